@@ -1,0 +1,44 @@
+# Every command of the project. `make demo` and `make test` need only python3.11, pip and make.
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN := $(VENV)/bin
+DEMO_OUT ?= studies/demo
+
+.PHONY: demo test slow check format bench results clean
+
+# Set-up: a stamp file per set of extras, remade when the requirements change.
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+$(VENV)/demo.stamp: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[vision]'
+	touch $@
+
+$(VENV)/dev.stamp: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@ $(VENV)/demo.stamp
+
+demo: $(VENV)/demo.stamp  ## the main job on embedded data, minutes on two cores; writes one page
+	$(BIN)/retarget study pskd --preset demo --jobs 2 --out $(DEMO_OUT)/pskd
+
+test: $(VENV)/dev.stamp  ## the whole suite
+	$(BIN)/python -m pytest
+
+slow: $(VENV)/dev.stamp  ## evidence that takes minutes
+	$(BIN)/python -m pytest -m slow
+
+check: $(VENV)/dev.stamp  ## lint, format, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+format: $(VENV)/dev.stamp
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/dev.stamp  ## every figure as a ratio to its peer, one JSON line each
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV)

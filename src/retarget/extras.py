@@ -1,0 +1,31 @@
+"""Optional dependencies: one place that turns a missing package into the command that installs it."""
+
+import importlib
+from types import ModuleType
+
+
+class MissingExtraError(ImportError):
+    """An optional package is not installed; the message names the extra that brings it."""
+
+
+def require(module: str, extra: str) -> ModuleType:
+    """Import an optional module.
+
+    Args:
+        module: import path, for example ``"lightning.pytorch"``.
+        extra: the extra of this package that installs it, for example ``"vision"``.
+
+    Raises:
+        MissingExtraError: the top-level package is not installed. A package that is installed and fails
+            inside its own import raises its own error.
+
+    >>> require("json", "vision").__name__
+    'json'
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        top = module.partition(".")[0]
+        if error.name is None or error.name.partition(".")[0] != top:
+            raise
+        raise MissingExtraError(f"{top} is not installed; it comes with: pip install 'retarget[{extra}]'") from error

@@ -1,0 +1,1 @@
+"""Data, model and metrics of the PS-KD studies."""

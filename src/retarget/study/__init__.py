@@ -1,0 +1,1 @@
+"""Arms × conditions × seeds, resumable; knows no method."""

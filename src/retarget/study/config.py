@@ -1,0 +1,117 @@
+"""What a study is, as data: arms, conditions, seeds, metrics and claims. Free of torch.
+
+A method describes its study with these models (``retarget/METHOD/study.py``); the runner, the statistics and the
+page read them and know no method.
+"""
+
+import hashlib
+import json
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Strict(BaseModel):
+    """A frozen model that refuses unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Metric(Strict):
+    """A number that every run reports."""
+
+    name: str
+    label: str
+    unit: str = ""
+    better: Literal["higher", "lower", "neither"] = "neither"
+    decimals: int = 2
+    description: str = ""
+
+
+class Arm(Strict):
+    """One way to train: a name and the settings that make it different.
+
+    ``needs`` names arms whose run of the same seed and condition must be complete first (a pre-training, say);
+    the task finds it with ``Run.other(name)``.
+    """
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")
+    label: str
+    settings: dict[str, Any] = {}
+    needs: tuple[str, ...] = ()
+
+
+class Condition(Strict):
+    """One setting of the world (clean or noisy labels, say) under which every arm runs."""
+
+    name: str = Field(default="default", pattern=r"^[a-z0-9][a-z0-9_.-]*$")
+    label: str = ""
+    settings: dict[str, Any] = {}
+
+
+class Claim(Strict):
+    """A sentence of an abstract that a study can decide, fixed before the run.
+
+    Attributes:
+        arms: (treated, control), or (treated,) together with ``against``, a constant to compare with. An arm that
+            the study does not run makes the claim *not measured*.
+        direction: whether a good ``treated - control`` is positive (``higher``) or negative (``lower``).
+        smallest_effect: size of the smallest difference that matters, in the metric's unit, > 0.
+        margin: given for a non-inferiority claim: how much worse the treated arm may be, ≥ 0.
+        shown: a second metric that is shown beside and decides nothing (the raw one beside a rescaled one).
+    """
+
+    id: str
+    sentence: str
+    metric: str
+    direction: Literal["higher", "lower"]
+    arms: tuple[str, ...] = Field(min_length=1, max_length=2)
+    condition: str = "default"
+    smallest_effect: float = Field(gt=0)
+    margin: float | None = Field(default=None, ge=0)
+    against: float | None = None
+    shown: str | None = None
+
+
+class StudyPlan(Strict):
+    """A resolved study: everything that decides its numbers.
+
+    ``task`` is the import path ``module:function`` of ``function(run: Run) -> dict[str, float]``, the final metrics
+    of one run. ``analysis`` is the import path of ``function(results: Results) -> Analysis``, called once for the
+    summary and the page. ``settings`` are merged: the study's, then the condition's, then the arm's.
+    """
+
+    study: str
+    title: str
+    question: str
+    preset: str
+    task: str
+    analysis: str | None = None
+    settings: dict[str, Any] = {}
+    conditions: tuple[Condition, ...] = (Condition(),)
+    arms: tuple[Arm, ...]
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    metrics: tuple[Metric, ...]
+    claims: tuple[Claim, ...] = ()
+    level: float = Field(default=0.95, gt=0.5, lt=1)
+    threads: int = Field(default=1, ge=1)
+    minutes_per_run: float | None = None
+
+    def run_settings(self, condition: Condition, arm: Arm) -> dict[str, Any]:
+        """Settings of one run: study, then condition, then arm."""
+        return {**self.settings, **condition.settings, **arm.settings}
+
+    def run_hash(self, condition: Condition, arm: Arm, seed: int) -> str:
+        """Identity of one run: a finished run with this hash is never repeated, one with another is refused."""
+        decides = [self.study, self.task, self.run_settings(condition, arm), seed, self.threads]
+        return fingerprint(decides)
+
+    def claims_hash(self) -> str:
+        """Hash of the claims with their margins and effects: fixed before the first run."""
+        return fingerprint([claim.model_dump(mode="json") for claim in self.claims])
+
+
+def fingerprint(value: Any) -> str:
+    """SHA-256 of a JSON value, 16 hexadecimal digits, independent of key order."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,17 @@
+"""One thread, hub offline, caches in a temporary folder, shapes checked: before anything heavy is imported."""
+
+import os
+import tempfile
+
+for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ[name] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+_cache = tempfile.mkdtemp(prefix="retarget-test-cache-")
+for name in ("HF_HOME", "TORCH_HOME", "XDG_CACHE_HOME", "MPLCONFIGDIR"):
+    os.environ[name] = f"{_cache}/{name.lower()}"
+
+from jaxtyping import install_import_hook
+
+_hook = install_import_hook("retarget", "beartype.beartype")
