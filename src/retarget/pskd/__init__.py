@@ -1,0 +1,29 @@
+"""PS-KD: soften a classifier's hard targets with the model's own past predictions (Kim et al., ICCV 2021)."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from retarget.pskd.data import with_index
+    from retarget.pskd.lightning import PSKDCallback
+    from retarget.pskd.method import PSKD
+    from retarget.pskd.rows import Dense, TopK
+    from retarget.pskd.store import MemoryMapped
+    from retarget.pskd.teacher import PreviousModel
+
+_HOME = {
+    "PSKD": "method",
+    "with_index": "data",
+    "Dense": "rows",
+    "TopK": "rows",
+    "MemoryMapped": "store",
+    "PreviousModel": "teacher",
+    "PSKDCallback": "lightning",
+}
+__all__ = ["PSKD", "Dense", "MemoryMapped", "PSKDCallback", "PreviousModel", "TopK", "with_index"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

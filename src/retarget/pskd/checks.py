@@ -1,0 +1,123 @@
+"""Bad batches are refused with the sample, the row and the value named.
+
+On a CPU at once. On an accelerator looking at a value would make the host wait for the device every step, so the
+answer is fetched without waiting and raised on a later step, at the latest when the next epoch begins; until then
+the bad rows are kept out of the table.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from retarget.errors import UserError
+
+
+class Checks:
+    """Conditions on device tensors, raised at once or as soon as their value is known."""
+
+    def __init__(self) -> None:
+        self._pending: list[tuple[torch.cuda.Event, Tensor, Tensor, Callable[[int], str]]] = []
+
+    def require(self, holds: Tensor, describe: Callable[[int], str]) -> None:
+        """Raise unless every element holds.
+
+        Args:
+            holds: [B] bool.
+            describe: message for the first row that does not hold.
+        """
+        if holds.device.type != "cuda":
+            self._raise(holds, describe)
+            return
+        answer = torch.empty((), dtype=torch.bool, pin_memory=True)
+        answer.copy_(holds.all(), non_blocking=True)
+        event = torch.cuda.Event()
+        event.record()
+        self._pending.append((event, answer, holds, describe))
+
+    def poll(self, wait: bool = False) -> None:
+        """Raise what has been found; with ``wait``, look at everything that was asked."""
+        while self._pending and (wait or self._pending[0][0].query()):
+            event, answer, holds, describe = self._pending.pop(0)
+            event.synchronize()
+            if not answer:
+                self._pending = []
+                self._raise(holds, describe)
+
+    @staticmethod
+    def _raise(holds: Tensor, describe: Callable[[int], str]) -> None:
+        if not holds.all():
+            raise UserError(describe(int((~holds).reshape(-1).nonzero()[0, 0])))
+
+
+def check_index(checks: Checks, index: Tensor, num_samples: int) -> Tensor:
+    """Samples exist; returns the index made safe to gather with."""
+    checks.require(
+        (index >= 0) & (index < num_samples),
+        lambda row: (
+            f"sample index {int(index[row])} in row {row} of the batch lies outside [0, {num_samples}): "
+            "num_samples and the dataset that gives the indices differ"
+        ),
+    )
+    return index.clamp(0, num_samples - 1)
+
+
+def check_labels(checks: Checks, labels: Tensor, index: Tensor, num_classes: int, ignore_index: int) -> Tensor:
+    """Labels are classes, and a sample has one; returns the labels made safe to gather with (ignored ones as 0)."""
+    ignored = labels == ignore_index
+    checks.require(
+        ignored | ((labels >= 0) & (labels < num_classes)),
+        lambda row: (
+            f"label {int(labels[row])} of sample {int(index[row])}, row {row} of the batch, "
+            f"lies outside the classes [0, {num_classes})"
+        ),
+    )
+    ordered, order = index.sort(stable=True)
+    of = labels[order]
+    agree = torch.ones_like(ignored)
+    agree[1:] = (ordered[1:] != ordered[:-1]) | (of[1:] == of[:-1])
+    checks.require(
+        agree,
+        lambda at: (
+            f"sample {int(ordered[at])} is in the batch with two labels, {int(of[at - 1])} in row "
+            f"{int(order[at - 1])} and {int(of[at])} in row {int(order[at])}: indices must be unique to a sample"
+        ),
+    )
+    return labels.masked_fill(ignored, 0).clamp(0, num_classes - 1)
+
+
+def check_probabilities(checks: Checks, targets: Tensor, index: Tensor) -> None:
+    """Probability targets are finite, not negative, and sum to 1 within 1e-3."""
+    total = targets.sum(1)
+    checks.require(
+        ((total - 1).abs() <= 1e-3) & (targets.amin(1) >= 0),  # a NaN fails both
+        lambda row: (
+            f"the target of sample {int(index[row])}, row {row} of the batch, is no probability: it sums to "
+            f"{float(total[row]):.6g} and its least value is {float(targets[row].min()):.6g}"
+        ),
+    )
+
+
+def check_loss(checks: Checks, loss: Tensor, logits: Tensor, index: Tensor) -> None:
+    """The loss is finite, which it is not where a logit is not: cheaper than a pass over the logits each step."""
+    logits = logits.detach()
+
+    def describe(_: int) -> str:
+        bad = (~logits.isfinite()).nonzero()
+        if len(bad) == 0:
+            return "the loss is not finite although every logit is: the model has diverged"
+        row, column = (int(place) for place in bad[0])
+        return (
+            f"logit {float(logits[row, column])} for class {column} of sample {int(index[row])}, row {row} of the "
+            "batch: the model has diverged, or the input holds a value that is not finite"
+        )
+
+    checks.require(loss.detach().isfinite().reshape(1), describe)
+
+
+def one_hot(labels: Tensor, num_classes: int, ignore_index: int) -> Tensor:
+    """One-hot rows in float32, [B, C]; an ignored label gives a row of zeros."""
+    kept = labels != ignore_index
+    rows = F.one_hot(labels.masked_fill(~kept, 0).clamp(0, num_classes - 1), num_classes)
+    return rows.float() * kept[:, None]

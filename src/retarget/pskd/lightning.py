@@ -1,0 +1,162 @@
+"""PS-KD as a Lightning callback: it replaces the label, the module stays as it is."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from retarget.errors import UserError
+from retarget.pskd.functional import pskd_loss, widen
+from retarget.pskd.method import PSKD
+
+_TWO_LINES = (
+    "In a module like this call PS-KD yourself: method.set_epoch(self.current_epoch) in on_train_epoch_start and "
+    "loss = method.loss(logits, y, index) in training_step."
+)
+
+
+class PSKDCallback(pl.Callback):
+    """Softens the labels of each training batch and remembers the predictions.
+
+    The batch must be a list or dict that holds input, labels [B] and index [B] (see
+    :class:`~retarget.pskd.data.with_index`), and ``training_step`` must hand its labels to a loss that takes
+    probabilities, such as ``F.cross_entropy``. From epoch 1 on it finds dense softened rows [B, C] in place of the
+    labels; with alpha 0 the batch is left alone. The logits are what the module (or the submodule ``logits_from``)
+    returns in its one forward pass of the step. Where any of this is not so, the run is stopped with the two-line way
+    named.
+
+    The table is saved beside each checkpoint as ``pskd-epoch-E.safetensors`` (the newest ``keep`` stay) and read
+    back when the trainer resumes; resume at epoch ends.
+
+    Args:
+        method: the PS-KD object.
+        label, index: their keys in the batch.
+        logits_from: name of the submodule whose output is the logits; by default the module itself.
+        directory: where the table is saved; by default beside the checkpoints.
+        keep: saved tables to keep.
+    """
+
+    def __init__(
+        self,
+        method: PSKD,
+        *,
+        label: int | str = 1,
+        index: int | str = 2,
+        logits_from: str | None = None,
+        directory: str | Path | None = None,
+        keep: int = 2,
+    ) -> None:
+        self.method, self.label, self.index, self.logits_from = method, label, index, logits_from
+        self.directory, self.keep = Path(directory) if directory else None, keep
+        self._logits: list[Tensor] = []
+        self._labels: Tensor | None = None
+        self._sample: Tensor | None = None
+        self._remember, self._verified = True, False
+        self._hook: Any = None
+        self._restore: str | None = None
+
+    def do_not_remember(self) -> None:
+        """Do not store this batch's predictions: its inputs are no longer the samples (CutMix, Mixup)."""
+        self._remember = False
+
+    # -- hooks of the trainer
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.method.teacher:
+            raise UserError(f"PreviousModel needs the step's input. {_TWO_LINES}")
+        source = pl_module.get_submodule(self.logits_from) if self.logits_from else pl_module
+        self._hook = source.register_forward_hook(lambda module, args, output: self._see(output))
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self.on_fit_end(trainer, pl_module)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._restore:
+            beside = Path(str(trainer.ckpt_path)).parent if trainer.ckpt_path else self._home(trainer)
+            self.method.load((self.directory or beside) / self._restore)
+            self._restore = None
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.method.set_epoch(trainer.current_epoch)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if not isinstance(batch, list | dict):
+            raise UserError(f"the batch is a {type(batch).__name__}, in which a label cannot be replaced. {_TWO_LINES}")
+        self._labels, self._sample = batch[self.label], batch[self.index]
+        self._logits, self._remember = [], True
+        if self.method.alpha > 0:
+            batch[self.label] = self.method.soften(self._labels, self._sample)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        labels, sample = self._labels, self._sample
+        assert labels is not None
+        assert sample is not None
+        if not self._remember:
+            return
+        if len(self._logits) != 1:
+            source = self.logits_from or "the module itself"
+            raise UserError(
+                f"training_step called {source} {len(self._logits)} times with logits [B, C] as output; once is "
+                f"needed, so name the submodule that gives the logits with logits_from. {_TWO_LINES}"
+            )
+        logits = self._logits.pop()
+        if self.method.alpha > 0 and not self._verified:
+            self._verify(outputs, logits, labels, sample)
+        self.method.remember(logits, labels, sample)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.method.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.method.load_state_dict(state_dict)
+        self._restore = self._file_name(state_dict["epoch"])
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        home = self._home(trainer)
+        self.method.save(home / self._file_name(self.method.epoch))
+        if trainer.is_global_zero:
+            saved = sorted(home.glob("pskd-epoch-*.safetensors"), key=lambda path: int(path.stem.rpartition("-")[2]))
+            for old in saved[: -self.keep]:
+                old.unlink()
+
+    # -- inside
+
+    def _see(self, output: Any) -> None:
+        expected = (len(self._sample), self.method.num_classes) if self._sample is not None else None
+        if torch.is_grad_enabled() and isinstance(output, Tensor) and tuple(output.shape) == expected:
+            self._logits.append(output.detach())
+
+    def _verify(self, outputs: Any, logits: Tensor, labels: Tensor, sample: Tensor) -> None:
+        """Once, on the first softened batch: the module's loss must not be the one of the hard labels."""
+        loss = outputs["loss"] if isinstance(outputs, dict) else outputs
+        if not isinstance(loss, Tensor) or labels.is_floating_point():
+            return
+        hard = F.cross_entropy(widen(logits), labels, ignore_index=self.method.ignore_index)
+        soft = pskd_loss(logits, self.method.soften(labels, sample))
+        if (soft - hard).abs() > 1e-3 and (loss.detach() - hard).abs() < 1e-6:
+            raise UserError(
+                f"training_step's loss is that of the hard labels: it takes them from elsewhere. {_TWO_LINES}"
+            )
+        self._verified = bool((soft - hard).abs() > 1e-3)
+
+    def _home(self, trainer: pl.Trainer) -> Path:
+        beside = getattr(trainer.checkpoint_callback, "dirpath", None)
+        return self.directory or Path(beside or trainer.default_root_dir)
+
+    @staticmethod
+    def _file_name(epoch: int) -> str:
+        return f"pskd-epoch-{epoch}.safetensors"

@@ -1,0 +1,103 @@
+"""How one past prediction is written down: every class (``Dense``) or the k likeliest (``TopK``)."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Integer
+from torch import Tensor
+
+from retarget.errors import UserError
+from retarget.pskd.functional import SparseRows, widen
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Dense:
+    """Every class of a row, C values.
+
+    Args:
+        dtype: ``"float32"`` (4 bytes a class), ``"float16"`` or ``"bfloat16"`` (2 bytes).
+    """
+
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise UserError(f"a dense row is stored as {', '.join(DTYPES)}: got {self.dtype!r}")
+
+    def fields(self, num_classes: int) -> dict[str, tuple[int, torch.dtype]]:
+        """Name, width and type of what one row is made of."""
+        return {"probs": (num_classes, DTYPES[self.dtype])}
+
+    def encode(self, logits: Float[Tensor, "batch classes"], labels: Integer[Tensor, "batch"]) -> dict[str, Tensor]:
+        """The softmax of the logits, rounded to the stored type."""
+        return {"probs": F.softmax(widen(logits), dim=1).to(DTYPES[self.dtype])}
+
+    def decode(self, fields: dict[str, Tensor], num_classes: int) -> Float[Tensor, "batch classes"]:
+        """Stored values as probabilities, [B, C] float32; rows rounded to 16 bits are scaled back to sum to 1."""
+        probs = fields["probs"].float()
+        return probs if self.dtype == "float32" else probs / probs.sum(1, keepdim=True).clamp_min(1e-12)
+
+
+@dataclass(frozen=True)
+class TopK:
+    """The k likeliest classes of a row, the true class always among them.
+
+    A class takes 16 bits (32 above 65,536 classes) and its probability a float16: 4k bytes a row.
+
+    Args:
+        k: listed classes, at least 1.
+        residual: what becomes of the mass of the other classes: ``"uniform"`` spreads it over them,
+            ``"renormalise"`` drops it and scales the listed ones to sum to 1. Plain renormalised top-k is a
+            biased estimate of the row and sharpens it; uniform keeps the mass.
+    """
+
+    k: int
+    residual: Literal["uniform", "renormalise"] = "uniform"
+
+    def __post_init__(self) -> None:
+        if self.k < 1:
+            raise UserError(f"TopK lists at least one class: got k = {self.k}")
+        if self.residual not in ("uniform", "renormalise"):
+            raise UserError(f"residual is 'uniform' or 'renormalise': got {self.residual!r}")
+
+    def fields(self, num_classes: int) -> dict[str, tuple[int, torch.dtype]]:
+        """Name, width and type of what one row is made of."""
+        if self.k > num_classes:
+            raise UserError(f"TopK({self.k}) lists more classes than the {num_classes} there are; use store='dense'")
+        # torch.uint16 cannot be indexed into: the 16 bits travel as int16 and are masked on reading.
+        class_type = torch.int16 if num_classes <= 1 << 16 else torch.int32
+        return {"values": (self.k, torch.float16), "classes": (self.k, class_type)}
+
+    def encode(self, logits: Float[Tensor, "batch classes"], labels: Integer[Tensor, "batch"]) -> dict[str, Tensor]:
+        """The k largest logits and their softmax; the true class takes the last place where it is not among them."""
+        z = widen(logits)
+        log_norm = torch.logsumexp(z, dim=1, keepdim=True)
+        top, classes = z.topk(self.k, dim=1)
+        label = labels[:, None]
+        absent = (classes != label).all(1)
+        classes[:, -1] = torch.where(absent, label[:, 0], classes[:, -1])
+        top[:, -1] = torch.where(absent, z.gather(1, label)[:, 0], top[:, -1])
+        class_type = self.fields(z.shape[1])["classes"][1]
+        # 2^-24 is float16's least value: a listed class is never zero, so a row can always be renormalised.
+        values = torch.exp(top - log_norm).clamp_min(2**-24).to(torch.float16)
+        return {"values": values, "classes": classes.to(class_type)}
+
+    def decode(self, fields: dict[str, Tensor], num_classes: int) -> SparseRows:
+        """Stored values as sparse rows that sum to 1."""
+        values, classes = fields["values"].float(), fields["classes"].long()
+        if num_classes <= 1 << 16:
+            classes = classes & 0xFFFF
+        listed = values.sum(1)
+        unlisted = num_classes - self.k
+        if self.residual == "renormalise" or unlisted == 0:
+            return SparseRows(classes, values / listed[:, None].clamp_min(1e-12), torch.zeros_like(listed))
+        # Sixteen-bit rounding can push the listed mass past 1; then nothing is left to spread.
+        values = values / listed.clamp_min(1.0)[:, None]
+        return SparseRows(classes, values, (1 - listed).clamp_min(0) / unlisted)
+
+
+RowFormat = Dense | TopK

@@ -1,0 +1,236 @@
+"""What remembers past predictions: a table with two slots a sample, in memory or in a file.
+
+Every slot carries the epoch that wrote it. An epoch reads the newest slot written *before* it and writes into the
+other one, so it never reads a row of its own, whatever the sampler repeats or drops, and a run killed in the middle
+of an epoch finds the rows of the epochs before untouched. Of several writes to one sample in an epoch the first
+counts: the lowest global position, also across processes.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Integer
+from torch import Tensor
+
+from retarget.errors import UserError
+from retarget.pskd.rows import Dense, RowFormat, TopK
+
+
+@dataclass(frozen=True)
+class MemoryMapped:
+    """A table in files, for tables larger than memory.
+
+    Args:
+        path: a directory of this table's own; it is made, or opened where it holds a table of the same shape.
+            Under several processes each rank keeps its own copy in ``path/rank-R``.
+        rows: ``Dense(...)`` or ``TopK(...)``.
+    """
+
+    path: str | os.PathLike[str]
+    rows: RowFormat = field(default_factory=lambda: Dense("float16"))
+
+
+class Table:
+    """Two slots a sample with epoch stamps.
+
+    Args:
+        rows: how a row is written down.
+        num_samples: N.
+        num_classes: C.
+        device: where the table lives; with ``path`` always the CPU.
+        path: directory for a memory-mapped table.
+
+    One row N more than there are samples is kept in each slot: what must not be stored is written there, which
+    costs no host synchronisation where a mask would.
+    """
+
+    def __init__(
+        self,
+        rows: RowFormat,
+        num_samples: int,
+        num_classes: int,
+        device: torch.device | str = "cpu",
+        path: Path | None = None,
+    ) -> None:
+        self.rows, self.num_samples, self.num_classes, self.path = rows, num_samples, num_classes, path
+        self.device = torch.device("cpu" if path else device)
+        self.epoch = 0
+        size = 2 * (num_samples + 1)
+        layout = {name: ((size, width), dtype) for name, (width, dtype) in rows.fields(num_classes).items()}
+        layout["stamps"] = ((size,), torch.int32)  # epoch + 1 of the writer; 0: never written
+        if path:
+            self._tensors = _open_files(path, layout)
+        else:
+            self._tensors = {n: torch.zeros(s, dtype=t, device=self.device) for n, (s, t) in layout.items()}
+        self._pending: list[tuple[torch.cuda.Event, Tensor, dict[str, Tensor]]] = []
+
+    @property
+    def bytes_per_row(self) -> int:
+        """Bytes of one row in one slot, its stamp included."""
+        return sum(t[:1].numel() * t.element_size() for t in self._tensors.values())
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the whole table."""
+        return sum(t.numel() * t.element_size() for t in self._tensors.values())
+
+    def begin(self, epoch: int) -> None:
+        """Start, or start again, an epoch: rows of this epoch or a later one (an aborted attempt) are forgotten."""
+        self.flush()
+        stamps = self._tensors["stamps"]
+        stamps.masked_fill_(stamps > epoch, 0)
+        self.epoch = epoch
+
+    def gather(self, index: Integer[Tensor, "batch"]) -> tuple[dict[str, Tensor], Bool[Tensor, "batch"]]:
+        """The stored fields of the newest rows from before this epoch, and which samples have one."""
+        slot, written, _ = self._newest(index)
+        at = slot * (self.num_samples + 1) + index
+        fields = {name: tensor[at] for name, tensor in self._tensors.items() if name != "stamps"}
+        return fields, written
+
+    def write(self, index: Integer[Tensor, "batch"], fields: dict[str, Tensor], keep: Bool[Tensor, "batch"]) -> None:
+        """Store rows of this epoch. Where ``keep`` is false, and for samples already written, nothing is stored.
+
+        ``index`` and ``keep`` live where the table does. Fields on another device are copied through pinned memory
+        without waiting; they are in the table before the next epoch begins.
+        """
+        source = next(iter(fields.values())).device
+        keep = keep & first_occurrence(index, keep)
+        if source == self.device:
+            self._put(index, fields, keep)
+        elif source.type == "cuda":
+            staged = {n: torch.empty(f.shape, dtype=f.dtype, pin_memory=True) for n, f in fields.items()}
+            for name, value in fields.items():
+                staged[name].copy_(value, non_blocking=True)
+            event = torch.cuda.Event()
+            event.record()
+            self._flush_finished()
+            self._pending.append((event, torch.where(keep, index, self.num_samples), staged))
+        else:
+            self._put(index, {name: value.to(self.device) for name, value in fields.items()}, keep)
+
+    def overwrite(self, index: Integer[Tensor, "batch"], fields: dict[str, Tensor]) -> None:
+        """Store rows of this epoch in place of what this process wrote: another rank's came first."""
+        slot, _, own = self._newest(index)
+        self._assign(torch.where(own, self._own_at(index), (1 - slot) * (self.num_samples + 1) + index), fields)
+
+    def own_rows(self, index: Integer[Tensor, "batch"]) -> dict[str, Tensor]:
+        """The fields that this epoch wrote for these samples."""
+        at = self._own_at(index)
+        return {name: tensor[at] for name, tensor in self._tensors.items() if name != "stamps"}
+
+    def flush(self) -> None:
+        """Wait for copies under way and, for files, ask the system to write them out."""
+        for event, index, staged in self._pending:
+            event.synchronize()
+            self._put(index.clamp_max(self.num_samples - 1), staged, index < self.num_samples)
+        self._pending = []
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The table itself, by field: what a checkpoint saves and restores in place."""
+        self.flush()
+        return self._tensors
+
+    def _flush_finished(self) -> None:
+        while self._pending and self._pending[0][0].query():
+            _, index, staged = self._pending.pop(0)
+            self._put(index.clamp_max(self.num_samples - 1), staged, index < self.num_samples)
+
+    def _own_at(self, index: Tensor) -> Tensor:
+        """Place of the row that this epoch wrote, for samples that it did write."""
+        second = self.num_samples + 1 + index
+        return torch.where(self._tensors["stamps"][second] == self.epoch + 1, second, index)
+
+    def _newest(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Slot of the newest row from before this epoch, whether there is one, whether this epoch wrote one."""
+        stamps = self._tensors["stamps"].view(2, -1)[:, index]
+        own = stamps == self.epoch + 1
+        before = stamps.masked_fill(own, 0)
+        return (before[1] > before[0]).long(), before.amax(0) > 0, own.any(0)
+
+    def _put(self, index: Tensor, fields: dict[str, Tensor], keep: Tensor) -> None:
+        slot, _, own = self._newest(index)
+        target = (1 - slot) * (self.num_samples + 1) + index
+        self._assign(torch.where(keep & ~own, target, self.num_samples), fields)
+
+    def _assign(self, at: Tensor, fields: dict[str, Tensor]) -> None:
+        for name, value in fields.items():
+            self._tensors[name][at] = value
+        self._tensors["stamps"][at] = self.epoch + 1
+
+
+def first_occurrence(index: Integer[Tensor, "batch"], among: Bool[Tensor, "batch"]) -> Bool[Tensor, "batch"]:
+    """Which places of a batch hold a sample for the first time, counting only places in ``among``.
+
+    >>> first_occurrence(torch.tensor([4, 7, 4]), torch.tensor([True, True, True])).tolist()
+    [True, True, False]
+    """
+    key = torch.where(among, index, -1)
+    ordered, order = key.sort(stable=True)
+    first = torch.ones_like(among)
+    first[1:] = ordered[1:] != ordered[:-1]
+    return torch.empty_like(among).scatter_(0, order, first) & among
+
+
+def row_format(store: "str | RowFormat | MemoryMapped") -> RowFormat:
+    """The row format that a ``store=`` argument names."""
+    if store == "dense":
+        return Dense()
+    if isinstance(store, MemoryMapped):
+        return store.rows
+    if isinstance(store, Dense | TopK):
+        return store
+    raise UserError(
+        f"store is 'dense', Dense(dtype), TopK(k), MemoryMapped(path) or PreviousModel(model): got {store!r}"
+    )
+
+
+def _open_files(path: Path, layout: dict[str, tuple[tuple[int, ...], torch.dtype]]) -> dict[str, Tensor]:
+    """Open or make the files of a memory-mapped table; one raw file a field, described by layout.json."""
+    wanted = {name: [list(shape), str(dtype).removeprefix("torch.")] for name, (shape, dtype) in layout.items()}
+    description = path / "layout.json"
+    if description.exists():
+        found = json.loads(description.read_text())
+        if found != wanted:
+            raise UserError(f"{path} holds a table of another shape: found {found}, need {wanted}; name another path")
+    else:
+        if path.exists() and any(path.iterdir()):
+            raise UserError(f"{path} is not empty and holds no table; name a directory of the table's own")
+        path.mkdir(parents=True, exist_ok=True)
+        for name, nbytes in _sizes(layout):
+            _allocate(path / f"{name}.bin", nbytes)
+        temporary = path / "layout.json.tmp"
+        temporary.write_text(json.dumps(wanted))
+        temporary.replace(description)
+    tensors = {}
+    for name, nbytes in _sizes(layout):
+        file = path / f"{name}.bin"
+        if not file.exists() or file.stat().st_size != nbytes:
+            raise UserError(f"{file} is missing or not {nbytes} bytes long: the table is damaged; delete {path}")
+        shape, dtype = layout[name]
+        raw = np.memmap(file, dtype=np.uint8, mode="r+")
+        tensors[name] = torch.from_numpy(raw).view(dtype).view(shape)
+    return tensors
+
+
+def _sizes(layout: dict[str, tuple[tuple[int, ...], torch.dtype]]) -> Iterator[tuple[str, int]]:
+    for name, (shape, dtype) in layout.items():
+        yield name, int(np.prod(shape)) * dtype.itemsize
+
+
+def _allocate(file: Path, nbytes: int) -> None:
+    """Make a file of zeros whose blocks exist: a full disk is an error here, not a crash on a later write."""
+    with file.open("wb") as handle:
+        try:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(handle.fileno(), 0, nbytes)
+            else:
+                handle.truncate(nbytes)
+        except OSError as error:
+            file.unlink(missing_ok=True)
+            raise UserError(f"cannot reserve {nbytes:,} bytes for the table at {file}: {error.strerror}") from error

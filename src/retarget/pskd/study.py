@@ -1,0 +1,217 @@
+"""The PS-KD study as data: settings, presets, arms, claims. Free of torch."""
+
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from retarget.errors import UserError
+from retarget.study.config import Arm, Claim, Condition, Metric, Strict, StudyPlan
+
+_CODE = "official code, CIFAR-100 configuration"
+
+
+class Settings(Strict):
+    """Settings of one training run; an arm overrides those of its method."""
+
+    dataset: str = Field(
+        description="digits | torchvision:NAME | npz:FILE | folder:DIR | hf:DIR; see tasks/data.py for their layout"
+    )
+    root: str = Field(default="data", description="where torchvision keeps its data sets (downloads if missing)")
+    train_images: int | None = Field(default=None, ge=2, description="stratified subset, validation part included")
+    validation_images: int = Field(ge=1, description="stratified part of the training data: selection, temperature")
+    test_images: int | None = Field(default=None, ge=1, description="stratified subset of the test set")
+    label_noise: float = Field(default=0.0, ge=0, lt=1, description="share of training labels made wrong")
+    data_seed: int = Field(default=2021, description="fixes subset, split and noise: the same for every seed")
+    augmentation: Literal["none", "crop_flip", "imagenet"] = Field(description=f"crop with padding 4, flip: {_CODE}")
+    network: str
+    epochs: int = Field(ge=1, description=f"300: {_CODE}")
+    batch_size: int = Field(default=128, ge=2, description=_CODE)
+    lr: float = Field(default=0.1, gt=0, description=_CODE)
+    momentum: float = Field(default=0.9, ge=0, lt=1, description=f"Nesterov: {_CODE}")
+    weight_decay: float = Field(default=5e-4, ge=0, description=_CODE)
+    drops: tuple[float, ...] = Field(default=(0.5, 0.75), description=f"lr / 10 at 150 and 225 of 300: {_CODE}")
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    accelerator: str = "auto"
+    devices: int = Field(default=1, ge=1, description="processes of one run (DDP); the batch is split over them")
+    workers: int = Field(default=0, ge=0, description="loader processes, for images read from files")
+    # The arm
+    targets: Literal["hard", "label_smoothing", "smoothing_schedule", "pskd"] = "hard"
+    smoothing: float = Field(default=0.1, ge=0, le=1, description="label smoothing: Szegedy et al. 2016")
+    alpha_T: float = Field(default=0.8, ge=0, le=1, description=f"{_CODE}; 0.3 for ImageNet")
+    schedule: Literal["linear", "constant"] = "linear"
+    store: str = Field(default="dense", pattern=r"^(dense|topk:\d+:(uniform|renormalise))$")
+    past_of: Literal["itself", "same_class"] = "itself"
+    mixing: Literal["none", "cutmix", "mixup"] = "none"
+    mixing_alpha: float = Field(default=1.0, gt=0)
+    mixing_prob: float = Field(
+        default=0.5, ge=0, lt=1, description="CutMix for CIFAR-100: Yun et al. 2019, section 4.1.2"
+    )
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "demo": dict(
+        dataset="digits", train_images=700, validation_images=200, augmentation="none", network="small_cnn",
+        epochs=40, batch_size=50, lr=0.05, accelerator="cpu",
+    ),
+    "small": dict(
+        dataset="torchvision:CIFAR100", train_images=10_000, validation_images=1_000, augmentation="crop_flip",
+        network="preact_resnet10_w24", epochs=30, precision="bf16-mixed", accelerator="cpu",
+    ),
+    "paper": dict(
+        dataset="torchvision:CIFAR100", validation_images=5_000, augmentation="crop_flip",
+        network="preact_resnet18", epochs=300,
+    ),
+}  # fmt: skip
+
+MINUTES_PER_RUN = {"demo": 0.1, "small": 7.0, "paper": 90.0}
+
+ARMS = (
+    Arm(name="cross_entropy", label="cross-entropy"),
+    Arm(name="pskd", label="PS-KD", settings={"targets": "pskd"}),
+    Arm(name="label_smoothing", label="label smoothing 0.1", settings={"targets": "label_smoothing"}),
+    Arm(name="cutmix", label="CutMix", settings={"mixing": "cutmix"}),
+    Arm(name="cutmix_pskd", label="CutMix + PS-KD", settings={"mixing": "cutmix", "targets": "pskd"}),
+    Arm(name="mixup", label="Mixup", settings={"mixing": "mixup"}),
+    Arm(name="mixup_pskd", label="Mixup + PS-KD", settings={"mixing": "mixup", "targets": "pskd"}),
+    Arm(name="smoothing_schedule", label="label smoothing by alpha_t", settings={"targets": "smoothing_schedule"}),
+    Arm(
+        name="past_of_class",
+        label="PS-KD, past rows swapped within the class",
+        settings={"targets": "pskd", "past_of": "same_class"},
+    ),
+    Arm(name="constant_alpha", label="PS-KD, constant alpha", settings={"targets": "pskd", "schedule": "constant"}),
+)
+
+GRID_ARMS = tuple(
+    Arm(
+        name=f"topk{k}_{residual}",
+        label=f"PS-KD, top-{k}, {residual}",
+        settings={"targets": "pskd", "store": f"topk:{k}:{residual}"},
+    )
+    for k in (5, 10, 20, 100)
+    for residual in ("uniform", "renormalise")
+)
+
+METRICS = (
+    Metric(name="top1", label="top-1 accuracy", unit="%", better="higher"),
+    Metric(name="top5", label="top-5 accuracy", unit="%", better="higher"),
+    Metric(name="nll", label="NLL", better="lower", decimals=3),
+    Metric(name="nll_scaled", label="NLL after temperature", better="lower", decimals=3),
+    Metric(name="ece", label="ECE", unit="%", better="lower", description="10 equal-width bins (lo, hi]"),
+    Metric(name="ece_scaled", label="ECE after temperature", unit="%", better="lower"),
+    Metric(name="ece_mass", label="ECE, 15 equal-mass bins, debiased", unit="%", better="lower"),
+    Metric(name="aurc", label="AURC", unit="×10⁻³", better="lower", decimals=1),
+    Metric(name="aurc_scaled", label="AURC after temperature", unit="×10⁻³", better="lower", decimals=1),
+    Metric(name="excess_aurc", label="E-AURC", unit="×10⁻³", better="lower", decimals=1),
+    Metric(name="augrc", label="AUGRC", unit="×10⁻³", better="lower", decimals=1),
+    Metric(name="failure_auroc", label="failure AUROC", unit="%", better="higher"),
+    Metric(name="brier", label="Brier score", better="lower", decimals=3),
+    Metric(name="temperature", label="fitted temperature", decimals=2),
+    Metric(name="top1_selected", label="top-1 at the selected epoch", unit="%", better="higher"),
+    Metric(name="nll_selected", label="NLL at the selected epoch", better="lower", decimals=3),
+    Metric(name="ece_selected", label="ECE at the selected epoch", unit="%", better="lower"),
+    Metric(name="aurc_selected", label="AURC at the selected epoch", unit="×10⁻³", better="lower", decimals=1),
+    Metric(name="selected_epoch", label="selected epoch", decimals=0, description="highest validation top-1"),
+    Metric(name="train_loss", label="training loss, last epoch", decimals=3),
+    Metric(name="hard_gradient_share", label="gradient share of the hardest tenth", unit="%", better="higher"),
+    Metric(name="identity_error", label="largest error of the gradient identity", decimals=9),
+    Metric(name="step_ms", label="median training step", unit="ms", better="lower", decimals=1),
+    Metric(name="store_mb", label="table of past rows", unit="MB", better="lower"),
+)
+
+
+def claims(condition: str, suffix: str = "") -> tuple[Claim, ...]:
+    """The abstract's claims under one condition. Smallest effects are half or less of the paper's CIFAR-100 gains."""
+
+    def claim(name: str, sentence: str, metric: str, direction: str, effect: float, arms: Any, **more: Any) -> Claim:
+        return Claim.model_validate(
+            dict(id=name + suffix, sentence=sentence, metric=metric, direction=direction, smallest_effect=effect,
+                 arms=arms, condition=condition, **more)
+        )  # fmt: skip
+
+    pair = ("pskd", "cross_entropy")
+    return (
+        claim("accuracy", "PS-KD improves accuracy on image classification.", "top1", "higher", 0.5, pair),
+        claim("calibration", "PS-KD improves confidence calibration.", "ece_scaled", "lower", 0.5, pair, shown="ece"),
+        claim("likelihood", "PS-KD gives better confidence estimates.", "nll_scaled", "lower", 0.02, pair, shown="nll"),
+        claim("ranking", "PS-KD improves the ordinal ranking of confidence.", "aurc_scaled", "lower", 3.0, pair,
+              shown="aurc"),
+        claim("self_knowledge", "The gain comes from the model's own past predictions, not from softer labels by the "
+              "same schedule.", "nll_scaled", "lower", 0.02, ("pskd", "smoothing_schedule"), shown="nll"),
+        claim("hard_examples", "PS-KD works as hard-example mining: the hardest tenth gets a larger share of the "
+              "gradient.", "hard_gradient_share", "higher", 1.0, pair),
+        claim("with_cutmix", "PS-KD adds to existing regularisation: CutMix.", "top1", "higher", 0.5,
+              ("cutmix_pskd", "cutmix")),
+        claim("with_mixup", "PS-KD adds to existing regularisation: Mixup.", "top1", "higher", 0.5,
+              ("mixup_pskd", "mixup")),
+    )  # fmt: skip
+
+
+ELSEWHERE = (
+    Claim(id="detection", sentence="PS-KD improves object detection.", metric="map", direction="higher",
+          smallest_effect=0.5, arms=("detection_pskd", "detection_cross_entropy")),
+    Claim(id="translation", sentence="PS-KD improves machine translation.", metric="bleu", direction="higher",
+          smallest_effect=0.5, arms=("translation_pskd", "translation_cross_entropy")),
+)  # fmt: skip
+
+
+def plan(
+    preset: str = "demo",
+    config: dict[str, Any] | None = None,
+    seeds: list[int] | None = None,
+    arms: list[str] | None = None,
+) -> StudyPlan:
+    """The resolved study.
+
+    Args:
+        preset: ``demo`` (digits, minutes), ``small`` (10,000 CIFAR-100 images, hours on two cores) or ``paper``.
+        config: settings that override the preset's (keys of :class:`Settings`), and ``grid = true`` for the
+            top-k × residual-rule grid in place of the arms.
+        seeds: seeds in place of 0 to 4.
+        arms: names of the arms to run.
+
+    Raises:
+        UserError: unknown preset, setting or arm.
+    """
+    config = dict(config or {})
+    if preset not in PRESETS:
+        raise UserError(f"no preset {preset!r} for pskd: choose {', '.join(PRESETS)}")
+    grid = bool(config.pop("grid", False))
+    try:
+        settings = Settings.model_validate({**PRESETS[preset], **config})
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
+        raise UserError("the study's settings are not valid: " + "; ".join(lines)) from error
+    known = (*ARMS[:2], *GRID_ARMS) if grid else ARMS
+    chosen = [arm for arm in known if arms is None or arm.name in arms]
+    if arms and len(chosen) != len(set(arms)):
+        missing = sorted(set(arms) - {arm.name for arm in chosen})
+        raise UserError(f"no arm {', '.join(missing)} in this study: choose {', '.join(arm.name for arm in known)}")
+    clean, noisy = (
+        Condition(name="default", label="clean labels"),
+        Condition(name="noisy", label="20 % of the training labels wrong", settings={"label_noise": 0.2}),
+    )
+    demo = preset == "demo"
+    return StudyPlan(
+        study="pskd",
+        title="PS-KD on image classification" + (": how many classes a row must list" if grid else ""),
+        question="Do softened targets from the model's own past predictions help on this data?",
+        preset=preset,
+        task="retarget.pskd.tasks.classification:run",
+        analysis="retarget.pskd.tasks.analysis:analyse",
+        settings=settings.model_dump(mode="json"),
+        conditions=(clean.model_copy(update={"name": "clean"}), noisy) if demo else (clean,),
+        arms=tuple(chosen),
+        seeds=tuple(seeds) if seeds else (0, 1, 2, 3, 4),
+        metrics=METRICS,
+        claims=_claims(demo, grid),
+        minutes_per_run=MINUTES_PER_RUN[preset],
+    )
+
+
+def _claims(demo: bool, grid: bool) -> tuple[Claim, ...]:
+    if grid:
+        return ()
+    if demo:
+        return (*claims("clean", "_clean"), *claims("noisy", "_noisy"), *ELSEWHERE)
+    return (*claims("default"), *ELSEWHERE)
