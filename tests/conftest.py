@@ -12,6 +12,6 @@ _cache = tempfile.mkdtemp(prefix="retarget-test-cache-")
 for name in ("HF_HOME", "TORCH_HOME", "XDG_CACHE_HOME", "MPLCONFIGDIR"):
     os.environ[name] = f"{_cache}/{name.lower()}"
 
-from jaxtyping import install_import_hook
+from jaxtyping import install_import_hook  # noqa: E402
 
 _hook = install_import_hook("retarget", "beartype.beartype")

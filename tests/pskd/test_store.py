@@ -120,7 +120,7 @@ def test_a_memory_mapped_table_is_found_again_and_refused_when_it_does_not_fit(t
     again = Table(TopK(2), 5, 7, path=path)
     again.begin(1)
     assert again.gather(torch.arange(5))[1].tolist() == [False, False, False, True, False]
-    with pytest.raises(UserError, match="holds a table of another shape: found .*need"):
+    with pytest.raises(UserError, match=r"holds a table of another shape: found .*need"):
         Table(TopK(3), 5, 7, path=path)
     (path / "values.bin").write_bytes(b"short")
     with pytest.raises(UserError, match="the table is damaged"):

@@ -1,0 +1,188 @@
+"""What the page shows of a PS-KD study beyond the runs' own metrics: figures, difficulty, item bootstrap."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from retarget.metrics import calibration as c
+from retarget.report.figures import Analysis, Bars, Figure, Lines, Series
+from retarget.study.config import Claim
+from retarget.study.record import Results
+from retarget.study.statistics import bootstrap_difference
+
+SHOWN = ("cross_entropy", "label_smoothing", "pskd")  # curves of every arm would hide these
+RESAMPLES = 500
+
+_ITEM_STATISTICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+    "top1": lambda probs, labels: 100 * float((probs.argmax(1) == labels).mean()),
+    "nll": c.negative_log_likelihood,
+    "ece": lambda probs, labels: 100 * c.expected_calibration_error(probs, labels),
+    "aurc": lambda probs, labels: 1000 * c.aurc(probs, labels),
+}
+
+
+def analyse(results: Results) -> Analysis:
+    """Figures for each condition, the hardest tenth's share of the gradient, and bootstrap intervals over images."""
+    figures: list[Figure] = []
+    metrics: dict[str, dict[str, dict[str, list[float | None]]]] = {}
+    for condition in results.plan.conditions:
+        prefix = f"{condition.label}: " if len(results.plan.conditions) > 1 else ""
+        shares, deciles = _deciles(results, condition.name, prefix)
+        metrics[condition.name] = shares
+        figures += [*_curves(results, condition.name, prefix), *deciles]
+    intervals = {}
+    for claim in results.plan.claims:
+        interval = _item_interval(results, claim)
+        if interval is not None:
+            intervals[claim.id] = interval
+    return Analysis(metrics=metrics, item_intervals=intervals, figures=figures, notes=_notes(results))
+
+
+def _arms(results: Results, condition: str) -> list[tuple[str, str]]:
+    """Arms to draw, those with at least one run: (name, label)."""
+    drawn = [arm for arm in results.plan.arms if arm.name in SHOWN or len(results.plan.arms) <= 4]
+    return [(a.name, a.label) for a in drawn if any(results.run(condition, a.name, s) for s in results.seeds)]
+
+
+def _curves(results: Results, condition: str, prefix: str) -> list[Figure]:
+    learning, reliability, coverage = [], [], []
+    for arm, label in _arms(results, condition):
+        epochs: list[float] = []
+        top1, gaps, risks = [], [], []
+        for seed in results.seeds:
+            run = results.run(condition, arm, seed)
+            if run is None:
+                continue
+            history = run.history()
+            epochs = [line["step"] + 1 for line in history]
+            top1.append([line.get("val_top1") for line in history])
+            arrays = run.predictions()
+            probs = c.apply_temperature(arrays["test_logits"], 1.0)
+            bins = c.reliability_diagram(probs, arrays["test_labels"], bins=10)
+            gaps.append([None if np.isnan(value) else float(value) for value in bins.accuracy])
+            curve = c.risk_coverage_curve(probs, arrays["test_labels"])
+            grid = np.linspace(0.02, 1, 50)
+            risks.append([float(v) for v in np.interp(grid, curve.coverage, curve.risk)])
+        learning.append(Series(label=label, x=epochs, y=top1))
+        reliability.append(Series(label=label, x=[0.05 + 0.1 * b for b in range(10)], y=gaps))
+        coverage.append(Series(label=label, x=[float(v) for v in np.linspace(0.02, 1, 50)], y=risks))
+    if not learning:
+        return []
+    return [
+        Lines(
+            title=prefix + "Validation accuracy by epoch",
+            caption="Thin lines are seeds, thick lines their mean.",
+            x_label="epoch", y_label="top-1 accuracy (%)", series=learning,
+        ),
+        Lines(
+            title=prefix + "Reliability",
+            caption="Accuracy of the test images in each tenth of confidence, before any temperature. On the diagonal "
+            "confidence is honest; below it the model is over-confident.",
+            x_label="confidence", y_label="accuracy", series=reliability, diagonal=True,
+        ),
+        Lines(
+            title=prefix + "Risk and coverage",
+            caption="Error among the test images kept when the least confident are set aside; lower is better, and "
+            "the area under it is AURC.",
+            x_label="share of images kept", y_label="error", series=coverage,
+        ),
+    ]  # fmt: skip
+
+
+def _deciles(
+    results: Results, condition: str, prefix: str
+) -> tuple[dict[str, dict[str, list[float | None]]], list[Figure]]:
+    """Gradient share and accuracy by difficulty. Difficulty of a training image is 1 - p_y under the cross-entropy
+    model of the *next* seed: a model that took no part in either run that is compared."""
+    shares: dict[str, dict[str, list[float | None]]] = {}
+    bars: dict[str, list[list[float | None]]] = {}
+    correct: dict[str, list[list[float | None]]] = {}
+    for arm in results.plan.arms:
+        if arm.settings.get("mixing", "none") != "none":
+            continue  # a mixed image has no difficulty of its own
+        per_seed: list[list[float | None]] = []
+        accuracy: list[list[float | None]] = []
+        for seed in results.seeds:
+            run, judge = results.run(condition, arm.name, seed), _judge(results, condition, seed)
+            if run is None or judge is None:
+                per_seed.append([None] * 10)
+                accuracy.append([None] * 10)
+                continue
+            arrays = run.predictions()
+            parts = np.array_split(np.argsort(judge, kind="stable")[::-1], 10)  # p_y descending: easiest first
+            norm = np.nan_to_num(arrays["gradient_norm"])
+            per_seed.append([float(100 * norm[part].sum() / norm.sum()) for part in parts])
+            accuracy.append([float(100 * arrays["train_correct"][part].mean()) for part in parts])
+        shares[arm.name] = {"hard_gradient_share": [row[-1] for row in per_seed]}
+        bars[arm.name] = [[row[d] for row in per_seed] for d in range(10)]
+        correct[arm.name] = [[row[d] for row in accuracy] for d in range(10)]
+    drawn = [(name, label) for name, label in _arms(results, condition) if name in bars]
+    measured = any(value is not None for name, _ in drawn for row in bars[name] for value in row)
+    if not measured:
+        return shares, []
+    groups = ["easiest", *(f"{d}" for d in range(2, 10)), "hardest"]
+    labels = [label for _, label in drawn]
+    return shares, [
+        Bars(
+            title=prefix + "Who gets the gradient",
+            caption="Share of the last epoch's gradient norm (L1, on the logits) by tenths of difficulty. Difficulty "
+            "comes from an independent cross-entropy model, that of another seed.",
+            x_label="difficulty", y_label="share of the gradient (%)", groups=groups, labels=labels,
+            values=[bars[name] for name, _ in drawn],
+        ),
+        Bars(
+            title=prefix + "Training accuracy by difficulty",
+            caption="Accuracy on the training images, not augmented and with their clean labels, by the same tenths.",
+            x_label="difficulty", y_label="accuracy (%)", groups=groups, labels=labels,
+            values=[correct[name] for name, _ in drawn],
+        ),
+    ]  # fmt: skip
+
+
+def _judge(results: Results, condition: str, seed: int) -> np.ndarray | None:
+    """p_y [N] of the training images under the cross-entropy model of the next seed that has one."""
+    at = list(results.seeds).index(seed)
+    for other in [*results.seeds[at + 1 :], *results.seeds[:at]]:
+        run = results.run(condition, "cross_entropy", other)
+        if run is not None:
+            return run.predictions()["train_p_true"]
+    return None
+
+
+def _item_interval(results: Results, claim: Claim) -> tuple[float, float] | None:
+    """Bootstrap over test images of treated - control, with the seeds held fixed."""
+    base = claim.metric.removesuffix("_scaled")
+    if base not in _ITEM_STATISTICS or len(claim.arms) != 2:
+        return None
+    pairs = []
+    for seed in results.seeds:
+        runs = [results.run(claim.condition, arm, seed) for arm in claim.arms]
+        if all(runs):
+            pairs.append([_items(run.predictions(), claim.metric.endswith("_scaled")) for run in runs if run])
+    if not pairs:
+        return None
+    return bootstrap_difference(
+        _ITEM_STATISTICS[base],
+        treated=[pair[0] for pair in pairs],
+        control=[pair[1] for pair in pairs],
+        resamples=RESAMPLES,
+        rng=np.random.default_rng(0),
+        level=results.plan.level,
+    )
+
+
+def _items(arrays: dict[str, np.ndarray], scaled: bool) -> tuple[np.ndarray, np.ndarray]:
+    temperature = c.fit_temperature(arrays["val_logits"], arrays["val_labels"]) if scaled else 1.0
+    return c.apply_temperature(arrays["test_logits"], temperature), arrays["test_labels"]
+
+
+def _notes(results: Results) -> list[str]:
+    notes = [
+        "Numbers are taken at the last epoch; the columns 'selected' at the epoch of the highest validation accuracy. "
+        "The test set takes no part in any choice.",
+        "Calibration and ranking claims are decided after a temperature fitted on the validation part, which anyone "
+        "may apply to any model; the raw figure stands beside and decides nothing.",
+    ]
+    if len(results.seeds) < 2:
+        notes.append("Gradient share by difficulty needs a second seed, whose cross-entropy model judges the first's.")
+    return notes

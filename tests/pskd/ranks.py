@@ -1,0 +1,54 @@
+"""Run by the tests as ``python ranks.py CASE STORE RANK WORLD FOLDER``: a small DDP training, result in FOLDER."""
+
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DistributedSampler
+
+from retarget.pskd import PSKD, Dense, MemoryMapped, TopK
+
+N, C, EPOCHS, BATCH = 14, 4, 4, 4  # 14 samples on 4 ranks are padded to 16, so two are seen twice
+
+
+def main(case: str, store: str, rank: int, world: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/init-{case}", rank=rank, world_size=world)
+    stores = {"dense": "dense", "topk": TopK(2), "file": MemoryMapped(folder / f"table-{world}", Dense())}
+    method = PSKD(N, C, EPOCHS, store=stores[store])
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(N, 6, generator=g, dtype=torch.float64), torch.randint(C, (N,), generator=g)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, C)).double()
+    model = DistributedDataParallel(net)
+    optimizer = torch.optim.SGD(net.parameters(), 0.5)
+    sampler = DistributedSampler(range(N), world, rank, shuffle=True, seed=3, drop_last=case == "drop")
+    state = folder / f"{case}-{world}.safetensors"
+    for epoch in range(EPOCHS):
+        if epoch == 2:  # everything is thrown away and read back
+            method = PSKD(N, C, EPOCHS, store=stores[store])
+            method.load(state)
+        method.set_epoch(epoch)
+        sampler.set_epoch(epoch)
+        for index in torch.tensor(list(sampler)).split(BATCH // world):
+            loss = method.loss(model(x[index]), y[index], index)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        if epoch == 1:
+            method.save(state)
+            dist.barrier()
+    method.end_epoch()
+    everyone = torch.arange(N)
+    method._table.begin(EPOCHS)
+    fields, written = method._table.gather(everyone)
+    rows = next(iter(fields.values()))
+    torch.save({"weights": list(net.state_dict().values()), "rows": rows, "written": written}, folder / f"{world}-{rank}")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), Path(sys.argv[5]))

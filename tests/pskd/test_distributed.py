@@ -1,0 +1,46 @@
+"""Two processes equal one on the same global batch, and every rank ends with every row."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+
+def train(case, store, world, folder):
+    script = str(Path(__file__).parent / "ranks.py")
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, script, case, store, str(rank), str(world), str(folder)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(world)
+    ]
+    for rank in ranks:
+        output, _ = rank.communicate(timeout=120)
+        assert rank.returncode == 0, output
+    return [torch.load(folder / f"{world}-{rank}", weights_only=True) for rank in range(world)]
+
+
+@pytest.mark.parametrize(("case", "store"), [("pad", "dense"), ("drop", "topk"), ("pad", "file")])
+def test_two_processes_equal_one(case, store, tmp_path):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    (one,) = train(case, store, 1, tmp_path / "one")
+    two = train(case, store, 2, tmp_path / "two")
+    for rank in two:
+        assert torch.equal(rank["rows"], two[0]["rows"]), "ranks differ in their rows"
+        assert torch.equal(rank["written"], one["written"])
+        for a, b in zip(rank["weights"], one["weights"], strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+        torch.testing.assert_close(rank["rows"], one["rows"], rtol=0, atol=1e-6)
+
+
+def test_four_processes_agree_where_padding_repeats_samples(tmp_path):
+    ranks = train("pad", "dense", 4, tmp_path)
+    for rank in ranks:
+        assert rank["written"].all()
+        assert torch.equal(rank["rows"], ranks[0]["rows"])

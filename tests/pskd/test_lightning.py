@@ -1,0 +1,190 @@
+"""The callback: the same training as the plain loop, exact resume, and refusals that name the two-line way."""
+
+import lightning.pytorch as pl
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader
+
+from retarget.errors import UserError
+from retarget.pskd import PSKD, PreviousModel, PSKDCallback, TopK, with_index
+
+N, C, EPOCHS = 12, 4, 4
+
+
+def samples():
+    g = torch.Generator().manual_seed(0)
+    return list(zip(torch.randn(N, 6, generator=g), torch.randint(C, (N,), generator=g), strict=True))
+
+
+class Module(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, C))
+
+    def forward(self, x):
+        return self.net(x)
+
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self(batch[0]), batch[1])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.5, momentum=0.9)
+
+
+class InOrder:
+    """Sampler with a fixed order for each epoch, independent of any global state."""
+
+    epoch = 0
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+    def __len__(self):
+        return N
+
+    def __iter__(self):
+        return iter(torch.randperm(N, generator=torch.Generator().manual_seed(100 + self.epoch)).tolist())
+
+
+def fit(module, callback, folder, epochs=EPOCHS, collate=None, ckpt=None):
+    trainer = pl.Trainer(
+        max_epochs=epochs,
+        callbacks=[callback] if callback else [],
+        accelerator="cpu",
+        default_root_dir=folder,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    loader = DataLoader(with_index(samples()), 4, sampler=InOrder(), collate_fn=collate)
+    trainer.fit(module, loader, ckpt_path=ckpt, weights_only=True)
+    return module, trainer
+
+
+def weights(module):
+    return [p.detach().clone() for p in module.parameters()]
+
+
+@pytest.mark.parametrize("store", ["dense", TopK(2)])
+def test_the_callback_trains_as_the_plain_loop_does(store, tmp_path):
+    module, _ = fit(Module(), PSKDCallback(PSKD(N, C, EPOCHS, store=store)), tmp_path)
+    method, plain = PSKD(N, C, EPOCHS, store=store), Module()
+    optimizer = torch.optim.SGD(plain.parameters(), 0.5, momentum=0.9)
+    data = samples()
+    sampler = InOrder()
+    for epoch in range(EPOCHS):
+        method.set_epoch(epoch)
+        sampler.set_epoch(epoch)
+        for index in torch.tensor(list(sampler)).split(4):
+            x, y = torch.stack([data[i][0] for i in index]), torch.stack([data[i][1] for i in index])
+            loss = method.loss(plain(x), y, index)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    for a, b in zip(weights(module), weights(plain), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_alpha_zero_is_no_callback_bit_for_bit(tmp_path):
+    control, _ = fit(Module(), None, tmp_path / "a")
+    off, _ = fit(Module(), PSKDCallback(PSKD(N, C, EPOCHS, alpha_T=0.0)), tmp_path / "b")
+    assert all(torch.equal(a, b) for a, b in zip(weights(control), weights(off), strict=True))
+
+
+def test_resumed_at_an_epoch_end_equals_uninterrupted_bit_for_bit(tmp_path):
+    straight, _ = fit(Module(), PSKDCallback(PSKD(N, C, EPOCHS)), tmp_path / "straight")
+    _, trainer = fit(Module(), PSKDCallback(PSKD(N, C, EPOCHS)), tmp_path / "first", epochs=2)
+    checkpoint = trainer.checkpoint_callback.best_model_path
+    saved = torch.load(checkpoint, weights_only=True)
+    assert not any("probs" in str(key) for key in saved["callbacks"]), "the table lies beside the checkpoint"
+    resumed, _ = fit(Module(), PSKDCallback(PSKD(N, C, EPOCHS)), tmp_path / "second", ckpt=checkpoint)
+    assert all(torch.equal(a, b) for a, b in zip(weights(straight), weights(resumed), strict=True))
+
+
+def test_only_the_newest_tables_are_kept(tmp_path):
+    fit(Module(), PSKDCallback(PSKD(N, C, EPOCHS), directory=tmp_path / "tables"), tmp_path)
+    kept = sorted(path.name for path in (tmp_path / "tables").iterdir())
+    assert kept == ["pskd-epoch-2.safetensors", "pskd-epoch-3.safetensors"]
+
+
+def test_a_resume_with_another_alpha_is_refused(tmp_path):
+    _, trainer = fit(Module(), PSKDCallback(PSKD(N, C, EPOCHS)), tmp_path / "first", epochs=2)
+    other = PSKDCallback(PSKD(N, C, EPOCHS, alpha_T=0.3))
+    with pytest.raises(UserError, match=r"alpha_T: saved 0\.8, now 0\.3"):
+        fit(Module(), other, tmp_path / "second", ckpt=trainer.checkpoint_callback.best_model_path)
+
+
+def as_tuple(batch):
+    return tuple(torch.utils.data.default_collate(batch))
+
+
+class TwiceForward(Module):
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self(batch[0]), batch[1]) + F.cross_entropy(self(-batch[0]), batch[1])
+
+
+class OwnLabels(Module):
+    """Takes the labels from its own table, so that softened ones never reach the loss."""
+
+    labels = torch.stack([y for _, y in samples()])
+
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self(batch[0]), self.labels[batch[2]])
+
+
+@pytest.mark.parametrize(
+    ("module", "collate", "message"),
+    [
+        (Module, as_tuple, "the batch is a tuple"),
+        (TwiceForward, None, "called the module itself 2 times"),
+        (OwnLabels, None, "loss is that of the hard labels"),
+    ],
+)
+def test_a_module_that_does_not_allow_it_is_refused_and_the_two_line_way_named(module, collate, message, tmp_path):
+    with pytest.raises(UserError, match=message) as caught:
+        fit(module(), PSKDCallback(PSKD(N, C, EPOCHS)), tmp_path, collate=collate)
+    assert "loss = method.loss(logits, y, index) in training_step" in str(caught.value)
+
+
+def test_previous_model_is_refused_by_the_callback(tmp_path):
+    module = Module()
+    with pytest.raises(UserError, match="PreviousModel needs the step's input"):
+        fit(module, PSKDCallback(PSKD(N, C, EPOCHS, store=PreviousModel(module.net))), tmp_path)
+
+
+def test_logits_of_a_submodule(tmp_path):
+    class Doubled(Module):
+        def forward(self, x):
+            return self.net(x)
+
+        def training_step(self, batch, batch_idx):
+            return F.cross_entropy(self.net(batch[0]), batch[1])
+
+    callback = PSKDCallback(PSKD(N, C, EPOCHS), logits_from="net")
+    module, _ = fit(Doubled(), callback, tmp_path / "a")
+    plain, _ = fit(Module(), PSKDCallback(PSKD(N, C, EPOCHS)), tmp_path / "b")
+    assert all(torch.equal(a, b) for a, b in zip(weights(module), weights(plain), strict=True))
+
+
+def test_a_batch_that_is_not_to_be_remembered_leaves_no_row(tmp_path):
+    class Skip(pl.Callback):
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            if batch_idx == 0:
+                callback.do_not_remember()
+
+    method = PSKD(N, C, EPOCHS)
+    callback = PSKDCallback(method)
+    trainer = pl.Trainer(
+        max_epochs=2,
+        callbacks=[callback, Skip()],
+        accelerator="cpu",
+        default_root_dir=tmp_path,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(Module(), DataLoader(with_index(samples()), 4))
+    assert method.fallbacks == 4, "the first batch of epoch 0 was not stored, the two others were"
