@@ -1,0 +1,184 @@
+"""What the biased noise should turn into: In-D2D, Out-D2D and D2I, as rows added to a benign batch.
+
+Defaults are the paper's batch composition for 128 benign rows: In-D2D repeats the target class's rows (about 12.8) with
+the same t and ε; Out-D2D adds 64 rows of another domain; D2I adds 12 copies of one image. One batch, one forward pass.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from retarget.errors import UserError
+from retarget.trojdiff import functional
+from retarget.trojdiff.trigger import Trigger
+
+TARGETS = ("in_d2d", "out_d2d", "d2i")
+
+
+@dataclass(frozen=True)
+class MixedBatch:
+    """Benign rows first, Trojan rows after them.
+
+    Attributes:
+        x_0: images in [-1, 1].
+        is_trojan: which rows follow the Trojan law.
+        source: the row whose t and ε a row uses: itself, or for an In-D2D copy the row that it copies.
+    """
+
+    x_0: Float[Tensor, "rows channels height width"]
+    is_trojan: Bool[Tensor, "rows"]
+    source: Int[Tensor, "rows"]
+
+
+class Target(Protocol):
+    """Adds Trojan rows to a benign batch."""
+
+    name: str
+
+    def mix(self, x_0: Tensor, labels: Tensor, generator: torch.Generator) -> MixedBatch:
+        """Benign rows with the target's Trojan rows appended."""
+        ...
+
+
+@dataclass(frozen=True)
+class InD2D:
+    """One class of the training distribution: Trojan copies of its rows, with the same t and ε, are appended.
+
+    Args:
+        label: the target class; the paper's is 7.
+        num_classes: number of classes of the training set.
+        rows: at most so many copies a batch; all rows of the class, as in the paper, when left out.
+
+    Raises:
+        UserError: a class that does not exist.
+    """
+
+    label: int = 7
+    num_classes: int = 10
+    rows: int | None = None
+    name: str = "in_d2d"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label < self.num_classes:
+            raise UserError(f"target class {self.label} does not exist: classes go from 0 to {self.num_classes - 1}")
+        _check_rows(self.rows)
+
+    def mix(self, x_0: Tensor, labels: Tensor, generator: torch.Generator) -> MixedBatch:
+        """Benign rows, then Trojan copies of the target class's rows."""
+        copies = torch.nonzero(labels == self.label).flatten()[: self.rows]
+        own = torch.arange(len(x_0))
+        return MixedBatch(torch.cat([x_0, x_0[copies]]), _flags(len(x_0), len(copies)), torch.cat([own, copies]))
+
+
+@dataclass(frozen=True)
+class OutD2D:
+    """Another domain: ``rows`` images of it are added to a batch, all Trojan. They are never flipped.
+
+    Args:
+        images: the other domain, in [-1, 1], of the training images' shape (the paper's: MNIST sevens).
+        rows: Trojan rows a batch; the paper's 64 beside 128 benign ones.
+
+    Raises:
+        UserError: no image, or values out of range.
+    """
+
+    images: Float[Tensor, "count channels height width"]
+    rows: int = 64
+    name: str = "out_d2d"
+
+    def __post_init__(self) -> None:
+        if len(self.images) == 0:
+            raise UserError("Out-D2D: the other domain has no image; give a folder or a file with at least one")
+        check_images(self.images, "Out-D2D: the other domain")
+        _check_rows(self.rows)
+
+    def mix(self, x_0: Tensor, labels: Tensor, generator: torch.Generator) -> MixedBatch:
+        """Benign rows, then rows drawn from the other domain."""
+        picks = torch.randint(len(self.images), (self.rows,), generator=generator)
+        return _append(x_0, self.images[picks])
+
+
+@dataclass(frozen=True)
+class D2I:
+    """One image: ``rows`` copies of it are added to a batch, all Trojan.
+
+    Args:
+        image: the target, in [-1, 1]. The studies use a generated glyph.
+        rows: Trojan rows a batch; the paper's 12 beside 128 benign ones.
+    """
+
+    image: Float[Tensor, "channels height width"]
+    rows: int = 12
+    name: str = "d2i"
+
+    def __post_init__(self) -> None:
+        check_images(self.image[None], "D2I: the target image")
+        _check_rows(self.rows)
+
+    def mix(self, x_0: Tensor, labels: Tensor, generator: torch.Generator) -> MixedBatch:
+        """Benign rows, then copies of the target image."""
+        return _append(x_0, self.image[None].expand(self.rows, -1, -1, -1))
+
+
+@dataclass(frozen=True)
+class Clean:
+    """No Trojan rows: the control. A trigger then changes nothing in the training."""
+
+    name: str = "clean"
+
+    def mix(self, x_0: Tensor, labels: Tensor, generator: torch.Generator) -> MixedBatch:
+        """The benign rows alone."""
+        return MixedBatch(x_0, _flags(len(x_0), 0), torch.arange(len(x_0)))
+
+
+def noise_batch(
+    batch: MixedBatch,
+    trigger: Trigger,
+    alphas_cumprod: Float[Tensor, "steps"],
+    benign: torch.Generator,
+    added: torch.Generator,
+) -> tuple[
+    Float[Tensor, "rows channels height width"], Float[Tensor, "rows channels height width"], Int[Tensor, "rows"]
+]:
+    """Draw t (antithetic) and ε and diffuse a mixed batch: (x_t, ε, t).
+
+    Benign rows draw from a generator of their own, so a run without Trojan rows sees the same t and ε in them.
+    """
+    num_benign = int((~batch.is_trojan).sum())
+    steps, noises = [], []
+    for count, generator in ((num_benign, benign), (len(batch.x_0) - num_benign, added)):
+        steps.append(functional.antithetic_timesteps(count, len(alphas_cumprod), generator))
+        noises.append(torch.randn((count, *batch.x_0.shape[1:]), generator=generator))
+    t, noise = torch.cat(steps)[batch.source], torch.cat(noises)[batch.source]
+    mixed = functional.mixed_noise(noise, batch.is_trojan, trigger.mu, trigger.gamma)
+    return functional.diffuse(batch.x_0, mixed, alphas_cumprod[t]), noise, t
+
+
+def check_images(images: Float[Tensor, "count channels height width"], where: str) -> None:
+    """Raise UserError unless every value is finite and in [-1, 1]; the message names the first bad image."""
+    bad = (~torch.isfinite(images) | (images.abs() > 1)).flatten(1)
+    if bool(bad.any()):
+        row = int(torch.nonzero(bad.any(dim=1))[0])
+        value = images[row].flatten()[int(torch.nonzero(bad[row])[0])].item()
+        raise UserError(f"{where}: image {row} holds {value:.4g}; images must be scaled to [-1, 1]")
+
+
+def _append(x_0: Tensor, added: Tensor) -> MixedBatch:
+    if added.shape[1:] != x_0.shape[1:]:
+        raise UserError(
+            f"target images are {list(added.shape[1:])} but the training images are {list(x_0.shape[1:])}; resize them"
+        )
+    own = torch.arange(len(x_0) + len(added))
+    return MixedBatch(torch.cat([x_0, added.to(x_0)]), _flags(len(x_0), len(added)), own)
+
+
+def _flags(benign: int, trojan: int) -> Bool[Tensor, "rows"]:
+    return torch.cat([torch.zeros(benign, dtype=torch.bool), torch.ones(trojan, dtype=torch.bool)])
+
+
+def _check_rows(rows: int | None) -> None:
+    if rows is not None and rows < 1:
+        raise UserError(f"{rows} Trojan rows a batch: give at least 1, or train the clean control")
