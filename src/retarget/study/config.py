@@ -6,9 +6,9 @@ page read them and know no method.
 
 import hashlib
 import json
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Strict(BaseModel):
@@ -18,7 +18,14 @@ class Strict(BaseModel):
 
 
 class Metric(Strict):
-    """A number that every run reports."""
+    """A number that every run reports.
+
+    Attributes:
+        optional: a run may leave it out or report a value that is not finite; it is then missing. For any other
+            metric a value that is not finite fails the run.
+        deterministic: it does not depend on the seed (bytes, parameters, steps). Its differences are exact and are
+            judged as they are; without this, equal differences on every seed decide nothing.
+    """
 
     name: str
     label: str
@@ -26,6 +33,8 @@ class Metric(Strict):
     better: Literal["higher", "lower", "neither"] = "neither"
     decimals: int = 2
     description: str = ""
+    optional: bool = False
+    deterministic: bool = False
 
 
 class Arm(Strict):
@@ -72,6 +81,14 @@ class Claim(Strict):
     against: float | None = None
     shown: str | None = None
 
+    @model_validator(mode="after")
+    def _compares_with_something(self) -> Self:
+        if (len(self.arms) == 1) != (self.against is not None):
+            raise ValueError(f"claim {self.id!r} needs two arms, or one arm and a constant ``against``")
+        if len(set(self.arms)) != len(self.arms):
+            raise ValueError(f"claim {self.id!r} compares {self.arms[0]} with itself")
+        return self
+
 
 class StudyPlan(Strict):
     """A resolved study: everything that decides its numbers.
@@ -97,6 +114,20 @@ class StudyPlan(Strict):
     threads: int = Field(default=1, ge=1)
     minutes_per_run: float | None = None
 
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> Self:
+        for what, names in (
+            ("arms", [arm.name for arm in self.arms]),
+            ("conditions", [condition.name for condition in self.conditions]),
+            ("seeds", list(self.seeds)),
+            ("metrics", [metric.name for metric in self.metrics]),
+            ("claims", [claim.id for claim in self.claims]),
+        ):
+            twice = sorted({name for name in names if names.count(name) > 1}, key=str)
+            if twice:
+                raise ValueError(f"{what} listed twice: {', '.join(map(str, twice))}")
+        return self
+
     def run_settings(self, condition: Condition, arm: Arm) -> dict[str, Any]:
         """Settings of one run: study, then condition, then arm."""
         return {**self.settings, **condition.settings, **arm.settings}
@@ -107,8 +138,8 @@ class StudyPlan(Strict):
         return fingerprint(decides)
 
     def claims_hash(self) -> str:
-        """Hash of the claims with their margins and effects: fixed before the first run."""
-        return fingerprint([claim.model_dump(mode="json") for claim in self.claims])
+        """Hash of the claims with their margins and effects, and of the level: fixed before the first run."""
+        return fingerprint([self.level, [claim.model_dump(mode="json") for claim in self.claims]])
 
 
 def fingerprint(value: Any) -> str:

@@ -1,0 +1,254 @@
+"""One run's directory while it is written (:class:`Run`) and a study's directory when it is read (:class:`Results`)."""
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self, SupportsFloat
+
+import numpy as np
+
+from retarget.errors import UserError
+from retarget.study.config import StudyPlan
+from retarget.study.files import cannot_write, finite_or_none, make_directory, read_json, replace_file
+
+PROGRESS_EVERY = 0.2
+"""Seconds between two progress messages of one run."""
+
+
+def run_directory(root: Path, plan: StudyPlan, condition: str, arm: str, seed: int) -> Path:
+    """Where a run lies: ``root/runs/[CONDITION/]ARM/seed-N``; one condition named "default" has no level of its own."""
+    runs = root / "runs"
+    only = [one.name for one in plan.conditions] == ["default"]
+    return (runs if only else runs / condition) / arm / f"seed-{seed}"
+
+
+@dataclass
+class Run:
+    """What a task is given: its settings, and a directory to write to.
+
+    A task that is killed is called again with the same directory. It finds its own state in ``checkpoint``; it logs
+    a step *before* it saves the checkpoint of that step, so that nothing is lost between the two.
+
+    Attributes:
+        directory: this run's own directory.
+        settings: merged settings: the study's, then the condition's, then the arm's.
+        seed: shared by all arms; everything random derives from it.
+        threads: intra-operation threads; already set in the worker.
+    """
+
+    directory: Path
+    settings: dict[str, Any]
+    arm: str
+    condition: str
+    seed: int
+    threads: int = 1
+    needs: Mapping[str, Path] = field(default_factory=dict)
+    _report: Callable[[int, int, str], None] | None = None
+    _last_step: int | None = None
+    _reported: float = float("-inf")
+
+    @classmethod
+    def create(
+        cls,
+        directory: str | Path,
+        *,
+        settings: dict[str, Any],
+        arm: str = "arm",
+        condition: str = "default",
+        seed: int = 0,
+        threads: int = 1,
+        needs: Mapping[str, Path] | None = None,
+        report: Callable[[int, int, str], None] | None = None,
+    ) -> Self:
+        """Open or make a run's directory; works alone, without a study.
+
+        Args:
+            directory: made if missing; what a killed run left there is kept.
+            needs: directories of the finished runs that :meth:`other` may hand out, by arm.
+            report: receives ``(done, total, unit)`` from :meth:`progress`.
+
+        Raises:
+            UserError: the directory cannot be made, or its metrics.jsonl is damaged in the middle.
+        """
+        directory = Path(directory)
+        make_directory(directory / "checkpoint")
+        run = cls(directory, dict(settings), arm, condition, seed, threads, dict(needs or {}), report)
+        run._repair_log()
+        return run
+
+    @property
+    def checkpoint(self) -> Path:
+        """The directory for the task's own state; kept when the run is killed and when it is finished."""
+        return self.directory / "checkpoint"
+
+    def log(self, step: int, **metrics: SupportsFloat) -> None:
+        """Append one line to metrics.jsonl; a step that was logged before replaces it and all later ones.
+
+        So a run that resumes from an earlier checkpoint leaves the same file as one that was never interrupted.
+        Values that are not finite are written as null.
+        """
+        if self._last_step is not None and step <= self._last_step:
+            self._keep([line for line in read_history(self._log_path) if line["step"] < step])
+        line = {"step": int(step)} | {name: finite_or_none(float(value)) for name, value in metrics.items()}
+        try:
+            with self._log_path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise cannot_write(self._log_path, error) from error
+        self._last_step = int(step)
+
+    def progress(self, done: int, total: int, unit: str = "epoch") -> None:
+        """Tell the display how far this run is; cheap enough for every step, and silent when the run is alone."""
+        now = time.monotonic()
+        if self._report and (done >= total or now - self._reported >= PROGRESS_EVERY):
+            self._reported = now
+            self._report(int(done), int(total), unit)
+
+    def save_predictions(self, **arrays: Any) -> None:
+        """Write predictions.safetensors, whole or not at all.
+
+        Args:
+            arrays: numpy arrays or torch tensors of numbers or booleans; bfloat16 is widened to float32, since
+                numpy has none.
+
+        Raises:
+            TypeError: an array holds objects or text.
+            UserError: the file cannot be written.
+        """
+        from safetensors.numpy import save_file
+
+        plain = {name: _plain(name, value) for name, value in arrays.items()}
+        replace_file(self.directory / "predictions.safetensors", lambda path: save_file(plain, path))
+
+    def other(self, arm: str) -> Path:
+        """The directory of a finished run of the same seed and condition, for an arm that ``needs`` names.
+
+        Raises:
+            UserError: the arm is not among the needs, or its run is not complete.
+        """
+        if arm not in self.needs:
+            raise UserError(f"arm {self.arm} asks for the run of arm {arm}, which its needs do not name")
+        directory = Path(self.needs[arm])
+        if (read_status(directory) or {}).get("state") != "complete":
+            raise UserError(f"arm {self.arm} needs the run in {directory}, which is not complete")
+        return directory
+
+    @property
+    def _log_path(self) -> Path:
+        return self.directory / "metrics.jsonl"
+
+    def _repair_log(self) -> None:
+        """Drop a last line that a killed process left half-written, and find the last step."""
+        if not self._log_path.exists():
+            return
+        text = self._log_path.read_text(encoding="utf-8")
+        if not text.endswith("\n"):
+            whole = text[: text.rfind("\n") + 1]
+            replace_file(self._log_path, lambda path: _write(path, whole))
+        lines = read_history(self._log_path)
+        self._last_step = lines[-1]["step"] if lines else None
+
+    def _keep(self, lines: list[dict[str, Any]]) -> None:
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        replace_file(self._log_path, lambda path: _write(path, text))
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run: its directory and final metrics (those that are missing or were not finite are left out)."""
+
+    directory: Path
+    metrics: dict[str, float]
+
+    def history(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl: ``{"step": ..., METRIC: number or None}``, in order of steps."""
+        path = self.directory / "metrics.jsonl"
+        return read_history(path) if path.exists() else []
+
+    def predictions(self) -> dict[str, np.ndarray]:
+        """The arrays that the run saved.
+
+        Raises:
+            UserError: the run saved none.
+        """
+        from safetensors.numpy import load_file
+
+        path = self.directory / "predictions.safetensors"
+        if not path.exists():
+            raise UserError(f"{self.directory} holds no predictions.safetensors")
+        return load_file(path)
+
+
+@dataclass
+class Results:
+    """A study's finished runs, read from its directory."""
+
+    directory: Path
+    plan: StudyPlan
+    _runs: dict[tuple[str, str, int], RunResult | None] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def load(cls, directory: str | Path) -> Self:
+        """Open a study's directory, finished or not.
+
+        Raises:
+            UserError: there is no study.json, or it is damaged.
+        """
+        directory = Path(directory)
+        if not (directory / "study.json").is_file():
+            raise UserError(f"{directory} is not a study's directory: it has no study.json")
+        return cls(directory, StudyPlan.model_validate(read_json(directory / "study.json")["plan"]))
+
+    @cached_property
+    def seeds(self) -> tuple[int, ...]:
+        """The study's seeds, in the order of every list of values."""
+        return self.plan.seeds
+
+    def run(self, condition: str, arm: str, seed: int) -> RunResult | None:
+        """One run, or None where it failed, is unfinished or was never started."""
+        key = (condition, arm, seed)
+        if key not in self._runs:
+            directory = run_directory(self.directory, self.plan, *key)
+            status = read_status(directory)
+            done = status is not None and status["state"] == "complete"
+            self._runs[key] = RunResult(directory, status["metrics"]) if status and done else None
+        return self._runs[key]
+
+
+def read_status(directory: Path) -> dict[str, Any] | None:
+    """A run's status.json, or None where there is none."""
+    path = directory / "status.json"
+    return read_json(path) if path.exists() else None
+
+
+def read_history(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl; a last line without its end is left out.
+
+    Raises:
+        UserError: a line before it is damaged.
+    """
+    whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
+    lines = []
+    for number, line in enumerate(whole.split("\n") if whole else [], start=1):
+        try:
+            lines.append(json.loads(line))
+        except ValueError as error:
+            raise UserError(f"{path}, line {number} is damaged: {error}") from error
+    return lines
+
+
+def _plain(name: str, value: Any) -> np.ndarray:
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+        value = (value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy()
+    array = np.asarray(value, order="C")
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"predictions {name!r} hold {array.dtype}, not numbers or booleans")
+    return array
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
