@@ -1,0 +1,168 @@
+"""What decides whether one completion is right: pure functions of text. Free of torch."""
+
+import importlib
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, cast
+
+from retarget.errors import UserError
+from retarget.pope.problems import last_boxed
+
+_NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:/\d+)?(?<=\d)")
+_MARKED = re.compile(r"(?:####|(?:final\s+)?answer\s*(?:is|:|=)\s*)\s*:?\s*([^\n]+)", re.IGNORECASE)
+_THINKING_ENDS = "</think>"
+
+
+@dataclass(frozen=True)
+class Grade:
+    """The verdict on one completion.
+
+    Attributes:
+        reward: 0 to 1; above 0.5 counts as correct.
+        extracted: the final answer that was found in it, None where there was none.
+        status: ``ok``, or why the grader gave none (and the reward is 0): ``timeout``, ``crash`` (also: out of
+            memory) or ``error``.
+    """
+
+    reward: float
+    extracted: str | None = None
+    status: str = "ok"
+
+    @property
+    def correct(self) -> bool:
+        """Whether the completion counts as a success."""
+        return self.reward > 0.5
+
+
+GradingFunction = Callable[[str, str, dict[str, Any]], "Grade | float | bool"]
+"""``function(completion, answer, meta)``; meta is the problem's, with its id."""
+
+
+def final_answer(completion: str) -> str | None:
+    """The final answer as written: in the last ``\\boxed{}``, behind ``####``, or behind "the answer is".
+
+    Only what follows a thinking block counts, where there is one.
+
+    >>> final_answer("<think>4?</think> The answer is 5.")
+    '5'
+    """
+    text = completion.rpartition(_THINKING_ENDS)[2]
+    boxed = last_boxed(text)
+    if boxed is not None:
+        return boxed
+    marked = _MARKED.findall(text)
+    return marked[-1].strip().rstrip(".").strip("$* ") or None if marked else None
+
+
+def exact(completion: str, answer: str, meta: dict[str, Any]) -> Grade:
+    """The marked final answer is the gold one, spaces apart.
+
+    >>> exact("#### New  York", "New York", {}).correct
+    True
+    """
+    found = final_answer(completion)
+    return Grade(float(found is not None and " ".join(found.split()) == " ".join(answer.split())), found)
+
+
+def numeric(completion: str, answer: str, meta: dict[str, Any]) -> Grade:
+    """The marked final answer, or else the last number in the text, equals the gold number.
+
+    Raises:
+        UserError: the gold answer is not a number.
+
+    >>> numeric("so 1,200 in all", "1200", {}).correct, numeric("#### 1/2", "0.5", {}).correct
+    (True, True)
+    """
+    gold = _number(answer)
+    if gold is None:
+        raise UserError(f"the answer {answer!r} is not a number: grade this set by `math` or `exact`")
+    text = final_answer(completion) or completion.rpartition(_THINKING_ENDS)[2]
+    found = [one for one in _NUMBER.findall(text) if one]
+    value = _number(found[-1]) if found else None
+    close = value is not None and abs(value - gold) <= 1e-6 * max(1.0, abs(gold))
+    return Grade(float(close), found[-1] if found else None)
+
+
+def math(completion: str, answer: str, meta: dict[str, Any]) -> Grade:
+    """math-verify's symbolic comparison of the final answer with the gold one.
+
+    It runs in a worker process, which bounds its time and memory, so its own timers stay off.
+    """
+    from math_verify import parse, verify
+
+    gold = _gold(answer)
+    text = completion.rpartition(_THINKING_ENDS)[2]
+    marked = final_answer(text)
+    found = parse(f"\\boxed{{{marked}}}", parsing_timeout=None) if marked is not None else []  # type: ignore[arg-type]
+    if not found:
+        found = parse(text, parsing_timeout=None)  # type: ignore[arg-type]
+    if not found:
+        return Grade(0.0, None)
+    shown = marked if marked is not None else str(found[-1])
+    return Grade(float(verify(gold, found, timeout_seconds=None)), shown)
+
+
+@lru_cache(maxsize=1024)
+def _gold(answer: str) -> list[Any]:
+    from math_verify import parse
+
+    parsed = parse(f"\\boxed{{{answer}}}", parsing_timeout=None)  # type: ignore[arg-type]
+    if not parsed:
+        raise UserError(f"math-verify cannot read the answer {answer!r}: grade this set by `exact`")
+    return parsed
+
+
+BUILT_IN: dict[str, GradingFunction] = {"math": math, "exact": exact, "numeric": numeric}
+
+
+def load(spec: str) -> GradingFunction:
+    """A grading function by name or by ``module:function``; the working directory is searched too.
+
+    Code problems are graded by a function of the user's, which runs their unit tests in a sandbox of the user's:
+    the worker processes here bound time and memory and protect nothing else.
+
+    Raises:
+        UserError: no such function.
+    """
+    if spec in BUILT_IN:
+        return BUILT_IN[spec]
+    module, colon, name = spec.partition(":")
+    if not colon:
+        raise UserError(f"no grader {spec!r}: choose {', '.join(BUILT_IN)} or give module:function")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
+    try:
+        function: Any = getattr(importlib.import_module(module), name)
+    except (ModuleNotFoundError, AttributeError) as error:
+        raise UserError(f"grader {spec!r}: {error}") from error
+    if not callable(function):
+        raise UserError(f"grader {spec!r} is not callable")
+    return cast(GradingFunction, function)
+
+
+def as_grade(value: Any) -> Grade:
+    """What a grading function returned as a :class:`Grade`.
+
+    Raises:
+        UserError: neither a Grade nor a number from 0 to 1.
+    """
+    if isinstance(value, Grade):
+        return value
+    if isinstance(value, bool | int | float) and 0 <= value <= 1:
+        return Grade(float(value), "")
+    raise UserError(f"a grader returns a Grade or a number from 0 to 1, not {value!r}")
+
+
+def _number(text: str) -> float | None:
+    parts = text.strip().replace(",", "").rstrip(".%").lstrip("$").split("/")
+    try:
+        values = [float(part) for part in parts]
+    except ValueError:
+        return None
+    if len(values) == 1:
+        return values[0]
+    return values[0] / values[1] if len(values) == 2 and values[1] else None

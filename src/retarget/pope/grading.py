@@ -1,0 +1,227 @@
+"""Grade model output, which is untrusted: in worker processes with a time and a memory limit for every item."""
+
+import json
+import os
+import selectors
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from types import TracebackType
+from typing import Any
+
+from retarget.errors import UserError
+from retarget.pope.graders import BUILT_IN, Grade, as_grade, load
+from retarget.pope.problems import Problem
+
+_START_SECONDS = 60.0
+
+
+class Grader:
+    """A grading function with the limits that it runs under.
+
+    A completion that hangs or crashes the grader costs its own item only: its reward is 0, its status says why, the
+    worker is replaced. Nothing is ever evaluated as code by this class.
+
+    Args:
+        spec: ``math``, ``exact``, ``numeric``, or ``module:function`` (see :func:`retarget.pope.graders.load`).
+        seconds: time limit of one item.
+        memory_mb: address space of one worker.
+        workers: worker processes; 0 grades in this process, without limits: for trusted functions that only compare
+            texts. None takes 1 for ``math`` and for a user's function, 0 for ``exact`` and ``numeric``.
+
+    >>> with Grader("numeric") as grader:
+    ...     [grade.reward for grade in grader.grade(["#### 4", "#### 5"], ["4", "4"])]
+    [1.0, 0.0]
+    """
+
+    def __init__(
+        self, spec: str = "math", *, seconds: float = 5.0, memory_mb: int = 2048, workers: int | None = None
+    ) -> None:
+        self._pool: list[_Worker] = []
+        if seconds <= 0 or memory_mb < 64:
+            raise UserError(f"limits of a grader: seconds > 0 and memory_mb >= 64, not {seconds} and {memory_mb}")
+        self.spec, self.seconds, self.memory_mb = spec, seconds, memory_mb
+        self.workers = (0 if spec in ("exact", "numeric") else 1) if workers is None else workers
+        self.counts: Counter[str] = Counter()
+        self._function = load(spec) if self.workers == 0 or spec not in BUILT_IN else None
+
+    def grade(
+        self, completions: Sequence[str], answers: Sequence[str], metas: Sequence[dict[str, Any]] | None = None
+    ) -> list[Grade]:
+        """Grades in the order of the completions; ``counts`` adds up their statuses.
+
+        Raises:
+            UserError: lengths differ, the grading function is missing in the worker, or a bug of this process's own
+                (``workers=0``) function raised it.
+        """
+        metas = metas if metas is not None else [{}] * len(completions)
+        if not len(completions) == len(answers) == len(metas):
+            raise UserError(f"{len(completions)} completions, {len(answers)} answers and {len(metas)} metas")
+        items = list(zip(completions, answers, metas, strict=True))
+        if self.workers == 0:
+            function = self._function or load(self.spec)
+            grades = [as_grade(function(*item)) for item in items]
+        else:
+            grades = self._in_workers(items)
+        self.counts.update(one.status for one in grades)
+        return grades
+
+    def grade_problem(self, problem: Problem, completions: Sequence[str]) -> list[Grade]:
+        """Grades of several completions of one problem."""
+        n = len(completions)
+        return self.grade(completions, [problem.answer] * n, [{**problem.meta, "id": problem.id}] * n)
+
+    def close(self) -> None:
+        """End the worker processes."""
+        for worker in self._pool:
+            worker.end()
+        self._pool = []
+
+    def __enter__(self) -> "Grader":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+    def _in_workers(self, items: list[tuple[str, str, dict[str, Any]]]) -> list[Grade]:
+        while len(self._pool) < min(self.workers, max(1, len(items))):
+            self._pool.append(_Worker(self.spec, self.memory_mb))
+        grades: list[Grade | None] = [None] * len(items)
+        waiting = list(range(len(items)))[::-1]
+        with selectors.DefaultSelector() as selector:
+            for worker in self._pool:
+                if waiting:
+                    worker.send(waiting.pop(), items, self.seconds)
+                    selector.register(worker.reader, selectors.EVENT_READ, worker)
+            while any(worker.item is not None for worker in self._pool):
+                deadline = min(worker.deadline for worker in self._pool if worker.item is not None)
+                selector.select(timeout=max(0.0, deadline - time.monotonic()))
+                for worker in self._pool:
+                    if worker.item is None:
+                        continue
+                    grade = worker.answer()
+                    if grade is None:
+                        continue
+                    grades[worker.item] = grade
+                    worker.item = None
+                    selector.unregister(worker.reader)
+                    if grade.status in ("timeout", "crash"):
+                        worker.restart()
+                    if waiting:
+                        worker.send(waiting.pop(), items, self.seconds)
+                        selector.register(worker.reader, selectors.EVENT_READ, worker)
+        return [grade for grade in grades if grade is not None]
+
+
+class _Worker:
+    """One process that grades one item at a time; texts go in and verdicts come out as JSON lines."""
+
+    def __init__(self, spec: str, memory_mb: int) -> None:
+        self.spec, self.memory_mb = spec, memory_mb
+        self.item: int | None = None
+        self.deadline = 0.0
+        self.start()
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "retarget.pope.grading_worker", self.spec, str(self.memory_mb)]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
+        )
+        assert self.process.stdout is not None
+        assert self.process.stdin is not None
+        self.reader, self.writer = self.process.stdout.fileno(), self.process.stdin
+        os.set_blocking(self.reader, False)
+        self.buffer = b""
+        ready = self._wait_for_line(_START_SECONDS)
+        if ready is None or "ready" not in ready:
+            self.end()
+            reason = ready["failed"] if ready else f"it did not start with {self.memory_mb} MB of memory"
+            raise UserError(f"grader {self.spec!r}: {reason}")
+
+    def restart(self) -> None:
+        self.end()
+        self.start()
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.writer.close()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+    def send(self, item: int, items: Sequence[tuple[str, str, dict[str, Any]]], seconds: float) -> None:
+        self.item, self.deadline = item, time.monotonic() + seconds
+        try:
+            self.writer.write(json.dumps(items[item]).encode() + b"\n")
+            self.writer.flush()
+        except BrokenPipeError:
+            self.deadline = time.monotonic()  # it died while idle: `answer` sees that and reports a crash
+
+    def answer(self) -> Grade | None:
+        """The verdict, or None while there is time left to wait for it."""
+        reply = self._line()
+        if reply is not None:
+            return Grade(**reply)
+        if self.process.poll() is not None:
+            return Grade(0.0, None, "crash")
+        return Grade(0.0, None, "timeout") if time.monotonic() >= self.deadline else None
+
+    def _line(self) -> dict[str, Any] | None:
+        try:
+            self.buffer += os.read(self.reader, 1 << 20)
+        except BlockingIOError:
+            return None
+        head, newline, rest = self.buffer.partition(b"\n")
+        if not newline:
+            return None
+        self.buffer = rest
+        return json.loads(head)
+
+    def _wait_for_line(self, seconds: float) -> dict[str, Any] | None:
+        deadline = time.monotonic() + seconds
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.reader, selectors.EVENT_READ)
+            while time.monotonic() < deadline:
+                selector.select(timeout=deadline - time.monotonic())
+                reply = self._line()
+                if reply is not None or self.process.poll() is not None:
+                    return reply
+        return None
+
+
+def reward_function(grader: Grader) -> Callable[..., list[float]]:
+    """The grader as TRL wants a reward: columns ``answer`` and (optional) ``meta``, a JSON text, of the rows.
+
+    >>> reward_function(Grader("exact"))(prompts=["?"], completions=["#### a"], answer=["a"])
+    [1.0]
+    """
+
+    def correct(completions: list[Any], answer: list[str], meta: list[str] | None = None, **_: Any) -> list[float]:
+        texts = [one if isinstance(one, str) else one[-1]["content"] for one in completions]
+        metas = [json.loads(one) for one in meta] if meta is not None else None
+        return [grade.reward for grade in grader.grade(texts, answer, metas)]
+
+    return correct
+
+
+def rejected_solutions(problems: Sequence[Problem], grader: Grader) -> list[tuple[Problem, Grade]]:
+    """Problems whose own solution the grader does not accept: a broken label or a broken grader."""
+    solved = [problem for problem in problems if problem.solution]
+    grades = grader.grade(
+        [problem.solution for problem in solved],
+        [problem.answer for problem in solved],
+        [{**problem.meta, "id": problem.id} for problem in solved],
+    )
+    return [(problem, grade) for problem, grade in zip(solved, grades, strict=True) if not grade.correct]
+
+
+def to_json(grade: Grade) -> str:
+    """One line of a worker's answer."""
+    return json.dumps(asdict(grade))

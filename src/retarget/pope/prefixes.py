@@ -1,0 +1,178 @@
+"""Where an oracle solution may be cut, and whether a cut gives the answer away. The search stands in search.py."""
+
+import re
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from retarget.errors import UserError
+from retarget.pope.problems import Problem, find_answer
+
+Unit = Literal["sentence", "line", "step", "token"]
+UNITS: tuple[Unit, ...] = ("sentence", "line", "step", "token")
+
+_SENTENCE = re.compile(r"(?:[.!?][\"')\]]*(?=\s)|\n)\s*")
+_ABBREVIATION = re.compile(r"(?:\b(?:e\.g|i\.e|cf|vs|Fig|Eq|No|Mr|Mrs|Ms|Dr|St|approx)|\b[A-Z]|(?:^|\n)\s*\d+)\.$")
+_LINE = re.compile(r"\n\s*")
+_STEP = re.compile(r"\n(?=\s*\n)\s*|\n\s*(?=(?:[Ss]tep\s+\d|\d+[.)]\s|[-*]\s))")
+_TOKEN = re.compile(r"\s+")
+_MATH = re.compile(
+    r"\$\$.*?\$\$|(?<!\\)\$(?!\s).*?(?<!\\)\$|\\\[.*?\\\]|\\\(.*?\\\)|\\begin\{(\w+\*?)\}.*?\\end\{\1\}", re.DOTALL
+)
+_BRACED = re.compile(r"\\[A-Za-z]+\s*(?:\[[^\]]*\])?\s*\{")
+_SPACED_NUMBER = re.compile(r"\b\d{1,3}(?:[   ]\d{3})+\b")
+_MARKER = re.compile(r"####|\\(?:boxed|fbox)\b|\b(?:final\s+)?answer\s*(?:is|:|=|\bto\b)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One place to cut a solution.
+
+    Attributes:
+        end: length of the prefix in characters, trailing space excluded.
+        fraction: ``end`` over the length of the solution.
+        unit: the boundary that was found there.
+    """
+
+    end: int
+    fraction: float
+    unit: Unit
+
+
+@dataclass(frozen=True)
+class Leak:
+    """A prefix that says the answer: where in the solution the statement begins, and what it says."""
+
+    start: int
+    statement: str
+
+
+def boundaries(text: str, unit: Unit) -> list[int]:
+    """Prefix lengths at which a unit ends; never inside mathematics, a LaTeX command's braces, or a number.
+
+    Args:
+        text: a solution.
+        unit: ``sentence`` (also every line end), ``line``, ``step`` (blank lines, numbered or bulleted lines, "Step n")
+            or ``token`` (white space).
+
+    >>> boundaries("It is 3.5 kg. So $a. b$ holds. End.", "sentence")
+    [13, 30]
+    """
+    pattern = {"sentence": _SENTENCE, "line": _LINE, "step": _STEP, "token": _TOKEN}.get(unit)
+    if pattern is None:
+        raise UserError(f"a cut stands at a {', '.join(UNITS)}, not at a {unit!r}")
+    closed = sorted(_closed(text))
+    starts = [start for start, _ in closed]
+    length = len(text.rstrip())
+    found = []
+    for match in pattern.finditer(text):
+        end = len(text[: match.end()].rstrip())
+        before = bisect_right(starts, end - 1) - 1
+        inside = any(start < end < stop for start, stop in closed[: before + 1])
+        abbreviated = unit == "sentence" and "\n" not in match[0] and _ABBREVIATION.search(text[:end])
+        if 0 < end < length and not inside and not abbreviated and (not found or found[-1] < end):
+            found.append(end)
+    return found
+
+
+def _closed(text: str) -> Iterator[tuple[int, int]]:
+    """Stretches that no cut may divide."""
+    for pattern in (_MATH, _SPACED_NUMBER):
+        for match in pattern.finditer(text):
+            yield match.span()
+    for match in _BRACED.finditer(text):
+        depth, at = 1, match.end()
+        while at < len(text) and depth:
+            depth += {"{": 1, "}": -1}.get(text[at], 0)
+            at += 1
+        yield match.start(), at
+
+
+def cut_points(solution: str, cuts: int = 4, cap: float = 0.25, unit: Unit = "sentence") -> list[Cut]:
+    """Cuts at uniform fractions cap/cuts, 2 cap/cuts, ..., cap of the solution, each moved to a boundary.
+
+    A fraction takes the last boundary at or before it; where the unit has none there (one long first sentence), the
+    last token boundary, so that a prefix never exceeds the cap. Cuts that coincide are listed once.
+
+    Args:
+        solution: the oracle's solution.
+        cuts: number of fractions, at least 1.
+        cap: longest prefix as a fraction of the solution, in (0, 1): a quarter in the paper.
+        unit: where a cut may stand.
+
+    >>> [cut.end for cut in cut_points("One. Two. Three. Four.", cuts=2, cap=0.5)]
+    [4, 9]
+    """
+    if cuts < 1 or not 0 < cap < 1:
+        raise UserError(f"cuts must be at least 1 and cap between 0 and 1, not {cuts} and {cap}")
+    whole = len(solution.rstrip())
+    coarse, fine = boundaries(solution, unit), boundaries(solution, "token")
+    found: dict[int, Cut] = {}
+    for index in range(1, cuts + 1):
+        limit = whole * cap * index / cuts + 1e-9
+        choices: tuple[tuple[list[int], Unit], ...] = ((coarse, unit), (fine, "token"))
+        for places, name in choices:
+            at = bisect_right(places, limit) - 1
+            if at >= 0:
+                end = places[at]
+                found.setdefault(end, Cut(end, end / whole, name))
+                break
+    return [found[end] for end in sorted(found)]
+
+
+def statements(problem: Problem) -> list[tuple[int, int]]:
+    """Stretches of the solution that state the final answer.
+
+    A sentence with an answer marker (``####``, ``\\boxed``, "the answer is") and the answer behind the marker, and the
+    last sentence in which the answer occurs, with the sentences just before it that hold it too.
+    """
+    text, answer = problem.solution, problem.answer
+    edges = [0, *boundaries(text, "sentence"), len(text)]
+    found = []
+    for marker in _MARKER.finditer(text):
+        sentence = bisect_right(edges, marker.start()) - 1
+        # "The answer is" may stand on one line and the answer on the next.
+        stop = edges[min(sentence + 2, len(edges) - 1)]
+        if _says(text[marker.end() : stop], answer):
+            found.append((edges[sentence], edges[sentence + 1]))
+    places = list(find_answer(text, answer))
+    if places:
+        holding = {bisect_right(edges, place) - 1 for place in places}
+        sentence = max(holding)
+        while sentence in holding:
+            found.append((edges[sentence], edges[sentence + 1]))
+            sentence -= 1
+    return sorted(set(found))
+
+
+def leak(problem: Problem, end: int) -> Leak | None:
+    """Whether the prefix of this length reaches into a statement of the final answer.
+
+    >>> problem = Problem(id="1", prompt="2 + 2?", solution="Add them. The answer is 4. Indeed 2 + 2 = 4.", answer="4")
+    >>> leak(problem, 9), leak(problem, 13)
+    (None, Leak(start=9, statement='The answer is 4.'))
+    """
+    for start, stop in statements(problem):
+        if len(problem.solution[:end].rstrip()) > start + _space(problem.solution, start):
+            return Leak(start, problem.solution[start:stop].strip())
+    return None
+
+
+def bare_occurrences(problem: Problem, end: int) -> tuple[int, bool]:
+    """How often the answer's token occurs in the prefix, and whether it stands in the question already.
+
+    Such an occurrence is counted and reported, not refused: a small number is often just a number.
+    """
+    count = sum(1 for _ in find_answer(problem.solution[:end], problem.answer))
+    return count, next(find_answer(problem.prompt, problem.answer), None) is not None
+
+
+def _says(text: str, answer: str) -> bool:
+    if next(find_answer(text, answer), None) is not None:
+        return True
+    return not answer.isdigit() and re.sub(r"[\s$]", "", answer) in re.sub(r"[\s$]", "", text)
+
+
+def _space(text: str, start: int) -> int:
+    return len(text[start:]) - len(text[start:].lstrip())

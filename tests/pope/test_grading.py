@@ -1,0 +1,71 @@
+import pytest
+
+from retarget.errors import UserError
+from retarget.pope.graders import final_answer
+from retarget.pope.grading import Grader, rejected_solutions, reward_function
+from retarget.pope.problems import Problem
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch, request):
+    monkeypatch.syspath_prepend(str(request.path.parent))
+
+
+def test_a_fault_costs_its_own_item_only_and_is_counted():
+    texts = ["4", "hang", "4", "die", "memory", "5", "raise", "wrong type", "4"]
+    with Grader("graders_for_tests:faulty", seconds=1.0, memory_mb=512, workers=2) as grader:
+        grades = grader.grade(texts, ["4"] * 9, [{"id": str(i)} for i in range(9)])
+        again = grader.grade(["4"], ["4"])
+    assert [grade.reward for grade in grades] == [1, 0, 1, 0, 0, 0, 0, 0, 1]
+    assert [grade.status for grade in grades] == [
+        "ok", "timeout", "ok", "crash", "crash", "ok", "error", "error", "ok",
+    ]  # fmt: skip
+    assert grades[2].extracted == "4 of 2"
+    assert again[0].correct
+    assert grader.counts == {"ok": 5, "timeout": 1, "crash": 2, "error": 2}
+
+
+def test_math_is_symbolic_and_reads_what_follows_the_thinking():
+    texts = ["so $\\boxed{0.5}$", "#### 1/2", "<think>\\boxed{1/2}</think> It is 3.", "nothing", "x = \\frac{2}{4}"]
+    with Grader("math") as grader:
+        grades = grader.grade(texts, ["\\frac{1}{2}"] * 5)
+    assert [grade.reward for grade in grades] == [1, 1, 0, 0, 1]
+    assert grades[3].extracted is None
+    assert grades[0].extracted == "0.5"
+
+
+def test_numeric_and_exact():
+    with Grader("numeric") as grader:
+        texts = ["The answer is $1,234.", "we get 7 or 1234", "1234 then 7", "none", "#### 12340/10"]
+        assert [grade.reward for grade in grader.grade(texts, ["1234"] * 5)] == [1, 1, 0, 0, 1]
+        with pytest.raises(UserError, match="is not a number"):
+            grader.grade(["1"], ["one"])
+    with Grader("exact") as grader:
+        assert [g.reward for g in grader.grade(["#### a  b", "a b", "\\boxed{a b}"], ["a b"] * 3)] == [1, 0, 1]
+    assert final_answer("**Answer:** 12") == "12"
+
+
+def test_unknown_graders_and_limits_are_refused():
+    with pytest.raises(UserError, match="choose math, exact, numeric"):
+        Grader("maths", workers=0)
+    with pytest.raises(UserError, match="no_such_module"):
+        Grader("no_such_module:f")
+    with pytest.raises(UserError, match="seconds > 0"):
+        Grader("exact", seconds=0.0)
+    with Grader("exact") as grader, pytest.raises(UserError, match="2 completions, 1 answers"):
+        grader.grade(["a", "b"], ["a"])
+
+
+def test_the_reward_for_trl_reads_messages_and_columns():
+    reward = reward_function(Grader("graders_for_tests:faulty", workers=0))
+    completions = [[{"role": "assistant", "content": "4"}], "5"]
+    assert reward(prompts=["?", "?"], completions=completions, answer=["4", "4"], meta=["{}", '{"id": "x"}']) == [1, 0]
+    assert reward.__name__ == "correct"
+
+
+def test_solutions_that_the_grader_rejects_are_listed():
+    good = Problem(id="a", prompt="?", solution="so \\boxed{4}", answer="4")
+    bad = Problem(id="b", prompt="?", solution="4, no: \\boxed{5}", answer="4")
+    with Grader("numeric") as grader:
+        rejected = rejected_solutions([good, bad], grader)
+    assert [(problem.id, grade.extracted) for problem, grade in rejected] == [("b", "5")]

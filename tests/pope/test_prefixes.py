@@ -1,0 +1,105 @@
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from retarget.errors import UserError
+from retarget.pope.prefixes import UNITS, bare_occurrences, boundaries, cut_points, leak
+from retarget.pope.problems import Problem
+
+TEXT = (
+    "Let $x = 3. 5$ be given, e.g. by Dr. Smith. Then \\[ a. \n b \\] follows.\n"
+    "Step 2: use \\frac{1 2}{3 4} and 10 000 units. It is 2.5 kg.\n\n1. So we add.\n#### 7"
+)
+
+
+def test_sentences_lines_and_steps():
+    assert [TEXT[:end].split()[-1] for end in boundaries(TEXT, "sentence")] == [
+        "Smith.", "follows.", "units.", "kg.", "add.",
+    ]  # fmt: skip
+    assert [TEXT[:end].split()[-1] for end in boundaries(TEXT, "line")] == ["follows.", "kg.", "add."]
+    assert [TEXT[:end].split()[-1] for end in boundaries(TEXT, "step")] == ["follows.", "kg."]
+
+
+def test_no_token_boundary_divides_mathematics_or_a_number():
+    ends = boundaries(TEXT, "token")
+    for protected in ("$x = 3. 5$", "\\[ a. \n b \\]", "\\frac{1 2}", "10 000"):
+        start = TEXT.index(protected)
+        assert not [end for end in ends if start < end < start + len(protected)]
+    assert len(ends) > 20
+
+
+pieces = st.sampled_from(
+    [
+        "word",
+        "3.5",
+        "$a. b$",
+        "\\frac{a b}{c}",
+        "10 000",
+        "end.",
+        "\n",
+        "\n\n",
+        " ",
+        "e.g.",
+        "\\boxed{5}",
+        "#### 5",
+        "5.",
+    ]
+)
+
+
+@given(st.lists(pieces, min_size=1, max_size=30).map(" ".join), st.integers(1, 9), st.floats(0.05, 0.95))
+def test_cuts_are_within_the_cap_ordered_and_clean(text, cuts, cap):
+    if not text.strip():
+        return
+    for unit in UNITS:
+        found = cut_points(text, cuts, cap, unit)
+        ends = [cut.end for cut in found]
+        assert ends == sorted(set(ends))
+        assert len(ends) <= cuts
+        for cut in found:
+            prefix, rest = text[: cut.end], text[cut.end :]
+            assert 0 < cut.end <= len(text.rstrip()) * cap + 1e-6
+            assert prefix == prefix.rstrip()
+            assert rest[0].isspace()
+            assert not (re.search(r"\d$", prefix) and re.match(r"\d", rest))
+            if cut.unit == "line":
+                assert rest.lstrip(" ").startswith("\n")
+
+
+def test_an_early_cap_falls_to_tokens_and_says_so():
+    found = cut_points("one two three four five six. Seven.", cuts=2, cap=0.5, unit="sentence")
+    assert {cut.unit for cut in found} == {"token"}
+    with pytest.raises(UserError, match="cap between 0 and 1"):
+        cut_points("a b", cap=1.0)
+
+
+@pytest.mark.parametrize(
+    ("solution", "answer", "last_clean"),
+    [
+        ("Add 2 and 2. Hence it is 4.\n#### 4", "4", "Add 2 and 2."),
+        ("We see 4 apples. Two more. The answer is 6. So 6.", "6", "We see 4 apples. Two more."),
+        ("First. Then $\\boxed{12}$ results. And more of it.", "12", "First."),
+        ("First. The answer is\n1,200 in all. Check it.", "1200", "First."),
+        ("4 apples, and 4 pears. Together 8.", "8", "4 apples, and 4 pears."),
+    ],
+)
+def test_a_cut_that_reaches_a_statement_of_the_answer_leaks(solution, answer, last_clean):
+    problem = Problem(id="p", prompt="?", solution=solution, answer=answer)
+    assert leak(problem, len(last_clean)) is None
+    for end in range(len(last_clean) + 2, len(solution) + 1):
+        assert leak(problem, end) is not None
+    for end in range(1, len(last_clean) + 1):
+        assert leak(problem, end) is None
+
+
+def test_a_marker_without_the_answer_is_no_leak():
+    problem = Problem(id="p", prompt="?", solution="The answer is near. 3 more. It is 5.", answer="5")
+    assert leak(problem, len("The answer is near. 3 more.")) is None
+
+
+def test_bare_occurrences_are_counted():
+    problem = Problem(id="p", prompt="Of 5 cats", solution="5 cats, 15 dogs, 5 cows. In all 5.", answer="5")
+    assert bare_occurrences(problem, len("5 cats, 15 dogs, 5 cows.")) == (2, True)
+    assert bare_occurrences(problem.model_copy(update={"prompt": "Of cats"}), 1) == (1, False)

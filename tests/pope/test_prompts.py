@@ -1,0 +1,40 @@
+import pytest
+
+from retarget.errors import UserError
+from retarget.pope.prompts import Prompts
+
+PROBLEM = "Let $a_{problem}$ and {prefix} be. Find \\frac{1}{2}."
+
+
+def test_guided_and_unguided_share_the_system_message_and_the_prefix_is_the_users():
+    prompts = Prompts.load()
+    alone, guided = prompts.without_prefix(PROBLEM), prompts.with_prefix(PROBLEM, "We begin {problem}")
+    assert [m["role"] for m in alone] == [m["role"] for m in guided] == ["system", "user"]
+    assert alone[0] == guided[0]
+    assert PROBLEM in alone[1]["content"]
+    assert PROBLEM in guided[1]["content"]
+    assert "We begin {problem}" in guided[1]["content"]
+    assert "boxed" in guided[1]["content"]
+
+
+def test_variants_and_a_users_own_templates(tmp_path):
+    assert "Do not repeat" in Prompts.load(variant="guided_no_restate").guided
+    (tmp_path / "guided.txt").write_text("{problem} >> {prefix}\n")
+    (tmp_path / "system.txt").write_text("")
+    prompts = Prompts.load(tmp_path, chat=False)
+    assert prompts.with_prefix("a", "b") == "a >> b"
+    assert prompts.without_prefix("a").startswith("a\n")
+    assert Prompts.load(chat=False).without_prefix("a").startswith("You solve")
+
+
+def test_faulty_templates_and_prefixes_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"must hold \{problem\} and \{prefix\} once"):
+        Prompts("{problem}", "{problem} {prefix} {prefix}")
+    with pytest.raises(UserError, match="unguided template"):
+        Prompts("{problem} {prefix}", "{problem} {prefix}")
+    with pytest.raises(UserError, match="no such directory"):
+        Prompts.load(tmp_path / "none")
+    with pytest.raises(UserError, match=r"no template other\.txt"):
+        Prompts.load(variant="other")
+    with pytest.raises(UserError, match="prefix is empty"):
+        Prompts.load().with_prefix("a", " \n")
