@@ -46,7 +46,9 @@ def main(case: str, store: str, rank: int, world: int, folder: Path) -> None:
     method._table.begin(EPOCHS)
     fields, written = method._table.gather(everyone)
     rows = next(iter(fields.values()))
-    torch.save({"weights": list(net.state_dict().values()), "rows": rows, "written": written}, folder / f"{world}-{rank}")
+    torch.save(
+        {"weights": list(net.state_dict().values()), "rows": rows, "written": written}, folder / f"{world}-{rank}"
+    )
     dist.destroy_process_group()
 
 

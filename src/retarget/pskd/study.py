@@ -104,7 +104,7 @@ METRICS = (
     Metric(name="aurc_scaled", label="AURC after temperature", unit="×10⁻³", better="lower", decimals=1),
     Metric(name="excess_aurc", label="E-AURC", unit="×10⁻³", better="lower", decimals=1),
     Metric(name="augrc", label="AUGRC", unit="×10⁻³", better="lower", decimals=1),
-    Metric(name="failure_auroc", label="failure AUROC", unit="%", better="higher"),
+    Metric(name="failure_auroc", label="failure AUROC", unit="%", better="higher", optional=True),
     Metric(name="brier", label="Brier score", better="lower", decimals=3),
     Metric(name="temperature", label="fitted temperature", decimals=2),
     Metric(name="top1_selected", label="top-1 at the selected epoch", unit="%", better="higher"),
@@ -113,10 +113,10 @@ METRICS = (
     Metric(name="aurc_selected", label="AURC at the selected epoch", unit="×10⁻³", better="lower", decimals=1),
     Metric(name="selected_epoch", label="selected epoch", decimals=0, description="highest validation top-1"),
     Metric(name="train_loss", label="training loss, last epoch", decimals=3),
-    Metric(name="hard_gradient_share", label="gradient share of the hardest tenth", unit="%", better="higher"),
-    Metric(name="identity_error", label="largest error of the gradient identity", decimals=9),
+    Metric(name="hard_gradient_share", label="gradient share of the hardest tenth", unit="%", optional=True),
+    Metric(name="identity_error", label="largest error of the gradient identity", decimals=9, optional=True),
     Metric(name="step_ms", label="median training step", unit="ms", better="lower", decimals=1),
-    Metric(name="store_mb", label="table of past rows", unit="MB", better="lower"),
+    Metric(name="store_mb", label="table of past rows", unit="MB", better="lower", deterministic=True),
 )
 
 

@@ -16,7 +16,9 @@ def test_the_split_is_stratified_disjoint_and_the_same_every_time():
     one, two = split({**DEMO, "dataset": "digits"}), split({**DEMO, "dataset": "digits"})
     assert torch.equal(one.train.pixels, two.train.pixels)
     assert (len(one.train), len(one.validation), len(one.test)) == (500, 200, 359)
-    rows = [{tuple(image.flatten().tolist()) for image in part.pixels} for part in (one.train, one.validation, one.test)]
+    rows = [
+        {tuple(image.flatten().tolist()) for image in part.pixels} for part in (one.train, one.validation, one.test)
+    ]
     assert not rows[0] & rows[1]
     assert not rows[0] & rows[2]
     assert np.ptp(np.bincount(one.train.labels.numpy())) <= 4

@@ -1,6 +1,8 @@
 """One training run of the image-classification study: Lightning, with PS-KD plugged in as users plug it in."""
 
+import logging
 import time
+import warnings
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,7 +21,10 @@ from retarget.pskd.rows import TopK
 from retarget.pskd.tasks.data import EpochSampler, Images, Normalise, Split, TrainingSet, split, stream, whole_batch
 from retarget.pskd.tasks.networks import build
 from retarget.pskd.tasks.scores import scores
-from retarget.study.record import Run
+from retarget.study.record import Run, read_history
+
+logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # the study has a display of its own
+warnings.filterwarnings("ignore", message=".*LeafSpec", module=r"lightning\..*")
 
 
 class Classifier(pl.LightningModule):
@@ -175,6 +180,12 @@ class Gradients(pl.Callback):
             predicted = (p - 1) + alpha * (1 - q)  # w (p - 1) without the division, which fails where p is 1
             self.identity_error = max(self.identity_error, float((gradient.gather(1, at) - predicted).abs().max()))
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"norm": torch.from_numpy(self.norm), "identity_error": self.identity_error}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.norm, self.identity_error = state_dict["norm"].numpy(), state_dict["identity_error"]
+
     def _see(self, network: nn.Module, args: Any, output: Tensor) -> None:
         self._logits = widen(output.detach())
 
@@ -234,7 +245,7 @@ def run(run: Run) -> dict[str, float]:
     arrays["gradient_norm"] = gradients.norm
     run.save_predictions(**arrays)
     metrics = scores(arrays)
-    metrics["train_loss"] = float(trainer.callback_metrics["train_loss"])
+    metrics["train_loss"] = read_history(run.directory / "metrics.jsonl")[-1]["train_loss"]
     metrics["identity_error"] = gradients.identity_error
     metrics["step_ms"] = 1000 * float(np.median(observe.steps or [0.0]))
     metrics["store_mb"] = pskd.method.num_bytes / 1e6 if pskd else 0.0
