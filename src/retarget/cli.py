@@ -1,0 +1,71 @@
+"""The command line: ``retarget VERB ...``. A verb's module is imported when it is asked for, and nothing before.
+
+Exit codes: 0 done, 1 an error or failed runs, 2 wrong usage, 130 interrupted; a verb may have more (see its help).
+"""
+
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+
+from retarget import __version__
+from retarget.errors import UsageError, UserError
+
+VERBS = {
+    "study": ("retarget.commands:study", "train a control and treated arms on the same seeds; say what changed"),
+    "report": ("retarget.commands:report", "make one page from the directories of one or more studies"),
+}
+"""Verb: where its ``function(arguments) -> exit code`` is, and what it does."""
+
+METHODS = {
+    "pskd": "retarget.pskd.study",
+    "trojdiff": "retarget.trojdiff.study",
+    "pope": "retarget.pope.study",
+    "audit": "retarget.audit.study",
+}
+"""Method: the module whose ``plan`` describes its study."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code. Errors that a user can act on are printed alone, without a traceback."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(top_help())
+        return 0 if words else 2
+    if words[0] == "--version":
+        print(f"retarget {__version__}")
+        return 0
+    try:
+        return _verb(words[0])(words[1:])
+    except UsageError as error:
+        print(f"retarget: {error}", file=sys.stderr)
+        return 2
+    except (UserError, ImportError) as error:
+        if isinstance(error, ImportError) and not _is_missing_extra(error):
+            raise
+        print(f"retarget: {error}", file=sys.stderr)
+        return 1
+
+
+def top_help() -> str:
+    """What ``retarget --help`` prints; plain text, so that it needs no import."""
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {verb:<{width}}  {what}" for verb, (_, what) in VERBS.items())
+    return (
+        "Retarget changes one thing in a training batch - the label, the prompt or the noise - and measures what it "
+        f"does.\n\nusage: retarget VERB ...\n\n{verbs}\n\n"
+        f"  retarget VERB --help says more. Studies: {', '.join(METHODS)}.\n"
+        "  retarget --version"
+    )
+
+
+def _verb(name: str) -> Callable[[list[str]], int]:
+    if name not in VERBS:
+        raise UsageError(f"there is no verb {name!r}: choose {', '.join(VERBS)}, or see retarget --help")
+    module, _, function = VERBS[name][0].partition(":")
+    return getattr(importlib.import_module(module), function)
+
+
+def _is_missing_extra(error: ImportError) -> bool:
+    from retarget.extras import MissingExtraError
+
+    return isinstance(error, MissingExtraError)

@@ -119,13 +119,13 @@ class StudyPlan(Strict):
         for what, names in (
             ("arms", [arm.name for arm in self.arms]),
             ("conditions", [condition.name for condition in self.conditions]),
-            ("seeds", list(self.seeds)),
+            ("seeds", [str(seed) for seed in self.seeds]),
             ("metrics", [metric.name for metric in self.metrics]),
             ("claims", [claim.id for claim in self.claims]),
         ):
-            twice = sorted({name for name in names if names.count(name) > 1}, key=str)
+            twice = sorted({name for name in names if names.count(name) > 1})
             if twice:
-                raise ValueError(f"{what} listed twice: {', '.join(map(str, twice))}")
+                raise ValueError(f"{what} listed twice: {', '.join(twice)}")
         return self
 
     def run_settings(self, condition: Condition, arm: Arm) -> dict[str, Any]:

@@ -1,0 +1,181 @@
+"""The verbs ``study`` and ``report``."""
+
+import importlib
+import json
+import shlex
+import sys
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from tyro.conf import FlagCreatePairsOff, Positional, arg
+
+from retarget.cli import METHODS
+from retarget.errors import UsageError, UserError
+from retarget.study.config import StudyPlan
+
+
+@dataclass
+class StudyArguments:
+    """Train a control and the treated arms on the same seeds, and say what changed.
+
+    Settings come from the preset, then from --config, then from --set. A study that was stopped goes on when the same
+    command is run again; it may also be widened with more seeds or arms. Exit codes: 0 all runs are complete, 1 an
+    error or failed runs, 2 wrong usage, 130 interrupted.
+    """
+
+    method: Annotated[Positional[str], arg(metavar="METHOD", help=f"one of {', '.join(METHODS)}")]
+    preset: str = "demo"
+    """demo (minutes on a laptop), small (hours on a CPU) or paper (the paper's own setting)."""
+    config: Path | None = None
+    """A TOML file with settings."""
+    set: tuple[str, ...] = ()
+    """Settings as KEY=VALUE, with VALUE as in TOML."""
+    out: Path | None = None
+    """The study's directory; studies/METHOD-PRESET if not given."""
+    seeds: tuple[int, ...] = ()
+    """Seeds to run; every arm runs each of them."""
+    arms: tuple[str, ...] = ()
+    """Arms to run now; all of them if not given."""
+    jobs: int = 1
+    """How many runs at a time; changes no result."""
+    executor: Literal["local", "ray"] = "local"
+    """Where runs are done."""
+    dry_run: FlagCreatePairsOff[bool] = False
+    """Print the resolved configuration, the number of runs and an estimate as JSON; do nothing."""
+    progress: bool = True
+    """Bars on a terminal; plain lines without."""
+
+
+@dataclass
+class ReportArguments:
+    """Make one self-contained HTML page, and Markdown beside it, from the directories of one or more studies."""
+
+    directories: Annotated[Positional[tuple[Path, ...]], arg(metavar="DIR...", help="directories of studies")]
+    out: Path | None = None
+    """The page; DIR/report.html for one study, report.html for several."""
+
+
+def study(words: list[str]) -> int:
+    """``retarget study METHOD ...``."""
+    given = tyro.cli(StudyArguments, args=words, prog="retarget study")
+    if given.jobs < 1:
+        raise UsageError(f"--jobs must be at least 1, not {given.jobs}")
+    if given.executor == "ray":
+        raise UsageError("--executor ray is not available in this version: use --executor local with --jobs N")
+    plan = resolve(given)
+    out = given.out or Path("studies") / f"{given.method}-{given.preset}"
+    from retarget.study import runner
+    from retarget.study.progress import display
+
+    if given.dry_run:
+        print(json.dumps(runner.survey(plan, out, given.jobs), indent=1, ensure_ascii=False))
+        return 0
+    command = ["retarget", "study", *words]
+    try:
+        outcome = runner.run_study(plan, out, jobs=given.jobs, display=display(given.progress), command=command)
+    except KeyboardInterrupt:
+        print(f"\nInterrupted; finished runs are kept. To go on: {shlex.join(command)}", file=sys.stderr)
+        return 130
+    _print_verdicts(outcome.summary)
+    print(f"{outcome.page}")
+    for key, error in outcome.failed.items():
+        print(f"FAILED {key}: {error}", file=sys.stderr)
+    if outcome.failed:
+        print(
+            f"retarget: {len(outcome.failed)} runs failed; their status.json holds the traceback, and the same command "
+            f"tries them again: {shlex.join(command)}",
+            file=sys.stderr,
+        )
+    return 1 if outcome.failed else 0
+
+
+def report(words: list[str]) -> int:
+    """``retarget report DIR...``."""
+    given = tyro.cli(ReportArguments, args=words, prog="retarget report")
+    if not given.directories:
+        raise UsageError("retarget report needs the directory of at least one study")
+    from retarget.report import build
+
+    several = len(given.directories) > 1
+    out = given.out or (Path() if several else given.directories[0]) / "report.html"
+    print(build(list(given.directories), out))
+    return 0
+
+
+def resolve(given: StudyArguments) -> StudyPlan:
+    """The plan that the arguments ask for: preset, then file, then flags.
+
+    Raises:
+        UsageError: an unknown method, preset, setting, arm or seed, or a file that cannot be read.
+    """
+    if given.method not in METHODS:
+        raise UsageError(f"there is no study {given.method!r}: choose {', '.join(METHODS)}")
+    twice = sorted({seed for seed in given.seeds if given.seeds.count(seed) > 1})
+    if twice or any(seed < 0 for seed in given.seeds):
+        raise UsageError(f"--seeds are different integers from 0 on, not {' '.join(map(str, given.seeds))}")
+    config = read_config(given.config) if given.config else {}
+    for one in given.set:
+        config = _merged(config, parse_setting(one))
+    try:
+        module = importlib.import_module(METHODS[given.method])
+    except ModuleNotFoundError as error:
+        if error.name is None or not METHODS[given.method].startswith(error.name):
+            raise
+        raise UsageError(f"the study of {given.method} is not part of this version of retarget") from error
+    try:
+        return module.plan(given.preset, config, list(given.seeds) or None, list(given.arms) or None)
+    except UserError as error:
+        raise UsageError(str(error)) from error
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Settings from a TOML file.
+
+    Raises:
+        UsageError: it cannot be read or is not TOML; the message names the line.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read --config {path}: {error.strerror or error}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"--config {path} is not valid TOML: {error}") from error
+
+
+def parse_setting(text: str) -> dict[str, Any]:
+    """One ``KEY=VALUE`` of --set; a value that is not TOML is taken as text.
+
+    >>> parse_setting("lr=0.1"), parse_setting("dataset=digits")
+    ({'lr': 0.1}, {'dataset': 'digits'})
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise UsageError(f"--set takes KEY=VALUE, not {text!r}")
+    for candidate in (value, json.dumps(value)):
+        try:
+            return tomllib.loads(f"{key} = {candidate}")
+        except tomllib.TOMLDecodeError:
+            continue
+    raise UsageError(f"--set takes KEY=VALUE, and {key!r} is not a key")
+
+
+def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """``over`` laid on ``base``, tables inside tables too."""
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(base.get(key), dict)
+        merged[key] = _merged(base[key], value) if both else value
+    return merged
+
+
+def _print_verdicts(summary: dict[str, Any]) -> None:
+    for claim in summary["claims"]:
+        line = f"{claim['verdict']:<20} {claim['sentence']}"
+        if claim["estimate"] is not None:
+            low, high = claim["interval"] or (None, None)
+            spread = "" if low is None else f" [{low:+.4g}, {high:+.4g}]"
+            line += f" ({claim['metric']} {claim['estimate']:+.4g}{spread} {claim['unit']}, {claim['n']} seeds)"
+        print(line)

@@ -1,0 +1,159 @@
+"""Where runs are done. The runner sees jobs go in and events come out; another machine room fits behind the same."""
+
+import multiprocessing
+import os
+import signal
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from typing import Protocol
+
+from retarget.errors import UserError
+from retarget.study.worker import Event, Finished, Job, worker_main
+
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+LOOK_EVERY = 2.0
+"""Seconds after which a silent worker is looked at: its children may keep the pipe open when it dies."""
+
+
+class Executor(Protocol):
+    """Does jobs somewhere. A directory that a job names is visible where it runs."""
+
+    def submit(self, job: Job) -> None:
+        """Queue a job; jobs start in the order in which they came."""
+        ...
+
+    def events(self) -> Iterator[Event]:
+        """What happens, until every submitted job is finished; jobs may be submitted in between."""
+        ...
+
+    def close(self) -> None:
+        """Stop, at once: what is running is killed and can be resumed."""
+        ...
+
+
+class _Worker:
+    def __init__(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, self._theirs = context.Pipe()
+        self.process: SpawnProcess = context.Process(target=worker_main, args=(self._theirs,))
+        self.job: Job | None = None
+
+    def start(self, threads: int) -> None:
+        with _thread_variables(threads), _interrupts_held():
+            self.process.start()
+        self._theirs.close()  # so that the pipe ends when the worker does
+
+    def give(self, job: Job) -> None:
+        self.job = job
+        with suppress(BrokenPipeError):  # it died while idle: the next look at it reports the job as failed
+            self.connection.send(job)
+
+    def kill(self) -> None:
+        """Kill the worker with everything that its task started."""
+        if self.process.pid is not None:  # else an interrupt came before it was started
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.kill()
+            self.process.join()
+        self.connection.close()
+
+    def end(self) -> str:
+        """How the process ended, in words."""
+        self.process.join(1)
+        code = self.process.exitcode
+        if code is None or code >= 0:
+            return f"exit code {code}"
+        name = signal.Signals(-code).name
+        return f"{name}, as when memory ran out" if name == "SIGKILL" else name
+
+
+class LocalExecutor:
+    """Long-lived spawned worker processes on this machine.
+
+    Args:
+        jobs: how many runs are done at a time, ≥ 1. It never changes a result: threads belong to the run.
+        threads: intra-operation threads of each worker.
+    """
+
+    def __init__(self, jobs: int = 1, threads: int = 1) -> None:
+        if jobs < 1:
+            raise UserError(f"--jobs must be at least 1, not {jobs}")
+        self.jobs, self.threads = jobs, threads
+        self._queue: deque[Job] = deque()
+        self._workers: list[_Worker] = []
+
+    def submit(self, job: Job) -> None:
+        """Queue a job."""
+        self._queue.append(job)
+
+    def events(self) -> Iterator[Event]:
+        """Events of all jobs, until none is left. A worker that dies fails its job alone and is replaced."""
+        while True:
+            self._assign()
+            busy = {worker.connection: worker for worker in self._workers if worker.job}
+            if not busy:
+                return
+            ready = wait(list(busy), timeout=LOOK_EVERY)
+            for connection, worker in busy.items():
+                if connection in ready or worker.process.exitcode is not None:
+                    yield from self._receive(connection, worker)
+
+    def close(self) -> None:
+        """Kill all workers; an idle one has nothing to lose, and a run is made to be killed."""
+        self._queue.clear()
+        while self._workers:
+            self._workers.pop().kill()
+
+    def _assign(self) -> None:
+        while self._queue:
+            idle = next((worker for worker in self._workers if not worker.job), None)
+            if idle is None and len(self._workers) < self.jobs:
+                idle = _Worker()
+                self._workers.append(idle)  # known before it runs: an interrupt in between must not lose it
+                idle.start(self.threads)
+            if idle is None:
+                return
+            idle.give(self._queue.popleft())
+
+    def _receive(self, connection: Connection, worker: _Worker) -> Iterator[Event]:
+        try:
+            event = connection.recv() if connection.poll() else None
+        except (EOFError, OSError):
+            event = None
+        if event is not None:
+            if isinstance(event, Finished):
+                worker.job = None
+            yield event
+        elif worker.job:
+            job, how = worker.job, worker.end()
+            self._workers.remove(worker)
+            worker.kill()
+            yield Finished(job.key, error=f"the worker process died ({how}); see {job.directory / 'output.log'}")
+
+
+@contextmanager
+def _thread_variables(threads: int) -> Iterator[None]:
+    """Set what OpenMP and BLAS libraries read when they load, for a child that starts now."""
+    before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Hold Ctrl-C back while a child starts: it inherits the mask until it ignores the signal itself."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

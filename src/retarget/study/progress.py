@@ -1,0 +1,195 @@
+"""What a person sees while a study runs: bars on a terminal, lines in a file."""
+
+import sys
+import time
+from typing import Protocol, Self, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+LINE_EVERY = 30.0
+"""Seconds between two lines about runs that are under way, where there is no terminal."""
+
+
+class Display(Protocol):
+    """Is told what the runner learns."""
+
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *exception: object) -> None: ...
+
+    def start(self, total: int, finished: int) -> None:
+        """A study of ``total`` runs begins; ``finished`` were done before."""
+        ...
+
+    def began(self, key: str) -> None:
+        """A run begins."""
+        ...
+
+    def progressed(self, key: str, done: int, total: int, unit: str) -> None:
+        """A run is so far."""
+        ...
+
+    def ended(self, key: str, error: str | None) -> None:
+        """A run is over; ``error`` is None when it is complete."""
+        ...
+
+
+def display(progress: bool = True, stream: TextIO | None = None) -> Display:
+    """Bars where ``stream`` (standard error) is a terminal and ``progress`` is wanted, else lines."""
+    shown = sys.stderr if stream is None else stream
+    return Bars(shown) if progress and shown.isatty() else Lines(shown)
+
+
+class Pace:
+    """How much of a study is done and how long the rest takes, counting runs that are under way by their share."""
+
+    def __init__(self) -> None:
+        self.total = self.finished = self._before = 0
+        self.running: dict[str, float] = {}
+        self._started = time.monotonic()
+
+    def start(self, total: int, finished: int) -> None:
+        """Begin to count; what was finished before says nothing about this call's speed."""
+        self.total, self.finished, self._before = total, finished, finished
+        self._started = time.monotonic()
+
+    def end(self, key: str) -> None:
+        """A run is over, complete or failed."""
+        self.running.pop(key, None)
+        self.finished += 1
+
+    def done(self) -> float:
+        """Finished runs and shares of runs."""
+        return self.finished + sum(self.running.values())
+
+    def left(self, now: float | None = None) -> float | None:
+        """Seconds to the end at the pace so far, or None before anything is known."""
+        fresh = self.done() - self._before
+        elapsed = (time.monotonic() if now is None else now) - self._started
+        return elapsed * (self.total - self.done()) / fresh if fresh > 0 else None
+
+
+def duration(seconds: float | None) -> str:
+    """A duration as people say it.
+
+    >>> duration(None), duration(42), duration(3_700)
+    ('', '42 s', '1 h 2 min')
+    """
+    if seconds is None:
+        return ""
+    minutes = round(seconds / 60)
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+class Silent:
+    """Shows nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Nothing to put away."""
+
+    def start(self, total: int, finished: int) -> None:
+        """Nothing is shown."""
+
+    def began(self, key: str) -> None:
+        """Nothing is shown."""
+
+    def progressed(self, key: str, done: int, total: int, unit: str) -> None:
+        """Nothing is shown."""
+
+    def ended(self, key: str, error: str | None) -> None:
+        """Nothing is shown."""
+
+
+class Lines(Silent):
+    """Plain lines: one when a run ends, and one now and then in between."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream, self._pace = stream, Pace()
+        self._said = time.monotonic()
+
+    def start(self, total: int, finished: int) -> None:
+        """Say how many runs there are."""
+        self._pace.start(total, finished)
+        self._say(f"{total} runs" + (f", {finished} of them finished before" if finished else ""))
+
+    def progressed(self, key: str, done: int, total: int, unit: str) -> None:
+        """Say where a run is, if nothing was said for a while."""
+        self._pace.running[key] = done / max(total, 1)
+        if time.monotonic() - self._said >= LINE_EVERY:
+            self._say(f"{key}: {unit} {done} of {total}{self._left()}")
+
+    def ended(self, key: str, error: str | None) -> None:
+        """Say how a run ended."""
+        self._pace.end(key)
+        how = "complete" if error is None else f"FAILED: {error}"
+        self._say(f"[{self._pace.finished}/{self._pace.total}] {key} {how}{self._left()}")
+
+    def _left(self) -> str:
+        left = duration(self._pace.left())
+        return f" (about {left} left)" if left and self._pace.finished < self._pace.total else ""
+
+    def _say(self, line: str) -> None:
+        self._said = time.monotonic()
+        print(line, file=self._stream, flush=True)
+
+
+class Bars(Silent):
+    """A bar for the study and one for every run that is under way."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TextColumn("{task.fields[note]}", markup=False),
+            console=Console(file=stream),
+            transient=False,
+        )
+        self._pace = Pace()
+        self._bars: dict[str, TaskID] = {}
+        self._study: TaskID | None = None
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for bar in self._bars.values():
+            self._progress.remove_task(bar)
+        self._progress.stop()
+
+    def start(self, total: int, finished: int) -> None:
+        """Draw the study's bar."""
+        self._pace.start(total, finished)
+        self._study = self._progress.add_task("study", total=total, completed=finished, note="")
+        self._refresh()
+
+    def began(self, key: str) -> None:
+        """Draw a run's bar; it moves to and fro until the run says how long it is."""
+        self._bars[key] = self._progress.add_task(key, total=None, note="")
+
+    def progressed(self, key: str, done: int, total: int, unit: str) -> None:
+        """Move a run's bar and the study's."""
+        self._pace.running[key] = done / max(total, 1)
+        self._progress.update(self._bars[key], completed=done, total=total, note=f"{unit} {done}/{total}")
+        self._refresh()
+
+    def ended(self, key: str, error: str | None) -> None:
+        """Take a run's bar away; a failure stays on the screen as a line."""
+        self._pace.end(key)
+        if key in self._bars:
+            self._progress.remove_task(self._bars.pop(key))
+        if error is not None:
+            self._progress.console.print(f"{key} FAILED: {error}", markup=False, highlight=False)
+        self._refresh()
+
+    def _refresh(self) -> None:
+        pace = self._pace
+        left = duration(pace.left())
+        note = f"{pace.finished}/{pace.total} runs" + (f", about {left} left" if left else "")
+        if self._study is not None:
+            self._progress.update(self._study, completed=pace.done(), note=note)

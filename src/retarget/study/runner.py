@@ -1,0 +1,266 @@
+"""Runs a study: what is finished is kept, what is left is done, what failed is said, and then claims are judged."""
+
+import graphlib
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from retarget.errors import UserError
+from retarget.report.figures import Analysis
+from retarget.study.config import StudyPlan
+from retarget.study.directory import Cell, cells, check_runs, opened, widened
+from retarget.study.executor import Executor, LocalExecutor
+from retarget.study.files import make_directory, write_json
+from retarget.study.progress import Display, Silent
+from retarget.study.record import Results, read_status, run_directory
+from retarget.study.summary import collect, merge, summarise
+from retarget.study.worker import Finished, Job, Progress, Started, load
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a call of :func:`run_study` left behind.
+
+    Attributes:
+        summary: the content of summary.json.
+        failed: error of each run that was asked for and is not complete, by its key ``CONDITION/ARM/seed-N``.
+        page: the report, or None where none was asked for.
+    """
+
+    directory: Path
+    summary: dict[str, Any]
+    failed: dict[str, str]
+    page: Path | None
+
+
+def run_study(
+    plan: StudyPlan,
+    directory: str | Path,
+    *,
+    jobs: int = 1,
+    executor: Executor | None = None,
+    display: Display | None = None,
+    report: bool = True,
+    command: Sequence[str] | None = None,
+) -> Outcome:
+    """Do the runs of a plan that are not finished, judge the claims and write the page.
+
+    A script that calls this must guard its entry with ``if __name__ == "__main__":``, since workers are spawned.
+
+    Args:
+        plan: what to run now; the directory may hold more arms and seeds, and the summary covers them all.
+        directory: made if missing. Killed at any moment, the same call goes on where it was.
+        jobs: how many runs at a time; changes no result.
+        executor: in place of ``jobs`` workers on this machine; it is closed at the end.
+        display: is told of the progress; nothing is shown by default.
+        report: whether to write report.html and report.md.
+        command: recorded in study.json; this process's arguments by default.
+
+    Raises:
+        UserError: the directory does not fit or cannot be written, or the task cannot be imported.
+        KeyboardInterrupt: on Ctrl-C and on SIGTERM, after the workers were stopped.
+    """
+    root = Path(directory).resolve()
+    with _terminable(), opened(root, plan, list(command or sys.argv)) as (whole, where):
+        _check_needs(root, plan, whole)
+        executor = executor or LocalExecutor(jobs, plan.threads)
+        try:
+            with display or Silent() as shown:
+                failed = _Schedule(root, plan, whole, where, executor, shown).run()
+        finally:
+            with _uninterrupted():
+                executor.close()
+        summary = analyse(root, whole)
+    page = _page(root) if report else None
+    return Outcome(root, summary, failed, page)
+
+
+def analyse(root: Path, plan: StudyPlan) -> dict[str, Any]:
+    """Judge the claims of the runs that a directory holds; writes analysis.json and summary.json."""
+    results = Results(root, plan)
+    analysis = load(plan.analysis)(results) if plan.analysis else Analysis()
+    summary = summarise(plan, merge(collect(results), analysis, len(plan.seeds)), analysis)
+    write_json(root / "analysis.json", analysis.model_dump(mode="json"))
+    write_json(root / "summary.json", summary)
+    return summary
+
+
+def survey(plan: StudyPlan, directory: str | Path, jobs: int = 1) -> dict[str, Any]:
+    """What a call of :func:`run_study` would do, touching nothing: for ``--dry-run``.
+
+    Raises:
+        UserError: the directory does not fit the plan.
+    """
+    root = Path(directory).resolve()
+    whole = widened(root, plan)
+    check_runs(root, whole)
+    _check_needs(root, plan, whole)
+    asked = cells(plan)
+    left = sum(not _complete(_place(root, whole, cell)) for cell in asked)
+    minutes = None if plan.minutes_per_run is None else round(left * plan.minutes_per_run / jobs, 1)
+    return {
+        "directory": str(directory),
+        "runs": len(asked),
+        "finished": len(asked) - left,
+        "jobs": jobs,
+        "estimated_minutes": minutes,
+        "plan": plan.model_dump(mode="json"),
+    }
+
+
+class _Schedule:
+    """Hands jobs to an executor as soon as the runs that they need are finished."""
+
+    def __init__(
+        self, root: Path, plan: StudyPlan, whole: StudyPlan, where: dict[str, Any], executor: Executor, shown: Display
+    ) -> None:
+        self.root, self.whole, self.where, self.executor, self.shown = root, whole, where, executor, shown
+        self.cells = {cell.key: cell for cell in cells(plan)}
+        self.left = [c for c in self.cells.values() if not _complete(self.place(c))]
+        self.waiting: dict[str, Cell] = {cell.key: cell for cell in self.left}
+        self.failed: dict[str, str] = {}
+
+    def place(self, cell: Cell, arm: str | None = None) -> Path:
+        """The directory of a run, or of another arm's run of the same seed and condition."""
+        return _place(self.root, self.whole, cell, arm)
+
+    def run(self) -> dict[str, str]:
+        """Do all runs; errors by key."""
+        self.shown.start(len(self.cells), len(self.cells) - len(self.left))
+        self._submit_ready()
+        for event in self.executor.events():
+            match event:
+                case Started(key):
+                    self.shown.began(key)
+                case Progress(key, done, total, unit):
+                    self.shown.progressed(key, done, total, unit)
+                case Finished(key, error, unusable):
+                    self._finished(key, error, unusable)
+        return self.failed
+
+    def _finished(self, key: str, error: str | None, unusable: bool) -> None:
+        if unusable:
+            raise UserError(f"the study's task {self.whole.task} cannot be imported: {error}")
+        cell = self.cells[key]
+        if error is not None and not _complete(self.place(cell)):  # a worker may die just after its run was complete
+            self._record_failure(cell, error)
+        else:
+            error = None
+        self.shown.ended(key, error)
+        self._submit_ready()
+
+    def _submit_ready(self) -> None:
+        """Submit what has all it needs; what needs a failed run fails with it, and so on down the line."""
+        changed = True
+        while changed:
+            changed = False
+            for key, cell in list(self.waiting.items()):
+                needs = [
+                    Cell(cell.condition, arm, cell.seed).key for arm in self.whole.arms if arm.name in cell.arm.needs
+                ]
+                lost = [need for need in needs if need in self.failed]
+                if lost:
+                    changed = True
+                    del self.waiting[key]
+                    self._record_failure(cell, f"it needs {lost[0]}, which failed")
+                    self.shown.ended(key, self.failed[key])
+                elif all(_complete(self.place(cell, arm)) for arm in cell.arm.needs):
+                    del self.waiting[key]
+                    self.executor.submit(self._job(cell))
+
+    def _job(self, cell: Cell) -> Job:
+        plan = self.whole
+        config = {
+            "run_hash": plan.run_hash(cell.condition, cell.arm, cell.seed),
+            "study": plan.study,
+            "task": plan.task,
+            "condition": cell.condition.name,
+            "arm": cell.arm.name,
+            "seed": cell.seed,
+            "threads": plan.threads,
+            "settings": plan.run_settings(cell.condition, cell.arm),
+        }
+        return Job(
+            cell.key,
+            self.place(cell),
+            plan.task,
+            config | self.where,
+            tuple(metric.name for metric in plan.metrics if metric.optional),
+            {arm: self.place(cell, arm) for arm in cell.arm.needs},
+        )
+
+    def _record_failure(self, cell: Cell, error: str) -> None:
+        """Keep an error; write it to status.json unless the worker has done so, with its traceback."""
+        self.failed[cell.key] = error
+        directory = self.place(cell)
+        make_directory(directory)
+        try:
+            status = read_status(directory) or {}
+        except UserError:  # a damaged status.json is itself the error, and stays for the user to look at
+            return
+        if status.get("state") != "failed" or status.get("error") != error:
+            run_hash = self.whole.run_hash(cell.condition, cell.arm, cell.seed)
+            failure = {"state": "failed", "run_hash": run_hash, "error": error, "traceback": ""}
+            write_json(directory / "status.json", {"attempts": status.get("attempts", 0)} | failure)
+
+
+def _place(root: Path, plan: StudyPlan, cell: Cell, arm: str | None = None) -> Path:
+    return run_directory(root, plan, cell.condition.name, arm or cell.arm.name, cell.seed)
+
+
+def _complete(directory: Path) -> bool:
+    return (read_status(directory) or {}).get("state") == "complete"
+
+
+def _check_needs(root: Path, plan: StudyPlan, whole: StudyPlan) -> None:
+    """Refuse a plan whose arms need arms that are neither asked for nor finished, or one another in a circle."""
+    asked = {arm.name for arm in plan.arms}
+    try:
+        tuple(graphlib.TopologicalSorter({arm.name: arm.needs for arm in whole.arms}).static_order())
+    except graphlib.CycleError as error:
+        raise UserError(f"arms need one another in a circle: {' → '.join(error.args[1])}") from error
+    for cell in cells(plan):
+        for need in cell.arm.needs:
+            if need not in asked and not _complete(_place(root, whole, cell, need)):
+                raise UserError(
+                    f"arm {cell.arm.name} needs the run of arm {need} with seed {cell.seed}, which is not finished in "
+                    f"{root}: add {need} to --arms"
+                )
+
+
+def _page(root: Path) -> Path:
+    from retarget.report import build
+
+    return build([root], root / "report.html")
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM do what Ctrl-C does, so that a stopped study stops its workers."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ignore a second Ctrl-C while workers are stopped."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

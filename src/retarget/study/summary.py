@@ -1,0 +1,73 @@
+"""A study's results as one JSON value: summary.json."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from retarget.report.figures import Analysis
+from retarget.study.claims import judge
+from retarget.study.config import StudyPlan
+from retarget.study.files import finite_or_none
+from retarget.study.record import Results
+
+Values = dict[str, dict[str, dict[str, list[float | None]]]]
+"""``{condition: {arm: {metric: values}}}``; values align with the seeds, None where missing."""
+
+
+def collect(results: Results) -> Values:
+    """The final metrics of all finished runs."""
+    known = [metric.name for metric in results.plan.metrics]
+    values: Values = {}
+    for condition in results.plan.conditions:
+        arms = values.setdefault(condition.name, {})
+        for arm in results.plan.arms:
+            runs = [results.run(condition.name, arm.name, seed) for seed in results.seeds]
+            found = {name for run in runs if run for name in run.metrics}
+            names = [name for name in known if name in found] + sorted(found - set(known))
+            arms[arm.name] = {name: [run.metrics.get(name) if run else None for run in runs] for name in names}
+    return values
+
+
+def merge(values: Values, analysis: Analysis, seeds: int) -> Values:
+    """The runs' own metrics with those that the analysis computed from several runs.
+
+    Raises:
+        ValueError: the analysis returned a list that does not align with the seeds.
+    """
+    merged = {c: {arm: dict(metrics) for arm, metrics in arms.items()} for c, arms in values.items()}
+    for condition, arms in analysis.metrics.items():
+        for arm, metrics in arms.items():
+            for name, found in metrics.items():
+                if len(found) != seeds:
+                    raise ValueError(
+                        f"the analysis gave {len(found)} values of {name} in {condition}/{arm}: {seeds} seeds"
+                    )
+            merged.setdefault(condition, {}).setdefault(arm, {}).update(metrics)
+    return merged
+
+
+def summarise(plan: StudyPlan, values: Values, analysis: Analysis) -> dict[str, Any]:
+    """The content of summary.json."""
+    return {
+        "study": plan.study,
+        "preset": plan.preset,
+        "seeds": list(plan.seeds),
+        "conditions": {
+            condition: {arm: {name: spread(v) for name, v in metrics.items()} for arm, metrics in arms.items()}
+            for condition, arms in values.items()
+        },
+        "claims": judge(plan, values, analysis.item_intervals),
+    }
+
+
+def spread(values: Sequence[float | None]) -> dict[str, Any]:
+    """Mean and sample standard deviation of the values that are there.
+
+    >>> spread([1.0, None, 3.0])
+    {'mean': 2.0, 'sd': 1.4142135623730951, 'values': [1.0, None, 3.0]}
+    """
+    there = [value for value in values if value is not None]
+    mean = finite_or_none(float(np.mean(there))) if there else None
+    sd = finite_or_none(float(np.std(there, ddof=1))) if len(there) > 1 else None
+    return {"mean": mean, "sd": sd, "values": list(values)}

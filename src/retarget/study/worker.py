@@ -1,0 +1,201 @@
+"""What happens in a worker process: it takes jobs one after another and trains them.
+
+A worker is its own process group: Ctrl-C in a terminal reaches only the parent, which decides; and whatever a task
+starts (loader processes, ranks) ends with it.
+"""
+
+import faulthandler
+import importlib
+import math
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+from retarget.errors import UserError
+from retarget.study.files import cannot_write, locked, make_directory, write_json
+from retarget.study.record import Run, read_status
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run to do, as plain data that travels to another process or machine.
+
+    Attributes:
+        key: ``CONDITION/ARM/seed-N``; names the run in messages.
+        config: what config.json records; holds run_hash.
+        optional: metrics that may be missing or not finite.
+        needs: directories of the finished runs that the task may read, by arm.
+    """
+
+    key: str
+    directory: Path
+    task: str
+    config: dict[str, Any]
+    optional: tuple[str, ...] = ()
+    needs: dict[str, Path] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Started:
+    """A worker began a job."""
+
+    key: str
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a running job is."""
+
+    key: str
+    done: int
+    total: int
+    unit: str
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A job ended. ``error`` is None when it is complete; ``unusable`` says that no run of this task can work."""
+
+    key: str
+    error: str | None = None
+    unusable: bool = False
+
+
+Event = Started | Progress | Finished
+
+
+class MetricsError(ValueError):
+    """A task returned something that is not a number that may be recorded."""
+
+
+def worker_main(connection: Connection) -> None:
+    """Take jobs from ``connection`` and send events back, until None comes or the parent ends."""
+    os.setpgid(0, 0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    while True:
+        try:
+            job = connection.recv()
+        except EOFError:
+            return
+        if job is None:
+            return
+        connection.send(Started(job.key))
+        try:
+            _redirect(job.directory)
+            finished = perform(job, connection.send)
+        except UserError as error:  # its directory cannot be read or written: the parent records it if it can
+            finished = Finished(job.key, error=str(error))
+        connection.send(finished)
+
+
+def perform(job: Job, send: Callable[[Event], None]) -> Finished:
+    """Do one run in this process, or find it done; its status.json says how it ended.
+
+    The run's lock is waited for: a worker whose parent was killed a moment ago may still hold it.
+    """
+    with locked(job.directory / ".lock", wait=True, what=str(job.directory)):
+        status = read_status(job.directory)
+        if status and status["state"] == "complete" and status["run_hash"] == job.config["run_hash"]:
+            return Finished(job.key)
+        write_json(job.directory / "config.json", job.config)
+        attempts = (status or {}).get("attempts", 0) + 1
+        record = {"state": "running", "run_hash": job.config["run_hash"], "attempts": attempts}
+        write_json(job.directory / "status.json", record)
+        started = time.monotonic()
+        try:
+            function = load(job.task)
+        except Exception as error:  # noqa: BLE001 - a module may raise anything while it is imported
+            return _failed(job, record, error, unusable=True)
+        try:
+            metrics = _checked(function(_run(job, send)), job)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a task raises is that run's result
+            return _failed(job, record, error)
+        seconds = round(time.monotonic() - started, 3)
+        write_json(
+            job.directory / "status.json", record | {"state": "complete", "metrics": metrics, "seconds": seconds}
+        )
+        return Finished(job.key)
+
+
+def load(path: str) -> Callable[..., Any]:
+    """The function behind ``module:function``.
+
+    Raises:
+        ImportError: the module, or something that it imports, is missing.
+        AttributeError: the module has no such function.
+        ValueError: the path has another form.
+
+    >>> load("math:sqrt")(4)
+    2.0
+    """
+    module, colon, name = path.partition(":")
+    if not colon:
+        raise ValueError(f"{path!r} is not of the form module:function")
+    return getattr(importlib.import_module(module), name)
+
+
+def _run(job: Job, send: Callable[[Event], None]) -> Run:
+    config = job.config
+    if "torch" in sys.modules:  # a task that imports torch later gets the same number from OMP_NUM_THREADS
+        sys.modules["torch"].set_num_threads(config["threads"])
+    return Run.create(
+        job.directory,
+        settings=config["settings"],
+        arm=config["arm"],
+        condition=config["condition"],
+        seed=config["seed"],
+        threads=config["threads"],
+        needs=job.needs,
+        report=lambda done, total, unit: send(Progress(job.key, done, total, unit)),
+    )
+
+
+def _checked(metrics: Any, job: Job) -> dict[str, float]:
+    if not isinstance(metrics, dict):
+        raise MetricsError(f"{job.task} returned {type(metrics).__name__}, not a dictionary of metrics")
+    numbers = {name: float(value) for name, value in metrics.items()}
+    bad = [f"{n} = {v}" for n, v in numbers.items() if not math.isfinite(v) and n not in job.optional]
+    if bad:
+        raise MetricsError(f"the run's final metrics are not finite: {', '.join(bad)}")
+    return {name: value for name, value in numbers.items() if math.isfinite(value)}
+
+
+def _failed(job: Job, record: dict[str, Any], error: BaseException, unusable: bool = False) -> Finished:
+    message = f"{type(error).__name__}: {error}"
+    text = "".join(traceback.format_exception(error))
+    write_json(job.directory / "status.json", record | {"state": "failed", "error": message, "traceback": text})
+    return Finished(job.key, error=message, unusable=unusable)
+
+
+def _redirect(directory: Path) -> None:
+    """Send what a task prints to its run's own log; a crash in native code leaves its stack there too."""
+    make_directory(directory)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    path = directory / "output.log"
+    try:
+        with path.open("ab") as log:
+            os.dup2(log.fileno(), 1)
+            os.dup2(log.fileno(), 2)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    faulthandler.enable(file=2)
+
+
+def _end_with_parent() -> None:
+    """End this process group when the parent ends, however that happens: nothing may train on unseen."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os.killpg(os.getpgrp(), signal.SIGKILL)
