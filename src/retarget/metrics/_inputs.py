@@ -1,0 +1,149 @@
+"""Arrays from anywhere become checked NumPy arrays here: the one place that refuses bad predictions."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Integer
+
+from retarget.errors import UserError
+
+Predictions = Float[Any, "samples classes"] | Float[Any, "samples"]
+"""Probabilities [N, C], or confidences [N] that come with a ``correct`` [N] of booleans in place of labels."""
+Labels = Integer[Any, "samples"] | Bool[Any, "samples"]
+
+SUM_TOLERANCE = 1e-3
+BLOCK = 2**16  # values; 512 KiB of float64
+BFLOAT16_SUM_TOLERANCE = 1e-2  # a bfloat16 near 1 is off by up to 0.002, and a row adds up several
+
+
+class Judged(NamedTuple):
+    """What ranking and calibration look at.
+
+    Attributes:
+        confidence: [N] float64, the largest probability of each sample.
+        correct: [N] bool, whether the class that has it (the first one of several) is the label.
+    """
+
+    confidence: Float[np.ndarray, "samples"]
+    correct: Bool[np.ndarray, "samples"]
+
+
+def as_numpy(value: Any) -> np.ndarray:
+    """A NumPy array or a torch tensor, on any device, as a NumPy array; torch itself is not imported."""
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+        if value.dtype.is_floating_point and value.dtype.itemsize < 4:
+            value = value.float()  # NumPy has no bfloat16
+        return value.numpy()
+    value = np.asarray(value)
+    return value.astype(np.float32) if value.dtype == np.float16 else value
+
+
+class Rows(NamedTuple):
+    """What one reading of a matrix tells.
+
+    Attributes:
+        total: [N], sum of each row.
+        top: [N], column of each row's largest value, the first one of several.
+        lowest: the smallest value of all; NaN if there is one.
+    """
+
+    total: Float[np.ndarray, "samples"]
+    top: Integer[np.ndarray, "samples"]
+    lowest: float
+
+
+def checked_matrix(value: Any, name: str) -> tuple[np.ndarray, Rows]:
+    """A finite floating-point [N, C] with N ≥ 1 and C ≥ 1, and what its rows hold."""
+    array = as_numpy(value)
+    if array.ndim != 2 or array.dtype.kind != "f":
+        raise UserError(f"{name} must be floating point of shape [samples, classes]: got {array.dtype} {array.shape}")
+    if 0 in array.shape:
+        raise UserError(f"{name} hold nothing: their shape is {array.shape}")
+    rows = _read(array)
+    if not np.isfinite(rows.total).all():  # of a value that is not, or of an overflow
+        bad = ~np.isfinite(array)
+        if bad.any():
+            row, column = np.argwhere(bad)[0]
+            raise UserError(f"{name} of row {row}, class {column}, are {array[row, column]}: they must be finite")
+    return array, rows
+
+
+def checked_probs(value: Any) -> tuple[Float[np.ndarray, "samples classes"], Rows]:
+    """Probabilities [N, C]: finite, not negative, each row summing to 1 within the tolerance of its type."""
+    array, rows = checked_matrix(value, "probabilities")
+    tolerance = BFLOAT16_SUM_TOLERANCE if str(value.dtype) == "torch.bfloat16" else SUM_TOLERANCE
+    if rows.lowest < 0:
+        row, column = np.argwhere(array < 0)[0]
+        raise UserError(
+            f"probability {array[row, column]:g} of row {row}, class {column}, is negative: "
+            "give probabilities, not logits (apply_temperature(logits, 1.0) makes them)"
+        )
+    bad = np.abs(rows.total - 1) > tolerance
+    if bad.any():
+        row = int(bad.argmax())
+        raise UserError(
+            f"probabilities of row {row} sum to {rows.total[row]:g}, not to 1 within {tolerance:g}: "
+            "give probabilities, not logits (apply_temperature(logits, 1.0) makes them)"
+        )
+    return array, rows
+
+
+def checked_labels(value: Any, num_samples: int, num_classes: int) -> Integer[np.ndarray, "samples"]:
+    """Integer labels [N], each a class."""
+    labels = as_numpy(value)
+    if labels.shape != (num_samples,) or labels.dtype.kind not in "iu":
+        raise UserError(f"labels must be integers of shape ({num_samples},): got {labels.dtype} {labels.shape}")
+    bad = (labels < 0) | (labels >= num_classes)
+    if bad.any():
+        row = int(bad.argmax())
+        raise UserError(f"label {labels[row]} of row {row} lies outside the classes [0, {num_classes})")
+    return labels
+
+
+def judge(probs: Any, labels: Any, *, probabilities: bool = True) -> Judged:
+    """Confidence and correctness, from probabilities and labels or from confidences and ``correct``.
+
+    Args:
+        probs: probabilities [N, C], or confidences [N].
+        labels: labels [N] for the first form, booleans [N] for the second.
+        probabilities: whether confidences must lie in [0, 1]; a ranking takes any finite score.
+
+    Raises:
+        UserError: no samples, a shape or type that does not fit, or a bad value with its row.
+    """
+    if np.ndim(probs) != 1:
+        checked, rows = checked_probs(probs)
+        labels = checked_labels(labels, *checked.shape)
+        confidence = checked[np.arange(len(checked)), rows.top].astype(np.float64)
+        return Judged(confidence, rows.top == labels)
+    confidence, correct = as_numpy(probs).astype(np.float64), as_numpy(labels)
+    if correct.dtype != np.bool_ or correct.shape != confidence.shape:
+        raise UserError(
+            f"confidences [samples] go with booleans of the same shape, right or wrong: got {confidence.shape} "
+            f"with {correct.dtype} {correct.shape} (labels go with probabilities [samples, classes])"
+        )
+    if not len(confidence):
+        raise UserError("confidences hold nothing: there are no samples")
+    bad = ~np.isfinite(confidence)
+    if probabilities:
+        bad |= (confidence < 0) | (confidence > 1 + SUM_TOLERANCE)
+    if bad.any():
+        row = int(bad.argmax())
+        wanted = "lie in [0, 1]" if probabilities else "be finite"
+        raise UserError(f"confidence {confidence[row]:g} of row {row} must {wanted}")
+    return Judged(confidence, correct)
+
+
+def _read(array: np.ndarray) -> Rows:
+    """Read a matrix once, in blocks that stay in the processor's cache: the time is linear in N."""
+    total, top = np.empty(len(array), array.dtype), np.empty(len(array), np.intp)
+    lowest, ones = np.inf, np.ones(array.shape[1], array.dtype)
+    step = max(1, BLOCK // array.shape[1])
+    with np.errstate(over="ignore", invalid="ignore"):
+        for start in range(0, len(array), step):
+            block = array[start : start + step]
+            total[start : start + step] = block @ ones
+            block.argmax(1, out=top[start : start + step])
+            lowest = np.minimum(lowest, block.min())
+    return Rows(total, top, float(lowest))

@@ -1,0 +1,254 @@
+"""Is a classifier as sure as it is right? Functions on NumPy arrays or torch tensors, computed on the CPU in float64.
+
+This module holds calibration proper (ECE, NLL, Brier score, reliability diagram) and the error rates; it also hands
+out the ranking of confidences (:mod:`retarget.metrics._ranking`) and temperature scaling
+(:mod:`retarget.metrics._temperature`), so that one import serves a study. ``torchmetrics.Metric`` classes of the
+same numbers stand in :mod:`retarget.metrics.torchmetrics`.
+
+Probabilities are [N, C], finite, not negative, rows summing to 1; the confidence of a sample is its largest
+probability, its prediction the first class that has it. Where only confidence and correctness matter, a pair of
+``confidence`` [N] and ``correct`` [N] (booleans) may stand in for ``probs`` and ``labels``.
+"""
+
+from math import erf, exp, pi, sqrt
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+from jaxtyping import Bool, Float, Integer
+
+from retarget.errors import UserError
+from retarget.metrics._inputs import Judged, Labels, Predictions, checked_labels, checked_probs, judge
+from retarget.metrics._ranking import (
+    RiskCoverage,
+    augrc,
+    aurc,
+    excess_aurc,
+    failure_auroc,
+    risk_coverage_curve,
+)
+from retarget.metrics._temperature import TEMPERATURE_RANGE, apply_temperature, fit_temperature, softmax
+
+__all__ = [
+    "TEMPERATURE_RANGE",
+    "ReliabilityBins",
+    "RiskCoverage",
+    "accuracy",
+    "apply_temperature",
+    "augrc",
+    "aurc",
+    "brier_score",
+    "excess_aurc",
+    "expected_calibration_error",
+    "failure_auroc",
+    "fit_temperature",
+    "negative_log_likelihood",
+    "reliability_diagram",
+    "risk_coverage_curve",
+    "softmax",
+    "top_k_error",
+]
+
+Scheme = Literal["equal_width", "equal_mass"]
+
+
+class ReliabilityBins(NamedTuple):
+    """One entry a bin, from the least to the most confident.
+
+    Attributes:
+        lower: [B], the bin holds confidences in (lower, upper].
+        upper: [B].
+        count: [B], number of samples.
+        confidence: [B], their mean confidence; NaN in an empty bin.
+        accuracy: [B], the share of right predictions among them; NaN in an empty bin.
+    """
+
+    lower: Float[np.ndarray, "bins"]
+    upper: Float[np.ndarray, "bins"]
+    count: Integer[np.ndarray, "bins"]
+    confidence: Float[np.ndarray, "bins"]
+    accuracy: Float[np.ndarray, "bins"]
+
+
+def reliability_diagram(
+    probs: Predictions, labels: Labels, bins: int = 10, scheme: Scheme = "equal_width"
+) -> ReliabilityBins:
+    """Mean confidence and accuracy in bins of confidence.
+
+    Args:
+        probs: probabilities [N, C], or confidences [N] in [0, 1].
+        labels: labels [N] in [0, C), or for confidences whether each prediction is correct, [N] booleans.
+        bins: number of bins, ≥ 1.
+        scheme: ``"equal_width"`` cuts at i / bins. ``"equal_mass"`` cuts at the confidence of rank ceil(i N / bins),
+            so that bins hold equally many samples; samples of equal confidence stay together, in the lower bin,
+            which can leave others smaller or empty. A confidence of 0 falls into the first bin.
+
+    Raises:
+        UserError: no samples, a shape that does not fit, a bad value with its row, ``bins`` or ``scheme`` unknown.
+
+    >>> diagram = reliability_diagram(np.array([0.55, 0.9, 0.95]), np.array([True, False, True]), bins=2)
+    >>> diagram.count.tolist(), diagram.accuracy.round(3).tolist()
+    ([0, 3], [nan, 0.667])
+    """
+    judged = judge(probs, labels)
+    edges = _edges(judged, bins, scheme)
+    # side="left" gives the first edge that is not below the confidence: (lower, upper]
+    bin_of = np.minimum(np.searchsorted(edges[1:], judged.confidence, side="left"), bins - 1)
+    count = np.bincount(bin_of, minlength=bins)
+    filled = np.where(count > 0, count, np.nan)
+    confidence = np.bincount(bin_of, judged.confidence, bins) / filled
+    right = np.bincount(bin_of, judged.correct, bins) / filled
+    return ReliabilityBins(edges[:-1], edges[1:], count, confidence, right)
+
+
+def expected_calibration_error(
+    probs: Predictions,
+    labels: Labels,
+    bins: int = 10,
+    scheme: Scheme = "equal_width",
+    debiased: bool = False,
+) -> float:
+    """ECE: ``sum over bins of (n_b / N) |accuracy_b - confidence_b|`` (Naeini et al. 2015; Guo et al. 2017).
+
+    The defaults are the PS-KD paper's: ten bins (lo, hi] of equal width, on the largest probability.
+    ``bins=15, scheme="equal_mass", debiased=True`` depends far less on the bins and on N.
+
+    A bin's accuracy is noisy, so the plain value is too high, the more so the better the calibration and the fewer
+    the samples. ``debiased`` subtracts the bias as Kumar et al. (*Verified Uncertainty Calibration*, NeurIPS 2019)
+    estimate it for the absolute error: accuracies are redrawn from Normal(accuracy_b, s_b²) with
+    ``s_b² = accuracy_b (1 - accuracy_b) / n_b``, and the result is ``2 ECE - mean of the redrawn ECEs``. Their mean
+    is taken in closed form here (of a folded normal), so nothing is random. The rest of the bias stays: of a bin
+    that is perfectly calibrated about two fifths are removed, of one that is off by more than 2 s_b nearly all.
+
+    Args:
+        probs: probabilities [N, C], or confidences [N] in [0, 1].
+        labels: labels [N] in [0, C), or for confidences whether each prediction is correct, [N] booleans.
+        bins: number of bins, ≥ 1.
+        scheme: see :func:`reliability_diagram`.
+        debiased: see above. The value may then be slightly negative; it is left so, for means over runs.
+
+    Returns:
+        A fraction, lower is better; papers print it times 100.
+
+    Raises:
+        UserError: see :func:`reliability_diagram`.
+
+    >>> round(expected_calibration_error(np.array([0.55, 0.9, 0.95]), np.array([True, False, True])), 4)
+    0.4667
+    """
+    diagram = reliability_diagram(probs, labels, bins, scheme)
+    filled = diagram.count > 0
+    count, right = diagram.count[filled], diagram.accuracy[filled]
+    gap = np.abs(right - diagram.confidence[filled])
+    if debiased:
+        spread = np.sqrt(right * (1 - right) / count)
+        gap = 2 * gap - np.array(
+            [_folded_normal_mean(g, s) for g, s in zip(gap.tolist(), spread.tolist(), strict=True)]
+        )
+    return float((count * gap).sum() / count.sum())
+
+
+def negative_log_likelihood(probs: Float[Any, "samples classes"], labels: Integer[Any, "samples"]) -> float:
+    """Mean of ``-log p(label)``, in nats, lower is better.
+
+    Args:
+        probs: probabilities [N, C]. Float32 ones may round a small probability to 0, which makes the result
+            infinite; ``apply_temperature(logits, 1.0)`` keeps them.
+        labels: [N], in [0, C).
+
+    Raises:
+        UserError: no samples, a shape that does not fit, or a bad value with its row.
+
+    >>> round(negative_log_likelihood(np.array([[0.5, 0.5], [0.25, 0.75]]), np.array([0, 1])), 4)
+    0.4904
+    """
+    return float(log_losses(probs, labels).mean())
+
+
+def brier_score(probs: Float[Any, "samples classes"], labels: Integer[Any, "samples"]) -> float:
+    """Mean of ``sum_c (p_c - y_c)²``, y being the one-hot label (Brier, 1950): in [0, 2], lower is better.
+
+    Args and errors as in :func:`negative_log_likelihood`. For two classes it is twice the score of the positive
+    class alone, which some libraries give.
+
+    >>> brier_score(np.array([[0.5, 0.5], [1.0, 0.0]]), np.array([0, 1]))
+    1.25
+    """
+    return float(brier_losses(probs, labels).mean())
+
+
+def top_k_error(probs: Float[Any, "samples classes"], labels: Integer[Any, "samples"], k: int = 1) -> float:
+    """Share of samples whose label is not among the k most probable classes; equal ones rank by class number.
+
+    Args:
+        probs: probabilities [N, C].
+        labels: [N], in [0, C).
+        k: in [1, C].
+
+    Raises:
+        UserError: k outside [1, C], or see :func:`negative_log_likelihood`.
+
+    >>> top_k_error(np.array([[0.5, 0.3, 0.2], [0.1, 0.3, 0.6]]), np.array([1, 2]), k=1)
+    0.5
+    """
+    return float(1 - _among_top(probs, labels, k).mean())
+
+
+def accuracy(probs: Float[Any, "samples classes"], labels: Integer[Any, "samples"]) -> float:
+    """Share of samples whose most probable class is the label: ``1 - top_k_error(probs, labels, 1)``.
+
+    >>> accuracy(np.array([[0.5, 0.3, 0.2], [0.1, 0.3, 0.6]]), np.array([1, 2]))
+    0.5
+    """
+    return float(_among_top(probs, labels, 1).mean())
+
+
+def _among_top(probs: Any, labels: Any, k: int) -> Bool[np.ndarray, "samples"]:
+    """Whether each label is among the k most probable classes, [N]."""
+    probs = checked_probs(probs)[0]
+    labels = checked_labels(labels, *probs.shape)
+    if not 1 <= k <= probs.shape[1]:
+        raise UserError(f"k must lie in [1, {probs.shape[1]}], the number of classes: got {k}")
+    of_label = probs[np.arange(len(labels)), labels][:, None]
+    before = (probs == of_label) & (np.arange(probs.shape[1]) < labels[:, None])
+    return ((probs > of_label) | before).sum(1) < k
+
+
+def log_losses(probs: Any, labels: Any) -> Float[np.ndarray, "samples"]:
+    """``-log p(label)`` of each sample, [N]; infinite where that is 0. Errors as in :func:`top_k_error`."""
+    probs = checked_probs(probs)[0]
+    labels = checked_labels(labels, *probs.shape)
+    with np.errstate(divide="ignore"):
+        return -np.log(probs[np.arange(len(labels)), labels].astype(np.float64))
+
+
+def brier_losses(probs: Any, labels: Any) -> Float[np.ndarray, "samples"]:
+    """``sum_c (p_c - y_c)²`` of each sample, [N]. Errors as in :func:`top_k_error`."""
+    probs = checked_probs(probs)[0].astype(np.float64)
+    labels = checked_labels(labels, *probs.shape)
+    of_label = probs[np.arange(len(labels)), labels]
+    return np.einsum("nc,nc->n", probs, probs) - 2 * of_label + 1
+
+
+def check_binning(bins: int, scheme: str) -> None:
+    """Refuse a number of bins below 1 and a scheme that does not exist."""
+    if bins < 1:
+        raise UserError(f"bins must be at least 1: got {bins}")
+    if scheme not in get_args(Scheme):
+        raise UserError(f"scheme must be one of {', '.join(get_args(Scheme))}: got {scheme!r}")
+
+
+def _edges(judged: Judged, bins: int, scheme: Scheme) -> Float[np.ndarray, "edges"]:
+    """Rising cuts, ``bins + 1`` of them."""
+    check_binning(bins, scheme)
+    if scheme == "equal_width":
+        return np.arange(bins + 1) / bins
+    rank = -(-np.arange(1, bins + 1) * len(judged.confidence) // bins)
+    return np.append(0.0, np.sort(judged.confidence)[rank - 1])
+
+
+def _folded_normal_mean(mean: float, spread: float) -> float:
+    """Mean of ``|x|`` for x drawn from Normal(mean, spread²), mean ≥ 0."""
+    if spread == 0:
+        return mean
+    ratio = mean / spread
+    return spread * sqrt(2 / pi) * exp(-(ratio**2) / 2) + mean * erf(ratio / sqrt(2))

@@ -1,0 +1,178 @@
+"""``torchmetrics.Metric`` classes of the functions in :mod:`retarget.metrics.calibration`.
+
+They log from a Lightning module, join a ``MetricCollection`` and agree over processes: states are lists of one number
+a sample, concatenated in rank order, and ``compute`` calls the function itself. What is refused is refused in
+``update``, with the row of the batch. Every update copies its batch to the host.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Integer
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities.data import dim_zero_cat
+
+from retarget.metrics import _ranking, calibration
+from retarget.metrics._inputs import Judged, judge
+from retarget.metrics._temperature import softmax
+
+
+class _SampleMetric(Metric):
+    """Metric whose states are lists of one number a sample.
+
+    States are float64 (float32 on MPS, which has no other), and so is the metric's own dtype, because torchmetrics
+    lets a process without samples send an empty state of that dtype.
+    """
+
+    is_differentiable = False
+    higher_is_better = False
+    full_state_update = False
+
+    def __init__(self, states: tuple[str, ...], logits: bool, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.set_dtype(torch.float64)
+        self.logits = logits
+        for name in states:
+            self.add_state(name, default=[], dist_reduce_fx="cat")
+
+    def _probs(self, preds: Tensor) -> Any:
+        return softmax(preds) if self.logits else preds
+
+    def _remember(self, **values: np.ndarray) -> None:
+        for name, value in values.items():
+            getattr(self, name).append(self._tensor(value))
+
+    def _seen(self, name: str) -> np.ndarray:
+        state = getattr(self, name)
+        return dim_zero_cat(state).double().cpu().numpy() if len(state) else np.zeros(0)
+
+    def _tensor(self, value: np.ndarray | float) -> Tensor:
+        dtype = torch.float32 if self.device.type == "mps" else torch.float64
+        return torch.as_tensor(value, dtype=dtype).to(self.device)
+
+
+class _ConfidenceMetric(_SampleMetric):
+    """A function of confidence and correctness."""
+
+    def __init__(self, function: Callable[..., float], logits: bool, **kwargs: Any) -> None:
+        super().__init__(("confidence", "correct"), logits, **kwargs)
+        self._function = function
+
+    def update(self, preds: Float[Tensor, "batch classes"], target: Integer[Tensor, "batch"]) -> None:
+        """Add a batch of probabilities, or of logits if ``logits`` was set, and its labels."""
+        judged: Judged = judge(self._probs(preds), target)
+        self._remember(confidence=judged.confidence, correct=judged.correct)
+
+    def compute(self) -> Float[Tensor, ""]:
+        """The value over all samples of all processes."""
+        return self._tensor(self._function(self._seen("confidence"), self._seen("correct") == 1))
+
+
+class _LossMetric(_SampleMetric):
+    """A mean of one loss a sample."""
+
+    def __init__(self, losses: Callable[..., np.ndarray], logits: bool, **kwargs: Any) -> None:
+        super().__init__(("losses",), logits, **kwargs)
+        self._losses = losses
+
+    def update(self, preds: Float[Tensor, "batch classes"], target: Integer[Tensor, "batch"]) -> None:
+        """Add a batch of probabilities, or of logits if ``logits`` was set, and its labels."""
+        self._remember(losses=self._losses(self._probs(preds), target))
+
+    def compute(self) -> Float[Tensor, ""]:
+        """The mean over all samples of all processes; NaN if there are none."""
+        losses = self._seen("losses")
+        return self._tensor(losses.mean() if len(losses) else np.nan)
+
+
+class CalibrationErrorMetric(_ConfidenceMetric):
+    """Metric of :func:`~retarget.metrics.expected_calibration_error`; same settings.
+
+    Args:
+        bins: number of bins.
+        scheme: ``"equal_width"`` or ``"equal_mass"``.
+        debiased: subtract the estimated bias.
+        logits: whether ``update`` is given logits; else probabilities.
+        kwargs: of ``torchmetrics.Metric``.
+
+    >>> metric = CalibrationErrorMetric()
+    >>> metric.update(torch.tensor([[0.8, 0.2], [0.3, 0.7]]), torch.tensor([0, 1]))
+    >>> round(metric.compute().item(), 4)
+    0.25
+    """
+
+    def __init__(
+        self,
+        bins: int = 10,
+        scheme: calibration.Scheme = "equal_width",
+        debiased: bool = False,
+        logits: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(calibration.expected_calibration_error, logits, **kwargs)
+        calibration.check_binning(bins, scheme)
+        self.bins, self.scheme, self.debiased = bins, scheme, debiased
+
+    def compute(self) -> Float[Tensor, ""]:
+        """The value over all samples of all processes."""
+        confidence, correct = self._seen("confidence"), self._seen("correct") == 1
+        return self._tensor(self._function(confidence, correct, self.bins, self.scheme, self.debiased))
+
+
+class AreaUnderRiskCoverage(_ConfidenceMetric):
+    """Metric of :func:`~retarget.metrics.aurc`; ties are ordered by rank, then by arrival.
+
+    >>> metric = AreaUnderRiskCoverage()
+    >>> metric.update(torch.tensor([[0.9, 0.1], [0.2, 0.8]]), torch.tensor([0, 0]))
+    >>> metric.compute().item()
+    0.25
+    """
+
+    def __init__(self, logits: bool = False, **kwargs: Any) -> None:
+        super().__init__(_ranking.aurc, logits, **kwargs)
+
+
+class ExcessAreaUnderRiskCoverage(_ConfidenceMetric):
+    """Metric of :func:`~retarget.metrics.excess_aurc`; ties are ordered by rank, then by arrival."""
+
+    def __init__(self, logits: bool = False, **kwargs: Any) -> None:
+        super().__init__(_ranking.excess_aurc, logits, **kwargs)
+
+
+class AreaUnderGeneralisedRiskCoverage(_ConfidenceMetric):
+    """Metric of :func:`~retarget.metrics.augrc`."""
+
+    def __init__(self, logits: bool = False, **kwargs: Any) -> None:
+        super().__init__(_ranking.augrc, logits, **kwargs)
+
+
+class FailureDetectionMetric(_ConfidenceMetric):
+    """Metric of :func:`~retarget.metrics.failure_auroc`; NaN where there is no error, or nothing else."""
+
+    higher_is_better = True
+
+    def __init__(self, logits: bool = False, **kwargs: Any) -> None:
+        super().__init__(_ranking.failure_auroc, logits, **kwargs)
+
+
+class LogLikelihoodMetric(_LossMetric):
+    """Metric of :func:`~retarget.metrics.negative_log_likelihood`.
+
+    >>> metric = LogLikelihoodMetric(logits=True)
+    >>> metric.update(torch.zeros(1, 2), torch.tensor([0]))
+    >>> round(metric.compute().item(), 4)
+    0.6931
+    """
+
+    def __init__(self, logits: bool = False, **kwargs: Any) -> None:
+        super().__init__(calibration.log_losses, logits, **kwargs)
+
+
+class BrierMetric(_LossMetric):
+    """Metric of :func:`~retarget.metrics.brier_score`."""
+
+    def __init__(self, logits: bool = False, **kwargs: Any) -> None:
+        super().__init__(calibration.brier_losses, logits, **kwargs)
