@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))  # benchmarks/ is no part of the package
+sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks/ is no part of the package
 
 from benchmarks._pairs import Pairs, figure, interleaved
 
@@ -44,7 +43,11 @@ def test_a_reach_that_cannot_be_read_is_refused():
 
 def test_an_unknown_benchmark_is_refused_with_those_that_exist():
     run = subprocess.run(
-        [sys.executable, "-m", "benchmarks", "nonsense"], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "benchmarks", "nonsense"],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert run.returncode == 2
     assert "there is no benchmark 'nonsense': choose from metrics" in run.stderr
