@@ -29,12 +29,14 @@ def main() -> None:
 
 
 def hardware() -> str:
-    """Processor, number of CPUs, threads, GPU if torch is loaded and sees one, Python."""
+    """Processor, CPUs and what else they were doing, threads, GPU if torch is loaded and sees one, Python."""
     processor = platform.processor() or platform.machine()
     if (cpuinfo := Path("/proc/cpuinfo")).exists():
         models = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
         processor = models[0] if models else processor
     parts = [processor, f"{os.cpu_count()} CPUs"]
+    if hasattr(os, "getloadavg"):
+        parts.append(f"load {os.getloadavg()[0]:.1f}")  # above the number of CPUs, times are longer than they need be
     if torch := sys.modules.get("torch"):
         parts.append(f"{torch.get_num_threads()} torch threads")
         if torch.cuda.is_available():

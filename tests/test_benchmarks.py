@@ -42,12 +42,7 @@ def test_a_reach_that_cannot_be_read_is_refused():
 
 
 def test_an_unknown_benchmark_is_refused_with_those_that_exist():
-    run = subprocess.run(
-        [sys.executable, "-m", "benchmarks", "nonsense"],
-        cwd=Path(__file__).parents[1],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = [sys.executable, "-m", "benchmarks", "nonsense"]
+    run = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
     assert run.returncode == 2
     assert "there is no benchmark 'nonsense': choose from metrics" in run.stderr
