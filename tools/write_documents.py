@@ -1,0 +1,171 @@
+"""Write what no person types: the map of the tree and the result tables in README.md and the method cards.
+
+    python tools/write_documents.py            # write
+    python tools/write_documents.py --check    # exit 1 where a document is not what this would write
+
+A document marks the places: ``<!-- map -->`` ... ``<!-- end of map -->``, and ``<!-- results: NAME -->`` ...
+``<!-- end of results -->``, filled from ``results/NAME/summary.json`` and ``study.json``.
+"""
+
+import ast
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+SIGNS = {"holds": "✔ holds", "does not hold": "✘ does not hold", "not enough evidence": "? not enough evidence"}
+
+
+def main() -> int:
+    """Write or check every document; the exit code."""
+    check = "--check" in sys.argv[1:]
+    stale = []
+    for path in [ROOT / "README.md", *sorted((ROOT / "src").rglob("README.md"))]:
+        old = path.read_text(encoding="utf-8")
+        new = _between(old, "map", "map", lambda _: tree())
+        new = _between(new, r"results: (?P<name>[\w-]+)", "results", lambda found: results(found["name"]))
+        if new != old and check:
+            stale.append(str(path.relative_to(ROOT)))
+        elif new != old:
+            path.write_text(new, encoding="utf-8")
+    for name in stale:
+        print(f"{name} is not up to date: run `make documents`", file=sys.stderr)
+    return bool(stale)
+
+
+def tree() -> str:
+    """The package, one line a file: the first sentence of each module's docstring."""
+    lines = ["```", "src/retarget/"]
+    package = ROOT / "src" / "retarget"
+    for path in _walk(package):
+        depth = len(path.relative_to(package).parts)
+        name = path.name + "/" * path.is_dir()
+        lines.append(f"{'  ' * depth}{name}".ljust(30) + _says(path / "__init__.py" if path.is_dir() else path))
+    for path, says in _beside():
+        lines.append(path.ljust(30) + says)
+    return "\n".join(line.rstrip() for line in [*lines, "```"])
+
+
+def results(name: str) -> str:
+    """Claims and metrics of a recorded study, with commit, seeds and hardware."""
+    folder = ROOT / "results" / name
+    if not (folder / "summary.json").exists():
+        return "Nothing recorded yet."
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    study = json.loads((folder / "study.json").read_text(encoding="utf-8"))
+    plan = study["plan"]
+    parts = [
+        f"{plan['title']}, preset `{summary['preset']}`: {plan['question']}",
+        _claims(summary, plan),
+        *(_metrics(condition, summary, plan) for condition in summary["conditions"]),
+        _provenance(study, summary),
+    ]
+    return "\n\n".join(parts)
+
+
+def _claims(summary: dict[str, Any], plan: dict[str, Any]) -> str:
+    decimals = {metric["name"]: metric["decimals"] for metric in plan["metrics"]}
+    labels = {metric["name"]: metric["label"] for metric in plan["metrics"]}
+    arms = {arm["name"]: arm["label"] for arm in plan["arms"]}
+    rows = ["| claim | compared | difference [interval] | seeds | here |", "|---|---|---|---|---|"]
+    for claim in summary["claims"]:
+        compared = " − ".join(arms.get(arm, arm) for arm in claim["arms"])
+        compared += f", {labels.get(claim['metric'], claim['metric'])}"
+        places = decimals.get(claim["metric"], 2)
+        rows.append(
+            f"| {claim['sentence']} | {compared} | {_difference(claim, places)} | {claim['n'] or '–'} | "
+            f"{SIGNS.get(claim['verdict'], '– ' + claim['verdict'])} |"
+        )
+    return "\n".join(rows)
+
+
+def _difference(claim: dict[str, Any], places: int) -> str:
+    if claim["estimate"] is None:
+        return "–"
+    text = f"{claim['estimate']:+.{places}f}{_unit(claim['unit'])}"
+    if claim["interval"]:
+        low, high = claim["interval"]
+        text += f" [{low:+.{places}f}, {high:+.{places}f}]"
+    return text
+
+
+def _metrics(condition: str, summary: dict[str, Any], plan: dict[str, Any]) -> str:
+    arms = summary["conditions"][condition]
+    labels = {arm["name"]: arm["label"] for arm in plan["arms"]}
+    shown = [m for m in plan["metrics"] if any(_measured(arms[arm].get(m["name"])) for arm in arms)]
+    judged = {claim[key] for claim in plan["claims"] for key in ("metric", "shown")}
+    shown = [m for m in shown if m["name"] in judged or not plan["claims"]]
+    rows = [
+        "| arm | seeds | " + " | ".join(f"{m['label']}{_unit(m['unit'])}" for m in shown) + " |",
+        "|---" * (len(shown) + 2) + "|",
+    ]
+    for arm, values in arms.items():
+        seeds = max((sum(v is not None for v in one["values"]) for one in values.values()), default=0)
+        if seeds:
+            cells = [_cell(values.get(m["name"]), m["decimals"]) for m in shown]
+            rows.append(f"| {labels.get(arm, arm)} | {seeds} | " + " | ".join(cells) + " |")
+    name = next((c["label"] for c in plan["conditions"] if c["name"] == condition), "") or condition
+    return f"{name}, mean ± sd over seeds:\n\n" + "\n".join(rows)
+
+
+def _measured(value: dict[str, Any] | None) -> bool:
+    return bool(value) and value["mean"] is not None
+
+
+def _cell(value: dict[str, Any] | None, decimals: int) -> str:
+    if value is None or value["mean"] is None:
+        return "–"
+    spread = "" if value["sd"] is None else f" ± {value['sd']:.{decimals}f}"
+    return f"{value['mean']:.{decimals}f}{spread}"
+
+
+def _provenance(study: dict[str, Any], summary: dict[str, Any]) -> str:
+    commit, hardware = study["commit"], study["hardware"]
+    where = f"commit {commit['hash'][:10]}{' with local changes' * commit['dirty']}" if commit else "no commit"
+    gpus = ", ".join(hardware["gpus"]) or "no GPU"
+    return (
+        f"Made by `{study['command']}` at {where}, seeds {', '.join(map(str, summary['seeds']))}, on "
+        f"{hardware['cores']} cores of {hardware['cpu']}, {gpus}; torch {study['versions'].get('torch', '?')}."
+    )
+
+
+def _unit(unit: str) -> str:
+    return f" {unit}" if unit else ""
+
+
+def _between(text: str, opening: str, closing: str, write: Any) -> str:
+    """Replace what stands between two markers."""
+    pattern = re.compile(rf"(?P<open><!-- {opening} -->\n)(?P<old>.*?)(?P<close><!-- end of {closing} -->)", re.DOTALL)
+    return pattern.sub(lambda found: f"{found['open']}{write(found)}\n{found['close']}", text)
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    files = [path for path in folder.iterdir() if path.suffix == ".py" and not path.name.startswith("__init__")]
+    for path in sorted(files):
+        if path.name != "__main__.py":
+            yield path
+    for path in sorted(folder.iterdir()):
+        if (path / "__init__.py").exists():
+            yield path
+            yield from _walk(path)
+
+
+def _says(path: Path) -> str:
+    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    first = " ".join(text.partition("\n\n")[0].split())
+    return first.partition(". ")[0].rstrip(".")
+
+
+def _beside() -> Iterator[tuple[str, str]]:
+    yield "benchmarks/", "every speed figure as a ratio to its peer; make bench"
+    yield "examples/", "one runnable file a way to plug in"
+    yield "results/", "recorded studies that the tables above are generated from"
+    yield "tests/", "mirrors src/; make test"
+    yield "tools/", "write_documents.py fills this map and the result tables; make documents"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
