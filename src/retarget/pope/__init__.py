@@ -1,4 +1,4 @@
-"""POPE: put the beginning of an oracle solution into the prompt of problems that never give a reward (Qu et al. 2026)."""
+"""POPE: begin problems that never give a reward with a piece of an oracle solution, in the prompt (Qu et al. 2026)."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

@@ -124,26 +124,23 @@ def cut_points(solution: str, cuts: int = 4, cap: float = 0.25, unit: Unit = "se
 def statements(problem: Problem) -> list[tuple[int, int]]:
     """Stretches of the solution that state the final answer.
 
-    A sentence with an answer marker (``####``, ``\\boxed``, "the answer is") and the answer behind the marker, and the
-    last sentence in which the answer occurs, with the sentences just before it that hold it too.
+    Sentences with an answer marker (``####``, ``\\boxed``, "the answer is") and the answer behind the marker, and a
+    sentence with the answer just before the first of them; without a marker, the last sentence with the answer.
     """
     text, answer = problem.solution, problem.answer
     edges = [0, *boundaries(text, "sentence"), len(text)]
-    found = []
+    stating: set[int] = set()
     for marker in _MARKER.finditer(text):
         sentence = bisect_right(edges, marker.start()) - 1
         # "The answer is" may stand on one line and the answer on the next.
-        stop = edges[min(sentence + 2, len(edges) - 1)]
-        if _says(text[marker.end() : stop], answer):
-            found.append((edges[sentence], edges[sentence + 1]))
-    places = list(find_answer(text, answer))
-    if places:
-        holding = {bisect_right(edges, place) - 1 for place in places}
-        sentence = max(holding)
-        while sentence in holding:
-            found.append((edges[sentence], edges[sentence + 1]))
-            sentence -= 1
-    return sorted(set(found))
+        if _says(text[marker.end() : edges[min(sentence + 2, len(edges) - 1)]], answer):
+            stating.add(sentence)
+    holding = {bisect_right(edges, place) - 1 for place in find_answer(text, answer)}
+    if stating and min(stating) - 1 in holding:
+        stating.add(min(stating) - 1)
+    elif not stating and holding:
+        stating.add(max(holding))
+    return [(edges[sentence], edges[sentence + 1]) for sentence in sorted(stating)]
 
 
 def leak(problem: Problem, end: int) -> Leak | None:

@@ -1,0 +1,35 @@
+"""Engines: this process (local.py), any OpenAI-compatible server (server.py), vLLM (vllm.py)."""
+
+from pathlib import Path
+from typing import Any
+
+from retarget.errors import UserError
+from retarget.pope.rollouts import Engine
+
+
+def open_engine(spec: str, **options: Any) -> Engine:
+    """An engine by name.
+
+    Args:
+        spec: ``http://HOST:PORT/v1`` or ``https://...`` for a server, ``vllm:MODEL``, or a model's name or path for
+            transformers in this process.
+        options: of the engine's class; a server needs ``model``.
+
+    Raises:
+        UserError: a path that holds no model, or a server without ``model``.
+    """
+    if spec.startswith(("http://", "https://")):
+        from retarget.pope.engines.server import ServerEngine
+
+        if "model" not in options:
+            raise UserError(f"the server {spec} needs the name of the model that it serves: --model NAME")
+        return ServerEngine(spec, **options)
+    if spec.startswith("vllm:"):
+        from retarget.pope.engines.vllm import VLLMEngine
+
+        return VLLMEngine(spec.removeprefix("vllm:"), **options)
+    if spec.startswith((".", "/")) and not (Path(spec) / "config.json").exists():
+        raise UserError(f"{spec}: no model there (no config.json)")
+    from retarget.pope.engines.local import TransformersEngine
+
+    return TransformersEngine.load(spec, **options)

@@ -1,0 +1,93 @@
+"""The transformers engine: generate in this process, on the CPU or a GPU."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+
+from retarget.errors import UserError
+from retarget.pope.prompts import Prompt
+from retarget.pope.rollouts import Rollout, Sampling
+
+
+class TransformersEngine:
+    """Samples with ``model.generate``.
+
+    Each prompt is a unit of its own with its own seed, its n rollouts in rows of one batch that shares the prompt's
+    length: nothing is padded, and what one prompt gives does not depend on the others.
+
+    Args:
+        model: a causal language model; put into evaluation mode while it samples.
+        tokenizer: its tokenizer; messages need one with a chat template.
+        batch_size: rows of one call of ``generate``; decides the rollouts together with the seed.
+        name: identifies the model in journals.
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: PreTrainedTokenizerBase, *, batch_size: int = 64, name: str = "model"
+    ) -> None:
+        self.model, self.tokenizer, self.batch_size, self.name = model, tokenizer, batch_size, name
+        ends: Any = model.generation_config.eos_token_id
+        own: Any = tokenizer.eos_token_id
+        self._ends: set[int] = {own, *(ends if isinstance(ends, list) else [ends])} - {None}
+
+    @classmethod
+    def load(
+        cls, model: str, *, batch_size: int = 64, dtype: str = "auto", device: str | None = None
+    ) -> "TransformersEngine":
+        """Load a model and its tokenizer by name or path; the GPU is used where there is one."""
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        network: Any = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
+        return cls(network.to(device), AutoTokenizer.from_pretrained(model), batch_size=batch_size, name=model)
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Token ids of a prompt, through the chat template where it is a list of messages.
+
+        Raises:
+            UserError: messages, and the tokenizer has no chat template.
+        """
+        tokenizer: Any = self.tokenizer
+        if isinstance(prompt, str):
+            return tokenizer(prompt)["input_ids"]
+        if tokenizer.chat_template is None:
+            raise UserError(f"{self.name} has no chat template: use plain prompts (--no-chat)")
+        return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=True)[
+            "input_ids"
+        ]
+
+    @torch.no_grad()
+    def sample(self, prompts: Sequence[Prompt], n: int, params: Sampling) -> list[list[Rollout]]:
+        """n rollouts of each prompt; see :class:`retarget.pope.rollouts.Engine`."""
+        training = self.model.training
+        self.model.eval()
+        devices = [self.model.device] if self.model.device.type == "cuda" else []
+        try:
+            with torch.random.fork_rng(devices=devices):
+                return [self._one(prompt, n, params) for prompt in prompts]
+        finally:
+            self.model.train(training)
+
+    def _one(self, prompt: Prompt, n: int, params: Sampling) -> list[Rollout]:
+        ids = torch.tensor([self.encode(prompt)], device=self.model.device)
+        torch.manual_seed(params.unit_seed(prompt))
+        sampled = params.temperature > 0
+        choice = dict(temperature=params.temperature, top_p=params.top_p, top_k=params.top_k) if sampled else {}
+        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
+        config = GenerationConfig(
+            max_new_tokens=params.max_tokens, do_sample=sampled, pad_token_id=pad, eos_token_id=sorted(self._ends),
+            bos_token_id=self.tokenizer.bos_token_id, **choice,
+        )  # fmt: skip
+        rollouts: list[Rollout] = []
+        while len(rollouts) < n:
+            rows = min(self.batch_size, n - len(rollouts))
+            batch = ids.expand(rows, -1)
+            out = self.model.generate(input_ids=batch, attention_mask=torch.ones_like(batch), generation_config=config)
+            rollouts += [self._rollout(row, params.max_tokens) for row in out[:, ids.shape[1] :].tolist()]
+        return rollouts
+
+    def _rollout(self, row: list[int], budget: int) -> Rollout:
+        stop = next((at for at, token in enumerate(row) if token in self._ends), None)
+        kept = row if stop is None else row[:stop]
+        text: Any = self.tokenizer.decode(kept, skip_special_tokens=True)
+        return Rollout(text, len(kept) + (stop is not None), stop is None and len(row) >= budget)

@@ -1,0 +1,39 @@
+"""The vLLM engine, for GPUs: ``pip install 'retarget[vllm]'``."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from retarget.extras import require
+from retarget.pope.prompts import Prompt
+from retarget.pope.rollouts import Rollout, Sampling
+
+
+class VLLMEngine:
+    """Samples with vLLM in this process; all prompts go in at once, each with its own seed.
+
+    Args:
+        model: name or path.
+        options: of ``vllm.LLM`` (``tensor_parallel_size``, ``max_model_len``, ...).
+    """
+
+    def __init__(self, model: str, **options: Any) -> None:
+        self._vllm = require("vllm", "vllm")
+        self.name = model
+        self._llm = self._vllm.LLM(model=model, **options)
+
+    def sample(self, prompts: Sequence[Prompt], n: int, params: Sampling) -> list[list[Rollout]]:
+        """n rollouts of each prompt; see :class:`retarget.pope.rollouts.Engine`."""
+        settings = [
+            self._vllm.SamplingParams(
+                n=n, max_tokens=params.max_tokens, temperature=params.temperature, top_p=params.top_p,
+                top_k=params.top_k or -1, seed=params.unit_seed(prompt),
+            )
+            for prompt in prompts
+        ]  # fmt: skip
+        chat = bool(prompts) and not isinstance(prompts[0], str)
+        call = self._llm.chat if chat else self._llm.generate
+        outputs = call(list(prompts), settings, use_tqdm=False)
+        return [
+            [Rollout(one.text, len(one.token_ids), one.finish_reason == "length") for one in output.outputs]
+            for output in outputs
+        ]

@@ -1,0 +1,217 @@
+"""Which problems are hard: 0 of k rollouts correct, and for no other reason than that they are hard."""
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from retarget.errors import UserError
+from retarget.pope.grading import Grader, rejected_solutions
+from retarget.pope.journal import Journal
+from retarget.pope.problems import Problem
+from retarget.pope.prompts import Prompt, Prompts
+from retarget.pope.rollouts import Engine, Sampling
+from retarget.pope.rounds import Item, Progress, Unit, run_rounds
+from retarget.study.config import fingerprint
+
+Kind = Literal["solved", "hard", "truncated", "unparsed", "suspect", "broken"]
+KINDS: tuple[Kind, ...] = ("solved", "hard", "truncated", "unparsed", "suspect", "broken")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What mining found out about one problem.
+
+    Attributes:
+        kind: ``solved`` at least once; ``hard``; or 0 of k for another reason: most rollouts ``truncated`` or
+            ``unparsed`` (no final answer found), or ``suspect`` (most extracted answers agree with each other and not
+            with the gold one: perhaps the label is wrong); or ``broken`` (the grader does not accept the problem's
+            own solution; never sampled).
+        n, correct, tokens: rollouts, successes, generated tokens.
+        answers: the most frequent final answers.
+        example: one rollout, or the solution of a broken problem.
+    """
+
+    problem: Problem
+    kind: Kind
+    n: int = 0
+    correct: int = 0
+    truncated: int = 0
+    unparsed: int = 0
+    failed: int = 0
+    tokens: int = 0
+    answers: dict[str, int] = field(default_factory=dict)
+    example: str = ""
+
+    @property
+    def rate(self) -> float:
+        """Successes over rollouts: the unbiased pass@1 where every problem got its k rollouts."""
+        return self.correct / self.n if self.n else math.nan
+
+    def interval(self, level: float = 0.95) -> tuple[float, float]:
+        """Wilson's interval for the pass rate."""
+        return wilson(self.correct, self.n, level)
+
+    def to_json(self) -> dict[str, Any]:
+        """A record for a results file."""
+        low, high = self.interval()
+        return {
+            "id": self.problem.id, "kind": self.kind, "n": self.n, "correct": self.correct,
+            "wilson": [round(low, 6), round(high, 6)], "truncated": self.truncated, "unparsed": self.unparsed,
+            "failed": self.failed, "tokens": self.tokens, "answers": self.answers, "example": self.example,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Mined:
+    """The outcomes of all problems, in their order. Iterating gives the hard problems."""
+
+    outcomes: list[Outcome]
+    accepted: tuple[Kind, ...] = ("hard",)
+
+    @property
+    def hard(self) -> list[Problem]:
+        """Problems of the accepted kinds: what the prefix search goes on with."""
+        return [one.problem for one in self.outcomes if one.kind in self.accepted]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of problems of each kind."""
+        counted = Counter(one.kind for one in self.outcomes)
+        return {kind: counted[kind] for kind in KINDS}
+
+    @property
+    def rollouts(self) -> int:
+        """Rollouts in all."""
+        return sum(one.n for one in self.outcomes)
+
+    @property
+    def tokens(self) -> int:
+        """Generated tokens in all."""
+        return sum(one.tokens for one in self.outcomes)
+
+    def __iter__(self) -> Iterator[Problem]:
+        return iter(self.hard)
+
+    def __len__(self) -> int:
+        return len(self.hard)
+
+
+def mine(
+    problems: Sequence[Problem],
+    engine: Engine,
+    k: int = 128,
+    *,
+    grader: Grader | None = None,
+    prompts: Prompts | None = None,
+    params: Sampling | None = None,
+    chunk: int = 16,
+    stop_at_success: bool = True,
+    journal: Path | None = None,
+    batch: int = 16,
+    accepted: tuple[Kind, ...] = ("hard",),
+    progress: Progress | None = None,
+) -> Mined:
+    """Sample every problem k times, unguided, and tell which are never solved.
+
+    Args:
+        problems: with their solutions, which the grader must accept first (those without one are sampled anyhow).
+        engine: samples the model that is to be trained.
+        k: rollouts a problem: 128 in the paper. 0 of 128 leaves a true rate of up to 2.3 % (95 %, exact).
+        grader: default math-verify in a worker process.
+        prompts: default the package's templates.
+        params: how to sample; its seed, with each prompt, decides the rollouts.
+        chunk: rollouts of one unit of work; k is a multiple of it.
+        stop_at_success: ask only "hard or not": no further chunk after a success. Off, for pass rates.
+        journal: file of finished units; a killed run goes on from it. None keeps nothing.
+        batch: problems in one call of the engine.
+        accepted: kinds that go on to the prefix search.
+        progress: see :data:`retarget.pope.rounds.Progress`.
+
+    Raises:
+        UserError: k is not a multiple of the chunk, ids occur twice, or the journal belongs to other work.
+    """
+    grader, prompts, params = grader or Grader(), prompts or Prompts.load(), params or Sampling()
+    if k < 1 or chunk < 1 or k % chunk:
+        raise UserError(f"k must be a multiple of the chunk: {k} rollouts in chunks of {chunk}")
+    if len({problem.id for problem in problems}) < len(problems):
+        raise UserError("problems with the same id cannot be mined together")
+    broken = {problem.id for problem, _ in rejected_solutions(problems, grader)}
+    items = [Item(problem) for problem in problems if problem.id not in broken]
+    asked = {item.problem.id: prompts.without_prefix(item.problem.prompt) for item in items}
+    header = {
+        "verb": "mine", "model": engine.name, "k": k, "chunk": chunk, "stop_at_success": stop_at_success,
+        "grader": grader.spec, "sampling": params.model_dump(mode="json"),
+        "problems": fingerprint([[one.problem.id, one.problem.answer, asked[one.problem.id]] for one in items]),
+    }  # fmt: skip
+
+    def next_unit(item: Item) -> Unit | None:
+        done = len(item.records)
+        if done * chunk >= k or (stop_at_success and any(record["correct"] for record in item.records)):
+            return None
+        return Unit(_prompt(asked, item), chunk, done, {"chunk": done})
+
+    with Journal(journal, header) as book:
+        run_rounds(items, next_unit, engine, grader, book, params, batch=batch, progress=progress)
+    found = {item.problem.id: _outcome(item) for item in items}
+    outcomes = [found.get(p.id) or Outcome(p, "broken", example=p.solution) for p in problems]
+    return Mined(outcomes, accepted)
+
+
+def wilson(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval of a rate.
+
+    >>> [round(bound, 4) for bound in wilson(0, 128)]
+    [0.0, 0.0291]
+    """
+    from statistics import NormalDist
+
+    if n == 0:
+        return 0.0, 1.0
+    z = NormalDist().inv_cdf(0.5 + level / 2)
+    rate, scale = successes / n, 1 + z * z / n
+    middle = (rate + z * z / (2 * n)) / scale
+    half = z / scale * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def graduates(before: Mined, now: Mined) -> list[Problem]:
+    """Problems that were hard and that a later model solves: they may leave the hard set."""
+    solved = {one.problem.id for one in now.outcomes if one.kind == "solved"}
+    return [problem for problem in before.hard if problem.id in solved]
+
+
+def _prompt(asked: dict[str, Prompt], item: Item) -> Prompt:
+    return asked[item.problem.id]
+
+
+def _outcome(item: Item) -> Outcome:
+    records = item.records
+    total = {key: sum(record[key] for record in records) for key in
+             ("n", "correct", "truncated", "unparsed", "failed", "tokens")}  # fmt: skip
+    answers: Counter[str] = Counter()
+    for record in records:
+        answers.update(record["answers"])
+    example = next((one["example"] for one in records if one["correct"]), records[0]["example"] if records else "")
+    return Outcome(
+        item.problem, kind_of(total["n"], total["correct"], total["truncated"], total["unparsed"], answers),
+        answers=dict(answers.most_common(5)), example=example, **total,
+    )  # fmt: skip
+
+
+def kind_of(n: int, correct: int, truncated: int, unparsed: int, answers: Counter[str]) -> Kind:
+    """Why a problem was (not) solved; see :class:`Outcome`.
+
+    >>> kind_of(8, 0, 0, 0, Counter({"12": 6, "7": 2})), kind_of(8, 0, 5, 1, Counter())
+    ('suspect', 'truncated')
+    """
+    if correct:
+        return "solved"
+    if truncated > n / 2:
+        return "truncated"
+    if truncated + unparsed > n / 2:
+        return "unparsed"
+    commonest = max(answers.values(), default=0)
+    return "suspect" if commonest > (n - truncated - unparsed) / 2 else "hard"

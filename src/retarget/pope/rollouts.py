@@ -1,0 +1,83 @@
+"""Sample completions: what every engine answers to. Free of torch; the engines stand in engines/."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from pydantic import Field
+
+from retarget.pope.prompts import Prompt
+from retarget.study.config import Strict
+
+THINKING_ENDS = "</think>"
+
+
+class Sampling(Strict):
+    """How completions are drawn.
+
+    The defaults are the paper's for training rollouts (temperature 0.8); its evaluation adds top_p 0.95, top_k 50.
+
+    Attributes:
+        max_tokens: budget of one completion, thinking included. The paper mines at 32,768.
+        temperature: 0 is greedy.
+        top_p, top_k: 1 and 0 switch them off.
+        seed: with the prompt and ``chunk`` it decides the completions.
+        chunk: which chunk of a problem's rollouts this is.
+    """
+
+    max_tokens: int = Field(default=16384, ge=1)
+    temperature: float = Field(default=0.8, ge=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    top_k: int = Field(default=0, ge=0)
+    seed: int = 0
+    chunk: int = Field(default=0, ge=0)
+
+    def unit_seed(self, prompt: Prompt) -> int:
+        """Seed (31 bits) of one unit of work: one prompt and one chunk, whatever else is in the batch.
+
+        >>> Sampling().unit_seed("a") == Sampling().unit_seed("a") != Sampling(chunk=1).unit_seed("a")
+        True
+        """
+        text = json.dumps([self.seed, self.chunk, prompt], sort_keys=True)
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One completion.
+
+    Attributes:
+        text: without special tokens; a thinking block is part of it where the engine returns one.
+        tokens: tokens that were generated.
+        truncated: whether the budget ended it.
+    """
+
+    text: str
+    tokens: int
+    truncated: bool
+
+    @property
+    def answer_text(self) -> str:
+        """What follows the thinking block, or the whole text of a model that does not think.
+
+        >>> Rollout("<think>1</think> 2", 9, False).answer_text
+        ' 2'
+        """
+        return self.text.rpartition(THINKING_ENDS)[2]
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """Whatever samples completions.
+
+    ``sample(prompts, n, params)`` returns n rollouts for each prompt, in order. The rollouts of one prompt depend on
+    that prompt, ``params`` and ``n`` alone, so that a resumed run, which asks for other batches, samples the same.
+    """
+
+    name: str
+
+    def sample(self, prompts: Sequence[Prompt], n: int, params: Sampling) -> list[list[Rollout]]:
+        """n rollouts of each prompt."""
+        ...

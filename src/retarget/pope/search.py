@@ -1,0 +1,174 @@
+"""The shortest prefix of an oracle solution with which the model succeeds at least once."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from retarget.errors import UserError
+from retarget.pope.grading import Grader
+from retarget.pope.journal import Journal
+from retarget.pope.prefixes import Cut, Unit, bare_occurrences, cut_points, leak
+from retarget.pope.problems import Problem
+from retarget.pope.prompts import Prompts
+from retarget.pope.rollouts import Engine, Sampling
+from retarget.pope.rounds import Item, Progress, run_rounds
+from retarget.pope.rounds import Unit as Work
+from retarget.study.config import fingerprint
+
+Fallback = Literal["longest", "none"]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the search found for one problem.
+
+    Attributes:
+        prefix: the beginning of the solution to put into the prompt, None for none.
+        status: ``found`` (some rollout succeeded at this cut), ``fallback`` (none did at any: the longest), ``none``
+            (none did, and no fallback was wanted), ``no cut`` (no boundary before the cap, or all of them leak).
+        cut: where it was cut.
+        leaks: cuts that were refused because they state the answer.
+        bare: occurrences of the answer's token in the prefix; ``in_question``: it stands in the question already.
+        rollouts, tokens: cost of the search for this problem.
+        tried: for each cut its end, rollouts and successes. Because sampling stops at a success, these are no
+            estimate of a success rate.
+    """
+
+    problem: str
+    prefix: str | None
+    status: Literal["found", "fallback", "none", "no cut"]
+    cut: Cut | None
+    leaks: int
+    bare: int
+    in_question: bool
+    rollouts: int
+    tokens: int
+    tried: list[tuple[int, int, int]]
+
+    def to_json(self) -> dict[str, Any]:
+        """A record for a results file."""
+        cut = (
+            {"end": self.cut.end, "fraction": round(self.cut.fraction, 4), "unit": self.cut.unit} if self.cut else None
+        )
+        return {
+            "id": self.problem, "status": self.status, "prefix": self.prefix, "cut": cut, "leaks": self.leaks,
+            "bare": self.bare, "in_question": self.in_question, "rollouts": self.rollouts, "tokens": self.tokens,
+            "tried": [list(one) for one in self.tried],
+        }  # fmt: skip
+
+
+class Prefixes(Mapping[str, str]):
+    """Prefix of each problem by id (those that have one), with how it was found in ``found``."""
+
+    def __init__(self, found: list[Found]) -> None:
+        self.found = found
+        self._prefixes = {one.problem: one.prefix for one in found if one.prefix}
+
+    def __getitem__(self, problem: str) -> str:
+        return self._prefixes[problem]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._prefixes)
+
+    def __len__(self) -> int:
+        return len(self._prefixes)
+
+    @property
+    def rollouts(self) -> int:
+        """Rollouts that the search cost."""
+        return sum(one.rollouts for one in self.found)
+
+    @property
+    def tokens(self) -> int:
+        """Generated tokens that the search cost."""
+        return sum(one.tokens for one in self.found)
+
+
+def search_prefixes(
+    hard: Iterable[Problem],
+    engine: Engine,
+    cuts: int = 8,
+    k: int = 64,
+    *,
+    cap: float = 0.25,
+    unit: Unit = "sentence",
+    fallback: Fallback = "longest",
+    grader: Grader | None = None,
+    prompts: Prompts | None = None,
+    params: Sampling | None = None,
+    chunk: int = 16,
+    journal: Path | None = None,
+    batch: int = 16,
+    progress: Progress | None = None,
+) -> Prefixes:
+    """Try the cuts from the shortest on, up to k rollouts each, until one rollout succeeds.
+
+    The paper's i*(x): the shortest prefix with at least one correct guided completion, searched before training with
+    the base model, up to a quarter of the solution; where none works, that quarter. How many cuts and rollouts the
+    paper takes is not known. At a success rate of .04, 16 rollouts miss a helpful prefix half of the time, 64 miss 7 %.
+
+    Args:
+        hard: problems with solutions; what :func:`retarget.pope.mining.mine` returned.
+        engine: samples the model that is to be trained.
+        cuts: fractions tried, uniform up to the cap.
+        k: rollouts a cut, at most.
+        cap: longest prefix as a fraction of the solution.
+        unit: where a cut may stand.
+        fallback: what a problem gets for which no cut works: the ``longest`` or ``none``.
+        grader, prompts, params, chunk, journal, batch, progress: as in :func:`~retarget.pope.mining.mine`.
+
+    Raises:
+        UserError: k is not a multiple of the chunk, a problem has no solution, or the journal belongs to other work.
+    """
+    problems = list(hard)
+    grader, prompts, params = grader or Grader(), prompts or Prompts.load(), params or Sampling()
+    if k < 1 or chunk < 1 or k % chunk:
+        raise UserError(f"k must be a multiple of the chunk: {k} rollouts in chunks of {chunk}")
+    missing = [problem.id for problem in problems if not problem.solution.strip()]
+    if missing:
+        raise UserError(f"{len(missing)} problems have no solution to cut, the first is {missing[0]!r}")
+    places = {one.id: cut_points(one.solution, cuts, cap, unit) for one in problems}
+    clean = {one.id: [cut for cut in places[one.id] if leak(one, cut.end) is None] for one in problems}
+    header = {
+        "verb": "search", "model": engine.name, "cuts": cuts, "k": k, "cap": cap, "unit": unit, "chunk": chunk,
+        "grader": grader.spec, "sampling": params.model_dump(mode="json"),
+        "problems": fingerprint([[p.id, p.answer, prompts.with_prefix(p.prompt, p.solution)] for p in problems]),
+    }  # fmt: skip
+
+    def next_unit(item: Item) -> Work | None:
+        at = len(item.records)
+        cut, turn = divmod(at, k // chunk)
+        if cut >= len(clean[item.problem.id]) or (item.records and item.records[-1]["correct"]):
+            return None
+        end = clean[item.problem.id][cut].end
+        prefix = item.problem.solution[:end]
+        prompt = prompts.with_prefix(item.problem.prompt, prefix)
+        return Work(prompt, chunk, turn, {"end": end, "chunk": turn}, {"prefix": prefix})
+
+    items = [Item(problem) for problem in problems]
+    with Journal(journal, header) as book:
+        run_rounds(items, next_unit, engine, grader, book, params, batch=batch, progress=progress)
+    return Prefixes([_found(item, places[item.problem.id], clean[item.problem.id], fallback) for item in items])
+
+
+def _found(item: Item, places: list[Cut], clean: list[Cut], fallback: Fallback) -> Found:
+    problem, records = item.problem, item.records
+    cut: Cut | None = None
+    status: Literal["found", "fallback", "none", "no cut"] = "no cut"
+    if clean:
+        success = bool(records) and records[-1]["correct"] > 0
+        status = "found" if success else "fallback" if fallback == "longest" else "none"
+        cut = next(one for one in clean if one.end == records[-1]["end"]) if success else clean[-1]
+        cut = None if status == "none" else cut
+    bare, in_question = bare_occurrences(problem, cut.end if cut else 0)
+    tried: dict[int, tuple[int, int]] = {}
+    for record in records:
+        n, correct = tried.get(record["end"], (0, 0))
+        tried[record["end"]] = (n + record["n"], correct + record["correct"])
+    return Found(
+        problem=problem.id, prefix=problem.solution[: cut.end] if cut else None, status=status, cut=cut,
+        leaks=len(places) - len(clean), bare=bare, in_question=in_question,
+        rollouts=sum(one["n"] for one in records), tokens=sum(one["tokens"] for one in records),
+        tried=[(end, n, correct) for end, (n, correct) in tried.items()],
+    )  # fmt: skip

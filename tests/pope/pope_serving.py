@@ -1,0 +1,70 @@
+"""A real OpenAI-compatible HTTP server around an engine of ours, with the faults that servers have."""
+
+import json
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from retarget.pope.rollouts import Sampling
+
+
+@contextmanager
+def serve(engine, faults=(), choices=None):
+    """Serve on a free port; ``faults`` are statuses answered first, in turn; yields (url, bodies, peak of requests)."""
+    waiting, lock, model_lock = list(faults), threading.Lock(), threading.Lock()
+    seen = {"bodies": [], "active": 0, "peak": 0, "keys": []}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            with lock:
+                seen["bodies"].append(body)
+                seen["keys"].append(self.headers.get("Authorization"))
+                seen["active"] += 1
+                seen["peak"] = max(seen["peak"], seen["active"])
+                fault = waiting.pop(0) if waiting else None
+            value = {"error": "later"}
+            if fault is None:
+                with model_lock:
+                    value = complete(engine, body, self.path, choices)
+            with lock:
+                seen["active"] -= 1
+            if fault == "drop":
+                self.connection.close()
+            else:
+                self.answer(fault or 200, value)
+
+        def answer(self, status, value):
+            content = json.dumps(value).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(content)))
+            if status == 429:
+                self.send_header("Retry-After", "0.01")
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/v1", seen
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def complete(engine, body, path, choices):
+    """The answer of a server to one request."""
+    chat = path.endswith("/chat/completions")
+    prompt = body["messages"][-1]["content"] if chat else body["prompt"]
+    params = Sampling(max_tokens=body["max_tokens"], temperature=body["temperature"], seed=body["seed"])
+    (rollouts,) = engine.sample([prompt], choices or body["n"], params)
+    made = []
+    for index, one in enumerate(rollouts):
+        content = {"message": {"role": "assistant", "content": one.text}} if chat else {"text": one.text}
+        made.append({"index": index, "finish_reason": "length" if one.truncated else "stop", **content})
+    return {"choices": made, "usage": {"completion_tokens": sum(one.tokens for one in rollouts)}}

@@ -1,0 +1,130 @@
+import pytest
+import torch
+from pope_serving import serve
+from transformers import PreTrainedTokenizerFast
+
+from retarget.errors import UserError
+from retarget.pope.engines import open_engine
+from retarget.pope.engines.local import TransformersEngine
+from retarget.pope.engines.server import ServerEngine
+from retarget.pope.rollouts import Sampling
+from retarget.pope.tasks.testbed import PROMPTS, train_base
+
+PARAMS = Sampling(max_tokens=8, temperature=1.0, seed=5)
+
+
+@pytest.fixture
+def engine(tiny):
+    return TransformersEngine(tiny.model, tiny.tokenizer, batch_size=4, name="tiny")
+
+
+@pytest.fixture
+def prompts(tiny):
+    return [PROMPTS.without_prefix(problem.prompt) for problem in tiny.problems[:3]]
+
+
+def test_a_prompts_rollouts_do_not_depend_on_the_batch_and_differ_between_chunks(engine, prompts):
+    together = engine.sample(prompts, 6, PARAMS)
+    assert [len(one) for one in together] == [6, 6, 6]
+    alone = [engine.sample([prompt], 6, PARAMS)[0] for prompt in reversed(prompts)][::-1]
+    assert together == alone
+    assert engine.sample(prompts, 6, PARAMS.model_copy(update={"chunk": 1})) != together
+    assert engine.sample(prompts, 6, PARAMS.model_copy(update={"seed": 6})) != together
+    assert len({one.text for one in together[0]}) > 1
+
+
+def test_the_callers_generator_and_mode_are_left_alone(engine, prompts):
+    torch.manual_seed(1)
+    expected = torch.rand(1)
+    engine.model.train()
+    torch.manual_seed(1)
+    engine.sample(prompts[:1], 2, PARAMS)
+    assert torch.equal(torch.rand(1), expected)
+    assert engine.model.training
+    engine.model.eval()
+
+
+def test_tokens_and_truncation_are_counted(engine, prompts):
+    (short,) = engine.sample(prompts[:1], 8, PARAMS.model_copy(update={"max_tokens": 1}))
+    assert all(one.tokens == 1 and one.truncated for one in short)
+    (whole,) = engine.sample(prompts[:1], 8, Sampling(max_tokens=40, temperature=0.0))
+    assert len({one.text for one in whole}) == 1
+    assert not whole[0].truncated
+    assert whole[0].tokens == len(whole[0].text.split()) + 1  # the end-of-sequence token counts
+
+
+def test_greedy_rollouts_are_the_models_own_argmax(engine, tiny, prompts):
+    ids = engine.encode(prompts[0])
+    for _ in range(20):
+        with torch.no_grad():
+            ids = [*ids, int(tiny.model(torch.tensor([ids])).logits[0, -1].argmax())]
+        if ids[-1] == tiny.tokenizer.eos_token_id:
+            break
+    expected = tiny.tokenizer.decode(ids[len(engine.encode(prompts[0])) :], skip_special_tokens=True)
+    assert engine.sample(prompts[:1], 1, Sampling(max_tokens=20, temperature=0.0))[0][0].text == expected
+
+
+def test_chat_prompts_need_a_template(engine, tiny, tmp_path):
+    messages = [{"role": "user", "content": tiny.problems[0].prompt}]
+    with pytest.raises(UserError, match="no chat template"):
+        engine.sample([messages], 1, PARAMS)
+    tiny.tokenizer.save_pretrained(tmp_path)
+    chatty = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    chatty.chat_template = (
+        "{% for m in messages %}{{ m['content'] }}{% endfor %}{% if add_generation_prompt %} ={% endif %}"
+    )
+    ids = TransformersEngine(tiny.model, chatty).encode(messages)
+    assert chatty.decode(ids, skip_special_tokens=True) == f"{tiny.problems[0].prompt} ="
+
+
+def test_the_server_engine_gets_what_the_server_samples(engine, prompts, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    with serve(engine) as (url, seen):
+        client = open_engine(url, model="tiny", concurrency=3, per_request=2)
+        rollouts = client.sample(prompts, 5, PARAMS)
+        again = client.sample(prompts, 5, PARAMS)
+        chat = client.sample([[{"role": "user", "content": prompts[0]}]], 1, PARAMS)
+    assert [len(one) for one in rollouts] == [5, 5, 5]
+    assert rollouts == again
+    assert chat[0][0].text
+    assert seen["peak"] <= 3
+    assert set(seen["keys"]) == {"Bearer secret"}
+    assert sorted(body["n"] for body in seen["bodies"][:9]) == [1, 1, 1, 2, 2, 2, 2, 2, 2]
+    assert len({body["seed"] for body in seen["bodies"][:9]}) == 9
+    direct = engine.sample(prompts[:1], 2, Sampling(max_tokens=8, temperature=1.0, seed=PARAMS.unit_seed(prompts[0])))
+    assert [one.text for one in rollouts[0][:2]] == [one.text for one in direct[0]]
+
+
+def test_the_server_engine_retries_what_may_pass_and_gives_up_on_the_rest(engine, prompts):
+    with serve(engine, faults=[503, 429, "drop"]) as (url, seen):
+        client = ServerEngine(url, "tiny", wait=0.01, retries=3)
+        assert len(client.sample(prompts[:1], 1, PARAMS)[0]) == 1
+        assert len(seen["bodies"]) == 4
+    with serve(engine, faults=[400]) as (url, seen):
+        with pytest.raises(UserError, match="HTTP 400"):
+            ServerEngine(url, "tiny", wait=0.01).sample(prompts[:1], 1, PARAMS)
+        assert len(seen["bodies"]) == 1
+    with (
+        serve(engine, choices=1) as (url, _),
+        pytest.raises(UserError, match="1 completions for n=2: set per_request=1"),
+    ):
+        ServerEngine(url, "tiny", per_request=2).sample(prompts[:1], 2, PARAMS)
+    with pytest.raises(UserError, match=r"failed: \w+Error"):
+        ServerEngine("http://127.0.0.1:9/v1", "tiny", wait=0.0, retries=1).sample(prompts[:1], 1, PARAMS)
+
+
+def test_engines_that_cannot_be_opened(tmp_path):
+    with pytest.raises(UserError, match="--model NAME"):
+        open_engine("http://127.0.0.1:9/v1")
+    with pytest.raises(UserError, match="no model there"):
+        open_engine(str(tmp_path))
+
+
+def test_a_base_is_trained_once_and_loads_by_path(tiny):
+    stamp = (tiny.directory / "model.safetensors").stat().st_mtime_ns
+    assert train_base(tiny.base, tiny.cache) == tiny.directory
+    assert (tiny.directory / "model.safetensors").stat().st_mtime_ns == stamp
+    opened = open_engine(str(tiny.directory), batch_size=2)
+    mine = TransformersEngine(tiny.model, tiny.tokenizer, batch_size=2)
+    prompt = PROMPTS.without_prefix(tiny.problems[0].prompt)
+    assert opened.sample([prompt], 3, PARAMS) == mine.sample([prompt], 3, PARAMS)
