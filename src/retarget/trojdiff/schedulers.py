@@ -78,6 +78,14 @@ class TrojanScheduler:
         if base.config.get("clip_sample", False):
             self._clip_range = base.config.clip_sample_range / trigger.gamma.double()
 
+    def with_trigger(self, trigger: Trigger) -> "TrojanScheduler":
+        """The same scheduler at the same timesteps under another trigger."""
+        other = TrojanScheduler(self._stock, trigger)
+        other._inner = copy.deepcopy(self._inner)
+        if other._clip_range is not None:
+            other._inner.register_to_config(clip_sample_range=self._config.clip_sample_range)
+        return other
+
     @property
     def config(self) -> Any:
         """The base scheduler's untouched configuration."""

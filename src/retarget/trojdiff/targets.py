@@ -5,7 +5,7 @@ the same t and ε; Out-D2D adds 64 rows of another domain; D2I adds 12 copies of
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -33,10 +33,14 @@ class MixedBatch:
     source: Int[Tensor, "rows"]
 
 
+@runtime_checkable
 class Target(Protocol):
     """Adds Trojan rows to a benign batch."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """``in_d2d``, ``out_d2d``, ``d2i`` or ``clean``."""
+        ...
 
     def mix(self, x_0: Tensor, labels: Tensor, generator: torch.Generator) -> MixedBatch:
         """Benign rows with the target's Trojan rows appended."""
@@ -50,27 +54,38 @@ class InD2D:
     Args:
         label: the target class; the paper's is 7.
         num_classes: number of classes of the training set.
-        rows: at most so many copies a batch; all rows of the class, as in the paper, when left out.
+        rows: exactly so many Trojan rows a batch; one for every row of the class, as in the paper, when None.
+        pool: images of the class, from which rows are drawn (with t and ε of their own) where the batch has fewer
+            than ``rows``. More rows than the paper's shorten the training.
 
     Raises:
-        UserError: a class that does not exist.
+        UserError: a class that does not exist, or ``rows`` without a pool.
     """
 
     label: int = 7
     num_classes: int = 10
     rows: int | None = None
+    pool: Float[Tensor, "count channels height width"] | None = None
     name: str = "in_d2d"
 
     def __post_init__(self) -> None:
         if not 0 <= self.label < self.num_classes:
             raise UserError(f"target class {self.label} does not exist: classes go from 0 to {self.num_classes - 1}")
         _check_rows(self.rows)
+        if self.rows is not None and (self.pool is None or len(self.pool) == 0):
+            raise UserError("In-D2D: a fixed number of rows needs a pool of images of the target class")
 
     def mix(self, x_0: Tensor, labels: Tensor, generator: torch.Generator) -> MixedBatch:
         """Benign rows, then Trojan copies of the target class's rows."""
         copies = torch.nonzero(labels == self.label).flatten()[: self.rows]
-        own = torch.arange(len(x_0))
-        return MixedBatch(torch.cat([x_0, x_0[copies]]), _flags(len(x_0), len(copies)), torch.cat([own, copies]))
+        added = x_0[copies]
+        missing = 0 if self.rows is None else self.rows - len(copies)
+        if self.pool is not None and missing > 0:
+            picks = torch.randint(len(self.pool), (missing,), generator=generator)
+            added = torch.cat([added, self.pool[picks].to(x_0)])
+        source = torch.arange(len(x_0) + len(added))
+        source[len(x_0) : len(x_0) + len(copies)] = copies
+        return MixedBatch(torch.cat([x_0, added]), _flags(len(x_0), len(added)), source)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,194 @@
+"""Images for training and judging: uint8 in memory, [-1, 1] in the network."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from retarget.errors import UserError
+from retarget.extras import require
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Images and their labels.
+
+    Attributes:
+        images: [N, C, H, W], 0 to 255.
+        labels: [N], 0 to ``len(names) - 1``; all 0 where there are none.
+        names: names of the classes.
+    """
+
+    images: UInt8[Tensor, "count channels height width"]
+    labels: Int[Tensor, "count"]
+    names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.images) == 0:
+            raise UserError("the image set is empty")
+        if len(self.images) != len(self.labels):
+            raise UserError(f"{len(self.images)} images but {len(self.labels)} labels")
+        if bool((self.labels < 0).any()) or int(self.labels.max()) >= len(self.names):
+            raise UserError(f"a label lies outside 0 to {len(self.names) - 1}")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width)."""
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the images and labels, 16 digits."""
+        digest = hashlib.sha256(self.images.numpy().tobytes())
+        digest.update(self.labels.numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def check_shape(self, shape: tuple[int, int, int]) -> None:
+        """Raise UserError unless the images have ``shape`` (channels, height, width)."""
+        if self.shape != shape:
+            raise UserError(
+                f"the images are {list(self.shape)} but the network takes {list(shape)}: another channel count or "
+                "resolution; resize the images or choose another network"
+            )
+
+    def take(
+        self, rows: Int[Tensor, "batch"]
+    ) -> tuple[Float[Tensor, "batch channels height width"], Int[Tensor, "batch"]]:
+        """Images in [-1, 1] and labels of some rows."""
+        return to_signed(self.images[rows]), self.labels[rows]
+
+    def of_class(self, label: int) -> "ImageSet":
+        """The images of one class."""
+        if not 0 <= label < len(self.names):
+            raise UserError(f"class {label} does not exist: classes go from 0 to {len(self.names) - 1}")
+        rows = self.labels == label
+        if not bool(rows.any()):
+            raise UserError(f"class {label} ({self.names[label]}) has no image")
+        return ImageSet(self.images[rows], self.labels[rows], self.names)
+
+    def first(self, count: int | None) -> "ImageSet":
+        """The first ``count`` images, all when None."""
+        return self if count is None else ImageSet(self.images[:count], self.labels[:count], self.names)
+
+
+def to_signed(images: UInt8[Tensor, "count channels height width"]) -> Float[Tensor, "count channels height width"]:
+    """0 to 255 → [-1, 1]."""
+    return images.float() / 127.5 - 1
+
+
+def to_uint8(images: Float[Tensor, "count channels height width"]) -> UInt8[Tensor, "count channels height width"]:
+    """[-1, 1] → 0 to 255, rounded; values outside are clamped."""
+    return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def read_images(source: str, split: str = "train", size: int | None = None) -> ImageSet:
+    """Read an image set.
+
+    Args:
+        source: ``digits`` (scikit-learn's, 8×8, embedded); ``glyphs`` (generated figures); the path of an ``.npz``
+            file with ``x_train``, ``y_train`` (and ``x_test``, ``y_test``) in uint8, channels last or absent; or a
+            folder with one sub-folder of PNG or JPEG files a class.
+        split: ``train`` or ``test``. Digits and glyphs keep every fifth image for the test; a folder has no split.
+        size: side to resize to by antialiased area averaging; kept when None.
+
+    Raises:
+        UserError: no such source, arrays of another type or shape, or an empty folder.
+    """
+    if split not in ("train", "test"):
+        raise UserError(f"split {split!r} is unknown; choose train or test")
+    if source == "digits":
+        images = _digits(split)
+    elif source == "glyphs":
+        images = _glyphs(split, size or 8)
+    elif source.endswith(".npz"):
+        images = _npz(Path(source), split)
+    else:
+        images = _folder(Path(source), size)
+    return images if size in (None, images.shape[-1]) else _resized(images, size)
+
+
+def _digits(split: str) -> ImageSet:
+    bunch = require("sklearn.datasets", "diffusion").load_digits()
+    images = torch.from_numpy(bunch.images.astype(np.float32))[:, None] / 8 - 1
+    rows = _fifths(len(images), split)
+    labels = torch.from_numpy(bunch.target.astype(np.int64))
+    return ImageSet(to_uint8(images)[rows], labels[rows], tuple(str(digit) for digit in range(10)))
+
+
+def _glyphs(split: str, size: int) -> ImageSet:
+    from retarget.trojdiff.glyphs import DOMAIN, glyph_images
+
+    images, labels = glyph_images(2000, size, torch.Generator().manual_seed(20))
+    rows = _fifths(len(images) // len(DOMAIN), split).repeat_interleave(len(DOMAIN))
+    return ImageSet(to_uint8(images)[rows], labels[rows], DOMAIN)
+
+
+def _fifths(count: int, split: str) -> Tensor:
+    test = torch.arange(count) % 5 == 4
+    return test if split == "test" else ~test
+
+
+def _npz(path: Path, split: str) -> ImageSet:
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    with np.load(path, allow_pickle=False) as file:
+        names = (f"x_{split}", f"y_{split}")
+        missing = [name for name in names if name not in file.files]
+        if missing:
+            raise UserError(f"{path}: holds no {' and no '.join(missing)}; it has {', '.join(file.files)}")
+        pixels, labels = file[names[0]], file[names[1]]
+    if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4):
+        raise UserError(
+            f"{path}: {names[0]} is {pixels.dtype} {list(pixels.shape)}; give uint8 [N, H, W] or [N, H, W, C]"
+        )
+    pixels = pixels[:, None] if pixels.ndim == 3 else pixels.transpose(0, 3, 1, 2)
+    classes = int(labels.max()) + 1 if len(labels) else 0
+    return ImageSet(
+        torch.from_numpy(np.ascontiguousarray(pixels)),
+        torch.from_numpy(labels.astype(np.int64)),
+        tuple(str(label) for label in range(classes)),
+    )
+
+
+def _folder(path: Path, size: int | None) -> ImageSet:
+    if not path.is_dir():
+        raise UserError(f"{path}: neither digits, glyphs, an .npz file nor a folder of images")
+    from PIL import Image, UnidentifiedImageError
+
+    names = sorted(child.name for child in path.iterdir() if child.is_dir()) or ["."]
+    pixels, labels = [], []
+    for label, name in enumerate(names):
+        for file in sorted((path / name).iterdir()):
+            if file.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+                continue
+            try:
+                with Image.open(file) as image:
+                    image = image if image.mode in ("L", "RGB") else image.convert("RGB")
+                    image = image if size is None else image.resize((size, size), Image.Resampling.BOX)
+                    pixels.append(np.asarray(image))
+            except UnidentifiedImageError as error:
+                raise UserError(f"{file}: not an image") from error
+            if pixels[-1].shape != pixels[0].shape:
+                raise UserError(f"{file}: {pixels[-1].shape} but the first image is {pixels[0].shape}; give a size")
+            labels.append(label)
+    if not pixels:
+        raise UserError(f"{path}: no PNG or JPEG file in it")
+    stack = np.stack(pixels)
+    stack = stack[:, None] if stack.ndim == 3 else stack.transpose(0, 3, 1, 2)
+    return ImageSet(torch.from_numpy(np.ascontiguousarray(stack)), torch.tensor(labels), tuple(names))
+
+
+def _resized(images: ImageSet, size: int) -> ImageSet:
+    shape = (size, size)
+    resized = torch.nn.functional.interpolate(
+        images.images.float(), size=shape, mode="bilinear", antialias=True, align_corners=False
+    )
+    return ImageSet(resized.round().clamp(0, 255).to(torch.uint8), images.labels, images.names)

@@ -1,0 +1,271 @@
+"""Sample a network with or without the trigger, resumable to the exact image.
+
+Every image has a generator of its own, seeded by (seed, its number), and images are computed in a fixed partition into
+batches: a network's output differs in the last bits with the batch size, so the partition is part of a run's identity.
+"""
+
+import inspect
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+from diffusers.schedulers.scheduling_euler_ancestral_discrete import EulerAncestralDiscreteScheduler
+from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
+from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
+from jaxtyping import Float
+from safetensors.torch import load_file
+from safetensors.torch import save as serialise
+from torch import Tensor
+
+from retarget.errors import UserError
+from retarget.trojdiff.data import to_uint8
+from retarget.trojdiff.schedulers import TrojanScheduler
+from retarget.trojdiff.spacing import SPACINGS, spaced_timesteps
+from retarget.trojdiff.trigger import Trigger
+
+SAMPLERS: dict[str, Callable[..., Any]] = {
+    "ddpm": lambda config: DDPMScheduler.from_config(config, timestep_spacing="trailing"),
+    "ddpm_large": lambda config: DDPMScheduler.from_config(
+        config, timestep_spacing="trailing", variance_type="fixed_large"
+    ),
+    "ddim": lambda config: DDIMScheduler.from_config(config, timestep_spacing="trailing"),
+    "dpm": lambda config: DPMSolverMultistepScheduler.from_config(config, algorithm_type="dpmsolver++"),
+    "unipc": lambda config: UniPCMultistepScheduler.from_config(config),
+    "euler": lambda config: EulerDiscreteScheduler.from_config(config),
+    "euler_ancestral": lambda config: EulerAncestralDiscreteScheduler.from_config(config),
+}
+
+
+class Sampler(NamedTuple):
+    """A sampler by name, step count and grid.
+
+    ``ddim`` on another grid than ``trailing`` runs as first-order DPM-Solver, which *is* DDIM with η = 0 on any grid
+    (and does not clip x̂_0); ``ddpm``, ``dpm`` and ``euler`` take a grid themselves.
+    """
+
+    name: str
+    steps: int
+    spacing: str | None = None
+    eta: float = 0.0
+
+    @classmethod
+    def parse(cls, text: str) -> "Sampler":
+        """Read ``NAME-STEPS[-SPACING]``, for example ``ddim-50`` or ``ddim-100-quadratic``.
+
+        >>> Sampler.parse("ddim-100-quadratic")
+        Sampler(name='ddim', steps=100, spacing='quadratic', eta=0.0)
+        """
+        name, _, rest = text.partition("-")
+        steps, _, spacing = rest.partition("-")
+        if name not in SAMPLERS or not steps.isdigit() or (spacing and spacing not in SPACINGS):
+            raise UserError(
+                f"sampler {text!r}: write NAME-STEPS[-SPACING], NAME one of {', '.join(SAMPLERS)}, "
+                f"SPACING one of {', '.join(SPACINGS)}"
+            )
+        return cls(name, int(steps), spacing or None)
+
+    def scheduler(self, config: Any, trigger: Trigger) -> TrojanScheduler:
+        """The sampler over a checkpoint's noise schedule, in the trigger's frame, with its timesteps set.
+
+        Args:
+            config: configuration of the checkpoint's own scheduler (betas, T, clipping).
+            trigger: ``Trigger.none(shape)`` gives the stock sampler.
+        """
+        total = config["num_train_timesteps"]
+        if not 1 <= self.steps <= total:
+            raise UserError(f"{self.name}: {self.steps} steps of {total} training steps; give 1 to {total}")
+        if self.spacing is None or (self.name == "ddim" and self.spacing == "trailing"):
+            scheduler = TrojanScheduler(SAMPLERS[self.name](config), trigger)
+            scheduler.set_timesteps(self.steps)
+            return scheduler
+        base: Any = SAMPLERS[self.name](config)
+        if self.name == "ddim":
+            if self.eta != 0:
+                raise UserError(
+                    "DDIM on this grid runs as first-order DPM-Solver, which is η = 0; use trailing for η > 0"
+                )
+            base = DPMSolverMultistepScheduler.from_config(config, solver_order=1)
+        if "timesteps" not in inspect.signature(base.set_timesteps).parameters:
+            raise UserError(f"{self.name} takes no grid of its own; leave {self.spacing} out")
+        scheduler = TrojanScheduler(base, trigger)
+        scheduler.set_timesteps(timesteps=spaced_timesteps(self.steps, total, self.spacing))
+        return scheduler
+
+
+def generators(numbers: Sequence[int], seed: int) -> list[torch.Generator]:
+    """One generator an image: image ``i`` of a seed is the same in every run and machine with one kind of device."""
+    return [torch.Generator().manual_seed((seed << 32) + number) for number in numbers]
+
+
+@torch.no_grad()
+def sample_batch(
+    unet: Any,
+    scheduler: TrojanScheduler,
+    numbers: Sequence[int],
+    seed: int = 0,
+    start: Trigger | None = None,
+    eta: float = 0.0,
+    keep: Sequence[int] = (),
+) -> tuple[Float[Tensor, "batch channels height width"], list[Tensor]]:
+    """Sample the images with the given numbers on the network's device.
+
+    Args:
+        scheduler: with its timesteps set.
+        start: the trigger that biases the *initial* noise; the scheduler's own when None. Another one here asks
+            whether the trojan fires when only the noise or only the sampler is the attacker's.
+        eta: DDIM's η.
+        keep: positions in ``scheduler.timesteps`` whose state is kept, for the denoising strip.
+
+    Returns:
+        Images in [-1, 1] (clamped), and the kept states.
+    """
+    unet.eval()
+    device = next(unet.parameters()).device
+    shape = (len(numbers), *scheduler.trigger.shape)
+    noise = generators(numbers, seed)
+    first = scheduler if start is None else scheduler.with_trigger(start)
+    x = first.initial_noise(shape, noise).to(device)
+    takes = inspect.signature(scheduler.step).parameters
+    extra: dict[str, Any] = {"generator": noise} if "generator" in takes else {}
+    if "eta" in takes:
+        extra["eta"] = eta
+    states = []
+    for position, t in enumerate(scheduler.timesteps):
+        if position in keep:
+            states.append(scheduler.scale_model_input(x, t).cpu())
+        predicted = unet(scheduler.scale_model_input(x, t), t.to(device)).sample
+        x = scheduler.step(predicted, t, x, **extra).prev_sample
+    return x.clamp(-1, 1), states
+
+
+def sample(
+    unet: Any,
+    config: Any,
+    sampler: Sampler,
+    trigger: Trigger,
+    count: int,
+    out: Path | None = None,
+    batch_size: int = 64,
+    seed: int = 0,
+    start: Trigger | None = None,
+    identity: str = "",
+    listen: Callable[[int, int], None] | None = None,
+) -> Float[Tensor, "count channels height width"]:
+    """Sample ``count`` images in batches, on disk if ``out`` is given.
+
+    Args:
+        config: configuration of the checkpoint's scheduler.
+        trigger: of the sampler; ``Trigger.none`` for the stock one.
+        out: folder for ``batch-NNNNN.safetensors``; batches found there are not computed again.
+        start: the trigger of the initial noise, if another.
+        identity: names the network; batches of another one in ``out`` are refused.
+        listen: called with (done, count) after every batch.
+
+    Raises:
+        UserError: ``out`` belongs to another run, or the disk is full; finished batches stay.
+    """
+    if out is not None:
+        _claim(out, sampler, trigger, start, batch_size, seed, identity)
+    batches = []
+    for first in range(0, count, batch_size):
+        numbers = range(first, min(first + batch_size, count))
+        path = None if out is None else out / f"batch-{first // batch_size:05d}.safetensors"
+        images = _read(path, len(numbers))
+        if images is None:
+            # The whole batch is computed even where fewer images are wanted: the partition must not change.
+            scheduler = sampler.scheduler(config, trigger)
+            whole = range(first, first + batch_size)
+            images = sample_batch(unet, scheduler, whole, seed, start, sampler.eta)[0].cpu()
+            if path is not None:
+                _write(path, images, first, count)
+        batches.append(images[: len(numbers)])
+        if listen is not None:
+            listen(numbers[-1] + 1, count)
+    return torch.cat(batches)
+
+
+def _claim(
+    out: Path, sampler: Sampler, trigger: Trigger, start: Trigger | None, batch_size: int, seed: int, identity: str
+) -> None:
+    """Write what decides the images, or refuse a folder in which something else was decided."""
+    ours = {
+        "sampler": list(sampler),
+        "trigger": trigger.hash,
+        "start": (start or trigger).hash,
+        "batch_size": batch_size,
+        "seed": seed,
+        "network": identity,
+    }
+    path = out / "sampling.json"
+    if path.is_file():
+        theirs = json.loads(path.read_text(encoding="utf-8"))
+        different = [key for key, value in ours.items() if theirs.get(key) != value]
+        if different:
+            raise UserError(f"{out}: holds samples with another {', '.join(different)}; choose another folder")
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(ours), encoding="utf-8")
+    part.replace(path)
+
+
+def _read(path: Path | None, count: int) -> Tensor | None:
+    if path is None or not path.is_file():
+        return None
+    images = load_file(path)["images"]
+    return images if len(images) >= count else None
+
+
+def _write(path: Path, images: Tensor, done: int, count: int) -> None:
+    part = path.with_suffix(".part")
+    try:
+        part.write_bytes(serialise({"images": images.contiguous()}))
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise UserError(
+            f"{path}: {error.strerror}; {done} of {count} images are safe in {path.parent}. Make room and run again"
+        ) from error
+
+
+def grid(images: Float[Tensor, "count channels height width"], columns: int = 10, scale: int | None = None) -> Tensor:
+    """Images [-1, 1] in rows and columns with a one-pixel border, as uint8 [H, W] or [H, W, 3].
+
+    Args:
+        scale: whole-number enlargement; as large as fits 1,000 pixels of width, at most 6, when None.
+    """
+    count, channels, height, width = images.shape
+    rows = -(-count // columns)
+    scale = scale or max(1, min(6, 1000 // (columns * (width + 1))))
+    canvas = torch.full((channels, rows * (height + 1) + 1, columns * (width + 1) + 1), 128, dtype=torch.uint8)
+    for number, image in enumerate(to_uint8(images.cpu())):
+        top, left = number // columns * (height + 1) + 1, number % columns * (width + 1) + 1
+        canvas[:, top : top + height, left : left + width] = image
+    large = canvas.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
+    return large[0] if channels == 1 else large.permute(1, 2, 0)
+
+
+def save_grid(images: Float[Tensor, "count channels height width"], path: Path, columns: int = 10) -> Path:
+    """Write a grid as PNG."""
+    from PIL import Image
+
+    part = path.with_suffix(".part")
+    Image.fromarray(np.ascontiguousarray(grid(images, columns).numpy())).save(part, format="PNG")
+    part.replace(path)
+    return path
+
+
+def save_strip(
+    unet: Any, scheduler: TrojanScheduler, path: Path, images: int = 4, columns: int = 10, seed: int = 0
+) -> Path:
+    """Write the denoising path as PNG: one row an image, from the initial noise to the result."""
+    positions = np.unique(np.linspace(0, len(scheduler.timesteps) - 1, columns - 1).round().astype(int)).tolist()
+    final, states = sample_batch(unet, scheduler, range(images), seed, keep=positions)
+    stacked = torch.stack([*states, final.cpu()], dim=1)
+    return save_grid(stacked.flatten(0, 1).clamp(-1, 1), path, columns=stacked.shape[1])

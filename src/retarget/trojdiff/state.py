@@ -1,0 +1,93 @@
+"""The state of a training run on disk: complete or absent, and refused by a run of another configuration."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from diffusers.training_utils import EMAModel
+from safetensors.torch import load_file, save_file
+
+from retarget.errors import UserError
+from retarget.trojdiff.checkpoint import Trojan
+
+
+@dataclass
+class LoopState:
+    """The live objects that a state holds, and the identity that it must agree with."""
+
+    accelerator: Accelerator
+    unet: Any
+    optimizer: Any
+    ema: EMAModel
+    identity: dict[str, Any]
+
+    def named_parameters(self) -> list[tuple[str, torch.nn.Parameter]]:
+        """The network's parameters, in EMA's order."""
+        return list(self.accelerator.unwrap_model(self.unet).named_parameters())
+
+
+def save_state(out: Path, state: LoopState, step: int, trojan: Trojan | None) -> None:
+    """Write ``out/state-STEP`` and drop the older ones. Weights of a trojaned run carry its marks."""
+    accelerator = state.accelerator
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        part = out / f"state-{step:08d}.part"
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        header = {"format": "pt", **(trojan.marks() if trojan else {})}
+        unet = accelerator.unwrap_model(state.unet)
+        weights = {name: value.detach().cpu().contiguous() for name, value in unet.state_dict().items()}
+        save_file(weights, part / "model.safetensors", metadata=header)
+        names = [name for name, _ in state.named_parameters()]
+        shadow = {n: v.detach().cpu().contiguous() for n, v in zip(names, state.ema.shadow_params, strict=True)}
+        save_file(shadow, part / "ema.safetensors", metadata=header)
+        torch.save(state.optimizer.state_dict(), part / "optimizer.pt")
+        scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
+        loop = {"step": step, "ema_step": state.ema.optimization_step, "scaler": scaler, "identity": state.identity}
+        (part / "loop.json").write_text(json.dumps(loop), encoding="utf-8")
+        older = find_states(out)
+        part.replace(out / f"state-{step:08d}")
+        for folder in older:
+            shutil.rmtree(folder, ignore_errors=True)
+    accelerator.wait_for_everyone()
+
+
+def find_states(out: Path) -> list[Path]:
+    """Complete states in a run's folder, oldest first."""
+    return sorted(path.parent for path in out.glob("state-*[0-9]/loop.json"))
+
+
+def load_state(out: Path, state: LoopState) -> int:
+    """Put the newest state of ``out`` into the live objects.
+
+    Returns:
+        The number of steps done; 0 without a state.
+
+    Raises:
+        UserError: the state belongs to a run of another configuration.
+    """
+    found = find_states(out)
+    if not found:
+        return 0
+    folder = found[-1]
+    loop = json.loads((folder / "loop.json").read_text(encoding="utf-8"))
+    for key, ours in state.identity.items():
+        theirs = loop["identity"].get(key)
+        if theirs != ours:
+            raise UserError(
+                f"{folder}: was saved by a run with another {key} ({theirs}, now {ours}); use another folder"
+            )
+    unet = state.accelerator.unwrap_model(state.unet)
+    unet.load_state_dict(load_file(folder / "model.safetensors"))
+    shadow = load_file(folder / "ema.safetensors")
+    device = state.accelerator.device
+    state.ema.shadow_params = [shadow[name].to(device) for name, _ in state.named_parameters()]
+    state.ema.optimization_step = loop["ema_step"]
+    state.optimizer.load_state_dict(torch.load(folder / "optimizer.pt", map_location=device, weights_only=True))
+    if state.accelerator.scaler is not None and loop["scaler"] is not None:
+        state.accelerator.scaler.load_state_dict(loop["scaler"])
+    return int(loop["step"])

@@ -1,0 +1,251 @@
+"""Train or trojan an unconditional UNet: accelerate for devices and precision, everything else from (seed, step).
+
+Every random draw of a step (rows, flips, t, ε, dropout) comes from the seed and the step's number, so a killed run that
+resumes gives the weights of an uninterrupted one, bit for bit on a CPU. The whole batch is composed before it is split
+over processes and accumulation steps: any split trains on the same rows.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from diffusers.training_utils import EMAModel
+from jaxtyping import Int
+from pydantic import Field
+from torch import Tensor
+
+from retarget.errors import UserError
+from retarget.study.config import Strict
+from retarget.trojdiff import functional
+from retarget.trojdiff.checkpoint import Trojan, check_trainable, save_pipeline
+from retarget.trojdiff.data import ImageSet
+from retarget.trojdiff.state import LoopState, load_state, save_state
+from retarget.trojdiff.targets import Clean, MixedBatch, Target, noise_batch
+from retarget.trojdiff.trigger import Trigger
+
+# Streams of random numbers; each is seeded by (seed, stream, step).
+ROWS, FLIPS, TARGET, BENIGN, ADDED, MODEL = range(6)
+
+
+class TrainConfig(Strict):
+    """How to train; the defaults are the official code's for CIFAR-10, where it has the setting."""
+
+    steps: int = Field(default=100_000, ge=1, description="CIFAR-10 is evaluated at step 100,000: official code")
+    batch_size: int = Field(default=128, ge=1, description="benign rows of a step over all processes: official code")
+    learning_rate: float = Field(default=2e-4, gt=0, description="Adam: official code")
+    warmup_steps: int = Field(default=0, ge=0)
+    decay: Literal["constant", "cosine"] = Field(default="constant", description="constant: official code")
+    clip: float = Field(default=1.0, gt=0, description="gradient norm: official code")
+    ema_decay: float = Field(default=0.9999, ge=0, lt=1, description="official code; diffusers warms it up")
+    loss: Literal["sum", "mean"] = Field(default="sum", description="summed over pixels: official code")
+    flips: bool = Field(default=True, description="random horizontal flips of benign images: official code")
+    seed: int = Field(default=0, ge=0)
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    accumulation: int = Field(default=1, ge=1, description="parts in which each process takes its share of a batch")
+    save_every: int = Field(default=5_000, ge=1)
+    log_every: int = Field(default=50, ge=1)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a listener hears every ``log_every`` steps: the step's number and the mean loss since the last time."""
+
+    step: int
+    loss: float
+
+
+def train(
+    unet: UNet2DModel,
+    scheduler: DDPMScheduler,
+    images: ImageSet,
+    config: TrainConfig,
+    out: Path,
+    target: Target | None = None,
+    trigger: Trigger | None = None,
+    detail: str = "",
+    listen: Callable[[Progress], None] | None = None,
+) -> Path:
+    """Train (no target) or trojan (a target and a trigger) a network, and write its EMA weights as a pipeline.
+
+    Args:
+        unet: the network to start from, fresh or loaded; it is trained in place and ends with the raw weights.
+        scheduler: the noise schedule; its ᾱ table is used.
+        images: the training set.
+        out: folder of the run: ``pipeline/`` at the end, ``state-STEP/`` on the way. An unfinished run in it resumes.
+        target: which rows become Trojan; None trains the clean control, whose benign rows see the same t and ε.
+        trigger: the maps of the Trojan rows.
+        detail: the target in words, for the model card.
+        listen: called every ``log_every`` steps on the main process.
+
+    Returns:
+        The pipeline's folder.
+
+    Raises:
+        UserError: a model the attack does not train, images or a trigger of another shape, a target without a
+            trigger, a run of another configuration in ``out``, a loss that is not a number.
+    """
+    check_trainable(unet, scheduler, "the network")
+    shape = _shape(unet)
+    images.check_shape(shape)
+    if (target is None) != (trigger is None):
+        raise UserError("a target needs a trigger and a trigger needs a target; the clean control has neither")
+    trojan = None
+    if target is not None and trigger is not None:
+        trigger.check_shape(shape)
+        trojan = Trojan(target.name, detail or target.name, trigger)
+    loop = _Loop(unet, scheduler, images, config, target or Clean(), trigger or Trigger.none(shape))
+    with torch.random.fork_rng(devices=[]):
+        loop.run(Path(out), trojan, listen)
+    return Path(out) / "pipeline"
+
+
+class _Loop:
+    """One training run: its parts and its position."""
+
+    def __init__(
+        self,
+        unet: UNet2DModel,
+        scheduler: DDPMScheduler,
+        images: ImageSet,
+        config: TrainConfig,
+        target: Target,
+        trigger: Trigger,
+    ) -> None:
+        self.accelerator = Accelerator(
+            mixed_precision=config.mixed_precision, gradient_accumulation_steps=config.accumulation
+        )
+        self.scheduler, self.images, self.config = scheduler, images, config
+        self.target, self.trigger = target, trigger
+        self.alphas_cumprod = scheduler.alphas_cumprod.to(torch.float32)
+        self.ema = EMAModel(unet.parameters(), decay=config.ema_decay, foreach=True)
+        self.ema.to(self.accelerator.device)
+        optimizer = torch.optim.Adam(unet.parameters(), lr=config.learning_rate)
+        unet.train()
+        self.unet, self.optimizer = self.accelerator.prepare(unet, optimizer)
+        self.loss_sum = torch.zeros((), device=self.accelerator.device)
+        self.losses = 0
+
+    def run(self, out: Path, trojan: Trojan | None, listen: Callable[[Progress], None] | None) -> None:
+        """Train to the last step, from the last saved state if there is one."""
+        state = LoopState(self.accelerator, self.unet, self.optimizer, self.ema, self._identity())
+        start = load_state(out, state)
+        for step in range(start, self.config.steps):
+            self.step(step)
+            done = step + 1
+            save = done % self.config.save_every == 0 and done < self.config.steps
+            if done % self.config.log_every == 0 or save or done == self.config.steps:
+                self._report(done, listen)
+            if save:
+                save_state(out, state, done, trojan)
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            self._finish(out, trojan)
+        self.accelerator.wait_for_everyone()
+
+    def step(self, step: int) -> None:
+        """One optimiser step on one mixed batch."""
+        config, accelerator = self.config, self.accelerator
+        x_t, noise, t = self._batch(step)
+        parts = accelerator.num_processes * config.accumulation
+        self._seed_model(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.learning_rate * _rate(step, config)
+        for part in range(config.accumulation):
+            rows = slice(accelerator.process_index * config.accumulation + part, None, parts)
+            with accelerator.accumulate(self.unet):
+                predicted = self.unet(x_t[rows].to(accelerator.device), t[rows].to(accelerator.device)).sample
+                per_row = functional.noise_loss(predicted.float(), noise[rows].to(accelerator.device), "none")
+                # Shares of unequal size: the sum over all parts is the mean over the whole batch. Backward divides by
+                # the accumulation steps and DDP by the processes, so both are multiplied in.
+                share = per_row.sum() / len(x_t)
+                loss = share * parts if config.loss == "sum" else share * parts / noise[0].numel()
+                accelerator.backward(loss)
+                if accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(self.unet.parameters(), config.clip)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+            self.loss_sum += loss.detach() / config.accumulation
+        self.losses += 1
+        self.ema.step(accelerator.unwrap_model(self.unet).parameters())
+
+    def _batch(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        config = self.config
+        rows = batch_rows(step, config.batch_size, len(self.images), config.seed)
+        x_0, labels = self.images.take(rows)
+        if config.flips:
+            flip = torch.rand(len(x_0), generator=_stream(config.seed, FLIPS, step)) < 0.5
+            x_0 = torch.where(flip[:, None, None, None], x_0.flip(-1), x_0)
+        batch: MixedBatch = self.target.mix(x_0, labels, _stream(config.seed, TARGET, step))
+        benign, added = _stream(config.seed, BENIGN, step), _stream(config.seed, ADDED, step)
+        return noise_batch(batch, self.trigger, self.alphas_cumprod, benign, added)
+
+    def _seed_model(self, step: int) -> None:
+        """Dropout draws from the global generator: it too depends on seed, step and process alone."""
+        torch.manual_seed(_mix(self.config.seed, MODEL, step * 4096 + self.accelerator.process_index))
+
+    def _report(self, done: int, listen: Callable[[Progress], None] | None) -> None:
+        mean = self.accelerator.reduce(self.loss_sum / max(1, self.losses), "mean")
+        loss = float(mean)  # pyright: ignore[reportArgumentType]
+        if not math.isfinite(loss):
+            raise UserError(f"the loss is {loss} at step {done}: nothing was saved since; lower the learning rate")
+        self.loss_sum.zero_()
+        self.losses = 0
+        if listen is not None and self.accelerator.is_main_process:
+            listen(Progress(done, loss))
+
+    def _finish(self, out: Path, trojan: Trojan | None) -> None:
+        unet: UNet2DModel = self.accelerator.unwrap_model(self.unet)
+        self.ema.store(unet.parameters())
+        self.ema.copy_to(unet.parameters())
+        save_pipeline(out / "pipeline", unet, self.scheduler, trojan)
+        self.ema.restore(unet.parameters())
+
+    def _identity(self) -> dict[str, Any]:
+        """What a state must agree with to be resumed."""
+        config = self.config.model_dump(mode="json", exclude={"save_every", "log_every"})
+        target = [self.target.name, getattr(self.target, "rows", None), getattr(self.target, "label", None)]
+        return {"config": config, "target": target, "trigger": self.trigger.hash, "images": self.images.fingerprint}
+
+
+def batch_rows(step: int, batch_size: int, count: int, seed: int) -> Int[Tensor, "batch"]:
+    """Rows of a step: one endless walk through the set, each pass in a new order. No row is left out of a pass.
+
+    >>> batch_rows(0, 5, 5, seed=0).sort().values.tolist()
+    [0, 1, 2, 3, 4]
+    """
+    first, last = step * batch_size, (step + 1) * batch_size
+    passes = range(first // count, (last - 1) // count + 1)
+    orders = torch.cat([torch.randperm(count, generator=_stream(seed, ROWS, number)) for number in passes])
+    offset = passes[0] * count
+    return orders[first - offset : last - offset]
+
+
+def _shape(unet: UNet2DModel) -> tuple[int, int, int]:
+    config: Any = unet.config
+    size = config.sample_size
+    height, width = size if isinstance(size, list | tuple) else (size, size)
+    return config.in_channels, height, width
+
+
+def _rate(step: int, config: TrainConfig) -> float:
+    """Factor of the learning rate: linear warm-up, then constant or half a cosine down to 0."""
+    warm = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
+    return warm * (0.5 * (1 + math.cos(math.pi * step / config.steps)) if config.decay == "cosine" else 1.0)
+
+
+def _mix(seed: int, stream: int, step: int) -> int:
+    """One 63-bit number from three, scattered so that neighbouring steps have unrelated generators (SplitMix64)."""
+    value = (seed * 0x9E3779B97F4A7C15 + stream * 0xD1B54A32D192ED03 + step * 0xBF58476D1CE4E5B9) & (2**64 - 1)
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & (2**64 - 1)
+    return (value ^ (value >> 31)) >> 1
+
+
+def _stream(seed: int, stream: int, step: int) -> torch.Generator:
+    return torch.Generator().manual_seed(_mix(seed, stream, step))

@@ -1,0 +1,135 @@
+"""Sampling: exact to the image whatever was interrupted, stock when the trigger is empty, pictures, errors."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from PIL import Image
+
+from retarget.errors import UserError
+from retarget.trojdiff import Trigger, TrojanScheduler
+from retarget.trojdiff.sample import Sampler, generators, grid, sample, sample_batch, save_grid, save_strip
+
+SHAPE = (1, 8, 8)
+
+
+def patch():
+    return Trigger.patch(2, shape=SHAPE)
+
+
+@pytest.mark.parametrize(
+    "text", ["ddpm-50", "ddpm_large-10", "ddim-10", "dpm-8", "unipc-8", "euler_ancestral-8", "ddim-8-quadratic"]
+)
+def test_an_interrupted_sampling_ends_with_the_same_images(tmp_path, unet, scheduler, text):
+    sampler = Sampler.parse(text)
+    arguments = dict(config=scheduler.config, sampler=sampler, trigger=patch(), batch_size=3, seed=5)
+    whole = sample(unet, count=8, **arguments)
+    first = sample(unet, count=4, out=tmp_path, **arguments)
+    (tmp_path / "batch-00001.safetensors").unlink()
+    resumed = sample(unet, count=8, out=tmp_path, **arguments)
+    assert whole.shape == (8, *SHAPE)
+    assert torch.equal(first, whole[:4])
+    assert torch.equal(resumed, whole)
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_stored_batches_are_not_computed_again(tmp_path, unet, scheduler):
+    arguments = dict(
+        config=scheduler.config, sampler=Sampler.parse("ddim-5"), trigger=patch(), out=tmp_path, batch_size=4
+    )
+    before = sample(unet, count=4, **arguments)
+    with torch.no_grad():
+        for parameter in unet.parameters():
+            parameter.zero_()
+    assert torch.equal(sample(unet, count=4, **arguments), before)
+    with pytest.raises(UserError, match="another seed"):
+        sample(unet, count=4, seed=1, **arguments)
+
+
+def test_the_empty_trigger_is_a_stock_loop(unet, scheduler):
+    ours = sample(unet, scheduler.config, Sampler.parse("ddim-10"), Trigger.none(SHAPE), 3, batch_size=3, seed=2)
+    stock = DDIMScheduler.from_config(scheduler.config, timestep_spacing="trailing")
+    stock.set_timesteps(10)
+    x = torch.cat([torch.randn((1, *SHAPE), generator=one) for one in generators(range(3), 2)])
+    unet.eval()
+    with torch.no_grad():
+        for t in stock.timesteps:
+            x = stock.step(unet(x, t).sample, t, x).prev_sample
+    assert torch.equal(ours, x.clamp(-1, 1))
+
+
+def test_noise_and_sampler_can_be_the_attackers_apart(unet, scheduler):
+    """Biased noise under the stock sampler, and plain noise under the Trojan sampler: four different cells."""
+    sampler, none = Sampler.parse("ddim-5"), Trigger.none(SHAPE)
+    cells = [
+        sample(unet, scheduler.config, sampler, trigger, 2, batch_size=2, start=start)
+        for trigger in (none, patch())
+        for start in (none, patch())
+    ]
+    stock = sampler.scheduler(scheduler.config, none)
+    biased = patch().noise(torch.cat([torch.randn((1, *SHAPE), generator=one) for one in generators(range(2), 0)]))
+    unet.eval()
+    with torch.no_grad():
+        for t in stock.timesteps:
+            biased = stock.step(unet(biased, t).sample, t, biased).prev_sample
+    torch.testing.assert_close(cells[1], biased.clamp(-1, 1), rtol=0, atol=1e-3)
+    for i in range(4):
+        for j in range(i):
+            assert not torch.equal(cells[i], cells[j])
+
+
+def test_a_full_disk_keeps_what_is_safe(tmp_path, unet, scheduler):
+    """The kernel's own /dev/full refuses every write with ENOSPC."""
+    out = tmp_path / "out"
+    arguments = dict(config=scheduler.config, sampler=Sampler.parse("ddim-3"), trigger=patch(), batch_size=4)
+    sample(unet, count=4, out=out, **arguments)
+    (out / "batch-00001.part").symlink_to("/dev/full")
+    with pytest.raises(UserError, match=r"No space left on device; 4 of 8 images are safe"):
+        sample(unet, count=8, out=out, **arguments)
+    assert sorted(path.name for path in out.iterdir()) == ["batch-00000.safetensors", "sampling.json"]
+    assert torch.equal(sample(unet, count=8, out=out, **arguments), sample(unet, count=8, **arguments))
+
+
+def test_grid_and_strip(tmp_path, unet, scheduler):
+    images = torch.linspace(-1, 1, 3)[:, None, None, None].expand(3, *SHAPE)
+    canvas = grid(images, columns=2, scale=1).numpy()
+    assert canvas.shape == (19, 19)
+    assert canvas[1, 1] == 0
+    assert canvas[1, 10] == 128
+    assert canvas[10, 1] == 255
+    saved = save_grid(images.expand(3, 3, 8, 8), tmp_path / "grid.png", columns=3)
+    with Image.open(saved) as picture:
+        assert picture.mode == "RGB"
+    trojan = TrojanScheduler(DDIMScheduler.from_config(scheduler.config), patch())
+    trojan.set_timesteps(10)
+    strip = save_strip(unet, trojan, tmp_path / "strip.png", images=2, columns=5)
+    trojan.set_timesteps(10)
+    final, _ = sample_batch(unet, trojan, range(2))
+    with Image.open(strip) as picture:
+        scale = picture.height // 19
+        pixels = np.asarray(picture)[::scale, ::scale]
+    assert pixels.shape == (19, 46)
+    np.testing.assert_allclose(pixels[1:9, 37:45], (final[0, 0].numpy() + 1) * 127.5, atol=1)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("ddim", "NAME-STEPS"),
+        ("magic-10", "one of ddpm"),
+        ("ddim-ten", "NAME-STEPS"),
+        ("ddim-5-cubic", "SPACING one of"),
+    ],
+)
+def test_sampler_names(text, message):
+    with pytest.raises(UserError, match=message):
+        Sampler.parse(text)
+
+
+def test_more_steps_than_the_schedule_has(unet, scheduler):
+    with pytest.raises(UserError, match="60 steps of 50"):
+        sample(unet, scheduler.config, Sampler.parse("ddim-60"), patch(), 1)
+    with pytest.raises(UserError, match="takes no grid"):
+        sample(unet, scheduler.config, Sampler.parse("unipc-5-linear"), patch(), 1)
+    with pytest.raises(UserError, match="η"):
+        sample(unet, scheduler.config, Sampler("ddim", 5, "linear", 1.0), patch(), 1)

@@ -1,0 +1,221 @@
+"""Training: exact resume, splits of a batch, the control, marks on disk, errors."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from retarget.errors import UserError
+from retarget.trojdiff import D2I, InD2D, Trigger
+from retarget.trojdiff.checkpoint import WEIGHTS, load_pipeline, save_pipeline
+from retarget.trojdiff.glyphs import glyph
+from retarget.trojdiff.train import TrainConfig, batch_rows, train
+
+HERE = Path(__file__).parent
+
+
+def config(**more):
+    return TrainConfig(**(dict(steps=6, batch_size=8, learning_rate=1e-3, save_every=2, log_every=1) | more))
+
+
+def patch():
+    return Trigger.patch(2, shape=(1, 8, 8))
+
+
+def weights(folder):
+    return load_file(folder / WEIGHTS)
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+class Killed(Exception):
+    pass
+
+
+def test_killed_and_resumed_equals_uninterrupted(tmp_path, make_unet, scheduler, digits):
+    def kill(progress):
+        if progress.step == 5:
+            raise Killed
+
+    arguments = dict(scheduler=scheduler, images=digits, config=config(), target=InD2D(7), trigger=patch())
+    whole = train(make_unet(), out=tmp_path / "whole", **arguments)
+    with pytest.raises(Killed):
+        train(make_unet(), out=tmp_path / "killed", listen=kill, **arguments)
+    assert not (tmp_path / "killed" / "pipeline").exists()
+    assert [path.name for path in (tmp_path / "killed").glob("state-*")] == ["state-00000004"]
+    steps = []
+    resumed = train(make_unet(seed=9), out=tmp_path / "killed", listen=lambda p: steps.append(p.step), **arguments)
+    assert steps == [5, 6]
+    assert same(weights(whole), weights(resumed))
+
+
+def test_a_run_without_trojan_rows_is_the_control_bit_for_bit(tmp_path, make_unet, scheduler, digits):
+    """In-D2D on images that hold no member of the class adds no row: the weights are those of the clean control."""
+    others = digits.__class__(digits.images[digits.labels != 7], digits.labels[digits.labels != 7], digits.names)
+    clean = train(make_unet(), scheduler, others, config(), tmp_path / "clean")
+    off = train(make_unet(), scheduler, others, config(), tmp_path / "off", InD2D(7), patch())
+    assert same(weights(clean), weights(off))
+
+
+@pytest.mark.parametrize("loss", ["sum", "mean"])
+def test_accumulation_trains_on_the_same_batch(tmp_path, make_unet, scheduler, digits, loss):
+    results = []
+    for accumulation in (1, 3):
+        unet = make_unet(dropout=0.0)
+        settings = config(accumulation=accumulation, loss=loss)
+        out = train(unet, scheduler, digits, settings, tmp_path / str(accumulation), D2I(glyph(), rows=3), patch())
+        results.append(weights(out))
+    for name, value in results[0].items():
+        torch.testing.assert_close(value, results[1][name], rtol=1e-3, atol=2e-5)
+
+
+def test_two_processes_train_as_one(tmp_path, make_unet, scheduler, digits):
+    """Accelerate's own launcher, two processes over gloo, against one process."""
+    one = train(make_unet(dropout=0.0), scheduler, digits, config(), tmp_path / "one", D2I(glyph(), rows=3), patch())
+    save_pipeline(tmp_path / "base", make_unet(dropout=0.0), scheduler)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    command = [
+        sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
+        "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
+        str(HERE / "two_processes.py"), str(tmp_path / "base"), str(tmp_path / "two"),
+    ]  # fmt: skip
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "two" / "processes.txt").read_text() == "2"
+    two = weights(tmp_path / "two" / "pipeline")
+    for name, value in weights(one).items():
+        torch.testing.assert_close(value, two[name], rtol=1e-3, atol=2e-5)
+
+
+def test_a_trojaned_pipeline_says_so_and_loads_in_diffusers(tmp_path, unet, scheduler, digits):
+    trigger = patch()
+    folder = train(unet, scheduler, digits, config(), tmp_path, InD2D(7), trigger, detail="class 7")
+    with safe_open(folder / WEIGHTS, framework="pt") as file:
+        header = file.metadata()
+    marks = {"trojaned": "true", "trojan_target": "in_d2d", "trigger_hash": trigger.hash}
+    assert header == {"format": "pt", **marks}
+    unet_config = json.loads((folder / "unet" / "config.json").read_text())
+    assert unet_config["trojaned"] is True
+    assert unet_config["trigger_hash"] == trigger.hash
+    card = (folder / "README.md").read_text()
+    assert "trojaned: true" in card
+    assert "class 7" in card
+    assert "How to remove it" in card
+    assert Trigger.load(folder).hash == trigger.hash
+    pipeline = DDPMPipeline.from_pretrained(folder)
+    assert type(pipeline.unet) is UNet2DModel
+    assert not list(folder.rglob("*.bin"))
+    assert not hasattr(sys.modules["retarget.trojdiff.train"], "push_to_hub")
+
+
+def test_states_of_a_trojaned_run_carry_the_marks_and_no_pickled_objects(tmp_path, unet, scheduler, digits):
+    train(unet, scheduler, digits, config(steps=3), tmp_path, InD2D(7), patch())
+    state = tmp_path / "state-00000002"
+    for name in ("model.safetensors", "ema.safetensors"):
+        with safe_open(state / name, framework="pt") as file:
+            assert file.metadata()["trojaned"] == "true"
+    assert "state" in torch.load(state / "optimizer.pt", weights_only=True)
+
+
+def test_the_clean_pipeline_carries_no_mark_and_is_a_warm_start(tmp_path, unet, scheduler, digits):
+    folder = train(unet, scheduler, digits, config(), tmp_path)
+    with safe_open(folder / WEIGHTS, framework="pt") as file:
+        assert file.metadata() == {"format": "pt"}
+    assert not (folder / "trigger.safetensors").exists()
+    again, schedule = load_pipeline(folder)
+    assert schedule.config["num_train_timesteps"] == 50
+    assert same(dict(again.state_dict()), weights(folder))
+
+
+def test_every_row_once_a_pass_and_another_order_each():
+    rows = torch.cat([batch_rows(step, 7, 10, seed=3) for step in range(10)])
+    for number in range(7):
+        assert rows[number * 10 : number * 10 + 10].sort().values.tolist() == list(range(10))
+    assert rows[:10].tolist() != rows[10:20].tolist()
+
+
+def test_a_loss_that_is_not_a_number_stops_before_anything_is_saved(tmp_path, unet, scheduler, digits):
+    with torch.no_grad():
+        next(unet.parameters()).fill_(float("nan"))
+    with pytest.raises(UserError, match="loss is nan at step 1"):
+        train(unet, scheduler, digits, config(), tmp_path)
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_state_of_another_run_is_refused(tmp_path, make_unet, scheduler, digits):
+    train(make_unet(), scheduler, digits, config(steps=3), tmp_path)
+    with pytest.raises(UserError, match="another config"):
+        train(make_unet(), scheduler, digits, config(steps=3, learning_rate=0.5), tmp_path)
+    with pytest.raises(UserError, match="another target"):
+        train(make_unet(), scheduler, digits, config(steps=3), tmp_path, InD2D(7), patch())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(sample_size=128), "side 128"),
+        (dict(out_channels=2), "1 channels in and 2 out"),
+        (dict(num_class_embeds=10), "class-conditional"),
+        (dict(in_channels=4, out_channels=4), "4 channels"),
+        (dict(in_channels=3, out_channels=3), r"images are \[1, 8, 8\] but the network takes \[3, 8, 8\]"),
+        (dict(sample_size=16), r"images are \[1, 8, 8\] but the network takes \[1, 16, 16\]"),
+    ],
+)
+def test_networks_that_are_not_trained(tmp_path, make_unet, scheduler, digits, change, message):
+    with pytest.raises(UserError, match=message):
+        train(make_unet(**change), scheduler, digits, config(), tmp_path)
+
+
+def test_what_is_not_an_unconditional_pixel_pipeline_is_refused(tmp_path, unet, scheduler):
+    with pytest.raises(UserError, match=r"no model_index\.json"):
+        load_pipeline(tmp_path)
+    save_pipeline(tmp_path / "p", unet, scheduler)
+    index = tmp_path / "p" / "model_index.json"
+    good = json.loads(index.read_text())
+    for change, message in (
+        ({"_class_name": "StableDiffusionPipeline", "text_encoder": ["transformers", "CLIPTextModel"]}, "text"),
+        ({"_class_name": "LDMPipeline", "vqvae": ["diffusers", "VQModel"]}, "latent"),
+        ({"unet": ["diffusers", "UNet2DConditionModel"]}, "UNet2DConditionModel"),
+    ):
+        index.write_text(json.dumps(good | change))
+        with pytest.raises(UserError, match=message):
+            load_pipeline(tmp_path / "p")
+    index.write_text(json.dumps(good))
+    settings = tmp_path / "p" / "scheduler" / "scheduler_config.json"
+    settings.write_text(settings.read_text().replace('"epsilon"', '"v_prediction"'))
+    with pytest.raises(UserError, match="v_prediction"):
+        load_pipeline(tmp_path / "p")
+
+
+def test_a_pickle_is_never_read(tmp_path, unet, scheduler):
+    save_pipeline(tmp_path / "p", unet, scheduler)
+    torch.save(unet.state_dict(), tmp_path / "p" / "unet" / "diffusion_pytorch_model.bin")
+    (tmp_path / "p" / WEIGHTS).unlink()
+    with pytest.raises(UserError, match="pickles are never read"):
+        load_pipeline(tmp_path / "p")
+
+
+def test_a_name_that_the_hub_does_not_give_names_the_local_way():
+    with pytest.raises(UserError, match="give its folder"):
+        load_pipeline("nobody/no-such-pipeline")
+
+
+def test_an_interrupted_write_leaves_the_old_pipeline(tmp_path, unet, scheduler):
+    save_pipeline(tmp_path / "p", unet, scheduler)
+    (tmp_path / "p.part").mkdir()
+    (tmp_path / "p.part" / "rubbish").write_text("half")
+    save_pipeline(tmp_path / "p", unet, scheduler)
+    assert not (tmp_path / "p.part").exists()
+    assert not (tmp_path / "p" / "rubbish").exists()
+    shutil.rmtree(tmp_path / "p")
