@@ -7,12 +7,14 @@ if TYPE_CHECKING:
     from retarget.pskd.data import with_index
     from retarget.pskd.lightning import PSKDCallback
     from retarget.pskd.method import PSKD
+    from retarget.pskd.ragged import SequencePSKD
     from retarget.pskd.rows import Dense, TopK
     from retarget.pskd.store import MemoryMapped
     from retarget.pskd.teacher import PreviousModel
 
 _HOME = {
     "PSKD": "method",
+    "SequencePSKD": "ragged",
     "with_index": "data",
     "Dense": "rows",
     "TopK": "rows",
@@ -20,7 +22,7 @@ _HOME = {
     "PreviousModel": "teacher",
     "PSKDCallback": "lightning",
 }
-__all__ = ["PSKD", "Dense", "MemoryMapped", "PSKDCallback", "PreviousModel", "TopK", "with_index"]
+__all__ = ["PSKD", "Dense", "MemoryMapped", "PSKDCallback", "PreviousModel", "SequencePSKD", "TopK", "with_index"]
 
 
 def __getattr__(name: str) -> Any:

@@ -15,9 +15,14 @@ from retarget.errors import UserError
 
 
 class Checks:
-    """Conditions on device tensors, raised at once or as soon as their value is known."""
+    """Conditions on device tensors, raised at once or as soon as their value is known.
 
-    def __init__(self) -> None:
+    Args:
+        name: what a row of the table is called in a message.
+    """
+
+    def __init__(self, name: Callable[[int], str] = "sample {}".format) -> None:
+        self.name = name
         self._pending: list[tuple[torch.cuda.Event, Tensor, Tensor, Callable[[int], str]]] = []
 
     def require(self, holds: Tensor, describe: Callable[[int], str]) -> None:
@@ -69,22 +74,33 @@ def check_labels(checks: Checks, labels: Tensor, index: Tensor, num_classes: int
     checks.require(
         ignored | ((labels >= 0) & (labels < num_classes)),
         lambda row: (
-            f"label {int(labels[row])} of sample {int(index[row])}, row {row} of the batch, "
+            f"label {int(labels[row])} of {checks.name(int(index[row]))}, row {row} of the batch, "
             f"lies outside the classes [0, {num_classes})"
         ),
     )
-    ordered, order = index.sort(stable=True)
+    ordered, order = index.masked_fill(ignored, -1).sort(stable=True)
     of = labels[order]
     agree = torch.ones_like(ignored)
     agree[1:] = (ordered[1:] != ordered[:-1]) | (of[1:] == of[:-1])
     checks.require(
         agree,
         lambda at: (
-            f"sample {int(ordered[at])} is in the batch with two labels, {int(of[at - 1])} in row "
+            f"{checks.name(int(ordered[at]))} is in the batch with two labels, {int(of[at - 1])} in row "
             f"{int(order[at - 1])} and {int(of[at])} in row {int(order[at])}: indices must be unique to a sample"
         ),
     )
     return labels.masked_fill(ignored, 0).clamp(0, num_classes - 1)
+
+
+def check_listed(checks: Checks, past_classes: Tensor, labels: Tensor, index: Tensor, counted: Tensor) -> None:
+    """A stored top-k row lists the label that its sample had then, so another label now shows."""
+    checks.require(
+        (past_classes == labels[:, None]).any(1) | ~counted,
+        lambda row: (
+            f"{checks.name(int(index[row]))} has the label {int(labels[row])} (row {row} of the batch), which it had "
+            "not when it was last seen: the index must mean the same sample, with the same label, in every epoch"
+        ),
+    )
 
 
 def check_probabilities(checks: Checks, targets: Tensor, index: Tensor) -> None:
@@ -93,7 +109,7 @@ def check_probabilities(checks: Checks, targets: Tensor, index: Tensor) -> None:
     checks.require(
         ((total - 1).abs() <= 1e-3) & (targets.amin(1) >= 0),  # a NaN fails both
         lambda row: (
-            f"the target of sample {int(index[row])}, row {row} of the batch, is no probability: it sums to "
+            f"the target of {checks.name(int(index[row]))}, row {row} of the batch, is no probability: it sums to "
             f"{float(total[row]):.6g} and its least value is {float(targets[row].min()):.6g}"
         ),
     )
@@ -109,8 +125,8 @@ def check_loss(checks: Checks, loss: Tensor, logits: Tensor, index: Tensor) -> N
             return "the loss is not finite although every logit is: the model has diverged"
         row, column = (int(place) for place in bad[0])
         return (
-            f"logit {float(logits[row, column])} for class {column} of sample {int(index[row])}, row {row} of the "
-            "batch: the model has diverged, or the input holds a value that is not finite"
+            f"logit {float(logits[row, column])} for class {column} of {checks.name(int(index[row]))}, row {row} of "
+            "the batch: the model has diverged, or the input holds a value that is not finite"
         )
 
     checks.require(loss.detach().isfinite().reshape(1), describe)

@@ -27,11 +27,22 @@ class with_index(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Any:
-        item = self.dataset[index]
-        if isinstance(item, Mapping):
-            if "index" in item:
-                raise UserError('the samples already have a key "index"; rename it, or use it as it is')
-            return {**item, "index": index}
-        if isinstance(item, tuple | list):
-            return (*item, index)
-        raise UserError(f"a sample is a tuple or a mapping: got {type(item).__name__} for index {index}")
+        return _indexed(self.dataset[index], index)
+
+    def __getitems__(self, indices: list[int]) -> list[Any]:
+        """A whole batch, fetched at once where the dataset can (Hugging Face ``datasets``, ``Subset``)."""
+        if hasattr(self.dataset, "__getitems__"):
+            items = self.dataset.__getitems__(indices)
+        else:
+            items = [self.dataset[index] for index in indices]
+        return [_indexed(item, index) for item, index in zip(items, indices, strict=True)]
+
+
+def _indexed(item: Any, index: int) -> Any:
+    if isinstance(item, Mapping):
+        if "index" in item:
+            raise UserError('the samples already have a key "index"; rename it, or use it as it is')
+        return {**item, "index": index}
+    if isinstance(item, tuple | list):
+        return (*item, index)
+    raise UserError(f"a sample is a tuple or a mapping: got {type(item).__name__} for index {index}")

@@ -92,19 +92,22 @@ def sparse_pskd_loss(
     past: SparseRows,
     alpha: Float[Tensor, "batch"],
     reduction: Reduction = "mean",
+    smoothing: float = 0.0,
 ) -> Float[Tensor, ""] | Float[Tensor, "batch"]:
     """:func:`pskd_loss` for sparse rows and integer labels, without making a dense [B, C] target.
 
     With t the softened target and S = sum t, the loss is ``S logsumexp(z) - t·z`` and
     ``t·z = (1 - a) z_y + a (sum_k (v_k - r) z_k + r sum_c z_c)``, r being the probability of an unlisted class.
+    Smoothing e puts ``(1 - e) onehot(y) + e / C`` in the place of the label.
 
     Args:
         logits: [B, C].
         labels: [B], in [0, C).
         past: the past predictions' listed classes, values and rest.
         alpha: [B], 0 for a sample without a past.
+        smoothing: label smoothing, in [0, 1].
     """
-    losses = _SparseSoftCrossEntropy.apply(logits, labels, past.classes, past.values, past.rest, alpha)
+    losses = _SparseSoftCrossEntropy.apply(logits, labels, past.classes, past.values, past.rest, alpha, smoothing)
     assert isinstance(losses, Tensor)
     return losses if reduction == "none" else losses.mean() if reduction == "mean" else losses.sum()
 
@@ -138,13 +141,13 @@ class _SparseSoftCrossEntropy(torch.autograd.Function):
     """Per-sample loss; the backward pass allocates the gradient of the logits and nothing else of its size."""
 
     @staticmethod
-    def forward(ctx, logits, labels, classes, values, rest, alpha):
+    def forward(ctx, logits, labels, classes, values, rest, alpha, smoothing):
         z = widen(logits)
         log_norm = torch.logsumexp(z, dim=1)
         labels = labels[:, None]
-        hard = 1 - alpha
+        hard = (1 - alpha) * (1 - smoothing)
         listed = alpha[:, None] * (values - rest[:, None])
-        unlisted = alpha * rest
+        unlisted = alpha * rest + (1 - alpha) * smoothing / z.shape[1]
         mass = hard + listed.sum(1) + unlisted * z.shape[1]
         target_dot_z = hard * z.gather(1, labels)[:, 0] + (listed * z.gather(1, classes)).sum(1) + unlisted * z.sum(1)
         ctx.save_for_backward(logits, log_norm, labels, classes, hard, listed, unlisted, mass)
@@ -157,4 +160,4 @@ class _SparseSoftCrossEntropy(torch.autograd.Function):
         grad = torch.exp(widen(logits) - log_norm[:, None])
         grad.mul_(mass[:, None]).sub_(unlisted[:, None])
         grad.scatter_add_(1, classes, -listed.to(grad.dtype)).scatter_add_(1, labels, -hard[:, None].to(grad.dtype))
-        return grad.mul_(grad_loss[:, None]).to(logits.dtype), None, None, None, None, None
+        return grad.mul_(grad_loss[:, None]).to(logits.dtype), None, None, None, None, None, None

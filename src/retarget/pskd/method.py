@@ -13,7 +13,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from retarget.errors import UserError
-from retarget.pskd.checks import Checks, check_index, check_labels, check_loss, check_probabilities, one_hot
+from retarget.pskd.checks import (
+    Checks,
+    check_index,
+    check_labels,
+    check_listed,
+    check_loss,
+    check_probabilities,
+    one_hot,
+)
 from retarget.pskd.exchange import WriteLog, exchange, world_size
 from retarget.pskd.functional import SparseRows, alpha_at, pskd_loss, soften, sparse_pskd_loss, widen
 from retarget.pskd.rows import RowFormat
@@ -152,6 +160,8 @@ class PSKD:
         index: Integer[Tensor, "batch"],
         *,
         inputs: Any = None,
+        smoothing: float = 0.0,
+        denominator: float | Tensor | None = None,
     ) -> Float[Tensor, ""]:
         """Mean cross-entropy against the softened targets; remembers the present prediction.
 
@@ -160,6 +170,9 @@ class PSKD:
             targets: labels [B] in [0, C) or ``ignore_index``; or probabilities [B, C] (smoothed labels, say).
             index: [B], each sample's place in the training set, in [0, N).
             inputs: the model's input, for ``PreviousModel`` only.
+            smoothing: label smoothing of the hard targets before they are softened, in [0, 1].
+            denominator: what the sum of the losses is divided by, in place of the number of samples that count. With
+                gradient accumulation: the number in all batches of the update.
 
         Raises:
             UserError: naming the sample, the row and the value, for an index or label out of range, one index with
@@ -167,9 +180,18 @@ class PSKD:
         """
         at, labels = self._check(logits, targets, index)
         if self.alpha == 0:
-            loss = F.cross_entropy(widen(logits), targets, ignore_index=self.ignore_index)
+            loss = F.cross_entropy(
+                widen(logits),
+                targets,
+                ignore_index=self.ignore_index,
+                label_smoothing=smoothing,
+                reduction="mean" if denominator is None else "sum",
+            )
+            loss = loss if denominator is None else loss / denominator
         else:
-            loss = self._soft_loss(logits, targets, labels, at, inputs)
+            losses = self._soft_losses(logits, targets, labels, at, inputs, smoothing)
+            counted = self._counted(targets, losses)
+            loss = (losses * counted).sum() / (counted.sum() if denominator is None else denominator)
         check_loss(self._checks, loss, logits, index)
         self._write(logits, targets, labels, at)
         return loss
@@ -327,19 +349,32 @@ class PSKD:
             written = (written.pin_memory() if pin else written).to(device, non_blocking=True)
         return self._rows.decode(fields, self.num_classes), written * self.alpha
 
-    def _soft_loss(self, logits: Tensor, targets: Tensor, labels: Tensor, at: Tensor, inputs: Any) -> Tensor:
+    def _soft_losses(
+        self, logits: Tensor, targets: Tensor, labels: Tensor, at: Tensor, inputs: Any, smoothing: float
+    ) -> Tensor:
+        """Loss of each sample, [B]."""
         past, alpha = self._past(at, logits.device, inputs)
+        spread = smoothing / self.num_classes
         if targets.is_floating_point():
             dense = past.dense(self.num_classes) if isinstance(past, SparseRows) else past
-            return pskd_loss(logits, soften(targets.float(), dense, alpha))
+            hard = targets.float() * (1 - smoothing) + spread
+            return pskd_loss(logits, soften(hard, dense, alpha), reduction="none")
         if isinstance(past, SparseRows):
-            losses = sparse_pskd_loss(logits, labels, past, alpha, reduction="none")
-        else:
-            # soften(one_hot, past, alpha) without making the one-hot rows
-            soft = (past * alpha[:, None]).scatter_add_(1, labels[:, None], (1 - alpha)[:, None])
-            losses = pskd_loss(logits, soft, reduction="none")
-        counted = (targets != self.ignore_index).to(losses.dtype)
-        return (losses * counted).sum() / counted.sum()
+            counted = (alpha > 0) & (targets != self.ignore_index)
+            check_listed(self._checks, past.classes, labels, at, counted)
+            return sparse_pskd_loss(logits, labels, past, alpha, reduction="none", smoothing=smoothing)
+        # soften(smoothed one_hot, past, alpha) without making the one-hot rows
+        soft = past * alpha[:, None]
+        if smoothing:
+            soft += ((1 - alpha) * spread)[:, None]
+        soft.scatter_add_(1, labels[:, None], ((1 - alpha) * (1 - smoothing))[:, None])
+        return pskd_loss(logits, soft, reduction="none")
+
+    def _counted(self, targets: Tensor, losses: Tensor) -> Tensor:
+        """1 for a sample that has a loss, 0 for an ignored one, [B]."""
+        if targets.is_floating_point():
+            return torch.ones_like(losses)
+        return (targets != self.ignore_index).to(losses.dtype)
 
     def _write(self, logits: Tensor, targets: Tensor, labels: Tensor, at: Tensor) -> None:
         if not self._table or not self._rows:
