@@ -44,3 +44,14 @@ def test_four_processes_agree_where_padding_repeats_samples(tmp_path):
     for rank in ranks:
         assert rank["written"].all()
         assert torch.equal(rank["rows"], ranks[0]["rows"])
+
+
+def test_the_lightning_callback_on_two_processes_equals_one(tmp_path):
+    script = str(Path(__file__).parent / "lightning_ranks.py")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    for command in ([sys.executable], torchrun):
+        subprocess.run([*command, script, str(tmp_path)], check=True, capture_output=True, timeout=120)
+    (one,) = [torch.load(tmp_path / "1-0", weights_only=True)]
+    for rank in range(2):
+        for a, b in zip(one, torch.load(tmp_path / f"2-{rank}", weights_only=True), strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-6)

@@ -32,7 +32,6 @@ class Settings(Strict):
     drops: tuple[float, ...] = Field(default=(0.5, 0.75), description=f"lr / 10 at 150 and 225 of 300: {_CODE}")
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     accelerator: str = "auto"
-    devices: int = Field(default=1, ge=1, description="processes of one run (DDP); the batch is split over them")
     workers: int = Field(default=0, ge=0, description="loader processes, for images read from files")
     # The arm
     targets: Literal["hard", "label_smoothing", "smoothing_schedule", "pskd"] = "hard"

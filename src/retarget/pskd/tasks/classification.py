@@ -49,7 +49,6 @@ class Classifier(pl.LightningModule):
         self.log_dict(
             {"val_top1": 100 * (logits.argmax(1) == y).float().mean(), "val_nll": F.cross_entropy(logits, y)},
             batch_size=len(x),
-            sync_dist=True,
         )
 
     def configure_optimizers(self) -> Any:
@@ -191,22 +190,19 @@ class Gradients(pl.Callback):
 
 
 class Data(pl.LightningDataModule):
-    """Loaders, made once the processes know their rank."""
+    """Loaders of one run."""
 
     def __init__(self, run: Run, parts: Split, normalise: Normalise) -> None:
         super().__init__()
         self.run, self.parts, self.normalise = run, parts, normalise
 
     def train_dataloader(self) -> DataLoader:
-        s, trainer = self.run.settings, cast(pl.Trainer, self.trainer)
+        s = self.run.settings
         data = TrainingSet(self.parts.train, self.normalise, s["augmentation"], self.run.seed)
-        sampler = EpochSampler(
-            data, num_replicas=trainer.world_size, rank=trainer.global_rank, seed=self.run.seed, drop_last=True
-        )
         return DataLoader(
             data,
-            batch_size=s["batch_size"] // trainer.world_size,
-            sampler=sampler,
+            batch_size=s["batch_size"],
+            sampler=EpochSampler(data, num_replicas=1, rank=0, seed=self.run.seed),
             drop_last=True,
             collate_fn=whole_batch,
             num_workers=s["workers"],
@@ -281,9 +277,8 @@ def _trainer(run: Run, callbacks: list[pl.Callback]) -> pl.Trainer:
     return pl.Trainer(
         max_epochs=s["epochs"],
         accelerator=s["accelerator"],
-        devices=s["devices"],
+        devices=1,  # a study spreads runs, not one run
         precision=s["precision"],
-        strategy="ddp" if s["devices"] > 1 else "auto",
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
         callbacks=callbacks,

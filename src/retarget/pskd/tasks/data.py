@@ -160,7 +160,7 @@ class Normalise:
 
 
 class EpochSampler(DistributedSampler):
-    """A shuffle that depends on (seed, epoch) alone and tells the data set the epoch; incomplete batches dropped."""
+    """A shuffle that depends on (seed, epoch) alone and tells the data set the epoch."""
 
     def __iter__(self) -> Iterator[Place]:  # type: ignore[override]
         for sample in super().__iter__():

@@ -1,0 +1,67 @@
+"""PS-KD's peers on the same job, in the same call shape: set_epoch, loss, and what each one's ``needs`` says."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from retarget.pskd.peers.base import Needs, Peer
+    from retarget.pskd.peers.batches import CSKD, DLB, LastBatch, SameClassPairs
+    from retarget.pskd.peers.history import SelfAdaptiveTraining, TemporalEnsembling
+    from retarget.pskd.peers.labels import (
+        FocalLoss,
+        LabelSmoothing,
+        MarginLabelSmoothing,
+        OnlineLabelSmoothing,
+        TFKDReg,
+    )
+    from retarget.pskd.peers.mixing import CutMix, Mixup
+    from retarget.pskd.peers.networks import BornAgain, MeanTeacher, TFKDSelf, WeightEMA
+
+_HOME = {
+    "Needs": "base",
+    "Peer": "base",
+    "CSKD": "batches",
+    "DLB": "batches",
+    "LastBatch": "batches",
+    "SameClassPairs": "batches",
+    "SelfAdaptiveTraining": "history",
+    "TemporalEnsembling": "history",
+    "FocalLoss": "labels",
+    "LabelSmoothing": "labels",
+    "MarginLabelSmoothing": "labels",
+    "OnlineLabelSmoothing": "labels",
+    "TFKDReg": "labels",
+    "CutMix": "mixing",
+    "Mixup": "mixing",
+    "BornAgain": "networks",
+    "MeanTeacher": "networks",
+    "TFKDSelf": "networks",
+    "WeightEMA": "networks",
+}
+__all__ = [
+    "CSKD",
+    "DLB",
+    "BornAgain",
+    "CutMix",
+    "FocalLoss",
+    "LabelSmoothing",
+    "LastBatch",
+    "MarginLabelSmoothing",
+    "MeanTeacher",
+    "Mixup",
+    "Needs",
+    "OnlineLabelSmoothing",
+    "Peer",
+    "SameClassPairs",
+    "SelfAdaptiveTraining",
+    "TFKDReg",
+    "TFKDSelf",
+    "TemporalEnsembling",
+    "WeightEMA",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,332 @@
+"""What every peer shares: PS-KD's call shape, its checks, and a state that is saved beside the checkpoint."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Integer
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from retarget.errors import UserError
+from retarget.pskd.checks import Checks, check_index, check_labels, check_loss, check_probabilities, one_hot
+from retarget.pskd.exchange import world_size
+from retarget.pskd.functional import pskd_loss, widen
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a method asks of the training run, as data.
+
+    Attributes:
+        sampler: ``"same_class_pairs"``: batches are [x_1 … x_B, x'_1 … x'_B], x'_i of x_i's class
+            (:class:`~retarget.pskd.peers.samplers.SameClassPairs`). ``"last_batch"``: batches are [new, those of the
+            batch before] (:class:`~retarget.pskd.peers.samplers.LastBatch`).
+        network: ``"trained_teacher"``: a network that was trained before. ``"average"``: a running average of the
+            weights, kept by the method.
+        forwards: forward passes of a network for each new training sample; cross-entropy has 1.
+        inputs: ``loss`` must be given ``inputs=``.
+        mix: call ``inputs, targets = method.mix(inputs, targets)`` before the forward pass.
+        after_step: call ``method.after_step()`` after every optimizer step.
+    """
+
+    sampler: Literal["none", "same_class_pairs", "last_batch"] = "none"
+    network: Literal["none", "trained_teacher", "average"] = "none"
+    forwards: float = 1.0
+    inputs: bool = False
+    mix: bool = False
+    after_step: bool = False
+
+
+class Peer:
+    """A training method with the call shape of :class:`~retarget.pskd.method.PSKD`.
+
+    Each epoch ``set_epoch(epoch)``; each step ``loss(logits, targets, index)``; and what ``needs`` says beyond that.
+
+    Args:
+        num_samples: N, length of the training set that gives the indices.
+        num_classes: C.
+        total_epochs: length of the run.
+        strength: the method's own weight; at 0 it is cross-entropy bit for bit and needs nothing.
+        ignore_index: label of samples that have no loss.
+        settings: further settings that a resumed run must agree on.
+    """
+
+    wanted: ClassVar[Needs] = Needs()
+    """Needs at any strength but 0."""
+    labels_only: ClassVar[bool] = False
+    """Whether the equation speaks of a sample's class, so that probability targets are refused."""
+
+    def __init__(
+        self,
+        num_samples: int,
+        num_classes: int,
+        total_epochs: int,
+        strength: float,
+        *,
+        ignore_index: int = -100,
+        **settings: Any,
+    ) -> None:
+        if num_samples < 1 or num_classes < 2:
+            raise UserError(f"need num_samples >= 1 and num_classes >= 2: got {num_samples} and {num_classes}")
+        if total_epochs < 1:
+            raise UserError(f"need total_epochs >= 1: got {total_epochs}")
+        self.num_samples, self.num_classes, self.total_epochs = num_samples, num_classes, total_epochs
+        self.strength, self.ignore_index, self.settings = float(strength), ignore_index, settings
+        self._epoch: int | None = None
+        self._checks = Checks()
+        self._pending: tuple[Any, ...] | None = None  # what _loss sets aside for _remember
+
+    @property
+    def needs(self) -> Needs:
+        """What the run must provide."""
+        return self.wanted if self.strength > 0 else Needs()
+
+    @property
+    def evaluated(self) -> nn.Module | None:
+        """The network to evaluate in place of the trained one, where the method keeps one."""
+        return None
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that the method keeps beyond the trained model: tables, averages, teachers."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors().values())
+
+    # -- the schedule
+
+    def set_epoch(self, epoch: int) -> None:
+        """Begin an epoch (counted from 0), or begin it again after a crash or a resume.
+
+        Raises:
+            UserError: epoch outside [0, total_epochs), or one before the epoch under way.
+        """
+        if not 0 <= epoch < self.total_epochs:
+            raise UserError(f"epoch {epoch} lies outside [0, total_epochs = {self.total_epochs})")
+        if self._epoch is not None and 0 < epoch < self._epoch:
+            raise UserError(
+                f"the method has been through epoch {self._epoch}; to go back to epoch {epoch}, load the state "
+                "saved at that time"
+            )
+        self.end_epoch()
+        self._begin(epoch)
+        self._epoch = epoch
+
+    def end_epoch(self) -> None:
+        """Finish an epoch: raise what was found bad in it. ``set_epoch`` and ``save`` do this themselves."""
+        self._checks.poll(wait=True)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch under way."""
+        if self._epoch is None:
+            raise UserError("call set_epoch(epoch) before the first step of every epoch")
+        return self._epoch
+
+    # -- a step
+
+    def mix(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs and targets to train on; most methods leave them alone."""
+        return inputs, targets
+
+    def loss(
+        self,
+        logits: Float[Tensor, "batch classes"],
+        targets: Integer[Tensor, "batch"] | Float[Tensor, "batch classes"],
+        index: Integer[Tensor, "batch"],
+        *,
+        inputs: Any = None,
+    ) -> Float[Tensor, ""]:
+        """The method's loss, a mean over the samples that are not ignored.
+
+        Args:
+            logits: [B, C], finite; bfloat16 and float16 are widened to float32 first.
+            targets: labels [B] in [0, C) or ``ignore_index``; or, where the method has a use for them,
+                probabilities [B, C].
+            index: [B], each sample's place in the training set, in [0, N).
+            inputs: the model's input, for methods that say so in ``needs``.
+
+        Raises:
+            UserError: as for PS-KD, naming the sample, the row and the value; or no epoch was set, or ``inputs``
+                are missing.
+        """
+        _ = self.epoch
+        labels = self._check(logits, targets, index)
+        if self.strength == 0:
+            loss = self._hard(logits, targets)
+        else:
+            if self.needs.inputs and inputs is None:
+                raise UserError(f"{type(self).__name__} forwards the input itself: loss(logits, y, index, inputs=x)")
+            self._pending = None
+            loss = self._loss(logits, targets, labels, index, inputs)
+        check_loss(self._checks, loss, logits, index)
+        if self._pending is not None:
+            self._remember(*self._pending)
+            self._pending = None
+        return loss
+
+    def after_step(self) -> None:
+        """What follows an optimizer step; most methods do nothing."""
+
+    # -- state
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run must agree on, and how far it is: small, for the trainer's own checkpoint."""
+        return {**self._identity(), "epoch": self._epoch, **self._progress()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved epoch; refuses the state of another method, data set or setting, both values named."""
+        mine = self._identity()
+        expected = {*mine, "epoch", *self._progress()}
+        if set(state) != expected:
+            raise UserError(f"not a state of {mine['method']}: it has {sorted(state)}, expected {sorted(expected)}")
+        differ = [f"{key}: saved {state[key]!r}, now {mine[key]!r}" for key in mine if state[key] != mine[key]]
+        if differ:
+            raise UserError("the saved state belongs to another run; " + "; ".join(differ))
+        self._epoch = state["epoch"]
+        self._resume({key: state[key] for key in self._progress()})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The method's own tensors by name: what :meth:`save` writes."""
+        return {}
+
+    def save(self, path: str | Path) -> None:
+        """Write tensors and state to a safetensors file beside the model's checkpoint, atomically.
+
+        Collective under torch.distributed: every rank calls it, rank 0 writes.
+        """
+        self.end_epoch()
+        if world_size() > 1 and torch.distributed.get_rank() != 0:
+            return
+        tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in self.tensors().items()}
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(path.name + ".tmp")
+        header = {"retarget.pskd.peer": json.dumps(self.state_dict())}
+        save_file(tensors or {"empty": torch.zeros(0)}, temporary, metadata=header)
+        temporary.replace(path)
+
+    def load(self, path: str | Path) -> None:
+        """Read what :meth:`save` wrote, then ``set_epoch`` with the epoch to go on from."""
+        path = Path(path)
+        if not path.is_file():
+            raise UserError(f"no state of {type(self).__name__} at {path}")
+        with safe_open(path, framework="pt") as file:
+            header = (file.metadata() or {}).get("retarget.pskd.peer")
+            if header is None:
+                raise UserError(f"{path} is not a state of one of PS-KD's peers")
+            self.load_state_dict(json.loads(header))
+            saved = {name: file.get_tensor(name) for name in file.keys() if name != "empty"}  # noqa: SIM118
+        self._make_room(saved)
+        mine = self.tensors()
+        if set(mine) != set(saved):
+            raise UserError(f"{path} holds {sorted(saved)}, {type(self).__name__} needs {sorted(mine)}")
+        for name, tensor in mine.items():
+            if saved[name].shape != tensor.shape or saved[name].dtype != tensor.dtype:
+                raise UserError(
+                    f"{path}: {name} is {list(saved[name].shape)} {saved[name].dtype}, "
+                    f"the method's {list(tensor.shape)} {tensor.dtype}"
+                )
+        with torch.no_grad():
+            for name, tensor in mine.items():
+                tensor.copy_(saved[name])
+
+    # -- for the methods
+
+    def _begin(self, epoch: int) -> None:
+        """What an epoch's begin changes; ``self._epoch`` is still the one before."""
+
+    def _loss(self, logits: Tensor, targets: Tensor, labels: Tensor, index: Tensor, inputs: Any) -> Tensor:
+        raise NotImplementedError
+
+    def _remember(self, *pending: Any) -> None:
+        """Store what ``_loss`` set aside, once the loss is known to be good."""
+
+    def _progress(self) -> dict[str, Any]:
+        """What else the small state holds."""
+        return {}
+
+    def _resume(self, progress: dict[str, Any]) -> None:
+        """Take ``_progress`` back."""
+
+    def _make_room(self, saved: dict[str, Tensor]) -> None:
+        """Make the tensors that a saved state is copied into, where they do not exist yet."""
+
+    # -- inside
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "method": type(self).__name__,
+            "num_samples": self.num_samples,
+            "num_classes": self.num_classes,
+            "total_epochs": self.total_epochs,
+            "strength": self.strength,
+            **self.settings,
+        }
+
+    def _check(self, logits: Tensor, targets: Tensor, index: Tensor) -> Tensor:
+        """Shapes and values; labels made safe to gather with."""
+        self._checks.poll()
+        if index.dtype.is_floating_point or index.dtype == torch.bool or index.ndim != 1:
+            raise UserError(f"index holds whole numbers [B]: got {index.dtype} {list(index.shape)}")
+        shape = (len(index), self.num_classes)
+        if tuple(logits.shape) != shape:
+            raise UserError(f"logits are [B, C] = {list(shape)}: got {list(logits.shape)}")
+        if tuple(targets.shape) != (shape if targets.is_floating_point() else shape[:1]):
+            raise UserError(
+                f"targets are labels [{shape[0]}] or probabilities {list(shape)}: got {list(targets.shape)}"
+            )
+        index = check_index(self._checks, index.long(), self.num_samples)
+        if targets.is_floating_point():
+            if self.labels_only and self.strength > 0:
+                raise UserError(f"{type(self).__name__} speaks of a sample's class: give labels [B], not probabilities")
+            check_probabilities(self._checks, targets, index)
+            return targets.argmax(1)
+        near = index.to(targets.device)
+        return check_labels(self._checks, targets.long(), near, self.num_classes, self.ignore_index)
+
+    def _counted(self, targets: Tensor) -> Tensor:
+        """[B] float32: 0 for ignored samples."""
+        if targets.is_floating_point():
+            return torch.ones(len(targets), device=targets.device)
+        return (targets != self.ignore_index).float()
+
+    def _mean(self, losses: Tensor, targets: Tensor) -> Tensor:
+        counted = self._counted(targets)
+        return (losses * counted).sum() / counted.sum()
+
+    def _hard(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Mean cross-entropy against the given targets."""
+        return F.cross_entropy(widen(logits), targets, ignore_index=self.ignore_index)
+
+    def _soft(self, logits: Tensor, probs: Tensor, targets: Tensor) -> Tensor:
+        """Mean cross-entropy against rows of probabilities."""
+        return self._mean(pskd_loss(logits, probs.to(widen(logits).dtype), reduction="none"), targets)
+
+    def _probs(self, targets: Tensor) -> Tensor:
+        """Targets as probability rows, [B, C] float32."""
+        return targets.float() if targets.is_floating_point() else one_hot(targets, self.num_classes, self.ignore_index)
+
+
+def need_share(**values: float) -> None:
+    """Raise unless each value lies in [0, 1]."""
+    for name, value in values.items():
+        if not 0.0 <= value <= 1.0:
+            raise UserError(f"{name} must lie in [0, 1]: got {value}")
+
+
+def need_positive(**values: float) -> None:
+    """Raise unless each value is above 0."""
+    for name, value in values.items():
+        if not value > 0:
+            raise UserError(f"{name} must be above 0: got {value}")
+
+
+def need_not_negative(**values: float) -> None:
+    """Raise unless each value is 0 or above."""
+    for name, value in values.items():
+        if not value >= 0:
+            raise UserError(f"{name} must not be negative: got {value}")

@@ -1,0 +1,198 @@
+"""Peers that compare samples of a batch, and the samplers that they need: CS-KD (same-class pairs), DLB (the last
+mini-batch)."""
+
+from collections.abc import Iterable, Iterator, Sized
+from typing import Any, cast
+
+import numpy as np
+from torch import Tensor
+from torch.utils.data import Sampler
+
+from retarget.errors import UserError
+from retarget.pskd.functional import widen
+from retarget.pskd.peers import losses
+from retarget.pskd.peers.base import Needs, Peer, need_not_negative, need_positive
+
+
+class CSKD(Peer):
+    """Class-wise self-distillation: ``CE(x) + λ τ² KL(p_τ(x') ‖ p_τ(x))``, x' another sample of x's class (Yun et al.
+    2020, Regularizing Class-wise Predictions via Self-knowledge Distillation, equations 1 and 2).
+
+    The batch holds [x_1 … x_B, x'_1 … x'_B]: take :class:`SameClassPairs` as batch sampler. The partners' half has no
+    loss and no gradient of its own. Both halves pass the network together, and so share batch norm's statistics,
+    where the official code forwards them one after the other.
+
+    Args:
+        weight: λ ≥ 0; 1 is the official setting for CIFAR-100.
+        temperature: τ > 0; 4 is the paper's (section 3.1).
+    """
+
+    wanted = Needs(sampler="same_class_pairs", forwards=2.0)
+    labels_only = True
+
+    def __init__(
+        self,
+        num_samples: int,
+        num_classes: int,
+        total_epochs: int,
+        weight: float = 1.0,
+        *,
+        temperature: float = 4.0,
+        ignore_index: int = -100,
+    ) -> None:
+        need_not_negative(weight=weight)
+        need_positive(temperature=temperature)
+        super().__init__(
+            num_samples, num_classes, total_epochs, weight, ignore_index=ignore_index, temperature=temperature
+        )
+
+    def _loss(self, logits: Tensor, targets: Tensor, labels: Tensor, index: Tensor, inputs: Any) -> Tensor:
+        if len(index) % 2:
+            raise UserError(f"the batch is [x…, partners…] for CS-KD, an even number: got {len(index)}; {_PAIRS}")
+        half = len(index) // 2
+        first, second = targets[:half], targets[half:]
+        self._checks.require(
+            first == second,
+            lambda row: (
+                f"sample {int(index[row])} of class {int(first[row])}, row {row} of the batch, is paired with sample "
+                f"{int(index[row + half])} of class {int(second[row])}; {_PAIRS}"
+            ),
+        )
+        apart = losses.distill(logits[:half], logits[half:], self.settings["temperature"], reduction="none")
+        return self._hard(logits[:half], first) + self.strength * self._mean(apart, first)
+
+
+class DLB(Peer):
+    """Self-distillation from the last mini-batch: ``CE + α τ² KL(p_τ(last step) ‖ p_τ(now))`` for the samples that
+    were in the batch before (Shen et al. 2022, equations 3 and 4).
+
+    The batch holds [new, those of the batch before]: take :class:`LastBatch` as batch sampler. The samples' logits of
+    the last step are kept, by index; an epoch's first batch has none. Both halves pass the network together, where
+    the official code forwards them one after the other; it shows the repeated half in a second augmentation.
+
+    Args:
+        weight: α ≥ 0; 1 is the paper's (section 4.1).
+        temperature: τ > 0; 3 is the paper's.
+    """
+
+    wanted = Needs(sampler="last_batch", forwards=2.0)
+
+    def __init__(
+        self,
+        num_samples: int,
+        num_classes: int,
+        total_epochs: int,
+        weight: float = 1.0,
+        *,
+        temperature: float = 3.0,
+        ignore_index: int = -100,
+    ) -> None:
+        need_not_negative(weight=weight)
+        need_positive(temperature=temperature)
+        super().__init__(
+            num_samples, num_classes, total_epochs, weight, ignore_index=ignore_index, temperature=temperature
+        )
+        self._last: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the last step's logits; 0 before the first step."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self._last or ())
+
+    def _begin(self, epoch: int) -> None:
+        self._last = None
+
+    def _loss(self, logits: Tensor, targets: Tensor, labels: Tensor, index: Tensor, inputs: Any) -> Tensor:
+        loss = self._hard(logits, targets)
+        at = index.to(logits.device)
+        if self._last is not None:
+            last_index, last_logits = self._last
+            same = at[:, None] == last_index[None, :]
+            apart = losses.distill(
+                logits, last_logits[same.float().argmax(1)], self.settings["temperature"], reduction="none"
+            )
+            repeated = same.any(1) * self._counted(targets)
+            loss = loss + self.strength * (apart * repeated).sum() / repeated.sum().clamp_min(1.0)
+        self._pending = at, widen(logits.detach())
+        return loss
+
+    def _remember(self, *pending: Any) -> None:
+        at, logits = pending
+        self._last = at, logits
+
+
+class BatchSampler(Sampler[list[int]]):
+    """A batch sampler around another one; the epoch reaches it through ``set_epoch``.
+
+    Trainers look for ``batch_sampler.sampler.set_epoch``; ``sampler`` is therefore the object itself.
+    """
+
+    def __init__(self, batches: Iterable[list[int]]) -> None:
+        self.batches, self.epoch = batches, 0
+
+    @property
+    def sampler(self) -> "BatchSampler":
+        """The object itself, for trainers that announce the epoch."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Announce the epoch to the samplers inside, too."""
+        self.epoch = epoch
+        for inside in (self.batches, getattr(self.batches, "sampler", None)):
+            if hasattr(inside, "set_epoch"):
+                cast(Any, inside).set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(cast(Sized, self.batches))
+
+
+class SameClassPairs(BatchSampler):
+    """Each batch followed by a partner of the same class for each of its samples: what CS-KD needs.
+
+    A partner is drawn uniformly among the class's other samples, by (seed, epoch, sample) alone; a class of one
+    sample partners with itself.
+
+    Args:
+        batches: a batch sampler that yields lists of sample indices.
+        labels: [N], the class of each sample.
+        seed: of the partners.
+
+    >>> list(SameClassPairs([[0, 1], [2, 3]], labels=[0, 1, 0, 1], seed=0))
+    [[0, 1, 2, 3], [2, 3, 0, 1]]
+    """
+
+    def __init__(self, batches: Iterable[list[int]], labels: Any, seed: int) -> None:
+        super().__init__(batches)
+        self.labels, self.seed = np.asarray(labels), seed
+
+    def __iter__(self) -> Iterator[list[int]]:
+        partner = self.partners()
+        for batch in self.batches:
+            yield [*batch, *(int(partner[sample]) for sample in batch)]
+
+    def partners(self) -> np.ndarray:
+        """[N], the partner of each sample in this epoch."""
+        draw = np.random.default_rng([self.seed, self.epoch]).random(len(self.labels))
+        partner = np.empty(len(self.labels), dtype=np.int64)
+        for label in np.unique(self.labels):
+            members = np.flatnonzero(self.labels == label)
+            ahead = 1 + np.floor(draw[members] * (len(members) - 1)).astype(np.int64)  # never a whole turn
+            partner[members] = members[(np.arange(len(members)) + ahead) % len(members)]
+        return partner
+
+
+class LastBatch(BatchSampler):
+    """Each batch followed by the batch before: what DLB needs. The first batch of an epoch stands alone.
+
+    >>> list(LastBatch([[0, 1], [2, 3], [4, 5]]))
+    [[0, 1], [2, 3, 0, 1], [4, 5, 2, 3]]
+    """
+
+    def __iter__(self) -> Iterator[list[int]]:
+        before: list[int] = []
+        for batch in self.batches:
+            yield [*batch, *before]
+            before = list(batch)
+
+
+_PAIRS = "build the loader with SameClassPairs as batch_sampler"

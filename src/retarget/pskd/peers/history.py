@@ -1,0 +1,153 @@
+"""Peers that remember a sample's predictions by an exponential average: temporal ensembling, self-adaptive training.
+
+They keep PS-KD's table with two slots a sample: an epoch reads what the epochs before it left, repeats and padding
+are harmless, and ranks exchange rows once an epoch.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from retarget.pskd.exchange import WriteLog, exchange
+from retarget.pskd.functional import pskd_loss, widen
+from retarget.pskd.peers import losses
+from retarget.pskd.peers.base import Peer, need_not_negative, need_share
+from retarget.pskd.rows import Dense
+from retarget.pskd.store import Table
+
+
+class History(Peer):
+    """A peer with a float32 table [N, C] of its own making."""
+
+    def __init__(self, *args: Any, device: torch.device | str | None = None, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self._device, self._table, self._log = device, None, WriteLog()
+
+    def end_epoch(self) -> None:
+        """Raise what was found bad in the epoch and exchange its rows between ranks: collective."""
+        super().end_epoch()
+        if self._table:
+            exchange(self._table, self._log)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return self._table.tensors() if self._table else {}
+
+    def _begin(self, epoch: int) -> None:
+        if self._table:
+            self._table.begin(epoch)
+
+    def _make_room(self, saved: dict[str, Tensor]) -> None:
+        if saved:
+            self._room(torch.device("cpu")).epoch = self._epoch or 0
+
+    def _room(self, device: torch.device) -> Table:
+        if self._table is None:
+            where = torch.device(self._device) if self._device is not None else device
+            self._table = Table(Dense("float32"), self.num_samples, self.num_classes, where)
+            self._table.epoch = self._epoch or 0
+        return self._table
+
+    def _read(self, index: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Rows left by the epochs before, [B, C], and which samples have one, [B] bool."""
+        table = self._room(device)
+        fields, written = table.gather(index.to(table.device))
+        return fields["probs"].to(device), written.to(device)
+
+    def _remember(self, *pending: Any) -> None:
+        index, rows, counted = pending
+        table = self._room(rows.device)
+        at, keep = index.to(table.device), (counted > 0).to(table.device)
+        table.write(at, {"probs": rows.detach().float()}, keep)
+        self._log.add(at, keep)
+
+
+class TemporalEnsembling(History):
+    """``CE + w(t) mean_c (p_c - z̃_c)²`` against the bias-corrected average z̃ of the sample's past predictions
+    (Laine and Aila 2017, Temporal Ensembling for Semi-Supervised Learning, algorithm 2).
+
+    The weight rises from 0 in epoch 0 as ``w_max exp(-5 (1 - t)²)``. All samples are labelled here, so the paper's
+    factor M / N is 1. A sample without a row has no second term.
+
+    Args:
+        weight: w_max ≥ 0; 30 is the paper's (appendix A).
+        momentum: α in [0, 1); 0.6 is the paper's.
+        ramp: share of the run over which the weight rises; the paper's 80 of 300 epochs.
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        num_classes: int,
+        total_epochs: int,
+        weight: float = 30.0,
+        *,
+        momentum: float = 0.6,
+        ramp: float = 80 / 300,
+        ignore_index: int = -100,
+        device: torch.device | str | None = None,
+    ) -> None:
+        need_not_negative(weight=weight)
+        need_share(momentum=momentum, ramp=ramp)
+        super().__init__(
+            num_samples, num_classes, total_epochs, weight,
+            device=device, ignore_index=ignore_index, momentum=momentum, ramp=ramp,
+        )  # fmt: skip
+
+    @property
+    def weight(self) -> float:
+        """w in this epoch."""
+        length = self.settings["ramp"] * self.total_epochs
+        done = self.epoch / length if length else 1.0
+        return self.strength * losses.ramp_up(done) if self.epoch else 0.0
+
+    def _loss(self, logits: Tensor, targets: Tensor, labels: Tensor, index: Tensor, inputs: Any) -> Tensor:
+        probs = F.softmax(widen(logits), dim=1)
+        history, written = self._read(index, logits.device)
+        apart = losses.squared_difference(probs, losses.unbias_history(history), reduction="none") * written
+        blended = losses.blend_history(history * written[:, None], probs.detach(), self.settings["momentum"])
+        self._pending = index, blended, self._counted(targets)
+        return self._hard(logits, targets) + self.weight * self._mean(apart, targets)
+
+
+class SelfAdaptiveTraining(History):
+    """Cross-entropy against ``t ← α t + (1 - α) p``, which begins as the label, samples weighted by ``max_c t_c``
+    (Huang et al. 2020, Self-Adaptive Training: beyond Empirical Risk Minimization, equations 1 and 2, algorithm 1).
+
+    Args:
+        momentum: α in [0, 1]; 0.9 is the paper's. 1 never moves a target and is cross-entropy.
+        start: share of the run that is plain cross-entropy; the paper's 60 of 200 epochs.
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        num_classes: int,
+        total_epochs: int,
+        momentum: float = 0.9,
+        *,
+        start: float = 0.3,
+        ignore_index: int = -100,
+        device: torch.device | str | None = None,
+    ) -> None:
+        need_share(momentum=momentum, start=start)
+        super().__init__(
+            num_samples, num_classes, total_epochs, 1 - momentum,
+            device=device, ignore_index=ignore_index, momentum=momentum, start=start,
+        )  # fmt: skip
+
+    @property
+    def start_epoch(self) -> int:
+        """The first epoch with moving targets."""
+        return round(self.settings["start"] * self.total_epochs)
+
+    def _loss(self, logits: Tensor, targets: Tensor, labels: Tensor, index: Tensor, inputs: Any) -> Tensor:
+        if self.epoch < self.start_epoch:
+            return self._hard(logits, targets)
+        history, written = self._read(index, logits.device)
+        target = torch.where(written[:, None], history, self._probs(targets))
+        target = losses.blend_history(target, F.softmax(widen(logits.detach()), dim=1), self.settings["momentum"])
+        counted = self._counted(targets)
+        self._pending = index, target, counted
+        return losses.weigh_by_confidence(pskd_loss(logits, target, reduction="none"), target, counted)

@@ -1,0 +1,175 @@
+"""Peers that change the target or the loss of a sample and need nothing else: label smoothing, OLS, TF-KD with a
+hand-made teacher, focal loss, margin-based label smoothing."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from retarget.pskd.exchange import world_size
+from retarget.pskd.functional import widen
+from retarget.pskd.peers import losses
+from retarget.pskd.peers.base import Peer, need_not_negative, need_positive, need_share
+
+
+class LabelSmoothing(Peer):
+    """Cross-entropy against ``(1 - ε) target + ε / C`` (Szegedy et al. 2016, section 7).
+
+    Args:
+        smoothing: ε in [0, 1]; 0.1 is the paper's.
+    """
+
+    def __init__(
+        self, num_samples: int, num_classes: int, total_epochs: int, smoothing: float = 0.1, *, ignore_index: int = -100
+    ) -> None:
+        need_share(smoothing=smoothing)
+        super().__init__(num_samples, num_classes, total_epochs, smoothing, ignore_index=ignore_index)
+
+    def _loss(self, logits: Tensor, targets: Tensor, labels: Tensor, index: Tensor, inputs: Any) -> Tensor:
+        return F.cross_entropy(widen(logits), targets, ignore_index=self.ignore_index, label_smoothing=self.strength)
+
+
+class OnlineLabelSmoothing(Peer):
+    """OLS: targets from a C×C table, the mean prediction of each class's correctly classified samples in the epoch
+    before (Zhang et al. 2021, Delving Deep into Label Smoothing, equations 2 to 5 and algorithm 1).
+
+    ``(1 - w) CE(y) + w CE(S_y)``; the table begins uniform. A class of which nothing was classified correctly keeps
+    its row, where the paper is silent. Under torch.distributed ``set_epoch`` and ``save`` are collective.
+
+    Args:
+        soft_weight: w in [0, 1], the paper's 1 - α; 0.5 is the paper's (section IV-A).
+    """
+
+    labels_only = True
+
+    def __init__(
+        self,
+        num_samples: int,
+        num_classes: int,
+        total_epochs: int,
+        soft_weight: float = 0.5,
+        *,
+        ignore_index: int = -100,
+    ) -> None:
+        need_share(soft_weight=soft_weight)
+        super().__init__(num_samples, num_classes, total_epochs, soft_weight, ignore_index=ignore_index)
+        self.rows = torch.full((num_classes, num_classes), 1 / num_classes)
+        self.total = torch.zeros(num_classes, num_classes)
+        self._summed = True  # over the ranks
+
+    def end_epoch(self) -> None:
+        """Raise what was found bad in the epoch and sum the table over ranks: collective."""
+        super().end_epoch()
+        if world_size() > 1 and not self._summed:
+            torch.distributed.all_reduce(self.total)
+        self._summed = True
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"rows": self.rows, "total": self.total}
+
+    def _begin(self, epoch: int) -> None:
+        if epoch == 0:
+            self.rows.fill_(1 / self.num_classes)
+        elif self._epoch is not None and epoch > self._epoch:
+            self.rows = losses.refresh_class_rows(self.total, self.rows)
+        self.total = torch.zeros_like(self.total)
+
+    def _loss(self, logits: Tensor, targets: Tensor, labels: Tensor, index: Tensor, inputs: Any) -> Tensor:
+        if self.rows.device != logits.device:
+            self.rows, self.total = self.rows.to(logits.device), self.total.to(logits.device)
+        soft = self._soft(logits, self.rows[labels], targets)
+        self._pending = logits, labels, self._counted(targets)
+        return (1 - self.strength) * self._hard(logits, targets) + self.strength * soft
+
+    def _remember(self, *pending: Any) -> None:
+        logits, labels, counted = pending
+        losses.accumulate_class_rows(logits, labels, self.total, counted)
+        self._summed = False
+
+
+class TFKDReg(Peer):
+    """Teacher-free distillation from a hand-made teacher:
+    ``(1 - α) CE + α KL(p^d_τ ‖ p)`` (Yuan et al. 2020, equation 9).
+
+    The student's side has temperature 1 and the KL is summed over classes; both as the official code computes at its
+    CIFAR-100 setting (a mean over 100 classes times 100).
+
+    Args:
+        weight: α in [0, 1]; 0.1 is the official setting for ResNet-18 on CIFAR-100, as are the next two.
+        correct_prob: the teacher's probability of the label, in (0, 1].
+        temperature: τ of the teacher, above 0.
+    """
+
+    labels_only = True
+
+    def __init__(
+        self,
+        num_samples: int,
+        num_classes: int,
+        total_epochs: int,
+        weight: float = 0.1,
+        *,
+        correct_prob: float = 0.99,
+        temperature: float = 20.0,
+        ignore_index: int = -100,
+    ) -> None:
+        need_share(weight=weight, correct_prob=correct_prob)
+        need_positive(correct_prob=correct_prob, temperature=temperature)
+        super().__init__(
+            num_samples, num_classes, total_epochs, weight,
+            ignore_index=ignore_index, correct_prob=correct_prob, temperature=temperature,
+        )  # fmt: skip
+
+    def _loss(self, logits: Tensor, targets: Tensor, labels: Tensor, index: Tensor, inputs: Any) -> Tensor:
+        teacher = losses.design_teacher(
+            labels, self.num_classes, self.settings["correct_prob"], self.settings["temperature"]
+        )
+        soft = self._mean(losses.match_probs(logits, teacher, reduction="none"), targets)
+        return (1 - self.strength) * self._hard(logits, targets) + self.strength * soft
+
+
+class FocalLoss(Peer):
+    """``-(1 - p_y)^γ log p_y`` (Lin et al. 2017, equation 4).
+
+    Args:
+        gamma: γ ≥ 0; 3 is the setting that Mukhoti et al. 2020 (Calibrating Deep Neural Networks using Focal Loss,
+            section 5) recommend for calibration; detection uses 2.
+    """
+
+    labels_only = True
+
+    def __init__(
+        self, num_samples: int, num_classes: int, total_epochs: int, gamma: float = 3.0, *, ignore_index: int = -100
+    ) -> None:
+        need_not_negative(gamma=gamma)
+        super().__init__(num_samples, num_classes, total_epochs, gamma, ignore_index=ignore_index)
+
+    def _loss(self, logits: Tensor, targets: Tensor, labels: Tensor, index: Tensor, inputs: Any) -> Tensor:
+        return self._mean(losses.focal_loss(logits, labels, self.strength, reduction="none"), targets)
+
+
+class MarginLabelSmoothing(Peer):
+    """MbLS: ``CE + λ mean_c max(0, max_j z_j - z_c - m)`` (Liu et al. 2022, equation 9).
+
+    Args:
+        weight: λ ≥ 0; 0.1 is the paper's (section 4.1).
+        margin: m ≥ 0; 10 is the paper's for all data but CIFAR-10, where it is 6.
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        num_classes: int,
+        total_epochs: int,
+        weight: float = 0.1,
+        *,
+        margin: float = 10.0,
+        ignore_index: int = -100,
+    ) -> None:
+        need_not_negative(weight=weight, margin=margin)
+        super().__init__(num_samples, num_classes, total_epochs, weight, ignore_index=ignore_index, margin=margin)
+
+    def _loss(self, logits: Tensor, targets: Tensor, labels: Tensor, index: Tensor, inputs: Any) -> Tensor:
+        penalty = losses.penalise_margin(logits, self.settings["margin"], reduction="none")
+        return self._hard(logits, targets) + self.strength * self._mean(penalty, targets)

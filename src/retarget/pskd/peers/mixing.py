@@ -1,0 +1,96 @@
+"""Mixup and CutMix in the peers' call shape; torchvision mixes."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from retarget.errors import UserError
+from retarget.extras import require
+from retarget.pskd.functional import pskd_loss
+from retarget.pskd.peers.base import Needs, Peer, need_positive, need_share
+
+
+class Mixing(Peer):
+    """Batches mixed with a neighbour: ``λ x_i + (1 - λ) x_j`` or a pasted box, target ``λ y_i + (1 - λ) y_j``.
+
+    ``mix`` before the forward pass gives inputs and probability targets; ``loss`` takes what it gave. The partner is
+    the sample before in the (shuffled) batch, as torchvision has it.
+    """
+
+    wanted = Needs(mix=True)
+    transform: str
+
+    def __init__(
+        self, num_samples: int, num_classes: int, total_epochs: int, prob: float, *, alpha: float, ignore_index: int
+    ) -> None:
+        need_share(prob=prob)
+        need_positive(alpha=alpha)
+        super().__init__(num_samples, num_classes, total_epochs, prob, ignore_index=ignore_index, alpha=alpha)
+        kind = getattr(require("torchvision.transforms.v2", "vision"), self.transform)
+        self._mix = kind(alpha=alpha, num_classes=num_classes)
+
+    def mix(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Mixed inputs and probability targets [B, C], with probability ``prob``; else both as they are.
+
+        Raises:
+            UserError: the targets are no labels in [0, C).
+        """
+        if self.strength == 0 or (self.strength < 1 and torch.rand(()) >= self.strength):
+            return inputs, targets
+        if targets.is_floating_point() or targets.ndim != 1:
+            raise UserError(f"{type(self).__name__} mixes labels [B]: got {targets.dtype} {list(targets.shape)}")
+        self._checks.require(
+            (targets >= 0) & (targets < self.num_classes),
+            lambda row: f"label {int(targets[row])}, row {row} of the batch, lies outside [0, {self.num_classes})",
+        )
+        return self._mix(inputs, targets)
+
+    def _loss(self, logits: Tensor, targets: Tensor, labels: Tensor, index: Tensor, inputs: Any) -> Tensor:
+        return pskd_loss(logits, targets) if targets.is_floating_point() else self._hard(logits, targets)
+
+
+class Mixup(Mixing):
+    """Mixup (Zhang et al. 2018, mixup: Beyond Empirical Risk Minimization, section 2).
+
+    Args:
+        prob: share of batches that are mixed; the paper mixes all.
+        alpha: of Beta(α, α), from which λ is drawn; 1 is the paper's for CIFAR (section 3.2).
+    """
+
+    transform = "MixUp"
+
+    def __init__(
+        self,
+        num_samples: int,
+        num_classes: int,
+        total_epochs: int,
+        prob: float = 1.0,
+        *,
+        alpha: float = 1.0,
+        ignore_index: int = -100,
+    ) -> None:
+        super().__init__(num_samples, num_classes, total_epochs, prob, alpha=alpha, ignore_index=ignore_index)
+
+
+class CutMix(Mixing):
+    """CutMix (Yun et al. 2019, CutMix: Regularization Strategy to Train Strong Classifiers, equations 1 and 2).
+
+    Args:
+        prob: share of batches that are mixed; 0.5 is the official setting for CIFAR, 1 for ImageNet.
+        alpha: of Beta(α, α); 1 is the paper's (section 3.1).
+    """
+
+    transform = "CutMix"
+
+    def __init__(
+        self,
+        num_samples: int,
+        num_classes: int,
+        total_epochs: int,
+        prob: float = 0.5,
+        *,
+        alpha: float = 1.0,
+        ignore_index: int = -100,
+    ) -> None:
+        super().__init__(num_samples, num_classes, total_epochs, prob, alpha=alpha, ignore_index=ignore_index)

@@ -1,0 +1,238 @@
+"""Peers with a second network: TF-KD and born-again networks (a trained teacher), mean teacher and weight EMA (a
+running average of the weights)."""
+
+from copy import deepcopy
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from retarget.errors import UserError
+from retarget.pskd.functional import widen
+from retarget.pskd.peers import losses
+from retarget.pskd.peers.base import Needs, Peer, need_not_negative, need_positive, need_share
+
+
+class Taught(Peer):
+    """A peer with a trained teacher, of which it keeps a copy: in evaluation mode, without gradient, on the inputs'
+    device. The teacher is no part of the saved state: give the same one when resuming."""
+
+    wanted = Needs(network="trained_teacher", forwards=2.0, inputs=True)
+
+    def __init__(self, teacher: nn.Module, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.teacher = deepcopy(teacher).requires_grad_(False).eval()
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the teacher."""
+        return sum(t.numel() * t.element_size() for t in self.teacher.state_dict().values())
+
+    def _teach(self, inputs: Any, logits: Tensor) -> Tensor:
+        taught = losses.forward(self.teacher, inputs)
+        if taught.shape != logits.shape:
+            raise UserError(f"the teacher gives logits {list(taught.shape)}, the student {list(logits.shape)}")
+        return taught
+
+
+class TFKDSelf(Taught):
+    """Teacher-free distillation from a trained network of the student's own kind:
+    ``(1 - α) CE + α s τ² KL(p^t_τ ‖ p_τ)`` (Yuan et al. 2020, equation 7).
+
+    The factor s is not in the equation. The official code takes the KL's mean over classes times a multiplier: s is
+    that multiplier over C, 50 / 100 for ResNet-18 on CIFAR-100.
+
+    Args:
+        teacher: a trained network of the same form as the student.
+        weight: α in [0, 1]; 0.95 is the official setting for ResNet-18 on CIFAR-100, as are the next two.
+        temperature: τ > 0.
+        scale: s > 0.
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        num_classes: int,
+        total_epochs: int,
+        weight: float = 0.95,
+        *,
+        teacher: nn.Module,
+        temperature: float = 6.0,
+        scale: float = 0.5,
+        ignore_index: int = -100,
+    ) -> None:
+        need_share(weight=weight)
+        need_positive(temperature=temperature, scale=scale)
+        super().__init__(
+            teacher, num_samples, num_classes, total_epochs, weight,
+            ignore_index=ignore_index, temperature=temperature, scale=scale,
+        )  # fmt: skip
+
+    def _loss(self, logits: Tensor, targets: Tensor, labels: Tensor, index: Tensor, inputs: Any) -> Tensor:
+        taught = self._teach(inputs, logits)
+        apart = self._mean(losses.distill(logits, taught, self.settings["temperature"], reduction="none"), targets)
+        scaled = self.strength * self.settings["scale"]
+        return (1 - self.strength) * self._hard(logits, targets) + scaled * apart
+
+
+class BornAgain(Taught):
+    """A network taught by an equal one: ``(1 - w) CE(y) + w CE(p^t)``, temperature 1 (Furlanello et al. 2018,
+    Born-Again Neural Networks, equations 2 and 4).
+
+    Args:
+        teacher: a trained network; the paper's has the student's form.
+        weight: w in [0, 1]; 1, the teacher alone, is the paper's BAN; below 1 its BAN+L.
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        num_classes: int,
+        total_epochs: int,
+        weight: float = 1.0,
+        *,
+        teacher: nn.Module,
+        ignore_index: int = -100,
+    ) -> None:
+        need_share(weight=weight)
+        super().__init__(teacher, num_samples, num_classes, total_epochs, weight, ignore_index=ignore_index)
+
+    def _loss(self, logits: Tensor, targets: Tensor, labels: Tensor, index: Tensor, inputs: Any) -> Tensor:
+        taught = F.softmax(self._teach(inputs, logits), dim=1)
+        soft = self._soft(logits, taught, targets)
+        return (1 - self.strength) * self._hard(logits, targets) + self.strength * soft
+
+
+class Averaged(Peer):
+    """A peer that keeps a running average of the weights, updated by ``after_step``, and evaluates it.
+
+    While the average is young it is the true mean: the decay of step s, from 0, is at most 1 - 1 / (s + 1), so the
+    first update copies (the official mean teacher's way).
+    """
+
+    averages_buffers = True
+
+    def __init__(self, model: nn.Module, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.model: nn.Module = getattr(model, "module", model)  # DDP and DataParallel wrap it
+        self.average = deepcopy(self.model).requires_grad_(False)
+        self.steps, self._losses, self._stepped = 0, 0, False
+
+    @property
+    def evaluated(self) -> nn.Module | None:
+        return self.average if self.strength > 0 else None
+
+    @property
+    def decay(self) -> float:
+        """The decay of the next update."""
+        raise NotImplementedError
+
+    def after_step(self) -> None:
+        """Move the average towards the present weights; once after each optimizer step."""
+        decay = min(self.decay, 1 - 1 / (self.steps + 1))
+        losses.average_weights(self.average, self.model, decay, buffers=self.averages_buffers)
+        self.steps, self._stepped = self.steps + 1, True
+
+    def tensors(self) -> dict[str, Tensor]:
+        return dict(self.average.state_dict())
+
+    def _begin(self, epoch: int) -> None:
+        if self._losses and not self._stepped and self.strength > 0:
+            raise UserError(f"{type(self).__name__} needs after_step() after every optimizer step: none came")
+        self._losses, self._stepped = 0, False
+
+    def _progress(self) -> dict[str, Any]:
+        return {"steps": self.steps}
+
+    def _resume(self, progress: dict[str, Any]) -> None:
+        self.steps = progress["steps"]
+
+
+class WeightEMA(Averaged):
+    """Plain cross-entropy; the exponential average of the weights is evaluated (Polyak and Juditsky 1992; Tarvainen
+    and Valpola 2017, equation 2, without its consistency term). Batch norm's statistics are averaged with the weights.
+
+    Args:
+        decay: d in [0, 1); 0.999 is mean teacher's. 0 evaluates the weights themselves.
+    """
+
+    wanted = Needs(network="average", after_step=True)
+
+    def __init__(
+        self,
+        num_samples: int,
+        num_classes: int,
+        total_epochs: int,
+        decay: float = 0.999,
+        *,
+        model: nn.Module,
+        ignore_index: int = -100,
+    ) -> None:
+        need_share(decay=decay)
+        super().__init__(model, num_samples, num_classes, total_epochs, decay, ignore_index=ignore_index)
+
+    @property
+    def decay(self) -> float:
+        return self.strength
+
+    def _loss(self, logits: Tensor, targets: Tensor, labels: Tensor, index: Tensor, inputs: Any) -> Tensor:
+        self._losses += 1
+        return self._hard(logits, targets)
+
+
+class MeanTeacher(Averaged):
+    """``CE + w(t) mean_c (p_c - p'_c)²`` against the prediction p' of the averaged weights for the same input
+    (Tarvainen and Valpola 2017, Mean teachers are better role models, equations 1 and 2); the average is evaluated.
+
+    Teacher and student are both in training mode, each with batch norm statistics of its own, and here see the same
+    view. The weight rises as ``w_max exp(-5 (1 - t)²)``.
+
+    Args:
+        weight: w_max ≥ 0; 100 is the paper's for CIFAR-10 (appendix B.1), as are the rest.
+        ramp: share of the run over which the weight rises; 40,000 of 150,000 steps.
+        decay_in_ramp, decay_after: decay of the average, in [0, 1).
+    """
+
+    wanted = Needs(network="average", forwards=2.0, inputs=True, after_step=True)
+    averages_buffers = False
+
+    def __init__(
+        self,
+        num_samples: int,
+        num_classes: int,
+        total_epochs: int,
+        weight: float = 100.0,
+        *,
+        model: nn.Module,
+        ramp: float = 4 / 15,
+        decay_in_ramp: float = 0.99,
+        decay_after: float = 0.999,
+        ignore_index: int = -100,
+    ) -> None:
+        need_not_negative(weight=weight)
+        need_share(ramp=ramp, decay_in_ramp=decay_in_ramp, decay_after=decay_after)
+        super().__init__(
+            model, num_samples, num_classes, total_epochs, weight,
+            ignore_index=ignore_index, ramp=ramp, decay_in_ramp=decay_in_ramp, decay_after=decay_after,
+        )  # fmt: skip
+
+    @property
+    def ramped(self) -> float:
+        """How far the ramp is in this epoch; 1 or above: over."""
+        length = self.settings["ramp"] * self.total_epochs
+        return self.epoch / length if length else 1.0
+
+    @property
+    def weight(self) -> float:
+        """w in this epoch."""
+        return self.strength * losses.ramp_up(self.ramped)
+
+    @property
+    def decay(self) -> float:
+        return self.settings["decay_in_ramp" if self.ramped < 1 else "decay_after"]
+
+    def _loss(self, logits: Tensor, targets: Tensor, labels: Tensor, index: Tensor, inputs: Any) -> Tensor:
+        self._losses += 1
+        taught = F.softmax(losses.forward(self.average.train(), inputs), dim=1)
+        apart = losses.squared_difference(F.softmax(widen(logits), dim=1), taught, reduction="none")
+        return self._hard(logits, targets) + self.weight * self._mean(apart, targets)

@@ -1,0 +1,297 @@
+"""PS-KD in the Hugging Face Trainer: classification, sequence to sequence, causal language models.
+
+The trainer gives every training sample its index behind the caller's dataset and collator, takes it out of the batch
+before the model sees it, and computes the loss. Everything else is the library's.
+"""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import Seq2SeqTrainer, Trainer, TrainerCallback
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.trainer_utils import get_last_checkpoint
+
+from retarget.errors import UserError
+from retarget.pskd.data import with_index
+from retarget.pskd.method import PSKD, Store
+from retarget.pskd.ragged import SequencePSKD
+from retarget.pskd.teacher import PreviousModel
+
+STATE_FILE = "pskd.safetensors"
+"""The table's name in a checkpoint's folder."""
+IGNORE = -100  # the library's own, by which it counts num_items_in_batch
+
+_Base = Trainer if TYPE_CHECKING else object
+
+
+class PSKDMixin(_Base):
+    """Turns any ``Trainer`` into one that trains with PS-KD; put it before the trainer among the bases.
+
+    Works for models that give ``logits`` and take ``labels`` that are classes: [B] for classification, [B, T] for
+    sequence to sequence, causal language models (the labels are shifted as the library does) and tagging. Labels of
+    -100 have no loss and no row. ``label_smoothing_factor`` smooths the hard labels before they are softened, and
+    ``num_items_in_batch`` divides the loss, so that gradient accumulation changes nothing. In evaluation the trainer
+    is the library's own: no row is read or written.
+
+    Args:
+        alpha_T: weight of the past in the last epoch, in [0, 1].
+        store: ``"dense"``, ``TopK(k)`` or ``MemoryMapped(path, rows)``; by default dense for [B] and ``TopK(10)``
+            for [B, T].
+        schedule: ``"linear"`` or ``"constant"``.
+        lengths: targets of each training sequence, for labels [B, T]; by default counted before the first step in a
+            pass over the training set.
+
+    Other arguments are the trainer's. The table is saved as ``pskd.safetensors`` in each checkpoint's folder, and
+    ``train(resume_from_checkpoint=...)`` reads it back.
+
+    Raises:
+        UserError: a dataset without stable indices, a checkpoint without a table, a loss of the caller's own
+            (``compute_loss_func``), several GPUs in one process (start one process a GPU instead), labels that are
+            not classes.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        alpha_T: float = 0.8,
+        store: Store | None = None,
+        schedule: Literal["linear", "constant"] = "linear",
+        lengths: Iterable[int] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        if self.compute_loss_func is not None:
+            raise UserError("PS-KD replaces the loss, and compute_loss_func does so too: leave one of them out")
+        if self.args.n_gpu > 1:
+            raise UserError("several GPUs in one process are not supported: start with torchrun, one process a GPU")
+        if isinstance(store, PreviousModel):
+            raise UserError("PreviousModel is not available in this trainer; use TopK(k) or MemoryMapped(path, rows)")
+        self.pskd: PSKD | SequencePSKD | None = None
+        self._pskd_settings: dict[str, Any] = {"alpha_T": alpha_T, "schedule": schedule, "store": store}
+        self._pskd_lengths = None if lengths is None else list(lengths)
+        self._pskd_epoch, self._pskd_resume = 0, None
+        self.loss_is_scaled_for_ga = True  # our loss is always divided by the targets of the whole update
+        self.add_callback(_Epochs(self))
+
+    # -- data: the index goes behind the dataset and the collator
+
+    def get_train_dataloader(self) -> DataLoader:
+        """The library's loader, whose batches also have ``index``, each sample's place in ``train_dataset``."""
+        dataset, collator = self.train_dataset, self.data_collator
+        self.train_dataset, self.data_collator = self._indexed_dataset(), _KeepIndex(collator)
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.train_dataset, self.data_collator = dataset, collator
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
+        """The batches of one update and the number of their targets, which the library counts only for some models."""
+        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if items is None and batches and "labels" in batches[0]:
+            items = torch.stack([self._targets(batch["labels"]).ne(IGNORE).sum() for batch in batches]).sum().to(device)
+            if self.args.average_tokens_across_devices and self.args.world_size > 1:
+                items = self.accelerator.gather(items).sum()  # type: ignore[union-attr]
+        return batches, items
+
+    # -- a step
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The PS-KD loss in training; in evaluation the library's."""
+        index = inputs.pop("index", None)
+        if not model.training:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if index is None or "labels" not in inputs:
+            raise UserError(f"a training batch needs labels and index: it has {', '.join(inputs)}")
+        inputs = dict(inputs)
+        labels = inputs.pop("labels")
+        outputs = model(**self._with_decoder_inputs(inputs, labels))
+        logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
+        if isinstance(outputs, dict) and outputs.get("aux_loss") is not None:
+            raise UserError("the model adds a loss of its own to that of the labels (aux_loss), which is not supported")
+        loss = self._method(logits, labels).loss(
+            logits,
+            self._targets(labels),
+            index,
+            smoothing=self.args.label_smoothing_factor,
+            denominator=num_items_in_batch,
+        )
+        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+            loss = loss * self.accelerator.num_processes  # the gradient is averaged over them
+        return (loss, outputs) if return_outputs else loss
+
+    def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """The library's, without ``index``, which neither ``forward`` nor ``generate`` knows."""
+        return super().prediction_step(
+            model, {name: value for name, value in inputs.items() if name != "index"}, *args, **kwargs
+        )
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """The library's, with alpha and the samples without a past row beside the training loss."""
+        if self.pskd and "loss" in logs:
+            logs = {**logs, "pskd_alpha": self.pskd.alpha, "pskd_fallbacks": self.pskd.fallbacks}
+        super().log(logs, *args, **kwargs)
+
+    # -- checkpoints
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """The library's. A checkpoint that holds no table is refused, since its epochs would train on hard labels."""
+        self._pskd_resume = None
+        if resume_from_checkpoint:
+            if resume_from_checkpoint is True:
+                resume_from_checkpoint = get_last_checkpoint(str(self.args.output_dir))
+                if resume_from_checkpoint is None:
+                    raise UserError(f"no checkpoint to resume from in {self.args.output_dir}")
+            self._pskd_resume = Path(resume_from_checkpoint) / STATE_FILE
+            if not self._pskd_resume.is_file():
+                raise UserError(
+                    f"{resume_from_checkpoint} has no {STATE_FILE}: it was not saved by this trainer, or not to its "
+                    "end; choose another checkpoint, or start anew"
+                )
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """The table first: the library's trainer_state.json, which is written last, then stands for all of it."""
+        if self.pskd and not self.args.save_only_model:
+            folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+            self.pskd.save(folder / STATE_FILE)
+        super()._save_checkpoint(model, trial)
+
+    # -- inside
+
+    def _begin_training(self) -> None:
+        self.pskd = None
+
+    def _begin_epoch(self, epoch: int) -> None:
+        self._pskd_epoch = epoch
+        if self.pskd:
+            self.pskd.set_epoch(epoch)
+
+    def _method(self, logits: Tensor, labels: Tensor) -> PSKD | SequencePSKD:
+        """Made at the first step, which is the first to know the number of classes."""
+        if self.pskd:
+            return self.pskd
+        if labels.is_floating_point() or labels.ndim not in (1, 2) or logits.ndim != labels.ndim + 1:
+            raise UserError(
+                "PS-KD needs labels that are classes, [B] with logits [B, C] or [B, T] with logits [B, T, C]: got "
+                f"labels {labels.dtype} {list(labels.shape)} and logits {list(logits.shape)}"
+            )
+        settings = {"num_classes": logits.shape[-1], "total_epochs": self.state.num_train_epochs, **self._pskd_settings}
+        if labels.ndim == 2:
+            lengths = self._count_targets() if self._pskd_lengths is None else self._pskd_lengths
+            method = SequencePSKD(lengths, **settings)
+        else:
+            settings["store"] = settings["store"] or "dense"
+            method = PSKD(len(self.train_dataset), **settings)  # type: ignore[arg-type]
+        resume, self._pskd_resume = self._pskd_resume, None
+        if resume:
+            method.load(resume)
+        # A checkpoint from the middle of an epoch: its rows of this epoch belong to steps that are not done again.
+        if not resume or self.args.ignore_data_skip or method.epoch != self._pskd_epoch:
+            method.set_epoch(self._pskd_epoch)
+        self.pskd = method
+        return method
+
+    def _indexed_dataset(self) -> Any:
+        dataset: Any = self.train_dataset
+        if isinstance(dataset, with_index):
+            return dataset
+        if hasattr(dataset, "column_names") and hasattr(dataset, "remove_columns"):  # a column unused is not decoded
+            dataset = self._remove_unused_columns(dataset, description="training")
+        return with_index(dataset)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        columns = self._signature_columns
+        if columns is not None and "index" not in columns:
+            columns.append("index")
+
+    @torch.no_grad()
+    def _count_targets(self) -> list[int]:
+        """One pass over the training set through the collator, leaving torch's random numbers where they were."""
+        collator: Callable = self._get_collator_with_removed_columns(_KeepIndex(self.data_collator))
+        loader = DataLoader(
+            self._indexed_dataset(),
+            batch_size=64,
+            collate_fn=collator,
+            num_workers=self.args.dataloader_num_workers,
+            generator=torch.Generator(),
+        )
+        with torch.random.fork_rng(devices=[]):
+            return [
+                int(count) for batch in loader for count in self._targets(batch["labels"]).ne(IGNORE).sum(1).tolist()
+            ]
+
+    def _targets(self, labels: Tensor) -> Tensor:
+        """Labels as targets of the logits at the same place: a causal model predicts the next token."""
+        if labels.ndim == 2 and self._is_causal():
+            return F.pad(labels[:, 1:], (0, 1), value=IGNORE)
+        return labels
+
+    def _is_causal(self) -> bool:
+        model = self._bare_model()
+        return type(model).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+
+    def _bare_model(self) -> Any:
+        """The model without wrappers, PEFT's too."""
+        model = self.accelerator.unwrap_model(self.model)
+        return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+    def _with_decoder_inputs(self, inputs: dict[str, Any], labels: Tensor) -> dict[str, Any]:
+        """An encoder-decoder makes its decoder's inputs from labels, which it no longer gets: make them here."""
+        model = self._bare_model()
+        if not getattr(getattr(model, "config", None), "is_encoder_decoder", False) or labels.ndim != 2:
+            return inputs
+        if "decoder_input_ids" in inputs or "decoder_inputs_embeds" in inputs:
+            return inputs
+        if not hasattr(model, "prepare_decoder_input_ids_from_labels"):
+            raise UserError(
+                f"{type(model).__name__} cannot make decoder_input_ids from labels: let the collator add them"
+            )
+        return {**inputs, "decoder_input_ids": model.prepare_decoder_input_ids_from_labels(labels=labels)}
+
+
+class PSKDTrainer(PSKDMixin, Trainer):
+    """The Hugging Face ``Trainer`` with PS-KD; see :class:`PSKDMixin`."""
+
+
+class PSKDSeq2SeqTrainer(PSKDMixin, Seq2SeqTrainer):
+    """The Hugging Face ``Seq2SeqTrainer`` with PS-KD; see :class:`PSKDMixin`."""
+
+
+class _KeepIndex:
+    """The caller's collator, around which the index is carried."""
+
+    def __init__(self, collator: Callable) -> None:
+        self.collator = collator
+
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
+        index = torch.tensor([feature["index"] for feature in features])
+        rest = [{name: value for name, value in one.items() if name != "index"} for one in features]
+        batch = self.collator(rest)
+        if len(batch["labels"]) != len(index):
+            raise UserError(
+                f"the collator made {len(batch['labels'])} rows of {len(index)} samples: packing leaves no sample "
+                "whose targets could be remembered"
+            )
+        batch["index"] = index
+        return batch
+
+
+class _Epochs(TrainerCallback):
+    """Tells the trainer where an epoch begins."""
+
+    def __init__(self, trainer: PSKDMixin) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer._begin_training()
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer._begin_epoch(int((state.epoch or 0.0) + 1e-6))

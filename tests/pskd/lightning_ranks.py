@@ -1,0 +1,59 @@
+"""Run by the tests under torchrun or alone, ``lightning_ranks.py FOLDER``: PS-KD in Lightning, weights in FOLDER."""
+
+import os
+import sys
+from pathlib import Path
+
+import lightning.pytorch as pl
+import torch
+import torch.nn.functional as F
+from torch.utils.data import DataLoader, DistributedSampler
+
+from retarget.pskd import PSKD, PSKDCallback, with_index
+
+N, C, EPOCHS, BATCH = 16, 4, 4, 8
+
+
+class Module(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Tanh(), torch.nn.Linear(8, C)).double()
+
+    def forward(self, x):
+        return self.net(x)
+
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self(batch[0]), batch[1].double() if batch[1].is_floating_point() else batch[1])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.5)
+
+
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)
+    world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(N, 6, generator=g, dtype=torch.float64), torch.randint(C, (N,), generator=g)
+    data = with_index(list(zip(x, y, strict=True)))
+    callback = PSKDCallback(PSKD(N, C, EPOCHS), directory=folder / "tables")
+    trainer = pl.Trainer(
+        max_epochs=EPOCHS,
+        accelerator="cpu",
+        devices=world,
+        strategy="ddp" if world > 1 else "auto",
+        callbacks=[callback],
+        use_distributed_sampler=False,
+        default_root_dir=folder,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    module = Module()
+    sampler = DistributedSampler(data, world, rank, seed=3)
+    trainer.fit(module, DataLoader(data, BATCH // world, sampler=sampler))
+    torch.save([p.detach().clone() for p in module.parameters()], folder / f"{world}-{rank}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,49 @@
+"""Run by the tests as ``python peers_ranks.py METHOD RANK WORLD FOLDER``: a small DDP training, weights in FOLDER."""
+
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DistributedSampler
+
+from retarget.pskd import peers
+
+N, C, EPOCHS, BATCH = 12, 4, 4, 4
+
+
+def main(name: str, rank: int, world: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=world)
+    make = {"ols": peers.OnlineLabelSmoothing, "temporal": peers.TemporalEnsembling}[name]
+    method = make(N, C, EPOCHS)
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(N, 6, generator=g, dtype=torch.float64), torch.arange(N) % C
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, C)).double()
+    model = DistributedDataParallel(net)
+    optimizer = torch.optim.SGD(net.parameters(), 0.5)
+    sampler = DistributedSampler(range(N), world, rank, shuffle=True, seed=3)
+    state = folder / f"{world}.safetensors"
+    for epoch in range(EPOCHS):
+        if epoch == 2:  # everything is thrown away and read back
+            method = make(N, C, EPOCHS)
+            method.load(state)
+        method.set_epoch(epoch)
+        sampler.set_epoch(epoch)
+        for index in torch.tensor(list(sampler)).split(BATCH // world):
+            loss = method.loss(model(x[index]), y[index], index)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        if epoch == 1:
+            method.save(state)
+            dist.barrier()
+    torch.save(list(net.state_dict().values()), folder / f"{world}-{rank}")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]))
