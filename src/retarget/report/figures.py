@@ -1,17 +1,40 @@
 """What a page can show, as data. A method's analysis returns these; ``report/`` draws them. Free of torch."""
 
+import math
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, FiniteFloat, model_validator
 
 from retarget.study.config import Strict
 
 
+def _missing(value: Any) -> Any:
+    """A number that is not finite is a missing one: JSON cannot hold it and nothing can be drawn for it."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+Value = Annotated[float | None, BeforeValidator(_missing)]
+"""One measured number; None (or NaN, or infinite) where it is missing, which is drawn as a gap."""
+
+
 class Series(Strict):
-    """One arm's values: ``y[i]`` belongs to seed i and has the length of ``x`` (a list of one for pooled data)."""
+    """One arm's values: ``y[i]`` belongs to seed i and has the length of ``x`` (a list of one for pooled data).
+
+    >>> Series(label="PS-KD", x=[0, 1], y=[[2.3, 0.4], [2.4, float("nan")]]).y
+    [[2.3, 0.4], [2.4, None]]
+    """
 
     label: str
-    x: list[float]
-    y: list[list[float | None]]
+    x: list[FiniteFloat]
+    y: list[list[Value]]
+
+    @model_validator(mode="after")
+    def _same_length(self) -> Self:
+        for index, seed in enumerate(self.y):
+            if len(seed) != len(self.x):
+                raise ValueError(f"series {self.label!r}: y[{index}] has {len(seed)} values for {len(self.x)} of x")
+        return self
 
 
 class Lines(Strict):
@@ -38,11 +61,18 @@ class Bars(Strict):
     y_label: str
     groups: list[str]
     labels: list[str]
-    values: list[list[list[float | None]]]
+    values: list[list[list[Value]]]
+
+    @model_validator(mode="after")
+    def _same_shape(self) -> Self:
+        _same_count(self.title, "labels", self.labels, "values", self.values)
+        for label, series in zip(self.labels, self.values, strict=True):
+            _same_count(f"{self.title}: {label}", "groups", self.groups, "values", series)
+        return self
 
 
 class Table(Strict):
-    """A plain table; cells are already formatted."""
+    """A plain table; cells are already formatted. The first column names the row."""
 
     kind: Literal["table"] = "table"
     title: str
@@ -50,15 +80,26 @@ class Table(Strict):
     columns: list[str]
     rows: list[list[str]]
 
+    @model_validator(mode="after")
+    def _same_width(self) -> Self:
+        for index, row in enumerate(self.rows):
+            _same_count(f"{self.title}: row {index}", "columns", self.columns, "cells", row)
+        return self
+
 
 class Images(Strict):
-    """PNG files side by side, embedded in the page."""
+    """PNG files side by side, embedded in the page; paths are relative to the study's directory."""
 
     kind: Literal["images"] = "images"
     title: str
     caption: str
     files: list[Path]
     labels: list[str]
+
+    @model_validator(mode="after")
+    def _one_label_each(self) -> Self:
+        _same_count(self.title, "files", self.files, "labels", self.labels)
+        return self
 
 
 class Text(Strict):
@@ -70,8 +111,13 @@ class Text(Strict):
     labels: list[str]
     blocks: list[str]
 
+    @model_validator(mode="after")
+    def _one_label_each(self) -> Self:
+        _same_count(self.title, "labels", self.labels, "blocks", self.blocks)
+        return self
 
-Figure = Lines | Bars | Table | Images | Text
+
+Figure = Annotated[Lines | Bars | Table | Images | Text, Field(discriminator="kind")]
 
 
 class Analysis(Strict):
@@ -85,7 +131,12 @@ class Analysis(Strict):
         notes: sentences for the page (what was not measured and why, an undertrained baseline, ...).
     """
 
-    metrics: dict[str, dict[str, dict[str, list[float | None]]]] = {}
-    item_intervals: dict[str, tuple[float, float]] = {}
-    figures: list[Figure] = []
-    notes: list[str] = []
+    metrics: dict[str, dict[str, dict[str, list[Value]]]] = Field(default_factory=dict)
+    item_intervals: dict[str, tuple[FiniteFloat, FiniteFloat]] = Field(default_factory=dict)
+    figures: list[Figure] = Field(default_factory=list)
+    notes: list[str] = Field(default_factory=list)
+
+
+def _same_count(where: str, left: str, left_items: list[Any], right: str, right_items: list[Any]) -> None:
+    if len(left_items) != len(right_items):
+        raise ValueError(f"{where}: {len(left_items)} {left} and {len(right_items)} {right}")

@@ -1,0 +1,156 @@
+"""The claims table's rows: what was compared, by how much it differed, and the verdict."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import groupby
+
+from retarget.report import words
+from retarget.report.source import ClaimResult, Study
+from retarget.study.config import Metric
+
+MARKS = {"holds": "holds", "does not hold": "fails", "not enough evidence": "lacks", "not measured": "unmeasured"}
+"""Names of the verdicts' shapes in the style sheet and the template."""
+
+
+@dataclass(frozen=True)
+class Strip:
+    """A claim's interval as places from 0 to 100, turned so that better is to the right."""
+
+    zero: float
+    threshold: float
+    low: float
+    estimate: float
+    high: float
+
+
+@dataclass(frozen=True)
+class ClaimRow:
+    """One row of the claims table; every text is final, ``missing`` says why there is no estimate."""
+
+    sentence: str
+    compared: str
+    metric: str
+    threshold: str
+    estimate: str
+    interval: str
+    level: str
+    n: str
+    missing: str
+    verdict: str
+    verdict_words: str
+    symbol: str
+    mark: str
+    remark: str
+    beside: tuple[str, ...]
+    strip: Strip | None
+
+
+@dataclass(frozen=True)
+class ClaimGroup:
+    """Claims of one condition, in the study's order; ``condition`` is empty where the study has only one."""
+
+    condition: str
+    rows: tuple[ClaimRow, ...]
+
+
+def claim_groups(study: Study) -> tuple[ClaimGroup, ...]:
+    """The study's claims in the order they were stated in, never sorted by verdict."""
+    labels = {condition.name: condition.label or condition.name for condition in study.plan.conditions}
+    groups = []
+    for name, claims in groupby(study.summary.claims, key=lambda claim: claim.condition):
+        heading = labels.get(name, "Stated, not part of this study") if len(labels) > 1 else ""
+        groups.append(ClaimGroup(heading, tuple(_row(claim, study) for claim in claims)))
+    return tuple(groups)
+
+
+def _row(claim: ClaimResult, study: Study) -> ClaimRow:
+    metrics = {metric.name: metric for metric in study.plan.metrics}
+    arms = {arm.name: arm.label for arm in study.plan.arms}
+    metric = metrics.get(claim.metric, Metric(name=claim.metric, label=claim.metric, unit=claim.unit))
+    measured = [claim.estimate, *(claim.interval or ())]
+    decimals = words.difference_decimals([one for one in measured if one is not None], metric.decimals)
+    against = (
+        f"the constant {claim.against:g}" if claim.against is not None else arms.get(claim.arms[-1], claim.arms[-1])
+    )
+    return ClaimRow(
+        sentence=claim.sentence,
+        compared=f"{arms.get(claim.arms[0], claim.arms[0])} against {against}",
+        metric=f"{words.with_unit(metric.label, metric.unit)}; {claim.direction} is better",
+        threshold=_threshold(claim, metric),
+        estimate="" if claim.estimate is None else _amount(claim.estimate, decimals, metric.unit),
+        interval=words.interval(*claim.interval, decimals) if claim.interval else "",
+        level=f"{words.percent(claim.level)} interval" if claim.level and claim.interval else "",
+        n=str(claim.n) if claim.n else words.MISSING,
+        missing=_missing(claim, study, arms),
+        verdict=claim.verdict,
+        verdict_words=words.VERDICT_WORDS[claim.verdict],
+        symbol=words.VERDICT_SYMBOLS[claim.verdict],
+        mark=MARKS[claim.verdict],
+        remark=_remark(claim),
+        beside=_beside(claim, metrics, metric),
+        strip=_strip(claim),
+    )
+
+
+def _amount(value: float, decimals: int, unit: str) -> str:
+    return words.amount(words.number(value, decimals, signed=True), unit)
+
+
+def _threshold(claim: ClaimResult, metric: Metric) -> str:
+    if claim.margin is not None:
+        return f"may be worse by up to {words.amount(f'{claim.margin:g}', metric.unit)}"
+    return f"smallest effect that matters: {words.amount(f'{claim.smallest_effect:g}', metric.unit)}"
+
+
+def _missing(claim: ClaimResult, study: Study, arms: Mapping[str, str]) -> str:
+    absent = [arm for arm in claim.arms if arm not in arms]
+    if absent:
+        return "This study does not run it."
+    if claim.condition not in study.summary.conditions:
+        return "This study does not have its condition."
+    return "No seed has a value of both."
+
+
+def _remark(claim: ClaimResult) -> str:
+    if claim.verdict == "holds" and claim.below_smallest_effect:
+        return "but by less than the smallest effect that matters"
+    if claim.verdict != "not enough evidence":
+        return ""
+    if claim.reason:
+        return claim.reason
+    if claim.seeds_needed is None:
+        return "more than 10,000 seeds would be needed"
+    return f"{words.plural(claim.seeds_needed, 'seed')} would decide, if mean and spread stay"
+
+
+def _beside(claim: ClaimResult, metrics: Mapping[str, Metric], metric: Metric) -> tuple[str, ...]:
+    """Numbers that decide nothing, and say so."""
+    lines = []
+    if claim.item_interval:
+        low, high = claim.item_interval
+        decimals = words.difference_decimals([low, high], metric.decimals)
+        lines.append(f"Bootstrap over items {words.interval(low, high, decimals)}; decides nothing")
+    shown = claim.shown
+    if shown is not None:
+        other = metrics.get(shown.metric, Metric(name=shown.metric, label=shown.metric))
+        if shown.estimate is None:
+            lines.append(f"{other.label}: no value; decides nothing")
+        else:
+            values = [shown.estimate, *(shown.interval or ())]
+            decimals = words.difference_decimals(values, other.decimals)
+            amount = _amount(shown.estimate, decimals, other.unit)
+            bounds = f" {words.interval(*shown.interval, decimals)}" if shown.interval else ""
+            lines.append(f"{other.label} {amount}{bounds}; decides nothing")
+    return tuple(lines)
+
+
+def _strip(claim: ClaimResult) -> Strip | None:
+    """Places on a scale that holds zero, the interval and the threshold; None without an interval."""
+    if claim.estimate is None or claim.interval is None:
+        return None
+    sign = 1 if claim.direction == "higher" else -1
+    low, high = sorted(sign * end for end in claim.interval)
+    threshold = -claim.margin if claim.margin is not None else claim.smallest_effect
+    marks = (0.0, threshold, low, sign * claim.estimate, high)
+    start, end = min(marks), max(marks)
+    return Strip(*(round(6 + 88 * (mark - start) / (end - start), 2) for mark in marks)) if end > start else None

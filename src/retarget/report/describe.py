@@ -1,0 +1,49 @@
+"""What a figure shows, in words: for readers who hear the page, and under the picture in Markdown."""
+
+from collections.abc import Iterable, Sequence
+
+from retarget.report.figures import Bars, Lines, Series
+
+
+def mean(seeds: Sequence[Sequence[float | None]]) -> list[float | None]:
+    """Mean over the seeds that have a value, place by place; None where none has.
+
+    >>> mean([[1.0, None], [3.0, None]])
+    [2.0, None]
+    """
+    means: list[float | None] = []
+    for place in zip(*seeds, strict=True):
+        present = [value for value in place if value is not None]
+        means.append(sum(present) / len(present) if present else None)
+    return means
+
+
+def describe_lines(figure: Lines, shown: Sequence[Series]) -> str:
+    """One sentence a curve: where it starts and where it ends."""
+    head = f"Line chart of {figure.y_label} against {figure.x_label}."
+    return " ".join([head, *(_curve(series) for series in shown)])
+
+
+def describe_bars(figure: Bars, shown: Iterable[int]) -> str:
+    """One sentence a series: the mean of every group up to twelve groups, the ends of more."""
+    head = f"Bar chart of {figure.y_label} by {figure.x_label}."
+    sentences = []
+    for index in shown:
+        pairs = [
+            (name, mean([[v] for v in seeds])[0] if seeds else None)
+            for name, seeds in zip(figure.groups, figure.values[index], strict=True)
+        ]
+        measured = [f"{name} {value:.4g}" for name, value in pairs if value is not None]
+        if len(measured) > 12:
+            measured = [measured[0], "…", measured[-1]]
+        sentences.append(f"{figure.labels[index]}: {', '.join(measured) if measured else 'no value'}.")
+    return " ".join([head, *sentences])
+
+
+def _curve(series: Series) -> str:
+    points = [(x, y) for x, y in zip(series.x, mean(series.y), strict=True) if y is not None] if series.y else []
+    if not points:
+        return f"{series.label}: no value."
+    (first_x, first), (last_x, last) = points[0], points[-1]
+    seeds = f", mean of {len(series.y)} seeds" if len(series.y) > 1 else ""
+    return f"{series.label}: from {first:.4g} at {first_x:g} to {last:.4g} at {last_x:g}{seeds}."

@@ -1,0 +1,274 @@
+"""Figures drawn with matplotlib as SVG whose text stays text."""
+
+import io
+import math
+import textwrap
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from matplotlib import style as matplotlib_style
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Canvas
+from matplotlib.legend_handler import HandlerTuple
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+
+from retarget.report.describe import describe_bars, describe_lines, mean
+from retarget.report.figures import Bars, Lines, Series
+from retarget.report.palette import INK, Style, styles
+from retarget.report.svg import tidy
+
+TOGETHER = 4
+"""Series that one pair of axes can hold; more are drawn in a panel each, the others behind it in grey."""
+
+_RC = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "retarget",
+    "text.parse_math": False,  # a label is text: "$" is a dollar
+    "font.family": "DejaVu Sans",
+    "font.size": 12.5,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "axes.titlesize": 12.5,
+    "axes.labelsize": 12.5,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.unicode_minus": True,
+    "axes.formatter.useoffset": False,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "xtick.minor.size": 0,
+    "ytick.minor.size": 0,
+    "grid.color": INK,
+    "grid.alpha": 0.16,
+    "grid.linewidth": 0.7,
+    "legend.frameon": False,
+    "legend.fontsize": 12.5,
+    "legend.handlelength": 2.8,
+    "legend.columnspacing": 1.4,
+    "legend.borderpad": 0,
+    "legend.borderaxespad": 0,
+    "hatch.linewidth": 0.8,
+    "path.simplify": True,
+    "path.simplify_threshold": 0.3,
+}
+
+
+class Drawing(NamedTuple):
+    """One SVG element, its natural size in CSS pixels, and a sentence that says what it shows."""
+
+    svg: str
+    width: int
+    height: int
+    alt: str
+
+
+def draw(figure: Lines | Bars, prefix: str, arms: Mapping[str, int] | None = None) -> list[Drawing]:
+    """Draw a figure: one drawing, or one a series where one pair of axes cannot hold them.
+
+    Equal input gives equal bytes: no dates, no random ids. Labels are text, never mathematics.
+
+    Args:
+        figure: what to draw.
+        prefix: begins every id in the SVG; unique among the figures of one page.
+        arms: label of an arm to its place in the study, so that an arm looks the same in every figure.
+    """
+    arms = arms or {}
+    with matplotlib_style.context(["default", _RC]), warnings.catch_warnings():
+        # The bundled font lays the text out; the reader's own fonts draw it, and may have what it lacks.
+        warnings.filterwarnings("ignore", message=r"Glyph \d+ .*missing from font")
+        if isinstance(figure, Lines):
+            looks = styles((series.label for series in figure.series), arms)
+            if len(figure.series) <= TOGETHER:
+                return [_lines(figure, looks, prefix)]
+            return [
+                _lines_panel(figure, shown, looks, f"{prefix}-{index}") for index, shown in enumerate(figure.series)
+            ]
+        looks = styles(figure.labels, arms)
+        if len(figure.labels) <= TOGETHER or _lying(figure.groups, 360):
+            return [_bars(figure, looks, prefix)]
+        return [_bars_panel(figure, index, looks, f"{prefix}-{index}") for index in range(len(figure.labels))]
+
+
+def _lines(figure: Lines, looks: Mapping[str, Style], prefix: str) -> Drawing:
+    canvas, axes = _canvas(400, 300 + 18 * _legend_rows([series.label for series in figure.series], 392))
+    _axes(axes, figure)
+    for series in figure.series:
+        _curve(axes, series, looks[series.label])
+    _diagonal(axes, figure)
+    _legend(canvas, axes, 392)
+    return _finish(canvas, prefix, describe_lines(figure, figure.series))
+
+
+def _lines_panel(figure: Lines, shown: Series, looks: Mapping[str, Style], prefix: str) -> Drawing:
+    canvas, axes = _canvas(280, 230)
+    _axes(axes, figure)
+    for series in figure.series:
+        if series is not shown:
+            axes.plot(series.x, _gaps(mean(series.y)), color=INK, alpha=0.22, linewidth=0.9)
+    _curve(axes, shown, looks[shown.label])
+    _diagonal(axes, figure)
+    canvas.suptitle(_wrap(shown.label, 40), x=0.01, ha="left", fontsize=13, fontweight="bold")
+    return _finish(canvas, prefix, describe_lines(figure, [shown]))
+
+
+def _curve(axes: Axes, series: Series, look: Style) -> None:
+    """Every seed thin, their mean thick with its dash and about six markers; pooled data has the mean alone."""
+    if len(series.y) > 1:
+        for seed in series.y:
+            axes.plot(series.x, _gaps(seed), color=look.colour, alpha=0.4, linewidth=0.8)
+    axes.plot(
+        series.x,
+        _gaps(mean(series.y)),
+        color=look.colour,
+        linestyle=look.dash,
+        linewidth=2.1,
+        marker=look.marker,
+        markersize=5,
+        markevery=max(1, math.ceil(len(series.x) / 6)),
+        label=_wrap(series.label, 56),
+        dash_capstyle="butt",
+    )
+
+
+def _axes(axes: Axes, figure: Lines) -> None:
+    axes.grid(visible=True, axis="y")
+    axes.set_xlabel(_wrap(figure.x_label, 60))
+    axes.set_title(_wrap(figure.y_label, 60), loc="left")
+    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+    for is_log, scale, axis in (
+        (figure.log_x, axes.set_xscale, axes.xaxis),
+        (figure.log_y, axes.set_yscale, axes.yaxis),
+    ):
+        if is_log:
+            scale("log", nonpositive="mask")
+            axis.set_minor_locator(NullLocator())
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.margins(x=0.02)
+
+
+def _diagonal(axes: Axes, figure: Lines) -> None:
+    if figure.diagonal:
+        axes.axline((0, 0), slope=1, color=INK, linewidth=0.9, linestyle=(0, (1, 2)), label="y = x")
+
+
+def _bars(figure: Bars, looks: Mapping[str, Style], prefix: str) -> Drawing:
+    rows = _legend_rows(figure.labels, 392) if len(figure.labels) > 1 else 0
+    lying = _lying(figure.groups, 360)
+    bars = len(figure.groups) * (len(figure.labels) + 0.6)
+    canvas, axes = _canvas(400, (70 + 17 * bars if lying else 290) + 18 * rows)
+    width = 0.8 / max(1, len(figure.labels))
+    for index, label in enumerate(figure.labels):
+        offset = (index - (len(figure.labels) - 1) / 2) * width
+        _bar_series(axes, figure.values[index], offset, width, looks[label], lying, label)
+    _bar_axes(axes, figure, lying)
+    if len(figure.labels) > 1:
+        _legend(canvas, axes, 392)
+    return _finish(canvas, prefix, describe_bars(figure, range(len(figure.labels))))
+
+
+def _bars_panel(figure: Bars, shown: int, looks: Mapping[str, Style], prefix: str) -> Drawing:
+    canvas, axes = _canvas(280, 230)
+    label = figure.labels[shown]
+    _bar_series(axes, figure.values[shown], 0, 0.8, looks[label], False, label)
+    _bar_axes(axes, figure, False)
+    every = [value for series in figure.values for group in series for value in group if value is not None]
+    if every:  # one scale for all panels
+        axes.set_ylim(min(0, *every) * 1.05, max(0, *every) * 1.05 or 1)
+    canvas.suptitle(_wrap(label, 40), x=0.01, ha="left", fontsize=13, fontweight="bold")
+    return _finish(canvas, prefix, describe_bars(figure, [shown]))
+
+
+def _bar_series(
+    axes: Axes,
+    groups: Sequence[Sequence[float | None]],
+    offset: float,
+    width: float,
+    look: Style,
+    lying: bool,
+    label: str,
+) -> None:
+    draw_bar = axes.barh if lying else axes.bar
+    places = [place + offset for place in range(len(groups))]
+    means = [mean([[value] for value in seeds])[0] if seeds else None for seeds in groups]
+    heights = [value if value is not None else 0.0 for value in means]
+    thickness = 0.9 * width
+    fill: dict[str, Any] = dict(color=look.colour, alpha=0.3, linewidth=0)
+    edge: dict[str, Any] = dict(facecolor="none", edgecolor=look.colour, hatch=look.hatch or None, linewidth=1.1)
+    for part in (fill, edge):
+        draw_bar(places, heights, thickness, label=_wrap(label, 56), **part)
+    for place, seeds in zip(places, groups, strict=True):
+        if len(seeds) > 1:
+            step = 0.7 * thickness / len(seeds)
+            along = [place + (index - (len(seeds) - 1) / 2) * step for index in range(len(seeds))]
+            x, y = (_gaps(seeds), along) if lying else (along, _gaps(seeds))
+            axes.plot(x, y, linestyle="none", marker="o", markersize=2.6, color=INK, alpha=0.8)
+
+
+def _bar_axes(axes: Axes, figure: Bars, lying: bool) -> None:
+    axes.grid(visible=True, axis="x" if lying else "y")
+    ticks, labels = range(len(figure.groups)), [_wrap(group, 28) for group in figure.groups]
+    if lying:
+        axes.set_yticks(ticks, labels)
+        axes.invert_yaxis()
+        axes.set_xlabel(_wrap(figure.y_label, 60))
+        axes.set_title(_wrap(figure.x_label, 60), loc="left")
+        axes.axvline(0, color=INK, linewidth=0.8)
+    else:
+        axes.set_xticks(ticks, labels)
+        axes.set_xlabel(_wrap(figure.x_label, 60))
+        axes.set_title(_wrap(figure.y_label, 60), loc="left")
+        axes.axhline(0, color=INK, linewidth=0.8)
+
+
+def _canvas(width: float, height: float) -> tuple[Canvas, Axes]:
+    """A figure whose unit is the CSS pixel, and its axes."""
+    canvas = Canvas(figsize=(width / 72, round(height) / 72), dpi=72, layout="constrained")
+    return canvas, canvas.add_subplot()
+
+
+def _finish(canvas: Canvas, prefix: str, alt: str) -> Drawing:
+    out = io.StringIO()
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    canvas.savefig(out, format="svg", transparent=True, metadata=nothing)
+    width, height = (round(inches * 72) for inches in canvas.get_size_inches())
+    return Drawing(tidy(out.getvalue(), prefix), width, height, alt)
+
+
+def _legend(canvas: Canvas, axes: Axes, width: float) -> None:
+    """A legend above the axes; parts with one label (a bar's filling and its hatch) are one key, drawn over another."""
+    keys: dict[str, Any] = {}
+    for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+        keys[label] = (*keys.get(label, ()), handle)
+    if keys:
+        columns = math.ceil(len(keys) / _legend_rows(list(keys), width))
+        overlaid = {tuple: HandlerTuple(ndivide=1)}
+        canvas.legend(list(keys.values()), list(keys), loc="outside upper left", ncols=columns, handler_map=overlaid)
+
+
+def _legend_rows(labels: Sequence[str], width: float) -> int:
+    """Fewest rows whose columns fit: about 7 pixels a letter, 62 for the key and the space after it."""
+    widths = [62 + 7 * max(map(len, _wrap(label, 56).split("\n"))) for label in labels]
+    for rows in range(1, len(widths)):
+        if sum(max(widths[start : start + rows]) for start in range(0, len(widths), rows)) <= width:
+            return rows
+    return max(1, len(widths))
+
+
+def _lying(groups: Sequence[str], width: float) -> bool:
+    """Whether the groups' names need bars that lie, with the names at the left."""
+    return max(map(len, groups), default=0) * 7 + 8 > width / max(1, len(groups))
+
+
+def _gaps(values: Sequence[float | None]) -> list[float]:
+    return [math.nan if value is None else value for value in values]
+
+
+def _wrap(text: str, width: int) -> str:
+    return "\n".join(textwrap.wrap(text, width)) or text

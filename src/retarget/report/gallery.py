@@ -1,0 +1,107 @@
+"""A study's figures made ready for both outputs."""
+
+import base64
+import re
+import struct
+from dataclasses import dataclass
+from functools import partial
+
+from retarget.report.draw import Drawing, draw
+from retarget.report.figures import Bars, Figure, Images, Lines, Table, Text
+from retarget.report.source import Study
+
+_TINY = 140
+"""Images narrower than this many pixels are enlarged by whole pixels to about twice it."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG with its label and its size in pixels; ``scale`` enlarges tiny ones."""
+
+    label: str
+    data: bytes
+    width: int
+    height: int
+    scale: int
+
+    @property
+    def uri(self) -> str:
+        """The image as a ``data:`` address."""
+        return "data:image/png;base64," + base64.b64encode(self.data).decode()
+
+
+@dataclass(frozen=True)
+class FigureView:
+    """One figure; which of drawings, table, pictures and blocks is filled depends on its kind.
+
+    ``name`` is fit for an id and a file name and unique in the study.
+    """
+
+    kind: str
+    name: str
+    title: str
+    caption: str
+    reading: str = ""
+    drawings: tuple[Drawing, ...] = ()
+    table: Table | None = None
+    pictures: tuple[Picture, ...] = ()
+    blocks: tuple[tuple[str, str], ...] = ()
+
+
+def figure_views(study: Study, key: str) -> tuple[FigureView, ...]:
+    """Draw the figures and read the images of a study.
+
+    Args:
+        study: the study.
+        key: unique among the studies of the page; begins every id.
+
+    Raises:
+        UserError: an image is missing, elsewhere, or no PNG.
+    """
+    arms = {arm.label: place for place, arm in enumerate(study.plan.arms)}
+    return tuple(
+        _view(figure, f"{number:02d}-{slug(figure.title)}", key, study, arms)
+        for number, figure in enumerate(study.analysis.figures, start=1)
+    )
+
+
+def slug(text: str) -> str:
+    """
+    >>> slug("Risk-coverage: all arms (α)")
+    'risk-coverage-all-arms'
+    """
+    return "-".join(re.findall(r"[a-z0-9]+", text.lower()))[:48].strip("-") or "figure"
+
+
+def _view(figure: Figure, name: str, key: str, study: Study, arms: dict[str, int]) -> FigureView:
+    framed = partial(FigureView, figure.kind, name, figure.title, figure.caption)
+    match figure:
+        case Lines() | Bars():
+            drawings = tuple(draw(figure, f"{key}-{name[:2]}", arms))
+            return framed(drawings=drawings, reading=_reading(figure, len(drawings)))
+        case Table():
+            return framed(table=figure)
+        case Images():
+            files = zip(figure.files, figure.labels, strict=True)
+            return framed(pictures=tuple(_picture(study.image(file), label) for file, label in files))
+        case Text():
+            return framed(blocks=tuple(zip(figure.labels, figure.blocks, strict=True)))
+
+
+def _reading(figure: Lines | Bars, panels: int) -> str:
+    """How to read the drawing: what stands for a seed, and what the panels share."""
+    if isinstance(figure, Bars):
+        seeds = max((len(group) for series in figure.values for group in series), default=0)
+        parts = ["Bars are means, dots are seeds."] if seeds > 1 else []
+        return " ".join([*parts, *(["One panel a series, one scale for all."] if panels > 1 else [])])
+    seeds = max((len(series.y) for series in figure.series), default=0)
+    parts = ["Thin lines are seeds, thick lines their means."] if seeds > 1 else []
+    return " ".join(
+        [*parts, *(["One panel a curve, the means of the others behind it in grey."] if panels > 1 else [])]
+    )
+
+
+def _picture(data: bytes, label: str) -> Picture:
+    width, height = struct.unpack(">II", data[16:24])
+    scale = max(1, round(2 * _TINY / width)) if 0 < width < _TINY else 1
+    return Picture(label, data, width, height, scale)

@@ -1,0 +1,117 @@
+"""Tables of numbers: metrics by arm under each condition, and what the runs cost."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean, median
+
+from retarget.report import words
+from retarget.report.source import Spread, Study
+from retarget.study.config import Metric
+
+COST_UNITS = frozenset({"µs", "ms", "s", "min", "h", "B", "kB", "KB", "MB", "GB", "KiB", "MiB", "GiB"})
+"""A metric in one of these units is a cost, and stands in the cost table too."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One arm's mean and sd of one metric; ``missing`` says which seeds it lacks."""
+
+    mean: str = ""
+    sd: str = ""
+    missing: str = ""
+
+
+@dataclass(frozen=True)
+class MetricRow:
+    """One metric over all arms; ``better`` is "higher", "lower" or "neither"."""
+
+    label: str
+    better: str
+    description: str
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
+class MetricTable:
+    """Metrics by arms under one condition; ``condition`` is empty where the study has only one without a label."""
+
+    condition: str
+    seeds: str
+    arms: tuple[str, ...]
+    rows: tuple[MetricRow, ...]
+
+
+def metric_tables(study: Study) -> tuple[MetricTable, ...]:
+    """One table a condition. An arm or a metric without any value has no column or row."""
+    tables = []
+    for condition in study.plan.conditions:
+        found = study.summary.conditions.get(condition.name, {})
+        arms = [arm for arm in study.plan.arms if any(_present(one) for one in found.get(arm.name, {}).values())]
+        rows = []
+        for metric in _metrics(study):
+            spreads = [found[arm.name].get(metric.name, Spread()) for arm in arms]
+            if any(_present(spread) for spread in spreads):
+                cells = _cells(spreads, metric, len(study.plan.seeds))
+                label = words.with_unit(metric.label, metric.unit)
+                rows.append(MetricRow(label, metric.better, metric.description, cells))
+        if rows:
+            seeds = words.plural(len(study.plan.seeds), "seed")
+            label = condition.label or ("" if condition.name == "default" else condition.name)
+            tables.append(MetricTable(label, seeds, tuple(arm.label for arm in arms), tuple(rows)))
+    return tuple(tables)
+
+
+def cost_table(study: Study) -> tuple[tuple[str, ...], ...]:
+    """Rows of text, the first the heading: per arm the runs, their time, and metrics in units of time or memory."""
+    costs = [metric for metric in study.plan.metrics if metric.unit in COST_UNITS]
+    conditions = study.summary.conditions.values()
+    rows = []
+    for arm in study.plan.arms:
+        seconds = [run.seconds for run in study.runs if run.arm == arm.name and run.seconds is not None]
+        cells = [words.duration(median(seconds)), words.duration(sum(seconds))] if seconds else [words.MISSING] * 2
+        for metric in costs:
+            spreads = [found.get(arm.name, {}).get(metric.name, Spread()) for found in conditions]
+            values = [value for spread in spreads for value in _present(spread)]
+            cells.append(words.number(fmean(values), metric.decimals) if values else words.MISSING)
+        if any(cell != words.MISSING for cell in cells):
+            rows.append((arm.label, str(len(seconds)), *cells))
+    if not rows:
+        return ()
+    total = [run.seconds for run in study.runs if run.seconds is not None]
+    if total:
+        rows.append(("all arms", str(len(total)), "", words.duration(sum(total)), *[""] * len(costs)))
+    heads = [words.with_unit(f"mean {metric.label}", metric.unit) for metric in costs]
+    return (("Arm", "Runs finished", "Median time of a run", "Time in all", *heads), *rows)
+
+
+def _metrics(study: Study) -> list[Metric]:
+    """The plan's metrics, then those that runs report beyond them."""
+    known = list(study.plan.metrics)
+    names = {metric.name for metric in known}
+    for arms in study.summary.conditions.values():
+        for metrics in arms.values():
+            for name in metrics:
+                if name not in names:
+                    names.add(name)
+                    known.append(Metric(name=name, label=name))
+    return known
+
+
+def _present(spread: Spread) -> list[float]:
+    return [value for value in spread.values if value is not None]
+
+
+def _cells(spreads: Sequence[Spread], metric: Metric, seeds: int) -> tuple[Cell, ...]:
+    """One row's cells; its standard deviations share their decimals, more than the means' where one would read 0."""
+    some = [spread.sd for spread in spreads if spread.sd]
+    decimals = min(words.difference_decimals(some, metric.decimals), metric.decimals + 2)
+    return tuple(_cell(spread, metric, decimals, seeds) for spread in spreads)
+
+
+def _cell(spread: Spread, metric: Metric, sd_decimals: int, seeds: int) -> Cell:
+    present = _present(spread)
+    if not present or spread.mean is None:
+        return Cell()
+    missing = f"{len(present)} of {seeds} seeds" if len(present) < seeds else ""
+    sd = "" if spread.sd is None else words.number(spread.sd, sd_decimals)
+    return Cell(words.number(spread.mean, metric.decimals), sd, missing)

@@ -1,0 +1,80 @@
+"""Builds report.html and report.md from the directories of finished studies."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+import retarget
+from retarget.errors import UserError
+from retarget.report import words
+from retarget.report.markdown import figure_files, markdown
+from retarget.report.source import read_study
+from retarget.report.svg import scheme
+from retarget.report.view import StudyView, keys, verdict_counts, view
+from retarget.study.files import make_directory, replace_file
+
+
+def build(directories: Sequence[Path], out: Path | None = None) -> Path:
+    """See :func:`retarget.report.build`."""
+    directories = [Path(directory) for directory in directories]
+    page = _place(directories, out)
+    read = [read_study(directory) for directory in directories]
+    studies = [view(study, key) for study, key in zip(read, keys(read), strict=True)]
+    title = _title(studies)
+    finding = words.finding(verdict_counts(read))
+    html = render(studies, title, finding)
+    files = figure_files(studies)
+    text = markdown(studies, title, finding)
+    make_directory(page.parent)
+    if files:
+        make_directory(page.parent / "figures")
+    for name, data in files.items():
+        _write(page.parent / "figures" / name, data)
+    _write(page.with_suffix(".md"), text.encode())
+    _write(page, html.encode())
+    return page
+
+
+def render(studies: Sequence[StudyView], title: str, finding: str) -> str:
+    """The HTML page, complete in itself; every text is escaped."""
+    environment = Environment(
+        loader=PackageLoader("retarget.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    verdicts = [{"name": name, "words": words.VERDICT_WORDS[name]} for name in words.VERDICTS]
+    return environment.get_template("page.html.jinja").render(
+        studies=studies,
+        title=title,
+        finding=finding,
+        verdicts=verdicts,
+        arrows=words.ARROWS,
+        scheme=scheme(),
+        version=retarget.__version__,
+    )
+
+
+def _place(directories: Sequence[Path], out: Path | None) -> Path:
+    """The page's path."""
+    if not directories:
+        raise UserError("a report needs the directory of at least one study")
+    if out is None:
+        if len(directories) > 1:
+            raise UserError(f"{len(directories)} studies on one page need a directory of their own: give --out DIR")
+        return directories[0] / "report.html"
+    return out if out.suffix == ".html" else out / "report.html"
+
+
+def _title(studies: Sequence[StudyView]) -> str:
+    return studies[0].title if len(studies) == 1 else f"{len(studies)} studies"
+
+
+def _write(path: Path, data: bytes) -> None:
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(data)
+
+    replace_file(path, write)

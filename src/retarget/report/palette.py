@@ -1,0 +1,55 @@
+"""How one arm looks in every figure: hue, dash, marker and hatch together, so that no reader depends on colour.
+
+The hues are Okabe and Ito's, with one lightness for paper and one for dark screens; each reaches a contrast of 3:1
+on its background (a test computes it).
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+INK = "#010101"
+"""What matplotlib is told to draw ink with; :mod:`retarget.report.svg` turns it into ``currentColor``."""
+
+LIGHT = {"blue": "#0072b2", "vermillion": "#d55e00", "green": "#009e73", "purple": "#b8609a", "orange": "#b27a00"}
+DARK = {"blue": "#56b4e9", "vermillion": "#ff8f4a", "green": "#2bc79a", "purple": "#e29cc4", "orange": "#e6b035"}
+PAPER = {"light": "#ffffff", "dark": "#15171a"}
+TEXT = {"light": "#1b1c1e", "dark": "#e4e5e7"}
+
+_COLOURS = (INK, *LIGHT.values())
+_DASHES = ("solid", (0, (5, 1.6)), (0, (1.2, 1.4)), (0, (6, 1.6, 1.2, 1.6)))
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+# Straight strokes only: a hatch of dots is drawn as some thousand Bézier curves.
+_HATCHES = ("", "////", "\\\\\\\\", "xxxx", "----", "||||", "++++")
+
+
+class Style(NamedTuple):
+    """One arm's look. ``colour`` is a light-scheme hue, ``dash`` what matplotlib takes as a line style."""
+
+    colour: str
+    dash: str | tuple[float, tuple[float, ...]]
+    marker: str
+    hatch: str
+
+
+def style(index: int) -> Style:
+    """The look of arm ``index``; 84 of them differ in hue, dash or marker, the first five in all three."""
+    lap = index // len(_COLOURS)
+    return Style(
+        _COLOURS[index % len(_COLOURS)],
+        _DASHES[(index + lap) % len(_DASHES)],
+        _MARKERS[index % len(_MARKERS)],
+        _HATCHES[index % len(_HATCHES)],
+    )
+
+
+def styles(labels: Iterable[str], known: Mapping[str, int]) -> dict[str, Style]:
+    """Looks for one figure: an arm keeps its own in every figure, other labels take the first that are free.
+
+    >>> chosen = styles(["model", "PS-KD"], known={"cross-entropy": 0, "PS-KD": 1})
+    >>> chosen["PS-KD"] == style(1), chosen["model"] == style(0)
+    (True, True)
+    """
+    labels = list(labels)
+    taken = {known[label] for label in labels if label in known}
+    free = (index for index in range(len(labels) + len(taken)) if index not in taken)
+    return {label: style(known[label] if label in known else next(free)) for label in labels}

@@ -1,0 +1,186 @@
+"""One study's directory, read and checked: what the page is made from."""
+
+import re
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from retarget.errors import UserError
+from retarget.report.figures import Analysis
+from retarget.study.config import StudyPlan
+from retarget.study.files import read_json
+from retarget.study.record import read_status, run_directory
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+class _Tolerant(BaseModel):
+    """Other programs may add keys to these files; what the page does not know it leaves alone."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class Spread(_Tolerant):
+    """One metric of one arm over the seeds; ``values`` align with the seeds, None where a run failed."""
+
+    mean: float | None = None
+    sd: float | None = None
+    values: list[float | None] = Field(default_factory=list)
+
+
+class Shown(_Tolerant):
+    """A second metric's difference, which decides nothing."""
+
+    metric: str
+    estimate: float | None = None
+    interval: tuple[float, float] | None = None
+
+
+class ClaimResult(_Tolerant):
+    """One judged claim of ``summary.json``; everything measured is None where it was not."""
+
+    id: str
+    sentence: str
+    condition: str
+    arms: tuple[str, ...]
+    metric: str
+    direction: Literal["higher", "lower"]
+    margin: float | None = None
+    smallest_effect: float
+    against: float | None = None
+    estimate: float | None = None
+    interval: tuple[float, float] | None = None
+    level: float | None = None
+    n: int = 0
+    unit: str = ""
+    seeds_needed: int | None = None
+    below_smallest_effect: bool = False
+    reason: str = ""
+    shown: Shown | None = None
+    item_interval: tuple[float, float] | None = None
+    verdict: Literal["holds", "does not hold", "not enough evidence", "not measured"]
+
+
+class Summary(_Tolerant):
+    """``summary.json``."""
+
+    study: str
+    preset: str
+    seeds: tuple[int, ...]
+    conditions: dict[str, dict[str, dict[str, Spread]]]
+    claims: list[ClaimResult]
+
+
+class RunState(NamedTuple):
+    """How one run ended.
+
+    Attributes:
+        state: "complete", "failed", "running" (it was stopped), or "missing".
+        reason: the last line of a failed run's traceback.
+        seconds: what a complete run took.
+    """
+
+    condition: str
+    arm: str
+    seed: int
+    state: str
+    reason: str
+    seconds: float | None
+
+
+class Study(NamedTuple):
+    """Everything the page says about one study."""
+
+    directory: Path
+    plan: StudyPlan
+    summary: Summary
+    analysis: Analysis
+    command: str
+    environment: dict[str, Any]
+    runs: list[RunState]
+
+    def image(self, file: Path) -> bytes:
+        """The bytes of a PNG file inside the study's directory.
+
+        Raises:
+            UserError: the file is elsewhere, missing, or no PNG.
+        """
+        path = (self.directory / file).resolve()
+        if not path.is_relative_to(self.directory.resolve()):
+            raise UserError(f"{self.directory / 'analysis.json'}: the image {file} lies outside the study's directory")
+        if not path.is_file():
+            raise UserError(f"{path}: the image that analysis.json names is missing; run the study again to make it")
+        data = path.read_bytes()
+        if not data.startswith(_PNG) or len(data) < 24:
+            raise UserError(f"{path}: not a PNG file; a page embeds PNG images only")
+        return data
+
+
+def read_study(directory: Path) -> Study:
+    """Read a study's directory.
+
+    Raises:
+        UserError: it is no finished study's directory, or one of its files is damaged or of another format.
+    """
+    for name in ("study.json", "summary.json"):
+        if not (directory / name).is_file():
+            raise UserError(
+                f"{directory}: no {name} here, so this is not the directory of a finished study; "
+                "give the directory that `retarget study METHOD --out DIR` wrote"
+            )
+    path = directory / "study.json"
+    record = printable(read_json(path))
+    if not isinstance(record, dict):
+        raise UserError(f"{path}: not in the format of a study: an object is expected")
+    plan = _validated(StudyPlan, record.get("plan"), path)
+    path = directory / "summary.json"
+    summary = _validated(Summary, printable(read_json(path)), path)
+    path = directory / "analysis.json"
+    analysis = _validated(Analysis, printable(read_json(path)), path) if path.is_file() else Analysis()
+    environment = {key: value for key, value in record.items() if key not in ("plan", "command")}
+    runs = [_run(directory, plan, *key) for key in _keys(plan)]
+    return Study(directory, plan, summary, analysis, str(record.get("command", "")), environment, runs)
+
+
+def printable(value: Any) -> Any:
+    """The same JSON value with characters that neither HTML nor UTF-8 can hold replaced by U+FFFD.
+
+    >>> printable({"text": ["a\\x00b", 1]})
+    {'text': ['a\ufffdb', 1]}
+    """
+    if isinstance(value, str):
+        return _UNPRINTABLE.sub("\ufffd", value)
+    if isinstance(value, list):
+        return [printable(one) for one in value]
+    if isinstance(value, dict):
+        return {printable(key): printable(one) for key, one in value.items()}
+    return value
+
+
+def _keys(plan: StudyPlan) -> list[tuple[str, str, int]]:
+    return [(c.name, arm.name, seed) for c in plan.conditions for arm in plan.arms for seed in plan.seeds]
+
+
+def _run(directory: Path, plan: StudyPlan, condition: str, arm: str, seed: int) -> RunState:
+    status = printable(read_status(run_directory(directory, plan, condition, arm, seed)))
+    if not isinstance(status, dict):
+        return RunState(condition, arm, seed, "missing", "", None)
+    said = str(status.get("traceback") or status.get("error") or "").strip()
+    reason = said.splitlines()[-1].strip() if said else ""
+    return RunState(condition, arm, seed, str(status.get("state", "missing")), reason, status.get("seconds"))
+
+
+def _validated(model: type[_Model], value: Any, path: Path) -> _Model:
+    """The value as a model.
+
+    Raises:
+        UserError: naming the file, the field and the fault, for the first three faults.
+    """
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        faults = [f"{'.'.join(map(str, one['loc'])) or 'the file'}: {one['msg']}" for one in error.errors()[:3]]
+        raise UserError(f"{path}: not in the format of a study: {'; '.join(faults)}") from error

@@ -1,0 +1,170 @@
+"""A study as the words, cells and figures that the page and the Markdown both show."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from retarget.report import words
+from retarget.report.claims import ClaimGroup, claim_groups
+from retarget.report.gallery import FigureView, figure_views, slug
+from retarget.report.measurements import MetricTable, cost_table, metric_tables
+from retarget.report.source import Study
+
+Pairs = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class StudyView:
+    """One study's part of the page; ``key`` is unique among the studies of the page and fit for an id."""
+
+    key: str
+    study: str
+    preset: str
+    seeds: int
+    eyebrow: str
+    title: str
+    question: str
+    finding: str
+    setup: str
+    counts: dict[str, int]
+    claims: tuple[ClaimGroup, ...]
+    claims_caption: str
+    metrics: tuple[MetricTable, ...]
+    figures: tuple[FigureView, ...]
+    cost: tuple[tuple[str, ...], ...]
+    failures: Pairs
+    runs: int
+    notes: tuple[str, ...]
+    command: str
+    environment: Pairs
+    configuration: tuple[tuple[str, Pairs], ...]
+
+
+def view(study: Study, key: str) -> StudyView:
+    """Everything the page says about a study.
+
+    Raises:
+        UserError: an image that the analysis names cannot be embedded.
+    """
+    plan = study.plan
+    counts = verdict_counts([study])
+    failed = [run for run in study.runs if run.state == "failed"]
+    several = len(plan.conditions) > 1
+    return StudyView(
+        key=key,
+        study=plan.study,
+        preset=plan.preset,
+        seeds=len(plan.seeds),
+        eyebrow=f"Study {plan.study}, preset {plan.preset}",
+        title=plan.title,
+        question=plan.question,
+        finding=words.finding(counts),
+        setup=_setup(study),
+        counts=counts,
+        claims=claim_groups(study),
+        claims_caption=_claims_caption(study),
+        metrics=metric_tables(study),
+        figures=figure_views(study, key),
+        cost=cost_table(study),
+        failures=tuple(
+            ("/".join(([run.condition] if several else []) + [run.arm, f"seed-{run.seed}"]), run.reason)
+            for run in failed
+        ),
+        runs=len(study.runs),
+        notes=tuple(study.analysis.notes),
+        command=study.command,
+        environment=_environment(study.environment),
+        configuration=_configuration(study),
+    )
+
+
+def keys(studies: Sequence[Study]) -> list[str]:
+    """A short unique name for each study, from its kind and its place.
+
+    >>> keys([])
+    []
+    """
+    names = [slug(study.plan.study) for study in studies]
+    repeated = {name for name, count in Counter(names).items() if count > 1}
+    return [f"{name}-{place}" if name in repeated else name for place, name in enumerate(names, start=1)]
+
+
+def verdict_counts(studies: Sequence[Study]) -> dict[str, int]:
+    """How many claims got which verdict, every verdict named."""
+    found = Counter(claim.verdict for study in studies for claim in study.summary.claims)
+    return {verdict: found[verdict] for verdict in words.VERDICTS}
+
+
+def _setup(study: Study) -> str:
+    plan = study.plan
+    parts = [words.plural(len(plan.arms), "arm"), words.plural(len(plan.seeds), "seed")]
+    if len(plan.conditions) > 1:
+        parts.insert(1, words.plural(len(plan.conditions), "condition"))
+    open_runs = sum(run.state in ("running", "missing") for run in study.runs)
+    unfinished = f" {open_runs} of {len(study.runs)} runs are not finished." if open_runs else ""
+    return (
+        f"{' × '.join(parts)}. Arms are compared on the same seeds; claims, their metrics and the smallest effects "
+        f"that matter were fixed before the first run.{unfinished}"
+    )
+
+
+def _claims_caption(study: Study) -> str:
+    return (
+        "Differences are treated minus control, the mean over seeds. Intervals are t intervals of the paired "
+        f"difference; their levels come from Holm's procedure, which keeps {words.percent(study.plan.level)} over all "
+        "claims of this study together."
+    )
+
+
+def _environment(record: dict[str, Any]) -> Pairs:
+    """Nested values one line each: the commit first, then hardware, then versions."""
+    pairs: list[tuple[str, str]] = []
+    commit = record.get("commit")
+    if isinstance(commit, dict) and commit.get("hash"):
+        pairs.append(("commit", f"{commit['hash']}{', with uncommitted changes' if commit.get('dirty') else ''}"))
+    for name, value in record.items():
+        if name == "commit":
+            continue
+        if isinstance(value, dict):
+            if name == "versions":
+                pairs.append((name, ", ".join(f"{package} {version}" for package, version in value.items())))
+            else:
+                pairs.extend((_spaced(key), _plain(one)) for key, one in value.items())
+        else:
+            pairs.append((_spaced(name), _plain(value)))
+    return tuple((name, value) for name, value in pairs if value)
+
+
+def _configuration(study: Study) -> tuple[tuple[str, Pairs], ...]:
+    plan = study.plan
+    study_pairs = (
+        ("seeds", ", ".join(map(str, plan.seeds))),
+        ("threads", str(plan.threads)),
+        ("task", plan.task),
+        ("analysis", plan.analysis or ""),
+        *((name, _plain(value)) for name, value in plan.settings.items()),
+    )
+    parts: list[tuple[str, Pairs]] = [("Every run", tuple((name, value) for name, value in study_pairs if value))]
+    overrides = [("Conditions", plan.conditions), ("Arms", plan.arms)]
+    for heading, items in overrides:
+        pairs = tuple(
+            (one.label or one.name, "; ".join(f"{name} = {_plain(value)}" for name, value in one.settings.items()))
+            for one in items
+        )
+        if any(value for _, value in pairs):
+            parts.append((heading, tuple((name, value or "as above") for name, value in pairs)))
+    return tuple(parts)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        return ", ".join(map(_plain, value))
+    return "none" if value is None else json.dumps(value, ensure_ascii=False)
+
+
+def _spaced(name: str) -> str:
+    return name.replace("_", " ")

@@ -1,0 +1,134 @@
+"""Numbers and findings in words, the same on the page and in Markdown."""
+
+import math
+from collections.abc import Sequence
+
+VERDICTS = ("holds", "does not hold", "not enough evidence", "not measured")
+VERDICT_WORDS = {
+    "holds": "holds here",
+    "does not hold": "does not hold here",
+    "not enough evidence": "not enough evidence",
+    "not measured": "not measured",
+}
+VERDICT_SYMBOLS = {"holds": "✓", "does not hold": "✕", "not enough evidence": "?", "not measured": "–"}
+
+ARROWS = {"higher": "↑", "lower": "↓", "neither": ""}
+
+MINUS = "\N{MINUS SIGN}"
+MISSING = "–"
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def number(value: float, decimals: int, signed: bool = False) -> str:
+    """A number with a true minus sign; one that is too small for its decimals, or below 1e-4, as a power of ten.
+
+    >>> number(-1.5, 2), number(0.25, 1, signed=True), number(3.2e-12, 3), number(0.0, 1, signed=True)
+    ('−1.50', '+0.2', '3.2×10⁻¹²', '0.0')
+    """
+    sign = "+" if signed and value else ""
+    if 0 < abs(value) < max(1e-4, 0.5 * 10.0**-decimals):
+        digits, _, exponent = f"{value:{sign}.1e}".partition("e")
+        return f"{digits}×10{str(int(exponent)).translate(_RAISED)}".replace("-", MINUS)
+    return f"{value:{sign}.{decimals}f}".replace("-", MINUS)
+
+
+def difference_decimals(values: Sequence[float], decimals: int) -> int:
+    """Decimals that show at least one digit of every non-zero value, at most three more than the metric's own.
+
+    An interval's end of 0.004 must not read as 0.00: which side of zero it is on decides the verdict.
+
+    >>> difference_decimals([0.31, 0.004, 0.62], 2)
+    3
+    """
+    smallest = min((abs(value) for value in values if value), default=1.0)
+    return min(max(decimals, math.ceil(-math.log10(smallest))), decimals + 3)
+
+
+def interval(low: float, high: float, decimals: int) -> str:
+    """
+    >>> interval(-0.25, 1, 2)
+    '[−0.25, +1.00]'
+    """
+    return f"[{number(low, decimals, signed=True)}, {number(high, decimals, signed=True)}]"
+
+
+def percent(share: float) -> str:
+    """
+    >>> percent(0.95), percent(0.99166)
+    ('95 %', '99.2 %')
+    """
+    return f"{100 * share:.1f}".removesuffix(".0") + " %"
+
+
+def amount(text: str, unit: str) -> str:
+    """A difference with its unit: that of two percentages is the percentage point.
+
+    >>> amount("+1.7", "%"), amount("1", "%"), amount("3", "ms"), amount("0.2", "")
+    ('+1.7 points', '1 point', '3 ms', '0.2')
+    """
+    if unit == "%":
+        unit = "point" if text == "1" else "points"
+    return f"{text} {unit}".strip()
+
+
+def with_unit(label: str, unit: str) -> str:
+    """
+    >>> with_unit("top-1 accuracy", "%"), with_unit("NLL", "")
+    ('top-1 accuracy (%)', 'NLL')
+    """
+    return f"{label} ({unit})" if unit else label
+
+
+def finding(counts: dict[str, int]) -> str:
+    """What a study found, in one sentence made from its verdicts.
+
+    >>> finding({"holds": 3, "does not hold": 1, "not enough evidence": 2, "not measured": 1})
+    '3 of 7 claims hold here, 1 does not, 2 lack evidence, 1 was not measured.'
+    >>> finding({"holds": 0, "does not hold": 1})
+    'The one claim does not hold here.'
+    """
+    total = sum(counts.values())
+    holds, fails, lacks, unmeasured = (counts.get(verdict, 0) for verdict in VERDICTS)
+    if total == 0:
+        return "This study judges no claim."
+    only = next((verdict for verdict in VERDICTS if counts.get(verdict, 0) == total), None)
+    if only is not None:
+        return _all(only, total)
+    parts = [f"{holds or 'None'} of {total} claims {'hold' if holds > 1 else 'holds'} here"]
+    if fails:
+        parts.append(f"{fails} {'does' if fails == 1 else 'do'} not")
+    if lacks:
+        parts.append(f"{lacks} {'lacks' if lacks == 1 else 'lack'} evidence")
+    if unmeasured:
+        parts.append(f"{unmeasured} {'was' if unmeasured == 1 else 'were'} not measured")
+    return ", ".join(parts) + "."
+
+
+def plural(count: int, noun: str) -> str:
+    """
+    >>> plural(1, "seed"), plural(5, "seed")
+    ('1 seed', '5 seeds')
+    """
+    return f"{count} {noun}" if count == 1 else f"{count:,} {noun}s".replace(",", "\N{NARROW NO-BREAK SPACE}")
+
+
+def duration(seconds: float) -> str:
+    """
+    >>> duration(0.4), duration(75), duration(7200)
+    ('0.4 s', '1 min 15 s', '2 h 0 min')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _all(verdict: str, total: int) -> str:
+    one = total == 1
+    subject = "The one claim" if one else f"All {total} claims"
+    return {
+        "holds": f"{subject} {'holds' if one else 'hold'} here.",
+        "does not hold": "The one claim does not hold here." if one else f"None of {total} claims holds here.",
+        "not enough evidence": f"{subject} {'lacks' if one else 'lack'} evidence.",
+        "not measured": f"{subject} {'was' if one else 'were'} not measured.",
+    }[verdict]
