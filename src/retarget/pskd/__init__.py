@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from retarget.pskd.rows import Dense, TopK
     from retarget.pskd.store import MemoryMapped
     from retarget.pskd.teacher import PreviousModel
+    from retarget.pskd.trainer import PSKDSeq2SeqTrainer, PSKDTrainer
 
 _HOME = {
     "PSKD": "method",
@@ -21,8 +22,21 @@ _HOME = {
     "MemoryMapped": "store",
     "PreviousModel": "teacher",
     "PSKDCallback": "lightning",
+    "PSKDTrainer": "trainer",
+    "PSKDSeq2SeqTrainer": "trainer",
 }
-__all__ = ["PSKD", "Dense", "MemoryMapped", "PSKDCallback", "PreviousModel", "SequencePSKD", "TopK", "with_index"]
+__all__ = [
+    "PSKD",
+    "Dense",
+    "MemoryMapped",
+    "PSKDCallback",
+    "PSKDSeq2SeqTrainer",
+    "PSKDTrainer",
+    "PreviousModel",
+    "SequencePSKD",
+    "TopK",
+    "with_index",
+]
 
 
 def __getattr__(name: str) -> Any:

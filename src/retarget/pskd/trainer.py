@@ -189,7 +189,7 @@ class PSKDMixin(_Base):
         else:
             settings["store"] = settings["store"] or "dense"
             method = PSKD(len(self.train_dataset), **settings)  # type: ignore[arg-type]
-        resume, self._pskd_resume = self._pskd_resume, None
+        resume = self._pskd_resume
         if resume:
             method.load(resume)
         # A checkpoint from the middle of an epoch: its rows of this epoch belong to steps that are not done again.
@@ -235,8 +235,9 @@ class PSKDMixin(_Base):
         return labels
 
     def _is_causal(self) -> bool:
-        model = self._bare_model()
-        return type(model).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+        # The library's own mark first; it misses GPT2LMHeadModel and its like, which are in the list.
+        listed = type(self._bare_model()).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+        return getattr(self, "_loss_shifts_labels", False) or listed
 
     def _bare_model(self) -> Any:
         """The model without wrappers, PEFT's too."""
@@ -275,6 +276,8 @@ class _KeepIndex:
         index = torch.tensor([feature["index"] for feature in features])
         rest = [{name: value for name, value in one.items() if name != "index"} for one in features]
         batch = self.collator(rest)
+        if "labels" not in batch:
+            raise UserError(f"a training batch needs labels: the collator made {', '.join(batch)}")
         if len(batch["labels"]) != len(index):
             raise UserError(
                 f"the collator made {len(batch['labels'])} rows of {len(index)} samples: packing leaves no sample "

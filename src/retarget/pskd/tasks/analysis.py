@@ -13,11 +13,11 @@ from retarget.study.statistics import bootstrap_difference
 SHOWN = ("cross_entropy", "label_smoothing", "pskd")  # curves of every arm would hide these
 RESAMPLES = 500
 
-_ITEM_STATISTICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
-    "top1": lambda probs, labels: 100 * float((probs.argmax(1) == labels).mean()),
-    "nll": c.negative_log_likelihood,
-    "ece": lambda probs, labels: 100 * c.expected_calibration_error(probs, labels),
-    "aurc": lambda probs, labels: 1000 * c.aurc(probs, labels),
+_ITEM_STATISTICS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], float]] = {
+    "top1": lambda confidence, correct, nll: 100 * float(correct.mean()),
+    "nll": lambda confidence, correct, nll: float(nll.mean()),
+    "ece": lambda confidence, correct, nll: 100 * c.expected_calibration_error(confidence, correct),
+    "aurc": lambda confidence, correct, nll: 1000 * c.aurc(confidence, correct),
 }
 
 
@@ -71,7 +71,7 @@ def _curves(results: Results, condition: str, prefix: str) -> list[Figure]:
     return [
         Lines(
             title=prefix + "Validation accuracy by epoch",
-            caption="Thin lines are seeds, thick lines their mean.",
+            caption="On the validation part of the training data.",
             x_label="epoch", y_label="top-1 accuracy (%)", series=learning,
         ),
         Lines(
@@ -171,9 +171,11 @@ def _item_interval(results: Results, claim: Claim) -> tuple[float, float] | None
     )
 
 
-def _items(arrays: dict[str, np.ndarray], scaled: bool) -> tuple[np.ndarray, np.ndarray]:
+def _items(arrays: dict[str, np.ndarray], scaled: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Confidence, correctness and NLL of each test image: all that the statistics need, [N] each."""
     temperature = c.fit_temperature(arrays["val_logits"], arrays["val_labels"]) if scaled else 1.0
-    return c.apply_temperature(arrays["test_logits"], temperature), arrays["test_labels"]
+    probs, labels = c.apply_temperature(arrays["test_logits"], temperature), arrays["test_labels"]
+    return probs.max(1), probs.argmax(1) == labels, -np.log(probs[np.arange(len(labels)), labels])
 
 
 def _notes(results: Results) -> list[str]:

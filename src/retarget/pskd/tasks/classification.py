@@ -242,7 +242,8 @@ def run(run: Run) -> dict[str, float]:
     run.save_predictions(**arrays)
     metrics = scores(arrays)
     metrics["train_loss"] = read_history(run.directory / "metrics.jsonl")[-1]["train_loss"]
-    metrics["identity_error"] = gradients.identity_error
+    if gradients.identity_error > 0:  # PS-KD, in a last epoch without mixing
+        metrics["identity_error"] = gradients.identity_error
     metrics["step_ms"] = 1000 * float(np.median(observe.steps or [0.0]))
     metrics["store_mb"] = pskd.method.num_bytes / 1e6 if pskd else 0.0
     return metrics

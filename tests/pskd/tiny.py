@@ -1,0 +1,118 @@
+"""Tiny real models of every kind, with data that fits them; nothing is downloaded."""
+
+import torch
+from torch import nn
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    MarianConfig,
+    MarianMTModel,
+)
+
+PAD, EOS, VOCABULARY = 0, 1, 23
+
+
+def generator(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def classifier(dropout=0.0):
+    torch.manual_seed(0)
+    return BertForSequenceClassification(
+        BertConfig(
+            vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+            max_position_embeddings=16, num_labels=3, hidden_dropout_prob=dropout, attention_probs_dropout_prob=0.0,
+        )
+    )  # fmt: skip
+
+
+def translator(dropout=0.0):
+    torch.manual_seed(0)
+    return MarianMTModel(
+        MarianConfig(
+            vocab_size=VOCABULARY, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+            decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16, dropout=dropout, pad_token_id=PAD,
+            eos_token_id=EOS, forced_eos_token_id=EOS, decoder_start_token_id=PAD, max_position_embeddings=16,
+            max_length=8, num_beams=1,
+        )
+    )  # fmt: skip
+
+
+def language_model(dropout=0.0):
+    torch.manual_seed(0)
+    return GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=VOCABULARY, n_positions=16, n_embd=16, n_layer=1, n_head=2, resid_pdrop=dropout,
+            embd_pdrop=dropout, attn_pdrop=0.0, bos_token_id=EOS, eos_token_id=EOS, pad_token_id=PAD,
+        )
+    )  # fmt: skip
+
+
+class Plain(nn.Module):
+    """A classifier of the user's own: no keyword arguments, so the library does not count its targets."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(5, 3)
+
+    def forward(self, x, labels=None):
+        logits = self.layer(x)
+        out = {"logits": logits}
+        if labels is not None:
+            out["loss"] = nn.functional.cross_entropy(logits, labels)
+        return out
+
+
+def vectors(n=8):
+    g = generator(1)
+    return [{"x": torch.randn(5, generator=g), "labels": i % 3} for i in range(n)]
+
+
+def texts(n=8):
+    g = generator(1)
+    return [
+        {"input_ids": torch.randint(2, VOCABULARY, (6,), generator=g), "labels": int(i % 3), "note": "unused"}
+        for i in range(n)
+    ]
+
+
+def pairs(n=8):
+    """Sequences of 1 to 6 targets."""
+    g = generator(1)
+    return [
+        {
+            "input_ids": torch.randint(2, VOCABULARY, (3 + i % 3,), generator=g).tolist(),
+            "labels": [*torch.randint(2, VOCABULARY, (i % 6,), generator=g).tolist(), EOS],
+        }
+        for i in range(n)
+    ]
+
+
+def pad(features, left=False):
+    """Collator for pairs and for language modelling."""
+
+    def padded(rows, value):
+        width = max(len(row) for row in rows)
+        fill = [[value] * (width - len(row)) for row in rows]
+        return torch.tensor([f + r if left else r + f for r, f in zip(map(list, rows), fill, strict=True)])
+
+    ids = [feature["input_ids"] for feature in features]
+    return {
+        "input_ids": padded(ids, PAD),
+        "attention_mask": padded([[1] * len(row) for row in ids], 0),
+        "labels": padded([feature["labels"] for feature in features], -100),
+    }
+
+
+def sentences(n=8):
+    """For a causal model: labels are the inputs, the first two not trained on."""
+    g = generator(1)
+    rows = [torch.randint(2, VOCABULARY, (4 + i % 5,), generator=g).tolist() for i in range(n)]
+    return [{"input_ids": row, "labels": [-100, -100, *row[2:]]} for row in rows]
+
+
+def pad_left(features):
+    return pad(features, left=True)
