@@ -1,4 +1,4 @@
-"""Run by the tests as ``python peers_ranks.py METHOD RANK WORLD FOLDER``: a small DDP training, weights in FOLDER."""
+"""Run by the tests as ``python peers_ranks.py RANK WORLD FOLDER``: small DDP trainings, their weights in FOLDER."""
 
 import sys
 from pathlib import Path
@@ -14,10 +14,15 @@ from retarget.pskd import peers
 N, C, EPOCHS, BATCH = 12, 4, 4, 4
 
 
-def main(name: str, rank: int, world: int, folder: Path) -> None:
+def main(rank: int, world: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=world)
-    make = {"ols": peers.OnlineLabelSmoothing, "temporal": peers.TemporalEnsembling}[name]
+    weights = [train(make, rank, world, folder) for make in (peers.OnlineLabelSmoothing, peers.TemporalEnsembling)]
+    torch.save(weights, folder / f"{world}-{rank}")
+    dist.destroy_process_group()
+
+
+def train(make, rank: int, world: int, folder: Path) -> list[torch.Tensor]:
     method = make(N, C, EPOCHS)
     g = torch.Generator().manual_seed(0)
     x, y = torch.randn(N, 6, generator=g, dtype=torch.float64), torch.arange(N) % C
@@ -26,7 +31,7 @@ def main(name: str, rank: int, world: int, folder: Path) -> None:
     model = DistributedDataParallel(net)
     optimizer = torch.optim.SGD(net.parameters(), 0.5)
     sampler = DistributedSampler(range(N), world, rank, shuffle=True, seed=3)
-    state = folder / f"{world}.safetensors"
+    state = folder / f"{make.__name__}-{world}.safetensors"
     for epoch in range(EPOCHS):
         if epoch == 2:  # everything is thrown away and read back
             method = make(N, C, EPOCHS)
@@ -41,9 +46,8 @@ def main(name: str, rank: int, world: int, folder: Path) -> None:
         if epoch == 1:
             method.save(state)
             dist.barrier()
-    torch.save(list(net.state_dict().values()), folder / f"{world}-{rank}")
-    dist.destroy_process_group()
+    return list(net.state_dict().values())
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]))
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
