@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 an error or failed runs, 2 wrong usage, 130 interrupted; a
 """
 
 import importlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -29,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code. Errors that a user can act on are printed alone, without a traceback."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help", "help"):
-        print(top_help())
+        print(top_help(), file=sys.stdout if words else sys.stderr)
         return 0 if words else 2
     if words[0] == "--version":
         print(f"retarget {__version__}")
@@ -43,6 +44,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(error, ImportError) and not _is_missing_extra(error):
             raise
         print(f"retarget: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("retarget: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output, such as head, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
 

@@ -94,9 +94,11 @@ def widened(root: Path, asked: StudyPlan) -> StudyPlan:
     for arm in had.arms:
         if arm.name in theirs:
             _same_settings(path, f"arm {arm.name}: ", arm.settings, theirs[arm.name].settings)
-    kept = [theirs.get(arm.name, arm) for arm in had.arms]
-    new = [arm for arm in asked.arms if arm.name not in {arm.name for arm in had.arms}]
-    seeds = tuple(sorted({*had.seeds, *asked.seeds}))
+    begun = [cell for cell in cells(had) if (_place(root, had, cell) / "config.json").exists()]
+    begun_arms = {cell.arm.name for cell in begun}
+    kept = [theirs.get(arm.name, arm) for arm in had.arms if arm.name in theirs or arm.name in begun_arms]
+    new = [arm for arm in asked.arms if arm.name not in {arm.name for arm in kept}]
+    seeds = tuple(sorted({*asked.seeds, *(cell.seed for cell in begun)}))
     return asked.model_copy(update={"arms": (*kept, *new), "seeds": seeds})
 
 
@@ -107,13 +109,17 @@ def check_runs(root: Path, plan: StudyPlan) -> None:
         UserError: naming the run and both hashes.
     """
     for cell in cells(plan):
-        directory = run_directory(root, plan, cell.condition.name, cell.arm.name, cell.seed)
+        directory = _place(root, plan, cell)
         path = directory / "config.json"
         if not path.exists():
             continue
         had, asked = read_json(path).get("run_hash"), plan.run_hash(cell.condition, cell.arm, cell.seed)
         if had != asked:
             raise UserError(f"{directory} was made with other settings: run hash {had}, now {asked}. {ADVICE}")
+
+
+def _place(root: Path, plan: StudyPlan, cell: Cell) -> Path:
+    return run_directory(root, plan, cell.condition.name, cell.arm.name, cell.seed)
 
 
 def _conditions(plan: StudyPlan) -> list[tuple[str, dict[str, Any]]]:

@@ -79,6 +79,10 @@ class Run:
         run._repair_log()
         return run
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy that travels to another process (a rank of a distributed run) reports no progress."""
+        return self.__dict__ | {"_report": None}
+
     @property
     def checkpoint(self) -> Path:
         """The directory for the task's own state; kept when the run is killed and when it is finished."""

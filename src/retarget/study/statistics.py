@@ -1,6 +1,7 @@
 """Intervals, Holm's correction, sample sizes and the item bootstrap: pure functions of numbers."""
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -49,15 +50,13 @@ def t_interval(differences: Sequence[float], level: float) -> tuple[float, float
     >>> round(low, 3), round(high, 3)
     (-0.484, 4.484)
     """
-    from scipy.stats import t
-
     if len(differences) < 2:
         raise UserError(f"an interval needs at least two differences, not {len(differences)}")
     if not 0 < level < 1:
         raise UserError(f"a level lies between 0 and 1, not at {level}")
     values = np.asarray(differences, float)
     mean, sd = float(values.mean()), float(values.std(ddof=1))
-    half = float(t.ppf((1 + level) / 2, len(values) - 1)) * sd / math.sqrt(len(values))
+    half = half_width(sd, len(values), level)
     return mean - half, mean + half
 
 
@@ -70,7 +69,7 @@ def paired_test(differences: Sequence[float], scale: float, null: float = 0.0) -
             t statistic would then divide by rounding errors and call anything certain.
         null: 0, or minus the margin of a non-inferiority claim.
     """
-    from scipy.stats import t
+    from scipy.special import stdtr
 
     values = np.asarray(differences, float)
     mean, n = float(values.mean()), len(values)
@@ -80,7 +79,7 @@ def paired_test(differences: Sequence[float], scale: float, null: float = 0.0) -
     if sd <= RELATIVE_NOISE * scale:
         return PairedTest(mean, 0.0, n, None)
     statistic = (mean - null) / (sd / math.sqrt(n))
-    return PairedTest(mean, sd, n, float(2 * t.sf(abs(statistic), n - 1)))
+    return PairedTest(mean, sd, n, float(2 * stdtr(n - 1, -abs(statistic))))
 
 
 def holm(p_values: Sequence[float], level: float = 0.95) -> Holm:
@@ -95,22 +94,18 @@ def holm(p_values: Sequence[float], level: float = 0.95) -> Holm:
     >>> [round(one, 4) for one in holm([0.01, 0.5, 0.04]).levels]
     [0.9833, 0.975, 0.975]
     """
-    from statsmodels.stats.multitest import multipletests
-
     if not p_values:
         return Holm((), (), ())
     alpha, m = 1 - level, len(p_values)
     order = np.argsort(np.asarray(p_values, float), kind="stable")
-    levels, share = np.empty(m), alpha
-    stopped = False
-    rejected = np.zeros(m, bool)
+    levels, adjusted, rejected = np.empty(m), np.empty(m), np.zeros(m, bool)
+    share, largest, stopped = alpha, 0.0, False
     for k, index in enumerate(order):
         if not stopped:
             share = alpha / (m - k)
             stopped = p_values[index] > share
-        rejected[index] = not stopped
-        levels[index] = 1 - share
-    adjusted = np.asarray(multipletests(p_values, alpha=alpha, method="holm")[1], float)
+        largest = max(largest, min(1.0, p_values[index] * (m - k)))
+        rejected[index], adjusted[index], levels[index] = not stopped, largest, 1 - share
     return Holm(tuple(rejected.tolist()), tuple(adjusted.tolist()), tuple(levels.tolist()))
 
 
@@ -129,12 +124,16 @@ def seeds_needed(distance: float, sd: float, n: int, level: float) -> int | None
     >>> seeds_needed(1.0, 1.0, 3, 0.95)
     7
     """
-    from scipy.stats import t
+    counts = range(max(n + 1, 2), MOST_SEEDS + 1)
+    place = bisect_left(counts, True, key=lambda count: half_width(sd, count, level) < distance)
+    return counts[place] if place < len(counts) else None
 
-    counts = np.arange(max(n + 1, 2), MOST_SEEDS + 1)
-    half = t.ppf((1 + level) / 2, counts - 1) * sd / np.sqrt(counts)
-    enough = counts[half < distance]
-    return int(enough[0]) if len(enough) else None
+
+def half_width(sd: float, n: int, level: float) -> float:
+    """Half of the t interval's width, ``t_{(1 + level) / 2, n - 1} · sd / sqrt(n)``: it falls with n ≥ 2."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(n - 1, (1 + level) / 2)) * sd / math.sqrt(n)
 
 
 def wilson_interval(successes: int, trials: int, level: float = 0.95) -> tuple[float, float]:

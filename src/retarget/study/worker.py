@@ -5,10 +5,12 @@ starts (loader processes, ranks) ends with it.
 """
 
 import faulthandler
+import gc
 import importlib
 import math
 import multiprocessing
 import os
+import random
 import signal
 import sys
 import threading
@@ -19,6 +21,8 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from retarget.errors import UserError
 from retarget.study.files import cannot_write, locked, make_directory, write_json
@@ -147,8 +151,7 @@ def load(path: str) -> Callable[..., Any]:
 
 def _run(job: Job, send: Callable[[Event], None]) -> Run:
     config = job.config
-    if "torch" in sys.modules:  # a task that imports torch later gets the same number from OMP_NUM_THREADS
-        sys.modules["torch"].set_num_threads(config["threads"])
+    _same_start(config["seed"], config["threads"])
     return Run.create(
         job.directory,
         settings=config["settings"],
@@ -159,6 +162,19 @@ def _run(job: Job, send: Callable[[Event], None]) -> Run:
         needs=job.needs,
         report=lambda done, total, unit: send(Progress(job.key, done, total, unit)),
     )
+
+
+def _same_start(seed: int, threads: int) -> None:
+    """Give every run the same start, whatever this worker did before: which worker does a run must change nothing."""
+    gc.collect()
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - tasks and libraries may draw from it
+    torch = sys.modules.get("torch")
+    if torch:  # a task that imports torch later gets the threads from OMP_NUM_THREADS, and torch's own fixed seed
+        torch.set_num_threads(threads)
+        torch.manual_seed(seed)
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
 
 
 def _checked(metrics: Any, job: Job) -> dict[str, float]:

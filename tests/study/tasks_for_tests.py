@@ -1,0 +1,160 @@
+"""A study that trains nothing: a random walk that logs, checkpoints, resumes and can be told to go wrong.
+
+Workers import this file by name; the tests put its directory on ``sys.path``, which a spawned process takes over.
+"""
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+
+from retarget.report.figures import Analysis, Table
+from retarget.study.config import Arm, Claim, Condition, Metric, StudyPlan
+from retarget.study.files import write_json
+
+STEPS = 3
+
+
+def plan(preset="demo", config=None, seeds=None, arms=None, **changes):
+    """A control and a treated arm, the second better by about one."""
+    known = (Arm(name="control", label="control"), Arm(name="treated", label="treated", settings={"lift": 1.0}))
+    study = dict(
+        study="toy",
+        title="A random walk",
+        question="Is a lifted walk higher?",
+        preset=preset,
+        task="tasks_for_tests:walk",
+        analysis="tasks_for_tests:analyse",
+        settings={"lift": 0.0, **(config or {})},
+        arms=tuple(arm for arm in known if arms is None or arm.name in arms),
+        seeds=tuple(seeds or (0, 1)),
+        metrics=(Metric(name="height", label="height", unit="m", better="higher"), Metric(name="rank", label="rank")),
+        claims=(
+            Claim(id="higher", sentence="A lifted walk is higher.", metric="height", direction="higher",
+                  arms=("treated", "control"), smallest_effect=0.5),
+        ),
+        minutes_per_run=0.5,
+    )  # fmt: skip
+    return StudyPlan(**(study | changes))
+
+
+CONDITIONS = (Condition(name="calm"), Condition(name="windy", settings={"wind": 0.5}))
+
+
+def walk(run):
+    """STEPS steps from a state in the checkpoint; the metrics depend on nothing but settings and seed."""
+    _go_wrong(run)
+    state_file = run.checkpoint / "state.json"
+    state = json.loads(state_file.read_text()) if state_file.exists() else {"step": 0, "height": 0.0}
+    for step in range(state["step"], STEPS):
+        rng = np.random.default_rng([run.seed, step])
+        height = state["height"] + run.settings["lift"] / STEPS + run.settings.get("wind", 0.0) * rng.normal()
+        state = {"step": step + 1, "height": height + 0.01 * rng.normal() * (1 + run.settings["lift"])}
+        run.log(step, height=state["height"])
+        write_json(state_file, state)
+        run.progress(step + 1, STEPS, "step")
+    run.save_predictions(path=np.arange(3) * state["height"])
+    return {"height": state["height"]}
+
+
+def analyse(results):
+    """The rank of each seed among the seeds of its arm."""
+    metrics = {}
+    for condition in results.plan.conditions:
+        for arm in results.plan.arms:
+            runs = [results.run(condition.name, arm.name, seed) for seed in results.seeds]
+            there = sorted(run.metrics["height"] for run in runs if run)
+            ranks = [float(there.index(run.metrics["height"])) if run else None for run in runs]
+            metrics.setdefault(condition.name, {})[arm.name] = {"rank": ranks}
+    table = Table(title="Seeds", caption="", columns=["seed"], rows=[[str(seed)] for seed in results.seeds])
+    return Analysis(metrics=metrics, figures=[table], item_intervals={"higher": (0.5, 1.5)})
+
+
+def surroundings(run):
+    """What a task finds in its worker: global generators, threads, environment."""
+    return {
+        "python": random.random(),
+        "numpy": float(np.random.random()),  # noqa: NPY002
+        "omp": float(os.environ["OMP_NUM_THREADS"]),
+        "process": float(os.getpid()),
+    }
+
+
+def torch_gradient(run):
+    """A convolution's gradient: its bits depend on the number of threads, and on the global generator."""
+    import torch
+
+    torch.manual_seed(run.seed)
+    layer = torch.nn.Conv2d(8, 16, 3)
+    layer(torch.randn(64, 8, 16, 16)).square().mean().backward()
+    assert layer.weight.grad is not None
+    return {"sum": float(layer.weight.grad.double().sum()), "threads": float(torch.get_num_threads())}
+
+
+def follow(run):
+    """An arm that needs another reads its predictions."""
+    if run.arm != "first":
+        from retarget.study.record import RunResult
+
+        first = RunResult(run.other("first"), {}).predictions()["value"]
+        return {"height": float(first[0]) + 1}
+    run.save_predictions(value=np.array([10.0 + run.seed]))
+    return {"height": 10.0 + run.seed}
+
+
+def _go_wrong(run):
+    """Do what the settings ask for, if this is the arm and the seed that they name."""
+    wrong = run.settings.get("wrong")
+    if not wrong or [run.arm, run.seed] != run.settings["where"]:
+        return
+    once = Path(run.settings["once"]) if "once" in run.settings else None
+    if once and once.exists():
+        return
+    if once:
+        once.touch()
+    if wrong == "raise":
+        raise RuntimeError("the walk fell")
+    if wrong == "exit":
+        sys.exit("the walk left")
+    if wrong == "die":
+        print("last words", flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    if wrong == "_exit":
+        os._exit(0)
+    if wrong.startswith("parent"):
+        os.kill(os.getppid(), getattr(signal, wrong.removeprefix("parent:")))
+        threading.Event().wait()  # until the parent stops us
+
+
+def nan(run):
+    return {"height": float("nan"), "rank": 1.0}
+
+
+def text(run):
+    return "height"
+
+
+def _kill_at(count):
+    """Kill the parent and this worker at the count-th file that is opened for writing or renamed in a worker."""
+    seen = 0
+
+    def hook(event, arguments):
+        nonlocal seen
+        writes = event == "os.rename" or (event == "open" and isinstance(arguments[1], str) and arguments[1] in "wa")
+        if writes:
+            seen += 1
+            if seen == count:
+                os.kill(os.getppid(), signal.SIGKILL)
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+
+
+if "RETARGET_TEST_KILL_WORKER_AT" in os.environ and multiprocessing.parent_process() is not None:
+    _kill_at(int(os.environ["RETARGET_TEST_KILL_WORKER_AT"]))

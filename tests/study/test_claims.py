@@ -1,0 +1,222 @@
+import numpy as np
+import pytest
+from pydantic import ValidationError
+from scipy import stats
+from tasks_for_tests import plan
+
+from retarget.study.claims import judge
+from retarget.study.config import Claim, Metric
+
+METRICS = (
+    Metric(name="acc", label="accuracy", unit="%", better="higher"),
+    Metric(name="loss", label="loss", better="lower"),
+    Metric(name="bytes", label="bytes", better="lower", deterministic=True),
+)
+
+
+def claim(name="c", metric="acc", direction="higher", arms=("treated", "control"), effect=0.5, **more):
+    return Claim(id=name, sentence="S.", metric=metric, direction=direction, arms=arms, smallest_effect=effect, **more)
+
+
+def verdicts(claims, arms, seeds=5, level=0.95, items=None):
+    """Judge with ``arms = {arm: {metric: values}}``."""
+    study = plan(seeds=list(range(seeds)), metrics=METRICS, claims=tuple(claims), level=level)
+    return judge(study, {"default": arms}, items)
+
+
+def one(treated, control, **more):
+    metric = more.get("metric", "acc")
+    (found,) = verdicts([claim(**more)], {"treated": {metric: treated}, "control": {metric: control}}, len(treated))
+    return found
+
+
+CONTROL = [50.0, 51.0, 49.5, 50.2, 50.4]
+
+
+def lifted(by, jitter=0.1):
+    return [value + by + jitter * (-1) ** i * (1 + i / 7) for i, value in enumerate(CONTROL)]
+
+
+def test_a_clear_gain_holds():
+    found = one(lifted(1.0), CONTROL)
+    low, high = stats.ttest_1samp(np.subtract(lifted(1.0), CONTROL), 0).confidence_interval(0.95)
+    assert found["verdict"] == "holds"
+    assert found["estimate"] == pytest.approx(np.mean(lifted(1.0)) - np.mean(CONTROL))
+    assert found["interval"] == pytest.approx([low, high])
+    assert (found["n"], found["level"], found["unit"]) == (5, 0.95, "%")
+    assert found["p_value"] == found["p_adjusted"] < 0.05
+    assert not found["below_smallest_effect"]
+    assert found["seeds_needed"] is None
+
+
+def test_a_lower_loss_is_a_gain_and_its_numbers_keep_their_sign():
+    found = one(lifted(-1.0), CONTROL, metric="loss", direction="lower")
+    assert found["verdict"] == "holds"
+    assert found["estimate"] < 0
+    assert found["interval"][0] < found["interval"][1] < 0
+    assert one(lifted(1.0), CONTROL, metric="loss", direction="lower")["verdict"] == "does not hold"
+
+
+def test_a_gain_surely_smaller_than_what_matters_holds_and_says_so():
+    found = one(lifted(0.2, jitter=0.01), CONTROL)
+    assert found["verdict"] == "holds"
+    assert found["below_smallest_effect"]
+
+
+def test_a_difference_surely_short_of_the_smallest_effect_does_not_hold():
+    found = one(lifted(0.02), CONTROL)
+    assert found["verdict"] == "does not hold"
+    assert found["interval"][0] < 0 < found["interval"][1] < 0.5
+    assert one(lifted(-2.0), CONTROL)["verdict"] == "does not hold"
+
+
+def test_a_wide_interval_says_how_many_seeds_would_decide():
+    found = one(lifted(0.3, jitter=0.5), CONTROL)
+    assert found["verdict"] == "not enough evidence"
+    sd = np.std(np.subtract(lifted(0.3, jitter=0.5), CONTROL), ddof=1)
+    counts = np.arange(6, 1000)
+    half = stats.t.ppf(0.975, counts - 1) * sd / np.sqrt(counts)
+    assert found["seeds_needed"] == counts[half < max(found["estimate"], 0.5 - found["estimate"])][0]
+
+
+def test_non_inferiority_is_tested_against_the_margin():
+    assert one(lifted(-0.2), CONTROL, margin=0.5)["verdict"] == "holds"
+    assert one(lifted(-1.0), CONTROL, margin=0.5)["verdict"] == "does not hold"
+    unsure = one(lifted(-0.45), CONTROL, margin=0.5)
+    assert unsure["verdict"] == "not enough evidence"
+    assert unsure["seeds_needed"] > 5
+    assert one(lifted(0.2), CONTROL, metric="loss", direction="lower", margin=0.5)["verdict"] == "holds"
+
+
+def test_one_arm_is_compared_with_a_constant():
+    arms = {"treated": {"acc": lifted(0.0)}}
+    found = verdicts([claim(arms=("treated",), against=45.0)], arms)[0]
+    assert found["verdict"] == "holds"
+    assert found["estimate"] == pytest.approx(np.mean(lifted(0.0)) - 45)
+    assert verdicts([claim(arms=("treated",), against=55.0)], arms)[0]["verdict"] == "does not hold"
+
+
+def test_what_was_never_run_is_not_measured():
+    for arms in ({}, {"treated": {"acc": CONTROL}}, {"treated": {"acc": [None] * 5}, "control": {"acc": CONTROL}}):
+        (found,) = verdicts([claim()], arms)
+        assert found["verdict"] == "not measured"
+        assert found["estimate"] is found["interval"] is found["p_value"] is None
+        assert found["n"] == 0
+    found = verdicts([claim(condition="windy")], {"treated": {"acc": CONTROL}, "control": {"acc": CONTROL}})[0]
+    assert found["verdict"] == "not measured"
+
+
+def test_seeds_that_failed_leave_the_pairs_that_are_whole():
+    found = one([*lifted(1.0)[:3], None, lifted(1.0)[4]], [None, *CONTROL[1:]])
+    assert found["n"] == 3
+    assert found["verdict"] == "holds"
+
+
+def test_one_seed_decides_nothing():
+    found = one([60.0], [50.0])
+    assert found["verdict"] == "not enough evidence"
+    assert found["estimate"] == 10
+    assert found["interval"] is None
+    assert found["p_value"] is found["p_adjusted"] is found["seeds_needed"] is None
+
+
+@pytest.mark.parametrize("by", [0.0, 2.0, -2.0])
+@pytest.mark.parametrize("seeds", [2, 5])
+def test_differences_without_spread_decide_nothing(by, seeds):
+    found = one([value + by for value in CONTROL[:seeds]], CONTROL[:seeds])
+    assert found["verdict"] == "not enough evidence"
+    assert found["interval"] == pytest.approx([by, by])
+    assert "same on every seed" in found["reason"]
+
+
+@pytest.mark.parametrize("margin", [None, 0.5])
+def test_identical_arms_never_hold(margin):
+    """PS-KD with alpha_T = 0 is its own control, up to the last bits of a logged loss."""
+    noisy = [value * (1 + 1e-9 * (i + 1)) for i, value in enumerate(CONTROL)]
+    for treated in (CONTROL, noisy):
+        for direction in ("higher", "lower"):
+            assert one(treated, CONTROL, direction=direction, margin=margin)["verdict"] == "not enough evidence"
+
+
+def test_a_metric_declared_deterministic_is_judged_as_it_is():
+    found = one([10.0, 10.0], [100.0, 100.0], metric="bytes", direction="lower", effect=1)
+    assert found["verdict"] == "holds"
+    assert found["interval"] == [-90, -90]
+    assert found["p_value"] is None
+    assert one([10.0], [100.0], metric="bytes", direction="lower", effect=1)["verdict"] == "holds"
+    assert one([100.0] * 2, [100.0] * 2, metric="bytes", direction="lower", effect=1)["verdict"] == "does not hold"
+    varying = one([10.0, 190.0], [100.0, 100.0], metric="bytes", direction="lower", effect=1)
+    assert varying["verdict"] == "not enough evidence"
+    assert varying["p_value"] is not None
+
+
+def test_holm_over_the_measured_claims_decides():
+    """p = 0.03 alone would hold; as one of three measured claims, behind a certain one, it does not."""
+    wobble = np.array([-1.0, 0.2, 0.5, 1.1, -0.8])
+    wobble = (wobble - wobble.mean()) / wobble.std(ddof=1)
+    barely = [float(c + d) for c, d in zip(CONTROL, 1.45 + wobble, strict=True)]
+    arms = {
+        "control": {"acc": CONTROL},
+        "barely": {"acc": barely},
+        "sure": {"acc": lifted(5.0)},
+        "equal": {"acc": [value + one for value, one in zip(CONTROL, wobble, strict=True)]},
+    }
+    alone = verdicts([claim("a", arms=("barely", "control"), effect=3)], arms)[0]
+    assert alone["verdict"] == "holds"
+    assert 0.025 < alone["p_value"] < 0.05
+    family = [claim(name, arms=(name, "control"), effect=3) for name in ("barely", "sure", "equal", "absent")]
+    barely, sure, equal, absent = verdicts(family, arms)
+    assert [barely["verdict"], sure["verdict"], absent["verdict"]] == ["not enough evidence", "holds", "not measured"]
+    assert sure["level"] == pytest.approx(1 - 0.05 / 3)
+    assert barely["level"] == equal["level"] == pytest.approx(1 - 0.05 / 2)
+    assert barely["p_adjusted"] == pytest.approx(2 * barely["p_value"])
+    assert barely["interval"][0] < 0
+
+
+def test_the_shown_metric_stands_beside_and_decides_nothing():
+    arms = {"treated": {"acc": lifted(1), "loss": lifted(-3)}, "control": {"acc": CONTROL, "loss": CONTROL}}
+    both = verdicts([claim(shown="loss")], arms, items={"c": (0.5, 1.5)})[0]
+    plain = verdicts([claim()], arms)[0]
+    assert both["shown"]["metric"] == "loss"
+    assert both["shown"]["estimate"] == pytest.approx(-3, abs=0.1)
+    low, high = both["shown"]["interval"]
+    assert low < both["shown"]["estimate"] < high
+    assert both["item_interval"] == [0.5, 1.5]
+    assert plain["item_interval"] is plain["shown"] is None
+    assert {**both, "shown": None, "item_interval": None} == plain
+    missing = verdicts([claim(shown="f1")], arms)[0]
+    assert missing["shown"] == {"metric": "f1", "estimate": None, "interval": None}
+
+
+def test_a_claim_compares_two_things():
+    for wrong in (dict(arms=("a",)), dict(arms=("a", "b"), against=1.0), dict(arms=("a", "a"))):
+        with pytest.raises(ValidationError, match=r"needs two arms, or one arm and a constant|with itself"):
+            claim(**wrong)
+
+
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_under_no_effect_a_study_with_any_claim_that_holds_is_no_more_frequent_than_stated(seeds):
+    """Family-wise: six claims that share one control, so that their differences are dependent, as in a study."""
+    rng = np.random.default_rng(seeds)
+    names = [f"arm{i}" for i in range(6)]
+    claims = [claim(name, arms=(name, "control"), direction=("higher", "lower")[i % 2]) for i, name in enumerate(names)]
+    studies, wrong = 1500, 0
+    for _ in range(studies):
+        values = 50 + rng.normal(size=(7, seeds))
+        arms = {name: {"acc": row.tolist()} for name, row in zip(["control", *names], values, strict=True)}
+        wrong += any(found["verdict"] == "holds" for found in verdicts(claims, arms, seeds))
+    # two-sided at 5 %, and "holds" looks at one side: 2.5 % or fewer, and binomial error on top
+    assert wrong <= stats.binom.ppf(0.999, studies, 0.025)
+    assert wrong >= 1, "a test that never errs tests nothing"
+
+
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_a_true_effect_of_the_smallest_size_is_seldom_denied(seeds):
+    rng = np.random.default_rng(seeds)
+    studies, denied = 1500, 0
+    for _ in range(studies):
+        control = 50 + rng.normal(size=seeds)
+        treated = control + 0.5 + 0.1 * rng.normal(size=seeds)
+        found = one(treated.tolist(), control.tolist())
+        denied += found["verdict"] == "does not hold"
+    assert denied <= stats.binom.ppf(0.999, studies, 0.025)
