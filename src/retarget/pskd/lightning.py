@@ -92,10 +92,11 @@ class PSKDCallback(pl.Callback):
     ) -> None:
         if not isinstance(batch, list | dict):
             raise UserError(f"the batch is a {type(batch).__name__}, in which a label cannot be replaced. {_TWO_LINES}")
-        self._labels, self._sample = batch[self.label], batch[self.index]
-        self._logits, self._remember = [], True
+        fields: Any = batch  # a list by position or a dict by name
+        labels, sample = fields[self.label], fields[self.index]
+        self._labels, self._sample, self._logits, self._remember = labels, sample, [], True
         if self.method.alpha > 0:
-            batch[self.label] = self.method.soften(self._labels, self._sample)
+            fields[self.label] = self.method.soften(labels, sample)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

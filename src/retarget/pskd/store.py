@@ -61,7 +61,9 @@ class Table:
         self.device = torch.device("cpu" if path else device)
         self.epoch = 0
         size = 2 * (num_samples + 1)
-        layout = {name: ((size, width), dtype) for name, (width, dtype) in rows.fields(num_classes).items()}
+        layout: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
+            name: ((size, width), dtype) for name, (width, dtype) in rows.fields(num_classes).items()
+        }
         layout["stamps"] = ((size,), torch.int32)  # epoch + 1 of the writer; 0: never written
         if path:
             self._tensors = _open_files(path, layout)

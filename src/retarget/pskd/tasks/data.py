@@ -271,14 +271,14 @@ def _hf(path: Path) -> tuple[Images, Images | None]:
         raise UserError(f"{path} has the splits {sorted(parts)}, and no train")
     held_out = next((name for name in ("test", "validation") if name in parts), None)
     images = {}
-    for name in ["train"] + [held_out] * bool(held_out):
+    for name in ("train", held_out) if held_out else ("train",):
         part = parts[name]
         key = next((k for k in ("image", "img") if k in part.column_names), None)
         if key is None or "label" not in part.column_names:
             raise UserError(f"{path}: split {name} has {part.column_names}; it needs image or img, and label")
         pixels = np.stack([np.asarray(image) for image in part[key]])
         images[name] = _from_arrays(pixels, np.asarray(part["label"]), f"{path}, split {name}")
-    return images["train"], images.get(held_out or "")
+    return images["train"], images[held_out] if held_out else None
 
 
 def _file_transform(train: bool) -> Any:
