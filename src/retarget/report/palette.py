@@ -32,11 +32,10 @@ class Style(NamedTuple):
 
 
 def style(index: int) -> Style:
-    """The look of arm ``index``; 84 of them differ in hue, dash or marker, the first five in all three."""
-    lap = index // len(_COLOURS)
+    """The look of arm ``index``: the first 28 differ in dash or marker alone, 84 in hue, dash or marker."""
     return Style(
         _COLOURS[index % len(_COLOURS)],
-        _DASHES[(index + lap) % len(_DASHES)],
+        _DASHES[index % len(_DASHES)],
         _MARKERS[index % len(_MARKERS)],
         _HATCHES[index % len(_HATCHES)],
     )

@@ -1,0 +1,147 @@
+"""The page in a real browser."""
+
+import os
+import shutil
+
+import pytest
+
+pytestmark = pytest.mark.browser
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if BROWSER is None:
+        message = "no chromium, chromium-browser or google-chrome on the path: the page cannot be opened"
+        if os.environ.get("CI") == "true":
+            pytest.fail(message)
+        pytest.skip(message)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as play:
+        opened = play.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def visit(browser, finished):
+    """Opens the page; ``visit.faults`` gathers console messages, errors and requests that leave the file."""
+    contexts = []
+
+    def open_page(width=1280, height=800, scheme="light", path=None):
+        path = path or finished / "report.html"
+        context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: open_page.faults.append(message.text))
+        page.on("pageerror", lambda error: open_page.faults.append(str(error)))
+        page.on("request", lambda request: open_page.requests.append(request.url))
+        page.goto(path.as_uri())
+        return page
+
+    open_page.faults, open_page.requests = [], []
+    yield open_page
+    for context in contexts:
+        context.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1280])
+def test_it_opens_without_an_error_and_nothing_leaves_the_file(visit, finished, width, scheme):
+    page = visit(width, scheme=scheme)
+    for sentence in (
+        "1 of 7 claims holds here, 3 do not, 2 lack evidence, 1 was not measured.",
+        "PS-KD improves accuracy on image classification.",
+        "8 seeds would decide, if mean and spread stay",
+    ):
+        assert page.get_by_text(sentence).first.is_visible()
+    assert page.get_by_role("table", name="Claims, what was compared").get_by_role("row").count() == 11
+    assert page.get_by_role("img", name="Line chart of validation NLL").is_visible()
+    assert page.get_by_role("img", name="Samples: benign noise").evaluate("image => image.naturalWidth") == 64
+    assert visit.faults == []
+    addresses = [url for url in visit.requests if not url.startswith("data:")]
+    assert addresses == [(finished / "report.html").as_uri()]
+
+
+@pytest.mark.parametrize("width", [320, 360, 768, 1280])
+def test_the_page_never_scrolls_sideways(visit, width):
+    page = visit(width)
+    page.locator("summary").click()
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    overflowing = page.evaluate(
+        """width => [...document.querySelectorAll('main *')].filter(element =>
+            !element.closest('.scroll, .panels, svg, .unseen, thead')
+            && element.getBoundingClientRect().right > width + 1
+        ).map(element => element.outerHTML.slice(0, 120))""",
+        width,
+    )
+    assert overflowing == []
+
+
+def test_the_claims_stand_on_the_first_screen(visit):
+    page = visit(1280, 800)
+    first = page.get_by_role("row", name="PS-KD improves accuracy").first.bounding_box()
+    assert first["y"] + first["height"] < 800
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_stands_out_from_its_background(visit, scheme):
+    page = visit(scheme=scheme)
+    colours = page.evaluate(
+        """() => {
+            const canvas = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
+            const rgb = colour => { canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1);
+                                    return [...canvas.getImageData(0, 0, 1, 1).data].slice(0, 3); };
+            const paper = rgb(getComputedStyle(document.body).backgroundColor);
+            const texts = [...document.querySelectorAll('main *')].filter(e =>
+                [...e.childNodes].some(n => n.nodeType === 3 && n.data.trim()) && e.tagName !== 'text');
+            return [paper, ...new Set(texts.map(e => rgb(getComputedStyle(e).color).join()))];
+        }"""
+    )
+    paper, *inks = [tuple(map(int, str(one).split(","))) if isinstance(one, str) else tuple(one) for one in colours]
+    assert (sum(paper) < 200) == (scheme == "dark")
+    assert len(inks) >= 5
+    for ink in inks:
+        light, dark = sorted((luminance(ink), luminance(paper)), reverse=True)
+        assert (light + 0.05) / (dark + 0.05) >= 4.5, ink
+
+
+def luminance(colour):
+    parts = [part / 255 for part in colour]
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def test_drawings_follow_the_scheme(visit):
+    strokes = []
+    for scheme in ("light", "dark"):
+        page = visit(scheme=scheme)
+        strokes.append(page.locator(".drawing .s-blue").first.evaluate("element => getComputedStyle(element).stroke"))
+        strokes.append(page.locator(".drawing text").first.evaluate("element => getComputedStyle(element).fill"))
+    assert len(set(strokes)) == 4
+
+
+def test_print_shows_the_configuration_and_hides_the_links(visit):
+    page = visit()
+    setting = page.get_by_role("cell", name="0.5, 0.75")
+    assert not setting.is_visible()
+    page.emulate_media(media="print", color_scheme="dark")
+    assert page.evaluate(
+        "getComputedStyle(document.querySelector('details'), '::details-content').contentVisibility"
+    ) == ("visible")
+    assert not page.get_by_role("navigation").first.is_visible()
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+
+
+def test_every_box_that_scrolls_can_be_reached_by_keyboard(visit):
+    page = visit(360)
+    unreachable = page.evaluate(
+        """() => [...document.querySelectorAll('main *')].filter(e =>
+            ['auto', 'scroll'].includes(getComputedStyle(e).overflowX) && e.scrollWidth > e.clientWidth
+            && e.tabIndex < 0).map(e => e.outerHTML.slice(0, 100))"""
+    )
+    assert unreachable == []
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Skip to the findings"

@@ -1,0 +1,325 @@
+import base64
+import json
+import re
+import shutil
+from itertools import pairwise
+
+import pytest
+from page_reader import Page
+
+from retarget.report import build
+from retarget.report.figures import Analysis, Bars, Images, Lines, Series, Table, Text
+from retarget.study.config import Arm, Claim, Condition, Metric
+
+
+@pytest.fixture(scope="module")
+def page(finished):
+    return Page(finished / "report.html")
+
+
+def row_of(page, *starts):
+    return next(row for row in page.rows if tuple(row[: len(starts)]) == starts)
+
+
+def small(study, plain_plan, claims=(), found=None, name="study", **changes):
+    """A page of a study with one condition, made of one claim or few."""
+    single = dict(conditions=(Condition(),), claims=tuple(claims)) | changes
+    directory = study(name, plain_plan(**single), found or Analysis())
+    build([directory])
+    return Page(directory / "report.html")
+
+
+def claim(**changes):
+    whole = dict(id="a", sentence="It helps.", metric="top1", direction="higher", smallest_effect=0.5,
+                 arms=("pskd", "cross_entropy"))  # fmt: skip
+    return Claim.model_validate(whole | changes)
+
+
+def test_the_first_screen_says_what_was_asked_and_found(page):
+    text = page.text
+    title = text.index("PS-KD on image classification")
+    asked = text.index("Do softened targets from the model's own past predictions help on this data?")
+    found = text.index("1 of 7 claims holds here, 3 do not, 2 lack evidence, 1 was not measured.")
+    assert title < asked < found < text.index("Verdict") < text.index("Mean ± standard deviation")
+    assert "3 arms × 2 conditions × 5 seeds" in text
+    assert "1 of 30 runs failed; their seeds are missing below." in text
+
+
+def test_every_claim_has_a_row_in_its_own_order_with_everything_that_decides(page, finished):
+    claims = json.loads((finished / "summary.json").read_text())["claims"]
+    rows = [row for row in page.rows if row[-1].startswith(("holds", "does not", "not enough", "not measured"))]
+    assert [row[0] for row in rows] == [one["sentence"] for one in claims]
+    for row, one in zip(rows, claims, strict=True):
+        assert row[-1].startswith(one["verdict"])
+        if one["verdict"] == "not measured":
+            assert row[2:4] == ["This study does not run it.", "–"]
+            continue
+        assert row[1].startswith("PS-KD against cross-entropy")
+        assert f"{one['direction']} is better" in row[1]
+        assert f"smallest effect that matters: {one['smallest_effect']:g}" in row[1]
+        decimals = 3 if one["metric"] == "nll" else 2
+        shown = f"{one['estimate']:+.{decimals}f}".replace("-", "−")
+        assert row[2].startswith(shown)
+        bounds = ", ".join(f"{end:+.{decimals}f}".replace("-", "−") for end in one["interval"])
+        assert f"[{bounds}] {100 * one['level']:.1f}".removesuffix(".0") in row[2]
+        assert row[3] == str(one["n"])
+        if one["verdict"] == "not enough evidence":
+            assert f"{one['seeds_needed']} seeds would decide" in row[-1]
+    assert "Bootstrap over items [−0.90, +0.10]; decides nothing" in rows[0][2]
+    assert re.search(r"ECE \+3\.\d\d points \[.*\]; decides nothing", rows[1][2])
+    assert rows[0][3] == "4"
+
+
+def test_conditions_head_their_claims(page):
+    heads = [row[0] for row in page.rows if len(row) == 1]
+    assert heads == ["clean labels", "20 % of the training labels wrong", "Stated, not part of this study"]
+
+
+def test_verdicts_differ_in_shape_and_word_not_only_in_colour(page):
+    shapes = [attributes["href"] for tag, attributes in page.tags if tag == "use" and "mark-" in attributes["href"]]
+    assert set(shapes) == {"#mark-holds", "#mark-fails", "#mark-lacks", "#mark-unmeasured"}
+    assert {shape[1:] for shape in shapes} <= set(page.ids)
+
+
+def test_the_measurements_show_mean_and_sd_and_say_which_seeds_are_missing(page):
+    clean, noisy = (row for row in page.rows if row[0].startswith("top-1 accuracy"))
+    assert re.fullmatch(r"\d\d\.\d\d ± \d\.\d\d", clean[1])
+    assert clean[2].endswith("4 of 5 seeds")
+    assert "seeds" not in " ".join(noisy[1:])
+    assert row_of(page, "Metric")[1:] == ["cross-entropy", "PS-KD", "label smoothing 0.1"]
+    assert not [tag for tag, _ in page.tags if tag in ("b", "strong")]
+
+
+def test_what_failed_what_it_cost_and_how_to_run_it_again(page):
+    assert ["clean/pskd/seed-3", "RuntimeError: loss <nan>"] in page.rows
+    assert row_of(page, "PS-KD", "9")[2:4] == ["7.5 s", "1 min 8 s"]
+    assert row_of(page, "all arms")[1] == "29"
+    assert "retarget study pskd --preset demo --out studies/demo/pskd" in page.text
+    assert row_of(page, "commit")[1] == "0123456789abcdef0123456789abcdef01234567, with uncommitted changes"
+    assert "torch 2.13.0" in row_of(page, "versions")[1]
+    assert row_of(page, "drops")[1] == "0.5, 0.75"
+    assert row_of(page, "20 % of the training labels wrong", "label_noise = 0.2")
+    assert "there is little over-confidence to cure" in page.text
+    assert page.count("details") == 1
+
+
+def test_figures_stand_in_their_order_and_say_what_they_show(page):
+    titles = [
+        "Learning curves",
+        "Reliability",
+        "Gradient share by difficulty",
+        "Accuracy by decile",
+        "Samples",
+        "Rollouts",
+    ]
+    places = [page.text.index(title) for title in titles]
+    assert places == sorted(places)
+    alternatives = [attributes["aria-label"] for _, attributes in page.tags if attributes.get("role") == "img"]
+    assert len(alternatives) == 3
+    assert alternatives[0].startswith("Line chart of validation NLL against epoch. cross-entropy: from ")
+    images = [attributes for tag, attributes in page.tags if tag == "img"]
+    assert [(one["alt"], one["width"], one["height"]) for one in images] == [
+        ("Samples: benign noise", "256", "256"), ("Samples: biased noise", "320", "80"),
+    ]  # fmt: skip
+
+
+def test_the_page_is_complete_in_itself(page, finished):
+    for reference in page.references:
+        assert reference.startswith(("#", "data:")), reference
+    targets = [reference[1:] for reference in page.references if reference.startswith("#")]
+    assert set(targets) <= set(page.ids)
+    assert page.count("script") == 0
+    source = (finished / "report.html").read_text()
+    assert "@import" not in source
+    assert not re.search(r"url\((?!#)", source)
+    picture = base64.b64encode((finished / "samples" / "a.png").read_bytes()).decode()
+    assert f"data:image/png;base64,{picture}" in source
+    assert len(source.encode()) < 200_000
+
+
+def test_ids_are_unique_and_every_label_exists(page):
+    assert len(page.ids) == len(set(page.ids))
+    for _, attributes in page.tags:
+        if "aria-labelledby" in attributes:
+            assert attributes["aria-labelledby"] in page.ids
+
+
+def test_headings_nest_and_tables_head_their_rows_and_columns(page):
+    levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch(r"h[1-6]", tag)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in pairwise(levels))
+    assert all(attributes.get("scope") for tag, attributes in page.tags if tag == "th")
+    assert ("html", {"lang": "en"}) in page.tags
+
+
+def test_the_same_study_gives_the_same_bytes(finished, tmp_path):
+    copy = tmp_path / "elsewhere"
+    shutil.copytree(finished, copy)
+    shutil.rmtree(copy / "figures")
+    build([copy])
+    for path in sorted(finished.rglob("*")):
+        if path.is_file():
+            assert path.read_bytes() == (copy / path.relative_to(finished)).read_bytes(), path
+
+
+HOSTILE = "<script>alert('x')</script> \"&' </style></svg>]]> | `*_ {{ 7 * 7 }} {% raw %}"
+
+
+def test_text_from_a_study_never_becomes_markup(study, plain_plan):
+    arms = (
+        Arm(name="cross_entropy", label=HOSTILE),
+        Arm(name="pskd", label="PS-KD" + HOSTILE, settings={"k": HOSTILE}),
+    )
+    frame = dict(title=HOSTILE, caption=HOSTILE)
+    axes = dict(x_label=HOSTILE, y_label=HOSTILE)
+    found = Analysis(
+        figures=[
+            Lines(**frame, **axes, series=[Series(label=HOSTILE, x=[0, 1], y=[[1.0, 2.0]])]),
+            Bars(**frame, **axes, groups=[HOSTILE, "b"], labels=[HOSTILE], values=[[[1.0], [2.0]]]),
+            Table(**frame, columns=[HOSTILE], rows=[[HOSTILE]]),
+            Images(**frame, files=["samples/a.png"], labels=[HOSTILE]),
+            Text(**frame, labels=[HOSTILE], blocks=["</pre>" + HOSTILE + "\x00\x1b[31m\u202e"]),
+        ],
+        notes=[HOSTILE],
+    )
+    plan = plain_plan(
+        study="x" + HOSTILE,
+        title=HOSTILE,
+        question=HOSTILE,
+        preset=HOSTILE,
+        settings={HOSTILE: HOSTILE},
+        arms=arms,
+        conditions=(Condition(name="default", label=HOSTILE),),
+        metrics=(Metric(name="top1", label=HOSTILE, unit=HOSTILE, description=HOSTILE),),
+        claims=(claim(sentence=HOSTILE),),
+    )
+    directory = study("hostile", plan, found)
+    page = Page(build([directory]))
+    allowed = {
+        "html",
+        "head",
+        "body",
+        "meta",
+        "link",
+        "style",
+        "title",
+        "main",
+        "header",
+        "footer",
+        "nav",
+        "section",
+        "svg",
+    }
+    assert page.count("script") == 0
+    assert allowed <= {tag for tag, _ in page.tags}
+    assert page.text.count("alert('x')") > 20
+    assert "49" not in page.text
+    assert not [attribute for _, attributes in page.tags for attribute in attributes if attribute.startswith("on")]
+    assert "\x00" not in page.text
+    assert "\x1b" not in page.text
+    assert sorted(path.name for path in (directory / "figures").iterdir())[0].startswith("x-script-")
+
+
+def test_a_lone_surrogate_in_a_model_s_output_does_not_break_the_page(study, edit):
+    directory = study()
+    edit(directory / "analysis.json", lambda value: value["figures"][5].update(blocks=["half \ud800 a pair"]))
+    assert "half \ufffd a pair" in Page(build([directory])).text
+
+
+def test_a_verdict_near_zero_shows_the_digit_that_decides(study, plain_plan, edit):
+    directory = study("s", plain_plan(conditions=(Condition(),), claims=(claim(),)), Analysis())
+    change = {"estimate": 0.31, "interval": [0.004, 0.616], "verdict": "holds"}
+    edit(directory / "summary.json", lambda value: value["claims"][0].update(change))
+    row = row_of(Page(build([directory])), "It helps.")
+    assert "[+0.004, +0.616]" in row[2]
+
+
+def test_a_claim_that_holds_by_less_than_what_matters_says_so(study, plain_plan, edit):
+    directory = study("s", plain_plan(conditions=(Condition(),), claims=(claim(),)), Analysis())
+    change = {"verdict": "holds", "below_smallest_effect": True}
+    edit(directory / "summary.json", lambda value: value["claims"][0].update(change))
+    assert row_of(Page(build([directory])), "It helps.")[-1] == (
+        "holds here but by less than the smallest effect that matters"
+    )
+
+
+def test_one_seed_gives_an_estimate_and_no_interval(study, plain_plan):
+    row = row_of(small(study, plain_plan, [claim()], seeds=(0,)), "It helps.")
+    assert re.fullmatch(r"[−+]\d\.\d\d points", row[2])
+    assert row[3:] == ["1", "not enough evidence one seed has no spread"]
+
+
+def test_a_margin_and_a_constant_are_named(study, plain_plan):
+    claims = [
+        claim(id="a", sentence="Not worse.", margin=0.25),
+        claim(id="b", sentence="Above ninety.", arms=("pskd",), against=90.0),
+    ]
+    page = small(study, plain_plan, claims)
+    assert "may be worse by up to 0.25 points" in row_of(page, "Not worse.")[1]
+    assert "PS-KD against the constant 90" in row_of(page, "Above ninety.")[1]
+
+
+def test_claims_that_cannot_be_measured_say_why(study, plain_plan):
+    claims = [
+        claim(id="a", sentence="No arm.", arms=("absent", "pskd")),
+        claim(id="b", sentence="No metric.", metric="absent"),
+        claim(id="c", sentence="No condition.", condition="absent"),
+    ]
+    page = small(study, plain_plan, claims)
+    assert row_of(page, "No arm.")[2] == "This study does not run it."
+    assert row_of(page, "No metric.")[2] == "No seed has a value of both."
+    assert row_of(page, "No condition.")[2] == "This study does not have its condition."
+    assert "All 3 claims were not measured." in page.text
+
+
+def test_a_study_without_claims_metrics_or_notes_is_a_page(study, plain_plan):
+    page = small(study, plain_plan, settings={})
+    assert page.text.count("This study judges no claim.") == 2
+    assert "Notes" not in page.text
+
+
+def test_a_study_all_of_whose_runs_failed_is_a_page(study, plain_plan):
+    seeds = (0, 1)
+    failed = tuple(("default", arm, seed) for arm in ("cross_entropy", "pskd", "smoothing") for seed in seeds)
+    whole = plain_plan(conditions=(Condition(),), claims=(claim(),), seeds=seeds)
+    directory = study("s", whole, Analysis(), failed)
+    page = Page(build([directory]))
+    assert "6 of 6 runs failed" in page.text
+    assert row_of(page, "It helps.")[2] == "No seed has a value of both."
+    assert "Measurements" not in page.text
+
+
+def test_runs_that_are_not_finished_are_counted(study):
+    directory = study()
+    (directory / "runs" / "clean" / "pskd" / "seed-0" / "status.json").unlink()
+    assert "1 of 30 runs are not finished." in Page(build([directory])).text
+
+
+def test_several_studies_share_a_page(study, plain_plan, tmp_path):
+    one = study("one")
+    two = study("two", plain_plan(title="Another study", study="trojdiff"), Analysis())
+    three = study("three", plain_plan(title="The first again"), failed=(("noisy", "smoothing", 0),))
+    path = build([one, two, three], tmp_path / "all")
+    assert path == tmp_path / "all" / "report.html"
+    page = Page(path)
+    assert "3 of 21 claims hold here, 9 do not, 6 lack evidence, 3 were not measured." in page.text
+    overview = [row for row in page.rows if len(row) == 8]
+    assert overview[0][3:] == ["Holds here", "Does not hold here", "Not enough evidence", "Not measured", "Failed runs"]
+    assert overview[2][3:] == ["1", "3", "2", "1", "0 of 30"]
+    assert overview[3][-1] == "1 of 30"
+    assert {"pskd-1", "trojdiff", "pskd-3"} <= set(page.ids)
+    assert len(page.ids) == len(set(page.ids))
+    assert {reference[1:] for reference in page.references if reference.startswith("#")} <= set(page.ids)
+    levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch(r"h[1-6]", tag)]
+    assert levels.count(1) == 1
+    assert levels.count(2) == 3
+    assert all(after <= before + 1 for before, after in pairwise(levels))
+    assert (tmp_path / "all" / "report.md").is_file()
+    assert (tmp_path / "all" / "figures" / "pskd-3-01-learning-curves.svg").is_file()
+
+
+def test_the_page_may_be_given_its_own_path(study, tmp_path):
+    path = build([study(found=Analysis())], tmp_path / "pages" / "pskd.html")
+    assert path == tmp_path / "pages" / "pskd.html"
+    assert sorted(one.name for one in path.parent.iterdir()) == ["pskd.html", "pskd.md"]

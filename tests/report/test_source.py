@@ -1,0 +1,108 @@
+import pytest
+
+from retarget.errors import UserError
+from retarget.report import build
+from retarget.report.source import read_study
+
+
+def test_a_directory_that_is_no_study_is_refused_with_what_to_do(tmp_path):
+    with pytest.raises(UserError, match=r"no study\.json here.*not the directory of a finished study.*--out DIR"):
+        build([tmp_path])
+    with pytest.raises(UserError, match=r"no study\.json here"):
+        build([tmp_path / "absent"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unfinished_study_is_refused_and_nothing_is_written(study):
+    directory = study()
+    (directory / "summary.json").unlink()
+    with pytest.raises(UserError, match=r"no summary\.json here"):
+        build([directory])
+    assert not list(directory.glob("report*"))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("study.json", lambda value: value.pop("plan"), r"study\.json: not in the format of a study"),
+        ("study.json", lambda value: value["plan"].update(level=2), r"study\.json.*level"),
+        (
+            "summary.json",
+            lambda value: value["claims"][0].update(verdict="maybe"),
+            r"summary\.json.*claims\.0\.verdict",
+        ),
+        ("summary.json", lambda value: value.pop("conditions"), r"summary\.json.*conditions"),
+        ("analysis.json", lambda value: value["figures"][0].update(kind="pie"), r"analysis\.json.*figures\.0"),
+        ("analysis.json", lambda value: value.update(extra=1), r"analysis\.json.*extra"),
+    ],
+)
+def test_a_file_in_another_format_is_named_with_its_field(study, edit, name, change, message):
+    directory = study()
+    edit(directory / name, change)
+    with pytest.raises(UserError, match=message):
+        build([directory])
+    assert not list(directory.glob("report*"))
+
+
+@pytest.mark.parametrize("name", ["study.json", "summary.json", "analysis.json"])
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[]", b"null"])
+def test_a_damaged_file_is_named(study, name, content):
+    directory = study()
+    (directory / name).write_bytes(content)
+    with pytest.raises(UserError, match=name.replace(".", r"\.")):
+        build([directory])
+
+
+def test_keys_that_other_programs_add_are_left_alone(study, edit):
+    directory = study()
+    edit(directory / "summary.json", lambda value: value.update(theirs=1))
+    edit(directory / "summary.json", lambda value: value["claims"][0].update(theirs=1))
+    assert len(read_study(directory).summary.claims) == 7
+
+
+def test_a_study_without_an_analysis_has_no_figures(study):
+    directory = study()
+    (directory / "analysis.json").unlink()
+    page = build([directory]).read_text()
+    assert "Figures" not in page
+    assert not (directory / "figures").exists()
+
+
+@pytest.mark.parametrize(
+    ("prepare", "message"),
+    [
+        (lambda file: file.unlink(), r"a\.png: the image that analysis\.json names is missing"),
+        (lambda file: file.write_text("<svg/>"), r"a\.png: not a PNG file"),
+        (lambda file: file.write_bytes(b"\x89PNG\r\n\x1a\n"), r"a\.png: not a PNG file"),
+    ],
+)
+def test_an_image_that_cannot_be_embedded_is_named(study, prepare, message):
+    directory = study()
+    prepare(directory / "samples" / "a.png")
+    with pytest.raises(UserError, match=message):
+        build([directory])
+
+
+@pytest.mark.parametrize("elsewhere", ["../secret.png", "samples/../../secret.png", "link.png"])
+def test_an_image_outside_the_study_is_refused(study, edit, elsewhere):
+    directory = study()
+    secret = directory.parent / "secret.png"
+    secret.write_bytes((directory / "samples" / "a.png").read_bytes())
+    (directory / "link.png").symlink_to(secret)
+    edit(directory / "analysis.json", lambda value: value["figures"][4].update(files=[elsewhere] * 2))
+    with pytest.raises(UserError, match="lies outside the study's directory"):
+        build([directory])
+
+
+def test_several_studies_need_a_place(study):
+    one = study("one")
+    with pytest.raises(UserError, match="2 studies on one page need a directory of their own"):
+        build([one, one])
+    with pytest.raises(UserError, match="at least one study"):
+        build([])
+
+
+def test_a_place_that_cannot_be_written_is_a_clear_error(study, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write"):
+        build([study()], tmp_path / "file" / "below")
