@@ -9,7 +9,7 @@ import datasets
 import pytest
 import torch
 from torch.utils.data import IterableDataset
-from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer, TrainingArguments
+from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer, TrainerCallback, TrainingArguments
 
 from retarget.errors import UserError
 from retarget.pskd import PSKD, MemoryMapped, PSKDSeq2SeqTrainer, PSKDTrainer, SequencePSKD, TopK, with_index
@@ -176,7 +176,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(kind, store, save, tmp_path):
     assert (tmp_path / "whole" / f"checkpoint-{steps}" / STATE_FILE).is_file()
 
 
-class _StopAt(__import__("transformers").TrainerCallback):
+class _StopAt(TrainerCallback):
     def __init__(self, step):
         self.step = step
 
@@ -191,6 +191,18 @@ def test_a_checkpoint_without_a_table_is_refused(tmp_path):
         trainer("classifier", tmp_path).train(resume_from_checkpoint=True)
     with pytest.raises(UserError, match="no checkpoint"):
         trainer("classifier", tmp_path / "empty").train(resume_from_checkpoint=True)
+
+
+def test_a_memory_mapped_table_that_is_gone_is_refused(tmp_path):
+    def make(table):
+        return trainer("classifier", tmp_path, pskd={"store": MemoryMapped(tmp_path / table, TopK(2))})
+
+    saved = trainer(
+        "classifier", tmp_path, pskd={"store": MemoryMapped(tmp_path / "a", TopK(2))}, save_strategy="epoch"
+    )
+    saved.train()
+    with pytest.raises(UserError, match="b is empty"):
+        make("b").train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
 
 
 def test_other_settings_than_the_checkpoints_are_refused(tmp_path):

@@ -284,8 +284,13 @@ class PSKD:
             if header is None:
                 raise UserError(f"{path} is not a PS-KD state")
             self.load_state_dict(json.loads(header))
-            names = set(file.keys()) - {"empty"}
-            if not names:
+            if self._table and self._epoch is not None:
+                self._table.epoch = self._epoch
+            if set(file.keys()) == {"empty"}:  # a memory-mapped table is where it was, and PreviousModel has none
+                if self._table and not self._table.tensors()["stamps"].any():
+                    raise UserError(
+                        f"{path} goes with a memory-mapped table, and the one at {self._table.path} is empty"
+                    )
                 return
             table = self._table or self._make_table(torch.device(self._device or "cpu"))
             for name, tensor in table.tensors().items():

@@ -20,6 +20,7 @@ from retarget.errors import UserError
 from retarget.pskd.data import with_index
 from retarget.pskd.method import PSKD, Store
 from retarget.pskd.ragged import SequencePSKD
+from retarget.pskd.store import MemoryMapped
 from retarget.pskd.teacher import PreviousModel
 
 STATE_FILE = "pskd.safetensors"
@@ -183,6 +184,8 @@ class PSKDMixin(_Base):
                 f"labels {labels.dtype} {list(labels.shape)} and logits {list(logits.shape)}"
             )
         settings = {"num_classes": logits.shape[-1], "total_epochs": self.state.num_train_epochs, **self._pskd_settings}
+        if not isinstance(settings["store"], MemoryMapped):
+            settings["device"] = logits.device
         if labels.ndim == 2:
             lengths = self._count_targets() if self._pskd_lengths is None else self._pskd_lengths
             method = SequencePSKD(lengths, **settings)
