@@ -342,3 +342,14 @@ def test_with_index_keeps_the_sample_and_adds_its_place():
         with_index([5])[0]
     with pytest.raises(UserError, match="no stable sample index"):
         with_index(iter([1]))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32])
+def test_labels_of_any_integer_type(dtype):
+    x, y = data()
+    logits = network()(x)
+    one, two = PSKD(N, C, EPOCHS), PSKD(N, C, EPOCHS)
+    for epoch in range(2):
+        one.set_epoch(epoch)
+        two.set_epoch(epoch)
+        assert torch.equal(one.loss(logits, y.to(dtype), torch.arange(N)), two.loss(logits, y, torch.arange(N)))

@@ -1,8 +1,8 @@
 """Bad batches are refused with the sample, the row and the value named.
 
 On a CPU at once. On an accelerator looking at a value would make the host wait for the device every step, so the
-answer is fetched without waiting and raised on a later step, at the latest when the next epoch begins; until then
-the bad rows are kept out of the table.
+answer is fetched without waiting and raised on a later step, at the latest when the next epoch begins. What was stored
+in that epoch is forgotten when it is begun again.
 """
 
 from collections.abc import Callable

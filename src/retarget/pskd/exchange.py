@@ -24,14 +24,14 @@ class WriteLog:
     def add(self, index: Integer[Tensor, "batch"], keep: Bool[Tensor, "batch"]) -> None:
         """One call of ``Table.write``."""
         if world_size() > 1:
-            self._steps.append((index.cpu(), keep.cpu()))
+            self._steps.append((index, keep))
 
     def take(self) -> tuple[Tensor, Tensor]:
         """The samples and their order keys (step, place in the batch, rank), then forget them."""
         samples, keys = [torch.empty(0, dtype=torch.long)], [torch.empty(0, dtype=torch.long)]
         for step, (index, keep) in enumerate(self._steps):
-            place = keep.nonzero()[:, 0]
-            samples.append(index[place])
+            place = keep.cpu().nonzero()[:, 0]
+            samples.append(index.cpu()[place])
             keys.append((step << 40) | (place << 16) | dist.get_rank())
         self._steps = []
         return torch.cat(samples), torch.cat(keys)

@@ -182,7 +182,7 @@ class PSKD:
         if self.alpha == 0:
             loss = F.cross_entropy(
                 widen(logits),
-                targets,
+                targets if targets.is_floating_point() else targets.long(),
                 ignore_index=self.ignore_index,
                 label_smoothing=smoothing,
                 reduction="mean" if denominator is None else "sum",
@@ -266,7 +266,9 @@ class PSKD:
         if world_size() > 1 and torch.distributed.get_rank() != 0:
             return
         tensors = {"empty": torch.zeros(0)}
-        if self._table and not self._table.path:
+        if self._table and self._table.path:
+            self._table.persist()
+        elif self._table:
             tensors = {name: tensor.cpu() for name, tensor in self._table.tensors().items()}
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -386,8 +388,9 @@ class PSKD:
             return
         with torch.no_grad():
             fields = self._rows.encode(logits.detach(), labels)
-        keep = torch.ones_like(at, dtype=torch.bool)
-        if not targets.is_floating_point():
-            keep = (targets != self.ignore_index).to(at.device)
+        if targets.is_floating_point():
+            keep = torch.ones_like(labels, dtype=torch.bool)
+        else:
+            keep = targets != self.ignore_index
         self._table.write(at, fields, keep)
         self._log.add(at, keep)

@@ -65,11 +65,12 @@ class Table:
             name: ((size, width), dtype) for name, (width, dtype) in rows.fields(num_classes).items()
         }
         layout["stamps"] = ((size,), torch.int32)  # epoch + 1 of the writer; 0: never written
+        self._files: list[np.memmap] = []
         if path:
-            self._tensors = _open_files(path, layout)
+            self._tensors, self._files = _open_files(path, layout)
         else:
             self._tensors = {n: torch.zeros(s, dtype=t, device=self.device) for n, (s, t) in layout.items()}
-        self._pending: list[tuple[torch.cuda.Event, Tensor, dict[str, Tensor]]] = []
+        self._pending: list[tuple[torch.cuda.Event, Tensor, dict[str, Tensor], Tensor]] = []
 
     @property
     def bytes_per_row(self) -> int:
@@ -83,7 +84,7 @@ class Table:
 
     def begin(self, epoch: int) -> None:
         """Start, or start again, an epoch: rows of this epoch or a later one (an aborted attempt) are forgotten."""
-        self.flush()
+        self.flush(wait=True)
         stamps = self._tensors["stamps"]
         stamps.masked_fill_(stamps > epoch, 0)
         self.epoch = epoch
@@ -98,23 +99,20 @@ class Table:
     def write(self, index: Integer[Tensor, "batch"], fields: dict[str, Tensor], keep: Bool[Tensor, "batch"]) -> None:
         """Store rows of this epoch. Where ``keep`` is false, and for samples already written, nothing is stored.
 
-        ``index`` and ``keep`` live where the table does. Fields on another device are copied through pinned memory
+        ``index`` lives where the table does. Fields and ``keep`` on another device are copied through pinned memory
         without waiting; they are in the table before the next epoch begins.
         """
         source = next(iter(fields.values())).device
-        keep = keep & first_occurrence(index, keep)
-        if source == self.device:
-            self._put(index, fields, keep)
-        elif source.type == "cuda":
-            staged = {n: torch.empty(f.shape, dtype=f.dtype, pin_memory=True) for n, f in fields.items()}
-            for name, value in fields.items():
-                staged[name].copy_(value, non_blocking=True)
+        if source.type == "cuda" and source != self.device:
+            self.flush(wait=False)
+            staged = {name: _to_host(value) for name, value in fields.items()}
+            keep = _to_host(keep)
             event = torch.cuda.Event()
             event.record()
-            self._flush_finished()
-            self._pending.append((event, torch.where(keep, index, self.num_samples), staged))
+            self._pending.append((event, index, staged, keep))
         else:
-            self._put(index, {name: value.to(self.device) for name, value in fields.items()}, keep)
+            moved = {name: value.to(self.device) for name, value in fields.items()}
+            self._put(index, moved, keep.to(self.device))
 
     def overwrite(self, index: Integer[Tensor, "batch"], fields: dict[str, Tensor]) -> None:
         """Store rows of this epoch in place of what this process wrote: another rank's came first."""
@@ -126,22 +124,23 @@ class Table:
         at = self._own_at(index)
         return {name: tensor[at] for name, tensor in self._tensors.items() if name != "stamps"}
 
-    def flush(self) -> None:
-        """Wait for copies under way and, for files, ask the system to write them out."""
-        for event, index, staged in self._pending:
-            event.synchronize()
-            self._put(index.clamp_max(self.num_samples - 1), staged, index < self.num_samples)
-        self._pending = []
-
     def tensors(self) -> dict[str, Tensor]:
         """The table itself, by field: what a checkpoint saves and restores in place."""
-        self.flush()
+        self.flush(wait=True)
         return self._tensors
 
-    def _flush_finished(self) -> None:
-        while self._pending and self._pending[0][0].query():
-            _, index, staged = self._pending.pop(0)
-            self._put(index.clamp_max(self.num_samples - 1), staged, index < self.num_samples)
+    def persist(self) -> None:
+        """Wait for copies under way and, for files, until the system has written them to the disk."""
+        self.flush(wait=True)
+        for file in self._files:
+            file.flush()
+
+    def flush(self, wait: bool = True) -> None:
+        """Store what has arrived from another device; with ``wait``, all of it."""
+        while self._pending and (wait or self._pending[0][0].query()):
+            event, index, staged, keep = self._pending.pop(0)
+            event.synchronize()
+            self._put(index, staged, keep)
 
     def _own_at(self, index: Tensor) -> Tensor:
         """Place of the row that this epoch wrote, for samples that it did write."""
@@ -156,6 +155,7 @@ class Table:
         return (before[1] > before[0]).long(), before.amax(0) > 0, own.any(0)
 
     def _put(self, index: Tensor, fields: dict[str, Tensor], keep: Tensor) -> None:
+        keep = keep & first_occurrence(index, keep)
         slot, _, own = self._newest(index)
         target = (1 - slot) * (self.num_samples + 1) + index
         self._assign(torch.where(keep & ~own, target, self.num_samples), fields)
@@ -192,7 +192,14 @@ def row_format(store: "str | RowFormat | MemoryMapped") -> RowFormat:
     )
 
 
-def _open_files(path: Path, layout: dict[str, tuple[tuple[int, ...], torch.dtype]]) -> dict[str, Tensor]:
+def _to_host(value: Tensor) -> Tensor:
+    """A copy in pinned memory, under way."""
+    return torch.empty(value.shape, dtype=value.dtype, pin_memory=True).copy_(value, non_blocking=True)
+
+
+def _open_files(
+    path: Path, layout: dict[str, tuple[tuple[int, ...], torch.dtype]]
+) -> tuple[dict[str, Tensor], list[np.memmap]]:
     """Open or make the files of a memory-mapped table; one raw file a field, described by layout.json."""
     wanted = {name: [list(shape), str(dtype).removeprefix("torch.")] for name, (shape, dtype) in layout.items()}
     description = path / "layout.json"
@@ -209,15 +216,16 @@ def _open_files(path: Path, layout: dict[str, tuple[tuple[int, ...], torch.dtype
         temporary = path / "layout.json.tmp"
         temporary.write_text(json.dumps(wanted))
         temporary.replace(description)
-    tensors = {}
+    tensors, files = {}, []
     for name, nbytes in _sizes(layout):
         file = path / f"{name}.bin"
         if not file.exists() or file.stat().st_size != nbytes:
             raise UserError(f"{file} is missing or not {nbytes} bytes long: the table is damaged; delete {path}")
         shape, dtype = layout[name]
         raw = np.memmap(file, dtype=np.uint8, mode="r+")
+        files.append(raw)
         tensors[name] = torch.from_numpy(raw).view(dtype).view(shape)
-    return tensors
+    return tensors, files
 
 
 def _sizes(layout: dict[str, tuple[tuple[int, ...], torch.dtype]]) -> Iterator[tuple[str, int]]:
