@@ -39,8 +39,8 @@ class Seen(Silent):
         return [one[1:] for one in self.told if one[0] == kind]
 
 
-def run(study, directory, **more):
-    return run_study(study, directory, report=False, command=["retarget", "study", "toy"], **more)
+def run(study, directory, command="retarget study toy", **more):
+    return run_study(study, directory, report=False, command=command.split(), **more)
 
 
 def read(path):
@@ -129,12 +129,12 @@ def test_finished_runs_are_never_repeated(tmp_path):
 
 
 def test_a_study_is_widened_in_its_directory(tmp_path):
-    run(plan(seeds=[3], arms=["treated"]), tmp_path)
+    run(plan(seeds=[3], arms=["treated"]), tmp_path, "widen")
     first = read(tmp_path / "summary.json")
     assert first["claims"][0]["verdict"] == "not measured"
     assert list(first["conditions"]["default"]) == ["treated"]
     seen = Seen()
-    run(plan(seeds=[0, 3], arms=["control"]), tmp_path, display=seen)
+    run(plan(seeds=[0, 3], arms=["control"]), tmp_path, "again", display=seen)
     assert {key for (key,) in seen.all("began")} == {"default/control/seed-0", "default/control/seed-3"}
     second = read(tmp_path / "summary.json")
     assert second["seeds"] == [0, 3]
@@ -143,10 +143,9 @@ def test_a_study_is_widened_in_its_directory(tmp_path):
     assert (second["claims"][0]["n"], second["claims"][0]["verdict"]) == (1, "not enough evidence")
     run(plan(seeds=[0, 3]), tmp_path)
     assert read(tmp_path / "summary.json")["claims"][0]["n"] == 2
-    run(plan(seeds=[0, 3]), tmp_path / "at once")
-    assert contents(tmp_path / "at once").items() <= contents(tmp_path).items() | {
-        ("summary.json", (tmp_path / "at once" / "summary.json").read_bytes())
-    }
+    run(plan(seeds=[3, 0]), tmp_path.parent / "at once")
+    assert contents(tmp_path) == contents(tmp_path.parent / "at once")
+    assert read(tmp_path / "study.json")["earlier_commands"] == ["widen", "again"]
 
 
 def test_what_was_planned_but_never_begun_leaves_no_trace(tmp_path):
@@ -233,6 +232,16 @@ def test_a_failed_run_is_recorded_the_others_go_on_and_a_rerun_tries_again(tmp_p
     assert again.failed == {}
     assert status(tmp_path / "study", "treated/seed-0")["attempts"] == 2
     assert status(tmp_path / "study", "control/seed-0")["attempts"] == 1
+
+
+def test_a_full_disk_fails_the_run_with_a_clear_error(tmp_path):
+    outcome = run(wrong("full disk", once=str(tmp_path / "once")), tmp_path / "study", jobs=2)
+    error = outcome.failed["default/treated/seed-0"]
+    assert "cannot write" in error
+    assert "treated/seed-0" in error
+    assert "make room or give another --out, then run the same command again" in error
+    assert status(tmp_path / "study", "treated/seed-0")["state"] == "failed"
+    assert run(wrong("full disk", once=str(tmp_path / "once")), tmp_path / "study").failed == {}
 
 
 def test_a_metric_that_is_not_finite_fails_the_run_unless_it_is_optional(tmp_path):

@@ -11,7 +11,7 @@ from retarget.errors import UserError
 from retarget.study.config import Arm, Condition, StudyPlan
 from retarget.study.environment import environment
 from retarget.study.files import locked, make_directory, read_json, write_json
-from retarget.study.record import run_directory
+from retarget.study.record import read_plan, run_directory
 
 ADVICE = "Give another --out, or the settings that the directory was made with"
 
@@ -58,13 +58,18 @@ def opened(root: Path, asked: StudyPlan, command: list[str]) -> Iterator[tuple[S
         plan = widened(root, asked)
         check_runs(root, plan)
         where = environment()
-        record = {
-            "plan": plan.model_dump(mode="json"),
-            "claims_hash": plan.claims_hash(),
-            "command": shlex.join(command),
-        }
-        write_json(root / "study.json", record | where)
+        write_json(root / "study.json", _record(root, plan, shlex.join(command)) | where)
         yield plan, where
+
+
+def _record(root: Path, plan: StudyPlan, command: str) -> dict[str, Any]:
+    """The study's part of study.json; other commands that did part of its runs before are kept."""
+    record = {"plan": plan.model_dump(mode="json"), "claims_hash": plan.claims_hash(), "command": command}
+    path = root / "study.json"
+    before = read_json(path) if path.exists() else {}
+    commands = [*before.get("earlier_commands", []), *([before["command"]] if "command" in before else [])]
+    earlier = [one for one in dict.fromkeys(commands) if one != command]
+    return record | ({"earlier_commands": earlier} if earlier else {})
 
 
 def widened(root: Path, asked: StudyPlan) -> StudyPlan:
@@ -75,12 +80,8 @@ def widened(root: Path, asked: StudyPlan) -> StudyPlan:
     """
     path = root / "study.json"
     if not path.exists():
-        return asked
-    record = read_json(path)
-    try:
-        had = StudyPlan.model_validate(record["plan"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is not a study that this version can read: {error}. Give another --out") from error
+        return asked.model_copy(update={"seeds": tuple(sorted(asked.seeds))})
+    record, had = read_json(path), read_plan(path)
     for name in ("study", "preset", "task", "threads"):
         _same(path, name, getattr(had, name), getattr(asked, name))
     _same_settings(path, "", had.settings, asked.settings)
@@ -98,8 +99,9 @@ def widened(root: Path, asked: StudyPlan) -> StudyPlan:
     begun_arms = {cell.arm.name for cell in begun}
     kept = [theirs.get(arm.name, arm) for arm in had.arms if arm.name in theirs or arm.name in begun_arms]
     new = [arm for arm in asked.arms if arm.name not in {arm.name for arm in kept}]
+    arms = asked.arms if {arm.name for arm in kept} <= theirs.keys() else (*kept, *new)
     seeds = tuple(sorted({*asked.seeds, *(cell.seed for cell in begun)}))
-    return asked.model_copy(update={"arms": (*kept, *new), "seeds": seeds})
+    return asked.model_copy(update={"arms": arms, "seeds": seeds})
 
 
 def check_runs(root: Path, plan: StudyPlan) -> None:

@@ -108,6 +108,9 @@ class LocalExecutor:
             self._workers.pop().kill()
 
     def _assign(self) -> None:
+        for worker in [one for one in self._workers if not one.job and one.process.exitcode is not None]:
+            self._workers.remove(worker)  # it died while it had nothing to do
+            worker.kill()
         while self._queue:
             idle = next((worker for worker in self._workers if not worker.job), None)
             if idle is None and len(self._workers) < self.jobs:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Self, SupportsFloat
 
 import numpy as np
+from pydantic import ValidationError
 
 from retarget.errors import UserError
 from retarget.study.config import StudyPlan
@@ -204,7 +205,7 @@ class Results:
         directory = Path(directory)
         if not (directory / "study.json").is_file():
             raise UserError(f"{directory} is not a study's directory: it has no study.json")
-        return cls(directory, StudyPlan.model_validate(read_json(directory / "study.json")["plan"]))
+        return cls(directory, read_plan(directory / "study.json"))
 
     @cached_property
     def seeds(self) -> tuple[int, ...]:
@@ -220,6 +221,18 @@ class Results:
             done = status is not None and status["state"] == "complete"
             self._runs[key] = RunResult(directory, status["metrics"]) if status and done else None
         return self._runs[key]
+
+
+def read_plan(path: Path) -> StudyPlan:
+    """The plan in a study.json.
+
+    Raises:
+        UserError: the file is damaged, or another version's.
+    """
+    try:
+        return StudyPlan.model_validate(read_json(path)["plan"])
+    except (KeyError, TypeError, ValidationError) as error:
+        raise UserError(f"{path} is not a study that this version can read: {error}") from error
 
 
 def read_status(directory: Path) -> dict[str, Any] | None:

@@ -125,10 +125,9 @@ def perform(job: Job, send: Callable[[Event], None]) -> Finished:
             metrics = _checked(function(_run(job, send)), job)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a task raises is that run's result
             return _failed(job, record, error)
-        seconds = round(time.monotonic() - started, 3)
-        write_json(
-            job.directory / "status.json", record | {"state": "complete", "metrics": metrics, "seconds": seconds}
-        )
+        seconds = round(time.monotonic() - started, 3) if attempts == 1 else None  # what a killed attempt took is lost
+        done = {"state": "complete", "metrics": metrics, "seconds": seconds}
+        write_json(job.directory / "status.json", record | done)
         return Finished(job.key)
 
 

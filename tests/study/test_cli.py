@@ -1,0 +1,165 @@
+"""The command line: what is printed, word for word, and the exit code."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from retarget import __version__, cli
+from retarget.cli import main
+
+
+@pytest.fixture(autouse=True)
+def toy(monkeypatch, tmp_path):
+    """The toy study beside the methods, in an empty working directory."""
+    monkeypatch.setitem(cli.METHODS, "toy", "tasks_for_tests")
+    monkeypatch.setitem(cli.METHODS, "absent", "retarget.absent.study")
+    monkeypatch.chdir(tmp_path)
+
+
+def call(capsys, *words):
+    """Exit code, standard output, standard error."""
+    code = main(list(words))
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+USAGE = {
+    "no verb": (["studdy"], "there is no verb 'studdy': choose study, report, or see retarget --help"),
+    "no method": (
+        ["study", "distil"],
+        "there is no study 'distil': choose pskd, trojdiff, pope, audit, toy, absent",
+    ),
+    "method to come": (["study", "absent"], "the study of absent is not part of this version of retarget"),
+    "jobs": (["study", "toy", "--jobs", "0"], "--jobs must be at least 1, not 0"),
+    "ray": (
+        ["study", "toy", "--executor", "ray"],
+        "--executor ray is not available in this version: use --executor local with --jobs N",
+    ),
+    "seed twice": (["study", "toy", "--seeds", "0", "1", "0"], "--seeds are different integers from 0 on, not 0 1 0"),
+    "negative seed": (["study", "toy", "--seeds", "-1"], "--seeds are different integers from 0 on, not -1"),
+    "no such file": (["study", "toy", "--config", "a.toml"], "cannot read --config a.toml: No such file or directory"),
+    "not TOML": (
+        ["study", "toy", "--config", "broken.toml"],
+        "--config broken.toml is not valid TOML: Invalid value (at line 2, column 8)",
+    ),
+    "no value": (["study", "toy", "--set", "lift"], "--set takes KEY=VALUE, not 'lift'"),
+    "no key": (["study", "toy", "--set", "li ft=1"], "--set takes KEY=VALUE, and 'li ft' is not a key"),
+    "preset": (["study", "pskd", "--preset", "huge"], "no preset 'huge' for pskd: choose demo, small, paper"),
+    "unknown setting": (
+        ["study", "pskd", "--set", "epoch=3"],
+        "the study's settings are not valid: epoch: Extra inputs are not permitted",
+    ),
+    "no studies": (["report"], None),
+}
+
+
+@pytest.mark.parametrize("name", USAGE)
+def test_wrong_usage_is_said_in_one_line(capsys, tmp_path, name):
+    (tmp_path / "broken.toml").write_text("lift = 1.0\nlift = = 2\n")
+    words, message = USAGE[name]
+    if message is None:
+        message = "retarget report needs the directory of at least one study"
+    assert call(capsys, *words) == (2, "", f"retarget: {message}\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["broken.toml"]
+
+
+@pytest.mark.parametrize("words", [["study"], ["study", "toy", "--jobs", "many"], ["study", "toy", "--colour"]])
+def test_what_cannot_be_parsed_exits_with_two(capsys, words):
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2
+    out, err = capsys.readouterr()
+    assert "retarget study --help" in out + err
+
+
+def test_help_and_version(capsys):
+    code, out, err = call(capsys, "--help")
+    assert (code, err) == (0, "")
+    assert "usage: retarget VERB ..." in out
+    for verb in cli.VERBS:
+        assert f"\n  {verb} " in out
+    assert call(capsys) == (2, "", out)
+    assert call(capsys, "--version") == (0, f"retarget {__version__}\n", "")
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["nothing"]])
+def test_help_loads_nothing_heavy(words):
+    heavy = ("torch", "pydantic", "tyro", "numpy", "scipy", "rich", "matplotlib")
+    code = (
+        f"from retarget.cli import main; main({words!r}); import sys; print([m for m in {heavy!r} if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_preset_then_file_then_flags(capsys, tmp_path):
+    (tmp_path / "mine.toml").write_text("lift = 2.0\nwind = 0.1\n[table]\na = 1\nb = 2\n")
+    flags = ["--set", "lift=3", "name=free text", "table.b=[4]", "--seeds", "5", "6", "--arms", "control"]
+    code, out, _ = call(capsys, "study", "toy", "--config", "mine.toml", *flags, "--jobs", "2", "--dry-run")
+    found = json.loads(out)
+    assert code == 0
+    settings = {"lift": 3, "wind": 0.1, "table": {"a": 1, "b": [4]}, "name": "free text"}
+    assert found["plan"]["settings"] == settings
+    assert found["plan"]["seeds"] == [5, 6]
+    assert [arm["name"] for arm in found["plan"]["arms"]] == ["control"]
+    assert (found["directory"], found["runs"], found["estimated_minutes"]) == ("studies/toy-demo", 2, 0.5)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.toml"]
+
+
+def test_a_study_runs_from_the_command_line_and_its_page_is_made_again(capsys, tmp_path):
+    words = ["study", "toy", "--seeds", "0", "1", "2", "--jobs", "2"]
+    code, out, err = call(capsys, *words)
+    root = tmp_path / "studies" / "toy-demo"
+    assert code == 0
+    verdict, page = out.splitlines()
+    assert verdict == ("holds                A lifted walk is higher. (height +0.9992 [+0.9352, +1.063] m, 3 seeds)")
+    assert page == str(root / "report.html")
+    assert err.splitlines()[0] == "6 runs"
+    assert "A lifted walk is higher." in (root / "report.html").read_text()
+    (root / "report.html").unlink()
+    assert call(capsys, "report", str(root)) == (0, f"{root / 'report.html'}\n", "")
+    assert call(capsys, "report", str(root), "--out", "other.html") == (0, "other.html\n", "")
+    assert call(capsys, *words)[2] == "6 runs, 6 of them finished before\n"
+    again = call(capsys, *words, "--set", "lift=5.0")
+    assert again[:2] == (1, "")
+    assert again[2] == (
+        f"retarget: {root}/study.json was made with lift = 0.0, and this call asks for 5.0. Give another --out, "
+        "or the settings that the directory was made with\n"
+    )
+
+
+def test_failed_runs_are_named_and_the_exit_code_is_one(capsys, tmp_path):
+    words = ["study", "toy", "--out", "here", "--set", "wrong=raise", 'where=["treated", 1]']
+    code, out, err = call(capsys, *words)
+    assert code == 1
+    assert "FAILED default/treated/seed-1: RuntimeError: the walk fell" in err
+    assert err.endswith(
+        "retarget: 1 runs failed; their status.json holds the traceback, and the same command tries them again: "
+        "retarget study toy --out here --set wrong=raise 'where=[\"treated\", 1]'\n"
+    )
+    assert out.splitlines()[-1] == str(tmp_path / "here" / "report.html")
+
+
+def test_an_error_in_the_study_is_printed_alone(capsys, tmp_path):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "thesis.tex").write_text("")
+    code, out, err = call(capsys, "study", "toy", "--out", "here")
+    assert (code, out) == (1, "")
+    assert err == f"retarget: {tmp_path}/here is not empty and holds no study (it has thesis.tex). Give another --out\n"
+    code, _, err = call(capsys, "report", "here")
+    assert code == 1
+    assert err.startswith("retarget: ")
+    assert "study.json" in err
+
+
+def test_a_reader_that_goes_away_ends_the_command_quietly():
+    """As ``retarget study toy --dry-run | head`` does."""
+    command = [sys.executable, str(Path(__file__).parent / "study_process.py"), "study", "toy", "--dry-run"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    process.stdout.close()
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (1, "")

@@ -1,0 +1,81 @@
+import os
+import signal
+
+import pytest
+from tasks_for_tests import STEPS
+
+from retarget.errors import UserError
+from retarget.study.executor import LocalExecutor
+from retarget.study.record import read_status
+from retarget.study.worker import Finished, Job, Progress, Started, load
+
+
+def job(root, seed, task="tasks_for_tests:walk"):
+    config = dict(run_hash="x", settings={"lift": 1.0}, arm="treated", condition="default", seed=seed, threads=1)
+    return Job(f"default/treated/seed-{seed}", root / f"seed-{seed}", task, config)
+
+
+@pytest.fixture
+def executor():
+    executor = LocalExecutor(jobs=1)
+    yield executor
+    executor.close()
+
+
+def test_a_job_tells_its_start_its_progress_and_its_end(executor, tmp_path):
+    executor.submit(job(tmp_path, 0))
+    first, *between, last = executor.events()
+    assert first == Started("default/treated/seed-0")
+    assert between[-1] == Progress("default/treated/seed-0", STEPS, STEPS, "step")
+    assert last == Finished("default/treated/seed-0")
+    assert read_status(tmp_path / "seed-0")["state"] == "complete"
+    assert list(executor.events()) == []
+
+
+def test_jobs_may_be_submitted_while_events_are_read(executor, tmp_path):
+    executor.submit(job(tmp_path, 0))
+    ended = []
+    for event in executor.events():
+        if isinstance(event, Finished):
+            ended.append(event.key)
+            if len(ended) < 3:
+                executor.submit(job(tmp_path, len(ended)))
+    assert ended == [f"default/treated/seed-{seed}" for seed in range(3)]
+
+
+def test_a_worker_that_died_while_idle_is_replaced(executor, tmp_path):
+    executor.submit(job(tmp_path, 0))
+    assert all(event.error is None for event in executor.events() if isinstance(event, Finished))
+    (worker,) = executor._workers
+    os.kill(worker.process.pid, signal.SIGKILL)
+    worker.process.join()
+    executor.submit(job(tmp_path, 1))
+    *_, last = executor.events()
+    assert last == Finished("default/treated/seed-1")
+
+
+def test_close_stops_what_runs(tmp_path):
+    executor = LocalExecutor(jobs=1)
+    config = {
+        "wrong": "parent:SIGURG",
+        "where": ["treated", 0],
+        "lift": 0.0,
+    }  # a signal that nobody minds; then it waits
+    one = job(tmp_path, 0)
+    executor.submit(Job(one.key, one.directory, one.task, one.config | {"settings": config}))
+    assert next(executor.events()) == Started(one.key)
+    (worker,) = executor._workers
+    executor.close()
+    assert worker.process.exitcode == -signal.SIGKILL
+    assert read_status(tmp_path / "seed-0") in (None, {"state": "running", "run_hash": "x", "attempts": 1})
+
+
+def test_no_jobs_at_all_is_refused():
+    with pytest.raises(UserError, match="--jobs must be at least 1, not 0"):
+        LocalExecutor(jobs=0)
+
+
+def test_a_task_is_named_by_module_and_function():
+    assert load("os.path:join")("a", "b") == "a/b"
+    with pytest.raises(ValueError, match=r"'os\.path\.join' is not of the form module:function"):
+        load("os.path.join")
