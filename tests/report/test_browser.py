@@ -5,6 +5,9 @@ import shutil
 
 import pytest
 
+from retarget.report import build
+from retarget.report.figures import Analysis, Text
+
 pytestmark = pytest.mark.browser
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -112,6 +115,13 @@ def luminance(colour):
     parts = [part / 255 for part in colour]
     red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def test_verbatim_text_is_shown_to_the_letter(visit, study):
+    block = "\n  first line is empty\n\ttab <b>&amp;</b>\n"
+    found = Analysis(figures=[Text(title="Rollout", caption="c", labels=["one"], blocks=[block])])
+    page = visit(path=build([study("verbatim", None, found)]))
+    assert page.locator(".blocks pre").text_content() == block
 
 
 def test_drawings_follow_the_scheme(visit):

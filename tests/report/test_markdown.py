@@ -30,7 +30,7 @@ def test_it_says_what_the_page_says(text):
         "✕ **does not hold here**",
         "? **not enough evidence**<br>",
         "– **not measured**",
-        "Bootstrap over items \\[−0.90, +0.10\\]; decides nothing",
+        "<sub>Decides nothing: item bootstrap \\[−0.90, +0.10\\]</sub>",
         "| clean/pskd/seed-3 | RuntimeError: loss &lt;nan&gt; |",
         "- Cross-entropy reaches 92 % on the digits",
         "retarget study pskd --preset demo --out studies/demo/pskd",

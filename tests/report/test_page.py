@@ -65,8 +65,8 @@ def test_every_claim_has_a_row_in_its_own_order_with_everything_that_decides(pag
         assert row[3] == str(one["n"])
         if one["verdict"] == "not enough evidence":
             assert f"{one['seeds_needed']} seeds would decide" in row[-1]
-    assert "Bootstrap over items [−0.90, +0.10]; decides nothing" in rows[0][2]
-    assert re.search(r"ECE \+3\.\d\d points \[.*\]; decides nothing", rows[1][2])
+    assert "Decides nothing: item bootstrap [−0.90, +0.10]" in rows[0][2]
+    assert re.search(r"Decides nothing: ECE \+3\.\d\d points \[.*\]", rows[1][2])
     assert rows[0][3] == "4"
 
 

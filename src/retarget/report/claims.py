@@ -41,7 +41,7 @@ class ClaimRow:
     symbol: str
     mark: str
     remark: str
-    beside: tuple[str, ...]
+    beside: str
     strip: Strip | None
 
 
@@ -67,8 +67,7 @@ def _row(claim: ClaimResult, study: Study) -> ClaimRow:
     metrics = {metric.name: metric for metric in study.plan.metrics}
     arms = {arm.name: arm.label for arm in study.plan.arms}
     metric = metrics.get(claim.metric, Metric(name=claim.metric, label=claim.metric, unit=claim.unit))
-    measured = [claim.estimate, *(claim.interval or ())]
-    decimals = words.difference_decimals([one for one in measured if one is not None], metric.decimals)
+    decimals = words.difference_decimals(claim.interval or (), metric.decimals)
     against = (
         f"the constant {claim.against:g}" if claim.against is not None else arms.get(claim.arms[-1], claim.arms[-1])
     )
@@ -123,25 +122,24 @@ def _remark(claim: ClaimResult) -> str:
     return f"{words.plural(claim.seeds_needed, 'seed')} would decide, if mean and spread stay"
 
 
-def _beside(claim: ClaimResult, metrics: Mapping[str, Metric], metric: Metric) -> tuple[str, ...]:
+def _beside(claim: ClaimResult, metrics: Mapping[str, Metric], metric: Metric) -> str:
     """Numbers that decide nothing, and say so."""
-    lines = []
+    parts = []
     if claim.item_interval:
         low, high = claim.item_interval
         decimals = words.difference_decimals([low, high], metric.decimals)
-        lines.append(f"Bootstrap over items {words.interval(low, high, decimals)}; decides nothing")
+        parts.append(f"item bootstrap {words.interval(low, high, decimals)}")
     shown = claim.shown
     if shown is not None:
         other = metrics.get(shown.metric, Metric(name=shown.metric, label=shown.metric))
         if shown.estimate is None:
-            lines.append(f"{other.label}: no value; decides nothing")
+            parts.append(f"{other.label}: no value")
         else:
-            values = [shown.estimate, *(shown.interval or ())]
-            decimals = words.difference_decimals(values, other.decimals)
+            decimals = words.difference_decimals(shown.interval or (), other.decimals)
             amount = _amount(shown.estimate, decimals, other.unit)
             bounds = f" {words.interval(*shown.interval, decimals)}" if shown.interval else ""
-            lines.append(f"{other.label} {amount}{bounds}; decides nothing")
-    return tuple(lines)
+            parts.append(f"{other.label} {amount}{bounds}")
+    return f"Decides nothing: {'; '.join(parts)}" if parts else ""
 
 
 def _strip(claim: ClaimResult) -> Strip | None:

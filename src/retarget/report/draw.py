@@ -5,6 +5,7 @@ import math
 import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from matplotlib import style as matplotlib_style
@@ -262,8 +263,11 @@ def _legend_rows(labels: Sequence[str], width: float) -> int:
 
 
 def _lying(groups: Sequence[str], width: float) -> bool:
-    """Whether the groups' names need bars that lie, with the names at the left."""
-    return max(map(len, groups), default=0) * 7 + 8 > width / max(1, len(groups))
+    """Whether two neighbouring names of groups would touch, so that bars must lie, with the names at the left."""
+    room = width / max(1, len(groups)) - 8
+    if len(groups) < 2:
+        return any(7 * len(group) > room for group in groups)
+    return any(7 * (len(one) + len(other)) / 2 > room for one, other in pairwise(groups))
 
 
 def _gaps(values: Sequence[float | None]) -> list[float]:

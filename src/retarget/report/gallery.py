@@ -89,16 +89,16 @@ def _view(figure: Figure, name: str, key: str, study: Study, arms: dict[str, int
 
 
 def _reading(figure: Lines | Bars, panels: int) -> str:
-    """How to read the drawing: what stands for a seed, and what the panels share."""
+    """How to read the drawing: what stands for a seed, unless the caption says so, and what the panels share."""
     if isinstance(figure, Bars):
         seeds = max((len(group) for series in figure.values for group in series), default=0)
-        parts = ["Bars are means, dots are seeds."] if seeds > 1 else []
-        return " ".join([*parts, *(["One panel a series, one scale for all."] if panels > 1 else [])])
-    seeds = max((len(series.y) for series in figure.series), default=0)
-    parts = ["Thin lines are seeds, thick lines their means."] if seeds > 1 else []
-    return " ".join(
-        [*parts, *(["One panel a curve, the means of the others behind it in grey."] if panels > 1 else [])]
-    )
+        each, shared = "Bars are means, dots are seeds.", "One panel a series, one scale for all."
+    else:
+        seeds = max((len(series.y) for series in figure.series), default=0)
+        each = "Thin lines are seeds, thick lines their means."
+        shared = "One panel a curve, the means of the others behind it in grey."
+    said = "seeds" in figure.caption.lower()
+    return " ".join([each] * (seeds > 1 and not said) + [shared] * (panels > 1))
 
 
 def _picture(data: bytes, label: str) -> Picture:

@@ -117,7 +117,7 @@ def _claim(row: ClaimRow) -> list[str]:
     if row.estimate:
         bounds = f"{row.interval} {row.level}".strip()
         difference = [f"**{escape(row.estimate)}**", *([escape(bounds)] if bounds else [])]
-        difference += [f"<sub>{escape(line)}</sub>" for line in row.beside]
+        difference += [f"<sub>{escape(row.beside)}</sub>"] if row.beside else []
     else:
         difference = [escape(row.missing)]
     verdict = [f"{row.symbol} **{row.verdict_words}**", *([escape(row.remark)] if row.remark else [])]

@@ -25,6 +25,8 @@ def number(value: float, decimals: int, signed: bool = False) -> str:
     >>> number(-1.5, 2), number(0.25, 1, signed=True), number(3.2e-12, 3), number(0.0, 1, signed=True)
     ('−1.50', '+0.2', '3.2×10⁻¹²', '0.0')
     """
+    if value == 0 and decimals > 4:
+        return "0"
     sign = "+" if signed and value else ""
     if 0 < abs(value) < max(1e-4, 0.5 * 10.0**-decimals):
         digits, _, exponent = f"{value:{sign}.1e}".partition("e")
