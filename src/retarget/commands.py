@@ -172,10 +172,14 @@ def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def _print_verdicts(summary: dict[str, Any]) -> None:
+    several = len(summary["conditions"]) > 1
     for claim in summary["claims"]:
-        line = f"{claim['verdict']:<20} {claim['sentence']}"
+        where = f"{claim['condition']}: " if several else ""
+        line = f"{claim['verdict']:<20} {where}{claim['sentence']}"
         if claim["estimate"] is not None:
             low, high = claim["interval"] or (None, None)
             spread = "" if low is None else f" [{low:+.4g}, {high:+.4g}]"
-            line += f" ({claim['metric']} {claim['estimate']:+.4g}{spread} {claim['unit']}, {claim['n']} seeds)"
+            unit = f" {claim['unit']}" if claim["unit"] else ""
+            seeds = "1 seed" if claim["n"] == 1 else f"{claim['n']} seeds"
+            line += f" ({claim['metric']} {claim['estimate']:+.4g}{spread}{unit}, {seeds})"
         print(line)

@@ -24,6 +24,7 @@ def play(shown):
             shown.progressed(key, 2, 2, "epoch")
         shown.ended(KEY, None)
         shown.ended("clean/pskd/seed-1", "RuntimeError: [bold]out of luck")
+        shown.analysing()
 
 
 def test_bars_are_for_terminals_and_lines_for_the_rest():
@@ -35,7 +36,8 @@ def test_bars_are_for_terminals_and_lines_for_the_rest():
 def test_lines_say_what_ended_and_no_more():
     stream = io.StringIO()
     play(Lines(stream))
-    first, one, two = stream.getvalue().splitlines()
+    first, one, two, last = stream.getvalue().splitlines()
+    assert last == "analysing, judging the claims"
     assert first == "4 runs, 1 of them finished before"
     assert one.startswith(f"[2/4] {KEY} complete (about ")
     assert two.startswith("[3/4] clean/pskd/seed-1 FAILED: RuntimeError: [bold]out of luck")

@@ -35,6 +35,9 @@ class Seen(Silent):
     def ended(self, key, error):
         self.told.append(("ended", key, error))
 
+    def analysing(self):
+        self.told.append(("analysing",))
+
     def all(self, kind):
         return [one[1:] for one in self.told if one[0] == kind]
 
@@ -124,7 +127,7 @@ def test_finished_runs_are_never_repeated(tmp_path):
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/**/*") if path.is_file()}
     seen = Seen()
     run(plan(), tmp_path, display=seen)
-    assert seen.told == [("start", 4, 4)]
+    assert seen.told == [("start", 4, 4), ("analysing",)]
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 

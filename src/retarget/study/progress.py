@@ -9,6 +9,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 LINE_EVERY = 30.0
 """Seconds between two lines about runs that are under way, where there is no terminal."""
+ANALYSING = "analysing, judging the claims"
 
 
 class Display(Protocol):
@@ -31,6 +32,10 @@ class Display(Protocol):
 
     def ended(self, key: str, error: str | None) -> None:
         """A run is over; ``error`` is None when it is complete."""
+        ...
+
+    def analysing(self) -> None:
+        """All runs are over; what follows may take a while too."""
         ...
 
 
@@ -104,6 +109,9 @@ class Silent:
     def ended(self, key: str, error: str | None) -> None:
         """Nothing is shown."""
 
+    def analysing(self) -> None:
+        """Nothing is shown."""
+
 
 class Lines(Silent):
     """Plain lines: one when a run ends, and one now and then in between."""
@@ -128,6 +136,10 @@ class Lines(Silent):
         self._pace.end(key)
         how = "complete" if error is None else f"FAILED: {error}"
         self._say(f"[{self._pace.finished}/{self._pace.total}] {key} {how}{self._left()}")
+
+    def analysing(self) -> None:
+        """Say so."""
+        self._say(ANALYSING)
 
     def _left(self) -> str:
         left = duration(self._pace.left())
@@ -187,9 +199,13 @@ class Bars(Silent):
             self._progress.console.print(f"{key} FAILED: {error}", markup=False, highlight=False)
         self._refresh()
 
+    def analysing(self) -> None:
+        """Say so."""
+        self._progress.console.print(ANALYSING, markup=False, highlight=False)
+
     def _refresh(self) -> None:
         pace = self._pace
-        left = duration(pace.left())
+        left = duration(pace.left()) if pace.finished < pace.total else ""
         note = f"{pace.finished}/{pace.total} runs" + (f", about {left} left" if left else "")
         if self._study is not None:
             self._progress.update(self._study, completed=pace.done(), note=note)

@@ -69,13 +69,14 @@ def run_study(
     with _terminable(), opened(root, plan, list(command or sys.argv)) as (whole, where):
         _check_needs(root, plan, whole)
         executor = executor or LocalExecutor(jobs, plan.threads)
-        try:
-            with display or Silent() as shown:
+        with display or Silent() as shown:
+            try:
                 failed = _Schedule(root, plan, whole, where, executor, shown).run()
-        finally:
-            with _uninterrupted():
-                executor.close()
-        summary = analyse(root, whole)
+            finally:
+                with _uninterrupted():
+                    executor.close()
+            shown.analysing()
+            summary = analyse(root, whole)
     page = _page(root) if report else None
     return Outcome(root, summary, failed, page)
 

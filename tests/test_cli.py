@@ -11,9 +11,13 @@ from retarget import __version__, cli
 from retarget.cli import main
 
 
+TOY = Path(__file__).parent / "study"
+
+
 @pytest.fixture(autouse=True)
 def toy(monkeypatch, tmp_path):
     """The toy study beside the methods, in an empty working directory."""
+    monkeypatch.syspath_prepend(str(TOY))
     monkeypatch.setitem(cli.METHODS, "toy", "tasks_for_tests")
     monkeypatch.setitem(cli.METHODS, "absent", "retarget.absent.study")
     monkeypatch.chdir(tmp_path)
@@ -122,7 +126,7 @@ def test_a_study_runs_from_the_command_line_and_its_page_is_made_again(capsys, t
     (root / "report.html").unlink()
     assert call(capsys, "report", str(root)) == (0, f"{root / 'report.html'}\n", "")
     assert call(capsys, "report", str(root), "--out", "other.html") == (0, "other.html\n", "")
-    assert call(capsys, *words)[2] == "6 runs, 6 of them finished before\n"
+    assert call(capsys, *words)[2] == "6 runs, 6 of them finished before\nanalysing, judging the claims\n"
     again = call(capsys, *words, "--set", "lift=5.0")
     assert again[:2] == (1, "")
     assert again[2] == (
@@ -157,7 +161,7 @@ def test_an_error_in_the_study_is_printed_alone(capsys, tmp_path):
 
 def test_a_reader_that_goes_away_ends_the_command_quietly():
     """As ``retarget study toy --dry-run | head`` does."""
-    command = [sys.executable, str(Path(__file__).parent / "study_process.py"), "study", "toy", "--dry-run"]
+    command = [sys.executable, str(TOY / "study_process.py"), "study", "toy", "--dry-run"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     process.stdout.close()
