@@ -5,6 +5,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from retarget.errors import UserError
+from retarget.pskd.peers import study as peer_study
 from retarget.study.config import Arm, Claim, Condition, Metric, Strict, StudyPlan
 
 _CODE = "official code, CIFAR-100 configuration"
@@ -164,8 +165,9 @@ def plan(
 
     Args:
         preset: ``demo`` (digits, minutes), ``small`` (10,000 CIFAR-100 images, hours on two cores) or ``paper``.
-        config: settings that override the preset's (keys of :class:`Settings`), and ``grid = true`` for the
-            top-k × residual-rule grid in place of the arms.
+        config: settings that override the preset's (keys of :class:`Settings`), and in place of the arms
+            ``grid = true`` for the top-k × residual-rule grid, or ``peers = true`` for PS-KD among its peers
+            (then ``shift`` is a table of :class:`retarget.pskd.peers.study.Shift`).
         seeds: seeds in place of 0 to 4.
         arms: names of the arms to run.
 
@@ -175,13 +177,17 @@ def plan(
     config = dict(config or {})
     if preset not in PRESETS:
         raise UserError(f"no preset {preset!r} for pskd: choose {', '.join(PRESETS)}")
-    grid = bool(config.pop("grid", False))
+    grid, peers = bool(config.pop("grid", False)), bool(config.pop("peers", False))
+    if grid and peers:
+        raise UserError("grid and peers are two studies: choose one")
+    shift = config.pop("shift", {}) if peers else None
     try:
         settings = Settings.model_validate({**PRESETS[preset], **config})
+        shift = None if shift is None else peer_study.Shift.model_validate(shift)
     except ValidationError as error:
         lines = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
         raise UserError("the study's settings are not valid: " + "; ".join(lines)) from error
-    known = (*ARMS[:2], *GRID_ARMS) if grid else ARMS
+    known = (*ARMS[:2], *GRID_ARMS) if grid else (*ARMS[:2], *peer_study.ARMS) if peers else ARMS
     chosen = [arm for arm in known if arms is None or arm.name in arms]
     if arms and len(chosen) != len(set(arms)):
         missing = sorted(set(arms) - {arm.name for arm in chosen})
@@ -193,17 +199,18 @@ def plan(
     demo = preset == "demo"
     return StudyPlan(
         study="pskd",
-        title="PS-KD on image classification" + (": how many classes a row must list" if grid else ""),
+        title="PS-KD on image classification"
+        + (": how many classes a row must list" if grid else ": among its peers" if peers else ""),
         question="Do softened targets from the model's own past predictions help on this data?",
         preset=preset,
-        task="retarget.pskd.tasks.classification:run",
+        task="retarget.pskd.tasks.peers:run" if peers else "retarget.pskd.tasks.classification:run",
         analysis="retarget.pskd.tasks.analysis:analyse",
-        settings=settings.model_dump(mode="json"),
+        settings=settings.model_dump(mode="json") | ({"shift": shift.model_dump(mode="json")} if shift else {}),
         conditions=(clean.model_copy(update={"name": "clean"}), noisy) if demo else (clean,),
         arms=tuple(chosen),
         seeds=tuple(seeds) if seeds else (0, 1, 2, 3, 4),
-        metrics=METRICS,
-        claims=_claims(demo, grid),
+        metrics=peer_study.metrics(METRICS) if peers else METRICS,
+        claims=peer_study.claims("clean" if demo else "default") if peers else _claims(demo, grid),
         minutes_per_run=MINUTES_PER_RUN[preset],
     )
 

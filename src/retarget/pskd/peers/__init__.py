@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         OnlineLabelSmoothing,
         TFKDReg,
     )
+    from retarget.pskd.peers.lightning import PeerCallback
     from retarget.pskd.peers.mixing import CutMix, Mixup
     from retarget.pskd.peers.networks import BornAgain, MeanTeacher, TFKDSelf, WeightEMA
 
@@ -33,6 +34,7 @@ _HOME = {
     "TFKDReg": "labels",
     "CutMix": "mixing",
     "Mixup": "mixing",
+    "PeerCallback": "lightning",
     "BornAgain": "networks",
     "MeanTeacher": "networks",
     "TFKDSelf": "networks",
@@ -52,6 +54,7 @@ __all__ = [
     "Needs",
     "OnlineLabelSmoothing",
     "Peer",
+    "PeerCallback",
     "SameClassPairs",
     "SelfAdaptiveTraining",
     "TFKDReg",

@@ -96,6 +96,9 @@ class Peer:
         """Bytes that the method keeps beyond the trained model: tables, averages, teachers."""
         return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors().values())
 
+    def to(self, device: torch.device | str) -> None:
+        """Move the method's own networks; tables follow the first logits."""
+
     # -- the schedule
 
     def set_epoch(self, epoch: int) -> None:

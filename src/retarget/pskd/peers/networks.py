@@ -4,6 +4,7 @@ running average of the weights)."""
 from copy import deepcopy
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -27,6 +28,10 @@ class Taught(Peer):
     def num_bytes(self) -> int:
         """Bytes of the teacher."""
         return sum(t.numel() * t.element_size() for t in self.teacher.state_dict().values())
+
+    def to(self, device: torch.device | str) -> None:
+        """Move the teacher."""
+        self.teacher.to(device)
 
     def _teach(self, inputs: Any, logits: Tensor) -> Tensor:
         taught = losses.forward(self.teacher, inputs)
@@ -121,6 +126,10 @@ class Averaged(Peer):
     @property
     def evaluated(self) -> nn.Module | None:
         return self.average if self.strength > 0 else None
+
+    def to(self, device: torch.device | str) -> None:
+        """Move the average."""
+        self.average.to(device)
 
     @property
     def decay(self) -> float:

@@ -98,8 +98,8 @@ def _deciles(
     bars: dict[str, list[list[float | None]]] = {}
     correct: dict[str, list[list[float | None]]] = {}
     for arm in results.plan.arms:
-        if arm.settings.get("mixing", "none") != "none":
-            continue  # a mixed image has no difficulty of its own
+        if arm.settings.get("mixing", "none") != "none" or "peer" in arm.settings:
+            continue  # a mixed image has no difficulty of its own; a peer's gradient is not measured
         per_seed: list[list[float | None]] = []
         accuracy: list[list[float | None]] = []
         for seed in results.seeds:
