@@ -1,4 +1,5 @@
 import re
+from importlib import resources
 from xml.etree import ElementTree
 
 import pytest
@@ -154,6 +155,13 @@ def test_hues_and_ink_stand_out_from_their_background(scheme, hues):
     assert all(contrast(hue, PAPER[scheme]) >= 3 for hue in hues.values())
     assert contrast(TEXT[scheme], PAPER[scheme]) >= 7
     assert hues.keys() == LIGHT.keys()
+
+
+def test_the_style_sheet_has_the_paper_and_ink_that_the_hues_were_checked_on():
+    sheet = (resources.files("retarget.report") / "templates" / "page.css").read_text()
+    light, _, dark = sheet.partition("prefers-color-scheme: dark")
+    for scheme, rules in (("light", light), ("dark", dark)):
+        assert f"--paper: {PAPER[scheme]}; --ink: {TEXT[scheme]};" in rules
 
 
 def test_arms_differ_without_colour():
