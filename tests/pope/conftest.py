@@ -19,8 +19,8 @@ def tiny(tmp_path_factory):
 
     torch.set_num_threads(1)
     base = BaseModel(
-        corpus=Corpus(short=(1, 1), long=(2, 4), step_accuracy=1.0), layers=1, width=64, heads=2, steps=300,
-        short_only_steps=0, batch_size=32, lr=1e-2,
+        corpus=Corpus(short=(1, 1), long=(2, 4), step_accuracy=1.0), layers=1, width=32, heads=2, steps=500,
+        short_only_steps=0, batch_size=32, lr=8e-3,
     )  # fmt: skip
     cache = tmp_path_factory.mktemp("base")
     directory = train_base(base, cache)

@@ -12,7 +12,7 @@ from statsmodels.stats.proportion import proportion_confint
 from retarget.errors import UserError
 from retarget.pope.engines.local import TransformersEngine
 from retarget.pope.grading import Grader
-from retarget.pope.mining import graduates, kind_of, mine, wilson
+from retarget.pope.mining import graduates, kind_of, mine
 from retarget.pope.rollouts import Sampling
 from retarget.pope.search import search_prefixes
 from retarget.pope.tasks.chain import make_problems
@@ -80,12 +80,6 @@ def test_bad_arguments_are_refused(tiny, common):
     no_solution = tiny.problems[0].model_copy(update={"solution": ""})
     with pytest.raises(UserError, match="no solution to cut"):
         search_prefixes([no_solution], k=8, **common)
-
-
-@pytest.mark.parametrize(("successes", "n"), [(0, 128), (3, 64), (64, 64), (1, 1)])
-def test_wilson_against_statsmodels(successes, n):
-    assert np.allclose(wilson(successes, n, 0.9), proportion_confint(successes, n, 0.1, method="wilson"))
-    assert wilson(0, 0) == (0.0, 1.0)
 
 
 @pytest.fixture

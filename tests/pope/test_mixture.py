@@ -60,7 +60,7 @@ def test_rows_ratios_and_easy_problems():
     guided = next(row for row in rows if row["id"] == "p3/guided")
     assert guided["prompt"] == "q3 + so 3"
     assert (guided["problem"], guided["answer"], guided["guided"]) == ("p3", "3", True)
-    assert json.loads(guided["meta"]) == {"id": "p3"}
+    assert json.loads(guided["meta"]) == {"id": "p3", "prefix": "so 3"}
 
     def counts(ratio):
         return Counter(row["stratum"] for row in mix(hard, prefixes, PROMPTS, ratio=ratio))

@@ -30,7 +30,7 @@ def test_a_prompts_rollouts_do_not_depend_on_the_batch_and_differ_between_chunks
     assert together == alone
     assert engine.sample(prompts, 6, PARAMS.model_copy(update={"chunk": 1})) != together
     assert engine.sample(prompts, 6, PARAMS.model_copy(update={"seed": 6})) != together
-    assert len({one.text for one in together[0]}) > 1
+    assert max(len({one.text for one in some}) for some in together) > 1
 
 
 def test_the_callers_generator_and_mode_are_left_alone(engine, prompts):

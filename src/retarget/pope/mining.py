@@ -15,6 +15,7 @@ from retarget.pope.prompts import Prompt, Prompts
 from retarget.pope.rollouts import Engine, Sampling
 from retarget.pope.rounds import Item, Progress, Unit, run_rounds
 from retarget.study.config import fingerprint
+from retarget.study.statistics import wilson_interval
 
 Kind = Literal["solved", "hard", "truncated", "unparsed", "suspect", "broken"]
 KINDS: tuple[Kind, ...] = ("solved", "hard", "truncated", "unparsed", "suspect", "broken")
@@ -52,7 +53,7 @@ class Outcome:
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
         """Wilson's interval for the pass rate."""
-        return wilson(self.correct, self.n, level)
+        return wilson_interval(self.correct, self.n, level) if self.n else (0.0, 1.0)
 
     def to_json(self) -> dict[str, Any]:
         """A record for a results file."""
@@ -158,23 +159,6 @@ def mine(
     found = {item.problem.id: _outcome(item) for item in items}
     outcomes = [found.get(p.id) or Outcome(p, "broken", example=p.solution) for p in problems]
     return Mined(outcomes, accepted)
-
-
-def wilson(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval of a rate.
-
-    >>> [round(bound, 4) for bound in wilson(0, 128)]
-    [0.0, 0.0291]
-    """
-    from statistics import NormalDist
-
-    if n == 0:
-        return 0.0, 1.0
-    z = NormalDist().inv_cdf(0.5 + level / 2)
-    rate, scale = successes / n, 1 + z * z / n
-    middle = (rate + z * z / (2 * n)) / scale
-    half = z / scale * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def graduates(before: Mined, now: Mined) -> list[Problem]:

@@ -43,7 +43,8 @@ def mix(
         prompts_per_batch: rows of a generation batch, for the order.
 
     Returns:
-        Rows with ``id``, ``problem``, ``prompt``, ``answer``, ``meta`` (JSON text), ``guided`` and ``stratum``.
+        Rows with ``id``, ``problem``, ``prompt``, ``answer``, ``meta`` (JSON text; a guided row's holds
+        the ``prefix``, for graders of continuations), ``guided`` and ``stratum``.
 
     Raises:
         UserError: no row at all, duplicate problem ids, or a prefix for a problem that is not in ``hard``.
@@ -59,7 +60,9 @@ def mix(
         raise UserError(f"ratio is guided rows over unguided rows, at least 0, not {ratio}")
     unguided = [_row(one, "unguided", prompts.without_prefix(one.prompt)) for one in hard]
     guided = [
-        _row(one, "guided", prompts.with_prefix(one.prompt, prefixes[one.id])) for one in hard if one.id in prefixes
+        _row(one, "guided", prompts.with_prefix(one.prompt, prefixes[one.id]), prefixes[one.id])
+        for one in hard
+        if one.id in prefixes
     ]
     random = np.random.default_rng(seed)
     guided = _keep(guided, min(1.0, ratio), random)
@@ -174,13 +177,14 @@ def data_card(rows: Sequence[dict[str, Any]], notes: Mapping[str, Any]) -> str:
     return "\n".join([*lines, "", f"Rows' fingerprint: {fingerprint(list(rows))}", ""])
 
 
-def _row(problem: Problem, stratum: str, prompt: Any) -> dict[str, Any]:
+def _row(problem: Problem, stratum: str, prompt: Any, prefix: str | None = None) -> dict[str, Any]:
+    meta = {**problem.meta, "id": problem.id, **({"prefix": prefix} if prefix else {})}
     return {
         "id": f"{problem.id}/{stratum}",
         "problem": problem.id,
         "prompt": prompt,
         "answer": problem.answer,
-        "meta": json.dumps({**problem.meta, "id": problem.id}, ensure_ascii=False, sort_keys=True),
+        "meta": json.dumps(meta, ensure_ascii=False, sort_keys=True),
         "guided": stratum == "guided",
         "stratum": stratum,
     }

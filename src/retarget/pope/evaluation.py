@@ -1,0 +1,130 @@
+"""Evaluate unguided: pass@1 and pass@k with intervals over problems, and which problems are solved at all."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Integer
+
+from retarget.errors import UserError
+from retarget.metrics.passk import pass_at_k
+from retarget.pope.grading import Grader
+from retarget.pope.journal import Journal
+from retarget.pope.problems import Problem
+from retarget.pope.prompts import Prompts
+from retarget.pope.rollouts import Engine, Sampling
+from retarget.pope.rounds import Item, Progress, Unit, run_rounds
+from retarget.study.config import fingerprint
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Successes of each problem among the same number of fresh, unguided samples.
+
+    Attributes:
+        problems: ids, in the order of ``correct``.
+        correct: [P] successes.
+        samples: rollouts of each problem.
+        tokens: generated tokens in all; ``truncated``: completions that the budget ended.
+    """
+
+    problems: list[str]
+    correct: Integer[np.ndarray, "problems"]
+    samples: int
+    tokens: int
+    truncated: int
+
+    def pass_at(self, k: int) -> float:
+        """Mean over problems of the unbiased estimator 1 - C(n - c, k) / C(n, k).
+
+        Raises:
+            UserError: k exceeds the samples.
+        """
+        return float(self.pass_of_problems(k).mean())
+
+    def pass_of_problems(self, k: int) -> Float[np.ndarray, "problems"]:
+        """[P] pass@k of each problem."""
+        if not 1 <= k <= self.samples:
+            raise UserError(f"pass@{k} needs at least {k} samples a problem, there are {self.samples}")
+        return np.asarray(pass_at_k(self.samples, self.correct, k), dtype=np.float64)
+
+    def interval(self, k: int, level: float = 0.95, resamples: int = 2000) -> tuple[float, float]:
+        """Bootstrap interval of pass@k over problems (the problems are the sample; the model is fixed)."""
+        values = self.pass_of_problems(k)
+        draws = np.random.default_rng(0).integers(len(values), size=(resamples, len(values)))
+        low, high = np.quantile(values[draws].mean(1), [(1 - level) / 2, (1 + level) / 2])
+        return float(low), float(high)
+
+    @property
+    def solved(self) -> set[str]:
+        """Problems with at least one success."""
+        return {name for name, correct in zip(self.problems, self.correct, strict=True) if correct}
+
+    def to_json(self, ks: Sequence[int] = (1, 16)) -> dict[str, Any]:
+        """A summary for a results file."""
+        return {
+            "problems": len(self.problems), "samples": self.samples, "solved": len(self.solved),
+            "tokens": self.tokens, "truncated": self.truncated,
+            "pass": {str(k): {"mean": self.pass_at(k), "interval": list(self.interval(k))}
+                     for k in ks if k <= self.samples},
+            "correct": dict(zip(self.problems, map(int, self.correct), strict=True)),
+        }  # fmt: skip
+
+
+def evaluate(
+    problems: Sequence[Problem],
+    engine: Engine,
+    samples: int = 32,
+    *,
+    grader: Grader | None = None,
+    prompts: Prompts | None = None,
+    params: Sampling | None = None,
+    chunk: int = 16,
+    journal: Path | None = None,
+    batch: int = 16,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Sample every problem equally often, without guidance: prefixes have no way in here.
+
+    After selection (0 of k) the *base* is sampled again with a fresh seed, and every gain is against that: 0 of 128
+    leaves a true rate of up to 2.3 %, pass@16 up to .31.
+
+    Args:
+        samples: rollouts a problem, a multiple of the chunk.
+        params: default the paper's evaluation: temperature 0.8, top_p 0.95, top_k 50.
+        problems, engine, grader, prompts, chunk, journal, batch, progress: as in :func:`retarget.pope.mining.mine`.
+
+    Raises:
+        UserError: no problems, ids that occur twice, or samples not a multiple of the chunk.
+    """
+    grader, prompts = grader or Grader(), prompts or Prompts.load()
+    params = params or Sampling(temperature=0.8, top_p=0.95, top_k=50)
+    if samples < 1 or chunk < 1 or samples % chunk:
+        raise UserError(f"samples must be a multiple of the chunk: {samples} in chunks of {chunk}")
+    if not problems or len({problem.id for problem in problems}) < len(problems):
+        raise UserError("evaluation needs problems, each with an id of its own")
+    asked = {problem.id: prompts.without_prefix(problem.prompt) for problem in problems}
+    header = {
+        "verb": "evaluate", "model": engine.name, "samples": samples, "chunk": chunk, "grader": grader.spec,
+        "sampling": params.model_dump(mode="json"),
+        "problems": fingerprint([[one.id, one.answer, asked[one.id]] for one in problems]),
+    }  # fmt: skip
+
+    def next_unit(item: Item) -> Unit | None:
+        done = len(item.records)
+        if done * chunk >= samples:
+            return None
+        return Unit(asked[item.problem.id], chunk, done, {"chunk": done})
+
+    items = [Item(problem) for problem in problems]
+    with Journal(journal, header) as book:
+        run_rounds(items, next_unit, engine, grader, book, params, batch=batch, progress=progress)
+    return Evaluation(
+        [problem.id for problem in problems],
+        np.array([sum(record["correct"] for record in item.records) for item in items]),
+        samples,
+        sum(record["tokens"] for item in items for record in item.records),
+        sum(record["truncated"] for item in items for record in item.records),
+    )

@@ -1,0 +1,107 @@
+"""Settings of POPE's training with where each comes from. Free of torch and TRL."""
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from retarget.errors import UserError
+from retarget.study.config import Strict
+
+_CODE = "the authors' training configuration"
+
+
+class TrainingSettings(Strict):
+    """Settings of GRPO on a mixture; the defaults are the paper's, as far as they are known.
+
+    A *cycle* samples one generation batch of ``prompts_per_batch`` × ``rollouts`` completions and takes
+    ``updates_per_batch`` optimiser steps on it.
+    """
+
+    cycles: int = Field(ge=1, description="generation batches in all")
+    prompts_per_batch: int = Field(default=32, ge=1, description=f"32: {_CODE}")
+    rollouts: int = Field(default=8, ge=2, description=f"completions a prompt, one group: 8: {_CODE}")
+    updates_per_batch: int = Field(default=1, ge=1, description="optimiser steps on one generation batch")
+    micro_batch: int = Field(default=8, ge=1, description="rows of one forward pass on one device")
+    order: Literal["stratified", "pool"] = Field(default="stratified", description=f"the paper's is the pool: {_CODE}")
+    lr: float = Field(default=1e-6, gt=0, description=f"AdamW, constant, no warm-up: {_CODE}")
+    weight_decay: float = Field(default=0.01, ge=0, description=_CODE)
+    max_grad_norm: float = Field(default=0.3, gt=0, description=_CODE)
+    kl: float = Field(default=0.0, ge=0, description=f"weight of the KL term: 0: {_CODE}")
+    entropy_bonus: float = Field(
+        default=1e-4, ge=0, description=f"a token's weight in a sum over tokens: {_CODE}; see `expected_length`"
+    )
+    expected_length: float = Field(
+        default=4000.0, gt=0, description="mean completion length: TRL averages its bonus over tokens, so it gets "
+        "entropy_bonus × expected_length"
+    )  # fmt: skip
+    clip_low: float = Field(default=1.0, ge=0, description=f"ratio clipped to [1 - low, 1 + high]; [0, 5]: {_CODE}")
+    clip_high: float = Field(default=4.0, ge=0)
+    temperature: float = Field(default=0.8, gt=0, description=_CODE)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    max_completion_length: int = Field(default=16384, ge=1, description=_CODE)
+    max_prompt_length: int = Field(default=2048, ge=1, description=f"longer prompts are dropped with a count: {_CODE}")
+    save_every: int = Field(default=25, ge=0, description="cycles between checkpoints; 0 for none")
+    log_every: int = Field(default=1, ge=1, description="cycles between logged lines")
+    seed: int = 0
+    precision: Literal["auto", "bf16", "fp32"] = Field(default="auto", description="bf16 on a GPU: the authors'")
+    gradient_checkpointing: bool = False
+    vllm: Literal["none", "colocate", "server"] = Field(default="none", description="who generates; vLLM needs a GPU")
+    extra: dict[str, Any] = Field(default={}, description="further fields of trl.GRPOConfig")
+
+
+def grpo_arguments(settings: TrainingSettings, processes: int, cuda: bool) -> dict[str, Any]:
+    """Fields of ``trl.GRPOConfig`` for these settings.
+
+    ``loss_type="luspo"`` with token-level ratios is exactly the paper's aggregation, token sum over batch size;
+    ``dr_grpo`` would divide by the longest possible completion, so that clipping the gradient at 0.3 never binds.
+    ``scale_rewards="none"`` is the advantage r - mean(r) without the standard deviation.
+
+    Raises:
+        UserError: the batch does not divide into groups, devices, forward passes and updates.
+    """
+    rows = settings.prompts_per_batch * settings.rollouts
+    passes, rest = divmod(rows, settings.micro_batch * processes)
+    if rest or passes % settings.updates_per_batch:
+        raise UserError(
+            f"a generation batch of {settings.prompts_per_batch} prompts × {settings.rollouts} rollouts does not "
+            f"divide into {processes} processes × micro_batch {settings.micro_batch} × "
+            f"{settings.updates_per_batch} updates"
+        )
+    bf16 = settings.precision == "bf16" or (settings.precision == "auto" and cuda)
+    saving = {"save_strategy": "steps", "save_steps": settings.save_every * settings.updates_per_batch}
+    return {
+        "max_steps": settings.cycles * settings.updates_per_batch,
+        "per_device_train_batch_size": settings.micro_batch,
+        "gradient_accumulation_steps": passes // settings.updates_per_batch,
+        "steps_per_generation": passes,
+        "num_generations": settings.rollouts,
+        "num_iterations": 1,
+        "shuffle_dataset": False,  # the order is ours: see mixture.order
+        "learning_rate": settings.lr,
+        "lr_scheduler_type": "constant",
+        "warmup_steps": 0,
+        "weight_decay": settings.weight_decay,
+        "max_grad_norm": settings.max_grad_norm,
+        "beta": settings.kl,
+        "loss_type": "luspo",
+        "importance_sampling_level": "token",
+        "scale_rewards": "none",
+        "epsilon": settings.clip_low,
+        "epsilon_high": settings.clip_high,
+        "entropy_coef": settings.entropy_bonus * settings.expected_length,
+        "temperature": settings.temperature,
+        "top_p": settings.top_p,
+        "max_completion_length": settings.max_completion_length,
+        "bf16": bf16,
+        "gradient_checkpointing": settings.gradient_checkpointing,
+        "seed": settings.seed,
+        "logging_strategy": "steps",
+        "logging_steps": settings.log_every * settings.updates_per_batch,
+        **(saving if settings.save_every else {"save_strategy": "no"}),
+        "report_to": "none",
+        "remove_unused_columns": False,
+        # Sequence-level masks of vLLM's correction drop long samples; the token level does not.
+        **({"use_vllm": True, "vllm_mode": settings.vllm, "vllm_importance_sampling_mode": "token_truncate"}
+           if settings.vllm != "none" else {}),
+        **settings.extra,
+    }  # fmt: skip

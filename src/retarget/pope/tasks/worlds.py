@@ -1,0 +1,106 @@
+"""What a study trains and asks: a generated base with its problems, or a real model with problem files."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from retarget.errors import UserError
+from retarget.pope.engines import open_engine
+from retarget.pope.engines.local import TransformersEngine
+from retarget.pope.grading import Grader
+from retarget.pope.problems import Problem, read_problems
+from retarget.pope.prompts import Prompts
+from retarget.pope.rollouts import Engine, Sampling
+from retarget.pope.tasks.chain import Corpus, make_problems
+from retarget.pope.tasks.testbed import PROMPTS, BaseModel, load_base, train_base
+
+EASY_PROBLEMS = 64
+_HELD_OUT_SEED = 1_000_003
+
+
+@dataclass(frozen=True)
+class World:
+    """One base model and the problems that are put to it.
+
+    Attributes:
+        model: its directory or name.
+        candidates, held_candidates: problems among which the hard ones are mined.
+        easy: problems that the base solves often; none for a real model.
+        grader, prompts: of these problems.
+        sampling: how rollouts are drawn in mining, search and training.
+        evaluation: how they are drawn in evaluation.
+    """
+
+    model: str
+    candidates: list[Problem]
+    held_candidates: list[Problem]
+    easy: list[Problem]
+    grader: Grader
+    prompts: Prompts
+    sampling: Sampling
+    evaluation: Sampling
+    chunk: int
+    settings: dict[str, Any]
+
+    def engine(self, model: str | Path | None = None, name: str = "base") -> Engine:
+        """An engine for the base, or for a model that was trained from it."""
+        if self.settings["engine"] == "vllm":
+            return open_engine(f"vllm:{model or self.model}")
+        if self.settings["model"] is not None:
+            return open_engine(str(model or self.model))
+        network, tokenizer = load_base(Path(model or self.model))
+        return TransformersEngine(network, tokenizer, batch_size=self.chunk, name=name)
+
+
+def make_world(settings: dict[str, Any], seed: int, cache: Path, progress: Callable[[int, int], None]) -> World:
+    """The world of a run: trains the generated base where the cache has none.
+
+    Raises:
+        UserError: a real model without its problem files.
+    """
+    if settings["model"] is not None:
+        return _real(settings, seed)
+    corpus = corpus_of(settings["family"], settings["style"])
+    base = BaseModel(corpus=corpus, steps=settings["base_steps"], seed=seed,
+                     short_only_steps=settings["base_steps"] // 3)  # fmt: skip
+    directory = train_base(base, cache, progress)
+    family, style = corpus.family, corpus.style
+    length = corpus.long[1]
+    # Some candidates are solved by chance: a quarter more than are wanted.
+    candidates = make_problems(_more(settings["hard_problems"]), length, seed, family, style)
+    held = make_problems(_more(settings["held_problems"]), length, seed + _HELD_OUT_SEED, family, style,
+                         skip=[problem.id for problem in candidates])  # fmt: skip
+    easy = make_problems(EASY_PROBLEMS, corpus.short[1], seed + _HELD_OUT_SEED, family, style)
+    sampling = Sampling(max_tokens=settings["max_completion_length"], temperature=settings["temperature"], seed=seed)
+    return World(
+        model=str(directory), candidates=candidates, held_candidates=held, easy=easy,
+        grader=Grader(settings["grader"], workers=0), prompts=PROMPTS, sampling=sampling, evaluation=sampling,
+        chunk=64, settings=settings,
+    )  # fmt: skip
+
+
+def corpus_of(family: str, style: str) -> Corpus:
+    """The corpus of a base of this family: long chains are sloppy, or the choice among chains is a habit."""
+    if family == "chain":
+        return Corpus(family="chain", style="terse" if style == "terse" else "own")
+    return Corpus(
+        family="arms", style="terse" if style == "terse" else "own", short=(1, 2), long=(3, 4), off_by_one=1.0
+    )
+
+
+def _real(settings: dict[str, Any], seed: int) -> World:
+    for name in ("problems", "held_out"):
+        if settings[name] is None:
+            raise UserError(f"a study with a real model needs {name}, the path of a problem file")
+    sampling = Sampling(max_tokens=settings["max_completion_length"], temperature=settings["temperature"], seed=seed)
+    return World(
+        model=settings["model"], candidates=read_problems(settings["problems"]),
+        held_candidates=read_problems(settings["held_out"]), easy=[], grader=Grader(settings["grader"]),
+        prompts=Prompts.load(), sampling=sampling, chunk=32, settings=settings,
+        evaluation=sampling.model_copy(update={"top_p": 0.95, "top_k": 50}),
+    )  # fmt: skip
+
+
+def _more(count: int) -> int:
+    return count + -(-count // 4)

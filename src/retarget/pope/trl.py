@@ -1,0 +1,242 @@
+"""Train with TRL's GRPOTrainer. One thin subclass carries the stratum of each row through; nothing else changes."""
+
+import json
+import logging
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
+from trl.trainer.grpo_config import GRPOConfig
+from trl.trainer.grpo_trainer import GRPOTrainer
+
+from retarget.errors import UserError
+from retarget.pope.mixture import STRATA, order
+from retarget.pope.settings import TrainingSettings, grpo_arguments
+
+_log = logging.getLogger(__name__)
+_NAN = float("nan")
+
+
+class PopeTrainer(GRPOTrainer):
+    """GRPOTrainer that logs metrics for each stratum, evaluates unguided rows only, and saves where it can resume.
+
+    Rows need a ``stratum`` column (``unguided``, ``guided``, ``easy``); one row is one group, with a baseline of its
+    own, so guided rollouts are never compared with unguided ones. For each stratum S among the training rows every
+    logged line has ``S/reward``, ``S/all_fail`` (share of groups without a success), ``S/zero_advantage`` (share of
+    groups in which all rewards are equal), ``S/length`` (tokens a completion) and ``S/entropy`` (mean a token).
+
+    Raises:
+        UserError: no ``stratum`` column, evaluation rows that are guided, or checkpoints that would fall inside a
+            generation cycle, from which TRL does not resume to the same result.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        for name in ("train_dataset", "eval_dataset"):
+            if kwargs.get(name) is not None:
+                _check_rows(kwargs[name], name == "eval_dataset")
+        super().__init__(*args, **kwargs)
+        config: Any = self.args
+        updates = config.steps_per_generation * config.num_iterations // config.gradient_accumulation_steps
+        if config.save_strategy == "steps" and (config.save_steps < 1 or config.save_steps % max(1, updates)):
+            raise UserError(
+                f"save_steps={config.save_steps} falls inside a generation cycle of {updates} optimiser steps; "
+                f"a run resumed there differs from an uninterrupted one: use a multiple of {updates}"
+            )
+        rows: Any = self.train_dataset
+        present = set(rows["stratum"])
+        self._strata = [name for name in STRATA if name in present]
+        self._rewards: Tensor | None = None
+        self._entropies: Tensor | None = None
+
+    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
+        rewards: Any = super()._calculate_rewards(*args, **kwargs)
+        self._rewards = rewards
+        return rewards
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        model: Any = self.model
+        training = model.training
+        if not training and any(row.get("guided") for row in inputs):
+            raise UserError("evaluation is unguided: these rows hold guided prompts")
+        output = super()._generate_and_score_completions(inputs)
+        if training:
+            strata = [self._strata.index(row["stratum"]) for row in inputs]
+            output["stratum"] = torch.tensor(strata, device=output["completion_ids"].device)
+            self._log_groups(output)
+        return output
+
+    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
+        result = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        self._entropies = result[1]
+        return result
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        loss = super()._compute_loss(model, inputs)
+        if "stratum" in inputs and self._entropies is not None:
+            self._log_entropy(inputs, self._entropies.detach())
+        self._entropies = None
+        return loss
+
+    def _log_groups(self, output: dict[str, Any]) -> None:
+        # Gathered, in the order of the ranks, as TRL's own rewards are: every rank then logs the same keys and values.
+        assert self._rewards is not None
+        lengths = output["completion_mask"].sum(1).float()
+        gathered = self.accelerator.gather(torch.stack([output["stratum"].float(), lengths], dim=1))
+        assert isinstance(gathered, Tensor)
+        weights = self.reward_weights.to(self._rewards.device)
+        size: Any = self.num_generations
+        rewards = (self._rewards * weights).nansum(1).view(-1, size)
+        strata, lengths = gathered[:, 0].view_as(rewards)[:, 0], gathered[:, 1].view_as(rewards)
+        metrics = self._metrics["train"]
+        for index, name in enumerate(self._strata):
+            of = strata == index
+            some = bool(of.any())
+            group = rewards[of]
+            metrics[f"{name}/reward"].append(group.mean().item() if some else _NAN)
+            metrics[f"{name}/all_fail"].append((group <= 0).all(1).float().mean().item() if some else _NAN)
+            equal = (group == group[:, :1]).all(1)
+            metrics[f"{name}/zero_advantage"].append(equal.float().mean().item() if some else _NAN)
+            metrics[f"{name}/length"].append(lengths[of].mean().item() if some else _NAN)
+
+    def _log_entropy(self, inputs: dict[str, Any], entropies: Tensor) -> None:
+        mask = inputs["completion_mask"]
+        per_row = torch.stack([(entropies * mask).sum(1), mask.sum(1).float()], dim=1)
+        sums = torch.zeros(len(self._strata), 2, device=per_row.device, dtype=per_row.dtype)
+        sums.index_add_(0, inputs["stratum"], per_row)
+        totals = self.accelerator.reduce(sums, reduction="sum")
+        assert isinstance(totals, Tensor)
+        for (total, count), name in zip(totals.tolist(), self._strata, strict=True):
+            self._metrics["train"][f"{name}/entropy"].append(total / count if count else _NAN)
+
+
+def train(
+    model: Any,
+    rows: Sequence[dict[str, Any]],
+    reward: Callable[..., list[float]],
+    settings: TrainingSettings,
+    output: Path,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    eval_rows: Sequence[dict[str, Any]] | None = None,
+    peft_config: Any = None,
+    resume: bool = True,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> PopeTrainer:
+    """Train on a mixture and save the model to ``output``.
+
+    Args:
+        model: a causal language model, its name or its path.
+        rows: what :func:`retarget.pope.mixture.mix` returned.
+        reward: what :func:`retarget.pope.grading.reward_function` returned, or any reward of TRL's.
+        settings: see :class:`~retarget.pope.settings.TrainingSettings`.
+        output: directory of the model and of its checkpoints.
+        tokenizer: default the model's own.
+        eval_rows: unguided rows, for TRL's evaluation loop (set ``extra={"eval_strategy": ...}``).
+        peft_config: a LoRA configuration of ``peft``; None trains all weights.
+        resume: go on from the newest whole checkpoint in ``output``.
+        callbacks: of the trainer.
+
+    Raises:
+        UserError: no row fits, a batch that does not divide, guided evaluation rows.
+    """
+    arguments = grpo_arguments(settings, _processes(), torch.cuda.is_available())
+    config = GRPOConfig(output_dir=str(output), **arguments)
+    length = _length(tokenizer or _tokenizer_of(model))
+    kept = fitting(rows, settings.max_prompt_length, length)
+    trainer = PopeTrainer(
+        model=model,
+        reward_funcs=[reward],
+        args=config,
+        train_dataset=ordered(kept, settings),
+        eval_dataset=Dataset.from_list(list(eval_rows)) if eval_rows else None,
+        processing_class=tokenizer,
+        peft_config=peft_config,
+        callbacks=list(callbacks),
+    )
+    trainer.remove_callback(PrinterCallback)  # prints every logged line
+    checkpoint = last_checkpoint(output) if resume else None
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    trainer.save_model(str(output))
+    return trainer
+
+
+def ordered(rows: Sequence[dict[str, Any]], settings: TrainingSettings) -> Dataset:
+    """The rows of every generation batch of a run, one after another: TRL reads them unshuffled."""
+    batch = settings.prompts_per_batch
+    epochs = -(-settings.cycles * batch // len(rows)) + 1
+    at = order([row["stratum"] for row in rows], batch, epochs, settings.seed, settings.order)
+    return Dataset.from_list(list(rows)).select(at[: settings.cycles * batch])
+
+
+def fitting(rows: Sequence[dict[str, Any]], limit: int, length: Callable[[Any], int]) -> list[dict[str, Any]]:
+    """Rows whose prompt has at most ``limit`` tokens; the number that was dropped is logged.
+
+    Raises:
+        UserError: none fits.
+    """
+    kept = [row for row in rows if length(row["prompt"]) <= limit]
+    if len(kept) < len(rows):
+        guided = sum(row["guided"] for row in rows) - sum(row["guided"] for row in kept)
+        _log.warning(
+            "%d of %d prompts (%d of them guided) have more than %d tokens and were dropped",
+            len(rows) - len(kept), len(rows), guided, limit,
+        )  # fmt: skip
+    if not kept:
+        raise UserError(f"no prompt fits into {limit} tokens: raise max_prompt_length")
+    return kept
+
+
+def last_checkpoint(directory: Path) -> Path | None:
+    """The newest checkpoint that was written to its end.
+
+    ``trainer_state.json`` is the last file of a checkpoint; a folder without one was left by a killed process.
+    """
+    found = []
+    for folder in directory.glob("checkpoint-*"):
+        step = folder.name.removeprefix("checkpoint-")
+        try:
+            state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+        except (FileNotFoundError, json.JSONDecodeError):
+            _log.warning("%s is incomplete and is not resumed from", folder)
+            continue
+        if step.isdigit() and state.get("global_step") == int(step):
+            found.append((int(step), folder))
+    return max(found)[1] if found else None
+
+
+def _check_rows(rows: Any, evaluation: bool) -> None:
+    parts = rows.values() if isinstance(rows, dict) else [rows]
+    for part in parts:
+        columns = part.column_names
+        if evaluation:
+            if "guided" in columns and any(part["guided"]):
+                raise UserError("evaluation is unguided: leave guided rows out of the evaluation set")
+        elif "stratum" not in columns:
+            raise UserError(f"the training rows have no stratum column; columns: {', '.join(columns)}")
+        elif unknown := set(part["stratum"]) - set(STRATA):
+            raise UserError(f"unknown strata {', '.join(sorted(unknown))}: choose {', '.join(STRATA)}")
+
+
+def _length(tokenizer: Any) -> Callable[[Any], int]:
+    def length(prompt: Any) -> int:
+        if isinstance(prompt, str):
+            return len(tokenizer(prompt)["input_ids"])
+        return len(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"])
+
+    return length
+
+
+def _tokenizer_of(model: Any) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(model if isinstance(model, str) else model.config._name_or_path)
+
+
+def _processes() -> int:
+    # As torchrun and accelerate set it: asking accelerate here would settle its state before TRL's configuration does.
+    return int(os.environ.get("WORLD_SIZE", "1"))
