@@ -10,7 +10,6 @@ import pytest
 from retarget import __version__, cli
 from retarget.cli import main
 
-
 TOY = Path(__file__).parent / "study"
 
 

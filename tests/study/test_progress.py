@@ -1,4 +1,5 @@
 import io
+import os
 import re
 
 import pytest
@@ -41,6 +42,16 @@ def test_lines_say_what_ended_and_no_more():
     assert first == "4 runs, 1 of them finished before"
     assert one.startswith(f"[2/4] {KEY} complete (about ")
     assert two.startswith("[3/4] clean/pskd/seed-1 FAILED: RuntimeError: [bold]out of luck")
+
+
+def test_lines_that_nobody_reads_stop_nothing():
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w", buffering=1) as stream:  # noqa: PTH123 - a file descriptor
+        shown = Lines(stream)
+        play(shown)
+        assert shown._pace.finished == 3
+        os.dup2(os.open(os.devnull, os.O_WRONLY), writer)  # what is left in the buffer goes there
 
 
 def test_bars_show_run_unit_and_what_failed(monkeypatch):

@@ -4,11 +4,15 @@ A method describes its study with these models (``retarget/METHOD/study.py``); t
 page read them and know no method.
 """
 
+import difflib
 import hashlib
 import json
-from typing import Any, Literal, Self
+from collections.abc import Sequence
+from typing import Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from retarget.errors import UserError
 
 
 class Strict(BaseModel):
@@ -94,7 +98,8 @@ class StudyPlan(Strict):
     """A resolved study: everything that decides its numbers.
 
     ``task`` is the import path ``module:function`` of ``function(run: Run) -> dict[str, float]``, the final metrics
-    of one run. ``analysis`` is the import path of ``function(results: Results) -> Analysis``, called once for the
+    of one run; ``prepare`` that of ``function(plan: StudyPlan) -> None``, called once before the first run to refuse
+    data that cannot be used; ``analysis`` that of ``function(results: Results) -> Analysis``, called once for the
     summary and the page. ``settings`` are merged: the study's, then the condition's, then the arm's.
     """
 
@@ -103,6 +108,7 @@ class StudyPlan(Strict):
     question: str
     preset: str
     task: str
+    prepare: str | None = None
     analysis: str | None = None
     settings: dict[str, Any] = {}
     conditions: tuple[Condition, ...] = (Condition(),)
@@ -140,6 +146,42 @@ class StudyPlan(Strict):
     def claims_hash(self) -> str:
         """Hash of the claims with their margins and effects, and of the level: fixed before the first run."""
         return fingerprint([self.level, [claim.model_dump(mode="json") for claim in self.claims]])
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def resolve_settings(model: type[Model], settings: dict[str, Any]) -> Model:
+    """Settings as a model.
+
+    Raises:
+        UserError: a setting is unknown or its value is not allowed; names each, and the nearest known name.
+    """
+    try:
+        return model.model_validate(settings)
+    except ValidationError as error:
+        lines = []
+        for one in error.errors():
+            name = ".".join(map(str, one["loc"]))
+            if one["type"] == "extra_forbidden":
+                near = difflib.get_close_matches(name, model.model_fields, n=1)
+                lines.append(f"there is no setting {name}" + (f", did you mean {near[0]}?" if near else ""))
+            else:
+                lines.append(f"{name} = {one['input']!r}: {one['msg']}")
+        raise UserError("the study's settings are not valid: " + "; ".join(lines)) from error
+
+
+def choose_arms(known: Sequence[Arm], wanted: Sequence[str] | None) -> tuple[Arm, ...]:
+    """The arms of these names, in the study's own order; all of them for None.
+
+    Raises:
+        UserError: an arm that the study does not have.
+    """
+    missing = sorted(set(wanted or ()) - {arm.name for arm in known})
+    if missing:
+        names = ", ".join(arm.name for arm in known)
+        raise UserError(f"no arm {', '.join(missing)} in this study: choose {names}")
+    return tuple(arm for arm in known if wanted is None or arm.name in wanted)
 
 
 def fingerprint(value: Any) -> str:

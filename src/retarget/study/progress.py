@@ -2,6 +2,7 @@
 
 import sys
 import time
+from contextlib import suppress
 from typing import Protocol, Self, TextIO
 
 from rich.console import Console
@@ -147,7 +148,8 @@ class Lines(Silent):
 
     def _say(self, line: str) -> None:
         self._said = time.monotonic()
-        print(line, file=self._stream, flush=True)
+        with suppress(BrokenPipeError):  # whoever read has gone; hours of training go on, and the results are in files
+            print(line, file=self._stream, flush=True)
 
 
 class Bars(Silent):

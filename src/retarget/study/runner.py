@@ -15,7 +15,7 @@ from retarget.report.figures import Analysis
 from retarget.study.config import StudyPlan
 from retarget.study.directory import Cell, cells, check_runs, opened, widened
 from retarget.study.executor import Executor, LocalExecutor
-from retarget.study.files import make_directory, write_json
+from retarget.study.files import make_directory, read_json, write_json
 from retarget.study.progress import Display, Silent
 from retarget.study.record import Results, read_status, run_directory
 from retarget.study.summary import collect, merge, summarise
@@ -68,6 +68,8 @@ def run_study(
     root = Path(directory).resolve()
     with _terminable(), opened(root, plan, list(command or sys.argv)) as (whole, where):
         _check_needs(root, plan, whole)
+        if plan.prepare and not all(_complete(_place(root, whole, cell)) for cell in cells(plan)):
+            load(plan.prepare)(plan)
         executor = executor or LocalExecutor(jobs, plan.threads)
         with display or Silent() as shown:
             try:
@@ -86,9 +88,27 @@ def analyse(root: Path, plan: StudyPlan) -> dict[str, Any]:
     results = Results(root, plan)
     analysis = load(plan.analysis)(results) if plan.analysis else Analysis()
     summary = summarise(plan, merge(collect(results), analysis, len(plan.seeds)), analysis)
+    looks = _looks(root, results)
+    if len(looks) > 1:
+        counts = ", ".join(str(len(seeds)) for seeds in looks)
+        note = (
+            f"Verdicts have been given {len(looks)} times in this directory, at {counts} seeds. The intervals do not "
+            "account for looking more than once: seeds added until a claim holds make it hold too often."
+        )
+        analysis = analysis.model_copy(update={"notes": [*analysis.notes, note]})
+    summary["looks"] = looks
     write_json(root / "analysis.json", analysis.model_dump(mode="json"))
     write_json(root / "summary.json", summary)
     return summary
+
+
+def _looks(root: Path, results: Results) -> list[list[int]]:
+    """The sets of seeds at which verdicts were given here, this one last."""
+    path = root / "summary.json"
+    before = read_json(path).get("looks", []) if path.exists() else []
+    cells = [(c.name, arm.name) for c in results.plan.conditions for arm in results.plan.arms]
+    now = [seed for seed in results.seeds if any(results.run(*cell, seed) for cell in cells)]
+    return before if before and before[-1] == now else [*before, now]
 
 
 def survey(plan: StudyPlan, directory: str | Path, jobs: int = 1) -> dict[str, Any]:
