@@ -91,7 +91,9 @@ def test_letters_that_the_bundled_font_lacks_draw_without_a_warning(recwarn):
 
 
 def test_more_series_than_fit_get_a_panel_each_on_one_scale():
-    panels = draw(lines(TOGETHER + 2, label="arm number {}"), "p")
+    figure = lines(TOGETHER + 2, label="arm number {}")
+    figure.series[0].y[0][0] = 40.0
+    panels = draw(figure, "p")
     assert len(panels) == TOGETHER + 2
     for index, panel in enumerate(panels):
         assert f"arm number {index}" in texts(panel)

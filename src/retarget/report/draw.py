@@ -113,6 +113,11 @@ def _lines_panel(figure: Lines, shown: Series, looks: Mapping[str, Style], prefi
         if series is not shown:
             axes.plot(series.x, _gaps(mean(series.y)), color=INK, alpha=0.22, linewidth=0.9)
     _curve(axes, shown, looks[shown.label])
+    every = [
+        (x, y) for one in figure.series for seed in one.y for x, y in zip(one.x, seed, strict=True) if y is not None
+    ]
+    if every:  # one scale for all panels, whatever their own seeds need
+        axes.update_datalim(every)
     _diagonal(axes, figure)
     canvas.suptitle(_wrap(shown.label, 40), x=0.01, ha="left", fontsize=13, fontweight="bold")
     return _finish(canvas, prefix, describe_lines(figure, [shown]))

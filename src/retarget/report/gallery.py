@@ -96,7 +96,7 @@ def _reading(figure: Lines | Bars, panels: int) -> str:
     else:
         seeds = max((len(series.y) for series in figure.series), default=0)
         each = "Thin lines are seeds, thick lines their means."
-        shared = "One panel a curve, the means of the others behind it in grey."
+        shared = "One panel a curve, one scale for all; the means of the others are behind it in grey."
     said = "seeds" in figure.caption.lower()
     return " ".join([each] * (seeds > 1 and not said) + [shared] * (panels > 1))
 
