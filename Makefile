@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO_OUT ?= studies/demo
 
-.PHONY: demo test slow check format bench results clean
+.PHONY: demo test slow check format bench documents clean
 
 # Set-up: a stamp file per set of extras, remade when the requirements change.
 $(BIN)/python:
@@ -39,6 +39,9 @@ format: $(VENV)/dev.stamp
 
 bench: $(VENV)/dev.stamp  ## every figure as a ratio to its peer, one JSON line each
 	$(BIN)/python -m benchmarks
+
+documents: $(VENV)/dev.stamp  ## the map and the result tables of README.md and the method cards
+	$(BIN)/python tools/write_documents.py
 
 clean:
 	rm -rf $(VENV)

@@ -1,6 +1,7 @@
 """Retarget changes one thing in a training batch - the label, the prompt or the noise.
 
-Public names are loaded on first use (PEP 562), so that importing the package costs nothing.
+Each method has its own package, ``retarget.pskd``, ``retarget.pope``, ``retarget.trojdiff``, whose public names are
+loaded on first use (PEP 562): importing them costs nothing.
 """
 
 __version__ = "0.1.0"

@@ -188,3 +188,69 @@ def test_a_batch_that_is_not_to_be_remembered_leaves_no_row(tmp_path):
     )
     trainer.fit(Module(), DataLoader(with_index(samples()), 4))
     assert method.fallbacks == 4, "the first batch of epoch 0 was not stored, the two others were"
+
+
+def test_ignored_labels_leave_the_scale_of_the_loss_alone(tmp_path):
+    class HalfIgnored(Module):
+        losses = ()
+
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            self.losses = (*self.losses, loss.item())
+            return loss
+
+    data = [(x, torch.tensor(-100) if i % 2 else y) for i, (x, y) in enumerate(samples())]
+    method = PSKD(N, C, EPOCHS)
+    trainer = pl.Trainer(
+        max_epochs=2,
+        callbacks=[PSKDCallback(method)],
+        accelerator="cpu",
+        default_root_dir=tmp_path,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    module = HalfIgnored()
+    trainer.fit(module, DataLoader(with_index(data), 4))
+    plain, other = Module(), PSKD(N, C, EPOCHS)
+    optimizer = torch.optim.SGD(plain.parameters(), 0.5, momentum=0.9)
+    expected = []
+    for epoch in range(2):
+        other.set_epoch(epoch)
+        for index in torch.arange(N).split(4):
+            x, y = (torch.stack([data[i][part] for i in index]) for part in (0, 1))
+            loss = other.loss(plain(x), y, index)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            expected.append(loss.item())
+    assert module.losses == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_hard_labels_are_seen_under_gradient_accumulation(accumulate, tmp_path):
+    trainer = pl.Trainer(
+        max_epochs=EPOCHS,
+        callbacks=[PSKDCallback(PSKD(N, C, EPOCHS))],
+        accelerator="cpu",
+        accumulate_grad_batches=accumulate,
+        default_root_dir=tmp_path,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    with pytest.raises(UserError, match="loss is that of the hard labels"):
+        trainer.fit(OwnLabels(), DataLoader(with_index(samples()), 4))
+
+
+def test_a_batch_without_an_index_names_with_index(tmp_path):
+    trainer = pl.Trainer(max_epochs=1, callbacks=[PSKDCallback(PSKD(N, C, 1))], accelerator="cpu", logger=False)
+    with pytest.raises(UserError, match=r"the batch holds 2 entries.*wrap the dataset in with_index"):
+        trainer.fit(Module(), DataLoader(samples(), 4))
+
+
+def test_tables_of_another_run_in_the_folder_do_not_cost_this_run_its_own(tmp_path):
+    tables = tmp_path / "tables"
+    fit(Module(), PSKDCallback(PSKD(N, C, EPOCHS), directory=tables), tmp_path)
+    fit(Module(), PSKDCallback(PSKD(N, C, EPOCHS), directory=tables), tmp_path, epochs=2)
+    assert (tables / "pskd-epoch-1.safetensors").exists()

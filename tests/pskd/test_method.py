@@ -353,3 +353,44 @@ def test_labels_of_any_integer_type(dtype):
         one.set_epoch(epoch)
         two.set_epoch(epoch)
         assert torch.equal(one.loss(logits, y.to(dtype), torch.arange(N)), two.loss(logits, y, torch.arange(N)))
+
+
+def test_a_memory_mapped_table_that_ran_ahead_of_its_state_is_refused(tmp_path):
+    store = MemoryMapped(tmp_path / "table", Dense())
+    method = PSKD(N, C, EPOCHS, store=store)
+    x, y = data()
+    logits = network()(x)
+    for epoch in range(4):
+        method.set_epoch(epoch)
+        method.loss(logits, y, torch.arange(N))
+        if epoch in (1, 2):
+            method.save(tmp_path / f"{epoch}.safetensors")
+    with pytest.raises(UserError, match=r"saved in epoch 1, and the table at .* has been through epoch 3"):
+        PSKD(N, C, EPOCHS, store=store).load(tmp_path / "1.safetensors")
+    resumed = PSKD(N, C, EPOCHS, store=store)
+    resumed.load(tmp_path / "2.safetensors")
+    resumed.set_epoch(3)
+    resumed.loss(logits, y, torch.arange(N))
+    assert resumed.fallbacks == 0
+
+
+def test_past_probs_are_the_rows_and_count_nothing():
+    method = PSKD(N, C, EPOCHS)
+    x, y = data()
+    logits = network()(x)
+    method.set_epoch(0)
+    with pytest.raises(UserError, match="no past prediction is in use"):
+        method.past_probs(torch.arange(2))
+    method.loss(logits[:3], y[:3], torch.arange(3))
+    method.set_epoch(1)
+    probs, written = method.past_probs(torch.tensor([1, 7]))
+    assert written.tolist() == [True, False]
+    torch.testing.assert_close(probs[0], torch.softmax(logits[1], 0))
+    assert method.fallbacks == 0
+
+
+def test_a_batch_of_ignored_labels_alone_is_refused():
+    method = PSKD(N, C, EPOCHS)
+    method.set_epoch(0)
+    with pytest.raises(UserError, match="every label of the batch is -100"):
+        method.loss(torch.zeros(2, C), torch.tensor([-100, -100]), torch.arange(2))

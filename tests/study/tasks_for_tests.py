@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from retarget.errors import UserError
 from retarget.report.figures import Analysis, Table
 from retarget.study.config import Arm, Claim, Condition, Metric, StudyPlan
 from retarget.study.files import write_json
@@ -161,3 +162,8 @@ def _kill_at(count):
 
 if "RETARGET_TEST_KILL_WORKER_AT" in os.environ and multiprocessing.parent_process() is not None:
     _kill_at(int(os.environ["RETARGET_TEST_KILL_WORKER_AT"]))
+
+
+def refuse(study):
+    """A study's ``prepare`` that finds its data wanting."""
+    raise UserError("this data cannot be used")

@@ -91,7 +91,7 @@ def test_a_study_leaves_the_directory_that_other_programs_read(finished):
 def test_the_summary_aligns_with_the_seeds_and_holds_the_analysis_too(finished):
     root, outcome, _ = finished
     summary = outcome.summary
-    assert list(summary) == ["study", "preset", "seeds", "conditions", "claims"]
+    assert list(summary) == ["study", "preset", "seeds", "conditions", "claims", "looks"]
     assert (summary["study"], summary["preset"], summary["seeds"]) == ("toy", "demo", [0, 1])
     assert {c: list(arms) for c, arms in summary["conditions"].items()} == {
         "calm": ["control", "treated"],
@@ -147,7 +147,12 @@ def test_a_study_is_widened_in_its_directory(tmp_path):
     run(plan(seeds=[0, 3]), tmp_path)
     assert read(tmp_path / "summary.json")["claims"][0]["n"] == 2
     run(plan(seeds=[3, 0]), tmp_path.parent / "at once")
-    assert contents(tmp_path) == contents(tmp_path.parent / "at once")
+    widened, at_once = read(tmp_path / "summary.json"), read(tmp_path.parent / "at once" / "summary.json")
+    assert (widened.pop("looks"), at_once.pop("looks")) == ([[3], [0, 3]], [[0, 3]])
+    assert widened == at_once
+    both = contents(tmp_path), contents(tmp_path.parent / "at once")
+    assert all(files.pop("summary.json") for files in both)
+    assert both[0] == both[1]
     assert read(tmp_path / "study.json")["earlier_commands"] == ["widen", "again"]
 
 
@@ -434,3 +439,18 @@ def test_predictions_of_a_study_can_be_read_again(finished):
     assert isinstance(found, RunResult)
     np.testing.assert_allclose(found.predictions()["path"], np.arange(3) * found.metrics["height"])
     assert [line["step"] for line in found.history()] == list(range(STEPS))
+
+
+def test_looking_again_with_more_seeds_is_recorded_and_said(tmp_path):
+    run(plan(seeds=(0, 1)), tmp_path / "s")
+    run(plan(seeds=(0, 1)), tmp_path / "s")
+    again = run(plan(seeds=(0, 1, 2)), tmp_path / "s")
+    assert again.summary["looks"] == [[0, 1], [0, 1, 2]]
+    notes = read(tmp_path / "s" / "analysis.json")["notes"]
+    assert any("Verdicts have been given 2 times in this directory, at 2, 3 seeds" in note for note in notes)
+
+
+def test_data_that_cannot_be_used_is_refused_once_and_before_any_run(tmp_path):
+    with pytest.raises(UserError, match="this data cannot be used"):
+        run(plan(prepare="tasks_for_tests:refuse"), tmp_path / "s")
+    assert not (tmp_path / "s" / "runs").exists()

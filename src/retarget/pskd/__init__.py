@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from retarget.extras import require
+
 if TYPE_CHECKING:
     from retarget.pskd.data import with_index
     from retarget.pskd.lightning import PSKDCallback
@@ -25,6 +27,7 @@ _HOME = {
     "PSKDTrainer": "trainer",
     "PSKDSeq2SeqTrainer": "trainer",
 }
+_EXTRA = {"lightning": ("lightning.pytorch", "vision"), "trainer": ("transformers", "text")}
 __all__ = [
     "PSKD",
     "Dense",
@@ -41,5 +44,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _HOME:
+        if _HOME[name] in _EXTRA:
+            require(*_EXTRA[_HOME[name]])
         return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

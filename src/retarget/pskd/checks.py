@@ -13,6 +13,8 @@ from torch import Tensor
 
 from retarget.errors import UserError
 
+_MOST_PENDING = 16
+
 
 class Checks:
     """Conditions on device tensors, raised at once or as soon as their value is known.
@@ -38,8 +40,10 @@ class Checks:
         answer = torch.empty((), dtype=torch.bool, pin_memory=True)
         answer.copy_(holds.all(), non_blocking=True)
         event = torch.cuda.Event()
-        event.record()
+        event.record(torch.cuda.current_stream(holds.device))
         self._pending.append((event, answer, holds, describe))
+        if len(self._pending) > _MOST_PENDING:  # each holds on to its batch
+            self.poll(wait=True)
 
     def poll(self, wait: bool = False) -> None:
         """Raise what has been found; with ``wait``, look at everything that was asked."""
@@ -47,7 +51,6 @@ class Checks:
             event, answer, holds, describe = self._pending.pop(0)
             event.synchronize()
             if not answer:
-                self._pending = []
                 self._raise(holds, describe)
 
     @staticmethod
@@ -71,6 +74,10 @@ def check_index(checks: Checks, index: Tensor, num_samples: int) -> Tensor:
 def check_labels(checks: Checks, labels: Tensor, index: Tensor, num_classes: int, ignore_index: int) -> Tensor:
     """Labels are classes, and a sample has one; returns the labels made safe to gather with (ignored ones as 0)."""
     ignored = labels == ignore_index
+    checks.require(
+        ~ignored.all().reshape(1),
+        lambda _: f"every label of the batch is {ignore_index}, which is ignored: there is nothing to learn from",
+    )
     checks.require(
         ignored | ((labels >= 0) & (labels < num_classes)),
         lambda row: (

@@ -25,8 +25,8 @@ class PSKDCallback(pl.Callback):
     :class:`~retarget.pskd.data.with_index`), and ``training_step`` must hand its labels to a loss that takes
     probabilities, such as ``F.cross_entropy``. From epoch 1 on it finds dense softened rows [B, C] in place of the
     labels; with alpha 0 the batch is left alone. The logits are what the module (or the submodule ``logits_from``)
-    returns in its one forward pass of the step. Where any of this is not so, the run is stopped with the two-line way
-    named.
+    returns in its one forward pass of the step. Where this is seen not to be so, the run is stopped with the two-line
+    way named; a loss of the hard labels with another term added to it is not seen.
 
     The table is saved beside each checkpoint as ``pskd-epoch-E.safetensors`` (the newest ``keep`` stay) and read
     back when the trainer resumes; resume at epoch ends.
@@ -56,6 +56,7 @@ class PSKDCallback(pl.Callback):
         self._sample: Tensor | None = None
         self._remember, self._verified = True, False
         self._hook: Any = None
+        self._soft = torch.empty(0)
         self._restore: str | None = None
 
     def do_not_remember(self) -> None:
@@ -81,7 +82,10 @@ class PSKDCallback(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._restore:
             beside = Path(str(trainer.ckpt_path)).parent if trainer.ckpt_path else self._home(trainer)
-            self.method.load((self.directory or beside) / self._restore)
+            saved = (self.directory or beside) / self._restore
+            if not saved.exists():
+                raise UserError(f"{saved} is missing: of the tables, the newest {self.keep} are kept; set keep higher")
+            self.method.load(saved)
             self._restore = None
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -93,10 +97,21 @@ class PSKDCallback(pl.Callback):
         if not isinstance(batch, list | dict):
             raise UserError(f"the batch is a {type(batch).__name__}, in which a label cannot be replaced. {_TWO_LINES}")
         fields: Any = batch  # a list by position or a dict by name
-        labels, sample = fields[self.label], fields[self.index]
+        try:
+            labels, sample = fields[self.label], fields[self.index]
+        except (IndexError, KeyError) as error:
+            holds = sorted(fields) if isinstance(fields, dict) else f"{len(fields)} entries"
+            raise UserError(
+                f"the batch holds {holds}, and the callback looks for label={self.label!r} and index={self.index!r}: "
+                "wrap the dataset in with_index, or name the keys, PSKDCallback(method, label=..., index=...)"
+            ) from error
         self._labels, self._sample, self._logits, self._remember = labels, sample, [], True
         if self.method.alpha > 0:
-            fields[self.label] = self.method.soften(labels, sample)
+            soft = self.method.soften(labels, sample)
+            if not labels.is_floating_point():
+                # An ignored label is a row of zeros, and a mean over the batch counts it: make up for that.
+                soft = soft * (len(labels) / (labels != self.method.ignore_index).sum())
+            fields[self.label] = self._soft = soft
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -114,7 +129,7 @@ class PSKDCallback(pl.Callback):
             )
         logits = self._logits.pop()
         if self.method.alpha > 0 and not self._verified:
-            self._verify(outputs, logits, labels, sample)
+            self._verify(outputs, logits, labels, trainer.accumulate_grad_batches)
         self.method.remember(logits, labels, sample)
 
     def state_dict(self) -> dict[str, Any]:
@@ -127,12 +142,12 @@ class PSKDCallback(pl.Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        home = self._home(trainer)
-        self.method.save(home / self._file_name(self.method.epoch))
-        if trainer.is_global_zero:
-            saved = sorted(home.glob("pskd-epoch-*.safetensors"), key=lambda path: int(path.stem.rpartition("-")[2]))
-            for old in saved[: -self.keep]:
-                old.unlink()
+        home, epoch = self._home(trainer), self.method.epoch
+        self.method.save(home / self._file_name(epoch))
+        if trainer.is_global_zero:  # tables of later epochs belong to another run in this folder
+            saved = {int(path.stem.rpartition("-")[2]): path for path in home.glob("pskd-epoch-*.safetensors")}
+            for old in sorted(one for one in saved if one <= epoch)[: -self.keep]:
+                saved[old].unlink()
 
     # -- inside
 
@@ -141,14 +156,15 @@ class PSKDCallback(pl.Callback):
         if torch.is_grad_enabled() and isinstance(output, Tensor) and tuple(output.shape) == expected:
             self._logits.append(output.detach())
 
-    def _verify(self, outputs: Any, logits: Tensor, labels: Tensor, sample: Tensor) -> None:
+    def _verify(self, outputs: Any, logits: Tensor, labels: Tensor, accumulated: int) -> None:
         """Once, on the first softened batch: the module's loss must not be the one of the hard labels."""
         loss = outputs["loss"] if isinstance(outputs, dict) else outputs
         if not isinstance(loss, Tensor) or labels.is_floating_point():
             return
+        loss = loss.detach() * accumulated  # the trainer has divided it
         hard = F.cross_entropy(widen(logits), labels, ignore_index=self.method.ignore_index)
-        soft = pskd_loss(logits, self.method.soften(labels, sample))
-        if (soft - hard).abs() > 1e-3 and (loss.detach() - hard).abs() < 1e-6:
+        soft = pskd_loss(logits, self._soft)
+        if (soft - hard).abs() > 1e-3 and (loss - hard).abs() < 1e-5:
             raise UserError(
                 f"training_step's loss is that of the hard labels: it takes them from elsewhere. {_TWO_LINES}"
             )

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Integer
+from jaxtyping import Bool, Float, Integer
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -85,8 +85,7 @@ class PSKD:
         self._epoch: int | None = None
         self._checks, self._log = Checks(), WriteLog()
         self._fallbacks: Tensor | int = 0
-        if isinstance(store, MemoryMapped) or device is not None:
-            self._make_table(torch.device(device or "cpu"))
+        self._placed = False  # a table that was loaded before the first batch goes where the logits are
 
     # -- the schedule
 
@@ -104,6 +103,8 @@ class PSKD:
                 "load the state saved at that time"
             )
         self.end_epoch()
+        if isinstance(self.store, MemoryMapped) and not self._table:
+            self._make_table(torch.device("cpu"))  # now that the processes know their rank
         if self.teacher:
             if epoch != self._epoch:
                 self.teacher.begin(epoch)
@@ -148,8 +149,11 @@ class PSKD:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the table in memory or on disk; 0 before it is made and for ``PreviousModel``."""
-        return self._table.num_bytes if self._table else 0
+        """Bytes of the table in memory or on disk; 0 for ``PreviousModel``."""
+        if self._rows is None:
+            return 0
+        row = sum(width * dtype.itemsize for width, dtype in self._rows.fields(self.num_classes).values()) + 4
+        return 2 * (self.num_samples + 1) * row
 
     # -- a step
 
@@ -180,9 +184,13 @@ class PSKD:
         """
         at, labels = self._check(logits, targets, index)
         if self.alpha == 0:
+            if targets.is_floating_point():
+                hard = targets
+            else:  # safe labels: on an accelerator a bad one would end the process before it can be named
+                hard = labels.masked_fill(targets == self.ignore_index, self.ignore_index)
             loss = F.cross_entropy(
                 widen(logits),
-                targets if targets.is_floating_point() else targets.long(),
+                hard,
                 ignore_index=self.ignore_index,
                 label_smoothing=smoothing,
                 reduction="mean" if denominator is None else "sum",
@@ -215,6 +223,18 @@ class PSKD:
         dense = past.dense(self.num_classes) if isinstance(past, SparseRows) else past
         soft = soften(hard, dense, alpha)
         return soft if targets.is_floating_point() else soft * (targets != self.ignore_index)[:, None]
+
+    def past_probs(
+        self, index: Integer[Tensor, "batch"], *, inputs: Any = None
+    ) -> tuple[Float[Tensor, "batch classes"], Bool[Tensor, "batch"]]:
+        """The past predictions of samples as dense rows [B, C], and which samples have one; to look at."""
+        index = check_index(self._checks, index.long(), self.num_samples)
+        if self.alpha == 0 or (self._rows and not self._table):
+            raise UserError("no past prediction is in use in this epoch: it is the first one, or alpha is 0")
+        counted = self._fallbacks
+        past, alpha = self._past(index.to(self._table.device) if self._table else index, index.device, inputs)
+        self._fallbacks = counted
+        return past.dense(self.num_classes) if isinstance(past, SparseRows) else past, alpha > 0
 
     def remember(
         self,
@@ -286,13 +306,9 @@ class PSKD:
             if header is None:
                 raise UserError(f"{path} is not a PS-KD state")
             self.load_state_dict(json.loads(header))
-            if self._table and self._epoch is not None:
-                self._table.epoch = self._epoch
             if set(file.keys()) == {"empty"}:  # a memory-mapped table is where it was, and PreviousModel has none
-                if self._table and not self._table.tensors()["stamps"].any():
-                    raise UserError(
-                        f"{path} goes with a memory-mapped table, and the one at {self._table.path} is empty"
-                    )
+                if isinstance(self.store, MemoryMapped):
+                    self._rejoin(path)
                 return
             table = self._table or self._make_table(torch.device(self._device or "cpu"))
             for name, tensor in table.tensors().items():
@@ -307,6 +323,20 @@ class PSKD:
             table.epoch = self._epoch
 
     # -- inside
+
+    def _rejoin(self, path: Path) -> None:
+        """Open the files that a saved state goes with, and see that they hold what its next epoch reads."""
+        table = self._table or self._make_table(torch.device("cpu"))
+        table.flush()
+        newest, saved = table.newest, self._epoch if self._epoch is not None else -1
+        if newest < 0 <= saved:
+            raise UserError(f"{path} goes with a memory-mapped table, and the one at {table.path} is empty")
+        if newest > saved + 1:
+            raise UserError(
+                f"{path} was saved in epoch {saved}, and the table at {table.path} has been through epoch {newest}: "
+                "its past is overwritten; resume from a later state"
+            )
+        table.epoch = max(saved, 0)
 
     def _make_table(self, device: torch.device) -> Table:
         assert self._rows is not None
@@ -335,11 +365,19 @@ class PSKD:
             check_probabilities(self._checks, targets, index)
             labels = targets.argmax(1)
         else:
-            near = index.to(targets.device)
+            near = index.to(targets.device, non_blocking=True)
             labels = check_labels(self._checks, targets.long(), near, self.num_classes, self.ignore_index)
-        if self._rows and not self._table:
-            self._make_table(labels.device if self._device is None else torch.device(self._device))
-        return index.to(self._table.device) if self._table else index, labels
+        if self._rows and not self._placed:
+            self._place(labels.device if self._device is None else torch.device(self._device))
+        return index.to(self._table.device, non_blocking=True) if self._table else index, labels
+
+    def _place(self, device: torch.device) -> None:
+        """Make the table, or bring a loaded one, where it belongs; files stay with the CPU."""
+        if not self._table:
+            self._make_table(device)
+        elif not self._table.path and self._table.device != device:
+            self._table.move(device)
+        self._placed = True
 
     def _past(self, at: Tensor, device: torch.device, inputs: Any) -> tuple[Tensor | SparseRows, Tensor]:
         """Past rows and the weight of each, [B]: 0 where there is no row."""
@@ -351,7 +389,7 @@ class PSKD:
         fields, written = self._table.gather(at)
         self._fallbacks = self._fallbacks + (~written).sum()
         if device != self._table.device:
-            pin = device.type == "cuda"
+            pin = device.type == "cuda" and self._table.device.type == "cpu"
             fields = {n: (f.pin_memory() if pin else f).to(device, non_blocking=True) for n, f in fields.items()}
             written = (written.pin_memory() if pin else written).to(device, non_blocking=True)
         return self._rows.decode(fields, self.num_classes), written * self.alpha

@@ -70,6 +70,7 @@ class Table:
             self._tensors, self._files = _open_files(path, layout)
         else:
             self._tensors = {n: torch.zeros(s, dtype=t, device=self.device) for n, (s, t) in layout.items()}
+        self.device = self._tensors["stamps"].device  # "cuda" becomes the device that it stands for
         self._pending: list[tuple[torch.cuda.Event, Tensor, dict[str, Tensor], Tensor]] = []
 
     @property
@@ -103,12 +104,12 @@ class Table:
         without waiting; they are in the table before the next epoch begins.
         """
         source = next(iter(fields.values())).device
-        if source.type == "cuda" and source != self.device:
+        if source.type == "cuda" and self.device.type == "cpu":
             self.flush(wait=False)
             staged = {name: _to_host(value) for name, value in fields.items()}
             keep = _to_host(keep)
             event = torch.cuda.Event()
-            event.record()
+            event.record(torch.cuda.current_stream(source))
             self._pending.append((event, index, staged, keep))
         else:
             moved = {name: value.to(self.device) for name, value in fields.items()}
@@ -123,6 +124,17 @@ class Table:
         """The fields that this epoch wrote for these samples."""
         at = self._own_at(index)
         return {name: tensor[at] for name, tensor in self._tensors.items() if name != "stamps"}
+
+    @property
+    def newest(self) -> int:
+        """The latest epoch that has written a row; -1 where none has."""
+        return int(self._tensors["stamps"].max()) - 1
+
+    def move(self, device: torch.device) -> None:
+        """Take a table in memory to another device."""
+        self.flush()
+        self._tensors = {name: tensor.to(device) for name, tensor in self._tensors.items()}
+        self.device = self._tensors["stamps"].device
 
     def tensors(self) -> dict[str, Tensor]:
         """The table itself, by field: what a checkpoint saves and restores in place."""
@@ -163,7 +175,7 @@ class Table:
     def _assign(self, at: Tensor, fields: dict[str, Tensor]) -> None:
         for name, value in fields.items():
             self._tensors[name][at] = value
-        self._tensors["stamps"][at] = self.epoch + 1
+        self._tensors["stamps"].index_fill_(0, at, self.epoch + 1)  # an assignment would copy a number from the host
 
 
 def first_occurrence(index: Integer[Tensor, "batch"], among: Bool[Tensor, "batch"]) -> Bool[Tensor, "batch"]:

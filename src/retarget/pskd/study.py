@@ -2,11 +2,20 @@
 
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from retarget.errors import UserError
 from retarget.pskd.peers import study as peer_study
-from retarget.study.config import Arm, Claim, Condition, Metric, Strict, StudyPlan
+from retarget.study.config import (
+    Arm,
+    Claim,
+    Condition,
+    Metric,
+    Strict,
+    StudyPlan,
+    choose_arms,
+    resolve_settings,
+)
 
 _CODE = "official code, CIFAR-100 configuration"
 
@@ -94,7 +103,7 @@ GRID_ARMS = tuple(
 
 METRICS = (
     Metric(name="top1", label="top-1 accuracy", unit="%", better="higher"),
-    Metric(name="top5", label="top-5 accuracy", unit="%", better="higher"),
+    Metric(name="top5", label="top-5 accuracy", unit="%", better="higher", optional=True),
     Metric(name="nll", label="NLL", better="lower", decimals=3),
     Metric(name="nll_scaled", label="NLL after temperature", better="lower", decimals=3),
     Metric(name="ece", label="ECE", unit="%", better="lower", description="10 equal-width bins (lo, hi]"),
@@ -181,17 +190,14 @@ def plan(
     if grid and peers:
         raise UserError("grid and peers are two studies: choose one")
     shift = config.pop("shift", {}) if peers else None
-    try:
-        settings = Settings.model_validate({**PRESETS[preset], **config})
-        shift = None if shift is None else peer_study.Shift.model_validate(shift)
-    except ValidationError as error:
-        lines = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
-        raise UserError("the study's settings are not valid: " + "; ".join(lines)) from error
+    base = dict(PRESETS[preset])
+    if config.get("dataset", base["dataset"]) != base["dataset"]:
+        base.pop("train_images", None)  # a subset of the preset's own data, not of the user's
+    settings = resolve_settings(Settings, {**base, **config})
+    shift = None if shift is None else resolve_settings(peer_study.Shift, shift)
+    if grid and settings.dataset == "digits":
+        raise UserError("the top-k grid lists up to 100 classes, and digits has 10: choose --preset small or paper")
     known = (*ARMS[:2], *GRID_ARMS) if grid else (*ARMS[:2], *peer_study.ARMS) if peers else ARMS
-    chosen = [arm for arm in known if arms is None or arm.name in arms]
-    if arms and len(chosen) != len(set(arms)):
-        missing = sorted(set(arms) - {arm.name for arm in chosen})
-        raise UserError(f"no arm {', '.join(missing)} in this study: choose {', '.join(arm.name for arm in known)}")
     clean, noisy = (
         Condition(name="default", label="clean labels"),
         Condition(name="noisy", label="20 % of the training labels wrong", settings={"label_noise": 0.2}),
@@ -204,15 +210,24 @@ def plan(
         question="Do softened targets from the model's own past predictions help on this data?",
         preset=preset,
         task="retarget.pskd.tasks.peers:run" if peers else "retarget.pskd.tasks.classification:run",
+        prepare="retarget.pskd.tasks.data:prepare",
         analysis="retarget.pskd.tasks.analysis:analyse",
         settings=settings.model_dump(mode="json") | ({"shift": shift.model_dump(mode="json")} if shift else {}),
         conditions=(clean.model_copy(update={"name": "clean"}), noisy) if demo else (clean,),
-        arms=tuple(chosen),
+        arms=choose_arms(known, arms),
         seeds=tuple(seeds) if seeds else (0, 1, 2, 3, 4),
         metrics=peer_study.metrics(METRICS) if peers else METRICS,
         claims=peer_study.claims("clean" if demo else "default") if peers else _claims(demo, grid),
-        minutes_per_run=MINUTES_PER_RUN[preset],
+        minutes_per_run=_minutes(preset, settings),
     )
+
+
+def _minutes(preset: str, settings: Settings) -> float | None:
+    """The preset's measured time, scaled to the epochs; not known for other data or another network."""
+    base = Settings.model_validate(PRESETS[preset])
+    if (settings.network, settings.train_images) != (base.network, base.train_images):
+        return None
+    return round(MINUTES_PER_RUN[preset] * settings.epochs / base.epochs, 2)
 
 
 def _claims(demo: bool, grid: bool) -> tuple[Claim, ...]:

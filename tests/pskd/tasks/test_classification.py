@@ -107,3 +107,27 @@ def test_predictions_are_enough_to_compute_every_metric_again(tmp_path):
     again = scores(load_file(Path(tmp_path) / "predictions.safetensors"))
     for name, value in again.items():
         np.testing.assert_equal(value, metrics[name])
+
+
+def test_killed_before_its_predictions_a_run_still_has_its_step_time(tmp_path):
+    run = Run.create(tmp_path, settings=settings("pskd"))
+    first = classification.run(run)
+    (tmp_path / "predictions.safetensors").unlink()
+    assert classification.run(Run.create(tmp_path, settings=settings("pskd"))) == first
+
+
+@pytest.mark.parametrize("classes", [3, 8])
+def test_a_validation_part_that_is_all_right_and_few_classes_leave_every_metric_finite(classes):
+    from retarget.pskd.tasks.scores import scores
+
+    labels = np.arange(60) % classes
+    sure = 400.0 * np.eye(classes, dtype=np.float32)[labels]
+    test = sure.copy()
+    test[0] = np.roll(test[0], 1)  # one test image confidently wrong
+    arrays = dict(
+        test_logits=test, val_logits=sure, test_logits_selected=test, val_logits_selected=sure,
+        test_labels=labels, val_labels=labels, selected_epoch=np.array([3]),
+    )  # fmt: skip
+    found = scores(arrays)
+    assert all(np.isfinite(value) for value in found.values())
+    assert ("top5" in found) == (classes > 5)

@@ -7,7 +7,7 @@ from PIL import Image
 
 from retarget.errors import UserError
 from retarget.pskd.study import plan
-from retarget.pskd.tasks.data import EpochSampler, Normalise, TrainingSet, crop_flip, read, split
+from retarget.pskd.tasks.data import EpochSampler, Normalise, TrainingSet, crop_flip, prepare, read, split
 
 DEMO = plan("demo").settings
 
@@ -133,3 +133,23 @@ def test_the_order_depends_on_seed_and_epoch_and_names_the_epoch():
     again = EpochSampler(range(10), num_replicas=1, rank=0, seed=5)
     again.set_epoch(3)
     assert list(again) == first
+
+
+def test_what_cannot_be_trained_on_is_said_before_any_run(tmp_path):
+    images = np.zeros((60, 4, 4), np.uint8)
+    labels = np.arange(60) % 3
+    np.savez(tmp_path / "few.npz", images=images, labels=labels)
+    few = plan("demo", {"dataset": f"npz:{tmp_path}/few.npz", "validation_images": 10})
+    with pytest.raises(UserError, match="38 training images do not fill a batch of 50"):
+        prepare(few)
+    np.savez(tmp_path / "more.npz", x_train=images, y_train=labels, x_test=images, y_test=labels + 2)
+    more = plan("demo", {"dataset": f"npz:{tmp_path}/more.npz", "validation_images": 10, "batch_size": 5})
+    with pytest.raises(UserError, match="the test set has the label 4, and the training set only the labels 0 to 2"):
+        prepare(more)
+
+
+@pytest.mark.parametrize("name", ["FakeData", "Food101", "EMNIST"])
+def test_torchvision_sets_of_another_form_are_refused_with_a_way_out(name, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="'folder:DIR'"):
+        read(f"torchvision:{name}", str(tmp_path / "file"))

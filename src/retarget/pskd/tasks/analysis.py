@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from retarget.metrics import calibration as c
+from retarget.pskd.tasks.scores import fitted_temperature, log_losses
 from retarget.report.figures import Analysis, Bars, Figure, Lines, Series
 from retarget.study.config import Claim
 from retarget.study.record import Results
@@ -173,9 +174,10 @@ def _item_interval(results: Results, claim: Claim) -> tuple[float, float] | None
 
 def _items(arrays: dict[str, np.ndarray], scaled: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Confidence, correctness and NLL of each test image: all that the statistics need, [N] each."""
-    temperature = c.fit_temperature(arrays["val_logits"], arrays["val_labels"]) if scaled else 1.0
-    probs, labels = c.apply_temperature(arrays["test_logits"], temperature), arrays["test_labels"]
-    return probs.max(1), probs.argmax(1) == labels, -np.log(probs[np.arange(len(labels)), labels])
+    temperature = fitted_temperature(arrays) if scaled else 1.0
+    logits, labels = arrays["test_logits"], arrays["test_labels"]
+    probs = c.apply_temperature(logits, temperature)
+    return probs.max(1), probs.argmax(1) == labels, log_losses(logits, labels, temperature)
 
 
 def _notes(results: Results) -> list[str]:

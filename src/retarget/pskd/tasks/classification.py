@@ -3,6 +3,7 @@
 import logging
 import time
 import warnings
+from collections import deque
 from pathlib import Path
 from typing import Any, cast
 
@@ -105,7 +106,10 @@ class Mixing(pl.Callback):
 
 
 class PastOfClass(PSKD):
-    """The ablation: a sample's target takes the past row of another sample of its class, drawn anew each epoch."""
+    """The ablation: a sample's target takes the past row of another sample of its class, drawn anew each epoch.
+
+    The members of a class are put in a random order and each takes the row of the one before it.
+    """
 
     def __init__(self, labels: Tensor, seed: int, **settings: Any) -> None:
         super().__init__(**settings)
@@ -117,28 +121,48 @@ class PastOfClass(PSKD):
         self._other = torch.arange(len(self.labels))
         for label in self.labels.unique():
             members = (self.labels == label).nonzero()[:, 0]
-            self._other[members] = members[torch.from_numpy(rng.permutation(len(members)))]
+            members = members[torch.from_numpy(rng.permutation(len(members)))]
+            self._other[members] = members.roll(1)
 
     def _past(self, at: Tensor, device: torch.device, inputs: Any) -> Any:
         return super()._past(self._other.to(at.device)[at], device, inputs)
 
 
 class Observe(pl.Callback):
-    """Logs a line an epoch, reports progress and times the steps."""
+    """Logs a line an epoch, reports progress, and times steps from before every other callback."""
 
     def __init__(self, run: Run) -> None:
-        self.run, self.steps = run, list[float]()
+        self.run, self.steps = run, deque[float](maxlen=1000)
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
         self._started = time.perf_counter()
 
-    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def stop_clock(self) -> None:
+        """The step is over."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         self.steps.append(time.perf_counter() - self._started)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"steps": list(self.steps)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.steps.extend(state_dict["steps"])
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         values = {name: float(value) for name, value in trainer.callback_metrics.items()}
         self.run.log(trainer.current_epoch, **values)
         self.run.progress(trainer.current_epoch + 1, cast(int, trainer.max_epochs))
+
+
+class StopClock(pl.Callback):
+    """Ends the timing of a step, behind the callbacks whose work belongs to it."""
+
+    def __init__(self, observe: Observe) -> None:
+        self.observe = observe
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        self.observe.stop_clock()
 
 
 class Gradients(pl.Callback):
@@ -160,6 +184,8 @@ class Gradients(pl.Callback):
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
         self._targets, self._index = batch[1], batch[2]
+        if self.pskd and self.pskd.method.alpha > 0:
+            self._past, self._written = self.pskd.method.past_probs(batch[2])  # the rows themselves
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if trainer.current_epoch != cast(int, trainer.max_epochs) - 1:
@@ -175,9 +201,10 @@ class Gradients(pl.Callback):
         if alpha > 0:
             at = label[:, None]
             p = F.softmax(z.detach(), 1).gather(1, at)
-            q = (soft.gather(1, at) - (1 - alpha)) / alpha
+            q = self._past.double().gather(1, at)
             predicted = (p - 1) + alpha * (1 - q)  # w (p - 1) without the division, which fails where p is 1
-            self.identity_error = max(self.identity_error, float((gradient.gather(1, at) - predicted).abs().max()))
+            error = (gradient.gather(1, at) - predicted)[self._written].abs()
+            self.identity_error = max(self.identity_error, float(error.max()) if len(error) else 0.0)
 
     def state_dict(self) -> dict[str, Any]:
         return {"norm": torch.from_numpy(self.norm), "identity_error": self.identity_error}
@@ -229,14 +256,15 @@ def run(run: Run) -> dict[str, float]:
     if settings["targets"] in ("label_smoothing", "smoothing_schedule"):
         callbacks.append(Smoothing(settings, parts.train.num_classes))
     if settings["mixing"] != "none":
-        callbacks.append(Mixing(settings, parts.train.num_classes, pskd))
+        callbacks += [Mixing(settings, parts.train.num_classes, pskd), StopClock(observe)]
     else:
-        callbacks.append(gradients)
+        callbacks += [StopClock(observe), gradients]
     normalise = Normalise(parts.train)
     trainer = _trainer(run, callbacks)
     last = run.checkpoint / "last.ckpt"
     data = Data(run, parts, normalise)
     trainer.fit(module, datamodule=data, ckpt_path=last if last.exists() else None, weights_only=True)
+    module.to(trainer.strategy.root_device)  # the trainer has taken it back to the CPU
     arrays = _predict(module, parts, normalise, settings, run.checkpoint / "selected.ckpt")
     arrays["gradient_norm"] = gradients.norm
     run.save_predictions(**arrays)
@@ -244,7 +272,7 @@ def run(run: Run) -> dict[str, float]:
     metrics["train_loss"] = read_history(run.directory / "metrics.jsonl")[-1]["train_loss"]
     if gradients.identity_error > 0:  # PS-KD, in a last epoch without mixing
         metrics["identity_error"] = gradients.identity_error
-    metrics["step_ms"] = 1000 * float(np.median(observe.steps or [0.0]))
+    metrics["step_ms"] = 1000 * float(np.median(observe.steps))
     metrics["store_mb"] = pskd.method.num_bytes / 1e6 if pskd else 0.0
     return metrics
 

@@ -4,6 +4,7 @@ Every random choice is a function of (data seed) or of (run seed, epoch, sample)
 happen to ask: a resumed run sees the same pixels as an uninterrupted one.
 """
 
+import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch.utils.data import Dataset, DistributedSampler
 
 from retarget.errors import UserError
 from retarget.extras import require
+from retarget.study.config import StudyPlan
 
 Place = tuple[int, int]  # (epoch, sample)
 
@@ -105,12 +107,30 @@ def split(settings: dict[str, Any]) -> Split:
         raise UserError(
             f"validation_images = {settings['validation_images']} of {len(train)} leave nothing to train on"
         )
+    if len(train) - settings["validation_images"] < settings["batch_size"]:
+        raise UserError(
+            f"{len(train) - settings['validation_images']} training images do not fill a batch of "
+            f"{settings['batch_size']}: set batch_size lower"
+        )
+    if len(test) and int(test.labels.max()) >= train.num_classes:
+        raise UserError(
+            f"{settings['dataset']}: the test set has the label {int(test.labels.max())}, and the training set only "
+            f"the labels 0 to {train.num_classes - 1}"
+        )
     rest, apart = _stratified(train.labels.numpy(), settings["validation_images"], rng)
     kept, validation = train.subset(rest), train.subset(apart)
     clean = kept.labels
     return Split(
         replace(kept, labels=_noisy(clean, train.num_classes, settings["label_noise"], rng)), validation, test, clean
     )
+
+
+def prepare(plan: StudyPlan) -> None:
+    """Read the data once before any run starts, so that a data set that cannot be used is said once and at once."""
+    for module in ("lightning.pytorch", "torchvision"):
+        require(module, "vision")
+    for condition in plan.conditions:
+        split({**plan.settings, **condition.settings})
 
 
 class TrainingSet(Dataset):
@@ -240,16 +260,37 @@ def _torchvision(name: str, root: str) -> tuple[Images, Images | None]:
     parts = []
     for train in (True, False):
         try:
-            part = getattr(datasets, name)(root, train=train, download=True)
-        except (OSError, RuntimeError) as error:
+            part = _part(getattr(datasets, name), root, train)
+        except (OSError, RuntimeError, ValueError, TypeError) as error:
+            if isinstance(error, UserError):
+                raise
             raise UserError(
                 f"torchvision could not give {name} from {root!r} ({error}). Without a network put its files there, "
                 "or name a local copy: dataset = 'npz:FILE', 'folder:DIR' or 'hf:DIR'"
             ) from error
-        labels = np.asarray(part.targets)
-        pixels = np.asarray(part.data)
-        parts.append(_from_arrays(pixels, labels, name))
+        labels, pixels = getattr(part, "targets", getattr(part, "labels", None)), getattr(part, "data", None)
+        if labels is None or pixels is None:
+            raise UserError(f"torchvision's {name} does not hold its images in memory: give them as 'folder:DIR'")
+        pixels = np.asarray(pixels)
+        if pixels.ndim == 4 and pixels.shape[1] in (1, 3) and pixels.shape[3] not in (1, 3):
+            pixels = pixels.transpose(0, 2, 3, 1)  # SVHN and STL10 hold channels first
+        parts.append(_from_arrays(pixels, np.asarray(labels), name))
     return parts[0], parts[1]
+
+
+def _part(kind: Any, root: str, train: bool) -> Any:
+    """A torchvision data set's training or test part: some take ``train``, others ``split``."""
+    parameters = inspect.signature(kind).parameters
+    if "train" in parameters:
+        which: dict[str, Any] = {"train": train}
+    elif "split" in parameters:
+        which = {"split": "train" if train else "test"}
+    else:
+        raise UserError(f"torchvision's {kind.__name__} has no training and test part: give the images as 'folder:DIR'")
+    needed = [p.name for p in parameters.values() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    if set(needed) - {"root", "train", "split"}:
+        raise UserError(f"torchvision's {kind.__name__} needs {', '.join(needed)}: give the images as 'folder:DIR'")
+    return kind(root, download=True, **which)
 
 
 def _folder(path: Path) -> tuple[Images, Images | None]:

@@ -1,0 +1,108 @@
+"""The callback in Lightning: what a plain loop gives, also where gradients accumulate, and after a resume."""
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from retarget.errors import UserError
+from retarget.pskd import peers
+
+N, C, EPOCHS = 16, 4, 4
+
+
+def data():
+    g = torch.Generator().manual_seed(0)
+    return torch.randn(N, 1, 4, 4, generator=g), torch.arange(N) % C, torch.arange(N)
+
+
+class Module(pl.LightningModule):
+    """A module as anybody writes it, with the one line."""
+
+    def __init__(self, network, method):
+        super().__init__()
+        self.network, self.method = network, method
+
+    def forward(self, x):
+        return self.network(x)
+
+    def training_step(self, batch, batch_idx):
+        x, y, index = batch
+        return self.method.loss(self(x), y, index, inputs=x)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.network.parameters(), 0.2)
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, C))
+
+
+MAKE = {
+    "temporal": lambda model: peers.TemporalEnsembling(N, C, EPOCHS, ramp=0.5),
+    "mean_teacher": lambda model: peers.MeanTeacher(N, C, EPOCHS, model=model),
+}
+
+
+def fit(name, folder, epochs=EPOCHS, accumulate=1, resume=None):
+    model = network()
+    method = MAKE[name](model)
+    trainer = pl.Trainer(
+        max_epochs=epochs, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+        accumulate_grad_batches=accumulate, default_root_dir=folder, enable_checkpointing=False,
+        callbacks=[peers.PeerCallback(method, directory=folder)],
+    )  # fmt: skip
+    loader = DataLoader(TensorDataset(*data()), batch_size=4, collate_fn=lambda rows: [*map(torch.stack, zip(*rows))])
+    trainer.fit(Module(model, method), loader, ckpt_path=resume, weights_only=True)
+    return model, method, trainer
+
+
+def plain(name, accumulate=1):
+    model = network()
+    method = MAKE[name](model)
+    optimizer = torch.optim.SGD(model.parameters(), 0.2)
+    x, y, _ = data()
+    for epoch in range(EPOCHS):
+        method.set_epoch(epoch)
+        for step, index in enumerate(torch.arange(N).split(4)):
+            loss = method.loss(model(x[index]), y[index], index, inputs=x[index])
+            (loss / accumulate).backward()
+            if (step + 1) % accumulate == 0:
+                optimizer.step()
+                optimizer.zero_grad()
+                method.after_step()
+    return model, method
+
+
+def same(a, b):
+    return all(torch.equal(p, q) for p, q in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("name", MAKE)
+def test_lightning_equals_the_plain_loop(name, accumulate, tmp_path):
+    model, method, _ = fit(name, tmp_path, accumulate=accumulate)
+    expected, other = plain(name, accumulate)
+    assert same(model, expected)
+    if name == "mean_teacher":
+        assert method.steps == other.steps == EPOCHS * 4 // accumulate
+        assert same(method.evaluated, other.evaluated)
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_a_resumed_trainer_equals_an_uninterrupted_one(name, tmp_path):
+    straight, method, _ = fit(name, tmp_path / "straight")
+    _, _, trainer = fit(name, tmp_path / "half", epochs=2)
+    trainer.save_checkpoint(tmp_path / "half" / "half.ckpt")
+    resumed, again, _ = fit(name, tmp_path / "half", resume=tmp_path / "half" / "half.ckpt")
+    assert same(straight, resumed)
+    assert again.state_dict() == method.state_dict()
+    assert [path.name for path in (tmp_path / "half").glob("*.safetensors")] == ["peer-epoch-1.safetensors"]
+
+
+def test_a_batch_in_which_nothing_can_be_mixed_is_refused():
+    callback = peers.PeerCallback(peers.Mixup(N, C, EPOCHS))
+    with pytest.raises(UserError, match="batch is a tuple"):
+        callback.on_train_batch_start(None, None, data(), 0)
