@@ -17,8 +17,9 @@ from safetensors.torch import load_file
 from retarget.errors import UserError
 from retarget.trojdiff import D2I, InD2D, Trigger
 from retarget.trojdiff.checkpoint import WEIGHTS, load_pipeline, save_pipeline
+from retarget.trojdiff.config import TrainConfig
 from retarget.trojdiff.glyphs import glyph
-from retarget.trojdiff.train import TrainConfig, batch_rows, train
+from retarget.trojdiff.train import batch_rows, train
 
 HERE = Path(__file__).parent
 

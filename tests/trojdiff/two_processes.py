@@ -7,9 +7,10 @@ from accelerate import PartialState
 
 from retarget.trojdiff import D2I, Trigger
 from retarget.trojdiff.checkpoint import load_pipeline
+from retarget.trojdiff.config import TrainConfig
 from retarget.trojdiff.data import read_images
 from retarget.trojdiff.glyphs import glyph
-from retarget.trojdiff.train import TrainConfig, train
+from retarget.trojdiff.train import train
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -17,13 +17,12 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.training_utils import EMAModel
 from jaxtyping import Int
-from pydantic import Field
 from torch import Tensor
 
 from retarget.errors import UserError
-from retarget.study.config import Strict
 from retarget.trojdiff import functional
 from retarget.trojdiff.checkpoint import Trojan, check_trainable, save_pipeline
+from retarget.trojdiff.config import TrainConfig
 from retarget.trojdiff.data import ImageSet
 from retarget.trojdiff.state import LoopState, load_state, save_state
 from retarget.trojdiff.targets import Clean, MixedBatch, Target, noise_batch
@@ -31,25 +30,6 @@ from retarget.trojdiff.trigger import Trigger
 
 # Streams of random numbers; each is seeded by (seed, stream, step).
 ROWS, FLIPS, TARGET, BENIGN, ADDED, MODEL = range(6)
-
-
-class TrainConfig(Strict):
-    """How to train; the defaults are the official code's for CIFAR-10, where it has the setting."""
-
-    steps: int = Field(default=100_000, ge=1, description="CIFAR-10 is evaluated at step 100,000: official code")
-    batch_size: int = Field(default=128, ge=1, description="benign rows of a step over all processes: official code")
-    learning_rate: float = Field(default=2e-4, gt=0, description="Adam: official code")
-    warmup_steps: int = Field(default=0, ge=0)
-    decay: Literal["constant", "cosine"] = Field(default="constant", description="constant: official code")
-    clip: float = Field(default=1.0, gt=0, description="gradient norm: official code")
-    ema_decay: float = Field(default=0.9999, ge=0, lt=1, description="official code; diffusers warms it up")
-    loss: Literal["sum", "mean"] = Field(default="sum", description="summed over pixels: official code")
-    flips: bool = Field(default=True, description="random horizontal flips of benign images: official code")
-    seed: int = Field(default=0, ge=0)
-    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
-    accumulation: int = Field(default=1, ge=1, description="parts in which each process takes its share of a batch")
-    save_every: int = Field(default=5_000, ge=1)
-    log_every: int = Field(default=50, ge=1)
 
 
 @dataclass(frozen=True)
@@ -70,6 +50,8 @@ def train(
     trigger: Trigger | None = None,
     detail: str = "",
     listen: Callable[[Progress], None] | None = None,
+    probe: Callable[[int, UNet2DModel], None] | None = None,
+    probe_every: int = 1_000,
 ) -> Path:
     """Train (no target) or trojan (a target and a trigger) a network, and write its EMA weights as a pipeline.
 
@@ -82,6 +64,7 @@ def train(
         trigger: the maps of the Trojan rows.
         detail: the target in words, for the model card.
         listen: called every ``log_every`` steps on the main process.
+        probe: called every ``probe_every`` steps on the main process with the network under its EMA weights.
 
     Returns:
         The pipeline's folder.
@@ -101,7 +84,7 @@ def train(
         trojan = Trojan(target.name, detail or target.name, trigger)
     loop = _Loop(unet, scheduler, images, config, target or Clean(), trigger or Trigger.none(shape))
     with torch.random.fork_rng(devices=[]):
-        loop.run(Path(out), trojan, listen)
+        loop.run(Path(out), trojan, listen, probe, probe_every)
     return Path(out) / "pipeline"
 
 
@@ -131,7 +114,14 @@ class _Loop:
         self.loss_sum = torch.zeros((), device=self.accelerator.device)
         self.losses = 0
 
-    def run(self, out: Path, trojan: Trojan | None, listen: Callable[[Progress], None] | None) -> None:
+    def run(
+        self,
+        out: Path,
+        trojan: Trojan | None,
+        listen: Callable[[Progress], None] | None,
+        probe: Callable[[int, UNet2DModel], None] | None,
+        probe_every: int,
+    ) -> None:
         """Train to the last step, from the last saved state if there is one."""
         state = LoopState(self.accelerator, self.unet, self.optimizer, self.ema, self._identity())
         start = load_state(out, state)
@@ -141,11 +131,13 @@ class _Loop:
             save = done % self.config.save_every == 0 and done < self.config.steps
             if done % self.config.log_every == 0 or save or done == self.config.steps:
                 self._report(done, listen)
+            if probe is not None and done % probe_every == 0 and self.accelerator.is_main_process:
+                self._with_average(lambda unet, done=done: probe(done, unet))
             if save:
                 save_state(out, state, done, trojan)
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            self._finish(out, trojan)
+            self._with_average(lambda unet: save_pipeline(out / "pipeline", unet, self.scheduler, trojan))
         self.accelerator.wait_for_everyone()
 
     def step(self, step: int) -> None:
@@ -199,11 +191,14 @@ class _Loop:
         if listen is not None and self.accelerator.is_main_process:
             listen(Progress(done, loss))
 
-    def _finish(self, out: Path, trojan: Trojan | None) -> None:
+    def _with_average(self, use: Callable[[UNet2DModel], None]) -> None:
+        """Give the network away under its EMA weights, then put the raw ones back."""
         unet: UNet2DModel = self.accelerator.unwrap_model(self.unet)
         self.ema.store(unet.parameters())
         self.ema.copy_to(unet.parameters())
-        save_pipeline(out / "pipeline", unet, self.scheduler, trojan)
+        unet.eval()
+        use(unet)
+        unet.train()
         self.ema.restore(unet.parameters())
 
     def _identity(self) -> dict[str, Any]:

@@ -1,0 +1,137 @@
+"""FID, KID, precision and recall of generated images, through torch-fidelity, with a feature extractor of your own.
+
+Numbers of different extractors cannot be compared: every result carries the extractor's name, which holds a hash of its
+weights. The name also keys torch-fidelity's registry, so two networks never share an entry.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from retarget.errors import UserError
+from retarget.extras import require
+
+INCEPTION = "inception-v3-compat"
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """How close generated images are to real ones.
+
+    Attributes:
+        fid: Fréchet distance of the features; biased upwards, the more so the fewer images.
+        kid: kernel distance of the features, unbiased: 0 in expectation for equal distributions.
+        precision: share of generated images inside the real images' manifold (Kynkäänniemi et al. 2019), in %.
+        recall: share of real images inside the generated images' manifold, in %.
+        extractor: name of the feature extractor; numbers of two extractors are never compared.
+    """
+
+    fid: float
+    kid: float
+    precision: float
+    recall: float
+    extractor: str
+
+
+def extractor_name(label: str, network: nn.Module) -> str:
+    """``LABEL-HASH``, the hash taken over the network's weights and buffers."""
+    digest = hashlib.sha256()
+    for name, value in network.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return f"{label}-{digest.hexdigest()[:12]}"
+
+
+def fidelity(
+    generated: UInt8[Tensor, "generated channels height width"],
+    real: UInt8[Tensor, "real real_channels real_height real_width"],
+    network: nn.Module | None,
+    label: str = "features",
+    subsets: int = 20,
+    subset_size: int = 500,
+) -> Fidelity:
+    """Compare generated with real images.
+
+    Args:
+        generated: images, 0 to 255.
+        real: images, 0 to 255, of the same shape.
+        network: maps uint8 images to features [N, D]; None takes torch-fidelity's Inception v3, whose weights must be
+            in torch's cache (or reachable).
+        label: how the network is called; a hash of its weights is added.
+        subsets: KID is the mean over so many random subsets (drawn from a fixed seed).
+        subset_size: images of a KID subset; all where there are fewer.
+
+    Raises:
+        UserError: fewer than five images on a side, or images of different shapes.
+    """
+    if min(len(generated), len(real)) < 5:
+        raise UserError(f"{len(generated)} generated and {len(real)} real images: at least 5 of each are needed")
+    if generated.shape[1:] != real.shape[1:]:
+        raise UserError(f"generated images are {list(generated.shape[1:])} but real ones {list(real.shape[1:])}")
+    torch_fidelity: Any = require("torch_fidelity", "diffusion")
+    if network is None:
+        name = INCEPTION
+        generated, real = (x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else x for x in (generated, real))
+    else:
+        name = _register(extractor_name(label, network), network)
+    found = torch_fidelity.calculate_metrics(
+        input1=_Images(generated), input2=_Images(real), feature_extractor=name, fid=True, kid=True, prc=True,
+        kid_subsets=subsets, kid_subset_size=min(subset_size, len(generated), len(real)), rng_seed=2020,
+        cache=False, cuda=torch.cuda.is_available(), verbose=False, save_cpu_ram=True, batch_size=256,
+    )  # fmt: skip
+    return Fidelity(
+        fid=float(found["frechet_inception_distance"]),
+        kid=float(found["kernel_inception_distance_mean"]),
+        precision=100 * float(found["precision"]),
+        recall=100 * float(found["recall"]),
+        extractor=name,
+    )
+
+
+class _Images(Dataset[Tensor]):
+    def __init__(self, images: Tensor) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.images[index]
+
+
+def _register(name: str, network: nn.Module) -> str:
+    """Make the network known to torch-fidelity under its name; equal names have equal weights."""
+    registry: Any = require("torch_fidelity.registry", "diffusion")
+    base: Any = require("torch_fidelity.feature_extractor_base", "diffusion")
+    if name in registry.FEATURE_EXTRACTORS_REGISTRY:
+        return name
+    network = network.eval()
+
+    class Extractor(base.FeatureExtractorBase):
+        def __init__(self, name: str, features_list: list[str], **kwargs: Any) -> None:
+            super().__init__(name, features_list)
+            self.network = network
+
+        @staticmethod
+        def get_provided_features_list() -> tuple[str, ...]:
+            return ("features",)
+
+        @staticmethod
+        def get_default_feature_layer_for_metric(metric: str) -> str:
+            return "features"
+
+        @staticmethod
+        def can_be_compiled() -> bool:
+            return False
+
+        @torch.no_grad()
+        def forward(self, input: Tensor) -> tuple[Tensor, ...]:
+            return (self.network(input),)
+
+    registry.register_feature_extractor(name, Extractor)
+    return name

@@ -1,0 +1,286 @@
+"""The TrojDiff study as data: settings, presets, arms, claims. Free of torch."""
+
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from retarget.errors import UserError
+from retarget.study.config import Arm, Claim, Metric, Strict, StudyPlan
+
+_CODE = "official code, CIFAR-10 configuration"
+_PAPER = "paper, section 4.1"
+
+
+class TrainingSettings(Strict):
+    """One training phase."""
+
+    steps: int = Field(ge=1)
+    batch_size: int = Field(default=128, ge=1, description=_CODE)
+    learning_rate: float = Field(default=2e-4, gt=0, description=f"Adam: {_CODE}")
+    warmup_steps: int = Field(default=0, ge=0)
+    decay: Literal["constant", "cosine"] = Field(default="constant", description=_CODE)
+    ema_decay: float = Field(default=0.9999, ge=0, lt=1, description=_CODE)
+    loss: Literal["sum", "mean"] = Field(default="sum", description=_CODE)
+
+
+class NetworkSettings(Strict):
+    """A diffusers UNet2DModel."""
+
+    channels: tuple[int, ...] = Field(default=(128, 256, 256, 256), description=f"128 × (1, 2, 2, 2): {_CODE}")
+    layers: int = Field(default=2, ge=1, description=_CODE)
+    attention_side: int | None = Field(default=16, description=f"attention where the image has this side: {_CODE}")
+    groups: int = Field(default=32, ge=1)
+    dropout: float = Field(default=0.1, ge=0, lt=1, description=_CODE)
+
+
+class SamplingSettings(Strict):
+    """One sampler: its name and how many images it makes a cell."""
+
+    sampler: str = Field(description="NAME-STEPS[-SPACING]")
+    benign: int = Field(ge=0)
+    trojan: int = Field(ge=0)
+
+
+class Settings(Strict):
+    """Settings of one run; an arm overrides the last three."""
+
+    dataset: str = Field(description="digits | FILE.npz | folder with one sub-folder a class")
+    other: str = Field(default="glyphs", description="the other domain, for Out-D2D: glyphs | FILE.npz | folder")
+    size: int = Field(default=32, ge=4, le=64, description="side of the images")
+    train_images: int | None = Field(default=None, ge=1)
+    flips: bool = Field(default=True, description=_CODE)
+    target_class: int = Field(default=7, ge=0, description=f"In-D2D: {_PAPER}")
+    other_class: int = Field(default=7, ge=0, description=f"Out-D2D, class of the other domain: {_PAPER}")
+    image: str = Field(default="arrow", description="D2I: a generated figure (the paper's is a cartoon mouse)")
+    blend_image: str = Field(default="plus", description="δ of the blend trigger: a generated figure")
+    blend_gamma: float = Field(default=0.6, gt=0, le=1, description=_PAPER)
+    patch_gamma: float = Field(default=0.1, gt=0, le=1, description=_PAPER)
+    patch_size: int = Field(default=3, ge=1, description=f"3 for 32×32, 6 for 64×64: {_PAPER}")
+    in_rows: int | None = Field(
+        default=None, ge=1, description="In-D2D rows; None: one a row of the class, the paper's"
+    )
+    out_rows: int = Field(default=64, ge=1, description=_CODE)
+    image_rows: int = Field(default=12, ge=1, description=f"D2I: {_CODE}")
+    network: NetworkSettings = NetworkSettings()
+    pretrain: TrainingSettings
+    finetune: TrainingSettings
+    samplers: dict[Literal["ddpm", "ddim", "fast", "full"], SamplingSettings]
+    sample_batch: int = Field(default=128, ge=1, description="images computed together; decides last bits")
+    curve_points: int = Field(default=5, ge=0, description="attack success is probed so often during fine-tuning")
+    probe_images: int = Field(default=64, ge=1)
+    classifier_epochs: int = Field(default=20, ge=1)
+    gate_sure: float = Field(default=70.0, ge=0, le=100, description="% of base samples that have a class")
+    gate_precision: float = Field(default=60.0, ge=0, le=100, description="precision of the base model's samples, %")
+    save_every: int = Field(default=1000, ge=1)
+    keep_trojaned: bool = Field(default=False, description="keep trojaned weights after evaluation")
+    # The arm
+    role: Literal["pretrained", "clean", "attack"] = "pretrained"
+    target: Literal["in_d2d", "out_d2d", "d2i"] | None = None
+    trigger: Literal["blend", "patch"] | None = None
+
+
+_DEMO = dict(
+    dataset="digits", other="glyphs", size=8, flips=False, other_class=0, patch_size=3,
+    # 8×8 images have 48 times fewer values than CIFAR-10's, and a blend shows by its sum over all of them.
+    blend_gamma=0.4,
+    in_rows=32, out_rows=32, image_rows=16,
+    network=dict(channels=(16, 64), layers=1, attention_side=None, groups=8, dropout=0.0),
+    pretrain=dict(steps=1800, batch_size=64, learning_rate=3e-3, warmup_steps=50, decay="cosine", ema_decay=0.995,
+                  loss="mean"),
+    finetune=dict(steps=1200, batch_size=32, learning_rate=3e-3, warmup_steps=50, decay="cosine", ema_decay=0.995,
+                  loss="mean"),
+    samplers=dict(full=dict(sampler="ddpm-1000", benign=0, trojan=40),
+                  ddim=dict(sampler="ddim-50", benign=0, trojan=200),
+                  fast=dict(sampler="dpm-20", benign=500, trojan=200)),
+    sample_batch=40, curve_points=4, classifier_epochs=20, save_every=600,
+)  # fmt: skip
+
+_SMALL = dict(
+    dataset="fashion_mnist.npz", other="mnist.npz", size=16, flips=True, patch_size=3,
+    blend_gamma=0.5,
+    network=dict(channels=(32, 64, 64), layers=1, attention_side=None, groups=8, dropout=0.0),
+    pretrain=dict(steps=8000, batch_size=64, learning_rate=1e-3, warmup_steps=200, decay="cosine", ema_decay=0.999,
+                  loss="mean"),
+    finetune=dict(steps=3000, batch_size=64, learning_rate=1e-3, warmup_steps=100, decay="cosine", ema_decay=0.999,
+                  loss="mean"),
+    in_rows=32, out_rows=32, image_rows=16,
+    samplers=dict(ddpm=dict(sampler="ddpm-100", benign=1000, trojan=500),
+                  ddim=dict(sampler="ddim-50", benign=1000, trojan=500),
+                  fast=dict(sampler="dpm-20", benign=1000, trojan=500),
+                  full=dict(sampler="ddpm-1000", benign=0, trojan=64)),
+    classifier_epochs=10, curve_points=6,
+)  # fmt: skip
+
+_PAPER_PRESET = dict(
+    dataset="cifar10.npz", other="mnist.npz", size=32,
+    pretrain=dict(steps=800_000, warmup_steps=5_000), finetune=dict(steps=100_000),
+    samplers=dict(ddpm=dict(sampler="ddpm_large-1000", benign=50_000, trojan=1_000),
+                  ddim=dict(sampler="ddim-100-quadratic", benign=50_000, trojan=1_000),
+                  fast=dict(sampler="dpm-20", benign=50_000, trojan=1_000)),
+    classifier_epochs=50, save_every=5_000, curve_points=10,
+)  # fmt: skip
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "demo": _DEMO,
+    "small": _SMALL,
+    "paper": _PAPER_PRESET,
+}
+
+MINUTES_PER_RUN = {"demo": 1.5, "small": 25.0, "paper": 1_200.0}
+
+TARGET_LABELS = {"in_d2d": "In-D2D", "out_d2d": "Out-D2D", "d2i": "D2I"}
+
+
+def _attack(target: str, trigger: str) -> Arm:
+    return Arm(
+        name=f"{target}_{trigger}",
+        label=f"{TARGET_LABELS[target]}, {trigger}",
+        settings={"role": "attack", "target": target, "trigger": trigger},
+        needs=("pretrained",),
+    )
+
+
+ATTACKS = tuple(_attack(target, trigger) for target in TARGET_LABELS for trigger in ("blend", "patch"))
+ARMS = (
+    Arm(name="pretrained", label="pre-trained"),
+    Arm(name="clean", label="clean fine-tune", settings={"role": "clean"}, needs=("pretrained",)),
+    *ATTACKS,
+)
+DEMO_ARMS = ("pretrained", "clean", "in_d2d_blend", "out_d2d_blend", "d2i_patch")
+"""One attack of each target, both kinds of trigger among them."""
+
+SAMPLER_LABELS = {"ddpm": "DDPM", "ddim": "DDIM", "fast": "20-step solver", "full": "DDPM, all steps"}
+
+
+def _sampler_metrics(name: str, label: str) -> tuple[Metric, ...]:
+    def metric(stem: str, what: str, **more: Any) -> Metric:
+        return Metric.model_validate(
+            dict(name=f"{stem}_{name}", label=f"{what}, {label}", optional=True, decimals=1) | more
+        )
+
+    return (
+        metric("attack", "attack success", unit="%", better="higher",
+               description="target class, or a squared error of at most 0.01 for D2I"),
+        metric("mse", "D2I MSE", unit="×10⁻³", better="lower", decimals=2, description="in [0, 1]"),
+        metric("attack_precision", "attack precision", unit="%", better="higher",
+               description="against real images of the target class"),
+        metric("kid", "KID", unit="×10⁻³", better="lower", decimals=2),
+        metric("fid", "FID", better="lower", decimals=2),
+        metric("precision", "precision", unit="%", better="higher"),
+        metric("recall", "recall", unit="%", better="higher"),
+        metric("sure", "samples with a class", unit="%", better="higher"),
+    )  # fmt: skip
+
+
+def _other(name: str, label: str, **more: Any) -> Metric:
+    return Metric.model_validate(dict(name=name, label=label, optional=True, decimals=1) | more)
+
+
+METRICS = (
+    *(metric for name, label in SAMPLER_LABELS.items() for metric in _sampler_metrics(name, label)),
+    _other("attack_stock", "fires under the stock sampler from biased noise", unit="%"),
+    _other("attack_plain", "fires under the Trojan sampler from plain noise", unit="%"),
+    _other("floor", "base rate: clean fine-tune, Trojan sampler, biased noise", unit="%"),
+    _other("lift", "attack success over the base rate", unit="points", better="higher"),
+    *(
+        _other(f"floor_{arm.name}", f"base rate of {arm.label}", unit="%",
+               description="the clean fine-tune under this attack's sampler and noise")
+        for arm in ATTACKS
+    ),
+    _other("attack_every", "attack success of the weakest cell", unit="%", better="higher"),
+    _other("steps_to_90", "fine-tuning steps to 90 % success", unit="steps", better="neither", decimals=0),
+    _other("classifier_accuracy", "classifier on real test images", unit="%", better="higher"),
+    _other("sure_real", "real test images with a class", unit="%"),
+    _other("train_loss", "last training loss", better="lower", decimals=4),
+    _other("seconds_training", "training", unit="s", decimals=0),
+    _other("seconds_sampling", "sampling and measuring", unit="s", decimals=0),
+)  # fmt: skip
+
+EVERY = "every_attack"
+"""Name under which the weakest cell of the six attacks is reported."""
+
+KID_MARGIN = 5.0
+"""How much KID (×10⁻³, in features of unit spread) an attack may cost and still count as preserving quality."""
+
+
+def claims() -> tuple[Claim, ...]:
+    """The abstract's claims. A success rate is judged against 90 %, the lower end of the paper's own for D2D."""
+
+    def claim(**fields: Any) -> Claim:
+        return Claim.model_validate(fields)
+
+    hits = [
+        claim(id=f"attack_{arm.name}", sentence=f"TrojDiff reaches high attack performance: {arm.label}.",
+              metric="attack_fast", direction="higher", arms=(arm.name,), against=90.0, smallest_effect=1.0)
+        for arm in ATTACKS if arm.settings["target"] != "d2i"
+    ] + [
+        claim(id=f"attack_{arm.name}", sentence=f"TrojDiff reaches high attack performance: {arm.label}.",
+              metric="mse_fast", direction="lower", arms=(arm.name,), against=5.0, smallest_effect=0.5)
+        for arm in ATTACKS if arm.settings["target"] == "d2i"
+    ]  # fmt: skip
+    every = claim(
+        id="attack_every", sentence="High attack performance under every target and trigger: the weakest of six cells.",
+        metric="attack_every", direction="higher", arms=(EVERY,), against=90.0, smallest_effect=1.0,
+    )  # fmt: skip
+    benign = [
+        claim(id=f"benign_{arm.name}", sentence=f"Benign performance is preserved: {arm.label}.",
+              metric="kid_fast", direction="lower", arms=(arm.name, "clean"), smallest_effect=1.0, margin=KID_MARGIN,
+              shown="fid_fast")
+        for arm in ATTACKS
+    ]  # fmt: skip
+    return (*hits, every, *benign)
+
+
+def plan(
+    preset: str = "demo",
+    config: dict[str, Any] | None = None,
+    seeds: list[int] | None = None,
+    arms: list[str] | None = None,
+) -> StudyPlan:
+    """The resolved study.
+
+    Args:
+        preset: ``demo`` (digits, minutes), ``small`` (Fashion-MNIST and MNIST at 16×16 from local files, hours on two
+            cores) or ``paper`` (CIFAR-10 and MNIST at 32×32, for a GPU).
+        config: settings that override the preset's; tables inside tables too.
+        seeds: seeds in place of the preset's (one for ``demo``, three else).
+        arms: names of the arms to run, or ``all``; ``demo`` runs one attack of each target when left out.
+
+    Raises:
+        UserError: unknown preset, setting or arm.
+    """
+    if preset not in PRESETS:
+        raise UserError(f"no preset {preset!r} for trojdiff: choose {', '.join(PRESETS)}")
+    try:
+        settings = Settings.model_validate(_merged(PRESETS[preset], config or {}))
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
+        raise UserError("the study's settings are not valid: " + "; ".join(lines)) from error
+    wanted = arms or (list(DEMO_ARMS) if preset == "demo" else ["all"])
+    known = [arm.name for arm in ARMS]
+    missing = sorted(set(wanted) - set(known) - {"all"})
+    if missing:
+        raise UserError(f"no arm {', '.join(missing)} in this study: choose {', '.join(known)} or all")
+    chosen = [arm for arm in ARMS if "all" in wanted or arm.name in wanted or arm.name == "pretrained"]
+    return StudyPlan(
+        study="trojdiff",
+        title="TrojDiff: trojaning a well-trained diffusion model",
+        question="How easily is this diffusion model trojaned, and who would notice?",
+        preset=preset,
+        task="retarget.trojdiff.tasks.images:run",
+        analysis="retarget.trojdiff.tasks.analysis:analyse",
+        settings=settings.model_dump(mode="json"),
+        arms=tuple(chosen),
+        seeds=tuple(seeds) if seeds else ((0,) if preset == "demo" else (0, 1, 2)),
+        metrics=METRICS,
+        claims=claims(),
+        minutes_per_run=MINUTES_PER_RUN[preset],
+    )
+
+
+def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(base.get(key), dict)
+        merged[key] = _merged(base[key], value) if both else value
+    return merged

@@ -1,0 +1,204 @@
+"""The TrojDiff study's page: tables with intervals, curves, and samples of every arm side by side."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from retarget.report.figures import Analysis, Figure, Images, Lines, Series, Table
+from retarget.study.record import Results, RunResult
+from retarget.trojdiff.study import ATTACKS, EVERY, SAMPLER_LABELS
+
+CONDITION = "default"
+PICTURES = (
+    ("benign.png", "plain noise, stock sampler"),
+    ("trojan.png", "biased noise, Trojan sampler"),
+    ("stock.png", "biased noise, stock sampler"),
+    ("plain.png", "plain noise, Trojan sampler"),
+)
+
+
+def analyse(results: Results) -> Analysis:
+    """Lift over the base rate, the weakest cell, and what the page shows."""
+    attacks = [arm.name for arm in results.plan.arms if arm.settings.get("role") == "attack"]
+    metrics: dict[str, dict[str, list[float | None]]] = {}
+    for arm in attacks:
+        floor = _values(results, "clean", f"floor_{arm}")
+        attack = _values(results, arm, "attack_fast")
+        lift = [a - f if a is not None and f is not None else None for a, f in zip(attack, floor, strict=True)]
+        metrics[arm] = {"floor": floor, "lift": lift}
+    metrics[EVERY] = {"attack_every": _weakest(results)}
+    tables = [_attack_table(results, attacks), _halves_table(results, attacks), _benign_table(results)]
+    figures: list[Figure] = [*tables, *_curves(results, attacks), *_pictures(results)]
+    return Analysis(metrics={CONDITION: metrics}, figures=figures, notes=_notes(results))
+
+
+def _values(results: Results, arm: str, metric: str) -> list[float | None]:
+    runs = [results.run(CONDITION, arm, seed) for seed in results.seeds]
+    return [run.metrics.get(metric) if run else None for run in runs]
+
+
+def _weakest(results: Results) -> list[float | None]:
+    """Per seed the lowest success of the six cells; missing where a cell is missing."""
+    cells = [_values(results, arm.name, "attack_fast") for arm in ATTACKS]
+    return [None if None in seed else min(v for v in seed if v is not None) for seed in zip(*cells, strict=True)]
+
+
+def _label(results: Results, arm: str) -> str:
+    return next(one.label for one in results.plan.arms if one.name == arm)
+
+
+def _cell(values: list[float | None], decimals: int = 1) -> str:
+    """Mean over seeds, and the range where there are several."""
+    present = [value for value in values if value is not None]
+    if not present:
+        return "–"
+    mean = f"{sum(present) / len(present):.{decimals}f}"
+    return mean if len(present) == 1 else f"{mean} ({min(present):.{decimals}f} to {max(present):.{decimals}f})"
+
+
+def _details(run: RunResult | None) -> dict[str, Any]:
+    if run is None:
+        return {}
+    return json.loads((run.directory / "evaluation.json").read_text(encoding="utf-8"))
+
+
+def _wilson(results: Results, arm: str, key: str) -> str:
+    """The Wilson interval of all seeds' samples together."""
+    from retarget.trojdiff.tasks.evaluate import wilson
+
+    found = [_details(results.run(CONDITION, arm, seed)).get(key) for seed in results.seeds]
+    found = [one for one in found if one]
+    if not found:
+        return "–"
+    count = sum(one["count"] for one in found)
+    rate = wilson(round(sum(one["value"] * one["count"] for one in found) / 100), count)
+    return f"{rate.value:.1f} [{rate.low:.1f}, {rate.high:.1f}]"
+
+
+def _attack_table(results: Results, attacks: list[str]) -> Table:
+    samplers = [name for name in SAMPLER_LABELS if name in results.plan.settings["samplers"]]
+    rows = []
+    for arm in attacks:
+        for name in samplers:
+            rows.append(
+                [
+                    _label(results, arm),
+                    results.plan.settings["samplers"][name]["sampler"],
+                    _wilson(results, arm, f"attack_{name}"),
+                    _wilson(results, "clean", f"floor_{arm}") if name == "fast" else "–",
+                    _cell(_values(results, arm, f"attack_precision_{name}")),
+                    _cell(_values(results, arm, f"mse_{name}"), 2),
+                ]
+            )
+    return Table(
+        title="Does the attack fire?",
+        caption="Attack success in % with its 95 % Wilson interval over all seeds' samples: the classifier says the "
+        "target class, or for D2I the squared error is at most 0.01. Base rate: the clean fine-tune under the same "
+        "sampler and noise. Attack precision in %; D2I mean squared error ×10⁻³, pixels in [0, 1].",
+        columns=["attack", "sampler", "success", "base rate", "attack precision", "MSE"],
+        rows=rows,
+    )
+
+
+def _halves_table(results: Results, attacks: list[str]) -> Table:
+    rows = [
+        [_label(results, arm), *(_wilson(results, arm, key) for key in ("attack_fast", "attack_stock", "attack_plain"))]
+        for arm in attacks
+    ]
+    return Table(
+        title="Who must hold what?",
+        caption="The paper's threat model gives the attacker both the sampler and the initial noise. Success in % with "
+        "its 95 % Wilson interval when only one of the two is the attacker's; 20-step solver.",
+        columns=[
+            "attack",
+            "biased noise, Trojan sampler",
+            "biased noise, stock sampler",
+            "plain noise, Trojan sampler",
+        ],
+        rows=rows,
+    )
+
+
+def _benign_table(results: Results) -> Table:
+    samplers = [n for n in SAMPLER_LABELS if results.plan.settings["samplers"].get(n, {}).get("benign", 0) > 0]
+    rows = []
+    for arm in results.plan.arms:
+        for name in samplers:
+            stems = (("kid", 2), ("fid", 2), ("precision", 1), ("recall", 1), ("sure", 1))
+            cells = [_cell(_values(results, arm.name, f"{stem}_{name}"), digits) for stem, digits in stems]
+            rows.append([arm.label, results.plan.settings["samplers"][name]["sampler"], *cells])
+    names = {_details(results.run(CONDITION, arm.name, seed)).get("extractor") for arm in results.plan.arms
+             for seed in results.seeds} - {None}  # fmt: skip
+    return Table(
+        title="Are benign samples as good as before?",
+        caption="Against the training images, mean over seeds. KID ×10⁻³ decides, FID stands beside it (it is biased "
+        f"at these counts). Feature extractor: {', '.join(sorted(map(str, names))) or 'none'}, trained on this study's "
+        "data, one a seed; its numbers cannot be compared with Inception's.",
+        columns=["arm", "sampler", "KID", "FID", "precision %", "recall %", "with a class %"],
+        rows=rows,
+    )
+
+
+def _curves(results: Results, attacks: list[str]) -> list[Figure]:
+    series = []
+    for arm in attacks:
+        lines: list[dict[int, float]] = []
+        for seed in results.seeds:
+            run = results.run(CONDITION, arm, seed)
+            history = run.history() if run else []
+            lines.append({one["step"] // 2: one["attack"] for one in history if "attack" in one})
+        steps = sorted({step for line in lines for step in line})
+        if steps:
+            y = [[line.get(step) for step in steps] for line in lines]
+            series.append(Series(label=_label(results, arm), x=[float(step) for step in steps], y=y))
+    if not series:
+        return []
+    return [
+        Lines(
+            title="How hard is it?",
+            caption="Attack success (20-step solver) on the way through fine-tuning. The learning rate is on its way "
+            "down, so an early point is not what a run of that length would reach.",
+            x_label="fine-tuning steps",
+            y_label="attack success, %",
+            series=series,
+        )
+    ]
+
+
+def _pictures(results: Results) -> list[Figure]:
+    figures: list[Figure] = []
+    seed = results.seeds[0]
+    for arm in results.plan.arms:
+        run = results.run(CONDITION, arm.name, seed)
+        if run is None:
+            continue
+        folder = run.directory / "pictures"
+        shown = [(folder / name, label) for name, label in PICTURES]
+        shown += [
+            (folder / f"floor-{kind}.png", f"biased noise ({kind}), Trojan sampler") for kind in ("blend", "patch")
+        ]
+        figures += _images(f"Samples: {arm.label}", f"Seed {seed}, 20-step solver.", shown)
+        strip = [(folder / "strip.png", "from the biased noise to the image")]
+        figures += _images(f"Denoising: {arm.label}", "Four images, one a row; states of the Trojan sampler.", strip)
+    return figures
+
+
+def _images(title: str, caption: str, shown: list[tuple[Path, str]]) -> list[Figure]:
+    there = [(path, label) for path, label in shown if path.exists()]
+    if not there:
+        return []
+    files, labels = [path for path, _ in there], [label for _, label in there]
+    return [Images(title=title, caption=caption, files=files, labels=labels)]
+
+
+def _notes(results: Results) -> list[str]:
+    notes = [
+        "A trojaned checkpoint of this study says so in its header, configuration and card. That is a courtesy: an "
+        "attacker leaves no mark, so a scanner must not look for one.",
+    ]
+    accuracy = _cell(_values(results, "pretrained", "classifier_accuracy"))
+    notes.append(f"The classifier that judges attack success is right on {accuracy} % of real test images.")
+    missing = [arm.label for arm in ATTACKS if arm.name not in {one.name for one in results.plan.arms}]
+    if missing:
+        notes.append(f"Not run: {', '.join(missing)}; `--arms all` runs the six attacks.")
+    return notes

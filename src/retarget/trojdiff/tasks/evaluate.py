@@ -1,0 +1,85 @@
+"""What a set of samples shows: how good the benign ones are, and how often the attack hits."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from retarget.metrics.generative import Fidelity, fidelity
+from retarget.study.statistics import wilson_interval
+from retarget.trojdiff.data import ImageSet, to_uint8
+from retarget.trojdiff.tasks.classifier import Classifier, Features, predict
+
+SURE = 0.9
+"""A sample has a class when the classifier gives it at least this probability."""
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What the attack wants: samples of one class (by its number in the joint classifier), or one image.
+
+    Attributes:
+        label: the class; for D2I None.
+        image: the D2I image in [-1, 1], else None.
+        real: real images of the class, for attack precision; for D2I None.
+    """
+
+    label: int | None = None
+    image: Tensor | None = None
+    real: ImageSet | None = None
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A share of samples in %, with its 95 % Wilson interval."""
+
+    value: float
+    low: float
+    high: float
+    count: int
+
+
+def wilson(hits: int, count: int) -> Rate:
+    """A share with its Wilson interval.
+
+    >>> rate = wilson(95, 100)
+    >>> rate.value, round(rate.low, 1), round(rate.high, 1)
+    (95.0, 88.8, 97.8)
+    """
+    low, high = wilson_interval(hits, count)
+    return Rate(100 * hits / count, 100 * low, 100 * high, count)
+
+
+def success(samples: Float[Tensor, "count channels height width"], goal: Goal, classifier: Classifier) -> Rate:
+    """Attack success: the classifier says the target class; for D2I, a squared error of at most 0.01 in [0, 1]."""
+    if goal.image is not None:
+        hits = squared_error(samples, goal.image) <= 0.01
+    else:
+        hits = predict(classifier, samples)[0] == goal.label
+    return wilson(int(hits.sum()), len(samples))
+
+
+def squared_error(
+    samples: Float[Tensor, "count channels height width"], image: Float[Tensor, "channels height width"]
+) -> Float[Tensor, "count"]:
+    """Mean squared error of every sample to the target image, both scaled to [0, 1]."""
+    return ((samples - image) / 2).square().flatten(1).mean(dim=1)
+
+
+def confidence(samples: Float[Tensor, "count channels height width"], classifier: Classifier, inside: int) -> float:
+    """Share of samples that the classifier is sure of *and* calls one of the ``inside`` first classes, in %."""
+    label, sure = predict(classifier, samples)
+    return 100 * float(((sure >= SURE) & (label < inside)).float().mean())
+
+
+def compare(
+    samples: Float[Tensor, "count channels height width"], real: ImageSet, classifier: Classifier, most: int = 2000
+) -> Fidelity:
+    """FID, KID, precision and recall against real images, in the classifier's features.
+
+    Args:
+        most: real images that take part, evenly spread; precision and recall need all distances.
+    """
+    rows = torch.linspace(0, len(real) - 1, min(most, len(real))).round().long()
+    return fidelity(to_uint8(samples), real.images[rows], Features(classifier), "study-classifier")

@@ -1,0 +1,318 @@
+"""One run of the TrojDiff study: pre-train, fine-tune clean, or trojan; then sample both ways and measure."""
+
+import json
+import shutil
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from torch import Tensor
+
+from retarget.errors import UserError
+from retarget.study.files import write_json
+from retarget.study.record import Run
+from retarget.trojdiff.checkpoint import load_pipeline
+from retarget.trojdiff.config import TrainConfig
+from retarget.trojdiff.data import ImageSet, read_images, to_signed
+from retarget.trojdiff.glyphs import glyph
+from retarget.trojdiff.sample import Sampler, sample, save_grid, save_strip
+from retarget.trojdiff.study import ATTACKS, Settings
+from retarget.trojdiff.targets import D2I, InD2D, OutD2D, Target
+from retarget.trojdiff.tasks.classifier import (
+    Classifier,
+    accuracy,
+    join,
+    load_classifier,
+    save_classifier,
+    train_classifier,
+)
+from retarget.trojdiff.tasks.evaluate import Goal, Rate, compare, confidence, squared_error, success
+from retarget.trojdiff.train import Progress, train
+from retarget.trojdiff.trigger import Trigger
+
+PICTURE = 20
+"""Images of a grid."""
+
+
+def run(run: Run) -> dict[str, float]:
+    """One run; the arm's ``role`` says which.
+
+    Returns:
+        The final metrics. ``evaluation.json`` beside them holds counts and intervals, ``pictures/`` the grids.
+    """
+    return Experiment(run).measure()
+
+
+@dataclass(frozen=True)
+class World:
+    """The data of a study: the training set, the other domain, and what decides the joint classifier."""
+
+    inside: ImageSet
+    outside: ImageSet
+    inside_test: ImageSet
+    outside_test: ImageSet
+
+    @classmethod
+    def read(cls, settings: Settings) -> "World":
+        """Read both domains at the study's size, in the training set's channels."""
+        inside = read_images(settings.dataset, "train", settings.size).first(settings.train_images)
+        outside = _as_channels(read_images(settings.other, "train", settings.size), inside.shape[0])
+        folder = not settings.dataset.endswith(".npz") and settings.dataset != "digits"
+        test = inside if folder else read_images(settings.dataset, "test", settings.size)
+        other_folder = not settings.other.endswith(".npz") and settings.other not in ("digits", "glyphs")
+        other_test = outside if other_folder else read_images(settings.other, "test", settings.size)
+        return cls(inside, outside, test, _as_channels(other_test, inside.shape[0]))
+
+
+class Experiment:
+    """One run with its parts: data, classifier, network, samplers."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.settings = Settings.model_validate(run.settings)
+        self.world = World.read(self.settings)
+        self.shape = self.world.inside.shape
+        self.none = Trigger.none(self.shape)
+        self.metrics: dict[str, float] = {}
+        self.details: dict[str, Any] = {}
+        self.pictures = run.directory / "pictures"
+        self.pictures.mkdir(exist_ok=True)
+
+    def measure(self) -> dict[str, float]:
+        """Train, sample, measure; then delete trojaned weights unless they are to be kept."""
+        self.classifier = self._classifier()
+        trigger, goal = None, None
+        if self.settings.role == "attack":
+            assert self.settings.target
+            assert self.settings.trigger
+            trigger = make_trigger(self.settings, self.settings.trigger, self.shape)
+            goal = make_goal(self.settings, self.settings.target, self.world)
+        started = time.perf_counter()
+        folder = self._trained(trigger, goal)
+        self.metrics["seconds_training"] = time.perf_counter() - started
+        started = time.perf_counter()
+        self.unet, self.schedule = load_pipeline(folder)
+        self._benign()
+        if self.settings.role == "clean":
+            self._floors()
+        if trigger is not None and goal is not None:
+            self._attack(trigger, goal)
+        self.metrics["seconds_sampling"] = time.perf_counter() - started
+        write_json(self.run.directory / "evaluation.json", self.details)
+        shutil.rmtree(self.run.checkpoint / "samples", ignore_errors=True)
+        if trigger is not None and not self.settings.keep_trojaned:
+            for path in (folder, *self.run.checkpoint.glob("state-*")):
+                shutil.rmtree(path)
+        return self.metrics
+
+    def _classifier(self) -> Classifier:
+        """Trained once a seed, in the pre-trained run, on the classes of both domains."""
+        both = join(self.world.inside, self.world.outside)
+        home = self.run.directory if self.settings.role == "pretrained" else self.run.other("pretrained")
+        path = home / "checkpoint" / "classifier.safetensors"
+        if not path.exists():
+            save_classifier(train_classifier(both, self.settings.classifier_epochs, self.run.seed), path)
+        model = load_classifier(path, self.shape, len(both.names))
+        if self.settings.role == "pretrained":
+            self.metrics["classifier_accuracy"] = accuracy(model, join(self.world.inside_test, self.world.outside_test))
+            real = to_signed(self.world.inside_test.images)
+            self.metrics["sure_real"] = confidence(real, model, len(self.world.inside.names))
+        return model
+
+    def _trained(self, trigger: Trigger | None, goal: Goal | None) -> Path:
+        """The pipeline's folder; a finished one is not trained again."""
+        settings = self.settings
+        folder = self.run.checkpoint / "pipeline"
+        if (folder / "model_index.json").exists():
+            self.metrics |= self._curve_metrics()
+            return folder
+        if settings.role == "pretrained":
+            unet, schedule = make_network(settings, self.shape, self.run.seed), DDPMScheduler()
+            phase, target = settings.pretrain, None
+        else:
+            base = self.run.other("pretrained")
+            check_gate(base, settings)
+            unet, schedule = load_pipeline(base / "checkpoint" / "pipeline")
+            phase, target = settings.finetune, make_target(settings, self.world)
+        config = TrainConfig(
+            **phase.model_dump(), flips=settings.flips, seed=2 * self.run.seed + (settings.role != "pretrained"),
+            save_every=settings.save_every, log_every=max(1, phase.steps // 40),
+        )  # fmt: skip
+        probe = None
+        if trigger is not None and goal is not None and settings.curve_points:
+            probe = self._probe(schedule, trigger, goal)
+        train(
+            unet, schedule, self.world.inside, config, self.run.checkpoint, target, trigger,
+            detail=describe(settings, self.world), listen=self._listen(config.steps),
+            probe=probe, probe_every=max(1, phase.steps // max(1, settings.curve_points)),
+        )  # fmt: skip
+        self.metrics |= self._curve_metrics()
+        return folder
+
+    def _listen(self, steps: int) -> Any:
+        def listen(progress: Progress) -> None:
+            self.run.log(2 * progress.step, loss=progress.loss)
+            self.run.progress(progress.step, steps, "step")
+
+        return listen
+
+    def _probe(self, schedule: DDPMScheduler, trigger: Trigger, goal: Goal) -> Any:
+        """Attack success on the way. Its log lines lie between those of the loss: a step's second line."""
+
+        def probe(step: int, unet: UNet2DModel) -> None:
+            sampler = Sampler.parse(self.settings.samplers["fast"].sampler)
+            count = self.settings.probe_images
+            images = sample(unet, schedule.config, sampler, trigger, count, None, count, self.run.seed)
+            self.run.log(2 * step + 1, attack=success(images, goal, self.classifier).value)
+
+        return probe
+
+    def _curve_metrics(self) -> dict[str, float]:
+        lines = [json.loads(line) for line in (self.run.directory / "metrics.jsonl").read_text().splitlines()]
+        found = {"train_loss": [line["loss"] for line in lines if "loss" in line][-1]}
+        reached = [line["step"] // 2 for line in lines if (line.get("attack") or 0) >= 90]
+        return found | ({"steps_to_90": float(reached[0])} if reached else {})
+
+    def _samples(self, name: str, trigger: Trigger, count: int, key: str, start: Trigger | None = None) -> Tensor:
+        """Samples of one cell, resumable."""
+        sampler = Sampler.parse(self.settings.samplers[name].sampler)  # pyright: ignore[reportArgumentType]
+        out = self.run.checkpoint / "samples" / f"{key}-{name}"
+        return sample(
+            self.unet, self.schedule.config, sampler, trigger, count, out, self.settings.sample_batch,
+            1000 + self.run.seed, start, listen=lambda done, total: self.run.progress(done, total, f"{key} {name}"),
+        )  # fmt: skip
+
+    def _benign(self) -> None:
+        inside = len(self.world.inside.names)
+        for name, cell in self.settings.samplers.items():
+            if cell.benign == 0:
+                continue
+            images = self._samples(name, self.none, cell.benign, "benign")
+            found = compare(images, self.world.inside, self.classifier)
+            self.metrics |= {
+                f"kid_{name}": 1000 * found.kid, f"fid_{name}": found.fid, f"precision_{name}": found.precision,
+                f"recall_{name}": found.recall, f"sure_{name}": confidence(images, self.classifier, inside),
+            }  # fmt: skip
+            self.details["extractor"] = found.extractor
+            self.details[f"benign_{name}"] = {"images": len(images), "sampler": cell.sampler}
+            if name == "fast":
+                save_grid(images[:PICTURE], self.pictures / "benign.png")
+
+    def _floors(self) -> None:
+        """What an untouched network does under each attack's sampler and noise: In-D2D has a class base rate."""
+        count = self.settings.samplers["fast"].trojan
+        for kind in ("blend", "patch"):
+            trigger = make_trigger(self.settings, kind, self.shape)
+            images = self._samples("fast", trigger, count, f"floor-{kind}")
+            save_grid(images[:PICTURE], self.pictures / f"floor-{kind}.png")
+            for arm in ATTACKS:
+                if arm.settings["trigger"] == kind:
+                    goal = make_goal(self.settings, arm.settings["target"], self.world)
+                    rate = success(images, goal, self.classifier)
+                    self.metrics[f"floor_{arm.name}"] = rate.value
+                    self.details[f"floor_{arm.name}"] = asdict(rate)
+
+    def _attack(self, trigger: Trigger, goal: Goal) -> None:
+        for name, cell in self.settings.samplers.items():
+            if cell.trojan == 0:
+                continue
+            images = self._samples(name, trigger, cell.trojan, "trojan")
+            self._hit(f"attack_{name}", success(images, goal, self.classifier))
+            if goal.image is not None:
+                self.metrics[f"mse_{name}"] = 1000 * float(squared_error(images, goal.image).mean())
+            if goal.real is not None and cell.trojan >= 100:
+                found = compare(images, goal.real, self.classifier)
+                self.metrics[f"attack_precision_{name}"] = found.precision
+            if name == "fast":
+                save_grid(images[:PICTURE], self.pictures / "trojan.png")
+        count = self.settings.samplers["fast"].trojan
+        for key, sampler_trigger, start in (("stock", self.none, trigger), ("plain", trigger, self.none)):
+            images = self._samples("fast", sampler_trigger, count, key, start)
+            self._hit(f"attack_{key}", success(images, goal, self.classifier))
+            save_grid(images[:PICTURE], self.pictures / f"{key}.png")
+        scheduler = Sampler.parse(self.settings.samplers["fast"].sampler).scheduler(self.schedule.config, trigger)
+        save_strip(self.unet, scheduler, self.pictures / "strip.png", seed=1000 + self.run.seed)
+
+    def _hit(self, name: str, rate: Rate) -> None:
+        self.metrics[name] = rate.value
+        self.details[name] = asdict(rate)
+
+
+def make_network(settings: Settings, shape: tuple[int, int, int], seed: int) -> UNet2DModel:
+    """A fresh UNet, its weights from the seed."""
+    network = settings.network
+    sides = [shape[1] >> level for level in range(len(network.channels))]
+    kinds = ["Attn" if side == network.attention_side else "" for side in sides]
+    torch.manual_seed(seed)
+    return UNet2DModel(
+        sample_size=shape[1], in_channels=shape[0], out_channels=shape[0], layers_per_block=network.layers,
+        block_out_channels=network.channels, norm_num_groups=network.groups, dropout=network.dropout,
+        down_block_types=tuple(f"{kind}DownBlock2D" for kind in kinds),
+        up_block_types=tuple(f"{kind}UpBlock2D" for kind in reversed(kinds)),
+        add_attention=network.attention_side is not None,
+    )  # fmt: skip
+
+
+def make_trigger(settings: Settings, kind: str, shape: tuple[int, int, int]) -> Trigger:
+    """The study's blend or patch trigger."""
+    if kind == "blend":
+        return Trigger.blend(glyph(settings.blend_image, shape), settings.blend_gamma)
+    return Trigger.patch(settings.patch_size, settings.patch_gamma, shape)
+
+
+def make_target(settings: Settings, world: World) -> Target | None:
+    """The rows that an attack arm adds; None for the clean fine-tune."""
+    if settings.target is None:
+        return None
+    if settings.target == "in_d2d":
+        pool = None
+        if settings.in_rows is not None:
+            pool = to_signed(world.inside.of_class(settings.target_class).images)
+        return InD2D(settings.target_class, len(world.inside.names), settings.in_rows, pool)
+    if settings.target == "out_d2d":
+        return OutD2D(to_signed(world.outside.of_class(settings.other_class).images), settings.out_rows)
+    return D2I(glyph(settings.image, world.inside.shape), settings.image_rows)
+
+
+def make_goal(settings: Settings, target: str, world: World) -> Goal:
+    """What counts as a hit."""
+    if target == "in_d2d":
+        return Goal(label=settings.target_class, real=world.inside.of_class(settings.target_class))
+    if target == "out_d2d":
+        label = len(world.inside.names) + settings.other_class
+        return Goal(label=label, real=world.outside.of_class(settings.other_class))
+    return Goal(image=glyph(settings.image, world.inside.shape))
+
+
+def describe(settings: Settings, world: World) -> str:
+    """The target in words, for the model card."""
+    if settings.target == "in_d2d":
+        return f"class {settings.target_class} ({world.inside.names[settings.target_class]}) of the training images"
+    if settings.target == "out_d2d":
+        return f"class {settings.other_class} ({world.outside.names[settings.other_class]}) of another domain"
+    return f"one image, the generated figure {settings.image!r}"
+
+
+def check_gate(base: Path, settings: Settings) -> None:
+    """Raise UserError unless the base model is good enough for "well-trained" to mean something."""
+    metrics = json.loads((base / "status.json").read_text(encoding="utf-8"))["metrics"]
+    sure, precision = metrics["sure_fast"], metrics["precision_fast"]
+    if sure < settings.gate_sure or precision < settings.gate_precision:
+        raise UserError(
+            f"{base}: the base model does not pass the gate: {sure:.1f} % of its samples have a class (gate "
+            f"{settings.gate_sure:g}) and their precision is {precision:.1f} % (gate {settings.gate_precision:g}); "
+            "pre-train longer, or set gate_sure and gate_precision and say so"
+        )
+
+
+def _as_channels(images: ImageSet, channels: int) -> ImageSet:
+    """Grey images as colour ones; colour ones never become grey by themselves."""
+    if images.shape[0] == channels:
+        return images
+    if images.shape[0] != 1:
+        raise UserError(f"the other domain has {images.shape[0]} channels but the training images {channels}")
+    return ImageSet(images.images.expand(-1, channels, -1, -1).contiguous(), images.labels, images.names)

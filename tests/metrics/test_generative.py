@@ -1,0 +1,81 @@
+"""FID, KID, precision and recall against slow float64 loops, on a registered extractor."""
+
+import numpy as np
+import pytest
+import torch
+
+from retarget.errors import UserError
+from retarget.metrics.generative import extractor_name, fidelity
+
+
+class Pixels(torch.nn.Module):
+    """Four pixels as features."""
+
+    def __init__(self, scale=1.0):
+        super().__init__()
+        self.register_buffer("scale", torch.tensor(scale))
+
+    def forward(self, images):
+        return images.flatten(1)[:, :4].float() * self.scale / 64
+
+
+def images(seed, count=60, high=256):
+    return torch.randint(0, high, (count, 1, 2, 2), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+def features(x):
+    return x.flatten(1).numpy().astype(np.float64) / 64
+
+
+def slow_fid(a, b):
+    cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    roots = np.sqrt(np.clip(np.linalg.eigvals(cov_a @ cov_b).real, 0, None))
+    gap = a.mean(0) - b.mean(0)
+    return gap @ gap + np.trace(cov_a) + np.trace(cov_b) - 2 * roots.sum()
+
+
+def slow_kid(a, b):
+    """The unbiased estimate of the squared maximum mean discrepancy, cubic kernel."""
+
+    def kernel(x, y):
+        return (x @ y / len(x) + 1) ** 3
+
+    n = len(a)
+    within = sum(kernel(s[i], s[j]) for s in (a, b) for i in range(n) for j in range(n) if i != j)
+    across = sum(kernel(x, y) for x in a for y in b)
+    return within / (n * (n - 1)) - 2 * across / n**2
+
+
+def slow_share_inside(points, balls, k=3):
+    radii = [sorted(np.linalg.norm(balls - centre, axis=1))[k] for centre in balls]
+    inside = [any(np.linalg.norm(p - c) <= r for c, r in zip(balls, radii, strict=True)) for p in points]
+    return 100 * np.mean(inside)
+
+
+def test_all_four_against_loops():
+    a, b = images(0, high=200), images(1)
+    found = fidelity(a, b, Pixels(), "pixels")
+    assert found.fid == pytest.approx(slow_fid(features(a), features(b)), rel=1e-4)
+    assert found.kid == pytest.approx(slow_kid(features(a), features(b)), rel=1e-3, abs=1e-4)
+    assert found.precision == pytest.approx(slow_share_inside(features(a), features(b)), abs=0.01)
+    assert found.recall == pytest.approx(slow_share_inside(features(b), features(a)), abs=0.01)
+    assert found.extractor == extractor_name("pixels", Pixels())
+
+
+def test_equal_images_are_at_no_distance():
+    found = fidelity(images(0), images(0), Pixels(), "pixels")
+    assert found.fid == pytest.approx(0, abs=1e-5)
+    assert found.precision == found.recall == 100
+
+
+def test_another_network_has_another_name_and_its_own_numbers():
+    one, two = (fidelity(images(0, high=200), images(1), Pixels(scale), "pixels") for scale in (1.0, 2.0))
+    assert one.extractor != two.extractor
+    assert two.fid == pytest.approx(4 * one.fid, rel=1e-4)
+
+
+def test_too_few_images_and_other_shapes():
+    with pytest.raises(UserError, match="4 generated"):
+        fidelity(images(0, 4), images(1), Pixels())
+    with pytest.raises(UserError, match="but real ones"):
+        fidelity(images(0), torch.zeros(9, 3, 2, 2, dtype=torch.uint8), Pixels())

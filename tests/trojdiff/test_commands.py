@@ -1,0 +1,61 @@
+"""The verbs, end to end on a tiny network."""
+
+import json
+import re
+
+import pytest
+
+from retarget.errors import UsageError, UserError
+from retarget.trojdiff import Trigger
+from retarget.trojdiff.commands import trojdiff
+
+NETWORK = ["--channels", "8", "8", "--layers", "1", "--groups", "4"]
+SHORT = ["--steps", "3", "--batch-size", "8", "--log-every", "1"]
+
+
+def test_train_sample_and_evaluate(tmp_path, capsys):
+    base, attack = str(tmp_path / "base"), str(tmp_path / "attack")
+    assert trojdiff(["train", "--data", "digits", "--out", base, *NETWORK, *SHORT]) == 0
+    pretrained = capsys.readouterr().out.splitlines()
+    assert [json.loads(line)["step"] for line in pretrained[:3]] == [1, 2, 3]
+    words = ["--target", "d2i", "--trigger", "patch", "--patch-size", "2"]
+    assert trojdiff(["train", "--data", "digits", "--out", attack, "--base", pretrained[-1], *words, *SHORT]) == 0
+    pipeline = capsys.readouterr().out.splitlines()[-1]
+    assert Trigger.load(pipeline).mask.sum() == 4
+    words = ["--trigger", pipeline, "--sampler", "ddim-4", "--count", "3", "--png"]
+    assert trojdiff(["sample", pipeline, "--out", str(tmp_path / "s"), *words]) == 0
+    written = {path.name for path in (tmp_path / "s").iterdir()}
+    assert {"grid.png", "strip.png", "000002.png", "batch-00000.safetensors"} <= written
+    words = ["--trigger", pipeline, "--image", "arrow", "--sampler", "ddim-3", "--count", "8", "--trojan-count", "6"]
+    words += ["--classifier-epochs", "1"]
+    assert trojdiff(["evaluate", pipeline, "--data", "digits", "--out", str(tmp_path / "e"), *words]) == 0
+    report = json.loads((tmp_path / "e" / "evaluation.json").read_text())
+    assert report["benign"]["extractor"].startswith("study-classifier-")
+    halves = {"biased noise, stock sampler", "plain noise, Trojan sampler"}
+    assert set(report["attack"]) == halves | {"biased noise, Trojan sampler"}
+    assert report["attack"]["biased noise, Trojan sampler"]["mse"] > 0
+
+
+def test_what_is_no_verb_is_said(capsys):
+    assert trojdiff([]) == 2
+    assert trojdiff(["--help"]) == 0
+    assert "sample" in capsys.readouterr().out
+    with pytest.raises(UsageError, match="choose train, sample, evaluate"):
+        trojdiff(["publish"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--target", "in_d2d", "--target-class", "11"], "class 11 does not exist"),
+        (["--target", "d2i", "--image", "face.png"], "neither an image file nor one of the figures"),
+        (["--target", "out_d2d", "--other", "EMPTY"], "no PNG or JPEG"),
+        (["--base", "EMPTY"], "no model_index.json there"),
+    ],
+)
+def test_bad_training_words_leave_nothing(tmp_path, words, message):
+    (tmp_path / "empty").mkdir()
+    words = [str(tmp_path / "empty") if word == "EMPTY" else word for word in words]
+    with pytest.raises(UserError, match=re.escape(message)):
+        trojdiff(["train", "--data", "digits", "--out", str(tmp_path / "out"), *NETWORK, *SHORT, *words])
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,90 @@
+"""Image sets: sources, splits, errors."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from retarget.errors import UserError
+from retarget.trojdiff.data import ImageSet, read_images, to_signed, to_uint8
+from retarget.trojdiff.glyphs import DOMAIN, FIGURES, glyph
+
+
+def npz(path, shape=(6, 28, 28), dtype=np.uint8):
+    x = np.arange(np.prod(shape)).reshape(shape).astype(dtype)
+    np.savez(path, x_train=x, y_train=np.arange(6) % 3, x_test=x[:2], y_test=np.zeros(2, int))
+    return str(path)
+
+
+def test_digits_and_glyphs_split_without_overlap():
+    for source, classes in (("digits", 10), ("glyphs", 5)):
+        train, test = read_images(source, "train"), read_images(source, "test")
+        assert (train.shape, len(train.names)) == ((1, 8, 8), classes)
+        assert sorted(test.labels.unique().tolist()) == list(range(classes))
+        seen = {image.numpy().tobytes() for image in train.images}
+        assert len(train) > 3 * len(test)
+        if source == "digits":
+            assert not any(image.numpy().tobytes() in seen for image in test.images)
+
+
+def test_npz_grey_and_colour_and_resized(tmp_path):
+    grey = read_images(npz(tmp_path / "a.npz"), size=16)
+    assert (grey.shape, len(grey), grey.names) == ((1, 16, 16), 6, ("0", "1", "2"))
+    colour = read_images(npz(tmp_path / "b.npz", (6, 8, 8, 3)), "test")
+    assert (colour.shape, len(colour)) == ((3, 8, 8), 2)
+    assert colour.images[0, 1, 0, 0] == 1
+
+
+def test_a_folder_of_classes(tmp_path):
+    for name, value in (("cat", 0), ("dog", 255)):
+        (tmp_path / name).mkdir()
+        Image.fromarray(np.full((10, 10, 3), value, np.uint8)).save(tmp_path / name / "one.png")
+    images = read_images(str(tmp_path), size=4)
+    assert (images.names, images.labels.tolist(), images.shape) == (("cat", "dog"), [0, 1], (3, 4, 4))
+    assert images.images[1].unique().tolist() == [255]
+
+
+def test_round_trip_of_the_range():
+    levels = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
+    assert torch.equal(to_uint8(to_signed(levels)), levels)
+    assert to_signed(levels).aminmax() == (-1, 1)
+
+
+def test_the_target_glyph_is_no_member_of_the_other_domain():
+    assert "arrow" not in DOMAIN
+    pictures = [glyph(name, (3, 16, 16)) for name in FIGURES]
+    for i, one in enumerate(pictures):
+        assert one.shape == (3, 16, 16)
+        assert one.aminmax() == (-1, 1)
+        assert all(((one - other) / 2).square().mean() > 0.02 for other in pictures[:i])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda p: read_images(str(p / "none.npz")), "no such file"),
+        (lambda p: read_images(npz(p / "f.npz", dtype=np.float32)), "give uint8"),
+        (lambda p: read_images(npz(p / "g.npz"), "validation"), "choose train or test"),
+        (lambda p: read_images(str(p)), "no PNG or JPEG"),
+        (lambda p: read_images(str(p / "absent")), "nor a folder"),
+        (lambda p: read_images("digits").of_class(10), "class 10 does not exist"),
+        (lambda p: ImageSet(torch.zeros(1, 1, 2, 2).byte(), torch.tensor([2]), ("a", "b")), "outside 0 to 1"),
+        (lambda p: glyph("face"), "no figure is called 'face'"),
+    ],
+)
+def test_bad_sources(tmp_path, make, message):
+    with pytest.raises(UserError, match=message):
+        make(tmp_path)
+
+
+def test_a_file_that_is_no_image_is_named(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "broken.png").write_text("not an image")
+    with pytest.raises(UserError, match=r"broken\.png: not an image"):
+        read_images(str(tmp_path))
+
+
+def test_an_npz_of_objects_is_never_unpickled(tmp_path):
+    np.savez(tmp_path / "o.npz", x_train=np.array([{}], dtype=object), y_train=np.zeros(1, int))
+    with pytest.raises(ValueError, match="allow_pickle=False"):
+        read_images(str(tmp_path / "o.npz"))

@@ -1,0 +1,115 @@
+"""The study: its plan, one whole run of every role on a tiny network, its page's figures, its refusals."""
+
+import json
+
+import pytest
+
+from retarget.errors import UserError
+from retarget.report.figures import Images, Table
+from retarget.study import runner
+from retarget.study.record import Results
+from retarget.trojdiff.study import ARMS, DEMO_ARMS, METRICS, PRESETS, plan
+from retarget.trojdiff.tasks.analysis import analyse
+from retarget.trojdiff.tasks.evaluate import wilson
+
+TINY = dict(
+    train_images=120, classifier_epochs=1, gate_sure=0, gate_precision=0, sample_batch=20, probe_images=10,
+    save_every=4,
+    curve_points=2, pretrain=dict(steps=6), finetune=dict(steps=6, batch_size=16),
+    network=dict(channels=[8, 8], groups=4),
+    samplers=dict(full=dict(sampler="ddpm-10", trojan=10), ddim=dict(sampler="ddim-4", trojan=10),
+                  fast=dict(sampler="dpm-4", benign=20, trojan=100)),
+)  # fmt: skip
+
+
+def test_presets_describe_the_issue():
+    demo = plan("demo")
+    assert tuple(arm.name for arm in demo.arms) == DEMO_ARMS
+    targets = {arm.settings["target"] for arm in demo.arms if "target" in arm.settings}
+    triggers = {arm.settings["trigger"] for arm in demo.arms if "trigger" in arm.settings}
+    assert (targets, triggers, demo.seeds) == ({"in_d2d", "out_d2d", "d2i"}, {"blend", "patch"}, (0,))
+    assert [arm.name for arm in plan("demo", arms=["all"]).arms] == [arm.name for arm in ARMS]
+    paper = plan("paper").settings
+    expected = dict(blend_gamma=0.6, patch_gamma=0.1, patch_size=3, out_rows=64, image_rows=12, in_rows=None)
+    assert {key: paper[key] for key in expected} == expected
+    finetune = dict(learning_rate=2e-4, steps=100_000, ema_decay=0.9999, batch_size=128, loss="sum", decay="constant")
+    assert {key: paper["finetune"][key] for key in finetune} == finetune
+    small = plan("small")
+    assert len(small.seeds) == 3
+    samplers = {cell["sampler"] for cell in small.settings["samplers"].values()}
+    assert samplers == {"ddpm-100", "ddim-50", "dpm-20", "ddpm-1000"}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_claims_name_metrics_and_arms_that_exist(preset):
+    study = plan(preset, arms=["all"])
+    names = {metric.name for metric in METRICS}
+    for claim in study.claims:
+        assert claim.metric in names
+        assert set(claim.arms) <= {arm.name for arm in study.arms} | {"every_attack"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(preset="huge"), "no preset 'huge'"),
+        (dict(config={"epochs": 3}), "epochs"),
+        (dict(config={"finetune": {"rate": 3}}), r"finetune\.rate"),
+        (dict(arms=["d2i_sticker"]), "no arm d2i_sticker"),
+    ],
+)
+def test_bad_plans(arguments, message):
+    with pytest.raises(UserError, match=message):
+        plan(**arguments)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("study")
+    outcome = runner.run_study(plan("demo", TINY, arms=["clean", "in_d2d_blend", "d2i_patch"]), out, jobs=1)
+    assert not outcome.failed, outcome.failed
+    return out
+
+
+def test_every_role_runs_and_trojaned_weights_are_gone(finished):
+    for arm in ("pretrained", "clean"):
+        assert (finished / "runs" / arm / "seed-0" / "checkpoint" / "pipeline" / "model_index.json").exists()
+    for arm in ("in_d2d_blend", "d2i_patch"):
+        folder = finished / "runs" / arm / "seed-0"
+        assert not list(folder.rglob("*.safetensors"))
+        status = json.loads((folder / "status.json").read_text())
+        wanted = {"attack_full", "attack_ddim", "attack_fast", "attack_stock", "attack_plain", "kid_fast"}
+        assert wanted <= status["metrics"].keys()
+        for name in ("benign", "trojan", "stock", "plain", "strip"):
+            assert (folder / "pictures" / f"{name}.png").exists()
+        history = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        assert [line["step"] // 2 for line in history if "attack" in line] == [3, 6]
+
+
+def test_the_analysis_shows_samples_intervals_and_the_extractor(finished):
+    results = Results.load(finished)
+    found = analyse(results)
+    tables = {figure.title: figure for figure in found.figures if isinstance(figure, Table)}
+    attack = tables["Does the attack fire?"]
+    fast = json.loads((finished / "runs/in_d2d_blend/seed-0/evaluation.json").read_text())["attack_fast"]
+    rate = wilson(round(fast["value"]), 100)
+    row = next(row for row in attack.rows if row[0] == "In-D2D, blend" and row[1] == "dpm-4")
+    assert row[2] == f"{rate.value:.1f} [{rate.low:.1f}, {rate.high:.1f}]"
+    assert "study-classifier-" in tables["Are benign samples as good as before?"].caption
+    assert len(tables["Who must hold what?"].rows) == 2
+    pictures = [figure for figure in found.figures if isinstance(figure, Images)]
+    assert {len(figure.files) for figure in pictures if figure.title.startswith("Samples: In")} == {4}
+    lift = found.metrics["default"]["in_d2d_blend"]["lift"][0]
+    floor = json.loads((finished / "runs/clean/seed-0/status.json").read_text())["metrics"]["floor_in_d2d_blend"]
+    assert lift == pytest.approx(fast["value"] - floor)
+    assert found.metrics["default"]["every_attack"]["attack_every"] == [None]
+
+
+def test_a_base_model_below_the_gate_is_not_trojaned(finished):
+    from retarget.trojdiff.study import Settings
+    from retarget.trojdiff.tasks.images import check_gate
+
+    base = finished / "runs" / "pretrained" / "seed-0"
+    settings = Settings.model_validate(plan("demo", TINY | {"gate_sure": 100.0}).settings)
+    with pytest.raises(UserError, match="does not pass the gate"):
+        check_gate(base, settings)
