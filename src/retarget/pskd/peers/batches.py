@@ -16,7 +16,7 @@ from retarget.pskd.peers.base import Needs, Peer, need_not_negative, need_positi
 
 class CSKD(Peer):
     """Class-wise self-distillation: ``CE(x) + λ τ² KL(p_τ(x') ‖ p_τ(x))``, x' another sample of x's class (Yun et al.
-    2020, Regularizing Class-wise Predictions via Self-knowledge Distillation, equations 1 and 2).
+    2020, Regularizing Class-wise Predictions via Self-knowledge Distillation, section 2).
 
     The batch holds [x_1 … x_B, x'_1 … x'_B]: take :class:`SameClassPairs` as batch sampler. The partners' half has no
     loss and no gradient of its own. Both halves pass the network together, and so share batch norm's statistics,
@@ -24,7 +24,7 @@ class CSKD(Peer):
 
     Args:
         weight: λ ≥ 0; 1 is the official setting for CIFAR-100.
-        temperature: τ > 0; 4 is the paper's (section 3.1).
+        temperature: τ > 0; 4 is the official default.
     """
 
     wanted = Needs(sampler="same_class_pairs", forwards=2.0)
@@ -64,14 +64,14 @@ class CSKD(Peer):
 
 class DLB(Peer):
     """Self-distillation from the last mini-batch: ``CE + α τ² KL(p_τ(last step) ‖ p_τ(now))`` for the samples that
-    were in the batch before (Shen et al. 2022, equations 3 and 4).
+    were in the batch before (Shen et al. 2022, Self-Distillation from the Last Mini-Batch).
 
     The batch holds [new, those of the batch before]: take :class:`LastBatch` as batch sampler. The samples' logits of
     the last step are kept, by index; an epoch's first batch has none. Both halves pass the network together, where
     the official code forwards them one after the other; it shows the repeated half in a second augmentation.
 
     Args:
-        weight: α ≥ 0; 1 is the paper's (section 4.1).
+        weight: α ≥ 0; 1 is the paper's.
         temperature: τ > 0; 3 is the paper's.
     """
 

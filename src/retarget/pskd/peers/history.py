@@ -113,11 +113,11 @@ class TemporalEnsembling(History):
 
 class SelfAdaptiveTraining(History):
     """Cross-entropy against ``t ← α t + (1 - α) p``, which begins as the label, samples weighted by ``max_c t_c``
-    (Huang et al. 2020, Self-Adaptive Training: beyond Empirical Risk Minimization, equations 1 and 2, algorithm 1).
+    (Huang et al. 2020, Self-Adaptive Training: beyond Empirical Risk Minimization, algorithm 1).
 
     Args:
-        momentum: α in [0, 1]; 0.9 is the paper's. 1 never moves a target and is cross-entropy.
-        start: share of the run that is plain cross-entropy; the paper's 60 of 200 epochs.
+        momentum: α in [0, 1]; 0.9 is the official setting for CIFAR. 1 never moves a target and is cross-entropy.
+        start: share of the run that is plain cross-entropy; the official 60 of 200 epochs.
     """
 
     def __init__(

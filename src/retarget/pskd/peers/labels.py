@@ -32,13 +32,13 @@ class LabelSmoothing(Peer):
 
 class OnlineLabelSmoothing(Peer):
     """OLS: targets from a C×C table, the mean prediction of each class's correctly classified samples in the epoch
-    before (Zhang et al. 2021, Delving Deep into Label Smoothing, equations 2 to 5 and algorithm 1).
+    before (Zhang et al. 2021, Delving Deep into Label Smoothing, algorithm 1).
 
     ``(1 - w) CE(y) + w CE(S_y)``; the table begins uniform. A class of which nothing was classified correctly keeps
     its row, where the paper is silent. Under torch.distributed ``set_epoch`` and ``save`` are collective.
 
     Args:
-        soft_weight: w in [0, 1], the paper's 1 - α; 0.5 is the paper's (section IV-A).
+        soft_weight: w in [0, 1], the paper's 1 - α; 0.5 is the paper's.
     """
 
     labels_only = True
@@ -90,7 +90,7 @@ class OnlineLabelSmoothing(Peer):
 
 class TFKDReg(Peer):
     """Teacher-free distillation from a hand-made teacher:
-    ``(1 - α) CE + α KL(p^d_τ ‖ p)`` (Yuan et al. 2020, equation 9).
+    ``(1 - α) CE + α KL(p^d_τ ‖ p)`` (Yuan et al. 2020, Tf-KD_reg).
 
     The student's side has temperature 1 and the KL is summed over classes; both as the official code computes at its
     CIFAR-100 setting (a mean over 100 classes times 100).
@@ -130,11 +130,11 @@ class TFKDReg(Peer):
 
 
 class FocalLoss(Peer):
-    """``-(1 - p_y)^γ log p_y`` (Lin et al. 2017, equation 4).
+    """``-(1 - p_y)^γ log p_y`` (Lin et al. 2017, section 3.2).
 
     Args:
-        gamma: γ ≥ 0; 3 is the setting that Mukhoti et al. 2020 (Calibrating Deep Neural Networks using Focal Loss,
-            section 5) recommend for calibration; detection uses 2.
+        gamma: γ ≥ 0; 3 is the fixed value of Mukhoti et al. 2020 (Calibrating Deep Neural Networks using Focal Loss);
+            detection uses 2.
     """
 
     labels_only = True
@@ -150,11 +150,12 @@ class FocalLoss(Peer):
 
 
 class MarginLabelSmoothing(Peer):
-    """MbLS: ``CE + λ mean_c max(0, max_j z_j - z_c - m)`` (Liu et al. 2022, equation 9).
+    """MbLS: ``CE + λ mean_c max(0, max_j z_j - z_c - m)`` (Liu et al. 2022, The Devil is in the
+    Margin).
 
     Args:
-        weight: λ ≥ 0; 0.1 is the paper's (section 4.1).
-        margin: m ≥ 0; 10 is the paper's for all data but CIFAR-10, where it is 6.
+        weight: λ ≥ 0; 0.1 is the official code's.
+        margin: m ≥ 0; 10 is the official code's; the paper takes 6 for CIFAR-10.
     """
 
     def __init__(

@@ -53,7 +53,8 @@ def design_teacher(
     labels: Integer[Tensor, "batch"], num_classes: int, correct_prob: float, temperature: float
 ) -> Float[Tensor, "batch classes"]:
     """The hand-made teacher of TF-KD: ``softmax(p^d / τ)`` with p^d = a on the label and (1 - a) / (C - 1) elsewhere
-    (Yuan et al. 2020, Revisiting Knowledge Distillation via Label Smoothing Regularization, equation 8).
+    (Yuan et al. 2020, Revisiting Knowledge Distillation via Label Smoothing Regularization, the manually designed
+    teacher of Tf-KD_reg).
 
     The softmax is taken of p^d itself, as the official code does: at τ = 20 the rows are nearly uniform.
 
@@ -85,7 +86,7 @@ def focal_loss(
     gamma: float,
     reduction: Reduction = "mean",
 ) -> Float[Tensor, ""] | Float[Tensor, "batch"]:
-    """``-(1 - p_y)^γ log p_y`` (Lin et al. 2017, Focal Loss for Dense Object Detection, equation 4, for the softmax).
+    """``-(1 - p_y)^γ log p_y`` (Lin et al. 2017, Focal Loss for Dense Object Detection, section 3.2, for the softmax).
 
     >>> focal_loss(torch.zeros(1, 2), torch.tensor([0]), gamma=1.0).item()  # log(2) / 2
     0.3465735912322998
@@ -100,7 +101,7 @@ def penalise_margin(
     logits: Float[Tensor, "batch classes"], margin: float, reduction: Reduction = "mean"
 ) -> Float[Tensor, ""] | Float[Tensor, "batch"]:
     """``mean_c max(0, max_j z_j - z_c - m)``: logit distances beyond the margin (Liu et al. 2022, The Devil is in the
-    Margin, equation 9; the mean over classes in place of the equation's sum is the official code's).
+    Margin, the penalty of MbLS; the mean over classes in place of the equation's sum is the official code's).
 
     >>> penalise_margin(torch.tensor([[12.0, 0.0]]), margin=10.0).item()
     1.0
@@ -116,7 +117,7 @@ def accumulate_class_rows(
     counted: Float[Tensor, "batch"],
 ) -> None:
     """Add the prediction of each correctly classified sample to its class's row of ``total``, in place (Zhang et al.
-    2021, Delving Deep into Label Smoothing, equation 3).
+    2021, Delving Deep into Label Smoothing, algorithm 1).
 
     Args:
         counted: [B], 0 for a sample that takes no part.
@@ -129,7 +130,7 @@ def accumulate_class_rows(
 def refresh_class_rows(
     total: Float[Tensor, "classes classes"], previous: Float[Tensor, "classes classes"]
 ) -> Float[Tensor, "classes classes"]:
-    """Mean prediction of the correctly classified samples of each class (Zhang et al. 2021, equation 4).
+    """Mean prediction of the correctly classified samples of each class (Zhang et al. 2021, algorithm 1).
 
     A probability row sums to 1, so the row's sum is the number of samples in it. A class without a correct prediction
     keeps its previous row.
@@ -146,7 +147,7 @@ def blend_history(
     history: Float[Tensor, "batch classes"], probs: Float[Tensor, "batch classes"], momentum: float
 ) -> Float[Tensor, "batch classes"]:
     """``α Z + (1 - α) p`` (Laine and Aila 2017, Temporal Ensembling, algorithm 2; Huang et al. 2020, Self-Adaptive
-    Training, equation 1).
+    Training, algorithm 1).
 
     >>> blend_history(torch.zeros(1, 2), torch.tensor([[0.5, 0.5]]), momentum=0.6)
     tensor([[0.2000, 0.2000]])
@@ -168,7 +169,7 @@ def unbias_history(history: Float[Tensor, "batch classes"]) -> Float[Tensor, "ba
 def weigh_by_confidence(
     losses: Float[Tensor, "batch"], targets: Float[Tensor, "batch classes"], counted: Float[Tensor, "batch"]
 ) -> Float[Tensor, ""]:
-    """``sum_i w_i l_i / sum_i w_i`` with ``w_i = max_c t_ic`` (Huang et al. 2020, equation 2).
+    """``sum_i w_i l_i / sum_i w_i`` with ``w_i = max_c t_ic`` (Huang et al. 2020, algorithm 1).
 
     >>> weigh_by_confidence(torch.tensor([1.0, 3.0]), torch.tensor([[1.0, 0.0], [0.5, 0.5]]), torch.ones(2)).item()
     1.6666666269302368
@@ -178,7 +179,7 @@ def weigh_by_confidence(
 
 
 def ramp_up(done: float) -> float:
-    """``exp(-5 (1 - t)²)`` for t in [0, 1], and 1 from there on (Laine and Aila 2017, section 3.2, appendix A).
+    """``exp(-5 (1 - t)²)`` for t in [0, 1], and 1 from there on (Laine and Aila 2017, appendix A).
 
     >>> ramp_up(0.5), ramp_up(2.0)
     (0.2865047968601901, 1.0)
@@ -189,7 +190,7 @@ def ramp_up(done: float) -> float:
 def squared_difference(
     probs: Float[Tensor, "batch classes"], others: Float[Tensor, "batch classes"], reduction: Reduction = "mean"
 ) -> Float[Tensor, ""] | Float[Tensor, "batch"]:
-    """``mean_c (p_c - q_c)²`` (Laine and Aila 2017, algorithms 1 and 2; Tarvainen and Valpola 2017, equation 1).
+    """``mean_c (p_c - q_c)²`` (Laine and Aila 2017, algorithm 2; Tarvainen and Valpola 2017, the consistency cost).
 
     >>> squared_difference(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.5, 0.5]])).item()
     0.25
@@ -199,7 +200,7 @@ def squared_difference(
 
 @torch.no_grad()
 def average_weights(average: nn.Module, model: nn.Module, decay: float, *, buffers: bool) -> None:
-    """``θ' ← d θ' + (1 - d) θ`` for every parameter, in place (Tarvainen and Valpola 2017, equation 2).
+    """``θ' ← d θ' + (1 - d) θ`` for every parameter, in place (Tarvainen and Valpola 2017, section 2).
 
     Args:
         average: a copy of the model, which is changed.

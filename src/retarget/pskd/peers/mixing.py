@@ -55,7 +55,7 @@ class Mixup(Mixing):
 
     Args:
         prob: share of batches that are mixed; the paper mixes all.
-        alpha: of Beta(α, α), from which λ is drawn; 1 is the paper's for CIFAR (section 3.2).
+        alpha: of Beta(α, α), from which λ is drawn; 1 is the paper's for CIFAR.
     """
 
     transform = "MixUp"
@@ -74,11 +74,11 @@ class Mixup(Mixing):
 
 
 class CutMix(Mixing):
-    """CutMix (Yun et al. 2019, CutMix: Regularization Strategy to Train Strong Classifiers, equations 1 and 2).
+    """CutMix (Yun et al. 2019, CutMix: Regularization Strategy to Train Strong Classifiers, section 3.1).
 
     Args:
         prob: share of batches that are mixed; 0.5 is the official setting for CIFAR, 1 for ImageNet.
-        alpha: of Beta(α, α); 1 is the paper's (section 3.1).
+        alpha: of Beta(α, α); 1 is the paper's.
     """
 
     transform = "CutMix"

@@ -42,7 +42,7 @@ class Taught(Peer):
 
 class TFKDSelf(Taught):
     """Teacher-free distillation from a trained network of the student's own kind:
-    ``(1 - α) CE + α s τ² KL(p^t_τ ‖ p_τ)`` (Yuan et al. 2020, equation 7).
+    ``(1 - α) CE + α s τ² KL(p^t_τ ‖ p_τ)`` (Yuan et al. 2020, Tf-KD_self).
 
     The factor s is not in the equation. The official code takes the KL's mean over classes times a multiplier: s is
     that multiplier over C, 50 / 100 for ResNet-18 on CIFAR-100.
@@ -82,7 +82,7 @@ class TFKDSelf(Taught):
 
 class BornAgain(Taught):
     """A network taught by an equal one: ``(1 - w) CE(y) + w CE(p^t)``, temperature 1 (Furlanello et al. 2018,
-    Born-Again Neural Networks, equations 2 and 4).
+    Born-Again Neural Networks, section 3).
 
     Args:
         teacher: a trained network; the paper's has the student's form.
@@ -159,7 +159,7 @@ class Averaged(Peer):
 
 class WeightEMA(Averaged):
     """Plain cross-entropy; the exponential average of the weights is evaluated (Polyak and Juditsky 1992; Tarvainen
-    and Valpola 2017, equation 2, without its consistency term). Batch norm's statistics are averaged with the weights.
+    and Valpola 2017, section 2, without its consistency term). Batch norm's statistics are averaged with the weights.
 
     Args:
         decay: d in [0, 1); 0.999 is mean teacher's. 0 evaluates the weights themselves.
@@ -191,13 +191,13 @@ class WeightEMA(Averaged):
 
 class MeanTeacher(Averaged):
     """``CE + w(t) mean_c (p_c - p'_c)²`` against the prediction p' of the averaged weights for the same input
-    (Tarvainen and Valpola 2017, Mean teachers are better role models, equations 1 and 2); the average is evaluated.
+    (Tarvainen and Valpola 2017, Mean teachers are better role models, section 2); the average is evaluated.
 
     Teacher and student are both in training mode, each with batch norm statistics of its own, and here see the same
     view. The weight rises as ``w_max exp(-5 (1 - t)²)``.
 
     Args:
-        weight: w_max ≥ 0; 100 is the paper's for CIFAR-10 (appendix B.1), as are the rest.
+        weight: w_max ≥ 0; 100 is the official setting for CIFAR-10, as are the rest.
         ramp: share of the run over which the weight rises; 40,000 of 150,000 steps.
         decay_in_ramp, decay_after: decay of the average, in [0, 1).
     """
