@@ -1,0 +1,144 @@
+import json
+import re
+
+import pyarrow.parquet
+import pytest
+from pope_serving import serve
+
+from retarget.errors import UsageError, UserError
+from retarget.pope.commands import VERBS, pope
+from retarget.pope.engines.local import TransformersEngine
+from retarget.pope.problems import Problem, read_problems, write_problems
+from retarget.pope.tasks.chain import make_problems
+
+GRADER = "retarget.pope.tasks.chain:verify"
+TINY = [
+    "--grader", GRADER, "--workers", "0", "--no-chat", "--max-tokens", "8", "--temperature", "1.0", "--chunk", "8",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("chain")
+    (path / "templates").mkdir()
+    for name, text in (("system", ""), ("unguided", "{problem} ="), ("guided", "{problem} hint {prefix} =")):
+        (path / "templates" / f"{name}.txt").write_text(text)
+    write_problems(path / "problems.jsonl", make_problems(10, 3, seed=3))
+    return path
+
+
+@pytest.fixture(scope="module")
+def asking(tiny, folder):
+    return ["--model", str(tiny.directory), "--templates", str(folder / "templates"), *TINY]
+
+
+def test_the_whole_chain_by_path(tiny, folder, asking, capsys):
+    out = folder / "out"
+    reading = ["--answer-anywhere"]
+    mining = ["mine", str(folder / "problems.jsonl"), "--out", str(out), "--k", "16", *asking, *reading]
+    assert pope(mining) == 0
+    printed = capsys.readouterr().out
+    hard = read_problems(out / "hard.jsonl", answer_in_solution=False)
+    assert f"hard {len(hard)}" in printed
+    assert re.search(r"^ +0 \| #* ?\d", printed, re.MULTILINE)
+    assert len((out / "outcomes.jsonl").read_text().splitlines()) == 10
+    journal = (out / "mine.jsonl").read_bytes()
+    assert pope(mining) == 0
+    assert (out / "mine.jsonl").read_bytes() == journal  # nothing was sampled again
+    capsys.readouterr()
+
+    search = ["search", str(out / "hard.jsonl"), "--out", str(out), "--k", "16", "--cap", "0.75", "--unit", "line"]
+    assert pope([*search, "--cuts", "2", *asking, *reading]) == 0
+    assert f"{len(hard)} problems: found" in capsys.readouterr().out
+    rows = folder / "rows.parquet"
+    mixing = ["mix", str(out / "hard.jsonl"), str(out / "prefixes.jsonl"), "--out", str(rows), "--no-chat"]
+    assert pope([*mixing, "--templates", str(folder / "templates"), "--prompts-per-batch", "2", *reading]) == 0
+    assert f"{2 * len(hard)} rows, {len(hard)} of them guided" in capsys.readouterr().out
+
+    settings = ["prompts_per_batch=2", "rollouts=4", "micro_batch=8", "max_completion_length=8", "lr=1e-3",
+                "save_every=0", 'extra={use_cpu=true, disable_tqdm=true}']  # fmt: skip
+    training = [
+        "train",
+        str(rows),
+        "--model",
+        str(tiny.directory),
+        "--out",
+        str(folder / "trained"),
+        "--grader",
+        GRADER,
+    ]
+    assert pope([*training, "--cycles", "2", *(word for one in settings for word in ("--set", one))]) == 0
+    assert "guided/reward" in (folder / "trained" / "history.jsonl").read_text()
+    assert "2 steps" in capsys.readouterr().out
+
+    trained = ["--model", str(folder / "trained"), *asking[2:]]
+    evaluating = ["evaluate", str(out / "hard.jsonl"), "--out", str(folder / "evaluated"), "--samples", "16"]
+    assert pope([*evaluating, *trained, *reading]) == 0
+    assert "pass@16" in capsys.readouterr().out
+    saved = json.loads((folder / "evaluated" / "evaluation.json").read_text())
+    assert saved["problems"] == len(hard)
+    again = [*mining[:2], "--out", str(out), "--k", "16", "--checkpoint", str(folder / "trained"), *asking]
+    assert pope(again) == 0
+    assert f"of {len(hard)} hard problems are solved now" in capsys.readouterr().out
+
+
+def test_estimates_touch_nothing(folder, asking, capsys):
+    out = folder / "none"
+    assert pope(["mine", str(folder / "problems.jsonl"), "--out", str(out), "--dry-run", "--answer-anywhere", "--model",
+                 "big", "--mean-tokens", "1000", "--throughput", "100"]) == 0  # fmt: skip
+    found = json.loads(capsys.readouterr().out)
+    assert found["rollouts_at_most"] == 1280
+    assert found["gpu_hours"] == pytest.approx(1280 * 1000 / 100 / 3600, abs=0.01)
+    assert not out.exists()
+
+
+def test_the_oracle_keeps_what_the_grader_accepts(tiny, folder, capsys):
+    problems = make_problems(6, 1, seed=5)
+    asked = [one.model_copy(update={"solution": ""}) for one in problems[:5]]
+    write_problems(folder / "unsolved.jsonl", [*asked, problems[5]])
+    engine = TransformersEngine(tiny.model, tiny.tokenizer)
+
+    class Teacher:
+        """The tiny model, which knows none of the words around the problem."""
+
+        def sample(self, prompts, n, params):
+            return engine.sample([f"{prompt.split(chr(10))[0]} =" for prompt in prompts], n, params)
+
+    with serve(Teacher()) as (url, _):
+        words = ["oracle", str(folder / "unsolved.jsonl"), "--out", str(folder / "solved.jsonl"), "--attempts", "4"]
+        words += ["--model", url, "--served", "teacher", "--grader", GRADER, "--workers", "0", "--max-tokens", "8"]
+        assert pope(words) == 0
+    solved = read_problems(folder / "solved.jsonl", answer_in_solution=False)
+    assert problems[5] in solved
+    assert len(solved) > 1
+    left = (folder / "solved.jsonl.unsolved.jsonl").read_text().splitlines()
+    assert f"{len(solved)} problems with a solution; {6 - len(solved)} without" in capsys.readouterr().out
+    assert len(left) == 6 - len(solved)
+
+
+def test_exports(tmp_path):
+    from retarget.pope.mixture import mix, write_rows
+
+    problems = [Problem(id=str(i), prompt=f"q{i}", solution="s", answer=str(i)) for i in range(4)]
+    write_rows(tmp_path / "rows.parquet", mix(problems, {"1": "so"}))
+    for host, name in (("verl", "v.parquet"), ("openrlhf", "o.jsonl"), ("prime-rl", "p.jsonl")):
+        assert pope(["export", str(tmp_path / "rows.parquet"), "--to", host, "--out", str(tmp_path / name)]) == 0
+    verl = pyarrow.parquet.read_table(tmp_path / "v.parquet").to_pylist()
+    assert {row["data_source"] for row in verl} == {"pope/guided", "pope/unguided"}
+    assert {row["reward_model"]["ground_truth"] for row in verl} == {"0", "1", "2", "3"}
+    assert [row["extra_info"]["index"] for row in verl] == list(range(5))
+    assert verl[0]["prompt"][-1]["role"] == "user"
+    for name, field in (("o.jsonl", "label"), ("p.jsonl", "answer")):
+        records = [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
+        assert sorted(record[field] for record in records) == ["0", "1", "1", "2", "3"]
+    write_rows(tmp_path / "plain.parquet", [{**verl_row, "prompt": "q"} for verl_row in mix(problems, {})])
+    with pytest.raises(UserError, match="wants chat messages"):
+        pope(["export", str(tmp_path / "plain.parquet"), "--to", "verl", "--out", str(tmp_path / "x.parquet")])
+
+
+def test_help_and_wrong_words(capsys):
+    assert pope([]) == 2
+    assert pope(["--help"]) == 0
+    assert all(name in capsys.readouterr().out for name in VERBS)
+    with pytest.raises(UsageError, match="choose oracle, mine"):
+        pope(["mines"])

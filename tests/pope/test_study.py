@@ -1,0 +1,62 @@
+import subprocess
+import sys
+
+import pytest
+
+from retarget.errors import UserError
+from retarget.pope.study import PRESETS, Settings, plan
+from retarget.study.runner import run_study
+
+TINY = dict(
+    base_steps=300, hard_problems=4, held_problems=4, cycles=3, prompts_per_batch=4, rollouts=4, micro_batch=8,
+    rl_seeds=2, samples=16, mine_k=16, search_k=16, cuts=2, save_every=1,
+)  # fmt: skip
+
+
+def test_the_plans_of_all_presets():
+    assert [len(plan(name).conditions) for name in PRESETS] == [1, 4, 1]
+    small = plan("small")
+    assert small.seeds == (0, 1, 2, 3, 4)
+    assert small.settings["rl_seeds"] == 3
+    assert {one.name for one in small.conditions} == {"chain_terse", "chain_own", "arms_terse", "arms_own"}
+    assert {claim.condition for claim in small.claims} == {one.name for one in small.conditions}
+    paper = Settings.model_validate(plan("paper").settings)
+    assert (paper.rollouts, paper.prompts_per_batch, paper.mine_k, paper.lr, paper.max_grad_norm) == (
+        8,
+        32,
+        128,
+        1e-6,
+        0.3,
+    )
+    assert plan("demo", {"cycles": 7}, [3], ["base"]).settings["cycles"] == 7
+    assert [claim.id for claim in plan("demo").claims][:5] == [
+        "no_signal", "guided_reward", "transfer", "more_solved", "held_out",
+    ]  # fmt: skip
+
+
+def test_wrong_plans_are_refused():
+    with pytest.raises(UserError, match="no preset 'large'"):
+        plan("large")
+    with pytest.raises(UserError, match="cycle: Extra inputs"):
+        plan("demo", {"cycle": 3})
+    with pytest.raises(UserError, match="no arm popes"):
+        plan("demo", arms=["popes"])
+
+
+def test_a_plan_needs_no_torch():
+    code = "import sys, retarget.pope.commands, retarget.pope.study as s; s.plan(); assert 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_tiny_study_end_to_end(tmp_path):
+    outcome = run_study(plan("demo", TINY), tmp_path / "study", jobs=1)
+    assert not outcome.failed
+    found = outcome.summary["conditions"]["default"]
+    assert found["base"]["hard_solved"]["values"][0] is not None
+    assert found["unguided"]["train_rollouts"]["values"][0] >= found["pope"]["train_rollouts"]["values"][0]
+    assert found["pope"]["search_rollouts"] == found["base"]["search_rollouts"]
+    verdicts = {claim["id"]: claim["verdict"] for claim in outcome.summary["claims"]}
+    assert verdicts["entropy"] == "not measured"
+    page = outcome.page.read_text()
+    for expected in ("Prefix that the search found", "Reward while training", "guided", "the unit of replication"):
+        assert expected.lower() in page.lower()
