@@ -102,7 +102,7 @@ class PSKDMixin(_Base):
     # -- a step
 
     def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The PS-KD loss in training; in evaluation the library's."""
         index = inputs.pop("index", None)
@@ -127,7 +127,7 @@ class PSKDMixin(_Base):
             loss = loss * self.accelerator.num_processes  # the gradient is averaged over them
         return (loss, outputs) if return_outputs else loss
 
-    def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """The library's, without ``index``, which neither ``forward`` nor ``generate`` knows."""
         return super().prediction_step(
             model, {name: value for name, value in inputs.items() if name != "index"}, *args, **kwargs
@@ -275,7 +275,7 @@ class _KeepIndex:
     def __init__(self, collator: Callable) -> None:
         self.collator = collator
 
-    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
+    def __call__(self, features: list[dict[str, Any]]) -> Any:
         index = torch.tensor([feature["index"] for feature in features])
         rest = [{name: value for name, value in one.items() if name != "index"} for one in features]
         batch = self.collator(rest)

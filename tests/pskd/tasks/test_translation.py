@@ -10,6 +10,8 @@ from safetensors.torch import load_file
 from transformers import DataCollatorForSeq2Seq
 
 from retarget.errors import UserError
+from retarget.pskd import TopK
+from retarget.pskd.ragged import table_bytes
 from retarget.pskd.tasks import translation
 from retarget.pskd.tasks.sentences import encode, grammar, read_pairs, sentence_pairs, train_tokenizer
 from retarget.pskd.tasks.translation_analysis import analyse
@@ -71,15 +73,11 @@ def test_alpha_zero_trains_as_cross_entropy_does(tmp_path):
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_a_table_is_a_small_share_of_a_dense_one():
-    """At the size of Multi30k's vocabulary; the targets cancel."""
-    from retarget.pskd import TopK
-    from retarget.pskd.ragged import table_bytes
-
-    for vocabulary, k in ((10_000, 10), (4_000, 10)):
-        assert table_bytes(100_000, vocabulary, TopK(k)) <= 100_000 * vocabulary * 4 / (
-            200 if vocabulary > 5000 else 180
-        )
+@pytest.mark.parametrize("preset", ["small", "paper"])
+def test_a_table_is_a_small_share_of_a_dense_one(preset):
+    """Both slots and stamps against one buffer of float32, at the preset's vocabulary."""
+    vocabulary, k = (plan(preset).settings[name] for name in ("vocabulary", "topk"))
+    assert table_bytes(400_000, vocabulary, TopK(k)) <= 400_000 * vocabulary * 4 / 200
 
 
 def test_files_are_read_and_both_directions_are_conditions(tmp_path):

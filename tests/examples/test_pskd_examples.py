@@ -1,0 +1,31 @@
+"""Every example runs and learns."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parent.parent.parent / "examples"
+LEARNT = {  # the least that ``main`` must return
+    "pskd_plain_pytorch": 0.9,
+    "pskd_lightning": 0.9,
+    "pskd_accelerate": 0.9,
+    "pskd_timm": 0.5,
+    "pskd_hf_image_classification": 0.7,
+    "pskd_hf_text_classification": 0.9,
+    "pskd_hf_translation": 0.7,
+    "pskd_hf_causal_lm": 1.0,
+}
+
+
+def test_no_example_is_left_out():
+    assert {path.stem for path in FOLDER.glob("pskd_*.py")} == set(LEARNT)
+
+
+@pytest.mark.parametrize("name", LEARNT)
+def test_it_learns(name, tmp_path, monkeypatch):
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    monkeypatch.chdir(tmp_path)
+    assert example.main() >= LEARNT[name]
