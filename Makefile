@@ -12,7 +12,7 @@ $(BIN)/python:
 	$(BIN)/python -m pip install --quiet --upgrade pip
 
 $(VENV)/demo.stamp: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[vision]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all]'
 	touch $@
 
 $(VENV)/dev.stamp: pyproject.toml constraints.txt | $(BIN)/python
@@ -21,6 +21,9 @@ $(VENV)/dev.stamp: pyproject.toml constraints.txt | $(BIN)/python
 
 demo: $(VENV)/demo.stamp  ## the main job on embedded data, minutes on two cores; writes one page
 	$(BIN)/retarget study pskd --preset demo --jobs 2 --out $(DEMO_OUT)/pskd
+	$(BIN)/retarget study trojdiff --preset demo --jobs 2 --out $(DEMO_OUT)/trojdiff
+	$(BIN)/retarget study pope --preset demo --jobs 2 --out $(DEMO_OUT)/pope
+	$(BIN)/retarget report $(DEMO_OUT)/pskd $(DEMO_OUT)/trojdiff $(DEMO_OUT)/pope --out $(DEMO_OUT)
 
 test: $(VENV)/dev.stamp  ## the whole suite
 	$(BIN)/python -m pytest

@@ -15,4 +15,6 @@ for name in ("HF_HOME", "TORCH_HOME", "XDG_CACHE_HOME", "MPLCONFIGDIR"):
 from jaxtyping import install_import_hook  # noqa: E402
 
 # Where tensors are: beartype cannot check `Self` on the plain classes elsewhere.
-_hook = install_import_hook([f"retarget.{room}" for room in ("pskd", "pope", "trojdiff", "metrics")], "beartype.beartype")
+_hook = install_import_hook(
+    [f"retarget.{room}" for room in ("pskd", "pope", "trojdiff", "metrics")], "beartype.beartype"
+)

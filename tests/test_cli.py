@@ -30,7 +30,7 @@ def call(capsys, *words):
 
 
 USAGE = {
-    "no verb": (["studdy"], "there is no verb 'studdy': choose study, report, or see retarget --help"),
+    "no verb": (["studdy"], "there is no verb 'studdy': choose study, report, pope, trojdiff, or see retarget --help"),
     "no method": (
         ["study", "distil"],
         "there is no study 'distil': choose pskd, trojdiff, pope, audit, toy, absent",
@@ -53,7 +53,7 @@ USAGE = {
     "preset": (["study", "pskd", "--preset", "huge"], "no preset 'huge' for pskd: choose demo, small, paper"),
     "unknown setting": (
         ["study", "pskd", "--set", "epoch=3"],
-        "the study's settings are not valid: epoch: Extra inputs are not permitted",
+        "the study's settings are not valid: there is no setting epoch, did you mean epochs?",
     ),
     "no studies": (["report"], None),
 }
