@@ -193,5 +193,5 @@ def test_the_study_is_resolved_and_the_others_stay_as_they_were():
         plan("demo", {"peers": True, "shift": {"severity": 6}})
     with pytest.raises(UserError, match="two studies"):
         plan("demo", {"peers": True, "grid": True})
-    with pytest.raises(UserError, match="shift: Extra inputs"):
+    with pytest.raises(UserError, match="there is no setting shift"):
         plan("demo", {"shift": {}})
