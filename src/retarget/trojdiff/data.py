@@ -3,6 +3,7 @@
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -89,15 +90,17 @@ def to_uint8(images: Float[Tensor, "count channels height width"]) -> UInt8[Tens
     return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
-def read_images(source: str, split: str = "train", size: int | None = None) -> ImageSet:
+def read_images(source: str, split: str = "train", size: int | None = None, root: str = "data") -> ImageSet:
     """Read an image set.
 
     Args:
         source: ``digits`` (scikit-learn's, 8×8, embedded); ``glyphs`` (generated figures); the path of an ``.npz``
-            file with ``x_train``, ``y_train`` (and ``x_test``, ``y_test``) in uint8, channels last or absent; or a
-            folder with one sub-folder of PNG or JPEG files a class.
+            file with ``x_train``, ``y_train`` (and ``x_test``, ``y_test``) in uint8, channels last or absent;
+            ``torchvision:NAME`` for CIFAR10, MNIST, FashionMNIST, ... and CelebA (its middle square, in the paper's
+            eight composite classes); or a folder with one sub-folder of PNG or JPEG files a class.
         split: ``train`` or ``test``. Digits and glyphs keep every fifth image for the test; a folder has no split.
         size: side to resize to by antialiased area averaging; kept when None.
+        root: where torchvision keeps its data sets; missing ones are downloaded.
 
     Raises:
         UserError: no such source, arrays of another type or shape, or an empty folder.
@@ -110,6 +113,8 @@ def read_images(source: str, split: str = "train", size: int | None = None) -> I
         images = _glyphs(split, size or 8)
     elif source.endswith(".npz"):
         images = _npz(Path(source), split)
+    elif source.startswith("torchvision:"):
+        images = _torchvision(source.removeprefix("torchvision:"), split, root, size)
     else:
         images = _folder(Path(source), size)
     return images if size in (None, images.shape[-1]) else _resized(images, size)
@@ -156,6 +161,52 @@ def _npz(path: Path, split: str) -> ImageSet:
         torch.from_numpy(labels.astype(np.int64)),
         tuple(str(label) for label in range(classes)),
     )
+
+
+CELEBA_ATTRIBUTES = (18, 21, 31)
+"""Heavy makeup, mouth slightly open, smiling: the composite class is 1, 2 and 4 times these."""
+
+
+def celeba_class(attributes: Int[Tensor, "count attributes"]) -> Int[Tensor, "count"]:
+    """The paper's composite class of CelebA, 0 to 7, from its 40 binary attributes.
+
+    >>> celeba_class(torch.tensor([[0] * 40, [1] * 40])).tolist()
+    [0, 7]
+    """
+    bits = attributes[:, list(CELEBA_ATTRIBUTES)]
+    return (bits * torch.tensor([1, 2, 4])).sum(dim=1)
+
+
+def _torchvision(name: str, split: str, root: str, size: int | None) -> ImageSet:
+    datasets = require("torchvision.datasets", "diffusion")
+    kind = getattr(datasets, name, None)
+    if kind is None:
+        raise UserError(f"torchvision has no data set {name!r}")
+    try:
+        if name == "CelebA":
+            return _celeba(kind(root, split=split, target_type="attr", download=True), size)
+        found = kind(root, train=split == "train", download=True)
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"torchvision:{name} is not in {root!r} and could not be downloaded ({error}); "
+            "give an .npz file or a folder of images instead"
+        ) from error
+    pixels = np.asarray(found.data)
+    pixels = pixels[:, None] if pixels.ndim == 3 else pixels.transpose(0, 3, 1, 2)
+    names = tuple(found.classes)
+    return ImageSet(torch.from_numpy(np.ascontiguousarray(pixels)), torch.as_tensor(found.targets).long(), names)
+
+
+def _celeba(found: Any, size: int | None) -> ImageSet:
+    """178×218 photographs: the middle 178×178, resized one by one, since all of them at full size fill 20 GB."""
+    from PIL import Image
+
+    side = size or 64
+    pixels = np.empty((len(found), side, side, 3), np.uint8)
+    for row, (image, _) in enumerate(found):
+        pixels[row] = np.asarray(image.crop((0, 20, 178, 198)).resize((side, side), Image.Resampling.BOX))
+    labels = celeba_class(found.attr.long())
+    return ImageSet(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), labels, tuple(map(str, range(8))))
 
 
 def _folder(path: Path, size: int | None) -> ImageSet:

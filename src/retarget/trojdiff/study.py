@@ -44,8 +44,9 @@ class SamplingSettings(Strict):
 class Settings(Strict):
     """Settings of one run; an arm overrides the last three."""
 
-    dataset: str = Field(description="digits | FILE.npz | folder with one sub-folder a class")
-    other: str = Field(default="glyphs", description="the other domain, for Out-D2D: glyphs | FILE.npz | folder")
+    dataset: str = Field(description="digits | FILE.npz | torchvision:NAME | folder with one sub-folder a class")
+    other: str = Field(default="glyphs", description="the other domain, for Out-D2D: glyphs, or as dataset")
+    root: str = Field(default="data", description="where torchvision keeps its data sets (downloads if missing)")
     size: int = Field(default=32, ge=4, le=64, description="side of the images")
     train_images: int | None = Field(default=None, ge=1)
     flips: bool = Field(default=True, description=_CODE)
@@ -96,7 +97,7 @@ _DEMO = dict(
 )  # fmt: skip
 
 _SMALL = dict(
-    dataset="fashion_mnist.npz", other="mnist.npz", size=16, flips=True, patch_size=3,
+    dataset="torchvision:FashionMNIST", other="torchvision:MNIST", size=16, flips=True, patch_size=3,
     blend_gamma=0.5,
     network=dict(channels=(32, 64, 64), layers=1, attention_side=None, groups=8, dropout=0.0),
     pretrain=dict(steps=8000, batch_size=64, learning_rate=1e-3, warmup_steps=200, decay="cosine", ema_decay=0.999,
@@ -112,7 +113,7 @@ _SMALL = dict(
 )  # fmt: skip
 
 _PAPER_PRESET = dict(
-    dataset="cifar10.npz", other="mnist.npz", size=32,
+    dataset="torchvision:CIFAR10", other="torchvision:MNIST", size=32,
     pretrain=dict(steps=800_000, warmup_steps=5_000), finetune=dict(steps=100_000),
     samplers=dict(ddpm=dict(sampler="ddpm_large-1000", benign=50_000, trojan=1_000),
                   ddim=dict(sampler="ddim-100-quadratic", benign=50_000, trojan=1_000),

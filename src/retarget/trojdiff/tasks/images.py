@@ -59,12 +59,15 @@ class World:
     @classmethod
     def read(cls, settings: Settings) -> "World":
         """Read both domains at the study's size, in the training set's channels."""
-        inside = read_images(settings.dataset, "train", settings.size).first(settings.train_images)
-        outside = _as_channels(read_images(settings.other, "train", settings.size), inside.shape[0])
-        folder = not settings.dataset.endswith(".npz") and settings.dataset != "digits"
-        test = inside if folder else read_images(settings.dataset, "test", settings.size)
-        other_folder = not settings.other.endswith(".npz") and settings.other not in ("digits", "glyphs")
-        other_test = outside if other_folder else read_images(settings.other, "test", settings.size)
+        inside = read_images(settings.dataset, "train", settings.size, settings.root).first(settings.train_images)
+        outside = _as_channels(read_images(settings.other, "train", settings.size, settings.root), inside.shape[0])
+        # A folder has no test part.
+        test = inside
+        if not Path(settings.dataset).is_dir():
+            test = read_images(settings.dataset, "test", settings.size, settings.root)
+        other_test = outside
+        if not Path(settings.other).is_dir():
+            other_test = read_images(settings.other, "test", settings.size, settings.root)
         return cls(inside, outside, test, _as_channels(other_test, inside.shape[0]))
 
 

@@ -1,0 +1,35 @@
+"""The paper preset at full size: one real step of its network on random data."""
+
+import numpy as np
+import pytest
+
+from retarget.trojdiff.checkpoint import WEIGHTS
+from retarget.trojdiff.config import TrainConfig
+from retarget.trojdiff.study import Settings, plan
+from retarget.trojdiff.tasks.images import World, make_network, make_target, make_trigger
+from retarget.trojdiff.train import train
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["in_d2d", "out_d2d", "d2i"])
+def test_one_step_of_the_papers_network(tmp_path, scheduler, target):
+    rng = np.random.default_rng(0)
+    for name, shape in (("in", (20, 32, 32, 3)), ("out", (20, 28, 28))):
+        arrays = {f"x_{split}": rng.integers(0, 256, shape, dtype=np.uint8) for split in ("train", "test")}
+        labels = {f"y_{split}": np.arange(20) % 10 for split in ("train", "test")}
+        np.savez(tmp_path / f"{name}.npz", **arrays, **labels)
+    sources = {"dataset": str(tmp_path / "in.npz"), "other": str(tmp_path / "out.npz"), "out_rows": 2, "image_rows": 2}
+    study = plan("paper", sources)
+    settings = Settings.model_validate({**study.settings, "role": "attack", "target": target, "trigger": "patch"})
+    world = World.read(settings)
+    unet = make_network(settings, world.inside.shape, seed=0)
+    assert 35e6 < sum(parameter.numel() for parameter in unet.parameters()) < 37e6
+    config = TrainConfig(**(settings.finetune.model_dump() | {"steps": 1, "batch_size": 4}), flips=True, log_every=1)
+    losses = []
+    trigger = make_trigger(settings, "patch", world.inside.shape)
+    out = train(
+        unet, scheduler, world.inside, config, tmp_path / "run", make_target(settings, world), trigger,
+        listen=lambda progress: losses.append(progress.loss),
+    )  # fmt: skip
+    assert len(losses) == 1
+    assert (out / WEIGHTS).stat().st_size > 1e8
