@@ -75,8 +75,13 @@ def _claims(summary: dict[str, Any], plan: dict[str, Any]) -> str:
         compared = " − ".join(arms.get(arm, arm) for arm in claim["arms"])
         compared += f", {labels.get(claim['metric'], claim['metric'])}"
         places = decimals.get(claim["metric"], 2)
+        shown = claim["shown"]
+        beside = ""
+        if shown and shown["estimate"] is not None:
+            places_beside = decimals.get(shown["metric"], 2)
+            beside = f"; {labels[shown['metric']]} {shown['estimate']:+.{places_beside}f}"
         rows.append(
-            f"| {claim['sentence']} | {compared} | {_difference(claim, places)} | {claim['n'] or '–'} | "
+            f"| {claim['sentence']} | {compared} | {_difference(claim, places)}{beside} | {claim['n'] or '–'} | "
             f"{SIGNS.get(claim['verdict'], '– ' + claim['verdict'])} |"
         )
     return "\n".join(rows)
@@ -126,8 +131,9 @@ def _provenance(study: dict[str, Any], summary: dict[str, Any]) -> str:
     commit, hardware = study["commit"], study["hardware"]
     where = f"commit {commit['hash'][:10]}{' with local changes' * commit['dirty']}" if commit else "no commit"
     gpus = ", ".join(hardware["gpus"]) or "no GPU"
+    commands = " and ".join(f"`{one}`" for one in [*study.get("earlier_commands", []), study["command"]])
     return (
-        f"Made by `{study['command']}` at {where}, seeds {', '.join(map(str, summary['seeds']))}, on "
+        f"Made by {commands} at {where}, seeds {', '.join(map(str, summary['seeds']))}, on "
         f"{hardware['cores']} cores of {hardware['cpu']}, {gpus}; torch {study['versions'].get('torch', '?')}."
     )
 
