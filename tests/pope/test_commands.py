@@ -67,7 +67,7 @@ def test_the_whole_chain_by_path(tiny, folder, asking, capsys):
         "--grader",
         GRADER,
     ]
-    assert pope([*training, "--cycles", "2", *(word for one in settings for word in ("--set", one))]) == 0
+    assert pope([*training, "--cycles", "2", "--set", *settings]) == 0
     assert "guided/reward" in (folder / "trained" / "history.jsonl").read_text()
     assert "2 steps" in capsys.readouterr().out
 
@@ -139,6 +139,7 @@ def test_exports(tmp_path):
 def test_help_and_wrong_words(capsys):
     assert pope([]) == 2
     assert pope(["--help"]) == 0
-    assert all(name in capsys.readouterr().out for name in VERBS)
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in VERBS)
     with pytest.raises(UsageError, match="choose oracle, mine"):
         pope(["mines"])

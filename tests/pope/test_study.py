@@ -8,7 +8,7 @@ from retarget.pope.study import PRESETS, Settings, plan
 from retarget.study.runner import run_study
 
 TINY = dict(
-    base_steps=300, hard_problems=4, held_problems=4, cycles=3, prompts_per_batch=4, rollouts=4, micro_batch=8,
+    base_steps=60, hard_problems=4, held_problems=4, cycles=2, prompts_per_batch=4, rollouts=4, micro_batch=8,
     rl_seeds=2, samples=16, mine_k=16, search_k=16, cuts=2, save_every=1,
 )  # fmt: skip
 

@@ -224,7 +224,7 @@ class Train:
     config: Path | None = None
     """TOML file with settings of TrainingSettings; the defaults are the paper's."""
     set: tuple[str, ...] = ()
-    """Settings as KEY=VALUE, with VALUE as in TOML."""
+    """Settings as KEY=VALUE [KEY=VALUE ...], with VALUE as in TOML."""
     cycles: int = 100
     """Generation batches in all."""
     grader: str = "math"

@@ -50,8 +50,9 @@ def _curves(results: Results, condition: str, prefix: str) -> list[Figure]:
         ):
             lines = [run.history() for seed in results.seeds if (run := results.run(condition, arm, seed))]
             if lines:
-                x = [line["step"] for line in lines[0]]
-                y = [[line.get(f"{stratum}/{metric}") for line in one] for one in lines if len(one) == len(x)]
+                shown = min(map(len, lines))  # bases differ in what their search cost, and so in batches
+                x = [line["step"] for line in lines[0][:shown]]
+                y = [[line.get(f"{stratum}/{metric}") for line in one[:shown]] for one in lines]
                 series.append(Series(label=name, x=x, y=y))
         if series:
             figures.append(
