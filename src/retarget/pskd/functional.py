@@ -107,9 +107,21 @@ def sparse_pskd_loss(
         alpha: [B], 0 for a sample without a past.
         smoothing: label smoothing, in [0, 1].
     """
-    losses = _SparseSoftCrossEntropy.apply(logits, labels, past.classes, past.values, past.rest, alpha, smoothing)
-    assert isinstance(losses, Tensor)
+    losses, _ = sparse_pskd_losses(logits, labels, past, alpha, smoothing)
     return losses if reduction == "none" else losses.mean() if reduction == "mean" else losses.sum()
+
+
+def sparse_pskd_losses(
+    logits: Float[Tensor, "batch classes"],
+    labels: Integer[Tensor, "batch"],
+    past: SparseRows,
+    alpha: Float[Tensor, "batch"],
+    smoothing: float = 0.0,
+) -> tuple[Float[Tensor, "batch"], Float[Tensor, "batch"]]:
+    """:func:`sparse_pskd_loss` of each sample, and ``logsumexp(z)``, [B] each; the second carries no gradient."""
+    result = _SparseSoftCrossEntropy.apply(logits, labels, past.classes, past.values, past.rest, alpha, smoothing)
+    losses, log_norm = result  # type: ignore[misc]
+    return losses, log_norm
 
 
 def gradient_scale(
@@ -138,26 +150,32 @@ def widen(logits: Tensor) -> Tensor:
 
 
 class _SparseSoftCrossEntropy(torch.autograd.Function):
-    """Per-sample loss; the backward pass allocates the gradient of the logits and nothing else of its size."""
+    """Per-sample loss. One exponential of the logits serves the loss, its gradient and the row to be stored."""
 
     @staticmethod
     def forward(ctx, logits, labels, classes, values, rest, alpha, smoothing):
         z = widen(logits)
-        log_norm = torch.logsumexp(z, dim=1)
+        largest = z.amax(1)
+        exps = (z - largest[:, None]).exp_()
+        total = exps.sum(1)
+        log_norm = largest + total.log()
         labels = labels[:, None]
         hard = (1 - alpha) * (1 - smoothing)
         listed = alpha[:, None] * (values - rest[:, None])
         unlisted = alpha * rest + (1 - alpha) * smoothing / z.shape[1]
         mass = hard + listed.sum(1) + unlisted * z.shape[1]
         target_dot_z = hard * z.gather(1, labels)[:, 0] + (listed * z.gather(1, classes)).sum(1) + unlisted * z.sum(1)
-        ctx.save_for_backward(logits, log_norm, labels, classes, hard, listed, unlisted, mass)
-        return mass * log_norm - target_dot_z
+        ctx.save_for_backward(exps, labels, classes, hard, listed, unlisted, mass / total)
+        ctx.dtype = logits.dtype
+        ctx.mark_non_differentiable(log_norm)
+        return mass * log_norm - target_dot_z, log_norm
 
     @staticmethod
     def backward(ctx, *grad_outputs):
-        logits, log_norm, labels, classes, hard, listed, unlisted, mass = ctx.saved_tensors
+        exps, labels, classes, hard, listed, unlisted, scale = ctx.saved_tensors
         grad_loss = grad_outputs[0]
-        grad = torch.exp(widen(logits) - log_norm[:, None])
-        grad.mul_(mass[:, None]).sub_(unlisted[:, None])
-        grad.scatter_add_(1, classes, -listed.to(grad.dtype)).scatter_add_(1, labels, -hard[:, None].to(grad.dtype))
-        return grad.mul_(grad_loss[:, None]).to(logits.dtype), None, None, None, None, None, None
+        grad = exps * (scale * grad_loss)[:, None]
+        grad.sub_((unlisted * grad_loss)[:, None])
+        grad.scatter_add_(1, classes, (-listed * grad_loss[:, None]).to(grad.dtype))
+        grad.scatter_add_(1, labels, (-hard * grad_loss)[:, None].to(grad.dtype))
+        return grad.to(ctx.dtype), None, None, None, None, None, None

@@ -23,7 +23,7 @@ from retarget.pskd.checks import (
     one_hot,
 )
 from retarget.pskd.exchange import WriteLog, exchange, world_size
-from retarget.pskd.functional import SparseRows, alpha_at, pskd_loss, soften, sparse_pskd_loss, widen
+from retarget.pskd.functional import SparseRows, alpha_at, pskd_loss, soften, sparse_pskd_losses, widen
 from retarget.pskd.rows import RowFormat
 from retarget.pskd.store import MemoryMapped, Table, row_format
 from retarget.pskd.teacher import PreviousModel
@@ -183,6 +183,7 @@ class PSKD:
                 two labels, probabilities that do not sum to 1, or logits that are not finite.
         """
         at, labels = self._check(logits, targets, index)
+        log_norm = None
         if self.alpha == 0:
             if targets.is_floating_point():
                 hard = targets
@@ -197,11 +198,11 @@ class PSKD:
             )
             loss = loss if denominator is None else loss / denominator
         else:
-            losses = self._soft_losses(logits, targets, labels, at, inputs, smoothing)
+            losses, log_norm = self._soft_losses(logits, targets, labels, at, inputs, smoothing)
             counted = self._counted(targets, losses)
             loss = (losses * counted).sum() / (counted.sum() if denominator is None else denominator)
         check_loss(self._checks, loss, logits, index)
-        self._write(logits, targets, labels, at)
+        self._write(logits, targets, labels, at, log_norm)
         return loss
 
     def soften(
@@ -396,24 +397,24 @@ class PSKD:
 
     def _soft_losses(
         self, logits: Tensor, targets: Tensor, labels: Tensor, at: Tensor, inputs: Any, smoothing: float
-    ) -> Tensor:
-        """Loss of each sample, [B]."""
+    ) -> tuple[Tensor, Tensor | None]:
+        """Loss of each sample, [B], and the logits' logsumexp where it was needed."""
         past, alpha = self._past(at, logits.device, inputs)
         spread = smoothing / self.num_classes
         if targets.is_floating_point():
             dense = past.dense(self.num_classes) if isinstance(past, SparseRows) else past
             hard = targets.float() * (1 - smoothing) + spread
-            return pskd_loss(logits, soften(hard, dense, alpha), reduction="none")
+            return pskd_loss(logits, soften(hard, dense, alpha), reduction="none"), None
         if isinstance(past, SparseRows):
             counted = (alpha > 0) & (targets != self.ignore_index)
             check_listed(self._checks, past.classes, labels, at, counted)
-            return sparse_pskd_loss(logits, labels, past, alpha, reduction="none", smoothing=smoothing)
+            return sparse_pskd_losses(logits, labels, past, alpha, smoothing)
         # soften(smoothed one_hot, past, alpha) without making the one-hot rows
         soft = past * alpha[:, None]
         if smoothing:
             soft += ((1 - alpha) * spread)[:, None]
         soft.scatter_add_(1, labels[:, None], ((1 - alpha) * (1 - smoothing))[:, None])
-        return pskd_loss(logits, soft, reduction="none")
+        return pskd_loss(logits, soft, reduction="none"), None
 
     def _counted(self, targets: Tensor, losses: Tensor) -> Tensor:
         """1 for a sample that has a loss, 0 for an ignored one, [B]."""
@@ -421,11 +422,13 @@ class PSKD:
             return torch.ones_like(losses)
         return (targets != self.ignore_index).to(losses.dtype)
 
-    def _write(self, logits: Tensor, targets: Tensor, labels: Tensor, at: Tensor) -> None:
+    def _write(
+        self, logits: Tensor, targets: Tensor, labels: Tensor, at: Tensor, log_norm: Tensor | None = None
+    ) -> None:
         if not self._table or not self._rows:
             return
         with torch.no_grad():
-            fields = self._rows.encode(logits.detach(), labels)
+            fields = self._rows.encode(logits.detach(), labels, log_norm)
         if targets.is_floating_point():
             keep = torch.ones_like(labels, dtype=torch.bool)
         else:

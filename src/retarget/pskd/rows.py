@@ -32,7 +32,12 @@ class Dense:
         """Name, width and type of what one row is made of."""
         return {"probs": (num_classes, DTYPES[self.dtype])}
 
-    def encode(self, logits: Float[Tensor, "batch classes"], labels: Integer[Tensor, "batch"]) -> dict[str, Tensor]:
+    def encode(
+        self,
+        logits: Float[Tensor, "batch classes"],
+        labels: Integer[Tensor, "batch"],
+        log_norm: Float[Tensor, "batch"] | None = None,
+    ) -> dict[str, Tensor]:
         """The softmax of the logits, rounded to the stored type."""
         return {"probs": F.softmax(widen(logits), dim=1).to(DTYPES[self.dtype])}
 
@@ -72,10 +77,19 @@ class TopK:
         class_type = torch.int16 if num_classes <= 1 << 16 else torch.int32
         return {"values": (self.k, torch.float16), "classes": (self.k, class_type)}
 
-    def encode(self, logits: Float[Tensor, "batch classes"], labels: Integer[Tensor, "batch"]) -> dict[str, Tensor]:
-        """The k largest logits and their softmax; the true class takes the last place where it is not among them."""
+    def encode(
+        self,
+        logits: Float[Tensor, "batch classes"],
+        labels: Integer[Tensor, "batch"],
+        log_norm: Float[Tensor, "batch"] | None = None,
+    ) -> dict[str, Tensor]:
+        """The k largest logits and their softmax; the true class takes the last place where it is not among them.
+
+        ``log_norm`` is the logits' logsumexp, where it is known already.
+        """
         z = widen(logits)
-        log_norm = torch.logsumexp(z, dim=1, keepdim=True)
+        if log_norm is None:
+            log_norm = torch.logsumexp(z, dim=1)
         top, classes = z.topk(self.k, dim=1)
         label = labels[:, None]
         absent = (classes != label).all(1)
@@ -83,7 +97,7 @@ class TopK:
         top[:, -1] = torch.where(absent, z.gather(1, label)[:, 0], top[:, -1])
         class_type = self.fields(z.shape[1])["classes"][1]
         # 2^-24 is float16's least value: a listed class is never zero, so a row can always be renormalised.
-        values = torch.exp(top - log_norm).clamp_min(2**-24).to(torch.float16)
+        values = torch.exp(top - log_norm[:, None]).clamp_min(2**-24).to(torch.float16)
         return {"values": values, "classes": classes.to(class_type)}
 
     def decode(self, fields: dict[str, Tensor], num_classes: int) -> SparseRows:

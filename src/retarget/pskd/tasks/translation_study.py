@@ -65,7 +65,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper": dict(dataset="files:multi30k", vocabulary=10_000, epochs=60, batch_sentences=256),
 }  # fmt: skip
 
-MINUTES_PER_RUN = {"demo": 0.7, "small": 60.0, "paper": 30.0}
+MINUTES_PER_RUN = {"demo": 0.7, "small": 40.0, "paper": 30.0}
 
 ARMS = (
     Arm(name="cross_entropy", label="cross-entropy"),
