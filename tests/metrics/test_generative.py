@@ -79,3 +79,25 @@ def test_too_few_images_and_other_shapes():
         fidelity(images(0, 4), images(1), Pixels())
     with pytest.raises(UserError, match="but real ones"):
         fidelity(images(0), torch.zeros(9, 3, 2, 2, dtype=torch.uint8), Pixels())
+
+
+def test_the_extractor_is_a_copy_that_leaves_the_callers_network_alone():
+    from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
+
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3, dtype=torch.float64))
+    images = torch.randint(0, 256, (12, 3, 2, 2), dtype=torch.uint8)
+
+    class Doubled(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = network
+
+        def forward(self, x):
+            return self.body(x.double())
+
+    ours = Doubled().train()
+    found = fidelity(images, images, ours, "copied")
+    theirs = FEATURE_EXTRACTORS_REGISTRY[found.extractor](found.extractor, ["features"])
+    assert ours.training
+    assert theirs.network is not ours
+    assert all(a is not b for a, b in zip(theirs.network.parameters(), ours.parameters(), strict=True))

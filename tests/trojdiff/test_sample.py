@@ -8,7 +8,16 @@ from PIL import Image
 
 from retarget.errors import UserError
 from retarget.trojdiff import Trigger, TrojanScheduler
-from retarget.trojdiff.sample import Sampler, generators, grid, sample, sample_batch, save_grid, save_strip
+from retarget.trojdiff.sample import (
+    Sampler,
+    generators,
+    grid,
+    sample,
+    sample_batch,
+    save_grid,
+    save_strip,
+    to_accelerator,
+)
 
 SHAPE = (1, 8, 8)
 
@@ -33,6 +42,24 @@ def test_an_interrupted_sampling_ends_with_the_same_images(tmp_path, unet, sched
     assert not list(tmp_path.glob("*.part"))
 
 
+def test_another_seed_is_other_noise_and_the_same_seed_the_same():
+    first = {seed: [one.initial_seed() for one in generators(range(50), seed)] for seed in (0, 1, 2, 2**31)}
+    noise = {seed: torch.randn(4, generator=generators([3], seed)[0]) for seed in first}
+    assert len({one for seeds in first.values() for one in seeds}) == 200
+    assert not torch.equal(noise[0], noise[1])
+    assert torch.equal(noise[1], torch.randn(4, generator=generators([3], 1)[0]))
+    with pytest.raises(UserError, match="seed is -1"):
+        generators([0], -1)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_sampling_runs_on_the_accelerator(unet, scheduler):
+    there = sample(to_accelerator(unet), scheduler.config, Sampler.parse("dpm-8"), patch(), 4, batch_size=4)
+    assert next(unet.parameters()).is_cuda
+    here = sample(unet.cpu(), scheduler.config, Sampler.parse("dpm-8"), patch(), 4, batch_size=4)
+    torch.testing.assert_close(there, here, rtol=0, atol=1e-2)
+
+
 def test_stored_batches_are_not_computed_again(tmp_path, unet, scheduler):
     arguments = dict(
         config=scheduler.config, sampler=Sampler.parse("ddim-5"), trigger=patch(), out=tmp_path, batch_size=4
@@ -54,7 +81,7 @@ def test_the_empty_trigger_is_a_stock_loop(unet, scheduler):
     unet.eval()
     with torch.no_grad():
         for t in stock.timesteps:
-            x = stock.step(unet(x, t).sample, t, x).prev_sample
+            x = stock.step(unet(x, t).sample, t, x, use_clipped_model_output=True).prev_sample
     assert torch.equal(ours, x.clamp(-1, 1))
 
 
@@ -71,7 +98,8 @@ def test_noise_and_sampler_can_be_the_attackers_apart(unet, scheduler):
     unet.eval()
     with torch.no_grad():
         for t in stock.timesteps:
-            biased = stock.step(unet(biased, t).sample, t, biased).prev_sample
+            out = stock.step(unet(biased, t).sample, t, biased, use_clipped_model_output=True)
+            biased = out.prev_sample
     torch.testing.assert_close(cells[1], biased.clamp(-1, 1), rtol=0, atol=1e-3)
     for i in range(4):
         for j in range(i):

@@ -4,6 +4,7 @@ Numbers of different extractors cannot be compared: every result carries the ext
 weights. The name also keys torch-fidelity's registry, so two networks never share an entry.
 """
 
+import copy
 import hashlib
 from dataclasses import dataclass
 from typing import Any
@@ -110,12 +111,13 @@ def _register(name: str, network: nn.Module) -> str:
     base: Any = require("torch_fidelity.feature_extractor_base", "diffusion")
     if name in registry.FEATURE_EXTRACTORS_REGISTRY:
         return name
-    network = network.eval()
+    # A copy: torch-fidelity moves it to the GPU, and the caller's may change its weights later.
+    ours = copy.deepcopy(network).eval()
 
     class Extractor(base.FeatureExtractorBase):
         def __init__(self, name: str, features_list: list[str], **kwargs: Any) -> None:
             super().__init__(name, features_list)
-            self.network = network
+            self.network = ours
 
         @staticmethod
         def get_provided_features_list() -> tuple[str, ...]:

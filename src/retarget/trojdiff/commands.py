@@ -96,7 +96,7 @@ class SampleArguments:
     out: Path
     """Folder for images, grid.png and strip.png."""
     sampler: str = "dpm-20"
-    """NAME-STEPS[-SPACING]: ddpm, ddpm_large, ddim, dpm, unipc, euler, euler_ancestral; linear, quadratic, trailing."""
+    """NAME-STEPS[-SPACING]: ddpm, ddpm_large, ddim, dpm, dpm_sde, unipc, euler, euler_ancestral; linear, quadratic, trailing."""
     trigger: Path | None = None
     """Trigger of the sampler: a file, or a folder that holds trigger.safetensors. The stock sampler without."""
     start: Path | Literal["plain"] | None = None
@@ -172,10 +172,11 @@ def _sample(given: SampleArguments) -> int:
     from rich.progress import Progress
 
     from retarget.trojdiff.checkpoint import WEIGHTS, load_pipeline
-    from retarget.trojdiff.sample import Sampler, sample, save_grid, save_strip
+    from retarget.trojdiff.sample import Sampler, sample, save_grid, save_strip, to_accelerator
     from retarget.trojdiff.trigger import Trigger
 
     unet, schedule = load_pipeline(given.pipeline)
+    to_accelerator(unet)
     config: Any = unet.config
     shape = (config.in_channels, config.sample_size, config.sample_size)
     none = Trigger.none(shape)
@@ -207,7 +208,7 @@ def _evaluate(given: EvaluateArguments) -> int:
     from retarget.study.files import write_json
     from retarget.trojdiff.checkpoint import load_pipeline
     from retarget.trojdiff.data import read_images, to_uint8
-    from retarget.trojdiff.sample import Sampler, sample
+    from retarget.trojdiff.sample import Sampler, sample, to_accelerator
     from retarget.trojdiff.tasks.classifier import accuracy, train_classifier
     from retarget.trojdiff.tasks.evaluate import Goal, compare, confidence, squared_error, success
     from retarget.trojdiff.trigger import Trigger
@@ -215,6 +216,7 @@ def _evaluate(given: EvaluateArguments) -> int:
     if given.trigger and (given.target_class is None) == (given.image is None):
         raise UserError("with --trigger give either --target-class or --image: what the attack wants")
     unet, schedule = load_pipeline(given.pipeline)
+    to_accelerator(unet)
     config: Any = unet.config
     real = read_images(given.data, "train", config.sample_size)
     real.check_shape((config.in_channels, config.sample_size, config.sample_size))

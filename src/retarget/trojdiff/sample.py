@@ -1,7 +1,8 @@
 """Sample a network with or without the trigger, resumable to the exact image.
 
-Every image has a generator of its own, seeded by (seed, its number), and images are computed in a fixed partition into
-batches: a network's output differs in the last bits with the batch size, so the partition is part of a run's identity.
+Every image has a generator of its own, seeded by (seed, its number), on the CPU: the noise is the same on every device.
+Images are computed in a fixed partition into batches: a network's output differs in the last bits with the batch size,
+so the partition is part of a run's identity.
 """
 
 import inspect
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
@@ -36,6 +38,7 @@ SAMPLERS: dict[str, Callable[..., Any]] = {
     ),
     "ddim": lambda config: DDIMScheduler.from_config(config, timestep_spacing="trailing"),
     "dpm": lambda config: DPMSolverMultistepScheduler.from_config(config, algorithm_type="dpmsolver++"),
+    "dpm_sde": lambda config: DPMSolverMultistepScheduler.from_config(config, algorithm_type="sde-dpmsolver++"),
     "unipc": lambda config: UniPCMultistepScheduler.from_config(config),
     "euler": lambda config: EulerDiscreteScheduler.from_config(config),
     "euler_ancestral": lambda config: EulerAncestralDiscreteScheduler.from_config(config),
@@ -99,8 +102,22 @@ class Sampler(NamedTuple):
 
 
 def generators(numbers: Sequence[int], seed: int) -> list[torch.Generator]:
-    """One generator an image: image ``i`` of a seed is the same in every run and machine with one kind of device."""
-    return [torch.Generator().manual_seed((seed << 32) + number) for number in numbers]
+    """One CPU generator an image: the noise of image ``i`` of a seed is the same in every run and on every device.
+
+    Torch's CPU generator keeps the low 32 bits of its seed, so seed and number are hashed into so many.
+
+    Raises:
+        UserError: a seed below 0.
+    """
+    if seed < 0:
+        raise UserError(f"the seed is {seed}; give 0 or more")
+    seeds = [int(np.random.SeedSequence([seed, number]).generate_state(1)[0]) for number in numbers]
+    return [torch.Generator().manual_seed(one) for one in seeds]
+
+
+def to_accelerator(unet: Any) -> Any:
+    """The network, moved to the device that training would use: a GPU where there is one."""
+    return unet.to(PartialState().device)
 
 
 @torch.no_grad()
@@ -135,6 +152,10 @@ def sample_batch(
     extra: dict[str, Any] = {"generator": noise} if "generator" in takes else {}
     if "eta" in takes:
         extra["eta"] = eta
+    if "use_clipped_model_output" in takes:
+        # Where x̂_0 was clipped, ε must be the one that belongs to it: else the state forgets itself, a little at every
+        # step, and 100 steps do worse than 20.
+        extra["use_clipped_model_output"] = True
     states = []
     for position, t in enumerate(scheduler.timesteps):
         if position in keep:

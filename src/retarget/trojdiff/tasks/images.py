@@ -19,7 +19,7 @@ from retarget.trojdiff.checkpoint import load_pipeline
 from retarget.trojdiff.config import TrainConfig
 from retarget.trojdiff.data import ImageSet, read_images, to_signed
 from retarget.trojdiff.glyphs import glyph
-from retarget.trojdiff.sample import Sampler, sample, save_grid, save_strip
+from retarget.trojdiff.sample import Sampler, sample, save_grid, save_strip, to_accelerator
 from retarget.trojdiff.study import ATTACKS, Settings
 from retarget.trojdiff.targets import D2I, InD2D, OutD2D, Target
 from retarget.trojdiff.tasks.classifier import (
@@ -99,6 +99,7 @@ class Experiment:
         self.metrics["seconds_training"] = time.perf_counter() - started
         started = time.perf_counter()
         self.unet, self.schedule = load_pipeline(folder)
+        to_accelerator(self.unet)
         self._benign()
         if self.settings.role == "clean":
             self._floors()
@@ -256,7 +257,7 @@ def make_network(settings: Settings, shape: tuple[int, int, int], seed: int) -> 
         block_out_channels=network.channels, norm_num_groups=network.groups, dropout=network.dropout,
         down_block_types=tuple(f"{kind}DownBlock2D" for kind in kinds),
         up_block_types=tuple(f"{kind}UpBlock2D" for kind in reversed(kinds)),
-        add_attention=network.attention_side is not None,
+        add_attention=network.middle_attention,
     )  # fmt: skip
 
 
