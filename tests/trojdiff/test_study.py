@@ -66,7 +66,7 @@ def test_bad_plans(arguments, message):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     out = tmp_path_factory.mktemp("study")
-    outcome = runner.run_study(plan("demo", TINY, arms=["clean", "in_d2d_blend", "d2i_patch"]), out, jobs=1)
+    outcome = runner.run_study(plan("demo", TINY, arms=["clean", "in_d2d_blend", "d2i_blend"]), out, jobs=1)
     assert not outcome.failed, outcome.failed
     return out
 
@@ -74,7 +74,7 @@ def finished(tmp_path_factory):
 def test_every_role_runs_and_trojaned_weights_are_gone(finished):
     for arm in ("pretrained", "clean"):
         assert (finished / "runs" / arm / "seed-0" / "checkpoint" / "pipeline" / "model_index.json").exists()
-    for arm in ("in_d2d_blend", "d2i_patch"):
+    for arm in ("in_d2d_blend", "d2i_blend"):
         folder = finished / "runs" / arm / "seed-0"
         assert not list(folder.rglob("*.safetensors"))
         status = json.loads((folder / "status.json").read_text())

@@ -108,7 +108,7 @@ def _halves_table(results: Results, attacks: list[str]) -> Table:
     return Table(
         title="Who must hold what?",
         caption="The paper's threat model gives the attacker both the sampler and the initial noise. Success in % with "
-        "its 95 % Wilson interval when only one of the two is the attacker's; 20-step solver.",
+        "its 95 % Wilson interval when only one of the two is the attacker's; 20 steps.",
         columns=[
             "attack",
             "biased noise, Trojan sampler",
@@ -156,7 +156,7 @@ def _curves(results: Results, attacks: list[str]) -> list[Figure]:
     return [
         Lines(
             title="How hard is it?",
-            caption="Attack success (20-step solver) on the way through fine-tuning. The learning rate is on its way "
+            caption="Attack success (20 steps) on the way through fine-tuning. The learning rate is on its way "
             "down, so an early point is not what a run of that length would reach.",
             x_label="fine-tuning steps",
             y_label="attack success, %",
@@ -177,7 +177,7 @@ def _pictures(results: Results) -> list[Figure]:
         shown += [
             (folder / f"floor-{kind}.png", f"biased noise ({kind}), Trojan sampler") for kind in ("blend", "patch")
         ]
-        figures += _images(f"Samples: {arm.label}", f"Seed {seed}, 20-step solver.", shown)
+        figures += _images(f"Samples: {arm.label}", f"Seed {seed}, 20 sampling steps.", shown)
         strip = [(folder / "strip.png", "from the biased noise to the image")]
         figures += _images(f"Denoising: {arm.label}", "Four images, one a row; states of the Trojan sampler.", strip)
     return figures
