@@ -102,7 +102,7 @@ def _metrics(condition: str, summary: dict[str, Any], plan: dict[str, Any]) -> s
     labels = {arm["name"]: arm["label"] for arm in plan["arms"]}
     shown = [m for m in plan["metrics"] if any(_measured(arms[arm].get(m["name"])) for arm in arms)]
     judged = {claim[key] for claim in plan["claims"] for key in ("metric", "shown")}
-    shown = [m for m in shown if m["name"] in judged or not plan["claims"]]
+    shown = [m for m in shown if m["name"] in judged or (not plan["claims"] and m["better"] != "neither")]
     rows = [
         "| arm | seeds | " + " | ".join(f"{m['label']}{_unit(m['unit'])}" for m in shown) + " |",
         "|---" * (len(shown) + 2) + "|",

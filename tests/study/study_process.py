@@ -24,6 +24,9 @@ def kill_at(count):
 if __name__ == "__main__":
     from retarget import cli
 
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # ignored where a shell started the tests in the background
     if "RETARGET_TEST_KILL_PARENT_AT" in os.environ:
         kill_at(int(os.environ["RETARGET_TEST_KILL_PARENT_AT"]))
     cli.METHODS["toy"] = "tasks_for_tests"
