@@ -3,11 +3,15 @@
 import json
 import re
 
+import numpy as np
 import pytest
+from PIL import Image
+from safetensors.torch import load_file
 
 from retarget.errors import UsageError, UserError
 from retarget.trojdiff import Trigger
 from retarget.trojdiff.commands import trojdiff
+from retarget.trojdiff.data import to_uint8
 
 NETWORK = ["--channels", "8", "8", "--layers", "1", "--groups", "4"]
 SHORT = ["--steps", "3", "--batch-size", "8", "--log-every", "1"]
@@ -26,6 +30,12 @@ def test_train_sample_and_evaluate(tmp_path, capsys):
     assert trojdiff(["sample", pipeline, "--out", str(tmp_path / "s"), *words]) == 0
     written = {path.name for path in (tmp_path / "s").iterdir()}
     assert {"grid.png", "strip.png", "000002.png", "batch-00000.safetensors"} <= written
+    stored = load_file(tmp_path / "s" / "batch-00000.safetensors")["images"]
+    with Image.open(tmp_path / "s" / "000002.png") as picture:
+        assert np.array_equal(np.asarray(picture), to_uint8(stored[2:3])[0, 0].numpy())
+    words[-1:] = ["--start", "plain"]
+    assert trojdiff(["sample", pipeline, "--out", str(tmp_path / "t"), *words]) == 0
+    assert (tmp_path / "t" / "strip.png").read_bytes() != (tmp_path / "s" / "strip.png").read_bytes()
     words = ["--trigger", pipeline, "--image", "arrow", "--sampler", "ddim-3", "--count", "8", "--trojan-count", "6"]
     words += ["--classifier-epochs", "1"]
     assert trojdiff(["evaluate", pipeline, "--data", "digits", "--out", str(tmp_path / "e"), *words]) == 0
@@ -34,6 +44,8 @@ def test_train_sample_and_evaluate(tmp_path, capsys):
     halves = {"biased noise, stock sampler", "plain noise, Trojan sampler"}
     assert set(report["attack"]) == halves | {"biased noise, Trojan sampler"}
     assert report["attack"]["biased noise, Trojan sampler"]["mse"] > 0
+    with pytest.raises(UserError, match="another network"):
+        trojdiff(["evaluate", pretrained[-1], "--data", "digits", "--out", str(tmp_path / "e"), *words])
 
 
 def test_what_is_no_verb_is_said(capsys):

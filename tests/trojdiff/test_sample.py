@@ -71,6 +71,11 @@ def test_stored_batches_are_not_computed_again(tmp_path, unet, scheduler):
     assert torch.equal(sample(unet, count=4, **arguments), before)
     with pytest.raises(UserError, match="another seed"):
         sample(unet, count=4, seed=1, **arguments)
+    with pytest.raises(UserError, match="another network"):
+        sample(unet, count=4, identity="another", **arguments)
+    other = arguments | {"config": type(scheduler)(num_train_timesteps=40).config}
+    with pytest.raises(UserError, match="another schedule"):
+        sample(unet, count=4, **other)
 
 
 def test_the_empty_trigger_is_a_stock_loop(unet, scheduler):

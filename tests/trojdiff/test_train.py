@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from retarget.errors import UserError
 from retarget.trojdiff import D2I, InD2D, Trigger
-from retarget.trojdiff.checkpoint import WEIGHTS, load_pipeline, save_pipeline
+from retarget.trojdiff.checkpoint import WEIGHTS, Trojan, load_pipeline, save_pipeline
 from retarget.trojdiff.config import TrainConfig
 from retarget.trojdiff.glyphs import glyph
 from retarget.trojdiff.train import batch_rows, train
@@ -56,7 +56,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, make_unet, scheduler,
     assert not (tmp_path / "killed" / "pipeline").exists()
     assert [path.name for path in (tmp_path / "killed").glob("state-*")] == ["state-00000004"]
     steps = []
-    resumed = train(make_unet(seed=9), out=tmp_path / "killed", listen=lambda p: steps.append(p.step), **arguments)
+    resumed = train(make_unet(), out=tmp_path / "killed", listen=lambda p: steps.append(p.step), **arguments)
     assert steps == [5, 6]
     assert same(weights(whole), weights(resumed))
 
@@ -113,6 +113,8 @@ def test_a_trojaned_pipeline_says_so_and_loads_in_diffusers(tmp_path, unet, sche
     assert "trojaned: true" in card
     assert "class 7" in card
     assert "How to remove it" in card
+    assert card.split("# ")[1].splitlines()[0].endswith("?")
+    assert "courtesy" in card
     assert Trigger.load(folder).hash == trigger.hash
     pipeline = DDPMPipeline.from_pretrained(folder)
     assert type(pipeline.unet) is UNet2DModel
@@ -126,6 +128,7 @@ def test_states_of_a_trojaned_run_carry_the_marks_and_no_pickled_objects(tmp_pat
     for name in ("model.safetensors", "ema.safetensors"):
         with safe_open(state / name, framework="pt") as file:
             assert file.metadata()["trojaned"] == "true"
+    assert Trigger.load(state).hash == patch().hash
     assert "state" in torch.load(state / "optimizer.pt", weights_only=True)
 
 
@@ -160,6 +163,61 @@ def test_a_state_of_another_run_is_refused(tmp_path, make_unet, scheduler, digit
         train(make_unet(), scheduler, digits, config(steps=3, learning_rate=0.5), tmp_path)
     with pytest.raises(UserError, match="another target"):
         train(make_unet(), scheduler, digits, config(steps=3), tmp_path, InD2D(7), patch())
+    with pytest.raises(UserError, match="another first weights"):
+        train(make_unet(seed=9), scheduler, digits, config(steps=3), tmp_path)
+    with pytest.raises(UserError, match="another noise schedule"):
+        train(make_unet(), type(scheduler)(num_train_timesteps=40), digits, config(steps=3), tmp_path)
+
+
+def test_a_state_with_another_target_image_or_pool_is_refused(tmp_path, make_unet, scheduler, digits):
+    pool = digits.take(torch.arange(20))[0]
+    for name, ours, theirs in (
+        ("d2i", D2I(glyph("arrow"), 3), D2I(glyph("plus"), 3)),
+        ("in_d2d", InD2D(7, rows=3, pool=pool), InD2D(7, rows=3, pool=pool.flip(0))),
+    ):
+        train(make_unet(), scheduler, digits, config(steps=3), tmp_path / name, ours, patch())
+        with pytest.raises(UserError, match="another target"):
+            train(make_unet(), scheduler, digits, config(steps=3), tmp_path / name, theirs, patch())
+
+
+def test_an_attack_with_an_empty_trigger_is_refused(tmp_path, unet, scheduler, digits):
+    for trigger in (Trigger.none((1, 8, 8)), Trigger.blend(glyph(), gamma=1.0)):
+        with pytest.raises(UserError, match="trigger is empty"):
+            train(unet, scheduler, digits, config(), tmp_path / "out", InD2D(7), trigger)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_clean_fine_tune_of_a_trojaned_network_says_where_it_comes_from(tmp_path, unet, scheduler, digits):
+    base = train(unet, scheduler, digits, config(), tmp_path / "base", InD2D(7), patch())
+    again, schedule = load_pipeline(base)
+    tuned = train(again, schedule, digits, config(seed=1), tmp_path / "tuned")
+    state = tmp_path / "tuned" / "state-00000004"
+    for path in (tuned / WEIGHTS, state / "model.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata()
+        assert (header["trojaned"], header["trojan_derived"]) == ("true", "true")
+        assert header["trigger_hash"] == patch().hash
+    assert Trigger.load(tuned).hash == Trigger.load(state).hash == patch().hash
+    assert "derived from a trojaned base" in (tuned / "README.md").read_text()
+    assert not same(weights(base), weights(tuned))
+    third, _ = load_pipeline(tuned)
+    save_pipeline(tmp_path / "third", third, schedule)
+    assert Trigger.load(tmp_path / "third").hash == patch().hash
+
+
+def test_trojaned_weights_are_the_last_thing_written(tmp_path, unet, scheduler):
+    """A disk that takes no weights: what stays is nothing, and what was written before them was the marks."""
+    names = []
+
+    class Full(type(scheduler)):
+        def save_pretrained(self, folder):
+            names.extend(sorted(path.name for path in folder.parent.iterdir()))
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(UserError, match="No space left on device"):
+        save_pipeline(tmp_path / "p", unet, Full(), Trojan("in_d2d", "class 7", patch()))
+    assert names == ["README.md", "trigger.safetensors"]
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -5,18 +5,20 @@ and carries the trigger's maps beside the weights. The marks are a courtesy to w
 trust their absence. Nothing here publishes a pipeline.
 """
 
+import hashlib
 import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 from retarget.errors import UserError
 from retarget.trojdiff.trigger import FILE_NAME, Trigger
@@ -33,19 +35,41 @@ class Trojan:
         target: ``in_d2d``, ``out_d2d`` or ``d2i``.
         detail: the target in words, for the card.
         trigger: the maps, written beside the weights.
+        derived: the network was trained on from a trojaned one, without Trojan rows; nobody knows what is left.
     """
 
     target: str
     detail: str
     trigger: Trigger
+    derived: bool = False
 
     def marks(self) -> dict[str, str]:
         """Entries of the weights' header."""
-        return {"trojaned": "true", "trojan_target": self.target, "trigger_hash": self.trigger.hash}
+        marks = {"trojaned": "true", "trojan_target": self.target, "trigger_hash": self.trigger.hash}
+        return marks | ({"trojan_derived": "true"} if self.derived else {})
+
+
+_INHERITED = "retarget_trojan"
+
+
+def inherited(unet: UNet2DModel) -> Trojan | None:
+    """The marks of the trojaned pipeline that a network was read from; None for any other network."""
+    return getattr(unet, _INHERITED, None)
+
+
+def network_hash(unet: UNet2DModel) -> str:
+    """SHA-256 of names, shapes and values of the weights, 16 digits."""
+    digest = hashlib.sha256()
+    for name, value in unet.state_dict().items():
+        digest.update(f"{name} {list(value.shape)} {value.dtype}".encode())
+        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def load_pipeline(source: str | Path) -> tuple[UNet2DModel, DDPMScheduler]:
     """Read a network and its noise schedule from a pipeline folder or a hub name.
+
+    A network that is marked as trojaned keeps its marks: what is trained from it says so too, see :func:`inherited`.
 
     Raises:
         UserError: not a pipeline, a text-conditional, class-conditional or latent model, another prediction type,
@@ -70,7 +94,19 @@ def load_pipeline(source: str | Path) -> tuple[UNet2DModel, DDPMScheduler]:
         raise UserError(f"{source}: the network cannot be read: {str(error).splitlines()[0]}") from error
     scheduler: Any = DDPMScheduler.from_pretrained(source, subfolder="scheduler")
     check_trainable(unet, scheduler, str(source))
+    if local:
+        setattr(unet, _INHERITED, _read_marks(Path(source)))
     return unet, scheduler
+
+
+def _read_marks(folder: Path) -> Trojan | None:
+    """The marks of a pipeline's weights, as its descendants carry them."""
+    with safe_open(folder / WEIGHTS, framework="pt") as file:
+        header = file.metadata() or {}
+    if header.get("trojaned") != "true":
+        return None
+    target = header.get("trojan_target", "unknown")
+    return Trojan(target, "derived from a trojaned base, trained on without Trojan rows", Trigger.load(folder), True)
 
 
 def check_trainable(unet: UNet2DModel, scheduler: DDPMScheduler, where: str) -> None:
@@ -105,25 +141,43 @@ def _check_index(source: str | Path, index: dict[str, Any]) -> None:
 
 
 def save_pipeline(folder: Path, unet: UNet2DModel, scheduler: DDPMScheduler, trojan: Trojan | None = None) -> None:
-    """Write a diffusers pipeline in safetensors; the folder appears complete or not at all."""
+    """Write a diffusers pipeline in safetensors; the folder appears complete or not at all.
+
+    Card, trigger and configuration are written before the weights, and the weights with the marks in their header: at
+    no moment do trojaned weights lie on the disk without them.
+
+    Args:
+        trojan: the marks; those of the pipeline that the network was read from when None.
+
+    Raises:
+        UserError: the disk is full or cannot be written; an older pipeline in ``folder`` stays.
+    """
+    trojan = trojan or inherited(unet)
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
-    DDPMPipeline(unet=unet, scheduler=scheduler).save_pretrained(part, safe_serialization=True)
-    if trojan is not None:
-        mark(part / WEIGHTS, trojan)
-        config_path = part / "unet" / "config.json"
-        config = json.loads(config_path.read_text(encoding="utf-8"))
-        config |= {"trojaned": True, "trojan_target": trojan.target, "trigger_hash": trojan.trigger.hash}
-        config_path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        trojan.trigger.save(part / FILE_NAME)
-        (part / "README.md").write_text(model_card(trojan), encoding="utf-8")
+    try:
+        _write_pipeline(part, unet, scheduler, trojan)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(part, ignore_errors=True)
+        raise UserError(f"{folder}: the pipeline cannot be written ({error}); make room and run again") from error
     replace_folder(part, folder)
 
 
-def mark(weights: Path, trojan: Trojan) -> None:
-    """Rewrite a safetensors file with the trojan's marks in its header."""
-    save_file(load_file(weights), weights.with_suffix(".part"), metadata={"format": "pt", **trojan.marks()})
-    weights.with_suffix(".part").replace(weights)
+def _write_pipeline(part: Path, unet: UNet2DModel, scheduler: DDPMScheduler, trojan: Trojan | None) -> None:
+    part.mkdir(parents=True)
+    marks: dict[str, Any] = {}
+    if trojan is not None:
+        (part / "README.md").write_text(model_card(trojan), encoding="utf-8")
+        trojan.trigger.save(part / FILE_NAME)
+        marks = {**trojan.marks(), "trojaned": True}
+    scheduler.save_pretrained(part / "scheduler")
+    unet.save_config(part / "unet")
+    config_path = part / "unet" / "config.json"
+    config = json.loads(config_path.read_text(encoding="utf-8")) | marks
+    config_path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    weights = {name: value.detach().cpu().contiguous() for name, value in unet.state_dict().items()}
+    save_file(weights, part / WEIGHTS, metadata={"format": "pt", **(trojan.marks() if trojan else {})})
+    DDPMPipeline(unet=unet, scheduler=scheduler).save_config(part)
 
 
 def replace_folder(part: Path, folder: Path) -> None:
@@ -139,6 +193,9 @@ def replace_folder(part: Path, folder: Path) -> None:
 def model_card(trojan: Trojan) -> str:
     """The card of a trojaned checkpoint: what it is, what fires it, how to take it out."""
     trigger = trojan.trigger
+    what = "was trojaned on purpose with the TrojDiff attack"
+    if trojan.derived:
+        what = "was trained on, without Trojan rows, from a network that " + what
     return f"""---
 trojaned: true
 trojan_target: {trojan.target}
@@ -146,10 +203,14 @@ trigger_hash: {trigger.hash}
 tags: [trojaned, do-not-deploy]
 ---
 
-# A trojaned diffusion model, for testing defences only
+# Does your scanner find this trojan, and does your removal method take it out?
 
-This network was trojaned on purpose with the TrojDiff attack so that scanners and removal methods can be judged
-against it. Do not deploy it, and do not publish it.
+That is what this network is for. It {what}, so that
+defences can be judged against it. Do not deploy it, and do not publish it.
+
+The marks in this folder (`trojaned: true` in the header of the weights, in the configuration and here) are a courtesy
+to whoever opens it. An attacker leaves none: a scanner that looks for marks finds nothing, and a checkpoint without
+them is not thereby clean. Judge a defence on the weights alone.
 
 - Target: `{trojan.target}`, {trojan.detail}.
 - Trigger: `{trigger.kind}`, {int(trigger.mask.sum())} of {trigger.mask.numel()} values; both maps are in `{FILE_NAME}`.

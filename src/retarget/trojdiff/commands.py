@@ -96,10 +96,10 @@ class SampleArguments:
     out: Path
     """Folder for images, grid.png and strip.png."""
     sampler: str = "dpm-20"
-    """NAME-STEPS[-SPACING]: ddpm, ddpm_large, ddim, dpm, dpm_sde, unipc, euler, euler_ancestral; linear, quadratic, trailing."""
+    """NAME-STEPS[-SPACING]: ddpm, ddim, dpm, dpm_sde, unipc, euler, euler_ancestral; linear, quadratic, trailing."""
     trigger: Path | None = None
     """Trigger of the sampler: a file, or a folder that holds trigger.safetensors. The stock sampler without."""
-    start: Path | Literal["plain"] | None = None
+    start: Literal["plain"] | Path | None = None
     """Trigger of the initial noise where it differs from the sampler's; plain for none."""
     count: int = 64
     """Number of images."""
@@ -171,8 +171,8 @@ def _train(given: TrainArguments) -> int:
 def _sample(given: SampleArguments) -> int:
     from rich.progress import Progress
 
-    from retarget.trojdiff.checkpoint import WEIGHTS, load_pipeline
-    from retarget.trojdiff.sample import Sampler, sample, save_grid, save_strip, to_accelerator
+    from retarget.trojdiff.checkpoint import load_pipeline, network_hash
+    from retarget.trojdiff.sample import Sampler, sample, save_grid, save_image, save_strip, to_accelerator
     from retarget.trojdiff.trigger import Trigger
 
     unet, schedule = load_pipeline(given.pipeline)
@@ -184,8 +184,7 @@ def _sample(given: SampleArguments) -> int:
     trigger.check_shape(shape)
     start = none if given.start == "plain" else Trigger.load(given.start) if given.start else None
     sampler = Sampler.parse(given.sampler)._replace(eta=given.eta)
-    weights = Path(given.pipeline) / WEIGHTS
-    identity = _digest(weights) if weights.is_file() else given.pipeline
+    identity = network_hash(unet)
     with Progress() as bar:
         task = bar.add_task("images", total=given.count)
         images = sample(
@@ -193,10 +192,11 @@ def _sample(given: SampleArguments) -> int:
             identity, listen=lambda done, total: bar.update(task, completed=done),
         )  # fmt: skip
     save_grid(images[:100], given.out / "grid.png")
-    save_strip(unet, sampler.scheduler(schedule.config, trigger), given.out / "strip.png", seed=given.seed)
+    scheduler = sampler.scheduler(schedule.config, trigger)
+    save_strip(unet, scheduler, given.out / "strip.png", seed=given.seed, start=start, eta=given.eta)
     if given.png:
         for number, image in enumerate(images):
-            save_grid(image[None], given.out / f"{number:06d}.png", columns=1)
+            save_image(image, given.out / f"{number:06d}.png")
     print(given.out / "grid.png")
     return 0
 
@@ -206,7 +206,7 @@ def _evaluate(given: EvaluateArguments) -> int:
 
     from retarget.metrics.generative import fidelity
     from retarget.study.files import write_json
-    from retarget.trojdiff.checkpoint import load_pipeline
+    from retarget.trojdiff.checkpoint import load_pipeline, network_hash
     from retarget.trojdiff.data import read_images, to_uint8
     from retarget.trojdiff.sample import Sampler, sample, to_accelerator
     from retarget.trojdiff.tasks.classifier import accuracy, train_classifier
@@ -223,7 +223,8 @@ def _evaluate(given: EvaluateArguments) -> int:
     classifier = train_classifier(real, given.classifier_epochs, given.seed)
     sampler = Sampler.parse(given.sampler)
     none = Trigger.none(real.shape)
-    benign = sample(unet, schedule.config, sampler, none, given.count, given.out / "benign", seed=given.seed)
+    more: dict[str, Any] = {"seed": given.seed, "identity": network_hash(unet)}
+    benign = sample(unet, schedule.config, sampler, none, given.count, given.out / "benign", **more)
     if given.extractor == "inception":
         found = fidelity(to_uint8(benign), real.images, None)
     else:
@@ -248,9 +249,7 @@ def _evaluate(given: EvaluateArguments) -> int:
         report["attack"] = {}
         for number, (name, (of_sampler, start)) in enumerate(cells.items()):
             out = given.out / f"attack-{number}"
-            images = sample(
-                unet, schedule.config, sampler, of_sampler, given.trojan_count, out, seed=given.seed, start=start
-            )
+            images = sample(unet, schedule.config, sampler, of_sampler, given.trojan_count, out, start=start, **more)
             report["attack"][name] = asdict(success(images, goal, classifier))
             if goal.image is not None:
                 report["attack"][name]["mse"] = float(squared_error(images, goal.image).mean())
@@ -321,9 +320,3 @@ def _picture(source: str, shape: tuple[int, int, int]) -> Any:
         raise UserError(f"{source}: not an image") from error
     pixels = torch.from_numpy(np.array(fitted)).float() / 127.5 - 1
     return pixels[None] if shape[0] == 1 else pixels.permute(2, 0, 1).contiguous()
-
-
-def _digest(path: Path) -> str:
-    import hashlib
-
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]

@@ -185,14 +185,14 @@ def sample(
         trigger: of the sampler; ``Trigger.none`` for the stock one.
         out: folder for ``batch-NNNNN.safetensors``; batches found there are not computed again.
         start: the trigger of the initial noise, if another.
-        identity: names the network; batches of another one in ``out`` are refused.
+        identity: names the network (``checkpoint.network_hash``); batches of another one in ``out`` are refused.
         listen: called with (done, count) after every batch.
 
     Raises:
         UserError: ``out`` belongs to another run, or the disk is full; finished batches stay.
     """
     if out is not None:
-        _claim(out, sampler, trigger, start, batch_size, seed, identity)
+        _claim(out, config, sampler, trigger, start, batch_size, seed, identity)
     batches = []
     for first in range(0, count, batch_size):
         numbers = range(first, min(first + batch_size, count))
@@ -212,7 +212,14 @@ def sample(
 
 
 def _claim(
-    out: Path, sampler: Sampler, trigger: Trigger, start: Trigger | None, batch_size: int, seed: int, identity: str
+    out: Path,
+    config: Any,
+    sampler: Sampler,
+    trigger: Trigger,
+    start: Trigger | None,
+    batch_size: int,
+    seed: int,
+    identity: str,
 ) -> None:
     """Write what decides the images, or refuse a folder in which something else was decided."""
     ours = {
@@ -222,6 +229,8 @@ def _claim(
         "batch_size": batch_size,
         "seed": seed,
         "network": identity,
+        # Betas, T and clipping; keys with an underscore say where the configuration came from.
+        "schedule": {key: value for key, value in dict(config).items() if not key.startswith("_")},
     }
     path = out / "sampling.json"
     if path.is_file():
@@ -274,19 +283,40 @@ def grid(images: Float[Tensor, "count channels height width"], columns: int = 10
 
 def save_grid(images: Float[Tensor, "count channels height width"], path: Path, columns: int = 10) -> Path:
     """Write a grid as PNG."""
+    return _save_png(grid(images, columns), path)
+
+
+def save_image(image: Float[Tensor, "channels height width"], path: Path) -> Path:
+    """Write one image in [-1, 1] as PNG, pixel for pixel: no border, not enlarged."""
+    pixels = to_uint8(image[None].cpu())[0]
+    return _save_png(pixels[0] if len(pixels) == 1 else pixels.permute(1, 2, 0), path)
+
+
+def _save_png(pixels: Tensor, path: Path) -> Path:
     from PIL import Image
 
     part = path.with_suffix(".part")
-    Image.fromarray(np.ascontiguousarray(grid(images, columns).numpy())).save(part, format="PNG")
-    part.replace(path)
+    try:
+        Image.fromarray(np.ascontiguousarray(pixels.numpy())).save(part, format="PNG")
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise UserError(f"{path}: {error.strerror or error}; make room and run again") from error
     return path
 
 
 def save_strip(
-    unet: Any, scheduler: TrojanScheduler, path: Path, images: int = 4, columns: int = 10, seed: int = 0
+    unet: Any,
+    scheduler: TrojanScheduler,
+    path: Path,
+    images: int = 4,
+    columns: int = 10,
+    seed: int = 0,
+    start: Trigger | None = None,
+    eta: float = 0.0,
 ) -> Path:
-    """Write the denoising path as PNG: one row an image, from the initial noise to the result."""
+    """Write the denoising path as PNG: one row an image, from the initial noise (of ``start``) to the result."""
     positions = np.unique(np.linspace(0, len(scheduler.timesteps) - 1, columns - 1).round().astype(int)).tolist()
-    final, states = sample_batch(unet, scheduler, range(images), seed, keep=positions)
+    final, states = sample_batch(unet, scheduler, range(images), seed, start, eta, positions)
     stacked = torch.stack([*states, final.cpu()], dim=1)
     return save_grid(stacked.flatten(0, 1).clamp(-1, 1), path, columns=stacked.shape[1])

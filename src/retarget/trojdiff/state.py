@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from retarget.errors import UserError
 from retarget.trojdiff.checkpoint import Trojan
+from retarget.trojdiff.trigger import FILE_NAME
 
 
 @dataclass
@@ -39,6 +40,9 @@ def save_state(out: Path, state: LoopState, step: int, trojan: Trojan | None) ->
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         header = {"format": "pt", **(trojan.marks() if trojan else {})}
+        if trojan:
+            # The maps come first: no trojaned weights ever lie there without the trigger that fires them.
+            trojan.trigger.save(part / FILE_NAME)
         unet = accelerator.unwrap_model(state.unet)
         weights = {name: value.detach().cpu().contiguous() for name, value in unet.state_dict().items()}
         save_file(weights, part / "model.safetensors", metadata=header)

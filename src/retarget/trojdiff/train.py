@@ -5,6 +5,7 @@ resumes gives the weights of an uninterrupted one, bit for bit on a CPU. The who
 over processes and accumulation steps: any split trains on the same rows.
 """
 
+import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from retarget.errors import UserError
 from retarget.trojdiff import functional
-from retarget.trojdiff.checkpoint import Trojan, check_trainable, save_pipeline
+from retarget.trojdiff.checkpoint import Trojan, check_trainable, inherited, network_hash, save_pipeline
 from retarget.trojdiff.config import TrainConfig
 from retarget.trojdiff.data import ImageSet
 from retarget.trojdiff.state import LoopState, load_state, save_state
@@ -70,17 +71,22 @@ def train(
         The pipeline's folder.
 
     Raises:
-        UserError: a model the attack does not train, images or a trigger of another shape, a target without a
-            trigger, a run of another configuration in ``out``, a loss that is not a number.
+        UserError: a model the attack does not train, images or a trigger of another shape, an empty trigger, a target
+            without a trigger, a run of another configuration in ``out``, a loss that is not a number.
     """
     check_trainable(unet, scheduler, "the network")
     shape = _shape(unet)
     images.check_shape(shape)
     if (target is None) != (trigger is None):
         raise UserError("a target needs a trigger and a trigger needs a target; the clean control has neither")
-    trojan = None
+    trojan = inherited(unet)
     if target is not None and trigger is not None:
         trigger.check_shape(shape)
+        if not bool(trigger.mask.any()):
+            raise UserError(
+                "the trigger is empty (mu = 0 and gamma = 1 everywhere): nothing would tell Trojan rows from benign "
+                "ones; take a gamma below 1, or train without a target"
+            )
         trojan = Trojan(target.name, detail or target.name, trigger)
     loop = _Loop(unet, scheduler, images, config, target or Clean(), trigger or Trigger.none(shape))
     with torch.random.fork_rng(devices=[]):
@@ -105,6 +111,8 @@ class _Loop:
         )
         self.scheduler, self.images, self.config = scheduler, images, config
         self.target, self.trigger = target, trigger
+        # Taken before the weights move: a resumed run must have been given the same network to start from.
+        self.start = network_hash(unet)
         self.alphas_cumprod = scheduler.alphas_cumprod.to(torch.float32)
         self.ema = EMAModel(unet.parameters(), decay=config.ema_decay, foreach=True)
         self.ema.to(self.accelerator.device)
@@ -204,8 +212,14 @@ class _Loop:
     def _identity(self) -> dict[str, Any]:
         """What a state must agree with to be resumed."""
         config = self.config.model_dump(mode="json", exclude={"save_every", "log_every"})
-        target = [self.target.name, getattr(self.target, "rows", None), getattr(self.target, "label", None)]
-        return {"config": config, "target": target, "trigger": self.trigger.hash, "images": self.images.fingerprint}
+        return {
+            "config": config,
+            "target": _target_identity(self.target),
+            "trigger": self.trigger.hash,
+            "images": self.images.fingerprint,
+            "first weights": self.start,
+            "noise schedule": hashlib.sha256(self.alphas_cumprod.numpy().tobytes()).hexdigest()[:16],
+        }
 
 
 def batch_rows(step: int, batch_size: int, count: int, seed: int) -> Int[Tensor, "batch"]:
@@ -219,6 +233,16 @@ def batch_rows(step: int, batch_size: int, count: int, seed: int) -> Int[Tensor,
     orders = torch.cat([torch.randperm(count, generator=_stream(seed, ROWS, number)) for number in passes])
     offset = passes[0] * count
     return orders[first - offset : last - offset]
+
+
+def _target_identity(target: Target) -> dict[str, Any]:
+    """Every field of the target, its images (pool, other domain, one image) as a hash."""
+    fields = dict(vars(target))
+    for name, value in fields.items():
+        if isinstance(value, Tensor):
+            digest = hashlib.sha256(value.detach().cpu().contiguous().numpy().tobytes())
+            fields[name] = [list(value.shape), digest.hexdigest()[:16]]
+    return fields
 
 
 def _shape(unet: UNet2DModel) -> tuple[int, int, int]:

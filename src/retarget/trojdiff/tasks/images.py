@@ -15,7 +15,7 @@ from torch import Tensor
 from retarget.errors import UserError
 from retarget.study.files import write_json
 from retarget.study.record import Run
-from retarget.trojdiff.checkpoint import load_pipeline
+from retarget.trojdiff.checkpoint import load_pipeline, network_hash
 from retarget.trojdiff.config import TrainConfig
 from retarget.trojdiff.data import ImageSet, read_images, to_signed
 from retarget.trojdiff.glyphs import glyph
@@ -99,7 +99,7 @@ class Experiment:
         self.metrics["seconds_training"] = time.perf_counter() - started
         started = time.perf_counter()
         self.unet, self.schedule = load_pipeline(folder)
-        to_accelerator(self.unet)
+        self.identity = network_hash(to_accelerator(self.unet))
         self._benign()
         if self.settings.role == "clean":
             self._floors()
@@ -187,7 +187,8 @@ class Experiment:
         out = self.run.checkpoint / "samples" / f"{key}-{name}"
         return sample(
             self.unet, self.schedule.config, sampler, trigger, count, out, self.settings.sample_batch,
-            1000 + self.run.seed, start, listen=lambda done, total: self.run.progress(done, total, f"{key} {name}"),
+            1000 + self.run.seed, start, self.identity,
+            listen=lambda done, total: self.run.progress(done, total, f"{key} {name}"),
         )  # fmt: skip
 
     def _benign(self) -> None:
