@@ -59,7 +59,7 @@ def results(name: str) -> str:
     plan = study["plan"]
     parts = [
         f"{plan['title']}, preset `{summary['preset']}`: {plan['question']}",
-        _claims(summary, plan),
+        *([_claims(summary, plan)] if summary["claims"] else []),
         *(_metrics(condition, summary, plan) for condition in summary["conditions"]),
         _provenance(study, summary),
     ]
