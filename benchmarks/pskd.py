@@ -83,7 +83,7 @@ def _official_and_ours(classes: int, rows: Dense | TopK, batch: int = 256, sampl
         table.begin(table.epoch + 1)
         past = rows.decode(table.gather(index)[0], classes)
         if isinstance(past, torch.Tensor):
-            (past * alpha[:, None]).scatter_add_(1, labels[:, None], (1 - alpha)[:, None])
+            past.mul_(alpha[:, None]).scatter_add_(1, labels[:, None], (1 - alpha)[:, None])
         table.write(index, fields, keep)
 
     def official() -> None:

@@ -410,7 +410,7 @@ class PSKD:
             check_listed(self._checks, past.classes, labels, at, counted)
             return sparse_pskd_losses(logits, labels, past, alpha, smoothing)
         # soften(smoothed one_hot, past, alpha) without making the one-hot rows
-        soft = past * alpha[:, None]
+        soft = past.mul_(alpha[:, None])  # a copy of the rows, made for this step
         if smoothing:
             soft += ((1 - alpha) * spread)[:, None]
         soft.scatter_add_(1, labels[:, None], ((1 - alpha) * (1 - smoothing))[:, None])

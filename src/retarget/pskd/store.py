@@ -94,7 +94,7 @@ class Table:
         """The stored fields of the newest rows from before this epoch, and which samples have one."""
         slot, written, _ = self._newest(index)
         at = slot * (self.num_samples + 1) + index
-        fields = {name: tensor[at] for name, tensor in self._tensors.items() if name != "stamps"}
+        fields = {name: tensor.index_select(0, at) for name, tensor in self._tensors.items() if name != "stamps"}
         return fields, written
 
     def write(self, index: Integer[Tensor, "batch"], fields: dict[str, Tensor], keep: Bool[Tensor, "batch"]) -> None:
@@ -123,7 +123,7 @@ class Table:
     def own_rows(self, index: Integer[Tensor, "batch"]) -> dict[str, Tensor]:
         """The fields that this epoch wrote for these samples."""
         at = self._own_at(index)
-        return {name: tensor[at] for name, tensor in self._tensors.items() if name != "stamps"}
+        return {name: tensor.index_select(0, at) for name, tensor in self._tensors.items() if name != "stamps"}
 
     @property
     def newest(self) -> int:
