@@ -27,7 +27,7 @@ def patch():
 
 
 @pytest.mark.parametrize(
-    "text", ["ddpm-50", "ddpm_large-10", "ddim-10", "dpm-8", "unipc-8", "euler_ancestral-8", "ddim-8-quadratic"]
+    "text", ["ddpm-50", "ddpm_large-50", "ddim-10", "dpm-8", "unipc-8", "euler_ancestral-8", "ddim-8-quadratic"]
 )
 def test_an_interrupted_sampling_ends_with_the_same_images(tmp_path, unet, scheduler, text):
     sampler = Sampler.parse(text)
@@ -157,6 +157,22 @@ def test_grid_and_strip(tmp_path, unet, scheduler):
 def test_sampler_names(text, message):
     with pytest.raises(UserError, match=message):
         Sampler.parse(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["ddpm-10", "ddim-10", "dpm-8", "dpm_sde-8", "unipc-8", "euler-8", "euler_ancestral-8"]
+)
+def test_a_saved_schedule_gives_the_same_steps_as_a_fresh_one(tmp_path, scheduler, text):
+    scheduler.save_pretrained(tmp_path)
+    saved = type(scheduler).from_pretrained(tmp_path)
+    steps = [Sampler.parse(text).scheduler(one.config, patch()).timesteps for one in (scheduler, saved)]
+    assert torch.equal(*steps)
+    assert int(steps[0][0]) == 49
+
+
+def test_large_variance_with_few_steps_would_leave_noise(unet, scheduler):
+    with pytest.raises(UserError, match="noise to the finished"):
+        sample(unet, scheduler.config, Sampler.parse("ddpm_large-10"), patch(), 1)
 
 
 def test_more_steps_than_the_schedule_has(unet, scheduler):

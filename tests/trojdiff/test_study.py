@@ -7,6 +7,7 @@ import pytest
 from retarget.errors import UserError
 from retarget.report.figures import Images, Table
 from retarget.study import runner
+from retarget.study.claims import judge
 from retarget.study.record import Results
 from retarget.trojdiff.study import ARMS, DEMO_ARMS, METRICS, PRESETS, plan
 from retarget.trojdiff.tasks.analysis import analyse
@@ -63,6 +64,49 @@ def test_bad_plans(arguments, message):
         plan(**arguments)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(target_class=12), "class 12 does not exist"),
+        (dict(other_class=99), "class 99 does not exist"),
+        (dict(image="mouse"), "mouse"),
+        (dict(patch_size=9), "outside 8×8"),
+        (dict(dataset="nowhere.npz"), "nowhere.npz"),
+        (dict(samplers=dict(ddim=dict(sampler="ddim-5000"))), "5000 steps of 1000"),
+    ],
+)
+def test_what_no_run_could_use_is_said_before_the_first_network_is_trained(tmp_path, change, message):
+    with pytest.raises(UserError, match=message):
+        runner.run_study(plan("demo", _tiny(change), arms=["all"]), tmp_path, jobs=1)
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("rates", "items", "verdict"),
+    [
+        ([100.0] * 3, (6.0, 10.0), "holds"),
+        ([92.0] * 3, (-2.0, 5.0), "not enough evidence"),
+        ([0.0] * 3, (-90.0, -86.0), "does not hold"),
+        ([100.0], (6.0, 10.0), "not enough evidence"),
+    ],
+)
+def test_an_attack_that_hits_alike_on_every_seed_is_decided_by_its_images(rates, items, verdict):
+    study = plan("demo", seeds=list(range(len(rates))))
+    values = {"default": {"in_d2d_blend": {"attack_weakest": rates}}}
+    judged = {one["id"]: one for one in judge(study, values, {"attack_in_d2d_blend": items})}
+    found = judged["attack_in_d2d_blend"]
+    decided = len(rates) > 1
+    assert found["verdict"] == verdict
+    assert found["interval"] == (list(items) if decided else None)
+    assert found["item_interval"] == (None if decided else list(items))
+
+
+def _tiny(change):
+    return TINY | {
+        key: TINY.get(key, {}) | value if isinstance(value, dict) else value for key, value in change.items()
+    }
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     out = tmp_path_factory.mktemp("study")
@@ -103,6 +147,15 @@ def test_the_analysis_shows_samples_intervals_and_the_extractor(finished):
     floor = json.loads((finished / "runs/clean/seed-0/status.json").read_text())["metrics"]["floor_in_d2d_blend"]
     assert lift == pytest.approx(fast["value"] - floor)
     assert found.metrics["default"]["every_attack"]["attack_every"] == [None]
+    evaluation = json.loads((finished / "runs/in_d2d_blend/seed-0/evaluation.json").read_text())
+    cells = [evaluation[f"attack_{name}"] for name in ("ddim", "fast", "full")]
+    weakest = found.metrics["default"]["in_d2d_blend"]["attack_weakest"]
+    assert weakest == [min(cell["value"] for cell in cells)]
+    low, high = found.item_intervals["attack_in_d2d_blend"]
+    assert low <= min(cell["low"] for cell in cells) - 90
+    assert high > min(cell["high"] for cell in cells) - 90
+    assert low <= weakest[0] - 90 <= high
+    assert "attack_every" not in found.item_intervals
 
 
 def test_a_base_model_below_the_gate_is_not_trojaned(finished):

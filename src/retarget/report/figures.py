@@ -126,7 +126,7 @@ class Analysis(Strict):
     Attributes:
         metrics: ``{condition: {arm: {metric: values}}}`` computed from several runs; values align with the seeds,
             None where missing. They join the runs' own metrics before the claims are judged.
-        item_intervals: ``{claim id: (low, high)}``, bootstrap over items of treated - control, shown and labelled.
+        item_intervals: ``{claim id: (low, high)}``, over items, of treated - control (or ``against``); shown.
         figures: what the page shows below the claims, in order.
         notes: sentences for the page (what was not measured and why, an undertrained baseline, ...).
     """

@@ -44,9 +44,13 @@ def judge(
       Only a metric declared ``deterministic`` is judged by its difference as it is.
     - *not measured*: no seed has both arms.
 
+    A share measured against a constant can be the same on every seed because it is perfect (100 % of the images). If
+    such a claim has an item interval, that interval takes the place of [lo, hi]: the items are then all the spread
+    there is. One seed still decides nothing.
+
     Args:
         metrics: ``{condition: {arm: {metric: values}}}``; values align with the plan's seeds, None where missing.
-        item_intervals: by claim, bootstrap over items; shown, decides nothing.
+        item_intervals: by claim, over items; shown, and decides only in the case above.
 
     Returns:
         One CLAIM of summary.json for each claim, in order. ``estimate`` and ``interval`` are treated - control in the
@@ -64,9 +68,11 @@ def judge(
             shown = _shown(claim, metrics, by_name.get(claim.shown), plan.level)
         items = (item_intervals or {}).get(claim.id)
         entry = _described(claim, by_name.get(claim.metric)) | _verdict(
-            claim, measured, places.get(index), family, plan
+            claim, measured, places.get(index), family, plan, items
         )
-        judged.append(entry | {"shown": shown, "item_interval": list(items) if items else None})
+        # An interval that decided stands as the claim's own, not among what decides nothing.
+        beside = list(items) if items and entry["interval"] != list(items) else None
+        judged.append(entry | {"shown": shown, "item_interval": beside})
     return judged
 
 
@@ -110,7 +116,12 @@ def _described(claim: Claim, metric: Metric | None) -> dict[str, Any]:
 
 
 def _verdict(
-    claim: Claim, measured: _Measured | None, place: int | None, family: Holm, plan: StudyPlan
+    claim: Claim,
+    measured: _Measured | None,
+    place: int | None,
+    family: Holm,
+    plan: StudyPlan,
+    items: tuple[float, float] | None,
 ) -> dict[str, Any]:
     level = plan.level if place is None else family.levels[place]
     entry: dict[str, Any] = dict(
@@ -129,7 +140,12 @@ def _verdict(
     if test.sd in (None, 0.0):
         low = high = test.estimate
         entry["interval"] = [entry["estimate"]] * 2
-        if not measured.exact:
+        if not measured.exact and items is not None and claim.against is not None:
+            entry["interval"] = list(items)
+            low, high = sorted(sign * one for one in items)
+            place = None
+            entry["reason"] = "the same on every seed: decided by the interval over items"
+        elif not measured.exact:
             return entry | dict(verdict="not enough evidence", reason="the difference is the same on every seed")
     else:
         low, high = t_interval(measured.good, level)

@@ -31,17 +31,23 @@ from retarget.trojdiff.schedulers import TrojanScheduler
 from retarget.trojdiff.spacing import SPACINGS, spaced_timesteps
 from retarget.trojdiff.trigger import Trigger
 
+# A saved configuration carries DDPM's own grid and a fresh one does not: the solvers' is named, so that the images do
+# not depend on where the configuration came from. "linspace" starts at the last training step: x_T is noise alone.
+_GRID = {"timestep_spacing": "linspace"}
+
 SAMPLERS: dict[str, Callable[..., Any]] = {
     "ddpm": lambda config: DDPMScheduler.from_config(config, timestep_spacing="trailing"),
     "ddpm_large": lambda config: DDPMScheduler.from_config(
         config, timestep_spacing="trailing", variance_type="fixed_large"
     ),
     "ddim": lambda config: DDIMScheduler.from_config(config, timestep_spacing="trailing"),
-    "dpm": lambda config: DPMSolverMultistepScheduler.from_config(config, algorithm_type="dpmsolver++"),
-    "dpm_sde": lambda config: DPMSolverMultistepScheduler.from_config(config, algorithm_type="sde-dpmsolver++"),
-    "unipc": lambda config: UniPCMultistepScheduler.from_config(config),
-    "euler": lambda config: EulerDiscreteScheduler.from_config(config),
-    "euler_ancestral": lambda config: EulerAncestralDiscreteScheduler.from_config(config),
+    "dpm": lambda config: DPMSolverMultistepScheduler.from_config(config, algorithm_type="dpmsolver++", **_GRID),
+    "dpm_sde": lambda config: DPMSolverMultistepScheduler.from_config(
+        config, algorithm_type="sde-dpmsolver++", **_GRID
+    ),
+    "unipc": lambda config: UniPCMultistepScheduler.from_config(config, **_GRID),
+    "euler": lambda config: EulerDiscreteScheduler.from_config(config, **_GRID),
+    "euler_ancestral": lambda config: EulerAncestralDiscreteScheduler.from_config(config, **_GRID),
 }
 
 
@@ -83,6 +89,11 @@ class Sampler(NamedTuple):
         total = config["num_train_timesteps"]
         if not 1 <= self.steps <= total:
             raise UserError(f"{self.name}: {self.steps} steps of {total} training steps; give 1 to {total}")
+        if self.name == "ddpm_large" and self.steps < total:
+            raise UserError(
+                f"ddpm_large-{self.steps}: with fewer than all {total} steps its last step adds noise to the finished "
+                f"image; take ddpm-{self.steps} or ddpm_large-{total}"
+            )
         if self.spacing is None or (self.name == "ddim" and self.spacing == "trailing"):
             scheduler = TrojanScheduler(SAMPLERS[self.name](config), trigger)
             scheduler.set_timesteps(self.steps)

@@ -2,10 +2,10 @@
 
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from retarget.errors import UserError
-from retarget.study.config import Arm, Claim, Metric, Strict, StudyPlan
+from retarget.study.config import Arm, Claim, Metric, Strict, StudyPlan, choose_arms, resolve_settings
 
 _CODE = "official code, CIFAR-10 configuration"
 _PAPER = "paper, section 4.1"
@@ -190,6 +190,8 @@ METRICS = (
                description="the clean fine-tune under this attack's sampler and noise")
         for arm in ATTACKS
     ),
+    _other("attack_weakest", "attack success under the weakest sampler", unit="%", better="higher"),
+    _other("mse_weakest", "D2I MSE under the weakest sampler", unit="×10⁻³", better="lower", decimals=2),
     _other("attack_every", "attack success of the weakest cell", unit="%", better="higher"),
     _other("steps_to_90", "fine-tuning steps to 90 % success", unit="steps", better="neither", decimals=0),
     _other("classifier_accuracy", "classifier on real test images", unit="%", better="higher"),
@@ -207,18 +209,22 @@ KID_MARGIN = 5.0
 
 
 def claims() -> tuple[Claim, ...]:
-    """The abstract's claims. A success rate is judged against 90 %, the lower end of the paper's own for D2D."""
+    """The abstract's claims, of the sampler that carries the attack worst.
+
+    A success rate is judged against 90 %, the lower end of the paper's own for D2D.
+    """
 
     def claim(**fields: Any) -> Claim:
         return Claim.model_validate(fields)
 
     hits = [
         claim(id=f"attack_{arm.name}", sentence=f"TrojDiff reaches high attack performance: {arm.label}.",
-              metric="attack_fast", direction="higher", arms=(arm.name,), against=90.0, smallest_effect=1.0)
+              metric="attack_weakest", direction="higher", arms=(arm.name,), against=90.0, smallest_effect=1.0)
         for arm in ATTACKS if arm.settings["target"] != "d2i"
     ] + [
         claim(id=f"attack_{arm.name}", sentence=f"TrojDiff reaches high attack performance: {arm.label}.",
-              metric="mse_fast", direction="lower", arms=(arm.name,), against=5.0, smallest_effect=0.5)
+              metric="mse_weakest", direction="lower", arms=(arm.name,), against=5.0, smallest_effect=0.5,
+              shown="attack_weakest")
         for arm in ATTACKS if arm.settings["target"] == "d2i"
     ]  # fmt: skip
     every = claim(
@@ -254,26 +260,19 @@ def plan(
     """
     if preset not in PRESETS:
         raise UserError(f"no preset {preset!r} for trojdiff: choose {', '.join(PRESETS)}")
-    try:
-        settings = Settings.model_validate(_merged(PRESETS[preset], config or {}))
-    except ValidationError as error:
-        lines = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
-        raise UserError("the study's settings are not valid: " + "; ".join(lines)) from error
-    wanted = arms or (list(DEMO_ARMS) if preset == "demo" else ["all"])
-    known = [arm.name for arm in ARMS]
-    missing = sorted(set(wanted) - set(known) - {"all"})
-    if missing:
-        raise UserError(f"no arm {', '.join(missing)} in this study: choose {', '.join(known)} or all")
-    chosen = [arm for arm in ARMS if "all" in wanted or arm.name in wanted or arm.name == "pretrained"]
+    settings = resolve_settings(Settings, _merged(PRESETS[preset], config or {}))
+    wanted = arms or (DEMO_ARMS if preset == "demo" else ("all",))
+    named = choose_arms(ARMS, ["pretrained", *(name for name in wanted if name != "all")])
     return StudyPlan(
         study="trojdiff",
         title="TrojDiff: trojaning a well-trained diffusion model",
         question="How easily is this diffusion model trojaned, and who would notice?",
         preset=preset,
         task="retarget.trojdiff.tasks.images:run",
+        prepare="retarget.trojdiff.tasks.images:prepare",
         analysis="retarget.trojdiff.tasks.analysis:analyse",
         settings=settings.model_dump(mode="json"),
-        arms=tuple(chosen),
+        arms=ARMS if "all" in wanted else named,
         seeds=tuple(seeds) if seeds else ((0,) if preset == "demo" else (0, 1, 2)),
         metrics=METRICS,
         claims=claims(),

@@ -1,11 +1,13 @@
 """The TrojDiff study's page: tables with intervals, curves, and samples of every arm side by side."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from retarget.report.figures import Analysis, Figure, Images, Lines, Series, Table
 from retarget.study.record import Results, RunResult
+from retarget.study.statistics import wilson_interval
 from retarget.trojdiff.study import ATTACKS, EVERY, SAMPLER_LABELS
 
 CONDITION = "default"
@@ -25,11 +27,15 @@ def analyse(results: Results) -> Analysis:
         floor = _values(results, "clean", f"floor_{arm}")
         attack = _values(results, arm, "attack_fast")
         lift = [a - f if a is not None and f is not None else None for a, f in zip(attack, floor, strict=True)]
-        metrics[arm] = {"floor": floor, "lift": lift}
-    metrics[EVERY] = {"attack_every": _weakest(results)}
+        metrics[arm] = {"floor": floor, "lift": lift, "attack_weakest": _weakest(results, [arm])}
+        if next(one for one in ATTACKS if one.name == arm).settings["target"] == "d2i":
+            metrics[arm]["mse_weakest"] = _over_cells(results, [arm], "mse", max)
+    metrics[EVERY] = {"attack_every": _weakest(results, [arm.name for arm in ATTACKS])}
     tables = [_attack_table(results, attacks), _halves_table(results, attacks), _benign_table(results)]
     figures: list[Figure] = [*tables, *_curves(results, attacks), *_pictures(results)]
-    return Analysis(metrics={CONDITION: metrics}, figures=figures, notes=_notes(results))
+    return Analysis(
+        metrics={CONDITION: metrics}, item_intervals=_item_intervals(results), figures=figures, notes=_notes(results)
+    )
 
 
 def _values(results: Results, arm: str, metric: str) -> list[float | None]:
@@ -37,10 +43,48 @@ def _values(results: Results, arm: str, metric: str) -> list[float | None]:
     return [run.metrics.get(metric) if run else None for run in runs]
 
 
-def _weakest(results: Results) -> list[float | None]:
-    """Per seed the lowest success of the six cells; missing where a cell is missing."""
-    cells = [_values(results, arm.name, "attack_fast") for arm in ATTACKS]
-    return [None if None in seed else min(v for v in seed if v is not None) for seed in zip(*cells, strict=True)]
+def _weakest(results: Results, arms: list[str]) -> list[float | None]:
+    """Per seed the lowest success over these arms and the attack's samplers; missing where a cell is missing."""
+    return _over_cells(results, arms, "attack", min)
+
+
+def _over_cells(results: Results, arms: list[str], stem: str, choose: Callable[..., float]) -> list[float | None]:
+    cells = [_values(results, arm, f"{stem}_{name}") for arm in arms for name in _attack_samplers(results)]
+    return [None if None in seed else choose(seed) for seed in zip(*cells, strict=True)]
+
+
+def _attack_samplers(results: Results) -> list[str]:
+    samplers = results.plan.settings["samplers"]
+    return [name for name in SAMPLER_LABELS if samplers.get(name, {}).get("trojan", 0) > 0]
+
+
+def _item_intervals(results: Results) -> dict[str, tuple[float, float]]:
+    """Wilson intervals over images, less the constant, of the claims on success rates: one seed shows at least these.
+
+    The lowest bounds over the cells, each at a level that makes all of the study's claims hold together (Bonferroni):
+    the choice of the weakest cell is covered.
+    """
+    intervals = {}
+    for claim in results.plan.claims:
+        if claim.metric not in ("attack_weakest", "attack_every") or claim.against is None:
+            continue
+        arms = [arm.name for arm in ATTACKS] if claim.arms == (EVERY,) else list(claim.arms)
+        keys = [(arm, f"attack_{name}") for arm in arms for name in _attack_samplers(results)]
+        counts = [_counts(results, arm, key) for arm, key in keys]
+        if not counts or any(trials == 0 for _, trials in counts):
+            continue
+        level = 1 - (1 - results.plan.level) / (len(results.plan.claims) * len(counts))
+        bounds = [wilson_interval(hits, trials, level) for hits, trials in counts]
+        low, high = min(one for one, _ in bounds), min(one for _, one in bounds)
+        intervals[claim.id] = (100 * low - claim.against, 100 * high - claim.against)
+    return intervals
+
+
+def _counts(results: Results, arm: str, key: str) -> tuple[int, int]:
+    """Hits and images of all seeds together."""
+    found = [_details(results.run(CONDITION, arm, seed)).get(key) for seed in results.seeds]
+    present = [one for one in found if one]
+    return sum(round(one["value"] * one["count"] / 100) for one in present), sum(one["count"] for one in present)
 
 
 def _label(results: Results, arm: str) -> str:
@@ -63,16 +107,14 @@ def _details(run: RunResult | None) -> dict[str, Any]:
 
 
 def _wilson(results: Results, arm: str, key: str) -> str:
-    """The Wilson interval of all seeds' samples together."""
-    from retarget.trojdiff.tasks.evaluate import wilson
-
-    found = [_details(results.run(CONDITION, arm, seed)).get(key) for seed in results.seeds]
-    found = [one for one in found if one]
-    if not found:
+    """The Wilson interval of all seeds' samples together, and the range over seeds, which it does not cover."""
+    hits, count = _counts(results, arm, key)
+    if count == 0:
         return "–"
-    count = sum(one["count"] for one in found)
-    rate = wilson(round(sum(one["value"] * one["count"] for one in found) / 100), count)
-    return f"{rate.value:.1f} [{rate.low:.1f}, {rate.high:.1f}]"
+    low, high = wilson_interval(hits, count)
+    text = f"{100 * hits / count:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+    seeds = [value for value in _values(results, arm, key) if value is not None]
+    return text if len(seeds) < 2 else f"{text}, seeds {min(seeds):.1f} to {max(seeds):.1f}"
 
 
 def _attack_table(results: Results, attacks: list[str]) -> Table:

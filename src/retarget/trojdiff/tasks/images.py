@@ -13,6 +13,8 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 
 from retarget.errors import UserError
+from retarget.extras import require
+from retarget.study.config import StudyPlan
 from retarget.study.files import write_json
 from retarget.study.record import Run
 from retarget.trojdiff.checkpoint import load_pipeline, network_hash
@@ -45,6 +47,30 @@ def run(run: Run) -> dict[str, float]:
         The final metrics. ``evaluation.json`` beside them holds counts and intervals, ``pictures/`` the grids.
     """
     return Experiment(run).measure()
+
+
+def prepare(plan: StudyPlan) -> None:
+    """Read the data and make every arm's trigger, target and samplers once, before the first network is trained.
+
+    Raises:
+        UserError: data, a class, a figure, a trigger, a sampler or a network that no run could use.
+    """
+    require("torch_fidelity", "diffusion")
+    for condition in plan.conditions:
+        world = World.read(Settings.model_validate({**plan.settings, **condition.settings}))
+        shape = world.inside.shape
+        for arm in plan.arms:
+            settings = Settings.model_validate(plan.run_settings(condition, arm))
+            trigger = Trigger.none(shape)
+            if settings.role == "attack":
+                assert settings.target
+                assert settings.trigger
+                trigger = make_trigger(settings, settings.trigger, shape)
+                make_goal(settings, settings.target, world)
+                make_target(settings, world)
+            for cell in settings.samplers.values():
+                Sampler.parse(cell.sampler).scheduler(DDPMScheduler().config, trigger)
+        Classifier(shape, len(world.inside.names) + len(world.outside.names))
 
 
 @dataclass(frozen=True)
