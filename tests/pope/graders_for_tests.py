@@ -1,6 +1,9 @@
 """Grading functions with every fault that a user's function may have."""
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 from retarget.pope.graders import Grade
 
@@ -19,3 +22,11 @@ def faulty(completion, answer, meta):
     if completion == "wrong type":
         return "yes"
     return Grade(float(completion == answer), f"{completion} of {meta.get('id')}")
+
+
+def forking(completion, answer, meta):
+    """Starts a process of its own, writes its number to the file that the answer names, and hangs."""
+    child = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"])
+    Path(answer).write_text(str(child.pid))
+    while True:
+        pass

@@ -1,7 +1,10 @@
+import os
+from pathlib import Path
+
 import pytest
 
 from retarget.errors import UserError
-from retarget.pope.graders import final_answer
+from retarget.pope.graders import after_thinking, final_answer
 from retarget.pope.grading import Grader, rejected_solutions, reward_function
 from retarget.pope.problems import Problem
 
@@ -69,3 +72,47 @@ def test_solutions_that_the_grader_rejects_are_listed():
     with Grader("numeric") as grader:
         rejected = rejected_solutions([good, bad], grader)
     assert [(problem.id, grade.extracted) for problem, grade in rejected] == [("b", "5")]
+
+
+def test_a_call_that_is_broken_off_leaves_nothing_for_the_next():
+    with Grader("graders_for_tests:faulty", workers=2) as grader:
+        assert grader.grade(["4"], ["4"])[0].correct
+        with pytest.raises(TypeError):
+            grader.grade(["4", "5"], ["4", "4"], [{}, {"not JSON": object()}])
+        assert [one.extracted for one in grader.grade(["7", "8"], ["7", "9"])] == ["7 of None", "8 of None"]
+
+
+def test_thinking_that_never_ends_holds_no_answer():
+    open_block = "<think> perhaps \\boxed{4}, no, wait"
+    assert final_answer(open_block) is None
+    assert after_thinking("<think>1</think> 2 <think> 3") == ""
+    for spec in ("math", "exact", "numeric"):
+        with Grader(spec) as grader:
+            (grade,) = grader.grade([open_block], ["4"])
+        assert (grade.reward, grade.extracted, grade.status) == (0.0, None, "ok")
+
+
+def test_no_text_makes_the_search_for_an_answer_slow():
+    texts = [f"{'the answer is' * repeats}{space * 20_000}" for space in "\n :\t" for repeats in (1, 100)]
+    with Grader("exact", seconds=5.0, workers=1) as grader:
+        assert {one.status for one in grader.grade(texts, ["4"] * len(texts))} == {"ok"}
+    assert final_answer("The final answer is:\n 12.") == "12"
+    assert final_answer("#### 3\nthe answer = 4") == "4"
+
+
+def test_a_worker_that_dies_while_idle_costs_nothing():
+    with Grader("graders_for_tests:faulty", workers=1) as grader:
+        grader.grade(["4"], ["4"])
+        for rest in (b"", b"half an item"):
+            worker = grader._pool[0]
+            worker.process.kill()
+            os.waitid(os.P_PID, worker.process.pid, os.WEXITED | os.WNOWAIT)
+            worker.writer.write(rest)
+            assert grader.grade(["4"], ["4"])[0].correct
+
+
+def test_what_a_grader_started_ends_with_it(tmp_path):
+    with Grader("graders_for_tests:forking", seconds=2.0, workers=1) as grader:
+        assert grader.grade(["x"], [str(tmp_path / "child")])[0].status == "timeout"
+    state = Path("/proc", (tmp_path / "child").read_text(), "stat")
+    assert not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z"

@@ -13,8 +13,10 @@ from retarget.errors import UserError
 from retarget.pope.problems import last_boxed
 
 _NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:/\d+)?(?<=\d)")
-_MARKED = re.compile(r"(?:####|(?:final\s+)?answer\s*(?:is|:|=)\s*)\s*:?\s*([^\n]+)", re.IGNORECASE)
-_THINKING_ENDS = "</think>"
+# Possessive, and only over a text's end: completions are untrusted, and backtracking over their spaces takes minutes.
+_MARKED = re.compile(r"(?:####|answer[ \t]*+(?:is|:|=))[ \t:]*+\n?+[ \t]*+(\S[^\n]*+)", re.IGNORECASE)
+_MARKED_WITHIN = 4000
+_THINKING_BEGINS, _THINKING_ENDS = "<think>", "</think>"
 
 
 @dataclass(frozen=True)
@@ -42,19 +44,30 @@ GradingFunction = Callable[[str, str, dict[str, Any]], "Grade | float | bool"]
 """``function(completion, answer, meta)``; meta is the problem's, with its id."""
 
 
+def after_thinking(completion: str) -> str:
+    """What follows the thinking block; nothing where one never ends; all of a text without one.
+
+    >>> after_thinking("<think> 4? </think>5"), after_thinking("<think> 4?"), after_thinking("5")
+    ('5', '', '5')
+    """
+    text = completion.rpartition(_THINKING_ENDS)[2]
+    return "" if _THINKING_BEGINS in text else text
+
+
 def final_answer(completion: str) -> str | None:
     """The final answer as written: in the last ``\\boxed{}``, behind ``####``, or behind "the answer is".
 
-    Only what follows a thinking block counts, where there is one.
+    Only what follows a thinking block counts, where there is one (see :func:`after_thinking`). A marker in words is
+    looked for in the last 4,000 characters.
 
     >>> final_answer("<think>4?</think> The answer is 5.")
     '5'
     """
-    text = completion.rpartition(_THINKING_ENDS)[2]
+    text = after_thinking(completion)
     boxed = last_boxed(text)
     if boxed is not None:
         return boxed
-    marked = _MARKED.findall(text)
+    marked = _MARKED.findall(text[-_MARKED_WITHIN:])
     return marked[-1].strip().rstrip(".").strip("$* ") or None if marked else None
 
 
@@ -80,7 +93,7 @@ def numeric(completion: str, answer: str, meta: dict[str, Any]) -> Grade:
     gold = _number(answer)
     if gold is None:
         raise UserError(f"the answer {answer!r} is not a number: grade this set by `math` or `exact`")
-    text = final_answer(completion) or completion.rpartition(_THINKING_ENDS)[2]
+    text = final_answer(completion) or after_thinking(completion)
     found = [one for one in _NUMBER.findall(text) if one]
     value = _number(found[-1]) if found else None
     close = value is not None and abs(value - gold) <= 1e-6 * max(1.0, abs(gold))
@@ -95,7 +108,7 @@ def math(completion: str, answer: str, meta: dict[str, Any]) -> Grade:
     from math_verify import parse, verify
 
     gold = _gold(answer)
-    text = completion.rpartition(_THINKING_ENDS)[2]
+    text = after_thinking(completion)
     marked = final_answer(text)
     found = parse(f"\\boxed{{{marked}}}", parsing_timeout=None) if marked is not None else []  # type: ignore[arg-type]
     if not found:

@@ -1,8 +1,10 @@
 """Grade model output, which is untrusted: in worker processes with a time and a memory limit for every item."""
 
+import contextlib
 import json
 import os
 import selectors
+import signal
 import subprocess
 import sys
 import time
@@ -65,7 +67,11 @@ class Grader:
             function = self._function or load(self.spec)
             grades = [as_grade(function(*item)) for item in items]
         else:
-            grades = self._in_workers(items)
+            try:
+                grades = self._in_workers(items)
+            except BaseException:
+                self.close()  # a worker's reply to an item of this call must not be taken for one of the next
+                raise
         self.counts.update(one.status for one in grades)
         return grades
 
@@ -132,8 +138,9 @@ class _Worker:
         command = [sys.executable, "-m", "retarget.pope.grading_worker", self.spec, str(self.memory_mb)]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
-        )
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment,
+            start_new_session=True,  # so that `end` reaches the processes that a grader started, too
+        )  # fmt: skip
         assert self.process.stdout is not None
         assert self.process.stdin is not None
         self.reader, self.writer = self.process.stdout.fileno(), self.process.stdin
@@ -150,19 +157,23 @@ class _Worker:
         self.start()
 
     def end(self) -> None:
-        self.process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
-        self.writer.close()
+        with contextlib.suppress(BrokenPipeError):  # closing writes what is left of an item
+            self.writer.close()
         assert self.process.stdout is not None
         self.process.stdout.close()
 
     def send(self, item: int, items: Sequence[tuple[str, str, dict[str, Any]]], seconds: float) -> None:
+        if self.process.poll() is not None:
+            self.restart()  # it died while idle, through no fault of this item
         self.item, self.deadline = item, time.monotonic() + seconds
         try:
             self.writer.write(json.dumps(items[item]).encode() + b"\n")
             self.writer.flush()
         except BrokenPipeError:
-            self.deadline = time.monotonic()  # it died while idle: `answer` sees that and reports a crash
+            self.deadline = time.monotonic()  # it is dying: `answer` sees that and reports a crash
 
     def answer(self) -> Grade | None:
         """The verdict, or None while there is time left to wait for it."""
