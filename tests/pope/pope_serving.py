@@ -9,7 +9,7 @@ from retarget.pope.rollouts import Sampling
 
 
 @contextmanager
-def serve(engine, faults=(), choices=None):
+def serve(engine, faults=(), choices=None, reasoning=None):
     """Serve on a free port; ``faults`` are statuses answered first, in turn; yields (url, bodies, peak of requests)."""
     waiting, lock, model_lock = list(faults), threading.Lock(), threading.Lock()
     seen = {"bodies": [], "active": 0, "peak": 0, "keys": []}
@@ -26,16 +26,18 @@ def serve(engine, faults=(), choices=None):
             value = {"error": "later"}
             if fault is None:
                 with model_lock:
-                    value = complete(engine, body, self.path, choices)
+                    value = complete(engine, body, self.path, choices, reasoning)
             with lock:
                 seen["active"] -= 1
             if fault == "drop":
                 self.connection.close()
+            elif fault == "page":
+                self.answer(200, "<html>", plain=True)
             else:
                 self.answer(fault or 200, value)
 
-        def answer(self, status, value):
-            content = json.dumps(value).encode()
+        def answer(self, status, value, plain=False):
+            content = (value if plain else json.dumps(value)).encode()
             self.send_response(status)
             self.send_header("Content-Length", str(len(content)))
             if status == 429:
@@ -57,7 +59,7 @@ def serve(engine, faults=(), choices=None):
         thread.join()
 
 
-def complete(engine, body, path, choices):
+def complete(engine, body, path, choices, reasoning):
     """The answer of a server to one request."""
     chat = path.endswith("/chat/completions")
     prompt = body["messages"][-1]["content"] if chat else body["prompt"]
@@ -65,6 +67,10 @@ def complete(engine, body, path, choices):
     (rollouts,) = engine.sample([prompt], choices or body["n"], params)
     made = []
     for index, one in enumerate(rollouts):
-        content = {"message": {"role": "assistant", "content": one.text}} if chat else {"text": one.text}
+        content = (
+            {"message": {"role": "assistant", "content": one.text, "reasoning": reasoning}}
+            if chat
+            else {"text": one.text}
+        )
         made.append({"index": index, "finish_reason": "length" if one.truncated else "stop", **content})
     return {"choices": made, "usage": {"completion_tokens": sum(one.tokens for one in rollouts)}}

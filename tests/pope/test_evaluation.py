@@ -1,12 +1,16 @@
+import json
 import math
+import shutil
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
 from retarget.errors import UserError
 from retarget.pope.engines.local import TransformersEngine
 from retarget.pope.evaluation import Evaluation, evaluate
 from retarget.pope.grading import Grader
+from retarget.pope.mining import mine
 from retarget.pope.rollouts import Sampling
 from retarget.pope.tasks.testbed import PROMPTS
 
@@ -56,3 +60,39 @@ def test_every_problem_gets_its_samples_unguided_and_a_journal_resumes(tiny, tmp
         evaluate(tiny.problems, engine, 20, **common)
     with pytest.raises(UserError, match="an id of its own"):
         evaluate([], engine, 16, **common)
+
+
+def test_an_evaluation_does_not_repeat_the_rollouts_that_selected_its_problems(tiny, tmp_path):
+    common = dict(
+        engine=TransformersEngine(tiny.model, tiny.tokenizer, name="tiny"), chunk=8, prompts=PROMPTS,
+        grader=Grader("retarget.pope.tasks.chain:verify", workers=0),
+        params=Sampling(max_tokens=8, temperature=1.0, seed=4),
+    )  # fmt: skip
+    mine(tiny.problems, k=8, stop_at_success=False, journal=tmp_path / "mine.jsonl", **common)
+    evaluate(tiny.problems, samples=8, journal=tmp_path / "evaluate.jsonl", **common)
+    examples = [
+        [json.loads(line)["answers"] for line in (tmp_path / f"{verb}.jsonl").read_text().splitlines()[1:]]
+        for verb in ("mine", "evaluate")
+    ]
+    assert len(examples[0]) == len(examples[1]) == 12
+    assert examples[0] != examples[1]
+
+
+def test_a_journal_is_refused_when_other_weights_lie_at_the_same_path(tiny, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny.directory, folder)
+    common = dict(
+        samples=8, chunk=8, prompts=PROMPTS, params=Sampling(max_tokens=4), journal=tmp_path / "e.jsonl",
+        grader=Grader("retarget.pope.tasks.chain:verify", workers=0),
+    )  # fmt: skip
+    evaluate(tiny.problems[:1], TransformersEngine.load(str(folder)), **common)
+    evaluate(tiny.problems[:1], TransformersEngine.load(str(folder)), **common)
+    with pytest.raises(UserError, match="different: batch_size, work"):
+        evaluate(tiny.problems[:1], TransformersEngine.load(str(folder), batch_size=3), **common)
+    other = [tiny.problems[0].model_copy(update={"meta": {"level": 5}})]
+    with pytest.raises(UserError, match="different: problems, work"):
+        evaluate(other, TransformersEngine.load(str(folder)), **common)
+    weights = load_file(folder / "model.safetensors")
+    save_file({name: value + 1 for name, value in weights.items()}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match="different: weights, work"):
+        evaluate(tiny.problems[:1], TransformersEngine.load(str(folder)), **common)

@@ -38,3 +38,17 @@ def test_in_memory():
     journal = Journal(None, HEADER)
     journal.append({"a": 1})
     assert journal.records == [{"a": 1}]
+
+
+def test_a_header_that_gained_a_field_is_refused_by_name(tmp_path):
+    Journal(tmp_path / "j.jsonl", HEADER).close()
+    with pytest.raises(UserError, match="different: weights, work"):
+        Journal(tmp_path / "j.jsonl", {**HEADER, "weights": None})
+
+
+def test_half_a_surrogate_pair_is_written_and_read(tmp_path):
+    for _ in range(2):
+        with Journal(tmp_path / "j.jsonl", HEADER) as journal:
+            if not journal.records:
+                journal.append({"text": "\ud835"})
+    assert journal.records == [{"text": "\ud835"}]

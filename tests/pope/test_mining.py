@@ -31,12 +31,13 @@ def common(tiny):
 
 
 def test_early_stopping_finds_the_same_hard_set_with_fewer_rollouts(tiny, common):
-    whole = mine(tiny.problems, k=32, stop_at_success=False, **common)
-    early = mine(tiny.problems, k=32, **common)
+    problems = [*tiny.problems, *make_problems(4, 4, seed=8)]
+    whole = mine(problems, k=32, stop_at_success=False, **common)
+    early = mine(problems, k=32, **common)
     assert [one.kind for one in early.outcomes] == [one.kind for one in whole.outcomes]
-    assert early.rollouts < whole.rollouts == 32 * 12
+    assert early.rollouts < whole.rollouts == 32 * 16
     assert early.tokens < whole.tokens
-    assert 0 < whole.counts["solved"] < 12
+    assert 0 < whole.counts["solved"] < 16
     assert list(early) == early.hard == [one.problem for one in whole.outcomes if one.kind == "hard"]
     solved = next(one for one in whole.outcomes if one.kind == "solved")
     assert solved.rate == solved.correct / 32

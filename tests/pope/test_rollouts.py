@@ -7,7 +7,7 @@ from retarget.errors import UserError
 from retarget.pope.engines import open_engine
 from retarget.pope.engines.local import TransformersEngine
 from retarget.pope.engines.server import ServerEngine
-from retarget.pope.rollouts import Sampling
+from retarget.pope.rollouts import Rollout, Sampling
 from retarget.pope.tasks.testbed import PROMPTS, train_base
 
 PARAMS = Sampling(max_tokens=8, temperature=1.0, seed=5)
@@ -128,3 +128,22 @@ def test_a_base_is_trained_once_and_loads_by_path(tiny):
     mine = TransformersEngine(tiny.model, tiny.tokenizer, batch_size=2)
     prompt = PROMPTS.without_prefix(tiny.problems[0].prompt)
     assert opened.sample([prompt], 3, PARAMS) == mine.sample([prompt], 3, PARAMS)
+
+
+def test_a_page_in_place_of_json_is_refused(engine, prompts):
+    with serve(engine, faults=["page"]) as (url, _), pytest.raises(UserError, match="not an answer in JSON: '<html>'"):
+        ServerEngine(url, "tiny", wait=0.01).sample(prompts[:1], 1, PARAMS)
+
+
+class Cut:
+    """An engine whose completion ends while it thinks."""
+
+    def sample(self, prompts, n, params):
+        return [[Rollout("", 8, True)] * n for _ in prompts]
+
+
+def test_a_completion_cut_while_thinking_has_no_answer_through_a_server_either():
+    with serve(Cut(), reasoning="perhaps \\boxed{4}") as (url, _):
+        ((rollout,),) = ServerEngine(url, "m").sample([[{"role": "user", "content": "?"}]], 1, PARAMS)
+    assert rollout.text == "<think>perhaps \\boxed{4}"
+    assert rollout.answer_text == ""

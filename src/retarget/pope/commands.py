@@ -97,7 +97,9 @@ class Mine:
         hard = read_problems(self.out / "hard.jsonl", solutions="optional", answer_in_solution=False)
         asking = replace(self.asking, model=str(self.checkpoint))
         with progress("mining again") as told:
-            now = mine(hard, asking.engine(), self.k, journal=None, progress=told, **asking.tools())
+            tools = asking.tools()
+            tools["params"] = tools["params"].of("mine again")
+            now = mine(hard, asking.engine(), self.k, journal=None, progress=told, **tools)
         solved = [one.problem for one in now.outcomes if one.kind == "solved"]
         write_problems(self.out / "graduates.jsonl", solved)
         write_problems(self.out / "still-hard.jsonl", now.hard)

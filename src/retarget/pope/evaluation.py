@@ -11,6 +11,7 @@ from jaxtyping import Float, Integer
 from retarget.errors import UserError
 from retarget.metrics.passk import pass_at_k
 from retarget.pope.grading import Grader
+from retarget.pope.identity import engine_header
 from retarget.pope.journal import Journal
 from retarget.pope.problems import Problem
 from retarget.pope.prompts import Prompts
@@ -100,16 +101,16 @@ def evaluate(
         UserError: no problems, ids that occur twice, or samples not a multiple of the chunk.
     """
     grader, prompts = grader or Grader(), prompts or Prompts.load()
-    params = params or Sampling(temperature=0.8, top_p=0.95, top_k=50)
+    params = (params or Sampling(temperature=0.8, top_p=0.95, top_k=50)).of("evaluate")
     if samples < 1 or chunk < 1 or samples % chunk:
         raise UserError(f"samples must be a multiple of the chunk: {samples} in chunks of {chunk}")
     if not problems or len({problem.id for problem in problems}) < len(problems):
         raise UserError("evaluation needs problems, each with an id of its own")
     asked = {problem.id: prompts.without_prefix(problem.prompt) for problem in problems}
     header = {
-        "verb": "evaluate", "model": engine.name, "samples": samples, "chunk": chunk, "grader": grader.spec,
+        "verb": "evaluate", **engine_header(engine), "samples": samples, "chunk": chunk, "grader": grader.spec,
         "sampling": params.model_dump(mode="json"),
-        "problems": fingerprint([[one.id, one.answer, asked[one.id]] for one in problems]),
+        "problems": fingerprint([[one.id, one.answer, asked[one.id], one.meta] for one in problems]),
     }  # fmt: skip
 
     def next_unit(item: Item) -> Unit | None:

@@ -60,7 +60,8 @@ class Journal:
             return
         found = self.records.pop(0)
         if found != header:
-            differing = sorted(key for key in found.keys() | header.keys() if found.get(key) != header.get(key))
+            shared = {key for key in found.keys() & header.keys() if found[key] == header[key]}
+            differing = sorted((found.keys() | header.keys()) - shared)
             raise UserError(
                 f"{path}: this journal was written by other work (different: {', '.join(differing)}); "
                 "give another file, or the settings that it was begun with"
@@ -73,7 +74,7 @@ class Journal:
 
     def _write(self, record: dict[str, Any]) -> None:
         if self._file is not None:
-            line = json.dumps(record, ensure_ascii=False, separators=(",", ":"), allow_nan=False) + "\n"
+            line = json.dumps(record, ensure_ascii=True, separators=(",", ":"), allow_nan=False) + "\n"
             view = memoryview(line.encode())
             while view:
                 view = view[os.write(self._file, view) :]

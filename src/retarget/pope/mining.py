@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from retarget.errors import UserError
 from retarget.pope.grading import Grader, rejected_solutions
+from retarget.pope.identity import engine_header
 from retarget.pope.journal import Journal
 from retarget.pope.problems import Problem
 from retarget.pope.prompts import Prompt, Prompts
@@ -134,7 +135,7 @@ def mine(
     Raises:
         UserError: k is not a multiple of the chunk, ids occur twice, or the journal belongs to other work.
     """
-    grader, prompts, params = grader or Grader(), prompts or Prompts.load(), params or Sampling()
+    grader, prompts, params = grader or Grader(), prompts or Prompts.load(), (params or Sampling()).of("mine")
     if k < 1 or chunk < 1 or k % chunk:
         raise UserError(f"k must be a multiple of the chunk: {k} rollouts in chunks of {chunk}")
     if len({problem.id for problem in problems}) < len(problems):
@@ -143,9 +144,9 @@ def mine(
     items = [Item(problem) for problem in problems if problem.id not in broken]
     asked = {item.problem.id: prompts.without_prefix(item.problem.prompt) for item in items}
     header = {
-        "verb": "mine", "model": engine.name, "k": k, "chunk": chunk, "stop_at_success": stop_at_success,
+        "verb": "mine", **engine_header(engine), "k": k, "chunk": chunk, "stop_at_success": stop_at_success,
         "grader": grader.spec, "sampling": params.model_dump(mode="json"),
-        "problems": fingerprint([[one.problem.id, one.problem.answer, asked[one.problem.id]] for one in items]),
+        "problems": fingerprint([[p.id, p.answer, prompts.without_prefix(p.prompt), p.meta] for p in problems]),
     }  # fmt: skip
 
     def next_unit(item: Item) -> Unit | None:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from retarget.pope.grading import Grader
+from retarget.pope.identity import engine_header
 from retarget.pope.journal import Journal
 from retarget.pope.problems import Problem
 from retarget.pope.prompts import TEMPLATES, Prompts
@@ -43,12 +44,12 @@ def ask_oracle(
     grader = grader or Grader()
     asking = (TEMPLATES / "oracle.txt").read_text(encoding="utf-8").removesuffix("\n")
     prompts = prompts or Prompts(unguided=asking, guided=f"{asking}\n{{prefix}}")
-    params = params or Sampling(max_tokens=8192, temperature=0.7)
+    params = (params or Sampling(max_tokens=8192, temperature=0.7)).of("oracle")
     missing = [problem for problem in problems if not problem.solution.strip()]
     header = {
-        "verb": "oracle", "model": teacher.name, "attempts": attempts, "grader": grader.spec,
+        "verb": "oracle", **engine_header(teacher), "attempts": attempts, "grader": grader.spec,
         "sampling": params.model_dump(mode="json"),
-        "problems": fingerprint([[one.id, one.answer, prompts.without_prefix(one.prompt)] for one in missing]),
+        "problems": fingerprint([[p.id, p.answer, prompts.without_prefix(p.prompt), p.meta] for p in missing]),
     }  # fmt: skip
     with Journal(journal, header) as book:
         done = len(book.records)

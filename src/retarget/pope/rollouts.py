@@ -8,10 +8,9 @@ from typing import Protocol, runtime_checkable
 
 from pydantic import Field
 
+from retarget.pope.graders import after_thinking
 from retarget.pope.prompts import Prompt
 from retarget.study.config import Strict
-
-THINKING_ENDS = "</think>"
 
 
 class Sampling(Strict):
@@ -23,8 +22,10 @@ class Sampling(Strict):
         max_tokens: budget of one completion, thinking included. The paper mines at 32,768.
         temperature: 0 is greedy.
         top_p, top_k: 1 and 0 switch them off.
-        seed: with the prompt and ``chunk`` it decides the completions.
+        seed: with the prompt, ``purpose`` and ``chunk`` it decides the completions.
         chunk: which chunk of a problem's rollouts this is.
+        purpose: what the completions are for (``mine``, ``evaluate``, ...). Mining, search, oracle and evaluation fill
+            it in: at equal seeds an evaluation does not repeat the rollouts by which its problems were selected.
     """
 
     max_tokens: int = Field(default=16384, ge=1)
@@ -33,6 +34,11 @@ class Sampling(Strict):
     top_k: int = Field(default=0, ge=0)
     seed: int = 0
     chunk: int = Field(default=0, ge=0)
+    purpose: str = ""
+
+    def of(self, purpose: str) -> "Sampling":
+        """These settings for a purpose; one that was given already stays."""
+        return self.model_copy(update={"purpose": self.purpose or purpose})
 
     def unit_seed(self, prompt: Prompt) -> int:
         """Seed (31 bits) of one unit of work: one prompt and one chunk, whatever else is in the batch.
@@ -40,7 +46,7 @@ class Sampling(Strict):
         >>> Sampling().unit_seed("a") == Sampling().unit_seed("a") != Sampling(chunk=1).unit_seed("a")
         True
         """
-        text = json.dumps([self.seed, self.chunk, prompt], sort_keys=True)
+        text = json.dumps([self.seed, self.purpose, self.chunk, prompt], sort_keys=True)
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
 
 
@@ -60,12 +66,12 @@ class Rollout:
 
     @property
     def answer_text(self) -> str:
-        """What follows the thinking block, or the whole text of a model that does not think.
+        """What follows the thinking block, or the whole text of a model that does not think; see ``after_thinking``.
 
         >>> Rollout("<think>1</think> 2", 9, False).answer_text
         ' 2'
         """
-        return self.text.rpartition(THINKING_ENDS)[2]
+        return after_thinking(self.text)
 
 
 @runtime_checkable
@@ -74,6 +80,8 @@ class Engine(Protocol):
 
     ``sample(prompts, n, params)`` returns n rollouts for each prompt, in order. The rollouts of one prompt depend on
     that prompt, ``params`` and ``n`` alone, so that a resumed run, which asks for other batches, samples the same.
+    An engine may have ``identity``, a dictionary of JSON values that decide its rollouts beside its name (the hash of
+    the weights, a batch size); journals keep it and refuse to go on with another.
     """
 
     name: str

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from retarget.errors import UserError
 from retarget.pope.grading import Grader
+from retarget.pope.identity import engine_header
 from retarget.pope.journal import Journal
 from retarget.pope.prefixes import Cut, Unit, bare_occurrences, cut_points, leak
 from retarget.pope.problems import Problem
@@ -122,7 +123,7 @@ def search_prefixes(
         UserError: k is not a multiple of the chunk, a problem has no solution, or the journal belongs to other work.
     """
     problems = list(hard)
-    grader, prompts, params = grader or Grader(), prompts or Prompts.load(), params or Sampling()
+    grader, prompts, params = grader or Grader(), prompts or Prompts.load(), (params or Sampling()).of("search")
     if k < 1 or chunk < 1 or k % chunk:
         raise UserError(f"k must be a multiple of the chunk: {k} rollouts in chunks of {chunk}")
     missing = [problem.id for problem in problems if not problem.solution.strip()]
@@ -131,9 +132,11 @@ def search_prefixes(
     places = {one.id: cut_points(one.solution, cuts, cap, unit) for one in problems}
     clean = {one.id: [cut for cut in places[one.id] if leak(one, cut.end) is None] for one in problems}
     header = {
-        "verb": "search", "model": engine.name, "cuts": cuts, "k": k, "cap": cap, "unit": unit, "chunk": chunk,
+        "verb": "search", **engine_header(engine), "cuts": cuts, "k": k, "cap": cap, "unit": unit, "chunk": chunk,
         "grader": grader.spec, "sampling": params.model_dump(mode="json"),
-        "problems": fingerprint([[p.id, p.answer, prompts.with_prefix(p.prompt, p.solution)] for p in problems]),
+        "problems": fingerprint(
+            [[p.id, p.answer, prompts.with_prefix(p.prompt, p.solution), p.meta] for p in problems]
+        ),
     }  # fmt: skip
 
     def next_unit(item: Item) -> Work | None:

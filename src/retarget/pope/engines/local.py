@@ -7,6 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from retarget.errors import UserError
+from retarget.pope.identity import weights_of
 from retarget.pope.prompts import Prompt
 from retarget.pope.rollouts import Rollout, Sampling
 
@@ -21,13 +22,20 @@ class TransformersEngine:
         model: a causal language model; put into evaluation mode while it samples.
         tokenizer: its tokenizer; messages need one with a chat template.
         batch_size: rows of one call of ``generate``; decides the rollouts together with the seed.
-        name: identifies the model in journals.
+        name: identifies the model in journals, together with ``weights``, a hash where the model was loaded by path.
     """
 
     def __init__(
-        self, model: Any, tokenizer: PreTrainedTokenizerBase, *, batch_size: int = 64, name: str = "model"
+        self,
+        model: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        batch_size: int = 64,
+        name: str = "model",
+        weights: str | None = None,
     ) -> None:
         self.model, self.tokenizer, self.batch_size, self.name = model, tokenizer, batch_size, name
+        self.identity = {"weights": weights, "batch_size": batch_size}
         ends: Any = model.generation_config.eos_token_id
         own: Any = tokenizer.eos_token_id
         self._ends: set[int] = {own, *(ends if isinstance(ends, list) else [ends])} - {None}
@@ -39,7 +47,8 @@ class TransformersEngine:
         """Load a model and its tokenizer by name or path; the GPU is used where there is one."""
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         network: Any = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
-        return cls(network.to(device), AutoTokenizer.from_pretrained(model), batch_size=batch_size, name=model)
+        tokenizer = AutoTokenizer.from_pretrained(model)
+        return cls(network.to(device), tokenizer, batch_size=batch_size, name=model, weights=weights_of(model))
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt, through the chat template where it is a list of messages.

@@ -51,6 +51,7 @@ class ServerEngine:
         self.concurrency, self.per_request = concurrency, per_request
         self.retries, self.wait, self.timeout = retries, wait, timeout
         self.key_variable, self.extra = key_variable, extra or {}
+        self.identity = {"per_request": per_request, "extra": self.extra}
 
     def sample(self, prompts: Sequence[Prompt], n: int, params: Sampling) -> list[list[Rollout]]:
         """n rollouts of each prompt; see :class:`retarget.pope.rollouts.Engine`.
@@ -111,7 +112,10 @@ class ServerEngine:
                 fault = f"{type(error).__name__}: {error}"
             else:
                 if response.is_success:
-                    return response.json()
+                    try:
+                        return response.json()
+                    except ValueError as error:  # a proxy's page, or an answer that was cut off
+                        raise UserError(f"{url}: not an answer in JSON: {response.text[:200]!r}") from error
                 fault = f"HTTP {response.status_code}: {response.text[:300]}"
                 if response.status_code not in _RETRIED:
                     break
@@ -128,5 +132,6 @@ def _rollout(choice: dict[str, Any], tokens: int) -> Rollout:
     # Servers that parse the thinking block out put it into a field of its own.
     thinking = (message or {}).get("reasoning_content") or (message or {}).get("reasoning")
     if thinking:
-        text = f"<think>{thinking}</think>{text}"
+        # Without an answer the block was not closed either: such a completion has none, as in every other engine.
+        text = f"<think>{thinking}</think>{text}" if text else f"<think>{thinking}"
     return Rollout(text, tokens, choice.get("finish_reason") == "length")

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from retarget.extras import require
+from retarget.pope.identity import weights_of
 from retarget.pope.prompts import Prompt
 from retarget.pope.rollouts import Rollout, Sampling
 
@@ -18,7 +19,7 @@ class VLLMEngine:
 
     def __init__(self, model: str, **options: Any) -> None:
         self._vllm = require("vllm", "vllm")
-        self.name = model
+        self.name, self.identity = model, {"weights": weights_of(model)}
         self._llm = self._vllm.LLM(model=model, **options)
 
     def sample(self, prompts: Sequence[Prompt], n: int, params: Sampling) -> list[list[Rollout]]:
