@@ -82,6 +82,11 @@ def test_an_early_cap_falls_to_tokens_and_says_so():
         ("We see 4 apples. Two more. The answer is 6. So 6.", "6", "We see 4 apples. Two more."),
         ("First. Then $\\boxed{12}$ results. And more of it.", "12", "First."),
         ("First. The answer is\n1,200 in all. Check it.", "1200", "First."),
+        ("First. Then $\\boxed{\\frac{1}{2}}$ results. More.", "0.5", "First."),
+        ("First. Then \\boxed{\\frac12} results.\n#### 0.5", "0.5", "First."),
+        ("First. Half of it.\n#### 1/2", "0.5", "First. Half of it."),
+        ("Part one: \\boxed{3}. Now the rest. So \\boxed{7}.", "7", "Part one: \\boxed{3}. Now the rest."),
+        ("#### Plan\nAdd them. So \\boxed{7}.", "7", "#### Plan\nAdd them."),
         ("4 apples, and 4 pears. Together 8.", "8", "4 apples, and 4 pears."),
     ],
 )

@@ -37,7 +37,7 @@ def test_the_plans_of_all_presets():
 def test_wrong_plans_are_refused():
     with pytest.raises(UserError, match="no preset 'large'"):
         plan("large")
-    with pytest.raises(UserError, match="cycle: Extra inputs"):
+    with pytest.raises(UserError, match="there is no setting cycle, did you mean cycles"):
         plan("demo", {"cycle": 3})
     with pytest.raises(UserError, match="no arm popes"):
         plan("demo", arms=["popes"])

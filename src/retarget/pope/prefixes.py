@@ -126,15 +126,25 @@ def statements(problem: Problem) -> list[tuple[int, int]]:
 
     Sentences with an answer marker (``####``, ``\\boxed``, "the answer is") and the answer behind the marker, and a
     sentence with the answer just before the first of them; without a marker, the last sentence with the answer.
+    ``####`` and ``\\boxed`` give an answer in whatever form (``\\frac12`` for 0.5), so they count without it too,
+    unless the gold answer stands later: a box of another result before a box with the answer, a heading before any
+    marker with it.
     """
     text, answer = problem.solution, problem.answer
     edges = [0, *boundaries(text, "sentence"), len(text)]
     stating: set[int] = set()
+    unread: dict[str, set[int]] = {"#": set(), "\\": set()}
     for marker in _MARKER.finditer(text):
         sentence = bisect_right(edges, marker.start()) - 1
         # "The answer is" may stand on one line and the answer on the next.
         if _says(text[marker.end() : edges[min(sentence + 2, len(edges) - 1)]], answer):
             stating.add(sentence)
+            unread["#"].clear()
+            if marker[0][0] == "\\":
+                unread["\\"].clear()
+        elif marker[0][0] in unread:
+            unread[marker[0][0]].add(sentence)
+    stating |= unread["#"] | unread["\\"]
     holding = {bisect_right(edges, place) - 1 for place in find_answer(text, answer)}
     if stating and min(stating) - 1 in holding:
         stating.add(min(stating) - 1)

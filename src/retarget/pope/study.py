@@ -6,10 +6,10 @@ arm trains several times on that base (``rl_seeds``) and reports the mean.
 
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from retarget.errors import UserError
-from retarget.study.config import Arm, Claim, Condition, Metric, Strict, StudyPlan
+from retarget.study.config import Arm, Claim, Condition, Metric, Strict, StudyPlan, choose_arms, resolve_settings
 
 _CODE = "the authors' training configuration"
 _READERS = "readers of the paper"
@@ -168,15 +168,8 @@ def plan(
     """
     if preset not in PRESETS:
         raise UserError(f"no preset {preset!r} for pope: choose {', '.join(PRESETS)}")
-    try:
-        settings = Settings.model_validate({**PRESETS[preset], **(config or {})})
-    except ValidationError as error:
-        lines = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
-        raise UserError("the study's settings are not valid: " + "; ".join(lines)) from error
-    chosen = [arm for arm in ARMS if arms is None or arm.name in arms]
-    if arms and len(chosen) != len(set(arms)):
-        missing = sorted(set(arms) - {arm.name for arm in chosen})
-        raise UserError(f"no arm {', '.join(missing)} in this study: choose {', '.join(arm.name for arm in ARMS)}")
+    settings = resolve_settings(Settings, {**PRESETS[preset], **(config or {})})
+    chosen = choose_arms(ARMS, arms)
     real = settings.model is not None
     default = Condition(label="a real model" if real else CONDITIONS[f"{settings.family}_{settings.style}"].label)
     conditions = tuple(CONDITIONS.values()) if preset == "small" else (default,)
@@ -191,7 +184,7 @@ def plan(
         analysis="retarget.pope.tasks.analysis:analyse",
         settings=settings.model_dump(mode="json"),
         conditions=conditions,
-        arms=tuple(chosen),
+        arms=chosen,
         seeds=tuple(seeds) if seeds else ((0, 1, 2, 3, 4) if preset == "small" else (0,)),
         metrics=METRICS,
         claims=(*decided, *(one.model_copy(update={"condition": conditions[0].name}) for one in ELSEWHERE)),
