@@ -116,3 +116,19 @@ def test_what_a_grader_started_ends_with_it(tmp_path):
         assert grader.grade(["x"], [str(tmp_path / "child")])[0].status == "timeout"
     state = Path("/proc", (tmp_path / "child").read_text(), "stat")
     assert not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+def test_only_what_the_grader_can_say_makes_a_label_broken():
+    problems = [
+        Problem(id=text, prompt="?", solution=text, answer="4") for text in ("4", "5", "hang", "die", "raise", "4 4")
+    ]
+    with Grader("graders_for_tests:faulty", seconds=1.0, workers=1) as grader:
+        rejected = rejected_solutions(problems, grader)
+    assert [(problem.id, grade.status) for problem, grade in rejected] == [
+        ("5", "ok"),
+        ("raise", "error"),
+        ("4 4", "ok"),
+    ]
+    words = [Problem(id=answer, prompt="?", answer=answer) for answer in ("one", "2")]
+    words.append(Problem(id="three", prompt="?", solution="#### three", answer="three"))
+    assert [problem.id for problem, _ in rejected_solutions(words, Grader("numeric"))] == ["one", "three"]

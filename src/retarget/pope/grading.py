@@ -223,14 +223,31 @@ def reward_function(grader: Grader) -> Callable[..., list[float]]:
 
 
 def rejected_solutions(problems: Sequence[Problem], grader: Grader) -> list[tuple[Problem, Grade]]:
-    """Problems whose own solution the grader does not accept: a broken label or a broken grader."""
-    solved = [problem for problem in problems if problem.solution]
-    grades = grader.grade(
-        [problem.solution for problem in solved],
-        [problem.answer for problem in solved],
-        [{**problem.meta, "id": problem.id} for problem in solved],
-    )
-    return [(problem, grade) for problem, grade in zip(solved, grades, strict=True) if not grade.correct]
+    """Problems whose own solution the grader reads and does not accept: a broken label or a broken grader.
+
+    A grader that refuses a label (a text for ``numeric``) rejects that problem, with status ``error``. A grader that
+    times out or dies says nothing about the label: how fast this machine is decides nothing.
+    """
+    # Without a solution only the built-in graders are asked, whether they can read the label at all.
+    asked = [problem for problem in problems if problem.solution or grader.spec in BUILT_IN]
+    return [
+        (problem, grade)
+        for problem, grade in zip(asked, _own_grades(asked, grader), strict=True)
+        if grade.status == "error" or (problem.solution and grade.status == "ok" and not grade.correct)
+    ]
+
+
+def _own_grades(problems: Sequence[Problem], grader: Grader) -> list[Grade]:
+    if grader.workers:
+        metas = [{**one.meta, "id": one.id} for one in problems]
+        return grader.grade([one.solution for one in problems], [one.answer for one in problems], metas)
+    grades: list[Grade] = []
+    for one in problems:  # in this process a refusal is an exception, which must cost its own problem only
+        try:
+            grades += grader.grade_problem(one, [one.solution])
+        except UserError:
+            grades.append(Grade(0.0, None, "error"))
+    return grades
 
 
 def to_json(grade: Grade) -> str:
