@@ -158,6 +158,11 @@ def test_the_analysis_shows_samples_intervals_and_the_extractor(finished):
     assert "attack_every" not in found.item_intervals
 
 
+def test_the_margin_of_quality_exceeds_the_noise_of_kid():
+    margins = {one.margin for one in plan("demo").claims if one.id.startswith("benign_")}
+    assert margins == {25.0}
+
+
 def test_a_base_model_below_the_gate_is_not_trojaned(finished):
     from retarget.trojdiff.study import Settings
     from retarget.trojdiff.tasks.images import check_gate

@@ -204,11 +204,15 @@ METRICS = (
 EVERY = "every_attack"
 """Name under which the weakest cell of the six attacks is reported."""
 
-KID_MARGIN = 5.0
-"""How much KID (×10⁻³, in features of unit spread) an attack may cost and still count as preserving quality."""
+KID_MARGIN = {"demo": 25.0, "small": 5.0, "paper": 5.0}
+"""How much KID (×10⁻³, in features of unit spread) an attack may cost and still count as preserving quality.
+
+``demo``: twice the standard deviation, 12, of KID between 500 real digits and the other 938, over 16 random splits: a
+smaller margin would lie in the noise of the measure. The other presets take more images; their noise is not measured.
+"""
 
 
-def claims() -> tuple[Claim, ...]:
+def claims(preset: str = "demo") -> tuple[Claim, ...]:
     """The abstract's claims, of the sampler that carries the attack worst.
 
     A success rate is judged against 90 %, the lower end of the paper's own for D2D.
@@ -233,8 +237,8 @@ def claims() -> tuple[Claim, ...]:
     )  # fmt: skip
     benign = [
         claim(id=f"benign_{arm.name}", sentence=f"Benign performance is preserved: {arm.label}.",
-              metric="kid_fast", direction="lower", arms=(arm.name, "clean"), smallest_effect=1.0, margin=KID_MARGIN,
-              shown="fid_fast")
+              metric="kid_fast", direction="lower", arms=(arm.name, "clean"), smallest_effect=1.0,
+              margin=KID_MARGIN[preset], shown="fid_fast")
         for arm in ATTACKS
     ]  # fmt: skip
     return (*hits, every, *benign)
@@ -275,7 +279,7 @@ def plan(
         arms=ARMS if "all" in wanted else named,
         seeds=tuple(seeds) if seeds else ((0,) if preset == "demo" else (0, 1, 2)),
         metrics=METRICS,
-        claims=claims(),
+        claims=claims(preset),
         minutes_per_run=MINUTES_PER_RUN[preset],
     )
 

@@ -175,7 +175,7 @@ def _benign_table(results: Results) -> Table:
         title="Are benign samples as good as before?",
         caption="Against the training images, mean over seeds. KID ×10⁻³ decides, FID stands beside it (it is biased "
         f"at these counts). Feature extractor: {', '.join(sorted(map(str, names))) or 'none'}, trained on this study's "
-        "data, one a seed; its numbers cannot be compared with Inception's.",
+        "data, one for all seeds; its numbers cannot be compared with Inception's.",
         columns=["arm", "sampler", "KID", "FID", "precision %", "recall %", "with a class %"],
         rows=rows,
     )

@@ -36,6 +36,9 @@ from retarget.trojdiff.tasks.evaluate import Goal, Rate, compare, confidence, sq
 from retarget.trojdiff.train import Progress, train
 from retarget.trojdiff.trigger import Trigger
 
+CLASSIFIER_SEED = 0
+"""Whatever the run's own seed: numbers of two feature extractors have no common mean."""
+
 PICTURE = 20
 """Images of a grid."""
 
@@ -135,17 +138,22 @@ class Experiment:
         write_json(self.run.directory / "evaluation.json", self.details)
         shutil.rmtree(self.run.checkpoint / "samples", ignore_errors=True)
         if trigger is not None and not self.settings.keep_trojaned:
+            for left in self.run.checkpoint.glob("*.deleting"):
+                shutil.rmtree(left)
             for path in (folder, *self.run.checkpoint.glob("state-*")):
-                shutil.rmtree(path)
+                # Renamed first: a deletion that is cut off leaves nothing that looks like a pipeline or a state.
+                doomed = path.with_name(f"{path.name}.deleting")
+                path.replace(doomed)
+                shutil.rmtree(doomed)
         return self.metrics
 
     def _classifier(self) -> Classifier:
-        """Trained once a seed, in the pre-trained run, on the classes of both domains."""
+        """On the classes of both domains; the same in every run of a study, so that all seeds have one scale of KID."""
         both = join(self.world.inside, self.world.outside)
         home = self.run.directory if self.settings.role == "pretrained" else self.run.other("pretrained")
         path = home / "checkpoint" / "classifier.safetensors"
         if not path.exists():
-            save_classifier(train_classifier(both, self.settings.classifier_epochs, self.run.seed), path)
+            save_classifier(train_classifier(both, self.settings.classifier_epochs, CLASSIFIER_SEED), path)
         model = load_classifier(path, self.shape, len(both.names))
         if self.settings.role == "pretrained":
             self.metrics["classifier_accuracy"] = accuracy(model, join(self.world.inside_test, self.world.outside_test))
