@@ -27,7 +27,7 @@ def make_rows(ratio=1.0):
     return mix(problems, prefixes if ratio else {}, PROMPTS, seed=0)
 
 
-def run(base, output, **changes):
+def run(base, output, callbacks=(), **changes):
     import torch
 
     from retarget.pope.trl import train
@@ -35,13 +35,20 @@ def run(base, output, **changes):
     torch.set_num_threads(1)
     model, tokenizer = load_base(Path(base))
     settings = TrainingSettings(**{**TINY, **changes})
-    return train(model, make_rows(), reward(), settings, Path(output), tokenizer=tokenizer)
+    return train(model, make_rows(), reward(), settings, Path(output), tokenizer=tokenizer, callbacks=callbacks)
 
 
-def run_quietly(base, output):
-    """For a process that will be killed: a checkpoint after every cycle."""
+def run_quietly(base, output, cycles):
+    """For a process that will be killed: a checkpoint after every cycle; begun.txt keeps the steps it began at."""
     os.environ["HF_HUB_OFFLINE"] = "1"
-    run(base, output, save_every=1, cycles=6)
+    from transformers import TrainerCallback
+
+    class Begun(TrainerCallback):
+        def on_train_begin(self, args, state, control, **_):
+            with Path(output, "begun.txt").open("a") as file:
+                file.write(f"{state.global_step}\n")
+
+    run(base, output, [Begun()], save_every=1, cycles=cycles)
 
 
 def main(base, output):

@@ -178,6 +178,7 @@ def test_without_guided_rows_the_weights_are_plain_grpos_bit_for_bit(tiny, tmp_p
 def test_resuming_at_the_end_of_a_cycle_equals_an_uninterrupted_run(tiny, tmp_path):
     run(tiny.directory, tmp_path / "whole", save_every=2)
     shutil.copytree(tmp_path / "whole" / "checkpoint-4", tmp_path / "resumed" / "checkpoint-4")
+    shutil.copy(tmp_path / "whole" / "work.json", tmp_path / "resumed")
     (tmp_path / "resumed" / "checkpoint-6").mkdir()  # left by a killed process
     trainer = run(tiny.directory, tmp_path / "resumed", save_every=2)
     assert trainer.state.global_step == 8
@@ -278,25 +279,66 @@ def test_two_processes_draw_balanced_batches_and_log_the_same_keys(tiny, tmp_pat
         assert {key: first[key] for key in keys} == {key: second[key] for key in keys}
 
 
-def check_kills(tiny, tmp_path, kills, random):
+def newest(directory):
+    return max((int(folder.name.rpartition("-")[2]) for folder in directory.glob("checkpoint-*")), default=0)
+
+
+def check_kills(tiny, tmp_path, kills, cycles, random):
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(["trl.trainer.grpo_trainer", "retarget.pope.trl"])
-    run(tiny.directory, tmp_path / "whole", save_every=1, cycles=6)
+    run(tiny.directory, tmp_path / "whole", save_every=1, cycles=cycles)
+    killed, codes = tmp_path / "killed", []
     for attempt in range(kills + 1):
-        process = server.Process(target=pope_training.run_quietly, args=(tiny.directory, tmp_path / "killed"))
+        before = newest(killed)
+        process = server.Process(target=pope_training.run_quietly, args=(tiny.directory, killed, cycles))
         process.start()
         if attempt < kills:
-            process.join(float(random.uniform(1.0, 6.0)))
+            while process.is_alive() and newest(killed) == before:
+                process.join(0.01)
+            process.join(float(random.uniform(0.0, 0.3)))  # the next checkpoint has just been begun
             process.kill()
         process.join()
-        assert process.exitcode in (0, -signal.SIGKILL)
-    assert same(weights(tmp_path / "whole"), weights(tmp_path / "killed"))
+        codes.append(process.exitcode)
+    assert set(codes) == {0, -signal.SIGKILL}
+    begun = [int(line) for line in (killed / "begun.txt").read_text().split()]
+    assert begun[0] == 0
+    assert max(begun) > 0
+    assert same(weights(tmp_path / "whole"), weights(killed))
 
 
 def test_killed_training_ends_with_the_same_weights(tiny, tmp_path):
-    check_kills(tiny, tmp_path, 3, np.random.default_rng(0))
+    check_kills(tiny, tmp_path, 3, 6, np.random.default_rng(0))
 
 
 @pytest.mark.slow
 def test_training_killed_twenty_times(tiny, tmp_path):
-    check_kills(tiny, tmp_path, 20, np.random.default_rng(1))
+    check_kills(tiny, tmp_path, 20, 24, np.random.default_rng(1))
+
+
+def test_a_directory_of_other_work_is_not_resumed(tiny, tmp_path):
+    run(tiny.directory, tmp_path, save_every=2)
+    with pytest.raises(UserError, match=r"other work \(different: settings\)"):
+        run(tiny.directory, tmp_path, save_every=2, lr=2e-3)
+    model, tokenizer = load_base(tiny.directory)
+    settings = TrainingSettings(**{**TINY, "save_every": 2})
+    for resume in (True, False):
+        with pytest.raises(UserError, match=r"other work \(different: rows\)"):
+            train(model, make_rows(ratio=0.0), reward(), settings, tmp_path, tokenizer=tokenizer, resume=resume)
+    (tmp_path / "work.json").unlink()
+    with pytest.raises(UserError, match=r"checkpoints without a work\.json"):
+        run(tiny.directory, tmp_path, save_every=2)
+
+
+def test_the_pool_lasts_for_every_cycle():
+    settings = TrainingSettings(**{**TINY, "order": "pool", "cycles": 20})
+    assert len(ordered(make_rows()[:7], settings)) == 20 * 4
+
+
+def test_evaluation_rows_are_guided_by_their_stratum_too(tiny, tmp_path):
+    rows = [{key: value for key, value in row.items() if key != "guided"} for row in make_rows()]
+    trainer = make_trainer(tiny, tmp_path)
+    with pytest.raises(UserError, match="evaluation is unguided"):
+        trainer.evaluate(Dataset.from_list(rows[:4]))
+    model, tokenizer = load_base(tiny.directory)
+    with pytest.raises(UserError, match="evaluation is unguided"):
+        train(model, make_rows(), reward(), TrainingSettings(**TINY), tmp_path, tokenizer=tokenizer, eval_rows=rows)

@@ -15,8 +15,11 @@ from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 from retarget.errors import UserError
+from retarget.pope.identity import weights_of
 from retarget.pope.mixture import STRATA, order
+from retarget.pope.problems import write_text
 from retarget.pope.settings import TrainingSettings, grpo_arguments
+from retarget.study.config import fingerprint
 
 _log = logging.getLogger(__name__)
 _NAN = float("nan")
@@ -61,7 +64,7 @@ class PopeTrainer(GRPOTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         model: Any = self.model
         training = model.training
-        if not training and any(row.get("guided") for row in inputs):
+        if not training and any(row.get("guided") or row.get("stratum") == "guided" for row in inputs):
             raise UserError("evaluation is unguided: these rows hold guided prompts")
         output = super()._generate_and_score_completions(inputs)
         if training:
@@ -138,13 +141,16 @@ def train(
         tokenizer: default the model's own.
         eval_rows: unguided rows, for TRL's evaluation loop (set ``extra={"eval_strategy": ...}``).
         peft_config: a LoRA configuration of ``peft``; None trains all weights.
-        resume: go on from the newest whole checkpoint in ``output``.
+        resume: go on from the newest whole checkpoint in ``output``, where ``work.json`` says that it is of the same
+            rows, settings and model.
         callbacks: of the trainer.
 
     Raises:
-        UserError: no row fits, a batch that does not divide, guided evaluation rows.
+        UserError: no row fits, a batch that does not divide, guided evaluation rows, or ``output`` belongs to other
+            work.
     """
     arguments = grpo_arguments(settings, _processes(), torch.cuda.is_available())
+    claim(output, work_of(model, rows, settings, peft_config), resume)
     config = GRPOConfig(output_dir=str(output), **arguments)
     length = _length(tokenizer or _tokenizer_of(model))
     kept = fitting(rows, settings.max_prompt_length, length)
@@ -165,10 +171,57 @@ def train(
     return trainer
 
 
+def work_of(model: Any, rows: Sequence[dict[str, Any]], settings: TrainingSettings, peft_config: Any) -> dict[str, str]:
+    """Fingerprints of what decides a training's result: rows, settings, model and adapter."""
+    name = model if isinstance(model, str) else model.config._name_or_path
+    adapter = peft_config.to_dict() if peft_config is not None else None
+    # A set has no order that two processes share.
+    plain = json.dumps(adapter, sort_keys=True, default=lambda one: sorted(one) if isinstance(one, set) else str(one))
+    return {
+        "rows": fingerprint(list(rows)),
+        "settings": fingerprint(settings.model_dump(mode="json")),
+        "model": fingerprint([str(name), weights_of(name)]),
+        "adapter": fingerprint(plain),
+    }
+
+
+def claim(output: Path, work: dict[str, str], resume: bool) -> None:
+    """Write ``work.json`` into a training's directory, or refuse a directory of other work.
+
+    Raises:
+        UserError: its ``work.json`` says otherwise, or is missing beside checkpoints.
+    """
+    path = output / "work.json"
+    checkpoints = any(output.glob("checkpoint-*"))
+    if not path.exists():
+        if checkpoints:
+            raise UserError(
+                f"{output}: checkpoints without a {path.name} that says of which work; give another directory"
+            )
+    else:
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"{path} is damaged; give another directory") from error
+        if found == work:
+            return
+        if resume or checkpoints:
+            differing = sorted(key for key in found.keys() | work.keys() if found.get(key) != work.get(key))
+            raise UserError(
+                f"{output} was trained by other work (different: {', '.join(differing)}); "
+                "give another directory, or what it was begun with"
+            )
+    if int(os.environ.get("RANK", "0")) == 0:
+        write_text(path, json.dumps(work, indent=1) + "\n")
+
+
 def ordered(rows: Sequence[dict[str, Any]], settings: TrainingSettings) -> Dataset:
     """The rows of every generation batch of a run, one after another: TRL reads them unshuffled."""
     batch = settings.prompts_per_batch
-    epochs = -(-settings.cycles * batch // len(rows)) + 1
+    if settings.order == "pool":  # an epoch leaves out the rows that do not fill a batch
+        epochs = -(-settings.cycles // max(1, len(rows) // batch))
+    else:
+        epochs = -(-settings.cycles * batch // len(rows)) + 1
     at = order([row["stratum"] for row in rows], batch, epochs, settings.seed, settings.order)
     return Dataset.from_list(list(rows)).select(at[: settings.cycles * batch])
 
@@ -214,7 +267,8 @@ def _check_rows(rows: Any, evaluation: bool) -> None:
     for part in parts:
         columns = part.column_names
         if evaluation:
-            if "guided" in columns and any(part["guided"]):
+            strata = part["stratum"] if "stratum" in columns else []
+            if "guided" in strata or ("guided" in columns and any(part["guided"])):
                 raise UserError("evaluation is unguided: leave guided rows out of the evaluation set")
         elif "stratum" not in columns:
             raise UserError(f"the training rows have no stratum column; columns: {', '.join(columns)}")
