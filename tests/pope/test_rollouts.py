@@ -1,7 +1,8 @@
+import peft
 import pytest
 import torch
 from pope_serving import serve
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from retarget.errors import UserError
 from retarget.pope.engines import open_engine
@@ -114,7 +115,7 @@ def test_the_server_engine_retries_what_may_pass_and_gives_up_on_the_rest(engine
 
 
 def test_engines_that_cannot_be_opened(tmp_path):
-    with pytest.raises(UserError, match="--model NAME"):
+    with pytest.raises(UserError, match="--served NAME"):
         open_engine("http://127.0.0.1:9/v1")
     with pytest.raises(UserError, match="no model there"):
         open_engine(str(tmp_path))
@@ -147,3 +148,27 @@ def test_a_completion_cut_while_thinking_has_no_answer_through_a_server_either()
         ((rollout,),) = ServerEngine(url, "m").sample([[{"role": "user", "content": "?"}]], 1, PARAMS)
     assert rollout.text == "<think>perhaps \\boxed{4}"
     assert rollout.answer_text == ""
+
+
+def test_a_models_own_generation_settings_do_not_join_in(tiny, prompts, engine):
+    expected = engine.sample(prompts, 4, PARAMS)
+    copy = TransformersEngine.load(str(tiny.directory), batch_size=4)
+    copy.model.generation_config.repetition_penalty = 9.0
+    copy.model.generation_config.min_p = 0.9
+    assert copy.sample(prompts, 4, PARAMS) == expected
+    assert copy.model.generation_config.repetition_penalty == 9.0
+
+
+def test_an_adapter_opens_by_path_and_a_model_that_is_nowhere_does_not(tiny, prompts, tmp_path, monkeypatch):
+    model = AutoModelForCausalLM.from_pretrained(tiny.directory)
+    lora = peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    peft.get_peft_model(model, lora).save_pretrained(tmp_path)
+    tiny.tokenizer.save_pretrained(tmp_path)
+    assert not (tmp_path / "config.json").exists()
+    opened = open_engine(str(tmp_path), batch_size=4)
+    direct = TransformersEngine(tiny.model, tiny.tokenizer, batch_size=4)
+    assert opened.sample(prompts, 2, PARAMS) == direct.sample(prompts, 2, PARAMS)  # a new adapter adds nothing
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="empty: no model there"):
+        open_engine("empty")

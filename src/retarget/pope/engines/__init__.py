@@ -22,14 +22,17 @@ def open_engine(spec: str, **options: Any) -> Engine:
         from retarget.pope.engines.server import ServerEngine
 
         if "model" not in options:
-            raise UserError(f"the server {spec} needs the name of the model that it serves: --model NAME")
+            raise UserError(
+                f"the server {spec} needs the name of the model that it serves: --served NAME (model= in Python)"
+            )
         return ServerEngine(spec, **options)
     if spec.startswith("vllm:"):
         from retarget.pope.engines.vllm import VLLMEngine
 
         return VLLMEngine(spec.removeprefix("vllm:"), **options)
-    if spec.startswith((".", "/")) and not (Path(spec) / "config.json").exists():
-        raise UserError(f"{spec}: no model there (no config.json)")
+    held = [name for name in ("config.json", "adapter_config.json") if (Path(spec) / name).exists()]
+    if (spec.startswith((".", "/")) or Path(spec).is_dir()) and not held:
+        raise UserError(f"{spec}: no model there (neither config.json nor adapter_config.json)")
     from retarget.pope.engines.local import TransformersEngine
 
     return TransformersEngine.load(spec, **options)

@@ -44,10 +44,17 @@ class TransformersEngine:
     def load(
         cls, model: str, *, batch_size: int = 64, dtype: str = "auto", device: str | None = None
     ) -> "TransformersEngine":
-        """Load a model and its tokenizer by name or path; the GPU is used where there is one."""
+        """Load a model or an adapter, and its tokenizer, by name or path; the GPU is used where there is one.
+
+        Raises:
+            UserError: no such model, here or on the hub.
+        """
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        network: Any = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
-        tokenizer = AutoTokenizer.from_pretrained(model)
+        try:
+            network: Any = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
+            tokenizer = AutoTokenizer.from_pretrained(model)
+        except OSError as error:
+            raise UserError(f"{model}: this model cannot be loaded: {error}") from error
         return cls(network.to(device), tokenizer, batch_size=batch_size, name=model, weights=weights_of(model))
 
     def encode(self, prompt: Prompt) -> list[int]:
@@ -68,14 +75,17 @@ class TransformersEngine:
     @torch.no_grad()
     def sample(self, prompts: Sequence[Prompt], n: int, params: Sampling) -> list[list[Rollout]]:
         """n rollouts of each prompt; see :class:`retarget.pope.rollouts.Engine`."""
-        training = self.model.training
+        training, own = self.model.training, self.model.generation_config
         self.model.eval()
+        # A model's own repetition penalty, min_p and so on would join settings that ``params`` leaves alone.
+        self.model.generation_config = GenerationConfig()
         devices = [self.model.device] if self.model.device.type == "cuda" else []
         try:
             with torch.random.fork_rng(devices=devices):
                 return [self._one(prompt, n, params) for prompt in prompts]
         finally:
             self.model.train(training)
+            self.model.generation_config = own
 
     def _one(self, prompt: Prompt, n: int, params: Sampling) -> list[Rollout]:
         ids = torch.tensor([self.encode(prompt)], device=self.model.device)
