@@ -33,7 +33,7 @@ from retarget.trojdiff.trigger import Trigger
 
 # A saved configuration carries DDPM's own grid and a fresh one does not: the solvers' is named, so that the images do
 # not depend on where the configuration came from. "linspace" starts at the last training step: x_T is noise alone.
-_GRID = {"timestep_spacing": "linspace"}
+_GRID: dict[str, Any] = {"timestep_spacing": "linspace"}
 
 SAMPLERS: dict[str, Callable[..., Any]] = {
     "ddpm": lambda config: DDPMScheduler.from_config(config, timestep_spacing="trailing"),
