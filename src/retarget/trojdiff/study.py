@@ -111,7 +111,7 @@ _SMALL = dict(
                   ddim=dict(sampler="ddim-50", benign=1000, trojan=500),
                   fast=dict(sampler="dpm-20", benign=1000, trojan=500),
                   full=dict(sampler="ddpm-1000", benign=0, trojan=64)),
-    classifier_epochs=10, curve_points=6,
+    sample_batch=64, classifier_epochs=10, curve_points=6,
 )  # fmt: skip
 
 _PAPER_PRESET = dict(
