@@ -295,11 +295,12 @@ def check_kills(tiny, tmp_path, kills, cycles, random):
         if attempt < kills:
             while process.is_alive() and newest(killed) == before:
                 process.join(0.01)
-            process.join(float(random.uniform(0.0, 0.3)))  # the next checkpoint has just been begun
+            process.join(float(random.uniform(0.0, 0.02)))  # well before the next few checkpoints are done
             process.kill()
         process.join()
         codes.append(process.exitcode)
-    assert set(codes) == {0, -signal.SIGKILL}
+    assert -signal.SIGKILL in codes
+    assert codes[-1] == 0
     begun = [int(line) for line in (killed / "begun.txt").read_text().split()]
     assert begun[0] == 0
     assert max(begun) > 0
