@@ -55,6 +55,10 @@ USAGE = {
         ["study", "pskd", "--set", "epoch=3"],
         "the study's settings are not valid: there is no setting epoch, did you mean epochs?",
     ),
+    "set twice": (
+        ["study", "pskd", "--set", "epochs=3", "--set", "lr=0.1"],
+        "--set is given twice, and the second would replace the first: write --set A=1 B=2",
+    ),
     "no studies": (["report"], None),
 }
 

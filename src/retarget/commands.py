@@ -60,6 +60,8 @@ class ReportArguments:
 
 def study(words: list[str]) -> int:
     """``retarget study METHOD ...``."""
+    if sum(word == "--set" or word.startswith("--set=") for word in words) > 1:
+        raise UsageError("--set is given twice, and the second would replace the first: write --set A=1 B=2")
     given = tyro.cli(StudyArguments, args=words, prog="retarget study")
     if given.jobs < 1:
         raise UsageError(f"--jobs must be at least 1, not {given.jobs}")

@@ -1,6 +1,5 @@
 """PS-KD for a plain training loop: one object, two calls."""
 
-import json
 import warnings
 from pathlib import Path
 from typing import Any, Literal
@@ -8,8 +7,6 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Integer
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from retarget.errors import UserError
@@ -25,10 +22,13 @@ from retarget.pskd.checks import (
 from retarget.pskd.exchange import WriteLog, exchange, world_size
 from retarget.pskd.functional import SparseRows, alpha_at, pskd_loss, soften, sparse_pskd_losses, widen
 from retarget.pskd.rows import RowFormat
+from retarget.pskd.state import read_state, refuse_other_run, restore, write_state
 from retarget.pskd.store import MemoryMapped, Table, row_format
 from retarget.pskd.teacher import PreviousModel
 
 Store = Literal["dense"] | RowFormat | MemoryMapped | PreviousModel
+
+_STATE = "retarget.pskd"
 
 
 class PSKD:
@@ -268,13 +268,7 @@ class PSKD:
         mine = self.state_dict()
         if set(state) != set(mine):
             raise UserError(f"not a PS-KD state: it has {sorted(state)}, expected {sorted(mine)}")
-        differ = [
-            f"{key}: saved {state[key]!r}, now {mine[key]!r}"
-            for key in mine
-            if key != "epoch" and state[key] != mine[key]
-        ]
-        if differ:
-            raise UserError("the saved state belongs to another run; " + "; ".join(differ))
+        refuse_other_run(state, {key: value for key, value in mine.items() if key != "epoch"})
         self._epoch = state["epoch"]
 
     def save(self, path: str | Path) -> None:
@@ -286,40 +280,23 @@ class PSKD:
         self.end_epoch()
         if world_size() > 1 and torch.distributed.get_rank() != 0:
             return
-        tensors = {"empty": torch.zeros(0)}
+        tensors = {}
         if self._table and self._table.path:
             self._table.persist()
         elif self._table:
-            tensors = {name: tensor.cpu() for name, tensor in self._table.tensors().items()}
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".tmp")
-        save_file(tensors, temporary, metadata={"retarget.pskd": json.dumps(self.state_dict())})
-        temporary.replace(path)
+            tensors = self._table.tensors()
+        write_state(path, _STATE, self.state_dict(), tensors)
 
     def load(self, path: str | Path) -> None:
         """Read what :meth:`save` wrote, then ``set_epoch`` with the epoch to go on from."""
-        path = Path(path)
-        if not path.is_file():
-            raise UserError(f"no PS-KD state at {path}")
-        with safe_open(path, framework="pt") as file:
-            header = (file.metadata() or {}).get("retarget.pskd")
-            if header is None:
-                raise UserError(f"{path} is not a PS-KD state")
-            self.load_state_dict(json.loads(header))
-            if set(file.keys()) == {"empty"}:  # a memory-mapped table is where it was, and PreviousModel has none
-                if isinstance(self.store, MemoryMapped):
-                    self._rejoin(path)
-                return
-            table = self._table or self._make_table(torch.device(self._device or "cpu"))
-            for name, tensor in table.tensors().items():
-                saved = file.get_tensor(name)
-                if saved.shape != tensor.shape or saved.dtype != tensor.dtype:
-                    raise UserError(
-                        f"{path}: {name} is {list(saved.shape)} {saved.dtype}, "
-                        f"the table {list(tensor.shape)} {tensor.dtype}"
-                    )
-                tensor.copy_(saved)
+        state, saved = read_state(path, _STATE, "PS-KD state")
+        self.load_state_dict(state)
+        if not saved:  # a memory-mapped table is where it was, and PreviousModel has none
+            if isinstance(self.store, MemoryMapped):
+                self._rejoin(Path(path))
+            return
+        table = self._table or self._make_table(torch.device(self._device or "cpu"))
+        restore(path, table.tensors(), saved)
         if self._epoch is not None:
             table.epoch = self._epoch
 

@@ -1,6 +1,5 @@
 """What every peer shares: PS-KD's call shape, its checks, and a state that is saved beside the checkpoint."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -8,14 +7,15 @@ from typing import Any, ClassVar, Literal
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Integer
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from retarget.errors import UserError
 from retarget.pskd.checks import Checks, check_index, check_labels, check_loss, check_probabilities, one_hot
 from retarget.pskd.exchange import world_size
 from retarget.pskd.functional import pskd_loss, widen
+from retarget.pskd.state import read_state, refuse_other_run, restore, write_state
+
+_STATE = "retarget.pskd.peer"
 
 
 @dataclass(frozen=True)
@@ -186,9 +186,7 @@ class Peer:
         expected = {*mine, "epoch", *self._progress()}
         if set(state) != expected:
             raise UserError(f"not a state of {mine['method']}: it has {sorted(state)}, expected {sorted(expected)}")
-        differ = [f"{key}: saved {state[key]!r}, now {mine[key]!r}" for key in mine if state[key] != mine[key]]
-        if differ:
-            raise UserError("the saved state belongs to another run; " + "; ".join(differ))
+        refuse_other_run(state, mine)
         self._epoch = state["epoch"]
         self._resume({key: state[key] for key in self._progress()})
 
@@ -204,38 +202,15 @@ class Peer:
         self.end_epoch()
         if world_size() > 1 and torch.distributed.get_rank() != 0:
             return
-        tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in self.tensors().items()}
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".tmp")
-        header = {"retarget.pskd.peer": json.dumps(self.state_dict())}
-        save_file(tensors or {"empty": torch.zeros(0)}, temporary, metadata=header)
-        temporary.replace(path)
+        tensors = {name: tensor.detach().clone() for name, tensor in self.tensors().items()}  # some share memory
+        write_state(path, _STATE, self.state_dict(), tensors)
 
     def load(self, path: str | Path) -> None:
         """Read what :meth:`save` wrote, then ``set_epoch`` with the epoch to go on from."""
-        path = Path(path)
-        if not path.is_file():
-            raise UserError(f"no state of {type(self).__name__} at {path}")
-        with safe_open(path, framework="pt") as file:
-            header = (file.metadata() or {}).get("retarget.pskd.peer")
-            if header is None:
-                raise UserError(f"{path} is not a state of one of PS-KD's peers")
-            self.load_state_dict(json.loads(header))
-            saved = {name: file.get_tensor(name) for name in file.keys() if name != "empty"}  # noqa: SIM118
+        state, saved = read_state(path, _STATE, f"state of {type(self).__name__}")
+        self.load_state_dict(state)
         self._make_room(saved)
-        mine = self.tensors()
-        if set(mine) != set(saved):
-            raise UserError(f"{path} holds {sorted(saved)}, {type(self).__name__} needs {sorted(mine)}")
-        for name, tensor in mine.items():
-            if saved[name].shape != tensor.shape or saved[name].dtype != tensor.dtype:
-                raise UserError(
-                    f"{path}: {name} is {list(saved[name].shape)} {saved[name].dtype}, "
-                    f"the method's {list(tensor.shape)} {tensor.dtype}"
-                )
-        with torch.no_grad():
-            for name, tensor in mine.items():
-                tensor.copy_(saved[name])
+        restore(path, self.tensors(), saved)
 
     # -- for the methods
 

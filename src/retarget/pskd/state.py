@@ -1,0 +1,74 @@
+"""A method's state in one safetensors file: tensors, and a small JSON value in the header; whole or absent."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from retarget.errors import UserError
+
+
+def write_state(path: str | Path, kind: str, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Write a state atomically; the folder is made.
+
+    Args:
+        kind: the header's key: a file of another kind is refused when it is read.
+        state: what JSON can hold.
+        tensors: by name, on any device; may be empty.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(plain or {"empty": torch.zeros(0)}, temporary, metadata={kind: json.dumps(state)})
+    temporary.replace(path)
+
+
+def read_state(path: str | Path, kind: str, what: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What :func:`write_state` wrote.
+
+    Args:
+        kind: the header's key.
+        what: what errors call it, "PS-KD state" say.
+
+    Raises:
+        UserError: there is no such file, or it holds something else.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no {what} at {path}")
+    with safe_open(path, framework="pt") as file:
+        header = (file.metadata() or {}).get(kind)
+        if header is None:
+            raise UserError(f"{path} is not a {what}")
+        return json.loads(header), {name: file.get_tensor(name) for name in set(file.keys()) - {"empty"}}
+
+
+@torch.no_grad()
+def restore(path: str | Path, tensors: dict[str, Tensor], saved: dict[str, Tensor]) -> None:
+    """Copy saved tensors into those of the same names, in place.
+
+    Raises:
+        UserError: names, shapes or types differ; nothing has been copied then.
+    """
+    if set(tensors) != set(saved):
+        raise UserError(f"{path} holds {sorted(saved)}, and {sorted(tensors)} are needed")
+    for name, tensor in tensors.items():
+        if saved[name].shape != tensor.shape or saved[name].dtype != tensor.dtype:
+            raise UserError(
+                f"{path}: {name} is {list(saved[name].shape)} {saved[name].dtype}, "
+                f"and {list(tensor.shape)} {tensor.dtype} is needed"
+            )
+    for name, tensor in tensors.items():
+        tensor.copy_(saved[name])
+
+
+def refuse_other_run(saved: dict[str, Any], mine: dict[str, Any]) -> None:
+    """Refuse a state of which a value that a resumed run must agree on differs; both values are named."""
+    differ = [f"{key}: saved {saved[key]!r}, now {mine[key]!r}" for key in mine if saved[key] != mine[key]]
+    if differ:
+        raise UserError("the saved state belongs to another run; " + "; ".join(differ))
