@@ -50,6 +50,7 @@ def test_every_arm_trains_and_reports_its_metrics(arm, tmp_path, control):
     assert set(metrics) <= named
     assert len(read_history(tmp_path / "metrics.jsonl")) == 4
     assert metrics["top1"] > 10
+    assert metrics["step_ms"] > 0
     if arm != "margin_label_smoothing":  # no logits are ten apart so early
         assert metrics["nll"] != control[1]["nll"], "the method changes something"
     keeps = {
@@ -133,7 +134,7 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path):
         straight = peers.run(Run.create(tmp_path / "straight" / arm, settings=chosen[arm]))
         resumed = peers.run(Run.create(tmp_path / "killed" / arm, settings=chosen[arm]))
         for name, value in straight.items():
-            assert name in ("step_ms", "store_mb") or resumed[name] == value, (arm, name)
+            assert name == "step_ms" or resumed[name] == value, (arm, name)
         one, two = ((tmp_path / way / arm / "predictions.safetensors").read_bytes() for way in ("straight", "killed"))
         assert one == two
 

@@ -39,6 +39,7 @@ def test_every_arm_trains_and_reports_its_metrics(arm, tmp_path):
     assert [line["step"] for line in history] == [0, 1, 2]
     assert history[-1]["val_nll"] < history[0]["val_nll"]
     assert (metrics["store_mb"] > 0) == ("pskd" in arm)
+    assert metrics["step_ms"] > 0
     assert metrics["nll_scaled"] <= metrics["nll"] + 0.05
     kept = json.loads((tmp_path / "scores.json").read_text())
     assert "version" in kept["bleu"]["signature"]

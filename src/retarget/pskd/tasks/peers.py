@@ -17,7 +17,7 @@ from retarget.pskd import peers
 from retarget.pskd.functional import widen
 from retarget.pskd.peers.batches import BatchSampler
 from retarget.pskd.tasks import classification
-from retarget.pskd.tasks.classification import Classifier, Data, Observe, Reseed
+from retarget.pskd.tasks.classification import Classifier, Data, Observe, Reseed, StopClock
 from retarget.pskd.tasks.data import Images, Normalise, Place, Split, TrainingSet, split, stream, whole_batch
 from retarget.pskd.tasks.networks import build
 from retarget.pskd.tasks.scores import scores
@@ -140,7 +140,7 @@ def _train(run: Run) -> dict[str, float]:
     module = PeerClassifier(network, settings, method)
     observe, normalise = Observe(run), Normalise(parts.train)
     callback = peers.PeerCallback(method, directory=run.checkpoint)
-    trainer: pl.Trainer = classification._trainer(run, [Reseed(run.seed), observe, callback])
+    trainer: pl.Trainer = classification._trainer(run, [Reseed(run.seed), observe, callback, StopClock(observe)])
     last = run.checkpoint / "last.ckpt"
     data = PeerData(run, parts, normalise, method)
     trainer.fit(module, datamodule=data, ckpt_path=last if last.exists() else None, weights_only=True)
@@ -148,7 +148,7 @@ def _train(run: Run) -> dict[str, float]:
     run.save_predictions(**arrays)
     metrics = scores(arrays)
     metrics["train_loss"] = read_history(run.directory / "metrics.jsonl")[-1]["train_loss"]
-    metrics["step_ms"] = 1000 * float(np.median(observe.steps or [0.0]))
+    metrics["step_ms"] = 1000 * float(np.median(observe.steps))
     metrics["store_mb"] = method.num_bytes / 1e6
     metrics["forwards"] = method.needs.forwards
     metrics["teacher_runs"] = float(method.needs.network == "trained_teacher")

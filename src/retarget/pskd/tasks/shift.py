@@ -16,6 +16,7 @@ from retarget.errors import UserError
 from retarget.extras import require
 from retarget.metrics import calibration as c
 from retarget.pskd.tasks.data import Images, read
+from retarget.pskd.tasks.scores import fitted_temperature, log_losses
 
 Array = np.ndarray
 
@@ -131,16 +132,17 @@ def shift_scores(arrays: Mapping[str, np.ndarray]) -> dict[str, float]:
         Means over the corruptions of top-1, NLL and ECE, raw and after the temperature of the clean validation part;
         and the AUROC of the largest probability, test images against the ones of no class (Hendrycks and Gimpel 2017).
     """
-    temperature = c.fit_temperature(arrays["val_logits"], arrays["val_labels"])
+    temperature = fitted_temperature(arrays)
     labels = arrays["test_labels"][arrays["shift_index"]]
     kinds = [name for name in arrays if name.startswith("shift_logits_") and name != "shift_logits_ood"]
     out: dict[str, float] = {}
     for suffix, scale in (("", 1.0), ("_scaled", temperature)):
         each = [c.apply_temperature(arrays[name], scale) for name in sorted(kinds)]
+        nll = [log_losses(arrays[name], labels, scale).mean() for name in sorted(kinds)]
         if each:
             if not suffix:
                 out["corrupt_top1"] = 100 * float(np.mean([c.accuracy(probs, labels) for probs in each]))
-            out["corrupt_nll" + suffix] = float(np.mean([c.negative_log_likelihood(p, labels) for p in each]))
+            out["corrupt_nll" + suffix] = float(np.mean(nll))
             out["corrupt_ece" + suffix] = 100 * float(
                 np.mean([c.expected_calibration_error(probs, labels) for probs in each])
             )

@@ -27,18 +27,17 @@ from retarget.pskd.rows import TopK
 from retarget.pskd.tasks.sentences import EOS, PAD, Pairs, Parts, encode, sentence_pairs, train_tokenizer
 from retarget.pskd.trainer import PSKDSeq2SeqTrainer
 from retarget.study.files import replace_file
-from retarget.study.record import Run
+from retarget.study.record import Run, read_history
 
 IGNORE = -100
 
 
 class Watch(TrainerCallback):
-    """Logs each epoch before its checkpoint is saved, and times the training steps."""
+    """Logs each epoch before its checkpoint is saved, with the median time of its steps."""
 
     def __init__(self, run: Run, validation: list[dict[str, list[int]]], collator: Any) -> None:
         self.run, self.validation, self.collator = run, validation, collator
         self.seconds: list[float] = []
-        self.val_nll = float("nan")
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._started = time.perf_counter()
@@ -49,8 +48,13 @@ class Watch(TrainerCallback):
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         tokens = TokenScores.of(model, self.validation, self.collator)
-        self.val_nll = float(tokens.nll.mean())
-        self.run.log(round(state.epoch) - 1, val_nll=self.val_nll, val_token_accuracy=100 * tokens.correct.mean())
+        self.run.log(
+            round(state.epoch) - 1,
+            val_nll=float(tokens.nll.mean()),
+            val_token_accuracy=100 * tokens.correct.mean(),
+            step_ms=1000 * float(np.median(self.seconds)),
+        )
+        self.seconds.clear()
 
 
 class TokenScores:
@@ -133,7 +137,7 @@ def run(run: Run) -> dict[str, float]:
     metrics, arrays = _evaluate(run, model, tokenizer, collator, parts, (validation, test))
     run.save_predictions(**arrays)
     metrics["val_nll"] = float(TokenScores.of(model, validation, collator).nll.mean())
-    metrics["step_ms"] = 1000 * float(np.median(watch.seconds or [0.0]))
+    metrics["step_ms"] = float(np.median([line["step_ms"] for line in read_history(run.directory / "metrics.jsonl")]))
     targets = sum(len(one["labels"]) for one in train)
     nbytes = 0 if settings["targets"] == "hard" else table_bytes(targets, len(tokenizer), TopK(settings["topk"]))
     metrics["store_mb"] = nbytes / 1e6
