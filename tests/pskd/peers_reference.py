@@ -66,10 +66,10 @@ def squared(rows, others):
 
 
 class ClassRows:
-    """OLS: the mean prediction of each class's correctly classified samples, an epoch late."""
+    """OLS: the mean prediction of each class's correctly classified samples, an epoch late; at first nothing."""
 
     def __init__(self, num_classes):
-        self.rows = [[1 / num_classes] * num_classes for _ in range(num_classes)]
+        self.rows = [[0.0] * num_classes for _ in range(num_classes)]
         self.seen = [[] for _ in range(num_classes)]
 
     def see(self, z, labels):
@@ -79,6 +79,7 @@ class ClassRows:
 
     def next_epoch(self):
         for y, seen in enumerate(self.seen):
+            self.rows[y] = [1 / len(self.rows)] * len(self.rows)
             if seen:
                 self.rows[y] = [sum(row[c] for row in seen) / len(seen) for c in range(len(seen[0]))]
         self.seen = [[] for _ in self.seen]

@@ -304,7 +304,7 @@ def test_temporal_ensembling_follows_its_table():
     ensemble = reference.Ensemble(N, C, 0.6)
 
     def expect(method, epoch, z, labels, index, *_):
-        weight = 0.0 if epoch == 0 else 30 * np.exp(-5 * (1 - min(1, epoch / (EPOCHS * 80 / 300))) ** 2)
+        weight = 0.0 if epoch == 0 else 100 * np.exp(-5 * (1 - min(1, epoch / (EPOCHS * 80 / 300))) ** 2)
         probs = reference.softmax(z)
         targets = [ensemble.target(i) for i in index]
         targets = [row if target is None else target for row, target in zip(probs, targets, strict=True)]
@@ -480,7 +480,7 @@ def test_a_state_of_another_run_is_refused(tmp_path):
     for other, message in [
         (peers.TemporalEnsembling(N + 1, C, EPOCHS), "num_samples: saved 12, now 13"),
         (peers.TemporalEnsembling(N, C, EPOCHS, momentum=0.5), "momentum: saved 0.6, now 0.5"),
-        (peers.TemporalEnsembling(N, C, EPOCHS, weight=1.0), "strength: saved 30.0, now 1.0"),
+        (peers.TemporalEnsembling(N, C, EPOCHS, weight=1.0), "strength: saved 100.0, now 1.0"),
         (peers.LabelSmoothing(N, C, EPOCHS), "not a state of LabelSmoothing"),
     ]:
         with pytest.raises(UserError, match=re.escape(message)):

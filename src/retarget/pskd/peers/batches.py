@@ -20,11 +20,11 @@ class CSKD(Peer):
 
     The batch holds [x_1 … x_B, x'_1 … x'_B]: take :class:`SameClassPairs` as batch sampler. The partners' half has no
     loss and no gradient of its own. Both halves pass the network together, and so share batch norm's statistics,
-    where the official code forwards them one after the other.
+    where the official code forwards them one after the other (alinlab/cs-kd, train.py).
 
     Args:
-        weight: λ ≥ 0; 1 is the official setting for CIFAR-100.
-        temperature: τ > 0; 4 is the official default.
+        weight: λ ≥ 0; 1 is the official setting for CIFAR-100 (alinlab/cs-kd, README.md).
+        temperature: τ > 0; 4 is the official default (train.py).
     """
 
     wanted = Needs(sampler="same_class_pairs", forwards=2.0)
@@ -67,12 +67,14 @@ class DLB(Peer):
     were in the batch before (Shen et al. 2022, Self-Distillation from the Last Mini-Batch).
 
     The batch holds [new, those of the batch before]: take :class:`LastBatch` as batch sampler. The samples' logits of
-    the last step are kept, by index; an epoch's first batch has none. Both halves pass the network together, where
-    the official code forwards them one after the other; it shows the repeated half in a second augmentation.
+    the last step are kept, by index. An epoch's first batch has none, and both halves pass the network together; the
+    official code (Meta-knowledge-Lab/DLB, dlb.py) keeps the last batch across epochs and forwards the halves one
+    after the other, the repeated one in a second augmentation.
 
     Args:
-        weight: α ≥ 0; 1 is the paper's.
-        temperature: τ > 0; 3 is the paper's.
+        weight: α ≥ 0. The official code has no default for it, nor for the temperature; 1 and 3 are what later
+            implementations use.
+        temperature: τ > 0.
     """
 
     wanted = Needs(sampler="last_batch", forwards=2.0)
@@ -150,7 +152,7 @@ class SameClassPairs(BatchSampler):
     """Each batch followed by a partner of the same class for each of its samples: what CS-KD needs.
 
     A partner is drawn uniformly among the class's other samples, by (seed, epoch, sample) alone; a class of one
-    sample partners with itself.
+    sample partners with itself. (The official sampler, alinlab/cs-kd, datasets.py, may draw the sample itself.)
 
     Args:
         batches: a batch sampler that yields lists of sample indices.

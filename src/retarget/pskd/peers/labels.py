@@ -34,11 +34,13 @@ class OnlineLabelSmoothing(Peer):
     """OLS: targets from a C×C table, the mean prediction of each class's correctly classified samples in the epoch
     before (Zhang et al. 2021, Delving Deep into Label Smoothing, algorithm 1).
 
-    ``(1 - w) CE(y) + w CE(S_y)``; the table begins uniform. A class of which nothing was classified correctly keeps
-    its row, where the paper is silent. Under torch.distributed ``set_epoch`` and ``save`` are collective.
+    ``(1 - w) CE(y) + w CE(S_y)``. As in the official code (zhangchbin/OnlineLabelSmoothing,
+    cifar/scripts/train_cifar_all_methods.py) the table is zero in the first epoch, which so has the first term alone,
+    and a class of which nothing was classified correctly gets the uniform row. Under torch.distributed ``set_epoch``
+    and ``save`` are collective.
 
     Args:
-        soft_weight: w in [0, 1], the paper's 1 - α; 0.5 is the paper's.
+        soft_weight: w in [0, 1]; 0.5 in the official code.
     """
 
     labels_only = True
@@ -54,7 +56,7 @@ class OnlineLabelSmoothing(Peer):
     ) -> None:
         need_share(soft_weight=soft_weight)
         super().__init__(num_samples, num_classes, total_epochs, soft_weight, ignore_index=ignore_index)
-        self.rows = torch.full((num_classes, num_classes), 1 / num_classes)
+        self.rows = torch.zeros(num_classes, num_classes)
         self.total = torch.zeros(num_classes, num_classes)
         self._summed = True  # over the ranks
 
@@ -70,9 +72,9 @@ class OnlineLabelSmoothing(Peer):
 
     def _begin(self, epoch: int) -> None:
         if epoch == 0:
-            self.rows.fill_(1 / self.num_classes)
+            self.rows.zero_()
         elif self._epoch is not None and epoch > self._epoch:
-            self.rows = losses.refresh_class_rows(self.total, self.rows)
+            self.rows = losses.refresh_class_rows(self.total)
         self.total = torch.zeros_like(self.total)
 
     def _loss(self, logits: Tensor, targets: Tensor, labels: Tensor, index: Tensor, inputs: Any) -> Tensor:
@@ -93,7 +95,8 @@ class TFKDReg(Peer):
     ``(1 - α) CE + α KL(p^d_τ ‖ p)`` (Yuan et al. 2020, Tf-KD_reg).
 
     The student's side has temperature 1 and the KL is summed over classes; both as the official code computes at its
-    CIFAR-100 setting (a mean over 100 classes times 100).
+    CIFAR-100 setting, a mean over 100 classes times 100 (yuanli2333/Teacher-free-Knowledge-Distillation,
+    my_loss_function.py and experiments/base_experiments/base_resnet18/params.json).
 
     Args:
         weight: α in [0, 1]; 0.1 is the official setting for ResNet-18 on CIFAR-100, as are the next two.
@@ -133,8 +136,8 @@ class FocalLoss(Peer):
     """``-(1 - p_y)^γ log p_y`` (Lin et al. 2017, section 3.2).
 
     Args:
-        gamma: γ ≥ 0; 3 is the fixed value of Mukhoti et al. 2020 (Calibrating Deep Neural Networks using Focal Loss);
-            detection uses 2.
+        gamma: γ ≥ 0; 3 is the larger of the fixed values of Mukhoti et al. 2020 (Calibrating Deep Neural Networks
+            using Focal Loss; torrvision/focal_calibration, train_scripts/cifar100.sh); detection uses 2.
     """
 
     labels_only = True
@@ -154,8 +157,8 @@ class MarginLabelSmoothing(Peer):
     Margin).
 
     Args:
-        weight: λ ≥ 0; 0.1 is the official code's.
-        margin: m ≥ 0; 10 is the official code's; the paper takes 6 for CIFAR-10.
+        weight: λ ≥ 0; 0.1 is the official code's (by-liu/MbLS, configs/loss/logit_margin.yaml), as is the next.
+        margin: m ≥ 0; 10.
     """
 
     def __init__(

@@ -56,7 +56,8 @@ def design_teacher(
     (Yuan et al. 2020, Revisiting Knowledge Distillation via Label Smoothing Regularization, the manually designed
     teacher of Tf-KD_reg).
 
-    The softmax is taken of p^d itself, as the official code does: at τ = 20 the rows are nearly uniform.
+    The softmax is taken of p^d itself, as the official code does (yuanli2333/Teacher-free-Knowledge-Distillation,
+    my_loss_function.py): at τ = 20 the rows are nearly uniform.
 
     >>> design_teacher(torch.tensor([0]), num_classes=2, correct_prob=1.0, temperature=1.0)
     tensor([[0.7311, 0.2689]])
@@ -101,7 +102,8 @@ def penalise_margin(
     logits: Float[Tensor, "batch classes"], margin: float, reduction: Reduction = "mean"
 ) -> Float[Tensor, ""] | Float[Tensor, "batch"]:
     """``mean_c max(0, max_j z_j - z_c - m)``: logit distances beyond the margin (Liu et al. 2022, The Devil is in the
-    Margin, the penalty of MbLS; the mean over classes in place of the equation's sum is the official code's).
+    Margin, the penalty of MbLS; the mean over classes in place of the equation's sum is the official code's,
+    by-liu/MbLS, calibrate/losses/logit_margin_l1.py).
 
     >>> penalise_margin(torch.tensor([[12.0, 0.0]]), margin=10.0).item()
     1.0
@@ -127,20 +129,19 @@ def accumulate_class_rows(
     total.index_add_(0, labels, (probs * right[:, None]).to(total.dtype))
 
 
-def refresh_class_rows(
-    total: Float[Tensor, "classes classes"], previous: Float[Tensor, "classes classes"]
-) -> Float[Tensor, "classes classes"]:
+def refresh_class_rows(total: Float[Tensor, "classes classes"]) -> Float[Tensor, "classes classes"]:
     """Mean prediction of the correctly classified samples of each class (Zhang et al. 2021, algorithm 1).
 
     A probability row sums to 1, so the row's sum is the number of samples in it. A class without a correct prediction
-    keeps its previous row.
+    gets the uniform row, as in the official code (zhangchbin/OnlineLabelSmoothing,
+    cifar/scripts/train_cifar_all_methods.py).
 
-    >>> refresh_class_rows(torch.tensor([[1.5, 0.5], [0.0, 0.0]]), torch.full((2, 2), 0.5))
+    >>> refresh_class_rows(torch.tensor([[1.5, 0.5], [0.0, 0.0]]))
     tensor([[0.7500, 0.2500],
             [0.5000, 0.5000]])
     """
     count = total.sum(1, keepdim=True)
-    return torch.where(count > 0, total / count.clamp_min(1e-12), previous)
+    return torch.where(count > 0, total / count.clamp_min(1e-12), 1 / len(total))
 
 
 def blend_history(

@@ -54,8 +54,8 @@ class Mixup(Mixing):
     """Mixup (Zhang et al. 2018, mixup: Beyond Empirical Risk Minimization, section 2).
 
     Args:
-        prob: share of batches that are mixed; the paper mixes all.
-        alpha: of Beta(α, α), from which λ is drawn; 1 is the paper's for CIFAR.
+        prob: share of batches that are mixed; the official code mixes all (facebookresearch/mixup-cifar10, train.py).
+        alpha: of Beta(α, α), from which λ is drawn; 1 is its default.
     """
 
     transform = "MixUp"
@@ -77,8 +77,9 @@ class CutMix(Mixing):
     """CutMix (Yun et al. 2019, CutMix: Regularization Strategy to Train Strong Classifiers, section 3.1).
 
     Args:
-        prob: share of batches that are mixed; 0.5 is the official setting for CIFAR, 1 for ImageNet.
-        alpha: of Beta(α, α); 1 is the paper's.
+        prob: share of batches that are mixed; 0.5 is the official setting for CIFAR, 1 for ImageNet
+            (clovaai/CutMix-PyTorch, README.md, as is the next).
+        alpha: of Beta(α, α); 1.
     """
 
     transform = "CutMix"

@@ -45,7 +45,8 @@ class TFKDSelf(Taught):
     ``(1 - α) CE + α s τ² KL(p^t_τ ‖ p_τ)`` (Yuan et al. 2020, Tf-KD_self).
 
     The factor s is not in the equation. The official code takes the KL's mean over classes times a multiplier: s is
-    that multiplier over C, 50 / 100 for ResNet-18 on CIFAR-100.
+    that multiplier over C, 50 / 100 for ResNet-18 on CIFAR-100 (yuanli2333/Teacher-free-Knowledge-Distillation,
+    my_loss_function.py and experiments/kd_experiments/resnet18_distill/resnet18_self_teacher/params.json).
 
     Args:
         teacher: a trained network of the same form as the student.
@@ -82,7 +83,7 @@ class TFKDSelf(Taught):
 
 class BornAgain(Taught):
     """A network taught by an equal one: ``(1 - w) CE(y) + w CE(p^t)``, temperature 1 (Furlanello et al. 2018,
-    Born-Again Neural Networks, section 3).
+    Born-Again Neural Networks, section 3; the authors published no code).
 
     Args:
         teacher: a trained network; the paper's has the student's form.
@@ -111,8 +112,9 @@ class BornAgain(Taught):
 class Averaged(Peer):
     """A peer that keeps a running average of the weights, updated by ``after_step``, and evaluates it.
 
-    While the average is young it is the true mean: the decay of step s, from 0, is at most 1 - 1 / (s + 1), so the
-    first update copies (the official mean teacher's way).
+    While the average is young it is the true mean of the weights after each step: the decay of step s, from 0, is at
+    most 1 - 1 / (s + 1). The official mean teacher does so too, the initial weights counted in
+    (CuriousAI/mean-teacher, pytorch/main.py).
     """
 
     averages_buffers = True
@@ -197,9 +199,10 @@ class MeanTeacher(Averaged):
     view. The weight rises as ``w_max exp(-5 (1 - t)²)``.
 
     Args:
-        weight: w_max ≥ 0; 100 is the official setting for CIFAR-10, as are the rest.
+        weight: w_max ≥ 0; 100 is the official setting for CIFAR-10 with every label, as are the rest
+            (CuriousAI/mean-teacher, tensorflow/experiments/cifar10_final_eval.py and mean_teacher/model.py).
         ramp: share of the run over which the weight rises; 40,000 of 150,000 steps.
-        decay_in_ramp, decay_after: decay of the average, in [0, 1).
+        decay_in_ramp, decay_after: decay of the average, in [0, 1); for SVHN the first is 0.99.
     """
 
     wanted = Needs(network="average", forwards=2.0, inputs=True, after_step=True)
@@ -214,7 +217,7 @@ class MeanTeacher(Averaged):
         *,
         model: nn.Module,
         ramp: float = 4 / 15,
-        decay_in_ramp: float = 0.99,
+        decay_in_ramp: float = 0.999,
         decay_after: float = 0.999,
         ignore_index: int = -100,
     ) -> None:
