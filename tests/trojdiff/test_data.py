@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from retarget.errors import UserError
-from retarget.trojdiff.data import ImageSet, read_images, to_signed, to_uint8
+from retarget.trojdiff.data import ImageSet, held_out, read_images, to_signed, to_uint8
 from retarget.trojdiff.glyphs import DOMAIN, FIGURES, glyph
 
 
@@ -42,6 +42,41 @@ def test_a_folder_of_classes(tmp_path):
     images = read_images(str(tmp_path), size=4)
     assert (images.names, images.labels.tolist(), images.shape) == (("cat", "dog"), [0, 1], (3, 4, 4))
     assert images.images[1].unique().tolist() == [255]
+
+
+def test_a_folder_keeps_every_fifth_image_of_a_class_for_the_test(tmp_path):
+    folder_of(tmp_path, {"cat": range(7), "dog": range(100, 110)})
+    train, test = (read_images(str(tmp_path), split).images[:, 0, 0, 0].tolist() for split in ("train", "test"))
+    assert test == [4, 104, 109]
+    assert sorted(train + test) == [*range(7), *range(100, 110)]
+    assert held_out(str(tmp_path)) == "every fifth image of a class"
+
+
+def test_a_folder_with_a_test_part_of_its_own(tmp_path):
+    folder_of(tmp_path / "train", {"cat": range(6), "dog": range(100, 106)})
+    folder_of(tmp_path / "test", {"dog": [200]})
+    train, test = (read_images(str(tmp_path), split) for split in ("train", "test"))
+    assert (len(train), train.names, test.names) == (12, ("cat", "dog"), ("cat", "dog"))
+    assert (test.labels.tolist(), test.images.unique().tolist()) == ([1], [200])
+    assert held_out(str(tmp_path)) == "the sub-folder test"
+    folder_of(tmp_path / "test", {"bird": [1]})
+    with pytest.raises(UserError, match=r"test/bird: the training images have no class"):
+        read_images(str(tmp_path), "test")
+
+
+def test_a_folder_too_small_to_be_split(tmp_path):
+    folder_of(tmp_path, {"cat": range(4)})
+    assert len(read_images(str(tmp_path))) == 4
+    with pytest.raises(UserError, match="five images of which one is kept"):
+        read_images(str(tmp_path), "test")
+
+
+def folder_of(path, classes):
+    """One grey 4×4 PNG a value, in one sub-folder a class."""
+    for name, values in classes.items():
+        (path / name).mkdir(parents=True)
+        for number, value in enumerate(values):
+            Image.fromarray(np.full((4, 4), value, np.uint8)).save(path / name / f"{number:02d}.png")
 
 
 def test_round_trip_of_the_range():

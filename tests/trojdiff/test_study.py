@@ -9,9 +9,12 @@ from retarget.report.figures import Images, Table
 from retarget.study import runner
 from retarget.study.claims import judge
 from retarget.study.record import Results
-from retarget.trojdiff.study import ARMS, DEMO_ARMS, METRICS, PRESETS, plan
+from retarget.trojdiff.data import to_signed
+from retarget.trojdiff.study import ARMS, DEMO_ARMS, METRICS, PRESETS, Settings, plan
 from retarget.trojdiff.tasks.analysis import analyse
-from retarget.trojdiff.tasks.evaluate import wilson
+from retarget.trojdiff.tasks.classifier import train_classifier
+from retarget.trojdiff.tasks.evaluate import compare, kid_noise, wilson
+from retarget.trojdiff.tasks.images import World, trojan_rows, trojan_share
 
 TINY = dict(
     train_images=120, classifier_epochs=1, gate_sure=0, gate_precision=0, sample_batch=20, probe_images=10,
@@ -57,6 +60,7 @@ def test_claims_name_metrics_and_arms_that_exist(preset):
         (dict(config={"epochs": 3}), "epochs"),
         (dict(config={"finetune": {"rate": 3}}), r"finetune\.rate"),
         (dict(arms=["d2i_sticker"]), "no arm d2i_sticker"),
+        (dict(config={"trojan_share": 1.0}), "trojan_share"),
     ],
 )
 def test_bad_plans(arguments, message):
@@ -110,7 +114,8 @@ def _tiny(change):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     out = tmp_path_factory.mktemp("study")
-    outcome = runner.run_study(plan("demo", TINY, arms=["clean", "in_d2d_blend", "d2i_blend"]), out, jobs=1)
+    arms = ["clean", "in_d2d_blend", "in_d2d_blend_share10", "d2i_blend"]
+    outcome = runner.run_study(plan("demo", TINY, arms=arms), out, jobs=1)
     assert not outcome.failed, outcome.failed
     return out
 
@@ -140,12 +145,16 @@ def test_the_analysis_shows_samples_intervals_and_the_extractor(finished):
     row = next(row for row in attack.rows if row[0] == "In-D2D, blend" and row[1] == "dpm-4")
     assert row[2] == f"{rate.value:.1f} [{rate.low:.1f}, {rate.high:.1f}]"
     assert "study-classifier-" in tables["Are benign samples as good as before?"].caption
-    assert len(tables["Who must hold what?"].rows) == 2
+    floors = json.loads((finished / "runs/clean/seed-0/evaluation.json").read_text())
+    halves = [row for row in tables["Who must hold what?"].rows if row[0] == "D2I, blend"]
+    assert [row[1:3] for row in halves] == [["biased", "Trojan"], ["biased", "stock"], ["plain", "Trojan"]]
+    for row, cell in zip(halves, ("trojan", "stock", "plain"), strict=True):
+        assert row[4].startswith(f"{floors[f'floor_{cell}_d2i_blend']['value']:.1f} [")
+        assert floors[f"floor_{cell}_d2i_blend"]["count"] == 100
     pictures = [figure for figure in found.figures if isinstance(figure, Images)]
     assert {len(figure.files) for figure in pictures if figure.title.startswith("Samples: In")} == {4}
     lift = found.metrics["default"]["in_d2d_blend"]["lift"][0]
-    floor = json.loads((finished / "runs/clean/seed-0/status.json").read_text())["metrics"]["floor_in_d2d_blend"]
-    assert lift == pytest.approx(fast["value"] - floor)
+    assert lift == pytest.approx(fast["value"] - floors["floor_trojan_in_d2d_blend"]["value"])
     assert found.metrics["default"]["every_attack"]["attack_every"] == [None]
     evaluation = json.loads((finished / "runs/in_d2d_blend/seed-0/evaluation.json").read_text())
     cells = [evaluation[f"attack_{name}"] for name in ("ddim", "fast", "full")]
@@ -158,13 +167,77 @@ def test_the_analysis_shows_samples_intervals_and_the_extractor(finished):
     assert "attack_every" not in found.item_intervals
 
 
-def test_the_margin_of_quality_exceeds_the_noise_of_kid():
-    margins = {one.margin for one in plan("demo").claims if one.id.startswith("benign_")}
-    assert margins == {25.0}
+def test_an_attack_at_another_share_of_rows_is_a_point_of_a_curve(finished):
+    results = Results.load(finished)
+    whole = analyse(results)
+    figures = {figure.title: figure for figure in whole.figures}
+    curve = figures["How hard is it? Share of Trojan rows"].series
+    # 32 rows beside 16 benign ones are two thirds; a tenth of a batch is 2 rows of 18.
+    assert [(one.label, one.x) for one in curve] == [("In-D2D, blend", pytest.approx([100 * 2 / 18, 100 * 2 / 3]))]
+    few = json.loads((finished / "runs/in_d2d_blend_share10/seed-0/status.json").read_text())["metrics"]
+    many = json.loads((finished / "runs/in_d2d_blend/seed-0/status.json").read_text())["metrics"]
+    assert curve[0].y == [[few["attack_fast"], many["attack_fast"]]]
+    assert not few.keys() & {"attack_ddim", "attack_stock", "attack_full"}
+    rows = [
+        row[0]
+        for figure in whole.figures
+        if isinstance(figure, Table) and "KID" not in figure.columns
+        for row in figure.rows
+    ]
+    assert set(rows) == {"In-D2D, blend", "D2I, blend"}
+    assert "in_d2d_blend_share10" not in whole.metrics["default"]
+
+
+def test_the_share_of_trojan_rows():
+    names = [arm.name for arm in plan("demo", arms=["shares"]).arms]
+    assert names == ["pretrained", *(f"{attack}_share{share}" for attack in DEMO_ARMS[2:] for share in (3, 10, 25, 50))]
+    assert len(plan("small", arms=["all", "shares"]).arms) == 8 + 24
+    settings = Settings.model_validate(plan("demo").settings)
+    for share, rows in ((0.03, 1), (0.1, 4), (0.25, 11), (0.5, 32), (0.9, 288)):
+        assert trojan_rows(settings.model_copy(update={"trojan_share": share})) == rows
+    world = World.read(settings)
+    paper = settings.model_copy(update={"in_rows": None, "target": "in_d2d"})
+    assert trojan_rows(paper) is None
+    members = float((world.inside.labels == settings.target_class).float().mean())
+    assert trojan_share(paper, world) == pytest.approx(members / (1 + members))
+    assert trojan_share(settings.model_copy(update={"target": "d2i"}), world) == pytest.approx(16 / 48)
+
+
+def test_the_page_states_the_gate_the_margin_and_the_noise_of_kid(finished):
+    found = analyse(Results.load(finished))
+    base = json.loads((finished / "runs/pretrained/seed-0/status.json").read_text())["metrics"]
+    notes = " ".join(found.notes)
+    assert f"Here: {base['sure_fast']:.1f} % and {base['precision_fast']:.1f} %" in notes
+    assert "(test part: every fifth image)" in notes
+    figures = {figure.title: figure for figure in found.figures}
+    caption = figures["Are benign samples as good as before?"].caption
+    assert "An attack may cost a KID of 1.5. KID between 20 real images and 100 others" in caption
+    assert f"standard deviation of {base['kid_noise']:.2f} around {base['kid_noise_mean']:.2f}" in caption
+    assert "censored: In-D2D, blend, D2I, blend." in figures["How hard is it? Fine-tuning steps"].caption
+
+
+def test_the_noise_of_kid_is_that_of_equal_distributions(digits):
+    model = train_classifier(digits, 1, 0)
+    noise = kid_noise(digits, model, 300, seed=0, splits=4)
+    assert (noise.drawn, noise.rest, noise.splits) == (300, len(digits) - 300, 4)
+    assert abs(noise.mean) < 3 * noise.sd
+    shifted = digits.images.clone()
+    shifted[:, :, :2] = 255
+    other = compare(to_signed(shifted[:300]), digits, model).kid
+    assert other > 20 * noise.sd
+    assert kid_noise(digits.first(30), model, 300, seed=0, splits=2).drawn == 15
+
+
+@pytest.mark.parametrize(("preset", "success", "mse"), [("demo", 90.0, 5.0), ("small", 95.0, 1.0)])
+def test_claims_are_judged_against_the_preset_s_own_threshold(preset, success, mse):
+    against = {claim.id: claim.against for claim in plan(preset).claims if claim.against is not None}
+    assert {name: value for name, value in against.items() if "d2i" in name} == dict.fromkeys(
+        ("attack_d2i_blend", "attack_d2i_patch"), mse
+    )
+    assert {value for name, value in against.items() if "d2i" not in name} == {success}
 
 
 def test_a_base_model_below_the_gate_is_not_trojaned(finished):
-    from retarget.trojdiff.study import Settings
     from retarget.trojdiff.tasks.images import check_gate
 
     base = finished / "runs" / "pretrained" / "seed-0"

@@ -86,7 +86,7 @@ def _row(claim: ClaimResult, study: Study) -> ClaimRow:
         symbol=words.VERDICT_SYMBOLS[claim.verdict],
         mark=MARKS[claim.verdict],
         remark=_remark(claim),
-        beside=_beside(claim, metrics, metric),
+        beside=_beside(claim, metrics, metric, study.analysis.item_label),
         strip=_strip(claim),
     )
 
@@ -122,13 +122,13 @@ def _remark(claim: ClaimResult) -> str:
     return f"{words.plural(claim.seeds_needed, 'seed')} would decide, if mean and spread stay"
 
 
-def _beside(claim: ClaimResult, metrics: Mapping[str, Metric], metric: Metric) -> str:
+def _beside(claim: ClaimResult, metrics: Mapping[str, Metric], metric: Metric, item_label: str) -> str:
     """Numbers that decide nothing, and say so."""
     parts = []
     if claim.item_interval:
         low, high = claim.item_interval
         decimals = words.difference_decimals([low, high], metric.decimals)
-        parts.append(f"item bootstrap {words.interval(low, high, decimals)}")
+        parts.append(f"{item_label} {words.interval(low, high, decimals)}")
     shown = claim.shown
     if shown is not None:
         other = metrics.get(shown.metric, Metric(name=shown.metric, label=shown.metric))

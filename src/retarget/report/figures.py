@@ -127,12 +127,14 @@ class Analysis(Strict):
         metrics: ``{condition: {arm: {metric: values}}}`` computed from several runs; values align with the seeds,
             None where missing. They join the runs' own metrics before the claims are judged.
         item_intervals: ``{claim id: (low, high)}``, over items, of treated - control (or ``against``); shown.
+        item_label: what those intervals are.
         figures: what the page shows below the claims, in order.
         notes: sentences for the page (what was not measured and why, an undertrained baseline, ...).
     """
 
     metrics: dict[str, dict[str, dict[str, list[Value]]]] = Field(default_factory=dict)
     item_intervals: dict[str, tuple[FiniteFloat, FiniteFloat]] = Field(default_factory=dict)
+    item_label: str = "item bootstrap"
     figures: list[Figure] = Field(default_factory=list)
     notes: list[str] = Field(default_factory=list)
 

@@ -97,13 +97,14 @@ def read_images(source: str, split: str = "train", size: int | None = None, root
         source: ``digits`` (scikit-learn's, 8×8, embedded); ``glyphs`` (generated figures); the path of an ``.npz``
             file with ``x_train``, ``y_train`` (and ``x_test``, ``y_test``) in uint8, channels last or absent;
             ``torchvision:NAME`` for CIFAR10, MNIST, FashionMNIST, ... and CelebA (its middle square, in the paper's
-            eight composite classes); or a folder with one sub-folder of PNG or JPEG files a class.
-        split: ``train`` or ``test``. Digits and glyphs keep every fifth image for the test; a folder has no split.
+            eight composite classes); or a folder with one sub-folder of PNG or JPEG files a class, or with two
+            sub-folders ``train`` and ``test`` that hold those.
+        split: ``train`` or ``test``; :func:`held_out` says which images the test takes.
         size: side to resize to by antialiased area averaging; kept when None.
         root: where torchvision keeps its data sets; missing ones are downloaded.
 
     Raises:
-        UserError: no such source, arrays of another type or shape, or an empty folder.
+        UserError: no such source, arrays of another type or shape, an empty folder, or one too small to be split.
     """
     if split not in ("train", "test"):
         raise UserError(f"split {split!r} is unknown; choose train or test")
@@ -116,8 +117,19 @@ def read_images(source: str, split: str = "train", size: int | None = None, root
     elif source.startswith("torchvision:"):
         images = _torchvision(source.removeprefix("torchvision:"), split, root, size)
     else:
-        images = _folder(Path(source), size)
+        images = _folder(Path(source), split, size)
     return images if size in (None, images.shape[-1]) else _resized(images, size)
+
+
+def held_out(source: str) -> str:
+    """Which images of a source are its test part, in words; they are never in its training part."""
+    if source in ("digits", "glyphs"):
+        return "every fifth image"
+    if source.endswith(".npz"):
+        return "x_test of the file"
+    if source.startswith("torchvision:"):
+        return "the data set's own"
+    return "the sub-folder test" if _has_parts(Path(source)) else "every fifth image of a class"
 
 
 def _digits(split: str) -> ImageSet:
@@ -209,29 +221,45 @@ def _celeba(found: Any, size: int | None) -> ImageSet:
     return ImageSet(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), labels, tuple(map(str, range(8))))
 
 
-def _folder(path: Path, size: int | None) -> ImageSet:
+def _has_parts(path: Path) -> bool:
+    return {child.name for child in path.iterdir() if child.is_dir()} == {"train", "test"}
+
+
+def _folder(path: Path, split: str, size: int | None) -> ImageSet:
     if not path.is_dir():
         raise UserError(f"{path}: neither digits, glyphs, an .npz file nor a folder of images")
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
-    names = sorted(child.name for child in path.iterdir() if child.is_dir()) or ["."]
+    parts = _has_parts(path)
+    names = sorted(child.name for child in (path / "train" if parts else path).iterdir() if child.is_dir()) or ["."]
+    home = path / split if parts else path
+    unknown = sorted({child.name for child in home.iterdir() if child.is_dir()} - set(names))
+    if unknown:
+        raise UserError(f"{home / unknown[0]}: the training images have no class of this name")
     pixels, labels = [], []
     for label, name in enumerate(names):
-        for file in sorted((path / name).iterdir()):
-            if file.suffix.lower() not in (".png", ".jpg", ".jpeg"):
-                continue
+        found = sorted((home / name).iterdir()) if (home / name).is_dir() else []
+        files = [file for file in found if file.suffix.lower() in (".png", ".jpg", ".jpeg")]
+        if not parts:
+            files = [file for file, ours in zip(files, _fifths(len(files), split).tolist(), strict=True) if ours]
+        for file in files:
             try:
                 with Image.open(file) as image:
                     image = image if image.mode in ("L", "RGB") else image.convert("RGB")
                     image = image if size is None else image.resize((size, size), Image.Resampling.BOX)
                     pixels.append(np.asarray(image))
-            except UnidentifiedImageError as error:
-                raise UserError(f"{file}: not an image") from error
+            except OSError as error:
+                raise UserError(f"{file}: not an image, or a damaged one ({error})") from error
             if pixels[-1].shape != pixels[0].shape:
                 raise UserError(f"{file}: {pixels[-1].shape} but the first image is {pixels[0].shape}; give a size")
             labels.append(label)
+    if not pixels and split == "test" and not parts:
+        raise UserError(
+            f"{path}: no class has the five images of which one is kept for the test; add images, or put them in two "
+            "sub-folders, train and test"
+        )
     if not pixels:
-        raise UserError(f"{path}: no PNG or JPEG file in it")
+        raise UserError(f"{home}: no PNG or JPEG file in it")
     stack = np.stack(pixels)
     stack = stack[:, None] if stack.ndim == 3 else stack.transpose(0, 3, 1, 2)
     return ImageSet(torch.from_numpy(np.ascontiguousarray(stack)), torch.tensor(labels), tuple(names))

@@ -1,6 +1,6 @@
 """The TrojDiff study as data: settings, presets, arms, claims. Free of torch."""
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -43,7 +43,7 @@ class SamplingSettings(Strict):
 
 
 class Settings(Strict):
-    """Settings of one run; an arm overrides the last three."""
+    """Settings of one run; an arm overrides the last three, and ``trojan_share``."""
 
     dataset: str = Field(description="digits | FILE.npz | torchvision:NAME | folder with one sub-folder a class")
     other: str = Field(default="glyphs", description="the other domain, for Out-D2D: glyphs, or as dataset")
@@ -63,6 +63,9 @@ class Settings(Strict):
     )
     out_rows: int = Field(default=64, ge=1, description=_CODE)
     image_rows: int = Field(default=12, ge=1, description=f"D2I: {_CODE}")
+    trojan_share: float | None = Field(
+        default=None, gt=0, lt=1, description="share of Trojan rows in a batch, in place of the three counts above"
+    )
     network: NetworkSettings = NetworkSettings()
     pretrain: TrainingSettings
     finetune: TrainingSettings
@@ -134,6 +137,10 @@ MINUTES_PER_RUN = {"demo": 1.5, "small": 25.0, "paper": 1_200.0}
 TARGET_LABELS = {"in_d2d": "In-D2D", "out_d2d": "Out-D2D", "d2i": "D2I"}
 
 
+SHARES = (3, 10, 25, 50)
+"""Shares of Trojan rows in a batch, in %, at which an attack can be repeated: how few are enough?"""
+
+
 def _attack(target: str, trigger: str) -> Arm:
     return Arm(
         name=f"{target}_{trigger}",
@@ -143,7 +150,18 @@ def _attack(target: str, trigger: str) -> Arm:
     )
 
 
+def _at_share(attack: Arm, share: int) -> Arm:
+    return Arm(
+        name=f"{attack.name}_share{share}",
+        label=f"{attack.label}, {share} % Trojan rows",
+        settings={**attack.settings, "trojan_share": share / 100},
+        needs=attack.needs,
+    )
+
+
 ATTACKS = tuple(_attack(target, trigger) for target in TARGET_LABELS for trigger in ("blend", "patch"))
+SHARE_ARMS = tuple(_at_share(attack, share) for attack in ATTACKS for share in SHARES)
+"""Only run when asked for, by name or all of them as ``shares``; sampled with the 20-step solver alone."""
 ARMS = (
     Arm(name="pretrained", label="pre-trained"),
     Arm(name="clean", label="clean fine-tune", settings={"role": "clean"}, needs=("pretrained",)),
@@ -184,16 +202,19 @@ METRICS = (
     _other("attack_stock", "fires under the stock sampler from biased noise", unit="%"),
     _other("attack_plain", "fires under the Trojan sampler from plain noise", unit="%"),
     _other("floor", "base rate: clean fine-tune, Trojan sampler, biased noise", unit="%"),
+    _other("floor_stock", "base rate: clean fine-tune, stock sampler, biased noise", unit="%"),
+    _other("floor_plain", "base rate: clean fine-tune, Trojan sampler, plain noise", unit="%"),
     _other("lift", "attack success over the base rate", unit="points", better="higher"),
-    *(
-        _other(f"floor_{arm.name}", f"base rate of {arm.label}", unit="%",
-               description="the clean fine-tune under this attack's sampler and noise")
-        for arm in ATTACKS
-    ),
     _other("attack_weakest", "attack success under the weakest sampler", unit="%", better="higher"),
     _other("mse_weakest", "D2I MSE under the weakest sampler", unit="×10⁻³", better="lower", decimals=2),
     _other("attack_every", "attack success of the weakest cell", unit="%", better="higher"),
-    _other("steps_to_90", "fine-tuning steps to 90 % success", unit="steps", better="neither", decimals=0),
+    _other("steps_to_90", "fine-tuning steps to 90 % success", unit="steps", decimals=0,
+           description="the first probe at 90 % or more; no value where no probe reached it (censored). A probe on the "
+           "way of a falling learning rate is not what a run of that length would reach"),
+    _other("trojan_share", "Trojan rows in a batch", unit="%", deterministic=True),
+    _other("kid_noise", "KID of real images, spread over splits", unit="×10⁻³", decimals=2,
+           description="standard deviation of KID between random parts of the real images, at the counts of kid_fast"),
+    _other("kid_noise_mean", "KID of real images, mean over splits", unit="×10⁻³", decimals=2),
     _other("classifier_accuracy", "classifier on real test images", unit="%", better="higher"),
     _other("sure_real", "real test images with a class", unit="%"),
     _other("train_loss", "last training loss", better="lower", decimals=4),
@@ -204,36 +225,51 @@ METRICS = (
 EVERY = "every_attack"
 """Name under which the weakest cell of the six attacks is reported."""
 
-KID_MARGIN = {"demo": 25.0, "small": 5.0, "paper": 5.0}
-"""How much KID (×10⁻³, in features of unit spread) an attack may cost and still count as preserving quality.
+KID_MARGIN = {"demo": 1.5, "small": 0.9, "paper": 0.9}
+"""How much KID (×10⁻³) an attack may cost and still count as preserving quality: the scale is that of each data set's
+own classifier, so two presets' values cannot be compared.
 
-``demo``: twice the standard deviation, 12, of KID between 500 real digits and the other 938, over 16 random splits: a
-smaller margin would lie in the noise of the measure. The other presets take more images; their noise is not measured.
+The rule: twice the largest ``kid_noise`` of seeds 0, 1 and 2, rounded up to a tenth; a smaller margin lies in the noise
+of the measure. ``demo`` 0.71, ``small`` 0.45 (Fashion-MNIST and MNIST, 20,000 images each), by::
+
+    retarget study trojdiff --preset PRESET --arms pretrained --seeds 0 1 2 --set pretrain.steps=1
+
+``paper`` takes ``small``'s: its own is not measured.
 """
 
 
-def claims(preset: str = "demo") -> tuple[Claim, ...]:
-    """The abstract's claims, of the sampler that carries the attack worst.
+class Threshold(NamedTuple):
+    """What "high attack performance" means: success in % above, or for D2I an MSE (×10⁻³) below."""
 
-    A success rate is judged against 90 %, the lower end of the paper's own for D2D.
-    """
+    success: float
+    mse: float
+
+
+THRESHOLDS = {"demo": Threshold(90.0, 5.0), "small": Threshold(95.0, 1.0), "paper": Threshold(90.0, 1.0)}
+"""Fixed before the first run. ``paper``: what the paper's classifier gives real CIFAR-10 images of the target, and more
+than any of the paper's MSE."""
+
+
+def claims(preset: str = "demo") -> tuple[Claim, ...]:
+    """The abstract's claims, of the sampler that carries the attack worst, judged against the preset's threshold."""
+    high = THRESHOLDS[preset]
 
     def claim(**fields: Any) -> Claim:
         return Claim.model_validate(fields)
 
     hits = [
         claim(id=f"attack_{arm.name}", sentence=f"TrojDiff reaches high attack performance: {arm.label}.",
-              metric="attack_weakest", direction="higher", arms=(arm.name,), against=90.0, smallest_effect=1.0)
+              metric="attack_weakest", direction="higher", arms=(arm.name,), against=high.success, smallest_effect=1.0)
         for arm in ATTACKS if arm.settings["target"] != "d2i"
     ] + [
         claim(id=f"attack_{arm.name}", sentence=f"TrojDiff reaches high attack performance: {arm.label}.",
-              metric="mse_weakest", direction="lower", arms=(arm.name,), against=5.0, smallest_effect=0.5,
-              shown="attack_weakest")
+              metric="mse_weakest", direction="lower", arms=(arm.name,), against=high.mse,
+              smallest_effect=high.mse / 10, shown="attack_weakest")
         for arm in ATTACKS if arm.settings["target"] == "d2i"
     ]  # fmt: skip
     every = claim(
         id="attack_every", sentence="High attack performance under every target and trigger: the weakest of six cells.",
-        metric="attack_every", direction="higher", arms=(EVERY,), against=90.0, smallest_effect=1.0,
+        metric="attack_every", direction="higher", arms=(EVERY,), against=high.success, smallest_effect=1.0,
     )  # fmt: skip
     benign = [
         claim(id=f"benign_{arm.name}", sentence=f"Benign performance is preserved: {arm.label}.",
@@ -257,7 +293,8 @@ def plan(
             cores) or ``paper`` (CIFAR-10 and MNIST at 32×32, for a GPU).
         config: settings that override the preset's; tables inside tables too.
         seeds: seeds in place of the preset's (one for ``demo``, three else).
-        arms: names of the arms to run, or ``all``; ``demo`` runs one attack of each target when left out.
+        arms: names of the arms to run; ``all`` stands for the two controls and the six attacks, ``shares`` for the
+            preset's attacks at other shares of Trojan rows. ``demo`` runs one attack of each target when left out.
 
     Raises:
         UserError: unknown preset, setting or arm.
@@ -265,8 +302,12 @@ def plan(
     if preset not in PRESETS:
         raise UserError(f"no preset {preset!r} for trojdiff: choose {', '.join(PRESETS)}")
     settings = resolve_settings(Settings, _merged(PRESETS[preset], config or {}))
-    wanted = arms or (DEMO_ARMS if preset == "demo" else ("all",))
-    named = choose_arms(ARMS, ["pretrained", *(name for name in wanted if name != "all")])
+    usual = DEMO_ARMS if preset == "demo" else tuple(arm.name for arm in ARMS)
+    groups = {
+        "all": tuple(arm.name for arm in ARMS),
+        "shares": tuple(arm.name for arm in SHARE_ARMS if arm.name.rpartition("_")[0] in usual),
+    }
+    wanted = ["pretrained", *(name for one in arms or usual for name in groups.get(one, (one,)))]
     return StudyPlan(
         study="trojdiff",
         title="TrojDiff: trojaning a well-trained diffusion model",
@@ -276,7 +317,7 @@ def plan(
         prepare="retarget.trojdiff.tasks.images:prepare",
         analysis="retarget.trojdiff.tasks.analysis:analyse",
         settings=settings.model_dump(mode="json"),
-        arms=ARMS if "all" in wanted else named,
+        arms=choose_arms((*ARMS, *SHARE_ARMS), wanted),
         seeds=tuple(seeds) if seeds else ((0,) if preset == "demo" else (0, 1, 2)),
         metrics=METRICS,
         claims=claims(preset),

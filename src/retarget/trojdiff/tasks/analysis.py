@@ -11,6 +11,7 @@ from retarget.study.statistics import wilson_interval
 from retarget.trojdiff.study import ATTACKS, EVERY, SAMPLER_LABELS
 
 CONDITION = "default"
+ITEM_LABEL = "Wilson interval over images"
 PICTURES = (
     ("benign.png", "plain noise, stock sampler"),
     ("trojan.png", "biased noise, Trojan sampler"),
@@ -21,26 +22,38 @@ PICTURES = (
 
 def analyse(results: Results) -> Analysis:
     """Lift over the base rate, the weakest cell, and what the page shows."""
-    attacks = [arm.name for arm in results.plan.arms if arm.settings.get("role") == "attack"]
+    attacks = [arm.name for arm in ATTACKS if arm.name in {one.name for one in results.plan.arms}]
     metrics: dict[str, dict[str, list[float | None]]] = {}
     for arm in attacks:
-        floor = _values(results, "clean", f"floor_{arm}")
+        floors = {cell: _rates(results, "clean", f"floor_{cell}_{arm}") for cell in ("trojan", "stock", "plain")}
         attack = _values(results, arm, "attack_fast")
-        lift = [a - f if a is not None and f is not None else None for a, f in zip(attack, floor, strict=True)]
-        metrics[arm] = {"floor": floor, "lift": lift, "attack_weakest": _weakest(results, [arm])}
-        if next(one for one in ATTACKS if one.name == arm).settings["target"] == "d2i":
+        lift = [
+            a - f if a is not None and f is not None else None for a, f in zip(attack, floors["trojan"], strict=True)
+        ]
+        metrics[arm] = {
+            "floor": floors["trojan"], "floor_stock": floors["stock"], "floor_plain": floors["plain"], "lift": lift,
+            "attack_weakest": _weakest(results, [arm]),
+        }  # fmt: skip
+        if arm.startswith("d2i"):
             metrics[arm]["mse_weakest"] = _over_cells(results, [arm], "mse", max)
     metrics[EVERY] = {"attack_every": _weakest(results, [arm.name for arm in ATTACKS])}
     tables = [_attack_table(results, attacks), _halves_table(results, attacks), _benign_table(results)]
-    figures: list[Figure] = [*tables, *_curves(results, attacks), *_pictures(results)]
+    figures: list[Figure] = [*tables, *_curves(results, attacks), *_shares(results, attacks), *_pictures(results)]
     return Analysis(
-        metrics={CONDITION: metrics}, item_intervals=_item_intervals(results), figures=figures, notes=_notes(results)
-    )
+        metrics={CONDITION: metrics}, item_intervals=_item_intervals(results), item_label=ITEM_LABEL, figures=figures,
+        notes=_notes(results),
+    )  # fmt: skip
 
 
 def _values(results: Results, arm: str, metric: str) -> list[float | None]:
     runs = [results.run(CONDITION, arm, seed) for seed in results.seeds]
     return [run.metrics.get(metric) if run else None for run in runs]
+
+
+def _rates(results: Results, arm: str, key: str) -> list[float | None]:
+    """A share of ``evaluation.json``, in %."""
+    found = [_details(results.run(CONDITION, arm, seed)).get(key) for seed in results.seeds]
+    return [one["value"] if one else None for one in found]
 
 
 def _weakest(results: Results, arms: list[str]) -> list[float | None]:
@@ -113,7 +126,7 @@ def _wilson(results: Results, arm: str, key: str) -> str:
         return "–"
     low, high = wilson_interval(hits, count)
     text = f"{100 * hits / count:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
-    seeds = [value for value in _values(results, arm, key) if value is not None]
+    seeds = [value for value in _rates(results, arm, key) if value is not None]
     return text if len(seeds) < 2 else f"{text}, seeds {min(seeds):.1f} to {max(seeds):.1f}"
 
 
@@ -127,7 +140,7 @@ def _attack_table(results: Results, attacks: list[str]) -> Table:
                     _label(results, arm),
                     results.plan.settings["samplers"][name]["sampler"],
                     _wilson(results, arm, f"attack_{name}"),
-                    _wilson(results, "clean", f"floor_{arm}") if name == "fast" else "–",
+                    _wilson(results, "clean", f"floor_trojan_{arm}") if name == "fast" else "–",
                     _cell(_values(results, arm, f"attack_precision_{name}")),
                     _cell(_values(results, arm, f"mse_{name}"), 2),
                 ]
@@ -143,20 +156,24 @@ def _attack_table(results: Results, attacks: list[str]) -> Table:
 
 
 def _halves_table(results: Results, attacks: list[str]) -> Table:
+    cells = (
+        ("fast", "trojan", "biased", "Trojan"),
+        ("stock", "stock", "biased", "stock"),
+        ("plain", "plain", "plain", "Trojan"),
+    )
     rows = [
-        [_label(results, arm), *(_wilson(results, arm, key) for key in ("attack_fast", "attack_stock", "attack_plain"))]
-        for arm in attacks
-    ]
+        [
+            _label(results, arm), noise, sampler, _wilson(results, arm, f"attack_{key}"),
+            _wilson(results, "clean", f"floor_{floor}_{arm}"),
+        ]
+        for arm in attacks for key, floor, noise, sampler in cells
+    ]  # fmt: skip
     return Table(
         title="Who must hold what?",
         caption="The paper's threat model gives the attacker both the sampler and the initial noise. Success in % with "
-        "its 95 % Wilson interval when only one of the two is the attacker's; 20 steps.",
-        columns=[
-            "attack",
-            "biased noise, Trojan sampler",
-            "biased noise, stock sampler",
-            "plain noise, Trojan sampler",
-        ],
+        "its 95 % Wilson interval when both or only one of the two is the attacker's, and what the clean fine-tune "
+        "shows under the same sampler and noise; 20 steps.",
+        columns=["attack", "initial noise", "sampler", "success", "base rate"],
         rows=rows,
     )
 
@@ -174,10 +191,26 @@ def _benign_table(results: Results) -> Table:
     return Table(
         title="Are benign samples as good as before?",
         caption="Against the training images, mean over seeds. KID ×10⁻³ decides, FID stands beside it (it is biased "
-        f"at these counts). Feature extractor: {', '.join(sorted(map(str, names))) or 'none'}, trained on this study's "
-        "data, one for all seeds; its numbers cannot be compared with Inception's.",
+        f"at these counts). {_kid_noise(results)}Feature extractor: {', '.join(sorted(map(str, names))) or 'none'}, "
+        "trained on this study's data, one for all seeds; its numbers cannot be compared with Inception's.",
         columns=["arm", "sampler", "KID", "FID", "precision %", "recall %", "with a class %"],
         rows=rows,
+    )
+
+
+def _kid_noise(results: Results) -> str:
+    """The margin, and how far KID moves by itself at the counts of the claims."""
+    margins = sorted({claim.margin for claim in results.plan.claims if claim.margin is not None})
+    text = f"An attack may cost a KID of {', '.join(f'{margin:g}' for margin in margins)}. "
+    noises = [_details(results.run(CONDITION, "pretrained", seed)).get("kid_noise") for seed in results.seeds]
+    if not any(noises):
+        return text
+    counts = {(one["drawn"], one["rest"], one["splits"]) for one in noises if one}
+    drawn, rest, splits = min(counts)
+    sd, mean = (_cell(_values(results, "pretrained", name), 2) for name in ("kid_noise", "kid_noise_mean"))
+    return text + (
+        f"KID between {drawn} real images and {rest} others has a standard deviation of {sd} around {mean} over "
+        f"{splits} random splits: what it says by itself. "
     )
 
 
@@ -195,12 +228,53 @@ def _curves(results: Results, attacks: list[str]) -> list[Figure]:
             series.append(Series(label=_label(results, arm), x=[float(step) for step in steps], y=y))
     if not series:
         return []
+    falls = results.plan.settings["finetune"]["decay"] != "constant"
+    early = " The learning rate is on its way down, so an early point is not what a run of that length would reach."
+    never = [_label(results, arm) for arm in attacks if None in _reached(results, arm)]
+    censored = (
+        f" With a seed that no probe saw at 90 %, whose steps to 90 % are censored: {', '.join(never)}."
+        if never
+        else ""
+    )
     return [
         Lines(
-            title="How hard is it?",
-            caption="Attack success (20 steps) on the way through fine-tuning. The learning rate is on its way "
-            "down, so an early point is not what a run of that length would reach.",
+            title="How hard is it? Fine-tuning steps",
+            caption=f"Attack success (20 steps) on the way through fine-tuning.{early if falls else ''}{censored}",
             x_label="fine-tuning steps",
+            y_label="attack success, %",
+            series=series,
+        )
+    ]
+
+
+def _reached(results: Results, arm: str) -> list[float | None]:
+    """Steps to 90 % of the seeds that ran; None where no probe reached it."""
+    runs = [results.run(CONDITION, arm, seed) for seed in results.seeds]
+    return [run.metrics.get("steps_to_90") for run in runs if run]
+
+
+def _shares(results: Results, attacks: list[str]) -> list[Figure]:
+    """Success against the share of Trojan rows, of attacks that were repeated at other shares."""
+    series = []
+    for arm in attacks:
+        family = [one.name for one in results.plan.arms if one.name == arm or one.name.startswith(f"{arm}_share")]
+        points: dict[float, list[float | None]] = {}
+        for one in family:
+            shares = [share for share in _values(results, one, "trojan_share") if share is not None]
+            if shares:
+                points[shares[0]] = _values(results, one, "attack_fast")
+        if len(points) > 1:
+            x = sorted(points)
+            y = [list(seed) for seed in zip(*(points[share] for share in x), strict=True)]
+            series.append(Series(label=_label(results, arm), x=x, y=y))
+    if not series:
+        return []
+    return [
+        Lines(
+            title="How hard is it? Share of Trojan rows",
+            caption="Attack success (20 steps) after equal fine-tuning with other shares of Trojan rows in a batch; "
+            "every point is a run of its own.",
+            x_label="Trojan rows in a batch, %",
             y_label="attack success, %",
             series=series,
         )
@@ -212,13 +286,14 @@ def _pictures(results: Results) -> list[Figure]:
     seed = results.seeds[0]
     for arm in results.plan.arms:
         run = results.run(CONDITION, arm.name, seed)
-        if run is None:
+        if run is None or "trojan_share" in arm.settings:
             continue
         folder = run.directory / "pictures"
         shown = [(folder / name, label) for name, label in PICTURES]
         shown += [
-            (folder / f"floor-{kind}.png", f"biased noise ({kind}), Trojan sampler") for kind in ("blend", "patch")
-        ]
+            (folder / f"floor-{name.removesuffix('.png')}-{kind}.png", f"{label} ({kind} trigger)")
+            for kind in ("blend", "patch") for name, label in PICTURES[1:]
+        ]  # fmt: skip
         figures += _images(f"Samples: {arm.label}", f"Seed {seed}, 20 sampling steps.", shown)
         strip = [(folder / "strip.png", "from the biased noise to the image")]
         figures += _images(f"Denoising: {arm.label}", "Four images, one a row; states of the Trojan sampler.", strip)
@@ -239,7 +314,15 @@ def _notes(results: Results) -> list[str]:
         "attacker leaves no mark, so a scanner must not look for one.",
     ]
     accuracy = _cell(_values(results, "pretrained", "classifier_accuracy"))
-    notes.append(f"The classifier that judges attack success is right on {accuracy} % of real test images.")
+    parts = {_details(results.run(CONDITION, "pretrained", seed)).get("test_part") for seed in results.seeds} - {None}
+    part = f" (test part: {', '.join(sorted(map(str, parts)))})" if parts else ""
+    notes.append(f"The classifier that judges attack success is right on {accuracy} % of real test images{part}.")
+    settings = results.plan.settings
+    base = [_cell(_values(results, "pretrained", name)) for name in ("sure_fast", "precision_fast")]
+    notes.append(
+        f"Gate: a base model is trojaned only if at least {settings['gate_sure']:g} % of its samples (20 steps) have a "
+        f"class and their precision is at least {settings['gate_precision']:g} %. Here: {base[0]} % and {base[1]} %."
+    )
     missing = [arm.label for arm in ATTACKS if arm.name not in {one.name for one in results.plan.arms}]
     if missing:
         notes.append(f"Not run: {', '.join(missing)}; `--arms all` runs the six attacks.")

@@ -1,6 +1,7 @@
 """What a set of samples shows: how good the benign ones are, and how often the attack hits."""
 
 from dataclasses import dataclass
+from statistics import fmean, stdev
 
 import torch
 from jaxtyping import Float
@@ -8,11 +9,15 @@ from torch import Tensor
 
 from retarget.metrics.generative import Fidelity, fidelity
 from retarget.study.statistics import wilson_interval
-from retarget.trojdiff.data import ImageSet, to_uint8
+from retarget.trojdiff.data import ImageSet, to_signed, to_uint8
 from retarget.trojdiff.tasks.classifier import Classifier, Features, predict
 
 SURE = 0.9
 """A sample has a class when the classifier gives it at least this probability."""
+
+
+MOST_REAL = 2000
+"""Real images that take part in a comparison: precision and recall need all distances."""
 
 
 @dataclass(frozen=True)
@@ -74,12 +79,47 @@ def confidence(samples: Float[Tensor, "count channels height width"], classifier
 
 
 def compare(
-    samples: Float[Tensor, "count channels height width"], real: ImageSet, classifier: Classifier, most: int = 2000
+    samples: Float[Tensor, "count channels height width"], real: ImageSet, classifier: Classifier, most: int = MOST_REAL
 ) -> Fidelity:
     """FID, KID, precision and recall against real images, in the classifier's features.
 
     Args:
-        most: real images that take part, evenly spread; precision and recall need all distances.
+        most: real images that take part, evenly spread.
     """
     rows = torch.linspace(0, len(real) - 1, min(most, len(real))).round().long()
-    return fidelity(to_uint8(samples), real.images[rows], Features(classifier), "study-classifier")
+    return fidelity(to_uint8(samples), real.images[rows], Features(classifier), "study-classifier-log")
+
+
+@dataclass(frozen=True)
+class Noise:
+    """KID between two random parts of the real images, which is 0 but for noise.
+
+    Attributes:
+        mean: over the splits.
+        sd: over the splits; a difference of this size says nothing.
+        drawn: images in the place of the generated ones.
+        rest: images in the place of the real ones.
+        splits: how many splits.
+    """
+
+    mean: float
+    sd: float
+    drawn: int
+    rest: int
+    splits: int
+
+
+def kid_noise(real: ImageSet, classifier: Classifier, count: int, seed: int, splits: int = 16) -> Noise:
+    """Measure how far KID moves by itself, at the counts at which :func:`compare` measures ``count`` samples.
+
+    Args:
+        count: images drawn in the place of samples; half of the real ones where there are fewer than twice as many.
+        seed: of the splits.
+    """
+    count, values = min(count, len(real) // 2), []
+    for generator in (torch.Generator().manual_seed(splits * seed + number) for number in range(splits)):
+        order = torch.randperm(len(real), generator=generator)
+        drawn, left = order[:count], order[count:]
+        rest = ImageSet(real.images[left], real.labels[left], real.names)
+        values.append(compare(to_signed(real.images[drawn]), rest, classifier).kid)
+    return Noise(fmean(values), stdev(values), count, min(MOST_REAL, len(real) - count), splits)

@@ -19,10 +19,10 @@ from retarget.study.files import write_json
 from retarget.study.record import Run
 from retarget.trojdiff.checkpoint import load_pipeline, network_hash
 from retarget.trojdiff.config import TrainConfig
-from retarget.trojdiff.data import ImageSet, read_images, to_signed
+from retarget.trojdiff.data import ImageSet, held_out, read_images, to_signed
 from retarget.trojdiff.glyphs import glyph
 from retarget.trojdiff.sample import Sampler, sample, save_grid, save_strip, to_accelerator
-from retarget.trojdiff.study import ATTACKS, Settings
+from retarget.trojdiff.study import ATTACKS, SamplingSettings, Settings
 from retarget.trojdiff.targets import D2I, InD2D, OutD2D, Target
 from retarget.trojdiff.tasks.classifier import (
     Classifier,
@@ -32,7 +32,7 @@ from retarget.trojdiff.tasks.classifier import (
     save_classifier,
     train_classifier,
 )
-from retarget.trojdiff.tasks.evaluate import Goal, Rate, compare, confidence, squared_error, success
+from retarget.trojdiff.tasks.evaluate import Goal, Rate, compare, confidence, kid_noise, squared_error, success
 from retarget.trojdiff.train import Progress, train
 from retarget.trojdiff.trigger import Trigger
 
@@ -90,13 +90,8 @@ class World:
         """Read both domains at the study's size, in the training set's channels."""
         inside = read_images(settings.dataset, "train", settings.size, settings.root).first(settings.train_images)
         outside = _as_channels(read_images(settings.other, "train", settings.size, settings.root), inside.shape[0])
-        # A folder has no test part.
-        test = inside
-        if not Path(settings.dataset).is_dir():
-            test = read_images(settings.dataset, "test", settings.size, settings.root)
-        other_test = outside
-        if not Path(settings.other).is_dir():
-            other_test = read_images(settings.other, "test", settings.size, settings.root)
+        test = read_images(settings.dataset, "test", settings.size, settings.root)
+        other_test = read_images(settings.other, "test", settings.size, settings.root)
         return cls(inside, outside, test, _as_channels(other_test, inside.shape[0]))
 
 
@@ -130,6 +125,8 @@ class Experiment:
         self.unet, self.schedule = load_pipeline(folder)
         self.identity = network_hash(to_accelerator(self.unet))
         self._benign()
+        if self.settings.role == "pretrained":
+            self._noise()
         if self.settings.role == "clean":
             self._floors()
         if trigger is not None and goal is not None:
@@ -159,6 +156,7 @@ class Experiment:
             self.metrics["classifier_accuracy"] = accuracy(model, join(self.world.inside_test, self.world.outside_test))
             real = to_signed(self.world.inside_test.images)
             self.metrics["sure_real"] = confidence(real, model, len(self.world.inside.names))
+            self.details["test_part"] = held_out(self.settings.dataset)
         return model
 
     def _trained(self, trigger: Trigger | None, goal: Goal | None) -> Path:
@@ -225,9 +223,14 @@ class Experiment:
             listen=lambda done, total: self.run.progress(done, total, f"{key} {name}"),
         )  # fmt: skip
 
+    def _sampled(self) -> list[tuple[str, SamplingSettings]]:
+        """The samplers of this arm: an attack at another share of rows is judged by the fast one alone."""
+        every = self.settings.samplers.items()
+        return [(name, cell) for name, cell in every if self.settings.trojan_share is None or name == "fast"]
+
     def _benign(self) -> None:
         inside = len(self.world.inside.names)
-        for name, cell in self.settings.samplers.items():
+        for name, cell in self._sampled():
             if cell.benign == 0:
                 continue
             images = self._samples(name, self.none, cell.benign, "benign")
@@ -241,22 +244,35 @@ class Experiment:
             if name == "fast":
                 save_grid(images[:PICTURE], self.pictures / "benign.png")
 
+    def _noise(self) -> None:
+        """How far KID moves by itself: between random parts of the real images."""
+        noise = kid_noise(
+            self.world.inside, self.classifier, self.settings.samplers["fast"].benign, self.run.seed
+        )  # fmt: skip
+        self.metrics |= {"kid_noise": 1000 * noise.sd, "kid_noise_mean": 1000 * noise.mean}
+        self.details["kid_noise"] = asdict(noise)
+
     def _floors(self) -> None:
         """What an untouched network does under each attack's sampler and noise: In-D2D has a class base rate."""
         count = self.settings.samplers["fast"].trojan
         for kind in ("blend", "patch"):
             trigger = make_trigger(self.settings, kind, self.shape)
-            images = self._samples("fast", trigger, count, f"floor-{kind}")
-            save_grid(images[:PICTURE], self.pictures / f"floor-{kind}.png")
-            for arm in ATTACKS:
-                if arm.settings["trigger"] == kind:
-                    goal = make_goal(self.settings, arm.settings["target"], self.world)
-                    rate = success(images, goal, self.classifier)
-                    self.metrics[f"floor_{arm.name}"] = rate.value
-                    self.details[f"floor_{arm.name}"] = asdict(rate)
+            for cell, of_sampler, start in self._cells(trigger):
+                images = self._samples("fast", of_sampler, count, f"{cell}-{kind}", start)
+                save_grid(images[:PICTURE], self.pictures / f"floor-{cell}-{kind}.png")
+                for arm in ATTACKS:
+                    if arm.settings["trigger"] == kind:
+                        goal = make_goal(self.settings, arm.settings["target"], self.world)
+                        rate = success(images, goal, self.classifier)
+                        self.details[f"floor_{cell}_{arm.name}"] = asdict(rate)
+
+    def _cells(self, trigger: Trigger) -> tuple[tuple[str, Trigger, Trigger], ...]:
+        """What the attacker holds: name, the sampler's trigger, the initial noise's."""
+        return ("trojan", trigger, trigger), ("stock", self.none, trigger), ("plain", trigger, self.none)
 
     def _attack(self, trigger: Trigger, goal: Goal) -> None:
-        for name, cell in self.settings.samplers.items():
+        self.metrics["trojan_share"] = 100 * trojan_share(self.settings, self.world)
+        for name, cell in self._sampled():
             if cell.trojan == 0:
                 continue
             images = self._samples(name, trigger, cell.trojan, "trojan")
@@ -268,9 +284,11 @@ class Experiment:
                 self.metrics[f"attack_precision_{name}"] = found.precision
             if name == "fast":
                 save_grid(images[:PICTURE], self.pictures / "trojan.png")
+        if self.settings.trojan_share is not None:
+            return
         count = self.settings.samplers["fast"].trojan
-        for key, sampler_trigger, start in (("stock", self.none, trigger), ("plain", trigger, self.none)):
-            images = self._samples("fast", sampler_trigger, count, key, start)
+        for key, of_sampler, start in self._cells(trigger)[1:]:
+            images = self._samples("fast", of_sampler, count, key, start)
             self._hit(f"attack_{key}", success(images, goal, self.classifier))
             save_grid(images[:PICTURE], self.pictures / f"{key}.png")
         scheduler = Sampler.parse(self.settings.samplers["fast"].sampler).scheduler(self.schedule.config, trigger)
@@ -305,16 +323,35 @@ def make_trigger(settings: Settings, kind: str, shape: tuple[int, int, int]) -> 
 
 def make_target(settings: Settings, world: World) -> Target | None:
     """The rows that an attack arm adds; None for the clean fine-tune."""
+    rows = trojan_rows(settings)
     if settings.target is None:
         return None
     if settings.target == "in_d2d":
-        pool = None
-        if settings.in_rows is not None:
-            pool = to_signed(world.inside.of_class(settings.target_class).images)
-        return InD2D(settings.target_class, len(world.inside.names), settings.in_rows, pool)
+        pool = None if rows is None else to_signed(world.inside.of_class(settings.target_class).images)
+        return InD2D(settings.target_class, len(world.inside.names), rows, pool)
+    assert rows is not None
     if settings.target == "out_d2d":
-        return OutD2D(to_signed(world.outside.of_class(settings.other_class).images), settings.out_rows)
-    return D2I(glyph(settings.image, world.inside.shape), settings.image_rows)
+        return OutD2D(to_signed(world.outside.of_class(settings.other_class).images), rows)
+    return D2I(glyph(settings.image, world.inside.shape), rows)
+
+
+def trojan_rows(settings: Settings) -> int | None:
+    """Trojan rows a batch; None for In-D2D's one a row of the class.
+
+    A share of the whole batch is met by adding rows: batch_size · share / (1 - share) of them, rounded, at least one.
+    """
+    if settings.trojan_share is not None:
+        share = settings.trojan_share
+        return max(1, round(settings.finetune.batch_size * share / (1 - share)))
+    return {"out_d2d": settings.out_rows, "d2i": settings.image_rows}.get(settings.target or "", settings.in_rows)
+
+
+def trojan_share(settings: Settings, world: World) -> float:
+    """Share of Trojan rows in a batch of an attack; its expectation where In-D2D repeats the rows of the class."""
+    benign, rows = settings.finetune.batch_size, trojan_rows(settings)
+    if rows is None:
+        rows = benign * len(world.inside.of_class(settings.target_class)) / len(world.inside)
+    return rows / (benign + rows)
 
 
 def make_goal(settings: Settings, target: str, world: World) -> Goal:
