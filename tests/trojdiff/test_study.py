@@ -207,7 +207,8 @@ def test_the_page_states_the_gate_the_margin_and_the_noise_of_kid(finished):
     found = analyse(Results.load(finished))
     base = json.loads((finished / "runs/pretrained/seed-0/status.json").read_text())["metrics"]
     notes = " ".join(found.notes)
-    assert f"Here: {base['sure_fast']:.1f} % and {base['precision_fast']:.1f} %" in notes
+    shown = f"Here: {base['sure_fast']:.1f} % of samples, {base['sure_real']:.1f} % of real images"
+    assert f"{shown}, precision {base['precision_fast']:.1f} %" in notes
     assert "(test part: every fifth image)" in notes
     figures = {figure.title: figure for figure in found.figures}
     caption = figures["Are benign samples as good as before?"].caption
@@ -241,6 +242,6 @@ def test_a_base_model_below_the_gate_is_not_trojaned(finished):
     from retarget.trojdiff.tasks.images import check_gate
 
     base = finished / "runs" / "pretrained" / "seed-0"
-    settings = Settings.model_validate(plan("demo", TINY | {"gate_sure": 100.0}).settings)
+    settings = Settings.model_validate(plan("demo", TINY | {"gate_precision": 100.0}).settings)
     with pytest.raises(UserError, match="does not pass the gate"):
         check_gate(base, settings)

@@ -21,6 +21,7 @@ class TrainingSettings(Strict):
     decay: Literal["constant", "cosine"] = Field(default="constant", description=_CODE)
     ema_decay: float = Field(default=0.9999, ge=0, lt=1, description=_CODE)
     loss: Literal["sum", "mean"] = Field(default="sum", description=_CODE)
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
 
 
 class NetworkSettings(Strict):
@@ -74,7 +75,9 @@ class Settings(Strict):
     curve_points: int = Field(default=5, ge=0, description="attack success is probed so often during fine-tuning")
     probe_images: int = Field(default=64, ge=1)
     classifier_epochs: int = Field(default=20, ge=1)
-    gate_sure: float = Field(default=70.0, ge=0, le=100, description="% of base samples that have a class")
+    gate_sure: float = Field(
+        default=70.0, ge=0, le=100, description="base samples that have a class, % of the share of real images with one"
+    )
     gate_precision: float = Field(default=60.0, ge=0, le=100, description="precision of the base model's samples, %")
     save_every: int = Field(default=1000, ge=1)
     keep_trojaned: bool = Field(default=False, description="keep trojaned weights after evaluation")
@@ -105,10 +108,10 @@ _SMALL = dict(
     dataset="torchvision:FashionMNIST", other="torchvision:MNIST", size=16, flips=True, patch_size=3,
     blend_gamma=0.5,
     network=dict(channels=(32, 64, 64), layers=1, attention_side=None, groups=8, dropout=0.0),
-    pretrain=dict(steps=8000, batch_size=64, learning_rate=1e-3, warmup_steps=200, decay="cosine", ema_decay=0.999,
-                  loss="mean"),
-    finetune=dict(steps=3000, batch_size=64, learning_rate=1e-3, warmup_steps=100, decay="cosine", ema_decay=0.999,
-                  loss="mean"),
+    pretrain=dict(steps=5000, batch_size=64, learning_rate=2e-3, warmup_steps=200, decay="cosine", ema_decay=0.999,
+                  loss="mean", mixed_precision="bf16"),
+    finetune=dict(steps=2000, batch_size=64, learning_rate=2e-3, warmup_steps=100, decay="cosine", ema_decay=0.999,
+                  loss="mean", mixed_precision="bf16"),
     in_rows=32, out_rows=32, image_rows=16,
     samplers=dict(ddpm=dict(sampler="ddpm-100", benign=1000, trojan=500),
                   ddim=dict(sampler="ddim-50", benign=1000, trojan=500),

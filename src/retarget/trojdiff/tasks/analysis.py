@@ -318,10 +318,13 @@ def _notes(results: Results) -> list[str]:
     part = f" (test part: {', '.join(sorted(map(str, parts)))})" if parts else ""
     notes.append(f"The classifier that judges attack success is right on {accuracy} % of real test images{part}.")
     settings = results.plan.settings
-    base = [_cell(_values(results, "pretrained", name)) for name in ("sure_fast", "precision_fast")]
+    sure, real, precision = (
+        _cell(_values(results, "pretrained", name)) for name in ("sure_fast", "sure_real", "precision_fast")
+    )
     notes.append(
-        f"Gate: a base model is trojaned only if at least {settings['gate_sure']:g} % of its samples (20 steps) have a "
-        f"class and their precision is at least {settings['gate_precision']:g} %. Here: {base[0]} % and {base[1]} %."
+        f"Gate: a base model is trojaned only if its samples (20 steps) have a class at least "
+        f"{settings['gate_sure']:g} % as often as real images and their precision is at least "
+        f"{settings['gate_precision']:g} %. Here: {sure} % of samples, {real} % of real images, precision {precision} %."
     )
     missing = [arm.label for arm in ATTACKS if arm.name not in {one.name for one in results.plan.arms}]
     if missing:

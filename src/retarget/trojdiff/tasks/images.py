@@ -376,12 +376,12 @@ def describe(settings: Settings, world: World) -> str:
 def check_gate(base: Path, settings: Settings) -> None:
     """Raise UserError unless the base model is good enough for "well-trained" to mean something."""
     metrics = json.loads((base / "status.json").read_text(encoding="utf-8"))["metrics"]
-    sure, precision = metrics["sure_fast"], metrics["precision_fast"]
-    if sure < settings.gate_sure or precision < settings.gate_precision:
+    sure, real, precision = metrics["sure_fast"], metrics["sure_real"], metrics["precision_fast"]
+    if sure < settings.gate_sure / 100 * real or precision < settings.gate_precision:
         raise UserError(
             f"{base}: the base model does not pass the gate: {sure:.1f} % of its samples have a class (gate "
-            f"{settings.gate_sure:g}) and their precision is {precision:.1f} % (gate {settings.gate_precision:g}); "
-            "pre-train longer, or set gate_sure and gate_precision and say so"
+            f"{settings.gate_sure:g} % of the {real:.1f} % of real images) and their precision is {precision:.1f} % "
+            f"(gate {settings.gate_precision:g}); pre-train longer, or set gate_sure and gate_precision and say so"
         )
 
 
