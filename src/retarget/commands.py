@@ -43,6 +43,8 @@ class StudyArguments:
     """How many runs at a time; changes no result."""
     executor: Literal["local", "ray"] = "local"
     """Where runs are done."""
+    keep_trojaned: FlagCreatePairsOff[bool] = False
+    """Keep trojaned weights after their evaluation, of the runs that are done now (trojdiff)."""
     dry_run: FlagCreatePairsOff[bool] = False
     """Print the resolved configuration, the number of runs and an estimate as JSON; do nothing."""
     progress: bool = True
@@ -121,6 +123,8 @@ def resolve(given: StudyArguments) -> StudyPlan:
     config = read_config(given.config) if given.config else {}
     for one in given.set:
         config = _merged(config, parse_setting(one))
+    if given.keep_trojaned:
+        config["keep_trojaned"] = True
     try:
         module = importlib.import_module(METHODS[given.method])
     except ModuleNotFoundError as error:

@@ -1,14 +1,18 @@
 """The study: its plan, one whole run of every role on a tiny network, its page's figures, its refusals."""
 
 import json
+import shutil
 
 import pytest
 
-from retarget.errors import UserError
+from retarget.commands import StudyArguments, resolve
+from retarget.errors import UsageError, UserError
 from retarget.report.figures import Images, Table
 from retarget.study import runner
 from retarget.study.claims import judge
 from retarget.study.record import Results
+from retarget.trojdiff import Trigger
+from retarget.trojdiff.checkpoint import WEIGHTS
 from retarget.trojdiff.data import to_signed
 from retarget.trojdiff.study import ARMS, DEMO_ARMS, METRICS, PRESETS, Settings, plan
 from retarget.trojdiff.tasks.analysis import analyse
@@ -76,6 +80,7 @@ def test_bad_plans(arguments, message):
         (dict(image="mouse"), "mouse"),
         (dict(patch_size=9), "outside 8×8"),
         (dict(dataset="nowhere.npz"), "nowhere.npz"),
+        (dict(inception="nowhere.pth"), "nowhere.pth: no such file; download https"),
         (dict(samplers=dict(ddim=dict(sampler="ddim-5000"))), "5000 steps of 1000"),
     ],
 )
@@ -133,6 +138,22 @@ def test_every_role_runs_and_trojaned_weights_are_gone(finished):
             assert (folder / "pictures" / f"{name}.png").exists()
         history = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         assert [line["step"] // 2 for line in history if "attack" in line] == [3, 6]
+
+
+def test_weights_are_kept_on_request_and_that_makes_no_other_run(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "study")
+    kept = TINY | {"keep_trojaned": True}
+    had = runner.survey(plan("demo", kept, arms=["clean", "in_d2d_blend"]), tmp_path / "study")
+    assert (had["runs"], had["finished"]) == (3, 3)
+    outcome = runner.run_study(plan("demo", kept, arms=["d2i_patch"]), tmp_path / "study", jobs=1, report=False)
+    assert not outcome.failed, outcome.failed
+    pipeline = tmp_path / "study/runs/d2i_patch/seed-0/checkpoint/pipeline"
+    assert Trigger.load(pipeline).kind == "patch"
+    assert (pipeline / WEIGHTS).exists()
+    given = StudyArguments(method="trojdiff", keep_trojaned=True)
+    assert resolve(given).settings == plan("demo").settings | {"keep_trojaned": True}
+    with pytest.raises(UsageError, match="no setting keep_trojaned"):
+        resolve(StudyArguments(method="pskd", keep_trojaned=True))
 
 
 def test_the_analysis_shows_samples_intervals_and_the_extractor(finished):
@@ -207,7 +228,7 @@ def test_the_page_states_the_gate_the_margin_and_the_noise_of_kid(finished):
     found = analyse(Results.load(finished))
     base = json.loads((finished / "runs/pretrained/seed-0/status.json").read_text())["metrics"]
     notes = " ".join(found.notes)
-    shown = f"Here: {base['sure_fast']:.1f} % of samples, {base['sure_real']:.1f} % of real images"
+    shown = f"Here: {base['sure_fast']:.1f} % of samples, {base['sure_real']:.1f} % of real ones"
     assert f"{shown}, precision {base['precision_fast']:.1f} %" in notes
     assert "(test part: every fifth image)" in notes
     figures = {figure.title: figure for figure in found.figures}

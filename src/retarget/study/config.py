@@ -100,7 +100,8 @@ class StudyPlan(Strict):
     ``task`` is the import path ``module:function`` of ``function(run: Run) -> dict[str, float]``, the final metrics
     of one run; ``prepare`` that of ``function(plan: StudyPlan) -> None``, called once before the first run to refuse
     data that cannot be used; ``analysis`` that of ``function(results: Results) -> Analysis``, called once for the
-    summary and the page. ``settings`` are merged: the study's, then the condition's, then the arm's.
+    summary and the page. ``settings`` are merged: the study's, then the condition's, then the arm's. Those that
+    ``unmeasured`` names change no result (what is kept, where data lies); they are no part of a run's identity.
     """
 
     study: str
@@ -111,6 +112,7 @@ class StudyPlan(Strict):
     prepare: str | None = None
     analysis: str | None = None
     settings: dict[str, Any] = {}
+    unmeasured: tuple[str, ...] = ()
     conditions: tuple[Condition, ...] = (Condition(),)
     arms: tuple[Arm, ...]
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
@@ -140,8 +142,8 @@ class StudyPlan(Strict):
 
     def run_hash(self, condition: Condition, arm: Arm, seed: int) -> str:
         """Identity of one run: a finished run with this hash is never repeated, one with another is refused."""
-        decides = [self.study, self.task, self.run_settings(condition, arm), seed, self.threads]
-        return fingerprint(decides)
+        settings = {k: v for k, v in self.run_settings(condition, arm).items() if k not in self.unmeasured}
+        return fingerprint([self.study, self.task, settings, seed, self.threads])
 
     def claims_hash(self) -> str:
         """Hash of the claims with their margins and effects, and of the level: fixed before the first run."""

@@ -84,7 +84,7 @@ def widened(root: Path, asked: StudyPlan) -> StudyPlan:
     record, had = read_json(path), read_plan(path)
     for name in ("study", "preset", "task", "threads"):
         _same(path, name, getattr(had, name), getattr(asked, name))
-    _same_settings(path, "", had.settings, asked.settings)
+    _same_settings(path, "", had.settings, asked.settings, asked.unmeasured)
     _same(path, "conditions", _conditions(had), _conditions(asked))
     if record.get("claims_hash") != asked.claims_hash():
         raise UserError(
@@ -133,6 +133,8 @@ def _same(path: Path, what: str, had: object, asked: object) -> None:
         raise UserError(f"{path} was made with {what} = {had}, and this call asks for {asked}. {ADVICE}")
 
 
-def _same_settings(path: Path, where: str, had: dict[str, Any], asked: dict[str, Any]) -> None:
-    for name in sorted({*had, *asked}):
+def _same_settings(
+    path: Path, where: str, had: dict[str, Any], asked: dict[str, Any], except_for: tuple[str, ...] = ()
+) -> None:
+    for name in sorted({*had, *asked} - {*except_for}):
         _same(path, f"{where}{name}", had.get(name, "nothing"), asked.get(name, "nothing"))

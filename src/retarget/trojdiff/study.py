@@ -80,12 +80,18 @@ class Settings(Strict):
     )
     gate_precision: float = Field(default=60.0, ge=0, le=100, description="precision of the base model's samples, %")
     save_every: int = Field(default=1000, ge=1)
+    inception: str | None = Field(
+        default=None, description="file of torch-fidelity's Inception weights: benign quality in its features too"
+    )
     keep_trojaned: bool = Field(default=False, description="keep trojaned weights after evaluation")
     # The arm
     role: Literal["pretrained", "clean", "attack"] = "pretrained"
     target: Literal["in_d2d", "out_d2d", "d2i"] | None = None
     trigger: Literal["blend", "patch"] | None = None
 
+
+UNMEASURED = ("keep_trojaned", "save_every", "root")
+"""Settings that change no result."""
 
 _DEMO = dict(
     dataset="digits", other="glyphs", size=8, flips=False, other_class=0, patch_size=3,
@@ -193,6 +199,10 @@ def _sampler_metrics(name: str, label: str) -> tuple[Metric, ...]:
         metric("precision", "precision", unit="%", better="higher"),
         metric("recall", "recall", unit="%", better="higher"),
         metric("sure", "samples with a class", unit="%", better="higher"),
+        metric("inception_kid", "Inception KID", unit="×10⁻³", better="lower", decimals=2),
+        metric("inception_fid", "Inception FID", better="lower", decimals=2),
+        metric("inception_precision", "Inception precision", unit="%", better="higher"),
+        metric("inception_recall", "Inception recall", unit="%", better="higher"),
     )  # fmt: skip
 
 
@@ -320,6 +330,7 @@ def plan(
         prepare="retarget.trojdiff.tasks.images:prepare",
         analysis="retarget.trojdiff.tasks.analysis:analyse",
         settings=settings.model_dump(mode="json"),
+        unmeasured=UNMEASURED,
         arms=choose_arms((*ARMS, *SHARE_ARMS), wanted),
         seeds=tuple(seeds) if seeds else ((0,) if preset == "demo" else (0, 1, 2)),
         metrics=METRICS,

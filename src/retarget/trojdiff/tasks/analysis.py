@@ -38,6 +38,7 @@ def analyse(results: Results) -> Analysis:
             metrics[arm]["mse_weakest"] = _over_cells(results, [arm], "mse", max)
     metrics[EVERY] = {"attack_every": _weakest(results, [arm.name for arm in ATTACKS])}
     tables = [_attack_table(results, attacks), _halves_table(results, attacks), _benign_table(results)]
+    tables += _inception_table(results)
     figures: list[Figure] = [*tables, *_curves(results, attacks), *_shares(results, attacks), *_pictures(results)]
     return Analysis(
         metrics={CONDITION: metrics}, item_intervals=_item_intervals(results), item_label=ITEM_LABEL, figures=figures,
@@ -179,21 +180,44 @@ def _halves_table(results: Results, attacks: list[str]) -> Table:
 
 
 def _benign_table(results: Results) -> Table:
+    return _quality_table(
+        results, "", "extractor", "Are benign samples as good as before?",
+        "Against the training images, mean over seeds. KID ×10⁻³ decides, FID stands beside it (it is biased "
+        f"at these counts). {_kid_noise(results)}Feature extractor: {{}}, trained on this study's data, one for all "
+        "seeds; its numbers cannot be compared with Inception's.",
+    )  # fmt: skip
+
+
+def _inception_table(results: Results) -> list[Table]:
+    if not results.plan.settings["inception"]:
+        return []
+    return [
+        _quality_table(
+            results, "inception_", "inception", "Benign samples in Inception's features",
+            "The same samples; feature extractor: {}. Nothing here can be compared with the table above, and no claim "
+            "is judged by it.",
+        )
+    ]  # fmt: skip
+
+
+def _quality_table(results: Results, prefix: str, extractor: str, title: str, caption: str) -> Table:
+    """Numbers of one feature extractor, whose name is filled into the caption."""
     samplers = [n for n in SAMPLER_LABELS if results.plan.settings["samplers"].get(n, {}).get("benign", 0) > 0]
+    stems = [(f"{prefix}{stem}", digits) for stem, digits in (("kid", 2), ("fid", 2), ("precision", 1), ("recall", 1))]
+    stems += [] if prefix else [("sure", 1)]
     rows = []
     for arm in results.plan.arms:
         for name in samplers:
-            stems = (("kid", 2), ("fid", 2), ("precision", 1), ("recall", 1), ("sure", 1))
             cells = [_cell(_values(results, arm.name, f"{stem}_{name}"), digits) for stem, digits in stems]
-            rows.append([arm.label, results.plan.settings["samplers"][name]["sampler"], *cells])
-    names = {_details(results.run(CONDITION, arm.name, seed)).get("extractor") for arm in results.plan.arms
+            if set(cells) != {"–"}:
+                rows.append([arm.label, results.plan.settings["samplers"][name]["sampler"], *cells])
+    names = {_details(results.run(CONDITION, arm.name, seed)).get(extractor) for arm in results.plan.arms
              for seed in results.seeds} - {None}  # fmt: skip
+    columns = ["arm", "sampler", "KID", "FID", "precision %", "recall %", "with a class %"]
     return Table(
-        title="Are benign samples as good as before?",
-        caption="Against the training images, mean over seeds. KID ×10⁻³ decides, FID stands beside it (it is biased "
-        f"at these counts). {_kid_noise(results)}Feature extractor: {', '.join(sorted(map(str, names))) or 'none'}, "
-        "trained on this study's data, one for all seeds; its numbers cannot be compared with Inception's.",
-        columns=["arm", "sampler", "KID", "FID", "precision %", "recall %", "with a class %"],
+        title=title,
+        caption=caption.format(", ".join(sorted(map(str, names))) or "none"),
+        columns=columns[: 2 + len(stems)],
         rows=rows,
     )
 
@@ -322,9 +346,9 @@ def _notes(results: Results) -> list[str]:
         _cell(_values(results, "pretrained", name)) for name in ("sure_fast", "sure_real", "precision_fast")
     )
     notes.append(
-        f"Gate: a base model is trojaned only if its samples (20 steps) have a class at least "
+        "Gate: a base model is trojaned only if its samples (20 steps) have a class at least "
         f"{settings['gate_sure']:g} % as often as real images and their precision is at least "
-        f"{settings['gate_precision']:g} %. Here: {sure} % of samples, {real} % of real images, precision {precision} %."
+        f"{settings['gate_precision']:g} %. Here: {sure} % of samples, {real} % of real ones, precision {precision} %."
     )
     missing = [arm.label for arm in ATTACKS if arm.name not in {one.name for one in results.plan.arms}]
     if missing:

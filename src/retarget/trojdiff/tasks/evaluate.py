@@ -1,12 +1,18 @@
 """What a set of samples shows: how good the benign ones are, and how often the attack hits."""
 
+import pickle
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean, stdev
+from typing import Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
 
+from retarget.errors import UserError
+from retarget.extras import require
 from retarget.metrics.generative import Fidelity, fidelity
 from retarget.study.statistics import wilson_interval
 from retarget.trojdiff.data import ImageSet, to_signed, to_uint8
@@ -79,15 +85,53 @@ def confidence(samples: Float[Tensor, "count channels height width"], classifier
 
 
 def compare(
-    samples: Float[Tensor, "count channels height width"], real: ImageSet, classifier: Classifier, most: int = MOST_REAL
+    samples: Float[Tensor, "count channels height width"],
+    real: ImageSet,
+    extractor: "Classifier | Inception",
+    most: int = MOST_REAL,
 ) -> Fidelity:
-    """FID, KID, precision and recall against real images, in the classifier's features.
+    """FID, KID, precision and recall against real images, in the extractor's features; the result names it.
 
     Args:
         most: real images that take part, evenly spread.
     """
     rows = torch.linspace(0, len(real) - 1, min(most, len(real))).round().long()
-    return fidelity(to_uint8(samples), real.images[rows], Features(classifier), "study-classifier-log")
+    ours = isinstance(extractor, Classifier)
+    network, label = (Features(extractor), "study-classifier-log") if ours else (extractor, "inception-v3")
+    return fidelity(to_uint8(samples), real.images[rows], network, label)
+
+
+class Inception(nn.Module):
+    """torch-fidelity's Inception v3, up to its 2,048 pooled features; takes uint8 images, grey ones as colour.
+
+    Args:
+        path: the weights that torch-fidelity calls ``weights-inception-2015-12-05-6726825d.pth``.
+
+    Raises:
+        UserError: no such file, or not those weights.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__()
+        module: Any = require("torch_fidelity.feature_extractor_inceptionv3", "diffusion")
+        if not Path(path).is_file():
+            raise UserError(
+                f"{path}: no such file; download {module.URL_INCEPTION_V3} where there is a network and give its path"
+            )
+        try:
+            weights = torch.load(path, map_location="cpu", weights_only=True)
+            # torch-fidelity unpickles whatever it is given: it is given what was read as tensors alone.
+            with tempfile.NamedTemporaryFile(suffix=".pth") as safe:
+                torch.save(weights, safe.name)
+                self.network = module.FeatureExtractorInceptionV3(
+                    "inception-v3", ["2048"], feature_extractor_weights_path=safe.name
+                )
+        except (pickle.UnpicklingError, RuntimeError, AttributeError, EOFError) as error:
+            raise UserError(f"{path}: not torch-fidelity's Inception weights ({str(error).splitlines()[0]})") from error
+
+    def forward(self, images: UInt8[Tensor, "batch channels height width"]) -> Float[Tensor, "batch features"]:
+        """Features [N, 2048]."""
+        return self.network(images.expand(-1, 3, -1, -1))[0]
 
 
 @dataclass(frozen=True)

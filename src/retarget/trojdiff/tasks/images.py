@@ -32,7 +32,16 @@ from retarget.trojdiff.tasks.classifier import (
     save_classifier,
     train_classifier,
 )
-from retarget.trojdiff.tasks.evaluate import Goal, Rate, compare, confidence, kid_noise, squared_error, success
+from retarget.trojdiff.tasks.evaluate import (
+    Goal,
+    Inception,
+    Rate,
+    compare,
+    confidence,
+    kid_noise,
+    squared_error,
+    success,
+)
 from retarget.trojdiff.train import Progress, train
 from retarget.trojdiff.trigger import Trigger
 
@@ -59,6 +68,8 @@ def prepare(plan: StudyPlan) -> None:
         UserError: data, a class, a figure, a trigger, a sampler or a network that no run could use.
     """
     require("torch_fidelity", "diffusion")
+    if plan.settings["inception"]:
+        Inception(plan.settings["inception"])
     for condition in plan.conditions:
         world = World.read(Settings.model_validate({**plan.settings, **condition.settings}))
         shape = world.inside.shape
@@ -230,6 +241,7 @@ class Experiment:
 
     def _benign(self) -> None:
         inside = len(self.world.inside.names)
+        inception = Inception(self.settings.inception) if self.settings.inception else None
         for name, cell in self._sampled():
             if cell.benign == 0:
                 continue
@@ -240,6 +252,13 @@ class Experiment:
                 f"recall_{name}": found.recall, f"sure_{name}": confidence(images, self.classifier, inside),
             }  # fmt: skip
             self.details["extractor"] = found.extractor
+            if inception is not None:
+                found = compare(images, self.world.inside, inception)
+                self.metrics |= {
+                    f"inception_kid_{name}": 1000 * found.kid, f"inception_fid_{name}": found.fid,
+                    f"inception_precision_{name}": found.precision, f"inception_recall_{name}": found.recall,
+                }  # fmt: skip
+                self.details["inception"] = found.extractor
             self.details[f"benign_{name}"] = {"images": len(images), "sampler": cell.sampler}
             if name == "fast":
                 save_grid(images[:PICTURE], self.pictures / "benign.png")
