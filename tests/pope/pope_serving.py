@@ -9,7 +9,7 @@ from retarget.pope.rollouts import Sampling
 
 
 @contextmanager
-def serve(engine, faults=(), choices=None, reasoning=None):
+def serve(engine, faults=(), choices=None, reasoning=None, reasoning_tokens=None):
     """Serve on a free port; ``faults`` are statuses answered first, in turn; yields (url, bodies, peak of requests)."""
     waiting, lock, model_lock = list(faults), threading.Lock(), threading.Lock()
     seen = {"bodies": [], "active": 0, "peak": 0, "keys": []}
@@ -27,6 +27,8 @@ def serve(engine, faults=(), choices=None, reasoning=None):
             if fault is None:
                 with model_lock:
                     value = complete(engine, body, self.path, choices, reasoning)
+                if reasoning_tokens is not None:
+                    value["usage"]["completion_tokens_details"] = {"reasoning_tokens": reasoning_tokens}
             with lock:
                 seen["active"] -= 1
             if fault == "drop":

@@ -42,7 +42,15 @@ def test_early_stopping_finds_the_same_hard_set_with_fewer_rollouts(tiny, common
     solved = next(one for one in whole.outcomes if one.kind == "solved")
     assert solved.rate == solved.correct / 32
     assert np.allclose(solved.interval(), proportion_confint(solved.correct, 32, method="wilson"))
-    json.dumps([one.to_json() for one in whole.outcomes])
+    for one, other in zip(whole.outcomes, early.outcomes, strict=True):
+        written, stopped = one.to_json(), other.to_json()
+        assert written["rate"] == pytest.approx(one.correct / 32, abs=1e-6)
+        # Stopped at a success: solved or not and with how many rollouts, but nothing that reads as a rate.
+        assert other.rate is None
+        assert not {"rate", "correct"} & stopped.keys()
+        assert stopped["solved"] == (one.correct > 0)
+        assert stopped["n"] == 32 or stopped["solved"]
+        assert ("wilson" in stopped) == (not stopped["solved"])
 
 
 def test_the_batch_does_not_change_what_is_found(tiny, common):

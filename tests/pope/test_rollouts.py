@@ -8,7 +8,7 @@ from retarget.errors import UserError
 from retarget.pope.engines import open_engine
 from retarget.pope.engines.local import TransformersEngine
 from retarget.pope.engines.server import ServerEngine
-from retarget.pope.rollouts import Rollout, Sampling
+from retarget.pope.rollouts import Rollout, Sampling, thinking_tokens
 from retarget.pope.tasks.testbed import PROMPTS, train_base
 
 PARAMS = Sampling(max_tokens=8, temperature=1.0, seed=5)
@@ -172,3 +172,26 @@ def test_an_adapter_opens_by_path_and_a_model_that_is_nowhere_does_not(tiny, pro
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="empty: no model there"):
         open_engine("empty")
+
+
+class Thinking:
+    """An engine that thinks, then answers."""
+
+    def sample(self, prompts, n, params):
+        return [[Rollout(" 4", 8, False)] * n for _ in prompts]
+
+
+def test_tokens_before_the_answer(tiny):
+    count = TransformersEngine(tiny.model, tiny.tokenizer)._count
+    thought, answer = "<think> 1 2 3 </think>", " 4 5"
+    assert thinking_tokens(thought + answer, 7, lambda text: len(text.split())) == 5
+    assert thinking_tokens(answer, 2, count) == 0
+    assert thinking_tokens("<think> 1 2", 3, count) == 3  # it never came to an answer
+    assert count("1 2 +3") == 3
+    for told in (6, None):
+        with serve(Thinking(), reasoning="2 + 2", reasoning_tokens=told) as (url, _):
+            ((rollout,),) = ServerEngine(url, "m").sample([[{"role": "user", "content": "?"}]], 1, PARAMS)
+        assert (rollout.tokens, rollout.thinking) == (8, told)
+    with serve(Thinking()) as (url, _):
+        ((rollout,),) = ServerEngine(url, "m").sample([[{"role": "user", "content": "?"}]], 1, PARAMS)
+    assert rollout.thinking == 0

@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 
@@ -58,5 +59,10 @@ def test_a_tiny_study_end_to_end(tmp_path):
     verdicts = {claim["id"]: claim["verdict"] for claim in outcome.summary["claims"]}
     assert verdicts["entropy"] == "not measured"
     page = outcome.page.read_text()
-    for expected in ("Prefix that the search found", "Reward while training", "guided", "the unit of replication"):
-        assert expected.lower() in page.lower()
+    shown = json.loads((tmp_path / "study" / "runs" / "base" / "seed-0" / "samples.json").read_text())
+    said = {"found": "Prefix that the search found", "fallback": "Longest prefix allowed: none helped in the search"}
+    expected = (said[shown["status"]], "Reward while training", "the unit of replication", "pass@k, hard problems")
+    for one in expected:
+        assert one.lower() in page.lower()
+    base = found["base"]
+    assert base["guided_gain"]["mean"] == pytest.approx(base["guided_all"]["mean"] - base["hard_pass1"]["mean"])

@@ -10,7 +10,7 @@ import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from retarget.errors import UsageError, UserError
-from retarget.pope.options import Asking, Cost, Reading, histogram, progress
+from retarget.pope.options import Asking, Cost, Reading, histogram, progress, stops
 from retarget.pope.problems import read_problems, write_problems, write_text
 from retarget.pope.prompts import Prompts
 
@@ -82,7 +82,8 @@ class Mine:
             )  # fmt: skip
         write_text(self.out / "outcomes.jsonl", _lines(one.to_json() for one in found.outcomes))
         write_problems(self.out / "hard.jsonl", found.hard)
-        print(histogram([one.rate for one in found.outcomes if one.n]))
+        rates = [one.rate for one in found.outcomes if one.rate is not None]
+        print(histogram(rates) if self.rates else stops([(one.n, one.correct > 0) for one in found.outcomes if one.n]))
         counts = ", ".join(f"{name} {count}" for name, count in found.counts.items() if count)
         print(f"{len(problems)} problems: {counts}. {found.rollouts:,} rollouts, {found.tokens:,} tokens.")
         _examples(found.outcomes)
@@ -312,6 +313,9 @@ class Evaluate:
             print(f"pass@{k} {one['mean']:.4f} [{low:.4f}, {high:.4f}] over {len(problems)} problems")
         print(f"solved {summary['solved']} of {summary['problems']} with {self.samples} samples each; "
               f"{summary['truncated']} completions truncated")  # fmt: skip
+        rollouts = self.samples * len(problems)
+        before = "unknown" if found.thinking is None else f"{found.thinking / rollouts:.1f}"
+        print(f"tokens a completion {found.tokens / rollouts:.1f}, before its answer {before}")
         return 0
 
 

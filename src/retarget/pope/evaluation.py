@@ -16,7 +16,7 @@ from retarget.pope.journal import Journal
 from retarget.pope.problems import Problem
 from retarget.pope.prompts import Prompts
 from retarget.pope.rollouts import Engine, Sampling
-from retarget.pope.rounds import Item, Progress, Unit, run_rounds
+from retarget.pope.rounds import Item, Progress, Unit, run_rounds, total_or_none
 from retarget.study.config import fingerprint
 
 
@@ -29,6 +29,8 @@ class Evaluation:
         correct: [P] successes.
         samples: rollouts of each problem.
         tokens: generated tokens in all; ``truncated``: completions that the budget ended.
+        thinking: of all tokens those before the answers began (see :class:`~retarget.pope.rollouts.Rollout`); None
+            where a server does not say.
     """
 
     problems: list[str]
@@ -36,6 +38,7 @@ class Evaluation:
     samples: int
     tokens: int
     truncated: int
+    thinking: int | None = 0
 
     def pass_at(self, k: int) -> float:
         """Mean over problems of the unbiased estimator 1 - C(n - c, k) / C(n, k).
@@ -67,7 +70,7 @@ class Evaluation:
         """A summary for a results file."""
         return {
             "problems": len(self.problems), "samples": self.samples, "solved": len(self.solved),
-            "tokens": self.tokens, "truncated": self.truncated,
+            "tokens": self.tokens, "truncated": self.truncated, "thinking": self.thinking,
             "pass": {str(k): {"mean": self.pass_at(k), "interval": list(self.interval(k))}
                      for k in ks if k <= self.samples},
             "correct": dict(zip(self.problems, map(int, self.correct), strict=True)),
@@ -128,4 +131,5 @@ def evaluate(
         samples,
         sum(record["tokens"] for item in items for record in item.records),
         sum(record["truncated"] for item in items for record in item.records),
+        total_or_none(record["thinking"] for item in items for record in item.records),
     )

@@ -1,6 +1,5 @@
 """Which problems are hard: 0 of k rollouts correct, and for no other reason than that they are hard."""
 
-import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from retarget.pope.journal import Journal
 from retarget.pope.problems import Problem
 from retarget.pope.prompts import Prompt, Prompts
 from retarget.pope.rollouts import Engine, Sampling
-from retarget.pope.rounds import Item, Progress, Unit, run_rounds
+from retarget.pope.rounds import Item, Progress, Unit, run_rounds, total_or_none
 from retarget.study.config import fingerprint
 from retarget.study.statistics import wilson_interval
 
@@ -31,9 +30,12 @@ class Outcome:
             ``unparsed`` (no final answer found), or ``suspect`` (most extracted answers agree with each other and not
             with the gold one: perhaps the label is wrong); or ``broken`` (the grader does not accept the problem's
             own solution; never sampled).
-        n, correct, tokens: rollouts, successes, generated tokens.
+        n, correct, tokens: rollouts, successes, generated tokens; ``thinking``: tokens before the answers began (None
+            where a server does not say).
         answers: the most frequent final answers.
         example: one rollout, or the solution of a broken problem.
+        sequential: sampling stopped at a success. ``correct / n`` then overstates the success rate, and only whether a
+            problem was solved, and with how many rollouts, means anything.
     """
 
     problem: Problem
@@ -44,25 +46,35 @@ class Outcome:
     unparsed: int = 0
     failed: int = 0
     tokens: int = 0
+    thinking: int | None = 0
     answers: dict[str, int] = field(default_factory=dict)
     example: str = ""
+    sequential: bool = False
 
     @property
-    def rate(self) -> float:
-        """Successes over rollouts: the unbiased pass@1 where every problem got its k rollouts."""
-        return self.correct / self.n if self.n else math.nan
+    def rate(self) -> float | None:
+        """Successes over rollouts, the unbiased pass@1: None where sampling could stop at a success, or never began."""
+        return None if self.sequential or not self.n else self.correct / self.n
 
-    def interval(self, level: float = 0.95) -> tuple[float, float]:
-        """Wilson's interval for the pass rate."""
-        return wilson_interval(self.correct, self.n, level) if self.n else (0.0, 1.0)
+    def interval(self, level: float = 0.95) -> tuple[float, float] | None:
+        """Wilson's interval for the pass rate; None for a problem that was solved while sampling could stop there.
+
+        0 of k happens equally often with and without such a stop, so the interval of a problem without a success
+        stands.
+        """
+        if not self.n or (self.sequential and self.correct):
+            return None
+        return wilson_interval(self.correct, self.n, level)
 
     def to_json(self) -> dict[str, Any]:
-        """A record for a results file."""
-        low, high = self.interval()
+        """A record for a results file: with a rate where all k rollouts were drawn whatever they gave."""
+        interval, rate = self.interval(), self.rate
         return {
-            "id": self.problem.id, "kind": self.kind, "n": self.n, "correct": self.correct,
-            "wilson": [round(low, 6), round(high, 6)], "truncated": self.truncated, "unparsed": self.unparsed,
-            "failed": self.failed, "tokens": self.tokens, "answers": self.answers, "example": self.example,
+            "id": self.problem.id, "kind": self.kind, "solved": self.correct > 0, "n": self.n,
+            **({} if rate is None else {"correct": self.correct, "rate": round(rate, 6)}),
+            **({} if interval is None else {"wilson": [round(bound, 6) for bound in interval]}),
+            "truncated": self.truncated, "unparsed": self.unparsed, "failed": self.failed, "tokens": self.tokens,
+            "thinking": self.thinking, "answers": self.answers, "example": self.example,
         }  # fmt: skip
 
 
@@ -126,7 +138,8 @@ def mine(
         prompts: default the package's templates.
         params: how to sample; its seed, with each prompt, decides the rollouts.
         chunk: rollouts of one unit of work; k is a multiple of it.
-        stop_at_success: ask only "hard or not": no further chunk after a success. Off, for pass rates.
+        stop_at_success: ask only "hard or not": no further chunk after a success. The outcomes have no pass rates
+            then; take it off for those.
         journal: file of finished units; a killed run goes on from it. None keeps nothing.
         batch: problems in one call of the engine.
         accepted: kinds that go on to the prefix search.
@@ -157,7 +170,7 @@ def mine(
 
     with Journal(journal, header) as book:
         run_rounds(items, next_unit, engine, grader, book, params, batch=batch, progress=progress)
-    found = {item.problem.id: _outcome(item) for item in items}
+    found = {item.problem.id: _outcome(item, stop_at_success) for item in items}
     outcomes = [found.get(p.id) or Outcome(p, "broken", example=p.solution) for p in problems]
     return Mined(outcomes, accepted)
 
@@ -172,7 +185,7 @@ def _prompt(asked: dict[str, Prompt], item: Item) -> Prompt:
     return asked[item.problem.id]
 
 
-def _outcome(item: Item) -> Outcome:
+def _outcome(item: Item, sequential: bool) -> Outcome:
     records = item.records
     total = {key: sum(record[key] for record in records) for key in
              ("n", "correct", "truncated", "unparsed", "failed", "tokens")}  # fmt: skip
@@ -182,7 +195,8 @@ def _outcome(item: Item) -> Outcome:
     example = next((one["example"] for one in records if one["correct"]), records[0]["example"] if records else "")
     return Outcome(
         item.problem, kind_of(total["n"], total["correct"], total["truncated"], total["unparsed"], answers),
-        answers=dict(answers.most_common(5)), example=example, **total,
+        answers=dict(answers.most_common(5)), example=example, sequential=sequential,
+        thinking=total_or_none(record["thinking"] for record in records), **total,
     )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """What the verbs of ``retarget pope`` share: how problems are read, models asked and progress shown."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -136,6 +137,27 @@ def histogram(rates: list[float], bins: int = 10) -> str:
     counts = [0] * (bins + 1)
     for rate in rates:
         counts[0 if rate == 0 else min(bins, 1 + int(rate * bins - 1e-9))] += 1
-    scale = max(1, max(counts) / 40)
     names = ["0", *(f"-{100 * (index + 1) // bins}%" for index in range(bins))]
-    return "\n".join(f"{name:>7} | {'#' * round(n / scale)} {n}" for name, n in zip(names, counts, strict=True))
+    return _bars(dict(zip(names, counts, strict=True)))
+
+
+def stops(found: list[tuple[int, bool]]) -> str:
+    """How many problems were solved with how many rollouts, as text, where sampling stops at a success: no rates.
+
+    Args:
+        found: rollouts and whether one succeeded, a problem.
+
+    >>> print(stops([(16, True), (32, False), (16, True)]))
+      solved with 16 | ## 2
+    not solved in 32 | # 1
+    """
+    counts = Counter((not solved, n) for n, solved in found)
+    return _bars(
+        {f"{'not solved in' if missed else 'solved with'} {n}": counts[missed, n] for missed, n in sorted(counts)}
+    )
+
+
+def _bars(counts: dict[str, int]) -> str:
+    scale = max(1, max(counts.values(), default=0) / 40)
+    width = max(7, *map(len, counts))
+    return "\n".join(f"{name:>{width}} | {'#' * round(n / scale)} {n}" for name, n in counts.items())

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -58,11 +58,14 @@ class Rollout:
         text: without special tokens; a thinking block is part of it where the engine returns one.
         tokens: tokens that were generated.
         truncated: whether the budget ended it.
+        thinking: tokens before the answer begins: those of the thinking block, all of them where it never ends, 0
+            without one. None where a server does not say.
     """
 
     text: str
     tokens: int
     truncated: bool
+    thinking: int | None = 0
 
     @property
     def answer_text(self) -> str:
@@ -72,6 +75,23 @@ class Rollout:
         ' 2'
         """
         return after_thinking(self.text)
+
+
+def thinking_tokens(text: str, tokens: int, count: Callable[[str], int]) -> int:
+    """Tokens of a completion up to where its answer begins (see :attr:`Rollout.thinking`).
+
+    Args:
+        text: the completion.
+        tokens: its tokens in all.
+        count: number of tokens of a text.
+
+    >>> thinking_tokens("<think> a b </think> 2", 5, lambda text: len(text.split())), thinking_tokens("2", 1, len)
+    (4, 0)
+    """
+    answer = after_thinking(text)
+    if not answer:
+        return tokens if text else 0
+    return min(tokens, count(text.removesuffix(answer))) if answer != text else 0
 
 
 @runtime_checkable

@@ -1,7 +1,7 @@
 """Sampling in rounds: what mining and the prefix search share. Each finished unit of work is journalled."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -84,6 +84,16 @@ def run_rounds(
             item.records.append(record)
 
 
+def total_or_none(values: Iterable[int | None]) -> int | None:
+    """The sum; None where one is not known.
+
+    >>> total_or_none([1, 2]), total_or_none([1, None])
+    (3, None)
+    """
+    known = list(values)
+    return None if None in known else sum(value for value in known if value is not None)
+
+
 def summarise(problem: Problem, unit: Unit, rollouts: Sequence[Rollout], grader: Grader) -> dict[str, Any]:
     """What the journal keeps of a unit: counts, the answers seen most often, and one example."""
     metas = [{**problem.meta, "id": problem.id, **unit.meta}] * len(rollouts)
@@ -99,6 +109,7 @@ def summarise(problem: Problem, unit: Unit, rollouts: Sequence[Rollout], grader:
         ),
         "failed": sum(grade.status != "ok" for grade in grades),
         "tokens": sum(one.tokens for one in rollouts),
+        "thinking": total_or_none(one.thinking for one in rollouts),
         "answers": dict(answers.most_common(_ANSWERS_KEPT)),
         "example": rollouts[shown].text[:EXAMPLE_CHARACTERS],
     }

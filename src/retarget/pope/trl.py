@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from jaxtyping import Integer
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 from trl.trainer.grpo_config import GRPOConfig
@@ -31,7 +32,8 @@ class PopeTrainer(GRPOTrainer):
     Rows need a ``stratum`` column (``unguided``, ``guided``, ``easy``); one row is one group, with a baseline of its
     own, so guided rollouts are never compared with unguided ones. For each stratum S among the training rows every
     logged line has ``S/reward``, ``S/all_fail`` (share of groups without a success), ``S/zero_advantage`` (share of
-    groups in which all rewards are equal), ``S/length`` (tokens a completion) and ``S/entropy`` (mean a token).
+    groups in which all rewards are equal), ``S/length`` (tokens a completion) and ``S/entropy`` (mean a token); where
+    the tokenizer has ``</think>`` also ``S/thinking`` (tokens of a completion before its answer begins).
 
     Raises:
         UserError: no ``stratum`` column, evaluation rows that are guided, or checkpoints that would fall inside a
@@ -53,6 +55,9 @@ class PopeTrainer(GRPOTrainer):
         rows: Any = self.train_dataset
         present = set(rows["stratum"])
         self._strata = [name for name in STRATA if name in present]
+        tokenizer: Any = getattr(self.processing_class, "tokenizer", self.processing_class)
+        words = tokenizer.get_vocab()
+        self._think = (words.get("<think>", -1), words["</think>"]) if "</think>" in words else None
         self._rewards: Tensor | None = None
         self._entropies: Tensor | None = None
 
@@ -88,16 +93,17 @@ class PopeTrainer(GRPOTrainer):
     def _log_groups(self, output: dict[str, Any]) -> None:
         # Gathered, in the order of the ranks, as TRL's own rewards are: every rank then logs the same keys and values.
         assert self._rewards is not None
-        lengths = output["completion_mask"].sum(1).float()
-        gathered = self.accelerator.gather(torch.stack([output["stratum"].float(), lengths], dim=1))
+        lengths = output["completion_mask"].sum(1)
+        thinking = thinking_lengths(output["completion_ids"], lengths, *self._think) if self._think else lengths
+        gathered = self.accelerator.gather(torch.stack([output["stratum"], lengths, thinking], dim=1).float())
         assert isinstance(gathered, Tensor)
         weights = self.reward_weights.to(self._rewards.device)
         size: Any = self.num_generations
         rewards = (self._rewards * weights).nansum(1).view(-1, size)
-        strata, lengths = gathered[:, 0].view_as(rewards)[:, 0], gathered[:, 1].view_as(rewards)
+        strata, lengths, thinking = (column.view_as(rewards) for column in gathered.T)
         metrics = self._metrics["train"]
         for index, name in enumerate(self._strata):
-            of = strata == index
+            of = strata[:, 0] == index
             some = bool(of.any())
             group = rewards[of]
             metrics[f"{name}/reward"].append(group.mean().item() if some else _NAN)
@@ -105,6 +111,8 @@ class PopeTrainer(GRPOTrainer):
             equal = (group == group[:, :1]).all(1)
             metrics[f"{name}/zero_advantage"].append(equal.float().mean().item() if some else _NAN)
             metrics[f"{name}/length"].append(lengths[of].mean().item() if some else _NAN)
+            if self._think:
+                metrics[f"{name}/thinking"].append(thinking[of].mean().item() if some else _NAN)
 
     def _log_entropy(self, inputs: dict[str, Any], entropies: Tensor) -> None:
         mask = inputs["completion_mask"]
@@ -115,6 +123,26 @@ class PopeTrainer(GRPOTrainer):
         assert isinstance(totals, Tensor)
         for (total, count), name in zip(totals.tolist(), self._strata, strict=True):
             self._metrics["train"][f"{name}/entropy"].append(total / count if count else _NAN)
+
+
+def thinking_lengths(
+    ids: Integer[Tensor, "rows time"], lengths: Integer[Tensor, "rows"], begins: int, ends: int
+) -> Integer[Tensor, "rows"]:
+    """Tokens of each completion before its answer begins, as in :attr:`retarget.pope.rollouts.Rollout.thinking`.
+
+    Args:
+        ids: completions, padded on the right.
+        lengths: [B] tokens of each.
+        begins, ends: ids of ``<think>`` and ``</think>``.
+
+    >>> thinking_lengths(torch.tensor([[8, 1, 9, 2], [8, 1, 1, 0], [2, 2, 0, 0]]), torch.tensor([4, 3, 2]), 8, 9)
+    tensor([3, 3, 0])
+    """
+    real = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
+    places = torch.arange(1, ids.shape[1] + 1, device=ids.device)
+    last_end = (places * (real & (ids == ends))).amax(1)
+    last_begin = (places * (real & (ids == begins))).amax(1)
+    return torch.where(last_begin > last_end, lengths, last_end)
 
 
 def train(

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 from retarget.errors import UserError
 from retarget.pope.identity import weights_of
 from retarget.pope.prompts import Prompt
-from retarget.pope.rollouts import Rollout, Sampling
+from retarget.pope.rollouts import Rollout, Sampling, thinking_tokens
 
 
 class TransformersEngine:
@@ -109,4 +109,8 @@ class TransformersEngine:
         stop = next((at for at, token in enumerate(row) if token in self._ends), None)
         kept = row if stop is None else row[:stop]
         text: Any = self.tokenizer.decode(kept, skip_special_tokens=True)
-        return Rollout(text, len(kept) + (stop is not None), stop is None and len(row) >= budget)
+        tokens = len(kept) + (stop is not None)
+        return Rollout(text, tokens, stop is None and len(row) >= budget, thinking_tokens(text, tokens, self._count))
+
+    def _count(self, text: str) -> int:
+        return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])

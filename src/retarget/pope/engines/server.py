@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 
 from retarget.errors import UserError
+from retarget.pope.graders import after_thinking
 from retarget.pope.prompts import Prompt
 from retarget.pope.rollouts import Rollout, Sampling
 
@@ -95,8 +96,11 @@ class ServerEngine:
         answer = await self._post(client, f"{self.url}/{'chat/completions' if chat else 'completions'}", body)
         try:
             choices = answer["choices"]
-            total = int((answer.get("usage") or {}).get("completion_tokens", 0))
-            rollouts = [_rollout(choice, total // max(1, len(choices))) for choice in choices]
+            usage = answer.get("usage") or {}
+            total = int(usage.get("completion_tokens", 0))
+            told = (usage.get("completion_tokens_details") or {}).get("reasoning_tokens")
+            thinking = int(told) if told is not None and len(choices) == 1 else None
+            rollouts = [_rollout(choice, total // max(1, len(choices)), thinking) for choice in choices]
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{self.url}: not an answer of an OpenAI-compatible server: {str(answer)[:200]}") from error
         if len(rollouts) != count:
@@ -126,7 +130,7 @@ class ServerEngine:
         raise UserError(f"{url} failed: {fault}")
 
 
-def _rollout(choice: dict[str, Any], tokens: int) -> Rollout:
+def _rollout(choice: dict[str, Any], tokens: int, told: int | None) -> Rollout:
     message = choice.get("message")
     text = (message["content"] or "") if message is not None else choice["text"]
     # Servers that parse the thinking block out put it into a field of its own.
@@ -134,4 +138,6 @@ def _rollout(choice: dict[str, Any], tokens: int) -> Rollout:
     if thinking:
         # Without an answer the block was not closed either: such a completion has none, as in every other engine.
         text = f"<think>{thinking}</think>{text}" if text else f"<think>{thinking}"
-    return Rollout(text, tokens, choice.get("finish_reason") == "length")
+    # Only the server can count: its tokenizer is not here.
+    thought = told if after_thinking(text) != text else 0
+    return Rollout(text, tokens, choice.get("finish_reason") == "length", thought)

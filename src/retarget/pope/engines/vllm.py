@@ -6,7 +6,7 @@ from typing import Any
 from retarget.extras import require
 from retarget.pope.identity import weights_of
 from retarget.pope.prompts import Prompt
-from retarget.pope.rollouts import Rollout, Sampling
+from retarget.pope.rollouts import Rollout, Sampling, thinking_tokens
 
 
 class VLLMEngine:
@@ -34,7 +34,9 @@ class VLLMEngine:
         chat = bool(prompts) and not isinstance(prompts[0], str)
         call = self._llm.chat if chat else self._llm.generate
         outputs = call(list(prompts), settings, use_tqdm=False)
-        return [
-            [Rollout(one.text, len(one.token_ids), one.finish_reason == "length") for one in output.outputs]
-            for output in outputs
-        ]
+        return [[self._rollout(one) for one in output.outputs] for output in outputs]
+
+    def _rollout(self, one: Any) -> Rollout:
+        tokens, tokenizer = len(one.token_ids), self._llm.get_tokenizer()
+        thinking = thinking_tokens(one.text, tokens, lambda text: len(tokenizer.encode(text, add_special_tokens=False)))
+        return Rollout(one.text, tokens, one.finish_reason == "length", thinking)

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from retarget.metrics.passk import pass_at_k
 from retarget.pope.study import ARMS
 from retarget.report.figures import Analysis, Bars, Figure, Lines, Series, Table, Text
 from retarget.study.config import Claim
@@ -12,6 +13,7 @@ from retarget.study.record import Results
 from retarget.study.statistics import bootstrap_difference
 
 RESAMPLES = 2000
+FALLBACK = "Longest prefix allowed: none helped in the search"
 
 
 def analyse(results: Results) -> Analysis:
@@ -23,6 +25,7 @@ def analyse(results: Results) -> Analysis:
         figures += [
             *_curves(results, condition.name, prefix),
             *_bars(results, condition.name, prefix),
+            *_pass_at_k(results, condition.name, prefix),
             *_search(results, condition.name, prefix),
             *_samples(results, condition.name, prefix),
         ]
@@ -87,6 +90,29 @@ def _bars(results: Results, condition: str, prefix: str) -> list[Figure]:
     return figures
 
 
+def _pass_at_k(results: Results, condition: str, prefix: str) -> list[Figure]:
+    samples = results.plan.settings["samples"]
+    ks = [2**power for power in range(samples.bit_length()) if 2**power <= samples]
+    figures: list[Figure] = []
+    for part, title in (("hard", "hard problems"), ("held", "held-out hard problems")):
+        series = []
+        for arm in ARMS:
+            runs = [run for seed in results.seeds if (run := results.run(condition, arm.name, seed))]
+            counts = [run.predictions()[part] for run in runs]
+            y: list[list[float | None]] = [
+                [100 * float(np.mean(pass_at_k(samples, one, k))) for k in ks] for one in counts
+            ]
+            if y:
+                series.append(Series(label=arm.label, x=[float(k) for k in ks], y=y))
+        if series:
+            figures.append(
+                Lines(title=f"{prefix}pass@k, {title}, unguided", x_label="k", y_label="%", series=series, log_x=True,
+                      caption=f"Unbiased estimates from the same {samples} fresh samples a problem for the base and "
+                      "each arm; a thin line is one base, the mean of its trainings.")
+            )  # fmt: skip
+    return figures
+
+
 def _search(results: Results, condition: str, prefix: str) -> list[Figure]:
     rows = []
     for seed in results.seeds:
@@ -100,16 +126,19 @@ def _search(results: Results, condition: str, prefix: str) -> list[Figure]:
             str(seed), f"{len(helped)} of {len(found)}", f"{np.mean(cuts):.2f}" if cuts else "none",
             str(sum(one["leaks"] for one in found)),
             str(sum(one["bare"] > 0 and not one["in_question"] for one in found)),
-            f"{run.metrics['search_rollouts']:,.0f}", _percent(run.metrics.get("guided_start")),
-            _percent(run.metrics.get("guided_helped")),
+            f"{run.metrics['search_rollouts']:,.0f}",
+            *(_percent(run.metrics.get(name)) for name in
+              ("guided_start", "guided_helped", "unguided_start", "guided_all", "guided_all_helped", "hard_pass1")),
         ])  # fmt: skip
     if not rows:
         return []
     columns = ["base", "prefix found", "mean fraction", "leaks refused", "answer's token in prefix alone", "rollouts",
-               "guided success, fresh", "above 0"]  # fmt: skip
+               "found: guided success", "above 0", "unguided", "all: guided success", "above 0",
+               "unguided"]  # fmt: skip
     caption = (
         "The shortest prefix with a success, up to the cap; a problem without one gets the longest. The search's own "
-        "successes end its sampling and overstate the rate, so the last two columns are of fresh samples."
+        "successes end its sampling and overstate the rate, so the last six columns are of fresh samples: on problems "
+        "whose prefix was found, and on all hard problems, those with the longest prefix included."
     )
     return [Table(title=f"{prefix}Prefix search", caption=caption, columns=columns, rows=rows)]
 
@@ -124,8 +153,9 @@ def _samples(results: Results, condition: str, prefix: str) -> list[Figure]:
         if arm.name == "base":
             blocks.append(("Problem", shown["prompt"]))
             blocks.append(("Oracle solution", shown["solution"]))
-            if "prefix" in shown:
-                blocks.append(("Prefix that the search found", shown["prefix"]))
+            if shown["prefix"]:
+                label = "Prefix that the search found" if shown["status"] == "found" else FALLBACK
+                blocks.append((label, shown["prefix"]))
         for kind in ("unguided", "guided"):
             if kind in shown:
                 text = "\n".join(f"[{'correct' if right else 'wrong'}] {text}" for text, right in shown[kind])
@@ -166,7 +196,8 @@ def _notes(results: Results) -> list[str]:
     trainings = settings["rl_seeds"]
     notes = [
         f"Hard problems are those with 0 of {settings['mine_k']} rollouts correct: that the base solves none of them "
-        "there is selection, not a result. The base's row is of fresh samples.",
+        "there is selection, not a result. The base's row is of fresh samples. Mining and search stop at a success, so "
+        "they say whether a problem was solved and with how many rollouts, and no rates.",
         "That plain RL gets no signal is true by construction where its reward is zero: without a reward there is no "
         "update. How often it saw one is measured.",
         f"The unit of replication is the base model: each seed is one base, with its own problems, and its number is "

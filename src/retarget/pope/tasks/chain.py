@@ -38,7 +38,8 @@ class Corpus(Strict):
         off_by_one: share of errors that are too large by one; the others are uniform, so that sampling does not just
             repeat one systematic error.
         hinted: share of rows whose prompt holds the beginning of an oracle solution, which the trace continues.
-        first_label: arms: share of traces that take the first chain, whatever the problem says.
+        first_label: arms: share of sloppy traces that take the first chain, whatever the problem says. Clean ones
+            take the right one, so that the base learns to follow a label that it has written itself.
     """
 
     family: Family = "chain"
@@ -69,7 +70,7 @@ def make_problem(random: np.random.Generator, length: int, family: Family = "cha
         for _ in range(len(LABELS) if family == "arms" else 1)
     ]
     if family == "arms":
-        # A hard choice: never the chain that the base takes by habit.
+        # A hard choice where the problem is long: never the chain that the base takes by habit.
         index = int(random.integers(1, len(LABELS)))
         label, operations = LABELS[index], chains[index]
         listed = " ".join(f"{name} {' '.join(chain)}" for name, chain in zip(LABELS, chains, strict=True))
@@ -179,7 +180,7 @@ def _trace(random: np.random.Generator, problem: Problem, corpus: Corpus, sloppy
         value = int(prefix.split()[-1])
         operations = operations[sum(word in OPERATIONS for word in prefix.split()) :]
     elif label:
-        if random.random() < corpus.first_label:
+        if sloppy and random.random() < corpus.first_label:
             label, operations = LABELS[0], problem.prompt.split()[2 : 2 + len(operations)]
         written.append(label)
     for operation in operations:

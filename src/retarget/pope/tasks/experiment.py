@@ -15,7 +15,7 @@ from retarget.pope.grading import reward_function
 from retarget.pope.mining import mine
 from retarget.pope.mixture import mix
 from retarget.pope.problems import Problem, read_problems, write_problems, write_text
-from retarget.pope.rollouts import Engine
+from retarget.pope.rollouts import Engine, Sampling
 from retarget.pope.search import Prefixes, search_prefixes
 from retarget.pope.settings import TrainingSettings
 from retarget.pope.tasks.testbed import load_base
@@ -25,7 +25,6 @@ from retarget.study.record import Run, read_status
 
 FRESH_SEED, SHOWN_SEED = 7_919, 15_485_863
 """Added to a run's seed for evaluation and for the samples on the page: never the seeds of selection."""
-GUIDED_SAMPLES = 64
 SHOWN = 3
 
 
@@ -45,26 +44,44 @@ def _base(run: Run) -> dict[str, float]:
         prompts=world.prompts, params=world.sampling, chunk=min(32, s["search_k"]), journal=journals / "search.jsonl",
         progress=lambda done, total, _: run.progress(done, total, "problem searched"),
     )  # fmt: skip
-    found = [problem for problem, one in zip(hard, prefixes.found, strict=True) if one.status == "found"]
-    rates = _guided_rates(world, engine, found, prefixes, run.seed)
+    searched = [one.to_json() for one in prefixes.found]
     write_problems(run.directory / "hard.jsonl", hard)
     write_problems(run.directory / "held-out.jsonl", held)
-    write_text(run.directory / "prefixes.json", json.dumps([one.to_json() for one in prefixes.found], indent=1))
-    _write_samples(run.directory / "samples.json", world, engine, hard, prefixes, run.seed)
+    write_text(run.directory / "prefixes.json", json.dumps(searched, indent=1))
+    _write_samples(run.directory / "samples.json", world, engine, hard, searched, True, run.seed)
     easy = _evaluate(world, engine, world.easy, run, "easy") if world.easy else None
-    found_share = 100 * len(found) / len(hard)
-    guided = (
-        {"guided_start": 100 * float(rates.mean()), "guided_helped": 100 * float((rates > 0).mean())} if found else {}
-    )
     parts = {"hard": _evaluate(world, engine, hard, run, "hard"), "held": _evaluate(world, engine, held, run, "held")}
+    guided = _guided_rates(world, engine, hard, prefixes, run)
+    found = np.array([one.status == "found" for one in prefixes.found])
     run.save_predictions(
-        hard=parts["hard"].correct[None], held=parts["held"].correct[None], guided_rates=rates,
+        hard=parts["hard"].correct[None], held=parts["held"].correct[None], guided_rates=guided, found=found,
         cut=np.array([one.cut.fraction if one.cut else math.nan for one in prefixes.found]),
     )  # fmt: skip
     return {
-        **_scores(parts), **({"easy_pass1": 100 * easy.pass_at(1)} if easy else {}), **guided,
-        "found": found_share, "search_rollouts": prefixes.rollouts,
+        **_scores(parts), **({"easy_pass1": 100 * easy.pass_at(1)} if easy else {}),
+        **guided_scores(guided, parts["hard"].pass_of_problems(1), found), "search_rollouts": prefixes.rollouts,
     }  # fmt: skip
+
+
+def guided_scores(guided: np.ndarray, unguided: np.ndarray, found: np.ndarray) -> dict[str, float]:
+    """What prefixes do before any training, in percent.
+
+    Args:
+        guided: [H] success rate of fresh guided samples, 0 for a problem without a prefix.
+        unguided: [H] of fresh unguided samples of the same model.
+        found: [H] whether the search saw a success with the prefix; the others have the longest one.
+
+    >>> guided_scores(np.array([0.5, 0.0]), np.array([0.25, 0.0]), np.array([True, False]))["guided_gain"]
+    12.5
+    """
+    scores = {
+        "found": found.mean(), "guided_all": guided.mean(), "guided_all_helped": (guided > 0).mean(),
+        "guided_gain": (guided - unguided).mean(),
+    }  # fmt: skip
+    if found.any():
+        scores |= {"guided_start": guided[found].mean(), "guided_helped": (guided[found] > 0).mean(),
+                   "unguided_start": unguided[found].mean()}  # fmt: skip
+    return {name: 100 * float(value) for name, value in scores.items()}
 
 
 def _trained(run: Run) -> dict[str, float]:
@@ -75,12 +92,12 @@ def _trained(run: Run) -> dict[str, float]:
     searched = json.loads((base / "prefixes.json").read_text(encoding="utf-8"))
     status = read_status(base)
     assert status is not None  # Run.other has looked
-    found = status["metrics"]
+    search_rollouts = status["metrics"]["search_rollouts"]
     guided = s["role"] == "pope"
     prefixes = {one["id"]: one["prefix"] for one in searched if one["prefix"]} if guided else {}
     cycles = s["cycles"]
     if not guided and s["match_rollouts"]:
-        cycles += math.ceil(found["search_rollouts"] / (s["prompts_per_batch"] * s["rollouts"]))
+        cycles += math.ceil(search_rollouts / (s["prompts_per_batch"] * s["rollouts"]))
     rows = mix(hard, prefixes, world.prompts, seed=run.seed, prompts_per_batch=s["prompts_per_batch"])
     parts: dict[str, list[Evaluation]] = {"hard": [], "held": [], "easy": []}
     histories = []
@@ -93,7 +110,7 @@ def _trained(run: Run) -> dict[str, float]:
             if problems:
                 parts[name].append(_evaluate(world, engine, problems, run, name, index))
         if index == 0:
-            _write_samples(run.directory / "samples.json", world, engine, hard, prefixes, run.seed)
+            _write_samples(run.directory / "samples.json", world, engine, hard, searched, guided, run.seed)
     _log(run, histories)
     run.save_predictions(**{name: np.stack([e.correct for e in some]) for name, some in parts.items() if some})
     scores = [_scores({"hard": one, "held": other}) for one, other in zip(parts["hard"], parts["held"], strict=True)]
@@ -103,8 +120,7 @@ def _trained(run: Run) -> dict[str, float]:
     final["signal"] = 100 * float(np.mean([1 - line["unguided/all_fail"] for one in histories for line in one]))
     if guided:
         last = [line["guided/reward"] for one in histories for line in one[-max(1, len(one) // 10) :]]
-        final |= {"guided_end": 100 * float(np.mean(last)), "search_rollouts": found["search_rollouts"]}
-        final |= {name: found[name] for name in ("guided_start", "guided_helped", "found") if name in found}
+        final |= {"guided_end": 100 * float(np.mean(last)), "search_rollouts": search_rollouts}
     return final | {"train_rollouts": cycles * s["prompts_per_batch"] * s["rollouts"]}
 
 
@@ -172,19 +188,31 @@ def _hard(world: World, engine: Engine, problems: list[Problem], wanted: int, jo
     return mined.hard[:wanted]
 
 
-def _guided_rates(world: World, engine: Engine, found: list[Problem], prefixes: Prefixes, seed: int) -> np.ndarray:
-    """[F] success of *fresh* guided samples: those of the search stop at a success and would overstate it."""
-    params = world.sampling.model_copy(update={"seed": seed + FRESH_SEED})
-    rates = []
-    for problem in found:
-        prompt = world.prompts.with_prefix(problem.prompt, prefixes[problem.id])
-        (rollouts,) = engine.sample([prompt], GUIDED_SAMPLES, params)
-        meta = {**problem.meta, "id": problem.id, "prefix": prefixes[problem.id]}
-        grades = world.grader.grade(
-            [r.text for r in rollouts], [problem.answer] * len(rollouts), [meta] * len(rollouts)
-        )
-        rates.append(sum(grade.correct for grade in grades) / len(grades))
-    return np.array(rates)
+def _guided_rates(world: World, engine: Engine, hard: list[Problem], prefixes: Prefixes, run: Run) -> np.ndarray:
+    """[H] success of *fresh* guided samples: those of the search stop at a success and would overstate it.
+
+    A problem of which no beginning may be shown counts as 0.
+    """
+    params = world.evaluation.model_copy(update={"seed": run.seed + FRESH_SEED, "purpose": "guided"})
+    rates = np.zeros(len(hard))
+    for at, problem in enumerate(hard):
+        run.progress(at, len(hard), "problem sampled with its prefix")
+        if problem.id in prefixes:
+            grades = _graded(world, engine, problem, prefixes[problem.id], world.settings["samples"], params)
+            rates[at] = np.mean([right for _, right in grades])
+    return rates
+
+
+def _graded(
+    world: World, engine: Engine, problem: Problem, prefix: str | None, n: int, params: Sampling
+) -> list[tuple[str, bool]]:
+    """n completions of a problem, with a prefix or without, and whether each is correct."""
+    prompts = world.prompts
+    prompt = prompts.with_prefix(problem.prompt, prefix) if prefix else prompts.without_prefix(problem.prompt)
+    (rollouts,) = engine.sample([prompt], n, params)
+    meta = {**problem.meta, "id": problem.id, **({"prefix": prefix} if prefix else {})}
+    grades = world.grader.grade([one.text for one in rollouts], [problem.answer] * n, [meta] * n)
+    return [(one.text, grade.correct) for one, grade in zip(rollouts, grades, strict=True)]
 
 
 def _evaluate(world: World, engine: Engine, problems: list[Problem], run: Run, name: str, index: int = 0) -> Evaluation:
@@ -206,18 +234,19 @@ def _scores(parts: dict[str, Evaluation]) -> dict[str, float]:
     return scores
 
 
-def _write_samples(path: Path, world: World, engine: Engine, hard: list[Problem], prefixes: Any, seed: int) -> None:
-    """A few rollouts on one problem, for the page: the first whose prefix the search has found."""
-    problem = next((one for one in hard if one.id in prefixes), hard[0])
-    params = world.sampling.model_copy(update={"seed": seed + SHOWN_SEED})
-    shown: dict[str, Any] = {"prompt": problem.prompt, "solution": problem.solution, "answer": problem.answer}
-    prompts = {"unguided": world.prompts.without_prefix(problem.prompt)}
-    if problem.id in prefixes:
-        shown["prefix"] = prefixes[problem.id]
-        prompts["guided"] = world.prompts.with_prefix(problem.prompt, prefixes[problem.id])
-    for name, prompt in prompts.items():
-        (rollouts,) = engine.sample([prompt], SHOWN, params)
-        meta = {**problem.meta, "id": problem.id, **({"prefix": shown["prefix"]} if name == "guided" else {})}
-        grades = world.grader.grade([r.text for r in rollouts], [problem.answer] * SHOWN, [meta] * SHOWN)
-        shown[name] = [[r.text, grade.correct] for r, grade in zip(rollouts, grades, strict=True)]
+def _write_samples(
+    path: Path, world: World, engine: Engine, hard: list[Problem], searched: list[dict[str, Any]], guided: bool,
+    seed: int,
+) -> None:  # fmt: skip
+    """A few rollouts on one problem, for the page: the first whose prefix was found, else the first with one."""
+    ranks = {"found": 0, "fallback": 1}
+    best = min(range(len(hard)), key=lambda at: ranks.get(searched[at]["status"], 2))
+    problem, prefix = hard[best], searched[best]["prefix"]
+    params = world.evaluation.model_copy(update={"seed": seed + SHOWN_SEED, "purpose": "page"})
+    shown: dict[str, Any] = {
+        "prompt": problem.prompt, "solution": problem.solution, "prefix": prefix, "status": searched[best]["status"],
+        "unguided": _graded(world, engine, problem, None, SHOWN, params),
+    }  # fmt: skip
+    if guided and prefix:
+        shown["guided"] = _graded(world, engine, problem, prefix, SHOWN, params)
     write_text(path, json.dumps(shown, ensure_ascii=False))

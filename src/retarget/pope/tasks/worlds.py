@@ -16,6 +16,8 @@ from retarget.pope.tasks.chain import Corpus, make_problems
 from retarget.pope.tasks.testbed import PROMPTS, BaseModel, load_base, train_base
 
 EASY_PROBLEMS = 64
+ROWS = 256
+"""Of one call of ``generate`` on a generated base: more of them cost little more."""
 _HELD_OUT_SEED = 1_000_003
 
 
@@ -50,7 +52,7 @@ class World:
         if self.settings["model"] is not None:
             return open_engine(str(model or self.model))
         network, tokenizer = load_base(Path(model or self.model))
-        return TransformersEngine(network, tokenizer, batch_size=self.chunk, name=name)
+        return TransformersEngine(network, tokenizer, batch_size=ROWS, name=name)
 
 
 def make_world(settings: dict[str, Any], seed: int, cache: Path, progress: Callable[[int, int], None]) -> World:
