@@ -30,11 +30,31 @@ def test_no_token_boundary_divides_mathematics_or_a_number():
     assert len(ends) > 20
 
 
+@pytest.mark.parametrize("text", [
+    "It costs $5 and $7. Then more.", "From ($5 or $7). Then more.", "$5-$7. Then more.", "US$3. Then more.",
+    "It costs \\$5 and $x$ is \\$7. Then more.", "Of $5 let $x$ be half. Then more.",
+])  # fmt: skip
+def test_a_price_opens_no_formula(text):
+    assert [text[:end] for end in boundaries(text, "sentence")] == [text.removesuffix(" Then more.")]
+
+
+@pytest.mark.parametrize("text", [
+    "$5 + x$", "$x = 3. 5$", "$a. \\$ 5$", "$$a. b$$", "$(a. b)$", "\\frac 1 2", "\\frac12", "\\dfrac{a b} {c d}",
+    "\\frac \\pi 2", "\\sqrt 2", "\\sqrt[3] {a b}", "\\binom n {k l}",
+])  # fmt: skip
+def test_no_cut_stands_inside_a_formula(text):
+    whole = f"So {text} holds. End"
+    ends = boundaries(whole, "token")
+    assert [whole[:end] for end in ends] == ["So", f"So {text}", f"So {text} holds."]
+
+
 pieces = st.sampled_from(
     [
         "word",
         "3.5",
         "$a. b$",
+        "$5",
+        "\\frac 1 2",
         "\\frac{a b}{c}",
         "10 000",
         "end.",

@@ -18,9 +18,18 @@ _LINE = re.compile(r"\n\s*")
 _STEP = re.compile(r"\n(?=\s*\n)\s*|\n\s*(?=(?:[Ss]tep\s+\d|\d+[.)]\s|[-*]\s))")
 _TOKEN = re.compile(r"\s+")
 _MATH = re.compile(
-    r"\$\$.*?\$\$|(?<!\\)\$(?!\s).*?(?<!\\)\$|\\\[.*?\\\]|\\\(.*?\\\)|\\begin\{(\w+\*?)\}.*?\\end\{\1\}", re.DOTALL
+    r"\$\$.*?\$\$|\\\[.*?\\\]|\\\(.*?\\\)|\\begin\{(\w+\*?)\}.*?\\end\{\1\}"
+    # A dollar opens a formula only where the next one can close it: "costs $5 and $7" and "($5 or $7)" are prices.
+    r"|(?<!\\)\$(?![\s$])(?:\\.|[^$\\])*?(?<![\s(\[])\$(?!\d)",
+    re.DOTALL,
 )
-_BRACED = re.compile(r"\\[A-Za-z]+\s*(?:\[[^\]]*\])?\s*\{")
+_COMMAND = re.compile(r"\\([A-Za-z]+)(?:\s*\[[^\]]*\](?=\s*\{))?")
+_ARGUMENT = re.compile(r"\\[A-Za-z]+|\\?.", re.DOTALL)
+_ARGUMENTS = {
+    **dict.fromkeys(("frac", "dfrac", "tfrac", "cfrac", "binom", "dbinom", "tbinom", "overset", "underset"), 2),
+    **dict.fromkeys(("sqrt", "boxed", "fbox", "text", "mathrm", "mathbf", "overline", "underline", "vec", "hat"), 1),
+}  # fmt: skip
+"""Arguments of commands that may stand without braces: ``\\frac 1 2``."""
 _SPACED_NUMBER = re.compile(r"\b\d{1,3}(?:[   ]\d{3})+\b")
 _MARKER = re.compile(r"####|\\(?:boxed|fbox)\b|\b(?:final\s+)?answer\s*(?:is|:|=|\bto\b)", re.IGNORECASE)
 
@@ -81,12 +90,30 @@ def _closed(text: str) -> Iterator[tuple[int, int]]:
     for pattern in (_MATH, _SPACED_NUMBER):
         for match in pattern.finditer(text):
             yield match.span()
-    for match in _BRACED.finditer(text):
-        depth, at = 1, match.end()
-        while at < len(text) and depth:
-            depth += {"{": 1, "}": -1}.get(text[at], 0)
-            at += 1
-        yield match.start(), at
+    for match in _COMMAND.finditer(text):
+        at, needed = match.end(), _ARGUMENTS.get(match[1], 0)
+        while True:
+            ahead = at + _space(text, at)
+            argument = _ARGUMENT.match(text, ahead)
+            if argument and argument[0] == "{":
+                at = _group_end(text, ahead)
+            elif argument and needed > 0:
+                at = argument.end()
+            else:
+                break
+            needed -= 1
+        if at > match.end():
+            yield match.start(), at
+
+
+def _group_end(text: str, at: int) -> int:
+    """Where the braces end that open at ``at``: the text's end if nothing closes them."""
+    depth = 0
+    for place in range(at, len(text)):
+        depth += {"{": 1, "}": -1}.get(text[place], 0)
+        if depth == 0:
+            return place + 1
+    return len(text)
 
 
 def cut_points(solution: str, cuts: int = 4, cap: float = 0.25, unit: Unit = "sentence") -> list[Cut]:
