@@ -1,0 +1,169 @@
+"""Detections against ground truth: mean average precision, calibration, and pictures."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from scipy.optimize import minimize
+from scipy.special import expit, log_expit, logit
+from torch import Tensor
+from torchmetrics.detection import MeanAveragePrecision
+from torchvision.ops import box_iou
+
+from retarget.metrics import calibration as c
+
+RIGHT_IOU = 0.5
+DRAWN_SCORE = 0.3
+RIGHT, WRONG, OBJECT = "#1f6feb", "#e36209", "#ffffff"  # colours of a picture's boxes
+
+
+class Judged(NamedTuple):
+    """The detections of a set that count, in one list.
+
+    Attributes:
+        scores: [M] confidences in (0, 1].
+        right: [M] bool.
+    """
+
+    scores: np.ndarray
+    right: np.ndarray
+
+
+class Detections:
+    """What a detector found in a set of images, and what is there; kept on the CPU."""
+
+    def __init__(self) -> None:
+        self.found: list[dict[str, Tensor]] = []
+        self.targets: list[dict[str, Tensor]] = []
+
+    def add(self, found: list[dict[str, Tensor]], targets: list[dict[str, Tensor]]) -> None:
+        """A batch, as a torchvision detector gives it and its targets are."""
+        for kept, batch in ((self.found, found), (self.targets, targets)):
+            kept.extend({name: value.detach().cpu() for name, value in one.items()} for one in batch)
+
+    def judged(self) -> Judged:
+        """Every detection that counts, image after image."""
+        parts = [match(found, target) for found, target in zip(self.found, self.targets, strict=True)]
+        counts = [counted for _, counted in parts]
+        return Judged(
+            _joined([one["scores"][kept] for one, kept in zip(self.found, counts, strict=True)], np.float64),
+            _joined([right[kept] for right, kept in parts], np.bool_),
+        )
+
+    def arrays(self, prefix: str) -> dict[str, np.ndarray]:
+        """All detections as arrays, boxes [M, 4], labels, scores and image [M]; and those that count, as judged."""
+        held = {name: torch.cat([one[name] for one in self.found]).numpy() for name in ("boxes", "labels", "scores")}
+        held["image"] = np.repeat(np.arange(len(self.found)), [len(one["labels"]) for one in self.found])
+        judged = self.judged()
+        held |= {"counted_scores": judged.scores, "right": judged.right}
+        return {f"{prefix}_{name}": value for name, value in held.items()}
+
+
+def match(found: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Which detections of an image are right, and which count, [M] bool each.
+
+    From the most confident on, a detection takes the object of its class with the largest IoU, of at least 0.5, that
+    no other has taken. One that fits an ignored object alone does not count.
+    """
+    right, counted = (torch.full((len(found["scores"]),), value, dtype=torch.bool) for value in (False, True))
+    overlap = box_iou(found["boxes"], target["boxes"])
+    overlap = overlap.masked_fill(found["labels"][:, None] != target["labels"], 0.0)
+    free = ~target["ignored"]
+    for place in found["scores"].argsort(descending=True, stable=True).tolist():
+        candidates = overlap[place].masked_fill(~free, 0.0)
+        if len(candidates) and candidates.max() >= RIGHT_IOU:
+            right[place], free[candidates.argmax()] = True, False
+        elif (overlap[place][target["ignored"]] >= RIGHT_IOU).any():
+            counted[place] = False
+    return right, counted
+
+
+def mean_average_precision(detections: Detections) -> dict[str, float]:
+    """COCO's mAP, mAP50 and mAP75 in percent, by torchmetrics and pycocotools; ignored objects are its crowds."""
+    metric = MeanAveragePrecision(backend="pycocotools")
+    targets = [{**one, "iscrowd": one["ignored"].long()} for one in detections.targets]
+    metric.update(detections.found, [{name: one[name] for name in ("boxes", "labels", "iscrowd")} for one in targets])
+    found = metric.compute()
+    return {
+        "map": 100 * float(found["map"]), "map50": 100 * float(found["map_50"]), "map75": 100 * float(found["map_75"])
+    }  # fmt: skip
+
+
+def scores(validation: Detections, test: Detections) -> dict[str, float]:
+    """Calibration of the test detections, as they are and after Platt scaling fitted on the validation detections.
+
+    A detector that finds nothing gives NaN.
+    """
+    fitted, judged = platt(validation.judged()), test.judged()
+    out = {"detections": len(judged.scores) / len(test.found)}
+    if len(judged.scores) == 0:
+        return out | dict.fromkeys(("ece", "ece_scaled", "nll_scaled", "confidence", "precision"), float("nan"))
+    scaled = fitted[0] * _logits(judged.scores) + fitted[1]
+    return out | {
+        "ece": 100 * c.expected_calibration_error(judged.scores, judged.right),
+        "ece_scaled": 100 * c.expected_calibration_error(expit(scaled), judged.right),
+        "nll_scaled": -float(log_expit(np.where(judged.right, scaled, -scaled)).mean()),
+        "confidence": 100 * float(judged.scores.mean()),
+        "precision": 100 * float(judged.right.mean()),
+    }
+
+
+def platt(judged: Judged) -> tuple[float, float]:
+    """Slope and offset of the logits with the least NLL, with Platt's own smoothed targets (1999, section 2.2).
+
+    Two numbers for all classes leave the order of detections as it is. Without detections nothing is scaled.
+    """
+    if len(judged.scores) == 0:
+        return 1.0, 0.0
+    z, right = _logits(judged.scores), judged.right
+    wanted = np.where(right, (right.sum() + 1) / (right.sum() + 2), 1 / ((~right).sum() + 2))
+
+    def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
+        u = parameters[0] * z + parameters[1]
+        gap = expit(u) - wanted
+        value = -(wanted * log_expit(u) + (1 - wanted) * log_expit(-u)).mean()
+        return float(value), np.array([(gap * z).mean(), gap.mean()])
+
+    slope, offset = minimize(loss, np.array([1.0, 0.0]), jac=True, method="BFGS").x
+    return float(slope), float(offset)
+
+
+def draw(path: Path, images: list[Tensor], detections: Detections, classes: tuple[str, ...]) -> None:
+    """The images with their detections of a score of at least ``DRAWN_SCORE``, side by side, as a PNG file.
+
+    Right ones are blue, wrong ones orange, with class and score; objects are white.
+    """
+    tiles = []
+    for image, found, target in zip(images, detections.found, detections.targets, strict=False):
+        scale = max(1, round(240 / image.shape[1]))
+        tile = Image.fromarray((255 * image.permute(1, 2, 0)).round().to(torch.uint8).numpy())
+        tile = tile.resize((tile.width * scale, tile.height * scale), Image.Resampling.NEAREST)
+        pen = ImageDraw.Draw(tile)
+        for box in target["boxes"]:
+            pen.rectangle((box * scale).tolist(), outline=OBJECT)
+        right, _ = match(found, target)
+        for place in (found["scores"] >= DRAWN_SCORE).nonzero()[:, 0].tolist():
+            box, colour = (found["boxes"][place] * scale).tolist(), RIGHT if right[place] else WRONG
+            text = f"{classes[int(found['labels'][place]) - 1]} {found['scores'][place]:.2f}"
+            pen.rectangle(box, outline=colour, width=2)
+            corner = (box[0], box[1])
+            pen.rectangle(pen.textbbox(corner, text), fill=colour)
+            pen.text(corner, text, fill=OBJECT)
+        tiles.append(tile)
+    columns, gap = min(len(tiles), 3), 4
+    width, height = max(tile.width for tile in tiles) + gap, max(tile.height for tile in tiles) + gap
+    sheet = Image.new("RGB", (columns * width - gap, -(-len(tiles) // columns) * height - gap), OBJECT)
+    for place, tile in enumerate(tiles):
+        sheet.paste(tile, (place % columns * width, place // columns * height))
+    sheet.save(path, "PNG")
+
+
+def _logits(scores: np.ndarray) -> np.ndarray:
+    return logit(np.clip(scores, 1e-6, 1 - 1e-6))  # float32 rounds a sure one to 1
+
+
+def _joined(parts: list[Tensor], dtype: Any) -> np.ndarray:
+    return torch.cat(parts).numpy().astype(dtype)
