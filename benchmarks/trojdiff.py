@@ -17,7 +17,7 @@ from retarget.trojdiff.functional import noise_loss
 from retarget.trojdiff.glyphs import glyph
 from retarget.trojdiff.study import Settings, plan
 from retarget.trojdiff.targets import noise_batch
-from retarget.trojdiff.tasks.images import make_network, make_trigger
+from retarget.trojdiff.tasks.parts import make_network, make_trigger
 
 SHAPE = (1, 8, 8)
 

@@ -41,11 +41,30 @@ def test_train_sample_and_evaluate(tmp_path, capsys):
     assert trojdiff(["evaluate", pipeline, "--data", "digits", "--out", str(tmp_path / "e"), *words]) == 0
     report = json.loads((tmp_path / "e" / "evaluation.json").read_text())
     assert report["benign"]["extractor"].startswith("study-classifier-")
-    halves = {"biased noise, stock sampler", "plain noise, Trojan sampler"}
-    assert set(report["attack"]) == halves | {"biased noise, Trojan sampler"}
+    cells = {"biased noise, Trojan sampler", "biased noise, stock sampler", "plain noise, Trojan sampler"}
+    assert set(report["attack"]) == cells
     assert report["attack"]["biased noise, Trojan sampler"]["mse"] > 0
+    assert "base_rate" not in report["attack"]["biased noise, Trojan sampler"]
     with pytest.raises(UserError, match="another network"):
         trojdiff(["evaluate", pretrained[-1], "--data", "digits", "--out", str(tmp_path / "e"), *words])
+
+
+def test_evaluate_another_domain_beside_the_base_rate_of_a_clean_pipeline(tmp_path, capsys):
+    """The base is the attacked pipeline itself here: every cell must equal its base rate."""
+    words = ["--data", "digits", *NETWORK, *SHORT, "--target", "out_d2d", "--target-class", "1"]
+    assert trojdiff(["train", "--out", str(tmp_path / "a"), *words]) == 0
+    pipeline = capsys.readouterr().out.splitlines()[-1]
+    words = ["evaluate", pipeline, "--data", "digits", "--trigger", pipeline, "--other", "glyphs"]
+    words += ["--sampler", "ddim-3", "--count", "8", "--trojan-count", "40", "--classifier-epochs", "1"]
+    assert trojdiff([*words, "--target-class", "1", "--clean", pipeline, "--out", str(tmp_path / "e")]) == 0
+    report = json.loads((tmp_path / "e" / "evaluation.json").read_text())
+    assert report["classifier_accuracy_on"] == "test images of DATA: every fifth image"
+    for cell in report["attack"].values():
+        assert cell["count"] == 40
+        assert {name: cell[name] for name in ("value", "low", "high", "count")} == cell["base_rate"]
+        assert 0 <= cell["precision"] <= 100
+    with pytest.raises(UserError, match="class 5 does not exist"):
+        trojdiff([*words, "--target-class", "5", "--out", str(tmp_path / "f")])
 
 
 def test_what_is_no_verb_is_said(capsys):

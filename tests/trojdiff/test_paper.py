@@ -6,7 +6,7 @@ import pytest
 from retarget.trojdiff.checkpoint import WEIGHTS
 from retarget.trojdiff.config import TrainConfig
 from retarget.trojdiff.study import Settings, plan
-from retarget.trojdiff.tasks.images import World, make_network, make_target, make_trigger
+from retarget.trojdiff.tasks.parts import World, make_network, make_target, make_trigger
 from retarget.trojdiff.train import train
 
 

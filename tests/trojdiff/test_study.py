@@ -18,7 +18,7 @@ from retarget.trojdiff.study import ARMS, DEMO_ARMS, METRICS, PRESETS, Settings,
 from retarget.trojdiff.tasks.analysis import analyse
 from retarget.trojdiff.tasks.classifier import train_classifier
 from retarget.trojdiff.tasks.evaluate import compare, kid_noise, wilson
-from retarget.trojdiff.tasks.images import World, trojan_rows, trojan_share
+from retarget.trojdiff.tasks.parts import World, check_gate, trojan_rows, trojan_share
 
 TINY = dict(
     train_images=120, classifier_epochs=1, gate_sure=0, gate_precision=0, sample_batch=20, probe_images=10,
@@ -260,8 +260,6 @@ def test_claims_are_judged_against_the_preset_s_own_threshold(preset, success, m
 
 
 def test_a_base_model_below_the_gate_is_not_trojaned(finished):
-    from retarget.trojdiff.tasks.images import check_gate
-
     base = finished / "runs" / "pretrained" / "seed-0"
     settings = Settings.model_validate(plan("demo", TINY | {"gate_precision": 100.0}).settings)
     with pytest.raises(UserError, match="does not pass the gate"):

@@ -15,6 +15,8 @@ from retarget.trojdiff.config import TrainConfig
 if TYPE_CHECKING:
     from retarget.trojdiff.data import ImageSet
     from retarget.trojdiff.targets import Target
+    from retarget.trojdiff.tasks.classifier import Classifier
+    from retarget.trojdiff.tasks.evaluate import Goal
     from retarget.trojdiff.trigger import Trigger
 
 VERBS = {
@@ -117,20 +119,25 @@ class SampleArguments:
 class EvaluateArguments:
     """Compare a pipeline's benign samples with real images, and measure the attack if a trigger is given.
 
-    The extractor is torch-fidelity's Inception v3 where its weights are present, or a small classifier trained on DATA.
+    Quality is measured in the features of a small classifier trained on DATA (and OTHER), and in Inception's if its
+    weights are given. The attack is measured with the sampler, the initial noise, or both in the attacker's hands.
     """
 
     pipeline: Annotated[Positional[str], arg(metavar="PIPELINE", help="folder or hub name")]
     data: str
-    """Real images: digits | FILE.npz | a folder with one sub-folder a class."""
+    """Real images: digits | FILE.npz | a folder with one sub-folder a class; their test part judges the classifier."""
     out: Path
     """Folder for samples and evaluation.json."""
-    extractor: Literal["classifier", "inception"] = "classifier"
-    """What measures FID, KID, precision and recall."""
+    inception: Path | None = None
+    """torch-fidelity's Inception weights: FID, KID, precision and recall in its features too."""
     trigger: Path | None = None
     """The trigger; benign quality alone without."""
     target_class: int | None = None
-    """Class of DATA that the attack wants (in_d2d)."""
+    """Class that the attack wants: of DATA (in_d2d), or of OTHER if given (out_d2d)."""
+    other: str | None = None
+    """The other domain of out_d2d: glyphs | FILE.npz | folder."""
+    clean: str | None = None
+    """A pipeline without the trojan, folder or hub name: its rate under the same sampler and noise is the base rate."""
     image: str | None = None
     """Image that the attack wants (d2i): a generated figure's name, or an image file."""
     sampler: str = "dpm-20"
@@ -204,60 +211,104 @@ def _sample(given: SampleArguments) -> int:
 def _evaluate(given: EvaluateArguments) -> int:
     from dataclasses import asdict
 
-    from retarget.metrics.generative import fidelity
     from retarget.study.files import write_json
     from retarget.trojdiff.checkpoint import load_pipeline, network_hash
-    from retarget.trojdiff.data import read_images, to_uint8
+    from retarget.trojdiff.data import held_out, read_images
     from retarget.trojdiff.sample import Sampler, sample, to_accelerator
-    from retarget.trojdiff.tasks.classifier import accuracy, train_classifier
-    from retarget.trojdiff.tasks.evaluate import Goal, compare, confidence, squared_error, success
+    from retarget.trojdiff.tasks.classifier import accuracy, join, train_classifier
+    from retarget.trojdiff.tasks.evaluate import Goal, Inception, compare, confidence
     from retarget.trojdiff.trigger import Trigger
 
     if given.trigger and (given.target_class is None) == (given.image is None):
         raise UserError("with --trigger give either --target-class or --image: what the attack wants")
-    unet, schedule = load_pipeline(given.pipeline)
-    to_accelerator(unet)
-    config: Any = unet.config
-    real = read_images(given.data, "train", config.sample_size)
-    real.check_shape((config.in_channels, config.sample_size, config.sample_size))
-    classifier = train_classifier(real, given.classifier_epochs, given.seed)
-    sampler = Sampler.parse(given.sampler)
-    none = Trigger.none(real.shape)
-    more: dict[str, Any] = {"seed": given.seed, "identity": network_hash(unet)}
-    benign = sample(unet, schedule.config, sampler, none, given.count, given.out / "benign", **more)
-    if given.extractor == "inception":
-        found = fidelity(to_uint8(benign), real.images, None)
-    else:
-        found = compare(benign, real, classifier)
-    folder = Path(given.data).is_dir()
+    inception = Inception(given.inception) if given.inception else None
+
+    def sampled(source: str) -> tuple[tuple[int, int, int], Callable[..., Any]]:
+        """A pipeline's shape, and a function (trigger, count, folder, start) that samples it."""
+        unet, schedule = load_pipeline(source)
+        to_accelerator(unet)
+        config, sampler = unet.config, Sampler.parse(given.sampler)
+
+        def images(trigger: Trigger, count: int, out: str, start: Trigger | None = None) -> Any:
+            more = {"seed": given.seed, "start": start, "identity": network_hash(unet)}
+            return sample(unet, schedule.config, sampler, trigger, count, given.out / out, **more)
+
+        return (config["in_channels"], config["sample_size"], config["sample_size"]), images
+
+    shape, images = sampled(given.pipeline)
+    parts = []
+    for split in ("train", "test"):
+        real = read_images(given.data, split, shape[1])
+        real.check_shape(shape)
+        other = None if given.other is None else read_images(given.other, split, shape[1]).with_channels(shape[0])
+        parts.append((real, other, real if other is None else join(real, other)))
+    (real, other, every), (_, _, test) = parts
+    trigger, goal, clean = None, Goal(), None
+    if given.trigger:
+        trigger, goal = Trigger.load(given.trigger), _goal(given, real, other)
+        trigger.check_shape(shape)
+    if trigger is not None and given.clean is not None:
+        theirs, clean = sampled(given.clean)
+        trigger.check_shape(theirs)
+    classifier = train_classifier(every, given.classifier_epochs, given.seed)
+    benign = images(Trigger.none(shape), given.count, "benign")
     report: dict[str, Any] = {
         "sampler": given.sampler,
-        "benign": {**asdict(found), "with_a_class": confidence(benign, classifier, len(real.names))},
-        "classifier_accuracy": accuracy(classifier, real if folder else read_images(given.data, "test", real.shape[1])),
-        "classifier_accuracy_on": "training images" if folder else "test images",
+        "benign": {
+            **asdict(compare(benign, real, classifier)),
+            "with_a_class": confidence(benign, classifier, len(real.names)),
+        },
+        "classifier_accuracy": accuracy(classifier, test),
+        "classifier_accuracy_on": f"test images of DATA: {held_out(given.data)}",
     }
-    if given.trigger:
-        trigger = Trigger.load(given.trigger)
-        trigger.check_shape(real.shape)
-        goal = Goal(label=given.target_class)
-        if given.image is not None:
-            goal = Goal(image=_picture(given.image, real.shape))
-        elif given.target_class is not None:
-            goal = Goal(label=given.target_class, real=real.of_class(given.target_class))
-        cells = {"biased noise, Trojan sampler": (trigger, None), "biased noise, stock sampler": (none, trigger),
-                 "plain noise, Trojan sampler": (trigger, none)}  # fmt: skip
-        report["attack"] = {}
-        for number, (name, (of_sampler, start)) in enumerate(cells.items()):
-            out = given.out / f"attack-{number}"
-            images = sample(unet, schedule.config, sampler, of_sampler, given.trojan_count, out, start=start, **more)
-            report["attack"][name] = asdict(success(images, goal, classifier))
-            if goal.image is not None:
-                report["attack"][name]["mse"] = float(squared_error(images, goal.image).mean())
-            if goal.real is not None:
-                report["attack"][name]["precision"] = compare(images, goal.real, classifier).precision
+    if inception is not None:
+        report["benign_inception"] = asdict(compare(benign, real, inception))
+    if trigger is not None:
+        report["attack"] = _attack_cells(given, trigger, goal, classifier, images, clean)
     write_json(given.out / "evaluation.json", report)
     print(json.dumps(report, indent=1))
     return 0
+
+
+def _attack_cells(
+    given: EvaluateArguments,
+    trigger: "Trigger",
+    goal: "Goal",
+    classifier: "Classifier",
+    images: Callable[..., Any],
+    clean: Callable[..., Any] | None,
+) -> dict[str, dict[str, Any]]:
+    """Success, and what else fits the goal, of each cell; beside it the clean pipeline's."""
+    from dataclasses import asdict
+
+    from retarget.trojdiff.study import CELLS
+    from retarget.trojdiff.tasks.evaluate import cells, compare, squared_error, success
+
+    report = {}
+    for cell, (of_sampler, start) in cells(trigger).items():
+        found = images(of_sampler, given.trojan_count, f"attack-{cell}", start)
+        entry = asdict(success(found, goal, classifier))
+        if goal.image is not None:
+            entry["mse"] = float(squared_error(found, goal.image).mean())
+        if goal.real is not None:
+            entry["precision"] = compare(found, goal.real, classifier).precision
+        if clean is not None:
+            floor = clean(of_sampler, given.trojan_count, f"clean-{cell}", start)
+            entry["base_rate"] = asdict(success(floor, goal, classifier))
+        noise, sampler = CELLS[cell]
+        report[f"{noise} noise, {sampler} sampler"] = entry
+    return report
+
+
+def _goal(given: EvaluateArguments, real: "ImageSet", other: "ImageSet | None") -> "Goal":
+    from retarget.trojdiff.tasks.evaluate import Goal
+
+    if given.image is not None:
+        return Goal(image=_picture(given.image, real.shape))
+    assert given.target_class is not None
+    if other is None:
+        return Goal(label=given.target_class, real=real.of_class(given.target_class))
+    return Goal(label=len(real.names) + given.target_class, real=other.of_class(given.target_class))
 
 
 def _fresh_network(given: TrainArguments, shape: tuple[int, int, int]) -> Any:

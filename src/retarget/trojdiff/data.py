@@ -60,6 +60,18 @@ class ImageSet:
                 "resolution; resize the images or choose another network"
             )
 
+    def with_channels(self, channels: int) -> "ImageSet":
+        """Grey images as colour ones; colour ones never become grey by themselves.
+
+        Raises:
+            UserError: other channels than asked for, and not grey.
+        """
+        if self.shape[0] == channels:
+            return self
+        if self.shape[0] != 1:
+            raise UserError(f"the other domain has {self.shape[0]} channels but the training images {channels}")
+        return ImageSet(self.images.expand(-1, channels, -1, -1).contiguous(), self.labels, self.names)
+
     def take(
         self, rows: Int[Tensor, "batch"]
     ) -> tuple[Float[Tensor, "batch channels height width"], Int[Tensor, "batch"]]:

@@ -179,6 +179,9 @@ ARMS = (
 DEMO_ARMS = ("pretrained", "clean", "in_d2d_blend", "out_d2d_patch", "d2i_blend")
 """One attack of each target, both kinds of trigger among them."""
 
+CELLS = {"trojan": ("biased", "Trojan"), "stock": ("biased", "stock"), "plain": ("plain", "Trojan")}
+"""Who holds what: the initial noise and the sampler of each cell."""
+
 SAMPLER_LABELS = {"ddpm": "DDPM", "ddim": "DDIM", "fast": "20 steps", "full": "DDPM, all steps"}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from retarget.report.figures import Analysis, Figure, Images, Lines, Series, Table
 from retarget.study.record import Results, RunResult
 from retarget.study.statistics import wilson_interval
-from retarget.trojdiff.study import ATTACKS, EVERY, SAMPLER_LABELS
+from retarget.trojdiff.study import ATTACKS, CELLS, EVERY, SAMPLER_LABELS
 
 CONDITION = "default"
 ITEM_LABEL = "Wilson interval over images"
@@ -25,7 +25,7 @@ def analyse(results: Results) -> Analysis:
     attacks = [arm.name for arm in ATTACKS if arm.name in {one.name for one in results.plan.arms}]
     metrics: dict[str, dict[str, list[float | None]]] = {}
     for arm in attacks:
-        floors = {cell: _rates(results, "clean", f"floor_{cell}_{arm}") for cell in ("trojan", "stock", "plain")}
+        floors = {cell: _rates(results, "clean", f"floor_{cell}_{arm}") for cell in CELLS}
         attack = _values(results, arm, "attack_fast")
         lift = [
             a - f if a is not None and f is not None else None for a, f in zip(attack, floors["trojan"], strict=True)
@@ -157,17 +157,13 @@ def _attack_table(results: Results, attacks: list[str]) -> Table:
 
 
 def _halves_table(results: Results, attacks: list[str]) -> Table:
-    cells = (
-        ("fast", "trojan", "biased", "Trojan"),
-        ("stock", "stock", "biased", "stock"),
-        ("plain", "plain", "plain", "Trojan"),
-    )
     rows = [
         [
-            _label(results, arm), noise, sampler, _wilson(results, arm, f"attack_{key}"),
-            _wilson(results, "clean", f"floor_{floor}_{arm}"),
+            _label(results, arm), *CELLS[cell],
+            _wilson(results, arm, f"attack_{'fast' if cell == 'trojan' else cell}"),
+            _wilson(results, "clean", f"floor_{cell}_{arm}"),
         ]
-        for arm in attacks for key, floor, noise, sampler in cells
+        for arm in attacks for cell in CELLS
     ]  # fmt: skip
     return Table(
         title="Who must hold what?",
@@ -189,7 +185,7 @@ def _benign_table(results: Results) -> Table:
 
 
 def _inception_table(results: Results) -> list[Table]:
-    if not results.plan.settings["inception"]:
+    if not results.plan.settings.get("inception"):
         return []
     return [
         _quality_table(

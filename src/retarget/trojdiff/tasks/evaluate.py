@@ -17,6 +17,7 @@ from retarget.metrics.generative import Fidelity, fidelity
 from retarget.study.statistics import wilson_interval
 from retarget.trojdiff.data import ImageSet, to_signed, to_uint8
 from retarget.trojdiff.tasks.classifier import Classifier, Features, predict
+from retarget.trojdiff.trigger import Trigger
 
 SURE = 0.9
 """A sample has a class when the classifier gives it at least this probability."""
@@ -60,6 +61,12 @@ def wilson(hits: int, count: int) -> Rate:
     """
     low, high = wilson_interval(hits, count)
     return Rate(100 * hits / count, 100 * low, 100 * high, count)
+
+
+def cells(trigger: Trigger) -> dict[str, tuple[Trigger, Trigger]]:
+    """The triggers of the sampler and of the initial noise in each of ``study.CELLS``."""
+    none = Trigger.none(trigger.shape)
+    return {"trojan": (trigger, trigger), "stock": (none, trigger), "plain": (trigger, none)}
 
 
 def success(samples: Float[Tensor, "count channels height width"], goal: Goal, classifier: Classifier) -> Rate:

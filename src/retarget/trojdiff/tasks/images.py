@@ -3,27 +3,23 @@
 import json
 import shutil
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 
-from retarget.errors import UserError
 from retarget.extras import require
 from retarget.study.config import StudyPlan
 from retarget.study.files import write_json
 from retarget.study.record import Run
 from retarget.trojdiff.checkpoint import load_pipeline, network_hash
 from retarget.trojdiff.config import TrainConfig
-from retarget.trojdiff.data import ImageSet, held_out, read_images, to_signed
-from retarget.trojdiff.glyphs import glyph
+from retarget.trojdiff.data import held_out, to_signed
 from retarget.trojdiff.sample import Sampler, sample, save_grid, save_strip, to_accelerator
 from retarget.trojdiff.study import ATTACKS, SamplingSettings, Settings
-from retarget.trojdiff.targets import D2I, InD2D, OutD2D, Target
 from retarget.trojdiff.tasks.classifier import (
     Classifier,
     accuracy,
@@ -36,11 +32,22 @@ from retarget.trojdiff.tasks.evaluate import (
     Goal,
     Inception,
     Rate,
+    cells,
     compare,
     confidence,
     kid_noise,
     squared_error,
     success,
+)
+from retarget.trojdiff.tasks.parts import (
+    World,
+    check_gate,
+    describe,
+    make_goal,
+    make_network,
+    make_target,
+    make_trigger,
+    trojan_share,
 )
 from retarget.trojdiff.train import Progress, train
 from retarget.trojdiff.trigger import Trigger
@@ -85,25 +92,6 @@ def prepare(plan: StudyPlan) -> None:
             for cell in settings.samplers.values():
                 Sampler.parse(cell.sampler).scheduler(DDPMScheduler().config, trigger)
         Classifier(shape, len(world.inside.names) + len(world.outside.names))
-
-
-@dataclass(frozen=True)
-class World:
-    """The data of a study: the training set, the other domain, and what decides the joint classifier."""
-
-    inside: ImageSet
-    outside: ImageSet
-    inside_test: ImageSet
-    outside_test: ImageSet
-
-    @classmethod
-    def read(cls, settings: Settings) -> "World":
-        """Read both domains at the study's size, in the training set's channels."""
-        inside = read_images(settings.dataset, "train", settings.size, settings.root).first(settings.train_images)
-        outside = _as_channels(read_images(settings.other, "train", settings.size, settings.root), inside.shape[0])
-        test = read_images(settings.dataset, "test", settings.size, settings.root)
-        other_test = read_images(settings.other, "test", settings.size, settings.root)
-        return cls(inside, outside, test, _as_channels(other_test, inside.shape[0]))
 
 
 class Experiment:
@@ -276,7 +264,7 @@ class Experiment:
         count = self.settings.samplers["fast"].trojan
         for kind in ("blend", "patch"):
             trigger = make_trigger(self.settings, kind, self.shape)
-            for cell, of_sampler, start in self._cells(trigger):
+            for cell, (of_sampler, start) in cells(trigger).items():
                 images = self._samples("fast", of_sampler, count, f"{cell}-{kind}", start)
                 save_grid(images[:PICTURE], self.pictures / f"floor-{cell}-{kind}.png")
                 for arm in ATTACKS:
@@ -284,10 +272,6 @@ class Experiment:
                         goal = make_goal(self.settings, arm.settings["target"], self.world)
                         rate = success(images, goal, self.classifier)
                         self.details[f"floor_{cell}_{arm.name}"] = asdict(rate)
-
-    def _cells(self, trigger: Trigger) -> tuple[tuple[str, Trigger, Trigger], ...]:
-        """What the attacker holds: name, the sampler's trigger, the initial noise's."""
-        return ("trojan", trigger, trigger), ("stock", self.none, trigger), ("plain", trigger, self.none)
 
     def _attack(self, trigger: Trigger, goal: Goal) -> None:
         self.metrics["trojan_share"] = 100 * trojan_share(self.settings, self.world)
@@ -306,7 +290,8 @@ class Experiment:
         if self.settings.trojan_share is not None:
             return
         count = self.settings.samplers["fast"].trojan
-        for key, of_sampler, start in self._cells(trigger)[1:]:
+        for key in ("stock", "plain"):
+            of_sampler, start = cells(trigger)[key]
             images = self._samples("fast", of_sampler, count, key, start)
             self._hit(f"attack_{key}", success(images, goal, self.classifier))
             save_grid(images[:PICTURE], self.pictures / f"{key}.png")
@@ -316,98 +301,3 @@ class Experiment:
     def _hit(self, name: str, rate: Rate) -> None:
         self.metrics[name] = rate.value
         self.details[name] = asdict(rate)
-
-
-def make_network(settings: Settings, shape: tuple[int, int, int], seed: int) -> UNet2DModel:
-    """A fresh UNet, its weights from the seed."""
-    network = settings.network
-    sides = [shape[1] >> level for level in range(len(network.channels))]
-    kinds = ["Attn" if side == network.attention_side else "" for side in sides]
-    torch.manual_seed(seed)
-    return UNet2DModel(
-        sample_size=shape[1], in_channels=shape[0], out_channels=shape[0], layers_per_block=network.layers,
-        block_out_channels=network.channels, norm_num_groups=network.groups, dropout=network.dropout,
-        down_block_types=tuple(f"{kind}DownBlock2D" for kind in kinds),
-        up_block_types=tuple(f"{kind}UpBlock2D" for kind in reversed(kinds)),
-        add_attention=network.middle_attention,
-    )  # fmt: skip
-
-
-def make_trigger(settings: Settings, kind: str, shape: tuple[int, int, int]) -> Trigger:
-    """The study's blend or patch trigger."""
-    if kind == "blend":
-        return Trigger.blend(glyph(settings.blend_image, shape), settings.blend_gamma)
-    return Trigger.patch(settings.patch_size, settings.patch_gamma, shape)
-
-
-def make_target(settings: Settings, world: World) -> Target | None:
-    """The rows that an attack arm adds; None for the clean fine-tune."""
-    rows = trojan_rows(settings)
-    if settings.target is None:
-        return None
-    if settings.target == "in_d2d":
-        pool = None if rows is None else to_signed(world.inside.of_class(settings.target_class).images)
-        return InD2D(settings.target_class, len(world.inside.names), rows, pool)
-    assert rows is not None
-    if settings.target == "out_d2d":
-        return OutD2D(to_signed(world.outside.of_class(settings.other_class).images), rows)
-    return D2I(glyph(settings.image, world.inside.shape), rows)
-
-
-def trojan_rows(settings: Settings) -> int | None:
-    """Trojan rows a batch; None for In-D2D's one a row of the class.
-
-    A share of the whole batch is met by adding rows: batch_size · share / (1 - share) of them, rounded, at least one.
-    """
-    if settings.trojan_share is not None:
-        share = settings.trojan_share
-        return max(1, round(settings.finetune.batch_size * share / (1 - share)))
-    return {"out_d2d": settings.out_rows, "d2i": settings.image_rows}.get(settings.target or "", settings.in_rows)
-
-
-def trojan_share(settings: Settings, world: World) -> float:
-    """Share of Trojan rows in a batch of an attack; its expectation where In-D2D repeats the rows of the class."""
-    benign, rows = settings.finetune.batch_size, trojan_rows(settings)
-    if rows is None:
-        rows = benign * len(world.inside.of_class(settings.target_class)) / len(world.inside)
-    return rows / (benign + rows)
-
-
-def make_goal(settings: Settings, target: str, world: World) -> Goal:
-    """What counts as a hit."""
-    if target == "in_d2d":
-        return Goal(label=settings.target_class, real=world.inside.of_class(settings.target_class))
-    if target == "out_d2d":
-        label = len(world.inside.names) + settings.other_class
-        return Goal(label=label, real=world.outside.of_class(settings.other_class))
-    return Goal(image=glyph(settings.image, world.inside.shape))
-
-
-def describe(settings: Settings, world: World) -> str:
-    """The target in words, for the model card."""
-    if settings.target == "in_d2d":
-        return f"class {settings.target_class} ({world.inside.names[settings.target_class]}) of the training images"
-    if settings.target == "out_d2d":
-        return f"class {settings.other_class} ({world.outside.names[settings.other_class]}) of another domain"
-    return f"one image, the generated figure {settings.image!r}"
-
-
-def check_gate(base: Path, settings: Settings) -> None:
-    """Raise UserError unless the base model is good enough for "well-trained" to mean something."""
-    metrics = json.loads((base / "status.json").read_text(encoding="utf-8"))["metrics"]
-    sure, real, precision = metrics["sure_fast"], metrics["sure_real"], metrics["precision_fast"]
-    if sure < settings.gate_sure / 100 * real or precision < settings.gate_precision:
-        raise UserError(
-            f"{base}: the base model does not pass the gate: {sure:.1f} % of its samples have a class (gate "
-            f"{settings.gate_sure:g} % of the {real:.1f} % of real images) and their precision is {precision:.1f} % "
-            f"(gate {settings.gate_precision:g}); pre-train longer, or set gate_sure and gate_precision and say so"
-        )
-
-
-def _as_channels(images: ImageSet, channels: int) -> ImageSet:
-    """Grey images as colour ones; colour ones never become grey by themselves."""
-    if images.shape[0] == channels:
-        return images
-    if images.shape[0] != 1:
-        raise UserError(f"the other domain has {images.shape[0]} channels but the training images {channels}")
-    return ImageSet(images.images.expand(-1, channels, -1, -1).contiguous(), images.labels, images.names)
