@@ -79,7 +79,21 @@ def test_the_whole_chain_by_path(tiny, folder, asking, capsys):
     assert saved["problems"] == len(hard)
     again = [*mining[:2], "--out", str(out), "--k", "16", "--checkpoint", str(folder / "trained"), *asking]
     assert pope(again) == 0
-    assert f"of {len(hard)} hard problems are solved now" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"of {len(hard)} hard problems are solved now" in printed
+    parts = [read_problems(out / f"{name}.jsonl", answer_in_solution=False) if (out / f"{name}.jsonl").stat().st_size
+             else [] for name in ("graduates", "still-hard", "left-over")]  # fmt: skip
+    assert sorted(one.id for part in parts for one in part) == sorted(one.id for one in hard)
+    assert [line.split(":")[0].strip() for line in printed.splitlines() if ": solved with" in line] == [
+        one.id for one in parts[0]
+    ]
+    (journal,) = out.glob("mine-again-*.jsonl")
+    before = journal.read_bytes()
+    assert pope(again) == 0
+    assert journal.read_bytes() == before
+    capsys.readouterr()
+    assert pope([*again, "--dry-run", "--mean-tokens", "10"]) == 0
+    assert json.loads(capsys.readouterr().out)["rollouts_at_most"] == 16 * len(hard)
 
 
 def test_estimates_touch_nothing(folder, asking, capsys):

@@ -10,9 +10,11 @@ import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from retarget.errors import UsageError, UserError
-from retarget.pope.options import Asking, Cost, Reading, histogram, progress, stops
+from retarget.pope.identity import weights_of
+from retarget.pope.options import Asking, Cost, Evaluating, Mining, Reading, histogram, progress, stops
 from retarget.pope.problems import read_problems, write_problems, write_text
 from retarget.pope.prompts import Prompts
+from retarget.study.config import fingerprint
 
 _JSONL = "problems: .jsonl, .jsonl.gz, .parquet, a directory, or hf:NAME"
 
@@ -50,7 +52,7 @@ class Mine:
     problems: Annotated[Positional[str], arg(help=_JSONL)]
     out: Path
     """Directory for the journal, outcomes.jsonl and hard.jsonl."""
-    asking: tyro.conf.OmitArgPrefixes[Asking]
+    asking: tyro.conf.OmitArgPrefixes[Mining]
     reading: tyro.conf.OmitArgPrefixes[Reading] = field(default_factory=Reading)
     cost: tyro.conf.OmitArgPrefixes[Cost] = field(default_factory=Cost)
     k: int = 128
@@ -60,7 +62,8 @@ class Mine:
     accept: tuple[str, ...] = ("hard",)
     """Kinds that go on: hard, and of the doubtful ones truncated, unparsed, suspect."""
     checkpoint: str | None = None
-    """A later model: mine OUT/hard.jsonl again with it and write what it now solves to graduates.jsonl."""
+    """A later model: mine OUT/hard.jsonl again with it. What it now solves goes to graduates.jsonl, what is hard still
+    to still-hard.jsonl, the rest (truncated, unparsed, suspect) to left-over.jsonl."""
     dry_run: FlagCreatePairsOff[bool] = False
     """Print rollouts, tokens and GPU-hours; do nothing."""
 
@@ -96,15 +99,29 @@ class Mine:
         from retarget.pope.mining import mine
 
         hard = read_problems(self.out / "hard.jsonl", solutions="optional", answer_in_solution=False)
-        asking = replace(self.asking, model=str(self.checkpoint))
+        if self.dry_run:
+            print(json.dumps(self.cost.of(len(hard) * self.k, "less where a problem ends at its first success")))
+            return 0
+        model = str(self.checkpoint)
+        tools = self.asking.tools()
+        tools["params"] = tools["params"].of("mine again")
+        # A journal for each model: a path whose weights have changed is another one.
+        journal = self.out / f"mine-again-{weights_of(model) or fingerprint(model)}.jsonl"
         with progress("mining again") as told:
-            tools = asking.tools()
-            tools["params"] = tools["params"].of("mine again")
-            now = mine(hard, asking.engine(), self.k, journal=None, progress=told, **tools)
+            now = mine(hard, replace(self.asking, model=model).engine(), self.k, accepted=tuple(self.accept),  # type: ignore[arg-type]
+                       journal=journal, progress=told, **tools)  # fmt: skip
         solved = [one.problem for one in now.outcomes if one.kind == "solved"]
-        write_problems(self.out / "graduates.jsonl", solved)
-        write_problems(self.out / "still-hard.jsonl", now.hard)
+        other = [one.problem for one in now.outcomes if one.kind not in ("solved", *self.accept)]
+        write_text(self.out / "outcomes-again.jsonl", _lines(one.to_json() for one in now.outcomes))
+        for name, some in (("graduates", solved), ("still-hard", now.hard), ("left-over", other)):
+            write_problems(self.out / f"{name}.jsonl", some)
         print(f"{len(solved)} of {len(hard)} hard problems are solved now: {self.out / 'graduates.jsonl'}")
+        for one in now.outcomes:
+            if one.kind == "solved":
+                print(f"  {one.problem.id}: solved with {one.n} rollouts")
+        print(f"{len(now)} are hard still: {self.out / 'still-hard.jsonl'}; {len(other)} are neither: "
+              f"{self.out / 'left-over.jsonl'}")  # fmt: skip
+        _examples(now.outcomes)
         return 0
 
 
@@ -293,7 +310,7 @@ class Evaluate:
     problems: Annotated[Positional[str], arg(help=_JSONL)]
     out: Path
     """Directory for the journal and evaluation.json."""
-    asking: tyro.conf.OmitArgPrefixes[Asking]
+    asking: tyro.conf.OmitArgPrefixes[Evaluating]
     reading: tyro.conf.OmitArgPrefixes[Reading] = field(default_factory=Reading)
     samples: int = 32
     """Rollouts a problem; for solved sets take 256 or more, as many for the base as for the trained model."""

@@ -51,8 +51,11 @@ class Asking:
     max_tokens: int = 16384
     """Budget of one completion."""
     temperature: float = 0.8
+    """0.8 in the authors' training configuration, for training and evaluation."""
     top_p: float = 1.0
+    """1 for none."""
     top_k: int = 0
+    """0 for none."""
     seed: int = 0
     chunk: int = 16
     """Rollouts of one unit of work; each unit has a seed of its own."""
@@ -87,6 +90,22 @@ class Asking:
             grader=Grader(self.grader, workers=trusted), params=self.sampling(), chunk=self.chunk, batch=self.batch,
             prompts=Prompts.load(self.templates, chat=self.chat),
         )  # fmt: skip
+
+
+@dataclass
+class Mining(Asking):
+    """As mining asks."""
+
+    max_tokens: int = 32768
+    """Budget of one completion: 32k in the paper's mining, twice that of its training."""
+
+
+@dataclass
+class Evaluating(Asking):
+    """As evaluation asks: temperature 0.8, top_p 0.95, top_k 50 in the authors' training configuration."""
+
+    top_p: float = 0.95
+    top_k: int = 50
 
 
 @dataclass

@@ -31,6 +31,7 @@ class Settings(Strict):
     hard_problems: int = Field(ge=2, description=f"training problems with 0 of mine_k: 256 in the paper: {_READERS}")
     held_problems: int = Field(ge=2, description="held-out problems with 0 of mine_k")
     mine_k: int = Field(default=128, ge=1, description=f"128: {_CODE}")
+    mine_tokens: int = Field(default=32768, ge=1, description=f"budget of a completion in mining: {_READERS}")
     # Prefixes
     cuts: int = Field(default=4, ge=1, description="not known of the paper")
     cap: float = Field(gt=0, lt=1, description=f"a quarter in the paper: {_READERS}")
@@ -55,6 +56,9 @@ class Settings(Strict):
     save_every: int = Field(default=10, ge=1, description="cycles between checkpoints")
     # Evaluation
     samples: int = Field(default=32, ge=16, description=f"fresh unguided samples a problem: {_CODE}")
+    eval_temperature: float = Field(default=0.8, ge=0, description=_CODE)
+    eval_top_p: float = Field(default=0.95, gt=0, le=1, description=_CODE)
+    eval_top_k: int = Field(default=50, ge=0, description=f"0 for none: {_CODE}")
     # The arm
     role: Literal["base", "unguided", "pope"] = "base"
 
@@ -62,7 +66,8 @@ class Settings(Strict):
 _TESTBED: dict[str, Any] = dict(
     grader="retarget.pope.tasks.chain:verify", cap=0.75, unit="line", prompts_per_batch=16, rollouts=16,
     updates_per_batch=2, micro_batch=128, lr=1e-4, max_grad_norm=1.0, entropy_bonus=0.0, clip_low=0.2, clip_high=0.2,
-    temperature=1.0, max_completion_length=19, max_prompt_length=64,
+    temperature=1.0, max_completion_length=19, max_prompt_length=64, mine_tokens=19, eval_temperature=1.0,
+    eval_top_p=1.0, eval_top_k=0,
 )  # fmt: skip
 
 PRESETS: dict[str, dict[str, Any]] = {

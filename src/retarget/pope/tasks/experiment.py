@@ -179,7 +179,7 @@ def _hard(world: World, engine: Engine, problems: list[Problem], wanted: int, jo
     kinds = ("hard", "suspect") if world.settings["model"] is None else ("hard",)
     k = world.settings["mine_k"]
     mined = mine(
-        problems, engine, k, grader=world.grader, prompts=world.prompts, params=world.sampling,
+        problems, engine, k, grader=world.grader, prompts=world.prompts, params=world.mining,
         chunk=min(world.chunk, k), journal=journal, accepted=kinds,
         progress=lambda done, total, _: run.progress(done, total, "problem mined"),
     )  # fmt: skip

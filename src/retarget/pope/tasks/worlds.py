@@ -30,8 +30,7 @@ class World:
         candidates, held_candidates: problems among which the hard ones are mined.
         easy: problems that the base solves often; none for a real model.
         grader, prompts: of these problems.
-        sampling: how rollouts are drawn in mining, search and training.
-        evaluation: how they are drawn in evaluation.
+        mining, sampling, evaluation: how rollouts are drawn in mining, in search and training, and in evaluation.
     """
 
     model: str
@@ -40,6 +39,7 @@ class World:
     easy: list[Problem]
     grader: Grader
     prompts: Prompts
+    mining: Sampling
     sampling: Sampling
     evaluation: Sampling
     chunk: int
@@ -74,11 +74,10 @@ def make_world(settings: dict[str, Any], seed: int, cache: Path, progress: Calla
     held = make_problems(_more(settings["held_problems"]), length, seed + _HELD_OUT_SEED, family, style,
                          skip=[problem.id for problem in candidates])  # fmt: skip
     easy = make_problems(EASY_PROBLEMS, corpus.short[1], seed + _HELD_OUT_SEED, family, style)
-    sampling = Sampling(max_tokens=settings["max_completion_length"], temperature=settings["temperature"], seed=seed)
     return World(
         model=str(directory), candidates=candidates, held_candidates=held, easy=easy,
-        grader=Grader(settings["grader"], workers=0), prompts=PROMPTS, sampling=sampling, evaluation=sampling,
-        chunk=64, settings=settings,
+        grader=Grader(settings["grader"], workers=0), prompts=PROMPTS, chunk=64, settings=settings,
+        **_sampling(settings, seed),
     )  # fmt: skip
 
 
@@ -95,13 +94,21 @@ def _real(settings: dict[str, Any], seed: int) -> World:
     for name in ("problems", "held_out"):
         if settings[name] is None:
             raise UserError(f"a study with a real model needs {name}, the path of a problem file")
-    sampling = Sampling(max_tokens=settings["max_completion_length"], temperature=settings["temperature"], seed=seed)
     return World(
         model=settings["model"], candidates=read_problems(settings["problems"]),
         held_candidates=read_problems(settings["held_out"]), easy=[], grader=Grader(settings["grader"]),
-        prompts=Prompts.load(), sampling=sampling, chunk=32, settings=settings,
-        evaluation=sampling.model_copy(update={"top_p": 0.95, "top_k": 50}),
+        prompts=Prompts.load(), chunk=32, settings=settings, **_sampling(settings, seed),
     )  # fmt: skip
+
+
+def _sampling(settings: dict[str, Any], seed: int) -> dict[str, Sampling]:
+    sampling = Sampling(max_tokens=settings["max_completion_length"], temperature=settings["temperature"], seed=seed)
+    drawn = {"top_p": settings["eval_top_p"], "top_k": settings["eval_top_k"]}
+    return {
+        "sampling": sampling,
+        "mining": sampling.model_copy(update={"max_tokens": settings["mine_tokens"]}),
+        "evaluation": sampling.model_copy(update={"temperature": settings["eval_temperature"], **drawn}),
+    }
 
 
 def _more(count: int) -> int:
