@@ -10,7 +10,8 @@ import torch.nn.functional as F
 
 from retarget.errors import UserError
 from retarget.pskd import PSKD, MemoryMapped, SequencePSKD, TopK
-from retarget.pskd.ragged import MEMORY_LIMIT, Offsets, table_bytes
+from retarget.pskd.places import MEMORY_LIMIT, table_bytes
+from retarget.pskd.ragged import Offsets
 
 sys.path.insert(0, str(Path(__file__).parent))
 import reference

@@ -12,7 +12,16 @@ from torch.utils.data import IterableDataset
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer, TrainerCallback, TrainingArguments
 
 from retarget.errors import UserError
-from retarget.pskd import PSKD, MemoryMapped, PSKDSeq2SeqTrainer, PSKDTrainer, SequencePSKD, TopK, with_index
+from retarget.pskd import (
+    PSKD,
+    MemoryMapped,
+    PreviousModel,
+    PSKDSeq2SeqTrainer,
+    PSKDTrainer,
+    SequencePSKD,
+    TopK,
+    with_index,
+)
 from retarget.pskd.trainer import STATE_FILE
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -25,6 +34,7 @@ KINDS = {
     "language_model": (tiny.language_model, tiny.sentences, tiny.pad, PSKDTrainer, Trainer),
     "plain": (tiny.Plain, tiny.vectors, None, PSKDTrainer, Trainer),
 }
+NORMED = {"normed": (tiny.Normed, tiny.vectors, None, PSKDTrainer, Trainer)}
 
 
 def arguments(folder, seq2seq=False, **more):
@@ -37,12 +47,14 @@ def arguments(folder, seq2seq=False, **more):
 
 
 def trainer(kind, folder, *, plain=False, dropout=None, pskd=None, data=None, collator=None, **more):
-    model, samples, pad, ours, theirs = KINDS[kind]
+    model, samples, pad, ours, theirs = {**KINDS, **NORMED}[kind]
     args = arguments(folder, seq2seq=kind == "translator", **more)
     network = model() if dropout is None else model(dropout)
     shared = dict(
         model=network, args=args, train_dataset=data or samples(), eval_dataset=samples(), data_collator=collator or pad
     )
+    if pskd and pskd.get("store") == "model":
+        pskd = {**pskd, "store": PreviousModel(network)}
     return theirs(**shared) if plain else ours(**shared, **(pskd or {}))
 
 
@@ -83,17 +95,19 @@ def _with_decoder_inputs(kind, smoothing):
     return collate
 
 
+@pytest.mark.parametrize("store", [TopK(3), "model"], ids=str)
 @pytest.mark.parametrize("kind", ["classifier", "translator", "language_model"])
-def test_it_trains_as_a_plain_loop_does(kind, tmp_path):
+def test_it_trains_as_a_plain_loop_does(kind, store, tmp_path):
     """One batch an epoch, so that the order of samples is not a question."""
-    ours = trainer(kind, tmp_path, pskd={"store": TopK(3)}, label_smoothing_factor=0.1)
+    ours = trainer(kind, tmp_path, pskd={"store": store}, label_smoothing_factor=0.1)
     ours.train()
     model, samples, pad, *_ = KINDS[kind]
     network, data = model(), samples()
+    store = PreviousModel(network) if store == "model" else store
     if kind == "classifier":
         batch = {"input_ids": torch.stack([one["input_ids"] for one in data])}
         labels = torch.tensor([one["labels"] for one in data])
-        method = PSKD(8, 3, EPOCHS, store=TopK(3))
+        method = PSKD(8, 3, EPOCHS, store=store)
     else:
         batch = pad(data)
         labels = batch.pop("labels")
@@ -101,21 +115,23 @@ def test_it_trains_as_a_plain_loop_does(kind, tmp_path):
             batch["decoder_input_ids"] = network.prepare_decoder_input_ids_from_labels(labels)
         else:
             labels = torch.cat([labels[:, 1:], torch.full((8, 1), -100)], 1)
-        method = SequencePSKD((labels != -100).sum(1).tolist(), tiny.VOCABULARY, EPOCHS, store=TopK(3))
+        method = SequencePSKD((labels != -100).sum(1).tolist(), tiny.VOCABULARY, EPOCHS, store=store)
     optimizer = torch.optim.SGD(network.parameters(), 0.2)
     network.train()
     for epoch in range(EPOCHS):
         method.set_epoch(epoch)
-        method.loss(network(**batch).logits, labels, torch.arange(8), smoothing=0.1).backward()
+        method.loss(network(**batch).logits, labels, torch.arange(8), inputs=batch, smoothing=0.1).backward()
         optimizer.step()
         optimizer.zero_grad()
     assert_close(weights(ours), [p.detach() for p in network.parameters()], atol=1e-6)
 
 
+@pytest.mark.parametrize("store", [None, "model"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_gradient_accumulation_changes_nothing(kind, tmp_path):
+def test_gradient_accumulation_changes_nothing(kind, store, tmp_path):
+    more = {"pskd": {"store": store}}
     one, four = (
-        trainer(kind, tmp_path, per_device_train_batch_size=8 // steps, gradient_accumulation_steps=steps)
+        trainer(kind, tmp_path, per_device_train_batch_size=8 // steps, gradient_accumulation_steps=steps, **more)
         for steps in (1, 4)
     )
     one.train(), four.train()
@@ -155,13 +171,15 @@ def test_evaluation_reads_and_writes_no_row(kind, tmp_path):
 
 
 @pytest.mark.parametrize("save", ["epoch", "middle"])
-@pytest.mark.parametrize(("kind", "store"), [("classifier", None), ("translator", "file")])
+@pytest.mark.parametrize(
+    ("kind", "store"), [("classifier", None), ("translator", "file"), ("translator", "model"), ("normed", "model")]
+)
 def test_a_resumed_run_equals_an_uninterrupted_one(kind, store, save, tmp_path):
     steps = {"epoch": 4, "middle": 3}[save]  # two steps an epoch
     more = dict(dropout=0.1, per_device_train_batch_size=4, save_strategy="steps", save_steps=steps)
 
     def make(name):
-        pskd = {"store": MemoryMapped(tmp_path / f"table-{name}", TopK(5))} if store else {}
+        pskd = {"store": MemoryMapped(tmp_path / f"table-{name}", TopK(5)) if store == "file" else store}
         return trainer(kind, tmp_path / name, pskd=pskd, **more)
 
     whole = make("whole")
@@ -174,6 +192,39 @@ def test_a_resumed_run_equals_an_uninterrupted_one(kind, store, save, tmp_path):
     assert again.state.global_step == 2 * EPOCHS
     assert_close(weights(whole), weights(again), atol=0)
     assert (tmp_path / "whole" / f"checkpoint-{steps}" / STATE_FILE).is_file()
+
+
+def test_the_previous_model_is_a_copy_under_mixed_precision_too(tmp_path):
+    keep = _KeepWeights()
+    ours = trainer("translator", tmp_path, pskd={"store": "model"}, bf16=True)
+    ours.add_callback(keep)
+    ours.train()
+    batch = tiny.pad(tiny.pairs())
+    labels = batch.pop("labels")
+    model = tiny.translator().eval()
+    batch["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        past, now = ours.pskd.teacher.logits(batch), ours.model.eval()(**batch).logits
+        model.load_state_dict(keep.began[-1])
+        torch.testing.assert_close(past.float(), model(**batch).logits.float(), rtol=0, atol=0)
+    assert (past - now).abs().max() > 0.01
+
+
+class _KeepWeights(TrainerCallback):
+    def __init__(self):
+        self.began = []
+
+    def on_epoch_begin(self, args, state, control, model=None, **kwargs):
+        self.began.append({name: value.clone() for name, value in model.state_dict().items()})
+
+
+def test_a_previous_model_of_another_model_is_refused(tmp_path):
+    ours = PSKDTrainer(
+        model=tiny.classifier(), args=arguments(tmp_path), train_dataset=tiny.texts(),
+        store=PreviousModel(tiny.classifier()),
+    )  # fmt: skip
+    with pytest.raises(UserError, match="itself and no copy"):
+        ours.train()
 
 
 class _StopAt(TrainerCallback):
@@ -275,14 +326,15 @@ def test_a_loss_of_the_callers_own_is_refused(tmp_path):
         )
 
 
-def test_two_processes_equal_one(tmp_path):
+@pytest.mark.parametrize("store", ["rows", "model"])
+def test_two_processes_equal_one(store, tmp_path):
     """Eight translations of different lengths in an update, on one process, and on two."""
 
     def train(world):
         port = str(29_500 + os.getpid() % 2000 + world)
         ranks = [
             subprocess.Popen(
-                [sys.executable, str(Path(__file__).parent / "trainer_rank.py"), str(tmp_path), str(world)],
+                [sys.executable, str(Path(__file__).parent / "trainer_rank.py"), str(tmp_path), str(world), store],
                 env={
                     **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world),
                     "MASTER_ADDR": "localhost", "MASTER_PORT": port,
@@ -292,13 +344,14 @@ def test_two_processes_equal_one(tmp_path):
             for rank in range(world)
         ]  # fmt: skip
         for rank in ranks:
-            output, _ = rank.communicate(timeout=180)
+            output, _ = rank.communicate(timeout=900)
             assert rank.returncode == 0, output
         return [torch.load(tmp_path / f"{world}-{rank}.pt", weights_only=True) for rank in range(world)]
 
     (one,), two = train(1), train(2)
     for rank in two:
         assert_close(rank["weights"], one["weights"], atol=1e-6)
-        assert torch.equal(rank["stamps"], one["stamps"])
+        assert_close(rank["past"], one["past"], atol=1e-6)
         for name, values in rank["rows"].items():
             assert torch.equal(values, two[0]["rows"][name]), "ranks differ in their rows"
+            assert name != "stamps" or torch.equal(values, one["rows"][name])

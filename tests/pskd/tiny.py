@@ -66,6 +66,14 @@ class Plain(nn.Module):
         return out
 
 
+class Normed(Plain):
+    """With batch norm, whose statistics a forward pass moves."""
+
+    def __init__(self, dropout=0.0):
+        super().__init__()
+        self.layer = nn.Sequential(nn.Dropout(dropout), nn.Linear(5, 6), nn.BatchNorm1d(6), nn.Linear(6, 3))
+
+
 def vectors(n=8):
     g = generator(1)
     return [{"x": torch.randn(5, generator=g), "labels": i % 3} for i in range(n)]

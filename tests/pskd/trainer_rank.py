@@ -1,4 +1,4 @@
-"""Run by the tests as ``python trainer_rank.py FOLDER WORLD`` with torchrun's variables: one rank of a training."""
+"""Run by the tests as ``python trainer_rank.py FOLDER WORLD STORE`` with torchrun's variables: one rank of several."""
 
 import os
 import sys
@@ -7,13 +7,13 @@ from pathlib import Path
 import torch
 from transformers import Seq2SeqTrainingArguments
 
-from retarget.pskd import PSKDSeq2SeqTrainer, TopK
+from retarget.pskd import PreviousModel, PSKDSeq2SeqTrainer, TopK
 
 sys.path.insert(0, str(Path(__file__).parent))
 import tiny
 
 
-def main(folder: Path, world: int) -> None:
+def main(folder: Path, world: int, store: str) -> None:
     torch.set_num_threads(1)
     args = Seq2SeqTrainingArguments(
         output_dir=str(folder / str(world)), use_cpu=True, num_train_epochs=3, per_device_train_batch_size=4 // world,
@@ -21,20 +21,24 @@ def main(folder: Path, world: int) -> None:
         report_to=[], disable_tqdm=True, save_strategy="epoch", dataloader_pin_memory=False, seed=5,
         ddp_backend="gloo" if world > 1 else None,
     )  # fmt: skip
+    model = tiny.translator()
     trainer = PSKDSeq2SeqTrainer(
-        model=tiny.translator(), args=args, train_dataset=tiny.pairs(16), data_collator=tiny.pad, store=TopK(4)
-    )
+        model=model, args=args, train_dataset=tiny.pairs(16), data_collator=tiny.pad,
+        store=PreviousModel(model) if store == "model" else TopK(4),
+    )  # fmt: skip
     trainer.train()
     trainer.pskd.end_epoch()
-    tensors = {name: value.clone() for name, value in trainer.pskd._table.tensors().items()}
-    # the row beyond the last takes what is not stored
-    tensors = {name: value.view(2, -1, *value.shape[1:])[:, :-1].clone() for name, value in tensors.items()}
-    stamps = tensors.pop("stamps")
-    result = {"weights": [p.detach().clone() for p in trainer.model.parameters()], "rows": tensors, "stamps": stamps}
+    tensors = trainer.pskd._table.tensors() if store == "rows" else {}
+    result = {
+        "weights": [p.detach().clone() for p in model.parameters()],
+        "past": list(trainer.pskd.teacher.tensors().values()) if store == "model" else [],
+        # the row beyond the last takes what is not stored
+        "rows": {name: value.view(2, -1, *value.shape[1:])[:, :-1].clone() for name, value in tensors.items()},
+    }
     torch.save(result, folder / f"{world}-{os.environ['RANK']}.pt")
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])

@@ -7,8 +7,11 @@ from retarget.extras import require
 
 if TYPE_CHECKING:
     from retarget.pskd.data import with_index
+    from retarget.pskd.detection import DetectionPSKD
     from retarget.pskd.lightning import PSKDCallback
     from retarget.pskd.method import PSKD
+    from retarget.pskd.multilabel import MultiLabelPSKD
+    from retarget.pskd.pixels import PixelPSKD
     from retarget.pskd.ragged import SequencePSKD
     from retarget.pskd.rows import Dense, TopK
     from retarget.pskd.store import MemoryMapped
@@ -17,7 +20,10 @@ if TYPE_CHECKING:
 
 _HOME = {
     "PSKD": "method",
+    "MultiLabelPSKD": "multilabel",
+    "PixelPSKD": "pixels",
     "SequencePSKD": "ragged",
+    "DetectionPSKD": "detection",
     "with_index": "data",
     "Dense": "rows",
     "TopK": "rows",
@@ -31,10 +37,13 @@ _EXTRA = {"lightning": ("lightning.pytorch", "vision"), "trainer": ("transformer
 __all__ = [
     "PSKD",
     "Dense",
+    "DetectionPSKD",
     "MemoryMapped",
+    "MultiLabelPSKD",
     "PSKDCallback",
     "PSKDSeq2SeqTrainer",
     "PSKDTrainer",
+    "PixelPSKD",
     "PreviousModel",
     "SequencePSKD",
     "TopK",

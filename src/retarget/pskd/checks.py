@@ -20,11 +20,11 @@ class Checks:
     """Conditions on device tensors, raised at once or as soon as their value is known.
 
     Args:
-        name: what a row of the table is called in a message.
+        name: what a row of the table is called in a message; by default a sample.
     """
 
-    def __init__(self, name: Callable[[int], str] = "sample {}".format) -> None:
-        self.name = name
+    def __init__(self, name: Callable[[int], str] | None = None) -> None:
+        self.name = name or "sample {}".format
         self._pending: list[tuple[torch.cuda.Event, Tensor, Tensor, Callable[[int], str]]] = []
 
     def require(self, holds: Tensor, describe: Callable[[int], str]) -> None:
@@ -59,8 +59,10 @@ class Checks:
             raise UserError(describe(int((~holds).reshape(-1).nonzero()[0, 0])))
 
 
-def check_index(checks: Checks, index: Tensor, num_samples: int) -> Tensor:
-    """Samples exist; returns the index made safe to gather with."""
+def check_index(checks: Checks, index: Tensor, num_samples: int | None) -> Tensor:
+    """Samples exist, of a known number; returns the index made safe to gather with."""
+    if num_samples is None:
+        return index
     checks.require(
         (index >= 0) & (index < num_samples),
         lambda row: (

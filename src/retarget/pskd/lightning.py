@@ -11,6 +11,7 @@ from torch import Tensor
 from retarget.errors import UserError
 from retarget.pskd.functional import pskd_loss, widen
 from retarget.pskd.method import PSKD
+from retarget.pskd.multilabel import MultiLabelPSKD
 
 _TWO_LINES = (
     "In a module like this call PS-KD yourself: method.set_epoch(self.current_epoch) in on_train_epoch_start and "
@@ -41,7 +42,7 @@ class PSKDCallback(pl.Callback):
 
     def __init__(
         self,
-        method: PSKD,
+        method: PSKD | MultiLabelPSKD,
         *,
         label: int | str = 1,
         index: int | str = 2,

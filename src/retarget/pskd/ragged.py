@@ -11,17 +11,14 @@ from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float, Integer
+from jaxtyping import Bool, Integer
 from torch import Tensor
 
 from retarget.errors import UserError
-from retarget.pskd.method import PSKD, Store
+from retarget.pskd.memory import Store
+from retarget.pskd.places import PlacedPSKD, refuse_too_large
 from retarget.pskd.rows import Dense, TopK
-from retarget.pskd.store import MemoryMapped, row_format
 from retarget.pskd.teacher import PreviousModel
-
-MEMORY_LIMIT = 8_000_000_000
-"""Bytes of a table in memory above which the user must ask for files."""
 
 
 class Offsets:
@@ -62,15 +59,17 @@ class Offsets:
         return (self.starts[index.to(counted.device)][:, None] + position).clamp_max(self.num_rows - 1)
 
 
-class SequencePSKD(PSKD):
+class SequencePSKD(PlacedPSKD):
     """PS-KD for targets [B, T]: translation, language models, tagging.
 
     Args:
-        lengths: number of targets (labels that are not ``ignore_index``) of each training sequence.
+        lengths: number of targets (labels that are not ``ignore_index``) of each training sequence; None is enough
+            for ``PreviousModel``.
         num_classes: C, size of the vocabulary.
         store: ``TopK(k)`` by default, with k = 10; ``MemoryMapped(path, TopK(k))`` for what does not fit in memory.
 
-    Other arguments as in :class:`~retarget.pskd.method.PSKD`.
+    Logits are [B, T, C], the prediction *of* the target at the same place: shift a causal model's labels first. Other
+    arguments as in :class:`~retarget.pskd.method.PSKD`.
 
     >>> method = SequencePSKD([2, 1], num_classes=50, total_epochs=2)
     >>> method.set_epoch(0)
@@ -79,12 +78,14 @@ class SequencePSKD(PSKD):
     3.912
 
     Raises:
-        UserError: a table in memory above ``MEMORY_LIMIT`` bytes; ``PreviousModel``, which needs no sequence keys.
+        UserError: a table in memory above ``MEMORY_LIMIT`` bytes.
     """
+
+    logits_shape = "[B, T, C]"
 
     def __init__(
         self,
-        lengths: Iterable[int],
+        lengths: Iterable[int] | None,
         num_classes: int,
         total_epochs: int,
         alpha_T: float = 0.8,
@@ -94,19 +95,17 @@ class SequencePSKD(PSKD):
         ignore_index: int = -100,
         device: torch.device | str | None = None,
     ) -> None:
-        self.offsets = Offsets(lengths)
-        if isinstance(store, PreviousModel):
-            raise UserError("PreviousModel is not available for sequences; use TopK(k) or MemoryMapped(path, TopK(k))")
         if store is None:
             store = TopK(10) if num_classes >= 40 else Dense()
-        nbytes = table_bytes(self.offsets.num_rows, num_classes, store)
-        if nbytes > MEMORY_LIMIT and not isinstance(store, MemoryMapped):
-            raise UserError(
-                f"a table of {nbytes / 1e9:.0f} GB ({self.offsets.num_rows:,} targets of {num_classes:,} classes as "
-                f"{store}) is too large for memory; use MemoryMapped(path, TopK(k)), or a smaller k"
-            )
+        if isinstance(store, PreviousModel):
+            self.offsets = None
+        elif lengths is None:
+            raise UserError("rows need lengths, the number of targets of each training sequence")
+        else:
+            self.offsets = Offsets(lengths)
+            refuse_too_large(self.offsets.num_rows, num_classes, store)
         super().__init__(
-            self.offsets.num_rows,
+            self.offsets.num_rows if self.offsets else None,
             num_classes,
             total_epochs,
             alpha_T,
@@ -115,91 +114,37 @@ class SequencePSKD(PSKD):
             ignore_index=ignore_index,
             device=device,
         )
-        self._checks.name = self._name
-
-    def loss(
-        self,
-        logits: Float[Tensor, "batch positions classes"],
-        targets: Integer[Tensor, "batch positions"],
-        index: Integer[Tensor, "batch"],
-        *,
-        inputs: Any = None,
-        smoothing: float = 0.0,
-        denominator: float | Tensor | None = None,
-    ) -> Float[Tensor, ""]:
-        """Mean over the batch's targets of the cross-entropy against the softened ones; remembers the present.
-
-        Args:
-            logits: [B, T, C]; the prediction *of* the target at the same place (shift a causal model's labels first).
-            targets: [B, T], classes or ``ignore_index``.
-            index: [B], each sequence's place in the training set.
-            smoothing, denominator: as in :meth:`PSKD.loss`.
-
-        Raises:
-            UserError: as :meth:`PSKD.loss`; also for a sequence with another number of targets than ``lengths`` says.
-        """
-        flat = self._flatten(logits, targets, index)
-        return super().loss(*flat, smoothing=smoothing, denominator=denominator)
-
-    def soften(
-        self, targets: Integer[Tensor, "batch positions"], index: Integer[Tensor, "batch"], *, inputs: Any = None
-    ) -> Float[Tensor, "batch positions classes"]:
-        """The softened targets as dense rows [B, T, C]: for small vocabularies and for looking at them."""
-        _, flat, rows = self._flatten(None, targets, index)
-        return super().soften(flat, rows).view(*targets.shape, self.num_classes)
-
-    def remember(
-        self,
-        logits: Float[Tensor, "batch positions classes"],
-        targets: Integer[Tensor, "batch positions"],
-        index: Integer[Tensor, "batch"],
-    ) -> None:
-        """Store the present predictions."""
-        super().remember(*self._flatten(logits, targets, index))
+        if self.offsets:
+            self._checks.name = self._name
 
     def state_dict(self) -> dict[str, Any]:
         """As :meth:`PSKD.state_dict`, with a fingerprint of the lengths: rows of other sentences are refused."""
-        lengths = self.offsets.lengths.cpu().numpy().astype("<i8").tobytes()
+        lengths = self.offsets.lengths.cpu().numpy().astype("<i8").tobytes() if self.offsets else b""
         return {**super().state_dict(), "lengths": hashlib.sha256(lengths).hexdigest()[:16]}
 
     # -- inside
 
-    def _flatten(self, logits: Tensor | None, targets: Tensor, index: Tensor) -> Any:
-        """Logits [B·T, C], targets [B·T] and rows [B·T], after the checks that need to know sequences."""
-        if targets.ndim != 2 or index.shape != targets.shape[:1]:
-            raise UserError(f"targets are [B, T] and index is [B]: got {list(targets.shape)} and {list(index.shape)}")
-        if logits is not None and logits.shape != (*targets.shape, self.num_classes):
-            expected = [*targets.shape, self.num_classes]
-            raise UserError(f"logits are [B, T, C] = {expected}, as the targets are [B, T]: got {list(logits.shape)}")
-        sequences = len(self.offsets.lengths)
+    def _find(self, targets: Tensor, index: Tensor) -> Integer[Tensor, "batch positions"]:
+        assert self.offsets is not None
+        lengths = self.offsets.lengths
         self._checks.require(
-            (index >= 0) & (index < sequences),
-            lambda row: f"sequence index {int(index[row])} in row {row} of the batch lies outside [0, {sequences})",
+            (index >= 0) & (index < len(lengths)),
+            lambda row: f"sequence index {int(index[row])} in row {row} of the batch lies outside [0, {len(lengths)})",
         )
-        index = index.clamp(0, sequences - 1).to(targets.device)
+        index = index.clamp(0, len(lengths) - 1).to(targets.device)
         counted = targets != self.ignore_index
         rows = self.offsets.rows(index, counted)
-        here = counted.sum(1)
+        here, expected = counted.sum(1), self.offsets.lengths[index]
         self._checks.require(
-            here == self.offsets.lengths[index],
+            here == expected,
             lambda row: (
-                f"sequence {int(index[row])} has {int(here[row])} targets, and {int(self.offsets.lengths[index[row]])} "
-                "rows in the table: lengths must be those of the training set, the same in every epoch"
+                f"sequence {int(index[row])} has {int(here[row])} targets, and {int(expected[row])} rows in the "
+                "table: lengths must be those of the training set, the same in every epoch"
             ),
         )
-        flat = None if logits is None else logits.reshape(-1, self.num_classes)
-        return flat, targets.reshape(-1), rows.reshape(-1)
+        return rows
 
     def _name(self, row: int) -> str:
+        assert self.offsets is not None
         sequence, position = self.offsets.find(row)
         return f"target {position} of sequence {sequence}"
-
-
-def table_bytes(num_rows: int, num_classes: int, store: Store) -> int:
-    """Bytes of a table, both slots and stamps, before it is made.
-
-    >>> table_bytes(1000, 10_000, TopK(10))  # against 40 MB for one buffer of dense float32
-    88088
-    """
-    fields = row_format(store).fields(num_classes)  # type: ignore[arg-type]
-    return 2 * (num_rows + 1) * (4 + sum(width * dtype.itemsize for width, dtype in fields.values()))

@@ -1,4 +1,5 @@
-"""How one past prediction is written down: every class (``Dense``) or the k likeliest (``TopK``)."""
+"""How one past prediction is written down: every class (``Dense``), the k likeliest (``TopK``), or a yes or no for
+every class (``Independent``)."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -112,6 +113,24 @@ class TopK:
         # Sixteen-bit rounding can push the listed mass past 1; then nothing is left to spread.
         values = values / listed.clamp_min(1.0)[:, None]
         return SparseRows(classes, values, (1 - listed).clamp_min(0) / unlisted)
+
+
+@dataclass(frozen=True)
+class Independent(Dense):
+    """A probability of its own for each class, as multi-label classifiers give; ``Dense`` but for the sigmoid."""
+
+    def encode(
+        self,
+        logits: Float[Tensor, "batch classes"],
+        labels: Integer[Tensor, "batch"],
+        log_norm: Float[Tensor, "batch"] | None = None,
+    ) -> dict[str, Tensor]:
+        """The sigmoid of the logits, rounded to the stored type."""
+        return {"probs": torch.sigmoid(widen(logits)).to(DTYPES[self.dtype])}
+
+    def decode(self, fields: dict[str, Tensor], num_classes: int) -> Float[Tensor, "batch classes"]:
+        """Stored values as float32, [B, C]; they sum to nothing in particular."""
+        return fields["probs"].float()
 
 
 RowFormat = Dense | TopK

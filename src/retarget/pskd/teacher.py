@@ -2,26 +2,25 @@
 
 from collections.abc import Mapping
 from copy import deepcopy
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from retarget.errors import UserError
-from retarget.pskd.functional import widen
+from retarget.pskd.state import restore
 
 
 class PreviousModel:
     """A copy of the model as it was when the epoch began, in place of a table.
 
-    No row is kept, and the teacher sees the same view of the input as the student, at the cost of one forward pass
-    a step and one more copy of the weights. There is nothing to save: the checkpoint that ends an epoch *is* the
-    previous model of the next one.
+    No row and no index is kept, and the teacher sees the same view of the input as the student, at the cost of one
+    forward pass a step and one more copy of the weights, which ``save`` writes where a table would be.
 
     Args:
-        model: the network that maps ``inputs`` to logits [B, C]; the one that is being trained, not a copy.
+        model: the network that maps ``inputs`` to logits, a tensor, or an output that has them as ``"logits"`` or
+            comes as a tuple that begins with them; the one that is being trained, not a copy.
         mode: ``"eval"`` (running statistics, no dropout) or ``"train"``.
     """
 
@@ -29,33 +28,66 @@ class PreviousModel:
         if mode not in ("eval", "train"):
             raise UserError(f"mode is 'eval' or 'train': got {mode!r}")
         self.model, self.mode = model, mode
-        self._past: nn.Module | None = None
+        self.past: tuple[int, nn.Module | None] | None = None
+        """The epoch under way, and the weights with which it began; epoch 0 has none."""
+
+    def __repr__(self) -> str:
+        return f"PreviousModel(mode={self.mode!r})"
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the copy of the weights."""
+        return sum(t.numel() * t.element_size() for t in self._bare().state_dict().values())
 
     def begin(self, epoch: int) -> None:
-        """Take the present weights as the past of this epoch; epoch 0 has none."""
-        model = getattr(self.model, "module", self.model)  # DDP and DataParallel wrap it
+        """Take the present weights as the past of this epoch, unless it is under way; epoch 0 has none."""
         if epoch == 0:
-            self._past = None
-        elif self._past is None:
-            self._past = deepcopy(model).requires_grad_(False).train(self.mode == "train")
-        else:
-            self._past.load_state_dict(model.state_dict())
+            self.past = (0, None)
+        elif self.past is None or self.past[0] != epoch:
+            kept = self.past[1] if self.past else None
+            if kept is None:
+                kept = self._copy()
+            else:
+                kept.load_state_dict(self._bare().state_dict())
+            self.past = (epoch, kept)
 
     @torch.no_grad()
-    def probs(self, inputs: Any) -> Float[Tensor, "batch classes"]:
-        """Past predictions for this input, [B, C].
+    def logits(self, inputs: Any) -> Tensor:
+        """What the past weights say of this input.
 
         Args:
             inputs: a tensor, or the positional (sequence) or keyword (mapping) arguments of the model.
         """
-        if self._past is None:
+        if self.past is None or self.past[1] is None:
             raise UserError("the previous model has no weights yet: call set_epoch before the first step")
         if inputs is None:
             raise UserError("PreviousModel forwards the current input: pass it, loss(logits, targets, index, inputs=x)")
+        model = self.past[1]
         if isinstance(inputs, Mapping):
-            logits = self._past(**inputs)
-        elif isinstance(inputs, Tensor):
-            logits = self._past(inputs)
+            outputs = model(**inputs)
         else:
-            logits = self._past(*inputs)
-        return F.softmax(widen(logits), dim=1)
+            outputs = model(inputs) if isinstance(inputs, Tensor) else model(*inputs)
+        if isinstance(outputs, Tensor):
+            return outputs
+        return outputs["logits"] if isinstance(outputs, Mapping) else outputs[0]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The past weights, by name; none in epoch 0."""
+        model = self.past[1] if self.past else None
+        return {} if model is None else {n: t.detach().clone() for n, t in model.state_dict().items()}  # some are tied
+
+    def restore(self, path: str | Path, epoch: int, saved: dict[str, Tensor]) -> None:
+        """Take saved weights as the past of this epoch.
+
+        Raises:
+            UserError: they are another network's.
+        """
+        model = self._copy() if epoch else None
+        restore(path, {} if model is None else dict(model.state_dict()), saved)
+        self.past = (epoch, model)
+
+    def _bare(self) -> nn.Module:
+        return getattr(self.model, "module", self.model)  # DDP and DataParallel wrap it
+
+    def _copy(self) -> nn.Module:
+        return deepcopy(self._bare()).requires_grad_(False).train(self.mode == "train")

@@ -18,7 +18,9 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from retarget.errors import UserError
 from retarget.pskd.data import with_index
-from retarget.pskd.method import PSKD, Store
+from retarget.pskd.memory import Store
+from retarget.pskd.method import PSKD
+from retarget.pskd.multilabel import MultiLabelPSKD
 from retarget.pskd.ragged import SequencePSKD
 from retarget.pskd.store import MemoryMapped
 from retarget.pskd.teacher import PreviousModel
@@ -34,26 +36,29 @@ class PSKDMixin(_Base):
     """Turns any ``Trainer`` into one that trains with PS-KD; put it before the trainer among the bases.
 
     Works for models that give ``logits`` and take ``labels`` that are classes: [B] for classification, [B, T] for
-    sequence to sequence, causal language models (the labels are shifted as the library does) and tagging. Labels of
-    -100 have no loss and no row. ``label_smoothing_factor`` smooths the hard labels before they are softened, and
+    sequence to sequence, causal language models (the labels are shifted as the library does) and tagging; or numbers
+    in [0, 1], [B, C], for multi-label classification. Labels of -100 have no loss and no row.
+    ``label_smoothing_factor`` smooths the hard labels before they are softened (not those of multi-label), and
     ``num_items_in_batch`` divides the loss, so that gradient accumulation changes nothing. In evaluation the trainer
     is the library's own: no row is read or written.
 
     Args:
         alpha_T: weight of the past in the last epoch, in [0, 1].
         store: ``"dense"``, ``TopK(k)`` or ``MemoryMapped(path, rows)``; by default dense for [B] and ``TopK(10)``
-            for [B, T].
+            for [B, T]. ``PreviousModel(model)``, of the model that is trained, forwards last epoch's weights on the
+            same inputs instead.
         schedule: ``"linear"`` or ``"constant"``.
         lengths: targets of each training sequence, for labels [B, T]; by default counted before the first step in a
             pass over the training set.
 
     Other arguments are the trainer's. The table is saved as ``pskd.safetensors`` in each checkpoint's folder, and
-    ``train(resume_from_checkpoint=...)`` reads it back.
+    ``train(resume_from_checkpoint=...)`` reads it back; with ``PreviousModel`` the past weights are.
 
     Raises:
         UserError: a dataset without stable indices, a checkpoint without a table, a loss of the caller's own
             (``compute_loss_func``), several GPUs in one process (start one process a GPU instead), labels that are
-            not classes.
+            not classes, ``PreviousModel`` of another model or of one whose weights are spread over processes (FSDP,
+            DeepSpeed).
     """
 
     def __init__(
@@ -70,9 +75,13 @@ class PSKDMixin(_Base):
             raise UserError("PS-KD replaces the loss, and compute_loss_func does so too: leave one of them out")
         if self.args.n_gpu > 1:
             raise UserError("several GPUs in one process are not supported: start with torchrun, one process a GPU")
-        if isinstance(store, PreviousModel):
-            raise UserError("PreviousModel is not available in this trainer; use TopK(k) or MemoryMapped(path, rows)")
-        self.pskd: PSKD | SequencePSKD | None = None
+        self._pskd_teacher = store if isinstance(store, PreviousModel) else None
+        if self._pskd_teacher and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise UserError(
+                "PreviousModel copies whole weights, and FSDP and DeepSpeed spread them over processes; use TopK(k) or "
+                "MemoryMapped(path, rows)"
+            )
+        self.pskd: PSKD | MultiLabelPSKD | None = None
         self._pskd_settings: dict[str, Any] = {"alpha_T": alpha_T, "schedule": schedule, "store": store}
         self._pskd_lengths = None if lengths is None else list(lengths)
         self._pskd_epoch, self._pskd_resume = 0, None
@@ -112,17 +121,15 @@ class PSKDMixin(_Base):
             raise UserError(f"a training batch needs labels and index: it has {', '.join(inputs)}")
         inputs = dict(inputs)
         labels = inputs.pop("labels")
-        outputs = model(**self._with_decoder_inputs(inputs, labels))
+        inputs = self._with_decoder_inputs(inputs, labels)
+        outputs = model(**inputs)
         logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
         if isinstance(outputs, dict) and outputs.get("aux_loss") is not None:
             raise UserError("the model adds a loss of its own to that of the labels (aux_loss), which is not supported")
-        loss = self._method(logits, labels).loss(
-            logits,
-            self._targets(labels),
-            index,
-            smoothing=self.args.label_smoothing_factor,
-            denominator=num_items_in_batch,
-        )
+        method, shared = self._method(logits, labels), {"inputs": inputs, "denominator": num_items_in_batch}
+        if isinstance(method, PSKD):
+            shared["smoothing"] = self.args.label_smoothing_factor
+        loss = method.loss(logits, self._targets(labels), index, **shared)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes  # the gradient is averaged over them
         return (loss, outputs) if return_outputs else loss
@@ -168,33 +175,50 @@ class PSKDMixin(_Base):
 
     def _begin_training(self) -> None:
         self.pskd = None
+        if self._pskd_teacher:
+            self._pskd_teacher.past = None
+            if self._pskd_teacher.model not in (self.model, self.accelerator.unwrap_model(self.model)):
+                raise UserError("PreviousModel must be given the model that this trainer trains, itself and no copy")
 
     def _begin_epoch(self, epoch: int) -> None:
         self._pskd_epoch = epoch
         if self.pskd:
             self.pskd.set_epoch(epoch)
+        elif self._pskd_teacher:
+            self._pskd_teacher.begin(epoch)  # a forward pass would move batch norm's statistics
 
-    def _method(self, logits: Tensor, labels: Tensor) -> PSKD | SequencePSKD:
+    def _method(self, logits: Tensor, labels: Tensor) -> PSKD | MultiLabelPSKD:
         """Made at the first step, which is the first to know the number of classes."""
         if self.pskd:
             return self.pskd
-        if labels.is_floating_point() or labels.ndim not in (1, 2) or logits.ndim != labels.ndim + 1:
+        multilabel = labels.is_floating_point() and labels.ndim == 2 and logits.shape == labels.shape
+        classes = not labels.is_floating_point() and labels.ndim in (1, 2) and logits.ndim == labels.ndim + 1
+        if not (multilabel or classes):
             raise UserError(
-                "PS-KD needs labels that are classes, [B] with logits [B, C] or [B, T] with logits [B, T, C]: got "
-                f"labels {labels.dtype} {list(labels.shape)} and logits {list(logits.shape)}"
+                "PS-KD needs labels that are classes, [B] with logits [B, C] or [B, T] with logits [B, T, C], or "
+                f"multi-label numbers [B, C] with logits [B, C]: got labels {labels.dtype} {list(labels.shape)} and "
+                f"logits {list(logits.shape)}"
             )
+        if multilabel and self.args.label_smoothing_factor:
+            raise UserError("label_smoothing_factor smooths classes, and these labels are multi-label: set it to 0")
         settings = {"num_classes": logits.shape[-1], "total_epochs": self.state.num_train_epochs, **self._pskd_settings}
         if not isinstance(settings["store"], MemoryMapped):
             settings["device"] = logits.device
-        if labels.ndim == 2:
-            lengths = self._count_targets() if self._pskd_lengths is None else self._pskd_lengths
+        if classes and labels.ndim == 2:
+            lengths = self._pskd_lengths
+            if lengths is None and not self._pskd_teacher:
+                lengths = self._count_targets()
             method = SequencePSKD(lengths, **settings)
         else:
             settings["store"] = settings["store"] or "dense"
-            method = PSKD(len(self.train_dataset), **settings)  # type: ignore[arg-type]
+            kind = MultiLabelPSKD if multilabel else PSKD
+            method = kind(len(self.train_dataset), **settings)  # type: ignore[arg-type]
         resume = self._pskd_resume
         if resume:
+            begun = self._pskd_teacher.past if self._pskd_teacher else None
             method.load(resume)
+            if self._pskd_teacher and method.epoch != self._pskd_epoch:  # saved at the end of the epoch before
+                self._pskd_teacher.past = begun
         # A checkpoint from the middle of an epoch: its rows of this epoch belong to steps that are not done again.
         if not resume or self.args.ignore_data_skip or method.epoch != self._pskd_epoch:
             method.set_epoch(self._pskd_epoch)

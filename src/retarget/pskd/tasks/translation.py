@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from retarget.metrics import calibration as c
-from retarget.pskd.ragged import table_bytes
+from retarget.pskd.places import table_bytes
 from retarget.pskd.rows import TopK
 from retarget.pskd.tasks.sentences import EOS, PAD, Pairs, Parts, encode, sentence_pairs, train_tokenizer
 from retarget.pskd.trainer import PSKDSeq2SeqTrainer

@@ -1,0 +1,120 @@
+"""PS-KD for multi-label classification: every class of a sample is a yes or no of its own.
+
+The equations are the paper's with the sigmoid in the softmax's place: ``t_ic = (1 - a_t) y_ic + a_t P_{t-1}(c | x_i)``,
+and the loss is the binary cross-entropy against t, averaged over samples and classes.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from retarget.errors import UserError
+from retarget.pskd.checks import check_loss
+from retarget.pskd.functional import soften, widen
+from retarget.pskd.memory import Memory
+from retarget.pskd.rows import Dense, Independent, RowFormat
+from retarget.pskd.store import row_format
+
+
+class MultiLabelPSKD(Memory):
+    """Softens yes-or-no targets [B, C] with the model's own past predictions.
+
+    Used as :class:`~retarget.pskd.method.PSKD` is, of which the arguments are, with these differences: targets are
+    floating-point numbers in [0, 1], a target of ``ignore_index`` has no loss, and a row is always dense (the likeliest
+    k classes say nothing of the others, whose probabilities do not sum to a known rest).
+
+    >>> method = MultiLabelPSKD(num_samples=10, num_classes=3, total_epochs=5)
+    >>> method.set_epoch(0)
+    >>> round(method.loss(torch.zeros(1, 3), torch.tensor([[1.0, 0.0, 1.0]]), torch.tensor([4])).item(), 4)
+    0.6931
+
+    Raises:
+        UserError: ``TopK`` as the store.
+    """
+
+    def loss(
+        self,
+        logits: Float[Tensor, "batch classes"],
+        targets: Float[Tensor, "batch classes"],
+        index: Tensor | None = None,
+        *,
+        inputs: Any = None,
+        denominator: float | Tensor | None = None,
+    ) -> Float[Tensor, ""]:
+        """Mean binary cross-entropy against the softened targets; remembers the present prediction.
+
+        Args:
+            logits: [B, C], finite; bfloat16 and float16 are widened to float32 first.
+            targets: [B, C], floating point in [0, 1], or ``ignore_index``.
+            index: [B], each sample's place in the training set, in [0, N); ``PreviousModel`` needs none.
+            inputs: the model's input, for ``PreviousModel`` only.
+            denominator: what the sum of the losses is divided by, in place of the number of targets that count.
+
+        Raises:
+            UserError: naming the sample, the row and the value, for an index out of range, a target outside [0, 1] or
+                logits that are not finite.
+        """
+        at, labels = self._check(logits, targets, index)
+        soft = self._soft(targets, at, inputs)
+        soft = (targets if soft is None else soft).to(widen(logits).dtype)
+        counted = targets != self.ignore_index
+        share = counted.numel() / (counted.sum() if denominator is None else denominator)  # 1 where all count
+        loss = F.binary_cross_entropy_with_logits(
+            widen(logits), soft.masked_fill(~counted, 0), weight=(counted * share).to(soft.dtype)
+        )
+        check_loss(self._checks, loss, logits, at)
+        self._write(logits, labels, at)
+        return loss
+
+    def soften(
+        self, targets: Float[Tensor, "batch classes"], index: Tensor | None = None, *, inputs: Any = None
+    ) -> Float[Tensor, "batch classes"]:
+        """The softened targets, [B, C] float32; in epoch 0 the hard ones. Ignored targets stay ``ignore_index``."""
+        at, _ = self._check(None, targets, index)
+        soft = self._soft(targets, at, inputs)
+        hard = targets.float()
+        return hard if soft is None else torch.where(targets == self.ignore_index, hard, soft)
+
+    def remember(
+        self, logits: Float[Tensor, "batch classes"], targets: Float[Tensor, "batch classes"], index: Tensor
+    ) -> None:
+        """Store the present prediction."""
+        at, labels = self._check(logits, targets, index)
+        check_loss(self._checks, logits.detach().sum(), logits, at)
+        self._write(logits, labels, at)
+
+    # -- inside
+
+    def _row_format(self, store: Any) -> RowFormat:
+        rows = row_format(store)
+        if not isinstance(rows, Dense):
+            raise UserError(f"a multi-label row is dense, and {rows} lists the likeliest classes; use Dense(dtype)")
+        return Independent(rows.dtype)
+
+    def _teacher_rows(self, logits: Tensor) -> Tensor:
+        return torch.sigmoid(logits)
+
+    def _check_targets(self, targets: Tensor, index: Tensor) -> Tensor:
+        if not targets.is_floating_point():
+            raise UserError(f"multi-label targets are floating point [B, C]: got {targets.dtype} {list(targets.shape)}")
+        within = ((targets >= 0) & (targets <= 1)) | (targets == self.ignore_index)
+
+        def describe(row: int) -> str:
+            place = int((~within[row]).nonzero()[0, 0])
+            return (
+                f"target {float(targets[row, place]):.6g} for class {place} of {self._checks.name(int(index[row]))}, "
+                f"row {row} of the batch, lies outside [0, 1]"
+            )
+
+        self._checks.require(within.all(1), describe)
+        return targets.new_zeros(len(targets), dtype=torch.long)
+
+    def _soft(self, targets: Tensor, at: Tensor, inputs: Any) -> Tensor | None:
+        """Softened targets; None where the hard ones are in use."""
+        if self.alpha == 0:
+            return None
+        past, alpha = self._past(at, targets.device, inputs)
+        return soften(targets.float(), self._dense(past), alpha)

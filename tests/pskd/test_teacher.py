@@ -1,0 +1,165 @@
+"""PreviousModel: last epoch's weights in place of a table, for samples, sequences and pixels."""
+
+from copy import deepcopy
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from retarget.errors import UserError
+from retarget.pskd import PSKD, PixelPSKD, PreviousModel, SequencePSKD, TopK
+
+C, EPOCHS = 5, 4
+
+
+def network(kind="tensor"):
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, C)).double()
+    return body if kind == "tensor" else Wrapped(body, kind)
+
+
+class Wrapped(nn.Module):
+    def __init__(self, body, kind):
+        super().__init__()
+        self.body, self.kind = body, kind
+
+    def forward(self, x):
+        logits = self.body(x)
+        return {"logits": logits} if self.kind == "mapping" else (logits, x)
+
+
+def logits_of(outputs):
+    return outputs if torch.is_tensor(outputs) else outputs["logits"] if isinstance(outputs, dict) else outputs[0]
+
+
+def softmax(row):
+    e = np.exp(row - row.max())
+    return e / e.sum()
+
+
+def slow_loss(logits, past, labels, alpha):
+    """Mean over targets that count, one at a time; [.., C] arrays."""
+    losses = []
+    for place in np.ndindex(labels.shape):
+        if labels[place] == -100:
+            continue
+        target = (1 - alpha) * np.eye(C)[labels[place]] + alpha * softmax(past[place])
+        losses.append(-(target * np.log(softmax(logits[place]))).sum())
+    return float(np.mean(losses))
+
+
+@pytest.mark.parametrize("outputs", ["tensor", "mapping", "tuple"])
+@pytest.mark.parametrize("give_index", [True, False])
+def test_sequences_equal_a_slow_loop_from_the_equations(outputs, give_index):
+    model = network(outputs)
+    method = SequencePSKD(None, C, EPOCHS, store=PreviousModel(model))
+    optimizer = torch.optim.SGD(model.parameters(), 0.3)
+    g = torch.Generator().manual_seed(1)
+    index = torch.tensor([4, 4]) if give_index else None  # it has no meaning here
+    for epoch in range(EPOCHS):
+        method.set_epoch(epoch)
+        before = deepcopy(model)
+        alpha = 0.8 * (epoch + 1) / EPOCHS if epoch else 0.0
+        for _ in range(2):
+            x = torch.randn(2, 6, 3, generator=g, dtype=torch.float64)
+            labels = torch.randint(C, (2, 6), generator=g)
+            labels[1, 3:] = -100
+            logits = logits_of(model(x))
+            loss = method.loss(logits, labels, index, inputs=x)
+            with torch.no_grad():
+                past = logits_of(before(x)).numpy()
+            expected = slow_loss(logits.detach().numpy(), past, labels.numpy(), alpha)
+            assert loss.item() == pytest.approx(expected, rel=1e-9)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    assert method.fallbacks == 0
+
+
+def test_softened_sequences_are_zero_where_ignored():
+    model = network()
+    method = SequencePSKD(None, C, EPOCHS, store=PreviousModel(model))
+    x, labels = torch.randn(2, 4, 3, dtype=torch.float64), torch.tensor([[0, 1, 2, -100], [3, -100, -100, -100]])
+    for epoch in range(2):
+        method.set_epoch(epoch)
+        soft = method.soften(labels, inputs=x)
+        torch.testing.assert_close(soft.sum(2), (labels != -100).to(soft.dtype))
+    expected = (1 - method.alpha) * F.one_hot(labels[0, 0], C) + method.alpha * torch.softmax(model(x), -1)[0, 0]
+    torch.testing.assert_close(soft[0, 0], expected)
+
+
+def test_the_middle_of_an_epoch_is_saved_and_read_back(tmp_path):
+    model = network()
+    method = SequencePSKD(None, C, EPOCHS, store=PreviousModel(model))
+    x = torch.randn(2, 4, 3, dtype=torch.float64)
+    for epoch in range(3):
+        method.set_epoch(epoch)
+        with torch.no_grad():
+            model[0].weight.add_(0.1)  # the training of the epoch
+    method.save(tmp_path / "state.safetensors")
+    past = method.teacher.logits(x)
+    assert not torch.allclose(past, model(x))
+
+    again = SequencePSKD(None, C, EPOCHS, store=PreviousModel(model))
+    again.load(tmp_path / "state.safetensors")
+    again.set_epoch(2)
+    assert torch.equal(again.teacher.logits(x), past)
+    again.set_epoch(3)  # the next epoch's past is the model as it is now
+    assert torch.equal(again.teacher.logits(x), model(x))
+    with pytest.raises(UserError, match="are needed"):
+        SequencePSKD(None, C, EPOCHS, store=PreviousModel(nn.Linear(3, C))).load(tmp_path / "state.safetensors")
+
+
+def test_tied_weights_are_saved(tmp_path):
+    model = nn.Sequential(nn.Linear(C, C), nn.Linear(C, C))
+    model[1].weight = model[0].weight
+    for epoch in range(2):
+        method = PSKD(None, C, EPOCHS, store=PreviousModel(model))
+        method.set_epoch(epoch)
+    method.save(tmp_path / "state.safetensors")
+    with torch.no_grad():
+        model[0].weight.zero_()
+    again = PSKD(None, C, EPOCHS, store=PreviousModel(model))
+    again.load(tmp_path / "state.safetensors")
+    x = torch.randn(2, C)
+    assert torch.equal(again.teacher.logits(x), method.teacher.logits(x))
+    assert method.num_bytes == 4 * (2 * C * C + 2 * C)
+
+
+def test_batch_norm_of_the_past_stays_as_the_epoch_began():
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, C))
+    method = PSKD(None, C, EPOCHS, store=PreviousModel(model))
+    x, y = torch.randn(6, 3), torch.arange(6) % C
+    method.set_epoch(0)
+    method.loss(model(x), y)
+    method.set_epoch(1)
+    before = method.teacher.logits(x)
+    for _ in range(3):
+        method.loss(model(x), y, inputs=x)
+    assert torch.equal(method.teacher.logits(x), before)
+
+
+def test_what_is_missing_is_said():
+    model = network()
+    x, labels = torch.randn(2, 4, 3, dtype=torch.float64), torch.zeros(2, 4, dtype=torch.long)
+    with pytest.raises(UserError, match="rows need lengths"):
+        SequencePSKD(None, C, EPOCHS, store=TopK(2))
+    with pytest.raises(UserError, match="give num_samples; only PreviousModel"):
+        PSKD(None, C, EPOCHS)
+    with pytest.raises(UserError, match="only PreviousModel does not"):
+        PixelPSKD(None, None, C, EPOCHS, store="dense")
+    table = SequencePSKD([4, 4], C, EPOCHS, store=TopK(2))
+    table.set_epoch(0)
+    with pytest.raises(UserError, match="the index is missing"):
+        table.loss(model(x), labels)
+    method = SequencePSKD(None, C, EPOCHS, store=PreviousModel(model))
+    method.set_epoch(0)
+    method.set_epoch(1)
+    with pytest.raises(UserError, match="PreviousModel forwards the current input"):
+        method.loss(model(x), labels)
+    with pytest.raises(UserError, match=r"gives rows \[4, 5\] .* targets are \[8, 5\]"):
+        method.loss(model(x), labels, inputs=x[:1])
+    with pytest.raises(UserError, match="label 7 of place 2 of the batch"):
+        method.loss(model(x), torch.tensor([[0, 1, 7, 2], [0, 0, 0, 0]]), inputs=x)
