@@ -15,6 +15,8 @@ LEARNT = {  # the least that ``main`` must return
     "pskd_hf_text_classification": 0.9,
     "pskd_hf_translation": 0.7,
     "pskd_hf_causal_lm": 1.0,
+    "pskd_multilabel": 0.9,
+    "pskd_segmentation": 0.5,
 }
 
 
