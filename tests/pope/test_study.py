@@ -21,6 +21,7 @@ def test_the_plans_of_all_presets():
     assert small.settings["rl_seeds"] == 3
     assert {one.name for one in small.conditions} == {"chain_terse", "chain_own", "arms_terse", "arms_own"}
     assert {claim.condition for claim in small.claims} == {one.name for one in small.conditions}
+    assert [one.name for one in plan("small", {"family": "arms"}).conditions] == ["arms_terse", "arms_own"]
     paper = Settings.model_validate(plan("paper").settings)
     assert (paper.rollouts, paper.prompts_per_batch, paper.mine_k, paper.lr, paper.max_grad_norm) == (
         8,

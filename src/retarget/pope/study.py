@@ -170,7 +170,8 @@ def plan(
 
     Args:
         preset: ``demo`` (one generated base, minutes), ``small`` (five bases × three trainings, both families and
-            both oracle styles, hours on two cores) or ``paper`` (Qwen3-4B on GPUs with vLLM).
+            both oracle styles, hours on two cores; ``family`` and ``style`` in ``config`` narrow it down) or ``paper``
+            (Qwen3-4B on GPUs with vLLM).
         config: settings that override the preset's (keys of :class:`Settings`).
         seeds: bases in place of the preset's.
         arms: names of the arms to run.
@@ -184,7 +185,9 @@ def plan(
     chosen = choose_arms(ARMS, arms)
     real = settings.model is not None
     default = Condition(label="a real model" if real else CONDITIONS[f"{settings.family}_{settings.style}"].label)
-    conditions = tuple(CONDITIONS.values()) if preset == "small" else (default,)
+    given = {key: value for key, value in (config or {}).items() if key in ("family", "style")}
+    worlds = tuple(one for one in CONDITIONS.values() if given.items() <= one.settings.items())
+    conditions = worlds if preset == "small" and not real else (default,)
     decided = [one for condition in conditions for one in claims(condition.name, _suffix(condition))]
     return StudyPlan(
         study="pope",
