@@ -1,0 +1,287 @@
+"""PS-KD on a detector's own classification head: torchvision's Faster R-CNN, its loss softened from outside.
+
+Proposals are drawn anew each step, so a proposal has no past of its own. Two things that do: the ground-truth object
+that it matches, whose key is (image, object); and the previous epoch's detector, which can look at any proposal.
+"""
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Integer
+from torch import Tensor, nn
+
+from retarget.errors import UserError
+from retarget.pskd.checks import one_hot
+from retarget.pskd.functional import pskd_loss, widen
+from retarget.pskd.memory import Store
+from retarget.pskd.method import PSKD
+from retarget.pskd.ragged import Offsets
+from retarget.pskd.teacher import PreviousModel
+
+NEEDED = (
+    "backbone",
+    "roi_heads.select_training_samples",
+    "roi_heads.box_roi_pool",
+    "roi_heads.box_head",
+    "roi_heads.box_predictor",
+)
+"""What is used of a torchvision detector beyond calling it; also its loss's name ``loss_classifier``."""
+
+
+class DetectionPSKD(PSKD):
+    """Softens the targets of the box classifier of ``torchvision.models.detection.FasterRCNN``.
+
+    Call ``losses(images, targets)`` in the place of ``detector(images, targets)``. Only ``loss_classifier`` differs;
+    with alpha 0, and in epoch 0, nothing does. The detector itself is left as it is, so it is evaluated, saved and
+    exported as before. Mask and Keypoint R-CNN, and a detector in DistributedDataParallel, are called alike.
+
+    With a table, a proposal that matches an object is softened with the object's row, and a background proposal
+    keeps its hard target: it has no identity. An object's row is the mean prediction of the proposals that matched it
+    in the last epoch. With ``PreviousModel`` every sampled proposal, background too, is softened with what the last
+    epoch's detector says of that very proposal.
+
+    Args:
+        detector: the one that is being trained.
+        objects: number of objects of each training image, in the order of ``image_id``; not used by
+            ``PreviousModel``.
+        num_classes: C, the background included, as torchvision counts.
+        store: as in :class:`~retarget.pskd.method.PSKD`; ``PreviousModel(detector)`` for the second way.
+
+    Other arguments as in :class:`~retarget.pskd.method.PSKD`.
+
+    Raises:
+        UserError: the model has not the parts of a torchvision detector that are needed here.
+    """
+
+    def __init__(
+        self,
+        detector: nn.Module,
+        objects: Sequence[int] | None,
+        num_classes: int,
+        total_epochs: int,
+        alpha_T: float = 0.8,
+        *,
+        store: Store = "dense",
+        schedule: Literal["linear", "constant"] = "linear",
+        device: torch.device | str | None = None,
+    ) -> None:
+        self.detector = detector
+        self._inner: Any = getattr(detector, "module", detector)
+        missing = [
+            path
+            for path in NEEDED
+            if reduce(lambda at, name: getattr(at, name, None), path.split("."), self._inner) is None
+        ]
+        if missing:
+            raise UserError(
+                f"{type(self._inner).__name__} has no {', '.join(missing)}: DetectionPSKD is for the Faster R-CNN of "
+                "torchvision, of the versions that this package allows"
+            )
+        if isinstance(store, PreviousModel):
+            store = PreviousModel(ProposalClassifier(self._inner), "train" if store.mode == "train" else "eval")
+        elif objects is None:
+            raise UserError("a table has a row for each object: give objects, the number of objects of each image")
+        self.offsets = None if isinstance(store, PreviousModel) or objects is None else Offsets(objects)
+        super().__init__(
+            self.offsets.num_rows if self.offsets else None,
+            num_classes,
+            total_epochs,
+            alpha_T,
+            store=store,
+            schedule=schedule,
+            device=device,
+        )
+        self._checks.name, self._verified = self._name, False
+
+    def losses(self, images: list[Tensor], targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """The detector's losses with the softened ``loss_classifier``; remembers the present predictions.
+
+        Args:
+            images: as the detector takes them.
+            targets: as the detector takes them; for a table each also has ``image_id``, the image's place in the
+                training set, and where an augmentation has dropped or reordered objects, ``object_id`` [n], each
+                object's place in the image before that.
+
+        Raises:
+            UserError: the detector is in evaluation mode; a key that is missing or out of range; logits that are not
+                finite.
+        """
+        if not self._inner.training:
+            raise UserError("losses() is for training: call detector.train() first; evaluate with the detector itself")
+        with watch(self._inner) as step:
+            losses = self.detector(images, targets)
+        labels = torch.cat(step.labels)
+        self._check_loss(losses["loss_classifier"], step, labels)
+        if self.offsets is None:
+            if self.alpha > 0:
+                soft = self.soften(labels, inputs=(step.images, step.shapes, step.proposals))
+                losses["loss_classifier"] = pskd_loss(step.logits, soft)
+            return losses
+        found, rows = labels > 0, self._object_rows(step)
+        if self.alpha > 0:
+            soft = one_hot(labels, self.num_classes, self.ignore_index)
+            if found.any():
+                soft[found] = self.soften(labels[found], rows[found])
+            losses["loss_classifier"] = pskd_loss(step.logits, soft)
+        if found.any():
+            self.remember(*mean_predictions(step.logits[found], labels[found], rows[found]))
+        return losses
+
+    def state_dict(self) -> dict[str, Any]:
+        """As :meth:`PSKD.state_dict`, with a fingerprint of the numbers of objects: other images are refused."""
+        counts = b"" if self.offsets is None else self.offsets.lengths.cpu().numpy().astype("<i8").tobytes()
+        return {**super().state_dict(), "objects": hashlib.sha256(counts).hexdigest()[:16]}
+
+    # -- inside
+
+    def _object_rows(self, step: "Step") -> Integer[Tensor, "proposals"]:
+        """Row of the object that each proposal matches; some row of the table for the background."""
+        assert self.offsets is not None
+        rows = []
+        for target, matched in zip(step.targets, step.matched, strict=True):
+            if "image_id" not in target:
+                raise UserError('a target has no "image_id": its image\'s place in the training set, a whole number')
+            count = len(target["boxes"])
+            places = target.get("object_id", torch.arange(count, device=matched.device))
+            if len(places) != count:
+                raise UserError(f"a target has {count} boxes and {len(places)} object_id: one each is needed")
+            rows.append(self._rows_of(target["image_id"], places)[matched] if count else torch.zeros_like(matched))
+        return torch.cat(rows)
+
+    def _rows_of(self, image: Tensor, places: Tensor) -> Integer[Tensor, "objects"]:
+        assert self.offsets is not None
+        lengths, starts = self.offsets.lengths, self.offsets.starts
+        at, images = int(image), len(lengths)
+        if not 0 <= at < images:
+            raise UserError(f"image_id {at} lies outside [0, {images}): objects lists the training set's images")
+        self._checks.require(
+            (places >= 0) & (places < int(lengths[at])),
+            lambda row: (
+                f"object {int(places[row])} of image {at} has no row: objects says that the image has "
+                f"{int(lengths[at])}; give object_id where an augmentation drops objects"
+            ),
+        )
+        return (int(starts[at]) + places).clamp(0, self.offsets.num_rows - 1)
+
+    def _check_loss(self, loss: Tensor, step: "Step", labels: Tensor) -> None:
+        """Once: the loss that is replaced is the one that is understood; always: it is finite."""
+        loss = loss.detach()
+        self._checks.require(
+            loss.isfinite().reshape(1),
+            lambda _: (
+                f"loss_classifier is {float(loss)}: the detector has diverged, or an image holds a value that is not "
+                "finite"
+            ),
+        )
+        if not self._verified and not torch.allclose(loss, F.cross_entropy(step.logits, labels), rtol=1e-3):
+            raise UserError(
+                "the detector's loss_classifier is not the cross-entropy of its sampled proposals, so it cannot be "
+                "softened; DetectionPSKD is for the Faster R-CNN of torchvision"
+            )
+        self._verified = True
+
+    def _name(self, row: int) -> str:
+        assert self.offsets is not None
+        image, place = self.offsets.find(row)
+        return f"object {place} of image {image}"
+
+
+@dataclass
+class Step:
+    """What one training pass of a detector showed; proposals are the sampled ones, one list entry an image.
+
+    Attributes:
+        images: [B, 3, H, W], normalised and padded.
+        shapes: (H, W) of each image without padding.
+        proposals: [P_i, 4] each.
+        labels: [P_i] each, 0 is the background.
+        matched: [P_i] each, the box of the target that a proposal matches; means nothing where the label is 0.
+        logits: [P, C], P the sum of P_i.
+    """
+
+    images: Any = None
+    shapes: Any = None
+    targets: Any = None
+    proposals: Any = None
+    labels: Any = None
+    matched: Any = None
+    logits: Any = None
+
+
+@contextmanager
+def watch(detector: Any) -> Iterator[Step]:
+    """See a detector's sampled proposals, their labels and logits in the passes inside the ``with`` block."""
+    step, heads = Step(), detector.roi_heads
+    select = heads.select_training_samples
+
+    def selected(proposals: Any, targets: Any) -> Any:
+        chosen = select(proposals, targets)
+        step.targets, (step.proposals, step.matched, step.labels) = targets, chosen[:3]
+        return chosen
+
+    def entered(module: Any, args: Any) -> None:
+        step.images = args[0]
+
+    def pooled(module: Any, args: Any) -> None:
+        step.shapes = args[2]
+
+    def predicted(module: Any, args: Any, output: Any) -> None:
+        step.logits = output[0]
+
+    handles = [
+        detector.backbone.register_forward_pre_hook(entered),
+        heads.box_roi_pool.register_forward_pre_hook(pooled),
+        heads.box_predictor.register_forward_hook(predicted),
+    ]
+    heads.select_training_samples = selected
+    try:
+        yield step
+    finally:
+        del heads.select_training_samples
+        for handle in handles:
+            handle.remove()
+
+
+class ProposalClassifier(nn.Module):
+    """The part of a detector that classifies given proposals: what ``PreviousModel`` keeps of the last epoch."""
+
+    def __init__(self, detector: Any) -> None:
+        super().__init__()
+        heads = detector.roi_heads
+        self.backbone, self.pool = detector.backbone, heads.box_roi_pool
+        self.head, self.predictor = heads.box_head, heads.box_predictor
+
+    def forward(
+        self, images: Tensor, shapes: list[tuple[int, int]], proposals: list[Tensor]
+    ) -> Float[Tensor, "proposals classes"]:
+        """Logits of the proposals of a normalised and padded batch."""
+        features = self.backbone(images)
+        if isinstance(features, Tensor):
+            features = OrderedDict([("0", features)])
+        return self.predictor(self.head(self.pool(features, proposals, shapes)))[0]
+
+
+def mean_predictions(
+    logits: Float[Tensor, "proposals classes"],
+    labels: Integer[Tensor, "proposals"],
+    rows: Integer[Tensor, "proposals"],
+) -> tuple[Float[Tensor, "objects classes"], Integer[Tensor, "objects"], Integer[Tensor, "objects"]]:
+    """The mean probabilities of each object's proposals as log-probabilities, the objects' labels and their rows.
+
+    >>> logits, labels, rows = mean_predictions(torch.tensor([[0.0, 99.0], [99.0, 0.0]]), torch.ones(2).long(),
+    ...                                         torch.tensor([7, 7]))
+    >>> logits.exp(), rows
+    (tensor([[0.5000, 0.5000]]), tensor([7]))
+    """
+    objects, member = rows.unique(return_inverse=True)
+    probs = F.softmax(widen(logits.detach()), 1)
+    total = probs.new_zeros(len(objects), probs.shape[1]).index_add_(0, member, probs)
+    count = member.bincount(minlength=len(objects))[:, None]
+    return (total / count).log(), torch.empty_like(objects).scatter_(0, member, labels), objects
