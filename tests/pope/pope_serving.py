@@ -1,6 +1,13 @@
-"""A real OpenAI-compatible HTTP server around an engine of ours, with the faults that servers have."""
+"""A real OpenAI-compatible HTTP server around an engine of ours, with the faults that servers have.
+
+As a program it is a process of its own, which dies in the middle of an answer:
+
+    python pope_serving.py MODEL ANSWERS
+"""
 
 import json
+import os
+import sys
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -31,7 +38,10 @@ def serve(engine, faults=(), choices=None, reasoning=None, reasoning_tokens=None
                     value["usage"]["completion_tokens_details"] = {"reasoning_tokens": reasoning_tokens}
             with lock:
                 seen["active"] -= 1
-            if fault == "drop":
+            if fault == "die":
+                self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n{")
+                os._exit(1)
+            elif fault == "drop":
                 self.connection.close()
             elif fault == "page":
                 self.answer(200, "<html>", plain=True)
@@ -76,3 +86,16 @@ def complete(engine, body, path, choices, reasoning):
         )
         made.append({"index": index, "finish_reason": "length" if one.truncated else "stop", **content})
     return {"choices": made, "usage": {"completion_tokens": sum(one.tokens for one in rollouts)}}
+
+
+def main(model, answers):
+    """Print the address, answer so often, then die."""
+    from retarget.pope.engines import open_engine
+
+    with serve(open_engine(model), faults=[*[None] * int(answers), "die"]) as (url, _):
+        print(url, flush=True)
+        sys.stdin.read()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

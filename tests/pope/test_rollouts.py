@@ -1,3 +1,8 @@
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
 import peft
 import pytest
 import torch
@@ -8,6 +13,8 @@ from retarget.errors import UserError
 from retarget.pope.engines import open_engine
 from retarget.pope.engines.local import TransformersEngine
 from retarget.pope.engines.server import ServerEngine
+from retarget.pope.grading import Grader
+from retarget.pope.mining import mine
 from retarget.pope.rollouts import Rollout, Sampling, thinking_tokens
 from retarget.pope.tasks.testbed import PROMPTS, train_base
 
@@ -195,3 +202,40 @@ def test_tokens_before_the_answer(tiny):
     with serve(Thinking()) as (url, _):
         ((rollout,),) = ServerEngine(url, "m").sample([[{"role": "user", "content": "?"}]], 1, PARAMS)
     assert rollout.thinking == 0
+
+
+def test_a_server_process_that_dies_and_one_that_goes_on(tiny, tmp_path):
+    def server(answers):
+        command = [sys.executable, str(Path(__file__).parent / "pope_serving.py"), str(tiny.directory), str(answers)]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        return process, process.stdout.readline().strip()
+
+    def work(url):
+        engine = ServerEngine(url, "tiny", wait=0.01, retries=1, concurrency=1, per_request=4)
+        return mine(tiny.problems[:3], engine, 4, grader=Grader("retarget.pope.tasks.chain:verify", workers=0),
+                    prompts=PROMPTS, params=PARAMS, chunk=4, batch=1, journal=tmp_path / "journal.jsonl")  # fmt: skip
+
+    for answers in (2, 9):
+        process, url = server(answers)
+        with process:
+            if answers == 2:
+                with pytest.raises(UserError, match="in the journal: run the same command again"):
+                    work(url)
+                assert len((tmp_path / "journal.jsonl").read_text().splitlines()) == 1 + 2
+                assert process.wait() == 1
+            else:
+                assert work(url).rollouts == 12
+                process.stdin.close()
+    with pytest.raises(UserError, match="not an address"):
+        ServerEngine("http://[::1/v1", "tiny").sample(["?"], 1, PARAMS)
+
+
+def test_a_folder_whose_files_are_no_model(tiny, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny.directory, folder)
+    (folder / "model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(UserError, match="cannot be loaded"):
+        open_engine(str(folder))
+    (folder / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="cannot be loaded"):
+        open_engine(str(folder))

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from retarget.errors import UserError
@@ -47,13 +48,13 @@ class TransformersEngine:
         """Load a model or an adapter, and its tokenizer, by name or path; the GPU is used where there is one.
 
         Raises:
-            UserError: no such model, here or on the hub.
+            UserError: no such model, here or on the hub, or files that are no model.
         """
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         try:
             network: Any = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
             tokenizer = AutoTokenizer.from_pretrained(model)
-        except OSError as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise UserError(f"{model}: this model cannot be loaded: {error}") from error
         return cls(network.to(device), tokenizer, batch_size=batch_size, name=model, weights=weights_of(model))
 

@@ -112,7 +112,9 @@ class ServerEngine:
             wait = self.wait * 2**attempt
             try:
                 response = await client.post(url, json=body)
-            except httpx.TransportError as error:
+            except httpx.InvalidURL as error:
+                raise UserError(f"{url}: not an address: {error}") from error
+            except (httpx.TransportError, httpx.DecodingError) as error:
                 fault = f"{type(error).__name__}: {error}"
             else:
                 if response.is_success:
@@ -127,7 +129,7 @@ class ServerEngine:
                 wait = float(after) if after.replace(".", "", 1).isdigit() else wait
             if attempt < self.retries:
                 await asyncio.sleep(wait)
-        raise UserError(f"{url} failed: {fault}")
+        raise UserError(f"{url} failed: {fault}. What was sampled before is in the journal: run the same command again")
 
 
 def _rollout(choice: dict[str, Any], tokens: int, told: int | None) -> Rollout:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from retarget.errors import UserError
 from retarget.extras import require
 from retarget.pope.identity import weights_of
 from retarget.pope.prompts import Prompt
@@ -12,22 +13,30 @@ from retarget.pope.rollouts import Rollout, Sampling, thinking_tokens
 class VLLMEngine:
     """Samples with vLLM in this process; all prompts go in at once, each with its own seed.
 
+    Its calls are those of the sources of vLLM 0.22.0 and 0.33.0; the extra allows what TRL trains with, 0.22 to 0.31.
+
     Args:
         model: name or path.
         options: of ``vllm.LLM`` (``tensor_parallel_size``, ``max_model_len``, ...).
+
+    Raises:
+        UserError: vLLM is not installed, or cannot load the model.
     """
 
     def __init__(self, model: str, **options: Any) -> None:
         self._vllm = require("vllm", "vllm")
         self.name, self.identity = model, {"weights": weights_of(model)}
-        self._llm = self._vllm.LLM(model=model, **options)
+        try:
+            self._llm = self._vllm.LLM(model=model, **options)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{model}: vLLM cannot load this model: {error}") from error
 
     def sample(self, prompts: Sequence[Prompt], n: int, params: Sampling) -> list[list[Rollout]]:
         """n rollouts of each prompt; see :class:`retarget.pope.rollouts.Engine`."""
         settings = [
             self._vllm.SamplingParams(
                 n=n, max_tokens=params.max_tokens, temperature=params.temperature, top_p=params.top_p,
-                top_k=params.top_k or -1, seed=params.unit_seed(prompt),
+                top_k=params.top_k, seed=params.unit_seed(prompt),
             )
             for prompt in prompts
         ]  # fmt: skip
