@@ -176,8 +176,8 @@ def plan(
         preset: ``demo`` (digits, minutes), ``small`` (10,000 CIFAR-100 images, hours on two cores) or ``paper``.
         config: settings that override the preset's (keys of :class:`Settings`), and in place of the arms
             ``grid = true`` for the top-k × residual-rule grid, or ``peers = true`` for PS-KD among its peers
-            (then ``shift`` is a table of :class:`retarget.pskd.peers.study.Shift`); ``task = "translation"`` is a
-            study of its own.
+            (then ``shift`` is a table of :class:`retarget.pskd.peers.study.Shift`); ``task = "translation"`` and
+            ``task = "detection"`` are studies of their own.
         seeds: seeds in place of 0 to 4.
         arms: names of the arms to run.
 
@@ -189,6 +189,10 @@ def plan(
         from retarget.pskd.tasks import translation_study
 
         return translation_study.plan(preset, config, seeds, arms)
+    if config.get("task") == "detection":
+        from retarget.pskd.tasks import detection_study
+
+        return detection_study.plan(preset, config, seeds, arms)
     if preset not in PRESETS:
         raise UserError(f"no preset {preset!r} for pskd: choose {', '.join(PRESETS)}")
     grid, peers = bool(config.pop("grid", False)), bool(config.pop("peers", False))
