@@ -11,6 +11,7 @@ LEARNT = {  # the least that ``main`` must return
     "pskd_lightning": 0.9,
     "pskd_accelerate": 0.9,
     "pskd_timm": 0.5,
+    "pskd_detection": 0.8,
     "pskd_hf_image_classification": 0.7,
     "pskd_hf_text_classification": 0.9,
     "pskd_hf_translation": 0.7,

@@ -16,6 +16,7 @@ from retarget.pskd.tasks.detection_study import ARMS, METRICS, PRESETS, plan
 from retarget.pskd.tasks.networks import build
 from retarget.study.record import Results, Run, read_history
 from retarget.study.runner import run_study
+from retarget.study.worker import perform
 
 QUICK = {
     "train_images": 16, "validation_images": 4, "test_images": 4, "min_size": 48, "max_size": 48, "strides": [4, 8],
@@ -26,11 +27,30 @@ QUICK = {
 DETECTORS = [arm.name for arm in ARMS if not arm.name.startswith("classifier")]
 
 
+class Here:
+    """Does jobs in this process, which has imported all they need."""
+
+    def __init__(self):
+        self.jobs = []
+
+    def submit(self, job):
+        self.jobs.append(job)
+
+    def events(self):
+        while self.jobs:
+            job = self.jobs.pop(0)
+            job.directory.mkdir(parents=True)
+            yield perform(job, lambda event: None)
+
+    def close(self):
+        self.jobs.clear()
+
+
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     """A finished study of every arm with one seed."""
     folder = tmp_path_factory.mktemp("study")
-    outcome = run_study(plan("demo", QUICK, seeds=[0]), folder, report=False)
+    outcome = run_study(plan("demo", QUICK, seeds=[0]), folder, executor=Here(), report=False)
     assert outcome.failed == {}
     return Results.load(folder)
 

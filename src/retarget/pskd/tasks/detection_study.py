@@ -119,7 +119,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     ),
 }  # fmt: skip
 
-MINUTES_PER_RUN = {"demo": 1.0, "small": 6.0, "paper": 900.0}
+MINUTES_PER_RUN = {"demo": 0.7, "small": 6.0, "paper": 900.0}
 
 ARMS = (
     Arm(name="classifier_ce", label="classifier, cross-entropy", settings={"stage": "classifier"}),
