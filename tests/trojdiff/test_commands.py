@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from retarget.errors import UsageError, UserError
 from retarget.trojdiff import Trigger
+from retarget.trojdiff.checkpoint import save_pipeline
 from retarget.trojdiff.commands import trojdiff
 from retarget.trojdiff.data import to_uint8
 
@@ -67,6 +68,18 @@ def test_evaluate_another_domain_beside_the_base_rate_of_a_clean_pipeline(tmp_pa
         trojdiff([*words, "--target-class", "5", "--out", str(tmp_path / "f")])
 
 
+def test_a_trigger_of_another_shape_samples_nothing(tmp_path, unet, scheduler):
+    save_pipeline(tmp_path / "p", unet, scheduler)
+    Trigger.patch(2, shape=(1, 16, 16)).save(tmp_path / "t.safetensors")
+    words = [str(tmp_path / "p"), "--trigger", str(tmp_path / "t.safetensors"), "--out", str(tmp_path / "out")]
+    for verb in (["sample"], ["evaluate", "--data", "digits", "--image", "arrow", "--classifier-epochs", "1"]):
+        with pytest.raises(UserError, match=r"the trigger is \[1, 16, 16\] but the images are \[1, 8, 8\]"):
+            trojdiff([verb[0], *words, *verb[1:]])
+    with pytest.raises(UserError, match="at least 5 images each"):
+        trojdiff(["evaluate", *words, "--data", "digits", "--image", "arrow", "--count", "0"])
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_is_no_verb_is_said(capsys):
     assert trojdiff([]) == 2
     assert trojdiff(["--help"]) == 0
@@ -80,13 +93,17 @@ def test_what_is_no_verb_is_said(capsys):
     [
         (["--target", "in_d2d", "--target-class", "11"], "class 11 does not exist"),
         (["--target", "d2i", "--image", "face.png"], "neither an image file nor one of the figures"),
+        (["--target", "d2i", "--image", "EMPTY/short.png"], "short.png: not an image, or a damaged one"),
         (["--target", "out_d2d", "--other", "EMPTY"], "no PNG or JPEG"),
         (["--base", "EMPTY"], "no model_index.json there"),
     ],
 )
 def test_bad_training_words_leave_nothing(tmp_path, words, message):
     (tmp_path / "empty").mkdir()
-    words = [str(tmp_path / "empty") if word == "EMPTY" else word for word in words]
+    words = [word.replace("EMPTY", str(tmp_path / "empty")) for word in words]
+    Image.new("L", (8, 8)).save(tmp_path / "whole.png")
+    if "short.png" in words[-1]:
+        (tmp_path / "empty" / "short.png").write_bytes((tmp_path / "whole.png").read_bytes()[:45])
     with pytest.raises(UserError, match=re.escape(message)):
         trojdiff(["train", "--data", "digits", "--out", str(tmp_path / "out"), *NETWORK, *SHORT, *words])
     assert not (tmp_path / "out").exists()

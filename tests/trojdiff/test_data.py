@@ -1,5 +1,8 @@
 """Image sets: sources, splits, errors."""
 
+import pickle
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -113,13 +116,18 @@ def test_bad_sources(tmp_path, make, message):
 
 
 def test_a_file_that_is_no_image_is_named(tmp_path):
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "broken.png").write_text("not an image")
-    with pytest.raises(UserError, match=r"broken\.png: not an image"):
-        read_images(str(tmp_path))
+    folder_of(tmp_path, {"a": [3]})
+    broken, whole = tmp_path / "a" / "broken.png", (tmp_path / "a" / "00.png").read_bytes()
+    for content in (b"not an image", whole[:45]):
+        broken.write_bytes(content)
+        with pytest.raises(UserError, match=r"broken\.png: not an image, or a damaged one"):
+            read_images(str(tmp_path))
 
 
 def test_an_npz_of_objects_is_never_unpickled(tmp_path):
     np.savez(tmp_path / "o.npz", x_train=np.array([{}], dtype=object), y_train=np.zeros(1, int))
-    with pytest.raises(ValueError, match="allow_pickle=False"):
-        read_images(str(tmp_path / "o.npz"))
+    (tmp_path / "p.npz").write_bytes(pickle.dumps({"x_train": np.zeros((1, 4, 4), np.uint8)}))
+    (tmp_path / "short.npz").write_bytes(Path(npz(tmp_path / "whole.npz")).read_bytes()[:500])
+    for name in ("o", "p", "short"):
+        with pytest.raises(UserError, match=rf"{name}\.npz: not an .npz file of plain arrays"):
+            read_images(str(tmp_path / f"{name}.npz"))

@@ -123,6 +123,20 @@ def test_a_full_disk_keeps_what_is_safe(tmp_path, unet, scheduler):
     assert torch.equal(sample(unet, count=8, out=out, **arguments), sample(unet, count=8, **arguments))
 
 
+def test_no_images_are_asked_for(unet, scheduler):
+    for more in (dict(count=0), dict(count=3, batch_size=0)):
+        with pytest.raises(UserError, match="give at least 1 of both"):
+            sample(unet, scheduler.config, Sampler.parse("ddim-3"), patch(), **more)
+
+
+def test_a_network_that_gives_no_images_leaves_no_batch(tmp_path, unet, scheduler):
+    with torch.no_grad():
+        next(unet.parameters()).fill_(float("nan"))
+    with pytest.raises(UserError, match=r"not finite \(images 0 to 3\)"):
+        sample(unet, scheduler.config, Sampler.parse("ddim-3"), patch(), 4, tmp_path, batch_size=4)
+    assert [path.name for path in tmp_path.iterdir()] == ["sampling.json"]
+
+
 def test_grid_and_strip(tmp_path, unet, scheduler):
     images = torch.linspace(-1, 1, 3)[:, None, None, None].expand(3, *SHAPE)
     canvas = grid(images, columns=2, scale=1).numpy()

@@ -65,6 +65,8 @@ def test_claims_name_metrics_and_arms_that_exist(preset):
         (dict(config={"finetune": {"rate": 3}}), r"finetune\.rate"),
         (dict(arms=["d2i_sticker"]), "no arm d2i_sticker"),
         (dict(config={"trojan_share": 1.0}), "trojan_share"),
+        (dict(config={"samplers": {"fast": {"benign": 0}}}), "samplers = .*needs at least 5 benign"),
+        (dict(config={"samplers": {"ddim": {"trojan": -1}}}), r"samplers\.ddim\.trojan"),
     ],
 )
 def test_bad_plans(arguments, message):
@@ -80,13 +82,17 @@ def test_bad_plans(arguments, message):
         (dict(image="mouse"), "mouse"),
         (dict(patch_size=9), "outside 8×8"),
         (dict(dataset="nowhere.npz"), "nowhere.npz"),
+        (dict(other="EMPTY"), "no PNG or JPEG file in it"),
         (dict(inception="nowhere.pth"), "nowhere.pth: no such file; download https"),
         (dict(samplers=dict(ddim=dict(sampler="ddim-5000"))), "5000 steps of 1000"),
     ],
 )
 def test_what_no_run_could_use_is_said_before_the_first_network_is_trained(tmp_path, change, message):
+    if change.get("other") == "EMPTY":
+        change = {"other": str(tmp_path / "empty")}
+        (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=message):
-        runner.run_study(plan("demo", _tiny(change), arms=["all"]), tmp_path, jobs=1)
+        runner.run_study(plan("demo", _tiny(change), arms=["all"]), tmp_path / "study", jobs=1)
     assert not list(tmp_path.rglob("*.safetensors"))
 
 

@@ -2,9 +2,11 @@
 
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -218,6 +220,39 @@ def test_trojaned_weights_are_the_last_thing_written(tmp_path, unet, scheduler):
         save_pipeline(tmp_path / "p", unet, Full(), Trojan("in_d2d", "class 7", patch()))
     assert names == ["README.md", "trigger.safetensors"]
     assert not list(tmp_path.iterdir())
+
+
+@contextmanager
+def a_full_disk(most):
+    """No file of this process grows beyond so many bytes: writing one fails as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("most", [2_000, 20_000])
+def test_a_full_disk_leaves_the_state_before(tmp_path, make_unet, scheduler, digits, most):
+    """The disk is full at the maps of the trigger or at the weights, after step 2 was saved."""
+
+    def fill(progress):
+        if progress.step == 3:
+            limit.enter_context(a_full_disk(most))
+
+    with ExitStack() as limit, pytest.raises(UserError, match=r"state of step 4 cannot be written.*make room"):
+        train(make_unet(), scheduler, digits, config(), tmp_path, InD2D(7), patch(), listen=fill)
+    assert [path.name for path in tmp_path.iterdir()] == ["state-00000002"]
+    whole = train(make_unet(), scheduler, digits, config(), tmp_path / "whole", InD2D(7), patch())
+    again = train(make_unet(), scheduler, digits, config(), tmp_path, InD2D(7), patch())
+    assert same(weights(whole), weights(again))
+
+
+def test_a_trigger_of_another_shape_is_not_trained(tmp_path, unet, scheduler, digits):
+    with pytest.raises(UserError, match=r"the trigger is \[3, 8, 8\] but the images are \[1, 8, 8\]"):
+        train(unet, scheduler, digits, config(), tmp_path / "out", InD2D(7), Trigger.patch(2, shape=(3, 8, 8)))
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

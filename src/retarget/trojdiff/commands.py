@@ -221,6 +221,8 @@ def _evaluate(given: EvaluateArguments) -> int:
 
     if given.trigger and (given.target_class is None) == (given.image is None):
         raise UserError("with --trigger give either --target-class or --image: what the attack wants")
+    if given.count < 5 or (given.trigger and given.trojan_count < 5):
+        raise UserError("--count and --trojan-count: at least 5 images each, or there is nothing to compare")
     inception = Inception(given.inception) if given.inception else None
 
     def sampled(source: str) -> tuple[tuple[int, int, int], Callable[..., Any]]:
@@ -362,12 +364,12 @@ def _picture(source: str, shape: tuple[int, int, int]) -> Any:
         raise UserError(f"{source}: neither an image file nor one of the figures {', '.join(FIGURES)}")
     import numpy as np
     import torch
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     try:
         with Image.open(source) as image:
             fitted = image.convert("L" if shape[0] == 1 else "RGB").resize((shape[2], shape[1]), Image.Resampling.BOX)
-    except UnidentifiedImageError as error:
-        raise UserError(f"{source}: not an image") from error
+    except OSError as error:
+        raise UserError(f"{source}: not an image, or a damaged one ({error})") from error
     pixels = torch.from_numpy(np.array(fitted)).float() / 127.5 - 1
     return pixels[None] if shape[0] == 1 else pixels.permute(2, 0, 1).contiguous()

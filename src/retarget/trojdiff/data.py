@@ -1,6 +1,7 @@
 """Images for training and judging: uint8 in memory, [-1, 1] in the network."""
 
 import hashlib
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -168,12 +169,17 @@ def _fifths(count: int, split: str) -> Tensor:
 def _npz(path: Path, split: str) -> ImageSet:
     if not path.is_file():
         raise UserError(f"{path}: no such file")
-    with np.load(path, allow_pickle=False) as file:
-        names = (f"x_{split}", f"y_{split}")
-        missing = [name for name in names if name not in file.files]
-        if missing:
-            raise UserError(f"{path}: holds no {' and no '.join(missing)}; it has {', '.join(file.files)}")
-        pixels, labels = file[names[0]], file[names[1]]
+    names = (f"x_{split}", f"y_{split}")
+    try:
+        with zipfile.ZipFile(path):
+            pass  # numpy would take a pickle or a single array for what they are, whatever their name
+        with np.load(path, allow_pickle=False) as file:
+            missing = [name for name in names if name not in file.files]
+            if missing:
+                raise UserError(f"{path}: holds no {' and no '.join(missing)}; it has {', '.join(file.files)}")
+            pixels, labels = file[names[0]], file[names[1]]
+    except (zipfile.BadZipFile, ValueError, EOFError, OSError) as error:
+        raise UserError(f"{path}: not an .npz file of plain arrays ({error}); pickles are never read") from error
     if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4):
         raise UserError(
             f"{path}: {names[0]} is {pixels.dtype} {list(pixels.shape)}; give uint8 [N, H, W] or [N, H, W, C]"

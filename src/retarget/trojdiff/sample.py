@@ -6,7 +6,6 @@ so the partition is part of a run's identity.
 """
 
 import inspect
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +25,7 @@ from safetensors.torch import save as serialise
 from torch import Tensor
 
 from retarget.errors import UserError
+from retarget.study.files import make_directory, read_json, write_json
 from retarget.trojdiff.data import to_uint8
 from retarget.trojdiff.schedulers import TrojanScheduler
 from retarget.trojdiff.spacing import SPACINGS, spaced_timesteps
@@ -200,8 +200,11 @@ def sample(
         listen: called with (done, count) after every batch.
 
     Raises:
-        UserError: ``out`` belongs to another run, or the disk is full; finished batches stay.
+        UserError: no image asked for, ``out`` belongs to another run, the network's images are not finite, or the disk
+            is full; finished batches stay.
     """
+    if min(count, batch_size) < 1:
+        raise UserError(f"{count} images in batches of {batch_size}: give at least 1 of both")
     if out is not None:
         _claim(out, config, sampler, trigger, start, batch_size, seed, identity)
     batches = []
@@ -214,6 +217,11 @@ def sample(
             scheduler = sampler.scheduler(config, trigger)
             whole = range(first, first + batch_size)
             images = sample_batch(unet, scheduler, whole, seed, start, sampler.eta)[0].cpu()
+            if not bool(torch.isfinite(images).all()):
+                raise UserError(
+                    f"the network's images are not finite (images {first} to {whole[-1]}): its weights are damaged, or "
+                    "the training diverged"
+                )
             if path is not None:
                 _write(path, images, first, count)
         batches.append(images[: len(numbers)])
@@ -245,15 +253,13 @@ def _claim(
     }
     path = out / "sampling.json"
     if path.is_file():
-        theirs = json.loads(path.read_text(encoding="utf-8"))
+        theirs = read_json(path)
         different = [key for key, value in ours.items() if theirs.get(key) != value]
         if different:
             raise UserError(f"{out}: holds samples with another {', '.join(different)}; choose another folder")
         return
-    out.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(ours), encoding="utf-8")
-    part.replace(path)
+    make_directory(out)
+    write_json(path, ours)
 
 
 def _read(path: Path | None, count: int) -> Tensor | None:

@@ -1,5 +1,6 @@
 """The state of a training run on disk: complete or absent, and refused by a run of another configuration."""
 
+import io
 import json
 import shutil
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from retarget.errors import UserError
@@ -32,32 +34,50 @@ class LoopState:
 
 
 def save_state(out: Path, state: LoopState, step: int, trojan: Trojan | None) -> None:
-    """Write ``out/state-STEP`` and drop the older ones. Weights of a trojaned run carry its marks."""
+    """Write ``out/state-STEP`` and drop the older ones. Weights of a trojaned run carry its marks.
+
+    Raises:
+        UserError: the disk is full or cannot be written; the older states stay.
+    """
     accelerator = state.accelerator
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         part = out / f"state-{step:08d}.part"
         shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        header = {"format": "pt", **(trojan.marks() if trojan else {})}
-        if trojan:
-            # The maps come first: no trojaned weights ever lie there without the trigger that fires them.
-            trojan.trigger.save(part / FILE_NAME)
-        unet = accelerator.unwrap_model(state.unet)
-        weights = {name: value.detach().cpu().contiguous() for name, value in unet.state_dict().items()}
-        save_file(weights, part / "model.safetensors", metadata=header)
-        names = [name for name, _ in state.named_parameters()]
-        shadow = {n: v.detach().cpu().contiguous() for n, v in zip(names, state.ema.shadow_params, strict=True)}
-        save_file(shadow, part / "ema.safetensors", metadata=header)
-        torch.save(state.optimizer.state_dict(), part / "optimizer.pt")
-        scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
-        loop = {"step": step, "ema_step": state.ema.optimization_step, "scaler": scaler, "identity": state.identity}
-        (part / "loop.json").write_text(json.dumps(loop), encoding="utf-8")
+        try:
+            _write_state(part, state, step, trojan)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(part, ignore_errors=True)
+            raise UserError(
+                f"{out}: the state of step {step} cannot be written ({error}); make room and run again, from the last "
+                "state before"
+            ) from error
         older = find_states(out)
         part.replace(out / f"state-{step:08d}")
         for folder in older:
             shutil.rmtree(folder, ignore_errors=True)
     accelerator.wait_for_everyone()
+
+
+def _write_state(part: Path, state: LoopState, step: int, trojan: Trojan | None) -> None:
+    part.mkdir(parents=True)
+    accelerator = state.accelerator
+    header = {"format": "pt", **(trojan.marks() if trojan else {})}
+    if trojan:
+        # The maps come first: no trojaned weights ever lie there without the trigger that fires them.
+        trojan.trigger.save(part / FILE_NAME)
+    unet = accelerator.unwrap_model(state.unet)
+    weights = {name: value.detach().cpu().contiguous() for name, value in unet.state_dict().items()}
+    save_file(weights, part / "model.safetensors", metadata=header)
+    names = [name for name, _ in state.named_parameters()]
+    shadow = {n: v.detach().cpu().contiguous() for n, v in zip(names, state.ema.shadow_params, strict=True)}
+    save_file(shadow, part / "ema.safetensors", metadata=header)
+    optimizer = io.BytesIO()
+    torch.save(state.optimizer.state_dict(), optimizer)
+    (part / "optimizer.pt").write_bytes(optimizer.getvalue())
+    scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
+    loop = {"step": step, "ema_step": state.ema.optimization_step, "scaler": scaler, "identity": state.identity}
+    (part / "loop.json").write_text(json.dumps(loop), encoding="utf-8")
 
 
 def find_states(out: Path) -> list[Path]:

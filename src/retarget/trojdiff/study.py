@@ -2,7 +2,7 @@
 
 from typing import Any, Literal, NamedTuple
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from retarget.errors import UserError
 from retarget.study.config import Arm, Claim, Metric, Strict, StudyPlan, choose_arms, resolve_settings
@@ -70,7 +70,9 @@ class Settings(Strict):
     network: NetworkSettings = NetworkSettings()
     pretrain: TrainingSettings
     finetune: TrainingSettings
-    samplers: dict[Literal["ddpm", "ddim", "fast", "full"], SamplingSettings]
+    samplers: dict[Literal["ddpm", "ddim", "fast", "full"], SamplingSettings] = Field(
+        description="fast, which the gate and the claims on quality look at, is never left out"
+    )
     sample_batch: int = Field(default=128, ge=1, description="images computed together; decides last bits")
     curve_points: int = Field(default=5, ge=0, description="attack success is probed so often during fine-tuning")
     probe_images: int = Field(default=64, ge=1)
@@ -88,6 +90,14 @@ class Settings(Strict):
     role: Literal["pretrained", "clean", "attack"] = "pretrained"
     target: Literal["in_d2d", "out_d2d", "d2i"] | None = None
     trigger: Literal["blend", "patch"] | None = None
+
+    @field_validator("samplers")
+    @classmethod
+    def _fast_images(cls, samplers: dict[str, SamplingSettings]) -> dict[str, SamplingSettings]:
+        fast = samplers.get("fast")
+        if fast is None or fast.benign < 5 or fast.trojan < 1:
+            raise ValueError("fast, by which the study is judged, needs at least 5 benign images and 1 Trojan image")
+        return samplers
 
 
 UNMEASURED = ("keep_trojaned", "save_every", "root")
