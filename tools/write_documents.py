@@ -4,7 +4,8 @@
     python tools/write_documents.py --check    # exit 1 where a document is not what this would write
 
 A document marks the places: ``<!-- map -->`` ... ``<!-- end of map -->``, and ``<!-- results: NAME -->`` ...
-``<!-- end of results -->``, filled from ``results/NAME/summary.json`` and ``study.json``.
+``<!-- end of results -->``, filled from ``results/NAME/summary.json`` and ``study.json``, or from the
+``results/NAME/commands.json`` that tools/record_commands.py wrote.
 """
 
 import ast
@@ -50,8 +51,10 @@ def tree() -> str:
 
 
 def results(name: str) -> str:
-    """Claims and metrics of a recorded study, with commit, seeds and hardware."""
+    """Claims and metrics of a recorded study, or commands and what they printed, with commit, seeds and hardware."""
     folder = ROOT / "results" / name
+    if (folder / "commands.json").exists():
+        return _transcript(json.loads((folder / "commands.json").read_text(encoding="utf-8")))
     if not (folder / "summary.json").exists():
         return "Nothing recorded yet."
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
@@ -128,14 +131,27 @@ def _cell(value: dict[str, Any] | None, decimals: int) -> str:
 
 
 def _provenance(study: dict[str, Any], summary: dict[str, Any]) -> str:
-    commit, hardware = study["commit"], study["hardware"]
+    commands = " and ".join(f"`{one}`" for one in [*study.get("earlier_commands", []), study["command"]])
+    commit, machine = _where(study)
+    return f"Made by {commands} at {commit}, seeds {', '.join(map(str, summary['seeds']))}, on {machine}."
+
+
+def _where(environment: dict[str, Any]) -> tuple[str, str]:
+    commit, hardware = environment["commit"], environment["hardware"]
     where = f"commit {commit['hash'][:10]}{' with local changes' * commit['dirty']}" if commit else "no commit"
     gpus = ", ".join(hardware["gpus"]) or "no GPU"
-    commands = " and ".join(f"`{one}`" for one in [*study.get("earlier_commands", []), study["command"]])
-    return (
-        f"Made by {commands} at {where}, seeds {', '.join(map(str, summary['seeds']))}, on "
-        f"{hardware['cores']} cores of {hardware['cpu']}, {gpus}; torch {study['versions'].get('torch', '?')}."
+    machine = (
+        f"{hardware['cores']} cores of {hardware['cpu']}, {gpus}; torch {environment['versions'].get('torch', '?')}"
     )
+    return where, machine
+
+
+def _transcript(record: dict[str, Any]) -> str:
+    lines = [f"$ {one['command']}\n{one['output'].rstrip()}" for one in record["commands"]]
+    commit, machine = _where(record["environment"])
+    minutes = sum(one["cpu_seconds"] for one in record["commands"]) / 60
+    body = "\n".join(lines)
+    return f"```console\n{body}\n```\n\nMade at {commit}, in {minutes:.0f} CPU-minutes, on {machine}."
 
 
 def _unit(unit: str) -> str:
@@ -170,7 +186,7 @@ def _beside() -> Iterator[tuple[str, str]]:
     yield "examples/", "one runnable file a way to plug in"
     yield "results/", "recorded studies that the tables above are generated from"
     yield "tests/", "mirrors src/; make test"
-    yield "tools/", "write_documents.py fills this map and the result tables; make documents"
+    yield "tools/", "write_documents.py fills this map and the result blocks (make documents); record_commands.py"
 
 
 if __name__ == "__main__":

