@@ -83,8 +83,9 @@ def test_two_directories_are_one_data_set_and_a_validation_part_is_held_out(tmp_
     assert [len(part) for part in (parts.train, parts.validation, parts.test)] == [3, 1, 2]
     assert len({id(one) for one in (*parts.train, *parts.validation)}) == 4
     assert {one.name for one in parts.train}.isdisjoint({one.name for one in parts.validation})
-    with pytest.raises(UserError, match="validation_images = 4 of 4 leave nothing to train on"):
-        scenes({**settings, "validation_images": 4})
+    for held_out in (4, None):
+        with pytest.raises(UserError, match=f"validation_images = {held_out} of 4 training images"):
+            scenes({**settings, "validation_images": held_out})
 
 
 @pytest.mark.parametrize(

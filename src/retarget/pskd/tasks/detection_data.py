@@ -129,10 +129,13 @@ def scenes(settings: dict[str, Any]) -> Parts:
         raise UserError(f"{'; '.join(notes[:5])}{more}: mend the files, or set bad_boxes = 'drop'")
     rng = np.random.default_rng(settings["data_seed"])
     if not names[1]:
-        if settings["validation_images"] >= len(train):
-            left = f"validation_images = {settings['validation_images']} of {len(train)}"
-            raise UserError(f"{left} leave nothing to train on: set it lower, or name a validation_split")
-        apart = set(rng.permutation(len(train))[: settings["validation_images"]].tolist())
+        held_out = settings["validation_images"] or 0
+        if not 0 < held_out < len(train):
+            raise UserError(
+                f"validation_images = {settings['validation_images']} of {len(train)} training images: without a "
+                "validation_split some of them are held out, and some must be left"
+            )
+        apart = set(rng.permutation(len(train))[:held_out].tolist())
         validation = [one for i, one in enumerate(train) if i in apart]
         train = [one for i, one in enumerate(train) if i not in apart]
     chosen = [

@@ -54,7 +54,7 @@ class Settings(Strict):
         default="drop", description="boxes without an area, or outside their image: reported and cut, or an error"
     )
     train_images: int | None = Field(default=None, ge=1, description="scenes to compose, or a subset of the files")
-    validation_images: int = Field(default=60, ge=1)
+    validation_images: int | None = Field(default=None, ge=1)
     test_images: int | None = Field(default=None, ge=1)
     data_seed: int = Field(default=2021, description="fixes scenes and subsets: the same for every seed")
     min_size: int = Field(default=800, ge=16, description=f"shorter side of an image, pixels: {_TORCHVISION}")
