@@ -1,6 +1,7 @@
 """What every peer shares: PS-KD's call shape, its checks, and a state that is saved beside the checkpoint."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -13,6 +14,7 @@ from retarget.errors import UserError
 from retarget.pskd.checks import Checks, check_index, check_labels, check_loss, check_probabilities, one_hot
 from retarget.pskd.exchange import world_size
 from retarget.pskd.functional import pskd_loss, widen
+from retarget.pskd.memory import refuse_bad_epoch, refuse_bad_run
 from retarget.pskd.state import read_state, refuse_other_run, restore, write_state
 
 _STATE = "retarget.pskd.peer"
@@ -42,41 +44,63 @@ class Needs:
     after_step: bool = False
 
 
+def share(default: float) -> Any:
+    """A setting in [0, 1]."""
+    return _setting(default, lambda value: 0.0 <= value <= 1.0, "lie in [0, 1]")
+
+
+def positive(default: float) -> Any:
+    """A setting above 0."""
+    return _setting(default, lambda value: value > 0, "be above 0")
+
+
+def not_negative(default: float) -> Any:
+    """A setting of 0 or above."""
+    return _setting(default, lambda value: value >= 0, "not be negative")
+
+
+def _setting(default: float, allowed: Callable[[float], bool], must: str) -> Any:
+    return field(default=default, metadata={"allowed": allowed, "must": must})
+
+
+@dataclass(eq=False, repr=False)
 class Peer:
     """A training method with the call shape of :class:`~retarget.pskd.method.PSKD`.
 
     Each epoch ``set_epoch(epoch)``; each step ``loss(logits, targets, index)``; and what ``needs`` says beyond that.
+    A method is a dataclass: it names its settings with :func:`share`, :func:`positive` and :func:`not_negative`, the
+    first of them its own weight, and a resumed run must agree on them.
 
     Args:
         num_samples: N, length of the training set that gives the indices.
         num_classes: C.
         total_epochs: length of the run.
-        strength: the method's own weight; at 0 it is cross-entropy bit for bit and needs nothing.
         ignore_index: label of samples that have no loss.
-        settings: further settings that a resumed run must agree on.
+
+    Attributes:
+        settings: the method's settings by name.
+        strength: the method's own weight; at 0 it is cross-entropy bit for bit and needs nothing.
     """
+
+    num_samples: int
+    num_classes: int
+    total_epochs: int
+    _: KW_ONLY
+    ignore_index: int = -100
 
     wanted: ClassVar[Needs] = Needs()
     """Needs at any strength but 0."""
     labels_only: ClassVar[bool] = False
     """Whether the equation speaks of a sample's class, so that probability targets are refused."""
 
-    def __init__(
-        self,
-        num_samples: int,
-        num_classes: int,
-        total_epochs: int,
-        strength: float,
-        *,
-        ignore_index: int = -100,
-        **settings: Any,
-    ) -> None:
-        if num_samples < 1 or num_classes < 2:
-            raise UserError(f"need num_samples >= 1 and num_classes >= 2: got {num_samples} and {num_classes}")
-        if total_epochs < 1:
-            raise UserError(f"need total_epochs >= 1: got {total_epochs}")
-        self.num_samples, self.num_classes, self.total_epochs = num_samples, num_classes, total_epochs
-        self.strength, self.ignore_index, self.settings = float(strength), ignore_index, settings
+    def __post_init__(self) -> None:
+        refuse_bad_run(self.num_samples, self.num_classes, self.total_epochs)
+        declared = [one for one in fields(self) if "allowed" in one.metadata]
+        self.settings = {one.name: float(getattr(self, one.name)) for one in declared}
+        for one in declared:
+            if not one.metadata["allowed"](self.settings[one.name]):
+                raise UserError(f"{one.name} must {one.metadata['must']}: got {self.settings[one.name]:g}")
+        self.strength = next(iter(self.settings.values()))
         self._epoch: int | None = None
         self._checks = Checks()
         self._pending: tuple[Any, ...] | None = None  # what _loss sets aside for _remember
@@ -107,8 +131,7 @@ class Peer:
         Raises:
             UserError: epoch outside [0, total_epochs), or one before the epoch under way.
         """
-        if not 0 <= epoch < self.total_epochs:
-            raise UserError(f"epoch {epoch} lies outside [0, total_epochs = {self.total_epochs})")
+        refuse_bad_epoch(epoch, self.total_epochs)
         if self._epoch is not None and 0 < epoch < self._epoch:
             raise UserError(
                 f"the method has been through epoch {self._epoch}; to go back to epoch {epoch}, load the state "
@@ -241,7 +264,6 @@ class Peer:
             "num_samples": self.num_samples,
             "num_classes": self.num_classes,
             "total_epochs": self.total_epochs,
-            "strength": self.strength,
             **self.settings,
         }
 
@@ -287,24 +309,3 @@ class Peer:
     def _probs(self, targets: Tensor) -> Tensor:
         """Targets as probability rows, [B, C] float32."""
         return targets.float() if targets.is_floating_point() else one_hot(targets, self.num_classes, self.ignore_index)
-
-
-def need_share(**values: float) -> None:
-    """Raise unless each value lies in [0, 1]."""
-    for name, value in values.items():
-        if not 0.0 <= value <= 1.0:
-            raise UserError(f"{name} must lie in [0, 1]: got {value}")
-
-
-def need_positive(**values: float) -> None:
-    """Raise unless each value is above 0."""
-    for name, value in values.items():
-        if not value > 0:
-            raise UserError(f"{name} must be above 0: got {value}")
-
-
-def need_not_negative(**values: float) -> None:
-    """Raise unless each value is 0 or above."""
-    for name, value in values.items():
-        if not value >= 0:
-            raise UserError(f"{name} must not be negative: got {value}")

@@ -2,6 +2,7 @@
 mini-batch)."""
 
 from collections.abc import Iterable, Iterator, Sized
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -11,9 +12,10 @@ from torch.utils.data import Sampler
 from retarget.errors import UserError
 from retarget.pskd.functional import widen
 from retarget.pskd.peers import losses
-from retarget.pskd.peers.base import Needs, Peer, need_not_negative, need_positive
+from retarget.pskd.peers.base import Needs, Peer, not_negative, positive
 
 
+@dataclass(eq=False, repr=False)
 class CSKD(Peer):
     """Class-wise self-distillation: ``CE(x) + λ τ² KL(p_τ(x') ‖ p_τ(x))``, x' another sample of x's class (Yun et al.
     2020, Regularizing Class-wise Predictions via Self-knowledge Distillation, section 2).
@@ -30,21 +32,9 @@ class CSKD(Peer):
     wanted = Needs(sampler="same_class_pairs", forwards=2.0)
     labels_only = True
 
-    def __init__(
-        self,
-        num_samples: int,
-        num_classes: int,
-        total_epochs: int,
-        weight: float = 1.0,
-        *,
-        temperature: float = 4.0,
-        ignore_index: int = -100,
-    ) -> None:
-        need_not_negative(weight=weight)
-        need_positive(temperature=temperature)
-        super().__init__(
-            num_samples, num_classes, total_epochs, weight, ignore_index=ignore_index, temperature=temperature
-        )
+    weight: float = not_negative(1.0)
+    _: KW_ONLY
+    temperature: float = positive(4.0)
 
     def _loss(self, logits: Tensor, targets: Tensor, labels: Tensor, index: Tensor, inputs: Any) -> Tensor:
         if len(index) % 2:
@@ -58,10 +48,11 @@ class CSKD(Peer):
                 f"{int(index[row + half])} of class {int(second[row])}; {_PAIRS}"
             ),
         )
-        apart = losses.distill(logits[:half], logits[half:], self.settings["temperature"], reduction="none")
+        apart = losses.distill(logits[:half], logits[half:], self.temperature, reduction="none")
         return self._hard(logits[:half], first) + self.strength * self._mean(apart, first)
 
 
+@dataclass(eq=False, repr=False)
 class DLB(Peer):
     """Self-distillation from the last mini-batch: ``CE + α τ² KL(p_τ(last step) ‖ p_τ(now))`` for the samples that
     were in the batch before (Shen et al. 2022, Self-Distillation from the Last Mini-Batch).
@@ -79,21 +70,12 @@ class DLB(Peer):
 
     wanted = Needs(sampler="last_batch", forwards=2.0)
 
-    def __init__(
-        self,
-        num_samples: int,
-        num_classes: int,
-        total_epochs: int,
-        weight: float = 1.0,
-        *,
-        temperature: float = 3.0,
-        ignore_index: int = -100,
-    ) -> None:
-        need_not_negative(weight=weight)
-        need_positive(temperature=temperature)
-        super().__init__(
-            num_samples, num_classes, total_epochs, weight, ignore_index=ignore_index, temperature=temperature
-        )
+    weight: float = not_negative(1.0)
+    _: KW_ONLY
+    temperature: float = positive(3.0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self._last: tuple[Tensor, Tensor] | None = None
 
     @property
@@ -110,9 +92,7 @@ class DLB(Peer):
         if self._last is not None:
             last_index, last_logits = self._last
             same = at[:, None] == last_index[None, :]
-            apart = losses.distill(
-                logits, last_logits[same.float().argmax(1)], self.settings["temperature"], reduction="none"
-            )
+            apart = losses.distill(logits, last_logits[same.float().argmax(1)], self.temperature, reduction="none")
             repeated = same.any(1) * self._counted(targets)
             loss = loss + self.strength * (apart * repeated).sum() / repeated.sum().clamp_min(1.0)
         self._pending = at, widen(logits.detach())

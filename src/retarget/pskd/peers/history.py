@@ -4,6 +4,7 @@ They keep PS-KD's table with two slots a sample: an epoch reads what the epochs 
 are harmless, and ranks exchange rows once an epoch.
 """
 
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import torch
@@ -13,17 +14,22 @@ from torch import Tensor
 from retarget.pskd.exchange import WriteLog, exchange
 from retarget.pskd.functional import pskd_loss, widen
 from retarget.pskd.peers import losses
-from retarget.pskd.peers.base import Peer, need_not_negative, need_share
+from retarget.pskd.peers.base import Peer, not_negative, share
 from retarget.pskd.rows import Dense
 from retarget.pskd.store import Table
 
 
+@dataclass(eq=False, repr=False)
 class History(Peer):
     """A peer with a float32 table [N, C] of its own making."""
 
-    def __init__(self, *args: Any, device: torch.device | str | None = None, **settings: Any) -> None:
-        super().__init__(*args, **settings)
-        self._device, self._table, self._log = device, None, WriteLog()
+    _: KW_ONLY
+    device: torch.device | str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._table: Table | None = None
+        self._log = WriteLog()
 
     def end_epoch(self) -> None:
         """Raise what was found bad in the epoch and exchange its rows between ranks: collective."""
@@ -44,7 +50,7 @@ class History(Peer):
 
     def _room(self, device: torch.device) -> Table:
         if self._table is None:
-            where = torch.device(self._device) if self._device is not None else device
+            where = torch.device(self.device) if self.device is not None else device
             self._table = Table(Dense("float32"), self.num_samples, self.num_classes, where)
             self._table.epoch = self._epoch or 0
         return self._table
@@ -63,6 +69,7 @@ class History(Peer):
         self._log.add(at, keep)
 
 
+@dataclass(eq=False, repr=False)
 class TemporalEnsembling(History):
     """``CE + w(t) mean_c (p_c - z̃_c)²`` against the bias-corrected average z̃ of the sample's past predictions
     (Laine and Aila 2017, Temporal Ensembling for Semi-Supervised Learning, algorithm 2).
@@ -77,41 +84,28 @@ class TemporalEnsembling(History):
         ramp: share of the run over which the weight rises; 80 of 300 epochs.
     """
 
-    def __init__(
-        self,
-        num_samples: int,
-        num_classes: int,
-        total_epochs: int,
-        weight: float = 100.0,
-        *,
-        momentum: float = 0.6,
-        ramp: float = 80 / 300,
-        ignore_index: int = -100,
-        device: torch.device | str | None = None,
-    ) -> None:
-        need_not_negative(weight=weight)
-        need_share(momentum=momentum, ramp=ramp)
-        super().__init__(
-            num_samples, num_classes, total_epochs, weight,
-            device=device, ignore_index=ignore_index, momentum=momentum, ramp=ramp,
-        )  # fmt: skip
+    weight: float = not_negative(100.0)
+    _: KW_ONLY
+    momentum: float = share(0.6)
+    ramp: float = share(80 / 300)
 
     @property
-    def weight(self) -> float:
+    def weight_now(self) -> float:
         """w in this epoch."""
-        length = self.settings["ramp"] * self.total_epochs
+        length = self.ramp * self.total_epochs
         done = self.epoch / length if length else 1.0
-        return self.strength * losses.ramp_up(done) if self.epoch else 0.0
+        return self.weight * losses.ramp_up(done) if self.epoch else 0.0
 
     def _loss(self, logits: Tensor, targets: Tensor, labels: Tensor, index: Tensor, inputs: Any) -> Tensor:
         probs = F.softmax(widen(logits), dim=1)
         history, written = self._read(index, logits.device)
         apart = losses.squared_difference(probs, losses.unbias_history(history), reduction="none") * written
-        blended = losses.blend_history(history * written[:, None], probs.detach(), self.settings["momentum"])
+        blended = losses.blend_history(history * written[:, None], probs.detach(), self.momentum)
         self._pending = index, blended, self._counted(targets)
-        return self._hard(logits, targets) + self.weight * self._mean(apart, targets)
+        return self._hard(logits, targets) + self.weight_now * self._mean(apart, targets)
 
 
+@dataclass(eq=False, repr=False)
 class SelfAdaptiveTraining(History):
     """Cross-entropy against ``t ← α t + (1 - α) p``, which begins as the label, samples weighted by ``max_c t_c``
     (Huang et al. 2020, Self-Adaptive Training: beyond Empirical Risk Minimization, algorithm 1).
@@ -122,34 +116,25 @@ class SelfAdaptiveTraining(History):
         start: share of the run that is plain cross-entropy; there 60 of 200 epochs.
     """
 
-    def __init__(
-        self,
-        num_samples: int,
-        num_classes: int,
-        total_epochs: int,
-        momentum: float = 0.9,
-        *,
-        start: float = 0.3,
-        ignore_index: int = -100,
-        device: torch.device | str | None = None,
-    ) -> None:
-        need_share(momentum=momentum, start=start)
-        super().__init__(
-            num_samples, num_classes, total_epochs, 1 - momentum,
-            device=device, ignore_index=ignore_index, momentum=momentum, start=start,
-        )  # fmt: skip
+    momentum: float = share(0.9)
+    _: KW_ONLY
+    start: float = share(0.3)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.strength = 1 - self.momentum
 
     @property
     def start_epoch(self) -> int:
         """The first epoch with moving targets."""
-        return round(self.settings["start"] * self.total_epochs)
+        return round(self.start * self.total_epochs)
 
     def _loss(self, logits: Tensor, targets: Tensor, labels: Tensor, index: Tensor, inputs: Any) -> Tensor:
         if self.epoch < self.start_epoch:
             return self._hard(logits, targets)
         history, written = self._read(index, logits.device)
         target = torch.where(written[:, None], history, self._probs(targets))
-        target = losses.blend_history(target, F.softmax(widen(logits.detach()), dim=1), self.settings["momentum"])
+        target = losses.blend_history(target, F.softmax(widen(logits.detach()), dim=1), self.momentum)
         counted = self._counted(targets)
         self._pending = index, target, counted
         return losses.weigh_by_confidence(pskd_loss(logits, target, reduction="none"), target, counted)

@@ -1,6 +1,7 @@
 """Peers that change the target or the loss of a sample and need nothing else: label smoothing, OLS, TF-KD with a
 hand-made teacher, focal loss, margin-based label smoothing."""
 
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import torch
@@ -10,9 +11,10 @@ from torch import Tensor
 from retarget.pskd.exchange import world_size
 from retarget.pskd.functional import widen
 from retarget.pskd.peers import losses
-from retarget.pskd.peers.base import Peer, need_not_negative, need_positive, need_share
+from retarget.pskd.peers.base import Peer, not_negative, positive, share
 
 
+@dataclass(eq=False, repr=False)
 class LabelSmoothing(Peer):
     """Cross-entropy against ``(1 - ε) target + ε / C`` (Szegedy et al. 2016, section 7).
 
@@ -20,16 +22,13 @@ class LabelSmoothing(Peer):
         smoothing: ε in [0, 1]; 0.1 is the paper's.
     """
 
-    def __init__(
-        self, num_samples: int, num_classes: int, total_epochs: int, smoothing: float = 0.1, *, ignore_index: int = -100
-    ) -> None:
-        need_share(smoothing=smoothing)
-        super().__init__(num_samples, num_classes, total_epochs, smoothing, ignore_index=ignore_index)
+    smoothing: float = share(0.1)
 
     def _loss(self, logits: Tensor, targets: Tensor, labels: Tensor, index: Tensor, inputs: Any) -> Tensor:
         return F.cross_entropy(widen(logits), targets, ignore_index=self.ignore_index, label_smoothing=self.strength)
 
 
+@dataclass(eq=False, repr=False)
 class OnlineLabelSmoothing(Peer):
     """OLS: targets from a C×C table, the mean prediction of each class's correctly classified samples in the epoch
     before (Zhang et al. 2021, Delving Deep into Label Smoothing, algorithm 1).
@@ -45,19 +44,12 @@ class OnlineLabelSmoothing(Peer):
 
     labels_only = True
 
-    def __init__(
-        self,
-        num_samples: int,
-        num_classes: int,
-        total_epochs: int,
-        soft_weight: float = 0.5,
-        *,
-        ignore_index: int = -100,
-    ) -> None:
-        need_share(soft_weight=soft_weight)
-        super().__init__(num_samples, num_classes, total_epochs, soft_weight, ignore_index=ignore_index)
-        self.rows = torch.zeros(num_classes, num_classes)
-        self.total = torch.zeros(num_classes, num_classes)
+    soft_weight: float = share(0.5)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.rows = torch.zeros(self.num_classes, self.num_classes)
+        self.total = torch.zeros_like(self.rows)
         self._summed = True  # over the ranks
 
     def end_epoch(self) -> None:
@@ -90,6 +82,7 @@ class OnlineLabelSmoothing(Peer):
         self._summed = False
 
 
+@dataclass(eq=False, repr=False)
 class TFKDReg(Peer):
     """Teacher-free distillation from a hand-made teacher:
     ``(1 - α) CE + α KL(p^d_τ ‖ p)`` (Yuan et al. 2020, Tf-KD_reg).
@@ -106,32 +99,18 @@ class TFKDReg(Peer):
 
     labels_only = True
 
-    def __init__(
-        self,
-        num_samples: int,
-        num_classes: int,
-        total_epochs: int,
-        weight: float = 0.1,
-        *,
-        correct_prob: float = 0.99,
-        temperature: float = 20.0,
-        ignore_index: int = -100,
-    ) -> None:
-        need_share(weight=weight, correct_prob=correct_prob)
-        need_positive(correct_prob=correct_prob, temperature=temperature)
-        super().__init__(
-            num_samples, num_classes, total_epochs, weight,
-            ignore_index=ignore_index, correct_prob=correct_prob, temperature=temperature,
-        )  # fmt: skip
+    weight: float = share(0.1)
+    _: KW_ONLY
+    correct_prob: float = share(0.99)
+    temperature: float = positive(20.0)
 
     def _loss(self, logits: Tensor, targets: Tensor, labels: Tensor, index: Tensor, inputs: Any) -> Tensor:
-        teacher = losses.design_teacher(
-            labels, self.num_classes, self.settings["correct_prob"], self.settings["temperature"]
-        )
+        teacher = losses.design_teacher(labels, self.num_classes, self.correct_prob, self.temperature)
         soft = self._mean(losses.match_probs(logits, teacher, reduction="none"), targets)
         return (1 - self.strength) * self._hard(logits, targets) + self.strength * soft
 
 
+@dataclass(eq=False, repr=False)
 class FocalLoss(Peer):
     """``-(1 - p_y)^γ log p_y`` (Lin et al. 2017, section 3.2).
 
@@ -142,16 +121,13 @@ class FocalLoss(Peer):
 
     labels_only = True
 
-    def __init__(
-        self, num_samples: int, num_classes: int, total_epochs: int, gamma: float = 3.0, *, ignore_index: int = -100
-    ) -> None:
-        need_not_negative(gamma=gamma)
-        super().__init__(num_samples, num_classes, total_epochs, gamma, ignore_index=ignore_index)
+    gamma: float = not_negative(3.0)
 
     def _loss(self, logits: Tensor, targets: Tensor, labels: Tensor, index: Tensor, inputs: Any) -> Tensor:
         return self._mean(losses.focal_loss(logits, labels, self.strength, reduction="none"), targets)
 
 
+@dataclass(eq=False, repr=False)
 class MarginLabelSmoothing(Peer):
     """MbLS: ``CE + λ mean_c max(0, max_j z_j - z_c - m)`` (Liu et al. 2022, The Devil is in the
     Margin).
@@ -161,19 +137,10 @@ class MarginLabelSmoothing(Peer):
         margin: m ≥ 0; 10.
     """
 
-    def __init__(
-        self,
-        num_samples: int,
-        num_classes: int,
-        total_epochs: int,
-        weight: float = 0.1,
-        *,
-        margin: float = 10.0,
-        ignore_index: int = -100,
-    ) -> None:
-        need_not_negative(weight=weight, margin=margin)
-        super().__init__(num_samples, num_classes, total_epochs, weight, ignore_index=ignore_index, margin=margin)
+    weight: float = not_negative(0.1)
+    _: KW_ONLY
+    margin: float = not_negative(10.0)
 
     def _loss(self, logits: Tensor, targets: Tensor, labels: Tensor, index: Tensor, inputs: Any) -> Tensor:
-        penalty = losses.penalise_margin(logits, self.settings["margin"], reduction="none")
+        penalty = losses.penalise_margin(logits, self.margin, reduction="none")
         return self._hard(logits, targets) + self.strength * self._mean(penalty, targets)

@@ -1,6 +1,7 @@
 """Mixup and CutMix in the peers' call shape; torchvision mixes."""
 
-from typing import Any
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -8,9 +9,10 @@ from torch import Tensor
 from retarget.errors import UserError
 from retarget.extras import require
 from retarget.pskd.functional import pskd_loss
-from retarget.pskd.peers.base import Needs, Peer, need_positive, need_share
+from retarget.pskd.peers.base import Needs, Peer, positive, share
 
 
+@dataclass(eq=False, repr=False)
 class Mixing(Peer):
     """Batches mixed with a neighbour: ``λ x_i + (1 - λ) x_j`` or a pasted box, target ``λ y_i + (1 - λ) y_j``.
 
@@ -19,16 +21,16 @@ class Mixing(Peer):
     """
 
     wanted = Needs(mix=True)
-    transform: str
+    transform: ClassVar[str]
 
-    def __init__(
-        self, num_samples: int, num_classes: int, total_epochs: int, prob: float, *, alpha: float, ignore_index: int
-    ) -> None:
-        need_share(prob=prob)
-        need_positive(alpha=alpha)
-        super().__init__(num_samples, num_classes, total_epochs, prob, ignore_index=ignore_index, alpha=alpha)
+    prob: float = share(1.0)
+    _: KW_ONLY
+    alpha: float = positive(1.0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         kind = getattr(require("torchvision.transforms.v2", "vision"), self.transform)
-        self._mix = kind(alpha=alpha, num_classes=num_classes)
+        self._mix = kind(alpha=self.alpha, num_classes=self.num_classes)
 
     def mix(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Mixed inputs and probability targets [B, C], with probability ``prob``; else both as they are.
@@ -60,19 +62,8 @@ class Mixup(Mixing):
 
     transform = "MixUp"
 
-    def __init__(
-        self,
-        num_samples: int,
-        num_classes: int,
-        total_epochs: int,
-        prob: float = 1.0,
-        *,
-        alpha: float = 1.0,
-        ignore_index: int = -100,
-    ) -> None:
-        super().__init__(num_samples, num_classes, total_epochs, prob, alpha=alpha, ignore_index=ignore_index)
 
-
+@dataclass(eq=False, repr=False)
 class CutMix(Mixing):
     """CutMix (Yun et al. 2019, CutMix: Regularization Strategy to Train Strong Classifiers, section 3.1).
 
@@ -84,14 +75,4 @@ class CutMix(Mixing):
 
     transform = "CutMix"
 
-    def __init__(
-        self,
-        num_samples: int,
-        num_classes: int,
-        total_epochs: int,
-        prob: float = 0.5,
-        *,
-        alpha: float = 1.0,
-        ignore_index: int = -100,
-    ) -> None:
-        super().__init__(num_samples, num_classes, total_epochs, prob, alpha=alpha, ignore_index=ignore_index)
+    prob: float = share(0.5)

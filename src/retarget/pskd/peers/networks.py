@@ -2,6 +2,7 @@
 running average of the weights)."""
 
 from copy import deepcopy
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import torch
@@ -11,18 +12,22 @@ from torch import Tensor, nn
 from retarget.errors import UserError
 from retarget.pskd.functional import widen
 from retarget.pskd.peers import losses
-from retarget.pskd.peers.base import Needs, Peer, need_not_negative, need_positive, need_share
+from retarget.pskd.peers.base import Needs, Peer, not_negative, positive, share
 
 
+@dataclass(eq=False, repr=False)
 class Taught(Peer):
     """A peer with a trained teacher, of which it keeps a copy: in evaluation mode, without gradient, on the inputs'
     device. The teacher is no part of the saved state: give the same one when resuming."""
 
     wanted = Needs(network="trained_teacher", forwards=2.0, inputs=True)
 
-    def __init__(self, teacher: nn.Module, *args: Any, **settings: Any) -> None:
-        super().__init__(*args, **settings)
-        self.teacher = deepcopy(teacher).requires_grad_(False).eval()
+    _: KW_ONLY
+    teacher: nn.Module
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.teacher = deepcopy(self.teacher).requires_grad_(False).eval()
 
     @property
     def num_bytes(self) -> int:
@@ -40,6 +45,7 @@ class Taught(Peer):
         return taught
 
 
+@dataclass(eq=False, repr=False)
 class TFKDSelf(Taught):
     """Teacher-free distillation from a trained network of the student's own kind:
     ``(1 - α) CE + α s τ² KL(p^t_τ ‖ p_τ)`` (Yuan et al. 2020, Tf-KD_self).
@@ -55,32 +61,19 @@ class TFKDSelf(Taught):
         scale: s > 0.
     """
 
-    def __init__(
-        self,
-        num_samples: int,
-        num_classes: int,
-        total_epochs: int,
-        weight: float = 0.95,
-        *,
-        teacher: nn.Module,
-        temperature: float = 6.0,
-        scale: float = 0.5,
-        ignore_index: int = -100,
-    ) -> None:
-        need_share(weight=weight)
-        need_positive(temperature=temperature, scale=scale)
-        super().__init__(
-            teacher, num_samples, num_classes, total_epochs, weight,
-            ignore_index=ignore_index, temperature=temperature, scale=scale,
-        )  # fmt: skip
+    weight: float = share(0.95)
+    _: KW_ONLY
+    temperature: float = positive(6.0)
+    scale: float = positive(0.5)
 
     def _loss(self, logits: Tensor, targets: Tensor, labels: Tensor, index: Tensor, inputs: Any) -> Tensor:
         taught = self._teach(inputs, logits)
-        apart = self._mean(losses.distill(logits, taught, self.settings["temperature"], reduction="none"), targets)
-        scaled = self.strength * self.settings["scale"]
+        apart = self._mean(losses.distill(logits, taught, self.temperature, reduction="none"), targets)
+        scaled = self.strength * self.scale
         return (1 - self.strength) * self._hard(logits, targets) + scaled * apart
 
 
+@dataclass(eq=False, repr=False)
 class BornAgain(Taught):
     """A network taught by an equal one: ``(1 - w) CE(y) + w CE(p^t)``, temperature 1 (Furlanello et al. 2018,
     Born-Again Neural Networks, section 3; the authors published no code).
@@ -90,18 +83,7 @@ class BornAgain(Taught):
         weight: w in [0, 1]; 1, the teacher alone, is the paper's BAN; below 1 its BAN+L.
     """
 
-    def __init__(
-        self,
-        num_samples: int,
-        num_classes: int,
-        total_epochs: int,
-        weight: float = 1.0,
-        *,
-        teacher: nn.Module,
-        ignore_index: int = -100,
-    ) -> None:
-        need_share(weight=weight)
-        super().__init__(teacher, num_samples, num_classes, total_epochs, weight, ignore_index=ignore_index)
+    weight: float = share(1.0)
 
     def _loss(self, logits: Tensor, targets: Tensor, labels: Tensor, index: Tensor, inputs: Any) -> Tensor:
         taught = F.softmax(self._teach(inputs, logits), dim=1)
@@ -109,6 +91,7 @@ class BornAgain(Taught):
         return (1 - self.strength) * self._hard(logits, targets) + self.strength * soft
 
 
+@dataclass(eq=False, repr=False)
 class Averaged(Peer):
     """A peer that keeps a running average of the weights, updated by ``after_step``, and evaluates it.
 
@@ -119,9 +102,12 @@ class Averaged(Peer):
 
     averages_buffers = True
 
-    def __init__(self, model: nn.Module, *args: Any, **settings: Any) -> None:
-        super().__init__(*args, **settings)
-        self.model: nn.Module = getattr(model, "module", model)  # DDP and DataParallel wrap it
+    _: KW_ONLY
+    model: nn.Module
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.model = getattr(self.model, "module", self.model)  # DDP and DataParallel wrap it
         self.average = deepcopy(self.model).requires_grad_(False)
         self.steps, self._losses, self._stepped = 0, 0, False
 
@@ -134,13 +120,13 @@ class Averaged(Peer):
         self.average.to(device)
 
     @property
-    def decay(self) -> float:
-        """The decay of the next update."""
+    def decay_now(self) -> float:
+        """The decay of the next update, once the average is no longer young."""
         raise NotImplementedError
 
     def after_step(self) -> None:
         """Move the average towards the present weights; once after each optimizer step."""
-        decay = min(self.decay, 1 - 1 / (self.steps + 1))
+        decay = min(self.decay_now, 1 - 1 / (self.steps + 1))
         losses.average_weights(self.average, self.model, decay, buffers=self.averages_buffers)
         self.steps, self._stepped = self.steps + 1, True
 
@@ -159,6 +145,7 @@ class Averaged(Peer):
         self.steps = progress["steps"]
 
 
+@dataclass(eq=False, repr=False)
 class WeightEMA(Averaged):
     """Plain cross-entropy; the exponential average of the weights is evaluated (Polyak and Juditsky 1992; Tarvainen
     and Valpola 2017, section 2, without its consistency term). Batch norm's statistics are averaged with the weights.
@@ -169,28 +156,18 @@ class WeightEMA(Averaged):
 
     wanted = Needs(network="average", after_step=True)
 
-    def __init__(
-        self,
-        num_samples: int,
-        num_classes: int,
-        total_epochs: int,
-        decay: float = 0.999,
-        *,
-        model: nn.Module,
-        ignore_index: int = -100,
-    ) -> None:
-        need_share(decay=decay)
-        super().__init__(model, num_samples, num_classes, total_epochs, decay, ignore_index=ignore_index)
+    decay: float = share(0.999)
 
     @property
-    def decay(self) -> float:
-        return self.strength
+    def decay_now(self) -> float:
+        return self.decay
 
     def _loss(self, logits: Tensor, targets: Tensor, labels: Tensor, index: Tensor, inputs: Any) -> Tensor:
         self._losses += 1
         return self._hard(logits, targets)
 
 
+@dataclass(eq=False, repr=False)
 class MeanTeacher(Averaged):
     """``CE + w(t) mean_c (p_c - p'_c)²`` against the prediction p' of the averaged weights for the same input
     (Tarvainen and Valpola 2017, Mean teachers are better role models, section 2); the average is evaluated.
@@ -208,43 +185,29 @@ class MeanTeacher(Averaged):
     wanted = Needs(network="average", forwards=2.0, inputs=True, after_step=True)
     averages_buffers = False
 
-    def __init__(
-        self,
-        num_samples: int,
-        num_classes: int,
-        total_epochs: int,
-        weight: float = 100.0,
-        *,
-        model: nn.Module,
-        ramp: float = 4 / 15,
-        decay_in_ramp: float = 0.999,
-        decay_after: float = 0.999,
-        ignore_index: int = -100,
-    ) -> None:
-        need_not_negative(weight=weight)
-        need_share(ramp=ramp, decay_in_ramp=decay_in_ramp, decay_after=decay_after)
-        super().__init__(
-            model, num_samples, num_classes, total_epochs, weight,
-            ignore_index=ignore_index, ramp=ramp, decay_in_ramp=decay_in_ramp, decay_after=decay_after,
-        )  # fmt: skip
+    weight: float = not_negative(100.0)
+    _: KW_ONLY
+    ramp: float = share(4 / 15)
+    decay_in_ramp: float = share(0.999)
+    decay_after: float = share(0.999)
 
     @property
     def ramped(self) -> float:
         """How far the ramp is in this epoch; 1 or above: over."""
-        length = self.settings["ramp"] * self.total_epochs
+        length = self.ramp * self.total_epochs
         return self.epoch / length if length else 1.0
 
     @property
-    def weight(self) -> float:
+    def weight_now(self) -> float:
         """w in this epoch."""
-        return self.strength * losses.ramp_up(self.ramped)
+        return self.weight * losses.ramp_up(self.ramped)
 
     @property
-    def decay(self) -> float:
-        return self.settings["decay_in_ramp" if self.ramped < 1 else "decay_after"]
+    def decay_now(self) -> float:
+        return self.decay_in_ramp if self.ramped < 1 else self.decay_after
 
     def _loss(self, logits: Tensor, targets: Tensor, labels: Tensor, index: Tensor, inputs: Any) -> Tensor:
         self._losses += 1
         taught = F.softmax(losses.forward(self.average.train(), inputs), dim=1)
         apart = losses.squared_difference(F.softmax(widen(logits), dim=1), taught, reduction="none")
-        return self._hard(logits, targets) + self.weight * self._mean(apart, targets)
+        return self._hard(logits, targets) + self.weight_now * self._mean(apart, targets)
