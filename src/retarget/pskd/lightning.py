@@ -19,7 +19,60 @@ _TWO_LINES = (
 )
 
 
-class PSKDCallback(pl.Callback):
+class SavedBeside(pl.Callback):
+    """Announces epochs to a method and keeps its state beside each checkpoint, never in it.
+
+    Args:
+        method: what has ``set_epoch``, ``save``, ``load`` and a small ``state_dict``, which the checkpoint holds.
+        directory: where the state is saved; by default beside the checkpoints.
+        keep: saved states to keep, the newest.
+    """
+
+    prefix = "pskd"
+    """Files are called ``PREFIX-epoch-E.safetensors``."""
+
+    def __init__(self, method: Any, directory: str | Path | None, keep: int) -> None:
+        self.method, self.directory, self.keep = method, Path(directory) if directory else None, keep
+        self._restore: str | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._restore:
+            beside = Path(str(trainer.ckpt_path)).parent if trainer.ckpt_path else self._home(trainer)
+            saved = (self.directory or beside) / self._restore
+            if not saved.exists():
+                raise UserError(f"{saved} is missing: the newest {self.keep} states are kept; set keep higher")
+            self.method.load(saved)
+            self._restore = None
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.method.set_epoch(trainer.current_epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.method.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.method.load_state_dict(state_dict)
+        self._restore = self._file_name(state_dict["epoch"])
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        home, epoch = self._home(trainer), self.method.epoch
+        self.method.save(home / self._file_name(epoch))
+        if trainer.is_global_zero:  # states of later epochs belong to another run in this folder
+            saved = {int(path.stem.rpartition("-")[2]): path for path in home.glob(self._file_name("*"))}
+            for old in sorted(one for one in saved if one <= epoch)[: -self.keep]:
+                saved[old].unlink()
+
+    def _home(self, trainer: pl.Trainer) -> Path:
+        beside = getattr(trainer.checkpoint_callback, "dirpath", None)
+        return self.directory or Path(beside or trainer.default_root_dir)
+
+    def _file_name(self, epoch: int | str) -> str:
+        return f"{self.prefix}-epoch-{epoch}.safetensors"
+
+
+class PSKDCallback(SavedBeside):
     """Softens the labels of each training batch and remembers the predictions.
 
     The batch must be a list or dict that holds input, labels [B] and index [B] (see
@@ -50,15 +103,14 @@ class PSKDCallback(pl.Callback):
         directory: str | Path | None = None,
         keep: int = 2,
     ) -> None:
-        self.method, self.label, self.index, self.logits_from = method, label, index, logits_from
-        self.directory, self.keep = Path(directory) if directory else None, keep
+        super().__init__(method, directory, keep)
+        self.label, self.index, self.logits_from = label, index, logits_from
         self._logits: list[Tensor] = []
         self._labels: Tensor | None = None
         self._sample: Tensor | None = None
         self._remember, self._verified = True, False
         self._hook: Any = None
         self._soft = torch.empty(0)
-        self._restore: str | None = None
 
     def do_not_remember(self) -> None:
         """Do not store this batch's predictions: its inputs are no longer the samples (CutMix, Mixup)."""
@@ -79,18 +131,6 @@ class PSKDCallback(pl.Callback):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self.on_fit_end(trainer, pl_module)
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._restore:
-            beside = Path(str(trainer.ckpt_path)).parent if trainer.ckpt_path else self._home(trainer)
-            saved = (self.directory or beside) / self._restore
-            if not saved.exists():
-                raise UserError(f"{saved} is missing: of the tables, the newest {self.keep} are kept; set keep higher")
-            self.method.load(saved)
-            self._restore = None
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.method.set_epoch(trainer.current_epoch)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -133,23 +173,6 @@ class PSKDCallback(pl.Callback):
             self._verify(outputs, logits, labels, trainer.accumulate_grad_batches)
         self.method.remember(logits, labels, sample)
 
-    def state_dict(self) -> dict[str, Any]:
-        return self.method.state_dict()
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.method.load_state_dict(state_dict)
-        self._restore = self._file_name(state_dict["epoch"])
-
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        home, epoch = self._home(trainer), self.method.epoch
-        self.method.save(home / self._file_name(epoch))
-        if trainer.is_global_zero:  # tables of later epochs belong to another run in this folder
-            saved = {int(path.stem.rpartition("-")[2]): path for path in home.glob("pskd-epoch-*.safetensors")}
-            for old in sorted(one for one in saved if one <= epoch)[: -self.keep]:
-                saved[old].unlink()
-
     # -- inside
 
     def _see(self, output: Any) -> None:
@@ -170,11 +193,3 @@ class PSKDCallback(pl.Callback):
                 f"training_step's loss is that of the hard labels: it takes them from elsewhere. {_TWO_LINES}"
             )
         self._verified = bool((soft - hard).abs() > 1e-3)
-
-    def _home(self, trainer: pl.Trainer) -> Path:
-        beside = getattr(trainer.checkpoint_callback, "dirpath", None)
-        return self.directory or Path(beside or trainer.default_root_dir)
-
-    @staticmethod
-    def _file_name(epoch: int) -> str:
-        return f"pskd-epoch-{epoch}.safetensors"
