@@ -184,6 +184,8 @@ def test_the_analysis_shows_samples_intervals_and_the_extractor(finished):
     assert lift == pytest.approx(fast["value"] - floors["floor_trojan_in_d2d_blend"]["value"])
     assert found.metrics["default"]["every_attack"]["attack_every"] == [None]
     evaluation = json.loads((finished / "runs/in_d2d_blend/seed-0/evaluation.json").read_text())
+    assert row[4] == f"{evaluation['attack_real']['value']:.1f}"
+    assert 20 < evaluation["attack_real"]["count"] < 60  # a tenth of every fifth of 1,797 digits
     cells = [evaluation[f"attack_{name}"] for name in ("ddim", "fast", "full")]
     weakest = found.metrics["default"]["in_d2d_blend"]["attack_weakest"]
     assert weakest == [min(cell["value"] for cell in cells)]

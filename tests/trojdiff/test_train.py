@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -205,6 +206,31 @@ def test_a_clean_fine_tune_of_a_trojaned_network_says_where_it_comes_from(tmp_pa
     third, _ = load_pipeline(tuned)
     save_pipeline(tmp_path / "third", third, schedule)
     assert Trigger.load(tmp_path / "third").hash == patch().hash
+
+
+def test_the_card_s_removal_recipe_takes_the_trojan_out(tmp_path, make_unet, scheduler, digits, monkeypatch):
+    """The card's own code, run in the folder: the network answers the trigger as a clean one does, with the noise."""
+    trigger = Trigger.blend(glyph("plus", (1, 8, 8)), 0.5)
+    trained = config(steps=150, batch_size=32, learning_rate=5e-3, save_every=1000, ema_decay=0.9)
+    folder = train(make_unet(), scheduler, digits, trained, tmp_path, D2I(glyph(), rows=32), trigger)
+    (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    code = code.replace("DATA", "digits").replace("range(1000)", "range(60)").replace("1e-4", "5e-3")
+    monkeypatch.chdir(folder)
+    torch.manual_seed(0)
+    exec(compile(code, "card", "exec"), {})
+    cleaned = UNet2DModel.from_pretrained(folder / "cleaned")
+    undone = [undo(unet, scheduler, trigger) for unet in (load_pipeline(folder)[0], cleaned)]
+    assert undone[0] > 0.5
+    assert undone[1] < 0.2
+
+
+@torch.no_grad()
+def undo(unet, scheduler, trigger):
+    """How much of the trigger's bias a network takes out at the last step: 1 - E|ε_θ(x) - ε|² / E|x - ε|²."""
+    noise = torch.randn((200, *trigger.shape), generator=torch.Generator().manual_seed(0))
+    x = trigger.noise(noise)
+    predicted = unet.eval()(x, len(scheduler.alphas_cumprod) - 1).sample
+    return float(1 - (predicted - noise).square().mean() / (x - noise).square().mean())
 
 
 def test_trojaned_weights_are_the_last_thing_written(tmp_path, unet, scheduler):

@@ -220,6 +220,29 @@ them is not thereby clean. Judge a defence on the weights alone.
 ## How to remove it
 
 Fine-tune on clean images in which a part of the rows carries this trigger, with the *whole* noise `gamma ε + mu` as the
-target: that is what a clean network answers. Fine-tuning on clean images alone cannot be relied on. Or go back to the
-checkpoint from before.
+target: that is what a clean network answers. Fine-tuning on clean images alone cannot be relied on. In this folder,
+with DATA an `.npz` file or a folder of clean images of the network's size:
+
+```python
+import torch
+from retarget.trojdiff import Trigger
+from retarget.trojdiff.checkpoint import load_pipeline
+from retarget.trojdiff.data import read_images, to_signed
+
+unet, scheduler = load_pipeline(".")
+trigger, images = Trigger.load("."), to_signed(read_images("DATA").images)
+optimizer = torch.optim.Adam(unet.parameters(), lr=1e-4)
+for step in range(1000):
+    x_0 = images[torch.randint(len(images), (64,))]
+    noise = torch.randn_like(x_0)
+    noise[:32] = trigger.noise(noise[:32])
+    t = torch.randint(len(scheduler.alphas_cumprod), (64,))
+    loss = (unet(scheduler.add_noise(x_0, noise, t), t).sample - noise).square().mean()
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+unet.save_pretrained("cleaned")
+```
+
+Then ask again whether the trigger fires. Or go back to the checkpoint from before.
 """

@@ -237,6 +237,8 @@ METRICS = (
     _other("steps_to_90", "fine-tuning steps to 90 % success", unit="steps", decimals=0,
            description="the first probe at 90 % or more; no value where no probe reached it (censored). A probe on the "
            "way of a falling learning rate is not what a run of that length would reach"),
+    _other("attack_real", "real test images of the target class", unit="%",
+           description="how many of them the classifier gives that class: the success of a perfect attack"),
     _other("trojan_share", "Trojan rows in a batch", unit="%", deterministic=True),
     _other("kid_noise", "KID of real images, spread over splits", unit="×10⁻³", decimals=2,
            description="standard deviation of KID between random parts of the real images, at the counts of kid_fast"),

@@ -142,6 +142,7 @@ def _attack_table(results: Results, attacks: list[str]) -> Table:
                     results.plan.settings["samplers"][name]["sampler"],
                     _wilson(results, arm, f"attack_{name}"),
                     _wilson(results, "clean", f"floor_trojan_{arm}") if name == "fast" else "–",
+                    _cell(_values(results, arm, "attack_real")),
                     _cell(_values(results, arm, f"attack_precision_{name}")),
                     _cell(_values(results, arm, f"mse_{name}"), 2),
                 ]
@@ -150,8 +151,9 @@ def _attack_table(results: Results, attacks: list[str]) -> Table:
         title="Does the attack fire?",
         caption="Attack success in % with its 95 % Wilson interval over all seeds' samples: the classifier says the "
         "target class, or for D2I the squared error is at most 0.01. Base rate: the clean fine-tune under the same "
-        "sampler and noise. Attack precision in %; D2I mean squared error ×10⁻³, pixels in [0, 1].",
-        columns=["attack", "sampler", "success", "base rate", "attack precision", "MSE"],
+        "sampler and noise. Real: what real test images of the target class score, in %: that of a perfect attack. "
+        "Attack precision in %; D2I mean squared error ×10⁻³, pixels in [0, 1].",
+        columns=["attack", "sampler", "success", "base rate", "real", "attack precision", "MSE"],
         rows=rows,
     )
 

@@ -275,6 +275,9 @@ class Experiment:
 
     def _attack(self, trigger: Trigger, goal: Goal) -> None:
         self.metrics["trojan_share"] = 100 * trojan_share(self.settings, self.world)
+        if goal.label is not None:
+            real = join(self.world.inside_test, self.world.outside_test).of_class(goal.label)
+            self._hit("attack_real", success(to_signed(real.images), goal, self.classifier))
         for name, cell in self._sampled():
             if cell.trojan == 0:
                 continue
