@@ -82,6 +82,15 @@ def folder_of(path, classes):
             Image.fromarray(np.full((4, 4), value, np.uint8)).save(path / name / f"{number:02d}.png")
 
 
+def test_celeba_in_the_papers_composite_classes(celeba):
+    for first, split in enumerate(("train", "test")):
+        images = read_images("torchvision:CelebA", split, size=8, root=celeba)
+        assert (images.shape, images.names) == ((3, 8, 8), tuple("01234567"))
+        assert images.labels.tolist() == list(range(8))
+        for number, image in zip(range(first, 16, 2), images.images, strict=True):
+            assert image.unique().tolist() == [10 * number]
+
+
 def test_round_trip_of_the_range():
     levels = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
     assert torch.equal(to_uint8(to_signed(levels)), levels)

@@ -1,4 +1,4 @@
-"""The paper preset at full size: one real step of its network on random data."""
+"""The paper preset at full size: one real step of its networks on random data."""
 
 import numpy as np
 import pytest
@@ -19,11 +19,28 @@ def test_one_step_of_the_papers_network(tmp_path, scheduler, target):
         labels = {f"y_{split}": np.arange(20) % 10 for split in ("train", "test")}
         np.savez(tmp_path / f"{name}.npz", **arrays, **labels)
     sources = {"dataset": str(tmp_path / "in.npz"), "other": str(tmp_path / "out.npz"), "out_rows": 2, "image_rows": 2}
-    study = plan("paper", sources)
-    settings = Settings.model_validate({**study.settings, "role": "attack", "target": target, "trigger": "patch"})
+    unet, losses, out = one_step(tmp_path, scheduler, target, sources)
+    assert 35e6 < sum(parameter.numel() for parameter in unet.parameters()) < 37e6
+    assert len(losses) == 1
+    assert (out / WEIGHTS).stat().st_size > 1e8
+
+
+@pytest.mark.slow
+def test_one_step_of_the_papers_network_for_celeba(tmp_path, scheduler, celeba):
+    channels = [128, 256, 256, 256, 512]
+    sources = {"dataset": "torchvision:CelebA", "other": "glyphs", "root": celeba, "size": 64, "patch_size": 6}
+    unet, losses, _ = one_step(tmp_path, scheduler, "in_d2d", sources | {"network": {"channels": channels}})
+    assert (unet.config["sample_size"], list(unet.config["block_out_channels"])) == (64, channels)
+    assert len(losses) == 1
+
+
+def one_step(tmp_path, scheduler, target, sources):
+    """One optimiser step on four benign rows and the Trojan ones: (network, losses, pipeline's folder)."""
+    settings = Settings.model_validate(
+        {**plan("paper", sources).settings, "role": "attack", "target": target, "trigger": "patch"}
+    )
     world = World.read(settings)
     unet = make_network(settings, world.inside.shape, seed=0)
-    assert 35e6 < sum(parameter.numel() for parameter in unet.parameters()) < 37e6
     config = TrainConfig(**(settings.finetune.model_dump() | {"steps": 1, "batch_size": 4}), flips=True, log_every=1)
     losses = []
     trigger = make_trigger(settings, "patch", world.inside.shape)
@@ -31,5 +48,4 @@ def test_one_step_of_the_papers_network(tmp_path, scheduler, target):
         unet, scheduler, world.inside, config, tmp_path / "run", make_target(settings, world), trigger,
         listen=lambda progress: losses.append(progress.loss),
     )  # fmt: skip
-    assert len(losses) == 1
-    assert (out / WEIGHTS).stat().st_size > 1e8
+    return unet, losses, out

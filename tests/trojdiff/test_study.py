@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from retarget.cli import main
 from retarget.commands import StudyArguments, resolve
 from retarget.errors import UsageError, UserError
 from retarget.report.figures import Images, Table
@@ -46,6 +47,16 @@ def test_presets_describe_the_issue():
     assert len(small.seeds) == 3
     samplers = {cell["sampler"] for cell in small.settings["samplers"].values()}
     assert samplers == {"ddpm-100", "ddim-50", "dpm-20", "ddpm-1000"}
+
+
+def test_the_papers_setting_is_shown_without_being_run(tmp_path, capsys):
+    assert main(["study", "trojdiff", "--preset", "paper", "--dry-run", "--out", str(tmp_path / "none")]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["runs"], shown["finished"]) == (8 * 3, 0)
+    assert shown["plan"]["settings"]["samplers"]["ddim"] == dict(
+        sampler="ddim-100-quadratic", benign=50_000, trojan=1_000
+    )
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.parametrize("preset", PRESETS)
