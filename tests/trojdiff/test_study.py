@@ -180,8 +180,8 @@ def test_the_analysis_shows_samples_intervals_and_the_extractor(finished):
     attack = tables["Does the attack fire?"]
     fast = json.loads((finished / "runs/in_d2d_blend/seed-0/evaluation.json").read_text())["attack_fast"]
     rate = wilson(round(fast["value"]), 100)
-    row = next(row for row in attack.rows if row[0] == "In-D2D, blend" and row[1] == "dpm-4")
-    assert row[2] == f"{rate.value:.1f} [{rate.low:.1f}, {rate.high:.1f}]"
+    attack_row = next(row for row in attack.rows if row[0] == "In-D2D, blend" and row[1] == "dpm-4")
+    assert attack_row[2] == f"{rate.value:.1f} [{rate.low:.1f}, {rate.high:.1f}]"
     assert "study-classifier-" in tables["Are benign samples as good as before?"].caption
     floors = json.loads((finished / "runs/clean/seed-0/evaluation.json").read_text())
     halves = [row for row in tables["Who must hold what?"].rows if row[0] == "D2I, blend"]
@@ -195,7 +195,7 @@ def test_the_analysis_shows_samples_intervals_and_the_extractor(finished):
     assert lift == pytest.approx(fast["value"] - floors["floor_trojan_in_d2d_blend"]["value"])
     assert found.metrics["default"]["every_attack"]["attack_every"] == [None]
     evaluation = json.loads((finished / "runs/in_d2d_blend/seed-0/evaluation.json").read_text())
-    assert row[4] == f"{evaluation['attack_real']['value']:.1f}"
+    assert attack_row[4] == f"{evaluation['attack_real']['value']:.1f}"
     assert 20 < evaluation["attack_real"]["count"] < 60  # a tenth of every fifth of 1,797 digits
     cells = [evaluation[f"attack_{name}"] for name in ("ddim", "fast", "full")]
     weakest = found.metrics["default"]["in_d2d_blend"]["attack_weakest"]
