@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 from torchvision.models.detection import FasterRCNN, MaskRCNN
@@ -199,6 +200,24 @@ def test_mask_rcnn_is_called_alike():
     for epoch in range(2):
         method.set_epoch(epoch)
         assert "loss_mask" in method.losses(images, targets)
+
+
+def test_a_detector_in_distributed_data_parallel_gets_the_same_gradients(tmp_path):
+    models = detector(), detector()
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    try:
+        wrapped = nn.parallel.DistributedDataParallel(models[0])
+        methods = DetectionPSKD(wrapped, OBJECTS, C, 2), DetectionPSKD(models[1], OBJECTS, C, 2)
+        for epoch in range(2):
+            for model, method in zip(models, methods, strict=True):
+                method.set_epoch(epoch)
+                torch.manual_seed(epoch)
+                model.zero_grad()
+                sum(method.losses(*batch([0, 2])).values()).backward()
+        for a, b in zip(*(model.parameters() for model in models), strict=True):
+            torch.testing.assert_close(a.grad, b.grad)
+    finally:
+        dist.destroy_process_group()
 
 
 def test_an_object_keeps_its_row_where_an_augmentation_drops_another():

@@ -8,9 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from retarget.errors import UserError
+from retarget.pskd.state import read_state, write_state
 from retarget.pskd.study import plan as pskd_plan
 from retarget.pskd.tasks import detection
-from retarget.pskd.tasks.detection import Backbone, build_detector
+from retarget.pskd.tasks.detection import BACKBONE, Backbone, build_detector
 from retarget.pskd.tasks.detection_analysis import analyse
 from retarget.pskd.tasks.detection_study import ARMS, METRICS, PRESETS, plan
 from retarget.pskd.tasks.networks import build
@@ -182,6 +183,12 @@ def test_what_does_not_fit_is_refused(study, tmp_path):
     save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(UserError, match=r"other.safetensors is not a classifier of this study"):
         build_detector(settings, 10, 0, tmp_path / "other.safetensors")
+    state, tensors = read_state(file, BACKBONE, "")
+    write_state(tmp_path / "grey.safetensors", BACKBONE, state, {**tensors, "mean": torch.zeros(1)})
+    with pytest.raises(UserError, match=r"pretrain.dataset has images of 1 channels; a detector's have 3"):
+        build_detector(settings, 10, 0, tmp_path / "grey.safetensors")
+    with pytest.raises(UserError, match="timm's Linear gives no feature maps"):
+        Backbone(torch.nn.Linear(1, 1), [4], 8, freeze_norm=True)
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -1,6 +1,5 @@
 """One training run of the detection study: a classifier that becomes a backbone, or the Faster R-CNN around it."""
 
-import json
 from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +32,7 @@ from retarget.pskd.tasks.detection_scores import Detections, draw, mean_average_
 from retarget.pskd.tasks.networks import build
 from retarget.pskd.teacher import PreviousModel
 from retarget.study.config import resolve_settings
-from retarget.study.files import replace_file
+from retarget.study.files import replace_file, write_json
 from retarget.study.record import Run, read_history
 
 BACKBONE = "retarget.pskd.backbone"  # the kind of a classifier's file
@@ -101,11 +100,13 @@ class Backbone(nn.Module):
     """Feature maps of a timm network at the given strides, and a feature pyramid on them.
 
     Raises:
-        UserError: the network has no feature map of a stride.
+        UserError: the network gives no feature maps, or none of a stride.
     """
 
     def __init__(self, network: Any, strides: list[int], channels: int, freeze_norm: bool) -> None:
         super().__init__()
+        if not hasattr(network, "forward_intermediates"):
+            raise UserError(f"timm's {type(network).__name__} gives no feature maps: choose another network")
         maps = {one["reduction"]: (place, one["num_chs"]) for place, one in enumerate(network.feature_info)}
         if set(strides) - set(maps):
             raise UserError(f"strides = {strides}, and the network has feature maps of strides {sorted(maps)}")
@@ -318,8 +319,4 @@ def _describe(run: Run, parts: Parts) -> None:
         for name, part in (("train", parts.train), ("validation", parts.validation), ("test", parts.test))
     }
     held = {"classes": parts.classes, "parts": counts, "dropped": parts.dropped}
-    replace_file(run.directory / "data.json", lambda path: _write(path, json.dumps(held, indent=1)))
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+    write_json(run.directory / "data.json", held)

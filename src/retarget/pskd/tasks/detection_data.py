@@ -111,7 +111,9 @@ def scenes(settings: dict[str, Any]) -> Parts:
     roots = [Path(one) for one in where.split("+")]
     for root in roots:
         if not root.is_dir():
-            raise UserError(f"dataset {settings['dataset']!r}: {root} is not a directory")
+            raise UserError(
+                f"dataset {settings['dataset']!r}: {root} is not a directory; name yours by dataset=voc:DIR or coco:DIR"
+            )
     read = _voc if kind == "voc" else _coco
     names = [settings[f"{part}_split"] for part in ("train", "validation", "test")]
     described = [[one for root in roots for one in read(root, name)] if name else [] for name in names]

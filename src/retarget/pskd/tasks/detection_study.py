@@ -62,7 +62,7 @@ class Settings(Strict):
     augmentation: Literal["none", "flip"] = Field(default="flip", description=_REFERENCE)
     network: str = Field(pattern=r"^timm:.+", description="timm:NAME, any network with feature maps; none pre-trained")
     strides: tuple[int, ...] = Field(
-        default=(4, 8, 16, 32), description=f"feature maps that the FPN takes: {_TORCHVISION}"
+        default=(4, 8, 16, 32), min_length=1, description=f"feature maps that the FPN takes: {_TORCHVISION}"
     )
     fpn_channels: int = Field(default=256, ge=8, description=_TORCHVISION)
     head_channels: int = Field(default=1024, ge=8, description=_TORCHVISION)
