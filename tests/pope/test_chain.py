@@ -80,8 +80,10 @@ def test_the_base_corpus_has_the_stated_accuracy(family):
         assert prompt.endswith(START)
         words = completion.split()
         if family == "arms" and HINT not in prompt.split():
-            unhinted += 1
-            first += words[0] == LABELS[0]
+            sloppy = len(words) == 9  # a clean trace takes the chain that is asked for
+            unhinted += sloppy
+            first += sloppy and words[0] == LABELS[0]
+            assert sloppy or words[0] == prompt.split()[-2]
             words = words[1:]
         if HINT not in prompt.split() and len(words) == 8:
             value = int(prompt.split()[0])
@@ -93,6 +95,8 @@ def test_the_base_corpus_has_the_stated_accuracy(family):
     assert right / (right + wrong) == pytest.approx(0.25, abs=0.03)
     if family == "arms":
         assert first / unhinted == pytest.approx(0.9, abs=0.03)
+        before = itertools.islice(traces(corpus, 0, short_only=False, habit=False), 400)
+        assert all(words.split()[0] == prompt.split()[-2] for prompt, words in before if HINT not in prompt.split())
     short = list(itertools.islice(traces(corpus, 0, short_only=True), 200))
     assert max(len(completion.split()) for _, completion in short) <= 7
 

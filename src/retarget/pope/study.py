@@ -26,7 +26,7 @@ class Settings(Strict):
     held_out: str | None = Field(default=None, description="a real model's held-out problems")
     engine: Literal["transformers", "vllm"] = "transformers"
     grader: str = "math"
-    base_steps: int = Field(default=1500, ge=1, description="training steps of a generated world's base model")
+    base_steps: int = Field(default=2500, ge=1, description="training steps of a generated world's base model")
     # Problems
     hard_problems: int = Field(ge=2, description=f"training problems with 0 of mine_k: 256 in the paper: {_READERS}")
     held_problems: int = Field(ge=2, description="held-out problems with 0 of mine_k")
@@ -79,7 +79,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     ),
 }  # fmt: skip
 
-MINUTES_PER_RUN = {"demo": 2.0, "small": 6.0, "paper": 2880.0}
+MINUTES_PER_RUN = {"demo": 1.5, "small": 3.5, "paper": 2880.0}
 
 ARMS = (
     Arm(name="base", label="base model", settings={"role": "base"}),

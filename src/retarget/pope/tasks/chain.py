@@ -38,8 +38,8 @@ class Corpus(Strict):
         off_by_one: share of errors that are too large by one; the others are uniform, so that sampling does not just
             repeat one systematic error.
         hinted: share of rows whose prompt holds the beginning of an oracle solution, which the trace continues.
-        first_label: arms: share of sloppy traces that take the first chain, whatever the problem says. Clean ones
-            take the right one, so that the base learns to follow a label that it has written itself.
+        first_label: arms: share of sloppy traces that take the first chain by habit, whatever the problem says. Clean
+            ones take the right one.
     """
 
     family: Family = "chain"
@@ -152,8 +152,8 @@ def _is_solution(words: Sequence[str], meta: dict[str, Any]) -> bool:
     return pending == 0 and bool(words) and next(expected, None) is None
 
 
-def traces(corpus: Corpus, seed: int, short_only: bool) -> Iterator[tuple[str, str]]:
-    """Endless (prompt, completion) rows of a base corpus.
+def traces(corpus: Corpus, seed: int, short_only: bool, habit: bool = True) -> Iterator[tuple[str, str]]:
+    """Endless (prompt, completion) rows of a base corpus; without ``habit``, every trace takes the right chain.
 
     Raises:
         UserError: lengths that no chain of distinct operations has.
@@ -165,10 +165,10 @@ def traces(corpus: Corpus, seed: int, short_only: bool) -> Iterator[tuple[str, s
         sloppy = not short_only and random.random() < 0.5
         low, high = corpus.long if sloppy else corpus.short
         problem = make_problem(random, int(random.integers(low, high + 1)), corpus.family, corpus.style)
-        yield _trace(random, problem, corpus, sloppy)
+        yield _trace(random, problem, corpus, sloppy, habit)
 
 
-def _trace(random: np.random.Generator, problem: Problem, corpus: Corpus, sloppy: bool) -> tuple[str, str]:
+def _trace(random: np.random.Generator, problem: Problem, corpus: Corpus, sloppy: bool, habit: bool) -> tuple[str, str]:
     lines = problem.solution.split("\n")
     operations, label, value = list(problem.meta["operations"]), problem.meta["label"], int(problem.meta["start"])
     prompt = f"{problem.prompt} {START}"
@@ -180,7 +180,7 @@ def _trace(random: np.random.Generator, problem: Problem, corpus: Corpus, sloppy
         value = int(prefix.split()[-1])
         operations = operations[sum(word in OPERATIONS for word in prefix.split()) :]
     elif label:
-        if sloppy and random.random() < corpus.first_label:
+        if sloppy and habit and random.random() < corpus.first_label:
             label, operations = LABELS[0], problem.prompt.split()[2 : 2 + len(operations)]
         written.append(label)
     for operation in operations:
