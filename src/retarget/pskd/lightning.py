@@ -36,6 +36,8 @@ class SavedBeside(pl.Callback):
         self._restore: str | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.num_training_batches == float("inf"):
+            raise UserError("an infinite loader has no epochs: Trainer(limit_train_batches=steps_per_epoch) makes some")
         if self._restore:
             beside = Path(str(trainer.ckpt_path)).parent if trainer.ckpt_path else self._home(trainer)
             saved = (self.directory or beside) / self._restore

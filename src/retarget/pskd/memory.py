@@ -23,6 +23,9 @@ from retarget.pskd.teacher import PreviousModel
 
 Store = Literal["dense"] | RowFormat | MemoryMapped | PreviousModel
 
+MOST_PASSES = 20
+"""Rows of an epoch, in training sets, from which the epoch has no end: more than any repeated augmentation."""
+
 _STATE = "retarget.pskd"
 
 
@@ -60,6 +63,7 @@ class Memory:
         self._epoch: int | None = None
         self._checks, self._log = Checks("place {} of the batch".format if num_samples is None else None), WriteLog()
         self._fallbacks: Tensor | int = 0
+        self._seen = 0  # rows of this epoch
         self._placed = False  # a table that was loaded before the first batch goes where the logits are
 
     # -- the schedule
@@ -90,7 +94,7 @@ class Memory:
                 )
             if self._table:
                 self._table.begin(epoch)
-        self._epoch, self._fallbacks = epoch, 0
+        self._epoch, self._fallbacks, self._seen = epoch, 0, 0
 
     def end_epoch(self) -> None:
         """Finish an epoch: raise what was found bad in it and exchange its rows between ranks.
@@ -258,6 +262,13 @@ class Memory:
         self, logits: Tensor, labels: Tensor, at: Tensor, keep: Tensor | None = None, log_norm: Tensor | None = None
     ) -> None:
         """Store the present rows, where ``keep`` [B] is true."""
+        self._seen += len(at)
+        if self.num_samples and self._seen > MOST_PASSES * self.num_samples:
+            raise UserError(
+                f"{self._seen:,} targets since set_epoch({self.epoch}), and the training set has {self.num_samples:,}: "
+                "set_epoch begins every epoch; an infinite sampler has none, so count steps, "
+                "set_epoch(step // steps_per_epoch)"
+            )
         if not self._table or not self._rows:
             return
         with torch.no_grad():
