@@ -5,10 +5,10 @@
 
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from retarget.errors import UserError
-from retarget.study.config import Arm, Claim, Condition, Metric, Strict, StudyPlan
+from retarget.study.config import Arm, Claim, Condition, Metric, Strict, StudyPlan, choose_arms, resolve_settings
 
 _IWSLT = "fairseq's transformer_iwslt_de_en, its documented training command"
 MULTI30K_BASELINE = 29.0
@@ -141,17 +141,9 @@ def plan(
     config = dict(config or {})
     if preset not in PRESETS:
         raise UserError(f"no preset {preset!r} for translation: choose {', '.join(PRESETS)}")
-    try:
-        settings = Settings.model_validate({**PRESETS[preset], **config})
-    except ValidationError as error:
-        lines = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
-        raise UserError("the study's settings are not valid: " + "; ".join(lines)) from error
+    settings = resolve_settings(Settings, {**PRESETS[preset], **config})
     if settings.d_model % settings.heads or settings.topk > settings.vocabulary:
         raise UserError("d_model must be a multiple of heads, and topk at most the vocabulary")
-    chosen = tuple(arm for arm in ARMS if arms is None or arm.name in arms)
-    if arms and len(chosen) != len(set(arms)):
-        missing = sorted(set(arms) - {arm.name for arm in chosen})
-        raise UserError(f"no arm {', '.join(missing)} in this study: choose {', '.join(arm.name for arm in ARMS)}")
     both_ways = settings.dataset != "grammar" and not {"source", "target"} & set(config)
     conditions = _directions(settings.source, settings.target) if both_ways else (Condition(),)
     return StudyPlan(
@@ -163,7 +155,7 @@ def plan(
         analysis="retarget.pskd.tasks.translation_analysis:analyse",
         settings=settings.model_dump(mode="json"),
         conditions=conditions,
-        arms=chosen,
+        arms=choose_arms(ARMS, arms),
         seeds=tuple(seeds) if seeds else (0, 1, 2),
         metrics=METRICS,
         claims=tuple(
