@@ -108,7 +108,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         pretrain=dict(epochs=15, batch_size=50, lr=0.05, alpha_T=0.8),
     ),
     "small": dict(
-        dataset="voc:BCCD", min_size=120, max_size=160, strides=(4, 8, 16), epochs=16, **_TINY,
+        dataset="voc:BCCD", min_size=120, max_size=160, strides=(4, 8, 16), epochs=24, **_TINY,
         pretrain=dict(epochs=10, batch_size=64, lr=0.05, alpha_T=0.8, augmentation="crop_flip"),
     ),
     "paper": dict(
@@ -119,7 +119,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     ),
 }  # fmt: skip
 
-MINUTES_PER_RUN = {"demo": 0.7, "small": 6.0, "paper": 900.0}
+MINUTES_PER_RUN = {"demo": 0.7, "small": 4.0, "paper": 900.0}
 
 ARMS = (
     Arm(name="classifier_ce", label="classifier, cross-entropy", settings={"stage": "classifier"}),
