@@ -136,6 +136,15 @@ def _go_wrong(run):
         threading.Event().wait()  # until the parent stops us
 
 
+def hold_a_lock(run):
+    """What tqdm does: a lock between processes, held until this one ends."""
+    HELD.append(multiprocessing.RLock())
+    return {"height": 1.0}
+
+
+HELD = []
+
+
 def nan(run):
     return {"height": float("nan"), "rank": 1.0}
 

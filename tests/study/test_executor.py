@@ -1,5 +1,8 @@
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from tasks_for_tests import STEPS
@@ -52,6 +55,30 @@ def test_a_worker_that_died_while_idle_is_replaced(executor, tmp_path):
     executor.submit(job(tmp_path, 1))
     *_, last = executor.events()
     assert last == Finished("default/treated/seed-1")
+
+
+CLOSE = """
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path.insert(0, {tests!r})
+    from retarget.study.executor import LocalExecutor
+    from test_executor import job
+
+    executor = LocalExecutor(jobs=1)
+    executor.submit(job(Path({root!r}), 0, "tasks_for_tests:hold_a_lock"))
+    assert [event.error for event in executor.events() if hasattr(event, "error")] == [None]
+    executor.close()
+"""
+
+
+def test_idle_workers_give_back_what_they_hold(tmp_path):
+    """Python's resource tracker complains of what a killed process held, when the parent ends."""
+    script = tmp_path / "close.py"
+    script.write_text(CLOSE.format(tests=str(Path(__file__).parent), root=str(tmp_path)))
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_close_stops_what_runs(tmp_path):

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,6 +15,8 @@ from retarget.errors import UserError
 from retarget.study.worker import Event, Finished, Job, worker_main
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+LEAVE_WITHIN = 10.0
+"""Seconds that an idle worker is given to end by itself, so that its libraries give back what they hold."""
 LOOK_EVERY = 2.0
 """Seconds after which a silent worker is looked at: its children may keep the pipe open when it dies."""
 
@@ -50,6 +53,11 @@ class _Worker:
         self.job = job
         with suppress(BrokenPipeError):  # it died while idle: the next look at it reports the job as failed
             self.connection.send(job)
+
+    def leave(self) -> None:
+        """Tell an idle worker to end. It is not reaped: its process group keeps its number until it is killed."""
+        with suppress(OSError):
+            self.connection.send(None)
 
     def kill(self) -> None:
         """Kill the worker with everything that its task started."""
@@ -102,8 +110,14 @@ class LocalExecutor:
                     yield from self._receive(connection, worker)
 
     def close(self) -> None:
-        """Kill all workers; an idle one has nothing to lose, and a run is made to be killed."""
+        """Kill all workers, for a run is made to be killed; an idle one may end by itself before."""
         self._queue.clear()
+        idle = [worker for worker in self._workers if not worker.job]
+        for worker in idle:
+            worker.leave()
+        until = time.monotonic() + LEAVE_WITHIN
+        for worker in idle:
+            wait([worker.process.sentinel], timeout=max(0.0, until - time.monotonic()))
         while self._workers:
             self._workers.pop().kill()
 
