@@ -1,4 +1,4 @@
-"""Run by the tests as ``python trainer_rank.py FOLDER WORLD STORE`` with torchrun's variables: one rank of several."""
+"""Run by the tests as ``python trainer_rank.py FOLDER WORLD`` with torchrun's variables: one rank of several."""
 
 import os
 import sys
@@ -13,13 +13,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 import tiny
 
 
-def main(folder: Path, world: int, store: str) -> None:
-    torch.set_num_threads(1)
+def train(folder: Path, world: int, store: str) -> dict[str, object]:
     args = Seq2SeqTrainingArguments(
-        output_dir=str(folder / str(world)), use_cpu=True, num_train_epochs=3, per_device_train_batch_size=4 // world,
-        gradient_accumulation_steps=2, learning_rate=0.2, optim="sgd", lr_scheduler_type="constant", max_grad_norm=0,
-        report_to=[], disable_tqdm=True, save_strategy="epoch", dataloader_pin_memory=False, seed=5,
-        ddp_backend="gloo" if world > 1 else None,
+        output_dir=str(folder / f"{world}-{store}"), use_cpu=True, num_train_epochs=3,
+        per_device_train_batch_size=4 // world, gradient_accumulation_steps=2, learning_rate=0.2, optim="sgd",
+        lr_scheduler_type="constant", max_grad_norm=0, report_to=[], disable_tqdm=True, save_strategy="epoch",
+        dataloader_pin_memory=False, seed=5, ddp_backend="gloo" if world > 1 else None,
     )  # fmt: skip
     model = tiny.translator()
     trainer = PSKDSeq2SeqTrainer(
@@ -28,17 +27,24 @@ def main(folder: Path, world: int, store: str) -> None:
     )  # fmt: skip
     trainer.train()
     trainer.pskd.end_epoch()
-    tensors = trainer.pskd._table.tensors() if store == "rows" else {}
-    result = {
-        "weights": [p.detach().clone() for p in model.parameters()],
-        "past": list(trainer.pskd.teacher.tensors().values()) if store == "model" else [],
-        # the row beyond the last takes what is not stored
-        "rows": {name: value.view(2, -1, *value.shape[1:])[:, :-1].clone() for name, value in tensors.items()},
+    weights = [p.detach().clone() for p in model.parameters()]
+    if store == "model":
+        return {"weights": weights, "past": list(trainer.pskd.teacher.tensors().values())}
+    # the row beyond the last takes what is not stored
+    table = {
+        name: value.view(2, -1, *value.shape[1:])[:, :-1].clone()
+        for name, value in trainer.pskd._table.tensors().items()
     }
+    return {"weights": weights, "table": table}
+
+
+def main(folder: Path, world: int) -> None:
+    torch.set_num_threads(1)
+    result = {store: train(folder, world, store) for store in ("rows", "model")}
     torch.save(result, folder / f"{world}-{os.environ['RANK']}.pt")
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+    main(Path(sys.argv[1]), int(sys.argv[2]))
