@@ -243,10 +243,13 @@ def test_the_share_of_trojan_rows():
     assert trojan_share(settings.model_copy(update={"target": "d2i"}), world) == pytest.approx(16 / 48)
 
 
-def test_the_page_states_the_gate_the_margin_and_the_noise_of_kid(finished):
+def test_the_page_states_the_gate_the_margin_the_noise_of_kid_and_what_its_intervals_are(finished):
     found = analyse(Results.load(finished))
     base = json.loads((finished / "runs/pretrained/seed-0/status.json").read_text())["metrics"]
     notes = " ".join(found.notes)
+    page = (finished / "report.md").read_text()
+    assert "Decides nothing: Wilson interval over images" in page
+    assert "bootstrap" not in page
     shown = f"Here: {base['sure_fast']:.1f} % of samples, {base['sure_real']:.1f} % of real ones"
     assert f"{shown}, precision {base['precision_fast']:.1f} %" in notes
     assert "(test part: every fifth image)" in notes

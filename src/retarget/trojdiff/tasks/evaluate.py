@@ -22,7 +22,6 @@ from retarget.trojdiff.trigger import Trigger
 SURE = 0.9
 """A sample has a class when the classifier gives it at least this probability."""
 
-
 MOST_REAL = 2000
 """Real images that take part in a comparison: precision and recall need all distances."""
 

@@ -253,9 +253,8 @@ class Experiment:
 
     def _noise(self) -> None:
         """How far KID moves by itself: between random parts of the real images."""
-        noise = kid_noise(
-            self.world.inside, self.classifier, self.settings.samplers["fast"].benign, self.run.seed
-        )  # fmt: skip
+        count = self.settings.samplers["fast"].benign
+        noise = kid_noise(self.world.inside, self.classifier, count, self.run.seed)
         self.metrics |= {"kid_noise": 1000 * noise.sd, "kid_noise_mean": 1000 * noise.mean}
         self.details["kid_noise"] = asdict(noise)
 
