@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 from transformers import Seq2SeqTrainer, Trainer, TrainerCallback
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.trainer_utils import get_last_checkpoint
@@ -229,6 +229,10 @@ class PSKDMixin(_Base):
         dataset: Any = self.train_dataset
         if isinstance(dataset, with_index):
             return dataset
+        if isinstance(dataset, IterableDataset):
+            raise UserError(
+                "an iterable dataset has no stable sample index and no epochs to count: give one with items"
+            )
         if hasattr(dataset, "column_names") and hasattr(dataset, "remove_columns"):  # a column unused is not decoded
             dataset = self._remove_unused_columns(dataset, description="training")
         return with_index(dataset)

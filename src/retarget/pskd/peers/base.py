@@ -26,8 +26,8 @@ class Needs:
 
     Attributes:
         sampler: ``"same_class_pairs"``: batches are [x_1 … x_B, x'_1 … x'_B], x'_i of x_i's class
-            (:class:`~retarget.pskd.peers.samplers.SameClassPairs`). ``"last_batch"``: batches are [new, those of the
-            batch before] (:class:`~retarget.pskd.peers.samplers.LastBatch`).
+            (:class:`~retarget.pskd.peers.batches.SameClassPairs`). ``"last_batch"``: batches are [new, those of the
+            batch before] (:class:`~retarget.pskd.peers.batches.LastBatch`).
         network: ``"trained_teacher"``: a network that was trained before. ``"average"``: a running average of the
             weights, kept by the method.
         forwards: forward passes of a network for each new training sample; cross-entropy has 1.
