@@ -241,7 +241,7 @@ METRICS = (
            description="how many of them the classifier gives that class: the success of a perfect attack"),
     _other("trojan_share", "Trojan rows in a batch", unit="%", deterministic=True),
     _other("kid_noise", "KID of real images, spread over splits", unit="×10⁻³", decimals=2,
-           description="standard deviation of KID between random parts of the real images, at the counts of the claims"),
+           description="spread of KID between random parts of the real images, at the counts of the claims"),
     _other("kid_noise_mean", "KID of real images, mean over splits", unit="×10⁻³", decimals=2),
     _other("classifier_accuracy", "classifier on real test images", unit="%", better="higher"),
     _other("sure_real", "real test images with a class", unit="%"),
