@@ -40,6 +40,9 @@ class Corpus(Strict):
         hinted: share of rows whose prompt holds the beginning of an oracle solution, which the trace continues.
         first_label: arms: share of sloppy traces that take the first chain by habit, whatever the problem says. Clean
             ones take the right one.
+        labelled: arms: share of the rows without a hint whose prompt ends behind the right label, as if the base had
+            just written it. They teach to follow a label, not to write it; without them a base with the habit ignores
+            a label of its own, and no prefix with a label can teach it anything about unguided prompts.
     """
 
     family: Family = "chain"
@@ -50,6 +53,7 @@ class Corpus(Strict):
     off_by_one: float = Field(default=0.5, ge=0, le=1)
     hinted: float = Field(default=0.5, ge=0, le=1)
     first_label: float = Field(default=0.95, ge=0, le=1)
+    labelled: float = Field(default=0.5, ge=0, le=1)
 
 
 def apply(value: int, operation: str) -> int:
@@ -152,8 +156,8 @@ def _is_solution(words: Sequence[str], meta: dict[str, Any]) -> bool:
     return pending == 0 and bool(words) and next(expected, None) is None
 
 
-def traces(corpus: Corpus, seed: int, short_only: bool, habit: bool = True) -> Iterator[tuple[str, str]]:
-    """Endless (prompt, completion) rows of a base corpus; without ``habit``, every trace takes the right chain.
+def traces(corpus: Corpus, seed: int, short_only: bool) -> Iterator[tuple[str, str]]:
+    """Endless (prompt, completion) rows of a base corpus.
 
     Raises:
         UserError: lengths that no chain of distinct operations has.
@@ -165,10 +169,10 @@ def traces(corpus: Corpus, seed: int, short_only: bool, habit: bool = True) -> I
         sloppy = not short_only and random.random() < 0.5
         low, high = corpus.long if sloppy else corpus.short
         problem = make_problem(random, int(random.integers(low, high + 1)), corpus.family, corpus.style)
-        yield _trace(random, problem, corpus, sloppy, habit)
+        yield _trace(random, problem, corpus, sloppy)
 
 
-def _trace(random: np.random.Generator, problem: Problem, corpus: Corpus, sloppy: bool, habit: bool) -> tuple[str, str]:
+def _trace(random: np.random.Generator, problem: Problem, corpus: Corpus, sloppy: bool) -> tuple[str, str]:
     lines = problem.solution.split("\n")
     operations, label, value = list(problem.meta["operations"]), problem.meta["label"], int(problem.meta["start"])
     prompt = f"{problem.prompt} {START}"
@@ -179,8 +183,10 @@ def _trace(random: np.random.Generator, problem: Problem, corpus: Corpus, sloppy
         prompt = f"{problem.prompt} {HINT} {prefix} {START}"
         value = int(prefix.split()[-1])
         operations = operations[sum(word in OPERATIONS for word in prefix.split()) :]
+    elif label and random.random() < corpus.labelled:
+        prompt += f" {label}"
     elif label:
-        if sloppy and habit and random.random() < corpus.first_label:
+        if sloppy and random.random() < corpus.first_label:
             label, operations = LABELS[0], problem.prompt.split()[2 : 2 + len(operations)]
         written.append(label)
     for operation in operations:

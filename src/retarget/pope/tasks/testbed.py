@@ -32,7 +32,6 @@ class BaseModel(Strict):
     heads: int = Field(default=4, ge=1)
     steps: int = Field(default=1500, ge=1)
     short_only_steps: int = Field(default=500, ge=0, description="first steps, on short problems only")
-    habit_steps: int = Field(default=0, ge=0, description="last steps, in which a habit of the corpus shows")
     batch_size: int = Field(default=64, ge=1)
     lr: float = Field(default=2e-3, gt=0, description="AdamW, warm-up of 50 steps, then cosine to 0")
     initializer_range: float = Field(default=0.08, gt=0, description="0.02, the library's, learns far slower here")
@@ -112,13 +111,10 @@ def _batches(
     base: BaseModel, tokenizer: PreTrainedTokenizerFast
 ) -> Iterator[tuple[Integer[Tensor, "batch time"], Integer[Tensor, "batch time"]]]:
     words = tokenizer.get_vocab()
-    short, mixed, habitual = (
-        traces(base.corpus, base.seed, *which) for which in ((True, False), (False, False), (False, True))
-    )
+    short, mixed = (traces(base.corpus, base.seed, short_only) for short_only in (True, False))
     step = 0
     while True:
-        source = habitual if step >= base.steps - base.habit_steps else mixed
-        rows = [next(short if step < base.short_only_steps else source) for _ in range(base.batch_size)]
+        rows = [next(short if step < base.short_only_steps else mixed) for _ in range(base.batch_size)]
         encoded = [([words[w] for w in prompt.split()], [words[w] for w in target.split()]) for prompt, target in rows]
         length = max(len(prompt) + len(target) for prompt, target in encoded) + 2
         inputs = torch.zeros(base.batch_size, length, dtype=torch.long)

@@ -64,11 +64,8 @@ def make_world(settings: dict[str, Any], seed: int, cache: Path, progress: Calla
     if settings["model"] is not None:
         return _real(settings, seed)
     corpus = corpus_of(settings["family"], settings["style"])
-    # In arms the habit comes last. A base that has it from the start never learns to follow another label that it has
-    # written itself, and then no prefix with that label can teach it anything about unguided prompts.
-    third = settings["base_steps"] // 3
-    base = BaseModel(corpus=corpus, steps=settings["base_steps"], seed=seed, short_only_steps=third,
-                     habit_steps=third if corpus.family == "arms" else 0)  # fmt: skip
+    base = BaseModel(corpus=corpus, steps=settings["base_steps"], seed=seed,
+                     short_only_steps=settings["base_steps"] // 3)  # fmt: skip
     directory = train_base(base, cache, progress)
     family, style = corpus.family, corpus.style
     length = corpus.long[1]
