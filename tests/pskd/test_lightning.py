@@ -68,10 +68,16 @@ def weights(module):
     return [p.detach().clone() for p in module.parameters()]
 
 
-@pytest.mark.parametrize("store", ["dense", TopK(2)])
+def make(module, store="dense"):
+    """PS-KD for a module; its net is what the previous model copies."""
+    return PSKD(N, C, EPOCHS, store=PreviousModel(module.net) if store == "previous" else store)
+
+
+@pytest.mark.parametrize("store", ["dense", TopK(2), "previous"])
 def test_the_callback_trains_as_the_plain_loop_does(store, tmp_path):
-    module, _ = fit(Module(), PSKDCallback(PSKD(N, C, EPOCHS, store=store)), tmp_path)
-    method, plain = PSKD(N, C, EPOCHS, store=store), Module()
+    module, plain = Module(), Module()
+    fit(module, PSKDCallback(make(module, store)), tmp_path)
+    method = make(plain, store)
     optimizer = torch.optim.SGD(plain.parameters(), 0.5, momentum=0.9)
     data = samples()
     sampler = InOrder()
@@ -80,7 +86,7 @@ def test_the_callback_trains_as_the_plain_loop_does(store, tmp_path):
         sampler.set_epoch(epoch)
         for index in torch.tensor(list(sampler)).split(4):
             x, y = torch.stack([data[i][0] for i in index]), torch.stack([data[i][1] for i in index])
-            loss = method.loss(plain(x), y, index)
+            loss = method.loss(plain(x), y, index, inputs=x)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -94,13 +100,18 @@ def test_alpha_zero_is_no_callback_bit_for_bit(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(weights(control), weights(off), strict=True))
 
 
-def test_resumed_at_an_epoch_end_equals_uninterrupted_bit_for_bit(tmp_path):
-    straight, _ = fit(Module(), PSKDCallback(PSKD(N, C, EPOCHS)), tmp_path / "straight")
-    _, trainer = fit(Module(), PSKDCallback(PSKD(N, C, EPOCHS)), tmp_path / "first", epochs=2)
+@pytest.mark.parametrize("store", ["dense", "previous"])
+def test_resumed_at_an_epoch_end_equals_uninterrupted_bit_for_bit(store, tmp_path):
+    def train(folder, epochs=EPOCHS, ckpt=None):
+        module = Module()
+        return fit(module, PSKDCallback(make(module, store)), tmp_path / folder, epochs=epochs, ckpt=ckpt)
+
+    straight, _ = train("straight")
+    _, trainer = train("first", epochs=2)
     checkpoint = trainer.checkpoint_callback.best_model_path
     saved = torch.load(checkpoint, weights_only=True)
     assert not any("probs" in str(key) for key in saved["callbacks"]), "the table lies beside the checkpoint"
-    resumed, _ = fit(Module(), PSKDCallback(PSKD(N, C, EPOCHS)), tmp_path / "second", ckpt=checkpoint)
+    resumed, _ = train("second", ckpt=checkpoint)
     assert all(torch.equal(a, b) for a, b in zip(weights(straight), weights(resumed), strict=True))
 
 
@@ -149,10 +160,18 @@ def test_a_module_that_does_not_allow_it_is_refused_and_the_two_line_way_named(m
     assert "loss = method.loss(logits, y, index) in training_step" in str(caught.value)
 
 
-def test_previous_model_is_refused_by_the_callback(tmp_path):
-    module = Module()
-    with pytest.raises(UserError, match="PreviousModel needs the step's input"):
-        fit(module, PSKDCallback(PSKD(N, C, EPOCHS, store=PreviousModel(module.net))), tmp_path)
+def test_the_previous_model_needs_its_input_and_no_index(tmp_path):
+    def two(batch):
+        return dict(zip(("x", "y"), torch.utils.data.default_collate([one[:2] for one in batch]), strict=True))
+
+    class Named(Module):
+        def training_step(self, batch, batch_idx):
+            return F.cross_entropy(self(batch["x"]), batch["y"])
+
+    module = Named()
+    fit(module, PSKDCallback(make(module, "previous"), label="y", input="x"), tmp_path, collate=two)
+    with pytest.raises(UserError, match="looks for label='y' and input='pixels'"):
+        fit(module, PSKDCallback(make(module, "previous"), label="y", input="pixels"), tmp_path, collate=two)
 
 
 def test_logits_of_a_submodule(tmp_path):

@@ -84,12 +84,15 @@ class PSKDCallback(SavedBeside):
     returns in its one forward pass of the step. Where this is seen not to be so, the run is stopped with the two-line
     way named; a loss of the hard labels with another term added to it is not seen.
 
-    The table is saved beside each checkpoint as ``pskd-epoch-E.safetensors`` (the newest ``keep`` stay) and read
-    back when the trainer resumes; resume at epoch ends.
+    With ``PreviousModel`` the past weights forward the batch's input in the trainer's precision.
+
+    The table, or the past weights, are saved beside each checkpoint as ``pskd-epoch-E.safetensors`` (the newest
+    ``keep`` stay) and read back when the trainer resumes; resume at epoch ends.
 
     Args:
         method: the PS-KD object.
-        label, index: their keys in the batch.
+        label, index: their keys in the batch; ``PreviousModel`` needs no index.
+        input: key of what ``PreviousModel`` forwards.
         logits_from: name of the submodule whose output is the logits; by default the module itself.
         directory: where the table is saved; by default beside the checkpoints.
         keep: saved tables to keep.
@@ -101,12 +104,13 @@ class PSKDCallback(SavedBeside):
         *,
         label: int | str = 1,
         index: int | str = 2,
+        input: int | str = 0,
         logits_from: str | None = None,
         directory: str | Path | None = None,
         keep: int = 2,
     ) -> None:
         super().__init__(method, directory, keep)
-        self.label, self.index, self.logits_from = label, index, logits_from
+        self.label, self.index, self.input, self.logits_from = label, index, input, logits_from
         self._logits: list[Tensor] = []
         self._labels: Tensor | None = None
         self._sample: Tensor | None = None
@@ -121,8 +125,6 @@ class PSKDCallback(SavedBeside):
     # -- hooks of the trainer
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self.method.teacher:
-            raise UserError(f"PreviousModel needs the step's input. {_TWO_LINES}")
         source = pl_module.get_submodule(self.logits_from) if self.logits_from else pl_module
         self._hook = source.register_forward_hook(lambda module, args, output: self._see(output))
 
@@ -140,17 +142,21 @@ class PSKDCallback(SavedBeside):
         if not isinstance(batch, list | dict):
             raise UserError(f"the batch is a {type(batch).__name__}, in which a label cannot be replaced. {_TWO_LINES}")
         fields: Any = batch  # a list by position or a dict by name
+        teacher = self.method.teacher
         try:
-            labels, sample = fields[self.label], fields[self.index]
+            labels, sample = fields[self.label], None if teacher else fields[self.index]
+            inputs = fields[self.input] if teacher else None
         except (IndexError, KeyError) as error:
             holds = sorted(fields) if isinstance(fields, dict) else f"{len(fields)} entries"
+            other = f"input={self.input!r}" if teacher else f"index={self.index!r}"
             raise UserError(
-                f"the batch holds {holds}, and the callback looks for label={self.label!r} and index={self.index!r}: "
+                f"the batch holds {holds}, and the callback looks for label={self.label!r} and {other}: "
                 "wrap the dataset in with_index, or name the keys, PSKDCallback(method, label=..., index=...)"
             ) from error
         self._labels, self._sample, self._logits, self._remember = labels, sample, [], True
         if self.method.alpha > 0:
-            soft = self.method.soften(labels, sample)
+            with trainer.precision_plugin.forward_context():
+                soft = self.method.soften(labels, sample, inputs=inputs)
             if not labels.is_floating_point():
                 # An ignored label is a row of zeros, and a mean over the batch counts it: make up for that.
                 soft = soft * (len(labels) / (labels != self.method.ignore_index).sum())
@@ -161,7 +167,6 @@ class PSKDCallback(SavedBeside):
     ) -> None:
         labels, sample = self._labels, self._sample
         assert labels is not None
-        assert sample is not None
         if not self._remember:
             return
         if len(self._logits) != 1:
@@ -178,7 +183,7 @@ class PSKDCallback(SavedBeside):
     # -- inside
 
     def _see(self, output: Any) -> None:
-        expected = (len(self._sample), self.method.num_classes) if self._sample is not None else None
+        expected = (len(self._labels), self.method.num_classes) if self._labels is not None else None
         if torch.is_grad_enabled() and isinstance(output, Tensor) and tuple(output.shape) == expected:
             self._logits.append(output.detach())
 

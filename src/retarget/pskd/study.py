@@ -6,6 +6,7 @@ from pydantic import Field
 
 from retarget.errors import UserError
 from retarget.pskd.peers import study as peer_study
+from retarget.pskd.questions import QUESTIONS, Question
 from retarget.study.config import (
     Arm,
     Claim,
@@ -32,7 +33,9 @@ class Settings(Strict):
     test_images: int | None = Field(default=None, ge=1, description="stratified subset of the test set")
     label_noise: float = Field(default=0.0, ge=0, lt=1, description="share of training labels made wrong")
     data_seed: int = Field(default=2021, description="fixes subset, split and noise: the same for every seed")
-    augmentation: Literal["none", "crop_flip", "imagenet"] = Field(description=f"crop with padding 4, flip: {_CODE}")
+    augmentation: Literal["none", "crop_flip", "trivial", "imagenet"] = Field(
+        description=f"crop with padding 4, flip: {_CODE}; trivial: TrivialAugmentWide besides, Müller and Hutter 2021"
+    )
     network: str
     epochs: int = Field(ge=1, description=f"300: {_CODE}")
     batch_size: int = Field(default=128, ge=2, description=_CODE)
@@ -49,12 +52,14 @@ class Settings(Strict):
     alpha_T: float = Field(default=0.8, ge=0, le=1, description=f"{_CODE}; 0.3 for ImageNet")
     schedule: Literal["linear", "constant"] = "linear"
     store: str = Field(default="dense", pattern=r"^(dense|topk:\d+:(uniform|renormalise))$")
+    past: Literal["rows", "previous"] = Field(default="rows", description="previous: last epoch's weights, this view")
     past_of: Literal["itself", "same_class"] = "itself"
     mixing: Literal["none", "cutmix", "mixup"] = "none"
     mixing_alpha: float = Field(default=1.0, gt=0)
     mixing_prob: float = Field(
         default=0.5, ge=0, lt=1, description="CutMix for CIFAR-100: Yun et al. 2019, section 4.1.2"
     )
+    mixed_rows: Literal["dropped", "kept"] = Field(default="dropped", description="predictions of mixed images")
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -91,16 +96,6 @@ ARMS = (
     Arm(name="constant_alpha", label="PS-KD, constant alpha", settings={"targets": "pskd", "schedule": "constant"}),
 )
 
-GRID_ARMS = tuple(
-    Arm(
-        name=f"topk{k}_{residual}",
-        label=f"PS-KD, top-{k}, {residual}",
-        settings={"targets": "pskd", "store": f"topk:{k}:{residual}"},
-    )
-    for k in (5, 10, 20, 100)
-    for residual in ("uniform", "renormalise")
-)
-
 METRICS = (
     Metric(name="top1", label="top-1 accuracy", unit="%", better="higher"),
     Metric(name="top5", label="top-5 accuracy", unit="%", better="higher", optional=True),
@@ -127,6 +122,14 @@ METRICS = (
     Metric(name="step_ms", label="median training step", unit="ms", better="lower", decimals=1),
     Metric(name="store_mb", label="table of past rows", unit="MB", better="lower", deterministic=True),
 )
+
+
+CLEAN, NOISY = (
+    "clean labels",
+    Condition(name="noisy", label="20 % of the training labels wrong", settings={"label_noise": 0.2}),
+)
+WORLD = ((Condition(label=CLEAN),), (Condition(name="clean", label=CLEAN), NOISY))
+"""Conditions of the other presets, and of the demo."""
 
 
 def claims(condition: str, suffix: str = "") -> tuple[Claim, ...]:
@@ -175,9 +178,9 @@ def plan(
     Args:
         preset: ``demo`` (digits, minutes), ``small`` (10,000 CIFAR-100 images, hours on two cores) or ``paper``.
         config: settings that override the preset's (keys of :class:`Settings`), and in place of the arms
-            ``grid = true`` for the top-k × residual-rule grid, or ``peers = true`` for PS-KD among its peers
-            (then ``shift`` is a table of :class:`retarget.pskd.peers.study.Shift`); ``task = "translation"`` and
-            ``task = "detection"`` are studies of their own.
+            ``question = NAME`` for one of :data:`retarget.pskd.questions.QUESTIONS`, or ``peers = true`` for PS-KD
+            among its peers (then ``shift`` is a table of :class:`retarget.pskd.peers.study.Shift`);
+            ``task = "translation"`` and ``task = "detection"`` are studies of their own.
         seeds: seeds in place of 0 to 4.
         arms: names of the arms to run.
 
@@ -195,53 +198,58 @@ def plan(
         return detection_study.plan(preset, config, seeds, arms)
     if preset not in PRESETS:
         raise UserError(f"no preset {preset!r} for pskd: choose {', '.join(PRESETS)}")
-    grid, peers = bool(config.pop("grid", False)), bool(config.pop("peers", False))
-    if grid and peers:
-        raise UserError("grid and peers are two studies: choose one")
+    peers, question = bool(config.pop("peers", False)), _question(config.pop("question", None))
+    if question and peers:
+        raise UserError("question and peers are two studies: choose one")
     shift = config.pop("shift", {}) if peers else None
     base = dict(PRESETS[preset])
+    if question and preset == "small":
+        base |= question.small
     if config.get("dataset", base["dataset"]) != base["dataset"]:
         base.pop("train_images", None)  # a subset of the preset's own data, not of the user's
     settings = resolve_settings(Settings, {**base, **config})
     shift = None if shift is None else resolve_settings(peer_study.Shift, shift)
-    if grid and settings.dataset == "digits":
-        raise UserError("the top-k grid lists up to 100 classes, and digits has 10: choose --preset small or paper")
-    known = (*ARMS[:2], *GRID_ARMS) if grid else (*ARMS[:2], *peer_study.ARMS) if peers else ARMS
-    clean, noisy = (
-        Condition(name="default", label="clean labels"),
-        Condition(name="noisy", label="20 % of the training labels wrong", settings={"label_noise": 0.2}),
-    )
+    if question and not question.ten_classes and settings.dataset == "digits":
+        raise UserError("this question needs more than the ten classes of digits: choose --preset small or paper")
     demo = preset == "demo"
+    if question:
+        title, arms_, conditions, stated = question.title, question.arms, question.conditions, question.claims
+    elif peers:
+        title, arms_, conditions = "among its peers", (*ARMS[:2], *peer_study.ARMS), WORLD[demo]
+        stated = peer_study.claims(conditions[0].name)
+    else:
+        title, arms_, conditions = "", ARMS, WORLD[demo]
+        stated = (*(one for c in conditions for one in claims(c.name, f"_{c.name}" * demo)), *ELSEWHERE)
     return StudyPlan(
         study="pskd",
-        title="PS-KD on image classification"
-        + (": how many classes a row must list" if grid else ": among its peers" if peers else ""),
+        title="PS-KD on image classification" + f": {title}" * bool(title),
         question="Do softened targets from the model's own past predictions help on this data?",
         preset=preset,
         task="retarget.pskd.tasks.peers:run" if peers else "retarget.pskd.tasks.classification:run",
         prepare="retarget.pskd.tasks.data:prepare",
         analysis="retarget.pskd.tasks.analysis:analyse",
         settings=settings.model_dump(mode="json") | ({"shift": shift.model_dump(mode="json")} if shift else {}),
-        conditions=(clean.model_copy(update={"name": "clean"}), noisy) if demo else (clean,),
-        arms=choose_arms(known, arms),
+        conditions=conditions,
+        arms=choose_arms(arms_, arms),
         seeds=tuple(seeds) if seeds else (0, 1, 2, 3, 4),
         metrics=peer_study.metrics(METRICS) if peers else METRICS,
-        claims=peer_study.claims("clean" if demo else "default") if peers else _claims(demo, grid),
-        minutes_per_run=_minutes(preset, settings),
+        claims=stated,
+        minutes_per_run=_minutes(preset, settings, question),
     )
 
 
-def _minutes(preset: str, settings: Settings) -> float | None:
+def _question(name: str | None) -> Question | None:
+    if name is None or name in QUESTIONS:
+        return QUESTIONS[name] if name else None
+    raise UserError(f"no question {name!r} for pskd: choose {', '.join(QUESTIONS)}")
+
+
+def _minutes(preset: str, settings: Settings, question: Question | None) -> float | None:
     """The preset's measured time, scaled to the epochs; not known for other data or another network."""
-    base = Settings.model_validate(PRESETS[preset])
+    base, minutes = PRESETS[preset], MINUTES_PER_RUN[preset]
+    if question and preset == "small":
+        base, minutes = base | question.small, question.minutes
+    base = Settings.model_validate(base)
     if (settings.network, settings.train_images) != (base.network, base.train_images):
         return None
-    return round(MINUTES_PER_RUN[preset] * settings.epochs / base.epochs, 2)
-
-
-def _claims(demo: bool, grid: bool) -> tuple[Claim, ...]:
-    if grid:
-        return ()
-    if demo:
-        return (*claims("clean", "_clean"), *claims("noisy", "_noisy"), *ELSEWHERE)
-    return (*claims("default"), *ELSEWHERE)
+    return round(minutes * settings.epochs / base.epochs, 2)

@@ -38,6 +38,19 @@ def test_every_arm_trains_and_reports_its_metrics(arm, tmp_path):
         assert 0 < metrics["identity_error"] < 1e-5
 
 
+@pytest.mark.parametrize(
+    ("question", "arm", "condition"),
+    [("past", "previous", "trivial"), ("cutmix", "rows_of_mixed", "default"), ("cutmix", "previous", "default")],
+)
+def test_arms_that_only_a_question_has(question, arm, condition, tmp_path):
+    study = plan("demo", {**QUICK, "question": question})
+    arms, conditions = ({one.name: one for one in many} for many in (study.arms, study.conditions))
+    run = Run.create(tmp_path, settings=study.run_settings(conditions[condition], arms[arm]))
+    metrics = classification.run(run)
+    assert 10 < metrics["top1"] <= 100
+    assert metrics["store_mb"] > 0
+
+
 def test_alpha_zero_equals_cross_entropy_bit_for_bit(tmp_path):
     classification.run(Run.create(tmp_path / "off", settings=settings("pskd", alpha_T=0.0)))
     classification.run(Run.create(tmp_path / "control", settings=settings("cross_entropy")))

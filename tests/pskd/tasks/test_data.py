@@ -153,3 +153,11 @@ def test_torchvision_sets_of_another_form_are_refused_with_a_way_out(name, tmp_p
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="'folder:DIR'"):
         read(f"torchvision:{name}", str(tmp_path / "file"))
+
+
+def test_trivial_augment_draws_by_epoch_and_sample_alone():
+    parts = split(DEMO)
+    data = TrainingSet(parts.train, Normalise(parts.train), "trivial", seed=3)
+    together, alone = data.__getitems__([(1, 4), (1, 9)])[0], data.__getitems__([(1, 9)])[0]
+    assert torch.equal(together[1], alone[0])
+    assert not torch.equal(alone, data.__getitems__([(2, 9)])[0])

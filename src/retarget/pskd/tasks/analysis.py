@@ -30,7 +30,7 @@ def analyse(results: Results) -> Analysis:
         prefix = f"{condition.label}: " if len(results.plan.conditions) > 1 else ""
         shares, deciles = _deciles(results, condition.name, prefix)
         metrics[condition.name] = shares
-        figures += [*_curves(results, condition.name, prefix), *deciles]
+        figures += [*_curves(results, condition.name, prefix), *deciles, *_sweep(results, condition.name, prefix)]
     intervals = {}
     for claim in results.plan.claims:
         interval = _item_interval(results, claim)
@@ -178,6 +178,37 @@ def _items(arrays: dict[str, np.ndarray], scaled: bool) -> tuple[np.ndarray, np.
     logits, labels = arrays["test_logits"], arrays["test_labels"]
     probs = c.apply_temperature(logits, temperature)
     return probs.max(1), probs.argmax(1) == labels, log_losses(logits, labels, temperature)
+
+
+def _sweep(results: Results, condition: str, prefix: str) -> list[Figure]:
+    """Confidence and accuracy by alpha_T, where the arms are a sweep of it. Cross-entropy is alpha_T 0."""
+    arms = {0.0 if arm.name == "cross_entropy" else arm.settings.get("alpha_T"): arm.name for arm in results.plan.arms}
+    weights = sorted(weight for weight in arms if weight is not None)
+    if len(weights) < 4:
+        return []
+
+    def values(metric: str) -> list[list[float | None]]:
+        runs = [[results.run(condition, arms[weight], seed) for weight in weights] for seed in results.seeds]
+        return [[one.metrics[metric] if one else None for one in row] for row in runs]
+
+    likelihood = np.array(values("nll_scaled"), dtype=float)
+    gain = likelihood[:, :1] - likelihood
+    with np.errstate(invalid="ignore"):
+        good = [f"{w:g}" for at, w in enumerate(weights) if w > 0 and (gain[:, at] > 0).all()]
+    reading = (
+        f"Better than cross-entropy on every seed: alpha_T {', '.join(good)}."
+        if good
+        else ("No alpha_T is better than cross-entropy on every seed.")
+    )
+    return [
+        Lines(
+            title=f"{prefix}{label} by alpha_T", caption=f"alpha_T 0 is cross-entropy. {extra}".strip(),
+            x_label="alpha_T", y_label=label, series=[Series(label="PS-KD", x=weights, y=values(metric))],
+        )
+        for metric, label, extra in (
+            ("nll_scaled", "NLL after temperature", reading), ("top1", "Top-1 accuracy (%)", ""), ("ece", "ECE (%)", "")
+        )
+    ]  # fmt: skip
 
 
 def _notes(results: Results) -> list[str]:

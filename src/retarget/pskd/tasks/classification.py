@@ -22,6 +22,7 @@ from retarget.pskd.rows import TopK
 from retarget.pskd.tasks.data import EpochSampler, Images, Normalise, Split, TrainingSet, split, stream, whole_batch
 from retarget.pskd.tasks.networks import build
 from retarget.pskd.tasks.scores import scores
+from retarget.pskd.teacher import PreviousModel
 from retarget.study.record import Run, read_history
 
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # the study has a display of its own
@@ -89,6 +90,8 @@ class Mixing(pl.Callback):
 
     The target of a mixed image is λ t_i + (1 - λ) t_j of the two softened targets. A prediction for a mixed image
     belongs to neither image, so a mixed batch reads past rows and stores none: rows come from the batches left alone.
+    (With ``mixed_rows = "kept"``, an ablation, it stores them.) With the previous model as the past, images and hard
+    labels are mixed first, and its prediction of the mixed image softens the mixed label.
     """
 
     def __init__(self, settings: dict[str, Any], num_classes: int, pskd: PSKDCallback | None) -> None:
@@ -96,13 +99,14 @@ class Mixing(pl.Callback):
 
         kind = v2.CutMix if settings["mixing"] == "cutmix" else v2.MixUp
         self.mix = kind(alpha=settings["mixing_alpha"], num_classes=num_classes)
-        self.prob, self.pskd = settings["mixing_prob"], pskd
+        self.prob = settings["mixing_prob"]
+        self.drop_rows = pskd.do_not_remember if pskd and settings["mixed_rows"] == "dropped" else None
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
         if torch.rand(()) < self.prob:
             batch[0], batch[1] = self.mix(batch[0], batch[1])
-            if self.pskd:
-                self.pskd.do_not_remember()
+            if self.drop_rows:
+                self.drop_rows()
 
 
 class PastOfClass(PSKD):
@@ -168,12 +172,13 @@ class StopClock(pl.Callback):
 class Gradients(pl.Callback):
     """In the last epoch, the gradient of each sample's loss on its logits, by autograd.
 
-    Keeps its L1 norm, and for PS-KD the largest error of the identity ``dL/dz_y = w (p_y - 1)`` with
+    Keeps its L1 norm, and for stored rows the largest error of the identity ``dL/dz_y = w (p_y - 1)`` with
     ``w = 1 - a (1 - q_y) / (1 - p_y)``. Stands behind every callback that changes labels.
     """
 
     def __init__(self, labels: Tensor, pskd: PSKDCallback | None) -> None:
-        self.labels, self.pskd = labels, pskd
+        self.labels = labels
+        self._rows = pskd.method if pskd and not pskd.method.teacher else None
         self.norm, self.identity_error = np.full(len(labels), np.nan, np.float32), 0.0
 
     def on_fit_start(self, trainer: pl.Trainer, module: Any) -> None:
@@ -184,8 +189,8 @@ class Gradients(pl.Callback):
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
         self._targets, self._index = batch[1], batch[2]
-        if self.pskd and self.pskd.method.alpha > 0:
-            self._past, self._written = self.pskd.method.past_probs(batch[2])  # the rows themselves
+        if self._rows and self._rows.alpha > 0:
+            self._past, self._written = self._rows.past_probs(batch[2])  # the rows themselves
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if trainer.current_epoch != cast(int, trainer.max_epochs) - 1:
@@ -197,7 +202,7 @@ class Gradients(pl.Callback):
         with torch.enable_grad():
             (gradient,) = torch.autograd.grad(F.cross_entropy(z, soft, reduction="sum"), z)
         self.norm[self._index.cpu().numpy()] = gradient.abs().sum(1).cpu().numpy()
-        alpha = self.pskd.method.alpha if self.pskd else 0.0
+        alpha = self._rows.alpha if self._rows else 0.0
         if alpha > 0:
             at = label[:, None]
             p = F.softmax(z.detach(), 1).gather(1, at)
@@ -248,17 +253,17 @@ def run(run: Run) -> dict[str, float]:
     channels = 3 if parts.train.pixels is None else parts.train.pixels.shape[1]
     module = Classifier(build(settings["network"], parts.train.num_classes, channels), settings)
     module = cast(Classifier, module.to(memory_format=torch.channels_last))
-    pskd = _pskd(run, parts)
+    pskd = _pskd(run, parts, module.network)
     observe, gradients = Observe(run), Gradients(parts.train.labels, pskd)
-    callbacks: list[pl.Callback] = [Reseed(run.seed), observe]
-    if pskd:
-        callbacks.append(pskd)
+    changes: list[pl.Callback] = [pskd] if pskd else []
     if settings["targets"] in ("label_smoothing", "smoothing_schedule"):
-        callbacks.append(Smoothing(settings, parts.train.num_classes))
+        changes.append(Smoothing(settings, parts.train.num_classes))
     if settings["mixing"] != "none":
-        callbacks += [Mixing(settings, parts.train.num_classes, pskd), StopClock(observe)]
-    else:
-        callbacks += [StopClock(observe), gradients]
+        mixing = Mixing(settings, parts.train.num_classes, pskd)
+        changes = [mixing, *changes] if settings["past"] == "previous" else [*changes, mixing]
+    callbacks: list[pl.Callback] = [Reseed(run.seed), observe, *changes, StopClock(observe)]
+    if settings["mixing"] == "none":
+        callbacks.append(gradients)
     normalise = Normalise(parts.train)
     trainer = _trainer(run, callbacks)
     last = run.checkpoint / "last.ckpt"
@@ -277,19 +282,20 @@ def run(run: Run) -> dict[str, float]:
     return metrics
 
 
-def _pskd(run: Run, parts: Split) -> PSKDCallback | None:
+def _pskd(run: Run, parts: Split, network: nn.Module) -> PSKDCallback | None:
     s = run.settings
     if s["targets"] != "pskd":
         return None
     kind, _, rest = s["store"].partition(":")
     k, _, residual = rest.partition(":")
+    table = "dense" if kind == "dense" else TopK(int(k), residual)
     shape: dict[str, Any] = dict(
         num_samples=len(parts.train),
         num_classes=parts.train.num_classes,
         total_epochs=s["epochs"],
         alpha_T=s["alpha_T"],
         schedule=s["schedule"],
-        store="dense" if kind == "dense" else TopK(int(k), residual),
+        store=PreviousModel(network) if s["past"] == "previous" else table,
     )
     same_class = s["past_of"] == "same_class"
     method = PastOfClass(parts.train.labels, run.seed, **shape) if same_class else PSKD(**shape)

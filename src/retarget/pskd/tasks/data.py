@@ -141,8 +141,8 @@ class TrainingSet(Dataset):
 
     def __init__(self, images: Images, normalise: "Normalise", augmentation: str, seed: int) -> None:
         self.images, self.normalise, self.augmentation, self.seed = images, normalise, augmentation, seed
-        if images.pixels is None and augmentation == "crop_flip":
-            raise UserError("augmentation crop_flip is for images in memory; images from files take 'imagenet'")
+        if images.pixels is None and augmentation in ("crop_flip", "trivial"):
+            raise UserError(f"augmentation {augmentation} is for images in memory; images from files take 'imagenet'")
 
     def __len__(self) -> int:
         return len(self.images)
@@ -153,9 +153,21 @@ class TrainingSet(Dataset):
             pixels = torch.stack([self._file(epoch, sample) for epoch, sample in places])
         else:
             pixels = self.images.pixels[index]
-            if self.augmentation == "crop_flip":
+            if self.augmentation in ("crop_flip", "trivial"):
                 pixels = crop_flip(pixels, index, len(self), self.seed, places[0][0])
+            if self.augmentation == "trivial":
+                pixels = self._trivial(pixels, places)
         return [self.normalise(pixels), self.images.labels[index], index]
+
+    def _trivial(self, pixels: Tensor, places: list[Place]) -> Tensor:
+        """TrivialAugmentWide, one draw a sample from (seed, epoch, sample)."""
+        change = require("torchvision.transforms.v2", "vision").TrivialAugmentWide()
+        changed = []
+        with torch.random.fork_rng(devices=[]):
+            for image, (epoch, sample) in zip(pixels, places, strict=True):
+                torch.manual_seed(stream(self.seed, epoch, sample))
+                changed.append(change(image))
+        return torch.stack(changed)
 
     def _file(self, epoch: int, sample: int) -> Tensor:
         image, _ = self.images.files[sample]

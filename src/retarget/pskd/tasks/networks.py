@@ -1,6 +1,7 @@
 """Networks of the image-classification studies, in their CIFAR forms (3×3 stem, no max-pooling)."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -129,7 +130,8 @@ def _resnext29(num_classes: int, channels: int) -> nn.Module:
 
 NETWORKS: dict[str, Callable[[int, int], nn.Module]] = {
     "small_cnn": SmallCNN,
-    "preact_resnet10_w24": lambda classes, channels: PreActResNet(classes, channels, width=24, blocks=(1, 1, 1, 1)),
+    "preact_resnet10_w12": partial(PreActResNet, width=12, blocks=(1, 1, 1, 1)),
+    "preact_resnet10_w24": partial(PreActResNet, width=24, blocks=(1, 1, 1, 1)),
     "preact_resnet18": PreActResNet,
     "resnet101": _resnet101,
     "densenet121": _densenet121,
