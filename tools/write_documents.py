@@ -73,10 +73,13 @@ def _claims(summary: dict[str, Any], plan: dict[str, Any]) -> str:
     decimals = {metric["name"]: metric["decimals"] for metric in plan["metrics"]}
     labels = {metric["name"]: metric["label"] for metric in plan["metrics"]}
     arms = {arm["name"]: arm["label"] for arm in plan["arms"]}
+    where = {
+        one["name"]: f"; {_condition(one['name'], plan)}" * (len(plan["conditions"]) > 1) for one in plan["conditions"]
+    }
     rows = ["| claim | compared | difference [interval] | seeds | here |", "|---|---|---|---|---|"]
     for claim in summary["claims"]:
         compared = " − ".join(arms.get(arm, arm) for arm in claim["arms"])
-        compared += f", {labels.get(claim['metric'], claim['metric'])}"
+        compared += f", {labels.get(claim['metric'], claim['metric'])}{where.get(claim['condition'], '')}"
         places = decimals.get(claim["metric"], 2)
         shown = claim["shown"]
         beside = ""
@@ -115,8 +118,11 @@ def _metrics(condition: str, summary: dict[str, Any], plan: dict[str, Any]) -> s
         if seeds:
             cells = [_cell(values.get(m["name"]), m["decimals"]) for m in shown]
             rows.append(f"| {labels.get(arm, arm)} | {seeds} | " + " | ".join(cells) + " |")
-    name = next((c["label"] for c in plan["conditions"] if c["name"] == condition), "") or condition
-    return f"{name}, mean ± sd over seeds:\n\n" + "\n".join(rows)
+    return f"{_condition(condition, plan)}, mean ± sd over seeds:\n\n" + "\n".join(rows)
+
+
+def _condition(name: str, plan: dict[str, Any]) -> str:
+    return next((one["label"] for one in plan["conditions"] if one["name"] == name), "") or name
 
 
 def _measured(value: dict[str, Any] | None) -> bool:

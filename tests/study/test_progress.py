@@ -77,15 +77,20 @@ def test_bars_of_unfinished_runs_go_away_when_the_study_is_stopped():
     assert last.endswith("\x1b[?25h"), "the cursor is shown again"
 
 
-def test_the_pace_counts_shares_of_runs_and_not_what_was_done_before():
+def test_the_pace_counts_shares_until_a_run_is_whole_and_not_what_was_done_before():
     pace = Pace()
     pace.start(total=10, finished=4)
     assert pace.left() is None
-    pace.running["a"] = 0.5
+    pace.move("a", 0.5)
     assert pace.done() == 4.5
     assert pace.left(now=pace._started + 30) == pytest.approx(30 * 5.5 / 0.5)
-    pace.end("a")
+    pace.move("a", 0.1)
+    assert pace.done() == 4.5, "the next phase does not move a run back"
+    pace.end("a", now=pace._started + 60)
     assert pace.left(now=pace._started + 60) == pytest.approx(60 * 5 / 1)
+    pace.move("b", 0.9)
+    assert pace.left(now=pace._started + 80) == pytest.approx(60 * 5 / 1 - 20), "a share of a phase says little"
+    assert pace.left(now=pace._started + 500) is None
 
 
 @pytest.mark.parametrize(

@@ -47,32 +47,46 @@ def display(progress: bool = True, stream: TextIO | None = None) -> Display:
 
 
 class Pace:
-    """How much of a study is done and how long the rest takes, counting runs that are under way by their share."""
+    """How much of a study is done and how long the rest takes.
+
+    A run tells its share phase by phase (train, then search, say), and each phase begins at 0 again. So a share never
+    moves a run back, and it counts for the time left only until a whole run of this call has shown how long one takes.
+    """
 
     def __init__(self) -> None:
         self.total = self.finished = self._before = 0
         self.running: dict[str, float] = {}
-        self._started = time.monotonic()
+        self._started = self._ended = time.monotonic()
 
     def start(self, total: int, finished: int) -> None:
         """Begin to count; what was finished before says nothing about this call's speed."""
         self.total, self.finished, self._before = total, finished, finished
         self._started = time.monotonic()
 
-    def end(self, key: str) -> None:
+    def move(self, key: str, share: float) -> None:
+        """A run is so far in one of its phases."""
+        self.running[key] = max(self.running.get(key, 0.0), share)
+
+    def end(self, key: str, now: float | None = None) -> None:
         """A run is over, complete or failed."""
         self.running.pop(key, None)
         self.finished += 1
+        self._ended = time.monotonic() if now is None else now
 
     def done(self) -> float:
         """Finished runs and shares of runs."""
         return self.finished + sum(self.running.values())
 
     def left(self, now: float | None = None) -> float | None:
-        """Seconds to the end at the pace so far, or None before anything is known."""
+        """Seconds to the end at the pace so far, or None where it says nothing: at first, or when a run is late."""
+        now = time.monotonic() if now is None else now
+        whole = self.finished - self._before
+        if whole:
+            a_run = (self._ended - self._started) / whole
+            rest = a_run * (self.total - self.finished) - (now - self._ended)
+            return rest if rest > 0 else None
         fresh = self.done() - self._before
-        elapsed = (time.monotonic() if now is None else now) - self._started
-        return elapsed * (self.total - self.done()) / fresh if fresh > 0 else None
+        return (now - self._started) * (self.total - self.done()) / fresh if fresh > 0 else None
 
 
 def duration(seconds: float | None) -> str:
@@ -128,7 +142,7 @@ class Lines(Silent):
 
     def progressed(self, key: str, done: int, total: int, unit: str) -> None:
         """Say where a run is, if nothing was said for a while."""
-        self._pace.running[key] = done / max(total, 1)
+        self._pace.move(key, done / max(total, 1))
         if time.monotonic() - self._said >= LINE_EVERY:
             self._say(f"{key}: {unit} {done} of {total}{self._left()}")
 
@@ -188,7 +202,7 @@ class Bars(Silent):
 
     def progressed(self, key: str, done: int, total: int, unit: str) -> None:
         """Move a run's bar and the study's."""
-        self._pace.running[key] = done / max(total, 1)
+        self._pace.move(key, done / max(total, 1))
         self._progress.update(self._bars[key], completed=done, total=total, note=f"{unit} {done}/{total}")
         self._refresh()
 
