@@ -77,7 +77,8 @@ def _claims(summary: dict[str, Any], plan: dict[str, Any]) -> str:
         one["name"]: f"; {_condition(one['name'], plan)}" * (len(plan["conditions"]) > 1) for one in plan["conditions"]
     }
     rows = ["| claim | compared | difference [interval] | seeds | here |", "|---|---|---|---|---|"]
-    for claim in summary["claims"]:
+    measured = [claim for claim in summary["claims"] if claim["verdict"] != "not measured"]
+    for claim in measured:
         compared = " − ".join(arms.get(arm, arm) for arm in claim["arms"])
         compared += f", {labels.get(claim['metric'], claim['metric'])}{where.get(claim['condition'], '')}"
         places = decimals.get(claim["metric"], 2)
@@ -88,9 +89,10 @@ def _claims(summary: dict[str, Any], plan: dict[str, Any]) -> str:
             beside = f"; {labels[shown['metric']]} {shown['estimate']:+.{places_beside}f}"
         rows.append(
             f"| {claim['sentence']} | {compared} | {_difference(claim, places)}{beside} | {claim['n'] or '–'} | "
-            f"{SIGNS.get(claim['verdict'], '– ' + claim['verdict'])} |"
+            f"{SIGNS[claim['verdict']]} |"
         )
-    return "\n".join(rows)
+    missing = dict.fromkeys(claim["sentence"] for claim in summary["claims"] if claim not in measured)
+    return "\n".join(rows) + (f"\n\nNot measured here: {' '.join(missing)}" if missing else "")
 
 
 def _difference(claim: dict[str, Any], places: int) -> str:
