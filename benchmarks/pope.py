@@ -32,7 +32,7 @@ def figures() -> Iterator[dict[str, Any]]:
     """Every figure of this module."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        base = train_base(BaseModel(steps=600, short_only_steps=300), Path(folder))
+        base = train_base(BaseModel(), Path(folder))
         yield from _step(base, Path(folder))
         yield from _early_stop(base)
 
