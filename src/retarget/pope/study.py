@@ -26,7 +26,9 @@ class Settings(Strict):
     held_out: str | None = Field(default=None, description="a real model's held-out problems")
     engine: Literal["transformers", "vllm"] = "transformers"
     grader: str = "math"
-    base_steps: int = Field(default=2500, ge=1, description="training steps of a generated world's base model")
+    base_steps: int | None = Field(
+        default=None, ge=1, description="training steps of a generated base model: 1500 for chain, 2500 for arms"
+    )
     # Problems
     hard_problems: int = Field(ge=2, description=f"training problems with 0 of mine_k: 256 in the paper: {_READERS}")
     held_problems: int = Field(ge=2, description="held-out problems with 0 of mine_k")

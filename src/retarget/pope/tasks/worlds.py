@@ -18,6 +18,8 @@ from retarget.pope.tasks.testbed import PROMPTS, BaseModel, load_base, train_bas
 EASY_PROBLEMS = 32
 ROWS = 256
 """Of one call of ``generate`` on a generated base: more of them cost little more."""
+BASE_STEPS = {"chain": 1500, "arms": 2500}
+"""Training steps that a family's base needs to solve its short problems."""
 _HELD_OUT_SEED = 1_000_003
 
 
@@ -64,8 +66,8 @@ def make_world(settings: dict[str, Any], seed: int, cache: Path, progress: Calla
     if settings["model"] is not None:
         return _real(settings, seed)
     corpus = corpus_of(settings["family"], settings["style"])
-    base = BaseModel(corpus=corpus, steps=settings["base_steps"], seed=seed,
-                     short_only_steps=settings["base_steps"] // 3)  # fmt: skip
+    steps = settings["base_steps"] or BASE_STEPS[corpus.family]
+    base = BaseModel(corpus=corpus, steps=steps, seed=seed, short_only_steps=steps // 3)
     directory = train_base(base, cache, progress)
     family, style = corpus.family, corpus.style
     length = corpus.long[1]
