@@ -5,14 +5,15 @@
 
 A document marks the places: ``<!-- map -->`` ... ``<!-- end of map -->``, and ``<!-- results: NAME -->`` ...
 ``<!-- end of results -->``, filled from ``results/NAME/summary.json`` and ``study.json``, or from the
-``results/NAME/commands.json`` that tools/record_commands.py wrote.
+``results/NAME/commands.json`` that tools/record_commands.py wrote. ``<!-- results: NAME columns: METRIC ... -->`` names
+the columns of the metrics' tables; each mean then has its rank among the arms beside it.
 """
 
 import ast
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ def main() -> int:
     for path in [ROOT / "README.md", *sorted((ROOT / "src").rglob("README.md"))]:
         old = path.read_text(encoding="utf-8")
         new = _between(old, "map", "map", lambda _: tree())
-        new = _between(new, r"results: (?P<name>[\w-]+)", "results", lambda found: results(found["name"]))
+        marker = r"results: (?P<name>[\w-]+)(?: columns: (?P<columns>[\w ]+))?"
+        new = _between(new, marker, "results", lambda found: results(found["name"], (found["columns"] or "").split()))
         if new != old and check:
             stale.append(str(path.relative_to(ROOT)))
         elif new != old:
@@ -50,7 +52,7 @@ def tree() -> str:
     return "\n".join(line.rstrip() for line in [*lines, "```"])
 
 
-def results(name: str) -> str:
+def results(name: str, columns: Sequence[str] = ()) -> str:
     """Claims and metrics of a recorded study, or commands and what they printed, with commit, seeds and hardware."""
     folder = ROOT / "results" / name
     if (folder / "commands.json").exists():
@@ -63,7 +65,7 @@ def results(name: str) -> str:
     parts = [
         f"{plan['title']}, preset `{summary['preset']}`: {plan['question']}",
         *([_claims(summary, plan)] if summary["claims"] else []),
-        *(_metrics(condition, summary, plan) for condition in summary["conditions"]),
+        *(_metrics(condition, summary, plan, columns) for condition in summary["conditions"]),
         _provenance(study, summary),
     ]
     return "\n\n".join(parts)
@@ -105,22 +107,35 @@ def _difference(claim: dict[str, Any], places: int) -> str:
     return text
 
 
-def _metrics(condition: str, summary: dict[str, Any], plan: dict[str, Any]) -> str:
+def _metrics(condition: str, summary: dict[str, Any], plan: dict[str, Any], columns: Sequence[str]) -> str:
     arms = summary["conditions"][condition]
     labels = {arm["name"]: arm["label"] for arm in plan["arms"]}
     shown = [m for m in plan["metrics"] if any(_measured(arms[arm].get(m["name"])) for arm in arms)]
-    judged = {claim[key] for claim in plan["claims"] for key in ("metric", "shown")}
+    judged = columns or {claim[key] for claim in plan["claims"] for key in ("metric", "shown")}
     shown = [m for m in shown if m["name"] in judged or (not plan["claims"] and m["better"] != "neither")]
     rows = [
         "| arm | seeds | " + " | ".join(f"{m['label']}{_unit(m['unit'])}" for m in shown) + " |",
         "|---" * (len(shown) + 2) + "|",
     ]
+    ranks = {m["name"]: _ranks(m, arms) if columns else {} for m in shown}
     for arm, values in arms.items():
         seeds = max((sum(v is not None for v in one["values"]) for one in values.values()), default=0)
         if seeds:
-            cells = [_cell(values.get(m["name"]), m["decimals"]) for m in shown]
+            cells = [_cell(values.get(m["name"]), m["decimals"]) + ranks[m["name"]].get(arm, "") for m in shown]
             rows.append(f"| {labels.get(arm, arm)} | {seeds} | " + " | ".join(cells) + " |")
-    return f"{_condition(condition, plan)}, mean ± sd over seeds:\n\n" + "\n".join(rows)
+    ranked = " (rank)" if columns else ""
+    return f"{_condition(condition, plan)}, mean ± sd{ranked} over seeds:\n\n" + "\n".join(rows)
+
+
+def _ranks(metric: dict[str, Any], arms: dict[str, Any]) -> dict[str, str]:
+    """ " (1)" for the arm with the best mean."""
+    means = {
+        arm: values[metric["name"]]["mean"] for arm, values in arms.items() if _measured(values.get(metric["name"]))
+    }
+    if metric["better"] == "neither":
+        return {}
+    order = sorted(means.values(), reverse=metric["better"] == "higher")
+    return {arm: f" ({order.index(mean) + 1})" for arm, mean in means.items()}
 
 
 def _condition(name: str, plan: dict[str, Any]) -> str:

@@ -14,9 +14,11 @@ from retarget.errors import UserError
 from retarget.pskd.peers.study import ARMS
 from retarget.pskd.study import plan
 from retarget.pskd.tasks import classification, peers
+from retarget.pskd.tasks.analysis import analyse
 from retarget.pskd.tasks.data import Normalise, TrainingSet, split
 from retarget.pskd.tasks.shift import shift_scores
-from retarget.study.record import Run, read_history
+from retarget.study.record import Results, Run, read_history
+from retarget.study.runner import run_study
 
 QUICK = {"peers": True, "epochs": 4, "train_images": 250, "validation_images": 50, "shift": {"images": 30}}
 
@@ -196,3 +198,17 @@ def test_the_study_is_resolved_and_the_others_stay_as_they_were():
         plan("demo", {"peers": True, "grid": True})
     with pytest.raises(UserError, match="there is no setting shift"):
         plan("demo", {"shift": {}})
+
+
+def test_the_page_ranks_every_method_by_its_mean(tmp_path):
+    study = plan("demo", QUICK, seeds=[0, 1], arms=["cross_entropy", "pskd", "label_smoothing", "focal"])
+    run_study(study, tmp_path)
+    results = Results.load(tmp_path)
+    (table,) = [one for one in analyse(results).figures if one.title.startswith("clean labels: Ranks among 4")]
+    means = {
+        arm.label: np.mean([results.run("clean", arm.name, seed).metrics["nll"] for seed in (0, 1)])
+        for arm in study.arms
+    }
+    column = table.columns.index("NLL")
+    places = {row[0]: int(row[column].split()[0]) for row in table.rows}
+    assert sorted(means, key=means.get) == sorted(places, key=places.get)

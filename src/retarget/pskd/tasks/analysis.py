@@ -3,15 +3,17 @@
 from collections.abc import Callable
 
 import numpy as np
+from scipy.stats import rankdata
 
 from retarget.metrics import calibration as c
 from retarget.pskd.tasks.scores import fitted_temperature, log_losses
-from retarget.report.figures import Analysis, Bars, Figure, Lines, Series
+from retarget.report.figures import Analysis, Bars, Figure, Lines, Series, Table
 from retarget.study.config import Claim
 from retarget.study.record import Results
 from retarget.study.statistics import bootstrap_difference
 
 SHOWN = ("cross_entropy", "label_smoothing", "pskd")  # curves of every arm would hide these
+RANKED = ("top1", "nll", "nll_scaled", "ece", "ece_scaled", "aurc", "aurc_scaled")
 RESAMPLES = 500
 
 _ITEM_STATISTICS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], float]] = {
@@ -30,7 +32,8 @@ def analyse(results: Results) -> Analysis:
         prefix = f"{condition.label}: " if len(results.plan.conditions) > 1 else ""
         shares, deciles = _deciles(results, condition.name, prefix)
         metrics[condition.name] = shares
-        figures += [*_curves(results, condition.name, prefix), *deciles, *_sweep(results, condition.name, prefix)]
+        figures += [*_curves(results, condition.name, prefix), *deciles]
+        figures += [*_sweep(results, condition.name, prefix), *_ranks(results, condition.name, prefix)]
     intervals = {}
     for claim in results.plan.claims:
         interval = _item_interval(results, claim)
@@ -209,6 +212,40 @@ def _sweep(results: Results, condition: str, prefix: str) -> list[Figure]:
             ("nll_scaled", "NLL after temperature", reading), ("top1", "Top-1 accuracy (%)", ""), ("ece", "ECE (%)", "")
         )
     ]  # fmt: skip
+
+
+def _ranks(results: Results, condition: str, prefix: str) -> list[Figure]:
+    """Each method's place by its mean over the seeds that all have, where there are peers to be ranked among."""
+    if not any("peer" in arm.settings for arm in results.plan.arms):
+        return []
+    runs = {arm.label: [results.run(condition, arm.name, seed) for seed in results.seeds] for arm in results.plan.arms}
+    runs = {label: many for label, many in runs.items() if any(many)}
+    common = [at for at in range(len(results.seeds)) if all(many[at] for many in runs.values())]
+    if not common or len(runs) < 3:
+        return []
+    ranked = [metric for metric in results.plan.metrics if metric.name in RANKED]
+    columns = []
+    for metric in ranked:
+        values = [[one.metrics[metric.name] for at in common if (one := many[at])] for many in runs.values()]
+        columns.append(_places(metric.better == "higher", values))
+    return [
+        Table(
+            title=f"{prefix}Ranks among {len(runs)} methods",
+            caption=f"Place by the mean over {len(common)} seed{'s' * (len(common) > 1)}, and the places on single "
+            "seeds from best to worst.",
+            columns=["method", *(metric.label for metric in ranked)],
+            rows=[list(row) for row in zip(runs, *columns, strict=True)],
+        )
+    ]
+
+
+def _places(higher: bool, values: list[list[float]]) -> list[str]:
+    """Of values [methods, seeds], each method's place by its mean, and its best and worst place on one seed."""
+    table = np.asarray(values) * (-1 if higher else 1)
+    mean = rankdata(table.mean(1), method="min")
+    single = rankdata(table, method="min", axis=0)
+    rows = zip(mean, single.min(1), single.max(1), strict=True)
+    return [f"{place:.0f}" + (f" ({best:.0f} to {worst:.0f})" if best < worst else "") for place, best, worst in rows]
 
 
 def _notes(results: Results) -> list[str]:
