@@ -6,7 +6,7 @@
 A document marks the places: ``<!-- map -->`` ... ``<!-- end of map -->``, and ``<!-- results: NAME -->`` ...
 ``<!-- end of results -->``, filled from ``results/NAME/summary.json`` and ``study.json``, or from the
 ``results/NAME/commands.json`` that tools/record_commands.py wrote. ``<!-- results: NAME columns: METRIC ... -->`` names
-the columns of the metrics' tables; each mean then has its rank among the arms beside it.
+the columns of the metrics' tables; among five arms or more each mean then has its rank beside it.
 """
 
 import ast
@@ -117,14 +117,14 @@ def _metrics(condition: str, summary: dict[str, Any], plan: dict[str, Any], colu
         "| arm | seeds | " + " | ".join(f"{m['label']}{_unit(m['unit'])}" for m in shown) + " |",
         "|---" * (len(shown) + 2) + "|",
     ]
-    ranks = {m["name"]: _ranks(m, arms) if columns else {} for m in shown}
+    ranked = bool(columns) and len(arms) >= 5
+    ranks = {m["name"]: _ranks(m, arms) if ranked else {} for m in shown}
     for arm, values in arms.items():
         seeds = max((sum(v is not None for v in one["values"]) for one in values.values()), default=0)
         if seeds:
             cells = [_cell(values.get(m["name"]), m["decimals"]) + ranks[m["name"]].get(arm, "") for m in shown]
             rows.append(f"| {labels.get(arm, arm)} | {seeds} | " + " | ".join(cells) + " |")
-    ranked = " (rank)" if columns else ""
-    return f"{_condition(condition, plan)}, mean ± sd{ranked} over seeds:\n\n" + "\n".join(rows)
+    return f"{_condition(condition, plan)}, mean ± sd{' (rank)' * ranked} over seeds:\n\n" + "\n".join(rows)
 
 
 def _ranks(metric: dict[str, Any], arms: dict[str, Any]) -> dict[str, str]:
