@@ -332,7 +332,7 @@ class Evaluate:
               f"{summary['truncated']} completions truncated")  # fmt: skip
         rollouts = self.samples * len(problems)
         before = "unknown" if found.thinking is None else f"{found.thinking / rollouts:.1f}"
-        print(f"tokens a completion {found.tokens / rollouts:.1f}, before its answer {before}")
+        print(f"tokens a completion {found.tokens / rollouts:.1f}, of them in a thinking block {before}")
         return 0
 
 

@@ -11,7 +11,7 @@ import torch
 from datasets import Dataset
 from jaxtyping import Integer
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
+from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallback, TrainerCallback
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
@@ -145,6 +145,15 @@ def thinking_lengths(
     return torch.where(last_begin > last_end, lengths, last_end)
 
 
+class Bar(ProgressCallback):
+    """The library's bar with the rewards behind it, in place of a line of every metric."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        rewards = {key: f"{value:.3f}" for key, value in (logs or {}).items() if key.endswith("/reward")}
+        if self.training_bar is not None and rewards:
+            self.training_bar.set_postfix(rewards)
+
+
 def train(
     model: Any,
     rows: Sequence[dict[str, Any]],
@@ -193,6 +202,8 @@ def train(
         callbacks=list(callbacks),
     )
     trainer.remove_callback(PrinterCallback)  # prints every logged line
+    if trainer.pop_callback(ProgressCallback):
+        trainer.add_callback(Bar)
     checkpoint = last_checkpoint(output) if resume else None
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trainer.save_model(str(output))

@@ -88,7 +88,7 @@ def corpus_of(family: str, style: str) -> Corpus:
     if family == "chain":
         return Corpus(family="chain", style="terse" if style == "terse" else "own")
     return Corpus(
-        family="arms", style="terse" if style == "terse" else "own", short=(1, 2), long=(3, 6), off_by_one=1.0
+        family="arms", style="terse" if style == "terse" else "own", short=(1, 2), long=(3, 4), off_by_one=1.0
     )
 
 
