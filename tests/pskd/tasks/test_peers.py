@@ -204,7 +204,8 @@ def test_the_page_ranks_every_method_by_its_mean(tmp_path):
     study = plan("demo", QUICK, seeds=[0, 1], arms=["cross_entropy", "pskd", "label_smoothing", "focal"])
     run_study(study, tmp_path)
     results = Results.load(tmp_path)
-    (table,) = [one for one in analyse(results).figures if one.title.startswith("clean labels: Ranks among 4")]
+    analysis = analyse(results)
+    (table,) = [one for one in analysis.figures if one.title.startswith("clean labels: Ranks among 4")]
     means = {
         arm.label: np.mean([results.run("clean", arm.name, seed).metrics["nll"] for seed in (0, 1)])
         for arm in study.arms
@@ -212,3 +213,7 @@ def test_the_page_ranks_every_method_by_its_mean(tmp_path):
     column = table.columns.index("NLL")
     places = {row[0]: int(row[column].split()[0]) for row in table.rows}
     assert sorted(means, key=means.get) == sorted(places, key=places.get)
+    fitted = np.mean([results.run("clean", "cross_entropy", seed).metrics["temperature"] for seed in (0, 1)])
+    (note,) = [one for one in analysis.notes if one.startswith("clean labels: cross-entropy is")]
+    assert f"temperature {fitted:.2f}" in note
+    assert ("over-confident" in note) == (fitted >= 1.05)

@@ -183,6 +183,16 @@ def _items(arrays: dict[str, np.ndarray], scaled: bool) -> tuple[np.ndarray, np.
     return probs.max(1), probs.argmax(1) == labels, log_losses(logits, labels, temperature)
 
 
+def _confidence(temperature: float) -> str:
+    """How sure a classifier is beside how right, from the temperature that fits it."""
+    says = "is over-confident, where softer targets have something to mend"
+    if temperature < 0.95:
+        says = "is under-confident, and softer targets make it more so"
+    elif temperature < 1.05:
+        says = "is about as sure as it is right, and softer targets have little to mend"
+    return f"{says} (fitted temperature {temperature:.2f})"
+
+
 def _sweep(results: Results, condition: str, prefix: str) -> list[Figure]:
     """Confidence and accuracy by alpha_T, where the arms are a sweep of it. Cross-entropy is alpha_T 0."""
     arms = {0.0 if arm.name == "cross_entropy" else arm.settings.get("alpha_T"): arm.name for arm in results.plan.arms}
@@ -255,6 +265,12 @@ def _notes(results: Results) -> list[str]:
         "Calibration and ranking claims are decided after a temperature fitted on the validation part, which anyone "
         "may apply to any model; the raw figure stands beside and decides nothing.",
     ]
+    for condition in results.plan.conditions:
+        runs = [results.run(condition.name, "cross_entropy", seed) for seed in results.seeds]
+        fitted = [one.metrics["temperature"] for one in runs if one]
+        if fitted:
+            where = f"{condition.label}: " if len(results.plan.conditions) > 1 else ""
+            notes.append(f"{where}cross-entropy {_confidence(float(np.mean(fitted)))}.")
     if len(results.seeds) < 2:
         notes.append("Gradient share by difficulty needs a second seed, whose cross-entropy model judges the first's.")
     return notes
