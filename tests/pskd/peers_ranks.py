@@ -43,6 +43,7 @@ def train(make, rank: int, world: int, folder: Path) -> list[torch.Tensor]:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+            method.save(folder / f"middle-{make.__name__}-{world}.safetensors")  # a save in mid-epoch changes nothing
         if epoch == 1:
             method.save(state)
             dist.barrier()

@@ -292,3 +292,11 @@ def test_a_loss_that_is_not_torchvisions_is_refused(monkeypatch):
     method.set_epoch(0)
     with pytest.raises(UserError, match="is not the cross-entropy of its sampled proposals"):
         method.losses(*batch([0]))
+
+
+def test_a_forgotten_background_is_said_in_the_first_step():
+    model = detector()
+    method = DetectionPSKD(model, None, C - 1, EPOCHS, store=PreviousModel(model))
+    method.set_epoch(0)
+    with pytest.raises(UserError, match="classifies 4 classes, the background among them, and num_classes is 3"):
+        method.losses(*batch([0, 2]))

@@ -4,6 +4,8 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.tuner import Tuner
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -172,6 +174,46 @@ def test_the_previous_model_needs_its_input_and_no_index(tmp_path):
     fit(module, PSKDCallback(make(module, "previous"), label="y", input="x"), tmp_path, collate=two)
     with pytest.raises(UserError, match="looks for label='y' and input='pixels'"):
         fit(module, PSKDCallback(make(module, "previous"), label="y", input="pixels"), tmp_path, collate=two)
+
+
+def test_the_previous_model_of_another_network_is_refused(tmp_path):
+    stranger = Module()
+    with pytest.raises(UserError, match="itself and no copy"):
+        fit(Module(), PSKDCallback(make(stranger, "previous")), tmp_path)
+
+
+def test_a_learning_rate_is_searched_before_the_first_epoch(tmp_path):
+    module = Module()
+    module.lr = 0.5
+    trainer = pl.Trainer(
+        max_epochs=EPOCHS, callbacks=[PSKDCallback(PSKD(N, C, EPOCHS))], accelerator="cpu", default_root_dir=tmp_path,
+        logger=False, enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    loader = DataLoader(with_index(samples()), 4, sampler=InOrder())
+    found = Tuner(trainer).lr_find(module, loader, num_training=3, update_attr=False)
+    assert len(found.results["loss"]) > 0
+
+
+def test_a_state_is_found_from_the_checkpoint_of_a_second_callback(tmp_path):
+    straight, _ = fit(Module(), PSKDCallback(PSKD(N, C, EPOCHS)), tmp_path / "straight")
+
+    def train(epochs, ckpt=None):
+        module = Module()
+        trainer = pl.Trainer(
+            max_epochs=epochs, accelerator="cpu", default_root_dir=tmp_path, logger=False, enable_progress_bar=False,
+            enable_model_summary=False,
+            callbacks=[
+                ModelCheckpoint(tmp_path / "best", "b", enable_version_counter=False),
+                ModelCheckpoint(tmp_path / "last", "l", every_n_epochs=2, enable_version_counter=False),
+                PSKDCallback(PSKD(N, C, EPOCHS)),
+            ],
+        )  # fmt: skip
+        trainer.fit(module, DataLoader(with_index(samples()), 4, sampler=InOrder()), ckpt_path=ckpt, weights_only=True)
+        return module
+
+    train(2)
+    resumed = train(EPOCHS, ckpt=tmp_path / "last" / "l.ckpt")
+    assert all(torch.equal(a, b) for a, b in zip(weights(straight), weights(resumed), strict=True))
 
 
 def test_logits_of_a_submodule(tmp_path):

@@ -394,3 +394,21 @@ def test_a_batch_of_ignored_labels_alone_is_refused():
     method.set_epoch(0)
     with pytest.raises(UserError, match="every label of the batch is -100"):
         method.loss(torch.zeros(2, C), torch.tensor([-100, -100]), torch.arange(2))
+
+
+@pytest.mark.parametrize("store", ["dense", TopK(2)])
+def test_another_default_dtype_changes_nothing(store):
+    losses = []
+    for dtype in (torch.float32, torch.bfloat16):
+        method = PSKD(N, C, EPOCHS, store=store)
+        torch.set_default_dtype(dtype)
+        try:
+            for epoch in (0, 1):
+                method.set_epoch(epoch)
+                last = method.loss(
+                    torch.arange(2 * C, dtype=torch.float32).view(2, C), torch.tensor([1, 0]), torch.arange(2)
+                )
+        finally:
+            torch.set_default_dtype(torch.float32)
+        losses.append(last.item())
+    assert losses[0] == losses[1]

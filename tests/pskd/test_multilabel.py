@@ -237,3 +237,11 @@ def test_the_hugging_face_trainer_takes_multi_label(tmp_path):
         for a, b in zip(p.model.parameters(), q.model.parameters(), strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
     assert not torch.equal(on.model.classifier.weight, off.model.classifier.weight)
+
+
+def test_many_classes_in_half_precision_are_no_divergence():
+    method = MultiLabelPSKD(4, 20_000, 3)
+    method.set_epoch(0)
+    method.remember(torch.full((4, 20_000), -6.0, dtype=torch.float16), torch.zeros(4, 20_000), torch.arange(4))
+    method.set_epoch(1)
+    assert method.past_probs(torch.arange(4))[1].all()

@@ -185,3 +185,31 @@ def test_a_sequence_of_one_target_is_a_sample():
         logits = logits_for(epoch, (6,))
         index = torch.arange(6)
         assert torch.equal(sequence.loss(logits[:, None], labels[:, None], index), plain.loss(logits, labels, index))
+
+
+def test_prompts_and_padding_are_no_passes_over_the_training_set():
+    sequences, width = 50, 100
+    wide = SequencePSKD([2] * sequences, C, EPOCHS, store=TopK(C))
+    wide.set_epoch(0)
+    labels = torch.full((sequences, width), -100)
+    labels[:, -2:] = 3
+    for index in torch.arange(sequences).split(10):
+        wide.loss(torch.zeros(len(index), width, C), labels[index], index)
+    assert wide.fallbacks == 0
+    step = torch.zeros(10, width, C), labels[:10], torch.arange(10)
+    for _ in range(95):
+        wide.loss(*step)
+    with pytest.raises(UserError, match="1,010 samples since set_epoch\\(0\\), and the training set has 50"):
+        wide.loss(*step)
+
+
+def test_a_batch_without_a_target_has_no_loss_where_others_of_the_update_have():
+    one = SequencePSKD([0, 2], C, EPOCHS, store=TopK(C))
+    one.set_epoch(0)
+    logits = torch.zeros(1, 3, C, requires_grad=True)
+    loss = one.loss(logits, torch.full((1, 3), -100), torch.tensor([0]), denominator=2.0)
+    loss.backward()
+    assert loss == 0
+    assert not logits.grad.any()
+    with pytest.raises(UserError, match="every label of the batch is -100"):
+        one.loss(logits, torch.full((1, 3), -100), torch.tensor([0]))

@@ -55,6 +55,28 @@ def test_what_cannot_be_studied_is_refused(preset, config, message):
         plan(preset, config)
 
 
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"targets": "pskd"}, "targets is decided by arm pskd, arm label_smoothing, arm cutmix_pskd and others"),
+        ({"smoothing": 0.3}, "smoothing is decided by arm label_smoothing of this study"),
+        ({"peers": True, "mixing": "cutmix"}, "mixing is decided by arm cutmix"),
+        ({"question": "confidence", "epochs": 100}, "epochs is decided by condition epochs_2"),
+        ({"task": "translation", "smoothing": 0.1}, "smoothing is decided by arm label_smoothing"),
+        ({"task": "detection", "backbone": "x"}, "backbone is decided by arm ce_backbone"),
+    ],
+)
+def test_what_arms_or_conditions_decide_is_not_set_for_all(config, message):
+    with pytest.raises(UserError, match=message):
+        plan("demo", config)
+
+
+def test_wrong_labels_are_named_where_the_user_asks_for_them():
+    (condition,) = plan("demo", {"label_noise": 0.4}).conditions
+    assert condition.label == "40 % of the training labels wrong"
+    assert [one.label for one in plan("demo").conditions] == ["clean labels", "20 % of the training labels wrong"]
+
+
 def test_an_unknown_arm_is_refused_with_those_there_are():
     with pytest.raises(UserError, match="no arm ce in this study: choose cross_entropy, pskd"):
         plan("demo", arms=["ce"])

@@ -163,3 +163,18 @@ def test_what_is_missing_is_said():
         method.loss(model(x), labels, inputs=x[:1])
     with pytest.raises(UserError, match="label 7 of place 2 of the batch"):
         method.loss(model(x), torch.tensor([[0, 1, 7, 2], [0, 0, 0, 0]]), inputs=x)
+
+
+def test_a_network_with_a_part_called_module_is_copied_whole():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.module = nn.Linear(3, 2)
+
+        def forward(self, x):
+            return 10 * self.module(x)
+
+    net, x = Scaled(), torch.randn(4, 3)
+    teacher = PreviousModel(net)
+    teacher.begin(1)
+    torch.testing.assert_close(teacher.logits(x), net(x))

@@ -9,7 +9,17 @@ from typing import Any, Literal
 from pydantic import Field
 
 from retarget.errors import UserError
-from retarget.study.config import Arm, Claim, Condition, Metric, Strict, StudyPlan, choose_arms, resolve_settings
+from retarget.study.config import (
+    Arm,
+    Claim,
+    Condition,
+    Metric,
+    Strict,
+    StudyPlan,
+    choose_arms,
+    refuse_decided,
+    resolve_settings,
+)
 
 _CODE = "the authors' training configuration"
 _READERS = "readers of the paper"
@@ -190,6 +200,7 @@ def plan(
     given = {key: value for key, value in (config or {}).items() if key in ("family", "style")}
     worlds = tuple(one for one in CONDITIONS.values() if given.items() <= one.settings.items())
     conditions = worlds if preset == "small" and not real else (default,)
+    refuse_decided(set(config or {}) - set(given), ARMS, conditions)
     decided = [one for condition in conditions for one in claims(condition.name, _suffix(condition))]
     return StudyPlan(
         study="pope",

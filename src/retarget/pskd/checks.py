@@ -77,10 +77,6 @@ def check_labels(checks: Checks, labels: Tensor, index: Tensor, num_classes: int
     """Labels are classes, and a sample has one; returns the labels made safe to gather with (ignored ones as 0)."""
     ignored = labels == ignore_index
     checks.require(
-        ~ignored.all().reshape(1),
-        lambda _: f"every label of the batch is {ignore_index}, which is ignored: there is nothing to learn from",
-    )
-    checks.require(
         ignored | ((labels >= 0) & (labels < num_classes)),
         lambda row: (
             f"label {int(labels[row])} of {checks.name(int(index[row]))}, row {row} of the batch, "
@@ -99,6 +95,14 @@ def check_labels(checks: Checks, labels: Tensor, index: Tensor, num_classes: int
         ),
     )
     return labels.masked_fill(ignored, 0).clamp(0, num_classes - 1)
+
+
+def check_some(checks: Checks, labels: Tensor, ignore_index: int) -> None:
+    """A mean over the batch's labels needs one that counts."""
+    checks.require(
+        (labels != ignore_index).any().reshape(1),
+        lambda _: f"every label of the batch is {ignore_index}, which is ignored: there is nothing to learn from",
+    )
 
 
 def check_listed(checks: Checks, past_classes: Tensor, labels: Tensor, index: Tensor, counted: Tensor) -> None:

@@ -23,7 +23,7 @@ from retarget.pskd.functional import pskd_loss, widen
 from retarget.pskd.memory import Store
 from retarget.pskd.method import PSKD
 from retarget.pskd.ragged import Offsets
-from retarget.pskd.teacher import PreviousModel
+from retarget.pskd.teacher import PreviousModel, bare
 
 NEEDED = (
     "backbone",
@@ -73,7 +73,7 @@ class DetectionPSKD(PSKD):
         device: torch.device | str | None = None,
     ) -> None:
         self.detector = detector
-        self._inner: Any = getattr(detector, "module", detector)
+        self._inner: Any = bare(detector)
         missing = [
             path
             for path in NEEDED
@@ -98,7 +98,9 @@ class DetectionPSKD(PSKD):
             schedule=schedule,
             device=device,
         )
-        self._checks.name, self._verified = self._name, False
+        if self.offsets:
+            self._checks.name = self._name
+        self._verified = False
 
     def losses(self, images: list[Tensor], targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """The detector's losses with the softened ``loss_classifier``; remembers the present predictions.
@@ -183,6 +185,11 @@ class DetectionPSKD(PSKD):
         if self._verified:
             return
         self._verified = True
+        if step.logits.shape[1] != self.num_classes:
+            raise UserError(
+                f"the detector classifies {step.logits.shape[1]} classes, the background among them, and num_classes "
+                f"is {self.num_classes}"
+            )
         understood = F.cross_entropy(widen(step.logits.detach()), labels)
         if not torch.allclose(loss.to(understood.dtype), understood, rtol=1e-2, atol=1e-3):
             raise UserError(

@@ -51,7 +51,7 @@ def exchange(table: Table, log: WriteLog) -> None:
     if world_size() == 1:
         return
     table.flush()
-    device = _communication_device()
+    device = communication_device()
     samples, keys = _gather_all(*log.take(), device)
     keys, order = keys.sort()
     samples, by_sample = samples[order].sort(stable=True)
@@ -88,7 +88,7 @@ def _gather_all(samples: Tensor, keys: Tensor, device: torch.device) -> tuple[Te
     return both[0], both[1]
 
 
-def _communication_device() -> torch.device:
+def communication_device() -> torch.device:
     """Where the backend communicates: NCCL alone knows no CPU tensors."""
     if dist.get_backend() == "nccl":
         return torch.device("cuda", torch.cuda.current_device())

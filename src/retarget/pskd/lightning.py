@@ -1,11 +1,13 @@
 """PS-KD as a Lightning callback: it replaces the label, the module stays as it is."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import Tensor
 
 from retarget.errors import UserError
@@ -13,6 +15,7 @@ from retarget.pskd.functional import pskd_loss, widen
 from retarget.pskd.method import PSKD
 from retarget.pskd.multilabel import MultiLabelPSKD
 
+_SHARDED = (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)
 _TWO_LINES = (
     "In a module like this call PS-KD yourself: method.set_epoch(self.current_epoch) in on_train_epoch_start and "
     "loss = method.loss(logits, y, index) in training_step."
@@ -24,7 +27,8 @@ class SavedBeside(pl.Callback):
 
     Args:
         method: what has ``set_epoch``, ``save``, ``load`` and a small ``state_dict``, which the checkpoint holds.
-        directory: where the state is saved; by default beside the checkpoints.
+        directory: where the state is saved; by default beside the checkpoints (the first callback's, where several
+            save them).
         keep: saved states to keep, the newest.
     """
 
@@ -39,11 +43,17 @@ class SavedBeside(pl.Callback):
         if trainer.num_training_batches == float("inf"):
             raise UserError("an infinite loader has no epochs: Trainer(limit_train_batches=steps_per_epoch) makes some")
         if self._restore:
-            beside = Path(str(trainer.ckpt_path)).parent if trainer.ckpt_path else self._home(trainer)
-            saved = (self.directory or beside) / self._restore
-            if not saved.exists():
-                raise UserError(f"{saved} is missing: the newest {self.keep} states are kept; set keep higher")
-            self.method.load(saved)
+            homes = [self._home(trainer)]
+            if trainer.ckpt_path and not self.directory:
+                homes.insert(0, Path(str(trainer.ckpt_path)).parent)
+            found = [home / self._restore for home in homes if (home / self._restore).exists()]
+            if not found:
+                where = " or ".join(dict.fromkeys(str(home) for home in homes))
+                raise UserError(
+                    f"{self._restore} is not in {where}: name its folder, directory=...; or only the newest "
+                    f"{self.keep} states were kept, and keep= must be higher"
+                )
+            self.method.load(found[0])
             self._restore = None
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -54,12 +64,15 @@ class SavedBeside(pl.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.method.load_state_dict(state_dict)
-        self._restore = self._file_name(state_dict["epoch"])
+        epoch = state_dict["epoch"]
+        self._restore = None if epoch is None else self._file_name(epoch)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        home, epoch = self._home(trainer), self.method.epoch
+        home, epoch = self._home(trainer), self.method.state_dict()["epoch"]
+        if epoch is None:  # saved before the first epoch, as by a search for a learning rate: there is no past yet
+            return
         self.method.save(home / self._file_name(epoch))
         if trainer.is_global_zero:  # states of later epochs belong to another run in this folder
             saved = {int(path.stem.rpartition("-")[2]): path for path in home.glob(self._file_name("*"))}
@@ -125,6 +138,14 @@ class PSKDCallback(SavedBeside):
     # -- hooks of the trainer
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        teacher = self.method.teacher
+        if teacher and not any(teacher.model is module for module in pl_module.modules()):
+            raise UserError("PreviousModel must be given the network that the module trains, itself and no copy")
+        if teacher and isinstance(trainer.strategy, _SHARDED):
+            raise UserError(
+                "PreviousModel copies whole weights, and this strategy spreads them over processes; use TopK(k) or "
+                "MemoryMapped(path, rows)"
+            )
         source = pl_module.get_submodule(self.logits_from) if self.logits_from else pl_module
         self._hook = source.register_forward_hook(lambda module, args, output: self._see(output))
 
@@ -148,14 +169,16 @@ class PSKDCallback(SavedBeside):
             inputs = fields[self.input] if teacher else None
         except (IndexError, KeyError) as error:
             holds = sorted(fields) if isinstance(fields, dict) else f"{len(fields)} entries"
-            other = f"input={self.input!r}" if teacher else f"index={self.index!r}"
+            other, do = f"index={self.index!r}", "wrap the dataset in with_index, or name the keys"
+            if teacher:
+                other, do = f"input={self.input!r}", "name the keys"
             raise UserError(
-                f"the batch holds {holds}, and the callback looks for label={self.label!r} and {other}: "
-                "wrap the dataset in with_index, or name the keys, PSKDCallback(method, label=..., index=...)"
+                f"the batch holds {holds}, and the callback looks for label={self.label!r} and {other}: {do}, "
+                f"PSKDCallback(method, label=..., {other.partition('=')[0]}=...)"
             ) from error
         self._labels, self._sample, self._logits, self._remember = labels, sample, [], True
         if self.method.alpha > 0:
-            with trainer.precision_plugin.forward_context():
+            with trainer.precision_plugin.forward_context() if teacher else nullcontext():
                 soft = self.method.soften(labels, sample, inputs=inputs)
             if not labels.is_floating_point():
                 # An ignored label is a row of zeros, and a mean over the batch counts it: make up for that.

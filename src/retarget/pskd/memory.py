@@ -13,8 +13,8 @@ from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
 from retarget.errors import UserError
-from retarget.pskd.checks import Checks, check_index
-from retarget.pskd.exchange import WriteLog, exchange, world_size
+from retarget.pskd.checks import Checks, check_index, check_some
+from retarget.pskd.exchange import WriteLog, communication_device, exchange, world_size
 from retarget.pskd.functional import SparseRows, alpha_at, widen
 from retarget.pskd.rows import RowFormat
 from retarget.pskd.state import read_state, refuse_other_run, restore, write_state
@@ -24,7 +24,7 @@ from retarget.pskd.teacher import PreviousModel
 Store = Literal["dense"] | RowFormat | MemoryMapped | PreviousModel
 
 MOST_PASSES = 20
-"""Rows of an epoch, in training sets, from which the epoch has no end: more than any repeated augmentation."""
+"""Samples of an epoch, in training sets, from which the epoch has no end: more than any repeated augmentation."""
 
 _STATE = "retarget.pskd"
 
@@ -61,9 +61,10 @@ class Memory:
         self._device = device
         self._table: Table | None = None
         self._epoch: int | None = None
-        self._checks, self._log = Checks("place {} of the batch".format if num_samples is None else None), WriteLog()
+        self._checks, self._log = Checks("place {} of the batch".format if self.teacher else None), WriteLog()
         self._fallbacks: Tensor | int = 0
-        self._seen = 0  # rows of this epoch
+        self._members = num_samples  # of the training set
+        self._seen = 0  # of them in this epoch
         self._placed = False  # a table that was loaded before the first batch goes where the logits are
 
     # -- the schedule
@@ -102,6 +103,8 @@ class Memory:
         ``set_epoch`` and ``save`` do this themselves. Collective under torch.distributed.
         """
         self._checks.poll(wait=True)
+        if self._rows and not self._table and self._epoch is not None and world_size() > 1:
+            self._make_table(torch.device(self._device or communication_device()))  # the exchange waits for every rank
         if self._table:
             exchange(self._table, self._log)
 
@@ -174,14 +177,14 @@ class Memory:
         only the state is written. Collective: every rank calls it, rank 0 writes.
         """
         self.end_epoch()
+        if self._table and self._table.path:
+            self._table.persist()  # each rank has files of its own
         if world_size() > 1 and torch.distributed.get_rank() != 0:
             return
         tensors = {}
         if self.teacher:
             tensors = self.teacher.tensors()
-        elif self._table and self._table.path:
-            self._table.persist()
-        elif self._table:
+        elif self._table and not self._table.path:
             tensors = self._table.tensors()
         write_state(path, _STATE, self.state_dict(), tensors)
 
@@ -213,13 +216,18 @@ class Memory:
         """Rows of probabilities from what the previous model gave."""
         raise NotImplementedError
 
-    def _check(self, logits: Tensor | None, targets: Tensor, index: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Shapes and values; the safe index where the table lives, and safe labels where the targets are."""
+    def _check(
+        self, logits: Tensor | None, targets: Tensor, index: Tensor | None, some: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """Shapes and values; the safe index where the table lives, and safe labels where the targets are.
+
+        With ``some``, a batch whose labels are all ignored is refused.
+        """
         self._checks.poll()
-        if index is None:
-            if not self.teacher:
-                raise UserError("the index is missing: a row of the past belongs to a sample, loss(logits, y, index)")
+        if self.teacher:
             index = torch.arange(len(targets), device=targets.device)  # for messages alone
+        elif index is None:
+            raise UserError("the index is missing: a row of the past belongs to a sample, loss(logits, y, index)")
         if index.dtype.is_floating_point or index.dtype == torch.bool or index.ndim != 1:
             raise UserError(f"index holds whole numbers [B]: got {index.dtype} {list(index.shape)}")
         shape = (len(index), self.num_classes)
@@ -229,7 +237,9 @@ class Memory:
             raise UserError(
                 f"targets are labels [{shape[0]}] or probabilities {list(shape)}: got {list(targets.shape)}"
             )
-        index = check_index(self._checks, index.long(), self.num_samples)
+        index = index.long() if self.teacher else check_index(self._checks, index.long(), self.num_samples)
+        if some and not targets.is_floating_point():
+            check_some(self._checks, targets, self.ignore_index)
         labels = self._check_targets(targets, index)
         if self._rows and not self._placed:
             self._place(labels.device if self._device is None else torch.device(self._device))
@@ -253,7 +263,11 @@ class Memory:
             pin = device.type == "cuda" and self._table.device.type == "cpu"
             fields = {n: (f.pin_memory() if pin else f).to(device, non_blocking=True) for n, f in fields.items()}
             written = (written.pin_memory() if pin else written).to(device, non_blocking=True)
-        return self._rows.decode(fields, self.num_classes), written * self.alpha
+        return self._rows.decode(fields, self.num_classes), written.float() * self.alpha
+
+    def _samples_of(self, at: Tensor) -> int:
+        """How many samples a batch of rows is."""
+        return len(at)
 
     def _dense(self, past: Tensor | SparseRows) -> Float[Tensor, "batch classes"]:
         return past.dense(self.num_classes) if isinstance(past, SparseRows) else past
@@ -262,10 +276,10 @@ class Memory:
         self, logits: Tensor, labels: Tensor, at: Tensor, keep: Tensor | None = None, log_norm: Tensor | None = None
     ) -> None:
         """Store the present rows, where ``keep`` [B] is true."""
-        self._seen += len(at)
-        if self.num_samples and self._seen > MOST_PASSES * self.num_samples:
+        self._seen += self._samples_of(at)
+        if self._members and self._seen > MOST_PASSES * self._members:
             raise UserError(
-                f"{self._seen:,} targets since set_epoch({self.epoch}), and the training set has {self.num_samples:,}: "
+                f"{self._seen:,} samples since set_epoch({self.epoch}), and the training set has {self._members:,}: "
                 "set_epoch begins every epoch; an infinite sampler has none, so count steps, "
                 "set_epoch(step // steps_per_epoch)"
             )

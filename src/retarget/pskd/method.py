@@ -59,7 +59,7 @@ class PSKD(Memory):
             UserError: naming the sample, the row and the value, for an index or label out of range, one index with
                 two labels, probabilities that do not sum to 1, or logits that are not finite.
         """
-        at, labels = self._check(logits, targets, index)
+        at, labels = self._check(logits, targets, index, some=denominator is None)
         log_norm = None
         if self.alpha == 0:
             if targets.is_floating_point():

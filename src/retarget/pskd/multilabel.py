@@ -83,7 +83,7 @@ class MultiLabelPSKD(Memory):
     ) -> None:
         """Store the present prediction."""
         at, labels = self._check(logits, targets, index)
-        check_loss(self._checks, logits.detach().sum(), logits, at)
+        check_loss(self._checks, widen(logits.detach()).sum(), logits, at)
         self._write(logits, labels, at)
 
     # -- inside

@@ -81,7 +81,7 @@ class PixelPSKD(PlacedPSKD):
             device=device,
         )
         if rows:
-            self._checks.name = self._name
+            self._checks.name, self._members = self._name, num_images
 
     # -- inside
 

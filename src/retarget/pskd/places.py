@@ -89,6 +89,7 @@ class PlacedPSKD(PSKD):
         return last.reshape(-1, self.num_classes)
 
     def _flat_targets(self, targets: Tensor, index: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        self._batch = len(targets)
         if self.teacher or index is None:  # without a table PSKD refuses a missing index
             return targets.reshape(-1), None
         if index.shape != targets.shape[:1]:
@@ -96,6 +97,9 @@ class PlacedPSKD(PSKD):
                 f"targets are [B, places] and index is [B]: got {list(targets.shape)} and {list(index.shape)}"
             )
         return targets.reshape(-1), self._find(targets, index).reshape(-1)
+
+    def _samples_of(self, at: Tensor) -> int:
+        return self._batch
 
     def _teacher_rows(self, logits: Tensor) -> Tensor:
         return super()._teacher_rows(self._classes_last(logits).reshape(-1, self.num_classes))

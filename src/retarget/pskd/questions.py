@@ -50,7 +50,9 @@ def _claim(name: str, sentence: str, metric: str, treated: str, control: str, **
 
 CROSS_ENTROPY = Arm(name="cross_entropy", label="cross-entropy")
 PSKD = _pskd("pskd", "PS-KD")
-SMOOTHING = Arm(name="label_smoothing", label="label smoothing 0.1", settings={"targets": "label_smoothing"})
+SMOOTHING = Arm(
+    name="label_smoothing", label="label smoothing 0.1", settings={"targets": "label_smoothing", "smoothing": 0.1}
+)
 
 VIEWS = tuple(
     Condition(name=name, label=label, settings={"augmentation": name})

@@ -115,7 +115,7 @@ class SequencePSKD(PlacedPSKD):
             device=device,
         )
         if self.offsets:
-            self._checks.name = self._name
+            self._checks.name, self._members = self._name, len(self.offsets.lengths)
 
     def state_dict(self) -> dict[str, Any]:
         """As :meth:`PSKD.state_dict`, with a fingerprint of the lengths: rows of other sentences are refused."""

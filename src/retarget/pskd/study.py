@@ -15,6 +15,7 @@ from retarget.study.config import (
     Strict,
     StudyPlan,
     choose_arms,
+    refuse_decided,
     resolve_settings,
 )
 
@@ -82,7 +83,11 @@ MINUTES_PER_RUN = {"demo": 0.1, "small": 7.0, "paper": 90.0}
 ARMS = (
     Arm(name="cross_entropy", label="cross-entropy"),
     Arm(name="pskd", label="PS-KD", settings={"targets": "pskd"}),
-    Arm(name="label_smoothing", label="label smoothing 0.1", settings={"targets": "label_smoothing"}),
+    Arm(
+        name="label_smoothing",
+        label="label smoothing 0.1",
+        settings={"targets": "label_smoothing", "smoothing": 0.1},
+    ),
     Arm(name="cutmix", label="CutMix", settings={"mixing": "cutmix"}),
     Arm(name="cutmix_pskd", label="CutMix + PS-KD", settings={"mixing": "cutmix", "targets": "pskd"}),
     Arm(name="mixup", label="Mixup", settings={"mixing": "mixup"}),
@@ -122,14 +127,6 @@ METRICS = (
     Metric(name="step_ms", label="median training step", unit="ms", better="lower", decimals=1),
     Metric(name="store_mb", label="table of past rows", unit="MB", better="lower", deterministic=True),
 )
-
-
-CLEAN, NOISY = (
-    "clean labels",
-    Condition(name="noisy", label="20 % of the training labels wrong", settings={"label_noise": 0.2}),
-)
-WORLD = ((Condition(label=CLEAN),), (Condition(name="clean", label=CLEAN), NOISY))
-"""Conditions of the other presets, and of the demo."""
 
 
 def claims(condition: str, suffix: str = "") -> tuple[Claim, ...]:
@@ -211,15 +208,20 @@ def plan(
     shift = None if shift is None else resolve_settings(peer_study.Shift, shift)
     if question and not question.ten_classes and settings.dataset == "digits":
         raise UserError("this question needs more than the ten classes of digits: choose --preset small or paper")
-    demo = preset == "demo"
+    world = _world(preset, settings, config)
     if question:
         title, arms_, conditions, stated = question.title, question.arms, question.conditions, question.claims
     elif peers:
-        title, arms_, conditions = "among its peers", (*ARMS[:2], *peer_study.ARMS), WORLD[demo]
+        title, arms_, conditions = "among its peers", (*ARMS[:2], *peer_study.ARMS), world
         stated = peer_study.claims(conditions[0].name)
     else:
-        title, arms_, conditions = "", ARMS, WORLD[demo]
-        stated = (*(one for c in conditions for one in claims(c.name, f"_{c.name}" * demo)), *ELSEWHERE)
+        title, arms_, conditions = "", ARMS, world
+        suffixes = [f"_{one.name}" * (len(world) > 1) for one in world]
+        stated = (
+            *(c for one, suffix in zip(world, suffixes, strict=True) for c in claims(one.name, suffix)),
+            *ELSEWHERE,
+        )
+    refuse_decided(config, (*ARMS, *arms_), conditions)
     return StudyPlan(
         study="pskd",
         title="PS-KD on image classification" + f": {title}" * bool(title),
@@ -236,6 +238,18 @@ def plan(
         claims=stated,
         minutes_per_run=_minutes(preset, settings, question),
     )
+
+
+def _world(preset: str, settings: Settings, config: dict[str, Any]) -> tuple[Condition, ...]:
+    """Clean labels, and in the demo wrong ones besides; or the share that the user gave."""
+    if preset == "demo" and "label_noise" not in config:
+        noisy = {"label_noise": 0.2}
+        return (
+            Condition(name="clean", label="clean labels"),
+            Condition(name="noisy", label="20 % of the training labels wrong", settings=noisy),
+        )
+    wrong = f"{settings.label_noise:.0%} of the training labels wrong".replace("%", " %")
+    return (Condition(label=wrong if settings.label_noise else "clean labels"),)
 
 
 def _question(name: str | None) -> Question | None:

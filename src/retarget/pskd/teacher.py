@@ -12,6 +12,11 @@ from retarget.errors import UserError
 from retarget.pskd.state import restore
 
 
+def bare(model: nn.Module) -> nn.Module:
+    """The network inside PyTorch's data-parallel wrappers."""
+    return model.module if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel) else model
+
+
 class PreviousModel:
     """A copy of the model as it was when the epoch began, in place of a table.
 
@@ -87,7 +92,7 @@ class PreviousModel:
         self.past = (epoch, model)
 
     def _bare(self) -> nn.Module:
-        return getattr(self.model, "module", self.model)  # DDP and DataParallel wrap it
+        return bare(self.model)
 
     def _copy(self) -> nn.Module:
         return deepcopy(self._bare()).requires_grad_(False).train(self.mode == "train")

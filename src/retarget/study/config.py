@@ -7,7 +7,7 @@ page read them and know no method.
 import difflib
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -171,6 +171,25 @@ def resolve_settings(model: type[Model], settings: dict[str, Any]) -> Model:
             else:
                 lines.append(f"{name} = {one['input']!r}: {one['msg']}")
         raise UserError("the study's settings are not valid: " + "; ".join(lines)) from error
+
+
+def refuse_decided(given: Collection[str], arms: Sequence[Arm], conditions: Sequence[Condition]) -> None:
+    """Raise for a setting that the study's own arms or conditions decide: they would override it, or change what they
+    are called after.
+
+    Args:
+        given: names of the settings that the user gave.
+        arms, conditions: all that the study knows.
+    """
+    for name in sorted(given):
+        deciding = [f"arm {arm.name}" for arm in arms if name in arm.settings]
+        deciding += [f"condition {one.name}" for one in conditions if name in one.settings]
+        deciding = list(dict.fromkeys(deciding))
+        if deciding:
+            raise UserError(
+                f"{name} is decided by {', '.join(deciding[:3])}{' and others' * (len(deciding) > 3)} of this study, "
+                "so it cannot be set for all"
+            )
 
 
 def choose_arms(known: Sequence[Arm], wanted: Sequence[str] | None) -> tuple[Arm, ...]:

@@ -11,7 +11,7 @@ from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
 from retarget.errors import UserError
-from retarget.pskd.checks import Checks, check_index, check_labels, check_loss, check_probabilities, one_hot
+from retarget.pskd.checks import Checks, check_index, check_labels, check_loss, check_probabilities, check_some, one_hot
 from retarget.pskd.exchange import world_size
 from retarget.pskd.functional import pskd_loss, widen
 from retarget.pskd.memory import refuse_bad_epoch, refuse_bad_run
@@ -286,6 +286,7 @@ class Peer:
             check_probabilities(self._checks, targets, index)
             return targets.argmax(1)
         near = index.to(targets.device)
+        check_some(self._checks, targets, self.ignore_index)
         return check_labels(self._checks, targets.long(), near, self.num_classes, self.ignore_index)
 
     def _counted(self, targets: Tensor) -> Tensor:

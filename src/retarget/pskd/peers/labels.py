@@ -49,14 +49,17 @@ class OnlineLabelSmoothing(Peer):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.rows = torch.zeros(self.num_classes, self.num_classes)
-        self.total = torch.zeros_like(self.rows)
-        self._summed = True  # over the ranks
+        self.local = torch.zeros_like(self.rows)  # this rank's sums of the epoch
+        self.total = torch.zeros_like(self.rows)  # those of all ranks
+        self._summed = True
 
     def end_epoch(self) -> None:
         """Raise what was found bad in the epoch and sum the table over ranks: collective."""
         super().end_epoch()
-        if world_size() > 1 and not self._summed:
-            torch.distributed.all_reduce(self.total)
+        if not self._summed:
+            self.total.copy_(self.local)
+            if world_size() > 1:
+                torch.distributed.all_reduce(self.total)
         self._summed = True
 
     def tensors(self) -> dict[str, Tensor]:
@@ -67,18 +70,18 @@ class OnlineLabelSmoothing(Peer):
             self.rows.zero_()
         elif self._epoch is not None and epoch > self._epoch:
             self.rows = losses.refresh_class_rows(self.total)
-        self.total = torch.zeros_like(self.total)
+        self.local, self.total = torch.zeros_like(self.local), torch.zeros_like(self.total)
 
     def _loss(self, logits: Tensor, targets: Tensor, labels: Tensor, index: Tensor, inputs: Any) -> Tensor:
         if self.rows.device != logits.device:
-            self.rows, self.total = self.rows.to(logits.device), self.total.to(logits.device)
+            self.rows, self.local, self.total = (t.to(logits.device) for t in (self.rows, self.local, self.total))
         soft = self._soft(logits, self.rows[labels], targets)
         self._pending = logits, labels, self._counted(targets)
         return (1 - self.strength) * self._hard(logits, targets) + self.strength * soft
 
     def _remember(self, *pending: Any) -> None:
         logits, labels, counted = pending
-        losses.accumulate_class_rows(logits, labels, self.total, counted)
+        losses.accumulate_class_rows(logits, labels, self.local, counted)
         self._summed = False
 
 

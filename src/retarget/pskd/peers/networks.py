@@ -13,6 +13,7 @@ from retarget.errors import UserError
 from retarget.pskd.functional import widen
 from retarget.pskd.peers import losses
 from retarget.pskd.peers.base import Needs, Peer, not_negative, positive, share
+from retarget.pskd.teacher import bare
 
 
 @dataclass(eq=False, repr=False)
@@ -107,7 +108,7 @@ class Averaged(Peer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.model = getattr(self.model, "module", self.model)  # DDP and DataParallel wrap it
+        self.model = bare(self.model)
         self.average = deepcopy(self.model).requires_grad_(False)
         self.steps, self._losses, self._stepped = 0, 0, False
 

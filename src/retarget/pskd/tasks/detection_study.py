@@ -10,7 +10,7 @@ from pydantic import Field
 
 from retarget.errors import UserError
 from retarget.extras import require
-from retarget.study.config import Arm, Claim, Metric, Strict, StudyPlan, choose_arms, resolve_settings
+from retarget.study.config import Arm, Claim, Metric, Strict, StudyPlan, choose_arms, refuse_decided, resolve_settings
 
 _IMAGENET = "official code, ImageNet configuration"
 _TORCHVISION = "torchvision's FasterRCNN"
@@ -231,6 +231,7 @@ def plan(
     settings = resolve_settings(Settings, {**base, **config})
     if settings.max_size < settings.min_size:
         raise UserError(f"max_size = {settings.max_size} is below min_size = {settings.min_size}")
+    refuse_decided(config, ARMS, ())
     return StudyPlan(
         study="pskd-detection",
         title="PS-KD on object detection",

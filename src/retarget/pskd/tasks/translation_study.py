@@ -8,7 +8,17 @@ from typing import Any, Literal
 from pydantic import Field
 
 from retarget.errors import UserError
-from retarget.study.config import Arm, Claim, Condition, Metric, Strict, StudyPlan, choose_arms, resolve_settings
+from retarget.study.config import (
+    Arm,
+    Claim,
+    Condition,
+    Metric,
+    Strict,
+    StudyPlan,
+    choose_arms,
+    refuse_decided,
+    resolve_settings,
+)
 
 _IWSLT = "fairseq's transformer_iwslt_de_en, its documented training command"
 MULTI30K_BASELINE = 29.0
@@ -146,6 +156,7 @@ def plan(
         raise UserError("d_model must be a multiple of heads, and topk at most the vocabulary")
     both_ways = settings.dataset != "grammar" and not {"source", "target"} & set(config)
     conditions = _directions(settings.source, settings.target) if both_ways else (Condition(),)
+    refuse_decided(config, ARMS, conditions)
     return StudyPlan(
         study="pskd-translation",
         title="PS-KD on machine translation",
