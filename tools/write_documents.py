@@ -124,7 +124,8 @@ def _metrics(condition: str, summary: dict[str, Any], plan: dict[str, Any], colu
         if seeds:
             cells = [_cell(values.get(m["name"]), m["decimals"]) + ranks[m["name"]].get(arm, "") for m in shown]
             rows.append(f"| {labels.get(arm, arm)} | {seeds} | " + " | ".join(cells) + " |")
-    return f"{_condition(condition, plan)}, mean ± sd{' (rank)' * ranked} over seeds:\n\n" + "\n".join(rows)
+    where = "" if condition == _condition(condition, plan) == "default" else f"{_condition(condition, plan)}, "
+    return f"{where}mean ± sd{' (rank)' * ranked} over seeds:\n\n" + "\n".join(rows)
 
 
 def _ranks(metric: dict[str, Any], arms: dict[str, Any]) -> dict[str, str]:
