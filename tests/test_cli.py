@@ -33,7 +33,7 @@ USAGE = {
     "no verb": (["studdy"], "there is no verb 'studdy': choose study, report, pope, trojdiff, or see retarget --help"),
     "no method": (
         ["study", "distil"],
-        "there is no study 'distil': choose pskd, trojdiff, pope, audit, toy, absent",
+        "there is no study 'distil': choose pskd, trojdiff, pope, toy, absent",
     ),
     "method to come": (["study", "absent"], "the study of absent is not part of this version of retarget"),
     "jobs": (["study", "toy", "--jobs", "0"], "--jobs must be at least 1, not 0"),

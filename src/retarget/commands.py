@@ -34,7 +34,7 @@ class StudyArguments:
     set: tuple[str, ...] = ()
     """Settings as KEY=VALUE, with VALUE as in TOML."""
     out: Path | None = None
-    """The study's directory; studies/METHOD-PRESET if not given."""
+    """The study's directory; studies/METHOD-PRESET if not given, with a task's or a question's name between."""
     seeds: tuple[int, ...] = ()
     """Seeds to run; every arm runs each of them."""
     arms: tuple[str, ...] = ()
@@ -70,7 +70,7 @@ def study(words: list[str]) -> int:
     if given.executor == "ray":
         raise UsageError("--executor ray is not available in this version: use --executor local with --jobs N")
     plan = resolve(given)
-    out = given.out or Path("studies") / f"{given.method}-{given.preset}"
+    out = given.out or Path("studies") / f"{plan.study}-{plan.preset}"
     from retarget.study import runner
     from retarget.study.progress import display
 

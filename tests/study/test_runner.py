@@ -454,3 +454,6 @@ def test_data_that_cannot_be_used_is_refused_once_and_before_any_run(tmp_path):
     with pytest.raises(UserError, match="this data cannot be used"):
         run(plan(prepare="tasks_for_tests:refuse"), tmp_path / "s")
     assert not (tmp_path / "s" / "runs").exists()
+    corrected = plan(settings={"lift": 0.5}, seeds=[0])
+    assert not run(corrected, tmp_path / "s").failed, "no run was begun, so the directory is free"
+    assert "earlier_commands" not in read(tmp_path / "s" / "study.json")

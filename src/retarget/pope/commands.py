@@ -374,6 +374,8 @@ def _prefixes(path: Path, found_only: bool) -> dict[str, str]:
     if not path.exists():
         raise UserError(f"{path}: no such file; `retarget pope search` writes it")
     records = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    if not all({"id", "prefix", "status"} <= set(one) for one in records):
+        raise UserError(f"{path}: `retarget pope search` did not write it: not every line has id, prefix and status")
     return {
         one["id"]: one["prefix"] for one in records if one["prefix"] and (not found_only or one["status"] == "found")
     }

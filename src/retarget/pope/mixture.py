@@ -155,7 +155,10 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
     """
     if not Path(path).exists():
         raise UserError(f"{path}: no such file; `retarget pope mix` writes it")
-    rows = require("pyarrow.parquet", "rl").read_table(path).to_pylist()
+    try:
+        rows = require("pyarrow.parquet", "rl").read_table(path).to_pylist()
+    except (ValueError, OSError) as error:  # pyarrow's errors are kinds of these
+        raise UserError(f"{path}: not a mixture of `retarget pope mix`, which is a Parquet file ({error})") from error
     needed = {"id", "problem", "prompt", "answer", "meta", "guided", "stratum"}
     if not rows or not needed <= set(rows[0]):
         missing = needed - set(rows[0] if rows else {})

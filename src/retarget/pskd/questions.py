@@ -85,7 +85,8 @@ QUESTIONS: dict[str, Question] = {
                    "other classes than when it is dropped.", "ece", "topk5_uniform", "topk5_renormalise"),
             _claim("listed", "Ten listed classes calibrate as well as the whole row, within a point.", "ece",
                    "topk10_uniform", "pskd", margin=1.0),
-            _claim("listed_scaled", "They do after a temperature.", "ece_scaled", "topk10_uniform", "pskd", margin=1.0),
+            _claim("listed_scaled", "Ten listed classes calibrate as well as the whole row after a temperature, "
+                   "within a point.", "ece_scaled", "topk10_uniform", "pskd", margin=1.0),
             _claim("listed_accuracy", "Ten listed classes are as accurate as the whole row, within half a point.",
                    "top1", "topk10_uniform", "pskd", margin=0.5),
         ),
@@ -99,9 +100,12 @@ QUESTIONS: dict[str, Question] = {
         claims=(
             _claim("low", "alpha_T 0.4 gives better confidence estimates than cross-entropy.", "nll_scaled",
                    "alpha_0.4", "cross_entropy"),
-            _claim("default", "So does alpha_T 0.8, the paper's.", "nll_scaled", "alpha_0.8", "cross_entropy"),
-            _claim("default_or_low", "0.8 is better than 0.4.", "nll_scaled", "alpha_0.8", "alpha_0.4"),
-            _claim("most_or_default", "1.0 is better than 0.8.", "nll_scaled", "alpha_1.0", "alpha_0.8"),
+            _claim("default", "alpha_T 0.8, the paper's, gives better confidence estimates than cross-entropy.",
+                   "nll_scaled", "alpha_0.8", "cross_entropy"),
+            _claim("default_or_low", "alpha_T 0.8 gives better confidence estimates than 0.4.", "nll_scaled",
+                   "alpha_0.8", "alpha_0.4"),
+            _claim("most_or_default", "alpha_T 1.0 gives better confidence estimates than 0.8.", "nll_scaled",
+                   "alpha_1.0", "alpha_0.8"),
         ),
     ),
     "past": Question(
@@ -139,9 +143,9 @@ QUESTIONS: dict[str, Question] = {
             *(
                 _claim(f"resists_{one.name}", "PS-KD resists wrong labels: it is more accurate than cross-entropy.",
                        "top1", "pskd", "cross_entropy", condition=one.name)
-                for one in NOISE
+                for one in NOISE[1:]
             ),
-            _claim("against_smoothing", "It resists them better than label smoothing.", "top1", "pskd",
+            _claim("against_smoothing", "PS-KD resists wrong labels better than label smoothing.", "top1", "pskd",
                    "label_smoothing", condition=NOISE[-1].name),
         ),
     ),

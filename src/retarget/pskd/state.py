@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -41,11 +41,14 @@ def read_state(path: str | Path, kind: str, what: str) -> tuple[dict[str, Any], 
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no {what} at {path}")
-    with safe_open(path, framework="pt") as file:
-        header = (file.metadata() or {}).get(kind)
-        if header is None:
-            raise UserError(f"{path} is not a {what}")
-        return json.loads(header), {name: file.get_tensor(name) for name in set(file.keys()) - {"empty"}}
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = (file.metadata() or {}).get(kind)
+            if header is None:
+                raise UserError(f"{path} is not a {what}")
+            return json.loads(header), {name: file.get_tensor(name) for name in set(file.keys()) - {"empty"}}
+    except SafetensorError as error:
+        raise UserError(f"{path} is not a {what}: no whole safetensors file ({error})") from error
 
 
 @torch.no_grad()

@@ -196,6 +196,8 @@ def row_format(store: "str | RowFormat | MemoryMapped") -> RowFormat:
     if store == "dense":
         return Dense()
     if isinstance(store, MemoryMapped):
+        if not isinstance(store.rows, Dense | TopK):
+            raise UserError(f"MemoryMapped takes its rows as Dense(dtype) or TopK(k): got {store.rows!r}")
         return store.rows
     if isinstance(store, Dense | TopK):
         return store

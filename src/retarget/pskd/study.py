@@ -1,5 +1,6 @@
 """The PS-KD study as data: settings, presets, arms, claims. Free of torch."""
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 from pydantic import Field
@@ -120,7 +121,7 @@ METRICS = (
     Metric(name="nll_selected", label="NLL at the selected epoch", better="lower", decimals=3),
     Metric(name="ece_selected", label="ECE at the selected epoch", unit="%", better="lower"),
     Metric(name="aurc_selected", label="AURC at the selected epoch", unit="×10⁻³", better="lower", decimals=1),
-    Metric(name="selected_epoch", label="selected epoch", decimals=0, description="highest validation top-1"),
+    Metric(name="selected_epoch", label="selected epoch", decimals=0, description="highest validation top-1; from 1"),
     Metric(name="train_loss", label="training loss, last epoch", decimals=3),
     Metric(name="hard_gradient_share", label="gradient share of the hardest tenth", unit="%", optional=True),
     Metric(name="identity_error", label="largest error of the gradient identity", decimals=9, optional=True),
@@ -185,17 +186,14 @@ def plan(
         UserError: unknown preset, setting or arm.
     """
     config = dict(config or {})
-    if config.get("task") == "translation":
-        from retarget.pskd.tasks import translation_study
-
-        return translation_study.plan(preset, config, seeds, arms)
-    if config.get("task") == "detection":
-        from retarget.pskd.tasks import detection_study
-
-        return detection_study.plan(preset, config, seeds, arms)
+    if "task" in config:
+        return _task(config["task"])(preset, config, seeds, arms)
     if preset not in PRESETS:
         raise UserError(f"no preset {preset!r} for pskd: choose {', '.join(PRESETS)}")
-    peers, question = bool(config.pop("peers", False)), _question(config.pop("question", None))
+    name, peers = config.pop("question", None), config.pop("peers", False)
+    question = _question(name)
+    if not isinstance(peers, bool):
+        raise UserError(f"peers is true or false, not {peers!r}")
     if question and peers:
         raise UserError("question and peers are two studies: choose one")
     shift = config.pop("shift", {}) if peers else None
@@ -223,7 +221,7 @@ def plan(
         )
     refuse_decided(config, (*ARMS, *arms_), conditions)
     return StudyPlan(
-        study="pskd",
+        study="pskd" + (f"-{name}" if question else "-peers" * peers),
         title="PS-KD on image classification" + f": {title}" * bool(title),
         question="Do softened targets from the model's own past predictions help on this data?",
         preset=preset,
@@ -250,6 +248,16 @@ def _world(preset: str, settings: Settings, config: dict[str, Any]) -> tuple[Con
         )
     wrong = f"{settings.label_noise:.0%} of the training labels wrong".replace("%", " %")
     return (Condition(label=wrong if settings.label_noise else "clean labels"),)
+
+
+def _task(name: str) -> Callable[..., StudyPlan]:
+    """``plan`` of the study of another task."""
+    from retarget.pskd.tasks import detection_study, translation_study
+
+    tasks = {"translation": translation_study.plan, "detection": detection_study.plan}
+    if name not in tasks:
+        raise UserError(f"no task {name!r} for pskd: choose {', '.join(tasks)}, or none for image classification")
+    return tasks[name]
 
 
 def _question(name: str | None) -> Question | None:

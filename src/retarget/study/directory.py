@@ -66,7 +66,7 @@ def _record(root: Path, plan: StudyPlan, command: str) -> dict[str, Any]:
     """The study's part of study.json; other commands that did part of its runs before are kept."""
     record = {"plan": plan.model_dump(mode="json"), "claims_hash": plan.claims_hash(), "command": command}
     path = root / "study.json"
-    before = read_json(path) if path.exists() else {}
+    before = read_json(path) if path.exists() and _begun(root, read_plan(path)) else {}
     commands = [*before.get("earlier_commands", []), *([before["command"]] if "command" in before else [])]
     earlier = [one for one in dict.fromkeys(commands) if one != command]
     return record | ({"earlier_commands": earlier} if earlier else {})
@@ -82,6 +82,8 @@ def widened(root: Path, asked: StudyPlan) -> StudyPlan:
     if not path.exists():
         return asked.model_copy(update={"seeds": tuple(sorted(asked.seeds))})
     record, had = read_json(path), read_plan(path)
+    if not _begun(root, had):
+        return asked.model_copy(update={"seeds": tuple(sorted(asked.seeds))})
     for name in ("study", "preset", "task", "threads"):
         _same(path, name, getattr(had, name), getattr(asked, name))
     _same_settings(path, "", had.settings, asked.settings, asked.unmeasured)
@@ -95,13 +97,18 @@ def widened(root: Path, asked: StudyPlan) -> StudyPlan:
     for arm in had.arms:
         if arm.name in theirs:
             _same_settings(path, f"arm {arm.name}: ", arm.settings, theirs[arm.name].settings)
-    begun = [cell for cell in cells(had) if (_place(root, had, cell) / "config.json").exists()]
+    begun = _begun(root, had)
     begun_arms = {cell.arm.name for cell in begun}
     kept = [theirs.get(arm.name, arm) for arm in had.arms if arm.name in theirs or arm.name in begun_arms]
     new = [arm for arm in asked.arms if arm.name not in {arm.name for arm in kept}]
     arms = asked.arms if {arm.name for arm in kept} <= theirs.keys() else (*kept, *new)
     seeds = tuple(sorted({*asked.seeds, *(cell.seed for cell in begun)}))
     return asked.model_copy(update={"arms": arms, "seeds": seeds})
+
+
+def _begun(root: Path, plan: StudyPlan) -> list[Cell]:
+    """The runs that a directory holds something of; where there are none it is free for another study."""
+    return [cell for cell in cells(plan) if (_place(root, plan, cell) / "config.json").exists()]
 
 
 def check_runs(root: Path, plan: StudyPlan) -> None:

@@ -157,6 +157,11 @@ def _train(given: TrainArguments) -> int:
     from retarget.trojdiff.data import read_images
     from retarget.trojdiff.train import Progress, train
 
+    finished = given.out / "pipeline"
+    if finished.exists():
+        raise UserError(
+            f"{finished} is there: this training is finished. Give another --out, or remove it to train again"
+        )
     images = read_images(given.data, "train", given.size)
     if given.base is None:
         unet, schedule = _fresh_network(given, images.shape), DDPMScheduler()

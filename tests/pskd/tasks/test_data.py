@@ -48,6 +48,19 @@ def test_npz_in_both_layouts(tmp_path):
     assert len(read(f"npz:{tmp_path}/two.npz", "")[1]) == 8
 
 
+def test_a_file_that_only_looks_like_npz_and_a_network_that_is_not_there_are_said_before_any_run(tmp_path):
+    (tmp_path / "broken.npz").write_bytes(b"no archive at all")
+    with pytest.raises(UserError, match=r"broken\.npz is not an \.npz file of plain arrays"):
+        prepare(plan("demo", {"dataset": f"npz:{tmp_path}/broken.npz"}))
+    np.savez(
+        tmp_path / "pickled.npz", images=np.zeros((3, 4, 4), np.uint8), labels=np.array([{}, {}, {}], dtype=object)
+    )
+    with pytest.raises(UserError, match="pickles are never read"):
+        prepare(plan("demo", {"dataset": f"npz:{tmp_path}/pickled.npz"}))
+    with pytest.raises(UserError, match="no network 'resnet19'"):
+        prepare(plan("demo", {"network": "resnet19"}))
+
+
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [

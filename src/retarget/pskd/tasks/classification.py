@@ -349,7 +349,7 @@ def _predict(
     arrays["train_p_true"] = train.gather(1, parts.clean_labels[:, None])[:, 0].float().numpy()
     arrays["train_correct"] = (train.argmax(1) == parts.clean_labels).numpy()
     state = torch.load(selected, weights_only=True, map_location=module.device)
-    arrays["selected_epoch"] = np.asarray([state["epoch"]])
+    arrays["selected_epoch"] = np.asarray([state["epoch"] + 1])
     module.load_state_dict(state["state_dict"])
     arrays["test_logits_selected"], arrays["val_logits_selected"] = forward(parts.test), forward(parts.validation)
     return arrays

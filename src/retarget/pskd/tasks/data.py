@@ -5,6 +5,7 @@ happen to ask: a resumed run sees the same pixels as an uninterrupted one.
 """
 
 import inspect
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch.utils.data import Dataset, DistributedSampler
 
 from retarget.errors import UserError
 from retarget.extras import require
+from retarget.pskd.tasks.networks import build
 from retarget.study.config import StudyPlan
 
 Place = tuple[int, int]  # (epoch, sample)
@@ -130,7 +132,9 @@ def prepare(plan: StudyPlan) -> None:
     for module in ("lightning.pytorch", "torchvision"):
         require(module, "vision")
     for condition in plan.conditions:
-        split({**plan.settings, **condition.settings})
+        parts = split({**plan.settings, **condition.settings})
+        channels = 3 if parts.train.pixels is None else parts.train.pixels.shape[1]
+        build(plan.settings["network"], parts.train.num_classes, channels)
 
 
 class TrainingSet(Dataset):
@@ -256,13 +260,19 @@ def _from_arrays(pixels: np.ndarray, labels: np.ndarray, where: str, num_classes
 
 
 def _npz(path: Path) -> tuple[Images, Images | None]:
-    with np.load(path, allow_pickle=False) as arrays:
-        if {"x_train", "y_train", "x_test", "y_test"} <= set(arrays):
-            train = _from_arrays(arrays["x_train"], arrays["y_train"], str(path))
-            return train, _from_arrays(arrays["x_test"], arrays["y_test"], str(path), train.num_classes)
-        if {"images", "labels"} <= set(arrays):
-            return _from_arrays(arrays["images"], arrays["labels"], str(path)), None
-        raise UserError(f"{path} has {sorted(arrays)}; it needs images and labels, or x_train, y_train, x_test, y_test")
+    try:
+        with zipfile.ZipFile(path):
+            pass  # numpy would take a pickle or a single array for what they are, whatever their name
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
+    except (zipfile.BadZipFile, ValueError, EOFError) as error:
+        raise UserError(f"{path} is not an .npz file of plain arrays ({error}); pickles are never read") from error
+    if {"x_train", "y_train", "x_test", "y_test"} <= set(arrays):
+        train = _from_arrays(arrays["x_train"], arrays["y_train"], str(path))
+        return train, _from_arrays(arrays["x_test"], arrays["y_test"], str(path), train.num_classes)
+    if {"images", "labels"} <= set(arrays):
+        return _from_arrays(arrays["images"], arrays["labels"], str(path)), None
+    raise UserError(f"{path} has {sorted(arrays)}; it needs images and labels, or x_train, y_train, x_test, y_test")
 
 
 def _torchvision(name: str, root: str) -> tuple[Images, Images | None]:

@@ -222,6 +222,8 @@ def plan(
         UserError: unknown preset, setting or arm.
     """
     config = dict(config or {})
+    if other := {"question", "peers"} & set(config):
+        raise UserError(f"{min(other)} belongs to image classification: leave task out")
     if preset not in PRESETS:
         raise UserError(f"no preset {preset!r} for detection: choose {', '.join(PRESETS)}")
     base = PRESETS[preset]

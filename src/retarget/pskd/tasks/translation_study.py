@@ -149,6 +149,8 @@ def plan(
         UserError: unknown preset, setting or arm.
     """
     config = dict(config or {})
+    if other := {"question", "peers"} & set(config):
+        raise UserError(f"{min(other)} belongs to image classification: leave task out")
     if preset not in PRESETS:
         raise UserError(f"no preset {preset!r} for translation: choose {', '.join(PRESETS)}")
     settings = resolve_settings(Settings, {**PRESETS[preset], **config})
