@@ -122,7 +122,8 @@ def test_a_study_runs_from_the_command_line_and_its_page_is_made_again(capsys, t
     root = tmp_path / "studies" / "toy-demo"
     assert code == 0
     verdict, page = out.splitlines()
-    assert verdict == ("holds                A lifted walk is higher. (height +0.9992 [+0.9352, +1.063] m, 3 seeds)")
+    compared = "(treated - control, height: +0.9992 [+0.9352, +1.063] m, 3 seeds)"
+    assert verdict == f"holds                A lifted walk is higher. {compared}"
     assert page == str(root / "report.html")
     assert err.splitlines()[0] == "6 runs"
     assert "A lifted walk is higher." in (root / "report.html").read_text()

@@ -72,10 +72,14 @@ def study(words: list[str]) -> int:
     plan = resolve(given)
     out = given.out or Path("studies") / f"{plan.study}-{plan.preset}"
     from retarget.study import runner
-    from retarget.study.progress import display
+    from retarget.study.progress import display, duration
 
     if given.dry_run:
-        print(json.dumps(runner.survey(plan, out, given.jobs), indent=1, ensure_ascii=False))
+        found = runner.survey(plan, out, given.jobs)
+        print(json.dumps(found, indent=1, ensure_ascii=False))
+        minutes = found["estimated_minutes"]
+        time = "how long is not known for these settings" if minutes is None else f"about {duration(60 * minutes)}"
+        print(f"{found['runs']} runs, {found['finished']} of them finished; {time}; {out}", file=sys.stderr)
         return 0
     command = ["retarget", "study", *words]
     try:
@@ -83,7 +87,7 @@ def study(words: list[str]) -> int:
     except KeyboardInterrupt:
         print(f"\nInterrupted; finished runs are kept. To go on: {shlex.join(command)}", file=sys.stderr)
         return 130
-    _print_verdicts(outcome.summary)
+    _print_verdicts(outcome.summary, plan)
     print(f"{outcome.page}")
     for key, error in outcome.failed.items():
         print(f"FAILED {key}: {error}", file=sys.stderr)
@@ -177,15 +181,17 @@ def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _print_verdicts(summary: dict[str, Any]) -> None:
+def _print_verdicts(summary: dict[str, Any], plan: StudyPlan) -> None:
+    labels = {one.name: one.label for one in (*plan.metrics, *plan.arms, *plan.conditions)}
     several = len(summary["conditions"]) > 1
     for claim in summary["claims"]:
-        where = f"{claim['condition']}: " if several else ""
+        where = f"{labels.get(claim['condition'], claim['condition'])}: " if several else ""
         line = f"{claim['verdict']:<20} {where}{claim['sentence']}"
         if claim["estimate"] is not None:
             low, high = claim["interval"] or (None, None)
             spread = "" if low is None else f" [{low:+.4g}, {high:+.4g}]"
             unit = f" {claim['unit']}" if claim["unit"] else ""
             seeds = "1 seed" if claim["n"] == 1 else f"{claim['n']} seeds"
-            line += f" ({claim['metric']} {claim['estimate']:+.4g}{spread}{unit}, {seeds})"
+            compared = " - ".join(labels.get(arm, arm) for arm in claim["arms"])
+            line += f" ({compared}, {labels.get(claim['metric'], claim['metric'])}: {claim['estimate']:+.4g}{spread}{unit}, {seeds})"
         print(line)
