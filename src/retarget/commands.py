@@ -193,5 +193,6 @@ def _print_verdicts(summary: dict[str, Any], plan: StudyPlan) -> None:
             unit = f" {claim['unit']}" if claim["unit"] else ""
             seeds = "1 seed" if claim["n"] == 1 else f"{claim['n']} seeds"
             compared = " - ".join(labels.get(arm, arm) for arm in claim["arms"])
-            line += f" ({compared}, {labels.get(claim['metric'], claim['metric'])}: {claim['estimate']:+.4g}{spread}{unit}, {seeds})"
+            compared += f", {labels.get(claim['metric'], claim['metric'])}"
+            line += f" ({compared}: {claim['estimate']:+.4g}{spread}{unit}, {seeds})"
         print(line)
