@@ -192,7 +192,8 @@ def _print_verdicts(summary: dict[str, Any], plan: StudyPlan) -> None:
             spread = "" if low is None else f" [{low:+.4g}, {high:+.4g}]"
             unit = f" {claim['unit']}" if claim["unit"] else ""
             seeds = "1 seed" if claim["n"] == 1 else f"{claim['n']} seeds"
-            compared = " - ".join(labels.get(arm, arm) for arm in claim["arms"])
+            arms: list[str] = claim["arms"]
+            compared = " - ".join(labels.get(arm, arm) for arm in arms)
             compared += f", {labels.get(claim['metric'], claim['metric'])}"
             line += f" ({compared}: {claim['estimate']:+.4g}{spread}{unit}, {seeds})"
         print(line)
