@@ -171,7 +171,7 @@ def test_an_endless_sampler_in_a_plain_loop_needs_epochs_of_its_own():
     assert counted.fallbacks == 0
     assert losses[6:] != losses[:3]
     forgotten.set_epoch(0)
-    with pytest.raises(UserError, match=r"244 targets since set_epoch\(0\), .* has 12: .* count steps"):
+    with pytest.raises(UserError, match=r"244 samples since set_epoch\(0\), .* has 12: .* count steps"):
         sum(forgotten.loss(network(x), y, index).item() for x, y, index in loader)
 
 

@@ -194,8 +194,6 @@ def test_the_study_is_resolved_and_the_others_stay_as_they_were():
     assert "shift" not in plan("demo").settings
     with pytest.raises(UserError, match="severity = 6: Input should be less than or equal to 5"):
         plan("demo", {"peers": True, "shift": {"severity": 6}})
-    with pytest.raises(UserError, match="two studies"):
-        plan("demo", {"peers": True, "grid": True})
     with pytest.raises(UserError, match="there is no setting shift"):
         plan("demo", {"shift": {}})
 
