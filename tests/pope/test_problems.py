@@ -17,7 +17,7 @@ def lines(path, *rows):
     return path
 
 
-def test_every_fault_is_reported_with_its_line(tmp_path):
+def test_every_fault_is_reported_with_its_line(tmp_path, caplog):
     path = lines(
         tmp_path / "p.jsonl",
         GOOD,
@@ -51,6 +51,7 @@ def test_every_fault_is_reported_with_its_line(tmp_path):
     assert not (tmp_path / "p.jsonl.rejects.jsonl").exists()
 
     assert [p.id for p in read_problems(path, max_prompt_length=5, skip_invalid=True)] == ["a"]
+    assert "9 of 10 rows left out" in caplog.text
     rejects = [json.loads(line) for line in (tmp_path / "p.jsonl.rejects.jsonl").read_text().splitlines()]
     assert [one["line"] for one in rejects] == [3, 4, 5, 6, 7, 8, 9, 10, 11]
     assert rejects[3]["text"] == '{"id": "e", "prompt": "\\xff"}'

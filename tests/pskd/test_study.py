@@ -47,6 +47,7 @@ def test_a_data_set_of_ones_own_is_not_cut_to_the_presets_subset():
         ("demo", {"alpha_T": 2}, "alpha_T = 2: Input should be less than or equal to 1"),
         ("demo", {"question": "topk"}, "more than the ten classes of digits: choose --preset small or paper"),
         ("demo", {"question": "alpha", "peers": True}, "question and peers are two studies: choose one"),
+        ("demo", {"store": "topk"}, "store = 'topk': it is dense, topk:K:uniform or topk:K:renormalise"),
         ("demo", {"peers": "no"}, "peers is true or false, not 'no'"),
         ("demo", {"task": "translate"}, "no task 'translate' for pskd: choose translation, detection"),
         ("demo", {"task": "detection", "question": "alpha"}, "question belongs to image classification"),

@@ -78,10 +78,11 @@ class Mine:
         if self.dry_run:
             print(json.dumps(self.cost.of(len(problems) * self.k, "less where a problem ends at its first success")))
             return 0
+        tools = self.asking.tools()  # before a model is opened, which may take long
         with progress("mining") as told:
             found = mine(
                 problems, self.asking.engine(), self.k, stop_at_success=not self.rates, accepted=tuple(self.accept),  # type: ignore[arg-type]
-                journal=self.out / "mine.jsonl", progress=told, **self.asking.tools(),
+                journal=self.out / "mine.jsonl", progress=told, **tools,
             )  # fmt: skip
         write_text(self.out / "outcomes.jsonl", _lines(one.to_json() for one in found.outcomes))
         write_problems(self.out / "hard.jsonl", found.hard)
@@ -156,10 +157,11 @@ class Search:
             rollouts = len(problems) * self.cuts * self.k
             print(json.dumps(self.cost.of(rollouts, "a cut ends at its first success, and longer ones are not tried")))
             return 0
+        tools = self.asking.tools()
         with progress("searching") as told:
             found = search_prefixes(
                 problems, self.asking.engine(), self.cuts, self.k, cap=self.cap, unit=self.unit,
-                fallback=self.fallback, journal=self.out / "search.jsonl", progress=told, **self.asking.tools(),
+                fallback=self.fallback, journal=self.out / "search.jsonl", progress=told, **tools,
             )  # fmt: skip
         write_text(self.out / "prefixes.jsonl", _lines(one.to_json() for one in found.found))
         statuses = [one.status for one in found.found]
@@ -320,9 +322,10 @@ class Evaluate:
         from retarget.pope.evaluation import evaluate
 
         problems = self.reading.read(self.problems, "optional")
+        tools = self.asking.tools()
         with progress("evaluating") as told:
             found = evaluate(problems, self.asking.engine(), self.samples, journal=self.out / "evaluate.jsonl",
-                             progress=told, **self.asking.tools())  # fmt: skip
+                             progress=told, **tools)  # fmt: skip
         summary = found.to_json(self.k)
         write_text(self.out / "evaluation.json", json.dumps({**summary, "settings": asdict(self.asking)}, default=str))
         for k, one in summary["pass"].items():

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,6 +19,7 @@ from retarget.study.config import Strict
 Format = Literal["auto", "plain", "gsm8k", "math"]
 _CALCULATOR = re.compile(r"<<[^<>]*>>")
 _SHOWN = 20
+_LOG = logging.getLogger(__name__)
 
 
 class Problem(Strict):
@@ -265,3 +267,6 @@ def _report(source: str | Path, bad: Sequence[Reject], good: int, skip: bool, re
         rejects = Path("rejects.jsonl") if str(source).startswith("hf:") else Path(f"{source}.rejects.jsonl")
     lines = [json.dumps({"line": r.line, "reason": r.reason, "text": r.text}, ensure_ascii=False) for r in bad]
     write_text(rejects, "\n".join(lines) + "\n")
+    _LOG.warning(
+        "%s: %d of %d rows left out; %s has them with their reasons", source, len(bad), len(bad) + good, rejects
+    )

@@ -53,7 +53,11 @@ class Settings(Strict):
     smoothing: float = Field(default=0.1, ge=0, le=1, description="label smoothing: Szegedy et al. 2016")
     alpha_T: float = Field(default=0.8, ge=0, le=1, description=f"{_CODE}; 0.3 for ImageNet")
     schedule: Literal["linear", "constant"] = "linear"
-    store: str = Field(default="dense", pattern=r"^(dense|topk:\d+:(uniform|renormalise))$")
+    store: str = Field(
+        default="dense",
+        pattern=r"^(dense|topk:\d+:(uniform|renormalise))$",
+        description="dense, topk:K:uniform or topk:K:renormalise",
+    )
     past: Literal["rows", "previous"] = Field(default="rows", description="previous: last epoch's weights, this view")
     past_of: Literal["itself", "same_class"] = "itself"
     mixing: Literal["none", "cutmix", "mixup"] = "none"

@@ -169,7 +169,9 @@ def resolve_settings(model: type[Model], settings: dict[str, Any]) -> Model:
                 near = difflib.get_close_matches(name, model.model_fields, n=1)
                 lines.append(f"there is no setting {name}" + (f", did you mean {near[0]}?" if near else ""))
             else:
-                lines.append(f"{name} = {one['input']!r}: {one['msg']}")
+                field = model.model_fields.get(name)
+                known = field.description if field and one["type"] == "string_pattern_mismatch" else None
+                lines.append(f"{name} = {one['input']!r}: {f'it is {known}' if known else one['msg']}")
         raise UserError("the study's settings are not valid: " + "; ".join(lines)) from error
 
 

@@ -121,6 +121,7 @@ def read_images(source: str, split: str = "train", size: int | None = None, root
     """
     if split not in ("train", "test"):
         raise UserError(f"split {split!r} is unknown; choose train or test")
+    source = source.removeprefix("npz:").removeprefix("folder:")  # as the PS-KD studies name them
     if source == "digits":
         images = _digits(split)
     elif source == "glyphs":

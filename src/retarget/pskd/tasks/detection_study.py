@@ -35,7 +35,11 @@ class Pretraining(Strict):
     weight_decay: float = Field(default=1e-4, ge=0, description=_IMAGENET)
     drops: tuple[float, ...] = Field(default=(1 / 3, 2 / 3), description=f"lr / 10 at 30 and 60 of 90: {_IMAGENET}")
     alpha_T: float = Field(default=0.3, ge=0, le=1, description="[open] in what was published for ImageNet")
-    store: str = Field(default="dense", pattern=r"^(dense|topk:\d+:(uniform|renormalise))$")
+    store: str = Field(
+        default="dense",
+        pattern=r"^(dense|topk:\d+:(uniform|renormalise))$",
+        description="dense, topk:K:uniform or topk:K:renormalise",
+    )
 
 
 class Settings(Strict):
@@ -93,7 +97,11 @@ class Settings(Strict):
     head_targets: Literal["hard", "instance", "previous"] = "hard"
     alpha_T: float = Field(default=0.8, ge=0, le=1, description="of the head's targets; nobody has published one")
     schedule: Literal["linear", "constant"] = "linear"
-    store: str = Field(default="dense", pattern=r"^(dense|topk:\d+:(uniform|renormalise))$")
+    store: str = Field(
+        default="dense",
+        pattern=r"^(dense|topk:\d+:(uniform|renormalise))$",
+        description="dense, topk:K:uniform or topk:K:renormalise",
+    )
 
 
 _TINY = dict(
