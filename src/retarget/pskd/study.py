@@ -210,34 +210,22 @@ def plan(
     shift = None if shift is None else resolve_settings(peer_study.Shift, shift)
     if question and not question.ten_classes and settings.dataset == "digits":
         raise UserError("this question needs more than the ten classes of digits: choose --preset small or paper")
-    world = _world(preset, settings, config)
-    if question:
-        title, arms_, conditions, stated = question.title, question.arms, question.conditions, question.claims
-    elif peers:
-        title, arms_, conditions = "among its peers", (*ARMS[:2], *peer_study.ARMS), world
-        stated = peer_study.claims(conditions[0].name)
-    else:
-        title, arms_, conditions = "", ARMS, world
-        suffixes = [f"_{one.name}" * (len(world) > 1) for one in world]
-        stated = (
-            *(c for one, suffix in zip(world, suffixes, strict=True) for c in claims(one.name, suffix)),
-            *ELSEWHERE,
-        )
-    refuse_decided(config, (*ARMS, *arms_), conditions)
+    asked = question or _asked(peers, _world(preset, settings, config))
+    refuse_decided(config, (*ARMS, *asked.arms), asked.conditions)
     return StudyPlan(
         study="pskd" + (f"-{name}" if question else "-peers" * peers),
-        title="PS-KD on image classification" + f": {title}" * bool(title),
+        title="PS-KD on image classification" + f": {asked.title}" * bool(asked.title),
         question="Do softened targets from the model's own past predictions help on this data?",
         preset=preset,
         task="retarget.pskd.tasks.peers:run" if peers else "retarget.pskd.tasks.classification:run",
         prepare="retarget.pskd.tasks.data:prepare",
         analysis="retarget.pskd.tasks.analysis:analyse",
         settings=settings.model_dump(mode="json") | ({"shift": shift.model_dump(mode="json")} if shift else {}),
-        conditions=conditions,
-        arms=choose_arms(arms_, arms),
+        conditions=asked.conditions,
+        arms=choose_arms(asked.arms, arms),
         seeds=tuple(seeds) if seeds else (0, 1, 2, 3, 4),
         metrics=peer_study.metrics(METRICS) if peers else METRICS,
-        claims=stated,
+        claims=asked.claims,
         minutes_per_run=_minutes(preset, settings, question),
     )
 
@@ -252,6 +240,16 @@ def _world(preset: str, settings: Settings, config: dict[str, Any]) -> tuple[Con
         )
     wrong = f"{settings.label_noise:.0%} of the training labels wrong".replace("%", " %")
     return (Condition(label=wrong if settings.label_noise else "clean labels"),)
+
+
+def _asked(peers: bool, world: tuple[Condition, ...]) -> Question:
+    """The paper's own question, or that of the peers, in the same form as the others."""
+    if peers:
+        arms = (*ARMS[:2], *peer_study.ARMS)
+        return Question(title="among its peers", arms=arms, conditions=world, claims=peer_study.claims(world[0].name))
+    several = len(world) > 1
+    stated = [claim for one in world for claim in claims(one.name, f"_{one.name}" * several)]
+    return Question(title="", arms=ARMS, conditions=world, claims=(*stated, *ELSEWHERE))
 
 
 def _task(name: str) -> Callable[..., StudyPlan]:

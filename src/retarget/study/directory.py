@@ -82,7 +82,8 @@ def widened(root: Path, asked: StudyPlan) -> StudyPlan:
     if not path.exists():
         return asked.model_copy(update={"seeds": tuple(sorted(asked.seeds))})
     record, had = read_json(path), read_plan(path)
-    if not _begun(root, had):
+    begun = _begun(root, had)
+    if not begun:
         return asked.model_copy(update={"seeds": tuple(sorted(asked.seeds))})
     for name in ("study", "preset", "task", "threads"):
         _same(path, name, getattr(had, name), getattr(asked, name))
@@ -97,7 +98,6 @@ def widened(root: Path, asked: StudyPlan) -> StudyPlan:
     for arm in had.arms:
         if arm.name in theirs:
             _same_settings(path, f"arm {arm.name}: ", arm.settings, theirs[arm.name].settings)
-    begun = _begun(root, had)
     begun_arms = {cell.arm.name for cell in begun}
     kept = [theirs.get(arm.name, arm) for arm in had.arms if arm.name in theirs or arm.name in begun_arms]
     new = [arm for arm in asked.arms if arm.name not in {arm.name for arm in kept}]
