@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from retarget.errors import UserError
 from retarget.pskd.method import PSKD
-from retarget.pskd.rows import Dense, TopK
+from retarget.pskd.rows import Dense, TopK, largest
 from retarget.pskd.store import MemoryMapped, Table, first_occurrence, row_format
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -54,6 +54,19 @@ def test_an_epoch_reads_the_newest_row_from_before_it(tmp_path_factory, epochs, 
             table.write(
                 index, rows.encode(logits, torch.zeros(len(batch), dtype=torch.long)), torch.ones_like(index).bool()
             )
+
+
+@pytest.mark.parametrize("classes", [7, 255, 256, 257, 700, 3000])
+def test_the_largest_of_wide_rows_are_those_of_topk(classes):
+    generator = torch.Generator().manual_seed(classes)
+    z = torch.randn(5, classes, generator=generator)
+    z[0, -3:] = 9.0 + torch.arange(3)  # in the last, incomplete group
+    z[1, : 3 * (classes // 3)] = 2.0  # equal ones
+    z[2, :] = torch.arange(classes)  # all in one group
+    values, places = largest(z, 3)
+    torch.testing.assert_close(values, z.topk(3, dim=1).values, rtol=0, atol=0)
+    torch.testing.assert_close(z.gather(1, places), values, rtol=0, atol=0)
+    assert all(len(row.unique()) == 3 for row in places)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])

@@ -276,10 +276,13 @@ class PSKDMixin(_Base):
         return model.get_base_model() if hasattr(model, "get_base_model") else model
 
     def _with_decoder_inputs(self, inputs: dict[str, Any], labels: Tensor) -> dict[str, Any]:
-        """An encoder-decoder makes its decoder's inputs from labels, which it no longer gets: make them here."""
+        """What an encoder-decoder makes of its labels, which it no longer gets: its decoder's inputs, and no cache."""
         model = self._bare_model()
-        if not getattr(getattr(model, "config", None), "is_encoder_decoder", False) or labels.ndim != 2:
+        config = getattr(model, "config", None)
+        if not getattr(config, "is_encoder_decoder", False) or labels.ndim != 2:
             return inputs
+        if hasattr(config, "use_cache"):
+            inputs = {"use_cache": False, **inputs}
         if "decoder_input_ids" in inputs or "decoder_inputs_embeds" in inputs:
             return inputs
         if not hasattr(model, "prepare_decoder_input_ids_from_labels"):
