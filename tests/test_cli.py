@@ -92,6 +92,18 @@ def test_help_and_version(capsys):
     assert call(capsys, "--version") == (0, f"retarget {__version__}\n", "")
 
 
+def test_the_help_of_a_method_lists_its_arms_and_settings(capsys):
+    code, out, err = call(capsys, "study", "pskd", "--help", "--set", "task=translation", "beams=7")
+    assert (code, err) == (0, "")
+    assert "\n  pskd_label_smoothing  PS-KD + label smoothing\n" in out
+    assert "\n  beams                 7  fairseq's transformer_iwslt_de_en" in out
+    code, out, err = call(capsys, "study", "pskd", "-h")
+    assert (code, err) == (0, "")
+    assert "task=detection" in out
+    assert "question=confidence" in out
+    assert call(capsys, "study", "pskd", "--help", "--set", "epoch=3")[0] == 2
+
+
 @pytest.mark.parametrize("words", [["--help"], ["--version"], ["nothing"]])
 def test_help_loads_nothing_heavy(words):
     heavy = ("torch", "pydantic", "tyro", "numpy", "scipy", "rich", "matplotlib")

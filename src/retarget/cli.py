@@ -61,7 +61,8 @@ def top_help() -> str:
     return (
         "Retarget changes one thing in a training batch - the label, the prompt or the noise - and measures what it "
         f"does.\n\nusage: retarget VERB ...\n\n{verbs}\n\n"
-        f"  retarget VERB --help says more. Studies: {', '.join(METHODS)}.\n"
+        f"  retarget VERB --help says more. Studies: {', '.join(METHODS)};\n"
+        "  retarget study METHOD --help lists the arms and settings of one.\n"
         "  retarget --version"
     )
 

@@ -21,9 +21,9 @@ from retarget.study.config import StudyPlan
 class StudyArguments:
     """Train a control and the treated arms on the same seeds, and say what changed.
 
-    Settings come from the preset, then from --config, then from --set. A study that was stopped goes on when the same
-    command is run again; it may also be widened with more seeds or arms. Exit codes: 0 all runs are complete, 1 an
-    error or failed runs, 2 wrong usage, 130 interrupted.
+    Settings come from the preset, then from --config, then from --set; METHOD --help lists them, and the arms. A study
+    that was stopped goes on when the same command is run again; it may also be widened with more seeds or arms. Exit
+    codes: 0 all runs are complete, 1 an error or failed runs, 2 wrong usage, 130 interrupted.
     """
 
     method: Annotated[Positional[str], arg(metavar="METHOD", help=f"one of {', '.join(METHODS)}")]
@@ -42,7 +42,7 @@ class StudyArguments:
     jobs: int = 1
     """How many runs at a time; changes no result."""
     executor: Literal["local", "ray"] = "local"
-    """Where runs are done."""
+    """Where runs are done; ray is announced and refused until it is there."""
     keep_trojaned: FlagCreatePairsOff[bool] = False
     """Keep trojaned weights after their evaluation, of the runs that are done now (trojdiff)."""
     dry_run: FlagCreatePairsOff[bool] = False
@@ -64,6 +64,8 @@ def study(words: list[str]) -> int:
     """``retarget study METHOD ...``."""
     if sum(word == "--set" or word.startswith("--set=") for word in words) > 1:
         raise UsageError("--set is given twice, and the second would replace the first: write --set A=1 B=2")
+    if {"-h", "--help"} & set(words) and any(word in METHODS for word in words):
+        return _describe([word for word in words if word not in ("-h", "--help")])
     given = tyro.cli(StudyArguments, args=words, prog="retarget study")
     if given.jobs < 1:
         raise UsageError(f"--jobs must be at least 1, not {given.jobs}")
@@ -98,6 +100,24 @@ def study(words: list[str]) -> int:
             file=sys.stderr,
         )
     return 1 if outcome.failed else 0
+
+
+def _describe(words: list[str]) -> int:
+    """``retarget study METHOD --help``: what is studied under these arguments, and every setting with its value."""
+    plan = resolve(tyro.cli(StudyArguments, args=words, prog="retarget study"))
+    fields = plan.settings_model.model_fields if plan.settings_model else {}
+    widest = max(map(len, [*plan.settings, *(arm.name for arm in plan.arms)]))
+    print(f"{plan.title}. {plan.question}\n\nArms, for --arms (preset {plan.preset}):\n")
+    for arm in plan.arms:
+        print(f"  {arm.name:{widest}}  {arm.label}")
+    print("\nSettings, for --set KEY=VALUE or --config, with the preset's values:\n")
+    for name, value in plan.settings.items():
+        field = fields.get(name)
+        print(f"  {name:{widest}}  {json.dumps(value)}  {field.description or '' if field else ''}".rstrip())
+    if plan.others:
+        print(f"\nOther studies, each with arms and claims of its own: --set {', '.join(plan.others)}.")
+    print("\nThe options: retarget study --help")
+    return 0
 
 
 def report(words: list[str]) -> int:

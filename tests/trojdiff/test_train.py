@@ -311,6 +311,9 @@ def test_what_is_not_an_unconditional_pixel_pipeline_is_refused(tmp_path, unet, 
         index.write_text(json.dumps(good | change))
         with pytest.raises(UserError, match=message):
             load_pipeline(tmp_path / "p")
+    index.write_text(json.dumps(good)[:-5])
+    with pytest.raises(UserError, match=r"p: model_index\.json cannot be read"):
+        load_pipeline(tmp_path / "p")
     index.write_text(json.dumps(good))
     settings = tmp_path / "p" / "scheduler" / "scheduler_config.json"
     settings.write_text(settings.read_text().replace('"epsilon"', '"v_prediction"'))

@@ -211,6 +211,7 @@ def plan(
         task="retarget.pope.tasks.experiment:run",
         analysis="retarget.pope.tasks.analysis:analyse",
         settings=settings.model_dump(mode="json"),
+        settings_model=Settings,
         conditions=conditions,
         arms=chosen,
         seeds=tuple(seeds) if seeds else ((0, 1, 2, 3, 4) if preset == "small" else (0,)),

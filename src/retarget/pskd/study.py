@@ -221,6 +221,8 @@ def plan(
         prepare="retarget.pskd.tasks.data:prepare",
         analysis="retarget.pskd.tasks.analysis:analyse",
         settings=settings.model_dump(mode="json") | ({"shift": shift.model_dump(mode="json")} if shift else {}),
+        settings_model=Settings,
+        others=("task=translation", "task=detection", "peers=true", *(f"question={one}" for one in QUESTIONS)),
         conditions=asked.conditions,
         arms=choose_arms(asked.arms, arms),
         seeds=tuple(seeds) if seeds else (0, 1, 2, 3, 4),

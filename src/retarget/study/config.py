@@ -102,6 +102,8 @@ class StudyPlan(Strict):
     data that cannot be used; ``analysis`` that of ``function(results: Results) -> Analysis``, called once for the
     summary and the page. ``settings`` are merged: the study's, then the condition's, then the arm's. Those that
     ``unmeasured`` names change no result (what is kept, where data lies); they are no part of a run's identity.
+    ``settings_model`` describes them to a reader, and ``others`` are settings that ask for another study; neither is
+    recorded.
     """
 
     study: str
@@ -112,6 +114,8 @@ class StudyPlan(Strict):
     prepare: str | None = None
     analysis: str | None = None
     settings: dict[str, Any] = {}
+    settings_model: type[Strict] | None = Field(default=None, exclude=True)
+    others: tuple[str, ...] = Field(default=(), exclude=True)
     unmeasured: tuple[str, ...] = ()
     conditions: tuple[Condition, ...] = (Condition(),)
     arms: tuple[Arm, ...]

@@ -81,6 +81,8 @@ def load_pipeline(source: str | Path) -> tuple[UNet2DModel, DDPMScheduler]:
     try:
         index: Any = DiffusionPipeline.load_config(str(source))
     except OSError as error:
+        if local:
+            raise UserError(f"{source}: model_index.json cannot be read: {str(error).splitlines()[0]}") from error
         raise UserError(
             f"{source}: not found here, and the hub did not give it ({str(error).splitlines()[0]}); "
             "download the pipeline where there is a network and give its folder"

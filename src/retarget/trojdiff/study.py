@@ -345,6 +345,7 @@ def plan(
         prepare="retarget.trojdiff.tasks.images:prepare",
         analysis="retarget.trojdiff.tasks.analysis:analyse",
         settings=settings.model_dump(mode="json"),
+        settings_model=Settings,
         unmeasured=UNMEASURED,
         arms=choose_arms((*ARMS, *SHARE_ARMS), wanted),
         seeds=tuple(seeds) if seeds else ((0,) if preset == "demo" else (0, 1, 2)),

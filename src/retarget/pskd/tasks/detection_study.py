@@ -251,6 +251,7 @@ def plan(
         prepare="retarget.pskd.tasks.detection_study:prepare",
         analysis="retarget.pskd.tasks.detection_analysis:analyse",
         settings=settings.model_dump(mode="json"),
+        settings_model=Settings,
         arms=choose_arms(ARMS, arms),
         seeds=tuple(seeds) if seeds else (0, 1, 2),
         metrics=METRICS,

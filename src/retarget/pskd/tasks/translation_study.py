@@ -167,6 +167,7 @@ def plan(
         task="retarget.pskd.tasks.translation:run",
         analysis="retarget.pskd.tasks.translation_analysis:analyse",
         settings=settings.model_dump(mode="json"),
+        settings_model=Settings,
         conditions=conditions,
         arms=choose_arms(ARMS, arms),
         seeds=tuple(seeds) if seeds else (0, 1, 2),
