@@ -52,7 +52,8 @@ def test_every_claim_has_a_row_in_its_own_order_with_everything_that_decides(pag
     for row, one in zip(rows, claims, strict=True):
         assert row[-1].startswith(one["verdict"])
         if one["verdict"] == "not measured":
-            assert row[2:4] == ["This study does not run it.", "–"]
+            absent = [arm for arm in one["arms"] if not (finished / "runs" / "default" / arm).exists()]
+            assert row[2:4] == [f"Not run here: {', '.join(absent)}.", "–"]
             continue
         assert row[1].startswith("PS-KD against cross-entropy")
         assert f"{one['direction']} is better" in row[1]
@@ -267,7 +268,7 @@ def test_claims_that_cannot_be_measured_say_why(study, plain_plan):
         claim(id="c", sentence="No condition.", condition="absent"),
     ]
     page = small(study, plain_plan, claims)
-    assert row_of(page, "No arm.")[2] == "This study does not run it."
+    assert row_of(page, "No arm.")[2] == "Not run here: absent."
     assert row_of(page, "No metric.")[2] == "No seed has a value of both."
     assert row_of(page, "No condition.")[2] == "This study does not have its condition."
     assert "All 3 claims were not measured." in page.text

@@ -104,7 +104,7 @@ def _threshold(claim: ClaimResult, metric: Metric) -> str:
 def _missing(claim: ClaimResult, study: Study, arms: Mapping[str, str]) -> str:
     absent = [arm for arm in claim.arms if arm not in arms]
     if absent:
-        return "This study does not run it."
+        return f"Not run here: {', '.join(absent)}."
     if claim.condition not in study.summary.conditions:
         return "This study does not have its condition."
     return "No seed has a value of both."
