@@ -7,6 +7,8 @@ from transformers import (
     BertForSequenceClassification,
     GPT2Config,
     GPT2LMHeadModel,
+    M2M100Config,
+    M2M100ForConditionalGeneration,
     MarianConfig,
     MarianMTModel,
 )
@@ -36,6 +38,19 @@ def translator(dropout=0.0):
             decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16, dropout=dropout, pad_token_id=PAD,
             eos_token_id=EOS, forced_eos_token_id=EOS, decoder_start_token_id=PAD, max_position_embeddings=16,
             max_length=8, num_beams=1,
+        )
+    )  # fmt: skip
+
+
+def self_shifting_translator(dropout=0.0):
+    """A translator without ``prepare_decoder_input_ids_from_labels``: it shifts labels in its forward pass only."""
+    torch.manual_seed(0)
+    return M2M100ForConditionalGeneration(
+        M2M100Config(
+            vocab_size=VOCABULARY, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+            decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16, dropout=dropout, pad_token_id=PAD,
+            attention_dropout=0.0, encoder_layerdrop=0.0, decoder_layerdrop=0.0, bos_token_id=EOS, eos_token_id=EOS,
+            decoder_start_token_id=EOS, max_position_embeddings=16, max_length=8, num_beams=1,
         )
     )  # fmt: skip
 

@@ -285,11 +285,9 @@ class PSKDMixin(_Base):
             inputs = {"use_cache": False, **inputs}
         if "decoder_input_ids" in inputs or "decoder_inputs_embeds" in inputs:
             return inputs
-        if not hasattr(model, "prepare_decoder_input_ids_from_labels"):
-            raise UserError(
-                f"{type(model).__name__} cannot make decoder_input_ids from labels: let the collator add them"
-            )
-        return {**inputs, "decoder_input_ids": model.prepare_decoder_input_ids_from_labels(labels=labels)}
+        if hasattr(model, "prepare_decoder_input_ids_from_labels"):
+            return {**inputs, "decoder_input_ids": model.prepare_decoder_input_ids_from_labels(labels=labels)}
+        return {**inputs, "labels": labels}  # M2M100 and its like shift them inside; the loss made of them is not used
 
 
 class PSKDTrainer(PSKDMixin, Trainer):
