@@ -31,9 +31,10 @@ def settings(arm, **more):
     return study.run_settings(study.conditions[0], chosen)
 
 
+@pytest.mark.parametrize("more", [{}, {"norm": "pre", "lr_schedule": "cosine", "bf16": True}], ids=["post", "pre"])
 @pytest.mark.parametrize("arm", [arm.name for arm in ARMS])
-def test_every_arm_trains_and_reports_its_metrics(arm, tmp_path):
-    metrics = translation.run(Run.create(tmp_path, settings=settings(arm), arm=arm, seed=1))
+def test_every_arm_trains_and_reports_its_metrics(arm, more, tmp_path):
+    metrics = translation.run(Run.create(tmp_path, settings=settings(arm, **more), arm=arm, seed=1))
     assert set(metrics) == {metric.name for metric in plan("demo").metrics}
     history = read_history(tmp_path / "metrics.jsonl")
     assert [line["step"] for line in history] == [0, 1, 2]

@@ -12,14 +12,18 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import (
     DataCollatorForSeq2Seq,
+    M2M100Config,
+    M2M100ForConditionalGeneration,
     MarianConfig,
     MarianMTModel,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
     TrainerCallback,
     set_seed,
 )
+from transformers.models.m2m_100.modeling_m2m_100 import shift_tokens_right
 
 from retarget.metrics import calibration as c
 from retarget.pskd.places import table_bytes
@@ -86,7 +90,7 @@ def _forward(model: Any, samples: list[dict[str, list[int]]], collator: Any) -> 
     for start in range(0, len(samples), 100):
         batch = {name: value.to(model.device) for name, value in collator(samples[start : start + 100]).items()}
         labels = batch["labels"]
-        logits = model(**{**batch, "labels": None}).logits.float()
+        logits = model(**{**batch, "labels": None}, use_cache=False).logits.float()
         yield logits[labels != IGNORE], labels[labels != IGNORE]
     model.train(training)
 
@@ -102,21 +106,33 @@ def fit_temperature(model: Any, samples: list[dict[str, list[int]]], collator: A
     return float(grid[total.argmin()])
 
 
-def build(settings: dict[str, Any], tokenizer: PreTrainedTokenizerFast) -> MarianMTModel:
+class PreNorm(M2M100ForConditionalGeneration):
+    """The library's Transformer with the layer norms first; labels are shifted outside too, as its others can."""
+
+    def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
+        """[B, T], the labels behind the start."""
+        config: Any = self.config
+        return shift_tokens_right(labels, config.pad_token_id, config.decoder_start_token_id)
+
+
+def build(settings: dict[str, Any], tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
     """An encoder-decoder Transformer of the settings' size, one embedding for source, target and output."""
     s = settings
     pad, eos = (tokenizer.get_vocab()[name] for name in (PAD, EOS))
-    model = MarianMTModel(
-        MarianConfig(
-            vocab_size=len(tokenizer), d_model=s["d_model"], encoder_layers=s["layers"], decoder_layers=s["layers"],
-            encoder_attention_heads=s["heads"], decoder_attention_heads=s["heads"], encoder_ffn_dim=s["ffn"],
-            decoder_ffn_dim=s["ffn"], dropout=s["dropout"], activation_function="relu", scale_embedding=True,
-            init_std=s["d_model"] ** -0.5, pad_token_id=pad, eos_token_id=eos, forced_eos_token_id=eos,
-            decoder_start_token_id=pad, max_position_embeddings=2 * s["max_tokens"],
-        )
+    shared: dict[str, Any] = dict(
+        vocab_size=len(tokenizer), d_model=s["d_model"], encoder_layers=s["layers"], decoder_layers=s["layers"],
+        encoder_attention_heads=s["heads"], decoder_attention_heads=s["heads"], encoder_ffn_dim=s["ffn"],
+        decoder_ffn_dim=s["ffn"], dropout=s["dropout"], attention_dropout=0.0, encoder_layerdrop=0.0,
+        decoder_layerdrop=0.0, activation_function="relu", scale_embedding=True, pad_token_id=pad, bos_token_id=eos,
+        eos_token_id=eos, max_position_embeddings=2 * s["max_tokens"],
     )  # fmt: skip
+    if s["norm"] == "pre":
+        model = PreNorm(M2M100Config(**shared, decoder_start_token_id=eos))
+    else:
+        model = MarianMTModel(MarianConfig(**shared, decoder_start_token_id=pad, init_std=s["d_model"] ** -0.5))
     generation: Any = model.generation_config
     generation.max_length, generation.num_beams, generation.bad_words_ids = s["max_tokens"], s["beams"], [[pad]]
+    generation.forced_eos_token_id = eos
     return model
 
 
@@ -151,7 +167,7 @@ def last_checkpoint(folder: Path) -> str | None:
     return str(max(whole, key=lambda path: int(path.name.rpartition("-")[2]))) if whole else None
 
 
-def _trainer(run: Run, model: MarianMTModel, train: list, collator: Any, watch: Watch) -> Seq2SeqTrainer:
+def _trainer(run: Run, model: PreTrainedModel, train: list, collator: Any, watch: Watch) -> Seq2SeqTrainer:
     s = run.settings
     arguments = Seq2SeqTrainingArguments(
         output_dir=str(run.checkpoint),
@@ -160,7 +176,7 @@ def _trainer(run: Run, model: MarianMTModel, train: list, collator: Any, watch: 
         gradient_accumulation_steps=s["accumulate"],
         train_sampling_strategy="group_by_length",
         learning_rate=s["lr"],
-        lr_scheduler_type="inverse_sqrt",
+        lr_scheduler_type=s["lr_schedule"],
         warmup_steps=s["warmup_steps"],
         weight_decay=s["weight_decay"],
         adam_beta2=0.98,

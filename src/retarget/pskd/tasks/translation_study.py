@@ -46,10 +46,14 @@ class Settings(Strict):
     heads: int = Field(default=4, ge=1, description=_IWSLT)
     layers: int = Field(default=6, ge=1, description=f"of the encoder and of the decoder: {_IWSLT}")
     dropout: float = Field(default=0.3, ge=0, lt=1, description=_IWSLT)
+    norm: Literal["post", "pre"] = Field(
+        default="post", description=f"layer norm after a block: {_IWSLT}; before it learns in fewer steps"
+    )
     epochs: int = Field(ge=1)
     batch_sentences: int = Field(ge=2, description="of similar length; fairseq batches by tokens (4096)")
     accumulate: int = Field(default=1, ge=1, description="batches of an update")
-    lr: float = Field(default=5e-4, gt=0, description=f"Adam (0.9, 0.98), inverse square root: {_IWSLT}")
+    lr: float = Field(default=5e-4, gt=0, description=f"Adam (0.9, 0.98): {_IWSLT}")
+    lr_schedule: Literal["inverse_sqrt", "cosine"] = Field(default="inverse_sqrt", description=_IWSLT)
     warmup_steps: int = Field(default=4000, ge=0, description=_IWSLT)
     weight_decay: float = Field(default=1e-4, ge=0, description=_IWSLT)
     beams: int = Field(default=5, ge=1, description=_IWSLT)
@@ -69,13 +73,13 @@ PRESETS: dict[str, dict[str, Any]] = {
         dropout=0.1, epochs=12, batch_sentences=50, lr=3e-3, warmup_steps=100, beams=3, accelerator="cpu",
     ),
     "small": dict(
-        dataset="files:multi30k", vocabulary=5000, d_model=128, ffn=256, layers=3, dropout=0.2, epochs=20,
-        batch_sentences=128, lr=3e-3, warmup_steps=1000, accelerator="cpu",
+        dataset="files:multi30k", vocabulary=5000, d_model=256, ffn=512, heads=8, layers=2, dropout=0.1, norm="pre",
+        epochs=6, batch_sentences=64, lr=2e-3, lr_schedule="cosine", warmup_steps=300, accelerator="cpu", bf16=True,
     ),
     "paper": dict(dataset="files:multi30k", vocabulary=10_000, epochs=60, batch_sentences=256),
 }  # fmt: skip
 
-MINUTES_PER_RUN = {"demo": 0.7, "small": 40.0, "paper": 30.0}
+MINUTES_PER_RUN = {"demo": 0.7, "small": 16.0, "paper": 30.0}
 
 ARMS = (
     Arm(name="cross_entropy", label="cross-entropy"),
