@@ -155,6 +155,20 @@ def test_ignored_samples_have_no_loss_and_no_row(store):
     assert method.soften(labels, index)[2].sum() == 0
 
 
+@pytest.mark.parametrize("store", ["dense", Dense("float16"), TopK(2)])
+@pytest.mark.parametrize("call", ["loss", "soften"])
+def test_an_index_that_moves_between_epochs_is_refused(store, call):
+    """The commonest mistake: the place in the epoch's order, not in the training set."""
+    method = PSKD(N, C, EPOCHS, store=store)
+    logits = 5.0 * F.one_hot(torch.arange(4) % C, C)  # top-2 rows list the label and one more
+    before, after = torch.tensor([0, 1, 2, 3]), torch.tensor([3, 1, 2, 0])
+    method.set_epoch(0)
+    method.loss(logits, before, torch.arange(4))
+    method.set_epoch(1)
+    with pytest.raises(UserError, match=r"sample 0 has the label 3 \(row 0 of the batch\), which it had not when"):
+        method.loss(logits, after, torch.arange(4)) if call == "loss" else method.soften(after, torch.arange(4))
+
+
 def test_samples_without_a_row_keep_the_hard_label_and_are_counted():
     method = PSKD(N, C, EPOCHS)
     x, y = data()

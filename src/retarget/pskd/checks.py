@@ -107,8 +107,13 @@ def check_some(checks: Checks, labels: Tensor, ignore_index: int) -> None:
 
 def check_listed(checks: Checks, past_classes: Tensor, labels: Tensor, index: Tensor, counted: Tensor) -> None:
     """A stored top-k row lists the label that its sample had then, so another label now shows."""
+    check_unchanged(checks, (past_classes == labels[:, None]).any(1) | ~counted, labels, index)
+
+
+def check_unchanged(checks: Checks, unchanged: Tensor, labels: Tensor, index: Tensor) -> None:
+    """Samples have the labels that they were last seen with."""
     checks.require(
-        (past_classes == labels[:, None]).any(1) | ~counted,
+        unchanged,
         lambda row: (
             f"{checks.name(int(index[row]))} has the label {int(labels[row])} (row {row} of the batch), which it had "
             "not when it was last seen: the index must mean the same sample, with the same label, in every epoch"

@@ -7,9 +7,18 @@ import torch.nn.functional as F
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from retarget.pskd.checks import check_labels, check_listed, check_loss, check_probabilities, one_hot
+from retarget.pskd.checks import (
+    check_labels,
+    check_listed,
+    check_loss,
+    check_probabilities,
+    check_unchanged,
+    one_hot,
+)
 from retarget.pskd.functional import SparseRows, pskd_loss, soften, sparse_pskd_losses, widen
 from retarget.pskd.memory import Memory
+from retarget.pskd.rows import Dense
+from retarget.pskd.store import MemoryMapped
 
 
 class PSKD(Memory):
@@ -33,6 +42,8 @@ class PSKD(Memory):
     Epoch 0 is plain cross-entropy. A sample without a row from an earlier epoch keeps its hard label and is counted
     in ``fallbacks``. Under torch.distributed ``set_epoch`` and ``save`` are collective.
     """
+
+    _known: Tensor | None = None  # [N], the label that each sample was last seen with; -1: not yet
 
     def loss(
         self,
@@ -100,6 +111,7 @@ class PSKD(Memory):
         if self.alpha == 0:
             return hard
         past, alpha = self._past(at, labels.device, inputs)
+        self._check_past(past, alpha, targets, labels, at)
         soft = soften(hard, self._dense(past), alpha)
         counted = self._counted(targets)
         return soft if counted is None else soft * counted[:, None]
@@ -122,7 +134,25 @@ class PSKD(Memory):
             check_probabilities(self._checks, targets, index)
             return targets.argmax(1)
         near = index.to(targets.device, non_blocking=True)
-        return check_labels(self._checks, targets.long(), near, self.num_classes, self.ignore_index)
+        labels = check_labels(self._checks, targets.long(), near, self.num_classes, self.ignore_index)
+        if isinstance(self._rows, Dense) and not isinstance(self.store, MemoryMapped):
+            self._check_known(labels, near, targets != self.ignore_index)
+        return labels
+
+    def _check_known(self, labels: Tensor, index: Tensor, counted: Tensor) -> None:
+        """A dense row does not say which label its sample had: this does, in this process and since it began."""
+        if self._known is None:
+            self._known = torch.full((self.num_samples or 0,), -1, dtype=torch.int32)
+        known = self._known = self._known.to(labels.device)
+        before = known[index]
+        check_unchanged(self._checks, (before < 0) | (before == labels) | ~counted, labels, index)
+        known[index] = torch.where(counted, labels.to(known.dtype), before)
+
+    def _check_past(
+        self, past: Tensor | SparseRows, alpha: Tensor, targets: Tensor, labels: Tensor, at: Tensor
+    ) -> None:
+        if isinstance(past, SparseRows) and not targets.is_floating_point():
+            check_listed(self._checks, past.classes, labels, at, (alpha > 0) & (targets != self.ignore_index))
 
     def _teacher_rows(self, logits: Tensor) -> Tensor:
         return F.softmax(logits, dim=1)
@@ -136,13 +166,12 @@ class PSKD(Memory):
     ) -> tuple[Tensor, Tensor | None]:
         """Loss of each sample, [B], and the logits' logsumexp where it was needed."""
         past, alpha = self._past(at, logits.device, inputs)
+        self._check_past(past, alpha, targets, labels, at)
         spread = smoothing / self.num_classes
         if targets.is_floating_point():
             hard = targets.float() * (1 - smoothing) + spread
             return pskd_loss(logits, soften(hard, self._dense(past), alpha), reduction="none"), None
         if isinstance(past, SparseRows):
-            counted = (alpha > 0) & (targets != self.ignore_index)
-            check_listed(self._checks, past.classes, labels, at, counted)
             return sparse_pskd_losses(logits, labels, past, alpha, smoothing)
         # soften(smoothed one_hot, past, alpha) without making the one-hot rows
         soft = past.mul_(alpha[:, None])  # a copy of the rows, made for this step
