@@ -17,6 +17,7 @@ from retarget.study.config import (
     Strict,
     StudyPlan,
     choose_arms,
+    claims_under,
     refuse_decided,
     resolve_settings,
 )
@@ -133,12 +134,7 @@ METRICS = (
 def claims(condition: str, suffix: str = "") -> tuple[Claim, ...]:
     """The abstract's claims under one condition; differences are in percentage points."""
 
-    def claim(name: str, sentence: str, metric: str, direction: str, effect: float, arms: Any, **more: Any) -> Claim:
-        return Claim.model_validate(
-            dict(id=name + suffix, sentence=sentence, metric=metric, direction=direction, smallest_effect=effect,
-                 arms=arms, condition=condition, **more)
-        )  # fmt: skip
-
+    claim = claims_under(condition, suffix)
     return (
         claim("no_signal", "On hard problems, on-policy RL rarely sees a single correct rollout.", "signal", "lower",
               1.0, ("unguided",), against=5.0),

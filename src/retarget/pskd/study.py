@@ -16,6 +16,7 @@ from retarget.study.config import (
     Strict,
     StudyPlan,
     choose_arms,
+    claims_under,
     refuse_decided,
     resolve_settings,
 )
@@ -137,12 +138,7 @@ METRICS = (
 def claims(condition: str, suffix: str = "") -> tuple[Claim, ...]:
     """The abstract's claims under one condition. Smallest effects are half or less of the paper's CIFAR-100 gains."""
 
-    def claim(name: str, sentence: str, metric: str, direction: str, effect: float, arms: Any, **more: Any) -> Claim:
-        return Claim.model_validate(
-            dict(id=name + suffix, sentence=sentence, metric=metric, direction=direction, smallest_effect=effect,
-                 arms=arms, condition=condition, **more)
-        )  # fmt: skip
-
+    claim = claims_under(condition, suffix)
     pair = ("pskd", "cross_entropy")
     return (
         claim("accuracy", "PS-KD improves accuracy on image classification.", "top1", "higher", 0.5, pair),

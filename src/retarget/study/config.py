@@ -7,7 +7,7 @@ page read them and know no method.
 import difflib
 import hashlib
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -92,6 +92,25 @@ class Claim(Strict):
         if len(set(self.arms)) != len(self.arms):
             raise ValueError(f"claim {self.id!r} compares {self.arms[0]} with itself")
         return self
+
+
+def claims_under(condition: str = "default", suffix: str = "") -> Callable[..., Claim]:
+    """A short hand for the claims of one condition: ``claim(id, sentence, metric, direction, smallest_effect, arms)``.
+
+    Args:
+        condition: the condition that the claims are decided under.
+        suffix: put behind every id, where a study has the same claims under several conditions.
+    """
+
+    def claim(
+        name: str, sentence: str, metric: str, direction: str, effect: float, arms: Sequence[str], **more: Any
+    ) -> Claim:
+        return Claim.model_validate(
+            dict(id=name + suffix, sentence=sentence, metric=metric, direction=direction, smallest_effect=effect,
+                 arms=arms, condition=condition, **more)
+        )  # fmt: skip
+
+    return claim
 
 
 class StudyPlan(Strict):

@@ -10,7 +10,17 @@ from pydantic import Field
 
 from retarget.errors import UserError
 from retarget.extras import require
-from retarget.study.config import Arm, Claim, Metric, Strict, StudyPlan, choose_arms, refuse_decided, resolve_settings
+from retarget.study.config import (
+    Arm,
+    Claim,
+    Metric,
+    Strict,
+    StudyPlan,
+    choose_arms,
+    claims_under,
+    refuse_decided,
+    resolve_settings,
+)
 
 _IMAGENET = "official code, ImageNet configuration"
 _TORCHVISION = "torchvision's FasterRCNN"
@@ -188,25 +198,20 @@ METRICS = (
 def claims() -> tuple[Claim, ...]:
     """What the abstract says of detection, and the same of the direct ways. Effects are half of the paper's gain."""
 
-    def claim(name: str, sentence: str, metric: str, direction: str, treated: str, **more: Any) -> Claim:
-        return Claim.model_validate(
-            dict(id=name, sentence=sentence, metric=metric, direction=direction, smallest_effect=0.5,
-                 arms=(treated, "ce_backbone"), **more)
-        )  # fmt: skip
-
+    claim = claims_under()
     return (
         claim("detection", "PS-KD improves object detection: a backbone pre-trained with it.", "map", "higher",
-              "pskd_backbone", shown="map50"),
+              0.5, ("pskd_backbone", "ce_backbone"), shown="map50"),
         claim("detection_calibration", "A backbone pre-trained with PS-KD makes detections better calibrated.",
-              "ece_scaled", "lower", "pskd_backbone", shown="ece"),
+              "ece_scaled", "lower", 0.5, ("pskd_backbone", "ce_backbone"), shown="ece"),
         claim("instance", "PS-KD on the detector's own head improves detection: rows of objects.", "map", "higher",
-              "direct_instance", shown="map50"),
+              0.5, ("direct_instance", "ce_backbone"), shown="map50"),
         claim("instance_calibration", "PS-KD on the detector's own head calibrates detections: rows of objects.",
-              "ece_scaled", "lower", "direct_instance", shown="ece"),
+              "ece_scaled", "lower", 0.5, ("direct_instance", "ce_backbone"), shown="ece"),
         claim("previous", "PS-KD on the detector's own head improves detection: previous detector.", "map", "higher",
-              "direct_previous", shown="map50"),
+              0.5, ("direct_previous", "ce_backbone"), shown="map50"),
         claim("previous_calibration", "PS-KD on the detector's own head calibrates detections: previous detector.",
-              "ece_scaled", "lower", "direct_previous", shown="ece"),
+              "ece_scaled", "lower", 0.5, ("direct_previous", "ce_backbone"), shown="ece"),
     )  # fmt: skip
 
 
