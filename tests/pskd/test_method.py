@@ -131,6 +131,15 @@ def test_probability_targets_are_softened_from_where_they_are(store):
     assert method.loss(logits, smooth, index).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
+def test_probabilities_have_no_label_to_ignore():
+    method, other = PSKD(N, C, EPOCHS, ignore_index=2), PSKD(N, C, EPOCHS)
+    x, y = data()
+    logits, targets = network()(x[:4]), F.one_hot(y[:4], C).float()
+    for epoch in range(2):
+        method.set_epoch(epoch), other.set_epoch(epoch)
+        assert method.loss(logits, targets, torch.arange(4)) == other.loss(logits, targets, torch.arange(4))
+
+
 @pytest.mark.parametrize("store", ["dense", TopK(2)])
 def test_ignored_samples_have_no_loss_and_no_row(store):
     method = PSKD(N, C, EPOCHS, store=store)

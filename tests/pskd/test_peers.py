@@ -386,6 +386,32 @@ def test_weight_ema_averages_weights_and_statistics():
     assert state["2.num_batches_tracked"].item() == 6
 
 
+@pytest.mark.parametrize("name", ["weight_ema", "mean_teacher"])
+def test_the_evaluated_network_is_in_evaluation_mode(name):
+    """No module holds it, so ``model.eval()`` does not reach it."""
+    model = network()
+    method = MAKE[name](model, None)
+    x, y = data()
+    method.set_epoch(0)
+    method.loss(model(x[:4]), y[:4], torch.arange(4), inputs=x[:4])
+    method.after_step()
+    before = {key: value.clone() for key, value in method.evaluated.state_dict().items()}
+    method.evaluated(x)
+    assert all(torch.equal(before[key], value) for key, value in method.evaluated.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["label_smoothing", "temporal", "born_again"])
+def test_probabilities_have_no_label_to_ignore(name):
+    method = MAKE[name](None, network(9), ignore_index=2)
+    x, y = data()
+    method.set_epoch(0)
+    logits = network()(x[:4])
+    loss = method.loss(logits, F.one_hot(y[:4], C).float(), torch.arange(4), inputs=x[:4])
+    other = MAKE[name](None, network(9))
+    other.set_epoch(0)
+    assert loss.item() == other.loss(logits, F.one_hot(y[:4], C).float(), torch.arange(4), inputs=x[:4]).item()
+
+
 @pytest.mark.parametrize("name", ["mixup", "cutmix"])
 def test_mixed_batches_follow_the_equation(name):
     torch.manual_seed(5)

@@ -171,6 +171,23 @@ def test_evaluation_reads_and_writes_no_row(kind, tmp_path):
     assert watched.evaluate(KINDS[kind][1]())["eval_loss"] == pytest.approx(plain.evaluate()["eval_loss"])
 
 
+@pytest.mark.parametrize("generate", [False, True])
+def test_label_smoothing_evaluates_without_decoder_inputs_from_the_collator(generate, tmp_path):
+    settings = {"label_smoothing_factor": 0.1, "predict_with_generate": generate}
+    ours = trainer("translator", tmp_path, **settings)
+    ours.train()
+    theirs = trainer("translator", tmp_path, plain=True, collator=_with_decoder_inputs("translator", 0.1), **settings)
+    theirs.model.load_state_dict(ours.model.state_dict())
+    assert ours.evaluate()["eval_loss"] == pytest.approx(theirs.evaluate()["eval_loss"])
+
+
+def test_a_class_of_the_users_own_is_causal_as_its_base_is(tmp_path):
+    own, plain = trainer("language_model", tmp_path), trainer("language_model", tmp_path)
+    own.model.__class__ = type("MyOwn", (type(own.model),), {})
+    own.train(), plain.train()
+    assert_close(weights(own), weights(plain), atol=0)
+
+
 @pytest.mark.parametrize("save", ["epoch", "middle"])
 @pytest.mark.parametrize(
     ("kind", "store"), [("classifier", None), ("translator", "file"), ("translator", "model"), ("normed", "model")]
@@ -310,6 +327,7 @@ class Packing:
         ("classifier", {"pskd": {"alpha_T": 2.0}}, "alpha_T must lie in"),
         ("plain", {"data": [{**one, "labels": 0.5} for one in tiny.vectors()]}, "labels that are classes"),
         ("translator", {"pskd": {"lengths": [1] * 8}}, "rows in the table"),
+        ("self_shifting", {"label_smoothing_factor": 0.1}, "let the collator add decoder_input_ids"),
     ],
 )
 def test_what_cannot_work_is_refused(kind, change, message, tmp_path):

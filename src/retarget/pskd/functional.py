@@ -32,6 +32,21 @@ class SparseRows(NamedTuple):
         return self.rest[:, None].repeat(1, num_classes).scatter(1, self.classes, self.values)
 
 
+def cross_entropy(
+    logits: Float[Tensor, "batch classes"],
+    targets: Integer[Tensor, "batch"] | Float[Tensor, "batch classes"],
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    reduction: Reduction = "mean",
+) -> Float[Tensor, ""] | Float[Tensor, "batch"]:
+    """torch's, on logits of float32 or wider. ``ignore_index`` concerns labels; torch refuses one of 0 or above for
+    probabilities."""
+    ignored = -100 if targets.is_floating_point() else ignore_index
+    return F.cross_entropy(
+        widen(logits), targets, ignore_index=ignored, label_smoothing=label_smoothing, reduction=reduction
+    )
+
+
 def alpha_at(epoch: int, total_epochs: int, alpha_T: float) -> float:
     """Weight of the past prediction in an epoch: ``alpha_T * (epoch + 1) / total_epochs`` (section 3.2).
 

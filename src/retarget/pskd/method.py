@@ -15,7 +15,7 @@ from retarget.pskd.checks import (
     check_unchanged,
     one_hot,
 )
-from retarget.pskd.functional import SparseRows, pskd_loss, soften, sparse_pskd_losses, widen
+from retarget.pskd.functional import SparseRows, cross_entropy, pskd_loss, soften, sparse_pskd_losses, widen
 from retarget.pskd.memory import Memory
 from retarget.pskd.rows import Dense
 from retarget.pskd.store import MemoryMapped
@@ -77,13 +77,8 @@ class PSKD(Memory):
                 hard = targets
             else:  # safe labels: on an accelerator a bad one would end the process before it can be named
                 hard = labels.masked_fill(targets == self.ignore_index, self.ignore_index)
-            loss = F.cross_entropy(
-                widen(logits),
-                hard,
-                ignore_index=self.ignore_index,
-                label_smoothing=smoothing,
-                reduction="mean" if denominator is None else "sum",
-            )
+            reduction = "mean" if denominator is None else "sum"
+            loss = cross_entropy(logits, hard, self.ignore_index, smoothing, reduction)
             loss = loss if denominator is None else loss / denominator
         else:
             losses, log_norm = self._soft_losses(logits, targets, labels, at, inputs, smoothing)

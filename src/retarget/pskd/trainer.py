@@ -105,7 +105,8 @@ class PSKDMixin(_Base):
         if items is None and batches and "labels" in batches[0]:
             items = torch.stack([self._targets(batch["labels"]).ne(IGNORE).sum() for batch in batches]).sum().to(device)
             if self.args.average_tokens_across_devices and self.args.world_size > 1:
-                items = self.accelerator.gather(items).sum()  # type: ignore[union-attr]
+                copies = self.get_tp_size() * self.get_cp_size() * self.get_sp_size()  # processes with the same batch
+                items = self.accelerator.gather(items).sum() / copies  # type: ignore[union-attr]
         return batches, items
 
     # -- a step
@@ -116,6 +117,8 @@ class PSKDMixin(_Base):
         """The PS-KD loss in training; in evaluation the library's."""
         index = inputs.pop("index", None)
         if not model.training:
+            if self.label_smoother is not None and "labels" in inputs:  # the library takes the labels away
+                inputs = self._with_decoder_inputs(inputs, inputs["labels"])
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if index is None or "labels" not in inputs:
             raise UserError(f"a training batch needs labels and index: it has {', '.join(inputs)}")
@@ -131,7 +134,7 @@ class PSKDMixin(_Base):
             shared["smoothing"] = self.args.label_smoothing_factor
         loss = method.loss(logits, self._targets(labels), index, **shared)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
-            loss = loss * self.accelerator.num_processes  # the gradient is averaged over them
+            loss = loss * (self.accelerator.num_processes // self.get_tp_size())  # the gradient is averaged over them
         return (loss, outputs) if return_outputs else loss
 
     def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
@@ -267,7 +270,8 @@ class PSKDMixin(_Base):
 
     def _is_causal(self) -> bool:
         # The library's own mark first; it misses GPT2LMHeadModel and its like, which are in the list.
-        listed = type(self._bare_model()).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+        kinds = {kind.__name__ for kind in type(self._bare_model()).__mro__}  # a class of the user's own among them
+        listed = not kinds.isdisjoint(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
         return getattr(self, "_loss_shifts_labels", False) or listed
 
     def _bare_model(self) -> Any:
@@ -287,6 +291,11 @@ class PSKDMixin(_Base):
             return inputs
         if hasattr(model, "prepare_decoder_input_ids_from_labels"):
             return {**inputs, "decoder_input_ids": model.prepare_decoder_input_ids_from_labels(labels=labels)}
+        if self.label_smoother is not None:
+            raise UserError(
+                f"{type(model).__name__} makes its decoder's inputs of the labels itself, and label_smoothing_factor "
+                "takes the labels away: let the collator add decoder_input_ids"
+            )
         return {**inputs, "labels": labels}  # M2M100 and its like shift them inside; the loss made of them is not used
 
 

@@ -66,6 +66,18 @@ def test_who_is_right_and_who_counts(detections, right, counted):
     assert [one.int().tolist() for one in nothing] == [[0] * len(right), [1] * len(right)]
 
 
+def test_a_detection_inside_a_crowd_counts_neither_here_nor_in_map():
+    """Its IoU with the crowd is small, and all of it lies in the crowd."""
+    seen = Detections()
+    crowd = [0.0, 0.0, 100.0, 100.0]
+    seen.add(
+        [found((A, 1, 0.9)), found(([40.0, 40.0, 60.0, 60.0], 1, 0.95))],
+        [target((A, 1, False)), target((crowd, 1, True))],
+    )
+    assert seen.judged().right.tolist() == [True]
+    assert mean_average_precision(seen)["map"] == pytest.approx(100)
+
+
 def judged_pair():
     """Class 1 is found perfectly. Class 2: a false alarm of 0.95, then the object at IoU 0.5 with 0.75."""
     seen = Detections()

@@ -100,6 +100,28 @@ def test_a_weight_average_leaves_the_trained_weights_alone(tmp_path, control):
     assert any(not torch.equal(found[name.replace("network.", "average.")], expected[name]) for name in expected)
 
 
+def test_an_averages_reach_is_the_published_share_of_the_run(tmp_path):
+    run = Run.create(tmp_path, settings=settings("mean_teacher"), seed=1)
+    network = torch.nn.Linear(2, 2)
+    steps = run.settings["epochs"] * (1000 // run.settings["batch_size"])
+    method = peers.make(run, 1000, 10, network, 1)
+    assert method.decay_in_ramp == method.decay_after == pytest.approx(max(0.9, 1 - 150 / steps))
+
+
+def test_a_student_is_not_its_teachers_twin(tmp_path, control):
+    """At a learning rate of almost 0 the weights are those that the run began with."""
+    first = {}
+    for arm in ("label_smoothing", "born_again"):
+        still = settings(arm, lr=1e-30, weight_decay=0.0, epochs=1)
+        needs = {"cross_entropy": control[0]}
+        run = Run.create(tmp_path / arm, settings=still, arm=arm, seed=1, needs=needs)
+        peers.run(run)
+        first[arm] = weights(run.directory)
+    kernels = [name for name, value in first["born_again"].items() if value.ndim > 1]
+    assert kernels
+    assert not any(torch.equal(*(own[name] for own in first.values())) for name in kernels)
+
+
 KILLED = """
 import json, os, signal, sys, torch
 from retarget.pskd.tasks import peers

@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
 from retarget.errors import UserError
 from retarget.pskd.checks import Checks, check_index, check_labels, check_loss, check_probabilities, check_some, one_hot
 from retarget.pskd.exchange import world_size
-from retarget.pskd.functional import pskd_loss, widen
+from retarget.pskd.functional import cross_entropy, pskd_loss, widen
 from retarget.pskd.memory import refuse_bad_epoch, refuse_bad_run
 from retarget.pskd.state import read_state, refuse_other_run, restore, write_state
 
@@ -301,7 +300,7 @@ class Peer:
 
     def _hard(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy against the given targets."""
-        return F.cross_entropy(widen(logits), targets, ignore_index=self.ignore_index)
+        return cross_entropy(logits, targets, self.ignore_index)
 
     def _soft(self, logits: Tensor, probs: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy against rows of probabilities."""

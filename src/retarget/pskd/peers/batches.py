@@ -77,11 +77,18 @@ class DLB(Peer):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._last: tuple[Tensor, Tensor] | None = None
+        self._rows = 0  # of a batch
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the last step's logits; 0 before the first step."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in self._last or ())
+        """Bytes of the last step's logits and indices; 0 before the first step."""
+        return self._rows * (4 * self.num_classes + 8)
+
+    def _progress(self) -> dict[str, Any]:
+        return {"rows": self._rows}
+
+    def _resume(self, progress: dict[str, Any]) -> None:
+        self._rows = progress["rows"]
 
     def _begin(self, epoch: int) -> None:
         self._last = None
@@ -100,7 +107,7 @@ class DLB(Peer):
 
     def _remember(self, *pending: Any) -> None:
         at, logits = pending
-        self._last = at, logits
+        self._last, self._rows = (at, logits), len(at)
 
 
 class BatchSampler(Sampler[list[int]]):

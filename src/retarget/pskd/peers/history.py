@@ -29,7 +29,13 @@ class History(Peer):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._table: Table | None = None
+        self._placed = False  # a table that was loaded goes where the logits are
         self._log = WriteLog()
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the table, both slots and stamps."""
+        return 2 * (self.num_samples + 1) * (4 * self.num_classes + 4) if self.strength > 0 else 0
 
     def end_epoch(self) -> None:
         """Raise what was found bad in the epoch and exchange its rows between ranks: collective."""
@@ -46,13 +52,21 @@ class History(Peer):
 
     def _make_room(self, saved: dict[str, Tensor]) -> None:
         if saved:
-            self._room(torch.device("cpu")).epoch = self._epoch or 0
+            self._table = self._make_table(torch.device("cpu"))
+            self._placed = False
+
+    def _make_table(self, device: torch.device) -> Table:
+        table = Table(Dense("float32"), self.num_samples, self.num_classes, device)
+        table.epoch = self._epoch or 0
+        return table
 
     def _room(self, device: torch.device) -> Table:
+        where = device if self.device is None else torch.device(self.device)
         if self._table is None:
-            where = torch.device(self.device) if self.device is not None else device
-            self._table = Table(Dense("float32"), self.num_samples, self.num_classes, where)
-            self._table.epoch = self._epoch or 0
+            self._table = self._make_table(where)
+        elif not self._placed and self._table.device != where:
+            self._table.move(where)
+        self._placed = True
         return self._table
 
     def _read(self, index: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -5,11 +5,10 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from retarget.pskd.exchange import world_size
-from retarget.pskd.functional import widen
+from retarget.pskd.functional import cross_entropy
 from retarget.pskd.peers import losses
 from retarget.pskd.peers.base import Peer, not_negative, positive, share
 
@@ -25,7 +24,7 @@ class LabelSmoothing(Peer):
     smoothing: float = share(0.1)
 
     def _loss(self, logits: Tensor, targets: Tensor, labels: Tensor, index: Tensor, inputs: Any) -> Tensor:
-        return F.cross_entropy(widen(logits), targets, ignore_index=self.ignore_index, label_smoothing=self.strength)
+        return cross_entropy(logits, targets, self.ignore_index, label_smoothing=self.strength)
 
 
 @dataclass(eq=False, repr=False)

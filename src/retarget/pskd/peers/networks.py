@@ -114,7 +114,7 @@ class Averaged(Peer):
 
     @property
     def evaluated(self) -> nn.Module | None:
-        return self.average if self.strength > 0 else None
+        return self.average.eval() if self.strength > 0 else None
 
     def to(self, device: torch.device | str) -> None:
         """Move the average."""
@@ -146,13 +146,24 @@ class Averaged(Peer):
         self.steps = progress["steps"]
 
 
+def scaled_decay(steps: int) -> float:
+    """A decay that reaches as far back, as a share of a run of so many steps, as 0.999 does in the official mean
+    teacher's 150,000 (1,000 steps); at least 10 steps, since less is hardly an average.
+
+    >>> scaled_decay(150_000), round(scaled_decay(3000), 3), scaled_decay(100)
+    (0.999, 0.95, 0.9)
+    """
+    return max(0.9, 1 - 150 / steps)
+
+
 @dataclass(eq=False, repr=False)
 class WeightEMA(Averaged):
     """Plain cross-entropy; the exponential average of the weights is evaluated (Polyak and Juditsky 1992; Tarvainen
     and Valpola 2017, section 2, without its consistency term). Batch norm's statistics are averaged with the weights.
 
     Args:
-        decay: d in [0, 1); 0.999 is mean teacher's. 0 evaluates the weights themselves.
+        decay: d in [0, 1); 0.999 is mean teacher's, for 150,000 steps: :func:`scaled_decay` gives that of a shorter
+            run. 0 evaluates the weights themselves.
     """
 
     wanted = Needs(network="average", after_step=True)
@@ -180,7 +191,8 @@ class MeanTeacher(Averaged):
         weight: w_max ≥ 0; 100 is the official setting for CIFAR-10 with every label, as are the rest
             (CuriousAI/mean-teacher, tensorflow/experiments/cifar10_final_eval.py and mean_teacher/model.py).
         ramp: share of the run over which the weight rises; 40,000 of 150,000 steps.
-        decay_in_ramp, decay_after: decay of the average, in [0, 1); for SVHN the first is 0.99.
+        decay_in_ramp, decay_after: decay of the average, in [0, 1); for SVHN the first is 0.99. 0.999 is for 150,000
+            steps: :func:`scaled_decay` gives that of a shorter run.
     """
 
     wanted = Needs(network="average", forwards=2.0, inputs=True, after_step=True)

@@ -11,7 +11,7 @@ from scipy.optimize import minimize
 from scipy.special import expit, log_expit, logit
 from torch import Tensor
 from torchmetrics.detection import MeanAveragePrecision
-from torchvision.ops import box_iou
+from torchvision.ops import box_area, box_iou
 
 from retarget.metrics import calibration as c
 
@@ -66,19 +66,28 @@ def match(found: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> tuple[Te
     """Which detections of an image are right, and which count, [M] bool each.
 
     From the most confident on, a detection takes the object of its class with the largest IoU, of at least 0.5, that
-    no other has taken. One that fits an ignored object alone does not count.
+    no other has taken. One of which at least half lies in an ignored object of its class, as COCO measures crowds,
+    does not count.
     """
     right, counted = (torch.full((len(found["scores"]),), value, dtype=torch.bool) for value in (False, True))
     overlap = box_iou(found["boxes"], target["boxes"])
-    overlap = overlap.masked_fill(found["labels"][:, None] != target["labels"], 0.0)
+    other_class = found["labels"][:, None] != target["labels"]
+    overlap = overlap.masked_fill(other_class, 0.0)
+    inside = _share_inside(found["boxes"], target["boxes"]).masked_fill(other_class, 0.0)
     free = ~target["ignored"]
     for place in found["scores"].argsort(descending=True, stable=True).tolist():
         candidates = overlap[place].masked_fill(~free, 0.0)
         if len(candidates) and candidates.max() >= RIGHT_IOU:
             right[place], free[candidates.argmax()] = True, False
-        elif (overlap[place][target["ignored"]] >= RIGHT_IOU).any():
+        elif (inside[place][target["ignored"]] >= RIGHT_IOU).any():
             counted[place] = False
     return right, counted
+
+
+def _share_inside(boxes: Tensor, areas: Tensor) -> Tensor:
+    """Share of each box [M, 4] that lies in each area [N, 4], [M, N]."""
+    low, high = torch.maximum(boxes[:, None, :2], areas[:, :2]), torch.minimum(boxes[:, None, 2:], areas[:, 2:])
+    return (high - low).clamp_min(0).prod(2) / box_area(boxes)[:, None].clamp_min(1e-9)
 
 
 def mean_average_precision(detections: Detections) -> dict[str, float]:

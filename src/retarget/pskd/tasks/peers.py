@@ -16,6 +16,7 @@ from retarget.errors import UserError
 from retarget.pskd import peers
 from retarget.pskd.functional import widen
 from retarget.pskd.peers.batches import BatchSampler
+from retarget.pskd.peers.networks import scaled_decay
 from retarget.pskd.tasks import classification
 from retarget.pskd.tasks.classification import Classifier, Data, Observe, Reseed, StopClock
 from retarget.pskd.tasks.data import Images, Normalise, Place, Split, TrainingSet, split, stream, whole_batch
@@ -31,7 +32,8 @@ class PeerClassifier(Classifier):
     def __init__(self, network: nn.Module, settings: dict[str, Any], method: peers.Peer) -> None:
         super().__init__(network, settings)
         self.method = method
-        self.average = method.evaluated  # a submodule, so that checkpoints hold it
+        average = method.evaluated
+        self.average = average.train() if average else None  # a submodule, so that checkpoints hold it
 
     def forward(self, x: Tensor) -> Tensor:
         average = cast(nn.Module | None, self.average)
@@ -115,7 +117,7 @@ def run(run: Run) -> dict[str, float]:
 
 def make(run: Run, num_samples: int, num_classes: int, network: nn.Module, channels: int) -> peers.Peer:
     """The method that ``settings["peer"]`` names: ``{"method": "OnlineLabelSmoothing", setting: value, …}``."""
-    settings = dict(run.settings["peer"])
+    settings: dict[str, Any] = dict(run.settings["peer"])
     name = settings.pop("method")
     kind = getattr(peers, name, None) if name in peers.__all__ else None
     if not (isinstance(kind, type) and issubclass(kind, peers.Peer)):
@@ -123,6 +125,9 @@ def make(run: Run, num_samples: int, num_classes: int, network: nn.Module, chann
     needed = kind.wanted.network
     if needed == "average":
         settings["model"] = network
+        steps = run.settings["epochs"] * (num_samples // run.settings["batch_size"])
+        decays = ("decay",) if kind is peers.WeightEMA else ("decay_in_ramp", "decay_after")
+        settings = {**dict.fromkeys(decays, scaled_decay(max(steps, 1))), **settings}
     elif needed == "trained_teacher":
         teacher = build(run.settings["network"], num_classes, channels)
         teacher.load_state_dict(_weights(run.other(run.settings["teacher"]) / "checkpoint" / "last.ckpt", "network."))
@@ -134,7 +139,7 @@ def _train(run: Run) -> dict[str, float]:
     settings = run.settings
     parts = split(settings)
     channels = 3 if parts.train.pixels is None else parts.train.pixels.shape[1]
-    torch.manual_seed(stream(run.seed))
+    torch.manual_seed(stream(run.seed, 2) if settings.get("teacher") else stream(run.seed))  # not its teacher's twin
     network = _channels_last(build(settings["network"], parts.train.num_classes, channels))
     method = make(run, len(parts.train), parts.train.num_classes, network, channels)
     module = PeerClassifier(network, settings, method)
@@ -144,6 +149,7 @@ def _train(run: Run) -> dict[str, float]:
     last = run.checkpoint / "last.ckpt"
     data = PeerData(run, parts, normalise, method)
     trainer.fit(module, datamodule=data, ckpt_path=last if last.exists() else None, weights_only=True)
+    module.to(trainer.strategy.root_device)  # the trainer has taken it back to the CPU
     arrays = classification._predict(module, parts, normalise, settings, run.checkpoint / "selected.ckpt")
     run.save_predictions(**arrays)
     metrics = scores(arrays)
@@ -165,6 +171,8 @@ def _evaluate_shift(run: Run) -> dict[str, float]:
     network = build(settings["network"], parts.train.num_classes, channels)
     network.load_state_dict(_weights(run.checkpoint / "last.ckpt", prefix))
     network = _channels_last(network).eval()
+    trainer = pl.Trainer(accelerator=settings["accelerator"], devices=1, logger=False, enable_checkpointing=False)
+    network.to(trainer.strategy.root_device)  # where the run trained
     index, images = shifted_images(parts.test, settings)
     normalise = Normalise(parts.train)
     arrays = {**load_file(path), "shift_index": index}
@@ -180,8 +188,9 @@ def _logits(
 ) -> np.ndarray:
     images = Images(pixels, torch.zeros(len(pixels), dtype=torch.long), test.num_classes)
     loader = classification._evaluation_loader(images, normalise, settings)
-    with torch.autocast("cpu", torch.bfloat16, enabled=settings["precision"] == "bf16-mixed"):
-        return torch.cat([widen(network(batch[0])) for batch in loader]).numpy()
+    device = next(network.parameters()).device
+    with torch.autocast(device.type, torch.bfloat16, enabled=settings["precision"] == "bf16-mixed"):
+        return torch.cat([widen(network(batch[0].to(device))) for batch in loader]).cpu().numpy()
 
 
 def _channels_last(network: nn.Module) -> nn.Module:

@@ -196,7 +196,10 @@ def _trainer(run: Run, model: PreTrainedModel, train: list, collator: Any, watch
         model=model, args=arguments, train_dataset=train, data_collator=collator, callbacks=[watch]
     )
     if s["targets"] == "hard":
-        return Seq2SeqTrainer(**shared)
+        trainer = Seq2SeqTrainer(**shared)
+        # Marian's and M2M100's own loss is the mean of a batch, although their signature says that it is the update's.
+        trainer.model_accepts_loss_kwargs = trainer.model_accepts_loss_kwargs and s["smoothing"] > 0
+        return trainer
     return PSKDSeq2SeqTrainer(**shared, alpha_T=s["alpha_T"], schedule=s["schedule"], store=TopK(s["topk"]))
 
 
