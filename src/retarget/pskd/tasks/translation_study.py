@@ -75,12 +75,12 @@ PRESETS: dict[str, dict[str, Any]] = {
     ),
     "small": dict(
         dataset="files:multi30k", vocabulary=5000, d_model=256, ffn=512, heads=8, layers=2, dropout=0.1, norm="pre",
-        epochs=6, batch_sentences=64, lr=2e-3, lr_schedule="cosine", warmup_steps=300, accelerator="cpu", bf16=True,
+        epochs=5, batch_sentences=64, lr=2e-3, lr_schedule="cosine", warmup_steps=300, accelerator="cpu", bf16=True,
     ),
     "paper": dict(dataset="files:multi30k", vocabulary=10_000, epochs=60, batch_sentences=256),
 }  # fmt: skip
 
-MINUTES_PER_RUN = {"demo": 0.7, "small": 16.0, "paper": 30.0}
+MINUTES_PER_RUN = {"demo": 0.7, "small": 14.0, "paper": 30.0}
 
 ARMS = (
     Arm(name="cross_entropy", label="cross-entropy"),
