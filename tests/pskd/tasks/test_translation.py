@@ -15,7 +15,7 @@ from retarget.pskd.places import table_bytes
 from retarget.pskd.tasks import translation
 from retarget.pskd.tasks.sentences import encode, grammar, read_pairs, sentence_pairs, train_tokenizer
 from retarget.pskd.tasks.translation_analysis import analyse
-from retarget.pskd.tasks.translation_study import ARMS, plan
+from retarget.pskd.tasks.translation_study import ARMS, plan, prepare
 from retarget.study.record import Results, Run, read_history
 from retarget.study.runner import run_study
 
@@ -99,7 +99,7 @@ def test_files_are_read_and_both_directions_are_conditions(tmp_path):
     assert [(b, a) for a, b in there.test] == back.test == [(b, a) for a, b in pairs]
     (tmp_path / "val.en").write_text("one line\n")
     with pytest.raises(UserError, match="1 lines in en, 60 in de"):
-        sentence_pairs(study.run_settings(study.conditions[0], study.arms[0]))
+        prepare(study)
     with pytest.raises(UserError, match="dataset = 'files:DIR'"):
         read_pairs(tmp_path / "nowhere", "train", "en", "de")
 

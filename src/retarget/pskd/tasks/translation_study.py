@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from retarget.errors import UserError
+from retarget.extras import require
 from retarget.study.config import (
     Arm,
     Claim,
@@ -165,6 +166,7 @@ def plan(
         question="Do softened targets from the model's own past predictions help this translator?",
         preset=preset,
         task="retarget.pskd.tasks.translation:run",
+        prepare="retarget.pskd.tasks.translation_study:prepare",
         analysis="retarget.pskd.tasks.translation_analysis:analyse",
         settings=settings.model_dump(mode="json"),
         settings_model=Settings,
@@ -177,6 +179,16 @@ def plan(
         ),
         minutes_per_run=MINUTES_PER_RUN[preset],
     )  # fmt: skip
+
+
+def prepare(plan: StudyPlan) -> None:
+    """Refuse missing packages and sentences that cannot be read, once and at once."""
+    for module in ("transformers", "accelerate", "sacrebleu"):
+        require(module, "text")
+    from retarget.pskd.tasks.sentences import sentence_pairs
+
+    for condition in plan.conditions:
+        sentence_pairs(plan.run_settings(condition, plan.arms[0]))
 
 
 def _directions(source: str, target: str) -> tuple[Condition, ...]:
