@@ -96,7 +96,8 @@ def test_the_help_of_a_method_lists_its_arms_and_settings(capsys):
     code, out, err = call(capsys, "study", "pskd", "--help", "--set", "task=translation", "beams=7")
     assert (code, err) == (0, "")
     assert "\n  pskd_label_smoothing  PS-KD + label smoothing\n" in out
-    assert "\n  beams                 7  fairseq's transformer_iwslt_de_en" in out
+    assert "\n  beams                 7 (default 5)  fairseq's transformer_iwslt_de_en" in out
+    assert "\n  targets" not in out, "the arms decide it"
     code, out, err = call(capsys, "study", "pskd", "-h")
     assert (code, err) == (0, "")
     assert "task=detection" in out

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
+from pydantic.fields import FieldInfo
+from pydantic_core import to_jsonable_python
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from retarget.cli import METHODS
@@ -111,13 +113,28 @@ def _describe(words: list[str]) -> int:
     for arm in plan.arms:
         print(f"  {arm.name:{widest}}  {arm.label}")
     print("\nSettings, for --set KEY=VALUE or --config, with the preset's values:\n")
+    decided = {name for arm in plan.arms for name in arm.settings}
     for name, value in plan.settings.items():
-        field = fields.get(name)
-        print(f"  {name:{widest}}  {json.dumps(value)}  {field.description or '' if field else ''}".rstrip())
+        if name not in decided:
+            print(f"  {name:{widest}}  {json.dumps(value)}{_origin(fields.get(name), value)}")
     if plan.others:
         print(f"\nOther studies, each with arms and claims of its own: --set {', '.join(plan.others)}.")
     print("\nThe options: retarget study --help")
     return 0
+
+
+def _origin(field: FieldInfo | None, value: Any) -> str:
+    """What a setting is; where the preset changes it, the default too, since the source that is named is the default's.
+
+    A setting of several has no line of its own.
+    """
+    if field is None:
+        return ""
+    text = f"  {field.description}" * bool(field.description)
+    if field.is_required() or isinstance(value, dict):
+        return text
+    default = to_jsonable_python(field.get_default(call_default_factory=True, validated_data={}))
+    return f" (default {json.dumps(default)})" * (value != default) + text
 
 
 def report(words: list[str]) -> int:

@@ -131,6 +131,25 @@ def test_probability_targets_are_softened_from_where_they_are(store):
     assert method.loss(logits, smooth, index).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
+@pytest.mark.parametrize("begin", ["again", "loaded"])
+@pytest.mark.parametrize("store", ["dense", TopK(2)])
+def test_an_epoch_that_begins_again_forgets_the_labels_that_it_saw(store, begin, tmp_path):
+    method = PSKD(N, C, EPOCHS, store=store)
+    logits, index = torch.randn(4, C), torch.arange(4)
+    if begin == "loaded":
+        method.set_epoch(0)
+        method.save(tmp_path / "state.safetensors")
+    method.set_epoch(0)
+    method.loss(logits, torch.tensor([0, 1, 2, 1]), index)
+    if begin == "loaded":
+        method.load(tmp_path / "state.safetensors")
+    method.set_epoch(0)
+    method.loss(logits, torch.tensor([2, 1, 0, 1]), index)
+    method.set_epoch(1)
+    with pytest.raises(UserError, match="which it had not when it was last seen"):
+        method.loss(logits, torch.tensor([0, 1, 2, 1]), index)
+
+
 def test_probabilities_have_no_label_to_ignore():
     method, other = PSKD(N, C, EPOCHS, ignore_index=2), PSKD(N, C, EPOCHS)
     x, y = data()

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 
 from retarget.errors import UserError
 from retarget.pskd import PSKD, MemoryMapped, SequencePSKD, TopK
-from retarget.pskd.places import MEMORY_LIMIT, table_bytes
+from retarget.pskd.places import MEMORY_LIMIT
 from retarget.pskd.ragged import Offsets
+from retarget.pskd.store import table_bytes
 
 sys.path.insert(0, str(Path(__file__).parent))
 import reference
@@ -185,6 +186,24 @@ def test_a_sequence_of_one_target_is_a_sample():
         logits = logits_for(epoch, (6,))
         index = torch.arange(6)
         assert torch.equal(sequence.loss(logits[:, None], labels[:, None], index), plain.loss(logits, labels, index))
+
+
+@pytest.mark.parametrize("kind", ["topk", "dense", "file"])
+@pytest.mark.parametrize("sentence", range(len(SENTENCES)))
+def test_another_label_than_in_the_epoch_before_is_refused(kind, sentence, tmp_path):
+    """Padding leaves the labels of the others alone."""
+    pskd = method({"topk": TopK(2), "dense": "dense", "file": MemoryMapped(tmp_path / "t")}[kind])
+    labels = collate(range(len(SENTENCES)))
+    for epoch in range(2):
+        pskd.set_epoch(epoch)
+        pskd.loss(logits_for(epoch, labels.shape), labels, torch.arange(len(labels)))
+    pskd.set_epoch(2)
+    labels[sentence] = torch.where(labels[sentence] == -100, -100, 6)
+    if not SENTENCES[sentence]:
+        pskd.loss(logits_for(2, labels.shape), labels, torch.arange(len(labels)))
+        return
+    with pytest.raises(UserError, match=f"target . of sequence {sentence} has the label 6"):
+        pskd.loss(logits_for(2, labels.shape), labels, torch.arange(len(labels)))
 
 
 def test_prompts_and_padding_are_no_passes_over_the_training_set():

@@ -56,13 +56,14 @@ def test_an_epoch_reads_the_newest_row_from_before_it(tmp_path_factory, epochs, 
             )
 
 
-@pytest.mark.parametrize("classes", [7, 255, 256, 257, 700, 3000])
+@pytest.mark.parametrize("classes", [7, 767, 768, 769, 832, 3000])  # in two steps from 768 on, in groups of 64
 def test_the_largest_of_wide_rows_are_those_of_topk(classes):
     generator = torch.Generator().manual_seed(classes)
     z = torch.randn(5, classes, generator=generator)
     z[0, -3:] = 9.0 + torch.arange(3)  # in the last, incomplete group
     z[1, : 3 * (classes // 3)] = 2.0  # equal ones
-    z[2, :] = torch.arange(classes)  # all in one group
+    z[2, :] = torch.arange(classes)
+    z[3, classes // 128 * 64 :][:3] = 9.0 + torch.arange(3)  # all in one group in the middle
     values, places = largest(z, 3)
     torch.testing.assert_close(values, z.topk(3, dim=1).values, rtol=0, atol=0)
     torch.testing.assert_close(z.gather(1, places), values, rtol=0, atol=0)

@@ -18,7 +18,7 @@ from retarget.pskd.exchange import WriteLog, communication_device, exchange, wor
 from retarget.pskd.functional import SparseRows, alpha_at, widen
 from retarget.pskd.rows import RowFormat
 from retarget.pskd.state import read_state, refuse_other_run, restore, write_state
-from retarget.pskd.store import MemoryMapped, Table, row_format
+from retarget.pskd.store import MemoryMapped, Table, row_format, table_bytes
 from retarget.pskd.teacher import PreviousModel
 
 Store = Literal["dense"] | RowFormat | MemoryMapped | PreviousModel
@@ -133,8 +133,7 @@ class Memory:
         if self._rows is None:
             assert self.teacher is not None
             return self.teacher.num_bytes
-        row = sum(width * dtype.itemsize for width, dtype in self._rows.fields(self.num_classes).values()) + 4
-        return 2 * ((self.num_samples or 0) + 1) * row
+        return table_bytes(self.num_samples or 0, self.num_classes, self._rows)
 
     def past_probs(
         self, index: Integer[Tensor, "batch"], *, inputs: Any = None

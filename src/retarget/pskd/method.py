@@ -18,7 +18,6 @@ from retarget.pskd.checks import (
 from retarget.pskd.functional import SparseRows, cross_entropy, pskd_loss, soften, sparse_pskd_losses, widen
 from retarget.pskd.memory import Memory
 from retarget.pskd.rows import Dense
-from retarget.pskd.store import MemoryMapped
 
 
 class PSKD(Memory):
@@ -43,7 +42,16 @@ class PSKD(Memory):
     in ``fallbacks``. Under torch.distributed ``set_epoch`` and ``save`` are collective.
     """
 
-    _known: Tensor | None = None  # [N], the label that each sample was last seen with; -1: not yet
+    _known: Tensor | None = None  # [N + 1], the label that each sample was last seen with; -1: not yet
+
+    def set_epoch(self, epoch: int) -> None:
+        if epoch in (0, self._epoch):  # begun again: what was seen in it is forgotten
+            self._known = None
+        super().set_epoch(epoch)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self._known = None
 
     def loss(
         self,
@@ -130,18 +138,19 @@ class PSKD(Memory):
             return targets.argmax(1)
         near = index.to(targets.device, non_blocking=True)
         labels = check_labels(self._checks, targets.long(), near, self.num_classes, self.ignore_index)
-        if isinstance(self._rows, Dense) and not isinstance(self.store, MemoryMapped):
+        if isinstance(self._rows, Dense):
             self._check_known(labels, near, targets != self.ignore_index)
         return labels
 
     def _check_known(self, labels: Tensor, index: Tensor, counted: Tensor) -> None:
         """A dense row does not say which label its sample had: this does, in this process and since it began."""
         if self._known is None:
-            self._known = torch.full((self.num_samples or 0,), -1, dtype=torch.int32)
+            self._known = torch.full(((self.num_samples or 0) + 1,), -1, dtype=torch.int32)
         known = self._known = self._known.to(labels.device)
         before = known[index]
         check_unchanged(self._checks, (before < 0) | (before == labels) | ~counted, labels, index)
-        known[index] = torch.where(counted, labels.to(known.dtype), before)
+        kept = index.masked_fill(~counted, len(known) - 1)  # the last is no sample's
+        known[kept] = labels.to(known.dtype)
 
     def _check_past(
         self, past: Tensor | SparseRows, alpha: Tensor, targets: Tensor, labels: Tensor, at: Tensor

@@ -8,7 +8,7 @@ from torch import Tensor
 from retarget.errors import UserError
 from retarget.pskd.memory import Store
 from retarget.pskd.method import PSKD
-from retarget.pskd.store import MemoryMapped, row_format
+from retarget.pskd.store import MemoryMapped, table_bytes
 from retarget.pskd.teacher import PreviousModel
 
 MEMORY_LIMIT = 8_000_000_000
@@ -103,17 +103,6 @@ class PlacedPSKD(PSKD):
 
     def _teacher_rows(self, logits: Tensor) -> Tensor:
         return super()._teacher_rows(self._classes_last(logits).reshape(-1, self.num_classes))
-
-
-def table_bytes(num_rows: int, num_classes: int, store: Store) -> int:
-    """Bytes of a table, both slots and stamps, before it is made.
-
-    >>> from retarget.pskd.rows import TopK
-    >>> table_bytes(1000, 10_000, TopK(10))  # against 40 MB for one buffer of dense float32
-    88088
-    """
-    fields = row_format(store).fields(num_classes)  # type: ignore[arg-type]
-    return 2 * (num_rows + 1) * (4 + sum(width * dtype.itemsize for width, dtype in fields.values()))
 
 
 def refuse_too_large(num_rows: int, num_classes: int, store: Store) -> None:

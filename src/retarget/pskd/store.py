@@ -206,6 +206,17 @@ def row_format(store: "str | RowFormat | MemoryMapped") -> RowFormat:
     )
 
 
+def table_bytes(num_rows: int, num_classes: int, store: "str | RowFormat | MemoryMapped") -> int:
+    """Bytes of a table, both slots and stamps, before it is made.
+
+    >>> from retarget.pskd.rows import TopK
+    >>> table_bytes(1000, 10_000, TopK(10))  # against 40 MB for one buffer of dense float32
+    88088
+    """
+    fields = row_format(store).fields(num_classes)
+    return 2 * (num_rows + 1) * (4 + sum(width * dtype.itemsize for width, dtype in fields.values()))
+
+
 def _to_host(value: Tensor) -> Tensor:
     """A copy in pinned memory, under way."""
     return torch.empty(value.shape, dtype=value.dtype, pin_memory=True).copy_(value, non_blocking=True)

@@ -56,9 +56,9 @@ class PSKDMixin(_Base):
 
     Raises:
         UserError: a dataset without stable indices, a checkpoint without a table, a loss of the caller's own
-            (``compute_loss_func``), several GPUs in one process (start one process a GPU instead), labels that are
-            not classes, ``PreviousModel`` of another model or of one whose weights are spread over processes (FSDP,
-            DeepSpeed).
+            (``compute_loss_func``), several GPUs in one process (start one process a GPU instead), context or sequence
+            parallelism, labels that are not classes, ``PreviousModel`` of another model or of one whose weights are
+            spread over processes (FSDP, DeepSpeed).
     """
 
     def __init__(
@@ -75,6 +75,8 @@ class PSKDMixin(_Base):
             raise UserError("PS-KD replaces the loss, and compute_loss_func does so too: leave one of them out")
         if self.args.n_gpu > 1:
             raise UserError("several GPUs in one process are not supported: start with torchrun, one process a GPU")
+        if self.get_cp_size() > 1 or self.get_sp_size() > 1:
+            raise UserError("context and sequence parallelism split a sample's targets, whose rows lie together")
         self._pskd_teacher = store if isinstance(store, PreviousModel) else None
         if self._pskd_teacher and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             raise UserError(
@@ -105,8 +107,7 @@ class PSKDMixin(_Base):
         if items is None and batches and "labels" in batches[0]:
             items = torch.stack([self._targets(batch["labels"]).ne(IGNORE).sum() for batch in batches]).sum().to(device)
             if self.args.average_tokens_across_devices and self.args.world_size > 1:
-                copies = self.get_tp_size() * self.get_cp_size() * self.get_sp_size()  # processes with the same batch
-                items = self.accelerator.gather(items).sum() / copies  # type: ignore[union-attr]
+                items = self.accelerator.gather(items).sum() / self.get_tp_size()  # type: ignore[union-attr]
         return batches, items
 
     # -- a step

@@ -95,7 +95,7 @@ class Claim(Strict):
 
 
 def claims_under(condition: str = "default", suffix: str = "") -> Callable[..., Claim]:
-    """A short hand for the claims of one condition: ``claim(id, sentence, metric, direction, smallest_effect, arms)``.
+    """Shorthand for the claims of one condition: ``claim(id, sentence, metric, direction, smallest_effect, arms)``.
 
     Args:
         condition: the condition that the claims are decided under.

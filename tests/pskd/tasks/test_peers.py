@@ -101,11 +101,14 @@ def test_a_weight_average_leaves_the_trained_weights_alone(tmp_path, control):
 
 
 def test_an_averages_reach_is_the_published_share_of_the_run(tmp_path):
-    run = Run.create(tmp_path, settings=settings("mean_teacher"), seed=1)
-    network = torch.nn.Linear(2, 2)
-    steps = run.settings["epochs"] * (1000 // run.settings["batch_size"])
-    method = peers.make(run, 1000, 10, network, 1)
-    assert method.decay_in_ramp == method.decay_after == pytest.approx(max(0.9, 1 - 150 / steps))
+    def made(arm, **own):
+        asked = settings(arm, batch_size=50)
+        run = Run.create(tmp_path / arm, settings={**asked, "peer": {**asked["peer"], **own}}, seed=1)
+        return peers.make(run, 50_000, 10, torch.nn.Linear(2, 2), 1)
+
+    teacher = made("mean_teacher")  # 4 epochs of 1,000 steps
+    assert teacher.decay_in_ramp == teacher.decay_after == made("weight_ema").decay == pytest.approx(0.9625)
+    assert made("weight_ema", decay=0.5).decay == 0.5
 
 
 def test_a_student_is_not_its_teachers_twin(tmp_path, control):

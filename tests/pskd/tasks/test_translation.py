@@ -11,7 +11,7 @@ from transformers import DataCollatorForSeq2Seq
 
 from retarget.errors import UserError
 from retarget.pskd import TopK
-from retarget.pskd.places import table_bytes
+from retarget.pskd.store import table_bytes
 from retarget.pskd.tasks import translation
 from retarget.pskd.tasks.sentences import encode, grammar, read_pairs, sentence_pairs, train_tokenizer
 from retarget.pskd.tasks.translation_analysis import analyse
@@ -73,6 +73,16 @@ def test_alpha_zero_trains_as_cross_entropy_does(tmp_path):
     assert off["nll"] == control["nll"]
     a, b = last_weights(tmp_path / "off"), last_weights(tmp_path / "control")
     assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("norm", ["post", "pre"])
+@pytest.mark.parametrize("arm", [arm.name for arm in ARMS])
+def test_batches_that_accumulate_train_as_one_does(arm, norm, tmp_path):
+    nll = []
+    for batches in (1, 4):
+        asked = settings(arm, norm=norm, dropout=0.0, epochs=2, batch_sentences=40 // batches, accumulate=batches)
+        nll.append(translation.run(Run.create(tmp_path / str(batches), settings=asked))["nll"])
+    assert nll[0] == pytest.approx(nll[1], abs=1e-5)
 
 
 @pytest.mark.parametrize("preset", ["small", "paper"])

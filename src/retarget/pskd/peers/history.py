@@ -16,7 +16,7 @@ from retarget.pskd.functional import pskd_loss, widen
 from retarget.pskd.peers import losses
 from retarget.pskd.peers.base import Peer, not_negative, share
 from retarget.pskd.rows import Dense
-from retarget.pskd.store import Table
+from retarget.pskd.store import Table, table_bytes
 
 
 @dataclass(eq=False, repr=False)
@@ -35,7 +35,7 @@ class History(Peer):
     @property
     def num_bytes(self) -> int:
         """Bytes of the table, both slots and stamps."""
-        return 2 * (self.num_samples + 1) * (4 * self.num_classes + 4) if self.strength > 0 else 0
+        return table_bytes(self.num_samples, self.num_classes, "dense") if self.strength > 0 else 0
 
     def end_epoch(self) -> None:
         """Raise what was found bad in the epoch and exchange its rows between ranks: collective."""

@@ -26,8 +26,8 @@ from transformers import (
 from transformers.models.m2m_100.modeling_m2m_100 import shift_tokens_right
 
 from retarget.metrics import calibration as c
-from retarget.pskd.places import table_bytes
 from retarget.pskd.rows import TopK
+from retarget.pskd.store import table_bytes
 from retarget.pskd.tasks.sentences import EOS, PAD, Pairs, Parts, encode, sentence_pairs, train_tokenizer
 from retarget.pskd.trainer import PSKDSeq2SeqTrainer
 from retarget.study.files import replace_file
@@ -196,11 +196,14 @@ def _trainer(run: Run, model: PreTrainedModel, train: list, collator: Any, watch
         model=model, args=arguments, train_dataset=train, data_collator=collator, callbacks=[watch]
     )
     if s["targets"] == "hard":
-        trainer = Seq2SeqTrainer(**shared)
-        # Marian's and M2M100's own loss is the mean of a batch, although their signature says that it is the update's.
-        trainer.model_accepts_loss_kwargs = trainer.model_accepts_loss_kwargs and s["smoothing"] > 0
-        return trainer
+        return Seq2SeqTrainer(**shared, compute_loss_func=None if s["smoothing"] else _token_mean)
     return PSKDSeq2SeqTrainer(**shared, alpha_T=s["alpha_T"], schedule=s["schedule"], store=TopK(s["topk"]))
+
+
+def _token_mean(outputs: Any, labels: Tensor, num_items_in_batch: Any) -> Tensor:
+    """Cross-entropy, the mean over an update's tokens. Marian's and M2M100's own is a batch's, although their signature
+    says that it is the update's."""
+    return F.cross_entropy(outputs.logits.flatten(0, 1), labels.flatten(), reduction="sum") / num_items_in_batch
 
 
 def _evaluate(

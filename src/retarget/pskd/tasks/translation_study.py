@@ -60,7 +60,7 @@ class Settings(Strict):
     weight_decay: float = Field(default=1e-4, ge=0, description=_IWSLT)
     beams: int = Field(default=5, ge=1, description=_IWSLT)
     accelerator: Literal["auto", "cpu"] = "auto"
-    bf16: bool = False
+    bf16: bool = Field(default=False, description="bfloat16 autocast, in training and in evaluation")
     # The arm
     targets: Literal["hard", "pskd"] = "hard"
     smoothing: float = Field(default=0.0, ge=0, lt=1, description=f"0.1 where an arm smooths: {_IWSLT}")
