@@ -4,9 +4,11 @@
     python tools/write_documents.py --check    # exit 1 where a document is not what this would write
 
 A document marks the places: ``<!-- map -->`` ... ``<!-- end of map -->``, and ``<!-- results: NAME -->`` ...
-``<!-- end of results -->``, filled from ``results/NAME/summary.json`` and ``study.json``, or from the
-``results/NAME/commands.json`` that tools/record_commands.py wrote. ``<!-- results: NAME columns: METRIC ... -->`` names
-the columns of the metrics' tables; among five arms or more each mean then has its rank beside it.
+``<!-- end of results -->``, filled from ``results/NAME/summary.json``, ``study.json`` and the notes and remarks of
+``analysis.json``, from the ``results/NAME/commands.json`` that tools/record_commands.py wrote, or from the
+``results/NAME/figures.jsonl`` that ``python -m benchmarks`` printed.
+``<!-- results: NAME columns: METRIC ... -->`` names the columns of the metrics' tables; among five arms or more each
+mean then has its rank beside it.
 """
 
 import ast
@@ -57,15 +59,20 @@ def results(name: str, columns: Sequence[str] = ()) -> str:
     folder = ROOT / "results" / name
     if (folder / "commands.json").exists():
         return _transcript(json.loads((folder / "commands.json").read_text(encoding="utf-8")))
+    if (folder / "figures.jsonl").exists():
+        return _figures((folder / "figures.jsonl").read_text(encoding="utf-8"))
     if not (folder / "summary.json").exists():
         return "Nothing recorded yet."
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     study = json.loads((folder / "study.json").read_text(encoding="utf-8"))
-    plan = study["plan"]
+    kept = folder / "analysis.json"
+    analysis = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
+    plan, remarks, notes = study["plan"], analysis.get("remarks", {}), analysis.get("notes", [])
     parts = [
         f"{plan['title']}, preset `{summary['preset']}`: {plan['question']}",
         *([_claims(summary, plan)] if summary["claims"] else []),
-        *(_metrics(condition, summary, plan, columns) for condition in summary["conditions"]),
+        *(_metrics(one, summary, plan, columns, remarks.get(one, {})) for one in summary["conditions"]),
+        *(["\n".join(f"- {note}" for note in notes)] if notes else []),
         _provenance(study, summary),
     ]
     return "\n\n".join(parts)
@@ -107,7 +114,9 @@ def _difference(claim: dict[str, Any], places: int) -> str:
     return text
 
 
-def _metrics(condition: str, summary: dict[str, Any], plan: dict[str, Any], columns: Sequence[str]) -> str:
+def _metrics(
+    condition: str, summary: dict[str, Any], plan: dict[str, Any], columns: Sequence[str], remarks: dict[str, str]
+) -> str:
     arms = summary["conditions"][condition]
     labels = {arm["name"]: arm["label"] for arm in plan["arms"]}
     shown = [m for m in plan["metrics"] if any(_measured(arms[arm].get(m["name"])) for arm in arms)]
@@ -123,7 +132,8 @@ def _metrics(condition: str, summary: dict[str, Any], plan: dict[str, Any], colu
         seeds = max((sum(v is not None for v in one["values"]) for one in values.values()), default=0)
         if seeds:
             cells = [_cell(values.get(m["name"]), m["decimals"]) + ranks[m["name"]].get(arm, "") for m in shown]
-            rows.append(f"| {labels.get(arm, arm)} | {seeds} | " + " | ".join(cells) + " |")
+            name = labels.get(arm, arm) + (f" ({remarks[arm]})" if arm in remarks else "")
+            rows.append(f"| {name} | {seeds} | " + " | ".join(cells) + " |")
     where = "" if condition == _condition(condition, plan) == "default" else f"{_condition(condition, plan)}, "
     return f"{where}mean ± sd{' (rank)' * ranked} over seeds:\n\n" + "\n".join(rows)
 
@@ -176,6 +186,20 @@ def _transcript(record: dict[str, Any]) -> str:
     minutes = sum(one["cpu_seconds"] for one in record["commands"]) / 60
     body = "\n".join(lines)
     return f"```console\n{body}\n```\n\nMade at {commit}, in {minutes:.0f} CPU-minutes, on {machine}."
+
+
+def _figures(text: str) -> str:
+    figures = [json.loads(line) for line in text.splitlines()]
+    rows = ["| figure | value | quartiles | to reach | reached |", "|---|---|---|---|---|"]
+    for one in figures:
+        quartiles = (one["detail"] or {}).get("quartiles")
+        spread = f"{quartiles[0]:.4g} to {quartiles[1]:.4g}" if quartiles else ""
+        reached = {True: "yes", False: "no", None: ""}[one["reached"]]
+        value = f"{one['value']:.4g}{_unit('' if one['unit'] == 'ratio' else one['unit'])}"
+        rows.append(f"| {one['figure']} | {value} | {spread} | {one['reach'] or ''} | {reached} |")
+    made = {(one["command"], one["commit"], re.sub(r", load [\d.]+", "", one["hardware"])) for one in figures}
+    where = "; ".join(f"`{command}` at commit {str(commit)[:10]}, on {machine}" for command, commit, machine in made)
+    return "\n".join(rows) + f"\n\nRatios are of interleaved pairs. Made by {where}."
 
 
 def _unit(unit: str) -> str:

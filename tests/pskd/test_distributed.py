@@ -39,6 +39,15 @@ def test_two_processes_equal_one(case, store, tmp_path):
         torch.testing.assert_close(rank["rows"], one["rows"], rtol=0, atol=1e-6)
 
 
+def test_four_processes_equal_one(tmp_path):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "four").mkdir()
+    (one,) = train("even", "dense", 1, tmp_path / "one")
+    for rank in train("even", "dense", 4, tmp_path / "four"):
+        for name in ("rows", "weights"):
+            torch.testing.assert_close(rank[name], one[name], rtol=0, atol=1e-6)
+
+
 def test_four_processes_agree_where_padding_repeats_samples(tmp_path):
     ranks = train("pad", "dense", 4, tmp_path)
     for rank in ranks:

@@ -1,5 +1,6 @@
 """The Hugging Face Trainer with PS-KD, on tiny real models."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
-from torch.utils.data import IterableDataset
+from torch.utils.data import IterableDataset, Sampler
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer, TrainerCallback, TrainingArguments
 
 from retarget.errors import UserError
@@ -149,9 +150,17 @@ def test_padding_on_the_left_changes_nothing(tmp_path):
     assert_close(weights(right), weights(left), atol=1e-5)
 
 
+def _with_index(features):
+    """A caller's collator that keeps the index, which ``generate`` would refuse."""
+    batch = tiny.pad(features)
+    if "index" in features[0]:
+        batch["index"] = torch.tensor([one["index"] for one in features])
+    return batch
+
+
 @pytest.mark.parametrize("kind", ["classifier", "translator"])
 def test_evaluation_reads_and_writes_no_row(kind, tmp_path):
-    more = {"predict_with_generate": True} if kind == "translator" else {}
+    more = {"predict_with_generate": True, "collator": _with_index} if kind == "translator" else {}
     quiet = trainer(kind, tmp_path, per_device_train_batch_size=4)
     watched = trainer(
         kind, tmp_path, per_device_train_batch_size=4, eval_strategy="steps", eval_steps=1, eval_on_start=True, **more
@@ -333,6 +342,19 @@ class Packing:
 def test_what_cannot_work_is_refused(kind, change, message, tmp_path):
     with pytest.raises(UserError, match=message):
         trainer(kind, tmp_path, **change).train()
+
+
+def test_an_endless_sampler_is_refused(tmp_path):
+    class Endless(Sampler):
+        def __iter__(self):
+            return itertools.cycle(range(8))
+
+    class Sampled(PSKDTrainer):
+        def _get_train_sampler(self, *_):
+            return Endless()
+
+    with pytest.raises(UserError, match="the training loader has no length"):
+        Sampled(model=tiny.classifier(), args=arguments(tmp_path, max_steps=6), train_dataset=tiny.texts()).train()
 
 
 def test_a_loss_of_the_callers_own_is_refused(tmp_path):

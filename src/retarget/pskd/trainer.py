@@ -4,6 +4,7 @@ The trainer gives every training sample its index behind the caller's dataset an
 before the model sees it, and computes the loss. Everything else is the library's.
 """
 
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -55,10 +56,10 @@ class PSKDMixin(_Base):
     ``train(resume_from_checkpoint=...)`` reads it back; with ``PreviousModel`` the past weights are.
 
     Raises:
-        UserError: a dataset without stable indices, a checkpoint without a table, a loss of the caller's own
-            (``compute_loss_func``), several GPUs in one process (start one process a GPU instead), context or sequence
-            parallelism, labels that are not classes, ``PreviousModel`` of another model or of one whose weights are
-            spread over processes (FSDP, DeepSpeed).
+        UserError: a dataset without stable indices, an endless sampler, a checkpoint without a table, a loss of the
+            caller's own (``compute_loss_func``), several GPUs in one process (start one process a GPU instead),
+            context or sequence parallelism, labels that are not classes, ``PreviousModel`` of another model or of one
+            whose weights are spread over processes (FSDP, DeepSpeed).
     """
 
     def __init__(
@@ -179,6 +180,11 @@ class PSKDMixin(_Base):
 
     def _begin_training(self) -> None:
         self.pskd = None
+        if self.state.num_train_epochs == sys.maxsize:  # the library's mark of a loader without a length
+            raise UserError(
+                "the training loader has no length, so no epoch ends, after which the past would be read: give the "
+                "sampler a __len__ of one pass, and num_train_epochs"
+            )
         if self._pskd_teacher:
             self._pskd_teacher.past = None
             if self._pskd_teacher.model not in (self.model, self.accelerator.unwrap_model(self.model)):

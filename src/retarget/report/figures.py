@@ -129,7 +129,8 @@ class Analysis(Strict):
         item_intervals: ``{claim id: (low, high)}``, over items, of treated - control (or ``against``); shown.
         item_label: what those intervals are.
         figures: what the page shows below the claims, in order.
-        notes: sentences for the page (what was not measured and why, an undertrained baseline, ...).
+        notes: sentences for the page (what was not measured and why, what to mind, ...).
+        remarks: ``{condition: {arm: words}}``, beside the arm's name wherever its numbers stand ("undertrained").
     """
 
     metrics: dict[str, dict[str, dict[str, list[Value]]]] = Field(default_factory=dict)
@@ -137,6 +138,7 @@ class Analysis(Strict):
     item_label: str = "item bootstrap"
     figures: list[Figure] = Field(default_factory=list)
     notes: list[str] = Field(default_factory=list)
+    remarks: dict[str, dict[str, str]] = Field(default_factory=dict)
 
 
 def _same_count(where: str, left: str, left_items: list[Any], right: str, right_items: list[Any]) -> None:

@@ -57,7 +57,9 @@ def metric_tables(study: Study) -> tuple[MetricTable, ...]:
         if rows:
             seeds = words.plural(len(study.plan.seeds), "seed")
             label = condition.label or ("" if condition.name == "default" else condition.name)
-            tables.append(MetricTable(label, seeds, tuple(arm.label for arm in arms), tuple(rows)))
+            remarks = study.analysis.remarks.get(condition.name, {})
+            heads = [f"{arm.label} ({remarks[arm.name]})" if arm.name in remarks else arm.label for arm in arms]
+            tables.append(MetricTable(label, seeds, tuple(heads), tuple(rows)))
     return tuple(tables)
 
 

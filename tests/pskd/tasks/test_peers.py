@@ -236,6 +236,13 @@ def test_the_page_ranks_every_method_by_its_mean(tmp_path):
     column = table.columns.index("NLL")
     places = {row[0]: int(row[column].split()[0]) for row in table.rows}
     assert sorted(means, key=means.get) == sorted(places, key=places.get)
+    heading = "clean labels: Top-1 accuracy (%) under each corruption"
+    (table,) = [one for one in analysis.figures if one.title == heading]
+    assert table.columns == ["method", "brightness", "contrast", "gaussian blur", "gaussian noise", "jpeg"]
+    rows = {method: np.mean([float(value) for value in values]) for method, *values in table.rows}
+    for arm in study.arms:
+        each = [results.run("clean", arm.name, seed).metrics["corrupt_top1"] for seed in (0, 1)]
+        assert rows[arm.label] == pytest.approx(np.mean(each), abs=0.005)
     fitted = np.mean([results.run("clean", "cross_entropy", seed).metrics["temperature"] for seed in (0, 1)])
     (note,) = [one for one in analysis.notes if one.startswith("clean labels: cross-entropy is")]
     assert f"temperature {fitted:.2f}" in note

@@ -65,6 +65,33 @@ def test_noise_has_its_deviation_and_blur_its_kernel(severity):
     assert np.abs(blurred.astype(int) - stored(np.outer(kernel, kernel))).max() <= 1
 
 
+@pytest.mark.parametrize("severity", SEVERITIES)
+def test_the_other_noises_have_their_moments(severity):
+    grey = torch.full((40, 1, 16, 16), 128, dtype=torch.uint8)
+    x = 128 / 255
+    shot, speckle, impulse = (
+        shift.corrupt(grey, kind, severity, 0).double() / 255
+        for kind in ("shot_noise", "speckle_noise", "impulse_noise")
+    )
+    assert shot.std().item() == pytest.approx((x / [500, 250, 100, 75, 50][severity - 1]) ** 0.5, rel=0.05)
+    assert speckle.std().item() == pytest.approx(x * [0.06, 0.1, 0.12, 0.16, 0.2][severity - 1], rel=0.05)
+    share = [0.01, 0.02, 0.03, 0.05, 0.07][severity - 1]
+    assert (impulse == 1).double().mean().item() == pytest.approx(share / 2, rel=0.4)
+    assert (impulse == 0).double().mean().item() == pytest.approx(share / 2, rel=0.4)
+    assert ((impulse == 0) | (impulse == 1) | (impulse == x)).all()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pixelating_averages_over_boxes(channels):
+    images = pixels(channels, size=20)
+    found = shift.corrupt(images, "pixelate", 5, 0)  # 20 pixels to 13 and back
+    assert found.shape == images.shape
+    first, second = images[0, 0, 0].double(), images[0, 0, 1].double()
+    reach = 20 / 13  # the first small pixel covers one pixel and 7/13 of the next, both ways
+    row = [(one[0] + (reach - 1) * one[1]) / reach for one in (first, second)]
+    assert found[0, 0, 0, 0].item() == pytest.approx((row[0] + (reach - 1) * row[1]).item() / reach, abs=2)
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_jpeg_is_a_round_trip_through_the_library(channels):
     images = pixels(channels)
@@ -146,4 +173,7 @@ def test_scores_under_shift_equal_loops():
     known, strange = probs(arrays["test_logits"]).max(1), probs(arrays["shift_logits_ood"]).max(1)
     wins = sum(1.0 if a > b else 0.5 if a == b else 0.0 for a in known for b in strange)
     assert found["ood_auroc"] == pytest.approx(100 * wins / (40 * 15))
+    alone = shift.kind_scores(arrays, 1.0)
+    assert [alone[kind]["corrupt_nll"] for kind in "ab"] == pytest.approx(nll)
+    assert alone["a"]["corrupt_ece_scaled"] == alone["a"]["corrupt_ece"], "a temperature of 1 changes nothing"
     assert found["corrupt_nll_scaled"] != pytest.approx(found["corrupt_nll"]), "the temperature is not 1 here"

@@ -92,15 +92,20 @@ def test_a_table_is_a_small_share_of_a_dense_one(preset):
     assert table_bytes(400_000, vocabulary, TopK(k)) <= 400_000 * vocabulary * 4 / 200
 
 
-def test_files_are_read_and_both_directions_are_conditions(tmp_path):
-    pairs = grammar(60, seed=3)
+def write_sentences(folder, pairs):
+    """As Multi30k's: files of three parts, English plain and German packed."""
     for name in ("train", "val", "test_2016_flickr"):
         for side, language in enumerate(("en", "de")):
             text = "".join(f"{pair[side]}\n" for pair in pairs)
             if language == "de":
-                (tmp_path / f"{name}.de.gz").write_bytes(gzip.compress(text.encode()))
+                (folder / f"{name}.de.gz").write_bytes(gzip.compress(text.encode()))
             else:
-                (tmp_path / f"{name}.en").write_text(text)
+                (folder / f"{name}.en").write_text(text)
+
+
+def test_files_are_read_and_both_directions_are_conditions(tmp_path):
+    pairs = grammar(60, seed=3)
+    write_sentences(tmp_path, pairs)
     study = plan("small", {"dataset": f"files:{tmp_path}", "train_sentences": 20})
     assert [c.name for c in study.conditions] == ["en-de", "de-en"]
     assert len({claim.id for claim in study.claims}) == 10
@@ -143,6 +148,20 @@ def test_a_study_runs_and_its_analysis_draws(tmp_path):
     assert [figure.kind for figure in analysis.figures] == ["lines", "lines", "text"]
     assert any("signature" in note for note in analysis.notes)
     assert np.isfinite(analysis.figures[0].series[0].y[0][0])
+
+
+@pytest.mark.parametrize("languages", [("de", "en"), ("en", "de")], ids="-".join)
+def test_a_baseline_far_below_the_published_one_is_marked_undertrained(languages, tmp_path):
+    """The published one is of German to English."""
+    write_sentences(tmp_path, grammar(60, seed=3))
+    source, target = languages
+    files = {"dataset": f"files:{tmp_path}", "source": source, "target": target, "test": "test_2016_flickr"}
+    study = plan("demo", {**QUICK, **files, "epochs": 1}, seeds=[0], arms=["cross_entropy"])
+    done = run_study(study, tmp_path / "study")
+    marked = languages == ("de", "en")
+    assert ("cross-entropy (undertrained)" in done.page.read_text()) == marked
+    kept = json.loads((tmp_path / "study" / "analysis.json").read_text())
+    assert any(note.startswith("undertrained: cross-entropy reaches") for note in kept["notes"]) == marked
 
 
 def test_bad_settings_are_refused():

@@ -10,9 +10,13 @@ from retarget.study.config import Arm, Claim, Metric, Strict
 class Shift(Strict):
     """Evaluation on images that a model was not trained for; ``shift`` in a study's settings."""
 
-    kinds: tuple[Literal["gaussian_noise", "gaussian_blur", "brightness", "contrast", "jpeg"], ...] = Field(
-        default=("gaussian_noise", "gaussian_blur", "brightness", "contrast", "jpeg"), description="corruptions"
-    )
+    kinds: tuple[
+        Literal["gaussian_noise", "gaussian_blur", "brightness", "contrast", "jpeg", "shot_noise", "impulse_noise",
+                "speckle_noise", "pixelate"], ...
+    ] = Field(
+        default=("gaussian_noise", "gaussian_blur", "brightness", "contrast", "jpeg"),
+        description="corruptions; also shot_noise, impulse_noise, speckle_noise, pixelate",
+    )  # fmt: skip
     severity: int = Field(default=3, ge=1, le=5, description="of the corruptions")
     images: int = Field(default=2000, ge=1, description="test images at most, for each corruption")
     ood: str = Field(

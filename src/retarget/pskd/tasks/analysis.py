@@ -1,12 +1,13 @@
 """What the page shows of a PS-KD study beyond the runs' own metrics: figures, difficulty, item bootstrap."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from scipy.stats import rankdata
 
 from retarget.metrics import calibration as c
 from retarget.pskd.tasks.scores import fitted_temperature, log_losses
+from retarget.pskd.tasks.shift import kind_scores
 from retarget.report.figures import Analysis, Bars, Figure, Lines, Series, Table
 from retarget.study.config import Claim
 from retarget.study.record import Results
@@ -34,6 +35,7 @@ def analyse(results: Results) -> Analysis:
         metrics[condition.name] = shares
         figures += [*_curves(results, condition.name, prefix), *deciles]
         figures += [*_sweep(results, condition.name, prefix), *_ranks(results, condition.name, prefix)]
+        figures += _corruptions(results, condition.name, prefix)
     intervals = {}
     for claim in results.plan.claims:
         interval = _item_interval(results, claim)
@@ -193,35 +195,54 @@ def _confidence(temperature: float) -> str:
     return f"{says} (fitted temperature {temperature:.2f})"
 
 
-def _sweep(results: Results, condition: str, prefix: str) -> list[Figure]:
-    """Confidence and accuracy by alpha_T, where the arms are a sweep of it. Cross-entropy is alpha_T 0."""
+def _swept(results: Results) -> dict[float, str]:
+    """Arms by alpha_T, ascending, where they are a sweep of it, cross-entropy as 0; else none."""
     arms = {0.0 if arm.name == "cross_entropy" else arm.settings.get("alpha_T"): arm.name for arm in results.plan.arms}
-    weights = sorted(weight for weight in arms if weight is not None)
-    if len(weights) < 4:
-        return []
+    swept = {weight: name for weight, name in arms.items() if weight is not None}
+    return dict(sorted(swept.items())) if len(swept) >= 4 else {}
 
-    def values(metric: str) -> list[list[float | None]]:
-        runs = [[results.run(condition, arms[weight], seed) for weight in weights] for seed in results.seeds]
-        return [[one.metrics[metric] if one else None for one in row] for row in runs]
 
-    likelihood = np.array(values("nll_scaled"), dtype=float)
-    gain = likelihood[:, :1] - likelihood
-    with np.errstate(invalid="ignore"):
-        good = [f"{w:g}" for at, w in enumerate(weights) if w > 0 and (gain[:, at] > 0).all()]
-    reading = (
-        f"Better than cross-entropy on every seed: alpha_T {', '.join(good)}."
-        if good
-        else ("No alpha_T is better than cross-entropy on every seed.")
-    )
+def _by_weight(results: Results, condition: str, metric: str) -> list[list[float | None]]:
+    """A metric of a sweep's arms, [seeds, arms]."""
+    runs = [[results.run(condition, arm, seed) for arm in _swept(results).values()] for seed in results.seeds]
+    return [[one.metrics[metric] if one else None for one in row] for row in runs]
+
+
+def _sweep(results: Results, condition: str, prefix: str) -> list[Figure]:
+    """Confidence and accuracy by alpha_T, where the arms are a sweep of it."""
+    weights = list(_swept(results))
     return [
         Lines(
-            title=f"{prefix}{label} by alpha_T", caption=f"alpha_T 0 is cross-entropy. {extra}".strip(),
-            x_label="alpha_T", y_label=label, series=[Series(label="PS-KD", x=weights, y=values(metric))],
+            title=f"{prefix}{label} by alpha_T", caption="alpha_T 0 is cross-entropy.", x_label="alpha_T",
+            y_label=label, series=[Series(label="PS-KD", x=weights, y=_by_weight(results, condition, metric))],
         )
-        for metric, label, extra in (
-            ("nll_scaled", "NLL after temperature", reading), ("top1", "Top-1 accuracy (%)", ""), ("ece", "ECE (%)", "")
+        for metric, label in (
+            ("nll_scaled", "NLL after temperature"), ("top1", "Top-1 accuracy (%)"), ("ece", "ECE (%)")
         )
+        if weights
     ]  # fmt: skip
+
+
+def recommended(weights: Sequence[float], values: np.ndarray) -> str:
+    """Which alpha_T to choose: those that are better than cross-entropy on every seed.
+
+    Args:
+        weights: alpha_T of the arms, 0 (cross-entropy) first.
+        values: NLL after temperature, [seeds, arms]; a seed that an arm lacks (NaN) does not count.
+
+    >>> recommended([0, 0.4, 0.8], np.array([[0.5, 0.4, 0.3], [0.5, 0.4, 0.6], [np.nan, 0.1, 0.1]]))
+    'alpha_T 0.4: a lower NLL after temperature than cross-entropy on each of 2 seeds; the lowest mean at 0.4.'
+    """
+    complete = values[~np.isnan(values).any(1)]
+    if not len(complete):
+        return "no seed has all its runs."
+    good = [f"{weight:g}" for at, weight in enumerate(weights) if at and (complete[:, at] < complete[:, 0]).all()]
+    if not good:
+        return f"no alpha_T has a lower NLL after temperature than cross-entropy on each of {len(complete)} seeds."
+    return (
+        f"alpha_T {', '.join(good)}: a lower NLL after temperature than cross-entropy on each of {len(complete)} "
+        f"seeds; the lowest mean at {weights[int(complete.mean(0).argmin())]:g}."
+    )
 
 
 def _ranks(results: Results, condition: str, prefix: str) -> list[Figure]:
@@ -249,6 +270,35 @@ def _ranks(results: Results, condition: str, prefix: str) -> list[Figure]:
     ]
 
 
+def _corruptions(results: Results, condition: str, prefix: str) -> list[Figure]:
+    """One table a metric: every method under every corruption."""
+    found: dict[str, list[dict[str, dict[str, float]]]] = {}
+    for arm in results.plan.arms:
+        runs = [results.run(condition, arm.name, seed) for seed in results.seeds]
+        for arrays in (run.predictions() for run in runs if run):
+            if "shift_index" in arrays:
+                found.setdefault(arm.label, []).append(kind_scores(arrays, fitted_temperature(arrays)))
+    kinds = list(next(iter(found.values()))[0]) if found else []
+    return [
+        Table(
+            title=f"{prefix}{label} under each corruption",
+            caption="Mean over the seeds that a method has; the corruptions are CIFAR-C's, made from the test images.",
+            columns=["method", *(kind.replace("_", " ") for kind in kinds)],
+            rows=[
+                [method, *(f"{np.mean([scores[kind][name] for scores in seeds]):.{decimals}f}" for kind in kinds)]
+                for method, seeds in found.items()
+            ],
+        )
+        for name, label, decimals in (
+            ("corrupt_top1", "Top-1 accuracy (%)", 2),
+            ("corrupt_nll_scaled", "NLL after temperature", 3),
+            ("corrupt_ece", "ECE (%)", 2),
+            ("corrupt_ece_scaled", "ECE after temperature (%)", 2),
+        )
+        if kinds
+    ]
+
+
 def _places(higher: bool, values: list[list[float]]) -> list[str]:
     """Of values [methods, seeds], each method's place by its mean, and its best and worst place on one seed."""
     table = np.asarray(values) * (-1 if higher else 1)
@@ -266,10 +316,14 @@ def _notes(results: Results) -> list[str]:
         "may apply to any model; the raw figure stands beside and decides nothing.",
     ]
     for condition in results.plan.conditions:
+        where = f"{condition.label}: " if len(results.plan.conditions) > 1 else ""
+        weights = list(_swept(results))
+        if weights:
+            likelihood = np.array(_by_weight(results, condition.name, "nll_scaled"), dtype=float)
+            notes.append(f"{where}recommended range: {recommended(weights, likelihood)}")
         runs = [results.run(condition.name, "cross_entropy", seed) for seed in results.seeds]
         fitted = [one.metrics["temperature"] for one in runs if one]
         if fitted:
-            where = f"{condition.label}: " if len(results.plan.conditions) > 1 else ""
             notes.append(f"{where}cross-entropy {_confidence(float(np.mean(fitted)))}.")
     if len(results.seeds) < 2:
         notes.append("Gradient share by difficulty needs a second seed, whose cross-entropy model judges the first's.")
