@@ -230,7 +230,7 @@ def recommended(weights: Sequence[float], values: np.ndarray) -> str:
         weights: alpha_T of the arms, 0 (cross-entropy) first.
         values: NLL after temperature, [seeds, arms]; a seed that an arm lacks (NaN) does not count.
 
-    >>> recommended([0, 0.4, 0.8], np.array([[0.5, 0.4, 0.3], [0.5, 0.4, 0.6], [np.nan, 0.1, 0.1]]))
+    >>> recommended([0.0, 0.4, 0.8], np.array([[0.5, 0.4, 0.3], [0.5, 0.4, 0.6], [np.nan, 0.1, 0.1]]))
     'alpha_T 0.4: a lower NLL after temperature than cross-entropy on each of 2 seeds; the lowest mean at 0.4.'
     """
     complete = values[~np.isnan(values).any(1)]
