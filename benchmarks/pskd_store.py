@@ -1,0 +1,169 @@
+"""PS-KD's figures: what remembering costs, in time and bytes, at the shapes of ImageNet and of a large vocabulary."""
+
+import json
+import socket
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.multiprocessing.spawn import spawn
+
+from benchmarks._pairs import Pairs, figure, interleaved
+from benchmarks._ranks import exchange_an_epoch
+from retarget.pskd import Dense, TopK
+from retarget.pskd.ragged import Offsets
+from retarget.pskd.store import Table
+
+
+def figures() -> Iterator[dict[str, Any]]:
+    """Every figure of this module."""
+    yield from _table_io()
+    yield from _store_against_the_official_way()
+    yield from _bytes_a_row()
+    yield from _files()
+    yield from _processes()
+
+
+def _table_io(batch: int = 1024, classes: int = 21_841, samples: int = 20_000) -> Iterator[dict[str, Any]]:
+    """Gather and write of top-10 rows at ImageNet-21k's width, and the whole overhead beside softmax + topk."""
+    rows, table = TopK(10), Table(TopK(10), samples, classes)
+    logits, labels = torch.randn(batch, classes), torch.randint(classes, (batch,))
+    fields = rows.encode(logits, labels)
+    keep = torch.ones(batch, dtype=torch.bool)
+    epoch = 0
+
+    def io() -> None:
+        nonlocal epoch
+        epoch += 1
+        table.begin(epoch)
+        index = torch.randint(samples, (batch,))
+        started = time.perf_counter()
+        table.gather(index)
+        table.write(index, fields, keep)
+        spent.append(time.perf_counter() - started)
+
+    spent: list[float] = []
+    for _ in range(40):
+        io()
+    value = 1000 * sorted(spent[5:])[len(spent[5:]) // 2]
+    yield figure("table I/O of TopK(10), gather + write, B = 1024, C = 21,841", value, "ms", reach="<= 1")
+
+    index = torch.randperm(samples)[:batch]
+
+    def ours() -> None:
+        rows.decode(table.gather(index)[0], classes)
+        table.write(index, rows.encode(logits, labels), keep)
+
+    def peer() -> None:
+        torch.softmax(logits, 1).topk(10, dim=1)
+
+    ratio = interleaved(ours, peer)
+    yield figure("whole overhead of TopK(10) against softmax + topk, B = 1024, C = 21,841", ratio, "ratio")
+
+
+def _store_against_the_official_way() -> Iterator[dict[str, Any]]:
+    """Soften and remember, against an identity matrix, a host gather and one copy a sample, as the official step does
+    (written anew from its description; softmax left out on both sides)."""
+    for classes, rows, reach in ((21_841, Dense(), ">= 20"), (1000, Dense(), ">= 3"), (1000, TopK(10), None)):
+        pairs = _official_and_ours(classes, rows)
+        yield figure(f"official store step against ours, {rows}, B = 256, C = {classes:,}", pairs, "ratio", reach)
+
+
+def _official_and_ours(classes: int, rows: Dense | TopK, batch: int = 256, samples: int = 2048) -> Pairs:
+    logits, labels = torch.randn(batch, classes), torch.randint(classes, (batch,))
+    probs = torch.softmax(logits, 1)
+    index = torch.randperm(samples)[:batch]
+    fields = {"probs": probs} if isinstance(rows, Dense) else rows.encode(logits, labels)
+    keep = torch.ones(batch, dtype=torch.bool)
+    alpha = torch.full((batch,), 0.5)
+    table, host = Table(rows, samples, classes), torch.zeros(samples, classes)
+    table.write(index, fields, keep)
+
+    def ours() -> None:
+        table.begin(table.epoch + 1)
+        past = rows.decode(table.gather(index)[0], classes)
+        if isinstance(past, torch.Tensor):
+            past.mul_(alpha[:, None]).scatter_add_(1, labels[:, None], (1 - alpha)[:, None])
+        table.write(index, fields, keep)
+
+    def official() -> None:
+        0.5 * torch.eye(classes)[labels] + 0.5 * host[index]
+        for row in range(batch):
+            host[index[row]] = probs[row]
+
+    return interleaved(official, ours)
+
+
+def _bytes_a_row() -> Iterator[dict[str, Any]]:
+    yield figure(
+        "bytes a row and buffer of TopK(10), C = 1000", Table(TopK(10), 8, 1000).bytes_per_row, "bytes", "<= 60"
+    )
+
+
+IMAGENET = (1_281_167, 1000)
+"""Images and classes of ImageNet-1k."""
+
+
+def _files(seconds: float = 60.0) -> Iterator[dict[str, Any]]:
+    """Memory-mapped top-10 rows, real rows written and read until the time is over: at most an epoch of each shape."""
+    images, classes = IMAGENET
+    with tempfile.TemporaryDirectory() as folder:
+        table = Table(TopK(10), images, classes, path=Path(folder) / "images")
+        batches = torch.randperm(images).split(1024)[:-1]
+        spent, disk = _stream(table, batches, classes, seconds)
+        yield figure("table I/O of memory-mapped TopK(10), gather + write, B = 1024, 1.28 M x 1000", spent, "ms",
+                     "<= 1", {"rows_written": 1024 * len(spent)})  # fmt: skip
+        yield figure("disk of memory-mapped TopK(10), MB a million rows and buffer", disk / images / 2, "MB", "<= 60")
+    sentences, vocabulary = 800_000, 30_000
+    with tempfile.TemporaryDirectory() as folder:
+        where = Offsets(torch.randint(5, 46, (sentences,)).tolist())
+        table = Table(TopK(10), where.num_rows, vocabulary, path=Path(folder) / "tokens")
+
+        def rows(index: torch.Tensor) -> torch.Tensor:
+            counted = torch.arange(45) < where.lengths[index][:, None]
+            return where.rows(index, counted)[counted]
+
+        batches = map(rows, torch.randperm(sentences).split(160))
+        spent, disk = _stream(table, batches, vocabulary, seconds)
+        detail = {"tokens": where.num_rows, "sentences_written": 160 * len(spent), "disk_mb": disk / 1e6,
+                  "dense_fp32_gb": 4e-9 * where.num_rows * vocabulary}  # fmt: skip
+        name = "table I/O of memory-mapped TopK(10), gather + write, 160 sentences, vocabulary 30,000"
+        yield figure(name, spent, "ms", None, detail)
+
+
+def _stream(table: Table, batches: Iterable[torch.Tensor], classes: int, seconds: float) -> tuple[list[float], int]:
+    """Milliseconds of each batch's gather and write, and the bytes that the files take on the disk."""
+    rows, until = TopK(10), time.monotonic() + seconds
+    logits, labels = torch.randn(1024, classes), torch.randint(classes, (1024,))
+    fields = rows.encode(logits, labels)
+    table.begin(1)
+    spent = []
+    for index in batches:
+        chosen = torch.randint(1024, (len(index),))
+        new = {name: value[chosen] for name, value in fields.items()}
+        keep = torch.ones(len(index), dtype=torch.bool)
+        started = time.perf_counter()
+        table.gather(index)
+        table.write(index, new, keep)
+        spent.append(1000 * (time.perf_counter() - started))
+        if time.monotonic() > until:
+            break
+    assert table.path is not None
+    return spent, sum(512 * file.stat().st_blocks for file in table.path.glob("*.bin"))
+
+
+def _processes() -> Iterator[dict[str, Any]]:
+    """The exchange of an epoch's rows between gloo processes on this machine, memory-mapped TopK(10), 1.28 M x 1000."""
+    images, classes = IMAGENET
+    for world in (2, 4):
+        with tempfile.TemporaryDirectory() as folder, socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+            free.close()
+            spawn(exchange_an_epoch, (world, port, folder, images, classes, 1024), nprocs=world)
+            result = json.loads(Path(folder, "result.json").read_text())
+        yield figure(f"exchange of an epoch's rows, {world} gloo processes, TopK(10), 1.28 M x 1000",
+                     result["seconds"], "s", None, {"rows": result["rows"]})  # fmt: skip
