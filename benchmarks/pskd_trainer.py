@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from transformers import Seq2SeqTrainer, TrainerCallback
+from transformers import PrinterCallback, Seq2SeqTrainer, TrainerCallback
 
 from benchmarks._pairs import Pairs, figure
 from retarget.pskd import PreviousModel, PSKDSeq2SeqTrainer, TopK
@@ -43,6 +43,7 @@ def _hf_step(pairs: int = 30, batch: int = 64, vocabulary: int = 5000) -> Iterat
                 lengths=[16] * len(data),
                 **(settings or {"store": PreviousModel(model)}),
             )  # fmt: skip
+            trainer.remove_callback(PrinterCallback)  # it prints among the figures
             trainer.train()
         yield figure(f"PS-KD step against the library's in the HF Trainer, {name}, small Transformer, vocabulary "
                      f"{vocabulary:,}", trainer.pairs(), "ratio", reach)  # fmt: skip
