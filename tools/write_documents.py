@@ -197,9 +197,11 @@ def _figures(text: str) -> str:
         reached = {True: "yes", False: "no", None: ""}[one["reached"]]
         value = f"{one['value']:.4g}{_unit('' if one['unit'] == 'ratio' else one['unit'])}"
         rows.append(f"| {one['figure']} | {value} | {spread} | {one['reach'] or ''} | {reached} |")
-    made = {(one["command"], one["commit"], re.sub(r", load [\d.]+", "", one["hardware"])) for one in figures}
-    where = "; ".join(f"`{command}` at commit {str(commit)[:10]}, on {machine}" for command, commit, machine in made)
-    return "\n".join(rows) + f"\n\nRatios are of interleaved pairs. Made by {where}."
+    made = dict.fromkeys(
+        f"`{one['command']}` at commit {str(one['commit'])[:10]}, on {re.sub(r', load [0-9.]+', '', one['hardware'])}"
+        for one in figures
+    )
+    return "\n".join(rows) + f"\n\nRatios are of interleaved pairs. Made by {'; '.join(made)}."
 
 
 def _unit(unit: str) -> str:
