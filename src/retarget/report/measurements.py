@@ -64,7 +64,10 @@ def metric_tables(study: Study) -> tuple[MetricTable, ...]:
 
 
 def cost_table(study: Study) -> tuple[tuple[str, ...], ...]:
-    """Rows of text, the first the heading: per arm the runs, their time, and metrics in units of time or memory."""
+    """Rows of text, the first the heading: per arm its runs and their time, and metrics in units of time or memory.
+
+    A run that was interrupted has no time.
+    """
     costs = [metric for metric in study.plan.metrics if metric.unit in COST_UNITS]
     conditions = study.summary.conditions.values()
     rows = []
@@ -83,7 +86,7 @@ def cost_table(study: Study) -> tuple[tuple[str, ...], ...]:
     if total:
         rows.append(("all arms", str(len(total)), "", words.duration(sum(total)), *[""] * len(costs)))
     heads = [words.with_unit(f"mean {metric.label}", metric.unit) for metric in costs]
-    return (("Arm", "Runs finished", "Median time of a run", "Time in all", *heads), *rows)
+    return (("Arm", "Runs timed", "Median time of a run", "Time in all", *heads), *rows)
 
 
 def _metrics(study: Study) -> list[Metric]:

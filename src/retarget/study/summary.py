@@ -66,8 +66,11 @@ def spread(values: Sequence[float | None]) -> dict[str, Any]:
 
     >>> spread([1.0, None, 3.0])
     {'mean': 2.0, 'sd': 1.4142135623730951, 'values': [1.0, None, 3.0]}
+    >>> spread([0.1, 0.1, 0.1])["sd"]
+    0.0
     """
     there = [value for value in values if value is not None]
     mean = finite_or_none(float(np.mean(there))) if there else None
-    sd = finite_or_none(float(np.std(there, ddof=1))) if len(there) > 1 else None
+    same = len(set(there)) == 1  # whose deviation would be the rounding of their mean
+    sd = finite_or_none(0.0 if same else float(np.std(there, ddof=1))) if len(there) > 1 else None
     return {"mean": mean, "sd": sd, "values": list(values)}
