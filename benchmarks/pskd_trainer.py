@@ -6,7 +6,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from transformers import PrinterCallback, Seq2SeqTrainer, TrainerCallback
+from transformers import (
+    MarianConfig,
+    MarianMTModel,
+    PrinterCallback,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    TrainerCallback,
+)
 
 from benchmarks._pairs import Pairs, figure
 from retarget.pskd import PreviousModel, PSKDSeq2SeqTrainer, TopK
@@ -19,8 +26,6 @@ def figures() -> Iterator[dict[str, Any]]:
 
 def _hf_step(pairs: int = 30, batch: int = 64, vocabulary: int = 5000) -> Iterator[dict[str, Any]]:
     """A PS-KD step against the library's own in one Hugging Face Trainer, a small Transformer, 64 × 16 targets."""
-    from transformers import MarianConfig, MarianMTModel, Seq2SeqTrainingArguments
-
     steps = 2 * pairs + 4
     words = torch.randint(3, vocabulary, (steps * batch, 16)).tolist()  # all as long: pairs of steps are alike
     data = [{"input_ids": row, "labels": row} for row in words]

@@ -65,22 +65,21 @@ def contrast(pixels: Array, severity: int, rng: np.random.Generator) -> Array:
 
 def jpeg(pixels: Array, severity: int, rng: np.random.Generator) -> Array:
     """Written and read as JPEG of quality 80, 65, 58, 50, 40."""
-    quality = (80, 65, 58, 50, 40)[severity - 1]
+    pillow, quality = require("PIL.Image", "vision"), (80, 65, 58, 50, 40)[severity - 1]
 
     def compress(image: Any) -> Any:
         file = BytesIO()
         image.save(file, "JPEG", quality=quality)
-        return require("PIL.Image", "vision").open(file)
+        return pillow.open(file)
 
     return _through_pillow(pixels, compress)
 
 
 def pixelate(pixels: Array, severity: int, rng: np.random.Generator) -> Array:
     """Resized to 0.95, 0.9, 0.85, 0.75, 0.65 of its sides and back, by Pillow's box filter."""
-    scale = (0.95, 0.9, 0.85, 0.75, 0.65)[severity - 1]
+    box, scale = require("PIL.Image", "vision").Resampling.BOX, (0.95, 0.9, 0.85, 0.75, 0.65)[severity - 1]
 
     def resize(image: Any) -> Any:
-        box = require("PIL.Image", "vision").Resampling.BOX
         return image.resize(tuple(int(scale * side) for side in image.size), box).resize(image.size, box)
 
     return _through_pillow(pixels, resize)
