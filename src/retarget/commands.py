@@ -4,7 +4,6 @@ import importlib
 import json
 import shlex
 import sys
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,6 +15,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from retarget.cli import METHODS
 from retarget.errors import UsageError, UserError
+from retarget.settings import merged, parse_setting, read_config
 from retarget.study.config import StudyPlan
 
 
@@ -163,7 +163,7 @@ def resolve(given: StudyArguments) -> StudyPlan:
         raise UsageError(f"--seeds are different integers from 0 on, not {' '.join(map(str, given.seeds))}")
     config = read_config(given.config) if given.config else {}
     for one in given.set:
-        config = _merged(config, parse_setting(one))
+        config = merged(config, parse_setting(one))
     if given.keep_trojaned:
         config["keep_trojaned"] = True
     try:
@@ -176,46 +176,6 @@ def resolve(given: StudyArguments) -> StudyPlan:
         return module.plan(given.preset, config, list(given.seeds) or None, list(given.arms) or None)
     except UserError as error:
         raise UsageError(str(error)) from error
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """Settings from a TOML file.
-
-    Raises:
-        UsageError: it cannot be read or is not TOML; the message names the line.
-    """
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"cannot read --config {path}: {error.strerror or error}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"--config {path} is not valid TOML: {error}") from error
-
-
-def parse_setting(text: str) -> dict[str, Any]:
-    """One ``KEY=VALUE`` of --set; a value that is not TOML is taken as text.
-
-    >>> parse_setting("lr=0.1"), parse_setting("dataset=digits")
-    ({'lr': 0.1}, {'dataset': 'digits'})
-    """
-    key, equals, value = text.partition("=")
-    if not equals or not key.strip():
-        raise UsageError(f"--set takes KEY=VALUE, not {text!r}")
-    for candidate in (value, json.dumps(value)):
-        try:
-            return tomllib.loads(f"{key} = {candidate}")
-        except tomllib.TOMLDecodeError:
-            continue
-    raise UsageError(f"--set takes KEY=VALUE, and {key!r} is not a key")
-
-
-def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """``over`` laid on ``base``, tables inside tables too."""
-    merged = dict(base)
-    for key, value in over.items():
-        both = isinstance(value, dict) and isinstance(base.get(key), dict)
-        merged[key] = _merged(base[key], value) if both else value
-    return merged
 
 
 def _print_verdicts(summary: dict[str, Any], plan: StudyPlan) -> None:

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from retarget.report.figures import Analysis, Bars, Images, Lines, Series, Table, Text
+from retarget.files import write_json
 from retarget.study.config import Arm, Claim, Condition, Metric, StudyPlan
-from retarget.study.files import write_json
+from retarget.study.figures import Analysis, Bars, Images, Lines, Series, Table, Text
 from retarget.study.record import Results, run_directory
 from retarget.study.summary import collect, merge, summarise
 

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from retarget.report import build
-from retarget.report.figures import Analysis, Text
+from retarget.study.figures import Analysis, Text
 
 pytestmark = pytest.mark.browser
 

@@ -5,9 +5,9 @@ from xml.etree import ElementTree
 import pytest
 
 from retarget.report.draw import TOGETHER, draw
-from retarget.report.figures import Bars, Lines, Series
 from retarget.report.palette import DARK, INK, LIGHT, PAPER, TEXT, style, styles
 from retarget.report.svg import standalone
+from retarget.study.figures import Bars, Lines, Series
 
 SVG = "{http://www.w3.org/2000/svg}"
 

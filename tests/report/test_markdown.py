@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retarget.report import build
-from retarget.report.figures import Analysis, Table, Text
 from retarget.report.markdown import escape, fenced
+from retarget.study.figures import Analysis, Table, Text
 
 
 @pytest.fixture(scope="module")

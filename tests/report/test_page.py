@@ -8,8 +8,8 @@ import pytest
 from page_reader import Page
 
 from retarget.report import build
-from retarget.report.figures import Analysis, Bars, Images, Lines, Series, Table, Text
 from retarget.study.config import Arm, Claim, Condition, Metric
+from retarget.study.figures import Analysis, Bars, Images, Lines, Series, Table, Text
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """A study that trains nothing, for the real runner: one arm of one seed fails."""
 
-from retarget.report.figures import Analysis, Lines, Series
 from retarget.study.config import Arm, Claim, Metric, StudyPlan
+from retarget.study.figures import Analysis, Lines, Series
 
 SEEDS = (0, 1, 2, 3)
 PLAN = StudyPlan(

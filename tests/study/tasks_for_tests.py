@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from retarget.errors import UserError
-from retarget.report.figures import Analysis, Table
+from retarget.files import write_json
 from retarget.study.config import Arm, Claim, Condition, Metric, StudyPlan
-from retarget.study.files import write_json
+from retarget.study.figures import Analysis, Table
 
 STEPS = 3
 

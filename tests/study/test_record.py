@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tasks_for_tests import CONDITIONS, plan
 
 from retarget.errors import UserError
-from retarget.study.files import locked, write_json
+from retarget.files import locked, write_json
 from retarget.study.record import Results, Run, RunResult, run_directory
 
 

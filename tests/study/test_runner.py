@@ -10,8 +10,8 @@ import pytest
 from tasks_for_tests import CONDITIONS, STEPS, plan
 
 from retarget.errors import UserError
+from retarget.files import locked, write_json
 from retarget.study.config import Arm, Metric
-from retarget.study.files import locked, write_json
 from retarget.study.progress import Silent
 from retarget.study.record import Results, RunResult
 from retarget.study.runner import run_study, survey

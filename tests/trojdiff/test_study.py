@@ -8,9 +8,9 @@ import pytest
 from retarget.cli import main
 from retarget.commands import StudyArguments, resolve
 from retarget.errors import UsageError, UserError
-from retarget.report.figures import Images, Table
 from retarget.study import runner
 from retarget.study.claims import judge
+from retarget.study.figures import Images, Table
 from retarget.study.record import Results
 from retarget.trojdiff import Trigger
 from retarget.trojdiff.checkpoint import WEIGHTS

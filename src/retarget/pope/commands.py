@@ -10,11 +10,11 @@ import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from retarget.errors import UsageError, UserError
+from retarget.identity import fingerprint
 from retarget.pope.identity import weights_of
 from retarget.pope.options import Asking, Cost, Evaluating, Mining, Reading, histogram, progress, stops
 from retarget.pope.problems import read_problems, write_problems, write_text
 from retarget.pope.prompts import Prompts
-from retarget.study.config import fingerprint
 
 _JSONL = "problems: .jsonl, .jsonl.gz, .parquet, a directory, or hf:NAME"
 
@@ -261,7 +261,7 @@ class Train:
     def run(self) -> int:
         from pydantic import ValidationError
 
-        from retarget.commands import parse_setting, read_config
+        from retarget.settings import parse_setting, read_config
         from retarget.pope.mixture import read_rows
         from retarget.pope.settings import TrainingSettings
 

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float, Integer
 
 from retarget.errors import UserError
+from retarget.identity import fingerprint
 from retarget.metrics.passk import pass_at_k
 from retarget.pope.grading import Grader
 from retarget.pope.identity import engine_header
@@ -17,7 +18,6 @@ from retarget.pope.problems import Problem
 from retarget.pope.prompts import Prompts
 from retarget.pope.rollouts import Engine, Sampling
 from retarget.pope.rounds import Item, Progress, Unit, run_rounds, total_or_none
-from retarget.study.config import fingerprint
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any
 
 from retarget.errors import UserError
-from retarget.study.config import fingerprint
+from retarget.identity import fingerprint
 
 
 class Journal:

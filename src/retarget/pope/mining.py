@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from retarget.errors import UserError
+from retarget.identity import fingerprint
 from retarget.pope.grading import Grader, rejected_solutions
 from retarget.pope.identity import engine_header
 from retarget.pope.journal import Journal
@@ -14,7 +15,6 @@ from retarget.pope.problems import Problem
 from retarget.pope.prompts import Prompt, Prompts
 from retarget.pope.rollouts import Engine, Sampling
 from retarget.pope.rounds import Item, Progress, Unit, run_rounds, total_or_none
-from retarget.study.config import fingerprint
 from retarget.study.statistics import wilson_interval
 
 Kind = Literal["solved", "hard", "truncated", "unparsed", "suspect", "broken"]

@@ -10,9 +10,9 @@ import numpy as np
 
 from retarget.errors import UserError
 from retarget.extras import require
+from retarget.identity import fingerprint
 from retarget.pope.problems import Problem, write_text
 from retarget.pope.prompts import Prompts
-from retarget.study.config import fingerprint
 
 STRATA = ("unguided", "guided", "easy")
 Order = Literal["stratified", "pool"]

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from retarget.identity import fingerprint
 from retarget.pope.grading import Grader
 from retarget.pope.identity import engine_header
 from retarget.pope.journal import Journal
 from retarget.pope.problems import Problem
 from retarget.pope.prompts import TEMPLATES, Prompts
 from retarget.pope.rollouts import Engine, Sampling
-from retarget.study.config import fingerprint
 
 
 def ask_oracle(

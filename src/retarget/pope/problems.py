@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError
 
 from retarget.errors import UserError
 from retarget.extras import require
-from retarget.study.config import Strict
+from retarget.settings import Strict
 
 Format = Literal["auto", "plain", "gsm8k", "math"]
 _CALCULATOR = re.compile(r"<<[^<>]*>>")

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from retarget.pope.graders import after_thinking
 from retarget.pope.prompts import Prompt
-from retarget.study.config import Strict
+from retarget.settings import Strict
 
 
 class Sampling(Strict):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from retarget.errors import UserError
+from retarget.identity import fingerprint
 from retarget.pope.grading import Grader
 from retarget.pope.identity import engine_header
 from retarget.pope.journal import Journal
@@ -15,7 +16,6 @@ from retarget.pope.prompts import Prompts
 from retarget.pope.rollouts import Engine, Sampling
 from retarget.pope.rounds import Item, Progress, run_rounds
 from retarget.pope.rounds import Unit as Work
-from retarget.study.config import fingerprint
 
 Fallback = Literal["longest", "none"]
 

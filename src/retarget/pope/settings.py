@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from retarget.errors import UserError
-from retarget.study.config import Strict
+from retarget.settings import Strict
 
 _CODE = "the authors' training configuration"
 

@@ -9,18 +9,8 @@ from typing import Any, Literal
 from pydantic import Field
 
 from retarget.errors import UserError
-from retarget.study.config import (
-    Arm,
-    Claim,
-    Condition,
-    Metric,
-    Strict,
-    StudyPlan,
-    choose_arms,
-    claims_under,
-    refuse_decided,
-    resolve_settings,
-)
+from retarget.settings import Strict, resolve_settings
+from retarget.study.config import Arm, Claim, Condition, Metric, StudyPlan, choose_arms, claims_under, refuse_decided
 
 _CODE = "the authors' training configuration"
 _READERS = "readers of the paper"

@@ -16,11 +16,11 @@ from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 from retarget.errors import UserError
+from retarget.identity import fingerprint
 from retarget.pope.identity import weights_of
 from retarget.pope.mixture import STRATA, order
 from retarget.pope.problems import write_text
 from retarget.pope.settings import TrainingSettings, grpo_arguments
-from retarget.study.config import fingerprint
 
 _log = logging.getLogger(__name__)
 _NAN = float("nan")

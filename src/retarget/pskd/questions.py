@@ -5,7 +5,8 @@
 
 from typing import Any
 
-from retarget.study.config import Arm, Claim, Condition, Strict
+from retarget.settings import Strict
+from retarget.study.config import Arm, Claim, Condition
 
 OVERCONFIDENT: dict[str, Any] = dict(
     dataset="torchvision:FashionMNIST", train_images=2500, validation_images=500, test_images=4000,

@@ -8,18 +8,8 @@ from pydantic import Field
 from retarget.errors import UserError
 from retarget.pskd.peers import study as peer_study
 from retarget.pskd.questions import QUESTIONS, Question
-from retarget.study.config import (
-    Arm,
-    Claim,
-    Condition,
-    Metric,
-    Strict,
-    StudyPlan,
-    choose_arms,
-    claims_under,
-    refuse_decided,
-    resolve_settings,
-)
+from retarget.settings import Strict, resolve_settings
+from retarget.study.config import Arm, Claim, Condition, Metric, StudyPlan, choose_arms, claims_under, refuse_decided
 
 _CODE = "official code, CIFAR-100 configuration"
 

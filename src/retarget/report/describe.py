@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from retarget.report.figures import Bars, Lines, Series
+from retarget.study.figures import Bars, Lines, Series
 
 
 def mean(seeds: Sequence[Sequence[float | None]]) -> list[float | None]:

@@ -15,9 +15,9 @@ from matplotlib.legend_handler import HandlerTuple
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from retarget.report.describe import describe_bars, describe_lines, mean
-from retarget.report.figures import Bars, Lines, Series
 from retarget.report.palette import INK, Style, styles
 from retarget.report.svg import tidy
+from retarget.study.figures import Bars, Lines, Series
 
 TOGETHER = 4
 """Series that one pair of axes can hold; more are drawn in a panel each, the others behind it in grey."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from retarget.report.draw import Drawing, draw
-from retarget.report.figures import Bars, Figure, Images, Lines, Table, Text
 from retarget.report.source import Study
+from retarget.study.figures import Bars, Figure, Images, Lines, Table, Text
 
 _TINY = 140
 """Images narrower than this many pixels are enlarged by whole pixels to about twice it."""

@@ -7,12 +7,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import retarget
 from retarget.errors import UserError
+from retarget.files import make_directory, replace_file
 from retarget.report import words
 from retarget.report.markdown import figure_files, markdown
 from retarget.report.source import read_study
 from retarget.report.svg import scheme
 from retarget.report.view import StudyView, keys, verdict_counts, view
-from retarget.study.files import make_directory, replace_file
 
 
 def build(directories: Sequence[Path], out: Path | None = None) -> Path:

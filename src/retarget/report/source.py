@@ -7,9 +7,9 @@ from typing import Any, Literal, NamedTuple, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from retarget.errors import UserError
-from retarget.report.figures import Analysis
+from retarget.files import read_json
 from retarget.study.config import StudyPlan
-from retarget.study.files import read_json
+from retarget.study.figures import Analysis
 from retarget.study.record import read_status, run_directory
 
 _PNG = b"\x89PNG\r\n\x1a\n"

@@ -4,21 +4,14 @@ A method describes its study with these models (``retarget/METHOD/study.py``); t
 page read them and know no method.
 """
 
-import difflib
-import hashlib
-import json
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from retarget.errors import UserError
-
-
-class Strict(BaseModel):
-    """A frozen model that refuses unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+from retarget.identity import fingerprint
+from retarget.settings import Strict
 
 
 class Metric(Strict):
@@ -50,7 +43,7 @@ class Arm(Strict):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")
     label: str
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any] = Field(default_factory=dict)
     needs: tuple[str, ...] = ()
 
 
@@ -59,7 +52,7 @@ class Condition(Strict):
 
     name: str = Field(default="default", pattern=r"^[a-z0-9][a-z0-9_.-]*$")
     label: str = ""
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any] = Field(default_factory=dict)
 
 
 class Claim(Strict):
@@ -132,7 +125,7 @@ class StudyPlan(Strict):
     task: str
     prepare: str | None = None
     analysis: str | None = None
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any] = Field(default_factory=dict)
     settings_model: type[Strict] | None = Field(default=None, exclude=True)
     others: tuple[str, ...] = Field(default=(), exclude=True)
     unmeasured: tuple[str, ...] = ()
@@ -173,31 +166,6 @@ class StudyPlan(Strict):
         return fingerprint([self.level, [claim.model_dump(mode="json") for claim in self.claims]])
 
 
-Model = TypeVar("Model", bound=BaseModel)
-
-
-def resolve_settings(model: type[Model], settings: dict[str, Any]) -> Model:
-    """Settings as a model.
-
-    Raises:
-        UserError: a setting is unknown or its value is not allowed; names each, and the nearest known name.
-    """
-    try:
-        return model.model_validate(settings)
-    except ValidationError as error:
-        lines = []
-        for one in error.errors():
-            name = ".".join(map(str, one["loc"]))
-            if one["type"] == "extra_forbidden":
-                near = difflib.get_close_matches(name, model.model_fields, n=1)
-                lines.append(f"there is no setting {name}" + (f", did you mean {near[0]}?" if near else ""))
-            else:
-                field = model.model_fields.get(name)
-                known = field.description if field and one["type"] == "string_pattern_mismatch" else None
-                lines.append(f"{name} = {one['input']!r}: {f'it is {known}' if known else one['msg']}")
-        raise UserError("the study's settings are not valid: " + "; ".join(lines)) from error
-
-
 def refuse_decided(given: Collection[str], arms: Sequence[Arm], conditions: Sequence[Condition]) -> None:
     """Raise for a setting that the study's own arms or conditions decide: they would override it, or change what they
     are called after.
@@ -228,9 +196,3 @@ def choose_arms(known: Sequence[Arm], wanted: Sequence[str] | None) -> tuple[Arm
         names = ", ".join(arm.name for arm in known)
         raise UserError(f"no arm {', '.join(missing)} in this study: choose {names}")
     return tuple(arm for arm in known if wanted is None or arm.name in wanted)
-
-
-def fingerprint(value: Any) -> str:
-    """SHA-256 of a JSON value, 16 hexadecimal digits, independent of key order."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

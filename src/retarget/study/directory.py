@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from retarget.errors import UserError
+from retarget.files import locked, make_directory, read_json, write_json
 from retarget.study.config import Arm, Condition, StudyPlan
 from retarget.study.environment import environment
-from retarget.study.files import locked, make_directory, read_json, write_json
 from retarget.study.record import read_plan, run_directory
 
 ADVICE = "Give another --out, or the settings that the directory was made with"

@@ -12,8 +12,8 @@ import numpy as np
 from pydantic import ValidationError
 
 from retarget.errors import UserError
+from retarget.files import cannot_write, finite_or_none, make_directory, read_json, replace_file
 from retarget.study.config import StudyPlan
-from retarget.study.files import cannot_write, finite_or_none, make_directory, read_json, replace_file
 
 PROGRESS_EVERY = 0.2
 """Seconds between two progress messages of one run."""

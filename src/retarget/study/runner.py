@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from retarget.errors import UserError
-from retarget.report.figures import Analysis
+from retarget.files import make_directory, read_json, write_json
 from retarget.study.config import StudyPlan
 from retarget.study.directory import Cell, cells, check_runs, opened, widened
 from retarget.study.executor import Executor, LocalExecutor
-from retarget.study.files import make_directory, read_json, write_json
+from retarget.study.figures import Analysis
 from retarget.study.progress import Display, Silent
 from retarget.study.record import Results, read_status, run_directory
 from retarget.study.summary import collect, merge, summarise

@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from retarget.report.figures import Analysis
+from retarget.files import finite_or_none
 from retarget.study.claims import judge
 from retarget.study.config import StudyPlan
-from retarget.study.files import finite_or_none
+from retarget.study.figures import Analysis
 from retarget.study.record import Results
 
 Values = dict[str, dict[str, dict[str, list[float | None]]]]

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from retarget.errors import UserError
-from retarget.study.files import cannot_write, locked, make_directory, write_json
+from retarget.files import cannot_write, locked, make_directory, write_json
 from retarget.study.record import Run, read_status
 
 

@@ -216,7 +216,7 @@ def _sample(given: SampleArguments) -> int:
 def _evaluate(given: EvaluateArguments) -> int:
     from dataclasses import asdict
 
-    from retarget.study.files import write_json
+    from retarget.files import write_json
     from retarget.trojdiff.checkpoint import load_pipeline, network_hash
     from retarget.trojdiff.data import held_out, read_images
     from retarget.trojdiff.sample import Sampler, sample, to_accelerator

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from retarget.study.config import Strict
+from retarget.settings import Strict
 
 
 class TrainConfig(Strict):

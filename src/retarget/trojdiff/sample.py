@@ -25,7 +25,7 @@ from safetensors.torch import save as serialise
 from torch import Tensor
 
 from retarget.errors import UserError
-from retarget.study.files import make_directory, read_json, write_json
+from retarget.files import make_directory, read_json, write_json
 from retarget.trojdiff.data import to_uint8
 from retarget.trojdiff.schedulers import TrojanScheduler
 from retarget.trojdiff.spacing import SPACINGS, spaced_timesteps

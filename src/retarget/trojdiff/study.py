@@ -5,7 +5,8 @@ from typing import Any, Literal, NamedTuple
 from pydantic import Field, field_validator
 
 from retarget.errors import UserError
-from retarget.study.config import Arm, Claim, Metric, Strict, StudyPlan, choose_arms, resolve_settings
+from retarget.settings import Strict, merged, resolve_settings
+from retarget.study.config import Arm, Claim, Metric, StudyPlan, choose_arms
 
 _CODE = "official code, CIFAR-10 configuration"
 _PAPER = "paper, section 4.1"
@@ -329,7 +330,7 @@ def plan(
     """
     if preset not in PRESETS:
         raise UserError(f"no preset {preset!r} for trojdiff: choose {', '.join(PRESETS)}")
-    settings = resolve_settings(Settings, _merged(PRESETS[preset], config or {}))
+    settings = resolve_settings(Settings, merged(PRESETS[preset], config or {}))
     usual = DEMO_ARMS if preset == "demo" else tuple(arm.name for arm in ARMS)
     groups = {
         "all": tuple(arm.name for arm in ARMS),
@@ -353,11 +354,3 @@ def plan(
         claims=claims(preset),
         minutes_per_run=MINUTES_PER_RUN[preset],
     )
-
-
-def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in over.items():
-        both = isinstance(value, dict) and isinstance(base.get(key), dict)
-        merged[key] = _merged(base[key], value) if both else value
-    return merged

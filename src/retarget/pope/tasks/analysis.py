@@ -7,8 +7,8 @@ import numpy as np
 
 from retarget.metrics.passk import pass_at_k
 from retarget.pope.study import ARMS
-from retarget.report.figures import Analysis, Bars, Figure, Lines, Series, Table, Text
 from retarget.study.config import Claim
+from retarget.study.figures import Analysis, Bars, Figure, Lines, Series, Table, Text
 from retarget.study.record import Results
 from retarget.study.statistics import bootstrap_difference
 

@@ -14,7 +14,7 @@ from pydantic import Field
 from retarget.errors import UserError
 from retarget.pope.graders import Grade
 from retarget.pope.problems import Problem
-from retarget.study.config import Strict
+from retarget.settings import Strict
 
 MODULUS = 23
 OPERATIONS = tuple([f"{sign}{k}" for sign in "+-" for k in (2, 3, 5, 7, 9)] + [f"*{k}" for k in (2, 3, 5, 7)])

@@ -14,9 +14,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from retarget.identity import fingerprint
 from retarget.pope.prompts import Prompts
 from retarget.pope.tasks.chain import HINT, START, WORDS, Corpus, traces
-from retarget.study.config import Strict, fingerprint
+from retarget.settings import Strict
 
 PROMPTS = Prompts(unguided=f"{{problem}} {START}", guided=f"{{problem}} {HINT} {{prefix}} {START}", chat=False)
 SPECIAL = ("<pad>", "<s>", "</s>")

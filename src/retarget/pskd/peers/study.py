@@ -4,7 +4,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from retarget.study.config import Arm, Claim, Metric, Strict
+from retarget.settings import Strict
+from retarget.study.config import Arm, Claim, Metric
 
 
 class Shift(Strict):

@@ -8,8 +8,8 @@ from scipy.stats import rankdata
 from retarget.metrics import calibration as c
 from retarget.pskd.tasks.scores import fitted_temperature, log_losses
 from retarget.pskd.tasks.shift import kind_scores
-from retarget.report.figures import Analysis, Bars, Figure, Lines, Series, Table
 from retarget.study.config import Claim
+from retarget.study.figures import Analysis, Bars, Figure, Lines, Series, Table
 from retarget.study.record import Results
 from retarget.study.statistics import bootstrap_difference
 

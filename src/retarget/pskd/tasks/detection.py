@@ -19,6 +19,7 @@ from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from retarget.errors import UserError
+from retarget.files import replace_file, write_json
 from retarget.pskd.detection import DetectionPSKD
 from retarget.pskd.lightning import PSKDCallback
 from retarget.pskd.rows import TopK
@@ -31,8 +32,7 @@ from retarget.pskd.tasks.detection_data import DetectionSet, Parts, Scene, colla
 from retarget.pskd.tasks.detection_scores import Detections, draw, mean_average_precision, scores
 from retarget.pskd.tasks.networks import build
 from retarget.pskd.teacher import PreviousModel
-from retarget.study.config import resolve_settings
-from retarget.study.files import replace_file, write_json
+from retarget.settings import resolve_settings
 from retarget.study.record import Run, read_history
 
 BACKBONE = "retarget.pskd.backbone"  # the kind of a classifier's file

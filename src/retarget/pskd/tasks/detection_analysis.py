@@ -1,9 +1,9 @@
 """What the page shows of a detection study beyond the runs' own metrics."""
 
+from retarget.files import read_json
 from retarget.metrics import calibration as c
 from retarget.pskd.tasks.detection_scores import DRAWN_SCORE
-from retarget.report.figures import Analysis, Figure, Images, Lines, Series
-from retarget.study.files import read_json
+from retarget.study.figures import Analysis, Figure, Images, Lines, Series
 from retarget.study.record import Results, RunResult
 
 CONDITION = "default"

@@ -10,17 +10,8 @@ from pydantic import Field
 
 from retarget.errors import UserError
 from retarget.extras import require
-from retarget.study.config import (
-    Arm,
-    Claim,
-    Metric,
-    Strict,
-    StudyPlan,
-    choose_arms,
-    claims_under,
-    refuse_decided,
-    resolve_settings,
-)
+from retarget.settings import Strict, resolve_settings
+from retarget.study.config import Arm, Claim, Metric, StudyPlan, choose_arms, claims_under, refuse_decided
 
 _IMAGENET = "official code, ImageNet configuration"
 _TORCHVISION = "torchvision's FasterRCNN"

@@ -25,12 +25,12 @@ from transformers import (
 )
 from transformers.models.m2m_100.modeling_m2m_100 import shift_tokens_right
 
+from retarget.files import replace_file
 from retarget.metrics import calibration as c
 from retarget.pskd.rows import TopK
 from retarget.pskd.store import table_bytes
 from retarget.pskd.tasks.sentences import EOS, PAD, Pairs, Parts, encode, sentence_pairs, train_tokenizer
 from retarget.pskd.trainer import PSKDSeq2SeqTrainer
-from retarget.study.files import replace_file
 from retarget.study.record import Run, read_history
 
 IGNORE = -100

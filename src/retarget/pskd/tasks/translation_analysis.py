@@ -1,10 +1,10 @@
 """What the page shows of a translation study beyond the runs' own metrics."""
 
+from retarget.files import read_json
 from retarget.metrics import calibration as c
 from retarget.pskd.tasks.translation_study import MULTI30K_BASELINE
-from retarget.report.figures import Analysis, Figure, Lines, Series, Text
 from retarget.study.config import Condition
-from retarget.study.files import read_json
+from retarget.study.figures import Analysis, Figure, Lines, Series, Text
 from retarget.study.record import Results, RunResult
 
 _FAR_SHORT = 3.0  # BLEU below the published baseline from which a baseline is called undertrained

@@ -9,18 +9,8 @@ from pydantic import Field
 
 from retarget.errors import UserError
 from retarget.extras import require
-from retarget.study.config import (
-    Arm,
-    Claim,
-    Condition,
-    Metric,
-    Strict,
-    StudyPlan,
-    choose_arms,
-    claims_under,
-    refuse_decided,
-    resolve_settings,
-)
+from retarget.settings import Strict, resolve_settings
+from retarget.study.config import Arm, Claim, Condition, Metric, StudyPlan, choose_arms, claims_under, refuse_decided
 
 _IWSLT = "fairseq's transformer_iwslt_de_en, its documented training command"
 MULTI30K_BASELINE = 29.0

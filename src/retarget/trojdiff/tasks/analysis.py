@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from retarget.report.figures import Analysis, Figure, Images, Lines, Series, Table
+from retarget.study.figures import Analysis, Figure, Images, Lines, Series, Table
 from retarget.study.record import Results, RunResult
 from retarget.study.statistics import wilson_interval
 from retarget.trojdiff.study import ATTACKS, CELLS, EVERY, SAMPLER_LABELS

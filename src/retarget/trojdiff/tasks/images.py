@@ -12,8 +12,8 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 
 from retarget.extras import require
+from retarget.files import write_json
 from retarget.study.config import StudyPlan
-from retarget.study.files import write_json
 from retarget.study.record import Run
 from retarget.trojdiff.checkpoint import load_pipeline, network_hash
 from retarget.trojdiff.config import TrainConfig

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, FiniteFloat, model_validator
 
-from retarget.study.config import Strict
+from retarget.settings import Strict
 
 
 def _missing(value: Any) -> Any:

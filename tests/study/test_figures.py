@@ -3,7 +3,7 @@ import math
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from retarget.report.figures import Analysis, Bars, Figure, Images, Lines, Series, Table, Text
+from retarget.study.figures import Analysis, Bars, Figure, Images, Lines, Series, Table, Text
 
 FRAME = dict(title="t", caption="c")
 AXES = dict(x_label="x", y_label="y")

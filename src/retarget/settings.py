@@ -1,0 +1,82 @@
+"""Settings: strict models, TOML files, ``KEY=VALUE``. Free of torch; knows no method."""
+
+import difflib
+import json
+import tomllib
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from retarget.errors import UsageError, UserError
+
+
+class Strict(BaseModel):
+    """A frozen model that refuses unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def resolve_settings(model: type[Model], settings: dict[str, Any]) -> Model:
+    """Settings as a model.
+
+    Raises:
+        UserError: a setting is unknown or its value is not allowed; names each, and the nearest known name.
+    """
+    try:
+        return model.model_validate(settings)
+    except ValidationError as error:
+        lines = []
+        for one in error.errors():
+            name = ".".join(map(str, one["loc"]))
+            if one["type"] == "extra_forbidden":
+                near = difflib.get_close_matches(name, model.model_fields, n=1)
+                lines.append(f"there is no setting {name}" + (f", did you mean {near[0]}?" if near else ""))
+            else:
+                field = model.model_fields.get(name)
+                known = field.description if field and one["type"] == "string_pattern_mismatch" else None
+                lines.append(f"{name} = {one['input']!r}: {f'it is {known}' if known else one['msg']}")
+        raise UserError("the study's settings are not valid: " + "; ".join(lines)) from error
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Settings from a TOML file.
+
+    Raises:
+        UsageError: it cannot be read or is not TOML; the message names the line.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read --config {path}: {error.strerror or error}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"--config {path} is not valid TOML: {error}") from error
+
+
+def parse_setting(text: str) -> dict[str, Any]:
+    """One ``KEY=VALUE`` of --set; a value that is not TOML is taken as text.
+
+    >>> parse_setting("lr=0.1"), parse_setting("dataset=digits")
+    ({'lr': 0.1}, {'dataset': 'digits'})
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise UsageError(f"--set takes KEY=VALUE, not {text!r}")
+    for candidate in (value, json.dumps(value)):
+        try:
+            return tomllib.loads(f"{key} = {candidate}")
+        except tomllib.TOMLDecodeError:
+            continue
+    raise UsageError(f"--set takes KEY=VALUE, and {key!r} is not a key")
+
+
+def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """``over`` laid on ``base``, tables inside tables too."""
+    result = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(base.get(key), dict)
+        result[key] = merged(base[key], value) if both else value
+    return result
