@@ -261,9 +261,9 @@ class Train:
     def run(self) -> int:
         from pydantic import ValidationError
 
-        from retarget.settings import parse_setting, read_config
         from retarget.pope.mixture import read_rows
         from retarget.pope.settings import TrainingSettings
+        from retarget.settings import parse_setting, read_config
 
         given: dict[str, Any] = {"cycles": self.cycles, **(read_config(self.config) if self.config else {})}
         for one in self.set:
