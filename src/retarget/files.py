@@ -4,15 +4,16 @@ import fcntl
 import json
 import math
 import os
+import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from retarget.errors import UserError
 
 
-def replace_file(path: Path, write: Callable[[Path], None]) -> None:
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """Write ``path`` through a temporary name beside it, so that a reader or a killed process never sees half of it.
 
     Args:
@@ -22,21 +23,64 @@ def replace_file(path: Path, write: Callable[[Path], None]) -> None:
     Raises:
         UserError: the file cannot be written (a full disk, missing rights); what stood there before still does.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
+    temporary = path.with_name(f".{path.name}.tmp")  # one name, so that kills leave one such file at most
+    with _written(path, lambda: temporary.unlink(missing_ok=True)):
         write(temporary)
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
+        _sync(temporary)
         temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise cannot_write(path, error) from error
+        _sync(path.parent)
 
 
-def cannot_write(path: Path, error: OSError) -> UserError:
+def replace_folder(path: Path, write: Callable[[Path], object]) -> None:
+    """Fill a new folder under a temporary name beside it, then give it its own name: whole or absent.
+
+    Args:
+        path: the folder to make; it is missing or empty.
+        write: fills the empty folder that it is given.
+
+    Raises:
+        UserError: it cannot be written, or ``path`` exists and is not empty.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    with _written(path, lambda: shutil.rmtree(temporary, ignore_errors=True)):
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        write(temporary)
+        for file in temporary.rglob("*"):
+            _sync(file)
+        temporary.replace(path)
+        _sync(path.parent)
+
+
+@contextmanager
+def _written(path: Path, remove: Callable[[], None]) -> Iterator[None]:
+    """Turn a failure to write into the error that a user sees, and remove what was begun, whatever the failure."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except BaseException as error:
+        with suppress(OSError):
+            remove()
+        if isinstance(error, (OSError, SafetensorError)):
+            raise cannot_write(path, error) from error
+        raise
+
+
+def _sync(path: Path) -> None:
+    """Bring a file's content, or a folder's names, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def cannot_write(path: Path, error: Exception) -> UserError:
     """The error that a user sees for a path that cannot be written."""
+    reason = getattr(error, "strerror", None) or error
     return UserError(
-        f"cannot write {path}: {error.strerror or error}. Finished runs are kept: make room or give another --out, "
+        f"cannot write {path}: {reason}. What was finished before is kept: free some space or choose another place, "
         "then run the same command again"
     )
 
@@ -56,7 +100,12 @@ def make_directory(path: Path) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON value, indented; NaN and infinities are refused with ValueError, since JSON has none."""
     text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    replace_file(path, lambda temporary: _write_text(temporary, text))
+    write_text(path, text)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text in UTF-8, whole or not at all."""
+    replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def read_json(path: Path) -> Any:
@@ -69,7 +118,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged: {error}. Delete it, or its directory, to measure again") from error
 
 
@@ -112,7 +161,3 @@ def locked(path: Path, *, wait: bool, what: str) -> Iterator[None]:
         handle.write(f"{os.getpid()}\n")
         handle.flush()
         yield
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")

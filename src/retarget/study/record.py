@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from retarget.errors import UserError
-from retarget.files import cannot_write, finite_or_none, make_directory, read_json, replace_file
+from retarget.files import cannot_write, finite_or_none, make_directory, read_json, replace_file, write_text
 from retarget.study.config import StudyPlan
 
 PROGRESS_EVERY = 0.2
@@ -152,13 +152,13 @@ class Run:
         text = self._log_path.read_text(encoding="utf-8")
         if not text.endswith("\n"):
             whole = text[: text.rfind("\n") + 1]
-            replace_file(self._log_path, lambda path: _write(path, whole))
+            write_text(self._log_path, whole)
         lines = read_history(self._log_path)
         self._last_step = lines[-1]["step"] if lines else None
 
     def _keep(self, lines: list[dict[str, Any]]) -> None:
         text = "".join(json.dumps(line) + "\n" for line in lines)
-        replace_file(self._log_path, lambda path: _write(path, text))
+        write_text(self._log_path, text)
 
 
 @dataclass(frozen=True)
@@ -265,7 +265,3 @@ def _plain(name: str, value: Any) -> np.ndarray:
     if array.dtype.kind not in "biuf":
         raise TypeError(f"predictions {name!r} hold {array.dtype}, not numbers or booleans")
     return array
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")

@@ -1,0 +1,63 @@
+"""Files and folders are whole or absent; errors name the path."""
+
+import os
+
+import pytest
+
+from retarget.errors import UserError
+from retarget.files import locked, replace_file, replace_folder, write_json
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_writer_that_fails_leaves_what_was_there_and_nothing_else(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("before")
+
+    def fails(temporary):
+        temporary.write_text("half")
+        raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError, match="no"):
+        replace_file(path, fails)
+    assert path.read_text() == "before"
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"cannot write .*gone/a\.json: No such file"):
+        write_json(tmp_path / "gone" / "a.json", 1)
+
+
+def test_safetensors_own_error_is_one_that_a_user_sees(tmp_path):
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    with pytest.raises(UserError, match=r"cannot write .*gone/a\.safetensors"):
+        replace_file(tmp_path / "gone" / "a.safetensors", lambda path: save_file({"a": np.zeros(2)}, path))
+
+
+def test_a_folder_is_whole_or_absent(tmp_path):
+    def fails(temporary):
+        (temporary / "half").write_text("half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(UserError, match=r"cannot write .*out: No space left on device"):
+        replace_folder(tmp_path / "out", fails)
+    assert names(tmp_path) == []
+    replace_folder(tmp_path / "out", lambda folder: (folder / "whole").write_text("whole"))
+    assert (tmp_path / "out" / "whole").read_text() == "whole"
+    with pytest.raises(UserError, match="Directory not empty"):
+        replace_folder(tmp_path / "out", lambda folder: (folder / "other").write_text("other"))
+    assert names(tmp_path) == ["out"]
+
+
+def test_a_lock_names_its_holder(tmp_path):
+    with (
+        locked(tmp_path / ".lock", wait=False, what="out"),
+        pytest.raises(UserError, match=f"out is in use by process {os.getpid()}"),
+        locked(tmp_path / ".lock", wait=False, what="out"),
+    ):
+        pass
