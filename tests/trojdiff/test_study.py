@@ -162,7 +162,7 @@ def test_weights_are_kept_on_request_and_that_makes_no_other_run(finished, tmp_p
     kept = TINY | {"keep_trojaned": True}
     had = runner.survey(plan("demo", kept, arms=["clean", "in_d2d_blend"]), tmp_path / "study")
     assert (had["runs"], had["finished"]) == (3, 3)
-    outcome = runner.run_study(plan("demo", kept, arms=["d2i_patch"]), tmp_path / "study", jobs=1, report=False)
+    outcome = runner.run_study(plan("demo", kept, arms=["d2i_patch"]), tmp_path / "study", jobs=1)
     assert not outcome.failed, outcome.failed
     pipeline = tmp_path / "study/runs/d2i_patch/seed-0/checkpoint/pipeline"
     assert Trigger.load(pipeline).kind == "patch"

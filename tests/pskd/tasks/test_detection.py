@@ -51,7 +51,7 @@ class Here:
 def study(tmp_path_factory):
     """A finished study of every arm with one seed."""
     folder = tmp_path_factory.mktemp("study")
-    outcome = run_study(plan("demo", QUICK, seeds=[0]), folder, executor=Here(), report=False)
+    outcome = run_study(plan("demo", QUICK, seeds=[0]), folder, executor=Here())
     assert outcome.failed == {}
     return Results.load(folder)
 

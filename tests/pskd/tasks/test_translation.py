@@ -16,6 +16,7 @@ from retarget.pskd.tasks import translation
 from retarget.pskd.tasks.sentences import encode, grammar, read_pairs, sentence_pairs, train_tokenizer
 from retarget.pskd.tasks.translation_analysis import analyse
 from retarget.pskd.tasks.translation_study import ARMS, plan, prepare
+from retarget.report import build
 from retarget.study.record import Results, Run, read_history
 from retarget.study.runner import run_study
 
@@ -143,7 +144,7 @@ def test_an_overconfident_models_temperature_is_found():
 
 def test_a_study_runs_and_its_analysis_draws(tmp_path):
     config = {**QUICK, "epochs": 1, "train_sentences": 60}
-    run_study(plan("demo", config, seeds=[0], arms=["cross_entropy", "pskd"]), tmp_path, report=False)
+    run_study(plan("demo", config, seeds=[0], arms=["cross_entropy", "pskd"]), tmp_path)
     analysis = analyse(Results.load(tmp_path))
     assert [figure.kind for figure in analysis.figures] == ["lines", "lines", "text"]
     assert any("signature" in note for note in analysis.notes)
@@ -157,7 +158,7 @@ def test_a_baseline_far_below_the_published_one_is_marked_undertrained(languages
     source, target = languages
     files = {"dataset": f"files:{tmp_path}", "source": source, "target": target, "test": "test_2016_flickr"}
     study = plan("demo", {**QUICK, **files, "epochs": 1}, seeds=[0], arms=["cross_entropy"])
-    done = run_study(study, tmp_path / "study")
+    done = run_study(study, tmp_path / "study", page=build)
     marked = languages == ("de", "en")
     assert ("cross-entropy (undertrained)" in done.page.read_text()) == marked
     kept = json.loads((tmp_path / "study" / "analysis.json").read_text())
