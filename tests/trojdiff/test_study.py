@@ -119,7 +119,7 @@ def test_what_no_run_could_use_is_said_before_the_first_network_is_trained(tmp_p
 def test_an_attack_that_hits_alike_on_every_seed_is_decided_by_its_images(rates, items, verdict):
     study = plan("demo", seeds=list(range(len(rates))))
     values = {"default": {"in_d2d_blend": {"attack_weakest": rates}}}
-    judged = {one["id"]: one for one in judge(study, values, {"attack_in_d2d_blend": items})}
+    judged = {one.id: one.model_dump(mode="json") for one in judge(study, values, {"attack_in_d2d_blend": items})}
     found = judged["attack_in_d2d_blend"]
     decided = len(rates) > 1
     assert found["verdict"] == verdict
