@@ -14,10 +14,11 @@ from retarget.cli import main
 from retarget.pskd import PSKD, PreviousModel, PSKDCallback, TopK
 from retarget.study.record import Results
 
-V01 = Path(__file__).parent / "fixtures" / "v0.1"
-sys.path.append(str(V01))
+sys.path.append(str(Path(__file__).parent / "fixtures" / "v0.1"))
 
 import trained
+
+V01 = Path(trained.__file__).parent
 
 PSKD_STUDY = (
     "pskd --preset demo --set epochs=2 train_images=120 validation_images=40 test_images=60 label_noise=0.2 "
