@@ -24,7 +24,7 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 
 from retarget.errors import UserError
 from retarget.pope.settings import TrainingSettings, grpo_arguments
-from retarget.pope.tasks.testbed import load_base
+from retarget.pope.studies.testbed import load_base
 from retarget.pope.trl import PopeTrainer, fitting, last_checkpoint, ordered, train
 
 

@@ -18,8 +18,8 @@ from retarget.pope.problems import Problem, read_problems, write_problems, write
 from retarget.pope.rollouts import Engine, Sampling
 from retarget.pope.search import Prefixes, search_prefixes
 from retarget.pope.settings import TrainingSettings
-from retarget.pope.tasks.testbed import load_base
-from retarget.pope.tasks.worlds import World, make_world
+from retarget.pope.studies.testbed import load_base
+from retarget.pope.studies.worlds import World, make_world
 from retarget.pope.trl import train
 from retarget.study.record import Run, read_status
 

@@ -12,8 +12,8 @@ from retarget.pope.grading import Grader
 from retarget.pope.problems import Problem, read_problems
 from retarget.pope.prompts import Prompts
 from retarget.pope.rollouts import Engine, Sampling
-from retarget.pope.tasks.chain import Corpus, make_problems
-from retarget.pope.tasks.testbed import PROMPTS, BaseModel, load_base, train_base
+from retarget.pope.studies.chain import Corpus, make_problems
+from retarget.pope.studies.testbed import PROMPTS, BaseModel, load_base, train_base
 
 EASY_PROBLEMS = 32
 ROWS = 256

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from retarget.metrics.passk import pass_at_k
-from retarget.pope.study import ARMS
+from retarget.pope.studies.plan import ARMS
 from retarget.study.config import Claim
 from retarget.study.figures import Analysis, Bars, Figure, Lines, Series, Table, Text
 from retarget.study.record import Results

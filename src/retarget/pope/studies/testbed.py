@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from retarget.identity import fingerprint
 from retarget.pope.prompts import Prompts
-from retarget.pope.tasks.chain import HINT, START, WORDS, Corpus, traces
+from retarget.pope.studies.chain import HINT, START, WORDS, Corpus, traces
 from retarget.settings import Strict
 
 PROMPTS = Prompts(unguided=f"{{problem}} {START}", guided=f"{{problem}} {HINT} {{prefix}} {START}", chat=False)
