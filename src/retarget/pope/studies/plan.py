@@ -9,14 +9,15 @@ from typing import Any, Literal
 from pydantic import Field
 
 from retarget.errors import UserError
-from retarget.settings import Strict, resolve_settings
+from retarget.pope.settings import Optimisation
+from retarget.settings import resolve_settings
 from retarget.study.config import Arm, Claim, Condition, Metric, StudyPlan, choose_arms, claims_under, refuse_decided
 
 _CODE = "the authors' training configuration"
 _READERS = "readers of the paper"
 
 
-class Settings(Strict):
+class Settings(Optimisation):
     """Settings of one run; an arm overrides its role."""
 
     # The world
@@ -40,21 +41,9 @@ class Settings(Strict):
     cap: float = Field(gt=0, lt=1, description=f"a quarter in the paper: {_READERS}")
     unit: Literal["sentence", "line", "step", "token"] = "sentence"
     search_k: int = Field(default=64, ge=1, description="rollouts a cut, at most; not known of the paper")
-    # Training
+    # Training, with the fields of Optimisation
     cycles: int = Field(ge=1, description="generation batches of the POPE arm")
     match_rollouts: bool = Field(default=True, description="unguided GRPO also gets the search's rollouts")
-    prompts_per_batch: int = Field(default=32, ge=1, description=_CODE)
-    rollouts: int = Field(default=8, ge=2, description=_CODE)
-    updates_per_batch: int = Field(default=1, ge=1)
-    micro_batch: int = Field(default=8, ge=1)
-    lr: float = Field(default=1e-6, gt=0, description=_CODE)
-    max_grad_norm: float = Field(default=0.3, gt=0, description=_CODE)
-    entropy_bonus: float = Field(default=1e-4, ge=0, description=_CODE)
-    clip_low: float = Field(default=1.0, ge=0, description=_CODE)
-    clip_high: float = Field(default=4.0, ge=0, description=_CODE)
-    temperature: float = Field(default=0.8, gt=0, description=_CODE)
-    max_completion_length: int = Field(default=16384, ge=1, description=_CODE)
-    max_prompt_length: int = Field(default=2048, ge=1, description=_CODE)
     rl_seeds: int = Field(default=3, ge=1, description="trainings on one base; a run reports their mean")
     save_every: int = Field(default=10, ge=1, description="cycles between checkpoints")
     # Evaluation
