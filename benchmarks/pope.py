@@ -16,11 +16,11 @@ from retarget.pope.mining import mine
 from retarget.pope.mixture import mix
 from retarget.pope.rollouts import Sampling
 from retarget.pope.settings import TrainingSettings, grpo_arguments
-from retarget.pope.tasks.chain import make_problems
-from retarget.pope.tasks.testbed import PROMPTS, BaseModel, load_base, train_base
+from retarget.pope.studies.chain import make_problems
+from retarget.pope.studies.testbed import PROMPTS, BaseModel, load_base, train_base
 from retarget.pope.trl import PopeTrainer, ordered
 
-GRADER = "retarget.pope.tasks.chain:verify"
+GRADER = "retarget.pope.studies.chain:verify"
 SETTINGS = TrainingSettings(
     cycles=200, prompts_per_batch=16, rollouts=16, updates_per_batch=2, micro_batch=128, lr=1e-4, max_grad_norm=1.0,
     entropy_bonus=0.0, clip_low=0.2, clip_high=0.2, temperature=1.0, max_completion_length=19, max_prompt_length=64,

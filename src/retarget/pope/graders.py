@@ -130,6 +130,8 @@ def _gold(answer: str) -> list[Any]:
 
 
 BUILT_IN: dict[str, GradingFunction] = {"math": math, "exact": exact, "numeric": numeric}
+MOVED = {"retarget.pope.tasks.chain:verify": "retarget.pope.studies.chain:verify"}
+"""Graders that studies and journals know by the name of an earlier place."""
 
 
 def load(spec: str) -> GradingFunction:
@@ -143,7 +145,7 @@ def load(spec: str) -> GradingFunction:
     """
     if spec in BUILT_IN:
         return BUILT_IN[spec]
-    module, colon, name = spec.partition(":")
+    module, colon, name = MOVED.get(spec, spec).partition(":")
     if not colon:
         raise UserError(f"no grader {spec!r}: choose {', '.join(BUILT_IN)} or give module:function")
     if str(Path.cwd()) not in sys.path:

@@ -16,10 +16,10 @@ from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 from retarget.errors import UserError
-from retarget.identity import fingerprint
+from retarget.files import make_directory, read_json, write_json
+from retarget.identity import fingerprint, refuse_other
 from retarget.pope.identity import weights_of
 from retarget.pope.mixture import STRATA, order
-from retarget.pope.problems import write_text
 from retarget.pope.settings import TrainingSettings, grpo_arguments
 
 _log = logging.getLogger(__name__)
@@ -238,20 +238,14 @@ def claim(output: Path, work: dict[str, str], resume: bool) -> None:
                 f"{output}: checkpoints without a {path.name} that says of which work; give another directory"
             )
     else:
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"{path} is damaged; give another directory") from error
+        found = read_json(path)
+        if resume or checkpoints:
+            refuse_other(output, found, work, remedy="Give another directory, or what it was begun with")
         if found == work:
             return
-        if resume or checkpoints:
-            differing = sorted(key for key in found.keys() | work.keys() if found.get(key) != work.get(key))
-            raise UserError(
-                f"{output} was trained by other work (different: {', '.join(differing)}); "
-                "give another directory, or what it was begun with"
-            )
     if int(os.environ.get("RANK", "0")) == 0:
-        write_text(path, json.dumps(work, indent=1) + "\n")
+        make_directory(output)
+        write_json(path, work)
 
 
 def ordered(rows: Sequence[dict[str, Any]], settings: TrainingSettings) -> Dataset:

@@ -10,16 +10,18 @@ import numpy as np
 from transformers import TrainerCallback
 
 from retarget.errors import UserError
+from retarget.files import write_text
 from retarget.pope.evaluation import Evaluation, evaluate
 from retarget.pope.grading import reward_function
 from retarget.pope.mining import mine
 from retarget.pope.mixture import mix
-from retarget.pope.problems import Problem, read_problems, write_problems, write_text
-from retarget.pope.rollouts import Engine, Sampling
+from retarget.pope.problems import Problem, read_problems, write_problems
+from retarget.pope.rollouts import Engine
 from retarget.pope.search import Prefixes, search_prefixes
-from retarget.pope.settings import TrainingSettings
-from retarget.pope.tasks.testbed import load_base
-from retarget.pope.tasks.worlds import World, make_world
+from retarget.pope.settings import Optimisation, TrainingSettings
+from retarget.pope.studies.plan import Settings
+from retarget.pope.studies.testbed import load_base
+from retarget.pope.studies.worlds import World, make_world
 from retarget.pope.trl import train
 from retarget.study.record import Run, read_status
 
@@ -30,18 +32,18 @@ SHOWN = 3
 
 def run(run: Run) -> dict[str, float]:
     """Final metrics of one run, in percent where they are shares; see :mod:`retarget.pope.study`."""
-    return _base(run) if run.settings["role"] == "base" else _trained(run)
+    settings = Settings.model_validate(run.settings)
+    return _base(run, settings) if settings.role == "base" else _trained(run, settings)
 
 
-def _base(run: Run) -> dict[str, float]:
-    s = run.settings
+def _base(run: Run, s: Settings) -> dict[str, float]:
     world = make_world(s, run.seed, run.checkpoint, lambda done, total: run.progress(done, total, "step"))
     engine, journals = world.engine(), run.checkpoint
-    hard = _hard(world, engine, world.candidates, s["hard_problems"], journals / "mine.jsonl", run)
-    held = _hard(world, engine, world.held_candidates, s["held_problems"], journals / "mine-held.jsonl", run)
+    hard = _hard(world, engine, world.candidates, s.hard_problems, journals / "mine.jsonl", run)
+    held = _hard(world, engine, world.held_candidates, s.held_problems, journals / "mine-held.jsonl", run)
     prefixes = search_prefixes(
-        hard, engine, s["cuts"], s["search_k"], cap=s["cap"], unit=s["unit"], grader=world.grader,
-        prompts=world.prompts, params=world.sampling, chunk=min(32, s["search_k"]), journal=journals / "search.jsonl",
+        hard, world.sampler(engine, world.sampling, min(32, s.search_k)), s.cuts, s.search_k, cap=s.cap, unit=s.unit,
+        journal=journals / "search.jsonl",
         progress=lambda done, total, _: run.progress(done, total, "problem searched"),
     )  # fmt: skip
     searched = [one.to_json() for one in prefixes.found]
@@ -84,8 +86,8 @@ def guided_scores(guided: np.ndarray, unguided: np.ndarray, found: np.ndarray) -
     return {name: 100 * float(value) for name, value in scores.items()}
 
 
-def _trained(run: Run) -> dict[str, float]:
-    s, base = run.settings, run.other("base")
+def _trained(run: Run, s: Settings) -> dict[str, float]:
+    base = run.other("base")
     world = make_world(s, run.seed, base / "checkpoint", lambda done, total: None)
     hard = read_problems(base / "hard.jsonl", answer_in_solution=False)
     held = read_problems(base / "held-out.jsonl", answer_in_solution=False)
@@ -93,19 +95,19 @@ def _trained(run: Run) -> dict[str, float]:
     status = read_status(base)
     assert status is not None  # Run.other has looked
     search_rollouts = status["metrics"]["search_rollouts"]
-    guided = s["role"] == "pope"
+    guided = s.role == "pope"
     prefixes = {one["id"]: one["prefix"] for one in searched if one["prefix"]} if guided else {}
-    cycles = s["cycles"]
-    if not guided and s["match_rollouts"]:
-        cycles += math.ceil(search_rollouts / (s["prompts_per_batch"] * s["rollouts"]))
-    rows = mix(hard, prefixes, world.prompts, seed=run.seed, prompts_per_batch=s["prompts_per_batch"])
+    cycles = s.cycles
+    if not guided and s.match_rollouts:
+        cycles += math.ceil(search_rollouts / (s.prompts_per_batch * s.rollouts))
+    rows = mix(hard, prefixes, world.prompts, seed=run.seed, prompts_per_batch=s.prompts_per_batch)
     parts: dict[str, list[Evaluation]] = {"hard": [], "held": [], "easy": []}
     histories = []
-    for index in range(s["rl_seeds"]):
+    for index in range(s.rl_seeds):
         folder = run.checkpoint / f"rl-{index}"
         history = _train(run, world, rows, cycles, index, folder)
         histories.append(history)
-        engine = world.engine(folder, name=f"{s['role']}-{index}")
+        engine = world.engine(folder, name=f"{s.role}-{index}")
         for name, problems in (("hard", hard), ("held", held), ("easy", world.easy)):
             if problems:
                 parts[name].append(_evaluate(world, engine, problems, run, name, index))
@@ -121,31 +123,27 @@ def _trained(run: Run) -> dict[str, float]:
     if guided:
         last = [line["guided/reward"] for one in histories for line in one[-max(1, len(one) // 10) :]]
         final |= {"guided_end": 100 * float(np.mean(last)), "search_rollouts": search_rollouts}
-    return final | {"train_rollouts": cycles * s["prompts_per_batch"] * s["rollouts"]}
+    return final | {"train_rollouts": cycles * s.prompts_per_batch * s.rollouts}
 
 
 def _train(
     run: Run, world: World, rows: Sequence[dict[str, Any]], cycles: int, index: int, folder: Path
 ) -> list[dict[str, float]]:
     """Train once; the logged line of every cycle. A training that is finished is not repeated."""
-    s, finished = run.settings, folder / "finished.json"
+    s, finished = world.settings, folder / "finished.json"
     if finished.exists():
         return json.loads(finished.read_text(encoding="utf-8"))
-    generated = s["model"] is None
+    generated = s.model is None
     extra: dict[str, Any] = {"disable_tqdm": True, "save_total_limit": 1, **({"use_cpu": True} if generated else {})}
-    shared = (
-        "prompts_per_batch", "rollouts", "updates_per_batch", "micro_batch", "lr", "max_grad_norm", "entropy_bonus",
-        "clip_low", "clip_high", "temperature", "max_completion_length", "max_prompt_length", "save_every",
-    )  # fmt: skip
     settings = TrainingSettings(
-        cycles=cycles, seed=1000 * run.seed + index, vllm="colocate" if s["engine"] == "vllm" else "none", extra=extra,
-        **{name: s[name] for name in shared},
+        cycles=cycles, seed=1000 * run.seed + index, vllm="colocate" if s.engine == "vllm" else "none", extra=extra,
+        save_every=s.save_every, **s.model_dump(include=set(Optimisation.model_fields)),
     )  # fmt: skip
     model, tokenizer = load_base(Path(world.model)) if generated else (world.model, None)
-    steps = cycles * s["updates_per_batch"]
+    steps = cycles * s.updates_per_batch
     trainer = train(
         model, rows, reward_function(world.grader), settings, folder, tokenizer=tokenizer,
-        callbacks=[_Progress(run, index * steps, s["rl_seeds"] * steps)],
+        callbacks=[_Progress(run, index * steps, s.rl_seeds * steps)],
     )  # fmt: skip
     kept = ("unguided/", "guided/")
     history = [
@@ -176,11 +174,10 @@ def _log(run: Run, histories: list[list[dict[str, float]]]) -> None:
 
 def _hard(world: World, engine: Engine, problems: list[Problem], wanted: int, journal: Path, run: Run) -> list[Problem]:
     """The first ``wanted`` problems that are never solved. Generated labels are right: none is suspect."""
-    kinds = ("hard", "suspect") if world.settings["model"] is None else ("hard",)
-    k = world.settings["mine_k"]
+    kinds = ("hard", "suspect") if world.settings.model is None else ("hard",)
+    k = world.settings.mine_k
     mined = mine(
-        problems, engine, k, grader=world.grader, prompts=world.prompts, params=world.mining,
-        chunk=min(world.chunk, k), journal=journal, accepted=kinds,
+        problems, world.sampler(engine, world.mining, min(world.chunk, k)), k, journal=journal, accepted=kinds,
         progress=lambda done, total, _: run.progress(done, total, "problem mined"),
     )  # fmt: skip
     if len(mined) < 2:
@@ -194,33 +191,23 @@ def _guided_rates(world: World, engine: Engine, hard: list[Problem], prefixes: P
     A problem of which no beginning may be shown counts as 0.
     """
     params = world.evaluation.model_copy(update={"seed": run.seed + FRESH_SEED, "purpose": "guided"})
+    samples = world.settings.samples
+    sampler = world.sampler(engine, params, samples)
     rates = np.zeros(len(hard))
     for at, problem in enumerate(hard):
         run.progress(at, len(hard), "problem sampled with its prefix")
         if problem.id in prefixes:
-            grades = _graded(world, engine, problem, prefixes[problem.id], world.settings["samples"], params)
-            rates[at] = np.mean([right for _, right in grades])
+            graded = sampler.graded(problem, prefixes[problem.id], samples)
+            rates[at] = np.mean([grade.correct for _, grade in graded])
     return rates
 
 
-def _graded(
-    world: World, engine: Engine, problem: Problem, prefix: str | None, n: int, params: Sampling
-) -> list[tuple[str, bool]]:
-    """n completions of a problem, with a prefix or without, and whether each is correct."""
-    prompts = world.prompts
-    prompt = prompts.with_prefix(problem.prompt, prefix) if prefix else prompts.without_prefix(problem.prompt)
-    (rollouts,) = engine.sample([prompt], n, params)
-    meta = {**problem.meta, "id": problem.id, **({"prefix": prefix} if prefix else {})}
-    grades = world.grader.grade([one.text for one in rollouts], [problem.answer] * n, [meta] * n)
-    return [(one.text, grade.correct) for one, grade in zip(rollouts, grades, strict=True)]
-
-
 def _evaluate(world: World, engine: Engine, problems: list[Problem], run: Run, name: str, index: int = 0) -> Evaluation:
-    samples = world.settings["samples"]
+    samples = world.settings.samples
     params = world.evaluation.model_copy(update={"seed": run.seed + FRESH_SEED})
     return evaluate(
-        problems, engine, samples, grader=world.grader, prompts=world.prompts, params=params,
-        chunk=samples, journal=run.checkpoint / f"evaluate-{name}-{index}.jsonl",
+        problems, world.sampler(engine, params, samples), samples,
+        journal=run.checkpoint / f"evaluate-{name}-{index}.jsonl",
         progress=lambda done, total, _: run.progress(done, total, "problem evaluated"),
     )  # fmt: skip
 
@@ -243,10 +230,15 @@ def _write_samples(
     best = min(range(len(hard)), key=lambda at: ranks.get(searched[at]["status"], 2))
     problem, prefix = hard[best], searched[best]["prefix"]
     params = world.evaluation.model_copy(update={"seed": seed + SHOWN_SEED, "purpose": "page"})
+    sampler = world.sampler(engine, params, SHOWN)
+
+    def graded(prefix: str | None) -> list[tuple[str, bool]]:
+        return [(one.text, grade.correct) for one, grade in sampler.graded(problem, prefix, SHOWN)]
+
     shown: dict[str, Any] = {
         "prompt": problem.prompt, "solution": problem.solution, "prefix": prefix, "status": searched[best]["status"],
-        "unguided": _graded(world, engine, problem, None, SHOWN, params),
+        "unguided": graded(None),
     }  # fmt: skip
     if guided and prefix:
-        shown["guided"] = _graded(world, engine, problem, prefix, SHOWN, params)
+        shown["guided"] = graded(prefix)
     write_text(path, json.dumps(shown, ensure_ascii=False))

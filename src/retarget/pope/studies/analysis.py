@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from retarget.metrics.passk import pass_at_k
-from retarget.pope.study import ARMS
+from retarget.pope.studies.plan import ARMS, Settings
 from retarget.study.config import Claim
 from retarget.study.figures import Analysis, Bars, Figure, Lines, Series, Table, Text
 from retarget.study.record import Results
@@ -91,7 +91,7 @@ def _bars(results: Results, condition: str, prefix: str) -> list[Figure]:
 
 
 def _pass_at_k(results: Results, condition: str, prefix: str) -> list[Figure]:
-    samples = results.plan.settings["samples"]
+    samples = Settings.model_validate(results.plan.settings).samples
     ks = [2**power for power in range(samples.bit_length()) if 2**power <= samples]
     figures: list[Figure] = []
     for part, title in (("hard", "hard problems"), ("held", "held-out hard problems")):
@@ -180,7 +180,7 @@ def _item_interval(results: Results, claim: Claim) -> tuple[float, float] | None
             pairs.append([run.predictions()[part].T for run in runs if run])
     if not pairs or len({len(array) for pair in pairs for array in pair}) != 1:
         return None
-    samples = results.plan.settings["samples"]
+    samples = Settings.model_validate(results.plan.settings).samples
 
     def mean(correct: np.ndarray) -> float:
         return 100 * float((correct / samples).mean() if statistic == "pass1" else (correct > 0).mean())
@@ -192,10 +192,10 @@ def _item_interval(results: Results, claim: Claim) -> tuple[float, float] | None
 
 
 def _notes(results: Results) -> list[str]:
-    settings = results.plan.settings
-    trainings = settings["rl_seeds"]
+    settings = Settings.model_validate(results.plan.settings)
+    trainings = settings.rl_seeds
     notes = [
-        f"Hard problems are those with 0 of {settings['mine_k']} rollouts correct: that the base solves none of them "
+        f"Hard problems are those with 0 of {settings.mine_k} rollouts correct: that the base solves none of them "
         "there is selection, not a result. The base's row is of fresh samples. Mining and search stop at a success, so "
         "they say whether a problem was solved and with how many rollouts, and no rates.",
         "That plain RL gets no signal is true by construction where its reward is zero: without a reward there is no "
@@ -203,11 +203,11 @@ def _notes(results: Results) -> list[str]:
         f"The unit of replication is the base model: each seed is one base, with its own problems, and its number is "
         f"the mean of {trainings} training{'s' if trainings > 1 else ''}.",
     ]
-    if settings["match_rollouts"]:
+    if settings.match_rollouts:
         notes.append(
             "Both arms spend the same number of rollouts: the search's are given to unguided GRPO as training."
         )
-    if settings["model"] is None:
+    if settings.model is None:
         notes.append(
             "The problems are generated, and the base's errors on long ones were planted in what it was trained on: "
             "this tests the mechanism, not the behaviour of language models."

@@ -1,12 +1,13 @@
 """What the verbs of ``retarget pope`` share: how problems are read, models asked and progress shown."""
 
+import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import FlagCreatePairsOff
 
@@ -14,6 +15,11 @@ from retarget.pope.graders import BUILT_IN
 from retarget.pope.problems import Format, Problem, read_problems
 from retarget.pope.prompts import Prompts
 from retarget.pope.rollouts import Engine, Sampling
+
+if TYPE_CHECKING:
+    from retarget.pope.sampler import Sampler
+
+PROBLEMS = "problems: .jsonl, .jsonl.gz, .parquet, a directory, or hf:NAME"
 
 
 @dataclass
@@ -81,15 +87,14 @@ class Asking:
         return Sampling(max_tokens=self.max_tokens, temperature=self.temperature, top_p=self.top_p, top_k=self.top_k,
                         seed=self.seed)  # fmt: skip
 
-    def tools(self) -> dict[str, Any]:
-        """Keyword arguments that mining, search and evaluation share."""
+    def sampler(self) -> "Sampler":
+        """The model with its grader and prompts; these are made first, since opening a model may take long."""
         from retarget.pope.grading import Grader
+        from retarget.pope.sampler import Sampler
 
         trusted = self.workers if self.workers is not None or self.grader in BUILT_IN else 1
-        return dict(
-            grader=Grader(self.grader, workers=trusted), params=self.sampling(), chunk=self.chunk, batch=self.batch,
-            prompts=Prompts.load(self.templates, chat=self.chat),
-        )  # fmt: skip
+        grader, prompts = Grader(self.grader, workers=trusted), Prompts.load(self.templates, chat=self.chat)
+        return Sampler(self.engine(), grader, prompts, self.sampling(), self.chunk, self.batch)
 
 
 @dataclass
@@ -122,6 +127,11 @@ class Cost:
         tokens = rollouts * self.mean_tokens
         hours = tokens / self.throughput / 3600
         return {"rollouts_at_most": rollouts, "tokens": tokens, "gpu_hours": round(hours, 2), "note": note}
+
+
+def lines(records: Iterable[Any]) -> str:
+    """Records as JSON Lines."""
+    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
 
 
 @contextmanager

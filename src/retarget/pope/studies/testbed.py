@@ -1,8 +1,6 @@
 """The testbed's language model: a word tokenizer and a tiny Llama, trained from scratch and cached."""
 
 import math
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,9 +12,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from retarget.files import locked, make_directory, replace_folder
 from retarget.identity import fingerprint
 from retarget.pope.prompts import Prompts
-from retarget.pope.tasks.chain import HINT, START, WORDS, Corpus, traces
+from retarget.pope.studies.chain import HINT, START, WORDS, Corpus, traces
 from retarget.settings import Strict
 
 PROMPTS = Prompts(unguided=f"{{problem}} {START}", guided=f"{{problem}} {HINT} {{prefix}} {START}", chat=False)
@@ -75,6 +74,20 @@ def train_base(base: BaseModel, cache: Path, progress: Callable[[int, int], None
     directory = cache / f"base-{fingerprint(base.model_dump(mode='json'))}"
     if directory.exists():
         return directory
+    make_directory(cache)
+    with locked(cache / ".lock", wait=True, what=f"{cache}"):
+        if not directory.exists():  # another process may just have finished the same base
+            model, tokenizer = _trained(base, progress), make_tokenizer()
+
+            def save(folder: Path) -> None:
+                model.save_pretrained(folder)
+                tokenizer.save_pretrained(folder)
+
+            replace_folder(directory, save)
+    return directory
+
+
+def _trained(base: BaseModel, progress: Callable[[int, int], None] | None) -> LlamaForCausalLM:
     tokenizer, model = make_tokenizer(), make_model(base)
     optimizer = torch.optim.AdamW(model.parameters(), lr=base.lr, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _cosine(step, base.steps))
@@ -90,16 +103,7 @@ def train_base(base: BaseModel, cache: Path, progress: Callable[[int, int], None
         schedule.step()
         if progress:
             progress(step + 1, base.steps)
-    temporary = cache / f".{directory.name}.{os.getpid()}"
-    model.save_pretrained(temporary)
-    tokenizer.save_pretrained(temporary)
-    try:
-        temporary.rename(directory)
-    except OSError:  # another process has just finished the same base
-        if not directory.exists():
-            raise
-        shutil.rmtree(temporary)
-    return directory
+    return model
 
 
 def load_base(directory: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
