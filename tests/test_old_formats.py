@@ -91,7 +91,7 @@ def test_the_same_call_finds_every_run_of_an_old_study_finished(name, old, capsy
 def test_another_setting_than_the_old_one_is_refused(old, capsys):
     folder = old("study-pskd")
     assert study(STUDIES["study-pskd"][0].replace("epochs=2", "epochs=3") + " --dry-run", folder) == 1
-    assert "epochs = 2, and this call asks for 3" in capsys.readouterr().err
+    assert "epochs = 2 (now 3)" in capsys.readouterr().err
 
 
 def test_the_same_call_on_an_old_study_trains_nothing_and_judges_it_again(old):

@@ -185,6 +185,8 @@ def plan(
         question="Do prefixes of oracle solutions in the prompt let a model learn problems that it never solves?",
         preset=preset,
         task="retarget.pope.studies.run:run",
+        task_name="pope",
+        former_tasks=("retarget.pope.tasks.experiment:run",),
         analysis="retarget.pope.studies.analysis:analyse",
         settings=settings.model_dump(mode="json"),
         settings_model=Settings,
