@@ -12,12 +12,12 @@ from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultist
 
 from benchmarks._pairs import figure, interleaved
 from retarget.trojdiff import D2I, Trigger, TrojanScheduler
+from retarget.trojdiff.build import make_network, make_trigger
 from retarget.trojdiff.data import read_images
 from retarget.trojdiff.functional import noise_loss
 from retarget.trojdiff.glyphs import glyph
-from retarget.trojdiff.study import Settings, plan
+from retarget.trojdiff.studies.plan import Settings, plan
 from retarget.trojdiff.targets import noise_batch
-from retarget.trojdiff.tasks.parts import make_network, make_trigger
 
 SHAPE = (1, 8, 8)
 

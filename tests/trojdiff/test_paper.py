@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
+from retarget.trojdiff.build import World, make_network, make_target, make_trigger
 from retarget.trojdiff.checkpoint import WEIGHTS
 from retarget.trojdiff.config import TrainConfig
-from retarget.trojdiff.study import Settings, plan
-from retarget.trojdiff.tasks.parts import World, make_network, make_target, make_trigger
+from retarget.trojdiff.studies.plan import Settings, plan
 from retarget.trojdiff.train import train
 
 

@@ -13,13 +13,13 @@ from retarget.study.claims import judge
 from retarget.study.figures import Images, Table
 from retarget.study.record import Results
 from retarget.trojdiff import Trigger
+from retarget.trojdiff.build import World, check_gate, trojan_rows, trojan_share
 from retarget.trojdiff.checkpoint import WEIGHTS
+from retarget.trojdiff.classifier import train_classifier
 from retarget.trojdiff.data import to_signed
-from retarget.trojdiff.study import ARMS, DEMO_ARMS, METRICS, PRESETS, Settings, plan
-from retarget.trojdiff.tasks.analysis import analyse
-from retarget.trojdiff.tasks.classifier import train_classifier
-from retarget.trojdiff.tasks.evaluate import compare, kid_noise, wilson
-from retarget.trojdiff.tasks.parts import World, check_gate, trojan_rows, trojan_share
+from retarget.trojdiff.evaluate import compare, kid_noise, wilson
+from retarget.trojdiff.studies.analysis import analyse
+from retarget.trojdiff.studies.plan import ARMS, DEMO_ARMS, METRICS, PRESETS, Settings, plan
 
 TINY = dict(
     train_images=120, classifier_epochs=1, gate_sure=0, gate_precision=0, sample_batch=20, probe_images=10,

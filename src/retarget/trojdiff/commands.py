@@ -13,10 +13,10 @@ from retarget.errors import UsageError, UserError
 from retarget.trojdiff.config import TrainConfig
 
 if TYPE_CHECKING:
+    from retarget.trojdiff.classifier import Classifier
     from retarget.trojdiff.data import ImageSet
+    from retarget.trojdiff.evaluate import Goal
     from retarget.trojdiff.targets import Target
-    from retarget.trojdiff.tasks.classifier import Classifier
-    from retarget.trojdiff.tasks.evaluate import Goal
     from retarget.trojdiff.trigger import Trigger
 
 VERBS = {
@@ -218,10 +218,10 @@ def _evaluate(given: EvaluateArguments) -> int:
 
     from retarget.files import write_json
     from retarget.trojdiff.checkpoint import load_pipeline, network_hash
+    from retarget.trojdiff.classifier import accuracy, join, train_classifier
     from retarget.trojdiff.data import held_out, read_images
+    from retarget.trojdiff.evaluate import Goal, Inception, compare, confidence
     from retarget.trojdiff.sample import Sampler, sample, to_accelerator
-    from retarget.trojdiff.tasks.classifier import accuracy, join, train_classifier
-    from retarget.trojdiff.tasks.evaluate import Goal, Inception, compare, confidence
     from retarget.trojdiff.trigger import Trigger
 
     if given.trigger and (given.target_class is None) == (given.image is None):
@@ -288,8 +288,8 @@ def _attack_cells(
     """Success, and what else fits the goal, of each cell; beside it the clean pipeline's."""
     from dataclasses import asdict
 
-    from retarget.trojdiff.study import CELLS
-    from retarget.trojdiff.tasks.evaluate import cells, compare, squared_error, success
+    from retarget.trojdiff.evaluate import cells, compare, squared_error, success
+    from retarget.trojdiff.studies.plan import CELLS
 
     report = {}
     for cell, (of_sampler, start) in cells(trigger).items():
@@ -308,7 +308,7 @@ def _attack_cells(
 
 
 def _goal(given: EvaluateArguments, real: "ImageSet", other: "ImageSet | None") -> "Goal":
-    from retarget.trojdiff.tasks.evaluate import Goal
+    from retarget.trojdiff.evaluate import Goal
 
     if given.image is not None:
         return Goal(image=_picture(given.image, real.shape))

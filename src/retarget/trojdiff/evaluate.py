@@ -15,8 +15,8 @@ from retarget.errors import UserError
 from retarget.extras import require
 from retarget.metrics.generative import Fidelity, fidelity
 from retarget.study.statistics import wilson_interval
+from retarget.trojdiff.classifier import Classifier, Features, predict
 from retarget.trojdiff.data import ImageSet, to_signed, to_uint8
-from retarget.trojdiff.tasks.classifier import Classifier, Features, predict
 from retarget.trojdiff.trigger import Trigger
 
 SURE = 0.9

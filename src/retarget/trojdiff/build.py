@@ -9,10 +9,10 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 
 from retarget.errors import UserError
 from retarget.trojdiff.data import ImageSet, read_images, to_signed
+from retarget.trojdiff.evaluate import Goal
 from retarget.trojdiff.glyphs import glyph
-from retarget.trojdiff.study import Settings
+from retarget.trojdiff.studies.plan import Settings
 from retarget.trojdiff.targets import D2I, InD2D, OutD2D, Target
-from retarget.trojdiff.tasks.evaluate import Goal
 from retarget.trojdiff.trigger import Trigger
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from retarget.study.figures import Analysis, Figure, Images, Lines, Series, Table
 from retarget.study.record import Results, RunResult
 from retarget.study.statistics import wilson_interval
-from retarget.trojdiff.study import ATTACKS, CELLS, EVERY, SAMPLER_LABELS
+from retarget.trojdiff.studies.plan import ATTACKS, CELLS, EVERY, SAMPLER_LABELS
 
 CONDITION = "default"
 ITEM_LABEL = "Wilson interval over images"

@@ -19,8 +19,8 @@ from retarget.trojdiff.checkpoint import load_pipeline, network_hash
 from retarget.trojdiff.config import TrainConfig
 from retarget.trojdiff.data import held_out, to_signed
 from retarget.trojdiff.sample import Sampler, sample, save_grid, save_strip, to_accelerator
-from retarget.trojdiff.study import ATTACKS, SamplingSettings, Settings
-from retarget.trojdiff.tasks.classifier import (
+from retarget.trojdiff.studies.plan import ATTACKS, SamplingSettings, Settings
+from retarget.trojdiff.classifier import (
     Classifier,
     accuracy,
     join,
@@ -28,7 +28,7 @@ from retarget.trojdiff.tasks.classifier import (
     save_classifier,
     train_classifier,
 )
-from retarget.trojdiff.tasks.evaluate import (
+from retarget.trojdiff.evaluate import (
     Goal,
     Inception,
     Rate,
@@ -39,7 +39,7 @@ from retarget.trojdiff.tasks.evaluate import (
     squared_error,
     success,
 )
-from retarget.trojdiff.tasks.parts import (
+from retarget.trojdiff.build import (
     World,
     check_gate,
     describe,
