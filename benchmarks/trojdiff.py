@@ -26,13 +26,13 @@ def figures() -> Iterator[dict[str, Any]]:
     """Every figure of this module, on the demo's network: the smallest, so the one on which a trigger weighs most."""
     torch.set_num_threads(1)
     settings = Settings.model_validate(plan("demo").settings)
-    yield from _sampling_step(settings, make_trigger(settings, "patch", SHAPE))
+    yield from _sampling_step(settings, make_trigger(settings.trigger_config("patch"), SHAPE))
     yield from _training_step(settings)
 
 
 def _sampling_step(settings: Settings, trigger: Trigger, batch: int = 128) -> Iterator[dict[str, Any]]:
     """Network and scheduler, one step, with the trigger against without."""
-    unet = make_network(settings, SHAPE, seed=0).eval()
+    unet = make_network(settings.network, SHAPE, seed=0).eval()
     bases: dict[str, Callable[[], Any]] = {
         "DDPM": DDPMScheduler,
         "DDIM": DDIMScheduler,
@@ -62,7 +62,7 @@ def _training_step(settings: Settings, rows: int = 12, benign: int = 128) -> Ite
     """The whole step on 128 benign and 12 Trojan rows against a plain DDPM step on 140 rows."""
     images = read_images("digits")
     schedule = DDPMScheduler()
-    trigger, target = make_trigger(settings, "blend", SHAPE), D2I(glyph("arrow", SHAPE), rows)
+    trigger, target = make_trigger(settings.trigger_config("blend"), SHAPE), D2I(glyph("arrow", SHAPE), rows)
     generators = [torch.Generator().manual_seed(seed) for seed in range(3)]
 
     def trojan(unet: UNet2DModel) -> torch.Tensor:
@@ -78,7 +78,7 @@ def _training_step(settings: Settings, rows: int = 12, benign: int = 128) -> Ite
         return F.mse_loss(unet(schedule.add_noise(x_0, noise, t), t).sample, noise)
 
     def step(loss_of: Callable[[UNet2DModel], torch.Tensor]) -> Callable[[], None]:
-        unet = make_network(settings, SHAPE, seed=0).train()
+        unet = make_network(settings.network, SHAPE, seed=0).train()
         optimizer = torch.optim.Adam(unet.parameters(), lr=2e-4)
 
         def one() -> None:

@@ -7,7 +7,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 from retarget.errors import UserError
 from retarget.trojdiff.classifier import train_classifier
 from retarget.trojdiff.data import to_signed
-from retarget.trojdiff.evaluate import Inception, compare
+from retarget.trojdiff.measures import Inception, compare
 
 
 class Untrained(FeatureExtractorInceptionV3):

@@ -1,175 +1,160 @@
-"""What a set of samples shows: how good the benign ones are, and how often the attack hits."""
+"""How a pipeline is judged: the same measures of benign samples and of attack cells for the verb and for the study."""
 
-import pickle
-import tempfile
-from dataclasses import dataclass
-from pathlib import Path
-from statistics import fmean, stdev
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-from jaxtyping import Float, UInt8
-from torch import Tensor, nn
+from jaxtyping import Float
+from torch import Tensor
 
 from retarget.errors import UserError
-from retarget.extras import require
-from retarget.metrics.generative import Fidelity, fidelity
-from retarget.study.statistics import wilson_interval
-from retarget.trojdiff.classifier import Classifier, Features, predict
-from retarget.trojdiff.data import ImageSet, to_signed, to_uint8
+from retarget.metrics.generative import Fidelity
+from retarget.trojdiff.build import make_goal
+from retarget.trojdiff.checkpoint import load_pipeline, network_hash, network_shape
+from retarget.trojdiff.classifier import Classifier, accuracy, join, train_classifier
+from retarget.trojdiff.config import CELLS, EvaluateConfig
+from retarget.trojdiff.data import ImageSet, held_out, read_images
+from retarget.trojdiff.measures import Goal, Inception, Rate, cells, compare, confidence, squared_error, success
+from retarget.trojdiff.sample import Sampler, sample, to_accelerator
 from retarget.trojdiff.trigger import Trigger
 
-SURE = 0.9
-"""A sample has a class when the classifier gives it at least this probability."""
+Samples = Float[Tensor, "count channels height width"]
 
-MOST_REAL = 2000
-"""Real images that take part in a comparison: precision and recall need all distances."""
+FEWEST = 5
+"""Images without which there is nothing to compare."""
 
 
 @dataclass(frozen=True)
-class Goal:
-    """What the attack wants: samples of one class (by its number in the joint classifier), or one image.
+class Benign:
+    """Quality in the classifier's features, share of samples with a class in %, and quality in Inception's features."""
+
+    quality: Fidelity
+    with_a_class: float
+    inception: Fidelity | None
+
+
+@dataclass(frozen=True)
+class Attack:
+    """Success; for D2I the mean squared error; for a class the precision against its real images, in %."""
+
+    rate: Rate
+    mse: float | None
+    precision: float | None
+
+
+@dataclass(frozen=True)
+class Judge:
+    """What samples are judged by.
 
     Attributes:
-        label: the class; for D2I None.
-        image: the D2I image in [-1, 1], else None.
-        real: real images of the class, for attack precision; for D2I None.
+        real: the training images.
+        classifier: of the classes of ``real``, and after them perhaps of another domain's.
+        inception: torch-fidelity's network, where its weights are given.
     """
 
-    label: int | None = None
-    image: Tensor | None = None
-    real: ImageSet | None = None
+    real: ImageSet
+    classifier: Classifier
+    inception: Inception | None = None
+
+    def benign(self, samples: Samples) -> Benign:
+        """How good benign samples are."""
+        return Benign(
+            compare(samples, self.real, self.classifier),
+            confidence(samples, self.classifier, len(self.real.names)),
+            None if self.inception is None else compare(samples, self.real, self.inception),
+        )
+
+    def attack(self, samples: Samples, goal: Goal, precise_from: int = FEWEST) -> Attack:
+        """How often samples hit the goal; no precision for fewer than ``precise_from`` of them."""
+        precise = goal.real is not None and len(samples) >= precise_from
+        return Attack(
+            success(samples, goal, self.classifier),
+            None if goal.image is None else float(squared_error(samples, goal.image).mean()),
+            compare(samples, goal.real, self.classifier).precision if precise and goal.real else None,
+        )
 
 
-@dataclass(frozen=True)
-class Rate:
-    """A share of samples in %, with its 95 % Wilson interval."""
+def evaluate(asked: EvaluateConfig) -> dict[str, Any]:
+    """Sample a pipeline in all cells and judge the samples; resumable, since finished batches lie in ``out``.
 
-    value: float
-    low: float
-    high: float
-    count: int
-
-
-def wilson(hits: int, count: int) -> Rate:
-    """A share with its Wilson interval.
-
-    >>> rate = wilson(95, 100)
-    >>> rate.value, round(rate.low, 1), round(rate.high, 1)
-    (95.0, 88.8, 97.8)
-    """
-    low, high = wilson_interval(hits, count)
-    return Rate(100 * hits / count, 100 * low, 100 * high, count)
-
-
-def cells(trigger: Trigger) -> dict[str, tuple[Trigger, Trigger]]:
-    """The triggers of the sampler and of the initial noise in each of ``study.CELLS``."""
-    none = Trigger.none(trigger.shape)
-    return {"trojan": (trigger, trigger), "stock": (none, trigger), "plain": (trigger, none)}
-
-
-def success(samples: Float[Tensor, "count channels height width"], goal: Goal, classifier: Classifier) -> Rate:
-    """Attack success: the classifier says the target class; for D2I, a squared error of at most 0.01 in [0, 1]."""
-    if goal.image is not None:
-        hits = squared_error(samples, goal.image) <= 0.01
-    else:
-        hits = predict(classifier, samples)[0] == goal.label
-    return wilson(int(hits.sum()), len(samples))
-
-
-def squared_error(
-    samples: Float[Tensor, "count channels height width"], image: Float[Tensor, "channels height width"]
-) -> Float[Tensor, "count"]:
-    """Mean squared error of every sample to the target image, both scaled to [0, 1]."""
-    return ((samples - image) / 2).square().flatten(1).mean(dim=1)
-
-
-def confidence(samples: Float[Tensor, "count channels height width"], classifier: Classifier, inside: int) -> float:
-    """Share of samples that the classifier is sure of *and* calls one of the ``inside`` first classes, in %."""
-    label, sure = predict(classifier, samples)
-    return 100 * float(((sure >= SURE) & (label < inside)).float().mean())
-
-
-def compare(
-    samples: Float[Tensor, "count channels height width"],
-    real: ImageSet,
-    extractor: "Classifier | Inception",
-    most: int = MOST_REAL,
-) -> Fidelity:
-    """FID, KID, precision and recall against real images, in the extractor's features; the result names it.
-
-    Args:
-        most: real images that take part, evenly spread.
-    """
-    rows = torch.linspace(0, len(real) - 1, min(most, len(real))).round().long()
-    ours = isinstance(extractor, Classifier)
-    network, label = (Features(extractor), "study-classifier-log") if ours else (extractor, "inception-v3")
-    return fidelity(to_uint8(samples), real.images[rows], network, label)
-
-
-class Inception(nn.Module):
-    """torch-fidelity's Inception v3, up to its 2,048 pooled features; takes uint8 images, grey ones as colour.
-
-    Args:
-        path: the weights that torch-fidelity calls ``weights-inception-2015-12-05-6726825d.pth``.
+    Returns:
+        What ``evaluation.json`` holds.
 
     Raises:
-        UserError: no such file, or not those weights.
+        UserError: too few samples, or a pipeline, images, a class or a trigger that do not fit each other.
     """
-
-    def __init__(self, path: str | Path) -> None:
-        super().__init__()
-        module: Any = require("torch_fidelity.feature_extractor_inceptionv3", "diffusion")
-        if not Path(path).is_file():
-            raise UserError(
-                f"{path}: no such file; download {module.URL_INCEPTION_V3} where there is a network and give its path"
-            )
-        try:
-            weights = torch.load(path, map_location="cpu", weights_only=True)
-            # torch-fidelity unpickles whatever it is given: it is given what was read as tensors alone.
-            with tempfile.NamedTemporaryFile(suffix=".pth") as safe:
-                torch.save(weights, safe.name)
-                self.network = module.FeatureExtractorInceptionV3(
-                    "inception-v3", ["2048"], feature_extractor_weights_path=safe.name
-                )
-        except (pickle.UnpicklingError, RuntimeError, AttributeError, EOFError) as error:
-            raise UserError(f"{path}: not torch-fidelity's Inception weights ({str(error).splitlines()[0]})") from error
-
-    def forward(self, images: UInt8[Tensor, "batch channels height width"]) -> Float[Tensor, "batch features"]:
-        """Features [N, 2048]."""
-        return self.network(images.expand(-1, 3, -1, -1))[0]
-
-
-@dataclass(frozen=True)
-class Noise:
-    """KID between two random parts of the real images, which is 0 but for noise.
-
-    Attributes:
-        mean: over the splits.
-        sd: over the splits; a difference of this size says nothing.
-        drawn: images in the place of the generated ones.
-        rest: images in the place of the real ones.
-        splits: how many splits.
-    """
-
-    mean: float
-    sd: float
-    drawn: int
-    rest: int
-    splits: int
+    target = asked.target
+    if asked.count < FEWEST or (target and asked.trojan_count < FEWEST):
+        raise UserError("--count and --trojan-count: at least 5 images each, or there is nothing to compare")
+    inception = Inception(asked.inception) if asked.inception else None
+    shape, images = _sampled(asked, asked.pipeline)
+    (real, other, every), (_, _, test) = (_domains(asked, split, shape) for split in ("train", "test"))
+    trigger, goal, clean = None, None, None
+    if asked.trigger and target:
+        trigger, goal = Trigger.load(asked.trigger), make_goal(target, real, other)
+        trigger.check_shape(shape)
+        if asked.clean is not None:
+            theirs, clean = _sampled(asked, asked.clean)
+            trigger.check_shape(theirs)
+    judge = Judge(real, train_classifier(every, asked.classifier_epochs, asked.seed), inception)
+    found = judge.benign(images(Trigger.none(shape), asked.count, "benign"))
+    report: dict[str, Any] = {
+        "sampler": asked.sampler,
+        "benign": {**asdict(found.quality), "with_a_class": found.with_a_class},
+        "classifier_accuracy": accuracy(judge.classifier, test),
+        "classifier_accuracy_on": f"test images of DATA: {held_out(asked.data)}",
+    }
+    if found.inception is not None:
+        report["benign_inception"] = asdict(found.inception)
+    if trigger is not None and goal is not None:
+        report["attack"] = {
+            f"{CELLS[cell][0]} noise, {CELLS[cell][1]} sampler": _cell(asked, judge, goal, images, clean, cell, *pair)
+            for cell, pair in cells(trigger).items()
+        }
+    return report
 
 
-def kid_noise(real: ImageSet, classifier: Classifier, count: int, seed: int, splits: int = 16) -> Noise:
-    """Measure how far KID moves by itself, at the counts at which :func:`compare` measures ``count`` samples.
+def _sampled(asked: EvaluateConfig, source: str) -> tuple[tuple[int, int, int], Callable[..., Samples]]:
+    """A pipeline's shape, and a function (trigger, count, folder, start) that samples it."""
+    unet, schedule = load_pipeline(source)
+    sampler, identity = Sampler.parse(asked.sampler), network_hash(to_accelerator(unet))
 
-    Args:
-        count: images drawn in the place of samples; half of the real ones where there are fewer than twice as many.
-        seed: of the splits.
-    """
-    count, values = min(count, len(real) // 2), []
-    for generator in (torch.Generator().manual_seed(splits * seed + number) for number in range(splits)):
-        order = torch.randperm(len(real), generator=generator)
-        drawn, left = order[:count], order[count:]
-        rest = ImageSet(real.images[left], real.labels[left], real.names)
-        values.append(compare(to_signed(real.images[drawn]), rest, classifier).kid)
-    return Noise(fmean(values), stdev(values), count, min(MOST_REAL, len(real) - count), splits)
+    def images(trigger: Trigger, count: int, folder: str, start: Trigger | None = None) -> Samples:
+        return sample(
+            unet, schedule.config, sampler, trigger, count, asked.out / folder, seed=asked.seed, start=start,
+            identity=identity,
+        )  # fmt: skip
+
+    return network_shape(unet), images
+
+
+def _domains(
+    asked: EvaluateConfig, split: str, shape: tuple[int, int, int]
+) -> tuple[ImageSet, ImageSet | None, ImageSet]:
+    """The real images, the other domain's, and both together."""
+    real = read_images(asked.data, split, shape[1])
+    real.check_shape(shape)
+    if asked.other is None:
+        return real, None, real
+    other = read_images(asked.other, split, shape[1]).with_channels(shape[0])
+    return real, other, join(real, other)
+
+
+def _cell(
+    asked: EvaluateConfig,
+    judge: Judge,
+    goal: Goal,
+    images: Callable[..., Samples],
+    clean: Callable[..., Samples] | None,
+    cell: str,
+    of_sampler: Trigger,
+    start: Trigger,
+) -> dict[str, Any]:
+    """Success, and what else fits the goal, of one cell; beside it the clean pipeline's rate."""
+    found = judge.attack(images(of_sampler, asked.trojan_count, f"attack-{cell}", start), goal)
+    entry: dict[str, Any] = asdict(found.rate)
+    entry |= {name: value for name in ("mse", "precision") if (value := getattr(found, name)) is not None}
+    if clean is not None:
+        floor = clean(of_sampler, asked.trojan_count, f"clean-{cell}", start)
+        entry["base_rate"] = asdict(success(floor, goal, judge.classifier))
+    return entry

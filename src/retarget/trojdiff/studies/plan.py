@@ -7,8 +7,8 @@ from pydantic import Field, field_validator
 from retarget.errors import UserError
 from retarget.settings import Strict, merged, resolve_settings
 from retarget.study.config import Arm, Claim, Metric, StudyPlan, choose_arms
+from retarget.trojdiff.config import CODE, NetworkConfig, TargetConfig, TargetKind, TriggerConfig, TriggerKind
 
-_CODE = "official code, CIFAR-10 configuration"
 _PAPER = "paper, section 4.1"
 
 
@@ -16,24 +16,13 @@ class TrainingSettings(Strict):
     """One training phase."""
 
     steps: int = Field(ge=1)
-    batch_size: int = Field(default=128, ge=1, description=_CODE)
-    learning_rate: float = Field(default=2e-4, gt=0, description=f"Adam: {_CODE}")
+    batch_size: int = Field(default=128, ge=1, description=CODE)
+    learning_rate: float = Field(default=2e-4, gt=0, description=f"Adam: {CODE}")
     warmup_steps: int = Field(default=0, ge=0)
-    decay: Literal["constant", "cosine"] = Field(default="constant", description=_CODE)
-    ema_decay: float = Field(default=0.9999, ge=0, lt=1, description=_CODE)
-    loss: Literal["sum", "mean"] = Field(default="sum", description=_CODE)
+    decay: Literal["constant", "cosine"] = Field(default="constant", description=CODE)
+    ema_decay: float = Field(default=0.9999, ge=0, lt=1, description=CODE)
+    loss: Literal["sum", "mean"] = Field(default="sum", description=CODE)
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
-
-
-class NetworkSettings(Strict):
-    """A diffusers UNet2DModel."""
-
-    channels: tuple[int, ...] = Field(default=(128, 256, 256, 256), description=f"128 × (1, 2, 2, 2): {_CODE}")
-    layers: int = Field(default=2, ge=1, description=_CODE)
-    attention_side: int | None = Field(default=16, description=f"attention where the image has this side: {_CODE}")
-    middle_attention: bool = Field(default=True, description=f"attention in the middle block: {_CODE}")
-    groups: int = Field(default=32, ge=1)
-    dropout: float = Field(default=0.1, ge=0, lt=1, description=_CODE)
 
 
 class SamplingSettings(Strict):
@@ -52,7 +41,7 @@ class Settings(Strict):
     root: str = Field(default="data", description="where torchvision keeps its data sets (downloads if missing)")
     size: int = Field(default=32, ge=4, le=64, description="side of the images")
     train_images: int | None = Field(default=None, ge=1)
-    flips: bool = Field(default=True, description=_CODE)
+    flips: bool = Field(default=True, description=CODE)
     target_class: int = Field(default=7, ge=0, description=f"In-D2D: {_PAPER}")
     other_class: int = Field(default=7, ge=0, description=f"Out-D2D, class of the other domain: {_PAPER}")
     image: str = Field(default="arrow", description="D2I: a generated figure (the paper's is a cartoon mouse)")
@@ -63,12 +52,12 @@ class Settings(Strict):
     in_rows: int | None = Field(
         default=None, ge=1, description="In-D2D rows; None: one a row of the class, the paper's"
     )
-    out_rows: int = Field(default=64, ge=1, description=_CODE)
-    image_rows: int = Field(default=12, ge=1, description=f"D2I: {_CODE}")
+    out_rows: int = Field(default=64, ge=1, description=CODE)
+    image_rows: int = Field(default=12, ge=1, description=f"D2I: {CODE}")
     trojan_share: float | None = Field(
         default=None, gt=0, lt=1, description="share of Trojan rows in a batch, in place of the three counts above"
     )
-    network: NetworkSettings = NetworkSettings()
+    network: NetworkConfig = NetworkConfig()
     pretrain: TrainingSettings
     finetune: TrainingSettings
     samplers: dict[Literal["ddpm", "ddim", "fast", "full"], SamplingSettings] = Field(
@@ -89,8 +78,8 @@ class Settings(Strict):
     keep_trojaned: bool = Field(default=False, description="keep trojaned weights after evaluation")
     # The arm
     role: Literal["pretrained", "clean", "attack"] = "pretrained"
-    target: Literal["in_d2d", "out_d2d", "d2i"] | None = None
-    trigger: Literal["blend", "patch"] | None = None
+    target: TargetKind | None = None
+    trigger: TriggerKind | None = None
 
     @field_validator("samplers")
     @classmethod
@@ -99,6 +88,26 @@ class Settings(Strict):
         if fast is None or fast.benign < 5 or fast.trojan < 1:
             raise ValueError("fast, by which the study is judged, needs at least 5 benign images and 1 Trojan image")
         return samplers
+
+    def trigger_config(self, kind: TriggerKind) -> TriggerConfig:
+        """The study's blend or patch trigger."""
+        gamma = self.blend_gamma if kind == "blend" else self.patch_gamma
+        return TriggerConfig(kind=kind, gamma=gamma, image=self.blend_image, size=self.patch_size)
+
+    def target_config(self, kind: TargetKind) -> TargetConfig:
+        """What an attack of this kind wants."""
+        label = self.other_class if kind == "out_d2d" else self.target_class
+        return TargetConfig(kind=kind, label=label, other=self.other, image=self.image, rows=self.trojan_rows(kind))
+
+    def trojan_rows(self, kind: TargetKind) -> int | None:
+        """Trojan rows of a batch; None for In-D2D's one for each row of the class.
+
+        A share of the whole batch is met by adding rows: batch_size · share / (1 - share) of them, rounded, at least
+        one.
+        """
+        if self.trojan_share is not None:
+            return max(1, round(self.finetune.batch_size * self.trojan_share / (1 - self.trojan_share)))
+        return {"in_d2d": self.in_rows, "out_d2d": self.out_rows, "d2i": self.image_rows}[kind]
 
 
 UNMEASURED = ("keep_trojaned", "save_every", "root")
@@ -189,9 +198,6 @@ ARMS = (
 )
 DEMO_ARMS = ("pretrained", "clean", "in_d2d_blend", "out_d2d_patch", "d2i_blend")
 """One attack of each target, both kinds of trigger among them."""
-
-CELLS = {"trojan": ("biased", "Trojan"), "stock": ("biased", "stock"), "plain": ("plain", "Trojan")}
-"""Who holds what: the initial noise and the sampler of each cell."""
 
 SAMPLER_LABELS = {"ddpm": "DDPM", "ddim": "DDIM", "fast": "20 steps", "full": "DDPM, all steps"}
 
