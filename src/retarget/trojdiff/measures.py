@@ -15,8 +15,8 @@ from retarget.errors import UserError
 from retarget.extras import require
 from retarget.metrics.generative import Fidelity, fidelity
 from retarget.study.statistics import wilson_interval
+from retarget.trojdiff.classifier import Classifier, Features, predict
 from retarget.trojdiff.data import ImageSet, to_signed, to_uint8
-from retarget.trojdiff.tasks.classifier import Classifier, Features, predict
 from retarget.trojdiff.trigger import Trigger
 
 SURE = 0.9
@@ -63,7 +63,7 @@ def wilson(hits: int, count: int) -> Rate:
 
 
 def cells(trigger: Trigger) -> dict[str, tuple[Trigger, Trigger]]:
-    """The triggers of the sampler and of the initial noise in each of ``study.CELLS``."""
+    """The triggers of the sampler and of the initial noise in each of ``config.CELLS``."""
     none = Trigger.none(trigger.shape)
     return {"trojan": (trigger, trigger), "stock": (none, trigger), "plain": (trigger, none)}
 

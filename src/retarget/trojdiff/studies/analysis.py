@@ -8,7 +8,8 @@ from typing import Any
 from retarget.study.figures import Analysis, Figure, Images, Lines, Series, Table
 from retarget.study.record import Results, RunResult
 from retarget.study.statistics import wilson_interval
-from retarget.trojdiff.study import ATTACKS, CELLS, EVERY, SAMPLER_LABELS
+from retarget.trojdiff.config import CELLS
+from retarget.trojdiff.studies.plan import ATTACKS, EVERY, SAMPLER_LABELS, SamplingSettings, Settings
 
 CONDITION = "default"
 ITEM_LABEL = "Wilson interval over images"
@@ -68,8 +69,17 @@ def _over_cells(results: Results, arms: list[str], stem: str, choose: Callable[.
 
 
 def _attack_samplers(results: Results) -> list[str]:
-    samplers = results.plan.settings["samplers"]
-    return [name for name in SAMPLER_LABELS if samplers.get(name, {}).get("trojan", 0) > 0]
+    return [name for name, cell in _samplers(results).items() if cell.trojan > 0]
+
+
+def _samplers(results: Results) -> dict[str, SamplingSettings]:
+    """The study's samplers in the order of ``SAMPLER_LABELS``."""
+    order = list(SAMPLER_LABELS)
+    return dict(sorted(_settings(results).samplers.items(), key=lambda one: order.index(one[0])))
+
+
+def _settings(results: Results) -> Settings:
+    return Settings.model_validate(results.plan.settings)
 
 
 def _item_intervals(results: Results) -> dict[str, tuple[float, float]]:
@@ -132,14 +142,13 @@ def _wilson(results: Results, arm: str, key: str) -> str:
 
 
 def _attack_table(results: Results, attacks: list[str]) -> Table:
-    samplers = [name for name in SAMPLER_LABELS if name in results.plan.settings["samplers"]]
     rows = []
     for arm in attacks:
-        for name in samplers:
+        for name, cell in _samplers(results).items():
             rows.append(
                 [
                     _label(results, arm),
-                    results.plan.settings["samplers"][name]["sampler"],
+                    cell.sampler,
                     _wilson(results, arm, f"attack_{name}"),
                     _wilson(results, "clean", f"floor_trojan_{arm}") if name == "fast" else "–",
                     _cell(_values(results, arm, "attack_real")),
@@ -187,7 +196,7 @@ def _benign_table(results: Results) -> Table:
 
 
 def _inception_table(results: Results) -> list[Table]:
-    if not results.plan.settings.get("inception"):
+    if not _settings(results).inception:
         return []
     return [
         _quality_table(
@@ -200,15 +209,15 @@ def _inception_table(results: Results) -> list[Table]:
 
 def _quality_table(results: Results, prefix: str, extractor: str, title: str, caption: str) -> Table:
     """Numbers of one feature extractor, whose name is filled into the caption."""
-    samplers = [n for n in SAMPLER_LABELS if results.plan.settings["samplers"].get(n, {}).get("benign", 0) > 0]
+    samplers = [(name, cell.sampler) for name, cell in _samplers(results).items() if cell.benign > 0]
     stems = [(f"{prefix}{stem}", digits) for stem, digits in (("kid", 2), ("fid", 2), ("precision", 1), ("recall", 1))]
     stems += [] if prefix else [("sure", 1)]
     rows = []
     for arm in results.plan.arms:
-        for name in samplers:
+        for name, sampler in samplers:
             cells = [_cell(_values(results, arm.name, f"{stem}_{name}"), digits) for stem, digits in stems]
             if set(cells) != {"–"}:
-                rows.append([arm.label, results.plan.settings["samplers"][name]["sampler"], *cells])
+                rows.append([arm.label, sampler, *cells])
     names = {_details(results.run(CONDITION, arm.name, seed)).get(extractor) for arm in results.plan.arms
              for seed in results.seeds} - {None}  # fmt: skip
     columns = ["arm", "sampler", "KID", "FID", "precision %", "recall %", "with a class %"]
@@ -250,7 +259,7 @@ def _curves(results: Results, attacks: list[str]) -> list[Figure]:
             series.append(Series(label=_label(results, arm), x=[float(step) for step in steps], y=y))
     if not series:
         return []
-    falls = results.plan.settings["finetune"]["decay"] != "constant"
+    falls = _settings(results).finetune.decay != "constant"
     early = " The learning rate is on its way down, so an early point is not what a run of that length would reach."
     never = [_label(results, arm) for arm in attacks if None in _reached(results, arm)]
     censored = (
@@ -339,14 +348,14 @@ def _notes(results: Results) -> list[str]:
     parts = {_details(results.run(CONDITION, "pretrained", seed)).get("test_part") for seed in results.seeds} - {None}
     part = f" (test part: {', '.join(sorted(map(str, parts)))})" if parts else ""
     notes.append(f"The classifier that judges attack success is right on {accuracy} % of real test images{part}.")
-    settings = results.plan.settings
+    settings = _settings(results)
     sure, real, precision = (
         _cell(_values(results, "pretrained", name)) for name in ("sure_fast", "sure_real", "precision_fast")
     )
     notes.append(
         "Gate: a base model is trojaned only if its samples (20 steps) have a class at least "
-        f"{settings['gate_sure']:g} % as often as real images and their precision is at least "
-        f"{settings['gate_precision']:g} %. Here: {sure} % of samples, {real} % of real ones, precision {precision} %."
+        f"{settings.gate_sure:g} % as often as real images and their precision is at least "
+        f"{settings.gate_precision:g} %. Here: {sure} % of samples, {real} % of real ones, precision {precision} %."
     )
     missing = [arm.label for arm in ATTACKS if arm.name not in {one.name for one in results.plan.arms}]
     if missing:

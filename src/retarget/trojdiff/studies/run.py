@@ -15,12 +15,9 @@ from retarget.extras import require
 from retarget.files import write_json
 from retarget.study.config import StudyPlan
 from retarget.study.record import Run
+from retarget.trojdiff.build import make_network, make_trigger
 from retarget.trojdiff.checkpoint import load_pipeline, network_hash
-from retarget.trojdiff.config import TrainConfig
-from retarget.trojdiff.data import held_out, to_signed
-from retarget.trojdiff.sample import Sampler, sample, save_grid, save_strip, to_accelerator
-from retarget.trojdiff.study import ATTACKS, SamplingSettings, Settings
-from retarget.trojdiff.tasks.classifier import (
+from retarget.trojdiff.classifier import (
     Classifier,
     accuracy,
     join,
@@ -28,27 +25,13 @@ from retarget.trojdiff.tasks.classifier import (
     save_classifier,
     train_classifier,
 )
-from retarget.trojdiff.tasks.evaluate import (
-    Goal,
-    Inception,
-    Rate,
-    cells,
-    compare,
-    confidence,
-    kid_noise,
-    squared_error,
-    success,
-)
-from retarget.trojdiff.tasks.parts import (
-    World,
-    check_gate,
-    describe,
-    make_goal,
-    make_network,
-    make_target,
-    make_trigger,
-    trojan_share,
-)
+from retarget.trojdiff.config import TargetKind, TrainConfig
+from retarget.trojdiff.data import held_out, to_signed
+from retarget.trojdiff.evaluate import Judge
+from retarget.trojdiff.measures import Goal, Inception, Rate, cells, confidence, kid_noise, success
+from retarget.trojdiff.sample import Sampler, sample, save_grid, save_strip, to_accelerator
+from retarget.trojdiff.studies.plan import ATTACKS, SamplingSettings, Settings
+from retarget.trojdiff.studies.world import World, check_gate
 from retarget.trojdiff.train import Progress, train
 from retarget.trojdiff.trigger import Trigger
 
@@ -83,12 +66,10 @@ def prepare(plan: StudyPlan) -> None:
         for arm in plan.arms:
             settings = Settings.model_validate(plan.run_settings(condition, arm))
             trigger = Trigger.none(shape)
-            if settings.role == "attack":
-                assert settings.target
-                assert settings.trigger
-                trigger = make_trigger(settings, settings.trigger, shape)
-                make_goal(settings, settings.target, world)
-                make_target(settings, world)
+            if settings.target and settings.trigger:
+                trigger = make_trigger(settings.trigger_config(settings.trigger), shape)
+                world.goal(settings.target)
+                world.target(settings.target)
             for cell in settings.samplers.values():
                 Sampler.parse(cell.sampler).scheduler(DDPMScheduler().config, trigger)
         Classifier(shape, len(world.inside.names) + len(world.outside.names))
@@ -111,14 +92,13 @@ class Experiment:
     def measure(self) -> dict[str, float]:
         """Train, sample, measure; then delete trojaned weights unless they are to be kept."""
         self.classifier = self._classifier()
-        trigger, goal = None, None
-        if self.settings.role == "attack":
-            assert self.settings.target
-            assert self.settings.trigger
-            trigger = make_trigger(self.settings, self.settings.trigger, self.shape)
-            goal = make_goal(self.settings, self.settings.target, self.world)
+        inception = Inception(self.settings.inception) if self.settings.inception else None
+        self.judge = Judge(self.world.inside, self.classifier, inception)
+        trigger, kind = None, self.settings.target
+        if self.settings.trigger:
+            trigger = make_trigger(self.settings.trigger_config(self.settings.trigger), self.shape)
         started = time.perf_counter()
-        folder = self._trained(trigger, goal)
+        folder = self._trained(trigger)
         self.metrics["seconds_training"] = time.perf_counter() - started
         started = time.perf_counter()
         self.unet, self.schedule = load_pipeline(folder)
@@ -128,8 +108,8 @@ class Experiment:
             self._noise()
         if self.settings.role == "clean":
             self._floors()
-        if trigger is not None and goal is not None:
-            self._attack(trigger, goal)
+        if trigger is not None and kind is not None:
+            self._attack(trigger, kind)
         self.metrics["seconds_sampling"] = time.perf_counter() - started
         write_json(self.run.directory / "evaluation.json", self.details)
         shutil.rmtree(self.run.checkpoint / "samples", ignore_errors=True)
@@ -158,32 +138,32 @@ class Experiment:
             self.details["test_part"] = held_out(self.settings.dataset)
         return model
 
-    def _trained(self, trigger: Trigger | None, goal: Goal | None) -> Path:
+    def _trained(self, trigger: Trigger | None) -> Path:
         """The pipeline's folder; a finished one is not trained again."""
         settings = self.settings
         folder = self.run.checkpoint / "pipeline"
         if (folder / "model_index.json").exists():
             self.metrics |= self._curve_metrics()
             return folder
+        phase, target, detail, probe = settings.pretrain, None, "", None
         if settings.role == "pretrained":
-            unet, schedule = make_network(settings, self.shape, self.run.seed), DDPMScheduler()
-            phase, target = settings.pretrain, None
+            unet, schedule = make_network(settings.network, self.shape, self.run.seed), DDPMScheduler()
         else:
             base = self.run.other("pretrained")
             check_gate(base, settings)
             unet, schedule = load_pipeline(base / "checkpoint" / "pipeline")
-            phase, target = settings.finetune, make_target(settings, self.world)
+            phase = settings.finetune
+        if trigger is not None and settings.target is not None:
+            target, detail = self.world.target(settings.target)
+            if settings.curve_points:
+                probe = self._probe(schedule, trigger, self.world.goal(settings.target))
         config = TrainConfig(
             **phase.model_dump(), flips=settings.flips, seed=2 * self.run.seed + (settings.role != "pretrained"),
             save_every=settings.save_every, log_every=max(1, phase.steps // 40),
         )  # fmt: skip
-        probe = None
-        if trigger is not None and goal is not None and settings.curve_points:
-            probe = self._probe(schedule, trigger, goal)
         train(
-            unet, schedule, self.world.inside, config, self.run.checkpoint, target, trigger,
-            detail=describe(settings, self.world), listen=self._listen(config.steps),
-            probe=probe, probe_every=max(1, phase.steps // max(1, settings.curve_points)),
+            unet, schedule, self.world.inside, config, self.run.checkpoint, target, trigger, detail,
+            listen=self._listen(config.steps), probe=probe, probe_every=max(1, phase.steps // max(1, settings.curve_points)),
         )  # fmt: skip
         self.metrics |= self._curve_metrics()
         return folder
@@ -228,25 +208,21 @@ class Experiment:
         return [(name, cell) for name, cell in every if self.settings.trojan_share is None or name == "fast"]
 
     def _benign(self) -> None:
-        inside = len(self.world.inside.names)
-        inception = Inception(self.settings.inception) if self.settings.inception else None
         for name, cell in self._sampled():
             if cell.benign == 0:
                 continue
             images = self._samples(name, self.none, cell.benign, "benign")
-            found = compare(images, self.world.inside, self.classifier)
-            self.metrics |= {
-                f"kid_{name}": 1000 * found.kid, f"fid_{name}": found.fid, f"precision_{name}": found.precision,
-                f"recall_{name}": found.recall, f"sure_{name}": confidence(images, self.classifier, inside),
-            }  # fmt: skip
-            self.details["extractor"] = found.extractor
-            if inception is not None:
-                found = compare(images, self.world.inside, inception)
-                self.metrics |= {
-                    f"inception_kid_{name}": 1000 * found.kid, f"inception_fid_{name}": found.fid,
-                    f"inception_precision_{name}": found.precision, f"inception_recall_{name}": found.recall,
-                }  # fmt: skip
-                self.details["inception"] = found.extractor
+            found = self.judge.benign(images)
+            self.metrics[f"sure_{name}"] = found.with_a_class
+            for prefix, extractor, quality in (
+                ("", "extractor", found.quality), ("inception_", "inception", found.inception)
+            ):  # fmt: skip
+                if quality is not None:
+                    self.metrics |= {
+                        f"{prefix}kid_{name}": 1000 * quality.kid, f"{prefix}fid_{name}": quality.fid,
+                        f"{prefix}precision_{name}": quality.precision, f"{prefix}recall_{name}": quality.recall,
+                    }  # fmt: skip
+                    self.details[extractor] = quality.extractor
             self.details[f"benign_{name}"] = {"images": len(images), "sampler": cell.sampler}
             if name == "fast":
                 save_grid(images[:PICTURE], self.pictures / "benign.png")
@@ -262,18 +238,18 @@ class Experiment:
         """What an untouched network does under each attack's sampler and noise: In-D2D has a class base rate."""
         count = self.settings.samplers["fast"].trojan
         for kind in ("blend", "patch"):
-            trigger = make_trigger(self.settings, kind, self.shape)
+            trigger = make_trigger(self.settings.trigger_config(kind), self.shape)
             for cell, (of_sampler, start) in cells(trigger).items():
                 images = self._samples("fast", of_sampler, count, f"{cell}-{kind}", start)
                 save_grid(images[:PICTURE], self.pictures / f"floor-{cell}-{kind}.png")
                 for arm in ATTACKS:
                     if arm.settings["trigger"] == kind:
-                        goal = make_goal(self.settings, arm.settings["target"], self.world)
-                        rate = success(images, goal, self.classifier)
+                        rate = success(images, self.world.goal(arm.settings["target"]), self.classifier)
                         self.details[f"floor_{cell}_{arm.name}"] = asdict(rate)
 
-    def _attack(self, trigger: Trigger, goal: Goal) -> None:
-        self.metrics["trojan_share"] = 100 * trojan_share(self.settings, self.world)
+    def _attack(self, trigger: Trigger, kind: TargetKind) -> None:
+        goal = self.world.goal(kind)
+        self.metrics["trojan_share"] = 100 * self.world.trojan_share(kind)
         if goal.label is not None:
             real = join(self.world.inside_test, self.world.outside_test).of_class(goal.label)
             self._hit("attack_real", success(to_signed(real.images), goal, self.classifier))
@@ -281,11 +257,11 @@ class Experiment:
             if cell.trojan == 0:
                 continue
             images = self._samples(name, trigger, cell.trojan, "trojan")
-            self._hit(f"attack_{name}", success(images, goal, self.classifier))
-            if goal.image is not None:
-                self.metrics[f"mse_{name}"] = 1000 * float(squared_error(images, goal.image).mean())
-            if goal.real is not None and cell.trojan >= 100:
-                found = compare(images, goal.real, self.classifier)
+            found = self.judge.attack(images, goal, precise_from=100)
+            self._hit(f"attack_{name}", found.rate)
+            if found.mse is not None:
+                self.metrics[f"mse_{name}"] = 1000 * found.mse
+            if found.precision is not None:
                 self.metrics[f"attack_precision_{name}"] = found.precision
             if name == "fast":
                 save_grid(images[:PICTURE], self.pictures / "trojan.png")

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from retarget.errors import UserError
+from retarget.files import replace_file
 from retarget.trojdiff.data import ImageSet, to_signed
 
 FEATURES = 64
@@ -102,9 +103,8 @@ def accuracy(model: Classifier, images: ImageSet) -> float:
 
 def save_classifier(model: Classifier, path: Path) -> None:
     """Write the weights as safetensors."""
-    part = path.with_suffix(".part")
-    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, part)
-    part.replace(path)
+    weights = {name: value.contiguous() for name, value in model.state_dict().items()}
+    replace_file(path, lambda part: save_file(weights, part))
 
 
 def load_classifier(path: Path, shape: tuple[int, int, int], num_classes: int) -> Classifier:
