@@ -8,7 +8,7 @@ from typing import Any, Literal, Unpack
 
 from retarget.errors import UserError
 from retarget.identity import fingerprint
-from retarget.pope.grading import rejected_solutions
+from retarget.pope.grading import LabelCheck, rejected_solutions
 from retarget.pope.journal import Journal
 from retarget.pope.problems import Problem
 from retarget.pope.rollouts import Engine
@@ -120,19 +120,21 @@ def mine(
     stop_at_success: bool = True,
     journal: Path | None = None,
     accepted: tuple[Kind, ...] = ("hard",),
+    check: LabelCheck = "solution",
     progress: Progress | None = None,
     **asking: Unpack[Asking],
 ) -> Mined:
     """Sample every problem k times, unguided, and tell which are never solved.
 
     Args:
-        problems: with their solutions, which the grader must accept first (those without one are sampled anyhow).
+        problems: with their labels, which the grader must accept first.
         engine: samples the model that is to be trained, or a :class:`~retarget.pope.sampler.Sampler` around it.
         k: rollouts a problem: 128 in the paper. 0 of 128 leaves a true rate of up to 2.3 % (95 %, exact).
         stop_at_success: ask only "hard or not": no further chunk after a success. The outcomes have no pass rates
             then; take it off for those.
         journal: file of finished units; a killed run goes on from it. None keeps nothing.
         accepted: kinds that go on to the prefix search.
+        check: how labels are checked first (see :func:`retarget.pope.grading.rejected_solutions`).
         progress: see :data:`retarget.pope.rounds.Progress`.
         asking: ``grader``, ``prompts``, ``params``, ``chunk``, ``batch``: fields of a sampler.
 
@@ -143,7 +145,7 @@ def mine(
     sampler.check(k)
     if len({problem.id for problem in problems}) < len(problems):
         raise UserError("problems with the same id cannot be mined together")
-    broken = {problem.id for problem, _ in rejected_solutions(problems, sampler.grader)}
+    broken = {problem.id for problem, _ in rejected_solutions(problems, sampler.grader, check)}
     items = [Item(problem) for problem in problems if problem.id not in broken]
     header = sampler.header(
         "mine", k=k, stop_at_success=stop_at_success,

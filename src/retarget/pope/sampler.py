@@ -5,7 +5,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypedDict, Unpack
 
 from retarget.errors import UserError
-from retarget.pope.grading import Grade, Grader
+from retarget.pope.graders import RULES, Grade
+from retarget.pope.grading import Grader
 from retarget.pope.identity import engine_header
 from retarget.pope.problems import Problem
 from retarget.pope.prompts import Prompt, Prompts
@@ -68,6 +69,7 @@ class Sampler:
         """What identifies a work in the header of its journal."""
         return {
             "verb": verb, **engine_header(self.engine), **settings, "chunk": self.chunk, "grader": self.grader.spec,
+            **({"grader_rules": RULES[self.grader.spec]} if self.grader.spec in RULES else {}),
             "sampling": self.sampling.model_dump(mode="json"),
         }  # fmt: skip
 
@@ -89,10 +91,13 @@ class Sampler:
         return self.prompts.with_prefix(problem.prompt, prefix)
 
     def grade(self, problem: Problem, rollouts: Sequence[Rollout], prefix: str | None = None) -> list[Grade]:
-        """The verdicts on rollouts of one problem; a grader of continuations finds the prefix in its meta."""
+        """The verdicts on rollouts of one problem.
+
+        A grader of continuations finds the ``prefix`` in its meta, and ``truncated`` where the budget ended a rollout.
+        """
         meta = {**problem.meta, "id": problem.id, **({"prefix": prefix} if prefix else {})}
-        n = len(rollouts)
-        return self.grader.grade([one.text for one in rollouts], [problem.answer] * n, [meta] * n)
+        metas = [{**meta, "truncated": True} if one.truncated else meta for one in rollouts]
+        return self.grader.grade([one.text for one in rollouts], [problem.answer] * len(rollouts), metas)
 
     def graded(self, problem: Problem, prefix: str | None, n: int) -> list[tuple[Rollout, Grade]]:
         """n fresh rollouts of a problem, with a prefix or without, and their verdicts."""

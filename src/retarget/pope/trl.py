@@ -4,6 +4,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 from retarget.errors import UserError
 from retarget.files import make_directory, read_json, write_json
 from retarget.identity import fingerprint, refuse_other
+from retarget.pope.grading import Reward
 from retarget.pope.identity import weights_of
 from retarget.pope.mixture import STRATA, order
+from retarget.pope.rollouts import opened
 from retarget.pope.settings import TrainingSettings, grpo_arguments
 
 _log = logging.getLogger(__name__)
@@ -189,11 +192,11 @@ def train(
     arguments = grpo_arguments(settings, _processes(), torch.cuda.is_available())
     claim(output, work_of(model, rows, settings, peft_config), resume)
     config = GRPOConfig(output_dir=str(output), **arguments)
-    length = _length(tokenizer or _tokenizer_of(model))
-    kept = fitting(rows, settings.max_prompt_length, length)
+    words = tokenizer or _tokenizer_of(model)
+    kept = fitting(rows, settings.max_prompt_length, _length(words))
     trainer = PopeTrainer(
         model=model,
-        reward_funcs=[reward],
+        reward_funcs=[informed(reward, words, kept[0]["prompt"])],
         args=config,
         train_dataset=ordered(kept, settings),
         eval_dataset=Dataset.from_list(list(eval_rows)) if eval_rows else None,
@@ -208,6 +211,23 @@ def train(
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trainer.save_model(str(output))
     return trainer
+
+
+def informed(reward: Callable[..., list[float]], tokenizer: Any, prompt: Any) -> Callable[..., list[float]]:
+    """A reward of ours that knows how completions end, and whether the template opens their thinking block.
+
+    Args:
+        reward: any; one that is not ours stays as it is.
+        tokenizer: of the model.
+        prompt: one of the rows' prompts.
+    """
+    if not isinstance(reward, Reward):
+        return reward
+    rendered = prompt
+    if not isinstance(prompt, str):
+        rendered = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
+    ends = frozenset({tokenizer.eos_token_id, tokenizer.pad_token_id} - {None})
+    return replace(reward, ends=ends, opens_thinking=opened(rendered, "") != "")
 
 
 def work_of(model: Any, rows: Sequence[dict[str, Any]], settings: TrainingSettings, peft_config: Any) -> dict[str, str]:

@@ -12,6 +12,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 from retarget.files import make_directory, write_text
 from retarget.identity import fingerprint
 from retarget.pope.commands.options import PROBLEMS, Cost, Mining, Reading, histogram, lines, progress, stops
+from retarget.pope.grading import LabelCheck
 from retarget.pope.identity import weights_of
 from retarget.pope.mining import Kind, Outcome, mine
 from retarget.pope.problems import read_problems, write_problems
@@ -33,6 +34,9 @@ class Mine:
     """Sample all k of every problem, for pass rates; by default a problem ends at its first success."""
     accept: tuple[Kind, ...] = ("hard",)
     """Kinds that go on: hard, and of the doubtful ones truncated, unparsed, suspect."""
+    check: LabelCheck = "solution"
+    """What the grader must accept before a problem is sampled: its answer and what its solution marks, its answer
+    alone, or none."""
     checkpoint: str | None = None
     """A later model: mine OUT/hard.jsonl again with it. What it now solves goes to graduates.jsonl, what is hard still
     to still-hard.jsonl, the rest (truncated, unparsed, suspect) to left-over.jsonl."""
@@ -50,7 +54,7 @@ class Mine:
         sampler = self.asking.sampler()
         with progress("mining") as told:
             found = mine(
-                problems, sampler, self.k, stop_at_success=not self.rates, accepted=self.accept,
+                problems, sampler, self.k, stop_at_success=not self.rates, accepted=self.accept, check=self.check,
                 journal=self.out / "mine.jsonl", progress=told,
             )  # fmt: skip
         write_text(self.out / "outcomes.jsonl", lines(one.to_json() for one in found.outcomes))
@@ -73,8 +77,10 @@ class Mine:
         # A journal for each model: a path whose weights have changed is another one.
         journal = self.out / f"mine-again-{weights_of(model) or fingerprint(model)}.jsonl"
         with progress("mining again") as told:
-            now = mine(hard, replace(sampler, params=sampler.sampling.of("mine again")), self.k, accepted=self.accept,
-                       journal=journal, progress=told)  # fmt: skip
+            now = mine(
+                hard, replace(sampler, params=sampler.sampling.of("mine again")), self.k, accepted=self.accept,
+                check=self.check, journal=journal, progress=told,
+            )  # fmt: skip
         solved = [one.problem for one in now.outcomes if one.kind == "solved"]
         other = [one.problem for one in now.outcomes if one.kind not in ("solved", *self.accept)]
         write_text(self.out / "outcomes-again.jsonl", lines(one.to_json() for one in now.outcomes))

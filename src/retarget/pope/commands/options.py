@@ -68,7 +68,8 @@ class Asking:
     batch: int = 16
     """Problems that are sampled together."""
     grader: str = "math"
-    """math, exact, numeric, or module:function."""
+    """math (a marked answer, compared by math-verify), boxed (the last box alone: the authors' rule), exact, numeric,
+    or module:function."""
     workers: int | None = None
     """Processes that grade."""
     templates: Path | None = None
