@@ -6,29 +6,29 @@ from typing import TYPE_CHECKING, Any
 from retarget.extras import require
 
 if TYPE_CHECKING:
-    from retarget.pskd.data import with_index
     from retarget.pskd.detection import DetectionPSKD
+    from retarget.pskd.index import with_index
     from retarget.pskd.lightning import PSKDCallback
     from retarget.pskd.method import PSKD
     from retarget.pskd.multilabel import MultiLabelPSKD
+    from retarget.pskd.past.previous import PreviousModel
+    from retarget.pskd.past.rows import Dense, TopK
+    from retarget.pskd.past.table import MemoryMapped
     from retarget.pskd.pixels import PixelPSKD
-    from retarget.pskd.ragged import SequencePSKD
-    from retarget.pskd.rows import Dense, TopK
-    from retarget.pskd.store import MemoryMapped
-    from retarget.pskd.teacher import PreviousModel
+    from retarget.pskd.sequences import SequencePSKD
     from retarget.pskd.trainer import PSKDSeq2SeqTrainer, PSKDTrainer
 
 _HOME = {
     "PSKD": "method",
     "MultiLabelPSKD": "multilabel",
     "PixelPSKD": "pixels",
-    "SequencePSKD": "ragged",
+    "SequencePSKD": "sequences",
     "DetectionPSKD": "detection",
-    "with_index": "data",
-    "Dense": "rows",
-    "TopK": "rows",
-    "MemoryMapped": "store",
-    "PreviousModel": "teacher",
+    "with_index": "index",
+    "Dense": "past.rows",
+    "TopK": "past.rows",
+    "MemoryMapped": "past.table",
+    "PreviousModel": "past.previous",
     "PSKDCallback": "lightning",
     "PSKDTrainer": "trainer",
     "PSKDSeq2SeqTrainer": "trainer",

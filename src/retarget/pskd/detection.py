@@ -22,8 +22,8 @@ from retarget.pskd.checks import one_hot
 from retarget.pskd.functional import pskd_loss, widen
 from retarget.pskd.memory import Store
 from retarget.pskd.method import PSKD
-from retarget.pskd.ragged import Offsets
-from retarget.pskd.teacher import PreviousModel, bare
+from retarget.pskd.past.previous import PreviousModel, bare
+from retarget.pskd.sequences import Offsets
 
 NEEDED = (
     "backbone",

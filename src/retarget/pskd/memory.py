@@ -14,12 +14,12 @@ from torch import Tensor
 
 from retarget.errors import UserError
 from retarget.pskd.checks import Checks, check_index, check_some
-from retarget.pskd.exchange import WriteLog, communication_device, exchange, world_size
 from retarget.pskd.functional import SparseRows, alpha_at, widen
-from retarget.pskd.rows import RowFormat
-from retarget.pskd.state import read_state, refuse_other_run, restore, write_state
-from retarget.pskd.store import MemoryMapped, Table, row_format, table_bytes
-from retarget.pskd.teacher import PreviousModel
+from retarget.pskd.past.exchange import WriteLog, communication_device, exchange, world_size
+from retarget.pskd.past.previous import PreviousModel
+from retarget.pskd.past.rows import RowFormat
+from retarget.pskd.past.state import read_state, refuse_other_run, restore, write_state
+from retarget.pskd.past.table import MemoryMapped, Table, row_format, table_bytes
 
 Store = Literal["dense"] | RowFormat | MemoryMapped | PreviousModel
 

@@ -17,7 +17,7 @@ from retarget.pskd.checks import (
 )
 from retarget.pskd.functional import SparseRows, cross_entropy, pskd_loss, soften, sparse_pskd_losses, widen
 from retarget.pskd.memory import Memory
-from retarget.pskd.rows import Dense
+from retarget.pskd.past.rows import Dense
 
 
 class PSKD(Memory):

@@ -15,8 +15,8 @@ from retarget.errors import UserError
 from retarget.pskd.checks import check_loss
 from retarget.pskd.functional import soften, widen
 from retarget.pskd.memory import Memory
-from retarget.pskd.rows import Dense, Independent, RowFormat
-from retarget.pskd.store import row_format
+from retarget.pskd.past.rows import Dense, Independent, RowFormat
+from retarget.pskd.past.table import row_format
 
 
 class MultiLabelPSKD(Memory):

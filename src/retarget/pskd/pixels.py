@@ -12,8 +12,8 @@ from torch import Tensor
 
 from retarget.errors import UserError
 from retarget.pskd.memory import Store
+from retarget.pskd.past.previous import PreviousModel
 from retarget.pskd.places import PlacedPSKD, refuse_too_large
-from retarget.pskd.teacher import PreviousModel
 
 MOST_ROWS = 2**28
 """Pixels of a training set above which a table is refused: 16,384 images of 128 x 128, and 13 GB as ``TopK(5)``."""
@@ -32,7 +32,7 @@ class PixelPSKD(PlacedPSKD):
 
     Other arguments as in :class:`~retarget.pskd.method.PSKD`.
 
-    >>> from retarget.pskd.rows import TopK
+    >>> from retarget.pskd.past.rows import TopK
     >>> method = PixelPSKD(10, (4, 4), num_classes=3, total_epochs=2, store=TopK(2))
     >>> method.set_epoch(0)
     >>> labels = torch.zeros(2, 4, 4, dtype=torch.long)

@@ -8,8 +8,8 @@ from torch import Tensor
 from retarget.errors import UserError
 from retarget.pskd.memory import Store
 from retarget.pskd.method import PSKD
-from retarget.pskd.store import MemoryMapped, table_bytes
-from retarget.pskd.teacher import PreviousModel
+from retarget.pskd.past.previous import PreviousModel
+from retarget.pskd.past.table import MemoryMapped, table_bytes
 
 MEMORY_LIMIT = 8_000_000_000
 """Bytes of a table in memory above which the user must ask for files."""

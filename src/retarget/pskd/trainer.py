@@ -18,13 +18,13 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.trainer_utils import get_last_checkpoint
 
 from retarget.errors import UserError
-from retarget.pskd.data import with_index
+from retarget.pskd.index import with_index
 from retarget.pskd.memory import Store
 from retarget.pskd.method import PSKD
 from retarget.pskd.multilabel import MultiLabelPSKD
-from retarget.pskd.ragged import SequencePSKD
-from retarget.pskd.store import MemoryMapped
-from retarget.pskd.teacher import PreviousModel
+from retarget.pskd.past.previous import PreviousModel
+from retarget.pskd.past.table import MemoryMapped
+from retarget.pskd.sequences import SequencePSKD
 
 STATE_FILE = "pskd.safetensors"
 """The table's name in a checkpoint's folder."""

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from retarget.errors import UserError
 from retarget.pskd.checks import Checks, check_index, check_labels, check_loss, check_probabilities, check_some, one_hot
-from retarget.pskd.exchange import world_size
 from retarget.pskd.functional import cross_entropy, pskd_loss, widen
 from retarget.pskd.memory import refuse_bad_epoch, refuse_bad_run
-from retarget.pskd.state import read_state, refuse_other_run, restore, write_state
+from retarget.pskd.past.exchange import world_size
+from retarget.pskd.past.state import read_state, refuse_other_run, restore, write_state
 
 _STATE = "retarget.pskd.peer"
 

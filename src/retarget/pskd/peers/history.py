@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from retarget.pskd.exchange import WriteLog, exchange
 from retarget.pskd.functional import pskd_loss, widen
+from retarget.pskd.past.exchange import WriteLog, exchange
+from retarget.pskd.past.rows import Dense
+from retarget.pskd.past.table import Table, table_bytes
 from retarget.pskd.peers import losses
 from retarget.pskd.peers.base import Peer, not_negative, share
-from retarget.pskd.rows import Dense
-from retarget.pskd.store import Table, table_bytes
 
 
 @dataclass(eq=False, repr=False)

@@ -18,11 +18,11 @@ from torch.utils.data import DataLoader
 from retarget.pskd.functional import alpha_at, widen
 from retarget.pskd.lightning import PSKDCallback
 from retarget.pskd.method import PSKD
-from retarget.pskd.rows import TopK
+from retarget.pskd.past.previous import PreviousModel
+from retarget.pskd.past.rows import TopK
 from retarget.pskd.tasks.data import EpochSampler, Images, Normalise, Split, TrainingSet, split, stream, whole_batch
 from retarget.pskd.tasks.networks import build
 from retarget.pskd.tasks.scores import scores
-from retarget.pskd.teacher import PreviousModel
 from retarget.study.record import Run, read_history
 
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # the study has a display of its own

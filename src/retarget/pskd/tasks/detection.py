@@ -22,8 +22,9 @@ from retarget.errors import UserError
 from retarget.files import replace_file, write_json
 from retarget.pskd.detection import DetectionPSKD
 from retarget.pskd.lightning import PSKDCallback
-from retarget.pskd.rows import TopK
-from retarget.pskd.state import read_state, write_state
+from retarget.pskd.past.previous import PreviousModel
+from retarget.pskd.past.rows import TopK
+from retarget.pskd.past.state import read_state, write_state
 from retarget.pskd.study import Settings as ClassifierSettings
 from retarget.pskd.tasks import classification
 from retarget.pskd.tasks.classification import Observe, Reseed, StopClock
@@ -31,7 +32,6 @@ from retarget.pskd.tasks.data import EpochSampler, Normalise, split, stream
 from retarget.pskd.tasks.detection_data import DetectionSet, Parts, Scene, collate, crops, scenes
 from retarget.pskd.tasks.detection_scores import Detections, draw, mean_average_precision, scores
 from retarget.pskd.tasks.networks import build
-from retarget.pskd.teacher import PreviousModel
 from retarget.settings import resolve_settings
 from retarget.study.record import Run, read_history
 

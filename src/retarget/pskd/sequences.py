@@ -16,9 +16,9 @@ from torch import Tensor
 
 from retarget.errors import UserError
 from retarget.pskd.memory import Store
+from retarget.pskd.past.previous import PreviousModel
+from retarget.pskd.past.rows import Dense, TopK
 from retarget.pskd.places import PlacedPSKD, refuse_too_large
-from retarget.pskd.rows import Dense, TopK
-from retarget.pskd.teacher import PreviousModel
 
 
 class Offsets:

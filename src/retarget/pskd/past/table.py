@@ -18,7 +18,7 @@ from jaxtyping import Bool, Integer
 from torch import Tensor
 
 from retarget.errors import UserError
-from retarget.pskd.rows import Dense, RowFormat, TopK
+from retarget.pskd.past.rows import Dense, RowFormat, TopK
 
 
 @dataclass(frozen=True)
@@ -209,7 +209,7 @@ def row_format(store: "str | RowFormat | MemoryMapped") -> RowFormat:
 def table_bytes(num_rows: int, num_classes: int, store: "str | RowFormat | MemoryMapped") -> int:
     """Bytes of a table, both slots and stamps, before it is made.
 
-    >>> from retarget.pskd.rows import TopK
+    >>> from retarget.pskd.past.rows import TopK
     >>> table_bytes(1000, 10_000, TopK(10))  # against 40 MB for one buffer of dense float32
     88088
     """

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from retarget.errors import UserError
-from retarget.pskd.state import restore
+from retarget.pskd.past.state import restore
 
 
 def bare(model: nn.Module) -> nn.Module:
