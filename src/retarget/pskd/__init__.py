@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from retarget.pskd.lightning import PSKDCallback
     from retarget.pskd.method import PSKD
     from retarget.pskd.multilabel import MultiLabelPSKD
+    from retarget.pskd.past.files import MemoryMapped
     from retarget.pskd.past.previous import PreviousModel
     from retarget.pskd.past.rows import Dense, TopK
-    from retarget.pskd.past.table import MemoryMapped
     from retarget.pskd.pixels import PixelPSKD
     from retarget.pskd.sequences import SequencePSKD
     from retarget.pskd.trainer import PSKDSeq2SeqTrainer, PSKDTrainer
@@ -27,7 +27,7 @@ _HOME = {
     "with_index": "index",
     "Dense": "past.rows",
     "TopK": "past.rows",
-    "MemoryMapped": "past.table",
+    "MemoryMapped": "past.files",
     "PreviousModel": "past.previous",
     "PSKDCallback": "lightning",
     "PSKDTrainer": "trainer",

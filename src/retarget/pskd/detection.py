@@ -4,7 +4,6 @@ Proposals are drawn anew each step, so a proposal has no past of its own. Two th
 that it matches, whose key is (image, object); and the previous epoch's detector, which can look at any proposal.
 """
 
-import hashlib
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,11 +18,12 @@ from torch import Tensor, nn
 
 from retarget.errors import UserError
 from retarget.pskd.checks import one_hot
+from retarget.pskd.form import Form
 from retarget.pskd.functional import pskd_loss, widen
-from retarget.pskd.memory import Store
 from retarget.pskd.method import PSKD
 from retarget.pskd.past.previous import PreviousModel, bare
-from retarget.pskd.sequences import Offsets
+from retarget.pskd.past.store import Store, past_of
+from retarget.pskd.sequences import Offsets, lengths_fingerprint
 
 NEEDED = (
     "backbone",
@@ -35,7 +35,7 @@ NEEDED = (
 """What is used of a torchvision detector beyond calling it; also its loss's name ``loss_classifier``."""
 
 
-class DetectionPSKD(PSKD):
+class DetectionPSKD(Form):
     """Softens the targets of the box classifier of ``torchvision.models.detection.FasterRCNN``.
 
     Call ``losses(images, targets)`` in the place of ``detector(images, targets)``. Only ``loss_classifier`` differs;
@@ -89,17 +89,12 @@ class DetectionPSKD(PSKD):
         elif objects is None:
             raise UserError("a table has a row for each object: give objects, the number of objects of each image")
         self.offsets = None if isinstance(store, PreviousModel) or objects is None else Offsets(objects)
-        super().__init__(
-            self.offsets.num_rows if self.offsets else None,
-            num_classes,
-            total_epochs,
-            alpha_T,
-            store=store,
-            schedule=schedule,
-            device=device,
-        )
-        if self.offsets:
-            self._checks.name = self._name
+        rows = self.offsets.num_rows if self.offsets else None
+        past = past_of(store, rows, num_classes, device, name=self._name)
+        self.core = PSKD(rows, num_classes, total_epochs, alpha_T, store=past, schedule=schedule)
+        counts = lengths_fingerprint(self.offsets)  # rows of other images are refused
+        parts = self.core.schedule, past, self.core.checks
+        super().__init__(*parts, rows, num_classes, self.core.ignore_index, objects=counts)
         self._verified = False
 
     def losses(self, images: list[Tensor], targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -123,23 +118,18 @@ class DetectionPSKD(PSKD):
         self._check_loss(losses["loss_classifier"], step, labels)
         if self.offsets is None:
             if self.alpha > 0:
-                soft = self.soften(labels, inputs=(step.images, step.shapes, step.proposals))
+                soft = self.core.soften(labels, inputs=(step.images, step.shapes, step.proposals))
                 losses["loss_classifier"] = pskd_loss(step.logits, soft)
             return losses
         found, rows = labels > 0, self._object_rows(step)
         if self.alpha > 0:
             soft = one_hot(labels, self.num_classes, self.ignore_index)
             if found.any():
-                soft[found] = self.soften(labels[found], rows[found])
+                soft[found] = self.core.soften(labels[found], rows[found])
             losses["loss_classifier"] = pskd_loss(step.logits, soft)
         if found.any():
-            self.remember(*mean_predictions(step.logits[found], labels[found], rows[found]))
+            self.core.remember(*mean_predictions(step.logits[found], labels[found], rows[found]))
         return losses
-
-    def state_dict(self) -> dict[str, Any]:
-        """As :meth:`PSKD.state_dict`, with a fingerprint of the numbers of objects: other images are refused."""
-        counts = b"" if self.offsets is None else self.offsets.lengths.cpu().numpy().astype("<i8").tobytes()
-        return {**super().state_dict(), "objects": hashlib.sha256(counts).hexdigest()[:16]}
 
     # -- inside
 
@@ -163,7 +153,7 @@ class DetectionPSKD(PSKD):
         at, images = int(image), len(lengths)
         if not 0 <= at < images:
             raise UserError(f"image_id {at} lies outside [0, {images}): objects lists the training set's images")
-        self._checks.require(
+        self.checks.require(
             (places >= 0) & (places < int(lengths[at])),
             lambda row: (
                 f"object {int(places[row])} of image {at} has no row: objects says that the image has "
@@ -175,7 +165,7 @@ class DetectionPSKD(PSKD):
     def _check_loss(self, loss: Tensor, step: "Step", labels: Tensor) -> None:
         """Once: the loss that is replaced is the one that is understood; always: it is finite."""
         loss = loss.detach()
-        self._checks.require(
+        self.checks.require(
             loss.isfinite().reshape(1),
             lambda _: (
                 f"loss_classifier is {float(loss)}: the detector has diverged, or an image holds a value that is not "

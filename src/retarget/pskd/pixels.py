@@ -11,9 +11,10 @@ from jaxtyping import Integer
 from torch import Tensor
 
 from retarget.errors import UserError
-from retarget.pskd.memory import Store
+from retarget.pskd.checks import Checks
 from retarget.pskd.past.previous import PreviousModel
-from retarget.pskd.places import PlacedPSKD, refuse_too_large
+from retarget.pskd.past.store import Store
+from retarget.pskd.places import PlacedPSKD
 
 MOST_ROWS = 2**28
 """Pixels of a training set above which a table is refused: 16,384 images of 128 x 128, and 13 GB as ``TopK(5)``."""
@@ -43,8 +44,6 @@ class PixelPSKD(PlacedPSKD):
         UserError: more rows than ``MOST_ROWS``, or a table in memory above ``MEMORY_LIMIT`` bytes.
     """
 
-    logits_shape = "[B, C, H, W]"
-
     def __init__(
         self,
         num_images: int | None,
@@ -58,20 +57,11 @@ class PixelPSKD(PlacedPSKD):
         ignore_index: int = -100,
         device: torch.device | str | None = None,
     ) -> None:
-        rows = None
-        if not isinstance(store, PreviousModel):
-            if num_images is None or size is None:
-                raise UserError("rows need num_images and the size (H, W) of the targets; only PreviousModel does not")
-            rows = num_images * size[0] * size[1]
-            if rows > MOST_ROWS:
-                raise UserError(
-                    f"{num_images:,} images of {size[0]} x {size[1]} have {rows:,} pixels, and a table holds at most "
-                    f"{MOST_ROWS:,}; use PreviousModel(model), which keeps no rows, or smaller targets"
-                )
-            refuse_too_large(rows, num_classes, store)
-        self.num_images, self.size = num_images, size
+        layout = Pixels(None, None) if isinstance(store, PreviousModel) else Pixels(num_images, size)
+        if layout.num_rows is None and not isinstance(store, PreviousModel):
+            raise UserError("rows need num_images and the size (H, W) of the targets; only PreviousModel does not")
         super().__init__(
-            rows,
+            layout,
             num_classes,
             total_epochs,
             alpha_T,
@@ -80,29 +70,39 @@ class PixelPSKD(PlacedPSKD):
             ignore_index=ignore_index,
             device=device,
         )
-        if rows:
-            self._checks.name, self._members = self._name, num_images
 
-    # -- inside
 
-    def _classes_last(self, logits: Tensor) -> Tensor:
+class Pixels:
+    """The layout of images of one size (H, W)."""
+
+    logits_shape = "[B, C, H, W]"
+
+    def __init__(self, num_images: int | None, size: tuple[int, int] | None) -> None:
+        self.num_samples, self.size = num_images, size or (0, 0)
+        self.num_rows = None if num_images is None or size is None else num_images * size[0] * size[1]
+        if self.num_rows is not None and self.num_rows > MOST_ROWS:
+            raise UserError(
+                f"{num_images:,} images of {self.size[0]} x {self.size[1]} have {self.num_rows:,} pixels, and a table "
+                f"holds at most {MOST_ROWS:,}; use PreviousModel(model), which keeps no rows, or smaller targets"
+            )
+
+    def classes_last(self, logits: Tensor) -> Tensor:
         return logits.movedim(1, -1)
 
-    def _find(self, targets: Tensor, index: Tensor) -> Integer[Tensor, "batch height width"]:
-        assert self.size is not None
-        assert self.num_images is not None
-        images = self.num_images
-        if tuple(targets.shape[1:]) != tuple(self.size):
-            raise UserError(f"targets are [B, {self.size[0]}, {self.size[1]}]: got {list(targets.shape)}")
-        self._checks.require(
+    def rows(
+        self, targets: Tensor, index: Tensor, ignore_index: int, checks: Checks
+    ) -> Integer[Tensor, "batch height width"]:
+        assert self.num_samples is not None
+        images, (height, width) = self.num_samples, self.size
+        if tuple(targets.shape[1:]) != (height, width):
+            raise UserError(f"targets are [B, {height}, {width}]: got {list(targets.shape)}")
+        checks.require(
             (index >= 0) & (index < images),
             lambda row: f"image index {int(index[row])} in row {row} of the batch lies outside [0, {images})",
         )
-        height, width = self.size
         first = index.clamp(0, images - 1).to(targets.device) * (height * width)
         return first[:, None, None] + torch.arange(height * width, device=targets.device).view(1, height, width)
 
-    def _name(self, row: int) -> str:
-        assert self.size is not None
+    def name(self, row: int) -> str:
         image, pixel = divmod(row, self.size[0] * self.size[1])
         return f"pixel ({pixel // self.size[1]}, {pixel % self.size[1]}) of image {image}"

@@ -1,28 +1,77 @@
 """Several targets a sample: the rows of a sample's targets lie together, and a batch is a batch of rows."""
 
-from typing import Any
+from typing import Any, Literal, Protocol
 
+import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Integer
 from torch import Tensor
 
 from retarget.errors import UserError
-from retarget.pskd.memory import Store
+from retarget.pskd.checks import Checks
+from retarget.pskd.form import Form
 from retarget.pskd.method import PSKD
+from retarget.pskd.past.files import MemoryMapped
 from retarget.pskd.past.previous import PreviousModel
-from retarget.pskd.past.table import MemoryMapped, table_bytes
+from retarget.pskd.past.store import Store, past_of
+from retarget.pskd.past.table import table_bytes
 
 MEMORY_LIMIT = 8_000_000_000
 """Bytes of a table in memory above which the user must ask for files."""
 
 
-class PlacedPSKD(PSKD):
-    """PS-KD whose targets are [B, places…]; what a place is, and which row is its own, is said by the classes below.
+class Layout(Protocol):
+    """Where a sample's targets are, and which row of the table is whose.
+
+    Attributes:
+        logits_shape: how logits are laid out, for messages.
+        num_samples: of the training set.
+        num_rows: of the table. Both are None for ``PreviousModel``, which keeps no rows.
+    """
+
+    logits_shape: str
+    num_samples: int | None
+    num_rows: int | None
+
+    def classes_last(self, logits: Tensor) -> Float[Tensor, "batch *places classes"]:
+        """Logits as [B, places…, C]."""
+        ...
+
+    def rows(self, targets: Tensor, index: Tensor, ignore_index: int, checks: Checks) -> Integer[Tensor, "b *places"]:
+        """The row of each target [B, places…], after the checks that need to know samples."""
+        ...
+
+    def name(self, row: int) -> str:
+        """What the target of a row is called in a message."""
+        ...
+
+
+class PlacedPSKD(Form):
+    """PS-KD whose targets are [B, places…], around a :class:`~retarget.pskd.method.PSKD` of rows.
 
     ``PreviousModel`` needs neither rows nor index: the past is what last epoch's weights say of the same places.
     """
 
-    logits_shape: str
-    """How logits are laid out, for messages."""
+    def __init__(
+        self,
+        layout: Layout,
+        num_classes: int,
+        total_epochs: int,
+        alpha_T: float,
+        *,
+        store: Store,
+        schedule: Literal["linear", "constant"],
+        ignore_index: int,
+        device: torch.device | str | None,
+        **agreed: Any,
+    ) -> None:
+        if layout.num_rows is not None:
+            refuse_too_large(layout.num_rows, num_classes, store)
+        self.layout = layout
+        past = past_of(store, layout.num_rows, num_classes, device, name=layout.name, to_probs=self._teacher_rows)
+        core = PSKD(None, num_classes, total_epochs, alpha_T, store=past, schedule=schedule, ignore_index=ignore_index)
+        self.core = core
+        super().__init__(core.schedule, past, core.checks, layout.num_rows, num_classes, ignore_index, **agreed)
 
     def loss(
         self,
@@ -48,14 +97,16 @@ class PlacedPSKD(PSKD):
         """
         flat = self._flat_logits(logits, targets)
         labels, rows = self._flat_targets(targets, index)
-        return super().loss(flat, labels, rows, inputs=inputs, smoothing=smoothing, denominator=denominator)
+        loss = self.core.loss(flat, labels, rows, inputs=inputs, smoothing=smoothing, denominator=denominator)
+        self.schedule.count(len(targets), self.layout.num_samples)
+        return loss
 
     def soften(
         self, targets: Integer[Tensor, "batch *places"], index: Integer[Tensor, "batch"] | None = None, *,
         inputs: Any = None,
     ) -> Float[Tensor, "batch *places classes"]:  # fmt: skip
         """The softened targets as dense rows [B, places…, C]: for few classes and for looking at them."""
-        soft = super().soften(*self._flat_targets(targets, index), inputs=inputs)
+        soft = self.core.soften(*self._flat_targets(targets, index), inputs=inputs)
         return soft.view(*targets.shape, self.num_classes)
 
     def remember(
@@ -65,44 +116,31 @@ class PlacedPSKD(PSKD):
         index: Integer[Tensor, "batch"] | None = None,
     ) -> None:
         """Store the present predictions."""
-        super().remember(self._flat_logits(logits, targets), *self._flat_targets(targets, index))
-
-    # -- for the classes below
-
-    def _classes_last(self, logits: Tensor) -> Tensor:
-        """Logits as [B, places…, C]."""
-        return logits
-
-    def _find(self, targets: Tensor, index: Tensor) -> Integer[Tensor, "batch *places"]:
-        """The row of each target, after the checks that need to know samples."""
-        raise NotImplementedError
+        self.core.remember(self._flat_logits(logits, targets), *self._flat_targets(targets, index))
+        self.schedule.count(len(targets), self.layout.num_samples)
 
     # -- inside
 
     def _flat_logits(self, logits: Tensor, targets: Tensor) -> Float[Tensor, "rows classes"]:
         expected = (*targets.shape, self.num_classes)
-        if logits.ndim != len(expected) or (last := self._classes_last(logits)).shape != expected:
+        if logits.ndim != len(expected) or (last := self.layout.classes_last(logits)).shape != expected:
             raise UserError(
-                f"logits are {self.logits_shape}, one for each of the targets {list(targets.shape)} and each of the "
-                f"{self.num_classes} classes: got {list(logits.shape)}"
+                f"logits are {self.layout.logits_shape}, one for each of the targets {list(targets.shape)} and each of "
+                f"the {self.num_classes} classes: got {list(logits.shape)}"
             )
         return last.reshape(-1, self.num_classes)
 
     def _flat_targets(self, targets: Tensor, index: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        self._batch = len(targets)
-        if self.teacher or index is None:  # without a table PSKD refuses a missing index
+        if self.layout.num_rows is None or index is None:  # for a table the core refuses a missing index
             return targets.reshape(-1), None
         if index.shape != targets.shape[:1]:
             raise UserError(
                 f"targets are [B, places] and index is [B]: got {list(targets.shape)} and {list(index.shape)}"
             )
-        return targets.reshape(-1), self._find(targets, index).reshape(-1)
+        return targets.reshape(-1), self.layout.rows(targets, index, self.ignore_index, self.checks).reshape(-1)
 
-    def _samples_of(self, at: Tensor) -> int:
-        return self._batch
-
-    def _teacher_rows(self, logits: Tensor) -> Tensor:
-        return super()._teacher_rows(self._classes_last(logits).reshape(-1, self.num_classes))
+    def _teacher_rows(self, logits: Tensor) -> Float[Tensor, "rows classes"]:
+        return F.softmax(self.layout.classes_last(logits).reshape(-1, self.num_classes), 1)
 
 
 def refuse_too_large(num_rows: int, num_classes: int, store: Store) -> None:

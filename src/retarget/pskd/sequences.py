@@ -8,17 +8,18 @@ nothing and take no row.
 
 import hashlib
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Integer
 from torch import Tensor
 
 from retarget.errors import UserError
-from retarget.pskd.memory import Store
+from retarget.pskd.checks import Checks
 from retarget.pskd.past.previous import PreviousModel
 from retarget.pskd.past.rows import Dense, TopK
-from retarget.pskd.places import PlacedPSKD, refuse_too_large
+from retarget.pskd.past.store import Store
+from retarget.pskd.places import PlacedPSKD
 
 
 class Offsets:
@@ -59,6 +60,12 @@ class Offsets:
         return (self.starts[index.to(counted.device)][:, None] + position).clamp_max(self.num_rows - 1)
 
 
+def lengths_fingerprint(offsets: Offsets | None) -> str:
+    """What a resumed run must agree on: the length of each sequence."""
+    lengths = offsets.lengths.cpu().numpy().astype("<i8").tobytes() if offsets else b""
+    return hashlib.sha256(lengths).hexdigest()[:16]
+
+
 class SequencePSKD(PlacedPSKD):
     """PS-KD for targets [B, T]: translation, language models, tagging.
 
@@ -81,8 +88,6 @@ class SequencePSKD(PlacedPSKD):
         UserError: a table in memory above ``MEMORY_LIMIT`` bytes.
     """
 
-    logits_shape = "[B, T, C]"
-
     def __init__(
         self,
         lengths: Iterable[int] | None,
@@ -97,15 +102,11 @@ class SequencePSKD(PlacedPSKD):
     ) -> None:
         if store is None:
             store = TopK(10) if num_classes >= 40 else Dense()
-        if isinstance(store, PreviousModel):
-            self.offsets = None
-        elif lengths is None:
+        layout = Sequences(None if isinstance(store, PreviousModel) else lengths)
+        if lengths is None and not isinstance(store, PreviousModel):
             raise UserError("rows need lengths, the number of targets of each training sequence")
-        else:
-            self.offsets = Offsets(lengths)
-            refuse_too_large(self.offsets.num_rows, num_classes, store)
         super().__init__(
-            self.offsets.num_rows if self.offsets else None,
+            layout,
             num_classes,
             total_epochs,
             alpha_T,
@@ -113,38 +114,46 @@ class SequencePSKD(PlacedPSKD):
             schedule=schedule,
             ignore_index=ignore_index,
             device=device,
+            lengths=lengths_fingerprint(layout.offsets),  # rows of other sentences are refused
         )
-        if self.offsets:
-            self._checks.name, self._members = self._name, len(self.offsets.lengths)
 
-    def state_dict(self) -> dict[str, Any]:
-        """As :meth:`PSKD.state_dict`, with a fingerprint of the lengths: rows of other sentences are refused."""
-        lengths = self.offsets.lengths.cpu().numpy().astype("<i8").tobytes() if self.offsets else b""
-        return {**super().state_dict(), "lengths": hashlib.sha256(lengths).hexdigest()[:16]}
 
-    # -- inside
+class Sequences:
+    """The layout of sequences of these lengths."""
 
-    def _find(self, targets: Tensor, index: Tensor) -> Integer[Tensor, "batch positions"]:
+    logits_shape = "[B, T, C]"
+
+    def __init__(self, lengths: Iterable[int] | None) -> None:
+        self.offsets = None if lengths is None else Offsets(lengths)
+        self.num_rows = self.offsets.num_rows if self.offsets else None
+        self.num_samples = len(self.offsets.lengths) if self.offsets else None
+
+    def classes_last(self, logits: Tensor) -> Tensor:
+        return logits
+
+    def rows(
+        self, targets: Tensor, index: Tensor, ignore_index: int, checks: Checks
+    ) -> Integer[Tensor, "batch positions"]:
         assert self.offsets is not None
         lengths = self.offsets.lengths
-        self._checks.require(
+        checks.require(
             (index >= 0) & (index < len(lengths)),
             lambda row: f"sequence index {int(index[row])} in row {row} of the batch lies outside [0, {len(lengths)})",
         )
-        index = index.clamp(0, len(lengths) - 1).to(targets.device)
-        counted = targets != self.ignore_index
-        rows = self.offsets.rows(index, counted)
-        here, expected = counted.sum(1), self.offsets.lengths[index]
-        self._checks.require(
+        at = index.clamp(0, len(lengths) - 1).to(targets.device)
+        counted = targets != ignore_index
+        rows = self.offsets.rows(at, counted)
+        here, expected = counted.sum(1), self.offsets.lengths[at]
+        checks.require(
             here == expected,
             lambda row: (
-                f"sequence {int(index[row])} has {int(here[row])} targets, and {int(expected[row])} rows in the "
+                f"sequence {int(at[row])} has {int(here[row])} targets, and {int(expected[row])} rows in the "
                 "table: lengths must be those of the training set, the same in every epoch"
             ),
         )
         return rows
 
-    def _name(self, row: int) -> str:
+    def name(self, row: int) -> str:
         assert self.offsets is not None
         sequence, position = self.offsets.find(row)
         return f"target {position} of sequence {sequence}"

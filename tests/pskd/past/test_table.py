@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from retarget.errors import UserError
 from retarget.pskd.method import PSKD
+from retarget.pskd.past.files import MemoryMapped
 from retarget.pskd.past.rows import Dense, TopK, largest
-from retarget.pskd.past.table import MemoryMapped, Table, first_occurrence, row_format
+from retarget.pskd.past.table import Table, first_occurrence, row_format
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import reference

@@ -1,6 +1,6 @@
 """The other source of past predictions: last epoch's weights, forwarded on the current input."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal
@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from retarget.errors import UserError
+from retarget.pskd.functional import widen
+from retarget.pskd.past.base import Past
 from retarget.pskd.past.state import restore
 
 
@@ -96,3 +98,46 @@ class PreviousModel:
 
     def _copy(self) -> nn.Module:
         return deepcopy(self._bare()).requires_grad_(False).train(self.mode == "train")
+
+
+class PastFromModel(Past):
+    """A :class:`~retarget.pskd.past.base.Past` that keeps no rows: the previous model forwards each batch.
+
+    Args:
+        teacher: the previous model.
+        num_classes: C.
+        to_probs: from what the model gives, float32 or wider, to rows [B, C].
+    """
+
+    num_rows = None
+    kind = "PreviousModel"
+
+    def __init__(self, teacher: PreviousModel, num_classes: int, to_probs: Callable[[Tensor], Tensor]) -> None:
+        self.teacher, self.num_classes, self.to_probs = teacher, num_classes, to_probs
+        self.name = "place {} of the batch".format
+
+    @property
+    def num_bytes(self) -> int:
+        return self.teacher.num_bytes
+
+    def begin(self, epoch: int) -> None:
+        self.teacher.begin(epoch)
+
+    def locate(self, keys: Tensor, device: torch.device) -> Tensor:
+        return keys
+
+    def read(self, keys: Tensor, device: torch.device, inputs: Any = None) -> tuple[Tensor, Tensor]:
+        rows = self.to_probs(widen(self.teacher.logits(inputs)))
+        if rows.shape != (len(keys), self.num_classes):
+            raise UserError(
+                f"the previous model gives rows {list(rows.shape)} for these inputs, and the targets are "
+                f"{[len(keys), self.num_classes]}: inputs must be those that gave the logits"
+            )
+        return rows, rows.new_ones(len(rows))
+
+    def save(self) -> dict[str, Tensor]:
+        return self.teacher.tensors()
+
+    def load(self, path: Path, epoch: int | None, saved: dict[str, Tensor]) -> None:
+        if epoch is not None:
+            self.teacher.restore(path, epoch, saved)
