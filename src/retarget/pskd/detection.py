@@ -21,8 +21,8 @@ from retarget.pskd.checks import one_hot
 from retarget.pskd.form import Form
 from retarget.pskd.functional import pskd_loss, widen
 from retarget.pskd.method import PSKD
+from retarget.pskd.past.base import Store, past_of
 from retarget.pskd.past.previous import PreviousModel, bare
-from retarget.pskd.past.store import Store, past_of
 from retarget.pskd.sequences import Offsets, lengths_fingerprint
 
 NEEDED = (

@@ -17,8 +17,7 @@ from retarget.pskd.checks import (
 )
 from retarget.pskd.form import Form
 from retarget.pskd.functional import SparseRows, cross_entropy, pskd_loss, soften, sparse_pskd_losses, widen
-from retarget.pskd.past.base import Past
-from retarget.pskd.past.store import Store, past_of
+from retarget.pskd.past.base import Past, Store, past_of
 from retarget.pskd.schedule import Schedule, refuse_bad_run
 
 

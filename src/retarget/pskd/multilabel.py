@@ -15,8 +15,8 @@ from retarget.errors import UserError
 from retarget.pskd.checks import Checks, check_loss
 from retarget.pskd.form import Form
 from retarget.pskd.functional import soften, widen
+from retarget.pskd.past.base import Store, past_of
 from retarget.pskd.past.rows import Dense, Independent, RowFormat
-from retarget.pskd.past.store import Store, past_of
 from retarget.pskd.schedule import Schedule, refuse_bad_run
 
 

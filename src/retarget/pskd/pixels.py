@@ -7,13 +7,13 @@ another pixel the row. With such augmentation, and for more rows than ``MOST_ROW
 from typing import Literal
 
 import torch
-from jaxtyping import Integer
+from jaxtyping import Bool, Integer
 from torch import Tensor
 
 from retarget.errors import UserError
 from retarget.pskd.checks import Checks
+from retarget.pskd.past.base import Store
 from retarget.pskd.past.previous import PreviousModel
-from retarget.pskd.past.store import Store
 from retarget.pskd.places import PlacedPSKD
 
 MOST_ROWS = 2**28
@@ -44,6 +44,8 @@ class PixelPSKD(PlacedPSKD):
         UserError: more rows than ``MOST_ROWS``, or a table in memory above ``MEMORY_LIMIT`` bytes.
     """
 
+    logits_shape, classes_dim = "[B, C, H, W]", 1
+
     def __init__(
         self,
         num_images: int | None,
@@ -57,11 +59,13 @@ class PixelPSKD(PlacedPSKD):
         ignore_index: int = -100,
         device: torch.device | str | None = None,
     ) -> None:
-        layout = Pixels(None, None) if isinstance(store, PreviousModel) else Pixels(num_images, size)
-        if layout.num_rows is None and not isinstance(store, PreviousModel):
-            raise UserError("rows need num_images and the size (H, W) of the targets; only PreviousModel does not")
+        grid = None
+        if not isinstance(store, PreviousModel):
+            if num_images is None or size is None:
+                raise UserError("rows need num_images and the size (H, W) of the targets; only PreviousModel does not")
+            grid = Grid(num_images, size)
         super().__init__(
-            layout,
+            grid,
             num_classes,
             total_epochs,
             alpha_T,
@@ -72,37 +76,41 @@ class PixelPSKD(PlacedPSKD):
         )
 
 
-class Pixels:
-    """The layout of images of one size (H, W)."""
+class Grid:
+    """Where the rows of images of one size lie: a row for each pixel, line after line.
 
-    logits_shape = "[B, C, H, W]"
+    Args:
+        num_images: N.
+        size: (H, W).
 
-    def __init__(self, num_images: int | None, size: tuple[int, int] | None) -> None:
-        self.num_samples, self.size = num_images, size or (0, 0)
-        self.num_rows = None if num_images is None or size is None else num_images * size[0] * size[1]
-        if self.num_rows is not None and self.num_rows > MOST_ROWS:
+    Raises:
+        UserError: more rows than ``MOST_ROWS``.
+    """
+
+    def __init__(self, num_images: int, size: tuple[int, int]) -> None:
+        self.num_samples, (self.height, self.width) = num_images, size
+        self.num_rows = num_images * self.height * self.width
+        if self.num_rows > MOST_ROWS:
             raise UserError(
-                f"{num_images:,} images of {self.size[0]} x {self.size[1]} have {self.num_rows:,} pixels, and a table "
+                f"{num_images:,} images of {self.height} x {self.width} have {self.num_rows:,} pixels, and a table "
                 f"holds at most {MOST_ROWS:,}; use PreviousModel(model), which keeps no rows, or smaller targets"
             )
 
-    def classes_last(self, logits: Tensor) -> Tensor:
-        return logits.movedim(1, -1)
-
-    def rows(
-        self, targets: Tensor, index: Tensor, ignore_index: int, checks: Checks
+    def keys(
+        self, index: Integer[Tensor, "batch"], counted: Bool[Tensor, "batch height width"], checks: Checks
     ) -> Integer[Tensor, "batch height width"]:
-        assert self.num_samples is not None
-        images, (height, width) = self.num_samples, self.size
-        if tuple(targets.shape[1:]) != (height, width):
-            raise UserError(f"targets are [B, {height}, {width}]: got {list(targets.shape)}")
+        """The row of each pixel."""
+        if counted.shape[1:] != (self.height, self.width):
+            raise UserError(f"targets are [B, {self.height}, {self.width}]: got {list(counted.shape)}")
         checks.require(
-            (index >= 0) & (index < images),
-            lambda row: f"image index {int(index[row])} in row {row} of the batch lies outside [0, {images})",
+            (index >= 0) & (index < self.num_samples),
+            lambda row: f"image index {int(index[row])} in row {row} of the batch lies outside [0, {self.num_samples})",
         )
-        first = index.clamp(0, images - 1).to(targets.device) * (height * width)
-        return first[:, None, None] + torch.arange(height * width, device=targets.device).view(1, height, width)
+        pixels = torch.arange(self.height * self.width, device=counted.device)
+        first = index.clamp(0, self.num_samples - 1).to(counted.device) * len(pixels)
+        return first[:, None, None] + pixels.view(1, self.height, self.width)
 
     def name(self, row: int) -> str:
-        image, pixel = divmod(row, self.size[0] * self.size[1])
-        return f"pixel ({pixel // self.size[1]}, {pixel % self.size[1]}) of image {image}"
+        """A row in a message."""
+        image, pixel = divmod(row, self.height * self.width)
+        return f"pixel {divmod(pixel, self.width)} of image {image}"

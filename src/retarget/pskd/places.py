@@ -1,6 +1,6 @@
 """Several targets a sample: the rows of a sample's targets lie together, and a batch is a batch of rows."""
 
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -11,34 +11,34 @@ from retarget.errors import UserError
 from retarget.pskd.checks import Checks
 from retarget.pskd.form import Form
 from retarget.pskd.method import PSKD
+from retarget.pskd.past.base import Store, past_of
 from retarget.pskd.past.files import MemoryMapped
 from retarget.pskd.past.previous import PreviousModel
-from retarget.pskd.past.store import Store, past_of
 from retarget.pskd.past.table import table_bytes
 
 MEMORY_LIMIT = 8_000_000_000
 """Bytes of a table in memory above which the user must ask for files."""
 
 
+@runtime_checkable
 class Layout(Protocol):
-    """Where a sample's targets are, and which row of the table is whose.
+    """Which row of the table is whose.
 
     Attributes:
-        logits_shape: how logits are laid out, for messages.
         num_samples: of the training set.
-        num_rows: of the table. Both are None for ``PreviousModel``, which keeps no rows.
+        num_rows: of the table.
     """
 
-    logits_shape: str
-    num_samples: int | None
-    num_rows: int | None
+    num_samples: int
+    num_rows: int
 
-    def classes_last(self, logits: Tensor) -> Float[Tensor, "batch *places classes"]:
-        """Logits as [B, places…, C]."""
-        ...
+    def keys(self, index: Tensor, counted: Tensor, checks: Checks) -> Integer[Tensor, "batch *places"]:
+        """The row of each target, after the checks that need to know samples.
 
-    def rows(self, targets: Tensor, index: Tensor, ignore_index: int, checks: Checks) -> Integer[Tensor, "b *places"]:
-        """The row of each target [B, places…], after the checks that need to know samples."""
+        Args:
+            index: [B], each sample's place in the training set.
+            counted: [B, places…], which places have a target.
+        """
         ...
 
     def name(self, row: int) -> str:
@@ -49,12 +49,18 @@ class Layout(Protocol):
 class PlacedPSKD(Form):
     """PS-KD whose targets are [B, places…], around a :class:`~retarget.pskd.method.PSKD` of rows.
 
-    ``PreviousModel`` needs neither rows nor index: the past is what last epoch's weights say of the same places.
+    Without a layout the past is ``PreviousModel``, which needs neither rows nor index: what last epoch's weights say
+    of the same places.
     """
+
+    logits_shape: str
+    """How logits are laid out, for messages."""
+    classes_dim: int
+    """Which of their dimensions is the classes'."""
 
     def __init__(
         self,
-        layout: Layout,
+        layout: Layout | None,
         num_classes: int,
         total_epochs: int,
         alpha_T: float,
@@ -65,13 +71,16 @@ class PlacedPSKD(Form):
         device: torch.device | str | None,
         **agreed: Any,
     ) -> None:
-        if layout.num_rows is not None:
-            refuse_too_large(layout.num_rows, num_classes, store)
+        rows = name = None
+        if layout:
+            rows, name = layout.num_rows, layout.name
+            refuse_too_large(rows, num_classes, store)
         self.layout = layout
-        past = past_of(store, layout.num_rows, num_classes, device, name=layout.name, to_probs=self._teacher_rows)
-        core = PSKD(None, num_classes, total_epochs, alpha_T, store=past, schedule=schedule, ignore_index=ignore_index)
-        self.core = core
-        super().__init__(core.schedule, past, core.checks, layout.num_rows, num_classes, ignore_index, **agreed)
+        past = past_of(store, rows, num_classes, device, name=name, to_probs=self._teacher_rows)
+        self.core = PSKD(
+            None, num_classes, total_epochs, alpha_T, store=past, schedule=schedule, ignore_index=ignore_index
+        )
+        super().__init__(self.core.schedule, past, self.core.checks, rows, num_classes, ignore_index, **agreed)
 
     def loss(
         self,
@@ -98,7 +107,7 @@ class PlacedPSKD(Form):
         flat = self._flat_logits(logits, targets)
         labels, rows = self._flat_targets(targets, index)
         loss = self.core.loss(flat, labels, rows, inputs=inputs, smoothing=smoothing, denominator=denominator)
-        self.schedule.count(len(targets), self.layout.num_samples)
+        self._count(targets)
         return loss
 
     def soften(
@@ -117,30 +126,38 @@ class PlacedPSKD(Form):
     ) -> None:
         """Store the present predictions."""
         self.core.remember(self._flat_logits(logits, targets), *self._flat_targets(targets, index))
-        self.schedule.count(len(targets), self.layout.num_samples)
+        self._count(targets)
 
     # -- inside
 
+    def _count(self, targets: Tensor) -> None:
+        self.schedule.count(len(targets), self.layout.num_samples if self.layout else None)
+
+    def _flat(self, logits: Tensor) -> Float[Tensor, "rows classes"]:
+        return logits.movedim(self.classes_dim, -1).reshape(-1, self.num_classes)
+
     def _flat_logits(self, logits: Tensor, targets: Tensor) -> Float[Tensor, "rows classes"]:
-        expected = (*targets.shape, self.num_classes)
-        if logits.ndim != len(expected) or (last := self.layout.classes_last(logits)).shape != expected:
+        expected = list(targets.shape)
+        expected.insert(self.classes_dim % (targets.ndim + 1), self.num_classes)
+        if list(logits.shape) != expected:
             raise UserError(
-                f"logits are {self.layout.logits_shape}, one for each of the targets {list(targets.shape)} and each of "
-                f"the {self.num_classes} classes: got {list(logits.shape)}"
+                f"logits are {self.logits_shape}, one for each of the targets {list(targets.shape)} and each of the "
+                f"{self.num_classes} classes: got {list(logits.shape)}"
             )
-        return last.reshape(-1, self.num_classes)
+        return self._flat(logits)
 
     def _flat_targets(self, targets: Tensor, index: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        if self.layout.num_rows is None or index is None:  # for a table the core refuses a missing index
+        if not self.layout or index is None:  # for a table the core refuses a missing index
             return targets.reshape(-1), None
         if index.shape != targets.shape[:1]:
             raise UserError(
                 f"targets are [B, places] and index is [B]: got {list(targets.shape)} and {list(index.shape)}"
             )
-        return targets.reshape(-1), self.layout.rows(targets, index, self.ignore_index, self.checks).reshape(-1)
+        keys = self.layout.keys(index, targets != self.ignore_index, self.checks)
+        return targets.reshape(-1), keys.reshape(-1)
 
     def _teacher_rows(self, logits: Tensor) -> Float[Tensor, "rows classes"]:
-        return F.softmax(self.layout.classes_last(logits).reshape(-1, self.num_classes), 1)
+        return F.softmax(self._flat(logits), 1)
 
 
 def refuse_too_large(num_rows: int, num_classes: int, store: Store) -> None:

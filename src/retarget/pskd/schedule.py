@@ -77,12 +77,12 @@ class Schedule:
 
         Args:
             samples: of this step.
-            training_set: how many there are; None where that is not known.
+            training_set: how many there are; None where that is not known, and nothing is counted.
 
         Raises:
             UserError: the epoch has no end.
         """
-        self._seen += samples
+        self._seen += samples if training_set else 0
         if training_set and self._seen > MOST_PASSES * training_set:
             raise UserError(
                 f"{self._seen:,} samples since set_epoch({self.epoch}), and the training set has {training_set:,}: "

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from retarget.errors import UserError
 from retarget.pskd.checks import Checks
+from retarget.pskd.past.base import Store
 from retarget.pskd.past.previous import PreviousModel
 from retarget.pskd.past.rows import Dense, TopK
-from retarget.pskd.past.store import Store
 from retarget.pskd.places import PlacedPSKD
 
 
@@ -38,7 +38,7 @@ class Offsets:
         if len(self.lengths) == 0 or self.lengths.amin() < 0 or self.lengths.sum() < 1:
             raise UserError("lengths are the numbers of targets of the sequences: none is negative, some are above 0")
         self.starts = self.lengths.cumsum(0) - self.lengths
-        self.num_rows = int(self.lengths.sum())
+        self.num_samples, self.num_rows = len(self.lengths), int(self.lengths.sum())
 
     def find(self, row: int) -> tuple[int, int]:
         """The sequence that a row belongs to, and the position in it."""
@@ -58,6 +58,32 @@ class Offsets:
             self.starts, self.lengths = self.starts.to(counted.device), self.lengths.to(counted.device)
         position = (counted.long().cumsum(1) - 1).clamp_min(0)
         return (self.starts[index.to(counted.device)][:, None] + position).clamp_max(self.num_rows - 1)
+
+    def keys(
+        self, index: Integer[Tensor, "batch"], counted: Bool[Tensor, "batch positions"], checks: Checks
+    ) -> Integer[Tensor, "batch positions"]:
+        """:meth:`rows`, once the sequences are known and have the targets that they have rows for."""
+        checks.require(
+            (index >= 0) & (index < self.num_samples),
+            lambda row: (
+                f"sequence index {int(index[row])} in row {row} of the batch lies outside [0, {self.num_samples})"
+            ),
+        )
+        at = index.clamp(0, self.num_samples - 1).to(counted.device)
+        rows = self.rows(at, counted)
+        here, expected = counted.sum(1), self.lengths[at]
+        checks.require(
+            here == expected,
+            lambda row: (
+                f"sequence {int(at[row])} has {int(here[row])} targets, and {int(expected[row])} rows in the "
+                "table: lengths must be those of the training set, the same in every epoch"
+            ),
+        )
+        return rows
+
+    def name(self, row: int) -> str:
+        """A row in a message."""
+        return "target {1} of sequence {0}".format(*self.find(row))
 
 
 def lengths_fingerprint(offsets: Offsets | None) -> str:
@@ -88,6 +114,8 @@ class SequencePSKD(PlacedPSKD):
         UserError: a table in memory above ``MEMORY_LIMIT`` bytes.
     """
 
+    logits_shape, classes_dim = "[B, T, C]", -1
+
     def __init__(
         self,
         lengths: Iterable[int] | None,
@@ -102,11 +130,13 @@ class SequencePSKD(PlacedPSKD):
     ) -> None:
         if store is None:
             store = TopK(10) if num_classes >= 40 else Dense()
-        layout = Sequences(None if isinstance(store, PreviousModel) else lengths)
-        if lengths is None and not isinstance(store, PreviousModel):
-            raise UserError("rows need lengths, the number of targets of each training sequence")
+        offsets = None
+        if not isinstance(store, PreviousModel):
+            if lengths is None:
+                raise UserError("rows need lengths, the number of targets of each training sequence")
+            offsets = Offsets(lengths)
         super().__init__(
-            layout,
+            offsets,
             num_classes,
             total_epochs,
             alpha_T,
@@ -114,46 +144,5 @@ class SequencePSKD(PlacedPSKD):
             schedule=schedule,
             ignore_index=ignore_index,
             device=device,
-            lengths=lengths_fingerprint(layout.offsets),  # rows of other sentences are refused
+            lengths=lengths_fingerprint(offsets),  # rows of other sentences are refused
         )
-
-
-class Sequences:
-    """The layout of sequences of these lengths."""
-
-    logits_shape = "[B, T, C]"
-
-    def __init__(self, lengths: Iterable[int] | None) -> None:
-        self.offsets = None if lengths is None else Offsets(lengths)
-        self.num_rows = self.offsets.num_rows if self.offsets else None
-        self.num_samples = len(self.offsets.lengths) if self.offsets else None
-
-    def classes_last(self, logits: Tensor) -> Tensor:
-        return logits
-
-    def rows(
-        self, targets: Tensor, index: Tensor, ignore_index: int, checks: Checks
-    ) -> Integer[Tensor, "batch positions"]:
-        assert self.offsets is not None
-        lengths = self.offsets.lengths
-        checks.require(
-            (index >= 0) & (index < len(lengths)),
-            lambda row: f"sequence index {int(index[row])} in row {row} of the batch lies outside [0, {len(lengths)})",
-        )
-        at = index.clamp(0, len(lengths) - 1).to(targets.device)
-        counted = targets != ignore_index
-        rows = self.offsets.rows(at, counted)
-        here, expected = counted.sum(1), self.offsets.lengths[at]
-        checks.require(
-            here == expected,
-            lambda row: (
-                f"sequence {int(at[row])} has {int(here[row])} targets, and {int(expected[row])} rows in the "
-                "table: lengths must be those of the training set, the same in every epoch"
-            ),
-        )
-        return rows
-
-    def name(self, row: int) -> str:
-        assert self.offsets is not None
-        sequence, position = self.offsets.find(row)
-        return f"target {position} of sequence {sequence}"

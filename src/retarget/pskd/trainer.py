@@ -21,9 +21,9 @@ from retarget.errors import UserError
 from retarget.pskd.index import with_index
 from retarget.pskd.method import PSKD
 from retarget.pskd.multilabel import MultiLabelPSKD
+from retarget.pskd.past.base import Store
 from retarget.pskd.past.files import MemoryMapped
 from retarget.pskd.past.previous import PreviousModel
-from retarget.pskd.past.store import Store
 from retarget.pskd.sequences import SequencePSKD
 
 STATE_FILE = "pskd.safetensors"

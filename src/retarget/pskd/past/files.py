@@ -1,8 +1,8 @@
 """The files of a table that is larger than memory: one raw file for each field, described by layout.json."""
 
 import json
+import math
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,6 +34,7 @@ def open_files(
 ) -> tuple[dict[str, Tensor], list[np.memmap]]:
     """Open or make the files of a memory-mapped table; one raw file a field, described by layout.json."""
     wanted = {name: [list(shape), str(dtype).removeprefix("torch.")] for name, (shape, dtype) in layout.items()}
+    sizes = {name: math.prod(shape) * dtype.itemsize for name, (shape, dtype) in layout.items()}
     description = path / "layout.json"
     if description.exists():
         found = json.loads(description.read_text())
@@ -43,11 +44,11 @@ def open_files(
         if path.exists() and any(path.iterdir()):
             raise UserError(f"{path} is not empty and holds no table; name a directory of the table's own")
         path.mkdir(parents=True, exist_ok=True)
-        for name, nbytes in _sizes(layout):
+        for name, nbytes in sizes.items():
             _allocate(path / f"{name}.bin", nbytes)
         write_text(description, json.dumps(wanted))
     tensors, files = {}, []
-    for name, nbytes in _sizes(layout):
+    for name, nbytes in sizes.items():
         file = path / f"{name}.bin"
         if not file.exists() or file.stat().st_size != nbytes:
             raise UserError(f"{file} is missing or not {nbytes} bytes long: the table is damaged; delete {path}")
@@ -56,11 +57,6 @@ def open_files(
         files.append(raw)
         tensors[name] = torch.from_numpy(raw).view(dtype).view(shape)
     return tensors, files
-
-
-def _sizes(layout: dict[str, tuple[tuple[int, ...], torch.dtype]]) -> Iterator[tuple[str, int]]:
-    for name, (shape, dtype) in layout.items():
-        yield name, int(np.prod(shape)) * dtype.itemsize
 
 
 def _allocate(file: Path, nbytes: int) -> None:

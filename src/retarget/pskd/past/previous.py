@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from retarget.errors import UserError
 from retarget.pskd.functional import widen
-from retarget.pskd.past.base import Past
 from retarget.pskd.past.state import restore
 
 
@@ -100,7 +99,7 @@ class PreviousModel:
         return deepcopy(self._bare()).requires_grad_(False).train(self.mode == "train")
 
 
-class PastFromModel(Past):
+class PastFromModel:
     """A :class:`~retarget.pskd.past.base.Past` that keeps no rows: the previous model forwards each batch.
 
     Args:
@@ -109,12 +108,14 @@ class PastFromModel(Past):
         to_probs: from what the model gives, float32 or wider, to rows [B, C].
     """
 
-    num_rows = None
     kind = "PreviousModel"
 
     def __init__(self, teacher: PreviousModel, num_classes: int, to_probs: Callable[[Tensor], Tensor]) -> None:
         self.teacher, self.num_classes, self.to_probs = teacher, num_classes, to_probs
-        self.name = "place {} of the batch".format
+
+    @property
+    def num_rows(self) -> None:
+        return None
 
     @property
     def num_bytes(self) -> int:
@@ -123,8 +124,17 @@ class PastFromModel(Past):
     def begin(self, epoch: int) -> None:
         self.teacher.begin(epoch)
 
+    def name(self, key: int) -> str:
+        return f"place {key} of the batch"
+
+    def end(self) -> None:
+        """Nothing to exchange: every rank has the weights."""
+
     def locate(self, keys: Tensor, device: torch.device) -> Tensor:
         return keys
+
+    def check_labels(self, checks: Any, labels: Tensor, keys: Tensor, counted: Tensor) -> None:
+        """No row, no label that it had."""
 
     def read(self, keys: Tensor, device: torch.device, inputs: Any = None) -> tuple[Tensor, Tensor]:
         rows = self.to_probs(widen(self.teacher.logits(inputs)))
@@ -134,6 +144,9 @@ class PastFromModel(Past):
                 f"{[len(keys), self.num_classes]}: inputs must be those that gave the logits"
             )
         return rows, rows.new_ones(len(rows))
+
+    def write(self, logits: Tensor, labels: Tensor, keys: Tensor, keep: Any = None, log_norm: Any = None) -> None:
+        """Nothing: the weights are taken when the next epoch begins."""
 
     def save(self) -> dict[str, Tensor]:
         return self.teacher.tensors()

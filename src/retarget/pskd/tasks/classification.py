@@ -18,10 +18,10 @@ from torch.utils.data import DataLoader
 from retarget.pskd.functional import alpha_at, widen
 from retarget.pskd.lightning import PSKDCallback
 from retarget.pskd.method import PSKD
+from retarget.pskd.past.base import past_of
 from retarget.pskd.past.of_class import PastOfClass
 from retarget.pskd.past.previous import PreviousModel
 from retarget.pskd.past.rows import TopK
-from retarget.pskd.past.store import past_of
 from retarget.pskd.tasks.data import EpochSampler, Images, Normalise, Split, TrainingSet, split, stream, whole_batch
 from retarget.pskd.tasks.networks import build
 from retarget.pskd.tasks.scores import scores
