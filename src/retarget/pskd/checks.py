@@ -84,6 +84,23 @@ def check_index(checks: Checks, index: Tensor, num_samples: int | None) -> Tenso
     return index.clamp(0, num_samples - 1)
 
 
+def check_targets(
+    checks: Checks, targets: Tensor, index: Tensor, num_classes: int, ignore_index: int, some: bool = True
+) -> Tensor:
+    """Targets are labels [B] or probabilities [B, C]; returns labels made safe to gather with.
+
+    Args:
+        some: refuse a batch whose labels are all ignored.
+    """
+    if targets.is_floating_point():
+        check_probabilities(checks, targets, index)
+        return targets.argmax(1)
+    if some:
+        check_some(checks, targets, ignore_index)
+    near = index.to(targets.device, non_blocking=True)
+    return check_labels(checks, targets.long(), near, num_classes, ignore_index)
+
+
 def check_labels(checks: Checks, labels: Tensor, index: Tensor, num_classes: int, ignore_index: int) -> Tensor:
     """Labels are classes, and a sample has one; returns the labels made safe to gather with (ignored ones as 0)."""
     ignored = labels == ignore_index

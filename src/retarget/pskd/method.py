@@ -6,15 +6,7 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from retarget.pskd.checks import (
-    Checks,
-    check_labels,
-    check_listed,
-    check_loss,
-    check_probabilities,
-    check_some,
-    one_hot,
-)
+from retarget.pskd.checks import Checks, check_listed, check_loss, check_targets, one_hot
 from retarget.pskd.form import Form
 from retarget.pskd.functional import SparseRows, cross_entropy, pskd_loss, soften, sparse_pskd_losses, widen
 from retarget.pskd.past.base import Past, Store, past_of
@@ -152,16 +144,11 @@ class PSKD(Form):
             Keys [B], safe to gather with, where the past is; labels [B], safe to gather with, where the targets are;
             and which samples count, [B] bool, None where all do.
         """
-        keys = self._keys(logits, targets, index)
-        if targets.is_floating_point():
-            check_probabilities(self.checks, targets, keys)
-            labels, counted = targets.argmax(1), None
-        else:
-            if some:
-                check_some(self.checks, targets, self.ignore_index)
-            near, counted = keys.to(targets.device, non_blocking=True), targets != self.ignore_index
-            labels = check_labels(self.checks, targets.long(), near, self.num_classes, self.ignore_index)
-            self.past.check_labels(self.checks, labels, near, counted)
+        keys, counted = self._keys(logits, targets, index), None
+        labels = check_targets(self.checks, targets, keys, self.num_classes, self.ignore_index, some)
+        if not targets.is_floating_point():
+            counted = targets != self.ignore_index
+            self.past.check_labels(self.checks, labels, keys, counted)
         return self.past.locate(keys, labels.device), labels, counted
 
     def _past(

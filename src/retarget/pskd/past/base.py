@@ -57,7 +57,7 @@ class Past(Protocol):
         """Refuse labels [B] that their keys did not have in an earlier step, where the rows themselves do not say so.
 
         Args:
-            keys: [B], on the labels' device.
+            keys: [B], on any device.
             counted: [B], false where a label is ignored.
         """
 

@@ -76,6 +76,7 @@ class PastInTable:
         if self._known is None:
             self._known = torch.full((self.num_rows + 1,), -1, dtype=torch.int32)
         known = self._known = self._known.to(labels.device)
+        keys = keys.to(labels.device, non_blocking=True)
         before = known[keys]
         check_unchanged(checks, (before < 0) | (before == labels) | ~counted, labels, keys)
         kept = keys.masked_fill(~counted, self.num_rows)  # the last is no key's

@@ -10,16 +10,7 @@ from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
 from retarget.errors import UserError
-from retarget.pskd.checks import (
-    Checks,
-    check_index,
-    check_labels,
-    check_loss,
-    check_probabilities,
-    check_shapes,
-    check_some,
-    one_hot,
-)
+from retarget.pskd.checks import Checks, check_index, check_loss, check_shapes, check_targets, one_hot
 from retarget.pskd.functional import cross_entropy, pskd_loss, widen
 from retarget.pskd.past.exchange import world_size
 from retarget.pskd.past.state import read_state, refuse_other_state, restore, write_state
@@ -276,14 +267,9 @@ class Peer:
         self._checks.poll()
         check_shapes(logits, targets, index, self.num_classes)
         index = check_index(self._checks, index.long(), self.num_samples)
-        if targets.is_floating_point():
-            if self.labels_only and self.strength > 0:
-                raise UserError(f"{type(self).__name__} speaks of a sample's class: give labels [B], not probabilities")
-            check_probabilities(self._checks, targets, index)
-            return targets.argmax(1)
-        near = index.to(targets.device)
-        check_some(self._checks, targets, self.ignore_index)
-        return check_labels(self._checks, targets.long(), near, self.num_classes, self.ignore_index)
+        if targets.is_floating_point() and self.labels_only and self.strength > 0:
+            raise UserError(f"{type(self).__name__} speaks of a sample's class: give labels [B], not probabilities")
+        return check_targets(self._checks, targets, index, self.num_classes, self.ignore_index)
 
     def _counted(self, targets: Tensor) -> Tensor:
         """[B] float32: 0 for ignored samples."""
