@@ -14,8 +14,8 @@ from torch.multiprocessing.spawn import spawn
 from benchmarks._pairs import Pairs, figure, interleaved
 from benchmarks._ranks import exchange_an_epoch
 from retarget.pskd import Dense, TopK
-from retarget.pskd.ragged import Offsets
-from retarget.pskd.store import Table
+from retarget.pskd.past.table import Table
+from retarget.pskd.sequences import Offsets
 
 
 def figures(smallest: bool = False) -> Iterator[dict[str, Any]]:

@@ -106,8 +106,8 @@ def test_a_mixed_batch_reads_rows_and_stores_none(tmp_path, monkeypatch):
     classification.run(run)
     callback = written[0]
     assert len(written) >= 15
-    callback.method._table.begin(3)
-    stored = callback.method._table.gather(torch.arange(200))[1].sum()
+    callback.method.past.table.begin(3)
+    stored = callback.method.past.table.gather(torch.arange(200))[1].sum()
     assert stored <= 50 * (16 - len(written)), "only batches left alone are stored"
 
 

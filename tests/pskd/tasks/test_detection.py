@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from retarget.errors import UserError
-from retarget.pskd.state import read_state, write_state
+from retarget.pskd.past.state import read_state, write_state
 from retarget.pskd.study import plan as pskd_plan
 from retarget.pskd.tasks import detection
 from retarget.pskd.tasks.detection import BACKBONE, Backbone, build_detector

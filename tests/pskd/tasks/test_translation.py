@@ -11,7 +11,7 @@ from transformers import DataCollatorForSeq2Seq
 
 from retarget.errors import UserError
 from retarget.pskd import TopK
-from retarget.pskd.store import table_bytes
+from retarget.pskd.past.table import table_bytes
 from retarget.pskd.tasks import translation
 from retarget.pskd.tasks.sentences import encode, grammar, read_pairs, sentence_pairs, train_tokenizer
 from retarget.pskd.tasks.translation_analysis import analyse

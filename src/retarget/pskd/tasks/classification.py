@@ -18,11 +18,13 @@ from torch.utils.data import DataLoader
 from retarget.pskd.functional import alpha_at, widen
 from retarget.pskd.lightning import PSKDCallback
 from retarget.pskd.method import PSKD
-from retarget.pskd.rows import TopK
+from retarget.pskd.past.base import past_of
+from retarget.pskd.past.of_class import PastOfClass
+from retarget.pskd.past.previous import PreviousModel
+from retarget.pskd.past.rows import TopK
 from retarget.pskd.tasks.data import EpochSampler, Images, Normalise, Split, TrainingSet, split, stream, whole_batch
 from retarget.pskd.tasks.networks import build
 from retarget.pskd.tasks.scores import scores
-from retarget.pskd.teacher import PreviousModel
 from retarget.study.record import Run, read_history
 
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # the study has a display of its own
@@ -107,29 +109,6 @@ class Mixing(pl.Callback):
             batch[0], batch[1] = self.mix(batch[0], batch[1])
             if self.drop_rows:
                 self.drop_rows()
-
-
-class PastOfClass(PSKD):
-    """The ablation: a sample's target takes the past row of another sample of its class, drawn anew each epoch.
-
-    The members of a class are put in a random order and each takes the row of the one before it.
-    """
-
-    def __init__(self, labels: Tensor, seed: int, **settings: Any) -> None:
-        super().__init__(**settings)
-        self.labels, self.seed = labels, seed
-
-    def set_epoch(self, epoch: int) -> None:
-        super().set_epoch(epoch)
-        rng = np.random.default_rng(stream(self.seed, epoch))
-        self._other = torch.arange(len(self.labels))
-        for label in self.labels.unique():
-            members = (self.labels == label).nonzero()[:, 0]
-            members = members[torch.from_numpy(rng.permutation(len(members)))]
-            self._other[members] = members.roll(1)
-
-    def _past(self, at: Tensor, device: torch.device, inputs: Any) -> Any:
-        return super()._past(self._other.to(at.device)[at], device, inputs)
 
 
 class Observe(pl.Callback):
@@ -297,9 +276,12 @@ def _pskd(run: Run, parts: Split, network: nn.Module) -> PSKDCallback | None:
         schedule=s["schedule"],
         store=PreviousModel(network) if s["past"] == "previous" else table,
     )
-    same_class = s["past_of"] == "same_class"
-    method = PastOfClass(parts.train.labels, run.seed, **shape) if same_class else PSKD(**shape)
-    return PSKDCallback(method, directory=run.checkpoint)
+    if s["past_of"] == "same_class":
+        past = past_of(shape["store"], shape["num_samples"], shape["num_classes"])
+        shape["store"] = PastOfClass(
+            past, parts.train.labels, lambda epoch: np.random.default_rng(stream(run.seed, epoch))
+        )
+    return PSKDCallback(PSKD(**shape), directory=run.checkpoint)
 
 
 def _trainer(run: Run, callbacks: list[pl.Callback]) -> pl.Trainer:

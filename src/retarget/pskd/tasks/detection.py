@@ -21,9 +21,10 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from retarget.errors import UserError
 from retarget.files import replace_file, write_json
 from retarget.pskd.detection import DetectionPSKD
-from retarget.pskd.lightning import PSKDCallback
-from retarget.pskd.rows import TopK
-from retarget.pskd.state import read_state, write_state
+from retarget.pskd.lightning import SavedBeside
+from retarget.pskd.past.previous import PreviousModel
+from retarget.pskd.past.rows import TopK
+from retarget.pskd.past.state import read_state, write_state
 from retarget.pskd.study import Settings as ClassifierSettings
 from retarget.pskd.tasks import classification
 from retarget.pskd.tasks.classification import Observe, Reseed, StopClock
@@ -31,7 +32,6 @@ from retarget.pskd.tasks.data import EpochSampler, Normalise, split, stream
 from retarget.pskd.tasks.detection_data import DetectionSet, Parts, Scene, collate, crops, scenes
 from retarget.pskd.tasks.detection_scores import Detections, draw, mean_average_precision, scores
 from retarget.pskd.tasks.networks import build
-from retarget.pskd.teacher import PreviousModel
 from retarget.settings import resolve_settings
 from retarget.study.record import Run, read_history
 
@@ -212,17 +212,8 @@ class Detector(pl.LightningModule):
         return [optimizer], schedules
 
 
-class DetectionCallback(PSKDCallback):
+class DetectionCallback(SavedBeside):
     """Announces epochs and saves the table; the module itself calls ``losses``."""
-
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Nothing to hook."""
-
-    def on_train_batch_start(self, *args: Any) -> None:
-        """Nothing to replace."""
-
-    def on_train_batch_end(self, *args: Any) -> None:
-        """Nothing left to remember."""
 
 
 def _detector(run: Run) -> dict[str, float]:
@@ -235,7 +226,7 @@ def _detector(run: Run) -> dict[str, float]:
     module, observe = Detector(detector, s, method), Observe(run)
     callbacks = [Reseed(run.seed), observe, StopClock(observe)]
     if method:
-        callbacks.append(DetectionCallback(method, directory=run.checkpoint))
+        callbacks.append(DetectionCallback(method, run.checkpoint, keep=2))
     trainer = pl.Trainer(
         max_epochs=s["epochs"],
         accelerator=s["accelerator"],

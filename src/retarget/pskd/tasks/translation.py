@@ -27,8 +27,8 @@ from transformers.models.m2m_100.modeling_m2m_100 import shift_tokens_right
 
 from retarget.files import replace_file
 from retarget.metrics import calibration as c
-from retarget.pskd.rows import TopK
-from retarget.pskd.store import table_bytes
+from retarget.pskd.past.rows import TopK
+from retarget.pskd.past.table import table_bytes
 from retarget.pskd.tasks.sentences import EOS, PAD, Pairs, Parts, encode, sentence_pairs, train_tokenizer
 from retarget.pskd.trainer import PSKDSeq2SeqTrainer
 from retarget.study.record import Run, read_history

@@ -1,6 +1,6 @@
 """The other source of past predictions: last epoch's weights, forwarded on the current input."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal
@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from retarget.errors import UserError
-from retarget.pskd.state import restore
+from retarget.pskd.functional import widen
+from retarget.pskd.past.state import restore
 
 
 def bare(model: nn.Module) -> nn.Module:
@@ -96,3 +97,60 @@ class PreviousModel:
 
     def _copy(self) -> nn.Module:
         return deepcopy(self._bare()).requires_grad_(False).train(self.mode == "train")
+
+
+class PastFromModel:
+    """A :class:`~retarget.pskd.past.base.Past` that keeps no rows: the previous model forwards each batch.
+
+    Args:
+        teacher: the previous model.
+        num_classes: C.
+        to_probs: from what the model gives, float32 or wider, to rows [B, C].
+    """
+
+    kind = "PreviousModel"
+
+    def __init__(self, teacher: PreviousModel, num_classes: int, to_probs: Callable[[Tensor], Tensor]) -> None:
+        self.teacher, self.num_classes, self.to_probs = teacher, num_classes, to_probs
+
+    @property
+    def num_rows(self) -> None:
+        return None
+
+    @property
+    def num_bytes(self) -> int:
+        return self.teacher.num_bytes
+
+    def begin(self, epoch: int) -> None:
+        self.teacher.begin(epoch)
+
+    def name(self, key: int) -> str:
+        return f"place {key} of the batch"
+
+    def end(self) -> None:
+        """Nothing to exchange: every rank has the weights."""
+
+    def locate(self, keys: Tensor, device: torch.device) -> Tensor:
+        return keys
+
+    def check_labels(self, checks: Any, labels: Tensor, keys: Tensor, counted: Tensor) -> None:
+        """No row, no label that it had."""
+
+    def read(self, keys: Tensor, device: torch.device, inputs: Any = None) -> tuple[Tensor, Tensor]:
+        rows = self.to_probs(widen(self.teacher.logits(inputs)))
+        if rows.shape != (len(keys), self.num_classes):
+            raise UserError(
+                f"the previous model gives rows {list(rows.shape)} for these inputs, and the targets are "
+                f"{[len(keys), self.num_classes]}: inputs must be those that gave the logits"
+            )
+        return rows, rows.new_ones(len(rows))
+
+    def write(self, logits: Tensor, labels: Tensor, keys: Tensor, keep: Any = None, log_norm: Any = None) -> None:
+        """Nothing: the weights are taken when the next epoch begins."""
+
+    def save(self) -> dict[str, Tensor]:
+        return self.teacher.tensors()
+
+    def load(self, path: Path, epoch: int | None, saved: dict[str, Tensor]) -> None:
+        if epoch is not None:
+            self.teacher.restore(path, epoch, saved)

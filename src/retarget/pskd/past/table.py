@@ -6,10 +6,6 @@ of an epoch finds the rows of the epochs before untouched. Of several writes to 
 counts: the lowest global position, also across processes.
 """
 
-import json
-import os
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -18,21 +14,8 @@ from jaxtyping import Bool, Integer
 from torch import Tensor
 
 from retarget.errors import UserError
-from retarget.pskd.rows import Dense, RowFormat, TopK
-
-
-@dataclass(frozen=True)
-class MemoryMapped:
-    """A table in files, for tables larger than memory.
-
-    Args:
-        path: a directory of this table's own; it is made, or opened where it holds a table of the same shape.
-            Under several processes each rank keeps its own copy in ``path/rank-R``.
-        rows: ``Dense(...)`` or ``TopK(...)``.
-    """
-
-    path: str | os.PathLike[str]
-    rows: RowFormat = field(default_factory=lambda: Dense("float16"))
+from retarget.pskd.past.files import MemoryMapped, open_files
+from retarget.pskd.past.rows import Dense, RowFormat, TopK
 
 
 class Table:
@@ -67,7 +50,7 @@ class Table:
         layout["stamps"] = ((size,), torch.int32)  # epoch + 1 of the writer; 0: never written
         self._files: list[np.memmap] = []
         if path:
-            self._tensors, self._files = _open_files(path, layout)
+            self._tensors, self._files = open_files(path, layout)
         else:
             self._tensors = {n: torch.zeros(s, dtype=t, device=self.device) for n, (s, t) in layout.items()}
         self.device = self._tensors["stamps"].device  # "cuda" becomes the device that it stands for
@@ -209,7 +192,7 @@ def row_format(store: "str | RowFormat | MemoryMapped") -> RowFormat:
 def table_bytes(num_rows: int, num_classes: int, store: "str | RowFormat | MemoryMapped") -> int:
     """Bytes of a table, both slots and stamps, before it is made.
 
-    >>> from retarget.pskd.rows import TopK
+    >>> from retarget.pskd.past.rows import TopK
     >>> table_bytes(1000, 10_000, TopK(10))  # against 40 MB for one buffer of dense float32
     88088
     """
@@ -220,52 +203,3 @@ def table_bytes(num_rows: int, num_classes: int, store: "str | RowFormat | Memor
 def _to_host(value: Tensor) -> Tensor:
     """A copy in pinned memory, under way."""
     return torch.empty(value.shape, dtype=value.dtype, pin_memory=True).copy_(value, non_blocking=True)
-
-
-def _open_files(
-    path: Path, layout: dict[str, tuple[tuple[int, ...], torch.dtype]]
-) -> tuple[dict[str, Tensor], list[np.memmap]]:
-    """Open or make the files of a memory-mapped table; one raw file a field, described by layout.json."""
-    wanted = {name: [list(shape), str(dtype).removeprefix("torch.")] for name, (shape, dtype) in layout.items()}
-    description = path / "layout.json"
-    if description.exists():
-        found = json.loads(description.read_text())
-        if found != wanted:
-            raise UserError(f"{path} holds a table of another shape: found {found}, need {wanted}; name another path")
-    else:
-        if path.exists() and any(path.iterdir()):
-            raise UserError(f"{path} is not empty and holds no table; name a directory of the table's own")
-        path.mkdir(parents=True, exist_ok=True)
-        for name, nbytes in _sizes(layout):
-            _allocate(path / f"{name}.bin", nbytes)
-        temporary = path / "layout.json.tmp"
-        temporary.write_text(json.dumps(wanted))
-        temporary.replace(description)
-    tensors, files = {}, []
-    for name, nbytes in _sizes(layout):
-        file = path / f"{name}.bin"
-        if not file.exists() or file.stat().st_size != nbytes:
-            raise UserError(f"{file} is missing or not {nbytes} bytes long: the table is damaged; delete {path}")
-        shape, dtype = layout[name]
-        raw = np.memmap(file, dtype=np.uint8, mode="r+")
-        files.append(raw)
-        tensors[name] = torch.from_numpy(raw).view(dtype).view(shape)
-    return tensors, files
-
-
-def _sizes(layout: dict[str, tuple[tuple[int, ...], torch.dtype]]) -> Iterator[tuple[str, int]]:
-    for name, (shape, dtype) in layout.items():
-        yield name, int(np.prod(shape)) * dtype.itemsize
-
-
-def _allocate(file: Path, nbytes: int) -> None:
-    """Make a file of zeros whose blocks exist: a full disk is an error here, not a crash on a later write."""
-    with file.open("wb") as handle:
-        try:
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(handle.fileno(), 0, nbytes)
-            else:
-                handle.truncate(nbytes)
-        except OSError as error:
-            file.unlink(missing_ok=True)
-            raise UserError(f"cannot reserve {nbytes:,} bytes for the table at {file}: {error.strerror}") from error

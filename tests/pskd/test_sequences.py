@@ -10,9 +10,9 @@ import torch.nn.functional as F
 
 from retarget.errors import UserError
 from retarget.pskd import PSKD, MemoryMapped, SequencePSKD, TopK
+from retarget.pskd.past.table import table_bytes
 from retarget.pskd.places import MEMORY_LIMIT
-from retarget.pskd.ragged import Offsets
-from retarget.pskd.store import table_bytes
+from retarget.pskd.sequences import Offsets
 
 sys.path.insert(0, str(Path(__file__).parent))
 import reference

@@ -1,6 +1,7 @@
 """A method's state in one safetensors file: tensors, and a small JSON value in the header; whole or absent."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from retarget.errors import UserError
+from retarget.files import make_directory, replace_file
+from retarget.identity import refuse_other
 
 
 def write_state(path: str | Path, kind: str, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
@@ -19,13 +22,15 @@ def write_state(path: str | Path, kind: str, state: dict[str, Any], tensors: dic
         kind: the header's key: a file of another kind is refused when it is read.
         state: what JSON can hold.
         tensors: by name, on any device; may be empty.
+
+    Raises:
+        UserError: the file cannot be written; what stood there before still does.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
+    make_directory(path.parent)
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(plain or {"empty": torch.zeros(0)}, temporary, metadata={kind: json.dumps(state)})
-    temporary.replace(path)
+    plain = plain or {"empty": torch.zeros(0)}
+    replace_file(path, lambda temporary: save_file(plain, temporary, metadata={kind: json.dumps(state)}))
 
 
 def read_state(path: str | Path, kind: str, what: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -70,8 +75,20 @@ def restore(path: str | Path, tensors: dict[str, Tensor], saved: dict[str, Tenso
         tensor.copy_(saved[name])
 
 
-def refuse_other_run(saved: dict[str, Any], mine: dict[str, Any]) -> None:
-    """Refuse a state of which a value that a resumed run must agree on differs; both values are named."""
-    differ = [f"{key}: saved {saved[key]!r}, now {mine[key]!r}" for key in mine if saved[key] != mine[key]]
-    if differ:
-        raise UserError("the saved state belongs to another run; " + "; ".join(differ))
+def refuse_other_state(state: dict[str, Any], agreed: dict[str, Any], progress: Iterable[str], what: str) -> None:
+    """Refuse a state that another run wrote.
+
+    Args:
+        state: what was saved.
+        agreed: what a resumed run must agree on.
+        progress: names of the values that say how far the run was.
+        what: what errors call it, "PS-KD state" say.
+
+    Raises:
+        UserError: it has other names, or a value to agree on differs: both values are named.
+    """
+    expected = {*agreed, *progress}
+    if set(state) != expected:
+        raise UserError(f"not a {what}: it has {sorted(state)}, expected {sorted(expected)}")
+    had = {name: state[name] for name in agreed}
+    refuse_other("the saved state", had, agreed, remedy="It belongs to another run: load a state of this one")

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retarget.errors import UserError
-from retarget.pskd.method import PSKD
-from retarget.pskd.rows import Dense, TopK, largest
-from retarget.pskd.store import MemoryMapped, Table, first_occurrence, row_format
+from retarget.pskd.past.files import MemoryMapped
+from retarget.pskd.past.rows import Dense, TopK, largest
+from retarget.pskd.past.table import Table, first_occurrence, row_format
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent.parent))
 import reference
 
 
@@ -161,9 +161,3 @@ def test_stores_that_make_no_sense_are_refused():
         with pytest.raises(UserError, match=message):
             bad()
     assert row_format(MemoryMapped("x", TopK(3))) == TopK(3)
-
-
-def test_what_is_no_state_is_said(tmp_path):
-    (tmp_path / "junk.safetensors").write_bytes(b"nothing of the kind")
-    with pytest.raises(UserError, match=r"junk\.safetensors is not a PS-KD state: no whole safetensors file"):
-        PSKD(4, 3, 2).load(tmp_path / "junk.safetensors")

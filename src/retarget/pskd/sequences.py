@@ -8,17 +8,18 @@ nothing and take no row.
 
 import hashlib
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Integer
 from torch import Tensor
 
 from retarget.errors import UserError
-from retarget.pskd.memory import Store
-from retarget.pskd.places import PlacedPSKD, refuse_too_large
-from retarget.pskd.rows import Dense, TopK
-from retarget.pskd.teacher import PreviousModel
+from retarget.pskd.checks import Checks
+from retarget.pskd.past.base import Store
+from retarget.pskd.past.previous import PreviousModel
+from retarget.pskd.past.rows import Dense, TopK
+from retarget.pskd.places import PlacedPSKD
 
 
 class Offsets:
@@ -37,7 +38,7 @@ class Offsets:
         if len(self.lengths) == 0 or self.lengths.amin() < 0 or self.lengths.sum() < 1:
             raise UserError("lengths are the numbers of targets of the sequences: none is negative, some are above 0")
         self.starts = self.lengths.cumsum(0) - self.lengths
-        self.num_rows = int(self.lengths.sum())
+        self.num_samples, self.num_rows = len(self.lengths), int(self.lengths.sum())
 
     def find(self, row: int) -> tuple[int, int]:
         """The sequence that a row belongs to, and the position in it."""
@@ -57,6 +58,38 @@ class Offsets:
             self.starts, self.lengths = self.starts.to(counted.device), self.lengths.to(counted.device)
         position = (counted.long().cumsum(1) - 1).clamp_min(0)
         return (self.starts[index.to(counted.device)][:, None] + position).clamp_max(self.num_rows - 1)
+
+    def keys(
+        self, index: Integer[Tensor, "batch"], counted: Bool[Tensor, "batch positions"], checks: Checks
+    ) -> Integer[Tensor, "batch positions"]:
+        """:meth:`rows`, once the sequences are known and have the targets that they have rows for."""
+        checks.require(
+            (index >= 0) & (index < self.num_samples),
+            lambda row: (
+                f"sequence index {int(index[row])} in row {row} of the batch lies outside [0, {self.num_samples})"
+            ),
+        )
+        at = index.clamp(0, self.num_samples - 1).to(counted.device)
+        rows = self.rows(at, counted)
+        here, expected = counted.sum(1), self.lengths[at]
+        checks.require(
+            here == expected,
+            lambda row: (
+                f"sequence {int(at[row])} has {int(here[row])} targets, and {int(expected[row])} rows in the "
+                "table: lengths must be those of the training set, the same in every epoch"
+            ),
+        )
+        return rows
+
+    def name(self, row: int) -> str:
+        """A row in a message."""
+        return "target {1} of sequence {0}".format(*self.find(row))
+
+
+def lengths_fingerprint(offsets: Offsets | None) -> str:
+    """What a resumed run must agree on: the length of each sequence."""
+    lengths = offsets.lengths.cpu().numpy().astype("<i8").tobytes() if offsets else b""
+    return hashlib.sha256(lengths).hexdigest()[:16]
 
 
 class SequencePSKD(PlacedPSKD):
@@ -81,7 +114,7 @@ class SequencePSKD(PlacedPSKD):
         UserError: a table in memory above ``MEMORY_LIMIT`` bytes.
     """
 
-    logits_shape = "[B, T, C]"
+    logits_shape, classes_dim = "[B, T, C]", -1
 
     def __init__(
         self,
@@ -97,15 +130,13 @@ class SequencePSKD(PlacedPSKD):
     ) -> None:
         if store is None:
             store = TopK(10) if num_classes >= 40 else Dense()
-        if isinstance(store, PreviousModel):
-            self.offsets = None
-        elif lengths is None:
-            raise UserError("rows need lengths, the number of targets of each training sequence")
-        else:
-            self.offsets = Offsets(lengths)
-            refuse_too_large(self.offsets.num_rows, num_classes, store)
+        offsets = None
+        if not isinstance(store, PreviousModel):
+            if lengths is None:
+                raise UserError("rows need lengths, the number of targets of each training sequence")
+            offsets = Offsets(lengths)
         super().__init__(
-            self.offsets.num_rows if self.offsets else None,
+            offsets,
             num_classes,
             total_epochs,
             alpha_T,
@@ -113,38 +144,5 @@ class SequencePSKD(PlacedPSKD):
             schedule=schedule,
             ignore_index=ignore_index,
             device=device,
+            lengths=lengths_fingerprint(offsets),  # rows of other sentences are refused
         )
-        if self.offsets:
-            self._checks.name, self._members = self._name, len(self.offsets.lengths)
-
-    def state_dict(self) -> dict[str, Any]:
-        """As :meth:`PSKD.state_dict`, with a fingerprint of the lengths: rows of other sentences are refused."""
-        lengths = self.offsets.lengths.cpu().numpy().astype("<i8").tobytes() if self.offsets else b""
-        return {**super().state_dict(), "lengths": hashlib.sha256(lengths).hexdigest()[:16]}
-
-    # -- inside
-
-    def _find(self, targets: Tensor, index: Tensor) -> Integer[Tensor, "batch positions"]:
-        assert self.offsets is not None
-        lengths = self.offsets.lengths
-        self._checks.require(
-            (index >= 0) & (index < len(lengths)),
-            lambda row: f"sequence index {int(index[row])} in row {row} of the batch lies outside [0, {len(lengths)})",
-        )
-        index = index.clamp(0, len(lengths) - 1).to(targets.device)
-        counted = targets != self.ignore_index
-        rows = self.offsets.rows(index, counted)
-        here, expected = counted.sum(1), self.offsets.lengths[index]
-        self._checks.require(
-            here == expected,
-            lambda row: (
-                f"sequence {int(index[row])} has {int(here[row])} targets, and {int(expected[row])} rows in the "
-                "table: lengths must be those of the training set, the same in every epoch"
-            ),
-        )
-        return rows
-
-    def _name(self, row: int) -> str:
-        assert self.offsets is not None
-        sequence, position = self.offsets.find(row)
-        return f"target {position} of sequence {sequence}"

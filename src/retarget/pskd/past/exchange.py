@@ -10,7 +10,7 @@ import torch.distributed as dist
 from jaxtyping import Bool, Integer
 from torch import Tensor
 
-from retarget.pskd.store import Table
+from retarget.pskd.past.table import Table
 
 _CHUNK_ROWS = 65_536  # rows broadcast at a time: bounds the buffer
 
