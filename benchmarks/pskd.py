@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks._pairs import figure, interleaved
 from retarget.pskd import PSKD, Dense, PreviousModel, PSKDCallback, TopK, with_index
-from retarget.pskd.tasks.classification import Classifier
-from retarget.pskd.tasks.networks import build
+from retarget.pskd.studies.images.networks import build
+from retarget.pskd.studies.images.run import Classifier
 
 
 def figures() -> Iterator[dict[str, Any]]:
