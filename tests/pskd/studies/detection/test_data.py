@@ -11,15 +11,20 @@ from sklearn.datasets import load_digits
 from retarget.errors import UserError
 from retarget.pskd.studies.detection import data
 from retarget.pskd.studies.detection.data import DetectionSet, collate, crops, scenes
-from retarget.pskd.studies.detection.plan import plan, prepare
+from retarget.pskd.studies.detection.plan import Settings, plan, prepare
 
 SETTINGS = {
     "train_split": "train", "validation_split": "val", "test_split": "test", "train_images": None,
     "validation_images": None, "test_images": None, "classes": None, "bad_boxes": "drop", "data_seed": 1,
-    "min_size": 20, "max_size": 40, "augmentation": "none",
+    "min_size": 20, "max_size": 40, "augmentation": "none", "network": "timm:resnet10t", "epochs": 1,
+    "pretrain": {"epochs": 1},
 }  # fmt: skip
 SPLITS = {"train": ("a", "b"), "val": ("c",), "test": ("d",)}
 GOOD = [("cat", (2, 4, 20, 30), 0), ("dog", (10, 10, 40, 44), 1)]
+
+
+def model(settings):
+    return Settings.model_validate(settings)
 
 
 def voc(folder, objects=None, size=(60, 48), suffix=".jpg"):
@@ -64,7 +69,7 @@ def coco(folder, **more):
 
 @pytest.mark.parametrize("form", [voc, coco])
 def test_both_forms_give_the_same_scenes(form, tmp_path):
-    parts = scenes(form(tmp_path / "data"))
+    parts = scenes(model(form(tmp_path / "data")))
     assert parts.classes == ("cat", "dog")
     assert parts.dropped == ()
     assert [len(part) for part in (parts.train, parts.validation, parts.test)] == [2, 1, 1]
@@ -79,13 +84,13 @@ def test_two_directories_are_one_data_set_and_a_validation_part_is_held_out(tmp_
     voc(tmp_path / "one")
     voc(tmp_path / "two")
     settings = {**SETTINGS, "dataset": f"voc:{tmp_path / 'one'}+{tmp_path / 'two'}", "validation_split": None}
-    parts = scenes({**settings, "validation_images": 1})
+    parts = scenes(model({**settings, "validation_images": 1}))
     assert [len(part) for part in (parts.train, parts.validation, parts.test)] == [3, 1, 2]
     assert len({id(one) for one in (*parts.train, *parts.validation)}) == 4
     assert {one.name for one in parts.train}.isdisjoint({one.name for one in parts.validation})
     for held_out in (4, None):
         with pytest.raises(UserError, match=f"validation_images = {held_out} of 4 training images"):
-            scenes({**settings, "validation_images": held_out})
+            scenes(model({**settings, "validation_images": held_out}))
 
 
 @pytest.mark.parametrize(
@@ -99,13 +104,13 @@ def test_two_directories_are_one_data_set_and_a_validation_part_is_held_out(tmp_
 )
 def test_bad_boxes_are_reported_with_their_file_and_dropped_or_refused(box, what, left, tmp_path):
     settings = voc(tmp_path, {"b": [*GOOD, ("cat", box, 0)]})
-    parts = scenes(settings)
+    parts = scenes(model(settings))
     (note,) = parts.dropped
     assert f"b.xml: box 2, {[float(v) for v in box]}, {what}" in note
     assert parts.train[1].boxes[2:].tolist() == ([] if left is None else [left])
     assert len(parts.train[1].labels) == len(parts.train[1].ignored) == len(parts.train[1].boxes)
     with pytest.raises(UserError, match=f"{what}.*: mend the files, or set bad_boxes = 'drop'"):
-        scenes({**settings, "bad_boxes": "refuse"})
+        scenes(model({**settings, "bad_boxes": "refuse"}))
 
 
 def test_what_cannot_be_read_is_refused_with_its_file(tmp_path):
@@ -114,11 +119,11 @@ def test_what_cannot_be_read_is_refused_with_its_file(tmp_path):
 
     def refused(message, **more):
         with pytest.raises(UserError, match=message):
-            scenes({**settings, **more})
+            scenes(model({**settings, **more}))
 
     refused("d.xml: object 0 has the class 'bird', which is none of cat, dog")
     refused("a.xml: object 1 has the class 'dog', which is none of cat", classes=("cat",))
-    assert scenes({**settings, "classes": ("bird", "cat", "dog")}).test[0].labels.tolist() == [1]
+    assert scenes(model({**settings, "classes": ("bird", "cat", "dog")})).test[0].labels.tolist() == [1]
     refused("no split 'minival'", validation_split="minival")
     refused("nowhere is not a directory", dataset=f"voc:{tmp_path / 'nowhere'}")
     refused("is not in VOC's layout", dataset=f"voc:{tmp_path}")
@@ -134,10 +139,10 @@ def test_what_cannot_be_read_is_refused_with_its_file(tmp_path):
 
 
 def test_an_image_that_is_not_what_its_annotation_says_is_refused(tmp_path):
-    (lying,) = scenes(voc(tmp_path / "data", size=(600, 480))).test
+    (lying,) = scenes(model(voc(tmp_path / "data", size=(600, 480)))).test
     with pytest.raises(UserError, match=r"d.jpg is \[48, 60\] pixels high and wide, .*d.xml says \[480, 600\]"):
         lying.pixels()
-    (silent,) = scenes(voc(tmp_path / "silent", size=(0, 0), suffix=".png")).test
+    (silent,) = scenes(model(voc(tmp_path / "silent", size=(0, 0), suffix=".png"))).test
     assert silent.size == (48, 60)
     silent.image.write_bytes(b"no image")
     with pytest.raises(UserError, match=r"d\.png cannot be read as an image"):
@@ -145,7 +150,7 @@ def test_an_image_that_is_not_what_its_annotation_says_is_refused(tmp_path):
 
 
 def test_a_damaged_coco_file_is_refused(tmp_path):
-    settings = coco(tmp_path)
+    settings = model(coco(tmp_path))
     file = tmp_path / "annotations" / "instances_val.json"
     held = json.loads(file.read_text())
     file.write_text(json.dumps({**held, "categories": held["categories"][:1]}))
@@ -157,7 +162,7 @@ def test_a_damaged_coco_file_is_refused(tmp_path):
 
 
 def test_images_are_resized_and_flipped_with_their_boxes_by_epoch_and_place_alone(tmp_path):
-    settings = {**voc(tmp_path), "augmentation": "flip", "min_size": 24, "max_size": 30}
+    settings = model({**voc(tmp_path), "augmentation": "flip", "min_size": 24, "max_size": 30})
     train = DetectionSet(scenes(settings).train, settings, seed=3)
     assert train.objects == [1, 1], "a difficult object is not trained on"
     flipped = []
@@ -179,12 +184,12 @@ def test_images_are_resized_and_flipped_with_their_boxes_by_epoch_and_place_alon
 
 
 def test_an_image_is_no_larger_than_the_longest_side_allowed(tmp_path):
-    settings = {**voc(tmp_path), "min_size": 40, "max_size": 40}
+    settings = model({**voc(tmp_path), "min_size": 40, "max_size": 40})
     assert DetectionSet(scenes(settings).train, settings)[(0, 0)][0].shape == (3, 32, 40)
 
 
 def test_crops_hold_the_objects(tmp_path):
-    images, labels = crops(scenes(voc(tmp_path)).train, size=16)
+    images, labels = crops(scenes(model(voc(tmp_path))).train, size=16)
     assert images.shape == (2, 16, 16, 3)
     assert images.dtype == np.uint8
     assert labels.tolist() == [0, 0]  # the difficult dogs are left out
@@ -203,7 +208,7 @@ def test_no_digit_is_in_scenes_of_two_parts(monkeypatch):
         return iter(())
 
     monkeypatch.setattr(data, "compose", compose)
-    scenes(DIGITS)
+    scenes(model(DIGITS))
     assert [len(part) for part in drawn] == pytest.approx(
         [0.6 * len(digits), 0.15 * len(digits), 0.25 * len(digits)], abs=3
     )
@@ -213,7 +218,7 @@ def test_no_digit_is_in_scenes_of_two_parts(monkeypatch):
 
 
 def test_composed_scenes_are_a_function_of_the_data_seed_and_their_boxes_hold_the_ink():
-    one, same, other = (scenes({**DIGITS, "data_seed": seed}) for seed in (1, 1, 2))
+    one, same, other = (scenes(model({**DIGITS, "data_seed": seed})) for seed in (1, 1, 2))
     assert all(torch.equal(a.image, b.image) for a, b in zip(one.train, same.train, strict=True))
     assert not torch.equal(one.train[0].image, other.train[0].image)
     for scene in one.train:

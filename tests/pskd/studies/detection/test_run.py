@@ -13,7 +13,7 @@ from retarget.pskd.study import plan as pskd_plan
 from retarget.pskd.studies.detection import run as detection
 from retarget.pskd.studies.detection.run import BACKBONE, Backbone, build_detector
 from retarget.pskd.studies.detection.analysis import analyse
-from retarget.pskd.studies.detection.plan import ARMS, METRICS, PRESETS, plan
+from retarget.pskd.studies.detection.plan import ARMS, METRICS, PRESETS, Settings, plan
 from retarget.pskd.studies.images.networks import build
 from retarget.study.record import Results, Run, read_history
 from retarget.study.runner import run_study
@@ -100,7 +100,7 @@ def test_classifiers_report_theirs_and_differ_by_their_targets(study):
 
 
 def test_a_detector_begins_with_its_classifiers_weights_and_the_other_arms_head(study):
-    settings = study.plan.settings
+    settings = Settings.model_validate(study.plan.settings)
     files = [
         study.run("default", arm, 0).directory / "backbone.safetensors" for arm in ("classifier_ce", "classifier_pskd")
     ]
@@ -177,9 +177,10 @@ def test_a_frozen_norm_stays_as_pre_trained():
 def test_what_does_not_fit_is_refused(study, tmp_path):
     with pytest.raises(UserError, match=r"strides = \[4, 64\], and the network has feature maps of strides \[2, 4, 8"):
         Backbone(build("timm:test_resnet", 2, 3), [4, 64], 8, freeze_norm=True)
-    settings, file = study.plan.settings, study.run("default", "classifier_ce", 0).directory / "backbone.safetensors"
+    settings = Settings.model_validate(study.plan.settings)
+    file = study.run("default", "classifier_ce", 0).directory / "backbone.safetensors"
     with pytest.raises(UserError, match="of the network 'timm:test_resnet', and 'timm:resnet18' is wanted"):
-        build_detector({**settings, "network": "timm:resnet18"}, 10, 0, file)
+        build_detector(settings.model_copy(update={"network": "timm:resnet18"}), 10, 0, file)
     save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(UserError, match=r"other.safetensors is not a classifier of this study"):
         build_detector(settings, 10, 0, tmp_path / "other.safetensors")

@@ -6,14 +6,16 @@ import torch
 from PIL import Image
 
 from retarget.errors import UserError
+from retarget.pskd.studies.images.settings import Settings
 from retarget.pskd.study import plan
 from retarget.pskd.studies.images.data import EpochSampler, Normalise, TrainingSet, crop_flip, prepare, read, split
 
-DEMO = plan("demo").settings
+def demo(**more):
+    return Settings.model_validate({**plan("demo").settings, **more})
 
 
 def test_the_split_is_stratified_disjoint_and_the_same_every_time():
-    one, two = split({**DEMO, "dataset": "digits"}), split({**DEMO, "dataset": "digits"})
+    one, two = split(demo(dataset="digits")), split(demo(dataset="digits"))
     assert torch.equal(one.train.pixels, two.train.pixels)
     assert (len(one.train), len(one.validation), len(one.test)) == (500, 200, 359)
     rows = [
@@ -25,16 +27,16 @@ def test_the_split_is_stratified_disjoint_and_the_same_every_time():
 
 
 def test_label_noise_strikes_the_training_part_alone_and_always_changes_the_class():
-    noisy = split({**DEMO, "label_noise": 0.2})
+    noisy = split(demo(label_noise=0.2))
     assert (noisy.train.labels != noisy.clean_labels).sum() == 100
-    assert torch.equal(noisy.validation.labels, split(DEMO).validation.labels)
+    assert torch.equal(noisy.validation.labels, split(demo()).validation.labels)
 
 
 def test_a_subset_larger_than_the_data_is_refused():
     with pytest.raises(UserError, match="train_images = 5000, but digits has 1438"):
-        split({**DEMO, "train_images": 5000})
+        split(demo(train_images=5000))
     with pytest.raises(UserError, match="validation_images = 700 of 700 leave nothing"):
-        split({**DEMO, "validation_images": 700})
+        split(demo(validation_images=700))
 
 
 def test_npz_in_both_layouts(tmp_path):
@@ -169,7 +171,7 @@ def test_torchvision_sets_of_another_form_are_refused_with_a_way_out(name, tmp_p
 
 
 def test_trivial_augment_draws_by_epoch_and_sample_alone():
-    parts = split(DEMO)
+    parts = split(demo())
     data = TrainingSet(parts.train, Normalise(parts.train), "trivial", seed=3)
     together, alone = data.__getitems__([(1, 4), (1, 9)])[0], data.__getitems__([(1, 9)])[0]
     assert torch.equal(together[1], alone[0])

@@ -11,7 +11,7 @@ import torch
 from safetensors.numpy import load_file
 
 from retarget.errors import UserError
-from retarget.pskd.studies.images.peers_plan import ARMS
+from retarget.pskd.studies.images.peers_plan import ARMS, PeerSettings
 from retarget.pskd.study import plan
 from retarget.pskd.studies.images import peers_run as peers
 from retarget.pskd.studies.images import run as classification
@@ -28,6 +28,10 @@ def settings(arm, **more):
     study = plan("demo", {**QUICK, **more})
     chosen = next(one for one in study.arms if one.name == arm)
     return study.run_settings(study.conditions[0], chosen)
+
+
+def model(chosen):
+    return PeerSettings.model_validate(chosen)
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +109,7 @@ def test_an_averages_reach_is_the_published_share_of_the_run(tmp_path):
     def made(arm, **own):
         asked = settings(arm, batch_size=50)
         run = Run.create(tmp_path / arm, settings={**asked, "peer": {**asked["peer"], **own}}, seed=1)
-        return peers.make(run, 50_000, 10, torch.nn.Linear(2, 2), 1)
+        return peers.make(run, model(run.settings), 50_000, 10, torch.nn.Linear(2, 2), 1)
 
     teacher = made("mean_teacher")  # 4 epochs of 1,000 steps
     assert teacher.decay_in_ramp == teacher.decay_after == made("weight_ema").decay == pytest.approx(0.9625)
@@ -169,22 +173,17 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path):
 
 def test_batches_hold_what_the_method_needs(tmp_path):
     chosen = settings("dlb", augmentation="crop_flip", epochs=3)
-    parts = split(chosen)
+    parts = split(model(chosen))
     normalise = Normalise(parts.train)
     run = Run.create(tmp_path, settings=chosen, seed=1)
-    control = classification.Data(run, parts, normalise).train_dataloader()
+    control = classification.Data(model(chosen), run.seed, parts, normalise).train_dataloader()
     control.sampler.set_epoch(1)
     plain = [batch[2] for batch in control]
     size = chosen["batch_size"]
     for kind in ("DLB", "CSKD"):
-        method = peers.make(
-            Run.create(tmp_path, settings={**chosen, "peer": {"method": kind}}),
-            len(parts.train),
-            10,
-            torch.nn.Identity(),
-            1,
-        )
-        loader = peers.PeerData(run, parts, normalise, method).train_dataloader()
+        asked = model({**chosen, "peer": {"method": kind}})
+        method = peers.make(run, asked, len(parts.train), 10, torch.nn.Identity(), 1)
+        loader = peers.PeerData(asked, run.seed, parts, normalise, method).train_dataloader()
         loader.batch_sampler.sampler.set_epoch(1)
         found = list(loader)
         assert len(found) == len(plain)

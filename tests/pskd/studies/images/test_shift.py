@@ -11,6 +11,8 @@ from PIL import Image
 from retarget.errors import UserError
 from retarget.pskd.studies.images import shift
 from retarget.pskd.studies.images.data import Images
+from retarget.pskd.studies.images.peers_plan import PeerSettings
+from retarget.pskd.studies.images.settings import PRESETS
 
 SEVERITIES = range(1, 6)
 
@@ -132,8 +134,8 @@ def test_scrambled_images_keep_their_spectrum():
 
 
 def plan(**more):
-    return {"shift": {"kinds": ["contrast"], "severity": 2, "images": 5, "ood": "phases", **more}, "data_seed": 1,
-            "root": "data"}  # fmt: skip
+    own = {"shift": {"kinds": ["contrast"], "severity": 2, "images": 5, **more}, "data_seed": 1}
+    return PeerSettings.model_validate({**PRESETS["demo"], **own})
 
 
 def test_shifted_images_are_a_fixed_part_of_the_test_set():

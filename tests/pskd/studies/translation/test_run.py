@@ -15,7 +15,7 @@ from retarget.pskd.store import table_bytes
 from retarget.pskd.studies.translation import run as translation
 from retarget.pskd.studies.translation.data import encode, grammar, read_pairs, sentence_pairs, train_tokenizer
 from retarget.pskd.studies.translation.analysis import analyse
-from retarget.pskd.studies.translation.plan import ARMS, plan, prepare
+from retarget.pskd.studies.translation.plan import ARMS, Settings, plan, prepare
 from retarget.study.record import Results, Run, read_history
 from retarget.study.runner import run_study
 
@@ -109,7 +109,7 @@ def test_files_are_read_and_both_directions_are_conditions(tmp_path):
     study = plan("small", {"dataset": f"files:{tmp_path}", "train_sentences": 20})
     assert [c.name for c in study.conditions] == ["en-de", "de-en"]
     assert len({claim.id for claim in study.claims}) == 10
-    there, back = (sentence_pairs(study.run_settings(c, study.arms[0])) for c in study.conditions)
+    there, back = (sentence_pairs(Settings(**study.run_settings(c, study.arms[0]))) for c in study.conditions)
     assert len(there.train) == 20
     assert [(b, a) for a, b in there.test] == back.test == [(b, a) for a, b in pairs]
     (tmp_path / "val.en").write_text("one line\n")
@@ -132,7 +132,7 @@ def test_text_survives_the_tokenizer():
 def test_an_overconfident_models_temperature_is_found():
     tokenizer = train_tokenizer(grammar(100, seed=0), 150)
     torch.manual_seed(0)
-    model = translation.build(settings("cross_entropy"), tokenizer)
+    model = translation.build(Settings(**settings("cross_entropy")), tokenizer)
     collator = DataCollatorForSeq2Seq(tokenizer, model=model)
     samples = encode(grammar(30, seed=0), tokenizer, 24)
     loss = {t: translation.TokenScores.of(model, samples, collator, t).nll.mean() for t in (0.4, 0.5, 1.0, 2.0, 2.9)}

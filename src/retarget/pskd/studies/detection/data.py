@@ -24,6 +24,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as v2f
 
 from retarget.errors import UserError
+from retarget.pskd.studies.detection.plan import Settings
 from retarget.pskd.studies.images.data import Place, _stratified, stream
 
 DIGIT_SHARES = (0.6, 0.15, 0.25)  # of the digits, for training, validation and test scenes
@@ -94,7 +95,7 @@ class _Described:
     objects: Sequence[tuple[str, Sequence[float], bool]]
 
 
-def scenes(settings: dict[str, Any]) -> Parts:
+def scenes(settings: Settings) -> Parts:
     """The data that the settings name.
 
     Args:
@@ -105,56 +106,54 @@ def scenes(settings: dict[str, Any]) -> Parts:
         UserError: something is missing or damaged, a class is unknown, an image has no file, or (``bad_boxes =
             "refuse"``) a box has no area or lies outside its image: the message names files.
     """
-    kind, _, where = settings["dataset"].partition(":")
+    kind, _, where = settings.dataset.partition(":")
     if kind == "digits":
         return _digit_parts(settings)
     roots = [Path(one) for one in where.split("+")]
     for root in roots:
         if not root.is_dir():
             raise UserError(
-                f"dataset {settings['dataset']!r}: {root} is not a directory; name yours by dataset=voc:DIR or coco:DIR"
+                f"dataset {settings.dataset!r}: {root} is not a directory; name yours by dataset=voc:DIR or coco:DIR"
             )
     read = _voc if kind == "voc" else _coco
-    names = [settings[f"{part}_split"] for part in ("train", "validation", "test")]
+    names = [settings.train_split, settings.validation_split, settings.test_split]
     described = [[one for root in roots for one in read(root, name)] if name else [] for name in names]
     for name, part in zip(names, described, strict=True):
         if name and not part:
             raise UserError(
-                f"{settings['dataset']} has no split {name!r}: name its own by (train, validation, test)_split"
+                f"{settings.dataset} has no split {name!r}: name its own by (train, validation, test)_split"
             )
-    classes = tuple(settings["classes"] or sorted({label for one in described[0] for label, _, _ in one.objects}))
+    classes = tuple(settings.classes or sorted({label for one in described[0] for label, _, _ in one.objects}))
     notes: list[str] = []
-    refuse = settings["bad_boxes"] == "refuse"
+    refuse = settings.bad_boxes == "refuse"
     train, validation, test = ([_checked(one, classes, notes) for one in part] for part in described)
     if refuse and notes:
         more = f" and {len(notes) - 5} more" if len(notes) > 5 else ""
         raise UserError(f"{'; '.join(notes[:5])}{more}: mend the files, or set bad_boxes = 'drop'")
-    rng = np.random.default_rng(settings["data_seed"])
+    rng = np.random.default_rng(settings.data_seed)
     if not names[1]:
-        held_out = settings["validation_images"] or 0
+        held_out = settings.validation_images or 0
         if not 0 < held_out < len(train):
             raise UserError(
-                f"validation_images = {settings['validation_images']} of {len(train)} training images: without a "
+                f"validation_images = {settings.validation_images} of {len(train)} training images: without a "
                 "validation_split some of them are held out, and some must be left"
             )
         apart = set(rng.permutation(len(train))[:held_out].tolist())
         validation = [one for i, one in enumerate(train) if i in apart]
         train = [one for i, one in enumerate(train) if i not in apart]
-    chosen = [
-        _some(part, settings[f"{name}_images"], rng)
-        for name, part in (("train", train), ("validation", validation), ("test", test))
-    ]
+    wanted = (settings.train_images, settings.validation_images, settings.test_images)
+    chosen = [_some(part, number, rng) for part, number in zip((train, validation, test), wanted, strict=True)]
     return Parts(classes, *chosen, dropped=tuple(notes))
 
 
-def check(settings: dict[str, Any]) -> None:
+def check(settings: Settings) -> None:
     """Read the data once, so that what cannot be used is said before any run starts."""
     parts = scenes(settings)
     for name, part in (("training", parts.train), ("validation", parts.validation), ("test", parts.test)):
         if not any((~one.ignored).any() for one in part):
-            raise UserError(f"{settings['dataset']}: no object in the {name} part")
-    if len(parts.train) < settings["batch_size"]:
-        raise UserError(f"{len(parts.train)} training images do not fill a batch of {settings['batch_size']}")
+            raise UserError(f"{settings.dataset}: no object in the {name} part")
+    if len(parts.train) < settings.batch_size:
+        raise UserError(f"{len(parts.train)} training images do not fill a batch of {settings.batch_size}")
 
 
 class DetectionSet(Dataset):
@@ -165,12 +164,12 @@ class DetectionSet(Dataset):
     has no ignored object.
     """
 
-    def __init__(self, scenes: list[Scene], settings: dict[str, Any], seed: int | None = None) -> None:
+    def __init__(self, scenes: list[Scene], settings: Settings, seed: int | None = None) -> None:
         """``seed`` augments, and leaves out what is ignored; without it images are as they are."""
         self.scenes, self.seed = scenes, seed
-        shortest, longest = settings["min_size"], settings["max_size"]
+        shortest, longest = settings.min_size, settings.max_size
         resize = v2.Resize(shortest if shortest < longest else None, max_size=longest)
-        flip = [v2.RandomHorizontalFlip()] if seed is not None and settings["augmentation"] == "flip" else []
+        flip = [v2.RandomHorizontalFlip()] if seed is not None and settings.augmentation == "flip" else []
         self.transform = v2.Compose([resize, *flip, v2.ToDtype(torch.float32, scale=True), v2.ToPureTensor()])
 
     def __len__(self) -> int:
@@ -224,17 +223,20 @@ def crops(scenes: Iterable[Scene], size: int, margin: float = 0.1) -> tuple[np.n
 # -- digits composed into scenes
 
 
-def _digit_parts(settings: dict[str, Any]) -> Parts:
+def _digit_parts(settings: Settings) -> Parts:
     """Scenes of scikit-learn's digits; the digits are split first, so no digit is in scenes of two parts."""
     digits: Any = load_digits()
     images, labels = torch.from_numpy(digits.images).float() / 16, digits.target
-    rng = np.random.default_rng(settings["data_seed"])
+    rng = np.random.default_rng(settings.data_seed)
     rest, of_test = _stratified(labels, round(DIGIT_SHARES[2] * len(labels)), rng)
     of_train, of_validation = _stratified(labels[rest], round(DIGIT_SHARES[1] * len(labels)), rng)
     parts = []
-    for name, chosen in (("train", rest[of_train]), ("validation", rest[of_validation]), ("test", of_test)):
-        number = settings[f"{name}_images"] or 100
-        made = compose(images[chosen], labels[chosen], number, settings["min_size"], rng)
+    for name, chosen, number in (
+        ("train", rest[of_train], settings.train_images),
+        ("validation", rest[of_validation], settings.validation_images),
+        ("test", of_test, settings.test_images),
+    ):
+        made = compose(images[chosen], labels[chosen], number or 100, settings.min_size, rng)
         parts.append([replace(scene, name=f"{name} scene {i}") for i, scene in enumerate(made)])
     return Parts(tuple("0123456789"), *parts)
 

@@ -260,4 +260,4 @@ def prepare(plan: StudyPlan) -> None:
         require(module, "detection")
     from retarget.pskd.studies.detection.data import check
 
-    check(plan.settings)
+    check(resolve_settings(Settings, plan.settings))

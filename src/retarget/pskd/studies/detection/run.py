@@ -1,7 +1,6 @@
 """One training run of the detection study: a classifier that becomes a backbone, or the Faster R-CNN around it."""
 
 from collections import OrderedDict
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,8 +21,8 @@ from retarget.errors import UserError
 from retarget.files import replace_file, write_json
 from retarget.pskd.detection import DetectionPSKD
 from retarget.pskd.lightning import PSKDCallback
-from retarget.pskd.rows import TopK
 from retarget.pskd.state import read_state, write_state
+from retarget.pskd.studies.detection.plan import Settings
 from retarget.pskd.studies.images import run as classification
 from retarget.pskd.studies.images.settings import Settings as ClassifierSettings
 from retarget.pskd.studies.images.run import Observe, Reseed, StopClock
@@ -40,22 +39,23 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def run(run: Run) -> dict[str, float]:
-    """Train one arm with one seed and return its metrics (names of ``detection_study.METRICS``)."""
-    return _classifier(run) if run.settings["stage"] == "classifier" else _detector(run)
+    """Train one arm with one seed and return its metrics (names of ``plan.METRICS``)."""
+    settings = resolve_settings(Settings, run.settings)
+    return _classifier(run, settings) if settings.stage == "classifier" else _detector(run, settings)
 
 
 # -- the classifier
 
 
-def _classifier(run: Run) -> dict[str, float]:
+def _classifier(run: Run, s: Settings) -> dict[str, float]:
     """A run of the classification study, whose weights and pixel statistics are kept for detectors."""
-    settings = classifier_settings(run)
-    found = classification.run(replace(run, settings=settings))
+    settings = classifier_settings(run, s)
+    found = classification.train(run, settings)
     last = torch.load(run.checkpoint / "last.ckpt", weights_only=True, map_location="cpu")["state_dict"]
     train = split(settings).train
     normalise = Normalise(train)
     weights = {name: value for name, value in last.items() if name.startswith("network.")}
-    state = {"network": settings["network"], "num_classes": train.num_classes}
+    state = {"network": settings.network, "num_classes": train.num_classes}
     write_state(
         run.directory / "backbone.safetensors",
         BACKBONE,
@@ -66,26 +66,29 @@ def _classifier(run: Run) -> dict[str, float]:
     return kept | {name: found[name] for name in ("train_loss", "step_ms", "store_mb")}
 
 
-def classifier_settings(run: Run) -> dict[str, Any]:
+def classifier_settings(run: Run, s: Settings) -> ClassifierSettings:
     """Settings of the classification study for this study's classifier; crops are written into the run's directory."""
-    s, p = run.settings, run.settings["pretrain"]
-    dataset = p["dataset"]
+    p = s.pretrain
+    dataset = p.dataset
     if dataset == "crops":
         parts, file = scenes(s), run.checkpoint / "crops.npz"
         arrays: dict[str, Any] = {}
         for name, part in (("train", parts.train), ("test", parts.test)):
-            arrays[f"x_{name}"], arrays[f"y_{name}"] = crops(part, p["crop_size"])
+            arrays[f"x_{name}"], arrays[f"y_{name}"] = crops(part, p.crop_size)
         replace_file(file, lambda path: _savez(path, arrays))
         dataset = f"npz:{file}"
-    same = ("root", "validation_images", "augmentation", "epochs", "batch_size", "lr", "weight_decay", "drops",
-            "alpha_T", "store")  # fmt: skip
-    settings = {name: p[name] for name in same} | {
-        "dataset": dataset,
-        "train_images": p["images"],
-        "targets": s["classifier_targets"],
-        **{name: s[name] for name in ("network", "momentum", "data_seed", "precision", "accelerator", "workers")},
-    }
-    return resolve_settings(ClassifierSettings, settings).model_dump(mode="json")
+    return ClassifierSettings(
+        **p.model_dump(exclude={"dataset", "crop_size", "images"}),
+        dataset=dataset,
+        train_images=p.images,
+        targets=s.classifier_targets,
+        network=s.network,
+        momentum=s.momentum,
+        data_seed=s.data_seed,
+        precision=s.precision,
+        accelerator=s.accelerator,
+        workers=s.workers,
+    )
 
 
 def _savez(path: Path, arrays: dict[str, Any]) -> None:
@@ -128,7 +131,7 @@ class Backbone(nn.Module):
         return self.fpn(OrderedDict((str(level), one) for level, one in enumerate(maps)))
 
 
-def build_detector(settings: dict[str, Any], num_classes: int, seed: int, classifier: Path | None) -> FasterRCNN:
+def build_detector(settings: Settings, num_classes: int, seed: int, classifier: Path | None) -> FasterRCNN:
     """torchvision's Faster R-CNN with the settings' backbone; what is not pre-trained depends on the seed alone.
 
     Args:
@@ -138,46 +141,46 @@ def build_detector(settings: dict[str, Any], num_classes: int, seed: int, classi
     Raises:
         UserError: the file is of another network.
     """
-    s, state, tensors = settings, {"network": settings["network"], "num_classes": num_classes}, {}
+    s, state, tensors = settings, {"network": settings.network, "num_classes": num_classes}, {}
     mean, std = IMAGENET_MEAN, IMAGENET_STD
     torch.manual_seed(stream(seed))
     if classifier:
         state, tensors = read_state(classifier, BACKBONE, "classifier of this study")
-        if state["network"] != s["network"]:
-            raise UserError(f"{classifier} is of the network {state['network']!r}, and {s['network']!r} is wanted")
+        if state["network"] != s.network:
+            raise UserError(f"{classifier} is of the network {state['network']!r}, and {s.network!r} is wanted")
         mean, std = (tensors.pop(name).tolist() for name in ("mean", "std"))
         if len(mean) != 3:
             raise UserError(f"pretrain.dataset has images of {len(mean)} channels; a detector's have 3")
-    network: Any = build(s["network"], state["num_classes"], 3)
+    network: Any = build(s.network, state["num_classes"], 3)
     if classifier:
         network.load_state_dict({name.removeprefix("network."): value for name, value in tensors.items()})
     network.reset_classifier(0)
     torch.manual_seed(stream(seed, 1))
-    strides = list(s["strides"])
-    sides = [s["anchor_scale"] * stride for stride in (*strides, 2 * strides[-1])]  # the last one is the pooled map
-    features = Backbone(network, strides, s["fpn_channels"], s["freeze_norm"])
+    strides = list(s.strides)
+    sides = [s.anchor_scale * stride for stride in (*strides, 2 * strides[-1])]  # the last one is the pooled map
+    features = Backbone(network, strides, s.fpn_channels, s.freeze_norm)
     return FasterRCNN(
         features,
-        min_size=s["min_size"],
-        max_size=s["max_size"],
+        min_size=s.min_size,
+        max_size=s.max_size,
         image_mean=list(mean),
         image_std=list(std),
         rpn_anchor_generator=AnchorGenerator(tuple((side,) for side in sides), ((0.5, 1.0, 2.0),) * len(sides)),
-        rpn_pre_nms_top_n_train=2 * s["proposals"],
-        rpn_pre_nms_top_n_test=s["proposals"],
-        rpn_post_nms_top_n_train=2 * s["proposals"],
-        rpn_post_nms_top_n_test=s["proposals"],
-        box_roi_pool=MultiScaleRoIAlign([str(level) for level in range(len(strides))], s["roi_size"], 2),
-        box_head=TwoMLPHead(s["fpn_channels"] * s["roi_size"] ** 2, s["head_channels"]),
-        box_predictor=FastRCNNPredictor(s["head_channels"], num_classes + 1),
-        box_batch_size_per_image=s["rois_per_image"],
+        rpn_pre_nms_top_n_train=2 * s.proposals,
+        rpn_pre_nms_top_n_test=s.proposals,
+        rpn_post_nms_top_n_train=2 * s.proposals,
+        rpn_post_nms_top_n_test=s.proposals,
+        box_roi_pool=MultiScaleRoIAlign([str(level) for level in range(len(strides))], s.roi_size, 2),
+        box_head=TwoMLPHead(s.fpn_channels * s.roi_size ** 2, s.head_channels),
+        box_predictor=FastRCNNPredictor(s.head_channels, num_classes + 1),
+        box_batch_size_per_image=s.rois_per_image,
     )
 
 
 class Detector(pl.LightningModule):
     """A detector as anybody trains it; with PS-KD on its head, one line differs."""
 
-    def __init__(self, detector: FasterRCNN, settings: dict[str, Any], method: DetectionPSKD | None) -> None:
+    def __init__(self, detector: FasterRCNN, settings: Settings, method: DetectionPSKD | None) -> None:
         super().__init__()
         self.detector, self.settings, self.method = detector, settings, method
         self._seen = Detections()
@@ -201,13 +204,13 @@ class Detector(pl.LightningModule):
         s = self.settings
         optimizer = torch.optim.SGD(
             [one for one in self.parameters() if one.requires_grad],
-            lr=s["lr"],
-            momentum=s["momentum"],
-            weight_decay=s["weight_decay"],
+            lr=s.lr,
+            momentum=s.momentum,
+            weight_decay=s.weight_decay,
         )
-        schedules: list[Any] = [MultiStepLR(optimizer, [round(share * s["epochs"]) for share in s["drops"]])]
-        if s["warmup_steps"]:
-            warmup = LinearLR(optimizer, 1e-3, total_iters=s["warmup_steps"])
+        schedules: list[Any] = [MultiStepLR(optimizer, [round(share * s.epochs) for share in s.drops])]
+        if s.warmup_steps:
+            warmup = LinearLR(optimizer, 1e-3, total_iters=s.warmup_steps)
             schedules.append({"scheduler": warmup, "interval": "step"})
         return [optimizer], schedules
 
@@ -225,10 +228,10 @@ class DetectionCallback(PSKDCallback):
         """Nothing left to remember."""
 
 
-def _detector(run: Run) -> dict[str, float]:
-    s, parts = run.settings, scenes(run.settings)
+def _detector(run: Run, s: Settings) -> dict[str, float]:
+    parts = scenes(s)
     _describe(run, parts)
-    file = run.other(s["backbone"]) / "backbone.safetensors" if s["backbone"] else None
+    file = run.other(s.backbone) / "backbone.safetensors" if s.backbone else None
     detector = build_detector(s, len(parts.classes), run.seed, file)
     train = DetectionSet(parts.train, s, run.seed)
     method = _method(s, detector, train, len(parts.classes))
@@ -237,11 +240,11 @@ def _detector(run: Run) -> dict[str, float]:
     if method:
         callbacks.append(DetectionCallback(method, directory=run.checkpoint))
     trainer = pl.Trainer(
-        max_epochs=s["epochs"],
-        accelerator=s["accelerator"],
+        max_epochs=s.epochs,
+        accelerator=s.accelerator,
         devices=1,  # a study spreads runs, not one run
-        precision=s["precision"],
-        gradient_clip_val=s["clip"],
+        precision=s.precision,
+        gradient_clip_val=s.clip,
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
         callbacks=[*callbacks, ModelCheckpoint(run.checkpoint, "last", enable_version_counter=False)],
@@ -253,12 +256,12 @@ def _detector(run: Run) -> dict[str, float]:
     last = run.checkpoint / "last.ckpt"
     loader = DataLoader(
         train,
-        batch_size=s["batch_size"],
+        batch_size=s.batch_size,
         sampler=cast(Any, EpochSampler(train, num_replicas=1, rank=0, seed=run.seed)),
         drop_last=True,
         collate_fn=collate,
-        num_workers=s["workers"],
-        persistent_workers=s["workers"] > 0,
+        num_workers=s.workers,
+        persistent_workers=s.workers > 0,
     )
     trainer.fit(
         module,
@@ -270,8 +273,8 @@ def _detector(run: Run) -> dict[str, float]:
     module.to(trainer.strategy.root_device)  # the trainer has taken it back to the CPU
     validation, test = (_detect(module, part, s) for part in (parts.validation, parts.test))
     run.save_predictions(**validation.arrays("val"), **test.arrays("test"))
-    if s["pictures"]:
-        images = [DetectionSet(parts.test, s)[(0, i)][0] for i in range(min(s["pictures"], len(parts.test)))]
+    if s.pictures:
+        images = [DetectionSet(parts.test, s)[(0, i)][0] for i in range(min(s.pictures, len(parts.test)))]
         replace_file(run.directory / "detections.png", lambda path: draw(path, images, test, parts.classes))
     metrics = {**mean_average_precision(test), **scores(validation, test)}
     metrics["train_loss"] = read_history(run.directory / "metrics.jsonl")[-1]["train_loss"]
@@ -281,30 +284,26 @@ def _detector(run: Run) -> dict[str, float]:
 
 
 def _method(
-    settings: dict[str, Any], detector: FasterRCNN, train: DetectionSet, num_classes: int
+    settings: Settings, detector: FasterRCNN, train: DetectionSet, num_classes: int
 ) -> DetectionPSKD | None:
-    if settings["head_targets"] == "hard":
+    if settings.head_targets == "hard":
         return None
-    store: Any = "dense"
-    if settings["head_targets"] == "previous":
-        store = PreviousModel(detector)
-    elif settings["store"] != "dense":
-        _, k, residual = settings["store"].split(":")
-        store = TopK(int(k), residual)
+    previous = settings.head_targets == "previous"
+    store = PreviousModel(detector) if previous else classification.table(settings.store)
     return DetectionPSKD(
-        detector, train.objects, num_classes + 1, settings["epochs"], settings["alpha_T"],
-        store=store, schedule=settings["schedule"],
+        detector, train.objects, num_classes + 1, settings.epochs, settings.alpha_T,
+        store=store, schedule=settings.schedule,
     )  # fmt: skip
 
 
-def _evaluation_loader(part: list[Scene], settings: dict[str, Any]) -> DataLoader:
+def _evaluation_loader(part: list[Scene], settings: Settings) -> DataLoader:
     data = DetectionSet(part, settings)
     places: Any = [(0, sample) for sample in range(len(data))]
-    return DataLoader(data, settings["batch_size"], sampler=places, collate_fn=collate, num_workers=settings["workers"])
+    return DataLoader(data, settings.batch_size, sampler=places, collate_fn=collate, num_workers=settings.workers)
 
 
 @torch.no_grad()
-def _detect(module: Detector, part: list[Scene], settings: dict[str, Any]) -> Detections:
+def _detect(module: Detector, part: list[Scene], settings: Settings) -> Detections:
     found = Detections()
     module.eval()
     for images, targets in _evaluation_loader(part, settings):

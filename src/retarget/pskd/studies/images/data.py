@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -19,6 +19,8 @@ from torch.utils.data import Dataset, DistributedSampler
 from retarget.errors import UserError
 from retarget.extras import require
 from retarget.pskd.studies.images.networks import build
+from retarget.pskd.studies.images.settings import Settings
+from retarget.settings import resolve_settings
 from retarget.study.config import StudyPlan
 
 Place = tuple[int, int]  # (epoch, sample)
@@ -91,39 +93,39 @@ class Split:
     clean_labels: Tensor
 
 
-def split(settings: dict[str, Any]) -> Split:
+def split(settings: Settings) -> Split:
     """Read, subset and split as the settings say. Label noise strikes the training part alone; the validation part
     is a small trusted one, as the literature on noisy labels has it."""
-    train, test = read(settings["dataset"], settings["root"])
-    rng = np.random.default_rng(settings["data_seed"])
+    train, test = read(settings.dataset, settings.root)
+    rng = np.random.default_rng(settings.data_seed)
     if test is None:
         rest, apart = _stratified(train.labels.numpy(), len(train) // 5, rng)
         train, test = train.subset(rest), train.subset(apart)
-    if settings["train_images"] and settings["train_images"] < len(train):
-        train = train.subset(_stratified(train.labels.numpy(), settings["train_images"], rng)[1])
-    elif settings["train_images"] and settings["train_images"] > len(train):
-        raise UserError(f"train_images = {settings['train_images']}, but {settings['dataset']} has {len(train)}")
-    if settings["test_images"] and settings["test_images"] < len(test):
-        test = test.subset(_stratified(test.labels.numpy(), settings["test_images"], rng)[1])
-    if settings["validation_images"] >= len(train):
+    if settings.train_images and settings.train_images < len(train):
+        train = train.subset(_stratified(train.labels.numpy(), settings.train_images, rng)[1])
+    elif settings.train_images and settings.train_images > len(train):
+        raise UserError(f"train_images = {settings.train_images}, but {settings.dataset} has {len(train)}")
+    if settings.test_images and settings.test_images < len(test):
+        test = test.subset(_stratified(test.labels.numpy(), settings.test_images, rng)[1])
+    if settings.validation_images >= len(train):
         raise UserError(
-            f"validation_images = {settings['validation_images']} of {len(train)} leave nothing to train on"
+            f"validation_images = {settings.validation_images} of {len(train)} leave nothing to train on"
         )
-    if len(train) - settings["validation_images"] < settings["batch_size"]:
+    if len(train) - settings.validation_images < settings.batch_size:
         raise UserError(
-            f"{len(train) - settings['validation_images']} training images do not fill a batch of "
-            f"{settings['batch_size']}: set batch_size lower"
+            f"{len(train) - settings.validation_images} training images do not fill a batch of "
+            f"{settings.batch_size}: set batch_size lower"
         )
     if len(test) and int(test.labels.max()) >= train.num_classes:
         raise UserError(
-            f"{settings['dataset']}: the test set has the label {int(test.labels.max())}, and the training set only "
+            f"{settings.dataset}: the test set has the label {int(test.labels.max())}, and the training set only "
             f"the labels 0 to {train.num_classes - 1}"
         )
-    rest, apart = _stratified(train.labels.numpy(), settings["validation_images"], rng)
+    rest, apart = _stratified(train.labels.numpy(), settings.validation_images, rng)
     kept, validation = train.subset(rest), train.subset(apart)
     clean = kept.labels
     return Split(
-        replace(kept, labels=_noisy(clean, train.num_classes, settings["label_noise"], rng)), validation, test, clean
+        replace(kept, labels=_noisy(clean, train.num_classes, settings.label_noise, rng)), validation, test, clean
     )
 
 
@@ -131,10 +133,12 @@ def prepare(plan: StudyPlan) -> None:
     """Read the data once before any run starts, so that a data set that cannot be used is said once and at once."""
     for module in ("lightning.pytorch", "torchvision"):
         require(module, "vision")
+    model = cast(type[Settings], plan.settings_model)
     for condition in plan.conditions:
-        parts = split({**plan.settings, **condition.settings})
+        settings = resolve_settings(model, {**plan.settings, **condition.settings})
+        parts = split(settings)
         channels = 3 if parts.train.pixels is None else parts.train.pixels.shape[1]
-        build(plan.settings["network"], parts.train.num_classes, channels)
+        build(settings.network, parts.train.num_classes, channels)
 
 
 class TrainingSet(Dataset):

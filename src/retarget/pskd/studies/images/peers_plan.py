@@ -34,6 +34,9 @@ class PeerSettings(Settings):
     """Settings of one training run of the peers study."""
 
     shift: Shift = Shift()
+    # The arm
+    peer: dict[str, Any] | None = Field(default=None, description="a peer of retarget.pskd.peers and its settings")
+    teacher: str | None = Field(default=None, description="the arm whose run trains the teacher")
 
 
 def _arm(name: str, label: str, method: str, *, teacher: bool = False, **settings: Any) -> Arm:

@@ -21,15 +21,17 @@ from retarget.pskd.studies.images import run as classification
 from retarget.pskd.studies.images.run import Classifier, Data, Observe, Reseed, StopClock
 from retarget.pskd.studies.images.data import Images, Normalise, Place, Split, TrainingSet, split, stream, whole_batch
 from retarget.pskd.studies.images.networks import build
+from retarget.pskd.studies.images.peers_plan import PeerSettings
 from retarget.pskd.studies.images.scores import scores
 from retarget.pskd.studies.images.shift import shift_scores, shifted_images
+from retarget.settings import resolve_settings
 from retarget.study.record import Run, read_history
 
 
 class PeerClassifier(Classifier):
     """The classifier with a peer's loss; it evaluates the network that the method says."""
 
-    def __init__(self, network: nn.Module, settings: dict[str, Any], method: peers.Peer) -> None:
+    def __init__(self, network: nn.Module, settings: PeerSettings, method: peers.Peer) -> None:
         super().__init__(network, settings)
         self.method = method
         average = method.evaluated
@@ -76,81 +78,86 @@ class Places(BatchSampler):
 class PeerData(Data):
     """The loaders, with the batches that the method needs."""
 
-    def __init__(self, run: Run, parts: Split, normalise: Normalise, method: peers.Peer) -> None:
-        super().__init__(run, parts, normalise)
+    def __init__(
+        self, settings: PeerSettings, seed: int, parts: Split, normalise: Normalise, method: peers.Peer
+    ) -> None:
+        super().__init__(settings, seed, parts, normalise)
         self.method = method
 
     def train_dataloader(self) -> DataLoader:
-        kind, s = self.method.needs.sampler, self.run.settings
+        kind, s = self.method.needs.sampler, self.settings
         if kind == "none":
             return super().train_dataloader()
-        data = TrainingSet(self.parts.train, self.normalise, s["augmentation"], self.run.seed)
-        order = DistributedSampler(data, num_replicas=1, rank=0, seed=self.run.seed)  # the other arms' order
-        plain = Batches(order, s["batch_size"], drop_last=True)
+        data = TrainingSet(self.parts.train, self.normalise, s.augmentation, self.seed)
+        order = DistributedSampler(data, num_replicas=1, rank=0, seed=self.seed)  # the other arms' order
+        plain = Batches(order, s.batch_size, drop_last=True)
         if kind == "same_class_pairs":
-            batches: BatchSampler = peers.SameClassPairs(plain, self.parts.train.labels, stream(self.run.seed, 1))
+            batches: BatchSampler = peers.SameClassPairs(plain, self.parts.train.labels, stream(self.seed, 1))
         else:
             batches = peers.LastBatch(plain)
         return DataLoader(
             Views(data),
-            batch_sampler=cast(Any, Places(batches, s["batch_size"], s["epochs"])),
+            batch_sampler=cast(Any, Places(batches, s.batch_size, s.epochs)),
             collate_fn=whole_batch,
-            num_workers=s["workers"],
-            persistent_workers=s["workers"] > 0,
+            num_workers=s.workers,
+            persistent_workers=s.workers > 0,
         )
 
 
 def run(run: Run) -> dict[str, float]:
-    """Train one arm with one seed, save its predictions, and return its metrics (``peers.study.metrics``).
+    """Train one arm with one seed, save its predictions, and return its metrics (``peers_plan.PEERS.metrics``).
 
     An arm without ``peer`` is one of the classification study's.
     """
-    if run.settings.get("peer"):
-        metrics = _train(run)
+    settings = resolve_settings(PeerSettings, run.settings)
+    if settings.peer:
+        metrics = _train(run, settings)
     else:
-        metrics = {**classification.run(run), "forwards": 1.0, "teacher_runs": 0.0}
-    shift = run.settings.get("shift")
-    if shift and (shift["kinds"] or shift["ood"]):
-        metrics |= _evaluate_shift(run)
+        metrics = {**classification.train(run, settings), "forwards": 1.0, "teacher_runs": 0.0}
+    if settings.shift.kinds or settings.shift.ood:
+        metrics |= _evaluate_shift(run, settings)
     return metrics
 
 
-def make(run: Run, num_samples: int, num_classes: int, network: nn.Module, channels: int) -> peers.Peer:
-    """The method that ``settings["peer"]`` names: ``{"method": "OnlineLabelSmoothing", setting: value, …}``."""
-    settings: dict[str, Any] = dict(run.settings["peer"])
-    name = settings.pop("method")
+def make(
+    run: Run, settings: PeerSettings, num_samples: int, num_classes: int, network: nn.Module, channels: int
+) -> peers.Peer:
+    """The method that ``settings.peer`` names: ``{"method": "OnlineLabelSmoothing", setting: value, …}``."""
+    own: dict[str, Any] = dict(settings.peer or {})
+    name = own.pop("method", None)
     kind = getattr(peers, name, None) if name in peers.__all__ else None
     if not (isinstance(kind, type) and issubclass(kind, peers.Peer)):
         raise UserError(f"no peer {name!r}: choose one of retarget.pskd.peers")
     needed = kind.wanted.network
     if needed == "average":
-        settings["model"] = network
-        steps = run.settings["epochs"] * (num_samples // run.settings["batch_size"])
+        own["model"] = network
+        steps = settings.epochs * (num_samples // settings.batch_size)
         decays = ("decay",) if kind is peers.WeightEMA else ("decay_in_ramp", "decay_after")
-        settings = {**dict.fromkeys(decays, scaled_decay(max(steps, 1))), **settings}
+        own = {**dict.fromkeys(decays, scaled_decay(max(steps, 1))), **own}
     elif needed == "trained_teacher":
-        teacher = build(run.settings["network"], num_classes, channels)
-        teacher.load_state_dict(_weights(run.other(run.settings["teacher"]) / "checkpoint" / "last.ckpt", "network."))
-        settings["teacher"] = _channels_last(teacher)
-    return kind(num_samples, num_classes, run.settings["epochs"], **settings)
+        if settings.teacher is None:
+            raise UserError(f"{name} needs a trained teacher: name its arm by teacher")
+        teacher = build(settings.network, num_classes, channels)
+        teacher.load_state_dict(_weights(run.other(settings.teacher) / "checkpoint" / "last.ckpt", "network."))
+        own["teacher"] = _channels_last(teacher)
+    return kind(num_samples, num_classes, settings.epochs, **own)
 
 
-def _train(run: Run) -> dict[str, float]:
-    settings = run.settings
+def _train(run: Run, settings: PeerSettings) -> dict[str, float]:
     parts = split(settings)
     channels = 3 if parts.train.pixels is None else parts.train.pixels.shape[1]
-    torch.manual_seed(stream(run.seed, 2) if settings.get("teacher") else stream(run.seed))  # not its teacher's twin
-    network = _channels_last(build(settings["network"], parts.train.num_classes, channels))
-    method = make(run, len(parts.train), parts.train.num_classes, network, channels)
+    torch.manual_seed(stream(run.seed, 2) if settings.teacher else stream(run.seed))  # not its teacher's twin
+    network = _channels_last(build(settings.network, parts.train.num_classes, channels))
+    method = make(run, settings, len(parts.train), parts.train.num_classes, network, channels)
     module = PeerClassifier(network, settings, method)
     observe, normalise = Observe(run), Normalise(parts.train)
     callback = peers.PeerCallback(method, directory=run.checkpoint)
-    trainer: pl.Trainer = classification._trainer(run, [Reseed(run.seed), observe, callback, StopClock(observe)])
+    trainer = classification.trainer(run, settings, [Reseed(run.seed), observe, callback, StopClock(observe)])
     last = run.checkpoint / "last.ckpt"
-    data = PeerData(run, parts, normalise, method)
+    data = PeerData(settings, run.seed, parts, normalise, method)
     trainer.fit(module, datamodule=data, ckpt_path=last if last.exists() else None, weights_only=True)
     module.to(trainer.strategy.root_device)  # the trainer has taken it back to the CPU
-    arrays = classification._predict(module, parts, normalise, settings, run.checkpoint / "selected.ckpt")
+    arrays = classification.predict(module, parts, normalise, settings, run.checkpoint / "selected.ckpt")
     run.save_predictions(**arrays)
     metrics = scores(arrays)
     metrics["train_loss"] = read_history(run.directory / "metrics.jsonl")[-1]["train_loss"]
@@ -161,17 +168,17 @@ def _train(run: Run) -> dict[str, float]:
     return metrics
 
 
-def _evaluate_shift(run: Run) -> dict[str, float]:
+def _evaluate_shift(run: Run, settings: PeerSettings) -> dict[str, float]:
     """Predict the shifted images with the weights of the last epoch and keep the logits with the predictions."""
-    settings, path = run.settings, run.directory / "predictions.safetensors"
+    path = run.directory / "predictions.safetensors"
     parts = split(settings)
     channels = 3 if parts.train.pixels is None else parts.train.pixels.shape[1]
     state = torch.load(run.checkpoint / "last.ckpt", weights_only=True, map_location="cpu")["state_dict"]
     prefix = "average." if any(name.startswith("average.") for name in state) else "network."
-    network = build(settings["network"], parts.train.num_classes, channels)
+    network = build(settings.network, parts.train.num_classes, channels)
     network.load_state_dict(_weights(run.checkpoint / "last.ckpt", prefix))
     network = _channels_last(network).eval()
-    trainer = pl.Trainer(accelerator=settings["accelerator"], devices=1, logger=False, enable_checkpointing=False)
+    trainer = pl.Trainer(accelerator=settings.accelerator, devices=1, logger=False, enable_checkpointing=False)
     network.to(trainer.strategy.root_device)  # where the run trained
     index, images = shifted_images(parts.test, settings)
     normalise = Normalise(parts.train)
@@ -184,12 +191,12 @@ def _evaluate_shift(run: Run) -> dict[str, float]:
 
 @torch.no_grad()
 def _logits(
-    network: nn.Module, pixels: Tensor, test: Images, normalise: Normalise, settings: dict[str, Any]
+    network: nn.Module, pixels: Tensor, test: Images, normalise: Normalise, settings: PeerSettings
 ) -> np.ndarray:
     images = Images(pixels, torch.zeros(len(pixels), dtype=torch.long), test.num_classes)
-    loader = classification._evaluation_loader(images, normalise, settings)
+    loader = classification.evaluation_loader(images, normalise, settings)
     device = next(network.parameters()).device
-    with torch.autocast(device.type, torch.bfloat16, enabled=settings["precision"] == "bf16-mixed"):
+    with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16-mixed"):
         return torch.cat([widen(network(batch[0].to(device))) for batch in loader]).cpu().numpy()
 
 

@@ -5,7 +5,7 @@ import time
 import warnings
 from collections import deque
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import lightning.pytorch as pl
 import numpy as np
@@ -22,7 +22,9 @@ from retarget.pskd.rows import TopK
 from retarget.pskd.studies.images.data import EpochSampler, Images, Normalise, Split, TrainingSet, split, stream, whole_batch
 from retarget.pskd.studies.images.networks import build
 from retarget.pskd.studies.images.scores import scores
+from retarget.pskd.studies.images.settings import Settings
 from retarget.pskd.teacher import PreviousModel
+from retarget.settings import resolve_settings
 from retarget.study.record import Run, read_history
 
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # the study has a display of its own
@@ -32,7 +34,7 @@ warnings.filterwarnings("ignore", message=".*LeafSpec", module=r"lightning\..*")
 class Classifier(pl.LightningModule):
     """A classifier as anybody writes it: it knows nothing of PS-KD."""
 
-    def __init__(self, network: nn.Module, settings: dict[str, Any]) -> None:
+    def __init__(self, network: nn.Module, settings: Settings) -> None:
         super().__init__()
         self.network, self.settings = network, settings
 
@@ -55,9 +57,9 @@ class Classifier(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         s = self.settings
-        decay = {"momentum": s["momentum"], "weight_decay": s["weight_decay"], "nesterov": s["momentum"] > 0}
-        optimizer = torch.optim.SGD(self.parameters(), lr=s["lr"], **decay)
-        drops = [round(share * s["epochs"]) for share in s["drops"]]
+        decay = {"momentum": s.momentum, "weight_decay": s.weight_decay, "nesterov": s.momentum > 0}
+        optimizer = torch.optim.SGD(self.parameters(), lr=s.lr, **decay)
+        drops = [round(share * s.epochs) for share in s.drops]
         return [optimizer], [torch.optim.lr_scheduler.MultiStepLR(optimizer, drops, gamma=0.1)]
 
 
@@ -74,14 +76,14 @@ class Reseed(pl.Callback):
 class Smoothing(pl.Callback):
     """Label smoothing by a fixed share, or by PS-KD's schedule of alpha."""
 
-    def __init__(self, settings: dict[str, Any], num_classes: int) -> None:
+    def __init__(self, settings: Settings, num_classes: int) -> None:
         self.settings, self.num_classes = settings, num_classes
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
-        share = self.settings["smoothing"]
-        if self.settings["targets"] == "smoothing_schedule":
+        share = self.settings.smoothing
+        if self.settings.targets == "smoothing_schedule":
             epoch = trainer.current_epoch
-            share = alpha_at(epoch, self.settings["epochs"], self.settings["alpha_T"]) if epoch else 0.0
+            share = alpha_at(epoch, self.settings.epochs, self.settings.alpha_T) if epoch else 0.0
         batch[1] = (1 - share) * F.one_hot(batch[1], self.num_classes).float() + share / self.num_classes
 
 
@@ -94,13 +96,13 @@ class Mixing(pl.Callback):
     labels are mixed first, and its prediction of the mixed image softens the mixed label.
     """
 
-    def __init__(self, settings: dict[str, Any], num_classes: int, pskd: PSKDCallback | None) -> None:
+    def __init__(self, settings: Settings, num_classes: int, pskd: PSKDCallback | None) -> None:
         from torchvision.transforms import v2
 
-        kind = v2.CutMix if settings["mixing"] == "cutmix" else v2.MixUp
-        self.mix = kind(alpha=settings["mixing_alpha"], num_classes=num_classes)
-        self.prob = settings["mixing_prob"]
-        self.drop_rows = pskd.do_not_remember if pskd and settings["mixed_rows"] == "dropped" else None
+        kind = v2.CutMix if settings.mixing == "cutmix" else v2.MixUp
+        self.mix = kind(alpha=settings.mixing_alpha, num_classes=num_classes)
+        self.prob = settings.mixing_prob
+        self.drop_rows = pskd.do_not_remember if pskd and settings.mixed_rows == "dropped" else None
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
         if torch.rand(()) < self.prob:
@@ -224,53 +226,57 @@ class Gradients(pl.Callback):
 class Data(pl.LightningDataModule):
     """Loaders of one run."""
 
-    def __init__(self, run: Run, parts: Split, normalise: Normalise) -> None:
+    def __init__(self, settings: Settings, seed: int, parts: Split, normalise: Normalise) -> None:
         super().__init__()
-        self.run, self.parts, self.normalise = run, parts, normalise
+        self.settings, self.seed, self.parts, self.normalise = settings, seed, parts, normalise
 
     def train_dataloader(self) -> DataLoader:
-        s = self.run.settings
-        data = TrainingSet(self.parts.train, self.normalise, s["augmentation"], self.run.seed)
+        s = self.settings
+        data = TrainingSet(self.parts.train, self.normalise, s.augmentation, self.seed)
         return DataLoader(
             data,
-            batch_size=s["batch_size"],
-            sampler=EpochSampler(data, num_replicas=1, rank=0, seed=self.run.seed),
+            batch_size=s.batch_size,
+            sampler=EpochSampler(data, num_replicas=1, rank=0, seed=self.seed),
             drop_last=True,
             collate_fn=whole_batch,
-            num_workers=s["workers"],
-            persistent_workers=s["workers"] > 0,
+            num_workers=s.workers,
+            persistent_workers=s.workers > 0,
         )
 
     def val_dataloader(self) -> DataLoader:
-        return _evaluation_loader(self.parts.validation, self.normalise, self.run.settings)
+        return evaluation_loader(self.parts.validation, self.normalise, self.settings)
 
 
 def run(run: Run) -> dict[str, float]:
-    """Train one arm with one seed, save its predictions, and return its metrics (the names of ``study.METRICS``)."""
-    settings = run.settings
+    """Train one arm with one seed, save its predictions, and return its metrics (the names of ``plan.METRICS``)."""
+    return train(run, resolve_settings(Settings, run.settings))
+
+
+def train(run: Run, settings: Settings) -> dict[str, float]:
+    """As :func:`run`, of settings that another study made."""
     parts = split(settings)
     torch.manual_seed(stream(run.seed))
     channels = 3 if parts.train.pixels is None else parts.train.pixels.shape[1]
-    module = Classifier(build(settings["network"], parts.train.num_classes, channels), settings)
+    module = Classifier(build(settings.network, parts.train.num_classes, channels), settings)
     module = cast(Classifier, module.to(memory_format=torch.channels_last))
-    pskd = _pskd(run, parts, module.network)
+    pskd = _pskd(run, settings, parts, module.network)
     observe, gradients = Observe(run), Gradients(parts.train.labels, pskd)
     changes: list[pl.Callback] = [pskd] if pskd else []
-    if settings["targets"] in ("label_smoothing", "smoothing_schedule"):
+    if settings.targets in ("label_smoothing", "smoothing_schedule"):
         changes.append(Smoothing(settings, parts.train.num_classes))
-    if settings["mixing"] != "none":
+    if settings.mixing != "none":
         mixing = Mixing(settings, parts.train.num_classes, pskd)
-        changes = [mixing, *changes] if settings["past"] == "previous" else [*changes, mixing]
+        changes = [mixing, *changes] if settings.past == "previous" else [*changes, mixing]
     callbacks: list[pl.Callback] = [Reseed(run.seed), observe, *changes, StopClock(observe)]
-    if settings["mixing"] == "none":
+    if settings.mixing == "none":
         callbacks.append(gradients)
     normalise = Normalise(parts.train)
-    trainer = _trainer(run, callbacks)
+    fitting = trainer(run, settings, callbacks)
     last = run.checkpoint / "last.ckpt"
-    data = Data(run, parts, normalise)
-    trainer.fit(module, datamodule=data, ckpt_path=last if last.exists() else None, weights_only=True)
-    module.to(trainer.strategy.root_device)  # the trainer has taken it back to the CPU
-    arrays = _predict(module, parts, normalise, settings, run.checkpoint / "selected.ckpt")
+    data = Data(settings, run.seed, parts, normalise)
+    fitting.fit(module, datamodule=data, ckpt_path=last if last.exists() else None, weights_only=True)
+    module.to(fitting.strategy.root_device)  # the trainer has taken it back to the CPU
+    arrays = predict(module, parts, normalise, settings, run.checkpoint / "selected.ckpt")
     arrays["gradient_norm"] = gradients.norm
     run.save_predictions(**arrays)
     metrics = scores(arrays)
@@ -282,38 +288,42 @@ def run(run: Run) -> dict[str, float]:
     return metrics
 
 
-def _pskd(run: Run, parts: Split, network: nn.Module) -> PSKDCallback | None:
-    s = run.settings
-    if s["targets"] != "pskd":
+def _pskd(run: Run, s: Settings, parts: Split, network: nn.Module) -> PSKDCallback | None:
+    if s.targets != "pskd":
         return None
-    kind, _, rest = s["store"].partition(":")
-    k, _, residual = rest.partition(":")
-    table = "dense" if kind == "dense" else TopK(int(k), residual)
     shape: dict[str, Any] = dict(
         num_samples=len(parts.train),
         num_classes=parts.train.num_classes,
-        total_epochs=s["epochs"],
-        alpha_T=s["alpha_T"],
-        schedule=s["schedule"],
-        store=PreviousModel(network) if s["past"] == "previous" else table,
+        total_epochs=s.epochs,
+        alpha_T=s.alpha_T,
+        schedule=s.schedule,
+        store=PreviousModel(network) if s.past == "previous" else table(s.store),
     )
-    same_class = s["past_of"] == "same_class"
+    same_class = s.past_of == "same_class"
     method = PastOfClass(parts.train.labels, run.seed, **shape) if same_class else PSKD(**shape)
     return PSKDCallback(method, directory=run.checkpoint)
 
 
-def _trainer(run: Run, callbacks: list[pl.Callback]) -> pl.Trainer:
-    s = run.settings
+def table(store: str) -> Any:
+    """The store that a setting names: ``dense``, or ``topk:K:RESIDUAL``."""
+    if store == "dense":
+        return store
+    _, k, residual = store.split(":")
+    return TopK(int(k), cast(Literal["uniform", "renormalise"], residual))
+
+
+def trainer(run: Run, s: Settings, callbacks: list[pl.Callback]) -> pl.Trainer:
+    """Lightning's trainer for a run: its checkpoints, of the last and of the selected epoch, lie with the run."""
     callbacks = [
         *callbacks,
         ModelCheckpoint(run.checkpoint, "selected", monitor="val_top1", mode="max", enable_version_counter=False),
         ModelCheckpoint(run.checkpoint, "last", enable_version_counter=False),
     ]
     return pl.Trainer(
-        max_epochs=s["epochs"],
-        accelerator=s["accelerator"],
+        max_epochs=s.epochs,
+        accelerator=s.accelerator,
         devices=1,  # a study spreads runs, not one run
-        precision=s["precision"],
+        precision=s.precision,
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
         callbacks=callbacks,
@@ -324,23 +334,24 @@ def _trainer(run: Run, callbacks: list[pl.Callback]) -> pl.Trainer:
     )
 
 
-def _evaluation_loader(images: Images, normalise: Normalise, settings: dict[str, Any]) -> DataLoader:
+def evaluation_loader(images: Images, normalise: Normalise, settings: Settings) -> DataLoader:
+    """Batches of the images as they are, in their order."""
     data = TrainingSet(images, normalise, "none", seed=0)
     places = [(0, sample) for sample in range(len(data))]
-    return DataLoader(data, 500, sampler=places, collate_fn=whole_batch, num_workers=settings["workers"])
+    return DataLoader(data, 500, sampler=places, collate_fn=whole_batch, num_workers=settings.workers)
 
 
 @torch.no_grad()
-def _predict(
-    module: Classifier, parts: Split, normalise: Normalise, settings: dict[str, Any], selected: Path
+def predict(
+    module: Classifier, parts: Split, normalise: Normalise, settings: Settings, selected: Path
 ) -> dict[str, np.ndarray]:
     """Logits and labels: test and validation at the last epoch, test at the selected one, and p_y on the training
     images (not augmented, clean labels)."""
     arrays = {f"{name}_labels": part.labels.numpy() for name, part in (("test", parts.test), ("val", parts.validation))}
 
     def forward(images: Images) -> np.ndarray:
-        with torch.autocast(module.device.type, torch.bfloat16, enabled=settings["precision"] == "bf16-mixed"):
-            batches = [module(batch[0].to(module.device)) for batch in _evaluation_loader(images, normalise, settings)]
+        with torch.autocast(module.device.type, torch.bfloat16, enabled=settings.precision == "bf16-mixed"):
+            batches = [module(batch[0].to(module.device)) for batch in evaluation_loader(images, normalise, settings)]
         return torch.cat([widen(one) for one in batches]).cpu().numpy()
 
     module.eval()

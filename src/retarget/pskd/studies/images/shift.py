@@ -16,6 +16,7 @@ from retarget.errors import UserError
 from retarget.extras import require
 from retarget.metrics import calibration as c
 from retarget.pskd.studies.images.data import Images, read
+from retarget.pskd.studies.images.peers_plan import PeerSettings
 from retarget.pskd.studies.images.scores import fitted_temperature, log_losses
 
 Array = np.ndarray
@@ -134,8 +135,8 @@ def scramble_phases(images: torch.Tensor, seed: int) -> torch.Tensor:
     return torch.from_numpy((np.clip(changed, 0, 1) * 255).astype(np.uint8))
 
 
-def shifted_images(test: Images, settings: dict[str, Any]) -> tuple[np.ndarray, dict[str, torch.Tensor]]:
-    """The images of ``settings["shift"]``: kinds, severity, images (at most), ood (``"phases"`` or a data set).
+def shifted_images(test: Images, settings: PeerSettings) -> tuple[np.ndarray, dict[str, torch.Tensor]]:
+    """The images of ``settings.shift``: kinds, severity, images (at most), ood (``"phases"`` or a data set).
 
     Returns:
         Which test images were corrupted, [M]; and uint8 images by name: the kinds, and ``ood``.
@@ -143,23 +144,23 @@ def shifted_images(test: Images, settings: dict[str, Any]) -> tuple[np.ndarray, 
     Raises:
         UserError: the images are read from files, or those of the other data set have another shape.
     """
-    shift, seed = settings["shift"], settings["data_seed"]
+    shift, seed = settings.shift, settings.data_seed
     if test.pixels is None:
         raise UserError("corruptions are made of images in memory; set shift.kinds = [] and shift.ood = '' for files")
-    chosen = np.sort(np.random.default_rng([seed, 98]).permutation(len(test))[: shift["images"]])
+    chosen = np.sort(np.random.default_rng([seed, 98]).permutation(len(test))[: shift.images])
     pixels = test.pixels[torch.from_numpy(chosen)]
-    found = {kind: corrupt(pixels, kind, shift["severity"], seed) for kind in shift["kinds"]}
-    if shift["ood"] == "phases":
+    found = {kind: corrupt(pixels, kind, shift.severity, seed) for kind in shift.kinds}
+    if shift.ood == "phases":
         found["ood"] = scramble_phases(pixels, seed)
-    elif shift["ood"]:
-        train, other = read(shift["ood"], settings["root"])
+    elif shift.ood:
+        train, other = read(shift.ood, settings.root)
         strange = (other or train).pixels
         if strange is None or strange.shape[1:] != pixels.shape[1:]:
             raise UserError(
-                f"shift.ood = {shift['ood']!r} has images {None if strange is None else list(strange.shape[1:])}, "
+                f"shift.ood = {shift.ood!r} has images {None if strange is None else list(strange.shape[1:])}, "
                 f"the test set {list(pixels.shape[1:])}"
             )
-        found["ood"] = strange[: shift["images"]]
+        found["ood"] = strange[: shift.images]
     return chosen, found
 
 

@@ -2,7 +2,7 @@
 
 from retarget.files import read_json
 from retarget.metrics import calibration as c
-from retarget.pskd.studies.translation.plan import MULTI30K_BASELINE
+from retarget.pskd.studies.translation.plan import MULTI30K_BASELINE, Settings
 from retarget.study.config import Condition
 from retarget.study.figures import Analysis, Figure, Lines, Series, Text
 from retarget.study.record import Results, RunResult
@@ -74,10 +74,10 @@ def _undertrained(results: Results, condition: Condition) -> str:
 
     The published baseline is of German to English; for another direction there is none to compare with.
     """
-    settings = {**results.plan.settings, **condition.settings}
-    published = settings["test"].startswith("test_201") and (settings["source"], settings["target"]) == ("de", "en")
+    settings = Settings.model_validate({**results.plan.settings, **condition.settings})
+    published = settings.test.startswith("test_201") and (settings.source, settings.target) == ("de", "en")
     scores = [run.metrics["bleu"] for run in _runs(results, condition.name, "cross_entropy")]
-    if settings["dataset"] == "grammar" or not published or not scores:
+    if settings.dataset == "grammar" or not published or not scores:
         return ""
     mean = sum(scores) / len(scores)
     if mean >= MULTI30K_BASELINE - _FAR_SHORT:

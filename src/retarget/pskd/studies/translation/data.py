@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from retarget.errors import UserError
+from retarget.pskd.studies.translation.plan import Settings
 
 PAD, EOS, UNKNOWN = "<pad>", "</s>", "<unk>"
 Pairs = list[tuple[str, str]]
@@ -24,19 +25,19 @@ class Parts:
     test: Pairs
 
 
-def sentence_pairs(settings: dict[str, Any]) -> Parts:
+def sentence_pairs(settings: Settings) -> Parts:
     """The pairs that the settings name.
 
     Raises:
         UserError: files that are missing or of different lengths.
     """
-    dataset, limit, test = settings["dataset"], settings["train_sentences"], settings["test_sentences"]
+    dataset, limit, test = settings.dataset, settings.train_sentences, settings.test_sentences
     if dataset == "grammar":
-        pairs = grammar((limit or 2000) + 500, settings["data_seed"])
+        pairs = grammar((limit or 2000) + 500, settings.data_seed)
         return Parts(pairs[500:], pairs[:200], pairs[200:500][:test])
     folder = Path(dataset.removeprefix("files:"))
-    languages = settings["source"], settings["target"]
-    parts = [read_pairs(folder, name, *languages) for name in ("train", "val", settings["test"])]
+    languages = settings.source, settings.target
+    parts = [read_pairs(folder, name, *languages) for name in ("train", "val", settings.test)]
     return Parts(parts[0][:limit], parts[1], parts[2][:test])
 
 

@@ -176,7 +176,7 @@ def prepare(plan: StudyPlan) -> None:
     from retarget.pskd.studies.translation.data import sentence_pairs
 
     for condition in plan.conditions:
-        sentence_pairs(plan.run_settings(condition, plan.arms[0]))
+        sentence_pairs(resolve_settings(Settings, plan.run_settings(condition, plan.arms[0])))
 
 
 def _directions(source: str, target: str) -> tuple[Condition, ...]:

@@ -1,6 +1,5 @@
 """One training run of the translation study: a small Transformer in the Hugging Face Trainer, PS-KD plugged in."""
 
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -25,12 +24,14 @@ from transformers import (
 )
 from transformers.models.m2m_100.modeling_m2m_100 import shift_tokens_right
 
-from retarget.files import replace_file
+from retarget.files import write_json, write_text
 from retarget.metrics import calibration as c
 from retarget.pskd.rows import TopK
 from retarget.pskd.store import table_bytes
 from retarget.pskd.studies.translation.data import EOS, PAD, Pairs, Parts, encode, sentence_pairs, train_tokenizer
+from retarget.pskd.studies.translation.plan import Settings
 from retarget.pskd.trainer import PSKDSeq2SeqTrainer
+from retarget.settings import resolve_settings
 from retarget.study.record import Run, read_history
 
 IGNORE = -100
@@ -115,47 +116,47 @@ class PreNorm(M2M100ForConditionalGeneration):
         return shift_tokens_right(labels, config.pad_token_id, config.decoder_start_token_id)
 
 
-def build(settings: dict[str, Any], tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+def build(settings: Settings, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
     """An encoder-decoder Transformer of the settings' size, one embedding for source, target and output."""
     s = settings
     pad, eos = (tokenizer.get_vocab()[name] for name in (PAD, EOS))
     shared: dict[str, Any] = dict(
-        vocab_size=len(tokenizer), d_model=s["d_model"], encoder_layers=s["layers"], decoder_layers=s["layers"],
-        encoder_attention_heads=s["heads"], decoder_attention_heads=s["heads"], encoder_ffn_dim=s["ffn"],
-        decoder_ffn_dim=s["ffn"], dropout=s["dropout"], attention_dropout=0.0, encoder_layerdrop=0.0,
+        vocab_size=len(tokenizer), d_model=s.d_model, encoder_layers=s.layers, decoder_layers=s.layers,
+        encoder_attention_heads=s.heads, decoder_attention_heads=s.heads, encoder_ffn_dim=s.ffn,
+        decoder_ffn_dim=s.ffn, dropout=s.dropout, attention_dropout=0.0, encoder_layerdrop=0.0,
         decoder_layerdrop=0.0, activation_function="relu", scale_embedding=True, pad_token_id=pad, bos_token_id=eos,
-        eos_token_id=eos, max_position_embeddings=2 * s["max_tokens"],
+        eos_token_id=eos, max_position_embeddings=2 * s.max_tokens,
     )  # fmt: skip
-    if s["norm"] == "pre":
+    if s.norm == "pre":
         model = PreNorm(M2M100Config(**shared, decoder_start_token_id=eos))
     else:
-        model = MarianMTModel(MarianConfig(**shared, decoder_start_token_id=pad, init_std=s["d_model"] ** -0.5))
+        model = MarianMTModel(MarianConfig(**shared, decoder_start_token_id=pad, init_std=s.d_model ** -0.5))
     generation: Any = model.generation_config
-    generation.max_length, generation.num_beams, generation.bad_words_ids = s["max_tokens"], s["beams"], [[pad]]
+    generation.max_length, generation.num_beams, generation.bad_words_ids = s.max_tokens, s.beams, [[pad]]
     generation.forced_eos_token_id = eos
     return model
 
 
 def run(run: Run) -> dict[str, float]:
     """Train one arm with one seed, translate the test sentences, and return the metrics of the study."""
-    settings = run.settings
+    settings = resolve_settings(Settings, run.settings)
     parts = sentence_pairs(settings)
-    tokenizer = train_tokenizer(parts.train, settings["vocabulary"])
+    tokenizer = train_tokenizer(parts.train, settings.vocabulary)
     train, validation, test = (
-        encode(part, tokenizer, settings["max_tokens"]) for part in (parts.train, parts.validation, parts.test)
+        encode(part, tokenizer, settings.max_tokens) for part in (parts.train, parts.validation, parts.test)
     )
     set_seed(run.seed)
     model = build(settings, tokenizer)
     collator = DataCollatorForSeq2Seq(tokenizer, model=model, padding=True)
     watch = Watch(run, validation, collator)
-    trainer = _trainer(run, model, train, collator, watch)
+    trainer = _trainer(run, settings, model, train, collator, watch)
     trainer.train(resume_from_checkpoint=last_checkpoint(run.checkpoint))
     metrics, arrays = _evaluate(run, model, tokenizer, collator, parts, (validation, test))
     run.save_predictions(**arrays)
     metrics["val_nll"] = float(TokenScores.of(model, validation, collator).nll.mean())
     metrics["step_ms"] = float(np.median([line["step_ms"] for line in read_history(run.directory / "metrics.jsonl")]))
     targets = sum(len(one["labels"]) for one in train)
-    nbytes = 0 if settings["targets"] == "hard" else table_bytes(targets, len(tokenizer), TopK(settings["topk"]))
+    nbytes = 0 if settings.targets == "hard" else table_bytes(targets, len(tokenizer), TopK(settings.topk))
     metrics["store_mb"] = nbytes / 1e6
     metrics["store_share"] = 100 * nbytes / (4 * targets * len(tokenizer))
     return metrics
@@ -167,37 +168,38 @@ def last_checkpoint(folder: Path) -> str | None:
     return str(max(whole, key=lambda path: int(path.name.rpartition("-")[2]))) if whole else None
 
 
-def _trainer(run: Run, model: PreTrainedModel, train: list, collator: Any, watch: Watch) -> Seq2SeqTrainer:
-    s = run.settings
+def _trainer(
+    run: Run, s: Settings, model: PreTrainedModel, train: list, collator: Any, watch: Watch
+) -> Seq2SeqTrainer:
     arguments = Seq2SeqTrainingArguments(
         output_dir=str(run.checkpoint),
-        num_train_epochs=s["epochs"],
-        per_device_train_batch_size=s["batch_sentences"],
-        gradient_accumulation_steps=s["accumulate"],
+        num_train_epochs=s.epochs,
+        per_device_train_batch_size=s.batch_sentences,
+        gradient_accumulation_steps=s.accumulate,
         train_sampling_strategy="group_by_length",
-        learning_rate=s["lr"],
-        lr_scheduler_type=s["lr_schedule"],
-        warmup_steps=s["warmup_steps"],
-        weight_decay=s["weight_decay"],
+        learning_rate=s.lr,
+        lr_scheduler_type=s.lr_schedule,
+        warmup_steps=s.warmup_steps,
+        weight_decay=s.weight_decay,
         adam_beta2=0.98,
         max_grad_norm=1.0,
-        label_smoothing_factor=s["smoothing"],
+        label_smoothing_factor=s.smoothing,
         seed=run.seed,
         save_strategy="epoch",
         save_total_limit=1,
         logging_strategy="no",
         report_to=[],
         disable_tqdm=True,
-        use_cpu=s["accelerator"] == "cpu",
-        bf16=s["bf16"],
-        dataloader_pin_memory=s["accelerator"] != "cpu",
+        use_cpu=s.accelerator == "cpu",
+        bf16=s.bf16,
+        dataloader_pin_memory=s.accelerator != "cpu",
     )
     shared: dict[str, Any] = dict(
         model=model, args=arguments, train_dataset=train, data_collator=collator, callbacks=[watch]
     )
-    if s["targets"] == "hard":
-        return Seq2SeqTrainer(**shared, compute_loss_func=None if s["smoothing"] else _token_mean)
-    return PSKDSeq2SeqTrainer(**shared, alpha_T=s["alpha_T"], schedule=s["schedule"], store=TopK(s["topk"]))
+    if s.targets == "hard":
+        return Seq2SeqTrainer(**shared, compute_loss_func=None if s.smoothing else _token_mean)
+    return PSKDSeq2SeqTrainer(**shared, alpha_T=s.alpha_T, schedule=s.schedule, store=TopK(s.topk))
 
 
 def _token_mean(outputs: Any, labels: Tensor, num_items_in_batch: Any) -> Tensor:
@@ -254,10 +256,6 @@ def _text_scores(directory: Path, hypotheses: list[str], pairs: Pairs) -> tuple[
         "bleu": {"score": scores[0].score, "signature": str(bleu.get_signature())},
         "chrf": {"score": scores[1].score, "signature": str(chrf.get_signature())},
     }
-    replace_file(directory / "scores.json", lambda path: _write(path, json.dumps(kept, indent=1)))
-    replace_file(directory / "translations.txt", lambda path: _write(path, "".join(f"{one}\n" for one in hypotheses)))
+    write_json(directory / "scores.json", kept)
+    write_text(directory / "translations.txt", "".join(f"{one}\n" for one in hypotheses))
     return scores[0].score, scores[1].score
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
