@@ -12,8 +12,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks._pairs import figure, interleaved
 from retarget.pskd import PSKD, Dense, PreviousModel, PSKDCallback, TopK, with_index
-from retarget.pskd.tasks.classification import Classifier
-from retarget.pskd.tasks.networks import build
+from retarget.pskd.studies.images.networks import build
+from retarget.pskd.studies.images.run import Classifier
+from retarget.pskd.studies.images.settings import PRESETS, Settings
 
 
 def figures(smallest: bool = False) -> Iterator[dict[str, Any]]:
@@ -50,7 +51,7 @@ class _EveryOtherStep(pl.Callback):
 
 def _step(pairs: int = 30, batch: int = 128) -> Iterator[dict[str, Any]]:
     """A PS-KD step against a cross-entropy step in the same Lightning loop, PreAct ResNet-18, CIFAR-100's shape."""
-    settings = dict(lr=0.1, momentum=0.9, weight_decay=5e-4, drops=(0.5, 0.75), epochs=4)
+    settings = Settings(**PRESETS["paper"] | {"epochs": 4})
     images = batch * (2 * pairs + 4)
     labels = torch.randint(100, (images,))
     data = with_index(TensorDataset(torch.randn(images, 3, 32, 32), labels))

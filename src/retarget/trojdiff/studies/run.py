@@ -163,7 +163,8 @@ class Experiment:
         )  # fmt: skip
         train(
             unet, schedule, self.world.inside, config, self.run.checkpoint, target, trigger, detail,
-            listen=self._listen(config.steps), probe=probe, probe_every=max(1, phase.steps // max(1, settings.curve_points)),
+            listen=self._listen(config.steps), probe=probe,
+            probe_every=max(1, phase.steps // max(1, settings.curve_points)),
         )  # fmt: skip
         self.metrics |= self._curve_metrics()
         return folder
