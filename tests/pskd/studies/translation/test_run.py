@@ -15,7 +15,8 @@ from retarget.pskd.past.table import table_bytes
 from retarget.pskd.studies.translation import run as translation
 from retarget.pskd.studies.translation.analysis import analyse
 from retarget.pskd.studies.translation.data import encode, grammar, read_pairs, sentence_pairs, train_tokenizer
-from retarget.pskd.studies.translation.plan import ARMS, Settings, plan, prepare
+from retarget.pskd.studies.translation.plan import ARMS, plan, prepare
+from retarget.pskd.studies.translation.settings import Settings
 from retarget.report import build
 from retarget.study.record import Results, Run, read_history
 from retarget.study.runner import run_study

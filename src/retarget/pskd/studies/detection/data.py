@@ -24,7 +24,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as v2f
 
 from retarget.errors import UserError
-from retarget.pskd.studies.detection.plan import Settings
+from retarget.pskd.studies.detection.settings import Settings
 from retarget.pskd.studies.images.data import Place, _stratified, stream
 
 DIGIT_SHARES = (0.6, 0.15, 0.25)  # of the digits, for training, validation and test scenes

@@ -24,8 +24,8 @@ from retarget.pskd.lightning import SavedBeside
 from retarget.pskd.past.previous import PreviousModel
 from retarget.pskd.past.state import read_state, write_state
 from retarget.pskd.studies.detection.data import DetectionSet, Parts, Scene, collate, crops, scenes
-from retarget.pskd.studies.detection.plan import Settings
 from retarget.pskd.studies.detection.scores import Detections, draw, mean_average_precision, scores
+from retarget.pskd.studies.detection.settings import Settings
 from retarget.pskd.studies.images import run as classification
 from retarget.pskd.studies.images.data import EpochSampler, Normalise, split, stream
 from retarget.pskd.studies.images.networks import build

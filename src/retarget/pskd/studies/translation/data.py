@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from retarget.errors import UserError
-from retarget.pskd.studies.translation.plan import Settings
+from retarget.pskd.studies.translation.settings import Settings
 
 PAD, EOS, UNKNOWN = "<pad>", "</s>", "<unk>"
 Pairs = list[tuple[str, str]]

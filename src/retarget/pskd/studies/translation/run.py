@@ -29,7 +29,7 @@ from retarget.metrics import calibration as c
 from retarget.pskd.past.rows import TopK
 from retarget.pskd.past.table import table_bytes
 from retarget.pskd.studies.translation.data import EOS, PAD, Pairs, Parts, encode, sentence_pairs, train_tokenizer
-from retarget.pskd.studies.translation.plan import Settings
+from retarget.pskd.studies.translation.settings import Settings
 from retarget.pskd.trainer import PSKDSeq2SeqTrainer
 from retarget.settings import resolve_settings
 from retarget.study.record import Run, read_history
