@@ -191,9 +191,10 @@ def _print_verdicts(summary: dict[str, Any], plan: StudyPlan) -> None:
             low, high = claim["interval"] or (None, None)
             spread = "" if low is None else f" [{low:+.4g}, {high:+.4g}]"
             unit = f" {claim['unit']}" if claim["unit"] else ""
-            seeds = "1 seed" if claim["n"] == 1 else f"{claim['n']} seeds"
+            what = "item" if claim["about"] == "models" else "set" if claim["across"] == "new" else "seed"
+            counted = f"{claim['n']:,} {what}{'s' * (claim['n'] != 1)}"
             arms: list[str] = claim["arms"]
             compared = " - ".join(labels.get(arm, arm) for arm in arms)
             compared += f", {labels.get(claim['metric'], claim['metric'])}"
-            line += f" ({compared}: {claim['estimate']:+.4g}{spread}{unit}, {seeds})"
+            line += f" ({compared}: {claim['estimate']:+.4g}{spread}{unit}, {counted})"
         print(line)
