@@ -132,7 +132,22 @@ def bootstrap_difference(
     rng: np.random.Generator | None = None,
     level: float = 0.95,
 ) -> tuple[float, float]:
-    """Percentile interval, over items, of the mean over seeds of ``statistic(treated) - statistic(control)``.
+    """Percentile interval of :func:`bootstrap_draws`: how far another test set would move the result."""
+    differences = bootstrap_draws(statistic, treated, control, resamples=resamples, rng=rng)
+    low, high = np.quantile(differences, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def bootstrap_draws(
+    statistic: Callable[..., float],
+    treated: Sequence[Sequence[np.ndarray]],
+    control: Sequence[Sequence[np.ndarray]],
+    *,
+    groups: np.ndarray | None = None,
+    resamples: int = 1000,
+    rng: np.random.Generator | None = None,
+) -> np.ndarray:
+    """Resamples, over items, of the mean over seeds of ``statistic(treated) - statistic(control)``.
 
     Items are drawn with replacement once a resample, the same for both arms and all seeds, as they are the same items;
     the seeds are held fixed. So it says how far another test set would move the result, not how far another training.
@@ -141,6 +156,10 @@ def bootstrap_difference(
         statistic: of the arrays of one run, with the drawn items along their first axis.
         treated: for each seed, a tuple of arrays; item i of all of them is the same item, in every seed and arm.
         control: likewise.
+        groups: [N] what an item belongs to (a document, a subject); groups are drawn whole.
+
+    Returns:
+        One difference for each resample.
 
     Raises:
         UserError: no seed, or arrays of different lengths.
@@ -148,17 +167,25 @@ def bootstrap_difference(
     if not treated or len(treated) != len(control):
         raise UserError(f"the bootstrap needs the same seeds of both arms, not {len(treated)} and {len(control)}")
     lengths = {len(array) for run in (*treated, *control) for array in run}
+    if groups is not None:
+        lengths.add(len(groups))
     if len(lengths) != 1:
         raise UserError(f"the bootstrap needs the same items in every run, and they have {sorted(lengths)}")
     rng = rng or np.random.default_rng(0)
     (items,) = lengths
+    members = None
+    if groups is not None:
+        _, places = np.unique(groups, return_inverse=True)
+        members = np.split(np.argsort(places, kind="stable"), np.cumsum(np.bincount(places))[:-1])
     differences = np.empty(resamples)
     for resample in range(resamples):
-        drawn = rng.integers(items, size=items)
+        if members is None:
+            drawn = rng.integers(items, size=items)
+        else:
+            drawn = np.concatenate([members[one] for one in rng.integers(len(members), size=len(members))])
         pairs = [
             statistic(*(array[drawn] for array in t)) - statistic(*(array[drawn] for array in c))
             for t, c in zip(treated, control, strict=True)
         ]
         differences[resample] = np.mean(pairs)
-    low, high = np.quantile(differences, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    return differences
