@@ -53,7 +53,7 @@ def test_a_pilot_s_spread_is_enlarged():
 
 
 def test_an_outlook_reckons_with_the_enlarged_spread_alone_and_in_its_family():
-    found = outlook("c", [1.0, 2.0, 3.0], 1.0, 10, 0.025, 4)
+    found = outlook("c", 1.0, 3, 1.0, 10, 0.025, 4)
     assert (found.sd, found.inflated) == (1.0, pytest.approx(inflation(3)))
     assert found.alone == pytest.approx(power(1.0, inflation(3), 10, 0.025))
     assert found.in_family == pytest.approx(power(1.0, inflation(3), 10, 0.025 / 4))

@@ -57,7 +57,7 @@ def view(study: Study, key: str) -> StudyView:
         study=plan.study,
         preset=plan.preset,
         seeds=len(plan.seeds),
-        eyebrow=f"Study {plan.study}, preset {plan.preset}",
+        eyebrow=f"Study {plan.study}, preset {plan.preset}" if study.runs else "Verdicts",
         title=plan.title,
         question=plan.question,
         finding=words.finding(counts),
@@ -102,6 +102,11 @@ def _setup(study: Study) -> str:
     parts = [words.plural(len(plan.arms), "arm"), words.plural(len(plan.seeds), "seed")]
     if len(plan.conditions) > 1:
         parts.insert(1, words.plural(len(plan.conditions), "condition"))
+    if not study.runs:
+        return (
+            f"{' × '.join(parts)}. The runs were made elsewhere and are paired by seed or by item. Whether the claims "
+            "were fixed before the results were seen is for their author to say."
+        )
     open_runs = sum(run.state in ("running", "missing") for run in study.runs)
     unfinished = f" {open_runs} of {len(study.runs)} runs are not finished." if open_runs else ""
     return (

@@ -1,26 +1,16 @@
 """Verdicts: what was measured says of each claim that it holds, that it does not, or that it cannot tell."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
-from retarget.study.config import Claim, Metric, StudyPlan
-from retarget.study.evidence import (
-    Evidence,
-    Exact,
-    Interval,
-    Spread,
-    Undecided,
-    Weakest,
-    over_items,
-    over_seeds,
-)
+from retarget.study.config import Claim, StudyPlan
+from retarget.study.evidence import Evidence, Exact, Spread, Undecided, Weakest, over_items
 from retarget.study.items import Items
-from retarget.study.power import seeds_for
+from retarget.study.measured import Chain, Found, Measuring, Values, sign_of
+from retarget.study.power import Outlook, outlook, seeds_for
 from retarget.study.results import ClaimResult, Shown
 from retarget.study.statistics import holm, paired_differences, t_interval
-
-Values = Mapping[str, Mapping[str, Mapping[str, Sequence[float | None]]]]
 
 
 def judge(
@@ -63,61 +53,38 @@ def judge(
     Returns:
         One result for each claim, in order.
     """
-    study = _Study(plan, metrics, dict(item_intervals or {}), dict(items or {}))
+    study = Measuring(plan, metrics, dict(item_intervals or {}), dict(items or {}))
     found = [study.measure(claim) for claim in plan.claims]
     for family in ("primary", "secondary"):
         _test([one for one in found if one.claim.family == family and one.tested], plan)
-    return [study.result(one) for one in found]
+    writer = _Writer(study)
+    return [writer.result(one) for one in found]
 
 
-@dataclass
-class _Chain:
-    """One of a claim's two tests as it stands at one look.
+def outlooks(plan: StudyPlan, values: Values, pilot: int, n: int) -> list[Outlook]:
+    """What ``n`` seeds can decide, from the spread that a pilot shows; of the claims over seeds that have one.
 
-    Attributes:
-        alpha: the error that it may make itself.
-        p_value: the smallest so far of each look's p-value over its weight, at most 1; ``look`` is whose that is.
-        rejected_at: the look at which it first rejected.
+    The truth that is reckoned with is no effect or the smallest one: a verdict is then equally likely either way. For
+    a non-inferiority claim it is no difference.
+
+    Args:
+        values: of the pilot, as for :func:`judge`.
+        pilot: number of the pilot's seeds.
     """
-
-    alpha: float
-    p_value: float
-    look: int
-    adjusted: float
-    rejected_at: int | None
-
-
-@dataclass
-class _Found:
-    """A claim as it was measured: the evidence at each look that was reached, None where it had none yet.
-
-    ``exact`` evidence is in no family; ``missing`` says why there is no verdict at all.
-    """
-
-    claim: Claim
-    stages: tuple[Evidence | None, ...] = ()
-    latest: float | None = None
-    n: int = 0
-    exact: Exact | None = None
-    missing: str = ""
-    measured: bool = True
-    decided_by_items: bool = False
-    holds: list[_Chain] = field(default_factory=list)
-    fails: list[_Chain] = field(default_factory=list)
-
-    @property
-    def tested(self) -> bool:
-        """Whether it belongs to its family: what was measured, but cannot be rejected, still counts."""
-        return self.measured and self.exact is None
-
-    @property
-    def bounds(self) -> tuple[float, float]:
-        """What "holds" and what "does not hold" are tested against."""
-        claim = self.claim
-        return (0.0, claim.smallest_effect) if claim.margin is None else (-claim.margin, -claim.margin)
+    before = plan.model_copy(update={"seeds": tuple(range(pilot)), "looks": (), "look_weights": ()})
+    found = [one for one in map(Measuring(before, values, {}, {}).measure, plan.claims) if one.tested]
+    sizes = Counter(one.claim.family for one in found)
+    error = (1 - plan.level) / 2
+    return [
+        outlook(one.claim.id, spread.sd, spread.n, one.claim.margin or one.claim.smallest_effect, n, error,
+                sizes[one.claim.family])
+        for one in found
+        for spread in one.stages
+        if isinstance(spread, Spread) and one.claim.about == "method" and one.claim.across != "new"
+    ]  # fmt: skip
 
 
-def _test(family: list[_Found], plan: StudyPlan) -> None:
+def _test(family: list[Found], plan: StudyPlan) -> None:
     """Both chains of one family, at every look that was reached."""
     if not family:
         return
@@ -126,7 +93,7 @@ def _test(family: list[_Found], plan: StudyPlan) -> None:
     stages = len(family[0].stages)
     for name in ("holds", "fails"):
         smallest, whose = [1.0] * len(family), [0] * len(family)
-        rows: list[list[_Chain]] = [[] for _ in family]
+        rows: list[list[Chain]] = [[] for _ in family]
         for stage in range(stages):
             for place, one in enumerate(family):
                 evidence = one.stages[stage]
@@ -141,132 +108,19 @@ def _test(family: list[_Found], plan: StudyPlan) -> None:
                 first = chains[-1].rejected_at if chains else None
                 if first is None and tests.rejected[place]:
                     first = stage
-                chains.append(_Chain(tests.alphas[place], smallest[place], whose[place], tests.adjusted[place], first))
+                chains.append(Chain(tests.alphas[place], smallest[place], whose[place], tests.adjusted[place], first))
         for one, chains in zip(family, rows, strict=True):
             setattr(one, name, chains)
 
 
-class _Study:
-    """What a study measured, read claim by claim."""
+class _Writer:
+    """Turns what was measured and tested into entries of summary.json."""
 
-    def __init__(
-        self,
-        plan: StudyPlan,
-        metrics: Values,
-        item_intervals: dict[str, tuple[float, float]],
-        items: dict[str, Items],
-    ) -> None:
-        self.plan, self.metrics, self.intervals, self.items = plan, metrics, item_intervals, items
-        self.by_name = {metric.name: metric for metric in plan.metrics}
-        seeds = len(plan.seeds)
-        self.looks = [count for count, _ in plan.planned_looks if count <= seeds] if plan.looks else [seeds]
+    def __init__(self, study: Measuring) -> None:
+        self.study, self.plan = study, study.plan
+        self.by_name, self.intervals, self.items = study.by_name, study.intervals, study.items
 
-    def measure(self, claim: Claim) -> _Found:
-        """The evidence of one claim."""
-        if claim.about == "models":
-            return self._measure_models(claim)
-        whole = self._over_seeds(claim, len(self.plan.seeds))
-        if whole is None:
-            return _Found(claim, measured=False)
-        metric = self.by_name.get(claim.metric)
-        found = _Found(claim, latest=whole.estimate, n=whole.n, missing=self._floor_missed(claim))
-        if metric and metric.deterministic and isinstance(whole, Undecided):
-            found.exact = Exact(whole.estimate, whole.n)
-            return found
-        stages = [self._over_seeds(claim, count) if self.plan.looks else whole for count in self.looks]
-        if stages and isinstance(stages[-1], Undecided) and stages[-1].interval:
-            instead = self._items_of(claim, stages[-1])
-            if instead is not None and claim.against is not None:
-                stages[-1], found.decided_by_items = instead, True
-        found.stages = tuple(stages)
-        return found
-
-    def _measure_models(self, claim: Claim) -> _Found:
-        """A claim about these models: its items decide, at the latest look."""
-        items = self.items.get(claim.id)
-        if items is None:
-            return _Found(claim, measured=False, missing="It is about models, and no values of single items were given")
-        evidence = over_items(items, claim.direction, claim.against)
-        stages = (None,) * (len(self.looks) - 1) + (evidence,) * bool(self.looks)
-        missing = self._floor_missed(claim)
-        return _Found(claim, stages, evidence.estimate, evidence.n, missing=missing, decided_by_items=True)
-
-    def _items_of(self, claim: Claim, same: Undecided) -> Evidence | None:
-        """Evidence over items of a claim whose difference is the same on every seed."""
-        if claim.id in self.items:
-            return over_items(self.items[claim.id], claim.direction, claim.against)
-        if claim.id not in self.intervals:
-            return None
-        sign = _sign(claim)
-        low, high = sorted(sign * end for end in self.intervals[claim.id])
-        return Interval(same.estimate, same.n, low, high, (1 - self.plan.level) / 2)
-
-    def _conditions(self, claim: Claim) -> Sequence[str]:
-        if not claim.across:
-            return (claim.condition,)
-        return claim.conditions or tuple(one.name for one in self.plan.conditions)
-
-    def _pairs(self, claim: Claim, condition: str, count: int) -> tuple[list[float | None], float] | None:
-        """Differences seed by seed, turned so that positive is good, and the largest value that was compared."""
-        arms = self.metrics.get(condition, {})
-        values = [arms.get(arm, {}).get(claim.metric) for arm in claim.arms]
-        if any(one is None for one in values):
-            return None
-        treated = list(values[0] or ())[:count]
-        control = [claim.against] * len(treated) if claim.against is not None else list(values[1] or ())[:count]
-        sign, scale, good = _sign(claim), 0.0, []
-        for t, c in zip(treated, control, strict=True):
-            if t is None or c is None:
-                good.append(None)
-            else:
-                good.append(sign * (t - c))
-                scale = max(scale, abs(t), abs(c))
-        return good, scale
-
-    def _over_seeds(self, claim: Claim, count: int) -> Evidence | None:
-        """Evidence of the first ``count`` seeds; None where no seed (or not every set) has both arms."""
-        sets = [self._pairs(claim, condition, count) for condition in self._conditions(claim)]
-        found = [([one for one in pairs[0] if one is not None], pairs[1]) for pairs in sets if pairs]
-        if len(found) < len(sets) or not found or not all(good for good, _ in found):
-            return None
-        if claim.across is None:
-            return over_seeds(*found[0])
-        scale = max(scale for _, scale in found)
-        if claim.across == "new":
-            return over_seeds([sum(good) / len(good) for good, _ in found], scale, "set")
-        if claim.across == "average":
-            rows = zip(*(pairs[0] for pairs in sets if pairs), strict=True)
-            means = [sum(row) / len(row) for row in rows if None not in row]
-            return over_seeds(means, scale) if means else None
-        parts = [over_seeds(good, scale) for good, scale in found]
-        spreads = tuple(part for part in parts if isinstance(part, Spread))
-        if len(spreads) < len(parts):
-            weakest = min(part.estimate for part in parts)
-            reason = next(part.reason for part in parts if isinstance(part, Undecided))
-            return Undecided(weakest, min(part.n for part in parts), f"on one of the sets, {reason}")
-        return Weakest(spreads)
-
-    def _floor_missed(self, claim: Claim) -> str:
-        """Why the claim cannot be tested here, or nothing."""
-        if claim.floor is None:
-            return ""
-        name, bound = claim.floor
-        metric = self.by_name.get(name, Metric(name=name, label=name))
-        for condition in self._conditions(claim):
-            values = self.metrics.get(condition, {}).get(claim.arms[-1], {}).get(name, ())
-            there = [value for value in values if value is not None]
-            if not there:
-                return f"Whether it is a test of the claim is not known: {metric.label} of {claim.arms[-1]} is missing"
-            mean, most = sum(there) / len(there), metric.better == "lower"
-            if mean > bound if most else mean < bound:
-                limit = "most" if most else "least"
-                return (
-                    f"Not a test of the claim: {metric.label} of {claim.arms[-1]} is {mean:.4g}, and a test needs at "
-                    f"{limit} {bound:g}"
-                )
-        return ""
-
-    def result(self, found: _Found) -> ClaimResult:
+    def result(self, found: Found) -> ClaimResult:
         """The claim's entry in summary.json."""
         claim = found.claim
         entry = self._described(claim) | self._judged(found)
@@ -285,13 +139,13 @@ class _Study:
             about=claim.about, across=claim.across,
         )  # fmt: skip
 
-    def _judged(self, found: _Found) -> dict[str, Any]:
+    def _judged(self, found: Found) -> dict[str, Any]:
         """Estimate, interval and verdict."""
         claim = found.claim
         entry: dict[str, Any] = dict(estimate=None, interval=None, level=self.plan.level, n=0, verdict="not measured")
         if not found.measured or found.missing:
             return entry | dict(reason=found.missing, n=found.n)
-        sign = _sign(claim)
+        sign = sign_of(claim)
         entry |= dict(verdict="not enough evidence", n=found.n)
         entry["estimate"] = None if found.latest is None else sign * found.latest
         if found.exact is not None:
@@ -303,8 +157,8 @@ class _Study:
         holds, fails = found.holds[then], found.fails[then]
         entry |= dict(estimate=sign * evidence.estimate, n=evidence.n, verdict=verdict)
         if self.plan.looks:
-            entry["look"] = self.looks[shown]
-            if found.latest is not None and self.looks[shown] < len(self.plan.seeds):
+            entry["look"] = self.study.looks[shown]
+            if found.latest is not None and self.study.looks[shown] < len(self.plan.seeds):
                 entry["latest"] = sign * found.latest
         weight = self.plan.planned_looks[shown][1] if self.plan.looks else 1.0
         ends = [evidence.lower(weight * holds.alpha), evidence.upper(weight * fails.alpha)]
@@ -323,7 +177,7 @@ class _Study:
             entry |= self._outlook(found, evidence, weight * holds.alpha, weight * fails.alpha, shown)
         return entry
 
-    def _outlook(self, found: _Found, evidence: Evidence, holds: float, fails: float, shown: int) -> dict[str, Any]:
+    def _outlook(self, found: Found, evidence: Evidence, holds: float, fails: float, shown: int) -> dict[str, Any]:
         """What would decide: the next look, more seeds, or something else than seeds."""
         if found.claim.about == "models":
             return dict(reason="these items cannot tell")
@@ -342,7 +196,7 @@ class _Study:
         distance, alpha = (up, holds) if up >= down else (down, fails)
         return dict(seeds_needed=seeds_for(distance, evidence.sd, alpha, more_than=evidence.n))
 
-    def _beside(self, found: _Found) -> tuple[float, float] | None:
+    def _beside(self, found: Found) -> tuple[float, float] | None:
         """An interval over items that is shown, at the study's plain level."""
         claim = found.claim
         if claim.id in self.intervals:
@@ -350,7 +204,7 @@ class _Study:
         if claim.id not in self.items or claim.about == "models" or found.decided_by_items:
             return None
         evidence, alpha, sign = (
-            over_items(self.items[claim.id], claim.direction, claim.against), (1 - self.plan.level) / 2, _sign(claim)
+            over_items(self.items[claim.id], claim.direction, claim.against), (1 - self.plan.level) / 2, sign_of(claim)
         )  # fmt: skip
         low, high = sorted(sign * end for end in (evidence.lower(alpha), evidence.upper(alpha)))
         return low, high
@@ -360,7 +214,7 @@ class _Study:
         name = claim.shown or ""
         if claim.across:
             return Shown(metric=name)
-        arms = self.metrics.get(claim.condition, {})
+        arms = self.study.metrics.get(claim.condition, {})
         values = [arms.get(arm, {}).get(name) for arm in claim.arms]
         if any(one is None for one in values):
             return Shown(metric=name)
@@ -373,10 +227,6 @@ class _Study:
         return Shown(metric=name, estimate=sum(differences) / len(differences), interval=interval)
 
 
-def _sign(claim: Claim) -> int:
-    return 1 if claim.direction == "higher" else -1
-
-
 def _as_it_is(exact: Exact, bounds: tuple[float, float]) -> dict[str, Any]:
     above, below = bounds
     if exact.estimate > above:
@@ -384,7 +234,7 @@ def _as_it_is(exact: Exact, bounds: tuple[float, float]) -> dict[str, Any]:
     return dict(verdict="does not hold" if exact.estimate < below else "not enough evidence")
 
 
-def _deciding(found: _Found) -> tuple[int, int | None, str]:
+def _deciding(found: Found) -> tuple[int, int | None, str]:
     """The look of the verdict, the look whose evidence is shown for it, and the verdict itself.
 
     The first look that decided, with the evidence that did; else the latest that was reached. They differ where an

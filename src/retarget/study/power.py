@@ -1,11 +1,10 @@
 """How likely a study is to decide, before it is run and after: the noncentral t distribution."""
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 from retarget.errors import UserError
-from retarget.study.statistics import mean_and_sd, t_quantile
+from retarget.study.statistics import t_quantile
 
 POWER = 0.8
 MOST_SEEDS = 10_000
@@ -86,20 +85,18 @@ def inflation(n: int) -> float:
     return math.sqrt((n - 1) / float(chdtri(n - 1, 0.8)))
 
 
-def outlook(claim: str, differences: Sequence[float], effect: float, n: int, alpha: float, family: int) -> Outlook:
-    """What ``n`` seeds can show of one claim, from a pilot's differences.
+def outlook(claim: str, sd: float, pilot: int, effect: float, n: int, alpha: float, family: int) -> Outlook:
+    """What ``n`` seeds can show of one claim, from a pilot.
 
     Args:
-        differences: of at least two seeds that spread.
+        sd: of the pilot's paired differences, > 0, over ``pilot`` seeds.
         effect: > 0.
         alpha: one-sided error of the whole family.
         family: number of its claims.
     """
-    _, sd = mean_and_sd(differences)
-    wide = sd * inflation(len(differences))
-    share = alpha / family
+    wide, share = sd * inflation(pilot), alpha / family
     alone, in_family = (power(effect, wide, n, error) if n > 1 else 0.0 for error in (alpha, share))
     return Outlook(
-        claim, sd, wide, len(differences), effect, n, alone, in_family,
+        claim, sd, wide, pilot, effect, n, alone, in_family,
         seeds_for(effect, wide, alpha), seeds_for(effect, wide, share),
     )  # fmt: skip
