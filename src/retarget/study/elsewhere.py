@@ -224,15 +224,18 @@ class _Table:
             return None
         sides = [_over_seeds(self.items[place], self.arms[place[1]], place[2]) for place in places]
         names = sorted(sides[0])
-        rows = next(iter(self.items[places[0]].values()))
-        groups = [rows[name].group for name in names]
-        if any(groups) and not all(groups):
-            lacking = next(name for name, group in zip(names, groups, strict=True) if not group)
-            raise UserError(f"{rows[lacking].where}: item {lacking} has no group, and others have one")
+        first, second = (next(iter(self.items[place].values())) for place in places)
+        groups = [first[name].group for name in names]
+        for name, group in zip(names, groups, strict=True):
+            if second[name].group != group or (group is None) != (groups[0] is None):
+                raise UserError(
+                    f"item {name} of metric {claim.metric} has the group {group or 'none'} in {first[name].where} and "
+                    f"{second[name].group or 'none'} in {second[name].where}: an item has one group, and all or none do"
+                )
         try:
             return paired_items(
                 [sides[0][name] for name in names], [sides[1][name] for name in names],
-                groups if any(groups) else None, exact=claim.exact, resamples=resamples,
+                groups if groups[0] is not None else None, exact=claim.exact, resamples=resamples,
             )  # fmt: skip
         except UserError as error:
             if claim.about == "models":
