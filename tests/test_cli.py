@@ -150,7 +150,7 @@ def test_a_study_runs_from_the_command_line_and_its_page_is_made_again(capsys, t
     again = call(capsys, *words, "--set", "lift=5.0")
     assert again[:2] == (1, "")
     assert again[2] == (
-        f"retarget: {root}/study.json was made with lift = 0.0, and this call asks for 5.0. Give another --out, "
+        f"retarget: {root}/study.json was made with lift = 0.0 (now 5.0). Give another --out, "
         "or the settings that the directory was made with\n"
     )
 

@@ -285,6 +285,8 @@ def _print_verdicts(summary: dict[str, Any], plan: StudyPlan) -> None:
         name = claim["condition"]
         where = f"{labels.get(name, name) if name else 'over several conditions'}: " if several else ""
         line = f"{claim['verdict']:<20} {where}{claim['sentence']}"
+        if claim["verdict"] == "not measured" and claim["reason"]:
+            line += f" ({claim['reason']})"
         if claim["estimate"] is not None:
             low, high = claim["interval"] or (None, None)
             spread = "" if low is None else f" [{low:+.4g}, {high:+.4g}]"
