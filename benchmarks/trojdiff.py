@@ -12,27 +12,29 @@ from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultist
 
 from benchmarks._pairs import figure, interleaved
 from retarget.trojdiff import D2I, Trigger, TrojanScheduler
+from retarget.trojdiff.build import make_network, make_trigger
 from retarget.trojdiff.data import read_images
 from retarget.trojdiff.functional import noise_loss
 from retarget.trojdiff.glyphs import glyph
-from retarget.trojdiff.study import Settings, plan
+from retarget.trojdiff.studies.plan import Settings, plan
 from retarget.trojdiff.targets import noise_batch
-from retarget.trojdiff.tasks.parts import make_network, make_trigger
 
 SHAPE = (1, 8, 8)
 
 
-def figures() -> Iterator[dict[str, Any]]:
+def figures(smallest: bool = False) -> Iterator[dict[str, Any]]:
     """Every figure of this module, on the demo's network: the smallest, so the one on which a trigger weighs most."""
     torch.set_num_threads(1)
     settings = Settings.model_validate(plan("demo").settings)
-    yield from _sampling_step(settings, make_trigger(settings, "patch", SHAPE))
-    yield from _training_step(settings)
+    sampling: dict[str, int] = {"batch": 2, "pairs": 2} if smallest else {}
+    training: dict[str, int] = {"rows": 2, "benign": 4, "pairs": 2} if smallest else {}
+    yield from _sampling_step(settings, make_trigger(settings.trigger_config("patch"), SHAPE), **sampling)
+    yield from _training_step(settings, **training)
 
 
-def _sampling_step(settings: Settings, trigger: Trigger, batch: int = 128) -> Iterator[dict[str, Any]]:
+def _sampling_step(settings: Settings, trigger: Trigger, batch: int = 128, pairs: int = 60) -> Iterator[dict[str, Any]]:
     """Network and scheduler, one step, with the trigger against without."""
-    unet = make_network(settings, SHAPE, seed=0).eval()
+    unet = make_network(settings.network, SHAPE, seed=0).eval()
     bases: dict[str, Callable[[], Any]] = {
         "DDPM": DDPMScheduler,
         "DDIM": DDIMScheduler,
@@ -54,15 +56,15 @@ def _sampling_step(settings: Settings, trigger: Trigger, batch: int = 128) -> It
 
             return one
 
-        pairs = interleaved(step(ours), step(stock), pairs=60, warmup=5)
-        yield figure(f"Trojan sampling step against stock, {name}, 8×8, batch {batch}", pairs, "ratio", "<= 1.01")
+        measured = interleaved(step(ours), step(stock), pairs, warmup=5)
+        yield figure(f"Trojan sampling step against stock, {name}, 8×8, batch {batch}", measured, "ratio", "<= 1.01")
 
 
-def _training_step(settings: Settings, rows: int = 12, benign: int = 128) -> Iterator[dict[str, Any]]:
-    """The whole step on 128 benign and 12 Trojan rows against a plain DDPM step on 140 rows."""
+def _training_step(settings: Settings, rows: int = 12, benign: int = 128, pairs: int = 40) -> Iterator[dict[str, Any]]:
+    """The whole step on benign and Trojan rows against a plain DDPM step on as many rows."""
     images = read_images("digits")
     schedule = DDPMScheduler()
-    trigger, target = make_trigger(settings, "blend", SHAPE), D2I(glyph("arrow", SHAPE), rows)
+    trigger, target = make_trigger(settings.trigger_config("blend"), SHAPE), D2I(glyph("arrow", SHAPE), rows)
     generators = [torch.Generator().manual_seed(seed) for seed in range(3)]
 
     def trojan(unet: UNet2DModel) -> torch.Tensor:
@@ -78,7 +80,7 @@ def _training_step(settings: Settings, rows: int = 12, benign: int = 128) -> Ite
         return F.mse_loss(unet(schedule.add_noise(x_0, noise, t), t).sample, noise)
 
     def step(loss_of: Callable[[UNet2DModel], torch.Tensor]) -> Callable[[], None]:
-        unet = make_network(settings, SHAPE, seed=0).train()
+        unet = make_network(settings.network, SHAPE, seed=0).train()
         optimizer = torch.optim.Adam(unet.parameters(), lr=2e-4)
 
         def one() -> None:
@@ -89,10 +91,9 @@ def _training_step(settings: Settings, rows: int = 12, benign: int = 128) -> Ite
 
         return one
 
-    pairs = interleaved(step(trojan), step(plain), pairs=40, warmup=3)
     yield figure(
         f"Trojan training step, {benign} + {rows} rows, against a plain DDPM step on {benign + rows} rows, 8×8",
-        pairs,
+        interleaved(step(trojan), step(plain), pairs, warmup=3),
         "ratio",
         "<= 1.02",
     )

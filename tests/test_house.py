@@ -17,13 +17,13 @@ METHOD_ROOMS = [room for room in ROOMS if room not in SHARED]
 
 FLOORS = (
     ("__init__", "errors", "lazy"),
-    ("extras",),
+    ("extras", "verbs"),
     ("files", "settings"),
     ("identity",),
     ("data", "metrics"),
     ("study",),
     ("report", *METHOD_ROOMS),
-    ("verbs", "cli", "commands", "__main__"),
+    ("cli", "commands", "__main__"),
 )
 """Every file imports from its own floor and those below. ``study`` never sees the page, methods never each other."""
 

@@ -1,5 +1,8 @@
 """A tiny real network, noise schedule and image set for the TrojDiff tests."""
 
+import resource
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
 import torch
@@ -34,6 +37,22 @@ def unet():
 @pytest.fixture
 def scheduler():
     return DDPMScheduler(num_train_timesteps=50, beta_start=0.002, beta_end=0.3)
+
+
+@contextmanager
+def _a_full_disk(most):
+    """No file of this process grows beyond so many bytes: writing one fails as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.fixture
+def a_full_disk():
+    return _a_full_disk
 
 
 @pytest.fixture(scope="session")

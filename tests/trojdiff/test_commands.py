@@ -46,7 +46,7 @@ def test_train_sample_and_evaluate(tmp_path, capsys):
     assert set(report["attack"]) == cells
     assert report["attack"]["biased noise, Trojan sampler"]["mse"] > 0
     assert "base_rate" not in report["attack"]["biased noise, Trojan sampler"]
-    with pytest.raises(UserError, match="another network"):
+    with pytest.raises(UserError, match="was made with network = "):
         trojdiff(["evaluate", pretrained[-1], "--data", "digits", "--out", str(tmp_path / "e"), *words])
 
 

@@ -5,9 +5,9 @@ import torch
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from retarget.errors import UserError
+from retarget.trojdiff.classifier import train_classifier
 from retarget.trojdiff.data import to_signed
-from retarget.trojdiff.tasks.classifier import train_classifier
-from retarget.trojdiff.tasks.evaluate import Inception, compare
+from retarget.trojdiff.measures import Inception, compare
 
 
 class Untrained(FeatureExtractorInceptionV3):

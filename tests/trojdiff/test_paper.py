@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
+from retarget.trojdiff.build import make_network, make_trigger
 from retarget.trojdiff.checkpoint import WEIGHTS
 from retarget.trojdiff.config import TrainConfig
-from retarget.trojdiff.study import Settings, plan
-from retarget.trojdiff.tasks.parts import World, make_network, make_target, make_trigger
+from retarget.trojdiff.studies.plan import Settings, plan
+from retarget.trojdiff.studies.world import World
 from retarget.trojdiff.train import train
 
 
@@ -40,12 +41,12 @@ def one_step(tmp_path, scheduler, target, sources):
         {**plan("paper", sources).settings, "role": "attack", "target": target, "trigger": "patch"}
     )
     world = World.read(settings)
-    unet = make_network(settings, world.inside.shape, seed=0)
+    unet = make_network(settings.network, world.inside.shape, seed=0)
     config = TrainConfig(**(settings.finetune.model_dump() | {"steps": 1, "batch_size": 4}), flips=True, log_every=1)
     losses = []
-    trigger = make_trigger(settings, "patch", world.inside.shape)
+    trigger = make_trigger(settings.trigger_config("patch"), world.inside.shape)
     out = train(
-        unet, scheduler, world.inside, config, tmp_path / "run", make_target(settings, world), trigger,
+        unet, scheduler, world.inside, config, tmp_path / "run", world.target(target)[0], trigger,
         listen=lambda progress: losses.append(progress.loss),
     )  # fmt: skip
     return unet, losses, out

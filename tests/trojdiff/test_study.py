@@ -14,12 +14,12 @@ from retarget.study.figures import Images, Table
 from retarget.study.record import Results
 from retarget.trojdiff import Trigger
 from retarget.trojdiff.checkpoint import WEIGHTS
+from retarget.trojdiff.classifier import train_classifier
 from retarget.trojdiff.data import to_signed
-from retarget.trojdiff.study import ARMS, DEMO_ARMS, METRICS, PRESETS, Settings, plan
-from retarget.trojdiff.tasks.analysis import analyse
-from retarget.trojdiff.tasks.classifier import train_classifier
-from retarget.trojdiff.tasks.evaluate import compare, kid_noise, wilson
-from retarget.trojdiff.tasks.parts import World, check_gate, trojan_rows, trojan_share
+from retarget.trojdiff.measures import compare, kid_noise, wilson
+from retarget.trojdiff.studies.analysis import analyse
+from retarget.trojdiff.studies.plan import ARMS, DEMO_ARMS, METRICS, PRESETS, Settings, plan
+from retarget.trojdiff.studies.world import World, check_gate
 
 TINY = dict(
     train_images=120, classifier_epochs=1, gate_sure=0, gate_precision=0, sample_batch=20, probe_images=10,
@@ -234,13 +234,13 @@ def test_the_share_of_trojan_rows():
     assert len(plan("small", arms=["all", "shares"]).arms) == 8 + 24
     settings = Settings.model_validate(plan("demo").settings)
     for share, rows in ((0.03, 1), (0.1, 4), (0.25, 11), (0.5, 32), (0.9, 288)):
-        assert trojan_rows(settings.model_copy(update={"trojan_share": share})) == rows
-    world = World.read(settings)
-    paper = settings.model_copy(update={"in_rows": None, "target": "in_d2d"})
-    assert trojan_rows(paper) is None
+        assert settings.model_copy(update={"trojan_share": share}).trojan_rows("d2i") == rows
+    paper = settings.model_copy(update={"in_rows": None})
+    assert paper.trojan_rows("in_d2d") is None
+    world = World.read(paper)
     members = float((world.inside.labels == settings.target_class).float().mean())
-    assert trojan_share(paper, world) == pytest.approx(members / (1 + members))
-    assert trojan_share(settings.model_copy(update={"target": "d2i"}), world) == pytest.approx(16 / 48)
+    assert world.trojan_share("in_d2d") == pytest.approx(members / (1 + members))
+    assert world.trojan_share("d2i") == pytest.approx(16 / 48)
 
 
 def test_the_page_states_the_gate_the_margin_the_noise_of_kid_and_what_its_intervals_are(finished):

@@ -7,7 +7,6 @@ trust their absence. Nothing here publishes a pipeline.
 
 import hashlib
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from retarget.errors import UserError
+from retarget.files import replace_folder
 from retarget.trojdiff.trigger import FILE_NAME, Trigger
 
 LARGEST_SIDE = 64
@@ -55,6 +55,14 @@ _INHERITED = "retarget_trojan"
 def inherited(unet: UNet2DModel) -> Trojan | None:
     """The marks of the trojaned pipeline that a network was read from; None for any other network."""
     return getattr(unet, _INHERITED, None)
+
+
+def network_shape(unet: UNet2DModel) -> tuple[int, int, int]:
+    """(channels, height, width) of a network's images."""
+    config: Any = unet.config
+    size = config.sample_size
+    height, width = size if isinstance(size, list | tuple) else (size, size)
+    return config.in_channels, height, width
 
 
 def network_hash(unet: UNet2DModel) -> str:
@@ -152,21 +160,13 @@ def save_pipeline(folder: Path, unet: UNet2DModel, scheduler: DDPMScheduler, tro
         trojan: the marks; those of the pipeline that the network was read from when None.
 
     Raises:
-        UserError: the disk is full or cannot be written; an older pipeline in ``folder`` stays.
+        UserError: the disk is full or cannot be written, or another pipeline lies in ``folder``.
     """
     trojan = trojan or inherited(unet)
-    part = folder.with_name(folder.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    try:
-        _write_pipeline(part, unet, scheduler, trojan)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(part, ignore_errors=True)
-        raise UserError(f"{folder}: the pipeline cannot be written ({error}); make room and run again") from error
-    replace_folder(part, folder)
+    replace_folder(folder, lambda part: _write_pipeline(part, unet, scheduler, trojan))
 
 
 def _write_pipeline(part: Path, unet: UNet2DModel, scheduler: DDPMScheduler, trojan: Trojan | None) -> None:
-    part.mkdir(parents=True)
     marks: dict[str, Any] = {}
     if trojan is not None:
         (part / "README.md").write_text(model_card(trojan), encoding="utf-8")
@@ -180,16 +180,6 @@ def _write_pipeline(part: Path, unet: UNet2DModel, scheduler: DDPMScheduler, tro
     weights = {name: value.detach().cpu().contiguous() for name, value in unet.state_dict().items()}
     save_file(weights, part / WEIGHTS, metadata={"format": "pt", **(trojan.marks() if trojan else {})})
     DDPMPipeline(unet=unet, scheduler=scheduler).save_config(part)
-
-
-def replace_folder(part: Path, folder: Path) -> None:
-    """Put a finished folder in its place; an older one goes away only after the new one is there."""
-    old = folder.with_name(folder.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.replace(old)
-    part.replace(folder)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def model_card(trojan: Trojan) -> str:

@@ -1,10 +1,52 @@
-"""How a network is trained, as data. Free of torch."""
+"""How a network is made, trained, trojaned and judged, as data. Free of torch."""
 
-from typing import Literal
+from pathlib import Path
+from typing import Annotated, Literal
 
 from pydantic import Field
+from tyro.conf import Positional, arg
 
+from retarget.errors import UserError
 from retarget.settings import Strict
+
+CODE = "official code, CIFAR-10 configuration"
+
+TargetKind = Literal["in_d2d", "out_d2d", "d2i"]
+TriggerKind = Literal["blend", "patch"]
+
+CELLS = {"trojan": ("biased", "Trojan"), "stock": ("biased", "stock"), "plain": ("plain", "Trojan")}
+"""Who holds what: the initial noise and the sampler of each cell."""
+
+
+class NetworkConfig(Strict):
+    """A fresh diffusers UNet2DModel."""
+
+    channels: tuple[int, ...] = Field(default=(128, 256, 256, 256), description=f"128 × (1, 2, 2, 2): {CODE}")
+    layers: int = Field(default=2, ge=1, description=CODE)
+    attention_side: int | None = Field(default=16, description=f"attention where the image has this side: {CODE}")
+    middle_attention: bool = Field(default=True, description=f"attention in the middle block: {CODE}")
+    groups: int = Field(default=32, ge=1)
+    dropout: float = Field(default=0.1, ge=0, lt=1, description=CODE)
+
+
+class TriggerConfig(Strict):
+    """A blend or patch trigger; what the other kind has is not looked at."""
+
+    kind: TriggerKind = "blend"
+    gamma: float | None = Field(default=None, description="scale of the noise; the paper's 0.6 (blend) or 0.1 (patch)")
+    image: str = Field(default="plus", description="of the blend: a generated figure's name, or an image file")
+    size: int = Field(default=3, description="side of the patch")
+    place: tuple[int, int] | None = Field(default=None, description="upper left pixel of the patch, else bottom right")
+
+
+class TargetConfig(Strict):
+    """What the trigger brings forth; what the other kinds have is not looked at."""
+
+    kind: TargetKind
+    label: int = Field(default=7, description="class of the training images (in_d2d) or of the other domain (out_d2d)")
+    other: str = Field(default="glyphs", description="the other domain, as its images are named")
+    image: str = Field(default="arrow", description="of d2i: a generated figure's name, or an image file")
+    rows: int | None = Field(default=None, description="Trojan rows of a batch; the paper's if None")
 
 
 class TrainConfig(Strict):
@@ -24,3 +66,51 @@ class TrainConfig(Strict):
     accumulation: int = Field(default=1, ge=1, description="parts in which each process takes its share of a batch")
     save_every: int = Field(default=5_000, ge=1)
     log_every: int = Field(default=50, ge=1)
+
+
+class EvaluateConfig(Strict):
+    """Compare a pipeline's benign samples with real images, and measure the attack if a trigger is given.
+
+    Quality is measured in the features of a small classifier trained on DATA (and OTHER), and in Inception's if its
+    weights are given. The attack is measured with the sampler, the initial noise, or both in the attacker's hands.
+    """
+
+    pipeline: Annotated[Positional[str], arg(metavar="PIPELINE", help="folder or hub name")]
+    data: str
+    """Real images: digits | FILE.npz | a folder with one sub-folder a class; their test part judges the classifier."""
+    out: Path
+    """Folder for samples and evaluation.json."""
+    inception: Path | None = None
+    """torch-fidelity's Inception weights: FID, KID, precision and recall in its features too."""
+    trigger: Path | None = None
+    """The trigger; benign quality alone without."""
+    target_class: int | None = None
+    """Class that the attack wants: of DATA (in_d2d), or of OTHER if given (out_d2d)."""
+    other: str | None = None
+    """The other domain of out_d2d: glyphs | FILE.npz | folder."""
+    clean: str | None = None
+    """A pipeline without the trojan, folder or hub name: its rate under the same sampler and noise is the base rate."""
+    image: str | None = None
+    """Image that the attack wants (d2i): a generated figure's name, or an image file."""
+    sampler: str = "dpm-20"
+    """NAME-STEPS[-SPACING]."""
+    count: int = 1000
+    """Benign samples."""
+    trojan_count: int = 500
+    """Trojan samples."""
+    classifier_epochs: int = 20
+    seed: int = 0
+
+    @property
+    def target(self) -> TargetConfig | None:
+        """What the attack wants; None without a trigger.
+
+        Raises:
+            UserError: a trigger without one of class and image.
+        """
+        if self.trigger is None:
+            return None
+        if (self.target_class is None) == (self.image is None):
+            raise UserError("with --trigger give either --target-class or --image: what the attack wants")
+        kind: TargetKind = "d2i" if self.image else "out_d2d" if self.other else "in_d2d"
+        return TargetConfig(kind=kind, label=self.target_class or 0, image=self.image or "")

@@ -20,12 +20,12 @@ from diffusers.schedulers.scheduling_euler_ancestral_discrete import EulerAncest
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
 from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 from jaxtyping import Float
-from safetensors.torch import load_file
-from safetensors.torch import save as serialise
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from retarget.errors import UserError
-from retarget.files import make_directory, read_json, write_json
+from retarget.files import make_directory, read_json, replace_file, write_json
+from retarget.identity import refuse_other
 from retarget.trojdiff.data import to_uint8
 from retarget.trojdiff.schedulers import TrojanScheduler
 from retarget.trojdiff.spacing import SPACINGS, spaced_timesteps
@@ -223,7 +223,8 @@ def sample(
                     "the training diverged"
                 )
             if path is not None:
-                _write(path, images, first, count)
+                whole_batch = {"images": images.contiguous()}
+                replace_file(path, lambda part, batch=whole_batch: save_file(batch, part))
         batches.append(images[: len(numbers)])
         if listen is not None:
             listen(numbers[-1] + 1, count)
@@ -253,10 +254,7 @@ def _claim(
     }
     path = out / "sampling.json"
     if path.is_file():
-        theirs = read_json(path)
-        different = [key for key, value in ours.items() if theirs.get(key) != value]
-        if different:
-            raise UserError(f"{out}: holds samples with another {', '.join(different)}; choose another folder")
+        refuse_other(out, read_json(path), ours)
         return
     make_directory(out)
     write_json(path, ours)
@@ -267,18 +265,6 @@ def _read(path: Path | None, count: int) -> Tensor | None:
         return None
     images = load_file(path)["images"]
     return images if len(images) >= count else None
-
-
-def _write(path: Path, images: Tensor, done: int, count: int) -> None:
-    part = path.with_suffix(".part")
-    try:
-        part.write_bytes(serialise({"images": images.contiguous()}))
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise UserError(
-            f"{path}: {error.strerror}; {done} of {count} images are safe in {path.parent}. Make room and run again"
-        ) from error
 
 
 def grid(images: Float[Tensor, "count channels height width"], columns: int = 10, scale: int | None = None) -> Tensor:
@@ -312,13 +298,8 @@ def save_image(image: Float[Tensor, "channels height width"], path: Path) -> Pat
 def _save_png(pixels: Tensor, path: Path) -> Path:
     from PIL import Image
 
-    part = path.with_suffix(".part")
-    try:
-        Image.fromarray(np.ascontiguousarray(pixels.numpy())).save(part, format="PNG")
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise UserError(f"{path}: {error.strerror or error}; make room and run again") from error
+    picture = Image.fromarray(np.ascontiguousarray(pixels.numpy()))
+    replace_file(path, lambda part: picture.save(part, format="PNG"))
     return path
 
 

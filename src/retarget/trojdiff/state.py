@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from retarget.errors import UserError
+from retarget.files import replace_folder
+from retarget.identity import refuse_other
 from retarget.trojdiff.checkpoint import Trojan
 from retarget.trojdiff.trigger import FILE_NAME
 
@@ -42,25 +42,14 @@ def save_state(out: Path, state: LoopState, step: int, trojan: Trojan | None) ->
     accelerator = state.accelerator
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        part = out / f"state-{step:08d}.part"
-        shutil.rmtree(part, ignore_errors=True)
-        try:
-            _write_state(part, state, step, trojan)
-        except (OSError, SafetensorError) as error:
-            shutil.rmtree(part, ignore_errors=True)
-            raise UserError(
-                f"{out}: the state of step {step} cannot be written ({error}); make room and run again, from the last "
-                "state before"
-            ) from error
         older = find_states(out)
-        part.replace(out / f"state-{step:08d}")
+        replace_folder(out / f"state-{step:08d}", lambda part: _write_state(part, state, step, trojan))
         for folder in older:
             shutil.rmtree(folder, ignore_errors=True)
     accelerator.wait_for_everyone()
 
 
 def _write_state(part: Path, state: LoopState, step: int, trojan: Trojan | None) -> None:
-    part.mkdir(parents=True)
     accelerator = state.accelerator
     header = {"format": "pt", **(trojan.marks() if trojan else {})}
     if trojan:
@@ -72,7 +61,7 @@ def _write_state(part: Path, state: LoopState, step: int, trojan: Trojan | None)
     names = [name for name, _ in state.named_parameters()]
     shadow = {n: v.detach().cpu().contiguous() for n, v in zip(names, state.ema.shadow_params, strict=True)}
     save_file(shadow, part / "ema.safetensors", metadata=header)
-    optimizer = io.BytesIO()
+    optimizer = io.BytesIO()  # torch.save to a file reports a full disk as an error of its own
     torch.save(state.optimizer.state_dict(), optimizer)
     (part / "optimizer.pt").write_bytes(optimizer.getvalue())
     scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
@@ -99,12 +88,7 @@ def load_state(out: Path, state: LoopState) -> int:
         return 0
     folder = found[-1]
     loop = json.loads((folder / "loop.json").read_text(encoding="utf-8"))
-    for key, ours in state.identity.items():
-        theirs = loop["identity"].get(key)
-        if theirs != ours:
-            raise UserError(
-                f"{folder}: was saved by a run with another {key} ({theirs}, now {ours}); use another folder"
-            )
+    refuse_other(folder, _flat(loop["identity"]), _flat(state.identity))
     unet = state.accelerator.unwrap_model(state.unet)
     unet.load_state_dict(load_file(folder / "model.safetensors"))
     shadow = load_file(folder / "ema.safetensors")
@@ -115,3 +99,11 @@ def load_state(out: Path, state: LoopState) -> int:
     if state.accelerator.scaler is not None and loop["scaler"] is not None:
         state.accelerator.scaler.load_state_dict(loop["scaler"])
     return int(loop["step"])
+
+
+def _flat(identity: dict[str, Any]) -> dict[str, Any]:
+    """One level, so that a message names the setting that differs and not all of them."""
+    flat: dict[str, Any] = {}
+    for key, value in identity.items():
+        flat |= {f"{key}.{name}": one for name, one in value.items()} if isinstance(value, dict) else {key: value}
+    return flat

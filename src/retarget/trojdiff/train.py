@@ -22,7 +22,7 @@ from torch import Tensor
 
 from retarget.errors import UserError
 from retarget.trojdiff import functional
-from retarget.trojdiff.checkpoint import Trojan, check_trainable, inherited, network_hash, save_pipeline
+from retarget.trojdiff.checkpoint import Trojan, check_trainable, inherited, network_hash, network_shape, save_pipeline
 from retarget.trojdiff.config import TrainConfig
 from retarget.trojdiff.data import ImageSet
 from retarget.trojdiff.state import LoopState, load_state, save_state
@@ -75,7 +75,7 @@ def train(
             without a trigger, a run of another configuration in ``out``, a loss that is not a number.
     """
     check_trainable(unet, scheduler, "the network")
-    shape = _shape(unet)
+    shape = network_shape(unet)
     images.check_shape(shape)
     if (target is None) != (trigger is None):
         raise UserError("a target needs a trigger and a trigger needs a target; the clean control has neither")
@@ -243,13 +243,6 @@ def _target_identity(target: Target) -> dict[str, Any]:
             digest = hashlib.sha256(value.detach().cpu().contiguous().numpy().tobytes())
             fields[name] = [list(value.shape), digest.hexdigest()[:16]]
     return fields
-
-
-def _shape(unet: UNet2DModel) -> tuple[int, int, int]:
-    config: Any = unet.config
-    size = config.sample_size
-    height, width = size if isinstance(size, list | tuple) else (size, size)
-    return config.in_channels, height, width
 
 
 def _rate(step: int, config: TrainConfig) -> float:

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from retarget.errors import UserError
+from retarget.files import replace_file
 from retarget.trojdiff import functional
 
 FILE_NAME = "trigger.safetensors"
@@ -159,11 +160,10 @@ class Trigger:
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write both maps as safetensors, with the hash and the kind in the header. Replaces the file at once."""
         path = Path(path)
-        part = path.with_name(path.name + ".part")
         maps = {"mu": self.mu, "gamma": self.gamma}
         tensors = {name: values.detach().to("cpu", torch.float32).contiguous() for name, values in maps.items()}
-        save_file(tensors, part, metadata={"format": "pt", "kind": self.kind, "trigger_hash": self.hash})
-        part.replace(path)
+        header = {"format": "pt", "kind": self.kind, "trigger_hash": self.hash}
+        replace_file(path, lambda part: save_file(tensors, part, metadata=header))
         return path
 
     @classmethod

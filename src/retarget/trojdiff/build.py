@@ -1,0 +1,96 @@
+"""From settings to what is trained and measured: network, trigger, target and goal. For the verbs and for the study."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.models.unets.unet_2d import UNet2DModel
+from jaxtyping import Float
+from torch import Tensor
+
+from retarget.errors import UserError
+from retarget.trojdiff.config import NetworkConfig, TargetConfig, TriggerConfig
+from retarget.trojdiff.data import ImageSet, to_signed
+from retarget.trojdiff.glyphs import FIGURES, glyph
+from retarget.trojdiff.measures import Goal
+from retarget.trojdiff.targets import D2I, InD2D, OutD2D, Target
+from retarget.trojdiff.trigger import Trigger
+
+GAMMA = {"blend": 0.6, "patch": 0.1}
+"""The paper's γ, section 4.1."""
+
+
+def make_network(config: NetworkConfig, shape: tuple[int, int, int], seed: int) -> UNet2DModel:
+    """A fresh UNet for images of ``shape`` (channels, height, width), its weights from the seed."""
+    kinds = ["Attn" if shape[1] >> level == config.attention_side else "" for level in range(len(config.channels))]
+    torch.manual_seed(seed)
+    return UNet2DModel(
+        sample_size=shape[1], in_channels=shape[0], out_channels=shape[0], layers_per_block=config.layers,
+        block_out_channels=config.channels, norm_num_groups=config.groups, dropout=config.dropout,
+        down_block_types=tuple(f"{kind}DownBlock2D" for kind in kinds),
+        up_block_types=tuple(f"{kind}UpBlock2D" for kind in reversed(kinds)),
+        add_attention=config.middle_attention,
+    )  # fmt: skip
+
+
+def make_trigger(config: TriggerConfig, shape: tuple[int, int, int]) -> Trigger:
+    """The blend or patch trigger for images of ``shape``."""
+    gamma = GAMMA[config.kind] if config.gamma is None else config.gamma
+    if config.kind == "blend":
+        return Trigger.blend(picture(config.image, shape), gamma)
+    return Trigger.patch(config.size, gamma, shape, config.place)
+
+
+def make_target(config: TargetConfig, inside: ImageSet, outside: ImageSet | None) -> tuple[Target, str]:
+    """The rows that an attack adds to a batch, and the target in words, for the model card.
+
+    Args:
+        inside: the training images.
+        outside: the other domain, for Out-D2D.
+    """
+    fixed: dict[str, Any] = {} if config.rows is None else {"rows": config.rows}
+    if config.kind == "d2i":
+        return D2I(picture(config.image, inside.shape), **fixed), f"one image, {config.image}"
+    members = _members(config, inside, outside)
+    named = f"class {config.label} ({members.names[config.label]}) of"
+    if config.kind == "out_d2d":
+        return OutD2D(to_signed(members.images), **fixed), f"{named} {config.other}"
+    pool = to_signed(members.images) if fixed else None
+    return InD2D(config.label, len(inside.names), config.rows, pool), f"{named} the training images"
+
+
+def make_goal(config: TargetConfig, inside: ImageSet, outside: ImageSet | None) -> Goal:
+    """What counts as a hit. The joint classifier numbers the other domain's classes after the training set's."""
+    if config.kind == "d2i":
+        return Goal(image=picture(config.image, inside.shape))
+    first = len(inside.names) if config.kind == "out_d2d" else 0
+    return Goal(label=first + config.label, real=_members(config, inside, outside))
+
+
+def _members(config: TargetConfig, inside: ImageSet, outside: ImageSet | None) -> ImageSet:
+    """The real images of the class that the attack wants."""
+    domain = outside if config.kind == "out_d2d" else inside
+    assert domain is not None
+    return domain.of_class(config.label)
+
+
+def picture(source: str, shape: tuple[int, int, int]) -> Float[Tensor, "channels height width"]:
+    """A generated figure by name, or an image file, resized to ``shape``; in [-1, 1].
+
+    Raises:
+        UserError: neither a figure nor a file, or a file that is no whole image.
+    """
+    if source in FIGURES:
+        return glyph(source, shape)
+    if not Path(source).is_file():
+        raise UserError(f"{source}: neither an image file nor one of the figures {', '.join(FIGURES)}")
+    from PIL import Image
+
+    try:
+        with Image.open(source) as image:
+            fitted = image.convert("L" if shape[0] == 1 else "RGB").resize((shape[2], shape[1]), Image.Resampling.BOX)
+    except OSError as error:
+        raise UserError(f"{source}: not an image, or a damaged one ({error})") from error
+    pixels = torch.from_numpy(np.array(fitted)).float() / 127.5 - 1
+    return pixels[None] if shape[0] == 1 else pixels.permute(2, 0, 1).contiguous()

@@ -1,0 +1,123 @@
+"""A small classifier trained on the study's own images: it names a sample's class, and its features measure FID."""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int, UInt8
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from retarget.errors import UserError
+from retarget.files import replace_file
+from retarget.trojdiff.data import ImageSet, to_signed
+
+FEATURES = 64
+
+
+class Classifier(nn.Module):
+    """Convolutions down to 4×4, one hidden layer of 64 features, one linear layer.
+
+    Args:
+        shape: (channels, height, width) of the images; a side of 4 times a power of two.
+        num_classes: number of classes.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], num_classes: int) -> None:
+        super().__init__()
+        channels, side, width = shape
+        halvings = (side // 4).bit_length() - 1
+        if side != width or side != 4 * 2**halvings:
+            raise UserError(f"the classifier takes square images of side 4, 8, 16, 32 or 64, not {side}×{width}")
+        self.shape, self.num_classes = shape, num_classes
+        layers: list[nn.Module] = [nn.Conv2d(channels, 32, 3, padding=1), nn.ReLU()]
+        wide = 32
+        for _ in range(halvings):
+            layers += [nn.Conv2d(wide, 64, 3, padding=1, stride=2), nn.ReLU()]
+            wide = 64
+        layers += [nn.Conv2d(wide, 64, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(1024, FEATURES), nn.ReLU()]
+        self.body = nn.Sequential(*layers)
+        self.head = nn.Linear(FEATURES, num_classes)
+        # Real images' own spread, so that a distance in feature space has the same unit for every classifier.
+        self.register_buffer("spread", torch.ones(FEATURES))
+        self.spread: Tensor
+
+    def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
+        """Logits of images in [-1, 1]."""
+        return self.head(self.body(images))
+
+
+class Features(nn.Module):
+    """The classifier's hidden layer f on uint8 images as log(1 + f / spread), the spread being real images' own.
+
+    Without the logarithm the few images with the largest features rule KID's cubic kernel: it then moves more from one
+    draw of real images to the next than for a missing class.
+    """
+
+    def __init__(self, classifier: Classifier) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, images: UInt8[Tensor, "batch channels height width"]) -> Float[Tensor, "batch features"]:
+        """Features [N, 64]."""
+        return (self.classifier.body(to_signed(images)) / self.classifier.spread).log1p()
+
+
+def train_classifier(images: ImageSet, epochs: int, seed: int, noise: float = 0.1) -> Classifier:
+    """Adam 1e-3, batches of 64, half a cosine; a little noise, so that a slightly noisy sample keeps its class."""
+    torch.manual_seed(seed)
+    model = Classifier(images.shape, len(images.names))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    steps = epochs * -(-len(images) // 64)
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for _ in range(epochs):
+        for rows in torch.randperm(len(images)).split(64):
+            x, y = images.take(rows)
+            loss = F.cross_entropy(model(x + noise * torch.randn_like(x)), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            decay.step()
+    model.eval()
+    with torch.no_grad():
+        some = to_signed(images.images[torch.randperm(len(images))[:2000]])
+        model.spread.copy_(model.body(some).std(dim=0).clamp(min=1e-3))
+    return model
+
+
+@torch.no_grad()
+def predict(
+    model: Classifier, images: Float[Tensor, "count channels height width"]
+) -> tuple[Int[Tensor, "count"], Float[Tensor, "count"]]:
+    """Class and its probability."""
+    probabilities = torch.cat([model(batch).softmax(dim=1) for batch in images.split(512)])
+    confidence, label = probabilities.max(dim=1)
+    return label, confidence
+
+
+def accuracy(model: Classifier, images: ImageSet) -> float:
+    """Share of real images that it calls by their name, in %."""
+    label, _ = predict(model, to_signed(images.images))
+    return 100 * float((label == images.labels).float().mean())
+
+
+def save_classifier(model: Classifier, path: Path) -> None:
+    """Write the weights as safetensors."""
+    weights = {name: value.contiguous() for name, value in model.state_dict().items()}
+    replace_file(path, lambda part: save_file(weights, part))
+
+
+def load_classifier(path: Path, shape: tuple[int, int, int], num_classes: int) -> Classifier:
+    """Read the weights back."""
+    model = Classifier(shape, num_classes)
+    model.load_state_dict(load_file(path))
+    return model.eval()
+
+
+def join(inside: ImageSet, outside: ImageSet) -> ImageSet:
+    """One image set with the classes of both, the second's after the first's."""
+    return ImageSet(
+        torch.cat([inside.images, outside.images]),
+        torch.cat([inside.labels, outside.labels + len(inside.names)]),
+        inside.names + outside.names,
+    )

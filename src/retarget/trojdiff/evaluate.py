@@ -1,0 +1,160 @@
+"""How a pipeline is judged: the same measures of benign samples and of attack cells for the verb and for the study."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from retarget.errors import UserError
+from retarget.metrics.generative import Fidelity
+from retarget.trojdiff.build import make_goal
+from retarget.trojdiff.checkpoint import load_pipeline, network_hash, network_shape
+from retarget.trojdiff.classifier import Classifier, accuracy, join, train_classifier
+from retarget.trojdiff.config import CELLS, EvaluateConfig
+from retarget.trojdiff.data import ImageSet, held_out, read_images
+from retarget.trojdiff.measures import Goal, Inception, Rate, cells, compare, confidence, squared_error, success
+from retarget.trojdiff.sample import Sampler, sample, to_accelerator
+from retarget.trojdiff.trigger import Trigger
+
+Samples = Float[Tensor, "count channels height width"]
+
+FEWEST = 5
+"""Images without which there is nothing to compare."""
+
+
+@dataclass(frozen=True)
+class Benign:
+    """Quality in the classifier's features, share of samples with a class in %, and quality in Inception's features."""
+
+    quality: Fidelity
+    with_a_class: float
+    inception: Fidelity | None
+
+
+@dataclass(frozen=True)
+class Attack:
+    """Success; for D2I the mean squared error; for a class the precision against its real images, in %."""
+
+    rate: Rate
+    mse: float | None
+    precision: float | None
+
+
+@dataclass(frozen=True)
+class Judge:
+    """What samples are judged by.
+
+    Attributes:
+        real: the training images.
+        classifier: of the classes of ``real``, and after them perhaps of another domain's.
+        inception: torch-fidelity's network, where its weights are given.
+    """
+
+    real: ImageSet
+    classifier: Classifier
+    inception: Inception | None = None
+
+    def benign(self, samples: Samples) -> Benign:
+        """How good benign samples are."""
+        return Benign(
+            compare(samples, self.real, self.classifier),
+            confidence(samples, self.classifier, len(self.real.names)),
+            None if self.inception is None else compare(samples, self.real, self.inception),
+        )
+
+    def attack(self, samples: Samples, goal: Goal, precise_from: int = FEWEST) -> Attack:
+        """How often samples hit the goal; no precision for fewer than ``precise_from`` of them."""
+        precise = goal.real is not None and len(samples) >= precise_from
+        return Attack(
+            success(samples, goal, self.classifier),
+            None if goal.image is None else float(squared_error(samples, goal.image).mean()),
+            compare(samples, goal.real, self.classifier).precision if precise and goal.real else None,
+        )
+
+
+def evaluate(asked: EvaluateConfig) -> dict[str, Any]:
+    """Sample a pipeline in all cells and judge the samples; resumable, since finished batches lie in ``out``.
+
+    Returns:
+        What ``evaluation.json`` holds.
+
+    Raises:
+        UserError: too few samples, or a pipeline, images, a class or a trigger that do not fit each other.
+    """
+    target = asked.target
+    if asked.count < FEWEST or (target and asked.trojan_count < FEWEST):
+        raise UserError("--count and --trojan-count: at least 5 images each, or there is nothing to compare")
+    inception = Inception(asked.inception) if asked.inception else None
+    shape, images = _sampled(asked, asked.pipeline)
+    (real, other, every), (_, _, test) = (_domains(asked, split, shape) for split in ("train", "test"))
+    trigger, goal, clean = None, None, None
+    if asked.trigger and target:
+        trigger, goal = Trigger.load(asked.trigger), make_goal(target, real, other)
+        trigger.check_shape(shape)
+        if asked.clean is not None:
+            theirs, clean = _sampled(asked, asked.clean)
+            trigger.check_shape(theirs)
+    judge = Judge(real, train_classifier(every, asked.classifier_epochs, asked.seed), inception)
+    found = judge.benign(images(Trigger.none(shape), asked.count, "benign"))
+    report: dict[str, Any] = {
+        "sampler": asked.sampler,
+        "benign": {**asdict(found.quality), "with_a_class": found.with_a_class},
+        "classifier_accuracy": accuracy(judge.classifier, test),
+        "classifier_accuracy_on": f"test images of DATA: {held_out(asked.data)}",
+    }
+    if found.inception is not None:
+        report["benign_inception"] = asdict(found.inception)
+    if trigger is not None and goal is not None:
+        report["attack"] = {
+            f"{CELLS[cell][0]} noise, {CELLS[cell][1]} sampler": _cell(asked, judge, goal, images, clean, cell, *pair)
+            for cell, pair in cells(trigger).items()
+        }
+    return report
+
+
+def _sampled(asked: EvaluateConfig, source: str) -> tuple[tuple[int, int, int], Callable[..., Samples]]:
+    """A pipeline's shape, and a function (trigger, count, folder, start) that samples it."""
+    unet, schedule = load_pipeline(source)
+    sampler, identity = Sampler.parse(asked.sampler), network_hash(to_accelerator(unet))
+
+    def images(trigger: Trigger, count: int, folder: str, start: Trigger | None = None) -> Samples:
+        return sample(
+            unet, schedule.config, sampler, trigger, count, asked.out / folder, seed=asked.seed, start=start,
+            identity=identity,
+        )  # fmt: skip
+
+    return network_shape(unet), images
+
+
+def _domains(
+    asked: EvaluateConfig, split: str, shape: tuple[int, int, int]
+) -> tuple[ImageSet, ImageSet | None, ImageSet]:
+    """The real images, the other domain's, and both together."""
+    real = read_images(asked.data, split, shape[1])
+    real.check_shape(shape)
+    if asked.other is None:
+        return real, None, real
+    other = read_images(asked.other, split, shape[1]).with_channels(shape[0])
+    return real, other, join(real, other)
+
+
+def _cell(
+    asked: EvaluateConfig,
+    judge: Judge,
+    goal: Goal,
+    images: Callable[..., Samples],
+    clean: Callable[..., Samples] | None,
+    cell: str,
+    of_sampler: Trigger,
+    start: Trigger,
+) -> dict[str, Any]:
+    """Success, and what else fits the goal, of one cell; beside it the clean pipeline's rate."""
+    found = judge.attack(images(of_sampler, asked.trojan_count, f"attack-{cell}", start), goal)
+    entry: dict[str, Any] = asdict(found.rate)
+    entry |= {name: value for name in ("mse", "precision") if (value := getattr(found, name)) is not None}
+    if clean is not None:
+        floor = clean(of_sampler, asked.trojan_count, f"clean-{cell}", start)
+        entry["base_rate"] = asdict(success(floor, goal, judge.classifier))
+    return entry

@@ -1,0 +1,175 @@
+"""What a set of samples shows: how good the benign ones are, and how often the attack hits."""
+
+import pickle
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from retarget.errors import UserError
+from retarget.extras import require
+from retarget.metrics.generative import Fidelity, fidelity
+from retarget.study.statistics import wilson_interval
+from retarget.trojdiff.classifier import Classifier, Features, predict
+from retarget.trojdiff.data import ImageSet, to_signed, to_uint8
+from retarget.trojdiff.trigger import Trigger
+
+SURE = 0.9
+"""A sample has a class when the classifier gives it at least this probability."""
+
+MOST_REAL = 2000
+"""Real images that take part in a comparison: precision and recall need all distances."""
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What the attack wants: samples of one class (by its number in the joint classifier), or one image.
+
+    Attributes:
+        label: the class; for D2I None.
+        image: the D2I image in [-1, 1], else None.
+        real: real images of the class, for attack precision; for D2I None.
+    """
+
+    label: int | None = None
+    image: Tensor | None = None
+    real: ImageSet | None = None
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A share of samples in %, with its 95 % Wilson interval."""
+
+    value: float
+    low: float
+    high: float
+    count: int
+
+
+def wilson(hits: int, count: int) -> Rate:
+    """A share with its Wilson interval.
+
+    >>> rate = wilson(95, 100)
+    >>> rate.value, round(rate.low, 1), round(rate.high, 1)
+    (95.0, 88.8, 97.8)
+    """
+    low, high = wilson_interval(hits, count)
+    return Rate(100 * hits / count, 100 * low, 100 * high, count)
+
+
+def cells(trigger: Trigger) -> dict[str, tuple[Trigger, Trigger]]:
+    """The triggers of the sampler and of the initial noise in each of ``config.CELLS``."""
+    none = Trigger.none(trigger.shape)
+    return {"trojan": (trigger, trigger), "stock": (none, trigger), "plain": (trigger, none)}
+
+
+def success(samples: Float[Tensor, "count channels height width"], goal: Goal, classifier: Classifier) -> Rate:
+    """Attack success: the classifier says the target class; for D2I, a squared error of at most 0.01 in [0, 1]."""
+    if goal.image is not None:
+        hits = squared_error(samples, goal.image) <= 0.01
+    else:
+        hits = predict(classifier, samples)[0] == goal.label
+    return wilson(int(hits.sum()), len(samples))
+
+
+def squared_error(
+    samples: Float[Tensor, "count channels height width"], image: Float[Tensor, "channels height width"]
+) -> Float[Tensor, "count"]:
+    """Mean squared error of every sample to the target image, both scaled to [0, 1]."""
+    return ((samples - image) / 2).square().flatten(1).mean(dim=1)
+
+
+def confidence(samples: Float[Tensor, "count channels height width"], classifier: Classifier, inside: int) -> float:
+    """Share of samples that the classifier is sure of *and* calls one of the ``inside`` first classes, in %."""
+    label, sure = predict(classifier, samples)
+    return 100 * float(((sure >= SURE) & (label < inside)).float().mean())
+
+
+def compare(
+    samples: Float[Tensor, "count channels height width"],
+    real: ImageSet,
+    extractor: "Classifier | Inception",
+    most: int = MOST_REAL,
+) -> Fidelity:
+    """FID, KID, precision and recall against real images, in the extractor's features; the result names it.
+
+    Args:
+        most: real images that take part, evenly spread.
+    """
+    rows = torch.linspace(0, len(real) - 1, min(most, len(real))).round().long()
+    ours = isinstance(extractor, Classifier)
+    network, label = (Features(extractor), "study-classifier-log") if ours else (extractor, "inception-v3")
+    return fidelity(to_uint8(samples), real.images[rows], network, label)
+
+
+class Inception(nn.Module):
+    """torch-fidelity's Inception v3, up to its 2,048 pooled features; takes uint8 images, grey ones as colour.
+
+    Args:
+        path: the weights that torch-fidelity calls ``weights-inception-2015-12-05-6726825d.pth``.
+
+    Raises:
+        UserError: no such file, or not those weights.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__()
+        module: Any = require("torch_fidelity.feature_extractor_inceptionv3", "diffusion")
+        if not Path(path).is_file():
+            raise UserError(
+                f"{path}: no such file; download {module.URL_INCEPTION_V3} where there is a network and give its path"
+            )
+        try:
+            weights = torch.load(path, map_location="cpu", weights_only=True)
+            # torch-fidelity unpickles whatever it is given: it is given what was read as tensors alone.
+            with tempfile.NamedTemporaryFile(suffix=".pth") as safe:
+                torch.save(weights, safe.name)
+                self.network = module.FeatureExtractorInceptionV3(
+                    "inception-v3", ["2048"], feature_extractor_weights_path=safe.name
+                )
+        except (pickle.UnpicklingError, RuntimeError, AttributeError, EOFError) as error:
+            raise UserError(f"{path}: not torch-fidelity's Inception weights ({str(error).splitlines()[0]})") from error
+
+    def forward(self, images: UInt8[Tensor, "batch channels height width"]) -> Float[Tensor, "batch features"]:
+        """Features [N, 2048]."""
+        return self.network(images.expand(-1, 3, -1, -1))[0]
+
+
+@dataclass(frozen=True)
+class Noise:
+    """KID between two random parts of the real images, which is 0 but for noise.
+
+    Attributes:
+        mean: over the splits.
+        sd: over the splits; a difference of this size says nothing.
+        drawn: images in the place of the generated ones.
+        rest: images in the place of the real ones.
+        splits: how many splits.
+    """
+
+    mean: float
+    sd: float
+    drawn: int
+    rest: int
+    splits: int
+
+
+def kid_noise(real: ImageSet, classifier: Classifier, count: int, seed: int, splits: int = 16) -> Noise:
+    """Measure how far KID moves by itself, at the counts at which :func:`compare` measures ``count`` samples.
+
+    Args:
+        count: images drawn in the place of samples; half of the real ones where there are fewer than twice as many.
+        seed: of the splits.
+    """
+    count, values = min(count, len(real) // 2), []
+    for generator in (torch.Generator().manual_seed(splits * seed + number) for number in range(splits)):
+        order = torch.randperm(len(real), generator=generator)
+        drawn, left = order[:count], order[count:]
+        rest = ImageSet(real.images[left], real.labels[left], real.names)
+        values.append(compare(to_signed(real.images[drawn]), rest, classifier).kid)
+    return Noise(fmean(values), stdev(values), count, min(MOST_REAL, len(real) - count), splits)

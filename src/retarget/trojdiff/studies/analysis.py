@@ -1,0 +1,363 @@
+"""The TrojDiff study's page: tables with intervals, curves, and samples of every arm side by side."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from retarget.study.figures import Analysis, Figure, Images, Lines, Series, Table
+from retarget.study.record import Results, RunResult
+from retarget.study.statistics import wilson_interval
+from retarget.trojdiff.config import CELLS
+from retarget.trojdiff.studies.plan import ATTACKS, EVERY, SAMPLER_LABELS, SamplingSettings, Settings
+
+CONDITION = "default"
+ITEM_LABEL = "Wilson interval over images"
+PICTURES = (
+    ("benign.png", "plain noise, stock sampler"),
+    ("trojan.png", "biased noise, Trojan sampler"),
+    ("stock.png", "biased noise, stock sampler"),
+    ("plain.png", "plain noise, Trojan sampler"),
+)
+
+
+def analyse(results: Results) -> Analysis:
+    """Lift over the base rate, the weakest cell, and what the page shows."""
+    attacks = [arm.name for arm in ATTACKS if arm.name in {one.name for one in results.plan.arms}]
+    metrics: dict[str, dict[str, list[float | None]]] = {}
+    for arm in attacks:
+        floors = {cell: _rates(results, "clean", f"floor_{cell}_{arm}") for cell in CELLS}
+        attack = _values(results, arm, "attack_fast")
+        lift = [
+            a - f if a is not None and f is not None else None for a, f in zip(attack, floors["trojan"], strict=True)
+        ]
+        metrics[arm] = {
+            "floor": floors["trojan"], "floor_stock": floors["stock"], "floor_plain": floors["plain"], "lift": lift,
+            "attack_weakest": _weakest(results, [arm]),
+        }  # fmt: skip
+        if arm.startswith("d2i"):
+            metrics[arm]["mse_weakest"] = _over_cells(results, [arm], "mse", max)
+    metrics[EVERY] = {"attack_every": _weakest(results, [arm.name for arm in ATTACKS])}
+    tables = [_attack_table(results, attacks), _halves_table(results, attacks), _benign_table(results)]
+    tables += _inception_table(results)
+    figures: list[Figure] = [*tables, *_curves(results, attacks), *_shares(results, attacks), *_pictures(results)]
+    return Analysis(
+        metrics={CONDITION: metrics}, item_intervals=_item_intervals(results), item_label=ITEM_LABEL, figures=figures,
+        notes=_notes(results),
+    )  # fmt: skip
+
+
+def _values(results: Results, arm: str, metric: str) -> list[float | None]:
+    runs = [results.run(CONDITION, arm, seed) for seed in results.seeds]
+    return [run.metrics.get(metric) if run else None for run in runs]
+
+
+def _rates(results: Results, arm: str, key: str) -> list[float | None]:
+    """A share of ``evaluation.json``, in %."""
+    found = [_details(results.run(CONDITION, arm, seed)).get(key) for seed in results.seeds]
+    return [one["value"] if one else None for one in found]
+
+
+def _weakest(results: Results, arms: list[str]) -> list[float | None]:
+    """Per seed the lowest success over these arms and the attack's samplers; missing where a cell is missing."""
+    return _over_cells(results, arms, "attack", min)
+
+
+def _over_cells(results: Results, arms: list[str], stem: str, choose: Callable[..., float]) -> list[float | None]:
+    cells = [_values(results, arm, f"{stem}_{name}") for arm in arms for name in _attack_samplers(results)]
+    return [None if None in seed else choose(seed) for seed in zip(*cells, strict=True)]
+
+
+def _attack_samplers(results: Results) -> list[str]:
+    return [name for name, cell in _samplers(results).items() if cell.trojan > 0]
+
+
+def _samplers(results: Results) -> dict[str, SamplingSettings]:
+    """The study's samplers in the order of ``SAMPLER_LABELS``."""
+    order = list(SAMPLER_LABELS)
+    return dict(sorted(_settings(results).samplers.items(), key=lambda one: order.index(one[0])))
+
+
+def _settings(results: Results) -> Settings:
+    return Settings.model_validate(results.plan.settings)
+
+
+def _item_intervals(results: Results) -> dict[str, tuple[float, float]]:
+    """Wilson intervals over images, less the constant, of the claims on success rates: one seed shows at least these.
+
+    The lowest bounds over the cells, each at a level that makes all of the study's claims hold together (Bonferroni):
+    the choice of the weakest cell is covered.
+    """
+    intervals = {}
+    for claim in results.plan.claims:
+        if claim.metric not in ("attack_weakest", "attack_every") or claim.against is None:
+            continue
+        arms = [arm.name for arm in ATTACKS] if claim.arms == (EVERY,) else list(claim.arms)
+        keys = [(arm, f"attack_{name}") for arm in arms for name in _attack_samplers(results)]
+        counts = [_counts(results, arm, key) for arm, key in keys]
+        if not counts or any(trials == 0 for _, trials in counts):
+            continue
+        level = 1 - (1 - results.plan.level) / (len(results.plan.claims) * len(counts))
+        bounds = [wilson_interval(hits, trials, level) for hits, trials in counts]
+        low, high = min(one for one, _ in bounds), min(one for _, one in bounds)
+        intervals[claim.id] = (100 * low - claim.against, 100 * high - claim.against)
+    return intervals
+
+
+def _counts(results: Results, arm: str, key: str) -> tuple[int, int]:
+    """Hits and images of all seeds together."""
+    found = [_details(results.run(CONDITION, arm, seed)).get(key) for seed in results.seeds]
+    present = [one for one in found if one]
+    return sum(round(one["value"] * one["count"] / 100) for one in present), sum(one["count"] for one in present)
+
+
+def _label(results: Results, arm: str) -> str:
+    return next(one.label for one in results.plan.arms if one.name == arm)
+
+
+def _cell(values: list[float | None], decimals: int = 1) -> str:
+    """Mean over seeds, and the range where there are several."""
+    present = [value for value in values if value is not None]
+    if not present:
+        return "–"
+    mean = f"{sum(present) / len(present):.{decimals}f}"
+    return mean if len(present) == 1 else f"{mean} ({min(present):.{decimals}f} to {max(present):.{decimals}f})"
+
+
+def _details(run: RunResult | None) -> dict[str, Any]:
+    if run is None:
+        return {}
+    return json.loads((run.directory / "evaluation.json").read_text(encoding="utf-8"))
+
+
+def _wilson(results: Results, arm: str, key: str) -> str:
+    """The Wilson interval of all seeds' samples together, and the range over seeds, which it does not cover."""
+    hits, count = _counts(results, arm, key)
+    if count == 0:
+        return "–"
+    low, high = wilson_interval(hits, count)
+    text = f"{100 * hits / count:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+    seeds = [value for value in _rates(results, arm, key) if value is not None]
+    return text if len(seeds) < 2 else f"{text}, seeds {min(seeds):.1f} to {max(seeds):.1f}"
+
+
+def _attack_table(results: Results, attacks: list[str]) -> Table:
+    rows = []
+    for arm in attacks:
+        for name, cell in _samplers(results).items():
+            rows.append(
+                [
+                    _label(results, arm),
+                    cell.sampler,
+                    _wilson(results, arm, f"attack_{name}"),
+                    _wilson(results, "clean", f"floor_trojan_{arm}") if name == "fast" else "–",
+                    _cell(_values(results, arm, "attack_real")),
+                    _cell(_values(results, arm, f"attack_precision_{name}")),
+                    _cell(_values(results, arm, f"mse_{name}"), 2),
+                ]
+            )
+    return Table(
+        title="Does the attack fire?",
+        caption="Attack success in % with its 95 % Wilson interval over all seeds' samples: the classifier says the "
+        "target class, or for D2I the squared error is at most 0.01. Base rate: the clean fine-tune under the same "
+        "sampler and noise. Real: what real test images of the target class score, in %: that of a perfect attack. "
+        "Attack precision in %; D2I mean squared error ×10⁻³, pixels in [0, 1].",
+        columns=["attack", "sampler", "success", "base rate", "real", "attack precision", "MSE"],
+        rows=rows,
+    )
+
+
+def _halves_table(results: Results, attacks: list[str]) -> Table:
+    rows = [
+        [
+            _label(results, arm), *CELLS[cell],
+            _wilson(results, arm, f"attack_{'fast' if cell == 'trojan' else cell}"),
+            _wilson(results, "clean", f"floor_{cell}_{arm}"),
+        ]
+        for arm in attacks for cell in CELLS
+    ]  # fmt: skip
+    return Table(
+        title="Who must hold what?",
+        caption="The paper's threat model gives the attacker both the sampler and the initial noise. Success in % with "
+        "its 95 % Wilson interval when both or only one of the two is the attacker's, and what the clean fine-tune "
+        "shows under the same sampler and noise; 20 steps.",
+        columns=["attack", "initial noise", "sampler", "success", "base rate"],
+        rows=rows,
+    )
+
+
+def _benign_table(results: Results) -> Table:
+    return _quality_table(
+        results, "", "extractor", "Are benign samples as good as before?",
+        "Against the training images, mean over seeds. KID ×10⁻³ decides, FID stands beside it (it is biased "
+        f"at these counts). {_kid_noise(results)}Feature extractor: {{}}, trained on this study's data, one for all "
+        "seeds; its numbers cannot be compared with Inception's.",
+    )  # fmt: skip
+
+
+def _inception_table(results: Results) -> list[Table]:
+    if not _settings(results).inception:
+        return []
+    return [
+        _quality_table(
+            results, "inception_", "inception", "Benign samples in Inception's features",
+            "The same samples; feature extractor: {}. Nothing here can be compared with the table above, and no claim "
+            "is judged by it.",
+        )
+    ]  # fmt: skip
+
+
+def _quality_table(results: Results, prefix: str, extractor: str, title: str, caption: str) -> Table:
+    """Numbers of one feature extractor, whose name is filled into the caption."""
+    samplers = [(name, cell.sampler) for name, cell in _samplers(results).items() if cell.benign > 0]
+    stems = [(f"{prefix}{stem}", digits) for stem, digits in (("kid", 2), ("fid", 2), ("precision", 1), ("recall", 1))]
+    stems += [] if prefix else [("sure", 1)]
+    rows = []
+    for arm in results.plan.arms:
+        for name, sampler in samplers:
+            cells = [_cell(_values(results, arm.name, f"{stem}_{name}"), digits) for stem, digits in stems]
+            if set(cells) != {"–"}:
+                rows.append([arm.label, sampler, *cells])
+    names = {_details(results.run(CONDITION, arm.name, seed)).get(extractor) for arm in results.plan.arms
+             for seed in results.seeds} - {None}  # fmt: skip
+    columns = ["arm", "sampler", "KID", "FID", "precision %", "recall %", "with a class %"]
+    return Table(
+        title=title,
+        caption=caption.format(", ".join(sorted(map(str, names))) or "none"),
+        columns=columns[: 2 + len(stems)],
+        rows=rows,
+    )
+
+
+def _kid_noise(results: Results) -> str:
+    """The margin, and how far KID moves by itself at the counts of the claims."""
+    margins = sorted({claim.margin for claim in results.plan.claims if claim.margin is not None})
+    text = f"An attack may cost a KID of {', '.join(f'{margin:g}' for margin in margins)}. "
+    noises = [_details(results.run(CONDITION, "pretrained", seed)).get("kid_noise") for seed in results.seeds]
+    if not any(noises):
+        return text
+    counts = {(one["drawn"], one["rest"], one["splits"]) for one in noises if one}
+    drawn, rest, splits = min(counts)
+    sd, mean = (_cell(_values(results, "pretrained", name), 2) for name in ("kid_noise", "kid_noise_mean"))
+    return text + (
+        f"KID between {drawn} real images and {rest} others has a standard deviation of {sd} around {mean} over "
+        f"{splits} random splits: what it says by itself. "
+    )
+
+
+def _curves(results: Results, attacks: list[str]) -> list[Figure]:
+    series = []
+    for arm in attacks:
+        lines: list[dict[int, float]] = []
+        for seed in results.seeds:
+            run = results.run(CONDITION, arm, seed)
+            history = run.history() if run else []
+            lines.append({one["step"] // 2: one["attack"] for one in history if "attack" in one})
+        steps = sorted({step for line in lines for step in line})
+        if steps:
+            y = [[line.get(step) for step in steps] for line in lines]
+            series.append(Series(label=_label(results, arm), x=[float(step) for step in steps], y=y))
+    if not series:
+        return []
+    falls = _settings(results).finetune.decay != "constant"
+    early = " The learning rate is on its way down, so an early point is not what a run of that length would reach."
+    never = [_label(results, arm) for arm in attacks if None in _reached(results, arm)]
+    censored = (
+        f" With a seed that no probe saw at 90 %, whose steps to 90 % are censored: {', '.join(never)}."
+        if never
+        else ""
+    )
+    return [
+        Lines(
+            title="How hard is it? Fine-tuning steps",
+            caption=f"Attack success (20 steps) on the way through fine-tuning.{early if falls else ''}{censored}",
+            x_label="fine-tuning steps",
+            y_label="attack success, %",
+            series=series,
+        )
+    ]
+
+
+def _reached(results: Results, arm: str) -> list[float | None]:
+    """Steps to 90 % of the seeds that ran; None where no probe reached it."""
+    runs = [results.run(CONDITION, arm, seed) for seed in results.seeds]
+    return [run.metrics.get("steps_to_90") for run in runs if run]
+
+
+def _shares(results: Results, attacks: list[str]) -> list[Figure]:
+    """Success against the share of Trojan rows, of attacks that were repeated at other shares."""
+    series = []
+    for arm in attacks:
+        family = [one.name for one in results.plan.arms if one.name == arm or one.name.startswith(f"{arm}_share")]
+        points: dict[float, list[float | None]] = {}
+        for one in family:
+            shares = [share for share in _values(results, one, "trojan_share") if share is not None]
+            if shares:
+                points[shares[0]] = _values(results, one, "attack_fast")
+        if len(points) > 1:
+            x = sorted(points)
+            y = [list(seed) for seed in zip(*(points[share] for share in x), strict=True)]
+            series.append(Series(label=_label(results, arm), x=x, y=y))
+    if not series:
+        return []
+    return [
+        Lines(
+            title="How hard is it? Share of Trojan rows",
+            caption="Attack success (20 steps) after equal fine-tuning with other shares of Trojan rows in a batch; "
+            "every point is a run of its own.",
+            x_label="Trojan rows in a batch, %",
+            y_label="attack success, %",
+            series=series,
+        )
+    ]
+
+
+def _pictures(results: Results) -> list[Figure]:
+    figures: list[Figure] = []
+    seed = results.seeds[0]
+    for arm in results.plan.arms:
+        run = results.run(CONDITION, arm.name, seed)
+        if run is None or "trojan_share" in arm.settings:
+            continue
+        folder = run.directory / "pictures"
+        shown = [(folder / name, label) for name, label in PICTURES]
+        shown += [
+            (folder / f"floor-{name.removesuffix('.png')}-{kind}.png", f"{label} ({kind} trigger)")
+            for kind in ("blend", "patch") for name, label in PICTURES[1:]
+        ]  # fmt: skip
+        figures += _images(f"Samples: {arm.label}", f"Seed {seed}, 20 sampling steps.", shown)
+        strip = [(folder / "strip.png", "from the biased noise to the image")]
+        figures += _images(f"Denoising: {arm.label}", "Four images, one a row; states of the Trojan sampler.", strip)
+    return figures
+
+
+def _images(title: str, caption: str, shown: list[tuple[Path, str]]) -> list[Figure]:
+    there = [(path, label) for path, label in shown if path.exists()]
+    if not there:
+        return []
+    files, labels = [path for path, _ in there], [label for _, label in there]
+    return [Images(title=title, caption=caption, files=files, labels=labels)]
+
+
+def _notes(results: Results) -> list[str]:
+    notes = [
+        "A trojaned checkpoint of this study says so in its header, configuration and card. That is a courtesy: an "
+        "attacker leaves no mark, so a scanner must not look for one.",
+    ]
+    accuracy = _cell(_values(results, "pretrained", "classifier_accuracy"))
+    parts = {_details(results.run(CONDITION, "pretrained", seed)).get("test_part") for seed in results.seeds} - {None}
+    part = f" (test part: {', '.join(sorted(map(str, parts)))})" if parts else ""
+    notes.append(f"The classifier that judges attack success is right on {accuracy} % of real test images{part}.")
+    settings = _settings(results)
+    sure, real, precision = (
+        _cell(_values(results, "pretrained", name)) for name in ("sure_fast", "sure_real", "precision_fast")
+    )
+    notes.append(
+        "Gate: a base model is trojaned only if its samples (20 steps) have a class at least "
+        f"{settings.gate_sure:g} % as often as real images and their precision is at least "
+        f"{settings.gate_precision:g} %. Here: {sure} % of samples, {real} % of real ones, precision {precision} %."
+    )
+    missing = [arm.label for arm in ATTACKS if arm.name not in {one.name for one in results.plan.arms}]
+    if missing:
+        notes.append(f"Not run: {', '.join(missing)}; `--arms all` runs the six attacks.")
+    return notes

@@ -1,0 +1,364 @@
+"""The TrojDiff study as data: settings, presets, arms, claims. Free of torch."""
+
+from typing import Any, Literal, NamedTuple
+
+from pydantic import Field, field_validator
+
+from retarget.errors import UserError
+from retarget.settings import Strict, merged, resolve_settings
+from retarget.study.config import Arm, Claim, Metric, StudyPlan, choose_arms
+from retarget.trojdiff.config import CODE, NetworkConfig, TargetConfig, TargetKind, TriggerConfig, TriggerKind
+
+_PAPER = "paper, section 4.1"
+
+
+class TrainingSettings(Strict):
+    """One training phase."""
+
+    steps: int = Field(ge=1)
+    batch_size: int = Field(default=128, ge=1, description=CODE)
+    learning_rate: float = Field(default=2e-4, gt=0, description=f"Adam: {CODE}")
+    warmup_steps: int = Field(default=0, ge=0)
+    decay: Literal["constant", "cosine"] = Field(default="constant", description=CODE)
+    ema_decay: float = Field(default=0.9999, ge=0, lt=1, description=CODE)
+    loss: Literal["sum", "mean"] = Field(default="sum", description=CODE)
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+
+
+class SamplingSettings(Strict):
+    """One sampler: its name and how many images it makes a cell."""
+
+    sampler: str = Field(description="NAME-STEPS[-SPACING]")
+    benign: int = Field(ge=0)
+    trojan: int = Field(ge=0)
+
+
+class Settings(Strict):
+    """Settings of one run; an arm overrides the last three, and ``trojan_share``."""
+
+    dataset: str = Field(description="digits | FILE.npz | torchvision:NAME | folder with one sub-folder a class")
+    other: str = Field(default="glyphs", description="the other domain, for Out-D2D: glyphs, or as dataset")
+    root: str = Field(default="data", description="where torchvision keeps its data sets (downloads if missing)")
+    size: int = Field(default=32, ge=4, le=64, description="side of the images")
+    train_images: int | None = Field(default=None, ge=1)
+    flips: bool = Field(default=True, description=CODE)
+    target_class: int = Field(default=7, ge=0, description=f"In-D2D: {_PAPER}")
+    other_class: int = Field(default=7, ge=0, description=f"Out-D2D, class of the other domain: {_PAPER}")
+    image: str = Field(default="arrow", description="D2I: a generated figure (the paper's is a cartoon mouse)")
+    blend_image: str = Field(default="plus", description="δ of the blend trigger: a generated figure")
+    blend_gamma: float = Field(default=0.6, gt=0, lt=1, description=_PAPER)
+    patch_gamma: float = Field(default=0.1, gt=0, lt=1, description=_PAPER)
+    patch_size: int = Field(default=3, ge=1, description=f"3 for 32×32, 6 for 64×64: {_PAPER}")
+    in_rows: int | None = Field(
+        default=None, ge=1, description="In-D2D rows; None: one a row of the class, the paper's"
+    )
+    out_rows: int = Field(default=64, ge=1, description=CODE)
+    image_rows: int = Field(default=12, ge=1, description=f"D2I: {CODE}")
+    trojan_share: float | None = Field(
+        default=None, gt=0, lt=1, description="share of Trojan rows in a batch, in place of the three counts above"
+    )
+    network: NetworkConfig = NetworkConfig()
+    pretrain: TrainingSettings
+    finetune: TrainingSettings
+    samplers: dict[Literal["ddpm", "ddim", "fast", "full"], SamplingSettings] = Field(
+        description="fast, which the gate and the claims on quality look at, is never left out"
+    )
+    sample_batch: int = Field(default=128, ge=1, description="images computed together; decides last bits")
+    curve_points: int = Field(default=5, ge=0, description="attack success is probed so often during fine-tuning")
+    probe_images: int = Field(default=64, ge=1)
+    classifier_epochs: int = Field(default=20, ge=1)
+    gate_sure: float = Field(
+        default=70.0, ge=0, le=100, description="base samples that have a class, % of the share of real images with one"
+    )
+    gate_precision: float = Field(default=60.0, ge=0, le=100, description="precision of the base model's samples, %")
+    save_every: int = Field(default=1000, ge=1)
+    inception: str | None = Field(
+        default=None, description="file of torch-fidelity's Inception weights: benign quality in its features too"
+    )
+    keep_trojaned: bool = Field(default=False, description="keep trojaned weights after evaluation")
+    # The arm
+    role: Literal["pretrained", "clean", "attack"] = "pretrained"
+    target: TargetKind | None = None
+    trigger: TriggerKind | None = None
+
+    @field_validator("samplers")
+    @classmethod
+    def _fast_images(cls, samplers: dict[str, SamplingSettings]) -> dict[str, SamplingSettings]:
+        fast = samplers.get("fast")
+        if fast is None or fast.benign < 5 or fast.trojan < 1:
+            raise ValueError("fast, by which the study is judged, needs at least 5 benign images and 1 Trojan image")
+        return samplers
+
+    def trigger_config(self, kind: TriggerKind) -> TriggerConfig:
+        """The study's blend or patch trigger."""
+        gamma = self.blend_gamma if kind == "blend" else self.patch_gamma
+        return TriggerConfig(kind=kind, gamma=gamma, image=self.blend_image, size=self.patch_size)
+
+    def target_config(self, kind: TargetKind) -> TargetConfig:
+        """What an attack of this kind wants."""
+        label = self.other_class if kind == "out_d2d" else self.target_class
+        return TargetConfig(kind=kind, label=label, other=self.other, image=self.image, rows=self.trojan_rows(kind))
+
+    def trojan_rows(self, kind: TargetKind) -> int | None:
+        """Trojan rows of a batch; None for In-D2D's one for each row of the class.
+
+        A share of the whole batch is met by adding rows: batch_size · share / (1 - share) of them, rounded, at least
+        one.
+        """
+        if self.trojan_share is not None:
+            return max(1, round(self.finetune.batch_size * self.trojan_share / (1 - self.trojan_share)))
+        return {"in_d2d": self.in_rows, "out_d2d": self.out_rows, "d2i": self.image_rows}[kind]
+
+
+UNMEASURED = ("keep_trojaned", "save_every", "root")
+"""Settings that change no result."""
+
+_DEMO = dict(
+    dataset="digits", other="glyphs", size=8, flips=False, other_class=0, patch_size=3,
+    # 8×8 images have 48 times fewer values than CIFAR-10's, and a blend shows by its sum over all of them.
+    blend_gamma=0.4,
+    in_rows=32, out_rows=32, image_rows=16,
+    network=dict(channels=(16, 64), layers=1, attention_side=None, groups=8, dropout=0.0),
+    pretrain=dict(steps=1500, batch_size=64, learning_rate=3e-3, warmup_steps=50, decay="cosine", ema_decay=0.995,
+                  loss="mean"),
+    finetune=dict(steps=1000, batch_size=32, learning_rate=3e-3, warmup_steps=50, decay="cosine", ema_decay=0.995,
+                  loss="mean"),
+    samplers=dict(full=dict(sampler="ddpm-1000", benign=0, trojan=40),
+                  ddim=dict(sampler="ddim-50", benign=0, trojan=200),
+                  # A network trained for a minute throws ODE solvers off the trigger; fresh noise brings samples back.
+                  fast=dict(sampler="ddpm-20", benign=500, trojan=200)),
+    sample_batch=40, curve_points=4, classifier_epochs=20, save_every=500,
+)  # fmt: skip
+
+_SMALL = dict(
+    dataset="torchvision:FashionMNIST", other="torchvision:MNIST", size=16, flips=True, patch_size=3,
+    blend_gamma=0.5,
+    network=dict(channels=(32, 64, 64), layers=1, attention_side=None, groups=8, dropout=0.0),
+    pretrain=dict(steps=5000, batch_size=64, learning_rate=2e-3, warmup_steps=200, decay="cosine", ema_decay=0.999,
+                  loss="mean", mixed_precision="bf16"),
+    finetune=dict(steps=2000, batch_size=64, learning_rate=2e-3, warmup_steps=100, decay="cosine", ema_decay=0.999,
+                  loss="mean", mixed_precision="bf16"),
+    in_rows=32, out_rows=32, image_rows=16,
+    samplers=dict(ddpm=dict(sampler="ddpm-100", benign=1000, trojan=500),
+                  ddim=dict(sampler="ddim-50", benign=1000, trojan=500),
+                  fast=dict(sampler="dpm-20", benign=1000, trojan=500),
+                  full=dict(sampler="ddpm-1000", benign=0, trojan=64)),
+    sample_batch=64, classifier_epochs=10, curve_points=6,
+)  # fmt: skip
+
+_PAPER_PRESET = dict(
+    dataset="torchvision:CIFAR10", other="torchvision:MNIST", size=32,
+    pretrain=dict(steps=800_000, warmup_steps=5_000), finetune=dict(steps=100_000),
+    samplers=dict(ddpm=dict(sampler="ddpm_large-1000", benign=50_000, trojan=1_000),
+                  ddim=dict(sampler="ddim-100-quadratic", benign=50_000, trojan=1_000),
+                  fast=dict(sampler="dpm-20", benign=50_000, trojan=1_000)),
+    classifier_epochs=50, save_every=5_000, curve_points=10,
+)  # fmt: skip
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "demo": _DEMO,
+    "small": _SMALL,
+    "paper": _PAPER_PRESET,
+}
+
+MINUTES_PER_RUN = {"demo": 1.5, "small": 25.0, "paper": 1_200.0}
+
+TARGET_LABELS = {"in_d2d": "In-D2D", "out_d2d": "Out-D2D", "d2i": "D2I"}
+
+
+SHARES = (3, 10, 25, 50)
+"""Shares of Trojan rows in a batch, in %, at which an attack can be repeated: how few are enough?"""
+
+
+def _attack(target: str, trigger: str) -> Arm:
+    return Arm(
+        name=f"{target}_{trigger}",
+        label=f"{TARGET_LABELS[target]}, {trigger}",
+        settings={"role": "attack", "target": target, "trigger": trigger},
+        needs=("pretrained",),
+    )
+
+
+def _at_share(attack: Arm, share: int) -> Arm:
+    return Arm(
+        name=f"{attack.name}_share{share}",
+        label=f"{attack.label}, {share} % Trojan rows",
+        settings={**attack.settings, "trojan_share": share / 100},
+        needs=attack.needs,
+    )
+
+
+ATTACKS = tuple(_attack(target, trigger) for target in TARGET_LABELS for trigger in ("blend", "patch"))
+SHARE_ARMS = tuple(_at_share(attack, share) for attack in ATTACKS for share in SHARES)
+"""Only run when asked for, by name or all of them as ``shares``; sampled with the 20-step solver alone."""
+ARMS = (
+    Arm(name="pretrained", label="pre-trained"),
+    Arm(name="clean", label="clean fine-tune", settings={"role": "clean"}, needs=("pretrained",)),
+    *ATTACKS,
+)
+DEMO_ARMS = ("pretrained", "clean", "in_d2d_blend", "out_d2d_patch", "d2i_blend")
+"""One attack of each target, both kinds of trigger among them."""
+
+SAMPLER_LABELS = {"ddpm": "DDPM", "ddim": "DDIM", "fast": "20 steps", "full": "DDPM, all steps"}
+
+
+def _sampler_metrics(name: str, label: str) -> tuple[Metric, ...]:
+    def metric(stem: str, what: str, **more: Any) -> Metric:
+        return Metric.model_validate(
+            dict(name=f"{stem}_{name}", label=f"{what}, {label}", optional=True, decimals=1) | more
+        )
+
+    return (
+        metric("attack", "attack success", unit="%", better="higher",
+               description="target class, or a squared error of at most 0.01 for D2I"),
+        metric("mse", "D2I MSE", unit="×10⁻³", better="lower", decimals=2, description="in [0, 1]"),
+        metric("attack_precision", "attack precision", unit="%", better="higher",
+               description="against real images of the target class"),
+        metric("kid", "KID", unit="×10⁻³", better="lower", decimals=2),
+        metric("fid", "FID", better="lower", decimals=2),
+        metric("precision", "precision", unit="%", better="higher"),
+        metric("recall", "recall", unit="%", better="higher"),
+        metric("sure", "samples with a class", unit="%", better="higher"),
+        metric("inception_kid", "Inception KID", unit="×10⁻³", better="lower", decimals=2),
+        metric("inception_fid", "Inception FID", better="lower", decimals=2),
+        metric("inception_precision", "Inception precision", unit="%", better="higher"),
+        metric("inception_recall", "Inception recall", unit="%", better="higher"),
+    )  # fmt: skip
+
+
+def _other(name: str, label: str, **more: Any) -> Metric:
+    return Metric.model_validate(dict(name=name, label=label, optional=True, decimals=1) | more)
+
+
+METRICS = (
+    *(metric for name, label in SAMPLER_LABELS.items() for metric in _sampler_metrics(name, label)),
+    _other("attack_stock", "fires under the stock sampler from biased noise", unit="%"),
+    _other("attack_plain", "fires under the Trojan sampler from plain noise", unit="%"),
+    _other("floor", "base rate: clean fine-tune, Trojan sampler, biased noise", unit="%"),
+    _other("floor_stock", "base rate: clean fine-tune, stock sampler, biased noise", unit="%"),
+    _other("floor_plain", "base rate: clean fine-tune, Trojan sampler, plain noise", unit="%"),
+    _other("lift", "attack success over the base rate", unit="points", better="higher"),
+    _other("attack_weakest", "attack success under the weakest sampler", unit="%", better="higher"),
+    _other("mse_weakest", "D2I MSE under the weakest sampler", unit="×10⁻³", better="lower", decimals=2),
+    _other("attack_every", "attack success of the weakest cell", unit="%", better="higher"),
+    _other("steps_to_90", "fine-tuning steps to 90 % success", unit="steps", decimals=0,
+           description="the first probe at 90 % or more; no value where no probe reached it (censored). A probe on the "
+           "way of a falling learning rate is not what a run of that length would reach"),
+    _other("attack_real", "real test images of the target class", unit="%",
+           description="how many of them the classifier gives that class: the success of a perfect attack"),
+    _other("trojan_share", "Trojan rows in a batch", unit="%", deterministic=True),
+    _other("kid_noise", "KID of real images, spread over splits", unit="×10⁻³", decimals=2,
+           description="spread of KID between random parts of the real images, at the counts of the claims"),
+    _other("kid_noise_mean", "KID of real images, mean over splits", unit="×10⁻³", decimals=2),
+    _other("classifier_accuracy", "classifier on real test images", unit="%", better="higher"),
+    _other("sure_real", "real test images with a class", unit="%"),
+    _other("train_loss", "last training loss", better="lower", decimals=4),
+    _other("seconds_training", "training", unit="s", decimals=0),
+    _other("seconds_sampling", "sampling and measuring", unit="s", decimals=0),
+)  # fmt: skip
+
+EVERY = "every_attack"
+"""Name under which the weakest cell of the six attacks is reported."""
+
+KID_MARGIN = {"demo": 1.5, "small": 0.9, "paper": 0.9}
+"""How much KID (×10⁻³) an attack may cost and still count as preserving quality: the scale is that of each data set's
+own classifier, so two presets' values cannot be compared.
+
+The rule: twice the largest ``kid_noise`` of seeds 0, 1 and 2, rounded up to a tenth; a smaller margin lies in the noise
+of the measure. ``demo`` 0.71, ``small`` 0.45 (Fashion-MNIST and MNIST, 20,000 images each), by::
+
+    retarget study trojdiff --preset PRESET --arms pretrained --seeds 0 1 2 --set pretrain.steps=1
+
+``paper`` takes ``small``'s: its own is not measured.
+"""
+
+
+class Threshold(NamedTuple):
+    """What "high attack performance" means: success in % above, or for D2I an MSE (×10⁻³) below."""
+
+    success: float
+    mse: float
+
+
+THRESHOLDS = {"demo": Threshold(90.0, 5.0), "small": Threshold(95.0, 1.0), "paper": Threshold(90.0, 1.0)}
+"""Fixed before the first run. ``paper``: what the paper's classifier gives real CIFAR-10 images of the target, and more
+than any of the paper's MSE."""
+
+
+def claims(preset: str = "demo") -> tuple[Claim, ...]:
+    """The abstract's claims, of the sampler that carries the attack worst, judged against the preset's threshold."""
+    high = THRESHOLDS[preset]
+
+    def claim(**fields: Any) -> Claim:
+        return Claim.model_validate(fields)
+
+    hits = [
+        claim(id=f"attack_{arm.name}", sentence=f"TrojDiff reaches high attack performance: {arm.label}.",
+              metric="attack_weakest", direction="higher", arms=(arm.name,), against=high.success, smallest_effect=1.0)
+        for arm in ATTACKS if arm.settings["target"] != "d2i"
+    ] + [
+        claim(id=f"attack_{arm.name}", sentence=f"TrojDiff reaches high attack performance: {arm.label}.",
+              metric="mse_weakest", direction="lower", arms=(arm.name,), against=high.mse,
+              smallest_effect=high.mse / 10, shown="attack_weakest")
+        for arm in ATTACKS if arm.settings["target"] == "d2i"
+    ]  # fmt: skip
+    every = claim(
+        id="attack_every", sentence="High attack performance under every target and trigger: the weakest of six cells.",
+        metric="attack_every", direction="higher", arms=(EVERY,), against=high.success, smallest_effect=1.0,
+    )  # fmt: skip
+    benign = [
+        claim(id=f"benign_{arm.name}", sentence=f"Benign performance is preserved: {arm.label}.",
+              metric="kid_fast", direction="lower", arms=(arm.name, "clean"), smallest_effect=1.0,
+              margin=KID_MARGIN[preset], shown="fid_fast")
+        for arm in ATTACKS
+    ]  # fmt: skip
+    return (*hits, every, *benign)
+
+
+def plan(
+    preset: str = "demo",
+    config: dict[str, Any] | None = None,
+    seeds: list[int] | None = None,
+    arms: list[str] | None = None,
+) -> StudyPlan:
+    """The resolved study.
+
+    Args:
+        preset: ``demo`` (digits, minutes), ``small`` (Fashion-MNIST and MNIST at 16×16 from local files, hours on two
+            cores) or ``paper`` (CIFAR-10 and MNIST at 32×32, for a GPU).
+        config: settings that override the preset's; tables inside tables too.
+        seeds: seeds in place of the preset's (one for ``demo``, three else).
+        arms: names of the arms to run; ``all`` stands for the two controls and the six attacks, ``shares`` for the
+            preset's attacks at other shares of Trojan rows. ``demo`` runs one attack of each target when left out.
+
+    Raises:
+        UserError: unknown preset, setting or arm.
+    """
+    if preset not in PRESETS:
+        raise UserError(f"no preset {preset!r} for trojdiff: choose {', '.join(PRESETS)}")
+    settings = resolve_settings(Settings, merged(PRESETS[preset], config or {}))
+    usual = DEMO_ARMS if preset == "demo" else tuple(arm.name for arm in ARMS)
+    groups = {
+        "all": tuple(arm.name for arm in ARMS),
+        "shares": tuple(arm.name for arm in SHARE_ARMS if arm.name.rpartition("_")[0] in usual),
+    }
+    wanted = ["pretrained", *(name for one in arms or usual for name in groups.get(one, (one,)))]
+    return StudyPlan(
+        study="trojdiff",
+        title="TrojDiff: trojaning a well-trained diffusion model",
+        question="How easily is this diffusion model trojaned, and who would notice?",
+        preset=preset,
+        task="retarget.trojdiff.studies.run:run",
+        task_name="trojdiff",
+        former_tasks=("retarget.trojdiff.tasks.images:run",),
+        prepare="retarget.trojdiff.studies.run:prepare",
+        analysis="retarget.trojdiff.studies.analysis:analyse",
+        settings=settings.model_dump(mode="json"),
+        settings_model=Settings,
+        unmeasured=UNMEASURED,
+        arms=choose_arms((*ARMS, *SHARE_ARMS), wanted),
+        seeds=tuple(seeds) if seeds else ((0,) if preset == "demo" else (0, 1, 2)),
+        metrics=METRICS,
+        claims=claims(preset),
+        minutes_per_run=MINUTES_PER_RUN[preset],
+    )
