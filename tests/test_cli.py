@@ -30,7 +30,10 @@ def call(capsys, *words):
 
 
 USAGE = {
-    "no verb": (["studdy"], "there is no verb 'studdy': choose study, report, pope, trojdiff, or see retarget --help"),
+    "no verb": (
+        ["studdy"],
+        "there is no verb 'studdy': choose study, judge, report, pope, trojdiff, or see retarget --help",
+    ),
     "no method": (
         ["study", "distil"],
         "there is no study 'distil': choose pskd, trojdiff, pope, toy, absent",

@@ -18,7 +18,7 @@ from retarget.study.executor import Executor, LocalExecutor
 from retarget.study.figures import Analysis
 from retarget.study.progress import Display, Silent
 from retarget.study.record import Results, read_status
-from retarget.study.summary import collect, merge, summarise
+from retarget.study.summary import collect, merge, summarise, unplanned_looks
 from retarget.study.worker import Finished, Job, Progress, Started, load
 
 
@@ -89,13 +89,9 @@ def analyse(root: Path, plan: StudyPlan) -> dict[str, Any]:
     analysis = load(plan.analysis)(results) if plan.analysis else Analysis()
     summary = summarise(plan, merge(collect(results), analysis, len(plan.seeds)), analysis)
     looks = _looks(root, results)
-    if len(looks) > 1:
-        counts = ", ".join(str(len(seeds)) for seeds in looks)
-        note = (
-            f"Verdicts have been given {len(looks)} times in this directory, at {counts} seeds. The intervals do not "
-            "account for looking more than once: seeds added until a claim holds make it hold too often."
-        )
-        analysis = analysis.model_copy(update={"notes": [*analysis.notes, note]})
+    warning = unplanned_looks(plan, looks)
+    if warning:
+        analysis = analysis.model_copy(update={"notes": [*analysis.notes, warning]})
     summary["looks"] = looks
     write_json(root / "analysis.json", analysis.model_dump(mode="json"))
     write_json(root / "summary.json", summary)
