@@ -68,6 +68,20 @@ def test_evaluate_another_domain_beside_the_base_rate_of_a_clean_pipeline(tmp_pa
         trojdiff([*words, "--target-class", "5", "--out", str(tmp_path / "f")])
 
 
+@pytest.mark.parametrize("other", ["glyphs", "GREY"])
+def test_a_grey_domain_is_the_target_of_colour_images(tmp_path, capsys, other):
+    """As CIFAR-10 and MNIST, and with every default: the trojan rows of the batch are grey images in three channels."""
+    rng, labels = np.random.default_rng(0), np.arange(20) % 10
+    for name, shape in (("colour", (20, 8, 8, 3)), ("grey", (20, 12, 12))):
+        images = {f"x_{split}": rng.integers(0, 256, shape, dtype=np.uint8) for split in ("train", "test")}
+        np.savez(tmp_path / f"{name}.npz", **images, y_train=labels, y_test=labels)
+    words = ["--data", str(tmp_path / "colour.npz"), "--target", "out_d2d", *NETWORK, *SHORT]
+    words += ["--other", other.replace("GREY", str(tmp_path / "grey.npz"))]
+    assert trojdiff(["train", "--out", str(tmp_path / "out"), *words]) == 0
+    card = (tmp_path / "out" / "pipeline" / "README.md").read_text()
+    assert ("class 0 (cross) of glyphs" if other == "glyphs" else "class 7 (7) of") in card
+
+
 def test_a_trigger_of_another_shape_samples_nothing(tmp_path, unet, scheduler):
     save_pipeline(tmp_path / "p", unet, scheduler)
     Trigger.patch(2, shape=(1, 16, 16)).save(tmp_path / "t.safetensors")

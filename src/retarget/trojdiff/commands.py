@@ -66,8 +66,8 @@ class TrainArguments:
     """What the trigger brings forth: one class, another domain, or one image; none trains clean."""
     trigger: TriggerKind = "blend"
     """A whole image, or a patch of pixels."""
-    target_class: int = 7
-    """Class of DATA (in_d2d) or of OTHER (out_d2d)."""
+    target_class: int | None = None
+    """Class of DATA (in_d2d) or of OTHER (out_d2d); the paper's 7 if not given, 0 for glyphs, which have five."""
     other: str = "glyphs"
     """The other domain of out_d2d: glyphs | FILE.npz | folder."""
     image: str = "arrow"
@@ -97,9 +97,9 @@ class TrainArguments:
     def target_config(self) -> TargetConfig:
         """The target that is asked for, where there is one."""
         assert self.target != "none"
-        return TargetConfig(
-            kind=self.target, label=self.target_class, other=self.other, image=self.image, rows=self.rows
-        )
+        usual = 0 if (self.target, self.other) == ("out_d2d", "glyphs") else 7
+        label = usual if self.target_class is None else self.target_class
+        return TargetConfig(kind=self.target, label=label, other=self.other, image=self.image, rows=self.rows)
 
 
 @dataclass
@@ -148,7 +148,9 @@ def _train(given: TrainArguments) -> int:
     target, trigger, detail = None, None, ""
     if given.target != "none":
         trigger = make_trigger(given.trigger_config, images.shape)
-        other = read_images(given.other, "train", images.shape[1]) if given.target == "out_d2d" else None
+        other = None
+        if given.target == "out_d2d":
+            other = read_images(given.other, "train", images.shape[1]).with_channels(images.shape[0])
         target, detail = make_target(given.target_config, images, other)
 
     def listen(progress: Progress) -> None:
