@@ -8,6 +8,7 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
+import diffusers
 import pytest
 import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
@@ -274,6 +275,7 @@ def test_a_trigger_of_another_shape_is_not_trained(tmp_path, unet, scheduler, di
         (dict(sample_size=128), "side 128"),
         (dict(out_channels=2), "1 channels in and 2 out"),
         (dict(num_class_embeds=10), "class-conditional"),
+        (dict(time_embedding_type="fourier"), "'fourier'"),
         (dict(in_channels=4, out_channels=4), "4 channels"),
         (dict(in_channels=3, out_channels=3), r"images are \[1, 8, 8\] but the network takes \[3, 8, 8\]"),
         (dict(sample_size=16), r"images are \[1, 8, 8\] but the network takes \[1, 16, 16\]"),
@@ -305,6 +307,32 @@ def test_what_is_not_an_unconditional_pixel_pipeline_is_refused(tmp_path, unet, 
     settings = tmp_path / "p" / "scheduler" / "scheduler_config.json"
     settings.write_text(settings.read_text().replace('"epsilon"', '"v_prediction"'))
     with pytest.raises(UserError, match="v_prediction"):
+        load_pipeline(tmp_path / "p")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["FlowMatchEulerDiscreteScheduler", "EDMEulerScheduler", "ScoreSdeVeScheduler", "CMStochasticIterativeScheduler"],
+)
+def test_a_network_of_another_process_is_refused_by_its_scheduler_s_name(tmp_path, unet, scheduler, name):
+    """In the index, or in the scheduler's own configuration alone."""
+    save_pipeline(tmp_path / "p", unet, scheduler)
+    getattr(diffusers, name)().save_pretrained(tmp_path / "p" / "scheduler")
+    index = tmp_path / "p" / "model_index.json"
+    for text in (index.read_text(), index.read_text().replace("DDPMScheduler", name)):
+        index.write_text(text)
+        with pytest.raises(UserError, match=f"its scheduler is {name}"):
+            load_pipeline(tmp_path / "p")
+
+
+def test_a_sampler_of_the_same_process_beside_the_weights_is_read_by_its_betas(tmp_path, unet, scheduler):
+    save_pipeline(tmp_path / "p", unet, scheduler)
+    diffusers.EulerDiscreteScheduler.from_config(scheduler.config).save_pretrained(tmp_path / "p" / "scheduler")
+    index = tmp_path / "p" / "model_index.json"
+    index.write_text(index.read_text().replace("DDPMScheduler", "EulerDiscreteScheduler"))
+    assert torch.equal(load_pipeline(tmp_path / "p")[1].alphas_cumprod, scheduler.alphas_cumprod)
+    diffusers.UniPCMultistepScheduler(use_flow_sigmas=True).save_pretrained(tmp_path / "p" / "scheduler")
+    with pytest.raises(UserError, match="flow-matching sigmas"):
         load_pipeline(tmp_path / "p")
 
 

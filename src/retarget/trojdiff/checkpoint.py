@@ -24,6 +24,15 @@ from retarget.files import replace_folder
 from retarget.trojdiff.trigger import FILE_NAME, Trigger
 
 LARGEST_SIDE = 64
+BETAS = (
+    "DDPM", "DDPMParallel", "DDIM", "DDIMParallel", "PNDM", "LMSDiscrete", "EulerDiscrete", "EulerAncestralDiscrete",
+    "HeunDiscrete", "KDPM2Discrete", "KDPM2AncestralDiscrete", "DPMSolverMultistep", "DPMSolverSinglestep",
+    "DPMSolverSDE", "DEISMultistep", "UniPCMultistep",
+)  # fmt: skip
+"""Schedulers of diffusers whose configuration describes DDPM's process by its betas, so that one is as good as another.
+
+All others (flow matching, EDM, score SDEs, consistency models) belong to networks that were trained on another process.
+"""
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
 
@@ -102,7 +111,11 @@ def load_pipeline(source: str | Path) -> tuple[UNet2DModel, DDPMScheduler]:
         unet = UNet2DModel.from_pretrained(source, subfolder="unet", use_safetensors=True)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{source}: the network cannot be read: {str(error).splitlines()[0]}") from error
-    scheduler: Any = DDPMScheduler.from_pretrained(source, subfolder="scheduler")
+    settings: Any = DDPMScheduler.load_config(source, subfolder="scheduler")
+    _check_process(source, settings.get("_class_name") or index["scheduler"][1])
+    if settings.get("use_flow_sigmas"):
+        raise UserError(f"{source}: its scheduler uses flow-matching sigmas, which are not DDPM's process of betas")
+    scheduler: Any = DDPMScheduler.from_config(settings)
     check_trainable(unet, scheduler, str(source))
     if local:
         setattr(unet, _INHERITED, _read_marks(Path(source)))
@@ -124,6 +137,11 @@ def check_trainable(unet: UNet2DModel, scheduler: DDPMScheduler, where: str) -> 
     config: Any = unet.config
     if scheduler.config["prediction_type"] != "epsilon":
         raise UserError(f"{where}: predicts {scheduler.config['prediction_type']!r}; only epsilon models are trained")
+    if config.time_embedding_type == "fourier":
+        raise UserError(
+            f"{where}: time_embedding_type is 'fourier': the network is told noise levels, as score models are, and "
+            "not DDPM's timesteps"
+        )
     if config.num_class_embeds is not None or config.class_embed_type is not None:
         raise UserError(f"{where}: class-conditional; the attack is written for unconditional models")
     if config.in_channels != config.out_channels:
@@ -148,6 +166,16 @@ def _check_index(source: str | Path, index: dict[str, Any]) -> None:
         raise UserError(f"{source}: the network is {network}, not an unconditional UNet2DModel")
     if "scheduler" not in index:
         raise UserError(f"{source}: names no scheduler, so its noise schedule is unknown")
+    _check_process(source, (index["scheduler"] or [None, None])[1])
+
+
+def _check_process(source: str | Path, scheduler: str | None) -> None:
+    """Refuse a scheduler of another process than DDPM's: its network would be read as what it is not."""
+    if scheduler not in {f"{name}Scheduler" for name in BETAS}:
+        raise UserError(
+            f"{source}: its scheduler is {scheduler}, which is not DDPM's process of betas; the attack is written for "
+            f"networks that were trained with one of {', '.join(BETAS)} (…Scheduler)"
+        )
 
 
 def save_pipeline(folder: Path, unet: UNet2DModel, scheduler: DDPMScheduler, trojan: Trojan | None = None) -> None:
