@@ -9,6 +9,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from retarget.errors import UsageError, UserError
+from retarget.files import locked
 from retarget.trojdiff import Trigger
 from retarget.trojdiff.checkpoint import save_pipeline
 from retarget.trojdiff.commands import trojdiff
@@ -80,6 +81,38 @@ def test_a_grey_domain_is_the_target_of_colour_images(tmp_path, capsys, other):
     assert trojdiff(["train", "--out", str(tmp_path / "out"), *words]) == 0
     card = (tmp_path / "out" / "pipeline" / "README.md").read_text()
     assert ("class 0 (cross) of glyphs" if other == "glyphs" else "class 7 (7) of") in card
+
+
+def test_the_folder_of_a_run_is_looked_at_before_anything_is_done(tmp_path, unet, scheduler):
+    """A file, a place below a file, and a folder in which another process works: no data is read."""
+    save_pipeline(tmp_path / "p", unet, scheduler)
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "busy").mkdir()
+    verbs = (["train", *NETWORK, *SHORT], ["sample", str(tmp_path / "p")], ["evaluate", str(tmp_path / "p")])
+    for words in verbs:
+        data = [] if words[0] == "sample" else ["--data", "nowhere.npz"]
+        for out in ("file", "file/below"):
+            with pytest.raises(UserError, match=f"cannot write .*{out}"):
+                trojdiff([*words, *data, "--out", str(tmp_path / out)])
+        with (
+            locked(tmp_path / "busy" / ".lock", wait=False, what="it"),
+            pytest.raises(UserError, match=r"busy is in use by process \d+"),
+        ):
+            trojdiff([*words, *data, "--out", str(tmp_path / "busy")])
+    assert (tmp_path / "file").read_text() == "mine"
+    assert [path.name for path in (tmp_path / "busy").iterdir()] == [".lock"]
+
+
+def test_a_finished_training_ends_well_when_it_is_asked_for_again(tmp_path, capsys):
+    words = ["train", "--data", "digits", "--out", str(tmp_path / "out"), *NETWORK, *SHORT]
+    assert trojdiff(words) == 0
+    first = capsys.readouterr().out.splitlines()[-1]
+    assert trojdiff(words) == 0
+    again = capsys.readouterr()
+    assert again.out.splitlines() == [first]
+    assert "was finished before" in again.err
+    with pytest.raises(UserError, match=r"config\.steps = 3 \(now 4\)"):
+        trojdiff([*words, "--steps", "4"])
 
 
 def test_a_trigger_of_another_shape_samples_nothing(tmp_path, unet, scheduler):

@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import shutil
+import signal
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -61,6 +63,60 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, make_unet, scheduler,
     resumed = train(make_unet(), out=tmp_path / "killed", listen=lambda p: steps.append(p.step), **arguments)
     assert steps == [5, 6]
     assert same(weights(whole), weights(resumed))
+
+
+def test_ctrl_c_saves_the_steps_that_are_done(tmp_path, make_unet, scheduler, digits):
+    """A signal of the operating system in the middle of the third step, where no state would be saved."""
+    arguments = dict(scheduler=scheduler, images=digits, config=config(save_every=1000))
+    whole = train(make_unet(), out=tmp_path / "whole", **arguments)
+    unet = make_unet()
+    steps = []
+
+    def interrupt(*_):
+        steps.append(len(steps))
+        if len(steps) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    handle = unet.register_forward_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train(unet, out=tmp_path / "cut", **arguments)
+    handle.remove()
+    assert [path.name for path in (tmp_path / "cut").glob("state-*")] == ["state-00000003"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert same(weights(train(make_unet(), out=tmp_path / "cut", **arguments)), weights(whole))
+
+
+def test_a_state_without_the_run_s_record_still_refuses_other_settings(tmp_path, make_unet, scheduler, digits):
+    """Folders of earlier versions hold states alone; what a killed process began to write there goes away."""
+    train(make_unet(), scheduler, digits, config(), tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole" / "state-00000004", tmp_path / "old" / "state-00000004")
+    (tmp_path / "old" / ".state-00000003.tmp").mkdir()
+    with pytest.raises(UserError, match=r"config\.steps = 6 \(now 7\)"):
+        train(make_unet(), scheduler, digits, config(steps=7), tmp_path / "old")
+    folder = train(make_unet(), scheduler, digits, config(), tmp_path / "old")
+    assert same(weights(folder), weights(tmp_path / "whole" / "pipeline"))
+    assert not list(folder.parent.glob(".*"))
+
+
+def test_a_state_is_saved_after_the_first_step(tmp_path, unet, scheduler, digits):
+    seen = []
+    train(
+        unet, scheduler, digits, config(save_every=1000), tmp_path,
+        listen=lambda p: seen.append([path.name for path in tmp_path.glob("state-*")]),
+    )  # fmt: skip
+    assert seen == [[], *[["state-00000001"]] * 5]
+
+
+def test_a_finished_run_is_not_trained_again_and_another_one_is_refused(tmp_path, make_unet, scheduler, digits):
+    folder = train(make_unet(), scheduler, digits, config(), tmp_path)
+    before = weights(folder)
+    steps = []
+    assert train(make_unet(), scheduler, digits, config(), tmp_path, listen=steps.append) == folder
+    assert steps == []
+    assert same(before, weights(folder))
+    with pytest.raises(UserError, match=r"config\.steps = 6 \(now 7\)"):
+        train(make_unet(), scheduler, digits, config(steps=7), tmp_path)
+    assert not list(tmp_path.rglob(".*"))
 
 
 def test_a_run_without_trojan_rows_is_the_control_bit_for_bit(tmp_path, make_unet, scheduler, digits):
@@ -257,7 +313,7 @@ def test_a_full_disk_leaves_the_state_before(tmp_path, make_unet, scheduler, dig
 
     with ExitStack() as limit, pytest.raises(UserError, match=r"cannot write .*state-00000004: .*free some space"):
         train(make_unet(), scheduler, digits, config(), tmp_path, InD2D(7), patch(), listen=fill)
-    assert [path.name for path in tmp_path.iterdir()] == ["state-00000002"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["state-00000002", "training.json"]
     whole = train(make_unet(), scheduler, digits, config(), tmp_path / "whole", InD2D(7), patch())
     again = train(make_unet(), scheduler, digits, config(), tmp_path, InD2D(7), patch())
     assert same(weights(whole), weights(again))

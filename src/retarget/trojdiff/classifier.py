@@ -5,7 +5,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
 from retarget.errors import UserError
@@ -103,8 +104,8 @@ def accuracy(model: Classifier, images: ImageSet) -> float:
 
 def save_classifier(model: Classifier, path: Path) -> None:
     """Write the weights as safetensors."""
-    weights = {name: value.contiguous() for name, value in model.state_dict().items()}
-    replace_file(path, lambda part: save_file(weights, part))
+    content = serialise({name: value.contiguous() for name, value in model.state_dict().items()})
+    replace_file(path, lambda part: part.write_bytes(content))
 
 
 def load_classifier(path: Path, shape: tuple[int, int, int], num_classes: int) -> Classifier:

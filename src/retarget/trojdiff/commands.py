@@ -1,7 +1,9 @@
 """``retarget trojdiff train | sample | evaluate``. Nothing heavy is imported before the arguments are read."""
 
 import json
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -9,7 +11,8 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
 
-from retarget.errors import UsageError, UserError
+from retarget.errors import UsageError
+from retarget.files import locked, make_directory
 from retarget.trojdiff.config import (
     EvaluateConfig,
     NetworkConfig,
@@ -127,7 +130,35 @@ class SampleArguments:
     """Write every image as a PNG file too."""
 
 
+@contextmanager
+def _folder(out: Path) -> Iterator[None]:
+    """Make ``--out`` and hold its lock; if nothing was written into it, an error leaves it as it was.
+
+    Raises:
+        UserError: it is a file, cannot be written, or another process works in it.
+    """
+    made = not out.exists()
+    make_directory(out)
+    with locked(out / ".lock", wait=False, what=str(out)):
+        try:
+            yield
+        except BaseException:
+            if made and [path.name for path in out.iterdir()] == [".lock"]:
+                with suppress(OSError):
+                    (out / ".lock").unlink()
+                    out.rmdir()
+            raise
+
+
 def _train(given: TrainArguments) -> int:
+    from accelerate import PartialState
+
+    # The other processes of a distributed training write nothing.
+    with _folder(given.out) if PartialState().is_main_process else nullcontext():
+        return _train_in_folder(given)
+
+
+def _train_in_folder(given: TrainArguments) -> int:
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
     from retarget.trojdiff.build import make_network, make_target, make_trigger
@@ -135,11 +166,6 @@ def _train(given: TrainArguments) -> int:
     from retarget.trojdiff.data import read_images
     from retarget.trojdiff.train import Progress, train
 
-    finished = given.out / "pipeline"
-    if finished.exists():
-        raise UserError(
-            f"{finished} is there: this training is finished. Give another --out, or remove it to train again"
-        )
     images = read_images(given.data, "train", given.size)
     if given.base is None:
         unet, schedule = make_network(given.network, images.shape, given.config.seed), DDPMScheduler()
@@ -156,12 +182,24 @@ def _train(given: TrainArguments) -> int:
     def listen(progress: Progress) -> None:
         print(json.dumps({"step": progress.step, "loss": round(progress.loss, 6)}), flush=True)
 
-    folder = train(unet, schedule, images, given.config, given.out, target, trigger, detail, listen)
+    finished = (given.out / "pipeline").exists()
+    try:
+        folder = train(unet, schedule, images, given.config, given.out, target, trigger, detail, listen)
+    except KeyboardInterrupt:
+        print("the finished steps are saved; the same command goes on from there", file=sys.stderr)
+        raise
+    if finished:
+        print(f"{folder} is there: this training was finished before; nothing was done", file=sys.stderr)
     print(folder)
     return 0
 
 
 def _sample(given: SampleArguments) -> int:
+    with _folder(given.out):
+        return _sample_in_folder(given)
+
+
+def _sample_in_folder(given: SampleArguments) -> int:
     from rich.progress import Progress
 
     from retarget.trojdiff.checkpoint import load_pipeline, network_hash, network_shape
@@ -197,7 +235,8 @@ def _evaluate(given: EvaluateConfig) -> int:
     from retarget.files import write_json
     from retarget.trojdiff.evaluate import evaluate
 
-    report = evaluate(given)
-    write_json(given.out / "evaluation.json", report)
+    with _folder(given.out):
+        report = evaluate(given)
+        write_json(given.out / "evaluation.json", report)
     print(json.dumps(report, indent=1))
     return 0

@@ -20,7 +20,8 @@ from diffusers.schedulers.scheduling_euler_ancestral_discrete import EulerAncest
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
 from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 from jaxtyping import Float
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialise
 from torch import Tensor
 
 from retarget.errors import UserError
@@ -223,8 +224,9 @@ def sample(
                     "the training diverged"
                 )
             if path is not None:
-                whole_batch = {"images": images.contiguous()}
-                replace_file(path, lambda part, batch=whole_batch: save_file(batch, part))
+                # Not save_file: it writes beside the path under a name of its own, which a kill would leave there.
+                content = serialise({"images": images.contiguous()})
+                replace_file(path, lambda part, content=content: part.write_bytes(content))
         batches.append(images[: len(numbers)])
         if listen is not None:
             listen(numbers[-1] + 1, count)

@@ -74,6 +74,12 @@ def find_states(out: Path) -> list[Path]:
     return sorted(path.parent for path in out.glob("state-*[0-9]/loop.json"))
 
 
+def remove_leftovers(out: Path) -> None:
+    """Remove what a killed process had begun to write."""
+    for part in (*out.glob(".state-*.tmp"), *out.glob(".pipeline.tmp")):
+        shutil.rmtree(part, ignore_errors=True)
+
+
 def load_state(out: Path, state: LoopState) -> int:
     """Put the newest state of ``out`` into the live objects.
 
@@ -88,7 +94,7 @@ def load_state(out: Path, state: LoopState) -> int:
         return 0
     folder = found[-1]
     loop = json.loads((folder / "loop.json").read_text(encoding="utf-8"))
-    refuse_other(folder, _flat(loop["identity"]), _flat(state.identity))
+    refuse_other(folder, flat(loop["identity"]), flat(state.identity))
     unet = state.accelerator.unwrap_model(state.unet)
     unet.load_state_dict(load_file(folder / "model.safetensors"))
     shadow = load_file(folder / "ema.safetensors")
@@ -101,7 +107,7 @@ def load_state(out: Path, state: LoopState) -> int:
     return int(loop["step"])
 
 
-def _flat(identity: dict[str, Any]) -> dict[str, Any]:
+def flat(identity: dict[str, Any]) -> dict[str, Any]:
     """One level, so that a message names the setting that differs and not all of them."""
     flat: dict[str, Any] = {}
     for key, value in identity.items():

@@ -1,0 +1,1 @@
+"""The TrojDiff study: its plan, its runs, its page."""

@@ -1,0 +1,63 @@
+"""The data of the TrojDiff study, and the gate that a base model passes before it is trojaned."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from retarget.errors import UserError
+from retarget.files import read_json
+from retarget.trojdiff.build import make_goal, make_target
+from retarget.trojdiff.config import TargetKind
+from retarget.trojdiff.data import ImageSet, read_images
+from retarget.trojdiff.measures import Goal
+from retarget.trojdiff.studies.plan import Settings
+from retarget.trojdiff.targets import Target
+
+
+@dataclass(frozen=True)
+class World:
+    """The training set and the other domain, at the study's size and in the training set's channels."""
+
+    settings: Settings
+    inside: ImageSet
+    outside: ImageSet
+    inside_test: ImageSet
+    outside_test: ImageSet
+
+    @classmethod
+    def read(cls, settings: Settings) -> "World":
+        """Read both domains."""
+        inside, inside_test = (
+            read_images(settings.dataset, split, settings.size, settings.root) for split in ("train", "test")
+        )
+        outside, outside_test = (
+            read_images(settings.other, split, settings.size, settings.root).with_channels(inside.shape[0])
+            for split in ("train", "test")
+        )
+        return cls(settings, inside.first(settings.train_images), outside, inside_test, outside_test)
+
+    def target(self, kind: TargetKind) -> tuple[Target, str]:
+        """The rows that an attack adds, and the target in words."""
+        return make_target(self.settings.target_config(kind), self.inside, self.outside)
+
+    def goal(self, kind: TargetKind) -> Goal:
+        """What counts as a hit."""
+        return make_goal(self.settings.target_config(kind), self.inside, self.outside)
+
+    def trojan_share(self, kind: TargetKind) -> float:
+        """Share of Trojan rows in a batch; its expectation where In-D2D repeats the rows of the class."""
+        benign, rows = self.settings.finetune.batch_size, self.settings.trojan_rows(kind)
+        if rows is None:
+            rows = benign * len(self.inside.of_class(self.settings.target_class)) / len(self.inside)
+        return rows / (benign + rows)
+
+
+def check_gate(base: Path, settings: Settings) -> None:
+    """Raise UserError unless the base model is good enough for "well-trained" to mean something."""
+    metrics = read_json(base / "status.json")["metrics"]
+    sure, real, precision = metrics["sure_fast"], metrics["sure_real"], metrics["precision_fast"]
+    if sure < settings.gate_sure / 100 * real or precision < settings.gate_precision:
+        raise UserError(
+            f"{base}: the base model does not pass the gate: {sure:.1f} % of its samples have a class (gate "
+            f"{settings.gate_sure:g} % of the {real:.1f} % of real images) and their precision is {precision:.1f} % "
+            f"(gate {settings.gate_precision:g}); pre-train longer, or set gate_sure and gate_precision and say so"
+        )
