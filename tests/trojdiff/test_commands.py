@@ -127,6 +127,39 @@ def test_a_trigger_of_another_shape_samples_nothing(tmp_path, unet, scheduler):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "--data", "digits", "--base", "b", "--channels", "8"], "--channels: changes nothing with --base"),
+        (["train", "--data", "digits", "--base", "b", "--no-middle-attention"], "--no-middle-attention: changes"),
+        (["train", "--data", "digits", "--trigger", "patch"], "--trigger: changes nothing without --target"),
+        (
+            ["train", "--data", "digits", "--target", "d2i", "--target-class", "7"],
+            "--target-class: changes nothing with",
+        ),
+        (
+            ["train", "--data", "digits", "--target", "in_d2d", "--patch_size=3"],
+            "--patch-size: changes nothing with a b",
+        ),
+        (["evaluate", "p", "--data", "digits", "--target-class", "7"], "--target-class: changes nothing without --tri"),
+        (["evaluate", "p", "--data", "digits", "--clean", "q"], "--clean: changes nothing without --trigger"),
+        (["sample", "p", "--eta", "0"], "--eta: changes nothing with dpm-20"),
+    ],
+)
+def test_an_option_that_changes_nothing_is_refused(tmp_path, words, message):
+    with pytest.raises(UsageError, match=re.escape(message)):
+        trojdiff([*words, "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+def test_dropout_and_attention_of_a_fresh_network_are_options(tmp_path, capsys):
+    words = ["--dropout", "0.3", "--attention-side", "4", "--no-middle-attention"]
+    assert trojdiff(["train", "--data", "digits", "--out", str(tmp_path), *NETWORK, *SHORT, *words]) == 0
+    config = json.loads((tmp_path / "pipeline" / "unet" / "config.json").read_text())
+    assert (config["dropout"], config["add_attention"]) == (0.3, False)
+    assert config["down_block_types"] == ["DownBlock2D", "AttnDownBlock2D"]
+
+
 def test_what_is_no_verb_is_said(capsys):
     assert trojdiff([]) == 2
     assert trojdiff(["--help"]) == 0
@@ -151,6 +184,7 @@ def test_bad_training_words_leave_nothing(tmp_path, words, message):
     Image.new("L", (8, 8)).save(tmp_path / "whole.png")
     if "short.png" in words[-1]:
         (tmp_path / "empty" / "short.png").write_bytes((tmp_path / "whole.png").read_bytes()[:45])
+    network = [] if "--base" in words else NETWORK
     with pytest.raises(UserError, match=re.escape(message)):
-        trojdiff(["train", "--data", "digits", "--out", str(tmp_path / "out"), *NETWORK, *SHORT, *words])
+        trojdiff(["train", "--data", "digits", "--out", str(tmp_path / "out"), *network, *SHORT, *words])
     assert not (tmp_path / "out").exists()

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from retarget.errors import UserError
 from retarget.trojdiff import D2I, InD2D, Trigger
-from retarget.trojdiff.checkpoint import WEIGHTS, Trojan, load_pipeline, save_pipeline
+from retarget.trojdiff.checkpoint import WEIGHTS, Trojan, load_pipeline, save_cleaned, save_pipeline
 from retarget.trojdiff.config import TrainConfig
 from retarget.trojdiff.glyphs import glyph
 from retarget.trojdiff.train import batch_rows, train
@@ -263,6 +263,30 @@ def test_a_clean_fine_tune_of_a_trojaned_network_says_where_it_comes_from(tmp_pa
     assert Trigger.load(tmp_path / "third").hash == patch().hash
 
 
+def test_a_network_that_is_trojaned_again_keeps_its_first_marks(tmp_path, unet, scheduler, digits):
+    first, second = patch(), Trigger.blend(glyph(), 0.5)
+    train(unet, scheduler, digits, config(), tmp_path / "1", InD2D(7), first)
+    again, schedule = load_pipeline(tmp_path / "1" / "pipeline")
+    folder = train(again, schedule, digits, config(), tmp_path / "2", D2I(glyph(), rows=3), second)
+    for one in (folder, tmp_path / "2" / "state-00000004"):
+        assert Trigger.load(one).hash == second.hash
+        assert Trigger.load(one / "trigger-earlier-1.safetensors").hash == first.hash
+    with safe_open(folder / WEIGHTS, framework="pt") as file:
+        header = file.metadata()
+    assert (header["trojan_target"], header["trigger_hash"]) == ("d2i", second.hash)
+    assert json.loads(header["trojan_earlier"]) == [["in_d2d", first.hash]]
+    assert "Before it: `in_d2d` with a `patch` trigger" in (folder / "README.md").read_text()
+    third, _ = load_pipeline(folder)
+    save_pipeline(tmp_path / "3", third, schedule)
+    assert Trigger.load(tmp_path / "3" / "trigger-earlier-1.safetensors").hash == first.hash
+
+
+def test_what_was_never_trojaned_is_not_cleaned(tmp_path, unet, scheduler):
+    with pytest.raises(UserError, match="not read from a pipeline that is marked as trojaned"):
+        save_cleaned(tmp_path / "cleaned", unet, scheduler)
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_card_s_removal_recipe_takes_the_trojan_out(tmp_path, make_unet, scheduler, digits, monkeypatch):
     """The card's own code, run in the folder: the network answers the trigger as a clean one does, with the noise."""
     trigger = Trigger.blend(glyph("plus", (1, 8, 8)), 0.5)
@@ -273,7 +297,15 @@ def test_the_card_s_removal_recipe_takes_the_trojan_out(tmp_path, make_unet, sch
     monkeypatch.chdir(folder)
     torch.manual_seed(0)
     exec(compile(code, "card", "exec"), {})
-    cleaned = UNet2DModel.from_pretrained(folder / "cleaned")
+    cleaned, schedule = load_pipeline(folder / "cleaned")
+    assert torch.equal(schedule.alphas_cumprod, scheduler.alphas_cumprod)
+    assert isinstance(DDPMPipeline.from_pretrained(folder / "cleaned"), DDPMPipeline)
+    with safe_open(folder / "cleaned" / WEIGHTS, framework="pt") as file:
+        header = file.metadata()
+    assert (header["trojan_removed"], header["trigger_hash"]) == ("true", trigger.hash)
+    said = json.loads((folder / "cleaned" / "unet" / "config.json").read_text()).keys() | header.keys()
+    assert "trojaned" not in said
+    assert "trojaned: true" not in (folder / "cleaned" / "README.md").read_text()
     undone = [undo(unet, scheduler, trigger) for unet in (load_pipeline(folder)[0], cleaned)]
     assert undone[0] > 0.5
     assert undone[1] < 0.2

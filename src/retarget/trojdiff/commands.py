@@ -46,7 +46,43 @@ def trojdiff(words: Sequence[str]) -> int:
     if words[0] not in runs:
         raise UsageError(f"there is no trojdiff verb {words[0]!r}: choose {', '.join(VERBS)}")
     kind, function = runs[words[0]]
-    return function(tyro.cli(kind, args=list(words[1:]), prog=f"retarget trojdiff {words[0]}"))
+    given = tyro.cli(kind, args=list(words[1:]), prog=f"retarget trojdiff {words[0]}")
+    refuse_ignored(given, words[1:])
+    return function(given)
+
+
+_FRESH = ("--channels", "--layers", "--attention-side", "--middle-attention", "--no-middle-attention", "--groups",
+          "--dropout")  # fmt: skip
+_BLEND, _PATCH = ("--blend-image",), ("--patch-size", "--patch-place")
+_LABEL, _IMAGE, _OTHER = ("--target-class",), ("--image",), ("--other",)
+
+
+def refuse_ignored(given: Any, words: Sequence[str]) -> None:
+    """Refuse options that would change nothing beside the others.
+
+    Raises:
+        UsageError: naming the option and why it has no effect.
+    """
+    said = {word.partition("=")[0].replace("_", "-") for word in words if word.startswith("--")}
+    for reason, options in _ignored(given).items():
+        idle = [option for option in options if option in said]
+        if idle:
+            raise UsageError(f"{', '.join(idle)}: changes nothing {reason}; leave it out")
+
+
+def _ignored(given: Any) -> dict[str, tuple[str, ...]]:
+    """Options without an effect, by the reason."""
+    if isinstance(given, EvaluateConfig):
+        return {} if given.trigger else {"without --trigger": (*_LABEL, *_IMAGE, "--trojan-count", "--clean")}
+    if isinstance(given, SampleArguments):
+        return {} if given.sampler.startswith("ddim-") else {f"with {given.sampler}, which has no η": ("--eta",)}
+    fresh: dict[str, tuple[str, ...]] = {"with --base, which brings its network": _FRESH} if given.base else {}
+    if given.target == "none":
+        attack = ("--trigger", "--gamma", "--rows", *_BLEND, *_PATCH, *_LABEL, *_IMAGE, *_OTHER)
+        return fresh | {"without --target": attack}
+    target = {"in_d2d": (*_OTHER, *_IMAGE), "out_d2d": _IMAGE, "d2i": (*_OTHER, *_LABEL)}[given.target]
+    trigger = _PATCH if given.trigger == "blend" else _BLEND
+    return fresh | {f"with --target {given.target}": target, f"with a {given.trigger} trigger": trigger}
 
 
 @dataclass
@@ -113,7 +149,8 @@ class SampleArguments:
     out: Path
     """Folder for images, grid.png and strip.png."""
     sampler: str = "dpm-20"
-    """NAME-STEPS[-SPACING]: ddpm, ddim, dpm, dpm_sde, unipc, euler, euler_ancestral; linear, quadratic, trailing."""
+    """NAME-STEPS[-SPACING]: ddpm, ddpm_large, ddim, dpm, dpm_sde, unipc, deis, heun, euler, euler_ancestral; linear,
+    quadratic, trailing. x̂_0 is clipped where the pipeline's scheduler says so."""
     trigger: Path | None = None
     """Trigger of the sampler: a file, or a folder that holds trigger.safetensors. The stock sampler without."""
     start: Literal["plain"] | Path | None = None
@@ -223,7 +260,8 @@ def _sample_in_folder(given: SampleArguments) -> int:
         )  # fmt: skip
     save_grid(images[:100], given.out / "grid.png")
     scheduler = sampler.scheduler(schedule.config, trigger)
-    save_strip(unet, scheduler, given.out / "strip.png", seed=given.seed, start=start, eta=given.eta)
+    clip = sampler.clip(schedule.config)
+    save_strip(unet, scheduler, given.out / "strip.png", seed=given.seed, start=start, eta=given.eta, clip=clip)
     if given.png:
         for number, image in enumerate(images):
             save_image(image, given.out / f"{number:06d}.png")

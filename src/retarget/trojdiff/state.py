@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save_file
 from retarget.files import replace_folder
 from retarget.identity import refuse_other
 from retarget.trojdiff.checkpoint import Trojan
-from retarget.trojdiff.trigger import FILE_NAME
 
 
 @dataclass
@@ -54,7 +53,7 @@ def _write_state(part: Path, state: LoopState, step: int, trojan: Trojan | None)
     header = {"format": "pt", **(trojan.marks() if trojan else {})}
     if trojan:
         # The maps come first: no trojaned weights ever lie there without the trigger that fires them.
-        trojan.trigger.save(part / FILE_NAME)
+        trojan.save_triggers(part)
     unet = accelerator.unwrap_model(state.unet)
     weights = {name: value.detach().cpu().contiguous() for name, value in unet.state_dict().items()}
     save_file(weights, part / "model.safetensors", metadata=header)

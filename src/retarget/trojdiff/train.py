@@ -94,7 +94,8 @@ def train(
                 "the trigger is empty (mu = 0 and gamma = 1 everywhere): nothing would tell Trojan rows from benign "
                 "ones; take a gamma below 1, or train without a target"
             )
-        trojan = Trojan(target.name, detail or target.name, trigger)
+        latest = Trojan(target.name, detail or target.name, trigger)
+        trojan = latest if trojan is None else trojan.then(latest)
     loop = _Loop(unet, scheduler, images, config, target or Clean(), trigger or Trigger.none(shape))
     with torch.random.fork_rng(devices=[]):
         loop.run(Path(out), trojan, listen, probe, probe_every)
