@@ -40,7 +40,7 @@ format: $(VENV)/dev.stamp
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/dev.stamp  ## every figure as a ratio to its peer, one JSON line each
+bench: $(VENV)/dev.stamp  ## every figure as a ratio to its peer: one JSON line each, then a table
 	$(BIN)/python -m benchmarks
 
 documents: $(VENV)/dev.stamp  ## the map and the result tables of README.md and the method cards

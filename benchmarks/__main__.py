@@ -1,4 +1,4 @@
-"""``python -m benchmarks [NAME...]``: one JSON line a figure."""
+"""``python -m benchmarks [NAME...]``: one JSON line for each figure on stdout, then a table of them on stderr."""
 
 import argparse
 import json
@@ -6,26 +6,44 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
 
 HERE = Path(__file__).parent
 
 
-def main() -> None:
-    """Run the named benchmarks, or all of them, and print each figure as soon as it is measured."""
+def main(words: Sequence[str] | None = None) -> None:
+    """Run the named benchmarks, or all of them; print each figure as soon as it is measured, and a table at the end."""
     known = sorted(path.stem for path in HERE.glob("[!_]*.py"))
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="One JSON line a figure.")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="One JSON line for each figure.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(known)}; all of them by default")
-    names = parser.parse_args().names or known
+    parser.add_argument("--smallest", action="store_true", help="run in seconds, with sizes too small to mean anything")
+    given = parser.parse_args(words)
+    names, more = given.names or known, " --smallest" if given.smallest else ""
     for name in names:
         if name not in known:
             parser.error(f"there is no benchmark {name!r}: choose from {', '.join(known)}")
-    commit = committed()
+    commit, all_of_them = committed(), []
     for name in names:
-        for measured in import_module(f"benchmarks.{name}").figures():
-            of_run = {"command": f"python -m benchmarks {name}", "hardware": hardware(), "commit": commit}
+        for measured in import_module(f"benchmarks.{name}").figures(given.smallest):
+            of_run = {"command": f"python -m benchmarks {name}{more}", "hardware": hardware(), "commit": commit}
             print(json.dumps({**measured, **of_run}, ensure_ascii=False, allow_nan=False), flush=True)
+            all_of_them.append(measured)
+    Console(stderr=True).print(table(all_of_them))
+
+
+def table(figures: list[dict[str, Any]]) -> Table:
+    """Each figure with its value, the reach that was set beforehand, and whether the value lies within it."""
+    made = Table("figure", "value", "reach", "reached")
+    for one in figures:
+        reached = {True: "yes", False: "NO", None: ""}[one["reached"]]
+        made.add_row(one["figure"], f"{one['value']:,g} {one['unit']}", one["reach"] or "", reached)
+    return made
 
 
 def hardware() -> str:

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from retarget.pskd.exchange import WriteLog, exchange
-from retarget.pskd.rows import TopK
-from retarget.pskd.store import Table
+from retarget.pskd.past.exchange import WriteLog, exchange
+from retarget.pskd.past.rows import TopK
+from retarget.pskd.past.table import Table
 
 
 def exchange_an_epoch(rank: int, world: int, port: int, folder: str, samples: int, classes: int, batch: int) -> None:

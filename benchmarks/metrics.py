@@ -1,4 +1,4 @@
-"""Calibration and ranking of 50,000 × 100 predictions: time, growth with N, plain loops and torchmetrics beside."""
+"""Calibration and ranking of predictions: time, growth with N, plain loops and torchmetrics beside."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,24 +10,26 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 from benchmarks._pairs import figure, interleaved
 from retarget.metrics import aurc, expected_calibration_error, softmax
 
-SAMPLES, CLASSES = 50_000, 100
+CLASSES = 100
 
 
-def figures() -> Iterator[dict[str, Any]]:
+def figures(smallest: bool = False) -> Iterator[dict[str, Any]]:
     """The time of each metric, its growth from N to 4N, and the loop's time over it; torchmetrics' for ECE."""
-    probs, labels = predictions(4 * SAMPLES)
-    yield from time_growth_and_loop("ECE", expected_calibration_error, ece_loop, probs, labels)
-    few, of_few = probs[:SAMPLES], labels[:SAMPLES]
+    samples, pairs = (200, 2) if smallest else (50_000, 30)
+    probs, labels = predictions(4 * samples)
+    yield from time_growth_and_loop("ECE", expected_calibration_error, ece_loop, probs, labels, pairs)
+    few, of_few = probs[:samples], labels[:samples]
     tensor, of_tensor = torch.from_numpy(few), torch.from_numpy(of_few)
     yield figure(
-        f"ECE of {SAMPLES:,} × {CLASSES}: torchmetrics (a) over retarget (b)",
+        f"ECE of {samples:,} × {CLASSES}: torchmetrics (a) over retarget (b)",
         interleaved(
             lambda: multiclass_calibration_error(tensor, of_tensor, num_classes=CLASSES, n_bins=10),
             lambda: expected_calibration_error(few, of_few),
+            pairs,
         ),
         "ratio",
     )
-    yield from time_growth_and_loop("AURC", aurc, aurc_loop, probs, labels)
+    yield from time_growth_and_loop("AURC", aurc, aurc_loop, probs, labels, pairs)
 
 
 def time_growth_and_loop(
@@ -36,16 +38,18 @@ def time_growth_and_loop(
     loop: Callable[[np.ndarray, np.ndarray], float],
     probs: np.ndarray,
     labels: np.ndarray,
+    pairs: int,
 ) -> Iterator[dict[str, Any]]:
-    """Time at N, time at 4N over time at N, time of the loop over time at N."""
-    few, of_few = probs[:SAMPLES], labels[:SAMPLES]
+    """Time at N, time at 4N over time at N, time of the loop over time at N; 4N predictions are given."""
+    samples = len(labels) // 4
+    few, of_few = probs[:samples], labels[:samples]
     if abs(function(few, of_few) - loop(few, of_few)) > 1e-9:
         raise AssertionError(f"{name} and its loop disagree: {function(few, of_few)} and {loop(few, of_few)}")
-    size = f"{name} of {SAMPLES:,} × {CLASSES}"
-    grown = interleaved(lambda: function(probs, labels), lambda: function(few, of_few))
+    size = f"{name} of {samples:,} × {CLASSES}"
+    grown = interleaved(lambda: function(probs, labels), lambda: function(few, of_few), pairs)
     yield figure(size, [1000 * seconds for seconds in grown.b], "ms", "<= 20", {"dtype": str(probs.dtype)})
-    yield figure(f"{name} of 4N = {4 * SAMPLES:,} (a) over N = {SAMPLES:,} (b), 4 is linear", grown, "ratio", "<= 5")
-    looped = interleaved(lambda: loop(few, of_few), lambda: function(few, of_few), warmup=1)
+    yield figure(f"{name} of 4N = {4 * samples:,} (a) over N = {samples:,} (b), 4 is linear", grown, "ratio", "<= 5")
+    looped = interleaved(lambda: loop(few, of_few), lambda: function(few, of_few), pairs, warmup=1)
     yield figure(f"{size}: a plain loop (a) over retarget (b)", looped, "ratio")
 
 

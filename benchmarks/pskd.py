@@ -12,14 +12,16 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks._pairs import figure, interleaved
 from retarget.pskd import PSKD, Dense, PreviousModel, PSKDCallback, TopK, with_index
-from retarget.pskd.tasks.classification import Classifier
-from retarget.pskd.tasks.networks import build
+from retarget.pskd.studies.images.networks import build
+from retarget.pskd.studies.images.run import Classifier
+from retarget.pskd.studies.images.settings import PRESETS, Settings
 
 
-def figures() -> Iterator[dict[str, Any]]:
+def figures(smallest: bool = False) -> Iterator[dict[str, Any]]:
     """Every figure of this module."""
-    yield from _step()
-    yield from _previous_model()
+    sizes: dict[str, int] = {"pairs": 2, "batch": 4} if smallest else {}
+    yield from _step(**sizes)
+    yield from _previous_model(**sizes)
 
 
 class _EveryOtherStep(pl.Callback):
@@ -49,14 +51,15 @@ class _EveryOtherStep(pl.Callback):
 
 def _step(pairs: int = 30, batch: int = 128) -> Iterator[dict[str, Any]]:
     """A PS-KD step against a cross-entropy step in the same Lightning loop, PreAct ResNet-18, CIFAR-100's shape."""
-    settings = dict(lr=0.1, momentum=0.9, weight_decay=5e-4, drops=(0.5, 0.75), epochs=4)
+    settings = Settings(**PRESETS["paper"] | {"epochs": 4})
     images = batch * (2 * pairs + 4)
-    data = with_index(TensorDataset(torch.randn(images, 3, 32, 32), torch.randint(100, (images,))))
+    labels = torch.randint(100, (images,))
+    data = with_index(TensorDataset(torch.randn(images, 3, 32, 32), labels))
     for name, store, reach in (("dense", Dense(), "<= 1.02"), ("top-10", TopK(10), "<= 1.05")):
         method = PSKD(images, 100, total_epochs=4, store=store)
         method.set_epoch(0)
         for index in torch.arange(images).split(4096):  # every sample has a past row, as in any epoch but the first
-            method.remember(torch.randn(len(index), 100), torch.zeros(len(index), dtype=torch.long), index)
+            method.remember(torch.randn(len(index), 100), labels[index], index)
         clock = _EveryOtherStep(PSKDCallback(method))
         with tempfile.TemporaryDirectory() as folder:
             trainer = pl.Trainer(

@@ -14,20 +14,30 @@ from torch.multiprocessing.spawn import spawn
 from benchmarks._pairs import Pairs, figure, interleaved
 from benchmarks._ranks import exchange_an_epoch
 from retarget.pskd import Dense, TopK
-from retarget.pskd.ragged import Offsets
-from retarget.pskd.store import Table
+from retarget.pskd.past.table import Table
+from retarget.pskd.sequences import Offsets
 
 
-def figures() -> Iterator[dict[str, Any]]:
+def figures(smallest: bool = False) -> Iterator[dict[str, Any]]:
     """Every figure of this module."""
-    yield from _table_io()
-    yield from _store_against_the_official_way()
-    yield from _bytes_a_row()
-    yield from _files()
-    yield from _processes()
+    if smallest:
+        few = {"batch": 8, "samples": 64, "pairs": 2}
+        yield from _table_io(classes=50, rounds=7, **few)
+        yield from _store_against_the_official_way(wide=50, narrow=20, **few)
+        yield from _bytes_a_row()
+        yield from _files((2000, 20), sentences=100, vocabulary=30, batch=64, seconds=0.1)
+        yield from _processes((2000, 20), worlds=(2,), batch=64)
+    else:
+        yield from _table_io()
+        yield from _store_against_the_official_way()
+        yield from _bytes_a_row()
+        yield from _files()
+        yield from _processes()
 
 
-def _table_io(batch: int = 1024, classes: int = 21_841, samples: int = 20_000) -> Iterator[dict[str, Any]]:
+def _table_io(
+    batch: int = 1024, classes: int = 21_841, samples: int = 20_000, rounds: int = 40, pairs: int = 30
+) -> Iterator[dict[str, Any]]:
     """Gather and write of top-10 rows at ImageNet-21k's width, and the whole overhead beside softmax + topk."""
     rows, table = TopK(10), Table(TopK(10), samples, classes)
     logits, labels = torch.randn(batch, classes), torch.randint(classes, (batch,))
@@ -46,10 +56,11 @@ def _table_io(batch: int = 1024, classes: int = 21_841, samples: int = 20_000) -
         spent.append(time.perf_counter() - started)
 
     spent: list[float] = []
-    for _ in range(40):
+    for _ in range(rounds):
         io()
     value = 1000 * sorted(spent[5:])[len(spent[5:]) // 2]
-    yield figure("table I/O of TopK(10), gather + write, B = 1024, C = 21,841", value, "ms", reach="<= 1")
+    shape = f"B = {batch}, C = {classes:,}"
+    yield figure(f"table I/O of TopK(10), gather + write, {shape}", value, "ms", reach="<= 1")
 
     index = torch.randperm(samples)[:batch]
 
@@ -60,19 +71,22 @@ def _table_io(batch: int = 1024, classes: int = 21_841, samples: int = 20_000) -
     def peer() -> None:
         torch.softmax(logits, 1).topk(10, dim=1)
 
-    ratio = interleaved(ours, peer)
-    yield figure("whole overhead of TopK(10) against softmax + topk, B = 1024, C = 21,841", ratio, "ratio")
+    yield figure(f"whole overhead of TopK(10) against softmax + topk, {shape}", interleaved(ours, peer, pairs), "ratio")
 
 
-def _store_against_the_official_way() -> Iterator[dict[str, Any]]:
+def _store_against_the_official_way(
+    wide: int = 21_841, narrow: int = 1000, batch: int = 256, samples: int = 2048, pairs: int = 30
+) -> Iterator[dict[str, Any]]:
     """Soften and remember, against an identity matrix, a host gather and one copy a sample, as the official step does
     (written anew from its description; softmax left out on both sides)."""
-    for classes, rows, reach in ((21_841, Dense(), ">= 20"), (1000, Dense(), ">= 3"), (1000, TopK(10), None)):
-        pairs = _official_and_ours(classes, rows)
-        yield figure(f"official store step against ours, {rows}, B = 256, C = {classes:,}", pairs, "ratio", reach)
+    for classes, rows, reach in ((wide, Dense(), ">= 20"), (narrow, Dense(), ">= 3"), (narrow, TopK(10), None)):
+        measured = _official_and_ours(classes, rows, batch, samples, pairs)
+        yield figure(
+            f"official store step against ours, {rows}, B = {batch}, C = {classes:,}", measured, "ratio", reach
+        )
 
 
-def _official_and_ours(classes: int, rows: Dense | TopK, batch: int = 256, samples: int = 2048) -> Pairs:
+def _official_and_ours(classes: int, rows: Dense | TopK, batch: int, samples: int, pairs: int) -> Pairs:
     logits, labels = torch.randn(batch, classes), torch.randint(classes, (batch,))
     probs = torch.softmax(logits, 1)
     index = torch.randperm(samples)[:batch]
@@ -94,7 +108,7 @@ def _official_and_ours(classes: int, rows: Dense | TopK, batch: int = 256, sampl
         for row in range(batch):
             host[index[row]] = probs[row]
 
-    return interleaved(official, ours)
+    return interleaved(official, ours, pairs)
 
 
 def _bytes_a_row() -> Iterator[dict[str, Any]]:
@@ -107,17 +121,22 @@ IMAGENET = (1_281_167, 1000)
 """Images and classes of ImageNet-1k."""
 
 
-def _files(seconds: float = 60.0) -> Iterator[dict[str, Any]]:
+def _files(
+    shape: tuple[int, int] = IMAGENET,
+    sentences: int = 800_000,
+    vocabulary: int = 30_000,
+    batch: int = 1024,
+    seconds: float = 60.0,
+) -> Iterator[dict[str, Any]]:
     """Memory-mapped top-10 rows, real rows written and read until the time is over: at most an epoch of each shape."""
-    images, classes = IMAGENET
+    images, classes = shape
     with tempfile.TemporaryDirectory() as folder:
         table = Table(TopK(10), images, classes, path=Path(folder) / "images")
-        batches = torch.randperm(images).split(1024)[:-1]
+        batches = torch.randperm(images).split(batch)[:-1]
         spent, disk = _stream(table, batches, classes, seconds)
-        yield figure("table I/O of memory-mapped TopK(10), gather + write, B = 1024, 1.28 M x 1000", spent, "ms",
-                     "<= 1", {"rows_written": 1024 * len(spent)})  # fmt: skip
+        yield figure(f"table I/O of memory-mapped TopK(10), gather + write, B = {batch}, {_named(shape)}", spent, "ms",
+                     "<= 1", {"rows_written": batch * len(spent)})  # fmt: skip
         yield figure("disk of memory-mapped TopK(10), MB a million rows and buffer", disk / images / 2, "MB", "<= 60")
-    sentences, vocabulary = 800_000, 30_000
     with tempfile.TemporaryDirectory() as folder:
         where = Offsets(torch.randint(5, 46, (sentences,)).tolist())
         table = Table(TopK(10), where.num_rows, vocabulary, path=Path(folder) / "tokens")
@@ -130,7 +149,7 @@ def _files(seconds: float = 60.0) -> Iterator[dict[str, Any]]:
         spent, disk = _stream(table, batches, vocabulary, seconds)
         detail = {"tokens": where.num_rows, "sentences_written": 160 * len(spent), "disk_mb": disk / 1e6,
                   "dense_fp32_gb": 4e-9 * where.num_rows * vocabulary}  # fmt: skip
-        name = "table I/O of memory-mapped TopK(10), gather + write, 160 sentences, vocabulary 30,000"
+        name = f"table I/O of memory-mapped TopK(10), gather + write, 160 sentences, vocabulary {vocabulary:,}"
         yield figure(name, spent, "ms", None, detail)
 
 
@@ -155,15 +174,20 @@ def _stream(table: Table, batches: Iterable[torch.Tensor], classes: int, seconds
     return spent, sum(512 * file.stat().st_blocks for file in table.path.glob("*.bin"))
 
 
-def _processes() -> Iterator[dict[str, Any]]:
-    """The exchange of an epoch's rows between gloo processes on this machine, memory-mapped TopK(10), 1.28 M x 1000."""
-    images, classes = IMAGENET
-    for world in (2, 4):
+def _named(shape: tuple[int, int]) -> str:
+    return f"{shape[0] / 1e6:.3g} M x {shape[1]}"
+
+
+def _processes(
+    shape: tuple[int, int] = IMAGENET, worlds: tuple[int, ...] = (2, 4), batch: int = 1024
+) -> Iterator[dict[str, Any]]:
+    """The exchange of an epoch's rows between gloo processes on this machine, memory-mapped TopK(10)."""
+    for world in worlds:
         with tempfile.TemporaryDirectory() as folder, socket.socket() as free:
             free.bind(("localhost", 0))
             port = free.getsockname()[1]
             free.close()
-            spawn(exchange_an_epoch, (world, port, folder, images, classes, 1024), nprocs=world)
+            spawn(exchange_an_epoch, (world, port, folder, *shape, batch), nprocs=world)
             result = json.loads(Path(folder, "result.json").read_text())
-        yield figure(f"exchange of an epoch's rows, {world} gloo processes, TopK(10), 1.28 M x 1000",
+        yield figure(f"exchange of an epoch's rows, {world} gloo processes, TopK(10), {_named(shape)}",
                      result["seconds"], "s", None, {"rows": result["rows"]})  # fmt: skip

@@ -19,9 +19,9 @@ from benchmarks._pairs import Pairs, figure
 from retarget.pskd import PreviousModel, PSKDSeq2SeqTrainer, TopK
 
 
-def figures() -> Iterator[dict[str, Any]]:
+def figures(smallest: bool = False) -> Iterator[dict[str, Any]]:
     """Every figure of this module."""
-    yield from _hf_step()
+    yield from _hf_step(**({"pairs": 2, "batch": 4, "vocabulary": 50} if smallest else {}))
 
 
 def _hf_step(pairs: int = 30, batch: int = 64, vocabulary: int = 5000) -> Iterator[dict[str, Any]]:

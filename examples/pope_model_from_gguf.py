@@ -16,9 +16,10 @@ def main(source: str, target: str) -> Path:
     path = Path(source)
     if not path.is_file():
         spec = importlib.util.find_spec(source)
-        if spec is None or spec.origin is None:
-            raise SystemExit(f"{source} is neither a GGUF file nor an installed package")
-        path = next(Path(spec.origin).parent.glob("*.gguf"))
+        held = [] if spec is None or spec.origin is None else sorted(Path(spec.origin).parent.glob("*.gguf"))
+        if not held:
+            raise SystemExit(f"{source} is neither a GGUF file nor an installed package with one")
+        path = held[0]
     tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     quantised = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name)
     # transformers writes no model that it has loaded from GGUF: the weights go into a plain one first.

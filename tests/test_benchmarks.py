@@ -1,5 +1,6 @@
-"""The benchmarks' helpers: pairs are interleaved, medians and reaches are right, unknown names are refused."""
+"""Every benchmark runs; pairs are interleaved, medians and reaches are right, unknown names and flags are refused."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks/ is no part of the package
 
+from benchmarks.__main__ import main
 from benchmarks._pairs import Pairs, figure, interleaved
 
 
@@ -42,7 +44,37 @@ def test_a_reach_that_cannot_be_read_is_refused():
 
 
 def test_an_unknown_benchmark_is_refused_with_those_that_exist():
-    command = [sys.executable, "-m", "benchmarks", "nonsense"]
-    run = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
+    run = benchmarks("nonsense")
     assert run.returncode == 2
     assert "there is no benchmark 'nonsense': choose from metrics" in run.stderr
+
+
+NAMES = sorted(path.stem for path in (Path(__file__).parents[1] / "benchmarks").glob("[!_]*.py"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_benchmark_runs_in_its_smallest_form(name, capsys):
+    main([name, "--smallest"])
+    printed = capsys.readouterr()
+    figures = [json.loads(line) for line in printed.out.splitlines()]
+    assert figures
+    for one in figures:
+        assert one.keys() >= {"figure", "value", "unit", "reach", "reached", "hardware", "commit"}
+        assert one["value"] >= 0
+        assert (one["reached"] is None) == (one["reach"] is None)
+        assert one["command"] == f"python -m benchmarks {name} --smallest"
+    assert len({one["figure"] for one in figures}) == len(figures)
+    table = printed.err[printed.err.index("┏") :]
+    assert all(heading in table for heading in ("figure", "value", "reach", "reached"))
+    assert table.count("NO") == sum(one["reached"] is False for one in figures)
+
+
+def test_an_unknown_flag_is_refused():
+    run = benchmarks("metrics", "--tiny")
+    assert run.returncode == 2
+    assert "unrecognized arguments: --tiny" in run.stderr
+
+
+def benchmarks(*words):
+    command = [sys.executable, "-m", "benchmarks", *words]
+    return subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)

@@ -3,13 +3,13 @@
 Exit codes: 0 done, 1 an error or failed runs, 2 wrong usage, 130 interrupted; a verb may have more (see its help).
 """
 
-import importlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from retarget import __version__
 from retarget.errors import UsageError, UserError
+from retarget.verbs import find, listing
 
 VERBS = {
     "study": ("retarget.commands:study", "train a control and treated arms on the same seeds; say what changed"),
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"retarget {__version__}")
         return 0
     try:
-        return _verb(words[0])(words[1:])
+        return find("retarget", VERBS, words[0])(words[1:])
     except UsageError as error:
         print(f"retarget: {error}", file=sys.stderr)
         return 2
@@ -56,22 +56,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def top_help() -> str:
     """What ``retarget --help`` prints; plain text, so that it needs no import."""
-    width = max(map(len, VERBS))
-    verbs = "\n".join(f"  {verb:<{width}}  {what}" for verb, (_, what) in VERBS.items())
     return (
         "Retarget changes one thing in a training batch - the label, the prompt or the noise - and measures what it "
-        f"does.\n\nusage: retarget VERB ...\n\n{verbs}\n\n"
+        f"does.\n\nusage: retarget VERB ...\n\n{listing(VERBS)}\n\n"
         f"  retarget VERB --help says more. Studies: {', '.join(METHODS)};\n"
         "  retarget study METHOD --help lists the arms and settings of one.\n"
         "  retarget --version"
     )
-
-
-def _verb(name: str) -> Callable[[list[str]], int]:
-    if name not in VERBS:
-        raise UsageError(f"there is no verb {name!r}: choose {', '.join(VERBS)}, or see retarget --help")
-    module, _, function = VERBS[name][0].partition(":")
-    return getattr(importlib.import_module(module), function)
 
 
 def _is_missing_extra(error: ImportError) -> bool:

@@ -75,6 +75,7 @@ def study(words: list[str]) -> int:
         raise UsageError("--executor ray is not available in this version: use --executor local with --jobs N")
     plan = resolve(given)
     out = given.out or Path("studies") / f"{plan.study}-{plan.preset}"
+    from retarget.report import build
     from retarget.study import runner
     from retarget.study.progress import display, duration
 
@@ -87,7 +88,9 @@ def study(words: list[str]) -> int:
         return 0
     command = ["retarget", "study", *words]
     try:
-        outcome = runner.run_study(plan, out, jobs=given.jobs, display=display(given.progress), command=command)
+        outcome = runner.run_study(
+            plan, out, jobs=given.jobs, display=display(given.progress), page=build, command=command
+        )
     except KeyboardInterrupt:
         print(f"\nInterrupted; finished runs are kept. To go on: {shlex.join(command)}", file=sys.stderr)
         return 130

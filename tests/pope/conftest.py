@@ -14,8 +14,8 @@ def tiny(tmp_path_factory):
     """A base that knows a little: its directory, model, tokenizer, and problems of length 2 (sometimes solved)."""
     import torch
 
-    from retarget.pope.tasks.chain import Corpus, make_problems
-    from retarget.pope.tasks.testbed import BaseModel, load_base, train_base
+    from retarget.pope.studies.chain import Corpus, make_problems
+    from retarget.pope.studies.testbed import BaseModel, load_base, train_base
 
     torch.set_num_threads(1)
     base = BaseModel(

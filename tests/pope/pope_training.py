@@ -7,8 +7,8 @@ from pathlib import Path
 from retarget.pope.grading import Grader, reward_function
 from retarget.pope.mixture import mix
 from retarget.pope.settings import TrainingSettings
-from retarget.pope.tasks.chain import make_problems
-from retarget.pope.tasks.testbed import PROMPTS, load_base
+from retarget.pope.studies.chain import make_problems
+from retarget.pope.studies.testbed import PROMPTS, load_base
 
 TINY = dict(
     cycles=4, prompts_per_batch=4, rollouts=4, updates_per_batch=2, micro_batch=8, lr=1e-3, temperature=1.0,
@@ -18,7 +18,7 @@ TINY = dict(
 
 
 def reward():
-    return reward_function(Grader("retarget.pope.tasks.chain:verify", workers=0))
+    return reward_function(Grader("retarget.pope.studies.chain:verify", workers=0))
 
 
 def make_rows(ratio=1.0):

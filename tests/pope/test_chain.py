@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from retarget.errors import UserError
 from retarget.pope.prefixes import cut_points, leak
-from retarget.pope.tasks.chain import (
+from retarget.pope.studies.chain import (
     HINT,
     LABELS,
     MODULUS,

@@ -9,9 +9,9 @@ from retarget.errors import UsageError, UserError
 from retarget.pope.commands import VERBS, pope
 from retarget.pope.engines.local import TransformersEngine
 from retarget.pope.problems import Problem, read_problems, write_problems
-from retarget.pope.tasks.chain import make_problems
+from retarget.pope.studies.chain import make_problems
 
-GRADER = "retarget.pope.tasks.chain:verify"
+GRADER = "retarget.pope.studies.chain:verify"
 TINY = [
     "--grader", GRADER, "--workers", "0", "--no-chat", "--max-tokens", "8", "--temperature", "1.0", "--chunk", "8",
 ]  # fmt: skip

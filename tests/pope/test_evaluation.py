@@ -12,7 +12,7 @@ from retarget.pope.evaluation import Evaluation, evaluate
 from retarget.pope.grading import Grader
 from retarget.pope.mining import mine
 from retarget.pope.rollouts import Sampling
-from retarget.pope.tasks.testbed import PROMPTS
+from retarget.pope.studies.testbed import PROMPTS
 
 
 def make(correct, samples=32):
@@ -42,7 +42,7 @@ def test_the_interval_covers_a_known_rate_about_as_often_as_it_says():
 def test_every_problem_gets_its_samples_unguided_and_a_journal_resumes(tiny, tmp_path):
     engine = TransformersEngine(tiny.model, tiny.tokenizer, name="tiny")
     common = dict(
-        grader=Grader("retarget.pope.tasks.chain:verify", workers=0), prompts=PROMPTS, chunk=8,
+        grader=Grader("retarget.pope.studies.chain:verify", workers=0), prompts=PROMPTS, chunk=8,
         params=Sampling(max_tokens=8, temperature=1.0, seed=4),
     )  # fmt: skip
     found = evaluate(tiny.problems, engine, 16, journal=tmp_path / "e.jsonl", **common)
@@ -56,7 +56,7 @@ def test_every_problem_gets_its_samples_unguided_and_a_journal_resumes(tiny, tmp
     summary = found.to_json((1, 16, 64))
     assert list(summary["pass"]) == ["1", "16"]
     assert summary["solved"] == (found.correct > 0).sum()
-    with pytest.raises(UserError, match="20 in chunks of 8"):
+    with pytest.raises(UserError, match="20 rollouts in chunks of 8"):
         evaluate(tiny.problems, engine, 20, **common)
     with pytest.raises(UserError, match="an id of its own"):
         evaluate([], engine, 16, **common)
@@ -65,7 +65,7 @@ def test_every_problem_gets_its_samples_unguided_and_a_journal_resumes(tiny, tmp
 def test_an_evaluation_does_not_repeat_the_rollouts_that_selected_its_problems(tiny, tmp_path):
     common = dict(
         engine=TransformersEngine(tiny.model, tiny.tokenizer, name="tiny"), chunk=8, prompts=PROMPTS,
-        grader=Grader("retarget.pope.tasks.chain:verify", workers=0),
+        grader=Grader("retarget.pope.studies.chain:verify", workers=0),
         params=Sampling(max_tokens=8, temperature=1.0, seed=4),
     )  # fmt: skip
     mine(tiny.problems, k=8, stop_at_success=False, journal=tmp_path / "mine.jsonl", **common)
@@ -83,16 +83,16 @@ def test_a_journal_is_refused_when_other_weights_lie_at_the_same_path(tiny, tmp_
     shutil.copytree(tiny.directory, folder)
     common = dict(
         samples=8, chunk=8, prompts=PROMPTS, params=Sampling(max_tokens=4), journal=tmp_path / "e.jsonl",
-        grader=Grader("retarget.pope.tasks.chain:verify", workers=0),
+        grader=Grader("retarget.pope.studies.chain:verify", workers=0),
     )  # fmt: skip
     evaluate(tiny.problems[:1], TransformersEngine.load(str(folder)), **common)
     evaluate(tiny.problems[:1], TransformersEngine.load(str(folder)), **common)
-    with pytest.raises(UserError, match="different: batch_size, work"):
+    with pytest.raises(UserError, match=r"was made with batch_size = 64 \(now 3\)\. Give another file"):
         evaluate(tiny.problems[:1], TransformersEngine.load(str(folder), batch_size=3), **common)
     other = [tiny.problems[0].model_copy(update={"meta": {"level": 5}})]
-    with pytest.raises(UserError, match="different: problems, work"):
+    with pytest.raises(UserError, match=r"was made with problems = \w+ \(now \w+\)"):
         evaluate(other, TransformersEngine.load(str(folder)), **common)
     weights = load_file(folder / "model.safetensors")
     save_file({name: value + 1 for name, value in weights.items()}, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(UserError, match="different: weights, work"):
+    with pytest.raises(UserError, match=r"was made with weights = \w+ \(now \w+\)"):
         evaluate(tiny.problems[:1], TransformersEngine.load(str(folder)), **common)

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from retarget.errors import UserError
-from retarget.pope.graders import after_thinking, final_answer
+from retarget.pope.answers import after_thinking, final_answer
 from retarget.pope.grading import Grader, rejected_solutions, reward_function
 from retarget.pope.problems import Problem
 
@@ -32,7 +32,7 @@ def test_math_is_symbolic_and_reads_what_follows_the_thinking():
     texts = ["so $\\boxed{0.5}$", "#### 1/2", "<think>\\boxed{1/2}</think> It is 3.", "nothing", "x = \\frac{2}{4}"]
     with Grader("math") as grader:
         grades = grader.grade(texts, ["\\frac{1}{2}"] * 5)
-    assert [grade.reward for grade in grades] == [1, 1, 0, 0, 1]
+    assert [grade.reward for grade in grades] == [1, 1, 0, 0, 0]
     assert grades[3].extracted is None
     assert grades[0].extracted == "0.5"
 
@@ -49,7 +49,7 @@ def test_numeric_and_exact():
 
 
 def test_unknown_graders_and_limits_are_refused():
-    with pytest.raises(UserError, match="choose math, exact, numeric"):
+    with pytest.raises(UserError, match="choose math, boxed, exact, numeric"):
         Grader("maths", workers=0)
     with pytest.raises(UserError, match="no_such_module"):
         Grader("no_such_module:f")

@@ -15,11 +15,11 @@ from retarget.pope.grading import Grader
 from retarget.pope.mining import graduates, kind_of, mine
 from retarget.pope.rollouts import Sampling
 from retarget.pope.search import search_prefixes
-from retarget.pope.tasks.chain import make_problems
-from retarget.pope.tasks.testbed import PROMPTS
+from retarget.pope.studies.chain import make_problems
+from retarget.pope.studies.testbed import PROMPTS
 
 PARAMS = Sampling(max_tokens=12, temperature=1.0, seed=1)
-GRADER = "retarget.pope.tasks.chain:verify"
+GRADER = "retarget.pope.studies.chain:verify"
 
 
 @pytest.fixture

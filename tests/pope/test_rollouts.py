@@ -16,7 +16,7 @@ from retarget.pope.engines.server import ServerEngine
 from retarget.pope.grading import Grader
 from retarget.pope.mining import mine
 from retarget.pope.rollouts import Rollout, Sampling, thinking_tokens
-from retarget.pope.tasks.testbed import PROMPTS, train_base
+from retarget.pope.studies.testbed import PROMPTS, train_base
 
 PARAMS = Sampling(max_tokens=8, temperature=1.0, seed=5)
 
@@ -212,7 +212,7 @@ def test_a_server_process_that_dies_and_one_that_goes_on(tiny, tmp_path):
 
     def work(url):
         engine = ServerEngine(url, "tiny", wait=0.01, retries=1, concurrency=1, per_request=4)
-        return mine(tiny.problems[:3], engine, 4, grader=Grader("retarget.pope.tasks.chain:verify", workers=0),
+        return mine(tiny.problems[:3], engine, 4, grader=Grader("retarget.pope.studies.chain:verify", workers=0),
                     prompts=PROMPTS, params=PARAMS, chunk=4, batch=1, journal=tmp_path / "journal.jsonl")  # fmt: skip
 
     for answers in (2, 9):

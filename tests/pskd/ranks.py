@@ -51,8 +51,8 @@ def main(case: str, store: str, rank: int, world: int, folder: Path) -> None:
     empty.set_epoch(1)
     assert empty.past_probs(torch.arange(1))[1].all()
     everyone = torch.arange(n)
-    method._table.begin(EPOCHS)
-    fields, written = method._table.gather(everyone)
+    method.past.table.begin(EPOCHS)
+    fields, written = method.past.table.gather(everyone)
     rows = next(iter(fields.values()))
     torch.save(
         {"weights": list(net.state_dict().values()), "rows": rows, "written": written}, folder / f"{world}-{rank}"

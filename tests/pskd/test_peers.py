@@ -504,9 +504,9 @@ def test_a_state_of_another_run_is_refused(tmp_path):
     method.loss(logits_and_labels(0, N)[0], data()[1], torch.arange(N))
     method.save(tmp_path / "state")
     for other, message in [
-        (peers.TemporalEnsembling(N + 1, C, EPOCHS), "num_samples: saved 12, now 13"),
-        (peers.TemporalEnsembling(N, C, EPOCHS, momentum=0.5), "momentum: saved 0.6, now 0.5"),
-        (peers.TemporalEnsembling(N, C, EPOCHS, weight=1.0), "weight: saved 100.0, now 1.0"),
+        (peers.TemporalEnsembling(N + 1, C, EPOCHS), "num_samples = 12 (now 13)"),
+        (peers.TemporalEnsembling(N, C, EPOCHS, momentum=0.5), "momentum = 0.6 (now 0.5)"),
+        (peers.TemporalEnsembling(N, C, EPOCHS, weight=1.0), "weight = 100.0 (now 1.0)"),
         (peers.LabelSmoothing(N, C, EPOCHS), "not a state of LabelSmoothing"),
     ]:
         with pytest.raises(UserError, match=re.escape(message)):

@@ -3,8 +3,10 @@
 import pytest
 
 from retarget.errors import UserError
-from retarget.pskd.questions import QUESTIONS
-from retarget.pskd.study import ARMS, METRICS, PRESETS, Settings, plan
+from retarget.pskd.studies.images.plan import ARMS, METRICS
+from retarget.pskd.studies.images.questions import QUESTIONS
+from retarget.pskd.studies.images.settings import PRESETS, Settings
+from retarget.pskd.study import plan
 
 
 @pytest.mark.parametrize("preset", PRESETS)

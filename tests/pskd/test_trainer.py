@@ -167,11 +167,11 @@ def test_evaluation_reads_and_writes_no_row(kind, tmp_path):
     )
     watched.eval_dataset = with_index(KINDS[kind][1]())  # even where the evaluation set has an index
     quiet.train(), watched.train()
-    before = {name: value.clone() for name, value in watched.pskd._table.tensors().items()}
-    assert all(torch.equal(before[name], value) for name, value in quiet.pskd._table.tensors().items())
+    before = {name: value.clone() for name, value in watched.pskd.past.table.tensors().items()}
+    assert all(torch.equal(before[name], value) for name, value in quiet.pskd.past.table.tensors().items())
     assert_close(weights(quiet), weights(watched), atol=0)
     prediction = watched.predict(watched.eval_dataset)
-    assert all(torch.equal(before[name], value) for name, value in watched.pskd._table.tensors().items())
+    assert all(torch.equal(before[name], value) for name, value in watched.pskd.past.table.tensors().items())
     if kind == "translator":
         assert prediction.predictions.dtype.kind == "i"
     # in evaluation the loss is that of the hard labels
@@ -286,7 +286,7 @@ def test_a_memory_mapped_table_that_is_gone_is_refused(tmp_path):
 def test_other_settings_than_the_checkpoints_are_refused(tmp_path):
     trainer("classifier", tmp_path, save_strategy="epoch").train()
     changed = trainer("classifier", tmp_path, pskd={"alpha_T": 0.5}, num_train_epochs=5)
-    with pytest.raises(UserError, match=r"total_epochs: saved 3, now 5; alpha_T: saved 0.8, now 0.5"):
+    with pytest.raises(UserError, match=r"total_epochs = 3 \(now 5\), alpha_T = 0.8 \(now 0.5\)"):
         changed.train(resume_from_checkpoint=True)
 
 

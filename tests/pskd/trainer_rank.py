@@ -33,7 +33,7 @@ def train(folder: Path, world: int, store: str) -> dict[str, object]:
     # the row beyond the last takes what is not stored
     table = {
         name: value.view(2, -1, *value.shape[1:])[:, :-1].clone()
-        for name, value in trainer.pskd._table.tensors().items()
+        for name, value in trainer.pskd.past.table.tensors().items()
     }
     return {"weights": weights, "table": table}
 

@@ -5,11 +5,12 @@ import json
 from page_reader import Page
 from tiny_study import PLAN
 
+from retarget.report import build
 from retarget.study.runner import run_study
 
 
 def test_the_runner_ends_with_a_page_of_its_own_results(tmp_path):
-    outcome = run_study(PLAN, tmp_path / "tiny", command=["retarget", "study", "tiny", "--out", "a b"])
+    outcome = run_study(PLAN, tmp_path / "tiny", page=build, command=["retarget", "study", "tiny", "--out", "a b"])
     assert outcome.page == outcome.directory / "report.html"
     assert list(outcome.failed) == ["default/treated/seed-3"]
     page = Page(outcome.page)

@@ -21,7 +21,7 @@ def claim(name="c", metric="acc", direction="higher", arms=("treated", "control"
 def verdicts(claims, arms, seeds=5, level=0.95, items=None):
     """Judge with ``arms = {arm: {metric: values}}``."""
     study = plan(seeds=list(range(seeds)), metrics=METRICS, claims=tuple(claims), level=level)
-    return judge(study, {"default": arms}, items)
+    return [found.model_dump(mode="json") for found in judge(study, {"default": arms}, items)]
 
 
 def one(treated, control, **more):

@@ -43,7 +43,7 @@ class Seen(Silent):
 
 
 def run(study, directory, command="retarget study toy", **more):
-    return run_study(study, directory, report=False, command=command.split(), **more)
+    return run_study(study, directory, command=command.split(), **more)
 
 
 def read(path):
@@ -169,16 +169,22 @@ def test_what_was_planned_but_never_begun_leaves_no_trace(tmp_path):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        (dict(settings={"lift": 0.5}), r"was made with lift = 0\.0, and this call asks for 0\.5\. Give another --out"),
-        (dict(preset="small"), "was made with preset = demo, and this call asks for small"),
-        (dict(threads=2), "was made with threads = 1, and this call asks for 2"),
-        (dict(conditions=CONDITIONS), "was made with conditions"),
-        (dict(claims=()), "a claim is not changed after results were seen"),
-        (dict(level=0.9), "a claim is not changed after results were seen"),
-        (dict(arms=(Arm(name="treated", label="", settings={"lift": 9}),)), "arm treated: lift = 1.0, and"),
+        (dict(settings={"lift": 0.5}), r"was made with lift = 0\.0 \(now 0\.5\)\. Give another --out"),
+        (dict(preset="small"), r"was made with preset = demo \(now small\)"),
+        (dict(threads=2), r"was made with threads = 1 \(now 2\)"),
+        (dict(settings={"lift": 0.5}, threads=2), r"with threads = 1 \(now 2\), lift = 0\.0 \(now 0\.5\)\."),
+        (dict(conditions=CONDITIONS), r"condition calm = nothing \(now there\).*condition windy: wind = nothing"),
+        (dict(claims=()), r"differ \(higher\): a claim is not changed after results were seen"),
+        (dict(level=0.9), r"differ \(level 0\.95, now 0\.9\): a claim is not changed after results were seen"),
+        (dict(arms=(Arm(name="treated", label="", settings={"lift": 9}),)), r"arm treated: lift = 1\.0 \(now 9\)"),
+        (dict(task="tasks_for_tests:nan"), r"task = tasks_for_tests:\w+ \(now tasks_for_tests:nan\)"),
+        (dict(task_name="toy-2"), r"task = tasks_for_tests:\w+ \(now toy-2\)"),
     ],
 )
 def test_a_directory_made_with_something_else_is_refused(finished_small, changed, message):
+    if changed.get("task_name"):  # other numbers from the same import path: records that had a name keep it
+        run(plan(seeds=[0]).model_copy(update={"task_name": "toy-1"}), finished_small.parent / "named")
+        finished_small, message = finished_small.parent / "named", r"task = toy-1 \(now toy-2\)"
     before = contents(finished_small)
     with pytest.raises(UserError, match=message):
         run(plan().model_copy(update=changed), finished_small)
@@ -192,16 +198,20 @@ def finished_small(tmp_path_factory):
     return root
 
 
-def test_a_run_with_another_hash_is_refused_with_both_named(tmp_path):
+def test_a_run_that_was_edited_or_made_otherwise_is_refused(tmp_path):
     study = plan(seeds=[0])
     run(study, tmp_path)
     path = tmp_path / "runs" / "control" / "seed-0" / "config.json"
-    write_json(path, read(path) | {"run_hash": "0123456789abcdef"})
+    whole = read(path)
     (tmp_path / "summary.json").unlink()
-    now = study.run_hash(study.conditions[0], study.arms[0], 0)
-    with pytest.raises(
-        UserError, match=rf"control/seed-0 was made with other settings: run hash 0123456789abcdef, now {now}"
-    ):
+    write_json(path, whole | {"settings": {"lift": 3.0}})
+    with pytest.raises(UserError, match=r"control/seed-0/config\.json was changed after it was written"):
+        run(study, tmp_path)
+    other = plan(seeds=[0], config={"lift": 3.0})
+    write_json(
+        path, whole | {"settings": {"lift": 3.0}, "run_hash": other.run_hash(other.conditions[0], other.arms[0], 0)}
+    )
+    with pytest.raises(UserError, match=r"control/seed-0 was made with lift = 3\.0 \(now 0\.0\)"):
         run(study, tmp_path)
     assert not (tmp_path / "summary.json").exists()
 
@@ -247,7 +257,7 @@ def test_a_full_disk_fails_the_run_with_a_clear_error(tmp_path):
     error = outcome.failed["default/treated/seed-0"]
     assert "cannot write" in error
     assert "treated/seed-0" in error
-    assert "make room or give another --out, then run the same command again" in error
+    assert "free some space or choose another place, then run the same command again" in error
     assert status(tmp_path / "study", "treated/seed-0")["state"] == "failed"
     assert run(wrong("full disk", once=str(tmp_path / "once")), tmp_path / "study").failed == {}
 

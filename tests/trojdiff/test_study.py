@@ -119,7 +119,7 @@ def test_what_no_run_could_use_is_said_before_the_first_network_is_trained(tmp_p
 def test_an_attack_that_hits_alike_on_every_seed_is_decided_by_its_images(rates, items, verdict):
     study = plan("demo", seeds=list(range(len(rates))))
     values = {"default": {"in_d2d_blend": {"attack_weakest": rates}}}
-    judged = {one["id"]: one for one in judge(study, values, {"attack_in_d2d_blend": items})}
+    judged = {one.id: one.model_dump(mode="json") for one in judge(study, values, {"attack_in_d2d_blend": items})}
     found = judged["attack_in_d2d_blend"]
     decided = len(rates) > 1
     assert found["verdict"] == verdict
@@ -162,7 +162,7 @@ def test_weights_are_kept_on_request_and_that_makes_no_other_run(finished, tmp_p
     kept = TINY | {"keep_trojaned": True}
     had = runner.survey(plan("demo", kept, arms=["clean", "in_d2d_blend"]), tmp_path / "study")
     assert (had["runs"], had["finished"]) == (3, 3)
-    outcome = runner.run_study(plan("demo", kept, arms=["d2i_patch"]), tmp_path / "study", jobs=1, report=False)
+    outcome = runner.run_study(plan("demo", kept, arms=["d2i_patch"]), tmp_path / "study", jobs=1)
     assert not outcome.failed, outcome.failed
     pipeline = tmp_path / "study/runs/d2i_patch/seed-0/checkpoint/pipeline"
     assert Trigger.load(pipeline).kind == "patch"

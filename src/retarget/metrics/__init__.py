@@ -4,8 +4,9 @@ Public names are loaded on first use: importing this package imports nothing, ``
 only the ``torchmetrics.Metric`` classes need torchmetrics.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from retarget.lazy import lazy
 
 if TYPE_CHECKING:
     from retarget.metrics.calibration import (
@@ -63,19 +64,17 @@ __all__ = [
     "softmax",
     "top_k_error",
 ]
-_HOME = {  # calibration is the home of all others
-    "pass_at_k": "passk",
-    "AreaUnderGeneralisedRiskCoverage": "torchmetrics",
-    "AreaUnderRiskCoverage": "torchmetrics",
-    "BrierMetric": "torchmetrics",
-    "CalibrationErrorMetric": "torchmetrics",
-    "ExcessAreaUnderRiskCoverage": "torchmetrics",
-    "FailureDetectionMetric": "torchmetrics",
-    "LogLikelihoodMetric": "torchmetrics",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name in __all__:
-        return getattr(import_module(f"{__name__}.{_HOME.get(name, 'calibration')}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__, __dir__ = lazy(
+    __name__,
+    dict.fromkeys(__all__, "calibration")
+    | {
+        "pass_at_k": "passk",
+        "AreaUnderGeneralisedRiskCoverage": "torchmetrics",
+        "AreaUnderRiskCoverage": "torchmetrics",
+        "BrierMetric": "torchmetrics",
+        "CalibrationErrorMetric": "torchmetrics",
+        "ExcessAreaUnderRiskCoverage": "torchmetrics",
+        "FailureDetectionMetric": "torchmetrics",
+        "LogLikelihoodMetric": "torchmetrics",
+    },
+)

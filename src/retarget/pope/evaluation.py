@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from jaxtyping import Float, Integer
@@ -11,13 +11,14 @@ from jaxtyping import Float, Integer
 from retarget.errors import UserError
 from retarget.identity import fingerprint
 from retarget.metrics.passk import pass_at_k
-from retarget.pope.grading import Grader
-from retarget.pope.identity import engine_header
 from retarget.pope.journal import Journal
 from retarget.pope.problems import Problem
-from retarget.pope.prompts import Prompts
 from retarget.pope.rollouts import Engine, Sampling
 from retarget.pope.rounds import Item, Progress, Unit, run_rounds, total_or_none
+from retarget.pope.sampler import Asking, Sampler
+
+PAPER = Sampling(temperature=0.8, top_p=0.95, top_k=50)
+"""How the authors' training configuration evaluates."""
 
 
 @dataclass(frozen=True)
@@ -79,16 +80,12 @@ class Evaluation:
 
 def evaluate(
     problems: Sequence[Problem],
-    engine: Engine,
+    engine: Engine | Sampler,
     samples: int = 32,
     *,
-    grader: Grader | None = None,
-    prompts: Prompts | None = None,
-    params: Sampling | None = None,
-    chunk: int = 16,
     journal: Path | None = None,
-    batch: int = 16,
     progress: Progress | None = None,
+    **asking: Unpack[Asking],
 ) -> Evaluation:
     """Sample every problem equally often, without guidance: prefixes have no way in here.
 
@@ -97,34 +94,30 @@ def evaluate(
 
     Args:
         samples: rollouts a problem, a multiple of the chunk.
-        params: default the paper's evaluation: temperature 0.8, top_p 0.95, top_k 50.
-        problems, engine, grader, prompts, chunk, journal, batch, progress: as in :func:`retarget.pope.mining.mine`.
+        problems, engine, journal, progress, asking: as in :func:`retarget.pope.mining.mine`; ``params`` are
+            :data:`PAPER` if not given.
 
     Raises:
         UserError: no problems, ids that occur twice, or samples not a multiple of the chunk.
     """
-    grader, prompts = grader or Grader(), prompts or Prompts.load()
-    params = (params or Sampling(temperature=0.8, top_p=0.95, top_k=50)).of("evaluate")
-    if samples < 1 or chunk < 1 or samples % chunk:
-        raise UserError(f"samples must be a multiple of the chunk: {samples} in chunks of {chunk}")
+    sampler = Sampler.of(engine, "evaluate", PAPER, **asking)
+    sampler.check(samples, "samples")
     if not problems or len({problem.id for problem in problems}) < len(problems):
         raise UserError("evaluation needs problems, each with an id of its own")
-    asked = {problem.id: prompts.without_prefix(problem.prompt) for problem in problems}
-    header = {
-        "verb": "evaluate", **engine_header(engine), "samples": samples, "chunk": chunk, "grader": grader.spec,
-        "sampling": params.model_dump(mode="json"),
-        "problems": fingerprint([[one.id, one.answer, asked[one.id], one.meta] for one in problems]),
-    }  # fmt: skip
+    header = sampler.header(
+        "evaluate", samples=samples,
+        problems=fingerprint([[one.id, one.answer, sampler.unguided(one), one.meta] for one in problems]),
+    )  # fmt: skip
 
     def next_unit(item: Item) -> Unit | None:
         done = len(item.records)
-        if done * chunk >= samples:
+        if done * sampler.chunk >= samples:
             return None
-        return Unit(asked[item.problem.id], chunk, done, {"chunk": done})
+        return Unit(sampler.unguided(item.problem), sampler.chunk, done, {"chunk": done})
 
     items = [Item(problem) for problem in problems]
     with Journal(journal, header) as book:
-        run_rounds(items, next_unit, engine, grader, book, params, batch=batch, progress=progress)
+        run_rounds(items, next_unit, sampler, book, progress)
     return Evaluation(
         [problem.id for problem in problems],
         np.array([sum(record["correct"] for record in item.records) for item in items]),

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from retarget.errors import UserError
-from retarget.extras import require
-from retarget.pope.problems import write_text
+from retarget.files import make_directory, write_text
+from retarget.pope.mixture import write_parquet
 
 Host = Literal["verl", "openrlhf", "prime-rl"]
 HOSTS: tuple[Host, ...] = ("verl", "openrlhf", "prime-rl")
@@ -27,15 +27,11 @@ def export(rows: Sequence[dict[str, Any]], host: Host, path: Path, *, split: str
     if host not in HOSTS:
         raise UserError(f"no host {host!r}: choose {', '.join(HOSTS)}")
     if host == "verl":
-        records = [_verl(row, index, split) for index, row in enumerate(rows)]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.tmp")
-        table = require("pyarrow", "rl").Table.from_pylist(records)
-        require("pyarrow.parquet", "rl").write_table(table, temporary)
-        temporary.replace(path)
+        write_parquet(path, [_verl(row, index, split) for index, row in enumerate(rows)])
         return
     make = _openrlhf if host == "openrlhf" else _prime_rl
     lines = [json.dumps(make(row), ensure_ascii=False) for row in rows]
+    make_directory(path.parent)
     write_text(path, "\n".join(lines) + "\n")
 
 

@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import Any, cast
 
 from retarget.errors import UserError
+from retarget.pope.answers import WITHIN, after_thinking, final_answer, joined_boxes
 from retarget.pope.problems import last_boxed
 
+_BOX_WITHIN = 1000
 _NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:/\d+)?(?<=\d)")
-# Possessive, and only over a text's end: completions are untrusted, and backtracking over their spaces takes minutes.
-_MARKED = re.compile(r"(?:####|answer[ \t]*+(?:is|:|=))[ \t:]*+\n?+[ \t]*+(\S[^\n]*+)", re.IGNORECASE)
-_MARKED_WITHIN = 4000
-_THINKING_BEGINS, _THINKING_ENDS = "<think>", "</think>"
 
 
 @dataclass(frozen=True)
@@ -42,33 +40,6 @@ class Grade:
 
 GradingFunction = Callable[[str, str, dict[str, Any]], "Grade | float | bool"]
 """``function(completion, answer, meta)``; meta is the problem's, with its id."""
-
-
-def after_thinking(completion: str) -> str:
-    """What follows the thinking block; nothing where one never ends; all of a text without one.
-
-    >>> after_thinking("<think> 4? </think>5"), after_thinking("<think> 4?"), after_thinking("5")
-    ('5', '', '5')
-    """
-    text = completion.rpartition(_THINKING_ENDS)[2]
-    return "" if _THINKING_BEGINS in text else text
-
-
-def final_answer(completion: str) -> str | None:
-    """The final answer as written: in the last ``\\boxed{}``, behind ``####``, or behind "the answer is".
-
-    Only what follows a thinking block counts, where there is one (see :func:`after_thinking`). A marker in words is
-    looked for in the last 4,000 characters.
-
-    >>> final_answer("<think>4?</think> The answer is 5.")
-    '5'
-    """
-    text = after_thinking(completion)
-    boxed = last_boxed(text)
-    if boxed is not None:
-        return boxed
-    marked = _MARKED.findall(text[-_MARKED_WITHIN:])
-    return marked[-1].strip().rstrip(".").strip("$* ") or None if marked else None
 
 
 def exact(completion: str, answer: str, meta: dict[str, Any]) -> Grade:
@@ -101,35 +72,67 @@ def numeric(completion: str, answer: str, meta: dict[str, Any]) -> Grade:
 
 
 def math(completion: str, answer: str, meta: dict[str, Any]) -> Grade:
-    """math-verify's symbolic comparison of the final answer with the gold one.
+    """math-verify's symbolic comparison of the *marked* final answer with the gold one.
 
-    It runs in a worker process, which bounds its time and memory, so its own timers stay off.
+    A text without a marked answer (see :mod:`retarget.pope.answers`) gives none, and neither does one that the token
+    budget cut off (``meta["truncated"]``) or that never finished thinking. It runs in a worker process, which bounds
+    its time and memory, so math-verify's own timers stay off.
     """
-    from math_verify import parse, verify
-
-    gold = _gold(answer)
-    text = after_thinking(completion)
+    text = "" if meta.get("truncated") else after_thinking(completion)
     marked = final_answer(text)
-    found = parse(f"\\boxed{{{marked}}}", parsing_timeout=None) if marked is not None else []  # type: ignore[arg-type]
-    if not found:
-        found = parse(text, parsing_timeout=None)  # type: ignore[arg-type]
-    if not found:
+    if marked is None:
         return Grade(0.0, None)
-    shown = marked if marked is not None else str(found[-1])
-    return Grade(float(verify(gold, found, timeout_seconds=None)), shown)
+    candidates = [marked, *([joined] if (joined := joined_boxes(text[-WITHIN:])) else [])]
+    return Grade(float(any(_same(one, answer) for one in candidates)), marked)
+
+
+def boxed(completion: str, answer: str, meta: dict[str, Any]) -> Grade:
+    """As the authors grade: math-verify on the last ``\\boxed{}`` within 1,000 characters of the end, nothing else.
+
+    A text that the budget cut off counts where it holds one.
+    """
+    found = last_boxed(after_thinking(completion)[-_BOX_WITHIN:])
+    return Grade(0.0, None) if found is None else Grade(float(_same(found, answer)), found)
+
+
+def _same(marked: str, answer: str) -> bool:
+    """Whether two answers are written alike, spaces and dollars apart, or are equal to math-verify."""
+    from math_verify import verify
+
+    if _bare(marked) == _bare(answer):
+        return True
+    found = _parsed(marked)
+    return any(verify(gold, found, timeout_seconds=None) for gold in _gold(answer))
+
+
+def _bare(text: str) -> str:
+    return re.sub(r"\\[,;! ]|[\s$]", "", text).removesuffix(".")
+
+
+def _parsed(answer: str) -> list[Any]:
+    from math_verify import parse
+
+    return parse(f"\\boxed{{{answer.strip().strip('$')}}}", parsing_timeout=None)  # type: ignore[arg-type]
 
 
 @lru_cache(maxsize=1024)
-def _gold(answer: str) -> list[Any]:
+def _gold(answer: str) -> list[list[Any]]:
     from math_verify import parse
 
-    parsed = parse(f"\\boxed{{{answer}}}", parsing_timeout=None)  # type: ignore[arg-type]
-    if not parsed:
+    readings = [_parsed(answer)]
+    if "$" in answer.strip().strip("$"):  # several formulas, or a formula in words
+        readings.append(parse(answer, parsing_timeout=None))  # type: ignore[arg-type]
+    readings = [one for one in readings if one]
+    if not readings:
         raise UserError(f"math-verify cannot read the answer {answer!r}: grade this set by `exact`")
-    return parsed
+    return readings
 
 
-BUILT_IN: dict[str, GradingFunction] = {"math": math, "exact": exact, "numeric": numeric}
+BUILT_IN: dict[str, GradingFunction] = {"math": math, "boxed": boxed, "exact": exact, "numeric": numeric}
+RULES = {"math": 2}
+"""Versions of graders whose verdicts have changed: work of an earlier one is not mixed with a later one's."""
+MOVED = {"retarget.pope.tasks.chain:verify": "retarget.pope.studies.chain:verify"}
+"""Graders that studies and journals know by the name of an earlier place."""
 
 
 def load(spec: str) -> GradingFunction:
@@ -143,7 +146,7 @@ def load(spec: str) -> GradingFunction:
     """
     if spec in BUILT_IN:
         return BUILT_IN[spec]
-    module, colon, name = spec.partition(":")
+    module, colon, name = MOVED.get(spec, spec).partition(":")
     if not colon:
         raise UserError(f"no grader {spec!r}: choose {', '.join(BUILT_IN)} or give module:function")
     if str(Path.cwd()) not in sys.path:

@@ -9,16 +9,19 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 from retarget.errors import UserError
+from retarget.pope.answers import THINKING_BEGINS
 from retarget.pope.graders import BUILT_IN, Grade, as_grade, load
 from retarget.pope.problems import Problem
 
 _START_SECONDS = 60.0
+
+LabelCheck = Literal["solution", "answer", "none"]
 
 
 class Grader:
@@ -28,7 +31,8 @@ class Grader:
     worker is replaced. Nothing is ever evaluated as code by this class.
 
     Args:
-        spec: ``math``, ``exact``, ``numeric``, or ``module:function`` (see :func:`retarget.pope.graders.load`).
+        spec: ``math``, ``boxed``, ``exact``, ``numeric``, or ``module:function`` (see
+            :func:`retarget.pope.graders.load`).
         seconds: time limit of one item.
         memory_mb: address space of one worker.
         workers: worker processes; 0 grades in this process, without limits: for trusted functions that only compare
@@ -207,44 +211,87 @@ class _Worker:
         return None
 
 
-def reward_function(grader: Grader) -> Callable[..., list[float]]:
-    """The grader as TRL wants a reward: columns ``answer`` and (optional) ``meta``, a JSON text, of the rows.
+@dataclass
+class Reward:
+    """A grader as TRL wants a reward: columns ``answer`` and (optional) ``meta``, a JSON text, of the rows.
+
+    Attributes:
+        grader: judges the completions.
+        ends: ids of tokens that end a completion: one without is ``truncated``, which its grader is told. Without
+            ids, which a trainer knows, no completion is.
+        opens_thinking: whether the prompts' template opens a thinking block for the completions.
+    """
+
+    grader: Grader
+    ends: frozenset[int] = frozenset()
+    opens_thinking: bool = False
+    __name__ = "correct"
+
+    def __call__(
+        self,
+        completions: list[Any],
+        answer: list[str],
+        meta: list[str] | None = None,
+        completion_ids: list[list[int]] | None = None,
+        **_: Any,
+    ) -> list[float]:
+        """One reward for each completion."""
+        texts = [one if isinstance(one, str) else one[-1]["content"] for one in completions]
+        if self.opens_thinking:
+            texts = [f"{THINKING_BEGINS}{one}" for one in texts]
+        metas = [json.loads(one) for one in meta] if meta is not None else [{} for _ in texts]
+        if self.ends and completion_ids is not None:
+            for one, ids in zip(metas, completion_ids, strict=True):
+                if not ids or int(ids[-1]) not in self.ends:
+                    one["truncated"] = True
+        return [grade.reward for grade in self.grader.grade(texts, answer, metas)]
+
+
+def reward_function(grader: Grader) -> Reward:
+    """The grader as TRL wants a reward.
 
     >>> reward_function(Grader("exact"))(prompts=["?"], completions=["#### a"], answer=["a"])
     [1.0]
     """
-
-    def correct(completions: list[Any], answer: list[str], meta: list[str] | None = None, **_: Any) -> list[float]:
-        texts = [one if isinstance(one, str) else one[-1]["content"] for one in completions]
-        metas = [json.loads(one) for one in meta] if meta is not None else None
-        return [grade.reward for grade in grader.grade(texts, answer, metas)]
-
-    return correct
+    return Reward(grader)
 
 
-def rejected_solutions(problems: Sequence[Problem], grader: Grader) -> list[tuple[Problem, Grade]]:
-    """Problems whose own solution the grader reads and does not accept: a broken label or a broken grader.
+def rejected_solutions(
+    problems: Sequence[Problem], grader: Grader, check: LabelCheck = "solution"
+) -> list[tuple[Problem, Grade]]:
+    """Problems with a broken label, or one that the grader cannot use.
 
-    A grader that refuses a label (a text for ``numeric``) rejects that problem, with status ``error``. A grader that
-    times out or dies says nothing about the label: how fast this machine is decides nothing.
+    A built-in grader must accept the boxed answer itself; and where the solution marks an answer, that one too. A
+    solution that marks none says nothing of the label: many that people write do not. A grader that refuses a label (a
+    text for ``numeric``) rejects that problem, with status ``error``. One that times out or dies says nothing about the
+    label: how fast this machine is decides nothing. A grader of the user's is asked about solutions alone.
+
+    Args:
+        problems: with labels.
+        grader: that will be used.
+        check: ``solution`` as above, ``answer`` for the labels alone, ``none``.
     """
-    # Without a solution only the built-in graders are asked, whether they can read the label at all.
-    asked = [problem for problem in problems if problem.solution or grader.spec in BUILT_IN]
-    return [
-        (problem, grade)
-        for problem, grade in zip(asked, _own_grades(asked, grader), strict=True)
-        if grade.status == "error" or (problem.solution and grade.status == "ok" and not grade.correct)
-    ]
+    if check == "none":
+        return []
+    built_in = grader.spec in BUILT_IN
+    asked: list[tuple[Problem, str]] = [(one, f"\\boxed{{{one.answer}}}") for one in problems if built_in]
+    asked += [(one, one.solution) for one in problems if one.solution and check == "solution"]
+    rejected: dict[int, Grade] = {}
+    for (problem, _), grade in zip(asked, _own_grades(asked, grader), strict=True):
+        marked = grade.status == "ok" and grade.extracted is not None
+        if grade.status == "error" or (marked and not grade.correct):
+            rejected[id(problem)] = grade
+    return [(problem, rejected[id(problem)]) for problem in problems if id(problem) in rejected]
 
 
-def _own_grades(problems: Sequence[Problem], grader: Grader) -> list[Grade]:
+def _own_grades(asked: Sequence[tuple[Problem, str]], grader: Grader) -> list[Grade]:
     if grader.workers:
-        metas = [{**one.meta, "id": one.id} for one in problems]
-        return grader.grade([one.solution for one in problems], [one.answer for one in problems], metas)
+        metas = [{**one.meta, "id": one.id} for one, _ in asked]
+        return grader.grade([text for _, text in asked], [one.answer for one, _ in asked], metas)
     grades: list[Grade] = []
-    for one in problems:  # in this process a refusal is an exception, which must cost its own problem only
+    for one, text in asked:  # in this process a refusal is an exception, which must cost its own problem only
         try:
-            grades += grader.grade_problem(one, [one.solution])
+            grades += grader.grade_problem(one, [text])
         except UserError:
             grades.append(Grade(0.0, None, "error"))
     return grades

@@ -8,7 +8,8 @@ from types import TracebackType
 from typing import Any
 
 from retarget.errors import UserError
-from retarget.identity import fingerprint
+from retarget.files import cannot_write, make_directory
+from retarget.identity import fingerprint, refuse_other
 
 
 class Journal:
@@ -31,15 +32,18 @@ class Journal:
         self._file: int | None = None
         if path is None:
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        make_directory(path.parent)
+        try:
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        except OSError as error:
+            raise cannot_write(path, error) from error
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             os.close(self._file)
             raise UserError(f"{path}: another process writes this journal") from error
         try:
-            self._recover(path, self._file, {**header, "work": fingerprint(header)})
+            self._recover(path, self._file, header)
         except UserError:
             self.close()
             raise
@@ -56,16 +60,12 @@ class Journal:
             except ValueError as error:
                 raise UserError(f"{path}: line {number} is damaged; move the file away or cut it there") from error
         if not self.records:
-            self._write(header)
+            self._write({**header, "work": fingerprint(header)})
             return
         found = self.records.pop(0)
-        if found != header:
-            shared = {key for key in found.keys() & header.keys() if found[key] == header[key]}
-            differing = sorted((found.keys() | header.keys()) - shared)
-            raise UserError(
-                f"{path}: this journal was written by other work (different: {', '.join(differing)}); "
-                "give another file, or the settings that it was begun with"
-            )
+        if found.pop("work", None) != fingerprint(found):
+            raise UserError(f"{path}: line 1 is damaged; move the file away")
+        refuse_other(path, found, header, remedy="Give another file, or the settings that it was begun with")
 
     def append(self, record: dict[str, Any]) -> None:
         """Add one record; it is in the file when this returns."""

@@ -4,17 +4,16 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 from retarget.errors import UserError
 from retarget.identity import fingerprint
-from retarget.pope.grading import Grader, rejected_solutions
-from retarget.pope.identity import engine_header
+from retarget.pope.grading import LabelCheck, rejected_solutions
 from retarget.pope.journal import Journal
 from retarget.pope.problems import Problem
-from retarget.pope.prompts import Prompt, Prompts
-from retarget.pope.rollouts import Engine, Sampling
+from retarget.pope.rollouts import Engine
 from retarget.pope.rounds import Item, Progress, Unit, run_rounds, total_or_none
+from retarget.pope.sampler import Asking, Sampler
 from retarget.study.statistics import wilson_interval
 
 Kind = Literal["solved", "hard", "truncated", "unparsed", "suspect", "broken"]
@@ -115,61 +114,52 @@ class Mined:
 
 def mine(
     problems: Sequence[Problem],
-    engine: Engine,
+    engine: Engine | Sampler,
     k: int = 128,
     *,
-    grader: Grader | None = None,
-    prompts: Prompts | None = None,
-    params: Sampling | None = None,
-    chunk: int = 16,
     stop_at_success: bool = True,
     journal: Path | None = None,
-    batch: int = 16,
     accepted: tuple[Kind, ...] = ("hard",),
+    check: LabelCheck = "solution",
     progress: Progress | None = None,
+    **asking: Unpack[Asking],
 ) -> Mined:
     """Sample every problem k times, unguided, and tell which are never solved.
 
     Args:
-        problems: with their solutions, which the grader must accept first (those without one are sampled anyhow).
-        engine: samples the model that is to be trained.
+        problems: with their labels, which the grader must accept first.
+        engine: samples the model that is to be trained, or a :class:`~retarget.pope.sampler.Sampler` around it.
         k: rollouts a problem: 128 in the paper. 0 of 128 leaves a true rate of up to 2.3 % (95 %, exact).
-        grader: default math-verify in a worker process.
-        prompts: default the package's templates.
-        params: how to sample; its seed, with each prompt, decides the rollouts.
-        chunk: rollouts of one unit of work; k is a multiple of it.
         stop_at_success: ask only "hard or not": no further chunk after a success. The outcomes have no pass rates
             then; take it off for those.
         journal: file of finished units; a killed run goes on from it. None keeps nothing.
-        batch: problems in one call of the engine.
         accepted: kinds that go on to the prefix search.
+        check: how labels are checked first (see :func:`retarget.pope.grading.rejected_solutions`).
         progress: see :data:`retarget.pope.rounds.Progress`.
+        asking: ``grader``, ``prompts``, ``params``, ``chunk``, ``batch``: fields of a sampler.
 
     Raises:
         UserError: k is not a multiple of the chunk, ids occur twice, or the journal belongs to other work.
     """
-    grader, prompts, params = grader or Grader(), prompts or Prompts.load(), (params or Sampling()).of("mine")
-    if k < 1 or chunk < 1 or k % chunk:
-        raise UserError(f"k must be a multiple of the chunk: {k} rollouts in chunks of {chunk}")
+    sampler = Sampler.of(engine, "mine", **asking)
+    sampler.check(k)
     if len({problem.id for problem in problems}) < len(problems):
         raise UserError("problems with the same id cannot be mined together")
-    broken = {problem.id for problem, _ in rejected_solutions(problems, grader)}
+    broken = {problem.id for problem, _ in rejected_solutions(problems, sampler.grader, check)}
     items = [Item(problem) for problem in problems if problem.id not in broken]
-    asked = {item.problem.id: prompts.without_prefix(item.problem.prompt) for item in items}
-    header = {
-        "verb": "mine", **engine_header(engine), "k": k, "chunk": chunk, "stop_at_success": stop_at_success,
-        "grader": grader.spec, "sampling": params.model_dump(mode="json"),
-        "problems": fingerprint([[p.id, p.answer, prompts.without_prefix(p.prompt), p.meta] for p in problems]),
-    }  # fmt: skip
+    header = sampler.header(
+        "mine", k=k, stop_at_success=stop_at_success,
+        problems=fingerprint([[p.id, p.answer, sampler.unguided(p), p.meta] for p in problems]),
+    )  # fmt: skip
 
     def next_unit(item: Item) -> Unit | None:
         done = len(item.records)
-        if done * chunk >= k or (stop_at_success and any(record["correct"] for record in item.records)):
+        if done * sampler.chunk >= k or (stop_at_success and any(record["correct"] for record in item.records)):
             return None
-        return Unit(_prompt(asked, item), chunk, done, {"chunk": done})
+        return Unit(sampler.unguided(item.problem), sampler.chunk, done, {"chunk": done})
 
     with Journal(journal, header) as book:
-        run_rounds(items, next_unit, engine, grader, book, params, batch=batch, progress=progress)
+        run_rounds(items, next_unit, sampler, book, progress)
     found = {item.problem.id: _outcome(item, stop_at_success) for item in items}
     outcomes = [found.get(p.id) or Outcome(p, "broken", example=p.solution) for p in problems]
     return Mined(outcomes, accepted)
@@ -179,10 +169,6 @@ def graduates(before: Mined, now: Mined) -> list[Problem]:
     """Problems that were hard and that a later model solves: they may leave the hard set."""
     solved = {one.problem.id for one in now.outcomes if one.kind == "solved"}
     return [problem for problem in before.hard if problem.id in solved]
-
-
-def _prompt(asked: dict[str, Prompt], item: Item) -> Prompt:
-    return asked[item.problem.id]
 
 
 def _outcome(item: Item, sequential: bool) -> Outcome:

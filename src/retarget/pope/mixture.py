@@ -10,8 +10,9 @@ import numpy as np
 
 from retarget.errors import UserError
 from retarget.extras import require
+from retarget.files import make_directory, replace_file, write_text
 from retarget.identity import fingerprint
-from retarget.pope.problems import Problem, write_text
+from retarget.pope.problems import Problem
 from retarget.pope.prompts import Prompts
 
 STRATA = ("unguided", "guided", "easy")
@@ -138,13 +139,16 @@ def _quotas(shares: dict[str, float], taken: dict[str, int], rows_so_far: int) -
 
 def write_rows(path: str | Path, rows: Sequence[dict[str, Any]], notes: Mapping[str, Any] | None = None) -> None:
     """Write the rows as Parquet, and beside them a data card ``PATH.md`` with counts and where they came from."""
-    pyarrow, parquet = require("pyarrow", "rl"), require("pyarrow.parquet", "rl")
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    parquet.write_table(pyarrow.Table.from_pylist(list(rows)), temporary)
-    temporary.replace(path)
+    write_parquet(path, rows)
     write_text(path.with_name(path.name + ".md"), data_card(rows, notes or {}))
+
+
+def write_parquet(path: Path, records: Sequence[dict[str, Any]]) -> None:
+    """Write a Parquet file, whole or not at all."""
+    pyarrow, parquet = require("pyarrow", "rl"), require("pyarrow.parquet", "rl")
+    make_directory(path.parent)
+    replace_file(path, lambda temporary: parquet.write_table(pyarrow.Table.from_pylist(list(records)), temporary))
 
 
 def read_rows(path: str | Path) -> list[dict[str, Any]]:

@@ -2,26 +2,27 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Unpack
 
 from retarget.identity import fingerprint
-from retarget.pope.grading import Grader
-from retarget.pope.identity import engine_header
 from retarget.pope.journal import Journal
 from retarget.pope.problems import Problem
 from retarget.pope.prompts import TEMPLATES, Prompts
 from retarget.pope.rollouts import Engine, Sampling
+from retarget.pope.sampler import Asking, Sampler
+
+_ASK = (TEMPLATES / "oracle.txt").read_text(encoding="utf-8").removesuffix("\n")
+ORACLE = Prompts(unguided=_ASK, guided=f"{_ASK}\n{{prefix}}")
+"""How a teacher is asked."""
 
 
 def ask_oracle(
     problems: Sequence[Problem],
-    teacher: Engine,
+    teacher: Engine | Sampler,
     attempts: int = 4,
     *,
-    grader: Grader | None = None,
-    prompts: Prompts | None = None,
-    params: Sampling | None = None,
     journal: Path | None = None,
-    batch: int = 16,
+    **asking: Unpack[Asking],
 ) -> tuple[list[Problem], list[Problem]]:
     """Ask a teacher for the solutions that are missing.
 
@@ -30,35 +31,32 @@ def ask_oracle(
 
     Args:
         problems: those with a solution are returned as they are.
-        teacher: usually a server engine.
+        teacher: usually a server engine, or a sampler around one.
         attempts: samples a problem; the first that the grader accepts is taken.
-        grader: default math-verify.
-        prompts: what the teacher is asked, unguided; default the template ``oracle.txt``.
-        params: default 8,192 tokens at temperature 0.7.
         journal: file of answered problems; a killed run goes on from it.
-        batch: problems in one call.
+        asking: fields of a sampler. By default the teacher is asked by the template ``oracle.txt``, for 8,192 tokens
+            at temperature 0.7.
 
     Returns:
         The problems that have a solution now, and those that still have none, both in their order.
     """
-    grader = grader or Grader()
-    asking = (TEMPLATES / "oracle.txt").read_text(encoding="utf-8").removesuffix("\n")
-    prompts = prompts or Prompts(unguided=asking, guided=f"{asking}\n{{prefix}}")
-    params = (params or Sampling(max_tokens=8192, temperature=0.7)).of("oracle")
+    if not isinstance(teacher, Sampler):
+        asking = {"prompts": ORACLE, **asking}
+    sampler = Sampler.of(teacher, "oracle", Sampling(max_tokens=8192, temperature=0.7), **asking)
     missing = [problem for problem in problems if not problem.solution.strip()]
-    header = {
-        "verb": "oracle", **engine_header(teacher), "attempts": attempts, "grader": grader.spec,
-        "sampling": params.model_dump(mode="json"),
-        "problems": fingerprint([[p.id, p.answer, prompts.without_prefix(p.prompt), p.meta] for p in missing]),
-    }  # fmt: skip
+    header = sampler.header(
+        "oracle", attempts=attempts,
+        problems=fingerprint([[p.id, p.answer, sampler.unguided(p), p.meta] for p in missing]),
+    )  # fmt: skip
+    del header["chunk"]  # all attempts are one unit
     with Journal(journal, header) as book:
         done = len(book.records)
-        for start in range(done, len(missing), batch):
-            some = missing[start : start + batch]
-            answers = teacher.sample([prompts.without_prefix(one.prompt) for one in some], attempts, params)
+        for start in range(done, len(missing), sampler.batch):
+            some = missing[start : start + sampler.batch]
+            answers = sampler.engine.sample([sampler.unguided(one) for one in some], attempts, sampler.sampling)
             for problem, rollouts in zip(some, answers, strict=True):
                 texts = [one.answer_text.strip() for one in rollouts]
-                grades = grader.grade_problem(problem, texts)
+                grades = sampler.grader.grade_problem(problem, texts)
                 solution = next((text for text, grade in zip(texts, grades, strict=True) if grade.correct), "")
                 book.append({"problem": problem.id, "solution": solution, "tokens": sum(r.tokens for r in rollouts)})
         solutions = {record["problem"]: record["solution"] for record in book.records}

@@ -3,7 +3,6 @@
 import gzip
 import json
 import logging
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pydantic import Field, ValidationError
 
 from retarget.errors import UserError
 from retarget.extras import require
+from retarget.files import make_directory, write_text
 from retarget.settings import Strict
 
 Format = Literal["auto", "plain", "gsm8k", "math"]
@@ -111,15 +111,8 @@ def read_problems(
 def write_problems(path: str | Path, problems: Iterable[Problem]) -> None:
     """Write JSONL in the ``plain`` format, whole or not at all."""
     lines = [json.dumps(problem.model_dump(mode="json"), ensure_ascii=False) + "\n" for problem in problems]
+    make_directory(Path(path).parent)
     write_text(Path(path), "".join(lines))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file through a temporary name, so that it is never half-written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 def parse_row(row: Any, line: int = 1, format: Format = "auto") -> Problem:

@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 
 from pydantic import Field
 
-from retarget.pope.graders import after_thinking
+from retarget.pope.answers import THINKING_BEGINS, after_thinking
 from retarget.pope.prompts import Prompt
 from retarget.settings import Strict
 
@@ -55,7 +55,8 @@ class Rollout:
     """One completion.
 
     Attributes:
-        text: without special tokens; a thinking block is part of it where the engine returns one.
+        text: without special tokens; a thinking block is part of it where the engine returns one, with its ``<think>``
+            where the prompt's template wrote that.
         tokens: tokens that were generated.
         truncated: whether the budget ended it.
         thinking: tokens before the answer begins: those of the thinking block, all of them where it never ends, 0
@@ -75,6 +76,19 @@ class Rollout:
         ' 2'
         """
         return after_thinking(self.text)
+
+
+def opened(rendered: str, text: str) -> str:
+    """A completion with the ``<think>`` that its prompt's template opened for it, where one did.
+
+    Args:
+        rendered: the end of the prompt as the model read it.
+        text: what the model wrote.
+
+    >>> opened("<|assistant|><think>\\n", "4?"), opened("<|assistant|>", "4")
+    ('<think>4?', '4')
+    """
+    return f"{THINKING_BEGINS}{text}" if rendered.rstrip().endswith(THINKING_BEGINS) else text
 
 
 def thinking_tokens(text: str, tokens: int, count: Callable[[str], int]) -> int:

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from retarget.errors import UserError
-from retarget.pope.grading import Grader
 from retarget.pope.journal import Journal
 from retarget.pope.problems import Problem
 from retarget.pope.prompts import Prompt
-from retarget.pope.rollouts import Engine, Rollout, Sampling
+from retarget.pope.rollouts import Rollout
+from retarget.pope.sampler import Sampler
 
 EXAMPLE_CHARACTERS = 2000
 _ANSWERS_KEPT = 8
@@ -27,7 +27,7 @@ class Unit:
     n: int
     chunk: int
     key: dict[str, Any]
-    meta: dict[str, Any] = field(default_factory=dict)
+    prefix: str | None = None
 
 
 @dataclass
@@ -41,17 +41,13 @@ class Item:
 def run_rounds(
     items: Sequence[Item],
     next_unit: Callable[[Item], Unit | None],
-    engine: Engine,
-    grader: Grader,
+    sampler: Sampler,
     journal: Journal,
-    params: Sampling,
-    *,
-    batch: int,
     progress: Progress | None = None,
 ) -> None:
     """Give every item its units, one after another, until ``next_unit`` returns None for each.
 
-    All open items advance together, ``batch`` of them in one call of the engine: servers and GPUs are kept busy. An
+    All open items advance together, a batch of them in one call of the engine: servers and GPUs are kept busy. An
     interrupted round is finished first after a resume, so the journal's order does not depend on interruptions.
 
     Raises:
@@ -74,12 +70,11 @@ def run_rounds(
         due = [(item, unit) for item, unit in units if len(item.records) == turn]
         # Only units of one size and chunk go into one call.
         first = due[0][1]
-        together = [pair for pair in due if (pair[1].n, pair[1].chunk) == (first.n, first.chunk)][:batch]
-        rollouts = engine.sample(
-            [unit.prompt for _, unit in together], first.n, params.model_copy(update={"chunk": first.chunk})
-        )
+        together = [pair for pair in due if (pair[1].n, pair[1].chunk) == (first.n, first.chunk)][: sampler.batch]
+        params = sampler.sampling.model_copy(update={"chunk": first.chunk})
+        rollouts = sampler.engine.sample([unit.prompt for _, unit in together], first.n, params)
         for (item, unit), some in zip(together, rollouts, strict=True):
-            record = {"problem": item.problem.id, **unit.key, **summarise(item.problem, unit, some, grader)}
+            record = {"problem": item.problem.id, **unit.key, **summarise(item.problem, unit, some, sampler)}
             journal.append(record)
             item.records.append(record)
 
@@ -94,10 +89,9 @@ def total_or_none(values: Iterable[int | None]) -> int | None:
     return None if None in known else sum(value for value in known if value is not None)
 
 
-def summarise(problem: Problem, unit: Unit, rollouts: Sequence[Rollout], grader: Grader) -> dict[str, Any]:
+def summarise(problem: Problem, unit: Unit, rollouts: Sequence[Rollout], sampler: Sampler) -> dict[str, Any]:
     """What the journal keeps of a unit: counts, the answers seen most often, and one example."""
-    metas = [{**problem.meta, "id": problem.id, **unit.meta}] * len(rollouts)
-    grades = grader.grade([one.text for one in rollouts], [problem.answer] * len(rollouts), metas)
+    grades = sampler.grade(problem, rollouts, unit.prefix)
     answers = Counter(grade.extracted for grade in grades if grade.extracted)
     shown = next((at for at, grade in enumerate(grades) if grade.correct), 0)
     return {

@@ -3,19 +3,17 @@
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 from retarget.errors import UserError
 from retarget.identity import fingerprint
-from retarget.pope.grading import Grader
-from retarget.pope.identity import engine_header
 from retarget.pope.journal import Journal
 from retarget.pope.prefixes import Cut, Unit, bare_occurrences, cut_points, leak
 from retarget.pope.problems import Problem
-from retarget.pope.prompts import Prompts
-from retarget.pope.rollouts import Engine, Sampling
+from retarget.pope.rollouts import Engine
 from retarget.pope.rounds import Item, Progress, run_rounds
 from retarget.pope.rounds import Unit as Work
+from retarget.pope.sampler import Asking, Sampler
 
 Fallback = Literal["longest", "none"]
 
@@ -88,20 +86,16 @@ class Prefixes(Mapping[str, str]):
 
 def search_prefixes(
     hard: Iterable[Problem],
-    engine: Engine,
+    engine: Engine | Sampler,
     cuts: int = 8,
     k: int = 64,
     *,
     cap: float = 0.25,
     unit: Unit = "sentence",
     fallback: Fallback = "longest",
-    grader: Grader | None = None,
-    prompts: Prompts | None = None,
-    params: Sampling | None = None,
-    chunk: int = 16,
     journal: Path | None = None,
-    batch: int = 16,
     progress: Progress | None = None,
+    **asking: Unpack[Asking],
 ) -> Prefixes:
     """Try the cuts from the shortest on, up to k rollouts each, until one rollout succeeds.
 
@@ -111,47 +105,43 @@ def search_prefixes(
 
     Args:
         hard: problems with solutions; what :func:`retarget.pope.mining.mine` returned.
-        engine: samples the model that is to be trained.
+        engine: samples the model that is to be trained, or a sampler around it.
         cuts: fractions tried, uniform up to the cap.
         k: rollouts a cut, at most.
         cap: longest prefix as a fraction of the solution.
         unit: where a cut may stand.
         fallback: what a problem gets for which no cut works: the ``longest`` or ``none``.
-        grader, prompts, params, chunk, journal, batch, progress: as in :func:`~retarget.pope.mining.mine`.
+        journal, progress, asking: as in :func:`~retarget.pope.mining.mine`.
 
     Raises:
         UserError: k is not a multiple of the chunk, a problem has no solution, or the journal belongs to other work.
     """
     problems = list(hard)
-    grader, prompts, params = grader or Grader(), prompts or Prompts.load(), (params or Sampling()).of("search")
-    if k < 1 or chunk < 1 or k % chunk:
-        raise UserError(f"k must be a multiple of the chunk: {k} rollouts in chunks of {chunk}")
+    sampler = Sampler.of(engine, "search", **asking)
+    sampler.check(k)
     missing = [problem.id for problem in problems if not problem.solution.strip()]
     if missing:
         raise UserError(f"{len(missing)} problems have no solution to cut, the first is {missing[0]!r}")
     places = {one.id: cut_points(one.solution, cuts, cap, unit) for one in problems}
     clean = {one.id: [cut for cut in places[one.id] if leak(one, cut.end) is None] for one in problems}
-    header = {
-        "verb": "search", **engine_header(engine), "cuts": cuts, "k": k, "cap": cap, "unit": unit, "chunk": chunk,
-        "grader": grader.spec, "sampling": params.model_dump(mode="json"),
-        "problems": fingerprint(
-            [[p.id, p.answer, prompts.with_prefix(p.prompt, p.solution), p.meta] for p in problems]
-        ),
-    }  # fmt: skip
+    header = sampler.header(
+        "search", cuts=cuts, k=k, cap=cap, unit=unit,
+        problems=fingerprint([[p.id, p.answer, sampler.guided(p, p.solution), p.meta] for p in problems]),
+    )  # fmt: skip
 
     def next_unit(item: Item) -> Work | None:
         at = len(item.records)
-        cut, turn = divmod(at, k // chunk)
+        cut, turn = divmod(at, k // sampler.chunk)
         if cut >= len(clean[item.problem.id]) or (item.records and item.records[-1]["correct"]):
             return None
         end = clean[item.problem.id][cut].end
         prefix = item.problem.solution[:end]
-        prompt = prompts.with_prefix(item.problem.prompt, prefix)
-        return Work(prompt, chunk, turn, {"end": end, "chunk": turn}, {"prefix": prefix})
+        prompt = sampler.guided(item.problem, prefix)
+        return Work(prompt, sampler.chunk, turn, {"end": end, "chunk": turn}, prefix)
 
     items = [Item(problem) for problem in problems]
     with Journal(journal, header) as book:
-        run_rounds(items, next_unit, engine, grader, book, params, batch=batch, progress=progress)
+        run_rounds(items, next_unit, sampler, book, progress)
     return Prefixes([_found(item, places[item.problem.id], clean[item.problem.id], fallback) for item in items])
 
 

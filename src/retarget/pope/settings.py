@@ -10,36 +10,41 @@ from retarget.settings import Strict
 _CODE = "the authors' training configuration"
 
 
-class TrainingSettings(Strict):
-    """Settings of GRPO on a mixture; the defaults are the paper's, as far as they are known.
+class Optimisation(Strict):
+    """What a training and a study of trainings set alike; the defaults are the paper's, as far as they are known.
 
     A *cycle* samples one generation batch of ``prompts_per_batch`` × ``rollouts`` completions and takes
     ``updates_per_batch`` optimiser steps on it.
     """
 
-    cycles: int = Field(ge=1, description="generation batches in all")
     prompts_per_batch: int = Field(default=32, ge=1, description=f"32: {_CODE}")
     rollouts: int = Field(default=8, ge=2, description=f"completions a prompt, one group: 8: {_CODE}")
     updates_per_batch: int = Field(default=1, ge=1, description="optimiser steps on one generation batch")
     micro_batch: int = Field(default=8, ge=1, description="rows of one forward pass on one device")
-    order: Literal["stratified", "pool"] = Field(default="stratified", description=f"the paper's is the pool: {_CODE}")
     lr: float = Field(default=1e-6, gt=0, description=f"AdamW, constant, no warm-up: {_CODE}")
-    weight_decay: float = Field(default=0.01, ge=0, description=_CODE)
     max_grad_norm: float = Field(default=0.3, gt=0, description=_CODE)
-    kl: float = Field(default=0.0, ge=0, description=f"weight of the KL term: 0: {_CODE}")
     entropy_bonus: float = Field(
         default=1e-4, ge=0, description=f"a token's weight in a sum over tokens: {_CODE}; see `expected_length`"
     )
+    clip_low: float = Field(default=1.0, ge=0, description=f"ratio clipped to [1 - low, 1 + high]; [0, 5]: {_CODE}")
+    clip_high: float = Field(default=4.0, ge=0, description=_CODE)
+    temperature: float = Field(default=0.8, gt=0, description=_CODE)
+    max_completion_length: int = Field(default=16384, ge=1, description=_CODE)
+    max_prompt_length: int = Field(default=2048, ge=1, description=f"longer prompts are dropped with a count: {_CODE}")
+
+
+class TrainingSettings(Optimisation):
+    """Settings of GRPO on a mixture."""
+
+    cycles: int = Field(ge=1, description="generation batches in all")
+    order: Literal["stratified", "pool"] = Field(default="stratified", description=f"the paper's is the pool: {_CODE}")
+    weight_decay: float = Field(default=0.01, ge=0, description=_CODE)
+    kl: float = Field(default=0.0, ge=0, description=f"weight of the KL term: 0: {_CODE}")
     expected_length: float = Field(
         default=4000.0, gt=0, description="mean completion length: TRL averages its bonus over tokens, so it gets "
         "entropy_bonus × expected_length"
     )  # fmt: skip
-    clip_low: float = Field(default=1.0, ge=0, description=f"ratio clipped to [1 - low, 1 + high]; [0, 5]: {_CODE}")
-    clip_high: float = Field(default=4.0, ge=0)
-    temperature: float = Field(default=0.8, gt=0, description=_CODE)
     top_p: float = Field(default=1.0, gt=0, le=1)
-    max_completion_length: int = Field(default=16384, ge=1, description=_CODE)
-    max_prompt_length: int = Field(default=2048, ge=1, description=f"longer prompts are dropped with a count: {_CODE}")
     save_every: int = Field(default=25, ge=0, description="cycles between checkpoints; 0 for none")
     log_every: int = Field(default=1, ge=1, description="cycles between logged lines")
     seed: int = 0

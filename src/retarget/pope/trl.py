@@ -4,6 +4,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 from retarget.errors import UserError
-from retarget.identity import fingerprint
+from retarget.files import make_directory, read_json, write_json
+from retarget.identity import fingerprint, refuse_other
+from retarget.pope.grading import Reward
 from retarget.pope.identity import weights_of
 from retarget.pope.mixture import STRATA, order
-from retarget.pope.problems import write_text
+from retarget.pope.rollouts import opened
 from retarget.pope.settings import TrainingSettings, grpo_arguments
 
 _log = logging.getLogger(__name__)
@@ -189,11 +192,11 @@ def train(
     arguments = grpo_arguments(settings, _processes(), torch.cuda.is_available())
     claim(output, work_of(model, rows, settings, peft_config), resume)
     config = GRPOConfig(output_dir=str(output), **arguments)
-    length = _length(tokenizer or _tokenizer_of(model))
-    kept = fitting(rows, settings.max_prompt_length, length)
+    words = tokenizer or _tokenizer_of(model)
+    kept = fitting(rows, settings.max_prompt_length, _length(words))
     trainer = PopeTrainer(
         model=model,
-        reward_funcs=[reward],
+        reward_funcs=[informed(reward, words, kept[0]["prompt"])],
         args=config,
         train_dataset=ordered(kept, settings),
         eval_dataset=Dataset.from_list(list(eval_rows)) if eval_rows else None,
@@ -208,6 +211,23 @@ def train(
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trainer.save_model(str(output))
     return trainer
+
+
+def informed(reward: Callable[..., list[float]], tokenizer: Any, prompt: Any) -> Callable[..., list[float]]:
+    """A reward of ours that knows how completions end, and whether the template opens their thinking block.
+
+    Args:
+        reward: any; one that is not ours stays as it is.
+        tokenizer: of the model.
+        prompt: one of the rows' prompts.
+    """
+    if not isinstance(reward, Reward):
+        return reward
+    rendered = prompt
+    if not isinstance(prompt, str):
+        rendered = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
+    ends = frozenset({tokenizer.eos_token_id, tokenizer.pad_token_id} - {None})
+    return replace(reward, ends=ends, opens_thinking=opened(rendered, "") != "")
 
 
 def work_of(model: Any, rows: Sequence[dict[str, Any]], settings: TrainingSettings, peft_config: Any) -> dict[str, str]:
@@ -238,20 +258,14 @@ def claim(output: Path, work: dict[str, str], resume: bool) -> None:
                 f"{output}: checkpoints without a {path.name} that says of which work; give another directory"
             )
     else:
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"{path} is damaged; give another directory") from error
+        found = read_json(path)
+        if resume or checkpoints:
+            refuse_other(output, found, work, remedy="Give another directory, or what it was begun with")
         if found == work:
             return
-        if resume or checkpoints:
-            differing = sorted(key for key in found.keys() | work.keys() if found.get(key) != work.get(key))
-            raise UserError(
-                f"{output} was trained by other work (different: {', '.join(differing)}); "
-                "give another directory, or what it was begun with"
-            )
     if int(os.environ.get("RANK", "0")) == 0:
-        write_text(path, json.dumps(work, indent=1) + "\n")
+        make_directory(output)
+        write_json(path, work)
 
 
 def ordered(rows: Sequence[dict[str, Any]], settings: TrainingSettings) -> Dataset:

@@ -59,6 +59,17 @@ class Checks:
             raise UserError(describe(int((~holds).reshape(-1).nonzero()[0, 0])))
 
 
+def check_shapes(logits: Tensor | None, targets: Tensor, index: Tensor, num_classes: int) -> None:
+    """A batch is index [B], logits [B, C] if any, and labels [B] or probabilities [B, C]."""
+    if index.dtype.is_floating_point or index.dtype == torch.bool or index.ndim != 1:
+        raise UserError(f"index holds whole numbers [B]: got {index.dtype} {list(index.shape)}")
+    shape = (len(index), num_classes)
+    if logits is not None and tuple(logits.shape) != shape:
+        raise UserError(f"logits are [B, C] = {list(shape)}: got {list(logits.shape)}")
+    if tuple(targets.shape) != (shape if targets.is_floating_point() else shape[:1]):
+        raise UserError(f"targets are labels [{shape[0]}] or probabilities {list(shape)}: got {list(targets.shape)}")
+
+
 def check_index(checks: Checks, index: Tensor, num_samples: int | None) -> Tensor:
     """Samples exist, of a known number; returns the index made safe to gather with."""
     if num_samples is None:
@@ -71,6 +82,23 @@ def check_index(checks: Checks, index: Tensor, num_samples: int | None) -> Tenso
         ),
     )
     return index.clamp(0, num_samples - 1)
+
+
+def check_targets(
+    checks: Checks, targets: Tensor, index: Tensor, num_classes: int, ignore_index: int, some: bool = True
+) -> Tensor:
+    """Targets are labels [B] or probabilities [B, C]; returns labels made safe to gather with.
+
+    Args:
+        some: refuse a batch whose labels are all ignored.
+    """
+    if targets.is_floating_point():
+        check_probabilities(checks, targets, index)
+        return targets.argmax(1)
+    if some:
+        check_some(checks, targets, ignore_index)
+    near = index.to(targets.device, non_blocking=True)
+    return check_labels(checks, targets.long(), near, num_classes, ignore_index)
 
 
 def check_labels(checks: Checks, labels: Tensor, index: Tensor, num_classes: int, ignore_index: int) -> Tensor:

@@ -4,7 +4,6 @@ Proposals are drawn anew each step, so a proposal has no past of its own. Two th
 that it matches, whose key is (image, object); and the previous epoch's detector, which can look at any proposal.
 """
 
-import hashlib
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,12 +17,13 @@ from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
 from retarget.errors import UserError
-from retarget.pskd.checks import one_hot
+from retarget.pskd.checks import Checks, one_hot
+from retarget.pskd.form import Form
 from retarget.pskd.functional import pskd_loss, widen
-from retarget.pskd.memory import Store
 from retarget.pskd.method import PSKD
-from retarget.pskd.ragged import Offsets
-from retarget.pskd.teacher import PreviousModel, bare
+from retarget.pskd.past.base import Store, past_of
+from retarget.pskd.past.previous import PreviousModel, bare
+from retarget.pskd.sequences import Offsets, lengths_fingerprint
 
 NEEDED = (
     "backbone",
@@ -35,7 +35,7 @@ NEEDED = (
 """What is used of a torchvision detector beyond calling it; also its loss's name ``loss_classifier``."""
 
 
-class DetectionPSKD(PSKD):
+class DetectionPSKD(Form):
     """Softens the targets of the box classifier of ``torchvision.models.detection.FasterRCNN``.
 
     Call ``losses(images, targets)`` in the place of ``detector(images, targets)``. Only ``loss_classifier`` differs;
@@ -88,18 +88,13 @@ class DetectionPSKD(PSKD):
             store = PreviousModel(ProposalClassifier(self._inner), "train" if store.mode == "train" else "eval")
         elif objects is None:
             raise UserError("a table has a row for each object: give objects, the number of objects of each image")
-        self.offsets = None if isinstance(store, PreviousModel) or objects is None else Offsets(objects)
-        super().__init__(
-            self.offsets.num_rows if self.offsets else None,
-            num_classes,
-            total_epochs,
-            alpha_T,
-            store=store,
-            schedule=schedule,
-            device=device,
-        )
-        if self.offsets:
-            self._checks.name = self._name
+        self.objects = None if isinstance(store, PreviousModel) or objects is None else Objects(objects)
+        rows, name = (self.objects.num_rows, self.objects.name) if self.objects else (None, None)
+        past = past_of(store, rows, num_classes, device, name=name)
+        self.core = PSKD(rows, num_classes, total_epochs, alpha_T, store=past, schedule=schedule)
+        counts = lengths_fingerprint(self.objects)  # rows of other images are refused
+        parts = self.core.schedule, past, self.core.checks
+        super().__init__(*parts, rows, num_classes, self.core.ignore_index, objects=counts)
         self._verified = False
 
     def losses(self, images: list[Tensor], targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -121,61 +116,27 @@ class DetectionPSKD(PSKD):
             losses = self.detector(images, targets)
         labels = torch.cat(step.labels)
         self._check_loss(losses["loss_classifier"], step, labels)
-        if self.offsets is None:
+        if self.objects is None:
             if self.alpha > 0:
-                soft = self.soften(labels, inputs=(step.images, step.shapes, step.proposals))
+                soft = self.core.soften(labels, inputs=(step.images, step.shapes, step.proposals))
                 losses["loss_classifier"] = pskd_loss(step.logits, soft)
             return losses
-        found, rows = labels > 0, self._object_rows(step)
+        found, rows = labels > 0, self.objects.rows_of(step, self.checks)
         if self.alpha > 0:
             soft = one_hot(labels, self.num_classes, self.ignore_index)
             if found.any():
-                soft[found] = self.soften(labels[found], rows[found])
+                soft[found] = self.core.soften(labels[found], rows[found])
             losses["loss_classifier"] = pskd_loss(step.logits, soft)
         if found.any():
-            self.remember(*mean_predictions(step.logits[found], labels[found], rows[found]))
+            self.core.remember(*mean_predictions(step.logits[found], labels[found], rows[found]))
         return losses
 
-    def state_dict(self) -> dict[str, Any]:
-        """As :meth:`PSKD.state_dict`, with a fingerprint of the numbers of objects: other images are refused."""
-        counts = b"" if self.offsets is None else self.offsets.lengths.cpu().numpy().astype("<i8").tobytes()
-        return {**super().state_dict(), "objects": hashlib.sha256(counts).hexdigest()[:16]}
-
     # -- inside
-
-    def _object_rows(self, step: "Step") -> Integer[Tensor, "proposals"]:
-        """Row of the object that each proposal matches; some row of the table for the background."""
-        assert self.offsets is not None
-        rows = []
-        for target, matched in zip(step.targets, step.matched, strict=True):
-            if "image_id" not in target:
-                raise UserError('a target has no "image_id": its image\'s place in the training set, a whole number')
-            count = len(target["boxes"])
-            places = target.get("object_id", torch.arange(count, device=matched.device))
-            if len(places) != count:
-                raise UserError(f"a target has {count} boxes and {len(places)} object_id: one each is needed")
-            rows.append(self._rows_of(target["image_id"], places)[matched] if count else torch.zeros_like(matched))
-        return torch.cat(rows)
-
-    def _rows_of(self, image: Tensor, places: Tensor) -> Integer[Tensor, "objects"]:
-        assert self.offsets is not None
-        lengths, starts = self.offsets.lengths, self.offsets.starts
-        at, images = int(image), len(lengths)
-        if not 0 <= at < images:
-            raise UserError(f"image_id {at} lies outside [0, {images}): objects lists the training set's images")
-        self._checks.require(
-            (places >= 0) & (places < int(lengths[at])),
-            lambda row: (
-                f"object {int(places[row])} of image {at} has no row: objects says that the image has "
-                f"{int(lengths[at])}; give object_id where an augmentation drops objects"
-            ),
-        )
-        return (int(starts[at]) + places).clamp(0, self.offsets.num_rows - 1)
 
     def _check_loss(self, loss: Tensor, step: "Step", labels: Tensor) -> None:
         """Once: the loss that is replaced is the one that is understood; always: it is finite."""
         loss = loss.detach()
-        self._checks.require(
+        self.checks.require(
             loss.isfinite().reshape(1),
             lambda _: (
                 f"loss_classifier is {float(loss)}: the detector has diverged, or an image holds a value that is not "
@@ -196,11 +157,6 @@ class DetectionPSKD(PSKD):
                 "the detector's loss_classifier is not the cross-entropy of its sampled proposals, so it cannot be "
                 "softened; DetectionPSKD is for the Faster R-CNN of torchvision"
             )
-
-    def _name(self, row: int) -> str:
-        assert self.offsets is not None
-        image, place = self.offsets.find(row)
-        return f"object {place} of image {image}"
 
 
 @dataclass
@@ -223,6 +179,47 @@ class Step:
     labels: Any = None
     matched: Any = None
     logits: Any = None
+
+
+class Objects(Offsets):
+    """Where the rows of each image's objects lie.
+
+    Args:
+        lengths: objects of each image, in the order of ``image_id``.
+    """
+
+    def rows_of(self, step: Step, checks: Checks) -> Integer[Tensor, "proposals"]:
+        """Row of the object that each proposal matches; some row of the table for the background."""
+        rows = []
+        for target, matched in zip(step.targets, step.matched, strict=True):
+            if "image_id" not in target:
+                raise UserError('a target has no "image_id": its image\'s place in the training set, a whole number')
+            count = len(target["boxes"])
+            places = target.get("object_id", torch.arange(count, device=matched.device))
+            if len(places) != count:
+                raise UserError(f"a target has {count} boxes and {len(places)} object_id: one each is needed")
+            here = self._rows_in(int(target["image_id"]), places, checks)
+            rows.append(here[matched] if count else torch.zeros_like(matched))
+        return torch.cat(rows)
+
+    def _rows_in(self, image: int, places: Tensor, checks: Checks) -> Integer[Tensor, "objects"]:
+        if not 0 <= image < self.num_samples:
+            raise UserError(
+                f"image_id {image} lies outside [0, {self.num_samples}): objects lists the training set's images"
+            )
+        count = int(self.lengths[image])
+        checks.require(
+            (places >= 0) & (places < count),
+            lambda row: (
+                f"object {int(places[row])} of image {image} has no row: objects says that the image has {count}; "
+                "give object_id where an augmentation drops objects"
+            ),
+        )
+        return (int(self.starts[image]) + places).clamp(0, self.num_rows - 1)
+
+    def name(self, row: int) -> str:
+        """A row in a message."""
+        return "object {1} of image {0}".format(*self.find(row))
 
 
 @contextmanager

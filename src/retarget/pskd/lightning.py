@@ -91,7 +91,7 @@ class PSKDCallback(SavedBeside):
     """Softens the labels of each training batch and remembers the predictions.
 
     The batch must be a list or dict that holds input, labels [B] and index [B] (see
-    :class:`~retarget.pskd.data.with_index`), and ``training_step`` must hand its labels to a loss that takes
+    :class:`~retarget.pskd.index.with_index`), and ``training_step`` must hand its labels to a loss that takes
     probabilities, such as ``F.cross_entropy``. From epoch 1 on it finds dense softened rows [B, C] in place of the
     labels; with alpha 0 the batch is left alone. The logits are what the module (or the submodule ``logits_from``)
     returns in its one forward pass of the step. Where this is seen not to be so, the run is stopped with the two-line

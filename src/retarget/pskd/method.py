@@ -1,26 +1,19 @@
 """PS-KD for a plain training loop: one object, two calls."""
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from retarget.pskd.checks import (
-    check_labels,
-    check_listed,
-    check_loss,
-    check_probabilities,
-    check_unchanged,
-    one_hot,
-)
+from retarget.pskd.checks import Checks, check_listed, check_loss, check_targets, one_hot
+from retarget.pskd.form import Form
 from retarget.pskd.functional import SparseRows, cross_entropy, pskd_loss, soften, sparse_pskd_losses, widen
-from retarget.pskd.memory import Memory
-from retarget.pskd.rows import Dense
+from retarget.pskd.past.base import Past, Store, past_of
+from retarget.pskd.schedule import Schedule, refuse_bad_run
 
 
-class PSKD(Memory):
+class PSKD(Form):
     """Softens hard targets with the model's own past predictions.
 
     Each epoch, ``set_epoch(epoch)``; each step, ``loss(logits, targets, index)``, which softens with the past and
@@ -32,7 +25,8 @@ class PSKD(Memory):
         total_epochs: length of the run; the weight of the past grows to ``alpha_T`` over it.
         alpha_T: weight in the last epoch, in [0, 1]; 0.8 for CIFAR-100, 0.3 for ImageNet (official configurations).
             0 trains exactly as cross-entropy does.
-        store: ``"dense"`` | ``Dense(dtype)`` | ``TopK(k)`` | ``MemoryMapped(path)`` | ``PreviousModel(model)``.
+        store: ``"dense"`` | ``Dense(dtype)`` | ``TopK(k)`` | ``MemoryMapped(path)`` | ``PreviousModel(model)``;
+            or a :class:`~retarget.pskd.past.base.Past`.
         schedule: ``"linear"`` as in the paper, or ``"constant"`` (alpha_T from the second epoch on), an ablation.
         ignore_index: label of samples that have no loss and no row.
         device: where the table lives; by default where the first logits are. A table elsewhere is read and written
@@ -42,16 +36,24 @@ class PSKD(Memory):
     in ``fallbacks``. Under torch.distributed ``set_epoch`` and ``save`` are collective.
     """
 
-    _known: Tensor | None = None  # [N + 1], the label that each sample was last seen with; -1: not yet
-
-    def set_epoch(self, epoch: int) -> None:
-        if epoch in (0, self._epoch):  # begun again: what was seen in it is forgotten
-            self._known = None
-        super().set_epoch(epoch)
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        self._known = None
+    def __init__(
+        self,
+        num_samples: int | None,
+        num_classes: int,
+        total_epochs: int,
+        alpha_T: float = 0.8,
+        *,
+        store: Store | Past = "dense",
+        schedule: Literal["linear", "constant"] = "linear",
+        ignore_index: int = -100,
+        device: torch.device | str | None = None,
+    ) -> None:
+        refuse_bad_run(1 if num_samples is None else num_samples, num_classes, total_epochs)
+        past = past_of(store, num_samples, num_classes, device)
+        self._members = num_samples  # of the training set, where a row is a sample
+        num_samples = past.num_rows if num_samples is None else num_samples
+        plan = Schedule(total_epochs, alpha_T, schedule)
+        super().__init__(plan, past, Checks(past.name), num_samples, num_classes, ignore_index)
 
     def loss(
         self,
@@ -78,7 +80,7 @@ class PSKD(Memory):
             UserError: naming the sample, the row and the value, for an index or label out of range, one index with
                 two labels, probabilities that do not sum to 1, or logits that are not finite.
         """
-        at, labels = self._check(logits, targets, index, some=denominator is None)
+        keys, labels, counted = self._check(logits, targets, index, some=denominator is None)
         log_norm = None
         if self.alpha == 0:
             if targets.is_floating_point():
@@ -89,13 +91,13 @@ class PSKD(Memory):
             loss = cross_entropy(logits, hard, self.ignore_index, smoothing, reduction)
             loss = loss if denominator is None else loss / denominator
         else:
-            losses, log_norm = self._soft_losses(logits, targets, labels, at, inputs, smoothing)
-            counted = self._counted(targets)
+            past, alpha = self._past(keys, logits.device, targets, labels, inputs)
+            losses, log_norm = self._soft_losses(logits, targets, labels, past, alpha, smoothing)
             losses = losses if counted is None else losses * counted
             count = len(losses) if counted is None else counted.sum()
             loss = losses.sum() / (count if denominator is None else denominator)
-        check_loss(self._checks, loss, logits, at)
-        self._write(logits, labels, at, self._counted(targets), log_norm)
+        check_loss(self.checks, loss, logits, keys)
+        self._write(logits, labels, keys, counted, log_norm)
         return loss
 
     def soften(
@@ -106,17 +108,15 @@ class PSKD(Memory):
         inputs: Any = None,
     ) -> Float[Tensor, "batch classes"]:
         """The softened targets as dense rows, [B, C] float32; in epoch 0 the hard ones. Ignored labels give zeros."""
-        at, labels = self._check(None, targets, index)
+        keys, labels, counted = self._check(None, targets, index)
         if targets.is_floating_point():
             hard = targets.float()
         else:
             hard = one_hot(targets, self.num_classes, self.ignore_index)
         if self.alpha == 0:
             return hard
-        past, alpha = self._past(at, labels.device, inputs)
-        self._check_past(past, alpha, targets, labels, at)
+        past, alpha = self._past(keys, labels.device, targets, labels, inputs)
         soft = soften(hard, self._dense(past), alpha)
-        counted = self._counted(targets)
         return soft if counted is None else soft * counted[:, None]
 
     def remember(
@@ -126,51 +126,50 @@ class PSKD(Memory):
         index: Integer[Tensor, "batch"] | None = None,
     ) -> None:
         """Store the present prediction. Leave it out for inputs that are not the sample itself (CutMix, Mixup)."""
-        at, labels = self._check(logits, targets, index)
-        check_loss(self._checks, torch.logsumexp(widen(logits.detach()), 1).sum(), logits, at)
-        self._write(logits, labels, at, self._counted(targets))
+        keys, labels, counted = self._check(logits, targets, index)
+        check_loss(self.checks, torch.logsumexp(widen(logits.detach()), 1).sum(), logits, keys)
+        self._write(logits, labels, keys, counted)
 
-    # -- inside
+    # -- inside: check, read, loss, write
 
-    def _check_targets(self, targets: Tensor, index: Tensor) -> Tensor:
-        if targets.is_floating_point():
-            check_probabilities(self._checks, targets, index)
-            return targets.argmax(1)
-        near = index.to(targets.device, non_blocking=True)
-        labels = check_labels(self._checks, targets.long(), near, self.num_classes, self.ignore_index)
-        if isinstance(self._rows, Dense):
-            self._check_known(labels, near, targets != self.ignore_index)
-        return labels
+    def _check(
+        self, logits: Tensor | None, targets: Tensor, index: Tensor | None, some: bool = True
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The batch is sound.
 
-    def _check_known(self, labels: Tensor, index: Tensor, counted: Tensor) -> None:
-        """A dense row does not say which label its sample had: this does, in this process and since it began."""
-        if self._known is None:
-            self._known = torch.full(((self.num_samples or 0) + 1,), -1, dtype=torch.int32)
-        known = self._known = self._known.to(labels.device)
-        before = known[index]
-        check_unchanged(self._checks, (before < 0) | (before == labels) | ~counted, labels, index)
-        kept = index.masked_fill(~counted, len(known) - 1)  # the last is no sample's
-        known[kept] = labels.to(known.dtype)
+        Args:
+            some: refuse a batch whose labels are all ignored.
 
-    def _check_past(
-        self, past: Tensor | SparseRows, alpha: Tensor, targets: Tensor, labels: Tensor, at: Tensor
-    ) -> None:
+        Returns:
+            Keys [B], safe to gather with, where the past is; labels [B], safe to gather with, where the targets are;
+            and which samples count, [B] bool, None where all do.
+        """
+        keys, counted = self._keys(logits, targets, index), None
+        labels = check_targets(self.checks, targets, keys, self.num_classes, self.ignore_index, some)
+        if not targets.is_floating_point():
+            counted = targets != self.ignore_index
+            self.past.check_labels(self.checks, labels, keys, counted)
+        return self.past.locate(keys, labels.device), labels, counted
+
+    def _past(
+        self, keys: Tensor, device: torch.device, targets: Tensor, labels: Tensor, inputs: Any
+    ) -> tuple[Tensor | SparseRows, Tensor]:
+        """Past rows, and the weight of each, [B]; a row that was another label's is refused."""
+        past, alpha = self._read(keys, device, inputs)
         if isinstance(past, SparseRows) and not targets.is_floating_point():
-            check_listed(self._checks, past.classes, labels, at, (alpha > 0) & (targets != self.ignore_index))
-
-    def _teacher_rows(self, logits: Tensor) -> Tensor:
-        return F.softmax(logits, dim=1)
-
-    def _counted(self, targets: Tensor) -> Tensor | None:
-        """[B] bool, false for ignored samples; None where all count."""
-        return None if targets.is_floating_point() else targets != self.ignore_index
+            check_listed(self.checks, past.classes, labels, keys, (alpha > 0) & (targets != self.ignore_index))
+        return past, alpha
 
     def _soft_losses(
-        self, logits: Tensor, targets: Tensor, labels: Tensor, at: Tensor, inputs: Any, smoothing: float
+        self,
+        logits: Tensor,
+        targets: Tensor,
+        labels: Tensor,
+        past: Tensor | SparseRows,
+        alpha: Tensor,
+        smoothing: float,
     ) -> tuple[Tensor, Tensor | None]:
         """Loss of each sample, [B], and the logits' logsumexp where it was needed."""
-        past, alpha = self._past(at, logits.device, inputs)
-        self._check_past(past, alpha, targets, labels, at)
         spread = smoothing / self.num_classes
         if targets.is_floating_point():
             hard = targets.float() * (1 - smoothing) + spread
@@ -183,3 +182,9 @@ class PSKD(Memory):
             soft += ((1 - alpha) * spread)[:, None]
         soft.scatter_add_(1, labels[:, None], ((1 - alpha) * (1 - smoothing))[:, None])
         return pskd_loss(logits, soft, reduction="none"), None
+
+    def _write(
+        self, logits: Tensor, labels: Tensor, keys: Tensor, counted: Tensor | None, log_norm: Tensor | None = None
+    ) -> None:
+        self.schedule.count(len(keys), self._members)
+        self.past.write(logits, labels, keys, counted, log_norm)

@@ -4,7 +4,7 @@ The equations are the paper's with the sigmoid in the softmax's place: ``t_ic = 
 and the loss is the binary cross-entropy against t, averaged over samples and classes.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,14 +12,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from retarget.errors import UserError
-from retarget.pskd.checks import check_loss
+from retarget.pskd.checks import Checks, check_loss
+from retarget.pskd.form import Form
 from retarget.pskd.functional import soften, widen
-from retarget.pskd.memory import Memory
-from retarget.pskd.rows import Dense, Independent, RowFormat
-from retarget.pskd.store import row_format
+from retarget.pskd.past.base import Store, past_of
+from retarget.pskd.past.rows import Dense, Independent, RowFormat
+from retarget.pskd.schedule import Schedule, refuse_bad_run
 
 
-class MultiLabelPSKD(Memory):
+class MultiLabelPSKD(Form):
     """Softens yes-or-no targets [B, C] with the model's own past predictions.
 
     Used as :class:`~retarget.pskd.method.PSKD` is, of which the arguments are, with these differences: targets are
@@ -34,6 +35,23 @@ class MultiLabelPSKD(Memory):
     Raises:
         UserError: ``TopK`` as the store.
     """
+
+    def __init__(
+        self,
+        num_samples: int | None,
+        num_classes: int,
+        total_epochs: int,
+        alpha_T: float = 0.8,
+        *,
+        store: Store = "dense",
+        schedule: Literal["linear", "constant"] = "linear",
+        ignore_index: int = -100,
+        device: torch.device | str | None = None,
+    ) -> None:
+        refuse_bad_run(1 if num_samples is None else num_samples, num_classes, total_epochs)
+        past = past_of(store, num_samples, num_classes, device, to_probs=torch.sigmoid, written=_independent)
+        plan = Schedule(total_epochs, alpha_T, schedule)
+        super().__init__(plan, past, Checks(past.name), num_samples, num_classes, ignore_index)
 
     def loss(
         self,
@@ -57,24 +75,23 @@ class MultiLabelPSKD(Memory):
             UserError: naming the sample, the row and the value, for an index out of range, a target outside [0, 1] or
                 logits that are not finite.
         """
-        at, labels = self._check(logits, targets, index)
-        soft = self._soft(targets, at, inputs)
+        keys = self._check(logits, targets, index)
+        soft = self._soft(targets, keys, inputs)
         soft = (targets if soft is None else soft).to(widen(logits).dtype)
         counted = targets != self.ignore_index
         share = counted.numel() / (counted.sum() if denominator is None else denominator)  # 1 where all count
         loss = F.binary_cross_entropy_with_logits(
             widen(logits), soft.masked_fill(~counted, 0), weight=(counted * share).to(soft.dtype)
         )
-        check_loss(self._checks, loss, logits, at)
-        self._write(logits, labels, at)
+        check_loss(self.checks, loss, logits, keys)
+        self._write(logits, keys)
         return loss
 
     def soften(
         self, targets: Float[Tensor, "batch classes"], index: Tensor | None = None, *, inputs: Any = None
     ) -> Float[Tensor, "batch classes"]:
         """The softened targets, [B, C] float32; in epoch 0 the hard ones. Ignored targets stay ``ignore_index``."""
-        at, _ = self._check(None, targets, index)
-        soft = self._soft(targets, at, inputs)
+        soft = self._soft(targets, self._check(None, targets, index), inputs)
         hard = targets.float()
         return hard if soft is None else torch.where(targets == self.ignore_index, hard, soft)
 
@@ -82,22 +99,15 @@ class MultiLabelPSKD(Memory):
         self, logits: Float[Tensor, "batch classes"], targets: Float[Tensor, "batch classes"], index: Tensor
     ) -> None:
         """Store the present prediction."""
-        at, labels = self._check(logits, targets, index)
-        check_loss(self._checks, widen(logits.detach()).sum(), logits, at)
-        self._write(logits, labels, at)
+        keys = self._check(logits, targets, index)
+        check_loss(self.checks, widen(logits.detach()).sum(), logits, keys)
+        self._write(logits, keys)
 
     # -- inside
 
-    def _row_format(self, store: Any) -> RowFormat:
-        rows = row_format(store)
-        if not isinstance(rows, Dense):
-            raise UserError(f"a multi-label row is dense, and {rows} lists the likeliest classes; use Dense(dtype)")
-        return Independent(rows.dtype)
-
-    def _teacher_rows(self, logits: Tensor) -> Tensor:
-        return torch.sigmoid(logits)
-
-    def _check_targets(self, targets: Tensor, index: Tensor) -> Tensor:
+    def _check(self, logits: Tensor | None, targets: Tensor, index: Tensor | None) -> Tensor:
+        """The batch is sound; its keys, where the past is."""
+        keys = self._keys(logits, targets, index)
         if not targets.is_floating_point():
             raise UserError(f"multi-label targets are floating point [B, C]: got {targets.dtype} {list(targets.shape)}")
         within = ((targets >= 0) & (targets <= 1)) | (targets == self.ignore_index)
@@ -105,16 +115,26 @@ class MultiLabelPSKD(Memory):
         def describe(row: int) -> str:
             place = int((~within[row]).nonzero()[0, 0])
             return (
-                f"target {float(targets[row, place]):.6g} for class {place} of {self._checks.name(int(index[row]))}, "
+                f"target {float(targets[row, place]):.6g} for class {place} of {self.checks.name(int(keys[row]))}, "
                 f"row {row} of the batch, lies outside [0, 1]"
             )
 
-        self._checks.require(within.all(1), describe)
-        return targets.new_zeros(len(targets), dtype=torch.long)
+        self.checks.require(within.all(1), describe)
+        return self.past.locate(keys, targets.device)
 
-    def _soft(self, targets: Tensor, at: Tensor, inputs: Any) -> Tensor | None:
+    def _soft(self, targets: Tensor, keys: Tensor, inputs: Any) -> Tensor | None:
         """Softened targets; None where the hard ones are in use."""
         if self.alpha == 0:
             return None
-        past, alpha = self._past(at, targets.device, inputs)
+        past, alpha = self._read(keys, targets.device, inputs)
         return soften(targets.float(), self._dense(past), alpha)
+
+    def _write(self, logits: Tensor, keys: Tensor) -> None:
+        self.schedule.count(len(keys), self.num_samples)
+        self.past.write(logits, keys.new_zeros(len(keys)), keys)  # a dense row has no use for a label
+
+
+def _independent(rows: RowFormat) -> RowFormat:
+    if not isinstance(rows, Dense):
+        raise UserError(f"a multi-label row is dense, and {rows} lists the likeliest classes; use Dense(dtype)")
+    return Independent(rows.dtype)

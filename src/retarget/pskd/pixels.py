@@ -7,13 +7,14 @@ another pixel the row. With such augmentation, and for more rows than ``MOST_ROW
 from typing import Literal
 
 import torch
-from jaxtyping import Integer
+from jaxtyping import Bool, Integer
 from torch import Tensor
 
 from retarget.errors import UserError
-from retarget.pskd.memory import Store
-from retarget.pskd.places import PlacedPSKD, refuse_too_large
-from retarget.pskd.teacher import PreviousModel
+from retarget.pskd.checks import Checks
+from retarget.pskd.past.base import Store
+from retarget.pskd.past.previous import PreviousModel
+from retarget.pskd.places import PlacedPSKD
 
 MOST_ROWS = 2**28
 """Pixels of a training set above which a table is refused: 16,384 images of 128 x 128, and 13 GB as ``TopK(5)``."""
@@ -32,7 +33,7 @@ class PixelPSKD(PlacedPSKD):
 
     Other arguments as in :class:`~retarget.pskd.method.PSKD`.
 
-    >>> from retarget.pskd.rows import TopK
+    >>> from retarget.pskd.past.rows import TopK
     >>> method = PixelPSKD(10, (4, 4), num_classes=3, total_epochs=2, store=TopK(2))
     >>> method.set_epoch(0)
     >>> labels = torch.zeros(2, 4, 4, dtype=torch.long)
@@ -43,7 +44,7 @@ class PixelPSKD(PlacedPSKD):
         UserError: more rows than ``MOST_ROWS``, or a table in memory above ``MEMORY_LIMIT`` bytes.
     """
 
-    logits_shape = "[B, C, H, W]"
+    logits_shape, classes_dim = "[B, C, H, W]", 1
 
     def __init__(
         self,
@@ -58,20 +59,13 @@ class PixelPSKD(PlacedPSKD):
         ignore_index: int = -100,
         device: torch.device | str | None = None,
     ) -> None:
-        rows = None
+        grid = None
         if not isinstance(store, PreviousModel):
             if num_images is None or size is None:
                 raise UserError("rows need num_images and the size (H, W) of the targets; only PreviousModel does not")
-            rows = num_images * size[0] * size[1]
-            if rows > MOST_ROWS:
-                raise UserError(
-                    f"{num_images:,} images of {size[0]} x {size[1]} have {rows:,} pixels, and a table holds at most "
-                    f"{MOST_ROWS:,}; use PreviousModel(model), which keeps no rows, or smaller targets"
-                )
-            refuse_too_large(rows, num_classes, store)
-        self.num_images, self.size = num_images, size
+            grid = Grid(num_images, size)
         super().__init__(
-            rows,
+            grid,
             num_classes,
             total_epochs,
             alpha_T,
@@ -80,29 +74,43 @@ class PixelPSKD(PlacedPSKD):
             ignore_index=ignore_index,
             device=device,
         )
-        if rows:
-            self._checks.name, self._members = self._name, num_images
 
-    # -- inside
 
-    def _classes_last(self, logits: Tensor) -> Tensor:
-        return logits.movedim(1, -1)
+class Grid:
+    """Where the rows of images of one size lie: a row for each pixel, line after line.
 
-    def _find(self, targets: Tensor, index: Tensor) -> Integer[Tensor, "batch height width"]:
-        assert self.size is not None
-        assert self.num_images is not None
-        images = self.num_images
-        if tuple(targets.shape[1:]) != tuple(self.size):
-            raise UserError(f"targets are [B, {self.size[0]}, {self.size[1]}]: got {list(targets.shape)}")
-        self._checks.require(
-            (index >= 0) & (index < images),
-            lambda row: f"image index {int(index[row])} in row {row} of the batch lies outside [0, {images})",
+    Args:
+        num_images: N.
+        size: (H, W).
+
+    Raises:
+        UserError: more rows than ``MOST_ROWS``.
+    """
+
+    def __init__(self, num_images: int, size: tuple[int, int]) -> None:
+        self.num_samples, (self.height, self.width) = num_images, size
+        self.num_rows = num_images * self.height * self.width
+        if self.num_rows > MOST_ROWS:
+            raise UserError(
+                f"{num_images:,} images of {self.height} x {self.width} have {self.num_rows:,} pixels, and a table "
+                f"holds at most {MOST_ROWS:,}; use PreviousModel(model), which keeps no rows, or smaller targets"
+            )
+
+    def keys(
+        self, index: Integer[Tensor, "batch"], counted: Bool[Tensor, "batch height width"], checks: Checks
+    ) -> Integer[Tensor, "batch height width"]:
+        """The row of each pixel."""
+        if counted.shape[1:] != (self.height, self.width):
+            raise UserError(f"targets are [B, {self.height}, {self.width}]: got {list(counted.shape)}")
+        checks.require(
+            (index >= 0) & (index < self.num_samples),
+            lambda row: f"image index {int(index[row])} in row {row} of the batch lies outside [0, {self.num_samples})",
         )
-        height, width = self.size
-        first = index.clamp(0, images - 1).to(targets.device) * (height * width)
-        return first[:, None, None] + torch.arange(height * width, device=targets.device).view(1, height, width)
+        pixels = torch.arange(self.height * self.width, device=counted.device)
+        first = index.clamp(0, self.num_samples - 1).to(counted.device) * len(pixels)
+        return first[:, None, None] + pixels.view(1, self.height, self.width)
 
-    def _name(self, row: int) -> str:
-        assert self.size is not None
-        image, pixel = divmod(row, self.size[0] * self.size[1])
-        return f"pixel ({pixel // self.size[1]}, {pixel % self.size[1]}) of image {image}"
+    def name(self, row: int) -> str:
+        """A row in a message."""
+        image, pixel = divmod(row, self.height * self.width)
+        return f"pixel {divmod(pixel, self.width)} of image {image}"

@@ -1,28 +1,86 @@
 """Several targets a sample: the rows of a sample's targets lie together, and a batch is a batch of rows."""
 
-from typing import Any
+from typing import Any, Literal, Protocol, runtime_checkable
 
+import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Integer
 from torch import Tensor
 
 from retarget.errors import UserError
-from retarget.pskd.memory import Store
+from retarget.pskd.checks import Checks
+from retarget.pskd.form import Form
 from retarget.pskd.method import PSKD
-from retarget.pskd.store import MemoryMapped, table_bytes
-from retarget.pskd.teacher import PreviousModel
+from retarget.pskd.past.base import Store, past_of
+from retarget.pskd.past.files import MemoryMapped
+from retarget.pskd.past.previous import PreviousModel
+from retarget.pskd.past.table import table_bytes
 
 MEMORY_LIMIT = 8_000_000_000
 """Bytes of a table in memory above which the user must ask for files."""
 
 
-class PlacedPSKD(PSKD):
-    """PS-KD whose targets are [B, places…]; what a place is, and which row is its own, is said by the classes below.
+@runtime_checkable
+class Layout(Protocol):
+    """Which row of the table is whose.
 
-    ``PreviousModel`` needs neither rows nor index: the past is what last epoch's weights say of the same places.
+    Attributes:
+        num_samples: of the training set.
+        num_rows: of the table.
+    """
+
+    num_samples: int
+    num_rows: int
+
+    def keys(self, index: Tensor, counted: Tensor, checks: Checks) -> Integer[Tensor, "batch *places"]:
+        """The row of each target, after the checks that need to know samples.
+
+        Args:
+            index: [B], each sample's place in the training set.
+            counted: [B, places…], which places have a target.
+        """
+        ...
+
+    def name(self, row: int) -> str:
+        """What the target of a row is called in a message."""
+        ...
+
+
+class PlacedPSKD(Form):
+    """PS-KD whose targets are [B, places…], around a :class:`~retarget.pskd.method.PSKD` of rows.
+
+    Without a layout the past is ``PreviousModel``, which needs neither rows nor index: what last epoch's weights say
+    of the same places.
     """
 
     logits_shape: str
     """How logits are laid out, for messages."""
+    classes_dim: int
+    """Which of their dimensions is the classes'."""
+
+    def __init__(
+        self,
+        layout: Layout | None,
+        num_classes: int,
+        total_epochs: int,
+        alpha_T: float,
+        *,
+        store: Store,
+        schedule: Literal["linear", "constant"],
+        ignore_index: int,
+        device: torch.device | str | None,
+        **agreed: Any,
+    ) -> None:
+        rows = name = None
+        if layout:
+            rows, name = layout.num_rows, layout.name
+            refuse_too_large(rows, num_classes, store)
+        self.layout = layout
+        past = past_of(store, rows, num_classes, device, name=name, to_probs=self._teacher_rows)
+        self.core = PSKD(
+            None, num_classes, total_epochs, alpha_T, store=past, schedule=schedule, ignore_index=ignore_index
+        )
+        super().__init__(self.core.schedule, past, self.core.checks, rows, num_classes, ignore_index, **agreed)
 
     def loss(
         self,
@@ -48,14 +106,16 @@ class PlacedPSKD(PSKD):
         """
         flat = self._flat_logits(logits, targets)
         labels, rows = self._flat_targets(targets, index)
-        return super().loss(flat, labels, rows, inputs=inputs, smoothing=smoothing, denominator=denominator)
+        loss = self.core.loss(flat, labels, rows, inputs=inputs, smoothing=smoothing, denominator=denominator)
+        self._count(targets)
+        return loss
 
     def soften(
         self, targets: Integer[Tensor, "batch *places"], index: Integer[Tensor, "batch"] | None = None, *,
         inputs: Any = None,
     ) -> Float[Tensor, "batch *places classes"]:  # fmt: skip
         """The softened targets as dense rows [B, places…, C]: for few classes and for looking at them."""
-        soft = super().soften(*self._flat_targets(targets, index), inputs=inputs)
+        soft = self.core.soften(*self._flat_targets(targets, index), inputs=inputs)
         return soft.view(*targets.shape, self.num_classes)
 
     def remember(
@@ -65,44 +125,39 @@ class PlacedPSKD(PSKD):
         index: Integer[Tensor, "batch"] | None = None,
     ) -> None:
         """Store the present predictions."""
-        super().remember(self._flat_logits(logits, targets), *self._flat_targets(targets, index))
-
-    # -- for the classes below
-
-    def _classes_last(self, logits: Tensor) -> Tensor:
-        """Logits as [B, places…, C]."""
-        return logits
-
-    def _find(self, targets: Tensor, index: Tensor) -> Integer[Tensor, "batch *places"]:
-        """The row of each target, after the checks that need to know samples."""
-        raise NotImplementedError
+        self.core.remember(self._flat_logits(logits, targets), *self._flat_targets(targets, index))
+        self._count(targets)
 
     # -- inside
 
+    def _count(self, targets: Tensor) -> None:
+        self.schedule.count(len(targets), self.layout.num_samples if self.layout else None)
+
+    def _flat(self, logits: Tensor) -> Float[Tensor, "rows classes"]:
+        return logits.movedim(self.classes_dim, -1).reshape(-1, self.num_classes)
+
     def _flat_logits(self, logits: Tensor, targets: Tensor) -> Float[Tensor, "rows classes"]:
-        expected = (*targets.shape, self.num_classes)
-        if logits.ndim != len(expected) or (last := self._classes_last(logits)).shape != expected:
+        expected = list(targets.shape)
+        expected.insert(self.classes_dim % (targets.ndim + 1), self.num_classes)
+        if list(logits.shape) != expected:
             raise UserError(
                 f"logits are {self.logits_shape}, one for each of the targets {list(targets.shape)} and each of the "
                 f"{self.num_classes} classes: got {list(logits.shape)}"
             )
-        return last.reshape(-1, self.num_classes)
+        return self._flat(logits)
 
     def _flat_targets(self, targets: Tensor, index: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        self._batch = len(targets)
-        if self.teacher or index is None:  # without a table PSKD refuses a missing index
+        if not self.layout or index is None:  # for a table the core refuses a missing index
             return targets.reshape(-1), None
         if index.shape != targets.shape[:1]:
             raise UserError(
                 f"targets are [B, places] and index is [B]: got {list(targets.shape)} and {list(index.shape)}"
             )
-        return targets.reshape(-1), self._find(targets, index).reshape(-1)
+        keys = self.layout.keys(index, targets != self.ignore_index, self.checks)
+        return targets.reshape(-1), keys.reshape(-1)
 
-    def _samples_of(self, at: Tensor) -> int:
-        return self._batch
-
-    def _teacher_rows(self, logits: Tensor) -> Tensor:
-        return super()._teacher_rows(self._classes_last(logits).reshape(-1, self.num_classes))
+    def _teacher_rows(self, logits: Tensor) -> Float[Tensor, "rows classes"]:
+        return F.softmax(self._flat(logits), 1)
 
 
 def refuse_too_large(num_rows: int, num_classes: int, store: Store) -> None:

@@ -18,13 +18,13 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.trainer_utils import get_last_checkpoint
 
 from retarget.errors import UserError
-from retarget.pskd.data import with_index
-from retarget.pskd.memory import Store
+from retarget.pskd.index import with_index
 from retarget.pskd.method import PSKD
 from retarget.pskd.multilabel import MultiLabelPSKD
-from retarget.pskd.ragged import SequencePSKD
-from retarget.pskd.store import MemoryMapped
-from retarget.pskd.teacher import PreviousModel
+from retarget.pskd.past.base import Store
+from retarget.pskd.past.files import MemoryMapped
+from retarget.pskd.past.previous import PreviousModel
+from retarget.pskd.sequences import SequencePSKD
 
 STATE_FILE = "pskd.safetensors"
 """The table's name in a checkpoint's folder."""
@@ -84,7 +84,7 @@ class PSKDMixin(_Base):
                 "PreviousModel copies whole weights, and FSDP and DeepSpeed spread them over processes; use TopK(k) or "
                 "MemoryMapped(path, rows)"
             )
-        self.pskd: PSKD | MultiLabelPSKD | None = None
+        self.pskd: PSKD | SequencePSKD | MultiLabelPSKD | None = None
         self._pskd_settings: dict[str, Any] = {"alpha_T": alpha_T, "schedule": schedule, "store": store}
         self._pskd_lengths = None if lengths is None else list(lengths)
         self._pskd_epoch, self._pskd_resume = 0, None
@@ -132,7 +132,7 @@ class PSKDMixin(_Base):
         if isinstance(outputs, dict) and outputs.get("aux_loss") is not None:
             raise UserError("the model adds a loss of its own to that of the labels (aux_loss), which is not supported")
         method, shared = self._method(logits, labels), {"inputs": inputs, "denominator": num_items_in_batch}
-        if isinstance(method, PSKD):
+        if not isinstance(method, MultiLabelPSKD):
             shared["smoothing"] = self.args.label_smoothing_factor
         loss = method.loss(logits, self._targets(labels), index, **shared)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
@@ -197,7 +197,7 @@ class PSKDMixin(_Base):
         elif self._pskd_teacher:
             self._pskd_teacher.begin(epoch)  # a forward pass would move batch norm's statistics
 
-    def _method(self, logits: Tensor, labels: Tensor) -> PSKD | MultiLabelPSKD:
+    def _method(self, logits: Tensor, labels: Tensor) -> PSKD | SequencePSKD | MultiLabelPSKD:
         """Made at the first step, which is the first to know the number of classes."""
         if self.pskd:
             return self.pskd

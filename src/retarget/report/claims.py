@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from retarget.report import words
-from retarget.report.source import ClaimResult, Study
+from retarget.report.source import Study
 from retarget.study.config import Metric
+from retarget.study.results import ClaimResult
 
 MARKS = {"holds": "holds", "does not hold": "fails", "not enough evidence": "lacks", "not measured": "unmeasured"}
 """Names of the verdicts' shapes in the style sheet and the template."""

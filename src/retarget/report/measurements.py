@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from statistics import fmean, median
 
 from retarget.report import words
-from retarget.report.source import Spread, Study
+from retarget.report.source import Study
 from retarget.study.config import Metric
+from retarget.study.results import Spread
 
 COST_UNITS = frozenset({"µs", "ms", "s", "min", "h", "B", "kB", "KB", "MB", "GB", "KiB", "MiB", "GiB"})
 """A metric in one of these units is a cost, and stands in the cost table too."""

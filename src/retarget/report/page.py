@@ -16,7 +16,22 @@ from retarget.report.view import StudyView, keys, verdict_counts, view
 
 
 def build(directories: Sequence[Path], out: Path | None = None) -> Path:
-    """See :func:`retarget.report.build`."""
+    """Write report.html, report.md and figures/ for one or more finished studies.
+
+    The page is complete in itself: it opens from a file without a network. Equal input gives equal bytes. Each file is
+    replaced as a whole.
+
+    Args:
+        directories: of finished studies; each holds study.json, summary.json and, with figures, analysis.json.
+        out: a directory, or the page's own path ending in ``.html``; by default the directory of the one study.
+
+    Returns:
+        The path of the HTML page. The Markdown has the same name with ``.md``.
+
+    Raises:
+        UserError: a directory is no finished study's, one of its files is damaged, an image is missing or lies outside,
+            several studies have no ``out``, or the report cannot be written.
+    """
     directories = [Path(directory) for directory in directories]
     page = _place(directories, out)
     read = [read_study(directory) for directory in directories]

@@ -2,76 +2,20 @@
 
 import re
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from retarget.errors import UserError
 from retarget.files import read_json
 from retarget.study.config import StudyPlan
 from retarget.study.figures import Analysis
 from retarget.study.record import read_status, run_directory
+from retarget.study.results import Summary
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
 _Model = TypeVar("_Model", bound=BaseModel)
-
-
-class _Tolerant(BaseModel):
-    """Other programs may add keys to these files; what the page does not know it leaves alone."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-
-class Spread(_Tolerant):
-    """One metric of one arm over the seeds; ``values`` align with the seeds, None where a run failed."""
-
-    mean: float | None = None
-    sd: float | None = None
-    values: list[float | None] = Field(default_factory=list)
-
-
-class Shown(_Tolerant):
-    """A second metric's difference, which decides nothing."""
-
-    metric: str
-    estimate: float | None = None
-    interval: tuple[float, float] | None = None
-
-
-class ClaimResult(_Tolerant):
-    """One judged claim of ``summary.json``; everything measured is None where it was not."""
-
-    id: str
-    sentence: str
-    condition: str
-    arms: tuple[str, ...]
-    metric: str
-    direction: Literal["higher", "lower"]
-    margin: float | None = None
-    smallest_effect: float
-    against: float | None = None
-    estimate: float | None = None
-    interval: tuple[float, float] | None = None
-    level: float | None = None
-    n: int = 0
-    unit: str = ""
-    seeds_needed: int | None = None
-    below_smallest_effect: bool = False
-    reason: str = ""
-    shown: Shown | None = None
-    item_interval: tuple[float, float] | None = None
-    verdict: Literal["holds", "does not hold", "not enough evidence", "not measured"]
-
-
-class Summary(_Tolerant):
-    """``summary.json``."""
-
-    study: str
-    preset: str
-    seeds: tuple[int, ...]
-    conditions: dict[str, dict[str, dict[str, Spread]]]
-    claims: list[ClaimResult]
 
 
 class RunState(NamedTuple):

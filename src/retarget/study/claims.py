@@ -1,9 +1,10 @@
 """Verdicts: what the paired differences over seeds say about each claim."""
 
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from retarget.study.config import Claim, Metric, StudyPlan
+from retarget.study.results import ClaimResult, Shown, Verdict
 from retarget.study.statistics import (
     Holm,
     PairedTest,
@@ -14,7 +15,6 @@ from retarget.study.statistics import (
     t_interval,
 )
 
-Verdict = Literal["holds", "does not hold", "not enough evidence", "not measured"]
 Values = Mapping[str, Mapping[str, Mapping[str, list[float | None]]]]
 
 
@@ -30,7 +30,7 @@ class _Measured(NamedTuple):
 
 def judge(
     plan: StudyPlan, metrics: Values, item_intervals: Mapping[str, tuple[float, float]] | None = None
-) -> list[dict[str, Any]]:
+) -> list[ClaimResult]:
     """Judge every claim of a study.
 
     Let d be the paired difference over seeds, treated - control, turned so that positive is good, and [lo, hi] its t
@@ -53,8 +53,7 @@ def judge(
         item_intervals: by claim, over items; shown, and decides only in the case above.
 
     Returns:
-        One CLAIM of summary.json for each claim, in order. ``estimate`` and ``interval`` are treated - control in the
-        metric's own unit, not turned; for a one-armed claim, treated - ``against``.
+        One result for each claim, in order.
     """
     by_name = {metric.name: metric for metric in plan.metrics}
     found = [_measure(claim, metrics, by_name.get(claim.metric)) for claim in plan.claims]
@@ -71,8 +70,8 @@ def judge(
             claim, measured, places.get(index), family, plan, items
         )
         # An interval that decided stands as the claim's own, not among what decides nothing.
-        beside = list(items) if items and entry["interval"] != list(items) else None
-        judged.append(entry | {"shown": shown, "item_interval": beside})
+        beside = items if items and entry["interval"] != list(items) else None
+        judged.append(ClaimResult(**entry, shown=shown, item_interval=beside))
     return judged
 
 
@@ -176,15 +175,12 @@ def _distance(claim: Claim, estimate: float) -> float:
     return max(estimate, claim.smallest_effect - estimate)
 
 
-def _shown(claim: Claim, metrics: Values, metric: Metric | None, level: float) -> dict[str, Any]:
+def _shown(claim: Claim, metrics: Values, metric: Metric | None, level: float) -> Shown:
     """The second metric's difference, at the study's plain level; it decides nothing."""
     beside = claim.model_copy(update={"metric": claim.shown})
     measured = _measure(beside, metrics, metric)
-    shown: dict[str, Any] = {"metric": claim.shown, "estimate": None, "interval": None}
     if measured is None:
-        return shown
+        return Shown(metric=beside.metric)
     sign = 1 if claim.direction == "higher" else -1
-    shown["estimate"] = sign * measured.test.estimate
-    if measured.test.n > 1:
-        shown["interval"] = list(t_interval(measured.differences, level))
-    return shown
+    interval = t_interval(measured.differences, level) if measured.test.n > 1 else None
+    return Shown(metric=beside.metric, estimate=sign * measured.test.estimate, interval=interval)

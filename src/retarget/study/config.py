@@ -78,6 +78,10 @@ class Claim(Strict):
     against: float | None = None
     shown: str | None = None
 
+    def stated(self) -> dict[str, Any]:
+        """The fields that were given, as JSON values: what the claims' hash is made of."""
+        return self.model_dump(mode="json", exclude_defaults=True)
+
     @model_validator(mode="after")
     def _compares_with_something(self) -> Self:
         if (len(self.arms) == 1) != (self.against is not None):
@@ -113,9 +117,12 @@ class StudyPlan(Strict):
     of one run; ``prepare`` that of ``function(plan: StudyPlan) -> None``, called once before the first run to refuse
     data that cannot be used; ``analysis`` that of ``function(results: Results) -> Analysis``, called once for the
     summary and the page. ``settings`` are merged: the study's, then the condition's, then the arm's. Those that
-    ``unmeasured`` names change no result (what is kept, where data lies); they are no part of a run's identity.
-    ``settings_model`` describes them to a reader, and ``others`` are settings that ask for another study; neither is
-    recorded.
+    ``unmeasured`` names change no result (what is kept, how many loader processes); they are no part of a run's
+    identity. ``settings_model`` describes them to a reader, and ``others`` are settings that ask for another study.
+
+    ``task_name`` is the task's name in a run's identity, so that code can move; it changes when the same settings no
+    longer give the same numbers. ``former_tasks`` are import paths under which older records know the same task.
+    ``data`` are the files and folders that the settings name: their bytes belong to a run's identity.
     """
 
     study: str
@@ -123,6 +130,9 @@ class StudyPlan(Strict):
     question: str
     preset: str
     task: str
+    task_name: str | None = None
+    former_tasks: tuple[str, ...] = Field(default=(), exclude=True)
+    data: tuple[str, ...] = Field(default=(), exclude=True)
     prepare: str | None = None
     analysis: str | None = None
     settings: dict[str, Any] = Field(default_factory=dict)
@@ -156,14 +166,29 @@ class StudyPlan(Strict):
         """Settings of one run: study, then condition, then arm."""
         return {**self.settings, **condition.settings, **arm.settings}
 
-    def run_hash(self, condition: Condition, arm: Arm, seed: int) -> str:
-        """Identity of one run: a finished run with this hash is never repeated, one with another is refused."""
+    def identity(self, condition: Condition, arm: Arm, seed: int) -> dict[str, Any]:
+        """What decides a run's numbers, its data apart."""
         settings = {k: v for k, v in self.run_settings(condition, arm).items() if k not in self.unmeasured}
-        return fingerprint([self.study, self.task, settings, seed, self.threads])
+        return {
+            "study": self.study,
+            "task": self.task_name or self.task,
+            "settings": settings,
+            "seed": seed,
+            "threads": self.threads,
+        }
+
+    def run_hash(self, condition: Condition, arm: Arm, seed: int) -> str:
+        """Fingerprint of :meth:`identity`: names a run in messages and in status.json."""
+        return fingerprint(self.identity(condition, arm, seed))
 
     def claims_hash(self) -> str:
-        """Hash of the claims with their margins and effects, and of the level: fixed before the first run."""
-        return fingerprint([self.level, [claim.model_dump(mode="json") for claim in self.claims]])
+        """Hash of the claims with their margins and effects, and of the level: fixed before the first run.
+
+        Fields that stand at their default are left out, so that a field that is added later changes no hash.
+        """
+        return fingerprint(
+            [self.level, [claim.model_dump(mode="json", exclude_defaults=True) for claim in self.claims]]
+        )
 
 
 def refuse_decided(given: Collection[str], arms: Sequence[Arm], conditions: Sequence[Condition]) -> None:

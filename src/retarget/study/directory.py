@@ -1,19 +1,20 @@
 """A study's directory: opening it for a plan, refusing what does not fit, widening what does."""
 
 import shlex
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from retarget.errors import UserError
 from retarget.files import locked, make_directory, read_json, write_json
+from retarget.identity import fingerprint, refuse_other
 from retarget.study.config import Arm, Condition, StudyPlan
 from retarget.study.environment import environment
-from retarget.study.record import read_plan, run_directory
-
-ADVICE = "Give another --out, or the settings that the directory was made with"
+from retarget.study.identity import REMEDY, contents, name_of_task, same_content, same_run, with_defaults
+from retarget.study.record import read_plan, read_status, run_directory
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,51 @@ def cells(plan: StudyPlan) -> list[Cell]:
     return [Cell(c, arm, seed) for seed in plan.seeds for c in plan.conditions for arm in plan.arms]
 
 
+def place(root: Path, plan: StudyPlan, cell: Cell, arm: str | None = None) -> Path:
+    """The directory of a run, or of another arm's run of the same seed and condition."""
+    return run_directory(root, plan, cell.condition.name, arm or cell.arm.name, cell.seed)
+
+
+def complete(directory: Path) -> bool:
+    """Whether a run is finished."""
+    return (read_status(directory) or {}).get("state") == "complete"
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A study's directory as one call finds it.
+
+    Attributes:
+        plan: what the directory had and what is asked for now: arms and seeds of both.
+        contents: fingerprints of the data by path.
+        stale: directories of failed runs of other settings, which are made anew.
+    """
+
+    plan: StudyPlan
+    contents: dict[str, str] = field(default_factory=dict)
+    stale: tuple[Path, ...] = ()
+
+
+def look(root: Path, asked: StudyPlan, *, remember: bool = False) -> Opened:
+    """What a directory holds for a plan; touches nothing but, with ``remember``, the fingerprints of data.
+
+    Raises:
+        UserError: the directory was made with other settings, conditions, claims or data, or the same arm meant
+            another thing.
+    """
+    found = contents(asked, root, remember=remember)
+    plan, stale = _widened(root, asked)
+    for cell in cells(plan):
+        directory = place(root, plan, cell)
+        if directory not in stale and (directory / "config.json").exists():
+            record = read_json(directory / "config.json")
+            same_run(directory / "config.json", record, plan, plan.identity(cell.condition, cell.arm, cell.seed))
+            same_content(directory, record.get("content", {}), found)
+    return Opened(plan, found, stale)
+
+
 @contextmanager
-def opened(root: Path, asked: StudyPlan, command: list[str]) -> Iterator[tuple[StudyPlan, dict[str, Any]]]:
+def opened(root: Path, asked: StudyPlan, command: list[str]) -> Iterator[tuple[Opened, dict[str, Any]]]:
     """Lock a study's directory and write its study.json.
 
     Args:
@@ -45,7 +89,7 @@ def opened(root: Path, asked: StudyPlan, command: list[str]) -> Iterator[tuple[S
         command: the arguments of this call, recorded.
 
     Yields:
-        The plan widened by the arms and seeds that the directory already had, and the environment.
+        The directory, and the environment.
 
     Raises:
         UserError: another process works here, the directory holds something else, or it cannot be written.
@@ -55,11 +99,12 @@ def opened(root: Path, asked: StudyPlan, command: list[str]) -> Iterator[tuple[S
     if foreign and not (root / "study.json").exists():
         raise UserError(f"{root} is not empty and holds no study (it has {sorted(foreign)[0]}). Give another --out")
     with locked(root / ".lock", wait=False, what=f"{root}"):
-        plan = widened(root, asked)
-        check_runs(root, plan)
+        here = look(root, asked, remember=True)
+        for directory in here.stale:
+            shutil.rmtree(directory)
         where = environment()
-        write_json(root / "study.json", _record(root, plan, shlex.join(command)) | where)
-        yield plan, where
+        write_json(root / "study.json", _record(root, here.plan, shlex.join(command)) | where)
+        yield here, where
 
 
 def _record(root: Path, plan: StudyPlan, command: str) -> dict[str, Any]:
@@ -72,76 +117,93 @@ def _record(root: Path, plan: StudyPlan, command: str) -> dict[str, Any]:
     return record | ({"earlier_commands": earlier} if earlier else {})
 
 
-def widened(root: Path, asked: StudyPlan) -> StudyPlan:
-    """The plan of a directory after this call: what it had, and the arms and seeds that are asked for.
+def _widened(root: Path, asked: StudyPlan) -> tuple[StudyPlan, tuple[Path, ...]]:
+    """The plan of a directory after this call, and the failed runs that stand in its way.
 
-    Raises:
-        UserError: the directory was made with other settings, conditions, claims, or the same arm meant another thing.
+    Where nothing was measured (every run failed, or left nothing to go on from), the directory is free for other
+    settings.
     """
     path = root / "study.json"
+    fresh = asked.model_copy(update={"seeds": tuple(sorted(asked.seeds))})
     if not path.exists():
-        return asked.model_copy(update={"seeds": tuple(sorted(asked.seeds))})
+        return fresh, ()
     record, had = read_json(path), read_plan(path)
     begun = _begun(root, had)
     if not begun:
-        return asked.model_copy(update={"seeds": tuple(sorted(asked.seeds))})
-    for name in ("study", "preset", "task", "threads"):
-        _same(path, name, getattr(had, name), getattr(asked, name))
-    _same_settings(path, "", had.settings, asked.settings, asked.unmeasured)
-    _same(path, "conditions", _conditions(had), _conditions(asked))
-    if record.get("claims_hash") != asked.claims_hash():
-        raise UserError(
-            f"{path} fixed its claims before the first run (hash {record.get('claims_hash')}) and those of this call "
-            f"differ (hash {asked.claims_hash()}): a claim is not changed after results were seen. Give another --out"
-        )
+        return fresh, ()
+    try:
+        _same_study(path, record, had, asked)
+    except UserError:
+        directories = tuple(place(root, had, cell) for cell in begun)
+        if any(map(_kept, directories)):
+            raise
+        return fresh, directories
     theirs = {arm.name: arm for arm in asked.arms}
-    for arm in had.arms:
-        if arm.name in theirs:
-            _same_settings(path, f"arm {arm.name}: ", arm.settings, theirs[arm.name].settings)
     begun_arms = {cell.arm.name for cell in begun}
     kept = [theirs.get(arm.name, arm) for arm in had.arms if arm.name in theirs or arm.name in begun_arms]
     new = [arm for arm in asked.arms if arm.name not in {arm.name for arm in kept}]
     arms = asked.arms if {arm.name for arm in kept} <= theirs.keys() else (*kept, *new)
     seeds = tuple(sorted({*asked.seeds, *(cell.seed for cell in begun)}))
-    return asked.model_copy(update={"arms": arms, "seeds": seeds})
+    return asked.model_copy(update={"arms": arms, "seeds": seeds}), ()
+
+
+def _same_study(path: Path, record: Mapping[str, Any], had: StudyPlan, asked: StudyPlan) -> None:
+    """Refuse a study.json of another study: every setting that differs is named."""
+    task = name_of_task(had.task_name, had.task, asked)
+    theirs = {arm.name: arm.settings for arm in asked.arms}
+    arms = [arm for arm in had.arms if arm.name in theirs]
+    refuse_other(
+        path,
+        {
+            **{"study": had.study, "preset": had.preset, "task": task, "threads": had.threads},
+            **_measured(with_defaults(had.settings, asked.settings, asked.settings_model), asked),
+            **_settings_of(had.conditions, "condition"),
+            **_settings_of(arms, "arm"),
+        },
+        {
+            **{"study": asked.study, "preset": asked.preset, "task": asked.task_name or asked.task},
+            **{"threads": asked.threads},
+            **_measured(asked.settings, asked),
+            **_settings_of(asked.conditions, "condition"),
+            **_settings_of([arm.model_copy(update={"settings": theirs[arm.name]}) for arm in arms], "arm"),
+        },
+        remedy=REMEDY,
+    )
+    as_written = fingerprint([had.level, record["plan"].get("claims", [])])
+    if record.get("claims_hash") not in (had.claims_hash(), as_written):
+        raise UserError(
+            f"{path} was changed after it was written: its claims do not fit their hash "
+            f"{record.get('claims_hash')}. Give another --out"
+        )
+    if had.claims_hash() != asked.claims_hash():
+        before, now = ({claim.id: claim.stated() for claim in plan.claims} for plan in (had, asked))
+        changed = [name for name in dict.fromkeys((*before, *now)) if before.get(name) != now.get(name)]
+        what = ", ".join(changed) if changed else f"level {had.level}, now {asked.level}"
+        raise UserError(
+            f"{path} fixed its claims before the first run, and those of this call differ ({what}): a claim is not "
+            "changed after results were seen. Give another --out"
+        )
+
+
+def _measured(settings: Mapping[str, Any], plan: StudyPlan) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name not in plan.unmeasured}
+
+
+def _settings_of(named: Iterable[Arm | Condition], what: str) -> dict[str, Any]:
+    """Settings of arms or conditions by ``arm NAME: SETTING``; one without settings is there by its name."""
+    found: dict[str, Any] = {}
+    for one in named:
+        found[f"{what} {one.name}"] = "there"
+        found |= {f"{what} {one.name}: {name}": value for name, value in one.settings.items()}
+    return found
 
 
 def _begun(root: Path, plan: StudyPlan) -> list[Cell]:
     """The runs that a directory holds something of; where there are none it is free for another study."""
-    return [cell for cell in cells(plan) if (_place(root, plan, cell) / "config.json").exists()]
+    return [cell for cell in cells(plan) if (place(root, plan, cell) / "config.json").exists()]
 
 
-def check_runs(root: Path, plan: StudyPlan) -> None:
-    """Refuse a directory with a run that was made with other settings.
-
-    Raises:
-        UserError: naming the run and both hashes.
-    """
-    for cell in cells(plan):
-        directory = _place(root, plan, cell)
-        path = directory / "config.json"
-        if not path.exists():
-            continue
-        had, asked = read_json(path).get("run_hash"), plan.run_hash(cell.condition, cell.arm, cell.seed)
-        if had != asked:
-            raise UserError(f"{directory} was made with other settings: run hash {had}, now {asked}. {ADVICE}")
-
-
-def _place(root: Path, plan: StudyPlan, cell: Cell) -> Path:
-    return run_directory(root, plan, cell.condition.name, cell.arm.name, cell.seed)
-
-
-def _conditions(plan: StudyPlan) -> list[tuple[str, dict[str, Any]]]:
-    return [(condition.name, condition.settings) for condition in plan.conditions]
-
-
-def _same(path: Path, what: str, had: object, asked: object) -> None:
-    if had != asked:
-        raise UserError(f"{path} was made with {what} = {had}, and this call asks for {asked}. {ADVICE}")
-
-
-def _same_settings(
-    path: Path, where: str, had: dict[str, Any], asked: dict[str, Any], except_for: tuple[str, ...] = ()
-) -> None:
-    for name in sorted({*had, *asked} - {*except_for}):
-        _same(path, f"{where}{name}", had.get(name, "nothing"), asked.get(name, "nothing"))
+def _kept(directory: Path) -> bool:
+    """Whether a begun run holds work: it is finished, or was stopped with a checkpoint to go on from."""
+    state = (read_status(directory) or {}).get("state")
+    return state == "complete" or (state != "failed" and any((directory / "checkpoint").glob("*")))

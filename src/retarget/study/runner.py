@@ -4,7 +4,7 @@ import graphlib
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +13,11 @@ from typing import Any
 from retarget.errors import UserError
 from retarget.files import make_directory, read_json, write_json
 from retarget.study.config import StudyPlan
-from retarget.study.directory import Cell, cells, check_runs, opened, widened
+from retarget.study.directory import Cell, Opened, cells, complete, look, opened, place
 from retarget.study.executor import Executor, LocalExecutor
 from retarget.study.figures import Analysis
 from retarget.study.progress import Display, Silent
-from retarget.study.record import Results, read_status, run_directory
+from retarget.study.record import Results, read_status
 from retarget.study.summary import collect, merge, summarise
 from retarget.study.worker import Finished, Job, Progress, Started, load
 
@@ -45,10 +45,10 @@ def run_study(
     jobs: int = 1,
     executor: Executor | None = None,
     display: Display | None = None,
-    report: bool = True,
+    page: Callable[[list[Path], Path], Path] | None = None,
     command: Sequence[str] | None = None,
 ) -> Outcome:
-    """Do the runs of a plan that are not finished, judge the claims and write the page.
+    """Do the runs of a plan that are not finished, judge the claims and write the page that is asked for.
 
     A script that calls this must guard its entry with ``if __name__ == "__main__":``, since workers are spawned.
 
@@ -58,7 +58,7 @@ def run_study(
         jobs: how many runs at a time; changes no result.
         executor: in place of ``jobs`` workers on this machine; it is closed at the end.
         display: is told of the progress; nothing is shown by default.
-        report: whether to write report.html and report.md.
+        page: writes the page of a list of studies to a path, such as :func:`retarget.report.build`; none by default.
         command: recorded in study.json; this process's arguments by default.
 
     Raises:
@@ -66,21 +66,21 @@ def run_study(
         KeyboardInterrupt: on Ctrl-C and on SIGTERM, after the workers were stopped.
     """
     root = Path(directory).resolve()
-    with _terminable(), opened(root, plan, list(command or sys.argv)) as (whole, where):
+    with _terminable(), opened(root, plan, list(command or sys.argv)) as (here, where):
+        whole = here.plan
         _check_needs(root, plan, whole)
-        if plan.prepare and not all(_complete(_place(root, whole, cell)) for cell in cells(plan)):
+        if plan.prepare and not all(complete(place(root, whole, cell)) for cell in cells(plan)):
             load(plan.prepare)(plan)
         executor = executor or LocalExecutor(jobs, plan.threads)
         with display or Silent() as shown:
             try:
-                failed = _Schedule(root, plan, whole, where, executor, shown).run()
+                failed = _Schedule(root, plan, here, where, executor, shown).run()
             finally:
                 with _uninterrupted():
                     executor.close()
             shown.analysing()
             summary = analyse(root, whole)
-    page = _page(root) if report else None
-    return Outcome(root, summary, failed, page)
+    return Outcome(root, summary, failed, page([root], root / "report.html") if page else None)
 
 
 def analyse(root: Path, plan: StudyPlan) -> dict[str, Any]:
@@ -118,11 +118,10 @@ def survey(plan: StudyPlan, directory: str | Path, jobs: int = 1) -> dict[str, A
         UserError: the directory does not fit the plan.
     """
     root = Path(directory).resolve()
-    whole = widened(root, plan)
-    check_runs(root, whole)
+    whole = look(root, plan).plan
     _check_needs(root, plan, whole)
     asked = cells(plan)
-    left = sum(not _complete(_place(root, whole, cell)) for cell in asked)
+    left = sum(not complete(place(root, whole, cell)) for cell in asked)
     minutes = None if plan.minutes_per_run is None else round(left * plan.minutes_per_run / jobs, 1)
     return {
         "directory": str(directory),
@@ -138,17 +137,18 @@ class _Schedule:
     """Hands jobs to an executor as soon as the runs that they need are finished."""
 
     def __init__(
-        self, root: Path, plan: StudyPlan, whole: StudyPlan, where: dict[str, Any], executor: Executor, shown: Display
+        self, root: Path, plan: StudyPlan, here: Opened, where: dict[str, Any], executor: Executor, shown: Display
     ) -> None:
-        self.root, self.whole, self.where, self.executor, self.shown = root, whole, where, executor, shown
+        self.root, self.whole, self.contents = root, here.plan, here.contents
+        self.where, self.executor, self.shown = where, executor, shown
         self.cells = {cell.key: cell for cell in cells(plan)}
-        self.left = [c for c in self.cells.values() if not _complete(self.place(c))]
+        self.left = [c for c in self.cells.values() if not complete(self.place(c))]
         self.waiting: dict[str, Cell] = {cell.key: cell for cell in self.left}
         self.failed: dict[str, str] = {}
 
     def place(self, cell: Cell, arm: str | None = None) -> Path:
         """The directory of a run, or of another arm's run of the same seed and condition."""
-        return _place(self.root, self.whole, cell, arm)
+        return place(self.root, self.whole, cell, arm)
 
     def run(self) -> dict[str, str]:
         """Do all runs; errors by key."""
@@ -168,7 +168,7 @@ class _Schedule:
         if unusable:
             raise UserError(f"the study's task {self.whole.task} cannot be imported: {error}")
         cell = self.cells[key]
-        if error is not None and not _complete(self.place(cell)):  # a worker may die just after its run was complete
+        if error is not None and not complete(self.place(cell)):  # a worker may die just after its run was complete
             self._record_failure(cell, error)
         else:
             error = None
@@ -190,7 +190,7 @@ class _Schedule:
                     del self.waiting[key]
                     self._record_failure(cell, f"it needs {lost[0]}, which failed")
                     self.shown.ended(key, self.failed[key])
-                elif all(_complete(self.place(cell, arm)) for arm in cell.arm.needs):
+                elif all(complete(self.place(cell, arm)) for arm in cell.arm.needs):
                     del self.waiting[key]
                     self.executor.submit(self._job(cell))
 
@@ -200,11 +200,14 @@ class _Schedule:
             "run_hash": plan.run_hash(cell.condition, cell.arm, cell.seed),
             "study": plan.study,
             "task": plan.task,
+            "task_name": plan.task_name,
             "condition": cell.condition.name,
             "arm": cell.arm.name,
             "seed": cell.seed,
             "threads": plan.threads,
             "settings": plan.run_settings(cell.condition, cell.arm),
+            "unmeasured": list(plan.unmeasured),
+            "content": self.contents,
         }
         return Job(
             cell.key,
@@ -230,14 +233,6 @@ class _Schedule:
             write_json(directory / "status.json", {"attempts": status.get("attempts", 0)} | failure)
 
 
-def _place(root: Path, plan: StudyPlan, cell: Cell, arm: str | None = None) -> Path:
-    return run_directory(root, plan, cell.condition.name, arm or cell.arm.name, cell.seed)
-
-
-def _complete(directory: Path) -> bool:
-    return (read_status(directory) or {}).get("state") == "complete"
-
-
 def _check_needs(root: Path, plan: StudyPlan, whole: StudyPlan) -> None:
     """Refuse a plan whose arms need arms that are neither asked for nor finished, or one another in a circle."""
     asked = {arm.name for arm in plan.arms}
@@ -247,17 +242,11 @@ def _check_needs(root: Path, plan: StudyPlan, whole: StudyPlan) -> None:
         raise UserError(f"arms need one another in a circle: {' → '.join(error.args[1])}") from error
     for cell in cells(plan):
         for need in cell.arm.needs:
-            if need not in asked and not _complete(_place(root, whole, cell, need)):
+            if need not in asked and not complete(place(root, whole, cell, need)):
                 raise UserError(
                     f"arm {cell.arm.name} needs the run of arm {need} with seed {cell.seed}, which is not finished in "
                     f"{root}: add {need} to --arms"
                 )
-
-
-def _page(root: Path) -> Path:
-    from retarget.report import build
-
-    return build([root], root / "report.html")
 
 
 @contextmanager

@@ -57,7 +57,7 @@ def summarise(plan: StudyPlan, values: Values, analysis: Analysis) -> dict[str, 
             condition: {arm: {name: spread(v) for name, v in metrics.items()} for arm, metrics in arms.items()}
             for condition, arms in values.items()
         },
-        "claims": judge(plan, values, analysis.item_intervals),
+        "claims": [one.model_dump(mode="json") for one in judge(plan, values, analysis.item_intervals)],
     }
 
 

@@ -8,9 +8,13 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from retarget.errors import UserError
+from retarget.pope.answers import THINKING_ENDS
 from retarget.pope.identity import weights_of
 from retarget.pope.prompts import Prompt
-from retarget.pope.rollouts import Rollout, Sampling, thinking_tokens
+from retarget.pope.rollouts import Rollout, Sampling, opened, thinking_tokens
+
+_TEMPLATE_END = 16
+"""Tokens in which a prompt's template may open a thinking block."""
 
 
 class TransformersEngine:
@@ -98,20 +102,22 @@ class TransformersEngine:
             max_new_tokens=params.max_tokens, do_sample=sampled, pad_token_id=pad, eos_token_id=sorted(self._ends),
             bos_token_id=self.tokenizer.bos_token_id, **choice,
         )  # fmt: skip
+        rendered: Any = self.tokenizer.decode(ids[0, -_TEMPLATE_END:].tolist())
         rollouts: list[Rollout] = []
         while len(rollouts) < n:
             rows = min(self.batch_size, n - len(rollouts))
             batch = ids.expand(rows, -1)
             out = self.model.generate(input_ids=batch, attention_mask=torch.ones_like(batch), generation_config=config)
-            rollouts += [self._rollout(row, params.max_tokens) for row in out[:, ids.shape[1] :].tolist()]
+            rollouts += [self._rollout(row, params.max_tokens, rendered) for row in out[:, ids.shape[1] :].tolist()]
         return rollouts
 
-    def _rollout(self, row: list[int], budget: int) -> Rollout:
+    def _rollout(self, row: list[int], budget: int, rendered: str) -> Rollout:
         stop = next((at for at, token in enumerate(row) if token in self._ends), None)
         kept = row if stop is None else row[:stop]
-        text: Any = self.tokenizer.decode(kept, skip_special_tokens=True)
-        tokens = len(kept) + (stop is not None)
-        return Rollout(text, tokens, stop is None and len(row) >= budget, thinking_tokens(text, tokens, self._count))
+        written: Any = self.tokenizer.decode(kept, skip_special_tokens=True)
+        text, tokens = opened(rendered, written), len(kept) + (stop is not None)
+        thinking = thinking_tokens(written if THINKING_ENDS in written else text, tokens, self._count)
+        return Rollout(text, tokens, stop is None and len(row) >= budget, thinking)
 
     def _count(self, text: str) -> int:
         return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])

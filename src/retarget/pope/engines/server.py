@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 
 from retarget.errors import UserError
-from retarget.pope.graders import after_thinking
+from retarget.pope.answers import after_thinking
 from retarget.pope.prompts import Prompt
 from retarget.pope.rollouts import Rollout, Sampling
 

@@ -5,9 +5,10 @@ from typing import Any
 
 from retarget.errors import UserError
 from retarget.extras import require
+from retarget.pope.answers import THINKING_ENDS
 from retarget.pope.identity import weights_of
 from retarget.pope.prompts import Prompt
-from retarget.pope.rollouts import Rollout, Sampling, thinking_tokens
+from retarget.pope.rollouts import Rollout, Sampling, opened, thinking_tokens
 
 
 class VLLMEngine:
@@ -43,9 +44,14 @@ class VLLMEngine:
         chat = bool(prompts) and not isinstance(prompts[0], str)
         call = self._llm.chat if chat else self._llm.generate
         outputs = call(list(prompts), settings, use_tqdm=False)
-        return [[self._rollout(one) for one in output.outputs] for output in outputs]
+        return [[self._rollout(one, output) for one in output.outputs] for output in outputs]
 
-    def _rollout(self, one: Any) -> Rollout:
+    def _rollout(self, one: Any, output: Any) -> Rollout:
         tokens, tokenizer = len(one.token_ids), self._llm.get_tokenizer()
-        thinking = thinking_tokens(one.text, tokens, lambda text: len(tokenizer.encode(text, add_special_tokens=False)))
-        return Rollout(one.text, tokens, one.finish_reason == "length", thinking)
+        text = opened(tokenizer.decode(list(output.prompt_token_ids or ())[-16:]), one.text)
+
+        def count(some: str) -> int:
+            return len(tokenizer.encode(some, add_special_tokens=False))
+
+        thinking = thinking_tokens(one.text if THINKING_ENDS in one.text else text, tokens, count)
+        return Rollout(text, tokens, one.finish_reason == "length", thinking)

@@ -1,7 +1,8 @@
 """PS-KD's peers on the same job, in the same call shape: set_epoch, loss, and what each one's ``needs`` says."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from retarget.lazy import lazy
 
 if TYPE_CHECKING:
     from retarget.pskd.peers.base import Needs, Peer
@@ -18,28 +19,6 @@ if TYPE_CHECKING:
     from retarget.pskd.peers.mixing import CutMix, Mixup
     from retarget.pskd.peers.networks import BornAgain, MeanTeacher, TFKDSelf, WeightEMA
 
-_HOME = {
-    "Needs": "base",
-    "Peer": "base",
-    "CSKD": "batches",
-    "DLB": "batches",
-    "LastBatch": "batches",
-    "SameClassPairs": "batches",
-    "SelfAdaptiveTraining": "history",
-    "TemporalEnsembling": "history",
-    "FocalLoss": "labels",
-    "LabelSmoothing": "labels",
-    "MarginLabelSmoothing": "labels",
-    "OnlineLabelSmoothing": "labels",
-    "TFKDReg": "labels",
-    "CutMix": "mixing",
-    "Mixup": "mixing",
-    "PeerCallback": "lightning",
-    "BornAgain": "networks",
-    "MeanTeacher": "networks",
-    "TFKDSelf": "networks",
-    "WeightEMA": "networks",
-}
 __all__ = [
     "CSKD",
     "DLB",
@@ -62,9 +41,28 @@ __all__ = [
     "TemporalEnsembling",
     "WeightEMA",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__, __dir__ = lazy(
+    __name__,
+    {
+        "Needs": "base",
+        "Peer": "base",
+        "CSKD": "batches",
+        "DLB": "batches",
+        "LastBatch": "batches",
+        "SameClassPairs": "batches",
+        "SelfAdaptiveTraining": "history",
+        "TemporalEnsembling": "history",
+        "FocalLoss": "labels",
+        "LabelSmoothing": "labels",
+        "MarginLabelSmoothing": "labels",
+        "OnlineLabelSmoothing": "labels",
+        "TFKDReg": "labels",
+        "CutMix": "mixing",
+        "Mixup": "mixing",
+        "PeerCallback": "lightning",
+        "BornAgain": "networks",
+        "MeanTeacher": "networks",
+        "TFKDSelf": "networks",
+        "WeightEMA": "networks",
+    },
+)

@@ -10,11 +10,11 @@ from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
 from retarget.errors import UserError
-from retarget.pskd.checks import Checks, check_index, check_labels, check_loss, check_probabilities, check_some, one_hot
-from retarget.pskd.exchange import world_size
+from retarget.pskd.checks import Checks, check_index, check_loss, check_shapes, check_targets, one_hot
 from retarget.pskd.functional import cross_entropy, pskd_loss, widen
-from retarget.pskd.memory import refuse_bad_epoch, refuse_bad_run
-from retarget.pskd.state import read_state, refuse_other_run, restore, write_state
+from retarget.pskd.past.exchange import world_size
+from retarget.pskd.past.state import read_state, refuse_other_state, restore, write_state
+from retarget.pskd.schedule import refuse_bad_epoch, refuse_bad_run
 
 _STATE = "retarget.pskd.peer"
 
@@ -204,11 +204,8 @@ class Peer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved epoch; refuses the state of another method, data set or setting, both values named."""
-        mine = self._identity()
-        expected = {*mine, "epoch", *self._progress()}
-        if set(state) != expected:
-            raise UserError(f"not a state of {mine['method']}: it has {sorted(state)}, expected {sorted(expected)}")
-        refuse_other_run(state, mine)
+        what = f"state of {type(self).__name__}"
+        refuse_other_state(state, self._identity(), ["epoch", *self._progress()], what)
         self._epoch = state["epoch"]
         self._resume({key: state[key] for key in self._progress()})
 
@@ -222,17 +219,15 @@ class Peer:
         Collective under torch.distributed: every rank calls it, rank 0 writes.
         """
         self.end_epoch()
-        if world_size() > 1 and torch.distributed.get_rank() != 0:
-            return
-        tensors = {name: tensor.detach().clone() for name, tensor in self.tensors().items()}  # some share memory
-        write_state(path, _STATE, self.state_dict(), tensors)
+        if world_size() == 1 or torch.distributed.get_rank() == 0:
+            tensors = {name: tensor.detach().clone() for name, tensor in self.tensors().items()}  # some share memory
+            write_state(path, _STATE, self.state_dict(), tensors)
 
     def load(self, path: str | Path) -> None:
         """Read what :meth:`save` wrote, then ``set_epoch`` with the epoch to go on from."""
         state, saved = read_state(path, _STATE, f"state of {type(self).__name__}")
         self.load_state_dict(state)
-        self._make_room(saved)
-        restore(path, self.tensors(), saved)
+        self._take(Path(path), saved)
 
     # -- for the methods
 
@@ -252,8 +247,9 @@ class Peer:
     def _resume(self, progress: dict[str, Any]) -> None:
         """Take ``_progress`` back."""
 
-    def _make_room(self, saved: dict[str, Tensor]) -> None:
-        """Make the tensors that a saved state is copied into, where they do not exist yet."""
+    def _take(self, path: Path, saved: dict[str, Tensor]) -> None:
+        """Take saved tensors back; the epoch that they were saved in is set already."""
+        restore(path, self.tensors(), saved)
 
     # -- inside
 
@@ -269,24 +265,11 @@ class Peer:
     def _check(self, logits: Tensor, targets: Tensor, index: Tensor) -> Tensor:
         """Shapes and values; labels made safe to gather with."""
         self._checks.poll()
-        if index.dtype.is_floating_point or index.dtype == torch.bool or index.ndim != 1:
-            raise UserError(f"index holds whole numbers [B]: got {index.dtype} {list(index.shape)}")
-        shape = (len(index), self.num_classes)
-        if tuple(logits.shape) != shape:
-            raise UserError(f"logits are [B, C] = {list(shape)}: got {list(logits.shape)}")
-        if tuple(targets.shape) != (shape if targets.is_floating_point() else shape[:1]):
-            raise UserError(
-                f"targets are labels [{shape[0]}] or probabilities {list(shape)}: got {list(targets.shape)}"
-            )
+        check_shapes(logits, targets, index, self.num_classes)
         index = check_index(self._checks, index.long(), self.num_samples)
-        if targets.is_floating_point():
-            if self.labels_only and self.strength > 0:
-                raise UserError(f"{type(self).__name__} speaks of a sample's class: give labels [B], not probabilities")
-            check_probabilities(self._checks, targets, index)
-            return targets.argmax(1)
-        near = index.to(targets.device)
-        check_some(self._checks, targets, self.ignore_index)
-        return check_labels(self._checks, targets.long(), near, self.num_classes, self.ignore_index)
+        if targets.is_floating_point() and self.labels_only and self.strength > 0:
+            raise UserError(f"{type(self).__name__} speaks of a sample's class: give labels [B], not probabilities")
+        return check_targets(self._checks, targets, index, self.num_classes, self.ignore_index)
 
     def _counted(self, targets: Tensor) -> Tensor:
         """[B] float32: 0 for ignored samples."""

@@ -5,18 +5,18 @@ are harmless, and ranks exchange rows once an epoch.
 """
 
 from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from retarget.pskd.exchange import WriteLog, exchange
 from retarget.pskd.functional import pskd_loss, widen
+from retarget.pskd.past.in_table import PastInTable
+from retarget.pskd.past.rows import Dense
 from retarget.pskd.peers import losses
 from retarget.pskd.peers.base import Peer, not_negative, share
-from retarget.pskd.rows import Dense
-from retarget.pskd.store import Table, table_bytes
 
 
 @dataclass(eq=False, repr=False)
@@ -28,59 +28,37 @@ class History(Peer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._table: Table | None = None
-        self._placed = False  # a table that was loaded goes where the logits are
-        self._log = WriteLog()
+        self._past = PastInTable(Dense("float32"), self.num_samples, self.num_classes, self.device)
 
     @property
     def num_bytes(self) -> int:
         """Bytes of the table, both slots and stamps."""
-        return table_bytes(self.num_samples, self.num_classes, "dense") if self.strength > 0 else 0
+        return self._past.num_bytes if self.strength > 0 else 0
 
     def end_epoch(self) -> None:
         """Raise what was found bad in the epoch and exchange its rows between ranks: collective."""
         super().end_epoch()
-        if self._table:
-            exchange(self._table, self._log)
+        if self.strength > 0:
+            self._past.end()
 
     def tensors(self) -> dict[str, Tensor]:
-        return self._table.tensors() if self._table else {}
+        return self._past.save()
 
     def _begin(self, epoch: int) -> None:
-        if self._table:
-            self._table.begin(epoch)
+        self._past.begin(epoch)
 
-    def _make_room(self, saved: dict[str, Tensor]) -> None:
-        if saved:
-            self._table = self._make_table(torch.device("cpu"))
-            self._placed = False
-
-    def _make_table(self, device: torch.device) -> Table:
-        table = Table(Dense("float32"), self.num_samples, self.num_classes, device)
-        table.epoch = self._epoch or 0
-        return table
-
-    def _room(self, device: torch.device) -> Table:
-        where = device if self.device is None else torch.device(self.device)
-        if self._table is None:
-            self._table = self._make_table(where)
-        elif not self._placed and self._table.device != where:
-            self._table.move(where)
-        self._placed = True
-        return self._table
+    def _take(self, path: Path, saved: dict[str, Tensor]) -> None:
+        self._past.load(path, self._epoch, saved)
 
     def _read(self, index: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
         """Rows left by the epochs before, [B, C], and which samples have one, [B] bool."""
-        table = self._room(device)
-        fields, written = table.gather(index.to(table.device))
-        return fields["probs"].to(device), written.to(device)
+        rows, written = self._past.read(self._past.locate(index, device), device)
+        assert isinstance(rows, Tensor)
+        return rows, written > 0
 
     def _remember(self, *pending: Any) -> None:
         index, rows, counted = pending
-        table = self._room(rows.device)
-        at, keep = index.to(table.device), (counted > 0).to(table.device)
-        table.write(at, {"probs": rows.detach().float()}, keep)
-        self._log.add(at, keep)
+        self._past.put(self._past.locate(index, rows.device), {"probs": rows.detach().float()}, counted > 0)
 
 
 @dataclass(eq=False, repr=False)

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from retarget.pskd.exchange import world_size
 from retarget.pskd.functional import cross_entropy
+from retarget.pskd.past.exchange import world_size
 from retarget.pskd.peers import losses
 from retarget.pskd.peers.base import Peer, not_negative, positive, share
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from retarget.errors import UserError
 from retarget.pskd.functional import widen
+from retarget.pskd.past.previous import bare
 from retarget.pskd.peers import losses
 from retarget.pskd.peers.base import Needs, Peer, not_negative, positive, share
-from retarget.pskd.teacher import bare
 
 
 @dataclass(eq=False, repr=False)

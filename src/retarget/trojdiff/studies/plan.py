@@ -349,6 +349,8 @@ def plan(
         question="How easily is this diffusion model trojaned, and who would notice?",
         preset=preset,
         task="retarget.trojdiff.studies.run:run",
+        task_name="trojdiff",
+        former_tasks=("retarget.trojdiff.tasks.images:run",),
         prepare="retarget.trojdiff.studies.run:prepare",
         analysis="retarget.trojdiff.studies.analysis:analyse",
         settings=settings.model_dump(mode="json"),

@@ -1,0 +1,204 @@
+r"""The final answer that a text marks: in ``\boxed{}``, behind ``####``, or behind "the answer is". Free of torch.
+
+A marker alone is no answer: "the answer is at least 4" and "#### Step 2" give none. Completions are untrusted, so every
+pattern here takes time linear in the text; markers in words are looked for in its last 4,000 characters.
+"""
+
+import re
+from collections.abc import Iterator
+
+from retarget.pope.problems import last_boxed
+
+WITHIN = 4000
+THINKING_BEGINS, THINKING_ENDS = "<think>", "</think>"
+
+_MARKER = re.compile(
+    r"(?:^|\n)[ \t]*+####(?!#)(?P<line>)"
+    r"|\banswer(?:[ \t]++(?:to|of|for)\b[^.:=?!\n]{1,80}?)?[ \t*_]*+"
+    r"(?:\bis\b|\bequals\b|\b(?:must|should|will|would)[ \t]++be\b|:|=)",
+    re.IGNORECASE,
+)
+_SUPPOSED = re.compile(r"\b(?:if|suppose|assum\w+|whether|unless|until|imagine|what|which|not|say)\b", re.IGNORECASE)
+_FILLER = re.compile(
+    r"[\s:*_,]*+(?:(?:therefore|thus|hence|then|so|now|simply|just|indeed|clearly|exactly|precisely|finally|equal[ ]to"
+    r"|given[ ]by|as[ ]follows|the[ ]number|the[ ]value)\b[\s:*_,]*+)*+",
+    re.IGNORECASE,
+)
+_FORMULA = re.compile(r"\$\$[^$]++\$\$|\$[^$\n]++\$|\\\([^\n]+?\\\)|\\\[.+?\\\]", re.DOTALL)
+_JOINT = re.compile(r"[ \t]*+(?:,[ \t]*+(?:and\b)?|and\b)[ \t]*+", re.IGNORECASE)
+_SENTENCE_END = re.compile(r"[.!?](?=[\s*_\"')]|$)|\n")
+_COMMAND = re.compile(r"\\[A-Za-z]++(?:\{[^{}]*+\})?|\\.")
+_FUNCTIONS = re.compile(r"(?:sqrt|sin|cos|tan|cot|log|ln|exp|pi|mod|infinity|inf|deg)(?![a-z])", re.IGNORECASE)
+_WORD = re.compile(r"[^\W\d_]{2,}")
+_TAIL = re.compile(
+    r"(?:[ \t]*+(?:%|°|\\%|\\text\{[^{}]*+\}))?(?:[ \t]++[^\W\d_]++(?:[-/'²³][^\W\d_]*+)?){0,5}[ \t)*_\"']*+"
+)
+_BREAK = re.compile(r"[ \t]*+(?:[,;:(—–]|(?:because|since|as|so|which|where|for)\b)", re.IGNORECASE)
+_UNSETTLED = re.compile(
+    r"\b(?:or|but|if|unless|not|more|less|fewer|greater|smaller|than|times|plus|minus|divided|multiplied|and|to|through"
+    r"|though|although|otherwise|when|until|squared|cubed)\b",
+    re.IGNORECASE,
+)  # fmt: skip
+_NO_NAME = re.compile(
+    r"(?:an?|the|at|in|on|of|to|by|as|that|this|it|about|around|roughly|approximately|between|near|one|some|any|very"
+    r"|all|what|how|still|given|indeed|only|always|never|no|yet|already|probably)\b",
+    re.IGNORECASE,
+)
+"""Words with which no answer in words begins: "at least", "a number"."""
+
+
+def after_thinking(completion: str) -> str:
+    """What follows the thinking block; nothing where one never ends; all of a text without one.
+
+    >>> after_thinking("<think> 4? </think>5"), after_thinking("<think> 4?"), after_thinking("5")
+    ('5', '', '5')
+    """
+    text = completion.rpartition(THINKING_ENDS)[2]
+    return "" if THINKING_BEGINS in text else text
+
+
+def final_answer(completion: str) -> str | None:
+    r"""The final answer as written: in the last ``\boxed{}``, behind ``####``, or behind "the answer is".
+
+    Only what follows a thinking block counts, where there is one (see :func:`after_thinking`).
+
+    >>> final_answer("<think>4?</think> The answer is therefore $5$."), final_answer("The answer is at least 5.")
+    ('5', None)
+    """
+    text = after_thinking(completion)
+    boxed = last_boxed(text)
+    return boxed if boxed is not None else stated_answer(text)
+
+
+def joined_boxes(text: str) -> str | None:
+    r"""The last boxes of a text as one list, where only ``and``, ``or`` or commas stand between them.
+
+    >>> joined_boxes(r"so $x=\boxed{3}$ or $x=\boxed{-3}$."), joined_boxes(r"\boxed{3}")
+    ('3,-3', None)
+    """
+    found: list[str] = []
+    end = len(text)
+    while (one := last_boxed(text[:end])) is not None:
+        start = max(text.rfind("\\boxed{", 0, end), text.rfind("\\fbox{", 0, end))
+        between = text[text.index(one, start) + len(one) : end] if found else ""
+        if found and (
+            len(between) > 40 or not re.fullmatch(r"[\s$}.,;=a-z]*+", re.sub(r"\\[a-z,;()\[\] ]+", "", between))
+        ):
+            break
+        found.append(one)
+        end = start
+    return ",".join(reversed(found)) if len(found) > 1 else None
+
+
+def stated_answer(text: str) -> str | None:
+    """The answer behind ``####`` or behind "the answer is": the last one that says a value, or words in its place.
+
+    A marker that is followed by a number but settles on none ("is at least 4", "is 3 or 4") decides that there is no
+    answer, whatever was said before it.
+
+    >>> stated_answer("#### 1,200"), stated_answer("Answer: **12 apples**"), stated_answer("#### Step 2")
+    ('1,200', '12', None)
+    """
+    text = text[-WITHIN:]
+    words: str | None = None
+    for marker in reversed(list(_MARKER.finditer(text))):
+        whole_line = marker["line"] is not None
+        if not whole_line and _SUPPOSED.search(_sentence_before(text, marker.start())):
+            continue
+        start = _FILLER.match(text, marker.end()).end()  # type: ignore[union-attr]
+        stop = _stop(text, start, whole_line)
+        said = text[start:stop]
+        if text[stop : stop + 1] == "?":
+            continue
+        value = _value(said, whole_line)
+        if value is not None:
+            return value
+        if re.search(r"\d|\\|\$", said):
+            return None
+        plain = said.strip().strip("*_\"'.").strip()
+        named = plain and len(plain.split()) <= 4 and not _NO_NAME.match(plain)
+        if words is None and named and not _UNSETTLED.search(plain):
+            words = plain
+    return words
+
+
+def _sentence_before(text: str, at: int) -> str:
+    before = text[max(0, at - 120) : at]
+    ends = list(_SENTENCE_END.finditer(before))
+    return before[ends[-1].end() :] if ends else before
+
+
+def _stop(text: str, start: int, whole_line: bool) -> int:
+    """Where the sentence, or the line, ends that begins at ``start``; the ends inside formulas do not count."""
+    if whole_line:
+        end = text.find("\n", start)
+        return len(text) if end < 0 else end
+    inside = [(found.start(), found.end()) for found in _FORMULA.finditer(text, start, min(len(text), start + 1000))]
+    for found in _SENTENCE_END.finditer(text, start):
+        if not any(low <= found.start() < high for low, high in inside):
+            return found.start()
+    return len(text)
+
+
+def _value(said: str, whole_line: bool) -> str | None:
+    """The value with which a statement begins, where what follows leaves it standing."""
+    said = said.rstrip().rstrip(".").rstrip()
+    parts, at = [], 0
+    for part, end in _formulas(said):
+        parts.append(part)
+        at = end
+    if not parts:
+        plain, at = _plain(said)
+        if not plain:
+            return None
+        parts = [plain]
+    value = ", ".join(parts)
+    rest = said[at:]
+    if value.endswith("."):  # "#### 2. Add them" is a heading
+        if rest.strip():
+            return None
+        value = value.rstrip(".")
+    if not re.search(r"\d|\\", value) and rest.strip(" *_"):
+        return None  # "a number", "x more": a letter alone is an answer only where nothing follows
+    tail = _TAIL.match(rest)
+    assert tail is not None
+    if _UNSETTLED.search(tail[0]):
+        return None
+    after = rest[tail.end() :]
+    if not after.strip():
+        return value
+    broken = _BREAK.match(after) or _BREAK.match(rest)
+    if whole_line or broken is None:
+        return None
+    opening = after[broken.end() :].split()[:1]
+    return None if opening and _UNSETTLED.search(opening[0]) else value
+
+
+def _formulas(said: str) -> Iterator[tuple[str, int]]:
+    """Formulas at the beginning, joined by commas or ``and``, with where each ends."""
+    at = 0
+    while found := _FORMULA.match(said, at):
+        content = found[0].strip("$") if found[0].startswith("$") else found[0][2:-2]
+        yield content.strip(), found.end()
+        joint = _JOINT.match(said, found.end())
+        if joint is None or not _FORMULA.match(said, joint.end()):
+            return
+        at = joint.end()
+
+
+def _plain(said: str) -> tuple[str, int]:
+    """Numbers and symbols at the beginning, up to the first word, and where they end."""
+    at = end = 0
+    for token in re.finditer(r"\S+", said):
+        bare = _FUNCTIONS.sub("", _COMMAND.sub("", token[0]))
+        if _WORD.search(bare) and not re.match(r"[-+$]?[\d.,]*\d[^\W\d_]+\d?[.,)]?$", token[0]):
+            joint = token[0].lower() == "and" and end
+            if not joint:
+                break
+            continue
+        end = token.end()
+        if re.search(r"[;:]$|,$", token[0]) and not re.match(r"\s+(?:and\s+)?[-+$\\(\d]", said[end:]):
+            end -= 1
+            break
+    value = said[at:end].strip(" *_\"'")
+    return value.removeprefix("$").rstrip(",;:"), end

@@ -1,0 +1,23 @@
+"""The verbs of ``retarget pope``, one file each. A verb is imported when it is asked for, and torch inside it."""
+
+from retarget.verbs import dispatch
+
+_HERE = "retarget.pope.commands"
+VERBS = {
+    "oracle": (f"{_HERE}.oracle:Oracle", "ask a teacher for missing solutions; keep those that the grader accepts"),
+    "mine": (f"{_HERE}.mine:Mine", "sample every problem k times without guidance; keep those never solved"),
+    "search": (f"{_HERE}.search:Search", "find the shortest prefix of each solution that helps at least once"),
+    "mix": (f"{_HERE}.mix:Mix", "write the rows to train on: guided and unguided variants of each hard problem"),
+    "export": (f"{_HERE}.export:Export", "write a mixture for another trainer"),
+    "train": (f"{_HERE}.train:Train", "train with TRL's GRPOTrainer"),
+    "evaluate": (f"{_HERE}.evaluate:Evaluate", "sample without guidance; pass@1 and pass@k with intervals"),
+}
+
+
+def pope(words: list[str]) -> int:
+    """``retarget pope VERB ...``; the exit code.
+
+    Raises:
+        UsageError: no such verb.
+    """
+    return dispatch("retarget pope", VERBS, words)

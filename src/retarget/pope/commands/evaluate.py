@@ -1,0 +1,45 @@
+"""``retarget pope evaluate``."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from tyro.conf import Positional, arg
+
+from retarget.files import make_directory, write_text
+from retarget.pope.commands.options import PROBLEMS, Evaluating, Reading, progress
+from retarget.pope.evaluation import evaluate
+
+
+@dataclass
+class Evaluate:
+    """Sample without guidance and estimate pass@1 and pass@k with intervals over problems."""
+
+    problems: Annotated[Positional[str], arg(help=PROBLEMS)]
+    out: Path
+    """Directory for the journal and evaluation.json."""
+    asking: tyro.conf.OmitArgPrefixes[Evaluating]
+    reading: tyro.conf.OmitArgPrefixes[Reading] = field(default_factory=Reading)
+    samples: int = 32
+    """Rollouts a problem; for solved sets take 256 or more, as many for the base as for the trained model."""
+    k: tuple[int, ...] = (1, 16)
+
+    def run(self) -> int:
+        problems = self.reading.read(self.problems, "optional")
+        make_directory(self.out)
+        sampler = self.asking.sampler()
+        with progress("evaluating") as told:
+            found = evaluate(problems, sampler, self.samples, journal=self.out / "evaluate.jsonl", progress=told)
+        summary = found.to_json(self.k)
+        write_text(self.out / "evaluation.json", json.dumps({**summary, "settings": asdict(self.asking)}, default=str))
+        for k, one in summary["pass"].items():
+            low, high = one["interval"]
+            print(f"pass@{k} {one['mean']:.4f} [{low:.4f}, {high:.4f}] over {len(problems)} problems")
+        print(f"solved {summary['solved']} of {summary['problems']} with {self.samples} samples each; "
+              f"{summary['truncated']} completions truncated")  # fmt: skip
+        rollouts = self.samples * len(problems)
+        before = "unknown" if found.thinking is None else f"{found.thinking / rollouts:.1f}"
+        print(f"tokens a completion {found.tokens / rollouts:.1f}, of them in a thinking block {before}")
+        return 0

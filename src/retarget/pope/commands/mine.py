@@ -1,0 +1,108 @@
+"""``retarget pope mine``."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from tyro.conf import FlagCreatePairsOff, Positional, arg
+
+from retarget.files import make_directory, write_text
+from retarget.identity import fingerprint
+from retarget.pope.commands.options import PROBLEMS, Cost, Mining, Reading, histogram, lines, progress, stops
+from retarget.pope.grading import LabelCheck
+from retarget.pope.identity import weights_of
+from retarget.pope.mining import Kind, Outcome, mine
+from retarget.pope.problems import read_problems, write_problems
+
+
+@dataclass
+class Mine:
+    """Sample every problem k times without guidance, and keep those that are never solved."""
+
+    problems: Annotated[Positional[str], arg(help=PROBLEMS)]
+    out: Path
+    """Directory for the journal, outcomes.jsonl and hard.jsonl."""
+    asking: tyro.conf.OmitArgPrefixes[Mining]
+    reading: tyro.conf.OmitArgPrefixes[Reading] = field(default_factory=Reading)
+    cost: tyro.conf.OmitArgPrefixes[Cost] = field(default_factory=Cost)
+    k: int = 128
+    """Rollouts a problem."""
+    rates: FlagCreatePairsOff[bool] = False
+    """Sample all k of every problem, for pass rates; by default a problem ends at its first success."""
+    accept: tuple[Kind, ...] = ("hard",)
+    """Kinds that go on: hard, and of the doubtful ones truncated, unparsed, suspect."""
+    check: LabelCheck = "solution"
+    """What the grader must accept before a problem is sampled: its answer and what its solution marks, its answer
+    alone, or none."""
+    checkpoint: str | None = None
+    """A later model: mine OUT/hard.jsonl again with it. What it now solves goes to graduates.jsonl, what is hard still
+    to still-hard.jsonl, the rest (truncated, unparsed, suspect) to left-over.jsonl."""
+    dry_run: FlagCreatePairsOff[bool] = False
+    """Print rollouts, tokens and GPU-hours; do nothing."""
+
+    def run(self) -> int:
+        if self.checkpoint:
+            return self._graduate()
+        problems = self.reading.read(self.problems, "optional")
+        if self.dry_run:
+            print(json.dumps(self.cost.of(len(problems) * self.k, "less where a problem ends at its first success")))
+            return 0
+        make_directory(self.out)
+        sampler = self.asking.sampler()
+        with progress("mining") as told:
+            found = mine(
+                problems, sampler, self.k, stop_at_success=not self.rates, accepted=self.accept, check=self.check,
+                journal=self.out / "mine.jsonl", progress=told,
+            )  # fmt: skip
+        write_text(self.out / "outcomes.jsonl", lines(one.to_json() for one in found.outcomes))
+        write_problems(self.out / "hard.jsonl", found.hard)
+        rates = [one.rate for one in found.outcomes if one.rate is not None]
+        print(histogram(rates) if self.rates else stops([(one.n, one.correct > 0) for one in found.outcomes if one.n]))
+        counts = ", ".join(f"{name} {count}" for name, count in found.counts.items() if count)
+        print(f"{len(problems)} problems: {counts}. {found.rollouts:,} rollouts, {found.tokens:,} tokens.")
+        _examples(found.outcomes)
+        print(f"{self.out / 'hard.jsonl'}: {len(found)} problems")
+        return 0
+
+    def _graduate(self) -> int:
+        hard = read_problems(self.out / "hard.jsonl", solutions="optional", answer_in_solution=False)
+        if self.dry_run:
+            print(json.dumps(self.cost.of(len(hard) * self.k, "less where a problem ends at its first success")))
+            return 0
+        model = str(self.checkpoint)
+        sampler = replace(self.asking, model=model).sampler()
+        # A journal for each model: a path whose weights have changed is another one.
+        journal = self.out / f"mine-again-{weights_of(model) or fingerprint(model)}.jsonl"
+        with progress("mining again") as told:
+            now = mine(
+                hard, replace(sampler, params=sampler.sampling.of("mine again")), self.k, accepted=self.accept,
+                check=self.check, journal=journal, progress=told,
+            )  # fmt: skip
+        solved = [one.problem for one in now.outcomes if one.kind == "solved"]
+        other = [one.problem for one in now.outcomes if one.kind not in ("solved", *self.accept)]
+        write_text(self.out / "outcomes-again.jsonl", lines(one.to_json() for one in now.outcomes))
+        for name, some in (("graduates", solved), ("still-hard", now.hard), ("left-over", other)):
+            write_problems(self.out / f"{name}.jsonl", some)
+        print(f"{len(solved)} of {len(hard)} hard problems are solved now: {self.out / 'graduates.jsonl'}")
+        for one in now.outcomes:
+            if one.kind == "solved":
+                print(f"  {one.problem.id}: solved with {one.n} rollouts")
+        print(f"{len(now)} are hard still: {self.out / 'still-hard.jsonl'}; {len(other)} are neither: "
+              f"{self.out / 'left-over.jsonl'}")  # fmt: skip
+        _examples(now.outcomes)
+        return 0
+
+
+def _examples(outcomes: Sequence[Outcome]) -> None:
+    for kind, meaning in (
+        ("broken", "the grader rejects the problem's own solution"),
+        ("truncated", "most rollouts ran into the token budget"),
+        ("unparsed", "most rollouts hold no final answer"),
+        ("suspect", "most answers agree with each other and not with the label"),
+    ):
+        some = [one for one in outcomes if one.kind == kind]
+        if some:
+            print(f"{kind} ({meaning}): {', '.join(one.problem.id for one in some[:5])}{' ...' if some[5:] else ''}")

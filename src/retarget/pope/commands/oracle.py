@@ -1,0 +1,39 @@
+"""``retarget pope oracle``."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from tyro.conf import Positional, arg
+
+from retarget.files import make_directory
+from retarget.pope.commands.options import PROBLEMS, Asking, Reading
+from retarget.pope.problems import write_problems
+
+
+@dataclass
+class Oracle:
+    """Ask a teacher for missing solutions; keep those whose final answer the grader accepts."""
+
+    problems: Annotated[Positional[str], arg(help=PROBLEMS)]
+    out: Path
+    """JSONL with the problems that have a solution now; the others go to OUT.unsolved.jsonl."""
+    asking: tyro.conf.OmitArgPrefixes[Asking]
+    reading: tyro.conf.OmitArgPrefixes[Reading] = field(default_factory=Reading)
+    attempts: int = 4
+    """Samples a problem."""
+
+    def run(self) -> int:
+        from retarget.pope.oracle import ORACLE, ask_oracle
+
+        problems = self.reading.read(self.problems, "optional")
+        make_directory(self.out.parent)
+        sampler = self.asking.sampler()
+        solved, unsolved = ask_oracle(
+            problems, replace(sampler, prompts=ORACLE), self.attempts, journal=Path(f"{self.out}.journal.jsonl")
+        )
+        write_problems(self.out, solved)
+        write_problems(Path(f"{self.out}.unsolved.jsonl"), unsolved)
+        print(f"{self.out}: {len(solved)} problems with a solution; {len(unsolved)} without")
+        return 0

@@ -1,0 +1,62 @@
+"""``retarget pope search``."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from tyro.conf import FlagCreatePairsOff, Positional, arg
+
+from retarget.files import make_directory, write_text
+from retarget.pope.commands.options import Asking, Cost, Reading, lines, progress
+from retarget.pope.prefixes import Unit
+from retarget.pope.search import Fallback, search_prefixes
+
+
+@dataclass
+class Search:
+    """Find the shortest prefix of each solution with which the model succeeds at least once."""
+
+    problems: Annotated[Positional[str], arg(help="hard problems, as `mine` wrote them")]
+    out: Path
+    """Directory for the journal and prefixes.jsonl."""
+    asking: tyro.conf.OmitArgPrefixes[Asking]
+    reading: tyro.conf.OmitArgPrefixes[Reading] = field(default_factory=Reading)
+    cost: tyro.conf.OmitArgPrefixes[Cost] = field(default_factory=Cost)
+    cuts: int = 8
+    """Fractions that are tried, uniform up to the cap."""
+    k: int = 64
+    """Rollouts a cut, at most."""
+    cap: float = 0.25
+    """Longest prefix as a fraction of the solution."""
+    unit: Unit = "sentence"
+    """Where a cut may stand."""
+    fallback: Fallback = "longest"
+    """What a problem gets for which no cut works."""
+    dry_run: FlagCreatePairsOff[bool] = False
+    """Print rollouts, tokens and GPU-hours; do nothing."""
+
+    def run(self) -> int:
+        problems = self.reading.read(self.problems)
+        if self.dry_run:
+            rollouts = len(problems) * self.cuts * self.k
+            print(json.dumps(self.cost.of(rollouts, "a cut ends at its first success, and longer ones are not tried")))
+            return 0
+        make_directory(self.out)
+        sampler = self.asking.sampler()
+        with progress("searching") as told:
+            found = search_prefixes(
+                problems, sampler, self.cuts, self.k, cap=self.cap, unit=self.unit, fallback=self.fallback,
+                journal=self.out / "search.jsonl", progress=told,
+            )  # fmt: skip
+        write_text(self.out / "prefixes.jsonl", lines(one.to_json() for one in found.found))
+        statuses = [one.status for one in found.found]
+        counts = ", ".join(f"{name} {statuses.count(name)}" for name in dict.fromkeys(statuses))
+        bare = sum(one.bare > 0 for one in found.found)
+        asked = sum(one.bare > 0 and one.in_question for one in found.found)
+        print(f"{len(problems)} problems: {counts}. {found.rollouts:,} rollouts, {found.tokens:,} tokens.")
+        print(f"{sum(one.leaks for one in found.found)} cuts state the answer and were refused; in {bare} prefixes the "
+              f"answer's token occurs, in {asked} of them it stands in the question already.")  # fmt: skip
+        print(self.out / "prefixes.jsonl")
+        return 0

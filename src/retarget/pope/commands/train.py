@@ -1,0 +1,84 @@
+"""``retarget pope train``."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from tyro.conf import FlagCreatePairsOff, Positional, arg
+
+from retarget.errors import UsageError
+from retarget.files import write_text
+from retarget.pope.commands.options import Cost, lines
+from retarget.pope.settings import TrainingSettings
+from retarget.settings import parse_setting, read_config
+
+
+@dataclass
+class Train:
+    """Train with TRL's GRPOTrainer. For several processes: accelerate launch -m retarget pope train ..."""
+
+    rows: Annotated[Positional[Path], arg(help="Parquet file that `mix` wrote")]
+    model: str
+    """Name or path."""
+    out: Path
+    """Directory of the model and its checkpoints."""
+    config: Path | None = None
+    """TOML file with settings of TrainingSettings; the defaults are the paper's."""
+    set: tuple[str, ...] = ()
+    """Settings as KEY=VALUE [KEY=VALUE ...], with VALUE as in TOML."""
+    cycles: int = 100
+    """Generation batches in all."""
+    grader: str = "math"
+    lora_rank: int | None = None
+    """Train a LoRA adapter of this rank instead of all weights."""
+    resume: bool = True
+    """Go on from the newest whole checkpoint."""
+    cost: tyro.conf.OmitArgPrefixes[Cost] = field(default_factory=Cost)
+    dry_run: FlagCreatePairsOff[bool] = False
+    """Print the settings, rollouts, tokens and GPU-hours of sampling; do nothing."""
+
+    def run(self) -> int:
+        from pydantic import ValidationError
+
+        from retarget.pope.mixture import read_rows
+
+        given: dict[str, Any] = {"cycles": self.cycles, **(read_config(self.config) if self.config else {})}
+        for one in self.set:
+            given |= parse_setting(one)
+        try:
+            settings = TrainingSettings.model_validate(given)
+        except ValidationError as error:
+            faults = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+            raise UsageError("settings of training: " + "; ".join(faults)) from error
+        rows = read_rows(self.rows)
+        if self.dry_run:
+            rollouts = settings.cycles * settings.prompts_per_batch * settings.rollouts
+            cost = self.cost.of(rollouts, "sampling only; updates come on top")
+            print(json.dumps({"settings": settings.model_dump(mode="json"), "rows": len(rows), **cost}, indent=1))
+            return 0
+        return self._train(rows, settings)
+
+    def _train(self, rows: list[dict[str, Any]], settings: TrainingSettings) -> int:
+        from retarget.extras import require
+
+        require("trl", "rl")
+        from retarget.pope.grading import Grader, reward_function
+        from retarget.pope.trl import train
+
+        lora = None
+        if self.lora_rank:
+            peft = require("peft", "rl")
+            lora = peft.LoraConfig(r=self.lora_rank, target_modules="all-linear", task_type="CAUSAL_LM")
+        with Grader(self.grader) as grader:
+            trainer = train(self.model, rows, reward_function(grader), settings, self.out, peft_config=lora,
+                            resume=self.resume)  # fmt: skip
+            failed = {status: count for status, count in grader.counts.items() if status != "ok"}
+        history = [line for line in trainer.state.log_history if "reward" in line]
+        if trainer.accelerator.is_main_process:
+            write_text(self.out / "history.jsonl", lines(history))
+            last = history[-1] if history else {}
+            shown = {key: round(value, 4) for key, value in last.items() if key.endswith(("/reward", "/all_fail"))}
+            print(f"{self.out}: {trainer.state.global_step} steps; last cycle {shown}; grader failures {failed or 0}")
+        return 0

@@ -1,0 +1,221 @@
+"""What the POPE study's page shows: learning curves by stratum, success before and after, the search, samples."""
+
+import json
+from typing import Any
+
+import numpy as np
+
+from retarget.metrics.passk import pass_at_k
+from retarget.pope.studies.plan import ARMS, Settings
+from retarget.study.config import Claim
+from retarget.study.figures import Analysis, Bars, Figure, Lines, Series, Table, Text
+from retarget.study.record import Results
+from retarget.study.statistics import bootstrap_difference
+
+RESAMPLES = 2000
+FALLBACK = "Longest prefix allowed: none helped in the search"
+
+
+def analyse(results: Results) -> Analysis:
+    """Figures and item intervals of the runs that are there."""
+    figures: list[Figure] = []
+    several = len(results.plan.conditions) > 1
+    for condition in results.plan.conditions:
+        prefix = f"{condition.label}: " if several else ""
+        figures += [
+            *_curves(results, condition.name, prefix),
+            *_bars(results, condition.name, prefix),
+            *_pass_at_k(results, condition.name, prefix),
+            *_search(results, condition.name, prefix),
+            *_samples(results, condition.name, prefix),
+        ]
+    intervals = {}
+    for claim in results.plan.claims:
+        interval = _item_interval(results, claim)
+        if interval is not None:
+            intervals[claim.id] = interval
+    return Analysis(item_intervals=intervals, figures=figures, notes=_notes(results))
+
+
+def _curves(results: Results, condition: str, prefix: str) -> list[Figure]:
+    curves = (
+        ("reward", "Reward", "share of correct rollouts"),
+        ("all_fail", "Groups without a success", "share of groups"),
+        ("entropy", "Entropy", "nats a token"),
+    )
+    figures: list[Figure] = []
+    for metric, title, label in curves:
+        series = []
+        for arm, stratum, name in (
+            ("unguided", "unguided", "GRPO on hard problems"),
+            ("pope", "unguided", "POPE, unguided prompts"),
+            ("pope", "guided", "POPE, guided prompts"),
+        ):
+            lines = [run.history() for seed in results.seeds if (run := results.run(condition, arm, seed))]
+            if lines:
+                shown = min(map(len, lines))  # bases differ in what their search cost, and so in batches
+                x = [line["step"] for line in lines[0][:shown]]
+                y = [[line.get(f"{stratum}/{metric}") for line in one[:shown]] for one in lines]
+                series.append(Series(label=name, x=x, y=y))
+        if series:
+            figures.append(
+                Lines(title=f"{prefix}{title} while training", x_label="generation batch", y_label=label, series=series,
+                      caption="By stratum, at the training temperature. GRPO on hard problems goes on for longer: it "
+                      "also gets the rollouts that the prefix search cost.")
+            )  # fmt: skip
+    return figures
+
+
+def _bars(results: Results, condition: str, prefix: str) -> list[Figure]:
+    figures: list[Figure] = []
+    for metrics, title in (
+        (("hard_pass1", "held_pass1", "easy_pass1"), "pass@1"),
+        (("hard_pass16", "held_pass16"), "pass@16"),
+        (("hard_solved", "held_solved"), "problems solved at least once"),
+    ):
+        labels, values = [], []
+        for arm in ARMS:
+            runs = [results.run(condition, arm.name, seed) for seed in results.seeds]
+            if any(runs):
+                labels.append(arm.label)
+                values.append([[run.metrics.get(metric) if run else None for run in runs] for metric in metrics])
+        if labels:
+            names = {"hard": "hard, training", "held": "hard, held out", "easy": "short"}
+            figures.append(
+                Bars(title=f"{prefix}{title}, unguided", x_label="problems", y_label="%", labels=labels, values=values,
+                     groups=[names[metric.partition("_")[0]] for metric in metrics],
+                     caption="Fresh samples with a seed that took no part in selection, as many for the base as for "
+                     "each arm. A dot is one base model; it is the mean of its trainings.")
+            )  # fmt: skip
+    return figures
+
+
+def _pass_at_k(results: Results, condition: str, prefix: str) -> list[Figure]:
+    samples = Settings.model_validate(results.plan.settings).samples
+    ks = [2**power for power in range(samples.bit_length()) if 2**power <= samples]
+    figures: list[Figure] = []
+    for part, title in (("hard", "hard problems"), ("held", "held-out hard problems")):
+        series = []
+        for arm in ARMS:
+            runs = [run for seed in results.seeds if (run := results.run(condition, arm.name, seed))]
+            counts = [run.predictions()[part] for run in runs]
+            y: list[list[float | None]] = [
+                [100 * float(np.mean(pass_at_k(samples, one, k))) for k in ks] for one in counts
+            ]
+            if y:
+                series.append(Series(label=arm.label, x=[float(k) for k in ks], y=y))
+        if series:
+            figures.append(
+                Lines(title=f"{prefix}pass@k, {title}, unguided", x_label="k", y_label="%", series=series, log_x=True,
+                      caption=f"Unbiased estimates from the same {samples} fresh samples a problem for the base and "
+                      "each arm; a thin line is one base, the mean of its trainings.")
+            )  # fmt: skip
+    return figures
+
+
+def _search(results: Results, condition: str, prefix: str) -> list[Figure]:
+    rows = []
+    for seed in results.seeds:
+        run = results.run(condition, "base", seed)
+        if run is None:
+            continue
+        found = json.loads((run.directory / "prefixes.json").read_text(encoding="utf-8"))
+        helped = [one for one in found if one["status"] == "found"]
+        cuts = [one["cut"]["fraction"] for one in helped]
+        rows.append([
+            str(seed), f"{len(helped)} of {len(found)}", f"{np.mean(cuts):.2f}" if cuts else "none",
+            str(sum(one["leaks"] for one in found)),
+            str(sum(one["bare"] > 0 and not one["in_question"] for one in found)),
+            f"{run.metrics['search_rollouts']:,.0f}",
+            *(_percent(run.metrics.get(name)) for name in
+              ("guided_start", "guided_helped", "unguided_start", "guided_all", "guided_all_helped", "hard_pass1")),
+        ])  # fmt: skip
+    if not rows:
+        return []
+    columns = ["base", "prefix found", "mean fraction", "leaks refused", "answer's token in prefix alone", "rollouts",
+               "found: guided success", "above 0", "unguided", "all: guided success", "above 0",
+               "unguided"]  # fmt: skip
+    caption = (
+        "The shortest prefix with a success, up to the cap; a problem without one gets the longest. The search's own "
+        "successes end its sampling and overstate the rate, so the last six columns are of fresh samples: on problems "
+        "whose prefix was found, and on all hard problems, those with the longest prefix included."
+    )
+    return [Table(title=f"{prefix}Prefix search", caption=caption, columns=columns, rows=rows)]
+
+
+def _samples(results: Results, condition: str, prefix: str) -> list[Figure]:
+    blocks: list[tuple[str, str]] = []
+    for arm in ARMS:
+        run = next((one for seed in results.seeds if (one := results.run(condition, arm.name, seed))), None)
+        if run is None:
+            continue
+        shown: dict[str, Any] = json.loads((run.directory / "samples.json").read_text(encoding="utf-8"))
+        if arm.name == "base":
+            blocks.append(("Problem", shown["prompt"]))
+            blocks.append(("Oracle solution", shown["solution"]))
+            if shown["prefix"]:
+                label = "Prefix that the search found" if shown["status"] == "found" else FALLBACK
+                blocks.append((label, shown["prefix"]))
+        for kind in ("unguided", "guided"):
+            if kind in shown:
+                text = "\n".join(f"[{'correct' if right else 'wrong'}] {text}" for text, right in shown[kind])
+                blocks.append((f"{arm.label}, {kind}", text))
+    if not blocks:
+        return []
+    caption = "Rollouts are the first of their seed, not chosen. The grader's verdict stands in front."
+    labels, texts = zip(*blocks, strict=True)
+    return [Text(title=f"{prefix}One problem", caption=caption, labels=list(labels), blocks=list(texts))]
+
+
+def _item_interval(results: Results, claim: Claim) -> tuple[float, float] | None:
+    """Bootstrap over the problems of each base, bases and trainings held fixed."""
+    part, _, statistic = claim.metric.partition("_")
+    if len(claim.arms) != 2 or statistic not in ("pass1", "solved"):
+        return None
+    pairs = []
+    for seed in results.seeds:
+        runs = [results.run(claim.condition, arm, seed) for arm in claim.arms]
+        if all(runs):
+            # Problems first: [P, trainings].
+            pairs.append([run.predictions()[part].T for run in runs if run])
+    if not pairs or len({len(array) for pair in pairs for array in pair}) != 1:
+        return None
+    samples = Settings.model_validate(results.plan.settings).samples
+
+    def mean(correct: np.ndarray) -> float:
+        return 100 * float((correct / samples).mean() if statistic == "pass1" else (correct > 0).mean())
+
+    return bootstrap_difference(
+        mean, treated=[[pair[0]] for pair in pairs], control=[[pair[1]] for pair in pairs], resamples=RESAMPLES,
+        rng=np.random.default_rng(0), level=results.plan.level,
+    )  # fmt: skip
+
+
+def _notes(results: Results) -> list[str]:
+    settings = Settings.model_validate(results.plan.settings)
+    trainings = settings.rl_seeds
+    notes = [
+        f"Hard problems are those with 0 of {settings.mine_k} rollouts correct: that the base solves none of them "
+        "there is selection, not a result. The base's row is of fresh samples. Mining and search stop at a success, so "
+        "they say whether a problem was solved and with how many rollouts, and no rates.",
+        "That plain RL gets no signal is true by construction where its reward is zero: without a reward there is no "
+        "update. How often it saw one is measured.",
+        f"The unit of replication is the base model: each seed is one base, with its own problems, and its number is "
+        f"the mean of {trainings} training{'s' if trainings > 1 else ''}.",
+    ]
+    if settings.match_rollouts:
+        notes.append(
+            "Both arms spend the same number of rollouts: the search's are given to unguided GRPO as training."
+        )
+    if settings.model is None:
+        notes.append(
+            "The problems are generated, and the base's errors on long ones were planted in what it was trained on: "
+            "this tests the mechanism, not the behaviour of language models."
+        )
+    if len(results.seeds) < 2:
+        notes.append("One base says nothing about others: intervals over problems are shown, and claims stay open.")
+    return notes
+
+
+def _percent(value: float | None) -> str:
+    return "none" if value is None else f"{value:.1f} %"

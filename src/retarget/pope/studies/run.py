@@ -1,0 +1,244 @@
+"""One run of the POPE study: a base with its hard problems and prefixes, or the trainings of an arm on that base."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import TrainerCallback
+
+from retarget.errors import UserError
+from retarget.files import write_text
+from retarget.pope.evaluation import Evaluation, evaluate
+from retarget.pope.grading import reward_function
+from retarget.pope.mining import mine
+from retarget.pope.mixture import mix
+from retarget.pope.problems import Problem, read_problems, write_problems
+from retarget.pope.rollouts import Engine
+from retarget.pope.search import Prefixes, search_prefixes
+from retarget.pope.settings import Optimisation, TrainingSettings
+from retarget.pope.studies.plan import Settings
+from retarget.pope.studies.testbed import load_base
+from retarget.pope.studies.worlds import World, make_world
+from retarget.pope.trl import train
+from retarget.study.record import Run, read_status
+
+FRESH_SEED, SHOWN_SEED = 7_919, 15_485_863
+"""Added to a run's seed for evaluation and for the samples on the page: never the seeds of selection."""
+SHOWN = 3
+
+
+def run(run: Run) -> dict[str, float]:
+    """Final metrics of one run, in percent where they are shares; see :mod:`retarget.pope.study`."""
+    settings = Settings.model_validate(run.settings)
+    return _base(run, settings) if settings.role == "base" else _trained(run, settings)
+
+
+def _base(run: Run, s: Settings) -> dict[str, float]:
+    world = make_world(s, run.seed, run.checkpoint, lambda done, total: run.progress(done, total, "step"))
+    engine, journals = world.engine(), run.checkpoint
+    hard = _hard(world, engine, world.candidates, s.hard_problems, journals / "mine.jsonl", run)
+    held = _hard(world, engine, world.held_candidates, s.held_problems, journals / "mine-held.jsonl", run)
+    prefixes = search_prefixes(
+        hard, world.sampler(engine, world.sampling, min(32, s.search_k)), s.cuts, s.search_k, cap=s.cap, unit=s.unit,
+        journal=journals / "search.jsonl",
+        progress=lambda done, total, _: run.progress(done, total, "problem searched"),
+    )  # fmt: skip
+    searched = [one.to_json() for one in prefixes.found]
+    write_problems(run.directory / "hard.jsonl", hard)
+    write_problems(run.directory / "held-out.jsonl", held)
+    write_text(run.directory / "prefixes.json", json.dumps(searched, indent=1))
+    _write_samples(run.directory / "samples.json", world, engine, hard, searched, True, run.seed)
+    easy = _evaluate(world, engine, world.easy, run, "easy") if world.easy else None
+    parts = {"hard": _evaluate(world, engine, hard, run, "hard"), "held": _evaluate(world, engine, held, run, "held")}
+    guided = _guided_rates(world, engine, hard, prefixes, run)
+    found = np.array([one.status == "found" for one in prefixes.found])
+    run.save_predictions(
+        hard=parts["hard"].correct[None], held=parts["held"].correct[None], guided_rates=guided, found=found,
+        cut=np.array([one.cut.fraction if one.cut else math.nan for one in prefixes.found]),
+    )  # fmt: skip
+    return {
+        **_scores(parts), **({"easy_pass1": 100 * easy.pass_at(1)} if easy else {}),
+        **guided_scores(guided, parts["hard"].pass_of_problems(1), found), "search_rollouts": prefixes.rollouts,
+    }  # fmt: skip
+
+
+def guided_scores(guided: np.ndarray, unguided: np.ndarray, found: np.ndarray) -> dict[str, float]:
+    """What prefixes do before any training, in percent.
+
+    Args:
+        guided: [H] success rate of fresh guided samples, 0 for a problem without a prefix.
+        unguided: [H] of fresh unguided samples of the same model.
+        found: [H] whether the search saw a success with the prefix; the others have the longest one.
+
+    >>> guided_scores(np.array([0.5, 0.0]), np.array([0.25, 0.0]), np.array([True, False]))["guided_gain"]
+    12.5
+    """
+    scores = {
+        "found": found.mean(), "guided_all": guided.mean(), "guided_all_helped": (guided > 0).mean(),
+        "guided_gain": (guided - unguided).mean(),
+    }  # fmt: skip
+    if found.any():
+        scores |= {"guided_start": guided[found].mean(), "guided_helped": (guided[found] > 0).mean(),
+                   "unguided_start": unguided[found].mean()}  # fmt: skip
+    return {name: 100 * float(value) for name, value in scores.items()}
+
+
+def _trained(run: Run, s: Settings) -> dict[str, float]:
+    base = run.other("base")
+    world = make_world(s, run.seed, base / "checkpoint", lambda done, total: None)
+    hard = read_problems(base / "hard.jsonl", answer_in_solution=False)
+    held = read_problems(base / "held-out.jsonl", answer_in_solution=False)
+    searched = json.loads((base / "prefixes.json").read_text(encoding="utf-8"))
+    status = read_status(base)
+    assert status is not None  # Run.other has looked
+    search_rollouts = status["metrics"]["search_rollouts"]
+    guided = s.role == "pope"
+    prefixes = {one["id"]: one["prefix"] for one in searched if one["prefix"]} if guided else {}
+    cycles = s.cycles
+    if not guided and s.match_rollouts:
+        cycles += math.ceil(search_rollouts / (s.prompts_per_batch * s.rollouts))
+    rows = mix(hard, prefixes, world.prompts, seed=run.seed, prompts_per_batch=s.prompts_per_batch)
+    parts: dict[str, list[Evaluation]] = {"hard": [], "held": [], "easy": []}
+    histories = []
+    for index in range(s.rl_seeds):
+        folder = run.checkpoint / f"rl-{index}"
+        history = _train(run, world, rows, cycles, index, folder)
+        histories.append(history)
+        engine = world.engine(folder, name=f"{s.role}-{index}")
+        for name, problems in (("hard", hard), ("held", held), ("easy", world.easy)):
+            if problems:
+                parts[name].append(_evaluate(world, engine, problems, run, name, index))
+        if index == 0:
+            _write_samples(run.directory / "samples.json", world, engine, hard, searched, guided, run.seed)
+    _log(run, histories)
+    run.save_predictions(**{name: np.stack([e.correct for e in some]) for name, some in parts.items() if some})
+    scores = [_scores({"hard": one, "held": other}) for one, other in zip(parts["hard"], parts["held"], strict=True)]
+    final = {name: float(np.mean([score[name] for score in scores])) for name in scores[0]}
+    if parts["easy"]:
+        final["easy_pass1"] = 100 * float(np.mean([one.pass_at(1) for one in parts["easy"]]))
+    final["signal"] = 100 * float(np.mean([1 - line["unguided/all_fail"] for one in histories for line in one]))
+    if guided:
+        last = [line["guided/reward"] for one in histories for line in one[-max(1, len(one) // 10) :]]
+        final |= {"guided_end": 100 * float(np.mean(last)), "search_rollouts": search_rollouts}
+    return final | {"train_rollouts": cycles * s.prompts_per_batch * s.rollouts}
+
+
+def _train(
+    run: Run, world: World, rows: Sequence[dict[str, Any]], cycles: int, index: int, folder: Path
+) -> list[dict[str, float]]:
+    """Train once; the logged line of every cycle. A training that is finished is not repeated."""
+    s, finished = world.settings, folder / "finished.json"
+    if finished.exists():
+        return json.loads(finished.read_text(encoding="utf-8"))
+    generated = s.model is None
+    extra: dict[str, Any] = {"disable_tqdm": True, "save_total_limit": 1, **({"use_cpu": True} if generated else {})}
+    settings = TrainingSettings(
+        cycles=cycles, seed=1000 * run.seed + index, vllm="colocate" if s.engine == "vllm" else "none", extra=extra,
+        save_every=s.save_every, **s.model_dump(include=set(Optimisation.model_fields)),
+    )  # fmt: skip
+    model, tokenizer = load_base(Path(world.model)) if generated else (world.model, None)
+    steps = cycles * s.updates_per_batch
+    trainer = train(
+        model, rows, reward_function(world.grader), settings, folder, tokenizer=tokenizer,
+        callbacks=[_Progress(run, index * steps, s.rl_seeds * steps)],
+    )  # fmt: skip
+    kept = ("unguided/", "guided/")
+    history = [
+        {key: value for key, value in line.items() if key.startswith(kept) and value is not None}
+        for line in trainer.state.log_history
+        if "unguided/reward" in line
+    ]
+    write_text(finished, json.dumps(history))
+    return history
+
+
+class _Progress(TrainerCallback):
+    """Tells the study's display how far the trainings of a run are."""
+
+    def __init__(self, run: Run, before: int, total: int) -> None:
+        self.run, self.before, self.total = run, before, total
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.run.progress(self.before + state.global_step, self.total, "step")
+
+
+def _log(run: Run, histories: list[list[dict[str, float]]]) -> None:
+    """Mean over the trainings, cycle by cycle."""
+    for cycle, lines in enumerate(zip(*histories, strict=True), 1):
+        names = sorted(set.intersection(*(set(line) for line in lines)))
+        run.log(cycle, **{name: float(np.mean([line[name] for line in lines])) for name in names})
+
+
+def _hard(world: World, engine: Engine, problems: list[Problem], wanted: int, journal: Path, run: Run) -> list[Problem]:
+    """The first ``wanted`` problems that are never solved. Generated labels are right: none is suspect."""
+    kinds = ("hard", "suspect") if world.settings.model is None else ("hard",)
+    k = world.settings.mine_k
+    mined = mine(
+        problems, world.sampler(engine, world.mining, min(world.chunk, k)), k, journal=journal, accepted=kinds,
+        progress=lambda done, total, _: run.progress(done, total, "problem mined"),
+    )  # fmt: skip
+    if len(mined) < 2:
+        raise UserError(f"only {len(mined)} of {len(problems)} problems are hard for this base: {mined.counts}")
+    return mined.hard[:wanted]
+
+
+def _guided_rates(world: World, engine: Engine, hard: list[Problem], prefixes: Prefixes, run: Run) -> np.ndarray:
+    """[H] success of *fresh* guided samples: those of the search stop at a success and would overstate it.
+
+    A problem of which no beginning may be shown counts as 0.
+    """
+    params = world.evaluation.model_copy(update={"seed": run.seed + FRESH_SEED, "purpose": "guided"})
+    samples = world.settings.samples
+    sampler = world.sampler(engine, params, samples)
+    rates = np.zeros(len(hard))
+    for at, problem in enumerate(hard):
+        run.progress(at, len(hard), "problem sampled with its prefix")
+        if problem.id in prefixes:
+            graded = sampler.graded(problem, prefixes[problem.id], samples)
+            rates[at] = np.mean([grade.correct for _, grade in graded])
+    return rates
+
+
+def _evaluate(world: World, engine: Engine, problems: list[Problem], run: Run, name: str, index: int = 0) -> Evaluation:
+    samples = world.settings.samples
+    params = world.evaluation.model_copy(update={"seed": run.seed + FRESH_SEED})
+    return evaluate(
+        problems, world.sampler(engine, params, samples), samples,
+        journal=run.checkpoint / f"evaluate-{name}-{index}.jsonl",
+        progress=lambda done, total, _: run.progress(done, total, "problem evaluated"),
+    )  # fmt: skip
+
+
+def _scores(parts: dict[str, Evaluation]) -> dict[str, float]:
+    scores = {}
+    for name, one in parts.items():
+        scores[f"{name}_pass1"] = 100 * one.pass_at(1)
+        scores[f"{name}_pass16"] = 100 * one.pass_at(16)
+        scores[f"{name}_solved"] = 100 * len(one.solved) / len(one.problems)
+    return scores
+
+
+def _write_samples(
+    path: Path, world: World, engine: Engine, hard: list[Problem], searched: list[dict[str, Any]], guided: bool,
+    seed: int,
+) -> None:  # fmt: skip
+    """A few rollouts on one problem, for the page: the first whose prefix was found, else the first with one."""
+    ranks = {"found": 0, "fallback": 1}
+    best = min(range(len(hard)), key=lambda at: ranks.get(searched[at]["status"], 2))
+    problem, prefix = hard[best], searched[best]["prefix"]
+    params = world.evaluation.model_copy(update={"seed": seed + SHOWN_SEED, "purpose": "page"})
+    sampler = world.sampler(engine, params, SHOWN)
+
+    def graded(prefix: str | None) -> list[tuple[str, bool]]:
+        return [(one.text, grade.correct) for one, grade in sampler.graded(problem, prefix, SHOWN)]
+
+    shown: dict[str, Any] = {
+        "prompt": problem.prompt, "solution": problem.solution, "prefix": prefix, "status": searched[best]["status"],
+        "unguided": graded(None),
+    }  # fmt: skip
+    if guided and prefix:
+        shown["guided"] = graded(prefix)
+    write_text(path, json.dumps(shown, ensure_ascii=False))

@@ -1,0 +1,121 @@
+"""What a study trains and asks: a generated base with its problems, or a real model with problem files."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from retarget.errors import UserError
+from retarget.pope.engines import open_engine
+from retarget.pope.engines.local import TransformersEngine
+from retarget.pope.grading import Grader
+from retarget.pope.problems import Problem, read_problems
+from retarget.pope.prompts import Prompts
+from retarget.pope.rollouts import Engine, Sampling
+from retarget.pope.sampler import Sampler
+from retarget.pope.studies.chain import Corpus, make_problems
+from retarget.pope.studies.plan import Settings
+from retarget.pope.studies.testbed import PROMPTS, BaseModel, load_base, train_base
+
+EASY_PROBLEMS = 32
+ROWS = 256
+"""Of one call of ``generate`` on a generated base: more of them cost little more."""
+BASE_STEPS = {"chain": 1500, "arms": 2500}
+"""Training steps that a family's base needs to solve its short problems."""
+_HELD_OUT_SEED = 1_000_003
+
+
+@dataclass(frozen=True)
+class World:
+    """One base model and the problems that are put to it.
+
+    Attributes:
+        model: its directory or name.
+        candidates, held_candidates: problems among which the hard ones are mined.
+        easy: problems that the base solves often; none for a real model.
+        grader, prompts: of these problems.
+        mining, sampling, evaluation: how rollouts are drawn in mining, in search and training, and in evaluation.
+    """
+
+    model: str
+    candidates: list[Problem]
+    held_candidates: list[Problem]
+    easy: list[Problem]
+    grader: Grader
+    prompts: Prompts
+    mining: Sampling
+    sampling: Sampling
+    evaluation: Sampling
+    chunk: int
+    settings: Settings
+
+    def engine(self, model: str | Path | None = None, name: str = "base") -> Engine:
+        """An engine for the base, or for a model that was trained from it."""
+        if self.settings.engine == "vllm":
+            return open_engine(f"vllm:{model or self.model}")
+        if self.settings.model is not None:
+            return open_engine(str(model or self.model))
+        network, tokenizer = load_base(Path(model or self.model))
+        return TransformersEngine(network, tokenizer, batch_size=ROWS, name=name)
+
+    def sampler(self, engine: Engine, params: Sampling, chunk: int) -> Sampler:
+        """The engine with this world's grader and prompts."""
+        return Sampler(engine, self.grader, self.prompts, params, chunk)
+
+
+def make_world(settings: Settings, seed: int, cache: Path, progress: Callable[[int, int], None]) -> World:
+    """The world of a run: trains the generated base where the cache has none.
+
+    Raises:
+        UserError: a real model without its problem files.
+    """
+    if settings.model is not None:
+        return _real(settings, seed)
+    corpus = corpus_of(settings.family, settings.style)
+    steps = settings.base_steps or BASE_STEPS[corpus.family]
+    base = BaseModel(corpus=corpus, steps=steps, seed=seed, short_only_steps=steps // 3)
+    directory = train_base(base, cache, progress)
+    family, style = corpus.family, corpus.style
+    length = corpus.long[1]
+    # Some candidates are solved by chance: a quarter more than are wanted.
+    candidates = make_problems(_more(settings.hard_problems), length, seed, family, style)
+    held = make_problems(_more(settings.held_problems), length, seed + _HELD_OUT_SEED, family, style,
+                         skip=[problem.id for problem in candidates])  # fmt: skip
+    easy = make_problems(EASY_PROBLEMS, corpus.short[1], seed + _HELD_OUT_SEED, family, style)
+    return World(
+        model=str(directory), candidates=candidates, held_candidates=held, easy=easy,
+        grader=Grader(settings.grader, workers=0), prompts=PROMPTS, chunk=64, settings=settings,
+        **_sampling(settings, seed),
+    )  # fmt: skip
+
+
+def corpus_of(family: str, style: str) -> Corpus:
+    """The corpus of a base of this family: long chains are sloppy, or the choice among chains is a habit."""
+    if family == "chain":
+        return Corpus(family="chain", style="terse" if style == "terse" else "own")
+    return Corpus(
+        family="arms", style="terse" if style == "terse" else "own", short=(1, 2), long=(3, 4), off_by_one=1.0
+    )
+
+
+def _real(settings: Settings, seed: int) -> World:
+    if settings.model is None or settings.problems is None or settings.held_out is None:
+        raise UserError("a study with a real model needs problems and held_out, the paths of problem files")
+    return World(
+        model=settings.model, candidates=read_problems(settings.problems),
+        held_candidates=read_problems(settings.held_out), easy=[], grader=Grader(settings.grader),
+        prompts=Prompts.load(), chunk=32, settings=settings, **_sampling(settings, seed),
+    )  # fmt: skip
+
+
+def _sampling(settings: Settings, seed: int) -> dict[str, Sampling]:
+    sampling = Sampling(max_tokens=settings.max_completion_length, temperature=settings.temperature, seed=seed)
+    drawn = {"top_p": settings.eval_top_p, "top_k": settings.eval_top_k}
+    return {
+        "sampling": sampling,
+        "mining": sampling.model_copy(update={"max_tokens": settings.mine_tokens}),
+        "evaluation": sampling.model_copy(update={"temperature": settings.eval_temperature, **drawn}),
+    }
+
+
+def _more(count: int) -> int:
+    return count + -(-count // 4)

@@ -1,0 +1,166 @@
+"""What every form of PS-KD has: a schedule, a past and checks; epochs and state. A loss is each form's own."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Integer
+from torch import Tensor
+
+from retarget.errors import UserError
+from retarget.pskd.checks import Checks, check_index, check_shapes
+from retarget.pskd.functional import SparseRows
+from retarget.pskd.past.base import Past
+from retarget.pskd.past.exchange import world_size
+from retarget.pskd.past.previous import PastFromModel, PreviousModel
+from retarget.pskd.past.state import read_state, refuse_other_state, write_state
+from retarget.pskd.schedule import Schedule
+
+_STATE = "retarget.pskd"
+
+
+class Form:
+    """A form of PS-KD; see :class:`~retarget.pskd.method.PSKD`. A form around another shares its parts.
+
+    Args:
+        schedule, past, checks: the parts.
+        num_samples: length of the training set, or of its table; None is enough for a past without rows.
+        num_classes: C.
+        ignore_index: label that has no loss and no row.
+        agreed: what else a resumed run must agree on, by name.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        past: Past,
+        checks: Checks,
+        num_samples: int | None,
+        num_classes: int,
+        ignore_index: int,
+        **agreed: Any,
+    ) -> None:
+        self.schedule, self.past, self.checks = schedule, past, checks
+        self.num_samples, self.num_classes, self.ignore_index = num_samples, num_classes, ignore_index
+        self.agreed = {
+            "num_samples": num_samples,
+            "num_classes": num_classes,
+            "total_epochs": schedule.total_epochs,
+            "alpha_T": schedule.alpha_T,
+            "schedule": schedule.growth,
+            "rows": past.kind,
+            **agreed,
+        }
+
+    # -- epochs
+
+    def set_epoch(self, epoch: int) -> None:
+        """Begin an epoch (counted from 0), or begin it again after a crash or a resume.
+
+        Raises:
+            UserError: epoch outside [0, total_epochs), or one whose past rows have been overwritten.
+        """
+        self.schedule.refuse(epoch)
+        self.end_epoch()
+        if epoch > 0 and self.schedule.began is None and self.schedule.alpha_T > 0 and not self.teacher:
+            warnings.warn(
+                f"set_epoch({epoch}) without rows of an earlier epoch: samples keep their hard labels until they "
+                "have been seen; load() the saved state to resume",
+                stacklevel=2,
+            )
+        self.past.begin(epoch)
+        self.schedule.begin(epoch)
+
+    def end_epoch(self) -> None:
+        """Finish an epoch: raise what was found bad in it and exchange its rows between ranks.
+
+        ``set_epoch`` and ``save`` do this themselves. Collective under torch.distributed.
+        """
+        self.checks.poll(wait=True)
+        self.past.end()
+
+    @property
+    def epoch(self) -> int:
+        """The epoch under way."""
+        return self.schedule.epoch
+
+    @property
+    def alpha(self) -> float:
+        """Weight of the past in this epoch; 0 in epoch 0, which has no past."""
+        return self.schedule.alpha
+
+    @property
+    def fallbacks(self) -> int:
+        """Samples of this epoch that had no past row and kept their hard label (reading it waits for the device)."""
+        return int(self.schedule.fallbacks)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the table in memory or on disk, or of ``PreviousModel``'s copy of the weights."""
+        return self.past.num_bytes
+
+    @property
+    def teacher(self) -> PreviousModel | None:
+        """The previous model, where it is the past."""
+        return self.past.teacher if isinstance(self.past, PastFromModel) else None
+
+    def past_probs(
+        self, index: Integer[Tensor, "batch"], *, inputs: Any = None
+    ) -> tuple[Float[Tensor, "batch classes"], Bool[Tensor, "batch"]]:
+        """The past predictions of samples as dense rows [B, C], and which samples have one; to look at."""
+        index = check_index(self.checks, index.long(), self.num_samples)
+        if self.alpha == 0:
+            raise UserError("no past prediction is in use in this epoch: it is the first one, or alpha is 0")
+        past, written = self.past.read(index, index.device, inputs)
+        return self._dense(past), written > 0
+
+    # -- state
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run must agree on, and the epoch: small, for the trainer's own checkpoint."""
+        return {**self.agreed, "epoch": self.schedule.began}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved epoch; refuses another dataset, schedule or row format with both values named."""
+        refuse_other_state(state, self.agreed, ["epoch"], "PS-KD state")
+        self.schedule.began = state["epoch"]
+
+    def save(self, path: str | Path) -> None:
+        """Write the table and the state to a safetensors file beside the model's checkpoint, atomically.
+
+        With ``PreviousModel`` the past weights stand in the table's place. A memory-mapped table stays where it is;
+        only the state is written. Collective: every rank calls it, rank 0 writes.
+        """
+        self.end_epoch()
+        tensors = self.past.save()
+        if world_size() == 1 or torch.distributed.get_rank() == 0:
+            write_state(path, _STATE, self.state_dict(), tensors)
+
+    def load(self, path: str | Path) -> None:
+        """Read what :meth:`save` wrote, then ``set_epoch`` with the epoch to go on from."""
+        state, saved = read_state(path, _STATE, "PS-KD state")
+        self.load_state_dict(state)
+        self.past.load(Path(path), self.schedule.began, saved)
+
+    # -- for the losses
+
+    def _keys(self, logits: Tensor | None, targets: Tensor, index: Tensor | None) -> Integer[Tensor, "batch"]:
+        """The keys of a batch, safe to gather with, once its shapes are seen to fit; their order in the batch where
+        the past keeps no rows."""
+        self.checks.poll()
+        if self.past.num_rows is None:
+            index = torch.arange(len(targets), device=targets.device)  # for messages alone
+        elif index is None:
+            raise UserError("the index is missing: a row of the past belongs to a sample, loss(logits, y, index)")
+        check_shapes(logits, targets, index, self.num_classes)
+        return check_index(self.checks, index.long(), self.past.num_rows)
+
+    def _read(self, keys: Tensor, device: torch.device, inputs: Any) -> tuple[Tensor | SparseRows, Tensor]:
+        """Past rows and the weight of each, [B]: 0 where there is no row."""
+        past, written = self.past.read(keys, device, inputs)
+        self.schedule.fallbacks += (written == 0).sum()
+        return past, written * self.alpha
+
+    def _dense(self, past: Tensor | SparseRows) -> Float[Tensor, "batch classes"]:
+        return past.dense(self.num_classes) if isinstance(past, SparseRows) else past

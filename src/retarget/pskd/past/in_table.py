@@ -1,0 +1,144 @@
+"""The past in a table: one row for each key, in memory or in files, exchanged between ranks."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from retarget.errors import UserError
+from retarget.pskd.checks import Checks, check_unchanged
+from retarget.pskd.functional import SparseRows
+from retarget.pskd.past.exchange import WriteLog, communication_device, exchange, world_size
+from retarget.pskd.past.rows import Dense, RowFormat
+from retarget.pskd.past.state import restore
+from retarget.pskd.past.table import Table, table_bytes
+
+
+class PastInTable:
+    """A :class:`~retarget.pskd.past.base.Past` that keeps what the network said; the table is made at the first batch.
+
+    Args:
+        rows: how a row is written down.
+        num_rows: N.
+        num_classes: C.
+        device: where the table lives; by default where the first batch is.
+        path: a directory for a table in files, which stay with the CPU.
+        name: what a row is called in messages.
+    """
+
+    def __init__(
+        self,
+        rows: RowFormat,
+        num_rows: int,
+        num_classes: int,
+        device: torch.device | str | None = None,
+        path: Path | None = None,
+        name: Callable[[int], str] = "sample {}".format,
+    ) -> None:
+        self.num_bytes, self.kind = table_bytes(num_rows, num_classes, rows), repr(rows)
+        self.rows, self.num_rows, self.num_classes, self.name = rows, num_rows, num_classes, name
+        self.device, self.path = None if device is None else torch.device(device), path
+        self.table: Table | None = None
+        self._epoch: int | None = None
+        self._log = WriteLog()
+        self._placed = False  # a table that was loaded before the first batch goes where the batches are
+        self._known: Tensor | None = None  # [N + 1], the label that each key was last seen with; -1: not yet
+
+    def begin(self, epoch: int) -> None:
+        if epoch in (0, self._epoch):  # begun again: what was seen in it is forgotten
+            self._known = None
+        if self.path and not self.table:
+            self._make(torch.device("cpu"))  # now that the processes know their rank
+        if self.table:
+            self.table.begin(epoch)
+        self._epoch = epoch
+
+    def end(self) -> None:
+        if not self.table and self._epoch is not None and world_size() > 1:
+            self._make(self.device or communication_device())  # the exchange waits for every rank
+        if self.table:
+            exchange(self.table, self._log)
+
+    def locate(self, keys: Tensor, device: torch.device) -> Tensor:
+        device = self.device or device
+        table = self.table or self._make(device)
+        if not self._placed and not table.path and table.device != device:
+            table.move(device)
+        self._placed = True
+        return keys.to(table.device, non_blocking=True)
+
+    def check_labels(self, checks: Checks, labels: Tensor, keys: Tensor, counted: Tensor) -> None:
+        """A dense row does not say which label its key had: this does, in this process and since it began."""
+        if not isinstance(self.rows, Dense):
+            return
+        if self._known is None:
+            self._known = torch.full((self.num_rows + 1,), -1, dtype=torch.int32)
+        known = self._known = self._known.to(labels.device)
+        keys = keys.to(labels.device, non_blocking=True)
+        before = known[keys]
+        check_unchanged(checks, (before < 0) | (before == labels) | ~counted, labels, keys)
+        kept = keys.masked_fill(~counted, self.num_rows)  # the last is no key's
+        known[kept] = labels.to(known.dtype)
+
+    def read(self, keys: Tensor, device: torch.device, inputs: Any = None) -> tuple[Tensor | SparseRows, Tensor]:
+        if not self.table:
+            raise UserError("no past prediction is in use yet: no batch has been seen, and no state was loaded")
+        fields, written = self.table.gather(keys.to(self.table.device))
+        if device != self.table.device:
+            pin = device.type == "cuda" and self.table.device.type == "cpu"
+            fields = {n: (f.pin_memory() if pin else f).to(device, non_blocking=True) for n, f in fields.items()}
+            written = (written.pin_memory() if pin else written).to(device, non_blocking=True)
+        return self.rows.decode(fields, self.num_classes), written.float()
+
+    def write(
+        self, logits: Tensor, labels: Tensor, keys: Tensor, keep: Tensor | None = None, log_norm: Tensor | None = None
+    ) -> None:
+        with torch.no_grad():
+            fields = self.rows.encode(logits.detach(), labels, log_norm)
+        self.put(keys, fields, torch.ones_like(labels, dtype=torch.bool) if keep is None else keep)
+
+    def put(self, keys: Tensor, fields: dict[str, Tensor], keep: Tensor) -> None:
+        """Store rows that are written down already, for keys that :meth:`locate` gave."""
+        assert self.table is not None
+        self.table.write(keys, fields, keep)
+        self._log.add(keys, keep)
+
+    def save(self) -> dict[str, Tensor]:
+        """The table; one in files is brought to the disk where it is."""
+        if self.table and self.path:
+            self.table.persist()  # each rank has files of its own
+            return {}
+        return self.table.tensors() if self.table else {}
+
+    def load(self, path: Path, epoch: int | None, saved: dict[str, Tensor]) -> None:
+        self._epoch, self._known = epoch, None
+        if saved:
+            table = self.table or self._make(self.device or torch.device("cpu"))
+            restore(path, table.tensors(), saved)
+            table.epoch = epoch or 0
+        elif self.path:
+            self._rejoin(path, -1 if epoch is None else epoch)
+
+    # -- inside
+
+    def _rejoin(self, state: Path, saved: int) -> None:
+        """Open the files that a saved state goes with, and see that they hold what its next epoch reads."""
+        table = self.table or self._make(torch.device("cpu"))
+        table.flush()
+        newest = table.newest
+        if newest < 0 <= saved:
+            raise UserError(f"{state} goes with a memory-mapped table, and the one at {table.path} is empty")
+        if newest > saved + 1:
+            raise UserError(
+                f"{state} was saved in epoch {saved}, and the table at {table.path} has been through epoch {newest}: "
+                "its past is overwritten; resume from a later state"
+            )
+        table.epoch = max(saved, 0)
+
+    def _make(self, device: torch.device) -> Table:
+        path = self.path / f"rank-{torch.distributed.get_rank()}" if self.path and world_size() > 1 else self.path
+        self.table = Table(self.rows, self.num_rows, self.num_classes, device, path)
+        self.table.epoch = self._epoch or 0
+        return self.table

@@ -1,0 +1,156 @@
+"""The other source of past predictions: last epoch's weights, forwarded on the current input."""
+
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from retarget.errors import UserError
+from retarget.pskd.functional import widen
+from retarget.pskd.past.state import restore
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """The network inside PyTorch's data-parallel wrappers."""
+    return model.module if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel) else model
+
+
+class PreviousModel:
+    """A copy of the model as it was when the epoch began, in place of a table.
+
+    No row and no index is kept, and the teacher sees the same view of the input as the student, at the cost of one
+    forward pass a step and one more copy of the weights, which ``save`` writes where a table would be.
+
+    Args:
+        model: the network that maps ``inputs`` to logits, a tensor, or an output that has them as ``"logits"`` or
+            comes as a tuple that begins with them; the one that is being trained, not a copy.
+        mode: ``"eval"`` (running statistics, no dropout) or ``"train"``.
+    """
+
+    def __init__(self, model: nn.Module, mode: Literal["eval", "train"] = "eval") -> None:
+        if mode not in ("eval", "train"):
+            raise UserError(f"mode is 'eval' or 'train': got {mode!r}")
+        self.model, self.mode = model, mode
+        self.past: tuple[int, nn.Module | None] | None = None
+        """The epoch under way, and the weights with which it began; epoch 0 has none."""
+
+    def __repr__(self) -> str:
+        return f"PreviousModel(mode={self.mode!r})"
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the copy of the weights."""
+        return sum(t.numel() * t.element_size() for t in self._bare().state_dict().values())
+
+    def begin(self, epoch: int) -> None:
+        """Take the present weights as the past of this epoch, unless it is under way; epoch 0 has none."""
+        if epoch == 0:
+            self.past = (0, None)
+        elif self.past is None or self.past[0] != epoch:
+            kept = self.past[1] if self.past else None
+            if kept is None:
+                kept = self._copy()
+            else:
+                kept.load_state_dict(self._bare().state_dict())
+            self.past = (epoch, kept)
+
+    @torch.no_grad()
+    def logits(self, inputs: Any) -> Tensor:
+        """What the past weights say of this input.
+
+        Args:
+            inputs: a tensor, or the positional (sequence) or keyword (mapping) arguments of the model.
+        """
+        if self.past is None or self.past[1] is None:
+            raise UserError("the previous model has no weights yet: call set_epoch before the first step")
+        if inputs is None:
+            raise UserError("PreviousModel forwards the current input: pass it, loss(logits, targets, index, inputs=x)")
+        model = self.past[1]
+        if isinstance(inputs, Mapping):
+            outputs = model(**inputs)
+        else:
+            outputs = model(inputs) if isinstance(inputs, Tensor) else model(*inputs)
+        if isinstance(outputs, Tensor):
+            return outputs
+        return outputs["logits"] if isinstance(outputs, Mapping) else outputs[0]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The past weights, by name; none in epoch 0."""
+        model = self.past[1] if self.past else None
+        return {} if model is None else {n: t.detach().clone() for n, t in model.state_dict().items()}  # some are tied
+
+    def restore(self, path: str | Path, epoch: int, saved: dict[str, Tensor]) -> None:
+        """Take saved weights as the past of this epoch.
+
+        Raises:
+            UserError: they are another network's.
+        """
+        model = self._copy() if epoch else None
+        restore(path, {} if model is None else dict(model.state_dict()), saved)
+        self.past = (epoch, model)
+
+    def _bare(self) -> nn.Module:
+        return bare(self.model)
+
+    def _copy(self) -> nn.Module:
+        return deepcopy(self._bare()).requires_grad_(False).train(self.mode == "train")
+
+
+class PastFromModel:
+    """A :class:`~retarget.pskd.past.base.Past` that keeps no rows: the previous model forwards each batch.
+
+    Args:
+        teacher: the previous model.
+        num_classes: C.
+        to_probs: from what the model gives, float32 or wider, to rows [B, C].
+    """
+
+    kind = "PreviousModel"
+
+    def __init__(self, teacher: PreviousModel, num_classes: int, to_probs: Callable[[Tensor], Tensor]) -> None:
+        self.teacher, self.num_classes, self.to_probs = teacher, num_classes, to_probs
+
+    @property
+    def num_rows(self) -> None:
+        return None
+
+    @property
+    def num_bytes(self) -> int:
+        return self.teacher.num_bytes
+
+    def begin(self, epoch: int) -> None:
+        self.teacher.begin(epoch)
+
+    def name(self, key: int) -> str:
+        return f"place {key} of the batch"
+
+    def end(self) -> None:
+        """Nothing to exchange: every rank has the weights."""
+
+    def locate(self, keys: Tensor, device: torch.device) -> Tensor:
+        return keys
+
+    def check_labels(self, checks: Any, labels: Tensor, keys: Tensor, counted: Tensor) -> None:
+        """No row, no label that it had."""
+
+    def read(self, keys: Tensor, device: torch.device, inputs: Any = None) -> tuple[Tensor, Tensor]:
+        rows = self.to_probs(widen(self.teacher.logits(inputs)))
+        if rows.shape != (len(keys), self.num_classes):
+            raise UserError(
+                f"the previous model gives rows {list(rows.shape)} for these inputs, and the targets are "
+                f"{[len(keys), self.num_classes]}: inputs must be those that gave the logits"
+            )
+        return rows, rows.new_ones(len(rows))
+
+    def write(self, logits: Tensor, labels: Tensor, keys: Tensor, keep: Any = None, log_norm: Any = None) -> None:
+        """Nothing: the weights are taken when the next epoch begins."""
+
+    def save(self) -> dict[str, Tensor]:
+        return self.teacher.tensors()
+
+    def load(self, path: Path, epoch: int | None, saved: dict[str, Tensor]) -> None:
+        if epoch is not None:
+            self.teacher.restore(path, epoch, saved)

@@ -1,0 +1,94 @@
+"""A method's state in one safetensors file: tensors, and a small JSON value in the header; whole or absent."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from retarget.errors import UserError
+from retarget.files import make_directory, replace_file
+from retarget.identity import refuse_other
+
+
+def write_state(path: str | Path, kind: str, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Write a state atomically; the folder is made.
+
+    Args:
+        kind: the header's key: a file of another kind is refused when it is read.
+        state: what JSON can hold.
+        tensors: by name, on any device; may be empty.
+
+    Raises:
+        UserError: the file cannot be written; what stood there before still does.
+    """
+    path = Path(path)
+    make_directory(path.parent)
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    plain = plain or {"empty": torch.zeros(0)}
+    replace_file(path, lambda temporary: save_file(plain, temporary, metadata={kind: json.dumps(state)}))
+
+
+def read_state(path: str | Path, kind: str, what: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What :func:`write_state` wrote.
+
+    Args:
+        kind: the header's key.
+        what: what errors call it, "PS-KD state" say.
+
+    Raises:
+        UserError: there is no such file, or it holds something else.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no {what} at {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = (file.metadata() or {}).get(kind)
+            if header is None:
+                raise UserError(f"{path} is not a {what}")
+            return json.loads(header), {name: file.get_tensor(name) for name in set(file.keys()) - {"empty"}}
+    except SafetensorError as error:
+        raise UserError(f"{path} is not a {what}: no whole safetensors file ({error})") from error
+
+
+@torch.no_grad()
+def restore(path: str | Path, tensors: dict[str, Tensor], saved: dict[str, Tensor]) -> None:
+    """Copy saved tensors into those of the same names, in place.
+
+    Raises:
+        UserError: names, shapes or types differ; nothing has been copied then.
+    """
+    if set(tensors) != set(saved):
+        raise UserError(f"{path} holds {sorted(saved)}, and {sorted(tensors)} are needed")
+    for name, tensor in tensors.items():
+        if saved[name].shape != tensor.shape or saved[name].dtype != tensor.dtype:
+            raise UserError(
+                f"{path}: {name} is {list(saved[name].shape)} {saved[name].dtype}, "
+                f"and {list(tensor.shape)} {tensor.dtype} is needed"
+            )
+    for name, tensor in tensors.items():
+        tensor.copy_(saved[name])
+
+
+def refuse_other_state(state: dict[str, Any], agreed: dict[str, Any], progress: Iterable[str], what: str) -> None:
+    """Refuse a state that another run wrote.
+
+    Args:
+        state: what was saved.
+        agreed: what a resumed run must agree on.
+        progress: names of the values that say how far the run was.
+        what: what errors call it, "PS-KD state" say.
+
+    Raises:
+        UserError: it has other names, or a value to agree on differs: both values are named.
+    """
+    expected = {*agreed, *progress}
+    if set(state) != expected:
+        raise UserError(f"not a {what}: it has {sorted(state)}, expected {sorted(expected)}")
+    had = {name: state[name] for name in agreed}
+    refuse_other("the saved state", had, agreed, remedy="It belongs to another run: load a state of this one")

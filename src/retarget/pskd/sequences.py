@@ -1,0 +1,148 @@
+"""PS-KD on sequences: one row for each (sentence, target position), as many as the sentence has targets.
+
+A sentence's rows lie one after another in the table, from its offset on; everything else (two slots with the epoch
+that wrote each, the first write counts, the exchange between ranks, the state) is the table's. The position is the
+number of targets before it in the sentence, so padding on either side, and prompts that are not trained on, change
+nothing and take no row.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Integer
+from torch import Tensor
+
+from retarget.errors import UserError
+from retarget.pskd.checks import Checks
+from retarget.pskd.past.base import Store
+from retarget.pskd.past.previous import PreviousModel
+from retarget.pskd.past.rows import Dense, TopK
+from retarget.pskd.places import PlacedPSKD
+
+
+class Offsets:
+    """Where the rows of each sequence lie.
+
+    Args:
+        lengths: targets of each sequence, 0 or more.
+
+    >>> where = Offsets([2, 0, 3])
+    >>> where.num_rows, where.find(3)
+    (5, (2, 1))
+    """
+
+    def __init__(self, lengths: Iterable[int]) -> None:
+        self.lengths = torch.as_tensor(list(lengths), dtype=torch.long)
+        if len(self.lengths) == 0 or self.lengths.amin() < 0 or self.lengths.sum() < 1:
+            raise UserError("lengths are the numbers of targets of the sequences: none is negative, some are above 0")
+        self.starts = self.lengths.cumsum(0) - self.lengths
+        self.num_samples, self.num_rows = len(self.lengths), int(self.lengths.sum())
+
+    def find(self, row: int) -> tuple[int, int]:
+        """The sequence that a row belongs to, and the position in it."""
+        sequence = int(torch.searchsorted(self.starts + self.lengths, row, right=True))
+        return sequence, row - int(self.starts[sequence])
+
+    def rows(
+        self, index: Integer[Tensor, "batch"], counted: Bool[Tensor, "batch positions"]
+    ) -> Integer[Tensor, "batch positions"]:
+        """The row of each counted target; for the others some row of the table.
+
+        Args:
+            index: [B], each sequence's place in the training set, in [0, number of sequences).
+            counted: [B, T], which positions have a target.
+        """
+        if self.starts.device != counted.device:
+            self.starts, self.lengths = self.starts.to(counted.device), self.lengths.to(counted.device)
+        position = (counted.long().cumsum(1) - 1).clamp_min(0)
+        return (self.starts[index.to(counted.device)][:, None] + position).clamp_max(self.num_rows - 1)
+
+    def keys(
+        self, index: Integer[Tensor, "batch"], counted: Bool[Tensor, "batch positions"], checks: Checks
+    ) -> Integer[Tensor, "batch positions"]:
+        """:meth:`rows`, once the sequences are known and have the targets that they have rows for."""
+        checks.require(
+            (index >= 0) & (index < self.num_samples),
+            lambda row: (
+                f"sequence index {int(index[row])} in row {row} of the batch lies outside [0, {self.num_samples})"
+            ),
+        )
+        at = index.clamp(0, self.num_samples - 1).to(counted.device)
+        rows = self.rows(at, counted)
+        here, expected = counted.sum(1), self.lengths[at]
+        checks.require(
+            here == expected,
+            lambda row: (
+                f"sequence {int(at[row])} has {int(here[row])} targets, and {int(expected[row])} rows in the "
+                "table: lengths must be those of the training set, the same in every epoch"
+            ),
+        )
+        return rows
+
+    def name(self, row: int) -> str:
+        """A row in a message."""
+        return "target {1} of sequence {0}".format(*self.find(row))
+
+
+def lengths_fingerprint(offsets: Offsets | None) -> str:
+    """What a resumed run must agree on: the length of each sequence."""
+    lengths = offsets.lengths.cpu().numpy().astype("<i8").tobytes() if offsets else b""
+    return hashlib.sha256(lengths).hexdigest()[:16]
+
+
+class SequencePSKD(PlacedPSKD):
+    """PS-KD for targets [B, T]: translation, language models, tagging.
+
+    Args:
+        lengths: number of targets (labels that are not ``ignore_index``) of each training sequence; None is enough
+            for ``PreviousModel``.
+        num_classes: C, size of the vocabulary.
+        store: ``TopK(k)`` by default, with k = 10; ``MemoryMapped(path, TopK(k))`` for what does not fit in memory.
+
+    Logits are [B, T, C], the prediction *of* the target at the same place: shift a causal model's labels first. Other
+    arguments as in :class:`~retarget.pskd.method.PSKD`.
+
+    >>> method = SequencePSKD([2, 1], num_classes=50, total_epochs=2)
+    >>> method.set_epoch(0)
+    >>> labels = torch.tensor([[7, 2], [4, -100]])
+    >>> round(method.loss(torch.zeros(2, 2, 50), labels, torch.tensor([0, 1])).item(), 3)
+    3.912
+
+    Raises:
+        UserError: a table in memory above ``MEMORY_LIMIT`` bytes.
+    """
+
+    logits_shape, classes_dim = "[B, T, C]", -1
+
+    def __init__(
+        self,
+        lengths: Iterable[int] | None,
+        num_classes: int,
+        total_epochs: int,
+        alpha_T: float = 0.8,
+        *,
+        store: Store | None = None,
+        schedule: Literal["linear", "constant"] = "linear",
+        ignore_index: int = -100,
+        device: torch.device | str | None = None,
+    ) -> None:
+        if store is None:
+            store = TopK(10) if num_classes >= 40 else Dense()
+        offsets = None
+        if not isinstance(store, PreviousModel):
+            if lengths is None:
+                raise UserError("rows need lengths, the number of targets of each training sequence")
+            offsets = Offsets(lengths)
+        super().__init__(
+            offsets,
+            num_classes,
+            total_epochs,
+            alpha_T,
+            store=store,
+            schedule=schedule,
+            ignore_index=ignore_index,
+            device=device,
+            lengths=lengths_fingerprint(offsets),  # rows of other sentences are refused
+        )

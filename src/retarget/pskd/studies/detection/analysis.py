@@ -1,0 +1,82 @@
+"""What the page shows of a detection study beyond the runs' own metrics."""
+
+from retarget.files import read_json
+from retarget.metrics import calibration as c
+from retarget.pskd.studies.detection.scores import DRAWN_SCORE
+from retarget.study.figures import Analysis, Figure, Images, Lines, Series
+from retarget.study.record import Results, RunResult
+
+CONDITION = "default"
+
+
+def analyse(results: Results) -> Analysis:
+    """Learning curves, reliability of detections, each arm's detections on the same test images; what was read."""
+    arms = [(arm.label, runs) for arm in results.plan.arms if (runs := _detectors(results, arm.name))]
+    if not arms:
+        return Analysis(notes=_notes(results))
+    learning, reliability = [], []
+    for label, runs in arms:
+        history = [run.history() for run in runs]
+        epochs = [line["step"] + 1.0 for line in history[0]]
+        learning.append(Series(label=label, x=epochs, y=[[line["val_map50"] for line in one] for one in history]))
+        diagrams = []
+        for run in runs:
+            arrays = run.predictions()
+            if len(arrays["test_counted_scores"]):
+                bins = c.reliability_diagram(arrays["test_counted_scores"], arrays["test_right"])
+                diagrams.append([float(value) for value in bins.accuracy])
+        reliability.append(Series(label=label, x=[0.05 + 0.1 * b for b in range(10)], y=diagrams))
+    figures: list[Figure] = [
+        Lines(
+            title="Validation mAP50 by epoch", caption="On the validation images.",
+            x_label="epoch", y_label="mAP50 (%)", series=learning,
+        ),
+        Lines(
+            title="Reliability of detections",
+            caption="Share of right detections in each tenth of confidence, before any scaling. On the diagonal "
+            "confidence is honest; below it the detector is over-confident.",
+            x_label="confidence", y_label="share that is right", series=reliability, diagonal=True,
+        ),
+    ]  # fmt: skip
+    pictures = [(label, runs[0].directory / "detections.png") for label, runs in arms]
+    pictures = [(label, path) for label, path in pictures if path.exists()]
+    if pictures:
+        figures.append(
+            Images(
+                title="Detections",
+                caption="The same test images for each arm, first seed, with the detections of a score of at least "
+                f"{DRAWN_SCORE}. Objects are white, right detections blue, wrong ones orange.",
+                files=[path.relative_to(results.directory) for _, path in pictures],
+                labels=[label for label, _ in pictures],
+            )
+        )
+    return Analysis(figures=figures, notes=_notes(results))
+
+
+def _detectors(results: Results, arm: str) -> list[RunResult]:
+    """The finished runs of an arm that detects."""
+    runs = [results.run(CONDITION, arm, seed) for seed in results.seeds]
+    return [run for run in runs if run and "map" in run.metrics]
+
+
+def _notes(results: Results) -> list[str]:
+    notes = [
+        "A detection is right where its class and an IoU of at least 0.5 fit an object that no more confident one has "
+        "taken. Calibration claims are decided after Platt scaling fitted on the validation images, which anyone may "
+        "apply to any detector and which leaves mAP as it is; the raw figure stands beside and decides nothing.",
+        "Boxes are compared at the size to which images are resized.",
+    ]
+    if results.plan.settings["dataset"] == "digits":
+        notes.append("The scenes are composed of scikit-learn's digits; no digit is in scenes of two parts.")
+    runs = [run for arm in results.plan.arms for run in _detectors(results, arm.name)]
+    if runs:
+        data = read_json(runs[0].directory / "data.json")
+        counts = "; ".join(
+            f"{name} {part['images']} images with {part['objects']} objects" for name, part in data["parts"].items()
+        )
+        notes.append(f"{len(data['classes'])} classes; {counts}.")
+        if data["dropped"]:
+            listed = "; ".join(data["dropped"][:5])
+            more = f"; and {len(data['dropped']) - 5} more" if len(data["dropped"]) > 5 else ""
+            notes.append(f"Boxes left out, or cut to their image: {len(data['dropped'])}. {listed}{more}.")
+    return notes

@@ -1,0 +1,398 @@
+"""Images with boxes: VOC and COCO from local paths, or digits composed into scenes; checked and augmented reproducibly.
+
+Boxes are x1, y1, x2, y2 in pixels, taken from VOC's files as they stand (as torchvision does). Classes count from 1;
+0 is the background. Every random choice is a function of the data seed, or of (run seed, epoch, image).
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, UnidentifiedImageError
+from sklearn.datasets import load_digits
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
+from torchvision.io import ImageReadMode, decode_image
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as v2f
+
+from retarget.errors import UserError
+from retarget.pskd.studies.detection.plan import Settings
+from retarget.pskd.studies.images.data import Place, _stratified, stream
+
+DIGIT_SHARES = (0.6, 0.15, 0.25)  # of the digits, for training, validation and test scenes
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One image with its objects.
+
+    Attributes:
+        name: the file that describes it, for messages.
+        image: uint8 [3, H, W], or the file to read it from.
+        size: (H, W).
+        boxes: [n, 4] float32, inside the image and with an area.
+        labels: [n] int64, from 1.
+        ignored: [n] bool, VOC's difficult and COCO's crowd objects: not trained on, and not counted when they are
+            found or missed.
+    """
+
+    name: str
+    image: Tensor | Path
+    size: tuple[int, int]
+    boxes: Tensor
+    labels: Tensor
+    ignored: Tensor
+
+    def pixels(self) -> Tensor:
+        """The image, uint8 [3, H, W].
+
+        Raises:
+            UserError: the file cannot be read, or has not the size that its annotation gives.
+        """
+        if isinstance(self.image, Tensor):
+            return self.image
+        try:
+            pixels = decode_image(str(self.image), ImageReadMode.RGB)
+        except RuntimeError as error:
+            raise UserError(f"{self.image} cannot be read as an image: {error}") from error
+        if tuple(pixels.shape[1:]) != self.size:
+            raise UserError(f"{self.image} is {list(pixels.shape[1:])} pixels high and wide, {self.name} says "
+                            f"{list(self.size)}")  # fmt: skip
+        return pixels
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of a study's data.
+
+    Attributes:
+        classes: names of the classes 1, 2, ...
+        dropped: a line for each box that was left out or cut, with its file.
+    """
+
+    classes: tuple[str, ...]
+    train: list[Scene]
+    validation: list[Scene]
+    test: list[Scene]
+    dropped: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Described:
+    """An image as its annotation file describes it, before any check; ``objects`` are (class, box, ignored)."""
+
+    name: str
+    image: Path
+    size: tuple[int, int]
+    objects: Sequence[tuple[str, Sequence[float], bool]]
+
+
+def scenes(settings: Settings) -> Parts:
+    """The data that the settings name.
+
+    Args:
+        settings: ``dataset`` is ``digits`` | ``voc:DIR`` (or ``voc:DIR+DIR``) with JPEGImages, Annotations and
+            ImageSets/Main/SPLIT.txt | ``coco:DIR`` with annotations/instances_SPLIT.json and the images in SPLIT.
+
+    Raises:
+        UserError: something is missing or damaged, a class is unknown, an image has no file, or (``bad_boxes =
+            "refuse"``) a box has no area or lies outside its image: the message names files.
+    """
+    kind, _, where = settings.dataset.partition(":")
+    if kind == "digits":
+        return _digit_parts(settings)
+    roots = [Path(one) for one in where.split("+")]
+    for root in roots:
+        if not root.is_dir():
+            raise UserError(
+                f"dataset {settings.dataset!r}: {root} is not a directory; name yours by dataset=voc:DIR or coco:DIR"
+            )
+    read = _voc if kind == "voc" else _coco
+    names = [settings.train_split, settings.validation_split, settings.test_split]
+    described = [[one for root in roots for one in read(root, name)] if name else [] for name in names]
+    for name, part in zip(names, described, strict=True):
+        if name and not part:
+            raise UserError(
+                f"{settings.dataset} has no split {name!r}: name its own by (train, validation, test)_split"
+            )
+    classes = tuple(settings.classes or sorted({label for one in described[0] for label, _, _ in one.objects}))
+    notes: list[str] = []
+    refuse = settings.bad_boxes == "refuse"
+    train, validation, test = ([_checked(one, classes, notes) for one in part] for part in described)
+    if refuse and notes:
+        more = f" and {len(notes) - 5} more" if len(notes) > 5 else ""
+        raise UserError(f"{'; '.join(notes[:5])}{more}: mend the files, or set bad_boxes = 'drop'")
+    rng = np.random.default_rng(settings.data_seed)
+    if not names[1]:
+        held_out = settings.validation_images or 0
+        if not 0 < held_out < len(train):
+            raise UserError(
+                f"validation_images = {settings.validation_images} of {len(train)} training images: without a "
+                "validation_split some of them are held out, and some must be left"
+            )
+        apart = set(rng.permutation(len(train))[:held_out].tolist())
+        validation = [one for i, one in enumerate(train) if i in apart]
+        train = [one for i, one in enumerate(train) if i not in apart]
+    wanted = (settings.train_images, settings.validation_images, settings.test_images)
+    chosen = [_some(part, number, rng) for part, number in zip((train, validation, test), wanted, strict=True)]
+    return Parts(classes, *chosen, dropped=tuple(notes))
+
+
+def check(settings: Settings) -> None:
+    """Read the data once, so that what cannot be used is said before any run starts."""
+    parts = scenes(settings)
+    for name, part in (("training", parts.train), ("validation", parts.validation), ("test", parts.test)):
+        if not any((~one.ignored).any() for one in part):
+            raise UserError(f"{settings.dataset}: no object in the {name} part")
+    if len(parts.train) < settings.batch_size:
+        raise UserError(f"{len(parts.train)} training images do not fill a batch of {settings.batch_size}")
+
+
+class DetectionSet(Dataset):
+    """Images by place (epoch, image): float32 [3, H, W] in [0, 1], and torchvision's target with the keys of PS-KD.
+
+    A target has ``boxes`` [n, 4], ``labels`` [n], ``image_id`` (the place in the data set), ``object_id`` [n] (each
+    object's place in the image, also where an augmentation has dropped others) and ``ignored`` [n]. A training target
+    has no ignored object.
+    """
+
+    def __init__(self, scenes: list[Scene], settings: Settings, seed: int | None = None) -> None:
+        """``seed`` augments, and leaves out what is ignored; without it images are as they are."""
+        self.scenes, self.seed = scenes, seed
+        shortest, longest = settings.min_size, settings.max_size
+        resize = v2.Resize(shortest if shortest < longest else None, max_size=longest)
+        flip = [v2.RandomHorizontalFlip()] if seed is not None and settings.augmentation == "flip" else []
+        self.transform = v2.Compose([resize, *flip, v2.ToDtype(torch.float32, scale=True), v2.ToPureTensor()])
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    @property
+    def objects(self) -> list[int]:
+        """Number of training objects of each image: what PS-KD has rows for."""
+        return [int((~one.ignored).sum()) for one in self.scenes]
+
+    def __getitem__(self, place: Place) -> tuple[Tensor, dict[str, Tensor]]:
+        epoch, sample = place
+        scene = self.scenes[sample]
+        keep = torch.ones_like(scene.ignored) if self.seed is None else ~scene.ignored
+        boxes: Any = tv_tensors.BoundingBoxes(scene.boxes[keep], format="XYXY", canvas_size=scene.size)  # type: ignore[call-overload]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(stream(self.seed or 0, epoch, sample))
+            image, boxes = self.transform(tv_tensors.Image(scene.pixels()), boxes)
+        target = {
+            "boxes": boxes, "labels": scene.labels[keep], "ignored": scene.ignored[keep],
+            "image_id": torch.tensor(sample), "object_id": torch.arange(int(keep.sum())),
+        }  # fmt: skip
+        return image, target
+
+
+def collate(batch: list[tuple[Tensor, dict[str, Tensor]]]) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+    """Images and targets as the lists that torchvision's detectors take."""
+    return [image for image, _ in batch], [target for _, target in batch]
+
+
+def crops(scenes: Iterable[Scene], size: int, margin: float = 0.1) -> tuple[np.ndarray, np.ndarray]:
+    """Every object that is not ignored, cut out with a margin on each side and resized to a square.
+
+    Returns:
+        uint8 [N, size, size, 3] and labels [N] from 0: what ``npz:FILE`` of a classification study holds.
+    """
+    images, labels = [], []
+    for scene in scenes:
+        pixels = scene.pixels()
+        for box, label in zip(scene.boxes[~scene.ignored], scene.labels[~scene.ignored], strict=True):
+            side = box[2:] - box[:2]
+            grown = torch.cat([box[:2] - margin * side, box[2:] + margin * side]).round().int().tolist()
+            left, top = max(grown[0], 0), max(grown[1], 0)
+            right, bottom = min(max(grown[2], left + 1), scene.size[1]), min(max(grown[3], top + 1), scene.size[0])
+            cut = v2f.resized_crop(pixels, top, left, bottom - top, right - left, [size, size], antialias=True)
+            images.append(cut.permute(1, 2, 0).numpy())
+            labels.append(int(label) - 1)
+    return np.stack(images), np.asarray(labels)
+
+
+# -- digits composed into scenes
+
+
+def _digit_parts(settings: Settings) -> Parts:
+    """Scenes of scikit-learn's digits; the digits are split first, so no digit is in scenes of two parts."""
+    digits: Any = load_digits()
+    images, labels = torch.from_numpy(digits.images).float() / 16, digits.target
+    rng = np.random.default_rng(settings.data_seed)
+    rest, of_test = _stratified(labels, round(DIGIT_SHARES[2] * len(labels)), rng)
+    of_train, of_validation = _stratified(labels[rest], round(DIGIT_SHARES[1] * len(labels)), rng)
+    parts = []
+    for name, chosen, number in (
+        ("train", rest[of_train], settings.train_images),
+        ("validation", rest[of_validation], settings.validation_images),
+        ("test", of_test, settings.test_images),
+    ):
+        made = compose(images[chosen], labels[chosen], number or 100, settings.min_size, rng)
+        parts.append([replace(scene, name=f"{name} scene {i}") for i, scene in enumerate(made)])
+    return Parts(tuple("0123456789"), *parts)
+
+
+def compose(images: Tensor, labels: np.ndarray, number: int, size: int, rng: np.random.Generator) -> Iterator[Scene]:
+    """Scenes of 2 to 5 coloured digits on an uneven, noisy background.
+
+    Args:
+        images: [N, 8, 8] in [0, 1], the ink.
+        labels: [N] from 0.
+        number: of scenes.
+        size: pixels of a side; a digit is a fifth to two fifths of it.
+    """
+    for _ in range(number):
+        coarse = torch.from_numpy(rng.normal(rng.uniform(0.2, 0.8), 0.12, (1, 3, 4, 4))).float()
+        canvas = F.interpolate(coarse, (size, size), mode="bilinear", align_corners=True)[0]
+        boxes: list[list[int]] = []
+        chosen: list[int] = []
+        for at in rng.integers(len(images), size=rng.integers(2, 6)).tolist():
+            side = int(rng.integers(size // 5, 2 * size // 5 + 1))
+            ink = F.interpolate(images[at][None, None], (side, side), mode="bilinear", align_corners=True)[0, 0]
+            rows, columns = (torch.nonzero((ink > 0.25).any(axis))[:, 0] for axis in (1, 0))
+            ink = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+            height, width = ink.shape
+            for _ in range(20):
+                left, top = int(rng.integers(size - width + 1)), int(rng.integers(size - height + 1))
+                if all(left >= b[2] or top >= b[3] or left + width <= b[0] or top + height <= b[1] for b in boxes):
+                    break
+            else:
+                continue  # no room
+            under = canvas[:, top : top + height, left : left + width]
+            shade = 0.0 if under.mean() > 0.5 else 0.7
+            colour = torch.from_numpy(rng.uniform(shade, shade + 0.3, 3)).float()[:, None, None]
+            under.copy_(under * (1 - ink) + colour * ink)
+            boxes.append([left, top, left + width, top + height])
+            chosen.append(at)
+        canvas += 0.06 * torch.from_numpy(rng.standard_normal((3, size, size))).float()
+        found = torch.tensor(boxes, dtype=torch.float32)
+        classes = torch.from_numpy(labels[chosen]).long() + 1
+        pixels = (255 * canvas.clamp(0, 1)).round().to(torch.uint8)
+        yield Scene("scene", pixels, (size, size), found, classes, torch.zeros(len(classes), dtype=torch.bool))
+
+
+# -- files
+
+
+def _voc(root: Path, split: str) -> list[_Described]:
+    """The images of ImageSets/Main/SPLIT.txt; none where a directory has no such file."""
+    listed = root / "ImageSets" / "Main" / f"{split}.txt"
+    if not listed.parent.is_dir():
+        raise UserError(f"{root} is not in VOC's layout: it has no ImageSets/Main")
+    if not listed.is_file():
+        return []
+    found = []
+    for name in (line.split()[0] for line in listed.read_text(encoding="utf-8").splitlines() if line.strip()):
+        described = root / "Annotations" / f"{name}.xml"
+        if not described.is_file():
+            raise UserError(f"{described} is missing, and {listed} lists {name}")
+        image = _image_file(root / "JPEGImages", (f"{name}.jpg", f"{name}.jpeg", f"{name}.png"), listed)
+        try:
+            tree = ElementTree.parse(described).getroot()
+            objects = [
+                (
+                    _text(one, "name"),
+                    [float(_text(one, f"bndbox/{edge}")) for edge in ("xmin", "ymin", "xmax", "ymax")],
+                    one.findtext("difficult", "0").strip() == "1",
+                )
+                for one in tree.iter("object")
+            ]
+            height, width = (int(tree.findtext(f"size/{side}", "0")) for side in ("height", "width"))
+        except (ElementTree.ParseError, ValueError) as error:
+            raise UserError(f"{described} is damaged: {error}") from error
+        found.append(_Described(str(described), image, (height, width) if height and width else _size(image), objects))
+    return found
+
+
+def _coco(root: Path, split: str) -> list[_Described]:
+    """The images of annotations/instances_SPLIT.json."""
+    described = root / "annotations" / f"instances_{split}.json"
+    if not described.parent.is_dir():
+        raise UserError(f"{root} is not in COCO's layout: it has no annotations/instances_SPLIT.json")
+    if not described.is_file():
+        return []
+    try:
+        held = json.loads(described.read_text(encoding="utf-8"))
+        names = {one["id"]: one["name"] for one in held["categories"]}
+        objects: dict[Any, list[tuple[str, Sequence[float], bool]]] = {one["id"]: [] for one in held["images"]}
+        for one in held["annotations"]:
+            x, y, width, height = map(float, one["bbox"])
+            box = (x, y, x + width, y + height)
+            objects[one["image_id"]].append((names[one["category_id"]], box, bool(one.get("iscrowd", 0))))
+        return [
+            _Described(
+                f"{described}, image {one['file_name']}",
+                _image_file(root / split, (one["file_name"],), described),
+                (int(one["height"]), int(one["width"])),
+                objects[one["id"]],
+            )
+            for one in held["images"]
+        ]
+    except UserError:
+        raise
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{described} is damaged: {type(error).__name__} {error}") from error
+
+
+def _checked(described: _Described, classes: tuple[str, ...], notes: list[str]) -> Scene:
+    """Boxes cut to the image, those without an area left out; each with a note."""
+    name, size = described.name, described.size
+    labels = []
+    for place, (label, _, _) in enumerate(described.objects):
+        if label not in classes:
+            raise UserError(f"{name}: object {place} has the class {label!r}, which is none of {', '.join(classes)}")
+        labels.append(classes.index(label) + 1)
+    raw = torch.tensor([list(box) for _, box, _ in described.objects], dtype=torch.float32).reshape(-1, 4)
+    if not raw.isfinite().all():
+        raise UserError(f"{name}: a box is not a number: {raw[~raw.isfinite().all(1)][0].tolist()}")
+    clamped: Any = v2f.clamp_bounding_boxes(tv_tensors.BoundingBoxes(raw, format="XYXY", canvas_size=size))  # type: ignore[call-overload]
+    _, valid = v2f.sanitize_bounding_boxes(clamped)
+    boxes = clamped.as_subclass(Tensor)
+    for place in (~valid).nonzero()[:, 0].tolist():
+        turned = bool((raw[place, 2:] <= raw[place, :2]).any())
+        what = "has no area" if turned else "has no pixel inside the image"
+        notes.append(f"{name}: box {place}, {raw[place].tolist()}, {what}")
+    for place in (valid & (boxes != raw).any(1)).nonzero()[:, 0].tolist():
+        notes.append(f"{name}: box {place}, {raw[place].tolist()}, reaches outside the image of {list(size)}")
+    ignored = torch.tensor([flag for _, _, flag in described.objects], dtype=torch.bool)
+    return Scene(
+        name, described.image, size, boxes[valid], torch.tensor(labels, dtype=torch.long)[valid], ignored[valid]
+    )
+
+
+def _image_file(folder: Path, names: Sequence[str], listed: Path) -> Path:
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    raise UserError(f"{folder / names[0]} is missing, and {listed} lists it")
+
+
+def _size(image: Path) -> tuple[int, int]:
+    try:
+        with Image.open(image) as opened:
+            return opened.height, opened.width
+    except (OSError, UnidentifiedImageError) as error:
+        raise UserError(f"{image} cannot be read as an image: {error}") from error
+
+
+def _text(element: ElementTree.Element, path: str) -> str:
+    found = element.findtext(path)
+    if found is None:
+        raise ValueError(f"an object has no {path}")
+    return found.strip()
+
+
+def _some(part: list[Scene], number: int | None, rng: np.random.Generator) -> list[Scene]:
+    """At most ``number`` of the images, in their order."""
+    if number is None or number >= len(part):
+        return part
+    return [part[i] for i in np.sort(rng.permutation(len(part))[:number]).tolist()]

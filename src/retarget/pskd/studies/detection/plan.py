@@ -1,0 +1,265 @@
+"""The detection study as data: settings, presets, arms, claims. Free of torch.
+
+``plan`` has the signature of ``retarget.pskd.study.plan``, which hands configurations with ``task = "detection"`` on.
+A backbone is first trained as a classifier (arms ``classifier_*``), then put into a Faster R-CNN and fine-tuned.
+"""
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from retarget.errors import UserError
+from retarget.extras import require
+from retarget.settings import Strict, resolve_settings
+from retarget.study.config import Arm, Claim, Metric, StudyPlan, choose_arms, claims_under, refuse_decided
+
+_IMAGENET = "official code, ImageNet configuration"
+_TORCHVISION = "torchvision's FasterRCNN"
+_REFERENCE = "torchvision's reference training of Faster R-CNN"
+
+
+class Pretraining(Strict):
+    """How the backbone is trained as a classifier."""
+
+    dataset: str = Field(
+        default="crops",
+        description="crops (of the detector's training objects), or images as the classification study names them",
+    )
+    root: str = Field(default="data", description="where torchvision keeps its data sets")
+    crop_size: int = Field(default=32, ge=8, description="pixels of a side of a crop")
+    images: int | None = Field(default=None, ge=2, description="stratified subset, validation part included")
+    validation_images: int = Field(default=100, ge=1, description="of the training images, set apart")
+    augmentation: Literal["none", "crop_flip", "imagenet"] = "none"
+    epochs: int = Field(ge=1)
+    batch_size: int = Field(default=128, ge=2)
+    lr: float = Field(default=0.1, gt=0, description=_IMAGENET)
+    weight_decay: float = Field(default=1e-4, ge=0, description=_IMAGENET)
+    drops: tuple[float, ...] = Field(default=(1 / 3, 2 / 3), description=f"lr / 10 at 30 and 60 of 90: {_IMAGENET}")
+    alpha_T: float = Field(default=0.3, ge=0, le=1, description="[open] in what was published for ImageNet")
+    store: str = Field(
+        default="dense",
+        pattern=r"^(dense|topk:\d+:(uniform|renormalise))$",
+        description="dense, topk:K:uniform or topk:K:renormalise",
+    )
+
+
+class Settings(Strict):
+    """Settings of one training run; an arm overrides those of its method."""
+
+    task: Literal["detection"] = "detection"
+    dataset: str = Field(
+        pattern=r"^(digits|voc:.+|coco:.+)$",
+        description="digits (composed into scenes) | voc:DIR or voc:DIR+DIR | coco:DIR; see detection/data.py",
+    )
+    train_split: str = "train"
+    validation_split: str | None = Field(default="val", description="none: validation_images of the training images")
+    test_split: str = "test"
+    classes: tuple[str, ...] | None = Field(default=None, description="by default those of the training part")
+    bad_boxes: Literal["drop", "refuse"] = Field(
+        default="drop", description="boxes without an area, or outside their image: reported and cut, or an error"
+    )
+    train_images: int | None = Field(default=None, ge=1, description="scenes to compose, or a subset of the files")
+    validation_images: int | None = Field(default=None, ge=1)
+    test_images: int | None = Field(default=None, ge=1)
+    data_seed: int = Field(default=2021, description="fixes scenes and subsets: the same for every seed")
+    min_size: int = Field(default=800, ge=16, description=f"shorter side of an image, pixels: {_TORCHVISION}")
+    max_size: int = Field(default=1333, ge=16, description=f"longer side at most: {_TORCHVISION}")
+    augmentation: Literal["none", "flip"] = Field(default="flip", description=_REFERENCE)
+    network: str = Field(pattern=r"^timm:.+", description="timm:NAME, any network with feature maps; none pre-trained")
+    strides: tuple[int, ...] = Field(
+        default=(4, 8, 16, 32), min_length=1, description=f"feature maps that the FPN takes: {_TORCHVISION}"
+    )
+    fpn_channels: int = Field(default=256, ge=8, description=_TORCHVISION)
+    head_channels: int = Field(default=1024, ge=8, description=_TORCHVISION)
+    anchor_scale: float = Field(default=8, gt=0, description=f"side of an anchor in strides of its map: {_TORCHVISION}")
+    roi_size: int = Field(default=7, ge=1, description=_TORCHVISION)
+    proposals: int = Field(default=1000, ge=1, description=f"kept for an image: {_TORCHVISION}, 2000 in training")
+    rois_per_image: int = Field(default=512, ge=2, description=f"sampled to train the head: {_TORCHVISION}")
+    freeze_norm: bool = Field(default=True, description=f"batch norm of the backbone as pre-trained: {_TORCHVISION}")
+    epochs: int = Field(ge=1, description=f"26: {_REFERENCE}")
+    batch_size: int = Field(default=16, ge=1, description=_REFERENCE)
+    lr: float = Field(default=0.02, gt=0, description=_REFERENCE)
+    momentum: float = Field(default=0.9, ge=0, lt=1, description=_REFERENCE)
+    weight_decay: float = Field(default=1e-4, ge=0, description=_REFERENCE)
+    drops: tuple[float, ...] = Field(
+        default=(16 / 26, 22 / 26), description=f"lr / 10 at 16 and 22 of 26: {_REFERENCE}"
+    )
+    warmup_steps: int = Field(default=1000, ge=0, description=f"linear: {_REFERENCE}")
+    clip: float | None = Field(default=None, gt=0, description="largest norm of the gradient")
+    pictures: int = Field(default=6, ge=0, description="test images drawn with their detections")
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    accelerator: str = "auto"
+    workers: int = Field(default=0, ge=0, description="loader processes")
+    pretrain: Pretraining
+    # The arm
+    stage: Literal["classifier", "detector"] = "detector"
+    classifier_targets: Literal["hard", "pskd"] = "hard"
+    backbone: str | None = Field(default=None, description="the arm whose classifier is the backbone; none: untrained")
+    head_targets: Literal["hard", "instance", "previous"] = "hard"
+    alpha_T: float = Field(default=0.8, ge=0, le=1, description="of the head's targets; nobody has published one")
+    schedule: Literal["linear", "constant"] = "linear"
+    store: str = Field(
+        default="dense",
+        pattern=r"^(dense|topk:\d+:(uniform|renormalise))$",
+        description="dense, topk:K:uniform or topk:K:renormalise",
+    )
+
+
+_TINY = dict(
+    network="timm:resnet10t", fpn_channels=64, head_channels=128, anchor_scale=3, roi_size=5, proposals=100,
+    rois_per_image=64, freeze_norm=False, batch_size=8, clip=10.0, warmup_steps=50, accelerator="cpu",
+)  # fmt: skip
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "demo": dict(
+        dataset="digits", train_images=240, validation_images=60, test_images=120, min_size=64, max_size=64,
+        augmentation="none", strides=(4, 8, 16), epochs=12, **_TINY,
+        pretrain=dict(epochs=15, batch_size=50, lr=0.05, alpha_T=0.8),
+    ),
+    "small": dict(
+        dataset="voc:BCCD", min_size=120, max_size=160, strides=(4, 8, 16), epochs=24, **_TINY,
+        pretrain=dict(epochs=10, batch_size=64, lr=0.05, alpha_T=0.8, augmentation="crop_flip"),
+    ),
+    "paper": dict(
+        dataset="voc:VOCdevkit/VOC2007+VOCdevkit/VOC2012", train_split="trainval", validation_split=None,
+        validation_images=1000, network="timm:resnet152", epochs=26, precision="16-mixed", workers=8,
+        pretrain=dict(dataset="folder:imagenet", augmentation="imagenet", validation_images=10_000, epochs=90,
+                      batch_size=256, store="topk:10:uniform"),
+    ),
+}  # fmt: skip
+
+MINUTES_PER_RUN = {"demo": 0.7, "small": 4.0, "paper": 900.0}
+
+ARMS = (
+    Arm(name="classifier_ce", label="classifier, cross-entropy", settings={"stage": "classifier"}),
+    Arm(
+        name="classifier_pskd",
+        label="classifier, PS-KD",
+        settings={"stage": "classifier", "classifier_targets": "pskd"},
+    ),
+    Arm(
+        name="ce_backbone",
+        label="cross-entropy backbone",
+        settings={"backbone": "classifier_ce"},
+        needs=("classifier_ce",),
+    ),
+    Arm(
+        name="pskd_backbone",
+        label="PS-KD backbone",
+        settings={"backbone": "classifier_pskd"},
+        needs=("classifier_pskd",),
+    ),
+    Arm(
+        name="direct_instance",
+        label="PS-KD on the head, rows of objects",
+        settings={"backbone": "classifier_ce", "head_targets": "instance"},
+        needs=("classifier_ce",),
+    ),
+    Arm(
+        name="direct_previous",
+        label="PS-KD on the head, previous detector",
+        settings={"backbone": "classifier_ce", "head_targets": "previous"},
+        needs=("classifier_ce",),
+    ),
+    Arm(name="no_pretraining", label="untrained backbone"),
+)
+
+METRICS = (
+    Metric(name="map", label="mAP", unit="%", better="higher", description="COCO's: mean over IoU 0.50 to 0.95",
+           optional=True),
+    Metric(name="map50", label="mAP50", unit="%", better="higher", description="IoU 0.50", optional=True),
+    Metric(name="map75", label="mAP75", unit="%", better="higher", description="IoU 0.75", optional=True),
+    Metric(name="ece", label="detection ECE", unit="%", better="lower", optional=True,
+           description="every detection; right: the class and IoU 0.50 of an object not yet found; 10 bins (lo, hi]"),
+    Metric(name="ece_scaled", label="detection ECE after Platt scaling", unit="%", better="lower", optional=True,
+           description="two numbers fitted on the validation detections"),
+    Metric(name="nll_scaled", label="detection NLL after Platt scaling", better="lower", decimals=3, optional=True),
+    Metric(name="confidence", label="mean confidence", unit="%", optional=True),
+    Metric(name="precision", label="right detections", unit="%", better="higher", optional=True),
+    Metric(name="detections", label="detections an image", decimals=1, optional=True),
+    Metric(name="train_loss", label="training loss, last epoch", decimals=3),
+    Metric(name="classifier_top1", label="classifier top-1", unit="%", better="higher", optional=True),
+    Metric(name="classifier_nll", label="classifier NLL", better="lower", decimals=3, optional=True),
+    Metric(name="classifier_ece", label="classifier ECE", unit="%", better="lower", optional=True),
+    Metric(name="step_ms", label="median training step", unit="ms", better="lower", decimals=1),
+    Metric(name="store_mb", label="table or past weights", unit="MB", better="lower", deterministic=True),
+)  # fmt: skip
+
+
+def claims() -> tuple[Claim, ...]:
+    """What the abstract says of detection, and the same of the direct ways. Effects are half of the paper's gain."""
+
+    claim = claims_under()
+    return (
+        claim("detection", "PS-KD improves object detection: a backbone pre-trained with it.", "map", "higher",
+              0.5, ("pskd_backbone", "ce_backbone"), shown="map50"),
+        claim("detection_calibration", "A backbone pre-trained with PS-KD makes detections better calibrated.",
+              "ece_scaled", "lower", 0.5, ("pskd_backbone", "ce_backbone"), shown="ece"),
+        claim("instance", "PS-KD on the detector's own head improves detection: rows of objects.", "map", "higher",
+              0.5, ("direct_instance", "ce_backbone"), shown="map50"),
+        claim("instance_calibration", "PS-KD on the detector's own head calibrates detections: rows of objects.",
+              "ece_scaled", "lower", 0.5, ("direct_instance", "ce_backbone"), shown="ece"),
+        claim("previous", "PS-KD on the detector's own head improves detection: previous detector.", "map", "higher",
+              0.5, ("direct_previous", "ce_backbone"), shown="map50"),
+        claim("previous_calibration", "PS-KD on the detector's own head calibrates detections: previous detector.",
+              "ece_scaled", "lower", 0.5, ("direct_previous", "ce_backbone"), shown="ece"),
+    )  # fmt: skip
+
+
+def plan(
+    preset: str = "demo",
+    config: dict[str, Any] | None = None,
+    seeds: list[int] | None = None,
+    arms: list[str] | None = None,
+) -> StudyPlan:
+    """The resolved study.
+
+    Args:
+        preset: ``demo`` (digits composed into scenes, minutes), ``small`` (a small set in VOC's or COCO's layout;
+            name it by ``dataset``) or ``paper`` (VOC 2007 and 2012, a ResNet-152 trained on ImageNet; for GPUs).
+        config: settings that override the preset's (keys of :class:`Settings`, ``pretrain`` a table of
+            :class:`Pretraining`).
+        seeds: seeds in place of 0 to 2.
+        arms: names of the arms to run; a detector needs its classifier, in this call or finished before.
+
+    Raises:
+        UserError: unknown preset, setting or arm.
+    """
+    config = dict(config or {})
+    if preset not in PRESETS:
+        raise UserError(f"no preset {preset!r} for detection: choose {', '.join(PRESETS)}")
+    base = PRESETS[preset]
+    pretrain = config.get("pretrain", {})
+    if isinstance(pretrain, dict):
+        config["pretrain"] = {**base["pretrain"], **pretrain}
+    settings = resolve_settings(Settings, {**base, **config})
+    if settings.max_size < settings.min_size:
+        raise UserError(f"max_size = {settings.max_size} is below min_size = {settings.min_size}")
+    refuse_decided(config, ARMS, ())
+    return StudyPlan(
+        study="pskd-detection",
+        title="PS-KD on object detection",
+        question="Does a backbone, or a detection head, that was trained with PS-KD detect better?",
+        preset=preset,
+        task="retarget.pskd.studies.detection.run:run",
+        task_name="pskd.detection",
+        former_tasks=("retarget.pskd.tasks.detection:run",),
+        prepare="retarget.pskd.studies.detection.plan:prepare",
+        analysis="retarget.pskd.studies.detection.analysis:analyse",
+        settings=settings.model_dump(mode="json"),
+        settings_model=Settings,
+        arms=choose_arms(ARMS, arms),
+        seeds=tuple(seeds) if seeds else (0, 1, 2),
+        metrics=METRICS,
+        claims=claims(),
+        minutes_per_run=round(MINUTES_PER_RUN[preset] * settings.epochs / base["epochs"], 2),
+    )
+
+
+def prepare(plan: StudyPlan) -> None:
+    """Refuse missing packages and data that cannot be used, once and at once."""
+    for module in ("torchvision", "timm", "lightning.pytorch", "sklearn", "torchmetrics", "pycocotools"):
+        require(module, "detection")
+    from retarget.pskd.studies.detection.data import check
+
+    check(resolve_settings(Settings, plan.settings))

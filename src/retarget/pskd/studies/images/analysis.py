@@ -1,0 +1,330 @@
+"""What the page shows of a PS-KD study beyond the runs' own metrics: figures, difficulty, item bootstrap."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from scipy.stats import rankdata
+
+from retarget.metrics import calibration as c
+from retarget.pskd.studies.images.scores import fitted_temperature, log_losses
+from retarget.pskd.studies.images.shift import kind_scores
+from retarget.study.config import Claim
+from retarget.study.figures import Analysis, Bars, Figure, Lines, Series, Table
+from retarget.study.record import Results
+from retarget.study.statistics import bootstrap_difference
+
+SHOWN = ("cross_entropy", "label_smoothing", "pskd")  # curves of every arm would hide these
+RANKED = ("top1", "nll", "nll_scaled", "ece", "ece_scaled", "aurc", "aurc_scaled")
+RESAMPLES = 500
+
+_ITEM_STATISTICS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], float]] = {
+    "top1": lambda confidence, correct, nll: 100 * float(correct.mean()),
+    "nll": lambda confidence, correct, nll: float(nll.mean()),
+    "ece": lambda confidence, correct, nll: 100 * c.expected_calibration_error(confidence, correct),
+    "aurc": lambda confidence, correct, nll: 1000 * c.aurc(confidence, correct),
+}
+
+
+def analyse(results: Results) -> Analysis:
+    """Figures for each condition, the hardest tenth's share of the gradient, and bootstrap intervals over images."""
+    figures: list[Figure] = []
+    metrics: dict[str, dict[str, dict[str, list[float | None]]]] = {}
+    for condition in results.plan.conditions:
+        prefix = f"{condition.label}: " if len(results.plan.conditions) > 1 else ""
+        shares, deciles = _deciles(results, condition.name, prefix)
+        metrics[condition.name] = shares
+        figures += [*_curves(results, condition.name, prefix), *deciles]
+        figures += [*_sweep(results, condition.name, prefix), *_ranks(results, condition.name, prefix)]
+        figures += _corruptions(results, condition.name, prefix)
+    intervals = {}
+    for claim in results.plan.claims:
+        interval = _item_interval(results, claim)
+        if interval is not None:
+            intervals[claim.id] = interval
+    return Analysis(metrics=metrics, item_intervals=intervals, figures=figures, notes=_notes(results))
+
+
+def _arms(results: Results, condition: str) -> list[tuple[str, str]]:
+    """Arms to draw, those with at least one run: (name, label)."""
+    drawn = [arm for arm in results.plan.arms if arm.name in SHOWN or len(results.plan.arms) <= 4]
+    return [(a.name, a.label) for a in drawn if any(results.run(condition, a.name, s) for s in results.seeds)]
+
+
+def _curves(results: Results, condition: str, prefix: str) -> list[Figure]:
+    learning, reliability, coverage = [], [], []
+    for arm, label in _arms(results, condition):
+        epochs: list[float] = []
+        top1, gaps, risks = [], [], []
+        for seed in results.seeds:
+            run = results.run(condition, arm, seed)
+            if run is None:
+                continue
+            history = run.history()
+            epochs = [line["step"] + 1 for line in history]
+            top1.append([line.get("val_top1") for line in history])
+            arrays = run.predictions()
+            probs = c.apply_temperature(arrays["test_logits"], 1.0)
+            bins = c.reliability_diagram(probs, arrays["test_labels"], bins=10)
+            gaps.append([None if np.isnan(value) else float(value) for value in bins.accuracy])
+            curve = c.risk_coverage_curve(probs, arrays["test_labels"])
+            grid = np.linspace(0.02, 1, 50)
+            risks.append([float(v) for v in np.interp(grid, curve.coverage, curve.risk)])
+        learning.append(Series(label=label, x=epochs, y=top1))
+        reliability.append(Series(label=label, x=[0.05 + 0.1 * b for b in range(10)], y=gaps))
+        coverage.append(Series(label=label, x=[float(v) for v in np.linspace(0.02, 1, 50)], y=risks))
+    if not learning:
+        return []
+    return [
+        Lines(
+            title=prefix + "Validation accuracy by epoch",
+            caption="On the validation part of the training data.",
+            x_label="epoch", y_label="top-1 accuracy (%)", series=learning,
+        ),
+        Lines(
+            title=prefix + "Reliability",
+            caption="Accuracy of the test images in each tenth of confidence, before any temperature. On the diagonal "
+            "confidence is honest; below it the model is over-confident.",
+            x_label="confidence", y_label="accuracy", series=reliability, diagonal=True,
+        ),
+        Lines(
+            title=prefix + "Risk and coverage",
+            caption="Error among the test images kept when the least confident are set aside; lower is better, and "
+            "the area under it is AURC.",
+            x_label="share of images kept", y_label="error", series=coverage,
+        ),
+    ]  # fmt: skip
+
+
+def _deciles(
+    results: Results, condition: str, prefix: str
+) -> tuple[dict[str, dict[str, list[float | None]]], list[Figure]]:
+    """Gradient share and accuracy by difficulty. Difficulty of a training image is 1 - p_y under the cross-entropy
+    model of the *next* seed: a model that took no part in either run that is compared."""
+    shares: dict[str, dict[str, list[float | None]]] = {}
+    bars: dict[str, list[list[float | None]]] = {}
+    correct: dict[str, list[list[float | None]]] = {}
+    for arm in results.plan.arms:
+        if arm.settings.get("mixing", "none") != "none" or "peer" in arm.settings:
+            continue  # a mixed image has no difficulty of its own; a peer's gradient is not measured
+        per_seed: list[list[float | None]] = []
+        accuracy: list[list[float | None]] = []
+        for seed in results.seeds:
+            run, judge = results.run(condition, arm.name, seed), _judge(results, condition, seed)
+            if run is None or judge is None:
+                per_seed.append([None] * 10)
+                accuracy.append([None] * 10)
+                continue
+            arrays = run.predictions()
+            parts = np.array_split(np.argsort(judge, kind="stable")[::-1], 10)  # p_y descending: easiest first
+            norm = np.nan_to_num(arrays["gradient_norm"])
+            per_seed.append([float(100 * norm[part].sum() / norm.sum()) for part in parts])
+            accuracy.append([float(100 * arrays["train_correct"][part].mean()) for part in parts])
+        shares[arm.name] = {"hard_gradient_share": [row[-1] for row in per_seed]}
+        bars[arm.name] = [[row[d] for row in per_seed] for d in range(10)]
+        correct[arm.name] = [[row[d] for row in accuracy] for d in range(10)]
+    drawn = [(name, label) for name, label in _arms(results, condition) if name in bars]
+    measured = any(value is not None for name, _ in drawn for row in bars[name] for value in row)
+    if not measured:
+        return shares, []
+    groups = ["easiest", *(f"{d}" for d in range(2, 10)), "hardest"]
+    labels = [label for _, label in drawn]
+    return shares, [
+        Bars(
+            title=prefix + "Who gets the gradient",
+            caption="Share of the last epoch's gradient norm (L1, on the logits) by tenths of difficulty. Difficulty "
+            "comes from an independent cross-entropy model, that of another seed.",
+            x_label="difficulty", y_label="share of the gradient (%)", groups=groups, labels=labels,
+            values=[bars[name] for name, _ in drawn],
+        ),
+        Bars(
+            title=prefix + "Training accuracy by difficulty",
+            caption="Accuracy on the training images, not augmented and with their clean labels, by the same tenths.",
+            x_label="difficulty", y_label="accuracy (%)", groups=groups, labels=labels,
+            values=[correct[name] for name, _ in drawn],
+        ),
+    ]  # fmt: skip
+
+
+def _judge(results: Results, condition: str, seed: int) -> np.ndarray | None:
+    """p_y [N] of the training images under the cross-entropy model of the next seed that has one."""
+    at = list(results.seeds).index(seed)
+    for other in [*results.seeds[at + 1 :], *results.seeds[:at]]:
+        run = results.run(condition, "cross_entropy", other)
+        if run is not None:
+            return run.predictions()["train_p_true"]
+    return None
+
+
+def _item_interval(results: Results, claim: Claim) -> tuple[float, float] | None:
+    """Bootstrap over test images of treated - control, with the seeds held fixed."""
+    base = claim.metric.removesuffix("_scaled")
+    if base not in _ITEM_STATISTICS or len(claim.arms) != 2:
+        return None
+    pairs = []
+    for seed in results.seeds:
+        runs = [results.run(claim.condition, arm, seed) for arm in claim.arms]
+        if all(runs):
+            pairs.append([_items(run.predictions(), claim.metric.endswith("_scaled")) for run in runs if run])
+    if not pairs:
+        return None
+    return bootstrap_difference(
+        _ITEM_STATISTICS[base],
+        treated=[pair[0] for pair in pairs],
+        control=[pair[1] for pair in pairs],
+        resamples=RESAMPLES,
+        rng=np.random.default_rng(0),
+        level=results.plan.level,
+    )
+
+
+def _items(arrays: dict[str, np.ndarray], scaled: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Confidence, correctness and NLL of each test image: all that the statistics need, [N] each."""
+    temperature = fitted_temperature(arrays) if scaled else 1.0
+    logits, labels = arrays["test_logits"], arrays["test_labels"]
+    probs = c.apply_temperature(logits, temperature)
+    return probs.max(1), probs.argmax(1) == labels, log_losses(logits, labels, temperature)
+
+
+def _confidence(temperature: float) -> str:
+    """How sure a classifier is beside how right, from the temperature that fits it."""
+    says = "is over-confident, where softer targets have something to mend"
+    if temperature < 0.95:
+        says = "is under-confident, and softer targets make it more so"
+    elif temperature < 1.05:
+        says = "is about as sure as it is right, and softer targets have little to mend"
+    return f"{says} (fitted temperature {temperature:.2f})"
+
+
+def _swept(results: Results) -> dict[float, str]:
+    """Arms by alpha_T, ascending, where they are a sweep of it, cross-entropy as 0; else none."""
+    arms = {0.0 if arm.name == "cross_entropy" else arm.settings.get("alpha_T"): arm.name for arm in results.plan.arms}
+    swept = {weight: name for weight, name in arms.items() if weight is not None}
+    return dict(sorted(swept.items())) if len(swept) >= 4 else {}
+
+
+def _by_weight(results: Results, condition: str, metric: str) -> list[list[float | None]]:
+    """A metric of a sweep's arms, [seeds, arms]."""
+    runs = [[results.run(condition, arm, seed) for arm in _swept(results).values()] for seed in results.seeds]
+    return [[one.metrics[metric] if one else None for one in row] for row in runs]
+
+
+def _sweep(results: Results, condition: str, prefix: str) -> list[Figure]:
+    """Confidence and accuracy by alpha_T, where the arms are a sweep of it."""
+    weights = list(_swept(results))
+    return [
+        Lines(
+            title=f"{prefix}{label} by alpha_T", caption="alpha_T 0 is cross-entropy.", x_label="alpha_T",
+            y_label=label, series=[Series(label="PS-KD", x=weights, y=_by_weight(results, condition, metric))],
+        )
+        for metric, label in (
+            ("nll_scaled", "NLL after temperature"), ("top1", "Top-1 accuracy (%)"), ("ece", "ECE (%)")
+        )
+        if weights
+    ]  # fmt: skip
+
+
+def recommended(weights: Sequence[float], values: np.ndarray) -> str:
+    """Which alpha_T to choose: those that are better than cross-entropy on every seed.
+
+    Args:
+        weights: alpha_T of the arms, 0 (cross-entropy) first.
+        values: NLL after temperature, [seeds, arms]; a seed that an arm lacks (NaN) does not count.
+
+    >>> recommended([0.0, 0.4, 0.8], np.array([[0.5, 0.4, 0.3], [0.5, 0.4, 0.6], [np.nan, 0.1, 0.1]]))
+    'alpha_T 0.4: a lower NLL after temperature than cross-entropy on each of 2 seeds; the lowest mean at 0.4.'
+    """
+    complete = values[~np.isnan(values).any(1)]
+    if not len(complete):
+        return "no seed has all its runs."
+    good = [f"{weight:g}" for at, weight in enumerate(weights) if at and (complete[:, at] < complete[:, 0]).all()]
+    if not good:
+        return f"no alpha_T has a lower NLL after temperature than cross-entropy on each of {len(complete)} seeds."
+    return (
+        f"alpha_T {', '.join(good)}: a lower NLL after temperature than cross-entropy on each of {len(complete)} "
+        f"seeds; the lowest mean at {weights[int(complete.mean(0).argmin())]:g}."
+    )
+
+
+def _ranks(results: Results, condition: str, prefix: str) -> list[Figure]:
+    """Each method's place by its mean over the seeds that all have, where there are peers to be ranked among."""
+    if not any("peer" in arm.settings for arm in results.plan.arms):
+        return []
+    runs = {arm.label: [results.run(condition, arm.name, seed) for seed in results.seeds] for arm in results.plan.arms}
+    runs = {label: many for label, many in runs.items() if any(many)}
+    common = [at for at in range(len(results.seeds)) if all(many[at] for many in runs.values())]
+    if not common or len(runs) < 3:
+        return []
+    ranked = [metric for metric in results.plan.metrics if metric.name in RANKED]
+    columns = []
+    for metric in ranked:
+        values = [[one.metrics[metric.name] for at in common if (one := many[at])] for many in runs.values()]
+        columns.append(_places(metric.better == "higher", values))
+    return [
+        Table(
+            title=f"{prefix}Ranks among {len(runs)} methods",
+            caption=f"Place by the mean over {len(common)} seed{'s' * (len(common) > 1)}, and the places on single "
+            "seeds from best to worst.",
+            columns=["method", *(metric.label for metric in ranked)],
+            rows=[list(row) for row in zip(runs, *columns, strict=True)],
+        )
+    ]
+
+
+def _corruptions(results: Results, condition: str, prefix: str) -> list[Figure]:
+    """One table a metric: every method under every corruption."""
+    found: dict[str, list[dict[str, dict[str, float]]]] = {}
+    for arm in results.plan.arms:
+        runs = [results.run(condition, arm.name, seed) for seed in results.seeds]
+        for arrays in (run.predictions() for run in runs if run):
+            if "shift_index" in arrays:
+                found.setdefault(arm.label, []).append(kind_scores(arrays, fitted_temperature(arrays)))
+    kinds = list(next(iter(found.values()))[0]) if found else []
+    return [
+        Table(
+            title=f"{prefix}{label} under each corruption",
+            caption="Mean over the seeds that a method has; the corruptions are CIFAR-C's, made from the test images.",
+            columns=["method", *(kind.replace("_", " ") for kind in kinds)],
+            rows=[
+                [method, *(f"{np.mean([scores[kind][name] for scores in seeds]):.{decimals}f}" for kind in kinds)]
+                for method, seeds in found.items()
+            ],
+        )
+        for name, label, decimals in (
+            ("corrupt_top1", "Top-1 accuracy (%)", 2),
+            ("corrupt_nll_scaled", "NLL after temperature", 3),
+            ("corrupt_ece", "ECE (%)", 2),
+            ("corrupt_ece_scaled", "ECE after temperature (%)", 2),
+        )
+        if kinds
+    ]
+
+
+def _places(higher: bool, values: list[list[float]]) -> list[str]:
+    """Of values [methods, seeds], each method's place by its mean, and its best and worst place on one seed."""
+    table = np.asarray(values) * (-1 if higher else 1)
+    mean = rankdata(table.mean(1), method="min")
+    single = rankdata(table, method="min", axis=0)
+    rows = zip(mean, single.min(1), single.max(1), strict=True)
+    return [f"{place:.0f}" + (f" ({best:.0f} to {worst:.0f})" if best < worst else "") for place, best, worst in rows]
+
+
+def _notes(results: Results) -> list[str]:
+    notes = [
+        "Numbers are taken at the last epoch; the columns 'selected' at the epoch of the highest validation accuracy. "
+        "The test set takes no part in any choice.",
+        "Calibration and ranking claims are decided after a temperature fitted on the validation part, which anyone "
+        "may apply to any model; the raw figure stands beside and decides nothing.",
+    ]
+    for condition in results.plan.conditions:
+        where = f"{condition.label}: " if len(results.plan.conditions) > 1 else ""
+        weights = list(_swept(results))
+        if weights:
+            likelihood = np.array(_by_weight(results, condition.name, "nll_scaled"), dtype=float)
+            notes.append(f"{where}recommended range: {recommended(weights, likelihood)}")
+        runs = [results.run(condition.name, "cross_entropy", seed) for seed in results.seeds]
+        fitted = [one.metrics["temperature"] for one in runs if one]
+        if fitted:
+            notes.append(f"{where}cross-entropy {_confidence(float(np.mean(fitted)))}.")
+    if len(results.seeds) < 2:
+        notes.append("Gradient share by difficulty needs a second seed, whose cross-entropy model judges the first's.")
+    return notes

@@ -1,0 +1,211 @@
+"""The image study as data: arms, metrics, claims, and the plan of any of the questions asked of it. Free of torch."""
+
+from collections.abc import Callable
+from typing import Any
+
+from pydantic import Field
+
+from retarget.errors import UserError
+from retarget.pskd.studies.images.settings import MINUTES_PER_RUN, PRESETS, Settings
+from retarget.settings import Strict, resolve_settings
+from retarget.study.config import Arm, Claim, Condition, Metric, StudyPlan, choose_arms, claims_under, refuse_decided
+
+ARMS = (
+    Arm(name="cross_entropy", label="cross-entropy"),
+    Arm(name="pskd", label="PS-KD", settings={"targets": "pskd"}),
+    Arm(
+        name="label_smoothing",
+        label="label smoothing 0.1",
+        settings={"targets": "label_smoothing", "smoothing": 0.1},
+    ),
+    Arm(name="cutmix", label="CutMix", settings={"mixing": "cutmix"}),
+    Arm(name="cutmix_pskd", label="CutMix + PS-KD", settings={"mixing": "cutmix", "targets": "pskd"}),
+    Arm(name="mixup", label="Mixup", settings={"mixing": "mixup"}),
+    Arm(name="mixup_pskd", label="Mixup + PS-KD", settings={"mixing": "mixup", "targets": "pskd"}),
+    Arm(name="smoothing_schedule", label="label smoothing by alpha_t", settings={"targets": "smoothing_schedule"}),
+    Arm(
+        name="past_of_class",
+        label="PS-KD, past rows swapped within the class",
+        settings={"targets": "pskd", "past_of": "same_class"},
+    ),
+    Arm(name="constant_alpha", label="PS-KD, constant alpha", settings={"targets": "pskd", "schedule": "constant"}),
+)
+
+METRICS = (
+    Metric(name="top1", label="top-1 accuracy", unit="%", better="higher"),
+    Metric(name="top5", label="top-5 accuracy", unit="%", better="higher", optional=True),
+    Metric(name="nll", label="NLL", better="lower", decimals=3),
+    Metric(name="nll_scaled", label="NLL after temperature", better="lower", decimals=3),
+    Metric(name="ece", label="ECE", unit="%", better="lower", description="10 equal-width bins (lo, hi]"),
+    Metric(name="ece_scaled", label="ECE after temperature", unit="%", better="lower"),
+    Metric(name="ece_mass", label="ECE, 15 equal-mass bins, debiased", unit="%", better="lower"),
+    Metric(name="aurc", label="AURC", unit="×10⁻³", better="lower", decimals=1),
+    Metric(name="aurc_scaled", label="AURC after temperature", unit="×10⁻³", better="lower", decimals=1),
+    Metric(name="excess_aurc", label="E-AURC", unit="×10⁻³", better="lower", decimals=1),
+    Metric(name="augrc", label="AUGRC", unit="×10⁻³", better="lower", decimals=1),
+    Metric(name="failure_auroc", label="failure AUROC", unit="%", better="higher", optional=True),
+    Metric(name="brier", label="Brier score", better="lower", decimals=3),
+    Metric(name="temperature", label="fitted temperature", decimals=2),
+    Metric(name="top1_selected", label="top-1 at the selected epoch", unit="%", better="higher"),
+    Metric(name="nll_selected", label="NLL at the selected epoch", better="lower", decimals=3),
+    Metric(name="ece_selected", label="ECE at the selected epoch", unit="%", better="lower"),
+    Metric(name="aurc_selected", label="AURC at the selected epoch", unit="×10⁻³", better="lower", decimals=1),
+    Metric(name="selected_epoch", label="selected epoch", decimals=0, description="highest validation top-1; from 1"),
+    Metric(name="train_loss", label="training loss, last epoch", decimals=3),
+    Metric(name="hard_gradient_share", label="gradient share of the hardest tenth", unit="%", optional=True),
+    Metric(name="identity_error", label="largest error of the gradient identity", decimals=9, optional=True),
+    Metric(name="step_ms", label="median training step", unit="ms", better="lower", decimals=1),
+    Metric(name="store_mb", label="table of past rows", unit="MB", better="lower", deterministic=True),
+)
+
+
+def claims(condition: str, suffix: str = "") -> tuple[Claim, ...]:
+    """The abstract's claims under one condition. Smallest effects are half or less of the paper's CIFAR-100 gains."""
+
+    claim = claims_under(condition, suffix)
+    pair = ("pskd", "cross_entropy")
+    return (
+        claim("accuracy", "PS-KD improves accuracy on image classification.", "top1", "higher", 0.5, pair),
+        claim("calibration", "PS-KD improves confidence calibration.", "ece_scaled", "lower", 0.5, pair, shown="ece"),
+        claim("likelihood", "PS-KD gives better confidence estimates.", "nll_scaled", "lower", 0.02, pair, shown="nll"),
+        claim("ranking", "PS-KD improves the ordinal ranking of confidence.", "aurc_scaled", "lower", 3.0, pair,
+              shown="aurc"),
+        claim("self_knowledge", "The gain comes from the model's own past predictions, not from softer labels by the "
+              "same schedule.", "nll_scaled", "lower", 0.02, ("pskd", "smoothing_schedule"), shown="nll"),
+        claim("hard_examples", "PS-KD works as hard-example mining: the hardest tenth gets a larger share of the "
+              "gradient.", "hard_gradient_share", "higher", 1.0, pair),
+        claim("with_cutmix", "PS-KD adds to existing regularisation: CutMix.", "top1", "higher", 0.5,
+              ("cutmix_pskd", "cutmix")),
+        claim("with_mixup", "PS-KD adds to existing regularisation: Mixup.", "top1", "higher", 0.5,
+              ("mixup_pskd", "mixup")),
+    )  # fmt: skip
+
+
+ELSEWHERE = (
+    Claim(id="detection", sentence="PS-KD improves object detection.", metric="map", direction="higher",
+          smallest_effect=0.5, arms=("detection_pskd", "detection_cross_entropy")),
+    Claim(id="translation", sentence="PS-KD improves machine translation.", metric="bleu", direction="higher",
+          smallest_effect=0.5, arms=("translation_pskd", "translation_cross_entropy")),
+)  # fmt: skip
+
+
+class Question(Strict):
+    """What a study of one question runs, and what it decides.
+
+    Attributes:
+        name: stands in the study's name; empty for the paper's own question.
+        task: import path of the function that does a run.
+        task_name: its name in a run's identity.
+        former_tasks: import paths under which older records know it.
+        settings: the model of a run's settings.
+        small: settings in place of the ``small`` preset's.
+        minutes: of one run of ``small``; the preset's own if not given.
+        ten_classes: whether data of ten classes can answer it.
+    """
+
+    name: str = ""
+    title: str = ""
+    arms: tuple[Arm, ...]
+    conditions: tuple[Condition, ...] = (Condition(),)
+    claims: tuple[Claim, ...] = ()
+    metrics: tuple[Metric, ...] = METRICS
+    task: str = "retarget.pskd.studies.images.run:run"
+    task_name: str = "pskd.images"
+    former_tasks: tuple[str, ...] = ("retarget.pskd.tasks.classification:run",)
+    settings: type[Settings] = Settings
+    small: dict[str, Any] = Field(default_factory=dict)
+    minutes: float | None = None
+    ten_classes: bool = True
+
+    def under(self, world: tuple[Condition, ...]) -> "Question":
+        """The question under the conditions of the preset and the user; one with conditions of its own ignores them."""
+        return self
+
+
+class WorldQuestion(Question):
+    """A question that is asked under the conditions of the preset and the user; ``state`` gives the claims there."""
+
+    state: Callable[[tuple[Condition, ...]], tuple[Claim, ...]]
+
+    def under(self, world: tuple[Condition, ...]) -> Question:
+        return self.model_copy(update={"conditions": world, "claims": self.state(world)})
+
+
+def _stated(world: tuple[Condition, ...]) -> tuple[Claim, ...]:
+    suffix = "_{}" if len(world) > 1 else ""
+    return (*(claim for one in world for claim in claims(one.name, suffix.format(one.name))), *ELSEWHERE)
+
+
+PAPER = WorldQuestion(arms=ARMS, state=_stated)
+
+
+def plan(
+    preset: str = "demo",
+    config: dict[str, Any] | None = None,
+    seeds: list[int] | None = None,
+    arms: list[str] | None = None,
+    question: Question = PAPER,
+) -> StudyPlan:
+    """The resolved study of one question.
+
+    Args:
+        preset: ``demo`` (digits, minutes), ``small`` (10,000 CIFAR-100 images, hours on two cores) or ``paper``.
+        config: settings that override the preset's (keys of the question's settings).
+        seeds: seeds in place of 0 to 4.
+        arms: names of the arms to run.
+        question: what is asked.
+
+    Raises:
+        UserError: unknown preset, setting or arm.
+    """
+    config = dict(config or {})
+    if preset not in PRESETS:
+        raise UserError(f"no preset {preset!r} for pskd: choose {', '.join(PRESETS)}")
+    preset_settings = PRESETS[preset] | (question.small if preset == "small" else {})
+    base = dict(preset_settings)
+    if config.get("dataset", base["dataset"]) != base["dataset"]:
+        base.pop("train_images", None)  # a subset of the preset's own data, not of the user's
+    settings = resolve_settings(question.settings, {**base, **config})
+    if not question.ten_classes and settings.dataset == "digits":
+        raise UserError("this question needs more than the ten classes of digits: choose --preset small or paper")
+    asked = question.under(_world(preset, settings, config))
+    refuse_decided(config, (*ARMS, *asked.arms), asked.conditions)
+    minutes = question.minutes if preset == "small" and question.minutes else MINUTES_PER_RUN[preset]
+    return StudyPlan(
+        study="-".join(filter(None, ("pskd", asked.name))),
+        title=": ".join(filter(None, ("PS-KD on image classification", asked.title))),
+        question="Do softened targets from the model's own past predictions help on this data?",
+        preset=preset,
+        task=asked.task,
+        task_name=asked.task_name,
+        former_tasks=asked.former_tasks,
+        prepare="retarget.pskd.studies.images.data:prepare",
+        analysis="retarget.pskd.studies.images.analysis:analyse",
+        settings=settings.model_dump(mode="json"),
+        settings_model=asked.settings,
+        conditions=asked.conditions,
+        arms=choose_arms(asked.arms, arms),
+        seeds=tuple(seeds) if seeds else (0, 1, 2, 3, 4),
+        metrics=asked.metrics,
+        claims=asked.claims,
+        minutes_per_run=_minutes(minutes, settings, Settings.model_validate(preset_settings)),
+    )
+
+
+def _world(preset: str, settings: Settings, config: dict[str, Any]) -> tuple[Condition, ...]:
+    """Clean labels, and in the demo wrong ones besides; or the share that the user gave."""
+    if preset == "demo" and "label_noise" not in config:
+        noisy = {"label_noise": 0.2}
+        return (
+            Condition(name="clean", label="clean labels"),
+            Condition(name="noisy", label="20 % of the training labels wrong", settings=noisy),
+        )
+    wrong = f"{settings.label_noise:.0%} of the training labels wrong".replace("%", " %")
+    return (Condition(label=wrong if settings.label_noise else "clean labels"),)
+
+
+def _minutes(minutes: float, settings: Settings, preset: Settings) -> float | None:
+    """The preset's measured time, scaled to the epochs; not known for other data or another network."""
+    if (settings.network, settings.train_images) != (preset.network, preset.train_images):
+        return None
+    return round(minutes * settings.epochs / preset.epochs, 2)

@@ -1,0 +1,72 @@
+"""Settings of an image study's runs and its presets. Free of torch."""
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from retarget.settings import Strict
+
+_CODE = "official code, CIFAR-100 configuration"
+
+
+class Settings(Strict):
+    """Settings of one training run; an arm overrides those of its method."""
+
+    dataset: str = Field(
+        description="digits | torchvision:NAME | npz:FILE | folder:DIR | hf:DIR; see images/data.py for their layout"
+    )
+    root: str = Field(default="data", description="where torchvision keeps its data sets (downloads if missing)")
+    train_images: int | None = Field(default=None, ge=2, description="stratified subset, validation part included")
+    validation_images: int = Field(ge=1, description="stratified part of the training data: selection, temperature")
+    test_images: int | None = Field(default=None, ge=1, description="stratified subset of the test set")
+    label_noise: float = Field(default=0.0, ge=0, lt=1, description="share of training labels made wrong")
+    data_seed: int = Field(default=2021, description="fixes subset, split and noise: the same for every seed")
+    augmentation: Literal["none", "crop_flip", "trivial", "imagenet"] = Field(
+        description=f"crop with padding 4, flip: {_CODE}; trivial: TrivialAugmentWide besides, Müller and Hutter 2021"
+    )
+    network: str
+    epochs: int = Field(ge=1, description=f"300: {_CODE}")
+    batch_size: int = Field(default=128, ge=2, description=_CODE)
+    lr: float = Field(default=0.1, gt=0, description=_CODE)
+    momentum: float = Field(default=0.9, ge=0, lt=1, description=f"Nesterov: {_CODE}")
+    weight_decay: float = Field(default=5e-4, ge=0, description=_CODE)
+    drops: tuple[float, ...] = Field(default=(0.5, 0.75), description=f"lr / 10 at 150 and 225 of 300: {_CODE}")
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    accelerator: str = "auto"
+    workers: int = Field(default=0, ge=0, description="loader processes, for images read from files")
+    # The arm
+    targets: Literal["hard", "label_smoothing", "smoothing_schedule", "pskd"] = "hard"
+    smoothing: float = Field(default=0.1, ge=0, le=1, description="label smoothing: Szegedy et al. 2016")
+    alpha_T: float = Field(default=0.8, ge=0, le=1, description=f"{_CODE}; 0.3 for ImageNet")
+    schedule: Literal["linear", "constant"] = "linear"
+    store: str = Field(
+        default="dense",
+        pattern=r"^(dense|topk:\d+:(uniform|renormalise))$",
+        description="dense, topk:K:uniform or topk:K:renormalise",
+    )
+    past: Literal["rows", "previous"] = Field(default="rows", description="previous: last epoch's weights, this view")
+    past_of: Literal["itself", "same_class"] = "itself"
+    mixing: Literal["none", "cutmix", "mixup"] = "none"
+    mixing_alpha: float = Field(default=1.0, gt=0)
+    mixing_prob: float = Field(
+        default=0.5, ge=0, lt=1, description="CutMix for CIFAR-100: Yun et al. 2019, section 4.1.2"
+    )
+    mixed_rows: Literal["dropped", "kept"] = Field(default="dropped", description="predictions of mixed images")
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "demo": dict(
+        dataset="digits", train_images=700, validation_images=200, augmentation="none", network="small_cnn",
+        epochs=40, batch_size=50, lr=0.05, accelerator="cpu",
+    ),
+    "small": dict(
+        dataset="torchvision:CIFAR100", train_images=10_000, validation_images=1_000, augmentation="crop_flip",
+        network="preact_resnet10_w24", epochs=30, precision="bf16-mixed", accelerator="cpu",
+    ),
+    "paper": dict(
+        dataset="torchvision:CIFAR100", validation_images=5_000, augmentation="crop_flip",
+        network="preact_resnet18", epochs=300,
+    ),
+}  # fmt: skip
+
+MINUTES_PER_RUN = {"demo": 0.1, "small": 7.0, "paper": 90.0}

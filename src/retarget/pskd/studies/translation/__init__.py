@@ -1,0 +1,1 @@
+"""Machine translation: a small Transformer whose words take softened targets."""

@@ -1,0 +1,97 @@
+"""What the page shows of a translation study beyond the runs' own metrics."""
+
+from retarget.files import read_json
+from retarget.metrics import calibration as c
+from retarget.pskd.studies.translation.plan import MULTI30K_BASELINE, Settings
+from retarget.study.config import Condition
+from retarget.study.figures import Analysis, Figure, Lines, Series, Text
+from retarget.study.record import Results, RunResult
+
+_FAR_SHORT = 3.0  # BLEU below the published baseline from which a baseline is called undertrained
+
+
+def analyse(results: Results) -> Analysis:
+    """Learning curves, reliability of words, translations side by side; signatures, and whether to trust a baseline."""
+    figures: list[Figure] = []
+    notes: list[str] = []
+    remarks: dict[str, dict[str, str]] = {}
+    for condition in results.plan.conditions:
+        prefix = f"{condition.label}: " if len(results.plan.conditions) > 1 else ""
+        figures += _figures(results, condition.name, prefix)
+        short = _undertrained(results, condition)
+        if short:
+            notes.append(f"{prefix}{short}")
+            remarks[condition.name] = {"cross_entropy": "undertrained"}
+    notes += _signatures(results)
+    if results.plan.settings["dataset"] == "grammar":
+        notes.append(
+            "The sentences are of a generated language, with reordering and agreement; they are no translations."
+        )
+    return Analysis(figures=figures, notes=notes, remarks=remarks)
+
+
+def _runs(results: Results, condition: str, arm: str) -> list[RunResult]:
+    return [run for run in (results.run(condition, arm, seed) for seed in results.seeds) if run]
+
+
+def _figures(results: Results, condition: str, prefix: str) -> list[Figure]:
+    learning, reliability, samples = [], [], []
+    for arm in results.plan.arms:
+        runs = _runs(results, condition, arm.name)
+        if not runs:
+            continue
+        history = [run.history() for run in runs]
+        epochs = [line["step"] + 1.0 for line in history[0]]
+        learning.append(Series(label=arm.label, x=epochs, y=[[line["val_nll"] for line in one] for one in history]))
+        gaps = []
+        for run in runs:
+            arrays = run.predictions()
+            diagram = c.reliability_diagram(arrays["test_confidence"], arrays["test_correct"])
+            gaps.append(diagram.accuracy.tolist())
+        reliability.append(Series(label=arm.label, x=[(i + 0.5) / 10 for i in range(10)], y=gaps))
+        lines = (runs[0].directory / "translations.txt").read_text(encoding="utf-8").splitlines()
+        samples.append((arm.label, "\n".join(lines[:5])))
+    if not learning:
+        return []
+    return [
+        Lines(
+            title=f"{prefix}validation NLL a word", caption="Teacher-forced, every seed thin and the mean thick.",
+            x_label="epoch", y_label="NLL", series=learning,
+        ),
+        Lines(
+            title=f"{prefix}reliability of words", caption="Share of right words by the probability given to them.",
+            x_label="confidence", y_label="accuracy", series=reliability, diagonal=True,
+        ),
+        Text(
+            title=f"{prefix}translations", caption="The first five test sentences, first seed.",
+            labels=[label for label, _ in samples], blocks=[text for _, text in samples],
+        ),
+    ]  # fmt: skip
+
+
+def _undertrained(results: Results, condition: Condition) -> str:
+    """What is wrong with a cross-entropy arm far below the published one: its differences are of undertrained models.
+
+    The published baseline is of German to English; for another direction there is none to compare with.
+    """
+    settings = Settings.model_validate({**results.plan.settings, **condition.settings})
+    published = settings.test.startswith("test_201") and (settings.source, settings.target) == ("de", "en")
+    scores = [run.metrics["bleu"] for run in _runs(results, condition.name, "cross_entropy")]
+    if settings.dataset == "grammar" or not published or not scores:
+        return ""
+    mean = sum(scores) / len(scores)
+    if mean >= MULTI30K_BASELINE - _FAR_SHORT:
+        return ""
+    return (
+        f"undertrained: cross-entropy reaches {mean:.1f} BLEU here, and the paper's baseline on Multi30k, German to "
+        f"English, is {MULTI30K_BASELINE:.1f}. Train longer before you trust the differences."
+    )
+
+
+def _signatures(results: Results) -> list[str]:
+    for condition in results.plan.conditions:
+        for arm in results.plan.arms:
+            for run in _runs(results, condition.name, arm.name):
+                kept = read_json(run.directory / "scores.json")
+                return [f"sacreBLEU signatures: {kept['bleu']['signature']}; {kept['chrf']['signature']}."]
+    return []

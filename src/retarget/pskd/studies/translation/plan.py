@@ -1,0 +1,188 @@
+"""The translation study as data: settings, presets, arms, claims. Free of torch.
+
+``plan`` has the signature of ``retarget.pskd.study.plan``, which hands configurations with ``task = "translation"`` on.
+"""
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from retarget.errors import UserError
+from retarget.extras import require
+from retarget.settings import Strict, resolve_settings
+from retarget.study.config import Arm, Claim, Condition, Metric, StudyPlan, choose_arms, claims_under, refuse_decided
+
+_IWSLT = "fairseq's transformer_iwslt_de_en, its documented training command"
+MULTI30K_BASELINE = 29.0
+"""BLEU of the paper's baseline, Multi30k German to English."""
+
+
+class Settings(Strict):
+    """Settings of one training run; an arm overrides those of its method."""
+
+    task: Literal["translation"] = "translation"
+    dataset: str = Field(
+        default="grammar", pattern=r"^(grammar|files:.+)$",
+        description="grammar (generated) | files:DIR with train, val and test as NAME.LANGUAGE or NAME.LANGUAGE.gz",
+    )  # fmt: skip
+    source: str = "en"
+    target: str = "de"
+    test: str = Field(default="test_2016_flickr", description="NAME of the test files")
+    train_sentences: int | None = Field(default=None, ge=10, description="the first so many pairs")
+    test_sentences: int | None = Field(default=None, ge=1, description="the first so many pairs")
+    data_seed: int = Field(default=2021, description="fixes the generated sentences: the same for every seed")
+    vocabulary: int = Field(ge=50, description=f"joint byte-pair encoding; 10,000: {_IWSLT}")
+    max_tokens: int = Field(default=80, ge=8, description="longer sentences are cut")
+    d_model: int = Field(default=512, ge=8, description=_IWSLT)
+    ffn: int = Field(default=1024, ge=8, description=_IWSLT)
+    heads: int = Field(default=4, ge=1, description=_IWSLT)
+    layers: int = Field(default=6, ge=1, description=f"of the encoder and of the decoder: {_IWSLT}")
+    dropout: float = Field(default=0.3, ge=0, lt=1, description=_IWSLT)
+    norm: Literal["post", "pre"] = Field(
+        default="post", description=f"layer norm after a block: {_IWSLT}; before it learns in fewer steps"
+    )
+    epochs: int = Field(ge=1)
+    batch_sentences: int = Field(ge=2, description="of similar length; fairseq batches by tokens (4096)")
+    accumulate: int = Field(default=1, ge=1, description="batches of an update")
+    lr: float = Field(default=5e-4, gt=0, description=f"Adam (0.9, 0.98): {_IWSLT}")
+    lr_schedule: Literal["inverse_sqrt", "cosine"] = Field(default="inverse_sqrt", description=_IWSLT)
+    warmup_steps: int = Field(default=4000, ge=0, description=_IWSLT)
+    weight_decay: float = Field(default=1e-4, ge=0, description=_IWSLT)
+    beams: int = Field(default=5, ge=1, description=_IWSLT)
+    accelerator: Literal["auto", "cpu"] = "auto"
+    bf16: bool = Field(default=False, description="bfloat16 autocast, in training and in evaluation")
+    # The arm
+    targets: Literal["hard", "pskd"] = "hard"
+    smoothing: float = Field(default=0.0, ge=0, lt=1, description=f"0.1 where an arm smooths: {_IWSLT}")
+    alpha_T: float = Field(default=0.8, ge=0, le=1, description="the paper's value for translation is not published")
+    schedule: Literal["linear", "constant"] = "linear"
+    topk: int = Field(default=10, ge=1, description="likeliest words kept of each target's row")
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "demo": dict(
+        dataset="grammar", train_sentences=2000, vocabulary=200, max_tokens=40, d_model=64, ffn=128, layers=2,
+        dropout=0.1, epochs=12, batch_sentences=50, lr=3e-3, warmup_steps=100, beams=3, accelerator="cpu",
+    ),
+    "small": dict(
+        dataset="files:multi30k", vocabulary=5000, d_model=256, ffn=512, heads=8, layers=2, dropout=0.1, norm="pre",
+        epochs=5, batch_sentences=64, lr=2e-3, lr_schedule="cosine", warmup_steps=300, accelerator="cpu", bf16=True,
+    ),
+    "paper": dict(dataset="files:multi30k", vocabulary=10_000, epochs=60, batch_sentences=256),
+}  # fmt: skip
+
+MINUTES_PER_RUN = {"demo": 0.7, "small": 14.0, "paper": 30.0}
+
+ARMS = (
+    Arm(name="cross_entropy", label="cross-entropy"),
+    Arm(name="pskd", label="PS-KD", settings={"targets": "pskd"}),
+    Arm(name="label_smoothing", label="label smoothing 0.1", settings={"smoothing": 0.1}),
+    Arm(
+        name="pskd_label_smoothing",
+        label="PS-KD + label smoothing",
+        settings={"targets": "pskd", "smoothing": 0.1},
+    ),
+)
+
+METRICS = (
+    Metric(name="bleu", label="BLEU", better="higher", decimals=1, description="sacreBLEU; signature in scores.json"),
+    Metric(name="chrf", label="chrF", better="higher", decimals=1, description="sacreBLEU's chrF2"),
+    Metric(name="nll", label="token NLL", better="lower", decimals=3, description="test set, reference prefixes"),
+    Metric(name="ece", label="token ECE", unit="%", better="lower", description="10 equal-width bins (lo, hi]"),
+    Metric(name="nll_scaled", label="token NLL after temperature", better="lower", decimals=3),
+    Metric(name="ece_scaled", label="token ECE after temperature", unit="%", better="lower"),
+    Metric(name="temperature", label="fitted temperature", decimals=2, description="on the validation sentences"),
+    Metric(name="token_accuracy", label="token accuracy", unit="%", better="higher"),
+    Metric(name="val_nll", label="validation token NLL, last epoch", better="lower", decimals=3),
+    Metric(name="step_ms", label="median training step", unit="ms", better="lower", decimals=1),
+    Metric(name="store_mb", label="table of past rows", unit="MB", better="lower", deterministic=True),
+    Metric(
+        name="store_share", label="table against dense fp32", unit="%", decimals=3, deterministic=True,
+        description="both slots and stamps against one float32 buffer",
+    ),
+)  # fmt: skip
+
+
+def claims(condition: str, suffix: str = "") -> tuple[Claim, ...]:
+    """The abstract's claims under one condition. Smallest effects are half or less of the paper's gains in BLEU."""
+
+    claim = claims_under(condition, suffix)
+    pair = ("pskd", "cross_entropy")
+    return (
+        claim("translation", "PS-KD improves machine translation.", "bleu", "higher", 0.5, pair, shown="chrf"),
+        claim("translation_against_smoothing", "PS-KD improves machine translation beyond label smoothing.", "bleu",
+              "higher", 0.5, ("pskd", "label_smoothing"), shown="chrf"),
+        claim("translation_combined", "PS-KD adds to existing regularisation: label smoothing.", "bleu", "higher", 0.5,
+              ("pskd_label_smoothing", "label_smoothing"), shown="chrf"),
+        claim("translation_calibration", "PS-KD improves the calibration of a translator's words.", "ece_scaled",
+              "lower", 0.5, pair, shown="ece"),
+        claim("translation_likelihood", "PS-KD gives a translator better confidence estimates.", "nll_scaled", "lower",
+              0.02, pair, shown="nll"),
+    )  # fmt: skip
+
+
+def plan(
+    preset: str = "demo",
+    config: dict[str, Any] | None = None,
+    seeds: list[int] | None = None,
+    arms: list[str] | None = None,
+) -> StudyPlan:
+    """The resolved study.
+
+    Args:
+        preset: ``demo`` (a generated language, minutes), ``small`` (Multi30k, hours on a CPU) or ``paper``.
+        config: settings that override the preset's (keys of :class:`Settings`). Two languages in both directions are
+            two conditions for ``files:DIR``; ``source`` and ``target`` given here make it one.
+        seeds: seeds in place of 0 to 2.
+        arms: names of the arms to run.
+
+    Raises:
+        UserError: unknown preset, setting or arm.
+    """
+    config = dict(config or {})
+    if preset not in PRESETS:
+        raise UserError(f"no preset {preset!r} for translation: choose {', '.join(PRESETS)}")
+    settings = resolve_settings(Settings, {**PRESETS[preset], **config})
+    if settings.d_model % settings.heads or settings.topk > settings.vocabulary:
+        raise UserError("d_model must be a multiple of heads, and topk at most the vocabulary")
+    both_ways = settings.dataset != "grammar" and not {"source", "target"} & set(config)
+    conditions = _directions(settings.source, settings.target) if both_ways else (Condition(),)
+    refuse_decided(config, ARMS, conditions)
+    return StudyPlan(
+        study="pskd-translation",
+        title="PS-KD on machine translation",
+        question="Do softened targets from the model's own past predictions help this translator?",
+        preset=preset,
+        task="retarget.pskd.studies.translation.run:run",
+        task_name="pskd.translation",
+        former_tasks=("retarget.pskd.tasks.translation:run",),
+        prepare="retarget.pskd.studies.translation.plan:prepare",
+        analysis="retarget.pskd.studies.translation.analysis:analyse",
+        settings=settings.model_dump(mode="json"),
+        settings_model=Settings,
+        conditions=conditions,
+        arms=choose_arms(ARMS, arms),
+        seeds=tuple(seeds) if seeds else (0, 1, 2),
+        metrics=METRICS,
+        claims=tuple(
+            one for c in conditions for one in claims(c.name, "" if len(conditions) == 1 else f"_{c.name}")
+        ),
+        minutes_per_run=MINUTES_PER_RUN[preset],
+    )  # fmt: skip
+
+
+def prepare(plan: StudyPlan) -> None:
+    """Refuse missing packages and sentences that cannot be read, once and at once."""
+    for module in ("transformers", "accelerate", "sacrebleu"):
+        require(module, "text")
+    from retarget.pskd.studies.translation.data import sentence_pairs
+
+    for condition in plan.conditions:
+        sentence_pairs(resolve_settings(Settings, plan.run_settings(condition, plan.arms[0])))
+
+
+def _directions(source: str, target: str) -> tuple[Condition, ...]:
+    return tuple(
+        Condition(name=f"{a}-{b}", label=f"{a} to {b}", settings={"source": a, "target": b})
+        for a, b in ((source, target), (target, source))
+    )

@@ -1,1 +1,0 @@
-"""Data, model and metrics of the PS-KD studies."""

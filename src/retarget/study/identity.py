@@ -1,0 +1,146 @@
+"""Whether a run that a directory holds is the one that a plan asks for: settings, task, data; old records too."""
+
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic_core import to_jsonable_python
+
+from retarget.errors import UserError
+from retarget.files import read_json, write_json
+from retarget.identity import content, fingerprint, refuse_other
+from retarget.study.config import StudyPlan
+
+REMEDY = "Give another --out, or the settings that the directory was made with"
+DATA_REMEDY = "Bring back what the earlier runs were measured on, or give another --out"
+CACHE = ".content.json"
+"""Fingerprints of the files of a study's data, in its directory; deleting it costs only time."""
+
+
+def contents(plan: StudyPlan, root: Path, *, remember: bool) -> dict[str, str]:
+    """Fingerprints of a plan's data and, for a task outside this package, of its source file.
+
+    Args:
+        root: the study's directory, where fingerprints are remembered.
+        remember: whether to write there.
+
+    Returns:
+        By path. Data that are missing are left out: the study's own ``prepare`` says so where it needs them.
+    """
+    cache = root / CACHE
+    known: dict[str, list[Any]] = _read_cache(cache)
+    before = dict(known)
+    paths = [*plan.data, *_source(plan.task)]
+    found = {path: content(path, known) for path in paths if Path(path).exists()}
+    if remember and known != before:
+        write_json(cache, known)
+    return found
+
+
+def _read_cache(path: Path) -> dict[str, list[Any]]:
+    if not path.exists():
+        return {}
+    try:
+        found = read_json(path)
+    except UserError:  # it can be made anew
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _source(task: str) -> list[str]:
+    """The file of a user's own task; this package's tasks have a name in their place."""
+    module = task.partition(":")[0]
+    if module.partition(".")[0] == "retarget":
+        return []
+    try:
+        found = importlib.util.find_spec(module)
+    except (ImportError, ValueError):  # the executor reports it when it loads the task
+        return []
+    return [found.origin] if found and found.has_location and found.origin else []
+
+
+def same_run(path: Path, record: Mapping[str, Any], plan: StudyPlan, asked: Mapping[str, Any]) -> None:
+    """Refuse a run's record that does not agree with what a plan asks for.
+
+    Args:
+        path: of the record, named in errors.
+        record: config.json of a run.
+        asked: ``plan.identity`` of the run.
+
+    Raises:
+        UserError: values differ, each named; or the record was edited.
+    """
+    if "task_name" in record and _hash(record) != record.get("run_hash"):
+        raise UserError(f"{path} was changed after it was written: its hash does not fit. Delete the run's directory")
+    refuse_other(path.parent, _flat(known_as(record, plan, asked)), _flat(asked), remedy=REMEDY)
+
+
+def same_content(where: Path, had: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """Refuse data that were replaced; what only one side knows cannot be compared."""
+    both = sorted(had.keys() & now.keys())
+    refuse_other(
+        where,
+        {f"the content of {path}": had[path] for path in both},
+        {f"the content of {path}": now[path] for path in both},
+        remedy=DATA_REMEDY,
+    )
+
+
+def known_as(record: Mapping[str, Any], plan: StudyPlan, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """The identity of a recorded run as this version would write it.
+
+    A task is known by its name, and in older records by its former import path. A setting that an older record lacks
+    had the default that it has now.
+    """
+    settings = {k: v for k, v in record.get("settings", {}).items() if k not in plan.unmeasured}
+    return {
+        "study": record.get("study"),
+        "task": name_of_task(record.get("task_name"), record.get("task"), plan),
+        "settings": with_defaults(settings, asked["settings"], plan.settings_model),
+        "seed": record.get("seed"),
+        "threads": record.get("threads"),
+    }
+
+
+def name_of_task(name: str | None, path: str | None, plan: StudyPlan) -> str | None:
+    """What a recorded task is called now: by its name, or by an import path that the plan knows as its own."""
+    ours = path in (plan.task, *plan.former_tasks)
+    return name or ((plan.task_name or plan.task) if ours else path)
+
+
+def with_defaults(
+    settings: Mapping[str, Any], asked: Mapping[str, Any], model: type[BaseModel] | None
+) -> dict[str, Any]:
+    """Settings of an older record, with the defaults of those that are asked for and that it did not know; tables too.
+
+    >>> class Settings(BaseModel):
+    ...     lr: float
+    ...     clip: float = 1.0
+    >>> with_defaults({"lr": 0.1}, {"lr": 0.1, "clip": 1.0}, Settings)
+    {'lr': 0.1, 'clip': 1.0}
+    """
+    result = dict(settings)
+    for name, value in asked.items():
+        field = model.model_fields.get(name) if model else None
+        inner = field.annotation if field else None
+        if field and name not in result and not field.is_required():
+            result[name] = to_jsonable_python(field.get_default(call_default_factory=True, validated_data={}))
+        elif isinstance(value, dict) and isinstance(result.get(name), dict):
+            inner = inner if isinstance(inner, type) and issubclass(inner, BaseModel) else None
+            result[name] = with_defaults(result[name], value, inner)
+    return result
+
+
+def _hash(record: Mapping[str, Any]) -> str:
+    """What a record's ``run_hash`` must be, by its own values."""
+    settings = {k: v for k, v in record["settings"].items() if k not in record.get("unmeasured", ())}
+    task = record["task_name"] or record["task"]
+    parts = {"study": record["study"], "task": task, "settings": settings}
+    return fingerprint(parts | {"seed": record["seed"], "threads": record["threads"]})
+
+
+def _flat(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """One level: a message names settings by their own names."""
+    return {**{k: v for k, v in identity.items() if k != "settings"}, **identity["settings"]}

@@ -1,0 +1,83 @@
+"""What a study's summary.json holds, as models: written by the study, read by the page and by other programs."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Verdict = Literal["holds", "does not hold", "not enough evidence", "not measured"]
+
+
+class Tolerant(BaseModel):
+    """Other programs may add keys to these files; what this version does not know it leaves alone."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class Spread(Tolerant):
+    """One metric of one arm over the seeds; ``values`` align with the seeds, None where a run failed."""
+
+    mean: float | None = None
+    sd: float | None = None
+    values: list[float | None] = Field(default_factory=list)
+
+
+class Shown(Tolerant):
+    """A second metric's difference, which decides nothing."""
+
+    metric: str
+    estimate: float | None = None
+    interval: tuple[float, float] | None = None
+
+
+class ClaimResult(Tolerant):
+    """One judged claim; everything measured is None where it was not.
+
+    Attributes:
+        estimate: treated - control in the metric's own unit, not turned; for a one-armed claim treated - ``against``.
+        interval: of the estimate, at ``level``.
+        n: seeds that both arms have.
+        p_value: two-sided, of no difference (of a difference of -margin for a non-inferiority claim).
+        p_adjusted: Holm's, over the measured claims.
+        seeds_needed: how many seeds would decide, if mean and spread stay.
+        below_smallest_effect: it holds, and the interval lies below the smallest effect that matters.
+        reason: why there is not enough evidence, or what else than the interval over seeds decided.
+        item_interval: over items, where it did not decide.
+    """
+
+    id: str
+    sentence: str
+    condition: str
+    arms: tuple[str, ...]
+    metric: str
+    direction: Literal["higher", "lower"]
+    margin: float | None = None
+    smallest_effect: float
+    against: float | None = None
+    unit: str = ""
+    estimate: float | None = None
+    interval: tuple[float, float] | None = None
+    level: float | None = None
+    n: int = 0
+    verdict: Verdict
+    p_value: float | None = None
+    p_adjusted: float | None = None
+    seeds_needed: int | None = None
+    below_smallest_effect: bool = False
+    reason: str = ""
+    shown: Shown | None = None
+    item_interval: tuple[float, float] | None = None
+
+
+class Summary(Tolerant):
+    """``summary.json``.
+
+    Attributes:
+        looks: the sets of seeds at which verdicts were given in this directory, the last one last.
+    """
+
+    study: str
+    preset: str
+    seeds: tuple[int, ...]
+    conditions: dict[str, dict[str, dict[str, Spread]]]
+    claims: list[ClaimResult]
+    looks: list[list[int]] = Field(default_factory=list)

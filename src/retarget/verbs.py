@@ -1,0 +1,66 @@
+"""Verbs of the command line as data: where each one's code is, and what it does. One is imported when it is asked for.
+
+A table maps a verb to ``("module:name", what it does)``. The name is a ``function(words) -> exit code``, or a
+dataclass of options with ``run() -> exit code``, whose docstring and fields are its ``--help``.
+"""
+
+import importlib
+import sys
+from collections.abc import Callable, Mapping, Sequence
+
+from retarget.errors import UsageError
+
+Verbs = Mapping[str, tuple[str, str]]
+
+
+def dispatch(prog: str, verbs: Verbs, words: Sequence[str]) -> int:
+    """Run one of a command's verbs, or print which there are.
+
+    Args:
+        prog: the command in front of the verb, for example ``"retarget pope"``.
+        verbs: its verbs.
+        words: what follows it.
+
+    Returns:
+        The verb's exit code; 0 after ``--help``, 2 where no verb is given.
+
+    Raises:
+        UsageError: there is no such verb.
+    """
+    if not words or words[0] in ("-h", "--help", "help"):
+        text = f"usage: {prog} VERB ...\n\n{listing(verbs)}\n\n  {prog} VERB --help says more."
+        print(text, file=sys.stdout if words else sys.stderr)
+        return 0 if words else 2
+    return find(prog, verbs, words[0])(list(words[1:]))
+
+
+def listing(verbs: Verbs) -> str:
+    """One line for each verb.
+
+    >>> print(listing({"mine": ("m:f", "find"), "evaluate": ("m:g", "judge")}))
+      mine      find
+      evaluate  judge
+    """
+    width = max(map(len, verbs))
+    return "\n".join(f"  {verb:<{width}}  {what}" for verb, (_, what) in verbs.items())
+
+
+def find(prog: str, verbs: Verbs, name: str) -> Callable[[list[str]], int]:
+    """The function of a verb; imports its module.
+
+    Raises:
+        UsageError: there is no such verb.
+    """
+    if name not in verbs:
+        raise UsageError(f"there is no verb {name!r}: choose {', '.join(verbs)}, or see {prog} --help")
+    module, _, target = verbs[name][0].partition(":")
+    found = getattr(importlib.import_module(module), target)
+    if not isinstance(found, type):
+        return found
+
+    def parsed(words: list[str]) -> int:
+        import tyro
+
+        return tyro.cli(found, args=words, prog=f"{prog} {name}").run()  # type: ignore[attr-defined]
+
+    return parsed

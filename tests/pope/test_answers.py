@@ -1,0 +1,117 @@
+import pytest
+
+from retarget.pope.answers import final_answer, joined_boxes, stated_answer
+from retarget.pope.engines.local import TransformersEngine
+from retarget.pope.grading import Grader, Reward
+from retarget.pope.problems import Problem
+from retarget.pope.rollouts import Rollout, Sampling
+from retarget.pope.sampler import Sampler
+from retarget.pope.trl import informed
+
+STATED = {
+    "so the answer is therefore $42$": "42",
+    "The answer is $1,234.": "1,234",
+    "**Answer:** 12": "12",
+    "The final answer is:\n 12.": "12",
+    "The final answer is $45$. I hope it is correct.": "45",
+    "the answer to the second question must be \\(\\frac{1}{2}\\)": "\\frac{1}{2}",
+    "The answer is 2\\sqrt{3} cm.": "2\\sqrt{3}",
+    "The answer is (B).": "(B)",
+    "The answer is x = 5.": "x = 5",
+    "The answer is $3$ and $5$.": "3, 5",
+    "The answer is 12 dollars per week": "12",
+    "The answer is 42, because 6 * 7 = 42.": "42",
+    "#### New York": "New York",
+    "#### 3\nthe answer = 4": "4",
+    "The answer is 3. I hope that the answer is helpful.": "3",
+}
+UNSETTLED = (
+    "The answer is", "the answer is at least {}", "The answer is at most {}.", "The answer is not {}.", "Step {}",
+    "If the answer is {}, then we are done.", "the answer is {} or 4", "the answer is between {} and 50",
+    "The answer is {} times as large.", "The answer is {} more than x.", "Is the answer {}?", "The answer is {}?",
+    "The answer is {} if x is even.", "#### Step {}", "#### {}. Add them", "The answer is one of {}",
+    "The answer is 3. No, the answer is at least {}.", "Let me think. There are {} cases to consider: first",
+    "What is {} + 0?", "We know that $x = {}$, so", "Suppose the answer is {}.",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("text", STATED)
+def test_an_answer_in_words_is_read(text):
+    assert stated_answer(text) == final_answer(text) == STATED[text]
+
+
+def test_texts_that_give_no_answer_are_never_rewarded():
+    texts = [one.replace("{}", form) for one in UNSETTLED for form in ("42", "$42$")]
+    whole = "Six sevens.\n#### 42"
+    with Grader("math") as grader:
+        grades = grader.grade(texts, ["42"] * len(texts))
+        (right, cut, thinking, unread) = grader.grade(
+            [whole, whole, f"<think>{whole}", "so \\boxed{42"], ["42"] * 4, [{}, {"truncated": True}, {}, {}]
+        )
+    assert [text for text, grade in zip(texts, grades, strict=True) if grade.reward] == []
+    assert (right.reward, cut.reward, thinking.reward, unread.reward) == (1, 0, 0, 0)
+
+
+def test_boxes_are_read_one_by_one_and_as_a_list():
+    assert joined_boxes("so $x=\\boxed{3}$ or $x=\\boxed{-3}$.") == "3,-3"
+    assert joined_boxes("Part one: \\boxed{3}. Now we turn to the second part of the problem: \\boxed{7}.") is None
+    with Grader("math") as grader:
+        grades = grader.grade(["$\\boxed{3}$ and $\\boxed{5}$"] * 3, ["\\{3, 5\\}", "5", "3"])
+        assert [one.reward for one in grades] == [1, 1, 0]
+        assert grader.grade(["\\boxed{(-\\infty,  2]}"], ["(-\\infty,2]"])[0].correct
+        assert grader.grade(["The answer is $3$."], ["$3$"])[0].correct
+
+
+def test_the_authors_rule_takes_the_last_box_near_the_end_alone():
+    far = "\\boxed{4}" + " so" * 400
+    texts = ["\\boxed{4}", "#### 4", "The answer is 4.", far, "\\boxed{4} no, \\boxed{5}", "<think>\\boxed{4}"]
+    with Grader("boxed") as grader:
+        grades = grader.grade(texts, ["4"] * 6, [{"truncated": True}] * 6)
+    assert [one.reward for one in grades] == [1, 0, 0, 0, 0, 0]
+
+
+class Fixed:
+    """An engine that says the same, whole and cut off."""
+
+    name = "fixed"
+
+    def sample(self, prompts, n, params):
+        return [[Rollout("#### 4", 3, False), Rollout("#### 4", 3, True)] for _ in prompts]
+
+
+def test_a_sampler_tells_its_grader_which_rollouts_the_budget_ended():
+    problem = Problem(id="a", prompt="2 + 2?", answer="4")
+    with Grader("math") as grader:
+        found = Sampler(Fixed(), grader).graded(problem, None, 2)
+    assert [grade.reward for _, grade in found] == [1, 0]
+
+
+def test_a_template_that_opens_the_thinking_block_is_seen(tiny):
+    tokenizer = type(tiny.tokenizer).from_pretrained(tiny.directory)
+    tokenizer.add_tokens(["<think>", "</think>"])
+    engine = TransformersEngine(tiny.model, tokenizer)
+    prompt = f"{tiny.problems[0].prompt} ="
+    row = tokenizer("1 +2 3")["input_ids"][1:]
+    thought = engine._rollout(row, 9, "= <think>\n")
+    assert (thought.text, thought.thinking, thought.answer_text) == ("<think>1 +2 3", 3, "")
+    ended = engine._rollout(tokenizer("1 </think> 3")["input_ids"][1:], 9, "= <think>\n")
+    assert (ended.answer_text.strip(), ended.thinking) == ("3", 2)
+    assert "<think>" not in engine.sample([prompt], 1, Sampling(max_tokens=2))[0][0].text
+
+
+def test_training_rewards_no_unfinished_completion(tiny):
+    tokenizer = type(tiny.tokenizer).from_pretrained(tiny.directory)
+    tokenizer.chat_template = "{{ messages[0]['content'] }}{% if add_generation_prompt %} <think>\n{% endif %}"
+    end = tokenizer.eos_token_id
+    with Grader("math") as grader:
+        reward = informed(Reward(grader), tokenizer, "2 + 2?")
+        ids = [[5, end], [5, 6], []]
+        assert reward(completions=["#### 4"] * 3, answer=["4"] * 3, completion_ids=ids) == [1, 0, 0]
+        opening = informed(Reward(grader), tokenizer, [{"role": "user", "content": "2 + 2?"}])
+        texts = ["#### 4", "2 + 2</think>\n#### 4", "2 + 2"]
+        assert opening(completions=texts, answer=["4"] * 3, completion_ids=[[5, end]] * 3) == [0, 1, 0]
+
+    def other(**_):
+        return [1.0]
+
+    assert informed(other, tokenizer, "2 + 2?") is other

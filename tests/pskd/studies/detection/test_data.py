@@ -1,0 +1,240 @@
+"""Images with boxes: what is read, what is refused with its file named, and that no digit is in two parts."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from retarget.errors import UserError
+from retarget.pskd.studies.detection import data
+from retarget.pskd.studies.detection.data import DetectionSet, collate, crops, scenes
+from retarget.pskd.studies.detection.plan import Settings, plan, prepare
+
+SETTINGS = {
+    "train_split": "train", "validation_split": "val", "test_split": "test", "train_images": None,
+    "validation_images": None, "test_images": None, "classes": None, "bad_boxes": "drop", "data_seed": 1,
+    "min_size": 20, "max_size": 40, "augmentation": "none", "network": "timm:resnet10t", "epochs": 1,
+    "pretrain": {"epochs": 1},
+}  # fmt: skip
+SPLITS = {"train": ("a", "b"), "val": ("c",), "test": ("d",)}
+GOOD = [("cat", (2, 4, 20, 30), 0), ("dog", (10, 10, 40, 44), 1)]
+
+
+def model(settings):
+    return Settings.model_validate(settings)
+
+
+def voc(folder, objects=None, size=(60, 48), suffix=".jpg"):
+    """A directory in VOC's layout, 60 pixels wide and 48 high; ``objects`` by image in place of the good ones."""
+    for name in ("Annotations", "JPEGImages", "ImageSets/Main"):
+        (folder / name).mkdir(parents=True)
+    for split, names in SPLITS.items():
+        (folder / "ImageSets" / "Main" / f"{split}.txt").write_text("".join(f"{name}\n" for name in names))
+        for name in names:
+            described = "".join(
+                f"<object><name>{label}</name><difficult>{difficult}</difficult><bndbox><xmin>{box[0]}</xmin>"
+                f"<ymin>{box[1]}</ymin><xmax>{box[2]}</xmax><ymax>{box[3]}</ymax></bndbox></object>"
+                for label, box, difficult in (objects or {}).get(name, GOOD)
+            )
+            width, height = size
+            (folder / "Annotations" / f"{name}.xml").write_text(
+                f"<annotation><size><width>{width}</width><height>{height}</height></size>{described}</annotation>"
+            )
+            pixels = np.random.default_rng(ord(name)).integers(0, 255, (48, 60, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / "JPEGImages" / f"{name}{suffix}")
+    return {**SETTINGS, "dataset": f"voc:{folder}"}
+
+
+def coco(folder, **more):
+    """The same images and boxes in COCO's layout."""
+    (folder / "annotations").mkdir(parents=True)
+    settings = voc(folder / "voc", **more)
+    for split, names in SPLITS.items():
+        (folder / split).mkdir()
+        images, annotations = [], []
+        for number, name in enumerate(names):
+            (folder / "voc" / "JPEGImages" / f"{name}.jpg").rename(folder / split / f"{name}.jpg")
+            images.append({"id": number, "file_name": f"{name}.jpg", "width": 60, "height": 48})
+            for label, (x1, y1, x2, y2), crowd in GOOD:
+                box = {"bbox": [x1, y1, x2 - x1, y2 - y1], "category_id": {"cat": 7, "dog": 3}[label]}
+                annotations.append({"id": len(annotations), "image_id": number, "iscrowd": crowd, **box})
+        held = {"images": images, "annotations": annotations,
+                "categories": [{"id": 3, "name": "dog"}, {"id": 7, "name": "cat"}]}  # fmt: skip
+        (folder / "annotations" / f"instances_{split}.json").write_text(json.dumps(held))
+    return {**settings, "dataset": f"coco:{folder}"}
+
+
+@pytest.mark.parametrize("form", [voc, coco])
+def test_both_forms_give_the_same_scenes(form, tmp_path):
+    parts = scenes(model(form(tmp_path / "data")))
+    assert parts.classes == ("cat", "dog")
+    assert parts.dropped == ()
+    assert [len(part) for part in (parts.train, parts.validation, parts.test)] == [2, 1, 1]
+    first = parts.train[0]
+    assert first.boxes.tolist() == [list(box) for _, box, _ in GOOD]
+    assert first.labels.tolist() == [1, 2]
+    assert first.ignored.tolist() == [False, True]
+    assert first.pixels().shape == (3, 48, 60)
+
+
+def test_two_directories_are_one_data_set_and_a_validation_part_is_held_out(tmp_path):
+    voc(tmp_path / "one")
+    voc(tmp_path / "two")
+    settings = {**SETTINGS, "dataset": f"voc:{tmp_path / 'one'}+{tmp_path / 'two'}", "validation_split": None}
+    parts = scenes(model({**settings, "validation_images": 1}))
+    assert [len(part) for part in (parts.train, parts.validation, parts.test)] == [3, 1, 2]
+    assert len({id(one) for one in (*parts.train, *parts.validation)}) == 4
+    assert {one.name for one in parts.train}.isdisjoint({one.name for one in parts.validation})
+    for held_out in (4, None):
+        with pytest.raises(UserError, match=f"validation_images = {held_out} of 4 training images"):
+            scenes(model({**settings, "validation_images": held_out}))
+
+
+@pytest.mark.parametrize(
+    ("box", "what", "left"),
+    [
+        ((9, 9, 9, 9), "has no area", None),
+        ((9, 9, 5, 30), "has no area", None),
+        ((70, 9, 90, 30), "has no pixel inside the image", None),
+        ((-5, 9, 30, 60), "reaches outside the image", [0.0, 9.0, 30.0, 48.0]),
+    ],
+)
+def test_bad_boxes_are_reported_with_their_file_and_dropped_or_refused(box, what, left, tmp_path):
+    settings = voc(tmp_path, {"b": [*GOOD, ("cat", box, 0)]})
+    parts = scenes(model(settings))
+    (note,) = parts.dropped
+    assert f"b.xml: box 2, {[float(v) for v in box]}, {what}" in note
+    assert parts.train[1].boxes[2:].tolist() == ([] if left is None else [left])
+    assert len(parts.train[1].labels) == len(parts.train[1].ignored) == len(parts.train[1].boxes)
+    with pytest.raises(UserError, match=f"{what}.*: mend the files, or set bad_boxes = 'drop'"):
+        scenes(model({**settings, "bad_boxes": "refuse"}))
+
+
+def test_what_cannot_be_read_is_refused_with_its_file(tmp_path):
+    settings = voc(tmp_path / "data", {"d": [("bird", (1, 1, 9, 9), 0)]})
+    folder = tmp_path / "data"
+
+    def refused(message, **more):
+        with pytest.raises(UserError, match=message):
+            scenes(model({**settings, **more}))
+
+    refused("d.xml: object 0 has the class 'bird', which is none of cat, dog")
+    refused("a.xml: object 1 has the class 'dog', which is none of cat", classes=("cat",))
+    assert scenes(model({**settings, "classes": ("bird", "cat", "dog")})).test[0].labels.tolist() == [1]
+    refused("no split 'minival'", validation_split="minival")
+    refused("nowhere is not a directory", dataset=f"voc:{tmp_path / 'nowhere'}")
+    refused("is not in VOC's layout", dataset=f"voc:{tmp_path}")
+    refused("is not in COCO's layout", dataset=f"coco:{folder}")
+    (folder / "Annotations" / "d.xml").write_text("<annotation><object></annotation>")
+    refused("d.xml is damaged")
+    (folder / "Annotations" / "d.xml").write_text("<annotation><object><name>cat</name></object></annotation>")
+    refused("d.xml is damaged: an object has no bndbox/xmin")
+    (folder / "Annotations" / "d.xml").unlink()
+    refused("d.xml is missing, and .*test.txt lists d")
+    (folder / "JPEGImages" / "a.jpg").unlink()
+    refused("a.jpg is missing, and .*train.txt lists it")
+
+
+def test_an_image_that_is_not_what_its_annotation_says_is_refused(tmp_path):
+    (lying,) = scenes(model(voc(tmp_path / "data", size=(600, 480)))).test
+    with pytest.raises(UserError, match=r"d.jpg is \[48, 60\] pixels high and wide, .*d.xml says \[480, 600\]"):
+        lying.pixels()
+    (silent,) = scenes(model(voc(tmp_path / "silent", size=(0, 0), suffix=".png"))).test
+    assert silent.size == (48, 60)
+    silent.image.write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"d\.png cannot be read as an image"):
+        silent.pixels()
+
+
+def test_a_damaged_coco_file_is_refused(tmp_path):
+    settings = model(coco(tmp_path))
+    file = tmp_path / "annotations" / "instances_val.json"
+    held = json.loads(file.read_text())
+    file.write_text(json.dumps({**held, "categories": held["categories"][:1]}))
+    with pytest.raises(UserError, match=r"instances_val.json is damaged: KeyError 7"):
+        scenes(settings)
+    (tmp_path / "train" / "b.jpg").unlink()
+    with pytest.raises(UserError, match=r"b.jpg is missing, and .*instances_train.json lists it"):
+        scenes(settings)
+
+
+def test_images_are_resized_and_flipped_with_their_boxes_by_epoch_and_place_alone(tmp_path):
+    settings = model({**voc(tmp_path), "augmentation": "flip", "min_size": 24, "max_size": 30})
+    train = DetectionSet(scenes(settings).train, settings, seed=3)
+    assert train.objects == [1, 1], "a difficult object is not trained on"
+    flipped = []
+    for epoch in range(8):
+        image, target = train[(epoch, 0)]
+        again = train[(epoch, 0)]
+        assert torch.equal(image, again[0])
+        assert image.shape == (3, 24, 30)  # half of 48 x 60
+        left, top, right, bottom = target["boxes"][0].tolist()
+        assert (top, bottom) == (2, 15)
+        flipped.append((left, right) == (20, 29))
+        assert flipped[-1] or (left, right) == (1, 10)
+    assert 0 < sum(flipped) < 8
+    image, target = DetectionSet(scenes(settings).train, settings)[(0, 0)]
+    assert target["ignored"].tolist() == [False, True], "in evaluation it is there, to be ignored"
+    assert type(target["boxes"]) is torch.Tensor
+    images, targets = collate([train[(0, 0)], train[(0, 1)]])
+    assert (len(images), [int(one["image_id"]) for one in targets]) == (2, [0, 1])
+
+
+def test_an_image_is_no_larger_than_the_longest_side_allowed(tmp_path):
+    settings = model({**voc(tmp_path), "min_size": 40, "max_size": 40})
+    assert DetectionSet(scenes(settings).train, settings)[(0, 0)][0].shape == (3, 32, 40)
+
+
+def test_crops_hold_the_objects(tmp_path):
+    images, labels = crops(scenes(model(voc(tmp_path))).train, size=16)
+    assert images.shape == (2, 16, 16, 3)
+    assert images.dtype == np.uint8
+    assert labels.tolist() == [0, 0]  # the difficult dogs are left out
+
+
+DIGITS = {**SETTINGS, "dataset": "digits", "train_images": 20, "validation_images": 8, "test_images": 8,
+          "min_size": 48, "max_size": 48}  # fmt: skip
+
+
+def test_no_digit_is_in_scenes_of_two_parts(monkeypatch):
+    digits = load_digits().images
+    drawn = []
+
+    def compose(images, labels, number, size, rng):
+        drawn.append({image.tobytes() for image in np.round(images.numpy() * 16)})
+        return iter(())
+
+    monkeypatch.setattr(data, "compose", compose)
+    scenes(model(DIGITS))
+    assert [len(part) for part in drawn] == pytest.approx(
+        [0.6 * len(digits), 0.15 * len(digits), 0.25 * len(digits)], abs=3
+    )
+    twins = len(digits) - len({image.astype(np.float32).tobytes() for image in digits})
+    assert twins == 0
+    assert not drawn[0] & drawn[1] | drawn[0] & drawn[2] | drawn[1] & drawn[2]
+
+
+def test_composed_scenes_are_a_function_of_the_data_seed_and_their_boxes_hold_the_ink():
+    one, same, other = (scenes(model({**DIGITS, "data_seed": seed})) for seed in (1, 1, 2))
+    assert all(torch.equal(a.image, b.image) for a, b in zip(one.train, same.train, strict=True))
+    assert not torch.equal(one.train[0].image, other.train[0].image)
+    for scene in one.train:
+        assert 1 <= len(scene.boxes) <= 5
+        assert (scene.boxes[:, 2:] > scene.boxes[:, :2]).all()
+        pixels = scene.image.float() / 255
+        for x1, y1, x2, y2 in scene.boxes.int().tolist():
+            inside = pixels[:, y1:y2, x1:x2]
+            assert inside.std() > 0.08, "a digit differs from its background, and noise alone has 0.06"
+
+
+def test_a_study_is_refused_before_it_begins(tmp_path):
+    settings = voc(tmp_path)
+    with pytest.raises(UserError, match="2 training images do not fill a batch of 8"):
+        prepare(plan("small", {"dataset": settings["dataset"]}))
+    for name in "cd":
+        (tmp_path / "Annotations" / f"{name}.xml").write_text("<annotation/>")
+    with pytest.raises(UserError, match="no object in the validation part"):
+        prepare(plan("small", {"dataset": settings["dataset"]}))

@@ -1,0 +1,147 @@
+"""The task itself: every arm trains, killed and resumed equals uninterrupted, mixed images leave no row."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from retarget.pskd.studies.images import run as classification
+from retarget.pskd.studies.images.plan import ARMS
+from retarget.pskd.study import plan
+from retarget.study.record import Run, read_history
+
+QUICK = {"epochs": 4, "train_images": 250, "validation_images": 50}
+
+
+def settings(arm, **more):
+    chosen = next(one for one in plan("demo", {**QUICK, **more}).arms if one.name == arm)
+    study = plan("demo", {**QUICK, **more})
+    return study.run_settings(study.conditions[1], chosen)
+
+
+@pytest.mark.parametrize("arm", [arm.name for arm in ARMS])
+def test_every_arm_trains_and_reports_its_metrics(arm, tmp_path):
+    run = Run.create(tmp_path, settings=settings(arm), arm=arm, seed=1)
+    metrics = classification.run(run)
+    named = {metric.name for metric in plan("demo").metrics}
+    assert set(metrics) <= named
+    assert named - set(metrics) <= {"hard_gradient_share", "identity_error"}, "the first needs a second run"
+    assert 10 < metrics["top1"] <= 100
+    assert len(read_history(tmp_path / "metrics.jsonl")) == 4
+    assert (metrics["store_mb"] > 0) == ("pskd" in settings(arm)["targets"])
+    if arm in ("pskd", "past_of_class", "constant_alpha"):
+        assert 0 < metrics["identity_error"] < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("question", "arm", "condition"),
+    [("past", "previous", "trivial"), ("cutmix", "rows_of_mixed", "default"), ("cutmix", "previous", "default")],
+)
+def test_arms_that_only_a_question_has(question, arm, condition, tmp_path):
+    study = plan("demo", {**QUICK, "question": question})
+    arms, conditions = ({one.name: one for one in many} for many in (study.arms, study.conditions))
+    run = Run.create(tmp_path, settings=study.run_settings(conditions[condition], arms[arm]))
+    metrics = classification.run(run)
+    assert 10 < metrics["top1"] <= 100
+    assert metrics["store_mb"] > 0
+
+
+def test_alpha_zero_equals_cross_entropy_bit_for_bit(tmp_path):
+    classification.run(Run.create(tmp_path / "off", settings=settings("pskd", alpha_T=0.0)))
+    classification.run(Run.create(tmp_path / "control", settings=settings("cross_entropy")))
+    weights = [
+        torch.load(tmp_path / arm / "checkpoint" / "last.ckpt", weights_only=True)["state_dict"]
+        for arm in ("off", "control")
+    ]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+KILLED = """
+import json, os, signal, sys, torch
+from retarget.pskd.studies.images import run as classification
+from retarget.study.record import Run
+
+class Killed(Run):
+    def log(self, step, **metrics):
+        super().log(step, **metrics)
+        if step + 1 == int(sys.argv[3]):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+torch.set_num_threads(1)
+classification.run(Killed.create(sys.argv[1], settings=json.loads(sys.argv[2])))
+"""
+
+
+@pytest.mark.parametrize("arm", ["pskd", "cutmix_pskd"])
+def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(arm, tmp_path):
+    straight = classification.run(Run.create(tmp_path / "straight", settings=settings(arm)))
+    for epoch in (3, 4):  # once in the middle, once when the last epoch is over but not saved
+        killed = subprocess.run(
+            [sys.executable, "-c", KILLED, str(tmp_path / "killed"), json.dumps(settings(arm)), str(epoch)],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            check=False,
+        )
+        assert killed.returncode == -signal.SIGKILL
+    run = Run.create(tmp_path / "killed", settings=settings(arm))
+    resumed = classification.run(run)
+    for name, value in straight.items():
+        assert name == "step_ms" or resumed[name] == value, name
+    assert read_history(tmp_path / "killed" / "metrics.jsonl") == read_history(tmp_path / "straight" / "metrics.jsonl")
+    one, two = ((tmp_path / d / "predictions.safetensors").read_bytes() for d in ("straight", "killed"))
+    assert one == two
+
+
+def test_a_mixed_batch_reads_rows_and_stores_none(tmp_path, monkeypatch):
+    written = []
+    remember = classification.PSKDCallback.do_not_remember
+    monkeypatch.setattr(
+        classification.PSKDCallback, "do_not_remember", lambda self: (written.append(self), remember(self))[1]
+    )
+    run = Run.create(tmp_path, settings=settings("cutmix_pskd", mixing_prob=0.999))
+    classification.run(run)
+    callback = written[0]
+    assert len(written) >= 15
+    callback.method.past.table.begin(3)
+    stored = callback.method.past.table.gather(torch.arange(200))[1].sum()
+    assert stored <= 50 * (16 - len(written)), "only batches left alone are stored"
+
+
+def test_predictions_are_enough_to_compute_every_metric_again(tmp_path):
+    from safetensors.numpy import load_file
+
+    from retarget.pskd.studies.images.scores import scores
+
+    metrics = classification.run(Run.create(tmp_path, settings=settings("pskd")))
+    again = scores(load_file(Path(tmp_path) / "predictions.safetensors"))
+    for name, value in again.items():
+        np.testing.assert_equal(value, metrics[name])
+
+
+def test_killed_before_its_predictions_a_run_still_has_its_step_time(tmp_path):
+    run = Run.create(tmp_path, settings=settings("pskd"))
+    first = classification.run(run)
+    (tmp_path / "predictions.safetensors").unlink()
+    assert classification.run(Run.create(tmp_path, settings=settings("pskd"))) == first
+
+
+@pytest.mark.parametrize("classes", [3, 8])
+def test_a_validation_part_that_is_all_right_and_few_classes_leave_every_metric_finite(classes):
+    from retarget.pskd.studies.images.scores import scores
+
+    labels = np.arange(60) % classes
+    sure = 400.0 * np.eye(classes, dtype=np.float32)[labels]
+    test = sure.copy()
+    test[0] = np.roll(test[0], 1)  # one test image confidently wrong
+    arrays = dict(
+        test_logits=test, val_logits=sure, test_logits_selected=test, val_logits_selected=sure,
+        test_labels=labels, val_labels=labels, selected_epoch=np.array([3]),
+    )  # fmt: skip
+    found = scores(arrays)
+    assert all(np.isfinite(value) for value in found.values())
+    assert ("top5" in found) == (classes > 5)

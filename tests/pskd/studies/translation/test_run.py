@@ -1,0 +1,173 @@
+"""The translation task: every arm trains, files are read, killed and resumed equals uninterrupted."""
+
+import gzip
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import DataCollatorForSeq2Seq
+
+from retarget.errors import UserError
+from retarget.pskd import TopK
+from retarget.pskd.past.table import table_bytes
+from retarget.pskd.studies.translation import run as translation
+from retarget.pskd.studies.translation.analysis import analyse
+from retarget.pskd.studies.translation.data import encode, grammar, read_pairs, sentence_pairs, train_tokenizer
+from retarget.pskd.studies.translation.plan import ARMS, Settings, plan, prepare
+from retarget.report import build
+from retarget.study.record import Results, Run, read_history
+from retarget.study.runner import run_study
+
+QUICK = {
+    "epochs": 3, "train_sentences": 200, "d_model": 32, "ffn": 32, "layers": 1, "dropout": 0.1, "warmup_steps": 4,
+    "beams": 2, "max_tokens": 24, "test_sentences": 30,
+}  # fmt: skip
+
+
+def settings(arm, **more):
+    study = plan("demo", {**QUICK, **more})
+    chosen = next(one for one in study.arms if one.name == arm)
+    return study.run_settings(study.conditions[0], chosen)
+
+
+@pytest.mark.parametrize("more", [{}, {"norm": "pre", "lr_schedule": "cosine", "bf16": True}], ids=["post", "pre"])
+@pytest.mark.parametrize("arm", [arm.name for arm in ARMS])
+def test_every_arm_trains_and_reports_its_metrics(arm, more, tmp_path):
+    metrics = translation.run(Run.create(tmp_path, settings=settings(arm, **more), arm=arm, seed=1))
+    assert set(metrics) == {metric.name for metric in plan("demo").metrics}
+    history = read_history(tmp_path / "metrics.jsonl")
+    assert [line["step"] for line in history] == [0, 1, 2]
+    assert history[-1]["val_nll"] < history[0]["val_nll"]
+    assert (metrics["store_mb"] > 0) == ("pskd" in arm)
+    assert metrics["step_ms"] > 0
+    assert metrics["nll_scaled"] <= metrics["nll"] + 0.05
+    kept = json.loads((tmp_path / "scores.json").read_text())
+    assert "version" in kept["bleu"]["signature"]
+    assert len((tmp_path / "translations.txt").read_text().splitlines()) == 30
+
+
+def last_weights(folder):
+    return load_file(f"{translation.last_checkpoint(folder / 'checkpoint')}/model.safetensors")
+
+
+def test_a_run_stopped_in_the_middle_goes_on_to_the_same_end(tmp_path):
+    class Stopped(Run):
+        def log(self, step, **metrics):
+            if step == 2:
+                raise KeyboardInterrupt
+            super().log(step, **metrics)
+
+    whole = translation.run(Run.create(tmp_path / "whole", settings=settings("pskd")))
+    with pytest.raises(KeyboardInterrupt):
+        translation.run(Stopped.create(tmp_path / "stopped", settings=settings("pskd")))
+    broken = tmp_path / "stopped" / "checkpoint" / "checkpoint-99"  # killed while it was being saved
+    broken.mkdir()
+    again = translation.run(Run.create(tmp_path / "stopped", settings=settings("pskd")))
+    assert {**again, "step_ms": 0} == {**whole, "step_ms": 0}
+
+
+def test_alpha_zero_trains_as_cross_entropy_does(tmp_path):
+    off = translation.run(Run.create(tmp_path / "off", settings=settings("pskd", alpha_T=0.0)))
+    control = translation.run(Run.create(tmp_path / "control", settings=settings("cross_entropy")))
+    assert off["nll"] == control["nll"]
+    a, b = last_weights(tmp_path / "off"), last_weights(tmp_path / "control")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("norm", ["post", "pre"])
+@pytest.mark.parametrize("arm", [arm.name for arm in ARMS])
+def test_batches_that_accumulate_train_as_one_does(arm, norm, tmp_path):
+    nll = []
+    for batches in (1, 4):
+        asked = settings(arm, norm=norm, dropout=0.0, epochs=2, batch_sentences=40 // batches, accumulate=batches)
+        nll.append(translation.run(Run.create(tmp_path / str(batches), settings=asked))["nll"])
+    assert nll[0] == pytest.approx(nll[1], abs=1e-5)
+
+
+@pytest.mark.parametrize("preset", ["small", "paper"])
+def test_a_table_is_a_small_share_of_a_dense_one(preset):
+    """Both slots and stamps against one buffer of float32, at the preset's vocabulary."""
+    vocabulary, k = (plan(preset).settings[name] for name in ("vocabulary", "topk"))
+    assert table_bytes(400_000, vocabulary, TopK(k)) <= 400_000 * vocabulary * 4 / 200
+
+
+def write_sentences(folder, pairs):
+    """As Multi30k's: files of three parts, English plain and German packed."""
+    for name in ("train", "val", "test_2016_flickr"):
+        for side, language in enumerate(("en", "de")):
+            text = "".join(f"{pair[side]}\n" for pair in pairs)
+            if language == "de":
+                (folder / f"{name}.de.gz").write_bytes(gzip.compress(text.encode()))
+            else:
+                (folder / f"{name}.en").write_text(text)
+
+
+def test_files_are_read_and_both_directions_are_conditions(tmp_path):
+    pairs = grammar(60, seed=3)
+    write_sentences(tmp_path, pairs)
+    study = plan("small", {"dataset": f"files:{tmp_path}", "train_sentences": 20})
+    assert [c.name for c in study.conditions] == ["en-de", "de-en"]
+    assert len({claim.id for claim in study.claims}) == 10
+    there, back = (sentence_pairs(Settings(**study.run_settings(c, study.arms[0]))) for c in study.conditions)
+    assert len(there.train) == 20
+    assert [(b, a) for a, b in there.test] == back.test == [(b, a) for a, b in pairs]
+    (tmp_path / "val.en").write_text("one line\n")
+    with pytest.raises(UserError, match="1 lines in en, 60 in de"):
+        prepare(study)
+    with pytest.raises(UserError, match="dataset = 'files:DIR'"):
+        read_pairs(tmp_path / "nowhere", "train", "en", "de")
+
+
+def test_text_survives_the_tokenizer():
+    pairs = grammar(200, seed=0)
+    tokenizer = train_tokenizer(pairs, 200)
+    samples = encode(pairs[:20], tokenizer, 40)
+    decoded = tokenizer.batch_decode([one["labels"] for one in samples], skip_special_tokens=True)
+    assert decoded == [target for _, target in pairs[:20]]
+    assert max(len(one["labels"]) for one in encode(pairs, tokenizer, 8)) == 8
+    assert len({source for source, _ in pairs}) > 190
+
+
+def test_an_overconfident_models_temperature_is_found():
+    tokenizer = train_tokenizer(grammar(100, seed=0), 150)
+    torch.manual_seed(0)
+    model = translation.build(Settings(**settings("cross_entropy")), tokenizer)
+    collator = DataCollatorForSeq2Seq(tokenizer, model=model)
+    samples = encode(grammar(30, seed=0), tokenizer, 24)
+    loss = {t: translation.TokenScores.of(model, samples, collator, t).nll.mean() for t in (0.4, 0.5, 1.0, 2.0, 2.9)}
+    best = translation.fit_temperature(model, samples, collator)
+    assert translation.TokenScores.of(model, samples, collator, best).nll.mean() <= min(loss.values()) + 1e-3
+    assert best > 1, "a model that has learnt nothing must be made less sure"
+
+
+def test_a_study_runs_and_its_analysis_draws(tmp_path):
+    config = {**QUICK, "epochs": 1, "train_sentences": 60}
+    run_study(plan("demo", config, seeds=[0], arms=["cross_entropy", "pskd"]), tmp_path)
+    analysis = analyse(Results.load(tmp_path))
+    assert [figure.kind for figure in analysis.figures] == ["lines", "lines", "text"]
+    assert any("signature" in note for note in analysis.notes)
+    assert np.isfinite(analysis.figures[0].series[0].y[0][0])
+
+
+@pytest.mark.parametrize("languages", [("de", "en"), ("en", "de")], ids="-".join)
+def test_a_baseline_far_below_the_published_one_is_marked_undertrained(languages, tmp_path):
+    """The published one is of German to English."""
+    write_sentences(tmp_path, grammar(60, seed=3))
+    source, target = languages
+    files = {"dataset": f"files:{tmp_path}", "source": source, "target": target, "test": "test_2016_flickr"}
+    study = plan("demo", {**QUICK, **files, "epochs": 1}, seeds=[0], arms=["cross_entropy"])
+    done = run_study(study, tmp_path / "study", page=build)
+    marked = languages == ("de", "en")
+    assert ("cross-entropy (undertrained)" in done.page.read_text()) == marked
+    kept = json.loads((tmp_path / "study" / "analysis.json").read_text())
+    assert any(note.startswith("undertrained: cross-entropy reaches") for note in kept["notes"]) == marked
+
+
+def test_bad_settings_are_refused():
+    for config, message in (({"layer": 3}, "layer"), ({"d_model": 30, "heads": 4}, "multiple of heads")):
+        with pytest.raises(UserError, match=message):
+            plan("demo", config)
+    with pytest.raises(UserError, match="no arm nothing"):
+        plan("demo", arms=["nothing"])

@@ -1,0 +1,109 @@
+"""A run is what its settings, task and data make it; older records are known again."""
+
+import json
+import os
+
+import pytest
+from tasks_for_tests import plan
+
+from retarget.errors import UserError
+from retarget.files import write_json
+from retarget.settings import Strict
+from retarget.study.runner import run_study, survey
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+class Settings(Strict):
+    lift: float = 0.0
+    gravity: float = 9.81
+
+
+@pytest.fixture
+def data(tmp_path):
+    path = tmp_path / "data.npz"
+    path.write_bytes(b"first")
+    return path
+
+
+def measured(path, **more):
+    return plan(seeds=[0], **more).model_copy(update={"data": (str(path),)})
+
+
+def test_data_replaced_under_a_study_are_refused_and_brought_back_they_are_not(tmp_path, data):
+    run_study(measured(data), tmp_path / "s")
+    config = read(tmp_path / "s" / "runs" / "control" / "seed-0" / "config.json")
+    assert str(data) in config["content"]
+    wider = measured(data).model_copy(update={"seeds": (0, 1)})
+    data.write_bytes(b"second")
+    for call in (run_study, survey):
+        with pytest.raises(UserError, match=rf"the content of {data} = \w+ \(now \w+\)\. Bring back what"):
+            call(wider, tmp_path / "s")
+    assert not (tmp_path / "s" / "runs" / "control" / "seed-1").exists()
+    data.write_bytes(b"first")
+    assert run_study(wider, tmp_path / "s").failed == {}
+
+
+def test_data_that_are_gone_stop_no_finished_study(tmp_path, data):
+    run_study(measured(data), tmp_path / "s")
+    data.unlink()
+    assert run_study(measured(data), tmp_path / "s").failed == {}
+
+
+def test_a_changed_source_of_an_own_task_is_refused(tmp_path, monkeypatch):
+    source = tmp_path / "own_task_for_identity.py"
+    source.write_text("def run(run):\n    return {'height': 1.0 + run.seed}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    own = plan(task="own_task_for_identity:run", analysis=None, claims=(), seeds=[0])
+    assert run_study(own, tmp_path / "s").failed == {}
+    source.write_text("def run(run):\n    return {'height': 2.0 + run.seed}\n")
+    with pytest.raises(UserError, match=r"the content of .*own_task_for_identity\.py"):
+        run_study(own.model_copy(update={"seeds": (0, 1)}), tmp_path / "s")
+
+
+def test_a_record_from_before_names_and_new_settings_is_known_again(tmp_path):
+    """The task has moved, a setting was added, another no longer counts, and the recorded hashes are another form's."""
+    before = plan(seeds=[0], config={"lift": 0.0, "workers": 2})
+    run_study(before, tmp_path)
+    for path in tmp_path.glob("runs/*/seed-0/config.json"):
+        old = {name: value for name, value in read(path).items() if name not in ("task_name", "unmeasured", "content")}
+        write_json(path, old | {"task": "toys.old:walk", "run_hash": "0123456789abcdef"})
+    study = read(tmp_path / "study.json")
+    study["plan"] = {k: v for k, v in study["plan"].items() if k != "task_name"} | {"task": "toys.old:walk"}
+    write_json(tmp_path / "study.json", study)
+    kept = {path: path.read_bytes() for path in tmp_path.glob("runs/**/*.json")}
+    now = plan(seeds=[0, 1], config={"lift": 0.0, "gravity": 9.81, "workers": 0}).model_copy(
+        update={
+            "task_name": "toy",
+            "former_tasks": ("toys.old:walk",),
+            "settings_model": Settings,
+            "unmeasured": ("workers",),
+        }
+    )
+    assert survey(now, tmp_path)["finished"] == 2
+    assert run_study(now, tmp_path).failed == {}
+    assert {path: path.read_bytes() for path in kept} == kept, "a finished run was touched"
+    heavier = now.model_copy(update={"settings": {**now.settings, "gravity": 1.6}})
+    with pytest.raises(UserError, match=r"gravity = 9\.81 \(now 1\.6\)"):
+        survey(heavier, tmp_path)
+
+
+def test_a_directory_in_which_every_run_failed_is_free_for_other_settings(tmp_path):
+    broken = plan(seeds=[0], config={"wrong": "raise", "where": ["treated", 0], "lift": 0.5}, arms=["treated"])
+    assert run_study(broken, tmp_path).failed
+    mended = plan(seeds=[0], config={"lift": 0.25}, arms=["treated"])
+    assert survey(mended, tmp_path)["finished"] == 0
+    assert run_study(mended, tmp_path).failed == {}
+    assert read(tmp_path / "runs" / "treated" / "seed-0" / "status.json")["attempts"] == 1
+
+
+def test_claims_that_were_edited_are_refused(tmp_path):
+    run_study(plan(seeds=[0]), tmp_path)
+    study = read(tmp_path / "study.json")
+    study["plan"]["claims"][0]["smallest_effect"] = 0.001
+    write_json(tmp_path / "study.json", study)
+    with pytest.raises(UserError, match=r"study\.json was changed after it was written: its claims do not fit"):
+        survey(plan(seeds=[0]), tmp_path)
