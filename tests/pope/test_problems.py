@@ -78,8 +78,9 @@ def test_gsm8k_and_math_formats(tmp_path):
     math = {"problem": "Half?", "solution": "It is $\\boxed{\\frac{1}{2}}$.", "level": "Level 5", "id": 3}
     found = read_problems(lines(tmp_path / "p.jsonl", gsm8k, math))
     assert found[0] == Problem(
-        id="gsm8k-1", prompt="How many?", solution="500 * 2 = 1,000 in all.\n#### 1,000", answer="1000"
+        id="gsm8k-ba352e24c64c", prompt="How many?", solution="500 * 2 = 1,000 in all.\n#### 1,000", answer="1000"
     )
+    assert found[0].former == "gsm8k-1"
     assert (found[1].id, found[1].answer, found[1].meta) == ("3", "\\frac{1}{2}", {"level": "Level 5"})
     with pytest.raises(UserError, match=r"line 1: .* no final answer in \\boxed"):
         read_problems(lines(tmp_path / "q.jsonl", {"problem": "?", "solution": "\\boxed{1"}))

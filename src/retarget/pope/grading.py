@@ -84,6 +84,11 @@ class Grader:
         n = len(completions)
         return self.grade(completions, [problem.answer] * n, [{**problem.meta, "id": problem.id}] * n)
 
+    def start(self) -> None:
+        """Start the worker processes now; they end with the thread that started them."""
+        while len(self._pool) < self.workers:
+            self._pool.append(_Worker(self.spec, self.memory_mb))
+
     def close(self) -> None:
         """End the worker processes."""
         for worker in self._pool:

@@ -1,6 +1,7 @@
 """Problems with their oracle solutions: read, check, write. Nothing that is wrong vanishes silently."""
 
 import gzip
+import hashlib
 import json
 import logging
 import re
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, PrivateAttr, ValidationError
 
 from retarget.errors import UserError
 from retarget.extras import require
@@ -38,6 +39,16 @@ class Problem(Strict):
     solution: str = ""
     answer: str = Field(min_length=1)
     meta: dict[str, Any] = Field(default={})
+    _former: str = PrivateAttr(default="")
+
+    @property
+    def former(self) -> str:
+        """The id that earlier versions gave to this problem, by its line; journals of theirs know it by that."""
+        return self._former
+
+    def __eq__(self, other: object) -> bool:
+        """Equal fields, wherever each was read."""
+        return isinstance(other, Problem) and self.model_dump() == other.model_dump()
 
 
 @dataclass(frozen=True)
@@ -116,13 +127,13 @@ def write_problems(path: str | Path, problems: Iterable[Problem]) -> None:
 
 
 def parse_row(row: Any, line: int = 1, format: Format = "auto") -> Problem:
-    """One row of a file as a problem.
+    """One row of a file as a problem. One without an id gets a hash of its prompt.
 
     Raises:
         UserError: the row lacks fields, has unknown ones or values of a wrong type, or has no final answer.
 
     >>> parse_row({"question": "2 + 2?", "answer": "It is 2+2=<<2+2=4>>4.\\n#### 4"}, 7)
-    Problem(id='gsm8k-7', prompt='2 + 2?', solution='It is 2+2=4.\\n#### 4', answer='4', meta={})
+    Problem(id='gsm8k-70b499c547e0', prompt='2 + 2?', solution='It is 2+2=4.\\n#### 4', answer='4', meta={})
     """
     if not isinstance(row, dict):
         raise UserError(f"a problem is an object with fields, not {type(row).__name__}")
@@ -133,20 +144,31 @@ def parse_row(row: Any, line: int = 1, format: Format = "auto") -> Problem:
         if "####" not in worked:
             raise UserError("GSM8K's answer has no final answer behind ####")
         answer = worked.rpartition("####")[2].strip().replace(",", "")
-        row = dict(id=row.get("id", f"gsm8k-{line}"), prompt=question, solution=_CALCULATOR.sub("", worked),
-                   answer=answer)  # fmt: skip
+        row = dict(id=row.get("id"), prompt=question, solution=_CALCULATOR.sub("", worked), answer=answer)
     elif format == "math":
         worked = _text(row, "solution")
         answer = last_boxed(worked)
         if answer is None:
             raise UserError("the solution has no final answer in \\boxed{}")
         meta = {key: row[key] for key in ("level", "type") if key in row}
-        row = dict(id=row.get("id", f"math-{line}"), prompt=_text(row, "problem"), solution=worked, answer=answer,
-                   meta=meta)  # fmt: skip
+        row = dict(id=row.get("id"), prompt=_text(row, "problem"), solution=worked, answer=answer, meta=meta)
+    former = f"{format}-{line}" if row.get("id") is None else ""
+    name = str(row["id"]) if not former else hash_id(format, str(row.get("prompt")))
     try:
-        return Problem.model_validate({**row, "id": str(row["id"])} if "id" in row else row)
+        problem = Problem.model_validate({**row, "id": name})
     except ValidationError as error:
         raise UserError("; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())) from error
+    problem._former = former
+    return problem
+
+
+def hash_id(kind: str, prompt: str) -> str:
+    """The id of a problem that has none: the same in every file and shard.
+
+    >>> hash_id("gsm8k", "2 + 2?")
+    'gsm8k-70b499c547e0'
+    """
+    return f"{kind}-{hashlib.sha256(prompt.encode('utf-8', 'surrogatepass')).hexdigest()[:12]}"
 
 
 def last_boxed(text: str) -> str | None:

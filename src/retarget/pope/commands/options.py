@@ -5,12 +5,15 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import tyro
 from tyro.conf import FlagCreatePairsOff
 
+from retarget.errors import UsageError
+from retarget.pope.engines.keys import redact
 from retarget.pope.graders import BUILT_IN
 from retarget.pope.problems import Format, Problem, read_problems
 from retarget.pope.prompts import Prompts
@@ -47,6 +50,27 @@ class Reading:
 
 
 @dataclass
+class Server:
+    """How a server is asked."""
+
+    concurrency: int = 32
+    """Requests in flight."""
+    timeout: float = 3600.0
+    """Seconds for one request."""
+    retries: int = 5
+    """Further attempts after a failed connection, HTTP 429 or 5xx."""
+    per_request: int = 1
+    """Completions asked for in one request; 1 works with every server."""
+    key_variable: str = "OPENAI_API_KEY"
+    """Environment variable with the API key; none for a server that wants no key."""
+    fingerprint: str | None = None
+    """Says which weights are served under this name (a hash, a training step); by default a short completion at
+    temperature 0 tells."""
+    opens_thinking: FlagCreatePairsOff[bool] = False
+    """The served chat template opens the thinking block, and the server returns it unparsed."""
+
+
+@dataclass
 class Asking:
     """Which model is sampled, and how."""
 
@@ -76,12 +100,25 @@ class Asking:
     """Directory with system.txt, unguided.txt, guided.txt of your own."""
     chat: bool = True
     """Messages through a chat template; --no-chat for plain texts."""
+    server: tyro.conf.OmitArgPrefixes[Server] = field(default_factory=Server)
 
     def engine(self) -> Engine:
-        """The engine that ``model`` names."""
-        from retarget.pope.engines import open_engine
+        """The engine that ``model`` names.
 
-        return open_engine(self.model, **({"model": self.served} if self.served else {}))
+        Raises:
+            UsageError: options of a server for a model that is none.
+        """
+        from retarget.pope.engines import is_server, open_engine
+
+        if not is_server(self.model):
+            if self.served or self.server != Server():
+                raise UsageError(f"--served and the options of a server are for http://HOST:PORT/v1, not {self.model}")
+            return open_engine(self.model)
+        return open_engine(self.model, **({"model": self.served} if self.served else {}), **vars(self.server))
+
+    def shown(self) -> dict[str, Any]:
+        """The settings for a results file, without passwords."""
+        return {**asdict(self), "model": redact(self.model)}
 
     def sampling(self) -> Sampling:
         """The sampling settings."""
@@ -128,6 +165,12 @@ class Cost:
         tokens = rollouts * self.mean_tokens
         hours = tokens / self.throughput / 3600
         return {"rollouts_at_most": rollouts, "tokens": tokens, "gpu_hours": round(hours, 2), "note": note}
+
+
+def said(sampled: int, journal: Path) -> None:
+    """Say it where a call sampled nothing, since everything stood in the journal."""
+    if not sampled:
+        print(f"Nothing was sampled: all of it stands in {journal} already.")
 
 
 def lines(records: Iterable[Any]) -> str:
