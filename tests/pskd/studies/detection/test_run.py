@@ -9,12 +9,12 @@ from safetensors.torch import load_file, save_file
 
 from retarget.errors import UserError
 from retarget.pskd.state import read_state, write_state
-from retarget.pskd.study import plan as pskd_plan
 from retarget.pskd.studies.detection import run as detection
-from retarget.pskd.studies.detection.run import BACKBONE, Backbone, build_detector
 from retarget.pskd.studies.detection.analysis import analyse
 from retarget.pskd.studies.detection.plan import ARMS, METRICS, PRESETS, Settings, plan
+from retarget.pskd.studies.detection.run import BACKBONE, Backbone, build_detector
 from retarget.pskd.studies.images.networks import build
+from retarget.pskd.study import plan as pskd_plan
 from retarget.study.record import Results, Run, read_history
 from retarget.study.runner import run_study
 from retarget.study.worker import perform

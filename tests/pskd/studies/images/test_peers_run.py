@@ -11,13 +11,13 @@ import torch
 from safetensors.numpy import load_file
 
 from retarget.errors import UserError
-from retarget.pskd.studies.images.peers_plan import ARMS, PeerSettings
-from retarget.pskd.study import plan
 from retarget.pskd.studies.images import peers_run as peers
 from retarget.pskd.studies.images import run as classification
 from retarget.pskd.studies.images.analysis import analyse
 from retarget.pskd.studies.images.data import Normalise, TrainingSet, split
+from retarget.pskd.studies.images.peers_plan import ARMS, PeerSettings
 from retarget.pskd.studies.images.shift import shift_scores
+from retarget.pskd.study import plan
 from retarget.study.record import Results, Run, read_history
 from retarget.study.runner import run_study
 
@@ -72,7 +72,8 @@ def test_every_arm_trains_and_reports_its_metrics(arm, tmp_path, control):
 
 
 def test_the_control_is_the_classification_studys(control, tmp_path):
-    plain = classification.run(Run.create(tmp_path, settings=settings("cross_entropy"), seed=1))
+    chosen = settings("cross_entropy")
+    plain = classification.train(Run.create(tmp_path, settings=chosen, seed=1), model(chosen))
     for name, value in plain.items():
         assert name == "step_ms" or control[1][name] == value, name
     assert control[1]["forwards"] == 1

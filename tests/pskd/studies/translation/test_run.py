@@ -13,8 +13,8 @@ from retarget.errors import UserError
 from retarget.pskd import TopK
 from retarget.pskd.store import table_bytes
 from retarget.pskd.studies.translation import run as translation
-from retarget.pskd.studies.translation.data import encode, grammar, read_pairs, sentence_pairs, train_tokenizer
 from retarget.pskd.studies.translation.analysis import analyse
+from retarget.pskd.studies.translation.data import encode, grammar, read_pairs, sentence_pairs, train_tokenizer
 from retarget.pskd.studies.translation.plan import ARMS, Settings, plan, prepare
 from retarget.study.record import Results, Run, read_history
 from retarget.study.runner import run_study

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from retarget.errors import UserError
-from retarget.extras import require
+from retarget.pskd.studies.images.settings import Settings as ClassifierSettings
 from retarget.settings import Strict, resolve_settings
 from retarget.study.config import Arm, Claim, Metric, StudyPlan, choose_arms, claims_under, refuse_decided
 
@@ -27,6 +27,9 @@ class Pretraining(Strict):
     )
     root: str = Field(default="data", description="where torchvision keeps its data sets")
     crop_size: int = Field(default=32, ge=8, description="pixels of a side of a crop")
+    image_size: int | None = Field(
+        default=None, ge=8, description="the middle square of each image is brought to this side; none: as they are"
+    )
     images: int | None = Field(default=None, ge=2, description="stratified subset, validation part included")
     validation_images: int = Field(default=100, ge=1, description="of the training images, set apart")
     augmentation: Literal["none", "crop_flip", "imagenet"] = "none"
@@ -89,7 +92,7 @@ class Settings(Strict):
     pictures: int = Field(default=6, ge=0, description="test images drawn with their detections")
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     accelerator: str = "auto"
-    workers: int = Field(default=0, ge=0, description="loader processes")
+    workers: int = Field(default=0, ge=0, description="loader processes; changes no result")
     pretrain: Pretraining
     # The arm
     stage: Literal["classifier", "detector"] = "detector"
@@ -123,8 +126,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper": dict(
         dataset="voc:VOCdevkit/VOC2007+VOCdevkit/VOC2012", train_split="trainval", validation_split=None,
         validation_images=1000, network="timm:resnet152", epochs=26, precision="16-mixed", workers=8,
-        pretrain=dict(dataset="folder:imagenet", augmentation="imagenet", validation_images=10_000, epochs=90,
-                      batch_size=256, store="topk:10:uniform"),
+        pretrain=dict(dataset="folder:imagenet", image_size=224, augmentation="imagenet", validation_images=10_000,
+                      epochs=90, batch_size=256, store="topk:10:uniform"),
     ),
 }  # fmt: skip
 
@@ -242,10 +245,11 @@ def plan(
         question="Does a backbone, or a detection head, that was trained with PS-KD detect better?",
         preset=preset,
         task="retarget.pskd.studies.detection.run:run",
-        prepare="retarget.pskd.studies.detection.plan:prepare",
+        prepare="retarget.pskd.studies.detection.prepare:prepare",
         analysis="retarget.pskd.studies.detection.analysis:analyse",
         settings=settings.model_dump(mode="json"),
         settings_model=Settings,
+        unmeasured=("workers",),
         arms=choose_arms(ARMS, arms),
         seeds=tuple(seeds) if seeds else (0, 1, 2),
         metrics=METRICS,
@@ -254,10 +258,17 @@ def plan(
     )
 
 
-def prepare(plan: StudyPlan) -> None:
-    """Refuse missing packages and data that cannot be used, once and at once."""
-    for module in ("torchvision", "timm", "lightning.pytorch", "sklearn", "torchmetrics", "pycocotools"):
-        require(module, "detection")
-    from retarget.pskd.studies.detection.data import check
-
-    check(resolve_settings(Settings, plan.settings))
+def classifier_settings(s: Settings, dataset: str) -> ClassifierSettings:
+    """Settings of the image study for this study's classifier; ``dataset`` names its images."""
+    return ClassifierSettings(
+        **s.pretrain.model_dump(exclude={"dataset", "crop_size", "images"}),
+        dataset=dataset,
+        train_images=s.pretrain.images,
+        targets=s.classifier_targets,
+        network=s.network,
+        momentum=s.momentum,
+        data_seed=s.data_seed,
+        precision=s.precision,
+        accelerator=s.accelerator,
+        workers=s.workers,
+    )

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+from pydantic import Field
+
 from retarget.errors import UserError
 from retarget.pskd.studies.images.settings import MINUTES_PER_RUN, PRESETS, Settings
 from retarget.settings import Strict, resolve_settings
@@ -107,12 +109,12 @@ class Question(Strict):
     metrics: tuple[Metric, ...] = METRICS
     task: str = "retarget.pskd.studies.images.run:run"
     settings: type[Settings] = Settings
-    small: dict[str, Any] = {}
+    small: dict[str, Any] = Field(default_factory=dict)
     minutes: float | None = None
     ten_classes: bool = True
 
     def under(self, world: tuple[Condition, ...]) -> "Question":
-        """The question under the conditions of the preset and the user, which one with conditions of its own ignores."""
+        """The question under the preset's and the user's conditions; one with conditions of its own ignores them."""
         return self
 
 
@@ -171,10 +173,11 @@ def plan(
         question="Do softened targets from the model's own past predictions help on this data?",
         preset=preset,
         task=asked.task,
-        prepare="retarget.pskd.studies.images.data:prepare",
+        prepare="retarget.pskd.studies.images.prepare:prepare",
         analysis="retarget.pskd.studies.images.analysis:analyse",
         settings=settings.model_dump(mode="json"),
         settings_model=asked.settings,
+        unmeasured=("workers",),
         conditions=asked.conditions,
         arms=choose_arms(asked.arms, arms),
         seeds=tuple(seeds) if seeds else (0, 1, 2, 3, 4),

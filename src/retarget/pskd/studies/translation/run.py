@@ -130,7 +130,7 @@ def build(settings: Settings, tokenizer: PreTrainedTokenizerFast) -> PreTrainedM
     if s.norm == "pre":
         model = PreNorm(M2M100Config(**shared, decoder_start_token_id=eos))
     else:
-        model = MarianMTModel(MarianConfig(**shared, decoder_start_token_id=pad, init_std=s.d_model ** -0.5))
+        model = MarianMTModel(MarianConfig(**shared, decoder_start_token_id=pad, init_std=s.d_model**-0.5))
     generation: Any = model.generation_config
     generation.max_length, generation.num_beams, generation.bad_words_ids = s.max_tokens, s.beams, [[pad]]
     generation.forced_eos_token_id = eos
@@ -168,9 +168,7 @@ def last_checkpoint(folder: Path) -> str | None:
     return str(max(whole, key=lambda path: int(path.name.rpartition("-")[2]))) if whole else None
 
 
-def _trainer(
-    run: Run, s: Settings, model: PreTrainedModel, train: list, collator: Any, watch: Watch
-) -> Seq2SeqTrainer:
+def _trainer(run: Run, s: Settings, model: PreTrainedModel, train: list, collator: Any, watch: Watch) -> Seq2SeqTrainer:
     arguments = Seq2SeqTrainingArguments(
         output_dir=str(run.checkpoint),
         num_train_epochs=s.epochs,
