@@ -11,7 +11,8 @@ from sklearn.datasets import load_digits
 from retarget.errors import UserError
 from retarget.pskd.studies.detection import data
 from retarget.pskd.studies.detection.data import DetectionSet, collate, crops, scenes
-from retarget.pskd.studies.detection.plan import plan, prepare
+from retarget.pskd.studies.detection.plan import plan
+from retarget.pskd.studies.detection.prepare import prepare
 from retarget.pskd.studies.detection.settings import Settings
 
 SETTINGS = {

@@ -7,8 +7,8 @@ A backbone is first trained as a classifier (arms ``classifier_*``), then put in
 from typing import Any
 
 from retarget.errors import UserError
-from retarget.extras import require
 from retarget.pskd.studies.detection.settings import Settings
+from retarget.pskd.studies.images.settings import Settings as ClassifierSettings
 from retarget.settings import resolve_settings
 from retarget.study.config import Arm, Claim, Metric, StudyPlan, choose_arms, claims_under, refuse_decided
 
@@ -30,8 +30,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper": dict(
         dataset="voc:VOCdevkit/VOC2007+VOCdevkit/VOC2012", train_split="trainval", validation_split=None,
         validation_images=1000, network="timm:resnet152", epochs=26, precision="16-mixed", workers=8,
-        pretrain=dict(dataset="folder:imagenet", augmentation="imagenet", validation_images=10_000, epochs=90,
-                      batch_size=256, store="topk:10:uniform"),
+        pretrain=dict(dataset="folder:imagenet", image_size=224, augmentation="imagenet", validation_images=10_000,
+                      epochs=90, batch_size=256, store="topk:10:uniform"),
     ),
 }  # fmt: skip
 
@@ -151,10 +151,11 @@ def plan(
         task="retarget.pskd.studies.detection.run:run",
         task_name="pskd.detection",
         former_tasks=("retarget.pskd.tasks.detection:run",),
-        prepare="retarget.pskd.studies.detection.plan:prepare",
+        prepare="retarget.pskd.studies.detection.prepare:prepare",
         analysis="retarget.pskd.studies.detection.analysis:analyse",
         settings=settings.model_dump(mode="json"),
         settings_model=Settings,
+        unmeasured=("workers",),
         arms=choose_arms(ARMS, arms),
         seeds=tuple(seeds) if seeds else (0, 1, 2),
         metrics=METRICS,
@@ -163,10 +164,17 @@ def plan(
     )
 
 
-def prepare(plan: StudyPlan) -> None:
-    """Refuse missing packages and data that cannot be used, once and at once."""
-    for module in ("torchvision", "timm", "lightning.pytorch", "sklearn", "torchmetrics", "pycocotools"):
-        require(module, "detection")
-    from retarget.pskd.studies.detection.data import check
-
-    check(resolve_settings(Settings, plan.settings))
+def classifier_settings(s: Settings, dataset: str) -> ClassifierSettings:
+    """Settings of the image study for this study's classifier; ``dataset`` names its images."""
+    return ClassifierSettings(
+        **s.pretrain.model_dump(exclude={"dataset", "crop_size", "images"}),
+        dataset=dataset,
+        train_images=s.pretrain.images,
+        targets=s.classifier_targets,
+        network=s.network,
+        momentum=s.momentum,
+        data_seed=s.data_seed,
+        precision=s.precision,
+        accelerator=s.accelerator,
+        workers=s.workers,
+    )

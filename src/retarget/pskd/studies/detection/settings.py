@@ -20,6 +20,9 @@ class Pretraining(Strict):
     )
     root: str = Field(default="data", description="where torchvision keeps its data sets")
     crop_size: int = Field(default=32, ge=8, description="pixels of a side of a crop")
+    image_size: int | None = Field(
+        default=None, ge=8, description="the middle square of each image is brought to this side; none: as they are"
+    )
     images: int | None = Field(default=None, ge=2, description="stratified subset, validation part included")
     validation_images: int = Field(default=100, ge=1, description="of the training images, set apart")
     augmentation: Literal["none", "crop_flip", "imagenet"] = "none"
@@ -82,7 +85,7 @@ class Settings(Strict):
     pictures: int = Field(default=6, ge=0, description="test images drawn with their detections")
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     accelerator: str = "auto"
-    workers: int = Field(default=0, ge=0, description="loader processes")
+    workers: int = Field(default=0, ge=0, description="loader processes; changes no result")
     pretrain: Pretraining
     # The arm
     stage: Literal["classifier", "detector"] = "detector"
