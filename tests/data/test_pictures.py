@@ -76,7 +76,7 @@ def test_a_file_that_ends_early_is_named(suffix, tmp_path):
 
 
 def test_random_damage_gives_an_image_or_an_error_that_names_the_file(tmp_path):
-    rng = np.random.default_rng(1)
+    rng, errors = np.random.default_rng(1), []
     for suffix in ("png", "jpg", "webp", "gif", "tif", "ppm", "bmp"):
         picture = saved(tmp_path / f"hit.{suffix}", Image.fromarray(COLOUR))
         whole = bytearray(picture.content.read_bytes())
