@@ -152,6 +152,7 @@ def plan(
         task_name="pskd.detection",
         former_tasks=("retarget.pskd.tasks.detection:run",),
         prepare="retarget.pskd.studies.detection.prepare:prepare",
+        check="retarget.pskd.studies.detection.prepare:check",
         analysis="retarget.pskd.studies.detection.analysis:analyse",
         settings=settings.model_dump(mode="json"),
         settings_model=Settings,

@@ -180,6 +180,7 @@ def plan(
         task_name=asked.task_name,
         former_tasks=asked.former_tasks,
         prepare="retarget.pskd.studies.images.prepare:prepare",
+        check="retarget.pskd.studies.images.prepare:check",
         analysis="retarget.pskd.studies.images.analysis:analyse",
         settings=settings.model_dump(mode="json"),
         settings_model=asked.settings,
