@@ -3,12 +3,12 @@
 ``plan`` has the signature of ``retarget.pskd.study.plan``, which hands configurations with ``task = "translation"`` on.
 """
 
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
 from retarget.errors import UserError
-from retarget.extras import require
 from retarget.settings import Strict, resolve_settings
 from retarget.study.config import Arm, Claim, Condition, Metric, StudyPlan, choose_arms, claims_under, refuse_decided
 
@@ -27,7 +27,7 @@ class Settings(Strict):
     )  # fmt: skip
     source: str = "en"
     target: str = "de"
-    test: str = Field(default="test_2016_flickr", description="NAME of the test files")
+    test: str = Field(default="test_2016_flickr", description="NAME of the test files, NAME.LANGUAGE[.gz]")
     train_sentences: int | None = Field(default=None, ge=10, description="the first so many pairs")
     test_sentences: int | None = Field(default=None, ge=1, description="the first so many pairs")
     data_seed: int = Field(default=2021, description="fixes the generated sentences: the same for every seed")
@@ -154,7 +154,7 @@ def plan(
         question="Do softened targets from the model's own past predictions help this translator?",
         preset=preset,
         task="retarget.pskd.studies.translation.run:run",
-        prepare="retarget.pskd.studies.translation.plan:prepare",
+        prepare="retarget.pskd.studies.translation.prepare:prepare",
         analysis="retarget.pskd.studies.translation.analysis:analyse",
         settings=settings.model_dump(mode="json"),
         settings_model=Settings,
@@ -169,18 +169,23 @@ def plan(
     )  # fmt: skip
 
 
-def prepare(plan: StudyPlan) -> None:
-    """Refuse missing packages and sentences that cannot be read, once and at once."""
-    for module in ("transformers", "accelerate", "sacrebleu"):
-        require(module, "text")
-    from retarget.pskd.studies.translation.data import sentence_pairs
-
-    for condition in plan.conditions:
-        sentence_pairs(resolve_settings(Settings, plan.run_settings(condition, plan.arms[0])))
-
-
 def _directions(source: str, target: str) -> tuple[Condition, ...]:
     return tuple(
         Condition(name=f"{a}-{b}", label=f"{a} to {b}", settings={"source": a, "target": b})
         for a, b in ((source, target), (target, source))
     )
+
+
+def data_paths(settings: Settings) -> tuple[str, ...]:
+    """The files whose bytes a run of these settings reads."""
+    if settings.dataset == "grammar":
+        return ()
+    parts = ("train", "val", settings.test)
+    return tuple(str(file_of(settings, part, one)) for part in parts for one in (settings.source, settings.target))
+
+
+def file_of(settings: Settings, part: str, language: str) -> Path:
+    """``NAME.LANGUAGE.gz`` where it is there, else ``NAME.LANGUAGE``."""
+    folder = Path(settings.dataset.removeprefix("files:"))
+    packed = folder / f"{part}.{language}.gz"
+    return packed if packed.is_file() else folder / f"{part}.{language}"
