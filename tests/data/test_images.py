@@ -5,7 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from retarget.data.images import data_paths, parse, pixels_of, read, resized, shape_of
+from retarget.data.images import pixels_of, read, resized, shape_of
+from retarget.data.names import data_paths, parse
 from retarget.data.splits import every_fifth
 from retarget.errors import UserError
 
@@ -27,7 +28,8 @@ def test_the_old_words_of_every_study_are_understood(tmp_path):
     assert parse(f"folder:{tmp_path}") == parse(str(tmp_path)) == ("folder", str(tmp_path))
     assert data_paths("a.npz") == data_paths("npz:a.npz") == ("a.npz",)
     assert data_paths("hf:d/e") == ("d/e",)
-    assert data_paths("digits") == data_paths("torchvision:MNIST") == ()
+    assert data_paths(str(tmp_path)) == data_paths(f"folder:{tmp_path}") == (str(tmp_path),)
+    assert data_paths("glyphs") == data_paths("digits") == data_paths("torchvision:MNIST") == ()
 
 
 def test_npz_in_every_layout(tmp_path):

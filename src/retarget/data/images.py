@@ -14,11 +14,10 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from retarget.data.labels import class_labels
+from retarget.data.names import parse
 from retarget.data.pictures import FORMATS, Picture, decode, find, header, one_size
 from retarget.errors import UserError
 from retarget.extras import require
-
-GRAMMAR = "digits, torchvision:NAME, npz:FILE, folder:DIR, hf:DIR"
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,39 +58,6 @@ class Source:
     train: Part
     test: Part | None = None
     held_out: str = ""
-
-
-def parse(spec: str) -> tuple[str, str]:
-    """Kind and name of a data set; a bare ``FILE.npz`` and a bare folder are understood.
-
-    >>> parse("npz:a.npz"), parse("a.npz"), parse("digits")
-    (('npz', 'a.npz'), ('npz', 'a.npz'), ('digits', ''))
-
-    Raises:
-        UserError: the words name no data set.
-    """
-    kind, _, name = spec.partition(":")
-    if spec == "digits":
-        return spec, ""
-    if kind in _READERS and name:
-        return kind, name
-    if spec.endswith(".npz"):
-        return "npz", spec
-    if Path(spec).is_dir():
-        return "folder", spec
-    raise UserError(f"dataset {spec!r} is none of {GRAMMAR}, and no folder")
-
-
-def data_paths(spec: str) -> tuple[str, ...]:
-    """The file or folder whose bytes are the data set; none for what comes with a library.
-
-    >>> data_paths("npz:a.npz"), data_paths("torchvision:CIFAR100")
-    (('a.npz',), ())
-    """
-    kind, _, name = spec.partition(":")
-    if spec == "digits" or kind == "torchvision":
-        return ()
-    return (name if kind in _READERS and name else spec,)
 
 
 def read(spec: str, root: str = "data", extra: str = "vision") -> Source:

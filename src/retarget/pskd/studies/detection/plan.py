@@ -4,8 +4,10 @@
 A backbone is first trained as a classifier (arms ``classifier_*``), then put into a Faster R-CNN and fine-tuned.
 """
 
+from pathlib import Path
 from typing import Any
 
+from retarget.data import names
 from retarget.errors import UserError
 from retarget.pskd.studies.detection.settings import Settings
 from retarget.pskd.studies.images.settings import Settings as ClassifierSettings
@@ -179,3 +181,15 @@ def classifier_settings(s: Settings, dataset: str) -> ClassifierSettings:
         accelerator=s.accelerator,
         workers=s.workers,
     )
+
+
+def data_paths(settings: Settings) -> tuple[str, ...]:
+    """Files and folders whose bytes a run of these settings reads: annotations, lists and images; pre-training too."""
+    kind, _, where = settings.dataset.partition(":")
+    roots = [Path(root) for root in where.split("+")] if where else []
+    splits = [one for one in (settings.train_split, settings.validation_split, settings.test_split) if one]
+    if kind == "voc":
+        found = [root / name for root in roots for name in ("Annotations", "ImageSets/Main", "JPEGImages")]
+    else:
+        found = [root / name for root in roots for one in splits for name in (f"annotations/instances_{one}.json", one)]
+    return (*map(str, found), *names.data_paths(settings.pretrain.dataset))

@@ -6,7 +6,8 @@ from typing import cast
 import numpy as np
 import torch
 
-from retarget.data.images import Part, parse
+from retarget.data.images import Part
+from retarget.data.names import parse
 from retarget.data.pictures import Picture, decode, header, one_size
 from retarget.errors import UserError
 from retarget.extras import require

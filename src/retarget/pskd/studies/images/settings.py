@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from retarget.data import names
 from retarget.settings import Strict
 
 _CODE = "official code, CIFAR-100 configuration"
@@ -78,3 +79,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 MINUTES_PER_RUN = {"demo": 0.1, "small": 7.0, "paper": 90.0}
+
+
+def data_paths(settings: Settings) -> tuple[str, ...]:
+    """Files and folders whose bytes a run of these settings reads."""
+    return names.data_paths(settings.dataset)

@@ -3,10 +3,10 @@
 ``plan`` has the signature of ``retarget.pskd.study.plan``, which hands configurations with ``task = "translation"`` on.
 """
 
+from pathlib import Path
 from typing import Any
 
 from retarget.errors import UserError
-from retarget.extras import require
 from retarget.pskd.studies.translation.settings import Settings
 from retarget.settings import resolve_settings
 from retarget.study.config import Arm, Claim, Condition, Metric, StudyPlan, choose_arms, claims_under, refuse_decided
@@ -108,7 +108,7 @@ def plan(
         task="retarget.pskd.studies.translation.run:run",
         task_name="pskd.translation",
         former_tasks=("retarget.pskd.tasks.translation:run",),
-        prepare="retarget.pskd.studies.translation.plan:prepare",
+        prepare="retarget.pskd.studies.translation.prepare:prepare",
         analysis="retarget.pskd.studies.translation.analysis:analyse",
         settings=settings.model_dump(mode="json"),
         settings_model=Settings,
@@ -123,18 +123,23 @@ def plan(
     )  # fmt: skip
 
 
-def prepare(plan: StudyPlan) -> None:
-    """Refuse missing packages and sentences that cannot be read, once and at once."""
-    for module in ("transformers", "accelerate", "sacrebleu"):
-        require(module, "text")
-    from retarget.pskd.studies.translation.data import sentence_pairs
-
-    for condition in plan.conditions:
-        sentence_pairs(resolve_settings(Settings, plan.run_settings(condition, plan.arms[0])))
-
-
 def _directions(source: str, target: str) -> tuple[Condition, ...]:
     return tuple(
         Condition(name=f"{a}-{b}", label=f"{a} to {b}", settings={"source": a, "target": b})
         for a, b in ((source, target), (target, source))
     )
+
+
+def data_paths(settings: Settings) -> tuple[str, ...]:
+    """The files whose bytes a run of these settings reads."""
+    if settings.dataset == "grammar":
+        return ()
+    parts = ("train", "val", settings.test)
+    return tuple(str(file_of(settings, part, one)) for part in parts for one in (settings.source, settings.target))
+
+
+def file_of(settings: Settings, part: str, language: str) -> Path:
+    """``NAME.LANGUAGE.gz`` where it is there, else ``NAME.LANGUAGE``."""
+    folder = Path(settings.dataset.removeprefix("files:"))
+    packed = folder / f"{part}.{language}.gz"
+    return packed if packed.is_file() else folder / f"{part}.{language}"

@@ -19,7 +19,7 @@ class Settings(Strict):
     )  # fmt: skip
     source: str = "en"
     target: str = "de"
-    test: str = Field(default="test_2016_flickr", description="NAME of the test files")
+    test: str = Field(default="test_2016_flickr", description="NAME of the test files, NAME.LANGUAGE[.gz]")
     train_sentences: int | None = Field(default=None, ge=10, description="the first so many pairs")
     test_sentences: int | None = Field(default=None, ge=1, description="the first so many pairs")
     data_seed: int = Field(default=2021, description="fixes the generated sentences: the same for every seed")
