@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from retarget.study.figures import Analysis, Figure, Images, Lines, Series, Table
-from retarget.study.items import Shares
+from retarget.study.items import Items, Shares
 from retarget.study.record import Results, RunResult
 from retarget.study.statistics import wilson_interval
 from retarget.trojdiff.config import CELLS
@@ -83,12 +83,12 @@ def _settings(results: Results) -> Settings:
     return Settings.model_validate(results.plan.settings)
 
 
-def _hits(results: Results) -> dict[str, Shares]:
+def _hits(results: Results) -> dict[str, Items]:
     """Hits and images of each cell of the claims on success rates, all seeds together.
 
     They show what one seed can show at least, and are tested where every seed has the same rate.
     """
-    found = {}
+    found: dict[str, Items] = {}
     for claim in results.plan.claims:
         if claim.metric not in ("attack_weakest", "attack_every") or claim.against is None:
             continue
