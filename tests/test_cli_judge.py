@@ -95,14 +95,22 @@ def test_a_judgement_never_replaces_something_else(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["judge", "--claims", "c"], "retarget judge reads one file of runs, or the folders of --lm-eval"),
+        (
+            ["judge", "--claims", "c"],
+            "retarget judge reads one file of runs, or the folders of --lm-eval or of --inspect",
+        ),
         (["judge", "runs.csv"], "retarget judge needs --claims, a TOML file with [[claims]]"),
         (["judge", "runs.csv", "--claims", "claims.toml"], "retarget judge needs --out, the directory of the page"),
         (
             ["judge", "runs.csv", "--claims", "a.toml", "--out", "v"],
             "cannot read --claims a.toml: No such file or directory",
         ),
-        (["study", "toy", "--looks", "5", "3"], "--looks: looks are growing numbers of seeds, not 5, 3"),
+        (["study", "toy", "--looks", "5", "3"], "--looks: looks are growing numbers of seeds from 2 on, not 5, 3"),
+        (["study", "toy", "--looks", "1", "3"], "--looks: looks are growing numbers of seeds from 2 on, not 1, 3"),
+        (
+            ["study", "toy", "--looks", "3", "5", "--look-weights", "1.5", "-.5"],
+            "--looks: the weight of a look is a share of the error above 0",
+        ),
         (
             ["study", "toy", "--looks", "3", "5", "--look-weights", ".5", ".6"],
             "--looks: the weights of the looks add up to 1, not to 1.1",

@@ -80,6 +80,8 @@ class JudgeArguments:
     """The directory that is made: report.html, report.md, summary.json, study.json."""
     lm_eval: tuple[Path, ...] = ()
     """Folders of samples that lm-evaluation-harness logged, one for each model; arms are named after them."""
+    inspect: tuple[Path, ...] = ()
+    """Folders of logs of Inspect, one for each model."""
     plan: FlagCreatePairsOff[bool] = False
     """Take the runs as a pilot and print how likely 3 to 50 seeds are to decide each claim; write nothing."""
 
@@ -192,22 +194,21 @@ def _origin(field: FieldInfo | None, value: Any) -> str:
 def judge(words: list[str]) -> int:
     """``retarget judge RUNS --claims TOML --out DIR``."""
     given = tyro.cli(JudgeArguments, args=words, prog="retarget judge")
-    if bool(given.runs) == bool(given.lm_eval) or len(given.runs) > 1:
-        raise UsageError("retarget judge reads one file of runs, or the folders of --lm-eval")
+    if sum(map(bool, (given.runs, given.lm_eval, given.inspect))) != 1 or len(given.runs) > 1:
+        raise UsageError("retarget judge reads one file of runs, or the folders of --lm-eval or of --inspect")
     if given.claims is None:
         raise UsageError("retarget judge needs --claims, a TOML file with [[claims]]")
     if given.out is None and not given.plan:
         raise UsageError("retarget judge needs --out, the directory of the page")
-    from retarget.study import elsewhere, judging
+    from retarget.study import elsewhere, harness, judging
     from retarget.study.rows import read_rows
 
     asked = elsewhere.read_claims(given.claims)
+    sources = [*given.runs, *given.lm_eval, *given.inspect]
     if given.runs:
-        rows, sources = read_rows(given.runs[0]), [given.runs[0]]
+        rows = read_rows(given.runs[0])
     else:
-        from retarget.study.harness import read_lm_eval
-
-        rows, sources = read_lm_eval(given.lm_eval), list(given.lm_eval)
+        rows = harness.read_lm_eval(given.lm_eval) if given.lm_eval else harness.read_inspect(given.inspect)
     found = elsewhere.arrange(rows, asked)
     if given.plan or given.out is None:
         print(judging.prospects(found))

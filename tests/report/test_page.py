@@ -299,7 +299,7 @@ def test_a_claim_about_models_names_its_items_and_a_look_its_seeds(study, plain_
 def test_a_claim_that_is_no_test_says_so_in_place_of_a_difference(study, plain_plan):
     page = small(study, plain_plan, [claim(floor=("top1", 99.0))])
     row = row_of(page, "It helps.")
-    assert row[2].startswith("Not a test of the claim: top-1 accuracy of cross_entropy is 9")
+    assert row[2].startswith("Not a test of the claim: top-1 accuracy of cross-entropy is 9")
     assert row[-1] == "not measured"
 
 

@@ -1,7 +1,9 @@
 """Runs that were made elsewhere: what is read, paired, refused."""
 
 import csv
+import importlib.util
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from retarget.errors import UserError
 from retarget.study.claims import judge
 from retarget.study.config import Claim
 from retarget.study.elsewhere import Asked, arrange, read_claims, slug
-from retarget.study.harness import read_lm_eval
+from retarget.study.harness import inspect_rows, read_inspect, read_lm_eval
 from retarget.study.items import PairedCounts, Resampled
 from retarget.study.rows import read_rows
 
@@ -249,3 +251,29 @@ def test_lm_eval_documents_that_differ_are_not_paired(tmp_path):
     (tmp_path / "a" / "samples_arc_2026-02-02T03-04-05.678.jsonl").write_text('{"doc_id": 1}\n')
     with pytest.raises(UserError, match="line 1 is no sample of lm_eval"):
         read_lm_eval([tmp_path / "a"])
+
+
+def summary(name, epoch, **values):
+    """As Inspect's reader gives a sample: id, epoch, scores by scorer."""
+    return SimpleNamespace(
+        id=name, epoch=epoch, scores={key: SimpleNamespace(value=one) for key, one in values.items()}
+    )
+
+
+def test_inspect_s_marks_become_numbers_and_epochs_are_averaged():
+    third = summary("q2", 1, match="P", judge={"tone": 3, "fact": True})
+    first, second = summary("q1", 1, match="C"), summary("q1", 2, match="I")
+    rows = inspect_rows("log", "base", "arc", [first, second, third])
+    assert {(row.item, row.metric): row.value for row in rows} == {
+        ("q1", "match"): 0.5, ("q2", "match"): 0.5, ("q2", "judge/tone"): 3.0, ("q2", "judge/fact"): 1.0,
+    }  # fmt: skip
+    with pytest.raises(UserError, match="sample q1, epoch 1 has no score"):
+        inspect_rows("log", "base", "arc", [summary("q1", 1)])
+    with pytest.raises(UserError, match="sample q1 has the match 'yes', neither a number nor a mark"):
+        inspect_rows("log", "base", "arc", [summary("q1", 1, match="yes")])
+
+
+@pytest.mark.skipif(importlib.util.find_spec("inspect_ai") is not None, reason="Inspect is installed")
+def test_without_inspect_its_package_is_named(tmp_path):
+    with pytest.raises(UserError, match="needs its own package: pip install inspect_ai"):
+        read_inspect([tmp_path])

@@ -122,7 +122,7 @@ def test_the_bootstrap_of_a_mean_is_the_normal_interval():
 
 
 def test_the_bootstrap_keeps_the_arrays_of_a_run_together():
-    labels = np.arange(50) % 5
+    labels = np.arange(100) % 5
     right, wrong = (labels, labels), (labels, (labels + 1) % 5)
 
     def accuracy(predicted, true):
@@ -132,9 +132,14 @@ def test_the_bootstrap_keeps_the_arrays_of_a_run_together():
 
 
 def test_the_bootstrap_refuses_runs_that_do_not_match():
-    with pytest.raises(UserError, match=r"the same items in every run, and they have \[2, 3\]"):
-        bootstrap_difference(mean, [(np.ones(2),)], [(np.ones(3),)])
+    with pytest.raises(UserError, match=r"the same items in every run, and they have \[200, 300\]"):
+        bootstrap_difference(mean, [(np.ones(200),)], [(np.ones(300),)])
     with pytest.raises(UserError, match="the same seeds of both arms, not 1 and 2"):
-        bootstrap_difference(mean, [(np.ones(2),)], [(np.ones(2),)] * 2)
+        bootstrap_difference(mean, [(np.ones(200),)], [(np.ones(200),)] * 2)
     with pytest.raises(UserError, match="not 0 and 0"):
         bootstrap_difference(mean, [], [])
+
+
+def test_there_is_no_bootstrap_interval_of_few_items():
+    assert bootstrap_difference(mean, [(np.ones(99),)], [(np.ones(99),)]) is None
+    assert bootstrap_difference(mean, [(np.ones(100),)], [(np.ones(100),)]) == (0.0, 0.0)

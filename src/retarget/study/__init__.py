@@ -21,8 +21,9 @@ A study of one's own, and verdicts on any runs:
 'holds'
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from retarget.lazy import lazy
 
 if TYPE_CHECKING:
     from retarget.study.claims import judge
@@ -32,19 +33,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Arm", "Claim", "Condition", "Metric", "Results", "Run", "StudyPlan", "judge", "run_study"]
 
-_HOMES = {
-    "judge": "claims",
-    **dict.fromkeys(("Arm", "Claim", "Condition", "Metric", "StudyPlan"), "config"),
-    **dict.fromkeys(("Results", "Run"), "record"),
-    "run_study": "runner",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy(
+    __name__,
+    {
+        "judge": "claims",
+        **dict.fromkeys(("Arm", "Claim", "Condition", "Metric", "StudyPlan"), "config"),
+        **dict.fromkeys(("Results", "Run"), "record"),
+        "run_study": "runner",
+    },
+)

@@ -5,7 +5,7 @@ page read them and know no method.
 """
 
 from collections.abc import Callable, Collection, Sequence
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, FiniteFloat, ValidationError, model_validator
 
@@ -175,8 +175,8 @@ class StudyPlan(Strict):
     metrics: tuple[Metric, ...]
     claims: tuple[Claim, ...] = ()
     level: float = Field(default=0.95, gt=0.5, lt=1)
-    looks: tuple[Annotated[int, Field(ge=2)], ...] = ()
-    look_weights: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    looks: tuple[int, ...] = ()
+    look_weights: tuple[FiniteFloat, ...] = ()
     threads: int = Field(default=1, ge=1)
     minutes_per_run: float | None = None
 
@@ -196,12 +196,14 @@ class StudyPlan(Strict):
 
     @model_validator(mode="after")
     def _looks_are_a_plan(self) -> Self:
-        if list(self.looks) != sorted(set(self.looks)):
-            raise ValueError(f"looks are growing numbers of seeds, not {', '.join(map(str, self.looks))}")
+        if list(self.looks) != sorted(set(self.looks)) or any(look < 2 for look in self.looks):
+            raise ValueError(f"looks are growing numbers of seeds from 2 on, not {', '.join(map(str, self.looks))}")
         if self.look_weights and len(self.look_weights) != len(self.looks):
             raise ValueError(f"{len(self.looks)} looks have {len(self.look_weights)} weights: give one for each")
         if self.look_weights and abs(sum(self.look_weights) - 1) > 1e-9:
             raise ValueError(f"the weights of the looks add up to 1, not to {sum(self.look_weights):g}")
+        if any(weight <= 0 for weight in self.look_weights):
+            raise ValueError("the weight of a look is a share of the error above 0")
         return self
 
     @property

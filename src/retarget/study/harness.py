@@ -1,4 +1,4 @@
-"""Samples that lm-evaluation-harness logged: one arm for each folder, one row for each document and metric."""
+"""Samples that lm-evaluation-harness or Inspect logged: one arm for each folder, one row for each item and metric."""
 
 import json
 import re
@@ -92,3 +92,64 @@ def _rows(
 
 def _names(folders: Sequence[Path]) -> str:
     return ", ".join(map(str, folders))
+
+
+_MARKS = {"C": 1.0, "I": 0.0, "P": 0.5, "N": 0.0}
+"""Inspect's marks: correct, incorrect, partly correct, no answer."""
+
+
+def read_inspect(folders: Sequence[Path]) -> list[Row]:
+    """The samples of two or more models that Inspect logged: the arm is the folder's name, the condition the task.
+
+    Of several logs of one task the latest counts, and must have ended in success. A metric's name is its scorer's, or
+    ``scorer/key`` where a score has several values; marks become 1, 0.5 and 0. Epochs of a sample are averaged: they
+    are the same model asked again.
+
+    Raises:
+        UserError: Inspect is not installed, a folder holds no log, or a log has not succeeded.
+    """
+    try:
+        from inspect_ai.log import (  # pyright: ignore[reportMissingImports]
+            list_eval_logs,
+            read_eval_log,
+            read_eval_log_sample_summaries,
+        )
+    except ModuleNotFoundError as error:
+        raise UserError("reading Inspect's logs needs its own package: pip install inspect_ai") from error
+    rows: list[Row] = []
+    for folder in folders:
+        logs = [(read_eval_log(one, header_only=True), one) for one in list_eval_logs(str(folder))]
+        if not logs:
+            raise UserError(f"{folder} holds no log of Inspect")
+        latest = {log.eval.task: (log, one) for log, one in sorted(logs, key=lambda pair: pair[0].eval.created)}
+        for task, (log, one) in sorted(latest.items()):
+            if log.status != "success":
+                raise UserError(f"{folder}: the latest log of {task} has the status {log.status}, not success")
+            rows += inspect_rows(f"{folder}, {task}", folder.resolve().name, task, read_eval_log_sample_summaries(one))
+    return rows
+
+
+def inspect_rows(where: str, arm: str, task: str, summaries: Sequence[Any]) -> list[Row]:
+    """Rows of Inspect's sample summaries, which have ``id``, ``epoch`` and ``scores[name].value``.
+
+    Raises:
+        UserError: a sample has no score, or one that is neither a number nor a mark.
+    """
+    values: dict[tuple[str, str], list[float]] = {}
+    for sample in summaries:
+        if not sample.scores:
+            raise UserError(f"{where}: sample {sample.id}, epoch {sample.epoch} has no score")
+        for name, score in sample.scores.items():
+            parts = score.value if isinstance(score.value, dict) else {"": score.value}
+            for key, value in parts.items():
+                metric = f"{name}/{key}" if key else name
+                number = _MARKS.get(value) if isinstance(value, str) else value
+                if not isinstance(number, bool | int | float):
+                    raise UserError(
+                        f"{where}: sample {sample.id} has the {metric} {value!r}, neither a number nor a mark"
+                    )
+                values.setdefault((metric, str(sample.id)), []).append(float(number))
+    return [
+        Row(where, task, arm, metric, sum(found) / len(found), None, item, None)
+        for (metric, item), found in values.items()
+    ]

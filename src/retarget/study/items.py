@@ -9,10 +9,7 @@ from pydantic import Field, FiniteFloat, NonNegativeInt
 
 from retarget.errors import UserError
 from retarget.settings import Strict
-from retarget.study.statistics import bootstrap_draws
-
-FEWEST_ITEMS = 100
-"""Below this many items the percentile bootstrap covers too seldom (88 % for 95 % at 30), so that it is refused."""
+from retarget.study.statistics import FEWEST_ITEMS, bootstrap_draws
 
 
 class PairedCounts(Strict):

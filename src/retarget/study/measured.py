@@ -163,16 +163,17 @@ class Measuring:
             return ""
         name, bound = claim.floor
         metric = self.by_name.get(name, Metric(name=name, label=name))
+        arm = next((one.label for one in self.plan.arms if one.name == claim.arms[-1]), claim.arms[-1])
         for condition in self._conditions(claim):
             values = self.metrics.get(condition, {}).get(claim.arms[-1], {}).get(name, ())
             there = [value for value in values if value is not None]
             if not there:
-                return f"Whether it is a test of the claim is not known: {metric.label} of {claim.arms[-1]} is missing"
+                return f"Whether it is a test of the claim is not known: {metric.label} of {arm} is missing"
             mean, most = sum(there) / len(there), metric.better == "lower"
             if mean > bound if most else mean < bound:
                 limit = "most" if most else "least"
                 return (
-                    f"Not a test of the claim: {metric.label} of {claim.arms[-1]} is {mean:.4g}, and a test needs at "
+                    f"Not a test of the claim: {metric.label} of {arm} is {mean:.4g}, and a test needs at "
                     f"{limit} {bound:g}"
                 )
         return ""

@@ -122,15 +122,11 @@ def _text(value: Any) -> str | None:
 
 
 def _number(where: str, value: Any) -> float | None:
-    if isinstance(value, bool):
-        return float(value)
     text = _text(value)
     if text is None or text.lower() in ("nan", "none", "null", "na"):
         return None
-    if text.lower() in ("true", "false"):
-        return float(text.lower() == "true")
     try:
-        number = float(text)
+        number = float({"true": "1", "false": "0"}.get(text.lower(), text))
     except ValueError:
         raise UserError(f"{where}: value {text!r} is not a number; leave it empty where a run failed") from None
     if not math.isfinite(number):
