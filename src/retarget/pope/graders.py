@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from retarget.errors import UserError
-from retarget.pope.answers import WITHIN, after_thinking, final_answer, joined_boxes
-from retarget.pope.problems import last_boxed
+from retarget.pope.answers import WITHIN, after_thinking, final_answer, joined_boxes, last_boxed
 
 _BOX_WITHIN = 1000
 _NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:/\d+)?(?<=\d)")
