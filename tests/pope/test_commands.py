@@ -135,7 +135,7 @@ def test_exports(tmp_path):
     from retarget.pope.mixture import mix, write_rows
 
     problems = [Problem(id=str(i), prompt=f"q{i}", solution="s", answer=str(i)) for i in range(4)]
-    write_rows(tmp_path / "rows.parquet", mix(problems, {"1": "so"}))
+    write_rows(tmp_path / "rows.parquet", mix(problems, {"1": "so"}, unpaired="keep"))
     for host, name in (("verl", "v.parquet"), ("openrlhf", "o.jsonl"), ("prime-rl", "p.jsonl")):
         assert pope(["export", str(tmp_path / "rows.parquet"), "--to", host, "--out", str(tmp_path / name)]) == 0
     verl = pyarrow.parquet.read_table(tmp_path / "v.parquet").to_pylist()

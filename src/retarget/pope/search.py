@@ -1,11 +1,15 @@
 """The shortest prefix of an oracle solution with which the model succeeds at least once."""
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Unpack
 
+from pydantic import Field
+
 from retarget.errors import UserError
+from retarget.identity import fingerprint
 from retarget.pope.prefixes import Cut, Unit, bare_occurrences, cut_points, leak
 from retarget.pope.problems import Problem
 from retarget.pope.rollouts import Engine
@@ -13,6 +17,7 @@ from retarget.pope.sampler import Asking, Sampler
 from retarget.pope.schedule import Work
 from retarget.pope.work import Item, Progress
 from retarget.pope.work import Unit as UnitOfWork
+from retarget.settings import Strict
 
 Fallback = Literal["longest", "none"]
 Status = Literal["found", "fallback", "none", "no cut", "failed"]
@@ -33,6 +38,8 @@ class Found:
         rollouts, tokens: cost of the search for this problem.
         tried: for each cut its end, rollouts and successes. Because sampling stops at a success, these are no
             estimate of a success rate.
+        solution, template: fingerprints of the solution that was cut and of the wording of the prompts: what the prefix
+            belongs to. None in files of earlier versions.
     """
 
     problem: str
@@ -46,6 +53,8 @@ class Found:
     tokens: int
     tried: list[tuple[int, int, int]]
     reason: str = ""
+    solution: str | None = None
+    template: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """A record for a results file."""
@@ -56,7 +65,32 @@ class Found:
             "id": self.problem, "status": self.status, "prefix": self.prefix, "cut": cut, "leaks": self.leaks,
             "bare": self.bare, "in_question": self.in_question, "rollouts": self.rollouts, "tokens": self.tokens,
             "tried": [list(one) for one in self.tried], **({"reason": self.reason} if self.reason else {}),
+            "solution": self.solution, "template": self.template,
         }  # fmt: skip
+
+
+class _CutLine(Strict):
+    end: int
+    fraction: float
+    unit: Unit
+
+
+class _Line(Strict):
+    """A line of prefixes.jsonl."""
+
+    id: str
+    status: Status
+    prefix: str | None
+    cut: _CutLine | None = None
+    leaks: int = 0
+    bare: int = 0
+    in_question: bool = False
+    rollouts: int = 0
+    tokens: int = 0
+    tried: list[tuple[int, int, int]] = Field(default=[])
+    reason: str = ""
+    solution: str | None = None
+    template: str | None = None
 
 
 class Prefixes(Mapping[str, str]):
@@ -68,6 +102,34 @@ class Prefixes(Mapping[str, str]):
     def __init__(self, found: list[Found], sampled: int = 0) -> None:
         self.found, self.sampled = found, sampled
         self._prefixes = {one.problem: one.prefix for one in found if one.prefix}
+
+    @classmethod
+    def read(cls, path: Path, found_only: bool = False) -> "Prefixes":
+        """What ``retarget pope search`` wrote.
+
+        Args:
+            path: prefixes.jsonl.
+            found_only: leave out prefixes that helped in no rollout of the search.
+
+        Raises:
+            UserError: no such file, or not such a file; the message names the line.
+        """
+        found = []
+        for number, line in enumerate(_text(path).split("\n"), 1):
+            if not line:
+                continue
+            try:
+                value = json.loads(line)
+                one = _Line.model_validate(value)
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"{path}: line {number} is not what `retarget pope search` writes: {error}") from error
+            cut = Cut(one.cut.end, one.cut.fraction, one.cut.unit) if one.cut else None
+            kept = one.prefix if one.status == "found" or not found_only else None
+            found.append(
+                Found(one.id, kept, one.status, cut, one.leaks, one.bare, one.in_question, one.rollouts, one.tokens,
+                      one.tried, one.reason, one.solution, one.template)
+            )  # fmt: skip
+        return cls(found)
 
     def __getitem__(self, problem: str) -> str:
         return self._prefixes[problem]
@@ -87,6 +149,15 @@ class Prefixes(Mapping[str, str]):
     def tokens(self) -> int:
         """Generated tokens that the search cost."""
         return sum(one.tokens for one in self.found)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file; `retarget pope search` writes it") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
 
 
 def search_prefixes(
@@ -149,11 +220,12 @@ def search_prefixes(
     with sampler.journal("search", journal, problems, lambda one: sampler.guided(one, one.solution)) as book:
         work = Work(items, next_unit, sampler, book, progress)
         work.run()
-    found = [_found(item, places[item.problem.id], clean[item.problem.id], fallback) for item in items]
+    template = sampler.prompts.fingerprint
+    found = [_found(item, places[item.problem.id], clean[item.problem.id], fallback, template) for item in items]
     return Prefixes(found, work.sampled)
 
 
-def _found(item: Item, places: list[Cut], clean: list[Cut], fallback: Fallback) -> Found:
+def _found(item: Item, places: list[Cut], clean: list[Cut], fallback: Fallback, template: str) -> Found:
     problem, records = item.problem, item.records
     cut: Cut | None = None
     status: Status = "no cut"
@@ -175,4 +247,5 @@ def _found(item: Item, places: list[Cut], clean: list[Cut], fallback: Fallback) 
         leaks=len(places) - len(clean), bare=bare, in_question=in_question,
         rollouts=item.rollouts, tokens=sum(one.tokens for one in records),
         tried=[(end, n, correct) for end, (n, correct) in tried.items()], reason=item.refused or "",
+        solution=fingerprint(problem.solution), template=template,
     )  # fmt: skip

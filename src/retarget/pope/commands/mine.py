@@ -46,7 +46,7 @@ class Mine:
     def run(self) -> int:
         if self.checkpoint:
             return self._graduate()
-        problems = self.reading.read(self.problems, "optional")
+        problems = self.reading.read(self.problems, "optional", self.dry_run)
         if self.dry_run:
             print(json.dumps(self.cost.of(len(problems) * self.k, "less where a problem ends at its first success")))
             return 0

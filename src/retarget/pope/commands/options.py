@@ -14,8 +14,9 @@ from tyro.conf import FlagCreatePairsOff
 
 from retarget.errors import UsageError
 from retarget.pope.engines.keys import redact
+from retarget.pope.formats import Format
 from retarget.pope.graders import BUILT_IN
-from retarget.pope.problems import Format, Problem, read_problems
+from retarget.pope.problems import Problem, read_problems, utf8
 from retarget.pope.prompts import Prompts
 from retarget.pope.rollouts import Engine, Sampling
 
@@ -30,7 +31,9 @@ class Reading:
     """How problem files are read."""
 
     format: Format = "auto"
-    """plain, gsm8k or math; auto tells by the fields of each row."""
+    """plain, gsm8k, math, or set for the fields of public sets; auto tells by the fields of each row."""
+    fields: tuple[str, ...] = ()
+    """Where a set keeps prompt, answer, solution and id: --fields prompt=question answer=final_answer."""
     split: str = "train"
     """Split of a data set."""
     skip_invalid: FlagCreatePairsOff[bool] = False
@@ -40,11 +43,17 @@ class Reading:
     limit: int | None = None
     """Take the first problems only."""
 
-    def read(self, source: str, solutions: Literal["required", "optional"] = "required") -> list[Problem]:
-        """The problems of a file."""
+    def read(
+        self, source: str, solutions: Literal["required", "optional"] = "required", dry_run: bool = False
+    ) -> list[Problem]:
+        """The problems of a file; a dry run writes no rejects."""
+        pairs = [one.partition("=") for one in self.fields]
+        if not all(name and equals and field for name, equals, field in pairs):
+            raise UsageError(f"--fields takes NAME=FIELD, not {' '.join(self.fields)}")
         problems = read_problems(
             source, self.format, split=self.split, solutions=solutions, skip_invalid=self.skip_invalid,
-            answer_in_solution=not self.answer_anywhere,
+            answer_in_solution=not self.answer_anywhere, fields={name: field for name, _, field in pairs},
+            write_rejects=not dry_run,
         )  # fmt: skip
         return problems[: self.limit]
 
@@ -175,7 +184,7 @@ def said(sampled: int, journal: Path) -> None:
 
 def lines(records: Iterable[Any]) -> str:
     """Records as JSON Lines."""
-    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    return utf8("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
 
 
 @contextmanager

@@ -38,7 +38,7 @@ class Search:
     """Print rollouts, tokens and GPU-hours; do nothing."""
 
     def run(self) -> int:
-        problems = self.reading.read(self.problems)
+        problems = self.reading.read(self.problems, dry_run=self.dry_run)
         if self.dry_run:
             rollouts = len(problems) * self.cuts * self.k
             print(json.dumps(self.cost.of(rollouts, "a cut ends at its first success, and longer ones are not tried")))
