@@ -2,11 +2,11 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
@@ -22,33 +22,53 @@ from retarget.trojdiff.config import (
     TriggerConfig,
     TriggerKind,
 )
+from retarget.verbs import dispatch
 
 VERBS = {
-    "train": "pre-train, fine-tune clean, or trojan an unconditional UNet",
-    "sample": "sample a pipeline with or without its trigger",
-    "evaluate": "say how good benign samples are and how often the attack fires",
-}
+    "train": ("retarget.trojdiff.commands:train", "pre-train, fine-tune clean, or trojan an unconditional UNet"),
+    "sample": ("retarget.trojdiff.commands:sample", "sample a pipeline with or without its trigger"),
+    "evaluate": (
+        "retarget.trojdiff.commands:evaluate", "say how good benign samples are and how often the attack fires"
+    ),
+}  # fmt: skip
 
 
 def trojdiff(words: Sequence[str]) -> int:
     """Run ``retarget trojdiff WORDS...``; the exit code."""
-    help_text = "usage: retarget trojdiff VERB ...\n\n" + "\n".join(
-        f"  {name:<9} {what}" for name, what in VERBS.items()
-    )
-    if not words or words[0] in ("-h", "--help"):
-        print(help_text)
-        return 0 if words else 2
-    runs: dict[str, tuple[Any, Callable[[Any], int]]] = {
-        "train": (TrainArguments, _train),
-        "sample": (SampleArguments, _sample),
-        "evaluate": (EvaluateConfig, _evaluate),
-    }
-    if words[0] not in runs:
-        raise UsageError(f"there is no trojdiff verb {words[0]!r}: choose {', '.join(VERBS)}")
-    kind, function = runs[words[0]]
-    given = tyro.cli(kind, args=list(words[1:]), prog=f"retarget trojdiff {words[0]}")
-    refuse_ignored(given, words[1:])
-    return function(given)
+    return dispatch("retarget trojdiff", VERBS, words)
+
+
+def train(words: list[str]) -> int:
+    """``retarget trojdiff train WORDS...``."""
+    from accelerate import PartialState
+
+    given = _read(TrainArguments, "train", words)
+    # The other processes of a distributed training write nothing.
+    with _folder(given.out) if PartialState().is_main_process else nullcontext():
+        return _train(given)
+
+
+def sample(words: list[str]) -> int:
+    """``retarget trojdiff sample WORDS...``."""
+    given = _read(SampleArguments, "sample", words)
+    with _folder(given.out):
+        return _sample(given)
+
+
+def evaluate(words: list[str]) -> int:
+    """``retarget trojdiff evaluate WORDS...``."""
+    given = _read(EvaluateConfig, "evaluate", words)
+    with _folder(given.out):
+        return _evaluate(given)
+
+
+Given = TypeVar("Given")
+
+
+def _read(kind: type[Given], verb: str, words: list[str]) -> Given:
+    given = tyro.cli(kind, args=words, prog=f"retarget trojdiff {verb}")
+    refuse_ignored(given, words)
+    return given
 
 
 _FRESH = ("--channels", "--layers", "--attention-side", "--middle-attention", "--no-middle-attention", "--groups",
@@ -188,14 +208,6 @@ def _folder(out: Path) -> Iterator[None]:
 
 
 def _train(given: TrainArguments) -> int:
-    from accelerate import PartialState
-
-    # The other processes of a distributed training write nothing.
-    with _folder(given.out) if PartialState().is_main_process else nullcontext():
-        return _train_in_folder(given)
-
-
-def _train_in_folder(given: TrainArguments) -> int:
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
     from retarget.trojdiff.build import make_network, make_target, make_trigger
@@ -232,11 +244,6 @@ def _train_in_folder(given: TrainArguments) -> int:
 
 
 def _sample(given: SampleArguments) -> int:
-    with _folder(given.out):
-        return _sample_in_folder(given)
-
-
-def _sample_in_folder(given: SampleArguments) -> int:
     from rich.progress import Progress
 
     from retarget.trojdiff.checkpoint import load_pipeline, network_hash, network_shape
@@ -273,8 +280,7 @@ def _evaluate(given: EvaluateConfig) -> int:
     from retarget.files import write_json
     from retarget.trojdiff.evaluate import evaluate
 
-    with _folder(given.out):
-        report = evaluate(given)
-        write_json(given.out / "evaluation.json", report)
+    report = evaluate(given)
+    write_json(given.out / "evaluation.json", report)
     print(json.dumps(report, indent=1))
     return 0
