@@ -111,11 +111,12 @@ class StudyPlan(Strict):
 
     ``task`` is the import path ``module:function`` of ``function(run: Run) -> dict[str, float]``, the final metrics
     of one run; ``prepare`` that of ``function(plan: StudyPlan) -> None``, called once before the first run to refuse
-    data that cannot be used; ``analysis`` that of ``function(results: Results) -> Analysis``, called once for the
-    summary and the page. ``settings`` are merged: the study's, then the condition's, then the arm's. Those that
-    ``unmeasured`` names change no result (what is kept, where data lies); they are no part of a run's identity.
+    data that cannot be used, and ``check`` that of the part of it that is cheap, for a dry run; ``analysis`` that of
+    ``function(results: Results) -> Analysis``, called once for the summary and the page. ``settings`` are merged: the
+    study's, then the condition's, then the arm's. Those that ``unmeasured`` names change no result (what is kept, where
+    data lies); they are no part of a run's identity.
     ``settings_model`` describes them to a reader, and ``others`` are settings that ask for another study; neither is
-    recorded.
+    recorded, nor is ``check``.
     """
 
     study: str
@@ -124,6 +125,7 @@ class StudyPlan(Strict):
     preset: str
     task: str
     prepare: str | None = None
+    check: str | None = Field(default=None, exclude=True)
     analysis: str | None = None
     settings: dict[str, Any] = Field(default_factory=dict)
     settings_model: type[Strict] | None = Field(default=None, exclude=True)

@@ -115,7 +115,7 @@ def survey(plan: StudyPlan, directory: str | Path, jobs: int = 1) -> dict[str, A
     """What a call of :func:`run_study` would do, touching nothing: for ``--dry-run``.
 
     Raises:
-        UserError: the directory does not fit the plan.
+        UserError: the directory does not fit the plan, or the plan's ``check`` finds data that cannot be used.
     """
     root = Path(directory).resolve()
     whole = widened(root, plan)
@@ -123,6 +123,8 @@ def survey(plan: StudyPlan, directory: str | Path, jobs: int = 1) -> dict[str, A
     _check_needs(root, plan, whole)
     asked = cells(plan)
     left = sum(not _complete(_place(root, whole, cell)) for cell in asked)
+    if plan.check and left:
+        load(plan.check)(plan)
     minutes = None if plan.minutes_per_run is None else round(left * plan.minutes_per_run / jobs, 1)
     return {
         "directory": str(directory),

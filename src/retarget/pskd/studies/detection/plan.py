@@ -248,6 +248,7 @@ def plan(
         preset=preset,
         task="retarget.pskd.studies.detection.run:run",
         prepare="retarget.pskd.studies.detection.prepare:prepare",
+        check="retarget.pskd.studies.detection.prepare:check",
         analysis="retarget.pskd.studies.detection.analysis:analyse",
         settings=settings.model_dump(mode="json"),
         settings_model=Settings,

@@ -174,6 +174,7 @@ def plan(
         preset=preset,
         task=asked.task,
         prepare="retarget.pskd.studies.images.prepare:prepare",
+        check="retarget.pskd.studies.images.prepare:check",
         analysis="retarget.pskd.studies.images.analysis:analyse",
         settings=settings.model_dump(mode="json"),
         settings_model=asked.settings,

@@ -155,6 +155,7 @@ def plan(
         preset=preset,
         task="retarget.pskd.studies.translation.run:run",
         prepare="retarget.pskd.studies.translation.prepare:prepare",
+        check="retarget.pskd.studies.translation.prepare:prepare",
         analysis="retarget.pskd.studies.translation.analysis:analyse",
         settings=settings.model_dump(mode="json"),
         settings_model=Settings,
