@@ -110,7 +110,7 @@ def plan(
         former_tasks=("retarget.pskd.tasks.translation:run",),
         data=data_paths(settings),
         prepare="retarget.pskd.studies.translation.prepare:prepare",
-        check="retarget.pskd.studies.translation.prepare:check",
+        check="retarget.pskd.studies.translation.prepare:prepare",
         analysis="retarget.pskd.studies.translation.analysis:analyse",
         settings=settings.model_dump(mode="json"),
         settings_model=Settings,
