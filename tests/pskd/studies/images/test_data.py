@@ -153,8 +153,7 @@ def test_channels_that_an_augmentation_cannot_take_and_one_class_are_refused(tmp
 @pytest.mark.parametrize("config", [{}, {"peers": True}, {"question": "confidence"}])
 def test_a_dry_run_refuses_what_a_run_would(config, tmp_path):
     chosen = plan("demo", {**folder_settings(faces(tmp_path / "faces")), **config})
-    with pytest.raises(UserError, match="set image_size"):
-        survey(chosen, tmp_path / "study")
+    assert "set image_size" in survey(chosen, tmp_path / "study")["problem"]
     assert not (tmp_path / "study").exists()
 
 
