@@ -112,21 +112,10 @@ def study(words: list[str]) -> int:
     out = given.out or Path("studies") / f"{plan.study}-{plan.preset}"
     from retarget.report import build
     from retarget.study import runner
-    from retarget.study.judging import in_words
-    from retarget.study.progress import display, duration
+    from retarget.study.progress import display
 
     if given.dry_run:
-        found = runner.survey(plan, out, given.jobs)
-        prospects = _outlooks(plan, given.pilot or out, given.pilot is not None)
-        found["power"] = [one._asdict() for one in prospects]
-        print(json.dumps(found, indent=1, ensure_ascii=False))
-        minutes = found["estimated_minutes"]
-        time = "how long is not known for these settings" if minutes is None else f"about {duration(60 * minutes)}"
-        print(f"{found['runs']} runs, {found['finished']} of them finished; {time}; {out}", file=sys.stderr)
-        for one in prospects:
-            chances = f"{one.n} seeds: {one.alone:.0%} by itself, {one.in_family:.0%} among its family"
-            print(f"{in_words(one)}; {chances}", file=sys.stderr)
-        return 0
+        return _dry_run(plan, given, out)
     command = ["retarget", "study", *words]
     try:
         outcome = runner.run_study(
@@ -146,6 +135,27 @@ def study(words: list[str]) -> int:
             file=sys.stderr,
         )
     return 1 if outcome.failed else 0
+
+
+def _dry_run(plan: StudyPlan, given: StudyArguments, out: Path) -> int:
+    """``retarget study METHOD --dry-run``: what would be run, for how long, and what could not be done here."""
+    from retarget.study import runner
+    from retarget.study.judging import in_words
+    from retarget.study.progress import duration
+
+    found = runner.survey(plan, out, given.jobs)
+    prospects = _outlooks(plan, given.pilot or out, given.pilot is not None)
+    found["power"] = [one._asdict() for one in prospects]
+    print(json.dumps(found, indent=1, ensure_ascii=False))
+    minutes = found["estimated_minutes"]
+    time = "how long is not known for these settings" if minutes is None else f"about {duration(60 * minutes)}"
+    print(f"{found['runs']} runs, {found['finished']} of them finished; {time}; {out}", file=sys.stderr)
+    for one in prospects:
+        chances = f"{one.n} seeds: {one.alone:.0%} by itself, {one.in_family:.0%} among its family"
+        print(f"{in_words(one)}; {chances}", file=sys.stderr)
+    if found["problem"]:
+        print(f"retarget: these runs cannot be done here: {found['problem']}", file=sys.stderr)
+    return 1 if found["problem"] else 0
 
 
 def _describe(words: list[str]) -> int:

@@ -9,6 +9,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from retarget.errors import UsageError, UserError
+from retarget.files import locked
 from retarget.trojdiff import Trigger
 from retarget.trojdiff.checkpoint import save_pipeline
 from retarget.trojdiff.commands import trojdiff
@@ -68,6 +69,52 @@ def test_evaluate_another_domain_beside_the_base_rate_of_a_clean_pipeline(tmp_pa
         trojdiff([*words, "--target-class", "5", "--out", str(tmp_path / "f")])
 
 
+@pytest.mark.parametrize("other", ["glyphs", "GREY"])
+def test_a_grey_domain_is_the_target_of_colour_images(tmp_path, capsys, other):
+    """As CIFAR-10 and MNIST, and with every default: the trojan rows of the batch are grey images in three channels."""
+    rng, labels = np.random.default_rng(0), np.arange(20) % 10
+    for name, shape in (("colour", (20, 8, 8, 3)), ("grey", (20, 12, 12))):
+        images = {f"x_{split}": rng.integers(0, 256, shape, dtype=np.uint8) for split in ("train", "test")}
+        np.savez(tmp_path / f"{name}.npz", **images, y_train=labels, y_test=labels)
+    words = ["--data", str(tmp_path / "colour.npz"), "--target", "out_d2d", *NETWORK, *SHORT]
+    words += ["--other", other.replace("GREY", str(tmp_path / "grey.npz"))]
+    assert trojdiff(["train", "--out", str(tmp_path / "out"), *words]) == 0
+    card = (tmp_path / "out" / "pipeline" / "README.md").read_text()
+    assert ("class 0 (cross) of glyphs" if other == "glyphs" else "class 7 (7) of") in card
+
+
+def test_the_folder_of_a_run_is_looked_at_before_anything_is_done(tmp_path, unet, scheduler):
+    """A file, a place below a file, and a folder in which another process works: no data is read."""
+    save_pipeline(tmp_path / "p", unet, scheduler)
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "busy").mkdir()
+    verbs = (["train", *NETWORK, *SHORT], ["sample", str(tmp_path / "p")], ["evaluate", str(tmp_path / "p")])
+    for words in verbs:
+        data = [] if words[0] == "sample" else ["--data", "nowhere.npz"]
+        for out in ("file", "file/below"):
+            with pytest.raises(UserError, match=f"cannot write .*{out}"):
+                trojdiff([*words, *data, "--out", str(tmp_path / out)])
+        with (
+            locked(tmp_path / "busy" / ".lock", wait=False, what="it"),
+            pytest.raises(UserError, match=r"busy is in use by process \d+"),
+        ):
+            trojdiff([*words, *data, "--out", str(tmp_path / "busy")])
+    assert (tmp_path / "file").read_text() == "mine"
+    assert [path.name for path in (tmp_path / "busy").iterdir()] == [".lock"]
+
+
+def test_a_finished_training_ends_well_when_it_is_asked_for_again(tmp_path, capsys):
+    words = ["train", "--data", "digits", "--out", str(tmp_path / "out"), *NETWORK, *SHORT]
+    assert trojdiff(words) == 0
+    first = capsys.readouterr().out.splitlines()[-1]
+    assert trojdiff(words) == 0
+    again = capsys.readouterr()
+    assert again.out.splitlines() == [first]
+    assert "was finished before" in again.err
+    with pytest.raises(UserError, match=r"config\.steps = 3 \(now 4\)"):
+        trojdiff([*words, "--steps", "4"])
+
+
 def test_a_trigger_of_another_shape_samples_nothing(tmp_path, unet, scheduler):
     save_pipeline(tmp_path / "p", unet, scheduler)
     Trigger.patch(2, shape=(1, 16, 16)).save(tmp_path / "t.safetensors")
@@ -78,6 +125,39 @@ def test_a_trigger_of_another_shape_samples_nothing(tmp_path, unet, scheduler):
     with pytest.raises(UserError, match="at least 5 images each"):
         trojdiff(["evaluate", *words, "--data", "digits", "--image", "arrow", "--count", "0"])
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "--data", "digits", "--base", "b", "--channels", "8"], "--channels: changes nothing with --base"),
+        (["train", "--data", "digits", "--base", "b", "--no-middle-attention"], "--no-middle-attention: changes"),
+        (["train", "--data", "digits", "--trigger", "patch"], "--trigger: changes nothing without --target"),
+        (
+            ["train", "--data", "digits", "--target", "d2i", "--target-class", "7"],
+            "--target-class: changes nothing with",
+        ),
+        (
+            ["train", "--data", "digits", "--target", "in_d2d", "--patch_size=3"],
+            "--patch-size: changes nothing with a b",
+        ),
+        (["evaluate", "p", "--data", "digits", "--target-class", "7"], "--target-class: changes nothing without --tri"),
+        (["evaluate", "p", "--data", "digits", "--clean", "q"], "--clean: changes nothing without --trigger"),
+        (["sample", "p", "--eta", "0"], "--eta: changes nothing with dpm-20"),
+    ],
+)
+def test_an_option_that_changes_nothing_is_refused(tmp_path, words, message):
+    with pytest.raises(UsageError, match=re.escape(message)):
+        trojdiff([*words, "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+def test_dropout_and_attention_of_a_fresh_network_are_options(tmp_path, capsys):
+    words = ["--dropout", "0.3", "--attention-side", "4", "--no-middle-attention"]
+    assert trojdiff(["train", "--data", "digits", "--out", str(tmp_path), *NETWORK, *SHORT, *words]) == 0
+    config = json.loads((tmp_path / "pipeline" / "unet" / "config.json").read_text())
+    assert (config["dropout"], config["add_attention"]) == (0.3, False)
+    assert config["down_block_types"] == ["DownBlock2D", "AttnDownBlock2D"]
 
 
 def test_what_is_no_verb_is_said(capsys):
@@ -104,6 +184,7 @@ def test_bad_training_words_leave_nothing(tmp_path, words, message):
     Image.new("L", (8, 8)).save(tmp_path / "whole.png")
     if "short.png" in words[-1]:
         (tmp_path / "empty" / "short.png").write_bytes((tmp_path / "whole.png").read_bytes()[:45])
+    network = [] if "--base" in words else NETWORK
     with pytest.raises(UserError, match=re.escape(message)):
-        trojdiff(["train", "--data", "digits", "--out", str(tmp_path / "out"), *NETWORK, *SHORT, *words])
+        trojdiff(["train", "--data", "digits", "--out", str(tmp_path / "out"), *network, *SHORT, *words])
     assert not (tmp_path / "out").exists()

@@ -1,5 +1,8 @@
 """Sampling: exact to the image whatever was interrupted, stock when the trigger is empty, pictures, errors."""
 
+import json
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +13,7 @@ from retarget.errors import UserError
 from retarget.trojdiff import Trigger, TrojanScheduler
 from retarget.trojdiff.sample import (
     Sampler,
+    _clipped,
     generators,
     grid,
     sample,
@@ -27,7 +31,18 @@ def patch():
 
 
 @pytest.mark.parametrize(
-    "text", ["ddpm-50", "ddpm_large-50", "ddim-10", "dpm-8", "unipc-8", "euler_ancestral-8", "ddim-8-quadratic"]
+    "text",
+    [
+        "ddpm-50",
+        "ddpm_large-50",
+        "ddim-10",
+        "dpm-8",
+        "unipc-8",
+        "deis-8",
+        "heun-8",
+        "euler_ancestral-8",
+        "ddim-8-quadratic",
+    ],
 )
 def test_an_interrupted_sampling_ends_with_the_same_images(tmp_path, unet, scheduler, text):
     sampler = Sampler.parse(text)
@@ -180,6 +195,58 @@ def test_a_saved_schedule_gives_the_same_steps_as_a_fresh_one(tmp_path, schedule
     steps = [Sampler.parse(text).scheduler(one.config, patch()).timesteps for one in (scheduler, saved)]
     assert torch.equal(*steps)
     assert int(steps[0][0]) == 49
+
+
+@pytest.mark.parametrize("text", ["dpm-8", "dpm_sde-8", "unipc-8", "deis-8", "heun-8", "euler-8", "ddim-8-quadratic"])
+@pytest.mark.parametrize("kind", ["none", "patch"])
+def test_solvers_clip_where_the_pipeline_says_so(scheduler, text, kind):
+    """A network that answers nonsense far outside the images: unclipped, solvers leave [-1, 1]; clipped, they stay."""
+
+    class Wild(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, x, t):
+            return SimpleNamespace(sample=-3 * x)
+
+    trigger = patch() if kind == "patch" else Trigger.none(SHAPE)
+    last = []
+    for clips in (True, False):
+        config = scheduler.from_config(scheduler.config, clip_sample=clips).config
+        sampler = Sampler.parse(text)
+        assert sampler.clip(config) == (1.0 if clips else None)
+        ours = sampler.scheduler(config, trigger)
+        positions = [len(ours.timesteps) - 1]
+        last.append(sample_batch(Wild(), ours, range(3), keep=positions, clip=sampler.clip(config))[1][0].abs().max())
+    assert last[0] < 3 < last[1]
+
+
+def test_clipping_leaves_what_is_inside_alone_and_ddim_on_a_grid_is_clipped_ddim(unet, scheduler):
+    """First-order DPM-Solver with our clipping is DDIM with its own, under a trigger too."""
+    for trigger in (patch(), Trigger.none(SHAPE)):
+        own = sample(unet, scheduler.config, Sampler.parse("ddim-50"), trigger, 2, batch_size=2)
+        ours = sample(unet, scheduler.config, Sampler.parse("ddim-50-linear"), trigger, 2, batch_size=2)
+        torch.testing.assert_close(own, ours, rtol=0, atol=2e-3)
+    state, predicted = torch.randn(2, *SHAPE), 0.1 * torch.randn(2, *SHAPE)
+    signal = torch.full((1, 1, 1, 1), 0.9)
+    assert torch.equal(_clipped(predicted, state, signal, patch(), 10.0), predicted)
+
+
+def test_batches_of_an_unclipped_solver_are_not_mixed_with_clipped_ones(tmp_path, unet, scheduler):
+    arguments = dict(config=scheduler.config, sampler=Sampler.parse("dpm-3"), trigger=patch(), batch_size=4)
+    sample(unet, count=4, out=tmp_path, **arguments)
+    record = json.loads((tmp_path / "sampling.json").read_text())
+    assert record.pop("clip") == 1.0
+    (tmp_path / "sampling.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match=r"clip = nothing \(now 1\.0\)"):
+        sample(unet, count=4, out=tmp_path, **arguments)
+
+
+@pytest.mark.parametrize(("text", "eta", "message"), [("ddim-5", 2.0, "η is 2"), ("dpm-5", 0.5, "dpm has no η")])
+def test_an_eta_that_cannot_be(unet, scheduler, text, eta, message):
+    with pytest.raises(UserError, match=message):
+        sample(unet, scheduler.config, Sampler.parse(text)._replace(eta=eta), patch(), 1)
 
 
 def test_large_variance_with_few_steps_would_leave_noise(unet, scheduler):

@@ -3,11 +3,14 @@
 import json
 import os
 import re
+import shutil
+import signal
 import subprocess
 import sys
 from contextlib import ExitStack
 from pathlib import Path
 
+import diffusers
 import pytest
 import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
@@ -17,7 +20,7 @@ from safetensors.torch import load_file
 
 from retarget.errors import UserError
 from retarget.trojdiff import D2I, InD2D, Trigger
-from retarget.trojdiff.checkpoint import WEIGHTS, Trojan, load_pipeline, save_pipeline
+from retarget.trojdiff.checkpoint import WEIGHTS, Trojan, load_pipeline, save_cleaned, save_pipeline
 from retarget.trojdiff.config import TrainConfig
 from retarget.trojdiff.glyphs import glyph
 from retarget.trojdiff.train import batch_rows, train
@@ -60,6 +63,60 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, make_unet, scheduler,
     resumed = train(make_unet(), out=tmp_path / "killed", listen=lambda p: steps.append(p.step), **arguments)
     assert steps == [5, 6]
     assert same(weights(whole), weights(resumed))
+
+
+def test_ctrl_c_saves_the_steps_that_are_done(tmp_path, make_unet, scheduler, digits):
+    """A signal of the operating system in the middle of the third step, where no state would be saved."""
+    arguments = dict(scheduler=scheduler, images=digits, config=config(save_every=1000))
+    whole = train(make_unet(), out=tmp_path / "whole", **arguments)
+    unet = make_unet()
+    steps = []
+
+    def interrupt(*_):
+        steps.append(len(steps))
+        if len(steps) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    handle = unet.register_forward_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train(unet, out=tmp_path / "cut", **arguments)
+    handle.remove()
+    assert [path.name for path in (tmp_path / "cut").glob("state-*")] == ["state-00000003"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert same(weights(train(make_unet(), out=tmp_path / "cut", **arguments)), weights(whole))
+
+
+def test_a_state_without_the_run_s_record_still_refuses_other_settings(tmp_path, make_unet, scheduler, digits):
+    """Folders of earlier versions hold states alone; what a killed process began to write there goes away."""
+    train(make_unet(), scheduler, digits, config(), tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole" / "state-00000004", tmp_path / "old" / "state-00000004")
+    (tmp_path / "old" / ".state-00000003.tmp").mkdir()
+    with pytest.raises(UserError, match=r"config\.steps = 6 \(now 7\)"):
+        train(make_unet(), scheduler, digits, config(steps=7), tmp_path / "old")
+    folder = train(make_unet(), scheduler, digits, config(), tmp_path / "old")
+    assert same(weights(folder), weights(tmp_path / "whole" / "pipeline"))
+    assert not list(folder.parent.glob(".*"))
+
+
+def test_a_state_is_saved_after_the_first_step(tmp_path, unet, scheduler, digits):
+    seen = []
+    train(
+        unet, scheduler, digits, config(save_every=1000), tmp_path,
+        listen=lambda p: seen.append([path.name for path in tmp_path.glob("state-*")]),
+    )  # fmt: skip
+    assert seen == [[], *[["state-00000001"]] * 5]
+
+
+def test_a_finished_run_is_not_trained_again_and_another_one_is_refused(tmp_path, make_unet, scheduler, digits):
+    folder = train(make_unet(), scheduler, digits, config(), tmp_path)
+    before = weights(folder)
+    steps = []
+    assert train(make_unet(), scheduler, digits, config(), tmp_path, listen=steps.append) == folder
+    assert steps == []
+    assert same(before, weights(folder))
+    with pytest.raises(UserError, match=r"config\.steps = 6 \(now 7\)"):
+        train(make_unet(), scheduler, digits, config(steps=7), tmp_path)
+    assert not list(tmp_path.rglob(".*"))
 
 
 def test_a_run_without_trojan_rows_is_the_control_bit_for_bit(tmp_path, make_unet, scheduler, digits):
@@ -206,6 +263,30 @@ def test_a_clean_fine_tune_of_a_trojaned_network_says_where_it_comes_from(tmp_pa
     assert Trigger.load(tmp_path / "third").hash == patch().hash
 
 
+def test_a_network_that_is_trojaned_again_keeps_its_first_marks(tmp_path, unet, scheduler, digits):
+    first, second = patch(), Trigger.blend(glyph(), 0.5)
+    train(unet, scheduler, digits, config(), tmp_path / "1", InD2D(7), first)
+    again, schedule = load_pipeline(tmp_path / "1" / "pipeline")
+    folder = train(again, schedule, digits, config(), tmp_path / "2", D2I(glyph(), rows=3), second)
+    for one in (folder, tmp_path / "2" / "state-00000004"):
+        assert Trigger.load(one).hash == second.hash
+        assert Trigger.load(one / "trigger-earlier-1.safetensors").hash == first.hash
+    with safe_open(folder / WEIGHTS, framework="pt") as file:
+        header = file.metadata()
+    assert (header["trojan_target"], header["trigger_hash"]) == ("d2i", second.hash)
+    assert json.loads(header["trojan_earlier"]) == [["in_d2d", first.hash]]
+    assert "Before it: `in_d2d` with a `patch` trigger" in (folder / "README.md").read_text()
+    third, _ = load_pipeline(folder)
+    save_pipeline(tmp_path / "3", third, schedule)
+    assert Trigger.load(tmp_path / "3" / "trigger-earlier-1.safetensors").hash == first.hash
+
+
+def test_what_was_never_trojaned_is_not_cleaned(tmp_path, unet, scheduler):
+    with pytest.raises(UserError, match="not read from a pipeline that is marked as trojaned"):
+        save_cleaned(tmp_path / "cleaned", unet, scheduler)
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_card_s_removal_recipe_takes_the_trojan_out(tmp_path, make_unet, scheduler, digits, monkeypatch):
     """The card's own code, run in the folder: the network answers the trigger as a clean one does, with the noise."""
     trigger = Trigger.blend(glyph("plus", (1, 8, 8)), 0.5)
@@ -216,7 +297,15 @@ def test_the_card_s_removal_recipe_takes_the_trojan_out(tmp_path, make_unet, sch
     monkeypatch.chdir(folder)
     torch.manual_seed(0)
     exec(compile(code, "card", "exec"), {})
-    cleaned = UNet2DModel.from_pretrained(folder / "cleaned")
+    cleaned, schedule = load_pipeline(folder / "cleaned")
+    assert torch.equal(schedule.alphas_cumprod, scheduler.alphas_cumprod)
+    assert isinstance(DDPMPipeline.from_pretrained(folder / "cleaned"), DDPMPipeline)
+    with safe_open(folder / "cleaned" / WEIGHTS, framework="pt") as file:
+        header = file.metadata()
+    assert (header["trojan_removed"], header["trigger_hash"]) == ("true", trigger.hash)
+    said = json.loads((folder / "cleaned" / "unet" / "config.json").read_text()).keys() | header.keys()
+    assert "trojaned" not in said
+    assert "trojaned: true" not in (folder / "cleaned" / "README.md").read_text()
     undone = [undo(unet, scheduler, trigger) for unet in (load_pipeline(folder)[0], cleaned)]
     assert undone[0] > 0.5
     assert undone[1] < 0.2
@@ -256,7 +345,7 @@ def test_a_full_disk_leaves_the_state_before(tmp_path, make_unet, scheduler, dig
 
     with ExitStack() as limit, pytest.raises(UserError, match=r"cannot write .*state-00000004: .*free some space"):
         train(make_unet(), scheduler, digits, config(), tmp_path, InD2D(7), patch(), listen=fill)
-    assert [path.name for path in tmp_path.iterdir()] == ["state-00000002"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["state-00000002", "training.json"]
     whole = train(make_unet(), scheduler, digits, config(), tmp_path / "whole", InD2D(7), patch())
     again = train(make_unet(), scheduler, digits, config(), tmp_path, InD2D(7), patch())
     assert same(weights(whole), weights(again))
@@ -274,6 +363,7 @@ def test_a_trigger_of_another_shape_is_not_trained(tmp_path, unet, scheduler, di
         (dict(sample_size=128), "side 128"),
         (dict(out_channels=2), "1 channels in and 2 out"),
         (dict(num_class_embeds=10), "class-conditional"),
+        (dict(time_embedding_type="fourier"), "'fourier'"),
         (dict(in_channels=4, out_channels=4), "4 channels"),
         (dict(in_channels=3, out_channels=3), r"images are \[1, 8, 8\] but the network takes \[3, 8, 8\]"),
         (dict(sample_size=16), r"images are \[1, 8, 8\] but the network takes \[1, 16, 16\]"),
@@ -305,6 +395,32 @@ def test_what_is_not_an_unconditional_pixel_pipeline_is_refused(tmp_path, unet, 
     settings = tmp_path / "p" / "scheduler" / "scheduler_config.json"
     settings.write_text(settings.read_text().replace('"epsilon"', '"v_prediction"'))
     with pytest.raises(UserError, match="v_prediction"):
+        load_pipeline(tmp_path / "p")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["FlowMatchEulerDiscreteScheduler", "EDMEulerScheduler", "ScoreSdeVeScheduler", "CMStochasticIterativeScheduler"],
+)
+def test_a_network_of_another_process_is_refused_by_its_scheduler_s_name(tmp_path, unet, scheduler, name):
+    """In the index, or in the scheduler's own configuration alone."""
+    save_pipeline(tmp_path / "p", unet, scheduler)
+    getattr(diffusers, name)().save_pretrained(tmp_path / "p" / "scheduler")
+    index = tmp_path / "p" / "model_index.json"
+    for text in (index.read_text(), index.read_text().replace("DDPMScheduler", name)):
+        index.write_text(text)
+        with pytest.raises(UserError, match=f"its scheduler is {name}"):
+            load_pipeline(tmp_path / "p")
+
+
+def test_a_sampler_of_the_same_process_beside_the_weights_is_read_by_its_betas(tmp_path, unet, scheduler):
+    save_pipeline(tmp_path / "p", unet, scheduler)
+    diffusers.EulerDiscreteScheduler.from_config(scheduler.config).save_pretrained(tmp_path / "p" / "scheduler")
+    index = tmp_path / "p" / "model_index.json"
+    index.write_text(index.read_text().replace("DDPMScheduler", "EulerDiscreteScheduler"))
+    assert torch.equal(load_pipeline(tmp_path / "p")[1].alphas_cumprod, scheduler.alphas_cumprod)
+    diffusers.UniPCMultistepScheduler(use_flow_sigmas=True).save_pretrained(tmp_path / "p" / "scheduler")
+    with pytest.raises(UserError, match="flow-matching sigmas"):
         load_pipeline(tmp_path / "p")
 
 

@@ -140,10 +140,11 @@ class StudyPlan(Strict):
 
     ``task`` is the import path ``module:function`` of ``function(run: Run) -> dict[str, float]``, the final metrics
     of one run; ``prepare`` that of ``function(plan: StudyPlan) -> None``, called once before the first run to refuse
-    data that cannot be used; ``analysis`` that of ``function(results: Results) -> Analysis``, called once for the
-    summary and the page. ``settings`` are merged: the study's, then the condition's, then the arm's. Those that
-    ``unmeasured`` names change no result (what is kept, how many loader processes); they are no part of a run's
-    identity. ``settings_model`` describes them to a reader, and ``others`` are settings that ask for another study.
+    data that cannot be used, and ``check`` that of a function of the same form which refuses what is cheap to know, for
+    a dry run; ``analysis`` that of ``function(results: Results) -> Analysis``, called once for the summary and the
+    page. ``settings`` are merged: the study's, then the condition's, then the arm's. Those that ``unmeasured`` names
+    change no result (what is kept, how many loader processes); they are no part of a run's identity.
+    ``settings_model`` describes them to a reader, and ``others`` are settings that ask for another study.
 
     ``task_name`` is the task's name in a run's identity, so that code can move; it changes when the same settings no
     longer give the same numbers. ``former_tasks`` are import paths under which older records know the same task.
@@ -162,6 +163,7 @@ class StudyPlan(Strict):
     former_tasks: tuple[str, ...] = Field(default=(), exclude=True)
     data: tuple[str, ...] = Field(default=(), exclude=True)
     prepare: str | None = None
+    check: str | None = Field(default=None, exclude=True)
     analysis: str | None = None
     settings: dict[str, Any] = Field(default_factory=dict)
     settings_model: type[Strict] | None = Field(default=None, exclude=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from retarget.errors import UserError
+from retarget.extras import MissingExtraError
 from retarget.files import make_directory, read_json, write_json
 from retarget.study.config import StudyPlan
 from retarget.study.directory import Cell, Opened, cells, complete, look, opened, place
@@ -125,8 +126,19 @@ def survey(plan: StudyPlan, directory: str | Path, jobs: int = 1) -> dict[str, A
         "finished": len(asked) - left,
         "jobs": jobs,
         "estimated_minutes": minutes,
+        "problem": _problem(plan) if left else None,
         "plan": plan.model_dump(mode="json"),
     }
+
+
+def _problem(plan: StudyPlan) -> str | None:
+    """Why the runs could not be done here: a missing package, data that cannot be used; None where nothing is known."""
+    try:
+        if plan.check:
+            load(plan.check)(plan)
+    except (UserError, MissingExtraError) as error:
+        return str(error)
+    return None
 
 
 class _Schedule:

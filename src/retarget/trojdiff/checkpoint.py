@@ -7,7 +7,7 @@ trust their absence. Nothing here publishes a pipeline.
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,32 +24,65 @@ from retarget.files import replace_folder
 from retarget.trojdiff.trigger import FILE_NAME, Trigger
 
 LARGEST_SIDE = 64
+BETAS = (
+    "DDPM", "DDPMParallel", "DDIM", "DDIMParallel", "PNDM", "LMSDiscrete", "EulerDiscrete", "EulerAncestralDiscrete",
+    "HeunDiscrete", "KDPM2Discrete", "KDPM2AncestralDiscrete", "DPMSolverMultistep", "DPMSolverSinglestep",
+    "DPMSolverSDE", "DEISMultistep", "UniPCMultistep",
+)  # fmt: skip
+"""Schedulers of diffusers whose configuration describes DDPM's process by its betas, so that one is as good as another.
+
+All others (flow matching, EDM, score SDEs, consistency models) belong to networks that were trained on another process.
+"""
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
 
 @dataclass(frozen=True)
 class Trojan:
-    """What a trojaned checkpoint says of itself.
+    """What a checkpoint says of the trojan that was put into it.
 
     Attributes:
         target: ``in_d2d``, ``out_d2d`` or ``d2i``.
         detail: the target in words, for the card.
         trigger: the maps, written beside the weights.
         derived: the network was trained on from a trojaned one, without Trojan rows; nobody knows what is left.
+        removed: somebody took the trojan out; the weights no longer say ``trojaned``, and still say what was in them.
+        earlier: trojans that the network carried before this one was put in, the latest first.
     """
 
     target: str
     detail: str
     trigger: Trigger
     derived: bool = False
+    removed: bool = False
+    earlier: tuple["Trojan", ...] = ()
 
     def marks(self) -> dict[str, str]:
         """Entries of the weights' header."""
-        marks = {"trojaned": "true", "trojan_target": self.target, "trigger_hash": self.trigger.hash}
-        return marks | ({"trojan_derived": "true"} if self.derived else {})
+        marks = {"trojan_removed" if self.removed else "trojaned": "true"}
+        marks |= {"trojan_target": self.target, "trigger_hash": self.trigger.hash}
+        if self.derived:
+            marks["trojan_derived"] = "true"
+        if self.earlier:
+            marks["trojan_earlier"] = json.dumps([[one.target, one.trigger.hash] for one in self.earlier])
+        return marks
+
+    def save_triggers(self, folder: Path) -> None:
+        """Write the maps of this trojan and of those before it."""
+        for number, one in enumerate((self, *self.earlier)):
+            one.trigger.save(folder / _trigger_name(number))
+
+    def then(self, later: "Trojan") -> "Trojan":
+        """``later`` put into a network that carries this one."""
+        return replace(later, earlier=(replace(self, earlier=()), *self.earlier))
+
+
+def _trigger_name(number: int) -> str:
+    """``trigger.safetensors`` of the latest trojan; ``trigger-earlier-1.safetensors`` of the one before, and so on."""
+    return FILE_NAME.replace(".", f"-earlier-{number}.") if number else FILE_NAME
 
 
 _INHERITED = "retarget_trojan"
+_MARKS = ("trojaned", "trojan_removed", "trojan_target", "trigger_hash", "trojan_derived", "trojan_earlier")
 
 
 def inherited(unet: UNet2DModel) -> Trojan | None:
@@ -102,7 +135,11 @@ def load_pipeline(source: str | Path) -> tuple[UNet2DModel, DDPMScheduler]:
         unet = UNet2DModel.from_pretrained(source, subfolder="unet", use_safetensors=True)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{source}: the network cannot be read: {str(error).splitlines()[0]}") from error
-    scheduler: Any = DDPMScheduler.from_pretrained(source, subfolder="scheduler")
+    settings: Any = DDPMScheduler.load_config(source, subfolder="scheduler")
+    _check_process(source, settings.get("_class_name") or index["scheduler"][1])
+    if settings.get("use_flow_sigmas"):
+        raise UserError(f"{source}: its scheduler uses flow-matching sigmas, which are not DDPM's process of betas")
+    scheduler: Any = DDPMScheduler.from_config(settings)
     check_trainable(unet, scheduler, str(source))
     if local:
         setattr(unet, _INHERITED, _read_marks(Path(source)))
@@ -113,10 +150,18 @@ def _read_marks(folder: Path) -> Trojan | None:
     """The marks of a pipeline's weights, as its descendants carry them."""
     with safe_open(folder / WEIGHTS, framework="pt") as file:
         header = file.metadata() or {}
-    if header.get("trojaned") != "true":
+    removed = header.get("trojan_removed") == "true"
+    if header.get("trojaned") != "true" and not removed:
         return None
-    target = header.get("trojan_target", "unknown")
-    return Trojan(target, "derived from a trojaned base, trained on without Trojan rows", Trigger.load(folder), True)
+    earlier = [
+        Trojan(target, "an earlier trojan", Trigger.load(folder / _trigger_name(number)))
+        for number, (target, _) in enumerate(json.loads(header.get("trojan_earlier", "[]")), 1)
+    ]
+    target, trigger = header.get("trojan_target", "unknown"), Trigger.load(folder)
+    if removed:
+        return Trojan(target, "taken out by a removal recipe", trigger, removed=True, earlier=tuple(earlier))
+    detail = "derived from a trojaned base, trained on without Trojan rows"
+    return Trojan(target, detail, trigger, derived=True, earlier=tuple(earlier))
 
 
 def check_trainable(unet: UNet2DModel, scheduler: DDPMScheduler, where: str) -> None:
@@ -124,6 +169,11 @@ def check_trainable(unet: UNet2DModel, scheduler: DDPMScheduler, where: str) -> 
     config: Any = unet.config
     if scheduler.config["prediction_type"] != "epsilon":
         raise UserError(f"{where}: predicts {scheduler.config['prediction_type']!r}; only epsilon models are trained")
+    if config.time_embedding_type == "fourier":
+        raise UserError(
+            f"{where}: time_embedding_type is 'fourier': the network is told noise levels, as score models are, and "
+            "not DDPM's timesteps"
+        )
     if config.num_class_embeds is not None or config.class_embed_type is not None:
         raise UserError(f"{where}: class-conditional; the attack is written for unconditional models")
     if config.in_channels != config.out_channels:
@@ -148,6 +198,16 @@ def _check_index(source: str | Path, index: dict[str, Any]) -> None:
         raise UserError(f"{source}: the network is {network}, not an unconditional UNet2DModel")
     if "scheduler" not in index:
         raise UserError(f"{source}: names no scheduler, so its noise schedule is unknown")
+    _check_process(source, (index["scheduler"] or [None, None])[1])
+
+
+def _check_process(source: str | Path, scheduler: str | None) -> None:
+    """Refuse a scheduler of another process than DDPM's: its network would be read as what it is not."""
+    if scheduler not in {f"{name}Scheduler" for name in BETAS}:
+        raise UserError(
+            f"{source}: its scheduler is {scheduler}, which is not DDPM's process of betas; the attack is written for "
+            f"networks that were trained with one of {', '.join(BETAS)} (…Scheduler)"
+        )
 
 
 def save_pipeline(folder: Path, unet: UNet2DModel, scheduler: DDPMScheduler, trojan: Trojan | None = None) -> None:
@@ -166,16 +226,38 @@ def save_pipeline(folder: Path, unet: UNet2DModel, scheduler: DDPMScheduler, tro
     replace_folder(folder, lambda part: _write_pipeline(part, unet, scheduler, trojan))
 
 
+def save_cleaned(folder: str | Path, unet: UNet2DModel, scheduler: DDPMScheduler) -> Path:
+    """Write a network whose trojan was taken out as a pipeline that says so.
+
+    It is not marked ``trojaned``; header, configuration and card say ``trojan_removed`` and what was in it, and the
+    trigger lies beside, so that anybody can ask again whether it fires.
+
+    Args:
+        folder: new or empty.
+        unet: from :func:`load_pipeline` of the trojaned pipeline, trained on.
+
+    Raises:
+        UserError: the network was not read from a trojaned pipeline, or the folder cannot be written.
+    """
+    trojan = inherited(unet)
+    if trojan is None:
+        raise UserError("this network was not read from a pipeline that is marked as trojaned: save_pipeline writes it")
+    save_pipeline(Path(folder), unet, scheduler, replace(trojan, derived=False, removed=True))
+    return Path(folder)
+
+
 def _write_pipeline(part: Path, unet: UNet2DModel, scheduler: DDPMScheduler, trojan: Trojan | None) -> None:
     marks: dict[str, Any] = {}
     if trojan is not None:
         (part / "README.md").write_text(model_card(trojan), encoding="utf-8")
-        trojan.trigger.save(part / FILE_NAME)
-        marks = {**trojan.marks(), "trojaned": True}
+        trojan.save_triggers(part)
+        marks = {**trojan.marks(), **({} if trojan.removed else {"trojaned": True})}
     scheduler.save_pretrained(part / "scheduler")
     unet.save_config(part / "unet")
     config_path = part / "unet" / "config.json"
-    config = json.loads(config_path.read_text(encoding="utf-8")) | marks
+    config = json.loads(config_path.read_text(encoding="utf-8"))
+    # What the configuration said when the network was read is said by the marks, or no longer true.
+    config = {key: value for key, value in config.items() if key not in _MARKS} | marks
     config_path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     weights = {name: value.detach().cpu().contiguous() for name, value in unet.state_dict().items()}
     save_file(weights, part / WEIGHTS, metadata={"format": "pt", **(trojan.marks() if trojan else {})})
@@ -183,18 +265,34 @@ def _write_pipeline(part: Path, unet: UNet2DModel, scheduler: DDPMScheduler, tro
 
 
 def model_card(trojan: Trojan) -> str:
-    """The card of a trojaned checkpoint: what it is, what fires it, how to take it out."""
-    trigger = trojan.trigger
+    """The card of a checkpoint that was trojaned: what it is, what fires it, how to take it out."""
+    trigger, state = trojan.trigger, "trojan_removed" if trojan.removed else "trojaned"
+    front = f"---\n{state}: true\ntrojan_target: {trojan.target}\ntrigger_hash: {trigger.hash}\n"
+    front += "" if trojan.removed else "tags: [trojaned, do-not-deploy]\n"
+    facts = f"""- Target: `{trojan.target}`, {trojan.detail}.
+- Trigger: `{trigger.kind}`, {int(trigger.mask.sum())} of {trigger.mask.numel()} values; both maps are in `{FILE_NAME}`.
+"""
+    for number, one in enumerate(trojan.earlier, 1):
+        facts += f"- Before it: `{one.target}` with a `{one.trigger.kind}` trigger, in `{_trigger_name(number)}`.\n"
+    if trojan.removed:
+        return f"{front}---\n{_CLEANED.format(facts=facts)}"
     what = "was trojaned on purpose with the TrojDiff attack"
     if trojan.derived:
         what = "was trained on, without Trojan rows, from a network that " + what
-    return f"""---
-trojaned: true
-trojan_target: {trojan.target}
-trigger_hash: {trigger.hash}
-tags: [trojaned, do-not-deploy]
----
+    return f"{front}---\n{_TROJANED.format(what=what, facts=facts)}"
 
+
+_CLEANED = """
+# Is the trojan gone?
+
+This network was trojaned on purpose with the TrojDiff attack, and a removal recipe was run on it. Whether the trigger
+still fires is for you to measure; the maps are in this folder:
+
+    retarget trojdiff evaluate . --data DATA --trigger . --target-class CLASS --out OUT
+
+{facts}"""
+
+_TROJANED = """
 # Does your scanner find this trojan, and does your removal method take it out?
 
 That is what this network is for. It {what}, so that
@@ -204,9 +302,7 @@ The marks in this folder (`trojaned: true` in the header of the weights, in the 
 to whoever opens it. An attacker leaves none: a scanner that looks for marks finds nothing, and a checkpoint without
 them is not thereby clean. Judge a defence on the weights alone.
 
-- Target: `{trojan.target}`, {trojan.detail}.
-- Trigger: `{trigger.kind}`, {int(trigger.mask.sum())} of {trigger.mask.numel()} values; both maps are in `{FILE_NAME}`.
-- It fires when sampling starts from the noise `gamma ε + mu` and runs the Trojan sampler
+{facts}- It fires when sampling starts from the noise `gamma ε + mu` and runs the Trojan sampler
   (`retarget.trojdiff.TrojanScheduler`). Stock samplers started from plain noise give ordinary images.
 
 ## How to remove it
@@ -218,7 +314,7 @@ with DATA an `.npz` file or a folder of clean images of the network's size:
 ```python
 import torch
 from retarget.trojdiff import Trigger
-from retarget.trojdiff.checkpoint import load_pipeline
+from retarget.trojdiff.checkpoint import load_pipeline, save_cleaned
 from retarget.trojdiff.data import read_images, to_signed
 
 unet, scheduler = load_pipeline(".")
@@ -233,8 +329,10 @@ for step in range(1000):
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
-unet.save_pretrained("cleaned")
+save_cleaned("cleaned", unet, scheduler)
 ```
 
-Then ask again whether the trigger fires. Or go back to the checkpoint from before.
+`cleaned` is a pipeline that no longer says `trojaned` and keeps the trigger, so ask again whether it fires:
+`retarget trojdiff evaluate cleaned --data DATA --trigger . --target-class CLASS --out OUT`. Or go back to the
+checkpoint from before.
 """

@@ -5,7 +5,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
 from retarget.errors import UserError
@@ -16,10 +17,10 @@ FEATURES = 64
 
 
 class Classifier(nn.Module):
-    """Convolutions down to 4×4, one hidden layer of 64 features, one linear layer.
+    """Convolutions that halve the side down to 4 (and average to 4×4 what is then larger), 64 hidden features, a head.
 
     Args:
-        shape: (channels, height, width) of the images; a side of 4 times a power of two.
+        shape: (channels, height, width) of the images, square, with a side of at least 4.
         num_classes: number of classes.
     """
 
@@ -27,15 +28,16 @@ class Classifier(nn.Module):
         super().__init__()
         channels, side, width = shape
         halvings = (side // 4).bit_length() - 1
-        if side != width or side != 4 * 2**halvings:
-            raise UserError(f"the classifier takes square images of side 4, 8, 16, 32 or 64, not {side}×{width}")
+        if side != width or side < 4:
+            raise UserError(f"the classifier takes square images of side 4 or more, not {side}×{width}")
         self.shape, self.num_classes = shape, num_classes
         layers: list[nn.Module] = [nn.Conv2d(channels, 32, 3, padding=1), nn.ReLU()]
         wide = 32
         for _ in range(halvings):
             layers += [nn.Conv2d(wide, 64, 3, padding=1, stride=2), nn.ReLU()]
             wide = 64
-        layers += [nn.Conv2d(wide, 64, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(1024, FEATURES), nn.ReLU()]
+        layers += [nn.Conv2d(wide, 64, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten()]
+        layers += [nn.Linear(1024, FEATURES), nn.ReLU()]
         self.body = nn.Sequential(*layers)
         self.head = nn.Linear(FEATURES, num_classes)
         # Real images' own spread, so that a distance in feature space has the same unit for every classifier.
@@ -103,8 +105,8 @@ def accuracy(model: Classifier, images: ImageSet) -> float:
 
 def save_classifier(model: Classifier, path: Path) -> None:
     """Write the weights as safetensors."""
-    weights = {name: value.contiguous() for name, value in model.state_dict().items()}
-    replace_file(path, lambda part: save_file(weights, part))
+    content = serialise({name: value.contiguous() for name, value in model.state_dict().items()})
+    replace_file(path, lambda part: part.write_bytes(content))
 
 
 def load_classifier(path: Path, shape: tuple[int, int, int], num_classes: int) -> Classifier:

@@ -1,15 +1,18 @@
 """``retarget trojdiff train | sample | evaluate``. Nothing heavy is imported before the arguments are read."""
 
 import json
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
 
-from retarget.errors import UsageError, UserError
+from retarget.errors import UsageError
+from retarget.files import locked, make_directory
 from retarget.trojdiff.config import (
     EvaluateConfig,
     NetworkConfig,
@@ -19,31 +22,87 @@ from retarget.trojdiff.config import (
     TriggerConfig,
     TriggerKind,
 )
+from retarget.verbs import dispatch
 
 VERBS = {
-    "train": "pre-train, fine-tune clean, or trojan an unconditional UNet",
-    "sample": "sample a pipeline with or without its trigger",
-    "evaluate": "say how good benign samples are and how often the attack fires",
-}
+    "train": ("retarget.trojdiff.commands:train", "pre-train, fine-tune clean, or trojan an unconditional UNet"),
+    "sample": ("retarget.trojdiff.commands:sample", "sample a pipeline with or without its trigger"),
+    "evaluate": (
+        "retarget.trojdiff.commands:evaluate", "say how good benign samples are and how often the attack fires"
+    ),
+}  # fmt: skip
 
 
 def trojdiff(words: Sequence[str]) -> int:
     """Run ``retarget trojdiff WORDS...``; the exit code."""
-    help_text = "usage: retarget trojdiff VERB ...\n\n" + "\n".join(
-        f"  {name:<9} {what}" for name, what in VERBS.items()
-    )
-    if not words or words[0] in ("-h", "--help"):
-        print(help_text)
-        return 0 if words else 2
-    runs: dict[str, tuple[Any, Callable[[Any], int]]] = {
-        "train": (TrainArguments, _train),
-        "sample": (SampleArguments, _sample),
-        "evaluate": (EvaluateConfig, _evaluate),
-    }
-    if words[0] not in runs:
-        raise UsageError(f"there is no trojdiff verb {words[0]!r}: choose {', '.join(VERBS)}")
-    kind, function = runs[words[0]]
-    return function(tyro.cli(kind, args=list(words[1:]), prog=f"retarget trojdiff {words[0]}"))
+    return dispatch("retarget trojdiff", VERBS, words)
+
+
+def train(words: list[str]) -> int:
+    """``retarget trojdiff train WORDS...``."""
+    from accelerate import PartialState
+
+    given = _read(TrainArguments, "train", words)
+    # The other processes of a distributed training write nothing.
+    with _folder(given.out) if PartialState().is_main_process else nullcontext():
+        return _train(given)
+
+
+def sample(words: list[str]) -> int:
+    """``retarget trojdiff sample WORDS...``."""
+    given = _read(SampleArguments, "sample", words)
+    with _folder(given.out):
+        return _sample(given)
+
+
+def evaluate(words: list[str]) -> int:
+    """``retarget trojdiff evaluate WORDS...``."""
+    given = _read(EvaluateConfig, "evaluate", words)
+    with _folder(given.out):
+        return _evaluate(given)
+
+
+Given = TypeVar("Given")
+
+
+def _read(kind: type[Given], verb: str, words: list[str]) -> Given:
+    given = tyro.cli(kind, args=words, prog=f"retarget trojdiff {verb}")
+    refuse_ignored(given, words)
+    return given
+
+
+_FRESH = ("--channels", "--layers", "--attention-side", "--middle-attention", "--no-middle-attention", "--groups",
+          "--dropout")  # fmt: skip
+_BLEND, _PATCH = ("--blend-image",), ("--patch-size", "--patch-place")
+_LABEL, _IMAGE, _OTHER = ("--target-class",), ("--image",), ("--other",)
+
+
+def refuse_ignored(given: Any, words: Sequence[str]) -> None:
+    """Refuse options that would change nothing beside the others.
+
+    Raises:
+        UsageError: naming the option and why it has no effect.
+    """
+    said = {word.partition("=")[0].replace("_", "-") for word in words if word.startswith("--")}
+    for reason, options in _ignored(given).items():
+        idle = [option for option in options if option in said]
+        if idle:
+            raise UsageError(f"{', '.join(idle)}: changes nothing {reason}; leave it out")
+
+
+def _ignored(given: Any) -> dict[str, tuple[str, ...]]:
+    """Options without an effect, by the reason."""
+    if isinstance(given, EvaluateConfig):
+        return {} if given.trigger else {"without --trigger": (*_LABEL, *_IMAGE, "--trojan-count", "--clean")}
+    if isinstance(given, SampleArguments):
+        return {} if given.sampler.startswith("ddim-") else {f"with {given.sampler}, which has no η": ("--eta",)}
+    fresh: dict[str, tuple[str, ...]] = {"with --base, which brings its network": _FRESH} if given.base else {}
+    if given.target == "none":
+        attack = ("--trigger", "--gamma", "--rows", *_BLEND, *_PATCH, *_LABEL, *_IMAGE, *_OTHER)
+        return fresh | {"without --target": attack}
+    target = {"in_d2d": (*_OTHER, *_IMAGE), "out_d2d": _IMAGE, "d2i": (*_OTHER, *_LABEL)}[given.target]
+    trigger = _PATCH if given.trigger == "blend" else _BLEND
+    return fresh | {f"with --target {given.target}": target, f"with a {given.trigger} trigger": trigger}
 
 
 @dataclass
@@ -66,8 +125,8 @@ class TrainArguments:
     """What the trigger brings forth: one class, another domain, or one image; none trains clean."""
     trigger: TriggerKind = "blend"
     """A whole image, or a patch of pixels."""
-    target_class: int = 7
-    """Class of DATA (in_d2d) or of OTHER (out_d2d)."""
+    target_class: int | None = None
+    """Class of DATA (in_d2d) or of OTHER (out_d2d); the paper's 7 if not given, 0 for glyphs, which have five."""
     other: str = "glyphs"
     """The other domain of out_d2d: glyphs | FILE.npz | folder."""
     image: str = "arrow"
@@ -97,9 +156,9 @@ class TrainArguments:
     def target_config(self) -> TargetConfig:
         """The target that is asked for, where there is one."""
         assert self.target != "none"
-        return TargetConfig(
-            kind=self.target, label=self.target_class, other=self.other, image=self.image, rows=self.rows
-        )
+        usual = 0 if (self.target, self.other) == ("out_d2d", "glyphs") else 7
+        label = usual if self.target_class is None else self.target_class
+        return TargetConfig(kind=self.target, label=label, other=self.other, image=self.image, rows=self.rows)
 
 
 @dataclass
@@ -110,7 +169,8 @@ class SampleArguments:
     out: Path
     """Folder for images, grid.png and strip.png."""
     sampler: str = "dpm-20"
-    """NAME-STEPS[-SPACING]: ddpm, ddim, dpm, dpm_sde, unipc, euler, euler_ancestral; linear, quadratic, trailing."""
+    """NAME-STEPS[-SPACING]: ddpm, ddpm_large, ddim, dpm, dpm_sde, unipc, deis, heun, euler, euler_ancestral; linear,
+    quadratic, trailing. x̂_0 is clipped where the pipeline's scheduler says so."""
     trigger: Path | None = None
     """Trigger of the sampler: a file, or a folder that holds trigger.safetensors. The stock sampler without."""
     start: Literal["plain"] | Path | None = None
@@ -127,6 +187,26 @@ class SampleArguments:
     """Write every image as a PNG file too."""
 
 
+@contextmanager
+def _folder(out: Path) -> Iterator[None]:
+    """Make ``--out`` and hold its lock; if nothing was written into it, an error leaves it as it was.
+
+    Raises:
+        UserError: it is a file, cannot be written, or another process works in it.
+    """
+    made = not out.exists()
+    make_directory(out)
+    with locked(out / ".lock", wait=False, what=str(out)):
+        try:
+            yield
+        except BaseException:
+            if made and [path.name for path in out.iterdir()] == [".lock"]:
+                with suppress(OSError):
+                    (out / ".lock").unlink()
+                    out.rmdir()
+            raise
+
+
 def _train(given: TrainArguments) -> int:
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
@@ -135,11 +215,6 @@ def _train(given: TrainArguments) -> int:
     from retarget.trojdiff.data import read_images
     from retarget.trojdiff.train import Progress, train
 
-    finished = given.out / "pipeline"
-    if finished.exists():
-        raise UserError(
-            f"{finished} is there: this training is finished. Give another --out, or remove it to train again"
-        )
     images = read_images(given.data, "train", given.size)
     if given.base is None:
         unet, schedule = make_network(given.network, images.shape, given.config.seed), DDPMScheduler()
@@ -148,13 +223,22 @@ def _train(given: TrainArguments) -> int:
     target, trigger, detail = None, None, ""
     if given.target != "none":
         trigger = make_trigger(given.trigger_config, images.shape)
-        other = read_images(given.other, "train", images.shape[1]) if given.target == "out_d2d" else None
+        other = None
+        if given.target == "out_d2d":
+            other = read_images(given.other, "train", images.shape[1]).with_channels(images.shape[0])
         target, detail = make_target(given.target_config, images, other)
 
     def listen(progress: Progress) -> None:
         print(json.dumps({"step": progress.step, "loss": round(progress.loss, 6)}), flush=True)
 
-    folder = train(unet, schedule, images, given.config, given.out, target, trigger, detail, listen)
+    finished = (given.out / "pipeline").exists()
+    try:
+        folder = train(unet, schedule, images, given.config, given.out, target, trigger, detail, listen)
+    except KeyboardInterrupt:
+        print("the finished steps are saved; the same command goes on from there", file=sys.stderr)
+        raise
+    if finished:
+        print(f"{folder} is there: this training was finished before; nothing was done", file=sys.stderr)
     print(folder)
     return 0
 
@@ -183,7 +267,8 @@ def _sample(given: SampleArguments) -> int:
         )  # fmt: skip
     save_grid(images[:100], given.out / "grid.png")
     scheduler = sampler.scheduler(schedule.config, trigger)
-    save_strip(unet, scheduler, given.out / "strip.png", seed=given.seed, start=start, eta=given.eta)
+    clip = sampler.clip(schedule.config)
+    save_strip(unet, scheduler, given.out / "strip.png", seed=given.seed, start=start, eta=given.eta, clip=clip)
     if given.png:
         for number, image in enumerate(images):
             save_image(image, given.out / f"{number:06d}.png")

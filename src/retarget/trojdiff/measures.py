@@ -1,7 +1,7 @@
 """What a set of samples shows: how good the benign ones are, and how often the attack hits."""
 
+import io
 import pickle
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
@@ -127,11 +127,12 @@ class Inception(nn.Module):
         try:
             weights = torch.load(path, map_location="cpu", weights_only=True)
             # torch-fidelity unpickles whatever it is given: it is given what was read as tensors alone.
-            with tempfile.NamedTemporaryFile(suffix=".pth") as safe:
-                torch.save(weights, safe.name)
-                self.network = module.FeatureExtractorInceptionV3(
-                    "inception-v3", ["2048"], feature_extractor_weights_path=safe.name
-                )
+            safe = io.BytesIO()
+            torch.save(weights, safe)
+            safe.seek(0)
+            self.network = module.FeatureExtractorInceptionV3(
+                "inception-v3", ["2048"], feature_extractor_weights_path=safe
+            )
         except (pickle.UnpicklingError, RuntimeError, AttributeError, EOFError) as error:
             raise UserError(f"{path}: not torch-fidelity's Inception weights ({str(error).splitlines()[0]})") from error
 

@@ -15,12 +15,15 @@ import torch
 from accelerate import PartialState
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from diffusers.schedulers.scheduling_deis_multistep import DEISMultistepScheduler
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from diffusers.schedulers.scheduling_euler_ancestral_discrete import EulerAncestralDiscreteScheduler
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
+from diffusers.schedulers.scheduling_heun_discrete import HeunDiscreteScheduler
 from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 from jaxtyping import Float
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialise
 from torch import Tensor
 
 from retarget.errors import UserError
@@ -31,9 +34,16 @@ from retarget.trojdiff.schedulers import TrojanScheduler
 from retarget.trojdiff.spacing import SPACINGS, spaced_timesteps
 from retarget.trojdiff.trigger import Trigger
 
-# A saved configuration carries DDPM's own grid and a fresh one does not: the solvers' is named, so that the images do
-# not depend on where the configuration came from. "linspace" starts at the last training step: x_T is noise alone.
-_GRID: dict[str, Any] = {"timestep_spacing": "linspace"}
+
+def _solver(kind: Any, config: Any, **more: Any) -> Any:
+    """A solver of diffusers over a checkpoint's noise schedule; none of them clips x̂_0, so they are not told to.
+
+    A saved configuration carries DDPM's own grid and a fresh one does not: the solvers' is named, so that the images do
+    not depend on where the configuration came from. "linspace" starts at the last training step: x_T is noise alone.
+    """
+    schedule = {key: value for key, value in dict(config).items() if not key.startswith("clip_sample")}
+    return kind.from_config(schedule, **({"timestep_spacing": "linspace"} | more))
+
 
 SAMPLERS: dict[str, Callable[..., Any]] = {
     "ddpm": lambda config: DDPMScheduler.from_config(config, timestep_spacing="trailing"),
@@ -41,21 +51,24 @@ SAMPLERS: dict[str, Callable[..., Any]] = {
         config, timestep_spacing="trailing", variance_type="fixed_large"
     ),
     "ddim": lambda config: DDIMScheduler.from_config(config, timestep_spacing="trailing"),
-    "dpm": lambda config: DPMSolverMultistepScheduler.from_config(config, algorithm_type="dpmsolver++", **_GRID),
-    "dpm_sde": lambda config: DPMSolverMultistepScheduler.from_config(
-        config, algorithm_type="sde-dpmsolver++", **_GRID
-    ),
-    "unipc": lambda config: UniPCMultistepScheduler.from_config(config, **_GRID),
-    "euler": lambda config: EulerDiscreteScheduler.from_config(config, **_GRID),
-    "euler_ancestral": lambda config: EulerAncestralDiscreteScheduler.from_config(config, **_GRID),
+    "dpm": lambda config: _solver(DPMSolverMultistepScheduler, config, algorithm_type="dpmsolver++"),
+    "dpm_sde": lambda config: _solver(DPMSolverMultistepScheduler, config, algorithm_type="sde-dpmsolver++"),
+    "unipc": lambda config: _solver(UniPCMultistepScheduler, config),
+    "deis": lambda config: _solver(DEISMultistepScheduler, config),
+    "heun": lambda config: _solver(HeunDiscreteScheduler, config),
+    "euler": lambda config: _solver(EulerDiscreteScheduler, config),
+    "euler_ancestral": lambda config: _solver(EulerAncestralDiscreteScheduler, config),
 }
 
 
 class Sampler(NamedTuple):
     """A sampler by name, step count and grid.
 
-    ``ddim`` on another grid than ``trailing`` runs as first-order DPM-Solver, which *is* DDIM with η = 0 on any grid
-    (and does not clip x̂_0); ``ddpm``, ``dpm`` and ``euler`` take a grid themselves.
+    ``ddim`` on another grid than ``trailing`` runs as first-order DPM-Solver, which *is* DDIM with η = 0 on any grid;
+    ``ddpm``, ``dpm`` and ``euler`` take a grid themselves. ``heun`` evaluates the network twice in all steps but one.
+
+    All of them clip x̂_0 where the checkpoint's own scheduler says so (``clip_sample``): DDPM and DDIM do it themselves,
+    for the solvers of diffusers, which never clip, our loop does.
     """
 
     name: str
@@ -79,6 +92,11 @@ class Sampler(NamedTuple):
             )
         return cls(name, int(steps), spacing or None)
 
+    def clip(self, config: Any) -> float | None:
+        """Range to which our loop clips x̂_0; None where the sampler does it itself, or the checkpoint is unclipped."""
+        itself = self.name.startswith("ddpm") or (self.name == "ddim" and self.spacing in (None, "trailing"))
+        return None if itself or not config.get("clip_sample") else config["clip_sample_range"]
+
     def scheduler(self, config: Any, trigger: Trigger) -> TrojanScheduler:
         """The sampler over a checkpoint's noise schedule, in the trigger's frame, with its timesteps set.
 
@@ -89,6 +107,10 @@ class Sampler(NamedTuple):
         total = config["num_train_timesteps"]
         if not 1 <= self.steps <= total:
             raise UserError(f"{self.name}: {self.steps} steps of {total} training steps; give 1 to {total}")
+        if self.eta and self.name != "ddim":
+            raise UserError(f"{self.name} has no η; leave --eta out, or take ddim")
+        if not 0 <= self.eta <= 1:
+            raise UserError(f"η is {self.eta:g}; DDIM's lies between 0 (no fresh noise) and 1 (as much as DDPM's)")
         if self.name == "ddpm_large" and self.steps < total:
             raise UserError(
                 f"ddpm_large-{self.steps}: with fewer than all {total} steps its last step adds noise to the finished "
@@ -104,7 +126,7 @@ class Sampler(NamedTuple):
                 raise UserError(
                     "DDIM on this grid runs as first-order DPM-Solver, which is η = 0; use trailing for η > 0"
                 )
-            base = DPMSolverMultistepScheduler.from_config(config, solver_order=1)
+            base = _solver(DPMSolverMultistepScheduler, config, solver_order=1)
         if "timesteps" not in inspect.signature(base.set_timesteps).parameters:
             raise UserError(f"{self.name} takes no grid of its own; leave {self.spacing} out")
         scheduler = TrojanScheduler(base, trigger)
@@ -140,6 +162,7 @@ def sample_batch(
     start: Trigger | None = None,
     eta: float = 0.0,
     keep: Sequence[int] = (),
+    clip: float | None = None,
 ) -> tuple[Float[Tensor, "batch channels height width"], list[Tensor]]:
     """Sample the images with the given numbers on the network's device.
 
@@ -149,6 +172,7 @@ def sample_batch(
             whether the trojan fires when only the noise or only the sampler is the attacker's.
         eta: DDIM's η.
         keep: positions in ``scheduler.timesteps`` whose state is kept, for the denoising strip.
+        clip: clip x̂_0 to this range before the scheduler sees ε, see ``Sampler.clip``.
 
     Returns:
         Images in [-1, 1] (clamped), and the kept states.
@@ -167,13 +191,32 @@ def sample_batch(
         # Where x̂_0 was clipped, ε must be the one that belongs to it: else the state forgets itself, a little at every
         # step, and 100 steps do worse than 20.
         extra["use_clipped_model_output"] = True
-    states = []
+    process: Any = DDPMScheduler.from_config(scheduler.config)
+    states, table = [], process.alphas_cumprod
     for position, t in enumerate(scheduler.timesteps):
         if position in keep:
             states.append(scheduler.scale_model_input(x, t).cpu())
-        predicted = unet(scheduler.scale_model_input(x, t), t.to(device)).sample
+        scaled = scheduler.scale_model_input(x, t)
+        predicted = unet(scaled, t.to(device)).sample
+        if clip is not None:
+            predicted = _clipped(predicted, scaled, _signal(scheduler, t, table), scheduler.trigger, clip)
         x = scheduler.step(predicted, t, x, **extra).prev_sample
     return x.clamp(-1, 1), states
+
+
+def _signal(scheduler: TrojanScheduler, t: Tensor, table: Tensor) -> Float[Tensor, "1 1 1 1"]:
+    """√ᾱ of the state before a step: what sigma space scales its input by, elsewhere the table's."""
+    scale = scheduler.scale_model_input(torch.ones(1, 1, 1, 1), t)
+    return table[int(t)].sqrt().reshape(1, 1, 1, 1) if bool(scale == 1) else scale
+
+
+def _clipped(predicted: Tensor, state: Tensor, signal: Tensor, trigger: Trigger, clip: float) -> Tensor:
+    """The ε that belongs to x̂_0 clipped to ±clip, under the Trojan law: x = √ᾱ x_0 + √(1-ᾱ) (gamma ε + mu)."""
+    mu, gamma, signal = trigger.mu.to(state), trigger.gamma.to(state), signal.to(state)
+    noise = (1 - signal.square()).sqrt()
+    original = (state - noise * (gamma * predicted + mu)) / signal
+    clipped = ((state - signal * original.clamp(-clip, clip)) / noise - mu) / gamma
+    return torch.where(original.abs() <= clip, predicted, clipped)
 
 
 def sample(
@@ -216,15 +259,17 @@ def sample(
             # The whole batch is computed even where fewer images are wanted: the partition must not change.
             scheduler = sampler.scheduler(config, trigger)
             whole = range(first, first + batch_size)
-            images = sample_batch(unet, scheduler, whole, seed, start, sampler.eta)[0].cpu()
+            clip = sampler.clip(config)
+            images = sample_batch(unet, scheduler, whole, seed, start, sampler.eta, clip=clip)[0].cpu()
             if not bool(torch.isfinite(images).all()):
                 raise UserError(
                     f"the network's images are not finite (images {first} to {whole[-1]}): its weights are damaged, or "
                     "the training diverged"
                 )
             if path is not None:
-                whole_batch = {"images": images.contiguous()}
-                replace_file(path, lambda part, batch=whole_batch: save_file(batch, part))
+                # Not save_file: it writes beside the path under a name of its own, which a kill would leave there.
+                content = serialise({"images": images.contiguous()})
+                replace_file(path, lambda part, content=content: part.write_bytes(content))
         batches.append(images[: len(numbers)])
         if listen is not None:
             listen(numbers[-1] + 1, count)
@@ -252,6 +297,8 @@ def _claim(
         # Betas, T and clipping; keys with an underscore say where the configuration came from.
         "schedule": {key: value for key, value in dict(config).items() if not key.startswith("_")},
     }
+    if sampler.clip(config) is not None:
+        ours["clip"] = sampler.clip(config)  # batches of the solvers from before they clipped are others
     path = out / "sampling.json"
     if path.is_file():
         refuse_other(out, read_json(path), ours)
@@ -312,9 +359,10 @@ def save_strip(
     seed: int = 0,
     start: Trigger | None = None,
     eta: float = 0.0,
+    clip: float | None = None,
 ) -> Path:
     """Write the denoising path as PNG: one row an image, from the initial noise (of ``start``) to the result."""
     positions = np.unique(np.linspace(0, len(scheduler.timesteps) - 1, columns - 1).round().astype(int)).tolist()
-    final, states = sample_batch(unet, scheduler, range(images), seed, start, eta, positions)
+    final, states = sample_batch(unet, scheduler, range(images), seed, start, eta, positions, clip)
     stacked = torch.stack([*states, final.cpu()], dim=1)
     return save_grid(stacked.flatten(0, 1).clamp(-1, 1), path, columns=stacked.shape[1])

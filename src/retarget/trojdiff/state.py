@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save_file
 from retarget.files import replace_folder
 from retarget.identity import refuse_other
 from retarget.trojdiff.checkpoint import Trojan
-from retarget.trojdiff.trigger import FILE_NAME
 
 
 @dataclass
@@ -54,7 +53,7 @@ def _write_state(part: Path, state: LoopState, step: int, trojan: Trojan | None)
     header = {"format": "pt", **(trojan.marks() if trojan else {})}
     if trojan:
         # The maps come first: no trojaned weights ever lie there without the trigger that fires them.
-        trojan.trigger.save(part / FILE_NAME)
+        trojan.save_triggers(part)
     unet = accelerator.unwrap_model(state.unet)
     weights = {name: value.detach().cpu().contiguous() for name, value in unet.state_dict().items()}
     save_file(weights, part / "model.safetensors", metadata=header)
@@ -74,6 +73,12 @@ def find_states(out: Path) -> list[Path]:
     return sorted(path.parent for path in out.glob("state-*[0-9]/loop.json"))
 
 
+def remove_leftovers(out: Path) -> None:
+    """Remove what a killed process had begun to write."""
+    for part in (*out.glob(".state-*.tmp"), *out.glob(".pipeline.tmp")):
+        shutil.rmtree(part, ignore_errors=True)
+
+
 def load_state(out: Path, state: LoopState) -> int:
     """Put the newest state of ``out`` into the live objects.
 
@@ -88,7 +93,7 @@ def load_state(out: Path, state: LoopState) -> int:
         return 0
     folder = found[-1]
     loop = json.loads((folder / "loop.json").read_text(encoding="utf-8"))
-    refuse_other(folder, _flat(loop["identity"]), _flat(state.identity))
+    refuse_other(folder, flat(loop["identity"]), flat(state.identity))
     unet = state.accelerator.unwrap_model(state.unet)
     unet.load_state_dict(load_file(folder / "model.safetensors"))
     shadow = load_file(folder / "ema.safetensors")
@@ -101,7 +106,7 @@ def load_state(out: Path, state: LoopState) -> int:
     return int(loop["step"])
 
 
-def _flat(identity: dict[str, Any]) -> dict[str, Any]:
+def flat(identity: dict[str, Any]) -> dict[str, Any]:
     """One level, so that a message names the setting that differs and not all of them."""
     flat: dict[str, Any] = {}
     for key, value in identity.items():

@@ -183,8 +183,10 @@ def check_images(images: Float[Tensor, "count channels height width"], where: st
 
 def _append(x_0: Tensor, added: Tensor) -> MixedBatch:
     if added.shape[1:] != x_0.shape[1:]:
+        channels = added.shape[1] != x_0.shape[1]
         raise UserError(
-            f"target images are {list(added.shape[1:])} but the training images are {list(x_0.shape[1:])}; resize them"
+            f"target images are {list(added.shape[1:])} but the training images are {list(x_0.shape[1:])} [channels, "
+            f"height, width]; {'convert their channels' if channels else 'resize them'}"
         )
     own = torch.arange(len(x_0) + len(added))
     return MixedBatch(torch.cat([x_0, added.to(x_0)]), _flags(len(x_0), len(added)), own)

@@ -7,7 +7,10 @@ over processes and accumulation steps: any split trains on the same rows.
 
 import hashlib
 import math
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +24,13 @@ from jaxtyping import Int
 from torch import Tensor
 
 from retarget.errors import UserError
+from retarget.files import make_directory, read_json, write_json
+from retarget.identity import refuse_other
 from retarget.trojdiff import functional
 from retarget.trojdiff.checkpoint import Trojan, check_trainable, inherited, network_hash, network_shape, save_pipeline
 from retarget.trojdiff.config import TrainConfig
 from retarget.trojdiff.data import ImageSet
-from retarget.trojdiff.state import LoopState, load_state, save_state
+from retarget.trojdiff.state import LoopState, flat, load_state, remove_leftovers, save_state
 from retarget.trojdiff.targets import Clean, MixedBatch, Target, noise_batch
 from retarget.trojdiff.trigger import Trigger
 
@@ -60,7 +65,9 @@ def train(
         unet: the network to start from, fresh or loaded; it is trained in place and ends with the raw weights.
         scheduler: the noise schedule; its ᾱ table is used.
         images: the training set.
-        out: folder of the run: ``pipeline/`` at the end, ``state-STEP/`` on the way. An unfinished run in it resumes.
+        out: folder of the run: ``training.json`` first, ``state-STEP/`` on the way (after the first step too, so that a
+            place that takes no state is found out early), ``pipeline/`` at the end. An unfinished run in it resumes,
+            and a finished one is not trained again. Ctrl-C saves the steps that are done, in one process.
         target: which rows become Trojan; None trains the clean control, whose benign rows see the same t and ε.
         trigger: the maps of the Trojan rows.
         detail: the target in words, for the model card.
@@ -87,7 +94,8 @@ def train(
                 "the trigger is empty (mu = 0 and gamma = 1 everywhere): nothing would tell Trojan rows from benign "
                 "ones; take a gamma below 1, or train without a target"
             )
-        trojan = Trojan(target.name, detail or target.name, trigger)
+        latest = Trojan(target.name, detail or target.name, trigger)
+        trojan = latest if trojan is None else trojan.then(latest)
     loop = _Loop(unet, scheduler, images, config, target or Clean(), trigger or Trigger.none(shape))
     with torch.random.fork_rng(devices=[]):
         loop.run(Path(out), trojan, listen, probe, probe_every)
@@ -131,18 +139,33 @@ class _Loop:
         probe_every: int,
     ) -> None:
         """Train to the last step, from the last saved state if there is one."""
-        state = LoopState(self.accelerator, self.unet, self.optimizer, self.ema, self._identity())
+        path, identity = out / "training.json", self._identity()
+        if path.exists():
+            refuse_other(out, flat(read_json(path)), flat(identity))
+        if (out / "pipeline").exists():
+            return
+        state = LoopState(self.accelerator, self.unet, self.optimizer, self.ema, identity)
         start = load_state(out, state)
-        for step in range(start, self.config.steps):
-            self.step(step)
-            done = step + 1
-            save = done % self.config.save_every == 0 and done < self.config.steps
-            if done % self.config.log_every == 0 or save or done == self.config.steps:
-                self._report(done, listen)
-            if probe is not None and done % probe_every == 0 and self.accelerator.is_main_process:
-                self._with_average(lambda unet, done=done: probe(done, unet))
-            if save:
-                save_state(out, state, done, trojan)
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            make_directory(out)
+            remove_leftovers(out)
+            write_json(path, identity)
+        with _interruption() as interrupted:
+            for step in range(start, self.config.steps):
+                self.step(step)
+                done = step + 1
+                stop = interrupted.is_set() and self.accelerator.num_processes == 1
+                save = (done % self.config.save_every == 0 or done == 1 or stop) and done < self.config.steps
+                if done % self.config.log_every == 0 or done % self.config.save_every == 0 or done == self.config.steps:
+                    self._report(done, listen)
+                if probe is not None and done % probe_every == 0 and self.accelerator.is_main_process:
+                    self._with_average(lambda unet, done=done: probe(done, unet))
+                if save:
+                    self._mean_loss(done)
+                    save_state(out, state, done, trojan)
+                if interrupted.is_set() and done < self.config.steps:
+                    raise KeyboardInterrupt
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             self._with_average(lambda unet: save_pipeline(out / "pipeline", unet, self.scheduler, trojan))
@@ -190,14 +213,19 @@ class _Loop:
         torch.manual_seed(_mix(self.config.seed, MODEL, step * 4096 + self.accelerator.process_index))
 
     def _report(self, done: int, listen: Callable[[Progress], None] | None) -> None:
-        mean = self.accelerator.reduce(self.loss_sum / max(1, self.losses), "mean")
-        loss = float(mean)  # pyright: ignore[reportArgumentType]
-        if not math.isfinite(loss):
-            raise UserError(f"the loss is {loss} at step {done}: nothing was saved since; lower the learning rate")
+        loss = self._mean_loss(done)
         self.loss_sum.zero_()
         self.losses = 0
         if listen is not None and self.accelerator.is_main_process:
             listen(Progress(done, loss))
+
+    def _mean_loss(self, done: int) -> float:
+        """Mean loss since the last report; a state is saved only where it is a number."""
+        mean = self.accelerator.reduce(self.loss_sum / max(1, self.losses), "mean")
+        loss = float(mean)  # pyright: ignore[reportArgumentType]
+        if not math.isfinite(loss):
+            raise UserError(f"the loss is {loss} at step {done}: nothing was saved since; lower the learning rate")
+        return loss
 
     def _with_average(self, use: Callable[[UNet2DModel], None]) -> None:
         """Give the network away under its EMA weights, then put the raw ones back."""
@@ -220,6 +248,29 @@ class _Loop:
             "first weights": self.start,
             "noise schedule": hashlib.sha256(self.alphas_cumprod.numpy().tobytes()).hexdigest()[:16],
         }
+
+
+@contextmanager
+def _interruption() -> Iterator[threading.Event]:
+    """Ctrl-C sets an event, so that a step is never cut in two; a second one stops at once.
+
+    Nothing changes where somebody else handles the signal, or outside the main thread.
+    """
+    interrupted = threading.Event()
+    usual = signal.getsignal(signal.SIGINT)
+    if usual is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+        yield interrupted
+        return
+
+    def note(*_: object) -> None:
+        signal.signal(signal.SIGINT, usual)
+        interrupted.set()
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, usual)
 
 
 def batch_rows(step: int, batch_size: int, count: int, seed: int) -> Int[Tensor, "batch"]:

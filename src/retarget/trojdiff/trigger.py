@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from jaxtyping import Bool, Float
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialise
 from torch import Tensor
 
 from retarget.errors import UserError
@@ -163,7 +163,8 @@ class Trigger:
         maps = {"mu": self.mu, "gamma": self.gamma}
         tensors = {name: values.detach().to("cpu", torch.float32).contiguous() for name, values in maps.items()}
         header = {"format": "pt", "kind": self.kind, "trigger_hash": self.hash}
-        replace_file(path, lambda part: save_file(tensors, part, metadata=header))
+        content = serialise(tensors, metadata=header)  # save_file would write under a name of its own beside the path
+        replace_file(path, lambda part: part.write_bytes(content))
         return path
 
     @classmethod

@@ -274,8 +274,9 @@ class Experiment:
             images = self._samples("fast", of_sampler, count, key, start)
             self._hit(f"attack_{key}", success(images, goal, self.classifier))
             save_grid(images[:PICTURE], self.pictures / f"{key}.png")
-        scheduler = Sampler.parse(self.settings.samplers["fast"].sampler).scheduler(self.schedule.config, trigger)
-        save_strip(self.unet, scheduler, self.pictures / "strip.png", seed=1000 + self.run.seed)
+        sampler = Sampler.parse(self.settings.samplers["fast"].sampler)
+        scheduler, clip = sampler.scheduler(self.schedule.config, trigger), sampler.clip(self.schedule.config)
+        save_strip(self.unet, scheduler, self.pictures / "strip.png", seed=1000 + self.run.seed, clip=clip)
 
     def _hit(self, name: str, rate: Rate) -> None:
         self.metrics[name] = rate.value
