@@ -131,6 +131,21 @@ def test_a_control_below_its_floor_makes_no_test_of_the_claim():
     assert "bleu of control is missing" in unknown.reason
 
 
+def test_a_metric_s_floor_holds_for_the_control_of_every_claim_and_changes_no_claim():
+    """A translator with BLEU 0 in both arms is told nothing about its calibration."""
+    bleu = Metric(name="bleu", label="BLEU", better="higher", floor=1.0)
+    values = {arm: {"acc": [50.0 + lift, 50.5 + lift]} for arm, lift in (("control", 0.0), ("arm", 3.0))}
+    one, constant = claim("a", "arm"), claim("b", "arm", arms=("arm",), against=10.0)
+    study_of = study([one, constant], 2, metrics=(ACCURACY, bleu))
+    assert study_of.claims_hash() == study([one, constant], 2).claims_hash()
+    for score, verdict in ((0.0, "not measured"), (20.0, "not enough evidence")):
+        scored = {arm: metrics | {"bleu": [score, score]} for arm, metrics in values.items()}
+        judged_one, judged_constant = judge(study_of, {"default": scored})
+        assert judged_one.verdict == verdict
+        assert judged_constant.verdict == "holds", "it has no control"
+    assert judge(study_of, {"default": values})[0].verdict == "not enough evidence", "what has no BLEU is no translator"
+
+
 def test_the_floor_of_a_metric_of_which_lower_is_better_is_a_ceiling():
     values = {"default": {"control": {"acc": [3.0, 3.1]}, "arm": {"acc": [1.0, 1.2]}}}
     lower = Metric(name="acc", label="perplexity", better="lower")
