@@ -6,8 +6,9 @@ from reference_verdicts import verdicts, verdicts_with_looks
 from scipy import stats
 from tasks_for_tests import plan
 
-from retarget.study.claims import judge
+from retarget.study.claims import judge, outlooks
 from retarget.study.config import Arm, Claim, Condition, Metric, StudyPlan
+from retarget.study.power import inflation, power
 
 ACCURACY = Metric(name="acc", label="accuracy", unit="%", better="higher")
 
@@ -198,6 +199,17 @@ def test_a_set_that_was_not_run_leaves_a_claim_across_sets_unmeasured():
     for kind in ("every", "average", "new"):
         assert across(kind, conditions=("a", "absent")).verdict == "not measured"
     assert across("average", conditions=("a", "b")).estimate == pytest.approx(np.mean([SETS["a"], SETS["b"]]))
+
+
+def test_the_power_of_planned_looks_is_that_of_the_share_which_the_last_one_spends():
+    one = [claim("a", "arm")]
+    values = {"default": {"control": {"acc": [50.0, 50.0, 50.0]}, "arm": {"acc": [50.0, 51.0, 52.0]}}}
+    plain, looks = study(one, 3), study(one, 3, looks=(3, 5, 10))
+    (at_ten,) = outlooks(plain, values, 3, 10)
+    assert at_ten.alone == pytest.approx(power(1.0, inflation(3), 10, 0.025))
+    (of_look,) = outlooks(looks, values, 3, 12)
+    assert (of_look.n, of_look.alone) == (10, pytest.approx(power(1.0, inflation(3), 10, 0.5 * 0.025)))
+    assert outlooks(looks, values, 3, 2)[0].alone == 0
 
 
 def test_new_fields_at_their_defaults_change_no_hash():
