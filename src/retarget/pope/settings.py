@@ -106,6 +106,8 @@ def grpo_arguments(settings: TrainingSettings, processes: int, cuda: bool) -> di
         "logging_steps": settings.log_every * settings.updates_per_batch,
         **(saving if settings.save_every else {"save_strategy": "no"}),
         "report_to": "none",
+        # Without it several processes on CPUs would run trainings that know nothing of each other.
+        **({"use_cpu": True} if processes > 1 and not cuda else {}),
         "remove_unused_columns": False,
         # Sequence-level masks of vLLM's correction drop long samples; the token level does not.
         **({"use_vllm": True, "vllm_mode": settings.vllm, "vllm_importance_sampling_mode": "token_truncate"}
