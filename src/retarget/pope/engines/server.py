@@ -122,8 +122,11 @@ class ServerEngine:
             return {"served": served, "probe": probe}
 
     def window(self, n: int) -> int:
-        """Prompts of n rollouts in flight: twice what keeps every connection busy, so that stragglers leave no gap."""
-        return 2 + 2 * self.concurrency // -(-n // self.per_request)
+        """Prompts in flight: many, since those that wait for a straggler alone keep one connection busy each.
+
+        Their requests take turns in the order of the prompts, so that few prompts are half done at any time.
+        """
+        return 4 * self.concurrency
 
     def sample(self, prompts: Sequence[Prompt], n: int, params: Sampling) -> list[list[Rollout]]:
         """n rollouts of each prompt; see :class:`retarget.pope.rollouts.Engine`.
