@@ -147,6 +147,9 @@ def test_exports(tmp_path):
         records = [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
         assert sorted(record[field] for record in records) == ["0", "1", "1", "2", "3"]
     write_rows(tmp_path / "plain.parquet", [{**verl_row, "prompt": "q"} for verl_row in mix(problems, {})])
+    assert {row["guided"] for row in map(json.loads, (tmp_path / "o.jsonl").read_text().splitlines())} == {True, False}
+    for name in ("v.validation.parquet", "v.reward.py", "v.launch.sh", "o.validation.jsonl", "o.reward.py"):
+        assert (tmp_path / name).exists()
     with pytest.raises(UserError, match="wants chat messages"):
         pope(["export", str(tmp_path / "plain.parquet"), "--to", "verl", "--out", str(tmp_path / "x.parquet")])
 
