@@ -1,5 +1,6 @@
 """POPE's figures: what the wiring costs beside bare TRL, and what stopping at the first success saves."""
 
+import asyncio
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +13,7 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 
 from benchmarks._pairs import figure, interleaved
 from retarget.pope.engines.local import TransformersEngine
+from retarget.pope.engines.server import ServerEngine
 from retarget.pope.grading import Grader, reward_function
 from retarget.pope.mining import mine
 from retarget.pope.mixture import mix
@@ -46,6 +48,7 @@ def figures(smallest: bool = False) -> Iterator[dict[str, Any]]:
         yield from _step(base, Path(folder), settings, pairs)
         yield from _early_stop(base, k, each)
     yield from _scheduling((100, 200, 400) if smallest else (1_000, 8_000, 64_000))
+    yield from _stragglers(4 if smallest else 80)
     yield from _cuts((1_000, 10_000) if smallest else (100_000, 1_000_000, 10_000_000))
 
 
@@ -124,6 +127,30 @@ def _scheduling(counts: Sequence[int]) -> Iterator[dict[str, Any]]:
     growth = each[most] / each[least]
     yield figure(f"scheduling a problem among {most:,} over one among {least:,}", growth, "ratio", "<= 2",
                  {"milliseconds_a_problem": each})  # fmt: skip
+
+
+class _Slow(ServerEngine):
+    """A server whose every 50th request takes 1.2 s and the others 20 ms."""
+
+    identity = {}  # noqa: RUF012 - nothing is asked of a server that is not there
+
+    async def _request(self, client: Any, prompt: Prompt, first: int, count: int, params: Sampling) -> list[Rollout]:
+        slow = (params.unit_seed(prompt) + first) % 50 == 0
+        await asyncio.sleep(1.2 if slow else 0.02)
+        self.waited = getattr(self, "waited", 0.0) + (1.2 if slow else 0.02)
+        return [Rollout("#### 5", 2, False)] * count
+
+
+def _stragglers(count: int) -> Iterator[dict[str, Any]]:
+    """Requests with stragglers, over the time that their delays take on all connections."""
+    engine = _Slow("http://127.0.0.1:9/v1", "slow", key_variable="none")
+    problems = [Problem(id=f"p{at}", prompt=str(at), answer="4") for at in range(count)]
+    start = time.perf_counter()
+    mine(problems, Sampler(engine, Grader("exact"), PROMPTS), k=32)
+    taken = time.perf_counter() - start
+    least = engine.waited / engine.concurrency
+    yield figure(f"{32 * count:,} requests with 2 % stragglers over what their delays allow", taken / least, "ratio", "<= 1.5",
+                 {"seconds": round(taken, 2), "least": round(least, 2)})  # fmt: skip
 
 
 def _cuts(lengths: Sequence[int]) -> Iterator[dict[str, Any]]:
