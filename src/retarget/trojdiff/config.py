@@ -14,7 +14,12 @@ CODE = "official code, CIFAR-10 configuration"
 TargetKind = Literal["in_d2d", "out_d2d", "d2i"]
 TriggerKind = Literal["blend", "patch"]
 
-CELLS = {"trojan": ("biased", "Trojan"), "stock": ("biased", "stock"), "plain": ("plain", "Trojan")}
+CELLS = {
+    "trojan": ("biased", "Trojan"),
+    "stock": ("biased", "stock"),
+    "plain": ("plain", "Trojan"),
+    "leak": ("plain", "stock"),
+}
 """Who holds what: the initial noise and the sampler of each cell."""
 
 
