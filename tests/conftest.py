@@ -16,5 +16,5 @@ from jaxtyping import install_import_hook  # noqa: E402
 
 # Where tensors are: beartype cannot check `Self` on the plain classes elsewhere.
 _hook = install_import_hook(
-    [f"retarget.{room}" for room in ("pskd", "pope", "trojdiff", "metrics")], "beartype.beartype"
+    [f"retarget.{room}" for room in ("pskd", "pope", "trojdiff", "metrics", "data")], "beartype.beartype"
 )

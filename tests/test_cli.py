@@ -30,7 +30,10 @@ def call(capsys, *words):
 
 
 USAGE = {
-    "no verb": (["studdy"], "there is no verb 'studdy': choose study, report, pope, trojdiff, or see retarget --help"),
+    "no verb": (
+        ["studdy"],
+        "there is no verb 'studdy': choose study, judge, report, pope, trojdiff, or see retarget --help",
+    ),
     "no method": (
         ["study", "distil"],
         "there is no study 'distil': choose pskd, trojdiff, pope, toy, absent",
@@ -147,7 +150,7 @@ def test_a_study_runs_from_the_command_line_and_its_page_is_made_again(capsys, t
     again = call(capsys, *words, "--set", "lift=5.0")
     assert again[:2] == (1, "")
     assert again[2] == (
-        f"retarget: {root}/study.json was made with lift = 0.0, and this call asks for 5.0. Give another --out, "
+        f"retarget: {root}/study.json was made with lift = 0.0 (now 5.0). Give another --out, "
         "or the settings that the directory was made with\n"
     )
 

@@ -16,8 +16,8 @@ SHARED = {"metrics", "data", "study", "report"}
 METHOD_ROOMS = [room for room in ROOMS if room not in SHARED]
 
 FLOORS = (
-    ("__init__", "errors", "lazy"),
-    ("extras", "verbs"),
+    ("__init__", "errors"),
+    ("extras", "lazy", "verbs"),
     ("files", "settings"),
     ("identity",),
     ("data", "metrics"),

@@ -1,4 +1,4 @@
-"""The verbs ``study`` and ``report``."""
+"""The verbs ``study``, ``judge`` and ``report``."""
 
 import importlib
 import json
@@ -15,6 +15,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from retarget.cli import METHODS
 from retarget.errors import UsageError, UserError
+from retarget.files import read_json
 from retarget.settings import merged, parse_setting, read_config
 from retarget.study.config import StudyPlan
 
@@ -41,6 +42,12 @@ class StudyArguments:
     """Seeds to run; every arm runs each of them."""
     arms: tuple[str, ...] = ()
     """Arms to run now; all of them if not given."""
+    looks: tuple[int, ...] = ()
+    """Numbers of seeds at which verdicts are given, fixed before the first run: 3 5 10, say. They share the error."""
+    look_weights: tuple[float, ...] = ()
+    """The share of the error that each look spends; .2 .3 .5 for three looks and equal shares else."""
+    pilot: Path | None = None
+    """A finished study whose spread tells --dry-run how many seeds decide; --out itself if not given."""
     jobs: int = 1
     """How many runs at a time; changes no result."""
     executor: Literal["local", "ray"] = "local"
@@ -51,6 +58,32 @@ class StudyArguments:
     """Print the resolved configuration, the number of runs and an estimate as JSON; do nothing."""
     progress: bool = True
     """Bars on a terminal; plain lines without."""
+
+
+@dataclass
+class JudgeArguments:
+    """Judge claims over runs that were made elsewhere, and write the page and summary.json of a study.
+
+    RUNS is a CSV, JSON-lines or Parquet file with the columns arm, seed, metric, value and optionally condition; or
+    with one row per item, by the column item in place of seed. Pairs are aligned by seed or by item; duplicates and
+    gaps are refused. The claims file holds [[claims]] tables with the fields of Claim: sentence, metric, direction,
+    arms, smallest_effect and, where wanted, margin, condition, family, about, floor, across. Exit code 0, whatever the
+    verdicts.
+    """
+
+    runs: Annotated[
+        Positional[tuple[Path, ...]], arg(metavar="[RUNS]", help="a file of runs, or none with --lm-eval")
+    ] = ()
+    claims: Path | None = None
+    """A TOML file with the claims."""
+    out: Path | None = None
+    """The directory that is made: report.html, report.md, summary.json, study.json."""
+    lm_eval: tuple[Path, ...] = ()
+    """Folders of samples that lm-evaluation-harness logged, one for each model; arms are named after them."""
+    inspect: tuple[Path, ...] = ()
+    """Folders of logs of Inspect, one for each model."""
+    plan: FlagCreatePairsOff[bool] = False
+    """Take the runs as a pilot and print how likely 3 to 50 seeds are to decide each claim; write nothing."""
 
 
 @dataclass
@@ -74,18 +107,15 @@ def study(words: list[str]) -> int:
     if given.executor == "ray":
         raise UsageError("--executor ray is not available in this version: use --executor local with --jobs N")
     plan = resolve(given)
+    if given.looks or given.look_weights:
+        plan = _with_looks(plan, given)
     out = given.out or Path("studies") / f"{plan.study}-{plan.preset}"
     from retarget.report import build
     from retarget.study import runner
-    from retarget.study.progress import display, duration
+    from retarget.study.progress import display
 
     if given.dry_run:
-        found = runner.survey(plan, out, given.jobs)
-        print(json.dumps(found, indent=1, ensure_ascii=False))
-        minutes = found["estimated_minutes"]
-        time = "how long is not known for these settings" if minutes is None else f"about {duration(60 * minutes)}"
-        print(f"{found['runs']} runs, {found['finished']} of them finished; {time}; {out}", file=sys.stderr)
-        return 0
+        return _dry_run(plan, given, out)
     command = ["retarget", "study", *words]
     try:
         outcome = runner.run_study(
@@ -105,6 +135,27 @@ def study(words: list[str]) -> int:
             file=sys.stderr,
         )
     return 1 if outcome.failed else 0
+
+
+def _dry_run(plan: StudyPlan, given: StudyArguments, out: Path) -> int:
+    """``retarget study METHOD --dry-run``: what would be run, for how long, and what could not be done here."""
+    from retarget.study import runner
+    from retarget.study.judging import in_words
+    from retarget.study.progress import duration
+
+    found = runner.survey(plan, out, given.jobs)
+    prospects = _outlooks(plan, given.pilot or out, given.pilot is not None)
+    found["power"] = [one._asdict() for one in prospects]
+    print(json.dumps(found, indent=1, ensure_ascii=False))
+    minutes = found["estimated_minutes"]
+    time = "how long is not known for these settings" if minutes is None else f"about {duration(60 * minutes)}"
+    print(f"{found['runs']} runs, {found['finished']} of them finished; {time}; {out}", file=sys.stderr)
+    for one in prospects:
+        chances = f"{one.n} seeds: {one.alone:.0%} by itself, {one.in_family:.0%} among its family"
+        print(f"{in_words(one)}; {chances}", file=sys.stderr)
+    if found["problem"]:
+        print(f"retarget: these runs cannot be done here: {found['problem']}", file=sys.stderr)
+    return 1 if found["problem"] else 0
 
 
 def _describe(words: list[str]) -> int:
@@ -138,6 +189,38 @@ def _origin(field: FieldInfo | None, value: Any) -> str:
         return text
     default = to_jsonable_python(field.get_default(call_default_factory=True, validated_data={}))
     return f" (default {json.dumps(default)})" * (value != default) + text
+
+
+def judge(words: list[str]) -> int:
+    """``retarget judge RUNS --claims TOML --out DIR``."""
+    given = tyro.cli(JudgeArguments, args=words, prog="retarget judge")
+    if sum(map(bool, (given.runs, given.lm_eval, given.inspect))) != 1 or len(given.runs) > 1:
+        raise UsageError("retarget judge reads one file of runs, or the folders of --lm-eval or of --inspect")
+    if given.claims is None:
+        raise UsageError("retarget judge needs --claims, a TOML file with [[claims]]")
+    if given.out is None and not given.plan:
+        raise UsageError("retarget judge needs --out, the directory of the page")
+    from retarget.study import elsewhere, harness, judging
+    from retarget.study.rows import read_rows
+
+    asked = elsewhere.read_claims(given.claims)
+    sources = [*given.runs, *given.lm_eval, *given.inspect]
+    if given.runs:
+        rows = read_rows(given.runs[0])
+    else:
+        rows = harness.read_lm_eval(given.lm_eval) if given.lm_eval else harness.read_inspect(given.inspect)
+    found = elsewhere.arrange(rows, asked)
+    if given.plan or given.out is None:
+        print(judging.prospects(found))
+        return 0
+    command = shlex.join(["retarget", "judge", *words])
+    summary = judging.write(found, given.out, command=command, sources=[*sources, given.claims])
+    from retarget.report import build
+
+    page = build([given.out])
+    _print_verdicts(summary, found.plan)
+    print(page)
+    return 0
 
 
 def report(words: list[str]) -> int:
@@ -181,19 +264,48 @@ def resolve(given: StudyArguments) -> StudyPlan:
         raise UsageError(str(error)) from error
 
 
+def _with_looks(plan: StudyPlan, given: StudyArguments) -> StudyPlan:
+    try:
+        return plan.with_looks(given.looks, given.look_weights)
+    except UserError as error:
+        raise UsageError(f"--looks: {error}") from error
+
+
+def _outlooks(plan: StudyPlan, pilot: Path, named: bool) -> list[Any]:
+    """What the plan's seeds can decide, where a pilot tells the spread."""
+    from retarget.study.claims import outlooks
+    from retarget.study.results import Summary
+
+    path = pilot / "summary.json"
+    if not path.exists():
+        if named:
+            raise UsageError(f"--pilot {pilot} holds no summary.json: name the directory of a finished study")
+        return []
+    before = Summary.model_validate(read_json(path))
+    values = {
+        condition: {arm: {name: one.values for name, one in metrics.items()} for arm, metrics in arms.items()}
+        for condition, arms in before.conditions.items()
+    }
+    return outlooks(plan, values, len(before.seeds), len(plan.seeds))
+
+
 def _print_verdicts(summary: dict[str, Any], plan: StudyPlan) -> None:
     labels = {one.name: one.label for one in (*plan.metrics, *plan.arms, *plan.conditions)}
     several = len(summary["conditions"]) > 1
     for claim in summary["claims"]:
-        where = f"{labels.get(claim['condition'], claim['condition'])}: " if several else ""
+        name = claim["condition"]
+        where = f"{labels.get(name, name) if name else 'over several conditions'}: " if several else ""
         line = f"{claim['verdict']:<20} {where}{claim['sentence']}"
+        if claim["verdict"] == "not measured" and claim["reason"]:
+            line += f" ({claim['reason']})"
         if claim["estimate"] is not None:
             low, high = claim["interval"] or (None, None)
             spread = "" if low is None else f" [{low:+.4g}, {high:+.4g}]"
             unit = f" {claim['unit']}" if claim["unit"] else ""
-            seeds = "1 seed" if claim["n"] == 1 else f"{claim['n']} seeds"
+            what = "item" if claim["about"] == "models" else "set" if claim["across"] == "new" else "seed"
+            counted = f"{claim['n']:,} {what}{'s' * (claim['n'] != 1)}"
             arms: list[str] = claim["arms"]
             compared = " - ".join(labels.get(arm, arm) for arm in arms)
             compared += f", {labels.get(claim['metric'], claim['metric'])}"
-            line += f" ({compared}: {claim['estimate']:+.4g}{spread}{unit}, {seeds})"
+            line += f" ({compared}: {claim['estimate']:+.4g}{spread}{unit}, {counted})"
         print(line)

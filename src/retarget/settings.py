@@ -42,8 +42,8 @@ def resolve_settings(model: type[Model], settings: dict[str, Any]) -> Model:
         raise UserError("the study's settings are not valid: " + "; ".join(lines)) from error
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """Settings from a TOML file.
+def read_config(path: Path, option: str = "--config") -> dict[str, Any]:
+    """Settings from a TOML file; ``option`` names it in messages.
 
     Raises:
         UsageError: it cannot be read or is not TOML; the message names the line.
@@ -51,9 +51,9 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UsageError(f"cannot read --config {path}: {error.strerror or error}") from error
+        raise UsageError(f"cannot read {option} {path}: {error.strerror or error}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"--config {path} is not valid TOML: {error}") from error
+        raise UsageError(f"{option} {path} is not valid TOML: {error}") from error
 
 
 def parse_setting(text: str) -> dict[str, Any]:

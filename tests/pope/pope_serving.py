@@ -16,12 +16,21 @@ from retarget.pope.rollouts import Sampling
 
 
 @contextmanager
-def serve(engine, faults=(), choices=None, reasoning=None, reasoning_tokens=None):
-    """Serve on a free port; ``faults`` are statuses answered first, in turn; yields (url, bodies, peak of requests)."""
+def serve(engine, faults=(), choices=None, reasoning=None, reasoning_tokens=None, models=None):
+    """Serve on a free port; yields (url, what was seen).
+
+    ``faults`` are statuses answered first, in turn; ``models`` is what /models says of the weights, without it there is
+    no such route.
+    """
     waiting, lock, model_lock = list(faults), threading.Lock(), threading.Lock()
     seen = {"bodies": [], "active": 0, "peak": 0, "keys": []}
 
     class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            seen["keys"].append(self.headers.get("Authorization"))
+            entries = [{"id": "tiny", "object": "model", "created": len(seen["keys"]), "root": models}]
+            self.answer(404 if models is None else 200, {"data": entries})
+
         def do_POST(self):
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             with lock:
@@ -75,6 +84,8 @@ def complete(engine, body, path, choices, reasoning):
     """The answer of a server to one request."""
     chat = path.endswith("/chat/completions")
     prompt = body["messages"][-1]["content"] if chat else body["prompt"]
+    if hasattr(engine, "tokenizer"):  # a tiny model knows few words, and none of the probe's
+        prompt = " ".join(word for word in prompt.split() if word in engine.tokenizer.get_vocab())
     params = Sampling(max_tokens=body["max_tokens"], temperature=body["temperature"], seed=body["seed"])
     (rollouts,) = engine.sample([prompt], choices or body["n"], params)
     made = []

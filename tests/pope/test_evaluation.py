@@ -56,8 +56,8 @@ def test_every_problem_gets_its_samples_unguided_and_a_journal_resumes(tiny, tmp
     summary = found.to_json((1, 16, 64))
     assert list(summary["pass"]) == ["1", "16"]
     assert summary["solved"] == (found.correct > 0).sum()
-    with pytest.raises(UserError, match="20 rollouts in chunks of 8"):
-        evaluate(tiny.problems, engine, 20, **common)
+    with pytest.raises(UserError, match="samples, chunk and batch are at least 1, not 0"):
+        evaluate(tiny.problems, engine, 0, **common)
     with pytest.raises(UserError, match="an id of its own"):
         evaluate([], engine, 16, **common)
 
@@ -90,7 +90,7 @@ def test_a_journal_is_refused_when_other_weights_lie_at_the_same_path(tiny, tmp_
     with pytest.raises(UserError, match=r"was made with batch_size = 64 \(now 3\)\. Give another file"):
         evaluate(tiny.problems[:1], TransformersEngine.load(str(folder), batch_size=3), **common)
     other = [tiny.problems[0].model_copy(update={"meta": {"level": 5}})]
-    with pytest.raises(UserError, match=r"was made with problems = \w+ \(now \w+\)"):
+    with pytest.raises(UserError, match="was sampled for another prompt, answer or meta"):
         evaluate(other, TransformersEngine.load(str(folder)), **common)
     weights = load_file(folder / "model.safetensors")
     save_file({name: value + 1 for name, value in weights.items()}, folder / "model.safetensors", {"format": "pt"})

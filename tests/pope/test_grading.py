@@ -1,4 +1,8 @@
 import os
+import select
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -132,3 +136,47 @@ def test_only_what_the_grader_can_say_makes_a_label_broken():
     words = [Problem(id=answer, prompt="?", answer=answer) for answer in ("one", "2")]
     words.append(Problem(id="three", prompt="?", solution="#### three", answer="three"))
     assert [problem.id for problem, _ in rejected_solutions(words, Grader("numeric"))] == ["one", "three"]
+
+
+def test_a_file_in_the_working_directory_is_never_taken_for_a_package(tmp_path, monkeypatch):
+    for name in ("math_verify.py", "sympy.py", "json.py"):
+        (tmp_path / name).write_text(f"open({str(tmp_path / 'ran')!r}, 'w'); raise SystemExit")
+    (tmp_path / "my_grader.py").write_text("import math_verify\ndef grade(text, answer, meta): return text == answer\n")
+    monkeypatch.chdir(tmp_path)
+    for front in ("", str(tmp_path)):  # as `python -m` puts it
+        monkeypatch.setattr(sys, "path", [front, *sys.path])
+        with Grader("math") as grader:
+            assert grader.grade(["#### 4"], ["4"])[0].correct
+        with Grader("my_grader:grade") as grader:  # what a user names is found there, after everything else
+            assert grader.grade(["4"], ["4"])[0].correct
+    assert not (tmp_path / "ran").exists()
+
+
+PARENT = """
+import sys
+from retarget.pope.grading import Grader
+sys.path.append({folder!r})
+grader = Grader("graders_for_tests:faulty", workers=1, seconds=60)
+grader.start()
+print(grader._pool[0].process.pid, flush=True)
+grader.grade(["hang"], ["4"])
+"""
+
+
+def test_a_grader_ends_with_its_parent(request):
+    code = PARENT.format(folder=str(request.path.parent))
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
+        watched = os.pidfd_open(int(parent.stdout.readline()))
+        parent.kill()
+        ready, _, _ = select.select([watched], [], [], 30)
+        os.close(watched)
+    assert ready, "the worker outlived its parent"
+
+
+def test_a_worker_bounds_its_own_processor_time(request):
+    command = [sys.executable, "-P", "-m", "retarget.pope.grading_worker", "graders_for_tests:faulty", "512"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(request.path.parent), *sys.path])}
+    process = subprocess.Popen([*command, str(os.getpid())], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                               stderr=subprocess.DEVNULL, env=environment, text=True)  # fmt: skip
+    out, _ = process.communicate('["hang", "4", {}, 0.5]\n', timeout=60)
+    assert (out, process.returncode) == ('{"ready": true}\n', -signal.SIGXCPU)

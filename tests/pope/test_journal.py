@@ -1,6 +1,9 @@
+import json
+
 import pytest
 
 from retarget.errors import UserError
+from retarget.identity import fingerprint
 from retarget.pope.journal import Journal
 
 HEADER = {"model": "m", "k": 4}
@@ -28,7 +31,7 @@ def test_other_work_damage_and_a_second_writer_are_refused(tmp_path):
             Journal(path, HEADER)
     with pytest.raises(UserError, match=r"was made with k = 4 \(now 5\)"):
         Journal(path, {**HEADER, "k": 5})
-    path.write_bytes(path.read_bytes().replace(b'{"unit":0}', b'{"unit":'))
+    path.write_bytes(path.read_bytes().replace(b'{"unit":0', b'{"unit":'))
     with pytest.raises(UserError, match="line 2 is damaged"):
         Journal(path, HEADER)
     assert path.stat().st_size > 0  # refused, not emptied
@@ -52,3 +55,65 @@ def test_half_a_surrogate_pair_is_written_and_read(tmp_path):
             if not journal.records:
                 journal.append({"text": "\ud835"})
     assert journal.records == [{"text": "\ud835"}]
+
+
+def test_no_changed_byte_goes_unseen(tmp_path):
+    path = tmp_path / "j.jsonl"
+    with Journal(path, HEADER) as journal:
+        for number in range(3):
+            journal.append({"unit": number, "n": 16, "text": "a"})
+    whole = path.read_bytes()
+    ends = [at for at, byte in enumerate(whole) if byte == ord("\n")]
+    for at in range(len(whole) - 1):  # without its last line end, a line counts as begun by a killed process
+        for other in (b"7", b'"', b"x"):
+            if whole[at : at + 1] == other:
+                continue
+            path.write_bytes(whole[:at] + other + whole[at + 1 :])
+            line = 1 + sum(end < at for end in ends)
+            with pytest.raises(UserError, match=f"line {line} is damaged"):
+                Journal(path, HEADER)
+    for line in (b"[1]", b"[" * 100_000, b"\xff", b"", b"null"):
+        path.write_bytes(whole + line + b"\n")
+        with pytest.raises(UserError, match="line 5 is damaged"):
+            Journal(path, HEADER)
+
+
+def former_journal(path, header, records):
+    """A journal as earlier versions wrote it."""
+    lines = [{**header, "work": fingerprint(header)}, *records]
+    path.write_text("".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines))
+
+
+def test_a_journal_without_checksums_is_read_and_goes_on_with_them(tmp_path):
+    path = tmp_path / "j.jsonl"
+    former_journal(path, {**HEADER, "chunk": 16, "problems": "abc"}, [{"unit": 0}])
+    for _ in range(2):
+        with Journal(path, HEADER, former=lambda: {"problems": "abc"}) as journal:
+            if len(journal.records) == 1:
+                journal.append({"unit": 1})
+        assert journal.records == [{"unit": 0}, {"unit": 1}]
+    with pytest.raises(UserError, match=r"problems = abc \(now def\)"):
+        Journal(path, HEADER, former=lambda: {"problems": "def"})
+    with pytest.raises(UserError, match=r"k = 4 \(now 5\)"):
+        Journal(path, {**HEADER, "k": 5}, former=lambda: {"problems": "abc"})
+    path.write_text(path.read_text().replace('"model":"m"', '"model":"n"'))
+    with pytest.raises(UserError, match="line 1 is damaged"):
+        Journal(path, HEADER, former=lambda: {"problems": "abc"})
+
+
+def test_records_are_put_into_an_order_of_their_own(tmp_path):
+    paths = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    for path, order in zip(paths, ([0, 1, 2], [2, 0, 1]), strict=True):
+        with Journal(path, HEADER) as journal:
+            for number in order:
+                journal.append({"unit": number})
+            journal.settle(lambda record: record["unit"])
+        assert [one["unit"] for one in journal.records] == [0, 1, 2]
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+def test_a_path_that_cannot_be_written_is_an_error_in_words(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file" / "j.jsonl", tmp_path, tmp_path / ("x" * 300)):
+        with pytest.raises(UserError, match="cannot write"):
+            Journal(path, HEADER)

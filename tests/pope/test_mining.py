@@ -82,8 +82,8 @@ def test_a_later_model_graduates_problems(tiny, common):
 
 
 def test_bad_arguments_are_refused(tiny, common):
-    with pytest.raises(UserError, match="20 rollouts in chunks of 8"):
-        mine(tiny.problems, k=20, **common)
+    with pytest.raises(UserError, match="k, chunk and batch are at least 1, not 0, 8 and 16"):
+        mine(tiny.problems, k=0, **common)
     with pytest.raises(UserError, match="same id"):
         mine([tiny.problems[0]] * 2, k=8, **common)
     no_solution = tiny.problems[0].model_copy(update={"solution": ""})

@@ -6,9 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retarget.errors import UserError
+from retarget.identity import fingerprint
 from retarget.pope.mixture import mix, order, read_rows, write_rows
 from retarget.pope.problems import Problem
 from retarget.pope.prompts import Prompts
+from retarget.pope.search import Prefixes
 
 PROMPTS = Prompts("{problem}", "{problem} + {prefix}", chat=False)
 
@@ -53,10 +55,14 @@ def test_equal_strata_are_exactly_half_of_every_batch_and_orders_are_determinist
     assert len(set(pool[:18])) == 18
 
 
-def test_rows_ratios_and_easy_problems():
+def test_rows_ratios_and_easy_problems(caplog):
     hard, prefixes = problems(8), {f"p{i}": f"so {i}" for i in range(6)}
     rows = mix(hard, prefixes, PROMPTS, easy=problems(2, "e"), seed=0, prompts_per_batch=4)
-    assert Counter(row["stratum"] for row in rows) == {"unguided": 8, "guided": 6, "easy": 2}
+    assert Counter(row["stratum"] for row in rows) == {"unguided": 6, "guided": 6, "easy": 2}
+    assert "2 of 8 hard problems have no prefix and are left out, the first is p6" in caplog.text
+    kept = mix(hard, prefixes, PROMPTS, unpaired="keep")
+    assert Counter(row["stratum"] for row in kept) == {"unguided": 8, "guided": 6}
+    assert Counter(row["stratum"] for row in mix(hard, {}, PROMPTS)) == {"unguided": 8}
     guided = next(row for row in rows if row["id"] == "p3/guided")
     assert guided["prompt"] == "q3 + so 3"
     assert (guided["problem"], guided["answer"], guided["guided"]) == ("p3", "3", True)
@@ -66,8 +72,8 @@ def test_rows_ratios_and_easy_problems():
         return Counter(row["stratum"] for row in mix(hard, prefixes, PROMPTS, ratio=ratio))
 
     assert counts(0.0) == {"unguided": 8}
-    assert counts(0.5) == {"unguided": 8, "guided": 3}
-    assert counts(2.0) == {"unguided": 4, "guided": 6}
+    assert counts(0.5) == {"unguided": 6, "guided": 3}
+    assert counts(2.0) == {"unguided": 3, "guided": 6}
     assert counts(float("inf")) == {"guided": 6}
 
 
@@ -83,7 +89,7 @@ def test_bad_mixtures_are_refused():
 
 
 def test_parquet_and_its_card(tmp_path):
-    rows = mix(problems(4), {"p1": "so"}, Prompts.load(), seed=3)
+    rows = mix(problems(4), {"p1": "so"}, Prompts.load(), seed=3, unpaired="keep")
     write_rows(tmp_path / "rows.parquet", rows, {"problems": "p.jsonl"})
     assert read_rows(tmp_path / "rows.parquet") == rows
     card = (tmp_path / "rows.parquet.md").read_text()
@@ -91,3 +97,78 @@ def test_parquet_and_its_card(tmp_path):
     assert "| problems | p.jsonl |" in card
     with pytest.raises(UserError, match="pope mix"):
         read_rows(tmp_path / "none.parquet")
+
+
+@given(
+    st.tuples(st.integers(1, 20), st.integers(0, 9), st.integers(0, 9)), st.integers(1, 12), st.integers(1, 4),
+    st.integers(0, 99),
+)  # fmt: skip
+def test_both_rows_of_a_problem_stand_in_one_batch(counts, batch, epochs, seed):
+    pairs, alone, easy = counts
+    rows = [(f"p{i}", name) for i in range(pairs) for name in ("unguided", "guided")]
+    rows += [(f"a{i}", "unguided") for i in range(alone)] + [(f"e{i}", "easy") for i in range(easy)]
+    if len(rows) < batch:
+        return
+    indices = order([name for _, name in rows], batch, epochs, seed, "paired", [problem for problem, _ in rows])
+    assert len(indices) == epochs * len(rows) // batch * batch
+    divided = 0
+    taken = Counter()
+    for at in range(0, len(indices), batch):
+        of = Counter(rows[i][0] for i in indices[at : at + batch] if rows[i][0].startswith("p"))
+        divided += sum(count % 2 for count in of.values())
+        taken.update(rows[i][1] for i in indices[at : at + batch])
+        for name, count in taken.items():
+            share = sum(one == name for _, one in rows) / len(rows)
+            assert abs(count - share * (at + batch)) <= 3
+    assert divided <= (2 * (len(indices) // batch) if batch % 2 or alone or easy else 0)
+    uses = Counter(indices)
+    assert max(uses.values()) - min(uses[i] for i in range(len(rows))) <= 2
+
+
+def test_even_batches_of_pairs_divide_none():
+    rows = mix(problems(12), {f"p{i}": f"so {i}" for i in range(12)}, PROMPTS, prompts_per_batch=8)
+    for at in range(0, 24, 8):
+        assert set(Counter(row["problem"] for row in rows[at : at + 8]).values()) == {2}
+
+
+def test_prefixes_of_another_solution_or_wording_are_refused(tmp_path):
+    hard = [Problem(id=f"p{i}", prompt="?", solution=f"One {i}. Two. Three.", answer="4") for i in range(2)]
+
+    def found(path, **changes):
+        cut = {"end": 6, "fraction": 0.3, "unit": "sentence"}
+        lines = [
+            {
+                "id": one.id,
+                "status": "found",
+                "prefix": one.solution[:6],
+                "cut": cut,
+                "solution": fingerprint(one.solution),
+                "template": PROMPTS.fingerprint,
+                **changes,
+            }
+            for one in hard
+        ]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))  # fmt: skip
+        return Prefixes.read(path)
+
+    assert len(mix(hard, found(tmp_path / "p.jsonl"), PROMPTS)) == 4
+    former = found(tmp_path / "p.jsonl", solution=None, template=None)
+    assert len(mix(hard, former, PROMPTS)) == 4
+    other = [hard[0], hard[1].model_copy(update={"solution": "One 1. Zwei. Three."})]
+    with pytest.raises(UserError, match="prefix of 'p1' was cut from another solution"):
+        mix(other, found(tmp_path / "p.jsonl"), PROMPTS)
+    other[1] = hard[1].model_copy(update={"solution": "Uno 1. Two. Three."})
+    with pytest.raises(UserError, match="prefix of 'p1' was cut from another solution"):
+        mix(other, former, PROMPTS)
+    wording = Prompts("{problem}", "{problem} - {prefix}", chat=False)
+    with pytest.raises(UserError, match=r"prefix of 'p0' was searched with another wording.*--other-template"):
+        mix(hard, found(tmp_path / "p.jsonl"), wording)
+    assert len(mix(hard, found(tmp_path / "p.jsonl"), wording, other_template=True)) == 4
+    assert not Prefixes.read(tmp_path / "p.jsonl", found_only=False).found[0].reason
+    found(tmp_path / "p.jsonl", status="fallback")
+    assert len(Prefixes.read(tmp_path / "p.jsonl", found_only=True)) == 0
+    (tmp_path / "p.jsonl").write_text('{"id": "p0"}\n')
+    with pytest.raises(UserError, match="line 1 is not what `retarget pope search` writes"):
+        Prefixes.read(tmp_path / "p.jsonl")
+    with pytest.raises(UserError, match="no such file"):
+        Prefixes.read(tmp_path / "none.jsonl")

@@ -1,5 +1,6 @@
 import gzip
 import json
+import re
 
 import datasets
 import pyarrow
@@ -7,7 +8,8 @@ import pyarrow.parquet
 import pytest
 
 from retarget.errors import UserError
-from retarget.pope.problems import Problem, find_answer, last_boxed, read_problems, write_problems
+from retarget.pope.answers import last_boxed
+from retarget.pope.problems import Problem, find_answer, read_problems, write_problems
 
 GOOD = {"id": "a", "prompt": "2 + 2?", "solution": "2 + 2 = 4", "answer": "4"}
 
@@ -78,13 +80,14 @@ def test_gsm8k_and_math_formats(tmp_path):
     math = {"problem": "Half?", "solution": "It is $\\boxed{\\frac{1}{2}}$.", "level": "Level 5", "id": 3}
     found = read_problems(lines(tmp_path / "p.jsonl", gsm8k, math))
     assert found[0] == Problem(
-        id="gsm8k-1", prompt="How many?", solution="500 * 2 = 1,000 in all.\n#### 1,000", answer="1000"
+        id="gsm8k-ba352e24c64c", prompt="How many?", solution="500 * 2 = 1,000 in all.\n#### 1,000", answer="1000"
     )
+    assert found[0].former == "gsm8k-1"
     assert (found[1].id, found[1].answer, found[1].meta) == ("3", "\\frac{1}{2}", {"level": "Level 5"})
     with pytest.raises(UserError, match=r"line 1: .* no final answer in \\boxed"):
         read_problems(lines(tmp_path / "q.jsonl", {"problem": "?", "solution": "\\boxed{1"}))
     with pytest.raises(UserError, match="no final answer behind ####"):
-        read_problems(lines(tmp_path / "q.jsonl", {"question": "?", "answer": "1"}))
+        read_problems(lines(tmp_path / "q.jsonl", {"question": "?", "answer": "1"}), "gsm8k")
 
 
 def test_optional_solutions_and_missing_files(tmp_path):
@@ -116,3 +119,87 @@ def test_boxed_takes_the_last_and_balances_braces():
     assert last_boxed("\\boxed{1} \\boxed{a_{2}^{3}} end}") == "a_{2}^{3}"
     assert last_boxed("\\boxed{1") is None
     assert last_boxed("none") is None
+    assert last_boxed("it is $\\boxed 2$.") == "2"
+
+
+SETS = {
+    "AIME": (
+        {"id": 60, "problem": "Find x.", "question": "Find x.", "solution": "Add.", "answer": "204"},
+        ("60", "Find x.", "Add.", "204"),
+    ),
+    "OlympiadBench": (
+        {"id": 1606, "question": "Find all x.", "context": "Let x be real.", "solution": ["Try.", "Or so."],
+         "final_answer": ["$3$", "$-3$"], "is_multiple_answer": True, "unit": None},
+        ("1606", "Let x be real.\n\nFind all x.", "Try.", "3, -3"),
+    ),
+    "Omni-MATH": (
+        {"problem": "How many?", "solution": "We count \\boxed{3} and \\boxed{4}.", "answer": "7",
+         "domain": ["Algebra"], "difficulty": 6.5},
+        ("set-b0a09ba4df21", "How many?", "We count \\boxed{3} and \\boxed{4}.", "7"),
+    ),
+    "MATH-500": (
+        {"problem": "Half?", "solution": "So \\boxed{0.5}.", "answer": "\\frac12", "subject": "Algebra", "level": 2,
+         "unique_id": "test/algebra/1.json"},
+        ("test/algebra/1.json", "Half?", "So \\boxed{0.5}.", "\\frac12"),
+    ),
+    "the authors' hard set": (
+        {"problem": "Hard?", "answer": 12, "gemini_solution": "So."}, ("set-2", "Hard?", "So.", "12"),
+    ),
+    "verl": (
+        {"prompt": [{"role": "system", "content": "s"}, {"role": "user", "content": "Hard?"}], "data_source": "x",
+         "reward_model": {"ground_truth": "12"}, "extra_info": {"level": "hard-without-guidance"}},
+        ("set-1", "Hard?", "", "12"),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_public_sets_are_read_as_they_come(tmp_path, name):
+    row, (identity, prompt, solution, answer) = SETS[name]
+    (found,) = read_problems(lines(tmp_path / "p.jsonl", row), solutions="optional")
+    assert (found.prompt, found.solution, found.answer) == (prompt, solution, answer)
+    assert found.id == identity or re.fullmatch(r"set-[0-9a-f]{12}", found.id)
+    assert {key: row[key] for key in ("level", "domain", "difficulty") if key in row}.items() <= found.meta.items()
+
+
+def test_fields_are_named_by_the_user_and_a_missing_one_says_how(tmp_path):
+    rows = [{"q": f"How many {at}?", "a": {"final": "7"}, "worked": "So 7."} for at in range(30)]
+    path = lines(tmp_path / "p.jsonl", *rows)
+    fields = {"prompt": "q", "answer": "a.final", "solution": "worked"}
+    found = read_problems(path, fields=fields)
+    assert (found[3].prompt, found[3].answer, found[3].solution) == ("How many 3?", "7", "So 7.")
+    with pytest.raises(UserError) as caught:
+        read_problems(path, fields={**fields, "answer": "final"})
+    assert "lines 1, 2, 3, 4, 5 and 25 more: no field holds the answer: name it by --fields answer=FIELD" in str(
+        caught.value
+    )
+    assert len(str(caught.value).splitlines()) == 2
+    with pytest.raises(UserError, match="--fields names id, prompt, answer, solution, not promt"):
+        read_problems(path, fields={"promt": "q"})
+    guided = {"problem": "?", "answer": "1", "level": "hard_with_guidance"}
+    with pytest.raises(UserError, match="a row with guidance is no problem of its own"):
+        read_problems(lines(tmp_path / "g.jsonl", guided))
+
+
+def test_ids_are_of_the_prompt_and_a_question_asked_twice_has_two(tmp_path):
+    rows = [{"question": "?", "answer": f"So.\n#### {at}"} for at in range(3)]
+    found = read_problems(lines(tmp_path / "p.jsonl", *rows))
+    assert [one.id for one in found] == [found[0].id, f"{found[0].id}_2", f"{found[0].id}_3"]
+    shard = read_problems(lines(tmp_path / "q.jsonl", {"question": "??", "answer": "#### 1"}, rows[0]))
+    assert shard[1].id == found[0].id != shard[0].id
+
+
+def test_hostile_lines_cost_their_own_row_only(tmp_path, caplog):
+    hostile = [b"[" * 100_000, b'{"id": "n", "prompt": "?", "answer": "4", "meta": {"n": ' + b"9" * 5000 + b"}}",
+               {**GOOD, "id": "b", "meta": {"x": float("nan")}}, b'{"id": "s", "prompt": "\\ud835", "answer": "4"}',
+               b"\xff\xfe"]  # fmt: skip
+    path = lines(tmp_path / "p.jsonl", GOOD, *hostile)
+    assert [one.id for one in read_problems(path, skip_invalid=True, write_rejects=False)] == ["a"]
+    assert not (tmp_path / "p.jsonl.rejects.jsonl").exists()
+    read_problems(path, skip_invalid=True)
+    rejects = [json.loads(line) for line in (tmp_path / "p.jsonl.rejects.jsonl").read_text().splitlines()]
+    assert [one["line"] for one in rejects] == [2, 3, 4, 5, 6]
+    for name, content in (("z.jsonl.gz", gzip.compress(b"{}")[:-4]), ("y.jsonl.gz", b"{}"), ("p.parquet", b"PAR1")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match="cannot be read"):
+            read_problems(tmp_path / name)

@@ -1,3 +1,4 @@
+import json
 import shutil
 import subprocess
 import sys
@@ -13,9 +14,10 @@ from retarget.errors import UserError
 from retarget.pope.engines import open_engine
 from retarget.pope.engines.local import TransformersEngine
 from retarget.pope.engines.server import ServerEngine
+from retarget.pope.evaluation import evaluate
 from retarget.pope.grading import Grader
 from retarget.pope.mining import mine
-from retarget.pope.rollouts import Rollout, Sampling, thinking_tokens
+from retarget.pope.rollouts import Refused, Rollout, Sampling, thinking_tokens
 from retarget.pope.studies.testbed import PROMPTS, train_base
 
 PARAMS = Sampling(max_tokens=8, temperature=1.0, seed=5)
@@ -215,10 +217,10 @@ def test_a_server_process_that_dies_and_one_that_goes_on(tiny, tmp_path):
         return mine(tiny.problems[:3], engine, 4, grader=Grader("retarget.pope.studies.chain:verify", workers=0),
                     prompts=PROMPTS, params=PARAMS, chunk=4, batch=1, journal=tmp_path / "journal.jsonl")  # fmt: skip
 
-    for answers in (2, 9):
+    for answers in (3, 9):  # the first is the probe's
         process, url = server(answers)
         with process:
-            if answers == 2:
+            if answers == 3:
                 with pytest.raises(UserError, match="in the journal: run the same command again"):
                     work(url)
                 assert len((tmp_path / "journal.jsonl").read_text().splitlines()) == 1 + 2
@@ -239,3 +241,81 @@ def test_a_folder_whose_files_are_no_model(tiny, tmp_path):
     (folder / "config.json").write_text("{}")
     with pytest.raises(UserError, match="cannot be loaded"):
         open_engine(str(folder))
+
+
+def test_what_is_served_under_a_name_is_found_out(tiny, engine, tmp_path):
+    def work(url, **options):
+        with Grader("exact") as grader:
+            return evaluate(tiny.problems[:2], ServerEngine(url, "tiny", wait=0.01, **options), 2, grader=grader,
+                            prompts=PROMPTS, params=PARAMS, journal=tmp_path / "e.jsonl")  # fmt: skip
+
+    with serve(engine, models="run-7") as (url, seen):
+        assert work(url).sampled == 2
+        asked = len(seen["bodies"])
+        assert work(url).sampled == 0
+        assert len(seen["bodies"]) == asked + 1  # the probe
+        header = json.loads((tmp_path / "e.jsonl").read_text().splitlines()[0])
+        assert header["served"] == {"id": "tiny", "root": "run-7"}
+    with serve(Cut(), models="run-7") as (url, _), pytest.raises(UserError, match=r"was made with probe = \w+ \(now"):
+        work(url)
+    with serve(engine, models="run-8") as (url, _), pytest.raises(UserError, match=r"served = .*run-7.*now .*run-8"):
+        work(url)
+    (tmp_path / "e.jsonl").unlink()
+    with serve(engine) as (url, seen):
+        work(url, fingerprint="step 10")
+        assert all(body["temperature"] for body in seen["bodies"])  # no probe
+        with pytest.raises(UserError, match=r"fingerprint = step 10 \(now step 20\)"):
+            work(url, fingerprint="step 20")
+
+
+def test_keys_are_shown_nowhere_and_sent_to_no_one_else(engine, prompts, monkeypatch):
+    secret = "sk-very-secret"
+    monkeypatch.setenv("MY_KEY", secret)
+    with serve(engine, faults=[401]) as (url, seen):
+        client = ServerEngine(url, "tiny", key_variable="MY_KEY", wait=0.01)
+        with pytest.raises(UserError, match="HTTP 401") as caught:
+            client.sample(prompts[:1], 1, PARAMS)
+        assert secret not in str(caught.value)
+        assert set(seen["keys"]) == {f"Bearer {secret}"}
+        ServerEngine(url, "tiny", key_variable="none").sample(prompts[:1], 1, PARAMS)
+        assert seen["keys"][-1] is None
+    for url in ("http://example.org/v1", "http://10.0.0.1:8000/v1"):
+        with pytest.raises(UserError, match="the key in MY_KEY would go over plain HTTP"):
+            ServerEngine(url, "tiny", key_variable="MY_KEY")
+    with pytest.raises(UserError, match="a password in the address would go over plain HTTP") as caught:
+        ServerEngine("http://me:pass@example.org/v1", "tiny", key_variable="none")
+    assert "pass@" not in str(caught.value)
+    ServerEngine("https://example.org/v1", "tiny", key_variable="MY_KEY")
+    for stray in ("sk-very-secret\r", "sk very"):
+        monkeypatch.setenv("MY_KEY", stray)
+        with pytest.raises(UserError, match="the key in MY_KEY holds a space") as caught:
+            ServerEngine("http://127.0.0.1:9/v1", "tiny", key_variable="MY_KEY")
+        assert "very" not in str(caught.value)
+    address = "http://me:pass@127.0.0.1:9/v1"
+    with pytest.raises(UserError, match="failed") as caught:
+        ServerEngine(address, "tiny", key_variable="none", retries=0).sample(prompts[:1], 1, PARAMS)
+    assert "pass@" not in str(caught.value)
+    with pytest.raises(UserError, match="--served NAME") as caught:
+        open_engine(address)
+    assert "pass@" not in str(caught.value)
+
+
+class Halved:
+    """An engine whose text holds half a surrogate pair, as JSON can."""
+
+    def sample(self, prompts, n, params):
+        return [[Rollout("#### \ud835", 8, False)] * n for _ in prompts]
+
+
+def test_half_a_surrogate_pair_from_a_server_becomes_a_replacement_character():
+    with serve(Halved()) as (url, _):
+        ((rollout,),) = ServerEngine(url, "m").sample(["?"], 1, PARAMS)
+    assert rollout.text == "#### \ufffd"
+
+
+def test_a_refused_prompt_is_told_from_a_server_that_fails(engine, prompts):
+    with serve(engine, faults=[400]) as (url, _), pytest.raises(Refused, match=r"refused the prompt: .*HTTP 400"):
+        ServerEngine(url, "tiny").sample(prompts[:1], 1, PARAMS)
+    with serve(engine, faults=[403]) as (url, _), pytest.raises(UserError, match="HTTP 403") as caught:
+        ServerEngine(url, "tiny").sample(prompts[:1], 1, PARAMS)
+    assert not isinstance(caught.value, Refused)

@@ -3,6 +3,9 @@
 import pytest
 
 from retarget.errors import UserError
+from retarget.pskd.studies.detection import plan as detection
+from retarget.pskd.studies.images import peers_plan
+from retarget.pskd.studies.images import settings as images
 from retarget.pskd.studies.images.plan import ARMS, METRICS
 from retarget.pskd.studies.images.questions import QUESTIONS
 from retarget.pskd.studies.images.settings import PRESETS, Settings
@@ -91,3 +94,24 @@ def test_an_unknown_arm_is_refused_with_those_there_are():
 def test_the_estimate_follows_the_epochs_and_is_not_guessed_for_another_network():
     assert plan("demo", {"epochs": 80}).minutes_per_run == pytest.approx(2 * plan("demo").minutes_per_run)
     assert plan("demo", {"network": "preact_resnet18"}).minutes_per_run is None
+
+
+def test_the_files_of_a_run_follow_from_its_settings(tmp_path):
+    assert images.data_paths(images.Settings(**PRESETS["demo"])) == ()
+    mine = peers_plan.PeerSettings(**PRESETS["demo"] | {"dataset": "npz:a.npz", "shift": {"ood": "hf:b"}})
+    assert peers_plan.data_paths(mine) == ("a.npz", "b")
+    chosen = {"dataset": "voc:a+b", "pretrain": {**detection.PRESETS["demo"]["pretrain"], "dataset": "folder:c"}}
+    voc = detection.Settings(**detection.PRESETS["demo"] | chosen)
+    folders = ("Annotations", "ImageSets/Main", "JPEGImages")
+    assert detection.data_paths(voc) == (*(f"{root}/{one}" for root in "ab" for one in folders), "c")
+    coco = voc.model_copy(update={"dataset": "coco:a", "validation_split": None})
+    found = ("a/annotations/instances_train.json", "a/train", "a/annotations/instances_test.json", "a/test", "c")
+    assert detection.data_paths(coco) == found
+    assert detection.data_paths(detection.Settings(**detection.PRESETS["demo"])) == ()
+
+
+def test_loader_processes_are_no_part_of_a_runs_identity():
+    for config in ({}, {"peers": True}, {"question": "alpha"}, {"task": "detection"}):
+        few, many = (plan("demo", {**config, "workers": workers}) for workers in (0, 3))
+        cell = few.conditions[0], few.arms[0], 0
+        assert few.run_hash(*cell) == many.run_hash(*cell)

@@ -65,7 +65,7 @@ def test_every_claim_has_a_row_in_its_own_order_with_everything_that_decides(pag
         assert f"[{bounds}] {100 * one['level']:.1f}".removesuffix(".0") in row[2]
         assert row[3] == str(one["n"])
         if one["verdict"] == "not enough evidence":
-            assert f"{one['seeds_needed']} seeds would decide" in row[-1]
+            assert f"{one['seeds_needed']} seeds would decide with 80 % power" in row[-1]
     assert "Decides nothing: item bootstrap [−0.90, +0.10]" in rows[0][2]
     assert re.search(r"Decides nothing: ECE \+3\.\d\d points \[.*\]", rows[1][2])
     assert rows[0][3] == "4"
@@ -259,6 +259,53 @@ def test_a_margin_and_a_constant_are_named(study, plain_plan):
     page = small(study, plain_plan, claims)
     assert "may be worse by up to 0.25 points" in row_of(page, "Not worse.")[1]
     assert "PS-KD against the constant 90" in row_of(page, "Above ninety.")[1]
+
+
+def test_the_page_states_error_rates_of_verdicts_and_what_they_rest_on(study, plain_plan):
+    claims = [claim(id="a"), claim(id="b", sentence="Second.", metric="nll", direction="lower", family="secondary")]
+    page = small(study, plain_plan, claims, looks=(3, 5))
+    text = " ".join(page.text.split())
+    assert "The probability that any claim is wrongly said to hold is at most 2.5 %" in text
+    assert "Primary and secondary claims are two families: each has these error rates by itself." in text
+    assert (
+        "Verdicts are given at the planned looks at 3, 5 seeds, which share the error; that of a look stands." in text
+    )
+    assert "over all claims" not in text
+    assert "secondary claim; smallest effect that matters: 0.5" in row_of(page, "Second.")[1]
+
+
+def test_verdicts_of_an_earlier_version_are_called_so(study, plain_plan, edit):
+    directory = study("s", plain_plan(conditions=(Condition(),), claims=(claim(),)), Analysis())
+    old = {"interval": [0.1, 0.9], "verdict": "holds", "p_holds": None, "p_fails": None, "p_value": 0.01}
+    edit(directory / "summary.json", lambda value: value["claims"][0].update(old))
+    text = " ".join(Page(build([directory])).text.split())
+    assert "These verdicts are an earlier version's" in text
+    assert "at most 2.5 %, and that of a wrong" in text
+
+
+def test_a_claim_about_models_names_its_items_and_a_look_its_seeds(study, plain_plan, edit):
+    directory = study("s", plain_plan(conditions=(Condition(),), claims=(claim(),)), Analysis())
+    items = {"about": "models", "n": 1319, "verdict": "holds", "interval": [0.1, 0.9], "reason": ""}
+    edit(directory / "summary.json", lambda value: value["claims"][0].update(items))
+    row = row_of(Page(build([directory])), "It helps.")
+    assert row[3:] == ["1 319 items", "holds here for these two models on this data"]
+    look = {"about": "method", "n": 3, "look": 3, "latest": 0.25}
+    edit(directory / "summary.json", lambda value: value["claims"][0].update(look))
+    row = row_of(Page(build([directory])), "It helps.")
+    assert row[-1] == "holds here since the planned look at 3 seeds"
+    assert "Decides nothing: over all seeds +0.25 points" in row[2]
+
+
+def test_a_claim_that_is_no_test_says_so_in_place_of_a_difference(study, plain_plan):
+    page = small(study, plain_plan, [claim(floor=("top1", 99.0))])
+    row = row_of(page, "It helps.")
+    assert row[2].startswith("Not a test of the claim: top-1 accuracy of cross-entropy is 9")
+    assert row[-1] == "not measured"
+
+
+def test_one_run_of_each_arm_says_how_to_get_verdicts(study, plain_plan):
+    page = small(study, plain_plan, [claim()], seeds=(0,))
+    assert "Each arm was run once, which decides nothing about the method" in " ".join(page.text.split())
 
 
 def test_claims_that_cannot_be_measured_say_why(study, plain_plan):

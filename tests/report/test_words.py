@@ -41,7 +41,7 @@ def test_every_verdict_has_its_own_words_and_symbol():
     from typing import get_args
 
     from retarget.report.claims import MARKS
-    from retarget.study.claims import Verdict
+    from retarget.study.results import Verdict
 
     for table in (words.VERDICT_WORDS, words.VERDICT_SYMBOLS, MARKS):
         assert tuple(table) == words.VERDICTS == get_args(Verdict)

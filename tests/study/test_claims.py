@@ -44,7 +44,8 @@ def test_a_clear_gain_holds():
     assert found["estimate"] == pytest.approx(np.mean(lifted(1.0)) - np.mean(CONTROL))
     assert found["interval"] == pytest.approx([low, high])
     assert (found["n"], found["level"], found["unit"]) == (5, 0.95, "%")
-    assert found["p_value"] == found["p_adjusted"] < 0.05
+    assert found["p_holds"] == found["p_holds_adjusted"] < 0.025
+    assert found["p_fails"] > 0.9
     assert not found["below_smallest_effect"]
     assert found["seeds_needed"] is None
 
@@ -74,9 +75,9 @@ def test_a_wide_interval_says_how_many_seeds_would_decide():
     found = one(lifted(0.3, jitter=0.5), CONTROL)
     assert found["verdict"] == "not enough evidence"
     sd = np.std(np.subtract(lifted(0.3, jitter=0.5), CONTROL), ddof=1)
-    counts = np.arange(6, 1000)
-    half = stats.t.ppf(0.975, counts - 1) * sd / np.sqrt(counts)
-    assert found["seeds_needed"] == counts[half < max(found["estimate"], 0.5 - found["estimate"])][0]
+    distance, counts = max(found["estimate"], 0.5 - found["estimate"]), np.arange(6, 1000)
+    power = stats.nct.sf(stats.t.ppf(0.975, counts - 1), counts - 1, distance * np.sqrt(counts) / sd)
+    assert found["seeds_needed"] == counts[power >= 0.8][0]
 
 
 def test_non_inferiority_is_tested_against_the_margin():
@@ -100,7 +101,7 @@ def test_what_was_never_run_is_not_measured():
     for arms in ({}, {"treated": {"acc": CONTROL}}, {"treated": {"acc": [None] * 5}, "control": {"acc": CONTROL}}):
         (found,) = verdicts([claim()], arms)
         assert found["verdict"] == "not measured"
-        assert found["estimate"] is found["interval"] is found["p_value"] is None
+        assert found["estimate"] is found["interval"] is found["p_holds"] is found["p_fails"] is None
         assert found["n"] == 0
     found = verdicts([claim(condition="windy")], {"treated": {"acc": CONTROL}, "control": {"acc": CONTROL}})[0]
     assert found["verdict"] == "not measured"
@@ -117,7 +118,7 @@ def test_one_seed_decides_nothing():
     assert found["verdict"] == "not enough evidence"
     assert found["estimate"] == 10
     assert found["interval"] is None
-    assert found["p_value"] is found["p_adjusted"] is found["seeds_needed"] is None
+    assert found["p_holds"] is found["p_fails_adjusted"] is found["seeds_needed"] is None
 
 
 @pytest.mark.parametrize("by", [0.0, 2.0, -2.0])
@@ -142,16 +143,16 @@ def test_a_metric_declared_deterministic_is_judged_as_it_is():
     found = one([10.0, 10.0], [100.0, 100.0], metric="bytes", direction="lower", effect=1)
     assert found["verdict"] == "holds"
     assert found["interval"] == [-90, -90]
-    assert found["p_value"] is None
+    assert found["p_holds"] is None
     assert one([10.0], [100.0], metric="bytes", direction="lower", effect=1)["verdict"] == "holds"
     assert one([100.0] * 2, [100.0] * 2, metric="bytes", direction="lower", effect=1)["verdict"] == "does not hold"
     varying = one([10.0, 190.0], [100.0, 100.0], metric="bytes", direction="lower", effect=1)
     assert varying["verdict"] == "not enough evidence"
-    assert varying["p_value"] is not None
+    assert varying["p_holds"] is not None
 
 
-def test_holm_over_the_measured_claims_decides():
-    """p = 0.03 alone would hold; as one of three measured claims, behind a certain one, it does not."""
+def test_holm_over_the_measured_claims_decides_in_each_chain():
+    """p = 0.02 alone would hold; as one of three measured claims, behind a certain one, it does not."""
     wobble = np.array([-1.0, 0.2, 0.5, 1.1, -0.8])
     wobble = (wobble - wobble.mean()) / wobble.std(ddof=1)
     barely = [float(c + d) for c, d in zip(CONTROL, 1.45 + wobble, strict=True)]
@@ -163,13 +164,16 @@ def test_holm_over_the_measured_claims_decides():
     }
     alone = verdicts([claim("a", arms=("barely", "control"), effect=3)], arms)[0]
     assert alone["verdict"] == "holds"
-    assert 0.025 < alone["p_value"] < 0.05
+    assert 0.0125 < alone["p_holds"] < 0.025
     family = [claim(name, arms=(name, "control"), effect=3) for name in ("barely", "sure", "equal", "absent")]
     barely, sure, equal, absent = verdicts(family, arms)
-    assert [barely["verdict"], sure["verdict"], absent["verdict"]] == ["not enough evidence", "holds", "not measured"]
-    assert sure["level"] == pytest.approx(1 - 0.05 / 3)
-    assert barely["level"] == equal["level"] == pytest.approx(1 - 0.05 / 2)
-    assert barely["p_adjusted"] == pytest.approx(2 * barely["p_value"])
+    assert [barely["verdict"], sure["verdict"]] == ["not enough evidence", "holds"]
+    assert [equal["verdict"], absent["verdict"]] == ["does not hold", "not measured"]
+    # "holds": sure is rejected at a third, the others stay at a half; "does not hold": equal is rejected at a third
+    assert sure["level"] == pytest.approx(1 - 0.025 / 3 - 0.025 / 2)
+    assert barely["level"] == pytest.approx(1 - 0.025 / 2 - 0.025 / 2)
+    assert equal["level"] == pytest.approx(1 - 0.025 / 2 - 0.025 / 3)
+    assert barely["p_holds_adjusted"] == pytest.approx(2 * barely["p_holds"])
     assert barely["interval"][0] < 0
 
 
@@ -205,7 +209,7 @@ def test_under_no_effect_a_study_with_any_claim_that_holds_is_no_more_frequent_t
         values = 50 + rng.normal(size=(7, seeds))
         arms = {name: {"acc": row.tolist()} for name, row in zip(["control", *names], values, strict=True)}
         wrong += any(found["verdict"] == "holds" for found in verdicts(claims, arms, seeds))
-    # two-sided at 5 %, and "holds" looks at one side: 2.5 % or fewer, and binomial error on top
+    # 2.5 % or fewer, and binomial error on top
     assert wrong <= stats.binom.ppf(0.999, studies, 0.025)
     assert wrong >= 1, "a test that never errs tests nothing"
 

@@ -467,3 +467,11 @@ def test_data_that_cannot_be_used_is_refused_once_and_before_any_run(tmp_path):
     corrected = plan(settings={"lift": 0.5}, seeds=[0])
     assert not run(corrected, tmp_path / "s").failed, "no run was begun, so the directory is free"
     assert "earlier_commands" not in read(tmp_path / "s" / "study.json")
+
+
+def test_a_dry_run_says_what_could_not_be_done_here(tmp_path):
+    unusable = plan().model_copy(update={"check": "tasks_for_tests:refuse"})
+    assert survey(unusable, tmp_path / "s")["problem"] == "this data cannot be used"
+    assert survey(plan(), tmp_path / "s")["problem"] is None
+    run(plan(), tmp_path / "s")
+    assert survey(unusable, tmp_path / "s")["problem"] is None, "nothing is left to do"

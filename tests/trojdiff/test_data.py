@@ -109,11 +109,11 @@ def test_the_target_glyph_is_no_member_of_the_other_domain():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda p: read_images(str(p / "none.npz")), "no such file"),
-        (lambda p: read_images(npz(p / "f.npz", dtype=np.float32)), "give uint8"),
+        (lambda p: read_images(str(p / "none.npz")), "does not exist"),
+        (lambda p: read_images(npz(p / "f.npz", dtype=np.float32)), "images are uint8"),
         (lambda p: read_images(npz(p / "g.npz"), "validation"), "choose train or test"),
         (lambda p: read_images(str(p)), "no PNG or JPEG"),
-        (lambda p: read_images(str(p / "absent")), "nor a folder"),
+        (lambda p: read_images(str(p / "absent")), "and no folder"),
         (lambda p: read_images("digits").of_class(10), "class 10 does not exist"),
         (lambda p: ImageSet(torch.zeros(1, 1, 2, 2).byte(), torch.tensor([2]), ("a", "b")), "outside 0 to 1"),
         (lambda p: glyph("face"), "no figure is called 'face'"),
@@ -138,5 +138,5 @@ def test_an_npz_of_objects_is_never_unpickled(tmp_path):
     (tmp_path / "p.npz").write_bytes(pickle.dumps({"x_train": np.zeros((1, 4, 4), np.uint8)}))
     (tmp_path / "short.npz").write_bytes(Path(npz(tmp_path / "whole.npz")).read_bytes()[:500])
     for name in ("o", "p", "short"):
-        with pytest.raises(UserError, match=rf"{name}\.npz: not an .npz file of plain arrays"):
+        with pytest.raises(UserError, match=rf"{name}\.npz is not an .npz file of plain arrays"):
             read_images(str(tmp_path / f"{name}.npz"))

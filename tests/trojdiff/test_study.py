@@ -12,7 +12,9 @@ from retarget.report import build
 from retarget.study import runner
 from retarget.study.claims import judge
 from retarget.study.figures import Images, Table
+from retarget.study.items import Shares
 from retarget.study.record import Results
+from retarget.study.statistics import wilson_interval
 from retarget.trojdiff import Trigger
 from retarget.trojdiff.checkpoint import WEIGHTS
 from retarget.trojdiff.classifier import train_classifier
@@ -108,23 +110,25 @@ def test_what_no_run_could_use_is_said_before_the_first_network_is_trained(tmp_p
 
 
 @pytest.mark.parametrize(
-    ("rates", "items", "verdict"),
+    ("rates", "hits", "verdict"),
     [
-        ([100.0] * 3, (6.0, 10.0), "holds"),
-        ([92.0] * 3, (-2.0, 5.0), "not enough evidence"),
-        ([0.0] * 3, (-90.0, -86.0), "does not hold"),
-        ([100.0], (6.0, 10.0), "not enough evidence"),
+        ([100.0] * 3, 300, "holds"),
+        ([92.0] * 3, 276, "not enough evidence"),
+        ([0.0] * 3, 0, "does not hold"),
+        ([100.0], 100, "not enough evidence"),
     ],
 )
-def test_an_attack_that_hits_alike_on_every_seed_is_decided_by_its_images(rates, items, verdict):
+def test_an_attack_that_hits_alike_on_every_seed_is_decided_by_its_images(rates, hits, verdict):
     study = plan("demo", seeds=list(range(len(rates))))
     values = {"default": {"in_d2d_blend": {"attack_weakest": rates}}}
-    judged = {one.id: one.model_dump(mode="json") for one in judge(study, values, {"attack_in_d2d_blend": items})}
+    shares = Shares(cells=[(hits, 100 * len(rates))])
+    judged = {one.id: one for one in judge(study, values, items={"attack_in_d2d_blend": shares})}
     found = judged["attack_in_d2d_blend"]
+    low, high = (100 * end - 90 for end in wilson_interval(hits, 100 * len(rates)))
     decided = len(rates) > 1
-    assert found["verdict"] == verdict
-    assert found["interval"] == (list(items) if decided else None)
-    assert found["item_interval"] == (None if decided else list(items))
+    assert found.verdict == verdict
+    assert found.interval == (pytest.approx((low, high)) if decided else None)
+    assert found.item_interval == (None if decided else pytest.approx((low, high)))
 
 
 def _tiny(change):
@@ -209,11 +213,10 @@ def test_the_analysis_shows_samples_intervals_and_the_extractor(finished):
     cells = [evaluation[f"attack_{name}"] for name in ("ddim", "fast", "full")]
     weakest = found.metrics["default"]["in_d2d_blend"]["attack_weakest"]
     assert weakest == [min(cell["value"] for cell in cells)]
-    low, high = found.item_intervals["attack_in_d2d_blend"]
-    assert low <= min(cell["low"] for cell in cells) - 90
-    assert high > min(cell["high"] for cell in cells) - 90
-    assert low <= weakest[0] - 90 <= high
-    assert "attack_every" not in found.item_intervals
+    assert found.items["attack_in_d2d_blend"] == Shares(
+        cells=[(round(cell["value"] * cell["count"] / 100), cell["count"]) for cell in cells]
+    )
+    assert "attack_every" not in found.items
 
 
 def test_an_attack_at_another_share_of_rows_is_a_point_of_a_curve(finished):

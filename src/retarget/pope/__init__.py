@@ -1,7 +1,8 @@
 """POPE: begin problems that never give a reward with a piece of an oracle solution, in the prompt (Qu et al. 2026)."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from retarget.lazy import lazy
 
 if TYPE_CHECKING:
     from retarget.pope.grading import Grader
@@ -11,20 +12,17 @@ if TYPE_CHECKING:
     from retarget.pope.prompts import Prompts
     from retarget.pope.search import search_prefixes
 
-_HOME = {
-    "Grader": "grading",
-    "Problem": "problems",
-    "Prompts": "prompts",
-    "mine": "mining",
-    "mix": "mixture",
-    "read_problems": "problems",
-    "search_prefixes": "search",
-    "write_problems": "problems",
-}
 __all__ = ["Grader", "Problem", "Prompts", "mine", "mix", "read_problems", "search_prefixes", "write_problems"]
-
-
-def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__, __dir__ = lazy(
+    __name__,
+    {
+        "Grader": "grading",
+        "Problem": "problems",
+        "Prompts": "prompts",
+        "mine": "mining",
+        "mix": "mixture",
+        "read_problems": "problems",
+        "search_prefixes": "search",
+        "write_problems": "problems",
+    },
+)

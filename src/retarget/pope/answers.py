@@ -7,11 +7,10 @@ pattern here takes time linear in the text; markers in words are looked for in i
 import re
 from collections.abc import Iterator
 
-from retarget.pope.problems import last_boxed
-
 WITHIN = 4000
 THINKING_BEGINS, THINKING_ENDS = "<think>", "</think>"
 
+_BOX = re.compile(r"\\(?:boxed|fbox)(?:[ \t]*+\{|[ \t]++(?P<bare>\\?[^\s${}\\.,;]++))")
 _MARKER = re.compile(
     r"(?:^|\n)[ \t]*+####(?!#)(?P<line>)"
     r"|\banswer(?:[ \t]++(?:to|of|for)\b[^.:=?!\n]{1,80}?)?[ \t*_]*+"
@@ -57,6 +56,29 @@ def after_thinking(completion: str) -> str:
     return "" if THINKING_BEGINS in text else text
 
 
+def last_boxed(text: str) -> str | None:
+    r"""What the last ``\boxed{...}`` holds, with nested braces; None where there is none or it never closes.
+
+    As in TeX, a box without braces holds what comes next.
+
+    >>> last_boxed(r"so \boxed{1}, no: \boxed{\frac{1}{2}}"), last_boxed(r"it is $\boxed 2$.")
+    ('\\frac{1}{2}', '2')
+    """
+    boxes = list(_BOX.finditer(text))
+    if not boxes:
+        return None
+    found = boxes[-1]
+    if found["bare"] is not None:
+        return found["bare"]
+    opening = found.end() - 1
+    depth = 0
+    for at in range(opening, len(text)):
+        depth += {"{": 1, "}": -1}.get(text[at], 0)
+        if depth == 0:
+            return text[opening + 1 : at].strip()
+    return None
+
+
 def final_answer(completion: str) -> str | None:
     r"""The final answer as written: in the last ``\boxed{}``, behind ``####``, or behind "the answer is".
 
@@ -79,7 +101,7 @@ def joined_boxes(text: str) -> str | None:
     found: list[str] = []
     end = len(text)
     while (one := last_boxed(text[:end])) is not None:
-        start = max(text.rfind("\\boxed{", 0, end), text.rfind("\\fbox{", 0, end))
+        start = [box.start() for box in _BOX.finditer(text, 0, end)][-1]
         between = text[text.index(one, start) + len(one) : end] if found else ""
         if found and (
             len(between) > 40 or not re.fullmatch(r"[\s$}.,;=a-z]*+", re.sub(r"\\[a-z,;()\[\] ]+", "", between))

@@ -1,7 +1,7 @@
 """Evaluate unguided: pass@1 and pass@k with intervals over problems, and which problems are solved at all."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -9,13 +9,12 @@ import numpy as np
 from jaxtyping import Float, Integer
 
 from retarget.errors import UserError
-from retarget.identity import fingerprint
 from retarget.metrics.passk import pass_at_k
-from retarget.pope.journal import Journal
 from retarget.pope.problems import Problem
 from retarget.pope.rollouts import Engine, Sampling
-from retarget.pope.rounds import Item, Progress, Unit, run_rounds, total_or_none
 from retarget.pope.sampler import Asking, Sampler
+from retarget.pope.schedule import Work
+from retarget.pope.work import Item, Progress, Unit, total_or_none
 
 PAPER = Sampling(temperature=0.8, top_p=0.95, top_k=50)
 """How the authors' training configuration evaluates."""
@@ -32,6 +31,8 @@ class Evaluation:
         tokens: generated tokens in all; ``truncated``: completions that the budget ended.
         thinking: of all tokens those before the answers began (see :class:`~retarget.pope.rollouts.Rollout`); None
             where a server does not say.
+        failed: problems whose prompt the engine refused, with its reason: they are in no other number.
+        sampled: units of work that this call sampled; all others were in the journal.
     """
 
     problems: list[str]
@@ -40,6 +41,8 @@ class Evaluation:
     tokens: int
     truncated: int
     thinking: int | None = 0
+    failed: dict[str, str] = field(default_factory=dict)
+    sampled: int = field(default=0, compare=False)
 
     def pass_at(self, k: int) -> float:
         """Mean over problems of the unbiased estimator 1 - C(n - c, k) / C(n, k).
@@ -74,6 +77,7 @@ class Evaluation:
             "tokens": self.tokens, "truncated": self.truncated, "thinking": self.thinking,
             "pass": {str(k): {"mean": self.pass_at(k), "interval": list(self.interval(k))}
                      for k in ks if k <= self.samples},
+            **({"failed": self.failed} if self.failed else {}),
             "correct": dict(zip(self.problems, map(int, self.correct), strict=True)),
         }  # fmt: skip
 
@@ -93,36 +97,36 @@ def evaluate(
     leaves a true rate of up to 2.3 %, pass@16 up to .31.
 
     Args:
-        samples: rollouts a problem, a multiple of the chunk.
+        samples: rollouts a problem.
         problems, engine, journal, progress, asking: as in :func:`retarget.pope.mining.mine`; ``params`` are
             :data:`PAPER` if not given.
 
     Raises:
-        UserError: no problems, ids that occur twice, or samples not a multiple of the chunk.
+        UserError: no problems, ids that occur twice, fewer than one sample, or a journal of other work.
     """
     sampler = Sampler.of(engine, "evaluate", PAPER, **asking)
     sampler.check(samples, "samples")
     if not problems or len({problem.id for problem in problems}) < len(problems):
         raise UserError("evaluation needs problems, each with an id of its own")
-    header = sampler.header(
-        "evaluate", samples=samples,
-        problems=fingerprint([[one.id, one.answer, sampler.unguided(one), one.meta] for one in problems]),
-    )  # fmt: skip
+    items = [Item(problem) for problem in problems]
 
     def next_unit(item: Item) -> Unit | None:
-        done = len(item.records)
-        if done * sampler.chunk >= samples:
+        left = samples - item.rollouts
+        if left <= 0 or item.refused:
             return None
-        return Unit(sampler.unguided(item.problem), sampler.chunk, done, {"chunk": done})
+        return Unit(sampler.unguided(item.problem), min(sampler.chunk, left), left, len(item.records))
 
-    items = [Item(problem) for problem in problems]
-    with Journal(journal, header) as book:
-        run_rounds(items, next_unit, sampler, book, progress)
+    with sampler.journal("evaluate", journal, problems) as book:
+        work = Work(items, next_unit, sampler, book, progress)
+        work.run()
+    whole = [item for item in items if not item.refused]
     return Evaluation(
-        [problem.id for problem in problems],
-        np.array([sum(record["correct"] for record in item.records) for item in items]),
+        [item.problem.id for item in whole],
+        np.array([sum(record.correct for record in item.records) for item in whole]),
         samples,
-        sum(record["tokens"] for item in items for record in item.records),
-        sum(record["truncated"] for item in items for record in item.records),
-        total_or_none(record["thinking"] for item in items for record in item.records),
+        sum(record.tokens for item in whole for record in item.records),
+        sum(record.truncated for item in whole for record in item.records),
+        total_or_none(record.thinking for item in whole for record in item.records),
+        {item.problem.id: item.refused for item in items if item.refused},
+        work.sampled,
     )

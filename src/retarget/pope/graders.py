@@ -3,15 +3,14 @@
 import importlib
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
 from retarget.errors import UserError
-from retarget.pope.answers import WITHIN, after_thinking, final_answer, joined_boxes
-from retarget.pope.problems import last_boxed
+from retarget.pope.answers import WITHIN, after_thinking, final_answer, joined_boxes, last_boxed
 
 _BOX_WITHIN = 1000
 _NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:/\d+)?(?<=\d)")
@@ -136,7 +135,7 @@ MOVED = {"retarget.pope.tasks.chain:verify": "retarget.pope.studies.chain:verify
 
 
 def load(spec: str) -> GradingFunction:
-    """A grading function by name or by ``module:function``; the working directory is searched too.
+    """A grading function by name or by ``module:function``; the working directory is searched last.
 
     Code problems are graded by a function of the user's, which runs their unit tests in a sandbox of the user's:
     the worker processes here bound time and memory and protect nothing else.
@@ -149,15 +148,24 @@ def load(spec: str) -> GradingFunction:
     module, colon, name = MOVED.get(spec, spec).partition(":")
     if not colon:
         raise UserError(f"no grader {spec!r}: choose {', '.join(BUILT_IN)} or give module:function")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))
+    before = list(sys.path)
+    sys.path[:] = here_last(before)
     try:
         function: Any = getattr(importlib.import_module(module), name)
-    except (ModuleNotFoundError, AttributeError) as error:
+    except (ModuleNotFoundError, AttributeError, ValueError) as error:
         raise UserError(f"grader {spec!r}: {error}") from error
+    finally:
+        here = str(Path.cwd())
+        sys.path[:] = before if here in before else [*before, here]
     if not callable(function):
         raise UserError(f"grader {spec!r} is not callable")
     return cast(GradingFunction, function)
+
+
+def here_last(path: Sequence[str]) -> list[str]:
+    """A module search path with the working directory at its end, wherever it stood."""
+    here = str(Path.cwd())
+    return [*(one for one in path if one and one != here), here]
 
 
 def as_grade(value: Any) -> Grade:

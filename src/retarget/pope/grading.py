@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from retarget.errors import UserError
 from retarget.pope.answers import THINKING_BEGINS
-from retarget.pope.graders import BUILT_IN, Grade, as_grade, load
+from retarget.pope.graders import BUILT_IN, Grade, as_grade, here_last, load
 from retarget.pope.problems import Problem
 
 _START_SECONDS = 60.0
@@ -28,7 +28,8 @@ class Grader:
     """A grading function with the limits that it runs under.
 
     A completion that hangs or crashes the grader costs its own item only: its reward is 0, its status says why, the
-    worker is replaced. Nothing is ever evaluated as code by this class.
+    worker is replaced. Nothing is ever evaluated as code by this class. Workers end with the process that started
+    them, however it ends, and bound their own processor time.
 
     Args:
         spec: ``math``, ``boxed``, ``exact``, ``numeric``, or ``module:function`` (see
@@ -83,6 +84,11 @@ class Grader:
         """Grades of several completions of one problem."""
         n = len(completions)
         return self.grade(completions, [problem.answer] * n, [{**problem.meta, "id": problem.id}] * n)
+
+    def start(self) -> None:
+        """Start the worker processes now; they end with the thread that started them."""
+        while len(self._pool) < self.workers:
+            self._pool.append(_Worker(self.spec, self.memory_mb))
 
     def close(self) -> None:
         """End the worker processes."""
@@ -139,8 +145,11 @@ class _Worker:
         self.start()
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "retarget.pope.grading_worker", self.spec, str(self.memory_mb)]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        # -P, and the working directory last of all: a file in a data folder is never taken for a package.
+        command = [
+            sys.executable, "-P", "-m", "retarget.pope.grading_worker", self.spec, str(self.memory_mb), str(os.getpid())
+        ]  # fmt: skip
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(here_last(sys.path))}
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment,
             start_new_session=True,  # so that `end` reaches the processes that a grader started, too
@@ -174,7 +183,7 @@ class _Worker:
             self.restart()  # it died while idle, through no fault of this item
         self.item, self.deadline = item, time.monotonic() + seconds
         try:
-            self.writer.write(json.dumps(items[item]).encode() + b"\n")
+            self.writer.write(json.dumps([*items[item], seconds]).encode() + b"\n")
             self.writer.flush()
         except BrokenPipeError:
             self.deadline = time.monotonic()  # it is dying: `answer` sees that and reports a crash

@@ -1,18 +1,24 @@
 """The worker process of :class:`retarget.pope.grading.Grader`: reads items, writes verdicts, one JSON line each."""
 
+import ctypes
 import json
+import math
 import os
 import resource
+import signal
 import sys
 
 from retarget.errors import UserError
 from retarget.pope.graders import Grade, as_grade, load
 from retarget.pope.grading import to_json
 
+_PR_SET_PDEATHSIG = 1
+
 
 def main() -> None:
     """Serve until the input ends. What graders print goes to stderr, so that it cannot be taken for a verdict."""
-    spec, memory_mb = sys.argv[1], int(sys.argv[2])
+    spec, memory_mb, parent = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    end_with(parent)
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
 
@@ -31,7 +37,8 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     write(json.dumps({"ready": True}))
     for line in sys.stdin:
-        completion, answer, meta = json.loads(line)
+        completion, answer, meta, seconds = json.loads(line)
+        bound_processor(seconds)
         try:
             grade = as_grade(function(completion, answer, meta))
         except MemoryError:
@@ -40,6 +47,21 @@ def main() -> None:
             print(f"{type(error).__name__}: {error}", file=sys.stderr)
             grade = Grade(0.0, None, "error")
         write(to_json(grade))
+
+
+def end_with(parent: int) -> None:
+    """Have the system kill this process when its parent ends, however that ends."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it has ended already
+            os._exit(1)
+
+
+def bound_processor(seconds: float) -> None:
+    """Let this process, and any that it starts, use no more than this much processor time from now on."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    limit = math.ceil(used.ru_utime + used.ru_stime + seconds) + 1
+    resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.getrlimit(resource.RLIMIT_CPU)[1]))
 
 
 if __name__ == "__main__":

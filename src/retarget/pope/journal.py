@@ -1,34 +1,54 @@
 """An append-only JSONL journal that survives being killed at any byte and refuses to mix two configurations."""
 
 import fcntl
+import hashlib
 import json
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from retarget.errors import UserError
-from retarget.files import cannot_write, make_directory
-from retarget.identity import fingerprint, refuse_other
+from retarget.files import cannot_write, make_directory, replace_file
+from retarget.identity import Extends, fingerprint, refuse_other
+
+FORMAT = 2
+_SUM = ',"sum":"'
+_SUM_LENGTH = 16
+_REMEDY = "Give another file, or the settings that it was begun with"
 
 
 class Journal:
-    """Records of finished units of work, in the order in which they were finished.
+    """Records of finished units of work.
 
-    The first line is a header that identifies the work. Records carry no time, so an interrupted and resumed run
-    leaves the same bytes as an uninterrupted one. A line that a killed process left incomplete is cut off on opening.
+    The first line is a header that identifies the work. Every line ends with a checksum of its own, so that an edited
+    or damaged one is found. Records carry no time, and :meth:`settle` puts them into an order of their own, so an
+    interrupted and resumed run leaves the same bytes as an uninterrupted one. A line that a killed process left
+    incomplete is cut off on opening. Journals without checksums, which earlier versions wrote, are read too.
 
     Args:
         path: the file; made with its directory where it is missing. None keeps the journal in memory.
-        header: JSON values that decide the records (model, seed, k, a fingerprint of the problems, ...).
+        header: JSON values that decide the records (model, seed, ...).
+        extends: see :func:`retarget.identity.refuse_other`.
+        former: what the header of a journal without checksums had in addition, asked for where there is one.
 
     Raises:
-        UserError: the file belongs to other work, is damaged before its last line, or another process writes it.
+        UserError: the file belongs to other work, is damaged before its last line (the message names the line), cannot
+            be opened, or another process writes it.
     """
 
-    def __init__(self, path: Path | None, header: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        path: Path | None,
+        header: dict[str, Any],
+        *,
+        extends: Mapping[str, Extends] | None = None,
+        former: Callable[[], Mapping[str, Any]] | None = None,
+    ) -> None:
         self.path = path
         self.records: list[dict[str, Any]] = []
+        self._lines: list[bytes] = []
         self._file: int | None = None
         if path is None:
             return
@@ -38,34 +58,52 @@ class Journal:
         except OSError as error:
             raise cannot_write(path, error) from error
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(self._file)
-            raise UserError(f"{path}: another process writes this journal") from error
-        try:
-            self._recover(path, self._file, header)
-        except UserError:
+            self._recover(path, self._file, header, extends, former)
+        except BaseException:
             self.close()
             raise
 
-    def _recover(self, path: Path, file: int, header: dict[str, Any]) -> None:
-        raw = path.read_bytes()
-        whole = raw[: raw.rfind(b"\n") + 1]
-        if len(whole) < len(raw):
-            os.ftruncate(file, len(whole))
-        lines = whole.split(b"\n")[:-1]
-        for number, line in enumerate(lines, 1):
-            try:
-                self.records.append(json.loads(line))
-            except ValueError as error:
-                raise UserError(f"{path}: line {number} is damaged; move the file away or cut it there") from error
-        if not self.records:
-            self._write({**header, "work": fingerprint(header)})
+    def _recover(
+        self,
+        path: Path,
+        file: int,
+        header: dict[str, Any],
+        extends: Mapping[str, Extends] | None,
+        former: Callable[[], Mapping[str, Any]] | None,
+    ) -> None:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"{path}: another process writes this journal") from error
+        try:
+            raw = path.read_bytes()
+            whole = raw[: raw.rfind(b"\n") + 1]
+            if len(whole) < len(raw):
+                os.ftruncate(file, len(whole))
+        except OSError as error:
+            raise cannot_write(path, error) from error
+        self._lines = whole.split(b"\n")[:-1]
+        if not self._lines:
+            self._write({"format": FORMAT, **header})
             return
-        found = self.records.pop(0)
-        if found.pop("work", None) != fingerprint(found):
-            raise UserError(f"{path}: line 1 is damaged; move the file away")
-        refuse_other(path, found, header, remedy="Give another file, or the settings that it was begun with")
+        found, checked = _read(path, 1, self._lines[0])
+        if "format" in found:
+            if not checked:
+                raise _damaged(path, 1, "it has no checksum")
+            if found.pop("format") != FORMAT:
+                raise UserError(f"{path}: this version cannot read the journal's format; give another file")
+            refuse_other(path, found, header, extends=extends, remedy=_REMEDY)
+        else:
+            if found.pop("work", None) != fingerprint(found):
+                raise _damaged(path, 1, "its fingerprint does not fit")
+            added = former() if former else {}
+            had = {name: value for name, value in found.items() if name in header or name in added}
+            refuse_other(path, had, {**header, **added}, extends=extends, remedy=_REMEDY)
+        for number, line in enumerate(self._lines[1:], 2):
+            record, summed = _read(path, number, line)
+            if checked and not summed:
+                raise _damaged(path, number, "it has no checksum")
+            self.records.append(record)
 
     def append(self, record: dict[str, Any]) -> None:
         """Add one record; it is in the file when this returns."""
@@ -73,21 +111,74 @@ class Journal:
         self._write(record)
 
     def _write(self, record: dict[str, Any]) -> None:
-        if self._file is not None:
-            line = json.dumps(record, ensure_ascii=True, separators=(",", ":"), allow_nan=False) + "\n"
-            view = memoryview(line.encode())
+        line = _line(record)
+        self._lines.append(line)
+        if self._file is None or self.path is None:
+            return
+        try:
+            view = memoryview(line + b"\n")
             while view:
                 view = view[os.write(self._file, view) :]
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
+
+    def settle(self, key: Callable[[dict[str, Any]], Any]) -> None:
+        """Put the records into the order of ``key``, whatever order they were finished in.
+
+        The file is replaced whole, and only where the order differs.
+        """
+        order = sorted(range(len(self.records)), key=lambda index: key(self.records[index]))
+        if order == list(range(len(self.records))):
+            return
+        self.records = [self.records[index] for index in order]
+        self._lines = [self._lines[0], *(self._lines[1 + index] for index in order)] if self._lines else []
+        if self.path is not None:
+            content = b"".join(line + b"\n" for line in self._lines)
+            replace_file(self.path, lambda temporary: temporary.write_bytes(content))
 
     def close(self) -> None:
         """Release the file."""
         if self._file is not None:
-            os.fsync(self._file)
-            os.close(self._file)
-            self._file = None
+            file, self._file = self._file, None
+            try:
+                os.fsync(file)
+            except OSError as error:
+                assert self.path is not None
+                raise cannot_write(self.path, error) from error
+            finally:
+                os.close(file)
 
     def __enter__(self) -> "Journal":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
+
+
+def _line(record: dict[str, Any]) -> bytes:
+    body = json.dumps(record, ensure_ascii=True, separators=(",", ":"), allow_nan=False)[:-1].encode()
+    return body + f'{_SUM}{_sum(body)}"}}'.encode()
+
+
+def _sum(body: bytes) -> str:
+    return hashlib.sha256(body).hexdigest()[:_SUM_LENGTH]
+
+
+def _read(path: Path, number: int, line: bytes) -> tuple[dict[str, Any], bool]:
+    """A line's record without its checksum, and whether it had one."""
+    tail = len(_SUM) + _SUM_LENGTH + 2
+    body, end = line[:-tail], line[-tail:]
+    summed = end.startswith(_SUM.encode()) and end.endswith(b'"}')
+    if summed and end[len(_SUM) : -2] != _sum(body).encode():
+        raise _damaged(path, number, "its checksum does not fit")
+    try:
+        record = json.loads(body + b"}" if summed else line)
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, number, str(error)) from error
+    if not isinstance(record, dict):
+        raise _damaged(path, number, "it is no object")
+    return record, summed
+
+
+def _damaged(path: Path, number: int, why: str) -> UserError:
+    return UserError(f"{path}: line {number} is damaged ({why}); move the file away, or cut it before that line")

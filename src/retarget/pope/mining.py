@@ -4,20 +4,20 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Unpack
+from typing import Any, Literal, Unpack, get_args
 
 from retarget.errors import UserError
-from retarget.identity import fingerprint
 from retarget.pope.grading import LabelCheck, rejected_solutions
-from retarget.pope.journal import Journal
 from retarget.pope.problems import Problem
 from retarget.pope.rollouts import Engine
-from retarget.pope.rounds import Item, Progress, Unit, run_rounds, total_or_none
 from retarget.pope.sampler import Asking, Sampler
+from retarget.pope.schedule import Work
+from retarget.pope.work import Item, Progress, Unit, total_or_none
 from retarget.study.statistics import wilson_interval
 
-Kind = Literal["solved", "hard", "truncated", "unparsed", "suspect", "broken"]
-KINDS: tuple[Kind, ...] = ("solved", "hard", "truncated", "unparsed", "suspect", "broken")
+Kind = Literal["solved", "hard", "truncated", "unparsed", "suspect", "broken", "failed"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+COUNTS = ("n", "correct", "truncated", "unparsed", "failed", "tokens")
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Outcome:
         kind: ``solved`` at least once; ``hard``; or 0 of k for another reason: most rollouts ``truncated`` or
             ``unparsed`` (no final answer found), or ``suspect`` (most extracted answers agree with each other and not
             with the gold one: perhaps the label is wrong); or ``broken`` (the grader does not accept the problem's
-            own solution; never sampled).
+            label; never sampled); or ``failed`` (the engine refused its prompt, for the ``reason``).
         n, correct, tokens: rollouts, successes, generated tokens; ``thinking``: tokens before the answers began (None
             where a server does not say).
         answers: the most frequent final answers.
@@ -49,6 +49,7 @@ class Outcome:
     answers: dict[str, int] = field(default_factory=dict)
     example: str = ""
     sequential: bool = False
+    reason: str = ""
 
     @property
     def rate(self) -> float | None:
@@ -74,15 +75,22 @@ class Outcome:
             **({} if interval is None else {"wilson": [round(bound, 6) for bound in interval]}),
             "truncated": self.truncated, "unparsed": self.unparsed, "failed": self.failed, "tokens": self.tokens,
             "thinking": self.thinking, "answers": self.answers, "example": self.example,
+            **({"reason": self.reason} if self.reason else {}),
         }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Mined:
-    """The outcomes of all problems, in their order. Iterating gives the hard problems."""
+    """The outcomes of all problems, in their order. Iterating gives the hard problems.
+
+    Attributes:
+        accepted: kinds that count as hard.
+        sampled: units of work that this call sampled; all others were in the journal.
+    """
 
     outcomes: list[Outcome]
     accepted: tuple[Kind, ...] = ("hard",)
+    sampled: int = field(default=0, compare=False)
 
     @property
     def hard(self) -> list[Problem]:
@@ -132,14 +140,15 @@ def mine(
         k: rollouts a problem: 128 in the paper. 0 of 128 leaves a true rate of up to 2.3 % (95 %, exact).
         stop_at_success: ask only "hard or not": no further chunk after a success. The outcomes have no pass rates
             then; take it off for those.
-        journal: file of finished units; a killed run goes on from it. None keeps nothing.
+        journal: file of finished units. A killed run goes on from it, and so does one with more problems or a larger
+            k: what is there is kept, what is missing is sampled. None keeps nothing.
         accepted: kinds that go on to the prefix search.
         check: how labels are checked first (see :func:`retarget.pope.grading.rejected_solutions`).
-        progress: see :data:`retarget.pope.rounds.Progress`.
+        progress: see :data:`retarget.pope.work.Progress`.
         asking: ``grader``, ``prompts``, ``params``, ``chunk``, ``batch``: fields of a sampler.
 
     Raises:
-        UserError: k is not a multiple of the chunk, ids occur twice, or the journal belongs to other work.
+        UserError: k is below 1, ids occur twice, the journal belongs to other work, or every problem is refused.
     """
     sampler = Sampler.of(engine, "mine", **asking)
     sampler.check(k)
@@ -147,22 +156,19 @@ def mine(
         raise UserError("problems with the same id cannot be mined together")
     broken = {problem.id for problem, _ in rejected_solutions(problems, sampler.grader, check)}
     items = [Item(problem) for problem in problems if problem.id not in broken]
-    header = sampler.header(
-        "mine", k=k, stop_at_success=stop_at_success,
-        problems=fingerprint([[p.id, p.answer, sampler.unguided(p), p.meta] for p in problems]),
-    )  # fmt: skip
 
     def next_unit(item: Item) -> Unit | None:
-        done = len(item.records)
-        if done * sampler.chunk >= k or (stop_at_success and any(record["correct"] for record in item.records)):
+        left = k - item.rollouts
+        if left <= 0 or item.refused or (stop_at_success and any(record.correct for record in item.records)):
             return None
-        return Unit(sampler.unguided(item.problem), sampler.chunk, done, {"chunk": done})
+        return Unit(sampler.unguided(item.problem), min(sampler.chunk, left), left, len(item.records))
 
-    with Journal(journal, header) as book:
-        run_rounds(items, next_unit, sampler, book, progress)
+    with sampler.journal("mine", journal, problems) as book:
+        work = Work(items, next_unit, sampler, book, progress)
+        work.run()
     found = {item.problem.id: _outcome(item, stop_at_success) for item in items}
     outcomes = [found.get(p.id) or Outcome(p, "broken", example=p.solution) for p in problems]
-    return Mined(outcomes, accepted)
+    return Mined(outcomes, accepted, work.sampled)
 
 
 def graduates(before: Mined, now: Mined) -> list[Problem]:
@@ -173,17 +179,22 @@ def graduates(before: Mined, now: Mined) -> list[Problem]:
 
 def _outcome(item: Item, sequential: bool) -> Outcome:
     records = item.records
-    total = {key: sum(record[key] for record in records) for key in
-             ("n", "correct", "truncated", "unparsed", "failed", "tokens")}  # fmt: skip
+    if item.refused:
+        return Outcome(item.problem, "failed", n=item.rollouts, reason=item.refused, sequential=sequential)
     answers: Counter[str] = Counter()
     for record in records:
-        answers.update(record["answers"])
-    example = next((one["example"] for one in records if one["correct"]), records[0]["example"] if records else "")
+        answers.update(record.answers)
+    example = next((one.example for one in records if one.correct), records[0].example if records else "")
+    counts: dict[str, Any] = {name: sum(getattr(one, name) for one in records) for name in COUNTS}
     return Outcome(
-        item.problem, kind_of(total["n"], total["correct"], total["truncated"], total["unparsed"], answers),
-        answers=dict(answers.most_common(5)), example=example, sequential=sequential,
-        thinking=total_or_none(record["thinking"] for record in records), **total,
-    )  # fmt: skip
+        item.problem,
+        kind_of(counts["n"], counts["correct"], counts["truncated"], counts["unparsed"], answers),
+        answers=dict(answers.most_common(5)),
+        example=example,
+        sequential=sequential,
+        thinking=total_or_none(record.thinking for record in records),
+        **counts,
+    )
 
 
 def kind_of(n: int, correct: int, truncated: int, unparsed: int, answers: Counter[str]) -> Kind:

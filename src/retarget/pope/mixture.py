@@ -1,6 +1,7 @@
-"""The rows to train on: guided and unguided variants of each hard problem, in an order that keeps them together."""
+"""The rows to train on: guided and unguided variants of each hard problem, the two in one batch."""
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,9 +15,13 @@ from retarget.files import make_directory, replace_file, write_text
 from retarget.identity import fingerprint
 from retarget.pope.problems import Problem
 from retarget.pope.prompts import Prompts
+from retarget.pope.search import Prefixes
 
 STRATA = ("unguided", "guided", "easy")
-Order = Literal["stratified", "pool"]
+Order = Literal["paired", "stratified", "pool"]
+Unpaired = Literal["leave out", "keep"]
+
+_LOG = logging.getLogger(__name__)
 
 
 def mix(
@@ -28,27 +33,36 @@ def mix(
     ratio: float = 1.0,
     seed: int = 0,
     prompts_per_batch: int = 2,
+    unpaired: Unpaired = "leave out",
+    kind: Order = "paired",
+    other_template: bool = False,
 ) -> list[dict[str, Any]]:
-    """Rows for a trainer, in the stratified order of one epoch.
+    """Rows for a trainer, in the order of one epoch.
 
     Each row is one prompt, therefore one group of rollouts with its own baseline.
 
     Args:
         hard: the hard problems; each gives one unguided row.
-        prefixes: prefix of each hard problem by id; a problem without one has no guided row.
+        prefixes: prefix of each hard problem by id. What :func:`~retarget.pope.search.search_prefixes` returned is
+            checked: a prefix must belong to this solution and to this wording of the prompts.
         prompts: the two prompts; default :meth:`Prompts.load`.
         easy: easy problems to mix in, unguided.
         ratio: guided rows to unguided ones: 1 is the paper's, 0 gives no guided row (plain GRPO), ``inf`` only
             guided rows. Below 1, that share of the guided rows is kept; above 1, that share of the unguided ones.
         seed: which rows a ratio keeps, and the order.
         prompts_per_batch: rows of a generation batch, for the order.
+        unpaired: what becomes of problems without a prefix: to ``leave out`` is the only way to the ratio, and they are
+            counted in the log; to ``keep`` them gives more unguided rows than guided ones. Without any prefix all stay.
+        kind: see :func:`order`.
+        other_template: take prefixes that were searched with another wording, too.
 
     Returns:
         Rows with ``id``, ``problem``, ``prompt``, ``answer``, ``meta`` (JSON text; a guided row's holds
         the ``prefix``, for graders of continuations), ``guided`` and ``stratum``.
 
     Raises:
-        UserError: no row at all, duplicate problem ids, or a prefix for a problem that is not in ``hard``.
+        UserError: no row at all, duplicate problem ids, a prefix for a problem that is not in ``hard``, a prefix of
+            another solution, or one that was searched with another wording.
     """
     hard, prompts = list(hard), prompts or Prompts.load()
     ids = [problem.id for problem in (*hard, *easy)]
@@ -57,6 +71,15 @@ def mix(
     unknown = sorted(set(prefixes) - {problem.id for problem in hard})
     if unknown:
         raise UserError(f"{len(unknown)} prefixes belong to no hard problem, the first to {unknown[0]!r}")
+    _check_origin(hard, prefixes, prompts, other_template)
+    if prefixes and ratio and unpaired == "leave out":
+        without = [one.id for one in hard if one.id not in prefixes]
+        if without:
+            _LOG.warning(
+                "%d of %d hard problems have no prefix and are left out, the first is %s",
+                len(without), len(hard), without[0],
+            )  # fmt: skip
+        hard = [one for one in hard if one.id in prefixes]
     if ratio < 0:
         raise UserError(f"ratio is guided rows over unguided rows, at least 0, not {ratio}")
     unguided = [_row(one, "unguided", prompts.without_prefix(one.prompt)) for one in hard]
@@ -71,7 +94,8 @@ def mix(
     rows = [*unguided, *guided, *(_row(one, "easy", prompts.without_prefix(one.prompt)) for one in easy)]
     if not rows:
         raise UserError("the mixture is empty: no hard problem and no easy one")
-    at = order([row["stratum"] for row in rows], min(prompts_per_batch, len(rows)), 1, seed)
+    at = order([row["stratum"] for row in rows], min(prompts_per_batch, len(rows)), 1, seed, kind,
+               [row["problem"] for row in rows])  # fmt: skip
     return [rows[index] for index in [*at, *sorted(set(range(len(rows))) - set(at))]]
 
 
@@ -81,11 +105,14 @@ def order(
     epochs: int,
     seed: int,
     kind: Order = "stratified",
+    problems: Sequence[str] = (),
 ) -> list[int]:
     """Row indices for several epochs, such that every generation batch holds each stratum at its share.
 
     ``stratified``: each stratum is an endless row of its own permutations, reshuffled every pass; every batch of
     ``prompts_per_batch`` rows takes its share from each, the fractions of a row carried over to the next batch.
+    ``paired``: as ``stratified``, and the guided and the unguided row of a problem stand in the same batch (where a
+    batch has an odd number of rows, one pair a batch may be divided); needs ``problems``, the problem of each row.
     ``pool``: one permutation of all rows an epoch, the paper's; balance in expectation only.
 
     The length is a multiple of ``prompts_per_batch``, so that a trainer that drops an incomplete tail drops nothing;
@@ -110,6 +137,8 @@ def order(
     if kind == "pool":
         batches = total // prompts_per_batch
         return [int(i) for _ in range(epochs) for i in random.permutation(total)[: batches * prompts_per_batch]]
+    if kind == "paired":
+        return _paired(strata, problems, prompts_per_batch, epochs, random)
     names = [name for name in (*STRATA, *sorted(set(strata) - set(STRATA))) if name in strata]
     members = {name: np.flatnonzero([one == name for one in strata]) for name in names}
     queues: dict[str, list[int]] = {name: [] for name in names}
@@ -128,6 +157,43 @@ def order(
     return indices
 
 
+def _paired(
+    strata: Sequence[str], problems: Sequence[str], size: int, epochs: int, random: np.random.Generator
+) -> list[int]:
+    """See :func:`order`. What moves together is a unit: a pair of rows, or a row alone."""
+    rows: dict[str, dict[str, int]] = {}
+    for index, (problem, stratum) in enumerate(zip(problems, strata, strict=True)):
+        rows.setdefault(problem, {})[stratum] = index
+    units: dict[str, list[list[int]]] = {}
+    for of in rows.values():
+        both = [of[name] for name in ("unguided", "guided") if name in of]
+        if len(both) == 2:
+            units.setdefault("pair", []).append(both)
+        for name, index in of.items():
+            if index not in both or len(both) == 1:
+                units.setdefault(name, []).append([index])
+    total = len(strata)
+    share = {name: sum(map(len, some)) / total for name, some in units.items()}
+    queues: dict[str, list[list[int]]] = {name: [] for name in units}
+    taken = dict.fromkeys(units, 0)
+    indices: list[int] = []
+    rest: list[int] = []  # the second half of a pair that an odd batch divided
+    for batch in range(1, epochs * total // size + 1):
+        rows_of, rest = rest, []
+        while len(rows_of) < size:
+            room = size - len(rows_of)
+            due = {name: share[name] * batch * size - taken[name] for name in units}
+            name = max(due, key=lambda one: due[one])
+            if not queues[name]:
+                queues[name] = [units[name][int(i)] for i in random.permutation(len(units[name]))]
+            unit = queues[name].pop()
+            taken[name] += len(unit)
+            rows_of = [*rows_of, *unit[:room]]
+            rest = unit[room:]
+        indices += [rows_of[i] for i in random.permutation(size)]
+    return indices
+
+
 def _quotas(shares: dict[str, float], taken: dict[str, int], rows_so_far: int) -> dict[str, int]:
     """How many rows of each stratum the next batch takes: every row goes to the stratum that is due most."""
     quotas = dict.fromkeys(shares, 0)
@@ -135,6 +201,26 @@ def _quotas(shares: dict[str, float], taken: dict[str, int], rows_so_far: int) -
         due = {name: share * rows_so_far - taken[name] - quotas[name] for name, share in shares.items()}
         quotas[max(due, key=lambda name: due[name])] += 1
     return quotas
+
+
+def _check_origin(hard: Sequence[Problem], prefixes: Mapping[str, str], prompts: Prompts, other_template: bool) -> None:
+    """Refuse prefixes of the search that belong to another solution or to another wording."""
+    found = {one.problem: one for one in prefixes.found if one.prefix} if isinstance(prefixes, Prefixes) else {}
+    for problem in hard:
+        one = found.get(problem.id)
+        if one is None:
+            continue
+        changed = one.solution is not None and one.solution != fingerprint(problem.solution)
+        if changed or not problem.solution.startswith(one.prefix or ""):
+            raise UserError(
+                f"the prefix of {problem.id!r} was cut from another solution than the one that it has now: search again"
+            )
+        if not other_template and one.template is not None and one.template != prompts.fingerprint:
+            raise UserError(
+                f"the prefix of {problem.id!r} was searched with another wording of the prompts (fingerprint "
+                f"{one.template}, now {prompts.fingerprint}): mix with the templates of the search, search again, or "
+                "take it as it is with --other-template"
+            )
 
 
 def write_rows(path: str | Path, rows: Sequence[dict[str, Any]], notes: Mapping[str, Any] | None = None) -> None:
@@ -177,8 +263,8 @@ def data_card(rows: Sequence[dict[str, Any]], notes: Mapping[str, Any]) -> str:
     lines = ["# Mixture for training with GRPO", "", f"{len(rows)} rows of {problems} problems.", ""]
     lines += ["| stratum | rows |", "|---|---|", *(f"| {name} | {counts[name]} |" for name in STRATA if counts[name])]
     lines += ["", "Each row is one prompt and one group of rollouts. A guided row's prompt holds the beginning of an"]
-    lines += ["oracle solution; no token of a prompt has a loss. The order is stratified for one epoch: a trainer that"]
-    lines += ["shuffles the rows balances the strata in expectation only."]
+    lines += ["oracle solution; no token of a prompt has a loss. The order is one epoch's, with both rows of a problem"]
+    lines += ["in one batch: a trainer that shuffles the rows balances the strata in expectation only."]
     if notes:
         lines += ["", "| made from | |", "|---|---|", *(f"| {key} | {value} |" for key, value in notes.items())]
     return "\n".join([*lines, "", f"Rows' fingerprint: {fingerprint(list(rows))}", ""])

@@ -1,15 +1,17 @@
 """Missing oracle solutions from a teacher; only those whose final answer the grader accepts are kept."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
 
-from retarget.identity import fingerprint
-from retarget.pope.journal import Journal
+from retarget.pope.graders import Grade
 from retarget.pope.problems import Problem
 from retarget.pope.prompts import TEMPLATES, Prompts
-from retarget.pope.rollouts import Engine, Sampling
+from retarget.pope.rollouts import Engine, Rollout, Sampling
 from retarget.pope.sampler import Asking, Sampler
+from retarget.pope.schedule import Work
+from retarget.pope.work import Item, Progress, Record, Unit
 
 _ASK = (TEMPLATES / "oracle.txt").read_text(encoding="utf-8").removesuffix("\n")
 ORACLE = Prompts(unguided=_ASK, guided=f"{_ASK}\n{{prefix}}")
@@ -22,6 +24,7 @@ def ask_oracle(
     attempts: int = 4,
     *,
     journal: Path | None = None,
+    progress: Progress | None = None,
     **asking: Unpack[Asking],
 ) -> tuple[list[Problem], list[Problem]]:
     """Ask a teacher for the solutions that are missing.
@@ -34,6 +37,7 @@ def ask_oracle(
         teacher: usually a server engine, or a sampler around one.
         attempts: samples a problem; the first that the grader accepts is taken.
         journal: file of answered problems; a killed run goes on from it.
+        progress: see :data:`retarget.pope.work.Progress`.
         asking: fields of a sampler. By default the teacher is asked by the template ``oracle.txt``, for 8,192 tokens
             at temperature 0.7.
 
@@ -44,23 +48,25 @@ def ask_oracle(
         asking = {"prompts": ORACLE, **asking}
     sampler = Sampler.of(teacher, "oracle", Sampling(max_tokens=8192, temperature=0.7), **asking)
     missing = [problem for problem in problems if not problem.solution.strip()]
-    header = sampler.header(
-        "oracle", attempts=attempts,
-        problems=fingerprint([[p.id, p.answer, sampler.unguided(p), p.meta] for p in missing]),
-    )  # fmt: skip
-    del header["chunk"]  # all attempts are one unit
-    with Journal(journal, header) as book:
-        done = len(book.records)
-        for start in range(done, len(missing), sampler.batch):
-            some = missing[start : start + sampler.batch]
-            answers = sampler.engine.sample([sampler.unguided(one) for one in some], attempts, sampler.sampling)
-            for problem, rollouts in zip(some, answers, strict=True):
-                texts = [one.answer_text.strip() for one in rollouts]
-                grades = sampler.grader.grade_problem(problem, texts)
-                solution = next((text for text, grade in zip(texts, grades, strict=True) if grade.correct), "")
-                book.append({"problem": problem.id, "solution": solution, "tokens": sum(r.tokens for r in rollouts)})
-        solutions = {record["problem"]: record["solution"] for record in book.records}
-    complete = [
-        one.model_copy(update={"solution": solutions[one.id]}) if one.id in solutions else one for one in problems
-    ]
+    items = [Item(problem) for problem in missing]
+
+    def next_unit(item: Item) -> Unit | None:
+        if item.records or item.refused:
+            return None
+        return Unit(sampler.unguided(item.problem), attempts, attempts, None)
+
+    with sampler.journal("oracle", journal, missing) as book:
+        Work(items, next_unit, sampler, book, progress, _record, _answer).run()
+    solutions = {item.problem.id: item.records[0].solution for item in items if item.records}
+    complete = [one.model_copy(update={"solution": solutions.get(one.id) or one.solution}) for one in problems]
     return [one for one in complete if one.solution], [one for one in complete if not one.solution]
+
+
+def _answer(rollout: Rollout) -> Rollout:
+    return replace(rollout, text=rollout.answer_text.strip())
+
+
+def _record(problem: Problem, unit: Unit, rollouts: Sequence[Rollout], grades: Sequence[Grade]) -> Record:
+    right = (one.answer_text.strip() for one, grade in zip(rollouts, grades, strict=True) if grade.correct)
+    tokens = sum(one.tokens for one in rollouts)
+    return Record(problem=problem.id, asks=unit.asks(problem), n=len(rollouts), solution=next(right, ""), tokens=tokens)

@@ -1,25 +1,35 @@
 """Problems with their oracle solutions: read, check, write. Nothing that is wrong vanishes silently."""
 
 import gzip
+import hashlib
 import json
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, PrivateAttr, ValidationError
 
 from retarget.errors import UserError
 from retarget.extras import require
 from retarget.files import make_directory, write_text
+from retarget.pope.formats import Format, normalised
 from retarget.settings import Strict
 
-Format = Literal["auto", "plain", "gsm8k", "math"]
-_CALCULATOR = re.compile(r"<<[^<>]*>>")
 _SHOWN = 20
 _LOG = logging.getLogger(__name__)
+
+
+def _json(value: Any) -> Any:
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"not a value of JSON: {error}") from error
+    return value
 
 
 class Problem(Strict):
@@ -37,7 +47,17 @@ class Problem(Strict):
     prompt: str = Field(min_length=1)
     solution: str = ""
     answer: str = Field(min_length=1)
-    meta: dict[str, Any] = Field(default={})
+    meta: dict[str, Annotated[Any, AfterValidator(_json)]] = Field(default={})
+    _former: str = PrivateAttr(default="")
+
+    @property
+    def former(self) -> str:
+        """The id that earlier versions gave to this problem, by its line; journals of theirs know it by that."""
+        return self._former
+
+    def __eq__(self, other: object) -> bool:
+        """Equal fields, wherever each was read."""
+        return isinstance(other, Problem) and self.model_dump() == other.model_dump()
 
 
 @dataclass(frozen=True)
@@ -60,23 +80,26 @@ def read_problems(
     length: Callable[[str], int] | None = None,
     skip_invalid: bool = False,
     rejects: Path | None = None,
+    fields: Mapping[str, str] | None = None,
+    write_rejects: bool = True,
 ) -> list[Problem]:
     """Read problems and check every one of them.
 
     Args:
         source: ``.jsonl`` (also ``.jsonl.gz``), ``.parquet``, a directory that ``datasets`` saved or that holds
             JSONL or Parquet files, or ``hf:NAME`` for a data set of the Hugging Face hub.
-        format: ``plain`` has the fields of :class:`Problem`; ``gsm8k`` has ``question`` and ``answer`` (final answer
-            behind ``####``); ``math`` has ``problem`` and ``solution`` (final answer in ``\\boxed{}``). ``auto`` tells
-            by the fields of each row.
+        format: see :mod:`retarget.pope.formats`; ``auto`` tells by the fields of each row.
         split: which split of a data set.
         solutions: whether a problem without an oracle solution is invalid.
-        answer_in_solution: whether a solution in which the answer does not occur is invalid. Switch it off where
-            answers are equivalent forms of what the solution says (1/2 and 0.5).
+        answer_in_solution: whether a solution in which the answer does not occur is invalid; not asked of public sets
+            with a field for the answer. Switch it off where answers are other forms of what the solution says.
         max_prompt_length: longest prompt, in the unit of ``length``.
         length: counts a prompt's tokens; None counts words.
         skip_invalid: leave invalid rows out and write them to ``rejects``, instead of refusing the file.
         rejects: default ``SOURCE.rejects.jsonl``; for the hub ``rejects.jsonl``.
+        fields: where a set keeps ``id``, ``prompt``, ``solution`` and ``answer``: ``{"prompt": "question"}``. A dot
+            goes into an object: ``reward_model.ground_truth``.
+        write_rejects: whether the rejects file is written.
 
     Raises:
         UserError: no such source, or invalid rows (each with its line) and ``skip_invalid`` is off, or no valid row.
@@ -84,14 +107,18 @@ def read_problems(
     problems: list[Problem] = []
     bad: list[Reject] = []
     seen: dict[str, int] = {}
+    repeats: Counter[str] = Counter()
     count = length or (lambda text: len(text.split()))
     for line, row in _rows(source, split):
         try:
             if isinstance(row, Reject):
                 bad.append(row)
                 continue
-            problem = parse_row(row, line, format)
-            _check(problem, solutions == "required", answer_in_solution)
+            problem, literal = _parsed(row, line, format, fields)
+            _check(problem, solutions == "required", answer_in_solution and literal)
+            if problem.former and problem.id in seen:  # the same question twice
+                repeats[problem.id] += 1
+                problem = problem.model_copy(update={"id": f"{problem.id}_{repeats[problem.id] + 1}"})
             if problem.id in seen:
                 raise UserError(f"id {problem.id!r} stands in line {seen[problem.id]} already")
             if max_prompt_length is not None and count(problem.prompt) > max_prompt_length:
@@ -102,7 +129,7 @@ def read_problems(
         seen[problem.id] = line
         problems.append(problem)
     if bad:
-        _report(source, bad, len(problems), skip_invalid, rejects)
+        _report(source, bad, len(problems), skip_invalid, rejects, write_rejects)
     if not problems:
         raise UserError(f"{source}: no valid problem ({len(bad)} invalid)")
     return problems
@@ -115,56 +142,38 @@ def write_problems(path: str | Path, problems: Iterable[Problem]) -> None:
     write_text(Path(path), "".join(lines))
 
 
-def parse_row(row: Any, line: int = 1, format: Format = "auto") -> Problem:
-    """One row of a file as a problem.
+def parse_row(row: Any, line: int = 1, format: Format = "auto", fields: Mapping[str, str] | None = None) -> Problem:
+    """One row of a file as a problem; see :mod:`retarget.pope.formats`. One without an id gets a hash of its prompt.
 
     Raises:
         UserError: the row lacks fields, has unknown ones or values of a wrong type, or has no final answer.
 
     >>> parse_row({"question": "2 + 2?", "answer": "It is 2+2=<<2+2=4>>4.\\n#### 4"}, 7)
-    Problem(id='gsm8k-7', prompt='2 + 2?', solution='It is 2+2=4.\\n#### 4', answer='4', meta={})
+    Problem(id='gsm8k-70b499c547e0', prompt='2 + 2?', solution='It is 2+2=4.\\n#### 4', answer='4', meta={})
     """
-    if not isinstance(row, dict):
-        raise UserError(f"a problem is an object with fields, not {type(row).__name__}")
-    if format == "auto":
-        format = "gsm8k" if "question" in row else "math" if "problem" in row else "plain"
-    if format == "gsm8k":
-        question, worked = _text(row, "question"), _text(row, "answer")
-        if "####" not in worked:
-            raise UserError("GSM8K's answer has no final answer behind ####")
-        answer = worked.rpartition("####")[2].strip().replace(",", "")
-        row = dict(id=row.get("id", f"gsm8k-{line}"), prompt=question, solution=_CALCULATOR.sub("", worked),
-                   answer=answer)  # fmt: skip
-    elif format == "math":
-        worked = _text(row, "solution")
-        answer = last_boxed(worked)
-        if answer is None:
-            raise UserError("the solution has no final answer in \\boxed{}")
-        meta = {key: row[key] for key in ("level", "type") if key in row}
-        row = dict(id=row.get("id", f"math-{line}"), prompt=_text(row, "problem"), solution=worked, answer=answer,
-                   meta=meta)  # fmt: skip
+    return _parsed(row, line, format, fields)[0]
+
+
+def _parsed(row: Any, line: int, format: Format, fields: Mapping[str, str] | None) -> tuple[Problem, bool]:
+    """A problem, and whether its answer must occur in its solution: not where the set has a field for it."""
+    kind, plain = normalised(row, format, fields)
+    named = plain.get("id") is not None
+    name = str(plain["id"]) if named else hash_id(kind, str(plain.get("prompt")))
     try:
-        return Problem.model_validate({**row, "id": str(row["id"])} if "id" in row else row)
+        problem = Problem.model_validate({**plain, "id": name})
     except ValidationError as error:
         raise UserError("; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())) from error
+    problem._former = "" if named else f"{kind}-{line}"
+    return problem, kind != "set"
 
 
-def last_boxed(text: str) -> str | None:
-    r"""What the last ``\boxed{...}`` holds, with nested braces; None where there is none or it never closes.
+def hash_id(kind: str, prompt: str) -> str:
+    """The id of a problem that has none: the same in every file and shard.
 
-    >>> last_boxed(r"so \boxed{1}, no: \boxed{\frac{1}{2}}")
-    '\\frac{1}{2}'
+    >>> hash_id("gsm8k", "2 + 2?")
+    'gsm8k-70b499c547e0'
     """
-    start = max(text.rfind("\\boxed{"), text.rfind("\\fbox{"))
-    if start < 0:
-        return None
-    opening = text.index("{", start)
-    depth = 0
-    for at in range(opening, len(text)):
-        depth += {"{": 1, "}": -1}.get(text[at], 0)
-        if depth == 0:
-            return text[opening + 1 : at].strip()
-    return None
+    return f"{kind}-{hashlib.sha256(prompt.encode('utf-8', 'surrogatepass')).hexdigest()[:12]}"
 
 
 def find_answer(text: str, answer: str) -> Iterator[int]:
@@ -196,29 +205,26 @@ def _check(problem: Problem, needs_solution: bool, needs_answer: bool) -> None:
         raise UserError(f"the answer {problem.answer!r} does not occur in the solution")
 
 
-def _text(row: dict[str, Any], field: str) -> str:
-    if not isinstance(row.get(field), str):
-        raise UserError(f"field {field!r} is missing or is not a text; fields: {', '.join(map(str, row))}")
-    return row[field]
-
-
 def _rows(source: str | Path, split: str) -> Iterator[tuple[int, Any]]:
     name = str(source)
-    if name.startswith("hf:"):
-        yield from enumerate(require("datasets", "rl").load_dataset(name[3:], split=split), 1)
-        return
     path = Path(source)
-    if path.is_dir():
-        yield from enumerate(_directory(path, split), 1)
-    elif not path.exists():
-        raise UserError(f"{path}: no such file or directory (a data set of the hub is written hf:NAME)")
-    elif path.suffix == ".parquet":
-        rows = require("pyarrow.parquet", "rl").read_table(path).to_pylist()
-        yield from enumerate(rows, 1)
-    elif path.name.endswith((".jsonl", ".jsonl.gz")):
-        yield from _json_lines(path)
-    else:
-        raise UserError(f"{path}: a problem file ends in .jsonl, .jsonl.gz or .parquet")
+    try:
+        if name.startswith("hf:"):
+            yield from enumerate(require("datasets", "rl").load_dataset(name[3:], split=split), 1)
+        elif path.is_dir():
+            yield from enumerate(_directory(path, split), 1)
+        elif not path.exists():
+            raise UserError(f"{path}: no such file or directory (a data set of the hub is written hf:NAME)")
+        elif path.suffix == ".parquet":
+            yield from enumerate(require("pyarrow.parquet", "rl").read_table(path).to_pylist(), 1)
+        elif path.name.endswith((".jsonl", ".jsonl.gz")):
+            yield from _json_lines(path)
+        else:
+            raise UserError(f"{path}: a problem file ends in .jsonl, .jsonl.gz or .parquet")
+    except UserError:
+        raise
+    except (OSError, EOFError, ValueError, zlib.error) as error:  # pyarrow's and datasets' errors are kinds of these
+        raise UserError(f"{source} cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _directory(path: Path, split: str) -> Iterable[Any]:
@@ -235,31 +241,61 @@ def _directory(path: Path, split: str) -> Iterable[Any]:
 
 def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
     raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    # Only \n ends a line: splitlines would also break at characters that occur in texts.
+    # Only \\n ends a line: splitlines would also break at characters that occur in texts.
     for line, content in enumerate(raw.split(b"\n"), 1):
         if not content.strip():
             continue
         shown = content.decode("utf-8", errors="backslashreplace")
         try:
-            yield line, json.loads(content.decode("utf-8"))
+            row = json.loads(content.decode("utf-8"))
         except UnicodeDecodeError as error:
-            yield line, Reject(line, f"not UTF-8 at byte {error.start}", shown)
+            row = Reject(line, f"not UTF-8 at byte {error.start}", shown)
         except json.JSONDecodeError as error:
-            yield line, Reject(line, f"not JSON: {error.msg} at column {error.colno}", shown)
+            row = Reject(line, f"not JSON: {error.msg} at column {error.colno}", shown)
+        except (ValueError, RecursionError) as error:  # a number of thousands of digits, nesting without end
+            row = Reject(line, f"not JSON that can be read: {error}", shown)
+        yield line, row
 
 
-def _report(source: str | Path, bad: Sequence[Reject], good: int, skip: bool, rejects: Path | None) -> None:
+def _report(
+    source: str | Path, bad: Sequence[Reject], good: int, skip: bool, rejects: Path | None, write: bool
+) -> None:
     if not skip:
-        listed = "\n".join(f"  line {one.line}: {one.reason}" for one in bad[:_SHOWN])
-        more = f"\n  and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
+        reasons: dict[str, list[int]] = {}
+        for one in bad:
+            reasons.setdefault(one.reason, []).append(one.line)
+        listed = "\n".join(f"  {_lines(at)}: {reason}" for reason, at in list(reasons.items())[:_SHOWN])
+        more = f"\n  and {len(reasons) - _SHOWN} more reasons" if len(reasons) > _SHOWN else ""
         raise UserError(
             f"{source}: {len(bad)} of {len(bad) + good} rows are not valid problems; correct them or pass "
             f"--skip-invalid, which writes them to a rejects file\n{listed}{more}"
         )
     if rejects is None:
         rejects = Path("rejects.jsonl") if str(source).startswith("hf:") else Path(f"{source}.rejects.jsonl")
-    lines = [json.dumps({"line": r.line, "reason": r.reason, "text": r.text}, ensure_ascii=False) for r in bad]
-    write_text(rejects, "\n".join(lines) + "\n")
+    if write:
+        lines = [json.dumps({"line": r.line, "reason": r.reason, "text": r.text}, ensure_ascii=False) for r in bad]
+        write_text(rejects, utf8("\n".join(lines) + "\n"))
     _LOG.warning(
-        "%s: %d of %d rows left out; %s has them with their reasons", source, len(bad), len(bad) + good, rejects
-    )
+        "%s: %d of %d rows left out; %s", source, len(bad), len(bad) + good,
+        f"{rejects} has them with their reasons" if write else "a dry run writes no file of them",
+    )  # fmt: skip
+
+
+def _lines(at: Sequence[int]) -> str:
+    """Numbers of lines as a message lists them.
+
+    >>> _lines([3]), _lines([1, 2, 3, 4, 5, 6, 7])
+    ('line 3', 'lines 1, 2, 3, 4, 5 and 2 more')
+    """
+    if len(at) == 1:
+        return f"line {at[0]}"
+    return f"lines {', '.join(map(str, at[:5]))}" + (f" and {len(at) - 5} more" if len(at) > 5 else "")
+
+
+def utf8(text: str) -> str:
+    r"""JSON text that can be written as UTF-8: half a surrogate pair is written as JSON's escape.
+
+    >>> utf8('"' + chr(0xD835) + '"') == '"' + chr(92) + 'ud835"'
+    True
+    """
+    return text.encode("utf-8", "backslashreplace").decode()

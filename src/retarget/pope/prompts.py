@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from retarget.errors import UserError
+from retarget.identity import fingerprint
 
 TEMPLATES = Path(__file__).parent / "templates"
 VARIANTS = ("guided", "guided_no_restate")
@@ -66,6 +67,11 @@ class Prompts:
             return path.read_text(encoding="utf-8").removesuffix("\n")
 
         return cls(unguided=read("unguided"), guided=read(variant), system=read("system"), chat=chat)
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies the wording of both prompts."""
+        return fingerprint([self.unguided, self.guided, self.system, self.chat])
 
     def without_prefix(self, problem: str) -> Prompt:
         """The unguided prompt.

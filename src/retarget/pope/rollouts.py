@@ -2,12 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from pydantic import Field
 
+from retarget.errors import UserError
 from retarget.pope.answers import THINKING_BEGINS, after_thinking
 from retarget.pope.prompts import Prompt
 from retarget.settings import Strict
@@ -121,5 +123,35 @@ class Engine(Protocol):
     name: str
 
     def sample(self, prompts: Sequence[Prompt], n: int, params: Sampling) -> list[list[Rollout]]:
-        """n rollouts of each prompt."""
+        """n rollouts of each prompt.
+
+        Raises:
+            Refused: the engine refuses a prompt.
+        """
+        ...
+
+
+class Refused(UserError):
+    """The engine refuses one prompt (too long, filtered): its problem fails, and the others go on."""
+
+
+Ask = Callable[[Prompt, int, Sampling], Awaitable[list[Rollout]]]
+"""n rollouts of one prompt."""
+
+
+@runtime_checkable
+class StreamingEngine(Protocol):
+    """An engine that answers prompts one by one, several at a time.
+
+    ``session()`` opens it and gives :data:`Ask`; ``window(n)`` says how many prompts of n rollouts keep it busy.
+    """
+
+    name: str
+
+    def session(self) -> AbstractAsyncContextManager[Ask]:
+        """Open the engine for many questions."""
+        ...
+
+    def window(self, n: int) -> int:
+        """Questions to have in flight."""
         ...

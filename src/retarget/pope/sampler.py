@@ -1,16 +1,25 @@
 """One model and everything that decides what its rollouts are and which are right: what mining and search are given."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 from retarget.errors import UserError
+from retarget.identity import fingerprint
 from retarget.pope.graders import RULES, Grade
 from retarget.pope.grading import Grader
 from retarget.pope.identity import engine_header
+from retarget.pope.journal import Journal
 from retarget.pope.problems import Problem
 from retarget.pope.prompts import Prompt, Prompts
 from retarget.pope.rollouts import Engine, Rollout, Sampling
+
+
+def _unknown_before(had: Any, now: Any) -> bool:
+    """What an earlier version did not ask an engine says nothing against it."""
+    return had is None
 
 
 class Asking(TypedDict, total=False):
@@ -65,22 +74,50 @@ class Sampler:
         """How to sample."""
         return self.params or Sampling()
 
-    def header(self, verb: str, **settings: Any) -> dict[str, Any]:
-        """What identifies a work in the header of its journal."""
+    def header(self, verb: str) -> dict[str, Any]:
+        """What identifies a work in the header of its journal: all that decides a unit beside its problem.
+
+        How much is asked for (problems, k, cuts) is no part of it, so that a work may be extended.
+        """
         return {
-            "verb": verb, **engine_header(self.engine), **settings, "chunk": self.chunk, "grader": self.grader.spec,
+            "verb": verb, **engine_header(self.engine), "grader": self.grader.spec,
             **({"grader_rules": RULES[self.grader.spec]} if self.grader.spec in RULES else {}),
             "sampling": self.sampling.model_dump(mode="json"),
         }  # fmt: skip
 
+    def journal(
+        self,
+        verb: str,
+        path: Path | None,
+        problems: Sequence[Problem],
+        prompt: Callable[[Problem], Prompt] | None = None,
+    ) -> Journal:
+        """The journal of a work with these problems.
+
+        Args:
+            verb: what is done.
+            path: its file; None keeps it in memory.
+            problems: all of them.
+            prompt: what identified a problem's prompt in journals without checksums; default the unguided prompt.
+        """
+
+        def former() -> dict[str, str]:
+            """Journals without checksums identified all problems together."""
+            ask = prompt or self.unguided
+            asked = [[one.former or one.id, one.answer, ask(one), one.meta] for one in problems]
+            return {"problems": fingerprint(asked)}
+
+        since = getattr(self.engine, "identity_since", ())
+        return Journal(path, self.header(verb), extends=dict.fromkeys(since, _unknown_before), former=former)
+
     def check(self, k: int, name: str = "k") -> None:
-        """Refuse a number of rollouts that the chunk does not divide.
+        """Refuse numbers of rollouts below 1.
 
         Raises:
-            UserError: it does not.
+            UserError: one is.
         """
-        if k < 1 or self.chunk < 1 or k % self.chunk:
-            raise UserError(f"{name} must be a multiple of the chunk: {k} rollouts in chunks of {self.chunk}")
+        if k < 1 or self.chunk < 1 or self.batch < 1:
+            raise UserError(f"{name}, chunk and batch are at least 1, not {k}, {self.chunk} and {self.batch}")
 
     def unguided(self, problem: Problem) -> Prompt:
         """The prompt of a problem alone."""
@@ -95,9 +132,18 @@ class Sampler:
 
         A grader of continuations finds the ``prefix`` in its meta, and ``truncated`` where the budget ended a rollout.
         """
-        meta = {**problem.meta, "id": problem.id, **({"prefix": prefix} if prefix else {})}
-        metas = [{**meta, "truncated": True} if one.truncated else meta for one in rollouts]
-        return self.grader.grade([one.text for one in rollouts], [problem.answer] * len(rollouts), metas)
+        return self.grade_all([(problem, prefix, rollouts)])[0]
+
+    def grade_all(self, asked: Sequence[tuple[Problem, str | None, Sequence[Rollout]]]) -> list[list[Grade]]:
+        """The verdicts on rollouts of several problems, each with its prefix or without; see :meth:`grade`."""
+        texts, answers, metas = [], [], []
+        for problem, prefix, rollouts in asked:
+            meta = {**problem.meta, "id": problem.id, **({"prefix": prefix} if prefix else {})}
+            texts += [one.text for one in rollouts]
+            answers += [problem.answer] * len(rollouts)
+            metas += [{**meta, "truncated": True} if one.truncated else meta for one in rollouts]
+        grades = iter(self.grader.grade(texts, answers, metas))
+        return [list(islice(grades, len(rollouts))) for _, _, rollouts in asked]
 
     def graded(self, problem: Problem, prefix: str | None, n: int) -> list[tuple[Rollout, Grade]]:
         """n fresh rollouts of a problem, with a prefix or without, and their verdicts."""

@@ -1,21 +1,26 @@
 """The shortest prefix of an oracle solution with which the model succeeds at least once."""
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Unpack
 
+from pydantic import Field
+
 from retarget.errors import UserError
 from retarget.identity import fingerprint
-from retarget.pope.journal import Journal
 from retarget.pope.prefixes import Cut, Unit, bare_occurrences, cut_points, leak
 from retarget.pope.problems import Problem
 from retarget.pope.rollouts import Engine
-from retarget.pope.rounds import Item, Progress, run_rounds
-from retarget.pope.rounds import Unit as Work
 from retarget.pope.sampler import Asking, Sampler
+from retarget.pope.schedule import Work
+from retarget.pope.work import Item, Progress
+from retarget.pope.work import Unit as UnitOfWork
+from retarget.settings import Strict
 
 Fallback = Literal["longest", "none"]
+Status = Literal["found", "fallback", "none", "no cut", "failed"]
 
 
 @dataclass(frozen=True)
@@ -25,18 +30,21 @@ class Found:
     Attributes:
         prefix: the beginning of the solution to put into the prompt, None for none.
         status: ``found`` (some rollout succeeded at this cut), ``fallback`` (none did at any: the longest), ``none``
-            (none did, and no fallback was wanted), ``no cut`` (no boundary before the cap, or all of them leak).
+            (none did, and no fallback was wanted), ``no cut`` (no boundary before the cap, or all of them leak),
+            ``failed`` (the engine refused a prompt, for the ``reason``).
         cut: where it was cut.
         leaks: cuts that were refused because they state the answer.
         bare: occurrences of the answer's token in the prefix; ``in_question``: it stands in the question already.
         rollouts, tokens: cost of the search for this problem.
         tried: for each cut its end, rollouts and successes. Because sampling stops at a success, these are no
             estimate of a success rate.
+        solution, template: fingerprints of the solution that was cut and of the wording of the prompts: what the prefix
+            belongs to. None in files of earlier versions.
     """
 
     problem: str
     prefix: str | None
-    status: Literal["found", "fallback", "none", "no cut"]
+    status: Status
     cut: Cut | None
     leaks: int
     bare: int
@@ -44,6 +52,9 @@ class Found:
     rollouts: int
     tokens: int
     tried: list[tuple[int, int, int]]
+    reason: str = ""
+    solution: str | None = None
+    template: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """A record for a results file."""
@@ -53,16 +64,72 @@ class Found:
         return {
             "id": self.problem, "status": self.status, "prefix": self.prefix, "cut": cut, "leaks": self.leaks,
             "bare": self.bare, "in_question": self.in_question, "rollouts": self.rollouts, "tokens": self.tokens,
-            "tried": [list(one) for one in self.tried],
+            "tried": [list(one) for one in self.tried], **({"reason": self.reason} if self.reason else {}),
+            "solution": self.solution, "template": self.template,
         }  # fmt: skip
 
 
-class Prefixes(Mapping[str, str]):
-    """Prefix of each problem by id (those that have one), with how it was found in ``found``."""
+class _CutLine(Strict):
+    end: int
+    fraction: float
+    unit: Unit
 
-    def __init__(self, found: list[Found]) -> None:
-        self.found = found
+
+class _Line(Strict):
+    """A line of prefixes.jsonl."""
+
+    id: str
+    status: Status
+    prefix: str | None
+    cut: _CutLine | None = None
+    leaks: int = 0
+    bare: int = 0
+    in_question: bool = False
+    rollouts: int = 0
+    tokens: int = 0
+    tried: list[tuple[int, int, int]] = Field(default=[])
+    reason: str = ""
+    solution: str | None = None
+    template: str | None = None
+
+
+class Prefixes(Mapping[str, str]):
+    """Prefix of each problem by id (those that have one), with how it was found in ``found``.
+
+    ``sampled`` counts the units of work that the call sampled; all others were in its journal.
+    """
+
+    def __init__(self, found: list[Found], sampled: int = 0) -> None:
+        self.found, self.sampled = found, sampled
         self._prefixes = {one.problem: one.prefix for one in found if one.prefix}
+
+    @classmethod
+    def read(cls, path: Path, found_only: bool = False) -> "Prefixes":
+        """What ``retarget pope search`` wrote.
+
+        Args:
+            path: prefixes.jsonl.
+            found_only: leave out prefixes that helped in no rollout of the search.
+
+        Raises:
+            UserError: no such file, or not such a file; the message names the line.
+        """
+        found = []
+        for number, line in enumerate(_text(path).split("\n"), 1):
+            if not line:
+                continue
+            try:
+                value = json.loads(line)
+                one = _Line.model_validate(value)
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"{path}: line {number} is not what `retarget pope search` writes: {error}") from error
+            cut = Cut(one.cut.end, one.cut.fraction, one.cut.unit) if one.cut else None
+            kept = one.prefix if one.status == "found" or not found_only else None
+            found.append(
+                Found(one.id, kept, one.status, cut, one.leaks, one.bare, one.in_question, one.rollouts, one.tokens,
+                      one.tried, one.reason, one.solution, one.template)
+            )  # fmt: skip
+        return cls(found)
 
     def __getitem__(self, problem: str) -> str:
         return self._prefixes[problem]
@@ -82,6 +149,15 @@ class Prefixes(Mapping[str, str]):
     def tokens(self) -> int:
         """Generated tokens that the search cost."""
         return sum(one.tokens for one in self.found)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file; `retarget pope search` writes it") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
 
 
 def search_prefixes(
@@ -114,7 +190,7 @@ def search_prefixes(
         journal, progress, asking: as in :func:`~retarget.pope.mining.mine`.
 
     Raises:
-        UserError: k is not a multiple of the chunk, a problem has no solution, or the journal belongs to other work.
+        UserError: k is below 1, a problem has no solution, or the journal belongs to other work.
     """
     problems = list(hard)
     sampler = Sampler.of(engine, "search", **asking)
@@ -124,44 +200,52 @@ def search_prefixes(
         raise UserError(f"{len(missing)} problems have no solution to cut, the first is {missing[0]!r}")
     places = {one.id: cut_points(one.solution, cuts, cap, unit) for one in problems}
     clean = {one.id: [cut for cut in places[one.id] if leak(one, cut.end) is None] for one in problems}
-    header = sampler.header(
-        "search", cuts=cuts, k=k, cap=cap, unit=unit,
-        problems=fingerprint([[p.id, p.answer, sampler.guided(p, p.solution), p.meta] for p in problems]),
-    )  # fmt: skip
+    items = [Item(problem) for problem in problems]
 
-    def next_unit(item: Item) -> Work | None:
-        at = len(item.records)
-        cut, turn = divmod(at, k // sampler.chunk)
-        if cut >= len(clean[item.problem.id]) or (item.records and item.records[-1]["correct"]):
+    def next_unit(item: Item) -> UnitOfWork | None:
+        if item.refused or (item.records and item.records[-1].correct):
             return None
-        end = clean[item.problem.id][cut].end
+        at, drawn, turn = 0, 0, 0  # the cut, its rollouts and its units
+        for record in item.records:
+            drawn, turn = drawn + record.n, turn + 1
+            if drawn >= k:
+                at, drawn, turn = at + 1, 0, 0
+        if at >= len(clean[item.problem.id]):
+            return None
+        end = clean[item.problem.id][at].end
         prefix = item.problem.solution[:end]
         prompt = sampler.guided(item.problem, prefix)
-        return Work(prompt, sampler.chunk, turn, {"end": end, "chunk": turn}, prefix)
+        return UnitOfWork(prompt, min(sampler.chunk, k - drawn), k - drawn, turn, end, prefix)
 
-    items = [Item(problem) for problem in problems]
-    with Journal(journal, header) as book:
-        run_rounds(items, next_unit, sampler, book, progress)
-    return Prefixes([_found(item, places[item.problem.id], clean[item.problem.id], fallback) for item in items])
+    with sampler.journal("search", journal, problems, lambda one: sampler.guided(one, one.solution)) as book:
+        work = Work(items, next_unit, sampler, book, progress)
+        work.run()
+    template = sampler.prompts.fingerprint
+    found = [_found(item, places[item.problem.id], clean[item.problem.id], fallback, template) for item in items]
+    return Prefixes(found, work.sampled)
 
 
-def _found(item: Item, places: list[Cut], clean: list[Cut], fallback: Fallback) -> Found:
+def _found(item: Item, places: list[Cut], clean: list[Cut], fallback: Fallback, template: str) -> Found:
     problem, records = item.problem, item.records
     cut: Cut | None = None
-    status: Literal["found", "fallback", "none", "no cut"] = "no cut"
-    if clean:
-        success = bool(records) and records[-1]["correct"] > 0
+    status: Status = "no cut"
+    if item.refused:
+        status = "failed"
+    elif clean:
+        success = bool(records) and records[-1].correct > 0
         status = "found" if success else "fallback" if fallback == "longest" else "none"
-        cut = next(one for one in clean if one.end == records[-1]["end"]) if success else clean[-1]
+        cut = next(one for one in clean if one.end == records[-1].end) if success else clean[-1]
         cut = None if status == "none" else cut
     bare, in_question = bare_occurrences(problem, cut.end if cut else 0)
     tried: dict[int, tuple[int, int]] = {}
     for record in records:
-        n, correct = tried.get(record["end"], (0, 0))
-        tried[record["end"]] = (n + record["n"], correct + record["correct"])
+        assert record.end is not None
+        n, correct = tried.get(record.end, (0, 0))
+        tried[record.end] = (n + record.n, correct + record.correct)
     return Found(
         problem=problem.id, prefix=problem.solution[: cut.end] if cut else None, status=status, cut=cut,
         leaks=len(places) - len(clean), bare=bare, in_question=in_question,
-        rollouts=sum(one["n"] for one in records), tokens=sum(one["tokens"] for one in records),
-        tried=[(end, n, correct) for end, (n, correct) in tried.items()],
+        rollouts=item.rollouts, tokens=sum(one.tokens for one in records),
+        tried=[(end, n, correct) for end, (n, correct) in tried.items()], reason=item.refused or "",
+        solution=fingerprint(problem.solution), template=template,
     )  # fmt: skip

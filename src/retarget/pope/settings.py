@@ -37,7 +37,9 @@ class TrainingSettings(Optimisation):
     """Settings of GRPO on a mixture."""
 
     cycles: int = Field(ge=1, description="generation batches in all")
-    order: Literal["stratified", "pool"] = Field(default="stratified", description=f"the paper's is the pool: {_CODE}")
+    order: Literal["paired", "stratified", "pool"] = Field(
+        default="paired", description=f"see retarget.pope.mixture.order; the paper's is the pool: {_CODE}"
+    )
     weight_decay: float = Field(default=0.01, ge=0, description=_CODE)
     kl: float = Field(default=0.0, ge=0, description=f"weight of the KL term: 0: {_CODE}")
     expected_length: float = Field(

@@ -275,7 +275,8 @@ def ordered(rows: Sequence[dict[str, Any]], settings: TrainingSettings) -> Datas
         epochs = -(-settings.cycles // max(1, len(rows) // batch))
     else:
         epochs = -(-settings.cycles * batch // len(rows)) + 1
-    at = order([row["stratum"] for row in rows], batch, epochs, settings.seed, settings.order)
+    at = order([row["stratum"] for row in rows], batch, epochs, settings.seed, settings.order,
+               [row["problem"] for row in rows])  # fmt: skip
     return Dataset.from_list(list(rows)).select(at[: settings.cycles * batch])
 
 

@@ -60,6 +60,7 @@ def claim_groups(study: Study) -> tuple[ClaimGroup, ...]:
     groups = []
     for name, claims in groupby(study.summary.claims, key=lambda claim: claim.condition):
         heading = labels.get(name, "Stated, not part of this study") if len(labels) > 1 else ""
+        heading = heading if name else "Over several conditions"
         groups.append(ClaimGroup(heading, tuple(_row(claim, study) for claim in claims)))
     return tuple(groups)
 
@@ -80,7 +81,7 @@ def _row(claim: ClaimResult, study: Study) -> ClaimRow:
         estimate="" if claim.estimate is None else _amount(claim.estimate, decimals, metric.unit),
         interval=words.interval(*claim.interval, decimals) if claim.interval else "",
         level=f"{words.percent(claim.level)} interval" if claim.level and claim.interval else "",
-        n=str(claim.n) if claim.n else words.MISSING,
+        n=_counted(claim),
         missing=_missing(claim, study, arms),
         verdict=claim.verdict,
         verdict_words=words.VERDICT_WORDS[claim.verdict],
@@ -96,36 +97,66 @@ def _amount(value: float, decimals: int, unit: str) -> str:
     return words.amount(words.number(value, decimals, signed=True), unit)
 
 
+def _counted(claim: ClaimResult) -> str:
+    """How many seeds, or items or sets by their name."""
+    if not claim.n:
+        return words.MISSING
+    if claim.about == "models":
+        return words.plural(claim.n, "item")
+    return words.plural(claim.n, "set") if claim.across == "new" else str(claim.n)
+
+
 def _threshold(claim: ClaimResult, metric: Metric) -> str:
+    parts = ["secondary claim"] if claim.family == "secondary" else []
+    if claim.across:
+        parts.append(words.ACROSS[claim.across])
     if claim.margin is not None:
-        return f"may be worse by up to {words.amount(f'{claim.margin:g}', metric.unit)}"
-    return f"smallest effect that matters: {words.amount(f'{claim.smallest_effect:g}', metric.unit)}"
+        parts.append(f"may be worse by up to {words.amount(f'{claim.margin:g}', metric.unit)}")
+    else:
+        parts.append(f"smallest effect that matters: {words.amount(f'{claim.smallest_effect:g}', metric.unit)}")
+    return "; ".join(parts)
 
 
 def _missing(claim: ClaimResult, study: Study, arms: Mapping[str, str]) -> str:
+    if claim.reason:
+        return f"{claim.reason}."
     absent = [arm for arm in claim.arms if arm not in arms]
     if absent:
         return f"Not run here: {', '.join(absent)}."
+    if claim.across:
+        return "One of its conditions has no seed with a value of both."
     if claim.condition not in study.summary.conditions:
         return "This study does not have its condition."
     return "No seed has a value of both."
 
 
 def _remark(claim: ClaimResult) -> str:
+    parts = []
+    if claim.about == "models" and claim.verdict != "not measured":
+        parts.append(f"for {words.models(len(claim.arms))} on this data")
     if claim.verdict == "holds" and claim.below_smallest_effect:
-        return "but by less than the smallest effect that matters"
-    if claim.verdict != "not enough evidence":
-        return ""
+        parts.append("but by less than the smallest effect that matters")
+    if claim.look and claim.verdict in ("holds", "does not hold"):
+        parts.append(f"since the planned look at {words.plural(claim.look, 'seed')}")
+    if claim.verdict == "not enough evidence":
+        parts.append(_lacking(claim))
+    return "; ".join(parts)
+
+
+def _lacking(claim: ClaimResult) -> str:
     if claim.reason:
         return claim.reason
     if claim.seeds_needed is None:
         return "more than 10,000 seeds would be needed"
-    return f"{words.plural(claim.seeds_needed, 'seed')} would decide, if mean and spread stay"
+    return f"{words.plural(claim.seeds_needed, 'seed')} would decide with 80 % power, if mean and spread stay"
 
 
 def _beside(claim: ClaimResult, metrics: Mapping[str, Metric], metric: Metric, item_label: str) -> str:
     """Numbers that decide nothing, and say so."""
     parts = []
+    if claim.latest is not None:
+        decimals = words.difference_decimals([claim.latest], metric.decimals)
+        parts.append(f"over all seeds {_amount(claim.latest, decimals, metric.unit)}")
     if claim.item_interval:
         low, high = claim.item_interval
         decimals = words.difference_decimals([low, high], metric.decimals)

@@ -36,7 +36,7 @@ class RunState(NamedTuple):
 
 
 class Study(NamedTuple):
-    """Everything the page says about one study."""
+    """Everything the page says about one study; ``runs`` is empty where they were made elsewhere."""
 
     directory: Path
     plan: StudyPlan
@@ -84,8 +84,9 @@ def read_study(directory: Path) -> Study:
     summary = _validated(Summary, printable(read_json(path)), path)
     path = directory / "analysis.json"
     analysis = _validated(Analysis, printable(read_json(path)), path) if path.is_file() else Analysis()
-    environment = {key: value for key, value in record.items() if key not in ("plan", "command")}
-    runs = [_run(directory, plan, *key) for key in _keys(plan)]
+    environment = {key: value for key, value in record.items() if key not in ("plan", "command", "runs")}
+    elsewhere = record.get("runs") == "elsewhere"
+    runs = [] if elsewhere else [_run(directory, plan, *key) for key in _keys(plan)]
     return Study(directory, plan, summary, analysis, str(record.get("command", "")), environment, runs)
 
 

@@ -57,7 +57,7 @@ def view(study: Study, key: str) -> StudyView:
         study=plan.study,
         preset=plan.preset,
         seeds=len(plan.seeds),
-        eyebrow=f"Study {plan.study}, preset {plan.preset}",
+        eyebrow=f"Study {plan.study}, preset {plan.preset}" if study.runs else "Verdicts",
         title=plan.title,
         question=plan.question,
         finding=words.finding(counts),
@@ -102,6 +102,11 @@ def _setup(study: Study) -> str:
     parts = [words.plural(len(plan.arms), "arm"), words.plural(len(plan.seeds), "seed")]
     if len(plan.conditions) > 1:
         parts.insert(1, words.plural(len(plan.conditions), "condition"))
+    if not study.runs:
+        return (
+            f"{' × '.join(parts)}. The runs were made elsewhere and are paired by seed or by item. Whether the claims "
+            "were fixed before the results were seen is for their author to say."
+        )
     open_runs = sum(run.state in ("running", "missing") for run in study.runs)
     unfinished = f" {open_runs} of {len(study.runs)} runs are not finished." if open_runs else ""
     return (
@@ -111,11 +116,39 @@ def _setup(study: Study) -> str:
 
 
 def _claims_caption(study: Study) -> str:
-    return (
-        "Differences are treated minus control, the mean over seeds. Intervals are t intervals of the paired "
-        f"difference; their levels come from Holm's procedure, which keeps {words.percent(study.plan.level)} over all "
-        "claims of this study together."
-    )
+    """What the verdicts rest on and how often they err; never that intervals cover together, which they do not."""
+    claims = study.summary.claims
+    error = words.percent((1 - study.plan.level) / 2)
+    decided = [claim for claim in claims if claim.interval and claim.interval[0] < claim.interval[1]]
+    if decided and all(claim.p_holds is None for claim in decided):
+        return (
+            "Differences are treated minus control, the mean over seeds. These verdicts are an earlier version's, by "
+            f'Holm\'s procedure over two-sided tests: any wrong "holds" has a probability of at most {error}, and that '
+            'of a wrong "does not hold" is not limited.'
+        )
+    parts = [
+        "Differences are treated minus control, the mean over seeds. Two questions are asked of each claim: is the "
+        "difference surely good (it holds), and is it surely short of the smallest effect that matters (it does not "
+        f"hold)? The probability that any claim is wrongly said to hold is at most {error}, and so is that of any "
+        'wrong "does not hold": one-sided tests, by Holm\'s procedure for each question. Each end of an interval '
+        "is the bound of its own question's test."
+    ]
+    if {"primary", "secondary"} <= {claim.family for claim in claims}:
+        parts.append("Primary and secondary claims are two families: each has these error rates by itself.")
+    if study.plan.looks:
+        looks = ", ".join(map(str, study.plan.looks))
+        parts.append(
+            f"Verdicts are given at the planned looks at {looks} seeds, which share the error; that of a look stands."
+        )
+    if any(claim.about == "models" for claim in claims):
+        parts.append(
+            "Claims about models are decided over items: they say what these models do on this data, not what the "
+            "method does with other seeds."
+        )
+    over_seeds = [claim for claim in claims if claim.about == "method" and claim.n]
+    if over_seeds and all(claim.n == 1 and claim.across != "new" for claim in over_seeds):
+        parts.append("Each arm was run once, which decides nothing about the method: more seeds give verdicts.")
+    return " ".join(parts)
 
 
 def _environment(record: dict[str, Any]) -> Pairs:

@@ -12,6 +12,12 @@ VERDICT_WORDS = {
 }
 VERDICT_SYMBOLS = {"holds": "✓", "does not hold": "✕", "not enough evidence": "?", "not measured": "–"}
 
+ACROSS = {
+    "every": "on every one of these data sets",
+    "average": "on average over these data sets",
+    "new": "on new data sets, of which these are a sample",
+}
+
 ARROWS = {"higher": "↑", "lower": "↓", "neither": ""}
 
 MINUS = "\N{MINUS SIGN}"
@@ -104,6 +110,14 @@ def finding(counts: dict[str, int]) -> str:
     if unmeasured:
         parts.append(f"{unmeasured} {'was' if unmeasured == 1 else 'were'} not measured")
     return ", ".join(parts) + "."
+
+
+def models(count: int) -> str:
+    """
+    >>> models(2), models(1)
+    ('these two models', 'this model')
+    """
+    return "these two models" if count == 2 else "this model"
 
 
 def plural(count: int, noun: str) -> str:

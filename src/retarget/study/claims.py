@@ -1,186 +1,252 @@
-"""Verdicts: what the paired differences over seeds say about each claim."""
+"""Verdicts: what was measured says of each claim that it holds, that it does not, or that it cannot tell."""
 
+from collections import Counter
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
-from retarget.study.config import Claim, Metric, StudyPlan
-from retarget.study.results import ClaimResult, Shown, Verdict
-from retarget.study.statistics import (
-    Holm,
-    PairedTest,
-    holm,
-    paired_differences,
-    paired_test,
-    seeds_needed,
-    t_interval,
-)
-
-Values = Mapping[str, Mapping[str, Mapping[str, list[float | None]]]]
-
-
-class _Measured(NamedTuple):
-    """A claim's differences: as measured, and oriented so that positive is good."""
-
-    differences: list[float]
-    good: list[float]
-    scale: float
-    test: PairedTest
-    exact: bool
+from retarget.study.config import Claim, StudyPlan
+from retarget.study.evidence import Evidence, Exact, Spread, Undecided, Weakest, over_items
+from retarget.study.items import Items
+from retarget.study.measured import Chain, Found, Measuring, Values, sign_of
+from retarget.study.power import Outlook, outlook, seeds_for
+from retarget.study.results import ClaimResult, Shown
+from retarget.study.statistics import holm, paired_differences, t_interval
 
 
 def judge(
-    plan: StudyPlan, metrics: Values, item_intervals: Mapping[str, tuple[float, float]] | None = None
+    plan: StudyPlan,
+    metrics: Values,
+    item_intervals: Mapping[str, tuple[float, float]] | None = None,
+    items: Mapping[str, Items] | None = None,
 ) -> list[ClaimResult]:
     """Judge every claim of a study.
 
-    Let d be the paired difference over seeds, treated - control, turned so that positive is good, and [lo, hi] its t
-    interval at the level that Holm's procedure over the measured claims gives it.
+    Let d be the paired difference, treated - control, turned so that positive is good. Two chains of one-sided tests
+    are made in each family of claims, each by Holm's procedure with an error of (1 - level) / 2 in all:
 
-    - *holds*: lo > 0; for a non-inferiority claim lo > -margin.
-    - *does not hold*: hi < smallest effect; for a non-inferiority claim hi < -margin. A difference that is surely
-      positive and surely below the smallest effect holds, and carries ``below_smallest_effect``.
-    - *not enough evidence*: else, and always with fewer than two seeds, or when all differences are equal: their
-      spread is then 0 by coarse metrics or by identical arms, and a t interval of no width would claim certainty.
-      Only a metric declared ``deterministic`` is judged by its difference as it is.
-    - *not measured*: no seed has both arms.
+    - *holds* tests that d ≤ 0; for a non-inferiority claim that d ≤ -margin.
+    - *does not hold* tests that d ≥ the smallest effect; for a non-inferiority claim that d ≥ -margin.
 
-    A share measured against a constant can be the same on every seed because it is perfect (100 % of the images). If
-    such a claim has an item interval, that interval takes the place of [lo, hi]: the items are then all the spread
-    there is. One seed still decides nothing.
+    So the probability that any claim of a family is wrongly said to hold is at most (1 - level) / 2, and so is that of
+    any being wrongly said not to. Each end of an interval is the bound of its own chain's test.
+
+    - *not enough evidence*: neither test rejects; always with fewer than two seeds, or when all differences are equal:
+      their spread is then 0 by coarse metrics or by identical arms, and a t interval of no width would claim
+      certainty. Only a metric declared ``deterministic`` is judged by its difference as it is, and in no family.
+    - *not measured*: no seed has both arms, or the control misses the claim's floor. The latter stays in its family.
+    - A difference that both tests reject, surely positive and surely below the smallest effect, holds, and carries
+      ``below_smallest_effect``.
+
+    With planned looks the verdict is given at these numbers of seeds (the first ones of the plan) alone: look k spends
+    its share w_k of the error, so that a claim's p-value is the smallest p_k / w_k so far, before Holm's procedure. By
+    the union bound the error rates hold whenever one stops. The verdict of a look stands, and names it.
+
+    A share measured against a constant can be the same on every seed because it is perfect (100 % of the images). Such
+    a claim is tested over its items, in its family like any other. One seed still decides nothing.
 
     Args:
         metrics: ``{condition: {arm: {metric: values}}}``; values align with the plan's seeds, None where missing.
-        item_intervals: by claim, over items; shown, and decides only in the case above.
+        item_intervals: by claim, over items and at the study's level; shown beside, and tested in the case above.
+        items: by claim, what was counted or resampled over items: decides the claims about models, and takes the
+            place of an interval in the case above.
 
     Returns:
         One result for each claim, in order.
     """
-    by_name = {metric.name: metric for metric in plan.metrics}
-    found = [_measure(claim, metrics, by_name.get(claim.metric)) for claim in plan.claims]
-    tested = [index for index, one in enumerate(found) if one and not one.exact]
-    family = holm([_p_value(found[index]) for index in tested], plan.level)
-    places = {index: place for place, index in enumerate(tested)}
-    judged = []
-    for index, (claim, measured) in enumerate(zip(plan.claims, found, strict=True)):
-        shown = None
-        if claim.shown:
-            shown = _shown(claim, metrics, by_name.get(claim.shown), plan.level)
-        items = (item_intervals or {}).get(claim.id)
-        entry = _described(claim, by_name.get(claim.metric)) | _verdict(
-            claim, measured, places.get(index), family, plan, items
-        )
-        # An interval that decided stands as the claim's own, not among what decides nothing.
-        beside = items if items and entry["interval"] != list(items) else None
-        judged.append(ClaimResult(**entry, shown=shown, item_interval=beside))
-    return judged
+    study = Measuring(plan, metrics, dict(item_intervals or {}), dict(items or {}))
+    found = [study.measure(claim) for claim in plan.claims]
+    for family in ("primary", "secondary"):
+        _test([one for one in found if one.claim.family == family and one.tested], plan)
+    writer = _Writer(study)
+    return [writer.result(one) for one in found]
 
 
-def _measure(claim: Claim, metrics: Values, metric: Metric | None) -> _Measured | None:
-    arms = metrics.get(claim.condition, {})
-    values = [arms.get(arm, {}).get(claim.metric) for arm in claim.arms]
-    if any(one is None for one in values):
-        return None
-    treated = values[0] or []
-    control = [claim.against] * len(treated) if claim.against is not None else values[1] or []
-    differences = paired_differences(treated, control)
-    if not differences:
-        return None
-    sign = 1 if claim.direction == "higher" else -1
-    good = [sign * one for one in differences]
-    pairs = [(t, c) for t, c in zip(treated, control, strict=True) if t is not None and c is not None]
-    scale = max(abs(value) for pair in pairs for value in pair)
-    test = paired_test(good, scale, null=-(claim.margin or 0.0))
-    exact = bool(metric and metric.deterministic) and test.sd in (None, 0.0)
-    return _Measured(differences, good, scale, test, exact)
+def outlooks(plan: StudyPlan, values: Values, pilot: int, n: int) -> list[Outlook]:
+    """What ``n`` seeds can decide, from the spread that a pilot shows; of the claims over seeds that have one.
+
+    The truth that is reckoned with is no effect or the smallest one: a verdict is then equally likely either way. For
+    a non-inferiority claim it is no difference.
+
+    Args:
+        values: of the pilot, as for :func:`judge`.
+        pilot: number of the pilot's seeds.
+    """
+    before = plan.model_copy(update={"seeds": tuple(range(pilot)), "looks": (), "look_weights": ()})
+    found = [one for one in map(Measuring(before, values, {}, {}).measure, plan.claims) if one.tested]
+    sizes = Counter(one.claim.family for one in found)
+    error = (1 - plan.level) / 2
+    return [
+        outlook(one.claim.id, spread.sd, spread.n, one.claim.margin or one.claim.smallest_effect, n, error,
+                sizes[one.claim.family])
+        for one in found
+        for spread in one.stages
+        if isinstance(spread, Spread) and one.claim.about == "method" and one.claim.across != "new"
+    ]  # fmt: skip
 
 
-def _p_value(measured: _Measured | None) -> float:
-    """A claim that cannot be tested yet stays in the family and can never be rejected."""
-    return 1.0 if measured is None or measured.test.p_value is None else measured.test.p_value
+def _test(family: list[Found], plan: StudyPlan) -> None:
+    """Both chains of one family, at every look that was reached."""
+    if not family:
+        return
+    error = (1 - plan.level) / 2
+    weights = [weight for _, weight in plan.planned_looks] or [1.0]
+    stages = len(family[0].stages)
+    for name in ("holds", "fails"):
+        smallest, whose = [1.0] * len(family), [0] * len(family)
+        rows: list[list[Chain]] = [[] for _ in family]
+        for stage in range(stages):
+            for place, one in enumerate(family):
+                evidence = one.stages[stage]
+                if evidence is None or one.missing:
+                    continue
+                above, below = one.bounds
+                p_value = (evidence.p_above(above) if name == "holds" else evidence.p_below(below)) / weights[stage]
+                if p_value < smallest[place]:
+                    smallest[place], whose[place] = p_value, stage
+            tests = holm(smallest, error)
+            for place, chains in enumerate(rows):
+                first = chains[-1].rejected_at if chains else None
+                if first is None and tests.rejected[place]:
+                    first = stage
+                chains.append(Chain(tests.alphas[place], smallest[place], whose[place], tests.adjusted[place], first))
+        for one, chains in zip(family, rows, strict=True):
+            setattr(one, name, chains)
 
 
-def _described(claim: Claim, metric: Metric | None) -> dict[str, Any]:
-    return {
-        "id": claim.id,
-        "sentence": claim.sentence,
-        "condition": claim.condition,
-        "arms": list(claim.arms),
-        "metric": claim.metric,
-        "direction": claim.direction,
-        "margin": claim.margin,
-        "smallest_effect": claim.smallest_effect,
-        "against": claim.against,
-        "unit": metric.unit if metric else "",
-    }
+class _Writer:
+    """Turns what was measured and tested into entries of summary.json."""
 
+    def __init__(self, study: Measuring) -> None:
+        self.study, self.plan = study, study.plan
+        self.by_name, self.intervals, self.items = study.by_name, study.intervals, study.items
 
-def _verdict(
-    claim: Claim,
-    measured: _Measured | None,
-    place: int | None,
-    family: Holm,
-    plan: StudyPlan,
-    items: tuple[float, float] | None,
-) -> dict[str, Any]:
-    level = plan.level if place is None else family.levels[place]
-    entry: dict[str, Any] = dict(
-        estimate=None, interval=None, level=level, n=0, verdict="not measured", p_value=None, p_adjusted=None,
-        seeds_needed=None, below_smallest_effect=False, reason="",
-    )  # fmt: skip
-    if measured is None:
-        return entry
-    test = measured.test
-    sign = 1 if claim.direction == "higher" else -1
-    entry |= dict(estimate=sign * test.estimate, n=test.n, p_value=test.p_value)
-    if place is not None:
-        entry["p_adjusted"] = family.adjusted[place] if test.p_value is not None else None
-    if test.sd is None and not measured.exact:
-        return entry | dict(verdict="not enough evidence", reason="one seed has no spread")
-    if test.sd in (None, 0.0):
-        low = high = test.estimate
-        entry["interval"] = [entry["estimate"]] * 2
-        if not measured.exact and items is not None and claim.against is not None:
-            entry["interval"] = list(items)
-            low, high = sorted(sign * one for one in items)
-            place = None
+    def result(self, found: Found) -> ClaimResult:
+        """The claim's entry in summary.json."""
+        claim = found.claim
+        entry = self._described(claim) | self._judged(found)
+        beside = self._beside(found)
+        if entry["interval"] and beside and list(beside) == list(entry["interval"]):
+            beside = None  # an interval that decided stands as the claim's own, not among what decides nothing
+        shown = self._shown(claim) if claim.shown else None
+        return ClaimResult(**entry, shown=shown, item_interval=beside)
+
+    def _described(self, claim: Claim) -> dict[str, Any]:
+        metric = self.by_name.get(claim.metric)
+        return dict(
+            id=claim.id, sentence=claim.sentence, condition="" if claim.across else claim.condition, arms=claim.arms,
+            metric=claim.metric, direction=claim.direction, margin=claim.margin, against=claim.against,
+            smallest_effect=claim.smallest_effect, unit=metric.unit if metric else "", family=claim.family,
+            about=claim.about, across=claim.across,
+        )  # fmt: skip
+
+    def _judged(self, found: Found) -> dict[str, Any]:
+        """Estimate, interval and verdict."""
+        claim = found.claim
+        entry: dict[str, Any] = dict(estimate=None, interval=None, level=self.plan.level, n=0, verdict="not measured")
+        if not found.measured or found.missing:
+            return entry | dict(reason=found.missing, n=found.n)
+        sign = sign_of(claim)
+        entry |= dict(verdict="not enough evidence", n=found.n)
+        entry["estimate"] = None if found.latest is None else sign * found.latest
+        if found.exact is not None:
+            return entry | _as_it_is(found.exact, found.bounds) | dict(interval=[entry["estimate"]] * 2)
+        then, shown, verdict = _deciding(found)
+        evidence = found.stages[shown] if shown is not None else None
+        if shown is None or evidence is None or not found.holds or not found.fails:
+            return entry | dict(reason=f"the first planned look is at {self.plan.looks[0]} seeds")
+        holds, fails = found.holds[then], found.fails[then]
+        entry |= dict(estimate=sign * evidence.estimate, n=evidence.n, verdict=verdict)
+        if self.plan.looks:
+            entry["look"] = self.study.looks[shown]
+            if found.latest is not None and self.study.looks[shown] < len(self.plan.seeds):
+                entry["latest"] = sign * found.latest
+        weight = self.plan.planned_looks[shown][1] if self.plan.looks else 1.0
+        ends = [evidence.lower(weight * holds.alpha), evidence.upper(weight * fails.alpha)]
+        entry["level"] = 1 - weight * (holds.alpha + fails.alpha)
+        if isinstance(evidence, Undecided):
+            return entry | dict(reason=evidence.reason, interval=[entry["estimate"]] * 2 if evidence.interval else None)
+        entry |= dict(
+            interval=sorted(sign * end for end in ends), p_holds=holds.p_value, p_fails=fails.p_value,
+            p_holds_adjusted=holds.adjusted, p_fails_adjusted=fails.adjusted,
+            below_smallest_effect=verdict == "holds" and claim.margin is None
+            and found.fails[-1].rejected_at is not None,
+        )  # fmt: skip
+        if found.decided_by_items and claim.about == "method":
             entry["reason"] = "the same on every seed: decided by the interval over items"
-        elif not measured.exact:
-            return entry | dict(verdict="not enough evidence", reason="the difference is the same on every seed")
-    else:
-        low, high = t_interval(measured.good, level)
-        entry["interval"] = sorted([sign * low, sign * high])
-    verdict = _decide(claim, low, high, rejected=place is None or family.rejected[place])
-    entry["verdict"] = verdict
-    if verdict == "holds" and claim.margin is None:
-        entry["below_smallest_effect"] = high < claim.smallest_effect
-    if verdict == "not enough evidence" and test.sd:
-        entry["seeds_needed"] = seeds_needed(_distance(claim, test.estimate), test.sd, test.n, level)
-    return entry
+        if verdict == "not enough evidence":
+            entry |= self._outlook(found, evidence, weight * holds.alpha, weight * fails.alpha, shown)
+        return entry
+
+    def _outlook(self, found: Found, evidence: Evidence, holds: float, fails: float, shown: int) -> dict[str, Any]:
+        """What would decide: the next look, more seeds, or something else than seeds."""
+        if found.claim.about == "models":
+            return dict(reason="these items cannot tell")
+        if found.claim.across == "new":
+            return dict(reason="these sets cannot tell what happens on new ones")
+        if self.plan.looks:
+            later = self.plan.looks[shown + 1 :]
+            next_look = f"the next planned look is at {later[0]} seeds" if later else "all planned looks are used"
+            return dict(reason=next_look)
+        if isinstance(evidence, Weakest):
+            return dict(reason="not sure on every set")
+        if not isinstance(evidence, Spread):
+            return {}
+        above, below = found.bounds
+        up, down = evidence.estimate - above, below - evidence.estimate
+        distance, alpha = (up, holds) if up >= down else (down, fails)
+        return dict(seeds_needed=seeds_for(distance, evidence.sd, alpha, more_than=evidence.n))
+
+    def _beside(self, found: Found) -> tuple[float, float] | None:
+        """An interval over items that is shown, at the study's plain level."""
+        claim = found.claim
+        if claim.id in self.intervals:
+            return self.intervals[claim.id]
+        if claim.id not in self.items or claim.about == "models" or found.decided_by_items:
+            return None
+        evidence, alpha, sign = (
+            over_items(self.items[claim.id], claim.direction, claim.against), (1 - self.plan.level) / 2, sign_of(claim)
+        )  # fmt: skip
+        low, high = sorted(sign * end for end in (evidence.lower(alpha), evidence.upper(alpha)))
+        return low, high
+
+    def _shown(self, claim: Claim) -> Shown:
+        """The second metric's difference, at the study's plain level; it decides nothing."""
+        name = claim.shown or ""
+        if claim.across:
+            return Shown(metric=name)
+        arms = self.study.metrics.get(claim.condition, {})
+        values = [arms.get(arm, {}).get(name) for arm in claim.arms]
+        if any(one is None for one in values):
+            return Shown(metric=name)
+        treated = values[0] or []
+        control = [claim.against] * len(treated) if claim.against is not None else values[1] or []
+        differences = paired_differences(treated, control)
+        if not differences:
+            return Shown(metric=name)
+        interval = t_interval(differences, self.plan.level) if len(differences) > 1 else None
+        return Shown(metric=name, estimate=sum(differences) / len(differences), interval=interval)
 
 
-def _decide(claim: Claim, low: float, high: float, rejected: bool) -> Verdict:
-    """The verdict of an oriented interval; Holm's own decision settles a bound that touches the null in rounding."""
-    null = -(claim.margin or 0.0)
-    if low > null and rejected:
-        return "holds"
-    if high < (null if claim.margin is not None else claim.smallest_effect):
-        return "does not hold"
-    return "not enough evidence"
+def _as_it_is(exact: Exact, bounds: tuple[float, float]) -> dict[str, Any]:
+    above, below = bounds
+    if exact.estimate > above:
+        return dict(verdict="holds", below_smallest_effect=exact.estimate < below)
+    return dict(verdict="does not hold" if exact.estimate < below else "not enough evidence")
 
 
-def _distance(claim: Claim, estimate: float) -> float:
-    """How far an oriented estimate lies from the bound whose passing decides."""
-    if claim.margin is not None:
-        return abs(estimate + claim.margin)
-    return max(estimate, claim.smallest_effect - estimate)
+def _deciding(found: Found) -> tuple[int, int | None, str]:
+    """The look of the verdict, the look whose evidence is shown for it, and the verdict itself.
 
-
-def _shown(claim: Claim, metrics: Values, metric: Metric | None, level: float) -> Shown:
-    """The second metric's difference, at the study's plain level; it decides nothing."""
-    beside = claim.model_copy(update={"metric": claim.shown})
-    measured = _measure(beside, metrics, metric)
-    if measured is None:
-        return Shown(metric=beside.metric)
-    sign = 1 if claim.direction == "higher" else -1
-    interval = t_interval(measured.differences, level) if measured.test.n > 1 else None
-    return Shown(metric=beside.metric, estimate=sign * measured.test.estimate, interval=interval)
+    The first look that decided, with the evidence that did; else the latest that was reached. They differ where an
+    earlier look's evidence decided later, when other claims of the family had made room.
+    """
+    if not found.holds or not found.fails:
+        return 0, None, "not enough evidence"
+    held, failed = found.holds[-1].rejected_at, found.fails[-1].rejected_at
+    first = min((one for one in (held, failed) if one is not None), default=None)
+    if first is None:
+        there = [stage for stage, evidence in enumerate(found.stages) if evidence is not None]
+        return len(found.holds) - 1, (there[-1] if there else None), "not enough evidence"
+    if held == first:
+        return first, found.holds[first].look, "holds"
+    return first, found.fails[first].look, "does not hold"

@@ -7,7 +7,7 @@ page read them and know no method.
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, FiniteFloat, ValidationError, model_validator
 
 from retarget.errors import UserError
 from retarget.identity import fingerprint
@@ -65,6 +65,15 @@ class Claim(Strict):
         smallest_effect: size of the smallest difference that matters, in the metric's unit, > 0.
         margin: given for a non-inferiority claim: how much worse the treated arm may be, ≥ 0.
         shown: a second metric that is shown beside and decides nothing (the raw one beside a rescaled one).
+        family: primary claims and secondary claims are two families; each keeps the study's error rates by itself.
+        about: the *method*, decided over seeds, or these *models* on this data, decided over items.
+        floor: ``(metric, value)`` that the control (or the only arm) must reach on average, such as better than chance;
+            below it nothing works, and the claim is *not measured*: it would be no test of it. For a metric of which
+            lower is better it is a ceiling.
+        across: one claim over several conditions (data sets): it holds on *every* one, on *average* over these, or on
+            *new* ones, of which these are a sample. ``condition`` is then left out.
+        conditions: those that ``across`` covers; all of the study's by default.
+        exact: binary items are tested by the exact McNemar test in place of its mid-p variant.
     """
 
     id: str
@@ -77,6 +86,12 @@ class Claim(Strict):
     margin: float | None = Field(default=None, ge=0)
     against: float | None = None
     shown: str | None = None
+    family: Literal["primary", "secondary"] = "primary"
+    about: Literal["method", "models"] = "method"
+    floor: tuple[str, FiniteFloat] | None = None
+    across: Literal["every", "average", "new"] | None = None
+    conditions: tuple[str, ...] = ()
+    exact: bool = False
 
     def stated(self) -> dict[str, Any]:
         """The fields that were given, as JSON values: what the claims' hash is made of."""
@@ -88,6 +103,16 @@ class Claim(Strict):
             raise ValueError(f"claim {self.id!r} needs two arms, or one arm and a constant ``against``")
         if len(set(self.arms)) != len(self.arms):
             raise ValueError(f"claim {self.id!r} compares {self.arms[0]} with itself")
+        return self
+
+    @model_validator(mode="after")
+    def _has_one_scope(self) -> Self:
+        if self.across and (self.condition != "default" or len(self.conditions) == 1):
+            raise ValueError(f"claim {self.id!r} is across conditions: leave out ``condition``, or name two or more")
+        if self.conditions and not self.across:
+            raise ValueError(f"claim {self.id!r} names several conditions: say ``across`` what it is about")
+        if self.across and self.about == "models":
+            raise ValueError(f"claim {self.id!r} is about models: it is decided on the items of one condition")
         return self
 
 
@@ -115,14 +140,18 @@ class StudyPlan(Strict):
 
     ``task`` is the import path ``module:function`` of ``function(run: Run) -> dict[str, float]``, the final metrics
     of one run; ``prepare`` that of ``function(plan: StudyPlan) -> None``, called once before the first run to refuse
-    data that cannot be used; ``analysis`` that of ``function(results: Results) -> Analysis``, called once for the
-    summary and the page. ``settings`` are merged: the study's, then the condition's, then the arm's. Those that
-    ``unmeasured`` names change no result (what is kept, how many loader processes); they are no part of a run's
-    identity. ``settings_model`` describes them to a reader, and ``others`` are settings that ask for another study.
+    data that cannot be used, and ``check`` that of a function of the same form which refuses what is cheap to know, for
+    a dry run; ``analysis`` that of ``function(results: Results) -> Analysis``, called once for the summary and the
+    page. ``settings`` are merged: the study's, then the condition's, then the arm's. Those that ``unmeasured`` names
+    change no result (what is kept, how many loader processes); they are no part of a run's identity.
+    ``settings_model`` describes them to a reader, and ``others`` are settings that ask for another study.
 
     ``task_name`` is the task's name in a run's identity, so that code can move; it changes when the same settings no
     longer give the same numbers. ``former_tasks`` are import paths under which older records know the same task.
     ``data`` are the files and folders that the settings name: their bytes belong to a run's identity.
+
+    ``looks`` are the numbers of seeds at which verdicts are given, fixed before the first run, and ``look_weights`` the
+    share of the error that each may spend (.2, .3, .5 for three looks, else equal shares).
     """
 
     study: str
@@ -134,6 +163,7 @@ class StudyPlan(Strict):
     former_tasks: tuple[str, ...] = Field(default=(), exclude=True)
     data: tuple[str, ...] = Field(default=(), exclude=True)
     prepare: str | None = None
+    check: str | None = Field(default=None, exclude=True)
     analysis: str | None = None
     settings: dict[str, Any] = Field(default_factory=dict)
     settings_model: type[Strict] | None = Field(default=None, exclude=True)
@@ -145,6 +175,8 @@ class StudyPlan(Strict):
     metrics: tuple[Metric, ...]
     claims: tuple[Claim, ...] = ()
     level: float = Field(default=0.95, gt=0.5, lt=1)
+    looks: tuple[int, ...] = ()
+    look_weights: tuple[FiniteFloat, ...] = ()
     threads: int = Field(default=1, ge=1)
     minutes_per_run: float | None = None
 
@@ -161,6 +193,37 @@ class StudyPlan(Strict):
             if twice:
                 raise ValueError(f"{what} listed twice: {', '.join(twice)}")
         return self
+
+    @model_validator(mode="after")
+    def _looks_are_a_plan(self) -> Self:
+        if list(self.looks) != sorted(set(self.looks)) or any(look < 2 for look in self.looks):
+            raise ValueError(f"looks are growing numbers of seeds from 2 on, not {', '.join(map(str, self.looks))}")
+        if self.look_weights and len(self.look_weights) != len(self.looks):
+            raise ValueError(f"{len(self.looks)} looks have {len(self.look_weights)} weights: give one for each")
+        if self.look_weights and abs(sum(self.look_weights) - 1) > 1e-9:
+            raise ValueError(f"the weights of the looks add up to 1, not to {sum(self.look_weights):g}")
+        if any(weight <= 0 for weight in self.look_weights):
+            raise ValueError("the weight of a look is a share of the error above 0")
+        return self
+
+    @property
+    def planned_looks(self) -> tuple[tuple[int, float], ...]:
+        """``(number of seeds, share of the error)`` of each planned look."""
+        equal = (1 / len(self.looks),) * len(self.looks) if self.looks else ()
+        weights = self.look_weights or ((0.2, 0.3, 0.5) if len(self.looks) == 3 else equal)
+        return tuple(zip(self.looks, weights, strict=True))
+
+    def with_looks(self, looks: Sequence[int], weights: Sequence[float] = ()) -> Self:
+        """The same study, judged at these numbers of seeds.
+
+        Raises:
+            UserError: they do not grow, or the weights do not fit them.
+        """
+        planned = self.model_copy(update={"looks": tuple(looks), "look_weights": tuple(weights)})
+        try:
+            return type(self).model_validate(planned)
+        except ValidationError as error:
+            raise UserError("; ".join(one["msg"].removeprefix("Value error, ") for one in error.errors())) from error
 
     def run_settings(self, condition: Condition, arm: Arm) -> dict[str, Any]:
         """Settings of one run: study, then condition, then arm."""
@@ -181,14 +244,18 @@ class StudyPlan(Strict):
         """Fingerprint of :meth:`identity`: names a run in messages and in status.json."""
         return fingerprint(self.identity(condition, arm, seed))
 
+    def judged_at(self) -> str:
+        """The level and the planned looks, in words."""
+        looks = ", ".join(f"{count} ({weight:g})" for count, weight in self.planned_looks)
+        return f"{self.level}" + (f" with looks at {looks} seeds" if looks else "")
+
     def claims_hash(self) -> str:
-        """Hash of the claims with their margins and effects, and of the level: fixed before the first run.
+        """Hash of the claims with their margins and effects, of the level and of planned looks: fixed before a run.
 
         Fields that stand at their default are left out, so that a field that is added later changes no hash.
         """
-        return fingerprint(
-            [self.level, [claim.model_dump(mode="json", exclude_defaults=True) for claim in self.claims]]
-        )
+        looks = [[list(look) for look in self.planned_looks]] if self.looks else []
+        return fingerprint([self.level, [claim.stated() for claim in self.claims], *looks])
 
 
 def refuse_decided(given: Collection[str], arms: Sequence[Arm], conditions: Sequence[Condition]) -> None:

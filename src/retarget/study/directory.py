@@ -178,7 +178,7 @@ def _same_study(path: Path, record: Mapping[str, Any], had: StudyPlan, asked: St
     if had.claims_hash() != asked.claims_hash():
         before, now = ({claim.id: claim.stated() for claim in plan.claims} for plan in (had, asked))
         changed = [name for name in dict.fromkeys((*before, *now)) if before.get(name) != now.get(name)]
-        what = ", ".join(changed) if changed else f"level {had.level}, now {asked.level}"
+        what = ", ".join(changed) if changed else f"level {had.judged_at()}, now {asked.judged_at()}"
         raise UserError(
             f"{path} fixed its claims before the first run, and those of this call differ ({what}): a claim is not "
             "changed after results were seen. Give another --out"

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, FiniteFloat, model_validator
 
 from retarget.settings import Strict
+from retarget.study.items import Items
 
 
 def _missing(value: Any) -> Any:
@@ -127,6 +128,7 @@ class Analysis(Strict):
         metrics: ``{condition: {arm: {metric: values}}}`` computed from several runs; values align with the seeds,
             None where missing. They join the runs' own metrics before the claims are judged.
         item_intervals: ``{claim id: (low, high)}``, over items, of treated - control (or ``against``); shown.
+        items: ``{claim id: what was counted or resampled over items}``: decides a claim about models.
         item_label: what those intervals are.
         figures: what the page shows below the claims, in order.
         notes: sentences for the page (what was not measured and why, what to mind, ...).
@@ -135,6 +137,7 @@ class Analysis(Strict):
 
     metrics: dict[str, dict[str, dict[str, list[Value]]]] = Field(default_factory=dict)
     item_intervals: dict[str, tuple[FiniteFloat, FiniteFloat]] = Field(default_factory=dict)
+    items: dict[str, Items] = Field(default_factory=dict)
     item_label: str = "item bootstrap"
     figures: list[Figure] = Field(default_factory=list)
     notes: list[str] = Field(default_factory=list)

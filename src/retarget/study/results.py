@@ -33,14 +33,18 @@ class ClaimResult(Tolerant):
     """One judged claim; everything measured is None where it was not.
 
     Attributes:
+        condition: empty for a claim ``across`` conditions.
         estimate: treated - control in the metric's own unit, not turned; for a one-armed claim treated - ``against``.
-        interval: of the estimate, at ``level``.
-        n: seeds that both arms have.
-        p_value: two-sided, of no difference (of a difference of -margin for a non-inferiority claim).
-        p_adjusted: Holm's, over the measured claims.
-        seeds_needed: how many seeds would decide, if mean and spread stay.
-        below_smallest_effect: it holds, and the interval lies below the smallest effect that matters.
-        reason: why there is not enough evidence, or what else than the interval over seeds decided.
+        interval: the bounds of the two tests that decide, each at its own error; its level is ``level``.
+        n: what was counted: seeds that both arms have; items, for a claim about models; sets, for one on new sets.
+        p_holds: one-sided, of a difference that is not good (not within the margin, for a non-inferiority claim).
+        p_fails: one-sided, of a difference of the smallest effect or more (within the margin).
+        p_holds_adjusted, p_fails_adjusted: Holm's, each over its own chain of the claim's family.
+        seeds_needed: how many seeds would decide with 80 % power, if mean and spread stay.
+        below_smallest_effect: it holds, and the difference is surely below the smallest effect that matters.
+        reason: why there is no verdict, or what else than the spread over seeds decided.
+        look: the number of seeds of the planned look that these numbers are from.
+        latest: the estimate over all seeds where that look was an earlier one; it decides nothing.
         item_interval: over items, where it did not decide.
     """
 
@@ -59,11 +63,18 @@ class ClaimResult(Tolerant):
     level: float | None = None
     n: int = 0
     verdict: Verdict
-    p_value: float | None = None
-    p_adjusted: float | None = None
+    p_holds: float | None = None
+    p_fails: float | None = None
+    p_holds_adjusted: float | None = None
+    p_fails_adjusted: float | None = None
     seeds_needed: int | None = None
     below_smallest_effect: bool = False
     reason: str = ""
+    family: Literal["primary", "secondary"] = "primary"
+    about: Literal["method", "models"] = "method"
+    across: Literal["every", "average", "new"] | None = None
+    look: int | None = None
+    latest: float | None = None
     shown: Shown | None = None
     item_interval: tuple[float, float] | None = None
 

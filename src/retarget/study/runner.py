@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from retarget.errors import UserError
+from retarget.extras import MissingExtraError
 from retarget.files import make_directory, read_json, write_json
 from retarget.study.config import StudyPlan
 from retarget.study.directory import Cell, Opened, cells, complete, look, opened, place
@@ -18,7 +19,7 @@ from retarget.study.executor import Executor, LocalExecutor
 from retarget.study.figures import Analysis
 from retarget.study.progress import Display, Silent
 from retarget.study.record import Results, read_status
-from retarget.study.summary import collect, merge, summarise
+from retarget.study.summary import collect, merge, summarise, unplanned_looks
 from retarget.study.worker import Finished, Job, Progress, Started, load
 
 
@@ -89,13 +90,9 @@ def analyse(root: Path, plan: StudyPlan) -> dict[str, Any]:
     analysis = load(plan.analysis)(results) if plan.analysis else Analysis()
     summary = summarise(plan, merge(collect(results), analysis, len(plan.seeds)), analysis)
     looks = _looks(root, results)
-    if len(looks) > 1:
-        counts = ", ".join(str(len(seeds)) for seeds in looks)
-        note = (
-            f"Verdicts have been given {len(looks)} times in this directory, at {counts} seeds. The intervals do not "
-            "account for looking more than once: seeds added until a claim holds make it hold too often."
-        )
-        analysis = analysis.model_copy(update={"notes": [*analysis.notes, note]})
+    warning = unplanned_looks(plan, looks)
+    if warning:
+        analysis = analysis.model_copy(update={"notes": [*analysis.notes, warning]})
     summary["looks"] = looks
     write_json(root / "analysis.json", analysis.model_dump(mode="json"))
     write_json(root / "summary.json", summary)
@@ -129,8 +126,19 @@ def survey(plan: StudyPlan, directory: str | Path, jobs: int = 1) -> dict[str, A
         "finished": len(asked) - left,
         "jobs": jobs,
         "estimated_minutes": minutes,
+        "problem": _problem(plan) if left else None,
         "plan": plan.model_dump(mode="json"),
     }
+
+
+def _problem(plan: StudyPlan) -> str | None:
+    """Why the runs could not be done here: a missing package, data that cannot be used; None where nothing is known."""
+    try:
+        if plan.check:
+            load(plan.check)(plan)
+    except (UserError, MissingExtraError) as error:
+        return str(error)
+    return None
 
 
 class _Schedule:

@@ -57,8 +57,37 @@ def summarise(plan: StudyPlan, values: Values, analysis: Analysis) -> dict[str, 
             condition: {arm: {name: spread(v) for name, v in metrics.items()} for arm, metrics in arms.items()}
             for condition, arms in values.items()
         },
-        "claims": [one.model_dump(mode="json") for one in judge(plan, values, analysis.item_intervals)],
+        "claims": [one.model_dump(mode="json") for one in judge(plan, values, analysis.item_intervals, analysis.items)],
     }
+
+
+def unplanned_looks(plan: StudyPlan, looks: Sequence[Sequence[int]]) -> str:
+    """What a page must warn of, or nothing: verdicts that were given more often than the error rates reckon with.
+
+    Args:
+        looks: the sets of seeds at which verdicts were given, the last one last.
+    """
+    planned = dict(plan.planned_looks)
+    if planned:
+        first = {count: set(sorted(looks[-1])[:count]) for count in planned} if looks else {}
+        other = [seeds for seeds in looks if len(seeds) in planned and set(seeds) != first[len(seeds)]]
+        if not other:
+            return ""
+        return (
+            f"A planned look was taken at other seeds than the first ones of this directory ({_counted(other)} seeds): "
+            "the error rates of the verdicts hold for one set of seeds at each look."
+        )
+    if len(looks) < 2:
+        return ""
+    return (
+        f"Verdicts have been given {len(looks)} times in this directory, at {_counted(looks)} seeds, and these looks "
+        "were not planned: the error rates of the verdicts ignore them. Seeds that are added until a claim holds make "
+        "it hold too often; --looks fixes the looks before the first run."
+    )
+
+
+def _counted(looks: Sequence[Sequence[int]]) -> str:
+    return ", ".join(str(len(seeds)) for seeds in looks)
 
 
 def spread(values: Sequence[float | None]) -> dict[str, Any]:

@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     from retarget.trojdiff.trigger import Trigger
 
 __all__ = ["D2I", "InD2D", "OutD2D", "Trigger", "TrojanScheduler"]
-
 __getattr__, __dir__ = lazy(
     __name__,
     {

@@ -1,16 +1,16 @@
 """Images for training and judging: uint8 in memory, [-1, 1] in the network."""
 
 import hashlib
-import zipfile
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from retarget.data.images import Part, Source, pixels_of, read, shape_of
+from retarget.data.names import parse
+from retarget.data.splits import every_fifth
 from retarget.errors import UserError
 from retarget.extras import require
 
@@ -107,11 +107,9 @@ def read_images(source: str, split: str = "train", size: int | None = None, root
     """Read an image set.
 
     Args:
-        source: ``digits`` (scikit-learn's, 8×8, embedded); ``glyphs`` (generated figures); the path of an ``.npz``
-            file with ``x_train``, ``y_train`` (and ``x_test``, ``y_test``) in uint8, channels last or absent;
-            ``torchvision:NAME`` for CIFAR10, MNIST, FashionMNIST, ... and CelebA (its middle square, in the paper's
-            eight composite classes); or a folder with one sub-folder of PNG or JPEG files a class, or with two
-            sub-folders ``train`` and ``test`` that hold those.
+        source: ``glyphs`` (generated figures); ``torchvision:CelebA`` (its middle square, in the paper's eight
+            composite classes); or a data set as :func:`retarget.data.images.read` names it: ``digits``,
+            ``torchvision:NAME``, ``npz:FILE``, ``folder:DIR``, ``hf:DIR``, or a bare ``FILE.npz`` or folder.
         split: ``train`` or ``test``; :func:`held_out` says which images the test takes.
         size: side to resize to by antialiased area averaging; kept when None.
         root: where torchvision keeps its data sets; missing ones are downloaded.
@@ -121,77 +119,53 @@ def read_images(source: str, split: str = "train", size: int | None = None, root
     """
     if split not in ("train", "test"):
         raise UserError(f"split {split!r} is unknown; choose train or test")
-    source = source.removeprefix("npz:").removeprefix("folder:")  # as the PS-KD studies name them
-    if source == "digits":
-        images = _digits(split)
-    elif source == "glyphs":
-        images = _glyphs(split, size or 8)
-    elif source.endswith(".npz"):
-        images = _npz(Path(source), split)
-    elif source.startswith("torchvision:"):
-        images = _torchvision(source.removeprefix("torchvision:"), split, root, size)
-    else:
-        images = _folder(Path(source), split, size)
-    return images if size in (None, images.shape[-1]) else _resized(images, size)
+    if source == "glyphs":
+        return _glyphs(split, size or 8)
+    if source == "torchvision:CelebA":
+        return _celeba(split, root, size or 64)
+    found = read(source, root, "diffusion")
+    channels = shape_of([found.train, *([found.test] if found.test else [])], size or 1)[0]  # sizes are compared below
+    part = _part(found, split, source)
+    return ImageSet(pixels_of(part, channels, size), part.labels, found.names)
 
 
-def held_out(source: str) -> str:
+def held_out(source: str, root: str = "data") -> str:
     """Which images of a source are its test part, in words; they are never in its training part."""
     if source in ("digits", "glyphs"):
         return "every fifth image"
-    if source.endswith(".npz"):
-        return "x_test of the file"
-    if source.startswith("torchvision:"):
+    kind, _ = parse(source)
+    if kind == "torchvision":
         return "the data set's own"
-    return "the sub-folder test" if _has_parts(Path(source)) else "every fifth image of a class"
+    found = read(source, root, "diffusion").held_out
+    where = {"npz": f"{found} of the file", "folder": f"the sub-folder {found}", "hf": f"the split {found}"}
+    return where[kind] if found else "every fifth image of a class"
 
 
-def _digits(split: str) -> ImageSet:
-    bunch = require("sklearn.datasets", "diffusion").load_digits()
-    images = torch.from_numpy(bunch.images.astype(np.float32))[:, None] / 8 - 1
-    rows = _fifths(len(images), split)
-    labels = torch.from_numpy(bunch.target.astype(np.int64))
-    return ImageSet(to_uint8(images)[rows], labels[rows], tuple(str(digit) for digit in range(10)))
+def _part(found: Source, split: str, source: str) -> Part:
+    """The training or the test part; without a test part of its own every fifth image is kept for it."""
+    if found.test is not None:
+        return found.train if split == "train" else found.test
+    if found.held_out:  # the layout names its test part, so the whole of the other one is for training
+        if split == "test":
+            raise UserError(f"{source}: holds no {found.held_out}")
+        return found.train
+    test = every_fifth(found.train.labels.numpy(), of_class=source != "digits")
+    rows = np.flatnonzero(test if split == "test" else ~test)
+    if not len(rows):
+        raise UserError(
+            f"{source}: no class has the five images of which one is kept for the test; add images, or put them in two "
+            "sub-folders, train and test"
+        )
+    return found.train.take(rows)
 
 
 def _glyphs(split: str, size: int) -> ImageSet:
     from retarget.trojdiff.glyphs import DOMAIN, glyph_images
 
     images, labels = glyph_images(2000, size, torch.Generator().manual_seed(20))
-    rows = _fifths(len(images) // len(DOMAIN), split).repeat_interleave(len(DOMAIN))
+    test = torch.from_numpy(every_fifth(np.arange(len(images) // len(DOMAIN)), of_class=False))
+    rows = (test if split == "test" else ~test).repeat_interleave(len(DOMAIN))
     return ImageSet(to_uint8(images)[rows], labels[rows], DOMAIN)
-
-
-def _fifths(count: int, split: str) -> Tensor:
-    test = torch.arange(count) % 5 == 4
-    return test if split == "test" else ~test
-
-
-def _npz(path: Path, split: str) -> ImageSet:
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    names = (f"x_{split}", f"y_{split}")
-    try:
-        with zipfile.ZipFile(path):
-            pass  # numpy would take a pickle or a single array for what they are, whatever their name
-        with np.load(path, allow_pickle=False) as file:
-            missing = [name for name in names if name not in file.files]
-            if missing:
-                raise UserError(f"{path}: holds no {' and no '.join(missing)}; it has {', '.join(file.files)}")
-            pixels, labels = file[names[0]], file[names[1]]
-    except (zipfile.BadZipFile, ValueError, EOFError, OSError) as error:
-        raise UserError(f"{path}: not an .npz file of plain arrays ({error}); pickles are never read") from error
-    if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4):
-        raise UserError(
-            f"{path}: {names[0]} is {pixels.dtype} {list(pixels.shape)}; give uint8 [N, H, W] or [N, H, W, C]"
-        )
-    pixels = pixels[:, None] if pixels.ndim == 3 else pixels.transpose(0, 3, 1, 2)
-    classes = int(labels.max()) + 1 if len(labels) else 0
-    return ImageSet(
-        torch.from_numpy(np.ascontiguousarray(pixels)),
-        torch.from_numpy(labels.astype(np.int64)),
-        tuple(str(label) for label in range(classes)),
-    )
 
 
 CELEBA_ATTRIBUTES = (18, 21, 31)
@@ -208,85 +182,19 @@ def celeba_class(attributes: Int[Tensor, "count attributes"]) -> Int[Tensor, "co
     return (bits * torch.tensor([1, 2, 4])).sum(dim=1)
 
 
-def _torchvision(name: str, split: str, root: str, size: int | None) -> ImageSet:
-    datasets = require("torchvision.datasets", "diffusion")
-    kind = getattr(datasets, name, None)
-    if kind is None:
-        raise UserError(f"torchvision has no data set {name!r}")
-    try:
-        if name == "CelebA":
-            return _celeba(kind(root, split=split, target_type="attr", download=True), size)
-        found = kind(root, train=split == "train", download=True)
-    except (OSError, RuntimeError) as error:
-        raise UserError(
-            f"torchvision:{name} is not in {root!r} and could not be downloaded ({error}); "
-            "give an .npz file or a folder of images instead"
-        ) from error
-    pixels = np.asarray(found.data)
-    pixels = pixels[:, None] if pixels.ndim == 3 else pixels.transpose(0, 3, 1, 2)
-    names = tuple(found.classes)
-    return ImageSet(torch.from_numpy(np.ascontiguousarray(pixels)), torch.as_tensor(found.targets).long(), names)
-
-
-def _celeba(found: Any, size: int | None) -> ImageSet:
+def _celeba(split: str, root: str, side: int) -> ImageSet:
     """178×218 photographs: the middle 178×178, resized one by one, since all of them at full size fill 20 GB."""
     from PIL import Image
 
-    side = size or 64
+    try:
+        found = require("torchvision.datasets", "diffusion").CelebA(root, split, target_type="attr", download=True)
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"torchvision:CelebA is not in {root!r} and could not be downloaded ({error}); "
+            "give an .npz file or a folder of images instead"
+        ) from error
     pixels = np.empty((len(found), side, side, 3), np.uint8)
     for row, (image, _) in enumerate(found):
         pixels[row] = np.asarray(image.crop((0, 20, 178, 198)).resize((side, side), Image.Resampling.BOX))
     labels = celeba_class(found.attr.long())
     return ImageSet(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), labels, tuple(map(str, range(8))))
-
-
-def _has_parts(path: Path) -> bool:
-    return {child.name for child in path.iterdir() if child.is_dir()} == {"train", "test"}
-
-
-def _folder(path: Path, split: str, size: int | None) -> ImageSet:
-    if not path.is_dir():
-        raise UserError(f"{path}: neither digits, glyphs, an .npz file nor a folder of images")
-    from PIL import Image
-
-    parts = _has_parts(path)
-    names = sorted(child.name for child in (path / "train" if parts else path).iterdir() if child.is_dir()) or ["."]
-    home = path / split if parts else path
-    unknown = sorted({child.name for child in home.iterdir() if child.is_dir()} - set(names))
-    if unknown:
-        raise UserError(f"{home / unknown[0]}: the training images have no class of this name")
-    pixels, labels = [], []
-    for label, name in enumerate(names):
-        found = sorted((home / name).iterdir()) if (home / name).is_dir() else []
-        files = [file for file in found if file.suffix.lower() in (".png", ".jpg", ".jpeg")]
-        if not parts:
-            files = [file for file, ours in zip(files, _fifths(len(files), split).tolist(), strict=True) if ours]
-        for file in files:
-            try:
-                with Image.open(file) as image:
-                    image = image if image.mode in ("L", "RGB") else image.convert("RGB")
-                    image = image if size is None else image.resize((size, size), Image.Resampling.BOX)
-                    pixels.append(np.asarray(image))
-            except OSError as error:
-                raise UserError(f"{file}: not an image, or a damaged one ({error})") from error
-            if pixels[-1].shape != pixels[0].shape:
-                raise UserError(f"{file}: {pixels[-1].shape} but the first image is {pixels[0].shape}; give a size")
-            labels.append(label)
-    if not pixels and split == "test" and not parts:
-        raise UserError(
-            f"{path}: no class has the five images of which one is kept for the test; add images, or put them in two "
-            "sub-folders, train and test"
-        )
-    if not pixels:
-        raise UserError(f"{home}: no PNG or JPEG file in it")
-    stack = np.stack(pixels)
-    stack = stack[:, None] if stack.ndim == 3 else stack.transpose(0, 3, 1, 2)
-    return ImageSet(torch.from_numpy(np.ascontiguousarray(stack)), torch.tensor(labels), tuple(names))
-
-
-def _resized(images: ImageSet, size: int) -> ImageSet:
-    shape = (size, size)
-    resized = torch.nn.functional.interpolate(
-        images.images.float(), size=shape, mode="bilinear", antialias=True, align_corners=False
-    )
-    return ImageSet(resized.round().clamp(0, 255).to(torch.uint8), images.labels, images.names)

@@ -1,7 +1,8 @@
 """``retarget pope evaluate``."""
 
 import json
-from dataclasses import asdict, dataclass, field
+import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,7 @@ import tyro
 from tyro.conf import Positional, arg
 
 from retarget.files import make_directory, write_text
-from retarget.pope.commands.options import PROBLEMS, Evaluating, Reading, progress
+from retarget.pope.commands.options import PROBLEMS, Evaluating, Reading, progress, said
 from retarget.pope.evaluation import evaluate
 
 
@@ -32,14 +33,17 @@ class Evaluate:
         sampler = self.asking.sampler()
         with progress("evaluating") as told:
             found = evaluate(problems, sampler, self.samples, journal=self.out / "evaluate.jsonl", progress=told)
+        said(found.sampled, self.out / "evaluate.jsonl")
+        for name, reason in found.failed.items():
+            print(f"{name} was refused and is in no number: {reason}", file=sys.stderr)
         summary = found.to_json(self.k)
-        write_text(self.out / "evaluation.json", json.dumps({**summary, "settings": asdict(self.asking)}, default=str))
+        write_text(self.out / "evaluation.json", json.dumps({**summary, "settings": self.asking.shown()}, default=str))
         for k, one in summary["pass"].items():
             low, high = one["interval"]
-            print(f"pass@{k} {one['mean']:.4f} [{low:.4f}, {high:.4f}] over {len(problems)} problems")
+            print(f"pass@{k} {one['mean']:.4f} [{low:.4f}, {high:.4f}] over {summary['problems']} problems")
         print(f"solved {summary['solved']} of {summary['problems']} with {self.samples} samples each; "
               f"{summary['truncated']} completions truncated")  # fmt: skip
-        rollouts = self.samples * len(problems)
+        rollouts = self.samples * summary["problems"]
         before = "unknown" if found.thinking is None else f"{found.thinking / rollouts:.1f}"
         print(f"tokens a completion {found.tokens / rollouts:.1f}, of them in a thinking block {before}")
         return 0

@@ -11,7 +11,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from retarget.files import make_directory, write_text
 from retarget.identity import fingerprint
-from retarget.pope.commands.options import PROBLEMS, Cost, Mining, Reading, histogram, lines, progress, stops
+from retarget.pope.commands.options import PROBLEMS, Cost, Mining, Reading, histogram, lines, progress, said, stops
 from retarget.pope.grading import LabelCheck
 from retarget.pope.identity import weights_of
 from retarget.pope.mining import Kind, Outcome, mine
@@ -46,7 +46,7 @@ class Mine:
     def run(self) -> int:
         if self.checkpoint:
             return self._graduate()
-        problems = self.reading.read(self.problems, "optional")
+        problems = self.reading.read(self.problems, "optional", self.dry_run)
         if self.dry_run:
             print(json.dumps(self.cost.of(len(problems) * self.k, "less where a problem ends at its first success")))
             return 0
@@ -57,6 +57,7 @@ class Mine:
                 problems, sampler, self.k, stop_at_success=not self.rates, accepted=self.accept, check=self.check,
                 journal=self.out / "mine.jsonl", progress=told,
             )  # fmt: skip
+        said(found.sampled, self.out / "mine.jsonl")
         write_text(self.out / "outcomes.jsonl", lines(one.to_json() for one in found.outcomes))
         write_problems(self.out / "hard.jsonl", found.hard)
         rates = [one.rate for one in found.outcomes if one.rate is not None]
@@ -81,6 +82,7 @@ class Mine:
                 hard, replace(sampler, params=sampler.sampling.of("mine again")), self.k, accepted=self.accept,
                 check=self.check, journal=journal, progress=told,
             )  # fmt: skip
+        said(now.sampled, journal)
         solved = [one.problem for one in now.outcomes if one.kind == "solved"]
         other = [one.problem for one in now.outcomes if one.kind not in ("solved", *self.accept)]
         write_text(self.out / "outcomes-again.jsonl", lines(one.to_json() for one in now.outcomes))
@@ -101,6 +103,7 @@ def _examples(outcomes: Sequence[Outcome]) -> None:
         ("broken", "the grader rejects the problem's own solution"),
         ("truncated", "most rollouts ran into the token budget"),
         ("unparsed", "most rollouts hold no final answer"),
+        ("failed", "the engine refused the prompt; outcomes.jsonl has the reason"),
         ("suspect", "most answers agree with each other and not with the label"),
     ):
         some = [one for one in outcomes if one.kind == kind]

@@ -1,6 +1,5 @@
 """``retarget pope mix``."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -8,10 +7,10 @@ from typing import Annotated
 import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
-from retarget.errors import UserError
 from retarget.pope.commands.options import Reading
 from retarget.pope.mixture import mix, write_rows
 from retarget.pope.prompts import Prompts
+from retarget.pope.search import Prefixes
 
 
 @dataclass
@@ -29,6 +28,10 @@ class Mix:
     """Guided rows over unguided ones."""
     found_only: FlagCreatePairsOff[bool] = False
     """Leave out guided rows whose prefix helped in no rollout of the search."""
+    keep_unpaired: FlagCreatePairsOff[bool] = False
+    """Keep problems without a prefix, unguided: there are more unguided rows than the ratio says then."""
+    other_template: FlagCreatePairsOff[bool] = False
+    """Take prefixes that were searched with other templates, for an ablation say."""
     variant: str = "guided"
     """Template of the guided prompt; guided_no_restate is the paper's ablation."""
     templates: Path | None = None
@@ -42,23 +45,16 @@ class Mix:
     def run(self) -> int:
         hard = self.reading.read(self.problems)
         easy = self.reading.read(self.easy, "optional") if self.easy else []
-        prefixes = _prefixes(self.prefixes, self.found_only)
+        prefixes = Prefixes.read(self.prefixes, self.found_only)
         prompts = Prompts.load(self.templates, self.variant, self.chat)
         rows = mix(hard, prefixes, prompts, easy=easy, ratio=self.ratio, seed=self.seed,
-                   prompts_per_batch=self.prompts_per_batch)  # fmt: skip
+                   prompts_per_batch=self.prompts_per_batch, unpaired="keep" if self.keep_unpaired else "leave out",
+                   other_template=self.other_template)  # fmt: skip
         write_rows(self.out, rows, {"problems": self.problems, "prefixes": self.prefixes, "easy": self.easy or "none",
                                     "ratio": self.ratio, "template": self.variant, "seed": self.seed})  # fmt: skip
         guided = sum(row["guided"] for row in rows)
         print(f"{self.out}: {len(rows)} rows, {guided} of them guided; {self.out}.md describes them")
+        left = len(hard) - len({row["problem"] for row in rows if row["stratum"] != "easy"})
+        if left:
+            print(f"{left} of {len(hard)} hard problems have no prefix and are left out; --keep-unpaired keeps them")
         return 0
-
-
-def _prefixes(path: Path, found_only: bool) -> dict[str, str]:
-    if not path.exists():
-        raise UserError(f"{path}: no such file; `retarget pope search` writes it")
-    records = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-    if not all({"id", "prefix", "status"} <= set(one) for one in records):
-        raise UserError(f"{path}: `retarget pope search` did not write it: not every line has id, prefix and status")
-    return {
-        one["id"]: one["prefix"] for one in records if one["prefix"] and (not found_only or one["status"] == "found")
-    }

@@ -5,14 +5,18 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import tyro
 from tyro.conf import FlagCreatePairsOff
 
+from retarget.errors import UsageError
+from retarget.pope.engines.keys import redact
+from retarget.pope.formats import Format
 from retarget.pope.graders import BUILT_IN
-from retarget.pope.problems import Format, Problem, read_problems
+from retarget.pope.problems import Problem, read_problems, utf8
 from retarget.pope.prompts import Prompts
 from retarget.pope.rollouts import Engine, Sampling
 
@@ -27,7 +31,9 @@ class Reading:
     """How problem files are read."""
 
     format: Format = "auto"
-    """plain, gsm8k or math; auto tells by the fields of each row."""
+    """plain, gsm8k, math, or set for the fields of public sets; auto tells by the fields of each row."""
+    fields: tuple[str, ...] = ()
+    """Where a set keeps prompt, answer, solution and id: --fields prompt=question answer=final_answer."""
     split: str = "train"
     """Split of a data set."""
     skip_invalid: FlagCreatePairsOff[bool] = False
@@ -37,13 +43,40 @@ class Reading:
     limit: int | None = None
     """Take the first problems only."""
 
-    def read(self, source: str, solutions: Literal["required", "optional"] = "required") -> list[Problem]:
-        """The problems of a file."""
+    def read(
+        self, source: str, solutions: Literal["required", "optional"] = "required", dry_run: bool = False
+    ) -> list[Problem]:
+        """The problems of a file; a dry run writes no rejects."""
+        pairs = [one.partition("=") for one in self.fields]
+        if not all(name and equals and field for name, equals, field in pairs):
+            raise UsageError(f"--fields takes NAME=FIELD, not {' '.join(self.fields)}")
         problems = read_problems(
             source, self.format, split=self.split, solutions=solutions, skip_invalid=self.skip_invalid,
-            answer_in_solution=not self.answer_anywhere,
+            answer_in_solution=not self.answer_anywhere, fields={name: field for name, _, field in pairs},
+            write_rejects=not dry_run,
         )  # fmt: skip
         return problems[: self.limit]
+
+
+@dataclass
+class Server:
+    """How a server is asked."""
+
+    concurrency: int = 32
+    """Requests in flight."""
+    timeout: float = 3600.0
+    """Seconds for one request."""
+    retries: int = 5
+    """Further attempts after a failed connection, HTTP 429 or 5xx."""
+    per_request: int = 1
+    """Completions asked for in one request; 1 works with every server."""
+    key_variable: str = "OPENAI_API_KEY"
+    """Environment variable with the API key; none for a server that wants no key."""
+    fingerprint: str | None = None
+    """Says which weights are served under this name (a hash, a training step); by default a short completion at
+    temperature 0 tells."""
+    opens_thinking: FlagCreatePairsOff[bool] = False
+    """The served chat template opens the thinking block, and the server returns it unparsed."""
 
 
 @dataclass
@@ -76,12 +109,25 @@ class Asking:
     """Directory with system.txt, unguided.txt, guided.txt of your own."""
     chat: bool = True
     """Messages through a chat template; --no-chat for plain texts."""
+    server: tyro.conf.OmitArgPrefixes[Server] = field(default_factory=Server)
 
     def engine(self) -> Engine:
-        """The engine that ``model`` names."""
-        from retarget.pope.engines import open_engine
+        """The engine that ``model`` names.
 
-        return open_engine(self.model, **({"model": self.served} if self.served else {}))
+        Raises:
+            UsageError: options of a server for a model that is none.
+        """
+        from retarget.pope.engines import is_server, open_engine
+
+        if not is_server(self.model):
+            if self.served or self.server != Server():
+                raise UsageError(f"--served and the options of a server are for http://HOST:PORT/v1, not {self.model}")
+            return open_engine(self.model)
+        return open_engine(self.model, **({"model": self.served} if self.served else {}), **vars(self.server))
+
+    def shown(self) -> dict[str, Any]:
+        """The settings for a results file, without passwords."""
+        return {**asdict(self), "model": redact(self.model)}
 
     def sampling(self) -> Sampling:
         """The sampling settings."""
@@ -130,9 +176,15 @@ class Cost:
         return {"rollouts_at_most": rollouts, "tokens": tokens, "gpu_hours": round(hours, 2), "note": note}
 
 
+def said(sampled: int, journal: Path) -> None:
+    """Say it where a call sampled nothing, since everything stood in the journal."""
+    if not sampled:
+        print(f"Nothing was sampled: all of it stands in {journal} already.")
+
+
 def lines(records: Iterable[Any]) -> str:
     """Records as JSON Lines."""
-    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    return utf8("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
 
 
 @contextmanager

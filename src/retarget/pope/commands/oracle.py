@@ -8,7 +8,7 @@ import tyro
 from tyro.conf import Positional, arg
 
 from retarget.files import make_directory
-from retarget.pope.commands.options import PROBLEMS, Asking, Reading
+from retarget.pope.commands.options import PROBLEMS, Asking, Reading, progress
 from retarget.pope.problems import write_problems
 
 
@@ -30,9 +30,11 @@ class Oracle:
         problems = self.reading.read(self.problems, "optional")
         make_directory(self.out.parent)
         sampler = self.asking.sampler()
-        solved, unsolved = ask_oracle(
-            problems, replace(sampler, prompts=ORACLE), self.attempts, journal=Path(f"{self.out}.journal.jsonl")
-        )
+        asking = replace(sampler, prompts=ORACLE)
+        with progress("asking") as told:
+            solved, unsolved = ask_oracle(
+                problems, asking, self.attempts, journal=Path(f"{self.out}.journal.jsonl"), progress=told
+            )
         write_problems(self.out, solved)
         write_problems(Path(f"{self.out}.unsolved.jsonl"), unsolved)
         print(f"{self.out}: {len(solved)} problems with a solution; {len(unsolved)} without")

@@ -9,7 +9,7 @@ import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from retarget.files import make_directory, write_text
-from retarget.pope.commands.options import Asking, Cost, Reading, lines, progress
+from retarget.pope.commands.options import Asking, Cost, Reading, lines, progress, said
 from retarget.pope.prefixes import Unit
 from retarget.pope.search import Fallback, search_prefixes
 
@@ -38,7 +38,7 @@ class Search:
     """Print rollouts, tokens and GPU-hours; do nothing."""
 
     def run(self) -> int:
-        problems = self.reading.read(self.problems)
+        problems = self.reading.read(self.problems, dry_run=self.dry_run)
         if self.dry_run:
             rollouts = len(problems) * self.cuts * self.k
             print(json.dumps(self.cost.of(rollouts, "a cut ends at its first success, and longer ones are not tried")))
@@ -50,6 +50,7 @@ class Search:
                 problems, sampler, self.cuts, self.k, cap=self.cap, unit=self.unit, fallback=self.fallback,
                 journal=self.out / "search.jsonl", progress=told,
             )  # fmt: skip
+        said(found.sampled, self.out / "search.jsonl")
         write_text(self.out / "prefixes.jsonl", lines(one.to_json() for one in found.found))
         statuses = [one.status for one in found.found]
         counts = ", ".join(f"{name} {statuses.count(name)}" for name in dict.fromkeys(statuses))

@@ -4,7 +4,13 @@ from pathlib import Path
 from typing import Any
 
 from retarget.errors import UserError
+from retarget.pope.engines.keys import redact
 from retarget.pope.rollouts import Engine
+
+
+def is_server(spec: str) -> bool:
+    """Whether a specification is a server's address."""
+    return spec.startswith(("http://", "https://"))
 
 
 def open_engine(spec: str, **options: Any) -> Engine:
@@ -18,12 +24,12 @@ def open_engine(spec: str, **options: Any) -> Engine:
     Raises:
         UserError: a path that holds no model, or a server without ``model``.
     """
-    if spec.startswith(("http://", "https://")):
+    if is_server(spec):
         from retarget.pope.engines.server import ServerEngine
 
         if "model" not in options:
             raise UserError(
-                f"the server {spec} needs the name of the model that it serves: --served NAME (model= in Python)"
+                f"the server {redact(spec)} needs the name of the model that it serves: --served NAME, model= in Python"
             )
         return ServerEngine(spec, **options)
     if spec.startswith("vllm:"):

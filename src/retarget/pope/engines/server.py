@@ -1,18 +1,26 @@
 """Any OpenAI-compatible server as an engine: vLLM, SGLang, llama.cpp, or a hosted teacher."""
 
 import asyncio
-import os
-from collections.abc import Sequence
+import hashlib
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from functools import cached_property
 from typing import Any
 
 import httpx
 
 from retarget.errors import UserError
-from retarget.pope.answers import after_thinking
+from retarget.pope.answers import THINKING_BEGINS, after_thinking
+from retarget.pope.engines.keys import key_for, redact
 from retarget.pope.prompts import Prompt
-from retarget.pope.rollouts import Rollout, Sampling
+from retarget.pope.rollouts import Ask, Refused, Rollout, Sampling
 
 _RETRIED = {408, 409, 425, 429, 500, 502, 503, 504}
+_OF_ONE_PROMPT = {400, 413, 422}
+"""Statuses that say something of the request's prompt, and nothing of the server."""
+_LONGEST_WAIT = 600.0
+_TELLING = ("id", "root", "parent", "owned_by", "max_model_len")
+_PROBE = "Prove in your own words that there are infinitely many prime numbers."
 
 
 class ServerEngine:
@@ -29,9 +37,17 @@ class ServerEngine:
         retries: further attempts after a failed connection or a status that promises better luck (429, 5xx), with
             waits that double from ``wait`` seconds, or as ``Retry-After`` says.
         timeout: seconds for one request.
-        key_variable: environment variable that holds the API key.
+        key_variable: environment variable that holds the API key; ``none`` for no key.
         extra: further fields of the request (``{"chat_template_kwargs": {"enable_thinking": False}}``, ...).
+        fingerprint: says which weights are served (a hash, a training step), in place of a probe.
+        opens_thinking: the served template opens the thinking block, and the server does not parse it out.
+
+    Raises:
+        UserError: see :func:`~retarget.pope.engines.keys.key_for`.
     """
+
+    identity_since = ("served", "probe", "fingerprint", "opens_thinking")
+    """What journals of earlier versions do not know of."""
 
     def __init__(
         self,
@@ -45,43 +61,111 @@ class ServerEngine:
         timeout: float = 3600.0,
         key_variable: str = "OPENAI_API_KEY",
         extra: dict[str, Any] | None = None,
+        fingerprint: str | None = None,
+        opens_thinking: bool = False,
     ) -> None:
-        if concurrency < 1 or per_request < 1:
-            raise UserError(f"concurrency and per_request are at least 1, not {concurrency} and {per_request}")
+        if concurrency < 1 or per_request < 1 or retries < 0 or timeout <= 0:
+            raise UserError(
+                "concurrency and per_request are at least 1, retries at least 0 and the timeout is above 0, not "
+                f"{concurrency}, {per_request}, {retries} and {timeout}"
+            )
         self.url, self.model, self.name = url.rstrip("/"), model, model
+        self.shown = redact(self.url)
         self.concurrency, self.per_request = concurrency, per_request
         self.retries, self.wait, self.timeout = retries, wait, timeout
-        self.key_variable, self.extra = key_variable, extra or {}
-        self.identity = {"per_request": per_request, "extra": self.extra}
+        self.extra, self.fingerprint, self.opens_thinking = extra or {}, fingerprint, opens_thinking
+        self._key = key_for(self.url, key_variable)
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What decides the rollouts beside the name: one name may serve other weights tomorrow.
+
+        The server's own entry for the model, and a fingerprint that the user gave or else the hash of a short
+        completion at temperature 0. None for what the server does not tell.
+
+        Raises:
+            UserError: the server cannot be reached.
+        """
+        told = asyncio.run(self._identify())
+        thinking = {"opens_thinking": True} if self.opens_thinking else {}
+        return {"per_request": self.per_request, "extra": self.extra, **told, **thinking}
+
+    async def _identify(self) -> dict[str, Any]:
+        async with self._client() as client:
+            try:
+                listed = await self._send(client, "GET", f"{self.url}/models")
+                entries = [one for one in listed["data"] if one.get("id") == self.model]
+                served = {name: entries[0][name] for name in _TELLING if entries[0].get(name) is not None}
+            except _Unanswered as error:
+                if error.status is None:
+                    raise
+                served = None  # the route is optional
+            except (KeyError, IndexError, TypeError, AttributeError):
+                served = None
+            if self.fingerprint is not None:
+                return {"served": served, "fingerprint": self.fingerprint}
+            probe = None
+            for prompt in ([{"role": "user", "content": _PROBE}], _PROBE):
+                try:
+                    (one,) = await self._request(client, prompt, 0, 1, Sampling(max_tokens=64, temperature=0.0))
+                except Refused:
+                    continue
+                except _Unanswered as error:
+                    if error.status is None:
+                        raise
+                    continue  # a server may know one of the two routes only
+                probe = hashlib.sha256(one.text.encode()).hexdigest()[:16]
+                break
+            return {"served": served, "probe": probe}
+
+    def window(self, n: int) -> int:
+        """Prompts of n rollouts in flight: twice what keeps every connection busy, so that stragglers leave no gap."""
+        return 2 + 2 * self.concurrency // -(-n // self.per_request)
 
     def sample(self, prompts: Sequence[Prompt], n: int, params: Sampling) -> list[list[Rollout]]:
         """n rollouts of each prompt; see :class:`retarget.pope.rollouts.Engine`.
 
         Raises:
-            UserError: the server cannot be reached, refuses the request, or answers in another form.
+            Refused: the server refuses a prompt.
+            UserError: the server cannot be reached, refuses every request, or answers in another form.
         """
-        return asyncio.run(self._all(prompts, n, params))
 
-    async def _all(self, prompts: Sequence[Prompt], n: int, params: Sampling) -> list[list[Rollout]]:
-        key = os.environ.get(self.key_variable)
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        limits = httpx.Limits(max_connections=self.concurrency)
+        async def all_of_them() -> list[list[Rollout]]:
+            async with self.session() as ask:
+                tasks = [asyncio.ensure_future(ask(prompt, n, params)) for prompt in prompts]
+                try:
+                    return list(await asyncio.gather(*tasks))
+                finally:
+                    for task in tasks:
+                        task.cancel()
+
+        return asyncio.run(all_of_them())
+
+    @asynccontextmanager
+    async def session(self) -> AsyncIterator[Ask]:
+        """Open connections; see :class:`retarget.pope.rollouts.StreamingEngine`."""
         gate = asyncio.Semaphore(self.concurrency)
-        async with httpx.AsyncClient(headers=headers, timeout=self.timeout, limits=limits) as client:
+        async with self._client() as client:
 
-            async def part(prompt: Prompt, first: int) -> list[Rollout]:
+            async def part(prompt: Prompt, first: int, n: int, params: Sampling) -> list[Rollout]:
                 async with gate:
                     return await self._request(client, prompt, first, min(self.per_request, n - first), params)
 
-            starts = range(0, n, self.per_request)
-            tasks = [asyncio.create_task(part(prompt, first)) for prompt in prompts for first in starts]
-            try:
-                parts = await asyncio.gather(*tasks)
-            finally:
-                for task in tasks:
-                    task.cancel()
-        size = len(starts)
-        return [[one for some in parts[at * size : (at + 1) * size] for one in some] for at in range(len(prompts))]
+            async def ask(prompt: Prompt, n: int, params: Sampling) -> list[Rollout]:
+                starts = range(0, n, self.per_request)
+                tasks = [asyncio.ensure_future(part(prompt, first, n, params)) for first in starts]
+                try:
+                    return [one for some in await asyncio.gather(*tasks) for one in some]
+                finally:
+                    for task in tasks:
+                        task.cancel()
+
+            yield ask
+
+    def _client(self) -> httpx.AsyncClient:
+        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        limits = httpx.Limits(max_connections=self.concurrency)
+        return httpx.AsyncClient(headers=headers, timeout=self.timeout, limits=limits)
 
     async def _request(
         self, client: httpx.AsyncClient, prompt: Prompt, first: int, count: int, params: Sampling
@@ -93,53 +177,87 @@ class ServerEngine:
             ("messages" if chat else "prompt"): prompt,
             **({"top_k": params.top_k} if params.top_k else {}), **self.extra,
         }  # fmt: skip
-        answer = await self._post(client, f"{self.url}/{'chat/completions' if chat else 'completions'}", body)
+        address = f"{self.url}/{'chat/completions' if chat else 'completions'}"
+        try:
+            answer = await self._send(client, "POST", address, body)
+        except _Unanswered as error:
+            if error.status in _OF_ONE_PROMPT:
+                raise Refused(self._redacted(f"{address} refused the prompt: {error}")) from None
+            raise
         try:
             choices = answer["choices"]
             usage = answer.get("usage") or {}
             total = int(usage.get("completion_tokens", 0))
             told = (usage.get("completion_tokens_details") or {}).get("reasoning_tokens")
             thinking = int(told) if told is not None and len(choices) == 1 else None
-            rollouts = [_rollout(choice, total // max(1, len(choices)), thinking) for choice in choices]
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{self.url}: not an answer of an OpenAI-compatible server: {str(answer)[:200]}") from error
+            tokens = total // max(1, len(choices))
+            rollouts = [_rollout(choice, tokens, thinking, self.opens_thinking) for choice in choices]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            said = self._redacted(str(answer)[:200])
+            raise UserError(f"{self.shown}: not an answer of an OpenAI-compatible server: {said}") from error
         if len(rollouts) != count:
-            raise UserError(f"{self.url} returned {len(rollouts)} completions for n={count}: set per_request=1")
+            raise UserError(f"{self.shown} returned {len(rollouts)} completions for n={count}: set per_request=1")
         return rollouts
 
-    async def _post(self, client: httpx.AsyncClient, url: str, body: dict[str, Any]) -> Any:
+    async def _send(self, client: httpx.AsyncClient, method: str, url: str, body: Any = None) -> Any:
+        status, fault = None, ""
         for attempt in range(self.retries + 1):
             wait = self.wait * 2**attempt
             try:
-                response = await client.post(url, json=body)
+                response = await client.request(method, url, json=body)
             except httpx.InvalidURL as error:
-                raise UserError(f"{url}: not an address: {error}") from error
+                raise UserError(self._redacted(f"{url}: not an address: {error}")) from None
             except (httpx.TransportError, httpx.DecodingError) as error:
                 fault = f"{type(error).__name__}: {error}"
             else:
                 if response.is_success:
                     try:
                         return response.json()
-                    except ValueError as error:  # a proxy's page, or an answer that was cut off
-                        raise UserError(f"{url}: not an answer in JSON: {response.text[:200]!r}") from error
-                fault = f"HTTP {response.status_code}: {response.text[:300]}"
+                    except (ValueError, RecursionError):  # a proxy's page, or an answer that was cut off
+                        said = self._redacted(f"{url}: not an answer in JSON: {response.text[:200]!r}")
+                        raise UserError(said) from None
+                status, fault = response.status_code, f"HTTP {response.status_code}: {response.text[:300]}"
                 if response.status_code not in _RETRIED:
                     break
                 after = response.headers.get("Retry-After", "")
-                wait = float(after) if after.replace(".", "", 1).isdigit() else wait
+                wait = min(float(after), _LONGEST_WAIT) if after.replace(".", "", 1).isdigit() else wait
             if attempt < self.retries:
                 await asyncio.sleep(wait)
-        raise UserError(f"{url} failed: {fault}. What was sampled before is in the journal: run the same command again")
+        raise _Unanswered(
+            self._redacted(
+                f"{url} failed: {fault}. What was sampled before is in the journal: run the same command again"
+            ),
+            status,
+        )
+
+    def _redacted(self, text: str) -> str:
+        return redact(text, self._key)
 
 
-def _rollout(choice: dict[str, Any], tokens: int, told: int | None) -> Rollout:
+class _Unanswered(UserError):
+    """No answer after all attempts, or a status that none would change."""
+
+    def __init__(self, message: str, status: int | None) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def _rollout(choice: dict[str, Any], tokens: int, told: int | None, opens_thinking: bool) -> Rollout:
     message = choice.get("message")
-    text = (message["content"] or "") if message is not None else choice["text"]
+    text = _clean((message["content"] or "") if message is not None else choice["text"])
     # Servers that parse the thinking block out put it into a field of its own.
     thinking = (message or {}).get("reasoning_content") or (message or {}).get("reasoning")
     if thinking:
         # Without an answer the block was not closed either: such a completion has none, as in every other engine.
-        text = f"<think>{thinking}</think>{text}" if text else f"<think>{thinking}"
+        thought = f"{THINKING_BEGINS}{_clean(thinking)}"
+        text = f"{thought}</think>{text}" if text else thought
+    elif opens_thinking:
+        text = f"{THINKING_BEGINS}{text}"
     # Only the server can count: its tokenizer is not here.
-    thought = told if after_thinking(text) != text else 0
-    return Rollout(text, tokens, choice.get("finish_reason") == "length", thought)
+    thought_tokens = told if after_thinking(text) != text else 0
+    return Rollout(text, tokens, choice.get("finish_reason") == "length", thought_tokens)
+
+
+def _clean(text: str) -> str:
+    r"""A text that can be written as UTF-8: half a surrogate pair, which JSON can hold, becomes U+FFFD."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

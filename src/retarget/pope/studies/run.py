@@ -100,7 +100,11 @@ def _trained(run: Run, s: Settings) -> dict[str, float]:
     cycles = s.cycles
     if not guided and s.match_rollouts:
         cycles += math.ceil(search_rollouts / (s.prompts_per_batch * s.rollouts))
-    rows = mix(hard, prefixes, world.prompts, seed=run.seed, prompts_per_batch=s.prompts_per_batch)
+    # The order of recorded studies: each stratum shuffled by itself.
+    rows = mix(
+        hard, prefixes, world.prompts, seed=run.seed, prompts_per_batch=s.prompts_per_batch, unpaired="keep",
+        kind="stratified",
+    )  # fmt: skip
     parts: dict[str, list[Evaluation]] = {"hard": [], "held": [], "easy": []}
     histories = []
     for index in range(s.rl_seeds):
@@ -137,7 +141,7 @@ def _train(
     extra: dict[str, Any] = {"disable_tqdm": True, "save_total_limit": 1, **({"use_cpu": True} if generated else {})}
     settings = TrainingSettings(
         cycles=cycles, seed=1000 * run.seed + index, vllm="colocate" if s.engine == "vllm" else "none", extra=extra,
-        save_every=s.save_every, **s.model_dump(include=set(Optimisation.model_fields)),
+        save_every=s.save_every, order="stratified", **s.model_dump(include=set(Optimisation.model_fields)),
     )  # fmt: skip
     model, tokenizer = load_base(Path(world.model)) if generated else (world.model, None)
     steps = cycles * s.updates_per_batch

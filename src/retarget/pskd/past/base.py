@@ -62,7 +62,12 @@ class Past(Protocol):
         """
 
     def read(self, keys: Tensor, device: torch.device, inputs: Any) -> tuple[Tensor | SparseRows, Tensor]:
-        """Rows from before this epoch, [B, C] or sparse, and 1 or 0 for each key that has one or none, [B]."""
+        """Rows from before this epoch, and which keys have one.
+
+        Returns:
+            [B, C], made anew so that the caller may change them, or sparse; and [B], 1 for a key that has a row and 0
+            for one that has none.
+        """
         ...
 
     def write(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from retarget.study.figures import Analysis, Figure, Images, Lines, Series, Table
+from retarget.study.items import Items, Shares
 from retarget.study.record import Results, RunResult
 from retarget.study.statistics import wilson_interval
 from retarget.trojdiff.config import CELLS
@@ -42,7 +43,7 @@ def analyse(results: Results) -> Analysis:
     tables += [_benign_table(results), *_ladder_table(results, "ladder"), *_inception_table(results)]
     figures: list[Figure] = [*tables, *_curves(results, attacks), *_shares(results, attacks), *_pictures(results)]
     return Analysis(
-        metrics={CONDITION: metrics}, item_intervals=_item_intervals(results), item_label=ITEM_LABEL, figures=figures,
+        metrics={CONDITION: metrics}, items=_hits(results), item_label=ITEM_LABEL, figures=figures,
         notes=_notes(results),
     )  # fmt: skip
 
@@ -82,26 +83,21 @@ def _settings(results: Results) -> Settings:
     return Settings.model_validate(results.plan.settings)
 
 
-def _item_intervals(results: Results) -> dict[str, tuple[float, float]]:
-    """Wilson intervals over images, less the constant, of the claims on success rates: one seed shows at least these.
+def _hits(results: Results) -> dict[str, Items]:
+    """Hits and images of each cell of the claims on success rates, all seeds together.
 
-    The lowest bounds over the cells, each at a level that makes all of the study's claims hold together (Bonferroni):
-    the choice of the weakest cell is covered.
+    They show what one seed can show at least, and are tested where every seed has the same rate.
     """
-    intervals = {}
+    found: dict[str, Items] = {}
     for claim in results.plan.claims:
         if claim.metric not in ("attack_weakest", "attack_every") or claim.against is None:
             continue
         arms = [arm.name for arm in ATTACKS] if claim.arms == (EVERY,) else list(claim.arms)
         keys = [(arm, f"attack_{name}") for arm in arms for name in _attack_samplers(results)]
         counts = [_counts(results, arm, key) for arm, key in keys]
-        if not counts or any(trials == 0 for _, trials in counts):
-            continue
-        level = 1 - (1 - results.plan.level) / (len(results.plan.claims) * len(counts))
-        bounds = [wilson_interval(hits, trials, level) for hits, trials in counts]
-        low, high = min(one for one, _ in bounds), min(one for _, one in bounds)
-        intervals[claim.id] = (100 * low - claim.against, 100 * high - claim.against)
-    return intervals
+        if counts and all(trials for _, trials in counts):
+            found[claim.id] = Shares(cells=counts)
+    return found
 
 
 def _counts(results: Results, arm: str, key: str) -> tuple[int, int]:

@@ -11,7 +11,9 @@ from sklearn.datasets import load_digits
 from retarget.errors import UserError
 from retarget.pskd.studies.detection import data
 from retarget.pskd.studies.detection.data import DetectionSet, collate, crops, scenes
-from retarget.pskd.studies.detection.plan import Settings, plan, prepare
+from retarget.pskd.studies.detection.plan import plan
+from retarget.pskd.studies.detection.prepare import prepare
+from retarget.pskd.studies.detection.settings import Settings
 
 SETTINGS = {
     "train_split": "train", "validation_split": "val", "test_split": "test", "train_images": None,

@@ -11,8 +11,9 @@ from retarget.errors import UserError
 from retarget.pskd.past.state import read_state, write_state
 from retarget.pskd.studies.detection import run as detection
 from retarget.pskd.studies.detection.analysis import analyse
-from retarget.pskd.studies.detection.plan import ARMS, METRICS, PRESETS, Settings, plan
+from retarget.pskd.studies.detection.plan import ARMS, METRICS, PRESETS, plan
 from retarget.pskd.studies.detection.run import BACKBONE, Backbone, build_detector
+from retarget.pskd.studies.detection.settings import Settings
 from retarget.pskd.studies.images.networks import build
 from retarget.pskd.study import plan as pskd_plan
 from retarget.study.record import Results, Run, read_history

@@ -6,7 +6,9 @@ import torch
 from PIL import Image
 
 from retarget.errors import UserError
-from retarget.pskd.studies.images.data import EpochSampler, Normalise, TrainingSet, crop_flip, prepare, read, split
+from retarget.pskd.studies.images import data
+from retarget.pskd.studies.images.data import EpochSampler, Normalise, TrainingSet, crop_flip, split
+from retarget.pskd.studies.images.prepare import check, prepare
 from retarget.pskd.studies.images.settings import Settings
 from retarget.pskd.study import plan
 
@@ -40,17 +42,6 @@ def test_a_subset_larger_than_the_data_is_refused():
         split(demo(validation_images=700))
 
 
-def test_npz_in_both_layouts(tmp_path):
-    images = np.random.default_rng(0).integers(0, 256, (20, 6, 5, 3), dtype=np.uint8)
-    labels = np.arange(20) % 4
-    np.savez(tmp_path / "one.npz", images=images, labels=labels)
-    np.savez(tmp_path / "two.npz", x_train=images, y_train=labels, x_test=images[:8], y_test=labels[:8])
-    train, test = read(f"npz:{tmp_path}/one.npz", "")
-    assert (tuple(train.pixels.shape), train.num_classes, test) == ((20, 3, 6, 5), 4, None)
-    assert np.array_equal(train.pixels.permute(0, 2, 3, 1).numpy(), images)
-    assert len(read(f"npz:{tmp_path}/two.npz", "")[1]) == 8
-
-
 def test_a_file_that_only_looks_like_npz_and_a_network_that_is_not_there_are_said_before_any_run(tmp_path):
     (tmp_path / "broken.npz").write_bytes(b"no archive at all")
     with pytest.raises(UserError, match=r"broken\.npz is not an \.npz file of plain arrays"):
@@ -64,68 +55,103 @@ def test_a_file_that_only_looks_like_npz_and_a_network_that_is_not_there_are_sai
         prepare(plan("demo", {"network": "resnet19"}))
 
 
-@pytest.mark.parametrize(
-    ("arrays", "message"),
-    [
-        (dict(x=np.zeros(3)), r"has \['x'\]; it needs images and labels"),
-        (dict(images=np.zeros((3, 4, 4)), labels=np.zeros(3)), "images are uint8 .*got float64"),
-        (dict(images=np.zeros((3, 4, 4), np.uint8), labels=np.zeros(2)), r"got uint8 \[3, 4, 4\] and 2 labels"),
-        (dict(images=np.zeros((3, 4, 4), np.uint8), labels=np.array([0, -1, 2])), "a label is negative"),
-    ],
-)
-def test_npz_that_cannot_be_used(arrays, message, tmp_path):
-    np.savez(tmp_path / "bad.npz", **arrays)
-    with pytest.raises(UserError, match=message):
-        read(f"npz:{tmp_path}/bad.npz", "")
-
-
-def test_image_folders(tmp_path):
-    for part in ("train", "test"):
+def faces(folder, sides=(30, 40), count=12, parts=("",)):
+    """Colour photographs of two classes, of the given heights by turns."""
+    rng = np.random.default_rng(0)
+    for part in parts:
         for name in ("cat", "dog"):
-            (tmp_path / part / name).mkdir(parents=True)
-            for i in range(3):
-                Image.new("RGB", (300, 280), (i * 20, 30, 40)).save(tmp_path / part / name / f"{i}.png")
-    train, test = read(f"folder:{tmp_path}", "")
-    assert (len(train), len(test), train.num_classes) == (6, 6, 2)
-    data = TrainingSet(train, Normalise(train), "imagenet", seed=0)
-    a, b = data.__getitems__([(0, 1), (0, 2)])[0], data.__getitems__([(0, 2), (0, 1)])[0]
-    assert a.shape == (2, 3, 224, 224)
+            (folder / part / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 256, (sides[i % len(sides)], 36, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / part / name / f"{i:02d}.png")
+    return f"folder:{folder}"
+
+
+def folder_settings(dataset, **more):
+    return {"dataset": dataset, "train_images": None, "validation_images": 4, "batch_size": 4, **more}
+
+
+@pytest.mark.parametrize("memory", [data.MEMORY, 0], ids=["in_memory", "from_files"])
+@pytest.mark.parametrize("augmentation", ["none", "crop_flip", "trivial", "imagenet"])
+def test_every_augmentation_works_on_folders_by_epoch_and_sample_alone(augmentation, memory, tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "MEMORY", memory)
+    chosen = demo(**folder_settings(faces(tmp_path), image_size=16, augmentation=augmentation))
+    train = split(chosen).train
+    assert (train.pixels is None) == (memory == 0)
+    views = TrainingSet(train, Normalise(train), augmentation, seed=0)
+    a, b = views.__getitems__([(0, 1), (0, 2)])[0], views.__getitems__([(0, 2), (0, 1)])[0]
+    assert a.shape == (2, 3, 16, 16)
     assert torch.equal(a[0], b[1]), "augmentation depends on the order of asking"
-    assert not torch.equal(data.__getitems__([(1, 1)])[0][0], a[0]), "another epoch, another view"
-    (tmp_path / "test" / "cat").rename(tmp_path / "test" / "bird")
-    with pytest.raises(UserError, match=r"train has the classes \['cat', 'dog'\], test \['bird', 'dog'\]"):
-        read(f"folder:{tmp_path}", "")
+    other = views.__getitems__([(1, 1)])[0][0]
+    assert torch.equal(other, a[0]) == (augmentation == "none"), "another epoch, another view"
+    plain = TrainingSet(train, Normalise(train), "none", seed=0).__getitems__([(0, 1)])[0][0]
+    assert plain.shape == (3, 16, 16)
 
 
-def test_a_data_set_saved_by_the_datasets_library(tmp_path):
-    import datasets
-
-    features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
-    rows = {"img": [Image.new("L", (8, 8), i) for i in range(4)], "label": [0, 1, 0, 1]}
-    part = datasets.Dataset.from_dict(rows, features=features)
-    datasets.DatasetDict(train=part, test=part).save_to_disk(str(tmp_path / "saved"))
-    train, test = read(f"hf:{tmp_path}/saved", "")
-    assert tuple(train.pixels.shape) == (4, 1, 8, 8)
-    assert test.labels.tolist() == [0, 1, 0, 1]
+def test_images_from_files_and_in_memory_are_the_same_pixels(tmp_path, monkeypatch):
+    chosen = demo(**folder_settings(faces(tmp_path), image_size=16))
+    kept = split(chosen)
+    monkeypatch.setattr(data, "MEMORY", 0)
+    read = split(chosen)
+    index = torch.arange(len(kept.train))
+    assert torch.equal(kept.train.take(index), read.train.take(index))
+    assert torch.equal(kept.test.labels, read.test.labels)
 
 
+def test_no_image_is_resized_unless_asked_for(tmp_path):
+    dataset = faces(tmp_path, sides=(36,), parts=("train", "test"))
+    for augmentation in ("none", "imagenet"):
+        train = split(demo(**folder_settings(dataset, augmentation=augmentation))).train
+        views = TrainingSet(train, Normalise(train), augmentation, seed=0)
+        assert views.__getitems__([(0, 1)])[0].shape == (1, 3, 36, 36)
+    assert split(demo(image_size=12)).train.pixels.shape[1:] == (1, 12, 12)
+
+
+@pytest.mark.parametrize("look", [prepare, check], ids=["prepare", "dry_run"])
 @pytest.mark.parametrize(
-    ("spec", "message"),
+    ("more", "message"),
     [
-        ("digit", "is none of digits, torchvision:NAME"),
-        ("npz:/nowhere.npz", "/nowhere.npz does not exist"),
-        ("torchvision:MINST", "torchvision has no data set 'MINST'"),
+        ({}, r"\.png is 36×\d0 pixels and .*\.png 36×\d0: give the size .*; set image_size"),
+        (
+            {"image_size": 16, "network": "timm:vit_tiny_patch16_224"},
+            "does not take images of 3 channels, 16×16",
+        ),
+        ({"image_size": 16, "network": "resnet19"}, "no network 'resnet19'"),
+        ({"image_size": 16, "train_images": 900}, "train_images = 900, but folder:"),
+        ({"image_size": 16, "batch_size": 100}, "do not fill a batch of 100"),
     ],
 )
-def test_sources_that_do_not_exist(spec, message):
+def test_folders_that_cannot_be_used_are_refused_before_any_run_and_by_a_dry_run(look, more, message, tmp_path):
+    chosen = plan("demo", folder_settings(faces(tmp_path), **more))
     with pytest.raises(UserError, match=message):
-        read(spec, "data")
+        look(chosen)
 
 
-def test_torchvision_without_its_files_names_the_local_way(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="name a local copy: dataset = 'npz:FILE'"):
-        read("torchvision:CIFAR100", str(tmp_path / "file"))
+@pytest.mark.parametrize("memory", [data.MEMORY, 0], ids=["in_memory", "from_files"])
+def test_a_damaged_image_is_named_before_any_run(memory, tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "MEMORY", memory)
+    chosen = plan("small", folder_settings(faces(tmp_path), image_size=32))
+    prepare(chosen)
+    file = tmp_path / "dog" / "07.png"
+    file.write_bytes(file.read_bytes()[:900])
+    with pytest.raises(UserError, match=r"dog/07\.png: not an image, or a damaged one"):
+        prepare(chosen)
+
+
+def test_channels_that_an_augmentation_cannot_take_and_one_class_are_refused(tmp_path):
+    images = np.zeros((60, 4, 4, 2), np.uint8)
+    np.savez(tmp_path / "two.npz", images=images, labels=np.arange(60) % 3)
+    chosen = folder_settings(f"npz:{tmp_path}/two.npz", augmentation="trivial")
+    with pytest.raises(UserError, match="augmentation = 'trivial' needs grey or RGB images, not 2 channels"):
+        check(plan("demo", chosen))
+    np.savez(tmp_path / "one.npz", images=images, labels=np.zeros(60))
+    with pytest.raises(UserError, match="has one class only"):
+        prepare(plan("demo", folder_settings(f"npz:{tmp_path}/one.npz")))
+
+
+def test_a_dry_run_downloads_nothing(tmp_path):
+    check(plan("small", {"root": str(tmp_path / "nothing")}))
+    assert not (tmp_path / "nothing").exists()
 
 
 def test_crop_and_flip_equal_a_slow_loop_and_depend_on_seed_epoch_and_sample_alone():
@@ -160,15 +186,8 @@ def test_what_cannot_be_trained_on_is_said_before_any_run(tmp_path):
         prepare(few)
     np.savez(tmp_path / "more.npz", x_train=images, y_train=labels, x_test=images, y_test=labels + 2)
     more = plan("demo", {"dataset": f"npz:{tmp_path}/more.npz", "validation_images": 10, "batch_size": 5})
-    with pytest.raises(UserError, match="the test set has the label 4, and the training set only the labels 0 to 2"):
+    with pytest.raises(UserError, match="the test set has the label 3, 4, and the training set only the labels 0 to 2"):
         prepare(more)
-
-
-@pytest.mark.parametrize("name", ["FakeData", "Food101", "EMNIST"])
-def test_torchvision_sets_of_another_form_are_refused_with_a_way_out(name, tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="'folder:DIR'"):
-        read(f"torchvision:{name}", str(tmp_path / "file"))
 
 
 def test_trivial_augment_draws_by_epoch_and_sample_alone():

@@ -72,7 +72,8 @@ def test_every_arm_trains_and_reports_its_metrics(arm, tmp_path, control):
 
 
 def test_the_control_is_the_classification_studys(control, tmp_path):
-    plain = classification.run(Run.create(tmp_path, settings=settings("cross_entropy"), seed=1))
+    chosen = settings("cross_entropy")
+    plain = classification.train(Run.create(tmp_path, settings=chosen, seed=1), model(chosen))
     for name, value in plain.items():
         assert name == "step_ms" or control[1][name] == value, name
     assert control[1]["forwards"] == 1

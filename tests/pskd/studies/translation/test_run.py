@@ -14,8 +14,9 @@ from retarget.pskd import TopK
 from retarget.pskd.past.table import table_bytes
 from retarget.pskd.studies.translation import run as translation
 from retarget.pskd.studies.translation.analysis import analyse
-from retarget.pskd.studies.translation.data import encode, grammar, read_pairs, sentence_pairs, train_tokenizer
-from retarget.pskd.studies.translation.plan import ARMS, Settings, plan, prepare
+from retarget.pskd.studies.translation.data import encode, grammar, sentence_pairs, train_tokenizer
+from retarget.pskd.studies.translation.plan import ARMS, plan
+from retarget.pskd.studies.translation.settings import Settings
 from retarget.report import build
 from retarget.study.record import Results, Run, read_history
 from retarget.study.runner import run_study
@@ -113,20 +114,19 @@ def test_files_are_read_and_both_directions_are_conditions(tmp_path):
     there, back = (sentence_pairs(Settings(**study.run_settings(c, study.arms[0]))) for c in study.conditions)
     assert len(there.train) == 20
     assert [(b, a) for a, b in there.test] == back.test == [(b, a) for a, b in pairs]
-    (tmp_path / "val.en").write_text("one line\n")
-    with pytest.raises(UserError, match="1 lines in en, 60 in de"):
-        prepare(study)
-    with pytest.raises(UserError, match="dataset = 'files:DIR'"):
-        read_pairs(tmp_path / "nowhere", "train", "en", "de")
 
 
 def test_text_survives_the_tokenizer():
     pairs = grammar(200, seed=0)
     tokenizer = train_tokenizer(pairs, 200)
-    samples = encode(pairs[:20], tokenizer, 40)
+    samples = encode(pairs[:20], tokenizer, 40).samples
     decoded = tokenizer.batch_decode([one["labels"] for one in samples], skip_special_tokens=True)
     assert decoded == [target for _, target in pairs[:20]]
-    assert max(len(one["labels"]) for one in encode(pairs, tokenizer, 8)) == 8
+    short = encode(pairs, tokenizer, 8)
+    assert max(len(one["labels"]) for one in short.samples) == 8
+    whole = encode(pairs, tokenizer, 400)
+    longer = sum(max(len(one["input_ids"]), len(one["labels"])) > 8 for one in whole.samples)
+    assert (short.cut, whole.cut) == (longer, 0)
     assert len({source for source, _ in pairs}) > 190
 
 
@@ -135,7 +135,7 @@ def test_an_overconfident_models_temperature_is_found():
     torch.manual_seed(0)
     model = translation.build(Settings(**settings("cross_entropy")), tokenizer)
     collator = DataCollatorForSeq2Seq(tokenizer, model=model)
-    samples = encode(grammar(30, seed=0), tokenizer, 24)
+    samples = encode(grammar(30, seed=0), tokenizer, 24).samples
     loss = {t: translation.TokenScores.of(model, samples, collator, t).nll.mean() for t in (0.4, 0.5, 1.0, 2.0, 2.9)}
     best = translation.fit_temperature(model, samples, collator)
     assert translation.TokenScores.of(model, samples, collator, best).nll.mean() <= min(loss.values()) + 1e-3
@@ -148,6 +148,11 @@ def test_a_study_runs_and_its_analysis_draws(tmp_path):
     analysis = analyse(Results.load(tmp_path))
     assert [figure.kind for figure in analysis.figures] == ["lines", "lines", "text"]
     assert any("signature" in note for note in analysis.notes)
+    (counts,) = [note for note in analysis.notes if "the vocabulary has" in note]
+    assert counts.startswith("train 60 pairs, 0 more left out for an empty side, ")
+    assert "test 30 pairs" in counts
+    assert analysis.figures[2].labels[:2] == ["source", "reference"]
+    assert len(analysis.figures[2].blocks[1].splitlines()) == 5
     assert np.isfinite(analysis.figures[0].series[0].y[0][0])
 
 

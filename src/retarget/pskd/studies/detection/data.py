@@ -23,9 +23,10 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as v2f
 
+from retarget.data.splits import stratified
 from retarget.errors import UserError
-from retarget.pskd.studies.detection.plan import Settings
-from retarget.pskd.studies.images.data import Place, _stratified, stream
+from retarget.pskd.studies.detection.settings import Settings
+from retarget.pskd.studies.images.data import Place, stream
 
 DIGIT_SHARES = (0.6, 0.15, 0.25)  # of the digits, for training, validation and test scenes
 
@@ -228,8 +229,8 @@ def _digit_parts(settings: Settings) -> Parts:
     digits: Any = load_digits()
     images, labels = torch.from_numpy(digits.images).float() / 16, digits.target
     rng = np.random.default_rng(settings.data_seed)
-    rest, of_test = _stratified(labels, round(DIGIT_SHARES[2] * len(labels)), rng)
-    of_train, of_validation = _stratified(labels[rest], round(DIGIT_SHARES[1] * len(labels)), rng)
+    rest, of_test = stratified(labels, round(DIGIT_SHARES[2] * len(labels)), rng)
+    of_train, of_validation = stratified(labels[rest], round(DIGIT_SHARES[1] * len(labels)), rng)
     parts = []
     for name, chosen, number in (
         ("train", rest[of_train], settings.train_images),

@@ -4,106 +4,15 @@
 A backbone is first trained as a classifier (arms ``classifier_*``), then put into a Faster R-CNN and fine-tuned.
 """
 
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any
 
-from pydantic import Field
-
+from retarget.data import names
 from retarget.errors import UserError
-from retarget.extras import require
-from retarget.settings import Strict, resolve_settings
+from retarget.pskd.studies.detection.settings import Settings
+from retarget.pskd.studies.images.settings import Settings as ClassifierSettings
+from retarget.settings import resolve_settings
 from retarget.study.config import Arm, Claim, Metric, StudyPlan, choose_arms, claims_under, refuse_decided
-
-_IMAGENET = "official code, ImageNet configuration"
-_TORCHVISION = "torchvision's FasterRCNN"
-_REFERENCE = "torchvision's reference training of Faster R-CNN"
-
-
-class Pretraining(Strict):
-    """How the backbone is trained as a classifier."""
-
-    dataset: str = Field(
-        default="crops",
-        description="crops (of the detector's training objects), or images as the classification study names them",
-    )
-    root: str = Field(default="data", description="where torchvision keeps its data sets")
-    crop_size: int = Field(default=32, ge=8, description="pixels of a side of a crop")
-    images: int | None = Field(default=None, ge=2, description="stratified subset, validation part included")
-    validation_images: int = Field(default=100, ge=1, description="of the training images, set apart")
-    augmentation: Literal["none", "crop_flip", "imagenet"] = "none"
-    epochs: int = Field(ge=1)
-    batch_size: int = Field(default=128, ge=2)
-    lr: float = Field(default=0.1, gt=0, description=_IMAGENET)
-    weight_decay: float = Field(default=1e-4, ge=0, description=_IMAGENET)
-    drops: tuple[float, ...] = Field(default=(1 / 3, 2 / 3), description=f"lr / 10 at 30 and 60 of 90: {_IMAGENET}")
-    alpha_T: float = Field(default=0.3, ge=0, le=1, description="[open] in what was published for ImageNet")
-    store: str = Field(
-        default="dense",
-        pattern=r"^(dense|topk:\d+:(uniform|renormalise))$",
-        description="dense, topk:K:uniform or topk:K:renormalise",
-    )
-
-
-class Settings(Strict):
-    """Settings of one training run; an arm overrides those of its method."""
-
-    task: Literal["detection"] = "detection"
-    dataset: str = Field(
-        pattern=r"^(digits|voc:.+|coco:.+)$",
-        description="digits (composed into scenes) | voc:DIR or voc:DIR+DIR | coco:DIR; see detection/data.py",
-    )
-    train_split: str = "train"
-    validation_split: str | None = Field(default="val", description="none: validation_images of the training images")
-    test_split: str = "test"
-    classes: tuple[str, ...] | None = Field(default=None, description="by default those of the training part")
-    bad_boxes: Literal["drop", "refuse"] = Field(
-        default="drop", description="boxes without an area, or outside their image: reported and cut, or an error"
-    )
-    train_images: int | None = Field(default=None, ge=1, description="scenes to compose, or a subset of the files")
-    validation_images: int | None = Field(default=None, ge=1)
-    test_images: int | None = Field(default=None, ge=1)
-    data_seed: int = Field(default=2021, description="fixes scenes and subsets: the same for every seed")
-    min_size: int = Field(default=800, ge=16, description=f"shorter side of an image, pixels: {_TORCHVISION}")
-    max_size: int = Field(default=1333, ge=16, description=f"longer side at most: {_TORCHVISION}")
-    augmentation: Literal["none", "flip"] = Field(default="flip", description=_REFERENCE)
-    network: str = Field(pattern=r"^timm:.+", description="timm:NAME, any network with feature maps; none pre-trained")
-    strides: tuple[int, ...] = Field(
-        default=(4, 8, 16, 32), min_length=1, description=f"feature maps that the FPN takes: {_TORCHVISION}"
-    )
-    fpn_channels: int = Field(default=256, ge=8, description=_TORCHVISION)
-    head_channels: int = Field(default=1024, ge=8, description=_TORCHVISION)
-    anchor_scale: float = Field(default=8, gt=0, description=f"side of an anchor in strides of its map: {_TORCHVISION}")
-    roi_size: int = Field(default=7, ge=1, description=_TORCHVISION)
-    proposals: int = Field(default=1000, ge=1, description=f"kept for an image: {_TORCHVISION}, 2000 in training")
-    rois_per_image: int = Field(default=512, ge=2, description=f"sampled to train the head: {_TORCHVISION}")
-    freeze_norm: bool = Field(default=True, description=f"batch norm of the backbone as pre-trained: {_TORCHVISION}")
-    epochs: int = Field(ge=1, description=f"26: {_REFERENCE}")
-    batch_size: int = Field(default=16, ge=1, description=_REFERENCE)
-    lr: float = Field(default=0.02, gt=0, description=_REFERENCE)
-    momentum: float = Field(default=0.9, ge=0, lt=1, description=_REFERENCE)
-    weight_decay: float = Field(default=1e-4, ge=0, description=_REFERENCE)
-    drops: tuple[float, ...] = Field(
-        default=(16 / 26, 22 / 26), description=f"lr / 10 at 16 and 22 of 26: {_REFERENCE}"
-    )
-    warmup_steps: int = Field(default=1000, ge=0, description=f"linear: {_REFERENCE}")
-    clip: float | None = Field(default=None, gt=0, description="largest norm of the gradient")
-    pictures: int = Field(default=6, ge=0, description="test images drawn with their detections")
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
-    accelerator: str = "auto"
-    workers: int = Field(default=0, ge=0, description="loader processes")
-    pretrain: Pretraining
-    # The arm
-    stage: Literal["classifier", "detector"] = "detector"
-    classifier_targets: Literal["hard", "pskd"] = "hard"
-    backbone: str | None = Field(default=None, description="the arm whose classifier is the backbone; none: untrained")
-    head_targets: Literal["hard", "instance", "previous"] = "hard"
-    alpha_T: float = Field(default=0.8, ge=0, le=1, description="of the head's targets; nobody has published one")
-    schedule: Literal["linear", "constant"] = "linear"
-    store: str = Field(
-        default="dense",
-        pattern=r"^(dense|topk:\d+:(uniform|renormalise))$",
-        description="dense, topk:K:uniform or topk:K:renormalise",
-    )
-
 
 _TINY = dict(
     network="timm:resnet10t", fpn_channels=64, head_channels=128, anchor_scale=3, roi_size=5, proposals=100,
@@ -123,8 +32,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper": dict(
         dataset="voc:VOCdevkit/VOC2007+VOCdevkit/VOC2012", train_split="trainval", validation_split=None,
         validation_images=1000, network="timm:resnet152", epochs=26, precision="16-mixed", workers=8,
-        pretrain=dict(dataset="folder:imagenet", augmentation="imagenet", validation_images=10_000, epochs=90,
-                      batch_size=256, store="topk:10:uniform"),
+        pretrain=dict(dataset="folder:imagenet", image_size=224, augmentation="imagenet", validation_images=10_000,
+                      epochs=90, batch_size=256, store="topk:10:uniform"),
     ),
 }  # fmt: skip
 
@@ -244,10 +153,12 @@ def plan(
         task="retarget.pskd.studies.detection.run:run",
         task_name="pskd.detection",
         former_tasks=("retarget.pskd.tasks.detection:run",),
-        prepare="retarget.pskd.studies.detection.plan:prepare",
+        prepare="retarget.pskd.studies.detection.prepare:prepare",
+        check="retarget.pskd.studies.detection.prepare:check",
         analysis="retarget.pskd.studies.detection.analysis:analyse",
         settings=settings.model_dump(mode="json"),
         settings_model=Settings,
+        unmeasured=("workers",),
         arms=choose_arms(ARMS, arms),
         seeds=tuple(seeds) if seeds else (0, 1, 2),
         metrics=METRICS,
@@ -256,10 +167,29 @@ def plan(
     )
 
 
-def prepare(plan: StudyPlan) -> None:
-    """Refuse missing packages and data that cannot be used, once and at once."""
-    for module in ("torchvision", "timm", "lightning.pytorch", "sklearn", "torchmetrics", "pycocotools"):
-        require(module, "detection")
-    from retarget.pskd.studies.detection.data import check
+def classifier_settings(s: Settings, dataset: str) -> ClassifierSettings:
+    """Settings of the image study for this study's classifier; ``dataset`` names its images."""
+    return ClassifierSettings(
+        **s.pretrain.model_dump(exclude={"dataset", "crop_size", "images"}),
+        dataset=dataset,
+        train_images=s.pretrain.images,
+        targets=s.classifier_targets,
+        network=s.network,
+        momentum=s.momentum,
+        data_seed=s.data_seed,
+        precision=s.precision,
+        accelerator=s.accelerator,
+        workers=s.workers,
+    )
 
-    check(resolve_settings(Settings, plan.settings))
+
+def data_paths(settings: Settings) -> tuple[str, ...]:
+    """Files and folders whose bytes a run of these settings reads: annotations, lists and images; pre-training too."""
+    kind, _, where = settings.dataset.partition(":")
+    roots = [Path(root) for root in where.split("+")] if where else []
+    splits = [one for one in (settings.train_split, settings.validation_split, settings.test_split) if one]
+    if kind == "voc":
+        found = [root / name for root in roots for name in ("Annotations", "ImageSets/Main", "JPEGImages")]
+    else:
+        found = [root / name for root in roots for one in splits for name in (f"annotations/instances_{one}.json", one)]
+    return (*map(str, found), *names.data_paths(settings.pretrain.dataset))

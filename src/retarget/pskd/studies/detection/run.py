@@ -24,13 +24,13 @@ from retarget.pskd.lightning import SavedBeside
 from retarget.pskd.past.previous import PreviousModel
 from retarget.pskd.past.state import read_state, write_state
 from retarget.pskd.studies.detection.data import DetectionSet, Parts, Scene, collate, crops, scenes
-from retarget.pskd.studies.detection.plan import Settings
+from retarget.pskd.studies.detection.plan import classifier_settings
 from retarget.pskd.studies.detection.scores import Detections, draw, mean_average_precision, scores
+from retarget.pskd.studies.detection.settings import Settings
 from retarget.pskd.studies.images import run as classification
 from retarget.pskd.studies.images.data import EpochSampler, Normalise, split, stream
 from retarget.pskd.studies.images.networks import build
 from retarget.pskd.studies.images.run import Observe, Reseed, StopClock
-from retarget.pskd.studies.images.settings import Settings as ClassifierSettings
 from retarget.settings import resolve_settings
 from retarget.study.record import Run, read_history
 
@@ -49,7 +49,7 @@ def run(run: Run) -> dict[str, float]:
 
 def _classifier(run: Run, s: Settings) -> dict[str, float]:
     """A run of the classification study, whose weights and pixel statistics are kept for detectors."""
-    settings = classifier_settings(run, s)
+    settings = classifier_settings(s, _images(run, s))
     found = classification.train(run, settings)
     last = torch.load(run.checkpoint / "last.ckpt", weights_only=True, map_location="cpu")["state_dict"]
     train = split(settings).train
@@ -66,29 +66,16 @@ def _classifier(run: Run, s: Settings) -> dict[str, float]:
     return kept | {name: found[name] for name in ("train_loss", "step_ms", "store_mb")}
 
 
-def classifier_settings(run: Run, s: Settings) -> ClassifierSettings:
-    """Settings of the classification study for this study's classifier; crops are written into the run's directory."""
-    p = s.pretrain
-    dataset = p.dataset
-    if dataset == "crops":
-        parts, file = scenes(s), run.checkpoint / "crops.npz"
-        arrays: dict[str, Any] = {}
-        for name, part in (("train", parts.train), ("test", parts.test)):
-            arrays[f"x_{name}"], arrays[f"y_{name}"] = crops(part, p.crop_size)
-        replace_file(file, lambda path: _savez(path, arrays))
-        dataset = f"npz:{file}"
-    return ClassifierSettings(
-        **p.model_dump(exclude={"dataset", "crop_size", "images"}),
-        dataset=dataset,
-        train_images=p.images,
-        targets=s.classifier_targets,
-        network=s.network,
-        momentum=s.momentum,
-        data_seed=s.data_seed,
-        precision=s.precision,
-        accelerator=s.accelerator,
-        workers=s.workers,
-    )
+def _images(run: Run, s: Settings) -> str:
+    """The data set of the classifier; crops of the training objects are written into the run's directory."""
+    if s.pretrain.dataset != "crops":
+        return s.pretrain.dataset
+    parts, file = scenes(s), run.checkpoint / "crops.npz"
+    arrays: dict[str, Any] = {}
+    for name, part in (("train", parts.train), ("test", parts.test)):
+        arrays[f"x_{name}"], arrays[f"y_{name}"] = crops(part, s.pretrain.crop_size)
+    replace_file(file, lambda path: _savez(path, arrays))
+    return f"npz:{file}"
 
 
 def _savez(path: Path, arrays: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from retarget.data import names
 from retarget.pskd.studies.images import plan
 from retarget.pskd.studies.images.plan import METRICS, WorldQuestion
 from retarget.pskd.studies.images.settings import Settings
@@ -37,6 +38,11 @@ class PeerSettings(Settings):
     # The arm
     peer: dict[str, Any] | None = Field(default=None, description="a peer of retarget.pskd.peers and its settings")
     teacher: str | None = Field(default=None, description="the arm whose run trains the teacher")
+
+
+def data_paths(settings: PeerSettings) -> tuple[str, ...]:
+    """Files and folders whose bytes a run of these settings reads."""
+    return (*names.data_paths(settings.dataset), *names.data_paths(settings.shift.ood))
 
 
 def _arm(name: str, label: str, method: str, *, teacher: bool = False, **settings: Any) -> Arm:

@@ -1,5 +1,6 @@
 """One training run of the peers study: the classification task with a peer's loss, and evaluation under shift."""
 
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any, cast
@@ -145,7 +146,7 @@ def make(
 
 def _train(run: Run, settings: PeerSettings) -> dict[str, float]:
     parts = split(settings)
-    channels = 3 if parts.train.pixels is None else parts.train.pixels.shape[1]
+    channels = parts.train.channels
     torch.manual_seed(stream(run.seed, 2) if settings.teacher else stream(run.seed))  # not its teacher's twin
     network = _channels_last(build(settings.network, parts.train.num_classes, channels))
     method = make(run, settings, len(parts.train), parts.train.num_classes, network, channels)
@@ -172,7 +173,7 @@ def _evaluate_shift(run: Run, settings: PeerSettings) -> dict[str, float]:
     """Predict the shifted images with the weights of the last epoch and keep the logits with the predictions."""
     path = run.directory / "predictions.safetensors"
     parts = split(settings)
-    channels = 3 if parts.train.pixels is None else parts.train.pixels.shape[1]
+    channels = parts.train.channels
     state = torch.load(run.checkpoint / "last.ckpt", weights_only=True, map_location="cpu")["state_dict"]
     prefix = "average." if any(name.startswith("average.") for name in state) else "network."
     network = build(settings.network, parts.train.num_classes, channels)
@@ -193,7 +194,7 @@ def _evaluate_shift(run: Run, settings: PeerSettings) -> dict[str, float]:
 def _logits(
     network: nn.Module, pixels: Tensor, test: Images, normalise: Normalise, settings: PeerSettings
 ) -> np.ndarray:
-    images = Images(pixels, torch.zeros(len(pixels), dtype=torch.long), test.num_classes)
+    images = replace(test, pixels=pixels, labels=torch.zeros(len(pixels), dtype=torch.long))
     loader = classification.evaluation_loader(images, normalise, settings)
     device = next(network.parameters()).device
     with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16-mixed"):

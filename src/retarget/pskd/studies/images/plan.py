@@ -118,7 +118,7 @@ class Question(Strict):
     ten_classes: bool = True
 
     def under(self, world: tuple[Condition, ...]) -> "Question":
-        """The question under the conditions of the preset and the user; one with conditions of its own ignores them."""
+        """The question under the preset's and the user's conditions; one with conditions of its own ignores them."""
         return self
 
 
@@ -179,10 +179,12 @@ def plan(
         task=asked.task,
         task_name=asked.task_name,
         former_tasks=asked.former_tasks,
-        prepare="retarget.pskd.studies.images.data:prepare",
+        prepare="retarget.pskd.studies.images.prepare:prepare",
+        check="retarget.pskd.studies.images.prepare:check",
         analysis="retarget.pskd.studies.images.analysis:analyse",
         settings=settings.model_dump(mode="json"),
         settings_model=asked.settings,
+        unmeasured=("workers",),
         conditions=asked.conditions,
         arms=choose_arms(asked.arms, arms),
         seeds=tuple(seeds) if seeds else (0, 1, 2, 3, 4),

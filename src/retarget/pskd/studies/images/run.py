@@ -244,8 +244,7 @@ def train(run: Run, settings: Settings) -> dict[str, float]:
     """As :func:`run`, of settings that another study made."""
     parts = split(settings)
     torch.manual_seed(stream(run.seed))
-    channels = 3 if parts.train.pixels is None else parts.train.pixels.shape[1]
-    module = Classifier(build(settings.network, parts.train.num_classes, channels), settings)
+    module = Classifier(build(settings.network, parts.train.num_classes, parts.train.channels), settings)
     module = cast(Classifier, module.to(memory_format=torch.channels_last))
     pskd = _pskd(run, settings, parts, module.network)
     observe, gradients = Observe(run), Gradients(parts.train.labels, pskd)
@@ -329,7 +328,9 @@ def evaluation_loader(images: Images, normalise: Normalise, settings: Settings) 
     """Batches of the images as they are, in their order."""
     data = TrainingSet(images, normalise, "none", seed=0)
     places = [(0, sample) for sample in range(len(data))]
-    return DataLoader(data, 500, sampler=places, collate_fn=whole_batch, num_workers=settings.workers)
+    return DataLoader(
+        data, settings.evaluation_batch, sampler=places, collate_fn=whole_batch, num_workers=settings.workers
+    )
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from retarget.data import names
 from retarget.settings import Strict
 
 _CODE = "official code, CIFAR-100 configuration"
@@ -13,7 +14,7 @@ class Settings(Strict):
     """Settings of one training run; an arm overrides those of its method."""
 
     dataset: str = Field(
-        description="digits | torchvision:NAME | npz:FILE | folder:DIR | hf:DIR; see images/data.py for their layout"
+        description="digits | torchvision:NAME | npz:FILE | folder:DIR | hf:DIR; see retarget/data/images.py"
     )
     root: str = Field(default="data", description="where torchvision keeps its data sets (downloads if missing)")
     train_images: int | None = Field(default=None, ge=2, description="stratified subset, validation part included")
@@ -21,8 +22,15 @@ class Settings(Strict):
     test_images: int | None = Field(default=None, ge=1, description="stratified subset of the test set")
     label_noise: float = Field(default=0.0, ge=0, lt=1, description="share of training labels made wrong")
     data_seed: int = Field(default=2021, description="fixes subset, split and noise: the same for every seed")
+    image_size: int | None = Field(
+        default=None,
+        ge=1,
+        description="the middle square of each image is brought to this side; none: as they are, all of one size",
+    )
     augmentation: Literal["none", "crop_flip", "trivial", "imagenet"] = Field(
-        description=f"crop with padding 4, flip: {_CODE}; trivial: TrivialAugmentWide besides, Müller and Hutter 2021"
+        description=f"none | crop_flip: crop with padding 4, flip: {_CODE} | trivial: TrivialAugmentWide besides, "
+        "Müller and Hutter 2021, for grey or RGB | imagenet: resized crop, flip, colours, for grey or RGB; the "
+        "official code's image_size is 224"
     )
     network: str
     epochs: int = Field(ge=1, description=f"300: {_CODE}")
@@ -33,7 +41,8 @@ class Settings(Strict):
     drops: tuple[float, ...] = Field(default=(0.5, 0.75), description=f"lr / 10 at 150 and 225 of 300: {_CODE}")
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     accelerator: str = "auto"
-    workers: int = Field(default=0, ge=0, description="loader processes, for images read from files")
+    workers: int = Field(default=0, ge=0, description="loader processes; changes no result")
+    evaluation_batch: int = Field(default=500, ge=1, description="images that are predicted at a time")
     # The arm
     targets: Literal["hard", "label_smoothing", "smoothing_schedule", "pskd"] = "hard"
     smoothing: float = Field(default=0.1, ge=0, le=1, description="label smoothing: Szegedy et al. 2016")
@@ -70,3 +79,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 MINUTES_PER_RUN = {"demo": 0.1, "small": 7.0, "paper": 90.0}
+
+
+def data_paths(settings: Settings) -> tuple[str, ...]:
+    """Files and folders whose bytes a run of these settings reads."""
+    return names.data_paths(settings.dataset)

@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from scipy import ndimage, stats
 
+from retarget.data.images import pixels_of, read
 from retarget.errors import UserError
 from retarget.extras import require
 from retarget.metrics import calibration as c
-from retarget.pskd.studies.images.data import Images, read
+from retarget.pskd.studies.images.data import Images, sides
 from retarget.pskd.studies.images.peers_plan import PeerSettings
 from retarget.pskd.studies.images.scores import fitted_temperature, log_losses
 
@@ -142,26 +143,48 @@ def shifted_images(test: Images, settings: PeerSettings) -> tuple[np.ndarray, di
         Which test images were corrupted, [M]; and uint8 images by name: the kinds, and ``ood``.
 
     Raises:
-        UserError: the images are read from files, or those of the other data set have another shape.
+        UserError: the images are not in memory, or those of the other data set have another shape.
     """
-    shift, seed = settings.shift, settings.data_seed
+    shift, seed, strange = settings.shift, settings.data_seed, check_shift(test, settings)
     if test.pixels is None:
-        raise UserError("corruptions are made of images in memory; set shift.kinds = [] and shift.ood = '' for files")
+        return np.zeros(0, np.int64), {}
     chosen = np.sort(np.random.default_rng([seed, 98]).permutation(len(test))[: shift.images])
     pixels = test.pixels[torch.from_numpy(chosen)]
     found = {kind: corrupt(pixels, kind, shift.severity, seed) for kind in shift.kinds}
-    if shift.ood == "phases":
-        found["ood"] = scramble_phases(pixels, seed)
-    elif shift.ood:
-        train, other = read(shift.ood, settings.root)
-        strange = (other or train).pixels
-        if strange is None or strange.shape[1:] != pixels.shape[1:]:
-            raise UserError(
-                f"shift.ood = {shift.ood!r} has images {None if strange is None else list(strange.shape[1:])}, "
-                f"the test set {list(pixels.shape[1:])}"
-            )
-        found["ood"] = strange[: shift.images]
+    if shift.ood:
+        found["ood"] = scramble_phases(pixels, seed) if strange is None else strange
     return chosen, found
+
+
+def check_shift(test: Images, settings: PeerSettings) -> torch.Tensor | None:
+    """Refuse a shift that these test images cannot take; the images of another data set, where one is named.
+
+    Raises:
+        UserError: as :func:`shifted_images`.
+    """
+    shift = settings.shift
+    if test.pixels is None:
+        if shift.kinds or shift.ood:
+            raise UserError(
+                "corruptions are made of images in memory, and this data set is too large for it; set shift.kinds = [] "
+                "and shift.ood = '', or a smaller image_size or test_images"
+            )
+        return None
+    coded = sorted({"jpeg", "pixelate"} & set(shift.kinds))
+    if coded and test.channels not in (1, 3):
+        raise UserError(f"shift.kinds: {', '.join(coded)} needs grey or RGB images, not {test.channels} channels")
+    if shift.ood in ("", "phases"):
+        return None
+    source = read(shift.ood, settings.root)
+    part = source.test or source.train
+    part = part.take(np.arange(min(shift.images, len(part))))
+    strange = pixels_of(part, test.channels, sides(settings)[0], crop=True)
+    if strange.shape[1:] != test.pixels.shape[1:]:
+        raise UserError(
+            f"shift.ood = {shift.ood!r} has images {list(strange.shape[1:])}, the test set "
+            f"{list(test.pixels.shape[1:])}"
+        )
+    return strange
 
 
 def shift_scores(arrays: Mapping[str, np.ndarray]) -> dict[str, float]:

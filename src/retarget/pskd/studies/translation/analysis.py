@@ -2,11 +2,13 @@
 
 from retarget.files import read_json
 from retarget.metrics import calibration as c
-from retarget.pskd.studies.translation.plan import MULTI30K_BASELINE, Settings
+from retarget.pskd.studies.translation.settings import Settings
 from retarget.study.config import Condition
 from retarget.study.figures import Analysis, Figure, Lines, Series, Text
 from retarget.study.record import Results, RunResult
 
+MULTI30K_BASELINE = 29.0
+"""BLEU of the paper's baseline, Multi30k German to English."""
 _FAR_SHORT = 3.0  # BLEU below the published baseline from which a baseline is called undertrained
 
 
@@ -22,6 +24,7 @@ def analyse(results: Results) -> Analysis:
         if short:
             notes.append(f"{prefix}{short}")
             remarks[condition.name] = {"cross_entropy": "undertrained"}
+        notes += _counts(results, condition.name, prefix)
     notes += _signatures(results)
     if results.plan.settings["dataset"] == "grammar":
         notes.append(
@@ -50,6 +53,8 @@ def _figures(results: Results, condition: str, prefix: str) -> list[Figure]:
             gaps.append(diagram.accuracy.tolist())
         reliability.append(Series(label=arm.label, x=[(i + 0.5) / 10 for i in range(10)], y=gaps))
         lines = (runs[0].directory / "translations.txt").read_text(encoding="utf-8").splitlines()
+        if not samples:
+            samples += _originals(runs[0])
         samples.append((arm.label, "\n".join(lines[:5])))
     if not learning:
         return []
@@ -67,6 +72,28 @@ def _figures(results: Results, condition: str, prefix: str) -> list[Figure]:
             labels=[label for label, _ in samples], blocks=[text for _, text in samples],
         ),
     ]  # fmt: skip
+
+
+def _originals(run: RunResult) -> list[tuple[str, str]]:
+    """The test sentences that the page shows beside their translations; none of a run that did not keep them."""
+    file = run.directory / "data.json"
+    pairs = read_json(file)["samples"] if file.exists() else []
+    sides = zip(("source", "reference"), zip(*pairs, strict=True), strict=False)
+    return [(label, "\n".join(side)) for label, side in sides]
+
+
+def _counts(results: Results, condition: str, prefix: str) -> list[str]:
+    """What was read, left out and cut, and the vocabulary that came out."""
+    files = [run.directory / "data.json" for arm in results.plan.arms for run in _runs(results, condition, arm.name)]
+    files = [file for file in files if file.exists()]
+    if not files:
+        return []
+    data = read_json(files[0])
+    counts = "; ".join(
+        f"{name} {part['pairs']:,} pairs, {part['dropped']:,} more left out for an empty side, {part['cut']:,} cut"
+        for name, part in data["parts"].items()
+    )
+    return [f"{prefix}{counts}; the vocabulary has {data['vocabulary']:,} tokens."]
 
 
 def _undertrained(results: Results, condition: Condition) -> str:

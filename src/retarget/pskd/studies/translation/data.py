@@ -2,15 +2,17 @@
 
 import gzip
 import random
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from retarget.errors import UserError
-from retarget.pskd.studies.translation.plan import Settings
+from retarget.pskd.studies.translation.plan import file_of
+from retarget.pskd.studies.translation.settings import Settings
 
 PAD, EOS, UNKNOWN = "<pad>", "</s>", "<unk>"
 Pairs = list[tuple[str, str]]
@@ -18,44 +20,74 @@ Pairs = list[tuple[str, str]]
 
 @dataclass(frozen=True)
 class Parts:
-    """Sentence pairs (source, target) of a study."""
+    """Sentence pairs (source, target) of a study.
+
+    Attributes:
+        dropped: pairs of each part that were left out, since a side is empty.
+    """
 
     train: Pairs
     validation: Pairs
     test: Pairs
+    dropped: tuple[int, int, int] = (0, 0, 0)
 
 
 def sentence_pairs(settings: Settings) -> Parts:
     """The pairs that the settings name.
 
     Raises:
-        UserError: files that are missing or of different lengths.
+        UserError: files that are missing, damaged, empty or of different lengths.
     """
-    dataset, limit, test = settings.dataset, settings.train_sentences, settings.test_sentences
-    if dataset == "grammar":
+    limit, test = settings.train_sentences, settings.test_sentences
+    if settings.dataset == "grammar":
         pairs = grammar((limit or 2000) + 500, settings.data_seed)
         return Parts(pairs[500:], pairs[:200], pairs[200:500][:test])
-    folder = Path(dataset.removeprefix("files:"))
-    languages = settings.source, settings.target
-    parts = [read_pairs(folder, name, *languages) for name in ("train", "val", settings.test)]
-    return Parts(parts[0][:limit], parts[1], parts[2][:test])
+    read = [read_pairs(settings, name) for name in ("train", "val", settings.test)]
+    (train, _), (validation, _), (tested, _) = read
+    return Parts(train[:limit], validation, tested[:test], (read[0][1], read[1][1], read[2][1]))
 
 
-def read_pairs(folder: Path, name: str, source: str, target: str) -> Pairs:
-    """The lines of ``name.source`` and ``name.target``, plain or as .gz; pairs with an empty side are left out."""
-    sides = []
-    for language in (source, target):
-        plain, packed = folder / f"{name}.{language}", folder / f"{name}.{language}.gz"
-        if packed.is_file():
-            text = gzip.decompress(packed.read_bytes()).decode("utf-8")
-        elif plain.is_file():
-            text = plain.read_text(encoding="utf-8")
-        else:
-            raise UserError(f"no {plain.name} or {packed.name} in {folder}: name the folder by dataset = 'files:DIR'")
-        sides.append([line.strip() for line in text.rstrip("\n").split("\n")])
-    if len(sides[0]) != len(sides[1]):
-        raise UserError(f"{folder}/{name}: {len(sides[0])} lines in {source}, {len(sides[1])} in {target}")
-    return [(a, b) for a, b in zip(*sides, strict=True) if a and b]
+def read_pairs(settings: Settings, name: str) -> tuple[Pairs, int]:
+    """The lines of ``name.SOURCE`` and ``name.TARGET``, plain or as .gz; pairs with an empty side are left out.
+
+    Returns:
+        The pairs, and how many were left out. Empty lines at a file's end are no pairs at all.
+
+    Raises:
+        UserError: a file is missing, damaged or not in UTF-8, the two differ in length, or no pair is left.
+    """
+    files = [file_of(settings, name, language) for language in (settings.source, settings.target)]
+    a, b = (_lines(file, settings) for file in files)
+    last = [max((at for at, line in enumerate(side, 1) if line), default=0) for side in (a, b)]
+    if min(len(a), len(b)) < max(last):
+        raise UserError(f"{files[0]} has {last[0]} lines and {files[1]} has {last[1]}; line by line they are pairs")
+    a, b = a[: max(last)], b[: max(last)]
+    pairs = [pair for pair in zip(a, b, strict=True) if all(pair)]
+    if not pairs:
+        raise UserError(f"{files[0]} and {files[1]}: no pair of sentences in them")
+    return pairs, len(a) - len(pairs)
+
+
+def _lines(file: Path, settings: Settings) -> list[str]:
+    """The lines of a file; only a line feed ends a line."""
+    try:
+        content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+        text = content.decode("utf-8-sig")
+    except FileNotFoundError as error:
+        there = {one.name.removesuffix(".gz") for one in file.parent.glob(f"*.{settings.source}*")}
+        named = f"; it has {', '.join(sorted(there))}: test=NAME names the test files" * bool(there)
+        raise UserError(
+            f"no {file.name} or {file.name}.gz in {file.parent}{named or '. Name the folder: dataset=files:DIR'}"
+        ) from error
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise UserError(
+            f"{file}, line {line}: byte {error.object[error.start]:#04x} is not UTF-8; convert the file, for example "
+            "with iconv -f latin1 -t utf-8"
+        ) from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{file} cannot be read: {error}") from error
+    return [line.replace("\r", " ").strip() for line in text.removesuffix("\n").split("\n")]
 
 
 def grammar(number: int, seed: int) -> Pairs:
@@ -117,12 +149,28 @@ def train_tokenizer(pairs: Pairs, vocabulary: int) -> PreTrainedTokenizerFast:
     )
 
 
-def encode(pairs: Pairs, tokenizer: PreTrainedTokenizerFast, max_tokens: int) -> list[dict[str, list[int]]]:
-    """``input_ids`` and ``labels`` of each pair, cut to ``max_tokens``, the end of the sentence included."""
+class Encoded(NamedTuple):
+    """Sentence pairs as token ids.
+
+    Attributes:
+        samples: ``input_ids`` and ``labels`` of each pair.
+        cut: how many pairs had a side that was too long.
+    """
+
+    samples: list[dict[str, list[int]]]
+    cut: int
+
+
+def encode(pairs: Pairs, tokenizer: PreTrainedTokenizerFast, max_tokens: int) -> Encoded:
+    """Token ids of each pair, both sides cut to ``max_tokens``, the end of the sentence included."""
 
     def ids(side: list[str]) -> list[list[int]]:
-        end = [tokenizer.eos_token_id]
-        return [one[: max_tokens - 1] + end for one in tokenizer(side, add_special_tokens=False)["input_ids"]]  # type: ignore[index,union-attr]
+        return tokenizer(side, add_special_tokens=False)["input_ids"]  # type: ignore[index,union-attr,return-value]
 
+    end = [cast(int, tokenizer.eos_token_id)]
     sources, targets = ids([a for a, _ in pairs]), ids([b for _, b in pairs])
-    return [{"input_ids": a, "labels": b} for a, b in zip(sources, targets, strict=True)]
+    samples = [
+        {"input_ids": a[: max_tokens - 1] + end, "labels": b[: max_tokens - 1] + end}
+        for a, b in zip(sources, targets, strict=True)
+    ]
+    return Encoded(samples, sum(max(len(a), len(b)) >= max_tokens for a, b in zip(sources, targets, strict=True)))

@@ -29,12 +29,13 @@ from retarget.metrics import calibration as c
 from retarget.pskd.past.rows import TopK
 from retarget.pskd.past.table import table_bytes
 from retarget.pskd.studies.translation.data import EOS, PAD, Pairs, Parts, encode, sentence_pairs, train_tokenizer
-from retarget.pskd.studies.translation.plan import Settings
+from retarget.pskd.studies.translation.settings import Settings
 from retarget.pskd.trainer import PSKDSeq2SeqTrainer
 from retarget.settings import resolve_settings
 from retarget.study.record import Run, read_history
 
 IGNORE = -100
+SAMPLES = 5  # test pairs that the page shows
 
 
 class Watch(TrainerCallback):
@@ -142,9 +143,9 @@ def run(run: Run) -> dict[str, float]:
     settings = resolve_settings(Settings, run.settings)
     parts = sentence_pairs(settings)
     tokenizer = train_tokenizer(parts.train, settings.vocabulary)
-    train, validation, test = (
-        encode(part, tokenizer, settings.max_tokens) for part in (parts.train, parts.validation, parts.test)
-    )
+    encoded = [encode(part, tokenizer, settings.max_tokens) for part in (parts.train, parts.validation, parts.test)]
+    train, validation, test = (one.samples for one in encoded)
+    _describe(run, parts, len(tokenizer), [one.cut for one in encoded])
     set_seed(run.seed)
     model = build(settings, tokenizer)
     collator = DataCollatorForSeq2Seq(tokenizer, model=model, padding=True)
@@ -160,6 +161,18 @@ def run(run: Run) -> dict[str, float]:
     metrics["store_mb"] = nbytes / 1e6
     metrics["store_share"] = 100 * nbytes / (4 * targets * len(tokenizer))
     return metrics
+
+
+def _describe(run: Run, parts: Parts, vocabulary: int, cut: list[int]) -> None:
+    """What was read, for the page: pairs of each part, those left out or cut, the vocabulary, and a few test pairs."""
+    names, pairs = ("train", "validation", "test"), (parts.train, parts.validation, parts.test)
+    counts = {
+        name: {"pairs": len(part), "dropped": dropped, "cut": long}
+        for name, part, dropped, long in zip(names, pairs, parts.dropped, cut, strict=True)
+    }
+    write_json(
+        run.directory / "data.json", {"parts": counts, "vocabulary": vocabulary, "samples": parts.test[:SAMPLES]}
+    )
 
 
 def last_checkpoint(folder: Path) -> str | None:

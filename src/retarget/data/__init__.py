@@ -1,0 +1,1 @@
+"""Images with labels, read from where users keep them; knows no method."""

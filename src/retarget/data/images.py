@@ -1,0 +1,334 @@
+"""One reader of labelled images, for every study: what a data set is called, how it is laid out, what it must hold."""
+
+import inspect
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int, UInt8
+from torch import Tensor
+
+from retarget.data.labels import class_labels
+from retarget.data.names import parse
+from retarget.data.pictures import FORMATS, Picture, decode, find, header, one_size
+from retarget.errors import UserError
+from retarget.extras import require
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Labelled images: pixels in memory, or encoded images that are still to be decoded.
+
+    Attributes:
+        labels: [N], 0 to the number of classes - 1.
+        pixels: [N, C, H, W], or None where ``pictures`` holds the images.
+    """
+
+    labels: Int[Tensor, "count"]
+    pixels: UInt8[Tensor, "count channels height width"] | None = None
+    pictures: tuple[Picture, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, rows: np.ndarray) -> "Part":
+        """These images, in this order; ``rows`` are positions."""
+        at = torch.from_numpy(rows)
+        pixels = None if self.pixels is None else self.pixels[at]
+        pictures = tuple(self.pictures[row] for row in rows.tolist()) if self.pictures else ()
+        return Part(self.labels[at], pixels, pictures)
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A data set.
+
+    Attributes:
+        names: names of the classes.
+        test: None where the data set has no test part.
+        held_out: what the test part is called there, or would be called; empty for a layout that has none.
+    """
+
+    names: tuple[str, ...]
+    train: Part
+    test: Part | None = None
+    held_out: str = ""
+
+
+def read(spec: str, root: str = "data", extra: str = "vision") -> Source:
+    """A data set by its name.
+
+    Args:
+        spec: ``digits`` (scikit-learn's, 8×8, embedded) | ``torchvision:NAME`` | ``npz:FILE`` with uint8 images
+            [N, H, W] or [N, H, W, C] and labels under ``x_train``, ``y_train`` (and ``x_test``, ``y_test``) or
+            ``images``, ``labels`` | ``folder:DIR`` with one folder of images per class, or with ``train`` and ``test``
+            (or ``val``) that hold those | ``hf:DIR``, a data set that ``datasets.save_to_disk`` wrote, with ``image``
+            or ``img`` and ``label``.
+        root: where torchvision keeps its data; missing ones are downloaded.
+        extra: of this package, named where a library is missing.
+
+    Raises:
+        UserError: the source does not exist or is not laid out as said; names it and what was found.
+    """
+    kind, name = parse(spec)
+    if kind == "digits":
+        digits = require("sklearn.datasets", extra).load_digits()
+        pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)
+        return Source(tuple("0123456789"), _from_arrays(pixels, digits.target, spec))
+    if kind == "torchvision":
+        return _torchvision(name, root, extra)
+    if not Path(name).exists():
+        raise UserError(f"dataset {spec!r}: {name} does not exist")
+    return _READERS[kind](Path(name))
+
+
+def shape_of(parts: Sequence[Part], size: int | None = None) -> tuple[int, int, int]:
+    """Channels (of files 1 where every image is grey, else 3), height and width of all images.
+
+    Args:
+        parts: of one data set; files are opened, one after the other, and their pixels are not decoded.
+        size: side of the square that images are brought to.
+
+    Raises:
+        UserError: the images differ in size and none is given, the parts differ, or a file is no image.
+    """
+    pictures = [picture for part in parts for picture in part.pictures]
+    shapes = {tuple(part.pixels.shape[1:]) for part in parts if part.pixels is not None}
+    if pictures:
+        headers = [header(picture) for picture in pictures]
+        side = one_size(pictures, headers) if size is None else (size, size)
+        shapes.add((1 if all(one.grey for one in headers) else 3, *side))
+    if len({shape if size is None else shape[0] for shape in shapes}) > 1:
+        raise UserError(f"the parts have images of different shapes: {' and '.join(map(str, sorted(shapes)))}")
+    channels, height, width = shapes.pop()
+    return (channels, height, width) if size is None else (channels, size, size)
+
+
+def pixels_of(
+    part: Part, channels: int, size: int | None = None, crop: bool = False
+) -> UInt8[Tensor, "count channels height width"]:
+    """All images of a part in memory; files are decoded.
+
+    Args:
+        part: images of one shape, or brought to one by ``size``.
+        channels: of files, 1 or 3.
+        size: side of a square to bring them to; None leaves them as they are.
+        crop: keep the middle square, in place of stretching the whole image.
+
+    Raises:
+        UserError: a file is damaged, or of another size than the first.
+    """
+    if part.pixels is not None:
+        pixels = part.pixels
+        if size is not None:
+            pixels = resized(_middle(pixels) if crop else pixels, size)
+        return pixels
+    first = decode(part.pictures[0], channels, size, crop)
+    pixels = torch.empty(len(part), *first.shape, dtype=torch.uint8)
+    for row, picture in enumerate(part.pictures):
+        one = decode(picture, channels, size, crop)
+        if one.shape != first.shape:
+            one_size((part.pictures[0], picture), (header(part.pictures[0]), header(picture)))
+        pixels[row] = torch.from_numpy(one)
+    return pixels
+
+
+def _middle(
+    pixels: UInt8[Tensor, "count channels height width"],
+) -> UInt8[Tensor, "count channels side side"]:
+    height, width = pixels.shape[2:]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return pixels[:, :, top : top + side, left : left + side]
+
+
+def resized(
+    pixels: UInt8[Tensor, "count channels height width"], size: int
+) -> UInt8[Tensor, "count channels {size} {size}"]:
+    """Images in memory brought to a square by antialiased interpolation."""
+    if pixels.shape[2:] == (size, size):
+        return pixels
+    interpolate = torch.nn.functional.interpolate
+    out = torch.empty(*pixels.shape[:2], size, size, dtype=torch.uint8)
+    for rows in torch.arange(len(pixels)).split(4096):  # all of them as floats at once may not fit
+        one = interpolate(pixels[rows].float(), (size, size), mode="bilinear", antialias=True, align_corners=False)
+        out[rows] = one.round().clamp(0, 255).to(torch.uint8)
+    return out
+
+
+def _from_arrays(pixels: np.ndarray, labels: Any, where: str, classes: int | None = None) -> Part:
+    if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4):
+        remedy = "; from floats in [0, 1]: (255 * x).round().astype('uint8')" * (pixels.dtype.kind == "f")
+        raise UserError(f"{where}: images are uint8 [N, H, W] or [N, H, W, C]: got {pixels.dtype} "
+                        f"{list(pixels.shape)}{remedy}")  # fmt: skip
+    if pixels.ndim == 4 and pixels.shape[1] in (1, 3) and pixels.shape[3] > 4:
+        raise UserError(f"{where}: images of shape {list(pixels.shape)} have their channels first; give [N, H, W, C]")
+    pixels = pixels[:, None] if pixels.ndim == 3 else pixels.transpose(0, 3, 1, 2)
+    labels = class_labels(labels, where, classes)
+    if len(pixels) != len(labels):
+        raise UserError(f"{where}: {len(pixels)} images {list(pixels.shape)} and {len(labels)} labels")
+    if 0 in pixels.shape:
+        raise UserError(f"{where}: images of shape {list(pixels.shape)} have no pixel")
+    return Part(torch.from_numpy(labels), torch.from_numpy(np.ascontiguousarray(pixels)))
+
+
+def _numbered(part: Part) -> tuple[str, ...]:
+    return tuple(str(label) for label in range(int(part.labels.max()) + 1))
+
+
+def _npz(path: Path) -> Source:
+    try:
+        with zipfile.ZipFile(path):
+            pass  # numpy would take a pickle or a single array for what they are, whatever their name
+        with np.load(path, allow_pickle=False) as file:
+            parts = _npz_parts(path, file.files)
+            arrays = [[file[name] for name in part] for part in parts]
+    except UserError:
+        raise
+    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, KeyError, NotImplementedError, RuntimeError,
+            MemoryError) as error:  # fmt: skip
+        raise UserError(f"{path} is not an .npz file of plain arrays ({error}); pickles are never read") from error
+    train = _from_arrays(arrays[0][0], arrays[0][1], f"{path}, {parts[0][0]}")
+    names = _numbered(train)
+    tests = [_from_arrays(one[0], one[1], f"{path}, {parts[1][0]}", len(names)) for one in arrays[1:]]
+    return Source(names, train, *tests, held_out="x_test" if parts[0][0] == "x_train" else "")
+
+
+def _npz_parts(path: Path, names: list[str]) -> list[tuple[str, str]]:
+    """Names of the arrays (images, labels) of the training part, and of the test part where there is one."""
+    holds = f"it holds {', '.join(sorted(names)) or 'nothing'}"
+    for images, labels in (("x_train", "y_train"), ("x_test", "y_test"), ("images", "labels")):
+        if (images in names) != (labels in names):
+            there, missing = (images, labels) if images in names else (labels, images)
+            raise UserError(f"{path} has {there} and no {missing}; {holds}")
+    if "x_train" in names:
+        return [("x_train", "y_train"), *([("x_test", "y_test")] if "x_test" in names else [])]
+    if "images" in names:
+        return [("images", "labels")]
+    raise UserError(f"{path} needs images and labels, or x_train and y_train (and x_test and y_test); {holds}")
+
+
+def _torchvision(name: str, root: str, extra: str) -> Source:
+    datasets = require("torchvision.datasets", extra)
+    kind = getattr(datasets, name, None)
+    if kind is None:
+        raise UserError(f"torchvision has no data set {name!r}")
+    parts: list[Part] = []
+    names: tuple[str, ...] = ()
+    for train in (True, False):
+        try:
+            found = _torchvision_part(kind, root, train)
+        except (OSError, RuntimeError, ValueError, TypeError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(
+                f"torchvision could not give {name} from {root!r} ({error}). Without a network put its files there, "
+                "or name a local copy: dataset = 'npz:FILE', 'folder:DIR' or 'hf:DIR'"
+            ) from error
+        labels, pixels = getattr(found, "targets", getattr(found, "labels", None)), getattr(found, "data", None)
+        if labels is None or pixels is None:
+            raise UserError(f"torchvision's {name} does not hold its images in memory: give them as 'folder:DIR'")
+        pixels = np.asarray(pixels)
+        if pixels.ndim == 4 and pixels.shape[1] in (1, 3) and pixels.shape[3] not in (1, 3):
+            pixels = pixels.transpose(0, 2, 3, 1)  # SVHN and STL10 hold channels first
+        parts.append(_from_arrays(pixels, np.asarray(labels), name, len(names) or None))
+        if train:
+            names = _numbered(parts[0])
+            own = tuple(getattr(found, "classes", ()))
+            names = own if len(own) == len(names) else names
+    return Source(names, parts[0], parts[1], "test")
+
+
+def _torchvision_part(kind: Any, root: str, train: bool) -> Any:
+    """A torchvision data set's training or test part: some take ``train``, others ``split``."""
+    parameters = inspect.signature(kind).parameters
+    if "train" in parameters:
+        which: dict[str, Any] = {"train": train}
+    elif "split" in parameters:
+        which = {"split": "train" if train else "test"}
+    else:
+        raise UserError(f"torchvision's {kind.__name__} has no training and test part: give the images as 'folder:DIR'")
+    needed = [p.name for p in parameters.values() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    if set(needed) - {"root", "train", "split"}:
+        raise UserError(f"torchvision's {kind.__name__} needs {', '.join(needed)}: give the images as 'folder:DIR'")
+    return kind(root, download=True, **which)
+
+
+def _folder(path: Path) -> Source:
+    if not path.is_dir():
+        raise UserError(f"{path} is a file, not a folder of images")
+    held_out = next((name for name in ("test", "val") if (path / name).is_dir()), "")
+    if not held_out or not (path / "train").is_dir():
+        names = _classes(path) or (".",)
+        return Source(names, _folder_part(path, names))
+    names = _classes(path / "train") or (".",)
+    unknown = sorted(set(_classes(path / held_out)) - set(names))
+    if unknown:
+        raise UserError(
+            f"{path / held_out / unknown[0]}: the training images have no class of this name, only {', '.join(names)}"
+        )
+    present = [name for name in names if (path / held_out / name).is_dir()]
+    parts = _folder_part(path / "train", names), _folder_part(path / held_out, names, present)
+    return Source(names, *parts, held_out)
+
+
+def _classes(folder: Path) -> tuple[str, ...]:
+    return tuple(sorted(one.name for one in folder.iterdir() if one.is_dir() and not one.name.startswith(".")))
+
+
+def _folder_part(home: Path, names: tuple[str, ...], present: list[str] | None = None) -> Part:
+    """The images of one folder per class; ``present`` names the classes that are there, by default all."""
+    pictures: list[Picture] = []
+    labels: list[int] = []
+    for label, name in enumerate(names):
+        if present is not None and name not in present:
+            continue
+        found = find(home / name)
+        if not found:
+            raise UserError(
+                f"{home / name}: no PNG or JPEG file in it, nor one of {', '.join(FORMATS[2:])}; add images, or remove "
+                "the folder if it is no class"
+            )
+        pictures += found
+        labels += [label] * len(found)
+    return Part(torch.tensor(labels), None, tuple(pictures))
+
+
+def _hf(path: Path) -> Source:
+    datasets = require("datasets", "text")
+    try:
+        loaded = datasets.load_from_disk(str(path))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is no data set that datasets.save_to_disk wrote: {error}") from error
+    parts = loaded if isinstance(loaded, dict) else {"train": loaded}
+    if "train" not in parts:
+        raise UserError(f"{path} has the splits {', '.join(sorted(parts))}, and no train")
+    held_out = next((name for name in ("test", "validation") if name in parts), "")
+    train = _hf_part(parts["train"], f"{path}, split train")
+    names = _numbered(train)
+    own = tuple(getattr(parts["train"].features["label"], "names", None) or ())
+    test = _hf_part(parts[held_out], f"{path}, split {held_out}", len(names)) if held_out else None
+    return Source(own if len(own) == len(names) else names, train, test, held_out)
+
+
+def _hf_part(part: Any, where: str, classes: int | None = None) -> Part:
+    image = require("datasets", "text").Image
+    key = next((name for name in ("image", "img") if name in part.column_names), None)
+    if key is None or "label" not in part.column_names:
+        raise UserError(f"{where} has {', '.join(part.column_names)}; it needs image or img, and label")
+    if not isinstance(part.features[key], image):
+        return _from_arrays(np.asarray(part.with_format("numpy")[:][key]), part["label"][:], where, classes)
+    rows = part.cast_column(key, image(decode=False))[key]  # decoded here, so that damage is named and formats are ours
+    pictures = tuple(
+        Picture(f"{where}, row {row}", one["bytes"] if one["bytes"] is not None else Path(one["path"]))
+        for row, one in enumerate(rows)
+    )
+    return Part(torch.from_numpy(class_labels(part["label"][:], where, classes)), None, pictures)
+
+
+_READERS: dict[str, Callable[..., Source]] = {"torchvision": _torchvision, "npz": _npz, "folder": _folder, "hf": _hf}

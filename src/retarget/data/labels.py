@@ -1,0 +1,60 @@
+"""Class labels, checked in one place."""
+
+from typing import Any
+
+import numpy as np
+
+from retarget.errors import UserError
+
+
+def class_labels(values: Any, where: str, classes: int | None = None) -> np.ndarray:
+    """Labels as they are used: int64 [N], from 0, every class between present.
+
+    Args:
+        values: whole numbers or booleans of any type, [N] or [N, 1] (as Keras has them).
+        where: what they belong to, for messages.
+        classes: number of classes that the training part has; without it the labels are that part's own.
+
+    Raises:
+        UserError: one-hot rows, another shape, text, fractions, a gap in the numbers, or a label that the training
+            part does not have; the message shows the values. Nothing is allocated by a label's size.
+
+    >>> class_labels([[1], [0], [1]], "y_train").tolist()
+    [1, 0, 1]
+    """
+    labels = np.asarray(values)
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.ndim == 2:
+        raise UserError(
+            f"{where}: labels of shape {list(labels.shape)} are a row of {labels.shape[1]} values per image, perhaps "
+            "one-hot; give one class number per image, for example labels.argmax(1)"
+        )
+    if labels.ndim != 1 or labels.dtype.kind not in "biuf":
+        raise UserError(
+            f"{where}: labels are one whole number per image, from 0; these are {labels.dtype} of shape "
+            f"{list(labels.shape)}"
+        )
+    if not len(labels):
+        raise UserError(f"{where}: there are no images")
+    found = np.unique(labels)
+    whole = np.isfinite(found) & (found == np.floor(found))
+    if not whole.all():
+        raise UserError(f"{where}: labels are whole numbers; these are not: {_listed(found[~whole])}")
+    if classes is None and (found[0] != 0 or found[-1] != len(found) - 1):
+        raise UserError(
+            f"{where}: labels are {_listed(found)}; number the {len(found)} classes from 0 to {len(found) - 1}, "
+            "without gaps"
+        )
+    if classes is not None and (found[0] < 0 or found[-1] >= classes):
+        other = found[(found < 0) | (found >= classes)]
+        raise UserError(
+            f"{where}: the test set has the label {_listed(other)}, and the training set only the labels 0 to "
+            f"{classes - 1}"
+        )
+    return labels.astype(np.int64)
+
+
+def _listed(values: np.ndarray) -> str:
+    shown = ", ".join(str(value) for value in values[:8].tolist())
+    return shown + f", … ({len(values)} values)" * (len(values) > 8)

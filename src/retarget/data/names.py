@@ -1,0 +1,41 @@
+"""What a data set of images is called. Free of torch."""
+
+from pathlib import Path
+
+from retarget.errors import UserError
+
+KINDS = ("torchvision", "npz", "folder", "hf")
+GRAMMAR = "digits, torchvision:NAME, npz:FILE, folder:DIR, hf:DIR"
+
+
+def parse(spec: str) -> tuple[str, str]:
+    """Kind and name of a data set; a bare ``FILE.npz`` and a bare folder are understood.
+
+    >>> parse("npz:a.npz"), parse("a.npz"), parse("digits")
+    (('npz', 'a.npz'), ('npz', 'a.npz'), ('digits', ''))
+
+    Raises:
+        UserError: the words name no data set.
+    """
+    kind, _, name = spec.partition(":")
+    if spec == "digits":
+        return spec, ""
+    if kind in KINDS and name:
+        return kind, name
+    if spec.endswith(".npz"):
+        return "npz", spec
+    if Path(spec).is_dir():
+        return "folder", spec
+    raise UserError(f"dataset {spec!r} is none of {GRAMMAR}, and no folder")
+
+
+def data_paths(spec: str) -> tuple[str, ...]:
+    """The file or folder whose bytes are the data set; none for what comes with a library or is generated.
+
+    >>> data_paths("npz:a.npz"), data_paths("torchvision:CIFAR100")
+    (('a.npz',), ())
+    """
+    kind, _, name = spec.partition(":")
+    if kind in KINDS:
+        return () if kind == "torchvision" else (name,)
+    return (spec,) if spec.endswith(".npz") or Path(spec).exists() else ()

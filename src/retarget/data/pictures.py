@@ -1,0 +1,131 @@
+"""Image files: found in folders, measured, decoded; of the formats that need no other program."""
+
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from retarget.errors import UserError
+from retarget.extras import require
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+"""Pillow decides by content; others would reach programs such as Ghostscript."""
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+
+_GREY = ("1", "L", "LA", "La", "I", "F")
+_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError, MemoryError,
+           struct.error, zlib.error)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An encoded image: a file, or its bytes with a name for messages."""
+
+    name: str
+    content: Path | bytes
+
+
+class Header(NamedTuple):
+    """What an image says of itself before its pixels are decoded."""
+
+    height: int
+    width: int
+    grey: bool
+
+
+def find(folder: Path) -> list[Picture]:
+    """The image files below a folder by their suffix, in the order of their names; hidden ones are left out."""
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    return [
+        Picture(str(path), path)
+        for path in files
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    ]
+
+
+def header(picture: Picture) -> Header:
+    """Size and kind of an image.
+
+    Raises:
+        UserError: it is no image, or one of more pixels than Pillow allows.
+    """
+    with _opened(picture) as image:
+        return Header(image.height, image.width, image.mode in _GREY or image.mode.startswith("I;16"))
+
+
+def decode(picture: Picture, channels: int, size: int | None = None, crop: bool = False) -> np.ndarray:
+    """The pixels of one image, uint8 [channels, H, W].
+
+    Transparency is dropped, CMYK and palettes become RGB, 16 bits become 8, of an animation the first frame is taken.
+
+    Args:
+        picture: the encoded image.
+        channels: 1 (grey) or 3 (RGB).
+        size: side of a square to bring it to, by area averaging; None leaves it as it is.
+        crop: keep the middle square, in place of stretching the whole image.
+
+    Raises:
+        UserError: no image, a damaged one, one of more pixels than Pillow allows, or of floating-point pixels.
+    """
+    with _opened(picture) as image:
+        image = _eight_bits(image, picture.name).convert("RGB" if channels == 3 else "L")
+        if size is not None:
+            box = require("PIL.Image", "vision").Resampling.BOX
+            fit = require("PIL.ImageOps", "vision").fit
+            image = fit(image, (size, size), box) if crop else image.resize((size, size), box)
+        pixels = np.array(image)
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+
+def one_size(pictures: Sequence[Picture], headers: Sequence[Header]) -> tuple[int, int]:
+    """Height and width that all images share.
+
+    Raises:
+        UserError: they differ; names two of them.
+    """
+    height, width, _ = headers[0]
+    for picture, one in zip(pictures, headers, strict=True):
+        if (one.height, one.width) != (height, width):
+            raise UserError(
+                f"{picture.name} is {one.width}×{one.height} pixels and {pictures[0].name} {width}×{height}: give the "
+                "size that all images are brought to"
+            )
+    return height, width
+
+
+@contextmanager
+def _opened(picture: Picture) -> Iterator[Any]:
+    """The image, open; every way in which Pillow says that it is damaged becomes one error that names it."""
+    pillow = require("PIL.Image", "vision")
+    content = picture.content if isinstance(picture.content, Path) else BytesIO(picture.content)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd metadata; but never of size:
+            warnings.simplefilter("error", pillow.DecompressionBombWarning)
+            with pillow.open(content, formats=FORMATS) as image:
+                yield image
+    except UserError:
+        raise
+    except (pillow.DecompressionBombError, pillow.DecompressionBombWarning) as error:
+        raise UserError(f"{picture.name}: too large an image: {error}") from error
+    except _DAMAGE as error:
+        raise UserError(f"{picture.name}: not an image, or a damaged one ({error})") from error
+
+
+def _eight_bits(image: Any, name: str) -> Any:
+    """The image with at most 8 bits a channel; Pillow itself would clip 16 bits to white."""
+    if image.mode == "F":
+        raise UserError(f"{name}: its pixels are floating-point numbers; save it with 8 or 16 bits")
+    if image.mode != "I" and not image.mode.startswith("I;16"):
+        return image
+    pixels = np.asarray(image).astype(np.int64)
+    if pixels.min() < 0 or pixels.max() > 65535:
+        raise UserError(f"{name}: its pixels go from {pixels.min()} to {pixels.max()}; save it with 8 or 16 bits")
+    return require("PIL.Image", "vision").fromarray(((pixels + 128) // 257).astype(np.uint8))

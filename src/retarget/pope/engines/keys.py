@@ -1,0 +1,61 @@
+"""API keys and passwords: where they may be sent, and that no message or file shows them."""
+
+import os
+import re
+from ipaddress import ip_address
+from urllib.parse import urlsplit
+
+from retarget.errors import UserError
+
+NO_KEY = "none"
+_CREDENTIALS = re.compile(r"(?<=://)[^/?#\s@]*+@(?:[^/?#\s@]*+@)*+")
+_HEADER = re.compile(r"[\x21-\x7e]+")
+
+
+def redact(text: str, *secrets: str | None) -> str:
+    """A text without the user and password of any address in it, and without the secrets.
+
+    >>> redact("http://me:pass@host/v1 refused key-1", "key-1")
+    'http://***@host/v1 refused ***'
+    """
+    for secret in secrets:
+        if secret:
+            text = text.replace(secret, "***")
+    return _CREDENTIALS.sub("***@", text)
+
+
+def key_for(url: str, variable: str) -> str | None:
+    """The API key for an address; None where the variable is not set or is ``none``.
+
+    Args:
+        url: of the server.
+        variable: environment variable that holds the key.
+
+    Raises:
+        UserError: a key, or a password in the address, would go over plain HTTP to another machine; or the key holds
+            what no header can.
+    """
+    key = None if variable == NO_KEY else os.environ.get(variable)
+    try:
+        parts = urlsplit(url)
+        secret = "a password in the address" if parts.username or parts.password else ""
+    except ValueError as error:
+        raise UserError(f"{redact(url)}: not an address: {error}") from error
+    secret = f"the key in {variable}" if key else secret
+    if secret and parts.scheme == "http" and not _is_local(parts.hostname or ""):
+        raise UserError(
+            f"{redact(url)}: {secret} would go over plain HTTP, where others can read it. Use https, a tunnel to "
+            f"localhost, or --key-variable {NO_KEY} for a server that wants no key"
+        )
+    if key and not _HEADER.fullmatch(key):
+        raise UserError(f"the key in {variable} holds a space, a line end or another character that no key has")
+    return key or None
+
+
+def _is_local(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,149 @@
+"""Rows of problem files of other hands, brought to the fields of a problem. Free of torch.
+
+- ``plain``: ``id, prompt, solution, answer, meta``, and no other field.
+- ``gsm8k``: ``question``, and ``answer`` with the final answer behind ``####``.
+- ``math``: ``problem`` and ``solution`` with the final answer in its last ``\\boxed{}``.
+- ``set``: what public sets have: the prompt in ``problem`` or ``question`` (with its ``context``), the answer in
+  ``answer`` or ``final_answer``, the solution, if there is one, in ``solution`` or ``gemini_solution``: AIME,
+  OlympiadBench, Omni-MATH, MATH-500, the authors' hard set, and what ``verl`` reads.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from retarget.errors import UserError
+from retarget.pope.answers import last_boxed
+
+Format = Literal["auto", "plain", "gsm8k", "math", "set"]
+
+FIELDS = {
+    "id": ("id", "unique_id", "problem_id"),
+    "prompt": ("problem", "question", "prompt"),
+    "answer": ("answer", "final_answer", "reward_model.ground_truth"),
+    "solution": ("solution", "gemini_solution"),
+}
+"""Where a ``set`` keeps what; the first that a row has counts."""
+META = ("level", "type", "subject", "difficulty", "domain", "subfield", "unit", "is_multiple_answer", "source", "year")
+_CALCULATOR = re.compile(r"<<[^<>]*>>")
+
+
+def normalised(row: Any, format: Format, fields: Mapping[str, str] | None = None) -> tuple[str, dict[str, Any]]:
+    """A row's format, and its fields under the names of a problem.
+
+    Args:
+        row: an object.
+        format: which; ``auto`` tells by the fields.
+        fields: names of a ``set`` that replace those of :data:`FIELDS`.
+
+    Raises:
+        UserError: fields are missing or have no text, or there is no final answer.
+
+    >>> normalised({"question": "Half?", "final_answer": ["$0.5$"], "solution": ["Divide."]}, "auto")[1]["answer"]
+    '0.5'
+    """
+    if not isinstance(row, dict):
+        raise UserError(f"a problem is an object with fields, not {type(row).__name__}")
+    unknown = set(fields or ()) - set(FIELDS)
+    if unknown:
+        raise UserError(f"--fields names {', '.join(FIELDS)}, not {', '.join(sorted(unknown))}")
+    if format == "auto":
+        format = "set" if fields else _format_of(row)
+    if format == "plain":
+        return format, row
+    read = {"gsm8k": _gsm8k, "math": _math}.get(format)
+    found = read(row) if read else _set(row, fields or {})
+    meta = {name: row[name] for name in META if row.get(name) is not None}
+    return format, {**found, "id": _first(row, (fields or {}).get("id"), "id"), "meta": meta}
+
+
+def _format_of(row: dict[str, Any]) -> Format:
+    if isinstance(row.get("question"), str) and "####" in str(row.get("answer")) and "solution" not in row:
+        return "gsm8k"
+    has_answer = any(_at(row, name) is not None for name in FIELDS["answer"])
+    if isinstance(row.get("problem"), str) and not has_answer:
+        return "math"
+    return "set" if {"problem", "question", "reward_model"} & row.keys() else "plain"
+
+
+def _gsm8k(row: dict[str, Any]) -> dict[str, Any]:
+    question, worked = _text(row, "question"), _text(row, "answer")
+    if "####" not in worked:
+        raise UserError("GSM8K's answer has no final answer behind ####")
+    answer = worked.rpartition("####")[2].strip().replace(",", "")
+    return {"prompt": question, "solution": _CALCULATOR.sub("", worked), "answer": answer}
+
+
+def _math(row: dict[str, Any]) -> dict[str, Any]:
+    worked = _text(row, "solution")
+    answer = row["answer"] if isinstance(row.get("answer"), str) else last_boxed(worked)
+    if answer is None:
+        raise UserError("the solution has no final answer in \\boxed{}, and there is no field answer")
+    return {"prompt": _text(row, "problem"), "solution": worked, "answer": answer}
+
+
+def _set(row: dict[str, Any], fields: Mapping[str, str]) -> dict[str, Any]:
+    level = str(row.get("level") or _at(row, "extra_info.level") or "").replace("_", "-")
+    if "with-guidance" in level:
+        raise UserError("a row with guidance is no problem of its own: take those without")
+    prompt, answer = (_first(row, fields.get(name), name) for name in ("prompt", "answer"))
+    solution = _first(row, fields.get("solution"), "solution")
+    for name, value in (("prompt", prompt), ("answer", answer)):
+        if value is None:
+            raise UserError(
+                f"no field holds the {name}: name it by --fields {name}=FIELD (fields: {', '.join(map(str, row))})"
+            )
+    text = _said(prompt)
+    context = row.get("context")
+    if isinstance(context, str) and context.strip():
+        text = f"{context.strip()}\n\n{text}"
+    if isinstance(solution, list):  # several solutions: the first
+        solution = next((one for one in solution if isinstance(one, str) and one.strip()), "")
+    return {"prompt": text, "solution": solution or "", "answer": _answer(answer)}
+
+
+def _answer(value: Any) -> Any:
+    """An answer as text: numbers as they are written, several ones as a list, without dollars around them."""
+    if isinstance(value, bool | int | float):
+        return str(value)
+    if isinstance(value, list):
+        return ", ".join(str(_answer(one)) for one in value)
+    if not isinstance(value, str):
+        return value
+    bare = value.strip()
+    inner = bare.strip("$").strip()
+    return inner if bare.startswith("$") and bare.endswith("$") and "$" not in inner else bare
+
+
+def _said(prompt: Any) -> Any:
+    """The question of a prompt that is a list of messages."""
+    if not isinstance(prompt, list):
+        return prompt
+    said = [one.get("content") for one in prompt if isinstance(one, dict) and one.get("role") == "user"]
+    return said[-1] if said else prompt
+
+
+def _first(row: dict[str, Any], named: str | None, name: str) -> Any:
+    for one in (named,) if named else FIELDS[name]:
+        value = _at(row, one)
+        if value is not None:
+            return value
+    return None
+
+
+def _at(row: dict[str, Any], name: str) -> Any:
+    """A field, or with dots a field of an object in it."""
+    value: Any = row
+    if name in row:
+        return row[name]
+    for part in name.split("."):
+        if not isinstance(value, dict) or part not in value:
+            return None
+        value = value[part]
+    return value
+
+
+def _text(row: dict[str, Any], field: str) -> str:
+    if not isinstance(row.get(field), str):
+        raise UserError(f"field {field!r} is missing or is not a text; fields: {', '.join(map(str, row))}")
+    return row[field]

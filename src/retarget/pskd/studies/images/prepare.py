@@ -1,0 +1,124 @@
+"""Before the first run of an image study: what cannot work is refused, once and at once."""
+
+from collections.abc import Iterator
+from typing import cast
+
+import numpy as np
+import torch
+
+from retarget.data.images import Part
+from retarget.data.names import parse
+from retarget.data.pictures import Picture, decode, header, one_size
+from retarget.errors import UserError
+from retarget.extras import require
+from retarget.pskd.functional import widen
+from retarget.pskd.studies.images.data import chosen, sides, split
+from retarget.pskd.studies.images.networks import build
+from retarget.pskd.studies.images.peers_plan import PeerSettings
+from retarget.pskd.studies.images.settings import Settings
+from retarget.pskd.studies.images.shift import check_shift
+from retarget.settings import resolve_settings
+from retarget.study.config import StudyPlan
+
+LOOKED_AT = 500
+"""Files of a part whose sizes a dry run compares."""
+DECODED = 50_000
+"""Files that are decoded to find damaged ones before the first run; of more than these the headers are read."""
+
+
+def prepare(plan: StudyPlan) -> None:
+    """Read the data once before any run starts, damaged files included, and try the network on one batch's shape.
+
+    Raises:
+        UserError: the data, the augmentation, the network or the shift cannot be used; names the file or the setting.
+    """
+    for module in ("lightning.pytorch", "torchvision"):
+        require(module, "vision")
+    for settings in _conditions(plan):
+        try_out(settings)
+
+
+def try_out(settings: Settings) -> None:
+    """As :func:`prepare`, of one run's settings."""
+    parts = split(settings)
+    images = parts.train
+    if images.pixels is None:
+        _look_at([picture for part in (images, parts.validation, parts.test) for picture in part.pictures])
+    height, width = images.seen(images.take(torch.tensor([0]))).shape[2:]
+    check_network(settings, images.num_classes, (images.channels, height, width))
+    if isinstance(settings, PeerSettings):
+        check_shift(parts.test, settings)
+
+
+def check(plan: StudyPlan) -> None:
+    """What :func:`prepare` refuses and is cheap to know, for a dry run: nothing is downloaded and few files opened.
+
+    Raises:
+        UserError: as :func:`prepare`.
+    """
+    for settings in _conditions(plan):
+        look_at(settings)
+
+
+def look_at(settings: Settings) -> None:
+    """As :func:`check`, of one run's settings."""
+    if parse(settings.dataset)[0] == "torchvision":
+        return
+    parts, _, classes = chosen(settings)
+    size, view = sides(settings)
+    channels, height, width = _first_shape(settings, parts, size)
+    check_network(settings, classes, (channels, view or height, view or width))
+
+
+def check_network(settings: Settings, classes: int, shape: tuple[int, int, int]) -> None:
+    """Try the network on images of a shape, without computing anything.
+
+    Raises:
+        UserError: the augmentation is not for these channels, or the network does not take the images.
+    """
+    if settings.augmentation in ("trivial", "imagenet") and shape[0] not in (1, 3):
+        raise UserError(f"augmentation = {settings.augmentation!r} needs grey or RGB images, not {shape[0]} channels")
+    network = build(settings.network, classes, shape[0]).to("meta").eval()
+    try:
+        with torch.no_grad():
+            found = widen(network(torch.empty(2, *shape, device="meta"))).shape
+    except (RuntimeError, AssertionError, ValueError, IndexError) as error:
+        raise UserError(
+            f"network {settings.network!r} does not take images of {shape[0]} channels, {shape[1]}×{shape[2]} pixels "
+            f"({error}): set image_size, or choose another network"
+        ) from error
+    if found != (2, classes):
+        raise UserError(f"network {settings.network!r} gives {list(found)} for 2 images of {classes} classes")
+
+
+def _conditions(plan: StudyPlan) -> Iterator[Settings]:
+    model = cast(type[Settings], plan.settings_model)
+    for condition in plan.conditions:
+        yield resolve_settings(model, {**plan.settings, **condition.settings})
+
+
+def _first_shape(settings: Settings, parts: list[Part], size: int | None) -> tuple[int, int, int]:
+    """The shape of the images, from some of them."""
+    if parts[0].pixels is not None:
+        channels, height, width = parts[0].pixels.shape[1:]
+        return (channels, height, width) if size is None else (channels, size, size)
+    pictures = [
+        part.pictures[at]
+        for part in parts
+        for at in np.unique(np.linspace(0, len(part) - 1, LOOKED_AT).astype(int)).tolist()
+    ]
+    headers = [header(picture) for picture in pictures]
+    try:
+        height, width = one_size(pictures, headers) if size is None else (size, size)
+    except UserError as error:
+        raise UserError(f"{settings.dataset}: {error}; set image_size") from error
+    return 1 if all(one.grey for one in headers) else 3, height, width
+
+
+def _look_at(pictures: list[Picture]) -> None:
+    """Find damaged files among those that runs will decode."""
+    for picture in pictures:
+        if len(pictures) <= DECODED:
+            decode(picture, 3)
+        else:
+            header(picture)

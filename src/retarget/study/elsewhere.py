@@ -1,0 +1,282 @@
+"""Runs that were made elsewhere: rows become a study's values and items, paired and without gaps."""
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from retarget.errors import UserError
+from retarget.settings import Strict, read_config
+from retarget.study.config import Arm, Claim, Condition, Metric, StudyPlan
+from retarget.study.items import Items, paired_items
+from retarget.study.rows import Row
+
+PRESET = "elsewhere"
+Place = tuple[str, str, str]
+"""Condition, arm, metric."""
+
+
+class Asked(Strict):
+    """A claims file: ``[[claims]]`` with the fields of Claim; and, optional, ``[[metrics]]``, ``[[arms]]``,
+    ``[[conditions]]``, the level, and the planned looks.
+    """
+
+    title: str = "Runs made elsewhere"
+    question: str = "Which of these claims hold?"
+    level: float = 0.95
+    looks: tuple[int, ...] = ()
+    look_weights: tuple[float, ...] = ()
+    metrics: tuple[Metric, ...] = ()
+    arms: tuple[Arm, ...] = ()
+    conditions: tuple[Condition, ...] = ()
+    claims: tuple[Claim, ...] = Field(min_length=1)
+
+
+@dataclass
+class Elsewhere:
+    """What can be judged: a plan, its values by seed, and what the items say."""
+
+    plan: StudyPlan
+    values: dict[str, dict[str, dict[str, list[float | None]]]] = field(default_factory=dict)
+    items: dict[str, Items] = field(default_factory=dict)
+
+
+def read_claims(path: Path) -> Asked:
+    """A claims file in TOML; a claim without an id and a metric without a label are given one.
+
+    Raises:
+        UserError: it is not TOML, or a field is unknown or not allowed; every fault is named with its place.
+    """
+    given = read_config(path, "--claims")
+    for number, claim in enumerate(_tables(given, "claims"), start=1):
+        claim.setdefault("id", f"claim-{number}")
+    for name in ("arms", "metrics"):
+        for one in _tables(given, name):
+            one.setdefault("label", one.get("name", ""))
+    for kind in ("arms", "conditions"):
+        for one in _tables(given, kind):
+            one["label"] = one.get("label") or one.get("name", "")
+            one["name"] = slug(str(one.get("name", "")))
+    for claim in _tables(given, "claims"):
+        claim["arms"] = [slug(str(arm)) for arm in claim.get("arms", ())]
+        if "condition" in claim:
+            claim["condition"] = slug(str(claim["condition"]))
+        if "conditions" in claim:
+            claim["conditions"] = [slug(str(one)) for one in claim["conditions"]]
+    try:
+        return Asked.model_validate(given)
+    except ValidationError as error:
+        faults = [f"{'.'.join(map(str, one['loc'])) or 'the file'}: {one['msg']}" for one in error.errors()[:5]]
+        raise UserError(f"{path}: {'; '.join(faults)}") from error
+
+
+def _tables(given: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    found = given.get(name, [])
+    return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
+
+
+@lru_cache(maxsize=4096)
+def slug(name: str) -> str:
+    """A name as an arm or a condition may have it; the name itself stays as its label.
+
+    >>> slug("meta-llama/Llama-3 8B"), slug("control")
+    ('meta-llama-llama-3-8b', 'control')
+    """
+    return re.sub(r"[^a-z0-9_.-]+", "-", name.lower()).strip("-._") or "unnamed"
+
+
+def arrange(rows: Sequence[Row], asked: Asked, name: str = "judge") -> Elsewhere:
+    """Pair the rows by seed and by item for the claims.
+
+    Raises:
+        UserError: a number is given twice, or one arm of a claim lacks a seed or an item that the other has.
+    """
+    table = _Table(rows)
+    arms = _labelled(table.arms, asked.arms, Arm)
+    conditions = _labelled(table.conditions, asked.conditions, Condition)
+    known = {metric.name for metric in asked.metrics}
+    better = {claim.metric: {"better": claim.direction} for claim in asked.claims}
+    others = [
+        dict(name=one, label=one, decimals=table.decimals(one)) | better.get(one, {})
+        for one in table.metrics if one not in known
+    ]  # fmt: skip
+    metrics = [*asked.metrics, *map(Metric.model_validate, others)]
+    try:
+        plan = StudyPlan(
+            study=name, title=asked.title, question=asked.question, preset=PRESET, task="runs made elsewhere",
+            conditions=tuple(conditions), arms=tuple(arms), seeds=table.seeds, metrics=tuple(metrics),
+            claims=asked.claims, level=asked.level, looks=asked.looks, look_weights=asked.look_weights,
+        )  # fmt: skip
+    except ValidationError as error:
+        raise UserError("; ".join(one["msg"].removeprefix("Value error, ") for one in error.errors())) from error
+    found = Elsewhere(plan, table.values())
+    for claim in plan.claims:
+        for condition in _conditions_of(claim, plan):
+            table.refuse_gaps(condition, claim.metric, claim.arms)
+    about_models = sum(claim.about == "models" for claim in plan.claims)
+    resamples = max(2000, math.ceil(5 * about_models / ((1 - plan.level) / 2)))  # five beyond the smallest error
+    for claim in plan.claims:
+        items = table.items_of(claim, resamples)
+        if items is not None:
+            found.items[claim.id] = items
+    return found
+
+
+def _conditions_of(claim: Claim, plan: StudyPlan) -> tuple[str, ...]:
+    if not claim.across:
+        return (claim.condition,)
+    return claim.conditions or tuple(one.name for one in plan.conditions)
+
+
+def _labelled(names: Mapping[str, str], given: Sequence[Any], kind: type[Any]) -> list[Any]:
+    """Arms or conditions in the order of the rows, with the labels that the claims file gives."""
+    stated = {one.name: one for one in given}
+    return [
+        stated.get(name) or kind(name=name, label=label if name != "default" else "") for name, label in names.items()
+    ]
+
+
+class _Table:
+    """The rows by place: whole runs by seed, items by seed and item."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.arms: dict[str, str] = {}
+        self.conditions: dict[str, str] = {}
+        self.metrics: dict[str, None] = {}
+        self.runs: dict[Place, dict[int, Row]] = {}
+        self.items: dict[Place, dict[int, dict[str, Row]]] = {}
+        for row in rows:
+            place = (self._named(self.conditions, row.condition, row), self._named(self.arms, row.arm, row), row.metric)
+            self.metrics.setdefault(row.metric)
+            if row.item is None:
+                into: dict[Any, Row] = self.runs.setdefault(place, {})
+            else:
+                into = self.items.setdefault(place, {}).setdefault(row.seed or 0, {})
+                if row.value is None:
+                    raise UserError(f"{row.where}: item {row.item} of arm {row.arm} has no value of {row.metric}")
+            key = row.seed if row.item is None else row.item
+            if key in into:
+                what = (
+                    f"seed {key}" if row.item is None else f"item {key}" + f", seed {row.seed}" * (row.seed is not None)
+                )
+                raise UserError(
+                    f"{row.where}: arm {row.arm}, {what}, metric {row.metric} is given twice, "
+                    f"before in {into[key].where}"
+                )
+            into[key] = row
+        for place in self.runs.keys() & self.items.keys():
+            raise UserError(
+                f"metric {place[2]} of arm {self.arms[place[1]]} has rows of whole runs and of items: give one kind"
+            )
+        self.seeds = tuple(sorted({seed for runs in (self.runs, self.items) for one in runs.values() for seed in one}))
+
+    @staticmethod
+    def _named(names: dict[str, str], name: str, row: Row) -> str:
+        short = slug(name)
+        if names.setdefault(short, name) != name:
+            raise UserError(f"{row.where}: {name!r} and {names[short]!r} would both be called {short}: rename one")
+        return short
+
+    def values(self) -> dict[str, dict[str, dict[str, list[float | None]]]]:
+        """``{condition: {arm: {metric: values}}}``; of items their mean."""
+        found: dict[str, dict[str, dict[str, list[float | None]]]] = {}
+        for condition, arm, metric in (*self.runs, *self.items):
+            place = (condition, arm, metric)
+            runs, items = self.runs.get(place, {}), self.items.get(place, {})
+            values = [
+                runs[seed].value if seed in runs else _mean(items[seed].values()) if seed in items else None
+                for seed in self.seeds
+            ]
+            found.setdefault(condition, {}).setdefault(arm, {})[metric] = values
+        return found
+
+    def decimals(self, metric: str) -> int:
+        """Four for shares and losses, two for what is larger."""
+        runs = [row for place, rows in self.runs.items() if place[2] == metric for row in rows.values()]
+        runs += [
+            row for place, seeds in self.items.items() if place[2] == metric for rows in seeds.values()
+            for row in rows.values()
+        ]  # fmt: skip
+        return 4 if max((abs(row.value) for row in runs if row.value is not None), default=0) <= 1 else 2
+
+    def refuse_gaps(self, condition: str, metric: str, arms: Sequence[str]) -> None:
+        """Refuse a seed or an item that one arm has and the other lacks, by name."""
+        if len(arms) < 2 or not all(arm in self.arms for arm in arms):
+            return
+        places = [(condition, arm, metric) for arm in arms]
+        seeds = [self.runs.get(place, {}).keys() | self.items.get(place, {}).keys() for place in places]
+        _refuse_gap(seeds, "seed", places, self)
+        by_seed = [self.items.get(place, {}) for place in places]
+        for seed in by_seed[0].keys() | by_seed[1].keys():
+            _refuse_gap([one.get(seed, {}).keys() for one in by_seed], "item", places, self)
+
+    def items_of(self, claim: Claim, resamples: int) -> Items | None:
+        """What the items of a claim say, averaged over the seeds; None without items, or where too few can tell.
+
+        Raises:
+            UserError: it is a claim about models that its items cannot decide.
+        """
+        places = [(claim.condition, arm, claim.metric) for arm in claim.arms]
+        if claim.across or len(places) < 2 or not all(place in self.items for place in places):
+            return None
+        sides = [_over_seeds(self.items[place], self.arms[place[1]], place[2]) for place in places]
+        names = sorted(sides[0])
+        first, second = (next(iter(self.items[place].values())) for place in places)
+        groups = [first[name].group for name in names]
+        for name, group in zip(names, groups, strict=True):
+            if second[name].group != group or (group is None) != (groups[0] is None):
+                raise UserError(
+                    f"item {name} of metric {claim.metric} has the group {group or 'none'} in {first[name].where} and "
+                    f"{second[name].group or 'none'} in {second[name].where}: an item has one group, and all or none do"
+                )
+        try:
+            return paired_items(
+                [sides[0][name] for name in names], [sides[1][name] for name in names],
+                groups if groups[0] is not None else None, exact=claim.exact, resamples=resamples,
+            )  # fmt: skip
+        except UserError as error:
+            if claim.about == "models":
+                raise UserError(f"claim {claim.id}: {error}") from error
+            return None
+
+
+def _over_seeds(by_seed: Mapping[int, Mapping[str, Row]], arm: str, metric: str) -> dict[str, float]:
+    """Each item's mean over the seeds, all of which have the same items."""
+    first = next(iter(by_seed.values()))
+    for seed, items in by_seed.items():
+        other = sorted(first.keys() ^ items.keys())
+        if other:
+            raise UserError(
+                f"arm {arm}, metric {metric}: seed {seed} has other items than seed {next(iter(by_seed))}, "
+                f"{_some(other)} among them"
+            )
+    return {name: _mean(items[name] for items in by_seed.values()) for name in first}
+
+
+def _mean(rows: Iterable[Row]) -> float:
+    values = [row.value for row in rows if row.value is not None]
+    return math.fsum(values) / len(values)
+
+
+def _refuse_gap(has: Sequence[Iterable[Any]], what: str, places: Sequence[Place], table: _Table) -> None:
+    sides = [set(one) for one in has]
+    for one, other in ((0, 1), (1, 0)):
+        lacking = sorted(sides[one] - sides[other])
+        if lacking:
+            condition, arm, metric = places[other]
+            where = f" of {table.conditions.get(condition, condition)}" if condition != "default" else ""
+            raise UserError(
+                f"arm {table.arms[arm]} lacks {what} {_some(lacking)} of metric {metric}{where}, which arm "
+                f"{table.arms[places[one][1]]} has: pairs need both. Give the missing rows, or an empty value for a "
+                "run that failed"
+            )
+
+
+def _some(names: Sequence[Any]) -> str:
+    shown = ", ".join(map(str, names[:3]))
+    return shown + (f" and {len(names) - 3} more" if len(names) > 3 else "")

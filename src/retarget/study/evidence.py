@@ -1,0 +1,335 @@
+"""What was measured of a claim, as something that can be tested at any error: over seeds, over sets, over items.
+
+Every class is turned so that positive is good. It answers for a bound both ways: ``p_above`` is the one-sided p-value
+of "the difference is the bound or less", ``p_below`` that of "the bound or more"; ``lower`` and ``upper`` are the
+confidence bounds of one-sided error ``alpha``, which exclude what the tests reject.
+"""
+
+import math
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol, cast
+
+from retarget.study.items import Groups, Items, PairedCounts, Resampled, Shares, mcnemar, newcombe_bound, wilson_bound
+from retarget.study.statistics import RELATIVE_NOISE, mean_and_sd, t_quantile, t_tail
+
+
+class Evidence(Protocol):
+    """One claim's difference, turned so that positive is good."""
+
+    @property
+    def estimate(self) -> float:
+        """The difference as measured."""
+        ...
+
+    @property
+    def n(self) -> int:
+        """Seeds, sets or items."""
+        ...
+
+    def p_above(self, bound: float) -> float:
+        """Small where the difference is surely above the bound."""
+        ...
+
+    def p_below(self, bound: float) -> float:
+        """Small where the difference is surely below the bound."""
+        ...
+
+    def lower(self, alpha: float) -> float:
+        """The difference is above this, but for an error of ``alpha``."""
+        ...
+
+    def upper(self, alpha: float) -> float:
+        """The difference is below this, but for an error of ``alpha``."""
+        ...
+
+
+class Spread(NamedTuple):
+    """Paired differences over seeds (or sets): Student's t."""
+
+    estimate: float
+    sd: float
+    n: int
+
+    def p_above(self, bound: float) -> float:
+        return t_tail((self.estimate - bound) / (self.sd / math.sqrt(self.n)), self.n - 1)
+
+    def p_below(self, bound: float) -> float:
+        return t_tail((bound - self.estimate) / (self.sd / math.sqrt(self.n)), self.n - 1)
+
+    def lower(self, alpha: float) -> float:
+        return self.estimate - t_quantile(self.n - 1, alpha) * self.sd / math.sqrt(self.n)
+
+    def upper(self, alpha: float) -> float:
+        return self.estimate + t_quantile(self.n - 1, alpha) * self.sd / math.sqrt(self.n)
+
+
+class Undecided(NamedTuple):
+    """A difference that cannot be tested, and why."""
+
+    estimate: float
+    n: int
+    reason: str
+    interval: bool = False
+    """Whether the difference is known and only its spread is not."""
+
+    def p_above(self, bound: float) -> float:
+        return 1.0
+
+    def p_below(self, bound: float) -> float:
+        return 1.0
+
+    def lower(self, alpha: float) -> float:
+        return self.estimate
+
+    def upper(self, alpha: float) -> float:
+        return self.estimate
+
+
+class Weakest(NamedTuple):
+    """The smallest of several sets' differences: it is above a bound where all are, below it where any is.
+
+    The first is an intersection-union test, the largest p-value; the second pays for the choice of the set.
+    """
+
+    parts: tuple[Spread, ...]
+
+    @property
+    def estimate(self) -> float:
+        return min(part.estimate for part in self.parts)
+
+    @property
+    def n(self) -> int:
+        return min(part.n for part in self.parts)
+
+    def p_above(self, bound: float) -> float:
+        return max(part.p_above(bound) for part in self.parts)
+
+    def p_below(self, bound: float) -> float:
+        return min(1.0, len(self.parts) * min(part.p_below(bound) for part in self.parts))
+
+    def lower(self, alpha: float) -> float:
+        return min(part.lower(alpha) for part in self.parts)
+
+    def upper(self, alpha: float) -> float:
+        return min(part.upper(alpha / len(self.parts)) for part in self.parts)
+
+
+class Pairs(NamedTuple):
+    """Binary items of two models: McNemar's test of no difference, Newcombe's interval for any other bound."""
+
+    both: int
+    first: int
+    second: int
+    neither: int
+    scale: float
+    exact: bool
+
+    @property
+    def estimate(self) -> float:
+        return self.scale * (self.first - self.second) / self.n
+
+    @property
+    def n(self) -> int:
+        return self.both + self.first + self.second + self.neither
+
+    def p_above(self, bound: float) -> float:
+        p_value = self._beyond(bound / self.scale)
+        return max(p_value, mcnemar(self.first, self.second, exact=self.exact)) if bound == 0 else p_value
+
+    def p_below(self, bound: float) -> float:
+        turned = self._replace(first=self.second, second=self.first)
+        return turned.p_above(-bound)
+
+    def lower(self, alpha: float) -> float:
+        from scipy.special import ndtri
+
+        z = -float(ndtri(alpha))
+        return self.scale * newcombe_bound(self.both, self.first, self.second, self.neither, z)[0]
+
+    def upper(self, alpha: float) -> float:
+        return -self._replace(first=self.second, second=self.first).lower(alpha)
+
+    def _beyond(self, bound: float) -> float:
+        """The error at which Newcombe's lower bound meets this one; 1 where the estimate is not above it."""
+        from scipy.optimize import brentq
+        from scipy.special import ndtr
+
+        counts = (self.both, self.first, self.second, self.neither)
+        if (self.first - self.second) / self.n <= bound:
+            return 1.0
+        if newcombe_bound(*counts, 37.0)[0] > bound:
+            return 0.0
+        z = cast(float, brentq(lambda z: newcombe_bound(*counts, z)[0] - bound, 0.0, 37.0))
+        return float(ndtr(-z))
+
+
+class SmallestShare(NamedTuple):
+    """The smallest of several shares less a constant: score tests, whose bounds are Wilson's.
+
+    Above a bound where every share is, below it where any is; the second pays for the choice.
+    """
+
+    cells: tuple[tuple[int, int], ...]
+    against: float
+    scale: float
+
+    @property
+    def estimate(self) -> float:
+        return self.scale * min(hits / trials for hits, trials in self.cells) - self.against
+
+    @property
+    def n(self) -> int:
+        return sum(trials for _, trials in self.cells)
+
+    def p_above(self, bound: float) -> float:
+        share = (self.against + bound) / self.scale
+        return max(_score(hits, trials, share) for hits, trials in self.cells)
+
+    def p_below(self, bound: float) -> float:
+        share = 1 - (self.against + bound) / self.scale
+        return min(1.0, len(self.cells) * min(_score(trials - hits, trials, share) for hits, trials in self.cells))
+
+    def lower(self, alpha: float) -> float:
+        return self._bound(0, alpha)
+
+    def upper(self, alpha: float) -> float:
+        return self._bound(1, alpha / len(self.cells))
+
+    def _bound(self, side: int, alpha: float) -> float:
+        from scipy.special import ndtri
+
+        z = -float(ndtri(alpha))
+        ends = [wilson_bound(hits / trials, trials, z)[side] for hits, trials in self.cells]
+        return self.scale * min(ends) - self.against
+
+
+class Turned(NamedTuple):
+    """Evidence of a difference of which lower is better."""
+
+    inner: Evidence
+
+    @property
+    def estimate(self) -> float:
+        return -self.inner.estimate
+
+    @property
+    def n(self) -> int:
+        return self.inner.n
+
+    def p_above(self, bound: float) -> float:
+        return self.inner.p_below(-bound)
+
+    def p_below(self, bound: float) -> float:
+        return self.inner.p_above(-bound)
+
+    def lower(self, alpha: float) -> float:
+        return -self.inner.upper(alpha)
+
+    def upper(self, alpha: float) -> float:
+        return -self.inner.lower(alpha)
+
+
+class Draws(NamedTuple):
+    """A percentile bootstrap: the p-value is the share of resamples on the wrong side."""
+
+    draws: tuple[float, ...]
+    estimate: float
+    n: int
+
+    def p_above(self, bound: float) -> float:
+        return (1 + bisect_right(self.draws, bound)) / (len(self.draws) + 1)
+
+    def p_below(self, bound: float) -> float:
+        return (1 + len(self.draws) - bisect_left(self.draws, bound)) / (len(self.draws) + 1)
+
+    def lower(self, alpha: float) -> float:
+        return self.draws[self._place(alpha)]
+
+    def upper(self, alpha: float) -> float:
+        return self.draws[-1 - self._place(alpha)]
+
+    def _place(self, alpha: float) -> int:
+        return max(0, math.floor(alpha * (len(self.draws) + 1) + 1e-9) - 1)
+
+
+class Interval(NamedTuple):
+    """An interval that was made at one level: it can be tested at the error of its ends and at no smaller one."""
+
+    estimate: float
+    n: int
+    low: float
+    high: float
+    alpha: float
+
+    def p_above(self, bound: float) -> float:
+        return self.alpha if self.low > bound else 1.0
+
+    def p_below(self, bound: float) -> float:
+        return self.alpha if self.high < bound else 1.0
+
+    def lower(self, alpha: float) -> float:
+        return self.low
+
+    def upper(self, alpha: float) -> float:
+        return self.high
+
+
+class Exact(NamedTuple):
+    """A difference of a metric that does not depend on the seed: it is what it is, and no test is made."""
+
+    estimate: float
+    n: int
+
+    def p_above(self, bound: float) -> float:
+        return 0.0 if self.estimate > bound else 1.0
+
+    def p_below(self, bound: float) -> float:
+        return 0.0 if self.estimate < bound else 1.0
+
+    def lower(self, alpha: float) -> float:
+        return self.estimate
+
+    def upper(self, alpha: float) -> float:
+        return self.estimate
+
+
+def over_seeds(good: Sequence[float], scale: float, what: str = "seed") -> Spread | Undecided:
+    """Differences that are turned so that positive is good, at least one.
+
+    Args:
+        scale: largest absolute value that was compared. A spread below ``RELATIVE_NOISE`` of it counts as none: a t
+            statistic would divide by rounding errors and call anything certain.
+        what: the differences are of.
+    """
+    if len(good) == 1:
+        return Undecided(good[0], 1, f"one {what} has no spread")
+    mean, sd = mean_and_sd(good)
+    if sd <= RELATIVE_NOISE * scale:
+        return Undecided(mean, len(good), f"the difference is the same on every {what}", interval=True)
+    return Spread(mean, sd, len(good))
+
+
+def over_items(items: Items, direction: str, against: float | None) -> Evidence:
+    """Evidence from items, turned so that positive is good."""
+    match items:
+        case PairedCounts():
+            found: Evidence = Pairs(items.both, items.treated, items.control, items.neither, items.scale, items.exact)
+        case Shares():
+            found = SmallestShare(tuple(items.cells), against or 0.0, items.scale)
+        case Resampled():
+            found = Draws(tuple(sorted(items.draws)), items.estimate, items.items)
+        case Groups():
+            found = Spread(items.estimate, items.sd, items.groups)
+    return found if direction == "higher" else Turned(found)
+
+
+def _score(hits: int, trials: int, share: float) -> float:
+    """One-sided score test of a true share of ``share`` or less."""
+    from scipy.special import ndtr
+
+    if share >= 1:
+        return 1.0
+    if share <= 0:
+        return 0.0 if share < 0 or hits else 1.0
+    return float(ndtr(-(hits / trials - share) / math.sqrt(share * (1 - share) / trials)))

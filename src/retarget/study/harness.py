@@ -1,0 +1,155 @@
+"""Samples that lm-evaluation-harness or Inspect logged: one arm for each folder, one row for each item and metric."""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from retarget.errors import UserError
+from retarget.study.rows import Row
+
+_NAME = re.compile(r"samples_(?P<task>.+)_(?P<time>\d{4}-\d\d-\d\dT[\d.-]+)\.jsonl")
+
+
+def read_lm_eval(folders: Sequence[Path]) -> list[Row]:
+    """The samples of two or more models as rows: the arm is the folder's name, the condition the task.
+
+    lm-evaluation-harness writes ``samples_TASK_TIME.jsonl`` under ``--log_samples``, one line for each document and
+    filter. A metric's name is that of its results file: ``exact_match,strict-match``, and plain ``acc`` where there was
+    no filter. Of several times of one task the latest counts. Documents are paired by id, and must be the same text.
+
+    Raises:
+        UserError: a folder holds no samples or those of several models, a line is damaged, or the documents of an id
+            differ between models.
+    """
+    if len({folder.resolve().name for folder in folders}) < len(folders):
+        raise UserError(f"--lm-eval names its arms after the folders, and {_names(folders)} share a name")
+    rows: list[Row] = []
+    texts: dict[tuple[str, str], tuple[str, str]] = {}
+    for folder in folders:
+        for task, path in sorted(_latest(folder).items()):
+            for where, sample in _lines(path):
+                rows += _rows(where, folder.resolve().name, task, sample, texts)
+    if not rows:
+        raise UserError(f"{_names(folders)}: the logged samples have no metric that is a number")
+    return rows
+
+
+def _latest(folder: Path) -> dict[str, Path]:
+    """The newest samples of each task below a folder."""
+    found: dict[str, Path] = {}
+    paths = sorted(folder.rglob("samples_*.jsonl"), key=lambda path: path.name)
+    if not paths:
+        raise UserError(f"{folder} holds no samples_TASK_TIME.jsonl: run lm_eval with --log_samples")
+    homes = sorted({str(path.parent) for path in paths})
+    if len(homes) > 1:
+        raise UserError(
+            f"{folder} holds the samples of several models ({', '.join(homes[:3])}): name one folder for each"
+        )
+    for path in paths:
+        name = _NAME.fullmatch(path.name)
+        if name is None:
+            raise UserError(f"{path}: not named samples_TASK_TIME.jsonl")
+        found[name["task"]] = path
+    return found
+
+
+def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    try:
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                where = f"{path}, line {number}"
+                try:
+                    sample = json.loads(line)
+                except (ValueError, RecursionError) as error:
+                    raise UserError(f"{where} is not JSON: {error}") from error
+                if (
+                    not isinstance(sample, dict)
+                    or "doc_id" not in sample
+                    or not isinstance(sample.get("metrics"), list)
+                ):
+                    raise UserError(f"{where} is no sample of lm_eval: it lacks doc_id or metrics")
+                yield where, sample
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+
+
+def _rows(
+    where: str, arm: str, task: str, sample: dict[str, Any], texts: dict[tuple[str, str], tuple[str, str]]
+) -> Iterator[Row]:
+    item, text = str(sample["doc_id"]), str(sample.get("doc_hash", ""))
+    known = texts.setdefault((task, item), (text, arm))
+    if known[0] != text:
+        raise UserError(f"{where}: document {item} of {task} is another text than in {known[1]}: they cannot be paired")
+    chosen = sample.get("filter", "none")
+    for name in sample["metrics"]:
+        value = sample.get(name)
+        if isinstance(value, bool | int | float):
+            metric = name if chosen == "none" else f"{name},{chosen}"
+            yield Row(where, task, arm, metric, float(value), None, item, None)
+
+
+def _names(folders: Sequence[Path]) -> str:
+    return ", ".join(map(str, folders))
+
+
+_MARKS = {"C": 1.0, "I": 0.0, "P": 0.5, "N": 0.0}
+"""Inspect's marks: correct, incorrect, partly correct, no answer."""
+
+
+def read_inspect(folders: Sequence[Path]) -> list[Row]:
+    """The samples of two or more models that Inspect logged: the arm is the folder's name, the condition the task.
+
+    Of several logs of one task the latest counts, and must have ended in success. A metric's name is its scorer's, or
+    ``scorer/key`` where a score has several values; marks become 1, 0.5 and 0. Epochs of a sample are averaged: they
+    are the same model asked again.
+
+    Raises:
+        UserError: Inspect is not installed, a folder holds no log, or a log has not succeeded.
+    """
+    try:
+        from inspect_ai.log import (  # pyright: ignore[reportMissingImports]
+            list_eval_logs,
+            read_eval_log,
+            read_eval_log_sample_summaries,
+        )
+    except ModuleNotFoundError as error:
+        raise UserError("reading Inspect's logs needs its own package: pip install inspect_ai") from error
+    rows: list[Row] = []
+    for folder in folders:
+        logs = [(read_eval_log(one, header_only=True), one) for one in list_eval_logs(str(folder))]
+        if not logs:
+            raise UserError(f"{folder} holds no log of Inspect")
+        latest = {log.eval.task: (log, one) for log, one in sorted(logs, key=lambda pair: pair[0].eval.created)}
+        for task, (log, one) in sorted(latest.items()):
+            if log.status != "success":
+                raise UserError(f"{folder}: the latest log of {task} has the status {log.status}, not success")
+            rows += inspect_rows(f"{folder}, {task}", folder.resolve().name, task, read_eval_log_sample_summaries(one))
+    return rows
+
+
+def inspect_rows(where: str, arm: str, task: str, summaries: Sequence[Any]) -> list[Row]:
+    """Rows of Inspect's sample summaries, which have ``id``, ``epoch`` and ``scores[name].value``.
+
+    Raises:
+        UserError: a sample has no score, or one that is neither a number nor a mark.
+    """
+    values: dict[tuple[str, str], list[float]] = {}
+    for sample in summaries:
+        if not sample.scores:
+            raise UserError(f"{where}: sample {sample.id}, epoch {sample.epoch} has no score")
+        for name, score in sample.scores.items():
+            parts = score.value if isinstance(score.value, dict) else {"": score.value}
+            for key, value in parts.items():
+                metric = f"{name}/{key}" if key else name
+                number = _MARKS.get(value) if isinstance(value, str) else value
+                if not isinstance(number, bool | int | float):
+                    raise UserError(
+                        f"{where}: sample {sample.id} has the {metric} {value!r}, neither a number nor a mark"
+                    )
+                values.setdefault((metric, str(sample.id)), []).append(float(number))
+    return [
+        Row(where, task, arm, metric, sum(found) / len(found), None, item, None)
+        for (metric, item), found in values.items()
+    ]

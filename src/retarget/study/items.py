@@ -1,0 +1,230 @@
+"""What is measured over items (images, sentences, problems) of one pair of models: binary pairs, shares, resamples."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field, FiniteFloat, NonNegativeInt
+
+from retarget.errors import UserError
+from retarget.settings import Strict
+from retarget.study.statistics import FEWEST_ITEMS, bootstrap_draws
+
+
+class PairedCounts(Strict):
+    """Binary items of two models: how many both have right, only the treated, only the control, neither.
+
+    Attributes:
+        scale: what one right answer counts in the metric's unit: 1, or 100 where the metric is a percentage.
+        exact: test with the exact conditional test in place of its mid-p variant.
+    """
+
+    kind: Literal["pairs"] = "pairs"
+    both: NonNegativeInt
+    treated: NonNegativeInt
+    control: NonNegativeInt
+    neither: NonNegativeInt
+    scale: float = 1.0
+    exact: bool = False
+
+
+class Shares(Strict):
+    """Hits and trials of cells of which the claim is about the smallest share, compared with a constant.
+
+    Attributes:
+        cells: ``(hits, trials)`` of each.
+        scale: 100 where the constant is a percentage.
+    """
+
+    kind: Literal["shares"] = "shares"
+    cells: list[tuple[NonNegativeInt, Annotated[int, Field(ge=1)]]] = Field(min_length=1)
+    scale: float = 100.0
+
+
+class Resampled(Strict):
+    """Treated - control of resamples of the items, the same items for both.
+
+    Attributes:
+        draws: one difference for each resample.
+        estimate: the difference over the items as they are.
+        items: how many there are.
+    """
+
+    kind: Literal["resampled"] = "resampled"
+    draws: list[FiniteFloat] = Field(min_length=1)
+    estimate: FiniteFloat
+    items: Annotated[int, Field(ge=FEWEST_ITEMS)]
+
+
+class Groups(Strict):
+    """Means over groups of items (documents, subjects) that are too few for the bootstrap: judged by a t over groups.
+
+    Attributes:
+        estimate: the mean over items of treated - control.
+        sd: of the groups' contributions to it: its standard error times the root of their number.
+        groups, items: how many there are.
+    """
+
+    kind: Literal["groups"] = "groups"
+    estimate: FiniteFloat
+    sd: FiniteFloat
+    groups: Annotated[int, Field(ge=2)]
+    items: Annotated[int, Field(ge=FEWEST_ITEMS)]
+
+
+Items = Annotated[PairedCounts | Shares | Resampled | Groups, Field(discriminator="kind")]
+
+
+def mcnemar(treated: int, control: int, *, exact: bool = False) -> float:
+    """One-sided p-value of McNemar's conditional test that the treated model is not better.
+
+    Of the items that only one of the two has right, the treated one's share is 1/2 or less. The mid-p variant counts
+    half of the probability of what was seen (Fagerland, Lydersen and Laake, 2013): it errs as often as stated, where
+    the exact test errs less often and finds less.
+
+    Args:
+        treated, control: items that only this one has right.
+
+    >>> round(2 * mcnemar(7, 1, exact=True), 4), round(2 * mcnemar(7, 1), 4)
+    (0.0703, 0.0391)
+    """
+    from scipy.special import bdtrc
+
+    n = treated + control
+    if n == 0:
+        return 1.0
+    beyond = float(bdtrc(treated, n, 0.5)) if treated < n else 0.0
+    at = math.exp(math.lgamma(n + 1) - math.lgamma(treated + 1) - math.lgamma(control + 1) - n * math.log(2))
+    return min(1.0, beyond + (at if exact else at / 2))
+
+
+def newcombe_bound(both: int, first: int, second: int, neither: int, z: float) -> tuple[float, float]:
+    """Newcombe's interval of a difference of paired proportions: his method 10, Statistics in Medicine 17 (1998), 2635.
+
+    Args:
+        both, first, second, neither: counts of pairs; ``first`` those with only the first right.
+        z: the normal quantile of each side, ≥ 0.
+
+    Returns:
+        Low and high of first - second, within [-1, 1].
+
+    >>> [round(end, 3) for end in newcombe_bound(1, 1, 7, 12, 1.959964)]
+    [-0.507, -0.026]
+    """
+    n = both + first + second + neither
+    p, q = (both + first) / n, (both + second) / n
+    (p_low, p_high), (q_low, q_high) = wilson_bound(p, n, z), wilson_bound(q, n, z)
+    product = (both + first) * (second + neither) * (both + second) * (first + neither)
+    together = both * neither - first * second
+    if together > 0:
+        together = max(together - n / 2, 0.0)
+    phi = together / math.sqrt(product) if product else 0.0
+    below = (p - p_low) ** 2 - 2 * phi * (p - p_low) * (q_high - q) + (q_high - q) ** 2
+    above = (p_high - p) ** 2 - 2 * phi * (p_high - p) * (q - q_low) + (q - q_low) ** 2
+    difference = (first - second) / n
+    return difference - math.sqrt(max(below, 0.0)), difference + math.sqrt(max(above, 0.0))
+
+
+def wilson_bound(share: float, trials: int, z: float) -> tuple[float, float]:
+    """Wilson's interval of a share with ``z`` standard errors on each side."""
+    centre = share + z * z / (2 * trials)
+    half = z * math.sqrt(share * (1 - share) / trials + (z / (2 * trials)) ** 2)
+    whole = 1 + z * z / trials
+    return max(0.0, (centre - half) / whole), min(1.0, (centre + half) / whole)
+
+
+def paired_items(
+    treated: Sequence[float],
+    control: Sequence[float],
+    groups: Sequence[Any] | None = None,
+    *,
+    resamples: int = 2000,
+    exact: bool = False,
+    seed: int = 0,
+) -> PairedCounts | Resampled | Groups:
+    """What the items of two models say about their mean difference.
+
+    Binary items (all 0 or 1, or all 0 or 100) without groups are counted; other values are resampled, and groups whole.
+    Fewer than ``FEWEST_ITEMS`` groups are judged by a t over groups, since the bootstrap would cover too seldom.
+
+    Args:
+        treated, control: [N] value of each item; place i of both is the same item.
+        groups: [N] what an item belongs to: items of one group (a document, a subject, a prompt asked again) are not
+            independent of each other.
+        resamples: number of bootstrap draws.
+
+    Raises:
+        UserError: lists of different lengths, fewer than ``FEWEST_ITEMS`` items that are not binary, or one group.
+    """
+    t, c = np.asarray(treated, float), np.asarray(control, float)
+    if t.shape != c.shape or t.ndim != 1 or not len(t) or (groups is not None and len(groups) != len(t)):
+        raise UserError(f"items are aligned lists of one value each, not {t.shape} and {c.shape}")
+    kinds = set(np.unique(np.concatenate([t, c])).tolist())
+    if groups is None and (kinds <= {0.0, 1.0} or kinds <= {0.0, 100.0}):
+        scale = max(1.0, *kinds)
+        right, also = t > 0, c > 0
+        counts = [int(one.sum()) for one in (right & also, right & ~also, ~right & also, ~right & ~also)]
+        return PairedCounts(both=counts[0], treated=counts[1], control=counts[2], neither=counts[3], scale=scale,
+                            exact=exact)  # fmt: skip
+    if len(t) < FEWEST_ITEMS:
+        raise UserError(
+            f"{len(t)} items are too few for an interval over items that are not binary: it needs {FEWEST_ITEMS}"
+        )
+    difference = t - c
+    if groups is None:
+        sizes, sums = np.ones(len(t)), difference
+    else:
+        _, places = np.unique(np.asarray([str(one) for one in groups]), return_inverse=True)
+        sizes, sums = np.bincount(places).astype(float), np.bincount(places, weights=difference)
+    estimate, items = float(difference.mean()), len(t)
+    if len(sums) < 2:
+        raise UserError("all items are in one group, so that nothing says how far another group would be")
+    if len(sums) < FEWEST_ITEMS:
+        parts = (sums - estimate * sizes) * len(sums) / items  # linearised: their mean is 0
+        return Groups(estimate=estimate, sd=float(parts.std(ddof=1)), groups=len(sums), items=items)
+    draws = _resample(sums, sizes, resamples, np.random.default_rng(seed))
+    return Resampled(draws=draws, estimate=estimate, items=items)
+
+
+def resampled_items(
+    statistic: Callable[..., float],
+    treated: Sequence[Sequence[np.ndarray]],
+    control: Sequence[Sequence[np.ndarray]],
+    groups: np.ndarray | None = None,
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Resampled:
+    """What the items of two models say about any statistic (a calibration error, an area), by the bootstrap.
+
+    Args:
+        statistic, treated, control, groups: as for :func:`retarget.study.statistics.bootstrap_draws`.
+
+    Raises:
+        UserError: arrays that do not match, or fewer than ``FEWEST_ITEMS`` items or groups.
+    """
+    units = len(treated[0][0]) if treated and treated[0] else 0
+    if groups is not None:
+        units = len(np.unique(groups))
+    if units < FEWEST_ITEMS:
+        what = "items" if groups is None else "groups of items"
+        raise UserError(f"{units} {what} are too few for the bootstrap: it needs {FEWEST_ITEMS}")
+    rng = np.random.default_rng(seed)
+    draws = bootstrap_draws(statistic, treated, control, groups=groups, resamples=resamples, rng=rng)
+    pairs = zip(treated, control, strict=True)
+    estimate = float(np.mean([statistic(*t) - statistic(*c) for t, c in pairs]))
+    return Resampled(draws=draws.tolist(), estimate=estimate, items=len(treated[0][0]))
+
+
+def _resample(sums: np.ndarray, sizes: np.ndarray, resamples: int, rng: np.random.Generator) -> list[float]:
+    """Means of resamples of units that have ``sizes`` items whose values add up to ``sums``, [units] each."""
+    kinds, counts = np.unique(np.stack([sums, sizes], 1), axis=0, return_counts=True)
+    if 4 * len(kinds) <= len(sums):  # few kinds of units: how often each is drawn is multinomial
+        drawn = rng.multinomial(len(sums), counts / len(sums), size=resamples)
+        return ((drawn @ kinds[:, 0]) / (drawn @ kinds[:, 1])).tolist()
+    means = []
+    for _ in range(resamples):
+        drawn = rng.integers(len(sums), size=len(sums), dtype=np.int32)
+        means.append(float(sums[drawn].sum() / sizes[drawn].sum()))
+    return means

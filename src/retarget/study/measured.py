@@ -1,0 +1,184 @@
+"""A study's values, read claim by claim: the evidence at each look, and why there may be none."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from retarget.study.config import Claim, Metric, StudyPlan
+from retarget.study.evidence import Evidence, Exact, Interval, Spread, Undecided, Weakest, over_items, over_seeds
+from retarget.study.items import Items
+
+Values = Mapping[str, Mapping[str, Mapping[str, Sequence[float | None]]]]
+
+
+@dataclass
+class Chain:
+    """One of a claim's two tests as it stands at one look.
+
+    Attributes:
+        alpha: the error that it may make itself.
+        p_value: the smallest so far of each look's p-value over its weight, at most 1; ``look`` is whose that is.
+        rejected_at: the look at which it first rejected.
+    """
+
+    alpha: float
+    p_value: float
+    look: int
+    adjusted: float
+    rejected_at: int | None
+
+
+@dataclass
+class Found:
+    """A claim as it was measured: the evidence at each look that was reached, None where it had none yet.
+
+    ``exact`` evidence is in no family; ``missing`` says why there is no verdict at all.
+    """
+
+    claim: Claim
+    stages: tuple[Evidence | None, ...] = ()
+    latest: float | None = None
+    n: int = 0
+    exact: Exact | None = None
+    missing: str = ""
+    measured: bool = True
+    decided_by_items: bool = False
+    holds: list[Chain] = field(default_factory=list)
+    fails: list[Chain] = field(default_factory=list)
+
+    @property
+    def tested(self) -> bool:
+        """Whether it belongs to its family: what was measured, but cannot be rejected, still counts."""
+        return self.measured and self.exact is None
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """What "holds" and what "does not hold" are tested against."""
+        claim = self.claim
+        return (0.0, claim.smallest_effect) if claim.margin is None else (-claim.margin, -claim.margin)
+
+
+class Measuring:
+    """What a study measured, read claim by claim."""
+
+    def __init__(
+        self,
+        plan: StudyPlan,
+        metrics: Values,
+        item_intervals: dict[str, tuple[float, float]],
+        items: dict[str, Items],
+    ) -> None:
+        self.plan, self.metrics, self.intervals, self.items = plan, metrics, item_intervals, items
+        self.by_name = {metric.name: metric for metric in plan.metrics}
+        seeds = len(plan.seeds)
+        self.looks = [count for count, _ in plan.planned_looks if count <= seeds] if plan.looks else [seeds]
+
+    def measure(self, claim: Claim) -> Found:
+        """The evidence of one claim."""
+        if claim.about == "models":
+            return self._measure_models(claim)
+        whole = self._over_seeds(claim, len(self.plan.seeds))
+        if whole is None:
+            return Found(claim, measured=False)
+        metric = self.by_name.get(claim.metric)
+        found = Found(claim, latest=whole.estimate, n=whole.n, missing=self._floor_missed(claim))
+        if metric and metric.deterministic and isinstance(whole, Undecided):
+            found.exact = Exact(whole.estimate, whole.n)
+            return found
+        stages = [self._over_seeds(claim, count) if self.plan.looks else whole for count in self.looks]
+        if stages and isinstance(stages[-1], Undecided) and stages[-1].interval:
+            instead = self._items_of(claim, stages[-1])
+            if instead is not None and claim.against is not None:
+                stages[-1], found.decided_by_items = instead, True
+        found.stages = tuple(stages)
+        return found
+
+    def _measure_models(self, claim: Claim) -> Found:
+        """A claim about these models: its items decide, at the latest look."""
+        items = self.items.get(claim.id)
+        if items is None:
+            return Found(claim, measured=False, missing="It is about models, and no values of single items were given")
+        evidence = over_items(items, claim.direction, claim.against)
+        stages = (None,) * (len(self.looks) - 1) + (evidence,) * bool(self.looks)
+        missing = self._floor_missed(claim)
+        return Found(claim, stages, evidence.estimate, evidence.n, missing=missing, decided_by_items=True)
+
+    def _items_of(self, claim: Claim, same: Undecided) -> Evidence | None:
+        """Evidence over items of a claim whose difference is the same on every seed."""
+        if claim.id in self.items:
+            return over_items(self.items[claim.id], claim.direction, claim.against)
+        if claim.id not in self.intervals:
+            return None
+        sign = sign_of(claim)
+        low, high = sorted(sign * end for end in self.intervals[claim.id])
+        return Interval(same.estimate, same.n, low, high, (1 - self.plan.level) / 2)
+
+    def _conditions(self, claim: Claim) -> Sequence[str]:
+        if not claim.across:
+            return (claim.condition,)
+        return claim.conditions or tuple(one.name for one in self.plan.conditions)
+
+    def _pairs(self, claim: Claim, condition: str, count: int) -> tuple[list[float | None], float] | None:
+        """Differences seed by seed, turned so that positive is good, and the largest value that was compared."""
+        arms = self.metrics.get(condition, {})
+        values = [arms.get(arm, {}).get(claim.metric) for arm in claim.arms]
+        if any(one is None for one in values):
+            return None
+        treated = list(values[0] or ())[:count]
+        control = [claim.against] * len(treated) if claim.against is not None else list(values[1] or ())[:count]
+        sign, scale, good = sign_of(claim), 0.0, []
+        for t, c in zip(treated, control, strict=True):
+            if t is None or c is None:
+                good.append(None)
+            else:
+                good.append(sign * (t - c))
+                scale = max(scale, abs(t), abs(c))
+        return good, scale
+
+    def _over_seeds(self, claim: Claim, count: int) -> Evidence | None:
+        """Evidence of the first ``count`` seeds; None where no seed (or not every set) has both arms."""
+        sets = [self._pairs(claim, condition, count) for condition in self._conditions(claim)]
+        found = [([one for one in pairs[0] if one is not None], pairs[1]) for pairs in sets if pairs]
+        if len(found) < len(sets) or not found or not all(good for good, _ in found):
+            return None
+        if claim.across is None:
+            return over_seeds(*found[0])
+        scale = max(scale for _, scale in found)
+        if claim.across == "new":
+            return over_seeds([sum(good) / len(good) for good, _ in found], scale, "set")
+        if claim.across == "average":
+            rows = zip(*(pairs[0] for pairs in sets if pairs), strict=True)
+            means = [sum(row) / len(row) for row in rows if None not in row]
+            return over_seeds(means, scale) if means else None
+        parts = [over_seeds(good, scale) for good, scale in found]
+        spreads = tuple(part for part in parts if isinstance(part, Spread))
+        if len(spreads) < len(parts):
+            weakest = min(part.estimate for part in parts)
+            reason = next(part.reason for part in parts if isinstance(part, Undecided))
+            return Undecided(weakest, min(part.n for part in parts), f"on one of the sets, {reason}")
+        return Weakest(spreads)
+
+    def _floor_missed(self, claim: Claim) -> str:
+        """Why the claim cannot be tested here, or nothing."""
+        if claim.floor is None:
+            return ""
+        name, bound = claim.floor
+        metric = self.by_name.get(name, Metric(name=name, label=name))
+        arm = next((one.label for one in self.plan.arms if one.name == claim.arms[-1]), claim.arms[-1])
+        for condition in self._conditions(claim):
+            values = self.metrics.get(condition, {}).get(claim.arms[-1], {}).get(name, ())
+            there = [value for value in values if value is not None]
+            if not there:
+                return f"Whether it is a test of the claim is not known: {metric.label} of {arm} is missing"
+            mean, most = sum(there) / len(there), metric.better == "lower"
+            if mean > bound if most else mean < bound:
+                limit = "most" if most else "least"
+                return (
+                    f"Not a test of the claim: {metric.label} of {arm} is {mean:.4g}, and a test needs at "
+                    f"{limit} {bound:g}"
+                )
+        return ""
+
+
+def sign_of(claim: Claim) -> int:
+    """-1 where lower is better: a difference times this is positive where it is good."""
+    return 1 if claim.direction == "higher" else -1

@@ -1,0 +1,149 @@
+"""Files of runs that were made elsewhere, read row by row: CSV, JSON lines, Parquet."""
+
+import csv
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from retarget.errors import UserError
+from retarget.extras import require
+
+NEEDED = ("arm", "metric", "value")
+
+
+class Row(NamedTuple):
+    """One measured number; ``where`` names its line in messages. ``value`` is None for a run that failed.
+
+    ``seed`` or ``item`` may be missing, not both; ``group`` is what an item belongs to.
+    """
+
+    where: str
+    condition: str
+    arm: str
+    metric: str
+    value: float | None
+    seed: int | None
+    item: str | None
+    group: str | None
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a CSV, JSON-lines or Parquet file: columns arm, metric, value, and seed or item.
+
+    Optional are condition (a data set) and group (what an item belongs to); other columns are left alone.
+
+    Raises:
+        UserError: the file cannot be read, a column is missing, or a row has no number; the line is named.
+    """
+    readers = {".csv": _csv, ".jsonl": _json_lines, ".ndjson": _json_lines, ".parquet": _parquet}
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise UserError(f"{path}: runs are read from {', '.join(readers)}")
+    try:
+        found = [_row(where, given) for where, given in reader(path)]
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8: {error}") from error
+    if not found:
+        raise UserError(f"{path} holds no rows")
+    return found
+
+
+def _csv(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file)
+        _has_columns(path, reader.fieldnames or ())
+        for given in reader:
+            if None in given:
+                raise UserError(f"{path}, line {reader.line_num}: more cells than columns")
+            yield f"{path}, line {reader.line_num}", given
+
+
+def _json_lines(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            where = f"{path}, line {number}"
+            if not line.strip():
+                continue
+            try:
+                given = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"{where} is not JSON: {error}") from error
+            if not isinstance(given, dict):
+                raise UserError(f"{where} is not an object with arm, metric, value and seed or item")
+            _has_columns(where, given)
+            yield where, given
+
+
+def _parquet(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    pyarrow = require("pyarrow", "text")
+    parquet = require("pyarrow.parquet", "text")
+    try:
+        table = parquet.read_table(path)
+    except pyarrow.ArrowException as error:
+        raise UserError(f"{path} is not a Parquet file that can be read: {error}") from error
+    _has_columns(path, table.column_names)
+    for number, given in enumerate(table.to_pylist(), start=1):
+        yield f"{path}, row {number}", given
+
+
+def _has_columns(where: object, columns: Iterable[str]) -> None:
+    there = set(columns)
+    missing = [name for name in NEEDED if name not in there]
+    if not there & {"seed", "item"}:
+        missing.append("seed or item")
+    if missing:
+        raise UserError(
+            f"{where}: {', '.join(missing)} missing, it has {', '.join(sorted(map(str, there))) or 'nothing'}. Columns "
+            "are arm, metric, value and seed (or item, for one row per item), and condition and group where there are "
+            "several"
+        )
+
+
+def _row(where: str, given: Mapping[str, Any]) -> Row:
+    texts = {}
+    for name in ("arm", "metric"):
+        texts[name] = _text(given.get(name))
+        if texts[name] is None:
+            raise UserError(f"{where}: {name} is empty")
+    item = _text(given.get("item"))
+    return Row(
+        where, _text(given.get("condition")) or "default", str(texts["arm"]), str(texts["metric"]),
+        _number(where, given.get("value")), _seed(where, given.get("seed"), item), item, _text(given.get("group")),
+    )  # fmt: skip
+
+
+def _text(value: Any) -> str | None:
+    text = "" if value is None else str(value).strip()
+    return text or None
+
+
+def _number(where: str, value: Any) -> float | None:
+    text = _text(value)
+    if text is None or text.lower() in ("nan", "none", "null", "na"):
+        return None
+    try:
+        number = float({"true": "1", "false": "0"}.get(text.lower(), text))
+    except ValueError:
+        raise UserError(f"{where}: value {text!r} is not a number; leave it empty where a run failed") from None
+    if not math.isfinite(number):
+        raise UserError(f"{where}: value {text} is not finite; leave it empty where a run failed")
+    return number
+
+
+def _seed(where: str, value: Any, item: str | None) -> int | None:
+    text = _text(value)
+    if text is None or text.lower() == "nan":
+        if item is None:
+            raise UserError(f"{where}: neither a seed nor an item, so that it cannot be paired")
+        return None
+    try:
+        number = float(text)
+        if number != int(number) or number < 0:
+            raise ValueError
+    except (ValueError, OverflowError):
+        raise UserError(f"{where}: seed {text!r} is not an integer from 0 on") from None
+    return int(number)

@@ -1,0 +1,194 @@
+"""Data sets by their names: every source, every layout, every refusal."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from retarget.data.images import pixels_of, read, resized, shape_of
+from retarget.data.names import data_paths, parse
+from retarget.data.splits import every_fifth
+from retarget.errors import UserError
+
+RNG = np.random.default_rng(0)
+IMAGES = RNG.integers(0, 256, (20, 6, 5, 3), dtype=np.uint8)
+LABELS = np.arange(20) % 4
+
+
+def folder_of(path, classes, shape=(4, 4)):
+    """One PNG for each value, in one sub-folder for each class."""
+    for name, values in classes.items():
+        (path / name).mkdir(parents=True)
+        for number, value in enumerate(values):
+            Image.fromarray(np.full(shape, value, np.uint8)).save(path / name / f"{number:02d}.png")
+
+
+def test_the_old_words_of_every_study_are_understood(tmp_path):
+    assert parse("npz:a.npz") == parse("a.npz") == ("npz", "a.npz")
+    assert parse(f"folder:{tmp_path}") == parse(str(tmp_path)) == ("folder", str(tmp_path))
+    assert data_paths("a.npz") == data_paths("npz:a.npz") == ("a.npz",)
+    assert data_paths("hf:d/e") == ("d/e",)
+    assert data_paths(str(tmp_path)) == data_paths(f"folder:{tmp_path}") == (str(tmp_path),)
+    assert data_paths("glyphs") == data_paths("digits") == data_paths("torchvision:MNIST") == ()
+
+
+def test_npz_in_every_layout(tmp_path):
+    np.savez(tmp_path / "one.npz", images=IMAGES, labels=LABELS)
+    np.savez(tmp_path / "two.npz", x_train=IMAGES, y_train=LABELS[:, None], x_test=IMAGES[:8], y_test=LABELS[:8])
+    np.savez(tmp_path / "three.npz", x_train=IMAGES[..., 0], y_train=LABELS, notes=np.array({}, dtype=object))
+    one, two, three = (read(f"npz:{tmp_path}/{name}.npz") for name in ("one", "two", "three"))
+    assert np.array_equal(one.train.pixels.permute(0, 2, 3, 1).numpy(), IMAGES)
+    assert (one.names, one.test, one.held_out) == (("0", "1", "2", "3"), None, "")
+    assert torch.equal(two.train.labels, one.train.labels), "Keras keeps labels as a column"
+    assert (len(two.test.labels), two.held_out) == (8, "x_test")
+    assert (shape_of([three.train]), three.test) == ((1, 6, 5), None)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        (dict(x=np.zeros(3)), "needs images and labels, or x_train and y_train .*; it holds x$"),
+        ({}, "it holds nothing"),
+        (dict(x_train=IMAGES), "has x_train and no y_train; it holds x_train"),
+        (dict(x_train=IMAGES, y_train=LABELS, y_test=LABELS), "has y_test and no x_test"),
+        (dict(images=IMAGES / 255, labels=LABELS), r"images are uint8 .*got float64 \[20, 6, 5, 3\]; from floats"),
+        (dict(images=IMAGES, labels=LABELS[:2] % 1), r"20 images .* and 2 labels"),
+        (dict(images=IMAGES, labels=np.eye(4)[LABELS]), "one-hot"),
+        (dict(images=IMAGES, labels=np.array([4_000_000_000] * 20)), "labels are 4000000000"),
+        (dict(images=np.zeros((9, 3, 32, 32), np.uint8), labels=np.zeros(9)), "channels first; give"),
+        (dict(images=np.zeros((9, 0, 32), np.uint8), labels=np.zeros(9)), "have no pixel"),
+        (dict(x_train=IMAGES, y_train=LABELS, x_test=IMAGES, y_test=LABELS + 1), "the test set has the label 4"),
+        (dict(images=IMAGES, labels=np.array([{}] * 20, dtype=object)), "pickles are never read"),
+    ],
+)
+def test_npz_that_cannot_be_used(arrays, message, tmp_path):
+    np.savez(tmp_path / "bad.npz", **arrays)
+    with pytest.raises(UserError, match=rf"bad\.npz.*{message}"):
+        read(f"npz:{tmp_path}/bad.npz")
+
+
+def test_a_damaged_npz_is_named_wherever_it_is_damaged(tmp_path):
+    np.savez_compressed(tmp_path / "whole.npz", images=IMAGES, labels=LABELS)
+    whole, broken = (tmp_path / "whole.npz").read_bytes(), tmp_path / "broken.npz"
+    for length in range(0, len(whole), 97):
+        broken.write_bytes(whole[:length])
+        with pytest.raises(UserError, match=r"broken\.npz is not an \.npz file of plain arrays"):
+            read(str(broken))
+    rng, errors = np.random.default_rng(2), []
+    for _ in range(100):
+        hit = bytearray(whole)
+        hit[rng.integers(len(hit))] ^= 0xFF
+        broken.write_bytes(hit)
+        try:
+            read(str(broken))
+        except UserError as error:
+            errors.append(str(error))
+    assert len(errors) > 50
+    assert all("broken.npz" in error for error in errors)
+
+
+def test_folders_with_and_without_a_test_part(tmp_path):
+    folder_of(tmp_path / "flat", {"dog": range(3), "cat": range(100, 102)})
+    flat = read(f"folder:{tmp_path}/flat")
+    assert (flat.names, flat.train.labels.tolist(), flat.test) == (("cat", "dog"), [0, 0, 1, 1, 1], None)
+    assert pixels_of(flat.train, 1)[:, 0, 0, 0].tolist() == [100, 101, 0, 1, 2]
+    folder_of(tmp_path / "parts" / "train", {"dog": range(3), "cat": range(2)})
+    folder_of(tmp_path / "parts" / "val", {"dog": [9]})
+    parts = read(str(tmp_path / "parts"))
+    assert (parts.names, parts.test.labels.tolist(), parts.held_out) == (("cat", "dog"), [1], "val")
+    folder_of(tmp_path / "parts" / "val", {"bird": [9]})
+    with pytest.raises(UserError, match=r"val/bird: the training images have no class of this name, only cat, dog"):
+        read(str(tmp_path / "parts"))
+
+
+def test_an_empty_class_folder_and_a_damaged_image_are_named(tmp_path):
+    folder_of(tmp_path, {"cat": range(3), "dog": range(3)})
+    (tmp_path / ".cache").mkdir()
+    read(str(tmp_path))
+    (tmp_path / "fox").mkdir()
+    (tmp_path / "fox" / "notes.txt").write_text("none yet")
+    with pytest.raises(UserError, match="fox: no PNG or JPEG file in it, nor one of WEBP, BMP"):
+        read(str(tmp_path))
+    (tmp_path / "fox" / "a.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"fox/a\.png: not an image"):
+        shape_of([read(str(tmp_path)).train])
+
+
+def test_a_set_with_one_colour_image_is_a_set_of_colour_images(tmp_path):
+    folder_of(tmp_path, {"cat": range(3), "dog": range(3)})
+    assert shape_of([read(str(tmp_path)).train]) == (1, 4, 4)
+    Image.fromarray(IMAGES[0, :4, :4]).save(tmp_path / "dog" / "02.png")
+    source = read(str(tmp_path))
+    assert shape_of([source.train]) == (3, 4, 4)
+    assert pixels_of(source.train, 3)[4].unique().tolist() == [1]
+    Image.fromarray(IMAGES[0]).save(tmp_path / "dog" / "02.png")
+    with pytest.raises(UserError, match=r"02\.png is 5×6 pixels and .*00\.png 4×4"):
+        pixels_of(read(str(tmp_path)).train, 3)
+    assert pixels_of(read(str(tmp_path)).train, 3, size=8).shape == (6, 3, 8, 8)
+
+
+def test_a_data_set_saved_by_the_datasets_library(tmp_path):
+    import datasets
+
+    features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
+    rows = {"img": [Image.new("L", (8, 8), i) for i in range(4)], "label": [0, 1, 0, 1]}
+    part = datasets.Dataset.from_dict(rows, features=features)
+    datasets.DatasetDict(train=part, test=part).save_to_disk(str(tmp_path / "saved"))
+    source = read(f"hf:{tmp_path}/saved")
+    assert (source.names, source.held_out, source.test.labels.tolist()) == (("a", "b"), "test", [0, 1, 0, 1])
+    assert shape_of([source.train, source.test]) == (1, 8, 8)
+    assert pixels_of(source.train, 1)[:, 0, 0, 0].tolist() == [0, 1, 2, 3]
+    broken = datasets.Dataset.from_dict(
+        {"img": [{"bytes": b"no image", "path": None}] * 2, "label": [0, 1]}, features=features
+    )
+    broken.save_to_disk(str(tmp_path / "broken"))
+    with pytest.raises(UserError, match="broken, split train, row 0: not an image"):
+        shape_of([read(f"hf:{tmp_path}/broken").train])
+    with pytest.raises(UserError, match=r"is no data set that datasets\.save_to_disk wrote"):
+        read(f"hf:{tmp_path}")
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("digit", "is none of digits, torchvision:NAME"),
+        ("npz:/nowhere.npz", "/nowhere.npz does not exist"),
+        ("folder:/nowhere", "/nowhere does not exist"),
+        ("torchvision:MINST", "torchvision has no data set 'MINST'"),
+    ],
+)
+def test_sources_that_do_not_exist(spec, message):
+    with pytest.raises(UserError, match=message):
+        read(spec)
+
+
+def test_torchvision_without_its_files_names_the_local_way(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="name a local copy: dataset = 'npz:FILE'"):
+        read("torchvision:CIFAR100", str(tmp_path / "file"))
+
+
+@pytest.mark.parametrize("name", ["FakeData", "Food101", "EMNIST"])
+def test_torchvision_sets_of_another_form_are_refused_with_a_way_out(name, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="'folder:DIR'"):
+        read(f"torchvision:{name}", str(tmp_path / "file"))
+
+
+def test_images_in_memory_are_stretched_or_their_middle_is_kept():
+    wide = torch.zeros(1, 1, 4, 8, dtype=torch.uint8)
+    wide[..., 2:6] = 255
+    source = read("digits")
+    part = type(source.train)(torch.zeros(1, dtype=torch.long), wide)
+    assert (pixels_of(part, 1, 4, crop=True) == 255).all()
+    assert not (pixels_of(part, 1, 4) == 255).all()
+    assert resized(source.train.pixels, 8) is source.train.pixels
+
+
+def test_every_fifth_equals_a_loop():
+    labels = RNG.integers(0, 3, 40)
+    seen = dict.fromkeys(range(3), 0)
+    for place, label in enumerate(labels.tolist()):
+        assert every_fifth(labels, of_class=False)[place] == (place % 5 == 4)
+        assert every_fifth(labels, of_class=True)[place] == (seen[label] % 5 == 4)
+        seen[label] += 1

@@ -1,0 +1,125 @@
+"""Image files of every kind that people have, and of the kinds that are no images."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from retarget.data.pictures import Picture, decode, find, header, one_size
+from retarget.errors import UserError
+
+RNG = np.random.default_rng(0)
+GREY = RNG.integers(0, 256, (6, 8), dtype=np.uint8)
+COLOUR = RNG.integers(0, 256, (6, 8, 3), dtype=np.uint8)
+
+
+def saved(path, image, **more):
+    image.save(path, **more)
+    return Picture(str(path), path)
+
+
+def test_grey_with_alpha_is_grey_and_colour_with_alpha_is_colour(tmp_path):
+    alpha = Image.fromarray(RNG.integers(0, 256, (6, 8), dtype=np.uint8))
+    grey, colour = Image.fromarray(GREY), Image.fromarray(COLOUR)
+    grey.putalpha(alpha)
+    colour.putalpha(alpha)
+    one, two = saved(tmp_path / "la.png", grey), saved(tmp_path / "rgba.png", colour)
+    assert header(one) == (6, 8, True)
+    assert header(two) == (6, 8, False)
+    np.testing.assert_array_equal(decode(one, 1)[0], GREY)
+    np.testing.assert_array_equal(decode(one, 3), np.stack([GREY] * 3))
+    np.testing.assert_array_equal(decode(two, 3), COLOUR.transpose(2, 0, 1))
+
+
+def test_sixteen_bits_become_eight_and_are_not_clipped_to_white(tmp_path):
+    deep = GREY.astype(np.uint16) * 257
+    picture = saved(tmp_path / "deep.png", Image.fromarray(deep))
+    assert header(picture).grey
+    np.testing.assert_array_equal(decode(picture, 1)[0], GREY)
+
+
+def test_cmyk_palettes_one_bit_and_animations_are_read(tmp_path):
+    flat = Image.new("RGB", (8, 6), (200, 30, 90))
+    cmyk = decode(saved(tmp_path / "cmyk.jpg", flat.convert("CMYK"), quality=100), 3)
+    assert np.abs(cmyk.astype(int) - np.array([200, 30, 90])[:, None, None]).max() <= 4
+    palette = decode(saved(tmp_path / "palette.gif", flat.quantize(4)), 3)
+    np.testing.assert_array_equal(palette, np.broadcast_to(np.array([200, 30, 90])[:, None, None], (3, 6, 8)))
+    one_bit = decode(saved(tmp_path / "bits.png", Image.fromarray(GREY > 127)), 1)
+    np.testing.assert_array_equal(one_bit[0], np.where(GREY > 127, 255, 0))
+    moving = saved(
+        tmp_path / "moving.webp", flat, save_all=True, append_images=[Image.new("RGB", (8, 6))], lossless=True
+    )
+    assert decode(moving, 3)[:, 0, 0].tolist() == [200, 30, 90]
+
+
+def test_an_image_of_one_pixel(tmp_path):
+    picture = saved(tmp_path / "pixel.png", Image.new("L", (1, 1), 7))
+    assert decode(picture, 1).tolist() == [[[7]]]
+    assert decode(picture, 3, size=4).shape == (3, 4, 4)
+
+
+def test_an_image_is_stretched_or_its_middle_is_kept(tmp_path):
+    wide = np.zeros((4, 8, 3), np.uint8)
+    wide[:, 2:6] = 255
+    picture = saved(tmp_path / "wide.png", Image.fromarray(wide))
+    assert (decode(picture, 1, 4, crop=True) == 255).all()
+    assert decode(picture, 1, 4)[0, 0].tolist() == [0, 255, 255, 0]
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "gif", "tif", "ppm", "bmp"])
+def test_a_file_that_ends_early_is_named(suffix, tmp_path):
+    picture = saved(tmp_path / f"short.{suffix}", Image.fromarray(RNG.integers(0, 256, (60, 50, 3), dtype=np.uint8)))
+    whole = picture.content.read_bytes()
+    for length in (0, 5, len(whole) // 2):
+        picture.content.write_bytes(whole[:length])
+        with pytest.raises(UserError, match=rf"short\.{suffix}: not an image, or a damaged one"):
+            decode(picture, 3)
+
+
+def test_random_damage_gives_an_image_or_an_error_that_names_the_file(tmp_path):
+    rng, errors = np.random.default_rng(1), []
+    for suffix in ("png", "jpg", "webp", "gif", "tif", "ppm", "bmp"):
+        picture = saved(tmp_path / f"hit.{suffix}", Image.fromarray(COLOUR))
+        whole = bytearray(picture.content.read_bytes())
+        for _ in range(60):
+            hit = bytearray(whole)
+            for place in rng.integers(0, len(hit), size=3):
+                hit[place] = rng.integers(256)
+            picture.content.write_bytes(hit)
+            try:
+                assert decode(picture, 3, size=4).shape == (3, 4, 4)
+            except UserError as error:
+                errors.append(str(error))
+    assert len(errors) > 50
+    assert all("hit." in error for error in errors)
+
+
+def test_formats_that_need_other_programs_and_floating_pixels_are_refused(tmp_path):
+    (tmp_path / "ps.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
+    with pytest.raises(UserError, match=r"ps\.png: not an image"):
+        header(Picture(str(tmp_path / "ps.png"), tmp_path / "ps.png"))
+    with pytest.raises(UserError, match=r"float\.tif: its pixels are floating-point numbers"):
+        decode(saved(tmp_path / "float.tif", Image.fromarray(np.zeros((3, 3), np.float32))), 1)
+    with pytest.raises(UserError, match=r"long\.tif: its pixels go from -4 to -4"):
+        decode(saved(tmp_path / "long.tif", Image.fromarray(np.full((3, 3), -4, np.int32))), 1)
+
+
+@pytest.mark.parametrize("limit", [40, 20])
+def test_an_image_of_too_many_pixels_is_refused_by_name(limit, tmp_path, monkeypatch):
+    """Beyond Pillow's limit, where it only warns, and beyond twice of it."""
+    picture = saved(tmp_path / "bomb.png", Image.fromarray(GREY))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    with pytest.raises(UserError, match=r"bomb\.png: too large an image"):
+        header(picture)
+
+
+def test_files_are_found_by_suffix_in_order_and_hidden_ones_are_left_out(tmp_path):
+    for name in ("b.PNG", "a.jpeg", "notes.txt", ".hidden/c.png", "deep/d.webp", ".e.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    assert [one.name.removeprefix(f"{tmp_path}/") for one in find(tmp_path)] == ["a.jpeg", "b.PNG", "deep/d.webp"]
+
+
+def test_sizes_that_differ_are_named(tmp_path):
+    pictures = [saved(tmp_path / f"{side}.png", Image.new("L", (side, 9))) for side in (3, 4)]
+    with pytest.raises(UserError, match=r"4\.png is 4×9 pixels and .*3\.png 3×9"):
+        one_size(pictures, [header(one) for one in pictures])

@@ -1,0 +1,79 @@
+"""Sentence files as people have them: read where they are pairs of lines, refused with file and line where not."""
+
+import gzip
+
+import pytest
+
+from retarget.errors import UserError
+from retarget.pskd.studies.translation.data import read_pairs, sentence_pairs
+from retarget.pskd.studies.translation.plan import PRESETS, Settings, data_paths, plan
+from retarget.pskd.studies.translation.prepare import check, prepare
+
+
+def settings(folder, **more):
+    return Settings(**PRESETS["small"] | {"dataset": f"files:{folder}", "test": "test", **more})
+
+
+def write(folder, english, german, names=("train", "val", "test")):
+    for name in names:
+        (folder / f"{name}.en").write_bytes(english)
+        (folder / f"{name}.de").write_bytes(german)
+
+
+@pytest.mark.parametrize(
+    ("english", "german", "pairs", "dropped"),
+    [
+        (b"a\nb\n", b"x\ny\n", [("a", "x"), ("b", "y")], 0),
+        (b"a\nb", b"x\ny\n\n\n", [("a", "x"), ("b", "y")], 0),
+        (b"a\nb\n", b"x\n\n", [("a", "x")], 1),
+        (b"a\n\nb\n", b"x\nz\ny\n", [("a", "x"), ("b", "y")], 1),
+        (b"a\r\nb\r\n", b"x\ny\n", [("a", "x"), ("b", "y")], 0),
+        (b"a\rc\nb\n", b"x\ny\n", [("a c", "x"), ("b", "y")], 0),
+        (b"\xef\xbb\xbfa\nb\n", "x\u2028z\ny\n".encode(), [("a", "x\u2028z"), ("b", "y")], 0),
+    ],
+    ids=["plain", "empty_end", "empty_last_side", "empty_middle", "crlf", "stray_return", "mark_and_separator"],
+)
+def test_lines_are_pairs(english, german, pairs, dropped, tmp_path):
+    write(tmp_path, english, german)
+    assert read_pairs(settings(tmp_path), "train") == (pairs, dropped)
+    assert sentence_pairs(settings(tmp_path)).dropped == (dropped,) * 3
+
+
+@pytest.mark.parametrize(
+    ("english", "german", "message"),
+    [
+        (b"a\nb\n", b"x\n", r"train\.en has 2 lines and .*train\.de has 1; line by line"),
+        (b"", b"", r"train\.en and .*train\.de: no pair of sentences in them"),
+        (b"a\n\n", b"\nx\n", "no pair of sentences"),
+        (b"a\nb\n", "x\n\u00fcber\n".encode("latin-1"), r"train\.de, line 2: byte 0xfc is not UTF-8; .*iconv"),
+    ],
+)
+def test_files_that_are_no_pairs_are_refused_with_file_and_line(english, german, message, tmp_path):
+    write(tmp_path, english, german)
+    for look in (prepare, check):
+        with pytest.raises(UserError, match=message):
+            look(plan("small", {"dataset": f"files:{tmp_path}", "test": "test"}))
+
+
+def test_a_damaged_archive_and_a_missing_file_are_named_with_what_is_there(tmp_path):
+    write(tmp_path, b"a\n", b"x\n")
+    packed = gzip.compress(b"some words\n" * 50)
+    for damaged in (packed[:20], b"no archive", packed[:12] + b"\xff" * 9 + packed[21:]):
+        (tmp_path / "train.de.gz").write_bytes(damaged)
+        with pytest.raises(UserError, match=r"train\.de\.gz cannot be read"):
+            read_pairs(settings(tmp_path), "train")
+    (tmp_path / "train.de.gz").unlink()
+    with pytest.raises(
+        UserError, match=r"no flickr\.en or flickr\.en\.gz in .*; it has test\.en, train\.en, val\.en: test=N"
+    ):
+        sentence_pairs(settings(tmp_path, test="flickr"))
+    with pytest.raises(UserError, match="Name the folder: dataset=files:DIR"):
+        read_pairs(settings(tmp_path / "nowhere"), "train")
+
+
+def test_the_files_of_a_run_are_those_it_reads(tmp_path):
+    write(tmp_path, b"a\n", b"x\n")
+    (tmp_path / "val.en.gz").write_bytes(gzip.compress(b"a\n"))
+    names = ["train.en", "train.de", "val.en.gz", "val.de", "test.en", "test.de"]
+    assert data_paths(settings(tmp_path)) == tuple(str(tmp_path / name) for name in names)
+    assert data_paths(settings(tmp_path, dataset="grammar")) == ()

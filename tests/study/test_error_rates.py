@@ -1,0 +1,38 @@
+"""Verdicts are wrong as seldom as the page says: studies of a known truth through the public function."""
+
+import math
+
+import pytest
+from simulated_studies import CELLS, Cell, wrong_verdicts
+
+ERROR = 0.025
+
+
+def most(studies):
+    """2.5 % and three standard errors of a simulation of that size."""
+    return studies * ERROR + 3 * math.sqrt(studies * ERROR * (1 - ERROR))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cell", CELLS, ids=str)
+def test_each_kind_of_wrong_verdict_is_as_rare_as_stated(cell):
+    held, failed = wrong_verdicts(cell, 10_000)
+    assert held <= most(10_000)
+    assert failed <= most(10_000)
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        Cell(16, 10, False, "smallest", False),  # where one family of two-sided intervals was wrong in 5.6 % of studies
+        Cell(4, 5, True, "mixed", False),
+        Cell(4, 10, False, "none", True),
+        Cell(1, 3, False, "smallest", True),
+    ],
+    ids=str,
+)
+def test_a_few_hundred_studies_err_no_more_than_stated(cell):
+    held, failed = wrong_verdicts(cell, 600)
+    assert held <= most(600)
+    assert failed <= most(600)
+    assert held + failed > 0, "a test that never errs tests nothing"

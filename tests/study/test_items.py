@@ -1,0 +1,268 @@
+"""Binary pairs, shares and resamples over items: against published examples and independent implementations."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
+from statsmodels.stats.proportion import proportion_confint
+from tasks_for_tests import plan
+
+from retarget.errors import UserError
+from retarget.study.claims import judge
+from retarget.study.config import Arm, Claim, Condition, Metric, StudyPlan
+from retarget.study.evidence import Draws, Pairs, SmallestShare, over_items
+from retarget.study.items import (
+    Groups,
+    PairedCounts,
+    Resampled,
+    Shares,
+    mcnemar,
+    newcombe_bound,
+    paired_items,
+    resampled_items,
+)
+
+counts = st.integers(0, 60)
+Z95 = float(stats.norm.ppf(0.975))
+
+
+@given(counts, counts)
+def test_exact_mcnemar_equals_statsmodels(first, second):
+    two_sided = statsmodels_mcnemar([[5, first], [second, 7]], exact=True).pvalue
+    one = mcnemar(max(first, second), min(first, second), exact=True)
+    assert min(1, 2 * one) == pytest.approx(two_sided, abs=1e-12)
+
+
+@given(counts, counts)
+def test_mid_p_is_the_exact_tail_less_half_of_what_was_seen(first, second):
+    n = first + second
+    tail = stats.binom.sf(first - 1, n, 0.5) if n else 1.0
+    seen = stats.binom.pmf(first, n, 0.5) if n else 0.0
+    assert mcnemar(first, second) == pytest.approx(tail - seen / 2, abs=1e-12)
+    if n:
+        assert mcnemar(first, second) + mcnemar(second, first) == pytest.approx(1)
+
+
+def test_the_published_example_of_the_mid_p_test():
+    """Fagerland, Lydersen and Laake (2013): airway hyper-responsiveness before and after a transplantation."""
+    assert 2 * mcnemar(7, 1, exact=True) == pytest.approx(0.0703, abs=5e-5)
+    assert 2 * mcnemar(7, 1) == pytest.approx(0.0391, abs=5e-5)
+
+
+def newcombe_by_hand(a, b, c, d, level):
+    """Method 10, from statsmodels' Wilson intervals and the correction of phi as the paper words it."""
+    n = a + b + c + d
+    l1, u1 = proportion_confint(a + b, n, 1 - level, "wilson")
+    l2, u2 = proportion_confint(a + c, n, 1 - level, "wilson")
+    p1, p2 = (a + b) / n, (a + c) / n
+    denominator = math.sqrt((a + b) * (c + d) * (a + c) * (b + d))
+    q = a * d - b * c
+    q = q - n / 2 if q > n / 2 else 0 if q >= 0 else q
+    phi = q / denominator if denominator else 0
+    low = p1 - p2 - math.sqrt((p1 - l1) ** 2 - 2 * phi * (p1 - l1) * (u2 - p2) + (u2 - p2) ** 2)
+    high = p1 - p2 + math.sqrt((u1 - p1) ** 2 - 2 * phi * (u1 - p1) * (p2 - l2) + (p2 - l2) ** 2)
+    return low, high
+
+
+@given(st.tuples(counts, counts, counts, counts).filter(sum), st.sampled_from([0.8, 0.95, 0.99]))
+def test_newcombe_equals_an_independent_implementation(table, level):
+    found = newcombe_bound(*table, float(stats.norm.ppf((1 + level) / 2)))
+    np.testing.assert_allclose(found, newcombe_by_hand(*table, level), atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("table", "interval"),
+    [
+        ((36, 12, 2, 0), (0.0569, 0.3404)),  # Newcombe (1998), table II
+        ((1, 1, 7, 12), (-0.507, -0.026)),  # Fagerland, Lydersen and Laake (2014), airway hyper-responsiveness
+        ((59, 6, 16, 80), (-0.1186, -0.0046)),  # Fagerland, Lydersen and Laake (2017), response to therapy
+    ],
+)
+def test_published_examples_of_newcombe_s_interval(table, interval):
+    np.testing.assert_allclose(newcombe_bound(*table, Z95), interval, atol=6e-4)
+
+
+@given(
+    st.tuples(counts, counts, counts, counts).filter(sum), st.floats(-0.9, 0.9), st.sampled_from([0.1, 0.025, 0.002])
+)
+def test_a_pair_s_bounds_exclude_what_its_tests_reject(table, bound, alpha):
+    pairs = Pairs(*table, scale=100.0, exact=False)
+    if abs(pairs.p_above(100 * bound) - alpha) > 1e-6 and bound != 0:
+        assert (pairs.lower(alpha) > 100 * bound) == (pairs.p_above(100 * bound) <= alpha)
+    if abs(pairs.p_below(100 * bound) - alpha) > 1e-6 and bound != 0:
+        assert (pairs.upper(alpha) < 100 * bound) == (pairs.p_below(100 * bound) <= alpha)
+    assert pairs.p_above(0) >= mcnemar(table[1], table[2])
+    assert pairs.lower(alpha) <= pairs.estimate <= pairs.upper(alpha)
+
+
+def test_tests_of_pairs_err_as_often_as_stated():
+    rng = np.random.default_rng(0)
+    studies, alpha, wrong = 4000, 0.025, np.zeros(2)
+    for _ in range(studies):
+        both, first, second, neither = map(int, rng.multinomial(150, [0.6, 0.1, 0.1, 0.2]))
+        found = Pairs(both, first, second, neither, 1.0, False)
+        wrong += [found.p_above(0.0) <= alpha, found.p_below(0.0) <= alpha]
+    assert (wrong <= stats.binom.ppf(0.999, studies, alpha)).all()
+    assert (wrong > 0).all()
+
+
+@given(st.lists(st.tuples(st.integers(0, 50), st.integers(50, 90)), min_size=1, max_size=4), st.floats(0.05, 95))
+def test_shares_are_bounded_by_what_their_tests_reject(cells, against):
+    found = SmallestShare(tuple(cells), against, 100.0)
+    for alpha in (0.025, 0.003):
+        if abs(found.p_above(1.0) - alpha) > 1e-9:
+            assert (found.lower(alpha) > 1.0) == (found.p_above(1.0) <= alpha)
+        if abs(found.p_below(1.0) - alpha) > 1e-9:
+            assert (found.upper(alpha) < 1.0) == (found.p_below(1.0) <= alpha)
+    hits, trials = min(cells, key=lambda cell: cell[0] / cell[1])
+    assert found.estimate == pytest.approx(100 * hits / trials - against)
+
+
+def test_binary_items_are_counted():
+    found = paired_items([1, 1, 0, 0, 1], [1, 0, 1, 0, 0])
+    assert found == PairedCounts(both=1, treated=2, control=1, neither=1, scale=1)
+    assert paired_items([100, 0.0], [0, 0]).scale == 100
+    assert paired_items([0, 0], [0, 0]) == PairedCounts(both=0, treated=0, control=0, neither=2)
+
+
+def test_other_items_are_resampled_and_too_few_are_refused():
+    rng = np.random.default_rng(0)
+    treated, control = rng.normal(0.3, 1, 400), rng.normal(0, 1, 400)
+    found = paired_items(treated, control)
+    assert isinstance(found, Resampled)
+    difference = treated - control
+    half = stats.norm.ppf(0.975) * difference.std() / 20
+    evidence = over_items(found, "higher", None)
+    assert (evidence.lower(0.025), evidence.upper(0.025)) == pytest.approx(
+        (difference.mean() - half, difference.mean() + half), abs=0.15 * half
+    )
+    with pytest.raises(
+        UserError, match="99 items are too few for an interval over items that are not binary: it needs 100"
+    ):
+        paired_items(treated[:99], control[:99])
+    with pytest.raises(UserError, match="aligned lists"):
+        paired_items([1.0], [1.0, 2.0])
+
+
+def test_draws_are_tested_by_the_share_on_the_wrong_side():
+    draws = Draws(tuple(range(1, 1000)), 500.0, 400)
+    assert draws.p_above(10) == pytest.approx(11 / 1000)
+    assert draws.p_below(990) == pytest.approx(11 / 1000)
+    for alpha in (0.011, 0.025):
+        for bound in (9.5, 10.5, 24.5, 25.5):
+            assert (draws.lower(alpha) > bound) == (draws.p_above(bound) <= alpha)
+            assert (draws.upper(alpha) < 1000 - bound) == (draws.p_below(1000 - bound) <= alpha)
+
+
+def test_groups_are_drawn_whole():
+    """Every item five times is no more evidence than once, when the copies are one group."""
+    rng = np.random.default_rng(1)
+    treated, control = rng.normal(0.2, 1, 300), rng.normal(0, 1, 300)
+    copies = np.repeat(np.arange(300), 5)
+    once = over_items(paired_items(treated, control), "higher", None)
+    five = over_items(paired_items(treated[copies], control[copies], copies.tolist()), "higher", None)
+    apart = over_items(paired_items(treated[copies], control[copies]), "higher", None)
+    width = once.upper(0.025) - once.lower(0.025)
+    assert five.upper(0.025) - five.lower(0.025) == pytest.approx(width, rel=0.1)
+    assert apart.upper(0.025) - apart.lower(0.025) == pytest.approx(width / math.sqrt(5), rel=0.1)
+    assert isinstance(paired_items([1, 0] * 300, [0, 0] * 300, [i // 2 for i in range(600)]), Resampled)
+
+
+def test_few_groups_are_judged_by_a_t_over_groups():
+    rng = np.random.default_rng(2)
+    groups = np.repeat(np.arange(20), 10)
+    effect = rng.normal(0.5, 1, 20)
+    treated, control = rng.normal(size=200) + effect[groups], rng.normal(size=200)
+    found = paired_items(treated, control, groups.tolist())
+    assert isinstance(found, Groups)
+    means = (treated - control).reshape(20, 10).mean(1)  # groups of one size: the t interval of their means
+    expected = stats.ttest_1samp(means, 0).confidence_interval(0.95)
+    evidence = over_items(found, "higher", None)
+    assert (evidence.lower(0.025), evidence.upper(0.025)) == pytest.approx((expected.low, expected.high))
+    with pytest.raises(UserError, match="all items are in one group"):
+        paired_items(treated, control, ["a"] * 200)
+
+
+def test_any_statistic_can_be_resampled_and_never_of_few_items():
+    rng = np.random.default_rng(3)
+    right = [(rng.random(150) < 0.7,)], [(rng.random(150) < 0.5,)]
+
+    def accuracy(correct):
+        return float(correct.mean())
+
+    found = resampled_items(accuracy, *right)
+    assert found.estimate == pytest.approx(right[0][0][0].mean() - right[1][0][0].mean())
+    assert len(found.draws) == 2000
+    with pytest.raises(UserError, match="30 items are too few for the bootstrap: it needs 100"):
+        resampled_items(accuracy, [(np.ones(30),)], [(np.ones(30),)])
+    with pytest.raises(UserError, match="15 groups of items are too few"):
+        resampled_items(accuracy, *right, groups=np.repeat(np.arange(15), 10))
+
+
+def claim(name="c", **more):
+    whole = dict(id=name, sentence="S.", metric="acc", direction="higher", arms=("treated", "control"),
+                 smallest_effect=0.05, about="models")  # fmt: skip
+    return Claim.model_validate(whole | more)
+
+
+def judged(claims, items, seeds=1, values=None):
+    arms = tuple(Arm(name=name, label=name) for name in ("treated", "control"))
+    whole = dict(arms=arms, seeds=tuple(range(seeds)), claims=tuple(claims), conditions=(Condition(),),
+                 metrics=(Metric(name="acc", label="accuracy"),))  # fmt: skip
+    study = StudyPlan.model_validate(plan().model_dump() | whole)
+    values = values or {"treated": {"acc": [0.7] * seeds}, "control": {"acc": [0.5] * seeds}}
+    return judge(study, {"default": values}, items=items)
+
+
+BETTER = PairedCounts(both=400, treated=200, control=50, neither=350)
+
+
+def test_one_run_of_each_arm_decides_claims_about_models_and_no_others():
+    models, method = judged([claim(), claim("m", about="method")], {"c": BETTER, "m": BETTER})
+    assert (models.verdict, models.n, models.about) == ("holds", 1000, "models")
+    assert models.estimate == pytest.approx(0.15)
+    assert method.verdict == "not enough evidence"
+    assert method.reason == "one seed has no spread"
+    low, high = newcombe_bound(400, 200, 50, 350, Z95)
+    assert method.item_interval == pytest.approx((low, high))
+    assert judged([claim(smallest_effect=0.3, direction="lower")], {"c": BETTER})[0].verdict == "does not hold"
+
+
+def test_an_item_interval_that_decides_uses_the_level_of_its_family():
+    """p = 0.02 over items holds alone and not as one of two: items pass Holm's procedure like seeds."""
+    barely = PairedCounts(both=500, treated=60, control=39, neither=401)
+    alone = judged([claim()], {"c": barely})[0]
+    assert alone.verdict == "holds"
+    assert 0.0125 < alone.p_holds < 0.025
+    unsure = PairedCounts(both=500, treated=50, control=48, neither=402)
+    both = judged([claim(smallest_effect=0.01), claim("d", smallest_effect=0.01)], {"c": barely, "d": unsure})
+    assert [one.verdict for one in both] == ["not enough evidence", "not enough evidence"]
+    assert both[0].interval[0] == pytest.approx(newcombe_bound(500, 60, 39, 401, float(stats.norm.ppf(1 - 0.0125)))[0])
+    assert both[0].reason == "these items cannot tell"
+
+
+def test_a_claim_about_models_without_items_is_not_measured():
+    found = judged([claim()], {})[0]
+    assert found.verdict == "not measured"
+    assert found.reason == "It is about models, and no values of single items were given"
+
+
+def test_a_share_that_is_the_same_on_every_seed_is_tested_in_its_family():
+    """The weakest cell of a perfect attack: its items decide, at Holm's level and no longer beside it."""
+    perfect = {"treated": {"acc": [100.0] * 3}, "control": {"acc": [50.0, 51.0, 50.5]}}
+    one = claim(arms=("treated",), against=90.0, about="method", smallest_effect=1.0)
+    shares = Shares(cells=[(100, 100), (98, 100)])
+    found = judged([one], {"c": shares}, 3, perfect)[0]
+    assert found.verdict == "holds"
+    assert found.reason == "the same on every seed: decided by the interval over items"
+    z = (0.98 - 0.9) / math.sqrt(0.9 * 0.1 / 100)
+    assert found.p_holds == pytest.approx(stats.norm.sf(z))
+    weaker = [one, *(claim(f"x{i}", about="method", smallest_effect=1.0, direction="lower") for i in range(3))]
+    assert judged(weaker, {"c": shares}, 3, perfect)[0].verdict == "holds"
+    few = Shares(cells=[(96, 100), (100, 100)])
+    assert judged([one], {"c": few}, 3, perfect)[0].verdict == "holds"
+    assert judged(weaker, {"c": few}, 3, perfect)[0].verdict == "not enough evidence"

@@ -1,0 +1,196 @@
+"""Verdicts of whole studies against the slow reference, with families, looks, floors and several sets."""
+
+import numpy as np
+import pytest
+from reference_verdicts import verdicts, verdicts_with_looks
+from scipy import stats
+from tasks_for_tests import plan
+
+from retarget.study.claims import judge
+from retarget.study.config import Arm, Claim, Condition, Metric, StudyPlan
+
+ACCURACY = Metric(name="acc", label="accuracy", unit="%", better="higher")
+
+
+def claim(name, arm, effect=1.0, **more):
+    whole = dict(id=name, sentence="S.", metric="acc", direction="higher", arms=(arm, "control"))
+    return Claim.model_validate(whole | dict(smallest_effect=effect) | more)
+
+
+def study(claims, seeds, conditions=("default",), **more):
+    whole = dict(
+        arms=tuple(Arm(name=arm, label=arm) for arm in sorted({arm for one in claims for arm in one.arms})),
+        seeds=tuple(range(seeds)), metrics=(ACCURACY,), claims=tuple(claims),
+        conditions=tuple(Condition(name=name) for name in conditions),
+    )  # fmt: skip
+    return StudyPlan.model_validate(plan().model_dump() | whole | more)
+
+
+def judged(claims, differences, seeds, **more):
+    """Judge claims whose treated arm lies by ``differences[arm]`` over a control that is 50 on every seed and more."""
+    control = 50 + np.linspace(-1, 1, seeds)
+    arms = {name: {"acc": (control + np.asarray(values)).tolist()} for name, values in differences.items()}
+    return judge(study(claims, seeds, **more), {"default": {"control": {"acc": control.tolist()}, **arms}})
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_verdicts_equal_the_reference(seed):
+    rng = np.random.default_rng(seed)
+    count, seeds = int(rng.integers(1, 7)), int(rng.integers(2, 9))
+    differences = {f"arm{i}": rng.normal(rng.choice([-1, 0, 0.5, 1, 2]), 0.4, seeds) for i in range(count)}
+    margins = [rng.choice([None, 0.5]) for _ in differences]
+    directions = [str(one) for one in rng.choice(["higher", "lower"], count)]
+    claims = [
+        claim(arm, arm, margin=margin, direction=direction)
+        for arm, margin, direction in zip(differences, margins, directions, strict=True)
+    ]
+    signs = [1 if direction == "higher" else -1 for direction in directions]
+    expected = verdicts([
+        (sign * values, 1.0, margin) for sign, values, margin in zip(signs, differences.values(), margins, strict=True)
+    ])  # fmt: skip
+    found = judged(claims, differences, seeds)
+    assert [one.verdict for one in found] == expected
+    for one, sign, margin in zip(found, signs, margins, strict=True):
+        low, high = sorted(sign * end for end in one.interval)
+        above, below = (0, 1) if margin is None else (-margin, -margin)
+        assert (low > above) == (one.verdict == "holds")
+        assert (high < below) == (one.verdict == "does not hold" or one.below_smallest_effect)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_verdicts_of_planned_looks_equal_the_reference(seed):
+    rng = np.random.default_rng(seed)
+    count = int(rng.integers(1, 5))
+    differences = {f"arm{i}": rng.normal(rng.choice([-1, 0, 1, 2]), 0.5, 10) for i in range(count)}
+    looks = ((3, 0.2), (5, 0.3), (10, 0.5))
+    expected = verdicts_with_looks([(values, 1.0, None) for values in differences.values()], looks)
+    found = judged([claim(arm, arm) for arm in differences], differences, 10, looks=(3, 5, 10))
+    assert [one.verdict for one in found] == [verdict for verdict, _ in expected]
+    for one in found:
+        low, high = one.interval
+        assert (low > 0) == (one.verdict == "holds")
+        assert high < 1 or one.verdict != "does not hold"
+
+
+def test_a_verdict_of_a_planned_look_stands_and_names_its_look():
+    differences = {"arm": [2.0, 2.1, 1.9, -3.0, 4.0, -5.0, 1.0, -2.0, 0.0, 1.0]}
+    one = judged([claim("a", "arm")], differences, 10, looks=(3, 5, 10))[0]
+    assert (one.verdict, one.look, one.n) == ("holds", 3, 3)
+    assert one.estimate == pytest.approx(2.0)
+    assert one.latest == pytest.approx(np.mean(differences["arm"]))
+    assert judged([claim("a", "arm")], differences, 10)[0].verdict == "not enough evidence"
+
+
+def test_between_looks_nothing_is_judged_anew():
+    early = judged([claim("a", "arm")], {"arm": [2.0, 2.1]}, 2, looks=(3, 5))[0]
+    assert (early.verdict, early.interval, early.reason) == (
+        "not enough evidence", None, "the first planned look is at 3 seeds"
+    )  # fmt: skip
+    wide = [2.0, -1.0, 0.3]
+    at_three = judged([claim("a", "arm")], {"arm": wide}, 3, looks=(3, 5))[0]
+    at_four = judged([claim("a", "arm")], {"arm": [*wide, 9.0]}, 4, looks=(3, 5))[0]
+    assert at_four.reason == "the next planned look is at 5 seeds"
+    assert at_four.interval == at_three.interval
+    assert at_four.latest == pytest.approx(10.3 / 4)
+
+
+def test_looks_spend_their_shares_of_the_error():
+    values = [1.0, 0.2, 0.5]
+    half = judged([claim("a", "arm")], {"arm": values}, 3, looks=(3, 10), look_weights=(0.4, 0.6))[0]
+    mean, sd = np.mean(values), np.std(values, ddof=1)
+    assert half.interval[0] == pytest.approx(mean - stats.t.ppf(1 - 0.4 * 0.025, 2) * sd / np.sqrt(3))
+    assert half.level == pytest.approx(1 - 0.4 * 0.05)
+
+
+def test_primary_and_secondary_claims_are_two_families():
+    """Nine more secondary claims leave a primary verdict as it is alone."""
+    barely = {"arm": [1.0, 0.4, 0.9, 0.3, 1.6]}
+    rng = np.random.default_rng(0)
+    others = {f"other{i}": rng.normal(0, 3, 5) for i in range(9)}
+    alone = judged([claim("a", "arm")], barely, 5)[0]
+    assert alone.verdict == "holds"
+    second = [claim(name, name, family="secondary") for name in others]
+    both = judged([claim("a", "arm"), *second], barely | others, 5)
+    assert both[0] == alone
+    assert {one.family for one in both[1:]} == {"secondary"}
+    crowded = judged([claim("a", "arm"), *[claim(name, name) for name in others]], barely | others, 5)
+    assert crowded[0].verdict == "not enough evidence"
+
+
+def test_a_control_below_its_floor_makes_no_test_of_the_claim():
+    differences = {"arm": [2.0, 2.1, 1.9, 2.0, 2.2], "sure": [3.0, 3.1, 2.9, 3.0, 3.2]}
+    low = claim("a", "arm", floor=("acc", 60.0))
+    missed, sure = judged([low, claim("b", "sure")], differences, 5)
+    assert missed.verdict == "not measured"
+    assert missed.reason == "Not a test of the claim: accuracy of control is 50, and a test needs at least 60"
+    assert missed.estimate is missed.interval is None
+    assert sure.level == pytest.approx(1 - 0.025 / 2 - 0.025 / 2), "a claim below its floor stays in its family"
+    assert judged([claim("a", "arm", floor=("acc", 49.0))], differences, 5)[0].verdict == "holds"
+    unknown = judged([claim("a", "arm", floor=("bleu", 1.0))], differences, 5)[0]
+    assert unknown.verdict == "not measured"
+    assert "bleu of control is missing" in unknown.reason
+
+
+def test_the_floor_of_a_metric_of_which_lower_is_better_is_a_ceiling():
+    values = {"default": {"control": {"acc": [3.0, 3.1]}, "arm": {"acc": [1.0, 1.2]}}}
+    lower = Metric(name="acc", label="perplexity", better="lower")
+    for bound, verdict in ((2.0, "not measured"), (4.0, "holds")):
+        one = claim("a", "arm", direction="lower", floor=("acc", bound))
+        assert judge(study([one], 2, metrics=(lower,)), values)[0].verdict == verdict
+
+
+SETS = {"a": [1.0, 1.2, 0.8, 1.1], "b": [0.5, 0.9, 0.6, 0.7], "c": [0.1, 0.3, -0.1, 0.2]}
+
+
+def across(kind, sets=SETS, **more):
+    conditions = {
+        name: {"control": {"acc": [50.0] * 4}, "arm": {"acc": [50 + one for one in values]}}
+        for name, values in sets.items()
+    }
+    one = claim("x", "arm", across=kind, **more)
+    return judge(study([one], 4, tuple(sets)), conditions)[0]
+
+
+def test_on_every_set_is_the_largest_p():
+    found = across("every")
+    p_values = [stats.ttest_1samp(values, 0, alternative="greater").pvalue for values in SETS.values()]
+    assert found.p_holds == pytest.approx(max(p_values))
+    assert found.estimate == pytest.approx(min(np.mean(values) for values in SETS.values()))
+    below = min(stats.ttest_1samp(values, 1.0, alternative="less").pvalue for values in SETS.values())
+    assert found.p_fails == pytest.approx(min(1, 3 * below))
+    assert found.verdict == "does not hold", "on one set it is surely below 1"
+    assert across("every", {name: SETS[name] for name in "ab"}, effect=0.3).verdict == "holds"
+
+
+def test_on_average_is_a_t_over_the_seeds_means():
+    found = across("average")
+    means = np.mean(list(SETS.values()), 0)
+    expected = stats.ttest_1samp(means, 0).confidence_interval(0.95)
+    assert found.interval == pytest.approx([expected.low, expected.high])
+    assert (found.n, found.condition, found.across) == (4, "", "average")
+
+
+def test_on_new_sets_is_a_t_over_the_sets_means():
+    found = across("new")
+    means = [np.mean(values) for values in SETS.values()]
+    expected = stats.ttest_1samp(means, 0).confidence_interval(0.95)
+    assert found.interval == pytest.approx([expected.low, expected.high])
+    assert found.n == 3
+    assert found.reason == "these sets cannot tell what happens on new ones"
+
+
+def test_a_set_that_was_not_run_leaves_a_claim_across_sets_unmeasured():
+    for kind in ("every", "average", "new"):
+        assert across(kind, conditions=("a", "absent")).verdict == "not measured"
+    assert across("average", conditions=("a", "b")).estimate == pytest.approx(np.mean([SETS["a"], SETS["b"]]))
+
+
+def test_new_fields_at_their_defaults_change_no_hash():
+    one = plan()
+    assert one.claims_hash() == plan(claims=tuple(c.model_copy() for c in one.claims)).claims_hash()
+    assert set(one.claims[0].stated()) == {"id", "sentence", "metric", "direction", "arms", "smallest_effect"}
+    assert one.claims_hash() == "41c901c17fa1ac26"
+    assert one.with_looks([3, 5, 10]).claims_hash() != one.claims_hash()
+    assert one.with_looks([3, 5, 10]).claims_hash() != one.with_looks([3, 5, 10], [0.1, 0.2, 0.7]).claims_hash()
+    assert one.with_looks([3, 5, 10]).planned_looks == ((3, 0.2), (5, 0.3), (10, 0.5))
+    assert one.with_looks([4, 8]).planned_looks == ((4, 0.5), (8, 0.5))
