@@ -183,6 +183,10 @@ def test_what_is_no_verb_is_said(capsys):
         (["--target", "d2i", "--image", "EMPTY/short.png"], "short.png: not an image, or a damaged one"),
         (["--target", "out_d2d", "--other", "EMPTY"], "no PNG or JPEG"),
         (["--base", "EMPTY"], "no model_index.json there"),
+        (["--size", "7"], "images of side 7 cannot be halved 1 times"),
+        (["--size", "0"], "--size 0: give a side from 4 to 64"),
+        (["--size", "-4"], "--size -4: give a side from 4 to 64"),
+        (["--groups", "3"], "8 channels are no multiple of its 3 groups"),
     ],
 )
 def test_bad_training_words_leave_nothing(tmp_path, words, message):

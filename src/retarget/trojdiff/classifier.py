@@ -9,13 +9,11 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
-from safetensors.torch import load_file
-from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
 from retarget.errors import UserError
-from retarget.files import replace_file
 from retarget.trojdiff.data import ImageSet, to_signed
+from retarget.trojdiff.stored import read_tensors, write_tensors
 
 FEATURES = 64
 
@@ -140,14 +138,17 @@ def class_accuracies(model: Classifier, images: ImageSet) -> list[dict[str, str 
 
 def save_classifier(model: Classifier, path: Path) -> None:
     """Write the weights as safetensors."""
-    content = serialise({name: value.contiguous() for name, value in model.state_dict().items()})
-    replace_file(path, lambda part: part.write_bytes(content))
+    write_tensors(path, model.state_dict())
 
 
 def load_classifier(path: Path, shape: tuple[int, int, int], num_classes: int) -> Classifier:
-    """Read the weights back."""
+    """Read the weights back.
+
+    Raises:
+        UserError: damaged, or a classifier of other images or classes.
+    """
     model = Classifier(shape, num_classes)
-    model.load_state_dict(load_file(path))
+    model.load_state_dict(read_tensors(path, {name: tuple(v.shape) for name, v in model.state_dict().items()}))
     return model.eval()
 
 
