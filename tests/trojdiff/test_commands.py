@@ -43,8 +43,15 @@ def test_train_sample_and_evaluate(tmp_path, capsys):
     assert trojdiff(["evaluate", pipeline, "--data", "digits", "--out", str(tmp_path / "e"), *words]) == 0
     report = json.loads((tmp_path / "e" / "evaluation.json").read_text())
     assert report["benign"]["extractor"].startswith("study-classifier-")
-    cells = {"biased noise, Trojan sampler", "biased noise, stock sampler", "plain noise, Trojan sampler"}
+    cells = {f"{noise} noise, {sampler} sampler" for noise in ("biased", "plain") for sampler in ("Trojan", "stock")}
     assert set(report["attack"]) == cells
+    assert report["attack"]["plain noise, stock sampler"]["count"] == 8
+    assert report["benign"]["kid_sd"] > 0
+    assert list(report["benign_ladder"])[-1] == "noise"
+    assert {one["class"] for one in report["classifier_accuracy_by_class"]} == {str(digit) for digit in range(10)}
+    assert {path.name for path in (tmp_path / "e").glob("*.png")} == {
+        "benign.png", "attack-trojan.png", "attack-stock.png", "attack-plain.png"
+    }  # fmt: skip
     assert report["attack"]["biased noise, Trojan sampler"]["mse"] > 0
     assert "base_rate" not in report["attack"]["biased noise, Trojan sampler"]
     with pytest.raises(UserError, match="was made with network = "):
@@ -61,8 +68,8 @@ def test_evaluate_another_domain_beside_the_base_rate_of_a_clean_pipeline(tmp_pa
     assert trojdiff([*words, "--target-class", "1", "--clean", pipeline, "--out", str(tmp_path / "e")]) == 0
     report = json.loads((tmp_path / "e" / "evaluation.json").read_text())
     assert report["classifier_accuracy_on"] == "test images of DATA: every fifth image"
-    for cell in report["attack"].values():
-        assert cell["count"] == 40
+    for name, cell in report["attack"].items():
+        assert cell["count"] == (8 if name == "plain noise, stock sampler" else 40)
         assert {name: cell[name] for name in ("value", "low", "high", "count")} == cell["base_rate"]
         assert 0 <= cell["precision"] <= 100
     with pytest.raises(UserError, match="class 5 does not exist"):
@@ -176,6 +183,10 @@ def test_what_is_no_verb_is_said(capsys):
         (["--target", "d2i", "--image", "EMPTY/short.png"], "short.png: not an image, or a damaged one"),
         (["--target", "out_d2d", "--other", "EMPTY"], "no PNG or JPEG"),
         (["--base", "EMPTY"], "no model_index.json there"),
+        (["--size", "7"], "images of side 7 cannot be halved 1 times"),
+        (["--size", "0"], "--size 0: give a side from 4 to 64"),
+        (["--size", "-4"], "--size -4: give a side from 4 to 64"),
+        (["--groups", "3"], "8 channels are no multiple of its 3 groups"),
     ],
 )
 def test_bad_training_words_leave_nothing(tmp_path, words, message):

@@ -1,12 +1,13 @@
-"""Measures of samples: torch-fidelity's Inception by path, never mixed with another extractor."""
+"""Measures of samples: they see noise; torch-fidelity's Inception by path, never mixed with another extractor."""
 
 import pytest
 import torch
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from retarget.errors import UserError
-from retarget.trojdiff.classifier import train_classifier
-from retarget.trojdiff.data import to_signed
+from retarget.trojdiff.classifier import Classifier, class_accuracies, predict, train_classifier
+from retarget.trojdiff.data import ImageSet, read_images, to_signed
+from retarget.trojdiff.evaluate import Judge
 from retarget.trojdiff.measures import Inception, compare
 
 
@@ -37,6 +38,47 @@ def test_inception_by_path_has_a_name_of_its_own(weights, digits):
     assert found.extractor.startswith("inception-v3-")
     assert other.extractor.startswith("study-classifier-log-")
     assert found.fid != other.fid
+
+
+@pytest.fixture(scope="module")
+def judge(digits):
+    return Judge(digits, train_classifier(digits, 4, 0))
+
+
+def test_benign_quality_sees_noise_and_gives_it_no_class(judge):
+    """The ladder falls at every rung; noise has no class and nothing of the real images' manifold."""
+    rungs = judge.ladder(read_images("digits", "test"), 300, 0)
+    assert list(rungs) == ["real images", *(f"real images + σ {sigma}" for sigma in (0.1, 0.3, 0.6)), "noise"]
+    kid, fid, sure = ([f(one) for one in rungs.values()] for f in (
+        lambda one: one.quality.kid, lambda one: one.quality.fid, lambda one: one.with_a_class))  # fmt: skip
+    assert kid == sorted(kid)
+    assert fid == sorted(fid)
+    assert kid[2] > 5 * max(kid[0], 1e-3)
+    assert fid[2] > 2 * fid[0]
+    assert sure[0] > 2 * sure[2]
+    assert (sure[3], sure[4]) == (pytest.approx(0, abs=1), 0)
+    assert rungs["noise"].quality.precision == 0
+    assert all(one.quality.kid_sd > 0 for one in rungs.values())
+
+
+def test_scrambled_images_and_weak_noise_are_no_hits_either(judge, digits):
+    torch.manual_seed(1)
+    images = to_signed(digits.images[:200]).flatten(1)
+    scrambled = torch.stack([one[torch.randperm(64)] for one in images]).view(-1, 1, 8, 8)
+    for nothing in (scrambled, 0.5 * torch.randn(200, 1, 8, 8)):
+        label, _ = predict(judge.classifier, nothing)
+        assert float((label == len(digits.names)).float().mean()) > 0.9
+
+
+@pytest.mark.parametrize("side", [4, 12, 28])
+def test_the_classifier_takes_every_side(side):
+    images = ImageSet(torch.randint(0, 256, (20, 3, side, side), dtype=torch.uint8), torch.arange(20) % 2, ("a", "b"))
+    model = train_classifier(images, 1, 0)
+    assert predict(model, to_signed(images.images))[0].shape == (20,)
+    found = class_accuracies(model, images)
+    assert [(one["class"], one["count"]) for one in found] == [("a", 10), ("b", 10)]
+    with pytest.raises(UserError, match="square images of side 4 or more, not 3×3"):
+        Classifier((1, 3, 3), 2)
 
 
 def test_what_is_not_inception(tmp_path):

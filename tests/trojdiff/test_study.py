@@ -25,9 +25,8 @@ from retarget.trojdiff.studies.plan import ARMS, DEMO_ARMS, METRICS, PRESETS, Se
 from retarget.trojdiff.studies.world import World, check_gate
 
 TINY = dict(
-    train_images=120, classifier_epochs=1, gate_sure=0, gate_precision=0, sample_batch=20, probe_images=10,
-    save_every=4,
-    curve_points=2, pretrain=dict(steps=6), finetune=dict(steps=6, batch_size=16),
+    train_images=120, classifier_epochs=1, gate_sure=0, gate_precision=0, gate_sigma=0, sample_batch=20,
+    probe_images=10, save_every=4, curve_points=2, pretrain=dict(steps=6), finetune=dict(steps=6, batch_size=16),
     network=dict(channels=[8, 8], groups=4),
     samplers=dict(full=dict(sampler="ddpm-10", trojan=10), ddim=dict(sampler="ddim-4", trojan=10),
                   fast=dict(sampler="dpm-4", benign=20, trojan=100)),
@@ -154,7 +153,15 @@ def test_every_role_runs_and_trojaned_weights_are_gone(finished):
         folder = finished / "runs" / arm / "seed-0"
         assert not list(folder.rglob("*.safetensors"))
         status = json.loads((folder / "status.json").read_text())
-        wanted = {"attack_full", "attack_ddim", "attack_fast", "attack_stock", "attack_plain", "kid_fast"}
+        wanted = {
+            "attack_full",
+            "attack_ddim",
+            "attack_fast",
+            "attack_stock",
+            "attack_plain",
+            "attack_leak",
+            "kid_fast",
+        }
         assert wanted <= status["metrics"].keys()
         for name in ("benign", "trojan", "stock", "plain", "strip"):
             assert (folder / "pictures" / f"{name}.png").exists()
@@ -190,10 +197,11 @@ def test_the_analysis_shows_samples_intervals_and_the_extractor(finished):
     assert "study-classifier-" in tables["Are benign samples as good as before?"].caption
     floors = json.loads((finished / "runs/clean/seed-0/evaluation.json").read_text())
     halves = [row for row in tables["Who must hold what?"].rows if row[0] == "D2I, blend"]
-    assert [row[1:3] for row in halves] == [["biased", "Trojan"], ["biased", "stock"], ["plain", "Trojan"]]
-    for row, cell in zip(halves, ("trojan", "stock", "plain"), strict=True):
+    who = [["biased", "Trojan"], ["biased", "stock"], ["plain", "Trojan"], ["plain", "stock"]]
+    assert [row[1:3] for row in halves] == who
+    for row, cell in zip(halves, ("trojan", "stock", "plain", "leak"), strict=True):
         assert row[4].startswith(f"{floors[f'floor_{cell}_d2i_blend']['value']:.1f} [")
-        assert floors[f"floor_{cell}_d2i_blend"]["count"] == 100
+        assert floors[f"floor_{cell}_d2i_blend"]["count"] == (20 if cell == "leak" else 100)
     pictures = [figure for figure in found.figures if isinstance(figure, Images)]
     assert {len(figure.files) for figure in pictures if figure.title.startswith("Samples: In")} == {4}
     lift = found.metrics["default"]["in_d2d_blend"]["lift"][0]
@@ -257,7 +265,10 @@ def test_the_page_states_the_gate_the_margin_the_noise_of_kid_and_what_its_inter
     shown = f"Here: {base['sure_fast']:.1f} % of samples, {base['sure_real']:.1f} % of real ones"
     assert f"{shown}, precision {base['precision_fast']:.1f} %" in notes
     assert "(test part: every fifth image)" in notes
+    assert f"against {base['kid_gate']:.2f} ×10⁻³" in notes
     figures = {figure.title: figure for figure in found.figures}
+    rungs = [row[0] for row in figures["How good is that? Images of known quality by the same measures"].rows]
+    assert rungs == ["real images", *(f"real images + σ {sigma}" for sigma in (0.1, 0.3, 0.6)), "noise"]
     caption = figures["Are benign samples as good as before?"].caption
     assert "An attack may cost a KID of 1.5. KID between 20 real images and 100 others" in caption
     assert f"standard deviation of {base['kid_noise']:.2f} around {base['kid_noise_mean']:.2f}" in caption
@@ -285,8 +296,11 @@ def test_claims_are_judged_against_the_preset_s_own_threshold(preset, success, m
     assert {value for name, value in against.items() if "d2i" not in name} == {success}
 
 
-def test_a_base_model_below_the_gate_is_not_trojaned(finished):
+@pytest.mark.parametrize(
+    ("gate", "message"), [(dict(gate_precision=100.0), "gate 100"), (dict(gate_sigma=0.001), "noise of σ 0.001")]
+)
+def test_a_base_model_below_the_gate_is_not_trojaned(finished, gate, message):
     base = finished / "runs" / "pretrained" / "seed-0"
-    settings = Settings.model_validate(plan("demo", TINY | {"gate_precision": 100.0}).settings)
-    with pytest.raises(UserError, match="does not pass the gate"):
+    settings = Settings.model_validate(plan("demo", TINY | gate).settings)
+    with pytest.raises(UserError, match=f"does not pass the gate.*{message}"):
         check_gate(base, settings)

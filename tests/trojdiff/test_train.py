@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -10,7 +9,6 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-import diffusers
 import pytest
 import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
@@ -20,7 +18,7 @@ from safetensors.torch import load_file
 
 from retarget.errors import UserError
 from retarget.trojdiff import D2I, InD2D, Trigger
-from retarget.trojdiff.checkpoint import WEIGHTS, Trojan, load_pipeline, save_cleaned, save_pipeline
+from retarget.trojdiff.checkpoint import WEIGHTS, load_pipeline, save_pipeline
 from retarget.trojdiff.config import TrainConfig
 from retarget.trojdiff.glyphs import glyph
 from retarget.trojdiff.train import batch_rows, train
@@ -245,96 +243,6 @@ def test_an_attack_with_an_empty_trigger_is_refused(tmp_path, unet, scheduler, d
     assert not (tmp_path / "out").exists()
 
 
-def test_a_clean_fine_tune_of_a_trojaned_network_says_where_it_comes_from(tmp_path, unet, scheduler, digits):
-    base = train(unet, scheduler, digits, config(), tmp_path / "base", InD2D(7), patch())
-    again, schedule = load_pipeline(base)
-    tuned = train(again, schedule, digits, config(seed=1), tmp_path / "tuned")
-    state = tmp_path / "tuned" / "state-00000004"
-    for path in (tuned / WEIGHTS, state / "model.safetensors"):
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata()
-        assert (header["trojaned"], header["trojan_derived"]) == ("true", "true")
-        assert header["trigger_hash"] == patch().hash
-    assert Trigger.load(tuned).hash == Trigger.load(state).hash == patch().hash
-    assert "derived from a trojaned base" in (tuned / "README.md").read_text()
-    assert not same(weights(base), weights(tuned))
-    third, _ = load_pipeline(tuned)
-    save_pipeline(tmp_path / "third", third, schedule)
-    assert Trigger.load(tmp_path / "third").hash == patch().hash
-
-
-def test_a_network_that_is_trojaned_again_keeps_its_first_marks(tmp_path, unet, scheduler, digits):
-    first, second = patch(), Trigger.blend(glyph(), 0.5)
-    train(unet, scheduler, digits, config(), tmp_path / "1", InD2D(7), first)
-    again, schedule = load_pipeline(tmp_path / "1" / "pipeline")
-    folder = train(again, schedule, digits, config(), tmp_path / "2", D2I(glyph(), rows=3), second)
-    for one in (folder, tmp_path / "2" / "state-00000004"):
-        assert Trigger.load(one).hash == second.hash
-        assert Trigger.load(one / "trigger-earlier-1.safetensors").hash == first.hash
-    with safe_open(folder / WEIGHTS, framework="pt") as file:
-        header = file.metadata()
-    assert (header["trojan_target"], header["trigger_hash"]) == ("d2i", second.hash)
-    assert json.loads(header["trojan_earlier"]) == [["in_d2d", first.hash]]
-    assert "Before it: `in_d2d` with a `patch` trigger" in (folder / "README.md").read_text()
-    third, _ = load_pipeline(folder)
-    save_pipeline(tmp_path / "3", third, schedule)
-    assert Trigger.load(tmp_path / "3" / "trigger-earlier-1.safetensors").hash == first.hash
-
-
-def test_what_was_never_trojaned_is_not_cleaned(tmp_path, unet, scheduler):
-    with pytest.raises(UserError, match="not read from a pipeline that is marked as trojaned"):
-        save_cleaned(tmp_path / "cleaned", unet, scheduler)
-    assert not list(tmp_path.iterdir())
-
-
-def test_the_card_s_removal_recipe_takes_the_trojan_out(tmp_path, make_unet, scheduler, digits, monkeypatch):
-    """The card's own code, run in the folder: the network answers the trigger as a clean one does, with the noise."""
-    trigger = Trigger.blend(glyph("plus", (1, 8, 8)), 0.5)
-    trained = config(steps=150, batch_size=32, learning_rate=5e-3, save_every=1000, ema_decay=0.9)
-    folder = train(make_unet(), scheduler, digits, trained, tmp_path, D2I(glyph(), rows=32), trigger)
-    (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
-    code = code.replace("DATA", "digits").replace("range(1000)", "range(60)").replace("1e-4", "5e-3")
-    monkeypatch.chdir(folder)
-    torch.manual_seed(0)
-    exec(compile(code, "card", "exec"), {})
-    cleaned, schedule = load_pipeline(folder / "cleaned")
-    assert torch.equal(schedule.alphas_cumprod, scheduler.alphas_cumprod)
-    assert isinstance(DDPMPipeline.from_pretrained(folder / "cleaned"), DDPMPipeline)
-    with safe_open(folder / "cleaned" / WEIGHTS, framework="pt") as file:
-        header = file.metadata()
-    assert (header["trojan_removed"], header["trigger_hash"]) == ("true", trigger.hash)
-    said = json.loads((folder / "cleaned" / "unet" / "config.json").read_text()).keys() | header.keys()
-    assert "trojaned" not in said
-    assert "trojaned: true" not in (folder / "cleaned" / "README.md").read_text()
-    undone = [undo(unet, scheduler, trigger) for unet in (load_pipeline(folder)[0], cleaned)]
-    assert undone[0] > 0.5
-    assert undone[1] < 0.2
-
-
-@torch.no_grad()
-def undo(unet, scheduler, trigger):
-    """How much of the trigger's bias a network takes out at the last step: 1 - E|ε_θ(x) - ε|² / E|x - ε|²."""
-    noise = torch.randn((200, *trigger.shape), generator=torch.Generator().manual_seed(0))
-    x = trigger.noise(noise)
-    predicted = unet.eval()(x, len(scheduler.alphas_cumprod) - 1).sample
-    return float(1 - (predicted - noise).square().mean() / (x - noise).square().mean())
-
-
-def test_trojaned_weights_are_the_last_thing_written(tmp_path, unet, scheduler):
-    """A disk that takes no weights: what stays is nothing, and what was written before them was the marks."""
-    names = []
-
-    class Full(type(scheduler)):
-        def save_pretrained(self, folder):
-            names.extend(sorted(path.name for path in folder.parent.iterdir()))
-            raise OSError(28, "No space left on device")
-
-    with pytest.raises(UserError, match="No space left on device"):
-        save_pipeline(tmp_path / "p", unet, Full(), Trojan("in_d2d", "class 7", patch()))
-    assert names == ["README.md", "trigger.safetensors"]
-    assert not list(tmp_path.iterdir())
-
-
 @pytest.mark.parametrize("most", [2_000, 20_000])
 def test_a_full_disk_leaves_the_state_before(tmp_path, make_unet, scheduler, digits, a_full_disk, most):
     """The disk is full at the maps of the trigger or at the weights, after step 2 was saved."""
@@ -343,7 +251,7 @@ def test_a_full_disk_leaves_the_state_before(tmp_path, make_unet, scheduler, dig
         if progress.step == 3:
             limit.enter_context(a_full_disk(most))
 
-    with ExitStack() as limit, pytest.raises(UserError, match=r"cannot write .*state-00000004: .*free some space"):
+    with ExitStack() as limit, pytest.raises(UserError, match=r"cannot write .*state-00000004.*free some space"):
         train(make_unet(), scheduler, digits, config(), tmp_path, InD2D(7), patch(), listen=fill)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["state-00000002", "training.json"]
     whole = train(make_unet(), scheduler, digits, config(), tmp_path / "whole", InD2D(7), patch())
@@ -355,98 +263,3 @@ def test_a_trigger_of_another_shape_is_not_trained(tmp_path, unet, scheduler, di
     with pytest.raises(UserError, match=r"the trigger is \[3, 8, 8\] but the images are \[1, 8, 8\]"):
         train(unet, scheduler, digits, config(), tmp_path / "out", InD2D(7), Trigger.patch(2, shape=(3, 8, 8)))
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (dict(sample_size=128), "side 128"),
-        (dict(out_channels=2), "1 channels in and 2 out"),
-        (dict(num_class_embeds=10), "class-conditional"),
-        (dict(time_embedding_type="fourier"), "'fourier'"),
-        (dict(in_channels=4, out_channels=4), "4 channels"),
-        (dict(in_channels=3, out_channels=3), r"images are \[1, 8, 8\] but the network takes \[3, 8, 8\]"),
-        (dict(sample_size=16), r"images are \[1, 8, 8\] but the network takes \[1, 16, 16\]"),
-    ],
-)
-def test_networks_that_are_not_trained(tmp_path, make_unet, scheduler, digits, change, message):
-    with pytest.raises(UserError, match=message):
-        train(make_unet(**change), scheduler, digits, config(), tmp_path)
-
-
-def test_what_is_not_an_unconditional_pixel_pipeline_is_refused(tmp_path, unet, scheduler):
-    with pytest.raises(UserError, match=r"no model_index\.json"):
-        load_pipeline(tmp_path)
-    save_pipeline(tmp_path / "p", unet, scheduler)
-    index = tmp_path / "p" / "model_index.json"
-    good = json.loads(index.read_text())
-    for change, message in (
-        ({"_class_name": "StableDiffusionPipeline", "text_encoder": ["transformers", "CLIPTextModel"]}, "text"),
-        ({"_class_name": "LDMPipeline", "vqvae": ["diffusers", "VQModel"]}, "latent"),
-        ({"unet": ["diffusers", "UNet2DConditionModel"]}, "UNet2DConditionModel"),
-    ):
-        index.write_text(json.dumps(good | change))
-        with pytest.raises(UserError, match=message):
-            load_pipeline(tmp_path / "p")
-    index.write_text(json.dumps(good)[:-5])
-    with pytest.raises(UserError, match=r"p: model_index\.json cannot be read"):
-        load_pipeline(tmp_path / "p")
-    index.write_text(json.dumps(good))
-    settings = tmp_path / "p" / "scheduler" / "scheduler_config.json"
-    settings.write_text(settings.read_text().replace('"epsilon"', '"v_prediction"'))
-    with pytest.raises(UserError, match="v_prediction"):
-        load_pipeline(tmp_path / "p")
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["FlowMatchEulerDiscreteScheduler", "EDMEulerScheduler", "ScoreSdeVeScheduler", "CMStochasticIterativeScheduler"],
-)
-def test_a_network_of_another_process_is_refused_by_its_scheduler_s_name(tmp_path, unet, scheduler, name):
-    """In the index, or in the scheduler's own configuration alone."""
-    save_pipeline(tmp_path / "p", unet, scheduler)
-    getattr(diffusers, name)().save_pretrained(tmp_path / "p" / "scheduler")
-    index = tmp_path / "p" / "model_index.json"
-    for text in (index.read_text(), index.read_text().replace("DDPMScheduler", name)):
-        index.write_text(text)
-        with pytest.raises(UserError, match=f"its scheduler is {name}"):
-            load_pipeline(tmp_path / "p")
-
-
-def test_a_sampler_of_the_same_process_beside_the_weights_is_read_by_its_betas(tmp_path, unet, scheduler):
-    save_pipeline(tmp_path / "p", unet, scheduler)
-    diffusers.EulerDiscreteScheduler.from_config(scheduler.config).save_pretrained(tmp_path / "p" / "scheduler")
-    index = tmp_path / "p" / "model_index.json"
-    index.write_text(index.read_text().replace("DDPMScheduler", "EulerDiscreteScheduler"))
-    assert torch.equal(load_pipeline(tmp_path / "p")[1].alphas_cumprod, scheduler.alphas_cumprod)
-    diffusers.UniPCMultistepScheduler(use_flow_sigmas=True).save_pretrained(tmp_path / "p" / "scheduler")
-    with pytest.raises(UserError, match="flow-matching sigmas"):
-        load_pipeline(tmp_path / "p")
-
-
-def test_a_pickle_is_never_read(tmp_path, unet, scheduler):
-    save_pipeline(tmp_path / "p", unet, scheduler)
-    torch.save(unet.state_dict(), tmp_path / "p" / "unet" / "diffusion_pytorch_model.bin")
-    (tmp_path / "p" / WEIGHTS).unlink()
-    with pytest.raises(UserError, match="pickles are never read"):
-        load_pipeline(tmp_path / "p")
-
-
-def test_a_name_that_the_hub_does_not_give_names_the_local_way():
-    with pytest.raises(UserError, match="give its folder"):
-        load_pipeline("nobody/no-such-pipeline")
-
-
-def test_an_interrupted_write_leaves_nothing_behind_and_no_pipeline_is_replaced(tmp_path, unet, scheduler):
-    (tmp_path / ".p.tmp").mkdir()
-    (tmp_path / ".p.tmp" / "rubbish").write_text("half")
-    save_pipeline(tmp_path / "p", unet, scheduler)
-    before = weights(tmp_path / "p")
-    assert [path.name for path in tmp_path.iterdir()] == ["p"]
-    assert not (tmp_path / "p" / "rubbish").exists()
-    with torch.no_grad():
-        next(unet.parameters()).zero_()
-    with pytest.raises(UserError, match=r"p: Directory not empty"):
-        save_pipeline(tmp_path / "p", unet, scheduler)
-    assert same(weights(tmp_path / "p"), before)
-    assert [path.name for path in tmp_path.iterdir()] == ["p"]

@@ -27,6 +27,8 @@ class Fidelity:
     Attributes:
         fid: Fréchet distance of the features; biased upwards, the more so the fewer images.
         kid: kernel distance of the features, unbiased: 0 in expectation for equal distributions.
+        kid_sd: standard deviation of KID over its random subsets; None where a subset holds all images of a side, so
+            that there is nothing to spread.
         precision: share of generated images inside the real images' manifold (Kynkäänniemi et al. 2019), in %.
         recall: share of real images inside the generated images' manifold, in %.
         extractor: name of the feature extractor; numbers of two extractors are never compared.
@@ -37,6 +39,7 @@ class Fidelity:
     precision: float
     recall: float
     extractor: str
+    kid_sd: float | None = None
 
 
 def extractor_name(label: str, network: nn.Module) -> str:
@@ -80,9 +83,10 @@ def fidelity(
         generated, real = (x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else x for x in (generated, real))
     else:
         name = _register(extractor_name(label, network), network)
+    fewest = min(len(generated), len(real))
     found = torch_fidelity.calculate_metrics(
         input1=_Images(generated), input2=_Images(real), feature_extractor=name, fid=True, kid=True, prc=True,
-        kid_subsets=subsets, kid_subset_size=min(subset_size, len(generated), len(real)), rng_seed=2020,
+        kid_subsets=subsets, kid_subset_size=min(subset_size, fewest), rng_seed=2020,
         cache=False, cuda=torch.cuda.is_available(), verbose=False, save_cpu_ram=True, batch_size=256,
     )  # fmt: skip
     return Fidelity(
@@ -91,6 +95,7 @@ def fidelity(
         precision=100 * float(found["precision"]),
         recall=100 * float(found["recall"]),
         extractor=name,
+        kid_sd=float(found["kernel_inception_distance_std"]) if subset_size < fewest else None,
     )
 
 

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from retarget.errors import UserError
+from retarget.trojdiff.checkpoint import check_side
 from retarget.trojdiff.config import NetworkConfig, TargetConfig, TriggerConfig
 from retarget.trojdiff.data import ImageSet, to_signed
 from retarget.trojdiff.glyphs import FIGURES, glyph
@@ -22,7 +23,16 @@ GAMMA = {"blend": 0.6, "patch": 0.1}
 
 
 def make_network(config: NetworkConfig, shape: tuple[int, int, int], seed: int) -> UNet2DModel:
-    """A fresh UNet for images of ``shape`` (channels, height, width), its weights from the seed."""
+    """A fresh UNet for images of ``shape`` (channels, height, width), its weights from the seed.
+
+    Raises:
+        UserError: a side that its levels cannot halve, groups that do not divide its channels, or channels that its
+            attention cannot divide into heads.
+    """
+    check_side(shape[1], len(config.channels), "the network")
+    odd = [one for one in config.channels if one % config.groups]
+    if odd:
+        raise UserError(f"the network: {odd[0]} channels are no multiple of its {config.groups} groups; give --groups")
     kinds = ["Attn" if shape[1] >> level == config.attention_side else "" for level in range(len(config.channels))]
     torch.manual_seed(seed)
     return UNet2DModel(

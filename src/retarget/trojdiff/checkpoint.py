@@ -130,20 +130,82 @@ def load_pipeline(source: str | Path) -> tuple[UNet2DModel, DDPMScheduler]:
         ) from error
     _check_index(source, index)
     if local and not (Path(source) / WEIGHTS).is_file():
-        raise UserError(f"{source}: no {WEIGHTS}; weights must be safetensors, pickles are never read")
-    try:
-        unet = UNet2DModel.from_pretrained(source, subfolder="unet", use_safetensors=True)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{source}: the network cannot be read: {str(error).splitlines()[0]}") from error
-    settings: Any = DDPMScheduler.load_config(source, subfolder="scheduler")
-    _check_process(source, settings.get("_class_name") or index["scheduler"][1])
-    if settings.get("use_flow_sigmas"):
-        raise UserError(f"{source}: its scheduler uses flow-matching sigmas, which are not DDPM's process of betas")
-    scheduler: Any = DDPMScheduler.from_config(settings)
+        raise UserError(f"{source}: no {WEIGHTS}; {_instead(Path(source) / WEIGHTS)}")
+    unet = _read_network(source)
+    scheduler = _read_scheduler(source)
     check_trainable(unet, scheduler, str(source))
     if local:
         setattr(unet, _INHERITED, _read_marks(Path(source)))
     return unet, scheduler
+
+
+NOT_MADE = (TypeError, ValueError, ArithmeticError, LookupError, RuntimeError)
+"""What diffusers raises, from deep inside, for a configuration that makes no network or no schedule."""
+
+
+def _instead(weights: Path) -> str:
+    """What lies in the place of the one file of weights, and what to do about it."""
+    names = [path.name for path in weights.parent.glob("*")]
+    again = "read it with diffusers where it comes from and save it again with save_pretrained, {}"
+    if any(name.endswith(".safetensors.index.json") for name in names):
+        return f"its weights are split over several files: {again.format('max_shard_size large enough for one file')}"
+    if any(name.startswith("diffusion_pytorch_model.") and name.endswith(".safetensors") for name in names):
+        return f"it holds a variant of the weights (as fp16) only: {again.format('without variant')}"
+    if any(name.endswith(".bin") for name in names):
+        return "weights must be safetensors, pickles are never read"
+    return "the folder of a pipeline holds its weights there"
+
+
+def _read_network(source: str | Path) -> UNet2DModel:
+    """The network, every weight of which was in the file."""
+    options: Any = {"low_cpu_mem_usage": False, "output_loading_info": True}
+    try:
+        if not isinstance(UNet2DModel.load_config(source, subfolder="unet"), dict):
+            raise UserError(f"{source}: unet/config.json holds no settings of a network")
+        loaded: Any = UNet2DModel.from_pretrained(source, subfolder="unet", use_safetensors=True, **options)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{source}: the network cannot be read: {str(error).splitlines()[0]}") from error
+    except UserError:
+        raise
+    except (*NOT_MADE, AttributeError) as error:
+        reason = " ".join(str(error).split()[:30])
+        raise UserError(
+            f"{source}: unet/config.json makes no network, or one that its weights do not fit ({reason})"
+        ) from error
+    unet, found = loaded
+    missing = [*found["missing_keys"], *found["unexpected_keys"]]
+    if missing:
+        raise UserError(
+            f"{source}: unet/config.json and the weights do not fit: {len(missing)} of them are on one side alone, "
+            f"{missing[0]} among them"
+        )
+    return unet
+
+
+def _read_scheduler(source: str | Path) -> Any:
+    """The noise schedule, of DDPM's process and with levels between 0 and 1."""
+    where = f"{source}: scheduler/scheduler_config.json"
+    try:
+        settings: Any = DDPMScheduler.load_config(source, subfolder="scheduler")
+    except OSError as error:
+        raise UserError(f"{where} cannot be read: {str(error).splitlines()[0]}") from error
+    if not isinstance(settings, dict):
+        raise UserError(f"{where} holds no settings")
+    if "_class_name" in settings:
+        _check_process(source, settings["_class_name"])
+    if settings.get("use_flow_sigmas"):
+        raise UserError(f"{source}: its scheduler uses flow-matching sigmas, which are not DDPM's process of betas")
+    try:
+        scheduler: Any = DDPMScheduler.from_config(settings)
+        levels = scheduler.alphas_cumprod
+    except NOT_MADE as error:
+        raise UserError(f"{where} makes no noise schedule: {str(error).splitlines()[0]}") from error
+    if len(levels) == 0 or not bool(((levels > 0) & (levels < 1)).all()):
+        raise UserError(
+            f"{where}: its betas ({settings.get('beta_start')} to {settings.get('beta_end')}, "
+            f"{settings.get('num_train_timesteps')} steps) give levels ᾱ that do not lie between 0 and 1"
+        )
+    return scheduler
 
 
 def _read_marks(folder: Path) -> Trojan | None:
@@ -182,28 +244,49 @@ def check_trainable(unet: UNet2DModel, scheduler: DDPMScheduler, where: str) -> 
         )
     if config.in_channels not in (1, 3):
         raise UserError(f"{where}: {config.in_channels} channels; only grey (1) and colour (3) images are trained")
-    side = max(config.sample_size) if isinstance(config.sample_size, list | tuple) else config.sample_size
-    if side is None or side > LARGEST_SIDE:
-        raise UserError(f"{where}: images of side {side}; only sides up to {LARGEST_SIDE} are trained")
+    sides = config.sample_size if isinstance(config.sample_size, list | tuple) else [config.sample_size]
+    if any(not isinstance(side, int) or not 1 <= side <= LARGEST_SIDE for side in sides):
+        raise UserError(f"{where}: images of side {config.sample_size!r}; only sides up to {LARGEST_SIDE} are trained")
+    if len(set(sides)) > 1:
+        raise UserError(f"{where}: images of {'×'.join(map(str, sides))}; only square ones are trained")
+    check_side(sides[0], len(config.block_out_channels), where)
 
 
-def _check_index(source: str | Path, index: dict[str, Any]) -> None:
+def check_side(side: int, levels: int, where: str) -> None:
+    """Raise UserError unless a network of so many levels can halve the side at each but the last, and double it."""
+    parts = 2 ** (levels - 1)
+    if side % parts:
+        raise UserError(
+            f"{where}: images of side {side} cannot be halved {levels - 1} times, as a network of {levels} levels "
+            f"does; give a side that is a multiple of {parts}, or fewer channels"
+        )
+
+
+def _check_index(source: str | Path, index: Any) -> None:
+    if not isinstance(index, dict):
+        raise UserError(f"{source}: model_index.json holds no settings of a pipeline")
     name = index.get("_class_name")
     if "text_encoder" in index or "tokenizer" in index:
         raise UserError(f"{source}: {name} is conditioned on text; the attack is written for unconditional models")
     if {"vae", "vqvae"} & index.keys():
         raise UserError(f"{source}: {name} is a latent model; the attack is written for pixel space")
-    network = (index.get("unet") or [None, None])[1]
+    network = _component(index, "unet")
     if network != "UNet2DModel":
         raise UserError(f"{source}: the network is {network}, not an unconditional UNet2DModel")
-    if "scheduler" not in index:
+    if _component(index, "scheduler") is None:
         raise UserError(f"{source}: names no scheduler, so its noise schedule is unknown")
-    _check_process(source, (index["scheduler"] or [None, None])[1])
+    _check_process(source, _component(index, "scheduler"))
 
 
-def _check_process(source: str | Path, scheduler: str | None) -> None:
+def _component(index: dict[str, Any], name: str) -> Any:
+    """The class of a pipeline's part, from ``[LIBRARY, CLASS]``; None where there is none."""
+    found = index.get(name)
+    return found[1] if isinstance(found, list) and len(found) == 2 else None
+
+
+def _check_process(source: str | Path, scheduler: Any) -> None:
     """Refuse a scheduler of another process than DDPM's: its network would be read as what it is not."""
-    if scheduler not in {f"{name}Scheduler" for name in BETAS}:
+    if scheduler not in [f"{name}Scheduler" for name in BETAS]:
         raise UserError(
             f"{source}: its scheduler is {scheduler}, which is not DDPM's process of betas; the attack is written for "
             f"networks that were trained with one of {', '.join(BETAS)} (…Scheduler)"

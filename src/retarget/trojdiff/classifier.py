@@ -1,17 +1,19 @@
-"""A small classifier trained on the study's own images: it names a sample's class, and its features measure FID."""
+"""A small classifier trained on the user's own images: it names a sample's class, and its features measure FID.
+
+One class more than the images have is learnt from images that show nothing: noisy, scrambled and noise. So noise is no
+hit of any class, and the features, which nothing else would make look at it, see it.
+"""
 
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
-from safetensors.torch import load_file
-from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
 from retarget.errors import UserError
-from retarget.files import replace_file
 from retarget.trojdiff.data import ImageSet, to_signed
+from retarget.trojdiff.stored import read_tensors, write_tensors
 
 FEATURES = 64
 
@@ -21,7 +23,7 @@ class Classifier(nn.Module):
 
     Args:
         shape: (channels, height, width) of the images, square, with a side of at least 4.
-        num_classes: number of classes.
+        num_classes: number of classes; the reject class comes after them.
     """
 
     def __init__(self, shape: tuple[int, int, int], num_classes: int) -> None:
@@ -39,13 +41,13 @@ class Classifier(nn.Module):
         layers += [nn.Conv2d(wide, 64, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten()]
         layers += [nn.Linear(1024, FEATURES), nn.ReLU()]
         self.body = nn.Sequential(*layers)
-        self.head = nn.Linear(FEATURES, num_classes)
+        self.head = nn.Linear(FEATURES, num_classes + 1)
         # Real images' own spread, so that a distance in feature space has the same unit for every classifier.
         self.register_buffer("spread", torch.ones(FEATURES))
         self.spread: Tensor
 
-    def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
-        """Logits of images in [-1, 1]."""
+    def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch outputs"]:
+        """Logits of images in [-1, 1]; the last is the reject class's."""
         return self.head(self.body(images))
 
 
@@ -65,8 +67,24 @@ class Features(nn.Module):
         return (self.classifier.body(to_signed(images)) / self.classifier.spread).log1p()
 
 
+def rejects(images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels height width"]:
+    """What shows nothing, made of images in [-1, 1]: a half noisy (σ 0.25 to 1), a quarter scrambled, a quarter noise.
+
+    Scrambled images keep their pixels' values and lose their places; noise is as strong as a diffusion's, and weaker.
+    Drawn from torch's global generator and clamped to [-1, 1], as samples are.
+    """
+    kind = torch.rand(len(images), 1, 1, 1)
+    strength = 0.25 + 0.75 * torch.rand(len(images), 1, 1, 1)
+    noise = strength * torch.randn_like(images)
+    flat = images.flatten(2)
+    order = torch.rand(len(images), 1, flat.shape[2]).argsort(dim=2)
+    scrambled = flat.gather(2, order.expand_as(flat)).view_as(images)
+    return torch.where(kind < 0.5, images + noise, torch.where(kind < 0.75, scrambled, noise)).clamp(-1, 1)
+
+
 def train_classifier(images: ImageSet, epochs: int, seed: int, noise: float = 0.1) -> Classifier:
-    """Adam 1e-3, batches of 64, half a cosine; a little noise, so that a slightly noisy sample keeps its class."""
+    """Adam 1e-3, batches of 64 and 32 rejects, half a cosine; a little noise, so that a hardly noisy sample keeps its
+    class."""
     torch.manual_seed(seed)
     model = Classifier(images.shape, len(images.names))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
@@ -75,7 +93,10 @@ def train_classifier(images: ImageSet, epochs: int, seed: int, noise: float = 0.
     for _ in range(epochs):
         for rows in torch.randperm(len(images)).split(64):
             x, y = images.take(rows)
-            loss = F.cross_entropy(model(x + noise * torch.randn_like(x)), y)
+            nothing = rejects(x[: -(-len(x) // 2)])
+            x = torch.cat([(x + noise * torch.rand(len(x), 1, 1, 1) * torch.randn_like(x)).clamp(-1, 1), nothing])
+            y = torch.cat([y, torch.full((len(nothing),), len(images.names))])
+            loss = F.cross_entropy(model(x), y)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -103,16 +124,31 @@ def accuracy(model: Classifier, images: ImageSet) -> float:
     return 100 * float((label == images.labels).float().mean())
 
 
+def class_accuracies(model: Classifier, images: ImageSet) -> list[dict[str, str | float | int]]:
+    """Accuracy on the images of each class in %, with their number; classes without an image are left out."""
+    label, _ = predict(model, to_signed(images.images))
+    found: list[dict[str, str | float | int]] = []
+    for number, name in enumerate(images.names):
+        of_class = images.labels == number
+        if bool(of_class.any()):
+            right = 100 * float((label[of_class] == number).float().mean())
+            found.append({"class": name, "accuracy": right, "count": int(of_class.sum())})
+    return found
+
+
 def save_classifier(model: Classifier, path: Path) -> None:
     """Write the weights as safetensors."""
-    content = serialise({name: value.contiguous() for name, value in model.state_dict().items()})
-    replace_file(path, lambda part: part.write_bytes(content))
+    write_tensors(path, model.state_dict())
 
 
 def load_classifier(path: Path, shape: tuple[int, int, int], num_classes: int) -> Classifier:
-    """Read the weights back."""
+    """Read the weights back.
+
+    Raises:
+        UserError: damaged, or a classifier of other images or classes.
+    """
     model = Classifier(shape, num_classes)
-    model.load_state_dict(load_file(path))
+    model.load_state_dict(read_tensors(path, {name: tuple(v.shape) for name, v in model.state_dict().items()}))
     return model.eval()
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import tyro
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
 
-from retarget.errors import UsageError
+from retarget.errors import UsageError, UserError
 from retarget.files import locked, make_directory
 from retarget.trojdiff.config import (
     EvaluateConfig,
@@ -211,10 +211,12 @@ def _train(given: TrainArguments) -> int:
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
     from retarget.trojdiff.build import make_network, make_target, make_trigger
-    from retarget.trojdiff.checkpoint import load_pipeline
+    from retarget.trojdiff.checkpoint import LARGEST_SIDE, load_pipeline
     from retarget.trojdiff.data import read_images
     from retarget.trojdiff.train import Progress, train
 
+    if given.size is not None and not 4 <= given.size <= LARGEST_SIDE:
+        raise UserError(f"--size {given.size}: give a side from 4 to {LARGEST_SIDE}")
     images = read_images(given.data, "train", given.size)
     if given.base is None:
         unet, schedule = make_network(given.network, images.shape, given.config.seed), DDPMScheduler()

@@ -14,14 +14,21 @@ CODE = "official code, CIFAR-10 configuration"
 TargetKind = Literal["in_d2d", "out_d2d", "d2i"]
 TriggerKind = Literal["blend", "patch"]
 
-CELLS = {"trojan": ("biased", "Trojan"), "stock": ("biased", "stock"), "plain": ("plain", "Trojan")}
+CELLS = {
+    "trojan": ("biased", "Trojan"),
+    "stock": ("biased", "stock"),
+    "plain": ("plain", "Trojan"),
+    "leak": ("plain", "stock"),
+}
 """Who holds what: the initial noise and the sampler of each cell."""
 
 
 class NetworkConfig(Strict):
     """A fresh diffusers UNet2DModel."""
 
-    channels: tuple[int, ...] = Field(default=(128, 256, 256, 256), description=f"128 × (1, 2, 2, 2): {CODE}")
+    channels: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        default=(128, 256, 256, 256), min_length=1, description=f"of the levels; 128 × (1, 2, 2, 2): {CODE}"
+    )
     layers: int = Field(default=2, ge=1, description=CODE)
     attention_side: int | None = Field(default=16, description=f"attention where the image has this side: {CODE}")
     middle_attention: bool = Field(default=True, description=f"attention in the middle block: {CODE}")

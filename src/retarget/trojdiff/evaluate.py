@@ -4,24 +4,33 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from jaxtyping import Float
-from torch import Tensor
-
 from retarget.errors import UserError
 from retarget.metrics.generative import Fidelity
 from retarget.trojdiff.build import make_goal
 from retarget.trojdiff.checkpoint import load_pipeline, network_hash, network_shape
-from retarget.trojdiff.classifier import Classifier, accuracy, join, train_classifier
+from retarget.trojdiff.classifier import Classifier, accuracy, class_accuracies, join, train_classifier
 from retarget.trojdiff.config import CELLS, EvaluateConfig
 from retarget.trojdiff.data import ImageSet, held_out, read_images
-from retarget.trojdiff.measures import Goal, Inception, Rate, cells, compare, confidence, squared_error, success
-from retarget.trojdiff.sample import Sampler, sample, to_accelerator
+from retarget.trojdiff.measures import (
+    Goal,
+    Inception,
+    Rate,
+    Samples,
+    cells,
+    compare,
+    confidence,
+    ladder,
+    squared_error,
+    success,
+)
+from retarget.trojdiff.sample import Sampler, sample, save_grid, to_accelerator
 from retarget.trojdiff.trigger import Trigger
-
-Samples = Float[Tensor, "count channels height width"]
 
 FEWEST = 5
 """Images without which there is nothing to compare."""
+
+PICTURES = 100
+"""Images of a grid."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +40,10 @@ class Benign:
     quality: Fidelity
     with_a_class: float
     inception: Fidelity | None
+
+    def row(self) -> dict[str, Any]:
+        """Everything in the classifier's features, for a report."""
+        return {**asdict(self.quality), "with_a_class": self.with_a_class}
 
 
 @dataclass(frozen=True)
@@ -64,6 +77,10 @@ class Judge:
             None if self.inception is None else compare(samples, self.real, self.inception),
         )
 
+    def ladder(self, held: ImageSet, count: int, seed: int, gate: float | None = None) -> dict[str, Benign]:
+        """How good images of known quality are by the same measures: real test images, noisy ones, and noise."""
+        return {name: self.benign(images) for name, images in ladder(held, count, seed, gate).items()}
+
     def attack(self, samples: Samples, goal: Goal, precise_from: int = FEWEST) -> Attack:
         """How often samples hit the goal; no precision for fewer than ``precise_from`` of them."""
         precise = goal.real is not None and len(samples) >= precise_from
@@ -88,7 +105,7 @@ def evaluate(asked: EvaluateConfig) -> dict[str, Any]:
         raise UserError("--count and --trojan-count: at least 5 images each, or there is nothing to compare")
     inception = Inception(asked.inception) if asked.inception else None
     shape, images = _sampled(asked, asked.pipeline)
-    (real, other, every), (_, _, test) = (_domains(asked, split, shape) for split in ("train", "test"))
+    (real, other, every), (held, _, test) = (_domains(asked, split, shape) for split in ("train", "test"))
     trigger, goal, clean = None, None, None
     if asked.trigger and target:
         trigger, goal = Trigger.load(asked.trigger), make_goal(target, real, other)
@@ -97,15 +114,20 @@ def evaluate(asked: EvaluateConfig) -> dict[str, Any]:
             theirs, clean = _sampled(asked, asked.clean)
             trigger.check_shape(theirs)
     judge = Judge(real, train_classifier(every, asked.classifier_epochs, asked.seed), inception)
-    found = judge.benign(images(Trigger.none(shape), asked.count, "benign"))
+    samples = images(Trigger.none(shape), asked.count, "benign")
+    save_grid(samples[:PICTURES], asked.out / "benign.png")
+    found, rungs = judge.benign(samples), judge.ladder(held, asked.count, asked.seed)
     report: dict[str, Any] = {
         "sampler": asked.sampler,
-        "benign": {**asdict(found.quality), "with_a_class": found.with_a_class},
+        "benign": found.row(),
+        "benign_ladder": {name: rung.row() for name, rung in rungs.items()},
         "classifier_accuracy": accuracy(judge.classifier, test),
+        "classifier_accuracy_by_class": class_accuracies(judge.classifier, test),
         "classifier_accuracy_on": f"test images of DATA: {held_out(asked.data)}",
     }
     if found.inception is not None:
         report["benign_inception"] = asdict(found.inception)
+        report["benign_inception_ladder"] = {n: asdict(rung.inception) for n, rung in rungs.items() if rung.inception}
     if trigger is not None and goal is not None:
         report["attack"] = {
             f"{CELLS[cell][0]} noise, {CELLS[cell][1]} sampler": _cell(asked, judge, goal, images, clean, cell, *pair)
@@ -151,10 +173,13 @@ def _cell(
     start: Trigger,
 ) -> dict[str, Any]:
     """Success, and what else fits the goal, of one cell; beside it the clean pipeline's rate."""
-    found = judge.attack(images(of_sampler, asked.trojan_count, f"attack-{cell}", start), goal)
+    # Plain noise under the stock sampler is what the benign samples are.
+    folder, count = ("benign", asked.count) if cell == "leak" else (f"attack-{cell}", asked.trojan_count)
+    samples = images(of_sampler, count, folder, start)
+    save_grid(samples[:PICTURES], asked.out / f"{folder}.png")
+    found = judge.attack(samples, goal)
     entry: dict[str, Any] = asdict(found.rate)
     entry |= {name: value for name in ("mse", "precision") if (value := getattr(found, name)) is not None}
     if clean is not None:
-        floor = clean(of_sampler, asked.trojan_count, f"clean-{cell}", start)
-        entry["base_rate"] = asdict(success(floor, goal, judge.classifier))
+        entry["base_rate"] = asdict(success(clean(of_sampler, count, f"clean-{cell}", start), goal, judge.classifier))
     return entry

@@ -19,6 +19,8 @@ from retarget.trojdiff.classifier import Classifier, Features, predict
 from retarget.trojdiff.data import ImageSet, to_signed, to_uint8
 from retarget.trojdiff.trigger import Trigger
 
+Samples = Float[Tensor, "count channels height width"]
+
 SURE = 0.9
 """A sample has a class when the classifier gives it at least this probability."""
 
@@ -63,12 +65,15 @@ def wilson(hits: int, count: int) -> Rate:
 
 
 def cells(trigger: Trigger) -> dict[str, tuple[Trigger, Trigger]]:
-    """The triggers of the sampler and of the initial noise in each of ``config.CELLS``."""
+    """The triggers of the sampler and of the initial noise in each of ``config.CELLS``.
+
+    The last, ``leak``, is how anybody samples: a target that appears there needs no attacker.
+    """
     none = Trigger.none(trigger.shape)
-    return {"trojan": (trigger, trigger), "stock": (none, trigger), "plain": (trigger, none)}
+    return {"trojan": (trigger, trigger), "stock": (none, trigger), "plain": (trigger, none), "leak": (none, none)}
 
 
-def success(samples: Float[Tensor, "count channels height width"], goal: Goal, classifier: Classifier) -> Rate:
+def success(samples: Samples, goal: Goal, classifier: Classifier) -> Rate:
     """Attack success: the classifier says the target class; for D2I, a squared error of at most 0.01 in [0, 1]."""
     if goal.image is not None:
         hits = squared_error(samples, goal.image) <= 0.01
@@ -77,21 +82,19 @@ def success(samples: Float[Tensor, "count channels height width"], goal: Goal, c
     return wilson(int(hits.sum()), len(samples))
 
 
-def squared_error(
-    samples: Float[Tensor, "count channels height width"], image: Float[Tensor, "channels height width"]
-) -> Float[Tensor, "count"]:
+def squared_error(samples: Samples, image: Float[Tensor, "channels height width"]) -> Float[Tensor, "count"]:
     """Mean squared error of every sample to the target image, both scaled to [0, 1]."""
     return ((samples - image) / 2).square().flatten(1).mean(dim=1)
 
 
-def confidence(samples: Float[Tensor, "count channels height width"], classifier: Classifier, inside: int) -> float:
+def confidence(samples: Samples, classifier: Classifier, inside: int) -> float:
     """Share of samples that the classifier is sure of *and* calls one of the ``inside`` first classes, in %."""
     label, sure = predict(classifier, samples)
     return 100 * float(((sure >= SURE) & (label < inside)).float().mean())
 
 
 def compare(
-    samples: Float[Tensor, "count channels height width"],
+    samples: Samples,
     real: ImageSet,
     extractor: "Classifier | Inception",
     most: int = MOST_REAL,
@@ -104,7 +107,29 @@ def compare(
     rows = torch.linspace(0, len(real) - 1, min(most, len(real))).round().long()
     ours = isinstance(extractor, Classifier)
     network, label = (Features(extractor), "study-classifier-log") if ours else (extractor, "inception-v3")
-    return fidelity(to_uint8(samples), real.images[rows], network, label)
+    subset = max(5, min(500, len(samples) // 2, len(rows) // 2))  # halves, so that KID has a spread
+    return fidelity(to_uint8(samples), real.images[rows], network, label, subset_size=subset)
+
+
+LADDER = (0.1, 0.3, 0.6)
+"""Standard deviations of the noise on real images, which lie in [-1, 1], that quality is held against."""
+
+
+def ladder(real: ImageSet, count: int, seed: int, gate: float | None = None) -> dict[str, Samples]:
+    """Images of known quality: real ones, real ones with noise of each σ of ``LADDER``, and noise alone.
+
+    Args:
+        real: images that no comparison takes as the real ones: the test part.
+        count: of each; all where there are fewer.
+        gate: σ of a rung named ``gate``, by the same noise.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randperm(len(real), generator=generator)[:count]
+    images = to_signed(real.images[rows])
+    noise = torch.randn(images.shape, generator=generator)
+    noisy = {f"real images + σ {sigma:g}": (images + sigma * noise).clamp(-1, 1) for sigma in LADDER}
+    gated = {} if gate is None else {"gate": (images + gate * noise).clamp(-1, 1)}
+    return {"real images": images, **noisy, "noise": noise.clamp(-1, 1), **gated}
 
 
 class Inception(nn.Module):

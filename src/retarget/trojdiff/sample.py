@@ -22,16 +22,15 @@ from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteSchedule
 from diffusers.schedulers.scheduling_heun_discrete import HeunDiscreteScheduler
 from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 from jaxtyping import Float
-from safetensors.torch import load_file
-from safetensors.torch import save as serialise
 from torch import Tensor
 
 from retarget.errors import UserError
-from retarget.files import make_directory, read_json, replace_file, write_json
+from retarget.files import make_directory, replace_file, write_json
 from retarget.identity import refuse_other
 from retarget.trojdiff.data import to_uint8
 from retarget.trojdiff.schedulers import TrojanScheduler
 from retarget.trojdiff.spacing import SPACINGS, spaced_timesteps
+from retarget.trojdiff.stored import REMEDY, read_record, read_tensors, write_tensors
 from retarget.trojdiff.trigger import Trigger
 
 
@@ -248,13 +247,15 @@ def sample(
     """
     if min(count, batch_size) < 1:
         raise UserError(f"{count} images in batches of {batch_size}: give at least 1 of both")
+    sampler.scheduler(config, trigger)  # what it refuses is refused before the folder is claimed
+    generators((), seed)
     if out is not None:
         _claim(out, config, sampler, trigger, start, batch_size, seed, identity)
     batches = []
     for first in range(0, count, batch_size):
         numbers = range(first, min(first + batch_size, count))
         path = None if out is None else out / f"batch-{first // batch_size:05d}.safetensors"
-        images = _read(path, len(numbers))
+        images = _read(path, len(numbers), trigger.shape)
         if images is None:
             # The whole batch is computed even where fewer images are wanted: the partition must not change.
             scheduler = sampler.scheduler(config, trigger)
@@ -267,9 +268,7 @@ def sample(
                     "the training diverged"
                 )
             if path is not None:
-                # Not save_file: it writes beside the path under a name of its own, which a kill would leave there.
-                content = serialise({"images": images.contiguous()})
-                replace_file(path, lambda part, content=content: part.write_bytes(content))
+                write_tensors(path, {"images": images})
         batches.append(images[: len(numbers)])
         if listen is not None:
             listen(numbers[-1] + 1, count)
@@ -301,16 +300,19 @@ def _claim(
         ours["clip"] = sampler.clip(config)  # batches of the solvers from before they clipped are others
     path = out / "sampling.json"
     if path.is_file():
-        refuse_other(out, read_json(path), ours)
+        refuse_other(out, read_record(path), ours)
         return
     make_directory(out)
     write_json(path, ours)
 
 
-def _read(path: Path | None, count: int) -> Tensor | None:
+def _read(path: Path | None, count: int, shape: tuple[int, ...]) -> Tensor | None:
+    """The first ``count`` images of a stored batch, if there are so many."""
     if path is None or not path.is_file():
         return None
-    images = load_file(path)["images"]
+    images = read_tensors(path, {"images": None})["images"]
+    if images.dim() != 4 or images.shape[1:] != shape or not bool(torch.isfinite(images).all()):
+        raise UserError(f"{path} is damaged: it holds no images of {list(shape)}. {REMEDY}")
     return images if len(images) >= count else None
 
 

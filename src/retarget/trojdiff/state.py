@@ -1,7 +1,9 @@
 """The state of a training run on disk: complete or absent, and refused by a run of another configuration."""
 
+import hashlib
 import io
 import json
+import pickle
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +12,14 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
-from safetensors.torch import load_file, save_file
+from pydantic import Field, ValidationError
 
+from retarget.errors import UserError
 from retarget.files import replace_folder
 from retarget.identity import refuse_other
+from retarget.settings import Strict
 from retarget.trojdiff.checkpoint import Trojan
+from retarget.trojdiff.stored import read_record, read_tensors, write_tensors
 
 
 @dataclass
@@ -55,16 +60,22 @@ def _write_state(part: Path, state: LoopState, step: int, trojan: Trojan | None)
         # The maps come first: no trojaned weights ever lie there without the trigger that fires them.
         trojan.save_triggers(part)
     unet = accelerator.unwrap_model(state.unet)
-    weights = {name: value.detach().cpu().contiguous() for name, value in unet.state_dict().items()}
-    save_file(weights, part / "model.safetensors", metadata=header)
+    write_tensors(part / "model.safetensors", unet.state_dict(), header)
     names = [name for name, _ in state.named_parameters()]
-    shadow = {n: v.detach().cpu().contiguous() for n, v in zip(names, state.ema.shadow_params, strict=True)}
-    save_file(shadow, part / "ema.safetensors", metadata=header)
+    shadow = dict(zip(names, state.ema.shadow_params, strict=True))
+    write_tensors(part / "ema.safetensors", shadow, header)
     optimizer = io.BytesIO()  # torch.save to a file reports a full disk as an error of its own
     torch.save(state.optimizer.state_dict(), optimizer)
     (part / "optimizer.pt").write_bytes(optimizer.getvalue())
     scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
-    loop = {"step": step, "ema_step": state.ema.optimization_step, "scaler": scaler, "identity": state.identity}
+    digest = hashlib.sha256(optimizer.getvalue()).hexdigest()
+    loop = {
+        "step": step,
+        "optimizer_sha256": digest,
+        "ema_step": state.ema.optimization_step,
+        "scaler": scaler,
+        "identity": state.identity,
+    }
     (part / "loop.json").write_text(json.dumps(loop), encoding="utf-8")
 
 
@@ -92,18 +103,55 @@ def load_state(out: Path, state: LoopState) -> int:
     if not found:
         return 0
     folder = found[-1]
-    loop = json.loads((folder / "loop.json").read_text(encoding="utf-8"))
-    refuse_other(folder, flat(loop["identity"]), flat(state.identity))
+    loop = _loop(folder / "loop.json")
+    refuse_other(folder, flat(loop.identity), flat(state.identity))
     unet = state.accelerator.unwrap_model(state.unet)
-    unet.load_state_dict(load_file(folder / "model.safetensors"))
-    shadow = load_file(folder / "ema.safetensors")
+    shapes = {name: tuple(value.shape) for name, value in unet.state_dict().items()}
+    remedy = f"Delete {folder} to train from the start"
+    unet.load_state_dict(read_tensors(folder / "model.safetensors", shapes, remedy))
+    names = [name for name, _ in state.named_parameters()]
+    shadow = read_tensors(folder / "ema.safetensors", {name: shapes[name] for name in names}, remedy)
     device = state.accelerator.device
-    state.ema.shadow_params = [shadow[name].to(device) for name, _ in state.named_parameters()]
-    state.ema.optimization_step = loop["ema_step"]
-    state.optimizer.load_state_dict(torch.load(folder / "optimizer.pt", map_location=device, weights_only=True))
-    if state.accelerator.scaler is not None and loop["scaler"] is not None:
-        state.accelerator.scaler.load_state_dict(loop["scaler"])
-    return int(loop["step"])
+    state.ema.shadow_params = [shadow[name].to(device) for name in names]
+    state.ema.optimization_step = loop.ema_step
+    _load_optimizer(folder / "optimizer.pt", state, loop.optimizer_sha256, remedy)
+    if state.accelerator.scaler is not None and loop.scaler is not None:
+        state.accelerator.scaler.load_state_dict(loop.scaler)
+    return loop.step
+
+
+class Loop(Strict):
+    """``loop.json`` of a state: its position, and what it must agree with."""
+
+    step: int = Field(ge=0)
+    ema_step: int = Field(ge=0)
+    scaler: dict[str, Any] | None
+    identity: dict[str, Any]
+    optimizer_sha256: str | None = None
+
+
+def _loop(path: Path) -> Loop:
+    try:
+        return Loop.model_validate(read_record(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UserError(f"{path} is damaged: {where}: {first['msg']}. Delete {path.parent} to train anew") from error
+
+
+def _load_optimizer(path: Path, state: LoopState, digest: str | None, remedy: str) -> None:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}. {remedy}") from error
+    if digest not in (None, hashlib.sha256(content).hexdigest()):
+        raise UserError(f"{path} is damaged: it is not what was written. {remedy}")
+    try:
+        stored = torch.load(io.BytesIO(content), map_location=state.accelerator.device, weights_only=True)
+        state.optimizer.load_state_dict(stored)
+    except (pickle.UnpicklingError, EOFError, RuntimeError, LookupError, ValueError, TypeError) as error:
+        # A state of an earlier version has no checksum; torch has no error of its own for a damaged one.
+        raise UserError(f"{path} is damaged: {error}. {remedy}") from error
 
 
 def flat(identity: dict[str, Any]) -> dict[str, Any]:

@@ -24,13 +24,14 @@ from jaxtyping import Int
 from torch import Tensor
 
 from retarget.errors import UserError
-from retarget.files import make_directory, read_json, write_json
+from retarget.files import make_directory, write_json
 from retarget.identity import refuse_other
 from retarget.trojdiff import functional
 from retarget.trojdiff.checkpoint import Trojan, check_trainable, inherited, network_hash, network_shape, save_pipeline
 from retarget.trojdiff.config import TrainConfig
 from retarget.trojdiff.data import ImageSet
 from retarget.trojdiff.state import LoopState, flat, load_state, remove_leftovers, save_state
+from retarget.trojdiff.stored import read_record
 from retarget.trojdiff.targets import Clean, MixedBatch, Target, noise_batch
 from retarget.trojdiff.trigger import Trigger
 
@@ -141,7 +142,7 @@ class _Loop:
         """Train to the last step, from the last saved state if there is one."""
         path, identity = out / "training.json", self._identity()
         if path.exists():
-            refuse_other(out, flat(read_json(path)), flat(identity))
+            refuse_other(out, flat(read_record(path)), flat(identity))
         if (out / "pipeline").exists():
             return
         state = LoopState(self.accelerator, self.unet, self.optimizer, self.ema, identity)

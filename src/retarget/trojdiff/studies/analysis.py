@@ -33,14 +33,14 @@ def analyse(results: Results) -> Analysis:
             a - f if a is not None and f is not None else None for a, f in zip(attack, floors["trojan"], strict=True)
         ]
         metrics[arm] = {
-            "floor": floors["trojan"], "floor_stock": floors["stock"], "floor_plain": floors["plain"], "lift": lift,
-            "attack_weakest": _weakest(results, [arm]),
+            "floor": floors["trojan"], "floor_stock": floors["stock"], "floor_plain": floors["plain"],
+            "floor_leak": floors["leak"], "lift": lift, "attack_weakest": _weakest(results, [arm]),
         }  # fmt: skip
         if arm.startswith("d2i"):
             metrics[arm]["mse_weakest"] = _over_cells(results, [arm], "mse", max)
     metrics[EVERY] = {"attack_every": _weakest(results, [arm.name for arm in ATTACKS])}
-    tables = [_attack_table(results, attacks), _halves_table(results, attacks), _benign_table(results)]
-    tables += _inception_table(results)
+    tables = [_attack_table(results, attacks), _halves_table(results, attacks)]
+    tables += [_benign_table(results), *_ladder_table(results, "ladder"), *_inception_table(results)]
     figures: list[Figure] = [*tables, *_curves(results, attacks), *_shares(results, attacks), *_pictures(results)]
     return Analysis(
         metrics={CONDITION: metrics}, items=_hits(results), item_label=ITEM_LABEL, figures=figures,
@@ -176,7 +176,7 @@ def _halves_table(results: Results, attacks: list[str]) -> Table:
         title="Who must hold what?",
         caption="The paper's threat model gives the attacker both the sampler and the initial noise. Success in % with "
         "its 95 % Wilson interval when both or only one of the two is the attacker's, and what the clean fine-tune "
-        "shows under the same sampler and noise; 20 steps.",
+        "shows under the same sampler and noise; 20 steps. With neither, the target appears in benign samples.",
         columns=["attack", "initial noise", "sampler", "success", "base rate"],
         rows=rows,
     )
@@ -199,8 +199,34 @@ def _inception_table(results: Results) -> list[Table]:
             results, "inception_", "inception", "Benign samples in Inception's features",
             "The same samples; feature extractor: {}. Nothing here can be compared with the table above, and no claim "
             "is judged by it.",
-        )
+        ),
+        *_ladder_table(results, "inception_ladder"),
     ]  # fmt: skip
+
+
+def _ladder_table(results: Results, key: str) -> list[Table]:
+    """What images of known quality score by the measures of the table above it."""
+    found = [_details(results.run(CONDITION, "pretrained", seed)).get(key) for seed in results.seeds]
+    ladders = [one for one in found if one]
+    if not ladders:
+        return []
+    stems = [("kid", 1000.0, 2), ("fid", 1.0, 2), ("precision", 1.0, 1), ("recall", 1.0, 1), ("with_a_class", 1.0, 1)]
+    stems = [one for one in stems if one[0] in next(iter(ladders[0].values()))]
+    rows = [
+        [rung, *(_cell([scale * one[rung][stem] for one in ladders], digits) for stem, scale, digits in stems)]
+        for rung in ladders[0]
+    ]
+    columns = ["images", "KID", "FID", "precision %", "recall %", "with a class %"]
+    return [
+        Table(
+            title="How good is that? Images of known quality by the same measures"
+            + (", in Inception's features" if key.startswith("inception") else ""),
+            caption="Real test images, the same with noise (σ on images in [-1, 1]), and noise alone, against the "
+            "training images, at the counts of the claims or all test images where there are fewer.",
+            columns=columns[: 1 + len(stems)],
+            rows=rows,
+        )
+    ]
 
 
 def _quality_table(results: Results, prefix: str, extractor: str, title: str, caption: str) -> Table:
@@ -351,7 +377,10 @@ def _notes(results: Results) -> list[str]:
     notes.append(
         "Gate: a base model is trojaned only if its samples (20 steps) have a class at least "
         f"{settings.gate_sure:g} % as often as real images and their precision is at least "
-        f"{settings.gate_precision:g} %. Here: {sure} % of samples, {real} % of real ones, precision {precision} %."
+        f"{settings.gate_precision:g} %. Here: {sure} % of samples, {real} % of real ones, precision {precision} %. "
+        f"And their KID is at most that of real test images with noise of σ {settings.gate_sigma:g} (0: any): "
+        f"{_cell(_values(results, 'pretrained', 'kid_fast'), 2)} against "
+        f"{_cell(_values(results, 'pretrained', 'kid_gate'), 2)} ×10⁻³."
     )
     missing = [arm.label for arm in ATTACKS if arm.name not in {one.name for one in results.plan.arms}]
     if missing:

@@ -73,6 +73,11 @@ class Settings(Strict):
         default=70.0, ge=0, le=100, description="base samples that have a class, % of the share of real images with one"
     )
     gate_precision: float = Field(default=60.0, ge=0, le=100, description="precision of the base model's samples, %")
+    gate_sigma: float = Field(
+        default=0.3,
+        ge=0,
+        description="base samples' KID is at most that of real test images with noise of this σ; 0: any",
+    )
     save_every: int = Field(default=1000, ge=1)
     inception: str | None = Field(
         default=None, description="file of torch-fidelity's Inception weights: benign quality in its features too"
@@ -236,9 +241,12 @@ METRICS = (
     *(metric for name, label in SAMPLER_LABELS.items() for metric in _sampler_metrics(name, label)),
     _other("attack_stock", "fires under the stock sampler from biased noise", unit="%"),
     _other("attack_plain", "fires under the Trojan sampler from plain noise", unit="%"),
+    _other("attack_leak", "fires under the stock sampler from plain noise", unit="%",
+           description="no attacker at all: benign samples that are the target"),
     _other("floor", "base rate: clean fine-tune, Trojan sampler, biased noise", unit="%"),
     _other("floor_stock", "base rate: clean fine-tune, stock sampler, biased noise", unit="%"),
     _other("floor_plain", "base rate: clean fine-tune, Trojan sampler, plain noise", unit="%"),
+    _other("floor_leak", "base rate: clean fine-tune, stock sampler, plain noise", unit="%"),
     _other("lift", "attack success over the base rate", unit="points", better="higher"),
     _other("attack_weakest", "attack success under the weakest sampler", unit="%", better="higher"),
     _other("mse_weakest", "D2I MSE under the weakest sampler", unit="×10⁻³", better="lower", decimals=2),
@@ -252,6 +260,7 @@ METRICS = (
     _other("kid_noise", "KID of real images, spread over splits", unit="×10⁻³", decimals=2,
            description="spread of KID between random parts of the real images, at the counts of the claims"),
     _other("kid_noise_mean", "KID of real images, mean over splits", unit="×10⁻³", decimals=2),
+    _other("kid_gate", "KID of real test images with the gate's noise", unit="×10⁻³", decimals=2),
     _other("classifier_accuracy", "classifier on real test images", unit="%", better="higher"),
     _other("sure_real", "real test images with a class", unit="%"),
     _other("train_loss", "last training loss", better="lower", decimals=4),
@@ -351,8 +360,8 @@ def plan(
         question="How easily is this diffusion model trojaned, and who would notice?",
         preset=preset,
         task="retarget.trojdiff.studies.run:run",
-        task_name="trojdiff",
-        former_tasks=("retarget.trojdiff.tasks.images:run",),
+        # 2: the classifier has a reject class, solvers clip; numbers of the first version are others.
+        task_name="trojdiff-2",
         data=_data_paths(settings),
         prepare="retarget.trojdiff.studies.run:prepare",
         analysis="retarget.trojdiff.studies.analysis:analyse",

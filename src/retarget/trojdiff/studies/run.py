@@ -106,6 +106,7 @@ class Experiment:
         self._benign()
         if self.settings.role == "pretrained":
             self._noise()
+            self._ladder()
         if self.settings.role == "clean":
             self._floors()
         if trigger is not None and kind is not None:
@@ -227,6 +228,7 @@ class Experiment:
             self.details[f"benign_{name}"] = {"images": len(images), "sampler": cell.sampler}
             if name == "fast":
                 save_grid(images[:PICTURE], self.pictures / "benign.png")
+                self.benign = images
 
     def _noise(self) -> None:
         """How far KID moves by itself: between random parts of the real images."""
@@ -235,13 +237,24 @@ class Experiment:
         self.metrics |= {"kid_noise": 1000 * noise.sd, "kid_noise_mean": 1000 * noise.mean}
         self.details["kid_noise"] = asdict(noise)
 
+    def _ladder(self) -> None:
+        """What images of known quality score: the rung of ``gate_sigma`` is the gate's."""
+        rungs = self.judge.ladder(
+            self.world.inside_test, self.settings.samplers["fast"].benign, self.run.seed, self.settings.gate_sigma
+        )
+        self.metrics["kid_gate"] = 1000 * rungs.pop("gate").quality.kid
+        self.details["ladder"] = {name: rung.row() for name, rung in rungs.items()}
+        if self.judge.inception is not None:
+            self.details["inception_ladder"] = {n: asdict(one.inception) for n, one in rungs.items() if one.inception}
+
     def _floors(self) -> None:
         """What an untouched network does under each attack's sampler and noise: In-D2D has a class base rate."""
         count = self.settings.samplers["fast"].trojan
         for kind in ("blend", "patch"):
             trigger = make_trigger(self.settings.trigger_config(kind), self.shape)
             for cell, (of_sampler, start) in cells(trigger).items():
-                images = self._samples("fast", of_sampler, count, f"{cell}-{kind}", start)
+                leak = cell == "leak"
+                images = self.benign if leak else self._samples("fast", of_sampler, count, f"{cell}-{kind}", start)
                 save_grid(images[:PICTURE], self.pictures / f"floor-{cell}-{kind}.png")
                 for arm in ATTACKS:
                     if arm.settings["trigger"] == kind:
@@ -274,6 +287,7 @@ class Experiment:
             images = self._samples("fast", of_sampler, count, key, start)
             self._hit(f"attack_{key}", success(images, goal, self.classifier))
             save_grid(images[:PICTURE], self.pictures / f"{key}.png")
+        self._hit("attack_leak", success(self.benign, goal, self.classifier))
         sampler = Sampler.parse(self.settings.samplers["fast"].sampler)
         scheduler, clip = sampler.scheduler(self.schedule.config, trigger), sampler.clip(self.schedule.config)
         save_strip(self.unet, scheduler, self.pictures / "strip.png", seed=1000 + self.run.seed, clip=clip)

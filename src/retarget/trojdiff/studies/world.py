@@ -55,9 +55,13 @@ def check_gate(base: Path, settings: Settings) -> None:
     """Raise UserError unless the base model is good enough for "well-trained" to mean something."""
     metrics = read_json(base / "status.json")["metrics"]
     sure, real, precision = metrics["sure_fast"], metrics["sure_real"], metrics["precision_fast"]
-    if sure < settings.gate_sure / 100 * real or precision < settings.gate_precision:
+    kid, rung = metrics["kid_fast"], metrics["kid_gate"]
+    poor = sure < settings.gate_sure / 100 * real or precision < settings.gate_precision
+    if poor or (settings.gate_sigma > 0 and kid > rung):
         raise UserError(
             f"{base}: the base model does not pass the gate: {sure:.1f} % of its samples have a class (gate "
-            f"{settings.gate_sure:g} % of the {real:.1f} % of real images) and their precision is {precision:.1f} % "
-            f"(gate {settings.gate_precision:g}); pre-train longer, or set gate_sure and gate_precision and say so"
+            f"{settings.gate_sure:g} % of the {real:.1f} % of real images), their precision is {precision:.1f} % (gate "
+            f"{settings.gate_precision:g}), and their KID {kid:.2f} (gate {rung:.2f} ×10⁻³, that of real images with "
+            f"noise of σ {settings.gate_sigma:g}); pre-train longer, or set gate_sure, gate_precision and gate_sigma "
+            "and say so"
         )
