@@ -37,7 +37,8 @@ ARMS = (
 )
 
 METRICS = (
-    Metric(name="bleu", label="BLEU", better="higher", decimals=1, description="sacreBLEU; signature in scores.json"),
+    Metric(name="bleu", label="BLEU", better="higher", decimals=1, floor=1.0,
+           description="sacreBLEU; signature in scores.json; below 1 a translator has learnt nothing"),
     Metric(name="chrf", label="chrF", better="higher", decimals=1, description="sacreBLEU's chrF2"),
     Metric(name="nll", label="token NLL", better="lower", decimals=3, description="test set, reference prefixes"),
     Metric(name="ece", label="token ECE", unit="%", better="lower", description="10 equal-width bins (lo, hi]"),
