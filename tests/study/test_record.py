@@ -10,7 +10,7 @@ from tasks_for_tests import CONDITIONS, plan
 
 from retarget.errors import UserError
 from retarget.files import locked, write_json
-from retarget.study.record import Results, Run, RunResult, run_directory
+from retarget.study.record import Results, Run, RunResult, read_status, run_directory, write_status
 
 
 def make(directory, **more):
@@ -176,3 +176,20 @@ def test_a_lock_is_exclusive_and_a_stale_one_does_no_harm(tmp_path):
         pytest.fail("locked twice")
     with locked(tmp_path / "lock", wait=False, what="DIR"):
         assert (tmp_path / "lock").read_text() != "999999\n"
+
+
+def test_an_edited_metric_is_noticed_and_an_older_record_has_no_seal(tmp_path):
+    write_status(tmp_path, {"state": "complete", "run_hash": "a", "attempts": 1, "metrics": {"top1": 70.0}})
+    assert read_status(tmp_path) == {"state": "complete", "run_hash": "a", "attempts": 1, "metrics": {"top1": 70.0}}
+    path = tmp_path / "status.json"
+    whole = json.loads(path.read_text())
+    for edited in ({"metrics": {"top1": 71.0}}, {"metrics": {"top1": float("nan")}}, {"metrics": None}, {"seal": 3}):
+        path.write_text(json.dumps(whole | edited))
+        with pytest.raises(UserError, match=r"status\.json was changed after it was written\. Delete its directory"):
+            read_status(tmp_path)
+    for damaged in ("[]", "{}", '{"state": 3}'):
+        path.write_text(damaged)
+        with pytest.raises(UserError, match=r"status\.json is damaged: it has no state"):
+            read_status(tmp_path)
+    path.write_text(json.dumps({name: value for name, value in whole.items() if name != "seal"}))
+    assert read_status(tmp_path)["metrics"] == {"top1": 70.0}

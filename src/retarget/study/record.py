@@ -12,7 +12,8 @@ import numpy as np
 from pydantic import ValidationError
 
 from retarget.errors import UserError
-from retarget.files import cannot_write, finite_or_none, make_directory, read_json, replace_file, write_text
+from retarget.files import cannot_write, finite_or_none, make_directory, read_json, replace_file, write_json, write_text
+from retarget.identity import fingerprint
 from retarget.study.config import StudyPlan
 
 PROGRESS_EVERY = 0.2
@@ -235,10 +236,35 @@ def read_plan(path: Path) -> StudyPlan:
         raise UserError(f"{path} is not a study that this version can read: {error}") from error
 
 
+def write_status(directory: Path, status: dict[str, Any]) -> None:
+    """Write a run's status.json with a seal over its values, so that an edited metric is noticed."""
+    write_json(directory / "status.json", status | {"seal": fingerprint(status)})
+
+
 def read_status(directory: Path) -> dict[str, Any] | None:
-    """A run's status.json, or None where there is none."""
+    """A run's status.json, or None where there is none.
+
+    Raises:
+        UserError: it is damaged, or was changed after it was written.
+    """
     path = directory / "status.json"
-    return read_json(path) if path.exists() else None
+    if not path.exists():
+        return None
+    status = read_json(path)
+    if not isinstance(status, dict) or not isinstance(status.get("state"), str):
+        raise UserError(f"{path} is damaged: it has no state. Delete it, or its directory, to measure again")
+    seal = status.pop("seal", None)
+    sealed = seal is None or seal == _seal(status)  # records of version 0.1 have none
+    if not sealed or (status["state"] == "complete" and not isinstance(status.get("metrics"), dict)):
+        raise UserError(f"{path} was changed after it was written. Delete its directory to measure again")
+    return status
+
+
+def _seal(status: dict[str, Any]) -> str | None:
+    try:
+        return fingerprint(status)
+    except ValueError:  # NaN and infinities, which no status holds
+        return None
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:

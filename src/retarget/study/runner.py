@@ -18,7 +18,7 @@ from retarget.study.directory import Cell, Opened, cells, complete, look, opened
 from retarget.study.executor import Executor, LocalExecutor
 from retarget.study.figures import Analysis
 from retarget.study.progress import Display, Silent
-from retarget.study.record import Results, read_status
+from retarget.study.record import Results, read_status, write_status
 from retarget.study.summary import collect, merge, summarise, unplanned_looks
 from retarget.study.worker import Finished, Job, Progress, Started, load
 
@@ -238,7 +238,7 @@ class _Schedule:
         if status.get("state") != "failed" or status.get("error") != error:
             run_hash = self.whole.run_hash(cell.condition, cell.arm, cell.seed)
             failure = {"state": "failed", "run_hash": run_hash, "error": error, "traceback": ""}
-            write_json(directory / "status.json", {"attempts": status.get("attempts", 0)} | failure)
+            write_status(directory, {"attempts": status.get("attempts", 0)} | failure)
 
 
 def _check_needs(root: Path, plan: StudyPlan, whole: StudyPlan) -> None:

@@ -26,7 +26,7 @@ import numpy as np
 
 from retarget.errors import UserError
 from retarget.files import cannot_write, locked, make_directory, write_json
-from retarget.study.record import Run, read_status
+from retarget.study.record import Run, read_status, write_status
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def perform(job: Job, send: Callable[[Event], None]) -> Finished:
         write_json(job.directory / "config.json", job.config)
         attempts = (status or {}).get("attempts", 0) + 1
         record = {"state": "running", "run_hash": job.config["run_hash"], "attempts": attempts}
-        write_json(job.directory / "status.json", record)
+        write_status(job.directory, record)
         started = time.monotonic()
         try:
             function = load(job.task)
@@ -127,7 +127,7 @@ def perform(job: Job, send: Callable[[Event], None]) -> Finished:
             return _failed(job, record, error)
         seconds = round(time.monotonic() - started, 3) if attempts == 1 else None  # what a killed attempt took is lost
         done = {"state": "complete", "metrics": metrics, "seconds": seconds}
-        write_json(job.directory / "status.json", record | done)
+        write_status(job.directory, record | done)
         return Finished(job.key)
 
 
@@ -189,7 +189,7 @@ def _checked(metrics: Any, job: Job) -> dict[str, float]:
 def _failed(job: Job, record: dict[str, Any], error: BaseException, unusable: bool = False) -> Finished:
     message = f"{type(error).__name__}: {error}"
     text = "".join(traceback.format_exception(error))
-    write_json(job.directory / "status.json", record | {"state": "failed", "error": message, "traceback": text})
+    write_status(job.directory, record | {"state": "failed", "error": message, "traceback": text})
     return Finished(job.key, error=message, unusable=unusable)
 
 
