@@ -9,6 +9,7 @@ import pytest
 
 from retarget.errors import UserError
 from retarget.pope.answers import after_thinking, final_answer
+from retarget.pope.graders import load
 from retarget.pope.grading import Grader, rejected_solutions, reward_function
 from retarget.pope.problems import Problem
 
@@ -61,6 +62,10 @@ def test_unknown_graders_and_limits_are_refused():
         Grader("exact", seconds=0.0)
     with Grader("exact") as grader, pytest.raises(UserError, match="2 completions, 1 answers"):
         grader.grade(["a", "b"], ["a"])
+
+
+def test_a_grader_is_found_under_the_name_of_its_earlier_place():
+    assert load("retarget.pope.tasks.chain:verify") is load("retarget.pope.studies.chain:verify")
 
 
 def test_the_reward_for_trl_reads_messages_and_columns():

@@ -319,3 +319,15 @@ def test_a_refused_prompt_is_told_from_a_server_that_fails(engine, prompts):
     with serve(engine, faults=[403]) as (url, _), pytest.raises(UserError, match="HTTP 403") as caught:
         ServerEngine(url, "tiny").sample(prompts[:1], 1, PARAMS)
     assert not isinstance(caught.value, Refused)
+
+
+def test_switches_of_the_chat_template_reach_it(tiny, tmp_path):
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tiny.directory)
+    tokenizer.chat_template = "{{ messages[0]['content'] }}{% if thinking %} hint{% endif %} ="
+    plain = TransformersEngine(tiny.model, tokenizer)
+    switched = TransformersEngine(tiny.model, tokenizer, template={"thinking": True})
+    messages = [{"role": "user", "content": "1 +2"}]
+    assert tokenizer.decode(plain.encode(messages), skip_special_tokens=True) == "1 +2 ="
+    assert tokenizer.decode(switched.encode(messages), skip_special_tokens=True) == "1 +2 hint ="
+    assert "template" not in plain.identity
+    assert switched.identity["template"] == {"thinking": True}

@@ -19,10 +19,12 @@ import trl
 from datasets import Dataset
 from pope_training import TINY, make_rows, reward, run
 from safetensors.torch import load_file
+from transformers import TrainerCallback
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 from retarget.errors import UserError
+from retarget.identity import fingerprint
 from retarget.pope.settings import TrainingSettings, grpo_arguments
 from retarget.pope.studies.testbed import load_base
 from retarget.pope.trl import PopeTrainer, fitting, last_checkpoint, ordered, train
@@ -360,3 +362,25 @@ def test_the_model_card_names_its_base(tiny, tmp_path):
     for card in cards:
         assert "None" not in card
         assert f"`{tiny.directory.name}`" in card
+
+
+def test_more_cycles_go_on_from_those_that_are_done(tiny, tmp_path):
+    run(tiny.directory, tmp_path / "whole", save_every=1)
+    run(tiny.directory, tmp_path / "extended", save_every=1, cycles=2)
+    before = json.loads((tmp_path / "extended" / "work.json").read_text())
+    # As earlier versions wrote it.
+    settings = TrainingSettings(**{**TINY, "save_every": 1, "cycles": 2})
+    former = {key: value for key, value in before.items() if key != "cycles"}
+    former["settings"] = fingerprint(settings.model_dump(mode="json"))
+    (tmp_path / "extended" / "work.json").write_text(json.dumps(former))
+    begun = []
+
+    class Begun(TrainerCallback):
+        def on_train_begin(self, args, state, control, **_):
+            begun.append(state.global_step)
+
+    run(tiny.directory, tmp_path / "extended", [Begun()], save_every=1)
+    assert begun == [4]
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "extended"))
+    with pytest.raises(UserError, match=r"cycles = 4 \(now 3\)"):
+        run(tiny.directory, tmp_path / "extended", save_every=1, cycles=3)

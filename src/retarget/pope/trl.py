@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
+from operator import le
 from pathlib import Path
 from typing import Any
 
@@ -204,7 +205,7 @@ def train(
     """
     require_packages(settings)
     arguments = grpo_arguments(settings, _processes(), torch.cuda.is_available())
-    claim(output, work_of(model, rows, settings, peft_config), resume)
+    claim(output, work_of(model, rows, settings, peft_config), resume, settings)
     config = GRPOConfig(output_dir=str(output), **arguments)
     words = tokenizer or _tokenizer_of(model)
     kept = fitting(rows, settings.max_prompt_length, _length(words))
@@ -262,22 +263,25 @@ def informed(reward: Callable[..., list[float]], tokenizer: Any, prompt: Any) ->
     return replace(reward, ends=ends, opens_thinking=opened(rendered, "") != "")
 
 
-def work_of(model: Any, rows: Sequence[dict[str, Any]], settings: TrainingSettings, peft_config: Any) -> dict[str, str]:
-    """Fingerprints of what decides a training's result: rows, settings, model and adapter."""
+def work_of(model: Any, rows: Sequence[dict[str, Any]], settings: TrainingSettings, peft_config: Any) -> dict[str, Any]:
+    """What decides a training's result: fingerprints of rows, settings, model and adapter, and the cycles."""
     name = model if isinstance(model, str) else model.config._name_or_path
     adapter = peft_config.to_dict() if peft_config is not None else None
     # A set has no order that two processes share.
     plain = json.dumps(adapter, sort_keys=True, default=lambda one: sorted(one) if isinstance(one, set) else str(one))
     return {
         "rows": fingerprint(list(rows)),
-        "settings": fingerprint(settings.model_dump(mode="json")),
+        "settings": fingerprint(settings.model_dump(mode="json", exclude={"cycles"})),
+        "cycles": settings.cycles,
         "model": fingerprint([str(name), weights_of(name)]),
         "adapter": fingerprint(plain),
     }
 
 
-def claim(output: Path, work: dict[str, str], resume: bool) -> None:
+def claim(output: Path, work: dict[str, Any], resume: bool, settings: TrainingSettings) -> None:
     """Write ``work.json`` into a training's directory, or refuse a directory of other work.
+
+    More cycles than were done continue the training: its order of rows does not depend on how many there will be.
 
     Raises:
         UserError: its ``work.json`` says otherwise, or is missing beside checkpoints.
@@ -290,14 +294,26 @@ def claim(output: Path, work: dict[str, str], resume: bool) -> None:
                 f"{output}: checkpoints without a {path.name} that says of which work; give another directory"
             )
     else:
-        found = read_json(path)
+        found = _with_cycles(read_json(path), work, settings)
         if resume or checkpoints:
-            refuse_other(output, found, work, remedy="Give another directory, or what it was begun with")
+            extends = {"cycles": le} if resume else {}
+            remedy = "Give another directory, or what it was begun with"
+            refuse_other(output, found, work, extends=extends, remedy=remedy)
         if found == work:
             return
     if int(os.environ.get("RANK", "0")) == 0:
         make_directory(output)
         write_json(path, work)
+
+
+def _with_cycles(found: Any, work: dict[str, Any], settings: TrainingSettings) -> Any:
+    """A ``work.json`` as it is written now: earlier versions had the cycles in the settings' fingerprint."""
+    if not isinstance(found, dict) or "cycles" in found:
+        return found
+    for cycles in range(settings.cycles, 0, -1):
+        if fingerprint(settings.model_copy(update={"cycles": cycles}).model_dump(mode="json")) == found.get("settings"):
+            return {**found, "settings": work["settings"], "cycles": cycles}
+    return found
 
 
 def ordered(rows: Sequence[dict[str, Any]], settings: TrainingSettings) -> Dataset:

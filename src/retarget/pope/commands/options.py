@@ -111,8 +111,8 @@ class Asking:
     """Directory with system.txt, unguided.txt, guided.txt of your own."""
     chat: bool = True
     """Messages through a chat template; --no-chat for plain texts."""
-    template: tuple[str, ...] = ()
-    """Switches of the chat template as KEY=VALUE: --template enable_thinking=false."""
+    chat_switches: tuple[str, ...] = ()
+    """Switches of the chat template as KEY=VALUE: --chat-switches enable_thinking=false."""
     engine_options: tuple[str, ...] = ()
     """Options of the engine as KEY=VALUE: of vllm.LLM (tensor_parallel_size=2 max_model_len=32768), or batch_size,
     dtype, device for a model in this process."""
@@ -126,7 +126,7 @@ class Asking:
         """
         from retarget.pope.engines import is_server, open_engine
 
-        template, options = _pairs(self.template), _pairs(self.engine_options)
+        template, options = _pairs(self.chat_switches), _pairs(self.engine_options)
         if is_server(self.model):
             if options:
                 raise UsageError("--engine-options are for a model in this process: a server has its own")
