@@ -1,7 +1,9 @@
 """POPE's figures: what the wiring costs beside bare TRL, and what stopping at the first success saves."""
 
+import asyncio
 import tempfile
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,15 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 
 from benchmarks._pairs import figure, interleaved
 from retarget.pope.engines.local import TransformersEngine
+from retarget.pope.engines.server import ServerEngine
 from retarget.pope.grading import Grader, reward_function
 from retarget.pope.mining import mine
 from retarget.pope.mixture import mix
-from retarget.pope.rollouts import Sampling
+from retarget.pope.prefixes import cut_points
+from retarget.pope.problems import Problem
+from retarget.pope.prompts import Prompt
+from retarget.pope.rollouts import Rollout, Sampling
+from retarget.pope.sampler import Sampler
 from retarget.pope.settings import TrainingSettings, grpo_arguments
 from retarget.pope.studies.chain import make_problems
 from retarget.pope.studies.testbed import PROMPTS, BaseModel, load_base, train_base
@@ -40,6 +47,9 @@ def figures(smallest: bool = False) -> Iterator[dict[str, Any]]:
         base = train_base(model, Path(folder))
         yield from _step(base, Path(folder), settings, pairs)
         yield from _early_stop(base, k, each)
+    yield from _scheduling((100, 200, 400) if smallest else (1_000, 8_000, 64_000))
+    yield from _stragglers(4 if smallest else 80)
+    yield from _cuts((1_000, 10_000) if smallest else (100_000, 1_000_000, 10_000_000))
 
 
 def _step(base: Path, folder: Path, settings: TrainingSettings, pairs: int) -> Iterator[dict[str, Any]]:
@@ -91,3 +101,69 @@ def _early_stop(base: Path, k: int, each: int) -> Iterator[dict[str, Any]]:
               "problems": len(problems), "same_hard_set": hard[0] == hard[1]}  # fmt: skip
     saved = 1 - early.rollouts / always.rollouts
     yield figure(f"rollouts saved by stopping at the first success, k = {k}", saved, "share", detail=detail)
+
+
+class _Instant:
+    """An engine that answers at once, so that only the scheduling takes time."""
+
+    name = "instant"
+
+    def sample(self, prompts: Sequence[Prompt], n: int, params: Sampling) -> list[list[Rollout]]:
+        return [[Rollout("#### 5", 2, False)] * n for _ in prompts]
+
+
+def _scheduling(counts: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """Time of mining a problem, of which the engine takes none, with ever more problems."""
+    sampler = Sampler(_Instant(), Grader("exact"), PROMPTS, chunk=4)
+    seconds: dict[int, float] = {}
+    for count in counts:
+        problems = [Problem(id=f"p{at}", prompt=str(at), answer="4") for at in range(count)]
+        with tempfile.TemporaryDirectory() as folder:
+            start = time.perf_counter()
+            mine(problems, sampler, k=8, journal=Path(folder) / "mine.jsonl")
+            seconds[count] = time.perf_counter() - start
+    each = {count: round(1000 * taken / count, 4) for count, taken in seconds.items()}
+    least, most = counts[0], counts[-1]
+    growth = each[most] / each[least]
+    yield figure(f"scheduling a problem among {most:,} over one among {least:,}", growth, "ratio", "<= 2",
+                 {"milliseconds_a_problem": each})  # fmt: skip
+
+
+class _Slow(ServerEngine):
+    """A server whose every 50th request takes 1.2 s and the others 20 ms."""
+
+    identity = {}  # noqa: RUF012 - nothing is asked of a server that is not there
+
+    async def _request(self, client: Any, prompt: Prompt, first: int, count: int, params: Sampling) -> list[Rollout]:
+        slow = (params.unit_seed(prompt) + first) % 50 == 0
+        await asyncio.sleep(1.2 if slow else 0.02)
+        self.waited = getattr(self, "waited", 0.0) + (1.2 if slow else 0.02)
+        return [Rollout("#### 5", 2, False)] * count
+
+
+def _stragglers(count: int) -> Iterator[dict[str, Any]]:
+    """Requests with stragglers, over the time that their delays take on all connections."""
+    engine = _Slow("http://127.0.0.1:9/v1", "slow", key_variable="none")
+    problems = [Problem(id=f"p{at}", prompt=str(at), answer="4") for at in range(count)]
+    start = time.perf_counter()
+    mine(problems, Sampler(engine, Grader("exact"), PROMPTS), k=32)
+    taken = time.perf_counter() - start
+    least = engine.waited / engine.concurrency
+    what = f"{32 * count:,} requests with 2 % stragglers over what their delays allow"
+    yield figure(what, taken / least, "ratio", "<= 1.5", {"seconds": round(taken, 2), "least": round(least, 2)})
+
+
+def _cuts(lengths: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """Time of cutting a character of a solution at tokens, with ever longer solutions."""
+    each: dict[int, float] = {}
+    for length in lengths:
+        text = "Let $x = 5$ and add \\frac{1}{2} of it. " * (length // 39)
+        start = time.perf_counter()
+        cut_points(text, 8, 0.5, "token")
+        each[length] = 1e6 * (time.perf_counter() - start) / length
+    least, most = lengths[0], lengths[-1]
+    growth = each[most] / each[least]
+    detail = {"microseconds_a_character": {length: round(taken, 3) for length, taken in each.items()}}
+    yield figure(
+        f"cutting a character of {most / 1e6:g} MB over one of {least / 1e3:g} kB", growth, "ratio", "<= 2", detail
+    )

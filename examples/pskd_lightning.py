@@ -1,4 +1,8 @@
-"""PS-KD in Lightning: a callback. The module knows nothing of it."""
+"""PS-KD in Lightning: a callback. The module knows nothing of it.
+
+Its labels stay labels, so metrics are what they were; ``F.cross_entropy`` finds the softened rows in their place. A
+loss of your own takes ``soft_targets(y, num_classes=10)`` from ``retarget.pskd``, or the run is stopped in its first step.
+"""
 
 import lightning.pytorch as pl
 import torch
@@ -6,6 +10,7 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset, random_split
+from torchmetrics.classification import MulticlassAccuracy
 
 from retarget.pskd import PSKD, PSKDCallback, with_index
 
@@ -14,13 +19,17 @@ class Classifier(pl.LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.network = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+        self.train_accuracy = MulticlassAccuracy(10)
 
     def forward(self, x):
         return self.network(x)
 
     def training_step(self, batch, batch_idx):
-        x, y = batch[:2]  # with PS-KD y holds probabilities, which cross_entropy takes as well
-        return F.cross_entropy(self(x), y)
+        x, y = batch[:2]
+        logits = self(x)
+        self.train_accuracy.update(logits, y)  # of the labels as they are
+        self.log("train_accuracy", self.train_accuracy, on_step=False, on_epoch=True)
+        return F.cross_entropy(logits, y)  # with PS-KD: against the softened rows
 
     def test_step(self, batch, batch_idx):
         x, y = batch

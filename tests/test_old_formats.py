@@ -159,8 +159,11 @@ def test_an_old_journal_spares_all_sampling(command, written, old, monkeypatch):
     assert main(["pope", *shlex.split(f"{command} {ASKING}")]) == 0
     after = contents(folder / "out")
     assert after.keys() == before.keys()  # nor was another journal begun
-    for name in before.keys() - {"evaluation.json"}:
+    for name in before.keys() - {"evaluation.json", *written}:
         assert after[name] == before[name]
+    for name in set(written) - {"evaluation.json"}:  # rows may say more than they did
+        rows = [[json.loads(line) for line in one[name].splitlines()] for one in (before, after)]
+        assert [{**new, **old} for old, new in zip(*rows, strict=True)] == rows[1]
     evaluations = [json.loads(one["evaluation.json"]) for one in (before, after)]
     assert evaluations[1] | {"settings": None} == evaluations[0] | {"settings": None}
 

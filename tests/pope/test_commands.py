@@ -147,6 +147,9 @@ def test_exports(tmp_path):
         records = [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
         assert sorted(record[field] for record in records) == ["0", "1", "1", "2", "3"]
     write_rows(tmp_path / "plain.parquet", [{**verl_row, "prompt": "q"} for verl_row in mix(problems, {})])
+    assert {row["guided"] for row in map(json.loads, (tmp_path / "o.jsonl").read_text().splitlines())} == {True, False}
+    for name in ("v.validation.parquet", "v.reward.py", "v.launch.sh", "o.validation.jsonl", "o.reward.py"):
+        assert (tmp_path / name).exists()
     with pytest.raises(UserError, match="wants chat messages"):
         pope(["export", str(tmp_path / "plain.parquet"), "--to", "verl", "--out", str(tmp_path / "x.parquet")])
 
@@ -158,3 +161,60 @@ def test_help_and_wrong_words(capsys):
     assert all(name in printed for name in VERBS)
     with pytest.raises(UsageError, match="choose oracle, mine"):
         pope(["mines"])
+
+
+def test_options_that_would_be_dropped_silently_are_refused(folder, asking, tiny):
+    evaluating = ["evaluate", str(folder / "problems.jsonl"), "--out", str(folder / "e"), "--answer-anywhere"]
+    with pytest.raises(UsageError, match="--k 64 needs between 1 and --samples 16"):
+        pope([*evaluating, *asking, "--samples", "16", "--k", "1", "64"])
+    with pytest.raises(UsageError, match="--served and the options of a server are for http"):
+        pope([*evaluating, *asking, "--concurrency", "3"])
+    with pytest.raises(UsageError, match="--engine-options are for a model in this process"):
+        pope([*evaluating, "--model", "http://127.0.0.1:9/v1", "--engine-options", "max_model_len=8"])
+    with pytest.raises(UserError, match=r"options of the engine: .*max_len"):
+        pope([*evaluating, *asking, "--engine-options", "max_len=8"])
+    with pytest.raises(UsageError, match="--fields takes NAME=FIELD, not prompt"):
+        pope([*evaluating, *asking, "--fields", "prompt"])
+    assert not (folder / "e" / "evaluation.json").exists()
+
+
+def test_a_batch_job_says_how_far_it_is_and_that_nothing_was_sampled(folder, asking, capsys):
+    words = ["mine", str(folder / "problems.jsonl"), "--out", str(folder / "said"), "--k", "8", "--batch", "2",
+             "--answer-anywhere", *asking]  # fmt: skip
+    assert pope([*words, "--limit", "4"]) == 0
+    err = capsys.readouterr().err
+    assert "mining: 0 of 4 problems" in err
+    assert "mining: 4 of 4 problems, 32 rollouts" in err
+    assert pope(words) == 0
+    out, err = capsys.readouterr()
+    assert "mining: going on after 32 rollouts in the journal" in err
+    assert "Nothing was sampled" not in out
+    assert pope(words) == 0
+    assert f"Nothing was sampled: all of it stands in {folder / 'said' / 'mine.jsonl'}" in capsys.readouterr().out
+
+
+def test_passwords_are_in_no_results_file(tiny, folder, capsys):
+    engine = TransformersEngine(tiny.model, tiny.tokenizer)
+    with serve(engine) as (url, _):
+        address = url.replace("://", "://me:secret@")
+        words = ["evaluate", str(folder / "problems.jsonl"), "--out", str(folder / "kept"), "--model", address,
+                 "--served", "tiny", "--samples", "2", "--answer-anywhere", *TINY]  # fmt: skip
+        assert pope(words) == 0
+    for file in (folder / "kept").iterdir():
+        assert "secret" not in file.read_text()
+    assert "secret" not in "".join(capsys.readouterr())
+
+
+def test_paths_that_cannot_be_read_or_written_are_named(folder, asking, tmp_path):
+    (tmp_path / "file").write_text("")
+    rows, long = str(tmp_path / "file"), str(tmp_path / ("x" * 300))
+    for out in (tmp_path / "file" / "out", long):
+        with pytest.raises(UserError, match="cannot write"):
+            pope(["mine", str(folder / "problems.jsonl"), "--out", str(out), "--answer-anywhere", *asking])
+    for words in (["mine", long, "--out", "o", *asking], ["mix", long, long, "--out", "o"],
+                  ["export", long, "--to", "verl", "--out", "o"], ["train", long, "--model", "m", "--out", "o"],
+                  ["export", rows, "--to", "verl", "--out", "o"],
+                  ["evaluate", str(folder / "problems.jsonl"), "--out", rows, "--model", long,
+                   "--answer-anywhere"]):  # fmt: skip
+        with pytest.raises(UserError, match=r"x{300}|file"):
+            pope(words)

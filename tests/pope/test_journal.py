@@ -40,7 +40,9 @@ def test_other_work_damage_and_a_second_writer_are_refused(tmp_path):
 def test_in_memory():
     journal = Journal(None, HEADER)
     journal.append({"a": 1})
-    assert journal.records == [{"a": 1}]
+    journal.append({"a": 0})
+    journal.settle(lambda record: record["a"])
+    assert journal.records == [{"a": 0}, {"a": 1}]
 
 
 def test_a_header_that_gained_a_field_is_refused_by_name(tmp_path):

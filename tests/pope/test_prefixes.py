@@ -1,4 +1,5 @@
 import re
+import sys
 
 import pytest
 from hypothesis import given
@@ -107,6 +108,8 @@ def test_an_early_cap_falls_to_tokens_and_says_so():
         ("First. Half of it.\n#### 1/2", "0.5", "First. Half of it."),
         ("Part one: \\boxed{3}. Now the rest. So \\boxed{7}.", "7", "Part one: \\boxed{3}. Now the rest."),
         ("#### Plan\nAdd them. So \\boxed{7}.", "7", "#### Plan\nAdd them."),
+        ("First. The answer is 5", "5", "First."),
+        ("First. The answer is $x = 5$", "x=5", "First."),
         ("4 apples, and 4 pears. Together 8.", "8", "4 apples, and 4 pears."),
     ],
 )
@@ -128,3 +131,28 @@ def test_bare_occurrences_are_counted():
     problem = Problem(id="p", prompt="Of 5 cats", solution="5 cats, 15 dogs, 5 cows. In all 5.", answer="5")
     assert bare_occurrences(problem, len("5 cats, 15 dogs, 5 cows.")) == (2, True)
     assert bare_occurrences(problem.model_copy(update={"prompt": "Of cats"}), 1) == (1, False)
+
+
+@pytest.mark.parametrize(
+    "piece", ["word 5. ", "\\[ a ", "\\frac{a ", "\\begin{align} ", "$5 and ", " \n ", "#### ", "\\a{"]
+)
+def test_the_work_grows_with_the_text_and_not_with_its_square(piece):
+    """Counted in calls, since times say little: ten times the text takes about ten times the steps."""
+    steps = []
+    for length in (2_000, 20_000):
+        text = piece * (length // len(piece)) + "x"
+        problem = Problem(id="p", prompt="?", solution=text, answer="5")
+        count = 0
+
+        def tick(frame, event, _):
+            nonlocal count
+            count += 1
+
+        sys.setprofile(tick)
+        try:
+            cut_points(text, 8, 0.5, "token")
+            leak(problem, len(text) // 2)
+        finally:
+            sys.setprofile(None)
+        steps.append(count)
+    assert steps[1] < 14 * steps[0]

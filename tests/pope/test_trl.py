@@ -343,3 +343,20 @@ def test_evaluation_rows_are_guided_by_their_stratum_too(tiny, tmp_path):
     model, tokenizer = load_base(tiny.directory)
     with pytest.raises(UserError, match="evaluation is unguided"):
         train(model, make_rows(), reward(), TrainingSettings(**TINY), tmp_path, tokenizer=tokenizer, eval_rows=rows)
+
+
+def test_packages_that_are_missing_are_found_out_first(tiny, tmp_path):
+    for changes, message in (({"vllm": "server"}, "vllm is not installed"),
+                             ({"extra": {"report_to": "no_such_tracker"}}, "pip install no_such_tracker")):  # fmt: skip
+        with pytest.raises((UserError, ImportError), match=message):
+            run(tiny.directory, tmp_path / "out", **changes)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_model_card_names_its_base(tiny, tmp_path):
+    run(tiny.directory, tmp_path, save_every=4)
+    cards = [path.read_text() for path in tmp_path.rglob("README.md")]
+    assert cards
+    for card in cards:
+        assert "None" not in card
+        assert f"`{tiny.directory.name}`" in card

@@ -97,9 +97,9 @@ def test_the_estimate_follows_the_epochs_and_is_not_guessed_for_another_network(
 
 
 def test_the_files_of_a_run_follow_from_its_settings(tmp_path):
-    assert images.data_paths(images.Settings(**PRESETS["demo"])) == ()
+    assert images.Settings(**PRESETS["demo"]).data_paths() == ()
     mine = peers_plan.PeerSettings(**PRESETS["demo"] | {"dataset": "npz:a.npz", "shift": {"ood": "hf:b"}})
-    assert peers_plan.data_paths(mine) == ("a.npz", "b")
+    assert mine.data_paths() == ("a.npz", "b")
     chosen = {"dataset": "voc:a+b", "pretrain": {**detection.PRESETS["demo"]["pretrain"], "dataset": "folder:c"}}
     voc = detection.Settings(**detection.PRESETS["demo"] | chosen)
     folders = ("Annotations", "ImageSets/Main", "JPEGImages")

@@ -57,7 +57,7 @@ def test_it_opens_without_an_error_and_nothing_leaves_the_file(visit, finished, 
     for sentence in (
         "1 of 7 claims holds here, 3 do not, 2 lack evidence, 1 was not measured.",
         "PS-KD improves accuracy on image classification.",
-        "8 seeds would decide, if mean and spread stay",
+        "11 seeds would decide with 80 % power, if mean and spread stay",
     ):
         assert page.get_by_text(sentence).first.is_visible()
     assert page.get_by_role("table", name="Claims, what was compared").get_by_role("row").count() == 11

@@ -6,8 +6,9 @@ from reference_verdicts import verdicts, verdicts_with_looks
 from scipy import stats
 from tasks_for_tests import plan
 
-from retarget.study.claims import judge
+from retarget.study.claims import judge, outlooks
 from retarget.study.config import Arm, Claim, Condition, Metric, StudyPlan
+from retarget.study.power import inflation, power
 
 ACCURACY = Metric(name="acc", label="accuracy", unit="%", better="higher")
 
@@ -131,6 +132,21 @@ def test_a_control_below_its_floor_makes_no_test_of_the_claim():
     assert "bleu of control is missing" in unknown.reason
 
 
+def test_a_metric_s_floor_holds_for_the_control_of_every_claim_and_changes_no_claim():
+    """A translator with BLEU 0 in both arms is told nothing about its calibration."""
+    bleu = Metric(name="bleu", label="BLEU", better="higher", floor=1.0)
+    values = {arm: {"acc": [50.0 + lift, 50.5 + lift]} for arm, lift in (("control", 0.0), ("arm", 3.0))}
+    one, constant = claim("a", "arm"), claim("b", "arm", arms=("arm",), against=10.0)
+    study_of = study([one, constant], 2, metrics=(ACCURACY, bleu))
+    assert study_of.claims_hash() == study([one, constant], 2).claims_hash()
+    for score, verdict in ((0.0, "not measured"), (20.0, "not enough evidence")):
+        scored = {arm: metrics | {"bleu": [score, score]} for arm, metrics in values.items()}
+        judged_one, judged_constant = judge(study_of, {"default": scored})
+        assert judged_one.verdict == verdict
+        assert judged_constant.verdict == "holds", "it has no control"
+    assert judge(study_of, {"default": values})[0].verdict == "not enough evidence", "what has no BLEU is no translator"
+
+
 def test_the_floor_of_a_metric_of_which_lower_is_better_is_a_ceiling():
     values = {"default": {"control": {"acc": [3.0, 3.1]}, "arm": {"acc": [1.0, 1.2]}}}
     lower = Metric(name="acc", label="perplexity", better="lower")
@@ -183,6 +199,17 @@ def test_a_set_that_was_not_run_leaves_a_claim_across_sets_unmeasured():
     for kind in ("every", "average", "new"):
         assert across(kind, conditions=("a", "absent")).verdict == "not measured"
     assert across("average", conditions=("a", "b")).estimate == pytest.approx(np.mean([SETS["a"], SETS["b"]]))
+
+
+def test_the_power_of_planned_looks_is_that_of_the_share_which_the_last_one_spends():
+    one = [claim("a", "arm")]
+    values = {"default": {"control": {"acc": [50.0, 50.0, 50.0]}, "arm": {"acc": [50.0, 51.0, 52.0]}}}
+    plain, looks = study(one, 3), study(one, 3, looks=(3, 5, 10))
+    (at_ten,) = outlooks(plain, values, 3, 10)
+    assert at_ten.alone == pytest.approx(power(1.0, inflation(3), 10, 0.025))
+    (of_look,) = outlooks(looks, values, 3, 12)
+    assert (of_look.n, of_look.alone) == (10, pytest.approx(power(1.0, inflation(3), 10, 0.5 * 0.025)))
+    assert outlooks(looks, values, 3, 2)[0].alone == 0
 
 
 def test_new_fields_at_their_defaults_change_no_hash():

@@ -111,10 +111,10 @@ class Journal:
         self._write(record)
 
     def _write(self, record: dict[str, Any]) -> None:
-        line = _line(record)
-        self._lines.append(line)
         if self._file is None or self.path is None:
             return
+        line = _line(record)
+        self._lines.append(line)
         try:
             view = memoryview(line + b"\n")
             while view:
@@ -131,8 +131,8 @@ class Journal:
         if order == list(range(len(self.records))):
             return
         self.records = [self.records[index] for index in order]
-        self._lines = [self._lines[0], *(self._lines[1 + index] for index in order)] if self._lines else []
         if self.path is not None:
+            self._lines = [self._lines[0], *(self._lines[1 + index] for index in order)]
             content = b"".join(line + b"\n" for line in self._lines)
             replace_file(self.path, lambda temporary: temporary.write_bytes(content))
 

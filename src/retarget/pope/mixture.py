@@ -243,10 +243,12 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
     Raises:
         UserError: no such file, or columns missing.
     """
-    if not Path(path).exists():
-        raise UserError(f"{path}: no such file; `retarget pope mix` writes it")
     try:
+        if not Path(path).exists():
+            raise UserError(f"{path}: no such file; `retarget pope mix` writes it")
         rows = require("pyarrow.parquet", "rl").read_table(path).to_pylist()
+    except UserError:
+        raise
     except (ValueError, OSError) as error:  # pyarrow's errors are kinds of these
         raise UserError(f"{path}: not a mixture of `retarget pope mix`, which is a Parquet file ({error})") from error
     needed = {"id", "problem", "prompt", "answer", "meta", "guided", "stratum"}

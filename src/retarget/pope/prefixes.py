@@ -1,8 +1,8 @@
 """Where an oracle solution may be cut, and whether a cut gives the answer away. The search stands in search.py."""
 
 import re
-from bisect import bisect_right
-from collections.abc import Iterator
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,11 +18,18 @@ _LINE = re.compile(r"\n\s*")
 _STEP = re.compile(r"\n(?=\s*\n)\s*|\n\s*(?=(?:[Ss]tep\s+\d|\d+[.)]\s|[-*]\s))")
 _TOKEN = re.compile(r"\s+")
 _MATH = re.compile(
-    r"\$\$.*?\$\$|\\\[.*?\\\]|\\\(.*?\\\)|\\begin\{(\w+\*?)\}.*?\\end\{\1\}"
+    r"\$\$|\\\[|\\\(|\\begin\{(\w+\*?)\}"
     # A dollar opens a formula only where the next one can close it: "costs $5 and $7" and "($5 or $7)" are prices.
     r"|(?<!\\)\$(?![\s$])(?:\\.|[^$\\])*?(?<![\s(\[])\$(?!\d)",
     re.DOTALL,
 )
+_CLOSING = {"$$": "$$", "\\[": "\\]", "\\(": "\\)"}
+_UNSPACED = re.compile(r"[\s$]")
+_BRACE = re.compile(r"[{}]")
+_LOOK_BACK = 80
+_STATED_WITHIN = 2000
+"""Characters behind a marker in which its answer stands."""
+_SPACES = re.compile(r"\s*")
 _COMMAND = re.compile(r"\\([A-Za-z]+)(?:\s*\[[^\]]*\](?=\s*\{))?")
 _ARGUMENT = re.compile(r"\\[A-Za-z]+|\\?.", re.DOTALL)
 _ARGUMENTS = {
@@ -71,32 +78,48 @@ def boundaries(text: str, unit: Unit) -> list[int]:
     pattern = {"sentence": _SENTENCE, "line": _LINE, "step": _STEP, "token": _TOKEN}.get(unit)
     if pattern is None:
         raise UserError(f"a cut stands at a {', '.join(UNITS)}, not at a {unit!r}")
-    closed = sorted(_closed(text))
+    closed = _disjoint(_closed(text))
     starts = [start for start, _ in closed]
     length = len(text.rstrip())
-    found = []
+    found: list[int] = []
     for match in pattern.finditer(text):
-        end = len(text[: match.end()].rstrip())
+        end = match.end()
+        while end and text[end - 1].isspace():
+            end -= 1
         before = bisect_right(starts, end - 1) - 1
-        inside = any(start < end < stop for start, stop in closed[: before + 1])
-        abbreviated = unit == "sentence" and "\n" not in match[0] and _ABBREVIATION.search(text[:end])
+        inside = before >= 0 and closed[before][0] < end < closed[before][1]
+        abbreviated = (
+            unit == "sentence" and "\n" not in match[0] and _ABBREVIATION.search(text, max(0, end - _LOOK_BACK), end)
+        )
         if 0 < end < length and not inside and not abbreviated and (not found or found[-1] < end):
             found.append(end)
     return found
 
 
+def _disjoint(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Stretches in order, those that overlap as one."""
+    joined: list[tuple[int, int]] = []
+    for start, stop in sorted(spans):
+        if joined and start < joined[-1][1]:
+            joined[-1] = joined[-1][0], max(joined[-1][1], stop)
+        else:
+            joined.append((start, stop))
+    return joined
+
+
 def _closed(text: str) -> Iterator[tuple[int, int]]:
     """Stretches that no cut may divide."""
-    for pattern in (_MATH, _SPACED_NUMBER):
-        for match in pattern.finditer(text):
-            yield match.span()
+    yield from _formulas(text)
+    for match in _SPACED_NUMBER.finditer(text):
+        yield match.span()
+    ends = _group_ends(text)
     for match in _COMMAND.finditer(text):
         at, needed = match.end(), _ARGUMENTS.get(match[1], 0)
         while True:
             ahead = at + _space(text, at)
             argument = _ARGUMENT.match(text, ahead)
             if argument and argument[0] == "{":
-                at = _group_end(text, ahead)
+                at = ends.get(ahead, len(text))
             elif argument and needed > 0:
                 at = argument.end()
             else:
@@ -106,14 +129,32 @@ def _closed(text: str) -> Iterator[tuple[int, int]]:
             yield match.start(), at
 
 
-def _group_end(text: str, at: int) -> int:
-    """Where the braces end that open at ``at``: the text's end if nothing closes them."""
-    depth = 0
-    for place in range(at, len(text)):
-        depth += {"{": 1, "}": -1}.get(text[place], 0)
-        if depth == 0:
-            return place + 1
-    return len(text)
+def _formulas(text: str) -> Iterator[tuple[int, int]]:
+    """Stretches of mathematics. What closes nowhere is looked for once, so that no text takes long."""
+    at, missing = 0, set()
+    while match := _MATH.search(text, at):
+        closing = _CLOSING.get(match[0]) or (f"\\end{{{match[1]}}}" if match[1] else None)
+        at = match.end()
+        if closing is not None:
+            found = -1 if closing in missing else text.find(closing, match.end())
+            if found < 0:
+                missing.add(closing)
+                at = match.start() + 1
+                continue
+            at = found + len(closing)
+        yield match.start(), at
+
+
+def _group_ends(text: str) -> dict[int, int]:
+    """Where the braces end that open at a place; what nothing closes is left out."""
+    ends: dict[int, int] = {}
+    opened: list[int] = []
+    for brace in _BRACE.finditer(text):
+        if brace[0] == "{":
+            opened.append(brace.start())
+        elif opened:
+            ends[opened.pop()] = brace.end()
+    return ends
 
 
 def cut_points(solution: str, cuts: int = 4, cap: float = 0.25, unit: Unit = "sentence") -> list[Cut]:
@@ -159,12 +200,16 @@ def statements(problem: Problem) -> list[tuple[int, int]]:
     """
     text, answer = problem.solution, problem.answer
     edges = [0, *boundaries(text, "sentence"), len(text)]
+    said = _said(text, answer)
+    begins = [start for start, _ in said]
     stating: set[int] = set()
     unread: dict[str, set[int]] = {"#": set(), "\\": set()}
     for marker in _MARKER.finditer(text):
         sentence = bisect_right(edges, marker.start()) - 1
         # "The answer is" may stand on one line and the answer on the next.
-        if _says(text[marker.end() : edges[min(sentence + 2, len(edges) - 1)]], answer):
+        stop = min(edges[min(sentence + 2, len(edges) - 1)], marker.end() + _STATED_WITHIN + 2 * len(answer))
+        at = bisect_left(begins, marker.end())
+        if at < len(said) and said[at][1] <= stop:
             stating.add(sentence)
             unread["#"].clear()
             if marker[0][0] == "\\":
@@ -187,8 +232,9 @@ def leak(problem: Problem, end: int) -> Leak | None:
     >>> leak(problem, 9), leak(problem, 13)
     (None, Leak(start=9, statement='The answer is 4.'))
     """
+    reached = len(problem.solution[:end].rstrip())
     for start, stop in statements(problem):
-        if len(problem.solution[:end].rstrip()) > start + _space(problem.solution, start):
+        if reached > start + _space(problem.solution, start):
             return Leak(start, problem.solution[start:stop].strip())
     return None
 
@@ -202,11 +248,20 @@ def bare_occurrences(problem: Problem, end: int) -> tuple[int, bool]:
     return count, next(find_answer(problem.prompt, problem.answer), None) is not None
 
 
-def _says(text: str, answer: str) -> bool:
-    if next(find_answer(text, answer), None) is not None:
-        return True
-    return not answer.isdigit() and re.sub(r"[\s$]", "", answer) in re.sub(r"[\s$]", "", text)
+def _said(text: str, answer: str) -> list[tuple[int, int]]:
+    """Where a text holds the answer, in order: as a token of its own, or (unless it is a whole number) spaces apart."""
+    found = [(start, start + len(answer)) for start in find_answer(text, answer)]
+    bare = _UNSPACED.sub("", answer)
+    if answer.isdigit() or not bare:
+        return found
+    kept = [at for at, letter in enumerate(text) if not (letter.isspace() or letter == "$")]
+    close = "".join(map(text.__getitem__, kept))
+    at = close.find(bare)
+    while at >= 0:
+        found.append((kept[at], kept[at + len(bare) - 1] + 1))
+        at = close.find(bare, at + 1)
+    return sorted(found)
 
 
 def _space(text: str, start: int) -> int:
-    return len(text[start:]) - len(text[start:].lstrip())
+    return _SPACES.match(text, start).end() - start  # type: ignore[union-attr]

@@ -53,7 +53,7 @@ class Work:
             UserError: the journal holds a unit of a problem that has changed since, or more rollouts than are asked
                 for; every problem is refused; or the engine fails.
         """
-        self._done, self._rollouts, self._refusals = 0, 0, 0
+        self._done, self._rollouts, self._refusals, self._answered = 0, 0, 0, 0
         self._units: dict[int, Unit] = {}
         self._known = self._read()
         self._due: list[Due] = []
@@ -68,7 +68,7 @@ class Work:
                     asyncio.run(self._stream(self.sampler.engine, grading))
                 else:
                     self._batches(grading)
-        if self._refusals and not any(item.records for item in self.items):
+        if self._refusals and not self._answered:
             raise self._all_refused()
         self._settle()
 
@@ -92,6 +92,7 @@ class Work:
                 return
             item.records.append(record)
             self._rollouts += record.n
+            self._answered += 1
         self._done += 1
 
     def _found(self, problem: Problem, unit: Unit) -> Record | None:
@@ -126,6 +127,7 @@ class Work:
             self.sampled += 1
             item.records.append(record)
             self._rollouts += record.n
+            self._answered += 1
             before = len(self._due)
             self._advance(place)
             if len(self._due) > before:
@@ -137,7 +139,7 @@ class Work:
         self._units.pop(place)
         self._done += 1
         self._refusals += 1
-        if self._refusals >= _REFUSED_AT_FIRST and not any(item.records for item in self.items):
+        if self._refusals >= _REFUSED_AT_FIRST and not self._answered:
             raise self._all_refused()
 
     def _all_refused(self) -> UserError:

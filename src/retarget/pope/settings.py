@@ -21,16 +21,22 @@ class Optimisation(Strict):
     rollouts: int = Field(default=8, ge=2, description=f"completions a prompt, one group: 8: {_CODE}")
     updates_per_batch: int = Field(default=1, ge=1, description="optimiser steps on one generation batch")
     micro_batch: int = Field(default=8, ge=1, description="rows of one forward pass on one device")
-    lr: float = Field(default=1e-6, gt=0, description=f"AdamW, constant, no warm-up: {_CODE}")
-    max_grad_norm: float = Field(default=0.3, gt=0, description=_CODE)
+    lr: float = Field(
+        default=1e-6, gt=0, description=f"AdamW, constant, no warm-up: {_CODE} has a cosine over 100,000 steps"
+    )
+    max_grad_norm: float = Field(
+        default=0.3, gt=0, description=f"{_CODE}, whose units may differ from these by a factor of 64: see the card"
+    )
     entropy_bonus: float = Field(
-        default=1e-4, ge=0, description=f"a token's weight in a sum over tokens: {_CODE}; see `expected_length`"
+        default=1e-4,
+        ge=0,
+        description=f"a token's weight in a sum over tokens: {_CODE}, where it decays to 0; see `expected_length`",
     )
     clip_low: float = Field(default=1.0, ge=0, description=f"ratio clipped to [1 - low, 1 + high]; [0, 5]: {_CODE}")
     clip_high: float = Field(default=4.0, ge=0, description=_CODE)
     temperature: float = Field(default=0.8, gt=0, description=_CODE)
     max_completion_length: int = Field(default=16384, ge=1, description=_CODE)
-    max_prompt_length: int = Field(default=2048, ge=1, description=f"longer prompts are dropped with a count: {_CODE}")
+    max_prompt_length: int = Field(default=2048, ge=1, description="longer prompts are dropped with a count; ours")
 
 
 class TrainingSettings(Optimisation):
@@ -106,6 +112,8 @@ def grpo_arguments(settings: TrainingSettings, processes: int, cuda: bool) -> di
         "logging_steps": settings.log_every * settings.updates_per_batch,
         **(saving if settings.save_every else {"save_strategy": "no"}),
         "report_to": "none",
+        # Without it several processes on CPUs would run trainings that know nothing of each other.
+        **({"use_cpu": True} if processes > 1 and not cuda else {}),
         "remove_unused_columns": False,
         # Sequence-level masks of vLLM's correction drop long samples; the token level does not.
         **({"use_vllm": True, "vllm_mode": settings.vllm, "vllm_importance_sampling_mode": "token_truncate"}

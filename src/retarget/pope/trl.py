@@ -5,19 +5,22 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
 from jaxtyping import Integer
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallback, TrainerCallback
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 from retarget.errors import UserError
-from retarget.files import make_directory, read_json, write_json
+from retarget.extras import require
+from retarget.files import cannot_write, make_directory, read_json, write_json, write_text
 from retarget.identity import fingerprint, refuse_other
 from retarget.pope.grading import Reward
 from retarget.pope.identity import weights_of
@@ -63,6 +66,16 @@ class PopeTrainer(GRPOTrainer):
         self._think = (words.get("<think>", -1), words["</think>"]) if "</think>" in words else None
         self._rewards: Tensor | None = None
         self._entropies: Tensor | None = None
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """TRL's card, which knows no base model by path and says None."""
+        super().create_model_card(*args, **kwargs)
+        card, model = Path(str(self.args.output_dir)) / "README.md", self.model
+        if card.exists():
+            named = Path(str(getattr(model.config, "_name_or_path", "") or "a model")).name  # type: ignore[union-attr]
+            text = card.read_text(encoding="utf-8")
+            text = text.replace("[None](https://huggingface.co/None)", f"`{named}`")
+            write_text(card, text.replace('model="None"', f'model="{card.parent.name}"'))
 
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
         rewards: Any = super()._calculate_rewards(*args, **kwargs)
@@ -189,6 +202,7 @@ def train(
         UserError: no row fits, a batch that does not divide, guided evaluation rows, or ``output`` belongs to other
             work.
     """
+    require_packages(settings)
     arguments = grpo_arguments(settings, _processes(), torch.cuda.is_available())
     claim(output, work_of(model, rows, settings, peft_config), resume)
     config = GRPOConfig(output_dir=str(output), **arguments)
@@ -208,9 +222,27 @@ def train(
     if trainer.pop_callback(ProgressCallback):
         trainer.add_callback(Bar)
     checkpoint = last_checkpoint(output) if resume else None
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    trainer.save_model(str(output))
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        trainer.save_model(str(output))
+    except (OSError, SafetensorError) as error:
+        raise cannot_write(output, error) from error
     return trainer
+
+
+def require_packages(settings: TrainingSettings) -> None:
+    """Refuse settings that need packages which are not installed, before anything is loaded.
+
+    Raises:
+        MissingExtraError: vLLM.
+        UserError: a tracker.
+    """
+    if settings.vllm != "none":
+        require("vllm", "vllm")
+    wanted = settings.extra.get("report_to") or ()
+    for name in (wanted,) if isinstance(wanted, str) else wanted:
+        if name not in ("none", "all") and find_spec(name) is None:
+            raise UserError(f"report_to={name} needs a package that is not installed: pip install {name}")
 
 
 def informed(reward: Callable[..., list[float]], tokenizer: Any, prompt: Any) -> Callable[..., list[float]]:

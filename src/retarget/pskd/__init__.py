@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from retarget.pskd.past.rows import Dense, TopK
     from retarget.pskd.pixels import PixelPSKD
     from retarget.pskd.sequences import SequencePSKD
+    from retarget.pskd.soft_labels import soft_targets
     from retarget.pskd.trainer import PSKDSeq2SeqTrainer, PSKDTrainer
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "PreviousModel",
     "SequencePSKD",
     "TopK",
+    "soft_targets",
     "with_index",
 ]
 __getattr__, __dir__ = lazy(
@@ -41,6 +43,7 @@ __getattr__, __dir__ = lazy(
         "SequencePSKD": "sequences",
         "DetectionPSKD": "detection",
         "with_index": "index",
+        "soft_targets": "soft_labels",
         "Dense": "past.rows",
         "TopK": "past.rows",
         "MemoryMapped": "past.files",

@@ -43,15 +43,34 @@ class Form:
     ) -> None:
         self.schedule, self.past, self.checks = schedule, past, checks
         self.num_samples, self.num_classes, self.ignore_index = num_samples, num_classes, ignore_index
-        self.agreed = {
-            "num_samples": num_samples,
-            "num_classes": num_classes,
-            "total_epochs": schedule.total_epochs,
-            "alpha_T": schedule.alpha_T,
-            "schedule": schedule.growth,
-            "rows": past.kind,
-            **agreed,
+        self._agreed = agreed
+
+    @property
+    def agreed(self) -> dict[str, Any]:
+        """What a resumed run must agree on, by name."""
+        return {
+            "num_samples": self.num_samples,
+            "num_classes": self.num_classes,
+            "total_epochs": self.schedule.total_epochs,
+            "alpha_T": self.schedule.alpha_T,
+            "schedule": self.schedule.growth,
+            "rows": self.past.kind,
+            **self._agreed,
         }
+
+    @property
+    def alpha_T(self) -> float:
+        """Weight of the past in the last epoch, in [0, 1]; it may be set, and holds from the next step on."""
+        return self.schedule.alpha_T
+
+    @alpha_T.setter
+    def alpha_T(self, alpha_T: float) -> None:
+        self.schedule.alpha_T = alpha_T
+
+    @property
+    def total_epochs(self) -> int:
+        """Length of the run."""
+        return self.schedule.total_epochs
 
     # -- epochs
 

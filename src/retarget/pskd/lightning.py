@@ -1,4 +1,4 @@
-"""PS-KD as a Lightning callback: it replaces the label, the module stays as it is."""
+"""PS-KD as a Lightning callback: losses find softened labels, the module stays as it is."""
 
 from contextlib import nullcontext
 from pathlib import Path
@@ -6,18 +6,17 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-import torch.nn.functional as F
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import Tensor
 
 from retarget.errors import UserError
-from retarget.pskd.functional import pskd_loss, widen
 from retarget.pskd.method import PSKD
 from retarget.pskd.multilabel import MultiLabelPSKD
+from retarget.pskd.soft_labels import Step, depends_on
 
 _SHARDED = (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)
 _TWO_LINES = (
-    "In a module like this call PS-KD yourself: method.set_epoch(self.current_epoch) in on_train_epoch_start and "
+    "Or call PS-KD yourself: method.set_epoch(self.current_epoch) in on_train_epoch_start and "
     "loss = method.loss(logits, y, index) in training_step."
 )
 
@@ -88,14 +87,27 @@ class SavedBeside(pl.Callback):
 
 
 class PSKDCallback(SavedBeside):
-    """Softens the labels of each training batch and remembers the predictions.
+    """Softens the labels of each training batch and remembers the predictions; the module stays as it is.
 
-    The batch must be a list or dict that holds input, labels [B] and index [B] (see
-    :class:`~retarget.pskd.index.with_index`), and ``training_step`` must hand its labels to a loss that takes
-    probabilities, such as ``F.cross_entropy``. From epoch 1 on it finds dense softened rows [B, C] in place of the
-    labels; with alpha 0 the batch is left alone. The logits are what the module (or the submodule ``logits_from``)
-    returns in its one forward pass of the step. Where this is seen not to be so, the run is stopped with the two-line
-    way named; a loss of the hard labels with another term added to it is not seen.
+    The batch holds input, labels [B] and index [B] (see :class:`~retarget.pskd.index.with_index`) by position or by
+    name. Its labels *stay labels*, for metrics and for everything else in ``training_step``; only the losses
+    ``cross_entropy`` and ``nll_loss`` of PyTorch (for multi-label targets its binary cross-entropies) find the softened
+    rows in their place. A loss of your own takes the rows by name::
+
+        from retarget.pskd import soft_targets
+        rows = soft_targets(y, num_classes=10)  # [B, C]; one-hot where nothing is softened, as in validation
+
+    In the first step of every epoch, before its backward pass, the callback looks at the loss's graph: a loss that does
+    not come from the rows stops the run before anything is trained, and the remedy is named. With ``alpha_T`` 0 the
+    batch is left alone.
+
+    ``label_smoothing=`` of the loss smooths the hard label and not the past, as ``method.loss(smoothing=)`` does, and
+    ``weight=`` weighs classes, averaged by the weights of the hard labels. (PyTorch's own ``cross_entropy`` of rows
+    that you took by name smooths the past as well.)
+
+    The logits are what the module (or the submodule ``logits_from``) returns in its one forward pass of the step. A
+    step that reads its labels in two orders mixes images (Mixup, CutMix): the prediction of a mixed image belongs to
+    neither, and is not stored. Where images are mixed elsewhere, call ``do_not_remember``.
 
     With ``PreviousModel`` the past weights forward the batch's input in the trainer's precision.
 
@@ -124,12 +136,12 @@ class PSKDCallback(SavedBeside):
     ) -> None:
         super().__init__(method, directory, keep)
         self.label, self.index, self.input, self.logits_from = label, index, input, logits_from
-        self._logits: list[Tensor] = []
-        self._labels: Tensor | None = None
+        self._step: Step | None = None
         self._sample: Tensor | None = None
-        self._remember, self._verified = True, False
+        self._logits: list[Tensor] = []
+        self._remember, self._watch = True, True
+        self._backward, self._used = False, False
         self._hook: Any = None
-        self._soft = torch.empty(0)
 
     def do_not_remember(self) -> None:
         """Do not store this batch's predictions: its inputs are no longer the samples (CutMix, Mixup)."""
@@ -150,6 +162,7 @@ class PSKDCallback(SavedBeside):
         self._hook = source.register_forward_hook(lambda module, args, output: self._see(output))
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._close()
         if self._hook is not None:
             self._hook.remove()
             self._hook = None
@@ -157,40 +170,51 @@ class PSKDCallback(SavedBeside):
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self.on_fit_end(trainer, pl_module)
 
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_epoch_start(trainer, pl_module)
+        self._watch = True
+
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        if not isinstance(batch, list | dict):
-            raise UserError(f"the batch is a {type(batch).__name__}, in which a label cannot be replaced. {_TWO_LINES}")
-        fields: Any = batch  # a list by position or a dict by name
-        teacher = self.method.teacher
-        try:
-            labels, sample = fields[self.label], None if teacher else fields[self.index]
-            inputs = fields[self.input] if teacher else None
-        except (IndexError, KeyError) as error:
-            holds = sorted(fields) if isinstance(fields, dict) else f"{len(fields)} entries"
-            other, do = f"index={self.index!r}", "wrap the dataset in with_index, or name the keys"
-            if teacher:
-                other, do = f"input={self.input!r}", "name the keys"
-            raise UserError(
-                f"the batch holds {holds}, and the callback looks for label={self.label!r} and {other}: {do}, "
-                f"PSKDCallback(method, label=..., {other.partition('=')[0]}=...)"
-            ) from error
-        self._labels, self._sample, self._logits, self._remember = labels, sample, [], True
-        if self.method.alpha > 0:
+        teacher, method = self.method.teacher, self.method
+        labels, self._sample, inputs = self._parts(batch)
+        self._logits, self._remember, self._backward, self._used = [], True, False, False
+        hard, rows, alpha = labels.detach().clone(), None, None
+        if method.alpha > 0:
             with trainer.precision_plugin.forward_context() if teacher else nullcontext():
-                soft = self.method.soften(labels, sample, inputs=inputs)
-            if not labels.is_floating_point():
-                # An ignored label is a row of zeros, and a mean over the batch counts it: make up for that.
-                soft = soft * (len(labels) / (labels != self.method.ignore_index).sum())
-            fields[self.label] = self._soft = soft
+                if isinstance(method, PSKD):
+                    rows, alpha = method.soften_by(hard, self._sample, inputs=inputs)
+                else:
+                    rows = method.soften(hard, self._sample, inputs=inputs)
+        self._step = Step(
+            hard, rows, alpha, method.num_classes, method.ignore_index, yes_or_no=isinstance(method, MultiLabelPSKD)
+        )
+        if method.alpha_T > 0:
+            self._step.dress(labels)
+            if self._watch:
+                self._step.watch()
+
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
+        step = self._step
+        if step is None or self.method.alpha_T == 0:
+            return
+        self._backward = True
+        self._used |= step.reads > 0 if step.probe is None else depends_on(loss, step.probe)
+        if pl_module.automatic_optimization and not self._used:
+            self._refuse()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        labels, sample = self._labels, self._sample
-        assert labels is not None
-        if not self._remember:
+        step = self._step
+        assert step is not None
+        manual = not pl_module.automatic_optimization and self.method.alpha_T > 0
+        if manual and not self._used and (self._backward or not step.reads):  # of several losses one is enough
+            self._refuse()
+        self._watch &= not self._used
+        self._close()
+        if not self._remember or step.mixed:
             return
         if len(self._logits) != 1:
             source = self.logits_from or "the module itself"
@@ -198,28 +222,45 @@ class PSKDCallback(SavedBeside):
                 f"training_step called {source} {len(self._logits)} times with logits [B, C] as output; once is "
                 f"needed, so name the submodule that gives the logits with logits_from. {_TWO_LINES}"
             )
-        logits = self._logits.pop()
-        if self.method.alpha > 0 and not self._verified:
-            self._verify(outputs, logits, labels, trainer.accumulate_grad_batches)
-        self.method.remember(logits, labels, sample)
+        self.method.remember(self._logits.pop(), step.hard, self._sample)
 
     # -- inside
 
+    def _parts(self, batch: Any) -> tuple[Tensor, Tensor | None, Any]:
+        """Labels, index and input; the input for ``PreviousModel`` alone, which needs no index."""
+        teacher = self.method.teacher
+        try:
+            labels, sample = batch[self.label], None if teacher else batch[self.index]
+            inputs = batch[self.input] if teacher else None
+        except (IndexError, KeyError, TypeError) as error:
+            holds = sorted(batch) if isinstance(batch, dict) else type(batch).__name__
+            holds = f"{len(batch)} entries" if isinstance(batch, list | tuple) else holds
+            other, do = f"index={self.index!r}", "wrap the dataset in with_index, or name the keys"
+            if teacher:
+                other, do = f"input={self.input!r}", "name the keys"
+            raise UserError(
+                f"the batch holds {holds}, and the callback looks for label={self.label!r} and {other}: {do}, "
+                f"PSKDCallback(method, label=..., {other.partition('=')[0]}=...)"
+            ) from error
+        if not isinstance(labels, Tensor):
+            raise UserError(f"the batch's label={self.label!r} is a {type(labels).__name__}: labels are a tensor [B]")
+        return labels, sample, inputs
+
     def _see(self, output: Any) -> None:
-        expected = (len(self._labels), self.method.num_classes) if self._labels is not None else None
+        expected = (len(self._step.hard), self.method.num_classes) if self._step else None
         if torch.is_grad_enabled() and isinstance(output, Tensor) and tuple(output.shape) == expected:
             self._logits.append(output.detach())
 
-    def _verify(self, outputs: Any, logits: Tensor, labels: Tensor, accumulated: int) -> None:
-        """Once, on the first softened batch: the module's loss must not be the one of the hard labels."""
-        loss = outputs["loss"] if isinstance(outputs, dict) else outputs
-        if not isinstance(loss, Tensor) or labels.is_floating_point():
-            return
-        loss = loss.detach() * accumulated  # the trainer has divided it
-        hard = F.cross_entropy(widen(logits), labels, ignore_index=self.method.ignore_index)
-        soft = pskd_loss(logits, self._soft)
-        if (soft - hard).abs() > 1e-3 and (loss - hard).abs() < 1e-5:
-            raise UserError(
-                f"training_step's loss is that of the hard labels: it takes them from elsewhere. {_TWO_LINES}"
-            )
-        self._verified = bool((soft - hard).abs() > 1e-3)
+    def _close(self) -> None:
+        if self._step:
+            self._step.close()
+        self._step = None
+
+    def _refuse(self) -> None:
+        kinds = "F.binary_cross_entropy_with_logits" if isinstance(self.method, MultiLabelPSKD) else "F.cross_entropy"
+        raise UserError(
+            "training_step's loss does not come from the softened labels, so the hard labels alone would be learnt: "
+            f"it is a loss of your own, or takes labels from elsewhere. {kinds} of the batch's labels finds the rows "
+            "by itself; any other loss takes rows [B, C], soft_targets(y, num_classes) from retarget.pskd. "
+            f"{_TWO_LINES}"
+        )

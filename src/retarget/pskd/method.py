@@ -108,16 +108,26 @@ class PSKD(Form):
         inputs: Any = None,
     ) -> Float[Tensor, "batch classes"]:
         """The softened targets as dense rows, [B, C] float32; in epoch 0 the hard ones. Ignored labels give zeros."""
+        return self.soften_by(targets, index, inputs=inputs)[0]
+
+    def soften_by(
+        self,
+        targets: Integer[Tensor, "batch"] | Float[Tensor, "batch classes"],
+        index: Integer[Tensor, "batch"] | None = None,
+        *,
+        inputs: Any = None,
+    ) -> tuple[Float[Tensor, "batch classes"], Float[Tensor, "batch"]]:
+        """:meth:`soften`, and the weight of the past in each row: 0 for a sample without one."""
         keys, labels, counted = self._check(None, targets, index)
         if targets.is_floating_point():
             hard = targets.float()
         else:
             hard = one_hot(targets, self.num_classes, self.ignore_index)
         if self.alpha == 0:
-            return hard
+            return hard, hard.new_zeros(len(hard))
         past, alpha = self._past(keys, labels.device, targets, labels, inputs)
         soft = soften(hard, self._dense(past), alpha)
-        return soft if counted is None else soft * counted[:, None]
+        return soft if counted is None else soft * counted[:, None], alpha
 
     def remember(
         self,

@@ -32,14 +32,23 @@ class Schedule:
     """
 
     def __init__(self, total_epochs: int, alpha_T: float, growth: Growth = "linear") -> None:
-        if not 0.0 <= alpha_T <= 1.0:
-            raise UserError(f"alpha_T must lie in [0, 1]: got {alpha_T}")
         if growth not in ("linear", "constant"):
             raise UserError(f"schedule is 'linear' or 'constant': got {growth!r}")
-        self.total_epochs, self.alpha_T, self.growth = total_epochs, float(alpha_T), growth
+        self.total_epochs, self.alpha_T, self.growth = total_epochs, alpha_T, growth
         self.began: int | None = None
         self.fallbacks: Tensor | int = 0
         self._seen = 0
+
+    @property
+    def alpha_T(self) -> float:
+        """Weight of the past in the last epoch."""
+        return self._alpha_T
+
+    @alpha_T.setter
+    def alpha_T(self, alpha_T: float) -> None:
+        if not 0.0 <= alpha_T <= 1.0:
+            raise UserError(f"alpha_T must lie in [0, 1]: got {alpha_T}")
+        self._alpha_T = float(alpha_T)
 
     @property
     def epoch(self) -> int:

@@ -65,7 +65,8 @@ def outlooks(plan: StudyPlan, values: Values, pilot: int, n: int) -> list[Outloo
     """What ``n`` seeds can decide, from the spread that a pilot shows; of the claims over seeds that have one.
 
     The truth that is reckoned with is no effect or the smallest one: a verdict is then equally likely either way. For
-    a non-inferiority claim it is no difference.
+    a non-inferiority claim it is no difference. With planned looks it is the power of the last one that is reached, by
+    itself.
 
     Args:
         values: of the pilot, as for :func:`judge`.
@@ -75,6 +76,10 @@ def outlooks(plan: StudyPlan, values: Values, pilot: int, n: int) -> list[Outloo
     found = [one for one in map(Measuring(before, values, {}, {}).measure, plan.claims) if one.tested]
     sizes = Counter(one.claim.family for one in found)
     error = (1 - plan.level) / 2
+    if plan.looks:
+        reached = [look for look in plan.planned_looks if look[0] <= n]
+        n, weight = reached[-1] if reached else (0, plan.planned_looks[0][1])
+        error *= weight
     return [
         outlook(one.claim.id, spread.sd, spread.n, one.claim.margin or one.claim.smallest_effect, n, error,
                 sizes[one.claim.family])

@@ -22,6 +22,9 @@ class Metric(Strict):
             metric a value that is not finite fails the run.
         deterministic: it does not depend on the seed (bytes, parameters, steps). Its differences are exact and are
             judged as they are; without this, equal differences on every seed decide nothing.
+        floor: what a control must reach on average (where lower is better, must not exceed) so that anything works
+            here, such as better than chance: below it a comparison with that control is no test of any claim. A claim
+            may set its own floor.
     """
 
     name: str
@@ -32,6 +35,7 @@ class Metric(Strict):
     description: str = ""
     optional: bool = False
     deterministic: bool = False
+    floor: FiniteFloat | None = None
 
 
 class Arm(Strict):

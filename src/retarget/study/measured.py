@@ -69,6 +69,7 @@ class Measuring:
     ) -> None:
         self.plan, self.metrics, self.intervals, self.items = plan, metrics, item_intervals, items
         self.by_name = {metric.name: metric for metric in plan.metrics}
+        self.floors = [metric for metric in plan.metrics if metric.floor is not None]
         seeds = len(plan.seeds)
         self.looks = [count for count, _ in plan.planned_looks if count <= seeds] if plan.looks else [seeds]
 
@@ -158,24 +159,32 @@ class Measuring:
         return Weakest(spreads)
 
     def _floor_missed(self, claim: Claim) -> str:
-        """Why the claim cannot be tested here, or nothing."""
-        if claim.floor is None:
-            return ""
-        name, bound = claim.floor
+        """Why the claim cannot be tested here, or nothing: its own floor, and those of metrics for its control."""
+        if claim.floor is not None:
+            missed = self._below(claim, *claim.floor, needed=True)
+            if missed:
+                return missed
+        for metric in self.floors if claim.against is None else ():
+            missed = self._below(claim, metric.name, metric.floor or 0.0, needed=False)
+            if missed:
+                return missed
+        return ""
+
+    def _below(self, claim: Claim, name: str, bound: float, *, needed: bool) -> str:
+        """Whether the control (or the only arm) misses a floor, in words; ``needed`` where it must be known."""
         metric = self.by_name.get(name, Metric(name=name, label=name))
         arm = next((one.label for one in self.plan.arms if one.name == claim.arms[-1]), claim.arms[-1])
         for condition in self._conditions(claim):
             values = self.metrics.get(condition, {}).get(claim.arms[-1], {}).get(name, ())
             there = [value for value in values if value is not None]
-            if not there:
+            if not there and needed:
                 return f"Whether it is a test of the claim is not known: {metric.label} of {arm} is missing"
+            if not there:
+                continue
             mean, most = sum(there) / len(there), metric.better == "lower"
             if mean > bound if most else mean < bound:
-                limit = "most" if most else "least"
-                return (
-                    f"Not a test of the claim: {metric.label} of {arm} is {mean:.4g}, and a test needs at "
-                    f"{limit} {bound:g}"
-                )
+                limit = f"at {'most' if most else 'least'} {bound:g}"
+                return f"Not a test of the claim: {metric.label} of {arm} is {mean:.4g}, and a test needs {limit}"
         return ""
 
 

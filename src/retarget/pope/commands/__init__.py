@@ -1,5 +1,6 @@
 """The verbs of ``retarget pope``, one file each. A verb is imported when it is asked for, and torch inside it."""
 
+from retarget.errors import UserError
 from retarget.verbs import dispatch
 
 _HERE = "retarget.pope.commands"
@@ -19,5 +20,12 @@ def pope(words: list[str]) -> int:
 
     Raises:
         UsageError: no such verb.
+        UserError: a file cannot be read or written; the message names it.
     """
-    return dispatch("retarget pope", VERBS, words)
+    try:
+        return dispatch("retarget pope", VERBS, words)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        named = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+        raise UserError(f"{named}. What was finished before is kept") from error

@@ -9,6 +9,7 @@ from typing import Annotated
 import tyro
 from tyro.conf import Positional, arg
 
+from retarget.errors import UsageError
 from retarget.files import make_directory, write_text
 from retarget.pope.commands.options import PROBLEMS, Evaluating, Reading, progress, said
 from retarget.pope.evaluation import evaluate
@@ -25,9 +26,13 @@ class Evaluate:
     reading: tyro.conf.OmitArgPrefixes[Reading] = field(default_factory=Reading)
     samples: int = 32
     """Rollouts a problem; for solved sets take 256 or more, as many for the base as for the trained model."""
-    k: tuple[int, ...] = (1, 16)
+    k: tuple[int, ...] | None = None
+    """pass@k to print; 1 and 16 if not given, as far as the samples allow."""
 
     def run(self) -> int:
+        ks = self.k or tuple(k for k in (1, 16) if k <= self.samples)
+        if wrong := [k for k in ks if not 1 <= k <= self.samples]:
+            raise UsageError(f"--k {wrong[0]} needs between 1 and --samples {self.samples} rollouts a problem")
         problems = self.reading.read(self.problems, "optional")
         make_directory(self.out)
         sampler = self.asking.sampler()
@@ -36,7 +41,7 @@ class Evaluate:
         said(found.sampled, self.out / "evaluate.jsonl")
         for name, reason in found.failed.items():
             print(f"{name} was refused and is in no number: {reason}", file=sys.stderr)
-        summary = found.to_json(self.k)
+        summary = found.to_json(ks)
         write_text(self.out / "evaluation.json", json.dumps({**summary, "settings": self.asking.shown()}, default=str))
         for k, one in summary["pass"].items():
             low, high = one["interval"]

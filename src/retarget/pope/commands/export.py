@@ -18,8 +18,14 @@ class Export:
     to: Host
     """The host."""
     out: Path
+    """File of the rows; a validation file and, for verl and OpenRLHF, a reward file and a launch script stand beside
+    it."""
+    hold_out: float = 0.0
+    """Share of the problems that are for validation alone; without, validation is on the unguided rows of training."""
+    grader: str = "math"
+    """Of the reward file: math, boxed, exact, numeric, or module:function."""
 
     def run(self) -> int:
-        export(read_rows(self.rows), self.to, self.out)
-        print(self.out)
+        for file in export(read_rows(self.rows), self.to, self.out, hold_out=self.hold_out, grader=self.grader):
+            print(file)
         return 0

@@ -1,6 +1,7 @@
 """What the verbs of ``retarget pope`` share: how problems are read, models asked and progress shown."""
 
 import json
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -19,6 +20,7 @@ from retarget.pope.graders import BUILT_IN
 from retarget.pope.problems import Problem, read_problems, utf8
 from retarget.pope.prompts import Prompts
 from retarget.pope.rollouts import Engine, Sampling
+from retarget.settings import merged, parse_setting
 
 if TYPE_CHECKING:
     from retarget.pope.sampler import Sampler
@@ -109,21 +111,31 @@ class Asking:
     """Directory with system.txt, unguided.txt, guided.txt of your own."""
     chat: bool = True
     """Messages through a chat template; --no-chat for plain texts."""
+    template: tuple[str, ...] = ()
+    """Switches of the chat template as KEY=VALUE: --template enable_thinking=false."""
+    engine_options: tuple[str, ...] = ()
+    """Options of the engine as KEY=VALUE: of vllm.LLM (tensor_parallel_size=2 max_model_len=32768), or batch_size,
+    dtype, device for a model in this process."""
     server: tyro.conf.OmitArgPrefixes[Server] = field(default_factory=Server)
 
     def engine(self) -> Engine:
         """The engine that ``model`` names.
 
         Raises:
-            UsageError: options of a server for a model that is none.
+            UsageError: options of a server for a model that is none, or of an engine for a server.
         """
         from retarget.pope.engines import is_server, open_engine
 
-        if not is_server(self.model):
-            if self.served or self.server != Server():
-                raise UsageError(f"--served and the options of a server are for http://HOST:PORT/v1, not {self.model}")
-            return open_engine(self.model)
-        return open_engine(self.model, **({"model": self.served} if self.served else {}), **vars(self.server))
+        template, options = _pairs(self.template), _pairs(self.engine_options)
+        if is_server(self.model):
+            if options:
+                raise UsageError("--engine-options are for a model in this process: a server has its own")
+            extra = {"chat_template_kwargs": template} if template else {}
+            named = {"model": self.served} if self.served else {}
+            return open_engine(self.model, **named, extra=extra, **vars(self.server))
+        if self.served or self.server != Server():
+            raise UsageError(f"--served and the options of a server are for http://HOST:PORT/v1, not {self.model}")
+        return open_engine(self.model, **({"template": template} if template else {}), **options)
 
     def shown(self) -> dict[str, Any]:
         """The settings for a results file, without passwords."""
@@ -176,6 +188,13 @@ class Cost:
         return {"rollouts_at_most": rollouts, "tokens": tokens, "gpu_hours": round(hours, 2), "note": note}
 
 
+def _pairs(words: tuple[str, ...]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for one in words:
+        found = merged(found, parse_setting(one))
+    return found
+
+
 def said(sampled: int, journal: Path) -> None:
     """Say it where a call sampled nothing, since everything stood in the journal."""
     if not sampled:
@@ -189,21 +208,29 @@ def lines(records: Iterable[Any]) -> str:
 
 @contextmanager
 def progress(what: str) -> Iterator[Callable[[int, int, int], None]]:
-    """A bar with problems, rollouts a second and the time left, on stderr."""
+    """A bar with problems, rollouts a second and the time left, on stderr; lines where that is no terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
                TimeRemainingColumn())  # fmt: skip
-    start, first = time.monotonic(), -1
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    console = Console(stderr=True)
+    start, first, tenth = time.monotonic(), -1, -1
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(what, total=None, rate="")
 
         def told(done: int, total: int, rollouts: int) -> None:
-            nonlocal first
-            first = rollouts if first < 0 else first  # a resumed journal's rollouts took no time
+            nonlocal first, tenth
+            if first < 0:
+                first = rollouts  # a resumed journal's rollouts took no time
+                if rollouts:
+                    print(f"{what}: going on after {rollouts:,} rollouts in the journal", file=sys.stderr, flush=True)
             rate = (rollouts - first) / max(1e-9, time.monotonic() - start)
             bar.update(task, completed=done, total=total, rate=f"{rate:,.1f} rollouts/s")
+            if not console.is_terminal and (now := 10 * done // max(1, total)) != tenth:
+                tenth = now
+                print(f"{what}: {done} of {total} problems, {rollouts:,} rollouts, {rate:,.1f} a second",
+                      file=sys.stderr, flush=True)  # fmt: skip
 
         yield told
 

@@ -59,5 +59,8 @@ class Search:
         print(f"{len(problems)} problems: {counts}. {found.rollouts:,} rollouts, {found.tokens:,} tokens.")
         print(f"{sum(one.leaks for one in found.found)} cuts state the answer and were refused; in {bare} prefixes the "
               f"answer's token occurs, in {asked} of them it stands in the question already.")  # fmt: skip
+        finer = sum(one.cut is not None and one.cut.unit != self.unit for one in found.found)
+        if finer:
+            print(f"{finer} prefixes end inside a {self.unit}, at a token: no {self.unit} ends before the cap there.")
         print(self.out / "prefixes.jsonl")
         return 0

@@ -1,5 +1,6 @@
 """Engines: this process (local.py), any OpenAI-compatible server (server.py), vLLM (vllm.py)."""
 
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -41,4 +42,8 @@ def open_engine(spec: str, **options: Any) -> Engine:
         raise UserError(f"{spec}: no model there (neither config.json nor adapter_config.json)")
     from retarget.pope.engines.local import TransformersEngine
 
+    try:
+        signature(TransformersEngine.load).bind(spec, **options)
+    except TypeError as error:
+        raise UserError(f"{spec}: options of the engine: {error}") from error
     return TransformersEngine.load(spec, **options)

@@ -27,6 +27,7 @@ class TransformersEngine:
         model: a causal language model; put into evaluation mode while it samples.
         tokenizer: its tokenizer; messages need one with a chat template.
         batch_size: rows of one call of ``generate``; decides the rollouts together with the seed.
+        template: switches of the chat template.
         name: identifies the model in journals, together with ``weights``, a hash where the model was loaded by path.
     """
 
@@ -38,16 +39,25 @@ class TransformersEngine:
         batch_size: int = 64,
         name: str = "model",
         weights: str | None = None,
+        template: dict[str, Any] | None = None,
     ) -> None:
         self.model, self.tokenizer, self.batch_size, self.name = model, tokenizer, batch_size, name
-        self.identity = {"weights": weights, "batch_size": batch_size}
+        self.template = template or {}
+        switches = {"template": self.template} if self.template else {}
+        self.identity = {"weights": weights, "batch_size": batch_size, **switches}
         ends: Any = model.generation_config.eos_token_id
         own: Any = tokenizer.eos_token_id
         self._ends: set[int] = {own, *(ends if isinstance(ends, list) else [ends])} - {None}
 
     @classmethod
     def load(
-        cls, model: str, *, batch_size: int = 64, dtype: str = "auto", device: str | None = None
+        cls,
+        model: str,
+        *,
+        batch_size: int = 64,
+        dtype: str = "auto",
+        device: str | None = None,
+        template: dict[str, Any] | None = None,
     ) -> "TransformersEngine":
         """Load a model or an adapter, and its tokenizer, by name or path; the GPU is used where there is one.
 
@@ -60,7 +70,8 @@ class TransformersEngine:
             tokenizer = AutoTokenizer.from_pretrained(model)
         except (OSError, ValueError, SafetensorError) as error:
             raise UserError(f"{model}: this model cannot be loaded: {error}") from error
-        return cls(network.to(device), tokenizer, batch_size=batch_size, name=model, weights=weights_of(model))
+        network = network.to(device)
+        return cls(network, tokenizer, batch_size=batch_size, name=model, weights=weights_of(model), template=template)
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt, through the chat template where it is a list of messages.
@@ -73,9 +84,10 @@ class TransformersEngine:
             return tokenizer(prompt)["input_ids"]
         if tokenizer.chat_template is None:
             raise UserError(f"{self.name} has no chat template: use plain prompts (--no-chat)")
-        return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=True)[
-            "input_ids"
-        ]
+        encoded = tokenizer.apply_chat_template(
+            prompt, add_generation_prompt=True, tokenize=True, return_dict=True, **self.template
+        )
+        return encoded["input_ids"]
 
     @torch.no_grad()
     def sample(self, prompts: Sequence[Prompt], n: int, params: Sampling) -> list[list[Rollout]]:

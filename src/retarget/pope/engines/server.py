@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import cached_property
@@ -15,6 +16,7 @@ from retarget.pope.engines.keys import key_for, redact
 from retarget.pope.prompts import Prompt
 from retarget.pope.rollouts import Ask, Refused, Rollout, Sampling
 
+_LOG = logging.getLogger(__name__)
 _RETRIED = {408, 409, 425, 429, 500, 502, 503, 504}
 _OF_ONE_PROMPT = {400, 413, 422}
 """Statuses that say something of the request's prompt, and nothing of the server."""
@@ -75,6 +77,7 @@ class ServerEngine:
         self.retries, self.wait, self.timeout = retries, wait, timeout
         self.extra, self.fingerprint, self.opens_thinking = extra or {}, fingerprint, opens_thinking
         self._key = key_for(self.url, key_variable)
+        self._retried = 0
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -119,8 +122,11 @@ class ServerEngine:
             return {"served": served, "probe": probe}
 
     def window(self, n: int) -> int:
-        """Prompts of n rollouts in flight: twice what keeps every connection busy, so that stragglers leave no gap."""
-        return 2 + 2 * self.concurrency // -(-n // self.per_request)
+        """Prompts in flight: many, since those that wait for a straggler alone keep one connection busy each.
+
+        Their requests take turns in the order of the prompts, so that few prompts are half done at any time.
+        """
+        return 4 * self.concurrency
 
     def sample(self, prompts: Sequence[Prompt], n: int, params: Sampling) -> list[list[Rollout]]:
         """n rollouts of each prompt; see :class:`retarget.pope.rollouts.Engine`.
@@ -222,6 +228,9 @@ class ServerEngine:
                 after = response.headers.get("Retry-After", "")
                 wait = min(float(after), _LONGEST_WAIT) if after.replace(".", "", 1).isdigit() else wait
             if attempt < self.retries:
+                self._retried += 1
+                if self._retried & (self._retried - 1) == 0:  # the 1st, 2nd, 4th, 8th, ...: a line, not a flood
+                    _LOG.warning("%s: retry %d of this run, after %s", self.shown, self._retried, self._redacted(fault))
                 await asyncio.sleep(wait)
         raise _Unanswered(
             self._redacted(

@@ -8,7 +8,7 @@ from retarget.extras import require
 from retarget.pope.answers import THINKING_ENDS
 from retarget.pope.identity import weights_of
 from retarget.pope.prompts import Prompt
-from retarget.pope.rollouts import Rollout, Sampling, opened, thinking_tokens
+from retarget.pope.rollouts import Refused, Rollout, Sampling, opened, thinking_tokens
 
 
 class VLLMEngine:
@@ -18,15 +18,18 @@ class VLLMEngine:
 
     Args:
         model: name or path.
+        template: switches of the chat template.
         options: of ``vllm.LLM`` (``tensor_parallel_size``, ``max_model_len``, ...).
 
     Raises:
         UserError: vLLM is not installed, or cannot load the model.
     """
 
-    def __init__(self, model: str, **options: Any) -> None:
+    def __init__(self, model: str, *, template: dict[str, Any] | None = None, **options: Any) -> None:
         self._vllm = require("vllm", "vllm")
-        self.name, self.identity = model, {"weights": weights_of(model)}
+        self.template = template or {}
+        self.name = model
+        self.identity = {"weights": weights_of(model), **({"template": self.template} if self.template else {})}
         try:
             self._llm = self._vllm.LLM(model=model, **options)
         except (OSError, ValueError) as error:
@@ -42,8 +45,12 @@ class VLLMEngine:
             for prompt in prompts
         ]  # fmt: skip
         chat = bool(prompts) and not isinstance(prompts[0], str)
+        switches = {"chat_template_kwargs": self.template} if chat and self.template else {}
         call = self._llm.chat if chat else self._llm.generate
-        outputs = call(list(prompts), settings, use_tqdm=False)
+        try:
+            outputs = call(list(prompts), settings, use_tqdm=False, **switches)
+        except ValueError as error:  # a prompt that is longer than the model's context
+            raise Refused(f"vLLM refuses the prompt: {error}") from error
         return [[self._rollout(one, output) for one in output.outputs] for output in outputs]
 
     def _rollout(self, one: Any, output: Any) -> Rollout:

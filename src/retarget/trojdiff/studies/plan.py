@@ -1,9 +1,11 @@
 """The TrojDiff study as data: settings, presets, arms, claims. Free of torch."""
 
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from pydantic import Field, field_validator
 
+from retarget.data.names import data_paths
 from retarget.errors import UserError
 from retarget.settings import Strict, merged, resolve_settings
 from retarget.study.config import Arm, Claim, Metric, StudyPlan, choose_arms
@@ -360,6 +362,7 @@ def plan(
         task="retarget.trojdiff.studies.run:run",
         # 2: the classifier has a reject class, solvers clip; numbers of the first version are others.
         task_name="trojdiff-2",
+        data=_data_paths(settings),
         prepare="retarget.trojdiff.studies.run:prepare",
         analysis="retarget.trojdiff.studies.analysis:analyse",
         settings=settings.model_dump(mode="json"),
@@ -371,3 +374,10 @@ def plan(
         claims=claims(preset),
         minutes_per_run=MINUTES_PER_RUN[preset],
     )
+
+
+def _data_paths(settings: Settings) -> tuple[str, ...]:
+    """Files and folders whose bytes a run of these settings reads."""
+    sets = [name for name in (settings.dataset, settings.other) if name not in ("digits", "glyphs")]
+    pictures = [name for name in (settings.image, settings.blend_image, settings.inception) if name]
+    return (*(path for name in sets for path in data_paths(name)), *(one for one in pictures if Path(one).is_file()))

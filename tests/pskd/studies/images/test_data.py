@@ -11,6 +11,7 @@ from retarget.pskd.studies.images.data import EpochSampler, Normalise, TrainingS
 from retarget.pskd.studies.images.prepare import check, prepare
 from retarget.pskd.studies.images.settings import Settings
 from retarget.pskd.study import plan
+from retarget.study.runner import survey
 
 
 def demo(**more):
@@ -147,6 +148,13 @@ def test_channels_that_an_augmentation_cannot_take_and_one_class_are_refused(tmp
     np.savez(tmp_path / "one.npz", images=images, labels=np.zeros(60))
     with pytest.raises(UserError, match="has one class only"):
         prepare(plan("demo", folder_settings(f"npz:{tmp_path}/one.npz")))
+
+
+@pytest.mark.parametrize("config", [{}, {"peers": True}, {"question": "confidence"}])
+def test_a_dry_run_refuses_what_a_run_would(config, tmp_path):
+    chosen = plan("demo", {**folder_settings(faces(tmp_path / "faces")), **config})
+    assert "set image_size" in survey(chosen, tmp_path / "study")["problem"]
+    assert not (tmp_path / "study").exists()
 
 
 def test_a_dry_run_downloads_nothing(tmp_path):

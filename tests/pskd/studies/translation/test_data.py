@@ -7,7 +7,8 @@ import pytest
 from retarget.errors import UserError
 from retarget.pskd.studies.translation.data import read_pairs, sentence_pairs
 from retarget.pskd.studies.translation.plan import PRESETS, Settings, data_paths, plan
-from retarget.pskd.studies.translation.prepare import check, prepare
+from retarget.pskd.studies.translation.prepare import prepare
+from retarget.study.runner import survey
 
 
 def settings(folder, **more):
@@ -50,9 +51,11 @@ def test_lines_are_pairs(english, german, pairs, dropped, tmp_path):
 )
 def test_files_that_are_no_pairs_are_refused_with_file_and_line(english, german, message, tmp_path):
     write(tmp_path, english, german)
-    for look in (prepare, check):
-        with pytest.raises(UserError, match=message):
-            look(plan("small", {"dataset": f"files:{tmp_path}", "test": "test"}))
+    chosen = plan("small", {"dataset": f"files:{tmp_path}", "test": "test"})
+    with pytest.raises(UserError, match=message):
+        prepare(chosen)
+    with pytest.raises(UserError, match=message):
+        survey(chosen, tmp_path / "study")
 
 
 def test_a_damaged_archive_and_a_missing_file_are_named_with_what_is_there(tmp_path):

@@ -153,6 +153,7 @@ def plan(
         task="retarget.pskd.studies.detection.run:run",
         task_name="pskd.detection",
         former_tasks=("retarget.pskd.tasks.detection:run",),
+        data=data_paths(settings),
         prepare="retarget.pskd.studies.detection.prepare:prepare",
         check="retarget.pskd.studies.detection.prepare:check",
         analysis="retarget.pskd.studies.detection.analysis:analyse",
@@ -192,4 +193,5 @@ def data_paths(settings: Settings) -> tuple[str, ...]:
         found = [root / name for root in roots for name in ("Annotations", "ImageSets/Main", "JPEGImages")]
     else:
         found = [root / name for root in roots for one in splits for name in (f"annotations/instances_{one}.json", one)]
-    return (*map(str, found), *names.data_paths(settings.pretrain.dataset))
+    pretrain = settings.pretrain.dataset
+    return (*map(str, found), *(() if pretrain == "crops" else names.data_paths(pretrain)))

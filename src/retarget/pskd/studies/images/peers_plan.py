@@ -39,10 +39,9 @@ class PeerSettings(Settings):
     peer: dict[str, Any] | None = Field(default=None, description="a peer of retarget.pskd.peers and its settings")
     teacher: str | None = Field(default=None, description="the arm whose run trains the teacher")
 
-
-def data_paths(settings: PeerSettings) -> tuple[str, ...]:
-    """Files and folders whose bytes a run of these settings reads."""
-    return (*names.data_paths(settings.dataset), *names.data_paths(settings.shift.ood))
+    def data_paths(self) -> tuple[str, ...]:
+        """Files and folders whose bytes a run of these settings reads, those of the shift too."""
+        return (*super().data_paths(), *names.data_paths(self.shift.ood))
 
 
 def _arm(name: str, label: str, method: str, *, teacher: bool = False, **settings: Any) -> Arm:

@@ -27,6 +27,7 @@ from retarget.pskd.studies.images.scores import scores
 from retarget.pskd.studies.images.shift import shift_scores, shifted_images
 from retarget.settings import resolve_settings
 from retarget.study.record import Run, read_history
+from retarget.study.worker import load
 
 
 class PeerClassifier(Classifier):
@@ -123,12 +124,18 @@ def run(run: Run) -> dict[str, float]:
 def make(
     run: Run, settings: PeerSettings, num_samples: int, num_classes: int, network: nn.Module, channels: int
 ) -> peers.Peer:
-    """The method that ``settings.peer`` names: ``{"method": "OnlineLabelSmoothing", setting: value, …}``."""
+    """The method that ``settings.peer`` names: ``{"method": "OnlineLabelSmoothing", setting: value, …}``.
+
+    A name with a colon is the import path of a class in the peers' call shape, ``module:Class``.
+    """
     own: dict[str, Any] = dict(settings.peer or {})
-    name = own.pop("method", None)
-    kind = getattr(peers, name, None) if name in peers.__all__ else None
+    name = str(own.pop("method", None))
+    kind = load(name) if ":" in name else getattr(peers, name, None) if name in peers.__all__ else None
     if not (isinstance(kind, type) and issubclass(kind, peers.Peer)):
-        raise UserError(f"no peer {name!r}: choose one of retarget.pskd.peers")
+        raise UserError(
+            f"no peer {name!r}: choose one of {', '.join(peers.__all__)}, or write module:Class for a class of your "
+            "own that derives from retarget.pskd.peers.Peer"
+        )
     needed = kind.wanted.network
     if needed == "average":
         own["model"] = network

@@ -179,6 +179,7 @@ def plan(
         task=asked.task,
         task_name=asked.task_name,
         former_tasks=asked.former_tasks,
+        data=settings.data_paths(),
         prepare="retarget.pskd.studies.images.prepare:prepare",
         check="retarget.pskd.studies.images.prepare:check",
         analysis="retarget.pskd.studies.images.analysis:analyse",

@@ -22,6 +22,7 @@ from retarget.pskd.past.base import past_of
 from retarget.pskd.past.of_class import PastOfClass
 from retarget.pskd.past.previous import PreviousModel
 from retarget.pskd.past.rows import TopK
+from retarget.pskd.soft_labels import soft_targets
 from retarget.pskd.studies.images.data import (
     EpochSampler,
     Images,
@@ -112,12 +113,13 @@ class Mixing(pl.Callback):
 
         kind = v2.CutMix if settings.mixing == "cutmix" else v2.MixUp
         self.mix = kind(alpha=settings.mixing_alpha, num_classes=num_classes)
+        self.num_classes = num_classes
         self.prob = settings.mixing_prob
         self.drop_rows = pskd.do_not_remember if pskd and settings.mixed_rows == "dropped" else None
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
         if torch.rand(()) < self.prob:
-            batch[0], batch[1] = self.mix(batch[0], batch[1])
+            batch[0], batch[1] = self.mix(batch[0], soft_targets(batch[1], self.num_classes))
             if self.drop_rows:
                 self.drop_rows()
 
@@ -178,17 +180,19 @@ class Gradients(pl.Callback):
         self._hook.remove()
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
-        self._targets, self._index = batch[1], batch[2]
+        self._labels, self._index = batch[1], batch[2]
         if self._rows and self._rows.alpha > 0:
             self._past, self._written = self._rows.past_probs(batch[2])  # the rows themselves
+
+    def on_before_backward(self, trainer: pl.Trainer, module: Any, loss: Tensor) -> None:
+        self._targets = soft_targets(self._labels, self._logits.shape[1]).detach()  # while the step has them
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if trainer.current_epoch != cast(int, trainer.max_epochs) - 1:
             return
         z = self._logits.double().requires_grad_()
         label = self.labels[self._index.cpu()].to(z.device)
-        soft = self._targets if self._targets.is_floating_point() else F.one_hot(label, z.shape[1])
-        soft = soft.double()
+        soft = self._targets.double()
         with torch.enable_grad():
             (gradient,) = torch.autograd.grad(F.cross_entropy(z, soft, reduction="sum"), z)
         self.norm[self._index.cpu().numpy()] = gradient.abs().sum(1).cpu().numpy()

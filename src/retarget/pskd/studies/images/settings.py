@@ -62,6 +62,10 @@ class Settings(Strict):
     )
     mixed_rows: Literal["dropped", "kept"] = Field(default="dropped", description="predictions of mixed images")
 
+    def data_paths(self) -> tuple[str, ...]:
+        """Files and folders whose bytes a run of these settings reads."""
+        return names.data_paths(self.dataset)
+
 
 PRESETS: dict[str, dict[str, Any]] = {
     "demo": dict(
@@ -79,8 +83,3 @@ PRESETS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 MINUTES_PER_RUN = {"demo": 0.1, "small": 7.0, "paper": 90.0}
-
-
-def data_paths(settings: Settings) -> tuple[str, ...]:
-    """Files and folders whose bytes a run of these settings reads."""
-    return names.data_paths(settings.dataset)

@@ -1,0 +1,16 @@
+"""The reward for verl: `reward.custom_reward_function.path=THIS_FILE`, name compute_score."""
+
+import json
+
+from retarget.pope.grading import Grader
+
+_GRADERS = {}
+
+
+def compute_score(data_source, solution_str, ground_truth, extra_info=None, grader="{grader}", **_):
+    """1 for a right answer, else 0; metrics of data_source pope/guided and pope/unguided are logged apart by verl."""
+    if grader not in _GRADERS:
+        _GRADERS[grader] = Grader(grader)
+    meta = json.loads((extra_info or {}).get("meta") or "{}")
+    (grade,) = _GRADERS[grader].grade([solution_str], [ground_truth], [meta])
+    return {"score": grade.reward, "answered": float(grade.extracted is not None)}

@@ -1,0 +1,82 @@
+"""What stands beside exported rows runs as the hosts call it."""
+
+import importlib.util
+import json
+import subprocess
+
+import pyarrow.parquet
+import pytest
+
+from retarget.errors import UserError
+from retarget.pope.export import export
+from retarget.pope.mixture import mix
+from retarget.pope.problems import Problem
+
+PROBLEMS = [Problem(id=f"p{i}", prompt=f"What is {i} + 1?", solution="s", answer=str(i + 1)) for i in range(6)]
+
+
+@pytest.fixture
+def rows():
+    return mix(PROBLEMS, {one.id: f"We begin with {one.id}." for one in PROBLEMS}, prompts_per_batch=4)
+
+
+def load(path):
+    spec = importlib.util.spec_from_file_location("reward", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_verls_reward_scores_rows_of_the_file(tmp_path, rows):
+    files = export(rows, "verl", tmp_path / "rows.parquet", grader="exact")
+    names = ["rows.parquet", "rows.validation.parquet", "rows.reward.py", "rows.launch.sh"]
+    assert [file.name for file in files] == names
+    reward = load(tmp_path / "rows.reward.py")
+    for row in pyarrow.parquet.read_table(tmp_path / "rows.parquet").to_pylist():
+        gold = row["reward_model"]["ground_truth"]
+        for said, score in ((f"\\boxed{{{gold}}}", 1.0), ("none", 0.0)):
+            found = reward.compute_score(row["data_source"], said, gold, row["extra_info"])
+            assert (found["score"], found["answered"]) == (score, score)
+    validation = pyarrow.parquet.read_table(tmp_path / "rows.validation.parquet").to_pylist()
+    assert {row["data_source"] for row in validation} == {"pope/unguided"}
+    script = (tmp_path / "rows.launch.sh").read_text()
+    assert ' reward.custom_reward_function.path="$here/rows.reward.py"' in script
+    assert "data.shuffle=False" in script
+    assert "{" not in script.replace("BASH_SOURCE", "")
+
+
+def test_openrlhfs_reward_knows_the_stratum_of_a_prompt(tmp_path, rows):
+    export(rows, "openrlhf", tmp_path / "rows.jsonl", grader="exact")
+    reward = load(tmp_path / "rows.reward.py")
+    records = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    for record in records:
+        prompt = f"<|user|>{record['prompt'][-1]['content']}<|assistant|>"
+        found = reward.reward_func([f"{prompt}#### {record['label']}"], [prompt], [record["label"]])
+        assert found["rewards"].tolist() == [1.0]
+        assert found["extra_logs"]["guided"].tolist() == [float(record["guided"])]
+        assert reward.reward_func([prompt], [prompt], [record["label"]])["scores"].tolist() == [0.0]
+    said = subprocess.run(
+        ["bash", tmp_path / "rows.launch.sh", "echo"], capture_output=True, text=True, check=True
+    ).stdout
+    assert said.split() == [
+        "--data.prompt_dataset", f"{tmp_path}/rows.jsonl", "--data.input_key", "prompt", "--data.label_key", "label",
+        "--data.apply_chat_template", "--reward.remote_url", f"{tmp_path}/rows.reward.py",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("host", ["verl", "openrlhf", "prime-rl"])
+def test_held_out_problems_are_in_no_training_row(tmp_path, rows, host):
+    def read(path):
+        if host == "verl":
+            return [row["extra_info"]["problem"] for row in pyarrow.parquet.read_table(path).to_pylist()]
+        records = [json.loads(line) for line in path.read_text().splitlines()]
+        return [(row.get("info") or {"problem": row.get("id", "").partition("/")[0]})["problem"] for row in records]
+
+    train, check = export(rows, host, tmp_path / ("r.parquet" if host == "verl" else "r.jsonl"), hold_out=0.34)[:2]
+    assert len(read(train)) == 8
+    assert len(read(check)) == len(set(read(check))) == 2
+    assert not set(read(train)) & set(read(check))
+    with pytest.raises(UserError, match="hold_out is a share below 1"):
+        export(rows, host, tmp_path / "x", hold_out=1.0)
+    with pytest.raises(UserError, match="has no quotes"):
+        export(rows, host, tmp_path / "x", grader='math"); evil("')
