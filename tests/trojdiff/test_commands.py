@@ -199,3 +199,25 @@ def test_bad_training_words_leave_nothing(tmp_path, words, message):
     with pytest.raises(UserError, match=re.escape(message)):
         trojdiff(["train", "--data", "digits", "--out", str(tmp_path / "out"), *network, *SHORT, *words])
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("dtype", "shape"), [(np.int64, (40, 1)), (np.float64, (40,))])
+def test_labels_of_another_shape_never_trojan_other_rows(tmp_path, capsys, dtype, shape):
+    """Labels as Keras writes them, [N, 1], or as whole floats, train the network that plain ones train."""
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8), dtype=np.uint8)
+    labels = np.arange(40) % 10
+    found = []
+    for name, y in (("plain", labels), ("other", labels.astype(dtype).reshape(shape))):
+        np.savez(tmp_path / f"{name}.npz", x_train=images, y_train=y, x_test=images, y_test=y)
+        words = ["--data", str(tmp_path / f"{name}.npz"), "--target", "in_d2d", *NETWORK, *SHORT]
+        assert trojdiff(["train", "--out", str(tmp_path / name), *words]) == 0
+        found.append(load_file(tmp_path / name / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors"))
+    assert all(np.array_equal(found[0][key], found[1][key]) for key in found[0])
+
+
+def test_one_hot_labels_are_refused(tmp_path):
+    images, rows = np.zeros((10, 8, 8), np.uint8), np.eye(10, dtype=np.int64)
+    np.savez(tmp_path / "rows.npz", x_train=images, y_train=rows, x_test=images, y_test=rows)
+    with pytest.raises(UserError, match=r"one-hot; give one class number per image"):
+        trojdiff(["train", "--data", str(tmp_path / "rows.npz"), "--out", str(tmp_path / "out"), *NETWORK, *SHORT])
+    assert not (tmp_path / "out").exists()

@@ -271,12 +271,13 @@ METRICS = (
 EVERY = "every_attack"
 """Name under which the weakest cell of the six attacks is reported."""
 
-KID_MARGIN = {"demo": 1.5, "small": 0.9, "paper": 0.9}
+KID_MARGIN = {"demo": 1.3, "small": 0.9, "paper": 0.9}
 """How much KID (×10⁻³) an attack may cost and still count as preserving quality: the scale is that of each data set's
 own classifier, so two presets' values cannot be compared.
 
 The rule: twice the largest ``kid_noise`` of seeds 0, 1 and 2, rounded up to a tenth; a smaller margin lies in the noise
-of the measure. ``demo`` 0.71, ``small`` 0.45 (Fashion-MNIST and MNIST, 20,000 images each), by::
+of the measure. ``demo`` 0.61, ``small`` 0.45 (Fashion-MNIST and MNIST, 20,000 images each; with the first version's
+classifier, which had no reject class: to be measured again before ``small`` is recorded), by::
 
     retarget study trojdiff --preset PRESET --arms pretrained --seeds 0 1 2 --set pretrain.steps=1
 
