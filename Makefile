@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO_OUT ?= studies/demo
 
-.PHONY: demo test slow check format bench documents clean
+.PHONY: demo test slow check format bench faults documents clean
 
 # Set-up: a stamp file per set of extras, remade when the requirements change.
 $(BIN)/python:
@@ -42,6 +42,9 @@ format: $(VENV)/dev.stamp
 
 bench: $(VENV)/dev.stamp  ## every figure as a ratio to its peer: one JSON line each, then a table
 	$(BIN)/python -m benchmarks
+
+faults: $(VENV)/dev.stamp  ## 10,000 damaged inputs: right result, clear error, traceback or hang; recorded
+	$(BIN)/python -m faults --record
 
 documents: $(VENV)/dev.stamp  ## the map and the result tables of README.md and the method cards
 	$(BIN)/python tools/write_documents.py

@@ -52,7 +52,7 @@ def read_config(path: Path, option: str = "--config") -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"cannot read {option} {path}: {error.strerror or error}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # TOML, UTF-8, integers of thousands of digits, deep nesting
         raise UsageError(f"{option} {path} is not valid TOML: {error}") from error
 
 
@@ -68,7 +68,7 @@ def parse_setting(text: str) -> dict[str, Any]:
     for candidate in (value, json.dumps(value)):
         try:
             return tomllib.loads(f"{key} = {candidate}")
-        except tomllib.TOMLDecodeError:
+        except (ValueError, RecursionError):
             continue
     raise UsageError(f"--set takes KEY=VALUE, and {key!r} is not a key")
 

@@ -99,10 +99,13 @@ class Journal:
             added = former() if former else {}
             had = {name: value for name, value in found.items() if name in header or name in added}
             refuse_other(path, had, {**header, **added}, extends=extends, remedy=_REMEDY)
+        first = dict[bytes, int]()
         for number, line in enumerate(self._lines[1:], 2):
             record, summed = _read(path, number, line)
             if checked and not summed:
                 raise _damaged(path, number, "it has no checksum")
+            if checked and first.setdefault(line, number) != number:
+                raise _damaged(path, number, f"it stands in line {first[line]} already")
             self.records.append(record)
 
     def append(self, record: dict[str, Any]) -> None:

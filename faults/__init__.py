@@ -1,0 +1,1 @@
+"""What the package does with damaged input and with kills: ``python -m faults`` (``make faults``)."""
