@@ -187,3 +187,16 @@ def test_a_reader_that_goes_away_ends_the_command_quietly():
     process.stdout.close()
     _, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (1, "")
+
+
+def test_a_path_that_the_system_refuses_is_named(capsys, tmp_path):
+    long = "x" * 5000
+    for words in (
+        ["report", str(tmp_path / long)],
+        ["pope", "mine", f"{long}.jsonl", "--model", "m", "--out", str(tmp_path / "out")],
+        ["study", "pskd", "--set", f"dataset={long}", "--dry-run"],
+    ):
+        code, _, err = call(capsys, *words)
+        assert code in (1, 2), words
+        assert "Traceback" not in err
+        assert "xxx" in err

@@ -53,6 +53,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output, such as head, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:  # a path that is too long, forbidden, read-only
+        if error.filename is None:
+            raise
+        print(f"retarget: {str(error.filename)[:200]}: {error.strerror}", file=sys.stderr)
+        return 1
 
 
 def top_help() -> str:

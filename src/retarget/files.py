@@ -85,6 +85,18 @@ def cannot_write(path: Path, error: Exception) -> UserError:
     )
 
 
+def is_there(path: str | Path) -> bool:
+    """Whether a path that a user typed exists; one that is too long for the system, or holds a null byte, does not.
+
+    >>> is_there("x" * 10_000)
+    False
+    """
+    try:
+        return Path(path).exists()
+    except OSError:
+        return False
+
+
 def make_directory(path: Path) -> None:
     """Make a directory and its parents.
 

@@ -119,3 +119,14 @@ def test_a_path_that_cannot_be_written_is_an_error_in_words(tmp_path):
     for path in (tmp_path / "file" / "j.jsonl", tmp_path, tmp_path / ("x" * 300)):
         with pytest.raises(UserError, match="cannot write"):
             Journal(path, HEADER)
+
+
+@pytest.mark.parametrize("line", [0, 1])
+def test_a_line_that_stands_twice_is_refused(tmp_path, line):
+    path = tmp_path / "j.jsonl"
+    with Journal(path, HEADER) as journal:
+        journal.append({"unit": 0})
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines, lines[line]]))
+    with pytest.raises(UserError, match=rf"line 3 is damaged.*stands in line {line + 1} already"):
+        Journal(path, HEADER)

@@ -18,6 +18,7 @@ from retarget.data.names import parse
 from retarget.data.pictures import FORMATS, Picture, decode, find, header, one_size
 from retarget.errors import UserError
 from retarget.extras import require
+from retarget.files import is_there
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +83,7 @@ def read(spec: str, root: str = "data", extra: str = "vision") -> Source:
         return Source(tuple("0123456789"), _from_arrays(pixels, digits.target, spec))
     if kind == "torchvision":
         return _torchvision(name, root, extra)
-    if not Path(name).exists():
+    if not is_there(name):
         raise UserError(f"dataset {spec!r}: {name} does not exist")
     return _READERS[kind](Path(name))
 

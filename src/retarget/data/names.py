@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from retarget.errors import UserError
+from retarget.files import is_there
 
 KINDS = ("torchvision", "npz", "folder", "hf")
 GRAMMAR = "digits, torchvision:NAME, npz:FILE, folder:DIR, hf:DIR"
@@ -24,7 +25,7 @@ def parse(spec: str) -> tuple[str, str]:
         return kind, name
     if spec.endswith(".npz"):
         return "npz", spec
-    if Path(spec).is_dir():
+    if is_there(spec) and Path(spec).is_dir():
         return "folder", spec
     raise UserError(f"dataset {spec!r} is none of {GRAMMAR}, and no folder")
 
@@ -38,4 +39,4 @@ def data_paths(spec: str) -> tuple[str, ...]:
     kind, _, name = spec.partition(":")
     if kind in KINDS:
         return () if kind == "torchvision" else (name,)
-    return (spec,) if spec.endswith(".npz") or Path(spec).exists() else ()
+    return (spec,) if spec.endswith(".npz") or is_there(spec) else ()

@@ -99,7 +99,7 @@ class Journal:
             added = former() if former else {}
             had = {name: value for name, value in found.items() if name in header or name in added}
             refuse_other(path, had, {**header, **added}, extends=extends, remedy=_REMEDY)
-        first = dict[bytes, int]()
+        first = {self._lines[0]: 1}
         for number, line in enumerate(self._lines[1:], 2):
             record, summed = _read(path, number, line)
             if checked and not summed:

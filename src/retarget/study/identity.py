@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 
 from retarget.errors import UserError
-from retarget.files import read_json, write_json
+from retarget.files import is_there, read_json, write_json
 from retarget.identity import content, fingerprint, refuse_other
 from retarget.study.config import StudyPlan
 
@@ -33,7 +33,7 @@ def contents(plan: StudyPlan, root: Path, *, remember: bool) -> dict[str, str]:
     known: dict[str, list[Any]] = _read_cache(cache)
     before = dict(known)
     paths = [*plan.data, *_source(plan.task)]
-    found = {path: content(path, known) for path in paths if Path(path).exists()}
+    found = {path: content(path, known) for path in paths if is_there(path)}
     if remember and known != before:
         write_json(cache, known)
     return found
