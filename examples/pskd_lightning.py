@@ -1,7 +1,8 @@
 """PS-KD in Lightning: a callback. The module knows nothing of it.
 
 Its labels stay labels, so metrics are what they were; ``F.cross_entropy`` finds the softened rows in their place. A
-loss of your own takes ``soft_targets(y, num_classes=10)`` from ``retarget.pskd``, or the run is stopped in its first step.
+loss of your own takes ``soft_targets(y, num_classes=10)`` from ``retarget.pskd``; one that does not stops the run in
+its first step.
 """
 
 import lightning.pytorch as pl

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from retarget.pskd.pixels import PixelPSKD
     from retarget.pskd.sequences import SequencePSKD
     from retarget.pskd.soft_labels import soft_targets
-    from retarget.pskd.trainer import PSKDSeq2SeqTrainer, PSKDTrainer
+    from retarget.pskd.trainer import PSKDMixin, PSKDSeq2SeqTrainer, PSKDTrainer
 
 __all__ = [
     "PSKD",
@@ -25,6 +25,7 @@ __all__ = [
     "MemoryMapped",
     "MultiLabelPSKD",
     "PSKDCallback",
+    "PSKDMixin",
     "PSKDSeq2SeqTrainer",
     "PSKDTrainer",
     "PixelPSKD",
@@ -49,6 +50,7 @@ __getattr__, __dir__ = lazy(
         "MemoryMapped": "past.files",
         "PreviousModel": "past.previous",
         "PSKDCallback": "lightning",
+        "PSKDMixin": "trainer",
         "PSKDTrainer": "trainer",
         "PSKDSeq2SeqTrainer": "trainer",
     },

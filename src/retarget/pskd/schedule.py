@@ -24,6 +24,7 @@ class Schedule:
     Attributes:
         began: the epoch under way, or the one that a loaded state was in; None before the first.
         fallbacks: samples of this epoch that had no past row.
+        pretrained: epoch 0 has a past, the model as it came.
 
     >>> schedule = Schedule(total_epochs=4, alpha_T=0.8)
     >>> schedule.begin(1)
@@ -37,6 +38,7 @@ class Schedule:
         self.total_epochs, self.alpha_T, self.growth = total_epochs, alpha_T, growth
         self.began: int | None = None
         self.fallbacks: Tensor | int = 0
+        self.pretrained = False
         self._seen = 0
 
     @property
@@ -63,8 +65,8 @@ class Schedule:
 
     @property
     def alpha(self) -> float:
-        """Weight of the past in this epoch; 0 in epoch 0, which has no past."""
-        if self.epoch == 0:
+        """Weight of the past in this epoch; 0 in epoch 0, which has no past but the pretrained model."""
+        if self.epoch == 0 and not self.pretrained:
             return 0.0
         return self.alpha_T if self.growth == "constant" else alpha_at(self.epoch, self.total_epochs, self.alpha_T)
 

@@ -18,7 +18,6 @@ from retarget.errors import UserError
 from retarget.pskd.checks import one_hot
 from retarget.pskd.functional import widen
 
-
 _eager: Any = torch.compiler.disable  # compiled code leaves its graph here, and goes on in a new one
 
 
