@@ -7,7 +7,7 @@ from retarget.lazy import lazy
 if TYPE_CHECKING:
     from retarget.pskd.detection import DetectionPSKD
     from retarget.pskd.index import with_index
-    from retarget.pskd.lightning import PSKDCallback
+    from retarget.pskd.lightning import PSKDCallback, WholeCheckpoints
     from retarget.pskd.method import PSKD
     from retarget.pskd.multilabel import MultiLabelPSKD
     from retarget.pskd.past.files import MemoryMapped
@@ -32,6 +32,7 @@ __all__ = [
     "PreviousModel",
     "SequencePSKD",
     "TopK",
+    "WholeCheckpoints",
     "soft_targets",
     "with_index",
 ]
@@ -50,6 +51,7 @@ __getattr__, __dir__ = lazy(
         "MemoryMapped": "past.files",
         "PreviousModel": "past.previous",
         "PSKDCallback": "lightning",
+        "WholeCheckpoints": "lightning",
         "PSKDMixin": "trainer",
         "PSKDTrainer": "trainer",
         "PSKDSeq2SeqTrainer": "trainer",

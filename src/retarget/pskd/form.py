@@ -104,6 +104,7 @@ class Form:
         ``set_epoch`` and ``save`` do this themselves. Collective under torch.distributed.
         """
         self.checks.poll(wait=True)
+        self.schedule.warn(stacklevel=3)
         self.past.end()
 
     @property
@@ -186,6 +187,7 @@ class Form:
         """Past rows and the weight of each, [B]: 0 where there is no row."""
         past, written = self.past.read(keys, device, inputs)
         self.schedule.fallbacks += (written == 0).sum()
+        self.schedule.asked += len(keys)
         return past, written * self.alpha
 
     def _dense(self, past: Tensor | SparseRows) -> Float[Tensor, "batch classes"]:

@@ -1,8 +1,8 @@
 """Is the loss that PS-KD replaces the cross-entropy of the labels? Asked once, of the model's own or the trainer's.
 
 A model may weigh its classes, add a term, or predict the next token without the trainer's knowledge. PS-KD would
-replace that loss without a word, or teach a language model to copy its input. So the first batch's own loss is held against the
-hard cross-entropy of the same logits.
+replace that loss without a word, or teach a language model to copy its input. So the first batch's own loss is
+held against the hard cross-entropy of the same logits.
 """
 
 import inspect
@@ -108,7 +108,7 @@ def refuse_other_loss(
         raise UserError(
             f"{whose} is {own:.4g} on the first batch, and the cross-entropy of its labels is {ours:.4g}: PS-KD would "
             "replace another loss without a word. Leave out what makes it differ (class weights, a term of its own, "
-            'the trainer\'s loss_type other than "nll"), or compute the loss yourself with PSKD or SequencePSKD in a loop'
+            'the trainer\'s loss_type other than "nll"), or call PSKD or SequencePSKD in a loop of your own'
         )
     return asked or apart is None or apart > 4 * within
 
