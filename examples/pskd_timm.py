@@ -3,8 +3,12 @@
 In timm's own ``train.py`` the same three: wrap the dataset, make the loader with ``use_prefetcher=False``
 (``--no-prefetcher``; the prefetcher drops all but image and label), and take the loss from the method. timm's
 ``ImageDataset`` gives the next image where one cannot be read; ``with_index`` then gives the index of that image, so
-that no image's past is taken for another's. Leave Mixup and CutMix off here; repeated augmentation works: of several
-views of an image in an epoch, the first is remembered.
+that no image's past is taken for another's. Repeated augmentation works: of several views of an image in an epoch, the
+first is remembered.
+
+Mixup and CutMix: timm's own ``Mixup``, with the images' places in the batch for labels, says how much of each image is
+in each input. A mixed input's prediction is not remembered, so leave some batches unmixed (``prob`` below 1). Label
+smoothing is the loss's then: ``method.loss(..., smoothing=0.1)``.
 """
 
 import tempfile
@@ -14,7 +18,7 @@ import timm
 import torch
 from PIL import Image
 from sklearn.datasets import load_digits
-from timm.data import create_dataset, create_loader
+from timm.data import Mixup, create_dataset, create_loader
 from timm.optim import create_optimizer_v2
 
 from retarget.pskd import PSKD, with_index
@@ -28,7 +32,7 @@ def folder_of_digits(root: Path, first: int, last: int) -> None:
         Image.fromarray((digits.images[i] * 15.9).astype("uint8")).resize((32, 32)).save(path)
 
 
-def main(epochs: int = 4, images: int = 500) -> float:
+def main(epochs: int = 4, images: int = 500, mixing: float = 0.0) -> float:
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         train_root, test_root = Path(folder) / "train", Path(folder) / "test"
@@ -46,12 +50,16 @@ def main(epochs: int = 4, images: int = 500) -> float:
 
         model = timm.create_model("resnet10t", num_classes=10)
         optimizer = create_optimizer_v2(model, opt="adamw", lr=2e-3)
+        mix = Mixup(mixup_alpha=0.2, cutmix_alpha=1.0, prob=mixing, label_smoothing=0.0, num_classes=50)  # a batch
         method = PSKD(num_samples=len(train), num_classes=10, total_epochs=epochs, alpha_T=0.8)
         for epoch in range(epochs):
             method.set_epoch(epoch)
             model.train()
             for x, y, index in loader:
-                loss = method.loss(model(x), y, index)  # 3: the loss
+                mixed = None
+                if mixing:
+                    x, mixed = mix(x, torch.arange(len(x)))
+                loss = method.loss(model(x), y, index, mixed=mixed)  # 3: the loss
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()

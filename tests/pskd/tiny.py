@@ -11,6 +11,7 @@ from transformers import (
     M2M100ForConditionalGeneration,
     MarianConfig,
     MarianMTModel,
+    TrainingArguments,
 )
 
 PAD, EOS, VOCABULARY = 0, 1, 23
@@ -139,3 +140,13 @@ def sentences(n=8):
 
 def pad_left(features):
     return pad(features, left=True)
+
+
+def arguments(folder, **more):
+    """Settings of a short run on the CPU, by plain gradient descent."""
+    settings = dict(
+        output_dir=str(folder), use_cpu=True, num_train_epochs=2, per_device_train_batch_size=4, learning_rate=0.2,
+        optim="sgd", lr_scheduler_type="constant", max_grad_norm=0, report_to=[], disable_tqdm=True,
+        logging_strategy="no", save_strategy="no", dataloader_pin_memory=False, seed=5,
+    )  # fmt: skip
+    return TrainingArguments(**{**settings, **more})

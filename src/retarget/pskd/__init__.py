@@ -7,7 +7,7 @@ from retarget.lazy import lazy
 if TYPE_CHECKING:
     from retarget.pskd.detection import DetectionPSKD
     from retarget.pskd.index import with_index
-    from retarget.pskd.lightning import PSKDCallback
+    from retarget.pskd.lightning import PSKDCallback, WholeCheckpoints
     from retarget.pskd.method import PSKD
     from retarget.pskd.multilabel import MultiLabelPSKD
     from retarget.pskd.past.files import MemoryMapped
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from retarget.pskd.pixels import PixelPSKD
     from retarget.pskd.sequences import SequencePSKD
     from retarget.pskd.soft_labels import soft_targets
-    from retarget.pskd.trainer import PSKDSeq2SeqTrainer, PSKDTrainer
+    from retarget.pskd.trainer import PSKDMixin, PSKDSeq2SeqTrainer, PSKDTrainer
 
 __all__ = [
     "PSKD",
@@ -25,12 +25,14 @@ __all__ = [
     "MemoryMapped",
     "MultiLabelPSKD",
     "PSKDCallback",
+    "PSKDMixin",
     "PSKDSeq2SeqTrainer",
     "PSKDTrainer",
     "PixelPSKD",
     "PreviousModel",
     "SequencePSKD",
     "TopK",
+    "WholeCheckpoints",
     "soft_targets",
     "with_index",
 ]
@@ -49,6 +51,8 @@ __getattr__, __dir__ = lazy(
         "MemoryMapped": "past.files",
         "PreviousModel": "past.previous",
         "PSKDCallback": "lightning",
+        "WholeCheckpoints": "lightning",
+        "PSKDMixin": "trainer",
         "PSKDTrainer": "trainer",
         "PSKDSeq2SeqTrainer": "trainer",
     },

@@ -161,6 +161,23 @@ def check_probabilities(checks: Checks, targets: Tensor, index: Tensor) -> None:
     )
 
 
+def check_mixed(checks: Checks, mixed: Tensor, index: Tensor) -> Tensor:
+    """Shares of the batch's samples in each input, [B, B] or with more columns that are empty; rows sum to 1."""
+    size = len(index)
+    if not mixed.is_floating_point() or mixed.ndim != 2 or len(mixed) != size or mixed.shape[1] < size:
+        raise UserError(
+            f"mixed says how much of each of the {size} samples is in each input, floating point [{size}, {size}]: got "
+            f"{mixed.dtype} {list(mixed.shape)}"
+        )
+    mixed = mixed[:, :size].detach()
+    total = mixed.sum(1)
+    checks.require(
+        ((total - 1).abs() <= 1e-3) & (mixed.amin(1) >= 0),
+        lambda row: f"mixed holds shares that sum to 1: row {row} sums to {float(total[row]):.6g}",
+    )
+    return mixed
+
+
 def check_loss(checks: Checks, loss: Tensor, logits: Tensor, index: Tensor) -> None:
     """The loss is finite, which it is not where a logit is not: cheaper than a pass over the logits each step."""
     logits = logits.detach()

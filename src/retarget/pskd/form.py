@@ -44,6 +44,7 @@ class Form:
         self.schedule, self.past, self.checks = schedule, past, checks
         self.num_samples, self.num_classes, self.ignore_index = num_samples, num_classes, ignore_index
         self._agreed = agreed
+        schedule.pretrained = self.teacher is not None and self.teacher.pretrained
 
     @property
     def agreed(self) -> dict[str, Any]:
@@ -88,6 +89,12 @@ class Form:
                 "have been seen; load() the saved state to resume",
                 stacklevel=2,
             )
+        if self.schedule.total_epochs == 1 and self.schedule.alpha_T > 0 and not self.schedule.pretrained:
+            warnings.warn(
+                "total_epochs = 1 is plain training: the first epoch has no past. Train for several, or take the model "
+                'as it came for the past of the first, store=PreviousModel(model, first_past="pretrained")',
+                stacklevel=2,
+            )
         self.past.begin(epoch)
         self.schedule.begin(epoch)
 
@@ -97,6 +104,7 @@ class Form:
         ``set_epoch`` and ``save`` do this themselves. Collective under torch.distributed.
         """
         self.checks.poll(wait=True)
+        self.schedule.warn(stacklevel=3)
         self.past.end()
 
     @property
@@ -106,7 +114,7 @@ class Form:
 
     @property
     def alpha(self) -> float:
-        """Weight of the past in this epoch; 0 in epoch 0, which has no past."""
+        """Weight of the past in this epoch; 0 in epoch 0, which has no past (unless it is the pretrained model)."""
         return self.schedule.alpha
 
     @property
@@ -179,6 +187,7 @@ class Form:
         """Past rows and the weight of each, [B]: 0 where there is no row."""
         past, written = self.past.read(keys, device, inputs)
         self.schedule.fallbacks += (written == 0).sum()
+        self.schedule.asked += len(keys)
         return past, written * self.alpha
 
     def _dense(self, past: Tensor | SparseRows) -> Float[Tensor, "batch classes"]:

@@ -1,9 +1,10 @@
 """The sample's index through the loader: what PS-KD keys its rows by."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import copy
 from typing import Any
 
+import torch
 from torch.utils.data import Dataset, IterableDataset
 
 from retarget.errors import UserError
@@ -83,3 +84,24 @@ class _IndexingReader:
 
     def filenames(self, *args: Any, **kwargs: Any) -> list[str]:
         return self.reader.filenames(*args, **kwargs)
+
+
+class KeepIndex:
+    """The caller's collator, around which the index is carried."""
+
+    def __init__(self, collator: Callable) -> None:
+        self.collator = collator
+
+    def __call__(self, features: list[dict[str, Any]]) -> Any:
+        index = torch.tensor([feature["index"] for feature in features])
+        rest = [{name: value for name, value in one.items() if name != "index"} for one in features]
+        batch = self.collator(rest)
+        if "labels" not in batch:
+            raise UserError(f"a training batch needs labels: the collator made {', '.join(batch)}")
+        if len(batch["labels"]) != len(index):
+            raise UserError(
+                f"the collator made {len(batch['labels'])} rows of {len(index)} samples: packing leaves no sample "
+                "whose targets could be remembered; store=PreviousModel() remembers none"
+            )
+        batch["index"] = index
+        return batch

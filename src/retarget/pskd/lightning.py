@@ -1,15 +1,18 @@
 """PS-KD as a Lightning callback: losses find softened labels, the module stays as it is."""
 
 from contextlib import nullcontext
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import Tensor
 
 from retarget.errors import UserError
+from retarget.files import make_directory, replace_file
 from retarget.pskd.method import PSKD
 from retarget.pskd.multilabel import MultiLabelPSKD
 from retarget.pskd.soft_labels import Step, depends_on
@@ -19,6 +22,29 @@ _TWO_LINES = (
     "Or call PS-KD yourself: method.set_epoch(self.current_epoch) in on_train_epoch_start and "
     "loss = method.loss(logits, y, index) in training_step."
 )
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Writes a checkpoint beside its target and renames it: whole, or the one before, on a full disk or after a kill.
+
+    Lightning's own writes to ``$TMPDIR`` and moves, which across file systems is a copy over the last good checkpoint::
+
+        Trainer(plugins=[WholeCheckpoints()], ...)
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write to a local path; the folder is made.
+
+        Raises:
+            UserError: it cannot be written; what stood there before still does, and nothing is left beside it.
+        """
+        if storage_options is not None or "://" in str(path):
+            raise UserError(f"WholeCheckpoints writes local files, without storage_options: got {path}")
+        path = Path(path)
+        make_directory(path.parent)
+        buffer = BytesIO()  # a full disk is an OSError of the file's, none of torch's
+        torch.save(checkpoint, buffer)
+        replace_file(path, lambda temporary: temporary.write_bytes(buffer.getbuffer()))
 
 
 class SavedBeside(pl.Callback):
@@ -37,6 +63,7 @@ class SavedBeside(pl.Callback):
     def __init__(self, method: Any, directory: str | Path | None, keep: int) -> None:
         self.method, self.directory, self.keep = method, Path(directory) if directory else None, keep
         self._restore: str | None = None
+        self._saved: int | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.num_training_batches == float("inf"):
@@ -56,7 +83,11 @@ class SavedBeside(pl.Callback):
             self._restore = None
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._prune(trainer)
         self.method.set_epoch(trainer.current_epoch)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._prune(trainer)
 
     def state_dict(self) -> dict[str, Any]:
         return self.method.state_dict()
@@ -73,10 +104,17 @@ class SavedBeside(pl.Callback):
         if epoch is None:  # saved before the first epoch, as by a search for a learning rate: there is no past yet
             return
         self.method.save(home / self._file_name(epoch))
-        if trainer.is_global_zero:  # states of later epochs belong to another run in this folder
-            saved = {int(path.stem.rpartition("-")[2]): path for path in home.glob(self._file_name("*"))}
-            for old in sorted(one for one in saved if one <= epoch)[: -self.keep]:
-                saved[old].unlink()
+        self._saved = epoch
+
+    def _prune(self, trainer: pl.Trainer) -> None:
+        """Remove old states, once the checkpoint that goes with the newest is whole: a full disk costs neither."""
+        home, newest = self._home(trainer), self._saved
+        if newest is None or not trainer.is_global_zero:
+            return
+        saved = {int(path.stem.rpartition("-")[2]): path for path in home.glob(self._file_name("*"))}
+        for old in sorted(one for one in saved if one <= newest)[: -self.keep]:  # later ones are another run's
+            saved[old].unlink()
+        self._saved = None
 
     def _home(self, trainer: pl.Trainer) -> Path:
         beside = getattr(trainer.checkpoint_callback, "dirpath", None)
@@ -166,6 +204,10 @@ class PSKDCallback(SavedBeside):
         if self._hook is not None:
             self._hook.remove()
             self._hook = None
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_end(trainer, pl_module)
+        self.method.schedule.warn(stacklevel=2)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self.on_fit_end(trainer, pl_module)

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from retarget.pskd.checks import Checks, check_listed, check_loss, check_targets, one_hot
+from retarget.pskd.checks import Checks, check_listed, check_loss, check_mixed, check_targets, one_hot
 from retarget.pskd.form import Form
 from retarget.pskd.functional import SparseRows, cross_entropy, pskd_loss, soften, sparse_pskd_losses, widen
 from retarget.pskd.past.base import Past, Store, past_of
@@ -23,8 +23,8 @@ class PSKD(Form):
         num_samples: N, length of the training set that gives the indices; None is enough for ``PreviousModel``.
         num_classes: C.
         total_epochs: length of the run; the weight of the past grows to ``alpha_T`` over it.
-        alpha_T: weight in the last epoch, in [0, 1]; 0.8 for CIFAR-100, 0.3 for ImageNet (official configurations).
-            0 trains exactly as cross-entropy does.
+        alpha_T: weight in the last epoch, in [0, 1]; 0.8 in every official configuration. 0 trains exactly as
+            cross-entropy does.
         store: ``"dense"`` | ``Dense(dtype)`` | ``TopK(k)`` | ``MemoryMapped(path)`` | ``PreviousModel(model)``;
             or a :class:`~retarget.pskd.past.base.Past`.
         schedule: ``"linear"`` as in the paper, or ``"constant"`` (alpha_T from the second epoch on), an ablation.
@@ -64,6 +64,8 @@ class PSKD(Form):
         inputs: Any = None,
         smoothing: float = 0.0,
         denominator: float | Tensor | None = None,
+        mixed: Float[Tensor, "batch others"] | None = None,
+        remember: bool = True,
     ) -> Float[Tensor, ""]:
         """Mean cross-entropy against the softened targets; remembers the present prediction.
 
@@ -75,14 +77,22 @@ class PSKD(Form):
             smoothing: label smoothing of the hard targets before they are softened, in [0, 1].
             denominator: what the sum of the losses is divided by, in place of the number of samples that count. With
                 gradient accumulation: the number in all batches of the update.
+            mixed: for Mixup and CutMix, how much of each sample of the batch is in each input, [B, B], rows that sum to
+                1. Any library's mixing gives it, handed the places for labels and B for the number of classes:
+                ``x, mixed = mix(x, torch.arange(len(x)))``. The target is the same mixture of softened targets; the
+                prediction of a mixed input belongs to no sample and is not remembered.
+            remember: False stores nothing of this batch, whose inputs are not the samples themselves.
 
         Raises:
             UserError: naming the sample, the row and the value, for an index or label out of range, one index with
                 two labels, probabilities that do not sum to 1, or logits that are not finite.
         """
         keys, labels, counted = self._check(logits, targets, index, some=denominator is None)
-        log_norm = None
-        if self.alpha == 0:
+        log_norm, keep = None, counted
+        if mixed is not None:
+            loss, own = self._mixed_loss(logits, targets, labels, keys, counted, mixed, inputs, smoothing, denominator)
+            keep = own if counted is None else own & counted
+        elif self.alpha == 0:
             if targets.is_floating_point():
                 hard = targets
             else:  # safe labels: on an accelerator a bad one would end the process before it can be named
@@ -97,7 +107,10 @@ class PSKD(Form):
             count = len(losses) if counted is None else counted.sum()
             loss = losses.sum() / (count if denominator is None else denominator)
         check_loss(self.checks, loss, logits, keys)
-        self._write(logits, labels, keys, counted, log_norm)
+        if remember:
+            self._write(logits, labels, keys, keep, log_norm)
+        else:
+            self.schedule.count(len(keys), self._members)
         return loss
 
     def soften(
@@ -192,6 +205,39 @@ class PSKD(Form):
             soft += ((1 - alpha) * spread)[:, None]
         soft.scatter_add_(1, labels[:, None], ((1 - alpha) * (1 - smoothing))[:, None])
         return pskd_loss(logits, soft, reduction="none"), None
+
+    def _mixed_loss(
+        self,
+        logits: Tensor,
+        targets: Tensor,
+        labels: Tensor,
+        keys: Tensor,
+        counted: Tensor | None,
+        mixed: Tensor,
+        inputs: Any,
+        smoothing: float,
+        denominator: float | Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """The loss of mixed inputs, and which inputs are the samples themselves, [B]."""
+        mixed = check_mixed(self.checks, mixed, keys).to(labels.device, torch.float32)
+        spread = smoothing / self.num_classes
+        if targets.is_floating_point():
+            hard, counts = targets.float(), targets.new_ones(len(targets), dtype=torch.float32)
+        else:
+            hard, counts = one_hot(targets, self.num_classes, self.ignore_index), counted.float()  # type: ignore[union-attr]
+        hard = (hard * (1 - smoothing) + spread) * counts[:, None]
+        if self.alpha == 0:
+            soft = mixed @ hard
+        else:
+            past, alpha = self._past(keys, logits.device, targets, labels, inputs)
+            past = self._dense(past)
+            if self.past.num_rows is None:  # what the previous model says of the mixed input itself
+                soft = soften(mixed @ hard, past * (mixed @ counts)[:, None], alpha)
+            else:
+                soft = mixed @ (soften(hard, past, alpha) * counts[:, None])
+        losses = pskd_loss(logits, soft, reduction="none")
+        count = (mixed @ counts).sum() if denominator is None else denominator
+        return losses.sum() / count, mixed.diagonal() >= 1 - 1e-6
 
     def _write(
         self, logits: Tensor, labels: Tensor, keys: Tensor, counted: Tensor | None, log_norm: Tensor | None = None

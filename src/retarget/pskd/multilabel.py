@@ -61,6 +61,7 @@ class MultiLabelPSKD(Form):
         *,
         inputs: Any = None,
         denominator: float | Tensor | None = None,
+        remember: bool = True,
     ) -> Float[Tensor, ""]:
         """Mean binary cross-entropy against the softened targets; remembers the present prediction.
 
@@ -70,6 +71,7 @@ class MultiLabelPSKD(Form):
             index: [B], each sample's place in the training set, in [0, N); ``PreviousModel`` needs none.
             inputs: the model's input, for ``PreviousModel`` only.
             denominator: what the sum of the losses is divided by, in place of the number of targets that count.
+            remember: False stores nothing of this batch, whose inputs are not the samples themselves.
 
         Raises:
             UserError: naming the sample, the row and the value, for an index out of range, a target outside [0, 1] or
@@ -84,7 +86,10 @@ class MultiLabelPSKD(Form):
             widen(logits), soft.masked_fill(~counted, 0), weight=(counted * share).to(soft.dtype)
         )
         check_loss(self.checks, loss, logits, keys)
-        self._write(logits, keys)
+        if remember:
+            self._write(logits, keys)
+        else:
+            self.schedule.count(len(keys), self.num_samples)
         return loss
 
     def soften(

@@ -91,6 +91,7 @@ class PlacedPSKD(Form):
         inputs: Any = None,
         smoothing: float = 0.0,
         denominator: float | Tensor | None = None,
+        remember: bool = True,
     ) -> Float[Tensor, ""]:
         """Mean over the batch's targets of the cross-entropy against the softened ones; remembers the present.
 
@@ -99,14 +100,15 @@ class PlacedPSKD(Form):
             targets: [B, places…], classes or ``ignore_index``.
             index: [B], each sample's place in the training set; ``PreviousModel`` needs none.
             inputs: the model's input, for ``PreviousModel`` only.
-            smoothing, denominator: as in :meth:`PSKD.loss`.
+            smoothing, denominator, remember: as in :meth:`PSKD.loss`.
 
         Raises:
             UserError: as :meth:`PSKD.loss`; also for a sample with other targets than it has rows.
         """
         flat = self._flat_logits(logits, targets)
         labels, rows = self._flat_targets(targets, index)
-        loss = self.core.loss(flat, labels, rows, inputs=inputs, smoothing=smoothing, denominator=denominator)
+        shared: dict[str, Any] = dict(inputs=inputs, smoothing=smoothing, denominator=denominator, remember=remember)
+        loss = self.core.loss(flat, labels, rows, **shared)
         self._count(targets)
         return loss
 

@@ -1,5 +1,6 @@
 """The epochs of a run: which one is under way, the weight of the past in it, and what is counted in it."""
 
+import warnings
 from typing import Literal
 
 from torch import Tensor
@@ -13,6 +14,10 @@ MOST_PASSES = 20
 """Samples of an epoch, in training sets, from which the epoch has no end: more than any repeated augmentation."""
 
 
+NEARLY_ALL = 0.95
+"""Share of an epoch's samples without a past row from which a warning says so."""
+
+
 class Schedule:
     """The weight of the past over a run of ``total_epochs``.
 
@@ -24,6 +29,8 @@ class Schedule:
     Attributes:
         began: the epoch under way, or the one that a loaded state was in; None before the first.
         fallbacks: samples of this epoch that had no past row.
+        asked: samples of this epoch whose past row was asked for.
+        pretrained: epoch 0 has a past, the model as it came.
 
     >>> schedule = Schedule(total_epochs=4, alpha_T=0.8)
     >>> schedule.begin(1)
@@ -37,6 +44,7 @@ class Schedule:
         self.total_epochs, self.alpha_T, self.growth = total_epochs, alpha_T, growth
         self.began: int | None = None
         self.fallbacks: Tensor | int = 0
+        self.asked, self.pretrained = 0, False
         self._seen = 0
 
     @property
@@ -63,8 +71,8 @@ class Schedule:
 
     @property
     def alpha(self) -> float:
-        """Weight of the past in this epoch; 0 in epoch 0, which has no past."""
-        if self.epoch == 0:
+        """Weight of the past in this epoch; 0 in epoch 0, which has no past but the pretrained model."""
+        if self.epoch == 0 and not self.pretrained:
             return 0.0
         return self.alpha_T if self.growth == "constant" else alpha_at(self.epoch, self.total_epochs, self.alpha_T)
 
@@ -79,7 +87,18 @@ class Schedule:
 
     def begin(self, epoch: int) -> None:
         """Begin an epoch: nothing is counted in it yet."""
-        self.began, self.fallbacks, self._seen = epoch, 0, 0
+        self.began, self.fallbacks, self.asked, self._seen = epoch, 0, 0, 0
+
+    def warn(self, stacklevel: int) -> None:
+        """Say, once, that the epoch under way has been plain training: nearly all of its samples had no past row."""
+        asked, self.asked = self.asked, 0
+        if asked and int(self.fallbacks) >= NEARLY_ALL * asked:
+            warnings.warn(
+                f"{int(self.fallbacks):,} of the {asked:,} samples of epoch {self.epoch} had no past row and kept "
+                "their hard labels: no earlier epoch remembered them. Call remember(logits, targets, index) where the "
+                "loss is computed elsewhere, and leave some batches unmixed where images are mixed",
+                stacklevel=stacklevel + 1,
+            )
 
     def count(self, samples: int, training_set: int | None) -> None:
         """Count samples of this epoch.

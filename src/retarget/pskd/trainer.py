@@ -4,13 +4,13 @@ The trainer gives every training sample its index behind the caller's dataset an
 before the model sees it, and computes the loss. Everything else is the library's.
 """
 
+import math
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import Seq2SeqTrainer, Trainer, TrainerCallback
@@ -18,9 +18,17 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.trainer_utils import get_last_checkpoint
 
 from retarget.errors import UserError
-from retarget.pskd.index import with_index
+from retarget.pskd.index import KeepIndex, with_index
 from retarget.pskd.method import PSKD
 from retarget.pskd.multilabel import MultiLabelPSKD
+from retarget.pskd.own_loss import (
+    hard_loss,
+    models_loss,
+    random_devices,
+    refuse_copying,
+    refuse_other_loss,
+    shifted,
+)
 from retarget.pskd.past.base import Store
 from retarget.pskd.past.files import MemoryMapped
 from retarget.pskd.past.previous import PreviousModel
@@ -43,12 +51,19 @@ class PSKDMixin(_Base):
     ``num_items_in_batch`` divides the loss, so that gradient accumulation changes nothing. In evaluation the trainer
     is the library's own: no row is read or written.
 
+    A trainer that computes its loss itself (TRL's ``SFTTrainer``) does so once more in each step, without gradients,
+    for the metrics that it logs. On the first batch the model's own loss, or such a trainer's, is held against the hard
+    cross-entropy of the same logits: another loss is refused.
+
     Args:
-        alpha_T: weight of the past in the last epoch, in [0, 1].
+        alpha_T: weight of the past in the last epoch, in [0, 1]; ``hyperparameter_search`` finds it under this name.
         store: ``"dense"``, ``TopK(k)`` or ``MemoryMapped(path, rows)``; by default dense for [B] and ``TopK(10)``
-            for [B, T]. ``PreviousModel(model)``, of the model that is trained, forwards last epoch's weights on the
-            same inputs instead.
+            for [B, T]. ``PreviousModel()`` forwards last epoch's weights of the trained model on the same inputs
+            instead. It needs no index, so it takes streams, packed batches and ``model_init``. A stream has no epochs:
+            ``max_steps`` is divided into ``num_train_epochs`` of them.
         schedule: ``"linear"`` or ``"constant"``.
+        shift_labels: whether logits [B, T, C] predict the next label, as a causal language model's do, rather than the
+            one at their own place; by default what the library says of the model.
         lengths: targets of each training sequence, for labels [B, T]; by default counted before the first step in a
             pass over the training set.
 
@@ -57,9 +72,10 @@ class PSKDMixin(_Base):
 
     Raises:
         UserError: a dataset without stable indices, an endless sampler, a checkpoint without a table, a loss of the
-            caller's own (``compute_loss_func``), several GPUs in one process (start one process a GPU instead),
-            context or sequence parallelism, labels that are not classes, ``PreviousModel`` of another model or of one
-            whose weights are spread over processes (FSDP, DeepSpeed).
+            caller's own (``compute_loss_func``), of the model's or of the trainer's that is no cross-entropy, several
+            GPUs in one process (start one process a GPU instead), context or sequence parallelism, labels that are
+            not classes, ``PreviousModel`` of another model or of one whose weights are spread over processes (FSDP,
+            DeepSpeed).
     """
 
     def __init__(
@@ -69,6 +85,7 @@ class PSKDMixin(_Base):
         store: Store | None = None,
         schedule: Literal["linear", "constant"] = "linear",
         lengths: Iterable[int] | None = None,
+        shift_labels: bool | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -87,7 +104,12 @@ class PSKDMixin(_Base):
         self.pskd: PSKD | SequencePSKD | MultiLabelPSKD | None = None
         self._pskd_settings: dict[str, Any] = {"alpha_T": alpha_T, "schedule": schedule, "store": store}
         self._pskd_lengths = None if lengths is None else list(lengths)
-        self._pskd_epoch, self._pskd_resume = 0, None
+        self._pskd_shift, self._pskd_told = shift_labels, False  # whether the model's own loss has been seen to be ours
+        self._pskd_epoch, self._pskd_epochs, self._pskd_resume = 0, 1, None
+        self._pskd_part: int | None = None  # steps of an epoch of a stream
+        self._pskd_begun: int | None = None
+        self._pskd_fills = self._pskd_teacher is not None and self._pskd_teacher.model is None
+        self._pskd_host = super().compute_loss.__func__ is not Trainer.compute_loss  # the trainer has a loss of its own
         self.loss_is_scaled_for_ga = True  # our loss is always divided by the targets of the whole update
         self.add_callback(_Epochs(self))
 
@@ -95,8 +117,10 @@ class PSKDMixin(_Base):
 
     def get_train_dataloader(self) -> DataLoader:
         """The library's loader, whose batches also have ``index``, each sample's place in ``train_dataset``."""
+        if self._pskd_teacher:
+            return super().get_train_dataloader()
         dataset, collator = self.train_dataset, self.data_collator
-        self.train_dataset, self.data_collator = self._indexed_dataset(), _KeepIndex(collator)
+        self.train_dataset, self.data_collator = self._indexed_dataset(), KeepIndex(collator)
         try:
             return super().get_train_dataloader()
         finally:
@@ -122,21 +146,24 @@ class PSKDMixin(_Base):
             if self.label_smoother is not None and "labels" in inputs:  # the library takes the labels away
                 inputs = self._with_decoder_inputs(inputs, inputs["labels"])
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        if index is None or "labels" not in inputs:
+        if (index is None and not self._pskd_teacher) or "labels" not in inputs:
             raise UserError(f"a training batch needs labels and index: it has {', '.join(inputs)}")
         inputs = dict(inputs)
         labels = inputs.pop("labels")
         inputs = self._with_decoder_inputs(inputs, labels)
+        own = self._host_loss(model, inputs, labels, num_items_in_batch)
         outputs = model(**inputs)
         logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
         if isinstance(outputs, dict) and outputs.get("aux_loss") is not None:
             raise UserError("the model adds a loss of its own to that of the labels (aux_loss), which is not supported")
         method, shared = self._method(logits, labels), {"inputs": inputs, "denominator": num_items_in_batch}
+        if not self._pskd_told:
+            self._pskd_told = self._same_loss(model, inputs, labels, num_items_in_batch, own, logits)
         if not isinstance(method, MultiLabelPSKD):
             shared["smoothing"] = self.args.label_smoothing_factor
         loss = method.loss(logits, self._targets(labels), index, **shared)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
-            loss = loss * (self.accelerator.num_processes // self.get_tp_size())  # the gradient is averaged over them
+            loss = loss * self._ranks_averaged()
         return (loss, outputs) if return_outputs else loss
 
     def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
@@ -176,19 +203,39 @@ class PSKDMixin(_Base):
             self.pskd.save(folder / STATE_FILE)
         super()._save_checkpoint(model, trial)
 
+    def _hp_search_setup(self, trial: Any) -> None:
+        """The library's, for which alpha_T is a training argument as the others are."""
+        self.args.alpha_T = self._pskd_settings["alpha_T"]  # type: ignore[attr-defined]
+        try:
+            super()._hp_search_setup(trial)
+            self._pskd_settings["alpha_T"] = self.args.alpha_T  # type: ignore[attr-defined]
+        finally:
+            del self.args.alpha_T  # type: ignore[attr-defined]
+
     # -- inside
 
     def _begin_training(self) -> None:
-        self.pskd = None
+        self.pskd, self._pskd_told, self._pskd_part, self._pskd_begun = None, False, None, None
+        self._pskd_epochs = self.state.num_train_epochs
         if self.state.num_train_epochs == sys.maxsize:  # the library's mark of a loader without a length
-            raise UserError(
-                "the training loader has no length, so no epoch ends, after which the past would be read: give the "
-                "sampler a __len__ of one pass, and num_train_epochs"
-            )
+            if not self._pskd_teacher:
+                raise UserError(
+                    "the training loader has no length, so no epoch ends, after which the past would be read: give the "
+                    "sampler a __len__ of one pass, and num_train_epochs; or take PreviousModel(), for which max_steps "
+                    "is divided into num_train_epochs parts"
+                )
+            self._pskd_part = math.ceil(self.state.max_steps / math.ceil(self.args.num_train_epochs))
+            self._pskd_epochs = math.ceil(self.state.max_steps / self._pskd_part)
         if self._pskd_teacher:
             self._pskd_teacher.past = None
-            if self._pskd_teacher.model not in (self.model, self.accelerator.unwrap_model(self.model)):
-                raise UserError("PreviousModel must be given the model that this trainer trains, itself and no copy")
+            trained = self.accelerator.unwrap_model(self.model)
+            if self._pskd_fills:
+                self._pskd_teacher.model = trained
+            if self._pskd_teacher.model not in (self.model, trained):
+                raise UserError(
+                    "PreviousModel must be given the model that this trainer trains, itself and no copy; "
+                    "PreviousModel() takes it from the trainer, with model_init too"
+                )
 
     def _begin_epoch(self, epoch: int) -> None:
         self._pskd_epoch = epoch
@@ -196,6 +243,61 @@ class PSKDMixin(_Base):
             self.pskd.set_epoch(epoch)
         elif self._pskd_teacher:
             self._pskd_teacher.begin(epoch)  # a forward pass would move batch norm's statistics
+
+    def _begin_part(self, step: int) -> None:
+        """Of a stream, whose epochs are parts of ``max_steps``."""
+        if self._pskd_part and step // self._pskd_part != self._pskd_begun:
+            self._pskd_begun = step // self._pskd_part
+            self._begin_epoch(self._pskd_begun)
+
+    def _ranks_averaged(self) -> int:
+        """Processes over which the gradient is averaged, and by which a loss over all targets is multiplied."""
+        return self.accelerator.num_processes // self.get_tp_size()
+
+    def _host_loss(self, model: Any, inputs: dict[str, Any], labels: Tensor, items: Any) -> Tensor | None:
+        """What a trainer with a loss of its own makes of the batch: for its metrics, and for one look at the loss."""
+        if not self._pskd_host:
+            return None
+        with torch.no_grad(), torch.random.fork_rng(devices=random_devices(labels)):  # the same dropout twice
+            loss: Any = super().compute_loss(model, {**inputs, "labels": labels}, num_items_in_batch=items)
+        return loss
+
+    def _same_loss(
+        self, model: Any, inputs: dict[str, Any], labels: Tensor, items: Any, host: Tensor | None, logits: Tensor
+    ) -> bool:
+        """Refuse a model or a trainer whose own loss is not the one that takes its place.
+
+        Args:
+            host: the trainer's own loss, of these logits; None where the model's is asked for.
+
+        Returns:
+            Whether this batch could tell.
+        """
+        shared: dict[str, Any] = {"ignore_index": IGNORE}
+        own: Any = host
+        if host is None:
+            own, logits = models_loss(model, self._bare_model(), {**inputs, "labels": labels})
+            if own is None:
+                if labels.ndim == 2 and not (labels.is_floating_point() or self._pskd_shift or self._is_causal()):
+                    refuse_copying(inputs.get("input_ids"), labels, IGNORE)
+                return True
+        else:
+            shared["smoothing"] = self.args.label_smoothing_factor
+            if items is not None:
+                scale = self._ranks_averaged() if self.args.average_tokens_across_devices else 1
+                shared["denominator"] = items / scale
+        shifts, places = self._shifts(labels), labels.ndim == 2 and not labels.is_floating_point()
+        ours = hard_loss(logits, self._targets(labels), **shared)
+        if not math.isfinite(ours):
+            return False  # nothing in this batch counts
+        other = hard_loss(logits, labels if shifts else shifted(labels, IGNORE), **shared) if places else None
+        told = refuse_other_loss(
+            float(own), ours, other, shifts,
+            asked=self._pskd_shift is not None,
+            rounded=self.accelerator.mixed_precision != "no" or logits.dtype in (torch.bfloat16, torch.float16),
+            whose="the model's own loss" if host is None else "the trainer's own loss",
+        )  # fmt: skip
+        return told and float(logits.detach().float().std(-1).mean()) > 1e-3  # of equal logits every loss is the same
 
     def _method(self, logits: Tensor, labels: Tensor) -> PSKD | SequencePSKD | MultiLabelPSKD:
         """Made at the first step, which is the first to know the number of classes."""
@@ -211,7 +313,7 @@ class PSKDMixin(_Base):
             )
         if multilabel and self.args.label_smoothing_factor:
             raise UserError("label_smoothing_factor smooths classes, and these labels are multi-label: set it to 0")
-        settings = {"num_classes": logits.shape[-1], "total_epochs": self.state.num_train_epochs, **self._pskd_settings}
+        settings = {"num_classes": logits.shape[-1], "total_epochs": self._pskd_epochs, **self._pskd_settings}
         if not isinstance(settings["store"], MemoryMapped):
             settings["device"] = logits.device
         if classes and labels.ndim == 2:
@@ -222,7 +324,8 @@ class PSKDMixin(_Base):
         else:
             settings["store"] = settings["store"] or "dense"
             kind = MultiLabelPSKD if multilabel else PSKD
-            method = kind(len(self.train_dataset), **settings)  # type: ignore[arg-type]
+            samples = None if self._pskd_teacher else len(self.train_dataset)  # type: ignore[arg-type]
+            method = kind(samples, **settings)
         resume = self._pskd_resume
         if resume:
             begun = self._pskd_teacher.past if self._pskd_teacher else None
@@ -241,7 +344,8 @@ class PSKDMixin(_Base):
             return dataset
         if isinstance(dataset, IterableDataset):
             raise UserError(
-                "an iterable dataset has no stable sample index and no epochs to count: give one with items"
+                "an iterable dataset has no stable sample index and no epochs to count: give one with items, or take "
+                "store=PreviousModel(), which needs neither"
             )
         if hasattr(dataset, "column_names") and hasattr(dataset, "remove_columns"):  # a column unused is not decoded
             dataset = self._remove_unused_columns(dataset, description="training")
@@ -256,7 +360,7 @@ class PSKDMixin(_Base):
     @torch.no_grad()
     def _count_targets(self) -> list[int]:
         """One pass over the training set through the collator, leaving torch's random numbers where they were."""
-        collator: Callable = self._get_collator_with_removed_columns(_KeepIndex(self.data_collator))
+        collator: Callable = self._get_collator_with_removed_columns(KeepIndex(self.data_collator))
         loader = DataLoader(
             self._indexed_dataset(),
             batch_size=64,
@@ -271,9 +375,12 @@ class PSKDMixin(_Base):
 
     def _targets(self, labels: Tensor) -> Tensor:
         """Labels as targets of the logits at the same place: a causal model predicts the next token."""
-        if labels.ndim == 2 and self._is_causal():
-            return F.pad(labels[:, 1:], (0, 1), value=IGNORE)
-        return labels
+        return shifted(labels, IGNORE) if self._shifts(labels) else labels
+
+    def _shifts(self, labels: Tensor) -> bool:
+        if labels.ndim != 2 or labels.is_floating_point():
+            return False
+        return self._is_causal() if self._pskd_shift is None else self._pskd_shift
 
     def _is_causal(self) -> bool:
         # The library's own mark first; it misses GPT2LMHeadModel and its like, which are in the list.
@@ -314,27 +421,6 @@ class PSKDSeq2SeqTrainer(PSKDMixin, Seq2SeqTrainer):
     """The Hugging Face ``Seq2SeqTrainer`` with PS-KD; see :class:`PSKDMixin`."""
 
 
-class _KeepIndex:
-    """The caller's collator, around which the index is carried."""
-
-    def __init__(self, collator: Callable) -> None:
-        self.collator = collator
-
-    def __call__(self, features: list[dict[str, Any]]) -> Any:
-        index = torch.tensor([feature["index"] for feature in features])
-        rest = [{name: value for name, value in one.items() if name != "index"} for one in features]
-        batch = self.collator(rest)
-        if "labels" not in batch:
-            raise UserError(f"a training batch needs labels: the collator made {', '.join(batch)}")
-        if len(batch["labels"]) != len(index):
-            raise UserError(
-                f"the collator made {len(batch['labels'])} rows of {len(index)} samples: packing leaves no sample "
-                "whose targets could be remembered"
-            )
-        batch["index"] = index
-        return batch
-
-
 class _Epochs(TrainerCallback):
     """Tells the trainer where an epoch begins."""
 
@@ -345,4 +431,8 @@ class _Epochs(TrainerCallback):
         self.trainer._begin_training()
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer._begin_epoch(int((state.epoch or 0.0) + 1e-6))
+        if not self.trainer._pskd_part:
+            self.trainer._begin_epoch(int((state.epoch or 0.0) + 1e-6))
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer._begin_part(state.global_step)

@@ -26,19 +26,34 @@ class PreviousModel:
 
     Args:
         model: the network that maps ``inputs`` to logits, a tensor, or an output that has them as ``"logits"`` or
-            comes as a tuple that begins with them; the one that is being trained, not a copy.
+            comes as a tuple that begins with them; the one that is being trained, not a copy. The Hugging Face trainer
+            fills it in where it is left out.
         mode: ``"eval"`` (running statistics, no dropout) or ``"train"``.
+        first_past: what epoch 0 has for a past: ``"labels"``, so that it is plain training as in the paper; or
+            ``"pretrained"``, the model as it came, for fine-tuning in one epoch or few.
     """
 
-    def __init__(self, model: nn.Module, mode: Literal["eval", "train"] = "eval") -> None:
+    def __init__(
+        self,
+        model: nn.Module | None = None,
+        mode: Literal["eval", "train"] = "eval",
+        first_past: Literal["labels", "pretrained"] = "labels",
+    ) -> None:
         if mode not in ("eval", "train"):
             raise UserError(f"mode is 'eval' or 'train': got {mode!r}")
-        self.model, self.mode = model, mode
+        if first_past not in ("labels", "pretrained"):
+            raise UserError(f"first_past is 'labels' or 'pretrained': got {first_past!r}")
+        self.model, self.mode, self.first_past = model, mode, first_past
         self.past: tuple[int, nn.Module | None] | None = None
-        """The epoch under way, and the weights with which it began; epoch 0 has none."""
+        """The epoch under way, and the weights with which it began; none in epoch 0 that begins with the labels."""
 
     def __repr__(self) -> str:
-        return f"PreviousModel(mode={self.mode!r})"
+        return f"PreviousModel(mode={self.mode!r}, first_past={self.first_past!r})"
+
+    @property
+    def pretrained(self) -> bool:
+        """Whether the model as it came is the past of epoch 0."""
+        return self.first_past == "pretrained"
 
     @property
     def num_bytes(self) -> int:
@@ -46,8 +61,8 @@ class PreviousModel:
         return sum(t.numel() * t.element_size() for t in self._bare().state_dict().values())
 
     def begin(self, epoch: int) -> None:
-        """Take the present weights as the past of this epoch, unless it is under way; epoch 0 has none."""
-        if epoch == 0:
+        """Take the present weights as the past of this epoch, unless it is under way."""
+        if epoch == 0 and not self.pretrained:
             self.past = (0, None)
         elif self.past is None or self.past[0] != epoch:
             kept = self.past[1] if self.past else None
@@ -88,11 +103,13 @@ class PreviousModel:
         Raises:
             UserError: they are another network's.
         """
-        model = self._copy() if epoch else None
+        model = self._copy() if epoch or self.pretrained else None
         restore(path, {} if model is None else dict(model.state_dict()), saved)
         self.past = (epoch, model)
 
     def _bare(self) -> nn.Module:
+        if self.model is None:
+            raise UserError("PreviousModel() has no model: give it the one that is trained, PreviousModel(model)")
         return bare(self.model)
 
     def _copy(self) -> nn.Module:
@@ -108,10 +125,9 @@ class PastFromModel:
         to_probs: from what the model gives, float32 or wider, to rows [B, C].
     """
 
-    kind = "PreviousModel"
-
     def __init__(self, teacher: PreviousModel, num_classes: int, to_probs: Callable[[Tensor], Tensor]) -> None:
         self.teacher, self.num_classes, self.to_probs = teacher, num_classes, to_probs
+        self.kind = "PreviousModel, pretrained" if teacher.pretrained else "PreviousModel"
 
     @property
     def num_rows(self) -> None:

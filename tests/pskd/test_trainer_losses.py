@@ -1,0 +1,146 @@
+"""What the Hugging Face plug-in finds out on the first batch about the loss that it replaces."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from transformers import GPT2LMHeadModel, GPT2PreTrainedModel, Trainer
+
+from retarget.errors import UserError
+from retarget.pskd import PSKDMixin, PSKDTrainer
+
+sys.path.insert(0, str(Path(__file__).parent))
+import tiny
+
+
+class Around(nn.Module):
+    """A causal language model inside a module of the user's own."""
+
+    def __init__(self, gives_loss=True, dropout=0.0):
+        super().__init__()
+        self.inner, self.gives_loss = tiny.language_model(dropout), gives_loss
+
+    def forward(self, input_ids, attention_mask=None, labels=None):
+        outputs = self.inner(input_ids=input_ids, attention_mask=attention_mask, labels=labels)
+        return {"loss": outputs.loss, "logits": outputs.logits} if self.gives_loss else {"logits": outputs.logits}
+
+
+class Renamed(GPT2PreTrainedModel):
+    """Shifts inside, and neither its name nor a base says so."""
+
+    forward = GPT2LMHeadModel.forward
+
+
+def train(model, folder, data=None, **more):
+    settings = {key: more.pop(key) for key in ("bf16", "label_smoothing_factor") if key in more}
+    trainer = PSKDTrainer(
+        model=model, args=tiny.arguments(folder, **settings), train_dataset=data or tiny.sentences(),
+        data_collator=tiny.pad, **more,
+    )  # fmt: skip
+    trainer.train()
+    return trainer
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_language_model_inside_a_module_is_not_taught_to_copy(bf16, tmp_path):
+    with pytest.raises(UserError, match=r"the model's own loss .* shifted by one place.* shift_labels=True"):
+        train(Around(), tmp_path, bf16=bf16)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_nor_is_one_under_a_name_that_no_list_holds(smoothing, tmp_path):
+    model = tiny.language_model()
+    model.__class__ = type("OfAnotherName", (Renamed,), {})
+    with pytest.raises(UserError, match="shift_labels=True"):
+        train(model, tmp_path, label_smoothing_factor=smoothing)
+    train(model, tmp_path, label_smoothing_factor=smoothing, shift_labels=True)
+
+
+def test_said_to_shift_it_trains_as_the_model_does_alone(tmp_path):
+    around = train(Around(), tmp_path, shift_labels=True)
+    alone = train(tiny.language_model(), tmp_path)
+    for p, q in zip(around.model.inner.parameters(), alone.model.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=0, atol=1e-7)
+
+
+def test_a_model_without_a_loss_whose_labels_repeat_its_input_is_asked_about(tmp_path):
+    with pytest.raises(UserError, match=r"the labels repeat input_ids.*shift_labels=True"):
+        train(Around(gives_loss=False), tmp_path)
+    assert train(Around(gives_loss=False), tmp_path, shift_labels=True).pskd.epoch == 1
+
+
+def test_equal_logits_say_nothing_and_the_next_batch_is_asked(tmp_path):
+    model = Around()
+    model.inner.lm_head = nn.Linear(16, tiny.VOCABULARY, bias=False)  # every logit is 0 until it has learnt
+    nn.init.zeros_(model.inner.lm_head.weight)
+    with pytest.raises(UserError, match="shift_labels=True"):
+        train(model, tmp_path)
+
+
+def test_a_model_that_labels_its_own_places_under_a_causal_name_is_named(tmp_path):
+    class Tagger(GPT2LMHeadModel):
+        def forward(self, input_ids, attention_mask=None, labels=None, **kwargs):
+            outputs = super().forward(input_ids=input_ids, attention_mask=attention_mask)
+            loss = (
+                None if labels is None else nn.functional.cross_entropy(outputs.logits.flatten(0, 1), labels.flatten())
+            )
+            return {"loss": loss, "logits": outputs.logits}
+
+    model = tiny.language_model()
+    model.__class__ = Tagger
+    with pytest.raises(UserError, match=r"not shifted by one place.*shift_labels=False"):
+        train(model, tmp_path)
+
+
+class Weighted(tiny.Plain):
+    def forward(self, x, labels=None):
+        out = super().forward(x)
+        if labels is not None:
+            out["loss"] = nn.functional.cross_entropy(out["logits"], labels, weight=torch.tensor([1.0, 2.0, 5.0]))
+        return out
+
+
+def test_class_weights_inside_a_model_are_not_dropped_without_a_word(tmp_path):
+    with pytest.raises(UserError, match=r"replace another loss without a word.*class weights"):
+        PSKDTrainer(model=Weighted(), args=tiny.arguments(tmp_path), train_dataset=tiny.vectors()).train()
+
+
+class OwnLoss(Trainer):
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        labels = inputs.pop("labels")
+        outputs = model(**inputs)
+        loss = nn.functional.cross_entropy(outputs["logits"], labels, weight=self.weight)
+        return (loss, outputs) if return_outputs else loss
+
+
+@pytest.mark.parametrize("weight", [None, torch.tensor([1.0, 2.0, 5.0])])
+def test_a_trainer_with_a_loss_of_its_own_is_held_against_ours(weight, tmp_path):
+    class Ours(PSKDMixin, OwnLoss):
+        pass
+
+    ours = Ours(model=tiny.Plain(), args=tiny.arguments(tmp_path), train_dataset=tiny.vectors())
+    ours.weight = weight
+    if weight is None:
+        ours.train()
+        plain = PSKDTrainer(model=tiny.Plain(), args=tiny.arguments(tmp_path), train_dataset=tiny.vectors())
+        plain.train()
+        assert torch.equal(ours.model.layer.weight, plain.model.layer.weight)
+    else:
+        with pytest.raises(UserError, match="the trainer's own loss"):
+            ours.train()
+
+
+def test_asking_leaves_dropout_and_batch_norm_as_they_were(tmp_path):
+    """Bit for bit the library's first epoch, of a network with both."""
+
+    def run(kind):
+        torch.manual_seed(0)
+        trainer = kind(model=tiny.Normed(0.5), args=tiny.arguments(tmp_path), train_dataset=tiny.vectors(12), **(
+            {} if kind is Trainer else {"alpha_T": 0.0}))  # fmt: skip
+        trainer.train()
+        return trainer.model
+
+    for p, q in zip(run(PSKDTrainer).state_dict().values(), run(Trainer).state_dict().values(), strict=True):
+        assert torch.equal(p, q)
