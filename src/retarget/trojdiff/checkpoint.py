@@ -200,7 +200,7 @@ def _read_scheduler(source: str | Path) -> Any:
         levels = scheduler.alphas_cumprod
     except NOT_MADE as error:
         raise UserError(f"{where} makes no noise schedule: {str(error).splitlines()[0]}") from error
-    if len(levels) == 0 or not bool(((levels > 0) & (levels < 1)).all()):
+    if levels.ndim != 1 or len(levels) == 0 or not bool(((levels > 0) & (levels < 1)).all()):
         raise UserError(
             f"{where}: its betas ({settings.get('beta_start')} to {settings.get('beta_end')}, "
             f"{settings.get('num_train_timesteps')} steps) give levels ᾱ that do not lie between 0 and 1"
@@ -245,7 +245,7 @@ def check_trainable(unet: UNet2DModel, scheduler: DDPMScheduler, where: str) -> 
     if config.in_channels not in (1, 3):
         raise UserError(f"{where}: {config.in_channels} channels; only grey (1) and colour (3) images are trained")
     sides = config.sample_size if isinstance(config.sample_size, list | tuple) else [config.sample_size]
-    if any(not isinstance(side, int) or not 1 <= side <= LARGEST_SIDE for side in sides):
+    if not sides or any(not isinstance(side, int) or not 1 <= side <= LARGEST_SIDE for side in sides):
         raise UserError(f"{where}: images of side {config.sample_size!r}; only sides up to {LARGEST_SIDE} are trained")
     if len(set(sides)) > 1:
         raise UserError(f"{where}: images of {'×'.join(map(str, sides))}; only square ones are trained")

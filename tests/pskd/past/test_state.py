@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 from retarget.errors import UserError
@@ -92,3 +93,17 @@ def test_a_state_of_another_shape_is_refused():
     method = METHODS["dense"]()
     with pytest.raises(UserError, match=r"not a PS-KD state: it has \['epoch'\], expected \['alpha_T'"):
         method.load_state_dict({"epoch": 1})
+
+
+def test_a_damaged_header_is_refused_and_a_state_without_a_checksum_is_read(tmp_path):
+    path = tmp_path / "a.safetensors"
+    write_state(path, "kind", {"epoch": 3}, {"rows": torch.ones(2)})
+    assert read_state(path, "kind", "state")[0] == {"epoch": 3}
+    raw = path.read_bytes()
+    for damaged in (raw.replace(b'epoch\\": 3', b'epoch\\": 7'), raw.replace(b'epoch\\": 3', b'epoch\\"  3')):
+        assert damaged != raw
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"a\.safetensors is damaged: its values do not fit their checksum"):
+            read_state(path, "kind", "state")
+    save_file({"rows": torch.ones(2)}, path, metadata={"kind": '{"epoch": 2}'})
+    assert read_state(path, "kind", "state")[0] == {"epoch": 2}

@@ -12,7 +12,10 @@ from torch import Tensor
 
 from retarget.errors import UserError
 from retarget.files import make_directory, replace_file
-from retarget.identity import refuse_other
+from retarget.identity import fingerprint, refuse_other
+
+SUM = "sum"
+"""The header's key of the checksum of the values; states of version 0.1 have none."""
 
 
 def write_state(path: str | Path, kind: str, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
@@ -30,7 +33,8 @@ def write_state(path: str | Path, kind: str, state: dict[str, Any], tensors: dic
     make_directory(path.parent)
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     plain = plain or {"empty": torch.zeros(0)}
-    replace_file(path, lambda temporary: save_file(plain, temporary, metadata={kind: json.dumps(state)}))
+    header = {kind: json.dumps(state), SUM: fingerprint(state)}
+    replace_file(path, lambda temporary: save_file(plain, temporary, metadata=header))
 
 
 def read_state(path: str | Path, kind: str, what: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -48,12 +52,20 @@ def read_state(path: str | Path, kind: str, what: str) -> tuple[dict[str, Any], 
         raise UserError(f"no {what} at {path}")
     try:
         with safe_open(path, framework="pt") as file:
-            header = (file.metadata() or {}).get(kind)
-            if header is None:
-                raise UserError(f"{path} is not a {what}")
-            return json.loads(header), {name: file.get_tensor(name) for name in set(file.keys()) - {"empty"}}
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in set(file.keys()) - {"empty"}}
     except SafetensorError as error:
         raise UserError(f"{path} is not a {what}: no whole safetensors file ({error})") from error
+    if kind not in header:
+        raise UserError(f"{path} is not a {what}")
+    try:
+        state = json.loads(header[kind])
+        whole = SUM not in header or fingerprint(state) == header[SUM]
+    except (ValueError, RecursionError):  # no JSON, or numbers that no state holds
+        whole, state = False, {}
+    if not whole:
+        raise UserError(f"{path} is damaged: its values do not fit their checksum. Go on from an earlier one")
+    return state, tensors
 
 
 @torch.no_grad()
