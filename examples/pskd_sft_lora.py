@@ -1,8 +1,8 @@
 """PS-KD in TRL's SFTTrainer, with LoRA and packed sequences: a small Llama learns to answer sums.
 
 ``PSKDMixin`` goes before the trainer among the bases; what that trainer measures (entropy, token accuracy, tokens) it
-goes on measuring. ``packing_strategy="wrapped"`` packs once, so that a packed row is a sample with a past. TRL's default,
-"bfd", packs each batch anew without padding: ``store=PreviousModel()`` needs no sample.
+goes on measuring. ``packing_strategy="wrapped"`` packs once, so that a packed row is a sample with a past. TRL's
+default, "bfd", packs each batch anew without padding: ``store=PreviousModel()`` needs no sample.
 """
 
 import datasets
