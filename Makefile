@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO_OUT ?= studies/demo
 
-.PHONY: demo test slow check format bench faults documents clean
+.PHONY: demo test slow gpu check format bench faults documents clean
 
 # Set-up: a stamp file per set of extras, remade when the requirements change.
 $(BIN)/python:
@@ -30,6 +30,9 @@ test: $(VENV)/dev.stamp  ## the whole suite
 
 slow: $(VENV)/dev.stamp  ## evidence that takes minutes
 	$(BIN)/python -m pytest -m slow
+
+gpu: $(VENV)/dev.stamp  ## what needs CUDA; skipped with a reason elsewhere
+	$(BIN)/python -m pytest -m gpu
 
 check: $(VENV)/dev.stamp  ## lint, format, types
 	$(BIN)/ruff check .

@@ -41,6 +41,9 @@ class _EveryOtherStep(pl.Callback):
         if self.step % 2:
             self.pskd.on_train_batch_start(trainer, pl_module, batch, batch_idx)
 
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: Any, loss: Any) -> None:
+        self.pskd.on_before_backward(trainer, pl_module, loss)
+
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self.step % 2:
             self.pskd.on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)

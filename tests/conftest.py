@@ -7,7 +7,6 @@ for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[name] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-os.environ["CUDA_VISIBLE_DEVICES"] = ""
 _cache = tempfile.mkdtemp(prefix="retarget-test-cache-")
 for name in ("HF_HOME", "TORCH_HOME", "XDG_CACHE_HOME", "MPLCONFIGDIR"):
     os.environ[name] = f"{_cache}/{name.lower()}"
@@ -18,3 +17,9 @@ from jaxtyping import install_import_hook  # noqa: E402
 _hook = install_import_hook(
     [f"retarget.{room}" for room in ("pskd", "pope", "trojdiff", "metrics", "data")], "beartype.beartype"
 )
+
+
+def pytest_configure(config):
+    """Tests run on the CPU; those that are marked ``gpu`` are asked for by that name."""
+    if "gpu" not in (config.option.markexpr or ""):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""

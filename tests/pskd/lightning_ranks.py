@@ -1,5 +1,6 @@
 """Run by the tests under torchrun or alone, ``lightning_ranks.py FOLDER``: PS-KD in Lightning, weights in FOLDER."""
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -59,3 +60,7 @@ def main(folder: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        gc.collect()  # the wrapped module holds on to the process group
+        torch.distributed.destroy_process_group()

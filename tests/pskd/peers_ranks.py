@@ -1,5 +1,6 @@
 """Run by the tests as ``python peers_ranks.py RANK WORLD FOLDER``: small DDP trainings, their weights in FOLDER."""
 
+import gc
 import sys
 from pathlib import Path
 
@@ -19,6 +20,8 @@ def main(rank: int, world: int, folder: Path) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=world)
     weights = [train(make, rank, world, folder) for make in (peers.OnlineLabelSmoothing, peers.TemporalEnsembling)]
     torch.save(weights, folder / f"{world}-{rank}")
+    dist.barrier()  # no rank leaves while another still talks to it
+    gc.collect()  # wrapped models hold on to the process group, whose threads must not outlive the interpreter
     dist.destroy_process_group()
 
 

@@ -1,5 +1,6 @@
 """Run by the tests as ``python ranks.py CASE STORE RANK WORLD FOLDER``: a small DDP training, result in FOLDER."""
 
+import gc
 import sys
 from pathlib import Path
 
@@ -15,10 +16,8 @@ C, EPOCHS, BATCH = 4, 4, 4
 SAMPLES = {"pad": 14, "drop": 14, "even": 12}  # 14 on 4 ranks are padded to 16, so two are seen twice
 
 
-def main(case: str, store: str, rank: int, world: int, folder: Path) -> None:
+def train(case: str, store: str, rank: int, world: int, folder: Path) -> None:
     n = SAMPLES[case]
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/init-{case}", rank=rank, world_size=world)
     stores = {"dense": "dense", "topk": TopK(2), "file": MemoryMapped(folder / f"table-{world}", Dense())}
     method = PSKD(n, C, EPOCHS, store=stores[store])
     g = torch.Generator().manual_seed(0)
@@ -57,6 +56,19 @@ def main(case: str, store: str, rank: int, world: int, folder: Path) -> None:
     torch.save(
         {"weights": list(net.state_dict().values()), "rows": rows, "written": written}, folder / f"{world}-{rank}"
     )
+
+
+def main(case: str, store: str, rank: int, world: int, folder: Path) -> None:
+    """Train, then end: no rank leaves while another still talks to it, and no thread outlives the interpreter.
+
+    Wrapped models hold on to the process group. While it lives, so do its threads, and one that lets go of a tensor
+    when the interpreter is ending is stopped in C++ code that may not be left: the process aborts after its work.
+    """
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/init-{case}", rank=rank, world_size=world)
+    train(case, store, rank, world, folder)
+    dist.barrier()
+    gc.collect()
     dist.destroy_process_group()
 
 

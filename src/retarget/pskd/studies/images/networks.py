@@ -47,7 +47,8 @@ class PreActBlock(nn.Module):
 class PreActResNet(nn.Module):
     """Pre-activation ResNet: ``width`` channels in the first of four stages, doubled in each of the others.
 
-    ``PreActResNet(100, 3)`` is PreAct ResNet-18.
+    ``PreActResNet(100, 3)`` is the textbook's PreAct ResNet-18. The official code's has batch norm and ReLU after the
+    stem, hands ``relu(bn(x))`` through identity shortcuts, and has no last batch norm.
     """
 
     def __init__(

@@ -46,7 +46,7 @@ class Settings(Strict):
     # The arm
     targets: Literal["hard", "label_smoothing", "smoothing_schedule", "pskd"] = "hard"
     smoothing: float = Field(default=0.1, ge=0, le=1, description="label smoothing: Szegedy et al. 2016")
-    alpha_T: float = Field(default=0.8, ge=0, le=1, description=f"{_CODE}; 0.3 for ImageNet")
+    alpha_T: float = Field(default=0.8, ge=0, le=1, description=_CODE)
     schedule: Literal["linear", "constant"] = "linear"
     store: str = Field(
         default="dense",
