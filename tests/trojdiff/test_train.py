@@ -63,6 +63,15 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, make_unet, scheduler,
     assert same(weights(whole), weights(resumed))
 
 
+@pytest.fixture
+def heard_interrupts():
+    """Ctrl-C is heard, also where a shell started the tests in the background and it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heard_interrupts")
 def test_ctrl_c_saves_the_steps_that_are_done(tmp_path, make_unet, scheduler, digits):
     """A signal of the operating system in the middle of the third step, where no state would be saved."""
     arguments = dict(scheduler=scheduler, images=digits, config=config(save_every=1000))
