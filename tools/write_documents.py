@@ -27,7 +27,7 @@ def main() -> int:
     """Write or check every document; the exit code."""
     check = "--check" in sys.argv[1:]
     stale = []
-    for path in [ROOT / "README.md", *sorted((ROOT / "src").rglob("README.md"))]:
+    for path in [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "src").rglob("README.md"))]:
         old = path.read_text(encoding="utf-8")
         new = _between(old, "map", "map", lambda _: tree())
         marker = r"results: (?P<name>[\w-]+)(?: columns: (?P<columns>[\w ]+))?"
@@ -61,6 +61,8 @@ def results(name: str, columns: Sequence[str] = ()) -> str:
         return _transcript(json.loads((folder / "commands.json").read_text(encoding="utf-8")))
     if (folder / "figures.jsonl").exists():
         return _figures((folder / "figures.jsonl").read_text(encoding="utf-8"))
+    if (folder / "tally.json").exists():
+        return _tally(json.loads((folder / "tally.json").read_text(encoding="utf-8")))
     if not (folder / "summary.json").exists():
         return "Nothing recorded yet."
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
@@ -76,6 +78,20 @@ def results(name: str, columns: Sequence[str] = ()) -> str:
         _provenance(study, summary),
     ]
     return "\n\n".join(parts)
+
+
+def _tally(record: dict[str, Any]) -> str:
+    """How damaged inputs ended, target by target."""
+    outcomes = ("right result", "clear error", "traceback", "hang", "edited data taken for whole")
+    rows = [f"| damaged | inputs | {' | '.join(outcomes)} |", "|---" * (len(outcomes) + 2) + "|"]
+    for one in record["tallies"]:
+        counts = [one["counts"].get(outcome, 0) for outcome in outcomes]
+        rows.append(f"| {one['target']} | {sum(counts):,} | {' | '.join(f'{count:,}' for count in counts)} |")
+    totals = [sum(one["counts"].get(outcome, 0) for one in record["tallies"]) for outcome in outcomes]
+    rows.append(f"| all | {sum(totals):,} | {' | '.join(f'{count:,}' for count in totals)} |")
+    hardware = record["hardware"]
+    made = f"Made by `{record['command']}` at commit {record['commit']['hash'][:10]}, on {hardware['cores']} cores"
+    return "\n".join(rows) + f"\n\n{made} of {hardware['cpu']}."
 
 
 def _claims(summary: dict[str, Any], plan: dict[str, Any]) -> str:
@@ -233,7 +249,9 @@ def _says(path: Path) -> str:
 
 def _beside() -> Iterator[tuple[str, str]]:
     yield "benchmarks/", "every speed figure as a ratio to its peer; make bench"
-    yield "examples/", "one runnable file a way to plug in"
+    yield "docs/", "architecture on one page; what to touch to add a part"
+    yield "examples/", "one runnable file per integration"
+    yield "faults/", "damaged input of every kind, tallied; make faults"
     yield "results/", "recorded studies that the tables above are generated from"
     yield "tests/", "mirrors src/; make test"
     yield "tools/", "write_documents.py fills this map and the result blocks (make documents); record_commands.py"
