@@ -20,7 +20,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from retarget.errors import UserError
 from retarget.files import replace_file, write_json
 from retarget.pskd.detection import DetectionPSKD
-from retarget.pskd.lightning import SavedBeside
+from retarget.pskd.lightning import SavedBeside, WholeCheckpoints
 from retarget.pskd.past.previous import PreviousModel
 from retarget.pskd.past.state import read_state, write_state
 from retarget.pskd.studies.detection.data import DetectionSet, Parts, Scene, collate, crops, scenes
@@ -225,6 +225,7 @@ def _detector(run: Run, s: Settings) -> dict[str, float]:
         gradient_clip_val=s.clip,
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
+        plugins=[WholeCheckpoints()],
         callbacks=[*callbacks, ModelCheckpoint(run.checkpoint, "last", enable_version_counter=False)],
         default_root_dir=run.directory,
         logger=False,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from retarget.pskd.functional import alpha_at, widen
-from retarget.pskd.lightning import PSKDCallback
+from retarget.pskd.lightning import PSKDCallback, WholeCheckpoints
 from retarget.pskd.method import PSKD
 from retarget.pskd.past.base import past_of
 from retarget.pskd.past.of_class import PastOfClass
@@ -320,6 +320,7 @@ def trainer(run: Run, s: Settings, callbacks: list[pl.Callback]) -> pl.Trainer:
         precision=s.precision,
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
+        plugins=[WholeCheckpoints()],
         callbacks=callbacks,
         default_root_dir=run.directory,
         logger=False,
