@@ -97,7 +97,7 @@ def evaluate(
     leaves a true rate of up to 2.3 %, pass@16 up to .31.
 
     Args:
-        samples: rollouts a problem.
+        samples: rollouts per problem.
         problems, engine, journal, progress, asking: as in :func:`retarget.pope.mining.mine`; ``params`` are
             :data:`PAPER` if not given.
 

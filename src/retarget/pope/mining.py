@@ -137,7 +137,7 @@ def mine(
     Args:
         problems: with their labels, which the grader must accept first.
         engine: samples the model that is to be trained, or a :class:`~retarget.pope.sampler.Sampler` around it.
-        k: rollouts a problem: 128 in the paper. 0 of 128 leaves a true rate of up to 2.3 % (95 %, exact).
+        k: rollouts per problem: 128 in the paper. 0 of 128 leaves a true rate of up to 2.3 % (95 %, exact).
         stop_at_success: ask only "hard or not": no further chunk after a success. The outcomes have no pass rates
             then; take it off for those.
         journal: file of finished units. A killed run goes on from it, and so does one with more problems or a larger

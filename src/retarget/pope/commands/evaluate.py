@@ -32,7 +32,7 @@ class Evaluate:
     def run(self) -> int:
         ks = self.k or tuple(k for k in (1, 16) if k <= self.samples)
         if wrong := [k for k in ks if not 1 <= k <= self.samples]:
-            raise UsageError(f"--k {wrong[0]} needs between 1 and --samples {self.samples} rollouts a problem")
+            raise UsageError(f"--k {wrong[0]} needs between 1 and --samples {self.samples} rollouts per problem")
         problems = self.reading.read(self.problems, "optional")
         make_directory(self.out)
         sampler = self.asking.sampler()

@@ -112,6 +112,6 @@ def past_of(
     if isinstance(store, PreviousModel):
         return PastFromModel(store, num_classes, to_probs)
     if num_rows is None:
-        raise UserError(f"{store!r} keeps a row a sample: give num_samples; only PreviousModel goes without")
+        raise UserError(f"{store!r} stores one row per sample: give num_samples (optional only with PreviousModel)")
     path = Path(store.path) if isinstance(store, MemoryMapped) else None
     return PastInTable(written(row_format(store)), num_rows, num_classes, device, path, name or "sample {}".format)
