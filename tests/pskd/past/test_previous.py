@@ -146,7 +146,7 @@ def test_what_is_missing_is_said():
     x, labels = torch.randn(2, 4, 3, dtype=torch.float64), torch.zeros(2, 4, dtype=torch.long)
     with pytest.raises(UserError, match="rows need lengths"):
         SequencePSKD(None, C, EPOCHS, store=TopK(2))
-    with pytest.raises(UserError, match="give num_samples; only PreviousModel"):
+    with pytest.raises(UserError, match=r"give num_samples \(optional only with PreviousModel"):
         PSKD(None, C, EPOCHS)
     with pytest.raises(UserError, match="only PreviousModel does not"):
         PixelPSKD(None, None, C, EPOCHS, store="dense")
