@@ -12,7 +12,6 @@ from retarget.pskd.studies.translation import plan as translation
 from retarget.study.config import StudyPlan
 
 TASKS: dict[str, Callable[..., StudyPlan]] = {"translation": translation.plan, "detection": detection.plan}
-AMONG: dict[bool, images.Question] = {False: images.PAPER, True: PEERS}
 
 Found = TypeVar("Found")
 
@@ -48,7 +47,8 @@ def plan(
         raise UserError(f"peers is true or false, not {peers!r}")
     if name is not None and peers:
         raise UserError("question and peers are two studies: choose one")
-    question = AMONG[peers] if name is None else _named(QUESTIONS, name, "question")
+    whole = PEERS if peers else images.PAPER
+    question = whole if name is None else _named(QUESTIONS, name, "question")
     others = ("task=translation", "task=detection", "peers=true", *(f"question={one}" for one in QUESTIONS))
     return images.plan(preset, config, seeds, arms, question).model_copy(update={"others": others})
 

@@ -114,7 +114,7 @@ class TrainArguments:
     """
 
     data: str
-    """digits | FILE.npz | a folder with one sub-folder a class."""
+    """digits | FILE.npz | a folder with one sub-folder per class."""
     out: Path
     """Folder of the run."""
     base: str | None = None

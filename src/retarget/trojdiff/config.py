@@ -84,7 +84,7 @@ class EvaluateConfig(Strict):
 
     pipeline: Annotated[Positional[str], arg(metavar="PIPELINE", help="folder or hub name")]
     data: str
-    """Real images: digits | FILE.npz | a folder with one sub-folder a class; their test part judges the classifier."""
+    """Real images: digits | FILE.npz | a folder, one sub-folder per class; their test part judges the classifier."""
     out: Path
     """Folder for samples and evaluation.json."""
     inception: Path | None = None

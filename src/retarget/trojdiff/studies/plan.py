@@ -38,7 +38,7 @@ class SamplingSettings(Strict):
 class Settings(Strict):
     """Settings of one run; an arm overrides the last three, and ``trojan_share``."""
 
-    dataset: str = Field(description="digits | FILE.npz | torchvision:NAME | folder with one sub-folder a class")
+    dataset: str = Field(description="digits | FILE.npz | torchvision:NAME | folder with one sub-folder per class")
     other: str = Field(default="glyphs", description="the other domain, for Out-D2D: glyphs, or as dataset")
     root: str = Field(default="data", description="where torchvision keeps its data sets (downloads if missing)")
     size: int = Field(default=32, ge=4, le=64, description="side of the images")
