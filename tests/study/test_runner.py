@@ -191,6 +191,18 @@ def test_a_directory_made_with_something_else_is_refused(finished_small, changed
     assert contents(finished_small) == before
 
 
+def test_claims_of_a_later_version_are_named_and_not_judged(tmp_path):
+    run(plan(seeds=[0]), tmp_path)
+    (known,) = plan().claims
+    later = plan(seeds=[0, 1]).model_copy(update={"claims": (known, known.model_copy(update={"id": "new"}))})
+    outcome = run(later, tmp_path)
+    assert [claim["id"] for claim in outcome.summary["claims"]] == [known.id]
+    assert outcome.summary["claims"][0]["n"] == 2
+    assert read(tmp_path / "study.json")["claims_hash"] == plan().claims_hash()
+    (note,) = [one for one in read(tmp_path / "analysis.json")["notes"] if one.startswith("Not judged here")]
+    assert note.startswith("Not judged here: new.")
+
+
 @pytest.fixture(scope="module")
 def finished_small(tmp_path_factory):
     root = tmp_path_factory.mktemp("small")

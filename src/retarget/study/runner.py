@@ -80,19 +80,31 @@ def run_study(
                 with _uninterrupted():
                     executor.close()
             shown.analysing()
-            summary = analyse(root, whole)
+            summary = analyse(root, whole, _unjudged(here.later))
     return Outcome(root, summary, failed, page([root], root / "report.html") if page else None)
 
 
-def analyse(root: Path, plan: StudyPlan) -> dict[str, Any]:
-    """Judge the claims of the runs that a directory holds; writes analysis.json and summary.json."""
+def _unjudged(later: tuple[str, ...]) -> list[str]:
+    if not later:
+        return []
+    return [
+        f"Not judged here: {', '.join(later)}. The study fixed its claims before its first run, and these came later. "
+        "They are judged in a new directory."
+    ]
+
+
+def analyse(root: Path, plan: StudyPlan, notes: Sequence[str] = ()) -> dict[str, Any]:
+    """Judge the claims of the runs that a directory holds; writes analysis.json and summary.json.
+
+    Args:
+        notes: sentences for the page, beside those of the study's own analysis.
+    """
     results = Results(root, plan)
     analysis = load(plan.analysis)(results) if plan.analysis else Analysis()
     summary = summarise(plan, merge(collect(results), analysis, len(plan.seeds)), analysis)
     looks = _looks(root, results)
     warning = unplanned_looks(plan, looks)
-    if warning:
-        analysis = analysis.model_copy(update={"notes": [*analysis.notes, warning]})
+    analysis = analysis.model_copy(update={"notes": [*analysis.notes, *([warning] if warning else []), *notes]})
     summary["looks"] = looks
     write_json(root / "analysis.json", analysis.model_dump(mode="json"))
     write_json(root / "summary.json", summary)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 
 from retarget.pskd.studies.images import run as classification
 from retarget.pskd.studies.images.plan import ARMS
@@ -31,7 +32,8 @@ def test_every_arm_trains_and_reports_its_metrics(arm, tmp_path):
     metrics = classification.run(run)
     named = {metric.name for metric in plan("demo").metrics}
     assert set(metrics) <= named
-    assert named - set(metrics) <= {"hard_gradient_share", "identity_error"}, "the first needs a second run"
+    missing = named - set(metrics) - {"identity_error"}
+    assert missing == {"hard_gradient_share", "hard_gradient_middle", "hard_gradient_end"}, "they need a second run"
     assert 10 < metrics["top1"] <= 100
     assert len(read_history(tmp_path / "metrics.jsonl")) == 4
     assert (metrics["store_mb"] > 0) == ("pskd" in settings(arm)["targets"])
@@ -50,6 +52,31 @@ def test_arms_that_only_a_question_has(question, arm, condition, tmp_path):
     metrics = classification.run(run)
     assert 10 < metrics["top1"] <= 100
     assert metrics["store_mb"] > 0
+
+
+def test_gradients_on_the_same_weights_are_those_of_each_target(tmp_path):
+    """Ours at the last epoch by autograd; with alpha 0 all three targets are the hard labels; the analysis adds up."""
+    study = plan("demo", {**QUICK, "label_noise": 0.0}, seeds=[0, 1], arms=["cross_entropy", "pskd"])
+    for seed in (0, 1):
+        for arm in study.arms:
+            directory = tmp_path / "runs" / arm.name / f"seed-{seed}"
+            run = Run.create(directory, settings=study.run_settings(study.conditions[0], arm), arm=arm.name, seed=seed)
+            classification.run(run)
+            arrays = load_file(directory / "predictions.safetensors")
+            assert ("gradient_same_weights" in arrays) == (arm.name == "pskd")
+        middle, end = arrays["gradient_same_weights"]
+        seen = ~np.isnan(arrays["gradient_norm"])
+        np.testing.assert_array_equal(np.isnan(end), np.broadcast_to(~seen, end.shape))
+        np.testing.assert_allclose(end[0, seen], arrays["gradient_norm"][seen], rtol=1e-5)
+        # |p - t|_1 of a hard label is 2 (1 - p_y), at most 2; smoothing by a share a moves each row by at most 2a
+        assert np.nanmax(end[1]) <= 2 + 1e-6
+        assert np.nanmax(np.abs(end[1] - end[2])) <= 2 * 0.8 + 1e-6
+        assert np.nanmax(np.abs(middle[1] - middle[2])) <= 2 * 0.4 + 1e-6, "alpha is 0.4 in epoch 2 of 4"
+    off = Run.create(tmp_path / "off", settings=settings("pskd", alpha_T=0.0))
+    classification.run(off)
+    pskd, hard, smooth = load_file(tmp_path / "off" / "predictions.safetensors")["gradient_same_weights"][1]
+    np.testing.assert_allclose(pskd, hard, atol=1e-6)
+    np.testing.assert_allclose(smooth, hard, atol=1e-6)
 
 
 def test_alpha_zero_equals_cross_entropy_bit_for_bit(tmp_path):

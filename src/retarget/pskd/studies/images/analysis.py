@@ -7,6 +7,7 @@ from scipy.stats import rankdata
 
 from retarget.metrics import calibration as c
 from retarget.pskd.studies.images.scores import fitted_temperature, log_losses
+from retarget.pskd.studies.images.settings import SAME_WEIGHTS
 from retarget.pskd.studies.images.shift import kind_scores
 from retarget.study.config import Claim
 from retarget.study.figures import Analysis, Bars, Figure, Lines, Series, Table
@@ -16,6 +17,7 @@ from retarget.study.statistics import bootstrap_difference
 SHOWN = ("cross_entropy", "label_smoothing", "pskd")  # curves of every arm would hide these
 RANKED = ("top1", "nll", "nll_scaled", "ece", "ece_scaled", "aurc", "aurc_scaled")
 RESAMPLES = 500
+TENTHS = ["easiest", *(f"{d}" for d in range(2, 10)), "hardest"]
 
 _ITEM_STATISTICS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], float]] = {
     "top1": lambda confidence, correct, nll: 100 * float(correct.mean()),
@@ -34,6 +36,7 @@ def analyse(results: Results) -> Analysis:
         shares, deciles = _deciles(results, condition.name, prefix)
         metrics[condition.name] = shares
         figures += [*_curves(results, condition.name, prefix), *deciles]
+        figures += _same_weights(results, condition.name, prefix, shares)
         figures += [*_sweep(results, condition.name, prefix), *_ranks(results, condition.name, prefix)]
         figures += _corruptions(results, condition.name, prefix)
     intervals = {}
@@ -114,10 +117,8 @@ def _deciles(
                 per_seed.append([None] * 10)
                 accuracy.append([None] * 10)
                 continue
-            arrays = run.predictions()
-            parts = np.array_split(np.argsort(judge, kind="stable")[::-1], 10)  # p_y descending: easiest first
-            norm = np.nan_to_num(arrays["gradient_norm"])
-            per_seed.append([float(100 * norm[part].sum() / norm.sum()) for part in parts])
+            arrays, parts = run.predictions(), _tenths(judge)
+            per_seed.append(_shares(arrays["gradient_norm"], parts))
             accuracy.append([float(100 * arrays["train_correct"][part].mean()) for part in parts])
         shares[arm.name] = {"hard_gradient_share": [row[-1] for row in per_seed]}
         bars[arm.name] = [[row[d] for row in per_seed] for d in range(10)]
@@ -126,23 +127,68 @@ def _deciles(
     measured = any(value is not None for name, _ in drawn for row in bars[name] for value in row)
     if not measured:
         return shares, []
-    groups = ["easiest", *(f"{d}" for d in range(2, 10)), "hardest"]
     labels = [label for _, label in drawn]
     return shares, [
         Bars(
             title=prefix + "Who gets the gradient",
             caption="Share of the last epoch's gradient norm (L1, on the logits) by tenths of difficulty. Difficulty "
             "comes from an independent cross-entropy model, that of another seed.",
-            x_label="difficulty", y_label="share of the gradient (%)", groups=groups, labels=labels,
+            x_label="difficulty", y_label="share of the gradient (%)", groups=TENTHS, labels=labels,
             values=[bars[name] for name, _ in drawn],
         ),
         Bars(
             title=prefix + "Training accuracy by difficulty",
             caption="Accuracy on the training images, not augmented and with their clean labels, by the same tenths.",
-            x_label="difficulty", y_label="accuracy (%)", groups=groups, labels=labels,
+            x_label="difficulty", y_label="accuracy (%)", groups=TENTHS, labels=labels,
             values=[correct[name] for name, _ in drawn],
         ),
     ]  # fmt: skip
+
+
+def _same_weights(
+    results: Results, condition: str, prefix: str, metrics: dict[str, dict[str, list[float | None]]]
+) -> list[Figure]:
+    """The same shares on the weights of the PS-KD arm: what three kinds of targets do there, and nothing else.
+
+    Adds ``hard_gradient_middle`` and ``hard_gradient_end`` to ``metrics`` under the arm whose targets they are.
+    """
+    targets = {arm.name: arm.label for arm in results.plan.arms if arm.name in SAME_WEIGHTS}
+    figures: list[Figure] = []
+    for moment, (name, epoch) in enumerate((("hard_gradient_middle", "middle"), ("hard_gradient_end", "last"))):
+        tenths: dict[str, list[list[float | None]]] = {arm: [] for arm in targets}
+        for seed in results.seeds:
+            run, judge = results.run(condition, "pskd", seed), _judge(results, condition, seed)
+            norms = run.predictions().get("gradient_same_weights") if run else None
+            for arm in targets:
+                known = norms is not None and judge is not None
+                at = SAME_WEIGHTS.index(arm)
+                tenths[arm].append(_shares(norms[moment, at], _tenths(judge)) if known else [None] * 10)
+        if not any(row[-1] is not None for rows in tenths.values() for row in rows):
+            continue
+        for arm, rows in tenths.items():
+            metrics.setdefault(arm, {})[name] = [row[-1] for row in rows]
+        figures.append(
+            Bars(
+                title=f"{prefix}Who gets the gradient on the same weights, {epoch} epoch",
+                caption="Share of the gradient norm (L1, on the logits) by tenths of difficulty, on the network that "
+                "PS-KD trained, if the targets of the named arm replaced PS-KD's.",
+                x_label="difficulty", y_label="share of the gradient (%)", groups=TENTHS,
+                labels=list(targets.values()),
+                values=[[[row[d] for row in tenths[arm]] for d in range(10)] for arm in targets],
+            )
+        )  # fmt: skip
+    return figures
+
+
+def _tenths(judge: np.ndarray) -> list[np.ndarray]:
+    """Indices of the training images by difficulty, from the easiest tenth to the hardest."""
+    return np.array_split(np.argsort(judge, kind="stable")[::-1], 10)  # p_y descending
+
+
+def _shares(norm: np.ndarray, parts: list[np.ndarray]) -> list[float | None]:
+    """Share of the gradient norm in each part, in %. Samples that the epoch left out count 0."""
+    norm = np.nan_to_num(norm)
+    return [float(100 * norm[part].sum() / norm.sum()) for part in parts]
 
 
 def _judge(results: Results, condition: str, seed: int) -> np.ndarray | None:

@@ -59,6 +59,8 @@ ARMS = (
     _arm("online_label_smoothing", "online label smoothing", "OnlineLabelSmoothing"),
     _arm("margin_label_smoothing", "margin-based label smoothing", "MarginLabelSmoothing"),
     _arm("focal", "focal loss", "FocalLoss"),
+    _arm("dual_focal", "dual focal loss", "DualFocalLoss"),
+    _arm("max_sup", "MaxSup", "MaxSup"),
     _arm("cs_kd", "CS-KD", "CSKD"),
     _arm("tf_kd_self", "TF-KD, self", "TFKDSelf", teacher=True),
     _arm("tf_kd_reg", "TF-KD, hand-made teacher", "TFKDReg"),

@@ -53,6 +53,8 @@ METRICS = (
     Metric(name="selected_epoch", label="selected epoch", decimals=0, description="highest validation top-1; from 1"),
     Metric(name="train_loss", label="training loss, last epoch", decimals=3),
     Metric(name="hard_gradient_share", label="gradient share of the hardest tenth", unit="%", optional=True),
+    Metric(name="hard_gradient_middle", label="the same on PS-KD's weights, middle epoch", unit="%", optional=True),
+    Metric(name="hard_gradient_end", label="the same on PS-KD's weights, last epoch", unit="%", optional=True),
     Metric(name="identity_error", label="largest error of the gradient identity", decimals=9, optional=True),
     Metric(name="step_ms", label="median training step", unit="ms", better="lower", decimals=1),
     Metric(name="store_mb", label="table of past rows", unit="MB", better="lower", deterministic=True),
@@ -74,6 +76,15 @@ def claims(condition: str, suffix: str = "") -> tuple[Claim, ...]:
               "same schedule.", "nll_scaled", "lower", 0.02, ("pskd", "smoothing_schedule"), shown="nll"),
         claim("hard_examples", "PS-KD works as hard-example mining: the hardest tenth gets a larger share of the "
               "gradient.", "hard_gradient_share", "higher", 1.0, pair),
+        claim("hard_examples_middle", "On the same weights, in the middle of training, PS-KD's targets give the "
+              "hardest tenth a larger share of the gradient than hard labels do.", "hard_gradient_middle", "higher",
+              1.0, pair, family="secondary"),
+        claim("hard_examples_end", "On the same weights, at the end of training, PS-KD's targets give the hardest "
+              "tenth a larger share of the gradient than hard labels do.", "hard_gradient_end", "higher", 1.0, pair,
+              family="secondary"),
+        claim("hard_examples_schedule", "On the same weights, at the end of training, PS-KD's targets give the hardest "
+              "tenth a larger share of the gradient than smoothing by the same schedule does.", "hard_gradient_end",
+              "higher", 1.0, ("pskd", "smoothing_schedule"), family="secondary"),
         claim("with_cutmix", "PS-KD adds to existing regularisation: CutMix.", "top1", "higher", 0.5,
               ("cutmix_pskd", "cutmix")),
         claim("with_mixup", "PS-KD adds to existing regularisation: Mixup.", "top1", "higher", 0.5,

@@ -35,7 +35,7 @@ from retarget.pskd.studies.images.data import (
 )
 from retarget.pskd.studies.images.networks import build
 from retarget.pskd.studies.images.scores import scores
-from retarget.pskd.studies.images.settings import Settings
+from retarget.pskd.studies.images.settings import SAME_WEIGHTS, Settings
 from retarget.settings import resolve_settings
 from retarget.study.record import Run, read_history
 
@@ -162,16 +162,21 @@ class StopClock(pl.Callback):
 
 
 class Gradients(pl.Callback):
-    """In the last epoch, the gradient of each sample's loss on its logits, by autograd.
+    """The gradient of each sample's loss on its logits, seen in two epochs: the middle one and the last.
 
-    Keeps its L1 norm, and for stored rows the largest error of the identity ``dL/dz_y = w (p_y - 1)`` with
-    ``w = 1 - a (1 - q_y) / (1 - p_y)``. Stands behind every callback that changes labels.
+    Keeps its L1 norm in the last epoch, by autograd, and for stored rows the largest error of the identity
+    ``dL/dz_y = w (p_y - 1)`` with ``w = 1 - a (1 - q_y) / (1 - p_y)``. Under PS-KD it also keeps, at the *same logits*,
+    the norm ``|p - t|_1`` for three targets t (:data:`SAME_WEIGHTS`) in both epochs: a network that has been trained by
+    another loss has fitted other samples, so only the same weights show what the targets alone do. Stands behind every
+    callback that changes labels.
     """
 
     def __init__(self, labels: Tensor, pskd: PSKDCallback | None) -> None:
         self.labels = labels
+        self._pskd = pskd.method if pskd else None
         self._rows = pskd.method if pskd and not pskd.method.teacher else None
         self.norm, self.identity_error = np.full(len(labels), np.nan, np.float32), 0.0
+        self.same_weights = np.full((2, len(SAME_WEIGHTS), len(labels)), np.nan, np.float32) if pskd else None
 
     def on_fit_start(self, trainer: pl.Trainer, module: Any) -> None:
         self._hook = module.network.register_forward_hook(self._see)
@@ -188,8 +193,24 @@ class Gradients(pl.Callback):
         self._targets = soft_targets(self._labels, self._logits.shape[1]).detach()  # while the step has them
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if trainer.current_epoch != cast(int, trainer.max_epochs) - 1:
-            return
+        epochs = cast(int, trainer.max_epochs)
+        last = trainer.current_epoch == epochs - 1
+        if self._pskd and trainer.current_epoch == (epochs - 1) // 2:
+            self._compare(0, self._pskd.alpha)
+        if self._pskd and last:
+            self._compare(1, self._pskd.alpha)
+        if last:
+            self._differentiate()
+
+    def _compare(self, moment: int, alpha: float) -> None:
+        """Norms at this step's logits under PS-KD's targets, hard labels, and as much plain smoothing."""
+        assert self.same_weights is not None
+        p, classes = F.softmax(self._logits.double(), 1), self._logits.shape[1]
+        hard = F.one_hot(self.labels[self._index.cpu()].to(p.device), classes)
+        for at, targets in enumerate((self._targets.double(), hard, (1 - alpha) * hard + alpha / classes)):
+            self.same_weights[moment, at, self._index.cpu().numpy()] = (p - targets).abs().sum(1).cpu().numpy()
+
+    def _differentiate(self) -> None:
         z = self._logits.double().requires_grad_()
         label = self.labels[self._index.cpu()].to(z.device)
         soft = self._targets.double()
@@ -206,10 +227,15 @@ class Gradients(pl.Callback):
             self.identity_error = max(self.identity_error, float(error.max()) if len(error) else 0.0)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"norm": torch.from_numpy(self.norm), "identity_error": self.identity_error}
+        state = {"norm": torch.from_numpy(self.norm), "identity_error": self.identity_error}
+        if self.same_weights is not None:
+            state["same_weights"] = torch.from_numpy(self.same_weights)
+        return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.norm, self.identity_error = state_dict["norm"].numpy(), state_dict["identity_error"]
+        if "same_weights" in state_dict:  # not in checkpoints of version 0.1
+            self.same_weights = state_dict["same_weights"].numpy()
 
     def _see(self, network: nn.Module, args: Any, output: Tensor) -> None:
         self._logits = widen(output.detach())
@@ -269,6 +295,8 @@ def train(run: Run, settings: Settings) -> dict[str, float]:
     module.to(fitting.strategy.root_device)  # the trainer has taken it back to the CPU
     arrays = predict(module, parts, normalise, settings, run.checkpoint / "selected.ckpt")
     arrays["gradient_norm"] = gradients.norm
+    if gradients.same_weights is not None and settings.mixing == "none":
+        arrays["gradient_same_weights"] = gradients.same_weights
     run.save_predictions(**arrays)
     metrics = scores(arrays)
     metrics["train_loss"] = read_history(run.directory / "metrics.jsonl")[-1]["train_loss"]

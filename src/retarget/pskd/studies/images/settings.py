@@ -7,6 +7,9 @@ from pydantic import Field
 from retarget.data import names
 from retarget.settings import Strict
 
+SAME_WEIGHTS = ("pskd", "cross_entropy", "smoothing_schedule")
+"""Arms whose targets are compared on the weights of the PS-KD arm, to see what the targets alone do."""
+
 _CODE = "official code, CIFAR-100 configuration"
 
 
