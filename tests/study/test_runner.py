@@ -35,6 +35,9 @@ class Seen(Silent):
     def ended(self, key, error):
         self.told.append(("ended", key, error))
 
+    def remarked(self, sentence):
+        self.told.append(("remarked", sentence))
+
     def analysing(self):
         self.told.append(("analysing",))
 
@@ -114,6 +117,16 @@ def test_the_display_is_told_of_every_run(finished):
     assert {key for (key,) in seen.all("began")} == keys
     assert {key for key, error in seen.all("ended") if error is None} == keys
     assert ("windy/treated/seed-1", STEPS, STEPS, "step") in seen.all("progressed")
+
+
+def test_what_the_first_run_of_an_arm_says_is_told_once(tmp_path):
+    seen = Seen()
+    run(plan(seeds=[0, 1]).model_copy(update={"remark": "tasks_for_tests:remark"}), tmp_path, display=seen)
+    ((sentence,),) = seen.all("remarked")
+    first = status(tmp_path, "control/seed-0")["metrics"]["height"]
+    assert sentence == f"the control is {first:.3f} m high"
+    ends = [one for one in seen.told if one[0] in ("ended", "remarked")]
+    assert ends.index(("remarked", sentence)) == 1, "at once, before the other runs"
 
 
 def test_jobs_change_no_result(finished, tmp_path):

@@ -145,7 +145,9 @@ class StudyPlan(Strict):
     ``task`` is the import path ``module:function`` of ``function(run: Run) -> dict[str, float]``, the final metrics
     of one run; ``prepare`` that of ``function(plan: StudyPlan) -> None``, called once before the first run to refuse
     data that cannot be used, and ``check`` that of a function of the same form which refuses what is cheap to know, for
-    a dry run; ``analysis`` that of ``function(results: Results) -> Analysis``, called once for the summary and the
+    a dry run; ``remark`` that of ``function(arm: str, metrics: dict[str, float]) -> str | None``, asked once after the
+    first finished run of each arm for a sentence that the user should read before waiting for the rest; ``analysis``
+    that of ``function(results: Results) -> Analysis``, called once for the summary and the
     page. ``settings`` are merged: the study's, then the condition's, then the arm's. Those that ``unmeasured`` names
     change no result (what is kept, how many loader processes); they are no part of a run's identity.
     ``settings_model`` describes them to a reader, and ``others`` are settings that ask for another study.
@@ -168,6 +170,7 @@ class StudyPlan(Strict):
     data: tuple[str, ...] = Field(default=(), exclude=True)
     prepare: str | None = None
     check: str | None = Field(default=None, exclude=True)
+    remark: str | None = Field(default=None, exclude=True)
     analysis: str | None = None
     settings: dict[str, Any] = Field(default_factory=dict)
     settings_model: type[Strict] | None = Field(default=None, exclude=True)

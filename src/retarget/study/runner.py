@@ -165,6 +165,7 @@ class _Schedule:
         self.left = [c for c in self.cells.values() if not complete(self.place(c))]
         self.waiting: dict[str, Cell] = {cell.key: cell for cell in self.left}
         self.failed: dict[str, str] = {}
+        self.remarked: set[str] = set()
 
     def place(self, cell: Cell, arm: str | None = None) -> Path:
         """The directory of a run, or of another arm's run of the same seed and condition."""
@@ -193,7 +194,18 @@ class _Schedule:
         else:
             error = None
         self.shown.ended(key, error)
+        if error is None:
+            self._remark(cell)
         self._submit_ready()
+
+    def _remark(self, cell: Cell) -> None:
+        """Tell the user what the first finished run of an arm says, if it says anything."""
+        if self.whole.remark and cell.arm.name not in self.remarked:
+            self.remarked.add(cell.arm.name)
+            metrics = (read_status(self.place(cell)) or {}).get("metrics", {})
+            sentence = load(self.whole.remark)(cell.arm.name, metrics)
+            if sentence:
+                self.shown.remarked(sentence)
 
     def _submit_ready(self) -> None:
         """Submit what has all it needs; what needs a failed run fails with it, and so on down the line."""

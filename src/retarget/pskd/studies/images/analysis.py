@@ -1,6 +1,6 @@
 """What the page shows of a PS-KD study beyond the runs' own metrics: figures, difficulty, item bootstrap."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from scipy.stats import rankdata
@@ -17,6 +17,7 @@ from retarget.study.statistics import bootstrap_difference
 SHOWN = ("cross_entropy", "label_smoothing", "pskd")  # curves of every arm would hide these
 RANKED = ("top1", "nll", "nll_scaled", "ece", "ece_scaled", "aurc", "aurc_scaled")
 RESAMPLES = 500
+OVER_CONFIDENT = 1.05  # a fitted temperature from here on
 TENTHS = ["easiest", *(f"{d}" for d in range(2, 10)), "hardest"]
 
 _ITEM_STATISTICS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], float]] = {
@@ -236,9 +237,23 @@ def _confidence(temperature: float) -> str:
     says = "is over-confident, where softer targets have something to mend"
     if temperature < 0.95:
         says = "is under-confident, and softer targets make it more so"
-    elif temperature < 1.05:
+    elif temperature < OVER_CONFIDENT:
         says = "is about as sure as it is right, and softer targets have little to mend"
     return f"{says} (fitted temperature {temperature:.2f})"
+
+
+def remark(arm: str, metrics: Mapping[str, float]) -> str | None:
+    """What the control's first run tells of PS-KD's chances, before the others are waited for.
+
+    >>> print(remark("cross_entropy", {"temperature": 0.6}))
+    cross-entropy is under-confident, and softer targets make it more so (fitted temperature 0.60): PS-KD is not \
+expected to help calibration here
+    """
+    if arm != "cross_entropy" or "temperature" not in metrics:
+        return None
+    temperature = metrics["temperature"]
+    chances = "may help here" if temperature >= OVER_CONFIDENT else "is not expected to help calibration here"
+    return f"cross-entropy {_confidence(temperature)}: PS-KD {chances}"
 
 
 def _swept(results: Results) -> dict[float, str]:

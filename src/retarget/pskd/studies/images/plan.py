@@ -193,6 +193,7 @@ def plan(
         data=settings.data_paths(),
         prepare="retarget.pskd.studies.images.prepare:prepare",
         check="retarget.pskd.studies.images.prepare:check",
+        remark="retarget.pskd.studies.images.analysis:remark",
         analysis="retarget.pskd.studies.images.analysis:analyse",
         settings=settings.model_dump(mode="json"),
         settings_model=asked.settings,
