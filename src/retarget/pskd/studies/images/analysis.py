@@ -161,9 +161,10 @@ def _same_weights(
             run, judge = results.run(condition, "pskd", seed), _judge(results, condition, seed)
             norms = run.predictions().get("gradient_same_weights") if run else None
             for arm in targets:
-                known = norms is not None and judge is not None
-                at = SAME_WEIGHTS.index(arm)
-                tenths[arm].append(_shares(norms[moment, at], _tenths(judge)) if known else [None] * 10)
+                if norms is None or judge is None:
+                    tenths[arm].append([None] * 10)
+                else:
+                    tenths[arm].append(_shares(norms[moment, SAME_WEIGHTS.index(arm)], _tenths(judge)))
         if not any(row[-1] is not None for rows in tenths.values() for row in rows):
             continue
         for arm, rows in tenths.items():
