@@ -1,6 +1,9 @@
 """Files and folders are whole or absent; errors name the path."""
 
 import os
+import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -37,6 +40,32 @@ def test_safetensors_own_error_is_one_that_a_user_sees(tmp_path):
 
     with pytest.raises(UserError, match=r"cannot write .*gone/a\.safetensors"):
         replace_file(tmp_path / "gone" / "a.safetensors", lambda path: save_file({"a": np.zeros(2)}, path))
+
+
+KILLED = """
+import os, signal
+from pathlib import Path
+from retarget.files import replace_file
+
+def write(target):
+    (target.parent / ".tmpX1y2z3").write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+replace_file(Path("state.safetensors"), write, apart=True)
+"""
+
+
+def test_what_a_library_writes_beside_its_path_is_gone_with_the_next_writing(tmp_path):
+    """safetensors writes under a random name beside the path that it is given, and a kill leaves it there."""
+    assert subprocess.run([sys.executable, "-c", KILLED], cwd=tmp_path, check=False).returncode == -signal.SIGKILL
+    assert names(tmp_path) == [".state.safetensors.tmp"]
+    path = tmp_path / "state.safetensors"
+    replace_file(path, lambda target: target.write_text("whole"), apart=True)
+    assert names(tmp_path) == ["state.safetensors"]
+    assert path.read_text() == "whole"
+    (tmp_path / ".state.safetensors.tmp").mkdir()  # and where a file is written next under the same name
+    replace_file(path, lambda target: target.write_text("again"))
+    assert names(tmp_path) == ["state.safetensors"]
 
 
 def test_a_folder_is_whole_or_absent(tmp_path):

@@ -13,22 +13,39 @@ from typing import Any
 from retarget.errors import UserError
 
 
-def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+def replace_file(path: Path, write: Callable[[Path], object], *, apart: bool = False) -> None:
     """Write ``path`` through a temporary name beside it, so that a reader or a killed process never sees half of it.
 
     Args:
         path: the file to make or replace; its directory exists.
         write: writes the whole content to the path that it is given.
+        apart: give it a path in a folder of its own: for libraries that themselves write beside the path, under names
+            that nobody would find again after a kill, as safetensors' ``save_file`` does.
 
     Raises:
         UserError: the file cannot be written (a full disk, missing rights); what stood there before still does.
     """
     temporary = path.with_name(f".{path.name}.tmp")  # one name, so that kills leave one such file at most
-    with _written(path, lambda: temporary.unlink(missing_ok=True)):
-        write(temporary)
-        _sync(temporary)
-        temporary.replace(path)
+    with _written(path, lambda: _remove(temporary)):
+        _remove(temporary)
+        target = temporary
+        if apart:
+            temporary.mkdir()
+            target = temporary / path.name
+        write(target)
+        _sync(target)
+        target.replace(path)
+        if apart:
+            _remove(temporary)
         _sync(path.parent)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def replace_folder(path: Path, write: Callable[[Path], object]) -> None:
