@@ -97,6 +97,7 @@ def test_verifiers_reads_and_rewards_exported_rows(tmp_path, rows, monkeypatch):
     import asyncio
 
     from verifiers.v1.graph import MessageNode
+    from verifiers.v1.trace import AgentInfo, TraceTask
     from verifiers.v1.types import AssistantMessage
 
     export(rows, "prime-rl", tmp_path / "rows.jsonl", grader="exact")
@@ -112,7 +113,9 @@ def test_verifiers_reads_and_rewards_exported_rows(tmp_path, rows, monkeypatch):
             assert [{"role": role, "content": said[role]} for role in ("system", "user")] == row["prompt"]
             assert (data.answer, data.stratum, data.guided) == (row["answer"], row["stratum"], row["guided"])
     for text, reward in ((f"#### {row['answer']}", 1.0), ("#### nothing", 0.0)):
-        trace = vf.Trace(task=task, nodes=[MessageNode(message=AssistantMessage(content=text), sampled=True)])
+        said = MessageNode(message=AssistantMessage(content=text), sampled=True)
+        of = dict(task=TraceTask(type="PopeTask", data=task.data), agent=AgentInfo(config=vf.AgentConfig()))
+        trace = vf.Trace(nodes=[said], **of)
         asyncio.run(task.score(trace))
         assert trace.rewards["correct"].score == reward
         assert trace.metrics == {"guided": 0.0}

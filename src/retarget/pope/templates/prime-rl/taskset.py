@@ -1,4 +1,4 @@
-"""The tasks and their reward for verifiers 0.4 and trainers on it: taskset id `{module}`, with this folder on PYTHONPATH."""
+"""The tasks and their reward for verifiers 0.4: taskset id `{module}`, with this folder on PYTHONPATH."""
 
 import asyncio
 import json
