@@ -1,4 +1,4 @@
-"""Every writing verb, killed at random moments, on a disk that is full, and many times at once: the same bytes in the end."""
+"""Every writing verb: killed at random moments, on a full disk, many at once; the same bytes come out in the end."""
 
 import contextlib
 import hashlib
@@ -138,8 +138,8 @@ class _Bench:
             outcome = "traceback"
         elif code:
             outcome = REFUSED if may_refuse and "retarget: " in said else "does not go on"
-        elif self.digests(out) != self.whole:
-            outcome, said = "other bytes", f"{out} has other bytes"
+        elif found := sorted({name for name, _ in self.digests(out).items() ^ self.whole.items()}):
+            outcome, said = "other bytes", f"other bytes: {', '.join(found)}"
         elif left := [str(path) for pattern in _LEFT for path in out.rglob(pattern)]:
             outcome, said = "left over", f"left over: {left[0]}"
         self.tally.counts[outcome] += 1

@@ -62,7 +62,7 @@ class _Answers(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data)
 
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
+    def log_message(self, format: str, *args: Any) -> None:
         """Say nothing."""
 
 
@@ -128,7 +128,7 @@ _ASKING = "--model {server} --served m --grader exact --concurrency 4 --max-toke
 
 VERBS = [
     Verb("study", "study toy --out {out} --no-progress", lambda _: None,
-         ("summary.json", "report.md", "runs/**/predictions.safetensors", "runs/**/metrics.jsonl"), ("faults.toy",)),
+         ("summary.json", "runs/**/predictions.safetensors", "runs/**/metrics.jsonl"), ("faults.toy",)),
     Verb("study pskd", "study pskd --preset demo --arms cross_entropy pskd --seeds 0 --out {out} --no-progress "
          "--set epochs=2 train_images=120 validation_images=30 test_images=60", lambda _: None,
          ("runs/**/predictions.safetensors",), heavy=True),
@@ -138,8 +138,8 @@ VERBS = [
          ("retarget.report",), locks=False),
     Verb("pope mine", f"pope mine {{here}}/problems.jsonl --k 16 --chunk 4 {_ASKING} --out {{out}}", _problems,
          ("hard.jsonl", "outcomes.jsonl", "mine.jsonl"), ("retarget.pope.mining", "httpx")),
-    Verb("pope search", f"pope search {{here}}/problems.jsonl --cuts 2 --cap .5 --k 8 --chunk 4 {_ASKING} --out {{out}}",
-         _problems, ("prefixes.jsonl", "search.jsonl"), ("retarget.pope.search", "httpx")),
+    Verb("pope search", "pope search {here}/problems.jsonl --cuts 2 --cap .5 --k 8 --chunk 4 "
+         f"{_ASKING} --out {{out}}", _problems, ("prefixes.jsonl", "search.jsonl"), ("retarget.pope.search", "httpx")),
     Verb("pope oracle", f"pope oracle {{here}}/problems.jsonl {_ASKING} --out {{out}}/solved.jsonl", _problems,
          ("*.jsonl",), ("retarget.pope.oracle", "httpx")),
     Verb("pope evaluate", f"pope evaluate {{here}}/problems.jsonl --samples 8 --k 1 4 {_ASKING} --out {{out}}",

@@ -90,3 +90,23 @@ def test_a_lock_names_its_holder(tmp_path):
         locked(tmp_path / ".lock", wait=False, what="out"),
     ):
         pass
+
+
+def test_where_the_system_has_no_locks_files_are_written_and_a_lock_is_refused_in_words(tmp_path):
+    code = """
+import sys
+sys.modules["fcntl"] = None  # as on Windows
+from pathlib import Path
+from retarget.errors import UserError
+from retarget.files import locked, write_json
+write_json(Path("a.json"), 1)
+try:
+    with locked(Path("lock"), wait=False, what="here"):
+        pass
+except UserError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "no locks of files" in done.stdout
+    assert "Run this on Linux, macOS, or under WSL" in done.stdout
+    assert (tmp_path / "a.json").is_file()

@@ -1,6 +1,5 @@
 """Files that are whole or absent, and locks that end with their process."""
 
-import fcntl
 import json
 import math
 import os
@@ -11,6 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from retarget.errors import UserError
+
+try:
+    import fcntl
+except ModuleNotFoundError:  # Windows
+    fcntl = None
 
 
 def replace_file(path: Path, write: Callable[[Path], object], *, apart: bool = False) -> None:
@@ -85,7 +89,9 @@ def _written(path: Path, remove: Callable[[], None]) -> Iterator[None]:
 
 
 def _sync(path: Path) -> None:
-    """Bring a file's content, or a folder's names, to the disk."""
+    """Bring a file's content, or a folder's names, to the disk; elsewhere than on POSIX folders have none to bring."""
+    if os.name != "posix" and path.is_dir():
+        return
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -160,6 +166,21 @@ def finite_or_none(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
+def lock(file: int, *, wait: bool) -> None:
+    """Lock an open file for this process; the operating system frees it when the process ends, however it ends.
+
+    Raises:
+        BlockingIOError: another process holds it, and ``wait`` is false.
+        UserError: this system has no such locks.
+    """
+    if fcntl is None:
+        raise UserError(
+            "this system has no locks of files that end with their process (flock): two commands at one place could "
+            "not be told from each other. Run this on Linux, macOS, or under WSL"
+        )
+    fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+
+
 @contextmanager
 def locked(path: Path, *, wait: bool, what: str) -> Iterator[None]:
     """Hold the lock file ``path``; the operating system frees it when the holder ends, however it ends.
@@ -179,7 +200,7 @@ def locked(path: Path, *, wait: bool, what: str) -> Iterator[None]:
         raise cannot_write(path, error) from error
     with handle:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            lock(handle.fileno(), wait=wait)
         except BlockingIOError as error:
             handle.seek(0)
             holder = handle.read().strip() or "unknown"
