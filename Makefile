@@ -46,7 +46,7 @@ format: $(VENV)/dev.stamp
 bench: $(VENV)/dev.stamp  ## every figure as a ratio to its peer: one JSON line each, then a table
 	$(BIN)/python -m benchmarks
 
-faults: $(VENV)/dev.stamp  ## 10,000 damaged inputs: right result, clear error, traceback or hang; recorded
+faults: $(VENV)/dev.stamp  ## 10,000 damaged inputs; kills, full disks and crowds at every verb that writes; recorded
 	$(BIN)/python -m faults --record
 
 documents: $(VENV)/dev.stamp  ## the map and the result tables of README.md and the method cards

@@ -46,6 +46,19 @@ def test_data_replaced_under_a_study_are_refused_and_brought_back_they_are_not(t
     assert run_study(wider, tmp_path / "s").failed == {}
 
 
+def test_a_dry_run_reads_no_data_that_it_need_not_and_writes_nothing(tmp_path, data):
+    os.mkfifo(tmp_path / "pipe")  # who reads it waits for ever
+    assert survey(measured(tmp_path / "pipe"), tmp_path / "s")["finished"] == 0
+    assert not (tmp_path / "s").exists()
+    run_study(measured(data), tmp_path / "s")
+    at = data.stat()
+    data.write_bytes(b"other")
+    os.utime(data, ns=(at.st_atime_ns, at.st_mtime_ns))
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    assert survey(measured(data), tmp_path / "s")["finished"] == 2, "the remembered fingerprint counts"
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
 def test_data_that_are_gone_stop_no_finished_study(tmp_path, data):
     run_study(measured(data), tmp_path / "s")
     data.unlink()

@@ -23,8 +23,9 @@ class Metric(Strict):
         deterministic: it does not depend on the seed (bytes, parameters, steps). Its differences are exact and are
             judged as they are; without this, equal differences on every seed decide nothing.
         floor: what a control must reach on average (where lower is better, must not exceed) so that anything works
-            here, such as better than chance: below it a comparison with that control is no test of any claim. A claim
-            may set its own floor.
+            here, such as better than chance: below it a comparison with that control is no test of any claim. A name
+            stands for another metric of the same control, where the data decide what chance is. A claim may set its
+            own floor.
     """
 
     name: str
@@ -35,7 +36,7 @@ class Metric(Strict):
     description: str = ""
     optional: bool = False
     deterministic: bool = False
-    floor: FiniteFloat | None = None
+    floor: FiniteFloat | str | None = None
 
 
 class Arm(Strict):

@@ -66,20 +66,31 @@ class Opened:
 def look(root: Path, asked: StudyPlan, *, remember: bool = False) -> Opened:
     """What a directory holds for a plan; touches nothing but, with ``remember``, the fingerprints of data.
 
+    Without ``remember`` the data are read only where runs are there to compare them with, and then only what the
+    fingerprints that the runs left do not cover.
+
     Raises:
         UserError: the directory was made with other settings, conditions, claims or data, or the same arm meant
             another thing.
     """
-    found = contents(asked, root, remember=remember)
     plan, stale = _widened(root, asked)
-    for cell in cells(plan):
+    begun = [cell for cell in _begun(root, plan) if place(root, plan, cell) not in stale]
+    found = contents(asked, root, remember=remember) if remember or begun else {}
+    for cell in begun:
         directory = place(root, plan, cell)
+<<<<<<< HEAD
         if directory not in stale and (directory / "config.json").exists():
             record = read_json(directory / "config.json")
             same_run(directory / "config.json", record, plan, plan.identity(cell.condition, cell.arm, cell.seed))
             same_content(directory, record.get("content", {}), found)
     fixed = {claim.id for claim in plan.claims}
     return Opened(plan, found, stale, tuple(claim.id for claim in asked.claims if claim.id not in fixed))
+=======
+        record = read_json(directory / "config.json")
+        same_run(directory / "config.json", record, plan, plan.identity(cell.condition, cell.arm, cell.seed))
+        same_content(directory, record.get("content", {}), found)
+    return Opened(plan, found, stale)
+>>>>>>> 24caac0
 
 
 @contextmanager

@@ -127,7 +127,7 @@ class Run:
         from safetensors.numpy import save_file
 
         plain = {name: _plain(name, value) for name, value in arrays.items()}
-        replace_file(self.directory / "predictions.safetensors", lambda path: save_file(plain, path))
+        replace_file(self.directory / "predictions.safetensors", lambda path: save_file(plain, path), apart=True)
 
     def other(self, arm: str) -> Path:
         """The directory of a finished run of the same seed and condition, for an arm that ``needs`` names.

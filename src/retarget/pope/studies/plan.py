@@ -89,7 +89,7 @@ METRICS = (
     Metric(name="held_pass1", label="held-out hard problems, pass@1", unit="%", better="higher"),
     Metric(name="held_pass16", label="held-out hard problems, pass@16", unit="%", better="higher"),
     Metric(name="held_solved", label="held-out hard problems solved", unit="%", better="higher"),
-    Metric(name="easy_pass1", label="short problems, pass@1", unit="%", better="higher", optional=True,
+    Metric(name="easy_pass1", label="short problems, pass@1", unit="%", better="higher", optional=True, floor=1.0,
            description="what the base could do before"),
     Metric(name="signal", label="unguided groups with a reward", unit="%", better="higher", optional=True,
            description="share of the unguided groups of training with at least one success"),

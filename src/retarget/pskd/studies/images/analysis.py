@@ -36,6 +36,8 @@ def analyse(results: Results) -> Analysis:
         prefix = f"{condition.label}: " if len(results.plan.conditions) > 1 else ""
         shares, deciles = _deciles(results, condition.name, prefix)
         metrics[condition.name] = shares
+        for arm, chance in _chance(results, condition.name).items():
+            metrics[condition.name].setdefault(arm, {})["top1_chance"] = chance
         figures += [*_curves(results, condition.name, prefix), *deciles]
         figures += _same_weights(results, condition.name, prefix, shares)
         figures += [*_sweep(results, condition.name, prefix), *_ranks(results, condition.name, prefix)]
@@ -46,6 +48,31 @@ def analyse(results: Results) -> Analysis:
         if interval is not None:
             intervals[claim.id] = interval
     return Analysis(metrics=metrics, item_intervals=intervals, figures=figures, notes=_notes(results))
+
+
+def better_than_chance(labels: np.ndarray) -> float:
+    """The top-1 accuracy, in percent, that a classifier must exceed to be better than one constant answer.
+
+    The share p of the most frequent class, plus three standard errors sqrt(p (1 - p) / N) of an accuracy on N images.
+
+    Args:
+        labels: of the test images, [N].
+
+    >>> better_than_chance(np.arange(100) % 2)
+    65.0
+    """
+    share = np.bincount(labels).max() / len(labels)
+    return float(100 * (share + 3 * np.sqrt(share * (1 - share) / len(labels))))
+
+
+def _chance(results: Results, condition: str) -> dict[str, list[float | None]]:
+    """:func:`better_than_chance` by arm, at the seeds that have a run: the same for all, as the test images are."""
+    runs = {arm.name: [results.run(condition, arm.name, seed) for seed in results.seeds] for arm in results.plan.arms}
+    found = next((run for many in runs.values() for run in many if run), None)
+    if found is None:
+        return {}
+    chance = better_than_chance(found.predictions()["test_labels"])
+    return {arm: [chance if run else None for run in many] for arm, many in runs.items() if any(many)}
 
 
 def _arms(results: Results, condition: str) -> list[tuple[str, str]]:

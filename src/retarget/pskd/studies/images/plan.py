@@ -32,7 +32,14 @@ ARMS = (
 )
 
 METRICS = (
-    Metric(name="top1", label="top-1 accuracy", unit="%", better="higher"),
+    Metric(name="top1", label="top-1 accuracy", unit="%", better="higher", floor="top1_chance"),
+    Metric(
+        name="top1_chance",
+        label="what top-1 must exceed",
+        unit="%",
+        optional=True,
+        description="the test images' most frequent class, and three standard errors",
+    ),
     Metric(name="top5", label="top-5 accuracy", unit="%", better="higher", optional=True),
     Metric(name="nll", label="NLL", better="lower", decimals=3),
     Metric(name="nll_scaled", label="NLL after temperature", better="lower", decimals=3),
