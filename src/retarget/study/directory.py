@@ -78,19 +78,11 @@ def look(root: Path, asked: StudyPlan, *, remember: bool = False) -> Opened:
     found = contents(asked, root, remember=remember) if remember or begun else {}
     for cell in begun:
         directory = place(root, plan, cell)
-<<<<<<< HEAD
-        if directory not in stale and (directory / "config.json").exists():
-            record = read_json(directory / "config.json")
-            same_run(directory / "config.json", record, plan, plan.identity(cell.condition, cell.arm, cell.seed))
-            same_content(directory, record.get("content", {}), found)
-    fixed = {claim.id for claim in plan.claims}
-    return Opened(plan, found, stale, tuple(claim.id for claim in asked.claims if claim.id not in fixed))
-=======
         record = read_json(directory / "config.json")
         same_run(directory / "config.json", record, plan, plan.identity(cell.condition, cell.arm, cell.seed))
         same_content(directory, record.get("content", {}), found)
-    return Opened(plan, found, stale)
->>>>>>> 24caac0
+    fixed = {claim.id for claim in plan.claims}
+    return Opened(plan, found, stale, tuple(claim.id for claim in asked.claims if claim.id not in fixed))
 
 
 @contextmanager
