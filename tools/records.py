@@ -35,7 +35,7 @@ class Record:
 
     Attributes:
         name: of the folder.
-        older: what changed its numbers after it was made, from results/changes.toml; empty for most.
+        changes: of its numbers after it was made, from results/changes.toml; empty for most.
         registered: its entry of results/registered.toml, or None.
         words: its setting in a few words.
         columns: names of the metrics that its tables show; empty for those that claims are judged by.
@@ -47,7 +47,7 @@ class Record:
         self.columns: list[str] = page.get("columns", [])
         self._words: str = page.get("words", "")
         self.registered = next((one for one in _toml("registered.toml")["setting"] if one["name"] == name), None)
-        self.older = [one["what"] for one in _toml("changes.toml")["change"] if name in one["records"]]
+        self.changes = [one for one in _toml("changes.toml")["change"] if name in one["records"]]
 
     @cached_property
     def study(self) -> dict[str, Any]:
@@ -82,6 +82,12 @@ class Record:
     def words(self) -> str:
         """Its setting in a few words."""
         return self._words or (f"preset `{self.summary['preset']}`" if self.finished else self.name)
+
+    @property
+    def older(self) -> bool:
+        """Whether a metric that its claims are judged by has changed since it was made."""
+        judged = {claim["metric"] for claim in self.study["plan"]["claims"]} if self.changes else set()
+        return any(not one.get("metrics") or judged & set(one["metrics"]) for one in self.changes)
 
     @property
     def kind(self) -> str:
@@ -188,7 +194,7 @@ def _marks(one: Record) -> list[str]:
         marks = [f"**Registered** before any treated run, at commit {at}: {one.registered['reason']}"]
     else:
         marks = ["**Exploratory**: the setting was not registered before its treated runs."]
-    return marks + [f"**Older code**: {what}" for what in one.older]
+    return marks + [f"**Older code**: {change['what']}." for change in one.changes]
 
 
 def claims(name: str) -> str:

@@ -6,8 +6,8 @@
 A document marks the places: ``<!-- NAME -->`` ... ``<!-- end of NAME -->`` with ``rooms`` (the tree in a dozen lines),
 ``map`` (the tree, file by file), ``found`` (README's table), ``abstracts`` (the seventeen claims), ``gains`` (the
 numbers of results/map.svg), ``results`` (an index of all records), or ``results: NAME`` (the claims of one).
-docs/results/ holds a page for every folder of results/; results/pages.toml says how it is called and which metrics it shows. Pictures are
-drawn anew when documents are written; a check looks only whether they are there.
+docs/results/ holds a page for every folder of results/; results/pages.toml says how it is called and which metrics it
+shows. Pictures are drawn anew when documents are written; a check looks only whether they are there.
 """
 
 import ast
