@@ -18,17 +18,16 @@ Measured = tuple[Record, dict[str, Any]]
 def seventeen(document: Path) -> str:
     """One table of all claims of the abstracts: setting, difference, interval, seeds, verdict, link."""
     head = "| abstract | claim | setting | compared | difference [interval] | seeds | verdict |"
-    rows, decided = [head, "|---" * 7 + "|"], Counter[str]()
+    rows, decided, notes = [head, "|---" * 7 + "|"], Counter[str](), []
     for paper in _file()["paper"]:
         for number, claim in enumerate(paper["claims"], start=1):
             name, says = f"{paper['name']} {number}", claim["says"]
             measured = [one for part in claim["parts"] for one in _measured(paper["explored"], part)]
             decided["total"] += 1
             decided["registered"] += any(_is_decided(*one) for one in measured)
+            notes += [f"- {name}: {claim['note']}"] if "note" in claim else []
             if not measured:
-                rows.append(
-                    f"| {name} | {says} | {claim.get('note') or 'Not measured yet.'} | – | – | – | not measured |"
-                )
+                rows.append(f"| {name} | {says} | – | – | – | – | not measured |")
             above = ""
             for one, result in measured:
                 setting = _setting(one, "", document)
@@ -42,7 +41,7 @@ def seventeen(document: Path) -> str:
         "that was registered before its treated runs. The others are *exploratory*: they stand beside the setting that "
         "was tried, and confirm nothing."
     )
-    return counted + "\n\n" + "\n".join(rows)
+    return "\n\n".join([counted, "\n".join(rows), "\n".join(notes)])
 
 
 def found(document: Path) -> str:

@@ -29,6 +29,9 @@ SIGNS = {
     "not measured": "not measured",
 }
 
+DAMAGED = ("right result", "clear error", "traceback", "hang", "edited data taken for whole")
+DISTURBED = ("same bytes", "clear error", "traceback", "hang", "does not go on", "other bytes", "left over")
+
 
 class Record:
     """One folder of results/.
@@ -217,17 +220,26 @@ def claims(name: str) -> str:
 
 
 def _tally(record: dict[str, Any]) -> str:
-    """How damaged inputs ended, target by target."""
-    outcomes = ("right result", "clear error", "traceback", "hang", "edited data taken for whole")
-    rows = [f"| damaged | inputs | {' | '.join(outcomes)} |", "|---" * (len(outcomes) + 2) + "|"]
-    for one in record["tallies"]:
-        counts = [one["counts"].get(outcome, 0) for outcome in outcomes]
-        rows.append(f"| {one['target']} | {sum(counts):,} | {' | '.join(f'{count:,}' for count in counts)} |")
-    totals = [sum(one["counts"].get(outcome, 0) for one in record["tallies"]) for outcome in outcomes]
-    rows.append(f"| all | {sum(totals):,} | {' | '.join(f'{count:,}' for count in totals)} |")
+    """How damaged inputs and disturbed commands ended, target by target."""
+    tallies = record["tallies"]
+    disturbed = [one for one in tallies if ": " in one["target"]]
+    damaged = [one for one in tallies if one not in disturbed]
+    tables = [_ends("damaged", "inputs", DAMAGED, damaged)]
+    if disturbed:
+        tables.append(_ends("disturbed", "ends", DISTURBED, disturbed))
     hardware = record["hardware"]
     made = f"Made by `{record['command']}` at commit {record['commit']['hash'][:10]}, on {hardware['cores']} cores"
-    return "\n".join(rows) + f"\n\n{made} of {hardware['cpu']}."
+    return "\n\n".join([*tables, f"{made} of {hardware['cpu']}."])
+
+
+def _ends(what: str, counted: str, outcomes: Sequence[str], tallies: Sequence[dict[str, Any]]) -> str:
+    rows = [f"| {what} | {counted} | {' | '.join(outcomes)} |", "|---" * (len(outcomes) + 2) + "|"]
+    for one in tallies:
+        counts = [one["counts"].get(outcome, 0) for outcome in outcomes]
+        rows.append(f"| {one['target']} | {sum(counts):,} | {' | '.join(f'{count:,}' for count in counts)} |")
+    totals = [sum(one["counts"].get(outcome, 0) for one in tallies) for outcome in outcomes]
+    rows.append(f"| all | {sum(totals):,} | {' | '.join(f'{count:,}' for count in totals)} |")
+    return "\n".join(rows)
 
 
 def _difference(claim: dict[str, Any], places: int) -> str:

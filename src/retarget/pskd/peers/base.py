@@ -72,7 +72,7 @@ class Peer:
 
     Args:
         num_samples: N, length of the training set that gives the indices.
-        num_classes: C.
+        num_classes: number of classes, C.
         total_epochs: length of the run.
         ignore_index: label of samples that have no loss.
 
