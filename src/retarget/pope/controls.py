@@ -29,7 +29,8 @@ def unrelated(prefixes: Mapping[str, str], seed: int) -> dict[str, str]:
     """
     if len(prefixes) < 2:
         raise UserError(f"the control of an unrelated prefix needs at least two prefixes, there are {len(prefixes)}")
-    names = [str(one) for one in np.random.default_rng(seed).permutation(sorted(prefixes))]
+    known = sorted(prefixes)
+    names = [known[at] for at in np.random.default_rng(seed).permutation(len(known))]
     taken = dict(zip(names, [*names[1:], names[0]], strict=True))
     return {name: prefixes[taken[name]] for name in prefixes}
 
