@@ -13,6 +13,7 @@ from typing import Any
 from retarget.errors import UserError
 from retarget.extras import MissingExtraError
 from retarget.files import make_directory, read_json, write_json
+from retarget.own import load
 from retarget.study.config import StudyPlan
 from retarget.study.directory import Cell, Opened, cells, complete, look, opened, place
 from retarget.study.executor import Executor, LocalExecutor
@@ -20,7 +21,7 @@ from retarget.study.figures import Analysis
 from retarget.study.progress import Display, Silent
 from retarget.study.record import Results, read_status, write_status
 from retarget.study.summary import collect, merge, summarise, unplanned_looks
-from retarget.study.worker import Finished, Job, Progress, Started, load
+from retarget.study.worker import Finished, Job, Progress, Started
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,8 @@ def run_study(
         KeyboardInterrupt: on Ctrl-C and on SIGTERM, after the workers were stopped.
     """
     root = Path(directory).resolve()
+    if not plan.task:
+        raise UserError("the plan names no task: task='module:function', the function of one run")
     with _terminable(), opened(root, plan, list(command or sys.argv)) as (here, where):
         whole = here.plan
         _check_needs(root, plan, whole)
@@ -248,6 +251,7 @@ class _Schedule:
             config | self.where,
             tuple(metric.name for metric in plan.metrics if metric.optional),
             {arm: self.place(cell, arm) for arm in cell.arm.needs},
+            () if plan.analysis else tuple(metric.name for metric in plan.metrics if not metric.optional),
         )
 
     def _record_failure(self, cell: Cell, error: str) -> None:

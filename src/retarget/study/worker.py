@@ -6,7 +6,6 @@ starts (loader processes, ranks) ends with it.
 
 import faulthandler
 import gc
-import importlib
 import math
 import multiprocessing
 import os
@@ -26,6 +25,7 @@ import numpy as np
 
 from retarget.errors import UserError
 from retarget.files import cannot_write, locked, make_directory, write_json
+from retarget.own import load
 from retarget.study.record import Run, read_status, write_status
 
 
@@ -37,6 +37,7 @@ class Job:
         key: ``CONDITION/ARM/seed-N``; names the run in messages.
         config: what config.json records; holds run_hash.
         optional: metrics that may be missing or not finite.
+        required: metrics that the run must return.
         needs: directories of the finished runs that the task may read, by arm.
     """
 
@@ -46,6 +47,7 @@ class Job:
     config: dict[str, Any]
     optional: tuple[str, ...] = ()
     needs: dict[str, Path] = field(default_factory=dict)
+    required: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -131,23 +133,6 @@ def perform(job: Job, send: Callable[[Event], None]) -> Finished:
         return Finished(job.key)
 
 
-def load(path: str) -> Callable[..., Any]:
-    """The function behind ``module:function``.
-
-    Raises:
-        ImportError: the module, or something that it imports, is missing.
-        AttributeError: the module has no such function.
-        ValueError: the path has another form.
-
-    >>> load("math:sqrt")(4)
-    2.0
-    """
-    module, colon, name = path.partition(":")
-    if not colon:
-        raise ValueError(f"{path!r} is not of the form module:function")
-    return getattr(importlib.import_module(module), name)
-
-
 def _run(job: Job, send: Callable[[Event], None]) -> Run:
     config = job.config
     _same_start(config["seed"], config["threads"])
@@ -179,11 +164,32 @@ def _same_start(seed: int, threads: int) -> None:
 def _checked(metrics: Any, job: Job) -> dict[str, float]:
     if not isinstance(metrics, dict):
         raise MetricsError(f"{job.task} returned {type(metrics).__name__}, not a dictionary of metrics")
-    numbers = {name: float(value) for name, value in metrics.items()}
+    numbers = {str(name): _number(str(name), value) for name, value in metrics.items()}
     bad = [f"{n} = {v}" for n, v in numbers.items() if not math.isfinite(v) and n not in job.optional]
     if bad:
         raise MetricsError(f"the run's final metrics are not finite: {', '.join(bad)}")
+    missing = [name for name in job.required if name not in numbers]
+    if missing:
+        raise MetricsError(
+            f"{job.task} returned {', '.join(numbers) or 'nothing'} and not {', '.join(missing)}, which the plan's "
+            "metrics name; one that a run may leave out is optional"
+        )
     return {name: value for name, value in numbers.items() if math.isfinite(value)}
+
+
+def _number(name: str, value: Any) -> float:
+    """A metric's value; a text is none, even one that spells a number."""
+    try:
+        if not isinstance(value, str | bytes):
+            return float(value)
+    except (TypeError, ValueError, RuntimeError):  # a tensor of several numbers raises RuntimeError
+        pass
+    raise MetricsError(f"the metric {name} is {_shown(value)}, not a number")
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return f"a {type(value).__name__}" + (f", {text}" if len(text) <= 40 else "")
 
 
 def _failed(job: Job, record: dict[str, Any], error: BaseException, unusable: bool = False) -> Finished:

@@ -14,6 +14,7 @@ from torch.utils.data import BatchSampler as Batches
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from retarget.errors import UserError
+from retarget.own import part
 from retarget.pskd import peers
 from retarget.pskd.functional import widen
 from retarget.pskd.peers.batches import BatchSampler
@@ -27,7 +28,6 @@ from retarget.pskd.studies.images.scores import scores
 from retarget.pskd.studies.images.shift import shift_scores, shifted_images
 from retarget.settings import resolve_settings
 from retarget.study.record import Run, read_history
-from retarget.study.worker import load
 
 
 class PeerClassifier(Classifier):
@@ -130,7 +130,7 @@ def make(
     """
     own: dict[str, Any] = dict(settings.peer or {})
     name = str(own.pop("method", None))
-    kind = load(name) if ":" in name else getattr(peers, name, None) if name in peers.__all__ else None
+    kind = part(name, "method") if ":" in name else getattr(peers, name, None) if name in peers.__all__ else None
     if not (isinstance(kind, type) and issubclass(kind, peers.Peer)):
         raise UserError(
             f"no peer {name!r}: choose one of {', '.join(peers.__all__)}, or write module:Class for a class of your "
