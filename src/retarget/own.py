@@ -16,8 +16,18 @@ from typing import Any
 from retarget.errors import UserError
 
 PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
-"""What an import path looks like."""
+KINDS = ("timm", "hf", "torchvision", "npz", "folder")
+"""Words before a colon that are no module: they say what kind of thing is named."""
 INSTALLED = ("site-packages", "dist-packages")
+
+
+def is_path(text: str) -> bool:
+    """Whether a setting is an import path, and not the name of a kind of thing.
+
+    >>> is_path("mynet:build"), is_path("timm:resnet18"), is_path("small_cnn")
+    (True, False, False)
+    """
+    return bool(PATH.fullmatch(text)) and text.partition(":")[0] not in KINDS
 
 
 def load(path: str) -> Callable[..., Any]:
@@ -57,6 +67,22 @@ def part(path: str, what: str) -> Callable[..., Any]:
     if not callable(getattr(found, name)):
         raise UserError(f"{what} = {path!r} is a {type(getattr(found, name)).__name__}, not a function or a class")
     return getattr(found, name)
+
+
+def called(path: str, what: str, *arguments: Any, **named: Any) -> Any:
+    """What a user's function or class gives for these arguments.
+
+    Raises:
+        UserError: as :func:`part`, or it fails; then the user's own line is shown.
+    """
+    function = part(path, what)
+    try:
+        return function(*arguments, **named)
+    except UserError:
+        raise
+    except Exception as error:  # a user's function may raise anything
+        origin = origin_of(path.partition(":")[0])
+        raise UserError(f"{what} = {path!r} failed\n{blame(error, origin.parent if origin else Path())}") from error
 
 
 def imported(module: str, what: str) -> ModuleType:

@@ -8,7 +8,7 @@ from typing import Any
 
 from retarget.errors import UsageError, UserError
 from retarget.files import is_there
-from retarget.own import blame, importable, imported, origin_of
+from retarget.own import called, importable, imported, origin_of
 from retarget.settings import merged, resolve_settings
 from retarget.study.config import StudyPlan, choose_arms, refuse_decided, refuse_unknown
 
@@ -82,7 +82,7 @@ def read(
     where = str(source.__file__)
     if not hasattr(source, "plan"):
         raise UserError(f"{where} has no plan: a study of your own has {FORM}")
-    plan = _resolved(source.plan, where, preset, dict(config or {}), seeds, arms)
+    plan = _resolved(module, source.plan, where, preset, dict(config or {}), seeds, arms)
     if not hasattr(source, "run") and not plan.task:
         raise UserError(f"{where} has no run: a study of your own has {FORM}")
     refuse_unknown(plan, where, None if arms else [arm.name for arm in plan.arms])
@@ -110,7 +110,13 @@ def _takes_one(function: Any, what: str) -> None:
 
 
 def _resolved(
-    plan: Any, where: str, preset: str, config: dict[str, Any], seeds: list[int] | None, arms: list[str] | None
+    module: str,
+    plan: Any,
+    where: str,
+    preset: str,
+    config: dict[str, Any],
+    seeds: list[int] | None,
+    arms: list[str] | None,
 ) -> StudyPlan:
     if isinstance(plan, StudyPlan):
         return _changed(plan, where, preset, config, seeds, arms)
@@ -121,12 +127,7 @@ def _resolved(
     except TypeError as error:
         signature = inspect.signature(plan)
         raise UserError(f"{where}: plan{signature} must take (preset, config, seeds, arms)") from error
-    try:
-        made = plan(preset, config, seeds, arms)
-    except UserError:
-        raise
-    except Exception as error:  # a user's function may raise anything
-        raise UserError(f"{where}: plan failed\n{blame(error, Path(where).parent)}") from error
+    made = called(f"{module}:plan", "the study", preset, config, seeds, arms)
     if not isinstance(made, StudyPlan):
         raise UserError(f"{where}: plan(...) returned {type(made).__name__}, not a StudyPlan")
     return made

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from retarget.errors import UserError
 from retarget.extras import require
+from retarget.own import called, is_path
 
 
 class SmallCNN(nn.Sequential):
@@ -142,19 +143,25 @@ NETWORKS: dict[str, Callable[[int, int], nn.Module]] = {
 
 
 def build(name: str, num_classes: int, channels: int) -> nn.Module:
-    """A network by name: one of ``NETWORKS``, or ``timm:NAME`` for any model of timm (no pre-trained weights).
+    """A network by name: one of ``NETWORKS``, ``timm:NAME`` for any model of timm (no pre-trained weights), or
+    ``module:function`` of a user's ``function(num_classes, channels)``.
 
     Raises:
         UserError: no such network; the message lists those there are.
     """
     kind, _, rest = name.partition(":")
+    if is_path(name):
+        made = called(name, "network", num_classes, channels)
+        if not isinstance(made, nn.Module):
+            raise UserError(f"network = {name!r} gave a {type(made).__name__}, not a torch.nn.Module")
+        return made
     if kind == "timm" and rest:
         timm = require("timm", "vision")
         if not timm.is_model(rest):
             raise UserError(f"timm has no model {rest!r}; timm.list_models() lists them")
         return timm.create_model(rest, pretrained=False, num_classes=num_classes, in_chans=channels)
     if name not in NETWORKS:
-        raise UserError(f"no network {name!r}: choose {', '.join(NETWORKS)} or timm:NAME")
+        raise UserError(f"no network {name!r}: choose {', '.join(NETWORKS)}, timm:NAME or module:function")
     return NETWORKS[name](num_classes, channels)
 
 

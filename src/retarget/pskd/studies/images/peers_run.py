@@ -19,6 +19,7 @@ from retarget.pskd import peers
 from retarget.pskd.functional import widen
 from retarget.pskd.peers.batches import BatchSampler
 from retarget.pskd.peers.networks import scaled_decay
+from retarget.pskd.peers.own import own_peer
 from retarget.pskd.studies.images import run as classification
 from retarget.pskd.studies.images.data import Images, Normalise, Place, Split, TrainingSet, split, stream, whole_batch
 from retarget.pskd.studies.images.networks import build
@@ -126,17 +127,16 @@ def make(
 ) -> peers.Peer:
     """The method that ``settings.peer`` names: ``{"method": "OnlineLabelSmoothing", setting: value, …}``.
 
-    A name with a colon is the import path of a class in the peers' call shape, ``module:Class``.
+    A name with a colon is the import path of a loss of the user's own (:func:`~retarget.pskd.peers.own.own_peer`).
     """
     own: dict[str, Any] = dict(settings.peer or {})
     name = str(own.pop("method", None))
-    kind = part(name, "method") if ":" in name else getattr(peers, name, None) if name in peers.__all__ else None
-    if not (isinstance(kind, type) and issubclass(kind, peers.Peer)):
+    kind = part(name, "loss") if ":" in name else getattr(peers, name, None) if name in peers.__all__ else None
+    if ":" not in name and not (isinstance(kind, type) and issubclass(kind, peers.Peer)):
         raise UserError(
-            f"no peer {name!r}: choose one of {', '.join(peers.__all__)}, or write module:Class for a class of your "
-            "own that derives from retarget.pskd.peers.Peer"
+            f"no peer {name!r}: choose one of {', '.join(peers.__all__)}, or write module:name for a loss of your own"
         )
-    needed = kind.wanted.network
+    needed = getattr(kind, "wanted", peers.Needs()).network
     if needed == "average":
         own["model"] = network
         steps = settings.epochs * (num_samples // settings.batch_size)
@@ -148,7 +148,11 @@ def make(
         teacher = build(settings.network, num_classes, channels)
         teacher.load_state_dict(_weights(run.other(settings.teacher) / "checkpoint" / "last.ckpt", "network."))
         own["teacher"] = _channels_last(teacher)
-    return kind(num_samples, num_classes, settings.epochs, **own)
+    return (
+        own_peer(name, num_samples, num_classes, settings.epochs, **own)
+        if ":" in name
+        else cast(Any, kind)(num_samples, num_classes, settings.epochs, **own)
+    )
 
 
 def _train(run: Run, settings: PeerSettings) -> dict[str, float]:

@@ -5,6 +5,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from retarget.data import names
+from retarget.own import is_path
 from retarget.settings import Strict
 
 SAME_WEIGHTS = ("pskd", "cross_entropy", "smoothing_schedule")
@@ -17,7 +18,8 @@ class Settings(Strict):
     """Settings of one training run; an arm overrides those of its method."""
 
     dataset: str = Field(
-        description="digits | torchvision:NAME | npz:FILE | folder:DIR | hf:DIR; see retarget/data/images.py"
+        description="digits | torchvision:NAME | npz:FILE | folder:DIR | hf:DIR | module:function; see "
+        "retarget/data/images.py"
     )
     root: str = Field(default="data", description="where torchvision keeps its data sets (downloads if missing)")
     train_images: int | None = Field(default=None, ge=2, description="stratified subset, validation part included")
@@ -35,7 +37,9 @@ class Settings(Strict):
         "Müller and Hutter 2021, for grey or RGB | imagenet: resized crop, flip, colours, for grey or RGB; the "
         "official code's image_size is 224"
     )
-    network: str
+    network: str = Field(
+        description="a name, timm:NAME or module:function; see retarget/pskd/studies/images/networks.py"
+    )
     epochs: int = Field(ge=1, description=f"300: {_CODE}")
     batch_size: int = Field(default=128, ge=2, description=_CODE)
     lr: float = Field(default=0.1, gt=0, description=_CODE)
@@ -68,6 +72,10 @@ class Settings(Strict):
     def data_paths(self) -> tuple[str, ...]:
         """Files and folders whose bytes a run of these settings reads."""
         return names.data_paths(self.dataset)
+
+    def own_parts(self) -> tuple[str, ...]:
+        """Import paths of the user's own that a run of these settings uses."""
+        return tuple(one for one in (self.network, self.dataset) if is_path(one))
 
 
 PRESETS: dict[str, dict[str, Any]] = {
