@@ -22,6 +22,7 @@ from retarget.own import importable
 from retarget.settings import merged, parse_setting, read_config
 from retarget.study import own
 from retarget.study.config import StudyPlan
+from retarget.study.tracking import refuse_missing
 
 
 @dataclass
@@ -63,6 +64,8 @@ class StudyArguments:
     """How many runs at a time; changes no result."""
     executor: Literal["local", "ray"] = "local"
     """Where runs are done; ray is announced and refused until it is there."""
+    track: Literal["tensorboard", "trackio", "wandb", "mlflow"] | None = None
+    """Tell a tracker what the runs log, grouped by study, arm and seed; changes no result."""
     keep_trojaned: FlagCreatePairsOff[bool] = False
     """Keep trojaned weights after their evaluation, of the runs that are done now (trojdiff)."""
     dry_run: FlagCreatePairsOff[bool] = False
@@ -144,6 +147,8 @@ def _own(method: str) -> Iterator[str]:
 def _study(plan: StudyPlan, given: StudyArguments, words: list[str]) -> int:
     if given.looks or given.look_weights:
         plan = _with_looks(plan, given)
+    if given.track:
+        refuse_missing(given.track)
     out = given.out or Path("studies") / f"{plan.study}-{plan.preset}"
     from retarget.report import build
     from retarget.study import runner
@@ -154,7 +159,7 @@ def _study(plan: StudyPlan, given: StudyArguments, words: list[str]) -> int:
     command = ["retarget", "study", *words]
     try:
         outcome = runner.run_study(
-            plan, out, jobs=given.jobs, display=display(given.progress), page=build, command=command
+            plan, out, jobs=given.jobs, display=display(given.progress), page=build, command=command, track=given.track
         )
     except KeyboardInterrupt:
         print(f"\nInterrupted; finished runs are kept. To go on: {shlex.join(command)}", file=sys.stderr)

@@ -46,6 +46,10 @@ def plan(
         task = _named(TASKS, config["task"], "task", ", or none for image classification")
         return task(preset, config, seeds, arms)
     name, peers = config.pop("question", None), config.pop("peers", False)
+    if "model" in config:
+        if "network" in config:
+            raise UserError("model and network are two networks: choose one")
+        config["network"] = f"hf:{config.pop('model')}"
     mine = {table: config.pop(table) for table in own.TABLES if table in config}
     if not isinstance(peers, bool):
         raise UserError(f"peers is true or false, not {peers!r}")

@@ -15,7 +15,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -23,10 +24,11 @@ from typing import Any
 
 import numpy as np
 
-from retarget.errors import UserError
+from retarget.errors import DivergedError, UserError
 from retarget.files import cannot_write, locked, make_directory, write_json
 from retarget.own import load
 from retarget.study.record import Run, read_status, write_status
+from retarget.study.tracking import Track
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Job:
         config: what config.json records; holds run_hash.
         optional: metrics that may be missing or not finite.
         required: metrics that the run must return.
+        track: the tracker that is told what the run logs.
         needs: directories of the finished runs that the task may read, by arm.
     """
 
@@ -48,6 +51,7 @@ class Job:
     optional: tuple[str, ...] = ()
     needs: dict[str, Path] = field(default_factory=dict)
     required: tuple[str, ...] = ()
+    track: Track | None = None
 
 
 @dataclass(frozen=True)
@@ -124,13 +128,24 @@ def perform(job: Job, send: Callable[[Event], None]) -> Finished:
         except Exception as error:  # noqa: BLE001 - a module may raise anything while it is imported
             return _failed(job, record, error, unusable=True)
         try:
-            metrics = _checked(function(_run(job, send)), job)
+            with _told(_run(job, send)) as run:
+                metrics = _checked(function(run), job)
+                run.close(metrics)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a task raises is that run's result
             return _failed(job, record, error)
         seconds = round(time.monotonic() - started, 3) if attempts == 1 else None  # what a killed attempt took is lost
         done = {"state": "complete", "metrics": metrics, "seconds": seconds}
         write_status(job.directory, record | done)
         return Finished(job.key)
+
+
+@contextmanager
+def _told(run: Run) -> Iterator[Run]:
+    """A run whose tracker ends with it, also where it fails."""
+    try:
+        yield run
+    finally:
+        run.close()
 
 
 def _run(job: Job, send: Callable[[Event], None]) -> Run:
@@ -145,6 +160,7 @@ def _run(job: Job, send: Callable[[Event], None]) -> Run:
         threads=config["threads"],
         needs=job.needs,
         report=lambda done, total, unit: send(Progress(job.key, done, total, unit)),
+        track=job.track,
     )
 
 
@@ -194,6 +210,8 @@ def _shown(value: Any) -> str:
 
 def _failed(job: Job, record: dict[str, Any], error: BaseException, unusable: bool = False) -> Finished:
     message = f"{type(error).__name__}: {error}"
+    if isinstance(error, DivergedError):
+        record = record | {"epoch": error.epoch}
     text = "".join(traceback.format_exception(error))
     write_status(job.directory, record | {"state": "failed", "error": message, "traceback": text})
     return Finished(job.key, error=message, unusable=unusable)

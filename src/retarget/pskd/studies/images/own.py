@@ -106,6 +106,8 @@ def _arm(table: dict[str, Any], where: str) -> Arm:
     shared = [key for key in DATA if key in settings]
     if shared:
         raise UserError(f"{where}: {shared[0]} is the same for all arms; put it above [[arms]], or into [[conditions]]")
+    if "model" in settings:
+        settings["network"] = f"hf:{settings.pop('model')}"
     if "loss" in settings:
         loss = settings.pop("loss")
         _called(loss)

@@ -46,7 +46,7 @@ class PeerClassifier(Classifier):
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
         x, y, index = batch
-        loss = self.method.loss(self(x), y, index, inputs=x)
+        loss = self.finite(self.method.loss(self.finite(self(x), "outputs"), y, index, inputs=x))
         self.log("train_loss", loss, on_epoch=True, on_step=False, batch_size=len(x))
         return loss
 
@@ -159,7 +159,9 @@ def _train(run: Run, settings: PeerSettings) -> dict[str, float]:
     parts = split(settings)
     channels = parts.train.channels
     torch.manual_seed(stream(run.seed, 2) if settings.teacher else stream(run.seed))  # not its teacher's twin
-    network = _channels_last(build(settings.network, parts.train.num_classes, channels))
+    if settings.devices > 1:
+        raise UserError(f"devices = {settings.devices}: a peer's loss is trained on one device; set devices = 1")
+    network = _channels_last(build(settings.network, parts.train.num_classes, channels, settings.weights))
     method = make(run, settings, len(parts.train), parts.train.num_classes, network, channels)
     module = PeerClassifier(network, settings, method)
     observe, normalise = Observe(run), Normalise(parts.train)

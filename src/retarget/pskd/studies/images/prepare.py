@@ -91,7 +91,7 @@ def check_network(settings: Settings, classes: int, shape: Shape) -> None:
     """
     if settings.augmentation in ("trivial", "imagenet") and shape[0] not in (1, 3):
         raise UserError(f"augmentation = {settings.augmentation!r} needs grey or RGB images, not {shape[0]} channels")
-    network = build(settings.network, classes, shape[0]).to("meta").eval()
+    network = build(settings.network, classes, shape[0], settings.weights).to("meta").eval()
     try:
         with torch.no_grad():
             found = widen(network(torch.empty(2, *shape, device="meta"))).shape
