@@ -9,6 +9,7 @@ from tasks_for_tests import plan
 from retarget.errors import UserError
 from retarget.files import write_json
 from retarget.settings import Strict
+from retarget.study.config import Metric
 from retarget.study.runner import run_study, survey
 
 
@@ -70,7 +71,8 @@ def test_a_changed_source_of_an_own_task_is_refused(tmp_path, monkeypatch):
     source.write_text("def run(run):\n    return {'height': 1.0 + run.seed}\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
-    own = plan(task="own_task_for_identity:run", analysis=None, claims=(), seeds=[0])
+    metrics = (Metric(name="height", label="height"),)
+    own = plan(task="own_task_for_identity:run", analysis=None, claims=(), seeds=[0], metrics=metrics)
     assert run_study(own, tmp_path / "s").failed == {}
     source.write_text("def run(run):\n    return {'height': 2.0 + run.seed}\n")
     with pytest.raises(UserError, match=r"the content of .*own_task_for_identity\.py"):

@@ -146,7 +146,8 @@ def _deciles(
                 accuracy.append([None] * 10)
                 continue
             arrays, parts = run.predictions(), _tenths(judge)
-            per_seed.append(_shares(arrays["gradient_norm"], parts))
+            norm = arrays.get("gradient_norm")  # not measured on several devices
+            per_seed.append([None] * 10 if norm is None else _shares(norm, parts))
             accuracy.append([float(100 * arrays["train_correct"][part].mean()) for part in parts])
         shares[arm.name] = {"hard_gradient_share": [row[-1] for row in per_seed]}
         bars[arm.name] = [[row[d] for row in per_seed] for d in range(10)]

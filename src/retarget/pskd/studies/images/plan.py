@@ -8,7 +8,17 @@ from pydantic import Field
 from retarget.errors import UserError
 from retarget.pskd.studies.images.settings import MINUTES_PER_RUN, PRESETS, Settings
 from retarget.settings import Strict, resolve_settings
-from retarget.study.config import Arm, Claim, Condition, Metric, StudyPlan, choose_arms, claims_under, refuse_decided
+from retarget.study.config import (
+    Arm,
+    Claim,
+    Condition,
+    Metric,
+    StudyPlan,
+    choose_arms,
+    claims_under,
+    refuse_decided,
+    refuse_unknown,
+)
 
 ARMS = (
     Arm(name="cross_entropy", label="cross-entropy"),
@@ -119,6 +129,7 @@ class Question(Strict):
         small: settings in place of the ``small`` preset's.
         minutes: of one run of ``small``; the preset's own if not given.
         ten_classes: whether data of ten classes can answer it.
+        mine: the arms that the user brought, whose settings stand beside those that are given for all.
     """
 
     name: str = ""
@@ -134,6 +145,7 @@ class Question(Strict):
     small: dict[str, Any] = Field(default_factory=dict)
     minutes: float | None = None
     ten_classes: bool = True
+    mine: tuple[Arm, ...] = ()
 
     def under(self, world: tuple[Condition, ...]) -> "Question":
         """The question under the preset's and the user's conditions; one with conditions of its own ignores them."""
@@ -187,9 +199,10 @@ def plan(
     if not question.ten_classes and settings.dataset == "digits":
         raise UserError("this question needs more than the ten classes of digits: choose --preset small or paper")
     asked = question.under(_world(preset, settings, config))
-    refuse_decided(config, (*ARMS, *asked.arms), asked.conditions)
+    refuse_decided(config, [arm for arm in (*ARMS, *asked.arms) if arm not in asked.mine], asked.conditions)
+    runs = [settings, *(_of_arm(arm, settings) for arm in asked.mine)]
     minutes = question.minutes if preset == "small" and question.minutes else MINUTES_PER_RUN[preset]
-    return StudyPlan(
+    made = StudyPlan(
         study="-".join(filter(None, ("pskd", asked.name))),
         title=": ".join(filter(None, ("PS-KD on image classification", asked.title))),
         question="Do softened targets from the model's own past predictions help on this data?",
@@ -197,7 +210,8 @@ def plan(
         task=asked.task,
         task_name=asked.task_name,
         former_tasks=asked.former_tasks,
-        data=settings.data_paths(),
+        data=tuple(dict.fromkeys(path for one in runs for path in one.data_paths())),
+        own_parts=tuple(dict.fromkeys(path for one in runs for path in one.own_parts())),
         prepare="retarget.pskd.studies.images.prepare:prepare",
         check="retarget.pskd.studies.images.prepare:check",
         remark="retarget.pskd.studies.images.analysis:remark",
@@ -212,6 +226,17 @@ def plan(
         claims=asked.claims,
         minutes_per_run=_minutes(minutes, settings, Settings.model_validate(preset_settings)),
     )
+    if asked.mine or asked.name == "own":
+        refuse_unknown(made, "[[claims]]", [arm.name for arm in asked.arms])
+    return made
+
+
+def _of_arm(arm: Arm, settings: Settings) -> Settings:
+    """The settings of a run of an arm that the user brought."""
+    try:
+        return resolve_settings(type(settings), {**settings.model_dump(mode="json"), **arm.settings})
+    except UserError as error:
+        raise UserError(f"arm {arm.name}: {error}") from error
 
 
 def _world(preset: str, settings: Settings, config: dict[str, Any]) -> tuple[Condition, ...]:

@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from retarget.errors import DivergedError
 from retarget.pskd.functional import alpha_at, widen
 from retarget.pskd.lightning import PSKDCallback, WholeCheckpoints
 from retarget.pskd.method import PSKD
@@ -34,6 +35,7 @@ from retarget.pskd.studies.images.data import (
     whole_batch,
 )
 from retarget.pskd.studies.images.networks import build
+from retarget.pskd.studies.images.optimisers import optimizer, schedule
 from retarget.pskd.studies.images.scores import scores
 from retarget.pskd.studies.images.settings import SAME_WEIGHTS, Settings
 from retarget.settings import resolve_settings
@@ -55,9 +57,27 @@ class Classifier(pl.LightningModule):
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
         x, y = batch[:2]
-        loss = F.cross_entropy(widen(self(x)), y)
-        self.log("train_loss", loss, on_epoch=True, on_step=False, batch_size=len(x))
+        loss = self.finite(F.cross_entropy(widen(self.finite(self(x), "outputs")), y))
+        self.log(
+            "train_loss", loss, on_epoch=True, on_step=False, batch_size=len(x), sync_dist=self.settings.devices > 1
+        )
         return loss
+
+    def finite(self, values: Tensor, what: str = "loss") -> Tensor:
+        """The values, or the end of a training that has diverged.
+
+        Raises:
+            DivergedError: one is not finite.
+        """
+        if not bool(torch.isfinite(values.detach()).all()):
+            trainer, epochs = self.trainer, self.settings.epochs
+            raise DivergedError(
+                f"the {what} {'is' if what == 'loss' else 'are'} not finite in epoch {trainer.current_epoch + 1} of "
+                f"{epochs}, step {trainer.global_step + 1}: training has diverged. Set lr lower (it is "
+                f"{self.settings.lr:g}), or add warmup_epochs",
+                epoch=trainer.current_epoch + 1,
+            )
+        return values
 
     def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
         x, y = batch[:2]
@@ -65,14 +85,12 @@ class Classifier(pl.LightningModule):
         self.log_dict(
             {"val_top1": 100 * (logits.argmax(1) == y).float().mean(), "val_nll": F.cross_entropy(logits, y)},
             batch_size=len(x),
+            sync_dist=self.settings.devices > 1,
         )
 
     def configure_optimizers(self) -> Any:
-        s = self.settings
-        decay = {"momentum": s.momentum, "weight_decay": s.weight_decay, "nesterov": s.momentum > 0}
-        optimizer = torch.optim.SGD(self.parameters(), lr=s.lr, **decay)
-        drops = [round(share * s.epochs) for share in s.drops]
-        return [optimizer], [torch.optim.lr_scheduler.MultiStepLR(optimizer, drops, gamma=0.1)]
+        made = optimizer(self.parameters(), self.settings)
+        return [made], [schedule(made, self.settings, lambda: int(self.trainer.estimated_stepping_batches))]
 
 
 class Reseed(pl.Callback):
@@ -146,6 +164,8 @@ class Observe(pl.Callback):
         self.steps.extend(state_dict["steps"])
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
         values = {name: float(value) for name, value in trainer.callback_metrics.items()}
         self.run.log(trainer.current_epoch, **values)
         self.run.progress(trainer.current_epoch + 1, cast(int, trainer.max_epochs))
@@ -251,10 +271,11 @@ class Data(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         s = self.settings
         data = TrainingSet(self.parts.train, self.normalise, s.augmentation, self.seed)
+        rank = self.trainer.global_rank if self.trainer else 0
         return DataLoader(
             data,
-            batch_size=s.batch_size,
-            sampler=EpochSampler(data, num_replicas=1, rank=0, seed=self.seed),
+            batch_size=s.batch_size // s.devices,
+            sampler=EpochSampler(data, num_replicas=s.devices, rank=rank, seed=self.seed),
             drop_last=True,
             collate_fn=whole_batch,
             num_workers=s.workers,
@@ -274,7 +295,8 @@ def train(run: Run, settings: Settings) -> dict[str, float]:
     """As :func:`run`, of settings that another study made."""
     parts = split(settings)
     torch.manual_seed(stream(run.seed))
-    module = Classifier(build(settings.network, parts.train.num_classes, parts.train.channels), settings)
+    network = build(settings.network, parts.train.num_classes, parts.train.channels, settings.weights)
+    module = Classifier(network, settings)
     module = cast(Classifier, module.to(memory_format=torch.channels_last))
     pskd = _pskd(run, settings, parts, module.network)
     observe, gradients = Observe(run), Gradients(parts.train.labels, pskd)
@@ -285,17 +307,20 @@ def train(run: Run, settings: Settings) -> dict[str, float]:
         mixing = Mixing(settings, parts.train.num_classes, pskd)
         changes = [mixing, *changes] if settings.past == "previous" else [*changes, mixing]
     callbacks: list[pl.Callback] = [Reseed(run.seed), observe, *changes, StopClock(observe)]
-    if settings.mixing == "none":
+    if settings.mixing == "none" and settings.devices == 1:
         callbacks.append(gradients)
     normalise = Normalise(parts.train)
     fitting = trainer(run, settings, callbacks)
     last = run.checkpoint / "last.ckpt"
     data = Data(settings, run.seed, parts, normalise)
     fitting.fit(module, datamodule=data, ckpt_path=last if last.exists() else None, weights_only=True)
+    if settings.devices > 1:
+        _take_back(last, observe, pskd)
     module.to(fitting.strategy.root_device)  # the trainer has taken it back to the CPU
     arrays = predict(module, parts, normalise, settings, run.checkpoint / "selected.ckpt")
-    arrays["gradient_norm"] = gradients.norm
-    if gradients.same_weights is not None and settings.mixing == "none":
+    if settings.devices == 1:
+        arrays["gradient_norm"] = gradients.norm
+    if gradients.same_weights is not None and settings.mixing == "none" and settings.devices == 1:
         arrays["gradient_same_weights"] = gradients.same_weights
     run.save_predictions(**arrays)
     metrics = scores(arrays)
@@ -305,6 +330,14 @@ def train(run: Run, settings: Settings) -> dict[str, float]:
     metrics["step_ms"] = 1000 * float(np.median(observe.steps))
     metrics["store_mb"] = pskd.method.num_bytes / 1e6 if pskd else 0.0
     return metrics
+
+
+def _take_back(last: Path, observe: Observe, pskd: PSKDCallback | None) -> None:
+    """What the processes of a run on several devices learnt lies in its checkpoint; take it into this one."""
+    state = torch.load(last, weights_only=True, map_location="cpu")
+    observe.load_state_dict(state["callbacks"][observe.state_key])
+    if pskd:
+        pskd.method.load(last.parent / f"{pskd.prefix}-epoch-{state['epoch']}.safetensors")
 
 
 def _pskd(run: Run, s: Settings, parts: Split, network: nn.Module) -> PSKDCallback | None:
@@ -344,7 +377,8 @@ def trainer(run: Run, s: Settings, callbacks: list[pl.Callback]) -> pl.Trainer:
     return pl.Trainer(
         max_epochs=s.epochs,
         accelerator=s.accelerator,
-        devices=1,  # a study spreads runs, not one run
+        devices=s.devices,
+        strategy="ddp_spawn" if s.devices > 1 and s.strategy == "auto" else s.strategy,
         precision=s.precision,
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
