@@ -7,6 +7,7 @@ from pydantic import Field
 
 from retarget.errors import UserError
 from retarget.pskd.studies.images.settings import MINUTES_PER_RUN, PRESETS, Settings
+from retarget.pskd.studies.references import PSKD
 from retarget.settings import Strict, resolve_settings
 from retarget.study.config import Arm, Claim, Condition, Metric, StudyPlan, choose_arms, claims_under, refuse_decided
 
@@ -211,6 +212,7 @@ def plan(
         metrics=asked.metrics,
         claims=asked.claims,
         minutes_per_run=_minutes(minutes, settings, Settings.model_validate(preset_settings)),
+        references=(PSKD,),
     )
 
 
