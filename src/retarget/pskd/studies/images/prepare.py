@@ -64,10 +64,10 @@ def look_at(settings: Settings) -> None:
     """As :func:`check`, of one run's settings."""
     if parse(settings.dataset)[0] == "torchvision":
         return
-    parts, _, classes = chosen(settings)
+    parts, _, names = chosen(settings)
     size, view = sides(settings)
     channels, height, width = _first_shape(settings, parts, size)
-    check_network(settings, classes, (channels, view or height, view or width))
+    check_network(settings, len(names), (channels, view or height, view or width))
 
 
 def check_network(settings: Settings, classes: int, shape: tuple[int, int, int]) -> None:

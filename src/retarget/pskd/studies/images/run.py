@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from retarget.files import write_json
 from retarget.pskd.functional import alpha_at, widen
 from retarget.pskd.lightning import PSKDCallback, WholeCheckpoints
 from retarget.pskd.method import PSKD
@@ -23,6 +24,7 @@ from retarget.pskd.past.of_class import PastOfClass
 from retarget.pskd.past.previous import PreviousModel
 from retarget.pskd.past.rows import TopK
 from retarget.pskd.soft_labels import soft_targets
+from retarget.pskd.studies.images.classes import NAMES
 from retarget.pskd.studies.images.data import (
     EpochSampler,
     Images,
@@ -297,6 +299,7 @@ def train(run: Run, settings: Settings) -> dict[str, float]:
     arrays["gradient_norm"] = gradients.norm
     if gradients.same_weights is not None and settings.mixing == "none":
         arrays["gradient_same_weights"] = gradients.same_weights
+    write_json(run.directory / NAMES, list(parts.names))
     run.save_predictions(**arrays)
     metrics = scores(arrays)
     metrics["train_loss"] = read_history(run.directory / "metrics.jsonl")[-1]["train_loss"]
