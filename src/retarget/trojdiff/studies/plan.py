@@ -31,8 +31,8 @@ class SamplingSettings(Strict):
     """One sampler: its name and how many images it makes a cell."""
 
     sampler: str = Field(description="NAME-STEPS[-SPACING]")
-    benign: int = Field(ge=0)
-    trojan: int = Field(ge=0)
+    benign: int = Field(default=0, ge=0)
+    trojan: int = Field(default=0, ge=0)
 
 
 class Settings(Strict):
@@ -169,6 +169,13 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 MINUTES_PER_RUN = {"demo": 1.5, "small": 25.0, "paper": 1_200.0}
+
+REFERENCE = """@inproceedings{chen2023trojdiff,
+  author = {Chen, Weixin and Song, Dawn and Li, Bo},
+  title = {{TrojDiff}: Trojan Attacks on Diffusion Models with Diverse Targets},
+  booktitle = {Proceedings of the IEEE/CVF Conference on Computer Vision and Pattern Recognition},
+  year = {2023}
+}"""
 
 TARGET_LABELS = {"in_d2d": "In-D2D", "out_d2d": "Out-D2D", "d2i": "D2I"}
 
@@ -374,6 +381,7 @@ def plan(
         metrics=METRICS,
         claims=claims(preset),
         minutes_per_run=MINUTES_PER_RUN[preset],
+        references=(REFERENCE,),
     )
 
 
