@@ -288,6 +288,9 @@ classifier, which had no reject class: to be measured again before ``small`` is 
 
     retarget study trojdiff --preset PRESET --arms pretrained --seeds 0 1 2 --set pretrain.steps=1
 
+The measure looks at real images alone, so ``samplers.ddpm.benign=0 samplers.ddim.benign=0 samplers.fast.sampler=dpm-2``
+and a small ``network`` spare the sampling.
+
 ``paper`` takes ``small``'s: its own is not measured.
 """
 
