@@ -76,6 +76,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 MINUTES_PER_RUN = {"demo": 1.5, "small": 3.5, "paper": 2880.0}
 
+PACKAGES = (("transformers", "rl"), ("trl", "rl"), ("datasets", "rl"), ("math_verify", "rl"))
+"""What runs of POPE's studies import, each with its extra."""
+
 ARMS = (
     Arm(name="base", label="base model", settings={"role": "base"}),
     Arm(name="unguided", label="GRPO on hard problems", settings={"role": "unguided"}, needs=("base",)),
@@ -188,6 +191,7 @@ def plan(
         preset=preset,
         task="retarget.pope.studies.run:run",
         task_name="pope",
+        packages=PACKAGES,
         former_tasks=("retarget.pope.tasks.experiment:run",),
         analysis="retarget.pope.studies.analysis:analyse",
         settings=settings.model_dump(mode="json"),
