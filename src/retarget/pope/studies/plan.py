@@ -82,6 +82,9 @@ REFERENCE = """@misc{qu2026pope,
   year = {2026}, eprint = {2601.18779}, archivePrefix = {arXiv}
 }"""
 
+PACKAGES = (("transformers", "rl"), ("trl", "rl"), ("datasets", "rl"), ("math_verify", "rl"))
+"""What runs of POPE's studies import, each with its extra."""
+
 ARMS = (
     Arm(name="base", label="base model", settings={"role": "base"}),
     Arm(name="unguided", label="GRPO on hard problems", settings={"role": "unguided"}, needs=("base",)),
@@ -194,6 +197,7 @@ def plan(
         preset=preset,
         task="retarget.pope.studies.run:run",
         task_name="pope",
+        packages=PACKAGES,
         former_tasks=("retarget.pope.tasks.experiment:run",),
         analysis="retarget.pope.studies.analysis:analyse",
         settings=settings.model_dump(mode="json"),

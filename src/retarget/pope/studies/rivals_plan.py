@@ -11,8 +11,8 @@ from pydantic import Field
 from retarget.errors import UserError
 from retarget.pope.studies.plan import CONDITIONS as WORLDS
 from retarget.pope.studies.plan import METRICS as FIRST
+from retarget.pope.studies.plan import PACKAGES, Settings
 from retarget.pope.studies.plan import PRESETS as FIRST_PRESETS
-from retarget.pope.studies.plan import Settings
 from retarget.settings import Strict, resolve_settings
 from retarget.study.config import Arm, Claim, Condition, Metric, StudyPlan, choose_arms, claims_under, refuse_decided
 
@@ -323,6 +323,7 @@ def plan(
         preset=preset,
         task="retarget.pope.studies.rivals:run",
         task_name="pope.rivals",
+        packages=PACKAGES,
         analysis="retarget.pope.studies.rivals_analysis:analyse",
         settings=settings.model_dump(mode="json"),
         settings_model=RivalSettings,

@@ -374,6 +374,7 @@ def plan(
         # 2: the classifier has a reject class, solvers clip; numbers of the first version are others.
         task_name="trojdiff-2",
         data=_data_paths(settings),
+        packages=tuple((name, "diffusion") for name in ("diffusers", "accelerate", "torchvision", "torch_fidelity")),
         prepare="retarget.trojdiff.studies.run:prepare",
         analysis="retarget.trojdiff.studies.analysis:analyse",
         settings=settings.model_dump(mode="json"),

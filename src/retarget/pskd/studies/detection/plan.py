@@ -155,6 +155,7 @@ def plan(
         task_name="pskd.detection",
         former_tasks=("retarget.pskd.tasks.detection:run",),
         data=data_paths(settings),
+        packages=(("lightning", "detection"), ("torchvision", "detection"), ("pycocotools", "detection")),
         prepare="retarget.pskd.studies.detection.prepare:prepare",
         check="retarget.pskd.studies.detection.prepare:check",
         analysis="retarget.pskd.studies.detection.analysis:analyse",

@@ -238,6 +238,7 @@ def plan(
         task_name=asked.task_name,
         former_tasks=asked.former_tasks,
         data=tuple(dict.fromkeys(path for one in runs for path in one.data_paths())),
+        packages=tuple(dict.fromkeys(one for run in runs for one in run.packages())),
         own_parts=tuple(dict.fromkeys(path for one in runs for path in one.own_parts())),
         prepare="retarget.pskd.studies.images.prepare:prepare",
         check="retarget.pskd.studies.images.prepare:check",

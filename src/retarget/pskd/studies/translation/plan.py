@@ -111,6 +111,7 @@ def plan(
         task_name="pskd.translation",
         former_tasks=("retarget.pskd.tasks.translation:run",),
         data=data_paths(settings),
+        packages=(("transformers", "text"), ("accelerate", "text"), ("sacrebleu", "text")),
         prepare="retarget.pskd.studies.translation.prepare:prepare",
         check="retarget.pskd.studies.translation.prepare:prepare",
         analysis="retarget.pskd.studies.translation.analysis:analyse",
