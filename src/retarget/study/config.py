@@ -162,6 +162,8 @@ class StudyPlan(Strict):
 
     ``looks`` are the numbers of seeds at which verdicts are given, fixed before the first run, and ``look_weights`` the
     share of the error that each may spend (.2, .3, .5 for three looks, else equal shares).
+
+    ``references`` are BibTeX entries of what the study is about, for the page.
     """
 
     study: str
@@ -191,6 +193,7 @@ class StudyPlan(Strict):
     look_weights: tuple[FiniteFloat, ...] = ()
     threads: int = Field(default=1, ge=1)
     minutes_per_run: float | None = None
+    references: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Self:

@@ -13,6 +13,7 @@ from retarget.study.record import Results
 from retarget.study.statistics import bootstrap_difference
 
 RESAMPLES = 2000
+SOLVED = "Problems solved"
 FALLBACK = "Longest prefix allowed: none helped in the search"
 
 
@@ -34,13 +35,14 @@ def analyse(results: Results) -> Analysis:
         interval = item_interval(results, claim)
         if interval is not None:
             intervals[claim.id] = interval
-    return Analysis(item_intervals=intervals, figures=figures, notes=_notes(results))
+    lead = [figure.title for figure in figures if f"{SOLVED} while" in figure.title][:1]
+    return Analysis(item_intervals=intervals, figures=figures, lead=lead, notes=_notes(results))
 
 
 def _curves(results: Results, condition: str, prefix: str) -> list[Figure]:
     curves = (
         ("reward", "Reward", "share of correct rollouts"),
-        ("all_fail", "Groups without a success", "share of groups"),
+        ("all_fail", SOLVED, "share of problems with a correct rollout"),
         ("entropy", "Entropy", "nats a token"),
     )
     figures: list[Figure] = []
@@ -56,6 +58,8 @@ def _curves(results: Results, condition: str, prefix: str) -> list[Figure]:
                 shown = min(map(len, lines))  # bases differ in what their search cost, and so in batches
                 x = [line["step"] for line in lines[0][:shown]]
                 y = [[line.get(f"{stratum}/{metric}") for line in one[:shown]] for one in lines]
+                if metric == "all_fail":  # logged as groups without a success; a group is the rollouts of a problem
+                    y = [[None if failed is None else 1 - failed for failed in one] for one in y]
                 series.append(Series(label=name, x=x, y=y))
         if series:
             figures.append(

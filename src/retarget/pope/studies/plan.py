@@ -76,6 +76,12 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 MINUTES_PER_RUN = {"demo": 1.5, "small": 3.5, "paper": 2880.0}
 
+REFERENCE = """@misc{qu2026pope,
+  author = {Qu, Yuxiao and Setlur, Amrith and Smith, Virginia and Salakhutdinov, Ruslan and Kumar, Aviral},
+  title = {{POPE}: Learning to Reason on Hard Problems via Privileged On-Policy Exploration},
+  year = {2026}, eprint = {2601.18779}, archivePrefix = {arXiv}
+}"""
+
 ARMS = (
     Arm(name="base", label="base model", settings={"role": "base"}),
     Arm(name="unguided", label="GRPO on hard problems", settings={"role": "unguided"}, needs=("base",)),
@@ -198,6 +204,7 @@ def plan(
         metrics=METRICS,
         claims=(*decided, *(one.model_copy(update={"condition": conditions[0].name}) for one in ELSEWHERE)),
         minutes_per_run=MINUTES_PER_RUN[preset],
+        references=(REFERENCE,),
     )
 
 

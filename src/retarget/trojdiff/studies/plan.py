@@ -170,6 +170,13 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 MINUTES_PER_RUN = {"demo": 1.5, "small": 25.0, "paper": 1_200.0}
 
+REFERENCE = """@inproceedings{chen2023trojdiff,
+  author = {Chen, Weixin and Song, Dawn and Li, Bo},
+  title = {{TrojDiff}: Trojan Attacks on Diffusion Models with Diverse Targets},
+  booktitle = {Proceedings of the IEEE/CVF Conference on Computer Vision and Pattern Recognition},
+  year = {2023}
+}"""
+
 TARGET_LABELS = {"in_d2d": "In-D2D", "out_d2d": "Out-D2D", "d2i": "D2I"}
 
 
@@ -374,6 +381,7 @@ def plan(
         metrics=METRICS,
         claims=claims(preset),
         minutes_per_run=MINUTES_PER_RUN[preset],
+        references=(REFERENCE,),
     )
 
 

@@ -11,6 +11,7 @@ from retarget.data import names
 from retarget.errors import UserError
 from retarget.pskd.studies.detection.settings import Settings
 from retarget.pskd.studies.images.settings import Settings as ClassifierSettings
+from retarget.pskd.studies.references import PSKD
 from retarget.settings import resolve_settings
 from retarget.study.config import Arm, Claim, Metric, StudyPlan, choose_arms, claims_under, refuse_decided
 
@@ -165,6 +166,7 @@ def plan(
         metrics=METRICS,
         claims=claims(),
         minutes_per_run=round(MINUTES_PER_RUN[preset] * settings.epochs / base["epochs"], 2),
+        references=(PSKD,),
     )
 
 

@@ -19,6 +19,9 @@ RANKED = ("top1", "nll", "nll_scaled", "ece", "ece_scaled", "aurc", "aurc_scaled
 RESAMPLES = 500
 OVER_CONFIDENT = 1.05  # a fitted temperature from here on
 TENTHS = ["easiest", *(f"{d}" for d in range(2, 10)), "hardest"]
+RELIABILITY, COVERAGE = "Reliability", "Risk and coverage"
+LEAD = (RELIABILITY, COVERAGE)
+"""What the page shows before its tables, of the first condition."""
 
 _ITEM_STATISTICS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], float]] = {
     "top1": lambda confidence, correct, nll: 100 * float(correct.mean()),
@@ -47,7 +50,8 @@ def analyse(results: Results) -> Analysis:
         interval = _item_interval(results, claim)
         if interval is not None:
             intervals[claim.id] = interval
-    return Analysis(metrics=metrics, item_intervals=intervals, figures=figures, notes=_notes(results))
+    lead = [figure.title for figure in figures if figure.title.endswith(LEAD)][: len(LEAD)]
+    return Analysis(metrics=metrics, item_intervals=intervals, figures=figures, lead=lead, notes=_notes(results))
 
 
 def better_than_chance(labels: np.ndarray) -> float:
@@ -85,7 +89,7 @@ def _curves(results: Results, condition: str, prefix: str) -> list[Figure]:
     learning, reliability, coverage = [], [], []
     for arm, label in _arms(results, condition):
         epochs: list[float] = []
-        top1, gaps, risks = [], [], []
+        top1, gaps, counts, risks = [], [], [], []
         for seed in results.seeds:
             run = results.run(condition, arm, seed)
             if run is None:
@@ -97,11 +101,12 @@ def _curves(results: Results, condition: str, prefix: str) -> list[Figure]:
             probs = c.apply_temperature(arrays["test_logits"], 1.0)
             bins = c.reliability_diagram(probs, arrays["test_labels"], bins=10)
             gaps.append([None if np.isnan(value) else float(value) for value in bins.accuracy])
+            counts.append([int(count) for count in bins.count])
             curve = c.risk_coverage_curve(probs, arrays["test_labels"])
             grid = np.linspace(0.02, 1, 50)
             risks.append([float(v) for v in np.interp(grid, curve.coverage, curve.risk)])
         learning.append(Series(label=label, x=epochs, y=top1))
-        reliability.append(Series(label=label, x=[0.05 + 0.1 * b for b in range(10)], y=gaps))
+        reliability.append(Series(label=label, x=[0.05 + 0.1 * b for b in range(10)], y=gaps, counts=counts))
         coverage.append(Series(label=label, x=[float(v) for v in np.linspace(0.02, 1, 50)], y=risks))
     if not learning:
         return []
@@ -112,13 +117,13 @@ def _curves(results: Results, condition: str, prefix: str) -> list[Figure]:
             x_label="epoch", y_label="top-1 accuracy (%)", series=learning,
         ),
         Lines(
-            title=prefix + "Reliability",
+            title=prefix + RELIABILITY,
             caption="Accuracy of the test images in each tenth of confidence, before any temperature. On the diagonal "
             "confidence is honest; below it the model is over-confident.",
-            x_label="confidence", y_label="accuracy", series=reliability, diagonal=True,
+            x_label="confidence", y_label="accuracy", series=reliability, diagonal=True, counted="images",
         ),
         Lines(
-            title=prefix + "Risk and coverage",
+            title=prefix + COVERAGE,
             caption="Error among the test images kept when the least confident are set aside; lower is better, and "
             "the area under it is AURC.",
             x_label="share of images kept", y_label="error", series=coverage,
@@ -400,7 +405,7 @@ def _places(higher: bool, values: list[list[float]]) -> list[str]:
 
 def _notes(results: Results) -> list[str]:
     notes = [
-        "Numbers are taken at the last epoch; the columns 'selected' at the epoch of the highest validation accuracy. "
+        "Numbers are taken at the last epoch, those 'at the selected epoch' at the highest validation accuracy. "
         "The test set takes no part in any choice.",
         "Calibration and ranking claims are decided after a temperature fitted on the validation part, which anyone "
         "may apply to any model; the raw figure stands beside and decides nothing.",

@@ -7,6 +7,7 @@ from pydantic import Field
 
 from retarget.errors import UserError
 from retarget.pskd.studies.images.settings import MINUTES_PER_RUN, PRESETS, Settings
+from retarget.pskd.studies.references import PSKD
 from retarget.settings import Strict, resolve_settings
 from retarget.study.config import (
     Arm,
@@ -225,6 +226,7 @@ def plan(
         metrics=asked.metrics,
         claims=asked.claims,
         minutes_per_run=_minutes(minutes, settings, Settings.model_validate(preset_settings)),
+        references=(PSKD,),
     )
     if asked.mine or asked.name == "own":
         refuse_unknown(made, "[[claims]]", [arm.name for arm in asked.arms])

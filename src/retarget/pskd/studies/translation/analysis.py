@@ -46,12 +46,13 @@ def _figures(results: Results, condition: str, prefix: str) -> list[Figure]:
         history = [run.history() for run in runs]
         epochs = [line["step"] + 1.0 for line in history[0]]
         learning.append(Series(label=arm.label, x=epochs, y=[[line["val_nll"] for line in one] for one in history]))
-        gaps = []
+        gaps, counts = [], []
         for run in runs:
             arrays = run.predictions()
             diagram = c.reliability_diagram(arrays["test_confidence"], arrays["test_correct"])
             gaps.append(diagram.accuracy.tolist())
-        reliability.append(Series(label=arm.label, x=[(i + 0.5) / 10 for i in range(10)], y=gaps))
+            counts.append([int(count) for count in diagram.count])
+        reliability.append(Series(label=arm.label, x=[(i + 0.5) / 10 for i in range(10)], y=gaps, counts=counts))
         lines = (runs[0].directory / "translations.txt").read_text(encoding="utf-8").splitlines()
         if not samples:
             samples += _originals(runs[0])
@@ -65,7 +66,7 @@ def _figures(results: Results, condition: str, prefix: str) -> list[Figure]:
         ),
         Lines(
             title=f"{prefix}reliability of words", caption="Share of right words by the probability given to them.",
-            x_label="confidence", y_label="accuracy", series=reliability, diagonal=True,
+            x_label="confidence", y_label="accuracy", series=reliability, diagonal=True, counted="words",
         ),
         Text(
             title=f"{prefix}translations", caption="The first five test sentences, first seed.",
