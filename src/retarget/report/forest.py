@@ -61,8 +61,8 @@ def forest(groups: Sequence[ClaimGroup]) -> Forest | None:
         return None
     alt = " ".join([f"Forest plot of {words.plural(len(rows), 'claim')}, better to the right.", *map(_said, rows)])
     once = any(row.scaled.over_items for row in rows if row.scaled)
-    drawings = (Drawing(*_Plot(shape, shown).drawn(), alt) for shape in (_WIDE, _NARROW))
-    return Forest(*drawings, CAPTION + _ONCE * once)
+    wide, narrow = (_Plot(shape, shown).drawn(alt) for shape in (_WIDE, _NARROW))
+    return Forest(wide, narrow, CAPTION + _ONCE * once)
 
 
 def _said(row: ClaimRow) -> str:
@@ -83,8 +83,8 @@ class _Plot:
         self.alike = {row.sentence for _, some in groups for row in _repeated(some)}
         self.svg = ElementTree.Element("svg", xmlns="http://www.w3.org/2000/svg")
 
-    def drawn(self) -> tuple[str, int, int]:
-        """The SVG element and its size."""
+    def drawn(self, alt: str) -> Drawing:
+        """The SVG element with its size; ``alt`` says what it shows."""
         grid = ElementTree.SubElement(self.svg, "g")
         for heading, rows in self.groups:
             if heading and rows:
@@ -96,7 +96,7 @@ class _Plot:
         self._grid(grid)
         height = round(self.y + 24)
         self.svg.set("viewBox", f"0 0 {self.shape.width} {height}")
-        return ElementTree.tostring(self.svg, encoding="unicode"), self.shape.width, height
+        return Drawing(ElementTree.tostring(self.svg, encoding="unicode"), self.shape.width, height, alt)
 
     def _grid(self, parent: ElementTree.Element) -> None:
         axis = self.y + 4

@@ -6,6 +6,7 @@ import numpy as np
 from scipy.stats import rankdata
 
 from retarget.metrics import calibration as c
+from retarget.pskd.studies.images.classes import class_figures
 from retarget.pskd.studies.images.scores import fitted_temperature, log_losses
 from retarget.pskd.studies.images.settings import SAME_WEIGHTS
 from retarget.pskd.studies.images.shift import kind_scores
@@ -45,6 +46,7 @@ def analyse(results: Results) -> Analysis:
         figures += _same_weights(results, condition.name, prefix, shares)
         figures += [*_sweep(results, condition.name, prefix), *_ranks(results, condition.name, prefix)]
         figures += _corruptions(results, condition.name, prefix)
+        figures += class_figures(results, condition.name, prefix, _arms(results, condition.name))
     intervals = {}
     for claim in results.plan.claims:
         interval = _item_interval(results, claim)
