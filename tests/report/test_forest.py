@@ -48,12 +48,23 @@ def test_ends_and_estimate_stand_where_the_axis_says(layout):
 
 
 def test_what_lies_beyond_the_scale_ends_in_an_arrow_within_the_drawing():
-    for svg in parsed([row(Scaled(400.0, 300.0, 500.0, 1.0, False), mark="holds")]):
+    for svg in parsed([row(Scaled(4e6, 3e6, 5e6, 1.0, False), mark="holds")]):
         (span,) = spans(svg)
-        assert span[0] == span[1] == pytest.approx(place_of(svg, f"{REACH[1] - 1:g}") + 1, abs=80)
+        assert span[0] == span[1] == place_of(svg, f"{REACH[1]:g}")
         arrows = [one for one in svg.iter(f"{SVG}path") if one.get("d").endswith("Z")]
         assert len(arrows) == 1
         assert float(svg.get("viewBox").split()[2]) > span[1] + 6
+
+
+def test_a_scale_that_reaches_far_narrows_and_says_so():
+    plot = forest([ClaimGroup("", (row(Scaled(86.0, 80.0, 92.0, 1.0, False)),))])
+    svg = ElementTree.fromstring(plot.wide.svg)
+    places = [place_of(svg, value) for value in ("−10", "−1", "0", "1", "10")]
+    assert places == sorted(places)
+    assert places[4] - places[3] < 9 * (places[3] - places[2])
+    (span,) = spans(svg)
+    assert places[4] < span[0] < span[1]
+    assert "narrows" in plot.caption
 
 
 def test_a_margin_stands_at_the_left_and_a_smallest_effect_at_the_right():

@@ -10,13 +10,16 @@ from retarget.report import words
 from retarget.report.claims import ClaimGroup, ClaimRow, Scaled
 from retarget.report.draw import Drawing
 
-REACH = (2.0, 5.0)
+REACH = (2.0, 1000.0)
 """The scale goes at least and at most so many smallest effects to each side; what lies beyond ends in an arrow."""
+EVEN = 5.0
+"""A scale that reaches further than this is even no more: it goes by log(1 + |x|)."""
 CAPTION = (
     "Every claim that was measured, on one scale: better is to the right, and each claim is scaled by its own smallest "
     "effect that matters, or by its margin, since their units differ. Dot: estimate. Bar: interval. Line: no "
-    "difference. Dotted: the smallest effect, or the margin at the left. An arrow goes on beyond the scale."
+    "difference. Dotted: the smallest effect, or the margin at the left."
 )
+_UNEVEN = " The scale narrows away from 0, so that small and large effects have room."
 _ONCE = " Bars are intervals over items: what these models do on this data, and no verdict about the method."
 MANY = 12
 """Beyond so many claims a label has one line, so that the plot stays on the first screen; the table has it whole."""
@@ -60,9 +63,10 @@ def forest(groups: Sequence[ClaimGroup]) -> Forest | None:
     if not rows:
         return None
     alt = " ".join([f"Forest plot of {words.plural(len(rows), 'claim')}, better to the right.", *map(_said, rows)])
+    uneven = _reach(rows) > EVEN
     once = any(row.scaled.over_items for row in rows if row.scaled)
     wide, narrow = (_Plot(shape, shown).drawn(alt) for shape in (_WIDE, _NARROW))
-    return Forest(wide, narrow, CAPTION + _ONCE * once)
+    return Forest(wide, narrow, CAPTION + _UNEVEN * uneven + _ONCE * once)
 
 
 def _said(row: ClaimRow) -> str:
@@ -76,9 +80,7 @@ class _Plot:
     def __init__(self, shape: _Shape, groups: Sequence[tuple[str, Sequence[ClaimRow]]]) -> None:
         self.shape, self.groups, self.y = shape, groups, 0.0
         rows = [row for _, some in groups for row in some]
-        scaled = [row.scaled for row in rows if row.scaled]
-        furthest = max(abs(end) for one in scaled for end in (one.low, one.high, one.threshold))
-        self.reach = min(REACH[1], max(REACH[0], math.ceil(furthest * 1.05)))
+        self.reach = _reach(rows)
         self.many = len(rows) > MANY
         self.alike = {row.sentence for _, some in groups for row in _repeated(some)}
         self.svg = ElementTree.Element("svg", xmlns="http://www.w3.org/2000/svg")
@@ -104,8 +106,9 @@ class _Plot:
             parent, "path", d=f"M{self.shape.left} {axis:g}H{self.shape.right}", stroke="currentColor", opacity=".35"
         )
         step = 1 if self.reach <= 3 else 2
-        ticks = [float(value) for value in range(-int(self.reach), int(self.reach) + 1) if value % step == 0]
-        for value in ticks:
+        steps = range(step, int(self.reach) + 1, step) if self.reach <= EVEN else (1, 10, 100, 1000)
+        ticks = [value for value in steps if value <= self.reach]
+        for value in (*(-one for one in ticks), 0, *ticks):
             label = f"{value:g}".replace("-", words.MINUS) if value else "0"
             self._text(parent, self._x(value), axis + 16, label, quiet=True, anchor="middle", size=12)
         unit = "× the claim's smallest effect" if self.shape.beside else "× smallest effect"
@@ -150,9 +153,11 @@ class _Plot:
             _element(group, "circle", cx=f"{self._x(scaled.estimate)}", cy=f"{y:g}", r="4.6", fill="currentColor")
 
     def _x(self, value: float) -> float:
-        held = max(-self.reach, min(self.reach, value))
+        share = max(-1.0, min(1.0, value / self.reach))
+        if self.reach > EVEN:
+            share = math.copysign(min(1.0, math.log1p(abs(value)) / math.log1p(self.reach)), value)
         left, right = self.shape.left + 8, self.shape.right - 8
-        return round(left + (held + self.reach) / (2 * self.reach) * (right - left), 1)
+        return round((left + right + share * (right - left)) / 2, 1)
 
     def _text(
         self, parent: ElementTree.Element, x: float, y: float, text: str, *, weight: str = "", quiet: bool = False,
@@ -166,6 +171,12 @@ class _Plot:
         element.text = text
         if whole:
             _element(element, "title").text = whole
+
+
+def _reach(rows: Iterable[ClaimRow]) -> float:
+    """How far the scale goes to each side of 0."""
+    ends = [end for row in rows if row.scaled for end in (row.scaled.low, row.scaled.high, row.scaled.threshold)]
+    return min(REACH[1], max(REACH[0], math.ceil(max(map(abs, ends)) * 1.05)))
 
 
 def _repeated(rows: Iterable[ClaimRow]) -> list[ClaimRow]:

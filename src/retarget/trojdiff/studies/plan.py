@@ -31,8 +31,8 @@ class SamplingSettings(Strict):
     """One sampler: its name and how many images it makes a cell."""
 
     sampler: str = Field(description="NAME-STEPS[-SPACING]")
-    benign: int = Field(ge=0)
-    trojan: int = Field(ge=0)
+    benign: int = Field(default=0, ge=0)
+    trojan: int = Field(default=0, ge=0)
 
 
 class Settings(Strict):

@@ -115,4 +115,4 @@ PRESETS: dict[str, dict[str, Any]] = {
     ),
 }  # fmt: skip
 
-MINUTES_PER_RUN = {"demo": 0.1, "small": 7.0, "paper": 90.0}
+MINUTES_PER_RUN = {"demo": 0.06, "small": 7.0, "paper": 90.0}
