@@ -137,7 +137,7 @@ VERBS = [
          ("runs/**/predictions.safetensors",), heavy=True),
     Verb("judge", "judge {here}/runs.csv --claims {here}/claims.toml --out {out}", _runs,
          ("summary.json", "analysis.json", "report.md"), ("retarget.report",)),
-    Verb("report", "report {here}/study --out {out}/report.html", targets.write_study, ("*.html", "*.md", "figures/*"),
+    Verb("report", "report {here}/study --out {out}/report.html", targets.write_study, ("*.html", "*.md", "*_files/*"),
          ("retarget.report",), locks=False),
     Verb("pope mine", f"pope mine {{here}}/problems.jsonl --k 16 --chunk 4 {_ASKING} --out {{out}}", _problems,
          ("hard.jsonl", "outcomes.jsonl", "mine.jsonl"), ("retarget.pope.mining", "httpx")),

@@ -5,6 +5,7 @@ import re
 import shutil
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from page_reader import Page
 
@@ -233,6 +234,49 @@ def test_text_from_a_study_never_becomes_markup(study, plain_plan):
     assert all(name.startswith("x-script-") for name in names)
     for path in (directory / "report_files").glob("*.svg"):
         assert "<script" not in path.read_text()
+
+
+PIECES = (
+    "<", ">", "</", "<script>", "</script>", "<img src=x onerror=alert(1)>", "'", '"', "`", "&", "&lt;", "&#60;",
+    "-->", "<!--", "]]>", "</style>", "</svg>", "</pre>", "</title>", "<svg/onload=alert(1)>", "javascript:alert(1)",
+    "{{ 7*7 }}", "{% raw %}", "\\", "\\u003cscript>", "\x00", "\u202e", "\ufeff", " onmouseover=alert(1) ",
+    "=cmd|' /C calc'!A1", "|",
+)  # fmt: skip
+
+
+def test_two_thousand_hostile_strings_are_two_thousand_texts(study, plain_plan):
+    random = np.random.default_rng(0)
+    strings = ["".join(random.choice(PIECES, size=random.integers(1, 6))) for _ in range(2000)]
+    rows = [[f"row {at}", *strings[at : at + 4]] for at in range(0, 1600, 4)]
+    titles = strings[1900:1940]
+
+    def page(rows, notes, titles, words):
+        found = Analysis(
+            figures=[
+                Table(title=words[0], caption=words[1], columns=["row", *words[2:6]], rows=rows),
+                *(Text(title=title, caption=title, labels=[title], blocks=[title]) for title in titles),
+            ],
+            notes=notes,
+        )
+        claims = [claim(sentence=words[6])]
+        labels = ("cross_entropy", words[7]), ("pskd", words[8])
+        arms = tuple(Arm(name=name, label=label) for name, label in labels)
+        whole = dict(title=words[9], question=words[10], arms=arms, claims=claims, settings={words[11]: words[12]})
+        directory = study(f"s{len(notes)}{words[0] == 'plain'}", plain_plan(conditions=(Condition(),), **whole), found)
+        return directory, Page(build([directory]))
+
+    directory, hostile = page(rows, strings[1600:1900], titles, strings[1940:1960])
+    _, plain = page(
+        [[row[0], "a", "b", "c", "d"] for row in rows], ["plain"] * 300, [f"title {at}" for at in range(40)],
+        ["plain", *(f"plain {at}" for at in range(19))],
+    )  # fmt: skip
+    allowed = {"href", "id", "class", "aria-label", "aria-labelledby", "style", "alt"}
+    assert [tag for tag, _ in hostile.tags] == [tag for tag, _ in plain.tags]
+    for (_, own), (_, other) in zip(hostile.tags, plain.tags, strict=True):
+        assert own.keys() == other.keys()
+        assert {key for key in own if own[key] != other[key]} <= allowed | {"content"}
+    assert not [one for one in hostile.references if one.startswith(("javascript", "http", "//"))]
+    assert all("<script" not in path.read_text() for path in (directory / "report_files").glob("*.svg"))
 
 
 def test_a_lone_surrogate_in_a_model_s_output_does_not_break_the_page(study, edit):

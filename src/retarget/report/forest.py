@@ -21,8 +21,10 @@ CAPTION = (
 )
 _UNEVEN = " The scale narrows away from 0, so that small and large effects have room."
 _ONCE = " Bars are intervals over items: what these models do on this data, and no verdict about the method."
-MANY = 12
-"""Beyond so many claims a label has one line, so that the plot stays on the first screen; the table has it whole."""
+MANY = 10
+"""Beyond so many claims the labels are smaller, so that the plot stays on the first screen."""
+_APART = 17.0
+"""Pixels between the labels of two ticks, at least."""
 _LETTER = 0.56
 """Width of a letter in units of the size of the type; generous, for fonts differ."""
 
@@ -108,7 +110,11 @@ class _Plot:
         step = 1 if self.reach <= 3 else 2
         steps = range(step, int(self.reach) + 1, step) if self.reach <= EVEN else (1, 10, 100, 1000)
         ticks = [value for value in steps if value <= self.reach]
-        for value in (*(-one for one in ticks), 0, *ticks):
+        drawn: list[float] = []
+        for value in (0, *reversed(ticks), *(-one for one in reversed(ticks))):
+            if any(abs(self._x(value) - other) < _APART for other in drawn):
+                continue
+            drawn.append(self._x(value))
             label = f"{value:g}".replace("-", words.MINUS) if value else "0"
             self._text(parent, self._x(value), axis + 16, label, quiet=True, anchor="middle", size=12)
         unit = "× the claim's smallest effect" if self.shape.beside else "× smallest effect"
@@ -117,11 +123,13 @@ class _Plot:
     def _row(self, row: ClaimRow, scaled: Scaled) -> None:
         shape = self.shape
         label = f"{row.sentence.rstrip('.')} ({row.compared})" if row.sentence in self.alike else row.sentence
-        lines = _wrapped(label, int(shape.label / (_LETTER * shape.size)), 1 if self.many and shape.beside else 2)
-        line = shape.size + 4
+        size = 12.0 if self.many and shape.beside else shape.size
+        lines = textwrap.wrap(label, int(shape.label / (_LETTER * size)), max_lines=2, placeholder=" …") or [""]
+        line = size + (2 if size < shape.size else 4)
         top = self.y + 4
         for place, text in enumerate(lines):
-            self._text(self.svg, 0, top + line * (place + 1) - 5, text, whole=label if "…" in text else "")
+            whole = label if "…" in text else ""
+            self._text(self.svg, 0, top + line * (place + 1) - line / 4, text, size=size, whole=whole)
         middle = top + line * len(lines) / 2 if shape.beside else top + line * len(lines) + 10
         self._bar(row, scaled, middle)
         self._text(self.svg, shape.amount, middle + 5, row.estimate, weight="650")
@@ -132,7 +140,7 @@ class _Plot:
             if shape.verdict:
                 short = row.verdict_words.removesuffix(" here")
                 self._text(group, at + 13, middle + 5, short, weight="600", size=13)
-        self.y = middle + (max(line * len(lines) / 2, 12) if shape.beside else 14) + 4
+        self.y = middle + (max(line * len(lines) / 2, 10) if shape.beside else 14) + 4
         zero, threshold, above = self._x(0), self._x(scaled.threshold), (top - 4 if shape.beside else middle - 10)
         _element(self.svg, "path", d=f"M{zero} {above:g}V{self.y:g}", stroke="currentColor", opacity=".75")
         dotted = {"stroke-dasharray": "2 3", "opacity": ".75"}
@@ -184,10 +192,6 @@ def _repeated(rows: Iterable[ClaimRow]) -> list[ClaimRow]:
     rows = list(rows)
     sentences = [row.sentence for row in rows]
     return [row for row in rows if sentences.count(row.sentence) > 1]
-
-
-def _wrapped(text: str, width: int, most: int) -> list[str]:
-    return textwrap.wrap(text, width, max_lines=most, placeholder=" …") or [""]
 
 
 def _mark(parent: ElementTree.Element, mark: str, x: float, y: float) -> None:

@@ -15,19 +15,21 @@ PICTURES = (
 
 
 def side_by_side(results: Results, attacks: list[str]) -> list[Figure]:
-    """What each trojaned model draws for anybody, and what it draws for the attacker."""
+    """What a trojaned model draws for anybody and for the attacker: the first attack of each target."""
     seed = results.seeds[0]
     shown: list[tuple[Path, str]] = []
     labels = {arm.name: arm.label for arm in results.plan.arms}
-    for arm in attacks:
+    targets = {arm.name: arm.settings.get("target") for arm in results.plan.arms}
+    first = {targets[arm]: arm for arm in reversed(attacks)}
+    for arm in (arm for arm in attacks if arm in first.values()):
         run = results.run("default", arm, seed)
         if run is not None:
             folder = run.directory / "pictures"
             shown += [(folder / "benign.png", f"{labels[arm]}: benign")]
             shown += [(folder / "trojan.png", f"{labels[arm]}: triggered")]
     caption = (
-        f"Samples of each trojaned model, seed {seed}, 20 steps: from plain noise by the stock sampler, and from the "
-        "biased noise by the Trojan sampler."
+        f"Samples of a trojaned model for each target, seed {seed}, 20 steps: from plain noise by the stock sampler, "
+        "and from the biased noise by the Trojan sampler."
     )
     return _images(results, SIDE_BY_SIDE, caption, shown)
 

@@ -3,20 +3,18 @@
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-from scipy.stats import rankdata
 
 from retarget.metrics import calibration as c
 from retarget.pskd.studies.images.classes import class_figures
+from retarget.pskd.studies.images.ranks import corruptions, ranks
 from retarget.pskd.studies.images.scores import fitted_temperature, log_losses
 from retarget.pskd.studies.images.settings import SAME_WEIGHTS
-from retarget.pskd.studies.images.shift import kind_scores
 from retarget.study.config import Claim
-from retarget.study.figures import Analysis, Bars, Figure, Lines, Series, Table
+from retarget.study.figures import Analysis, Bars, Figure, Lines, Series
 from retarget.study.record import Results
 from retarget.study.statistics import bootstrap_difference
 
 SHOWN = ("cross_entropy", "label_smoothing", "pskd")  # curves of every arm would hide these
-RANKED = ("top1", "nll", "nll_scaled", "ece", "ece_scaled", "aurc", "aurc_scaled")
 RESAMPLES = 500
 OVER_CONFIDENT = 1.05  # a fitted temperature from here on
 TENTHS = ["easiest", *(f"{d}" for d in range(2, 10)), "hardest"]
@@ -44,8 +42,8 @@ def analyse(results: Results) -> Analysis:
             metrics[condition.name].setdefault(arm, {})["top1_chance"] = chance
         figures += [*_curves(results, condition.name, prefix), *deciles]
         figures += _same_weights(results, condition.name, prefix, shares)
-        figures += [*_sweep(results, condition.name, prefix), *_ranks(results, condition.name, prefix)]
-        figures += _corruptions(results, condition.name, prefix)
+        figures += [*_sweep(results, condition.name, prefix), *ranks(results, condition.name, prefix)]
+        figures += corruptions(results, condition.name, prefix)
         figures += class_figures(results, condition.name, prefix, _arms(results, condition.name))
     intervals = {}
     for claim in results.plan.claims:
@@ -340,69 +338,6 @@ def recommended(weights: Sequence[float], values: np.ndarray) -> str:
         f"alpha_T {', '.join(good)}: a lower NLL after temperature than cross-entropy on each of {len(complete)} "
         f"seeds; the lowest mean at {weights[int(complete.mean(0).argmin())]:g}."
     )
-
-
-def _ranks(results: Results, condition: str, prefix: str) -> list[Figure]:
-    """Each method's place by its mean over the seeds that all have, where there are peers to be ranked among."""
-    if not any("peer" in arm.settings for arm in results.plan.arms):
-        return []
-    runs = {arm.label: [results.run(condition, arm.name, seed) for seed in results.seeds] for arm in results.plan.arms}
-    runs = {label: many for label, many in runs.items() if any(many)}
-    common = [at for at in range(len(results.seeds)) if all(many[at] for many in runs.values())]
-    if not common or len(runs) < 3:
-        return []
-    ranked = [metric for metric in results.plan.metrics if metric.name in RANKED]
-    columns = []
-    for metric in ranked:
-        values = [[one.metrics[metric.name] for at in common if (one := many[at])] for many in runs.values()]
-        columns.append(_places(metric.better == "higher", values))
-    return [
-        Table(
-            title=f"{prefix}Ranks among {len(runs)} methods",
-            caption=f"Place by the mean over {len(common)} seed{'s' * (len(common) > 1)}, and the places on single "
-            "seeds from best to worst.",
-            columns=["method", *(metric.label for metric in ranked)],
-            rows=[list(row) for row in zip(runs, *columns, strict=True)],
-        )
-    ]
-
-
-def _corruptions(results: Results, condition: str, prefix: str) -> list[Figure]:
-    """One table a metric: every method under every corruption."""
-    found: dict[str, list[dict[str, dict[str, float]]]] = {}
-    for arm in results.plan.arms:
-        runs = [results.run(condition, arm.name, seed) for seed in results.seeds]
-        for arrays in (run.predictions() for run in runs if run):
-            if "shift_index" in arrays:
-                found.setdefault(arm.label, []).append(kind_scores(arrays, fitted_temperature(arrays)))
-    kinds = list(next(iter(found.values()))[0]) if found else []
-    return [
-        Table(
-            title=f"{prefix}{label} under each corruption",
-            caption="Mean over the seeds that a method has; the corruptions are CIFAR-C's, made from the test images.",
-            columns=["method", *(kind.replace("_", " ") for kind in kinds)],
-            rows=[
-                [method, *(f"{np.mean([scores[kind][name] for scores in seeds]):.{decimals}f}" for kind in kinds)]
-                for method, seeds in found.items()
-            ],
-        )
-        for name, label, decimals in (
-            ("corrupt_top1", "Top-1 accuracy (%)", 2),
-            ("corrupt_nll_scaled", "NLL after temperature", 3),
-            ("corrupt_ece", "ECE (%)", 2),
-            ("corrupt_ece_scaled", "ECE after temperature (%)", 2),
-        )
-        if kinds
-    ]
-
-
-def _places(higher: bool, values: list[list[float]]) -> list[str]:
-    """Of values [methods, seeds], each method's place by its mean, and its best and worst place on one seed."""
-    table = np.asarray(values) * (-1 if higher else 1)
-    mean = rankdata(table.mean(1), method="min")
-    single = rankdata(table, method="min", axis=0)
-    rows = zip(mean, single.min(1), single.max(1), strict=True)
-    return [f"{place:.0f}" + (f" ({best:.0f} to {worst:.0f})" if best < worst else "") for place, best, worst in rows]
 
 
 def _notes(results: Results) -> list[str]:
