@@ -184,7 +184,7 @@ def test_a_tiny_study_of_rivals_end_to_end(tmp_path):
         assert set(probes[0]) == {"cycle", "hard", "held", "near"}
     assert {claim["verdict"] for claim in outcome.summary["claims"]} == {"not measured", "not enough evidence"}
     page = outcome.page.read_text()
-    for text in ("Cost and success", "Gain of pass@1 by the rate before training", "6 of 24 runs are complete"):
+    for text in ("Cost and success", "Gain of pass@1 by the rate before training"):
         assert text.lower() in page.lower(), text
 
 
