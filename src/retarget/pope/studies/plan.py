@@ -54,7 +54,7 @@ class Settings(Optimisation):
     eval_top_p: float = Field(default=0.95, gt=0, le=1, description=_CODE)
     eval_top_k: int = Field(default=50, ge=0, description=f"0 for none: {_CODE}")
     # The arm
-    role: Literal["base", "unguided", "pope", "trained"] = "base"
+    role: Literal["base", "unguided", "pope", "trained", "searched"] = "base"
 
 
 _TESTBED: dict[str, Any] = dict(
