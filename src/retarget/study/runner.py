@@ -277,11 +277,12 @@ class _Schedule:
         )
 
     def _track(self, cell: Cell) -> tracking.Track | None:
-        if self.track is None:
+        name = self.track
+        if name is None:
             return None
         only = [one.name for one in self.whole.conditions] == ["default"]
         group = cell.arm.name if only else f"{cell.condition.name}/{cell.arm.name}"
-        return tracking.Track(self.track, self.whole.study, group, cell.seed, self.root / "tracking")
+        return tracking.Track(name, self.whole.study, group, cell.seed, self.root / "tracking")
 
     def _record_failure(self, cell: Cell, error: str) -> None:
         """Keep an error; write it to status.json unless the worker has done so, with its traceback."""
