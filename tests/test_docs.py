@@ -29,6 +29,14 @@ def test_every_link_leads_somewhere():
     assert done.returncode == 0, done.stderr
 
 
+def test_every_record_with_claims_has_its_picture():
+    pages = [
+        page for page in (DOCS / "results").glob("*.md") if "| claim | compared |" in page.read_text(encoding="utf-8")
+    ]
+    assert len(pages) > 10
+    assert [page.name for page in pages if "](figures/" not in page.read_text(encoding="utf-8")] == []
+
+
 def test_the_readme_is_short():
     text = (ROOT / "README.md").read_bytes()
     assert len(text) <= 8000
