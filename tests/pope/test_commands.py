@@ -67,7 +67,8 @@ def test_the_whole_chain_by_path(tiny, folder, asking, capsys):
         "--grader",
         GRADER,
     ]
-    assert pope([*training, "--cycles", "2", "--set", *settings]) == 0
+    assert pope([*training, "--cycles", "2", "--set", *settings, "--track", "tensorboard"]) == 0
+    assert list((folder / "trained").glob("**/events.out.tfevents.*"))
     assert "guided/reward" in (folder / "trained" / "history.jsonl").read_text()
     assert "2 steps" in capsys.readouterr().out
 
