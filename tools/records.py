@@ -75,8 +75,16 @@ class Record:
 
     @property
     def title(self) -> str:
-        """The heading of its page."""
-        return self.study["plan"]["title"] if (self.folder / "study.json").exists() else self.words
+        """The heading of its page; with its setting where another record has the same."""
+        if not self._titled:
+            return self.words
+        title = self.study["plan"]["title"]
+        others = [one for one in map(record, names()) if one is not self and one._titled]
+        return f"{title} ({self.words})" if title in [one.study["plan"]["title"] for one in others] else title
+
+    @property
+    def _titled(self) -> bool:
+        return (self.folder / "study.json").exists()
 
     @property
     def words(self) -> str:

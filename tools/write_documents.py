@@ -11,6 +11,7 @@ shows. Pictures are drawn anew when documents are written; a check looks only wh
 """
 
 import ast
+import json
 import re
 import shutil
 import sys
@@ -71,7 +72,7 @@ def _filled(text: str, path: Path) -> str:
 
 
 def _figures() -> None:
-    """The figures of every record's page, as files beside docs/results/."""
+    """The figures of every record's page, as files beside docs/results/; verdicts are those of today's rules."""
     folder = PAGES / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     for path in folder.glob("*.svg"):
@@ -79,7 +80,11 @@ def _figures() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         for name in names():
             if record(name).finished:
-                made = build([RESULTS / name], Path(temporary) / name)
+                copy = Path(temporary) / "records" / name
+                shutil.copytree(RESULTS / name, copy)
+                today = [{key: claim[key] for key in claim if key != "recorded"} for claim in record(name).claims]
+                (copy / "summary.json").write_text(json.dumps(record(name).summary | {"claims": today}))
+                made = build([copy], Path(temporary) / name)
                 for path in sorted((made.parent / f"{made.stem}_files").glob("*.svg")):
                     part = re.sub(r"^.*?-(?=\d\d-)|^.*-(?=forest$)", "", path.stem)
                     shutil.copy(path, folder / f"{name}-{part.replace('forest', '00-forest')}.svg")
