@@ -107,7 +107,8 @@ def test_a_wheel_runs_without_the_repository(tmp_path):
     assert "pip install 'retarget[vision]'" in refused.stderr
     assert not (tmp_path / "studies").exists()
     run(python, "-m", "pip", "install", "--quiet", *constraint, f"{wheel}[vision]")
-    run(program, "study", "pskd", "--preset", "demo", "--seeds", "0", "1", "--jobs", "2", "--out", "out")
+    asked = ("--arms", "cross_entropy", "pskd", "--seeds", "0", "1", "--jobs", "2", "--out", "out")
+    run(program, "study", "pskd", "--preset", "demo", *asked)
     assert "PS-KD" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
 
 
