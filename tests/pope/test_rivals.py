@@ -27,6 +27,7 @@ from retarget.pope.studies.chain import (
 from retarget.pope.studies.measures import majority_calibration, rank_correlation, state_overlap, transfer_rates
 from retarget.pope.studies.recipes import uses_oracle
 from retarget.pope.studies.rivals_plan import QUESTIONS, RivalSettings
+from retarget.pope.studies.testbed import BaseModel, train_base
 from retarget.pope.study import plan
 from retarget.report import build
 from retarget.study.runner import run_study
@@ -130,6 +131,18 @@ def test_a_base_that_saw_only_the_ends_of_long_problems():
                     "prefix": prompt.partition(" hint ")[2].removesuffix(" =")}  # fmt: skip
             assert verify(completion, "", meta).correct
     assert hinted > 200
+
+
+def test_a_base_is_trained_too_little_by_its_loss_and_not_by_its_steps(tmp_path):
+    steps = []
+    small = dict(layers=1, width=16, heads=2, steps=60, batch_size=8)
+    for stop in (None, 100.0, 1e-9):
+        done = []
+        base = BaseModel(**small, short_only_steps=10, stop_loss=stop)
+        train_base(base, tmp_path, lambda at, total, done=done: done.append(at))
+        steps.append(done[-1])
+    assert steps == [60, 30, 60]  # ten short steps, then the twenty whose mean counts
+    assert BaseModel(stop_loss=None).fingerprint == BaseModel().fingerprint != BaseModel(stop_loss=1.0).fingerprint
 
 
 def test_a_base_that_writes_the_given_part_again():

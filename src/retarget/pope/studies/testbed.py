@@ -1,6 +1,7 @@
 """The testbed's language model: a word tokenizer and a tiny Llama, trained from scratch and cached."""
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from retarget.settings import Strict
 PROMPTS = Prompts(unguided=f"{{problem}} {START}", guided=f"{{problem}} {HINT} {{prefix}} {START}", chat=False)
 SPECIAL = ("<pad>", "<s>", "</s>")
 IGNORED = -100
+_LOSSES = 20
 
 
 class BaseModel(Strict):
@@ -35,6 +37,9 @@ class BaseModel(Strict):
     batch_size: int = Field(default=64, ge=1)
     lr: float = Field(default=2e-3, gt=0, description="AdamW, warm-up of 50 steps, then cosine to 0")
     initializer_range: float = Field(default=0.08, gt=0, description="0.02, the library's, learns far slower here")
+    stop_loss: float | None = Field(
+        default=None, gt=0, description="training ends where the mean loss of 20 steps on all lengths falls below it"
+    )
     seed: int = 0
     version: int = 1
 
@@ -43,6 +48,8 @@ class BaseModel(Strict):
         """Names its directory; a setting that earlier versions did not know is left out where it changes nothing."""
         values, later = self.model_dump(mode="json"), ("restated", "long_ends_only")
         values["corpus"] = {k: v for k, v in values["corpus"].items() if k not in later or v}
+        if self.stop_loss is None:
+            del values["stop_loss"]
         return fingerprint(values)
 
 
@@ -99,6 +106,7 @@ def _trained(base: BaseModel, progress: Callable[[int, int], None] | None) -> Ll
     optimizer = torch.optim.AdamW(model.parameters(), lr=base.lr, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _cosine(step, base.steps))
     model.train()
+    recent: deque[float] = deque(maxlen=_LOSSES)
     for step, (inputs, labels) in enumerate(_batches(base, tokenizer)):
         if step == base.steps:
             break
@@ -110,6 +118,10 @@ def _trained(base: BaseModel, progress: Callable[[int, int], None] | None) -> Ll
         schedule.step()
         if progress:
             progress(step + 1, base.steps)
+        if step >= base.short_only_steps:
+            recent.append(float(loss.detach()))
+        if base.stop_loss and len(recent) == _LOSSES and sum(recent) / _LOSSES < base.stop_loss:
+            break
     return model
 
 
