@@ -1,5 +1,6 @@
 """Every command of the guide to own studies runs, in its smallest form, on the files that the guide shows."""
 
+import json
 import re
 import shlex
 import shutil
@@ -35,3 +36,12 @@ def test_every_command_of_the_guide_runs(tmp_path, monkeypatch, capsys):
     assert len(commands) >= 8
     for command in commands:
         assert main(smallest(command)) == 0, f"{command}: {capsys.readouterr().err}"
+    files = dict(FILE.findall(text))
+    assert len(files["mylosses.py"].splitlines()) <= 10
+    assert len(files["poly.toml"].splitlines()) == 3
+    for name, claims in (("pskd-own-demo", 4), ("stripes", 1), ("smoothing-demo", 1), ("penalty-demo", 1)):
+        summary = json.loads((tmp_path / "studies" / name / "summary.json").read_text())
+        assert [claim["n"] for claim in summary["claims"]] == [3 if name == "smoothing-demo" else 2] * claims
+        page = (tmp_path / "studies" / name / "report.html").read_text()
+        assert all(claim["sentence"] in page for claim in summary["claims"])
+    assert list((tmp_path / "studies" / "penalty-demo" / "tracking").iterdir()) != []

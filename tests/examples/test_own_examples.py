@@ -1,4 +1,4 @@
-"""The studies of one's own run end to end, page and all, and go on where they were."""
+"""The studies of one's own. Those without settings run end to end in the test of their guide."""
 
 import importlib
 import json
@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from retarget.cli import main
 from retarget.errors import UserError
 from retarget.study import Run
 
@@ -22,17 +21,6 @@ def test_the_first_example_is_short():
 def test_no_example_is_left_out():
     names = {path.stem for path in FOLDER.glob("own_*.py")}
     assert names == {"own_study", "own_study_script", "own_study_fine_tuning"}
-
-
-@pytest.mark.parametrize("name", ["own_study", "own_study_script"])
-def test_it_is_studied(name, tmp_path, capfd):
-    words = ["study", str(FOLDER / f"{name}.py"), "--seeds", "0", "1", "--out", str(tmp_path / "out"), "--no-progress"]
-    assert main(words) == 0
-    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert summary["claims"][0]["n"] == 2
-    assert summary["claims"][0]["sentence"] in (tmp_path / "out" / "report.html").read_text()
-    assert main([*words, "--dry-run"]) == 0
-    assert "4 runs, 4 of them finished" in capfd.readouterr().err
 
 
 def test_a_file_that_imports_no_torch_is_planned_without_it():

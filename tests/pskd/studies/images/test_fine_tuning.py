@@ -186,6 +186,7 @@ def build(num_classes, channels):
 """No batch norm, so that two halves of a batch give the whole one's gradient."""
 
 
+@pytest.mark.slow
 def test_two_devices_train_what_one_does(tmp_path, monkeypatch):
     (tmp_path / "own_flat.py").write_text(FLAT)
     monkeypatch.syspath_prepend(tmp_path)
