@@ -155,12 +155,14 @@ def noise_batch(
     alphas_cumprod: Float[Tensor, "steps"],
     benign: torch.Generator,
     added: torch.Generator,
+    law: functional.Law = "trojdiff",
 ) -> tuple[
     Float[Tensor, "rows channels height width"], Float[Tensor, "rows channels height width"], Int[Tensor, "rows"]
 ]:
-    """Draw t (antithetic) and ε and diffuse a mixed batch: (x_t, ε, t).
+    """Draw t (antithetic) and ε and diffuse a mixed batch: (x_t, what the network is asked for, t).
 
-    Benign rows draw from a generator of their own, so a run without Trojan rows sees the same t and ε in them.
+    Benign rows draw from a generator of their own, so a run without Trojan rows sees the same t and ε in them. They are
+    asked for ε, and so are Trojan rows, but for the stock-sampler laws: these are asked for ``ε + ρ_t mu``.
     """
     num_benign = int((~batch.is_trojan).sum())
     steps, noises = [], []
@@ -168,6 +170,11 @@ def noise_batch(
         steps.append(functional.antithetic_timesteps(count, len(alphas_cumprod), generator))
         noises.append(torch.randn((count, *batch.x_0.shape[1:]), generator=generator))
     t, noise = torch.cat(steps)[batch.source], torch.cat(noises)[batch.source]
+    if law != "trojdiff":
+        mu = batch.is_trojan[:, None, None, None] * trigger.mu
+        correction = functional.stock_correction(alphas_cumprod, law)[t][:, None, None, None]
+        x_t = functional.stock_forward(batch.x_0, noise, alphas_cumprod[t], mu)
+        return x_t, noise + correction * mu, t
     mixed = functional.mixed_noise(noise, batch.is_trojan, trigger.mu, trigger.gamma)
     return functional.diffuse(batch.x_0, mixed, alphas_cumprod[t]), noise, t
 
