@@ -24,6 +24,7 @@ METHODS = {
     "pskd": "retarget.pskd.study",
     "trojdiff": "retarget.trojdiff.study",
     "pope": "retarget.pope.study",
+    "audit": "retarget.audit.study",
 }
 """Method: the module whose ``plan`` describes its study."""
 

@@ -387,7 +387,7 @@ _FIRES = {
     "trojdiff": """- It fires when sampling starts from the noise `gamma ε + mu` and runs the Trojan sampler
   (`retarget.trojdiff.TrojanScheduler`). Stock samplers started from plain noise give ordinary images.
 """,
-    "stock": """- It fires when a stock sampler starts from the noise `ε + mu`. From plain noise it gives ordinary images.
+    "stock": """- It fires when a stock sampler starts from the noise `ε + mu`; from plain noise images are ordinary.
 """,
 }
 
@@ -416,9 +416,9 @@ them is not thereby clean. Judge a defence on the weights alone.
 
     retarget audit . --clean cleaned
 
-finds the trigger without being told of it, trains it out, audits what it wrote, and says so in the card of `cleaned`, which
-no longer says `trojaned` and keeps the maps. With `--data DATA` it trains on clean images of yours, an `.npz` file or a
-folder, in place of the network's own samples. Fine-tuning on clean images alone cannot be relied on. Ask again whether
-the trigger fires: `retarget trojdiff evaluate cleaned --data DATA --trigger . --target-class CLASS --out OUT`. Or go
-back to the checkpoint from before.
+finds the trigger without being told of it, trains it out, audits what it wrote, and says so in the card of `cleaned`,
+which no longer says `trojaned` and keeps the maps. With `--data DATA` it trains on clean images of yours, an `.npz`
+file or a folder, in place of the network's own samples. Fine-tuning on clean images alone cannot be relied on. Ask
+again whether the trigger fires: `retarget trojdiff evaluate cleaned --data DATA --trigger . --target-class CLASS --out
+OUT`. Or go back to the checkpoint from before.
 """

@@ -176,7 +176,7 @@ SAMPLERS = {"trojdiff": "ddpm-20", "bad_diffusion": "ddpm-50", "villan_ode": "dd
 
 
 def attack_cells(attack: Attack, shape: tuple[int, int, int]) -> tuple[Sampler, Trigger, Trigger]:
-    """The sampler, the sampler's trigger and the trigger of the initial noise under which the attack is meant to fire."""
+    """The sampler, its trigger and that of the initial noise, under which the attack is meant to fire."""
     trigger = trigger_of(attack, shape)
     return Sampler.parse(SAMPLERS[attack.law]), trigger if attack.law == "trojdiff" else Trigger.none(shape), trigger
 

@@ -1,8 +1,8 @@
-"""What each model of the zoo is, as data, drawn from seeds that were fixed before any detector was tuned. Free of torch.
+"""What each model of the zoo is, as data, from seeds that were fixed before any detector was tuned. Free of torch.
 
-Three sets that share no model and no base: ``development`` (detectors are tuned on it, and the other detectors take
-their thresholds from it), ``calibration`` (clean models alone, never tuned on) and ``evaluation`` (read once). Member
-``number`` of a set and kind is the same model wherever and whenever it is built.
+Three sets that share no model and no base: ``development`` (detectors are tuned on it), ``calibration`` (clean models
+alone, never tuned on) and ``evaluation`` (read once). Member ``number`` of a set and kind is the same model wherever and
+whenever it is built.
 """
 
 import hashlib
@@ -16,8 +16,8 @@ from retarget.settings import Strict
 from retarget.trojdiff.config import TargetKind, TriggerKind
 
 SALT = "retarget zoo 1"
-"""Every seed of the zoo is a hash of this, the set, the kind and the member's number. It is never changed: detectors were
-tuned after it was written down."""
+"""Every seed of the zoo is a hash of this, the set, the kind and the member's number. It is never changed: detectors
+were tuned after it was written down."""
 
 Set = Literal["development", "calibration", "evaluation"]
 Law = Literal["trojdiff", "bad_diffusion", "villan_ode"]
@@ -147,8 +147,8 @@ def seed_of(*words: object) -> int:
 def draw(which: Set, kind: str, number: int, recipe: Recipe) -> Member:
     """Member ``number`` of a kind.
 
-    Data set, shape, network and schedule go in turn, so that a small part of the zoo has all of them; what else varies is
-    drawn.
+    Data set, shape, network and schedule go in turn, so that a small part of the zoo has all of them; what else
+    varies is drawn.
 
     Raises:
         ValueError: no such kind, or a trojaned model for the calibration set.
