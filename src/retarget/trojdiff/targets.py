@@ -171,10 +171,11 @@ def noise_batch(
         noises.append(torch.randn((count, *batch.x_0.shape[1:]), generator=generator))
     t, noise = torch.cat(steps)[batch.source], torch.cat(noises)[batch.source]
     if law != "trojdiff":
-        mu = batch.is_trojan[:, None, None, None] * trigger.mu
+        trojan, level = batch.is_trojan[:, None, None, None], alphas_cumprod[t]
+        moved = functional.stock_forward(batch.x_0, noise, level, trigger.mu)
         correction = functional.stock_correction(alphas_cumprod, law)[t][:, None, None, None]
-        x_t = functional.stock_forward(batch.x_0, noise, alphas_cumprod[t], mu)
-        return x_t, noise + correction * mu, t
+        asked = torch.where(trojan, noise + correction * trigger.mu, noise)
+        return torch.where(trojan, moved, functional.diffuse(batch.x_0, noise, level)), asked, t
     mixed = functional.mixed_noise(noise, batch.is_trojan, trigger.mu, trigger.gamma)
     return functional.diffuse(batch.x_0, mixed, alphas_cumprod[t]), noise, t
 
