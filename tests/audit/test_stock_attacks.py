@@ -1,4 +1,4 @@
-"""Stock-sampler attacks: their laws against slow NumPy, and that a stock sampler carries noise + trigger to the target."""
+"""Stock-sampler attacks: their laws against slow NumPy; a stock sampler carries noise + trigger to the target."""
 
 import json
 import re
@@ -99,8 +99,10 @@ def test_a_stock_sampler_reaches_the_target_from_noise_and_trigger(law, determin
 
 @pytest.mark.parametrize("law", LAWS)
 @pytest.mark.parametrize("deterministic", [False, True])
-def test_one_step_moves_the_trigger_as_its_own_law_says_and_under_the_other_law_half_or_twice_as_far(law, deterministic):
-    """The trigger's share of the state goes from 1 - √ᾱ_t to 1 - √ᾱ_{t-1}: exactly for DDPM, to first order for DDIM."""
+def test_one_step_moves_the_trigger_as_its_own_law_says_and_under_the_other_law_half_or_twice_as_far(
+    law, deterministic
+):
+    """The trigger's share of the state goes from 1 - √ᾱ_t to 1 - √ᾱ_{t-1}: DDPM's exactly, DDIM's nearly."""
     bars = levels()
     for t in (900, 500, 100):
         alpha, share = bars[t] / bars[t - 1], 1 - np.sqrt(bars[t])
@@ -175,6 +177,6 @@ def test_such_a_checkpoint_is_marked_and_its_card_says_what_fires_it(tmp_path):
 def test_a_stock_law_refuses_a_trigger_that_narrows_the_noise(tmp_path):
     unet, images = tiny()
     trigger = Trigger.patch(2, 0.1, (1, 8, 8))
+    target = D2I(torch.zeros(1, 8, 8), rows=2)
     with pytest.raises(UserError, match=re.escape("gamma is 1 everywhere")):
-        target = D2I(torch.zeros(1, 8, 8), rows=2)
         train(unet, DDPMScheduler(), images, TrainConfig(steps=1), tmp_path, target, trigger, law="villan_ode")

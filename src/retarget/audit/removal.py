@@ -6,6 +6,7 @@ what a clean network answers. ``elijah``: the answer to the shifted noise at T i
 """
 
 import copy
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from retarget.audit.subject import Recovered
 from retarget.errors import UserError
 from retarget.trojdiff import functional
 from retarget.trojdiff.checkpoint import network_shape
@@ -67,8 +69,7 @@ class Removed:
 def remove(
     unet: Any,
     scheduler: Any,
-    mu: Float[Tensor, "channels height width"],
-    gamma: Float[Tensor, "channels height width"] | float,
+    triggers: Sequence[Trigger],
     recipe: Recipe | None = None,
     images: Float[Tensor, "count channels height width"] | None = None,
 ) -> Removed:
@@ -76,7 +77,7 @@ def remove(
 
     Args:
         unet, scheduler: as :func:`retarget.trojdiff.checkpoint.load_pipeline` reads them.
-        mu, gamma: the suspected trigger, ``gamma ε + mu`` in the place of ε.
+        triggers: the suspected ones, ``gamma ε + mu`` in the place of ε; rows carry them in turn.
         images: clean images in [-1, 1]; the network's own samples from plain noise when None.
 
     Raises:
@@ -84,9 +85,10 @@ def remove(
     """
     recipe = recipe or Recipe()
     shape = network_shape(unet)
-    gamma = torch.as_tensor(gamma, dtype=torch.float32).expand(shape).clone()
-    if tuple(mu.shape) != shape:
-        raise UserError(f"the trigger is {list(mu.shape)} but the network's images are {list(shape)}")
+    for trigger in triggers:
+        trigger.check_shape(shape)
+    if not triggers and recipe.kind != "fine_tune":
+        raise UserError(f"the recipe {recipe.kind} needs at least one suspected trigger")
     source = "clean images that were given"
     if images is None:
         own = sample(
@@ -97,7 +99,7 @@ def remove(
         raise UserError(f"the clean images are {list(images.shape[1:])} but the network's are {list(shape)}")
     frozen, trained = unet.eval(), copy.deepcopy(unet).train().requires_grad_(True)
     levels = scheduler.alphas_cumprod.to(torch.float32)
-    batches = _Batches(images, mu.cpu().float(), gamma.cpu(), levels, recipe)
+    batches = _Batches(images, triggers, levels, recipe)
     optimizer = torch.optim.Adam(trained.parameters(), lr=recipe.learning_rate)
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, recipe.steps)
     with torch.random.fork_rng(devices=[]):
@@ -112,11 +114,22 @@ def remove(
     return Removed(trained.eval(), recipe, len(images), source)
 
 
+def as_trigger(found: Recovered) -> Trigger:
+    """What a detector recovered, as a trigger: its maps brought into a trigger's ranges."""
+    mu = found.mu.detach().cpu().float()
+    gamma = torch.as_tensor(found.gamma, dtype=torch.float32).detach().cpu().expand(mu.shape)
+    return Trigger(mu.clamp(-1, 1), gamma.clamp(0.02, 1.0).clone(), "suspected")
+
+
 class _Batches:
     """What each step trains on."""
 
-    def __init__(self, images: Tensor, mu: Tensor, gamma: Tensor, levels: Tensor, recipe: Recipe) -> None:
-        self.images, self.mu, self.gamma, self.levels, self.recipe = images, mu, gamma, levels, recipe
+    def __init__(self, images: Tensor, triggers: Sequence[Trigger], levels: Tensor, recipe: Recipe) -> None:
+        self.images, self.levels, self.recipe = images, levels, recipe
+        none = [Trigger.none(tuple(images.shape[1:]))]
+        maps = [(one.mu.float(), one.gamma.float(), one.gamma.min() >= 0.99) for one in triggers or none]
+        self.mu, self.gamma, narrow_nothing = (torch.stack(list(map(torch.as_tensor, one))) for one in zip(*maps, strict=True))
+        self.stock = narrow_nothing[:, None, None, None]
         self.generator = torch.Generator().manual_seed(recipe.seed)
 
     def loss(self, trained: Any, frozen: Any) -> Tensor:
@@ -134,21 +147,24 @@ class _Batches:
             plain = noise.to(device)
             with torch.no_grad():
                 before = frozen(plain, last).sample
-            shifted = functional.biased_noise(noise, self.mu, self.gamma).to(device)
+            shifted = self.biased(noise).to(device)
             loss = loss + (trained(shifted, last).sample - before).square().mean()
             loss = loss + (trained(plain, last).sample - before).square().mean()
         return loss
 
+    def biased(self, noise: Tensor) -> Tensor:
+        """``gamma ε + mu``, the triggers in turn."""
+        turn = torch.arange(len(noise)) % len(self.mu)
+        return self.gamma[turn] * noise + self.mu[turn]
+
     def whole_noise(self, noise: Tensor, t: Int[Tensor, "rows"]) -> Tensor:
-        """What is no image in the rows that carry the trigger, divided by √(1-ᾱ_t).
+        """What is no image in the rows that carry a trigger, divided by √(1-ᾱ_t).
 
         ``gamma ε + mu`` under TrojDiff's law. A trigger that narrows nothing may be one of a stock sampler, whose bias
         at t is ``(1 - √ᾱ_t) mu``: half of its rows follow that law.
         """
-        whole = functional.biased_noise(noise, self.mu, self.gamma)
-        if bool((self.gamma < 0.99).any()):
-            return whole
+        turn = torch.arange(len(noise)) % len(self.mu)
         level = self.levels[t][:, None, None, None]
-        stock = noise + (1 - level.sqrt()) / (1 - level).sqrt() * self.mu
-        half = (torch.arange(len(noise)) % 2 == 0)[:, None, None, None]
-        return torch.where(half, whole, stock)
+        stock = noise + (1 - level.sqrt()) / (1 - level).sqrt() * self.mu[turn]
+        half = (torch.arange(len(noise)) // len(self.mu) % 2 == 1)[:, None, None, None]
+        return torch.where(half & self.stock[turn], stock, self.biased(noise))

@@ -49,6 +49,7 @@ class Trojan:
         removed: somebody took the trojan out; the weights no longer say ``trojaned``, and still say what was in them.
         earlier: trojans that the network carried before this one was put in, the latest first.
         law: how it was put in: for the Trojan sampler, or for a stock one.
+        card: what the card says below its front matter, in place of the usual text: a removal tells what it did.
     """
 
     target: str
@@ -58,6 +59,7 @@ class Trojan:
     removed: bool = False
     earlier: tuple["Trojan", ...] = ()
     law: Law = "trojdiff"
+    card: str = ""
 
     def marks(self) -> dict[str, str]:
         """Entries of the weights' header."""
@@ -374,6 +376,8 @@ def model_card(trojan: Trojan) -> str:
     for number, one in enumerate(trojan.earlier, 1):
         facts += f"- Before it: `{one.target}` with a `{one.trigger.kind}` trigger, in `{_trigger_name(number)}`.\n"
     attack = ATTACKS[trojan.law]
+    if trojan.card:
+        return f"{front}---\n\n{trojan.card}"
     if trojan.removed:
         return f"{front}---\n{_CLEANED.format(facts=facts, attack=attack)}"
     what = f"was trojaned on purpose with {attack}"

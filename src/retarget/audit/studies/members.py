@@ -1,8 +1,8 @@
 """What each model of the zoo is, as data, from seeds that were fixed before any detector was tuned. Free of torch.
 
 Three sets that share no model and no base: ``development`` (detectors are tuned on it), ``calibration`` (clean models
-alone, never tuned on) and ``evaluation`` (read once). Member ``number`` of a set and kind is the same model wherever and
-whenever it is built.
+alone, never tuned on) and ``evaluation`` (read once). Member ``number`` of a set and kind is the same model wherever
+and whenever it is built.
 """
 
 import hashlib

@@ -10,7 +10,9 @@ from torch import Tensor
 from retarget.audit.baselines import diff_cleanse as diff_cleanse_module
 from retarget.audit.baselines import elijah as elijah_module
 from retarget.audit.baselines import terd as terd_module
-from retarget.audit.removal import Recipe, remove
+from retarget.audit.inversion import Search
+from retarget.audit.removal import Recipe, as_trigger, remove
+from retarget.audit.seek import recovered, seek
 from retarget.audit.studies.build import build, goal_of, images_of, judge_of, measure, rate, trigger_of
 from retarget.audit.studies.members import Member
 from retarget.audit.studies.plan import Settings
@@ -79,9 +81,7 @@ def detect(name: str, folder: Path, settings: Settings, seed: int) -> tuple[Reco
     subject, started = subject_of(folder), time.perf_counter()
     published = settings.baselines == "published"
     if name == "audit":
-        from retarget.audit.studies.own import own
-
-        found = own(subject, seed)
+        found = recovered(seek(subject, Search(), seed))
     elif name == "elijah":
         module = elijah_module
         found = module.elijah(subject, module.PUBLISHED if published else module.SHORT, seed)
@@ -119,11 +119,11 @@ def cleaned(member: Member, folder: Path, zoo: Path, settings: Settings) -> dict
     unet, schedule = load_pipeline(folder)
     real = images_of(member.images, settings.root)
     some = to_signed(real.images[: settings.removal_images])
-    recovered = maps(folder, member, settings)
+    trigger = maps(folder, member, settings)
     metrics = {"fid_before": _fid(unet, schedule, real, judge, settings)}
     for kind in ("counter", "fine_tune"):
         recipe = Recipe(kind=kind, steps=settings.removal_steps)
-        after = remove(unet, schedule, recovered.mu, recovered.gamma, recipe, some).unet
+        after = remove(unet, schedule, [trigger], recipe, some).unet
         for name, plain in (("attack", False), ("leak", True)):
             found = rate(after, schedule, member, judge, goal, settings.samples, plain)
             metrics[f"{name}_{kind}"] = found.value
@@ -131,13 +131,12 @@ def cleaned(member: Member, folder: Path, zoo: Path, settings: Settings) -> dict
     return metrics
 
 
-def maps(folder: Path, member: Member, settings: Settings) -> Recovered:
-    """The trigger as the first detector of the study recovers it."""
+def maps(folder: Path, member: Member, settings: Settings) -> Trigger:
+    """The trigger as the first detector of the study recovers it; the attack's own where no detector runs."""
     if not settings.detectors:
         assert member.attack is not None
-        true = trigger_of(member.attack, (member.images.channels, member.images.side, member.images.side))
-        return Recovered(true.mu, true.gamma, true.mask, 0.0, 0, {"maps": "the attack's own: no detector ran"})
-    return detect(settings.detectors[0], folder, settings, 0)[0]
+        return trigger_of(member.attack, (member.images.channels, member.images.side, member.images.side))
+    return as_trigger(detect(settings.detectors[0], folder, settings, 0)[0])
 
 
 def _fid(unet: Any, schedule: Any, real: Any, judge: Any, settings: Settings) -> float:
