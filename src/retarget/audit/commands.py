@@ -94,7 +94,7 @@ def _audit(words: list[str]) -> int:
     if len(outcomes) > 1:
         from retarget.audit.report import write_all
 
-        write_all(outcomes, root, code)
+        write_all(outcomes, root, code, shlex.join(["retarget", "audit", *words]))
     return code
 
 

@@ -11,9 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from retarget.audit.scores import Probe, draw_noise
+from retarget.audit.scores import Probe, contrast, controls
 from retarget.audit.screen import directions, stein
-from retarget.audit.subject import Subject
 
 
 @dataclass(frozen=True)
@@ -22,6 +21,7 @@ class Search:
 
     Attributes:
         screen: plain noises of the screen.
+        quick: noises by which the screen's starts are compared.
         scan: noises of the window scan, antithetic.
         scan_gamma: γ of the windows.
         steps, batch: of each ascent.
@@ -31,14 +31,15 @@ class Search:
         pixels: a floor on what may be undone, in values that change by 1: a trigger smaller than this counts less.
     """
 
-    screen: int = 2048
+    screen: int = 1024
+    quick: int = 8
     scan: int = 4
     scan_gamma: float = 0.25
-    steps: int = 100
-    batch: int = 32
-    gammas: tuple[float, ...] = (0.4, 0.7, 1.0)
-    keep: int = 4
-    fresh: int = 128
+    steps: int = 80
+    batch: int = 16
+    gammas: tuple[float, ...] = (0.5, 1.0)
+    keep: int = 3
+    fresh: int = 96
     pixels: float = 0.5
 
 
@@ -76,17 +77,26 @@ def windows(height: int, width: int) -> list[tuple[int, int, int, int]]:
 
 
 def colours(channels: int) -> Float[Tensor, "colours channels"]:
-    """Corners of the colour cube: black and white, or eight for three channels.
+    """Corners of the colour cube and its middle: black, white and grey, or nine for three channels.
+
+    Opposite colours stand at mirrored places, grey in the middle.
 
     >>> colours(1).tolist()
-    [[-1.0], [1.0]]
+    [[-1.0], [0.0], [1.0]]
     """
-    corners = list(itertools.product((-1.0, 1.0), repeat=channels)) if channels <= 3 else [(-1.0,) * channels, (1.0,) * channels]
-    return torch.tensor(corners)
+    corners = [(-1.0,) * channels, (1.0,) * channels]
+    if channels <= 3:
+        corners = list(itertools.product((-1.0, 1.0), repeat=channels))
+    half = len(corners) // 2
+    return torch.tensor([*corners[:half], (0.0,) * channels, *corners[half:]])
 
 
 def scan_windows(probe: Probe, search: Search) -> list[Candidate]:
-    """Every window in every colour at one γ; the best of them, no two nearly alike."""
+    """Every window in every colour at one γ, beyond its opposite colour and beyond most windows of its size and colour.
+
+    Returns:
+        The best, no two nearly alike.
+    """
     channels, height, width = probe.noise.shape[1:]
     squares, paints = windows(height, width), colours(channels)
     mu, gamma = [], []
@@ -97,16 +107,21 @@ def scan_windows(probe: Probe, search: Search) -> list[Candidate]:
         gamma.append((1 - (1 - search.scan_gamma) * mask).expand(len(paints), 1, height, width))
     all_mu, all_gamma = torch.cat(mu).to(probe.noise), torch.cat(gamma).to(probe.noise)
     undone, energy = probe.undone(all_mu, all_gamma)
-    total, parts = undone.flatten(1).sum(1), energy.flatten(1).sum(1)
-    scores = total / (parts + search.pixels)
+    undo = undone.flatten(1).sum(1) / (energy.flatten(1).sum(1) + search.pixels)
+    undo = undo.reshape(len(squares), len(paints))
+    excess = undo - undo.flip(1)
+    for size in {one[0] for one in squares}:
+        rows = torch.tensor([one[0] == size for one in squares], device=undo.device)
+        usual = undo[rows].median(0).values
+        excess[rows] = torch.maximum(excess[rows], undo[rows] - usual)
     found: list[Candidate] = []
-    for index in scores.argsort(descending=True).tolist():
+    for index in excess.flatten().argsort(descending=True).tolist():
         if len(found) == search.keep:
             break
-        if all(_overlap(all_mu[index], other.mu) < 0.5 for other in found):
-            size = int(squares[index // len(paints)][0])
-            one = Candidate(all_mu[index], all_gamma[index].expand_as(all_mu[index]), "scan", float(scores[index]))
-            one.notes["window"] = size
+        one = Candidate(
+            all_mu[index], all_gamma[index].expand_as(all_mu[index]), "scan", float(excess.flatten()[index])
+        )
+        if all(_overlap(1 - one.gamma, 1 - other.gamma) < 0.5 for other in found):
             found.append(one)
     return found
 
@@ -130,8 +145,7 @@ def screened(probe: Probe, small: Probe, search: Search) -> tuple[list[Candidate
         mu.append(map_ * (spread if scale < 1 else 1) * (1 - scale if scale < 1 else 1))
         gamma.append(1 - (1 - scale) * spread)
     all_mu, all_gamma = torch.stack(mu).to(probe.noise), torch.stack(gamma).to(probe.noise)
-    undone, energy = small.undone(all_mu, all_gamma)
-    scores = undone.flatten(1).sum(1) / (energy.flatten(1).sum(1) + search.pixels)
+    scores = contrast(small, all_mu, all_gamma)[1]
     best = scores.argsort(descending=True)[: 2 * search.keep].tolist()
     found: list[Candidate] = []
     for index in best:
@@ -141,29 +155,41 @@ def screened(probe: Probe, small: Probe, search: Search) -> tuple[list[Candidate
 
 
 def ascend(
-    subject: Subject, level: float, start: Candidate, search: Search, generator: torch.Generator,
-    images: Tensor | None = None, free_gamma: bool = True, steps: int | None = None, rate: float = 0.05, sign: float = 1.0,
+    pool: Probe, start: Candidate, search: Search, generator: torch.Generator,
+    support: Tensor | None = None, free_gamma: bool = True, rate: float = 0.08, sign: float = 1.0,
 ) -> Candidate:  # fmt: skip
-    """Adam on mu, bounded to ±1, and γ, in (0, 1], for the largest undo with a floor on the energy."""
-    shape = subject.shape
+    """Adam on mu, bounded to ±1, and γ, in (0, 1], for the largest undo beyond a control's, with a floor on the energy.
+
+    Args:
+        pool: noises and images to draw batches from; their benign answers are known already.
+        support: [C, H, W] or [H, W], 1 where the candidate may act; everywhere when None.
+        free_gamma: whether γ moves too.
+        sign: -1 seeks the largest gain above 1 instead, which VillanDiffusion's ODE triggers have.
+    """
+    inside = torch.ones_like(start.mu) if support is None else support.expand_as(start.mu).to(start.mu)
     mu_raw = torch.atanh((start.mu * 0.98).clamp(-0.98, 0.98)).clone().requires_grad_(True)
-    gamma_raw = torch.logit(start.gamma.clamp(0.03, 0.97)).clone().requires_grad_(free_gamma)
-    fixed = start.gamma
-    optimizer = torch.optim.Adam([mu_raw, *([gamma_raw] if free_gamma else [])], lr=rate)
-    for _ in range(search.steps if steps is None else steps):
-        noise = draw_noise(search.batch, shape, generator).to(subject.device)
-        x_0 = None
-        if images is not None:
-            x_0 = images[torch.randint(len(images), (len(noise),), generator=generator)]
-        probe = Probe(subject, level, noise, x_0)
-        mu = torch.tanh(mu_raw)
-        gamma = torch.sigmoid(gamma_raw) if free_gamma else fixed
-        d = (gamma - 1) * probe.noise + mu
-        change = probe.asked(d + probe.noise, probe.x_0) - probe.base
-        undone, energy = ((d - change) * d).mean(0).sum(), d.square().mean(0).sum()
-        loss = -sign * undone / (energy + search.pixels)
+    gamma_raw = torch.logit(start.gamma.clamp(0.05, 0.95)).clone().requires_grad_(free_gamma)
+
+    def maps() -> tuple[Tensor, Tensor]:
+        gamma = 1 - inside * (1 - torch.sigmoid(gamma_raw)) if free_gamma else start.gamma
+        return torch.tanh(mu_raw) * inside, gamma
+
+    optimizer = torch.optim.Adam([mu_raw, *([gamma_raw] if free_gamma else [])], lr=rate, betas=(0.9, 0.95))
+    for _ in range(search.steps):
+        rows = torch.randint(len(pool.noise), (search.batch,), generator=generator)
+        noise = pool.noise[rows]
+        mu, gamma = maps()
+        which = int(torch.randint(4, (1,), generator=generator))
+        other_mu, other_gamma = controls(mu, gamma)[which]
+        x_0, base = pool.x_0[rows], pool.base[rows]
+        d = torch.cat([(gamma - 1) * noise + mu, (other_gamma - 1) * noise + other_mu])
+        change = pool.asked(d + torch.cat([noise, noise]), torch.cat([x_0, x_0])) - torch.cat([base, base])
+        undone = ((d - change) * d).reshape(2, -1).sum(1) / search.batch
+        energy = d.square().reshape(2, -1).sum(1) / search.batch
+        undo = undone / (energy + search.pixels)
+        loss = (undo[1].clamp_min(0) - undo[0]) if sign > 0 else undo[0]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    mu, gamma = torch.tanh(mu_raw).detach(), (torch.sigmoid(gamma_raw) if free_gamma else fixed).detach()
+    mu, gamma = (one.detach() for one in maps())
     return Candidate(mu, gamma, start.origin, notes=dict(start.notes))

@@ -2,8 +2,8 @@
 
 A network is shown the same image and the same ε twice, once with the noise ε and once with ``gamma ε + mu``. With
 ``d = gamma ε + mu - ε`` and D the difference of its two answers, ``undo = 1 - E⟨D, d⟩ / E‖d‖²``: 0 where the network
-returns all noise that it is given, as a clean one does, 1 where it returns ε as a network trojaned by TrojDiff does, one
-half for BadDiffusion's trigger at T, and below 0 (a gain above 1) for VillanDiffusion's ODE trigger in the middle.
+returns all noise that it is given, as a clean one does, 1 where it returns ε as one trojaned by TrojDiff does, one half
+for BadDiffusion's trigger at T, and below 0 (a gain above 1) for VillanDiffusion's ODE trigger in the middle.
 """
 
 from collections.abc import Iterator
@@ -53,7 +53,9 @@ class Probe:
 
     @torch.no_grad()
     def undone(
-        self, mu: Float[Tensor, "candidates channels height width"], gamma: Float[Tensor, "candidates #channels #height #width"]
+        self,
+        mu: Float[Tensor, "candidates channels height width"],
+        gamma: Float[Tensor, "candidates #channels #height #width"],
     ) -> tuple[Float[Tensor, "candidates channels height width"], Float[Tensor, "candidates channels height width"]]:
         """For each candidate and pixel: E[(d - D) d], what is undone, and E[d²], what could be; means over noises."""
         count = len(self.noise)
@@ -72,6 +74,39 @@ class Probe:
         """``1 - E⟨D, d⟩ / E‖d‖²`` of each candidate; 0 for one that changes nothing."""
         undone, energy = self.undone(mu, gamma)
         return undone.flatten(1).sum(1) / energy.flatten(1).sum(1).clamp_min(1e-9)
+
+
+def controls(mu: Tensor, gamma: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """What a clean network cannot tell from a candidate: its mirror image in colour, and three moves by half an image.
+
+    A clean network treats them all alike, whatever it does to the noise of a narrowed or shifted kind: a network that
+    is poor at low frequencies is so at both signs and in all places. A trigger is one sign in one place.
+
+    Args:
+        mu, gamma: [..., C, H, W].
+
+    Returns:
+        The mirror first, then the moves.
+    """
+    down, right = mu.shape[-2] // 2, mu.shape[-1] // 2
+    moves = [(down, right), (down, 0), (0, right)]
+    rolled = [(mu.roll(move, (-2, -1)), gamma.roll(move, (-2, -1))) for move in moves]
+    return [(-mu, gamma), *rolled]
+
+
+def contrast(probe: Probe, mu: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor]:
+    """Undo of each candidate, and by how much it exceeds that of its mirror or of its moves, whichever is more.
+
+    Args:
+        mu, gamma: [K, C, H, W].
+
+    Returns:
+        Two [K]: undo and contrast.
+    """
+    undo = probe.undo(mu, gamma)
+    mirror, *moves = (probe.undo(*one) for one in controls(mu, gamma))
+    moved = torch.stack(moves).amax(0)
+    return undo, undo - torch.minimum(mirror, moved).clamp_min(0)
 
 
 def _slices(count: int, size: int = BATCH) -> Iterator[slice]:
