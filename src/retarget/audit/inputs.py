@@ -38,7 +38,7 @@ def likelihood_score(
     mu: Float[Tensor, "channels height width"],
     gamma: Float[Tensor, "channels height width"],
 ) -> Float[Tensor, "batch"]:
-    """Mean log-likelihood ratio of N(mu, gamma²) against N(0, 1) over the values: TERD's test, with a trigger at hand."""
+    """Mean log-likelihood ratio of N(mu, gamma²) against N(0, 1) over the values: TERD's test, given a trigger."""
     mu, gamma = mu.to(noise), gamma.to(noise).expand_as(mu)
     ratio = -gamma.log() - ((noise - mu) / gamma).square() / 2 + noise.square() / 2
     return ratio.flatten(1).mean(1)

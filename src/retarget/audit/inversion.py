@@ -51,12 +51,14 @@ class Candidate:
         mu, gamma: [C, H, W].
         origin: the branch that it came from.
         undo: by the last probe that looked.
+        mask: [C, H, W], True where what is undone is undone; of the best candidate alone.
     """
 
     mu: Tensor
     gamma: Tensor
     origin: str
     undo: float = 0.0
+    mask: Tensor | None = None
     notes: dict[str, float] = field(default_factory=dict)
 
 
@@ -156,7 +158,7 @@ def screened(probe: Probe, small: Probe, search: Search) -> tuple[list[Candidate
 
 def ascend(
     pool: Probe, start: Candidate, search: Search, generator: torch.Generator,
-    support: Tensor | None = None, free_gamma: bool = True, rate: float = 0.08, sign: float = 1.0,
+    support: Tensor | None = None, free_gamma: bool = True, rate: float = 0.08, sign: float = 1.0, finish: bool = False,
 ) -> Candidate:  # fmt: skip
     """Adam on mu, bounded to ±1, and γ, in (0, 1], for the largest undo beyond a control's, with a floor on the energy.
 
@@ -164,6 +166,7 @@ def ascend(
         pool: noises and images to draw batches from; their benign answers are known already.
         support: [C, H, W] or [H, W], 1 where the candidate may act; everywhere when None.
         free_gamma: whether γ moves too.
+        finish: go on with a quarter of the rate and twice the batch, for the maps that are reported.
         sign: -1 seeks the largest gain above 1 instead, which VillanDiffusion's ODE triggers have.
     """
     inside = torch.ones_like(start.mu) if support is None else support.expand_as(start.mu).to(start.mu)
@@ -174,9 +177,12 @@ def ascend(
         gamma = 1 - inside * (1 - torch.sigmoid(gamma_raw)) if free_gamma else start.gamma
         return torch.tanh(mu_raw) * inside, gamma
 
-    optimizer = torch.optim.Adam([mu_raw, *([gamma_raw] if free_gamma else [])], lr=rate, betas=(0.9, 0.95))
+    batch = search.batch * (2 if finish else 1)
+    optimizer = torch.optim.Adam(
+        [mu_raw, *([gamma_raw] if free_gamma else [])], lr=rate / (4 if finish else 1), betas=(0.9, 0.95)
+    )
     for _ in range(search.steps):
-        rows = torch.randint(len(pool.noise), (search.batch,), generator=generator)
+        rows = torch.randint(len(pool.noise), (batch,), generator=generator)
         noise = pool.noise[rows]
         mu, gamma = maps()
         which = int(torch.randint(4, (1,), generator=generator))
@@ -184,8 +190,8 @@ def ascend(
         x_0, base = pool.x_0[rows], pool.base[rows]
         d = torch.cat([(gamma - 1) * noise + mu, (other_gamma - 1) * noise + other_mu])
         change = pool.asked(d + torch.cat([noise, noise]), torch.cat([x_0, x_0])) - torch.cat([base, base])
-        undone = ((d - change) * d).reshape(2, -1).sum(1) / search.batch
-        energy = d.square().reshape(2, -1).sum(1) / search.batch
+        undone = ((d - change) * d).reshape(2, -1).sum(1) / batch
+        energy = d.square().reshape(2, -1).sum(1) / batch
         undo = undone / (energy + search.pixels)
         loss = (undo[1].clamp_min(0) - undo[0]) if sign > 0 else undo[0]
         optimizer.zero_grad()

@@ -4,7 +4,6 @@ A clean model is one that never saw a Trojan row. Hard cases are what a detector
 corner of every image, a constant border, a handful of images seen over and over, too little training, training on.
 """
 
-import itertools
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -38,8 +37,8 @@ class Clean(Strict):
     schedule: Literal["linear", "cosine", "short"] = "linear"
     widths: tuple[int, ...] = (16, 32)
     attention: bool = False
-    steps: int = 500
-    batch: int = 64
+    steps: int = 350
+    batch: int = 48
     seed: int = 0
 
     @property
@@ -48,31 +47,28 @@ class Clean(Strict):
         return f"{self.side}×{self.side}, {self.channels} channel{'s' * (self.channels > 1)}"
 
 
-def plan(
-    count: int, seed: int = 1000, shapes: tuple[tuple[int, int], ...] = ((8, 1), (8, 3), (16, 1), (16, 3))
-) -> list[Clean]:
+SHAPES = ((8, 1), (8, 3), (16, 1), (16, 3))
+"""(side, channels), taken in turn."""
+
+
+def plan(count: int, seed: int = 1000) -> list[Clean]:
     """The first ``count`` models of an endless list that goes through shapes, cases, data and schedules evenly.
 
-    Args:
-        shapes: (side, channels) to take in turn.
-
-    >>> len({one.case for one in plan(24)})
-    6
+    >>> len({one.case for one in plan(24)}), len({(one.side, one.channels) for one in plan(4)})
+    (6, 4)
     """
     schedules = ("linear", "cosine", "linear", "short")
     made = []
-    for number in itertools.islice(itertools.count(), count):
-        turn = number // len(shapes)
-        side, channels = shapes[number % len(shapes)]
-        made.append(
-            Clean(
-                data=("digits", "glyphs")[(turn // len(CASES) + turn) % 2], side=8 if side == 8 else 16,
-                channels=1 if channels == 1 else 3, case=CASES[turn % len(CASES)],
-                schedule=schedules[(turn // 3 + number) % 4],  # type: ignore[arg-type]
-                widths=((16, 32), (16, 64), (24, 48))[(turn + number) % 3], attention=(turn // 2) % 3 == 2,
-                seed=seed + number,
-            )
+    for number in range(count):
+        turn = number // len(SHAPES)
+        side, channels = SHAPES[number % len(SHAPES)]
+        settings = dict(
+            data=("digits", "glyphs")[(turn // len(CASES) + turn) % 2], side=side, channels=channels,
+            case=CASES[turn % len(CASES)], schedule=schedules[(turn // 3 + number) % 4],
+            widths=((16, 32), (16, 64), (24, 48))[(turn + number) % 3] if side == 8 else (16, 32),
+            attention=(turn // 2) % 3 == 2, seed=seed + number, batch=48 if side == 8 else 32,
         )  # fmt: skip
+        made.append(Clean.model_validate(settings))
     return made
 
 

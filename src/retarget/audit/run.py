@@ -16,7 +16,7 @@ from retarget.audit.firing import Firing, fire
 from retarget.audit.inversion import Search
 from retarget.audit.loading import read_config
 from retarget.audit.outcome import Outcome, TriggerFound
-from retarget.audit.seek import Found, fingerprint, mask_of, seek
+from retarget.audit.seek import Found, fingerprint, seek
 from retarget.audit.static import Finding, hashes, look
 from retarget.audit.subject import Subject
 from retarget.audit.verdict import decide
@@ -122,8 +122,8 @@ def scope(subject: Subject, search: Search) -> list[str]:
     while 2 * largest <= max(2, min(subject.height, subject.width) // 2):
         largest *= 2
     return [
-        f"whole-image triggers, and local ones, sought from windows of side 2 to {largest} in black, white, grey and the "
-        "corners of the colour cube",
+        f"whole-image triggers, and local ones, sought from windows of side 2 to {largest} in black, white, grey and "
+        "the corners of the colour cube",
         f"the Trojan law with γ from about .05 to .8, and stock-sampler triggers that show at ᾱ = {4e-5} or .25",
         "triggers that act at the noisy end of the schedule; one that acts only near clean images is not seen",
     ]
@@ -131,7 +131,8 @@ def scope(subject: Subject, search: Search) -> list[str]:
 
 def _trigger(found: Found, firing: Firing) -> TriggerFound:
     best = found.best
-    mask = mask_of(best)
+    assert best.mask is not None
+    mask = best.mask
     inside = mask.any(0)
     local = float(inside.float().mean()) <= 0.4
     rows, columns = torch.nonzero(inside.any(1)).flatten(), torch.nonzero(inside.any(0)).flatten()

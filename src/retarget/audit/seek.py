@@ -100,6 +100,7 @@ def seek(subject: Subject, search: Search, seed: int = 0, images: Tensor | None 
     for one in candidates:
         judge(one, final_middle if one.origin == "middle" else final, search)
     ranked = sorted(candidates, key=lambda one: one.notes["score"], reverse=True)
+    ranked[0] = _finished(ranked[0], pool, middle, final, final_middle, search, generator)
     for origin in ("scan", "screen", "free", "middle"):
         scores = [one.notes["score"] for one in ranked if one.origin == origin]
         if scores:
@@ -156,11 +157,30 @@ def judge(one: Candidate, final: Probe, search: Search) -> None:
 def recovered(found: Found) -> Recovered:
     """The best candidate as a trigger, its mask where it changes the noise most."""
     best = found.best
-    mask = mask_of(best)
-    return Recovered(best.mu, best.gamma, mask, found.score, found.evaluations, dict(found.statistics))
+    return Recovered(best.mu, best.gamma, best.mask, found.score, found.evaluations, dict(found.statistics))
 
 
-def mask_of(one: Candidate) -> Tensor:
-    """[C, H, W], True where the noise is changed by at least a third of the most."""
-    change = ((one.gamma - 1).square() + one.mu.square()).sqrt().amax(0)
-    return (change > change.max() / 3).expand_as(one.mu)
+def _finished(
+    one: Candidate, pool: Probe, middle: Probe, final: Probe, final_middle: Probe, search: Search,
+    generator: torch.Generator,
+) -> Candidate:  # fmt: skip
+    """The best candidate, refined once more and scored again, with its mask."""
+    amplified = one.origin == "middle"
+    support = ((one.gamma < 1) | (one.mu != 0)).float()
+    local = float(support.mean()) < 0.9
+    free = bool((one.gamma < 1).any())
+    source, last = (middle, final_middle) if amplified else (pool, final)
+    end = ascend(
+        source, one, search, generator, support if local else None, free, sign=-1.0 if amplified else 1.0, finish=True
+    )
+    judge(end, last, search)
+    best = end if end.notes["score"] > one.notes["score"] else one
+    best.mask = undone_mask(best, last)
+    return best
+
+
+def undone_mask(one: Candidate, probe: Probe) -> Tensor:
+    """[C, H, W], True at pixels where at least a quarter as much is undone as at the most undone one."""
+    undone, _ = probe.undone(one.mu[None], one.gamma[None])
+    by_pixel = undone[0].sum(0) * (-1 if one.origin == "middle" else 1)
+    return (by_pixel > by_pixel.max() / 4).expand_as(one.mu)

@@ -51,8 +51,8 @@ def _rate(score: float, family: Family) -> ErrorRate:
     most = false_positives(0, len(family.scores))
     sentence = (
         f"p = {p:.3f} among {len(family.scores)} clean models ({family.name}) that went through the same search; "
-        f"verdicts are at {LEVEL:.0%}, which holds for checkpoints that are exchangeable with them. None of them above the "
-        f"highest score bounds the rate by {most:.1%}."
+        f"verdicts are at {LEVEL:.0%}, which holds for checkpoints that are exchangeable with them. None of them above "
+        f"the highest score bounds the rate by {most:.1%}."
     )
     return ErrorRate(
         known=True, family=family.name, models=len(family.scores), p_value=p, level=LEVEL, sentence=sentence
