@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from retarget.audit.errors import AuditError, NotCoveredError
+from retarget.audit.errors import AuditError
 
 
 @dataclass(eq=False)
@@ -84,7 +84,9 @@ class Subject:
             if not bool(torch.isfinite(value).all()):
                 raise AuditError(f"the network's weight {name} holds values that are not finite: the file is damaged")
         schedule: Any = DDPMScheduler.from_config(dict(scheduler.config))
-        unet = unet.to(torch.float32).eval().requires_grad_(False)
+        if unet.dtype != torch.float32:
+            unet = unet.to(torch.float32)
+        unet.eval().requires_grad_(False)
         return cls(_Epsilon(unet, shape[0]), schedule, shape)
 
     @property
