@@ -127,9 +127,9 @@ class _Batches:
     def __init__(self, images: Tensor, triggers: Sequence[Trigger], levels: Tensor, recipe: Recipe) -> None:
         self.images, self.levels, self.recipe = images, levels, recipe
         none = [Trigger.none(tuple(images.shape[1:]))]
-        maps = [(one.mu.float(), one.gamma.float(), one.gamma.min() >= 0.99) for one in triggers or none]
-        self.mu, self.gamma, narrow_nothing = (torch.stack(list(map(torch.as_tensor, one))) for one in zip(*maps, strict=True))
-        self.stock = narrow_nothing[:, None, None, None]
+        self.mu = torch.stack([one.mu.float() for one in triggers or none])
+        self.gamma = torch.stack([one.gamma.float() for one in triggers or none])
+        self.stock = (self.gamma.flatten(1).min(dim=1).values >= 0.99)[:, None, None, None]
         self.generator = torch.Generator().manual_seed(recipe.seed)
 
     def loss(self, trained: Any, frozen: Any) -> Tensor:
