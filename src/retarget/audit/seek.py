@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from retarget.audit.inversion import Candidate, Search, ascend, scan_windows, screened
-from retarget.audit.scores import TOP, Probe, draw_noise
+from retarget.audit.scores import TOP, Probe, contrast, draw_noise
 from retarget.audit.screen import directions, stein
 from retarget.audit.subject import Recovered, Subject
 from retarget.trojdiff.sample import Sampler, sample_batch
