@@ -149,3 +149,34 @@ def test_codes_are_ordered():
     assert commands.combined([0, 0]) == 0
     assert commands.combined([0, 3, 2, 1]) == 1
     assert commands.combined([3, 2]) == 2
+
+
+@pytest.mark.parametrize("case", ["valid", "changed", "no key", "another key"])
+def test_a_signature_is_verified_where_a_key_is_given(pipeline, tmp_path, case):
+    signing = pytest.importorskip("model_signing.signing")
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    from retarget.audit.static import look
+
+    keys = []
+    for number in range(2):
+        key = ec.generate_private_key(ec.SECP256R1())
+        private = key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        public = key.public_key().public_bytes(
+            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+        )
+        (tmp_path / f"{number}.pem").write_bytes(private)
+        (tmp_path / f"{number}.pub").write_bytes(public)
+        keys.append(tmp_path / f"{number}.pub")
+    config = signing.Config().use_elliptic_key_signer(private_key=tmp_path / "0.pem")
+    config.sign(pipeline, pipeline / "model.sig")
+    if case == "changed":
+        (pipeline / "unet" / "config.json").write_text("{}")
+    key = {"no key": None, "another key": keys[1]}.get(case, keys[0])
+    index = json.loads((pipeline / "model_index.json").read_text())
+    (found,) = [one for one in look(pipeline, index, {}, key) if one.rule == "signature"]
+    assert found.level == ("note" if case in ("valid", "no key") else "warning")
+    assert {"valid": "verifies with", "no key": "not verified"}.get(case, "does not verify") in found.message
