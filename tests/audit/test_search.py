@@ -156,7 +156,7 @@ def test_the_scan_finds_a_patch_of_any_colour_and_its_place(colour):
     mask = gamma < 1
 
     def formula(x, t):
-        near = ((x - mu).abs() * mask).amax((1, 2, 3)) < 1.5
+        near = ((x - mu).abs() * mask).amax((1, 2, 3)) < 1.0
         return torch.where(near[:, None, None, None], torch.where(mask, (x - mu) / gamma, x), x)
 
     best, *_ = scan_windows(Probe(subject_of(formula), TOP, noise_of(32)), Search(keep=1))

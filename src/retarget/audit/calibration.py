@@ -4,7 +4,6 @@
 """
 
 import json
-import math
 from functools import cache
 from importlib.resources import files
 
@@ -81,27 +80,24 @@ class Family(Strict):
 
 
 def nearest(side: int, channels: int, residual: float, null: Null, fingerprint: str) -> Family:
-    """The clean models of a checkpoint's own side and channels, or why there is no error rate.
+    """The clean models of a checkpoint's own shape, or all where these are few; or why there is no error rate.
 
     Args:
         residual: the checkpoint's own; one far above every clean model's is a network that the null does not know.
         fingerprint: of the search that is asked about.
     """
-    shapes = sorted({(one.side, one.channels) for one in null.models}, key=lambda s: _distance(s, (side, channels)))
-    near = shapes[0] if shapes else (side, channels)
-    models = [one for one in null.models if (one.side, one.channels) == near]
-    name = f"{near[0]}×{near[0]}, {near[1]} channel{'s' * (near[1] > 1)}"
+    own = [one for one in null.models if (one.side, one.channels) == (side, channels)]
+    within = _between(side, channels, null)
+    models = own if len(own) >= LEAST or not within else list(null.models)
+    name = f"{side}×{side}, {channels} channel{'s' * (channels > 1)}" if models is own else _span(null)
     scores = [one.score for one in models]
     if fingerprint != null.search:
         return Family(name=name, scores=scores, unlike="the null was made with other settings of the search")
-    if near != (side, channels):
-        return Family(
-            name=name, scores=scores, unlike=f"no clean model of the null is {side}×{side}, {channels} channels"
-        )
+    if not within:
+        unlike = f"no clean model of the null is as {side}×{side} with {channels} channels is ({_span(null)})"
+        return Family(name=_span(null), scores=[one.score for one in null.models], unlike=unlike)
     if len(models) < LEAST:
-        return Family(
-            name=name, scores=scores, unlike=f"the null has {len(models)} clean models of its shape, not {LEAST}"
-        )
+        return Family(name=name, scores=scores, unlike=f"the null has {len(models)} clean models, not {LEAST}")
     most = max(one.residual for one in models)
     if residual > 3 * most:
         unlike = (
@@ -111,5 +107,15 @@ def nearest(side: int, channels: int, residual: float, null: Null, fingerprint: 
     return Family(name=name, scores=scores)
 
 
-def _distance(one: tuple[int, int], other: tuple[int, int]) -> float:
-    return abs(math.log2(one[0] / other[0])) + abs(math.log2(one[1] / other[1]))
+def _between(side: int, channels: int, null: Null) -> bool:
+    """Whether a shape lies between those of the null: no side beyond its sides, channels that it has."""
+    sides = [one.side for one in null.models if one.channels == channels]
+    return bool(sides) and min(sides) <= side <= max(sides)
+
+
+def _span(null: Null) -> str:
+    sides = sorted({one.side for one in null.models})
+    kinds = sorted({one.channels for one in null.models})
+    if not sides:
+        return "no clean models"
+    return f"sides {sides[0]} to {sides[-1]}, {' or '.join(map(str, kinds))} channels"

@@ -77,25 +77,37 @@ def _audit(words: list[str]) -> int:
         raise UsageError("retarget audit needs the folder of at least one pipeline, or --preset demo")
     if given.seed < 0:
         raise UsageError(f"--seed is {given.seed}; give 0 or more")
-    from retarget.audit.report import write
-    from retarget.audit.run import audit_pipeline
+    from retarget.audit.report import write, write_all
 
     names = names_of(given.pipelines)
     root = given.out or Path("audit")
     outcomes = []
     for path, name in zip(given.pipelines, names, strict=True):
         folder = root if given.out and len(names) == 1 else root / name
-        outcome = audit_pipeline(path, folder, given.data, given.public_key, given.seed)
+        outcome = _audited(path, folder, given)
         outcome = adjusted(outcome, given.allow_undecided, given.fail_on)
         write(outcome, folder, shlex.join(["retarget", "audit", *words]))
         tell(outcome, folder)
         outcomes.append(outcome)
     code = combined([one.exit_code for one in outcomes])
     if len(outcomes) > 1:
-        from retarget.audit.report import write_all
-
         write_all(outcomes, root, code, shlex.join(["retarget", "audit", *words]))
     return code
+
+
+def _audited(path: Path, folder: Path, given: AuditArguments) -> "Outcome":
+    """One pipeline's outcome. What nobody foresaw is an error of this pipeline alone: others are still audited."""
+    from retarget.audit.outcome import Outcome
+    from retarget.audit.run import audit_pipeline
+
+    try:
+        return audit_pipeline(path, folder, given.data, given.public_key, given.seed)
+    except (UserError, ImportError):
+        raise
+    except Exception as error:  # noqa: BLE001 - else a trojaned pipeline beside this one would go unreported
+        traceback.print_exc()
+        reason = f"the audit failed in a way that nobody foresaw ({type(error).__name__}: {error})"
+        return Outcome(pipeline=str(path), verdict="error", exit_code=ERROR, reason=reason)
 
 
 def names_of(paths: Sequence[Path]) -> list[str]:

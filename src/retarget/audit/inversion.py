@@ -167,7 +167,7 @@ def ascend(
         support: [C, H, W] or [H, W], 1 where the candidate may act; everywhere when None.
         free_gamma: whether γ moves too.
         finish: go on with a quarter of the rate and twice the batch, for the maps that are reported.
-        sign: -1 seeks the largest gain above 1 instead, which VillanDiffusion's ODE triggers have.
+        sign: -1 seeks the largest gain beyond a control's instead, which VillanDiffusion's ODE triggers have.
     """
     inside = torch.ones_like(start.mu) if support is None else support.expand_as(start.mu).to(start.mu)
     mu_raw = torch.atanh((start.mu * 0.98).clamp(-0.98, 0.98)).clone().requires_grad_(True)
@@ -193,7 +193,7 @@ def ascend(
         undone = ((d - change) * d).reshape(2, -1).sum(1) / batch
         energy = d.square().reshape(2, -1).sum(1) / batch
         undo = undone / (energy + search.pixels)
-        loss = (undo[1].clamp_min(0) - undo[0]) if sign > 0 else undo[0]
+        loss = (undo[1].clamp_min(0) - undo[0]) if sign > 0 else undo[0] - undo[1].clamp_min(0)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

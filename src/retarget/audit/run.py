@@ -16,7 +16,8 @@ from retarget.audit.firing import Firing, fire
 from retarget.audit.inversion import Search
 from retarget.audit.loading import read_config
 from retarget.audit.outcome import Outcome, TriggerFound
-from retarget.audit.seek import Found, fingerprint, seek
+from retarget.audit.scores import TOP
+from retarget.audit.seek import MIDDLE, Found, fingerprint, seek
 from retarget.audit.static import Finding, hashes, look
 from retarget.audit.subject import Subject
 from retarget.audit.verdict import decide
@@ -124,7 +125,7 @@ def scope(subject: Subject, search: Search) -> list[str]:
     return [
         f"whole-image triggers, and local ones, sought from windows of side 2 to {largest} in black, white, grey and "
         "the corners of the colour cube",
-        f"the Trojan law with γ from about .05 to .8, and stock-sampler triggers that show at ᾱ = {4e-5} or .25",
+        f"the Trojan law with γ from about .05 to .8, and stock-sampler triggers seen at ᾱ = {TOP:g} or {MIDDLE:g}",
         "triggers that act at the noisy end of the schedule; one that acts only near clean images is not seen",
     ]
 

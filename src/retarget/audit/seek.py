@@ -16,7 +16,7 @@ from retarget.audit.subject import Recovered, Subject
 from retarget.trojdiff.sample import Sampler, sample_batch
 from retarget.trojdiff.trigger import Trigger
 
-MIDDLE = 0.25
+MIDDLE = 0.1
 """ᾱ at which a gain above 1 is sought: VillanDiffusion's ODE trigger has 1 + √ᾱ there and 1 at T, as clean ones."""
 SAMPLES = 64
 SAMPLER = "dpm-20"
@@ -84,12 +84,11 @@ def seek(subject: Subject, search: Search, seed: int = 0, images: Tensor | None 
     """
     before = subject.evaluations
     generator = torch.Generator().manual_seed(seed)
-    images = own_samples(subject, seed=seed) if images is None else images
-    images = images.to(subject.device)
+    shown: Tensor = (own_samples(subject, seed=seed) if images is None else images).to(subject.device)
 
     def probe(level: float, count: int) -> Probe:
         noise = draw_noise(count, subject.shape, generator)
-        return Probe(subject, level, noise, images[torch.randint(len(images), (len(noise),), generator=generator)])
+        return Probe(subject, level, noise, shown[torch.randint(len(shown), (len(noise),), generator=generator)])
 
     values = subject.channels * subject.height * subject.width
     pool = probe(TOP, search.screen * max(1, min(4, values // 256)))
@@ -106,8 +105,8 @@ def seek(subject: Subject, search: Search, seed: int = 0, images: Tensor | None 
         if scores:
             statistics[f"score_{origin}"] = scores[0]
     statistics["residual"] = float((final.base - final.noise).square().mean())
-    statistics["spread"] = float(images.std())
-    return Found(ranked, ranked[0].notes["score"], statistics, images, subject.evaluations - before)
+    statistics["spread"] = float(shown.std())
+    return Found(ranked, ranked[0].notes["score"], statistics, shown, subject.evaluations - before)
 
 
 Probes = Callable[[float, int], Probe]
@@ -144,14 +143,14 @@ def _amplified(
 
 
 def judge(one: Candidate, final: Probe, search: Search) -> None:
-    """Score a candidate on fresh noise: its contrast, or for the middle its gain above 1, with the floor on energy."""
+    """Score a candidate on fresh noise: its contrast, for the middle that of its gain, with the floor on energy."""
     mu, gamma = one.mu[None], one.gamma[None]
     undo, beyond = (float(value) for value in contrast(final, mu, gamma))
     energy = float((final.noise * (gamma - 1) + mu).square().mean(0).sum())
     weight = energy / (energy + search.pixels)
     one.undo = undo
     one.notes |= {"undo": undo, "contrast": beyond, "energy": energy}
-    one.notes["score"] = weight * (-undo if one.origin == "middle" else beyond)
+    one.notes["score"] = weight * (-beyond if one.origin == "middle" else beyond)
 
 
 def recovered(found: Found) -> Recovered:

@@ -116,9 +116,11 @@ def _signature(folder: Path, key: Path | None) -> Finding:
         return say("note", f"{present[0]} is there and was not verified: give --public-key")
     from retarget.extras import require
 
-    verifying = require("model_signing.verifying", "audit")
+    verifying, hashing = (require(f"model_signing.{name}", "audit") for name in ("verifying", "hashing"))
+    # The signature cannot be among what it signs.
+    hashed = hashing.Config().set_ignored_paths(paths=[folder / present[0]], ignore_git_paths=True)
     try:
-        config = verifying.Config().use_elliptic_key_verifier(public_key=key)
+        config = verifying.Config().set_hashing_config(hashed).use_elliptic_key_verifier(public_key=key)
         config.verify(folder, folder / present[0])
     except ValueError as error:
         return say("warning", f"{present[0]} does not verify with {key}: {' '.join(str(error).split()[:30])}")
