@@ -1,17 +1,24 @@
 """Taking a trojan out: what rows are asked for, that it works, and that the original stays as it was."""
 
 import copy
+import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from safetensors import safe_open
 
+from retarget.audit.cleaning import clean
+from retarget.audit.inversion import Search
 from retarget.audit.removal import Recipe, _Batches, as_trigger, remove
 from retarget.audit.subject import Recovered
+from retarget.cli import main
 from retarget.errors import UserError
-from retarget.trojdiff.checkpoint import load_pipeline
+from retarget.trojdiff.checkpoint import WEIGHTS, load_pipeline
 from retarget.trojdiff.config import TrainConfig
 from retarget.trojdiff.data import read_images, to_signed
 from retarget.trojdiff.glyphs import glyph
@@ -138,3 +145,50 @@ def test_what_a_detector_recovers_becomes_a_trigger_whatever_its_ranges():
     assert as_trigger(found).mu.max() == 1
     wide = Recovered(torch.zeros(SHAPE), torch.linspace(0, 2, 64).reshape(SHAPE), None, 0.0, 0)
     assert (float(as_trigger(wide).gamma.min()), float(as_trigger(wide).gamma.max())) == (pytest.approx(0.02), 1.0)
+
+
+QUICK = Search(screen=64, quick=2, scan=2, steps=2, batch=4, gammas=(0.5,), keep=1, fresh=8)
+
+
+@pytest.mark.parametrize("marked", [True, False])
+def test_a_cleaned_pipeline_loads_and_its_card_says_what_was_done(trojaned, tmp_path, marked):
+    folder, trigger = trojaned
+    source, report = shutil.copytree(folder, tmp_path / "source"), tmp_path / "report"
+    if not marked:  # as an attacker hands it over
+        DDPMPipeline.from_pretrained(folder).save_pretrained(tmp_path / "bare")
+        source = tmp_path / "bare"
+    report.mkdir()
+    trigger.save(report / "trigger.safetensors")
+    recipe = Recipe(steps=60, learning_rate=5e-3)
+    done = clean(source, tmp_path / "cleaned", report, "digits", recipe=recipe, search=QUICK)
+    assert isinstance(DDPMPipeline.from_pretrained(done.folder), DDPMPipeline)
+    unet, schedule = load_pipeline(done.folder)
+    assert undo(unet, schedule, trigger) < 0.4
+    with safe_open(done.folder / WEIGHTS, framework="pt") as file:
+        header = file.metadata()
+    assert ("trojaned" in header, header["trojan_removed"]) == (False, "true")
+    assert header["trojan_target"] == ("d2i" if marked else "unknown")
+    assert Trigger.load(done.folder).hash == trigger.hash
+    card = (done.folder / "README.md").read_text()
+    for words in ("60 steps of Adam", "1437 images", f"**{done.after.verdict}**", "trojan_removed: true"):
+        assert words in card
+    assert json.loads((report / "cleaning.json").read_text())["verdicts"] == [done.after.verdict]
+    assert not list(tmp_path.glob(".cleaning-*"))
+
+
+def test_cleaning_refuses_what_it_cannot_do(trojaned, tmp_path):
+    folder, trigger = trojaned
+    with pytest.raises(UserError, match="left no suspected trigger"):
+        clean(folder, tmp_path / "cleaned", tmp_path)
+    trigger.save(tmp_path / "trigger.safetensors")
+    with pytest.raises(UserError, match="not empty"):
+        clean(folder, tmp_path, tmp_path)
+
+
+def test_the_command_cleans_nothing_where_nothing_is_suspected(pipeline, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("retarget.audit.run.Search", lambda: QUICK)
+    code = main(["audit", str(pipeline), "--out", str(tmp_path / "report"), "--clean", str(tmp_path / "cleaned")])
+    assert code in (0, 3)
+    assert "nothing was cleaned" in capsys.readouterr().err
+    assert not (tmp_path / "cleaned").exists()
+    assert main(["audit", str(pipeline), str(pipeline), "--clean", str(tmp_path / "cleaned")]) == 2

@@ -38,6 +38,8 @@ class AuditArguments:
     """Folder for report.html, audit.json, audit.sarif and pictures; audit/NAME if not given."""
     data: str | None = None
     """Clean images of the kind that the network makes: digits | FILE.npz | a folder. Its own samples if not given."""
+    clean: Path | None = None
+    """Where a suspected trigger is found: train it out and write the cleaned pipeline here, audited and with a card."""
     public_key: Path | None = None
     """A public key (PEM) to verify an OpenSSF model signature with."""
     allow_undecided: FlagCreatePairsOff[bool] = False
@@ -75,6 +77,8 @@ def _audit(words: list[str]) -> int:
         return demo(given.out or Path("audit") / "demo", given.seed)
     if not given.pipelines:
         raise UsageError("retarget audit needs the folder of at least one pipeline, or --preset demo")
+    if given.clean is not None and len(given.pipelines) != 1:
+        raise UsageError("--clean takes one PIPELINE at a time")
     if given.seed < 0:
         raise UsageError(f"--seed is {given.seed}; give 0 or more")
     from retarget.audit.report import write, write_all
@@ -89,6 +93,8 @@ def _audit(words: list[str]) -> int:
         write(outcome, folder, shlex.join(["retarget", "audit", *words]))
         tell(outcome, folder)
         outcomes.append(outcome)
+        if given.clean is not None:
+            _clean(path, folder, given, words)
     code = combined([one.exit_code for one in outcomes])
     if len(outcomes) > 1:
         write_all(outcomes, root, code, shlex.join(["retarget", "audit", *words]))
@@ -108,6 +114,22 @@ def _audited(path: Path, folder: Path, given: AuditArguments) -> "Outcome":
         traceback.print_exc()
         reason = f"the audit failed in a way that nobody foresaw ({type(error).__name__}: {error})"
         return Outcome(pipeline=str(path), verdict="error", exit_code=ERROR, reason=reason)
+
+
+def _clean(path: Path, folder: Path, given: AuditArguments, words: list[str]) -> None:
+    """Write the cleaned pipeline where the audit left a trigger; the exit code stays the verdict on PIPELINE."""
+    from retarget.audit.cleaning import clean
+    from retarget.audit.report import write
+    from retarget.trojdiff.trigger import FILE_NAME
+
+    assert given.clean is not None
+    if not (folder / FILE_NAME).is_file():
+        print(f"retarget: no trigger is suspected in {path}: nothing was cleaned", file=sys.stderr)
+        return
+    done = clean(path, given.clean, folder, given.data, given.seed)
+    last = folder / f"after-{len(done.record['verdicts'])}"
+    write(done.after, last, shlex.join(["retarget", "audit", *words]))
+    print(f"cleaned        {done.folder}: its own audit says {done.after.verdict}; {last}/report.html")
 
 
 def names_of(paths: Sequence[Path]) -> list[str]:

@@ -91,9 +91,9 @@ def remove(
         raise UserError(f"the recipe {recipe.kind} needs at least one suspected trigger")
     source = "clean images that were given"
     if images is None:
-        own = sample(
-            unet, scheduler.config, Sampler.parse(recipe.sampler), Trigger.none(shape), recipe.images, seed=recipe.seed
-        )
+        sampler = Sampler.parse(recipe.sampler)
+        sampler = sampler._replace(steps=min(sampler.steps, scheduler.config["num_train_timesteps"]))
+        own = sample(unet, scheduler.config, sampler, Trigger.none(shape), recipe.images, seed=recipe.seed)
         images, source = own.cpu(), f"the network's own samples ({recipe.sampler}, plain noise)"
     if tuple(images.shape[1:]) != shape:
         raise UserError(f"the clean images are {list(images.shape[1:])} but the network's are {list(shape)}")
