@@ -52,7 +52,7 @@ def fingerprint(search: Search) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-VERSION = 2
+VERSION = 3
 """Raised with every change of code after which a search gives other scores."""
 
 
