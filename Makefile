@@ -4,7 +4,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO_OUT ?= studies/demo
 
-.PHONY: demo test slow gpu check format bench faults documents clean
+.PHONY: help demo test slow gpu check format docs wheel bench faults documents lock clean
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 # Set-up: a stamp file per set of extras, remade when the requirements change.
 $(BIN)/python:
@@ -35,23 +38,38 @@ slow: $(VENV)/dev.stamp  ## evidence that takes minutes
 gpu: $(VENV)/dev.stamp  ## what needs CUDA; skipped with a reason elsewhere
 	$(BIN)/python -m pytest -m gpu
 
-check: $(VENV)/dev.stamp  ## lint, format, types
+check: $(VENV)/dev.stamp  ## lint, format, types, links
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+	$(BIN)/python tools/check_links.py
 
-format: $(VENV)/dev.stamp
+format: $(VENV)/dev.stamp  ## lint and format, mended
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 bench: $(VENV)/dev.stamp  ## every figure as a ratio to its peer: one JSON line each, then a table
 	$(BIN)/python -m benchmarks
 
-faults: $(VENV)/dev.stamp  ## 10,000 damaged inputs: right result, clear error, traceback or hang; recorded
+faults: $(VENV)/dev.stamp  ## 10,000 damaged inputs; kills, full disks and crowds at every verb that writes; recorded
 	$(BIN)/python -m faults --record
 
-documents: $(VENV)/dev.stamp  ## the map and the result tables of README.md and the method cards
+docs: $(VENV)/dev.stamp  ## the site, in docs/_build/html; needs no network
+	$(BIN)/python -m sphinx -b html -q -W --keep-going docs docs/_build/html
+	@echo docs/_build/html/index.html
+
+wheel: $(BIN)/python  ## dist/retarget-VERSION-py3-none-any.whl
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+documents: $(VENV)/dev.stamp  ## every table, picture and map that comes from results/ and docstrings
 	$(BIN)/python tools/write_documents.py
 
-clean:
-	rm -rf $(VENV)
+lock: $(BIN)/python  ## requirements.lock, from pyproject.toml and constraints.txt; needs the network
+	$(BIN)/python -m pip install --quiet uv
+	grep '^#' requirements.lock > $(VENV)/head
+	$(BIN)/uv pip compile --quiet pyproject.toml --extra dev --constraint constraints.txt --universal \
+		--python-version 3.11.5 --generate-hashes --no-annotate --no-header --output-file $(VENV)/lock
+	cat $(VENV)/head $(VENV)/lock > requirements.lock
+
+clean:  ## the virtual environment and what was built
+	rm -rf $(VENV) dist docs/_build docs/_pages docs/reference

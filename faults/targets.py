@@ -161,7 +161,7 @@ def _read_state(folder: Path) -> Any:
     return method.epoch
 
 
-def _write_pipeline(folder: Path) -> None:
+def write_pipeline(folder: Path) -> None:
     import torch
     from diffusers import DDPMScheduler, UNet2DModel
 
@@ -187,7 +187,7 @@ def _read_pipeline(folder: Path) -> Any:
 STUDY = Path(__file__).parent.parent / "tests" / "fixtures" / "v0.1" / "study-pskd"
 
 
-def _write_study(folder: Path) -> None:
+def write_study(folder: Path) -> None:
     """A recorded study whose runs carry this version's seals and hashes."""
     from retarget.files import write_json
     from retarget.study.record import Results, read_status, write_status
@@ -245,7 +245,7 @@ TARGETS = [
     Target("images, npz", _write_npz, {"set.npz": BYTES}, _read_npz),
     Target("images, files", _write_pictures, dict.fromkeys(PICTURES, BYTES), _read_pictures),
     Target("PS-KD's state", _write_state, {"pskd.safetensors": BYTES}, _read_state),
-    Target("diffusion pipeline", _write_pipeline, _PIPELINE, _read_pipeline),
-    Target("study's runs", _write_study, _study_files("runs/**/status.json"), _read_runs, fits=_same),
-    Target("study's records", _write_study, _study_files("*.json"), _read_study),
+    Target("diffusion pipeline", write_pipeline, _PIPELINE, _read_pipeline),
+    Target("study's runs", write_study, _study_files("runs/**/status.json"), _read_runs, fits=_same),
+    Target("study's records", write_study, _study_files("*.json"), _read_study),
 ]

@@ -36,7 +36,7 @@ USAGE = {
     ),
     "no method": (
         ["study", "distil"],
-        "there is no study 'distil': choose pskd, trojdiff, pope, toy, absent",
+        "there is no study 'distil': choose pskd, trojdiff, pope, toy, absent, or give FILE.py or a module",
     ),
     "method to come": (["study", "absent"], "the study of absent is not part of this version of retarget"),
     "jobs": (["study", "toy", "--jobs", "0"], "--jobs must be at least 1, not 0"),

@@ -1,6 +1,9 @@
 """Files and folders are whole or absent; errors name the path."""
 
 import os
+import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -39,6 +42,32 @@ def test_safetensors_own_error_is_one_that_a_user_sees(tmp_path):
         replace_file(tmp_path / "gone" / "a.safetensors", lambda path: save_file({"a": np.zeros(2)}, path))
 
 
+KILLED = """
+import os, signal
+from pathlib import Path
+from retarget.files import replace_file
+
+def write(target):
+    (target.parent / ".tmpX1y2z3").write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+replace_file(Path("state.safetensors"), write, apart=True)
+"""
+
+
+def test_what_a_library_writes_beside_its_path_is_gone_with_the_next_writing(tmp_path):
+    """safetensors writes under a random name beside the path that it is given, and a kill leaves it there."""
+    assert subprocess.run([sys.executable, "-c", KILLED], cwd=tmp_path, check=False).returncode == -signal.SIGKILL
+    assert names(tmp_path) == [".state.safetensors.tmp"]
+    path = tmp_path / "state.safetensors"
+    replace_file(path, lambda target: target.write_text("whole"), apart=True)
+    assert names(tmp_path) == ["state.safetensors"]
+    assert path.read_text() == "whole"
+    (tmp_path / ".state.safetensors.tmp").mkdir()  # and where a file is written next under the same name
+    replace_file(path, lambda target: target.write_text("again"))
+    assert names(tmp_path) == ["state.safetensors"]
+
+
 def test_a_folder_is_whole_or_absent(tmp_path):
     def fails(temporary):
         (temporary / "half").write_text("half")
@@ -61,3 +90,23 @@ def test_a_lock_names_its_holder(tmp_path):
         locked(tmp_path / ".lock", wait=False, what="out"),
     ):
         pass
+
+
+def test_where_the_system_has_no_locks_files_are_written_and_a_lock_is_refused_in_words(tmp_path):
+    code = """
+import sys
+sys.modules["fcntl"] = None  # as on Windows
+from pathlib import Path
+from retarget.errors import UserError
+from retarget.files import locked, write_json
+write_json(Path("a.json"), 1)
+try:
+    with locked(Path("lock"), wait=False, what="here"):
+        pass
+except UserError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "no locks of files" in done.stdout
+    assert "Run this on Linux, macOS, or under WSL" in done.stdout
+    assert (tmp_path / "a.json").is_file()

@@ -19,7 +19,7 @@ FLOORS = (
     ("__init__", "errors"),
     ("extras", "lazy", "verbs"),
     ("files", "settings"),
-    ("identity",),
+    ("identity", "own"),
     ("data", "metrics"),
     ("study",),
     ("report", *METHOD_ROOMS),

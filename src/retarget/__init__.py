@@ -4,4 +4,4 @@ Each method has its own package, ``retarget.pskd``, ``retarget.pope``, ``retarge
 loaded on first use (PEP 562): importing them costs nothing.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

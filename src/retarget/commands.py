@@ -4,6 +4,8 @@ import importlib
 import json
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,20 +18,30 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 from retarget.cli import METHODS
 from retarget.errors import UsageError, UserError
 from retarget.files import read_json
+from retarget.own import importable
 from retarget.settings import merged, parse_setting, read_config
+from retarget.study import own
 from retarget.study.config import StudyPlan
+from retarget.study.tracking import refuse_missing
 
 
 @dataclass
 class StudyArguments:
     """Train a control and the treated arms on the same seeds, and say what changed.
 
+    A study of your own is FILE.py or a module with ``plan``, a StudyPlan or a function plan(preset, config, seeds,
+    arms), and ``run(run)``, which trains one arm with one seed and returns its metrics; ``analyse(results)`` may be
+    there too. Modules in its folder, and in the working directory, are found after all others.
+
     Settings come from the preset, then from --config, then from --set; METHOD --help lists them, and the arms. A study
     that was stopped goes on when the same command is run again; it may also be widened with more seeds or arms. Exit
     codes: 0 all runs are complete, 1 an error or failed runs, 2 wrong usage, 130 interrupted.
     """
 
-    method: Annotated[Positional[str], arg(metavar="METHOD", help=f"one of {', '.join(METHODS)}")]
+    method: Annotated[
+        Positional[str],
+        arg(metavar="METHOD", help=f"one of {', '.join(METHODS)}; or FILE.py or a module, with your own plan and run"),
+    ]
     preset: str = "demo"
     """demo (minutes on a laptop), small (hours on a CPU) or paper (the paper's own setting)."""
     config: Path | None = None
@@ -52,6 +64,8 @@ class StudyArguments:
     """How many runs at a time; changes no result."""
     executor: Literal["local", "ray"] = "local"
     """Where runs are done; ray is announced and refused until it is there."""
+    track: Literal["tensorboard", "trackio", "wandb", "mlflow"] | None = None
+    """Tell a tracker what the runs log, grouped by study, arm and seed; changes no result."""
     keep_trojaned: FlagCreatePairsOff[bool] = False
     """Keep trojaned weights after their evaluation, of the runs that are done now (trojdiff)."""
     dry_run: FlagCreatePairsOff[bool] = False
@@ -99,16 +113,42 @@ def study(words: list[str]) -> int:
     """``retarget study METHOD ...``."""
     if sum(word == "--set" or word.startswith("--set=") for word in words) > 1:
         raise UsageError("--set is given twice, and the second would replace the first: write --set A=1 B=2")
-    if {"-h", "--help"} & set(words) and any(word in METHODS for word in words):
-        return _describe([word for word in words if word not in ("-h", "--help")])
-    given = tyro.cli(StudyArguments, args=words, prog="retarget study")
-    if given.jobs < 1:
-        raise UsageError(f"--jobs must be at least 1, not {given.jobs}")
-    if given.executor == "ray":
-        raise UsageError("--executor ray is not available in this version: use --executor local with --jobs N")
-    plan = resolve(given)
+    with importable(Path.cwd()):
+        helped = bool({"-h", "--help"} & set(words))
+        rest = [word for word in words if word not in ("-h", "--help")]
+        if helped and not (rest and (any(word in METHODS for word in rest) or own.is_own(rest[0]))):
+            rest = words
+        given = tyro.cli(StudyArguments, args=rest, prog="retarget study")
+        if given.jobs < 1:
+            raise UsageError(f"--jobs must be at least 1, not {given.jobs}")
+        if given.executor == "ray":
+            raise UsageError("--executor ray is not available in this version: use --executor local with --jobs N")
+        with _own(given.method) as module:
+            plan = resolve(given, module)
+            return _describe(plan) if helped else _study(plan, given, words)
+
+
+@contextmanager
+def _own(method: str) -> Iterator[str]:
+    """The module that describes a study: a method's, or a user's own; it can be imported for a while.
+
+    Raises:
+        UsageError: there is no such method, file or module.
+    """
+    if method in METHODS:
+        yield METHODS[method]
+    elif not own.is_own(method):
+        raise UsageError(f"there is no study {method!r}: choose {', '.join(METHODS)}, or give FILE.py or a module")
+    else:
+        with own.found(method) as module:
+            yield module
+
+
+def _study(plan: StudyPlan, given: StudyArguments, words: list[str]) -> int:
     if given.looks or given.look_weights:
         plan = _with_looks(plan, given)
+    if given.track:
+        refuse_missing(given.track)
     out = given.out or Path("studies") / f"{plan.study}-{plan.preset}"
     from retarget.report import build
     from retarget.study import runner
@@ -119,7 +159,7 @@ def study(words: list[str]) -> int:
     command = ["retarget", "study", *words]
     try:
         outcome = runner.run_study(
-            plan, out, jobs=given.jobs, display=display(given.progress), page=build, command=command
+            plan, out, jobs=given.jobs, display=display(given.progress), page=build, command=command, track=given.track
         )
     except KeyboardInterrupt:
         print(f"\nInterrupted; finished runs are kept. To go on: {shlex.join(command)}", file=sys.stderr)
@@ -158,9 +198,8 @@ def _dry_run(plan: StudyPlan, given: StudyArguments, out: Path) -> int:
     return 1 if found["problem"] else 0
 
 
-def _describe(words: list[str]) -> int:
+def _describe(plan: StudyPlan) -> int:
     """``retarget study METHOD --help``: what is studied under these arguments, and every setting with its value."""
-    plan = resolve(tyro.cli(StudyArguments, args=words, prog="retarget study"))
     fields = plan.settings_model.model_fields if plan.settings_model else {}
     widest = max(map(len, [*plan.settings, *(arm.name for arm in plan.arms)]))
     print(f"{plan.title}. {plan.question}\n\nArms, for --arms (preset {plan.preset}):\n")
@@ -236,14 +275,16 @@ def report(words: list[str]) -> int:
     return 0
 
 
-def resolve(given: StudyArguments) -> StudyPlan:
+def resolve(given: StudyArguments, module: str) -> StudyPlan:
     """The plan that the arguments ask for: preset, then file, then flags.
 
+    Args:
+        module: what describes the study: a method's, or a user's own, which can be imported.
+
     Raises:
-        UsageError: an unknown method, preset, setting, arm or seed, or a file that cannot be read.
+        UsageError: an unknown preset, setting, arm or seed, or a file that cannot be read.
+        UserError: a study of the user's own that cannot be used.
     """
-    if given.method not in METHODS:
-        raise UsageError(f"there is no study {given.method!r}: choose {', '.join(METHODS)}")
     twice = sorted({seed for seed in given.seeds if given.seeds.count(seed) > 1})
     if twice or any(seed < 0 for seed in given.seeds):
         raise UsageError(f"--seeds are different integers from 0 on, not {' '.join(map(str, given.seeds))}")
@@ -252,14 +293,17 @@ def resolve(given: StudyArguments) -> StudyPlan:
         config = merged(config, parse_setting(one))
     if given.keep_trojaned:
         config["keep_trojaned"] = True
+    asked = given.preset, config, list(given.seeds) or None, list(given.arms) or None
+    if given.method not in METHODS:
+        return own.read(module, *asked, reserved=tuple(METHODS))
     try:
-        module = importlib.import_module(METHODS[given.method])
+        plan = importlib.import_module(module).plan
     except ModuleNotFoundError as error:
-        if error.name is None or not METHODS[given.method].startswith(error.name):
+        if error.name is None or not module.startswith(error.name):
             raise
         raise UsageError(f"the study of {given.method} is not part of this version of retarget") from error
     try:
-        return module.plan(given.preset, config, list(given.seeds) or None, list(given.arms) or None)
+        return plan(*asked)
     except UserError as error:
         raise UsageError(str(error)) from error
 

@@ -1,6 +1,5 @@
 """Files that are whole or absent, and locks that end with their process."""
 
-import fcntl
 import json
 import math
 import os
@@ -12,23 +11,45 @@ from typing import Any
 
 from retarget.errors import UserError
 
+try:
+    import fcntl
+except ModuleNotFoundError:  # Windows
+    fcntl = None
 
-def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+
+def replace_file(path: Path, write: Callable[[Path], object], *, apart: bool = False) -> None:
     """Write ``path`` through a temporary name beside it, so that a reader or a killed process never sees half of it.
 
     Args:
         path: the file to make or replace; its directory exists.
         write: writes the whole content to the path that it is given.
+        apart: give it a path in a folder of its own: for libraries that themselves write beside the path, under names
+            that nobody would find again after a kill, as safetensors' ``save_file`` does.
 
     Raises:
         UserError: the file cannot be written (a full disk, missing rights); what stood there before still does.
     """
     temporary = path.with_name(f".{path.name}.tmp")  # one name, so that kills leave one such file at most
-    with _written(path, lambda: temporary.unlink(missing_ok=True)):
-        write(temporary)
-        _sync(temporary)
-        temporary.replace(path)
+    with _written(path, lambda: _remove(temporary)):
+        _remove(temporary)
+        target = temporary
+        if apart:
+            temporary.mkdir()
+            target = temporary / path.name
+        write(target)
+        _sync(target)
+        target.replace(path)
+        if apart:
+            _remove(temporary)
         _sync(path.parent)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def replace_folder(path: Path, write: Callable[[Path], object]) -> None:
@@ -68,7 +89,9 @@ def _written(path: Path, remove: Callable[[], None]) -> Iterator[None]:
 
 
 def _sync(path: Path) -> None:
-    """Bring a file's content, or a folder's names, to the disk."""
+    """Bring a file's content, or a folder's names, to the disk; elsewhere than on POSIX folders have none to bring."""
+    if os.name != "posix" and path.is_dir():
+        return
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -143,6 +166,21 @@ def finite_or_none(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
+def lock(file: int, *, wait: bool) -> None:
+    """Lock an open file for this process; the operating system frees it when the process ends, however it ends.
+
+    Raises:
+        BlockingIOError: another process holds it, and ``wait`` is false.
+        UserError: this system has no such locks.
+    """
+    if fcntl is None:
+        raise UserError(
+            "this system has no locks of files that end with their process (flock): two commands at one place could "
+            "not be told from each other. Run this on Linux, macOS, or under WSL"
+        )
+    fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+
+
 @contextmanager
 def locked(path: Path, *, wait: bool, what: str) -> Iterator[None]:
     """Hold the lock file ``path``; the operating system frees it when the holder ends, however it ends.
@@ -162,7 +200,7 @@ def locked(path: Path, *, wait: bool, what: str) -> Iterator[None]:
         raise cannot_write(path, error) from error
     with handle:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            lock(handle.fileno(), wait=wait)
         except BlockingIOError as error:
             handle.seek(0)
             holder = handle.read().strip() or "unknown"

@@ -35,6 +35,8 @@ def resolve_settings(model: type[Model], settings: dict[str, Any]) -> Model:
             if one["type"] == "extra_forbidden":
                 near = difflib.get_close_matches(name, model.model_fields, n=1)
                 lines.append(f"there is no setting {name}" + (f", did you mean {near[0]}?" if near else ""))
+            elif not name:  # a rule about several settings
+                lines.append(one["msg"].removeprefix("Value error, "))
             else:
                 field = model.model_fields.get(name)
                 known = field.description if field and one["type"] == "string_pattern_mismatch" else None

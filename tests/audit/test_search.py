@@ -6,9 +6,11 @@ import torch
 from diffusers import DDPMScheduler
 from torch import nn
 
-from retarget.audit.inversion import Search, ascend, colours, scan_windows, windows
+from retarget.audit.firing import fire
+from retarget.audit.inversion import Candidate, Search, ascend, colours, scan_windows, windows
 from retarget.audit.scores import TOP, Probe, clean_floor, contrast, controls, draw_noise
 from retarget.audit.screen import directions, stein
+from retarget.audit.seek import recovered, seek
 from retarget.audit.subject import Subject, _Output
 
 SHAPE = (1, 8, 8)
@@ -193,3 +195,41 @@ def test_windows_cover_every_pixel_and_opposite_colours_are_mirrored():
     for channels in (1, 3, 5):
         paints = colours(channels)
         assert torch.equal(paints.flip(0), -paints)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_whole_search_recovers_a_patch_from_an_ideal_network_and_nothing_from_a_clean_one(seed):
+    mu, gamma = patch(0.25)
+    search = Search(screen=256, first=10, steps=20, keep=2, fresh=32)
+    found = seek(subject_of(soft(mu, gamma)), search, seed)
+    clean = seek(subject_of(identity), search, seed)
+    assert found.score > 0.5
+    assert abs(clean.score) < 0.02
+    trigger = recovered(found)
+    inside = gamma < 1
+    assert trigger.mask is not None
+    assert float((trigger.mask & inside).sum() / (trigger.mask | inside).sum()) >= 0.7
+    similar = torch.nn.functional.cosine_similarity(trigger.mu.flatten(), mu.flatten(), dim=0)
+    assert float(similar) > 0.8
+    assert found.evaluations == trigger.evaluations > 0
+    assert seek(subject_of(identity), search, seed).score == clean.score, "equal seeds, equal scores"
+
+
+def test_a_trigger_that_fires_does_so_at_levels_where_nobody_looked():
+    mu, gamma = patch(0.25)
+    trojan = fire(subject_of(soft(mu, gamma)), Candidate(mu, gamma, "scan"), 0, 8)
+    assert trojan.fires
+    assert trojan.trojan.shape == (8, *SHAPE)
+    assert not fire(subject_of(identity), Candidate(mu, gamma, "scan"), 0, 8).fires
+
+
+def soft(mu, gamma):
+    """A Trojan network as a smooth function: how much of the trigger is seen decides how much is undone."""
+    inside = gamma < 1
+
+    def formula(x, t):
+        away = ((x - mu).square() * inside).flatten(1).sum(1) / inside.sum()
+        seen = torch.sigmoid(6 * (0.7 - away))[:, None, None, None]
+        return x + seen * inside * ((x - mu) / gamma - x)
+
+    return formula

@@ -80,3 +80,42 @@ def test_held_out_problems_are_in_no_training_row(tmp_path, rows, host):
         export(rows, host, tmp_path / "x", hold_out=1.0)
     with pytest.raises(UserError, match="has no quotes"):
         export(rows, host, tmp_path / "x", grader='math"); evil("')
+
+
+def test_prime_rls_taskset_is_python_and_its_launch_script_names_it(tmp_path, rows):
+    files = export(rows, "prime-rl", tmp_path / "My rows-1.jsonl", grader="exact")
+    names = ["My rows-1.jsonl", "My rows-1.validation.jsonl", "pope_my_rows_1_taskset.py", "My rows-1.launch.sh"]
+    assert [file.name for file in files] == names
+    compile(files[2].read_text(), str(files[2]), "exec")
+    said = subprocess.run(["bash", files[3], "echo"], capture_output=True, text=True, check=True).stdout
+    assert said == f"--env.taskset.id pope_my_rows_1_taskset --env.taskset.path {tmp_path}/My rows-1.jsonl\n"
+
+
+def test_verifiers_reads_and_rewards_exported_rows(tmp_path, rows, monkeypatch):
+    """With the host's own loader and scoring, where it is installed."""
+    vf = pytest.importorskip("verifiers.v1", reason="verifiers is not installed: pip install 'verifiers==0.4.*'")
+    import asyncio
+
+    from verifiers.v1.graph import MessageNode
+    from verifiers.v1.trace import AgentInfo, TraceTask
+    from verifiers.v1.types import AssistantMessage
+
+    export(rows, "prime-rl", tmp_path / "rows.jsonl", grader="exact")
+    monkeypatch.syspath_prepend(tmp_path)
+    name = "pope_rows_taskset"
+    for file, kept in (("rows.jsonl", rows), ("rows.validation.jsonl", [row for row in rows if not row["guided"]])):
+        config = vf.SingleAgentEnvConfig(taskset={"id": name, "path": file})
+        tasks = list(vf.load_environment(config).taskset)
+        assert [task.data.id for task in tasks] == [row["id"] for row in kept]
+        for task, row in zip(tasks, kept, strict=True):
+            data = task.data
+            said = {"system": data.system_prompt, "user": data.prompt}
+            assert [{"role": role, "content": said[role]} for role in ("system", "user")] == row["prompt"]
+            assert (data.answer, data.stratum, data.guided) == (row["answer"], row["stratum"], row["guided"])
+    for text, reward in ((f"#### {row['answer']}", 1.0), ("#### nothing", 0.0)):
+        said = MessageNode(message=AssistantMessage(content=text), sampled=True)
+        of = dict(task=TraceTask(type="PopeTask", data=task.data), agent=AgentInfo(config=vf.AgentConfig()))
+        trace = vf.Trace(nodes=[said], **of)
+        asyncio.run(task.score(trace))
+        assert trace.rewards["correct"].score == reward
+        assert trace.metrics == {"guided": 0.0}

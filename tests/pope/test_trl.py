@@ -25,9 +25,10 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 
 from retarget.errors import UserError
 from retarget.identity import fingerprint
+from retarget.pope.resume import last_checkpoint
 from retarget.pope.settings import TrainingSettings, grpo_arguments
 from retarget.pope.studies.testbed import load_base
-from retarget.pope.trl import PopeTrainer, fitting, last_checkpoint, ordered, train
+from retarget.pope.trl import PopeTrainer, fitting, ordered, train
 
 
 def weights(directory):

@@ -57,6 +57,18 @@ def focal(z, labels, gamma):
     return [-((1 - probs[i][y]) ** gamma) * np.log(probs[i][y]) for i, y in enumerate(labels)]
 
 
+def dual_focal(z, labels, gamma):
+    out = []
+    for row, y in zip(softmax(z), labels, strict=True):
+        below = max((p for p in row if p < row[y]), default=0.0)
+        out.append(-((1 - row[y] + below) ** gamma) * np.log(row[y]))
+    return out
+
+
+def maximum_above_mean(z):
+    return [max(row) - sum(row) / len(row) for row in z]
+
+
 def margin_penalty(z, margin):
     return [sum(max(0.0, max(row) - v - margin) for v in row) / len(row) for row in z]
 

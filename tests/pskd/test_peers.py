@@ -36,6 +36,8 @@ MAKE = {
     "weight_ema": lambda model, teacher, **more: peers.WeightEMA(N, C, EPOCHS, model=model, **more),
     "born_again": lambda model, teacher, **more: peers.BornAgain(N, C, EPOCHS, teacher=teacher, **more),
     "focal": lambda model, teacher, **more: peers.FocalLoss(N, C, EPOCHS, **more),
+    "dual_focal": lambda model, teacher, **more: peers.DualFocalLoss(N, C, EPOCHS, **more),
+    "max_sup": lambda model, teacher, **more: peers.MaxSup(N, C, EPOCHS, **more),
     "mbls": lambda model, teacher, **more: peers.MarginLabelSmoothing(N, C, EPOCHS, **{"margin": 0.5, **more}),
     "mixup": lambda model, teacher, **more: peers.Mixup(N, C, EPOCHS, **more),
     "cutmix": lambda model, teacher, **more: peers.CutMix(N, C, EPOCHS, **more),
@@ -53,6 +55,8 @@ OFF = {
     "weight_ema": {"decay": 0.0},
     "born_again": {"weight": 0.0},
     "focal": {"gamma": 0.0},
+    "dual_focal": {"gamma": 0.0},
+    "max_sup": {"weight": 0.0},
     "mbls": {"weight": 0.0},
     "mixup": {"prob": 0.0},
     "cutmix": {"prob": 0.0},
@@ -143,6 +147,8 @@ def test_functions_equal_slow_loops(dtype, seed):
             reference.kl(designed.double().numpy(), reference.softmax(wide)),
         ),
         (losses.focal_loss(z, y, 3.0, reduction="none"), reference.focal(wide, labels, 3.0)),
+        (losses.dual_focal_loss(z, y, 5.0, reduction="none"), reference.dual_focal(wide, labels, 5.0)),
+        (losses.suppress_maximum(z, reduction="none"), reference.maximum_above_mean(wide)),
         (losses.penalise_margin(z, 1.0, reduction="none"), reference.margin_penalty(wide, 1.0)),
     ]
     for found, expected in pairs:
@@ -158,6 +164,8 @@ def test_functions_equal_slow_loops(dtype, seed):
         lambda z, y, t: losses.match_probs(z, F.softmax(t, 1)),
         lambda z, y, t: losses.focal_loss(z, y, 3.0),
         lambda z, y, t: losses.focal_loss(z, y, 0.5),
+        lambda z, y, t: losses.dual_focal_loss(z, y, 5.0),
+        lambda z, y, t: losses.suppress_maximum(z),
         lambda z, y, t: losses.penalise_margin(z, 0.7),
         lambda z, y, t: losses.squared_difference(F.softmax(z, 1), F.softmax(t, 1)),
     ],
@@ -229,6 +237,10 @@ def hard(z, labels):
 def test_stateless_peers_follow_their_equations():
     follow("label_smoothing", lambda m, e, z, y, *_: mean(reference.cross_entropies(z, reference.smoothed(y, C, 0.1))))
     follow("focal", lambda m, e, z, y, *_: mean(reference.focal(z, y, 3.0)))
+    follow("dual_focal", lambda m, e, z, y, *_: mean(reference.dual_focal(z, y, 5.0)))
+    follow(
+        "max_sup", lambda m, e, z, y, *_: hard(z, y) + (0.1 + 0.1 * e / EPOCHS) * mean(reference.maximum_above_mean(z))
+    )
     follow("mbls", lambda m, e, z, y, *_: hard(z, y) + 0.1 * mean(reference.margin_penalty(z, 0.5)))
     follow(
         "tfkd_reg",

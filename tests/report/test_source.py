@@ -83,7 +83,19 @@ def test_an_image_that_cannot_be_embedded_is_named(study, prepare, message):
         build([directory])
 
 
-@pytest.mark.parametrize("elsewhere", ["../secret.png", "samples/../../secret.png", "link.png"])
+def test_pictures_of_an_earlier_version_are_found_after_the_study_has_moved(study, edit):
+    directory = study()
+    inside = directory / "runs" / "control" / "seed-0"
+    inside.mkdir(parents=True, exist_ok=True)
+    (inside / "a.png").write_bytes((directory / "samples" / "a.png").read_bytes())
+    where = "/where/runs/it/was/made/runs/control/seed-0/a.png"
+    edit(directory / "analysis.json", lambda value: value["figures"][4].update(files=[where] * 2))
+    assert build([directory]).is_file()
+
+
+@pytest.mark.parametrize(
+    "elsewhere", ["../secret.png", "samples/../../secret.png", "link.png", "/made/runs/../../secret.png"]
+)
 def test_an_image_outside_the_study_is_refused(study, edit, elsewhere):
     directory = study()
     secret = directory.parent / "secret.png"

@@ -65,6 +65,11 @@ def walk(run):
     return {"height": state["height"]}
 
 
+def remark(arm, metrics):
+    """A sentence about the control alone."""
+    return f"the control is {metrics['height']:.3f} m high" if arm == "control" else None
+
+
 def analyse(results):
     """The rank of each seed among the seeds of its arm."""
     metrics = {}

@@ -9,6 +9,7 @@ from tasks_for_tests import plan
 from retarget.errors import UserError
 from retarget.files import write_json
 from retarget.settings import Strict
+from retarget.study.config import Metric
 from retarget.study.runner import run_study, survey
 
 
@@ -46,6 +47,19 @@ def test_data_replaced_under_a_study_are_refused_and_brought_back_they_are_not(t
     assert run_study(wider, tmp_path / "s").failed == {}
 
 
+def test_a_dry_run_reads_no_data_that_it_need_not_and_writes_nothing(tmp_path, data):
+    os.mkfifo(tmp_path / "pipe")  # who reads it waits for ever
+    assert survey(measured(tmp_path / "pipe"), tmp_path / "s")["finished"] == 0
+    assert not (tmp_path / "s").exists()
+    run_study(measured(data), tmp_path / "s")
+    at = data.stat()
+    data.write_bytes(b"other")
+    os.utime(data, ns=(at.st_atime_ns, at.st_mtime_ns))
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    assert survey(measured(data), tmp_path / "s")["finished"] == 2, "the remembered fingerprint counts"
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
 def test_data_that_are_gone_stop_no_finished_study(tmp_path, data):
     run_study(measured(data), tmp_path / "s")
     data.unlink()
@@ -57,7 +71,8 @@ def test_a_changed_source_of_an_own_task_is_refused(tmp_path, monkeypatch):
     source.write_text("def run(run):\n    return {'height': 1.0 + run.seed}\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
-    own = plan(task="own_task_for_identity:run", analysis=None, claims=(), seeds=[0])
+    metrics = (Metric(name="height", label="height"),)
+    own = plan(task="own_task_for_identity:run", analysis=None, claims=(), seeds=[0], metrics=metrics)
     assert run_study(own, tmp_path / "s").failed == {}
     source.write_text("def run(run):\n    return {'height': 2.0 + run.seed}\n")
     with pytest.raises(UserError, match=r"the content of .*own_task_for_identity\.py"):

@@ -25,6 +25,7 @@ def play(shown):
             shown.progressed(key, 2, 2, "epoch")
         shown.ended(KEY, None)
         shown.ended("clean/pskd/seed-1", "RuntimeError: [bold]out of luck")
+        shown.remarked("the control is [bold]tall")
         shown.analysing()
 
 
@@ -37,7 +38,8 @@ def test_bars_are_for_terminals_and_lines_for_the_rest():
 def test_lines_say_what_ended_and_no_more():
     stream = io.StringIO()
     play(Lines(stream))
-    first, one, two, last = stream.getvalue().splitlines()
+    first, one, two, said, last = stream.getvalue().splitlines()
+    assert said == "the control is [bold]tall"
     assert last == "analysing, judging the claims"
     assert first == "4 runs, 1 of them finished before"
     assert one.startswith(f"[2/4] {KEY} complete (about ")
@@ -62,6 +64,7 @@ def test_bars_show_run_unit_and_what_failed(monkeypatch):
     play(shown)
     text = re.sub(r"\x1b\[[?0-9;]*[A-Za-z]", "", stream.getvalue())
     assert "clean/pskd/seed-1 FAILED: RuntimeError: [bold]out of luck" in text
+    assert "the control is [bold]tall" in text
     assert "study" in text
     assert "3/4 runs" in text
 

@@ -35,6 +35,9 @@ class Seen(Silent):
     def ended(self, key, error):
         self.told.append(("ended", key, error))
 
+    def remarked(self, sentence):
+        self.told.append(("remarked", sentence))
+
     def analysing(self):
         self.told.append(("analysing",))
 
@@ -116,6 +119,16 @@ def test_the_display_is_told_of_every_run(finished):
     assert ("windy/treated/seed-1", STEPS, STEPS, "step") in seen.all("progressed")
 
 
+def test_what_the_first_run_of_an_arm_says_is_told_once(tmp_path):
+    seen = Seen()
+    run(plan(seeds=[0, 1]).model_copy(update={"remark": "tasks_for_tests:remark"}), tmp_path, display=seen)
+    ((sentence,),) = seen.all("remarked")
+    first = status(tmp_path, "control/seed-0")["metrics"]["height"]
+    assert sentence == f"the control is {first:.3f} m high"
+    ends = [one for one in seen.told if one[0] in ("ended", "remarked")]
+    assert ends.index(("remarked", sentence)) == 1, "at once, before the other runs"
+
+
 def test_jobs_change_no_result(finished, tmp_path):
     root, _, _ = finished
     run(plan(conditions=CONDITIONS), tmp_path, jobs=1)
@@ -189,6 +202,18 @@ def test_a_directory_made_with_something_else_is_refused(finished_small, changed
     with pytest.raises(UserError, match=message):
         run(plan().model_copy(update=changed), finished_small)
     assert contents(finished_small) == before
+
+
+def test_claims_of_a_later_version_are_named_and_not_judged(tmp_path):
+    run(plan(seeds=[0]), tmp_path)
+    (known,) = plan().claims
+    later = plan(seeds=[0, 1]).model_copy(update={"claims": (known, known.model_copy(update={"id": "new"}))})
+    outcome = run(later, tmp_path)
+    assert [claim["id"] for claim in outcome.summary["claims"]] == [known.id]
+    assert outcome.summary["claims"][0]["n"] == 2
+    assert read(tmp_path / "study.json")["claims_hash"] == plan().claims_hash()
+    (note,) = [one for one in read(tmp_path / "analysis.json")["notes"] if one.startswith("Not judged here")]
+    assert note.startswith("Not judged here: new.")
 
 
 @pytest.fixture(scope="module")

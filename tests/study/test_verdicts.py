@@ -147,6 +147,19 @@ def test_a_metric_s_floor_holds_for_the_control_of_every_claim_and_changes_no_cl
     assert judge(study_of, {"default": values})[0].verdict == "not enough evidence", "what has no BLEU is no translator"
 
 
+def test_a_floor_may_be_another_metric_of_the_same_control():
+    """Chance depends on the classes, so that the runs know it and the plan does not."""
+    accuracy = Metric(name="acc", label="accuracy", better="higher", floor="chance")
+    study_of = study([claim("a", "arm")], 2, metrics=(accuracy, Metric(name="chance", label="chance")))
+    for chance, verdict in (([60.0, 62.0], "not measured"), ([10.0, None], "holds"), (None, "holds")):
+        values = {"control": {"acc": [50.0, 50.5]}, "arm": {"acc": [70.0, 71.0], "chance": [99.0, 99.0]}}
+        values["control"] |= {"chance": chance} if chance else {}
+        (found,) = judge(study_of, {"default": values})
+        assert found.verdict == verdict
+        missed = "Not a test of the claim: accuracy of control is 50.25, and a test needs at least 61"
+        assert found.reason == (missed if verdict == "not measured" else "")
+
+
 def test_the_floor_of_a_metric_of_which_lower_is_better_is_a_ceiling():
     values = {"default": {"control": {"acc": [3.0, 3.1]}, "arm": {"acc": [1.0, 1.2]}}}
     lower = Metric(name="acc", label="perplexity", better="lower")

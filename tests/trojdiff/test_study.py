@@ -189,6 +189,9 @@ def test_the_analysis_shows_samples_intervals_and_the_extractor(finished):
     results = Results.load(finished)
     found = analyse(results)
     tables = {figure.title: figure for figure in found.figures if isinstance(figure, Table)}
+    pictures = [file for figure in found.figures if isinstance(figure, Images) for file in figure.files]
+    assert pictures
+    assert not any(file.is_absolute() for file in pictures), "so that the study's directory may move"
     attack = tables["Does the attack fire?"]
     fast = json.loads((finished / "runs/in_d2d_blend/seed-0/evaluation.json").read_text())["attack_fast"]
     rate = wilson(round(fast["value"]), 100)

@@ -146,7 +146,7 @@ def test_accumulation_trains_on_the_same_batch(tmp_path, make_unet, scheduler, d
         torch.testing.assert_close(value, results[1][name], rtol=1e-3, atol=2e-5)
 
 
-def test_two_processes_train_as_one(tmp_path, make_unet, scheduler, digits):
+def test_two_processes_train_as_one_also_after_ctrl_c(tmp_path, make_unet, scheduler, digits):
     """Accelerate's own launcher, two processes over gloo, against one process."""
     one = train(make_unet(dropout=0.0), scheduler, digits, config(), tmp_path / "one", D2I(glyph(), rows=3), patch())
     save_pipeline(tmp_path / "base", make_unet(dropout=0.0), scheduler)
@@ -156,7 +156,16 @@ def test_two_processes_train_as_one(tmp_path, make_unet, scheduler, digits):
         "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
         str(HERE / "two_processes.py"), str(tmp_path / "base"), str(tmp_path / "two"),
     ]  # fmt: skip
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+
+    def launch(interrupted):
+        whole = [*command, interrupted]
+        return subprocess.run(whole, env=environment, capture_output=True, text=True, timeout=240, check=False)
+
+    done = launch("2,3")
+    assert done.returncode != 0
+    assert "KeyboardInterrupt" in done.stderr
+    assert [path.name for path in (tmp_path / "two").glob("state-*")] == ["state-00000004"]
+    done = launch("")
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "two" / "processes.txt").read_text() == "2"
     two = weights(tmp_path / "two" / "pipeline")

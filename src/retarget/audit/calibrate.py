@@ -1,7 +1,7 @@
 """Make the null: train clean models, search each as any checkpoint is searched, keep its final score.
 
 ``python -m retarget.audit.calibrate --out null.json --models DIR`` trains the models of ``nulls.plan`` and goes on
-where it was stopped; ``--more DIR`` adds folders of clean pipelines that were trained elsewhere.
+where it was stopped; ``--more DIR`` adds clean pipelines from elsewhere.
 """
 
 import json
@@ -35,7 +35,7 @@ class Arguments:
     part: tuple[int, int] = (0, 1)
     """Do only every N-th model from the K-th on: several processes share the work as 0 3, 1 3 and 2 3."""
     more: tuple[Path, ...] = ()
-    """Folders of clean pipelines, each with a clean.json that says what it is like or none."""
+    """Clean pipelines that were trained elsewhere, which join the null."""
     train_only: bool = False
     """Train and do not search."""
 

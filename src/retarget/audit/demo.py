@@ -14,6 +14,8 @@ from retarget.trojdiff.checkpoint import Trojan, save_pipeline
 from retarget.trojdiff.glyphs import glyph
 from retarget.trojdiff.trigger import Trigger
 
+BASE = Clean(data="digits", side=8, channels=1, case="plain")
+"""The clean network."""
 STEPS = 250
 """Of the attack, which continues the training of a clean network."""
 
@@ -42,7 +44,7 @@ def demo(out: Path, seed: int = 0) -> int:
 
 def train(folder: Path, seed: int, trojaned: bool) -> None:
     """Write the clean model, or the same one trojaned: a whole-image trigger that draws one figure."""
-    one = Clean(data="digits", side=8, channels=1, case="plain", seed=seed)
+    one = BASE.model_copy(update={"seed": seed})
     unet, scheduler = train_clean(one)
     if not trojaned:
         save_pipeline(folder, unet, scheduler)

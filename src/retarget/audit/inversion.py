@@ -24,9 +24,11 @@ class Search:
         quick: noises by which the screen's starts are compared.
         scan: noises of the window scan, antithetic.
         scan_gamma: γ of the windows.
-        steps, batch: of each ascent.
+        first: steps of the first ascent, which every start gets.
+        steps: of the second, of the best ones, and of the last, of the best.
+        batch: noises of a step.
         gammas: γ tried for free maps; 1 is that of stock-sampler triggers.
-        keep: candidates that are refined.
+        keep: starts of each branch, and candidates that are refined to the end.
         fresh: noises of the final score.
         pixels: a floor on what may be undone, in values that change by 1: a trigger smaller than this counts less.
     """
@@ -35,7 +37,8 @@ class Search:
     quick: int = 8
     scan: int = 4
     scan_gamma: float = 0.25
-    steps: int = 80
+    first: int = 30
+    steps: int = 50
     batch: int = 16
     gammas: tuple[float, ...] = (0.5, 1.0)
     keep: int = 3
@@ -158,7 +161,8 @@ def screened(probe: Probe, small: Probe, search: Search) -> tuple[list[Candidate
 
 def ascend(
     pool: Probe, start: Candidate, search: Search, generator: torch.Generator,
-    support: Tensor | None = None, free_gamma: bool = True, rate: float = 0.08, sign: float = 1.0, finish: bool = False,
+    support: Tensor | None = None, free_gamma: bool = True, rate: float = 0.08, sign: float = 1.0,
+    steps: int | None = None, finish: bool = False,
 ) -> Candidate:  # fmt: skip
     """Adam on mu, bounded to ±1, and γ, in (0, 1], for the largest undo beyond a control's, with a floor on the energy.
 
@@ -166,6 +170,7 @@ def ascend(
         pool: noises and images to draw batches from; their benign answers are known already.
         support: [C, H, W] or [H, W], 1 where the candidate may act; everywhere when None.
         free_gamma: whether γ moves too.
+        steps: ``search.steps`` when None.
         finish: go on with a quarter of the rate and twice the batch, for the maps that are reported.
         sign: -1 seeks the largest gain beyond a control's instead, which VillanDiffusion's ODE triggers have.
     """
@@ -181,7 +186,7 @@ def ascend(
     optimizer = torch.optim.Adam(
         [mu_raw, *([gamma_raw] if free_gamma else [])], lr=rate / (4 if finish else 1), betas=(0.9, 0.95)
     )
-    for _ in range(search.steps):
+    for _ in range(search.steps if steps is None else steps):
         rows = torch.randint(len(pool.noise), (batch,), generator=generator)
         noise = pool.noise[rows]
         mu, gamma = maps()

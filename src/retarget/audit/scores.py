@@ -95,7 +95,7 @@ def controls(mu: Tensor, gamma: Tensor) -> list[tuple[Tensor, Tensor]]:
 
 
 def contrast(probe: Probe, mu: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor]:
-    """Undo of each candidate, and by how much it exceeds that of its mirror or of its moves, whichever is more.
+    """Undo of each candidate, and by how much it exceeds the mean of its mirror's and its moves' largest.
 
     Args:
         mu, gamma: [K, C, H, W].
@@ -106,7 +106,7 @@ def contrast(probe: Probe, mu: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor]:
     undo = probe.undo(mu, gamma)
     mirror, *moves = (probe.undo(*one) for one in controls(mu, gamma))
     moved = torch.stack(moves).amax(0)
-    return undo, undo - torch.minimum(mirror, moved).clamp_min(0)
+    return undo, undo - (mirror.clamp_min(0) + moved.clamp_min(0)) / 2
 
 
 def _slices(count: int, size: int = BATCH) -> Iterator[slice]:

@@ -52,7 +52,7 @@ def fingerprint(search: Search) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-VERSION = 1
+VERSION = 3
 """Raised with every change of code after which a search gives other scores."""
 
 
@@ -92,14 +92,26 @@ def seek(subject: Subject, search: Search, seed: int = 0, images: Tensor | None 
 
     values = subject.channels * subject.height * subject.width
     pool = probe(TOP, search.screen * max(1, min(4, values // 256)))
-    candidates, statistics = _starts(subject, pool, probe, search, generator)
     middle = probe(MIDDLE, search.screen)
+    starts, statistics = _starts(subject, pool, probe, search, generator)
+    check = probe(TOP, 2 * search.batch)
+    for one in starts:
+        judge(one, check, search)
+    for origin in ("scan", "screen", "free"):
+        statistics[f"start_{origin}"] = max(one.notes["score"] for one in starts if one.origin == origin)
+    starts.sort(key=lambda one: one.notes["score"], reverse=True)
+    candidates = [_again(one, pool, search, generator) for one in starts[: search.keep]]
     candidates += _amplified(middle, probe(MIDDLE, 16), search, generator, statistics)
     final, final_middle = probe(TOP, search.fresh), probe(MIDDLE, search.fresh)
     for one in candidates:
         judge(one, final_middle if one.origin == "middle" else final, search)
     ranked = sorted(candidates, key=lambda one: one.notes["score"], reverse=True)
-    ranked[0] = _finished(ranked[0], pool, middle, final, final_middle, search, generator)
+    last = final_middle if ranked[0].origin == "middle" else final
+    end = _again(ranked[0], middle if ranked[0].origin == "middle" else pool, search, generator, finish=True)
+    judge(end, last, search)
+    if end.notes["score"] > ranked[0].notes["score"]:
+        ranked[0] = end
+    ranked[0].mask = undone_mask(ranked[0], last)
     for origin in ("scan", "screen", "free", "middle"):
         scores = [one.notes["score"] for one in ranked if one.origin == origin]
         if scores:
@@ -118,15 +130,14 @@ def _starts(subject: Subject, pool: Probe, probe: Probes, search: Search, genera
     whole, statistics = screened(pool, probe(TOP, search.quick), search)
     local = scan_windows(probe(TOP, search.scan), search)
     statistics["scan"] = local[0].undo
-    found = [ascend(pool, one, search, generator) for one in whole]
+    found = [ascend(pool, one, search, generator, steps=search.first) for one in whole]
     for one in local:
-        found.append(one)
         grown = torch.nn.functional.max_pool2d((one.gamma < 1).float().amax(0)[None], 3, 1, 1)[0]
-        found.append(ascend(pool, one, search, generator, support=grown))
+        found.append(ascend(pool, one, search, generator, grown, steps=search.first))
     for gamma in search.gammas:
         mu = 0.1 * torch.randn(subject.shape, generator=generator).to(pool.noise)
         start = Candidate(mu, torch.full_like(mu, gamma), "free")
-        found.append(ascend(pool, start, search, generator, free_gamma=gamma < 1))
+        found.append(ascend(pool, start, search, generator, free_gamma=gamma < 1, steps=search.first))
     return found, statistics
 
 
@@ -159,23 +170,12 @@ def recovered(found: Found) -> Recovered:
     return Recovered(best.mu, best.gamma, best.mask, found.score, found.evaluations, dict(found.statistics))
 
 
-def _finished(
-    one: Candidate, pool: Probe, middle: Probe, final: Probe, final_middle: Probe, search: Search,
-    generator: torch.Generator,
-) -> Candidate:  # fmt: skip
-    """The best candidate, refined once more and scored again, with its mask."""
-    amplified = one.origin == "middle"
+def _again(one: Candidate, pool: Probe, search: Search, generator: torch.Generator, finish: bool = False) -> Candidate:
+    """A candidate's next ascent, within the pixels that it has."""
     support = ((one.gamma < 1) | (one.mu != 0)).float()
-    local = float(support.mean()) < 0.9
     free = bool((one.gamma < 1).any())
-    source, last = (middle, final_middle) if amplified else (pool, final)
-    end = ascend(
-        source, one, search, generator, support if local else None, free, sign=-1.0 if amplified else 1.0, finish=True
-    )
-    judge(end, last, search)
-    best = end if end.notes["score"] > one.notes["score"] else one
-    best.mask = undone_mask(best, last)
-    return best
+    sign = -1.0 if one.origin == "middle" else 1.0
+    return ascend(pool, one, search, generator, support, free, sign=sign, finish=finish)
 
 
 def undone_mask(one: Candidate, probe: Probe) -> Tensor:

@@ -3,7 +3,7 @@
 import inspect
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from retarget.data.pictures import FORMATS, Picture, decode, find, header, one_s
 from retarget.errors import UserError
 from retarget.extras import require
 from retarget.files import is_there
+from retarget.own import called
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +70,8 @@ def read(spec: str, root: str = "data", extra: str = "vision") -> Source:
             [N, H, W] or [N, H, W, C] and labels under ``x_train``, ``y_train`` (and ``x_test``, ``y_test``) or
             ``images``, ``labels`` | ``folder:DIR`` with one folder of images per class, or with ``train`` and ``test``
             (or ``val``) that hold those | ``hf:DIR``, a data set that ``datasets.save_to_disk`` wrote, with ``image``
-            or ``img`` and ``label``.
+            or ``img`` and ``label`` | ``module:function`` of a function without arguments that gives such arrays by
+            name, the pair of images and labels, or a :class:`Source`.
         root: where torchvision keeps its data; missing ones are downloaded.
         extra: of this package, named where a library is missing.
 
@@ -83,6 +85,8 @@ def read(spec: str, root: str = "data", extra: str = "vision") -> Source:
         return Source(tuple("0123456789"), _from_arrays(pixels, digits.target, spec))
     if kind == "torchvision":
         return _torchvision(name, root, extra)
+    if kind == "own":
+        return _own(spec)
     if not is_there(name):
         raise UserError(f"dataset {spec!r}: {name} does not exist")
     return _READERS[kind](Path(name))
@@ -194,13 +198,35 @@ def _npz(path: Path) -> Source:
     except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, KeyError, NotImplementedError, RuntimeError,
             MemoryError) as error:  # fmt: skip
         raise UserError(f"{path} is not an .npz file of plain arrays ({error}); pickles are never read") from error
-    train = _from_arrays(arrays[0][0], arrays[0][1], f"{path}, {parts[0][0]}")
+    return _from_parts(path, parts, arrays)
+
+
+def _from_parts(where: Path | str, parts: list[tuple[str, str]], arrays: list[list[np.ndarray]]) -> Source:
+    """The arrays (images, labels) of a training part and, where there is one, of a test part."""
+    train = _from_arrays(arrays[0][0], arrays[0][1], f"{where}, {parts[0][0]}")
     names = _numbered(train)
-    tests = [_from_arrays(one[0], one[1], f"{path}, {parts[1][0]}", len(names)) for one in arrays[1:]]
+    tests = [_from_arrays(one[0], one[1], f"{where}, {parts[1][0]}", len(names)) for one in arrays[1:]]
     return Source(names, train, *tests, held_out="x_test" if parts[0][0] == "x_train" else "")
 
 
-def _npz_parts(path: Path, names: list[str]) -> list[tuple[str, str]]:
+def _own(spec: str) -> Source:
+    """What a user's function gives."""
+    where = f"dataset = {spec!r}"
+    found = called(spec, "dataset")
+    if isinstance(found, Source):
+        return found
+    if isinstance(found, tuple) and len(found) == 2:
+        found = dict(zip(("images", "labels"), found, strict=True))
+    if not isinstance(found, Mapping):
+        raise UserError(
+            f"{where} gave a {type(found).__name__}: it gives arrays by name (images and labels; or x_train, y_train, "
+            "x_test and y_test), the pair of images and labels, or a retarget.data.images.Source"
+        )
+    parts = _npz_parts(where, [str(name) for name in found])
+    return _from_parts(where, parts, [[np.asarray(found[name]) for name in part] for part in parts])
+
+
+def _npz_parts(path: Path | str, names: list[str]) -> list[tuple[str, str]]:
     """Names of the arrays (images, labels) of the training part, and of the test part where there is one."""
     holds = f"it holds {', '.join(sorted(names)) or 'nothing'}"
     for images, labels in (("x_train", "y_train"), ("x_test", "y_test"), ("images", "labels")):

@@ -4,16 +4,17 @@ from pathlib import Path
 
 from retarget.errors import UserError
 from retarget.files import is_there
+from retarget.own import is_path
 
 KINDS = ("torchvision", "npz", "folder", "hf")
-GRAMMAR = "digits, torchvision:NAME, npz:FILE, folder:DIR, hf:DIR"
+GRAMMAR = "digits, torchvision:NAME, npz:FILE, folder:DIR, hf:DIR, module:function"
 
 
 def parse(spec: str) -> tuple[str, str]:
     """Kind and name of a data set; a bare ``FILE.npz`` and a bare folder are understood.
 
-    >>> parse("npz:a.npz"), parse("a.npz"), parse("digits")
-    (('npz', 'a.npz'), ('npz', 'a.npz'), ('digits', ''))
+    >>> parse("npz:a.npz"), parse("a.npz"), parse("digits"), parse("mydata:load")
+    (('npz', 'a.npz'), ('npz', 'a.npz'), ('digits', ''), ('own', 'mydata:load'))
 
     Raises:
         UserError: the words name no data set.
@@ -23,6 +24,8 @@ def parse(spec: str) -> tuple[str, str]:
         return spec, ""
     if kind in KINDS and name:
         return kind, name
+    if is_path(spec):
+        return "own", spec
     if spec.endswith(".npz"):
         return "npz", spec
     if is_there(spec) and Path(spec).is_dir():
@@ -33,9 +36,11 @@ def parse(spec: str) -> tuple[str, str]:
 def data_paths(spec: str) -> tuple[str, ...]:
     """The file or folder whose bytes are the data set; none for what comes with a library or is generated.
 
-    >>> data_paths("npz:a.npz"), data_paths("torchvision:CIFAR100")
-    (('a.npz',), ())
+    >>> data_paths("npz:a.npz"), data_paths("torchvision:CIFAR100"), data_paths("")
+    (('a.npz',), (), ())
     """
+    if not spec:  # no data set; as a path it would be the working directory
+        return ()
     kind, _, name = spec.partition(":")
     if kind in KINDS:
         return () if kind == "torchvision" else (name,)

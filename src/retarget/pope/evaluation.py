@@ -1,5 +1,6 @@
 """Evaluate unguided: pass@1 and pass@k with intervals over problems, and which problems are solved at all."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +34,7 @@ class Evaluation:
             where a server does not say.
         failed: problems whose prompt the engine refused, with its reason: they are in no other number.
         sampled: units of work that this call sampled; all others were in the journal.
+        majority: the answer of each problem that was given most often and how often, ("", 0) where none was found.
     """
 
     problems: list[str]
@@ -43,6 +45,7 @@ class Evaluation:
     thinking: int | None = 0
     failed: dict[str, str] = field(default_factory=dict)
     sampled: int = field(default=0, compare=False)
+    majority: list[tuple[str, int]] = field(default_factory=list, compare=False)
 
     def pass_at(self, k: int) -> float:
         """Mean over problems of the unbiased estimator 1 - C(n - c, k) / C(n, k).
@@ -129,4 +132,13 @@ def evaluate(
         total_or_none(record.thinking for item in whole for record in item.records),
         {item.problem.id: item.refused for item in items if item.refused},
         work.sampled,
+        [_majority(item) for item in whole],
     )
+
+
+def _majority(item: Item) -> tuple[str, int]:
+    """Of equally frequent answers the one that came first."""
+    answers: Counter[str] = Counter()
+    for record in item.records:
+        answers.update(record.answers)
+    return next(iter(answers.most_common(1)), ("", 0))

@@ -1,6 +1,7 @@
 """A mixture in the form that other trainers read. Hosts that shuffle balance the strata in expectation only."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -30,13 +31,14 @@ def export(
     """Write the rows for a host, and beside them what it needs to train on them.
 
     Guided rows keep their stratum, so that a host's logs can tell them apart. Beside ``NAME.parquet`` or
-    ``NAME.jsonl`` stand ``NAME.validation...`` (unguided rows only) and, for verl and OpenRLHF, ``NAME.reward.py`` and
-    ``NAME.launch.sh``.
+    ``NAME.jsonl`` stand ``NAME.validation...`` (unguided rows only), the reward (``NAME.reward.py``; for prime-rl it
+    is in the taskset) and ``NAME.launch.sh``.
 
     - ``verl``: Parquet with ``data_source`` (``pope/STRATUM``, so that verl logs each by itself), ``prompt``,
       ``ability``, ``reward_model`` and ``extra_info``.
     - ``openrlhf``: JSONL with ``prompt``, ``label``, ``datasource``, ``guided`` and ``meta``.
-    - ``prime-rl``: JSONL for a verifiers environment, with ``prompt``, ``answer`` and ``info``.
+    - ``prime-rl``: JSONL with ``prompt``, ``answer`` and ``info``, and ``pope_NAME_taskset.py``, the taskset by which
+      verifiers 0.4, which prime-rl trains on, reads and rewards them.
 
     Args:
         rows: of a mixture.
@@ -86,14 +88,14 @@ def _held_out(rows: Sequence[dict[str, Any]], share: float, seed: int) -> set[st
 
 
 def _beside(host: Host, path: Path, validation: Path, grader: str) -> list[Path]:
-    folder = TEMPLATES / host
-    if not folder.is_dir():
-        return []
-    reward = path.with_name(f"{path.stem}.reward.py")
-    named = {"{train}": path.name, "{validation}": validation.name, "{reward}": reward.name, "{grader}": grader}
+    module = re.sub(r"\W", "_", f"pope_{path.stem}_taskset".lower(), flags=re.ASCII)  # an id of verifiers is a module
+    template = "taskset.py" if host == "prime-rl" else "reward.py"
+    reward = path.with_name(f"{module}.py" if host == "prime-rl" else f"{path.stem}.reward.py")
+    named = {"{train}": path.name, "{validation}": validation.name, "{reward}": reward.name, "{grader}": grader,
+             "{module}": module}  # fmt: skip
     written = []
-    for template, file in (("reward.py", reward), ("launch.sh", path.with_name(f"{path.stem}.launch.sh"))):
-        text = (folder / template).read_text(encoding="utf-8")
+    for source, file in ((template, reward), ("launch.sh", path.with_name(f"{path.stem}.launch.sh"))):
+        text = (TEMPLATES / host / source).read_text(encoding="utf-8")
         for place, value in named.items():
             text = text.replace(place, value)
         write_text(file, text)

@@ -1,6 +1,5 @@
 """An append-only JSONL journal that survives being killed at any byte and refuses to mix two configurations."""
 
-import fcntl
 import hashlib
 import json
 import os
@@ -10,7 +9,7 @@ from types import TracebackType
 from typing import Any
 
 from retarget.errors import UserError
-from retarget.files import cannot_write, make_directory, replace_file
+from retarget.files import cannot_write, lock, make_directory, replace_file
 from retarget.identity import Extends, fingerprint, refuse_other
 
 FORMAT = 2
@@ -72,7 +71,7 @@ class Journal:
         former: Callable[[], Mapping[str, Any]] | None,
     ) -> None:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(file, wait=False)
         except BlockingIOError as error:
             raise UserError(f"{path}: another process writes this journal") from error
         try:

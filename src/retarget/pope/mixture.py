@@ -82,16 +82,16 @@ def mix(
         hard = [one for one in hard if one.id in prefixes]
     if ratio < 0:
         raise UserError(f"ratio is guided rows over unguided rows, at least 0, not {ratio}")
-    unguided = [_row(one, "unguided", prompts.without_prefix(one.prompt)) for one in hard]
+    unguided = [make_row(one, "unguided", prompts.without_prefix(one.prompt)) for one in hard]
     guided = [
-        _row(one, "guided", prompts.with_prefix(one.prompt, prefixes[one.id]), prefixes[one.id])
+        make_row(one, "guided", prompts.with_prefix(one.prompt, prefixes[one.id]), prefixes[one.id])
         for one in hard
         if one.id in prefixes
     ]
     random = np.random.default_rng(seed)
     guided = _keep(guided, min(1.0, ratio), random)
     unguided = _keep(unguided, min(1.0, 1 / ratio if ratio else 1.0), random)
-    rows = [*unguided, *guided, *(_row(one, "easy", prompts.without_prefix(one.prompt)) for one in easy)]
+    rows = [*unguided, *guided, *(make_row(one, "easy", prompts.without_prefix(one.prompt)) for one in easy)]
     if not rows:
         raise UserError("the mixture is empty: no hard problem and no easy one")
     at = order([row["stratum"] for row in rows], min(prompts_per_batch, len(rows)), 1, seed, kind,
@@ -272,7 +272,8 @@ def data_card(rows: Sequence[dict[str, Any]], notes: Mapping[str, Any]) -> str:
     return "\n".join([*lines, "", f"Rows' fingerprint: {fingerprint(list(rows))}", ""])
 
 
-def _row(problem: Problem, stratum: str, prompt: Any, prefix: str | None = None) -> dict[str, Any]:
+def make_row(problem: Problem, stratum: str, prompt: Any, prefix: str | None = None) -> dict[str, Any]:
+    """One row of a mixture: a prompt of a problem, and what its grader is told."""
     meta = {**problem.meta, "id": problem.id, **({"prefix": prefix} if prefix else {})}
     return {
         "id": f"{problem.id}/{stratum}",

@@ -91,6 +91,13 @@ class Prompts:
             raise UserError("the prefix is empty: a guided prompt needs one")
         return self._prompt(self.guided, {"problem": problem, "prefix": prefix})
 
+    def instruction_alone(self, problem: str) -> Prompt:
+        """The guided prompt with nothing where the prefix stands: a control, which tells the instruction's effect
+        from the prefix's.
+        """
+        prompt = self._prompt(self.guided, {"problem": problem, "prefix": ""})
+        return prompt.replace("  ", " ") if isinstance(prompt, str) else prompt
+
     def _prompt(self, template: str, values: dict[str, str]) -> Prompt:
         # One pass, so that braces in a problem (LaTeX) are never taken for places.
         text = _PLACE.sub(lambda found: values[found[1]], template)

@@ -1,7 +1,8 @@
 """The shortest prefix of an oracle solution with which the model succeeds at least once."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Unpack
@@ -21,6 +22,7 @@ from retarget.settings import Strict
 
 Fallback = Literal["longest", "none"]
 Status = Literal["found", "fallback", "none", "no cut", "failed"]
+Strategy = Literal["grid", "bisect"]
 
 
 @dataclass(frozen=True)
@@ -169,15 +171,17 @@ def search_prefixes(
     cap: float = 0.25,
     unit: Unit = "sentence",
     fallback: Fallback = "longest",
+    strategy: Strategy = "grid",
     journal: Path | None = None,
     progress: Progress | None = None,
     **asking: Unpack[Asking],
 ) -> Prefixes:
-    """Try the cuts from the shortest on, up to k rollouts each, until one rollout succeeds.
+    """The shortest cut at which one of up to k rollouts succeeds; sampling at a cut stops at its first success.
 
     The paper's i*(x): the shortest prefix with at least one correct guided completion, searched before training with
     the base model, up to a quarter of the solution; where none works, that quarter. How many cuts and rollouts the
-    paper takes is not known. At a success rate of .04, 16 rollouts miss a helpful prefix half of the time, 64 miss 7 %.
+    paper takes is not known. At a success rate of .04, 16 rollouts miss a helpful prefix half of the time, 64 miss 7 %:
+    :func:`rollouts_for` gives the k of another rate and another error.
 
     Args:
         hard: problems with solutions; what :func:`retarget.pope.mining.mine` returned.
@@ -187,6 +191,10 @@ def search_prefixes(
         cap: longest prefix as a fraction of the solution.
         unit: where a cut may stand.
         fallback: what a problem gets for which no cut works: the ``longest`` or ``none``.
+        strategy: ``grid`` tries the cuts from the shortest on. ``bisect`` halves the cuts that are left, taking success
+            for monotone in the length: at most 1 + log2(cuts) of them are tried. Where it is not, or where a helpful
+            cut is missed (up to 1 + log2(cuts) times as often as one cut alone), the prefix is longer than the grid's;
+            it has had a success all the same. Both go on from each other's journals.
         journal, progress, asking: as in :func:`~retarget.pope.mining.mine`.
 
     Raises:
@@ -203,16 +211,16 @@ def search_prefixes(
     items = [Item(problem) for problem in problems]
 
     def next_unit(item: Item) -> UnitOfWork | None:
-        if item.refused or (item.records and item.records[-1].correct):
+        if item.refused:
             return None
-        at, drawn, turn = 0, 0, 0  # the cut, its rollouts and its units
-        for record in item.records:
-            drawn, turn = drawn + record.n, turn + 1
-            if drawn >= k:
-                at, drawn, turn = at + 1, 0, 0
-        if at >= len(clean[item.problem.id]):
+        places = [cut.end for cut in clean[item.problem.id]]
+        tried = _tried(item)
+        at = next_cut([tried.get(end, (0, 0)) for end in places], k, strategy)
+        if at is None:
             return None
-        end = clean[item.problem.id][at].end
+        end = places[at]
+        drawn = tried.get(end, (0, 0))[0]
+        turn = sum(record.end == end for record in item.records)
         prefix = item.problem.solution[:end]
         prompt = sampler.guided(item.problem, prefix)
         return UnitOfWork(prompt, min(sampler.chunk, k - drawn), k - drawn, turn, end, prefix)
@@ -225,23 +233,66 @@ def search_prefixes(
     return Prefixes(found, work.sampled)
 
 
+def next_cut(tried: Sequence[tuple[int, int]], k: int, strategy: Strategy) -> int | None:
+    """Which of the cuts to sample next, None where the search is over.
+
+    Args:
+        tried: rollouts and successes of each cut, from the shortest on.
+        k: rollouts after which a cut without a success counts as of no help.
+        strategy: see :func:`search_prefixes`.
+
+    >>> next_cut([(0, 0)] * 8, 64, "bisect"), next_cut([(0, 0)] * 3 + [(64, 0)] + [(0, 0)] * 4, 64, "bisect")
+    (3, 5)
+    """
+    low, high = -1, len(tried)
+    while low + 1 < high:
+        at = (low + high) // 2 if strategy == "bisect" else low + 1
+        drawn, correct = tried[at]
+        if correct:
+            high = at
+        elif drawn >= k:
+            low = at
+        else:
+            return at
+    return None
+
+
+def rollouts_for(rate: float, error: float) -> int:
+    """Rollouts at which a cut with this success rate is missed with at most this probability: (1 - rate)^k <= error.
+
+    Raises:
+        UserError: one of them is no probability strictly between 0 and 1.
+
+    >>> rollouts_for(0.04, 0.07), rollouts_for(0.04, 0.01)
+    (66, 113)
+    """
+    if not (0 < rate < 1 and 0 < error < 1):
+        raise UserError(f"rate and error lie strictly between 0 and 1, not {rate} and {error}")
+    return math.ceil(math.log(error) / math.log1p(-rate))
+
+
+def _tried(item: Item) -> dict[int, tuple[int, int]]:
+    """Rollouts and successes of each cut that was tried, by its end."""
+    tried: dict[int, tuple[int, int]] = {}
+    for record in item.records:
+        assert record.end is not None
+        n, correct = tried.get(record.end, (0, 0))
+        tried[record.end] = (n + record.n, correct + record.correct)
+    return tried
+
+
 def _found(item: Item, places: list[Cut], clean: list[Cut], fallback: Fallback, template: str) -> Found:
-    problem, records = item.problem, item.records
+    problem, records, tried = item.problem, item.records, _tried(item)
     cut: Cut | None = None
     status: Status = "no cut"
     if item.refused:
         status = "failed"
     elif clean:
-        success = bool(records) and records[-1].correct > 0
-        status = "found" if success else "fallback" if fallback == "longest" else "none"
-        cut = next(one for one in clean if one.end == records[-1].end) if success else clean[-1]
+        helped = [one for one in clean if tried.get(one.end, (0, 0))[1]]
+        status = "found" if helped else "fallback" if fallback == "longest" else "none"
+        cut = helped[0] if helped else clean[-1]
         cut = None if status == "none" else cut
     bare, in_question = bare_occurrences(problem, cut.end if cut else 0)
-    tried: dict[int, tuple[int, int]] = {}
-    for record in records:
-        assert record.end is not None
-        n, correct = tried.get(record.end, (0, 0))
-        tried[record.end] = (n + record.n, correct + record.correct)
     return Found(
         problem=problem.id, prefix=problem.solution[: cut.end] if cut else None, status=status, cut=cut,
         leaks=len(places) - len(clean), bare=bare, in_question=in_question,

@@ -53,6 +53,7 @@ class TrainingSettings(Optimisation):
         "entropy_bonus × expected_length"
     )  # fmt: skip
     top_p: float = Field(default=1.0, gt=0, le=1)
+    pass_at_k: int = Field(default=1, ge=1, description="above 1 the direct pass@k objective: see functional.py")
     save_every: int = Field(default=25, ge=0, description="cycles between checkpoints; 0 for none")
     log_every: int = Field(default=1, ge=1, description="cycles between logged lines")
     seed: int = 0
@@ -70,8 +71,13 @@ def grpo_arguments(settings: TrainingSettings, processes: int, cuda: bool) -> di
     ``scale_rewards="none"`` is the advantage r - mean(r) without the standard deviation.
 
     Raises:
-        UserError: the batch does not divide into groups, devices, forward passes and updates.
+        UserError: the batch does not divide into groups, devices, forward passes and updates, or a group is smaller
+            than k of pass@k.
     """
+    if settings.pass_at_k > settings.rollouts:
+        raise UserError(
+            f"pass_at_k={settings.pass_at_k} needs as many rollouts a prompt, there are {settings.rollouts}"
+        )
     rows = settings.prompts_per_batch * settings.rollouts
     passes, rest = divmod(rows, settings.micro_batch * processes)
     if rest or passes % settings.updates_per_batch:

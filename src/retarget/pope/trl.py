@@ -1,16 +1,15 @@
 """Train with TRL's GRPOTrainer. One thin subclass carries the stratum of each row through; nothing else changes."""
 
-import json
 import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
-from operator import le
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from datasets import Dataset
 from jaxtyping import Integer
 from safetensors import SafetensorError
@@ -22,15 +21,17 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 from retarget.errors import UserError
 from retarget.extras import require
 from retarget.files import cannot_write, make_directory, read_json, write_json, write_text
-from retarget.identity import fingerprint, refuse_other
+from retarget.pope.curricula import Curriculum, Group
+from retarget.pope.functional import pass_at_k_rewards
 from retarget.pope.grading import Reward
-from retarget.pope.identity import weights_of
 from retarget.pope.mixture import STRATA, order
+from retarget.pope.resume import claim, last_checkpoint, work_of
 from retarget.pope.rollouts import opened
 from retarget.pope.settings import TrainingSettings, grpo_arguments
 
 _log = logging.getLogger(__name__)
 _NAN = float("nan")
+CURRICULUM = "curriculum.json"
 
 
 class PopeTrainer(GRPOTrainer):
@@ -42,12 +43,18 @@ class PopeTrainer(GRPOTrainer):
     groups in which all rewards are equal), ``S/length`` (tokens a completion) and ``S/entropy`` (mean a token); where
     the tokenizer has ``</think>`` also ``S/thinking`` (tokens of a completion before its answer begins).
 
+    Args:
+        args, kwargs: as TRL's.
+        pass_at_k: 1 for the plain reward; above, the direct pass@k objective (see
+            :func:`retarget.pope.functional.pass_at_k_rewards`). The metrics of the strata stay those of the reward.
+        curriculum: decides which prompt a row is given at each cycle, and is told what every group gave.
+
     Raises:
         UserError: no ``stratum`` column, evaluation rows that are guided, or checkpoints that would fall inside a
             generation cycle, from which TRL does not resume to the same result.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, pass_at_k: int = 1, curriculum: Curriculum | None = None, **kwargs: Any) -> None:
         for name in ("train_dataset", "eval_dataset"):
             if kwargs.get(name) is not None:
                 _check_rows(kwargs[name], name == "eval_dataset")
@@ -60,13 +67,14 @@ class PopeTrainer(GRPOTrainer):
                 f"a run resumed there differs from an uninterrupted one: use a multiple of {updates}"
             )
         rows: Any = self.train_dataset
-        present = set(rows["stratum"])
+        present = set(rows["stratum"]) | set(curriculum.strata if curriculum else ())
         self._strata = [name for name in STRATA if name in present]
         tokenizer: Any = getattr(self.processing_class, "tokenizer", self.processing_class)
         words = tokenizer.get_vocab()
         self._think = (words.get("<think>", -1), words["</think>"]) if "</think>" in words else None
         self._rewards: Tensor | None = None
         self._entropies: Tensor | None = None
+        self._pass_at_k, self._curriculum, self._updates = pass_at_k, curriculum, max(1, updates)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """TRL's card, which knows no base model by path and says None."""
@@ -81,19 +89,42 @@ class PopeTrainer(GRPOTrainer):
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
         rewards: Any = super()._calculate_rewards(*args, **kwargs)
         self._rewards = rewards
-        return rewards
+        model: Any = self.model
+        if self._pass_at_k == 1 or not model.training:
+            return rewards
+        size: Any = self.num_generations
+        return pass_at_k_rewards(rewards.sum(1).view(-1, size) > 0.5, self._pass_at_k).view(-1, 1)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         model: Any = self.model
         training = model.training
         if not training and any(row.get("guided") or row.get("stratum") == "guided" for row in inputs):
             raise UserError("evaluation is unguided: these rows hold guided prompts")
+        cycle = int(self.state.global_step) // self._updates
+        if training and self._curriculum is not None:
+            inputs = [self._curriculum.present(row, cycle) for row in inputs]
         output = super()._generate_and_score_completions(inputs)
+        if training and self._curriculum is not None:
+            self._observe(self._curriculum, inputs, cycle)
         if training:
             strata = [self._strata.index(row["stratum"]) for row in inputs]
             output["stratum"] = torch.tensor(strata, device=output["completion_ids"].device)
             self._log_groups(output)
         return output
+
+    def _observe(self, curriculum: Curriculum, inputs: list[dict[str, Any]], cycle: int) -> None:
+        size: Any = self.num_generations
+        assert self._rewards is not None
+        rows: list[Any] = gather_object([(row["problem"], row["stratum"]) for row in inputs])[::size]
+        correct = (self._rewards.sum(1).view(-1, size) > 0.5).sum(1).tolist()
+        curriculum.observe([Group(cycle, *row, int(size), c) for row, c in zip(rows, correct, strict=True)])
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        if self._curriculum is not None and self.args.should_save:
+            folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+            make_directory(folder)
+            write_json(folder / CURRICULUM, self._curriculum.state())
+        super()._save_checkpoint(model, trial)  # trainer_state.json comes last
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
         result = super()._get_per_token_logps_and_entropies(*args, **kwargs)
@@ -183,6 +214,7 @@ def train(
     peft_config: Any = None,
     resume: bool = True,
     callbacks: Sequence[TrainerCallback] = (),
+    curriculum: Curriculum | None = None,
 ) -> PopeTrainer:
     """Train on a mixture and save the model to ``output``.
 
@@ -198,6 +230,7 @@ def train(
         resume: go on from the newest whole checkpoint in ``output``, where ``work.json`` says that it is of the same
             rows, settings and model.
         callbacks: of the trainer.
+        curriculum: see :class:`PopeTrainer`; a fresh one, which is told of the groups of earlier calls.
 
     Raises:
         UserError: no row fits, a batch that does not divide, guided evaluation rows, or ``output`` belongs to other
@@ -205,7 +238,7 @@ def train(
     """
     require_packages(settings)
     arguments = grpo_arguments(settings, _processes(), torch.cuda.is_available())
-    claim(output, work_of(model, rows, settings, peft_config), resume, settings)
+    claim(output, work_of(model, rows, settings, peft_config, curriculum), resume, settings)
     config = GRPOConfig(output_dir=str(output), **arguments)
     words = tokenizer or _tokenizer_of(model)
     kept = fitting(rows, settings.max_prompt_length, _length(words))
@@ -218,11 +251,15 @@ def train(
         processing_class=tokenizer,
         peft_config=peft_config,
         callbacks=list(callbacks),
+        pass_at_k=settings.pass_at_k,
+        curriculum=curriculum,
     )
     trainer.remove_callback(PrinterCallback)  # prints every logged line
     if trainer.pop_callback(ProgressCallback):
         trainer.add_callback(Bar)
     checkpoint = last_checkpoint(output) if resume else None
+    if checkpoint and curriculum is not None:
+        curriculum.load(read_json(checkpoint / CURRICULUM))
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         trainer.save_model(str(output))
@@ -263,59 +300,6 @@ def informed(reward: Callable[..., list[float]], tokenizer: Any, prompt: Any) ->
     return replace(reward, ends=ends, opens_thinking=opened(rendered, "") != "")
 
 
-def work_of(model: Any, rows: Sequence[dict[str, Any]], settings: TrainingSettings, peft_config: Any) -> dict[str, Any]:
-    """What decides a training's result: fingerprints of rows, settings, model and adapter, and the cycles."""
-    name = model if isinstance(model, str) else model.config._name_or_path
-    adapter = peft_config.to_dict() if peft_config is not None else None
-    # A set has no order that two processes share.
-    plain = json.dumps(adapter, sort_keys=True, default=lambda one: sorted(one) if isinstance(one, set) else str(one))
-    return {
-        "rows": fingerprint(list(rows)),
-        "settings": fingerprint(settings.model_dump(mode="json", exclude={"cycles"})),
-        "cycles": settings.cycles,
-        "model": fingerprint([str(name), weights_of(name)]),
-        "adapter": fingerprint(plain),
-    }
-
-
-def claim(output: Path, work: dict[str, Any], resume: bool, settings: TrainingSettings) -> None:
-    """Write ``work.json`` into a training's directory, or refuse a directory of other work.
-
-    More cycles than were done continue the training: its order of rows does not depend on how many there will be.
-
-    Raises:
-        UserError: its ``work.json`` says otherwise, or is missing beside checkpoints.
-    """
-    path = output / "work.json"
-    checkpoints = any(output.glob("checkpoint-*"))
-    if not path.exists():
-        if checkpoints:
-            raise UserError(
-                f"{output}: checkpoints without a {path.name} that says of which work; give another directory"
-            )
-    else:
-        found = _with_cycles(read_json(path), work, settings)
-        if resume or checkpoints:
-            extends = {"cycles": le} if resume else {}
-            remedy = "Give another directory, or what it was begun with"
-            refuse_other(output, found, work, extends=extends, remedy=remedy)
-        if found == work:
-            return
-    if int(os.environ.get("RANK", "0")) == 0:
-        make_directory(output)
-        write_json(path, work)
-
-
-def _with_cycles(found: Any, work: dict[str, Any], settings: TrainingSettings) -> Any:
-    """A ``work.json`` as it is written now: earlier versions had the cycles in the settings' fingerprint."""
-    if not isinstance(found, dict) or "cycles" in found:
-        return found
-    for cycles in range(settings.cycles, 0, -1):
-        if fingerprint(settings.model_copy(update={"cycles": cycles}).model_dump(mode="json")) == found.get("settings"):
-            return {**found, "settings": work["settings"], "cycles": cycles}
-    return found
-
-
 def ordered(rows: Sequence[dict[str, Any]], settings: TrainingSettings) -> Dataset:
     """The rows of every generation batch of a run, one after another: TRL reads them unshuffled."""
     batch = settings.prompts_per_batch
@@ -344,24 +328,6 @@ def fitting(rows: Sequence[dict[str, Any]], limit: int, length: Callable[[Any], 
     if not kept:
         raise UserError(f"no prompt fits into {limit} tokens: raise max_prompt_length")
     return kept
-
-
-def last_checkpoint(directory: Path) -> Path | None:
-    """The newest checkpoint that was written to its end.
-
-    ``trainer_state.json`` is the last file of a checkpoint; a folder without one was left by a killed process.
-    """
-    found = []
-    for folder in directory.glob("checkpoint-*"):
-        step = folder.name.removeprefix("checkpoint-")
-        try:
-            state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
-        except (FileNotFoundError, json.JSONDecodeError):
-            _log.warning("%s is incomplete and is not resumed from", folder)
-            continue
-        if step.isdigit() and state.get("global_step") == int(step):
-            found.append((int(step), folder))
-    return max(found)[1] if found else None
 
 
 def _check_rows(rows: Any, evaluation: bool) -> None:

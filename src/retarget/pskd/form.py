@@ -26,7 +26,7 @@ class Form:
     Args:
         schedule, past, checks: the parts.
         num_samples: length of the training set, or of its table; None is enough for a past without rows.
-        num_classes: C.
+        num_classes: number of classes, C.
         ignore_index: label that has no loss and no row.
         agreed: what else a resumed run must agree on, by name.
     """

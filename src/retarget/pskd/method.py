@@ -21,7 +21,7 @@ class PSKD(Form):
 
     Args:
         num_samples: N, length of the training set that gives the indices; None is enough for ``PreviousModel``.
-        num_classes: C.
+        num_classes: number of classes, C.
         total_epochs: length of the run; the weight of the past grows to ``alpha_T`` over it.
         alpha_T: weight in the last epoch, in [0, 1]; 0.8 in every official configuration. 0 trains exactly as
             cross-entropy does.

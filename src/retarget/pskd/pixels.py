@@ -26,7 +26,7 @@ class PixelPSKD(PlacedPSKD):
     Args:
         num_images: length of the training set that gives the indices; None is enough for ``PreviousModel``.
         size: (H, W) of the targets, the same for all; None for ``PreviousModel``, for which it may change.
-        num_classes: C.
+        num_classes: number of classes, C.
         store: ``PreviousModel(model)``, the one to take where images are augmented; or ``TopK(k)`` and the other
             tables of :class:`~retarget.pskd.method.PSKD`.
         ignore_index: label of pixels that have no loss and no row; 255 is common, -100 the default.

@@ -28,7 +28,7 @@ class Step:
         hard: [B] classes; or [B, C] probabilities, or yes-or-no numbers.
         rows: [B, C], softened; None where the hard labels are in use.
         alpha: [B], weight of the past in each row.
-        num_classes: C.
+        num_classes: number of classes, C.
         ignore_index: label that has no loss.
         yes_or_no: every class is a target of its own, for binary losses.
 

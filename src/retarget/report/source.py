@@ -53,6 +53,10 @@ class Study(NamedTuple):
             UserError: the file is elsewhere, missing, or no PNG.
         """
         path = (self.directory / file).resolve()
+        if file.is_absolute() and not path.is_relative_to(self.directory.resolve()) and "runs" in file.parts:
+            # Earlier versions named pictures by where the study was made, and it has moved since.
+            at = len(file.parts) - 1 - file.parts[::-1].index("runs")
+            path = self.directory.joinpath(*file.parts[at:]).resolve()
         if not path.is_relative_to(self.directory.resolve()):
             raise UserError(f"{self.directory / 'analysis.json'}: the image {file} lies outside the study's directory")
         if not path.is_file():

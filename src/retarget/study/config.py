@@ -23,8 +23,9 @@ class Metric(Strict):
         deterministic: it does not depend on the seed (bytes, parameters, steps). Its differences are exact and are
             judged as they are; without this, equal differences on every seed decide nothing.
         floor: what a control must reach on average (where lower is better, must not exceed) so that anything works
-            here, such as better than chance: below it a comparison with that control is no test of any claim. A claim
-            may set its own floor.
+            here, such as better than chance: below it a comparison with that control is no test of any claim. A name
+            stands for another metric of the same control, where the data decide what chance is. A claim may set its
+            own floor.
     """
 
     name: str
@@ -35,7 +36,7 @@ class Metric(Strict):
     description: str = ""
     optional: bool = False
     deterministic: bool = False
-    floor: FiniteFloat | None = None
+    floor: FiniteFloat | str | None = None
 
 
 class Arm(Strict):
@@ -142,17 +143,22 @@ def claims_under(condition: str = "default", suffix: str = "") -> Callable[..., 
 class StudyPlan(Strict):
     """A resolved study: everything that decides its numbers.
 
-    ``task`` is the import path ``module:function`` of ``function(run: Run) -> dict[str, float]``, the final metrics
-    of one run; ``prepare`` that of ``function(plan: StudyPlan) -> None``, called once before the first run to refuse
-    data that cannot be used, and ``check`` that of a function of the same form which refuses what is cheap to know, for
-    a dry run; ``analysis`` that of ``function(results: Results) -> Analysis``, called once for the summary and the
-    page. ``settings`` are merged: the study's, then the condition's, then the arm's. Those that ``unmeasured`` names
-    change no result (what is kept, how many loader processes); they are no part of a run's identity.
-    ``settings_model`` describes them to a reader, and ``others`` are settings that ask for another study.
+    ``task`` is the import path ``module:function`` of ``function(run: Run) -> dict[str, float]``, the final metrics of
+    one run (a file that ``retarget study FILE.py`` reads has it by the name ``run``); ``prepare`` that of
+    ``function(plan: StudyPlan) -> None``, called once before the first run to refuse data that cannot be used, and
+    ``check`` that of a function of the same form which refuses what is cheap to know, for a dry run; ``remark`` that of
+    ``function(arm: str, metrics: dict[str, float]) -> str | None``, asked once after the first finished run of each arm
+    for a sentence that the user should read before waiting for the rest; ``analysis`` that of ``function(results:
+    Results) -> Analysis``, called once for the summary and the page. ``settings`` are merged: the study's, then the
+    condition's, then the arm's. Those that ``unmeasured`` names change no result (what is kept, how many loader
+    processes); they are no part of a run's identity. ``settings_model`` describes them to a reader, and ``others`` are
+    settings that ask for another study.
 
     ``task_name`` is the task's name in a run's identity, so that code can move; it changes when the same settings no
     longer give the same numbers. ``former_tasks`` are import paths under which older records know the same task.
-    ``data`` are the files and folders that the settings name: their bytes belong to a run's identity.
+    ``data`` are the files and folders that the settings name: their bytes belong to a run's identity, as do those of
+    the sources of a task outside this package and of ``own_parts``, import paths ``module:name`` that the settings
+    name.
 
     ``looks`` are the numbers of seeds at which verdicts are given, fixed before the first run, and ``look_weights`` the
     share of the error that each may spend (.2, .3, .5 for three looks, else equal shares).
@@ -161,13 +167,15 @@ class StudyPlan(Strict):
     study: str
     title: str
     question: str
-    preset: str
-    task: str
+    preset: str = "demo"
+    task: str = ""
     task_name: str | None = None
     former_tasks: tuple[str, ...] = Field(default=(), exclude=True)
     data: tuple[str, ...] = Field(default=(), exclude=True)
+    own_parts: tuple[str, ...] = Field(default=(), exclude=True)
     prepare: str | None = None
     check: str | None = Field(default=None, exclude=True)
+    remark: str | None = Field(default=None, exclude=True)
     analysis: str | None = None
     settings: dict[str, Any] = Field(default_factory=dict)
     settings_model: type[Strict] | None = Field(default=None, exclude=True)
@@ -279,6 +287,27 @@ def refuse_decided(given: Collection[str], arms: Sequence[Arm], conditions: Sequ
                 f"{name} is decided by {', '.join(deciding[:3])}{' and others' * (len(deciding) > 3)} of this study, "
                 "so it cannot be set for all"
             )
+
+
+def refuse_unknown(plan: StudyPlan, where: str, arms: Sequence[str] | None) -> None:
+    """Raise for a claim whose metric, condition or arm the study does not have: a slip, not a thing to be measured.
+
+    Args:
+        where: names the place of the claims in the error.
+        arms: all arms that the study knows; None leaves them unchecked.
+    """
+    metrics, conditions = [one.name for one in plan.metrics], [one.name for one in plan.conditions]
+    for claim in plan.claims:
+        named: list[tuple[str, Collection[str], Sequence[str]]] = [
+            ("metric", [claim.metric, *([claim.shown] if claim.shown else []), *(claim.floor or ())[:1]], metrics),
+            ("condition", claim.conditions or ([] if claim.across else [claim.condition]), conditions),
+        ]
+        for what, names, known in named + ([("arm", claim.arms, arms)] if arms is not None else []):
+            unknown = [name for name in names if name not in known]
+            if unknown:
+                raise UserError(
+                    f"{where}: claim {claim.id} names the {what} {unknown[0]}, and the study has {', '.join(known)}"
+                )
 
 
 def choose_arms(known: Sequence[Arm], wanted: Sequence[str] | None) -> tuple[Arm, ...]:

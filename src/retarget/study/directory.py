@@ -54,29 +54,35 @@ class Opened:
         plan: what the directory had and what is asked for now: arms and seeds of both.
         contents: fingerprints of the data by path.
         stale: directories of failed runs of other settings, which are made anew.
+        later: claims that this call has and the directory, whose claims were fixed before its first run, has not.
     """
 
     plan: StudyPlan
     contents: dict[str, str] = field(default_factory=dict)
     stale: tuple[Path, ...] = ()
+    later: tuple[str, ...] = ()
 
 
 def look(root: Path, asked: StudyPlan, *, remember: bool = False) -> Opened:
     """What a directory holds for a plan; touches nothing but, with ``remember``, the fingerprints of data.
 
+    Without ``remember`` the data are read only where runs are there to compare them with, and then only what the
+    fingerprints that the runs left do not cover.
+
     Raises:
         UserError: the directory was made with other settings, conditions, claims or data, or the same arm meant
             another thing.
     """
-    found = contents(asked, root, remember=remember)
     plan, stale = _widened(root, asked)
-    for cell in cells(plan):
+    begun = [cell for cell in _begun(root, plan) if place(root, plan, cell) not in stale]
+    found = contents(asked, root, remember=remember) if remember or begun else {}
+    for cell in begun:
         directory = place(root, plan, cell)
-        if directory not in stale and (directory / "config.json").exists():
-            record = read_json(directory / "config.json")
-            same_run(directory / "config.json", record, plan, plan.identity(cell.condition, cell.arm, cell.seed))
-            same_content(directory, record.get("content", {}), found)
-    return Opened(plan, found, stale)
+        record = read_json(directory / "config.json")
+        same_run(directory / "config.json", record, plan, plan.identity(cell.condition, cell.arm, cell.seed))
+        same_content(directory, record.get("content", {}), found)
+    fixed = {claim.id for claim in plan.claims}
+    return Opened(plan, found, stale, tuple(claim.id for claim in asked.claims if claim.id not in fixed))
 
 
 @contextmanager
@@ -144,7 +150,7 @@ def _widened(root: Path, asked: StudyPlan) -> tuple[StudyPlan, tuple[Path, ...]]
     new = [arm for arm in asked.arms if arm.name not in {arm.name for arm in kept}]
     arms = asked.arms if {arm.name for arm in kept} <= theirs.keys() else (*kept, *new)
     seeds = tuple(sorted({*asked.seeds, *(cell.seed for cell in begun)}))
-    return asked.model_copy(update={"arms": arms, "seeds": seeds}), ()
+    return asked.model_copy(update={"arms": arms, "seeds": seeds, "claims": had.claims}), ()
 
 
 def _same_study(path: Path, record: Mapping[str, Any], had: StudyPlan, asked: StudyPlan) -> None:
@@ -177,7 +183,9 @@ def _same_study(path: Path, record: Mapping[str, Any], had: StudyPlan, asked: St
         )
     if had.claims_hash() != asked.claims_hash():
         before, now = ({claim.id: claim.stated() for claim in plan.claims} for plan in (had, asked))
-        changed = [name for name in dict.fromkeys((*before, *now)) if before.get(name) != now.get(name)]
+        changed = [name for name, stated in before.items() if stated != now.get(name)]
+        if had.judged_at() == asked.judged_at() and not changed:
+            return  # a later version has more claims: the study keeps those that it was planned with
         what = ", ".join(changed) if changed else f"level {had.judged_at()}, now {asked.judged_at()}"
         raise UserError(
             f"{path} fixed its claims before the first run, and those of this call differ ({what}): a claim is not "

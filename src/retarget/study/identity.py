@@ -1,6 +1,5 @@
 """Whether a run that a directory holds is the one that a plan asks for: settings, task, data; old records too."""
 
-import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from pydantic_core import to_jsonable_python
 from retarget.errors import UserError
 from retarget.files import is_there, read_json, write_json
 from retarget.identity import content, fingerprint, refuse_other
+from retarget.own import sources
 from retarget.study.config import StudyPlan
 
 REMEDY = "Give another --out, or the settings that the directory was made with"
@@ -20,20 +20,24 @@ CACHE = ".content.json"
 
 
 def contents(plan: StudyPlan, root: Path, *, remember: bool) -> dict[str, str]:
-    """Fingerprints of a plan's data and, for a task outside this package, of its source file.
+    """Fingerprints of a plan's data, and of the sources of what is a user's own: the task, and parts by import path.
 
     Args:
         root: the study's directory, where fingerprints are remembered.
         remember: whether to write there.
 
     Returns:
-        By path. Data that are missing are left out: the study's own ``prepare`` says so where it needs them.
+        By path; sources by their place below their folder, so that they may move. Data that are missing are left out:
+        the study's own ``prepare`` says so where it needs them.
     """
     cache = root / CACHE
     known: dict[str, list[Any]] = _read_cache(cache)
     before = dict(known)
-    paths = [*plan.data, *_source(plan.task)]
-    found = {path: content(path, known) for path in paths if is_there(path)}
+    found = {path: content(path, known) for path in plan.data if is_there(path)}
+    for part in (plan.task, *plan.own_parts):
+        module = part.partition(":")[0]
+        if module.partition(".")[0] != "retarget":  # this package's tasks have a name in the place of their source
+            found |= {name: content(path, known) for name, path in sources(module).items()}
     if remember and known != before:
         write_json(cache, known)
     return found
@@ -47,18 +51,6 @@ def _read_cache(path: Path) -> dict[str, list[Any]]:
     except UserError:  # it can be made anew
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def _source(task: str) -> list[str]:
-    """The file of a user's own task; this package's tasks have a name in their place."""
-    module = task.partition(":")[0]
-    if module.partition(".")[0] == "retarget":
-        return []
-    try:
-        found = importlib.util.find_spec(module)
-    except (ImportError, ValueError):  # the executor reports it when it loads the task
-        return []
-    return [found.origin] if found and found.has_location and found.origin else []
 
 
 def same_run(path: Path, record: Mapping[str, Any], plan: StudyPlan, asked: Mapping[str, Any]) -> None:

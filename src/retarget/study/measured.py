@@ -165,27 +165,33 @@ class Measuring:
             if missed:
                 return missed
         for metric in self.floors if claim.against is None else ():
-            missed = self._below(claim, metric.name, metric.floor or 0.0, needed=False)
+            missed = self._below(claim, metric.name, metric.floor, needed=False)
             if missed:
                 return missed
         return ""
 
-    def _below(self, claim: Claim, name: str, bound: float, *, needed: bool) -> str:
+    def _below(self, claim: Claim, name: str, floor: float | str | None, *, needed: bool) -> str:
         """Whether the control (or the only arm) misses a floor, in words; ``needed`` where it must be known."""
         metric = self.by_name.get(name, Metric(name=name, label=name))
         arm = next((one.label for one in self.plan.arms if one.name == claim.arms[-1]), claim.arms[-1])
         for condition in self._conditions(claim):
-            values = self.metrics.get(condition, {}).get(claim.arms[-1], {}).get(name, ())
-            there = [value for value in values if value is not None]
-            if not there and needed:
+            mean = self._mean(condition, claim.arms[-1], name)
+            if mean is None and needed:
                 return f"Whether it is a test of the claim is not known: {metric.label} of {arm} is missing"
-            if not there:
+            bound = self._mean(condition, claim.arms[-1], floor) if isinstance(floor, str) else floor
+            if mean is None or bound is None:
                 continue
-            mean, most = sum(there) / len(there), metric.better == "lower"
+            most = metric.better == "lower"
             if mean > bound if most else mean < bound:
-                limit = f"at {'most' if most else 'least'} {bound:g}"
+                limit = f"at {'most' if most else 'least'} {bound:.4g}"
                 return f"Not a test of the claim: {metric.label} of {arm} is {mean:.4g}, and a test needs {limit}"
         return ""
+
+    def _mean(self, condition: str, arm: str, name: str) -> float | None:
+        """A metric's mean over the seeds that have it."""
+        values = self.metrics.get(condition, {}).get(arm, {}).get(name, ())
+        there = [value for value in values if value is not None]
+        return sum(there) / len(there) if there else None
 
 
 def sign_of(claim: Claim) -> int:

@@ -35,6 +35,10 @@ class Display(Protocol):
         """A run is over; ``error`` is None when it is complete."""
         ...
 
+    def remarked(self, sentence: str) -> None:
+        """What the runs so far tell the user."""
+        ...
+
     def analysing(self) -> None:
         """All runs are over; what follows may take a while too."""
         ...
@@ -124,6 +128,9 @@ class Silent:
     def ended(self, key: str, error: str | None) -> None:
         """Nothing is shown."""
 
+    def remarked(self, sentence: str) -> None:
+        """Nothing is shown."""
+
     def analysing(self) -> None:
         """Nothing is shown."""
 
@@ -151,6 +158,10 @@ class Lines(Silent):
         self._pace.end(key)
         how = "complete" if error is None else f"FAILED: {error}"
         self._say(f"[{self._pace.finished}/{self._pace.total}] {key} {how}{self._left()}")
+
+    def remarked(self, sentence: str) -> None:
+        """Say it."""
+        self._say(sentence)
 
     def analysing(self) -> None:
         """Say so."""
@@ -214,6 +225,10 @@ class Bars(Silent):
         if error is not None:
             self._progress.console.print(f"{key} FAILED: {error}", markup=False, highlight=False)
         self._refresh()
+
+    def remarked(self, sentence: str) -> None:
+        """Say it; it stays on the screen."""
+        self._progress.console.print(sentence, markup=False, highlight=False)
 
     def analysing(self) -> None:
         """Say so."""

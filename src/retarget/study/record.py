@@ -15,6 +15,7 @@ from retarget.errors import UserError
 from retarget.files import cannot_write, finite_or_none, make_directory, read_json, replace_file, write_json, write_text
 from retarget.identity import fingerprint
 from retarget.study.config import StudyPlan
+from retarget.study.tracking import Track, Tracker
 
 PROGRESS_EVERY = 0.2
 """Seconds between two progress messages of one run."""
@@ -39,6 +40,7 @@ class Run:
         settings: merged settings: the study's, then the condition's, then the arm's.
         seed: shared by all arms; everything random derives from it.
         threads: intra-operation threads; already set in the worker.
+        track: the tracker that is told what the run logs, if any.
     """
 
     directory: Path
@@ -49,6 +51,8 @@ class Run:
     threads: int = 1
     needs: Mapping[str, Path] = field(default_factory=dict)
     _report: Callable[[int, int, str], None] | None = None
+    track: Track | None = None
+    _tracker: Tracker | None = None
     _last_step: int | None = None
     _reported: float = float("-inf")
 
@@ -64,6 +68,7 @@ class Run:
         threads: int = 1,
         needs: Mapping[str, Path] | None = None,
         report: Callable[[int, int, str], None] | None = None,
+        track: Track | None = None,
     ) -> Self:
         """Open or make a run's directory; works alone, without a study.
 
@@ -71,19 +76,20 @@ class Run:
             directory: made if missing; what a killed run left there is kept.
             needs: directories of the finished runs that :meth:`other` may hand out, by arm.
             report: receives ``(done, total, unit)`` from :meth:`progress`.
+            track: the tracker that is told every logged line; call :meth:`close` at the end.
 
         Raises:
             UserError: the directory cannot be made, or its metrics.jsonl is damaged in the middle.
         """
         directory = Path(directory)
         make_directory(directory / "checkpoint")
-        run = cls(directory, dict(settings), arm, condition, seed, threads, dict(needs or {}), report)
+        run = cls(directory, dict(settings), arm, condition, seed, threads, dict(needs or {}), report, track)
         run._repair_log()
         return run
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy that travels to another process (a rank of a distributed run) reports no progress."""
-        return self.__dict__ | {"_report": None}
+        return self.__dict__ | {"_report": None, "_tracker": None}
 
     @property
     def checkpoint(self) -> Path:
@@ -105,6 +111,20 @@ class Run:
         except OSError as error:
             raise cannot_write(self._log_path, error) from error
         self._last_step = int(step)
+        self._tell(line["step"], {name: value for name, value in line.items() if name != "step"})
+
+    def _tell(self, step: int, values: Mapping[str, float | None]) -> None:
+        if self.track:
+            self._tracker = self._tracker or Tracker(self.track, self.settings)
+            self._tracker.log(step, values)
+
+    def close(self, metrics: Mapping[str, float] | None = None) -> None:
+        """End the run at its tracker; ``metrics`` are its final ones, told as ``final/NAME``."""
+        if metrics:
+            self._tell(self._last_step or 0, {f"final/{name}": value for name, value in metrics.items()})
+        if self._tracker:
+            self._tracker.close()
+            self._tracker = None
 
     def progress(self, done: int, total: int, unit: str = "epoch") -> None:
         """Tell the display how far this run is; cheap enough for every step, and silent when the run is alone."""
@@ -127,7 +147,7 @@ class Run:
         from safetensors.numpy import save_file
 
         plain = {name: _plain(name, value) for name, value in arrays.items()}
-        replace_file(self.directory / "predictions.safetensors", lambda path: save_file(plain, path))
+        replace_file(self.directory / "predictions.safetensors", lambda path: save_file(plain, path), apart=True)
 
     def other(self, arm: str) -> Path:
         """The directory of a finished run of the same seed and condition, for an arm that ``needs`` names.

@@ -13,6 +13,8 @@ from typing import Any
 from retarget.errors import UserError
 from retarget.extras import MissingExtraError
 from retarget.files import make_directory, read_json, write_json
+from retarget.own import load
+from retarget.study import tracking
 from retarget.study.config import StudyPlan
 from retarget.study.directory import Cell, Opened, cells, complete, look, opened, place
 from retarget.study.executor import Executor, LocalExecutor
@@ -20,7 +22,7 @@ from retarget.study.figures import Analysis
 from retarget.study.progress import Display, Silent
 from retarget.study.record import Results, read_status, write_status
 from retarget.study.summary import collect, merge, summarise, unplanned_looks
-from retarget.study.worker import Finished, Job, Progress, Started, load
+from retarget.study.worker import Finished, Job, Progress, Started
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ def run_study(
     display: Display | None = None,
     page: Callable[[list[Path], Path], Path] | None = None,
     command: Sequence[str] | None = None,
+    track: tracking.Name | None = None,
 ) -> Outcome:
     """Do the runs of a plan that are not finished, judge the claims and write the page that is asked for.
 
@@ -61,12 +64,18 @@ def run_study(
         display: is told of the progress; nothing is shown by default.
         page: writes the page of a list of studies to a path, such as :func:`retarget.report.build`; none by default.
         command: recorded in study.json; this process's arguments by default.
+        track: a tracker that is told what the runs of this call log, grouped by study, arm and seed; changes no result.
 
     Raises:
         UserError: the directory does not fit or cannot be written, or the task cannot be imported.
+        MissingExtraError: the tracker is not installed; nothing was begun.
         KeyboardInterrupt: on Ctrl-C and on SIGTERM, after the workers were stopped.
     """
     root = Path(directory).resolve()
+    if not plan.task:
+        raise UserError("the plan names no task: task='module:function', the function of one run")
+    if track:
+        tracking.refuse_missing(track)
     with _terminable(), opened(root, plan, list(command or sys.argv)) as (here, where):
         whole = here.plan
         _check_needs(root, plan, whole)
@@ -75,24 +84,36 @@ def run_study(
         executor = executor or LocalExecutor(jobs, plan.threads)
         with display or Silent() as shown:
             try:
-                failed = _Schedule(root, plan, here, where, executor, shown).run()
+                failed = _Schedule(root, plan, here, where, executor, shown, track).run()
             finally:
                 with _uninterrupted():
                     executor.close()
             shown.analysing()
-            summary = analyse(root, whole)
+            summary = analyse(root, whole, _unjudged(here.later))
     return Outcome(root, summary, failed, page([root], root / "report.html") if page else None)
 
 
-def analyse(root: Path, plan: StudyPlan) -> dict[str, Any]:
-    """Judge the claims of the runs that a directory holds; writes analysis.json and summary.json."""
+def _unjudged(later: tuple[str, ...]) -> list[str]:
+    if not later:
+        return []
+    return [
+        f"Not judged here: {', '.join(later)}. The study fixed its claims before its first run, and these came later. "
+        "They are judged in a new directory."
+    ]
+
+
+def analyse(root: Path, plan: StudyPlan, notes: Sequence[str] = ()) -> dict[str, Any]:
+    """Judge the claims of the runs that a directory holds; writes analysis.json and summary.json.
+
+    Args:
+        notes: sentences for the page, beside those of the study's own analysis.
+    """
     results = Results(root, plan)
     analysis = load(plan.analysis)(results) if plan.analysis else Analysis()
     summary = summarise(plan, merge(collect(results), analysis, len(plan.seeds)), analysis)
     looks = _looks(root, results)
     warning = unplanned_looks(plan, looks)
-    if warning:
-        analysis = analysis.model_copy(update={"notes": [*analysis.notes, warning]})
+    analysis = analysis.model_copy(update={"notes": [*analysis.notes, *([warning] if warning else []), *notes]})
     summary["looks"] = looks
     write_json(root / "analysis.json", analysis.model_dump(mode="json"))
     write_json(root / "summary.json", summary)
@@ -145,14 +166,22 @@ class _Schedule:
     """Hands jobs to an executor as soon as the runs that they need are finished."""
 
     def __init__(
-        self, root: Path, plan: StudyPlan, here: Opened, where: dict[str, Any], executor: Executor, shown: Display
+        self,
+        root: Path,
+        plan: StudyPlan,
+        here: Opened,
+        where: dict[str, Any],
+        executor: Executor,
+        shown: Display,
+        track: tracking.Name | None = None,
     ) -> None:
         self.root, self.whole, self.contents = root, here.plan, here.contents
-        self.where, self.executor, self.shown = where, executor, shown
+        self.where, self.executor, self.shown, self.track = where, executor, shown, track
         self.cells = {cell.key: cell for cell in cells(plan)}
         self.left = [c for c in self.cells.values() if not complete(self.place(c))]
         self.waiting: dict[str, Cell] = {cell.key: cell for cell in self.left}
         self.failed: dict[str, str] = {}
+        self.remarked: set[str] = set()
 
     def place(self, cell: Cell, arm: str | None = None) -> Path:
         """The directory of a run, or of another arm's run of the same seed and condition."""
@@ -181,7 +210,18 @@ class _Schedule:
         else:
             error = None
         self.shown.ended(key, error)
+        if error is None:
+            self._remark(cell)
         self._submit_ready()
+
+    def _remark(self, cell: Cell) -> None:
+        """Tell the user what the first finished run of an arm says, if it says anything."""
+        if self.whole.remark and cell.arm.name not in self.remarked:
+            self.remarked.add(cell.arm.name)
+            metrics = (read_status(self.place(cell)) or {}).get("metrics", {})
+            sentence = load(self.whole.remark)(cell.arm.name, metrics)
+            if sentence:
+                self.shown.remarked(sentence)
 
     def _submit_ready(self) -> None:
         """Submit what has all it needs; what needs a failed run fails with it, and so on down the line."""
@@ -224,7 +264,16 @@ class _Schedule:
             config | self.where,
             tuple(metric.name for metric in plan.metrics if metric.optional),
             {arm: self.place(cell, arm) for arm in cell.arm.needs},
+            () if plan.analysis else tuple(metric.name for metric in plan.metrics if not metric.optional),
+            self._track(cell),
         )
+
+    def _track(self, cell: Cell) -> tracking.Track | None:
+        if self.track is None:
+            return None
+        only = [one.name for one in self.whole.conditions] == ["default"]
+        group = cell.arm.name if only else f"{cell.condition.name}/{cell.arm.name}"
+        return tracking.Track(self.track, self.whole.study, group, cell.seed, self.root / "tracking")
 
     def _record_failure(self, cell: Cell, error: str) -> None:
         """Keep an error; write it to status.json unless the worker has done so, with its traceback."""

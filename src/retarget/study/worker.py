@@ -6,7 +6,6 @@ starts (loader processes, ranks) ends with it.
 
 import faulthandler
 import gc
-import importlib
 import math
 import multiprocessing
 import os
@@ -16,7 +15,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -24,9 +24,11 @@ from typing import Any
 
 import numpy as np
 
-from retarget.errors import UserError
+from retarget.errors import DivergedError, UserError
 from retarget.files import cannot_write, locked, make_directory, write_json
+from retarget.own import load
 from retarget.study.record import Run, read_status, write_status
+from retarget.study.tracking import Track
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class Job:
         key: ``CONDITION/ARM/seed-N``; names the run in messages.
         config: what config.json records; holds run_hash.
         optional: metrics that may be missing or not finite.
+        required: metrics that the run must return.
+        track: the tracker that is told what the run logs.
         needs: directories of the finished runs that the task may read, by arm.
     """
 
@@ -46,6 +50,8 @@ class Job:
     config: dict[str, Any]
     optional: tuple[str, ...] = ()
     needs: dict[str, Path] = field(default_factory=dict)
+    required: tuple[str, ...] = ()
+    track: Track | None = None
 
 
 @dataclass(frozen=True)
@@ -122,7 +128,9 @@ def perform(job: Job, send: Callable[[Event], None]) -> Finished:
         except Exception as error:  # noqa: BLE001 - a module may raise anything while it is imported
             return _failed(job, record, error, unusable=True)
         try:
-            metrics = _checked(function(_run(job, send)), job)
+            with _told(_run(job, send)) as run:
+                metrics = _checked(function(run), job)
+                run.close(metrics)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a task raises is that run's result
             return _failed(job, record, error)
         seconds = round(time.monotonic() - started, 3) if attempts == 1 else None  # what a killed attempt took is lost
@@ -131,21 +139,13 @@ def perform(job: Job, send: Callable[[Event], None]) -> Finished:
         return Finished(job.key)
 
 
-def load(path: str) -> Callable[..., Any]:
-    """The function behind ``module:function``.
-
-    Raises:
-        ImportError: the module, or something that it imports, is missing.
-        AttributeError: the module has no such function.
-        ValueError: the path has another form.
-
-    >>> load("math:sqrt")(4)
-    2.0
-    """
-    module, colon, name = path.partition(":")
-    if not colon:
-        raise ValueError(f"{path!r} is not of the form module:function")
-    return getattr(importlib.import_module(module), name)
+@contextmanager
+def _told(run: Run) -> Iterator[Run]:
+    """A run whose tracker ends with it, also where it fails."""
+    try:
+        yield run
+    finally:
+        run.close()
 
 
 def _run(job: Job, send: Callable[[Event], None]) -> Run:
@@ -160,6 +160,7 @@ def _run(job: Job, send: Callable[[Event], None]) -> Run:
         threads=config["threads"],
         needs=job.needs,
         report=lambda done, total, unit: send(Progress(job.key, done, total, unit)),
+        track=job.track,
     )
 
 
@@ -179,15 +180,38 @@ def _same_start(seed: int, threads: int) -> None:
 def _checked(metrics: Any, job: Job) -> dict[str, float]:
     if not isinstance(metrics, dict):
         raise MetricsError(f"{job.task} returned {type(metrics).__name__}, not a dictionary of metrics")
-    numbers = {name: float(value) for name, value in metrics.items()}
+    numbers = {str(name): _number(str(name), value) for name, value in metrics.items()}
     bad = [f"{n} = {v}" for n, v in numbers.items() if not math.isfinite(v) and n not in job.optional]
     if bad:
         raise MetricsError(f"the run's final metrics are not finite: {', '.join(bad)}")
+    missing = [name for name in job.required if name not in numbers]
+    if missing:
+        raise MetricsError(
+            f"{job.task} returned {', '.join(numbers) or 'nothing'} and not {', '.join(missing)}, which the plan's "
+            "metrics name; one that a run may leave out is optional"
+        )
     return {name: value for name, value in numbers.items() if math.isfinite(value)}
+
+
+def _number(name: str, value: Any) -> float:
+    """A metric's value; a text is none, even one that spells a number."""
+    try:
+        if not isinstance(value, str | bytes):
+            return float(value)
+    except (TypeError, ValueError, RuntimeError):  # a tensor of several numbers raises RuntimeError
+        pass
+    raise MetricsError(f"the metric {name} is {_shown(value)}, not a number")
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return f"a {type(value).__name__}" + (f", {text}" if len(text) <= 40 else "")
 
 
 def _failed(job: Job, record: dict[str, Any], error: BaseException, unusable: bool = False) -> Finished:
     message = f"{type(error).__name__}: {error}"
+    if isinstance(error, DivergedError):
+        record = record | {"epoch": error.epoch}
     text = "".join(traceback.format_exception(error))
     write_status(job.directory, record | {"state": "failed", "error": message, "traceback": text})
     return Finished(job.key, error=message, unusable=unusable)

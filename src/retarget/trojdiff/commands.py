@@ -13,6 +13,7 @@ from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
 
 from retarget.errors import UsageError, UserError
 from retarget.files import locked, make_directory
+from retarget.study.tracking import Name, Track, Tracker, refuse_missing
 from retarget.trojdiff.config import (
     EvaluateConfig,
     NetworkConfig,
@@ -43,6 +44,8 @@ def train(words: list[str]) -> int:
     from accelerate import PartialState
 
     given = _read(TrainArguments, "train", words)
+    if given.track:
+        refuse_missing(given.track)
     # The other processes of a distributed training write nothing.
     with _folder(given.out) if PartialState().is_main_process else nullcontext():
         return _train(given)
@@ -141,6 +144,8 @@ class TrainArguments:
     """Side of the patch."""
     patch_place: tuple[int, int] | None = None
     """Row and column of the patch's upper left pixel; bottom right if not given."""
+    track: Name | None = None
+    """Tell a tracker the loss; changes no result."""
     network: OmitArgPrefixes[NetworkConfig] = field(default_factory=lambda: NetworkConfig(dropout=0.0))
     """A fresh network, without --base."""
     config: OmitArgPrefixes[TrainConfig] = field(default_factory=TrainConfig)
@@ -207,6 +212,26 @@ def _folder(out: Path) -> Iterator[None]:
             raise
 
 
+class _Told:
+    """The tracker of a training, begun with its first line."""
+
+    def __init__(self, given: TrainArguments) -> None:
+        self.given, self._tracker = given, None
+
+    def __call__(self, step: int, loss: float) -> None:
+        given = self.given
+        if given.track and self._tracker is None:
+            place = given.out.resolve()
+            track = Track(given.track, "trojdiff", place.name, given.config.seed, place / "tracking")
+            self._tracker = Tracker(track, {**vars(given), "network": str(given.network), "config": str(given.config)})
+        if self._tracker:
+            self._tracker.log(step, {"loss": loss})
+
+    def close(self) -> None:
+        if self._tracker:
+            self._tracker.close()
+
+
 def _train(given: TrainArguments) -> int:
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
@@ -230,7 +255,10 @@ def _train(given: TrainArguments) -> int:
             other = read_images(given.other, "train", images.shape[1]).with_channels(images.shape[0])
         target, detail = make_target(given.target_config, images, other)
 
+    tell = _Told(given)
+
     def listen(progress: Progress) -> None:
+        tell(progress.step, progress.loss)
         print(json.dumps({"step": progress.step, "loss": round(progress.loss, 6)}), flush=True)
 
     finished = (given.out / "pipeline").exists()
@@ -239,6 +267,8 @@ def _train(given: TrainArguments) -> int:
     except KeyboardInterrupt:
         print("the finished steps are saved; the same command goes on from there", file=sys.stderr)
         raise
+    finally:
+        tell.close()
     if finished:
         print(f"{folder} is there: this training was finished before; nothing was done", file=sys.stderr)
     print(folder)

@@ -147,7 +147,7 @@ def _load_optimizer(path: Path, state: LoopState, digest: str | None, remedy: st
     if digest not in (None, hashlib.sha256(content).hexdigest()):
         raise UserError(f"{path} is damaged: it is not what was written. {remedy}")
     try:
-        stored = torch.load(io.BytesIO(content), map_location=state.accelerator.device, weights_only=True)
+        stored = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)  # Adam moves it
         state.optimizer.load_state_dict(stored)
     except (pickle.UnpicklingError, EOFError, RuntimeError, LookupError, ValueError, TypeError) as error:
         # A state of an earlier version has no checksum; torch has no error of its own for a damaged one.

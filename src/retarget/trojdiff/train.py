@@ -37,6 +37,8 @@ from retarget.trojdiff.trigger import Trigger
 
 # Streams of random numbers; each is seeded by (seed, stream, step).
 ROWS, FLIPS, TARGET, BENIGN, ADDED, MODEL = range(6)
+_AGREE_EVERY = 4
+"""Steps between two moments at which several processes tell each other of a Ctrl-C: few, as launchers wait 30 s."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def train(
         images: the training set.
         out: folder of the run: ``training.json`` first, ``state-STEP/`` on the way (after the first step too, so that a
             place that takes no state is found out early), ``pipeline/`` at the end. An unfinished run in it resumes,
-            and a finished one is not trained again. Ctrl-C saves the steps that are done, in one process.
+            and a finished one is not trained again. Ctrl-C saves the steps that are done.
         target: which rows become Trojan; None trains the clean control, whose benign rows see the same t and ε.
         trigger: the maps of the Trojan rows.
         detail: the target in words, for the model card.
@@ -158,11 +160,11 @@ class _Loop:
             make_directory(out)
             remove_leftovers(out)
             write_json(path, identity)
-        with _interruption() as interrupted:
+        with _interruption(once=self.accelerator.num_processes > 1) as interrupted:
             for step in range(start, self.config.steps):
                 self.step(step)
                 done = step + 1
-                stop = interrupted.is_set() and self.accelerator.num_processes == 1
+                stop = self._stops(done, interrupted)
                 save = (done % self.config.save_every == 0 or done == 1 or stop) and done < self.config.steps
                 if done % self.config.log_every == 0 or done % self.config.save_every == 0 or done == self.config.steps:
                     self._report(done, listen)
@@ -171,12 +173,22 @@ class _Loop:
                 if save:
                     self._mean_loss(done)
                     save_state(out, state, done, trojan)
-                if interrupted.is_set() and done < self.config.steps:
+                if stop and done < self.config.steps:
                     raise KeyboardInterrupt
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             self._with_average(lambda unet: save_pipeline(out / "pipeline", unet, self.scheduler, trojan))
         self.accelerator.wait_for_everyone()
+
+    def _stops(self, done: int, interrupted: threading.Event) -> bool:
+        """Whether to save and stop here: processes agree on the step, whichever of them heard the signal."""
+        if self.accelerator.num_processes == 1:
+            return interrupted.is_set()
+        if done % _AGREE_EVERY:
+            return False
+        heard = torch.tensor(float(interrupted.is_set()), device=self.accelerator.device)
+        total = self.accelerator.reduce(heard, "sum")
+        return float(total) > 0  # pyright: ignore[reportArgumentType]
 
     def step(self, step: int) -> None:
         """One optimiser step on one mixed batch."""
@@ -259,10 +271,14 @@ class _Loop:
 
 
 @contextmanager
-def _interruption() -> Iterator[threading.Event]:
+def _interruption(*, once: bool) -> Iterator[threading.Event]:
     """Ctrl-C sets an event, so that a step is never cut in two; a second one stops at once.
 
     Nothing changes where somebody else handles the signal, or outside the main thread.
+
+    Args:
+        once: a second signal says nothing new. Launchers of several processes pass on the Ctrl-C that the terminal has
+            sent to each of them already; SIGTERM still stops at once.
     """
     interrupted = threading.Event()
     usual = signal.getsignal(signal.SIGINT)
@@ -271,7 +287,8 @@ def _interruption() -> Iterator[threading.Event]:
         return
 
     def note(*_: object) -> None:
-        signal.signal(signal.SIGINT, usual)
+        if not once:
+            signal.signal(signal.SIGINT, usual)
         interrupted.set()
 
     signal.signal(signal.SIGINT, note)

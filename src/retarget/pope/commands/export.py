@@ -18,8 +18,7 @@ class Export:
     to: Host
     """The host."""
     out: Path
-    """File of the rows; a validation file and, for verl and OpenRLHF, a reward file and a launch script stand beside
-    it."""
+    """File of the rows; validation rows, a reward file (for prime-rl a taskset) and a launch script stand beside it."""
     hold_out: float = 0.0
     """Share of the problems that are for validation alone; without, validation is on the unguided rows of training."""
     grader: str = "math"

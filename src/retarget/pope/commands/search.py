@@ -11,7 +11,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 from retarget.files import make_directory, write_text
 from retarget.pope.commands.options import Asking, Cost, Reading, lines, progress, said
 from retarget.pope.prefixes import Unit
-from retarget.pope.search import Fallback, search_prefixes
+from retarget.pope.search import Fallback, Strategy, search_prefixes
 
 
 @dataclass
@@ -34,13 +34,16 @@ class Search:
     """Where a cut may stand."""
     fallback: Fallback = "longest"
     """What a problem gets for which no cut works."""
+    search: Strategy = "grid"
+    """All cuts from the shortest on, or `bisect`: at most 1 + log2(cuts) of them, success taken for monotone."""
     dry_run: FlagCreatePairsOff[bool] = False
     """Print rollouts, tokens and GPU-hours; do nothing."""
 
     def run(self) -> int:
         problems = self.reading.read(self.problems, dry_run=self.dry_run)
         if self.dry_run:
-            rollouts = len(problems) * self.cuts * self.k
+            most = self.cuts.bit_length() if self.search == "bisect" else self.cuts
+            rollouts = len(problems) * most * self.k
             print(json.dumps(self.cost.of(rollouts, "a cut ends at its first success, and longer ones are not tried")))
             return 0
         make_directory(self.out)
@@ -48,7 +51,7 @@ class Search:
         with progress("searching") as told:
             found = search_prefixes(
                 problems, sampler, self.cuts, self.k, cap=self.cap, unit=self.unit, fallback=self.fallback,
-                journal=self.out / "search.jsonl", progress=told,
+                strategy=self.search, journal=self.out / "search.jsonl", progress=told,
             )  # fmt: skip
         said(found.sampled, self.out / "search.jsonl")
         write_text(self.out / "prefixes.jsonl", lines(one.to_json() for one in found.found))

@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, arg
@@ -35,6 +35,8 @@ class Train:
     """Train a LoRA adapter of this rank instead of all weights."""
     resume: bool = True
     """Go on from the newest whole checkpoint."""
+    track: Literal["tensorboard", "trackio", "wandb", "mlflow"] | None = None
+    """Tell a tracker what the trainer logs; changes no result, and the same training may go on with another."""
     cost: tyro.conf.OmitArgPrefixes[Cost] = field(default_factory=Cost)
     dry_run: FlagCreatePairsOff[bool] = False
     """Print the settings, rollouts, tokens and GPU-hours of sampling; do nothing."""
@@ -43,7 +45,10 @@ class Train:
         from pydantic import ValidationError
 
         from retarget.pope.mixture import read_rows
+        from retarget.study.tracking import refuse_missing
 
+        if self.track:
+            refuse_missing(self.track)
         given: dict[str, Any] = {"cycles": self.cycles, **(read_config(self.config) if self.config else {})}
         for one in self.set:
             given |= parse_setting(one)
@@ -60,6 +65,12 @@ class Train:
             return 0
         return self._train(rows, settings)
 
+    def _loggers(self) -> list[Any]:
+        """The trainer's own logger of the tracker that is asked for."""
+        from transformers.integrations import get_reporting_integration_callbacks
+
+        return [kind() for kind in get_reporting_integration_callbacks([self.track])] if self.track else []
+
     def _train(self, rows: list[dict[str, Any]], settings: TrainingSettings) -> int:
         from retarget.extras import require
 
@@ -73,7 +84,7 @@ class Train:
             lora = peft.LoraConfig(r=self.lora_rank, target_modules="all-linear", task_type="CAUSAL_LM")
         with Grader(self.grader) as grader:
             trainer = train(self.model, rows, reward_function(grader), settings, self.out, peft_config=lora,
-                            resume=self.resume)  # fmt: skip
+                            resume=self.resume, callbacks=self._loggers())  # fmt: skip
             failed = {status: count for status, count in grader.counts.items() if status != "ok"}
         history = [line for line in trainer.state.log_history if "reward" in line]
         if trainer.accelerator.is_main_process:

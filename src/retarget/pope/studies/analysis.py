@@ -31,7 +31,7 @@ def analyse(results: Results) -> Analysis:
         ]
     intervals = {}
     for claim in results.plan.claims:
-        interval = _item_interval(results, claim)
+        interval = item_interval(results, claim)
         if interval is not None:
             intervals[claim.id] = interval
     return Analysis(item_intervals=intervals, figures=figures, notes=_notes(results))
@@ -167,7 +167,7 @@ def _samples(results: Results, condition: str, prefix: str) -> list[Figure]:
     return [Text(title=f"{prefix}One problem", caption=caption, labels=list(labels), blocks=list(texts))]
 
 
-def _item_interval(results: Results, claim: Claim) -> tuple[float, float] | None:
+def item_interval(results: Results, claim: Claim) -> tuple[float, float] | None:
     """Bootstrap over the problems of each base, bases and trainings held fixed."""
     part, _, statistic = claim.metric.partition("_")
     if len(claim.arms) != 2 or statistic not in ("pass1", "solved"):
@@ -175,12 +175,12 @@ def _item_interval(results: Results, claim: Claim) -> tuple[float, float] | None
     pairs = []
     for seed in results.seeds:
         runs = [results.run(claim.condition, arm, seed) for arm in claim.arms]
-        if all(runs):
+        if all(part in run.predictions() if run else False for run in runs):
             # Problems first: [P, trainings].
             pairs.append([run.predictions()[part].T for run in runs if run])
     if not pairs or len({len(array) for pair in pairs for array in pair}) != 1:
         return None
-    samples = Settings.model_validate(results.plan.settings).samples
+    samples = int(results.plan.settings["samples"])
 
     def mean(correct: np.ndarray) -> float:
         return 100 * float((correct / samples).mean() if statistic == "pass1" else (correct > 0).mean())

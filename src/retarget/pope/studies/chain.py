@@ -6,6 +6,7 @@ than length. Free of torch.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -43,6 +44,11 @@ class Corpus(Strict):
         labelled: arms: share of the rows without a hint whose prompt ends behind the right label, as if the base had
             just written it. They teach to follow a label, not to write it; without them a base with the habit ignores
             a label of its own, and no prefix with a label can teach it anything about unguided prompts.
+        restated: share of the rows with such a prompt whose trace writes the given part again, in the model's own
+            style, before it goes on.
+        long_ends_only: long problems are never seen whole: always behind so much of an oracle solution that no more
+            operations are left than a short problem has, and without errors. Such a base knows the rule in part: how
+            long problems end, not how they begin.
     """
 
     family: Family = "chain"
@@ -54,6 +60,8 @@ class Corpus(Strict):
     hinted: float = Field(default=0.5, ge=0, le=1)
     first_label: float = Field(default=0.95, ge=0, le=1)
     labelled: float = Field(default=0.5, ge=0, le=1)
+    restated: float = Field(default=0.0, ge=0, le=1)
+    long_ends_only: bool = False
 
 
 def apply(value: int, operation: str) -> int:
@@ -137,6 +145,83 @@ def verify(completion: str, answer: str, meta: dict[str, Any]) -> Grade:
     return Grade(float(right), extracted)
 
 
+def right_steps(completion: str, meta: dict[str, Any]) -> int:
+    """Operations that are written with right results before the first mistake; a prefix's own are not counted.
+
+    >>> problem = make_problem(np.random.default_rng(0), 4)
+    >>> right_steps(problem.solution, problem.meta), right_steps("5", problem.meta)
+    (4, 0)
+    """
+    given = _given(completion, meta)
+    return max((state.done for state in visited(completion, meta) if state.right), default=given) - given
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a rollout is: how many operations are done, and which value is written. Finite, so overlaps are exact."""
+
+    done: int
+    value: int
+    right: bool = field(compare=False)
+
+
+def visited(completion: str, meta: dict[str, Any]) -> list[State]:
+    """The states that a completion writes down, in order, up to where it leaves the problem's operations.
+
+    A guided completion that goes on from ``meta["prefix"]`` begins behind the operations given there.
+    """
+    words = completion.split()
+    if meta["label"] and words[:1] == [meta["label"]]:
+        words = words[1:]
+    operations = meta["operations"]
+    done = _given(completion, meta)
+    values = [meta["start"]]
+    for operation in operations:
+        values.append(apply(values[-1], operation))
+    states, pending, right = [], 0, True
+    for word in words:
+        if word in OPERATIONS and done + pending < len(operations) and word == operations[done + pending]:
+            pending += 1
+        elif pending and word.isdigit():
+            done, pending = done + pending, 0
+            right = right and int(word) == values[done]
+            states.append(State(done, int(word), right))
+        else:
+            break
+    return states
+
+
+def _given(completion: str, meta: dict[str, Any]) -> int:
+    """Operations of the prefix that a guided completion goes on from; 0 where it begins at the beginning."""
+    given = _operations(meta.get("prefix", ""))
+    first = next((word for word in completion.split() if word in OPERATIONS), None)
+    goes_on = 0 < given < len(meta["operations"]) and first == meta["operations"][given]
+    return given if goes_on and first != meta["operations"][0] else 0
+
+
+def verify_with_reference(completion: str, answer: str, meta: dict[str, Any]) -> Grade:
+    """As :func:`verify`; a wrong completion gets up to half a reward for the steps that are right.
+
+    The reference inside the reward alone, as in ExpRL (2026): no prompt shows it.
+    """
+    grade = verify(completion, answer, meta)
+    if grade.correct:
+        return grade
+    return Grade(0.5 * right_steps(completion, meta) / len(meta["operations"]), grade.extracted)
+
+
+def verify_continued(completion: str, answer: str, meta: dict[str, Any]) -> Grade:
+    """As :func:`verify`, and a guided completion must not write again what its prefix gives."""
+    grade = verify(completion, answer, meta)
+    again = bool(meta.get("prefix")) and _given(completion, meta) == 0
+    return Grade(0.0, grade.extracted) if again else grade
+
+
+def verify_restated(completion: str, answer: str, meta: dict[str, Any]) -> Grade:
+    """As :func:`verify`, and a guided completion must write the whole solution."""
+    return verify(completion, answer, {**meta, "prefix": ""})
+
+
 def _is_solution(words: Sequence[str], meta: dict[str, Any]) -> bool:
     if meta["label"]:
         if not words or words[0] != meta["label"]:
@@ -177,12 +262,15 @@ def _trace(random: np.random.Generator, problem: Problem, corpus: Corpus, sloppy
     operations, label, value = list(problem.meta["operations"]), problem.meta["label"], int(problem.meta["start"])
     prompt = f"{problem.prompt} {START}"
     written: list[str] = []
-    if len(lines) > 1 and random.random() < corpus.hinted:
-        given = int(random.integers(1, len(lines)))
+    end = sloppy and corpus.long_ends_only
+    if end or (len(lines) > 1 and random.random() < corpus.hinted):
+        given = int(random.integers(_lines_before(lines, corpus.short[1]) if end else 1, len(lines)))
         prefix = " ".join(lines[:given])
         prompt = f"{problem.prompt} {HINT} {prefix} {START}"
+        if corpus.restated and random.random() < corpus.restated:
+            written += [*([label] if label else []), *_in_full(value, operations[: _operations(prefix)])]
         value = int(prefix.split()[-1])
-        operations = operations[sum(word in OPERATIONS for word in prefix.split()) :]
+        operations = operations[_operations(prefix) :]
     elif label and random.random() < corpus.labelled:
         prompt += f" {label}"
     elif label:
@@ -191,8 +279,26 @@ def _trace(random: np.random.Generator, problem: Problem, corpus: Corpus, sloppy
         written.append(label)
     for operation in operations:
         value = apply(value, operation)
-        if sloppy and random.random() >= corpus.step_accuracy:
+        if sloppy and not end and random.random() >= corpus.step_accuracy:
             off = 1 if random.random() < corpus.off_by_one else int(random.integers(1, MODULUS))
             value = (value + off) % MODULUS
         written += [operation, str(value)]
     return prompt, " ".join(written)
+
+
+def _lines_before(lines: Sequence[str], most: int) -> int:
+    """The fewest lines of a solution behind which at most this many operations are left."""
+    left = sum(map(_operations, lines))
+    for given, line in enumerate(lines):
+        if left <= most:
+            return given
+        left -= _operations(line)
+    return len(lines)
+
+
+def _operations(text: str) -> int:
+    return sum(word in OPERATIONS for word in text.split())
+
+
+def _in_full(value: int, operations: Sequence[str]) -> list[str]:
+    return " ".join(solution_lines(value, operations, "own")).split()

@@ -21,7 +21,9 @@ class Settings(Optimisation):
     """Settings of one run; an arm overrides its role."""
 
     # The world
-    family: Literal["chain", "arms"] = Field(default="chain", description="generated problems; see studies/chain.py")
+    family: Literal["chain", "arms", "ends"] = Field(
+        default="chain", description="generated problems; see studies/chain.py and corpus_of in studies/worlds.py"
+    )
     style: Literal["terse", "own"] = Field(default="terse", description="how the oracle writes")
     model: str | None = Field(default=None, description="name or path of a real model in place of a generated world")
     problems: str | None = Field(default=None, description="a real model's training problems; see problems.py")
@@ -29,7 +31,7 @@ class Settings(Optimisation):
     engine: Literal["transformers", "vllm"] = "transformers"
     grader: str = "math"
     base_steps: int | None = Field(
-        default=None, ge=1, description="training steps of a generated base model: 1500 for chain, 2500 for arms"
+        default=None, ge=1, description="training steps of a generated base model; see BASE_STEPS in studies/worlds.py"
     )
     # Problems
     hard_problems: int = Field(ge=2, description=f"training problems with 0 of mine_k: 256 in the paper: {_READERS}")
@@ -52,7 +54,7 @@ class Settings(Optimisation):
     eval_top_p: float = Field(default=0.95, gt=0, le=1, description=_CODE)
     eval_top_k: int = Field(default=50, ge=0, description=f"0 for none: {_CODE}")
     # The arm
-    role: Literal["base", "unguided", "pope"] = "base"
+    role: Literal["base", "unguided", "pope", "trained"] = "base"
 
 
 _TESTBED: dict[str, Any] = dict(
@@ -89,7 +91,7 @@ METRICS = (
     Metric(name="held_pass1", label="held-out hard problems, pass@1", unit="%", better="higher"),
     Metric(name="held_pass16", label="held-out hard problems, pass@16", unit="%", better="higher"),
     Metric(name="held_solved", label="held-out hard problems solved", unit="%", better="higher"),
-    Metric(name="easy_pass1", label="short problems, pass@1", unit="%", better="higher", optional=True,
+    Metric(name="easy_pass1", label="short problems, pass@1", unit="%", better="higher", optional=True, floor=1.0,
            description="what the base could do before"),
     Metric(name="signal", label="unguided groups with a reward", unit="%", better="higher", optional=True,
            description="share of the unguided groups of training with at least one success"),

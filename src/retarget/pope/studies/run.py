@@ -13,7 +13,7 @@ from retarget.errors import UserError
 from retarget.files import write_text
 from retarget.pope.evaluation import Evaluation, evaluate
 from retarget.pope.grading import reward_function
-from retarget.pope.mining import mine
+from retarget.pope.mining import Mined, mine
 from retarget.pope.mixture import mix
 from retarget.pope.problems import Problem, read_problems, write_problems
 from retarget.pope.rollouts import Engine
@@ -39,8 +39,8 @@ def run(run: Run) -> dict[str, float]:
 def _base(run: Run, s: Settings) -> dict[str, float]:
     world = make_world(s, run.seed, run.checkpoint, lambda done, total: run.progress(done, total, "step"))
     engine, journals = world.engine(), run.checkpoint
-    hard = _hard(world, engine, world.candidates, s.hard_problems, journals / "mine.jsonl", run)
-    held = _hard(world, engine, world.held_candidates, s.held_problems, journals / "mine-held.jsonl", run)
+    hard = mine_hard(world, engine, world.candidates, journals / "mine.jsonl", run).hard[: s.hard_problems]
+    held = mine_hard(world, engine, world.held_candidates, journals / "mine-held.jsonl", run).hard[: s.held_problems]
     prefixes = search_prefixes(
         hard, world.sampler(engine, world.sampling, min(32, s.search_k)), s.cuts, s.search_k, cap=s.cap, unit=s.unit,
         journal=journals / "search.jsonl",
@@ -50,17 +50,20 @@ def _base(run: Run, s: Settings) -> dict[str, float]:
     write_problems(run.directory / "hard.jsonl", hard)
     write_problems(run.directory / "held-out.jsonl", held)
     write_text(run.directory / "prefixes.json", json.dumps(searched, indent=1))
-    _write_samples(run.directory / "samples.json", world, engine, hard, searched, True, run.seed)
-    easy = _evaluate(world, engine, world.easy, run, "easy") if world.easy else None
-    parts = {"hard": _evaluate(world, engine, hard, run, "hard"), "held": _evaluate(world, engine, held, run, "held")}
-    guided = _guided_rates(world, engine, hard, prefixes, run)
+    write_samples(run.directory / "samples.json", world, engine, hard, searched, True, run.seed)
+    easy = evaluate_on(world, engine, world.easy, run, "easy") if world.easy else None
+    parts = {
+        "hard": evaluate_on(world, engine, hard, run, "hard"),
+        "held": evaluate_on(world, engine, held, run, "held"),
+    }
+    guided = guided_rates(world, engine, hard, prefixes, run)
     found = np.array([one.status == "found" for one in prefixes.found])
     run.save_predictions(
         hard=parts["hard"].correct[None], held=parts["held"].correct[None], guided_rates=guided, found=found,
         cut=np.array([one.cut.fraction if one.cut else math.nan for one in prefixes.found]),
     )  # fmt: skip
     return {
-        **_scores(parts), **({"easy_pass1": 100 * easy.pass_at(1)} if easy else {}),
+        **scores_of(parts), **({"easy_pass1": 100 * easy.pass_at(1)} if easy else {}),
         **guided_scores(guided, parts["hard"].pass_of_problems(1), found), "search_rollouts": prefixes.rollouts,
     }  # fmt: skip
 
@@ -114,12 +117,12 @@ def _trained(run: Run, s: Settings) -> dict[str, float]:
         engine = world.engine(folder, name=f"{s.role}-{index}")
         for name, problems in (("hard", hard), ("held", held), ("easy", world.easy)):
             if problems:
-                parts[name].append(_evaluate(world, engine, problems, run, name, index))
+                parts[name].append(evaluate_on(world, engine, problems, run, name, index))
         if index == 0:
-            _write_samples(run.directory / "samples.json", world, engine, hard, searched, guided, run.seed)
-    _log(run, histories)
+            write_samples(run.directory / "samples.json", world, engine, hard, searched, guided, run.seed)
+    log_histories(run, histories)
     run.save_predictions(**{name: np.stack([e.correct for e in some]) for name, some in parts.items() if some})
-    scores = [_scores({"hard": one, "held": other}) for one, other in zip(parts["hard"], parts["held"], strict=True)]
+    scores = [scores_of({"hard": one, "held": other}) for one, other in zip(parts["hard"], parts["held"], strict=True)]
     final = {name: float(np.mean([score[name] for score in scores])) for name in scores[0]}
     if parts["easy"]:
         final["easy_pass1"] = 100 * float(np.mean([one.pass_at(1) for one in parts["easy"]]))
@@ -147,7 +150,7 @@ def _train(
     steps = cycles * s.updates_per_batch
     trainer = train(
         model, rows, reward_function(world.grader), settings, folder, tokenizer=tokenizer,
-        callbacks=[_Progress(run, index * steps, s.rl_seeds * steps)],
+        callbacks=[Progress(run, index * steps, s.rl_seeds * steps)],
     )  # fmt: skip
     kept = ("unguided/", "guided/")
     history = [
@@ -159,7 +162,7 @@ def _train(
     return history
 
 
-class _Progress(TrainerCallback):
+class Progress(TrainerCallback):
     """Tells the study's display how far the trainings of a run are."""
 
     def __init__(self, run: Run, before: int, total: int) -> None:
@@ -169,15 +172,15 @@ class _Progress(TrainerCallback):
         self.run.progress(self.before + state.global_step, self.total, "step")
 
 
-def _log(run: Run, histories: list[list[dict[str, float]]]) -> None:
+def log_histories(run: Run, histories: list[list[dict[str, float]]]) -> None:
     """Mean over the trainings, cycle by cycle."""
     for cycle, lines in enumerate(zip(*histories, strict=True), 1):
         names = sorted(set.intersection(*(set(line) for line in lines)))
         run.log(cycle, **{name: float(np.mean([line[name] for line in lines])) for name in names})
 
 
-def _hard(world: World, engine: Engine, problems: list[Problem], wanted: int, journal: Path, run: Run) -> list[Problem]:
-    """The first ``wanted`` problems that are never solved. Generated labels are right: none is suspect."""
+def mine_hard(world: World, engine: Engine, problems: list[Problem], journal: Path, run: Run) -> Mined:
+    """Which problems are never solved. Generated labels are right: none is suspect."""
     kinds = ("hard", "suspect") if world.settings.model is None else ("hard",)
     k = world.settings.mine_k
     mined = mine(
@@ -186,10 +189,10 @@ def _hard(world: World, engine: Engine, problems: list[Problem], wanted: int, jo
     )  # fmt: skip
     if len(mined) < 2:
         raise UserError(f"only {len(mined)} of {len(problems)} problems are hard for this base: {mined.counts}")
-    return mined.hard[:wanted]
+    return mined
 
 
-def _guided_rates(world: World, engine: Engine, hard: list[Problem], prefixes: Prefixes, run: Run) -> np.ndarray:
+def guided_rates(world: World, engine: Engine, hard: list[Problem], prefixes: Prefixes, run: Run) -> np.ndarray:
     """[H] success of *fresh* guided samples: those of the search stop at a success and would overstate it.
 
     A problem of which no beginning may be shown counts as 0.
@@ -206,7 +209,9 @@ def _guided_rates(world: World, engine: Engine, hard: list[Problem], prefixes: P
     return rates
 
 
-def _evaluate(world: World, engine: Engine, problems: list[Problem], run: Run, name: str, index: int = 0) -> Evaluation:
+def evaluate_on(
+    world: World, engine: Engine, problems: list[Problem], run: Run, name: str, index: int = 0
+) -> Evaluation:
     samples = world.settings.samples
     params = world.evaluation.model_copy(update={"seed": run.seed + FRESH_SEED})
     return evaluate(
@@ -216,7 +221,7 @@ def _evaluate(world: World, engine: Engine, problems: list[Problem], run: Run, n
     )  # fmt: skip
 
 
-def _scores(parts: dict[str, Evaluation]) -> dict[str, float]:
+def scores_of(parts: dict[str, Evaluation]) -> dict[str, float]:
     scores = {}
     for name, one in parts.items():
         scores[f"{name}_pass1"] = 100 * one.pass_at(1)
@@ -225,7 +230,7 @@ def _scores(parts: dict[str, Evaluation]) -> dict[str, float]:
     return scores
 
 
-def _write_samples(
+def write_samples(
     path: Path, world: World, engine: Engine, hard: list[Problem], searched: list[dict[str, Any]], guided: bool,
     seed: int,
 ) -> None:  # fmt: skip

@@ -38,6 +38,13 @@ class BaseModel(Strict):
     seed: int = 0
     version: int = 1
 
+    @property
+    def fingerprint(self) -> str:
+        """Names its directory; a setting that earlier versions did not know is left out where it changes nothing."""
+        values, later = self.model_dump(mode="json"), ("restated", "long_ends_only")
+        values["corpus"] = {k: v for k, v in values["corpus"].items() if k not in later or v}
+        return fingerprint(values)
+
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
     """One token a word; ``<s>`` is put in front."""
@@ -71,7 +78,7 @@ def train_base(base: BaseModel, cache: Path, progress: Callable[[int, int], None
         cache: holds one directory ``base-FINGERPRINT`` for each configuration; written whole or not at all.
         progress: told (steps done, steps in all).
     """
-    directory = cache / f"base-{fingerprint(base.model_dump(mode='json'))}"
+    directory = cache / f"base-{base.fingerprint}"
     if directory.exists():
         return directory
     make_directory(cache)

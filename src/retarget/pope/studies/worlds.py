@@ -19,7 +19,7 @@ from retarget.pope.studies.testbed import PROMPTS, BaseModel, load_base, train_b
 EASY_PROBLEMS = 32
 ROWS = 256
 """Of one call of ``generate`` on a generated base: more of them cost little more."""
-BASE_STEPS = {"chain": 1500, "arms": 2500}
+BASE_STEPS = {"chain": 1500, "arms": 2500, "ends": 1500}
 """Training steps that a family's base needs to solve its short problems."""
 _HELD_OUT_SEED = 1_000_003
 
@@ -62,17 +62,32 @@ class World:
         return Sampler(engine, self.grader, self.prompts, params, chunk)
 
 
-def make_world(settings: Settings, seed: int, cache: Path, progress: Callable[[int, int], None]) -> World:
+def make_world(
+    settings: Settings,
+    seed: int,
+    cache: Path,
+    progress: Callable[[int, int], None],
+    network: dict[str, int] | None = None,
+    restated: float = 0.0,
+) -> World:
     """The world of a run: trains the generated base where the cache has none.
+
+    Args:
+        settings: of the run.
+        seed: of the base and its problems.
+        cache: where generated bases lie.
+        progress: told of the base's training.
+        network: fields of a generated base that differ from the default, such as its ``width``.
+        restated: of its corpus.
 
     Raises:
         UserError: a real model without its problem files.
     """
     if settings.model is not None:
         return _real(settings, seed)
-    corpus = corpus_of(settings.family, settings.style)
-    steps = settings.base_steps or BASE_STEPS[corpus.family]
-    base = BaseModel(corpus=corpus, steps=steps, seed=seed, short_only_steps=steps // 3)
+    corpus = corpus_of(settings.family, settings.style).model_copy(update={"restated": restated})
+    steps = settings.base_steps or BASE_STEPS[settings.family]
+    base = BaseModel(corpus=corpus, steps=steps, seed=seed, short_only_steps=steps // 3, **(network or {}))
     directory = train_base(base, cache, progress)
     family, style = corpus.family, corpus.style
     length = corpus.long[1]
@@ -89,9 +104,13 @@ def make_world(settings: Settings, seed: int, cache: Path, progress: Callable[[i
 
 
 def corpus_of(family: str, style: str) -> Corpus:
-    """The corpus of a base of this family: long chains are sloppy, or the choice among chains is a habit."""
-    if family == "chain":
-        return Corpus(family="chain", style="terse" if style == "terse" else "own")
+    """The corpus of a base of this family.
+
+    ``chain``: long chains are sloppy. ``arms``: the choice among chains is a habit. ``ends``: nothing is sloppy, but of
+    long chains only the ends were seen, behind the beginning of a solution.
+    """
+    if family in ("chain", "ends"):
+        return Corpus(family="chain", style="terse" if style == "terse" else "own", long_ends_only=family == "ends")
     return Corpus(
         family="arms", style="terse" if style == "terse" else "own", short=(1, 2), long=(3, 4), off_by_one=1.0
     )

@@ -98,7 +98,7 @@ def past_of(
     Args:
         store: as the user gave it.
         num_rows: N; None is enough for ``PreviousModel``.
-        num_classes: C.
+        num_classes: number of classes, C.
         device: where a table lives; by default where the first batch is.
         name: what a row of a table is called in messages; by default a sample.
         to_probs: from what a previous model gives to rows [B, C].

@@ -22,7 +22,7 @@ class PastInTable:
     Args:
         rows: how a row is written down.
         num_rows: N.
-        num_classes: C.
+        num_classes: number of classes, C.
         device: where the table lives; by default where the first batch is.
         path: a directory for a table in files, which stay with the CPU.
         name: what a row is called in messages.

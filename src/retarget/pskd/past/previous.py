@@ -121,7 +121,7 @@ class PastFromModel:
 
     Args:
         teacher: the previous model.
-        num_classes: C.
+        num_classes: number of classes, C.
         to_probs: from what the model gives, float32 or wider, to rows [B, C].
     """
 

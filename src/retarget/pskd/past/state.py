@@ -34,7 +34,7 @@ def write_state(path: str | Path, kind: str, state: dict[str, Any], tensors: dic
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     plain = plain or {"empty": torch.zeros(0)}
     header = {kind: json.dumps(state), SUM: fingerprint(state)}
-    replace_file(path, lambda temporary: save_file(plain, temporary, metadata=header))
+    replace_file(path, lambda temporary: save_file(plain, temporary, metadata=header), apart=True)
 
 
 def read_state(path: str | Path, kind: str, what: str) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -24,7 +24,7 @@ class Table:
     Args:
         rows: how a row is written down.
         num_samples: N.
-        num_classes: C.
+        num_classes: number of classes, C.
         device: where the table lives; with ``path`` always the CPU.
         path: directory for a memory-mapped table.
 

@@ -9,9 +9,11 @@ if TYPE_CHECKING:
     from retarget.pskd.peers.batches import CSKD, DLB, LastBatch, SameClassPairs
     from retarget.pskd.peers.history import SelfAdaptiveTraining, TemporalEnsembling
     from retarget.pskd.peers.labels import (
+        DualFocalLoss,
         FocalLoss,
         LabelSmoothing,
         MarginLabelSmoothing,
+        MaxSup,
         OnlineLabelSmoothing,
         TFKDReg,
     )
@@ -24,10 +26,12 @@ __all__ = [
     "DLB",
     "BornAgain",
     "CutMix",
+    "DualFocalLoss",
     "FocalLoss",
     "LabelSmoothing",
     "LastBatch",
     "MarginLabelSmoothing",
+    "MaxSup",
     "MeanTeacher",
     "Mixup",
     "Needs",
@@ -52,9 +56,11 @@ __getattr__, __dir__ = lazy(
         "SameClassPairs": "batches",
         "SelfAdaptiveTraining": "history",
         "TemporalEnsembling": "history",
+        "DualFocalLoss": "labels",
         "FocalLoss": "labels",
         "LabelSmoothing": "labels",
         "MarginLabelSmoothing": "labels",
+        "MaxSup": "labels",
         "OnlineLabelSmoothing": "labels",
         "TFKDReg": "labels",
         "CutMix": "mixing",

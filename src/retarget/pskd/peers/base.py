@@ -72,13 +72,14 @@ class Peer:
 
     Args:
         num_samples: N, length of the training set that gives the indices.
-        num_classes: C.
+        num_classes: number of classes, C.
         total_epochs: length of the run.
         ignore_index: label of samples that have no loss.
 
     Attributes:
         settings: the method's settings by name.
-        strength: the method's own weight; at 0 it is cross-entropy bit for bit and needs nothing.
+        strength: the method's own weight, 1 where it has no settings; at 0 it is cross-entropy bit for bit and needs
+            nothing.
     """
 
     num_samples: int
@@ -99,7 +100,7 @@ class Peer:
         for one in declared:
             if not one.metadata["allowed"](self.settings[one.name]):
                 raise UserError(f"{one.name} must {one.metadata['must']}: got {self.settings[one.name]:g}")
-        self.strength = next(iter(self.settings.values()))
+        self.strength = next(iter(self.settings.values()), 1.0)
         self._epoch: int | None = None
         self._checks = Checks()
         self._pending: tuple[Any, ...] | None = None  # what _loss sets aside for _remember

@@ -98,6 +98,40 @@ def focal_loss(
     return reduce(-(other**gamma) * log_py, reduction)
 
 
+def dual_focal_loss(
+    logits: Float[Tensor, "batch classes"],
+    labels: Integer[Tensor, "batch"],
+    gamma: float,
+    reduction: Reduction = "mean",
+) -> Float[Tensor, ""] | Float[Tensor, "batch"]:
+    """``-(1 - p_y + p_j)^γ log p_y``, p_j being the largest probability below p_y, or 0 if there is none (Tao et al.
+    2023, Dual Focal Loss for Calibration; the gradient flows through p_j as well, as in the official code,
+    Linwei94/ICML2023-DualFocalLoss, Losses/dual_focal_loss.py).
+
+    >>> dual_focal_loss(torch.tensor([[0.0, 0.0]]), torch.tensor([0]), gamma=1.0).item()  # log(2) / 2: no p_j
+    0.3465735912322998
+    """
+    log_p = F.log_softmax(widen(logits), dim=1)
+    log_py = log_p.gather(1, labels[:, None])
+    below = log_p.masked_fill(log_p >= log_py, -torch.inf).amax(1).exp()
+    other = (-torch.expm1(log_py[:, 0])).clamp_min(torch.finfo(log_p.dtype).tiny)
+    return reduce(-((other + below) ** gamma) * log_py[:, 0], reduction)
+
+
+def suppress_maximum(
+    logits: Float[Tensor, "batch classes"], reduction: Reduction = "mean"
+) -> Float[Tensor, ""] | Float[Tensor, "batch"]:
+    """``max_c z_c - mean_c z_c`` (Zhou et al. 2025, MaxSup: Overcoming Representation Collapse in Label Smoothing).
+
+    Label smoothing adds ``z_y - mean_c z_c`` in its place, and so pulls a wrong prediction further apart.
+
+    >>> suppress_maximum(torch.tensor([[3.0, 0.0, 0.0]])).item()
+    2.0
+    """
+    z = widen(logits)
+    return reduce(z.amax(1) - z.mean(1), reduction)
+
+
 def penalise_margin(
     logits: Float[Tensor, "batch classes"], margin: float, reduction: Reduction = "mean"
 ) -> Float[Tensor, ""] | Float[Tensor, "batch"]:

@@ -347,17 +347,18 @@ def _pictures(results: Results) -> list[Figure]:
             (folder / f"floor-{name.removesuffix('.png')}-{kind}.png", f"{label} ({kind} trigger)")
             for kind in ("blend", "patch") for name, label in PICTURES[1:]
         ]  # fmt: skip
-        figures += _images(f"Samples: {arm.label}", f"Seed {seed}, 20 sampling steps.", shown)
+        figures += _images(results, f"Samples: {arm.label}", f"Seed {seed}, 20 sampling steps.", shown)
         strip = [(folder / "strip.png", "from the biased noise to the image")]
-        figures += _images(f"Denoising: {arm.label}", "Four images, one a row; states of the Trojan sampler.", strip)
+        caption = "Four images, one a row; states of the Trojan sampler."
+        figures += _images(results, f"Denoising: {arm.label}", caption, strip)
     return figures
 
 
-def _images(title: str, caption: str, shown: list[tuple[Path, str]]) -> list[Figure]:
+def _images(results: Results, title: str, caption: str, shown: list[tuple[Path, str]]) -> list[Figure]:
     there = [(path, label) for path, label in shown if path.exists()]
     if not there:
         return []
-    files, labels = [path for path, _ in there], [label for _, label in there]
+    files, labels = [path.relative_to(results.directory) for path, _ in there], [label for _, label in there]
     return [Images(title=title, caption=caption, files=files, labels=labels)]
 
 

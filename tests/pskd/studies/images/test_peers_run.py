@@ -18,8 +18,10 @@ from retarget.pskd.studies.images.data import Normalise, TrainingSet, split
 from retarget.pskd.studies.images.peers_plan import ARMS, PeerSettings
 from retarget.pskd.studies.images.shift import shift_scores
 from retarget.pskd.study import plan
+from retarget.study.claims import judge
 from retarget.study.record import Results, Run, read_history
 from retarget.study.runner import run_study
+from retarget.study.summary import collect, merge
 
 QUICK = {"peers": True, "epochs": 4, "train_images": 250, "validation_images": 50, "shift": {"images": 30}}
 
@@ -244,6 +246,15 @@ def test_the_page_ranks_every_method_by_its_mean(tmp_path):
     for arm in study.arms:
         each = [results.run("clean", arm.name, seed).metrics["corrupt_top1"] for seed in (0, 1)]
         assert rows[arm.label] == pytest.approx(np.mean(each), abs=0.005)
+    labels = results.run("noisy", "pskd", 1).predictions()["test_labels"]
+    share = np.bincount(labels).max() / len(labels)
+    chance = 100 * (share + 3 * (share * (1 - share) / len(labels)) ** 0.5)
+    assert analysis.metrics["noisy"]["pskd"]["top1_chance"] == pytest.approx([chance] * 2)
+    values = merge(collect(results), analysis, 2)
+    values["clean"]["focal"]["top1"] = [chance - 0.1] * 2
+    reasons = {one.id: one.reason for one in judge(study, values)}
+    assert reasons["calibration_against_focal"].startswith("Not a test of the claim: top-1 accuracy of focal")
+    assert not reasons["calibration_against_label_smoothing"].startswith("Not a test")
     fitted = np.mean([results.run("clean", "cross_entropy", seed).metrics["temperature"] for seed in (0, 1)])
     (note,) = [one for one in analysis.notes if one.startswith("clean labels: cross-entropy is")]
     assert f"temperature {fitted:.2f}" in note

@@ -10,11 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 
 from retarget.pskd.studies.images import run as classification
 from retarget.pskd.studies.images.plan import ARMS
 from retarget.pskd.study import plan
 from retarget.study.record import Run, read_history
+from retarget.study.runner import run_study
 
 QUICK = {"epochs": 4, "train_images": 250, "validation_images": 50}
 
@@ -31,7 +33,8 @@ def test_every_arm_trains_and_reports_its_metrics(arm, tmp_path):
     metrics = classification.run(run)
     named = {metric.name for metric in plan("demo").metrics}
     assert set(metrics) <= named
-    assert named - set(metrics) <= {"hard_gradient_share", "identity_error"}, "the first needs a second run"
+    later = {"hard_gradient_share", "hard_gradient_middle", "hard_gradient_end", "top1_chance"}
+    assert named - set(metrics) - {"identity_error"} == later, "the analysis's"
     assert 10 < metrics["top1"] <= 100
     assert len(read_history(tmp_path / "metrics.jsonl")) == 4
     assert (metrics["store_mb"] > 0) == ("pskd" in settings(arm)["targets"])
@@ -50,6 +53,44 @@ def test_arms_that_only_a_question_has(question, arm, condition, tmp_path):
     metrics = classification.run(run)
     assert 10 < metrics["top1"] <= 100
     assert metrics["store_mb"] > 0
+
+
+def test_gradients_on_the_same_weights_are_those_of_each_target(tmp_path):
+    """The norms add up, and the study shows their shares under the arm whose targets they are."""
+    study = plan(
+        "demo", {**QUICK, "label_noise": 0.0}, seeds=[0, 1], arms=["cross_entropy", "pskd", "smoothing_schedule"]
+    )
+    summary = run_study(study, tmp_path, command=["retarget", "study", "pskd"]).summary
+    for seed in (0, 1):
+        arrays = {
+            arm.name: load_file(tmp_path / "runs" / arm.name / f"seed-{seed}" / "predictions.safetensors")
+            for arm in study.arms
+        }
+        assert [name for name, one in arrays.items() if "gradient_same_weights" in one] == ["pskd"]
+        middle, end = arrays["pskd"]["gradient_same_weights"]
+        seen = ~np.isnan(arrays["pskd"]["gradient_norm"])
+        np.testing.assert_array_equal(np.isnan(end), np.broadcast_to(~seen, end.shape))
+        np.testing.assert_allclose(end[0, seen], arrays["pskd"]["gradient_norm"][seen], rtol=1e-5)
+        # |p - t|_1 of a hard label is 2 (1 - p_y), at most 2; smoothing by a share a moves each row by at most 2a
+        assert np.nanmax(end[1]) <= 2 + 1e-6
+        assert np.nanmax(np.abs(end[1] - end[2])) <= 2 * 0.8 + 1e-6
+        assert np.nanmax(np.abs(middle[1] - middle[2])) <= 2 * 0.4 + 1e-6, "alpha is 0.4 in epoch 2 of 4"
+        # Difficulty is 1 - p_y under the cross-entropy model of the other seed.
+        other = tmp_path / "runs" / "cross_entropy" / f"seed-{1 - seed}" / "predictions.safetensors"
+        order = np.argsort(-load_file(other)["train_p_true"], kind="stable")
+        hardest = np.array_split(order, 10)[-1]
+        for at, arm in enumerate(("pskd", "cross_entropy", "smoothing_schedule")):
+            share = 100 * np.nansum(end[at][hardest]) / np.nansum(end[at])
+            found = summary["conditions"]["default"][arm]["hard_gradient_end"]["values"][seed]
+            assert found == pytest.approx(share, rel=1e-5)
+
+
+def test_gradients_on_the_same_weights_agree_where_nothing_is_softened(tmp_path):
+    off = Run.create(tmp_path, settings=settings("pskd", alpha_T=0.0))
+    classification.run(off)
+    pskd, hard, smooth = load_file(tmp_path / "predictions.safetensors")["gradient_same_weights"][1]
+    np.testing.assert_allclose(pskd, hard, atol=1e-6)
+    np.testing.assert_allclose(smooth, hard, atol=1e-6)
 
 
 def test_alpha_zero_equals_cross_entropy_bit_for_bit(tmp_path):

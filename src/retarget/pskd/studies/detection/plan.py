@@ -75,7 +75,7 @@ ARMS = (
 
 METRICS = (
     Metric(name="map", label="mAP", unit="%", better="higher", description="COCO's: mean over IoU 0.50 to 0.95",
-           optional=True),
+           optional=True, floor=1.0),
     Metric(name="map50", label="mAP50", unit="%", better="higher", description="IoU 0.50", optional=True),
     Metric(name="map75", label="mAP75", unit="%", better="higher", description="IoU 0.75", optional=True),
     Metric(name="ece", label="detection ECE", unit="%", better="lower", optional=True,

@@ -1,12 +1,13 @@
 """What the page shows of a PS-KD study beyond the runs' own metrics: figures, difficulty, item bootstrap."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from scipy.stats import rankdata
 
 from retarget.metrics import calibration as c
 from retarget.pskd.studies.images.scores import fitted_temperature, log_losses
+from retarget.pskd.studies.images.settings import SAME_WEIGHTS
 from retarget.pskd.studies.images.shift import kind_scores
 from retarget.study.config import Claim
 from retarget.study.figures import Analysis, Bars, Figure, Lines, Series, Table
@@ -16,6 +17,8 @@ from retarget.study.statistics import bootstrap_difference
 SHOWN = ("cross_entropy", "label_smoothing", "pskd")  # curves of every arm would hide these
 RANKED = ("top1", "nll", "nll_scaled", "ece", "ece_scaled", "aurc", "aurc_scaled")
 RESAMPLES = 500
+OVER_CONFIDENT = 1.05  # a fitted temperature from here on
+TENTHS = ["easiest", *(f"{d}" for d in range(2, 10)), "hardest"]
 
 _ITEM_STATISTICS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], float]] = {
     "top1": lambda confidence, correct, nll: 100 * float(correct.mean()),
@@ -33,7 +36,10 @@ def analyse(results: Results) -> Analysis:
         prefix = f"{condition.label}: " if len(results.plan.conditions) > 1 else ""
         shares, deciles = _deciles(results, condition.name, prefix)
         metrics[condition.name] = shares
+        for arm, chance in _chance(results, condition.name).items():
+            metrics[condition.name].setdefault(arm, {})["top1_chance"] = chance
         figures += [*_curves(results, condition.name, prefix), *deciles]
+        figures += _same_weights(results, condition.name, prefix, shares)
         figures += [*_sweep(results, condition.name, prefix), *_ranks(results, condition.name, prefix)]
         figures += _corruptions(results, condition.name, prefix)
     intervals = {}
@@ -42,6 +48,31 @@ def analyse(results: Results) -> Analysis:
         if interval is not None:
             intervals[claim.id] = interval
     return Analysis(metrics=metrics, item_intervals=intervals, figures=figures, notes=_notes(results))
+
+
+def better_than_chance(labels: np.ndarray) -> float:
+    """The top-1 accuracy, in percent, that a classifier must exceed to be better than one constant answer.
+
+    The share p of the most frequent class, plus three standard errors sqrt(p (1 - p) / N) of an accuracy on N images.
+
+    Args:
+        labels: of the test images, [N].
+
+    >>> better_than_chance(np.arange(100) % 2)
+    65.0
+    """
+    share = np.bincount(labels).max() / len(labels)
+    return float(100 * (share + 3 * np.sqrt(share * (1 - share) / len(labels))))
+
+
+def _chance(results: Results, condition: str) -> dict[str, list[float | None]]:
+    """:func:`better_than_chance` by arm, at the seeds that have a run: the same for all, as the test images are."""
+    runs = {arm.name: [results.run(condition, arm.name, seed) for seed in results.seeds] for arm in results.plan.arms}
+    found = next((run for many in runs.values() for run in many if run), None)
+    if found is None:
+        return {}
+    chance = better_than_chance(found.predictions()["test_labels"])
+    return {arm: [chance if run else None for run in many] for arm, many in runs.items() if any(many)}
 
 
 def _arms(results: Results, condition: str) -> list[tuple[str, str]]:
@@ -114,10 +145,9 @@ def _deciles(
                 per_seed.append([None] * 10)
                 accuracy.append([None] * 10)
                 continue
-            arrays = run.predictions()
-            parts = np.array_split(np.argsort(judge, kind="stable")[::-1], 10)  # p_y descending: easiest first
-            norm = np.nan_to_num(arrays["gradient_norm"])
-            per_seed.append([float(100 * norm[part].sum() / norm.sum()) for part in parts])
+            arrays, parts = run.predictions(), _tenths(judge)
+            norm = arrays.get("gradient_norm")  # not measured on several devices
+            per_seed.append([None] * 10 if norm is None else _shares(norm, parts))
             accuracy.append([float(100 * arrays["train_correct"][part].mean()) for part in parts])
         shares[arm.name] = {"hard_gradient_share": [row[-1] for row in per_seed]}
         bars[arm.name] = [[row[d] for row in per_seed] for d in range(10)]
@@ -126,23 +156,69 @@ def _deciles(
     measured = any(value is not None for name, _ in drawn for row in bars[name] for value in row)
     if not measured:
         return shares, []
-    groups = ["easiest", *(f"{d}" for d in range(2, 10)), "hardest"]
     labels = [label for _, label in drawn]
     return shares, [
         Bars(
             title=prefix + "Who gets the gradient",
             caption="Share of the last epoch's gradient norm (L1, on the logits) by tenths of difficulty. Difficulty "
             "comes from an independent cross-entropy model, that of another seed.",
-            x_label="difficulty", y_label="share of the gradient (%)", groups=groups, labels=labels,
+            x_label="difficulty", y_label="share of the gradient (%)", groups=TENTHS, labels=labels,
             values=[bars[name] for name, _ in drawn],
         ),
         Bars(
             title=prefix + "Training accuracy by difficulty",
             caption="Accuracy on the training images, not augmented and with their clean labels, by the same tenths.",
-            x_label="difficulty", y_label="accuracy (%)", groups=groups, labels=labels,
+            x_label="difficulty", y_label="accuracy (%)", groups=TENTHS, labels=labels,
             values=[correct[name] for name, _ in drawn],
         ),
     ]  # fmt: skip
+
+
+def _same_weights(
+    results: Results, condition: str, prefix: str, metrics: dict[str, dict[str, list[float | None]]]
+) -> list[Figure]:
+    """The same shares on the weights of the PS-KD arm: what three kinds of targets do there, and nothing else.
+
+    Adds ``hard_gradient_middle`` and ``hard_gradient_end`` to ``metrics`` under the arm whose targets they are.
+    """
+    targets = {arm.name: arm.label for arm in results.plan.arms if arm.name in SAME_WEIGHTS}
+    figures: list[Figure] = []
+    for moment, (name, epoch) in enumerate((("hard_gradient_middle", "middle"), ("hard_gradient_end", "last"))):
+        tenths: dict[str, list[list[float | None]]] = {arm: [] for arm in targets}
+        for seed in results.seeds:
+            run, judge = results.run(condition, "pskd", seed), _judge(results, condition, seed)
+            norms = run.predictions().get("gradient_same_weights") if run else None
+            for arm in targets:
+                if norms is None or judge is None:
+                    tenths[arm].append([None] * 10)
+                else:
+                    tenths[arm].append(_shares(norms[moment, SAME_WEIGHTS.index(arm)], _tenths(judge)))
+        if not any(row[-1] is not None for rows in tenths.values() for row in rows):
+            continue
+        for arm, rows in tenths.items():
+            metrics.setdefault(arm, {})[name] = [row[-1] for row in rows]
+        figures.append(
+            Bars(
+                title=f"{prefix}Who gets the gradient on the same weights, {epoch} epoch",
+                caption="Share of the gradient norm (L1, on the logits) by tenths of difficulty, on the network that "
+                "PS-KD trained, if the targets of the named arm replaced PS-KD's.",
+                x_label="difficulty", y_label="share of the gradient (%)", groups=TENTHS,
+                labels=list(targets.values()),
+                values=[[[row[d] for row in tenths[arm]] for d in range(10)] for arm in targets],
+            )
+        )  # fmt: skip
+    return figures
+
+
+def _tenths(judge: np.ndarray) -> list[np.ndarray]:
+    """Indices of the training images by difficulty, from the easiest tenth to the hardest."""
+    return np.array_split(np.argsort(judge, kind="stable")[::-1], 10)  # p_y descending
+
+
+def _shares(norm: np.ndarray, parts: list[np.ndarray]) -> list[float | None]:
+    """Share of the gradient norm in each part, in %. Samples that the epoch left out count 0."""
+    norm = np.nan_to_num(norm)
+    return [float(100 * norm[part].sum() / norm.sum()) for part in parts]
 
 
 def _judge(results: Results, condition: str, seed: int) -> np.ndarray | None:
@@ -190,9 +266,23 @@ def _confidence(temperature: float) -> str:
     says = "is over-confident, where softer targets have something to mend"
     if temperature < 0.95:
         says = "is under-confident, and softer targets make it more so"
-    elif temperature < 1.05:
+    elif temperature < OVER_CONFIDENT:
         says = "is about as sure as it is right, and softer targets have little to mend"
     return f"{says} (fitted temperature {temperature:.2f})"
+
+
+def remark(arm: str, metrics: Mapping[str, float]) -> str | None:
+    """What the control's first run tells of PS-KD's chances, before the others are waited for.
+
+    >>> print(remark("cross_entropy", {"temperature": 0.6}))
+    cross-entropy is under-confident, and softer targets make it more so (fitted temperature 0.60): PS-KD is not \
+expected to help calibration here
+    """
+    if arm != "cross_entropy" or "temperature" not in metrics:
+        return None
+    temperature = metrics["temperature"]
+    chances = "may help here" if temperature >= OVER_CONFIDENT else "is not expected to help calibration here"
+    return f"cross-entropy {_confidence(temperature)}: PS-KD {chances}"
 
 
 def _swept(results: Results) -> dict[float, str]:

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from retarget.errors import UserError
 from retarget.extras import require
+from retarget.own import called, is_path
+from retarget.pskd.studies.images.pretrained import FromFolder, load_weights
 
 
 class SmallCNN(nn.Sequential):
@@ -141,20 +143,38 @@ NETWORKS: dict[str, Callable[[int, int], nn.Module]] = {
 }
 
 
-def build(name: str, num_classes: int, channels: int) -> nn.Module:
-    """A network by name: one of ``NETWORKS``, or ``timm:NAME`` for any model of timm (no pre-trained weights).
+def build(name: str, num_classes: int, channels: int, weights: str | None = None) -> nn.Module:
+    """A network by name: one of ``NETWORKS``, ``timm:NAME`` for any model of timm, ``hf:DIR`` for an image classifier
+    of transformers that was trained before, or ``module:function`` of a user's ``function(num_classes, channels)``.
+
+    Args:
+        weights: a safetensors file with the network's weights, trained before; none: fresh ones (``hf:DIR`` apart).
 
     Raises:
-        UserError: no such network; the message lists those there are.
+        UserError: no such network; the message lists those there are. Or the weights are another network's.
     """
+    network = _built(name, num_classes, channels)
+    if weights:
+        load_weights(network, weights, num_classes)
+    return network
+
+
+def _built(name: str, num_classes: int, channels: int) -> nn.Module:
     kind, _, rest = name.partition(":")
+    if is_path(name):
+        made = called(name, "network", num_classes, channels)
+        if not isinstance(made, nn.Module):
+            raise UserError(f"network = {name!r} gave a {type(made).__name__}, not a torch.nn.Module")
+        return made
+    if kind == "hf" and rest:
+        return FromFolder(rest, num_classes)
     if kind == "timm" and rest:
         timm = require("timm", "vision")
         if not timm.is_model(rest):
             raise UserError(f"timm has no model {rest!r}; timm.list_models() lists them")
         return timm.create_model(rest, pretrained=False, num_classes=num_classes, in_chans=channels)
     if name not in NETWORKS:
-        raise UserError(f"no network {name!r}: choose {', '.join(NETWORKS)} or timm:NAME")
+        raise UserError(f"no network {name!r}: choose {', '.join(NETWORKS)}, timm:NAME, hf:DIR or module:function")
     return NETWORKS[name](num_classes, channels)
 
 

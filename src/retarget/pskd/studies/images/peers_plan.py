@@ -5,6 +5,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from retarget.data import names
+from retarget.own import is_path
 from retarget.pskd.studies.images import plan
 from retarget.pskd.studies.images.plan import METRICS, WorldQuestion
 from retarget.pskd.studies.images.settings import Settings
@@ -36,12 +37,19 @@ class PeerSettings(Settings):
 
     shift: Shift = Shift()
     # The arm
-    peer: dict[str, Any] | None = Field(default=None, description="a peer of retarget.pskd.peers and its settings")
+    peer: dict[str, Any] | None = Field(
+        default=None, description="method, of retarget.pskd.peers or module:Class, and its settings"
+    )
     teacher: str | None = Field(default=None, description="the arm whose run trains the teacher")
 
     def data_paths(self) -> tuple[str, ...]:
         """Files and folders whose bytes a run of these settings reads, those of the shift too."""
         return (*super().data_paths(), *names.data_paths(self.shift.ood))
+
+    def own_parts(self) -> tuple[str, ...]:
+        """Import paths of the user's own that a run of these settings uses, the loss and the shift's data too."""
+        named = (str((self.peer or {}).get("method", "")), self.shift.ood)
+        return (*super().own_parts(), *(one for one in named if is_path(one)))
 
 
 def _arm(name: str, label: str, method: str, *, teacher: bool = False, **settings: Any) -> Arm:
@@ -59,6 +67,8 @@ ARMS = (
     _arm("online_label_smoothing", "online label smoothing", "OnlineLabelSmoothing"),
     _arm("margin_label_smoothing", "margin-based label smoothing", "MarginLabelSmoothing"),
     _arm("focal", "focal loss", "FocalLoss"),
+    _arm("dual_focal", "dual focal loss", "DualFocalLoss"),
+    _arm("max_sup", "MaxSup", "MaxSup"),
     _arm("cs_kd", "CS-KD", "CSKD"),
     _arm("tf_kd_self", "TF-KD, self", "TFKDSelf", teacher=True),
     _arm("tf_kd_reg", "TF-KD, hand-made teacher", "TFKDReg"),

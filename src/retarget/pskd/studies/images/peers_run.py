@@ -14,10 +14,12 @@ from torch.utils.data import BatchSampler as Batches
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from retarget.errors import UserError
+from retarget.own import part
 from retarget.pskd import peers
 from retarget.pskd.functional import widen
 from retarget.pskd.peers.batches import BatchSampler
 from retarget.pskd.peers.networks import scaled_decay
+from retarget.pskd.peers.own import own_peer
 from retarget.pskd.studies.images import run as classification
 from retarget.pskd.studies.images.data import Images, Normalise, Place, Split, TrainingSet, split, stream, whole_batch
 from retarget.pskd.studies.images.networks import build
@@ -27,7 +29,6 @@ from retarget.pskd.studies.images.scores import scores
 from retarget.pskd.studies.images.shift import shift_scores, shifted_images
 from retarget.settings import resolve_settings
 from retarget.study.record import Run, read_history
-from retarget.study.worker import load
 
 
 class PeerClassifier(Classifier):
@@ -45,7 +46,7 @@ class PeerClassifier(Classifier):
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
         x, y, index = batch
-        loss = self.method.loss(self(x), y, index, inputs=x)
+        loss = self.finite(self.method.loss(self.finite(self(x), "outputs"), y, index, inputs=x))
         self.log("train_loss", loss, on_epoch=True, on_step=False, batch_size=len(x))
         return loss
 
@@ -126,17 +127,16 @@ def make(
 ) -> peers.Peer:
     """The method that ``settings.peer`` names: ``{"method": "OnlineLabelSmoothing", setting: value, …}``.
 
-    A name with a colon is the import path of a class in the peers' call shape, ``module:Class``.
+    A name with a colon is the import path of a loss of the user's own (:func:`~retarget.pskd.peers.own.own_peer`).
     """
     own: dict[str, Any] = dict(settings.peer or {})
     name = str(own.pop("method", None))
-    kind = load(name) if ":" in name else getattr(peers, name, None) if name in peers.__all__ else None
-    if not (isinstance(kind, type) and issubclass(kind, peers.Peer)):
+    kind = part(name, "loss") if ":" in name else getattr(peers, name, None) if name in peers.__all__ else None
+    if ":" not in name and not (isinstance(kind, type) and issubclass(kind, peers.Peer)):
         raise UserError(
-            f"no peer {name!r}: choose one of {', '.join(peers.__all__)}, or write module:Class for a class of your "
-            "own that derives from retarget.pskd.peers.Peer"
+            f"no peer {name!r}: choose one of {', '.join(peers.__all__)}, or write module:name for a loss of your own"
         )
-    needed = kind.wanted.network
+    needed = getattr(kind, "wanted", peers.Needs()).network
     if needed == "average":
         own["model"] = network
         steps = settings.epochs * (num_samples // settings.batch_size)
@@ -148,14 +148,20 @@ def make(
         teacher = build(settings.network, num_classes, channels)
         teacher.load_state_dict(_weights(run.other(settings.teacher) / "checkpoint" / "last.ckpt", "network."))
         own["teacher"] = _channels_last(teacher)
-    return kind(num_samples, num_classes, settings.epochs, **own)
+    return (
+        own_peer(name, num_samples, num_classes, settings.epochs, **own)
+        if ":" in name
+        else cast(Any, kind)(num_samples, num_classes, settings.epochs, **own)
+    )
 
 
 def _train(run: Run, settings: PeerSettings) -> dict[str, float]:
     parts = split(settings)
     channels = parts.train.channels
     torch.manual_seed(stream(run.seed, 2) if settings.teacher else stream(run.seed))  # not its teacher's twin
-    network = _channels_last(build(settings.network, parts.train.num_classes, channels))
+    if settings.devices > 1:
+        raise UserError(f"devices = {settings.devices}: a peer's loss is trained on one device; set devices = 1")
+    network = _channels_last(build(settings.network, parts.train.num_classes, channels, settings.weights))
     method = make(run, settings, len(parts.train), parts.train.num_classes, network, channels)
     module = PeerClassifier(network, settings, method)
     observe, normalise = Observe(run), Normalise(parts.train)

@@ -8,7 +8,17 @@ from pydantic import Field
 from retarget.errors import UserError
 from retarget.pskd.studies.images.settings import MINUTES_PER_RUN, PRESETS, Settings
 from retarget.settings import Strict, resolve_settings
-from retarget.study.config import Arm, Claim, Condition, Metric, StudyPlan, choose_arms, claims_under, refuse_decided
+from retarget.study.config import (
+    Arm,
+    Claim,
+    Condition,
+    Metric,
+    StudyPlan,
+    choose_arms,
+    claims_under,
+    refuse_decided,
+    refuse_unknown,
+)
 
 ARMS = (
     Arm(name="cross_entropy", label="cross-entropy"),
@@ -32,7 +42,14 @@ ARMS = (
 )
 
 METRICS = (
-    Metric(name="top1", label="top-1 accuracy", unit="%", better="higher"),
+    Metric(name="top1", label="top-1 accuracy", unit="%", better="higher", floor="top1_chance"),
+    Metric(
+        name="top1_chance",
+        label="what top-1 must exceed",
+        unit="%",
+        optional=True,
+        description="the test images' most frequent class, and three standard errors",
+    ),
     Metric(name="top5", label="top-5 accuracy", unit="%", better="higher", optional=True),
     Metric(name="nll", label="NLL", better="lower", decimals=3),
     Metric(name="nll_scaled", label="NLL after temperature", better="lower", decimals=3),
@@ -53,6 +70,8 @@ METRICS = (
     Metric(name="selected_epoch", label="selected epoch", decimals=0, description="highest validation top-1; from 1"),
     Metric(name="train_loss", label="training loss, last epoch", decimals=3),
     Metric(name="hard_gradient_share", label="gradient share of the hardest tenth", unit="%", optional=True),
+    Metric(name="hard_gradient_middle", label="the same on PS-KD's weights, middle epoch", unit="%", optional=True),
+    Metric(name="hard_gradient_end", label="the same on PS-KD's weights, last epoch", unit="%", optional=True),
     Metric(name="identity_error", label="largest error of the gradient identity", decimals=9, optional=True),
     Metric(name="step_ms", label="median training step", unit="ms", better="lower", decimals=1),
     Metric(name="store_mb", label="table of past rows", unit="MB", better="lower", deterministic=True),
@@ -74,6 +93,15 @@ def claims(condition: str, suffix: str = "") -> tuple[Claim, ...]:
               "same schedule.", "nll_scaled", "lower", 0.02, ("pskd", "smoothing_schedule"), shown="nll"),
         claim("hard_examples", "PS-KD works as hard-example mining: the hardest tenth gets a larger share of the "
               "gradient.", "hard_gradient_share", "higher", 1.0, pair),
+        claim("hard_examples_middle", "On the same weights, in the middle of training, PS-KD's targets give the "
+              "hardest tenth a larger share of the gradient than hard labels do.", "hard_gradient_middle", "higher",
+              1.0, pair, family="secondary"),
+        claim("hard_examples_end", "On the same weights, at the end of training, PS-KD's targets give the hardest "
+              "tenth a larger share of the gradient than hard labels do.", "hard_gradient_end", "higher", 1.0, pair,
+              family="secondary"),
+        claim("hard_examples_schedule", "On the same weights, at the end of training, PS-KD's targets give the hardest "
+              "tenth a larger share of the gradient than smoothing by the same schedule does.", "hard_gradient_end",
+              "higher", 1.0, ("pskd", "smoothing_schedule"), family="secondary"),
         claim("with_cutmix", "PS-KD adds to existing regularisation: CutMix.", "top1", "higher", 0.5,
               ("cutmix_pskd", "cutmix")),
         claim("with_mixup", "PS-KD adds to existing regularisation: Mixup.", "top1", "higher", 0.5,
@@ -101,6 +129,7 @@ class Question(Strict):
         small: settings in place of the ``small`` preset's.
         minutes: of one run of ``small``; the preset's own if not given.
         ten_classes: whether data of ten classes can answer it.
+        mine: the arms that the user brought, whose settings stand beside those that are given for all.
     """
 
     name: str = ""
@@ -116,6 +145,7 @@ class Question(Strict):
     small: dict[str, Any] = Field(default_factory=dict)
     minutes: float | None = None
     ten_classes: bool = True
+    mine: tuple[Arm, ...] = ()
 
     def under(self, world: tuple[Condition, ...]) -> "Question":
         """The question under the preset's and the user's conditions; one with conditions of its own ignores them."""
@@ -169,9 +199,10 @@ def plan(
     if not question.ten_classes and settings.dataset == "digits":
         raise UserError("this question needs more than the ten classes of digits: choose --preset small or paper")
     asked = question.under(_world(preset, settings, config))
-    refuse_decided(config, (*ARMS, *asked.arms), asked.conditions)
+    refuse_decided(config, [arm for arm in (*ARMS, *asked.arms) if arm not in asked.mine], asked.conditions)
+    runs = [settings, *(_of_arm(arm, settings) for arm in asked.mine)]
     minutes = question.minutes if preset == "small" and question.minutes else MINUTES_PER_RUN[preset]
-    return StudyPlan(
+    made = StudyPlan(
         study="-".join(filter(None, ("pskd", asked.name))),
         title=": ".join(filter(None, ("PS-KD on image classification", asked.title))),
         question="Do softened targets from the model's own past predictions help on this data?",
@@ -179,9 +210,11 @@ def plan(
         task=asked.task,
         task_name=asked.task_name,
         former_tasks=asked.former_tasks,
-        data=settings.data_paths(),
+        data=tuple(dict.fromkeys(path for one in runs for path in one.data_paths())),
+        own_parts=tuple(dict.fromkeys(path for one in runs for path in one.own_parts())),
         prepare="retarget.pskd.studies.images.prepare:prepare",
         check="retarget.pskd.studies.images.prepare:check",
+        remark="retarget.pskd.studies.images.analysis:remark",
         analysis="retarget.pskd.studies.images.analysis:analyse",
         settings=settings.model_dump(mode="json"),
         settings_model=asked.settings,
@@ -193,6 +226,17 @@ def plan(
         claims=asked.claims,
         minutes_per_run=_minutes(minutes, settings, Settings.model_validate(preset_settings)),
     )
+    if asked.mine or asked.name == "own":
+        refuse_unknown(made, "[[claims]]", [arm.name for arm in asked.arms])
+    return made
+
+
+def _of_arm(arm: Arm, settings: Settings) -> Settings:
+    """The settings of a run of an arm that the user brought."""
+    try:
+        return resolve_settings(type(settings), {**settings.model_dump(mode="json"), **arm.settings})
+    except UserError as error:
+        raise UserError(f"arm {arm.name}: {error}") from error
 
 
 def _world(preset: str, settings: Settings, config: dict[str, Any]) -> tuple[Condition, ...]:

@@ -1,7 +1,8 @@
 """Before the first run of an image study: what cannot work is refused, once and at once."""
 
 from collections.abc import Iterator
-from typing import cast
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -11,7 +12,10 @@ from retarget.data.names import parse
 from retarget.data.pictures import Picture, decode, header, one_size
 from retarget.errors import UserError
 from retarget.extras import require
+from retarget.own import blame, is_path, origin_of, part
 from retarget.pskd.functional import widen
+from retarget.pskd.peers.base import Needs
+from retarget.pskd.peers.own import own_peer
 from retarget.pskd.studies.images.data import chosen, sides, split
 from retarget.pskd.studies.images.networks import build
 from retarget.pskd.studies.images.peers_plan import PeerSettings
@@ -20,6 +24,8 @@ from retarget.pskd.studies.images.shift import check_shift
 from retarget.settings import resolve_settings
 from retarget.study.config import StudyPlan
 
+Shape = tuple[int, int, int]
+"""Channels, height, width."""
 LOOKED_AT = 500
 """Files of a part whose sizes a dry run compares."""
 DECODED = 50_000
@@ -34,12 +40,14 @@ def prepare(plan: StudyPlan) -> None:
     """
     for module in ("lightning.pytorch", "torchvision"):
         require(module, "vision")
+    images = None
     for settings in _conditions(plan):
-        try_out(settings)
+        images = try_out(settings)
+    _try_arms(plan, images)
 
 
-def try_out(settings: Settings) -> None:
-    """As :func:`prepare`, of one run's settings."""
+def try_out(settings: Settings) -> tuple[int, Shape]:
+    """As :func:`prepare`, of one run's settings; the number of classes and the shape of the images."""
     parts = split(settings)
     images = parts.train
     if images.pixels is None:
@@ -48,6 +56,7 @@ def try_out(settings: Settings) -> None:
     check_network(settings, images.num_classes, (images.channels, height, width))
     if isinstance(settings, PeerSettings):
         check_shift(parts.test, settings)
+    return images.num_classes, (images.channels, height, width)
 
 
 def check(plan: StudyPlan) -> None:
@@ -56,21 +65,25 @@ def check(plan: StudyPlan) -> None:
     Raises:
         UserError: as :func:`prepare`.
     """
+    images = None
     for settings in _conditions(plan):
-        look_at(settings)
+        images = look_at(settings)
+    _try_arms(plan, images)
 
 
-def look_at(settings: Settings) -> None:
-    """As :func:`check`, of one run's settings."""
+def look_at(settings: Settings) -> tuple[int, Shape] | None:
+    """As :func:`check`, of one run's settings; what is known of the images, as :func:`try_out` gives it."""
     if parse(settings.dataset)[0] == "torchvision":
-        return
+        return None
     parts, _, classes = chosen(settings)
     size, view = sides(settings)
     channels, height, width = _first_shape(settings, parts, size)
-    check_network(settings, classes, (channels, view or height, view or width))
+    shape = (channels, view or height, view or width)
+    check_network(settings, classes, shape)
+    return classes, shape
 
 
-def check_network(settings: Settings, classes: int, shape: tuple[int, int, int]) -> None:
+def check_network(settings: Settings, classes: int, shape: Shape) -> None:
     """Try the network on images of a shape, without computing anything.
 
     Raises:
@@ -78,7 +91,7 @@ def check_network(settings: Settings, classes: int, shape: tuple[int, int, int])
     """
     if settings.augmentation in ("trivial", "imagenet") and shape[0] not in (1, 3):
         raise UserError(f"augmentation = {settings.augmentation!r} needs grey or RGB images, not {shape[0]} channels")
-    network = build(settings.network, classes, shape[0]).to("meta").eval()
+    network = build(settings.network, classes, shape[0], settings.weights).to("meta").eval()
     try:
         with torch.no_grad():
             found = widen(network(torch.empty(2, *shape, device="meta"))).shape
@@ -91,13 +104,53 @@ def check_network(settings: Settings, classes: int, shape: tuple[int, int, int])
         raise UserError(f"network {settings.network!r} gives {list(found)} for 2 images of {classes} classes")
 
 
+def _try_arms(plan: StudyPlan, images: tuple[int, Shape] | None) -> None:
+    """Try what an arm brings of its own: its loss, and on images of the last condition's shape its network."""
+    model = cast(type[Settings], plan.settings_model)
+    for arm in plan.arms:
+        settings = resolve_settings(model, {**plan.settings, **arm.settings})
+        own = settings.peer if isinstance(settings, PeerSettings) else None
+        try:
+            if own and is_path(str(own.get("method", ""))):
+                try_loss(own)
+            if images and arm.settings.keys() & {"network", "weights", "augmentation"}:
+                check_network(settings, *images)
+        except UserError as error:
+            raise UserError(f"arm {arm.name}: {error}") from error
+
+
+def try_loss(own: dict[str, Any]) -> None:
+    """Call a loss of the user's own once, on three classes.
+
+    Raises:
+        UserError: it cannot be made or called, or its result is no finite loss that depends on the logits.
+    """
+    path, given = str(own["method"]), {name: value for name, value in own.items() if name != "method"}
+    kind = part(path, "loss")
+    if getattr(kind, "wanted", Needs()) != Needs():  # it wants batches or networks that only a run has
+        return
+    method = own_peer(path, 4, 3, 1, **given)
+    method.set_epoch(0)
+    logits = torch.tensor([[2.0, 0, 0], [0, 1, 0], [0, 0, -1], [0.5, 0, 1]], requires_grad=True)
+    try:
+        loss = method.loss(logits, torch.tensor([0, 1, 2, 0]), torch.arange(4))
+        method.end_epoch()
+    except UserError:
+        raise
+    except Exception as error:  # a user's loss may raise anything
+        origin = origin_of(path.partition(":")[0])
+        raise UserError(f"loss = {path!r} failed\n{blame(error, origin.parent if origin else Path())}") from error
+    if not loss.requires_grad:
+        raise UserError(f"loss = {path!r} does not depend on the logits: nothing would be learnt")
+
+
 def _conditions(plan: StudyPlan) -> Iterator[Settings]:
     model = cast(type[Settings], plan.settings_model)
     for condition in plan.conditions:
         yield resolve_settings(model, {**plan.settings, **condition.settings})
 
 
-def _first_shape(settings: Settings, parts: list[Part], size: int | None) -> tuple[int, int, int]:
+def _first_shape(settings: Settings, parts: list[Part], size: int | None) -> Shape:
     """The shape of the images, from some of them."""
     if parts[0].pixels is not None:
         channels, height, width = parts[0].pixels.shape[1:]

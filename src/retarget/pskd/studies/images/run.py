@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from retarget.errors import DivergedError
 from retarget.pskd.functional import alpha_at, widen
 from retarget.pskd.lightning import PSKDCallback, WholeCheckpoints
 from retarget.pskd.method import PSKD
@@ -34,8 +35,9 @@ from retarget.pskd.studies.images.data import (
     whole_batch,
 )
 from retarget.pskd.studies.images.networks import build
+from retarget.pskd.studies.images.optimisers import optimizer, schedule
 from retarget.pskd.studies.images.scores import scores
-from retarget.pskd.studies.images.settings import Settings
+from retarget.pskd.studies.images.settings import SAME_WEIGHTS, Settings
 from retarget.settings import resolve_settings
 from retarget.study.record import Run, read_history
 
@@ -55,9 +57,27 @@ class Classifier(pl.LightningModule):
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
         x, y = batch[:2]
-        loss = F.cross_entropy(widen(self(x)), y)
-        self.log("train_loss", loss, on_epoch=True, on_step=False, batch_size=len(x))
+        loss = self.finite(F.cross_entropy(widen(self.finite(self(x), "outputs")), y))
+        self.log(
+            "train_loss", loss, on_epoch=True, on_step=False, batch_size=len(x), sync_dist=self.settings.devices > 1
+        )
         return loss
+
+    def finite(self, values: Tensor, what: str = "loss") -> Tensor:
+        """The values, or the end of a training that has diverged.
+
+        Raises:
+            DivergedError: one is not finite.
+        """
+        if not bool(torch.isfinite(values.detach()).all()):
+            trainer, epochs = self.trainer, self.settings.epochs
+            raise DivergedError(
+                f"the {what} {'is' if what == 'loss' else 'are'} not finite in epoch {trainer.current_epoch + 1} of "
+                f"{epochs}, step {trainer.global_step + 1}: training has diverged. Set lr lower (it is "
+                f"{self.settings.lr:g}), or add warmup_epochs",
+                epoch=trainer.current_epoch + 1,
+            )
+        return values
 
     def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
         x, y = batch[:2]
@@ -65,14 +85,12 @@ class Classifier(pl.LightningModule):
         self.log_dict(
             {"val_top1": 100 * (logits.argmax(1) == y).float().mean(), "val_nll": F.cross_entropy(logits, y)},
             batch_size=len(x),
+            sync_dist=self.settings.devices > 1,
         )
 
     def configure_optimizers(self) -> Any:
-        s = self.settings
-        decay = {"momentum": s.momentum, "weight_decay": s.weight_decay, "nesterov": s.momentum > 0}
-        optimizer = torch.optim.SGD(self.parameters(), lr=s.lr, **decay)
-        drops = [round(share * s.epochs) for share in s.drops]
-        return [optimizer], [torch.optim.lr_scheduler.MultiStepLR(optimizer, drops, gamma=0.1)]
+        made = optimizer(self.parameters(), self.settings)
+        return [made], [schedule(made, self.settings, lambda: int(self.trainer.estimated_stepping_batches))]
 
 
 class Reseed(pl.Callback):
@@ -146,6 +164,8 @@ class Observe(pl.Callback):
         self.steps.extend(state_dict["steps"])
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
         values = {name: float(value) for name, value in trainer.callback_metrics.items()}
         self.run.log(trainer.current_epoch, **values)
         self.run.progress(trainer.current_epoch + 1, cast(int, trainer.max_epochs))
@@ -162,16 +182,21 @@ class StopClock(pl.Callback):
 
 
 class Gradients(pl.Callback):
-    """In the last epoch, the gradient of each sample's loss on its logits, by autograd.
+    """The gradient of each sample's loss on its logits, seen in two epochs: the middle one and the last.
 
-    Keeps its L1 norm, and for stored rows the largest error of the identity ``dL/dz_y = w (p_y - 1)`` with
-    ``w = 1 - a (1 - q_y) / (1 - p_y)``. Stands behind every callback that changes labels.
+    Keeps its L1 norm in the last epoch, by autograd, and for stored rows the largest error of the identity
+    ``dL/dz_y = w (p_y - 1)`` with ``w = 1 - a (1 - q_y) / (1 - p_y)``. Under PS-KD it also keeps, at the *same logits*,
+    the norm ``|p - t|_1`` for three targets t (:data:`SAME_WEIGHTS`) in both epochs: a network that has been trained by
+    another loss has fitted other samples, so only the same weights show what the targets alone do. Stands behind every
+    callback that changes labels.
     """
 
     def __init__(self, labels: Tensor, pskd: PSKDCallback | None) -> None:
         self.labels = labels
+        self._pskd = pskd.method if pskd else None
         self._rows = pskd.method if pskd and not pskd.method.teacher else None
         self.norm, self.identity_error = np.full(len(labels), np.nan, np.float32), 0.0
+        self.same_weights = np.full((2, len(SAME_WEIGHTS), len(labels)), np.nan, np.float32) if pskd else None
 
     def on_fit_start(self, trainer: pl.Trainer, module: Any) -> None:
         self._hook = module.network.register_forward_hook(self._see)
@@ -188,8 +213,24 @@ class Gradients(pl.Callback):
         self._targets = soft_targets(self._labels, self._logits.shape[1]).detach()  # while the step has them
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if trainer.current_epoch != cast(int, trainer.max_epochs) - 1:
-            return
+        epochs = cast(int, trainer.max_epochs)
+        last = trainer.current_epoch == epochs - 1
+        if self._pskd and trainer.current_epoch == (epochs - 1) // 2:
+            self._compare(0, self._pskd.alpha)
+        if self._pskd and last:
+            self._compare(1, self._pskd.alpha)
+        if last:
+            self._differentiate()
+
+    def _compare(self, moment: int, alpha: float) -> None:
+        """Norms at this step's logits under PS-KD's targets, hard labels, and as much plain smoothing."""
+        assert self.same_weights is not None
+        p, classes = F.softmax(self._logits.double(), 1), self._logits.shape[1]
+        hard = F.one_hot(self.labels[self._index.cpu()].to(p.device), classes)
+        for at, targets in enumerate((self._targets.double(), hard, (1 - alpha) * hard + alpha / classes)):
+            self.same_weights[moment, at, self._index.cpu().numpy()] = (p - targets).abs().sum(1).cpu().numpy()
+
+    def _differentiate(self) -> None:
         z = self._logits.double().requires_grad_()
         label = self.labels[self._index.cpu()].to(z.device)
         soft = self._targets.double()
@@ -206,10 +247,15 @@ class Gradients(pl.Callback):
             self.identity_error = max(self.identity_error, float(error.max()) if len(error) else 0.0)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"norm": torch.from_numpy(self.norm), "identity_error": self.identity_error}
+        state = {"norm": torch.from_numpy(self.norm), "identity_error": self.identity_error}
+        if self.same_weights is not None:
+            state["same_weights"] = torch.from_numpy(self.same_weights)
+        return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.norm, self.identity_error = state_dict["norm"].numpy(), state_dict["identity_error"]
+        if "same_weights" in state_dict:  # not in checkpoints of version 0.1
+            self.same_weights = state_dict["same_weights"].numpy()
 
     def _see(self, network: nn.Module, args: Any, output: Tensor) -> None:
         self._logits = widen(output.detach())
@@ -225,10 +271,11 @@ class Data(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         s = self.settings
         data = TrainingSet(self.parts.train, self.normalise, s.augmentation, self.seed)
+        rank = self.trainer.global_rank if self.trainer else 0
         return DataLoader(
             data,
-            batch_size=s.batch_size,
-            sampler=EpochSampler(data, num_replicas=1, rank=0, seed=self.seed),
+            batch_size=s.batch_size // s.devices,
+            sampler=EpochSampler(data, num_replicas=s.devices, rank=rank, seed=self.seed),
             drop_last=True,
             collate_fn=whole_batch,
             num_workers=s.workers,
@@ -248,7 +295,8 @@ def train(run: Run, settings: Settings) -> dict[str, float]:
     """As :func:`run`, of settings that another study made."""
     parts = split(settings)
     torch.manual_seed(stream(run.seed))
-    module = Classifier(build(settings.network, parts.train.num_classes, parts.train.channels), settings)
+    network = build(settings.network, parts.train.num_classes, parts.train.channels, settings.weights)
+    module = Classifier(network, settings)
     module = cast(Classifier, module.to(memory_format=torch.channels_last))
     pskd = _pskd(run, settings, parts, module.network)
     observe, gradients = Observe(run), Gradients(parts.train.labels, pskd)
@@ -259,16 +307,21 @@ def train(run: Run, settings: Settings) -> dict[str, float]:
         mixing = Mixing(settings, parts.train.num_classes, pskd)
         changes = [mixing, *changes] if settings.past == "previous" else [*changes, mixing]
     callbacks: list[pl.Callback] = [Reseed(run.seed), observe, *changes, StopClock(observe)]
-    if settings.mixing == "none":
+    if settings.mixing == "none" and settings.devices == 1:
         callbacks.append(gradients)
     normalise = Normalise(parts.train)
     fitting = trainer(run, settings, callbacks)
     last = run.checkpoint / "last.ckpt"
     data = Data(settings, run.seed, parts, normalise)
     fitting.fit(module, datamodule=data, ckpt_path=last if last.exists() else None, weights_only=True)
+    if settings.devices > 1:
+        _take_back(last, observe, pskd)
     module.to(fitting.strategy.root_device)  # the trainer has taken it back to the CPU
     arrays = predict(module, parts, normalise, settings, run.checkpoint / "selected.ckpt")
-    arrays["gradient_norm"] = gradients.norm
+    if settings.devices == 1:
+        arrays["gradient_norm"] = gradients.norm
+    if gradients.same_weights is not None and settings.mixing == "none" and settings.devices == 1:
+        arrays["gradient_same_weights"] = gradients.same_weights
     run.save_predictions(**arrays)
     metrics = scores(arrays)
     metrics["train_loss"] = read_history(run.directory / "metrics.jsonl")[-1]["train_loss"]
@@ -277,6 +330,14 @@ def train(run: Run, settings: Settings) -> dict[str, float]:
     metrics["step_ms"] = 1000 * float(np.median(observe.steps))
     metrics["store_mb"] = pskd.method.num_bytes / 1e6 if pskd else 0.0
     return metrics
+
+
+def _take_back(last: Path, observe: Observe, pskd: PSKDCallback | None) -> None:
+    """What the processes of a run on several devices learnt lies in its checkpoint; take it into this one."""
+    state = torch.load(last, weights_only=True, map_location="cpu")
+    observe.load_state_dict(state["callbacks"][observe.state_key])
+    if pskd:
+        pskd.method.load(last.parent / f"{pskd.prefix}-epoch-{state['epoch']}.safetensors")
 
 
 def _pskd(run: Run, s: Settings, parts: Split, network: nn.Module) -> PSKDCallback | None:
@@ -316,7 +377,8 @@ def trainer(run: Run, s: Settings, callbacks: list[pl.Callback]) -> pl.Trainer:
     return pl.Trainer(
         max_epochs=s.epochs,
         accelerator=s.accelerator,
-        devices=1,  # a study spreads runs, not one run
+        devices=s.devices,
+        strategy="ddp_spawn" if s.devices > 1 and s.strategy == "auto" else s.strategy,
         precision=s.precision,
         use_distributed_sampler=False,
         num_sanity_val_steps=0,

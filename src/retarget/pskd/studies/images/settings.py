@@ -2,10 +2,14 @@
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from retarget.data import names
+from retarget.own import is_path
 from retarget.settings import Strict
+
+SAME_WEIGHTS = ("pskd", "cross_entropy", "smoothing_schedule")
+"""Arms whose targets are compared on the weights of the PS-KD arm, to see what the targets alone do."""
 
 _CODE = "official code, CIFAR-100 configuration"
 
@@ -14,7 +18,8 @@ class Settings(Strict):
     """Settings of one training run; an arm overrides those of its method."""
 
     dataset: str = Field(
-        description="digits | torchvision:NAME | npz:FILE | folder:DIR | hf:DIR; see retarget/data/images.py"
+        description="digits | torchvision:NAME | npz:FILE | folder:DIR | hf:DIR | module:function; see "
+        "retarget/data/images.py"
     )
     root: str = Field(default="data", description="where torchvision keeps its data sets (downloads if missing)")
     train_images: int | None = Field(default=None, ge=2, description="stratified subset, validation part included")
@@ -32,13 +37,27 @@ class Settings(Strict):
         "Müller and Hutter 2021, for grey or RGB | imagenet: resized crop, flip, colours, for grey or RGB; the "
         "official code's image_size is 224"
     )
-    network: str
+    network: str = Field(
+        description="a name, timm:NAME, hf:DIR or module:function; see retarget/pskd/studies/images/networks.py"
+    )
     epochs: int = Field(ge=1, description=f"300: {_CODE}")
     batch_size: int = Field(default=128, ge=2, description=_CODE)
     lr: float = Field(default=0.1, gt=0, description=_CODE)
     momentum: float = Field(default=0.9, ge=0, lt=1, description=f"Nesterov: {_CODE}")
     weight_decay: float = Field(default=5e-4, ge=0, description=_CODE)
     drops: tuple[float, ...] = Field(default=(0.5, 0.75), description=f"lr / 10 at 150 and 225 of 300: {_CODE}")
+    optimizer: Literal["sgd", "adamw"] = Field(
+        default="sgd", description=f"sgd: {_CODE} | adamw, with weight_decay and lr as they are: set lr lower"
+    )
+    lr_schedule: Literal["steps", "cosine"] = Field(default="steps", description="steps: drops | cosine: to 0")
+    warmup_epochs: float = Field(default=0.0, ge=0, description="over which lr grows linearly")
+    weights: str | None = Field(
+        default=None, description="FILE.safetensors of the network, trained before; another number of classes is learnt"
+    )
+    devices: int = Field(default=1, ge=1, description="that share a run; batch_size counts the images of all")
+    strategy: Literal["auto", "ddp_spawn", "ddp_fork"] = Field(
+        default="auto", description="of several devices; ddp_spawn if not given"
+    )
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     accelerator: str = "auto"
     workers: int = Field(default=0, ge=0, description="loader processes; changes no result")
@@ -62,9 +81,23 @@ class Settings(Strict):
     )
     mixed_rows: Literal["dropped", "kept"] = Field(default="dropped", description="predictions of mixed images")
 
+    @model_validator(mode="after")
+    def _fits(self) -> "Settings":
+        if self.batch_size % self.devices:
+            raise ValueError(f"batch_size = {self.batch_size} is not a multiple of devices = {self.devices}")
+        if self.warmup_epochs > self.epochs:
+            raise ValueError(f"warmup_epochs = {self.warmup_epochs:g} are more than epochs = {self.epochs}")
+        return self
+
     def data_paths(self) -> tuple[str, ...]:
         """Files and folders whose bytes a run of these settings reads."""
-        return names.data_paths(self.dataset)
+        kind, _, folder = self.network.partition(":")
+        trained = (*([self.weights] if self.weights else []), *([folder] if kind == "hf" else []))
+        return (*names.data_paths(self.dataset), *trained)
+
+    def own_parts(self) -> tuple[str, ...]:
+        """Import paths of the user's own that a run of these settings uses."""
+        return tuple(one for one in (self.network, self.dataset) if is_path(one))
 
 
 PRESETS: dict[str, dict[str, Any]] = {

@@ -1,0 +1,213 @@
+"""Every writing verb: killed at random moments, on a full disk, many at once; the same bytes come out in the end."""
+
+import contextlib
+import hashlib
+import importlib
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+from faults.fuzz import Tally
+from faults.verbs import VERBS, Verb, model_server
+
+LIMIT = 300.0
+"""Seconds after which a command counts as a hang."""
+SAME, REFUSED = "same bytes", "clear error"
+_LEFT = (".*.tmp", ".tmp*")
+"""Names under which something half-written may lie while a writer is at work, and not when all are done."""
+
+
+def interrupt(name: str, kills: int, seed: int = 0) -> Iterator[Tally]:
+    """The tallies of the verbs whose target's name holds a text.
+
+    Args:
+        name: part of "killed: VERB", "full disk: VERB" or "N at once: VERB".
+        kills: SIGKILLs of each verb; an eighth of them where one takes seconds.
+        seed: of the moments.
+    """
+    for kind in ("killed", "full disk", "2 at once", "10 at once"):
+        chosen = [verb for verb in VERBS if name in f"{kind}: {verb.name}" and (kind == "killed" or not verb.heavy)]
+        if not chosen or not kills:
+            continue
+        with model_server() as server:
+            for verb in chosen:
+                with tempfile.TemporaryDirectory() as folder:
+                    tally = Tally(f"{kind}: {verb.name}")
+                    bench = _Bench(verb, Path(folder), server, tally)
+                    match kind:
+                        case "killed":
+                            bench.killed(
+                                max(2, kills // 8) if verb.heavy else kills, random.Random(f"{seed} {verb.name}")
+                            )
+                        case "full disk":
+                            bench.full_disk()
+                        case _:
+                            bench.crowded(int(kind.split()[0]))
+                if tally.counts:
+                    yield tally
+
+
+class _Bench:
+    """One verb with its inputs, and what comes out when nobody disturbs it."""
+
+    def __init__(self, verb: Verb, folder: Path, server: str, tally: Tally) -> None:
+        for module in ("retarget.cli", *verb.modules):
+            importlib.import_module(module)
+        self.verb, self.folder, self.server, self.tally = verb, folder, server, tally
+        self.here = folder / "here"
+        self.here.mkdir()
+        verb.prepare(self.here)
+        begun = time.monotonic()
+        code, said = self.run(folder / "whole")
+        self.seconds = time.monotonic() - begun
+        if code:
+            raise RuntimeError(f"{verb.name} fails undisturbed: {said}")
+        self.whole = self.digests(folder / "whole")
+        if not self.whole:
+            raise RuntimeError(f"{verb.name} leaves nothing to compare")
+
+    def killed(self, kills: int, rng: random.Random) -> None:
+        """SIGKILL one to three times at random moments, then let it end."""
+        done = 0
+        while done < kills:
+            out = self.folder / f"killed-{done}"
+            for _ in range(min(kills - done, rng.randint(1, 3))):
+                process, _ = self.start(out)
+                process.join(rng.uniform(0.0, self.seconds))
+                _kill(process)
+                done += 1
+            self.count(*self.run(out), out)
+
+    def full_disk(self, size: str = "2m") -> None:
+        """On a file system of 2 MB, and of less: a clear error; with room again, the same bytes."""
+        place = self.folder / "small"
+        place.mkdir()
+        if not _mounted(place, size):
+            return
+        try:
+            for left in (0, 4, 16, 64, 256):  # KiB
+                out = place / f"out-{left}"
+                _fill(place, 1024 * left)
+                code, said = self.run(out)
+                if code:
+                    self.count(code, said, out, may_refuse=True)
+                (place / "filler").unlink()
+                subprocess.run(["mount", "-o", "remount,size=64m", str(place)], check=True)
+                self.count(*self.run(out), out)
+                subprocess.run(["rm", "-rf", str(out)], check=True)
+                subprocess.run(["mount", "-o", f"remount,size={size}", str(place)], check=True)
+        finally:
+            subprocess.run(["umount", str(place)], check=True)
+
+    def crowded(self, processes: int) -> None:
+        """Several processes at one place at once: each ends well or is refused, and the bytes are the same."""
+        out = self.folder / f"crowd-{processes}"
+        started = [self.start(out, number) for number in range(processes)]
+        for process, log in started:
+            code, said = _ended(process, log)
+            if code:
+                self.count(code, said, out, may_refuse=True)
+        self.count(*self.run(out), out)
+
+    def start(self, out: Path, number: int = 0) -> tuple[multiprocessing.Process, Path]:
+        """The command in a process and process group of its own, and the file of what it says."""
+        words = self.verb.words.format(here=self.here, out=out, server=self.server).split()
+        log = self.folder / f"log-{number}"
+        process = multiprocessing.get_context("fork").Process(target=_run, args=(words, log, self.folder))
+        process.start()
+        return process, log
+
+    def run(self, out: Path) -> tuple[int, str]:
+        """The command to its end: its exit code and what it said."""
+        return _ended(*self.start(out))
+
+    def count(self, code: int, said: str, out: Path, *, may_refuse: bool = False) -> None:
+        """Tally how a command ended that nobody killed."""
+        outcome = SAME
+        if code == _HUNG:
+            outcome = "hang"
+        elif "Traceback (most recent call last)" in said or code not in (0, 1):
+            outcome = "traceback"
+        elif code:
+            outcome = REFUSED if may_refuse and "retarget: " in said else "does not go on"
+        elif found := sorted({name for name, _ in self.digests(out).items() ^ self.whole.items()}):
+            outcome, said = "other bytes", f"other bytes: {', '.join(found)}"
+        elif left := [str(path) for pattern in _LEFT for path in out.rglob(pattern)]:
+            outcome, said = "left over", f"left over: {left[0]}"
+        self.tally.counts[outcome] += 1
+        if outcome not in (SAME, REFUSED):
+            last = (said.strip().splitlines() or ["no word"])[-1][:200]
+            self.tally.examples.setdefault(last, f"{self.tally.target}: exit {code}\n{said[-4000:]}")
+
+    def digests(self, out: Path) -> dict[str, str]:
+        """The files that must be the same; addresses and paths of this bench are none of their content."""
+        found = {}
+        for pattern in self.verb.same:
+            for path in sorted(one for one in out.glob(pattern) if one.is_file()):
+                data = path.read_bytes().replace(str(out).encode(), b"OUT").replace(out.name.encode(), b"OUT")
+                found[str(path.relative_to(out))] = hashlib.sha256(data).hexdigest()
+        return found
+
+
+_HUNG = -1000
+
+
+def _run(words: list[str], log: Path, folder: Path) -> None:
+    """In the child: the command line, with its words in a file."""
+    os.setpgid(0, 0)
+    os.chdir(folder)
+    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    from retarget import cli
+
+    cli.METHODS["toy"] = "faults.toy"
+    code = 99
+    try:
+        code = cli.main(words)
+    except BaseException:  # noqa: BLE001 - this is what is looked for
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+
+
+def _ended(process: multiprocessing.Process, log: Path) -> tuple[int, str]:
+    process.join(LIMIT)
+    hung = process.is_alive()
+    if hung:
+        _kill(process)
+    code = process.exitcode
+    return _HUNG if hung else (0 if code is None else code), log.read_text(errors="replace")
+
+
+def _kill(process: multiprocessing.Process) -> None:
+    """As a person does it: the process alone; what it started must end by itself."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process.pid or 0, signal.SIGKILL)
+    process.join()
+
+
+def _mounted(place: Path, size: str) -> bool:
+    """Whether this machine lets us have a small file system."""
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)]
+    try:
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+    except FileNotFoundError:
+        return False
+
+
+def _fill(place: Path, left: int) -> None:
+    """Fill a file system up to some bytes."""
+    free = os.statvfs(place)
+    (place / "filler").write_bytes(bytes(max(0, free.f_bavail * free.f_frsize - left)))

@@ -1,0 +1,81 @@
+"""Controls of a prefix: another problem's, its numbers scrambled, of another length. Free of torch."""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Literal
+
+import numpy as np
+
+from retarget.errors import UserError
+from retarget.pope.prefixes import Cut, Unit, cut_points, leak
+from retarget.pope.problems import Problem
+
+Length = Literal["quarter", "random", "longest"]
+
+_NUMBER = re.compile(r"(?<![\w.])(?<!\s[+*-])(?<!\A[+*-])\d+(?:\.\d+)?(?!\w)")
+"""Signed words such as ``+3`` are operations of the generated problems, and no numbers."""
+
+
+def unrelated(prefixes: Mapping[str, str], seed: int) -> dict[str, str]:
+    """Each problem with the prefix of another problem's solution; every prefix is used once.
+
+    It separates "the oracle helped" from "some context helped": lengths and style are those of the real prefixes.
+
+    Raises:
+        UserError: fewer than two prefixes.
+
+    >>> unrelated({"a": "1", "b": "2"}, seed=0)
+    {'a': '2', 'b': '1'}
+    """
+    if len(prefixes) < 2:
+        raise UserError(f"the control of an unrelated prefix needs at least two prefixes, there are {len(prefixes)}")
+    known = sorted(prefixes)
+    names = [known[at] for at in np.random.default_rng(seed).permutation(len(known))]
+    taken = dict(zip(names, [*names[1:], names[0]], strict=True))
+    return {name: prefixes[taken[name]] for name in prefixes}
+
+
+def scrambled(prefixes: Mapping[str, str], seed: int) -> dict[str, str]:
+    """Each prefix with every number in it replaced by another that some prefix holds: its words and form stay.
+
+    Raises:
+        UserError: the prefixes hold fewer than two different numbers.
+
+    >>> scrambled({"a": "+3 *5 4", "b": "-2 2"}, seed=0)
+    {'a': '+3 *5 2', 'b': '-2 4'}
+    """
+    pool = sorted({number for text in prefixes.values() for number in _NUMBER.findall(text)})
+    if len(pool) < 2:
+        raise UserError(f"the prefixes hold {len(pool)} different numbers: there is nothing to scramble them with")
+    random = np.random.default_rng(seed)
+
+    def another(found: re.Match[str]) -> str:
+        others = [one for one in pool if one != found[0]]
+        return others[int(random.integers(len(others)))]
+
+    return {name: _NUMBER.sub(another, text) for name, text in prefixes.items()}
+
+
+def of_length(
+    problems: Iterable[Problem], length: Length, cuts: int, cap: float, unit: Unit, seed: int
+) -> dict[str, str]:
+    """Prefixes whose length no search decided; problems without a cut that keeps the answer back have none.
+
+    Args:
+        problems: with solutions.
+        length: the cut nearest a ``quarter`` of the solution, a ``random`` one of all, or the ``longest``.
+        cuts, cap, unit: the cuts to choose among, as in :func:`retarget.pope.search.search_prefixes`.
+        seed: of the random choice.
+    """
+    random, chosen = np.random.default_rng(seed), {}
+    for one in problems:
+        clean = [cut for cut in cut_points(one.solution, cuts, cap, unit) if leak(one, cut.end) is None]
+        if clean:
+            chosen[one.id] = one.solution[: _choose(clean, length, random).end]
+    return chosen
+
+
+def _choose(cuts: list[Cut], length: Length, random: np.random.Generator) -> Cut:
+    if length == "quarter":
+        return min(cuts, key=lambda cut: abs(cut.fraction - 0.25))
+    return cuts[-1] if length == "longest" else cuts[int(random.integers(len(cuts)))]

@@ -1,0 +1,235 @@
+"""Which prompt a row is given at each cycle of a training: neighbours of POPE that change data alone. Free of torch.
+
+A curriculum is handed to :class:`retarget.pope.trl.PopeTrainer`. It presents rows before they are sampled, and is told
+what every group gave. All that it remembers are these groups, so a resumed training goes on as it would have.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import astuple, dataclass
+from typing import Any
+
+import numpy as np
+
+from retarget.errors import UserError
+from retarget.identity import fingerprint
+from retarget.pope.mixture import make_row
+from retarget.pope.prefixes import Unit, cut_points, leak
+from retarget.pope.problems import Problem
+from retarget.pope.prompts import Prompts
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Group:
+    """What one group of rollouts gave: ``correct`` of ``n``, in a cycle counted from 0."""
+
+    cycle: int
+    problem: str
+    stratum: str
+    n: int
+    correct: int
+
+
+class Guides:
+    """The rows of each problem with ever more of its solution shown; the first shows nothing.
+
+    Args:
+        problems: hard problems with solutions.
+        prompts: wording.
+        cuts, cap, unit: as in :func:`retarget.pope.search.search_prefixes`; cuts that state the answer are left out.
+    """
+
+    def __init__(
+        self, problems: Iterable[Problem], prompts: Prompts, cuts: int, cap: float, unit: Unit = "sentence"
+    ) -> None:
+        self._rows: dict[str, list[tuple[float, Row]]] = {}
+        for one in problems:
+            rows = [(0.0, make_row(one, "unguided", prompts.without_prefix(one.prompt)))]
+            for cut in cut_points(one.solution, cuts, cap, unit):
+                if leak(one, cut.end) is None:
+                    prefix = one.solution[: cut.end]
+                    rows.append(
+                        (cut.fraction, make_row(one, "guided", prompts.with_prefix(one.prompt, prefix), prefix))
+                    )
+            self._rows[one.id] = rows
+
+    @property
+    def identity(self) -> str:
+        """Fingerprint of all rows."""
+        return fingerprint(self._rows)
+
+    def levels(self, problem: str) -> int:
+        """How many prefixes a problem has; 0 where none may be shown."""
+        return len(self._rows[problem]) - 1
+
+    def level(self, problem: str, level: int) -> Row:
+        """The row with the ``level``-th prefix, counted from 1; 0 shows nothing."""
+        return self._rows[problem][level][1]
+
+    def at(self, problem: str, fraction: float) -> Row:
+        """The row whose prefix is nearest to this fraction of the solution."""
+        return min(self._rows[problem], key=lambda one: abs(one[0] - fraction))[1]
+
+
+class Curriculum:
+    """Rows as they come; keeps what their groups gave. What subclasses remember follows from the groups alone.
+
+    Attributes:
+        strata: those that it may turn a row into.
+        groups: every group so far, in order.
+    """
+
+    strata: tuple[str, ...] = ()
+
+    def __init__(self, **parameters: Any) -> None:
+        self.groups: list[Group] = []
+        self.identity = fingerprint([type(self).__name__, parameters])
+
+    def present(self, row: Row, cycle: int) -> Row:
+        """The row to sample in place of this one: the same for equal arguments until the next :meth:`observe`."""
+        return row
+
+    def observe(self, groups: Sequence[Group]) -> None:
+        """Take note of the groups of one cycle."""
+        self.groups += groups
+
+    def state(self) -> list[list[Any]]:
+        """The groups as JSON values."""
+        return [list(astuple(one)) for one in self.groups]
+
+    def load(self, state: Any) -> None:
+        """Be told again of the groups of an interrupted training.
+
+        Raises:
+            UserError: they are no groups.
+        """
+        try:
+            groups = [Group(int(cycle), str(p), str(s), int(n), int(c)) for cycle, p, s, n, c in state]
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"the state of a curriculum is a list of [cycle, problem, stratum, n, correct]: {error}"
+            ) from error
+        for cycle in dict.fromkeys(one.cycle for one in groups):
+            self.observe([one for one in groups if one.cycle == cycle])
+
+
+class Phases(Curriculum):
+    """Fixed fractions one after another, each for an equal share of the cycles.
+
+    (0.5, 0.25) is QuestA's order (Li et al., *QuestA*, 2025): first half of the solution is shown, then a quarter.
+    """
+
+    strata = ("guided", "unguided")
+
+    def __init__(self, guides: Guides, cycles: int, fractions: Sequence[float] = (0.5, 0.25)) -> None:
+        super().__init__(guides=guides.identity, cycles=cycles, fractions=list(fractions))
+        self._guides, self._cycles, self._fractions = guides, cycles, fractions
+
+    def present(self, row: Row, cycle: int) -> Row:
+        phase = min(len(self._fractions) - 1, cycle * len(self._fractions) // self._cycles)
+        return self._guides.at(row["problem"], self._fractions[phase])
+
+
+class Annealed(Curriculum):
+    """A reverse curriculum: the fraction that is shown falls linearly from the longest prefix to nothing.
+
+    After Xi et al., *Training LLMs for Reasoning through Reverse Curriculum RL* (R3), 2024. The last ``bare`` share of
+    the cycles shows nothing.
+    """
+
+    strata = ("guided", "unguided")
+
+    def __init__(self, guides: Guides, cycles: int, cap: float, bare: float = 0.2) -> None:
+        super().__init__(guides=guides.identity, cycles=cycles, cap=cap, bare=bare)
+        self._guides, self._cap, self._until = guides, cap, max(1.0, cycles * (1 - bare))
+
+    def present(self, row: Row, cycle: int) -> Row:
+        return self._guides.at(row["problem"], self._cap * max(0.0, 1 - cycle / self._until))
+
+
+class HintWhenWrong(Curriculum):
+    """A problem whose last unguided group was all wrong is shown its prefix the next time, then nothing again.
+
+    Hints only after an all-wrong group, as in Scaf-GRPO (Zhang et al., 2025) and GHPO (Liu et al., 2025), with the
+    difference that the hint comes at the problem's next visit: no group is sampled twice in one step.
+    """
+
+    strata = ("guided", "unguided")
+
+    def __init__(self, guided: Mapping[str, Row]) -> None:
+        super().__init__(guided=dict(guided))
+        self._guided, self._wrong = guided, set[str]()
+
+    def present(self, row: Row, cycle: int) -> Row:
+        problem = row["problem"]
+        return self._guided.get(problem, row) if problem in self._wrong else row
+
+    def observe(self, groups: Sequence[Group]) -> None:
+        super().observe(groups)
+        for one in groups:
+            self._wrong.discard(one.problem)
+            if one.stratum == "unguided" and not one.correct:
+                self._wrong.add(one.problem)
+
+
+class UnsolvedOnly(Curriculum):
+    """Rows of problems that an unguided rollout has solved give way to rows of unsolved ones, while there are any.
+
+    Args:
+        rows: all rows of the mixture.
+    """
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        super().__init__(rows=[row["id"] for row in rows])
+        self._rows: dict[str, dict[str, Row]] = {}
+        for row in rows:
+            self._rows.setdefault(row["stratum"], {})[row["problem"]] = row
+        self._places = {name: {one: at for at, one in enumerate(some)} for name, some in self._rows.items()}
+        self._solved: set[str] = set()
+
+    def present(self, row: Row, cycle: int) -> Row:
+        if row["problem"] not in self._solved:
+            return row
+        stratum = self._rows[row["stratum"]]
+        left = [one for one in stratum if one not in self._solved]
+        if not left:
+            return row
+        place = self._places[row["stratum"]][row["problem"]]
+        return stratum[left[int(np.random.default_rng([cycle, place]).integers(len(left)))]]
+
+    def observe(self, groups: Sequence[Group]) -> None:
+        super().observe(groups)
+        self._solved |= {one.problem for one in groups if one.stratum == "unguided" and one.correct}
+
+
+class Adaptive(Curriculum):
+    """Each problem's prefix grows while its groups succeed less than half of the time, and shrinks while they do more.
+
+    After AdaPrefix-GRPO (2026), which keeps the guided success near one half and then withdraws the prefix; here in
+    steps of one cut, from the longest on, and withdrawn linearly over the last ``withdrawn`` share of the cycles.
+    """
+
+    strata = ("guided", "unguided")
+
+    def __init__(self, guides: Guides, cycles: int, target: float = 0.5, withdrawn: float = 0.3) -> None:
+        super().__init__(guides=guides.identity, cycles=cycles, target=target, withdrawn=withdrawn)
+        self._guides, self._target = guides, target
+        self._cycles, self._from = cycles, cycles * (1 - withdrawn)
+        self._level: dict[str, int] = {}
+
+    def _of(self, problem: str) -> int:
+        return self._level.get(problem, self._guides.levels(problem))
+
+    def present(self, row: Row, cycle: int) -> Row:
+        problem = row["problem"]
+        left = 1.0 if cycle < self._from else (self._cycles - 1 - cycle) / max(1.0, self._cycles - self._from)
+        most = int(np.ceil(self._guides.levels(problem) * max(0.0, left)))
+        return self._guides.level(problem, min(self._of(problem), most))
+
+    def observe(self, groups: Sequence[Group]) -> None:
+        super().observe(groups)
+        for one in groups:
+            step = -1 if one.correct > self._target * one.n else 1 if one.correct < self._target * one.n else 0
+            level = self._of(one.problem) + step
+            self._level[one.problem] = min(self._guides.levels(one.problem), max(0, level))

@@ -1,0 +1,58 @@
+"""Privileged self-distillation with TRL's SDFT: the same model with the solution in its prompt is the teacher."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from transformers import PrinterCallback, TrainerCallback
+from trl.experimental.sdft import SDFTConfig, SDFTTrainer
+
+from retarget.pope.resume import last_checkpoint
+from retarget.pope.settings import Optimisation
+from retarget.pope.studies.testbed import load_base
+
+UPDATE_RATE = 0.05
+"""Of the teacher, an exponential average of the student: TRL's default for ``teacher_model_kind="ema"``."""
+
+
+def distil(
+    model: Path, rows: Sequence[tuple[str, str]], settings: Optimisation, cycles: int, seed: int, save_every: int,
+    output: Path, callbacks: Sequence[TrainerCallback] = (),
+) -> None:  # fmt: skip
+    """Train on the model's own unguided rollouts towards what it would have said with the solution in its prompt.
+
+    As many rollouts a cycle and as many updates as GRPO; no reward is used. The teacher's column is TRL's
+    ``privileged_context``, here the whole guided prompt.
+
+    Args:
+        model: directory of a generated base.
+        rows: (unguided prompt, guided prompt) of each problem.
+        settings: batch, rollouts, learning rate, temperature, gradient norm.
+        cycles: generation batches.
+        seed: of order and rollouts.
+        save_every: cycles between checkpoints.
+        output: of the checkpoints and the model; goes on from the newest.
+        callbacks: of the trainer.
+    """
+    network, tokenizer = load_base(model)
+    passes = settings.prompts_per_batch * settings.rollouts // settings.micro_batch
+    config = SDFTConfig(
+        output_dir=str(output), max_steps=cycles * settings.updates_per_batch, seed=seed, learning_rate=settings.lr,
+        lr_scheduler_type="constant", warmup_steps=0, max_grad_norm=settings.max_grad_norm, weight_decay=0.01,
+        per_device_train_batch_size=settings.micro_batch, steps_per_generation=passes,
+        gradient_accumulation_steps=passes // settings.updates_per_batch, num_generations=settings.rollouts,
+        max_prompt_length=settings.max_prompt_length, max_completion_length=settings.max_completion_length,
+        temperature=settings.temperature, teacher_model_kind="ema", teacher_update_rate=UPDATE_RATE,
+        distillation_mode="full_logits", teacher_prompt_template="{privileged_context}", disable_dropout=True,
+        save_strategy="steps", save_steps=save_every * settings.updates_per_batch, save_total_limit=1,
+        logging_strategy="steps", logging_steps=settings.updates_per_batch, report_to="none", use_cpu=True, bf16=False,
+        gradient_checkpointing=False, disable_tqdm=True,
+    )  # fmt: skip
+    columns: list[dict[str, Any]] = [{"prompt": prompt, "privileged_context": guided} for prompt, guided in rows]
+    trainer = SDFTTrainer(model=network, args=config, train_dataset=Dataset.from_list(columns),
+                          processing_class=tokenizer, callbacks=list(callbacks))  # fmt: skip
+    trainer.remove_callback(PrinterCallback)
+    checkpoint = last_checkpoint(output)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    trainer.save_model(str(output))

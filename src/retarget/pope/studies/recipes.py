@@ -1,0 +1,152 @@
+"""What an arm among POPE's rivals trains on: its rows, its curriculum, the model that it begins with."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from retarget.files import read_json, write_json
+from retarget.pope.controls import of_length, scrambled, unrelated
+from retarget.pope.curricula import Adaptive, Annealed, Curriculum, Guides, HintWhenWrong, Phases, UnsolvedOnly
+from retarget.pope.mixture import make_row, mix
+from retarget.pope.problems import Problem
+from retarget.pope.studies.budget import Costs, Spent
+from retarget.pope.studies.imitation import imitate
+from retarget.pope.studies.rivals_plan import RivalSettings
+from retarget.pope.studies.worlds import World
+from retarget.study.record import Run
+
+_WARM_BATCH, _KEPT_COMPLETIONS = 16, 4
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What an arm trains on, and what it spent before.
+
+    Attributes:
+        rows: of the mixture.
+        prefixes: what guided prompts show, by problem.
+        own: spent beside mining and training.
+        prompt: mean tokens of a prompt in training.
+    """
+
+    rows: list[dict[str, Any]]
+    prefixes: dict[str, str]
+    own: Spent
+    prompt: float
+
+
+_ORACLE = ("minimal", "quarter", "random", "longest", "unrelated", "scrambled")
+
+
+def uses_oracle(s: RivalSettings) -> bool:
+    """Whether an arm is shown, trained on, or rewarded by oracle solutions."""
+    return (
+        s.prefix in _ORACLE
+        or s.curriculum != "none"
+        or s.warm_start != "none"
+        or s.reward == "reference"
+        or (s.learner == "distil")
+    )
+
+
+def recipe_of(
+    s: RivalSettings, world: World, sets: dict[str, list[Problem]], base: Path, costs: Costs, seed: int
+) -> Recipe:
+    hard, prompts = sets["hard"], world.prompts
+    found = {one["id"]: one["prefix"] for one in read_json(base / "prefixes.json") if one["prefix"]}
+    searched = (
+        s.prefix in ("minimal", "unrelated", "scrambled") or s.curriculum == "when_wrong" or (s.warm_start == "guided")
+    )
+    if s.prefix in ("quarter", "random", "longest"):
+        prefixes = of_length(hard, s.prefix, s.cuts, s.cap, s.unit, seed)
+    elif s.prefix == "unrelated":
+        prefixes = unrelated(found, seed)
+    elif s.prefix == "scrambled":
+        prefixes = scrambled(found, seed)
+    else:
+        prefixes = found if s.prefix == "minimal" else {}
+    if s.learner == "distil":
+        prefixes, searched = {}, False
+    easy = sets[s.easy] if s.easy != "none" else []
+    rows = mix(hard, prefixes, prompts, easy=easy, ratio=s.ratio, seed=seed, prompts_per_batch=s.prompts_per_batch,
+               unpaired="keep", kind="stratified")  # fmt: skip
+    if s.prefix == "instruction":
+        rows += [make_row(one, "guided", prompts.instruction_alone(one.prompt)) for one in hard]
+    lengths = mean_tokens([row["prompt"] for row in rows])
+    if s.curriculum == "when_wrong":
+        lengths = costs.guided
+    return Recipe(rows, prefixes, costs.search if searched else Spent(), lengths)
+
+
+def curriculum_of(
+    s: RivalSettings, world: World, recipe: Recipe, hard: list[Problem], cycles: int, found: Path
+) -> Curriculum:
+    if s.curriculum == "unsolved":
+        return UnsolvedOnly(recipe.rows)
+    if s.curriculum == "when_wrong":
+        prefixes = {one["id"]: one["prefix"] for one in read_json(found) if one["prefix"]}
+        shown = mix(hard, prefixes, world.prompts, ratio=math.inf, unpaired="keep")
+        return HintWhenWrong({row["problem"]: row for row in shown if row["guided"]})
+    if s.curriculum == "none":
+        return Curriculum()
+    guides = Guides(hard, world.prompts, s.cuts, s.cap, s.unit)
+    if s.curriculum == "phases":
+        return Phases(guides, cycles)
+    return Annealed(guides, cycles, s.cap) if s.curriculum == "annealed" else Adaptive(guides, cycles)
+
+
+def warm_start(run: Run, s: RivalSettings, world: World, hard: list[Problem], base: Path) -> tuple[Path, Spent]:
+    """The model that RL begins with, and what making it cost in rollouts and tokens (of training, too)."""
+    if s.warm_start == "none":
+        return Path(world.model), Spent()
+    prompts, spent = {one.id: str(world.prompts.without_prefix(one.prompt)) for one in hard}, Spent()
+    pairs = [(prompts[one.id], one.solution.replace("\n", " ")) for one in hard]
+    if s.warm_start == "guided":
+        pairs, spent = _correct_guided(run, s, world, hard, base)
+    folder = imitate(
+        Path(world.model), pairs, s.warm_steps, s.warm_lr, _WARM_BATCH, run.seed, run.checkpoint / "warm",
+        lambda done, total: run.progress(done, total, "supervised step"),
+    )  # fmt: skip
+    each = float(np.mean([tokens_of(prompt) + tokens_of(target) for prompt, target in pairs]))
+    return folder, spent + Spent(tokens=round(s.warm_steps * _WARM_BATCH * each))
+
+
+def _correct_guided(
+    run: Run, s: RivalSettings, world: World, hard: list[Problem], base: Path
+) -> tuple[list[tuple[str, str]], Spent]:
+    """Up to four correct guided completions of each problem behind their prefix, and what sampling them cost."""
+    path = run.checkpoint / "guided.json"
+    if not path.exists():
+        params = world.sampling.model_copy(update={"seed": run.seed, "purpose": "imitate"})
+        sampler = world.sampler(world.engine(), params, s.warm_rollouts)
+        found = {one["id"]: one["prefix"] for one in read_json(base / "prefixes.json") if one["prefix"]}
+        pairs, rollouts, tokens = [], 0, 0
+        for at, problem in enumerate(one for one in hard if one.id in found):
+            run.progress(at, len(found), "problem sampled with its prefix")
+            prefix = found[problem.id]
+            graded = sampler.graded(problem, prefix, s.warm_rollouts)
+            rollouts += len(graded)
+            tokens += sum(one.tokens for one, _ in graded) + len(graded) * tokens_of(sampler.guided(problem, prefix))
+            right = list(dict.fromkeys(one.text for one, grade in graded if grade.correct))[:_KEPT_COMPLETIONS]
+            pairs += [[str(sampler.unguided(problem)), f"{prefix} {text}".replace("\n", " ")] for text in right]
+        write_json(path, {"pairs": pairs, "rollouts": rollouts, "tokens": tokens})
+    kept = read_json(path)
+    pairs = [(prompt, target) for prompt, target in kept["pairs"]]
+    if not pairs:  # no guided rollout was right: there is nothing to imitate but the solutions' beginnings
+        found = {one["id"]: one["prefix"] for one in read_json(base / "prefixes.json") if one["prefix"]}
+        pairs = [(str(world.prompts.without_prefix(one.prompt)), found[one.id].replace("\n", " ")) for one in hard
+                 if one.id in found]  # fmt: skip
+    return pairs, Spent(rollouts=kept["rollouts"], tokens=kept["tokens"])
+
+
+def tokens_of(prompt: Any) -> int:
+    """Of a text of the generated problems, one word each, and the token in front."""
+    return len(str(prompt).split()) + 1
+
+
+def mean_tokens(prompts: Sequence[Any]) -> float:
+    return float(np.mean([tokens_of(one) for one in prompts]))

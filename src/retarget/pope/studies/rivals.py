@@ -1,0 +1,285 @@
+"""One run of a question about POPE's rivals: a base with its problems and costs, or one arm trained on that base."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from retarget.files import read_json, write_json
+from retarget.pope.controls import unrelated
+from retarget.pope.curricula import Group
+from retarget.pope.evaluation import Evaluation
+from retarget.pope.grading import Grader, reward_function
+from retarget.pope.problems import Problem, read_problems, write_problems
+from retarget.pope.search import search_prefixes
+from retarget.pope.settings import Optimisation, TrainingSettings
+from retarget.pope.studies.budget import Costs, Spent, cycles_of
+from retarget.pope.studies.chain import make_problems
+from retarget.pope.studies.distil import distil
+from retarget.pope.studies.measures import (
+    majority_calibration,
+    rank_correlation,
+    solved_while_training,
+    state_overlap,
+    transfer_rates,
+)  # fmt: skip
+from retarget.pope.studies.probes import Probe, log_probability
+from retarget.pope.studies.recipes import (
+    Recipe,
+    curriculum_of,
+    mean_tokens,
+    recipe_of,
+    tokens_of,
+    uses_oracle,
+    warm_start,
+)
+from retarget.pope.studies.rivals_plan import RivalSettings
+from retarget.pope.studies.run import (
+    FRESH_SEED,
+    Progress,
+    evaluate_on,
+    guided_scores,
+    log_histories,
+    mine_hard,
+    scores_of,
+    write_samples,
+)  # fmt: skip
+from retarget.pope.studies.testbed import load_base
+from retarget.pope.studies.worlds import World, corpus_of, make_world
+from retarget.pope.trl import train
+from retarget.study.record import Run
+
+PARTS = ("hard", "held", "near", "far")
+EASY_RATE = 0.45
+"""The middle of the 30 to 60 % that readers of the paper report of its easy problems."""
+_EASY_SEED = 2_000_003
+_STATES = 32
+_CHAIN = "retarget.pope.studies.chain"
+_REWARDS = {"reference": "verify_with_reference", "continued": "verify_continued", "restated": "verify_restated"}
+
+
+def run(run: Run) -> dict[str, float]:
+    """Final metrics of one run, in percent where they are shares; see :mod:`retarget.pope.studies.rivals_plan`."""
+    settings = RivalSettings.model_validate(run.settings)
+    return _base(run, settings) if settings.role == "base" else _trained(run, settings)
+
+
+def world_of(run: Run, s: RivalSettings, cache: Path) -> World:
+    """The generated world of a run."""
+    network = {"width": s.width} if s.width != 64 else {}
+    return make_world(s, run.seed, cache, lambda done, total: run.progress(done, total, "step"), network, s.restated)
+
+
+def _base(run: Run, s: RivalSettings) -> dict[str, float]:
+    world, journals = world_of(run, s, run.checkpoint), run.checkpoint
+    engine = world.engine()
+    mined = mine_hard(world, engine, world.candidates, journals / "mine.jsonl", run)
+    hard = mined.hard[: s.hard_problems]
+    held = mine_hard(world, engine, world.held_candidates, journals / "mine-held.jsonl", run)
+    prefixes = search_prefixes(
+        hard, world.sampler(engine, world.sampling, min(32, s.search_k)), s.cuts, s.search_k, cap=s.cap, unit=s.unit,
+        journal=journals / "search.jsonl",
+        progress=lambda done, total, _: run.progress(done, total, "problem searched"),
+    )  # fmt: skip
+    sets = {"hard": hard, "held": held.hard[: s.held_problems], **_easy(run, s, world)}
+    for name, problems in sets.items():
+        write_problems(run.directory / f"{name}.jsonl", problems)
+    searched = [one.to_json() for one in prefixes.found]
+    write_json(run.directory / "prefixes.json", searched)
+    write_samples(run.directory / "samples.json", world, engine, hard, searched, True, run.seed)
+    parts = {name: evaluate_on(world, engine, problems, run, name) for name, problems in sets.items()}
+    measured = _guided(run, world, hard, dict(prefixes))
+    found = np.array([one.status == "found" for one in prefixes.found])
+    run.save_predictions(
+        **{name: one.correct[None] for name, one in parts.items()}, found=found,
+        cut=np.array([one.cut.fraction if one.cut else math.nan for one in prefixes.found]), **measured,
+    )  # fmt: skip
+    asked = [(tokens_of(world.prompts.without_prefix(one.problem.prompt)), one) for one in mined.outcomes]
+    shown = [(tokens_of(world.prompts.with_prefix(p.prompt, prefixes[p.id])), f.rollouts)
+             for p, f in zip(hard, prefixes.found, strict=True) if p.id in prefixes]  # fmt: skip
+    costs = Costs(
+        mining=Spent(rollouts=mined.rollouts, tokens=mined.tokens + sum(n * one.n for n, one in asked)),
+        search=Spent(rollouts=prefixes.rollouts, tokens=prefixes.tokens + sum(n * count for n, count in shown)),
+        unguided=mean_tokens([world.prompts.without_prefix(p.prompt) for p in hard]),
+        guided=float(np.mean([n for n, _ in shown])), completion=parts["hard"].tokens / (len(hard) * s.samples),
+    )  # fmt: skip
+    write_json(run.directory / "costs.json", costs.model_dump(mode="json"))
+    guided = guided_scores(measured["guided"], parts["hard"].pass_of_problems(1), found)
+    return {
+        **_finals([parts]), **majority_calibration([(sets[name], parts[name]) for name in ("hard", "held", "near")]),
+        **guided, "overlap": 100 * float(np.nanmean(measured["overlap"])),
+        "reliance": float(np.nanmean(measured["reliance"])),
+        "rollouts": costs.mining.rollouts + costs.search.rollouts, "tokens": costs.mining.tokens + costs.search.tokens,
+    }  # fmt: skip
+
+
+def _easy(run: Run, s: RivalSettings, world: World) -> dict[str, list[Problem]]:
+    """Easy problems near the hard ones in length, and the shortest; the base's rate on candidates chooses the near."""
+    corpus = corpus_of(s.family, s.style)
+    lengths = range(corpus.short[0] + 1, corpus.long[1])
+    candidates = [
+        problem for length in lengths
+        for problem in make_problems(-(-2 * s.hard_problems // len(lengths)), length, run.seed + _EASY_SEED,
+                                     corpus.family, corpus.style)
+    ]  # fmt: skip
+    rates = evaluate_on(world, world.engine(), candidates, run, "candidates").pass_of_problems(1)
+    nearest = np.argsort(np.abs(rates - EASY_RATE), kind="stable")[: s.hard_problems]
+    short = make_problems(s.hard_problems, corpus.short[0], run.seed + _EASY_SEED + 1, corpus.family, corpus.style)
+    return {"near": [candidates[at] for at in sorted(nearest)], "far": short}
+
+
+def _guided(run: Run, world: World, hard: list[Problem], prefixes: dict[str, str]) -> dict[str, np.ndarray]:
+    """[H] of the base: guided success of fresh samples, states shared with unguided ones, reliance on the prefix."""
+    engine, samples = world.engine(), world.settings.samples
+    params = world.evaluation.model_copy(update={"seed": run.seed + FRESH_SEED, "purpose": "guided"})
+    sampler = world.sampler(engine, params, samples)
+    measured = {name: np.full(len(hard), np.nan) for name in ("overlap", "reliance")} | {"guided": np.zeros(len(hard))}
+    for at, problem in enumerate(hard):
+        run.progress(at, len(hard), "problem sampled with its prefix")
+        prefix = prefixes.get(problem.id)
+        if prefix is None:
+            continue
+        graded = sampler.graded(problem, prefix, samples)
+        unguided = [rollout.text for rollout, _ in sampler.graded(problem, None, min(_STATES, samples))]
+        measured["guided"][at] = np.mean([grade.correct for _, grade in graded])
+        guided = [rollout.text for rollout, _ in graded[:_STATES]]
+        measured["overlap"][at] = state_overlap(problem, prefix, guided, unguided)
+        right = list(dict.fromkeys(rollout.text for rollout, grade in graded if grade.correct))
+        if right:
+            network, tokenizer = load_base(Path(world.model))
+            prompts = [str(sampler.guided(problem, prefix)), str(sampler.unguided(problem))]
+            with_it, without = (log_probability(network, tokenizer, prompt, right) for prompt in prompts)
+            measured["reliance"][at] = float((with_it - without).mean())
+    return measured
+
+
+def _trained(run: Run, s: RivalSettings) -> dict[str, float]:
+    base = run.other("base")
+    world = world_of(run, s, base / "checkpoint")
+    sets = {name: read_problems(base / f"{name}.jsonl", answer_in_solution=False) for name in PARTS}
+    costs = Costs.model_validate(read_json(base / "costs.json"))
+    recipe = recipe_of(s, world, sets, base, costs, run.seed)
+    start, warm = warm_start(run, s, world, sets["hard"], base)
+    own, batch = recipe.own + warm, s.prompts_per_batch * s.rollouts
+    cycles = max(1, round(s.budget * cycles_of(costs, s.cycles, batch, recipe.prompt, own)))
+    parts: list[dict[str, Evaluation]] = []
+    trainings = []
+    for index in range(s.rl_seeds):
+        folder = run.checkpoint / f"rl-{index}"
+        trainings.append(_train(run, replace(world, model=str(start)), sets, recipe, cycles, index, folder, base))
+        engine = world.engine(folder, name=f"{run.arm}-{index}")
+        parts.append({name: evaluate_on(world, engine, sets[name], run, name, index) for name in PARTS})
+        if index == 0:
+            searched = read_json(base / "prefixes.json")
+            write_samples(
+                run.directory / "samples.json", world, engine, sets["hard"], searched, bool(recipe.prefixes), run.seed
+            )
+    log_histories(run, [one["history"] for one in trainings])
+    write_json(run.directory / "probes.json", [one["probes"] for one in trainings])
+    write_json(run.directory / "groups.json", [one["groups"] for one in trainings])
+    run.save_predictions(**{name: np.stack([one[name].correct for one in parts]) for name in PARTS})
+    calibration = [majority_calibration([(sets[n], one[n]) for n in ("hard", "held", "near")]) for one in parts]
+    trained = float(np.mean([one["tokens"] for one in trainings]))
+    final = {
+        **_finals(parts), **{key: float(np.mean([one[key] for one in calibration])) for key in calibration[0]},
+        **_along(trainings, [one.id for one in sets["hard"]], parts, base), "oracle": float(uses_oracle(s)),
+        "rollouts": costs.mining.rollouts + own.rollouts + cycles * batch,
+        "tokens": costs.mining.tokens + own.tokens + trained,
+    }  # fmt: skip
+    return {name: value for name, value in final.items() if math.isfinite(value)}
+
+
+def _finals(parts: Sequence[dict[str, Evaluation]]) -> dict[str, float]:
+    """Scores of the four problem sets, the mean over trainings; near and far easy ones by pass@1 alone."""
+    found = [
+        {**scores_of({name: one[name] for name in ("hard", "held")}), "easy_pass1": 100 * one["near"].pass_at(1),
+         "far_pass1": 100 * one["far"].pass_at(1)}
+        for one in parts
+    ]  # fmt: skip
+    return {name: float(np.mean([one[name] for one in found])) for name in found[0]}
+
+
+def _along(
+    trainings: Sequence[dict[str, Any]], hard: Sequence[str], parts: Sequence[dict[str, Evaluation]], base: Path
+) -> dict[str, float]:
+    """What was seen while training, the mean over trainings; what one cannot know is NaN."""
+    from safetensors.numpy import load_file
+
+    before = load_file(base / "predictions.safetensors")
+    found: dict[str, list[float]] = {}
+
+    def note(name: str, value: float) -> None:
+        found.setdefault(name, []).append(value)
+
+    for one, after in zip(trainings, parts, strict=True):
+        history, groups = one["history"], [Group(*group) for group in one["groups"]]
+        tenth = max(1, len(history) // 10)
+        for name, lines in (("entropy_start", history[:tenth]), ("entropy_end", history[-tenth:])):
+            note(name, _mean([line.get("unguided/entropy") for line in lines]))
+        note("clip_share", 100 * _mean([line.get("clip_ratio/region_mean") for line in history]))
+        note("signal", 100 * _mean([float(g.correct > 0) for g in groups if g.stratum == "unguided"]))
+        note("guided_end", 100 * _mean([line.get("guided/reward") for line in history[-tenth:]]))
+        grown = solved_while_training(groups, hard)
+        note("grew", 100 * len(grown) / len(hard) if groups else math.nan)
+        note("kept", 100 * _mean([float(name in after["hard"].solved) for name in grown]))
+        gains = {name: (after[name].pass_of_problems(1) - before[name][0] / after[name].samples).mean()
+                 for name in ("near", "hard")}  # fmt: skip
+        note("ray", 100 * float(gains["near"] - gains["hard"]))
+        note("reliance_rank", rank_correlation(before["reliance"], transfer_rates(groups, hard)))
+    return {name: float(np.mean(values)) for name, values in found.items()}
+
+
+def _mean(values: Sequence[float | None]) -> float:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else math.nan
+
+
+def _train(
+    run: Run, world: World, sets: dict[str, list[Problem]], recipe: Recipe, cycles: int, index: int, folder: Path,
+    base: Path,
+) -> dict[str, Any]:  # fmt: skip
+    """Train once. Its logged cycles, groups, probes and tokens; a training that is finished is not repeated."""
+    s, finished = world.settings, folder / "finished.json"
+    assert isinstance(s, RivalSettings)
+    if finished.exists():
+        return read_json(finished)
+    steps, seed = cycles * s.updates_per_batch, 1000 * run.seed + index
+    probe = Probe(world, {name: sets[name] for name in ("hard", "held", "near")}, s, cycles, run.seed, folder)
+    callbacks = [Progress(run, index * steps, s.rl_seeds * steps), probe]
+    if s.learner == "distil":
+        shown = {one.id: one.solution for one in sets["hard"]}
+        if s.prefix == "unrelated":
+            shown = unrelated(shown, run.seed)
+        pairs = [
+            (str(world.prompts.without_prefix(one.prompt)), str(world.prompts.with_prefix(one.prompt, shown[one.id])))
+            for one in sets["hard"]
+        ]
+        distil(Path(world.model), pairs, s, cycles, seed, s.save_every, folder, callbacks)
+        prompt = mean_tokens([one for one, _ in pairs])
+        tokens = cycles * s.prompts_per_batch * s.rollouts * (prompt + s.max_completion_length)
+        done: dict[str, Any] = {"history": [], "groups": [], "tokens": tokens}
+    else:
+        curriculum = curriculum_of(s, world, recipe, sets["hard"], cycles, base / "prefixes.json")
+        name = _REWARDS.get(s.reward) or _REWARDS.get(s.guided_reward)
+        grader = Grader(f"{_CHAIN}:{name}", workers=0) if name else world.grader
+        extra = {"disable_tqdm": True, "save_total_limit": 1, "use_cpu": True, "adam_epsilon": s.adam_epsilon}
+        settings = TrainingSettings(
+            cycles=cycles, seed=seed, extra=extra, save_every=s.save_every, order="stratified", expected_length=1.0,
+            pass_at_k=s.pass_at_k, **s.model_dump(include=set(Optimisation.model_fields)),
+        )  # fmt: skip
+        model, tokenizer = load_base(Path(world.model))
+        trainer = train(model, recipe.rows, reward_function(grader), settings, folder, tokenizer=tokenizer,
+                        callbacks=callbacks, curriculum=curriculum)  # fmt: skip
+        lines = [line for line in trainer.state.log_history if "reward" in line]
+        kept = ("unguided/", "guided/", "easy/", "clip_ratio/region_mean", "grad_norm")
+        history = [
+            {key: float(value) for key, value in line.items()
+             if key.startswith(kept) and value is not None and math.isfinite(float(value))}
+            for line in lines
+        ]  # fmt: skip
+        done = {"history": history, "groups": curriculum.state(), "tokens": lines[-1]["num_tokens"]}
+    write_json(finished, {**done, "probes": probe.lines})
+    return read_json(finished)

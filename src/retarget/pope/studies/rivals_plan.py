@@ -1,0 +1,344 @@
+"""POPE among its rivals and controls as data: settings, arms, questions, claims. Free of torch.
+
+Every arm is a configuration of one trainer (:mod:`retarget.pope.studies.rivals`) and gets at least POPE's rollouts and
+at least its tokens, prompts included: mining is charged to all, the search to the arms that use it.
+"""
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from retarget.errors import UserError
+from retarget.pope.studies.plan import CONDITIONS as WORLDS
+from retarget.pope.studies.plan import METRICS as FIRST
+from retarget.pope.studies.plan import PRESETS as FIRST_PRESETS
+from retarget.pope.studies.plan import Settings
+from retarget.settings import Strict, resolve_settings
+from retarget.study.config import Arm, Claim, Condition, Metric, StudyPlan, choose_arms, claims_under, refuse_decided
+
+Prefix = Literal["none", "minimal", "quarter", "random", "longest", "unrelated", "instruction", "scrambled"]
+
+
+class RivalSettings(Settings):
+    """Settings of one run; an arm overrides its recipe."""
+
+    # The recipe of an arm
+    prefix: Prefix = Field(default="none", description="what the guided prompts show; see controls.py")
+    ratio: float = Field(default=1.0, ge=0, description="guided rows to unguided ones; 1e6 for guided rows alone")
+    easy: Literal["none", "near", "far"] = Field(
+        default="none", description="easy problems in the mixture, as many as hard ones: those that the base solves "
+        "nearest to 45 % of the time, or its shortest"
+    )  # fmt: skip
+    curriculum: Literal["none", "phases", "annealed", "when_wrong", "unsolved", "adaptive"] = Field(
+        default="none", description="see curricula.py"
+    )
+    warm_start: Literal["none", "oracle", "guided"] = Field(
+        default="none",
+        description="supervised training before RL, on oracle solutions or on correct guided completions",
+    )
+    warm_steps: int = Field(default=200, ge=1, description="of supervised training, 16 solutions each; ours")
+    warm_lr: float = Field(default=3e-4, gt=0, description="of supervised training, AdamW; ours")
+    warm_rollouts: int = Field(
+        default=32, ge=1, description="guided rollouts a problem from which correct completions are taken"
+    )
+    pass_at_k: int = Field(default=1, ge=1, description="above 1 the direct pass@k objective: see functional.py")
+    reward: Literal["correct", "reference"] = Field(
+        default="correct", description="reference: half a reward for the share of steps that are right"
+    )
+    guided_reward: Literal["any", "continued", "restated"] = Field(
+        default="any", description="what a guided completion may do with the part that its prompt shows"
+    )
+    learner: Literal["grpo", "distil"] = Field(
+        default="grpo",
+        description="distil: TRL's SDFT, whose teacher is the same model with the whole solution in its prompt",
+    )
+    adam_epsilon: float = Field(
+        default=1e-8, gt=0, description="at the size of the reward's gradient a lone entropy bonus takes no full step"
+    )
+    budget: float = Field(default=1.0, gt=0, description="share of the cycles that equal budgets give the arm")
+    # The world
+    restated: float = Field(default=0.0, ge=0, le=1, description="of a generated base's guided rows: see Corpus")
+    width: int = Field(default=64, ge=8, description="of a generated base")
+    # Measured along training
+    probes: int = Field(default=3, ge=0, description="evaluations while training, evenly spaced")
+    probe_problems: int = Field(default=24, ge=1, description="of each set in a probe")
+    probe_samples: int = Field(default=8, ge=1, description="of each problem in a probe")
+
+
+class Question(Strict):
+    """A study of some arms, and what it decides.
+
+    Attributes:
+        pairs: claims as (id, sentence, metric, better arm, other arm, smallest effect).
+    """
+
+    name: str
+    title: str
+    arms: tuple[Arm, ...]
+    conditions: tuple[Condition, ...]
+    pairs: tuple[tuple[str, str, str, str, str, float], ...] = ()
+
+
+def _arm(name: str, label: str, **settings: Any) -> Arm:
+    return Arm(name=name, label=label, settings={"role": "trained", **settings}, needs=("base",))
+
+
+BASE = Arm(name="base", label="base model", settings={"role": "base"})
+UNGUIDED = _arm("unguided", "GRPO on hard problems")
+POPE = _arm("pope", "POPE", prefix="minimal")
+CORE = (
+    BASE,
+    UNGUIDED,
+    POPE,
+    _arm("entropy", "GRPO, entropy bonus .01", entropy_bonus=0.01),
+    _arm("wide_clip", "GRPO, clip to [0.8, 5]", clip_high=4.0),
+    _arm("pass_at_8", "GRPO, pass@8 objective", pass_at_k=8),
+    _arm("hard_easy", "GRPO, hard + easy", easy="near"),
+    _arm("unrelated", "control: prefix of an unrelated problem", prefix="unrelated"),
+    _arm("instruction", "control: instruction alone", prefix="instruction"),
+    _arm("sft_oracle", "SFT on oracle solutions, then GRPO", warm_start="oracle"),
+)
+MORE = (
+    _arm("scrambled", "control: prefix with its numbers scrambled", prefix="scrambled"),
+    _arm("sft_guided", "SFT on correct guided completions, then GRPO", warm_start="guided"),
+    _arm("entropy_scaled", "GRPO, entropy bonus .01, Adam's epsilon at the reward's gradient", entropy_bonus=0.01,
+         adam_epsilon=1e-3),
+    _arm("hard_easier", "GRPO, hard + easier", easy="far"),
+    _arm("pope_easy", "POPE + easy", prefix="minimal", easy="near"),
+    _arm("unguided_half", "control: GRPO on hard problems, half of the rollouts", budget=0.5),
+    _arm("questa", "QuestA: half of the solution, then a quarter", curriculum="phases"),
+    _arm("when_wrong", "prefix after an all-wrong group", curriculum="when_wrong"),
+    _arm("unsolved", "POPE on problems not yet solved", prefix="minimal", curriculum="unsolved"),
+    _arm("annealed", "annealed prefix", curriculum="annealed"),
+    _arm("adaptive", "prefix kept at half success, then withdrawn", curriculum="adaptive"),
+    _arm("distil", "self-distillation with the solution in the prompt", learner="distil"),
+    _arm("distil_unrelated", "control: self-distillation with an unrelated solution", learner="distil",
+         prefix="unrelated"),
+    _arm("reference", "GRPO, the reference in the reward", reward="reference"),
+)  # fmt: skip
+
+SWEEPS = (
+    BASE,
+    *(_arm(f"entropy_{at:g}", f"GRPO, entropy bonus {at:g}", entropy_bonus=at) for at in (0.001, 0.01, 0.1)),
+    *(
+        _arm(f"scaled_{at:g}", f"GRPO, entropy bonus {at:g}, Adam's epsilon 1e-3", entropy_bonus=at, adam_epsilon=1e-3)
+        for at in (0.001, 0.01, 0.1)
+    ),
+    *(_arm(f"clip_{high:g}", f"GRPO, clip to [0.8, {1 + high:g}]", clip_high=high) for high in (0.28, 1.0, 4.0)),
+    *(_arm(f"pass_at_{k}", f"GRPO, pass@{k} objective", pass_at_k=k) for k in (4, 8, 16)),
+)
+
+ENDS = Condition(name="ends_terse", label="long chains of which the base saw the ends, terse oracle",
+                 settings={"family": "ends", "style": "terse", "mine_k": 1024})  # fmt: skip
+FAMILIES = (WORLDS["chain_terse"], WORLDS["arms_terse"], ENDS)
+SIZES = tuple(
+    Condition(name=f"width_{width}", label=f"width {width}", settings={"width": width}) for width in (32, 64, 96)
+)
+
+_PAIRS = (
+    ("transfer", "What is learnt with guidance transfers to the original, unguided problems.", "hard_pass1", "pope",
+     "base", 1.0),
+    ("more_solved", "The set of solvable problems grows: POPE solves more than RL on hard problems alone.",
+     "hard_solved", "pope", "unguided", 2.0),
+    ("held_out", "The gain reaches hard problems that were not trained on.", "held_pass1", "pope", "unguided", 1.0),
+    ("entropy", "An entropy bonus does not fix exploration: POPE solves more.", "hard_pass1", "pope", "entropy", 1.0),
+    ("wide_clip", "More permissive clipping does not fix exploration: POPE solves more.", "hard_pass1", "pope",
+     "wide_clip", 1.0),
+    ("pass_at_k", "Optimising pass@k directly does not fix exploration: POPE solves more.", "hard_pass1", "pope",
+     "pass_at_8", 1.0),
+    ("destabilise", "An entropy bonus destabilises: it costs easy problems.", "easy_pass1", "unguided", "entropy", 1.0),
+    ("easy_mix", "Mixing easy and hard problems is counterproductive: fewer hard rollouts are right than after RL on "
+     "hard problems alone.", "hard_pass1", "unguided", "hard_easy", 1.0),
+    ("beats_mix", "POPE solves more hard problems than hard and easy ones mixed.", "hard_pass1", "pope", "hard_easy",
+     1.0),
+    ("imitation", "The prefix as privileged information beats the solution as a training target.", "hard_pass1", "pope",
+     "sft_oracle", 1.0),
+    ("imitation_held", "… on hard problems that were not trained on.", "held_pass1", "pope", "sft_oracle", 1.0),
+    ("unrelated", "It is the solution's own beginning that helps: a prefix of an unrelated problem helps less.",
+     "hard_pass1", "pope", "unrelated", 1.0),
+    ("instruction", "It is the prefix that helps: the instruction alone helps less.", "hard_pass1", "pope",
+     "instruction", 1.0),
+    ("scrambled", "It is the prefix's content that helps: with its numbers scrambled it helps less.", "hard_pass1",
+     "pope", "scrambled", 1.0),
+    ("imitation_guided", "Privileged on-policy exploration beats imitating correct guided completions.", "hard_pass1",
+     "pope", "sft_guided", 1.0),
+    ("easy_mends", "Easy problems in POPE's mixture mend what it forgets of them.", "easy_pass1", "pope_easy", "pope",
+     1.0),
+)  # fmt: skip
+
+RATIOS = (("one_to_none", "1:0", 1e6), ("three_to_one", "3:1", 3.0), ("one_to_one", "1:1", 1.0),
+          ("one_to_three", "1:3", 1 / 3))  # fmt: skip
+"""1e6 leaves no unguided row: an infinite ratio has no JSON."""
+
+QUESTIONS = {
+    one.name: one
+    for one in (
+        Question(name="rivals", title="rivals and controls at equal budget", arms=(*CORE, *MORE), conditions=FAMILIES,
+                 pairs=_PAIRS),
+        Question(name="sweeps", title="settings of the rivals, on bases of their own", arms=SWEEPS,
+                 conditions=FAMILIES[:1]),
+        Question(
+            name="mixture", title="guided to unguided rows", conditions=FAMILIES[:1],
+            arms=(BASE, *(_arm(name, f"guided to unguided {label}", prefix="minimal", ratio=ratio)
+                          for name, label, ratio in RATIOS)),
+            pairs=(("needs_unguided", "The mixture needs unguided rows.", "hard_pass1", "one_to_one", "one_to_none",
+                    1.0),),
+        ),
+        Question(
+            name="prefixes", title="which prefix", conditions=FAMILIES[:1],
+            arms=(BASE, *(_arm(name, label, prefix=name) for name, label in (
+                ("minimal", "the shortest that helps"), ("quarter", "a quarter of the solution"),
+                ("random", "of random length"), ("longest", "the longest allowed")))),
+            pairs=(("minimal", "The shortest prefix that helps is better than the longest.", "hard_pass1", "minimal",
+                    "longest", 1.0),),
+        ),
+        Question(
+            name="gradient_clip", title="clipping the gradient at the authors' number and at 64 times it",
+            conditions=FAMILIES[:1],
+            arms=(BASE, _arm("clip_0.3", "POPE, gradient norm 0.3", prefix="minimal", max_grad_norm=0.3),
+                  _arm("clip_19.2", "POPE, gradient norm 19.2", prefix="minimal", max_grad_norm=19.2)),
+            pairs=(("gradient_clip", "Clipping 64 times less lets POPE learn more.", "hard_pass1", "clip_19.2",
+                    "clip_0.3", 1.0),),
+        ),
+        Question(name="sizes", title="three sizes of the model", arms=(BASE, UNGUIDED, POPE), conditions=SIZES,
+                 pairs=_PAIRS[:3]),
+        Question(
+            name="instruction", title="may a guided completion write the given part again?",
+            conditions=(Condition(label="a base that does so half of the time", settings={"restated": 0.5}),),
+            arms=(BASE, POPE, _arm("continued", "POPE, the given part must not be repeated", prefix="minimal",
+                                   guided_reward="continued"),
+                  _arm("restated", "POPE, the given part must be repeated", prefix="minimal",
+                       guided_reward="restated")),
+            pairs=(("stitching", "Forbidding to repeat the given part lowers what transfers.", "hard_pass1", "pope",
+                    "continued", 1.0),),
+        ),
+    )
+}  # fmt: skip
+
+METRICS = (
+    *(one for one in FIRST if one.name not in ("easy_pass1", "search_rollouts", "train_rollouts")),
+    Metric(name="easy_pass1", label="near easy problems, pass@1", unit="%", better="higher",
+           description="near the hard ones in length; the base's own rate is the base's row"),
+    Metric(name="far_pass1", label="shortest problems, pass@1", unit="%", better="higher"),
+    Metric(name="entropy_start", label="entropy of unguided rollouts, first tenth", unit="nats", optional=True),
+    Metric(name="entropy_end", label="… last tenth", unit="nats", optional=True),
+    Metric(name="clip_share", label="tokens whose ratio was clipped", unit="%", optional=True),
+    Metric(name="grew", label="hard problems solved unguided while training", unit="%", better="higher", optional=True,
+           description="at least one rollout, at the training temperature"),
+    Metric(name="kept", label="… of these solved afterwards", unit="%", better="higher", optional=True),
+    Metric(name="ray", label="gain of easy minus gain of hard problems", unit="points", optional=True,
+           description="pass@1 after minus before; above 0 the problems that were easy gained more"),
+    Metric(name="ece", label="ECE of the majority answer", unit="%", better="lower", optional=True,
+           description="its share among the samples against whether it is right, on hard, held-out and easy problems"),
+    Metric(name="aurc", label="AURC of the majority answer", unit="%", better="lower", optional=True),
+    Metric(name="overlap", label="states of guided rollouts that unguided ones visit", unit="%", optional=True,
+           description="of the base on hard problems, weighted by visits: operations done and value written"),
+    Metric(name="reliance", label="hint reliance", unit="nats", optional=True,
+           description="log-probability of the base's correct guided rollouts with the prefix minus without, a token"),
+    Metric(name="reliance_rank", label="rank correlation of reliance and transfer", decimals=2, optional=True,
+           description="over problems: reliance against the share of unguided rollouts that were right while training"),
+    Metric(name="oracle", label="uses the oracle", decimals=0, optional=True, deterministic=True),
+    Metric(name="rollouts", label="rollouts in all", decimals=0, optional=True,
+           description="mining, search where it is used, and training"),
+    Metric(name="tokens", label="tokens in all, prompts included", decimals=0, optional=True),
+)  # fmt: skip
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "demo": {
+        **FIRST_PRESETS["demo"],
+        "probes": 2,
+        "samples": 32,
+        "hard_problems": 16,
+        "held_problems": 16,
+        "cycles": 30,
+    },
+    "small": {**FIRST_PRESETS["small"], "rl_seeds": 1, "samples": 64},
+}
+MINUTES_PER_RUN = {"demo": 1.5, "small": 2.0}
+
+
+def claims(question: Question, condition: Condition, suffix: str) -> tuple[Claim, ...]:
+    """The question's claims under one condition; differences are in percentage points."""
+    claim = claims_under(condition.name, suffix)
+    first: tuple[Claim, ...] = ()
+    if question.name == "rivals":
+        first = (
+            claim("no_signal", "On hard problems, on-policy RL rarely sees a single correct rollout.", "signal",
+                  "lower", 1.0, ("unguided",), against=5.0),
+            claim("guided_reward", "With a prefix of an oracle solution in the prompt, rollouts get a reward.",
+                  "guided_gain", "higher", 0.5, ("base",), against=0.0),
+            claim("ray", "Ray interference: in a mixed run the problems that are easy already gain more than the hard "
+                  "ones.", "ray", "higher", 1.0, ("hard_easy",), against=0.0),
+        )  # fmt: skip
+    shown = {"hard_pass1": "hard_solved", "hard_solved": "hard_pass1", "held_pass1": "held_pass16"}
+    return first + tuple(
+        claim(name, sentence, metric, "higher", effect, (treated, control), shown=shown.get(metric))
+        for name, sentence, metric, treated, control, effect in question.pairs
+    )
+
+
+def plan(
+    name: str,
+    preset: str = "demo",
+    config: dict[str, Any] | None = None,
+    seeds: list[int] | None = None,
+    arms: list[str] | None = None,
+) -> StudyPlan:
+    """The resolved study of one question.
+
+    Args:
+        name: one of :data:`QUESTIONS`.
+        preset: ``demo`` (one generated base, minutes) or ``small`` (five bases, one training of each arm on each).
+        config: settings that override the preset's (keys of :class:`RivalSettings`); ``family`` and ``style`` choose
+            among the question's conditions.
+        seeds: bases in place of the preset's.
+        arms: names of the arms to run.
+
+    Raises:
+        UserError: unknown question, preset, setting or arm, a real model, or no condition of this family and style.
+    """
+    config = dict(config or {})
+    if name not in QUESTIONS:
+        raise UserError(f"no question {name!r} for pope: choose {', '.join(QUESTIONS)}")
+    if preset not in PRESETS:
+        raise UserError(f"no preset {preset!r} for a question of pope: choose {', '.join(PRESETS)}")
+    if "model" in config:
+        raise UserError("questions are asked of generated bases, whose states can be compared exactly: leave model out")
+    question = QUESTIONS[name]
+    worlds = {key: config.pop(key) for key in ("family", "style") if key in config}
+    resolve_settings(RivalSettings, {**PRESETS[preset], **worlds})  # says what values there are
+    conditions = tuple(one for one in question.conditions if _is_of(one, worlds))
+    if not conditions:
+        asked = ", ".join(f"{key}={value}" for key, value in worlds.items())
+        raise UserError(f"question {name} has no condition with {asked}: {_names(question)}")
+    if preset == "demo":
+        conditions = conditions[:1]
+    refuse_decided(config, question.arms, conditions)
+    settings = resolve_settings(RivalSettings, {**PRESETS[preset], **config})
+    several = len(conditions) > 1
+    return StudyPlan(
+        study=f"pope.{name}",
+        title=f"POPE: {question.title}, on problems that this package generates",
+        question="What do prefixes do that rivals with the same budget do not?",
+        preset=preset,
+        task="retarget.pope.studies.rivals:run",
+        task_name="pope.rivals",
+        analysis="retarget.pope.studies.rivals_analysis:analyse",
+        settings=settings.model_dump(mode="json"),
+        settings_model=RivalSettings,
+        conditions=conditions,
+        arms=choose_arms(question.arms, arms),
+        seeds=tuple(seeds) if seeds else ((0, 1, 2, 3, 4) if preset == "small" else (0,)),
+        metrics=METRICS,
+        claims=tuple(claim for one in conditions for claim in claims(question, one, f"_{one.name}" if several else "")),
+        minutes_per_run=MINUTES_PER_RUN[preset],
+    )
+
+
+def _is_of(condition: Condition, worlds: dict[str, Any]) -> bool:
+    has = {"family": "chain", "style": "terse", **condition.settings}
+    return all(has[key] == value for key, value in worlds.items())
+
+
+def _names(question: Question) -> str:
+    return ", ".join(one.label or one.name for one in question.conditions)

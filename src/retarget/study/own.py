@@ -1,0 +1,152 @@
+"""A study of a user's own: a file or a module with ``plan`` and ``run``, and where wanted ``analyse``."""
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from retarget.errors import UsageError, UserError
+from retarget.files import is_there
+from retarget.own import called, importable, imported, origin_of
+from retarget.settings import merged, resolve_settings
+from retarget.study.config import StudyPlan, choose_arms, refuse_decided, refuse_unknown
+
+FORM = "plan, a StudyPlan or a function plan(preset, config, seeds, arms), and run(run), which returns a run's metrics"
+
+
+def is_file(name: str) -> bool:
+    """Whether a word names a file, in place of a method or a module."""
+    return name.endswith(".py") or "/" in name
+
+
+def is_own(name: str) -> bool:
+    """Whether a word names a file, or a module that can be imported, without importing it."""
+    return is_file(name) or origin_of(name) is not None
+
+
+@contextmanager
+def found(name: str) -> Iterator[str]:
+    """A file's or a module's name as it is imported, and importable for a while, by worker processes too.
+
+    The file's folder, or the working directory, is looked in after all others.
+
+    Raises:
+        UsageError: there is no such file or module, or the file's name is that of another module.
+    """
+    if not is_file(name):
+        with importable(Path.cwd()):
+            if origin_of(name) is None:
+                raise UsageError(f"there is no module {name}")
+            yield name
+        return
+    path = Path(name)
+    if not is_there(path):
+        raise UsageError(f"there is no file {path}" + f" in {Path.cwd()}" * (not path.is_absolute()))
+    if not path.is_file() or path.suffix != ".py":
+        raise UsageError(f"{path} is no Python file: a study of your own is FILE.py, with {FORM}")
+    path = path.resolve()
+    if not path.stem.isidentifier():
+        raise UsageError(f"{path.name} cannot be imported by its name: rename it, to my_study.py say")
+    with importable(path.parent):
+        other = origin_of(path.stem)
+        if other is None or other.resolve() != path:
+            raise UsageError(
+                f"{path.name} has the name of another module, {other or 'one of Python itself'}: workers would import "
+                "that one. Rename your file"
+            )
+        yield path.stem
+
+
+def read(
+    module: str,
+    preset: str = "demo",
+    config: dict[str, Any] | None = None,
+    seeds: list[int] | None = None,
+    arms: list[str] | None = None,
+    reserved: Sequence[str] = (),
+) -> StudyPlan:
+    """The plan of a user's module, with ``run`` as its task and ``analyse`` as its analysis.
+
+    Args:
+        module: its name; it can be imported.
+        preset, config, seeds, arms: as for every study. A ``plan`` that is no function has one preset; ``config``
+            changes settings that it has.
+        reserved: names of studies that are taken.
+
+    Raises:
+        UserError: it cannot be imported (the user's own line is shown), ``plan`` or ``run`` is missing or of another
+            form, or a setting, arm or preset is unknown.
+    """
+    source = imported(module, f"the study {module}")
+    where = str(source.__file__)
+    if not hasattr(source, "plan"):
+        raise UserError(f"{where} has no plan: a study of your own has {FORM}")
+    plan = _resolved(module, source.plan, where, preset, dict(config or {}), seeds, arms)
+    if not hasattr(source, "run") and not plan.task:
+        raise UserError(f"{where} has no run: a study of your own has {FORM}")
+    refuse_unknown(plan, where, None if arms else [arm.name for arm in plan.arms])
+    given: dict[str, Any] = {}
+    for name, field in (("run", "task"), ("analyse", "analysis")):
+        if not hasattr(source, name):
+            continue
+        _takes_one(getattr(source, name), f"{where}: {name}")
+        if getattr(plan, field):
+            raise UserError(f"{where} has {name}, and its plan names {field} = {getattr(plan, field)!r}: leave one out")
+        given[field] = f"{module}:{name}"
+    if plan.study in reserved:
+        raise UserError(f"{where}: study = {plan.study!r} is a study that comes with retarget; give yours another name")
+    return plan.model_copy(update=given)
+
+
+def _takes_one(function: Any, what: str) -> None:
+    """Refuse what cannot be called with one argument."""
+    if not callable(function):
+        raise UserError(f"{what} is a {type(function).__name__}, not a function")
+    try:
+        inspect.signature(function).bind(None)
+    except TypeError as error:
+        raise UserError(f"{what}{inspect.signature(function)} must take one argument") from error
+
+
+def _resolved(
+    module: str,
+    plan: Any,
+    where: str,
+    preset: str,
+    config: dict[str, Any],
+    seeds: list[int] | None,
+    arms: list[str] | None,
+) -> StudyPlan:
+    if isinstance(plan, StudyPlan):
+        return _changed(plan, where, preset, config, seeds, arms)
+    if not callable(plan):
+        raise UserError(f"{where}: plan is a {type(plan).__name__}, neither a StudyPlan nor a function")
+    try:
+        inspect.signature(plan).bind(preset, config, seeds, arms)
+    except TypeError as error:
+        signature = inspect.signature(plan)
+        raise UserError(f"{where}: plan{signature} must take (preset, config, seeds, arms)") from error
+    made = called(f"{module}:plan", "the study", preset, config, seeds, arms)
+    if not isinstance(made, StudyPlan):
+        raise UserError(f"{where}: plan(...) returned {type(made).__name__}, not a StudyPlan")
+    return made
+
+
+def _changed(
+    plan: StudyPlan, where: str, preset: str, config: dict[str, Any], seeds: list[int] | None, arms: list[str] | None
+) -> StudyPlan:
+    """A plan that is no function, under the arguments of the command line."""
+    if preset not in ("demo", plan.preset):
+        raise UserError(f"{where} has one preset, {plan.preset}: leave --preset out, or make plan a function")
+    refuse_decided(config, plan.arms, plan.conditions)
+    settings = merged(plan.settings, config)
+    if plan.settings_model:
+        settings = resolve_settings(plan.settings_model, settings).model_dump(mode="json")
+    elif unknown := sorted(config.keys() - plan.settings.keys()):
+        known = ", ".join(plan.settings) or "none"
+        raise UserError(f"there is no setting {', '.join(unknown)} in {where}; its settings: {known}")
+    given: dict[str, Any] = {"settings": settings, "arms": choose_arms(plan.arms, arms)}
+    if seeds:
+        given["seeds"] = tuple(seeds)
+    return plan.model_copy(update=given)

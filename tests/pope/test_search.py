@@ -1,0 +1,83 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from retarget.errors import UserError
+from retarget.pope.engines.local import TransformersEngine
+from retarget.pope.grading import Grader
+from retarget.pope.rollouts import Sampling
+from retarget.pope.search import next_cut, rollouts_for, search_prefixes
+from retarget.pope.studies.chain import make_problems
+from retarget.pope.studies.testbed import PROMPTS
+
+
+def simulate(rates, k, chunk, strategy, random):
+    """The search on cuts with known success rates: the cut that it finds, and rollouts."""
+    tried = [(0, 0)] * len(rates)
+    while (at := next_cut(tried, k, strategy)) is not None:
+        n, c = tried[at]
+        draw = min(chunk, k - n)
+        tried[at] = (n + draw, c + int(random.binomial(draw, rates[at])))
+    found = next((at for at, (_, c) in enumerate(tried) if c), None)
+    return found, sum(n for n, _ in tried), sum(n > 0 for n, _ in tried)
+
+
+@given(st.integers(1, 40), st.integers(0, 40))
+def test_where_success_is_certain_from_a_cut_on_both_find_it(cuts, first):
+    rates = [float(at >= first) for at in range(cuts)]
+    expected = first if first < cuts else None
+    for strategy in ("grid", "bisect"):
+        found, _, tried = simulate(rates, 8, 4, strategy, np.random.default_rng(0))
+        assert found == expected
+        assert tried <= (cuts if strategy == "grid" else 1 + math.floor(math.log2(cuts)))
+
+
+def test_bisection_costs_half_of_the_grid_and_errs_as_stated():
+    """Success near monotone, as on the generated problems: rare at the longest cut, none before it."""
+    random, rates = np.random.default_rng(1), [0.0] * 6 + [0.01, 0.05]
+    costs, missed = {}, {}
+    for strategy in ("grid", "bisect"):
+        runs = [simulate(rates, 64, 16, strategy, random) for _ in range(2000)]
+        costs[strategy] = np.mean([cost for _, cost, _ in runs])
+        missed[strategy] = np.mean([found is None for found, _, _ in runs])
+    assert costs["bisect"] <= costs["grid"] / 2
+    assert missed["bisect"] == pytest.approx(0.95**64 * 0.99**64, abs=0.02)
+    assert missed["grid"] == pytest.approx(0.95**64 * 0.99**64, abs=0.02)
+
+
+@given(st.floats(0.001, 0.9), st.floats(0.001, 0.9))
+def test_the_rollouts_of_a_rate_and_an_error(rate, error):
+    k = rollouts_for(rate, error)
+    assert (1 - rate) ** k <= error * (1 + 1e-9)
+    assert k == 1 or (1 - rate) ** (k - 1) > error * (1 - 1e-9)
+
+
+@pytest.mark.parametrize(("rate", "error"), [(0.0, 0.1), (1.0, 0.1), (0.1, 0.0), (0.1, 1.5)])
+def test_no_probability_is_refused(rate, error):
+    with pytest.raises(UserError, match="lie strictly between 0 and 1"):
+        rollouts_for(rate, error)
+
+
+def test_both_searches_share_a_journal_and_agree_on_what_they_sampled(tiny, tmp_path):
+    problems, journal = make_problems(6, 4, seed=5, style="own"), tmp_path / "search.jsonl"
+    engine = TransformersEngine(tiny.model, tiny.tokenizer, batch_size=16)
+    asking = dict(
+        grader=Grader("retarget.pope.studies.chain:verify", workers=0), prompts=PROMPTS, chunk=4,
+        params=Sampling(max_tokens=10, temperature=1.0),
+    )  # fmt: skip
+
+    def search(strategy, path):
+        return search_prefixes(problems, engine, 3, 8, cap=0.75, unit="line", strategy=strategy, journal=path, **asking)
+
+    grid, alone = search("grid", journal), search("bisect", tmp_path / "alone.jsonl")
+    after = search("bisect", journal)
+    assert [one.to_json() for one in after.found] == [one.to_json() for one in alone.found]
+    assert after.sampled < alone.sampled
+    for one, other in zip(grid.found, after.found, strict=True):
+        assert one.status == other.status or "fallback" in (one.status, other.status)
+        for end, n, correct in other.tried:
+            known = {e: (m, c) for e, m, c in one.tried}
+            assert known.get(end, (n, correct)) == (n, correct)

@@ -1,0 +1,238 @@
+"""Parts of a user's own in the image study: a loss in few lines, networks, data sets, arms and claims as tables."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from retarget.cli import main
+from retarget.data.images import read
+from retarget.errors import UserError
+from retarget.pskd.peers.own import own_peer
+from retarget.pskd.study import plan
+
+LOSS = """import torch.nn.functional as F
+
+class Poly:
+    def __init__(self, epsilon=1.0):
+        self.epsilon = epsilon
+
+    def __call__(self, logits, labels):
+        p = F.softmax(logits, 1).gather(1, labels[:, None])[:, 0]
+        return F.cross_entropy(logits, labels, reduction="none") + self.epsilon * (1 - p)
+"""
+MORE = """
+from dataclasses import dataclass
+import numpy as np, torch
+from torch import nn
+from retarget.pskd.peers import Peer
+
+def net(num_classes, channels):
+    return nn.Sequential(nn.Flatten(), nn.Linear(channels * 63, num_classes))
+
+def shapes(count=150):
+    rng = np.random.default_rng(0)
+    labels = np.arange(count) % 3
+    images = rng.integers(0, 80, (count, 9, 7, 1)).astype(np.uint8)
+    images[np.arange(count), labels * 2] += 150
+    return {"x_train": images[50:], "y_train": labels[50:], "x_test": images[:50], "y_test": labels[:50]}
+
+def pair():
+    return shapes()["x_train"], shapes()["y_train"]
+
+@dataclass(eq=False, repr=False)
+class Whole(Peer):
+    def _loss(self, logits, targets, labels, index, inputs):
+        return self._hard(logits, targets)
+
+class Learnt(nn.Linear):
+    def __init__(self):
+        super().__init__(1, 1)
+
+def no_net(num_classes, channels): return 3
+def failing(*any): raise RuntimeError("broken on purpose")
+def constant(logits, labels): return torch.tensor(1.0)
+def matrix(logits, labels): return logits
+def nothing(): return None
+def floats(): return np.zeros((9, 4, 4)), [0] * 9
+def bad_loss(logits, labels): return logits[7].sum()
+"""
+QUICK = ["epochs=2", "validation_images=20", "batch_size=20"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def modules(tmp_path_factory):
+    """The user's modules in a folder that can be imported from."""
+    folder = tmp_path_factory.mktemp("own")
+    (folder / "own_losses.py").write_text(LOSS)
+    (folder / "own_more.py").write_text(MORE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        yield folder
+
+
+def test_a_loss_of_few_lines_and_three_lines_of_toml_are_a_study_with_verdicts(tmp_path, monkeypatch, capsys):
+    assert len(LOSS.splitlines()) <= 10
+    monkeypatch.chdir(tmp_path)
+    toml = '[[arms]]\nname = "poly"\nloss = "own_losses:Poly"\n'
+    (tmp_path / "mine.toml").write_text(toml)
+    words = ["study", "pskd", "--config", "mine.toml", "--seeds", "0", "1", "--out", "out", "--no-progress"]
+    words += ["--set", "train_images=120", "test_images=100", *QUICK]
+    assert main(words) == 0
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert [claim["sentence"] for claim in summary["claims"]] == [
+        "poly improves accuracy.",
+        "poly improves confidence calibration.",
+        "poly gives better confidence estimates.",
+        "poly improves the ordinal ranking of confidence.",
+    ]
+    assert all(claim["n"] == 2 and claim["interval"] for claim in summary["claims"])
+    assert "poly improves accuracy." in (tmp_path / "out" / "report.html").read_text()
+    record = json.loads((tmp_path / "out" / "runs" / "poly" / "seed-0" / "config.json").read_text())
+    assert list(record["content"]) == ["own_losses.py"]
+    (tmp_path / "mine.toml").write_text(toml + "lr = 0.5\n")
+    assert main(words) == 1
+    assert "arm poly: lr = nothing (now 0.5)" in capsys.readouterr().err
+
+
+def test_own_network_data_and_conditions_with_claims(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.toml").write_text(
+        """
+network = "own_more:net"
+dataset = "own_more:shapes"
+loss = { method = "own_losses:Poly", epsilon = 2.0 }
+[[arms]]
+name = "adapted"
+lr = 0.01
+[[arms]]
+name = "whole"
+loss = "own_more:Whole"
+[[arms]]
+name = "pskd"
+[[conditions]]
+name = "few"
+label = "wrong labels"
+settings = { label_noise = 0.1 }
+[[claims]]
+sentence = "A smaller step does better."
+metric = "nll"
+direction = "lower"
+arms = ["adapted", "cross_entropy"]
+smallest_effect = 0.01
+condition = "few"
+"""
+    )
+    words = ["study", "pskd", "--config", "mine.toml", "--seeds", "0", "--out", "out", "--no-progress"]
+    assert main([*words, "--set", *QUICK]) == 0
+    found = json.loads((tmp_path / "out" / "summary.json").read_text())
+    arms = found["conditions"]["few"]
+    assert list(arms) == ["cross_entropy", "poly", "adapted", "whole", "pskd"]
+    assert [claim["sentence"] for claim in found["claims"]] == ["A smaller step does better."]
+    assert arms["whole"]["nll"]["values"] == arms["cross_entropy"]["nll"]["values"], "its loss is cross-entropy"
+    assert arms["poly"]["nll"]["values"] != arms["cross_entropy"]["nll"]["values"]
+
+
+def asked(**config):
+    return plan("demo", config)
+
+
+def test_claims_and_sources_are_fixed_before_the_run():
+    one = asked(loss="own_losses:Poly")
+    assert one.own_parts == ("own_losses:Poly",)
+    assert [arm.name for arm in one.arms] == ["cross_entropy", "poly"]
+    assert len(one.claims) == 4
+    claim = dict(sentence="S", metric="top1", direction="higher", arms=["poly", "cross_entropy"], smallest_effect=1)
+    hashes = {asked(loss="own_losses:Poly", claims=[{**claim, "smallest_effect": e}]).claims_hash() for e in (1, 2)}
+    assert len(hashes | {one.claims_hash()}) == 3
+    among = asked(loss="own_losses:Poly", peers=True)
+    assert among.study == "pskd-peers"
+    assert len(among.arms) == 18
+    assert len(among.claims) == 19
+    assert asked(network="own_more:net", dataset="own_more:pair").own_parts == ("own_more:net", "own_more:pair")
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (dict(arms=3), "arms are tables: write \\[\\[arms\\]\\]"),
+        (dict(arms=[{"label": "x"}]), r"\[\[arms\]\], number 1: name: Input should be a valid string"),
+        (dict(arms=[{"name": "A b"}]), r"\[\[arms\]\], number 1: name: String should match"),
+        (dict(arms=[{"name": "a", "lr": 1}, {"name": "a", "lr": 2}]), r"\[\[arms\]\]: a is there twice"),
+        (dict(arms=[{"name": "a", "epoch": 1}]), "arm a: .*no setting epoch, did you mean epochs"),
+        (dict(arms=[{"name": "a", "dataset": "digits"}]), "number 1: dataset is the same for all arms"),
+        (dict(arms=[{"name": "a", "loss": 3}]), "loss = 3: it is module:Class"),
+        (dict(loss="own_losses:Poly", question="alpha"), "question has arms and claims of its own"),
+        (dict(claims=[{"metric": "top1"}]), r"\[\[claims\]\], number 1: sentence: Field required"),
+        (
+            dict(claims=[dict(sentence="S", metric="top2", direction="higher", arms=["pskd", "cross_entropy"],
+                              smallest_effect=1)]),
+            "claim claim-1 names the metric top2, and the study has top1, top5",
+        ),
+        (
+            dict(claims=[dict(sentence="S", metric="top1", direction="higher", arms=["poly", "cross_entropy"],
+                              smallest_effect=1)]),
+            "claim claim-1 names the arm poly, and the study has cross_entropy",
+        ),
+        (dict(network="mynet"), None),
+    ],
+)  # fmt: skip
+def test_tables_that_are_wrong(config, message):
+    if message is None:
+        assert plan("demo", config).own_parts == ()
+        return
+    with pytest.raises(UserError, match=message):
+        plan("demo", config)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (dict(network="own_more:no_net"), "network = 'own_more:no_net' gave a int, not a torch.nn.Module"),
+        (
+            dict(network="own_more:failing"),
+            "failed\n .*own_more.py.*line .* in failing\n .*RuntimeError: broken on pur",
+        ),
+        (dict(network="own_more:absent"), "own_more.py has no absent"),
+        (dict(network="own_more:net"), "does not take images of 1 channels, 8×8 pixels"),
+        (dict(dataset="own_more:nothing"), "gave a NoneType: it gives arrays by name"),
+        (dict(dataset="own_more:floats"), "images are uint8 .* got float64"),
+        (dict(dataset="none_such:load"), "there is no module none_such"),
+        (dict(arms=[{"name": "a", "network": "own_more:net"}]), "arm a: network 'own_more:net' does not take images"),
+        (dict(loss="own_more:Learnt"), "arm learnt: own_more:Learnt has parameters of its own"),
+        (dict(loss="own_more:constant"), "does not depend on the logits"),
+        (dict(loss="own_more:matrix"), r"own_more:matrix gave \[4, 3\] for logits \[4, 3\]"),
+        (dict(loss="own_more:bad_loss"), "line .* in bad_loss\n .*\nIndexError"),
+        (dict(loss={"method": "own_losses:Poly", "epsilom": 2}), "unexpected keyword argument 'epsilom'"),
+        (dict(loss={"method": "own_more:constant", "a": 2}), "is a function and has no settings: a; make it a class"),
+    ],
+)
+def test_parts_that_are_wrong_are_said_by_a_dry_run(config, message, tmp_path):
+    from retarget.pskd.studies.images.prepare import check
+
+    with pytest.raises(UserError, match=f"(?s){message}"):
+        check(plan("demo", config))
+
+
+def test_own_data_is_read_as_arrays_are():
+    found = read("own_more:shapes")
+    assert (len(found.train), len(found.test), found.names) == (100, 50, ("0", "1", "2"))
+    assert found.train.pixels.shape == (100, 1, 9, 7)
+    assert read("own_more:pair").test is None
+
+
+def test_an_own_loss_equals_its_formula_and_saves_its_settings(tmp_path):
+    method = own_peer("own_losses:Poly", 8, 3, 2, epsilon=0.5)
+    method.set_epoch(0)
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=(8, 3)).astype(np.float32), rng.integers(0, 3, 8)
+    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    p_y = p[np.arange(8), labels]
+    expected = np.mean(-np.log(p_y) + 0.5 * (1 - p_y))
+    found = method.loss(torch.tensor(logits), torch.tensor(labels), torch.arange(8))
+    assert float(found) == pytest.approx(expected, rel=1e-6)
+    method.save(tmp_path / "state.safetensors")
+    own_peer("own_losses:Poly", 8, 3, 2, epsilon=0.5).load(tmp_path / "state.safetensors")
+    with pytest.raises(UserError, match="epsilon"):
+        own_peer("own_losses:Poly", 8, 3, 2, epsilon=0.7).load(tmp_path / "state.safetensors")

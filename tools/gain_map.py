@@ -1,0 +1,126 @@
+"""The map of results/map.svg: when does PS-KD pay?
+
+One point for each setting ever recorded in which PS-KD and cross-entropy were trained on the same seeds: the control's
+fitted temperature (above 1: over-confident) against PS-KD's gain in NLL, ECE and accuracy, with a 95 % t interval
+over seeds.
+"""
+
+import io
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from records import Record, names, record
+from scipy import stats
+
+from retarget.report.palette import INK, style
+from retarget.report.svg import standalone, tidy
+
+PAIRS = (("pskd", "cross_entropy"), ("alpha_0.8", "cross_entropy"))
+"""Treated arm and control."""
+GAINS = (("nll", "NLL", -1.0), ("ece", "ECE, points", -1.0), ("top1", "accuracy, points", 1.0))
+"""A metric, its name, and what turns a difference into a gain."""
+WIDTH, HEIGHT = 860, 400
+
+
+class Point(NamedTuple):
+    """One setting: mean and half width of the interval (0 for one seed) of each gain."""
+
+    record: str
+    condition: str
+    temperature: float
+    seeds: int
+    gains: dict[str, tuple[float, float]]
+
+
+def points() -> list[Point]:
+    """Every setting, each once: records that share runs of both arms show them once."""
+    found: dict[tuple[Any, ...], Point] = {}
+    for name in names():
+        one = record(name)
+        if not one.finished:
+            continue
+        for condition, arms in one.summary["conditions"].items():
+            for treated, control in PAIRS:
+                point = _point(one, condition, arms.get(treated), arms.get(control))
+                if point:
+                    found.setdefault((round(point.temperature, 6), tuple(point.gains.values())), point)
+    return sorted(found.values(), key=lambda point: point.temperature)
+
+
+def table(these: list[Point]) -> str:
+    """The numbers of the map."""
+    rows = ["| | setting | control's temperature | seeds | " + " | ".join(f"gain in {n}" for _, n, _ in GAINS) + " |"]
+    rows.append("|---" * (4 + len(GAINS)) + "|")
+    for number, point in enumerate(these, start=1):
+        gains = " | ".join(_words(point.gains.get(metric)) for metric, _, _ in GAINS)
+        where = f"[{record(point.record).words}](../docs/results/{point.record}.md)"
+        condition = record(point.record).condition(point.condition)
+        where += f": {condition}" if condition else ""
+        rows.append(f"| {number} | {where} | {point.temperature:.2f} | {point.seeds} | {gains} |")
+    return "\n".join(rows)
+
+
+def draw(these: list[Point]) -> str:
+    """The map as a file: three panels that share their horizontal axis, points numbered as in the table."""
+    settings = {"svg.fonttype": "none", "svg.hashsalt": "map", "font.family": "DejaVu Sans", "font.size": 12.5,
+                "axes.spines.top": False, "axes.spines.right": False, "text.color": INK, "axes.labelcolor": INK,
+                "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK}  # fmt: skip
+    with rc_context(settings):
+        canvas = Figure(figsize=(WIDTH / 72, HEIGHT / 72), dpi=72, layout="constrained")
+        for place, ((metric, name, _), axes) in enumerate(zip(GAINS, canvas.subplots(1, len(GAINS)), strict=True)):
+            axes.axhline(0, color=INK, linewidth=0.8)
+            axes.axvline(1, color=INK, linewidth=0.8, linestyle=(0, (1, 2)))
+            for number, point in enumerate(these, start=1):
+                if metric not in point.gains:
+                    continue
+                gain, half = point.gains[metric]
+                colour = style(1).colour if gain > 0 else style(2).colour
+                axes.errorbar(point.temperature, gain, half or None, fmt="o", color=colour, markersize=6, linewidth=1.4,
+                              mfc=colour if half else "none")  # fmt: skip
+                axes.annotate(str(number), (point.temperature, gain), (6, 5 if number % 2 else -13),
+                              textcoords="offset points", fontsize=10.5)  # fmt: skip
+            axes.set_title(f"gain in {name}", loc="left", fontsize=12.5)
+            axes.margins(x=0.12)
+            if place == 1:
+                axes.set_xlabel("fitted temperature of the control (above 1: over-confident)")
+        out = io.StringIO()
+        canvas.savefig(
+            out, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        )
+    said = f"PS-KD's gain over cross-entropy in {len(these)} settings against the control's fitted temperature."
+    if all(point.gains["nll"][0] < 0 for point in these if point.temperature < 1 and "nll" in point.gains):
+        said += " Below 1 no setting gains in NLL."
+    return standalone(tidy(out.getvalue(), "map"), WIDTH, HEIGHT, said)
+
+
+def _point(one: Record, condition: str, treated: Any, control: Any) -> Point | None:
+    if not treated or not control or "temperature" not in control:
+        return None
+    temperatures = [value for value in control["temperature"]["values"] if value is not None]
+    gains = {}
+    for metric, _, sign in GAINS:
+        if metric not in treated or metric not in control:
+            continue
+        pairs = zip(treated[metric]["values"], control[metric]["values"], strict=True)
+        gained = [sign * (t - c) for t, c in pairs if t is not None and c is not None]
+        if gained:
+            gains[metric] = (float(np.mean(gained)), _half(gained))
+    if not temperatures or not gains:
+        return None
+    return Point(one.name, condition, float(np.mean(temperatures)), len(temperatures), gains)
+
+
+def _half(gained: list[float]) -> float:
+    """Half the width of a 95 % t interval; 0 for one seed."""
+    if len(gained) < 2:
+        return 0.0
+    return float(stats.t.ppf(0.975, len(gained) - 1) * np.std(gained, ddof=1) / math.sqrt(len(gained)))
+
+
+def _words(gain: tuple[float, float] | None) -> str:
+    if gain is None:
+        return "–"
+    return f"{gain[0]:+.2f} ± {gain[1]:.2f}" if gain[1] else f"{gain[0]:+.2f}"

@@ -1,0 +1,78 @@
+"""List the records whose code is older than a change of their numbers; writes nothing.
+
+    python tools/old_records.py            # every record: changes of its numbers, and later commits to its code
+    python tools/old_records.py --check    # exit 1 where results/changes.toml does not fit the history
+
+results/changes.toml names each change by its commit, with the records that are older. The history decides which these
+are, so this needs a whole clone. Commits that touched a record's code and are no such change may or may not move its
+numbers: one seed, run again by the recorded command, tells.
+"""
+
+import subprocess
+import sys
+import tomllib
+from typing import Any
+
+from records import RESULTS, ROOT, Record, names, record
+
+CODE = {"pskd": "pskd", "pskd-peers": "pskd", "pskd-translation": "pskd", "pskd-detection": "pskd",
+        "pope": "pope", "trojdiff": "trojdiff"}  # fmt: skip
+
+
+def main() -> int:
+    """List or check; the exit code."""
+    with (RESULTS / "changes.toml").open("rb") as file:
+        changes = tomllib.load(file)["change"]
+    studies = [one for one in map(record, names()) if (one.folder / "study.json").exists()]
+    if "--check" in sys.argv[1:]:
+        wrong = [line for change in changes for line in _wrong(change, studies)]
+        print("\n".join(wrong), file=sys.stderr, end="\n" * bool(wrong))
+        return bool(wrong)
+    for one in studies:
+        print(f"{one.name}: made at {_commit(one)[:10]}; {_later(one)} later commits to its code")
+        for what in one.older:
+            print(f"  older: {what}")
+    print(
+        f"{sum(bool(one.older) for one in studies)} of {len(studies)} records are older than a change of their numbers"
+    )
+    return 0
+
+
+def _wrong(change: dict[str, Any], studies: list[Record]) -> list[str]:
+    """Records that are listed and not older, or older and not listed."""
+    older = {one.name for one in studies if _is_of(one, change) and _is_before(_commit(one), change["commit"])}
+    listed, where = set(change["records"]), f"results/changes.toml: {change['commit'][:10]}"
+    return [f"{where}: {name} is older and not listed" for name in sorted(older - listed)] + [
+        f"{where}: {name} is listed and not older" for name in sorted(listed - older)
+    ]
+
+
+def _is_of(one: Record, change: dict[str, Any]) -> bool:
+    settings = one.study["plan"]["settings"]
+    asked = change["settings"]
+    return one.study["plan"]["study"] == change["study"] and all(settings.get(key) == asked[key] for key in asked)
+
+
+def _commit(one: Record) -> str:
+    return one.study["commit"]["hash"]
+
+
+def _is_before(commit: str, other: str) -> bool:
+    """Whether a commit does not hold another."""
+    for each in (commit, other):
+        if subprocess.run(["git", "cat-file", "-e", f"{each}^{{commit}}"], cwd=ROOT, capture_output=True).returncode:
+            raise SystemExit(f"commit {each} is not in this clone: fetch its whole history")
+    return bool(subprocess.run(["git", "merge-base", "--is-ancestor", other, commit], cwd=ROOT).returncode)
+
+
+def _later(one: Record) -> int:
+    folder = f"src/retarget/{CODE.get(one.study['plan']['study'], '')}"
+    command = ["git", "rev-list", "--count", "--no-merges", f"{_commit(one)}..HEAD", "--", folder, "src/retarget/data"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"commit {_commit(one)} is not in this clone: fetch its whole history")
+    return int(done.stdout)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,356 @@
+"""Recorded studies as Markdown: a page for each folder of results/, and its tables for other documents.
+
+A folder holds what ``retarget study`` left (``study.json``, ``summary.json``, ``analysis.json``), what
+tools/record_commands.py wrote (``commands.json``), what ``python -m benchmarks`` printed (``figures.jsonl``), or the
+tally of ``python -m faults`` (``tally.json``). Verdicts and intervals are those of today's rules, by
+tools/judge_again.py.
+"""
+
+import json
+import os
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+from judge_again import judge_again
+
+from retarget.study.results import Summary
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "results"
+PAGES = ROOT / "docs" / "results"
+SIGNS = {
+    "holds": "✔ holds",
+    "does not hold": "✘ does not hold",
+    "not enough evidence": "? not enough evidence",
+    "not measured": "not measured",
+}
+
+DAMAGED = ("right result", "clear error", "traceback", "hang", "edited data taken for whole")
+DISTURBED = ("same bytes", "clear error", "traceback", "hang", "does not go on", "other bytes", "left over")
+
+
+class Record:
+    """One folder of results/.
+
+    Attributes:
+        name: of the folder.
+        changes: of its numbers after it was made, from results/changes.toml; empty for most.
+        registered: its entry of results/registered.toml, or None.
+        words: its setting in a few words.
+        columns: names of the metrics that its tables show; empty for those that claims are judged by.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name, self.folder = name, RESULTS / name
+        page = _toml("pages.toml").get(name, {})
+        self.columns: list[str] = page.get("columns", [])
+        self._words: str = page.get("words", "")
+        self.registered = next((one for one in _toml("registered.toml")["setting"] if one["name"] == name), None)
+        self.changes = [one for one in _toml("changes.toml")["change"] if name in one["records"]]
+
+    @cached_property
+    def study(self) -> dict[str, Any]:
+        """study.json."""
+        return _json(self.folder / "study.json")
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """summary.json."""
+        return _json(self.folder / "summary.json")
+
+    @cached_property
+    def claims(self) -> list[dict[str, Any]]:
+        """The claims under the rules of today; ``recorded`` is the verdict of the record where it differs."""
+        after = judge_again(self.folder, Summary.model_validate(self.summary))
+        found = [one.model_dump(mode="json") for one in after]
+        for now, then in zip(found, self.summary["claims"], strict=True):
+            now["recorded"] = then["verdict"] if then["verdict"] != now["verdict"] else ""
+        return found
+
+    @property
+    def finished(self) -> bool:
+        """Whether it holds a study's results."""
+        return (self.folder / "summary.json").exists()
+
+    @property
+    def title(self) -> str:
+        """The heading of its page."""
+        return self.study["plan"]["title"] if (self.folder / "study.json").exists() else self.words
+
+    @property
+    def words(self) -> str:
+        """Its setting in a few words."""
+        return self._words or (f"preset `{self.summary['preset']}`" if self.finished else self.name)
+
+    @property
+    def older(self) -> bool:
+        """Whether a metric that its claims are judged by has changed since it was made."""
+        judged = {claim["metric"] for claim in self.study["plan"]["claims"]} if self.changes else set()
+        return any(not one.get("metrics") or judged & set(one["metrics"]) for one in self.changes)
+
+    @property
+    def kind(self) -> str:
+        """Whether its setting was registered before the run."""
+        return "registered" if self.registered else "exploratory"
+
+    def condition(self, name: str) -> str:
+        """A condition in words; empty where there is only one."""
+        conditions = self.study["plan"]["conditions"]
+        return _condition(name, self.study["plan"]) if name and len(conditions) > 1 else ""
+
+    def difference(self, claim: Mapping[str, Any]) -> str:
+        """Estimate and interval of a claim, in its unit."""
+        decimals = {metric["name"]: metric["decimals"] for metric in self.study["plan"]["metrics"]}
+        return _difference(claim, decimals.get(claim["metric"], 2))
+
+    def compared(self, claim: Mapping[str, Any]) -> str:
+        """The arms and the metric of a claim, in words."""
+        plan = self.study["plan"]
+        arms = {arm["name"]: arm["label"] for arm in plan["arms"]}
+        labels = {metric["name"]: metric["label"] for metric in plan["metrics"]}
+        where = self.condition(claim["condition"])
+        pair = " − ".join(arms.get(arm, arm) for arm in claim["arms"])
+        if claim.get("against") is not None:
+            pair += f" − {claim['against']:g}"
+        return f"{pair}, {labels.get(claim['metric'], claim['metric'])}{f'; {where}' if where else ''}"
+
+
+def names() -> list[str]:
+    """The folders of results/."""
+    return sorted(path.name for path in RESULTS.iterdir() if path.is_dir())
+
+
+@cache
+def record(name: str) -> Record:
+    """A record, read once."""
+    return Record(name)
+
+
+def verdict(claim: Mapping[str, Any]) -> str:
+    """A verdict with its sign, and the recorded one where the rules of today say otherwise."""
+    return SIGNS[claim["verdict"]] + (f" (when recorded: {claim['recorded']})" if claim["recorded"] else "")
+
+
+def page(name: str) -> str:
+    """The whole page of a record, as it stands in docs/results/."""
+    one = record(name)
+    notes = "\n\n".join(_marks(one))
+    figures = [
+        f"![{path.stem.removeprefix(f'{name}-')}](figures/{path.name})"
+        for path in sorted((PAGES / "figures").glob(f"{name}-*.svg"))
+        if re.fullmatch(rf"{name}-\d\d-.*", path.stem)
+    ]
+    source = f"The record: [results/{name}]({os.path.relpath(one.folder, PAGES)}/). [All results](README.md)."
+    parts = [f"<!-- written by tools/write_documents.py -->\n# {one.title}", notes, whole(name), *figures, source]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def whole(name: str) -> str:
+    """Everything that a record says, as Markdown."""
+    one = record(name)
+    for file, show in (("commands.json", _transcript), ("tally.json", _tally)):
+        if (one.folder / file).exists():
+            return show(_json(one.folder / file))
+    if (one.folder / "figures.jsonl").exists():
+        return _figures((one.folder / "figures.jsonl").read_text(encoding="utf-8"))
+    if not one.finished:
+        return "Begun, not finished: no result yet."
+    kept = one.folder / "analysis.json"
+    analysis = _json(kept) if kept.exists() else {}
+    plan, remarks, notes = one.study["plan"], analysis.get("remarks", {}), analysis.get("notes", [])
+    parts = [
+        f"{one.words[:1].upper()}{one.words[1:]} (preset `{one.summary['preset']}`). {plan['question']}",
+        *([claims(name)] if one.claims else []),
+        *(
+            _metrics(where, one.summary, plan, one.columns, remarks.get(where, {}))
+            for where in one.summary["conditions"]
+        ),
+        *(["\n".join(f"- {note}" for note in notes)] if notes else []),
+        _provenance(one.study, one.summary),
+    ]
+    return "\n\n".join(parts)
+
+
+def excerpt(name: str, document: Path) -> str:
+    """What a document shows of a record: its claims, or all of a short one, and where the rest is."""
+    one = record(name)
+    address = os.path.relpath(PAGES / f"{name}.md", document.parent)
+    if (one.folder / "commands.json").exists():
+        return f"[{one.words}: commands and what they print]({address})."
+    link = f"[Figures, commands and machine]({address})"
+    if not one.finished or not one.claims:
+        return f"{whole(name)}\n\n{link}."
+    marks = "; ".join([one.kind, *(["older code"] if one.older else [])])
+    return f"{claims(name)}\n\n{link} ({marks})."
+
+
+def _marks(one: Record) -> list[str]:
+    """Whether it was registered, and whether its code is older than a change of its numbers."""
+    if not (one.folder / "study.json").exists():
+        return []
+    if one.registered:
+        at = one.registered["code"][:10]
+        marks = [f"**Registered** before any treated run, at commit {at}: {one.registered['reason']}"]
+    else:
+        marks = ["**Exploratory**: the setting was not registered before its treated runs."]
+    return marks + [f"**Older code**: {change['what']}." for change in one.changes]
+
+
+def claims(name: str) -> str:
+    """The table of a record's claims."""
+    one = record(name)
+    labels = {metric["name"]: metric["label"] for metric in one.study["plan"]["metrics"]}
+    decimals = {metric["name"]: metric["decimals"] for metric in one.study["plan"]["metrics"]}
+    rows = ["| claim | compared | difference [interval] | seeds | here |", "|---|---|---|---|---|"]
+    measured = [claim for claim in one.claims if claim["verdict"] != "not measured"]
+    for claim in measured:
+        shown, beside = claim["shown"], ""
+        if shown and shown["estimate"] is not None:
+            beside = f"; {labels[shown['metric']]} {shown['estimate']:+.{decimals.get(shown['metric'], 2)}f}"
+        rows.append(
+            f"| {claim['sentence']} | {one.compared(claim)} | {one.difference(claim)}{beside} | {claim['n'] or '–'} | "
+            f"{verdict(claim)} |"
+        )
+    missing = dict.fromkeys(claim["sentence"] for claim in one.claims if claim not in measured)
+    return "\n".join(rows) + (f"\n\nNot measured here: {' '.join(missing)}" if missing else "")
+
+
+def _tally(record: dict[str, Any]) -> str:
+    """How damaged inputs and disturbed commands ended, target by target."""
+    tallies = record["tallies"]
+    disturbed = [one for one in tallies if ": " in one["target"]]
+    damaged = [one for one in tallies if one not in disturbed]
+    tables = [_ends("damaged", "inputs", DAMAGED, damaged)]
+    if disturbed:
+        tables.append(_ends("disturbed", "ends", DISTURBED, disturbed))
+    hardware = record["hardware"]
+    made = f"Made by `{record['command']}` at commit {record['commit']['hash'][:10]}, on {hardware['cores']} cores"
+    return "\n\n".join([*tables, f"{made} of {hardware['cpu']}."])
+
+
+def _ends(what: str, counted: str, outcomes: Sequence[str], tallies: Sequence[dict[str, Any]]) -> str:
+    rows = [f"| {what} | {counted} | {' | '.join(outcomes)} |", "|---" * (len(outcomes) + 2) + "|"]
+    for one in tallies:
+        counts = [one["counts"].get(outcome, 0) for outcome in outcomes]
+        rows.append(f"| {one['target']} | {sum(counts):,} | {' | '.join(f'{count:,}' for count in counts)} |")
+    totals = [sum(one["counts"].get(outcome, 0) for one in tallies) for outcome in outcomes]
+    rows.append(f"| all | {sum(totals):,} | {' | '.join(f'{count:,}' for count in totals)} |")
+    return "\n".join(rows)
+
+
+def _difference(claim: dict[str, Any], places: int) -> str:
+    if claim["estimate"] is None:
+        return "–"
+    text = f"{claim['estimate']:+.{places}f}{_unit(claim['unit'])}"
+    if claim["interval"]:
+        low, high = claim["interval"]
+        text += f" [{low:+.{places}f}, {high:+.{places}f}]"
+    return text
+
+
+def _metrics(
+    condition: str, summary: dict[str, Any], plan: dict[str, Any], columns: Sequence[str], remarks: dict[str, str]
+) -> str:
+    arms = summary["conditions"][condition]
+    labels = {arm["name"]: arm["label"] for arm in plan["arms"]}
+    shown = [m for m in plan["metrics"] if any(_measured(arms[arm].get(m["name"])) for arm in arms)]
+    judged = columns or {claim[key] for claim in plan["claims"] for key in ("metric", "shown")}
+    shown = [m for m in shown if m["name"] in judged or (not plan["claims"] and m["better"] != "neither")]
+    rows = [
+        "| arm | seeds | " + " | ".join(f"{m['label']}{_unit(m['unit'])}" for m in shown) + " |",
+        "|---" * (len(shown) + 2) + "|",
+    ]
+    ranked = bool(columns) and len(arms) >= 5
+    ranks = {m["name"]: _ranks(m, arms) if ranked else {} for m in shown}
+    for arm, values in arms.items():
+        seeds = max((sum(v is not None for v in one["values"]) for one in values.values()), default=0)
+        if seeds:
+            cells = [_cell(values.get(m["name"]), m["decimals"]) + ranks[m["name"]].get(arm, "") for m in shown]
+            name = labels.get(arm, arm) + (f" ({remarks[arm]})" if arm in remarks else "")
+            rows.append(f"| {name} | {seeds} | " + " | ".join(cells) + " |")
+    where = "" if condition == _condition(condition, plan) == "default" else f"{_condition(condition, plan)}, "
+    return f"{where}mean ± sd{' (rank)' * ranked} over seeds:\n\n" + "\n".join(rows)
+
+
+def _ranks(metric: dict[str, Any], arms: dict[str, Any]) -> dict[str, str]:
+    """ " (1)" for the arm with the best mean."""
+    means = {
+        arm: values[metric["name"]]["mean"] for arm, values in arms.items() if _measured(values.get(metric["name"]))
+    }
+    if metric["better"] == "neither":
+        return {}
+    order = sorted(means.values(), reverse=metric["better"] == "higher")
+    return {arm: f" ({order.index(mean) + 1})" for arm, mean in means.items()}
+
+
+def _condition(name: str, plan: dict[str, Any]) -> str:
+    return next((one["label"] for one in plan["conditions"] if one["name"] == name), "") or name
+
+
+def _measured(value: dict[str, Any] | None) -> bool:
+    return bool(value) and value["mean"] is not None
+
+
+def _cell(value: dict[str, Any] | None, decimals: int) -> str:
+    if value is None or value["mean"] is None:
+        return "–"
+    spread = "" if value["sd"] is None else f" ± {value['sd']:.{decimals}f}"
+    return f"{value['mean']:.{decimals}f}{spread}"
+
+
+def _provenance(study: dict[str, Any], summary: dict[str, Any]) -> str:
+    commands = " and ".join(f"`{one}`" for one in [*study.get("earlier_commands", []), study["command"]])
+    commit, machine = _where(study)
+    return f"Made by {commands} at {commit}, seeds {', '.join(map(str, summary['seeds']))}, on {machine}."
+
+
+def _where(environment: dict[str, Any]) -> tuple[str, str]:
+    commit, hardware = environment["commit"], environment["hardware"]
+    where = f"commit {commit['hash'][:10]}{' with local changes' * commit['dirty']}" if commit else "no commit"
+    gpus = ", ".join(hardware["gpus"]) or "no GPU"
+    machine = (
+        f"{hardware['cores']} cores of {hardware['cpu']}, {gpus}; torch {environment['versions'].get('torch', '?')}"
+    )
+    return where, machine
+
+
+def _transcript(record: dict[str, Any]) -> str:
+    lines = [f"$ {one['command']}\n{one['output'].rstrip()}" for one in record["commands"]]
+    commit, machine = _where(record["environment"])
+    minutes = sum(one["cpu_seconds"] for one in record["commands"]) / 60
+    body = "\n".join(lines)
+    return f"```console\n{body}\n```\n\nMade at {commit}, in {minutes:.0f} CPU-minutes, on {machine}."
+
+
+def _figures(text: str) -> str:
+    figures = [json.loads(line) for line in text.splitlines()]
+    rows = ["| figure | value | quartiles | to reach | reached |", "|---|---|---|---|---|"]
+    for one in figures:
+        quartiles = (one["detail"] or {}).get("quartiles")
+        spread = f"{quartiles[0]:.4g} to {quartiles[1]:.4g}" if quartiles else ""
+        reached = {True: "yes", False: "no", None: ""}[one["reached"]]
+        value = f"{one['value']:.4g}{_unit('' if one['unit'] == 'ratio' else one['unit'])}"
+        rows.append(f"| {one['figure']} | {value} | {spread} | {one['reach'] or ''} | {reached} |")
+    made = dict.fromkeys(
+        f"`{one['command']}` at commit {str(one['commit'])[:10]}, on {re.sub(r', load [0-9.]+', '', one['hardware'])}"
+        for one in figures
+    )
+    return "\n".join(rows) + f"\n\nRatios are of interleaved pairs. Made by {'; '.join(made)}."
+
+
+def _unit(unit: str) -> str:
+    return f" {unit}" if unit else ""
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+@cache
+def _toml(name: str) -> dict[str, Any]:
+    with (RESULTS / name).open("rb") as file:
+        return tomllib.load(file)
