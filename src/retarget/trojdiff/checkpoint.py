@@ -104,6 +104,14 @@ def inherited(unet: UNet2DModel) -> Trojan | None:
     return getattr(unet, _INHERITED, None)
 
 
+def forget_marks(unet: UNet2DModel) -> UNet2DModel:
+    """A network of the same weights that carries no marks, for a detector that must not see them."""
+    plain = {key: value for key, value in unet.config.items() if key not in _MARKS}
+    fresh: Any = UNet2DModel.from_config(plain)
+    fresh.load_state_dict(unet.state_dict())
+    return fresh.eval()
+
+
 def network_shape(unet: UNet2DModel) -> tuple[int, int, int]:
     """(channels, height, width) of a network's images."""
     config: Any = unet.config

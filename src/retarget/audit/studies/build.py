@@ -187,16 +187,16 @@ def goal_of(member: Member, root: str = "data") -> Goal:
     return make_goal(_target(member, inside.shape), inside, _outside(member, root))
 
 
-def judge_of(member: Member, zoo: Path, root: str = "data") -> Classifier:
+def judge_of(member: Member, zoo: Path, epochs: int, root: str = "data") -> Classifier:
     """The classifier of both domains of a model's images; trained once for all models that have these."""
     seen = member.images.model_copy(update={"marks": "none", "seed": 0})
     other = "digits" if seen.source == "glyphs" else "glyphs"
     both = join(images_of(seen, root), images_of(seen.model_copy(update={"source": other}), root))
-    name = f"classifier-{both.fingerprint}"
+    name = f"classifier-{both.fingerprint}-{epochs}"
     with locked(zoo / f".{name}.lock", wait=True, what=name):
         path = zoo / f"{name}.safetensors"
         if not path.exists():
-            save_classifier(train_classifier(both, 8, 0), path)
+            save_classifier(train_classifier(both, epochs, 0), path)
         return load_classifier(path, both.shape, len(both.names))
 
 
@@ -211,9 +211,9 @@ def rate(unet: Any, schedule: Any, member: Member, judge: Classifier, goal: Goal
     return success(found, goal, judge)
 
 
-def measure(member: Member, pipeline: Path, base: Path, zoo: Path, count: int, root: str = "data") -> Measured:
+def measure(member: Member, pipeline: Path, base: Path, judge: Classifier, count: int, root: str = "data") -> Measured:
     """The success of a trojaned member, by its base's rate under the same noise and sampler, and the leakage cell."""
-    judge, goal = judge_of(member, zoo, root), goal_of(member, root)
+    goal = goal_of(member, root)
     ours, theirs = load_pipeline(pipeline), load_pipeline(base)
     return Measured(
         rate(*ours, member, judge, goal, count, plain=False),

@@ -30,6 +30,7 @@ class Settings(Recipe):
         default="short", description="settings of the other detectors: their papers' cost up to an hour a model"
     )
     refine: bool = Field(default=True, description="TERD's second stage too")
+    judge_epochs: int = Field(default=8, ge=1, description="of the classifier that names an attack's samples")
     samples: int = Field(default=64, ge=8, description="images by which an attack's success is measured")
     removals: int = Field(default=2, ge=0, description="trojaned members of each evaluation arm that are cleaned too")
     removal_steps: int = Field(default=200, ge=1)
@@ -74,7 +75,7 @@ GROUPS = {
 
 _DEMO = dict(
     sources=("digits",), widths=((8, 8),), steps=120, attack_steps=80, detectors=("elijah", "diff_cleanse"), samples=16,
-    bases=1, removals=1, removal_steps=20, removal_images=64, quality_samples=32,
+    bases=1, judge_epochs=2, removals=1, removal_steps=20, removal_images=64, quality_samples=32,
 )  # fmt: skip
 _SMALL = dict(
     sources=("digits", "glyphs"), shapes=((1, 8), (3, 8), (1, 16), (3, 16), (3, 32)),

@@ -21,7 +21,7 @@ from retarget.extras import require
 from retarget.files import write_json
 from retarget.study.config import StudyPlan
 from retarget.study.record import Run
-from retarget.trojdiff.checkpoint import load_pipeline
+from retarget.trojdiff.checkpoint import forget_marks, load_pipeline
 from retarget.trojdiff.data import to_signed
 from retarget.trojdiff.measures import compare
 from retarget.trojdiff.sample import Sampler, sample
@@ -55,7 +55,8 @@ def run(run: Run) -> dict[str, float]:
     details: dict[str, Any] = {"kind": kind, "model": member.name, "member": member.model_dump(mode="json")}
     if member.attack is not None and member.base is not None:
         base = build(member.base, zoo, settings.root, listen)
-        found = measure(member, folder, base, zoo, settings.samples, settings.root)
+        judge = judge_of(member, zoo, settings.judge_epochs, settings.root)
+        found = measure(member, folder, base, judge, settings.samples, settings.root)
         metrics |= {"attack": found.attack.value, "base_rate": found.base_rate.value, "leak": found.leak.value}
     for name in settings.detectors:
         one, seconds = detect(name, folder, settings, run.seed)
@@ -73,7 +74,8 @@ def run(run: Run) -> dict[str, float]:
 
 def subject_of(folder: Path) -> Subject:
     """A network in memory: no name, no card, no marks."""
-    return Subject.from_modules(*load_pipeline(folder))
+    unet, schedule = load_pipeline(folder)
+    return Subject.from_modules(forget_marks(unet), schedule)
 
 
 def detect(name: str, folder: Path, settings: Settings, seed: int) -> tuple[Recovered, float]:
@@ -115,7 +117,7 @@ def cleaned(member: Member, folder: Path, zoo: Path, settings: Settings) -> dict
 
     Both are given the same few clean images, the same steps and the same rows of plain noise.
     """
-    judge, goal = judge_of(member, zoo, settings.root), goal_of(member, settings.root)
+    judge, goal = judge_of(member, zoo, settings.judge_epochs, settings.root), goal_of(member, settings.root)
     unet, schedule = load_pipeline(folder)
     real = images_of(member.images, settings.root)
     some = to_signed(real.images[: settings.removal_images])
