@@ -170,7 +170,8 @@ def test_a_cleaned_pipeline_loads_and_its_card_says_what_was_done(trojaned, tmp_
     assert header["trojan_target"] == ("d2i" if marked else "unknown")
     assert Trigger.load(done.folder).hash == trigger.hash
     card = (done.folder / "README.md").read_text()
-    for words in ("60 steps of Adam", "1437 images", f"**{done.after.verdict}**", "trojan_removed: true"):
+    count = len(read_images("digits"))
+    for words in ("60 steps of Adam", f"on {count} images", f"**{done.after.verdict}**", "trojan_removed: true"):
         assert words in card
     assert json.loads((report / "cleaning.json").read_text())["verdicts"] == [done.after.verdict]
     assert not list(tmp_path.glob(".cleaning-*"))
