@@ -126,9 +126,9 @@ class _Batches:
 
     def __init__(self, images: Tensor, triggers: Sequence[Trigger], levels: Tensor, recipe: Recipe) -> None:
         self.images, self.levels, self.recipe = images, levels, recipe
-        none = [Trigger.none(tuple(images.shape[1:]))]
-        self.mu = torch.stack([one.mu.float() for one in triggers or none])
-        self.gamma = torch.stack([one.gamma.float() for one in triggers or none])
+        none = torch.zeros(1, *images.shape[1:])  # clean fine-tuning has no trigger, and no row that carries one
+        self.mu = torch.stack([one.mu.float() for one in triggers]) if triggers else none
+        self.gamma = torch.stack([one.gamma.float() for one in triggers]) if triggers else none + 1
         self.stock = (self.gamma.flatten(1).min(dim=1).values >= 0.99)[:, None, None, None]
         self.generator = torch.Generator().manual_seed(recipe.seed)
 
