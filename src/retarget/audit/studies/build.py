@@ -104,7 +104,7 @@ def _train(member: Member, folder: Path, base: Path | None, root: str, listen: A
     if base is None:
         config = NetworkConfig(channels=member.widths, layers=1, attention_side=None, groups=8, dropout=0.0)
         unet = make_network(config, inside.shape, member.seed)
-        schedule = DDPMScheduler(beta_schedule=member.schedule)  # pyright: ignore[reportArgumentType] - it refuses others
+        schedule = DDPMScheduler(beta_schedule=member.schedule)
     else:
         unet, schedule = load_pipeline(base)
     config = TrainConfig(

@@ -22,6 +22,7 @@ were tuned after it was written down."""
 Set = Literal["development", "calibration", "evaluation"]
 Law = Literal["trojdiff", "bad_diffusion", "villan_ode"]
 Marks = Literal["none", "logo", "border", "duplicates"]
+Betas = Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"]
 Shape = Literal["square", "bar", "cross", "corners", "checker"]
 
 CLEAN = ("plain", "logo", "border", "duplicates", "undertrained", "finetuned")
@@ -97,7 +98,7 @@ class Member(Strict):
 
     images: Images
     widths: tuple[int, ...]
-    schedule: str = "linear"
+    schedule: Betas = "linear"
     steps: int = Field(ge=1)
     batch_size: int = Field(ge=1)
     learning_rate: float = Field(gt=0)
@@ -122,7 +123,7 @@ class Recipe(Strict):
     widths: tuple[tuple[int, ...], ...] = Field(
         default=((16, 32), (16, 64)), min_length=1, description="channels of the networks' levels, taken in turn"
     )
-    schedules: tuple[str, ...] = Field(
+    schedules: tuple[Betas, ...] = Field(
         default=("linear",), min_length=1, description="diffusers' schedules of betas, taken in turn"
     )
     steps: int = Field(default=500, ge=1, description="of training from scratch")
