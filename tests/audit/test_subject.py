@@ -70,6 +70,12 @@ def test_pipelines_of_other_origins_load(pipeline, make_unet, tmp_path):
     assert Subject.load(tmp_path / "split").shape == (3, 8, 8)
 
 
+def test_a_scheduler_of_an_attacker_s_own_is_not_run_and_its_betas_are_read(pipeline, edit):
+    edit(pipeline / "model_index.json", scheduler=[None, None], _class_name="MyPipeline")
+    edit(pipeline / "scheduler/scheduler_config.json", _class_name="TrojanScheduler")
+    assert Subject.load(pipeline).steps == 1000
+
+
 def damage(pipeline, how):
     weights = pipeline / WEIGHTS
     if how == "no folder":
@@ -132,7 +138,7 @@ def test_what_is_broken_is_an_error_that_carries_2(pipeline, how):
         ("model_index.json", {"vae": ["diffusers", "AutoencoderKL"]}),
         ("model_index.json", {"text_encoder": ["transformers", "CLIPTextModel"]}),
         ("model_index.json", {"unet": None, "transformer": ["diffusers", "DiTTransformer2DModel"]}),
-        ("model_index.json", {"scheduler": ["diffusers", "ScoreSdeVeScheduler"]}),
+        ("scheduler/scheduler_config.json", {"_class_name": "ScoreSdeVeScheduler"}),
     ],
 )
 def test_what_is_not_covered_is_named_and_carries_3(pipeline, edit, file, values):
