@@ -77,7 +77,7 @@ def _audit(words: list[str]) -> int:
         raise UsageError("retarget audit needs the folder of at least one pipeline, or --preset demo")
     if given.seed < 0:
         raise UsageError(f"--seed is {given.seed}; give 0 or more")
-    from retarget.audit.report import write, write_all
+    from retarget.audit.report import tell, write, write_all
 
     names = names_of(given.pipelines)
     root = given.out or Path("audit")
@@ -147,16 +147,3 @@ def adjusted(outcome: "Outcome", allow_undecided: bool, fail_on: str) -> "Outcom
         code = TROJANED
         print(f"retarget: {outcome.pipeline}: {static[0].message}: 1 by --fail-on warning", file=sys.stderr)
     return outcome.model_copy(update={"exit_code": code})
-
-
-def tell(outcome: "Outcome", folder: Path) -> None:
-    """The verdict on the terminal."""
-    print(f"{outcome.verdict.upper():<14} {outcome.pipeline}: {outcome.reason}")
-    if outcome.error_rate.sentence:
-        print(f"               {outcome.error_rate.sentence}")
-    for line in outcome.scope:
-        print(f"               scope: {line}")
-    for one in outcome.findings:
-        if one.level == "warning":
-            print(f"               warning: {one.message}")
-    print(f"               {outcome.evaluations:,} network evaluations, {outcome.seconds:.0f} s; {folder}/report.html")

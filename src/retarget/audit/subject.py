@@ -140,7 +140,7 @@ class Subject:
         >>> small = dict(sample_size=8, in_channels=1, out_channels=1, block_out_channels=(8,), norm_num_groups=4,
         ...              down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",))
         >>> Subject.from_modules(UNet2DModel(**small), DDPMScheduler()).time(0.5)
-        257
+        258
         """
         if level <= 0:
             return self.steps - 1
