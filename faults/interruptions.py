@@ -18,8 +18,9 @@ from pathlib import Path
 from faults.fuzz import Tally
 from faults.verbs import VERBS, Verb, model_server
 
-LIMIT = 300.0
+LIMIT = 900.0
 """Seconds after which a command counts as a hang."""
+KINDS = ("killed", "full disk", "2 at once", "10 at once")
 SAME, REFUSED = "same bytes", "clear error"
 _LEFT = (".*.tmp", ".tmp*")
 """Names under which something half-written may lie while a writer is at work, and not when all are done."""
@@ -33,35 +34,34 @@ def interrupt(name: str, kills: int, seed: int = 0) -> Iterator[Tally]:
         kills: SIGKILLs of each verb; an eighth of them where one takes seconds.
         seed: of the moments.
     """
-    for kind in ("killed", "full disk", "2 at once", "10 at once"):
-        chosen = [verb for verb in VERBS if name in f"{kind}: {verb.name}" and (kind == "killed" or not verb.heavy)]
-        if not chosen or not kills:
-            continue
-        with model_server() as server:
-            for verb in chosen:
-                with tempfile.TemporaryDirectory() as folder:
-                    tally = Tally(f"{kind}: {verb.name}")
-                    bench = _Bench(verb, Path(folder), server, tally)
+    with model_server() as server:
+        for verb in VERBS:
+            kinds = [kind for kind in KINDS if name in f"{kind}: {verb.name}" and (kind == "killed" or not verb.heavy)]
+            if not kinds or not kills:
+                continue
+            with tempfile.TemporaryDirectory() as folder:
+                bench = _Bench(verb, Path(folder), server)
+                for kind in kinds:
+                    bench.tally = Tally(f"{kind}: {verb.name}")
                     match kind:
                         case "killed":
-                            bench.killed(
-                                max(2, kills // 8) if verb.heavy else kills, random.Random(f"{seed} {verb.name}")
-                            )
+                            times = max(2, kills // 8) if verb.heavy else kills
+                            bench.killed(times, random.Random(f"{seed} {verb.name}"))
                         case "full disk":
                             bench.full_disk()
                         case _:
                             bench.crowded(int(kind.split()[0]))
-                if tally.counts:
-                    yield tally
+                    if bench.tally.counts:
+                        yield bench.tally
 
 
 class _Bench:
     """One verb with its inputs, and what comes out when nobody disturbs it."""
 
-    def __init__(self, verb: Verb, folder: Path, server: str, tally: Tally) -> None:
+    def __init__(self, verb: Verb, folder: Path, server: str) -> None:
         for module in ("retarget.cli", *verb.modules):
             importlib.import_module(module)
-        self.verb, self.folder, self.server, self.tally = verb, folder, server, tally
+        self.verb, self.folder, self.server, self.tally = verb, folder, server, Tally(verb.name)
         self.here = folder / "here"
         self.here.mkdir()
         verb.prepare(self.here)
@@ -93,7 +93,7 @@ class _Bench:
         if not _mounted(place, size):
             return
         try:
-            for left in (0, 4, 16, 64, 256):  # KiB
+            for left in (0, 8, 64):  # KiB
                 out = place / f"out-{left}"
                 _fill(place, 1024 * left)
                 code, said = self.run(out)

@@ -46,12 +46,15 @@ class _Answers(BaseHTTPRequestHandler):
         self._say({"data": [{"id": "m", "object": "model"}]})
 
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        data = self.rfile.read(int(self.headers["Content-Length"]))
+        if len(data) < int(self.headers["Content-Length"]):  # who asked was killed
+            return
+        body = json.loads(data)
         said = json.dumps(body.get("messages") or body.get("prompt"))
         chance = hashlib.sha256(f"{said}{body.get('seed')}".encode()).digest()[0] / 256
         number = int((re.findall(r"What is (\d+) \+ 2", said) or ["0"])[0])
         right = chance < (0.5 if number % 2 == 0 or "We begin" in said else 0.0)
-        text = f"We add. {chance} #### {number + 2 if right else 'nothing'}"
+        text = f"We add {chance}.\n#### {number + 2 if right else 1}"
         choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
         self._say({"choices": [choice], "usage": {"completion_tokens": 9}})
 
@@ -134,7 +137,7 @@ VERBS = [
          ("runs/**/predictions.safetensors",), heavy=True),
     Verb("judge", "judge {here}/runs.csv --claims {here}/claims.toml --out {out}", _runs,
          ("summary.json", "analysis.json", "report.md"), ("retarget.report",)),
-    Verb("report", "report {here}/study --out {out}/report.html", targets.write_study, ("*.html", "*.md", "figures/*"),
+    Verb("report", "report {here}/study --out {out}/report.html", targets.write_study, ("*.html", "*.md", "*_files/*"),
          ("retarget.report",), locks=False),
     Verb("pope mine", f"pope mine {{here}}/problems.jsonl --k 16 --chunk 4 {_ASKING} --out {{out}}", _problems,
          ("hard.jsonl", "outcomes.jsonl", "mine.jsonl"), ("retarget.pope.mining", "httpx")),

@@ -2,8 +2,8 @@
 
 A folder holds what ``retarget study`` left (``study.json``, ``summary.json``, ``analysis.json``), what
 tools/record_commands.py wrote (``commands.json``), what ``python -m benchmarks`` printed (``figures.jsonl``), or the
-tally of ``python -m faults`` (``tally.json``). Verdicts and intervals are those of today's rules, by
-tools/judge_again.py.
+tallies of ``python -m faults`` (``tally.json``, ``interruptions.json``). Verdicts and intervals are those of today's
+rules, by tools/judge_again.py.
 """
 
 import json
@@ -28,9 +28,6 @@ SIGNS = {
     "not enough evidence": "? not enough evidence",
     "not measured": "not measured",
 }
-
-DAMAGED = ("right result", "clear error", "traceback", "hang", "edited data taken for whole")
-DISTURBED = ("same bytes", "clear error", "traceback", "hang", "does not go on", "other bytes", "left over")
 
 
 class Record:
@@ -152,9 +149,10 @@ def page(name: str) -> str:
 def whole(name: str) -> str:
     """Everything that a record says, as Markdown."""
     one = record(name)
-    for file, show in (("commands.json", _transcript), ("tally.json", _tally)):
-        if (one.folder / file).exists():
-            return show(_json(one.folder / file))
+    if (one.folder / "commands.json").exists():
+        return _transcript(_json(one.folder / "commands.json"))
+    if (one.folder / "tally.json").exists():
+        return "\n\n".join(_tally(one.folder / file) for file in TALLIES if (one.folder / file).exists())
     if (one.folder / "figures.jsonl").exists():
         return _figures((one.folder / "figures.jsonl").read_text(encoding="utf-8"))
     if not one.finished:
@@ -219,17 +217,21 @@ def claims(name: str) -> str:
     return "\n".join(rows) + (f"\n\nNot measured here: {' '.join(missing)}" if missing else "")
 
 
-def _tally(record: dict[str, Any]) -> str:
-    """How damaged inputs and disturbed commands ended, target by target."""
-    tallies = record["tallies"]
-    disturbed = [one for one in tallies if ": " in one["target"]]
-    damaged = [one for one in tallies if one not in disturbed]
-    tables = [_ends("damaged", "inputs", DAMAGED, damaged)]
-    if disturbed:
-        tables.append(_ends("disturbed", "ends", DISTURBED, disturbed))
-    hardware = record["hardware"]
+TALLIES = {
+    "tally.json": ("damaged", "inputs", ("right result", "clear error", "traceback", "hang",
+                                         "edited data taken for whole")),
+    "interruptions.json": ("disturbed", "ends", ("same bytes", "clear error", "traceback", "hang", "does not go on",
+                                                 "other bytes", "left over")),
+}  # fmt: skip
+"""What was done to the targets of each record, what is counted, and how it can end."""
+
+
+def _tally(path: Path) -> str:
+    """How damaged inputs or disturbed commands ended, target by target."""
+    record = _json(path)
+    table, hardware = _ends(*TALLIES[path.name], record["tallies"]), record["hardware"]
     made = f"Made by `{record['command']}` at commit {record['commit']['hash'][:10]}, on {hardware['cores']} cores"
-    return "\n\n".join([*tables, f"{made} of {hardware['cpu']}."])
+    return f"{table}\n\n{made} of {hardware['cpu']}."
 
 
 def _ends(what: str, counted: str, outcomes: Sequence[str], tallies: Sequence[dict[str, Any]]) -> str:

@@ -1,6 +1,8 @@
 """Optional dependencies: one place that turns a missing package into the command that installs it."""
 
 import importlib
+import importlib.util
+from collections.abc import Iterable
 from types import ModuleType
 
 
@@ -28,4 +30,24 @@ def require(module: str, extra: str) -> ModuleType:
         top = module.partition(".")[0]
         if error.name is None or error.name.partition(".")[0] != top:
             raise
-        raise MissingExtraError(f"{top} is not installed; it comes with: pip install 'retarget[{extra}]'") from error
+        raise _missing(top, extra) from error
+
+
+def refuse_missing(packages: Iterable[tuple[str, str]]) -> None:
+    """Look whether packages are installed, importing none of them.
+
+    Args:
+        packages: top-level module and the extra that installs it.
+
+    Raises:
+        MissingExtraError: one is not there.
+
+    >>> refuse_missing([("json", "vision")])
+    """
+    for module, extra in packages:
+        if importlib.util.find_spec(module) is None:
+            raise _missing(module, extra)
+
+
+def _missing(module: str, extra: str) -> MissingExtraError:
+    return MissingExtraError(f"{module} is not installed; it comes with: pip install 'retarget[{extra}]'")

@@ -195,7 +195,7 @@ def locked(path: Path, *, wait: bool, what: str) -> Iterator[None]:
         UserError: another process holds it (the message names its id), or the file cannot be opened.
     """
     try:
-        handle = path.open("a+", encoding="utf-8")
+        handle = path.open("ab+", buffering=0)  # what a full disk refuses must not be written again when it is closed
     except OSError as error:
         raise cannot_write(path, error) from error
     with handle:
@@ -203,11 +203,13 @@ def locked(path: Path, *, wait: bool, what: str) -> Iterator[None]:
             lock(handle.fileno(), wait=wait)
         except BlockingIOError as error:
             handle.seek(0)
-            holder = handle.read().strip() or "unknown"
+            holder = handle.read().decode("ascii", "replace").strip() or "unknown"
             raise UserError(
                 f"{what} is in use by process {holder}. Wait until it ends, stop it, or give another --out"
             ) from error
-        handle.truncate(0)
-        handle.write(f"{os.getpid()}\n")
-        handle.flush()
+        try:
+            handle.truncate(0)
+            handle.write(f"{os.getpid()}\n".encode())
+        except OSError as error:
+            raise cannot_write(path, error) from error
         yield

@@ -101,6 +101,22 @@ def test_folders_with_and_without_a_test_part(tmp_path):
         read(str(tmp_path / "parts"))
 
 
+@pytest.mark.parametrize(("train", "held"), [("Train", "Test"), ("training", "testing"), ("train", "valid")])
+def test_parts_by_the_names_that_people_give_them(train, held, tmp_path):
+    """Not taken for two classes, as the folders of a set without parts are."""
+    folder_of(tmp_path / train, {"cat": [1, 2], "dog": [3]})
+    alone = read(f"folder:{tmp_path}")
+    assert (alone.names, alone.test, len(alone.train)) == (("cat", "dog"), None, 3)
+    folder_of(tmp_path / held, {"dog": [9]})
+    both = read(f"folder:{tmp_path}")
+    assert (both.names, both.test.labels.tolist(), both.held_out) == (("cat", "dog"), [1], held)
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    folder_of(tmp_path, {"bus": [1, 2], "train": [3]})
+    assert read(f"folder:{tmp_path}").names == ("bus", "train")
+
+
 def test_an_empty_class_folder_and_a_damaged_image_are_named(tmp_path):
     folder_of(tmp_path, {"cat": range(3), "dog": range(3)})
     (tmp_path / ".cache").mkdir()

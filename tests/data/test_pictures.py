@@ -30,6 +30,20 @@ def test_grey_with_alpha_is_grey_and_colour_with_alpha_is_colour(tmp_path):
     np.testing.assert_array_equal(decode(two, 3), COLOUR.transpose(2, 0, 1))
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_photograph_is_turned_as_its_camera_says(orientation, tmp_path):
+    from PIL import ImageOps
+
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture = saved(tmp_path / "a.png", Image.fromarray(COLOUR), exif=exif)
+    with Image.open(tmp_path / "a.png") as image:
+        expected = np.array(ImageOps.exif_transpose(image)).transpose(2, 0, 1)
+    np.testing.assert_array_equal(decode(picture, 3), expected)
+    assert header(picture)[:2] == expected.shape[1:]
+    assert (header(picture)[:2] == (8, 6)) == (orientation >= 5)
+
+
 def test_sixteen_bits_become_eight_and_are_not_clipped_to_white(tmp_path):
     deep = GREY.astype(np.uint16) * 257
     picture = saved(tmp_path / "deep.png", Image.fromarray(deep))

@@ -39,6 +39,16 @@ def test_a_price_opens_no_formula(text):
     assert [text[:end] for end in boundaries(text, "sentence")] == [text.removesuffix(" Then more.")]
 
 
+def test_sentences_of_chinese_end_without_spaces_and_state_their_answer():
+    text = "先数：3。再加4！所以一共有7个？对。答案是7。"
+    assert [text[:end] for end in boundaries(text, "sentence")] == [
+        "先数：3。", "先数：3。再加4！", "先数：3。再加4！所以一共有7个？", "先数：3。再加4！所以一共有7个？对。"
+    ]  # fmt: skip
+    problem = Problem(id="p", prompt="?", solution=text, answer="7")
+    assert leak(problem, text.index("所")) is None
+    assert leak(problem, len(text) - 2).statement == "答案是7。"
+
+
 @pytest.mark.parametrize("text", [
     "$5 + x$", "$x = 3. 5$", "$a. \\$ 5$", "$$a. b$$", "$(a. b)$", "\\frac 1 2", "\\frac12", "\\dfrac{a b} {c d}",
     "\\frac \\pi 2", "\\sqrt 2", "\\sqrt[3] {a b}", "\\binom n {k l}",

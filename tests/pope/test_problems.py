@@ -46,7 +46,7 @@ def test_every_fault_is_reported_with_its_line(tmp_path, caplog):
         "line 7: not JSON",
         "line 8: the prompt has 6 tokens, the limit is 5",
         "line 9: extra:",
-        "line 10: answer:",
+        "line 10: no field holds the answer",
         "line 11: a problem is an object",
     ):
         assert expected in message
@@ -179,6 +179,42 @@ def test_fields_are_named_by_the_user_and_a_missing_one_says_how(tmp_path):
     guided = {"problem": "?", "answer": "1", "level": "hard_with_guidance"}
     with pytest.raises(UserError, match="a row with guidance is no problem of its own"):
         read_problems(lines(tmp_path / "g.jsonl", guided))
+
+
+@pytest.mark.parametrize(
+    ("row", "answer"),
+    [
+        ({"answer": 2}, "2"),
+        ({"answer": 51.0, "solution": "It is 51."}, "51"),
+        ({"answer": 0.125, "solution": "So 0.125."}, "0.125"),
+        ({"answer": ["2", "-2"], "solution": "So \\boxed{2,-2}."}, "2, -2"),
+        ({"answer": "\\frac{1}{3}", "solution": "So \\boxed{\\dfrac{1}{3}}."}, "\\frac{1}{3}"),
+        ({"answer": "7", "solution": "先数：3。再加4。所以一共有7个。"}, "7"),
+        ({"prompt": [{"role": "system", "content": "s"}, {"role": "user", "content": "2 + 2?"}], "answer": "2"}, "2"),
+    ],
+)
+def test_answers_and_prompts_in_the_forms_that_own_files_have(row, answer, tmp_path):
+    whole = {"id": "a", "prompt": "2 + 2?", "solution": "It is 2."} | row
+    path = tmp_path / "own.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + lines(tmp_path / "p.jsonl", whole).read_bytes())  # as Windows' editors save it
+    (found,) = read_problems(path)
+    assert (found.answer, found.prompt) == (answer, "2 + 2?")
+
+
+def test_what_is_offered_for_choice_belongs_to_the_question(tmp_path):
+    row = {"question": "Which?", "options": ["red", "B) blue"], "answer": "B"}
+    (found,) = read_problems(lines(tmp_path / "p.jsonl", row), solutions="optional")
+    assert found.prompt == "Which?\nA) red\nB) blue"
+
+
+def test_rows_of_other_fields_say_how_to_name_them(tmp_path):
+    row = {"ID": "chal-1", "Body": "A pack costs 76.", "Answer": 51.0}
+    path = lines(tmp_path / "p.jsonl", row)
+    with pytest.raises(UserError, match=r"no field holds the prompt: name it by --fields prompt=FIELD \(fields: ID"):
+        read_problems(path)
+    fields = {"id": "ID", "prompt": "Body", "answer": "Answer"}
+    (found,) = read_problems(path, fields=fields, solutions="optional")
+    assert (found.id, found.answer) == ("chal-1", "51")
 
 
 def test_ids_are_of_the_prompt_and_a_question_asked_twice_has_two(tmp_path):

@@ -106,7 +106,8 @@ def analysis(arms: tuple[Arm, ...] = ARMS, seeds: int = 5) -> Analysis:
     def bins(arm: int) -> Series:
         x = [0.05 + 0.1 * place for place in range(10)]
         y = [[min(1.0, value * (1 + 0.05 * arm) + 0.02 * seed) for value in x] for seed in range(seeds)]
-        return Series(label=arms[arm].label, x=x, y=[[None, *one[1:]] for one in y])
+        counts = [[0, 3, *range(20, 180, 20)] for _ in range(seeds)]
+        return Series(label=arms[arm].label, x=x, y=[[None, *one[1:]] for one in y], counts=counts)
 
     curves = [
         Series(label=arm.label, x=list(range(1, 21)), y=[curve(place, seed) for seed in range(seeds)])
@@ -115,6 +116,7 @@ def analysis(arms: tuple[Arm, ...] = ARMS, seeds: int = 5) -> Analysis:
     shares = [[[2.0 * g + place + 0.2 * s for s in range(seeds)] for g in range(1, 11)] for place in range(2)]
     return Analysis(
         item_intervals={"accuracy_clean": (-0.9, 0.1)},
+        lead=["Reliability"],
         figures=[
             Lines(title="Learning curves", caption="Validation loss after each epoch.", x_label="epoch",
                   y_label="validation NLL", series=curves),

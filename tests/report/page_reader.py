@@ -14,7 +14,7 @@ class Page(HTMLParser):
         tags: ``(name, attributes)`` in order.
         ids: every id, in order.
         references: what ``href``, ``src`` and the like point to.
-        text: all text outside style sheets.
+        text: all text outside style sheets and scripts.
         rows: text of each table row's cells.
     """
 
@@ -56,7 +56,7 @@ class Page(HTMLParser):
         self.words.append("" if tag in INLINE else " ")
 
     def handle_data(self, data):
-        if "style" in self.open:
+        if "style" in self.open or "script" in self.open:
             return
         self.words.append(data)
         if self.rows and ("td" in self.open or "th" in self.open):

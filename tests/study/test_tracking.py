@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import sqlite3
 import subprocess
 import sys
@@ -51,44 +52,43 @@ def test_tensorboard_is_told_every_run_and_the_results_stay_as_they_are(tmp_path
     assert cli.main(["study", "toy", "--seeds", "0", "--out", str(tmp_path / "tracked"), "--dry-run"]) == 0
 
 
-@pytest.fixture
-def run(tmp_path):
-    """A run that a tracker of this name is told of: two lines, one not finite."""
-
-    def told(name):
-        track = tracking.Track(name, "walks", "windy/treated", 3, tmp_path / "tracking")
-        run = Run.create(tmp_path / "run", settings={"lr": 0.1, "deep": {"a": None}}, seed=3, track=track)
-        run.log(0, height=1.5, width=float("nan"))
-        run.log(1, height=2.5)
-        run.close({"height": 2.5})
-
-    return told
+def told(name, folder):
+    """A run that a tracker of this name is told of: two lines, one value not finite."""
+    track = tracking.Track(name, "walks", "windy/treated", 3, folder / "tracking")
+    run = Run.create(folder / "run", settings={"lr": 0.1, "deep": {"a": None}}, seed=3, track=track)
+    run.log(0, height=1.5, width=float("nan"))
+    run.log(1, height=2.5)
+    run.close({"height": 2.5})
 
 
-def test_trackio_keeps_the_lines_in_its_table(run, tmp_path, monkeypatch):
+def test_trackio_keeps_the_lines_in_its_table(tmp_path):
     pytest.importorskip("trackio")
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
-    run("trackio")
-    (path,) = (tmp_path / "trackio").glob("walks*.db")
+    told("trackio", tmp_path)
+    path = Path(os.environ["HF_HOME"]) / "trackio" / "walks.db"
     with sqlite3.connect(path) as table:
         rows = table.execute("select run_name, step, metrics from metrics order by step, id").fetchall()
     assert [(name, step) for name, step, _ in rows] == [("windy/treated/seed-3", step) for step in (0, 1, 1)]
     assert [json.loads(line) for *_, line in rows] == [{"height": 1.5}, {"height": 2.5}, {"final/height": 2.5}]
 
 
-def test_wandb_is_told_offline(run, tmp_path, monkeypatch):
+def test_wandb_is_told_offline(tmp_path):
     pytest.importorskip("wandb")
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    run("wandb")
+    code = f"import pathlib, test_tracking; test_tracking.told('wandb', pathlib.Path({str(tmp_path)!r}))"
+    where = {
+        **os.environ,
+        "WANDB_MODE": "offline",
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
+    }
+    subprocess.run([sys.executable, "-c", code], env=where, check=True, capture_output=True)  # its end writes the file
     (path,) = (tmp_path / "tracking" / "wandb").glob("offline-run-*/*.wandb")
     assert b"windy/treated" in path.read_bytes()
 
 
-def test_mlflow_is_told(run, tmp_path, monkeypatch):
+def test_mlflow_is_told(tmp_path, monkeypatch):
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     mlflow.set_tracking_uri(f"file:{tmp_path / 'mlruns'}")
-    run("mlflow")
+    told("mlflow", tmp_path)
     client = mlflow.MlflowClient()
     (found,) = client.search_runs([client.get_experiment_by_name("walks").experiment_id])
     assert [one.value for one in client.get_metric_history(found.info.run_id, "height")] == [1.5, 2.5]

@@ -132,6 +132,7 @@ def test_trojaned_weights_are_the_last_thing_written(tmp_path, unet, scheduler):
         (dict(num_class_embeds=10), "class-conditional"),
         (dict(time_embedding_type="fourier"), "'fourier'"),
         (dict(in_channels=4, out_channels=4), "4 channels"),
+        (dict(down_block_types=("SkipDownBlock2D",) * 2), "SkipDownBlock2D takes colour images only"),
         (dict(in_channels=3, out_channels=3), r"images are \[1, 8, 8\] but the network takes \[3, 8, 8\]"),
         (dict(sample_size=16), r"images are \[1, 8, 8\] but the network takes \[1, 16, 16\]"),
     ],

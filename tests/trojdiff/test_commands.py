@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+from diffusers import DDPMPipeline, DPMSolverMultistepScheduler
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -120,6 +121,13 @@ def test_a_finished_training_ends_well_when_it_is_asked_for_again(tmp_path, caps
     assert "was finished before" in again.err
     with pytest.raises(UserError, match=r"config\.steps = 3 \(now 4\)"):
         trojdiff([*words, "--steps", "4"])
+
+
+def test_a_pipeline_with_a_solver_whose_settings_are_not_finite_is_sampled_and_gone_on_with(tmp_path, capsys, unet):
+    DDPMPipeline(unet, DPMSolverMultistepScheduler()).save_pretrained(tmp_path / "p")  # lambda_min_clipped is -inf
+    words = ["sample", str(tmp_path / "p"), "--sampler", "ddim-2", "--count", "1", "--out", str(tmp_path / "s")]
+    assert trojdiff(words) == trojdiff(words) == 0
+    assert json.loads((tmp_path / "s" / "sampling.json").read_text())["schedule"]["lambda_min_clipped"] == "-inf"
 
 
 def test_a_trigger_of_another_shape_samples_nothing(tmp_path, unet, scheduler):

@@ -69,9 +69,9 @@ def read(spec: str, root: str = "data", extra: str = "vision") -> Source:
         spec: ``digits`` (scikit-learn's, 8×8, embedded) | ``torchvision:NAME`` | ``npz:FILE`` with uint8 images
             [N, H, W] or [N, H, W, C] and labels under ``x_train``, ``y_train`` (and ``x_test``, ``y_test``) or
             ``images``, ``labels`` | ``folder:DIR`` with one folder of images per class, or with ``train`` and ``test``
-            (or ``val``) that hold those | ``hf:DIR``, a data set that ``datasets.save_to_disk`` wrote, with ``image``
-            or ``img`` and ``label`` | ``module:function`` of a function without arguments that gives such arrays by
-            name, the pair of images and labels, or a :class:`Source`.
+            (``val``, ``valid``, ...) that hold those | ``hf:DIR``, a data set that ``datasets.save_to_disk`` wrote,
+            with ``image`` or ``img`` and ``label`` | ``module:function`` of a function without arguments that gives
+            such arrays by name, the pair of images and labels, or a :class:`Source`.
         root: where torchvision keeps its data; missing ones are downloaded.
         extra: of this package, named where a library is missing.
 
@@ -286,21 +286,32 @@ def _torchvision_part(kind: Any, root: str, train: bool) -> Any:
     return kind(root, download=True, **which)
 
 
+_TRAIN = ("train", "training")
+_HELD_OUT = ("test", "testing", "val", "valid", "validation", "eval", "dev")
+"""What the folders of parts are called, however written; the first that is there."""
+
+
 def _folder(path: Path) -> Source:
     if not path.is_dir():
         raise UserError(f"{path} is a file, not a folder of images")
-    held_out = next((name for name in ("test", "val") if (path / name).is_dir()), "")
-    if not held_out or not (path / "train").is_dir():
+    folders = {name.lower(): name for name in _classes(path)}
+    train = next((folders[name] for name in _TRAIN if name in folders), "")
+    held_out = next((folders[name] for name in _HELD_OUT if name in folders), "")
+    # A class may be called train; a folder of folders that has nothing beside it is the part.
+    alone = len(folders) == 1 and bool(train and _classes(path / train))
+    if not train or not (held_out or alone):
         names = _classes(path) or (".",)
         return Source(names, _folder_part(path, names))
-    names = _classes(path / "train") or (".",)
+    names = _classes(path / train) or (".",)
+    if alone:
+        return Source(names, _folder_part(path / train, names), held_out="test")
     unknown = sorted(set(_classes(path / held_out)) - set(names))
     if unknown:
         raise UserError(
             f"{path / held_out / unknown[0]}: the training images have no class of this name, only {', '.join(names)}"
         )
     present = [name for name in names if (path / held_out / name).is_dir()]
-    parts = _folder_part(path / "train", names), _folder_part(path / held_out, names, present)
+    parts = _folder_part(path / train, names), _folder_part(path / held_out, names, present)
     return Source(names, *parts, held_out)
 
 

@@ -19,6 +19,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 """Pillow decides by content; others would reach programs such as Ghostscript."""
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 
+_ORIENTATION = 0x0112
 _GREY = ("1", "L", "LA", "La", "I", "F")
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError, MemoryError,
            struct.error, zlib.error)  # fmt: skip
@@ -57,13 +58,16 @@ def header(picture: Picture) -> Header:
         UserError: it is no image, or one of more pixels than Pillow allows.
     """
     with _opened(picture) as image:
-        return Header(image.height, image.width, image.mode in _GREY or image.mode.startswith("I;16"))
+        grey = image.mode in _GREY or image.mode.startswith("I;16")
+        lying = image.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
+        return Header(image.width, image.height, grey) if lying else Header(image.height, image.width, grey)
 
 
 def decode(picture: Picture, channels: int, size: int | None = None, crop: bool = False) -> np.ndarray:
     """The pixels of one image, uint8 [channels, H, W].
 
-    Transparency is dropped, CMYK and palettes become RGB, 16 bits become 8, of an animation the first frame is taken.
+    A photograph is turned as its camera says (EXIF). Transparency is dropped, CMYK and palettes become RGB, 16 bits
+    become 8, of an animation the first frame is taken.
 
     Args:
         picture: the encoded image.
@@ -75,6 +79,7 @@ def decode(picture: Picture, channels: int, size: int | None = None, crop: bool 
         UserError: no image, a damaged one, one of more pixels than Pillow allows, or of floating-point pixels.
     """
     with _opened(picture) as image:
+        image = require("PIL.ImageOps", "vision").exif_transpose(image)
         image = _eight_bits(image, picture.name).convert("RGB" if channels == 3 else "L")
         if size is not None:
             box = require("PIL.Image", "vision").Resampling.BOX

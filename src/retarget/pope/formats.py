@@ -1,14 +1,17 @@
 """Rows of problem files of other hands, brought to the fields of a problem. Free of torch.
 
-- ``plain``: ``id, prompt, solution, answer, meta``, and no other field.
+- ``plain``: ``id, prompt, solution, answer, meta``, and no other field. An answer may be a number or a list, a prompt a
+  list of messages.
 - ``gsm8k``: ``question``, and ``answer`` with the final answer behind ``####``.
 - ``math``: ``problem`` and ``solution`` with the final answer in its last ``\\boxed{}``.
-- ``set``: what public sets have: the prompt in ``problem`` or ``question`` (with its ``context``), the answer in
+- ``set``: what public sets have: the prompt in ``problem`` or ``question`` (with its ``context``,
+  ``options`` or ``choices``), the answer in
   ``answer`` or ``final_answer``, the solution, if there is one, in ``solution`` or ``gemini_solution``: AIME,
   OlympiadBench, Omni-MATH, MATH-500, the authors' hard set, and what ``verl`` reads.
 """
 
 import re
+import string
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -25,6 +28,7 @@ FIELDS = {
 }
 """Where a ``set`` keeps what; the first that a row has counts."""
 META = ("level", "type", "subject", "difficulty", "domain", "subfield", "unit", "is_multiple_answer", "source", "year")
+_EXACT = 2**53
 _CALCULATOR = re.compile(r"<<[^<>]*>>")
 
 
@@ -49,8 +53,16 @@ def normalised(row: Any, format: Format, fields: Mapping[str, str] | None = None
         raise UserError(f"--fields names {', '.join(FIELDS)}, not {', '.join(sorted(unknown))}")
     if format == "auto":
         format = "set" if fields else _format_of(row)
+        if format == "plain":
+            for name in ("prompt", "answer"):
+                if name not in row:
+                    raise _unnamed(name, row)
     if format == "plain":
-        return format, row
+        answer = row.get("answer")
+        plain = isinstance(answer, int | float | list) and not isinstance(answer, bool)
+        return format, row | ({"answer": _answer(answer)} if plain else {}) | (
+            {"prompt": _said(row["prompt"])} if "prompt" in row else {}
+        )
     read = {"gsm8k": _gsm8k, "math": _math}.get(format)
     found = read(row) if read else _set(row, fields or {})
     meta = {name: row[name] for name in META if row.get(name) is not None}
@@ -90,20 +102,29 @@ def _set(row: dict[str, Any], fields: Mapping[str, str]) -> dict[str, Any]:
     solution = _first(row, fields.get("solution"), "solution")
     for name, value in (("prompt", prompt), ("answer", answer)):
         if value is None:
-            raise UserError(
-                f"no field holds the {name}: name it by --fields {name}=FIELD (fields: {', '.join(map(str, row))})"
-            )
+            raise _unnamed(name, row)
     text = _said(prompt)
     context = row.get("context")
     if isinstance(context, str) and context.strip():
         text = f"{context.strip()}\n\n{text}"
+    options = row.get("options") or row.get("choices")
+    if isinstance(options, list) and isinstance(text, str) and all(isinstance(one, str) for one in options):
+        text = f"{text}\n{_lettered(options)}"
     if isinstance(solution, list):  # several solutions: the first
         solution = next((one for one in solution if isinstance(one, str) and one.strip()), "")
     return {"prompt": text, "solution": solution or "", "answer": _answer(answer)}
 
 
+def _unnamed(name: str, row: dict[str, Any]) -> UserError:
+    return UserError(
+        f"no field holds the {name}: name it by --fields {name}=FIELD (fields: {', '.join(map(str, row))})"
+    )
+
+
 def _answer(value: Any) -> Any:
     """An answer as text: numbers as they are written, several ones as a list, without dollars around them."""
+    if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT:
+        return str(int(value))  # a table of numbers has 51.0 where people write 51
     if isinstance(value, bool | int | float):
         return str(value)
     if isinstance(value, list):
@@ -113,6 +134,20 @@ def _answer(value: Any) -> Any:
     bare = value.strip()
     inner = bare.strip("$").strip()
     return inner if bare.startswith("$") and bare.endswith("$") and "$" not in inner else bare
+
+
+def _lettered(options: list[str]) -> str:
+    """What a question offers, one a line, under the letters by which an answer names it.
+
+    >>> print(_lettered(["red", "B) blue"]))
+    A) red
+    B) blue
+    """
+    lines = []
+    for letter, option in zip(string.ascii_uppercase, options, strict=False):
+        named = option.strip().startswith((f"{letter})", f"{letter}.", f"({letter})", f"{letter}:"))
+        lines.append(option.strip() if named else f"{letter}) {option.strip()}")
+    return "\n".join(lines)
 
 
 def _said(prompt: Any) -> Any:

@@ -12,7 +12,7 @@ from retarget.pope.problems import Problem, find_answer
 Unit = Literal["sentence", "line", "step", "token"]
 UNITS: tuple[Unit, ...] = ("sentence", "line", "step", "token")
 
-_SENTENCE = re.compile(r"(?:[.!?][\"')\]]*(?=\s)|\n)\s*")
+_SENTENCE = re.compile(r"(?:[.!?][\"')\]]*(?=\s)|[。！？][”’」』）]*|\n)\s*")
 _ABBREVIATION = re.compile(r"(?:\b(?:e\.g|i\.e|cf|vs|Fig|Eq|No|Mr|Mrs|Ms|Dr|St|approx)|\b[A-Z]|(?:^|\n)\s*\d+)\.$")
 _LINE = re.compile(r"\n\s*")
 _STEP = re.compile(r"\n(?=\s*\n)\s*|\n\s*(?=(?:[Ss]tep\s+\d|\d+[.)]\s|[-*]\s))")
@@ -38,7 +38,9 @@ _ARGUMENTS = {
 }  # fmt: skip
 """Arguments of commands that may stand without braces: ``\\frac 1 2``."""
 _SPACED_NUMBER = re.compile(r"\b\d{1,3}(?:[   ]\d{3})+\b")
-_MARKER = re.compile(r"####|\\(?:boxed|fbox)\b|\b(?:final\s+)?answer\s*(?:is|:|=|\bto\b)", re.IGNORECASE)
+_MARKER = re.compile(
+    r"####|\\(?:boxed|fbox)\b|\b(?:final\s+)?answer\s*(?:is|:|=|\bto\b)|答案\s*(?:是|为|為|：|:)|答えは", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)

@@ -176,16 +176,24 @@ def hash_id(kind: str, prompt: str) -> str:
     return f"{kind}-{hashlib.sha256(prompt.encode('utf-8', 'surrogatepass')).hexdigest()[:12]}"
 
 
+_LETTER = "[^\\W\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]"
+"""What makes a longer word or number; Chinese, Japanese and Korean are written without spaces around numbers."""
+_SAME = re.compile(r"\s|\$|\\left(?![a-z])|\\right(?![a-z])|\\[,;!]|(?<=\\)[dt](?=frac)")
+"""What LaTeX may have or not have in the same answer."""
+
+
 def find_answer(text: str, answer: str) -> Iterator[int]:
     """Offsets at which an answer occurs as a token of its own: ``5`` neither in ``15`` nor in ``5.2`` nor in ``-5``.
 
     >>> list(find_answer("15 apples, 5.2 kg, 5.", "5"))
     [19]
+    >>> list(find_answer("一共有7个，不是17个", "7"))
+    [3]
     """
     if not answer.strip():
         return
-    before = r"(?<![\w.])(?<!\d,)(?<!\s-)(?<!^-)" if answer[0].isalnum() or answer[0] in "-+." else ""
-    after = r"(?!\w)(?![.,]\d)" if answer[-1].isalnum() else ""
+    before = rf"(?<!{_LETTER})(?<!\.)(?<!\d,)(?<!\s-)(?<!^-)" if answer[0].isalnum() or answer[0] in "-+." else ""
+    after = rf"(?!{_LETTER})(?![.,]\d)" if answer[-1].isalnum() else ""
     # 1200 is also written 1,200.
     written = re.sub(r"(?<=\d)(?=(?:\d{3})+$)", ",?", answer) if answer.isdigit() else re.escape(answer)
     for found in re.finditer(before + written + after, text):
@@ -201,8 +209,16 @@ def _check(problem: Problem, needs_solution: bool, needs_answer: bool) -> None:
         if needs_solution:
             raise UserError("the solution is empty; `retarget pope oracle` can ask a teacher for it")
         return
-    if needs_answer and next(find_answer(problem.solution, problem.answer), None) is None:
-        raise UserError(f"the answer {problem.answer!r} does not occur in the solution")
+    if needs_answer and not _holds(problem.solution, problem.answer):
+        raise UserError(f"the answer {problem.answer!r} does not occur in the solution; --answer-anywhere accepts that")
+
+
+def _holds(solution: str, answer: str) -> bool:
+    """Whether a solution has an answer: as it is written, or but for spacing and the size of its fractions."""
+    if next(find_answer(solution, answer), None) is not None:
+        return True
+    bare = _SAME.sub("", answer)
+    return not bare.isalnum() and next(find_answer(_SAME.sub("", solution), bare), None) is not None
 
 
 def _rows(source: str | Path, split: str) -> Iterator[tuple[int, Any]]:
@@ -241,6 +257,7 @@ def _directory(path: Path, split: str) -> Iterable[Any]:
 
 def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
     raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    raw = raw.removeprefix(b"\xef\xbb\xbf")  # some editors begin a file with a mark
     # Only \\n ends a line: splitlines would also break at characters that occur in texts.
     for line, content in enumerate(raw.split(b"\n"), 1):
         if not content.strip():

@@ -117,7 +117,9 @@ class PopeTrainer(GRPOTrainer):
         assert self._rewards is not None
         rows: list[Any] = gather_object([(row["problem"], row["stratum"]) for row in inputs])[::size]
         correct = (self._rewards.sum(1).view(-1, size) > 0.5).sum(1).tolist()
-        curriculum.observe([Group(cycle, *row, int(size), c) for row, c in zip(rows, correct, strict=True)])
+        curriculum.observe(
+            [Group(cycle, one, stratum, int(size), c) for (one, stratum), c in zip(rows, correct, strict=True)]
+        )
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         if self._curriculum is not None and self.args.should_save:

@@ -155,7 +155,10 @@ class PSKDMixin(_Base):
         outputs = model(**inputs)
         logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
         if isinstance(outputs, dict) and outputs.get("aux_loss") is not None:
-            raise UserError("the model adds a loss of its own to that of the labels (aux_loss), which is not supported")
+            raise UserError(
+                "the model adds a loss of its own to that of the labels (aux_loss), which is not supported; a mixture "
+                "of experts leaves it out with config.output_router_logits = False"
+            )
         method, shared = self._method(logits, labels), {"inputs": inputs, "denominator": num_items_in_batch}
         if not self._pskd_told:
             self._pskd_told = self._same_loss(model, inputs, labels, num_items_in_batch, own, logits)

@@ -14,20 +14,28 @@ MARKS = {"holds": "holds", "does not hold": "fails", "not enough evidence": "lac
 
 
 @dataclass(frozen=True)
-class Strip:
-    """A claim's interval as places from 0 to 100, turned so that better is to the right."""
+class Scaled:
+    """A claim's numbers as multiples of its smallest effect, turned so that better is to the right.
 
-    zero: float
-    threshold: float
-    low: float
+    ``threshold`` is 1, or -1 for a margin. ``over_items`` says that the interval is one over items, which decides
+    nothing here; without an interval ``low`` and ``high`` are the estimate.
+    """
+
     estimate: float
+    low: float
     high: float
+    threshold: float
+    over_items: bool
 
 
 @dataclass(frozen=True)
 class ClaimRow:
-    """One row of the claims table; every text is final, ``missing`` says why there is no estimate."""
+    """One row of the claims table; every text is final, ``missing`` says why there is no estimate.
 
+    ``verdict`` is empty where each arm was run once, which decides nothing about the method.
+    """
+
+    id: str
     sentence: str
     compared: str
     metric: str
@@ -43,7 +51,7 @@ class ClaimRow:
     mark: str
     remark: str
     beside: str
-    strip: Strip | None
+    scaled: Scaled | None
 
 
 @dataclass(frozen=True)
@@ -54,42 +62,82 @@ class ClaimGroup:
     rows: tuple[ClaimRow, ...]
 
 
+def was_run(claim: ClaimResult, study: Study) -> bool:
+    """Whether the study has the claim's arms and condition: what it merely states is no part of what it found."""
+    if claim.n or claim.estimate is not None:
+        return True
+    there = {arm.name for arm in study.plan.arms}
+    for arms in study.summary.conditions.values():
+        there |= {
+            arm for arm, found in arms.items() if any(v is not None for one in found.values() for v in one.values)
+        }
+    return set(claim.arms) <= there and (bool(claim.across) or claim.condition in study.summary.conditions)
+
+
+def run_once(study: Study) -> bool:
+    """Whether nothing can be decided since each arm was run once, and no claim is about these models."""
+    claims = [claim for claim in study.summary.claims if was_run(claim, study)]
+    undecided = all(claim.verdict in ("not enough evidence", "not measured") for claim in claims)
+    once = [claim.n == 1 and claim.about == "method" and claim.across != "new" for claim in claims if claim.n]
+    return undecided and bool(once) and all(once)
+
+
 def claim_groups(study: Study) -> tuple[ClaimGroup, ...]:
-    """The study's claims in the order they were stated in, never sorted by verdict."""
-    labels = {condition.name: condition.label or condition.name for condition in study.plan.conditions}
+    """The claims that were run, in the order they were stated in, never sorted by verdict."""
+    labels = _conditions(study)
+    claims = [claim for claim in study.summary.claims if was_run(claim, study)]
+    once = run_once(study)
     groups = []
-    for name, claims in groupby(study.summary.claims, key=lambda claim: claim.condition):
-        heading = labels.get(name, "Stated, not part of this study") if len(labels) > 1 else ""
-        heading = heading if name else "Over several conditions"
-        groups.append(ClaimGroup(heading, tuple(_row(claim, study) for claim in claims)))
+    for name, some in groupby(claims, key=lambda claim: claim.condition):
+        heading = labels.get(name, "") if len(labels) > 1 else ""
+        heading = heading if name or len(labels) < 2 else "Over several conditions"
+        groups.append(ClaimGroup(heading, tuple(_row(claim, study, once) for claim in some)))
     return tuple(groups)
 
 
-def _row(claim: ClaimResult, study: Study) -> ClaimRow:
+def not_run(study: Study) -> tuple[str, ...]:
+    """Sentences of the claims that the study states and does not run, each once."""
+    return tuple(dict.fromkeys(claim.sentence for claim in study.summary.claims if not was_run(claim, study)))
+
+
+def arm_labels(study: Study) -> dict[str, str]:
+    """Labels of the arms, and readable names of those that only the analysis knows."""
+    labels = {arm.name: arm.label for arm in study.plan.arms}
+    beyond = {arm for arms in study.summary.conditions.values() for arm in arms} - set(labels)
+    return labels | {arm: arm.replace("_", " ") for arm in sorted(beyond)}
+
+
+def _conditions(study: Study) -> dict[str, str]:
+    return {condition.name: condition.label or condition.name for condition in study.plan.conditions}
+
+
+def _row(claim: ClaimResult, study: Study, once: bool) -> ClaimRow:
     metrics = {metric.name: metric for metric in study.plan.metrics}
-    arms = {arm.name: arm.label for arm in study.plan.arms}
+    arms = arm_labels(study)
     metric = metrics.get(claim.metric, Metric(name=claim.metric, label=claim.metric, unit=claim.unit))
-    decimals = words.difference_decimals(claim.interval or (), metric.decimals)
-    against = (
-        f"the constant {claim.against:g}" if claim.against is not None else arms.get(claim.arms[-1], claim.arms[-1])
-    )
+    ends = claim.item_interval if once else claim.interval
+    decimals = words.difference_decimals(ends or (), metric.decimals)
+    against = f"the constant {claim.against:g}" if claim.against is not None else arms[claim.arms[-1]]
+    item_label = study.analysis.item_label
+    level = words.percent(study.plan.level if once else claim.level or 0)
     return ClaimRow(
+        id=claim.id,
         sentence=claim.sentence,
-        compared=f"{arms.get(claim.arms[0], claim.arms[0])} against {against}",
+        compared=f"{arms[claim.arms[0]]} against {against}",
         metric=f"{words.with_unit(metric.label, metric.unit)}; {claim.direction} is better",
         threshold=_threshold(claim, metric),
         estimate="" if claim.estimate is None else _amount(claim.estimate, decimals, metric.unit),
-        interval=words.interval(*claim.interval, decimals) if claim.interval else "",
-        level=f"{words.percent(claim.level)} interval" if claim.level and claim.interval else "",
+        interval=words.interval(*ends, decimals) if ends else "",
+        level=(f"{level} {item_label}" if once else f"{level} interval") if ends and (once or claim.level) else "",
         n=_counted(claim),
-        missing=_missing(claim, study, arms),
-        verdict=claim.verdict,
-        verdict_words=words.VERDICT_WORDS[claim.verdict],
-        symbol=words.VERDICT_SYMBOLS[claim.verdict],
-        mark=MARKS[claim.verdict],
-        remark=_remark(claim),
-        beside=_beside(claim, metrics, metric, study.analysis.item_label),
-        strip=_strip(claim),
+        missing=_missing(claim),
+        verdict="" if once else claim.verdict,
+        verdict_words="" if once else words.VERDICT_WORDS[claim.verdict],
+        symbol="" if once else words.VERDICT_SYMBOLS[claim.verdict],
+        mark="once" if once else MARKS[claim.verdict],
+        remark="" if once else _remark(claim),
+        beside=_beside(claim, metrics, metric, "" if once else item_label),
+        scaled=_scaled(claim, once),
     )
 
 
@@ -117,17 +165,10 @@ def _threshold(claim: ClaimResult, metric: Metric) -> str:
     return "; ".join(parts)
 
 
-def _missing(claim: ClaimResult, study: Study, arms: Mapping[str, str]) -> str:
+def _missing(claim: ClaimResult) -> str:
     if claim.reason:
         return f"{claim.reason}."
-    absent = [arm for arm in claim.arms if arm not in arms]
-    if absent:
-        return f"Not run here: {', '.join(absent)}."
-    if claim.across:
-        return "One of its conditions has no seed with a value of both."
-    if claim.condition not in study.summary.conditions:
-        return "This study does not have its condition."
-    return "No seed has a value of both."
+    return "One of its conditions has no seed with a value of both." if claim.across else "No seed has a value of both."
 
 
 def _remark(claim: ClaimResult) -> str:
@@ -152,12 +193,12 @@ def _lacking(claim: ClaimResult) -> str:
 
 
 def _beside(claim: ClaimResult, metrics: Mapping[str, Metric], metric: Metric, item_label: str) -> str:
-    """Numbers that decide nothing, and say so."""
+    """Numbers that decide nothing, and say so; without a label of it the interval over items stands elsewhere."""
     parts = []
     if claim.latest is not None:
         decimals = words.difference_decimals([claim.latest], metric.decimals)
         parts.append(f"over all seeds {_amount(claim.latest, decimals, metric.unit)}")
-    if claim.item_interval:
+    if claim.item_interval and item_label:
         low, high = claim.item_interval
         decimals = words.difference_decimals([low, high], metric.decimals)
         parts.append(f"{item_label} {words.interval(low, high, decimals)}")
@@ -174,13 +215,13 @@ def _beside(claim: ClaimResult, metrics: Mapping[str, Metric], metric: Metric, i
     return f"Decides nothing: {'; '.join(parts)}" if parts else ""
 
 
-def _strip(claim: ClaimResult) -> Strip | None:
-    """Places on a scale that holds zero, the interval and the threshold; None without an interval."""
-    if claim.estimate is None or claim.interval is None:
+def _scaled(claim: ClaimResult, once: bool) -> Scaled | None:
+    """None without an estimate."""
+    if claim.estimate is None:
         return None
-    sign = 1 if claim.direction == "higher" else -1
-    low, high = sorted(sign * end for end in claim.interval)
-    threshold = -claim.margin if claim.margin is not None else claim.smallest_effect
-    marks = (0.0, threshold, low, sign * claim.estimate, high)
-    start, end = min(marks), max(marks)
-    return Strip(*(round(6 + 88 * (mark - start) / (end - start), 2) for mark in marks)) if end > start else None
+    unit = claim.margin or claim.smallest_effect
+    sign = (1 if claim.direction == "higher" else -1) / unit
+    ends = (claim.item_interval if once else claim.interval) or (claim.estimate, claim.estimate)
+    low, high = sorted(sign * end for end in ends)
+    threshold = 1.0 if claim.margin is None else -1.0 if claim.margin else 0.0
+    return Scaled(sign * claim.estimate, low, high, threshold, once and claim.item_interval is not None)

@@ -18,6 +18,27 @@ def mean(seeds: Sequence[Sequence[float | None]]) -> list[float | None]:
     return means
 
 
+def mean_of(series: Series) -> list[float | None]:
+    """Mean of a series over the seeds, weighted by how many items each value is of, where that is known.
+
+    >>> mean_of(Series(label="a", x=[0.5], y=[[1.0], [0.0]], counts=[[3], [1]]))
+    [0.75]
+    """
+    if series.counts is None:
+        return mean(series.y)
+    means: list[float | None] = []
+    for values, counts in zip(zip(*series.y, strict=True), zip(*series.counts, strict=True), strict=True):
+        weighed = [(value, count) for value, count in zip(values, counts, strict=True) if value is not None and count]
+        items = sum(count for _, count in weighed)
+        means.append(sum(value * count for value, count in weighed) / items if items else None)
+    return means
+
+
+def items_of(series: Series) -> list[int]:
+    """How many items each value's mean is of, all seeds together; empty where that is not known."""
+    return [sum(counts) for counts in zip(*series.counts, strict=True)] if series.counts else []
+
+
 def describe_lines(figure: Lines, shown: Sequence[Series]) -> str:
     """One sentence a curve: where it starts and where it ends."""
     head = f"Line chart of {figure.y_label} against {figure.x_label}."
@@ -41,9 +62,10 @@ def describe_bars(figure: Bars, shown: Iterable[int]) -> str:
 
 
 def _curve(series: Series) -> str:
-    points = [(x, y) for x, y in zip(series.x, mean(series.y), strict=True) if y is not None] if series.y else []
+    points = [(x, y) for x, y in zip(series.x, mean_of(series), strict=True) if y is not None] if series.y else []
     if not points:
         return f"{series.label}: no value."
     (first_x, first), (last_x, last) = points[0], points[-1]
-    seeds = f", mean of {len(series.y)} seeds" if len(series.y) > 1 else ""
+    weighted = " weighted by their counts" if series.counts else ""
+    seeds = f", mean of {len(series.y)} seeds{weighted}" if len(series.y) > 1 else ""
     return f"{series.label}: from {first:.4g} at {first_x:g} to {last:.4g} at {last_x:g}{seeds}."

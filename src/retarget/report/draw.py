@@ -12,15 +12,17 @@ from matplotlib import style as matplotlib_style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.legend_handler import HandlerTuple
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from retarget.report.describe import describe_bars, describe_lines, mean
+from retarget.report.describe import describe_bars, describe_lines, items_of, mean, mean_of
 from retarget.report.palette import INK, Style, styles
 from retarget.report.svg import tidy
 from retarget.study.figures import Bars, Lines, Series
 
 TOGETHER = 4
 """Series that one pair of axes can hold; more are drawn in a panel each, the others behind it in grey."""
+THIN = 20
+"""A point that is the mean of fewer items, all seeds together, is drawn hollow and faint, and no line goes there."""
 
 _RC = {
     "svg.fonttype": "none",
@@ -97,8 +99,15 @@ def draw(figure: Lines | Bars, prefix: str, arms: Mapping[str, int] | None = Non
 
 
 def _lines(figure: Lines, looks: Mapping[str, Style], prefix: str) -> Drawing:
-    canvas, axes = _canvas(400, 300 + 18 * _legend_rows([series.label for series in figure.series], 392))
+    counted = any(map(items_of, figure.series))
+    canvas, axes = _canvas(400, 300 + 18 * _legend_rows([series.label for series in figure.series], 392) + 80 * counted)
+    if counted:
+        canvas.clear()
+        axes, below = canvas.subplots(2, 1, sharex=True, height_ratios=(4, 1))
+        _counts(below, figure, looks)
     _axes(axes, figure)
+    if counted:
+        axes.set_xlabel("")
     for series in figure.series:
         _curve(axes, series, looks[series.label])
     _diagonal(axes, figure)
@@ -111,7 +120,7 @@ def _lines_panel(figure: Lines, shown: Series, looks: Mapping[str, Style], prefi
     _axes(axes, figure)
     for series in figure.series:
         if series is not shown:
-            axes.plot(series.x, _gaps(mean(series.y)), color=INK, alpha=0.22, linewidth=0.9)
+            axes.plot(series.x, _gaps(_solid(series, mean_of(series))), color=INK, alpha=0.22, linewidth=0.9)
     _curve(axes, shown, looks[shown.label])
     every = [
         (x, y) for one in figure.series for seed in one.y for x, y in zip(one.x, seed, strict=True) if y is not None
@@ -125,21 +134,47 @@ def _lines_panel(figure: Lines, shown: Series, looks: Mapping[str, Style], prefi
 
 def _curve(axes: Axes, series: Series, look: Style) -> None:
     """Every seed thin, their mean thick with its dash and about six markers; pooled data has the mean alone."""
+    means, items = mean_of(series), items_of(series)
     if len(series.y) > 1:
         for seed in series.y:
-            axes.plot(series.x, _gaps(seed), color=look.colour, alpha=0.4, linewidth=0.8)
+            axes.plot(series.x, _gaps(_solid(series, seed)), color=look.colour, alpha=0.4, linewidth=0.8)
     axes.plot(
         series.x,
-        _gaps(mean(series.y)),
+        _gaps(_solid(series, means)),
         color=look.colour,
         linestyle=look.dash,
         linewidth=2.1,
         marker=look.marker,
         markersize=5,
-        markevery=max(1, math.ceil(len(series.x) / 6)),
+        markevery=max(1, math.ceil(len(series.x) / 6)) if not items else 1,
         label=_wrap(series.label, 56),
         dash_capstyle="butt",
     )
+    thin = [None if not items or items[at] >= THIN else value for at, value in enumerate(means)]
+    if any(value is not None for value in thin):
+        hollow: dict[str, Any] = dict(linestyle="none", marker=look.marker, markersize=4, markerfacecolor="none")
+        axes.plot(series.x, _gaps(thin), color=look.colour, alpha=0.45, **hollow)
+
+
+def _solid(series: Series, values: Sequence[float | None]) -> list[float | None]:
+    """The values without those that all seeds together have few items of."""
+    items = items_of(series)
+    return [None if items and items[at] < THIN else value for at, value in enumerate(values)]
+
+
+def _counts(axes: Axes, figure: Lines, looks: Mapping[str, Style]) -> None:
+    """How many items each point is of, all seeds together, on a scale of powers of ten."""
+    for series in figure.series:
+        items = [count or None for count in items_of(series)]
+        look = looks[series.label]
+        axes.plot(series.x, _gaps(items), color=look.colour, linestyle=look.dash, linewidth=1.5, drawstyle="steps-mid")
+    axes.set_yscale("log", nonpositive="mask")
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_locator(LogLocator(numticks=4))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.grid(visible=True, axis="y")
+    axes.set_xlabel(_wrap(figure.x_label, 60))
+    axes.set_title(f"{figure.counted}, all seeds", loc="left")
 
 
 def _axes(axes: Axes, figure: Lines) -> None:

@@ -6,7 +6,7 @@ import struct
 from dataclasses import dataclass
 from functools import partial
 
-from retarget.report.draw import Drawing, draw
+from retarget.report.draw import THIN, Drawing, draw
 from retarget.report.source import Study
 from retarget.study.figures import Bars, Figure, Images, Lines, Table, Text
 
@@ -46,6 +46,13 @@ class FigureView:
     table: Table | None = None
     pictures: tuple[Picture, ...] = ()
     blocks: tuple[tuple[str, str], ...] = ()
+    lead: bool = False
+
+    def files(self, key: str) -> list[str]:
+        """Names of its drawings or pictures in the folder beside the page."""
+        suffix, count = "png" if self.pictures else "svg", len(self.pictures or self.drawings)
+        places = [""] if count == 1 else [f"-{place}" for place in range(1, count + 1)]
+        return [f"{key}-{self.name}{place}.{suffix}" for place in places]
 
 
 def figure_views(study: Study, key: str) -> tuple[FigureView, ...]:
@@ -74,7 +81,8 @@ def slug(text: str) -> str:
 
 
 def _view(figure: Figure, name: str, key: str, study: Study, arms: dict[str, int]) -> FigureView:
-    framed = partial(FigureView, figure.kind, name, figure.title, figure.caption)
+    lead = figure.title in study.analysis.lead
+    framed = partial(FigureView, figure.kind, name, figure.title, figure.caption, lead=lead)
     match figure:
         case Lines() | Bars():
             drawings = tuple(draw(figure, f"{key}-{name[:2]}", arms))
@@ -90,6 +98,7 @@ def _view(figure: Figure, name: str, key: str, study: Study, arms: dict[str, int
 
 def _reading(figure: Lines | Bars, panels: int) -> str:
     """How to read the drawing: what stands for a seed, unless the caption says so, and what the panels share."""
+    said = "seeds" in figure.caption.lower()
     if isinstance(figure, Bars):
         seeds = max((len(group) for series in figure.values for group in series), default=0)
         each, shared = "Bars are means, dots are seeds.", "One panel a series, one scale for all."
@@ -97,7 +106,11 @@ def _reading(figure: Lines | Bars, panels: int) -> str:
         seeds = max((len(series.y) for series in figure.series), default=0)
         each = "Thin lines are seeds, thick lines their means."
         shared = "One panel a curve, one scale for all; the means of the others are behind it in grey."
-    said = "seeds" in figure.caption.lower()
+        if any(series.counts for series in figure.series):
+            means = f"Means are weighted by the {figure.counted} of a point"
+            faint = f"a point of fewer than {THIN}, all seeds together, is hollow and faint, and no line goes there."
+            each, said = f"{each * (seeds > 1)} {means}; {faint}".strip(), False
+            seeds = 2
     return " ".join([each] * (seeds > 1 and not said) + [shared] * (panels > 1))
 
 

@@ -1,4 +1,4 @@
-"""The same report as Markdown: GitHub's tables, figures as files in figures/ beside it."""
+"""The same report as Markdown: GitHub's tables, figures as files in the folder beside it."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -6,38 +6,25 @@ from collections.abc import Iterable, Sequence
 from retarget.report import words
 from retarget.report.claims import ClaimRow
 from retarget.report.gallery import FigureView
-from retarget.report.measurements import Cell, MetricRow
-from retarget.report.svg import standalone
+from retarget.report.measurements import Cell, Head, MetricTable
+from retarget.report.pairs import Difference
 from retarget.report.view import StudyView
 
 _SPECIAL = re.compile(r"[\\`*\[\]|~$]|(?<!\w)_|_(?!\w)")
 _BLOCK_START = re.compile(r"^(?:(\d+)(?=[.)](?:\s|$))|(?=(?:#+|[-+])(?:\s|$)|=+\s*$))")
 _BREAK = "<br>"
-_MARKING = "No column is marked as the best. ↑ higher is better, ↓ lower is better."
+_MARKING = "Nothing is marked as the best. ↑ higher is better, ↓ lower is better."
 
 
-def figure_files(studies: Sequence[StudyView]) -> dict[str, bytes]:
-    """Content of figures/ by file name: SVG for drawings, the PNG files themselves for images."""
-    files: dict[str, bytes] = {}
-    for study in studies:
-        for figure in study.figures:
-            names = _file_names(study, figure)
-            for name, drawing in zip(names, figure.drawings, strict=bool(figure.drawings)):
-                files[name] = standalone(drawing.svg, drawing.width, drawing.height, drawing.alt).encode()
-            for name, picture in zip(names, figure.pictures, strict=bool(figure.pictures)):
-                files[name] = picture.data
-    return files
-
-
-def markdown(studies: Sequence[StudyView], title: str, finding: str) -> str:
-    """The report as one Markdown text that refers to :func:`figure_files`."""
+def markdown(studies: Sequence[StudyView], title: str, finding: str, folder: str) -> str:
+    """The report as one Markdown text that refers to the files in the folder beside it."""
     lines = [f"# {escape(title)}", ""]
     if len(studies) == 1:
-        lines += _study(studies[0], 2)
+        lines += _study(studies[0], 2, folder)
     else:
         lines += [f"**Found.** {escape(finding)}", "", *_overview(studies)]
         for study in studies:
-            lines += [f"## {escape(study.title)}", "", *_study(study, 3)]
+            lines += [f"## {escape(study.title)}", "", *_study(study, 3, folder)]
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
@@ -62,34 +49,36 @@ def fenced(text: str) -> str:
     return f"{fence}text\n{text}\n{fence}"
 
 
-def _study(study: StudyView, level: int) -> list[str]:
+def _study(study: StudyView, level: int, folder: str) -> list[str]:
     mark = "#" * level
     failed = (
         f" {len(study.failures)} of {study.runs} runs failed; their seeds are missing below." if study.failures else ""
     )
-    lines = [
-        f"{escape(study.eyebrow)}",
-        "",
-        f"**Asked.** {escape(study.question)}",
-        "",
-        f"**Found.** {escape(study.finding)}",
-        "",
-        f"**How.** {escape(study.setup + failed)}",
-        "",
-        f"{mark} Claims",
-        "",
-        *_claims(study, level),
-    ]
+    lines = [f"{escape(study.eyebrow)}", "", f"**Found.** {escape(study.finding)}", ""]
+    if study.forest:
+        picture = _image(study.forest.wide.alt, folder, f"{study.key}-forest.svg")
+        lines += [picture, "", f"*{escape(study.forest.caption)}*", ""]
+    for figure in study.lead:
+        lines += _figure(study, figure, level, folder)
+    lines += [f"**Asked.** {escape(study.question)}", "", f"**How.** {escape(study.setup + failed)}", ""]
+    lines += [f"{mark} Claims", "", *_claims(study, level)]
     if study.metrics:
         lines += [f"{mark} Measurements", ""]
-    for table in study.metrics:
-        lines += [f"{mark}# {escape(table.condition)}", ""] if table.condition else []
-        lines += [f"Mean ± standard deviation over {table.seeds}. {_MARKING}", ""]
-        rows = [[_metric_name(row), *map(_cell, row.cells)] for row in table.rows]
-        lines += _table(["Metric", *map(escape, table.arms)], rows)
-    lines += [f"{mark} Figures", ""] if study.figures else []
-    for figure in study.figures:
-        lines += _figure(study, figure, level + 1)
+    for one in study.metrics:
+        lines += [f"{mark}# {escape(one.condition)}", ""] if one.condition else []
+        lines += [f"Mean ± standard deviation over {one.seeds}. {_MARKING}", "", *_metrics(one.shown)]
+        if one.more:
+            plural = "" if one.more_count == 1 else "s"
+            lines += _folded(f"{one.more_count} more metric{plural}", _metrics(one.more))
+    pairs: list[str] = []
+    for one in study.pairs:
+        rows = [[escape(name), *(_pair(cell) for cell in cells)] for name, cells in one.rows]
+        pairs += [f"**{escape(one.condition)}**", ""] if one.condition else []
+        pairs += _table(["Difference", *(escape(head.label) for head in one.heads)], rows)
+    lines += _folded("Any arm against any arm: paired differences, which decide nothing", pairs) if pairs else []
+    lines += [f"{mark} Figures", ""] if study.others else []
+    for figure in study.others:
+        lines += _figure(study, figure, level + 1, folder)
     if study.cost:
         rows = [[escape(cell) for cell in row] for row in study.cost]
         lines += [f"{mark} Cost", "", *_table(rows[0], rows[1:])]
@@ -98,17 +87,40 @@ def _study(study: StudyView, level: int) -> list[str]:
         lines += [f"{mark} Runs that failed", "", *_table(["Run", "Last line of its traceback"], rows)]
     if study.notes:
         lines += [f"{mark} Notes", "", *(f"- {escape(note)}" for note in study.notes), ""]
+    paragraphs = [line for part in study.methods.split("\n\n") for line in (escape(part), "")]
+    lines += [f"{mark} Methods, to paste into a paper", ""]
+    lines += _folded("The paragraph and its BibTeX", [*paragraphs, fenced(study.bibtex), ""])
     return lines + _reproduce(study, level)
 
 
+def _folded(summary: str, lines: Sequence[str]) -> list[str]:
+    return ["<details>", f"<summary>{escape(summary)}</summary>", "", *lines, "</details>", ""]
+
+
+def _metrics(table: MetricTable) -> list[str]:
+    rows = [[_head(one), *map(_cell, cells)] for one, cells in table.rows]
+    return _table([table.corner, *map(_head, table.heads)], rows)
+
+
+def _pair(cell: Difference) -> str:
+    return escape(f"{cell.estimate} {cell.interval}".strip()) or words.MISSING
+
+
 def _claims(study: StudyView, level: int) -> list[str]:
-    if not study.claims:
-        return ["This study judges no claim.", ""]
-    lines = [escape(study.claims_caption), ""]
+    lines = []
+    if study.claims:
+        lines += [escape(study.claims_caption), ""]
+    elif not study.not_run:
+        lines += ["This study judges no claim.", ""]
+    verdict = [] if study.once else ["Verdict"]
     for group in study.claims:
         lines += [f"{'#' * (level + 1)} {escape(group.condition)}", ""] if group.condition else []
         rows = [_claim(row) for row in group.rows]
-        lines += _table(["Claim", "Compared", "Difference", "n", "Verdict"], rows, right=(3,))
+        lines += _table(["Claim", "Compared", "Difference", "n", *verdict], rows, right=(3,))
+    if study.not_run:
+        count = len(study.not_run)
+        said = f"{count} more {'claim was' if count == 1 else 'claims were'} stated and not run here"
+        lines += _folded(said, [*(f"- {escape(one)}" for one in study.not_run), ""])
     return lines
 
 
@@ -122,20 +134,22 @@ def _claim(row: ClaimRow) -> list[str]:
         difference = [escape(row.missing)]
     verdict = [f"{row.symbol} **{row.verdict_words}**", *([escape(row.remark)] if row.remark else [])]
     return [
-        escape(row.sentence), _BREAK.join(map(escape, compared)), _BREAK.join(difference), row.n, _BREAK.join(verdict)
+        escape(row.sentence), _BREAK.join(map(escape, compared)), _BREAK.join(difference), row.n,
+        *([_BREAK.join(verdict)] if row.verdict else []),
     ]  # fmt: skip
 
 
-def _figure(study: StudyView, figure: FigureView, level: int) -> list[str]:
+def _figure(study: StudyView, figure: FigureView, level: int, folder: str) -> list[str]:
     lines = [f"{'#' * level} {escape(figure.title)}", ""]
-    names = _file_names(study, figure)
+    names = figure.files(study.key)
     if figure.drawings:
         alts = [drawing.alt for drawing in figure.drawings]
-        lines += [" ".join(_image(alt, name) for alt, name in zip(alts, names, strict=True)), ""]
+        lines += [" ".join(_image(alt, folder, name) for alt, name in zip(alts, names, strict=True)), ""]
     for name, picture in zip(names, figure.pictures, strict=bool(figure.pictures)):
-        lines += [_image(f"{figure.title}: {picture.label}", name), "", escape(picture.label), ""]
+        lines += [_image(f"{figure.title}: {picture.label}", folder, name), "", escape(picture.label), ""]
     if figure.table is not None:
-        lines += _table(map(escape, figure.table.columns), [list(map(escape, row)) for row in figure.table.rows])
+        rows = _table(map(escape, figure.table.columns), [list(map(escape, row)) for row in figure.table.rows])
+        lines += _folded("The table", rows) if figure.table.folded else rows
     for label, block in figure.blocks:
         lines += [f"**{escape(label)}**", "", fenced(block), ""]
     return [*lines, f"*{escape(caption)}*" if (caption := f"{figure.caption} {figure.reading}".strip()) else "", ""]
@@ -184,17 +198,10 @@ def _cell(cell: Cell) -> str:
     return f"{cell.mean}{spread}{missing}" if cell.mean else words.MISSING
 
 
-def _metric_name(row: MetricRow) -> str:
-    name = f"{escape(row.label)} {words.ARROWS[row.better]}".rstrip()
-    return name + (f"{_BREAK}<sub>{escape(row.description)}</sub>" if row.description else "")
+def _head(one: Head) -> str:
+    name = f"{escape(one.label)} {words.ARROWS[one.better]}".rstrip()
+    return name + (f"{_BREAK}<sub>{escape(one.description)}</sub>" if one.description else "")
 
 
-def _image(alt: str, name: str) -> str:
-    return f"![{escape(alt)}](figures/{name})"
-
-
-def _file_names(study: StudyView, figure: FigureView) -> list[str]:
-    stem = f"{study.key}-{figure.name}"
-    suffix = "png" if figure.pictures else "svg"
-    count = len(figure.pictures or figure.drawings)
-    return [f"{stem}.{suffix}"] if count == 1 else [f"{stem}-{place}.{suffix}" for place in range(1, count + 1)]
+def _image(alt: str, folder: str, name: str) -> str:
+    return f"![{escape(alt)}]({folder}/{name})"

@@ -23,45 +23,92 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class MetricRow:
-    """One metric over all arms; ``better`` is "higher", "lower" or "neither"."""
+class Head:
+    """A row's or column's name: a metric, whose ``better`` is "higher", "lower" or "neither", or an arm."""
 
     label: str
-    better: str
-    description: str
-    cells: tuple[Cell, ...]
+    better: str = "neither"
+    description: str = ""
 
 
 @dataclass(frozen=True)
 class MetricTable:
-    """Metrics by arms under one condition; ``condition`` is empty where the study has only one without a label."""
+    """Means and deviations: metrics by arms, or arms by metrics where there are many arms."""
+
+    corner: str
+    heads: tuple[Head, ...]
+    rows: tuple[tuple[Head, tuple[Cell, ...]], ...]
+
+
+@dataclass(frozen=True)
+class ConditionMetrics:
+    """The metrics that matter under one condition, and the others; ``condition`` is empty where there is one without
+    a label."""
 
     condition: str
     seeds: str
-    arms: tuple[str, ...]
-    rows: tuple[MetricRow, ...]
+    shown: MetricTable
+    more: MetricTable | None
+
+    @property
+    def more_count(self) -> int:
+        """How many metrics are folded."""
+        return len(self.more.rows if self.more.corner == "Metric" else self.more.heads) if self.more else 0
 
 
-def metric_tables(study: Study) -> tuple[MetricTable, ...]:
-    """One table a condition. An arm or a metric without any value has no column or row."""
+MATTER = 8
+"""Metrics that are shown; the others are folded."""
+COLUMNS = 6
+"""Arms that stand side by side; with more of them the table turns, one arm a row."""
+
+
+def metric_tables(study: Study) -> tuple[ConditionMetrics, ...]:
+    """Tables of each condition. An arm or a metric without any value has no column or row."""
     tables = []
     for condition in study.plan.conditions:
         found = study.summary.conditions.get(condition.name, {})
         arms = [arm for arm in study.plan.arms if any(_present(one) for one in found.get(arm.name, {}).values())]
-        rows = []
-        for metric in _metrics(study):
-            spreads = [found[arm.name].get(metric.name, Spread()) for arm in arms]
-            if any(_present(spread) for spread in spreads):
-                cells = _cells(spreads, metric, len(study.plan.seeds))
-                label = words.with_unit(metric.label, metric.unit)
-                rows.append(MetricRow(label, metric.better, metric.description, cells))
-        if rows:
-            seeds = words.plural(len(study.plan.seeds), "seed")
+        metrics = [
+            metric
+            for metric in metrics_of(study)
+            if any(_present(found[arm.name].get(metric.name, Spread())) for arm in arms)
+        ]
+        if not metrics:
+            continue
+        remarks = study.analysis.remarks.get(condition.name, {})
+        heads = [Head(f"{arm.label} ({remarks[arm.name]})" if arm.name in remarks else arm.label) for arm in arms]
+        cells = {
+            metric.name: _cells(
+                [found[arm.name].get(metric.name, Spread()) for arm in arms], metric, len(study.plan.seeds)
+            )
+            for metric in metrics
+        }
+        matter = {metric.name for metric in that_matter(study, metrics)}
+        parts = [[metric for metric in metrics if (metric.name in matter) == wanted] for wanted in (True, False)]
+        shown, more = (_table(heads, part, cells) if part else None for part in parts)
+        if shown:
             label = condition.label or ("" if condition.name == "default" else condition.name)
-            remarks = study.analysis.remarks.get(condition.name, {})
-            heads = [f"{arm.label} ({remarks[arm.name]})" if arm.name in remarks else arm.label for arm in arms]
-            tables.append(MetricTable(label, seeds, tuple(heads), tuple(rows)))
+            tables.append(ConditionMetrics(label, words.plural(len(study.plan.seeds), "seed"), shown, more))
     return tuple(tables)
+
+
+def that_matter(study: Study, metrics: Sequence[Metric]) -> list[Metric]:
+    """At most ``MATTER`` of the metrics: those of the claims that were run, then the first of the others."""
+    run = [claim for claim in study.summary.claims if claim.n]
+    claimed = dict.fromkeys(
+        name for claim in run for name in (claim.metric, claim.shown and claim.shown.metric) if name
+    )
+    first = [metric for name in claimed for metric in metrics if metric.name == name]
+    return [*first, *(metric for metric in metrics if metric.name not in claimed)][:MATTER]
+
+
+def _table(heads: Sequence[Head], metrics: Sequence[Metric], cells: dict[str, tuple[Cell, ...]]) -> MetricTable:
+    names = [Head(words.with_unit(one.label, one.unit), one.better, one.description) for one in metrics]
+    rows = [cells[metric.name] for metric in metrics]
+    if len(heads) <= COLUMNS:
+        return MetricTable("Metric", tuple(heads), tuple(zip(names, rows, strict=True)))
+    turned = tuple(zip(*rows, strict=True))
+    return MetricTable("Arm", tuple(names), tuple(zip(heads, turned, strict=True)))
 
 
 def cost_table(study: Study) -> tuple[tuple[str, ...], ...]:
@@ -90,7 +137,7 @@ def cost_table(study: Study) -> tuple[tuple[str, ...], ...]:
     return (("Arm", "Runs timed", "Median time of a run", "Time in all", *heads), *rows)
 
 
-def _metrics(study: Study) -> list[Metric]:
+def metrics_of(study: Study) -> list[Metric]:
     """The plan's metrics, then those that runs report beyond them."""
     known = list(study.plan.metrics)
     names = {metric.name for metric in known}

@@ -1,6 +1,9 @@
 """Builds report.html and report.md from the directories of finished studies."""
 
+import base64
+import hashlib
 from collections.abc import Sequence
+from importlib import resources
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -9,14 +12,17 @@ import retarget
 from retarget.errors import UserError
 from retarget.files import make_directory, replace_file
 from retarget.report import words
-from retarget.report.markdown import figure_files, markdown
+from retarget.report.exports import files
+from retarget.report.markdown import markdown
 from retarget.report.source import read_study
 from retarget.report.svg import scheme
 from retarget.report.view import StudyView, keys, verdict_counts, view
 
 
 def build(directories: Sequence[Path], out: Path | None = None) -> Path:
-    """Write report.html, report.md and figures/ for one or more finished studies.
+    """Write report.html, report.md and report_files/ for one or more finished studies.
+
+    The folder holds CSV and LaTeX of every table, SVG and CSV of every drawing; nothing on the page needs it.
 
     The page is complete in itself: it opens from a file without a network. Equal input gives equal bytes. Each file is
     replaced as a whole.
@@ -37,22 +43,26 @@ def build(directories: Sequence[Path], out: Path | None = None) -> Path:
     read = [read_study(directory) for directory in directories]
     studies = [view(study, key) for study, key in zip(read, keys(read), strict=True)]
     title = _title(studies)
-    finding = words.finding(verdict_counts(read))
-    html = render(studies, title, finding)
-    files = figure_files(studies)
-    text = markdown(studies, title, finding)
-    make_directory(page.parent)
-    if files:
-        make_directory(page.parent / "figures")
-    for name, data in files.items():
-        _write(page.parent / "figures" / name, data)
+    finding = studies[0].finding if len(studies) == 1 else words.finding(verdict_counts(read))
+    folder = f"{page.stem}_files"
+    html = render(studies, title, finding, folder)
+    text = markdown(studies, title, finding, folder)
+    make_directory(page.parent / folder)
+    for one, shown in zip(read, studies, strict=True):
+        for name, data in files(one, shown).items():
+            _write(page.parent / folder / name, data)
     _write(page.with_suffix(".md"), text.encode())
     _write(page, html.encode())
     return page
 
 
-def render(studies: Sequence[StudyView], title: str, finding: str) -> str:
-    """The HTML page, complete in itself; every text is escaped."""
+def render(studies: Sequence[StudyView], title: str, finding: str, folder: str) -> str:
+    """The HTML page, complete in itself; every text is escaped, and no script but our own may run.
+
+    Args:
+        folder: name of the folder beside it, for its links.
+    """
+    script = (resources.files("retarget.report") / "templates" / "page.js").read_text(encoding="utf-8")
     environment = Environment(
         loader=PackageLoader("retarget.report"),
         autoescape=True,
@@ -69,6 +79,9 @@ def render(studies: Sequence[StudyView], title: str, finding: str) -> str:
         verdicts=verdicts,
         arrows=words.ARROWS,
         scheme=scheme(),
+        folder=folder,
+        script=script,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         version=retarget.__version__,
     )
 

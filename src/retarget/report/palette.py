@@ -13,6 +13,12 @@ INK = "#010101"
 LIGHT = {"blue": "#0072b2", "vermillion": "#d55e00", "green": "#009e73", "purple": "#b8609a", "orange": "#b27a00"}
 DARK = {"blue": "#56b4e9", "vermillion": "#ff8f4a", "green": "#2bc79a", "purple": "#e29cc4", "orange": "#e6b035"}
 PAPER = {"light": "#ffffff", "dark": "#15171a"}
+MUTED = {"light": "#575b62", "dark": "#a4a8af"}
+VERDICTS = {
+    "light": {"holds": "#0072b2", "fails": "#b84f00", "lacks": "#6b4e9b", "unmeasured": "#575b62", "once": "#575b62"},
+    "dark": {"holds": "#56b4e9", "fails": "#ff8f4a", "lacks": "#b9a2e6", "unmeasured": "#a4a8af", "once": "#a4a8af"},
+}
+"""Inks of the verdicts' marks, by their names in the style sheet."""
 TEXT = {"light": "#1b1c1e", "dark": "#e4e5e7"}
 
 _COLOURS = (INK, *LIGHT.values())

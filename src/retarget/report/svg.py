@@ -3,7 +3,7 @@
 import re
 from xml.etree import ElementTree
 
-from retarget.report.palette import DARK, INK, LIGHT, PAPER, TEXT
+from retarget.report.palette import DARK, INK, LIGHT, MUTED, PAPER, TEXT, VERDICTS
 
 _SVG = "http://www.w3.org/2000/svg"
 _HREF = "{http://www.w3.org/1999/xlink}href"
@@ -50,8 +50,9 @@ def standalone(inline: str, width: int, height: int, alt: str) -> str:
     sheet = ElementTree.Element(f"{{{_SVG}}}style")
     sheet.text = (
         f"svg{{background:{PAPER['light']};color:{TEXT['light']};font-family:{FONTS};stroke-linejoin:round}}"
-        "text{fill:currentColor}"
-        f"@media(prefers-color-scheme:dark){{svg{{background:{PAPER['dark']};color:{TEXT['dark']}}}{scheme()}}}"
+        f"text{{fill:currentColor}}{_inks('light')}"
+        f"@media(prefers-color-scheme:dark){{svg{{background:{PAPER['dark']};color:{TEXT['dark']}}}{scheme()}"
+        f"{_inks('dark')}}}"
     )
     root.insert(0, description)
     root.insert(1, sheet)
@@ -63,6 +64,12 @@ def scheme() -> str:
     return "".join(
         f".f-{name}{{fill:{value}!important}}.s-{name}{{stroke:{value}!important}}" for name, value in DARK.items()
     )
+
+
+def _inks(which: str) -> str:
+    """Inks of quiet text and of the verdicts' marks, as the page's style sheet has them."""
+    marks = "".join(f".{mark}{{color:{ink}}}" for mark, ink in VERDICTS[which].items())
+    return f".muted{{fill:{MUTED[which]}}}{marks}"
 
 
 def _clean(root: ElementTree.Element, prefix: str, used: set[str]) -> None:

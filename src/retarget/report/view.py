@@ -1,15 +1,20 @@
 """A study as the words, cells and figures that the page and the Markdown both show."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from retarget.report import words
-from retarget.report.claims import ClaimGroup, claim_groups
-from retarget.report.gallery import FigureView, figure_views, slug
-from retarget.report.measurements import MetricTable, cost_table, metric_tables
+from retarget.report.claims import ClaimGroup, claim_groups, not_run, run_once, was_run
+from retarget.report.draw import Drawing
+from retarget.report.forest import Forest, forest
+from retarget.report.gallery import FigureView, Picture, figure_views, slug
+from retarget.report.measurements import ConditionMetrics, cost_table, metric_tables
+from retarget.report.methods import bibtex, methods
+from retarget.report.pairs import PairTable, pair_tables
 from retarget.report.source import Study
 
 Pairs = tuple[tuple[str, str], ...]
@@ -17,7 +22,13 @@ Pairs = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True)
 class StudyView:
-    """One study's part of the page; ``key`` is unique among the studies of the page and fit for an id."""
+    """One study's part of the page; ``key`` is unique among the studies of the page and fit for an id.
+
+    Attributes:
+        once: each arm was run once, so that there are no verdicts.
+        counts: verdicts of the claims that were run; ``not_run`` are the sentences of the others.
+        forest: the plot of all measured claims; None where none is.
+    """
 
     key: str
     study: str
@@ -29,9 +40,13 @@ class StudyView:
     finding: str
     setup: str
     counts: dict[str, int]
+    once: bool
     claims: tuple[ClaimGroup, ...]
     claims_caption: str
-    metrics: tuple[MetricTable, ...]
+    not_run: tuple[str, ...]
+    forest: Forest | None
+    metrics: tuple[ConditionMetrics, ...]
+    pairs: tuple[PairTable, ...]
     figures: tuple[FigureView, ...]
     cost: tuple[tuple[str, ...], ...]
     failures: Pairs
@@ -40,6 +55,36 @@ class StudyView:
     command: str
     environment: Pairs
     configuration: tuple[tuple[str, Pairs], ...]
+    methods: str
+    bibtex: str
+
+    @property
+    def lead(self) -> tuple[FigureView, ...]:
+        """The figures that say most, which stand before all tables."""
+        return tuple(figure for figure in self.figures if figure.lead)
+
+    @property
+    def card_title(self) -> str:
+        """The title of what stands for the study where several share a page."""
+        return self.lead[0].title if self.lead else ""
+
+    @property
+    def card_pictures(self) -> tuple[Picture, ...]:
+        """Two pictures for that place, if the figure that says most has any."""
+        return self.lead[0].pictures[:2] if self.lead else ()
+
+    @property
+    def card(self) -> Drawing | None:
+        """The drawing for that place, with ids of its own: the figure that says most, else the forest plot."""
+        if not self.lead or not self.lead[0].drawings:
+            return self.forest.narrow if self.forest else None
+        drawing = self.lead[0].drawings[0]
+        return drawing._replace(svg=re.sub(rf'(id="|#){re.escape(self.key)}-', rf"\1top-{self.key}-", drawing.svg))
+
+    @property
+    def others(self) -> tuple[FigureView, ...]:
+        """The figures after the tables."""
+        return tuple(figure for figure in self.figures if not figure.lead)
 
 
 def view(study: Study, key: str) -> StudyView:
@@ -52,6 +97,7 @@ def view(study: Study, key: str) -> StudyView:
     counts = verdict_counts([study])
     failed = [run for run in study.runs if run.state == "failed"]
     several = len(plan.conditions) > 1
+    groups, once, stated = claim_groups(study), run_once(study), not_run(study)
     return StudyView(
         key=key,
         study=plan.study,
@@ -60,12 +106,16 @@ def view(study: Study, key: str) -> StudyView:
         eyebrow=f"Study {plan.study}, preset {plan.preset}" if study.runs else "Verdicts",
         title=plan.title,
         question=plan.question,
-        finding=words.finding(counts),
+        finding=_finding(study, counts, once, len(stated)),
         setup=_setup(study),
         counts=counts,
-        claims=claim_groups(study),
+        once=once,
+        claims=groups,
         claims_caption=_claims_caption(study),
+        not_run=stated,
+        forest=forest(groups),
         metrics=metric_tables(study),
+        pairs=pair_tables(study),
         figures=figure_views(study, key),
         cost=cost_table(study),
         failures=tuple(
@@ -77,7 +127,15 @@ def view(study: Study, key: str) -> StudyView:
         command=study.command,
         environment=_environment(study.environment),
         configuration=_configuration(study),
+        methods=methods(study),
+        bibtex=bibtex(study),
     )
+
+
+def _finding(study: Study, counts: dict[str, int], once: bool, stated: int) -> str:
+    if once:
+        return words.finding_of_one_run(sum(claim.estimate is not None for claim in study.summary.claims))
+    return words.finding(counts, stated)
 
 
 def keys(studies: Sequence[Study]) -> list[str]:
@@ -92,8 +150,8 @@ def keys(studies: Sequence[Study]) -> list[str]:
 
 
 def verdict_counts(studies: Sequence[Study]) -> dict[str, int]:
-    """How many claims got which verdict, every verdict named."""
-    found = Counter(claim.verdict for study in studies for claim in study.summary.claims)
+    """How many of the claims that were run got which verdict, every verdict named."""
+    found = Counter(claim.verdict for study in studies for claim in study.summary.claims if was_run(claim, study))
     return {verdict: found[verdict] for verdict in words.VERDICTS}
 
 
@@ -108,6 +166,8 @@ def _setup(study: Study) -> str:
             "were fixed before the results were seen is for their author to say."
         )
     open_runs = sum(run.state in ("running", "missing") for run in study.runs)
+    if all(run.state == "missing" for run in study.runs) and study.summary.conditions:
+        open_runs = 0  # only what the study found is kept here, without its runs
     unfinished = f" {open_runs} of {len(study.runs)} runs are not finished." if open_runs else ""
     return (
         f"{' × '.join(parts)}. Arms are compared on the same seeds; claims, their metrics and the smallest effects "
@@ -117,8 +177,14 @@ def _setup(study: Study) -> str:
 
 def _claims_caption(study: Study) -> str:
     """What the verdicts rest on and how often they err; never that intervals cover together, which they do not."""
-    claims = study.summary.claims
+    claims = [claim for claim in study.summary.claims if was_run(claim, study)]
     error = words.percent((1 - study.plan.level) / 2)
+    if run_once(study):
+        return (
+            "Differences are treated minus control. Each arm was run once, which decides nothing about the method; "
+            f"intervals are over items ({study.analysis.item_label}): what these models do on this data. More seeds "
+            f"give verdicts: {_more_seeds(study)}"
+        )
     decided = [claim for claim in claims if claim.interval and claim.interval[0] < claim.interval[1]]
     if decided and all(claim.p_holds is None for claim in decided):
         return (
@@ -145,10 +211,15 @@ def _claims_caption(study: Study) -> str:
             "Claims about models are decided over items: they say what these models do on this data, not what the "
             "method does with other seeds."
         )
-    over_seeds = [claim for claim in claims if claim.about == "method" and claim.n]
-    if over_seeds and all(claim.n == 1 and claim.across != "new" for claim in over_seeds):
-        parts.append("Each arm was run once, which decides nothing about the method: more seeds give verdicts.")
     return " ".join(parts)
+
+
+def _more_seeds(study: Study) -> str:
+    """How to go on: the same command with more seeds, in the same directory."""
+    if not study.runs:
+        return "judge runs of several seeds."
+    seeds = " ".join(str(max(study.plan.seeds) + place) for place in range(5))
+    return f"the command below with --seeds {seeds} goes on in the same directory, and keeps the run that is there."
 
 
 def _environment(record: dict[str, Any]) -> Pairs:

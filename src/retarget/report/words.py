@@ -87,17 +87,29 @@ def with_unit(label: str, unit: str) -> str:
     return f"{label} ({unit})" if unit else label
 
 
-def finding(counts: dict[str, int]) -> str:
-    """What a study found, in one sentence made from its verdicts.
+def finding(counts: dict[str, int], not_run: int = 0) -> str:
+    """What a study found, in one sentence made from the verdicts on the claims that were run.
+
+    Args:
+        counts: how many claims got which verdict.
+        not_run: how many others were stated, whose arms or conditions this study does not have.
 
     >>> finding({"holds": 3, "does not hold": 1, "not enough evidence": 2, "not measured": 1})
     '3 of 7 claims hold here, 1 does not, 2 lack evidence, 1 was not measured.'
     >>> finding({"holds": 0, "does not hold": 1})
     'The one claim does not hold here.'
+    >>> finding({}, not_run=2)
+    'None of 2 stated claims was run here.'
     """
     total = sum(counts.values())
     holds, fails, lacks, unmeasured = (counts.get(verdict, 0) for verdict in VERDICTS)
     if total == 0:
+        if not_run:
+            return (
+                "The one stated claim was not run here."
+                if not_run == 1
+                else f"None of {not_run} stated claims was run here."
+            )
         return "This study judges no claim."
     only = next((verdict for verdict in VERDICTS if counts.get(verdict, 0) == total), None)
     if only is not None:
@@ -110,6 +122,16 @@ def finding(counts: dict[str, int]) -> str:
     if unmeasured:
         parts.append(f"{unmeasured} {'was' if unmeasured == 1 else 'were'} not measured")
     return ", ".join(parts) + "."
+
+
+def finding_of_one_run(measured: int) -> str:
+    """The same where each arm was run once, so that nothing is decided about the method.
+
+    >>> finding_of_one_run(3)
+    'Each arm was run once: 3 differences are measured, and one run decides nothing about the method.'
+    """
+    differences = "one difference is" if measured == 1 else f"{measured} differences are"
+    return f"Each arm was run once: {differences} measured, and one run decides nothing about the method."
 
 
 def models(count: int) -> str:

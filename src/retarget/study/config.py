@@ -160,8 +160,13 @@ class StudyPlan(Strict):
     the sources of a task outside this package and of ``own_parts``, import paths ``module:name`` that the settings
     name.
 
+    ``packages`` are optional packages without which no run can be done, each with the extra that installs it: a dry run
+    names a missing one, and a study refuses before it writes anything.
+
     ``looks`` are the numbers of seeds at which verdicts are given, fixed before the first run, and ``look_weights`` the
     share of the error that each may spend (.2, .3, .5 for three looks, else equal shares).
+
+    ``references`` are BibTeX entries of what the study is about, for the page.
     """
 
     study: str
@@ -173,6 +178,7 @@ class StudyPlan(Strict):
     former_tasks: tuple[str, ...] = Field(default=(), exclude=True)
     data: tuple[str, ...] = Field(default=(), exclude=True)
     own_parts: tuple[str, ...] = Field(default=(), exclude=True)
+    packages: tuple[tuple[str, str], ...] = Field(default=(), exclude=True)
     prepare: str | None = None
     check: str | None = Field(default=None, exclude=True)
     remark: str | None = Field(default=None, exclude=True)
@@ -191,6 +197,7 @@ class StudyPlan(Strict):
     look_weights: tuple[FiniteFloat, ...] = ()
     threads: int = Field(default=1, ge=1)
     minutes_per_run: float | None = None
+    references: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Self:

@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, FiniteFloat, model_validator
+from pydantic import BeforeValidator, Field, FiniteFloat, NonNegativeInt, model_validator
 
 from retarget.settings import Strict
 from retarget.study.items import Items
@@ -22,6 +22,9 @@ Value = Annotated[float | None, BeforeValidator(_missing)]
 class Series(Strict):
     """One arm's values: ``y[i]`` belongs to seed i and has the length of ``x`` (a list of one for pooled data).
 
+    ``counts``, of the shape of ``y``, says how many items each value is a mean of: the mean over seeds is then weighted
+    by it, and a value of few items is drawn faint.
+
     >>> Series(label="PS-KD", x=[0, 1], y=[[2.3, 0.4], [2.4, float("nan")]]).y
     [[2.3, 0.4], [2.4, None]]
     """
@@ -29,17 +32,23 @@ class Series(Strict):
     label: str
     x: list[FiniteFloat]
     y: list[list[Value]]
+    counts: list[list[NonNegativeInt]] | None = None
 
     @model_validator(mode="after")
     def _same_length(self) -> Self:
         for index, seed in enumerate(self.y):
             if len(seed) != len(self.x):
                 raise ValueError(f"series {self.label!r}: y[{index}] has {len(seed)} values for {len(self.x)} of x")
+        if self.counts is not None and [*map(len, self.counts)] != [*map(len, self.y)]:
+            raise ValueError(f"series {self.label!r}: counts have another shape than y")
         return self
 
 
 class Lines(Strict):
-    """Curves with every seed drawn thin and the mean thick; ``diagonal`` draws y = x (reliability diagrams)."""
+    """Curves with every seed drawn thin and the mean thick; ``diagonal`` draws y = x (reliability diagrams).
+
+    ``counted`` names what the series' counts count (images, words); the counts are drawn below the curves.
+    """
 
     kind: Literal["lines"] = "lines"
     title: str
@@ -50,6 +59,7 @@ class Lines(Strict):
     diagonal: bool = False
     log_x: bool = False
     log_y: bool = False
+    counted: str = "items"
 
 
 class Bars(Strict):
@@ -73,18 +83,27 @@ class Bars(Strict):
 
 
 class Table(Strict):
-    """A plain table; cells are already formatted. The first column names the row."""
+    """A plain table; cells are already formatted. The first column names the row.
+
+    Attributes:
+        shades: how dark each cell after a row's first is, from 0 to 1 (a confusion table); none for a plain one.
+        folded: opened by a click, for what only some readers want.
+    """
 
     kind: Literal["table"] = "table"
     title: str
     caption: str
     columns: list[str]
     rows: list[list[str]]
+    shades: list[list[Annotated[float, Field(ge=0, le=1)]]] | None = None
+    folded: bool = False
 
     @model_validator(mode="after")
     def _same_width(self) -> Self:
         for index, row in enumerate(self.rows):
             _same_count(f"{self.title}: row {index}", "columns", self.columns, "cells", row)
+        if self.shades is not None and [len(one) + 1 for one in self.shades] != [*map(len, self.rows)]:
+            raise ValueError(f"{self.title}: shades have another shape than the cells")
         return self
 
 
@@ -130,7 +149,8 @@ class Analysis(Strict):
         item_intervals: ``{claim id: (low, high)}``, over items, of treated - control (or ``against``); shown.
         items: ``{claim id: what was counted or resampled over items}``: decides a claim about models.
         item_label: what those intervals are.
-        figures: what the page shows below the claims, in order.
+        figures: what the page shows, in order.
+        lead: titles of the figures that say most, which the page shows first.
         notes: sentences for the page (what was not measured and why, what to mind, ...).
         remarks: ``{condition: {arm: words}}``, beside the arm's name wherever its numbers stand ("undertrained").
     """
@@ -140,6 +160,7 @@ class Analysis(Strict):
     items: dict[str, Items] = Field(default_factory=dict)
     item_label: str = "item bootstrap"
     figures: list[Figure] = Field(default_factory=list)
+    lead: list[str] = Field(default_factory=list)
     notes: list[str] = Field(default_factory=list)
     remarks: dict[str, dict[str, str]] = Field(default_factory=dict)
 

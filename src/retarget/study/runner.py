@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from retarget.errors import UserError
-from retarget.extras import MissingExtraError
+from retarget.extras import MissingExtraError, refuse_missing
 from retarget.files import make_directory, read_json, write_json
 from retarget.own import load
 from retarget.study import tracking
@@ -68,7 +68,7 @@ def run_study(
 
     Raises:
         UserError: the directory does not fit or cannot be written, or the task cannot be imported.
-        MissingExtraError: the tracker is not installed; nothing was begun.
+        MissingExtraError: the tracker, or a package that the runs need, is not installed; nothing was begun.
         KeyboardInterrupt: on Ctrl-C and on SIGTERM, after the workers were stopped.
     """
     root = Path(directory).resolve()
@@ -76,10 +76,12 @@ def run_study(
         raise UserError("the plan names no task: task='module:function', the function of one run")
     if track:
         tracking.refuse_missing(track)
+    if plan.packages and _left(root, look(root, plan).plan, plan):
+        refuse_missing(plan.packages)
     with _terminable(), opened(root, plan, list(command or sys.argv)) as (here, where):
         whole = here.plan
         _check_needs(root, plan, whole)
-        if plan.prepare and not all(complete(place(root, whole, cell)) for cell in cells(plan)):
+        if plan.prepare and _left(root, whole, plan):
             load(plan.prepare)(plan)
         executor = executor or LocalExecutor(jobs, plan.threads)
         with display or Silent() as shown:
@@ -139,7 +141,7 @@ def survey(plan: StudyPlan, directory: str | Path, jobs: int = 1) -> dict[str, A
     whole = look(root, plan).plan
     _check_needs(root, plan, whole)
     asked = cells(plan)
-    left = sum(not complete(place(root, whole, cell)) for cell in asked)
+    left = _left(root, whole, plan)
     minutes = None if plan.minutes_per_run is None else round(left * plan.minutes_per_run / jobs, 1)
     return {
         "directory": str(directory),
@@ -152,9 +154,15 @@ def survey(plan: StudyPlan, directory: str | Path, jobs: int = 1) -> dict[str, A
     }
 
 
+def _left(root: Path, whole: StudyPlan, plan: StudyPlan) -> int:
+    """How many runs of a plan are not complete."""
+    return sum(not complete(place(root, whole, cell)) for cell in cells(plan))
+
+
 def _problem(plan: StudyPlan) -> str | None:
     """Why the runs could not be done here: a missing package, data that cannot be used; None where nothing is known."""
     try:
+        refuse_missing(plan.packages)
         if plan.check:
             load(plan.check)(plan)
     except (UserError, MissingExtraError) as error:

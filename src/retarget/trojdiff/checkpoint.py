@@ -244,6 +244,9 @@ def check_trainable(unet: UNet2DModel, scheduler: DDPMScheduler, where: str) -> 
         )
     if config.in_channels not in (1, 3):
         raise UserError(f"{where}: {config.in_channels} channels; only grey (1) and colour (3) images are trained")
+    skipping = [name for name in (*config.down_block_types, *config.up_block_types) if "Skip" in name]
+    if skipping and config.in_channels != 3:
+        raise UserError(f"{where}: {skipping[0]} takes colour images only, and these have {config.in_channels} channel")
     sides = config.sample_size if isinstance(config.sample_size, list | tuple) else [config.sample_size]
     if not sides or any(not isinstance(side, int) or not 1 <= side <= LARGEST_SIDE for side in sides):
         raise UserError(f"{where}: images of side {config.sample_size!r}; only sides up to {LARGEST_SIDE} are trained")

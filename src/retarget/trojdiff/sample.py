@@ -6,6 +6,7 @@ so the partition is part of a run's identity.
 """
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -294,7 +295,7 @@ def _claim(
         "seed": seed,
         "network": identity,
         # Betas, T and clipping; keys with an underscore say where the configuration came from.
-        "schedule": {key: value for key, value in dict(config).items() if not key.startswith("_")},
+        "schedule": {key: _plain(value) for key, value in dict(config).items() if not key.startswith("_")},
     }
     if sampler.clip(config) is not None:
         ours["clip"] = sampler.clip(config)  # batches of the solvers from before they clipped are others
@@ -304,6 +305,11 @@ def _claim(
         return
     make_directory(out)
     write_json(path, ours)
+
+
+def _plain(value: Any) -> Any:
+    """A setting as JSON can hold it: DPM-Solver's configurations have -inf for no bound."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _read(path: Path | None, count: int, shape: tuple[int, ...]) -> Tensor | None:

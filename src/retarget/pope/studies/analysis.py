@@ -9,10 +9,12 @@ from retarget.metrics.passk import pass_at_k
 from retarget.pope.studies.plan import ARMS, Settings
 from retarget.study.config import Claim
 from retarget.study.figures import Analysis, Bars, Figure, Lines, Series, Table, Text
+from retarget.study.items import Items, Shares
 from retarget.study.record import Results
 from retarget.study.statistics import bootstrap_difference
 
 RESAMPLES = 2000
+SOLVED = "Problems solved"
 FALLBACK = "Longest prefix allowed: none helped in the search"
 
 
@@ -34,13 +36,14 @@ def analyse(results: Results) -> Analysis:
         interval = item_interval(results, claim)
         if interval is not None:
             intervals[claim.id] = interval
-    return Analysis(item_intervals=intervals, figures=figures, notes=_notes(results))
+    lead = [figure.title for figure in figures if f"{SOLVED} while" in figure.title][:1]
+    return Analysis(item_intervals=intervals, items=_groups(results), figures=figures, lead=lead, notes=_notes(results))
 
 
 def _curves(results: Results, condition: str, prefix: str) -> list[Figure]:
     curves = (
         ("reward", "Reward", "share of correct rollouts"),
-        ("all_fail", "Groups without a success", "share of groups"),
+        ("all_fail", SOLVED, "share of problems with a correct rollout"),
         ("entropy", "Entropy", "nats a token"),
     )
     figures: list[Figure] = []
@@ -56,6 +59,8 @@ def _curves(results: Results, condition: str, prefix: str) -> list[Figure]:
                 shown = min(map(len, lines))  # bases differ in what their search cost, and so in batches
                 x = [line["step"] for line in lines[0][:shown]]
                 y = [[line.get(f"{stratum}/{metric}") for line in one[:shown]] for one in lines]
+                if metric == "all_fail":  # logged as groups without a success; a group is the rollouts of a problem
+                    y = [[None if failed is None else 1 - failed for failed in one] for one in y]
                 series.append(Series(label=name, x=x, y=y))
         if series:
             figures.append(
@@ -165,6 +170,25 @@ def _samples(results: Results, condition: str, prefix: str) -> list[Figure]:
     caption = "Rollouts are the first of their seed, not chosen. The grader's verdict stands in front."
     labels, texts = zip(*blocks, strict=True)
     return [Text(title=f"{prefix}One problem", caption=caption, labels=list(labels), blocks=list(texts))]
+
+
+def _groups(results: Results) -> dict[str, Items]:
+    """Of claims on the share of unguided groups with a reward: such groups, and all groups, of every training.
+
+    They are tested where every seed has the same share, as when no base ever sees a reward.
+    """
+    found: dict[str, Items] = {}
+    for claim in results.plan.claims:
+        if claim.metric != "signal" or claim.against is None:
+            continue
+        runs = [run for seed in results.seeds if (run := results.run(claim.condition, claim.arms[0], seed))]
+        failed = [line["unguided/all_fail"] for run in runs for line in run.history() if "unguided/all_fail" in line]
+        settings = Settings.model_validate(results.plan.settings)
+        groups = settings.prompts_per_batch * settings.rl_seeds  # of one generation batch, all trainings together
+        if failed:
+            hits = round(sum(1 - share for share in failed) * groups)
+            found[claim.id] = Shares(cells=[(hits, groups * len(failed))])
+    return found
 
 
 def item_interval(results: Results, claim: Claim) -> tuple[float, float] | None:

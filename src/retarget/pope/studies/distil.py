@@ -44,7 +44,7 @@ def distil(
         gradient_accumulation_steps=passes // settings.updates_per_batch, num_generations=settings.rollouts,
         max_prompt_length=settings.max_prompt_length, max_completion_length=settings.max_completion_length,
         temperature=settings.temperature, teacher_model_kind="ema", teacher_update_rate=UPDATE_RATE,
-        distillation_mode="full_logits", teacher_prompt_template="{privileged_context}", disable_dropout=True,
+        distillation_mode="full_logits", disable_dropout=True,
         save_strategy="steps", save_steps=save_every * settings.updates_per_batch, save_total_limit=1,
         logging_strategy="steps", logging_steps=settings.updates_per_batch, report_to="none", use_cpu=True, bf16=False,
         gradient_checkpointing=False, disable_tqdm=True,
@@ -52,6 +52,8 @@ def distil(
     columns: list[dict[str, Any]] = [{"prompt": prompt, "privileged_context": guided} for prompt, guided in rows]
     trainer = SDFTTrainer(model=network, args=config, train_dataset=Dataset.from_list(columns),
                           processing_class=tokenizer, callbacks=list(callbacks))  # fmt: skip
+    arguments: Any = trainer.args
+    arguments.teacher_prompt_template = "{privileged_context}"  # the configuration refuses one without {prompt}
     trainer.remove_callback(PrinterCallback)
     checkpoint = last_checkpoint(output)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

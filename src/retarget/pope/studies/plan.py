@@ -54,7 +54,7 @@ class Settings(Optimisation):
     eval_top_p: float = Field(default=0.95, gt=0, le=1, description=_CODE)
     eval_top_k: int = Field(default=50, ge=0, description=f"0 for none: {_CODE}")
     # The arm
-    role: Literal["base", "unguided", "pope", "trained"] = "base"
+    role: Literal["base", "unguided", "pope", "trained", "searched"] = "base"
 
 
 _TESTBED: dict[str, Any] = dict(
@@ -66,7 +66,9 @@ _TESTBED: dict[str, Any] = dict(
 )  # fmt: skip
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "demo": dict(**_TESTBED, hard_problems=32, held_problems=32, cycles=50, rl_seeds=1, samples=64),
+    "demo": dict(
+        **_TESTBED, base_steps=800, hard_problems=16, held_problems=16, cycles=20, rl_seeds=1, samples=32,
+    ),
     "small": dict(**_TESTBED, hard_problems=64, held_problems=64, cycles=80, rl_seeds=3, samples=256),
     "paper": dict(
         model="Qwen/Qwen3-4B-Instruct-2507", problems="problems.jsonl", held_out="held-out.jsonl", engine="vllm",
@@ -74,7 +76,23 @@ PRESETS: dict[str, dict[str, Any]] = {
     ),
 }  # fmt: skip
 
-MINUTES_PER_RUN = {"demo": 1.5, "small": 3.5, "paper": 2880.0}
+SEEDS = {"demo": (0, 1, 2, 3), "small": (0, 1, 2, 3, 4), "paper": (0,)}
+MINUTES_PER_RUN = {"demo": 0.3, "small": 3.5, "paper": 2880.0}
+
+REFERENCE = """@misc{qu2026pope,
+  author = {Qu, Yuxiao and Setlur, Amrith and Smith, Virginia and Salakhutdinov, Ruslan and Kumar, Aviral},
+  title = {{POPE}: Learning to Reason on Hard Problems via Privileged On-Policy Exploration},
+  year = {2026}, eprint = {2601.18779}, archivePrefix = {arXiv}
+}"""
+
+REFERENCE = """@misc{qu2026pope,
+  author = {Qu, Yuxiao and Setlur, Amrith and Smith, Virginia and Salakhutdinov, Ruslan and Kumar, Aviral},
+  title = {{POPE}: Learning to Reason on Hard Problems via Privileged On-Policy Exploration},
+  year = {2026}, eprint = {2601.18779}, archivePrefix = {arXiv}
+}"""
+
+PACKAGES = (("transformers", "rl"), ("trl", "rl"), ("datasets", "rl"), ("math_verify", "rl"))
+"""What runs of POPE's studies import, each with its extra."""
 
 ARMS = (
     Arm(name="base", label="base model", settings={"role": "base"}),
@@ -159,7 +177,7 @@ def plan(
     """The resolved study.
 
     Args:
-        preset: ``demo`` (one generated base, minutes), ``small`` (five bases × three trainings, both families and
+        preset: ``demo`` (four generated bases, minutes), ``small`` (five bases × three trainings, both families and
             both oracle styles, hours on two cores; ``family`` and ``style`` in ``config`` narrow it down) or ``paper``
             (Qwen3-4B on GPUs with vLLM).
         config: settings that override the preset's (keys of :class:`Settings`).
@@ -188,16 +206,18 @@ def plan(
         preset=preset,
         task="retarget.pope.studies.run:run",
         task_name="pope",
+        packages=PACKAGES,
         former_tasks=("retarget.pope.tasks.experiment:run",),
         analysis="retarget.pope.studies.analysis:analyse",
         settings=settings.model_dump(mode="json"),
         settings_model=Settings,
         conditions=conditions,
         arms=chosen,
-        seeds=tuple(seeds) if seeds else ((0, 1, 2, 3, 4) if preset == "small" else (0,)),
+        seeds=tuple(seeds) if seeds else SEEDS[preset],
         metrics=METRICS,
         claims=(*decided, *(one.model_copy(update={"condition": conditions[0].name}) for one in ELSEWHERE)),
         minutes_per_run=MINUTES_PER_RUN[preset],
+        references=(REFERENCE,),
     )
 
 

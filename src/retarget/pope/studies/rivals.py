@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import load_file
 
 from retarget.files import read_json, write_json
 from retarget.pope.controls import unrelated
@@ -64,7 +65,9 @@ _REWARDS = {"reference": "verify_with_reference", "continued": "verify_continued
 def run(run: Run) -> dict[str, float]:
     """Final metrics of one run, in percent where they are shares; see :mod:`retarget.pope.studies.rivals_plan`."""
     settings = RivalSettings.model_validate(run.settings)
-    return _base(run, settings) if settings.role == "base" else _trained(run, settings)
+    if settings.role == "base":
+        return _base(run, settings)
+    return _searched(run, settings) if settings.role == "searched" else _trained(run, settings)
 
 
 def world_of(run: Run, s: RivalSettings, cache: Path) -> World:
@@ -114,6 +117,33 @@ def _base(run: Run, s: RivalSettings) -> dict[str, float]:
         "reliance": float(np.nanmean(measured["reliance"])),
         "rollouts": costs.mining.rollouts + costs.search.rollouts, "tokens": costs.mining.tokens + costs.search.tokens,
     }  # fmt: skip
+
+
+def _searched(run: Run, s: RivalSettings) -> dict[str, float]:
+    """Another search on the base's hard problems, and what fresh rollouts say of its prefixes."""
+    base = run.other("base")
+    world = world_of(run, s, base / "checkpoint")
+    hard = read_problems(base / "hard.jsonl", answer_in_solution=False)
+    engine = world.engine()
+    prefixes = search_prefixes(
+        hard, world.sampler(engine, world.sampling, min(16, s.search_k)), s.cuts, s.search_k, cap=s.cap, unit=s.unit,
+        strategy=s.strategy, journal=run.checkpoint / "search.jsonl",
+        progress=lambda done, total, _: run.progress(done, total, "problem searched"),
+    )  # fmt: skip
+    write_json(run.directory / "prefixes.json", [one.to_json() for one in prefixes.found])
+    params = world.evaluation.model_copy(update={"seed": run.seed + FRESH_SEED, "purpose": "guided"})
+    sampler, guided = world.sampler(engine, params, s.samples), np.zeros(len(hard))
+    for at, problem in enumerate(hard):
+        run.progress(at, len(hard), "problem sampled with its prefix")
+        if problem.id in prefixes:
+            graded = sampler.graded(problem, prefixes[problem.id], s.samples)
+            guided[at] = np.mean([grade.correct for _, grade in graded])
+    found = np.array([one.status == "found" for one in prefixes.found])
+    before = load_file(base / "predictions.safetensors")
+    scores = guided_scores(guided, before["hard"][0] / s.samples, found)
+    cuts = [one.cut.fraction for one in prefixes.found if one.cut is not None]
+    run.save_predictions(guided=guided, found=found)
+    return {**scores, "search_rollouts": prefixes.rollouts, "prefix_length": 100 * float(np.mean(cuts))}
 
 
 def _easy(run: Run, s: RivalSettings, world: World) -> dict[str, list[Problem]]:
@@ -206,8 +236,6 @@ def _along(
     trainings: Sequence[dict[str, Any]], hard: Sequence[str], parts: Sequence[dict[str, Evaluation]], base: Path
 ) -> dict[str, float]:
     """What was seen while training, the mean over trainings; what one cannot know is NaN."""
-    from safetensors.numpy import load_file
-
     before = load_file(base / "predictions.safetensors")
     found: dict[str, list[float]] = {}
 

@@ -50,6 +50,10 @@ def _runs(results: Results, condition: str, arm: Arm) -> list[RunResult]:
     return [run for seed in results.seeds if (run := results.run(condition, arm.name, seed))]
 
 
+def _trained(runs: list[RunResult]) -> list[RunResult]:
+    return [run for run in runs if (run.directory / "groups.json").exists()]
+
+
 def _bars(results: Results, condition: str, prefix: str) -> list[Figure]:
     figures: list[Figure] = []
     for metrics, title, groups in _BARS:
@@ -110,7 +114,7 @@ def _probes(results: Results, runs: dict[str, list[RunResult]], prefix: str) -> 
     for name, title in names:
         series = []
         for arm in results.plan.arms:
-            lines = [read_json(run.directory / "probes.json")[0] for run in runs[arm.name] if arm.name != "base"]
+            lines = [read_json(run.directory / "probes.json")[0] for run in _trained(runs[arm.name])]
             lines = [one for one in lines if one]
             if lines:
                 series.append(Series(label=arm.label, x=[line["cycle"] for line in lines[0]],
@@ -126,8 +130,7 @@ def _overlap(results: Results, runs: dict[str, list[RunResult]], prefix: str) ->
     """Jaccard index of the sets of hard problems that two arms solved while training, over the bases of both."""
     solved = {}
     for arm in results.plan.arms:
-        if arm.name != "base":
-            solved[arm.name] = {run.directory.name: _solved(run) for run in runs[arm.name]}
+        solved[arm.name] = {run.directory.name: _solved(run) for run in _trained(runs[arm.name])}
     some = [name for name, sets in solved.items() if any(sets.values())]
     labels = {arm.name: arm.label for arm in results.plan.arms}
     rows = []
@@ -158,7 +161,7 @@ def _rays(results: Results, runs: dict[str, list[RunResult]], prefix: str) -> li
     rows = []
     for arm in results.plan.arms:
         gains: list[list[float]] = [[] for _ in names]
-        for run in runs[arm.name] if arm.name != "base" else []:
+        for run in _trained(runs[arm.name]):
             after, before = run.predictions(), bases[run.directory.name]
             for part in ("hard", "near", "far"):
                 rates = before[part][0] / samples

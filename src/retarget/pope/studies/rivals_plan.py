@@ -11,8 +11,8 @@ from pydantic import Field
 from retarget.errors import UserError
 from retarget.pope.studies.plan import CONDITIONS as WORLDS
 from retarget.pope.studies.plan import METRICS as FIRST
+from retarget.pope.studies.plan import PACKAGES, Settings
 from retarget.pope.studies.plan import PRESETS as FIRST_PRESETS
-from retarget.pope.studies.plan import Settings
 from retarget.settings import Strict, resolve_settings
 from retarget.study.config import Arm, Claim, Condition, Metric, StudyPlan, choose_arms, claims_under, refuse_decided
 
@@ -52,6 +52,7 @@ class RivalSettings(Settings):
         default="grpo",
         description="distil: TRL's SDFT, whose teacher is the same model with the whole solution in its prompt",
     )
+    strategy: Literal["grid", "bisect"] = Field(default="grid", description="of the prefix search; see search.py")
     adam_epsilon: float = Field(
         default=1e-8, gt=0, description="at the size of the reward's gradient a lone entropy bonus takes no full step"
     )
@@ -203,6 +204,14 @@ QUESTIONS = {
         Question(name="sizes", title="three sizes of the model", arms=(BASE, UNGUIDED, POPE), conditions=SIZES,
                  pairs=_PAIRS[:3]),
         Question(
+            name="search", title="the search by halves against the whole grid", conditions=FAMILIES[:1],
+            arms=(BASE, *(
+                Arm(name=name, label=label, needs=("base",),
+                    settings={"role": "searched", "strategy": name, "cuts": 8, "unit": "token"})
+                for name, label in (("grid", "all cuts from the shortest on"), ("bisect", "halving the cuts"))
+            )),
+        ),
+        Question(
             name="instruction", title="may a guided completion write the given part again?",
             conditions=(Condition(label="a base that does so half of the time", settings={"restated": 0.5}),),
             arms=(BASE, POPE, _arm("continued", "POPE, the given part must not be repeated", prefix="minimal",
@@ -243,6 +252,13 @@ METRICS = (
     Metric(name="tokens", label="tokens in all, prompts included", decimals=0, optional=True),
 )  # fmt: skip
 
+SEARCH_METRICS = (
+    Metric(name="search_rollouts", label="rollouts of the search", better="lower", decimals=0, optional=True),
+    Metric(name="prefix_length", label="length of the prefix", unit="%", better="lower", optional=True,
+           description="of the solution; a problem without a helpful prefix has the longest"),
+    *(one.model_copy(update={"optional": True}) for one in METRICS),
+)  # fmt: skip
+
 PRESETS: dict[str, dict[str, Any]] = {
     "demo": {
         **FIRST_PRESETS["demo"],
@@ -269,6 +285,18 @@ def claims(question: Question, condition: Condition, suffix: str) -> tuple[Claim
                   "guided_gain", "higher", 0.5, ("base",), against=0.0),
             claim("ray", "Ray interference: in a mixed run the problems that are easy already gain more than the hard "
                   "ones.", "ray", "higher", 1.0, ("hard_easy",), against=0.0),
+        )  # fmt: skip
+    if question.name == "search":
+        pair = ("bisect", "grid")
+        first = (
+            claim("cheaper", "Halving the cuts needs fewer rollouts than trying all of them.", "search_rollouts",
+                  "lower", 100.0, pair),
+            claim("as_good", "Fresh guided rollouts succeed as often, within half a point.", "guided_all", "higher",
+                  0.25, pair, margin=0.5),
+            claim("as_many", "As many problems get a helpful prefix, within five points.", "found", "higher", 1.0, pair,
+                  margin=5.0),
+            claim("as_short", "Prefixes are as short, within five points of the solution.", "prefix_length", "lower",
+                  1.0, pair, margin=5.0),
         )  # fmt: skip
     shown = {"hard_pass1": "hard_solved", "hard_solved": "hard_pass1", "held_pass1": "held_pass16"}
     return first + tuple(
@@ -323,13 +351,14 @@ def plan(
         preset=preset,
         task="retarget.pope.studies.rivals:run",
         task_name="pope.rivals",
+        packages=PACKAGES,
         analysis="retarget.pope.studies.rivals_analysis:analyse",
         settings=settings.model_dump(mode="json"),
         settings_model=RivalSettings,
         conditions=conditions,
         arms=choose_arms(question.arms, arms),
         seeds=tuple(seeds) if seeds else ((0, 1, 2, 3, 4) if preset == "small" else (0,)),
-        metrics=METRICS,
+        metrics=SEARCH_METRICS if name == "search" else METRICS,
         claims=tuple(claim for one in conditions for claim in claims(question, one, f"_{one.name}" if several else "")),
         minutes_per_run=MINUTES_PER_RUN[preset],
     )

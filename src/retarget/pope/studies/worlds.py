@@ -19,7 +19,7 @@ from retarget.pope.studies.testbed import PROMPTS, BaseModel, load_base, train_b
 EASY_PROBLEMS = 32
 ROWS = 256
 """Of one call of ``generate`` on a generated base: more of them cost little more."""
-BASE_STEPS = {"chain": 1500, "arms": 2500, "ends": 1500}
+BASE_STEPS = {"chain": 1500, "arms": 2500, "ends": 700}
 """Training steps that a family's base needs to solve its short problems."""
 _HELD_OUT_SEED = 1_000_003
 

@@ -118,7 +118,8 @@ class FocalLoss(Peer):
 
     Args:
         gamma: γ ≥ 0; 3 is the larger of the fixed values of Mukhoti et al. 2020 (Calibrating Deep Neural Networks
-            using Focal Loss; torrvision/focal_calibration, train_scripts/cifar100.sh); detection uses 2.
+            using Focal Loss; torrvision/focal_calibration, train_scripts/cifar100.sh); detection uses 2. Their loss
+            is a batch's sum, ours its mean: with their learning rate, multiply by the batch size.
     """
 
     labels_only = True

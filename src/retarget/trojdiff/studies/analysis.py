@@ -2,24 +2,18 @@
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from retarget.study.figures import Analysis, Figure, Images, Lines, Series, Table
+from retarget.study.figures import Analysis, Figure, Lines, Series, Table
 from retarget.study.items import Items, Shares
 from retarget.study.record import Results, RunResult
 from retarget.study.statistics import wilson_interval
 from retarget.trojdiff.config import CELLS
+from retarget.trojdiff.studies.pictures import SIDE_BY_SIDE, pictures, side_by_side
 from retarget.trojdiff.studies.plan import ATTACKS, EVERY, SAMPLER_LABELS, SamplingSettings, Settings
 
 CONDITION = "default"
 ITEM_LABEL = "Wilson interval over images"
-PICTURES = (
-    ("benign.png", "plain noise, stock sampler"),
-    ("trojan.png", "biased noise, Trojan sampler"),
-    ("stock.png", "biased noise, stock sampler"),
-    ("plain.png", "plain noise, Trojan sampler"),
-)
 
 
 def analyse(results: Results) -> Analysis:
@@ -41,10 +35,11 @@ def analyse(results: Results) -> Analysis:
     metrics[EVERY] = {"attack_every": _weakest(results, [arm.name for arm in ATTACKS])}
     tables = [_attack_table(results, attacks), _halves_table(results, attacks)]
     tables += [_benign_table(results), *_ladder_table(results, "ladder"), *_inception_table(results)]
-    figures: list[Figure] = [*tables, *_curves(results, attacks), *_shares(results, attacks), *_pictures(results)]
+    figures: list[Figure] = [*side_by_side(results, attacks), *tables, *_curves(results, attacks)]
+    figures += [*_shares(results, attacks), *pictures(results)]
     return Analysis(
         metrics={CONDITION: metrics}, items=_hits(results), item_label=ITEM_LABEL, figures=figures,
-        notes=_notes(results),
+        lead=[SIDE_BY_SIDE], notes=_notes(results),
     )  # fmt: skip
 
 
@@ -332,34 +327,6 @@ def _shares(results: Results, attacks: list[str]) -> list[Figure]:
             series=series,
         )
     ]
-
-
-def _pictures(results: Results) -> list[Figure]:
-    figures: list[Figure] = []
-    seed = results.seeds[0]
-    for arm in results.plan.arms:
-        run = results.run(CONDITION, arm.name, seed)
-        if run is None or "trojan_share" in arm.settings:
-            continue
-        folder = run.directory / "pictures"
-        shown = [(folder / name, label) for name, label in PICTURES]
-        shown += [
-            (folder / f"floor-{name.removesuffix('.png')}-{kind}.png", f"{label} ({kind} trigger)")
-            for kind in ("blend", "patch") for name, label in PICTURES[1:]
-        ]  # fmt: skip
-        figures += _images(results, f"Samples: {arm.label}", f"Seed {seed}, 20 sampling steps.", shown)
-        strip = [(folder / "strip.png", "from the biased noise to the image")]
-        caption = "Four images, one a row; states of the Trojan sampler."
-        figures += _images(results, f"Denoising: {arm.label}", caption, strip)
-    return figures
-
-
-def _images(results: Results, title: str, caption: str, shown: list[tuple[Path, str]]) -> list[Figure]:
-    there = [(path, label) for path, label in shown if path.exists()]
-    if not there:
-        return []
-    files, labels = [path.relative_to(results.directory) for path, _ in there], [label for _, label in there]
-    return [Images(title=title, caption=caption, files=files, labels=labels)]
 
 
 def _notes(results: Results) -> list[str]:

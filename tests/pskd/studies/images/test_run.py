@@ -22,8 +22,8 @@ QUICK = {"epochs": 4, "train_images": 250, "validation_images": 50}
 
 
 def settings(arm, **more):
-    chosen = next(one for one in plan("demo", {**QUICK, **more}).arms if one.name == arm)
-    study = plan("demo", {**QUICK, **more})
+    chosen = next(one for one in plan("demo", {**QUICK, **more}, arms=["all"]).arms if one.name == arm)
+    study = plan("demo", {**QUICK, **more}, arms=["all"])
     return study.run_settings(study.conditions[1], chosen)
 
 

@@ -151,8 +151,11 @@ def test_a_study_runs_and_its_analysis_draws(tmp_path):
     (counts,) = [note for note in analysis.notes if "the vocabulary has" in note]
     assert counts.startswith("train 60 pairs, 0 more left out for an empty side, ")
     assert "test 30 pairs" in counts
-    assert analysis.figures[2].labels[:2] == ["source", "reference"]
-    assert len(analysis.figures[2].blocks[1].splitlines()) == 5
+    first = analysis.figures[2].blocks[0].splitlines()
+    assert [line.partition(": ")[0] for line in first[:2]] == ["source", "reference"]
+    assert analysis.figures[2].labels[0] == "sentence 1"
+    assert len(first) == 4
+    assert len(analysis.figures[2].blocks) == 5
     assert np.isfinite(analysis.figures[0].series[0].y[0][0])
 
 

@@ -11,6 +11,7 @@ from retarget.data import names
 from retarget.errors import UserError
 from retarget.pskd.studies.detection.settings import Settings
 from retarget.pskd.studies.images.settings import Settings as ClassifierSettings
+from retarget.pskd.studies.references import PSKD
 from retarget.settings import resolve_settings
 from retarget.study.config import Arm, Claim, Metric, StudyPlan, choose_arms, claims_under, refuse_decided
 
@@ -154,6 +155,7 @@ def plan(
         task_name="pskd.detection",
         former_tasks=("retarget.pskd.tasks.detection:run",),
         data=data_paths(settings),
+        packages=(("lightning", "detection"), ("torchvision", "detection"), ("pycocotools", "detection")),
         prepare="retarget.pskd.studies.detection.prepare:prepare",
         check="retarget.pskd.studies.detection.prepare:check",
         analysis="retarget.pskd.studies.detection.analysis:analyse",
@@ -165,6 +167,7 @@ def plan(
         metrics=METRICS,
         claims=claims(),
         minutes_per_run=round(MINUTES_PER_RUN[preset] * settings.epochs / base["epochs"], 2),
+        references=(PSKD,),
     )
 
 

@@ -3,22 +3,24 @@
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-from scipy.stats import rankdata
 
 from retarget.metrics import calibration as c
+from retarget.pskd.studies.images.classes import class_figures
+from retarget.pskd.studies.images.ranks import corruptions, ranks
 from retarget.pskd.studies.images.scores import fitted_temperature, log_losses
 from retarget.pskd.studies.images.settings import SAME_WEIGHTS
-from retarget.pskd.studies.images.shift import kind_scores
 from retarget.study.config import Claim
-from retarget.study.figures import Analysis, Bars, Figure, Lines, Series, Table
+from retarget.study.figures import Analysis, Bars, Figure, Lines, Series
 from retarget.study.record import Results
 from retarget.study.statistics import bootstrap_difference
 
 SHOWN = ("cross_entropy", "label_smoothing", "pskd")  # curves of every arm would hide these
-RANKED = ("top1", "nll", "nll_scaled", "ece", "ece_scaled", "aurc", "aurc_scaled")
 RESAMPLES = 500
 OVER_CONFIDENT = 1.05  # a fitted temperature from here on
 TENTHS = ["easiest", *(f"{d}" for d in range(2, 10)), "hardest"]
+RELIABILITY, COVERAGE = "Reliability", "Risk and coverage"
+LEAD = (RELIABILITY, COVERAGE)
+"""What the page shows before its tables, of the first condition."""
 
 _ITEM_STATISTICS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], float]] = {
     "top1": lambda confidence, correct, nll: 100 * float(correct.mean()),
@@ -40,14 +42,16 @@ def analyse(results: Results) -> Analysis:
             metrics[condition.name].setdefault(arm, {})["top1_chance"] = chance
         figures += [*_curves(results, condition.name, prefix), *deciles]
         figures += _same_weights(results, condition.name, prefix, shares)
-        figures += [*_sweep(results, condition.name, prefix), *_ranks(results, condition.name, prefix)]
-        figures += _corruptions(results, condition.name, prefix)
+        figures += [*_sweep(results, condition.name, prefix), *ranks(results, condition.name, prefix)]
+        figures += corruptions(results, condition.name, prefix)
+        figures += class_figures(results, condition.name, prefix, _arms(results, condition.name))
     intervals = {}
     for claim in results.plan.claims:
         interval = _item_interval(results, claim)
         if interval is not None:
             intervals[claim.id] = interval
-    return Analysis(metrics=metrics, item_intervals=intervals, figures=figures, notes=_notes(results))
+    lead = [figure.title for figure in figures if figure.title.endswith(LEAD)][: len(LEAD)]
+    return Analysis(metrics=metrics, item_intervals=intervals, figures=figures, lead=lead, notes=_notes(results))
 
 
 def better_than_chance(labels: np.ndarray) -> float:
@@ -85,7 +89,7 @@ def _curves(results: Results, condition: str, prefix: str) -> list[Figure]:
     learning, reliability, coverage = [], [], []
     for arm, label in _arms(results, condition):
         epochs: list[float] = []
-        top1, gaps, risks = [], [], []
+        top1, gaps, counts, risks = [], [], [], []
         for seed in results.seeds:
             run = results.run(condition, arm, seed)
             if run is None:
@@ -97,11 +101,12 @@ def _curves(results: Results, condition: str, prefix: str) -> list[Figure]:
             probs = c.apply_temperature(arrays["test_logits"], 1.0)
             bins = c.reliability_diagram(probs, arrays["test_labels"], bins=10)
             gaps.append([None if np.isnan(value) else float(value) for value in bins.accuracy])
+            counts.append([int(count) for count in bins.count])
             curve = c.risk_coverage_curve(probs, arrays["test_labels"])
             grid = np.linspace(0.02, 1, 50)
             risks.append([float(v) for v in np.interp(grid, curve.coverage, curve.risk)])
         learning.append(Series(label=label, x=epochs, y=top1))
-        reliability.append(Series(label=label, x=[0.05 + 0.1 * b for b in range(10)], y=gaps))
+        reliability.append(Series(label=label, x=[0.05 + 0.1 * b for b in range(10)], y=gaps, counts=counts))
         coverage.append(Series(label=label, x=[float(v) for v in np.linspace(0.02, 1, 50)], y=risks))
     if not learning:
         return []
@@ -112,13 +117,13 @@ def _curves(results: Results, condition: str, prefix: str) -> list[Figure]:
             x_label="epoch", y_label="top-1 accuracy (%)", series=learning,
         ),
         Lines(
-            title=prefix + "Reliability",
+            title=prefix + RELIABILITY,
             caption="Accuracy of the test images in each tenth of confidence, before any temperature. On the diagonal "
             "confidence is honest; below it the model is over-confident.",
-            x_label="confidence", y_label="accuracy", series=reliability, diagonal=True,
+            x_label="confidence", y_label="accuracy", series=reliability, diagonal=True, counted="images",
         ),
         Lines(
-            title=prefix + "Risk and coverage",
+            title=prefix + COVERAGE,
             caption="Error among the test images kept when the least confident are set aside; lower is better, and "
             "the area under it is AURC.",
             x_label="share of images kept", y_label="error", series=coverage,
@@ -335,72 +340,9 @@ def recommended(weights: Sequence[float], values: np.ndarray) -> str:
     )
 
 
-def _ranks(results: Results, condition: str, prefix: str) -> list[Figure]:
-    """Each method's place by its mean over the seeds that all have, where there are peers to be ranked among."""
-    if not any("peer" in arm.settings for arm in results.plan.arms):
-        return []
-    runs = {arm.label: [results.run(condition, arm.name, seed) for seed in results.seeds] for arm in results.plan.arms}
-    runs = {label: many for label, many in runs.items() if any(many)}
-    common = [at for at in range(len(results.seeds)) if all(many[at] for many in runs.values())]
-    if not common or len(runs) < 3:
-        return []
-    ranked = [metric for metric in results.plan.metrics if metric.name in RANKED]
-    columns = []
-    for metric in ranked:
-        values = [[one.metrics[metric.name] for at in common if (one := many[at])] for many in runs.values()]
-        columns.append(_places(metric.better == "higher", values))
-    return [
-        Table(
-            title=f"{prefix}Ranks among {len(runs)} methods",
-            caption=f"Place by the mean over {len(common)} seed{'s' * (len(common) > 1)}, and the places on single "
-            "seeds from best to worst.",
-            columns=["method", *(metric.label for metric in ranked)],
-            rows=[list(row) for row in zip(runs, *columns, strict=True)],
-        )
-    ]
-
-
-def _corruptions(results: Results, condition: str, prefix: str) -> list[Figure]:
-    """One table a metric: every method under every corruption."""
-    found: dict[str, list[dict[str, dict[str, float]]]] = {}
-    for arm in results.plan.arms:
-        runs = [results.run(condition, arm.name, seed) for seed in results.seeds]
-        for arrays in (run.predictions() for run in runs if run):
-            if "shift_index" in arrays:
-                found.setdefault(arm.label, []).append(kind_scores(arrays, fitted_temperature(arrays)))
-    kinds = list(next(iter(found.values()))[0]) if found else []
-    return [
-        Table(
-            title=f"{prefix}{label} under each corruption",
-            caption="Mean over the seeds that a method has; the corruptions are CIFAR-C's, made from the test images.",
-            columns=["method", *(kind.replace("_", " ") for kind in kinds)],
-            rows=[
-                [method, *(f"{np.mean([scores[kind][name] for scores in seeds]):.{decimals}f}" for kind in kinds)]
-                for method, seeds in found.items()
-            ],
-        )
-        for name, label, decimals in (
-            ("corrupt_top1", "Top-1 accuracy (%)", 2),
-            ("corrupt_nll_scaled", "NLL after temperature", 3),
-            ("corrupt_ece", "ECE (%)", 2),
-            ("corrupt_ece_scaled", "ECE after temperature (%)", 2),
-        )
-        if kinds
-    ]
-
-
-def _places(higher: bool, values: list[list[float]]) -> list[str]:
-    """Of values [methods, seeds], each method's place by its mean, and its best and worst place on one seed."""
-    table = np.asarray(values) * (-1 if higher else 1)
-    mean = rankdata(table.mean(1), method="min")
-    single = rankdata(table, method="min", axis=0)
-    rows = zip(mean, single.min(1), single.max(1), strict=True)
-    return [f"{place:.0f}" + (f" ({best:.0f} to {worst:.0f})" if best < worst else "") for place, best, worst in rows]
-
-
 def _notes(results: Results) -> list[str]:
     notes = [
-        "Numbers are taken at the last epoch; the columns 'selected' at the epoch of the highest validation accuracy. "
+        "Numbers are taken at the last epoch, those 'at the selected epoch' at the highest validation accuracy. "
         "The test set takes no part in any choice.",
         "Calibration and ranking claims are decided after a temperature fitted on the validation part, which anyone "
         "may apply to any model; the raw figure stands beside and decides nothing.",

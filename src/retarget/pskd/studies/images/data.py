@@ -76,12 +76,13 @@ class Images:
 
 @dataclass(frozen=True)
 class Split:
-    """The parts of a study's data; ``clean_labels`` are the training labels before noise."""
+    """The parts of a study's data; ``clean_labels`` are the labels before noise, ``names`` those of classes."""
 
     train: Images
     validation: Images
     test: Images
     clean_labels: Tensor
+    names: tuple[str, ...]
 
 
 def split(settings: Settings) -> Split:
@@ -94,13 +95,13 @@ def split(settings: Settings) -> Split:
         UserError: the data set cannot be read, is too small for what is asked, its images differ in size and no
             ``image_size`` is set, or a file is damaged.
     """
-    parts, clean, classes = chosen(settings)
-    train, validation, test = loaded(parts, classes, settings)
-    return Split(train, validation, test, clean)
+    parts, clean, names = chosen(settings)
+    train, validation, test = loaded(parts, len(names), settings)
+    return Split(train, validation, test, clean, names)
 
 
-def chosen(settings: Settings) -> tuple[list[Part], Tensor, int]:
-    """Training, validation and test part before their files are decoded; the labels before noise; number of classes."""
+def chosen(settings: Settings) -> tuple[list[Part], Tensor, tuple[str, ...]]:
+    """Training, validation and test part before their files are decoded; the labels before noise; names of classes."""
     source = read(settings.dataset, settings.root)
     train, test, classes = source.train, source.test, len(source.names)
     if classes < 2:
@@ -127,7 +128,7 @@ def chosen(settings: Settings) -> tuple[list[Part], Tensor, int]:
     rest, apart = stratified(train.labels.numpy(), settings.validation_images, rng)
     kept, validation = train.take(rest), train.take(apart)
     noisy = replace(kept, labels=_noisy(kept.labels, classes, settings.label_noise, rng))
-    return [noisy, validation, test], kept.labels, classes
+    return [noisy, validation, test], kept.labels, source.names
 
 
 def loaded(parts: list[Part], classes: int, settings: Settings) -> list[Images]:

@@ -14,6 +14,7 @@ from torch.utils.data import BatchSampler as Batches
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from retarget.errors import UserError
+from retarget.files import write_json
 from retarget.own import part
 from retarget.pskd import peers
 from retarget.pskd.functional import widen
@@ -21,6 +22,7 @@ from retarget.pskd.peers.batches import BatchSampler
 from retarget.pskd.peers.networks import scaled_decay
 from retarget.pskd.peers.own import own_peer
 from retarget.pskd.studies.images import run as classification
+from retarget.pskd.studies.images.classes import NAMES
 from retarget.pskd.studies.images.data import Images, Normalise, Place, Split, TrainingSet, split, stream, whole_batch
 from retarget.pskd.studies.images.networks import build
 from retarget.pskd.studies.images.peers_plan import PeerSettings
@@ -172,6 +174,7 @@ def _train(run: Run, settings: PeerSettings) -> dict[str, float]:
     trainer.fit(module, datamodule=data, ckpt_path=last if last.exists() else None, weights_only=True)
     module.to(trainer.strategy.root_device)  # the trainer has taken it back to the CPU
     arrays = classification.predict(module, parts, normalise, settings, run.checkpoint / "selected.ckpt")
+    write_json(run.directory / NAMES, list(parts.names))
     run.save_predictions(**arrays)
     metrics = scores(arrays)
     metrics["train_loss"] = read_history(run.directory / "metrics.jsonl")[-1]["train_loss"]

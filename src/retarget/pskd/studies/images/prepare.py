@@ -75,12 +75,12 @@ def look_at(settings: Settings) -> tuple[int, Shape] | None:
     """As :func:`check`, of one run's settings; what is known of the images, as :func:`try_out` gives it."""
     if parse(settings.dataset)[0] == "torchvision":
         return None
-    parts, _, classes = chosen(settings)
+    parts, _, names = chosen(settings)
     size, view = sides(settings)
     channels, height, width = _first_shape(settings, parts, size)
     shape = (channels, view or height, view or width)
-    check_network(settings, classes, shape)
-    return classes, shape
+    check_network(settings, len(names), shape)
+    return len(names), shape
 
 
 def check_network(settings: Settings, classes: int, shape: Shape) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from retarget.errors import DivergedError
+from retarget.files import write_json
 from retarget.pskd.functional import alpha_at, widen
 from retarget.pskd.lightning import PSKDCallback, WholeCheckpoints
 from retarget.pskd.method import PSKD
@@ -24,6 +25,7 @@ from retarget.pskd.past.of_class import PastOfClass
 from retarget.pskd.past.previous import PreviousModel
 from retarget.pskd.past.rows import TopK
 from retarget.pskd.soft_labels import soft_targets
+from retarget.pskd.studies.images.classes import NAMES
 from retarget.pskd.studies.images.data import (
     EpochSampler,
     Images,
@@ -322,6 +324,7 @@ def train(run: Run, settings: Settings) -> dict[str, float]:
         arrays["gradient_norm"] = gradients.norm
     if gradients.same_weights is not None and settings.mixing == "none" and settings.devices == 1:
         arrays["gradient_same_weights"] = gradients.same_weights
+    write_json(run.directory / NAMES, list(parts.names))
     run.save_predictions(**arrays)
     metrics = scores(arrays)
     metrics["train_loss"] = read_history(run.directory / "metrics.jsonl")[-1]["train_loss"]

@@ -81,6 +81,14 @@ class Settings(Strict):
     )
     mixed_rows: Literal["dropped", "kept"] = Field(default="dropped", description="predictions of mixed images")
 
+    def packages(self) -> tuple[tuple[str, str], ...]:
+        """Optional packages that a run of these settings imports, each with its extra."""
+        extras = {"lightning": "vision", "torchvision": "vision"}
+        if self.dataset == "digits":
+            extras["sklearn"] = "vision"
+        kind = self.network.partition(":")[0]
+        return (*extras.items(), *{"timm": [("timm", "vision")], "hf": [("transformers", "text")]}.get(kind, ()))
+
     @model_validator(mode="after")
     def _fits(self) -> "Settings":
         if self.batch_size % self.devices:
@@ -115,4 +123,4 @@ PRESETS: dict[str, dict[str, Any]] = {
     ),
 }  # fmt: skip
 
-MINUTES_PER_RUN = {"demo": 0.1, "small": 7.0, "paper": 90.0}
+MINUTES_PER_RUN = {"demo": 0.06, "small": 7.0, "paper": 90.0}

@@ -9,6 +9,8 @@ from retarget.study.record import Results, RunResult
 
 MULTI30K_BASELINE = 29.0
 """BLEU of the paper's baseline, Multi30k German to English."""
+SHOWN = 5
+"""Sentences whose translations the page shows."""
 _FAR_SHORT = 3.0  # BLEU below the published baseline from which a baseline is called undertrained
 
 
@@ -38,7 +40,8 @@ def _runs(results: Results, condition: str, arm: str) -> list[RunResult]:
 
 
 def _figures(results: Results, condition: str, prefix: str) -> list[Figure]:
-    learning, reliability, samples = [], [], []
+    learning, reliability = [], []
+    translated: dict[str, list[str]] = {}
     for arm in results.plan.arms:
         runs = _runs(results, condition, arm.name)
         if not runs:
@@ -46,18 +49,22 @@ def _figures(results: Results, condition: str, prefix: str) -> list[Figure]:
         history = [run.history() for run in runs]
         epochs = [line["step"] + 1.0 for line in history[0]]
         learning.append(Series(label=arm.label, x=epochs, y=[[line["val_nll"] for line in one] for one in history]))
-        gaps = []
+        gaps, counts = [], []
         for run in runs:
             arrays = run.predictions()
             diagram = c.reliability_diagram(arrays["test_confidence"], arrays["test_correct"])
             gaps.append(diagram.accuracy.tolist())
-        reliability.append(Series(label=arm.label, x=[(i + 0.5) / 10 for i in range(10)], y=gaps))
+            counts.append([int(count) for count in diagram.count])
+        reliability.append(Series(label=arm.label, x=[(i + 0.5) / 10 for i in range(10)], y=gaps, counts=counts))
         lines = (runs[0].directory / "translations.txt").read_text(encoding="utf-8").splitlines()
-        if not samples:
-            samples += _originals(runs[0])
-        samples.append((arm.label, "\n".join(lines[:5])))
+        translated = translated or _originals(runs[0])
+        translated[arm.label] = lines[:SHOWN]
     if not learning:
         return []
+    samples = [
+        "\n".join(f"{who}: {lines[at]}" for who, lines in translated.items() if at < len(lines)) for at in range(SHOWN)
+    ]
+    samples = [one for one in samples if one]
     return [
         Lines(
             title=f"{prefix}validation NLL a word", caption="Teacher-forced, every seed thin and the mean thick.",
@@ -65,21 +72,21 @@ def _figures(results: Results, condition: str, prefix: str) -> list[Figure]:
         ),
         Lines(
             title=f"{prefix}reliability of words", caption="Share of right words by the probability given to them.",
-            x_label="confidence", y_label="accuracy", series=reliability, diagonal=True,
+            x_label="confidence", y_label="accuracy", series=reliability, diagonal=True, counted="words",
         ),
         Text(
-            title=f"{prefix}translations", caption="The first five test sentences, first seed.",
-            labels=[label for label, _ in samples], blocks=[text for _, text in samples],
+            title=f"{prefix}translations", caption="The first test sentences, first seed, beside their references.",
+            labels=[f"sentence {at}" for at in range(1, len(samples) + 1)], blocks=samples,
         ),
     ]  # fmt: skip
 
 
-def _originals(run: RunResult) -> list[tuple[str, str]]:
+def _originals(run: RunResult) -> dict[str, list[str]]:
     """The test sentences that the page shows beside their translations; none of a run that did not keep them."""
     file = run.directory / "data.json"
     pairs = read_json(file)["samples"] if file.exists() else []
     sides = zip(("source", "reference"), zip(*pairs, strict=True), strict=False)
-    return [(label, "\n".join(side)) for label, side in sides]
+    return {label: list(side) for label, side in sides}
 
 
 def _counts(results: Results, condition: str, prefix: str) -> list[str]:

@@ -81,13 +81,17 @@ def _lines(file: Path, settings: Settings) -> list[str]:
         ) from error
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
+        likely = "utf-16" if error.object[:2] in (b"\xff\xfe", b"\xfe\xff") else "latin1"
         raise UserError(
             f"{file}, line {line}: byte {error.object[error.start]:#04x} is not UTF-8; convert the file, for example "
-            "with iconv -f latin1 -t utf-8"
+            f"with iconv -f {likely} -t utf-8"
         ) from error
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{file} cannot be read: {error}") from error
-    return [line.replace("\r", " ").strip() for line in text.removesuffix("\n").split("\n")]
+    lines = text.removesuffix("\n").split("\n")
+    if all("\t" in line for line in lines):
+        raise UserError(f"{file}: every line holds a tab, so it is a table; give one sentence a line, as cut -f1 does")
+    return [line.replace("\r", " ").replace("\t", " ").strip() for line in lines]
 
 
 def grammar(number: int, seed: int) -> Pairs:

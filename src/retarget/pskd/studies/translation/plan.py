@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from retarget.errors import UserError
+from retarget.pskd.studies.references import PSKD
 from retarget.pskd.studies.translation.settings import Settings
 from retarget.settings import resolve_settings
 from retarget.study.config import Arm, Claim, Condition, Metric, StudyPlan, choose_arms, claims_under, refuse_decided
@@ -110,6 +111,7 @@ def plan(
         task_name="pskd.translation",
         former_tasks=("retarget.pskd.tasks.translation:run",),
         data=data_paths(settings),
+        packages=(("transformers", "text"), ("accelerate", "text"), ("sacrebleu", "text")),
         prepare="retarget.pskd.studies.translation.prepare:prepare",
         check="retarget.pskd.studies.translation.prepare:prepare",
         analysis="retarget.pskd.studies.translation.analysis:analyse",
@@ -123,6 +125,7 @@ def plan(
             one for c in conditions for one in claims(c.name, "" if len(conditions) == 1 else f"_{c.name}")
         ),
         minutes_per_run=MINUTES_PER_RUN[preset],
+        references=(PSKD,),
     )  # fmt: skip
 
 

@@ -1,0 +1,8 @@
+"""BibTeX of what PS-KD's studies are about."""
+
+PSKD = """@inproceedings{kim2021pskd,
+  author = {Kim, Kyungyul and Ji, ByeongMoon and Yoon, Doyoung and Hwang, Sangheum},
+  title = {Self-Knowledge Distillation with Progressive Refinement of Targets},
+  booktitle = {Proceedings of the IEEE/CVF International Conference on Computer Vision},
+  year = {2021}
+}"""

@@ -1,0 +1,184 @@
+"""A paragraph "Methods" that can be pasted into a paper, and its BibTeX, from the plan and the records alone."""
+
+import re
+from collections.abc import Iterable
+
+from retarget.report import words
+from retarget.report.claims import arm_labels, run_once, was_run
+from retarget.report.source import Study
+from retarget.study.results import ClaimResult
+
+HOLM = """@article{holm1979,
+  author = {Holm, Sture},
+  title = {A Simple Sequentially Rejective Multiple Test Procedure},
+  journal = {Scandinavian Journal of Statistics},
+  volume = {6}, number = {2}, pages = {65--70}, year = {1979}
+}"""
+MCNEMAR = """@article{fagerland2013,
+  author = {Fagerland, Morten W. and Lydersen, Stian and Laake, Petter},
+  title = {The {McNemar} Test for Binary Matched-Pairs Data: Mid-p and Asymptotic Are Better than Exact Conditional},
+  journal = {BMC Medical Research Methodology},
+  volume = {13}, number = {91}, year = {2013}
+}"""
+NEWCOMBE = """@article{newcombe1998,
+  author = {Newcombe, Robert G.},
+  title = {Improved Confidence Intervals for the Difference between Binomial Proportions Based on Paired Data},
+  journal = {Statistics in Medicine},
+  volume = {17}, number = {22}, pages = {2635--2650}, year = {1998}
+}"""
+
+
+def methods(study: Study) -> str:
+    """What was run, what was compared and how it was decided; paragraphs divided by an empty line.
+
+    Works are cited by their key of :func:`bibtex`, as ``[@holm1979]``.
+    """
+    parts = [_runs(study), _settings(study), _claims(study), _rules(study), _software(study)]
+    return "\n\n".join(filter(None, parts))
+
+
+def bibtex(study: Study) -> str:
+    """Entries of the software, of what the study is about, and of the procedures that its verdicts rest on."""
+    entries = [_own(study), *study.plan.references]
+    claims = [claim for claim in study.summary.claims if was_run(claim, study)]
+    if claims and not run_once(study):
+        entries.append(HOLM)
+    if any(claim.about == "models" for claim in claims):
+        entries += [MCNEMAR, NEWCOMBE]
+    return "\n\n".join(entry.strip() for entry in entries)
+
+
+def _runs(study: Study) -> str:
+    plan = study.plan
+    arms = _listed(arm.label for arm in plan.arms)
+    seeds = f"{'seed' if len(plan.seeds) == 1 else 'seeds'} {_listed(map(str, plan.seeds))}"
+    where = ""
+    if len(plan.conditions) > 1:
+        labels = _listed(one.label or one.name for one in plan.conditions)
+        where = f", under {words.plural(len(plan.conditions), 'condition')} ({labels})"
+    if not study.runs:
+        return f"We compared {words.plural(len(plan.arms), 'arm')} ({arms}){where}, paired by {seeds}."
+    finished = sum(run.state == "complete" for run in study.runs)
+    missing = f" Of {len(study.runs)} runs, {finished} finished." if finished < len(study.runs) else ""
+    return (
+        f"We trained {words.plural(len(plan.arms), 'arm')} ({arms}){where}, each with the same {seeds}, so that arms "
+        f"are compared on equal data order, initial weights and budget.{missing}"
+    )
+
+
+def _settings(study: Study) -> str:
+    """Settings of every run, and what arms and conditions change."""
+    plan = study.plan
+
+    def stated(settings: dict[str, object]) -> str:
+        return ", ".join(f"{name} {_value(value)}" for name, value in settings.items() if value is not None)
+
+    parts = [f"Settings of every run: {stated(plan.settings)}."] if plan.settings else []
+    parts += [f"{one.label or one.name}: {stated(one.settings)}." for one in plan.conditions if one.settings]
+    parts += [f"{one.label}: {stated(one.settings)}." for one in plan.arms if one.settings]
+    return " ".join(parts)
+
+
+def _claims(study: Study) -> str:
+    claims = [claim for claim in study.summary.claims if was_run(claim, study)]
+    if not claims:
+        return ""
+    labels = {one.name: one.label or one.name for one in study.plan.conditions}
+    several = len(labels) > 1
+    stated = "; ".join(f"({place}) {_claim(claim, study, labels, several)}" for place, claim in enumerate(claims, 1))
+    fixed = "fixed before the first run" if study.runs else "stated with the results"
+    found = str(study.environment.get("claims_hash") or study.plan.claims_hash())
+    return f"Claims, metrics and smallest effects of interest were {fixed} (hash {found[:12]}): {stated}."
+
+
+def _claim(claim: ClaimResult, study: Study, labels: dict[str, str], several: bool) -> str:
+    arms, metric = (
+        arm_labels(study),
+        {one.name: one.label for one in study.plan.metrics}.get(claim.metric, claim.metric),
+    )
+    against = f"the constant {claim.against:g}" if claim.against is not None else arms[claim.arms[-1]]
+    bound = f"margin {claim.margin:g}" if claim.margin is not None else f"smallest effect {claim.smallest_effect:g}"
+    where = f", {labels.get(claim.condition, claim.condition)}" if several and claim.condition else ""
+    across = f", {words.ACROSS[claim.across]}" if claim.across else ""
+    family = ", secondary" if claim.family == "secondary" else ""
+    return (
+        f"{claim.sentence.rstrip('.')}: {metric} of {arms[claim.arms[0]]} against {against}, {claim.direction} is "
+        f"better, {bound}{f' {claim.unit}' if claim.unit else ''}{where}{across}{family}"
+    )
+
+
+def _rules(study: Study) -> str:
+    claims = [claim for claim in study.summary.claims if was_run(claim, study)]
+    if not claims:
+        return ""
+    if run_once(study):
+        return (
+            f"Each arm was run once, so that no claim about the method is decided; intervals are over items, at "
+            f"{words.percent(study.plan.level)}."
+        )
+    error = words.percent((1 - study.plan.level) / 2)
+    parts = [
+        "For each claim the paired differences were tested twice, one-sided: against no difference (“holds”) and "
+        "against the smallest effect of interest (“does not hold”), each chain of tests by Holm's procedure "
+        f"[@holm1979] with a family-wise error of {error}."
+    ]
+    if {"primary", "secondary"} <= {claim.family for claim in claims}:
+        parts.append("Primary and secondary claims are two families.")
+    if study.plan.looks:
+        looks = _listed(f"{count} ({weight:g} of the error)" for count, weight in study.plan.planned_looks)
+        parts.append(f"Verdicts were planned at {looks} seeds; the verdict of a look stands.")
+    if any(claim.about == "models" for claim in claims):
+        parts.append(
+            "Claims about these models were tested over items, binary ones by the mid-p McNemar test "
+            "[@fagerland2013] with Newcombe's interval [@newcombe1998], others by the bootstrap."
+        )
+    return " ".join(parts)
+
+
+def _software(study: Study) -> str:
+    found = study.environment
+    versions = found.get("versions") if isinstance(found.get("versions"), dict) else {}
+    commit = found.get("commit") if isinstance(found.get("commit"), dict) else {}
+    hardware = found.get("hardware") if isinstance(found.get("hardware"), dict) else {}
+    packages = _listed(f"{name} {version}" for name, version in (versions or {}).items() if name != "retarget")
+    at = f" at commit {str(commit['hash'])[:10]}" if commit and commit.get("hash") else ""
+    own = (versions or {}).get("retarget")
+    parts = [f"We used Retarget{f' {own}' if own else ''}{at} [@retarget]{f', with {packages}' if packages else ''}."]
+    if hardware and hardware.get("cpu"):
+        gpus = hardware.get("gpus") or []
+        with_gpus = f", with {_listed(map(str, gpus))}" if gpus else ", without a GPU"
+        parts.append(f"Runs were made on {hardware.get('cores')} cores of {hardware['cpu']}{with_gpus}.")
+    return " ".join(parts)
+
+
+def _own(study: Study) -> str:
+    found = study.environment
+    versions, commit = found.get("versions"), found.get("commit")
+    version = versions.get("retarget") if isinstance(versions, dict) else None
+    fields = ["author = {{The Retarget developers}}", "title = {Retarget}"]
+    fields += [f"version = {{{_braced(str(version))}}}"] if version else []
+    if isinstance(commit, dict) and commit.get("hash"):
+        fields.append(f"note = {{commit {_braced(str(commit['hash']))}}}")
+    return "@software{retarget,\n  " + ",\n  ".join(fields) + "\n}"
+
+
+def _braced(text: str) -> str:
+    """Text without what would end a BibTeX field."""
+    return re.sub(r"[{}\\%]", "", text)
+
+
+def _value(value: object) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, dict):
+        return "(" + ", ".join(f"{name} {_value(one)}" for name, one in value.items() if one is not None) + ")"
+    return "/".join(map(_value, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _listed(parts: Iterable[str]) -> str:
+    """
+    >>> _listed(["a", "b", "c"])
+    'a, b and c'
+    """
+    parts = list(parts)
+    return " and ".join(filter(None, (", ".join(parts[:-1]), *parts[-1:])))
