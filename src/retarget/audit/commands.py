@@ -13,6 +13,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from retarget.audit.errors import CLEAN, ERROR, TROJANED, UNDECIDED
 from retarget.errors import UsageError, UserError
+from retarget.extras import require
 
 if TYPE_CHECKING:
     from retarget.audit.outcome import Outcome
@@ -67,6 +68,7 @@ def audit(words: Sequence[str]) -> int:
 
 def _audit(words: list[str]) -> int:
     given = tyro.cli(AuditArguments, args=words, prog="retarget audit")
+    require("diffusers", "diffusion")
     if given.preset == "demo":
         if given.pipelines:
             raise UsageError("--preset demo makes its own pipelines: give no PIPELINE")
