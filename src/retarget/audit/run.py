@@ -100,7 +100,8 @@ def concluded(
     if found.score >= SUSPICIOUS:
         firing = fire(subject, found.best, seed + 1)
     fires = None if firing is None else firing.fires
-    verdict, code, reason, rate = decide(found.score, found.best.undo, fires, residual, family)
+    strength = None if firing is None else firing.strength
+    verdict, code, reason, rate = decide(found.score, found.best.undo, strength, residual, family)
     statistics: dict[str, Any] = dict(found.statistics) | found.best.notes
     if firing is not None:
         statistics |= {"firing_trojan": firing.trojan_undo, "firing_stock": firing.stock_undo}
