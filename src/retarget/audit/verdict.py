@@ -51,11 +51,12 @@ def decide(
 
 def _rate(score: float, family: Family) -> ErrorRate:
     p = p_value(score, family.scores)
-    most = false_positives(0, len(family.scores))
+    as_high = sum(one >= score for one in family.scores)
+    most = false_positives(as_high, len(family.scores))
     sentence = (
-        f"p = {p:.3f} among {len(family.scores)} clean models ({family.name}) that went through the same search; "
-        f"verdicts are at {LEVEL:.0%}, which holds for checkpoints that are exchangeable with them. None of them above "
-        f"the highest score bounds the rate by {most:.1%}."
+        f"p = {p:.3f}: {as_high} of {len(family.scores)} clean models ({family.name}) score as high in the same search, so "
+        f"that at most {most:.1%} of such models do (95 % confidence). Verdicts are at {LEVEL:.0%}; both hold for "
+        "checkpoints that are exchangeable with these models."
     )
     return ErrorRate(
         known=True, family=family.name, models=len(family.scores), p_value=p, level=LEVEL, sentence=sentence
