@@ -54,8 +54,8 @@ def _rate(score: float, family: Family) -> ErrorRate:
     as_high = sum(one >= score for one in family.scores)
     most = false_positives(as_high, len(family.scores))
     sentence = (
-        f"p = {p:.3f}: {as_high} of {len(family.scores)} clean models ({family.name}) score as high in the same search, "
-        f"so that at most {most:.1%} of such models do (95 % confidence). Verdicts are at {LEVEL:.0%}; both hold for "
+        f"p = {p:.3f}: {as_high} of {len(family.scores)} clean models ({family.name}) score as high in one search, so "
+        f"that at most {most:.1%} of such models do (95 % confidence). Verdicts are at {LEVEL:.0%}; both hold for "
         "checkpoints that are exchangeable with these models."
     )
     return ErrorRate(
