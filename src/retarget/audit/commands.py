@@ -104,8 +104,10 @@ def _audited(path: Path, folder: Path, given: AuditArguments) -> "Outcome":
 
     try:
         return audit_pipeline(path, folder, given.data, given.public_key, given.seed)
-    except (UserError, ImportError):
+    except ImportError:
         raise
+    except UserError as error:
+        return Outcome(pipeline=str(path), verdict="error", exit_code=ERROR, reason=str(error))
     except Exception as error:  # noqa: BLE001 - else a trojaned pipeline beside this one would go unreported
         traceback.print_exc()
         reason = f"the audit failed in a way that nobody foresaw ({type(error).__name__}: {error})"
