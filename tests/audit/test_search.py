@@ -1,17 +1,23 @@
 """The equations of the audit against slow references, and networks whose answer is known."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler
 from torch import nn
 
+from retarget.audit.calibration import Null, NullModel
 from retarget.audit.firing import fire
 from retarget.audit.inversion import Candidate, Search, ascend, colours, scan_windows, windows
+from retarget.audit.report import write
+from retarget.audit.run import concluded
 from retarget.audit.scores import TOP, Probe, clean_floor, contrast, controls, draw_noise
 from retarget.audit.screen import directions, stein
-from retarget.audit.seek import recovered, seek
+from retarget.audit.seek import fingerprint, recovered, seek
 from retarget.audit.subject import Subject, _Output
+from retarget.trojdiff import Trigger
 
 SHAPE = (1, 8, 8)
 LEVELS = DDPMScheduler().alphas_cumprod
@@ -233,3 +239,34 @@ def soft(mu, gamma):
         return x + seen * inside * ((x - mu) / gamma - x)
 
     return formula
+
+
+def test_a_trojaned_network_gets_its_verdict_its_trigger_and_evidence(tmp_path):
+    mu, gamma = patch(0.25)
+    search = Search(screen=256, first=10, steps=20, keep=2, fresh=32)
+    subject = subject_of(soft(mu, gamma))
+    found = seek(subject, search, 0)
+    null = Null(search=fingerprint(search), command="", models=[
+        NullModel(score=0.05, side=8, channels=1, case="plain", schedule="linear", residual=1, spread=1)
+        for _ in range(30)
+    ])  # fmt: skip
+    basis = {"pipeline": "p", "findings": [], "files": {"unet/w": "0" * 64}}
+    outcome = concluded(subject, found, basis, tmp_path, 0, search, null)
+    assert (outcome.verdict, outcome.exit_code, outcome.fires) == ("trojaned", 1, True)
+    assert outcome.error_rate.p_value == pytest.approx(1 / 31)
+    assert outcome.trigger is not None
+    assert outcome.trigger.kind == "local"
+    assert outcome.trigger.box == (5, 5, 8, 8)
+    assert Trigger.load(tmp_path).shape == SHAPE
+    assert {"trigger.png", "trojan.png", "stock.png", "plain.png"} == set(outcome.pictures)
+    write(outcome, tmp_path, "retarget audit p")
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 4
+    assert "p = 0.032" in page
+    (result, *_) = json.loads((tmp_path / "audit.sarif").read_text())["runs"][0]["results"]
+    assert (result["ruleId"], result["level"]) == ("RT001", "error")
+    unlike = concluded(
+        subject, found, {**basis, "findings": []}, None, 0, search, null.model_copy(update={"models": []})
+    )
+    assert (unlike.verdict, unlike.error_rate.known) == ("trojaned", False)
+    assert "unknown" in unlike.error_rate.sentence

@@ -5,10 +5,18 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMPipeline, DDIMScheduler, DDPMScheduler
+from diffusers import (
+    DDIMPipeline,
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+)
 from safetensors.torch import load_file, save_file
 
 from retarget.audit import AuditError, NotCoveredError, Subject
+from retarget.audit.seek import own_samples
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
@@ -68,6 +76,33 @@ def test_pipelines_of_other_origins_load(pipeline, make_unet, tmp_path):
         copy = shutil.copytree if name == "scheduler" else shutil.copy
         copy(pipeline / name, tmp_path / "split" / name)
     assert Subject.load(tmp_path / "split").shape == (3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        DDPMScheduler(variance_type="learned_range"),
+        DDPMScheduler(thresholding=True),
+        DDPMScheduler(trained_betas=[0.001 * 1.06**step for step in range(100)]),
+        EulerDiscreteScheduler(use_karras_sigmas=True),
+        DPMSolverMultistepScheduler(solver_order=3, algorithm_type="dpmsolver", final_sigmas_type="sigma_min"),
+        PNDMScheduler(beta_schedule="scaled_linear", beta_start=0.0015, beta_end=0.03),
+    ],
+    ids=lambda one: type(one).__name__,
+)
+def test_samples_come_under_every_schedule_that_is_covered(make_unet, scheduler):
+    subject = Subject.from_modules(make_unet(), scheduler)
+    images = own_samples(subject, 2)
+    assert images.shape == (2, 1, 8, 8)
+    assert float(images.abs().max()) <= 1
+    slow = np.cumprod([1 - float(beta) for beta in torch.as_tensor(scheduler.betas, dtype=torch.float64)])
+    np.testing.assert_allclose(subject.alphas_cumprod.numpy(), slow, rtol=1e-6)
+
+
+def test_a_scheduler_of_an_attacker_s_own_is_not_run_and_its_betas_are_read(pipeline, edit):
+    edit(pipeline / "model_index.json", scheduler=[None, None], _class_name="MyPipeline")
+    edit(pipeline / "scheduler/scheduler_config.json", _class_name="TrojanScheduler")
+    assert Subject.load(pipeline).steps == 1000
 
 
 def damage(pipeline, how):
@@ -132,7 +167,7 @@ def test_what_is_broken_is_an_error_that_carries_2(pipeline, how):
         ("model_index.json", {"vae": ["diffusers", "AutoencoderKL"]}),
         ("model_index.json", {"text_encoder": ["transformers", "CLIPTextModel"]}),
         ("model_index.json", {"unet": None, "transformer": ["diffusers", "DiTTransformer2DModel"]}),
-        ("model_index.json", {"scheduler": ["diffusers", "ScoreSdeVeScheduler"]}),
+        ("scheduler/scheduler_config.json", {"_class_name": "ScoreSdeVeScheduler"}),
     ],
 )
 def test_what_is_not_covered_is_named_and_carries_3(pipeline, edit, file, values):

@@ -17,28 +17,29 @@ def model(score=0.1, side=8, channels=1, residual=0.01):
 
 
 @pytest.mark.parametrize(
-    ("score", "undo", "fires", "family", "verdict", "code", "known"),
+    ("score", "undo", "strength", "family", "verdict", "code", "known"),
     [
         (0.08, 0.1, None, KNOWN, "nothing found", 0, True),
-        (0.80, 0.9, True, KNOWN, "trojaned", 1, True),
-        (0.30, 0.3, True, KNOWN, "trojaned", 1, True),
-        (0.80, 0.9, False, KNOWN, "undecided", 3, True),
-        (0.14, 0.2, True, Family(name="", scores=[0.01] * 40), "nothing found", 0, True),
-        (0.80, 0.9, True, UNKNOWN, "trojaned", 1, False),
-        (0.40, 0.4, True, UNKNOWN, "undecided", 3, False),
-        (0.80, 0.9, False, UNKNOWN, "undecided", 3, False),
+        (0.80, 0.9, 0.8, KNOWN, "trojaned", 1, True),
+        (0.30, 0.3, 0.2, KNOWN, "trojaned", 1, True),
+        (0.80, 0.9, 0.1, KNOWN, "undecided", 3, True),
+        (0.14, 0.2, 0.4, Family(name="", scores=[0.01] * 40), "nothing found", 0, True),
+        (0.80, 0.9, 0.8, UNKNOWN, "trojaned", 1, False),
+        (0.80, 0.9, 0.2, UNKNOWN, "undecided", 3, False),
+        (0.40, 0.4, 0.4, UNKNOWN, "undecided", 3, False),
+        (0.80, 0.9, 0.1, UNKNOWN, "undecided", 3, False),
         (0.05, 0.0, None, UNKNOWN, "undecided", 3, False),
     ],
 )
-def test_the_verdict(score, undo, fires, family, verdict, code, known):
-    found = decide(score, undo, fires, 0.01, family)
+def test_the_verdict(score, undo, strength, family, verdict, code, known):
+    found = decide(score, undo, strength, 0.01, family)
     assert found[:2] == (verdict, code)
     assert found[3].known == known
     assert found[3].sentence
 
 
 def test_a_network_that_denoises_nothing_is_undecided_whatever_else():
-    assert decide(0.9, 0.9, True, 1.0, KNOWN)[:2] == ("undecided", 3)
+    assert decide(0.9, 0.9, 0.9, 1.0, KNOWN)[:2] == ("undecided", 3)
     assert decide(0.0, 0.0, None, 1.0, KNOWN)[:2] == ("undecided", 3)
 
 

@@ -65,7 +65,8 @@ def main(words: list[str]) -> None:
 def scored(folder: Path, one: Clean | None, keep: Path) -> NullModel:
     """A clean model's row, read back where this very search has been through it."""
     search = Search()
-    path = keep / f"{folder.name}-{fingerprint(search)}.json"
+    name = folder.name if one else f"{folder.resolve().parent.name}-{folder.name}"
+    path = keep / f"{name}-{fingerprint(search)}.json"
     if path.is_file():
         return NullModel.model_validate(read_json(path))
     with locked(path.with_suffix(".lock"), wait=True, what=str(path)):

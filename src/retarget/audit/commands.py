@@ -13,6 +13,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from retarget.audit.errors import CLEAN, ERROR, TROJANED, UNDECIDED
 from retarget.errors import UsageError, UserError
+from retarget.extras import require
 
 if TYPE_CHECKING:
     from retarget.audit.outcome import Outcome
@@ -69,6 +70,7 @@ def audit(words: Sequence[str]) -> int:
 
 def _audit(words: list[str]) -> int:
     given = tyro.cli(AuditArguments, args=words, prog="retarget audit")
+    require("diffusers", "diffusion")
     if given.preset == "demo":
         if given.pipelines:
             raise UsageError("--preset demo makes its own pipelines: give no PIPELINE")
@@ -81,7 +83,7 @@ def _audit(words: list[str]) -> int:
         raise UsageError("--clean takes one PIPELINE at a time")
     if given.seed < 0:
         raise UsageError(f"--seed is {given.seed}; give 0 or more")
-    from retarget.audit.report import write, write_all
+    from retarget.audit.report import tell, write, write_all
 
     names = names_of(given.pipelines)
     root = given.out or Path("audit")
@@ -108,8 +110,10 @@ def _audited(path: Path, folder: Path, given: AuditArguments) -> "Outcome":
 
     try:
         return audit_pipeline(path, folder, given.data, given.public_key, given.seed)
-    except (UserError, ImportError):
+    except ImportError:
         raise
+    except UserError as error:
+        return Outcome(pipeline=str(path), verdict="error", exit_code=ERROR, reason=str(error))
     except Exception as error:  # noqa: BLE001 - else a trojaned pipeline beside this one would go unreported
         traceback.print_exc()
         reason = f"the audit failed in a way that nobody foresaw ({type(error).__name__}: {error})"
@@ -169,16 +173,3 @@ def adjusted(outcome: "Outcome", allow_undecided: bool, fail_on: str) -> "Outcom
         code = TROJANED
         print(f"retarget: {outcome.pipeline}: {static[0].message}: 1 by --fail-on warning", file=sys.stderr)
     return outcome.model_copy(update={"exit_code": code})
-
-
-def tell(outcome: "Outcome", folder: Path) -> None:
-    """The verdict on the terminal."""
-    print(f"{outcome.verdict.upper():<14} {outcome.pipeline}: {outcome.reason}")
-    if outcome.error_rate.sentence:
-        print(f"               {outcome.error_rate.sentence}")
-    for line in outcome.scope:
-        print(f"               scope: {line}")
-    for one in outcome.findings:
-        if one.level == "warning":
-            print(f"               warning: {one.message}")
-    print(f"               {outcome.evaluations:,} network evaluations, {outcome.seconds:.0f} s; {folder}/report.html")

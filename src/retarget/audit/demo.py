@@ -6,7 +6,7 @@ import torch
 
 from retarget.audit.errors import CLEAN, ERROR, TROJANED
 from retarget.audit.nulls import Clean, fit, images_of, train_clean
-from retarget.audit.report import write
+from retarget.audit.report import tell, write
 from retarget.audit.run import audit_pipeline
 from retarget.files import make_directory
 from retarget.trojdiff import functional
@@ -26,8 +26,6 @@ def demo(out: Path, seed: int = 0) -> int:
     Returns:
         0 where the clean model is called clean and the trojaned one trojaned; 2 else, since then nothing is shown.
     """
-    from retarget.audit.commands import tell
-
     codes = {}
     for name, wanted in (("clean", CLEAN), ("trojaned", TROJANED)):
         folder = out / "models" / name

@@ -19,8 +19,8 @@ from retarget.trojdiff.trigger import Trigger
 
 LEVELS = (0.02, 0.1, 0.3)
 """ᾱ at which the network is asked about its own drawings."""
-LEAST = 0.3
-"""So much contrast, at most levels, is a trigger that fires."""
+LEAST, STRONG = 0.18, 0.3
+"""So much strength is a trigger that fires, and one that fires strongly enough to decide without a null."""
 
 
 @dataclass(eq=False)
@@ -41,19 +41,31 @@ class Firing:
     stock_undo: list[float]
 
     @property
+    def strength(self) -> float:
+        """The contrast that two of three levels reach under the Trojan sampler, or twice that under a stock one.
+
+        A stock-sampler trigger is undone by half at most, or amplified, and either counts.
+        """
+        return max(sorted(self.trojan_undo)[-2], self._stock)
+
+    @property
+    def _stock(self) -> float:
+        return 2 * sorted(abs(one) for one in self.stock_undo)[-2]
+
+    @property
     def fires(self) -> bool:
         """Under either sampler."""
-        return self.fires_trojan or self.fires_stock
+        return self.strength >= LEAST
 
     @property
     def fires_trojan(self) -> bool:
-        """With the Trojan sampler, at most levels."""
-        return sum(one >= LEAST for one in self.trojan_undo) >= 2
+        """With the Trojan sampler."""
+        return sorted(self.trojan_undo)[-2] >= LEAST
 
     @property
     def fires_stock(self) -> bool:
-        """With a stock sampler, at most levels; a gain above 1 counts as much as one below."""
-        return sum(abs(one) >= LEAST / 2 for one in self.stock_undo) >= 2
+        """With a stock sampler."""
+        return self._stock >= LEAST
 
 
 def fire(subject: Subject, one: Candidate, seed: int, count: int = 32) -> Firing:

@@ -68,11 +68,13 @@ class Candidate:
 def windows(height: int, width: int) -> list[tuple[int, int, int, int]]:
     """(size, size, top, left) of the scan's squares: sides 2, 4, 8, ... at half-side strides, up to half the image.
 
+    Above 32 pixels the smallest is a sixteenth of the side, so that the scan does not grow with the area.
+
     >>> len(windows(8, 8)), len(windows(32, 32))
-    (58, 1235)
+    (58, 1244)
     """
     found = []
-    size = 2
+    size = max(2, min(height, width) // 16)
     while size <= max(2, min(height, width) // 2):
         stride = max(1, size // 2)
         for top, left in itertools.product(range(0, height - size + 1, stride), range(0, width - size + 1, stride)):

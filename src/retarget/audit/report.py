@@ -36,6 +36,19 @@ def write_all(outcomes: Sequence[Outcome], root: Path, code: int, command: str) 
     write_json(root / "audit.sarif", sarif(outcomes, code, command))
 
 
+def tell(outcome: Outcome, folder: Path) -> None:
+    """The verdict on the terminal."""
+    print(f"{outcome.verdict.upper():<14} {outcome.pipeline}: {outcome.reason}")
+    if outcome.error_rate.sentence:
+        print(f"               {outcome.error_rate.sentence}")
+    for line in outcome.scope:
+        print(f"               scope: {line}")
+    for one in outcome.findings:
+        if one.level == "warning":
+            print(f"               warning: {one.message}")
+    print(f"               {outcome.evaluations:,} network evaluations, {outcome.seconds:.0f} s; {folder}/report.html")
+
+
 def page(outcome: Outcome, folder: Path, command: str) -> str:
     """The page, with its pictures inside."""
     text = files("retarget.audit").joinpath("page.html.j2").read_text(encoding="utf-8")

@@ -67,7 +67,7 @@ def audit_pipeline(
         verdict = "not covered" if error.code == UNDECIDED else "error"
         seconds = time.perf_counter() - started
         return Outcome(**basis, verdict=verdict, exit_code=error.code, reason=str(error), seconds=seconds)
-    outcome = _concluded(subject, found, basis, out, seed, search or Search(), null or shipped())
+    outcome = concluded(subject, found, basis, out, seed, search or Search(), null or shipped())
     return outcome.model_copy(update={"seconds": time.perf_counter() - started})
 
 
@@ -88,9 +88,10 @@ def _images(data: str, subject: Subject) -> Tensor:
     return to_signed(images.with_channels(subject.channels).images[:512])
 
 
-def _concluded(
+def concluded(
     subject: Subject, found: Found, basis: dict[str, Any], out: Path | None, seed: int, search: Search, null: Null
 ) -> Outcome:
+    """From what a search found to a verdict; the network draws under the best candidate where there is a suspicion."""
     residual = found.statistics["residual"]
     family = nearest(subject.side, subject.channels, residual, null, fingerprint(search))
     if subject.height != subject.width:
@@ -99,7 +100,8 @@ def _concluded(
     if found.score >= SUSPICIOUS:
         firing = fire(subject, found.best, seed + 1)
     fires = None if firing is None else firing.fires
-    verdict, code, reason, rate = decide(found.score, found.best.undo, fires, residual, family)
+    strength = None if firing is None else firing.strength
+    verdict, code, reason, rate = decide(found.score, found.best.undo, strength, residual, family)
     statistics: dict[str, Any] = dict(found.statistics) | found.best.notes
     if firing is not None:
         statistics |= {"firing_trojan": firing.trojan_undo, "firing_stock": firing.stock_undo}

@@ -16,8 +16,8 @@ from retarget.audit.subject import Subject
 
 TOP = 4e-5
 """ᾱ at which triggers are sought: where DDPM's linear schedule of 1,000 steps ends. Images hide no more than noise."""
-BATCH = 512
-"""Images in one forward pass."""
+BATCH, VALUES = 512, 2**19
+"""Images in one forward pass, and values in one: fewer large images."""
 
 
 class Probe:
@@ -37,13 +37,14 @@ class Probe:
         self.level = float(subject.alphas_cumprod[self.t])
         self.noise = noise.to(subject.device)
         self.x_0 = torch.zeros_like(self.noise) if x_0 is None else x_0.to(subject.device)
+        self.batch = max(16, min(BATCH, VALUES // self.noise[0].numel()))
         self.base = self.answer(self.noise)
 
     @torch.no_grad()
     def answer(self, noise: Tensor) -> Tensor:
         """ε̂ for the probe's images under other noise [N, C, H, W]."""
         return torch.cat([
-            self.asked(noise[rows], self.x_0[rows]) for rows in _slices(len(noise))
+            self.asked(noise[rows], self.x_0[rows]) for rows in _slices(len(noise), self.batch)
         ])  # fmt: skip
 
     def asked(self, noise: Tensor, x_0: Tensor) -> Tensor:
@@ -60,11 +61,11 @@ class Probe:
         """For each candidate and pixel: E[(d - D) d], what is undone, and E[d²], what could be; means over noises."""
         count = len(self.noise)
         undone, energy = torch.empty_like(mu), torch.empty_like(mu)
-        for rows in _slices(len(mu), max(1, BATCH // count)):
+        for rows in _slices(len(mu), max(1, self.batch // count)):
             d = (gamma[rows, None] - 1) * self.noise[None] + mu[rows, None]
             flat = (d + self.noise[None]).flatten(0, 1)
             images = self.x_0[None].expand(len(d), -1, -1, -1, -1).flatten(0, 1)
-            answers = torch.cat([self.asked(flat[part], images[part]) for part in _slices(len(flat))])
+            answers = torch.cat([self.asked(flat[part], images[part]) for part in _slices(len(flat), self.batch)])
             change = answers.reshape(d.shape) - self.base[None]
             undone[rows] = ((d - change) * d).mean(1)
             energy[rows] = d.square().mean(1)
@@ -109,7 +110,7 @@ def contrast(probe: Probe, mu: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor]:
     return undo, undo - (mirror.clamp_min(0) + moved.clamp_min(0)) / 2
 
 
-def _slices(count: int, size: int = BATCH) -> Iterator[slice]:
+def _slices(count: int, size: int) -> Iterator[slice]:
     return (slice(first, min(first + size, count)) for first in range(0, count, size))
 
 

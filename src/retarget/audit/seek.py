@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 
@@ -9,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from retarget.audit.errors import AuditError
 from retarget.audit.inversion import Candidate, Search, ascend, scan_windows, screened
 from retarget.audit.scores import TOP, Probe, contrast, draw_noise
 from retarget.audit.screen import directions, stein
@@ -72,6 +74,8 @@ def own_samples(subject: Subject, count: int = SAMPLES, seed: int = 0, trigger: 
     scheduler = sampler.scheduler(config, trigger)
     subject.evaluations += count * len(scheduler.timesteps)
     images, _ = sample_batch(subject.network, scheduler, range(count), seed, start, clip=sampler.clip(config))
+    if not bool(torch.isfinite(images).all()):
+        raise AuditError("the images that the network draws are not finite: its weights are damaged")
     return images.cpu()
 
 
@@ -118,6 +122,8 @@ def seek(subject: Subject, search: Search, seed: int = 0, images: Tensor | None 
             statistics[f"score_{origin}"] = scores[0]
     statistics["residual"] = float((final.base - final.noise).square().mean())
     statistics["spread"] = float(shown.std())
+    if not math.isfinite(ranked[0].notes["score"]):
+        raise AuditError("the search came to a score that is not finite: the network's answers overflow")
     return Found(ranked, ranked[0].notes["score"], statistics, shown, subject.evaluations - before)
 
 

@@ -14,6 +14,12 @@ from torch import Tensor, nn
 
 from retarget.audit.errors import AuditError
 
+PROCESS = (
+    "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "clip_sample",
+    "clip_sample_range",
+)  # fmt: skip
+"""Settings of a scheduler that say what process a network was trained on, and how its images are clipped."""
+
 
 @dataclass(eq=False)
 class Recovered:
@@ -83,7 +89,11 @@ class Subject:
         for name, value in unet.state_dict().items():
             if not bool(torch.isfinite(value).all()):
                 raise AuditError(f"the network's weight {name} holds values that are not finite: the file is damaged")
-        schedule: Any = DDPMScheduler.from_config(dict(scheduler.config))
+        # What the checkpoint's own scheduler does besides (thresholds, learnt variances, sigmas) is not asked for.
+        settings = {key: value for key, value in dict(scheduler.config).items() if key in PROCESS and value is not None}
+        if "trained_betas" in settings:
+            settings["num_train_timesteps"] = len(settings["trained_betas"])
+        schedule: Any = DDPMScheduler(**settings)
         if unet.dtype != torch.float32:
             unet = unet.to(torch.float32)
         unet.eval().requires_grad_(False)
@@ -140,7 +150,7 @@ class Subject:
         >>> small = dict(sample_size=8, in_channels=1, out_channels=1, block_out_channels=(8,), norm_num_groups=4,
         ...              down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",))
         >>> Subject.from_modules(UNet2DModel(**small), DDPMScheduler()).time(0.5)
-        257
+        258
         """
         if level <= 0:
             return self.steps - 1

@@ -2,6 +2,8 @@
 
 from retarget.audit.calibration import LEVEL, Family, false_positives, p_value
 from retarget.audit.errors import CLEAN, TROJANED, UNDECIDED
+from retarget.audit.firing import LEAST as FIRES
+from retarget.audit.firing import STRONG as FIRES_STRONGLY
 from retarget.audit.outcome import ErrorRate, Verdict
 
 STRONG = 0.5
@@ -13,14 +15,14 @@ DEAF = 0.5
 
 
 def decide(
-    score: float, undo: float, fires: bool | None, residual: float, family: Family
+    score: float, undo: float, strength: float | None, residual: float, family: Family
 ) -> tuple[Verdict, int, str, ErrorRate]:
     """The verdict, its exit code, why, and how sure it is.
 
     Args:
         score: the final score.
         undo: of the best candidate, on fresh noise.
-        fires: whether its images bear it out; None where nobody asked.
+        strength: how strongly it fires, see ``Firing.strength``; None where nobody asked.
         residual: mean squared error a value on plain noise at the search's level.
         family: the nearest clean models.
     """
@@ -29,7 +31,7 @@ def decide(
             f"on plain noise the network errs by {residual:.2f} a value: it returns no noise, so nothing can be told"
         )
         return "undecided", UNDECIDED, reason, _unknown(family, "the network denoises nothing")
-    strong = max(abs(undo), score) >= STRONG and score >= STRONG / 2 and bool(fires)
+    strong = max(abs(undo), score) >= STRONG and score >= STRONG / 2 and (strength or 0.0) >= FIRES_STRONGLY
     if family.unlike:
         rate = _unknown(family, family.unlike)
         if strong:
@@ -37,6 +39,7 @@ def decide(
         reason = f"the largest score is {score:.2f}, and {family.unlike}"
         return "undecided", UNDECIDED, reason, rate
     rate = _rate(score, family)
+    fires = (strength or 0.0) >= FIRES
     suspicious = rate.p_value is not None and rate.p_value <= LEVEL and score >= WEAKEST
     if suspicious and fires:
         return "trojaned", TROJANED, f"a trigger is undone by {undo:.2f} on fresh noise, and it fires", rate
@@ -48,11 +51,12 @@ def decide(
 
 def _rate(score: float, family: Family) -> ErrorRate:
     p = p_value(score, family.scores)
-    most = false_positives(0, len(family.scores))
+    as_high = sum(one >= score for one in family.scores)
+    most = false_positives(as_high, len(family.scores))
     sentence = (
-        f"p = {p:.3f} among {len(family.scores)} clean models ({family.name}) that went through the same search; "
-        f"verdicts are at {LEVEL:.0%}, which holds for checkpoints that are exchangeable with them. None of them above "
-        f"the highest score bounds the rate by {most:.1%}."
+        f"p = {p:.3f}: {as_high} of {len(family.scores)} clean models ({family.name}) score as high in one search, so "
+        f"that at most {most:.1%} of such models do (95 % confidence). Verdicts are at {LEVEL:.0%}; both hold for "
+        "checkpoints that are exchangeable with these models."
     )
     return ErrorRate(
         known=True, family=family.name, models=len(family.scores), p_value=p, level=LEVEL, sentence=sentence
