@@ -184,7 +184,8 @@ class _Schedule:
         track: tracking.Name | None = None,
     ) -> None:
         self.root, self.whole, self.contents = root, here.plan, here.contents
-        self.where, self.executor, self.shown, self.track = where, executor, shown, track
+        self.where, self.executor, self.shown = where, executor, shown
+        self.track: tracking.Name | None = track
         self.cells = {cell.key: cell for cell in cells(plan)}
         self.left = [c for c in self.cells.values() if not complete(self.place(c))]
         self.waiting: dict[str, Cell] = {cell.key: cell for cell in self.left}
