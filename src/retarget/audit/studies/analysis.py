@@ -57,8 +57,10 @@ def analyse(results: Results) -> Analysis:
         [model for model in judged if model.trojaned and not model.strong],
     )
     names = [name for name in DETECTORS if any(f"score_{name}" in model.metrics for model in models)]
-    tables = [_rates(split, names), _cells(split, names), _families(split, names), _attacks(judged)]
-    tables += [_recovery(split, names), _cost(models, names), *_removal(judged)]
+    tables = [_attacks(judged), *_removal(judged)]
+    if names:
+        tables[:0] = [_rates(split, names), _cells(split, names), _families(split, names)]
+        tables += [_recovery(split, names), _cost(models, names)]
     return Analysis(figures=[*tables, *_scores(split, names)], notes=_notes(split, names, results))
 
 
