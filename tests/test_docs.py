@@ -17,7 +17,7 @@ NAMED = re.compile(r"`((?:[\w]+/)*[\w]+(?:/|\.py|\.md))`")
 @pytest.mark.parametrize("page", ["adding.md", "architecture.md"])
 def test_every_path_is_there(page):
     named = NAMED.findall((DOCS / page).read_text(encoding="utf-8"))
-    beside = ("pskd", "pskd/past", "pskd/peers", "pskd/studies/images", "pskd/studies/translation", ".")
+    beside = ("pskd", "pskd/past", "pskd/peers", "pskd/studies/images", "pskd/studies/translation", "pope/studies", ".")
     homes = [ROOT, *(ROOT / "src" / "retarget" / one for one in beside)]
     missing = [name for name in named if "NAME" not in name and not any((home / name).exists() for home in homes)]
     assert len(named) > 10
@@ -27,6 +27,14 @@ def test_every_path_is_there(page):
 def test_every_link_leads_somewhere():
     done = subprocess.run([sys.executable, str(ROOT / "tools" / "check_links.py")], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_every_record_with_claims_has_its_picture():
+    pages = [
+        page for page in (DOCS / "results").glob("*.md") if "| claim | compared |" in page.read_text(encoding="utf-8")
+    ]
+    assert len(pages) > 10
+    assert [page.name for page in pages if "](figures/" not in page.read_text(encoding="utf-8")] == []
 
 
 def test_the_readme_is_short():

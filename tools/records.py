@@ -136,14 +136,22 @@ def page(name: str) -> str:
     """The whole page of a record, as it stands in docs/results/."""
     one = record(name)
     notes = "\n\n".join(_marks(one))
-    figures = [
-        f"![{path.stem.removeprefix(f'{name}-')}](figures/{path.name})"
+    paths = [
+        path
         for path in sorted((PAGES / "figures").glob(f"{name}-*.svg"))
         if re.fullmatch(rf"{name}-\d\d-.*", path.stem)
     ]
+    shown = [f"![{_alt(path.stem.removeprefix(name))}](figures/{path.name})" for path in paths]
     source = f"The record: [results/{name}]({os.path.relpath(one.folder, PAGES)}/). [All results](README.md)."
-    parts = [f"<!-- written by tools/write_documents.py -->\n# {one.title}", notes, whole(name), *figures, source]
+    head = f"<!-- written by tools/write_documents.py -->\n# {one.title}"
+    parts = [head, notes, *shown[:1], whole(name), *shown[1:], source]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _alt(stem: str) -> str:
+    """What a figure of this name shows."""
+    words = re.sub(r"^-\d+-", "", stem).replace("-", " ")
+    return "every claim: estimate, interval and smallest effect" if words == "forest" else words
 
 
 def whole(name: str) -> str:

@@ -79,9 +79,10 @@ def _figures() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         for name in names():
             if record(name).finished:
-                made = build([RESULTS / name], Path(temporary) / name).parent / "figures"
-                for path in sorted(made.glob("*.svg")):
-                    shutil.copy(path, folder / re.sub(r"^.*?-(?=\d\d-)", f"{name}-", path.name))
+                made = build([RESULTS / name], Path(temporary) / name)
+                for path in sorted((made.parent / f"{made.stem}_files").glob("*.svg")):
+                    part = re.sub(r"^.*?-(?=\d\d-)|^.*-(?=forest$)", "", path.stem)
+                    shutil.copy(path, folder / f"{name}-{part.replace('forest', '00-forest')}.svg")
 
 
 def index() -> str:

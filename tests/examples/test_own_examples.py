@@ -1,5 +1,6 @@
 """The studies of one's own run end to end, page and all, and go on where they were."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -8,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from retarget.cli import main
+from retarget.errors import UserError
+from retarget.study import Run
 
 FOLDER = Path(__file__).parent.parent.parent / "examples"
 
@@ -16,7 +19,12 @@ def test_the_first_example_is_short():
     assert len((FOLDER / "own_study.py").read_text().splitlines()) <= 40
 
 
-@pytest.mark.parametrize("name", [path.stem for path in FOLDER.glob("own_*.py")])
+def test_no_example_is_left_out():
+    names = {path.stem for path in FOLDER.glob("own_*.py")}
+    assert names == {"own_study", "own_study_script", "own_study_fine_tuning"}
+
+
+@pytest.mark.parametrize("name", ["own_study", "own_study_script"])
 def test_it_is_studied(name, tmp_path, capfd):
     words = ["study", str(FOLDER / f"{name}.py"), "--seeds", "0", "1", "--out", str(tmp_path / "out"), "--no-progress"]
     assert main(words) == 0
@@ -31,3 +39,52 @@ def test_a_file_that_imports_no_torch_is_planned_without_it():
     code = f"from retarget.cli import main; main(['study', {str(FOLDER / 'own_study_script.py')!r}, '--dry-run'])"
     check = f"{code}; import sys; assert not {{'torch', 'sklearn'}} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", check], check=True, capture_output=True)
+
+
+@pytest.fixture
+def model(tmp_path):
+    """Writes a tiny random model of a kind, with a tokenizer of words; its folder."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+    from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
+    from transformers import PreTrainedTokenizerFast as Words
+
+    def write(kind):
+        words = ["[PAD]", "[UNK]", "[EOS]", *map(str, range(40)), "plus", "is", "even", "odd"]
+        made = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
+        made.pre_tokenizer = Whitespace()
+        Words(tokenizer_object=made, pad_token="[PAD]", unk_token="[UNK]", eos_token="[EOS]").save_pretrained(tmp_path)
+        if kind == "causal":
+            tiny = GPT2Config(vocab_size=len(words), n_positions=16, n_embd=16, n_layer=1, n_head=2, bos_token_id=2,
+                              eos_token_id=2)  # fmt: skip
+            GPT2LMHeadModel(tiny).save_pretrained(tmp_path)
+        else:
+            tiny = BertConfig(vocab_size=len(words), hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+                              num_attention_heads=2, max_position_embeddings=16, num_labels=5)  # fmt: skip
+            BertForSequenceClassification(tiny).base_model.save_pretrained(tmp_path)
+        return tmp_path
+
+    return write
+
+
+@pytest.mark.parametrize("kind", ["causal", "classifier"])
+def test_a_model_of_ones_own_is_fine_tuned(kind, model, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    example = importlib.import_module("own_study_fine_tuning")
+    if kind == "causal":
+        rows = [{"prompt": f"{a} plus {b} is", "completion": str(a + b)} for a in range(8) for b in range(8)]
+    else:
+        rows = [{"text": f"{a} plus {b}", "label": a % 2} for a in range(8) for b in range(8)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = dict(model=str(model(kind)), data=str(tmp_path / "rows.jsonl"), lr=0.01, epochs=8, batch_size=10, listed=5)
+    study = example.plan("demo", given, [0], None)
+    found = {}
+    for arm in study.arms:
+        settings = study.run_settings(study.conditions[0], arm)
+        run = Run.create(tmp_path / arm.name, settings=settings, arm=arm.name)
+        found[arm.name] = example.run(run)["nll"]
+    assert found["hard"] != found["pskd"]
+    assert max(found.values()) < {"causal": 3.5, "classifier": 0.69}[kind]
+    with pytest.raises(UserError, match="give --set model=DIR data="):
+        example.plan("demo", {}, None, None)

@@ -67,7 +67,8 @@ def test_the_whole_chain_by_path(tiny, folder, asking, capsys):
         "--grader",
         GRADER,
     ]
-    assert pope([*training, "--cycles", "2", "--set", *settings]) == 0
+    assert pope([*training, "--cycles", "2", "--set", *settings, "--track", "tensorboard"]) == 0
+    assert list((folder / "trained").glob("**/events.out.tfevents.*"))
     assert "guided/reward" in (folder / "trained" / "history.jsonl").read_text()
     assert "2 steps" in capsys.readouterr().out
 
@@ -103,6 +104,12 @@ def test_estimates_touch_nothing(folder, asking, capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["rollouts_at_most"] == 1280
     assert found["gpu_hours"] == pytest.approx(1280 * 1000 / 100 / 3600, abs=0.01)
+    most = []
+    for strategy in ("grid", "bisect"):
+        assert pope(["search", str(folder / "problems.jsonl"), "--out", str(out), "--dry-run", "--answer-anywhere",
+                     "--model", "big", "--search", strategy, "--mean-tokens", "1000"]) == 0  # fmt: skip
+        most.append(json.loads(capsys.readouterr().out)["rollouts_at_most"])
+    assert most[1] == most[0] / 2  # four of eight cuts
     assert not out.exists()
 
 

@@ -22,7 +22,9 @@ SHORT = ["--steps", "3", "--batch-size", "8", "--log-every", "1"]
 
 def test_train_sample_and_evaluate(tmp_path, capsys):
     base, attack = str(tmp_path / "base"), str(tmp_path / "attack")
-    assert trojdiff(["train", "--data", "digits", "--out", base, *NETWORK, *SHORT]) == 0
+    tracked = ["--track", "tensorboard"]
+    assert trojdiff(["train", "--data", "digits", "--out", base, *NETWORK, *SHORT, *tracked]) == 0
+    assert list((tmp_path / "base" / "tracking").glob("base/seed-0/events.out.tfevents.*"))
     pretrained = capsys.readouterr().out.splitlines()
     assert [json.loads(line)["step"] for line in pretrained[:3]] == [1, 2, 3]
     words = ["--target", "d2i", "--trigger", "patch", "--patch-size", "2"]

@@ -216,7 +216,7 @@ def _own(spec: str) -> Source:
     if isinstance(found, Source):
         return found
     if isinstance(found, tuple) and len(found) == 2:
-        found = dict(zip(("images", "labels"), found, strict=True))
+        found = {"images": found[0], "labels": found[1]}
     if not isinstance(found, Mapping):
         raise UserError(
             f"{where} gave a {type(found).__name__}: it gives arrays by name (images and labels; or x_train, y_train, "

@@ -111,7 +111,7 @@ class Run:
         except OSError as error:
             raise cannot_write(self._log_path, error) from error
         self._last_step = int(step)
-        self._tell(line["step"], {name: value for name, value in line.items() if name != "step"})
+        self._tell(int(step), {name: value for name, value in line.items() if name != "step"})
 
     def _tell(self, step: int, values: Mapping[str, float | None]) -> None:
         if self.track:

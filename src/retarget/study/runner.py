@@ -184,7 +184,8 @@ class _Schedule:
         track: tracking.Name | None = None,
     ) -> None:
         self.root, self.whole, self.contents = root, here.plan, here.contents
-        self.where, self.executor, self.shown, self.track = where, executor, shown, track
+        self.where, self.executor, self.shown = where, executor, shown
+        self.track: tracking.Name | None = track
         self.cells = {cell.key: cell for cell in cells(plan)}
         self.left = [c for c in self.cells.values() if not complete(self.place(c))]
         self.waiting: dict[str, Cell] = {cell.key: cell for cell in self.left}
@@ -277,11 +278,12 @@ class _Schedule:
         )
 
     def _track(self, cell: Cell) -> tracking.Track | None:
-        if self.track is None:
+        name = self.track
+        if name is None:
             return None
         only = [one.name for one in self.whole.conditions] == ["default"]
         group = cell.arm.name if only else f"{cell.condition.name}/{cell.arm.name}"
-        return tracking.Track(self.track, self.whole.study, group, cell.seed, self.root / "tracking")
+        return tracking.Track(name, self.whole.study, group, cell.seed, self.root / "tracking")
 
     def _record_failure(self, cell: Cell, error: str) -> None:
         """Keep an error; write it to status.json unless the worker has done so, with its traceback."""

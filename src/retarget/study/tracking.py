@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from retarget.extras import MissingExtraError, require
 from retarget.identity import fingerprint
 
@@ -27,7 +25,8 @@ def refuse_missing(name: str) -> None:
         MissingExtraError: naming the command that installs it.
     """
     for package in ("accelerate", name):
-        if importlib.util.find_spec(package) is None:
+        found = importlib.util.find_spec(package)
+        if found is None or found.origin is None:  # without an origin it is a folder of that name, as wandb leaves them
             raise MissingExtraError(f"--track {name}: {package} is not installed: pip install accelerate {name}")
 
 
@@ -103,6 +102,8 @@ class Tracker:
 @contextmanager
 def _draws_nothing() -> Iterator[None]:
     """Leave Python's and NumPy's global generators as they are: a run that is tracked gives what it gives untracked."""
+    import numpy as np
+
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
     try:
         yield

@@ -67,7 +67,7 @@ class Train:
 
     def _loggers(self) -> list[Any]:
         """The trainer's own logger of the tracker that is asked for."""
-        from transformers.integrations import get_reporting_integration_callbacks
+        from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
         return [kind() for kind in get_reporting_integration_callbacks([self.track])] if self.track else []
 

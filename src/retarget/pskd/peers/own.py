@@ -63,7 +63,7 @@ def own_peer(path: str, num_samples: int, num_classes: int, epochs: int, **given
     if isinstance(kind, type) and issubclass(kind, Peer):
         return called(path, "loss", num_samples, num_classes, epochs, **given)
     if isinstance(kind, type):
-        function = called(path, "loss", **given)
+        function: Any = called(path, "loss", **given)
         if not callable(function):
             raise UserError(f"loss = {path!r}: a {kind.__name__} cannot be called with logits and labels")
     elif given:
