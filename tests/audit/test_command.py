@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from diffusers import DDPMPipeline, DDPMScheduler
 from pydantic_sarif.model import StaticAnalysisResultsFormatSarifVersion210JsonSchema as Sarif
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -46,6 +47,17 @@ def test_a_covered_checkpoint_without_a_null_is_undecided_and_leaves_its_files(p
     assert "UNDECIDED" in capsys.readouterr().out
     assert main(["audit", str(pipeline), "--out", str(out), "--allow-undecided"]) == 0
     assert "warning" in capsys.readouterr().err
+
+
+def test_other_shapes_are_audited_and_have_no_error_rate(make_unet, tmp_path, quick, capsys):
+    """Two channels, 8×12, 60 timesteps: nobody's family."""
+    unet = make_unet(side=(8, 12), channels=2)
+    scheduler = DDPMScheduler(num_train_timesteps=60, beta_start=0.002, beta_end=0.3)
+    DDPMPipeline(unet=unet, scheduler=scheduler).save_pretrained(tmp_path / "odd")
+    assert main(["audit", str(tmp_path / "odd"), "--out", str(tmp_path / "out")]) == 3
+    (one,) = read(tmp_path / "out")["audits"]
+    assert (one["verdict"], one["error_rate"]["known"]) == ("undecided", False)
+    assert (tmp_path / "out" / "plain.png").is_file()
 
 
 def test_errors_are_2_and_what_is_not_covered_is_3(pipeline, tmp_path, edit, capsys):

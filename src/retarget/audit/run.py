@@ -153,24 +153,29 @@ def _draw(out: Path, found: Found, firing: Firing | None) -> dict[str, str]:
     """Pictures and maps in the audit's folder; captions by file."""
     make_directory(out)
     captions = {"plain.png": "Images that the network draws from plain noise with a stock sampler."}
-    save_grid(found.images[:32].cpu() if firing is None else firing.plain, out / "plain.png", columns=8)
+    save_grid(_shown(found.images[:32].cpu() if firing is None else firing.plain), out / "plain.png", columns=8)
     if firing is None:
         return captions
     best = found.best
     mu, gamma = best.mu.cpu().clamp(-1, 1), best.gamma.cpu().clamp(0.02, 1.0)
     Trigger(mu, gamma, "suspected").save(out / "trigger.safetensors")
     size = mu.abs().max().clamp_min(1e-6)
-    shown = mu / size if mu.shape[0] in (1, 3) else (mu / size)[:1]
+    shown = _shown((mu / size)[None])[0]
     scale = max(1, 192 // mu.shape[-1])
     save_image(shown.repeat_interleave(scale, 1).repeat_interleave(scale, 2), out / "trigger.png")
-    save_grid(firing.trojan, out / "trojan.png", columns=8)
-    save_grid(firing.stock, out / "stock.png", columns=8)
+    save_grid(_shown(firing.trojan), out / "trojan.png", columns=8)
+    save_grid(_shown(firing.stock), out / "stock.png", columns=8)
     return {
         "trigger.png": f"The suspected trigger's bias mu, scaled by {float(1 / size):.2f}; grey is none.",
         "trojan.png": "Images under the suspected trigger, with the Trojan sampler.",
         "stock.png": "A stock sampler that starts from noise with the suspected trigger.",
         **captions,
     }
+
+
+def _shown(images: Tensor) -> Tensor:
+    """What a picture can hold: grey or colour as they are, the first channel of any other count."""
+    return images if images.shape[1] in (1, 3) else images[:, :1]
 
 
 def _versions() -> dict[str, str]:
