@@ -301,6 +301,8 @@ def _notes(split: Split, names: Sequence[str], results: Results) -> list[str]:
         f"trojaned and {len(split.weak)} weakly trojaned ones for evaluation. Data {', '.join(settings['sources'])}; "
         f"shapes (channels, side) {', '.join(str(tuple(one)) for one in settings['shapes'])}."
     ]
+    if not names:
+        notes.append("No detector ran: there are no rates, and removals were given the attacks' own maps.")
     for name in names:
         level = level_of(len(scores(split.calibration, name)))
         if level is None:
