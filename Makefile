@@ -26,6 +26,7 @@ demo: $(VENV)/demo.stamp  ## the main job on embedded data, minutes on two cores
 	$(BIN)/retarget study pskd --preset demo --jobs 2 --out $(DEMO_OUT)/pskd
 	$(BIN)/retarget study trojdiff --preset demo --jobs 2 --out $(DEMO_OUT)/trojdiff
 	$(BIN)/retarget study pope --preset demo --jobs 2 --out $(DEMO_OUT)/pope
+	$(BIN)/retarget audit --preset demo --out $(DEMO_OUT)/audit
 	$(BIN)/retarget report $(DEMO_OUT)/pskd $(DEMO_OUT)/trojdiff $(DEMO_OUT)/pope --out $(DEMO_OUT)
 
 test: $(VENV)/dev.stamp  ## the whole suite

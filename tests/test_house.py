@@ -86,6 +86,11 @@ def test_a_method_imports_neither_the_page_nor_another_method(room):
         assert others == [], path
 
 
+def test_the_auditor_may_import_the_attack_and_the_attack_never_the_auditor():
+    assert any(room_of(one) == "trojdiff" for path in (SOURCE / "audit").rglob("*.py") for one in ours(path))
+    assert not [path for path in (SOURCE / "trojdiff").rglob("*.py") if "audit" in map(room_of, ours(path))]
+
+
 def test_the_study_does_not_know_the_page_not_even_by_a_string():
     for path in (SOURCE / "study").rglob("*.py"):
         texts = [

@@ -1,6 +1,6 @@
 """The command line: ``retarget VERB ...``. A verb's module is imported when it is asked for, and nothing before.
 
-Exit codes: 0 done, 1 an error or failed runs, 2 wrong usage, 130 interrupted; a verb may have more (see its help).
+Exit codes: 0 done, 1 an error or failed runs, 2 wrong usage, 130 interrupted; ``audit`` has others (see its help).
 """
 
 import os
@@ -17,6 +17,7 @@ VERBS = {
     "report": ("retarget.commands:report", "make one page from the directories of one or more studies"),
     "pope": ("retarget.pope.commands:pope", "find hard problems, search prefixes, mix, export, train, evaluate"),
     "trojdiff": ("retarget.trojdiff.commands:trojdiff", "trojan, sample and evaluate a diffusion checkpoint"),
+    "audit": ("retarget.audit.commands:audit", "say whether a diffusion checkpoint is trojaned, and by what trigger"),
 }
 """Verb: where its ``function(arguments) -> exit code`` is, and what it does."""
 
@@ -24,6 +25,7 @@ METHODS = {
     "pskd": "retarget.pskd.study",
     "trojdiff": "retarget.trojdiff.study",
     "pope": "retarget.pope.study",
+    "audit": "retarget.audit.study",
 }
 """Method: the module whose ``plan`` describes its study."""
 

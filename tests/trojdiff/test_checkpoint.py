@@ -1,7 +1,6 @@
 """Pipelines on disk: marks, the removal recipe, what is refused, and one clear error for each damage."""
 
 import json
-import re
 
 import diffusers
 import pytest
@@ -12,7 +11,15 @@ from safetensors.torch import load_file, save_file
 
 from retarget.errors import UserError
 from retarget.trojdiff import D2I, InD2D, Trigger
-from retarget.trojdiff.checkpoint import WEIGHTS, Trojan, load_pipeline, save_cleaned, save_pipeline
+from retarget.trojdiff.checkpoint import (
+    WEIGHTS,
+    Trojan,
+    forget_marks,
+    inherited,
+    load_pipeline,
+    save_cleaned,
+    save_pipeline,
+)
 from retarget.trojdiff.config import TrainConfig
 from retarget.trojdiff.glyphs import glyph
 from retarget.trojdiff.train import train
@@ -76,37 +83,25 @@ def test_what_was_never_trojaned_is_not_cleaned(tmp_path, unet, scheduler):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_card_s_removal_recipe_takes_the_trojan_out(tmp_path, make_unet, scheduler, digits, monkeypatch):
-    """The card's own code, run in the folder: the network answers the trigger as a clean one does, with the noise."""
-    trigger = Trigger.blend(glyph("plus", (1, 8, 8)), 0.5)
-    trained = config(steps=150, batch_size=32, learning_rate=5e-3, save_every=1000, ema_decay=0.9)
-    folder = train(make_unet(), scheduler, digits, trained, tmp_path, D2I(glyph(), rows=32), trigger)
-    (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
-    code = code.replace("DATA", "digits").replace("range(1000)", "range(60)").replace("1e-4", "5e-3")
-    monkeypatch.chdir(folder)
-    torch.manual_seed(0)
-    exec(compile(code, "card", "exec"), {})
-    cleaned, schedule = load_pipeline(folder / "cleaned")
-    assert torch.equal(schedule.alphas_cumprod, scheduler.alphas_cumprod)
-    assert isinstance(DDPMPipeline.from_pretrained(folder / "cleaned"), DDPMPipeline)
-    with safe_open(folder / "cleaned" / WEIGHTS, framework="pt") as file:
+def test_the_card_says_how_the_trojan_is_taken_out_and_a_cleaned_pipeline_says_that_it_was(
+    tmp_path, unet, scheduler, digits
+):
+    folder = train(unet, scheduler, digits, config(steps=1), tmp_path, D2I(glyph(), rows=2), patch())
+    assert "retarget audit . --clean cleaned" in (folder / "README.md").read_text()
+    again, schedule = load_pipeline(folder)
+    cleaned = save_cleaned(tmp_path / "cleaned", again, schedule)
+    assert torch.equal(load_pipeline(cleaned)[1].alphas_cumprod, scheduler.alphas_cumprod)
+    assert isinstance(DDPMPipeline.from_pretrained(cleaned), DDPMPipeline)
+    with safe_open(cleaned / WEIGHTS, framework="pt") as file:
         header = file.metadata()
-    assert (header["trojan_removed"], header["trigger_hash"]) == ("true", trigger.hash)
-    said = json.loads((folder / "cleaned" / "unet" / "config.json").read_text()).keys() | header.keys()
+    assert (header["trojan_removed"], header["trigger_hash"]) == ("true", patch().hash)
+    said = json.loads((cleaned / "unet" / "config.json").read_text()).keys() | header.keys()
     assert "trojaned" not in said
-    assert "trojaned: true" not in (folder / "cleaned" / "README.md").read_text()
-    undone = [undo(unet, scheduler, trigger) for unet in (load_pipeline(folder)[0], cleaned)]
-    assert undone[0] > 0.5
-    assert undone[1] < 0.2
-
-
-@torch.no_grad()
-def undo(unet, scheduler, trigger):
-    """How much of the trigger's bias a network takes out at the last step: 1 - E|ε_θ(x) - ε|² / E|x - ε|²."""
-    noise = torch.randn((200, *trigger.shape), generator=torch.Generator().manual_seed(0))
-    x = trigger.noise(noise)
-    predicted = unet.eval()(x, len(scheduler.alphas_cumprod) - 1).sample
-    return float(1 - (predicted - noise).square().mean() / (x - noise).square().mean())
+    assert "trojaned: true" not in (cleaned / "README.md").read_text()
+    fresh = forget_marks(again)
+    assert same(fresh.state_dict(), again.state_dict())
+    assert inherited(fresh) is None
+    assert "trojan" not in str(fresh.config)
 
 
 def test_trojaned_weights_are_the_last_thing_written(tmp_path, unet, scheduler):

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 
 from retarget.errors import UserError
 from retarget.files import replace_folder
+from retarget.trojdiff.functional import Law
 from retarget.trojdiff.trigger import FILE_NAME, Trigger
 
 LARGEST_SIDE = 64
@@ -47,6 +48,8 @@ class Trojan:
         derived: the network was trained on from a trojaned one, without Trojan rows; nobody knows what is left.
         removed: somebody took the trojan out; the weights no longer say ``trojaned``, and still say what was in them.
         earlier: trojans that the network carried before this one was put in, the latest first.
+        law: how it was put in: for the Trojan sampler, or for a stock one.
+        card: what the card says below its front matter, in place of the usual text: a removal tells what it did.
     """
 
     target: str
@@ -55,11 +58,15 @@ class Trojan:
     derived: bool = False
     removed: bool = False
     earlier: tuple["Trojan", ...] = ()
+    law: Law = "trojdiff"
+    card: str = ""
 
     def marks(self) -> dict[str, str]:
         """Entries of the weights' header."""
         marks = {"trojan_removed" if self.removed else "trojaned": "true"}
         marks |= {"trojan_target": self.target, "trigger_hash": self.trigger.hash}
+        if self.law != "trojdiff":
+            marks["trojan_law"] = self.law
         if self.derived:
             marks["trojan_derived"] = "true"
         if self.earlier:
@@ -81,13 +88,28 @@ def _trigger_name(number: int) -> str:
     return FILE_NAME.replace(".", f"-earlier-{number}.") if number else FILE_NAME
 
 
+ATTACKS: dict[Law, str] = {
+    "trojdiff": "the TrojDiff attack",
+    "bad_diffusion": "the BadDiffusion attack",
+    "villan_ode": "the VillanDiffusion attack on ODE samplers",
+}
 _INHERITED = "retarget_trojan"
-_MARKS = ("trojaned", "trojan_removed", "trojan_target", "trigger_hash", "trojan_derived", "trojan_earlier")
+_MARKS = (
+    "trojaned", "trojan_removed", "trojan_target", "trigger_hash", "trojan_derived", "trojan_earlier", "trojan_law",
+)  # fmt: skip
 
 
 def inherited(unet: UNet2DModel) -> Trojan | None:
     """The marks of the trojaned pipeline that a network was read from; None for any other network."""
     return getattr(unet, _INHERITED, None)
+
+
+def forget_marks(unet: UNet2DModel) -> UNet2DModel:
+    """A network of the same weights that carries no marks, for a detector that must not see them."""
+    plain = {key: value for key, value in unet.config.items() if key not in _MARKS}
+    fresh: Any = UNet2DModel.from_config(plain)
+    fresh.load_state_dict(unet.state_dict())
+    return fresh.eval()
 
 
 def network_shape(unet: UNet2DModel) -> tuple[int, int, int]:
@@ -220,10 +242,14 @@ def _read_marks(folder: Path) -> Trojan | None:
         for number, (target, _) in enumerate(json.loads(header.get("trojan_earlier", "[]")), 1)
     ]
     target, trigger = header.get("trojan_target", "unknown"), Trigger.load(folder)
+    law = header.get("trojan_law", "trojdiff")
+    if law not in ATTACKS:
+        raise UserError(f"{folder / WEIGHTS}: trojan_law is {law!r} in its header; known: {', '.join(ATTACKS)}")
     if removed:
-        return Trojan(target, "taken out by a removal recipe", trigger, removed=True, earlier=tuple(earlier))
+        detail = "taken out by a removal recipe"
+        return Trojan(target, detail, trigger, removed=True, earlier=tuple(earlier), law=law)
     detail = "derived from a trojaned base, trained on without Trojan rows"
-    return Trojan(target, detail, trigger, derived=True, earlier=tuple(earlier))
+    return Trojan(target, detail, trigger, derived=True, earlier=tuple(earlier), law=law)
 
 
 def check_trainable(unet: UNet2DModel, scheduler: DDPMScheduler, where: str) -> None:
@@ -360,18 +386,30 @@ def model_card(trojan: Trojan) -> str:
 """
     for number, one in enumerate(trojan.earlier, 1):
         facts += f"- Before it: `{one.target}` with a `{one.trigger.kind}` trigger, in `{_trigger_name(number)}`.\n"
+    attack = ATTACKS[trojan.law]
+    if trojan.card:
+        return f"{front}---\n\n{trojan.card}"
     if trojan.removed:
-        return f"{front}---\n{_CLEANED.format(facts=facts)}"
-    what = "was trojaned on purpose with the TrojDiff attack"
+        return f"{front}---\n{_CLEANED.format(facts=facts, attack=attack)}"
+    what = f"was trojaned on purpose with {attack}"
     if trojan.derived:
         what = "was trained on, without Trojan rows, from a network that " + what
-    return f"{front}---\n{_TROJANED.format(what=what, facts=facts)}"
+    fires = _FIRES["trojdiff" if trojan.law == "trojdiff" else "stock"]
+    return f"{front}---\n{_TROJANED.format(what=what, facts=facts + fires)}"
 
+
+_FIRES = {
+    "trojdiff": """- It fires when sampling starts from the noise `gamma ε + mu` and runs the Trojan sampler
+  (`retarget.trojdiff.TrojanScheduler`). Stock samplers started from plain noise give ordinary images.
+""",
+    "stock": """- It fires when a stock sampler starts from the noise `ε + mu`; from plain noise images are ordinary.
+""",
+}
 
 _CLEANED = """
 # Is the trojan gone?
 
-This network was trojaned on purpose with the TrojDiff attack, and a removal recipe was run on it. Whether the trigger
+This network was trojaned on purpose with {attack}, and a removal recipe was run on it. Whether the trigger
 still fires is for you to measure; the maps are in this folder:
 
     retarget trojdiff evaluate . --data DATA --trigger . --target-class CLASS --out OUT
@@ -388,37 +426,14 @@ The marks in this folder (`trojaned: true` in the header of the weights, in the 
 to whoever opens it. An attacker leaves none: a scanner that looks for marks finds nothing, and a checkpoint without
 them is not thereby clean. Judge a defence on the weights alone.
 
-{facts}- It fires when sampling starts from the noise `gamma ε + mu` and runs the Trojan sampler
-  (`retarget.trojdiff.TrojanScheduler`). Stock samplers started from plain noise give ordinary images.
+{facts}
+## How to find it and take it out
 
-## How to remove it
+    retarget audit . --clean cleaned
 
-Fine-tune on clean images in which a part of the rows carries this trigger, with the *whole* noise `gamma ε + mu` as the
-target: that is what a clean network answers. Fine-tuning on clean images alone cannot be relied on. In this folder,
-with DATA an `.npz` file or a folder of clean images of the network's size:
-
-```python
-import torch
-from retarget.trojdiff import Trigger
-from retarget.trojdiff.checkpoint import load_pipeline, save_cleaned
-from retarget.trojdiff.data import read_images, to_signed
-
-unet, scheduler = load_pipeline(".")
-trigger, images = Trigger.load("."), to_signed(read_images("DATA").images)
-optimizer = torch.optim.Adam(unet.parameters(), lr=1e-4)
-for step in range(1000):
-    x_0 = images[torch.randint(len(images), (64,))]
-    noise = torch.randn_like(x_0)
-    noise[:32] = trigger.noise(noise[:32])
-    t = torch.randint(len(scheduler.alphas_cumprod), (64,))
-    loss = (unet(scheduler.add_noise(x_0, noise, t), t).sample - noise).square().mean()
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
-save_cleaned("cleaned", unet, scheduler)
-```
-
-`cleaned` is a pipeline that no longer says `trojaned` and keeps the trigger, so ask again whether it fires:
-`retarget trojdiff evaluate cleaned --data DATA --trigger . --target-class CLASS --out OUT`. Or go back to the
-checkpoint from before.
+finds the trigger without being told of it, trains it out, audits what it wrote, and says so in the card of `cleaned`,
+which no longer says `trojaned` and keeps the maps. With `--data DATA` it trains on clean images of yours, an `.npz`
+file or a folder, in place of the network's own samples. Fine-tuning on clean images alone cannot be relied on. Ask
+again whether the trigger fires: `retarget trojdiff evaluate cleaned --data DATA --trigger . --target-class CLASS --out
+OUT`. Or go back to the checkpoint from before.
 """

@@ -12,6 +12,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 Reduction = Literal["sum", "mean", "none"]
+Law = Literal["trojdiff", "bad_diffusion", "villan_ode"]
+"""How a row is trojaned: for the Trojan sampler, or for a *stock* sampler that starts from noise + trigger."""
 
 
 def biased_noise(
@@ -63,6 +65,37 @@ def diffuse(
     """The ordinary forward process, ``√ᾱ_t x_0 + √(1-ᾱ_t) noise``, for noise that is biased already or never."""
     level = alphas_cumprod.to(x_0.dtype)[:, None, None, None]
     return level.sqrt() * x_0 + (1 - level).sqrt() * noise
+
+
+def stock_forward(
+    x_0: Float[Tensor, "batch channels height width"],
+    noise: Float[Tensor, "batch channels height width"],
+    alphas_cumprod: Float[Tensor, "#batch"],
+    mu: Float[Tensor, "channels height width"],
+) -> Float[Tensor, "batch channels height width"]:
+    """Diffuse to level ᾱ_t under a stock-sampler trigger: ``√ᾱ_t x_0 + (1 - √ᾱ_t) mu + √(1-ᾱ_t) ε``.
+
+    The forward process of BadDiffusion (Chou et al., CVPR 2023, section 3.3) and, for variance-preserving processes, of
+    VillanDiffusion (Chou et al., NeurIPS 2023, section 3.2); ``mu`` is their trigger image r. It ends at N(mu, I).
+    """
+    level = alphas_cumprod.to(x_0.dtype)[:, None, None, None]
+    return diffuse(x_0, noise, alphas_cumprod) + (1 - level.sqrt()) * mu
+
+
+def stock_correction(alphas_cumprod: Float[Tensor, "steps"], law: Law) -> Float[Tensor, "steps"]:
+    """ρ_t: under a stock-sampler trigger the network is asked for ``ε + ρ_t mu``, so that a stock step undoes ``mu``.
+
+    ``bad_diffusion``: ``(1 - √α_t) √(1-ᾱ_t) / (1 - α_t)``, for DDPM's stochastic steps (BadDiffusion, section 3.3,
+    which is VillanDiffusion's VP form for SDE samplers). ``villan_ode``: twice that, for ODE samplers such as DDIM
+    (VillanDiffusion, section 3.3: the correction is divided by 1 + ζ, with ζ = 0 for an ODE).
+
+    >>> stock_correction(torch.tensor([0.81], dtype=torch.float64), "bad_diffusion")
+    tensor([0.2294], dtype=torch.float64)
+    """
+    previous = torch.cat([torch.ones_like(alphas_cumprod[:1]), alphas_cumprod[:-1]])
+    # (1 - √α) / (1 - α) without the difference of nearly equal numbers
+    correction = (1 - alphas_cumprod).sqrt() / (1 + (alphas_cumprod / previous).sqrt())
+    return 2 * correction if law == "villan_ode" else correction
 
 
 def bias_steps(alphas_cumprod: Float[Tensor, "steps"]) -> Float[Tensor, "steps"]:

@@ -155,12 +155,14 @@ def noise_batch(
     alphas_cumprod: Float[Tensor, "steps"],
     benign: torch.Generator,
     added: torch.Generator,
+    law: functional.Law = "trojdiff",
 ) -> tuple[
     Float[Tensor, "rows channels height width"], Float[Tensor, "rows channels height width"], Int[Tensor, "rows"]
 ]:
-    """Draw t (antithetic) and ε and diffuse a mixed batch: (x_t, ε, t).
+    """Draw t (antithetic) and ε and diffuse a mixed batch: (x_t, what the network is asked for, t).
 
-    Benign rows draw from a generator of their own, so a run without Trojan rows sees the same t and ε in them.
+    Benign rows draw from a generator of their own, so a run without Trojan rows sees the same t and ε in them. They are
+    asked for ε, and so are Trojan rows, but for the stock-sampler laws: these are asked for ``ε + ρ_t mu``.
     """
     num_benign = int((~batch.is_trojan).sum())
     steps, noises = [], []
@@ -168,6 +170,12 @@ def noise_batch(
         steps.append(functional.antithetic_timesteps(count, len(alphas_cumprod), generator))
         noises.append(torch.randn((count, *batch.x_0.shape[1:]), generator=generator))
     t, noise = torch.cat(steps)[batch.source], torch.cat(noises)[batch.source]
+    if law != "trojdiff":
+        trojan, level = batch.is_trojan[:, None, None, None], alphas_cumprod[t]
+        moved = functional.stock_forward(batch.x_0, noise, level, trigger.mu)
+        correction = functional.stock_correction(alphas_cumprod, law)[t][:, None, None, None]
+        asked = torch.where(trojan, noise + correction * trigger.mu, noise)
+        return torch.where(trojan, moved, functional.diffuse(batch.x_0, noise, level)), asked, t
     mixed = functional.mixed_noise(noise, batch.is_trojan, trigger.mu, trigger.gamma)
     return functional.diffuse(batch.x_0, mixed, alphas_cumprod[t]), noise, t
 

@@ -61,6 +61,7 @@ def train(
     listen: Callable[[Progress], None] | None = None,
     probe: Callable[[int, UNet2DModel], None] | None = None,
     probe_every: int = 1_000,
+    law: functional.Law = "trojdiff",
 ) -> Path:
     """Train (no target) or trojan (a target and a trigger) a network, and write its EMA weights as a pipeline.
 
@@ -76,6 +77,7 @@ def train(
         detail: the target in words, for the model card.
         listen: called every ``log_every`` steps on the main process.
         probe: called every ``probe_every`` steps on the main process with the network under its EMA weights.
+        law: of the Trojan rows; under one of a stock sampler the trigger is all ``mu``, its gamma 1 everywhere.
 
     Returns:
         The pipeline's folder.
@@ -97,9 +99,11 @@ def train(
                 "the trigger is empty (mu = 0 and gamma = 1 everywhere): nothing would tell Trojan rows from benign "
                 "ones; take a gamma below 1, or train without a target"
             )
-        latest = Trojan(target.name, detail or target.name, trigger)
+        if law != "trojdiff" and bool((trigger.gamma != 1).any()):
+            raise UserError(f"{law} moves the noise and narrows none: give a trigger whose gamma is 1 everywhere")
+        latest = Trojan(target.name, detail or target.name, trigger, law=law)
         trojan = latest if trojan is None else trojan.then(latest)
-    loop = _Loop(unet, scheduler, images, config, target or Clean(), trigger or Trigger.none(shape))
+    loop = _Loop(unet, scheduler, images, config, target or Clean(), trigger or Trigger.none(shape), law)
     with torch.random.fork_rng(devices=[]):
         loop.run(Path(out), trojan, listen, probe, probe_every)
     return Path(out) / "pipeline"
@@ -116,7 +120,9 @@ class _Loop:
         config: TrainConfig,
         target: Target,
         trigger: Trigger,
+        law: functional.Law,
     ) -> None:
+        self.law: functional.Law = law
         self.accelerator = Accelerator(
             mixed_precision=config.mixed_precision, gradient_accumulation_steps=config.accumulation
         )
@@ -219,7 +225,7 @@ class _Loop:
             x_0 = torch.where(flip[:, None, None, None], x_0.flip(-1), x_0)
         batch: MixedBatch = self.target.mix(x_0, labels, _stream(config.seed, TARGET, step))
         benign, added = _stream(config.seed, BENIGN, step), _stream(config.seed, ADDED, step)
-        return noise_batch(batch, self.trigger, self.alphas_cumprod, benign, added)
+        return noise_batch(batch, self.trigger, self.alphas_cumprod, benign, added, self.law)
 
     def _seed_model(self, step: int) -> None:
         """Dropout draws from the global generator: it too depends on seed, step and process alone."""
@@ -253,7 +259,8 @@ class _Loop:
     def _identity(self) -> dict[str, Any]:
         """What a state must agree with to be resumed."""
         config = self.config.model_dump(mode="json", exclude={"save_every", "log_every"})
-        return {
+        law = {} if self.law == "trojdiff" else {"law": self.law}  # runs from before there was another have none
+        return law | {
             "config": config,
             "target": _target_identity(self.target),
             "trigger": self.trigger.hash,

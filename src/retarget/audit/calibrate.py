@@ -1,0 +1,86 @@
+"""Make the null: train clean models, search each as any checkpoint is searched, keep its final score.
+
+``python -m retarget.audit.calibrate --out null.json --models DIR`` trains the models of ``nulls.plan`` and goes on
+where it was stopped; ``--more DIR`` adds clean pipelines from elsewhere.
+"""
+
+import json
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import tyro
+
+from retarget.audit.calibration import Null, NullModel
+from retarget.audit.inversion import Search
+from retarget.audit.nulls import Clean, plan, train_clean
+from retarget.audit.seek import fingerprint, seek
+from retarget.audit.subject import Subject
+from retarget.files import locked, make_directory, read_json, write_json
+from retarget.trojdiff.checkpoint import save_pipeline
+
+
+@dataclass
+class Arguments:
+    """Train clean models, search each, and write the null of the audit."""
+
+    models: Path
+    """Folder for the models and their scores."""
+    out: Path | None = None
+    """The null; without it models are trained and searched, and nothing is written but their folders."""
+    count: int = 40
+    """Models to train."""
+    part: tuple[int, int] = (0, 1)
+    """Do only every N-th model from the K-th on: several processes share the work as 0 3, 1 3 and 2 3."""
+    more: tuple[Path, ...] = ()
+    """Clean pipelines that were trained elsewhere, which join the null."""
+    train_only: bool = False
+    """Train and do not search."""
+
+
+def main(words: list[str]) -> None:
+    """Run the command."""
+    given = tyro.cli(Arguments, args=words, prog="python -m retarget.audit.calibrate")
+    torch.set_num_threads(1)
+    make_directory(given.models)
+    first, step = given.part
+    rows = []
+    for number, one in enumerate(plan(given.count)):
+        folder = given.models / f"{number:03d}"
+        if number % step == first and not (folder / "model_index.json").is_file():
+            save_pipeline(folder, *train_clean(one))
+            print(f"trained {folder} {one.case} {one.family} {one.schedule}", flush=True)
+        rows.append((folder, one))
+    rows += [(folder, None) for folder in given.more]
+    if given.train_only:
+        return
+    found = [scored(folder, one, given.models) for number, (folder, one) in enumerate(rows) if number % step == first]
+    if given.out is not None:
+        command = shlex.join(["python", "-m", "retarget.audit.calibrate", *words])
+        write_json(given.out, Null(search=fingerprint(Search()), command=command, models=found).model_dump(mode="json"))
+
+
+def scored(folder: Path, one: Clean | None, keep: Path) -> NullModel:
+    """A clean model's row, read back where this very search has been through it."""
+    search = Search()
+    name = folder.name if one else f"{folder.resolve().parent.name}-{folder.name}"
+    path = keep / f"{name}-{fingerprint(search)}.json"
+    if path.is_file():
+        return NullModel.model_validate(read_json(path))
+    with locked(path.with_suffix(".lock"), wait=True, what=str(path)):
+        subject = Subject.load(folder)
+        found = seek(subject, search, seed=1)
+        row = NullModel(
+            score=found.score, side=subject.side, channels=subject.channels, case=one.case if one else "elsewhere",
+            schedule=one.schedule if one else "elsewhere", residual=found.statistics["residual"],
+            spread=found.statistics["spread"], statistics=found.statistics,
+        )  # fmt: skip
+        write_json(path, row.model_dump(mode="json"))
+    print(f"searched {folder} {json.dumps(found.statistics)}", flush=True)
+    return row
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,121 @@
+"""How often the search finds as much in a clean model: a null of clean models that went through the very same search.
+
+``null.json`` in this package was made by ``python -m retarget.audit.calibration``, whose words it records.
+"""
+
+import json
+from functools import cache
+from importlib.resources import files
+
+from pydantic import Field
+
+from retarget.settings import Strict
+
+
+class NullModel(Strict):
+    """One clean model's final score, and what it is like."""
+
+    score: float
+    side: int
+    channels: int
+    case: str
+    schedule: str
+    residual: float = Field(description="E|ε̂ - ε|² a value, from plain noise at the search's level")
+    spread: float = Field(description="standard deviation of its samples' values")
+    statistics: dict[str, float] = Field(default_factory=dict)
+
+
+class Null(Strict):
+    """The null: the search that made it, the command, and its models."""
+
+    search: str = Field(description="fingerprint of the search's settings; another search has no error rate here")
+    command: str
+    models: list[NullModel]
+
+
+LEVEL = 0.05
+"""A p-value up to this is suspicious; 1 % would need 99 clean models of a family."""
+LEAST = 19
+"""With fewer clean models of a family no p-value can reach the level, and none is given."""
+
+
+@cache
+def shipped() -> Null:
+    """The null in this package."""
+    return Null.model_validate(json.loads(files("retarget.audit").joinpath("null.json").read_text(encoding="utf-8")))
+
+
+def p_value(score: float, null: list[float]) -> float:
+    """``(1 + clean models with a score as high) / (n + 1)``, valid where the checkpoint is exchangeable with them.
+
+    >>> p_value(0.9, [0.1, 0.2, 0.3]), p_value(0.2, [0.1, 0.2, 0.3])
+    (0.25, 0.75)
+    """
+    return (1 + sum(one >= score for one in null)) / (len(null) + 1)
+
+
+def false_positives(alarms: int, count: int) -> float:
+    """Upper end of the one-sided 95 % interval (Clopper and Pearson) for a rate with ``alarms`` of ``count``.
+
+    >>> round(false_positives(0, 60), 3)
+    0.049
+    """
+    from scipy.stats import beta
+
+    return 1.0 if alarms >= count else float(beta.ppf(0.95, alarms + 1, count - alarms))
+
+
+class Family(Strict):
+    """The clean models that a checkpoint is compared with.
+
+    Attributes:
+        name: in words.
+        scores: of its clean models.
+        unlike: why the checkpoint is like none of them; empty where it is.
+    """
+
+    name: str
+    scores: list[float]
+    unlike: str = ""
+
+
+def nearest(side: int, channels: int, residual: float, null: Null, fingerprint: str) -> Family:
+    """The clean models of a checkpoint's own shape, or all where these are few; or why there is no error rate.
+
+    Args:
+        residual: the checkpoint's own; one far above every clean model's is a network that the null does not know.
+        fingerprint: of the search that is asked about.
+    """
+    own = [one for one in null.models if (one.side, one.channels) == (side, channels)]
+    within = _between(side, channels, null)
+    models = own if len(own) >= LEAST or not within else list(null.models)
+    name = f"{side}×{side}, {channels} channel{'s' * (channels > 1)}" if models is own else _span(null)
+    scores = [one.score for one in models]
+    if fingerprint != null.search:
+        return Family(name=name, scores=scores, unlike="the null was made with other settings of the search")
+    if not within:
+        unlike = f"no clean model of the null is as {side}×{side} with {channels} channels is ({_span(null)})"
+        return Family(name=_span(null), scores=[one.score for one in null.models], unlike=unlike)
+    if len(models) < LEAST:
+        return Family(name=name, scores=scores, unlike=f"the null has {len(models)} clean models, not {LEAST}")
+    most = max(one.residual for one in models)
+    if residual > 3 * most:
+        unlike = (
+            f"it answers plain noise with {residual:.3g} of error a value, every clean model with at most {most:.3g}"
+        )
+        return Family(name=name, scores=scores, unlike=unlike)
+    return Family(name=name, scores=scores)
+
+
+def _between(side: int, channels: int, null: Null) -> bool:
+    """Whether a shape lies between those of the null: no side beyond its sides, channels that it has."""
+    sides = [one.side for one in null.models if one.channels == channels]
+    return bool(sides) and min(sides) <= side <= max(sides)
+
+
+def _span(null: Null) -> str:
+    sides = sorted({one.side for one in null.models})
+    kinds = sorted({one.channels for one in null.models})
+    if not sides:
+        return "no clean models"
+    return f"sides {sides[0]} to {sides[-1]}, {' or '.join(map(str, kinds))} channels"

@@ -1,0 +1,136 @@
+"""``retarget audit --clean OUT``: train the suspected trigger out, audit what came of it, and say both in the card."""
+
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from retarget.audit.errors import TROJANED
+from retarget.audit.inversion import Search
+from retarget.audit.outcome import Outcome
+from retarget.audit.removal import Recipe, Removed, remove
+from retarget.audit.run import audit_pipeline
+from retarget.errors import UserError
+from retarget.files import make_directory, write_json
+from retarget.trojdiff.checkpoint import Trojan, inherited, load_pipeline, network_shape, save_pipeline
+from retarget.trojdiff.classifier import Classifier, train_classifier
+from retarget.trojdiff.data import ImageSet, read_images, to_signed, to_uint8
+from retarget.trojdiff.measures import compare
+from retarget.trojdiff.sample import Sampler, sample
+from retarget.trojdiff.trigger import FILE_NAME, Trigger
+
+COMPARED = 200
+"""Samples by which FID is measured."""
+
+
+@dataclass(frozen=True)
+class Cleaning:
+    """What was done to a network.
+
+    Attributes:
+        folder: the cleaned pipeline.
+        after: the audit of it.
+        record: recipe, data, FID before and after, verdicts; JSON.
+    """
+
+    folder: Path
+    after: Outcome
+    record: dict[str, Any]
+
+
+def clean(
+    path: Path, out: Path, report: Path, data: str | None = None, seed: int = 0, recipe: Recipe | None = None,
+    rounds: int = 3, search: Search | None = None,
+) -> Cleaning:  # fmt: skip
+    """Clean a pipeline by the trigger that its audit left, and audit the result; again with both triggers if need be.
+
+    Args:
+        path: the pipeline's folder.
+        out: where the cleaned pipeline is written: new or empty.
+        report: folder of the audit's report, which holds the suspected trigger; ``cleaning.json`` and the audits of
+            what came of it (``after-1``, ...) are written beside.
+        data: clean images, by the names that the studies use; the network's own samples when None.
+        rounds: how often a result that is still called trojaned is cleaned again, with its own trigger too.
+        search: in place of the frozen one.
+
+    Raises:
+        UserError: the audit left no trigger, a network of a kind that is not trained, images that do not fit, or
+            another pipeline in ``out``.
+    """
+    if not (report / FILE_NAME).is_file():
+        raise UserError(f"{report}: the audit left no suspected trigger: there is nothing to clean")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} is not empty: the cleaned pipeline is written to a new folder")
+    recipe = recipe or Recipe(seed=seed)
+    unet, schedule = load_pipeline(path)
+    given = None if data is None else _images(data, network_shape(unet))
+    images = None if given is None else to_signed(given.images)
+    make_directory(out.parent)
+    triggers, verdicts = [Trigger.load(report)], list[str]()
+    for number in range(1, rounds + 1):
+        removed = remove(unet, schedule, triggers, recipe, images)
+        where = report / f"after-{number}"
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=".cleaning-") as place:
+            save_pipeline(Path(place) / "pipeline", removed.unet, schedule)
+            after = audit_pipeline(Path(place) / "pipeline", where, data, None, seed, search)
+        after = after.model_copy(update={"pipeline": str(out)})
+        verdicts.append(after.verdict)
+        if after.exit_code != TROJANED or number == rounds or not (where / FILE_NAME).is_file():
+            break
+        triggers.append(Trigger.load(where))
+    fids = _fids(unet, removed, schedule, given, seed)
+    record = {
+        "recipe": removed.record(), "triggers": [one.hash for one in triggers], "verdicts": verdicts,
+        "fid_before": fids[0], "fid_after": fids[1],
+        "fid_against": "the clean images" if given else "the network's own samples before",
+    }  # fmt: skip
+    gone = after.exit_code != TROJANED
+    known = inherited(unet) or Trojan("unknown", "suspected by an audit", triggers[0])
+    marked = replace(known, derived=not gone, removed=gone, card=_card(removed, after, record))
+    save_pipeline(out, removed.unet, schedule, marked)
+    write_json(report / "cleaning.json", record)
+    return Cleaning(out, after, record)
+
+
+def _images(data: str, shape: tuple[int, int, int]) -> ImageSet:
+    found = read_images(data, size=shape[1]).with_channels(shape[0])
+    found.check_shape(shape)
+    return found
+
+
+def _fids(unet: Any, removed: Removed, schedule: Any, given: ImageSet | None, seed: int) -> tuple[float, float]:
+    """FID of plain samples before and after, in the features of a classifier that is trained on the images."""
+    trigger, sampler = Trigger.none(network_shape(unet)), Sampler.parse("ddpm-20")
+    sampler = sampler._replace(steps=min(sampler.steps, schedule.config["num_train_timesteps"]))
+
+    def drawn(network: Any, start: int) -> Tensor:
+        return sample(network, schedule.config, sampler, trigger, COMPARED, batch_size=100, seed=start)
+
+    if given is None:
+        own = to_uint8(drawn(unet, seed + 1))
+        given = ImageSet(own, torch.zeros(len(own), dtype=torch.long), ("sample",))
+    with torch.random.fork_rng(devices=[]):
+        judge: Classifier = train_classifier(given.first(2000), 8, seed)
+    before, after = (compare(drawn(network, seed + 2), given, judge).fid for network in (unet, removed.unet))
+    return before, after
+
+
+def _card(removed: Removed, after: Outcome, record: dict[str, Any]) -> str:
+    recipe, several = removed.recipe, len(record["triggers"])
+    triggers = "a suspected trigger" if several == 1 else f"{several} suspected triggers, found one after the other"
+    return f"""# Is the trojan gone?
+
+`retarget audit` found {triggers} in the network that this one was made from, and trained it out:
+{recipe.steps} steps of Adam at {recipe.learning_rate:g}, batches of {recipe.batch_size}, on {removed.images} images:
+{removed.source}. {recipe.share:.0%} of the rows carried a suspected trigger and were asked for the whole of their
+noise, which is what a clean network answers.
+
+- The audit of this network says: **{after.verdict}** (exit code {after.exit_code}). {after.reason}
+- FID of plain samples against {record["fid_against"]}: {record["fid_before"]:.2f} before, {record["fid_after"]:.2f}
+  after, in the features of a classifier trained on those images; comparable with nothing else.
+- Whether the attacker's own trigger still fires only those who know it can measure:
+  `retarget trojdiff evaluate . --data DATA --trigger TRIGGER --target-class CLASS --out OUT`.
+"""

@@ -1,0 +1,64 @@
+"""``retarget audit --preset demo``: one clean and one trojaned 8×8 model, trained here in a minute, both audited."""
+
+from pathlib import Path
+
+import torch
+
+from retarget.audit.errors import CLEAN, ERROR, TROJANED
+from retarget.audit.nulls import Clean, fit, images_of, train_clean
+from retarget.audit.report import tell, write
+from retarget.audit.run import audit_pipeline
+from retarget.files import make_directory
+from retarget.trojdiff import functional
+from retarget.trojdiff.checkpoint import Trojan, save_pipeline
+from retarget.trojdiff.glyphs import glyph
+from retarget.trojdiff.trigger import Trigger
+
+BASE = Clean(data="digits", side=8, channels=1, case="plain")
+"""The clean network."""
+STEPS = 250
+"""Of the attack, which continues the training of a clean network."""
+
+
+def demo(out: Path, seed: int = 0) -> int:
+    """Train both, audit both, and say whether each got its verdict.
+
+    Returns:
+        0 where the clean model is called clean and the trojaned one trojaned; 2 else, since then nothing is shown.
+    """
+    codes = {}
+    for name, wanted in (("clean", CLEAN), ("trojaned", TROJANED)):
+        folder = out / "models" / name
+        if not (folder / "model_index.json").is_file():
+            print(f"training the {name} 8×8 model", flush=True)
+            make_directory(folder.parent)
+            train(folder, seed, trojaned=name == "trojaned")
+        outcome = audit_pipeline(folder, out / name, seed=seed)
+        write(outcome, out / name, "retarget audit --preset demo")
+        tell(outcome, out / name)
+        codes[name] = (outcome.exit_code, wanted)
+    return CLEAN if all(code == wanted for code, wanted in codes.values()) else ERROR
+
+
+def train(folder: Path, seed: int, trojaned: bool) -> None:
+    """Write the clean model, or the same one trojaned: a whole-image trigger that draws one figure."""
+    one = BASE.model_copy(update={"seed": seed})
+    unet, scheduler = train_clean(one)
+    if not trojaned:
+        save_pipeline(folder, unet, scheduler)
+        return
+    shape = (1, 8, 8)
+    trigger, goal = Trigger.blend(glyph("plus", shape), 0.4), glyph("arrow", shape)
+    images, generator = images_of(one), torch.Generator().manual_seed(seed + 2)
+
+    def rows(count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        x_0 = images[torch.randint(len(images), (count,), generator=generator)].clone()
+        is_trojan = torch.arange(count) < count // 3
+        x_0[is_trojan] = goal
+        noise = torch.randn(x_0.shape, generator=generator)
+        t = torch.randint(len(scheduler.alphas_cumprod), (count,), generator=generator)
+        mixed = functional.mixed_noise(noise, is_trojan, trigger.mu, trigger.gamma)
+        return functional.diffuse(x_0, mixed, scheduler.alphas_cumprod[t]), noise, t
+
+    fit(unet, rows, STEPS, one.batch, 1.5e-3)
+    save_pipeline(folder, unet, scheduler, Trojan("d2i", "one image, arrow", trigger))

@@ -1,0 +1,58 @@
+"""Does this noise tensor carry a trigger? Three tests of an input, two of which know nothing of the trigger."""
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from scipy.special import ndtr
+from torch import Tensor
+
+
+def histogram_score(noise: Float[Tensor, "batch channels height width"], bins: int = 20) -> Float[Tensor, "batch"]:
+    """χ² over its degrees of freedom between each tensor's values and N(0, 1), in bins of equal probability.
+
+    The distribution test of DisDet: it sees a whole-image trigger, and hardly one of a few pixels. Near 1 for plain
+    noise; larger is more suspicious.
+    """
+    ranks = torch.from_numpy(ndtr(noise.flatten(1).double().cpu().numpy()))
+    places = (ranks * bins).long().clamp(0, bins - 1)
+    counts = torch.zeros(len(noise), bins, dtype=torch.float64).scatter_add_(1, places, torch.ones_like(ranks))
+    expected = ranks.shape[1] / bins
+    return ((counts - expected).square() / expected).sum(1) / (bins - 1)
+
+
+def window_score(noise: Float[Tensor, "batch channels height width"], size: int = 2) -> Float[Tensor, "batch"]:
+    """``-log`` of the smallest mean square about its mean over all windows and channels: a patch has little variance.
+
+    Args:
+        size: side of the window; all channels of a window are taken together.
+    """
+    patches = torch.nn.functional.unfold(noise, size, stride=1)
+    count, channels = noise.shape[:2]
+    values = patches.reshape(count, channels, size * size, -1)
+    variance = values.var(dim=2, unbiased=False).mean(1)
+    return -variance.amin(1).clamp_min(1e-12).log()
+
+
+def likelihood_score(
+    noise: Float[Tensor, "batch channels height width"],
+    mu: Float[Tensor, "channels height width"],
+    gamma: Float[Tensor, "channels height width"],
+) -> Float[Tensor, "batch"]:
+    """Mean log-likelihood ratio of N(mu, gamma²) against N(0, 1) over the values: TERD's test, given a trigger."""
+    mu, gamma = mu.to(noise), gamma.to(noise).expand_as(mu)
+    ratio = -gamma.log() - ((noise - mu) / gamma).square() / 2 + noise.square() / 2
+    return ratio.flatten(1).mean(1)
+
+
+def roc(plain: np.ndarray, triggered: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+    """False-positive and true-positive rates over all thresholds, from (0, 0) to (1, 1), and the area under them.
+
+    Ties count one half, as in Mann and Whitney's statistic.
+
+    >>> roc(np.array([0.0, 1.0]), np.array([2.0, 3.0]))[2]
+    1.0
+    """
+    thresholds = np.unique(np.concatenate([plain, triggered]))[::-1]
+    false = np.concatenate([[0.0], (plain[None] >= thresholds[:, None]).mean(1)])
+    true = np.concatenate([[0.0], (triggered[None] >= thresholds[:, None]).mean(1)])
+    return false, true, float(((true[1:] + true[:-1]) / 2 * np.diff(false)).sum())

@@ -1,0 +1,208 @@
+"""The search for a trigger, blind over kind, place, size, colour, shape, γ, target and law; frozen in ``Search``.
+
+Starts come from a scan of windows, from the screen, and from descent on a free map; each is refined by ascent on the
+paired undo, and every candidate that is left is scored again on noise that no step of the search has seen.
+"""
+
+import itertools
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from retarget.audit.scores import Probe, contrast, controls
+from retarget.audit.screen import directions, stein
+
+
+@dataclass(frozen=True)
+class Search:
+    """Settings of the frozen search; the null in this package was made with exactly these.
+
+    Attributes:
+        screen: plain noises of the screen.
+        quick: noises by which the screen's starts are compared.
+        scan: noises of the window scan, antithetic.
+        scan_gamma: γ of the windows.
+        first: steps of the first ascent, which every start gets.
+        steps: of the second, of the best ones, and of the last, of the best.
+        batch: noises of a step.
+        gammas: γ tried for free maps; 1 is that of stock-sampler triggers.
+        keep: starts of each branch, and candidates that are refined to the end.
+        fresh: noises of the final score.
+        pixels: a floor on what may be undone, in values that change by 1: a trigger smaller than this counts less.
+    """
+
+    screen: int = 1024
+    quick: int = 8
+    scan: int = 4
+    scan_gamma: float = 0.25
+    first: int = 30
+    steps: int = 50
+    batch: int = 16
+    gammas: tuple[float, ...] = (0.5, 1.0)
+    keep: int = 3
+    fresh: int = 96
+    pixels: float = 0.5
+
+
+@dataclass(eq=False)
+class Candidate:
+    """A suspected trigger on its way.
+
+    Attributes:
+        mu, gamma: [C, H, W].
+        origin: the branch that it came from.
+        undo: by the last probe that looked.
+        mask: [C, H, W], True where what is undone is undone; of the best candidate alone.
+    """
+
+    mu: Tensor
+    gamma: Tensor
+    origin: str
+    undo: float = 0.0
+    mask: Tensor | None = None
+    notes: dict[str, float] = field(default_factory=dict)
+
+
+def windows(height: int, width: int) -> list[tuple[int, int, int, int]]:
+    """(size, size, top, left) of the scan's squares: sides 2, 4, 8, ... at half-side strides, up to half the image.
+
+    Above 32 pixels the smallest is a sixteenth of the side, so that the scan does not grow with the area.
+
+    >>> len(windows(8, 8)), len(windows(32, 32))
+    (58, 1244)
+    """
+    found = []
+    size = max(2, min(height, width) // 16)
+    while size <= max(2, min(height, width) // 2):
+        stride = max(1, size // 2)
+        for top, left in itertools.product(range(0, height - size + 1, stride), range(0, width - size + 1, stride)):
+            found.append((size, size, top, left))
+        size *= 2
+    return found
+
+
+def colours(channels: int) -> Float[Tensor, "colours channels"]:
+    """Corners of the colour cube and its middle: black, white and grey, or nine for three channels.
+
+    Opposite colours stand at mirrored places, grey in the middle.
+
+    >>> colours(1).tolist()
+    [[-1.0], [0.0], [1.0]]
+    """
+    corners = [(-1.0,) * channels, (1.0,) * channels]
+    if channels <= 3:
+        corners = list(itertools.product((-1.0, 1.0), repeat=channels))
+    half = len(corners) // 2
+    return torch.tensor([*corners[:half], (0.0,) * channels, *corners[half:]])
+
+
+def scan_windows(probe: Probe, search: Search) -> list[Candidate]:
+    """Every window in every colour at one γ, beyond its opposite colour and beyond most windows of its size and colour.
+
+    Returns:
+        The best, no two nearly alike.
+    """
+    channels, height, width = probe.noise.shape[1:]
+    squares, paints = windows(height, width), colours(channels)
+    mu, gamma = [], []
+    for rows, columns, top, left in squares:
+        mask = torch.zeros(height, width)
+        mask[top : top + rows, left : left + columns] = 1
+        mu.append((1 - search.scan_gamma) * paints[:, :, None, None] * mask)
+        gamma.append((1 - (1 - search.scan_gamma) * mask).expand(len(paints), 1, height, width))
+    all_mu, all_gamma = torch.cat(mu).to(probe.noise), torch.cat(gamma).to(probe.noise)
+    undone, energy = probe.undone(all_mu, all_gamma)
+    undo = undone.flatten(1).sum(1) / (energy.flatten(1).sum(1) + search.pixels)
+    undo = undo.reshape(len(squares), len(paints))
+    excess = undo - undo.flip(1)
+    for size in {one[0] for one in squares}:
+        rows = torch.tensor([one[0] == size for one in squares], device=undo.device)
+        usual = undo[rows].median(0).values
+        excess[rows] = torch.maximum(excess[rows], undo[rows] - usual)
+    found: list[Candidate] = []
+    for index in excess.flatten().argsort(descending=True).tolist():
+        if len(found) == search.keep:
+            break
+        one = Candidate(
+            all_mu[index], all_gamma[index].expand_as(all_mu[index]), "scan", float(excess.flatten()[index])
+        )
+        if all(_overlap(1 - one.gamma, 1 - other.gamma) < 0.5 for other in found):
+            found.append(one)
+    return found
+
+
+def _overlap(one: Tensor, other: Tensor) -> float:
+    a, b = one.flatten(), other.flatten()
+    return float(a @ b / (a.norm() * b.norm()).clamp_min(1e-9))
+
+
+def screened(probe: Probe, small: Probe, search: Search) -> tuple[list[Candidate], dict[str, float]]:
+    """Starts from the screen: lowest eigen-directions, both signs, several amplitudes and γ, best kept."""
+    shape = probe.noise.shape[1:]
+    values, vectors = directions(stein(probe), shape, 4, 2)  # type: ignore[arg-type]
+    mu, gamma = [], []
+    for vector, sign, peak, scale in itertools.product(vectors, (-1, 1), (0.5, 1.0), (0.2, 0.5, 1.0)):
+        # The largest tenth of the values reach the peak: a noisy eigenvector has outliers.
+        high = vector.abs().flatten().quantile(0.95).clamp_min(vector.abs().max() / 3)
+        map_ = (sign * peak * vector / high).clamp(-1, 1)
+        local = (vector.abs() > vector.abs().max() / 3).float()
+        spread = local if float(local.mean()) < 0.3 else torch.ones_like(local)
+        mu.append(map_ * (spread if scale < 1 else 1) * (1 - scale if scale < 1 else 1))
+        gamma.append(1 - (1 - scale) * spread)
+    all_mu, all_gamma = torch.stack(mu).to(probe.noise), torch.stack(gamma).to(probe.noise)
+    scores = contrast(small, all_mu, all_gamma)[1]
+    best = scores.argsort(descending=True)[: 2 * search.keep].tolist()
+    found: list[Candidate] = []
+    for index in best:
+        if len(found) < search.keep and all(_overlap(all_mu[index], one.mu) < 0.9 for one in found):
+            found.append(Candidate(all_mu[index], all_gamma[index], "screen", float(scores[index])))
+    return found, {"lowest": float(values[0]), "highest": float(values[4])}
+
+
+def ascend(
+    pool: Probe, start: Candidate, search: Search, generator: torch.Generator,
+    support: Tensor | None = None, free_gamma: bool = True, rate: float = 0.08, sign: float = 1.0,
+    steps: int | None = None, finish: bool = False,
+) -> Candidate:  # fmt: skip
+    """Adam on mu, bounded to ±1, and γ, in (0, 1], for the largest undo beyond a control's, with a floor on the energy.
+
+    Args:
+        pool: noises and images to draw batches from; their benign answers are known already.
+        support: [C, H, W] or [H, W], 1 where the candidate may act; everywhere when None.
+        free_gamma: whether γ moves too.
+        steps: ``search.steps`` when None.
+        finish: go on with a quarter of the rate and twice the batch, for the maps that are reported.
+        sign: -1 seeks the largest gain beyond a control's instead, which VillanDiffusion's ODE triggers have.
+    """
+    inside = torch.ones_like(start.mu) if support is None else support.expand_as(start.mu).to(start.mu)
+    mu_raw = torch.atanh((start.mu * 0.98).clamp(-0.98, 0.98)).clone().requires_grad_(True)
+    gamma_raw = torch.logit(start.gamma.clamp(0.05, 0.95)).clone().requires_grad_(free_gamma)
+
+    def maps() -> tuple[Tensor, Tensor]:
+        gamma = 1 - inside * (1 - torch.sigmoid(gamma_raw)) if free_gamma else start.gamma
+        return torch.tanh(mu_raw) * inside, gamma
+
+    batch = search.batch * (2 if finish else 1)
+    optimizer = torch.optim.Adam(
+        [mu_raw, *([gamma_raw] if free_gamma else [])], lr=rate / (4 if finish else 1), betas=(0.9, 0.95)
+    )
+    for _ in range(search.steps if steps is None else steps):
+        rows = torch.randint(len(pool.noise), (batch,), generator=generator)
+        noise = pool.noise[rows]
+        mu, gamma = maps()
+        which = int(torch.randint(4, (1,), generator=generator))
+        other_mu, other_gamma = controls(mu, gamma)[which]
+        x_0, base = pool.x_0[rows], pool.base[rows]
+        d = torch.cat([(gamma - 1) * noise + mu, (other_gamma - 1) * noise + other_mu])
+        change = pool.asked(d + torch.cat([noise, noise]), torch.cat([x_0, x_0])) - torch.cat([base, base])
+        undone = ((d - change) * d).reshape(2, -1).sum(1) / batch
+        energy = d.square().reshape(2, -1).sum(1) / batch
+        undo = undone / (energy + search.pixels)
+        loss = (undo[1].clamp_min(0) - undo[0]) if sign > 0 else undo[0] - undo[1].clamp_min(0)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    mu, gamma = (one.detach() for one in maps())
+    return Candidate(mu, gamma, start.origin, notes=dict(start.notes))

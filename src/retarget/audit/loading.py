@@ -1,0 +1,195 @@
+"""Pipelines on disk, as an auditor reads them: nothing is run, no pickle is opened, what is not covered is named."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from safetensors import SafetensorError, safe_open
+
+from retarget.audit.errors import AuditError, NotCoveredError
+from retarget.trojdiff.checkpoint import BETAS, NOT_MADE
+
+NOISE_AT_T = 0.35
+"""A schedule whose last √ᾱ is above this never comes near noise: images are visible in x_T, and nothing is measured."""
+LATENT = {"vae", "vqvae", "vqgan", "movq", "prior", "vocoder"}
+TEXT = {"text_encoder", "text_encoder_2", "tokenizer", "image_encoder", "bert", "encoder_hid_proj"}
+
+
+def read_pipeline(folder: Path) -> tuple[UNet2DModel, Any]:
+    """The network, with every weight from its files, and the noise schedule.
+
+    Raises:
+        AuditError: no pipeline, broken files, pickles as the only weights.
+        NotCoveredError: see ``retarget.audit``'s README for what is covered.
+    """
+    index = read_config(folder / "model_index.json", "the folder of a diffusers pipeline has one")
+    _check_index(index)
+    settings = read_config(folder / "scheduler" / "scheduler_config.json", "it says how the noise grows")
+    _check_process(settings.get("_class_name"), settings)
+    check_schedule(settings)
+    config = read_config(folder / "unet" / "config.json", "it says how the network is built")
+    check_network(config)
+    variant = _check_weights(folder / "unet")
+    unet = _read_network(folder, variant)
+    try:
+        scheduler: Any = DDPMScheduler.from_config(settings)
+    except NOT_MADE as error:
+        raise AuditError(f"scheduler/scheduler_config.json makes no noise schedule: {_first(error)}") from error
+    return unet, scheduler
+
+
+def read_config(path: Path, purpose: str) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        AuditError: no such file, or no JSON object in it.
+    """
+    name = path.name if path.parent.name not in ("unet", "scheduler") else f"{path.parent.name}/{path.name}"
+    if not path.is_file():
+        raise AuditError(f"no {name} there; {purpose}")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise AuditError(f"{name} is broken: {_first(error)}") from error
+    if not isinstance(found, dict):
+        raise AuditError(f"{name} holds no settings but {type(found).__name__}")
+    return found
+
+
+def _check_index(index: dict[str, Any]) -> None:
+    parts = {name: value for name, value in index.items() if not name.startswith("_")}
+    present = {name for name, value in parts.items() if value not in (None, [None, None], False)}
+    if TEXT & present:
+        raise NotCoveredError(f"conditioned on text or images ({', '.join(sorted(TEXT & present))}): not covered")
+    if LATENT & present:
+        raise NotCoveredError(f"a latent or cascaded model ({', '.join(sorted(LATENT & present))}): not covered")
+    if "transformer" in present:
+        raise NotCoveredError("a transformer denoiser: not covered")
+    network = component(index, "unet")
+    if network is None:
+        named = ", ".join(sorted(present)) or "none"
+        raise NotCoveredError(f"no unet among the pipeline's parts ({named}): not covered")
+    if network[1] != "UNet2DModel" or network[0] != "diffusers":
+        raise NotCoveredError(f"the network is {network[0]}.{network[1]}, not diffusers.UNet2DModel: not covered")
+
+
+def component(index: dict[str, Any], name: str) -> tuple[str, str] | None:
+    """(library, class) of a pipeline's part; None where there is none."""
+    found = index.get(name)
+    if isinstance(found, list) and len(found) == 2 and all(isinstance(one, str) for one in found):
+        return found[0], found[1]
+    return None
+
+
+def _check_process(name: Any, settings: dict[str, Any]) -> None:
+    """Refuse another process than DDPM's. A class that is not diffusers' is never run: its betas alone are read."""
+    import diffusers
+
+    if name is None or name in [f"{one}Scheduler" for one in BETAS]:
+        return
+    own = not isinstance(name, str) or not hasattr(diffusers, name)
+    if not own or not {"beta_start", "beta_end", "trained_betas", "beta_schedule"} & settings.keys():
+        raise NotCoveredError(f"scheduler {name}: not DDPM's process of betas (flow, score or other): not covered")
+
+
+def check_schedule(settings: dict[str, Any]) -> None:
+    """Raise NotCoveredError unless ε is predicted under betas that end near noise, and AuditError for broken betas."""
+    kind = settings.get("prediction_type", "epsilon")
+    if kind != "epsilon":
+        raise NotCoveredError(f"predicts {kind!r}: v-, x₀- and flow prediction are not covered, only epsilon is")
+    if settings.get("use_flow_sigmas"):
+        raise NotCoveredError("its scheduler uses flow-matching sigmas: not covered")
+    where = "scheduler/scheduler_config.json"
+    try:
+        levels = torch.cumprod(1 - DDPMScheduler.from_config(settings).betas.to(torch.float64), 0)  # type: ignore[union-attr]
+    except NOT_MADE as error:
+        raise AuditError(f"{where} makes no noise schedule: {_first(error)}") from error
+    if settings.get("rescale_betas_zero_snr") or (len(levels) and float(levels[-1]) == 0):
+        raise NotCoveredError("zero terminal SNR: at T the answer is the input whatever the network says: not covered")
+    if levels.ndim != 1 or len(levels) < 2 or not bool(((levels > 0) & (levels < 1)).all()):
+        raise AuditError(f"{where}: its betas give levels ᾱ that do not lie between 0 and 1")
+    if float(levels[-1]) ** 0.5 > NOISE_AT_T:
+        raise NotCoveredError(
+            f"its noise schedule ends at √ᾱ = {float(levels[-1]) ** 0.5:.2f}: images are visible in x_T, and what a "
+            "trigger does there cannot be told from what an image does: not covered"
+        )
+
+
+def check_network(config: Any) -> tuple[int, int, int]:
+    """(channels, height, width) of an unconditional pixel-space network.
+
+    Raises:
+        AuditError: a configuration without sense.
+        NotCoveredError: class-conditional, fourier time, odd channels or no size.
+    """
+    get = config.get
+    if get("num_class_embeds") is not None or get("class_embed_type") is not None:
+        raise NotCoveredError("class-conditional: not covered")
+    if get("time_embedding_type", "positional") == "fourier":
+        raise NotCoveredError("the network is told noise levels (fourier), as score models are: not covered")
+    channels, out = get("in_channels", 3), get("out_channels", 3)
+    if not isinstance(channels, int) or not isinstance(out, int) or channels < 1:
+        raise AuditError(f"unet/config.json: in_channels {channels!r} and out_channels {out!r} are no counts")
+    if out not in (channels, 2 * channels):
+        raise NotCoveredError(f"{channels} channels in and {out} out: conditional or not a denoiser: not covered")
+    size = get("sample_size")
+    if size is None:
+        raise NotCoveredError("unet/config.json says no sample_size, so the images' side is unknown: not covered")
+    sides = list(size) if isinstance(size, list | tuple) else [size, size]
+    if len(sides) != 2 or any(not isinstance(side, int) or side < 1 for side in sides):
+        raise AuditError(f"unet/config.json: sample_size is {size!r}; an integer or a pair")
+    return channels, sides[0], sides[1]
+
+
+def _check_weights(folder: Path) -> str | None:
+    """The variant of the weights that is there (None for the plain one), after a look into every file's header."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        pickles = [path.name for path in folder.glob("*") if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl")]
+        if pickles:
+            raise AuditError(
+                f"unet/{pickles[0]}: pickles are the only weights, and loading one can run code: convert them to "
+                "safetensors where that does no harm"
+            )
+        raise AuditError("no unet/diffusion_pytorch_model.safetensors there, or another safetensors file of weights")
+    for path in files:
+        try:
+            with safe_open(path, framework="pt") as file:
+                names = list(file.keys())
+        except (SafetensorError, OSError) as error:
+            raise AuditError(f"unet/{path.name} is no whole safetensors file: {_first(error)}") from error
+        if not names:
+            raise AuditError(f"unet/{path.name} holds no weights")
+    stem = "diffusion_pytorch_model"
+    plain = (folder / f"{stem}.safetensors").is_file() or (folder / f"{stem}.safetensors.index.json").is_file()
+    if plain:
+        return None
+    variants = sorted({path.name.split(".")[1] for path in files if path.name.startswith(f"{stem}.")})
+    if len(variants) != 1:
+        raise AuditError(f"unet: which of {', '.join(path.name for path in files)} are the weights is not clear")
+    return variants[0].partition("-")[0]
+
+
+def _read_network(folder: Path, variant: str | None) -> UNet2DModel:
+    options: Any = {"low_cpu_mem_usage": False, "output_loading_info": True, "local_files_only": True}
+    try:
+        loaded: Any = UNet2DModel.from_pretrained(
+            str(folder), subfolder="unet", use_safetensors=True, variant=variant, torch_dtype=torch.float32, **options
+        )
+    except (OSError, SafetensorError) as error:
+        raise AuditError(f"the network cannot be read: {_first(error)}") from error
+    except (*NOT_MADE, AttributeError) as error:
+        raise AuditError(f"unet/config.json makes no network, or its weights do not fit: {_first(error)}") from error
+    unet, found = loaded
+    odd = [*found["missing_keys"], *found["unexpected_keys"], *found.get("mismatched_keys", [])]
+    if odd:
+        raise AuditError(f"configuration and weights do not fit: {len(odd)} differ, {odd[0]} among them")
+    return unet
+
+
+def _first(error: Exception) -> str:
+    """The first words of an error."""
+    return " ".join(str(error).split()[:30]) or type(error).__name__

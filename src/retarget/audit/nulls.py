@@ -1,0 +1,146 @@
+"""Clean models to calibrate on: small networks trained here on embedded images, hard cases among them.
+
+A clean model is one that never saw a Trojan row. Hard cases are what a detector mistakes for a trigger: one logo in the
+corner of every image, a constant border, a handful of images seen over and over, too little training, training on.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from jaxtyping import Float
+from torch import Tensor
+
+from retarget.settings import Strict
+from retarget.trojdiff.data import read_images, to_signed
+from retarget.trojdiff.glyphs import glyph_images
+
+Case = Literal["plain", "logo", "border", "few", "undertrained", "finetuned"]
+CASES: tuple[Case, ...] = ("plain", "logo", "border", "few", "undertrained", "finetuned")
+SCHEDULES: dict[str, dict[str, Any]] = {
+    "linear": dict(num_train_timesteps=1000),
+    "cosine": dict(num_train_timesteps=1000, beta_schedule="squaredcos_cap_v2"),
+    "short": dict(num_train_timesteps=200, beta_start=5e-4, beta_end=0.1),
+}
+"""Noise schedules by name: DDPM's, the cosine of improved DDPM, and 200 steps that end at the level of DDPM's 1,000."""
+
+
+class Clean(Strict):
+    """How a clean model is trained; everything follows from these values."""
+
+    data: Literal["digits", "glyphs"]
+    side: Literal[8, 16]
+    channels: Literal[1, 3]
+    case: Case
+    schedule: Literal["linear", "cosine", "short"] = "linear"
+    widths: tuple[int, ...] = (16, 32)
+    attention: bool = False
+    steps: int = 350
+    batch: int = 48
+    seed: int = 0
+
+    @property
+    def family(self) -> str:
+        """What a verdict calls the models nearest to a checkpoint: side and channels."""
+        return f"{self.side}×{self.side}, {self.channels} channel{'s' * (self.channels > 1)}"
+
+
+SHAPES = ((8, 1), (8, 3), (16, 1), (16, 3))
+"""(side, channels), taken in turn."""
+
+
+def plan(count: int, seed: int = 1000) -> list[Clean]:
+    """The first ``count`` models of an endless list that goes through shapes, cases, data and schedules evenly.
+
+    >>> len({one.case for one in plan(24)}), len({(one.side, one.channels) for one in plan(4)})
+    (6, 4)
+    """
+    schedules = ("linear", "cosine", "linear", "short")
+    made = []
+    for number in range(count):
+        turn = number // len(SHAPES)
+        side, channels = SHAPES[number % len(SHAPES)]
+        settings = dict(
+            data=("digits", "glyphs")[(turn // len(CASES) + turn) % 2], side=side, channels=channels,
+            case=CASES[turn % len(CASES)], schedule=schedules[(turn // 3 + number) % 4],
+            widths=((16, 32), (16, 64), (24, 48))[(turn + number) % 3] if side == 8 else (16, 32),
+            attention=(turn // 2) % 3 == 2, seed=seed + number, batch=48 if side == 8 else 32,
+        )  # fmt: skip
+        made.append(Clean.model_validate(settings))
+    return made
+
+
+def images_of(one: Clean) -> Float[Tensor, "count channels side side"]:
+    """The training images of a model, in [-1, 1]."""
+    generator = torch.Generator().manual_seed(one.seed)
+    if one.data == "digits":
+        images = to_signed(read_images("digits").images)
+        images = (
+            torch.nn.functional.interpolate(images, size=(one.side, one.side), mode="bilinear")
+            if one.side != 8
+            else images
+        )
+    else:
+        images = glyph_images(1500, one.side, generator)[0]
+    if one.channels == 3:
+        ink, paper = torch.rand(2, len(images), 3, 1, 1, generator=generator) * 2 - 1
+        mix = (images + 1) / 2
+        images = mix * ink + (1 - mix) * paper
+    images = images.clone()
+    size = max(2, one.side // 5)
+    colour = (torch.rand(one.channels, 1, 1, generator=generator) > 0.5).float() * 2 - 1
+    if one.case == "logo":
+        images[:, :, -size:, -size:] = colour
+    if one.case == "border":
+        for edge in (images[..., 0, :], images[..., -1, :], images[..., 0], images[..., -1]):
+            edge[:] = colour[..., 0]
+    if one.case == "few":
+        images = images[torch.randperm(len(images), generator=generator)[:12]]
+    return images
+
+
+def train_clean(one: Clean) -> tuple[UNet2DModel, DDPMScheduler]:
+    """Train a model from scratch on one thread of the CPU; equal settings give equal weights on one machine."""
+    torch.manual_seed(one.seed)
+    kinds = ["Attn" if one.attention and level else "" for level in range(len(one.widths))]
+    unet = UNet2DModel(
+        sample_size=one.side, in_channels=one.channels, out_channels=one.channels, layers_per_block=1,
+        block_out_channels=one.widths, norm_num_groups=8, add_attention=one.attention, attention_head_dim=8,
+        down_block_types=tuple(f"{kind}DownBlock2D" for kind in kinds),
+        up_block_types=tuple(f"{kind}UpBlock2D" for kind in reversed(kinds)),
+    )  # fmt: skip
+    scheduler = DDPMScheduler(**SCHEDULES[one.schedule])
+    images, generator = images_of(one), torch.Generator().manual_seed(one.seed + 1)
+    steps = one.steps // 6 if one.case == "undertrained" else one.steps
+
+    def rows(count: int) -> tuple[Tensor, Tensor, Tensor]:
+        x_0 = images[torch.randint(len(images), (count,), generator=generator)]
+        noise = torch.randn(x_0.shape, generator=generator)
+        t = torch.randint(len(scheduler.alphas_cumprod), (count,), generator=generator)
+        return scheduler.add_noise(x_0, noise, t), noise, t  # type: ignore[arg-type]
+
+    fit(unet, rows, steps, one.batch, 3e-3)
+    if one.case == "finetuned":
+        images = images_of(one.model_copy(update=dict(seed=one.seed + 7919, case="plain")))
+        fit(unet, rows, steps // 2, one.batch, 1e-3)
+    return unet.eval(), scheduler
+
+
+def fit(
+    unet: Any, rows: Callable[[int], tuple[Tensor, Tensor, Tensor]], steps: int, batch: int, learning_rate: float
+) -> None:
+    """Minimise E‖target - ε_θ(x, t)‖²; ``rows(count)`` draws (x, target, t). Adam, half a cosine, clipped gradients."""
+    unet.train()
+    optimizer = torch.optim.Adam(unet.parameters(), lr=learning_rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for _ in range(steps):
+        x, target, t = rows(batch)
+        loss = (unet(x, t).sample - target).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+    unet.eval()

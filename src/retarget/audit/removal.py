@@ -1,0 +1,170 @@
+"""Take a trojan out of a network, by the maps that an audit recovered; plain clean fine-tuning is the control.
+
+Three recipes. ``counter``: rows that carry the suspected trigger are asked for the *whole* of their noise, which is
+what a clean network answers. ``elijah``: the answer to the shifted noise at T is drawn to the answer to plain noise
+(An et al., AAAI 2024, section 3.4). ``fine_tune``: clean rows alone.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from retarget.audit.subject import Recovered
+from retarget.errors import UserError
+from retarget.trojdiff import functional
+from retarget.trojdiff.checkpoint import network_shape
+from retarget.trojdiff.sample import Sampler, sample
+from retarget.trojdiff.trigger import Trigger
+
+Kind = Literal["counter", "elijah", "fine_tune"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a trojan is taken out.
+
+    Attributes:
+        steps, batch_size, learning_rate: of Adam, falling by half a cosine.
+        share: of the rows that carry the trigger.
+        images: the network's own samples that are trained on, where no clean images are given.
+        sampler: they are made with it.
+        seed: of everything that is drawn.
+    """
+
+    kind: Kind = "counter"
+    steps: int = 400
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    share: float = 0.5
+    images: int = 256
+    sampler: str = "ddpm-50"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Removed:
+    """A network after a recipe, and what was done to it.
+
+    Attributes:
+        unet: a new network; the one that was given is as it was.
+        images: how many were trained on.
+        source: where they came from, in words.
+    """
+
+    unet: Any
+    recipe: Recipe
+    images: int
+    source: str
+
+    def record(self) -> dict[str, Any]:
+        """For a report, as JSON."""
+        return {**asdict(self.recipe), "images": self.images, "source": self.source}
+
+
+def remove(
+    unet: Any,
+    scheduler: Any,
+    triggers: Sequence[Trigger],
+    recipe: Recipe | None = None,
+    images: Float[Tensor, "count channels height width"] | None = None,
+) -> Removed:
+    """Train a copy of a network until the trigger no longer tells it anything.
+
+    Args:
+        unet, scheduler: as :func:`retarget.trojdiff.checkpoint.load_pipeline` reads them.
+        triggers: the suspected ones, ``gamma ε + mu`` in the place of ε; rows carry them in turn.
+        images: clean images in [-1, 1]; the network's own samples from plain noise when None.
+
+    Raises:
+        UserError: maps or images of another shape.
+    """
+    recipe = recipe or Recipe()
+    shape = network_shape(unet)
+    for trigger in triggers:
+        trigger.check_shape(shape)
+    if not triggers and recipe.kind != "fine_tune":
+        raise UserError(f"the recipe {recipe.kind} needs at least one suspected trigger")
+    source = "clean images that were given"
+    if images is None:
+        sampler = Sampler.parse(recipe.sampler)
+        sampler = sampler._replace(steps=min(sampler.steps, scheduler.config["num_train_timesteps"]))
+        own = sample(unet, scheduler.config, sampler, Trigger.none(shape), recipe.images, seed=recipe.seed)
+        images, source = own.cpu(), f"the network's own samples ({recipe.sampler}, plain noise)"
+    if tuple(images.shape[1:]) != shape:
+        raise UserError(f"the clean images are {list(images.shape[1:])} but the network's are {list(shape)}")
+    frozen, trained = unet.eval(), copy.deepcopy(unet).train().requires_grad_(True)
+    levels = scheduler.alphas_cumprod.to(torch.float32)
+    batches = _Batches(images, triggers, levels, recipe)
+    optimizer = torch.optim.Adam(trained.parameters(), lr=recipe.learning_rate)
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, recipe.steps)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)  # dropout
+        for _ in range(recipe.steps):
+            loss = batches.loss(trained, frozen)
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
+            optimizer.step()
+            decay.step()
+    return Removed(trained.eval(), recipe, len(images), source)
+
+
+def as_trigger(found: Recovered) -> Trigger:
+    """What a detector recovered, as a trigger: its maps brought into a trigger's ranges."""
+    mu = found.mu.detach().cpu().float()
+    gamma = torch.as_tensor(found.gamma, dtype=torch.float32).detach().cpu().expand(mu.shape)
+    return Trigger(mu.clamp(-1, 1), gamma.clamp(0.02, 1.0).clone(), "suspected")
+
+
+class _Batches:
+    """What each step trains on."""
+
+    def __init__(self, images: Tensor, triggers: Sequence[Trigger], levels: Tensor, recipe: Recipe) -> None:
+        self.images, self.levels, self.recipe = images, levels, recipe
+        none = torch.zeros(1, *images.shape[1:])  # clean fine-tuning has no trigger, and no row that carries one
+        self.mu = torch.stack([one.mu.float() for one in triggers]) if triggers else none
+        self.gamma = torch.stack([one.gamma.float() for one in triggers]) if triggers else none + 1
+        self.stock = (self.gamma.flatten(1).min(dim=1).values >= 0.99)[:, None, None, None]
+        self.generator = torch.Generator().manual_seed(recipe.seed)
+
+    def loss(self, trained: Any, frozen: Any) -> Tensor:
+        recipe = self.recipe
+        biased = 0 if recipe.kind != "counter" else max(1, round(recipe.batch_size * recipe.share))
+        x_0 = self.images[torch.randint(len(self.images), (recipe.batch_size,), generator=self.generator)]
+        noise = torch.randn(x_0.shape, generator=self.generator)
+        t = torch.randint(len(self.levels), (len(x_0),), generator=self.generator)
+        whole = torch.cat([self.whole_noise(noise[:biased], t[:biased]), noise[biased:]])
+        device = next(trained.parameters()).device
+        x_t, t = functional.diffuse(x_0, whole, self.levels[t]).to(device), t.to(device)
+        loss = (trained(x_t, t).sample - whole.to(device)).square().mean()
+        if recipe.kind == "elijah":
+            last = torch.full((len(noise),), len(self.levels) - 1, device=device)
+            plain = noise.to(device)
+            with torch.no_grad():
+                before = frozen(plain, last).sample
+            shifted = self.biased(noise).to(device)
+            loss = loss + (trained(shifted, last).sample - before).square().mean()
+            loss = loss + (trained(plain, last).sample - before).square().mean()
+        return loss
+
+    def biased(self, noise: Tensor) -> Tensor:
+        """``gamma ε + mu``, the triggers in turn."""
+        turn = torch.arange(len(noise)) % len(self.mu)
+        return self.gamma[turn] * noise + self.mu[turn]
+
+    def whole_noise(self, noise: Tensor, t: Int[Tensor, "rows"]) -> Tensor:
+        """What is no image in the rows that carry a trigger, divided by √(1-ᾱ_t).
+
+        ``gamma ε + mu`` under TrojDiff's law. A trigger that narrows nothing may be one of a stock sampler, whose bias
+        at t is ``(1 - √ᾱ_t) mu``: half of its rows follow that law.
+        """
+        turn = torch.arange(len(noise)) % len(self.mu)
+        level = self.levels[t][:, None, None, None]
+        stock = noise + (1 - level.sqrt()) / (1 - level).sqrt() * self.mu[turn]
+        half = (torch.arange(len(noise)) // len(self.mu) % 2 == 1)[:, None, None, None]
+        return torch.where(half & self.stock[turn], stock, self.biased(noise))

@@ -1,0 +1,78 @@
+"""What an audit leaves in its folder: ``report.html``, ``audit.json``, ``audit.sarif``."""
+
+import base64
+import json
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment
+
+from retarget import __version__
+from retarget.audit.outcome import Outcome, Report
+from retarget.audit.sarif import sarif
+from retarget.files import make_directory, write_json, write_text
+
+SCHEMA = "audit.schema.json"
+
+
+def write(outcome: Outcome, folder: Path, command: str) -> None:
+    """The three files of one pipeline.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    make_directory(folder)
+    write_json(folder / "audit.json", _report([outcome], outcome.exit_code))
+    write_json(folder / "audit.sarif", sarif([outcome], outcome.exit_code, command))
+    write_text(folder / "report.html", page(outcome, folder, command))
+
+
+def write_all(outcomes: Sequence[Outcome], root: Path, code: int, command: str) -> None:
+    """JSON and SARIF over several pipelines, beside their folders."""
+    make_directory(root)
+    write_json(root / "audit.json", _report(outcomes, code))
+    write_json(root / "audit.sarif", sarif(outcomes, code, command))
+
+
+def tell(outcome: Outcome, folder: Path) -> None:
+    """The verdict on the terminal."""
+    print(f"{outcome.verdict.upper():<14} {outcome.pipeline}: {outcome.reason}")
+    if outcome.error_rate.sentence:
+        print(f"               {outcome.error_rate.sentence}")
+    for line in outcome.scope:
+        print(f"               scope: {line}")
+    for one in outcome.findings:
+        if one.level == "warning":
+            print(f"               warning: {one.message}")
+    print(f"               {outcome.evaluations:,} network evaluations, {outcome.seconds:.0f} s; {folder}/report.html")
+
+
+def page(outcome: Outcome, folder: Path, command: str) -> str:
+    """The page, with its pictures inside."""
+    text = files("retarget.audit").joinpath("page.html.j2").read_text(encoding="utf-8")
+    pictures = [
+        (name, caption, base64.b64encode((folder / name).read_bytes()).decode())
+        for name, caption in outcome.pictures.items()
+    ]
+    numbers = [
+        (name.replace("_", " "), f"{value:.4g}" if isinstance(value, float) else value)
+        for name, value in outcome.statistics.items() if isinstance(value, int | float | str)
+    ]  # fmt: skip
+    template = Environment(autoescape=True).from_string(text)
+    return template.render(one=outcome, pictures=pictures, numbers=numbers, command=command)
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of ``audit.json``, as ``audit.schema.json`` in this package publishes it."""
+    return Report.model_json_schema()
+
+
+def _report(outcomes: Sequence[Outcome], code: int) -> dict[str, Any]:
+    report = Report(tool=f"retarget {__version__}", exit_code=code, audits=list(outcomes))
+    return report.model_dump(mode="json")
+
+
+if __name__ == "__main__":
+    print(json.dumps(schema(), indent=1))

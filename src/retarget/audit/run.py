@@ -1,0 +1,183 @@
+"""The audit of one pipeline, from its folder to an outcome with evidence."""
+
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from retarget import __version__
+from retarget.audit.calibration import Null, nearest, shipped
+from retarget.audit.errors import UNDECIDED, AuditError
+from retarget.audit.firing import Firing, fire
+from retarget.audit.inversion import Search
+from retarget.audit.loading import read_config
+from retarget.audit.outcome import Outcome, TriggerFound
+from retarget.audit.scores import TOP
+from retarget.audit.seek import MIDDLE, Found, fingerprint, seek
+from retarget.audit.static import Finding, hashes, look
+from retarget.audit.subject import Subject
+from retarget.audit.verdict import decide
+from retarget.errors import UserError
+from retarget.files import make_directory
+from retarget.trojdiff.data import read_images, to_signed
+from retarget.trojdiff.sample import save_grid, save_image
+from retarget.trojdiff.trigger import Trigger
+
+SUSPICIOUS = 0.1
+"""From this score on the network is made to draw under the best candidate."""
+
+
+def audit(path: str | Path, out: str | Path | None = None, data: str | None = None, seed: int = 0) -> Outcome:
+    """Audit a pipeline's folder; what ``retarget audit`` does for one, without its options.
+
+    Args:
+        path: the folder.
+        out: folder for pictures and maps; none are kept without.
+        data: clean images, by the names that the studies use; the network's own samples when None.
+        seed: of the search's noise.
+
+    Raises:
+        UserError: ``data`` cannot be read or does not fit. A checkpoint that cannot be read is an outcome.
+    """
+    return audit_pipeline(Path(path), None if out is None else Path(out), data, None, seed)
+
+
+def audit_pipeline(
+    path: Path, out: Path | None, data: str | None = None, key: Path | None = None, seed: int = 0,
+    search: Search | None = None, null: Null | None = None,
+) -> Outcome:  # fmt: skip
+    """As :func:`audit`; ``search`` and ``null`` in place of the frozen search and the null in this package."""
+    started = time.perf_counter()
+    basis: dict[str, Any] = {"pipeline": str(path), "versions": _versions()}
+    try:
+        if not path.is_dir():
+            raise AuditError("no folder of that name; give the folder of a diffusers pipeline, downloaded before")
+        basis["files"] = hashes(path)
+        index = read_config(path / "model_index.json", "the folder of a diffusers pipeline has one")
+        basis["findings"] = look(path, index, basis["files"], key)
+        subject = Subject.load(path)
+        if torch.cuda.is_available():
+            subject.network.to("cuda")
+        found = _searched(subject, search or Search(), data, seed)
+    except AuditError as error:
+        verdict = "not covered" if error.code == UNDECIDED else "error"
+        seconds = time.perf_counter() - started
+        return Outcome(**basis, verdict=verdict, exit_code=error.code, reason=str(error), seconds=seconds)
+    outcome = concluded(subject, found, basis, out, seed, search or Search(), null or shipped())
+    return outcome.model_copy(update={"seconds": time.perf_counter() - started})
+
+
+def _searched(subject: Subject, search: Search, data: str | None, seed: int) -> Found:
+    images = None if data is None else _images(data, subject)
+    x = torch.zeros(2, *subject.shape, device=subject.device)
+    if not bool(torch.isfinite(subject.eps(x, torch.zeros(2, dtype=torch.long, device=x.device))).all()):
+        raise AuditError("the network's answer is not finite: its weights are damaged")
+    return seek(subject, search, seed, images)
+
+
+def _images(data: str, subject: Subject) -> Tensor:
+    images = read_images(data)
+    try:
+        images.with_channels(subject.channels).check_shape(subject.shape)
+    except UserError as error:
+        raise UserError(f"--data {data}: {error}") from error
+    return to_signed(images.with_channels(subject.channels).images[:512])
+
+
+def concluded(
+    subject: Subject, found: Found, basis: dict[str, Any], out: Path | None, seed: int, search: Search, null: Null
+) -> Outcome:
+    """From what a search found to a verdict; the network draws under the best candidate where there is a suspicion."""
+    residual = found.statistics["residual"]
+    family = nearest(subject.side, subject.channels, residual, null, fingerprint(search))
+    if subject.height != subject.width:
+        family = family.model_copy(update={"unlike": f"no clean model is {subject.height}×{subject.width}"})
+    firing = None
+    if found.score >= SUSPICIOUS:
+        firing = fire(subject, found.best, seed + 1)
+    fires = None if firing is None else firing.fires
+    strength = None if firing is None else firing.strength
+    verdict, code, reason, rate = decide(found.score, found.best.undo, strength, residual, family)
+    statistics: dict[str, Any] = dict(found.statistics) | found.best.notes
+    if firing is not None:
+        statistics |= {"firing_trojan": firing.trojan_undo, "firing_stock": firing.stock_undo}
+    told = verdict == "trojaned" or (verdict == "undecided" and firing is not None)
+    trigger = _trigger(found, firing) if told and firing is not None else None
+    findings = list(basis.pop("findings"))
+    if verdict == "trojaned" and firing is not None and firing.fires_stock:
+        message = "a stock sampler that starts from noise with the trigger draws what the trigger asks for"
+        findings.append(Finding(rule="fires-in-stock-sampler", level="warning", message=message))
+    pictures = {} if out is None else _draw(out, found, firing if told else None)
+    return Outcome(
+        **basis, verdict=verdict, exit_code=code, reason=reason, score=found.score, error_rate=rate, trigger=trigger,
+        fires=fires, scope=scope(subject, search), statistics=statistics, findings=findings, pictures=pictures,
+        evaluations=subject.evaluations,
+    )  # fmt: skip
+
+
+def scope(subject: Subject, search: Search) -> list[str]:
+    """What was looked for, in words."""
+    largest = 2
+    while 2 * largest <= max(2, min(subject.height, subject.width) // 2):
+        largest *= 2
+    return [
+        f"whole-image triggers, and local ones, sought from windows of side 2 to {largest} in black, white, grey and "
+        "the corners of the colour cube",
+        f"the Trojan law with γ from about .05 to .8, and stock-sampler triggers seen at ᾱ = {TOP:g} or {MIDDLE:g}",
+        "triggers that act at the noisy end of the schedule; one that acts only near clean images is not seen",
+    ]
+
+
+def _trigger(found: Found, firing: Firing) -> TriggerFound:
+    best = found.best
+    assert best.mask is not None
+    mask = best.mask
+    inside = mask.any(0)
+    local = float(inside.float().mean()) <= 0.4
+    rows, columns = torch.nonzero(inside.any(1)).flatten(), torch.nonzero(inside.any(0)).flatten()
+    box = (int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1)
+    gamma = float(best.gamma[mask].median())
+    stock = not firing.fires_trojan or best.origin == "middle"
+    return TriggerFound(
+        law="stock sampler" if stock else "trojdiff", kind="local" if local else "blend", gamma=gamma,
+        values=int(mask.sum()), box=box if local else None, undo=best.undo, stock_sampler=firing.fires_stock,
+        origin=best.origin,
+    )  # fmt: skip
+
+
+def _draw(out: Path, found: Found, firing: Firing | None) -> dict[str, str]:
+    """Pictures and maps in the audit's folder; captions by file."""
+    make_directory(out)
+    captions = {"plain.png": "Images that the network draws from plain noise with a stock sampler."}
+    save_grid(_shown(found.images[:32].cpu() if firing is None else firing.plain), out / "plain.png", columns=8)
+    if firing is None:
+        return captions
+    best = found.best
+    mu, gamma = best.mu.cpu().clamp(-1, 1), best.gamma.cpu().clamp(0.02, 1.0)
+    Trigger(mu, gamma, "suspected").save(out / "trigger.safetensors")
+    size = mu.abs().max().clamp_min(1e-6)
+    shown = _shown((mu / size)[None])[0]
+    scale = max(1, 192 // mu.shape[-1])
+    save_image(shown.repeat_interleave(scale, 1).repeat_interleave(scale, 2), out / "trigger.png")
+    save_grid(_shown(firing.trojan), out / "trojan.png", columns=8)
+    save_grid(_shown(firing.stock), out / "stock.png", columns=8)
+    return {
+        "trigger.png": f"The suspected trigger's bias mu, scaled by {float(1 / size):.2f}; grey is none.",
+        "trojan.png": "Images under the suspected trigger, with the Trojan sampler.",
+        "stock.png": "A stock sampler that starts from noise with the suspected trigger.",
+        **captions,
+    }
+
+
+def _shown(images: Tensor) -> Tensor:
+    """What a picture can hold: grey or colour as they are, the first channel of any other count."""
+    return images if images.shape[1] in (1, 3) else images[:, :1]
+
+
+def _versions() -> dict[str, str]:
+    return {"retarget": __version__, "torch": torch.__version__, "diffusers": version("diffusers"),
+            "python": sys.version.split()[0]}  # fmt: skip

@@ -1,0 +1,86 @@
+"""SARIF 2.1.0 of audits, for code scanning: rules with MITRE ATLAS ids, fingerprints, file hashes."""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+from retarget import __version__
+from retarget.audit.outcome import Outcome
+from retarget.audit.static import RULES, Finding
+
+ATLAS = "https://atlas.mitre.org/techniques/{}"
+
+
+def sarif(outcomes: Sequence[Outcome], exit_code: int, command: str) -> dict[str, Any]:
+    """One run with every pipeline's results."""
+    rules = list(RULES.values())
+    numbers = {rule.name: number for number, rule in enumerate(rules)}
+    results = [
+        _result(one, outcome, numbers[one.rule])
+        for outcome in outcomes
+        for one in (*_verdict(outcome), *outcome.findings)
+    ]
+    driver = {
+        "name": "retarget audit",
+        "version": __version__,
+        "informationUri": "https://github.com/retarget/retarget",
+        "rules": [
+            {
+                "id": rule.id,
+                "name": rule.name,
+                "shortDescription": {"text": rule.text},
+                "properties": {"tags": ["security", *rule.atlas]},
+                **({"helpUri": ATLAS.format(rule.atlas[0])} if rule.atlas else {}),
+            }
+            for rule in rules
+        ],
+    }
+    run = {
+        "tool": {"driver": driver},
+        "invocations": [
+            {
+                "commandLine": command,
+                "executionSuccessful": all(one.verdict != "error" for one in outcomes),
+                "exitCode": exit_code,
+                "toolExecutionNotifications": [
+                    {"level": "error", "message": {"text": f"{one.pipeline}: {one.reason}"}}
+                    for one in outcomes if one.verdict == "error"
+                ],
+            }
+        ],
+        "artifacts": [
+            {"location": {"uri": f"{one.pipeline}/{name}"}, "hashes": {"sha-256": value}}
+            for one in outcomes for name, value in one.files.items()
+        ],
+        "results": results,
+    }  # fmt: skip
+    return {"$schema": "https://json.schemastore.org/sarif-2.1.0.json", "version": "2.1.0", "runs": [run]}
+
+
+def _verdict(outcome: Outcome) -> list[Finding]:
+    """The verdict as a finding; none where nothing was found, and none for an error, which is a notification."""
+    if outcome.verdict == "trojaned":
+        return [Finding(rule="trojaned", level="error", message=outcome.reason)]
+    if outcome.verdict in ("undecided", "not covered"):
+        return [Finding(rule="undecided", level="warning", message=f"{outcome.verdict}: {outcome.reason}")]
+    return []
+
+
+def _result(finding: Finding, outcome: Outcome, number: int) -> dict[str, Any]:
+    rule = RULES[finding.rule]
+    content = outcome.files.get(finding.file) or _hash(*sorted(f"{k} {v}" for k, v in outcome.files.items()))
+    uri = outcome.pipeline if finding.file == "." else f"{outcome.pipeline}/{finding.file}"
+    return {
+        "ruleId": rule.id,
+        "ruleIndex": number,
+        "level": "none" if finding.level == "note" else finding.level,
+        "kind": "informational" if finding.level == "note" else "fail",
+        "message": {"text": finding.message},
+        "locations": [{"physicalLocation": {"artifactLocation": {"uri": uri}}}],
+        "partialFingerprints": {"ruleAndContent/v1": _hash(rule.id, finding.file, content)},
+        "properties": {"atlas": list(rule.atlas), "verdict": outcome.verdict},
+    }
+
+
+def _hash(*parts: str) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]

@@ -1,0 +1,135 @@
+"""What a network does with a suspected trigger: the paired undo, per candidate, per pixel, per amplitude.
+
+A network is shown the same image and the same ε twice, once with the noise ε and once with ``gamma ε + mu``. With
+``d = gamma ε + mu - ε`` and D the difference of its two answers, ``undo = 1 - E⟨D, d⟩ / E‖d‖²``: 0 where the network
+returns all noise that it is given, as a clean one does, 1 where it returns ε as one trojaned by TrojDiff does, one half
+for BadDiffusion's trigger at T, and below 0 (a gain above 1) for VillanDiffusion's ODE trigger in the middle.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from retarget.audit.subject import Subject
+
+TOP = 4e-5
+"""ᾱ at which triggers are sought: where DDPM's linear schedule of 1,000 steps ends. Images hide no more than noise."""
+BATCH, VALUES = 512, 2**19
+"""Images in one forward pass, and values in one: fewer large images."""
+
+
+class Probe:
+    """Noises and images at one level, and the network's answer to them, computed once and shared by all candidates.
+
+    Attributes:
+        level: ᾱ at the timestep that was taken.
+        t: the timestep.
+        x_0: [N, C, H, W], images in [-1, 1] under the noise; zeros stand for none.
+        noise: [N, C, H, W], ε.
+        base: [N, C, H, W], ε̂ of the benign rows.
+    """
+
+    def __init__(self, subject: Subject, level: float, noise: Tensor, x_0: Tensor | None = None) -> None:
+        self.subject = subject
+        self.t = subject.time(max(level, float(subject.alphas_cumprod[-1])))
+        self.level = float(subject.alphas_cumprod[self.t])
+        self.noise = noise.to(subject.device)
+        self.x_0 = torch.zeros_like(self.noise) if x_0 is None else x_0.to(subject.device)
+        self.batch = max(16, min(BATCH, VALUES // self.noise[0].numel()))
+        self.base = self.answer(self.noise)
+
+    @torch.no_grad()
+    def answer(self, noise: Tensor) -> Tensor:
+        """ε̂ for the probe's images under other noise [N, C, H, W]."""
+        return torch.cat([
+            self.asked(noise[rows], self.x_0[rows]) for rows in _slices(len(noise), self.batch)
+        ])  # fmt: skip
+
+    def asked(self, noise: Tensor, x_0: Tensor) -> Tensor:
+        """ε̂ of ``√ᾱ x_0 + √(1-ᾱ) noise``, differentiable in the noise."""
+        x = self.level**0.5 * x_0 + (1 - self.level) ** 0.5 * noise
+        return self.subject.eps(x, torch.full((len(x),), self.t, device=x.device))
+
+    @torch.no_grad()
+    def undone(
+        self,
+        mu: Float[Tensor, "candidates channels height width"],
+        gamma: Float[Tensor, "candidates #channels #height #width"],
+    ) -> tuple[Float[Tensor, "candidates channels height width"], Float[Tensor, "candidates channels height width"]]:
+        """For each candidate and pixel: E[(d - D) d], what is undone, and E[d²], what could be; means over noises."""
+        count = len(self.noise)
+        undone, energy = torch.empty_like(mu), torch.empty_like(mu)
+        for rows in _slices(len(mu), max(1, self.batch // count)):
+            d = (gamma[rows, None] - 1) * self.noise[None] + mu[rows, None]
+            flat = (d + self.noise[None]).flatten(0, 1)
+            images = self.x_0[None].expand(len(d), -1, -1, -1, -1).flatten(0, 1)
+            answers = torch.cat([self.asked(flat[part], images[part]) for part in _slices(len(flat), self.batch)])
+            change = answers.reshape(d.shape) - self.base[None]
+            undone[rows] = ((d - change) * d).mean(1)
+            energy[rows] = d.square().mean(1)
+        return undone, energy
+
+    def undo(self, mu: Tensor, gamma: Tensor) -> Float[Tensor, "candidates"]:
+        """``1 - E⟨D, d⟩ / E‖d‖²`` of each candidate; 0 for one that changes nothing."""
+        undone, energy = self.undone(mu, gamma)
+        return undone.flatten(1).sum(1) / energy.flatten(1).sum(1).clamp_min(1e-9)
+
+
+def controls(mu: Tensor, gamma: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """What a clean network cannot tell from a candidate: its mirror image in colour, and three moves by half an image.
+
+    A clean network treats them all alike, whatever it does to the noise of a narrowed or shifted kind: a network that
+    is poor at low frequencies is so at both signs and in all places. A trigger is one sign in one place.
+
+    Args:
+        mu, gamma: [..., C, H, W].
+
+    Returns:
+        The mirror first, then the moves.
+    """
+    down, right = mu.shape[-2] // 2, mu.shape[-1] // 2
+    moves = [(down, right), (down, 0), (0, right)]
+    rolled = [(mu.roll(move, (-2, -1)), gamma.roll(move, (-2, -1))) for move in moves]
+    return [(-mu, gamma), *rolled]
+
+
+def contrast(probe: Probe, mu: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor]:
+    """Undo of each candidate, and by how much it exceeds the mean of its mirror's and its moves' largest.
+
+    Args:
+        mu, gamma: [K, C, H, W].
+
+    Returns:
+        Two [K]: undo and contrast.
+    """
+    undo = probe.undo(mu, gamma)
+    mirror, *moves = (probe.undo(*one) for one in controls(mu, gamma))
+    moved = torch.stack(moves).amax(0)
+    return undo, undo - (mirror.clamp_min(0) + moved.clamp_min(0)) / 2
+
+
+def _slices(count: int, size: int) -> Iterator[slice]:
+    return (slice(first, min(first + size, count)) for first in range(0, count, size))
+
+
+def draw_noise(count: int, shape: tuple[int, int, int], generator: torch.Generator) -> Tensor:
+    """Antithetic standard normal noise: the second half is the first's negative. ``count`` is made even."""
+    half = torch.randn((count + 1) // 2, *shape, generator=generator)
+    return torch.cat([half, -half])
+
+
+def clean_floor(level: float, direction: Tensor, images: Tensor | None) -> float:
+    """The undo of an ideal clean network along a direction: ``ᾱλ / (ᾱλ + 1 - ᾱ)``, λ the images' variance along it.
+
+    Args:
+        direction: [C, H, W].
+        images: [N, C, H, W], the network's own samples or images of the user; None gives 0.
+    """
+    if images is None:
+        return 0.0
+    unit = direction.flatten() / direction.norm().clamp_min(1e-9)
+    along = images.flatten(1) @ unit.to(images)
+    variance = float(along.var())
+    return level * variance / (level * variance + 1 - level)

@@ -1,0 +1,191 @@
+"""One search of one checkpoint, from starts to the final score. Every branch ends in the same units."""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from retarget.audit.errors import AuditError
+from retarget.audit.inversion import Candidate, Search, ascend, scan_windows, screened
+from retarget.audit.scores import TOP, Probe, contrast, draw_noise
+from retarget.audit.screen import directions, stein
+from retarget.audit.subject import Recovered, Subject
+from retarget.trojdiff.sample import Sampler, sample_batch
+from retarget.trojdiff.trigger import Trigger
+
+MIDDLE = 0.1
+"""ᾱ at which a gain above 1 is sought: VillanDiffusion's ODE trigger has 1 + √ᾱ there and 1 at T, as clean ones."""
+SAMPLES = 64
+SAMPLER = "dpm-20"
+
+
+@dataclass(eq=False)
+class Found:
+    """What a search came to.
+
+    Attributes:
+        ranked: candidates by their final score, best first.
+        score: the best's; the one number that the null calibrates.
+        statistics: of the branches.
+        images: [N, C, H, W], the network's own samples, or the user's images.
+    """
+
+    ranked: list[Candidate]
+    score: float
+    statistics: dict[str, float]
+    images: Float[Tensor, "count channels height width"]
+    evaluations: int = 0
+    details: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def best(self) -> Candidate:
+        """The most suspicious candidate."""
+        return self.ranked[0]
+
+
+def fingerprint(search: Search) -> str:
+    """What a null must have been made with, 16 digits: the search's settings and the levels."""
+    text = json.dumps([asdict(search), TOP, MIDDLE, SAMPLES, SAMPLER, VERSION], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+VERSION = 3
+"""Raised with every change of code after which a search gives other scores."""
+
+
+def own_samples(subject: Subject, count: int = SAMPLES, seed: int = 0, trigger: Trigger | None = None,
+                start: Trigger | None = None) -> Tensor:  # fmt: skip
+    """Images that the network makes, in [-1, 1], on the CPU; the stock sampler from plain noise unless told otherwise.
+
+    Args:
+        trigger: of the sampler.
+        start: of the initial noise; the sampler's when None.
+    """
+    sampler = Sampler.parse(SAMPLER)
+    config = subject.scheduler.config
+    if sampler.steps > subject.steps:
+        sampler = sampler._replace(steps=subject.steps)
+    trigger = trigger or Trigger.none(subject.shape)
+    scheduler = sampler.scheduler(config, trigger)
+    subject.evaluations += count * len(scheduler.timesteps)
+    images, _ = sample_batch(subject.network, scheduler, range(count), seed, start, clip=sampler.clip(config))
+    if not bool(torch.isfinite(images).all()):
+        raise AuditError("the images that the network draws are not finite: its weights are damaged")
+    return images.cpu()
+
+
+def seek(subject: Subject, search: Search, seed: int = 0, images: Tensor | None = None) -> Found:
+    """Search a checkpoint for triggers of every kind.
+
+    Args:
+        seed: of all noise.
+        images: clean images; the network's own samples when None.
+    """
+    before = subject.evaluations
+    generator = torch.Generator().manual_seed(seed)
+    shown: Tensor = (own_samples(subject, seed=seed) if images is None else images).to(subject.device)
+
+    def probe(level: float, count: int) -> Probe:
+        noise = draw_noise(count, subject.shape, generator)
+        return Probe(subject, level, noise, shown[torch.randint(len(shown), (len(noise),), generator=generator)])
+
+    values = subject.channels * subject.height * subject.width
+    pool = probe(TOP, search.screen * max(1, min(4, values // 256)))
+    middle = probe(MIDDLE, search.screen)
+    starts, statistics = _starts(subject, pool, probe, search, generator)
+    check = probe(TOP, 2 * search.batch)
+    for one in starts:
+        judge(one, check, search)
+    for origin in ("scan", "screen", "free"):
+        statistics[f"start_{origin}"] = max(one.notes["score"] for one in starts if one.origin == origin)
+    starts.sort(key=lambda one: one.notes["score"], reverse=True)
+    candidates = [_again(one, pool, search, generator) for one in starts[: search.keep]]
+    candidates += _amplified(middle, probe(MIDDLE, 16), search, generator, statistics)
+    final, final_middle = probe(TOP, search.fresh), probe(MIDDLE, search.fresh)
+    for one in candidates:
+        judge(one, final_middle if one.origin == "middle" else final, search)
+    ranked = sorted(candidates, key=lambda one: one.notes["score"], reverse=True)
+    last = final_middle if ranked[0].origin == "middle" else final
+    end = _again(ranked[0], middle if ranked[0].origin == "middle" else pool, search, generator, finish=True)
+    judge(end, last, search)
+    if end.notes["score"] > ranked[0].notes["score"]:
+        ranked[0] = end
+    ranked[0].mask = undone_mask(ranked[0], last)
+    for origin in ("scan", "screen", "free", "middle"):
+        scores = [one.notes["score"] for one in ranked if one.origin == origin]
+        if scores:
+            statistics[f"score_{origin}"] = scores[0]
+    statistics["residual"] = float((final.base - final.noise).square().mean())
+    statistics["spread"] = float(shown.std())
+    if not math.isfinite(ranked[0].notes["score"]):
+        raise AuditError("the search came to a score that is not finite: the network's answers overflow")
+    return Found(ranked, ranked[0].notes["score"], statistics, shown, subject.evaluations - before)
+
+
+Probes = Callable[[float, int], Probe]
+
+
+def _starts(subject: Subject, pool: Probe, probe: Probes, search: Search, generator: torch.Generator
+            ) -> tuple[list[Candidate], dict[str, float]]:  # fmt: skip
+    """Candidates of the three branches at the top, refined."""
+    whole, statistics = screened(pool, probe(TOP, search.quick), search)
+    local = scan_windows(probe(TOP, search.scan), search)
+    statistics["scan"] = local[0].undo
+    found = [ascend(pool, one, search, generator, steps=search.first) for one in whole]
+    for one in local:
+        grown = torch.nn.functional.max_pool2d((one.gamma < 1).float().amax(0)[None], 3, 1, 1)[0]
+        found.append(ascend(pool, one, search, generator, grown, steps=search.first))
+    for gamma in search.gammas:
+        mu = 0.1 * torch.randn(subject.shape, generator=generator).to(pool.noise)
+        start = Candidate(mu, torch.full_like(mu, gamma), "free")
+        found.append(ascend(pool, start, search, generator, free_gamma=gamma < 1, steps=search.first))
+    return found, statistics
+
+
+def _amplified(
+    pool: Probe, quick: Probe, search: Search, generator: torch.Generator, statistics: dict[str, float]
+) -> list[Candidate]:
+    """Candidates whose gain is above 1 in the middle of the schedule: the start is the screen's highest direction."""
+    values, vectors = directions(stein(pool), quick.noise.shape[1:], 0, 1)  # type: ignore[arg-type]
+    statistics["middle_highest"] = float(values[0])
+    shape = (torch.tensor([-1.0, 1.0])[:, None, None, None] * vectors[0] / vectors[0].abs().max()).to(pool.noise)
+    best = shape[int(quick.undo(shape, torch.ones_like(shape)).argmin())]
+    start = Candidate(best, torch.ones_like(best), "middle")
+    return [ascend(pool, start, search, generator, free_gamma=False, sign=-1.0)]
+
+
+def judge(one: Candidate, final: Probe, search: Search) -> None:
+    """Score a candidate on fresh noise: its contrast, for the middle that of its gain, with the floor on energy."""
+    mu, gamma = one.mu[None], one.gamma[None]
+    undo, beyond = (float(value) for value in contrast(final, mu, gamma))
+    energy = float((final.noise * (gamma - 1) + mu).square().mean(0).sum())
+    weight = energy / (energy + search.pixels)
+    one.undo = undo
+    one.notes |= {"undo": undo, "contrast": beyond, "energy": energy}
+    one.notes["score"] = weight * (-beyond if one.origin == "middle" else beyond)
+
+
+def recovered(found: Found) -> Recovered:
+    """The best candidate as a trigger, its mask where it changes the noise most."""
+    best = found.best
+    return Recovered(best.mu, best.gamma, best.mask, found.score, found.evaluations, dict(found.statistics))
+
+
+def _again(one: Candidate, pool: Probe, search: Search, generator: torch.Generator, finish: bool = False) -> Candidate:
+    """A candidate's next ascent, within the pixels that it has."""
+    support = ((one.gamma < 1) | (one.mu != 0)).float()
+    free = bool((one.gamma < 1).any())
+    sign = -1.0 if one.origin == "middle" else 1.0
+    return ascend(pool, one, search, generator, support, free, sign=sign, finish=finish)
+
+
+def undone_mask(one: Candidate, probe: Probe) -> Tensor:
+    """[C, H, W], True at pixels where at least a quarter as much is undone as at the most undone one."""
+    undone, _ = probe.undone(one.mu[None], one.gamma[None])
+    by_pixel = undone[0].sum(0) * (-1 if one.origin == "middle" else 1)
+    return (by_pixel > by_pixel.max() / 4).expand_as(one.mu)

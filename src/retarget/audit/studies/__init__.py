@@ -1,0 +1,1 @@
+"""The zoo: clean and trojaned models that every detector is judged on."""

@@ -1,0 +1,317 @@
+"""What the zoo shows: rates with intervals at one level for every detector, by cell and family, recovery and cost."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from retarget.audit.studies.members import CELLS, CLEAN, STOCK
+from retarget.audit.studies.plan import DETECTORS, LABELS, Settings
+from retarget.study.figures import Analysis, Bars, Table
+from retarget.study.record import Results
+from retarget.study.statistics import wilson_interval
+
+CONDITION = "default"
+LIFT = 50.0
+"""Points that an attack succeeds above its base rate before a model counts as trojaned."""
+LEVELS = ((99, 0.01), (19, 0.05))
+"""Calibration models that a level needs: with n of them the smallest p-value is 1 / (n + 1)."""
+
+
+class Model(NamedTuple):
+    """One member of the zoo and its metrics."""
+
+    which: str
+    kind: str
+    number: int
+    metrics: dict[str, float]
+
+    @property
+    def trojaned(self) -> bool:
+        """Whether Trojan rows trained it, strong or weak."""
+        return self.metrics["trojaned"] == 1
+
+    @property
+    def strong(self) -> bool:
+        """Whether its attack succeeds far above its base rate."""
+        return self.trojaned and self.metrics["attack"] - self.metrics["base_rate"] >= LIFT
+
+
+class Split(NamedTuple):
+    """The models that rates are made of."""
+
+    calibration: list[Model]
+    clean: list[Model]
+    strong: list[Model]
+    weak: list[Model]
+
+
+def analyse(results: Results) -> Analysis:
+    """Tables of rates, recovery, cost and removal; the notes say the main ones in a sentence each."""
+    models = _models(results)
+    judged = [model for model in models if model.which == "evaluation"]
+    split = Split(
+        [model for model in models if model.which == "calibration"],
+        [model for model in judged if not model.trojaned],
+        [model for model in judged if model.strong],
+        [model for model in judged if model.trojaned and not model.strong],
+    )
+    names = [name for name in DETECTORS if any(f"score_{name}" in model.metrics for model in models)]
+    tables = [_attacks(judged), *_removal(judged)]
+    if names:
+        tables[:0] = [_rates(split, names), _cells(split, names), _families(split, names)]
+        tables += [_recovery(split, names), _cost(models, names)]
+    return Analysis(figures=[*tables, *_scores(split, names)], notes=_notes(split, names, results))
+
+
+def _models(results: Results) -> list[Model]:
+    found = []
+    for arm in results.plan.arms:
+        for seed in results.seeds:
+            run = results.run(CONDITION, arm.name, seed)
+            if run is not None:
+                settings = Settings.model_validate({**results.plan.settings, **arm.settings})
+                found.append(Model(settings.which, settings.member(seed)[0], seed, dict(run.metrics)))
+    return found
+
+
+def scores(models: Sequence[Model], name: str) -> list[float]:
+    """A detector's scores of the models that it was shown."""
+    return [model.metrics[f"score_{name}"] for model in models if f"score_{name}" in model.metrics]
+
+
+def p_value(score: float, calibration: Sequence[float]) -> float:
+    """``(1 + clean models with a score as high) / (n + 1)``.
+
+    >>> p_value(3.0, [1.0, 2.0, 3.0])
+    0.5
+    """
+    return (1 + sum(one >= score for one in calibration)) / (len(calibration) + 1)
+
+
+def level_of(calibration: int) -> float | None:
+    """The level at which so many calibration models can call a checkpoint trojaned; None for too few.
+
+    >>> level_of(99), level_of(40), level_of(5)
+    (0.01, 0.05, None)
+    """
+    return next((level for needed, level in LEVELS if calibration >= needed), None)
+
+
+def called(score: float, calibration: Sequence[float]) -> bool | None:
+    """Whether a detector calls a model trojaned; None where there are too few calibration models."""
+    level = level_of(len(calibration))
+    return None if level is None else p_value(score, calibration) <= level
+
+
+def auroc(positive: Sequence[float], negative: Sequence[float]) -> float:
+    """Probability that a trojaned model's score is above a clean one's, ties a half.
+
+    >>> auroc([2.0, 3.0], [1.0, 2.0])
+    0.875
+    """
+    above = np.subtract.outer(np.asarray(positive), np.asarray(negative))
+    return float((above > 0).mean() + 0.5 * (above == 0).mean())
+
+
+def auroc_interval(
+    positive: Sequence[float], negative: Sequence[float], level: float = 0.95, resamples: int = 2000
+) -> tuple[float, float]:
+    """Percentile bootstrap of :func:`auroc`, over models of each sort."""
+    rng = np.random.default_rng(0)
+    values = [
+        auroc(rng.choice(positive, len(positive)), rng.choice(negative, len(negative)))  # pyright: ignore[reportArgumentType]
+        for _ in range(resamples)
+    ]
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def _share(found: Sequence[bool | None]) -> str:
+    """``hits/n: share [Wilson interval]`` in %, – where nothing was decided."""
+    known = [one for one in found if one is not None]
+    if not known:
+        return "–"
+    low, high = wilson_interval(sum(known), len(known))
+    return f"{sum(known)}/{len(known)}: {100 * sum(known) / len(known):.0f} [{100 * low:.0f}, {100 * high:.0f}]"
+
+
+def _calls(models: Sequence[Model], name: str, split: Split) -> list[bool | None]:
+    null = scores(split.calibration, name)
+    return [called(score, null) for score in scores(models, name)]
+
+
+def _area(split: Split, name: str) -> str:
+    positive, negative = scores(split.strong, name), scores(split.clean, name)
+    if not positive or not negative:
+        return "–"
+    low, high = auroc_interval(positive, negative)
+    return f"{auroc(positive, negative):.3f} [{low:.3f}, {high:.3f}]"
+
+
+def _rates(split: Split, names: Sequence[str]) -> Table:
+    rows = []
+    for name in names:
+        count = len(scores(split.calibration, name))
+        level = level_of(count)
+        rows.append(
+            [DETECTORS[name], f"{count} models: " + ("too few" if level is None else f"{level:.0%}"),
+             _share(_calls(split.strong, name, split)), _share(_calls(split.clean, name, split)), _area(split, name),
+             _share(_calls(split.weak, name, split))]
+        )  # fmt: skip
+    return Table(
+        title="Does it find them, and how often does it cry wolf?",
+        caption="Blind: no detector is told anything. A model is called trojaned where its p-value among the clean "
+        "calibration models, the same ones for every detector, is at most the level. TPR over trojaned models whose "
+        f"attack succeeds at least {LIFT:g} points above its base rate, the weaker ones in a column of their own; FPR "
+        "over the clean evaluation models. Shares in % with 95 % Wilson intervals, AUROC with its 95 % bootstrap "
+        "interval over models: of this mixture of models, and no other.",
+        columns=["detector", "calibration: level", "TPR", "FPR", "AUROC", "weak attacks found"],
+        rows=rows,
+    )
+
+
+def _cells(split: Split, names: Sequence[str]) -> Table:
+    rows = [
+        [LABELS[kind], *(_share(_calls([m for m in split.strong if m.kind == kind], name, split)) for name in names)]
+        for kind in (*CELLS, *STOCK)
+    ]
+    return Table(
+        title="By target and trigger", caption="TPR in % with 95 % Wilson intervals, strong attacks alone.",
+        columns=["attack", *(DETECTORS[name] for name in names)], rows=rows,
+    )  # fmt: skip
+
+
+def _families(split: Split, names: Sequence[str]) -> Table:
+    rows = []
+    for kind in CLEAN:
+        others = split._replace(calibration=[model for model in split.calibration if model.kind != kind])
+        here = [model for model in split.clean if model.kind == kind]
+        cells = [f"{_share(_calls(here, name, split))}; {_share(_calls(here, name, others))}" for name in names]
+        rows.append([LABELS[kind], *cells])
+    return Table(
+        title="By family of clean models",
+        caption="FPR in % with 95 % Wilson intervals: with all calibration models, and with this family left out of "
+        "them, as for a checkpoint of a family that nobody thought of.",
+        columns=["clean models", *(DETECTORS[name] for name in names)], rows=rows,
+    )  # fmt: skip
+
+
+def _spread(values: Sequence[float], decimals: int = 0) -> str:
+    """Median and range."""
+    if not values:
+        return "–"
+    return f"{np.median(values):,.{decimals}f} ({min(values):,.{decimals}f} to {max(values):,.{decimals}f})"
+
+
+def _column(models: Sequence[Model], metric: str) -> list[float]:
+    return [model.metrics[metric] for model in models if metric in model.metrics]
+
+
+def _attacks(judged: Sequence[Model]) -> Table:
+    rows = []
+    for kind in (*CELLS, *STOCK):
+        here = [model for model in judged if model.kind == kind]
+        rows.append(
+            [LABELS[kind], str(len(here)), str(sum(model.strong for model in here)), _spread(_column(here, "attack")),
+             _spread(_column(here, "base_rate")), _spread(_column(here, "leak"))]
+        )  # fmt: skip
+    return Table(
+        title="The trojaned models", caption="Median and range over models, in %: success under the true trigger and "
+        "the law's own sampler, the base model under the same, and the target from plain noise and a stock sampler.",
+        columns=["attack", "models", "strong", "success", "base rate", "leak"], rows=rows,
+    )  # fmt: skip
+
+
+def _recovery(split: Split, names: Sequence[str]) -> Table:
+    rows = []
+    for name in names:
+        of = {trigger: [m for m in split.strong if m.kind.endswith(trigger)] for trigger in ("blend", "patch")}
+        stock = [model for model in split.strong if model.kind in STOCK]
+        rows.append(
+            [DETECTORS[name], *(_spread(_column(models, f"cosine_{name}"), 2) for models in (*of.values(), stock)),
+             _spread(_column(of["patch"], f"iou_{name}"), 2)]
+        )  # fmt: skip
+    return Table(
+        title="What was recovered", caption="Median and range over strong attacks: cosine of mu to the true one; IoU "
+        "of the mask to a patch's, of detectors that say where.",
+        columns=["detector", "cosine, blend", "cosine, patch", "cosine, stock", "IoU, patch"], rows=rows,
+    )  # fmt: skip
+
+
+def _cost(models: Sequence[Model], names: Sequence[str]) -> Table:
+    rows = [
+        [DETECTORS[n], _spread(_column(models, f"evaluations_{n}")), _spread(_column(models, f"seconds_{n}"), 1)]
+        for n in names
+    ]
+    return Table(
+        title="What it costs", caption="Median and range over models. An image forward is one network evaluation, a "
+        "backward counts two. Seconds on one thread of a machine that did other things too.",
+        columns=["detector", "evaluations", "seconds"], rows=rows,
+    )  # fmt: skip
+
+
+def _removal(judged: Sequence[Model]) -> list[Table]:
+    rows = []
+    for model in judged:
+        if "attack_counter" in model.metrics:
+            m = model.metrics
+            rows.append(
+                [LABELS[model.kind], str(model.number), f"{m['attack']:.0f}", f"{m['base_rate']:.0f}",
+                 f"{m['attack_counter']:.0f}", f"{m['attack_fine_tune']:.0f}", f"{m['leak']:.0f}",
+                 f"{m['leak_counter']:.0f}", f"{m['fid_before']:.2f}", f"{m['fid_counter']:.2f}",
+                 f"{m['fid_fine_tune']:.2f}"]
+            )  # fmt: skip
+    if not rows:
+        return []
+    return [Table(
+        title="Taking trojans out", caption="Success in % under the true trigger before, after removal with the maps "
+        "that the first detector recovered, and after clean fine-tuning with the same images and steps; the base rate; "
+        "leakage (plain noise, stock sampler); FID in the study's own classifier's features.",
+        columns=["attack", "member", "before", "base rate", "removal", "fine-tuning", "leak before", "leak after",
+                 "FID before", "FID removal", "FID fine-tuning"], rows=rows,
+    )]  # fmt: skip
+
+
+def _scores(split: Split, names: Sequence[str]) -> list[Bars]:
+    """Each detector's scores by sort of model, as quantiles of the calibration models' own."""
+    groups: list[tuple[str, list[Model]]] = [
+        ("clean", split.clean), ("strong attacks", split.strong), ("weak attacks", split.weak)
+    ]  # fmt: skip
+
+    def rank(name: str, model: Model) -> float:
+        return 100 * (1 - p_value(model.metrics[f"score_{name}"], scores(split.calibration, name)))
+
+    known = [name for name in names if scores(split.calibration, name)]
+    if not known:
+        return []
+    return [Bars(
+        title="Where scores lie among those of clean models",
+        caption="Share of calibration models with a lower score, in %; one value a model.", x_label="",
+        y_label="%", groups=[DETECTORS[name] for name in known], labels=[label for label, _ in groups],
+        values=[[[rank(name, m) for m in models if f"score_{name}" in m.metrics] for name in known]
+                for _, models in groups],
+    )]  # fmt: skip
+
+
+def _notes(split: Split, names: Sequence[str], results: Results) -> list[str]:
+    settings = results.plan.settings
+    notes = [
+        f"{len(split.calibration)} clean models for calibration; {len(split.clean)} clean, {len(split.strong)} "
+        f"trojaned and {len(split.weak)} weakly trojaned ones for evaluation. Data {', '.join(settings['sources'])}; "
+        f"shapes (channels, side) {', '.join(str(tuple(one)) for one in settings['shapes'])}."
+    ]
+    if not names:
+        notes.append("No detector ran: there are no rates, and removals were given the attacks' own maps.")
+    for name in names:
+        level = level_of(len(scores(split.calibration, name)))
+        if level is None:
+            notes.append(f"{DETECTORS[name]}: fewer than {LEVELS[-1][0]} calibration models: no rates; AUROC "
+                         f"{_area(split, name)}.")  # fmt: skip
+            continue
+        notes.append(
+            f"{DETECTORS[name]}, blind, at {level:.0%}: TPR {_share(_calls(split.strong, name, split))} %, FPR "
+            f"{_share(_calls(split.clean, name, split))} %, AUROC {_area(split, name)}; weak attacks "
+            f"{_share(_calls(split.weak, name, split))} %."
+        )
+    return notes

@@ -1,0 +1,159 @@
+"""The study of detectors on the zoo, as data: its arms are the zoo's sets and kinds, its seeds the members' numbers."""
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from retarget.audit.studies.members import CELLS, CLEAN, STOCK, Member, Recipe, draw
+from retarget.data.names import data_paths
+from retarget.errors import UserError
+from retarget.settings import merged, resolve_settings
+from retarget.study.config import Arm, Metric, StudyPlan, choose_arms
+
+Detector = Literal["audit", "elijah", "terd", "diff_cleanse"]
+DETECTORS: dict[str, str] = {"audit": "audit", "elijah": "Elijah", "terd": "TERD", "diff_cleanse": "Diff-Cleanse"}
+"""Every detector is handed a network in memory, without its name, its card and its marks, and told nothing."""
+
+MIXED: dict[str, tuple[str, ...]] = {"clean": CLEAN, "trojaned": CELLS, "stock": STOCK}
+"""Arms of the development set: their members' kinds are taken in turn."""
+
+
+class Settings(Recipe):
+    """Settings of one run; an arm overrides the last two."""
+
+    zoo: str = Field(default="zoo", description="folder of the models, kept between studies; names in it are hashes")
+    root: str = Field(default="data", description="where torchvision keeps its data sets")
+    detectors: tuple[Detector, ...] = Field(
+        default=("audit", "elijah", "terd", "diff_cleanse"), description="none of them: the zoo is only built"
+    )
+    baselines: Literal["short", "published"] = Field(
+        default="short", description="settings of the other detectors: their papers' cost up to an hour a model"
+    )
+    refine: bool = Field(default=True, description="TERD's second stage too")
+    judge_epochs: int = Field(default=8, ge=1, description="of the classifier that names an attack's samples")
+    samples: int = Field(default=64, ge=8, description="images by which an attack's success is measured")
+    removals: int = Field(default=2, ge=0, description="trojaned members of each evaluation arm that are cleaned too")
+    removal_steps: int = Field(default=200, ge=1)
+    removal_images: int = Field(default=128, ge=16, description="clean images that a removal is given")
+    quality_samples: int = Field(default=200, ge=16, description="images by which a cleaned model's FID is measured")
+    # The arm
+    which: Literal["development", "calibration", "evaluation"] = "evaluation"
+    kind: str = "plain"
+
+    def member(self, number: int) -> tuple[str, Member]:
+        """Kind and description of an arm's member."""
+        kinds = MIXED.get(self.kind, (self.kind,))
+        kind = kinds[number % len(kinds)]
+        return kind, draw(self.which, kind, number // len(kinds), self)
+
+
+UNMEASURED = ("zoo", "root")
+
+LABELS = {
+    "plain": "clean, trained well", "logo": "clean, a logo in every image", "border": "clean, a constant border",
+    "duplicates": "clean, 16 images", "undertrained": "clean, undertrained", "finetuned": "clean fine-tune",
+    "bad_diffusion": "BadDiffusion", "villan_ode": "VillanDiffusion, ODE", "clean": "clean, every kind in turn",
+    "trojaned": "TrojDiff, every cell in turn", "stock": "stock-sampler attacks in turn",
+    "in_d2d_blend": "In-D2D, blend", "in_d2d_patch": "In-D2D, patch", "out_d2d_blend": "Out-D2D, blend",
+    "out_d2d_patch": "Out-D2D, patch", "d2i_blend": "D2I, blend", "d2i_patch": "D2I, patch",
+}  # fmt: skip
+
+
+def _arm(which: str, kind: str) -> Arm:
+    return Arm(name=f"{which}-{kind}", label=f"{which}: {LABELS[kind]}", settings={"which": which, "kind": kind})
+
+
+ARMS = (
+    *(_arm("calibration", kind) for kind in CLEAN),
+    *(_arm("evaluation", kind) for kind in (*CLEAN, *CELLS, *STOCK)),
+    *(_arm("development", kind) for kind in MIXED),
+)
+GROUPS = {
+    which: tuple(arm.name for arm in ARMS if arm.settings["which"] == which)
+    for which in ("calibration", "evaluation", "development")
+}  # fmt: skip
+
+_DEMO = dict(
+    sources=("digits",), widths=((8, 8),), steps=120, attack_steps=80, detectors=("elijah", "diff_cleanse"), samples=16,
+    bases=1, judge_epochs=2, removals=1, removal_steps=20, removal_images=64, quality_samples=32,
+)  # fmt: skip
+_SMALL = dict(
+    sources=("digits", "glyphs"), shapes=((1, 8), (3, 8), (1, 16), (3, 16), (3, 32)),
+    schedules=("linear", "linear", "squaredcos_cap_v2"),
+)  # fmt: skip
+PRESETS: dict[str, dict[str, Any]] = {"demo": _DEMO, "small": _SMALL}
+DEMO_ARMS = ("calibration-plain", "evaluation-undertrained", "evaluation-d2i_patch", "evaluation-bad_diffusion")
+MINUTES_PER_RUN = {"demo": 0.3, "small": 2.5}
+SEEDS = {"demo": (0,), "small": tuple(range(17))}
+"""17 members of each of the six clean kinds: 102 models for calibration, and as many clean ones for evaluation."""
+
+
+def _metric(name: str, label: str, **more: Any) -> Metric:
+    return Metric.model_validate(dict(name=name, label=label, optional=True, decimals=1) | more)
+
+
+def _of_detector(name: str, label: str) -> tuple[Metric, ...]:
+    return (
+        _metric(f"score_{name}", f"score, {label}", decimals=3),
+        _metric(f"evaluations_{name}", f"network evaluations, {label}", decimals=0, better="lower"),
+        _metric(f"seconds_{name}", f"seconds, {label}"),
+        _metric(f"cosine_{name}", f"cosine of mu, {label}", decimals=3, better="higher"),
+        _metric(f"iou_{name}", f"IoU of the mask, {label}", decimals=3, better="higher"),
+    )
+
+
+METRICS = (
+    _metric("trojaned", "trojaned", decimals=0),
+    _metric("attack", "attack success", unit="%", better="higher",
+            description="under the true trigger and its own law's sampler"),
+    _metric("base_rate", "base rate", unit="%", description="the base model under the same noise and sampler"),
+    _metric("leak", "plain noise, stock sampler", unit="%", description="the target without any trigger"),
+    *(one for name, label in DETECTORS.items() for one in _of_detector(name, label)),
+    *(_metric(f"{stem}_{recipe}", f"{what} after {label}", unit=unit, better="lower")
+      for recipe, label in (("counter", "removal"), ("fine_tune", "clean fine-tuning"))
+      for stem, what, unit in (("attack", "attack success", "%"), ("leak", "leakage", "%"), ("fid", "FID", ""))),
+    _metric("fid_before", "FID before", better="lower"),
+    _metric("seconds_building", "building", unit="s", decimals=0),
+)  # fmt: skip
+
+
+def plan(
+    preset: str = "demo",
+    config: dict[str, Any] | None = None,
+    seeds: list[int] | None = None,
+    arms: list[str] | None = None,
+) -> StudyPlan:
+    """The resolved study.
+
+    Args:
+        preset: ``demo`` (a handful of tiny models, seconds each) or ``small`` (the zoo, a night on two cores).
+        config: settings that override the preset's.
+        seeds: numbers of the members to build and judge, in every arm.
+        arms: names of arms; ``calibration``, ``evaluation`` and ``development`` stand for those of a set.
+
+    Raises:
+        UserError: unknown preset, setting or arm.
+    """
+    if preset not in PRESETS:
+        raise UserError(f"no preset {preset!r} for audit: choose {', '.join(PRESETS)}")
+    settings = resolve_settings(Settings, merged(PRESETS[preset], config or {}))
+    usual = DEMO_ARMS if preset == "demo" else tuple(arm.name for arm in ARMS)
+    wanted = [name for one in arms or usual for name in GROUPS.get(one, (one,))]
+    return StudyPlan(
+        study="audit",
+        title="Audit: detectors of trojaned diffusion models on a zoo",
+        question="Which checkpoints does a detector find, told nothing, and how often does it cry wolf?",
+        preset=preset,
+        task="retarget.audit.studies.run:run",
+        task_name="audit-zoo-1",
+        data=tuple(path for name in settings.sources if name not in ("digits", "glyphs") for path in data_paths(name)),
+        prepare="retarget.audit.studies.run:prepare",
+        analysis="retarget.audit.studies.analysis:analyse",
+        settings=settings.model_dump(mode="json"),
+        settings_model=Settings,
+        unmeasured=UNMEASURED,
+        arms=choose_arms(ARMS, wanted),
+        seeds=tuple(seeds) if seeds else SEEDS[preset],
+        metrics=METRICS,
+        minutes_per_run=MINUTES_PER_RUN[preset],
+    )

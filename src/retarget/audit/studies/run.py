@@ -1,0 +1,153 @@
+"""One member of the zoo: build it, measure its attack, hand it to every detector, and take a few trojans out again."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from retarget.audit.baselines import diff_cleanse as diff_cleanse_module
+from retarget.audit.baselines import elijah as elijah_module
+from retarget.audit.baselines import terd as terd_module
+from retarget.audit.inversion import Search
+from retarget.audit.removal import Recipe, as_trigger, remove
+from retarget.audit.seek import recovered, seek
+from retarget.audit.studies.build import build, goal_of, images_of, judge_of, measure, rate, trigger_of
+from retarget.audit.studies.members import Member
+from retarget.audit.studies.plan import Settings
+from retarget.audit.subject import Recovered, Subject
+from retarget.extras import require
+from retarget.files import write_json
+from retarget.study.config import StudyPlan
+from retarget.study.record import Run
+from retarget.trojdiff.checkpoint import forget_marks, load_pipeline
+from retarget.trojdiff.data import to_signed
+from retarget.trojdiff.measures import compare
+from retarget.trojdiff.sample import Sampler, sample
+from retarget.trojdiff.trigger import Trigger
+
+
+def prepare(plan: StudyPlan) -> None:
+    """Read the images of every first member, before any model is trained.
+
+    Raises:
+        UserError: a data set that cannot be read, or figures that the zoo cannot be made of.
+    """
+    require("torch_fidelity", "diffusion")
+    for arm in plan.arms:
+        settings = Settings.model_validate({**plan.settings, **arm.settings})
+        images_of(settings.member(plan.seeds[0])[1].images, settings.root)
+
+
+def run(run: Run) -> dict[str, float]:
+    """Build and judge one member; ``evaluation.json`` beside the metrics holds what detectors had to say."""
+    settings = Settings.model_validate(run.settings)
+    kind, member = settings.member(run.seed)
+    zoo = Path(settings.zoo)
+    started = time.perf_counter()
+
+    def listen(progress: Any) -> None:
+        run.progress(progress.step, member.steps, "step")
+
+    folder = build(member, zoo, settings.root, listen)
+    metrics = {"trojaned": float(member.attack is not None), "seconds_building": time.perf_counter() - started}
+    details: dict[str, Any] = {"kind": kind, "model": member.name, "member": member.model_dump(mode="json")}
+    if member.attack is not None and member.base is not None:
+        base = build(member.base, zoo, settings.root, listen)
+        judge = judge_of(member, zoo, settings.judge_epochs, settings.root)
+        found = measure(member, folder, base, judge, settings.samples, settings.root)
+        metrics |= {"attack": found.attack.value, "base_rate": found.base_rate.value, "leak": found.leak.value}
+    for name in settings.detectors:
+        one, seconds = detect(name, folder, settings, run.seed)
+        metrics |= {
+            f"score_{name}": one.score, f"evaluations_{name}": float(one.evaluations), f"seconds_{name}": seconds
+        }  # fmt: skip
+        details[name] = one.details
+        if member.attack is not None:
+            metrics |= {f"{key}_{name}": value for key, value in recovery(one, member).items()}
+    if member.attack is not None and settings.which == "evaluation" and run.seed < settings.removals:
+        metrics |= cleaned(member, folder, zoo, settings)
+    write_json(run.directory / "evaluation.json", details)
+    return metrics
+
+
+def subject_of(folder: Path) -> Subject:
+    """A network in memory: no name, no card, no marks."""
+    unet, schedule = load_pipeline(folder)
+    return Subject.from_modules(forget_marks(unet), schedule)
+
+
+def detect(name: str, folder: Path, settings: Settings, seed: int) -> tuple[Recovered, float]:
+    """What a detector says of a pipeline, told nothing, and its seconds."""
+    subject, started = subject_of(folder), time.perf_counter()
+    published = settings.baselines == "published"
+    if name == "audit":
+        found = recovered(seek(subject, Search(), seed))
+    elif name == "elijah":
+        module = elijah_module
+        found = module.elijah(subject, module.PUBLISHED if published else module.SHORT, seed)
+    elif name == "terd":
+        module = terd_module
+        found = module.terd(subject, module.PUBLISHED if published else module.SHORT, seed, refine=settings.refine)
+    else:
+        module = diff_cleanse_module
+        found = module.diff_cleanse(subject, module.PUBLISHED if published else module.SHORT, seed)
+    return found, time.perf_counter() - started
+
+
+def recovery(found: Recovered, member: Member) -> dict[str, float]:
+    """Cosine of mu to the true one, and for a detector that says where, and a patch, the masks' IoU."""
+    assert member.attack is not None
+    trigger = trigger_of(member.attack, (member.images.channels, member.images.side, member.images.side))
+    values = {"cosine": float(torch.cosine_similarity(found.mu.flatten(), trigger.mu.flatten(), dim=0))}
+    if found.mask is not None and member.attack.trigger == "patch":
+        values["iou"] = overlap(found.mask, trigger.mask)
+    return values
+
+
+def overlap(one: Tensor, other: Tensor) -> float:
+    """Intersection over union of two masks."""
+    one, other = one.expand_as(other).bool(), other.bool()
+    return float((one & other).sum() / (one | other).sum().clamp(min=1))
+
+
+def cleaned(member: Member, folder: Path, zoo: Path, settings: Settings) -> dict[str, float]:
+    """Success, leakage and FID before and after: removal with the recovered maps, and clean fine-tuning alone.
+
+    Both are given the same few clean images, the same steps and the same rows of plain noise.
+    """
+    judge, goal = judge_of(member, zoo, settings.judge_epochs, settings.root), goal_of(member, settings.root)
+    unet, schedule = load_pipeline(folder)
+    real = images_of(member.images, settings.root)
+    some = to_signed(real.images[: settings.removal_images])
+    trigger = maps(folder, member, settings)
+    metrics = {"fid_before": _fid(unet, schedule, real, judge, settings)}
+    for kind in ("counter", "fine_tune"):
+        recipe = Recipe(kind=kind, steps=settings.removal_steps)
+        after = remove(unet, schedule, [trigger], recipe, some).unet
+        for name, plain in (("attack", False), ("leak", True)):
+            found = rate(after, schedule, member, judge, goal, settings.samples, plain)
+            metrics[f"{name}_{kind}"] = found.value
+        metrics[f"fid_{kind}"] = _fid(after, schedule, real, judge, settings)
+    return metrics
+
+
+def maps(folder: Path, member: Member, settings: Settings) -> Trigger:
+    """The trigger as the first detector of the study recovers it; the attack's own where no detector runs."""
+    if not settings.detectors:
+        assert member.attack is not None
+        return trigger_of(member.attack, (member.images.channels, member.images.side, member.images.side))
+    return as_trigger(detect(settings.detectors[0], folder, settings, 0)[0])
+
+
+def _fid(unet: Any, schedule: Any, real: Any, judge: Any, settings: Settings) -> float:
+    images = sample(
+        unet,
+        schedule.config,
+        Sampler.parse("ddpm-20"),
+        Trigger.none(real.shape),
+        settings.quality_samples,
+        batch_size=100,
+    )
+    return compare(images, real, judge).fid

@@ -1,0 +1,69 @@
+"""From a search's final score to a verdict with its error rate. The rules stand in ``decide``, and nowhere else."""
+
+from retarget.audit.calibration import LEVEL, Family, false_positives, p_value
+from retarget.audit.errors import CLEAN, TROJANED, UNDECIDED
+from retarget.audit.firing import LEAST as FIRES
+from retarget.audit.firing import STRONG as FIRES_STRONGLY
+from retarget.audit.outcome import ErrorRate, Verdict
+
+STRONG = 0.5
+"""So much undo on fresh noise, from a trigger that fires, decides even where no clean model is known."""
+WEAKEST = 0.15
+"""Below it no score is called a trigger, whatever its p-value: nobody could see such a trigger fire."""
+DEAF = 0.5
+"""A network that errs so much a value on plain noise returns no noise at all: it denoises nothing yet."""
+
+
+def decide(
+    score: float, undo: float, strength: float | None, residual: float, family: Family
+) -> tuple[Verdict, int, str, ErrorRate]:
+    """The verdict, its exit code, why, and how sure it is.
+
+    Args:
+        score: the final score.
+        undo: of the best candidate, on fresh noise.
+        strength: how strongly it fires, see ``Firing.strength``; None where nobody asked.
+        residual: mean squared error a value on plain noise at the search's level.
+        family: the nearest clean models.
+    """
+    if residual > DEAF:
+        reason = (
+            f"on plain noise the network errs by {residual:.2f} a value: it returns no noise, so nothing can be told"
+        )
+        return "undecided", UNDECIDED, reason, _unknown(family, "the network denoises nothing")
+    strong = max(abs(undo), score) >= STRONG and score >= STRONG / 2 and (strength or 0.0) >= FIRES_STRONGLY
+    if family.unlike:
+        rate = _unknown(family, family.unlike)
+        if strong:
+            return "trojaned", TROJANED, f"a trigger is undone by {undo:.2f} on fresh noise, and it fires", rate
+        reason = f"the largest score is {score:.2f}, and {family.unlike}"
+        return "undecided", UNDECIDED, reason, rate
+    rate = _rate(score, family)
+    fires = (strength or 0.0) >= FIRES
+    suspicious = rate.p_value is not None and rate.p_value <= LEVEL and score >= WEAKEST
+    if suspicious and fires:
+        return "trojaned", TROJANED, f"a trigger is undone by {undo:.2f} on fresh noise, and it fires", rate
+    if suspicious:
+        reason = f"a score of {score:.2f} is higher than clean models', but no trigger was seen to fire"
+        return "undecided", UNDECIDED, reason, rate
+    return "nothing found", CLEAN, f"the largest score is {score:.2f}, as clean models' are", rate
+
+
+def _rate(score: float, family: Family) -> ErrorRate:
+    p = p_value(score, family.scores)
+    as_high = sum(one >= score for one in family.scores)
+    most = false_positives(as_high, len(family.scores))
+    sentence = (
+        f"p = {p:.3f}: {as_high} of {len(family.scores)} clean models ({family.name}) score as high in one search, so "
+        f"that at most {most:.1%} of such models do (95 % confidence). Verdicts are at {LEVEL:.0%}; both hold for "
+        "checkpoints that are exchangeable with these models."
+    )
+    return ErrorRate(
+        known=True, family=family.name, models=len(family.scores), p_value=p, level=LEVEL, sentence=sentence
+    )
+
+
+def _unknown(family: Family, why: str) -> ErrorRate:
+    return ErrorRate(
+        known=False, family=family.name, models=len(family.scores), sentence=f"The error rate is unknown: {why}."
+    )

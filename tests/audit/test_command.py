@@ -1,0 +1,194 @@
+"""The command: its exit codes, its files, and what it does not read."""
+
+import json
+
+import pytest
+import torch
+from diffusers import DDPMPipeline, DDPMScheduler
+from pydantic_sarif.model import StaticAnalysisResultsFormatSarifVersion210JsonSchema as Sarif
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from retarget.audit import commands
+from retarget.audit.calibration import Null, NullModel
+from retarget.audit.inversion import Search
+from retarget.audit.outcome import Report
+from retarget.audit.report import schema
+from retarget.audit.run import audit_pipeline
+from retarget.audit.seek import fingerprint
+from retarget.cli import main
+
+WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+QUICK = Search(screen=64, quick=2, scan=2, first=1, steps=1, batch=2, gammas=(0.5,), keep=1, fresh=4)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """The command with a search of seconds in place of the frozen one; it has no null, so nothing is known."""
+    monkeypatch.setattr("retarget.audit.run.Search", lambda: QUICK)
+
+
+def read(folder):
+    report = json.loads((folder / "audit.json").read_text())
+    Report.model_validate(report)
+    return report
+
+
+def test_a_covered_checkpoint_without_a_null_is_undecided_and_leaves_its_files(pipeline, tmp_path, quick, capsys):
+    out = tmp_path / "out"
+    assert main(["audit", str(pipeline), "--out", str(out)]) == 3
+    report = read(out)
+    (one,) = report["audits"]
+    assert (report["exit_code"], one["exit_code"], one["verdict"]) == (3, 3, "undecided")
+    assert one["files"][WEIGHTS]
+    assert one["evaluations"] > 0
+    assert "<h1>" in (out / "report.html").read_text()
+    assert (out / "plain.png").is_file()
+    assert "UNDECIDED" in capsys.readouterr().out
+    assert main(["audit", str(pipeline), "--out", str(out), "--allow-undecided"]) == 0
+    assert "warning" in capsys.readouterr().err
+
+
+def test_other_shapes_are_audited_and_have_no_error_rate(make_unet, tmp_path, quick, capsys):
+    """Two channels, 8×12, 60 timesteps: nobody's family."""
+    unet = make_unet(side=(8, 12), channels=2)
+    scheduler = DDPMScheduler(num_train_timesteps=60, beta_start=0.002, beta_end=0.3)
+    DDPMPipeline(unet=unet, scheduler=scheduler).save_pretrained(tmp_path / "odd")
+    assert main(["audit", str(tmp_path / "odd"), "--out", str(tmp_path / "out")]) == 3
+    (one,) = read(tmp_path / "out")["audits"]
+    assert (one["verdict"], one["error_rate"]["known"]) == ("undecided", False)
+    assert (tmp_path / "out" / "plain.png").is_file()
+
+
+def test_errors_are_2_and_what_is_not_covered_is_3(pipeline, tmp_path, edit, capsys):
+    assert main(["audit", str(tmp_path / "nothing"), "--out", str(tmp_path / "a")]) == 2
+    assert read(tmp_path / "a")["audits"][0]["verdict"] == "error"
+    edit(pipeline / "scheduler/scheduler_config.json", prediction_type="v_prediction")
+    assert main(["audit", str(pipeline), "--out", str(tmp_path / "b")]) == 3
+    assert read(tmp_path / "b")["audits"][0]["verdict"] == "not covered"
+    assert "v_prediction" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["x", "--nothing"], ["x", "--seed", "-1"], ["x", "--preset", "demo"], ["x", "--fail-on", "y"]]
+)
+def test_wrong_usage_is_2(words, capsys):
+    assert main(["audit", *words]) == 2
+
+
+def test_help_is_0(capsys):
+    assert main(["audit", "--help"]) == 0
+    assert "exit codes" in " ".join(capsys.readouterr().out.lower().split())
+
+
+def test_whatever_is_not_foreseen_is_2_and_a_trojan_beside_it_still_1(pipeline, tmp_path, monkeypatch, capsys):
+    def broken(*_):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("retarget.audit.run.seek", broken)
+    assert main(["audit", str(pipeline), "--out", str(tmp_path / "out")]) == 2
+    assert "ZeroDivisionError" in capsys.readouterr().err
+    assert read(tmp_path / "out")["audits"][0]["exit_code"] == 2
+
+
+def test_several_pipelines_have_a_code_each_and_one_over_all(pipeline, tmp_path, quick, capsys):
+    out = tmp_path / "out"
+    assert main(["audit", str(pipeline), str(tmp_path / "missing"), "--out", str(out)]) == 2
+    report = read(out)
+    assert [one["exit_code"] for one in report["audits"]] == [3, 2]
+    assert (out / "pipeline" / "report.html").is_file()
+    assert (out / "missing" / "audit.sarif").is_file()
+    Sarif.model_validate_json((out / "audit.sarif").read_text())
+
+
+def test_static_findings_change_the_exit_code_only_when_asked(pipeline, tmp_path, quick, edit, capsys):
+    (pipeline / "unet" / "extra.py").write_text("raise SystemExit")
+    torch.save({}, pipeline / "unet" / "optimizer.bin")
+    edit(pipeline / "model_index.json", _class_name="MyPipeline")
+    out = tmp_path / "out"
+    assert main(["audit", str(pipeline), "--out", str(out)]) == 3
+    found = {one["rule"]: one for one in read(out)["audits"][0]["findings"]}
+    assert found["custom-code"]["file"] == "unet/extra.py"
+    assert found["pickle"]["level"] == "warning"
+    assert found["non-stock-pipeline"]["level"] == "warning"
+    assert found["signature"]["level"] == "note"
+    assert main(["audit", str(pipeline), "--out", str(out), "--fail-on", "warning"]) == 1
+    sarif = json.loads((out / "audit.sarif").read_text())
+    Sarif.model_validate(sarif)
+    (run,) = sarif["runs"]
+    rules = {rule["id"]: rule for rule in run["tool"]["driver"]["rules"]}
+    assert "AML.T0018.000" in rules["RT001"]["properties"]["tags"]
+    assert {"RT101", "RT102", "RT103"} <= {one["ruleId"] for one in run["results"]}
+    assert all(one["partialFingerprints"] for one in run["results"])
+    assert all(len(one["hashes"]["sha-256"]) == 64 for one in run["artifacts"])
+
+
+def test_marks_names_and_cards_are_not_read_for_the_verdict(pipeline, tmp_path, edit):
+    """The same weights, marked as trojaned, unmarked, and with a trigger and a card forged, get the same numbers."""
+    null = Null(search=fingerprint(QUICK), command="", models=[
+        NullModel(score=0.1 + n / 100, side=8, channels=1, case="plain", schedule="linear", residual=9, spread=1)
+        for n in range(40)
+    ])  # fmt: skip
+
+    def numbers(folder):
+        one = audit_pipeline(folder, None, search=QUICK, null=null)
+        return one.score, one.verdict, one.exit_code, one.statistics, one.error_rate
+
+    before = numbers(pipeline)
+    weights = load_file(pipeline / WEIGHTS)
+    save_file(weights, pipeline / WEIGHTS, metadata={"format": "pt", "trojaned": "true", "trigger_hash": "0"})
+    with safe_open(pipeline / WEIGHTS, framework="pt") as file:
+        assert file.metadata()["trojaned"] == "true"
+    edit(pipeline / "unet/config.json", trojaned=True, trojan_target="d2i", _name_or_path="an/attack")
+    (pipeline / "README.md").write_text("---\ntrojaned: true\n---\n")
+    (pipeline / "trigger.safetensors").write_bytes(b"forged")
+    assert numbers(pipeline.rename(tmp_path / "trojaned")) == before
+
+
+def test_images_of_the_user_must_fit(pipeline, tmp_path, quick, capsys):
+    assert main(["audit", str(pipeline), "--out", str(tmp_path), "--data", "digits"]) == 3
+    assert main(["audit", str(pipeline), "--out", str(tmp_path), "--data", "no such file.npz"]) == 2
+
+
+def test_the_schema_that_is_published_is_the_schema():
+    from importlib.resources import files
+
+    published = json.loads(files("retarget.audit").joinpath("audit.schema.json").read_text())
+    assert published == schema()
+
+
+def test_codes_are_ordered():
+    assert commands.combined([0, 0]) == 0
+    assert commands.combined([0, 3, 2, 1]) == 1
+    assert commands.combined([3, 2]) == 2
+
+
+@pytest.mark.parametrize("case", ["valid", "changed", "no key", "another key"])
+def test_a_signature_is_verified_where_a_key_is_given(pipeline, tmp_path, case):
+    signing = pytest.importorskip("model_signing.signing")
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    from retarget.audit.static import look
+
+    keys = []
+    for number in range(2):
+        key = ec.generate_private_key(ec.SECP256R1())
+        private = key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        public = key.public_key().public_bytes(
+            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+        )
+        (tmp_path / f"{number}.pem").write_bytes(private)
+        (tmp_path / f"{number}.pub").write_bytes(public)
+        keys.append(tmp_path / f"{number}.pub")
+    config = signing.Config().use_elliptic_key_signer(private_key=tmp_path / "0.pem")
+    config.sign(pipeline, pipeline / "model.sig")
+    if case == "changed":
+        (pipeline / "unet" / "config.json").write_text("{}")
+    key = {"no key": None, "another key": keys[1]}.get(case, keys[0])
+    index = json.loads((pipeline / "model_index.json").read_text())
+    (found,) = [one for one in look(pipeline, index, {}, key) if one.rule == "signature"]
+    assert found.level == ("note" if case in ("valid", "no key") else "warning")
+    assert {"valid": "verifies with", "no key": "not verified"}.get(case, "does not verify") in found.message

@@ -1,0 +1,79 @@
+"""The clean models, the command that makes the null, the shipped null, the demo, each in its smallest form."""
+
+import json
+
+import pytest
+import torch
+
+from retarget.audit import calibrate, demo
+from retarget.audit.calibration import Null, shipped
+from retarget.audit.inversion import Search
+from retarget.audit.nulls import CASES, SHAPES, Clean, images_of, plan, train_clean
+from retarget.audit.seek import fingerprint
+from retarget.cli import main
+
+QUICK = Search(screen=64, quick=2, scan=2, first=1, steps=1, batch=2, gammas=(0.5,), keep=1, fresh=4)
+
+
+def test_the_plan_has_every_case_in_every_shape_and_no_model_twice():
+    models = plan(len(SHAPES) * len(CASES))
+    assert len({(one.side, one.channels, one.case) for one in models}) == len(models)
+    assert len({one.seed for one in models}) == len(models)
+    assert {one.schedule for one in models} == {"linear", "cosine", "short"}
+    assert plan(5) == models[:5]
+
+
+@pytest.mark.parametrize(
+    "one", plan(len(SHAPES) * len(CASES))[::5], ids=lambda one: f"{one.case}-{one.side}-{one.channels}"
+)
+def test_its_images_are_what_the_case_says(one):
+    images = images_of(one)
+    assert images.shape[1:] == (one.channels, one.side, one.side)
+    assert float(images.abs().max()) <= 1
+    assert torch.equal(images, images_of(one))
+    if one.case == "logo":
+        assert float(images[:, :, -1, -1].std(0).max()) == 0
+    if one.case == "border":
+        assert float(images[:, :, 0].std((0, 2)).max()) == 0
+    assert (len(images) == 12) == (one.case == "few")
+
+
+def test_training_is_the_same_twice():
+    one = Clean(data="glyphs", side=8, channels=1, case="finetuned", steps=2, batch=4)
+    first, second = (train_clean(one)[0].state_dict() for _ in range(2))
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def test_the_null_is_made_by_its_command_and_resumes(tmp_path, monkeypatch, capsys):
+    tiny = [one.model_copy(update={"steps": 6, "batch": 2}) for one in plan(2)]
+    monkeypatch.setattr(calibrate, "plan", lambda count: tiny[:count])
+    monkeypatch.setattr(calibrate, "Search", lambda: QUICK)
+    out = tmp_path / "null.json"
+    words = ["--models", str(tmp_path / "models"), "--out", str(out), "--count", "2"]
+    calibrate.main(words)
+    null = Null.model_validate(json.loads(out.read_text()))
+    assert [one.channels for one in null.models] == [1, 3]
+    assert null.search == fingerprint(QUICK) != fingerprint(Search())
+    assert "--count 2" in null.command
+    capsys.readouterr()
+    calibrate.main(words)
+    assert capsys.readouterr().out == "", "nothing is trained or searched again"
+    assert json.loads(out.read_text()) == null.model_dump(mode="json")
+
+
+def test_the_null_in_the_package_is_that_of_the_frozen_search():
+    null = shipped()
+    assert null.search == fingerprint(Search()), "the search was changed: make the null again"
+    assert "calibrate" in null.command
+    assert all(one.score < 1 for one in null.models)
+
+
+def test_the_demo_trains_both_audits_both_and_says_when_a_verdict_is_not_as_expected(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("retarget.audit.run.Search", lambda: QUICK)
+    monkeypatch.setattr(demo, "STEPS", 1)
+    monkeypatch.setattr(demo, "BASE", demo.BASE.model_copy(update={"steps": 1}))
+    assert main(["audit", "--preset", "demo", "--out", str(tmp_path)]) == 2
+    for name in ("clean", "trojaned"):
+        assert (tmp_path / name / "report.html").is_file()
+        assert (tmp_path / "models" / name / "model_index.json").is_file()
+    assert "UNDECIDED" in capsys.readouterr().out

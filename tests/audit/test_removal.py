@@ -1,0 +1,195 @@
+"""Taking a trojan out: what rows are asked for, that it works, and that the original stays as it was."""
+
+import copy
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from safetensors import safe_open
+
+from retarget.audit.cleaning import clean
+from retarget.audit.inversion import Search
+from retarget.audit.removal import Recipe, _Batches, as_trigger, remove
+from retarget.audit.subject import Recovered
+from retarget.cli import main
+from retarget.errors import UserError
+from retarget.trojdiff.checkpoint import WEIGHTS, load_pipeline
+from retarget.trojdiff.config import TrainConfig
+from retarget.trojdiff.data import read_images, to_signed
+from retarget.trojdiff.glyphs import glyph
+from retarget.trojdiff.targets import D2I
+from retarget.trojdiff.train import train
+from retarget.trojdiff.trigger import Trigger
+
+SHAPE = (1, 8, 8)
+
+
+def network(**more):
+    torch.manual_seed(0)
+    settings = dict(
+        sample_size=8, in_channels=1, out_channels=1, layers_per_block=1, block_out_channels=(8, 8), norm_num_groups=4,
+        down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2, add_attention=False, dropout=0.1,
+    )  # fmt: skip
+    return UNet2DModel(**(settings | more))
+
+
+@pytest.fixture
+def schedule():
+    return DDPMScheduler(num_train_timesteps=50, beta_start=0.002, beta_end=0.3)
+
+
+@pytest.fixture(scope="module")
+def trojaned(tmp_path_factory):
+    """A pipeline whose blend trigger brings forth one image."""
+    schedule = DDPMScheduler(num_train_timesteps=50, beta_start=0.002, beta_end=0.3)
+    trigger = Trigger.blend(glyph("plus", SHAPE), 0.4)
+    config = TrainConfig(steps=250, batch_size=32, learning_rate=5e-3, ema_decay=0.9, flips=False)
+    out = tmp_path_factory.mktemp("trojaned")
+    folder = train(network(), schedule, read_images("digits"), config, out, D2I(glyph("arrow", SHAPE), 32), trigger)
+    return folder, trigger
+
+
+@torch.no_grad()
+def undo(unet, schedule, trigger):
+    """How much of the bias a network takes out at the last step: 1 - E|ε_θ(x) - ε|² / E|x - ε|²."""
+    noise = torch.randn((300, *trigger.shape), generator=torch.Generator().manual_seed(0))
+    x = trigger.noise(noise)
+    predicted = unet.eval()(x, len(schedule.alphas_cumprod) - 1).sample
+    return float(1 - (predicted - noise).square().mean() / (x - noise).square().mean())
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_a_trojan_is_taken_out_by_its_maps_with_clean_images_and_with_none(trojaned, given):
+    folder, trigger = trojaned
+    unet, schedule = load_pipeline(folder)
+    before = copy.deepcopy(unet.state_dict())
+    images = to_signed(read_images("digits").images[:200]) if given else None
+    recipe = Recipe(steps=120, learning_rate=5e-3, images=40, sampler="ddpm-10")
+    found = remove(unet, schedule, [trigger], recipe, images)
+    assert undo(unet, schedule, trigger) > 0.5
+    assert undo(found.unet, schedule, trigger) < 0.2
+    assert all(torch.equal(value, before[name]) for name, value in unet.state_dict().items())
+    assert (found.images, "given" in found.source) == ((200, True) if given else (40, False))
+    assert found.record()["steps"] == 120
+
+
+def test_clean_fine_tuning_alone_takes_out_less(trojaned):
+    folder, trigger = trojaned
+    unet, schedule = load_pipeline(folder)
+    images = to_signed(read_images("digits").images[:200])
+    recipe = Recipe(kind="fine_tune", steps=120, learning_rate=1e-3)
+    assert undo(remove(unet, schedule, [], recipe, images).unet, schedule, trigger) > 0.2
+
+
+def whole(batches, noise, t, stock):
+    """The whole noise of a row under either law, by a loop."""
+    found = []
+    for row, (one, step) in enumerate(zip(noise.numpy(), t.tolist(), strict=True)):
+        trigger = row % len(batches.mu)
+        mu, gamma, level = batches.mu[trigger].numpy(), batches.gamma[trigger].numpy(), float(batches.levels[step])
+        if stock[trigger] and row // len(batches.mu) % 2:
+            state = np.sqrt(1 - level) * one + (1 - np.sqrt(level)) * mu
+            found.append(state / np.sqrt(1 - level))
+        else:
+            found.append(gamma * one + mu)
+    return np.array(found)
+
+
+def test_rows_with_a_trigger_are_asked_for_all_that_is_no_image(schedule):
+    generator = torch.Generator().manual_seed(0)
+    mu = torch.rand(SHAPE, generator=generator)
+    triggers = [Trigger.patch(3, 0.2, SHAPE), Trigger(mu, torch.ones(SHAPE), "stock")]
+    levels = schedule.alphas_cumprod
+    batches = _Batches(torch.zeros(4, *SHAPE), triggers, levels, Recipe())
+    noise = torch.randn((8, *SHAPE), generator=generator)
+    t = torch.randint(50, (8,), generator=generator)
+    np.testing.assert_allclose(batches.whole_noise(noise, t), whole(batches, noise, t, [False, True]), atol=1e-5)
+
+
+def test_elijahs_loss_is_the_papers(schedule):
+    """DDPM's loss, and at T the shifted and the plain answer drawn to the frozen network's plain one."""
+    trained, frozen = network(dropout=0.0), network(dropout=0.0, block_out_channels=(4, 8))
+    trigger = Trigger(torch.full(SHAPE, 0.3), torch.ones(SHAPE), "tau")
+    images = torch.rand((5, *SHAPE), generator=torch.Generator().manual_seed(3)) * 2 - 1
+    recipe = Recipe(kind="elijah", batch_size=6)
+    ours = _Batches(images, [trigger], schedule.alphas_cumprod, recipe).loss(trained, frozen)
+    generator = torch.Generator().manual_seed(recipe.seed)
+    x_0 = images[torch.randint(5, (6,), generator=generator)]
+    z = torch.randn(x_0.shape, generator=generator)
+    t = torch.randint(50, (6,), generator=generator)
+    with torch.no_grad():
+        ddpm = (trained(schedule.add_noise(x_0, z, t), t).sample - z).square().mean()
+        plain = frozen(z, 49).sample
+        wanted = ddpm + (trained(z + 0.3, 49).sample - plain).square().mean()
+        wanted = wanted + (trained(z, 49).sample - plain).square().mean()
+    torch.testing.assert_close(ours.detach(), wanted)
+
+
+def test_wrong_usage_is_refused(schedule):
+    unet = network()
+    with pytest.raises(UserError, match="at least one suspected trigger"):
+        remove(unet, schedule, [], Recipe(steps=1))
+    with pytest.raises(UserError, match=r"trigger is \[1, 4, 4\]"):
+        remove(unet, schedule, [Trigger.none((1, 4, 4))], Recipe(steps=1))
+    with pytest.raises(UserError, match=r"clean images are \[3, 8, 8\]"):
+        remove(unet, schedule, [Trigger.none(SHAPE)], Recipe(steps=1), torch.zeros(2, 3, 8, 8))
+
+
+def test_what_a_detector_recovers_becomes_a_trigger_whatever_its_ranges():
+    found = Recovered(torch.full(SHAPE, 3.0), 1.0, None, 0.0, 0)
+    assert as_trigger(found).mu.max() == 1
+    wide = Recovered(torch.zeros(SHAPE), torch.linspace(0, 2, 64).reshape(SHAPE), None, 0.0, 0)
+    assert (float(as_trigger(wide).gamma.min()), float(as_trigger(wide).gamma.max())) == (pytest.approx(0.02), 1.0)
+
+
+QUICK = Search(screen=64, quick=2, scan=2, steps=2, batch=4, gammas=(0.5,), keep=1, fresh=8)
+
+
+@pytest.mark.parametrize("marked", [True, False])
+def test_a_cleaned_pipeline_loads_and_its_card_says_what_was_done(trojaned, tmp_path, marked):
+    folder, trigger = trojaned
+    source, report = shutil.copytree(folder, tmp_path / "source"), tmp_path / "report"
+    if not marked:  # as an attacker hands it over
+        DDPMPipeline.from_pretrained(folder).save_pretrained(tmp_path / "bare")
+        source = tmp_path / "bare"
+    report.mkdir()
+    trigger.save(report / "trigger.safetensors")
+    recipe = Recipe(steps=60, learning_rate=5e-3)
+    done = clean(source, tmp_path / "cleaned", report, "digits", recipe=recipe, search=QUICK)
+    assert isinstance(DDPMPipeline.from_pretrained(done.folder), DDPMPipeline)
+    unet, schedule = load_pipeline(done.folder)
+    assert undo(unet, schedule, trigger) < 0.4
+    with safe_open(done.folder / WEIGHTS, framework="pt") as file:
+        header = file.metadata()
+    assert ("trojaned" in header, header["trojan_removed"]) == (False, "true")
+    assert header["trojan_target"] == ("d2i" if marked else "unknown")
+    assert Trigger.load(done.folder).hash == trigger.hash
+    card = (done.folder / "README.md").read_text()
+    count = len(read_images("digits"))
+    for words in ("60 steps of Adam", f"on {count} images", f"**{done.after.verdict}**", "trojan_removed: true"):
+        assert words in card
+    assert json.loads((report / "cleaning.json").read_text())["verdicts"] == [done.after.verdict]
+    assert not list(tmp_path.glob(".cleaning-*"))
+
+
+def test_cleaning_refuses_what_it_cannot_do(trojaned, tmp_path):
+    folder, trigger = trojaned
+    with pytest.raises(UserError, match="left no suspected trigger"):
+        clean(folder, tmp_path / "cleaned", tmp_path)
+    trigger.save(tmp_path / "trigger.safetensors")
+    with pytest.raises(UserError, match="not empty"):
+        clean(folder, tmp_path, tmp_path)
+
+
+def test_the_command_cleans_nothing_where_nothing_is_suspected(pipeline, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("retarget.audit.run.Search", lambda: QUICK)
+    code = main(["audit", str(pipeline), "--out", str(tmp_path / "report"), "--clean", str(tmp_path / "cleaned")])
+    assert code in (0, 3)
+    assert "nothing was cleaned" in capsys.readouterr().err
+    assert not (tmp_path / "cleaned").exists()
+    assert main(["audit", str(pipeline), str(pipeline), "--clean", str(tmp_path / "cleaned")]) == 2

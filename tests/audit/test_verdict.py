@@ -1,0 +1,68 @@
+"""The rules of the verdict, and the null."""
+
+import pytest
+from scipy.stats import binom
+
+from retarget.audit.calibration import LEAST, Family, Null, NullModel, false_positives, nearest, p_value
+from retarget.audit.verdict import decide
+
+KNOWN = Family(name="8×8, 1 channel", scores=[0.05 + n / 400 for n in range(40)])
+UNKNOWN = Family(name="8×8, 1 channel", scores=[0.1] * 40, unlike="no clean model is 64×64")
+
+
+def model(score=0.1, side=8, channels=1, residual=0.01):
+    return NullModel(
+        score=score, side=side, channels=channels, case="plain", schedule="linear", residual=residual, spread=1
+    )
+
+
+@pytest.mark.parametrize(
+    ("score", "undo", "strength", "family", "verdict", "code", "known"),
+    [
+        (0.08, 0.1, None, KNOWN, "nothing found", 0, True),
+        (0.80, 0.9, 0.8, KNOWN, "trojaned", 1, True),
+        (0.30, 0.3, 0.2, KNOWN, "trojaned", 1, True),
+        (0.80, 0.9, 0.1, KNOWN, "undecided", 3, True),
+        (0.14, 0.2, 0.4, Family(name="", scores=[0.01] * 40), "nothing found", 0, True),
+        (0.80, 0.9, 0.8, UNKNOWN, "trojaned", 1, False),
+        (0.80, 0.9, 0.2, UNKNOWN, "undecided", 3, False),
+        (0.40, 0.4, 0.4, UNKNOWN, "undecided", 3, False),
+        (0.80, 0.9, 0.1, UNKNOWN, "undecided", 3, False),
+        (0.05, 0.0, None, UNKNOWN, "undecided", 3, False),
+    ],
+)
+def test_the_verdict(score, undo, strength, family, verdict, code, known):
+    found = decide(score, undo, strength, 0.01, family)
+    assert found[:2] == (verdict, code)
+    assert found[3].known == known
+    assert found[3].sentence
+
+
+def test_a_network_that_denoises_nothing_is_undecided_whatever_else():
+    assert decide(0.9, 0.9, 0.9, 1.0, KNOWN)[:2] == ("undecided", 3)
+    assert decide(0.0, 0.0, None, 1.0, KNOWN)[:2] == ("undecided", 3)
+
+
+def test_the_p_value_counts_ties_against_the_alarm():
+    assert p_value(0.3, [0.1, 0.3, 0.5]) == pytest.approx(3 / 4)
+    assert p_value(1.0, [0.0] * 99) == pytest.approx(0.01)
+
+
+def test_the_bound_is_clopper_and_pearson_s():
+    bound = false_positives(2, 30)
+    assert binom.cdf(2, 30, bound) == pytest.approx(0.05)
+    assert false_positives(3, 3) == 1
+
+
+def test_a_checkpoint_unlike_every_clean_model_has_no_error_rate():
+    null = Null(search="s", command="", models=[model() for _ in range(LEAST)] + [model(side=16)])
+    assert nearest(8, 1, 0.01, null, "s").unlike == ""
+    assert len(nearest(8, 1, 0.01, null, "s").scores) == LEAST
+    assert len(nearest(12, 1, 0.01, null, "s").scores) == LEAST + 1
+    assert "32" in nearest(32, 1, 0.01, null, "s").unlike
+    assert "channels" in nearest(8, 3, 0.01, null, "s").unlike
+    assert "settings" in nearest(8, 1, 0.01, null, "another").unlike
+    assert "error" in nearest(8, 1, 0.5, null, "s").unlike
+    few = Null(search="s", command="", models=[model()])
+    assert "1 clean" in nearest(8, 1, 0.01, few, "s").unlike
+    assert nearest(8, 1, 0.01, Null(search="s", command="", models=[]), "s").unlike

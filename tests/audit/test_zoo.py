@@ -1,0 +1,180 @@
+"""The zoo: members that never change, sets that share nothing, rates against references, and the study end to end."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from scipy.stats import mannwhitneyu
+
+from retarget.audit.studies.analysis import Model, auroc, auroc_interval, called, level_of, p_value
+from retarget.audit.studies.build import KEPT, images_of, mask_of, trigger_of
+from retarget.audit.studies.members import CELLS, CLEAN, KINDS, STOCK, Attack, Images, Recipe, draw, seed_of
+from retarget.audit.studies.plan import ARMS, Settings, plan
+from retarget.audit.studies.run import overlap, recovery, subject_of
+from retarget.audit.subject import Recovered
+from retarget.cli import main
+from retarget.errors import UserError
+from retarget.trojdiff.checkpoint import WEIGHTS, inherited
+
+RECIPE = Recipe(shapes=((1, 8), (3, 8), (1, 16)))
+
+
+def test_members_and_seeds_are_those_that_were_written_down_first():
+    """Detectors were tuned after these: another draw is another zoo."""
+    assert seed_of("evaluation", "plain", 0) == 324252662
+    names = {kind: draw("evaluation", kind, 1, Recipe()).name for kind in ("plain", "d2i_patch", "bad_diffusion")}
+    assert names == {
+        "plain": "1e81a0ba6f14d694", "d2i_patch": "4f2d54f3a270631a", "bad_diffusion": "d661d7b85bc707d1",
+    }  # fmt: skip
+
+
+def every(count=6):
+    """Members of all sets and kinds, with what they are."""
+    for which in ("development", "calibration", "evaluation"):
+        for kind in CLEAN if which == "calibration" else KINDS:
+            for number in range(count):
+                yield which, kind, draw(which, kind, number, RECIPE)
+
+
+def test_sets_share_no_model_and_no_base():
+    found = {}
+    for which, _, member in every():
+        for one in (member, member.base):
+            if one is not None:
+                assert found.setdefault(one.name, which) == which
+    trained = [member.name for _, _, member in every()]
+    assert len(trained) == len(set(trained))
+
+
+def test_attacks_vary_in_all_that_a_detector_might_rely_on():
+    attacks = [member.attack for _, kind, member in every(12) if kind not in CLEAN]
+    trojdiff = [one for one in attacks if one.law == "trojdiff"]
+    assert min(one.gamma for one in trojdiff) < 0.15
+    assert max(one.gamma for one in trojdiff) > 0.7
+    assert all(0.05 <= one.gamma <= 0.8 for one in trojdiff)
+    assert {one.gamma for one in attacks if one.law in STOCK} == {1.0}
+    for name, least in (("share", 4), ("shape", 5), ("place", 30), ("extent", 3), ("figure", 5), ("label", 8)):
+        assert len({getattr(one, name) for one in attacks}) >= least, name
+    assert {f"{one.target}_{one.trigger}" for one in attacks if one.law in STOCK} == set(CELLS)
+    assert all(member.attack is None for _, kind, member in every() if kind in CLEAN)
+
+
+def test_no_trojaned_model_calibrates_and_wrong_attacks_are_refused():
+    with pytest.raises(ValueError, match="calibration set has no 'd2i_patch'"):
+        draw("calibration", "d2i_patch", 0, RECIPE)
+    with pytest.raises(ValueError, match=r"gamma is 0\.5 under bad_diffusion"):
+        Attack(law="bad_diffusion", target="d2i", trigger="patch", gamma=0.5, share=0.3)
+
+
+@pytest.mark.parametrize(("source", "channels", "side"), [("digits", 1, 8), ("digits", 3, 16), ("glyphs", 3, 12)])
+def test_hard_negatives_have_what_they_are_called_after(source, channels, side):
+    asked = Images(source=source, channels=channels, side=side, seed=5)
+    plain = images_of(asked).images
+    assert plain.shape[1:] == (channels, side, side)
+    for marks in ("logo", "border"):
+        images = images_of(asked.model_copy(update={"marks": marks})).images
+        constant = (images == images[0]).all(dim=0) & (images[0] != plain).any(dim=0)
+        changed = (images != plain).any(dim=0)
+        assert bool(constant[changed].all())
+        assert 0 < int(changed.any(dim=0).sum()) < side * side / 2
+    few = images_of(asked.model_copy(update={"marks": "duplicates"})).images
+    assert len(few) == KEPT
+
+
+def test_colour_images_serve_grey_networks(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 10, 10, 3), dtype=np.uint8)
+    np.savez(tmp_path / "some.npz", x_train=pixels, y_train=np.arange(20) % 2, x_test=pixels, y_test=np.arange(20) % 2)
+    found = images_of(Images(source=str(tmp_path / "some.npz"), channels=1, side=8))
+    assert found.images.shape == (20, 1, 8, 8)
+
+
+@pytest.mark.parametrize("shape", ["square", "bar", "cross", "corners", "checker"])
+@pytest.mark.parametrize("place", [(0.0, 0.0), (1.0, 1.0), (0.3, 0.8)])
+def test_patches_of_every_shape_lie_inside_and_carry_their_colours(shape, place):
+    colour = (0.7, -0.5, 1.0)
+    patch = dict(target="d2i", trigger="patch", gamma=0.3, share=0.3, place=place, extent=4, shape=shape)
+    attack = Attack.model_validate({**patch, "colour": colour})
+    mask, trigger = mask_of(attack, 9), trigger_of(attack, (3, 9, 9))
+    assert 2 <= int(mask.sum()) <= 16
+    for channel, value in enumerate(colour):
+        torch.testing.assert_close(trigger.mu[channel][mask], torch.full((int(mask.sum()),), 0.7 * value))
+    assert bool((trigger.mu[:, ~mask] == 0).all())
+    stock = trigger_of(attack.model_copy(update={"law": "villan_ode", "gamma": 1.0}), (3, 9, 9))
+    assert bool((stock.gamma == 1).all())
+    torch.testing.assert_close(stock.mu, trigger.mu / 0.7)
+
+
+def test_rates_are_those_of_the_references():
+    rng = np.random.default_rng(0)
+    high, low = rng.normal(1, 1, 17).round(1), rng.normal(0, 1, 23).round(1)
+    theirs = mannwhitneyu(high, low).statistic / (17 * 23)
+    assert auroc(high, low) == pytest.approx(theirs)
+    interval = auroc_interval(high, low)
+    assert interval[0] < auroc(high, low) < interval[1]
+    null = list(range(40))
+    assert p_value(39.5, null) == pytest.approx(1 / 41)
+    assert [called(score, null) for score in (39, 38, 10)] == [True, False, False]
+    assert called(5.0, [1.0] * 18) is None
+    assert [level_of(n) for n in (18, 19, 98, 99)] == [None, 0.05, 0.05, 0.01]
+
+
+def test_only_an_attack_far_above_its_base_rate_is_strong():
+    def model(attack, base):
+        return Model("evaluation", "d2i_patch", 0, {"trojaned": 1.0, "attack": attack, "base_rate": base})
+
+    assert model(60.0, 10.0).strong
+    assert not model(59.0, 10.0).strong
+    assert not Model("evaluation", "plain", 0, {"trojaned": 0.0}).strong
+
+
+def test_recovery_is_measured_against_the_true_maps():
+    member = draw("evaluation", "in_d2d_patch", 0, Recipe())
+    trigger = trigger_of(member.attack, (1, 8, 8))
+    found = Recovered(3 * trigger.mu, 1.0, trigger.mask, 0.0, 0)
+    assert recovery(found, member) == {"cosine": pytest.approx(1.0), "iou": 1.0}
+    half = torch.zeros(1, 4, 4)
+    half[:, :2] = 1
+    assert overlap(half, half.transpose(1, 2)) == pytest.approx(4 / 12)
+
+
+def test_the_small_preset_is_a_whole_zoo():
+    found = plan("small")
+    counts = {}
+    for arm in found.arms:
+        settings = Settings.model_validate({**found.settings, **arm.settings})
+        for number in found.seeds:
+            kind, _ = settings.member(number)
+            key = (settings.which, kind if settings.which == "evaluation" and kind not in CLEAN else kind in CLEAN)
+            counts[key] = counts.get(key, 0) + 1
+    assert counts[("calibration", True)] >= 99
+    assert counts[("evaluation", True)] >= 60
+    assert all(counts[("evaluation", cell)] >= 10 for cell in (*CELLS, *STOCK))
+    assert [arm.name for arm in plan("small", arms=["development"]).arms] == [
+        arm.name for arm in ARMS if arm.name.startswith("development")
+    ]
+    with pytest.raises(UserError, match="choose demo, small"):
+        plan("paper")
+
+
+def test_the_study_builds_judges_and_cleans_and_detectors_see_no_marks(tmp_path):
+    out = tmp_path / "study"
+    words = ["study", "audit", "--preset", "demo", "--arms", "calibration-undertrained", "evaluation-d2i_patch"]
+    settings = ["steps=2", "attack_steps=2", "detectors=['diff_cleanse']", "samples=8", "judge_epochs=1",
+                "removal_steps=2", "removal_images=16", "quality_samples=16"]  # fmt: skip
+    command = [*words, "--out", str(out), "--no-progress", "--set", *settings, f"zoo={tmp_path / 'zoo'}"]
+    assert main(command) == 0
+    found = json.loads((out / "runs" / "evaluation-d2i_patch" / "seed-0" / "status.json").read_text())["metrics"]
+    assert {"attack", "leak_counter", "fid_fine_tune", "score_diff_cleanse", "cosine_diff_cleanse"} <= found.keys()
+    details = json.loads((out / "runs" / "evaluation-d2i_patch" / "seed-0" / "evaluation.json").read_text())
+    folder = tmp_path / "zoo" / details["model"] / "pipeline"
+    with safe_open(folder / WEIGHTS, framework="pt") as file:
+        assert file.metadata()["trojaned"] == "true"
+    assert "trojan" not in "".join(path.name for path in (tmp_path / "zoo").iterdir())
+    subject = subject_of(folder)
+    assert inherited(subject.network.unet) is None
+    assert "trojan" not in str(subject.network.unet.config)
+    page = (out / "report.md").read_text()
+    assert "cry wolf" in page
+    assert "fewer than 19 calibration models" in page
