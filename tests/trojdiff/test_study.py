@@ -180,9 +180,9 @@ def test_weights_are_kept_on_request_and_that_makes_no_other_run(finished, tmp_p
     assert Trigger.load(pipeline).kind == "patch"
     assert (pipeline / WEIGHTS).exists()
     given = StudyArguments(method="trojdiff", keep_trojaned=True)
-    assert resolve(given).settings == plan("demo").settings | {"keep_trojaned": True}
+    assert resolve(given, "retarget.trojdiff.study").settings == plan("demo").settings | {"keep_trojaned": True}
     with pytest.raises(UsageError, match="no setting keep_trojaned"):
-        resolve(StudyArguments(method="pskd", keep_trojaned=True))
+        resolve(StudyArguments(method="pskd", keep_trojaned=True), "retarget.pskd.study")
 
 
 def test_the_analysis_shows_samples_intervals_and_the_extractor(finished):
