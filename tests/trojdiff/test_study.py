@@ -105,7 +105,7 @@ def test_what_no_run_could_use_is_said_before_the_first_network_is_trained(tmp_p
         change = {"other": str(tmp_path / "empty")}
         (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=message):
-        runner.run_study(plan("demo", _tiny(change), arms=["all"]), tmp_path / "study", jobs=1)
+        runner.run_study(plan("demo", _tiny(change), seeds=[0], arms=["all"]), tmp_path / "study", jobs=1)
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
@@ -141,7 +141,7 @@ def _tiny(change):
 def finished(tmp_path_factory):
     out = tmp_path_factory.mktemp("study")
     arms = ["clean", "in_d2d_blend", "in_d2d_blend_share10", "d2i_blend"]
-    outcome = runner.run_study(plan("demo", TINY, arms=arms), out, jobs=1, page=build)
+    outcome = runner.run_study(plan("demo", TINY, seeds=[0], arms=arms), out, jobs=1, page=build)
     assert not outcome.failed, outcome.failed
     return out
 
@@ -172,17 +172,17 @@ def test_every_role_runs_and_trojaned_weights_are_gone(finished):
 def test_weights_are_kept_on_request_and_that_makes_no_other_run(finished, tmp_path):
     shutil.copytree(finished, tmp_path / "study")
     kept = TINY | {"keep_trojaned": True}
-    had = runner.survey(plan("demo", kept, arms=["clean", "in_d2d_blend"]), tmp_path / "study")
+    had = runner.survey(plan("demo", kept, seeds=[0], arms=["clean", "in_d2d_blend"]), tmp_path / "study")
     assert (had["runs"], had["finished"]) == (3, 3)
-    outcome = runner.run_study(plan("demo", kept, arms=["d2i_patch"]), tmp_path / "study", jobs=1)
+    outcome = runner.run_study(plan("demo", kept, seeds=[0], arms=["d2i_patch"]), tmp_path / "study", jobs=1)
     assert not outcome.failed, outcome.failed
     pipeline = tmp_path / "study/runs/d2i_patch/seed-0/checkpoint/pipeline"
     assert Trigger.load(pipeline).kind == "patch"
     assert (pipeline / WEIGHTS).exists()
     given = StudyArguments(method="trojdiff", keep_trojaned=True)
-    assert resolve(given).settings == plan("demo").settings | {"keep_trojaned": True}
+    assert resolve(given, "retarget.trojdiff.study").settings == plan("demo").settings | {"keep_trojaned": True}
     with pytest.raises(UsageError, match="no setting keep_trojaned"):
-        resolve(StudyArguments(method="pskd", keep_trojaned=True))
+        resolve(StudyArguments(method="pskd", keep_trojaned=True), "retarget.pskd.study")
 
 
 def test_the_analysis_shows_samples_intervals_and_the_extractor(finished):
@@ -263,7 +263,7 @@ def test_the_page_states_the_gate_the_margin_the_noise_of_kid_and_what_its_inter
     base = json.loads((finished / "runs/pretrained/seed-0/status.json").read_text())["metrics"]
     notes = " ".join(found.notes)
     page = (finished / "report.md").read_text()
-    assert "Decides nothing: Wilson interval over images" in page
+    assert "95 % Wilson interval over images" in page
     assert "bootstrap" not in page
     shown = f"Here: {base['sure_fast']:.1f} % of samples, {base['sure_real']:.1f} % of real ones"
     assert f"{shown}, precision {base['precision_fast']:.1f} %" in notes

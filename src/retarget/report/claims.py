@@ -149,7 +149,7 @@ def _counted(claim: ClaimResult) -> str:
     """How many seeds, or items or sets by their name."""
     if not claim.n:
         return words.MISSING
-    if claim.about == "models":
+    if claim.about == "models" or claim.reason.endswith("interval over items"):
         return words.plural(claim.n, "item")
     return words.plural(claim.n, "set") if claim.across == "new" else str(claim.n)
 
