@@ -109,7 +109,11 @@ def test_the_same_call_on_an_old_study_trains_nothing_and_judges_it_again(old):
     assert runs_of(folder) == runs
     after = json.loads((folder / "summary.json").read_text())
     for one, other in zip(before["claims"], after["claims"], strict=True):
-        assert (one["id"], one["verdict"], one["estimate"]) == (other["id"], other["verdict"], other["estimate"])
+        assert one["id"] == other["id"]
+        if "a test needs" in (other.get("reason") or ""):  # the floors of today: two epochs are no test of anything
+            assert (other["verdict"], other["estimate"]) == ("not measured", None)
+        else:
+            assert (one["verdict"], one["estimate"]) == (other["verdict"], other["estimate"])
     assert after["looks"] == before["looks"] == [[0, 1]]
 
 

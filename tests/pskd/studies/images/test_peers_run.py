@@ -55,7 +55,8 @@ def test_every_arm_trains_and_reports_its_metrics(arm, tmp_path, control):
     run = Run.create(tmp_path, settings=settings(arm), arm=arm, seed=1, needs={"cross_entropy": control[0]})
     metrics = peers.run(run)
     named = {metric.name for metric in plan("demo", {"peers": True}).metrics}
-    assert named - set(metrics) == {"hard_gradient_share", "identity_error"}
+    of_the_analysis = {"hard_gradient_share", "hard_gradient_middle", "hard_gradient_end", "top1_chance"}
+    assert named - set(metrics) == {*of_the_analysis, "identity_error"}
     assert set(metrics) <= named
     assert len(read_history(tmp_path / "metrics.jsonl")) == 4
     assert metrics["top1"] > 10
