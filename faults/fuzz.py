@@ -18,7 +18,7 @@ from typing import Any
 
 from faults.damage import Damage
 
-LIMIT = 20.0
+LIMIT = 60.0
 """Seconds after which an input counts as a hang."""
 MEMORY = 6 * 2**30
 """Bytes of address space of a worker: what asks for more is refused by the system."""

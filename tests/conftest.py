@@ -11,7 +11,11 @@ _cache = tempfile.mkdtemp(prefix="retarget-test-cache-")
 for name in ("HF_HOME", "TORCH_HOME", "XDG_CACHE_HOME", "MPLCONFIGDIR"):
     os.environ[name] = f"{_cache}/{name.lower()}"
 
+from hypothesis import settings  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
+
+settings.register_profile("no deadline", deadline=None)  # how long an example takes is no property of the code
+settings.load_profile("no deadline")
 
 # Where tensors are: beartype cannot check `Self` on the plain classes elsewhere.
 _hook = install_import_hook(

@@ -17,7 +17,16 @@ NAMED = re.compile(r"`((?:[\w]+/)*[\w]+(?:/|\.py|\.md))`")
 @pytest.mark.parametrize("page", ["adding.md", "architecture.md"])
 def test_every_path_is_there(page):
     named = NAMED.findall((DOCS / page).read_text(encoding="utf-8"))
-    beside = ("audit", "pskd", "pskd/past", "pskd/peers", "pskd/studies/images", "pskd/studies/translation", "pope/studies", ".")
+    beside = (
+        "audit",
+        "pskd",
+        "pskd/past",
+        "pskd/peers",
+        "pskd/studies/images",
+        "pskd/studies/translation",
+        "pope/studies",
+        ".",
+    )
     homes = [ROOT, *(ROOT / "src" / "retarget" / one for one in beside)]
     missing = [name for name in named if "NAME" not in name and not any((home / name).exists() for home in homes)]
     assert len(named) > 10

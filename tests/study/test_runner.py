@@ -364,7 +364,7 @@ def test_needs_that_cannot_be_met_are_refused_before_anything_runs(tmp_path):
 
 
 def test_every_run_finds_the_same_world_whichever_worker_does_it(tmp_path):
-    study = plan(task="tasks_for_tests:surroundings", analysis=None, seeds=[0, 1, 2], threads=3, claims=())
+    study = plan(task="tasks_for_tests:surroundings", analysis=None, seeds=[0, 1, 2], threads=3, claims=(), metrics=())
     one = run(study, tmp_path / "one", jobs=1).summary["conditions"]["default"]
     two = run(study, tmp_path / "two", jobs=2).summary["conditions"]["default"]
     for name in ("python", "numpy", "omp"):
@@ -378,7 +378,13 @@ def test_every_run_finds_the_same_world_whichever_worker_does_it(tmp_path):
 
 def test_threads_belong_to_the_run_and_jobs_change_no_bit_of_a_gradient(tmp_path):
     study = plan(
-        task="tasks_for_tests:torch_gradient", analysis=None, seeds=[0, 1], arms=["control"], threads=2, claims=()
+        task="tasks_for_tests:torch_gradient",
+        analysis=None,
+        seeds=[0, 1],
+        arms=["control"],
+        threads=2,
+        claims=(),
+        metrics=(),
     )
     one, two = (run(study, tmp_path / str(jobs), jobs=jobs).summary["conditions"]["default"] for jobs in (1, 2))
     assert one == two

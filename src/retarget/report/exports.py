@@ -84,15 +84,15 @@ def as_latex(rows: Rows, label: str) -> bytes:
     """A tabular for the package booktabs, with a label to refer to.
 
     >>> print(as_latex([["arm", "top-1"], ["a_b", "92 %"]], "tab:x").decode(), end="")
-    % needs \\\\usepackage{booktabs}
-    \\\\begin{tabular}{lr}
-    \\\\toprule
-    arm & top-1 \\\\\\\\
-    \\\\midrule
-    a\\\\_b & 92 \\\\% \\\\\\\\
-    \\\\bottomrule
-    \\\\end{tabular}
-    % \\\\label{tab:x}
+    % needs \\usepackage{booktabs}
+    \\begin{tabular}{lr}
+    \\toprule
+    arm & top-1 \\\\
+    \\midrule
+    a\\_b & 92 \\% \\\\
+    \\bottomrule
+    \\end{tabular}
+    % \\label{tab:x}
     """
     head, *body = [" & ".join(map(_latex, row)) + r" \\" for row in rows]
     columns = "l" + "r" * (len(rows[0]) - 1)

@@ -43,7 +43,7 @@ def cycles_of(costs: Costs, pope_cycles: int, batch: int, prompt: float, own: Sp
         own: what the arm spends beside mining and training.
 
     >>> costs = Costs(mining=Spent(), search=Spent(rollouts=100, tokens=1000), unguided=10, guided=20, completion=5)
-    >>> cycles_of(costs, 10, 50, 15, costs.search), cycles_of(costs, 10, 50, 10, Spent())
+    >>> cycles_of(costs, 10, 50, 15.0, costs.search), cycles_of(costs, 10, 50, 10.0, Spent())
     (10, 15)
     """
     a_rollout = (costs.unguided + costs.guided) / 2 + costs.completion
