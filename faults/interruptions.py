@@ -167,6 +167,7 @@ def _run(words: list[str], log: Path, folder: Path) -> None:
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
+    sys.stdout = sys.stderr = os.fdopen(handle, "w", buffering=1)  # a caller's own streams may lead elsewhere
     from retarget import cli
 
     cli.METHODS["toy"] = "faults.toy"

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -59,15 +59,16 @@ def own_peer(path: str, num_samples: int, num_classes: int, epochs: int, **given
     Raises:
         UserError: it cannot be imported or made, or does not take these settings.
     """
-    kind = part(path, "loss")
+    kind: Any = part(path, "loss")
     if isinstance(kind, type) and issubclass(kind, Peer):
         return called(path, "loss", num_samples, num_classes, epochs, **given)
     if isinstance(kind, type):
-        function: Any = called(path, "loss", **given)
+        function = called(path, "loss", **given)
         if not callable(function):
             raise UserError(f"loss = {path!r}: a {kind.__name__} cannot be called with logits and labels")
     elif given:
         raise UserError(f"loss = {path!r} is a function and has no settings: {', '.join(given)}; make it a class")
     else:
         function = kind
-    return OwnLoss(num_samples, num_classes, epochs, function, name=path, given=given)
+    loss = cast("Callable[[Tensor, Tensor], Tensor]", function)  # its first call checks what it gives
+    return OwnLoss(num_samples, num_classes, epochs, loss, name=path, given=given)
