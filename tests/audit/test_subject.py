@@ -115,6 +115,8 @@ def damage(pipeline, how):
         (pipeline / "model_index.json").write_text("{")
     elif how == "index is a list":
         (pipeline / "model_index.json").write_text("[]")
+    elif how == "index names nothing":
+        (pipeline / "model_index.json").write_text("{}")
     elif how == "truncated weights":
         weights.write_bytes(weights.read_bytes()[:-100])
     elif how == "empty weights":
@@ -136,8 +138,8 @@ def damage(pipeline, how):
         shutil.rmtree(pipeline / "scheduler")
 
 
-BROKEN = ["no folder", "no index", "index is no JSON", "index is a list", "truncated weights", "empty weights",
-          "no weights", "only a pickle", "nan", "a weight is missing", "no scheduler"]  # fmt: skip
+BROKEN = ["no folder", "no index", "index is no JSON", "index is a list", "index names nothing", "truncated weights",
+          "empty weights", "no weights", "only a pickle", "nan", "a weight is missing", "no scheduler"]  # fmt: skip
 
 
 @pytest.mark.parametrize("how", BROKEN)

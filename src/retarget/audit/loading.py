@@ -62,6 +62,8 @@ def read_config(path: Path, purpose: str) -> dict[str, Any]:
 def _check_index(index: dict[str, Any]) -> None:
     parts = {name: value for name, value in index.items() if not name.startswith("_")}
     present = {name for name, value in parts.items() if value not in (None, [None, None], False)}
+    if not present:
+        raise AuditError("model_index.json names no part of a pipeline: this is no diffusers pipeline")
     if TEXT & present:
         raise NotCoveredError(f"conditioned on text or images ({', '.join(sorted(TEXT & present))}): not covered")
     if LATENT & present:
