@@ -217,7 +217,7 @@ def test_the_study_is_resolved_and_the_others_stay_as_they_were():
     study = plan("demo", {"peers": True, "shift": {"severity": 5}})
     assert study.settings["shift"]["severity"] == 5
     assert [arm.name for arm in study.arms][:2] == ["cross_entropy", "pskd"]
-    assert len(study.arms) == 17
+    assert len(study.arms) == 19
     assert {claim.arms[1] for claim in study.claims} == {arm.name for arm in ARMS}
     assert {arm.name for arm in study.arms if arm.needs} == {"tf_kd_self", "born_again"}
     assert "shift" not in plan("demo").settings
