@@ -32,11 +32,11 @@ def call(capsys, *words):
 USAGE = {
     "no verb": (
         ["studdy"],
-        "there is no verb 'studdy': choose study, judge, report, pope, trojdiff, or see retarget --help",
+        "there is no verb 'studdy': choose study, judge, report, pope, trojdiff, audit, or see retarget --help",
     ),
     "no method": (
         ["study", "distil"],
-        "there is no study 'distil': choose pskd, trojdiff, pope, toy, absent, or give FILE.py or a module",
+        "there is no study 'distil': choose pskd, trojdiff, pope, audit, toy, absent, or give FILE.py or a module",
     ),
     "method to come": (["study", "absent"], "the study of absent is not part of this version of retarget"),
     "jobs": (["study", "toy", "--jobs", "0"], "--jobs must be at least 1, not 0"),

@@ -181,7 +181,7 @@ def test_what_a_file_may_not_be(write, capsys, text, message):
         ("pskd/", "there is no file pskd"),
         ("my-study.py", "my-study.py cannot be imported by its name: rename it"),
         ("json.py", "json.py has the name of another module"),
-        ("none_such", "there is no study 'none_such': choose pskd, trojdiff, pope, or give FILE.py or a module"),
+        ("none_such", "there is no study 'none_such': choose pskd, trojdiff, pope, audit, or give FILE.py or a module"),
     ],
 )
 def test_what_a_study_may_not_be_called(write, capsys, tmp_path, name, message):
