@@ -121,8 +121,8 @@ UNMEASURED = ("keep_trojaned", "save_every", "root")
 """Settings that change no result."""
 
 # Three seeds in place of one within minutes: half of the fine-tuning, no run of all 1000 sampling steps, larger batches
-# of samples. (700 steps of pre-training, half of these, did not pass the gate on any of four seeds.) What that costs, and
-# how far differences spread on seeds that the demo does not use:
+# of samples. (700 steps of pre-training, half of these, did not pass the gate on any of four seeds.) What that costs,
+# and how far differences spread on seeds that the demo does not use:
 #
 #     retarget study trojdiff --preset demo --seeds 101 102 103 --out pilot; python tools/demo_spread.py pilot
 _DEMO = dict(
