@@ -76,7 +76,7 @@ def grpo_arguments(settings: TrainingSettings, processes: int, cuda: bool) -> di
     """
     if settings.pass_at_k > settings.rollouts:
         raise UserError(
-            f"pass_at_k={settings.pass_at_k} needs as many rollouts a prompt, there are {settings.rollouts}"
+            f"pass_at_k={settings.pass_at_k} needs as many rollouts per prompt; there are {settings.rollouts}"
         )
     rows = settings.prompts_per_batch * settings.rollouts
     passes, rest = divmod(rows, settings.micro_batch * processes)

@@ -39,7 +39,7 @@ class RivalSettings(Settings):
     warm_steps: int = Field(default=200, ge=1, description="of supervised training, 16 solutions each; ours")
     warm_lr: float = Field(default=3e-4, gt=0, description="of supervised training, AdamW; ours")
     warm_rollouts: int = Field(
-        default=32, ge=1, description="guided rollouts a problem from which correct completions are taken"
+        default=32, ge=1, description="guided rollouts per problem, from which correct completions are taken"
     )
     pass_at_k: int = Field(default=1, ge=1, description="above 1 the direct pass@k objective: see functional.py")
     reward: Literal["correct", "reference"] = Field(

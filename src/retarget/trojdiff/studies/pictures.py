@@ -51,7 +51,7 @@ def pictures(results: Results) -> list[Figure]:
         figures += _images(results, f"Samples: {arm.label}", f"Seed {seed}, 20 sampling steps.", shown)
         strip = [(folder / "strip.png", "from the biased noise to the image")]
         figures += _images(
-            results, f"Denoising: {arm.label}", "Four images, one a row; states of the Trojan sampler.", strip
+            results, f"Denoising: {arm.label}", "Four images, one per row: states of the Trojan sampler.", strip
         )
     return figures
 
