@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -14,6 +14,8 @@ def reference_power(distance, sd, counts, alpha):
 
 
 @given(st.floats(0.0, 5), st.floats(0.1, 10), st.integers(2, 60), st.sampled_from([0.025, 0.025 / 16]))
+@example(5.0, 0.71875, 37, 0.0015625)
+@example(5.0, 0.1, 2, 0.0015625)
 def test_power_equals_scipys_noncentral_t(distance, sd, n, alpha):
     expected = float(reference_power(distance, sd, np.array([n]), alpha)[0])
     assert power(distance, sd, n, alpha) == pytest.approx(expected, abs=1e-6)

@@ -34,6 +34,10 @@ class Outlook(NamedTuple):
     seeds_in_family: int | None
 
 
+FAR = 30.0
+"""Noncentrality above which ``nctdtr`` may be NaN."""
+
+
 def power(distance: float, sd: float, n: int, alpha: float) -> float:
     """Probability that a one-sided t test of error ``alpha`` rejects when the truth lies ``distance`` beyond its null.
 
@@ -47,7 +51,12 @@ def power(distance: float, sd: float, n: int, alpha: float) -> float:
     """
     from scipy.special import nctdtr
 
-    return float(1 - nctdtr(n - 1, distance * math.sqrt(n) / sd, t_quantile(n - 1, alpha)))
+    noncentrality, critical = distance * math.sqrt(n) / sd, t_quantile(n - 1, alpha)
+    if noncentrality > FAR:
+        from scipy.stats import nct  # right at any distance, and slow to import
+
+        return float(nct.sf(critical, n - 1, noncentrality))
+    return float(1 - nctdtr(n - 1, noncentrality, critical))
 
 
 def seeds_for(distance: float, sd: float, alpha: float, *, more_than: int = 1, wanted: float = POWER) -> int | None:
