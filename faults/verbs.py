@@ -112,6 +112,20 @@ def _rows(folder: Path) -> None:
     write_rows(folder / "rows.parquet", mix(problems, Prefixes.read(folder / "prefixes.jsonl")), {})
 
 
+def _base(folder: Path) -> None:
+    """Rows of generated problems, and a model that has hardly seen any."""
+    from retarget.pope.mixture import mix, write_rows
+    from retarget.pope.studies.chain import Corpus, make_problems
+    from retarget.pope.studies.testbed import PROMPTS, BaseModel, train_base
+
+    problems = make_problems(4, 2, seed=3)
+    prefixes = {problem.id: problem.solution.split("\n")[0] for problem in problems}
+    write_rows(folder / "rows.parquet", mix(problems, prefixes, PROMPTS, seed=0), {})
+    corpus = Corpus(short=(1, 1), long=(2, 2), step_accuracy=1.0)
+    base = BaseModel(corpus=corpus, layers=1, width=16, heads=2, steps=4, short_only_steps=0, batch_size=8, lr=1e-3)
+    train_base(base, folder).rename(folder / "base")
+
+
 def _pipeline(folder: Path) -> None:
     targets.write_pipeline(folder)
 
@@ -151,9 +165,16 @@ VERBS = [
          ("rows.parquet", "rows.parquet.md"), ("retarget.pope.mixture", "pyarrow.parquet"), locks=False),
     Verb("pope export", "pope export {here}/rows.parquet --to verl --out {out}/rows.parquet", _rows,
          ("rows.*",), ("retarget.pope.export", "pyarrow.parquet"), locks=False),
+    Verb("pope train", "pope train {here}/rows.parquet --model {here}/base --out {out} --cycles 3 --grader "
+         "retarget.pope.studies.chain:verify --set prompts_per_batch=2 rollouts=4 updates_per_batch=1 micro_batch=8 "
+         "max_completion_length=6 max_prompt_length=64 save_every=1", _base,
+         ("model.safetensors",), ("retarget.pope.trl", "retarget.pope.grading"), heavy=True),
     Verb("trojdiff train", "trojdiff train --data digits --target d2i --trigger patch --gamma .1 --out {out} "
          f"{_NETWORK} {_TRAINING}", lambda _: None, ("pipeline/**/*.safetensors", "pipeline/*.md"),
          ("retarget.trojdiff.train", "retarget.trojdiff.build")),
     Verb("trojdiff sample", "trojdiff sample {here}/pipeline --count 24 --batch-size 4 --sampler ddim-5 --out {out}",
          _pipeline, ("**/*.png", "**/*.safetensors"), ("retarget.trojdiff.sample", "retarget.trojdiff.checkpoint")),
+    Verb("trojdiff evaluate", "trojdiff evaluate {here}/pipeline --data digits --sampler ddim-2 --count 50 "
+         "--classifier-epochs 1 --out {out}", _pipeline, ("evaluation.json", "*.png"),
+         ("retarget.trojdiff.evaluate", "torch_fidelity"), heavy=True),
 ]  # fmt: skip

@@ -40,7 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"retarget {__version__}")
         return 0
     try:
-        return find("retarget", VERBS, words[0])(words[1:])
+        code = find("retarget", VERBS, words[0])(words[1:])
+        _leave_process_group()
+        return code
     except UsageError as error:
         print(f"retarget: {error}", file=sys.stderr)
         return 2
@@ -71,6 +73,20 @@ def top_help() -> str:
         "  retarget study METHOD --help lists the arms and settings of one.\n"
         "  retarget --version"
     )
+
+
+def _leave_process_group() -> None:
+    """End torch.distributed where a command has begun it (under torchrun or ``accelerate launch``).
+
+    Its threads live as long as the group. One that frees a tensor while the interpreter is shutting down is stopped in
+    C++ code that must not be left so, and the process aborts after its work ("terminate called without an active
+    exception").
+    """
+    if "torch.distributed" in sys.modules:
+        import torch.distributed as dist
+
+        if dist.is_available() and dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def _is_missing_extra(error: ImportError) -> bool:

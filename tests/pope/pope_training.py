@@ -72,4 +72,7 @@ def main(base, output):
 if __name__ == "__main__":
     import sys
 
+    import torch
+
     main(*sys.argv[1:])
+    torch.distributed.destroy_process_group()
