@@ -21,7 +21,7 @@ from retarget.trojdiff.classifier import train_classifier
 from retarget.trojdiff.data import to_signed
 from retarget.trojdiff.measures import compare, kid_noise, wilson
 from retarget.trojdiff.studies.analysis import analyse
-from retarget.trojdiff.studies.plan import ARMS, DEMO_ARMS, METRICS, PRESETS, Settings, plan
+from retarget.trojdiff.studies.plan import ARMS, DEMO_ARMS, KID_MARGIN, METRICS, PRESETS, Settings, plan
 from retarget.trojdiff.studies.world import World, check_gate
 
 TINY = dict(
@@ -307,3 +307,13 @@ def test_a_base_model_below_the_gate_is_not_trojaned(finished, gate, message):
     settings = Settings.model_validate(plan("demo", TINY | gate).settings)
     with pytest.raises(UserError, match=f"does not pass the gate.*{message}"):
         check_gate(base, settings)
+
+
+def test_the_margin_of_benign_quality_can_be_that_of_one_s_own_data():
+    def margins(**config):
+        return {claim.margin for claim in plan("small", config).claims if claim.id.startswith("benign_")}
+
+    assert margins() == {KID_MARGIN["small"]}
+    assert margins(kid_margin=2.5) == {2.5}
+    with pytest.raises(UserError, match="kid_margin"):
+        plan("small", {"kid_margin": 0})
