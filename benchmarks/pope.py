@@ -134,7 +134,7 @@ class _Slow(ServerEngine):
 
     identity = {}  # noqa: RUF012 - nothing is asked of a server that is not there
 
-    async def _request(self, client: Any, prompt: Prompt, first: int, count: int, params: Sampling) -> list[Rollout]:
+    async def request(self, client: Any, prompt: Prompt, first: int, count: int, params: Sampling) -> list[Rollout]:
         slow = (params.unit_seed(prompt) + first) % 50 == 0
         await asyncio.sleep(1.2 if slow else 0.02)
         self.waited = getattr(self, "waited", 0.0) + (1.2 if slow else 0.02)

@@ -47,13 +47,41 @@ def refuse_other(
     retarget.errors.UserError: journal.jsonl was made with k = 16 (now 8), seed = 0 (now 1). Give another place, \
 or the settings that it was made with
     """
-    differing = []
-    for key in dict.fromkeys((*now, *had)):
-        old, new = had.get(key), now.get(key)
-        if old != new and not (extends and key in extends and extends[key](old, new)):
-            differing.append(f"{key} = {_short(old)} (now {_short(new)})")
+    differing = [
+        f"{key} = {_short(old)} (now {_short(new)})"
+        for key, old, new in _differing(had, now)
+        if not (extends and key in extends and extends[key](old, new))
+    ]
     if differing:
         raise UserError(f"{where} was made with {', '.join(differing)}. {remedy}")
+
+
+def refuse_unlike(
+    first: str | Path, of_first: Mapping[str, Any], second: str | Path, of_second: Mapping[str, Any], remedy: str
+) -> None:
+    """Refuse two things that must be of the same work and are not; every value that differs is named.
+
+    Args:
+        first, second: what holds them.
+        of_first, of_second: their values. A key that one side lacks counts as ``None``.
+        remedy: the last sentence of the message, without its full stop.
+
+    Raises:
+        UserError: a value differs.
+
+    >>> refuse_unlike("a.jsonl", {"seed": 0}, "b.jsonl", {"seed": 1}, "Merge those of one work")
+    Traceback (most recent call last):
+    ...
+    retarget.errors.UserError: b.jsonl is of other work than a.jsonl: seed = 1, not 0. Merge those of one work
+    """
+    differing = [f"{key} = {_short(new)}, not {_short(old)}" for key, old, new in _differing(of_first, of_second)]
+    if differing:
+        raise UserError(f"{second} is of other work than {first}: {'; '.join(differing)}. {remedy}")
+
+
+def _differing(had: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Keys whose values differ, with both values."""
+    return [(key, had.get(key), now.get(key)) for key in dict.fromkeys((*now, *had)) if had.get(key) != now.get(key)]
 
 
 def _short(value: Any) -> str:

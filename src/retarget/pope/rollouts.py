@@ -1,5 +1,6 @@
 """Sample completions: what every engine answers to. Free of torch; the engines stand in engines/."""
 
+import asyncio
 import hashlib
 import json
 from collections.abc import Awaitable, Callable, Sequence
@@ -155,3 +156,18 @@ class StreamingEngine(Protocol):
     def window(self, n: int) -> int:
         """Questions to have in flight."""
         ...
+
+
+def sample_through(engine: StreamingEngine, prompts: Sequence[Prompt], n: int, params: Sampling) -> list[list[Rollout]]:
+    """n rollouts of each prompt, in order, from a session of its own: :meth:`Engine.sample` of a streaming engine."""
+
+    async def all_of_them() -> list[list[Rollout]]:
+        async with engine.session() as ask:
+            tasks = [asyncio.ensure_future(ask(prompt, n, params)) for prompt in prompts]
+            try:
+                return list(await asyncio.gather(*tasks))
+            finally:
+                for task in tasks:
+                    task.cancel()
+
+    return asyncio.run(all_of_them())

@@ -65,7 +65,7 @@ class Server:
     """How a server is asked."""
 
     concurrency: int = 32
-    """Requests in flight."""
+    """Requests in flight at each server."""
     timeout: float = 3600.0
     """Seconds for one request."""
     retries: int = 5
@@ -86,7 +86,11 @@ class Asking:
     """Which model is sampled, and how."""
 
     model: str
-    """A model's name or path, vllm:NAME, or http://HOST:PORT/v1 for any OpenAI-compatible server."""
+    """A model's name or path, vllm:NAME, or http://HOST:PORT/v1 for any OpenAI-compatible server; commas between the
+    addresses of several servers of the same model."""
+    engines: str = "1"
+    """Engines that share the work: 1 in this process, N in processes of their own (each with GPUs of its own, or on the
+    CPU with one thread), ray:N as actors of a Ray cluster. How many there are changes no result."""
     served: str | None = None
     """The model's name on the server."""
     max_tokens: int = 16384
@@ -101,7 +105,7 @@ class Asking:
     chunk: int = 16
     """Rollouts of one unit of work; each unit has a seed of its own."""
     batch: int = 16
-    """Problems that are sampled together."""
+    """Problems that are sampled together by one engine of this process, or of vLLM's."""
     grader: str = "math"
     """math (a marked answer, compared by math-verify), boxed (the last box alone: the authors' rule), exact, numeric,
     or module:function."""
@@ -130,12 +134,16 @@ class Asking:
         if is_server(self.model):
             if options:
                 raise UsageError("--engine-options are for a model in this process: a server has its own")
+            if self.engines != "1":
+                raise UsageError("--engines are for a model that is opened here: give the addresses of several servers")
             extra = {"chat_template_kwargs": template} if template else {}
             named = {"model": self.served} if self.served else {}
             return open_engine(self.model, **named, extra=extra, **vars(self.server))
         if self.served or self.server != Server():
             raise UsageError(f"--served and the options of a server are for http://HOST:PORT/v1, not {self.model}")
-        return open_engine(self.model, **({"template": template} if template else {}), **options)
+        batch = self.batch if self.model.startswith("vllm:") else 1  # transformers takes them one by one
+        switches = {"template": template} if template else {}
+        return open_engine(self.model, engines=self.engines, batch=batch, **switches, **options)
 
     def shown(self) -> dict[str, Any]:
         """The settings for a results file, without passwords."""

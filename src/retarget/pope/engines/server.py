@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import logging
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import cached_property
 from typing import Any
 
@@ -14,7 +14,7 @@ from retarget.errors import UserError
 from retarget.pope.answers import THINKING_BEGINS, after_thinking
 from retarget.pope.engines.keys import key_for, redact
 from retarget.pope.prompts import Prompt
-from retarget.pope.rollouts import Ask, Refused, Rollout, Sampling
+from retarget.pope.rollouts import Ask, Refused, Rollout, Sampling, sample_through
 
 _LOG = logging.getLogger(__name__)
 _RETRIED = {408, 409, 425, 429, 500, 502, 503, 504}
@@ -94,12 +94,12 @@ class ServerEngine:
         return {"per_request": self.per_request, "extra": self.extra, **told, **thinking}
 
     async def _identify(self) -> dict[str, Any]:
-        async with self._client() as client:
+        async with self.client() as client:
             try:
                 listed = await self._send(client, "GET", f"{self.url}/models")
                 entries = [one for one in listed["data"] if one.get("id") == self.model]
                 served = {name: entries[0][name] for name in _TELLING if entries[0].get(name) is not None}
-            except _Unanswered as error:
+            except Unanswered as error:
                 if error.status is None:
                     raise
                 served = None  # the route is optional
@@ -110,10 +110,10 @@ class ServerEngine:
             probe = None
             for prompt in ([{"role": "user", "content": _PROBE}], _PROBE):
                 try:
-                    (one,) = await self._request(client, prompt, 0, 1, Sampling(max_tokens=64, temperature=0.0))
+                    (one,) = await self.request(client, prompt, 0, 1, Sampling(max_tokens=64, temperature=0.0))
                 except Refused:
                     continue
-                except _Unanswered as error:
+                except Unanswered as error:
                     if error.status is None:
                         raise
                     continue  # a server may know one of the two routes only
@@ -135,47 +135,24 @@ class ServerEngine:
             Refused: the server refuses a prompt.
             UserError: the server cannot be reached, refuses every request, or answers in another form.
         """
-
-        async def all_of_them() -> list[list[Rollout]]:
-            async with self.session() as ask:
-                tasks = [asyncio.ensure_future(ask(prompt, n, params)) for prompt in prompts]
-                try:
-                    return list(await asyncio.gather(*tasks))
-                finally:
-                    for task in tasks:
-                        task.cancel()
-
-        return asyncio.run(all_of_them())
+        return sample_through(self, prompts, n, params)
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator[Ask]:
         """Open connections; see :class:`retarget.pope.rollouts.StreamingEngine`."""
-        gate = asyncio.Semaphore(self.concurrency)
-        async with self._client() as client:
-
-            async def part(prompt: Prompt, first: int, n: int, params: Sampling) -> list[Rollout]:
-                async with gate:
-                    return await self._request(client, prompt, first, min(self.per_request, n - first), params)
-
-            async def ask(prompt: Prompt, n: int, params: Sampling) -> list[Rollout]:
-                starts = range(0, n, self.per_request)
-                tasks = [asyncio.ensure_future(part(prompt, first, n, params)) for first in starts]
-                try:
-                    return [one for some in await asyncio.gather(*tasks) for one in some]
-                finally:
-                    for task in tasks:
-                        task.cancel()
-
+        async with opened_servers([self]) as ask:
             yield ask
 
-    def _client(self) -> httpx.AsyncClient:
+    def client(self) -> httpx.AsyncClient:
+        """Connections to the server, as many as it is asked at a time."""
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         limits = httpx.Limits(max_connections=self.concurrency)
         return httpx.AsyncClient(headers=headers, timeout=self.timeout, limits=limits)
 
-    async def _request(
+    async def request(
         self, client: httpx.AsyncClient, prompt: Prompt, first: int, count: int, params: Sampling
     ) -> list[Rollout]:
+        """``count`` rollouts of a prompt, those after the ``first`` ones of its unit; see :meth:`sample`."""
         chat = not isinstance(prompt, str)
         body: dict[str, Any] = {
             "model": self.model, "n": count, "max_tokens": params.max_tokens, "temperature": params.temperature,
@@ -186,7 +163,7 @@ class ServerEngine:
         address = f"{self.url}/{'chat/completions' if chat else 'completions'}"
         try:
             answer = await self._send(client, "POST", address, body)
-        except _Unanswered as error:
+        except Unanswered as error:
             if error.status in _OF_ONE_PROMPT:
                 raise Refused(self._redacted(f"{address} refused the prompt: {error}")) from None
             raise
@@ -232,7 +209,7 @@ class ServerEngine:
                 if self._retried & (self._retried - 1) == 0:  # the 1st, 2nd, 4th, 8th, ...: a line, not a flood
                     _LOG.warning("%s: retry %d of this run, after %s", self.shown, self._retried, self._redacted(fault))
                 await asyncio.sleep(wait)
-        raise _Unanswered(
+        raise Unanswered(
             self._redacted(
                 f"{url} failed: {fault}. What was sampled before is in the journal: run the same command again"
             ),
@@ -243,12 +220,58 @@ class ServerEngine:
         return redact(text, self._key)
 
 
-class _Unanswered(UserError):
+class Unanswered(UserError):
     """No answer after all attempts, or a status that none would change."""
 
     def __init__(self, message: str, status: int | None) -> None:
         super().__init__(message)
         self.status = status
+
+
+@asynccontextmanager
+async def opened_servers(servers: Sequence[ServerEngine]) -> AsyncIterator[Ask]:
+    """One queue in front of servers of the same model: whichever connection is free takes the next request.
+
+    A server that has not answered after all attempts is left out from then on, and what it was asked goes to another;
+    the failure of the last one is raised.
+    """
+    free: asyncio.Queue[tuple[ServerEngine, httpx.AsyncClient]] = asyncio.Queue()
+    gone: set[ServerEngine] = set()
+    async with AsyncExitStack() as stack:
+        opened = [(server, await stack.enter_async_context(server.client())) for server in servers]
+        for turn in range(max(server.concurrency for server in servers)):  # in turn: all of them are busy soon
+            for slot in opened:
+                if turn < slot[0].concurrency:
+                    free.put_nowait(slot)
+
+        async def part(prompt: Prompt, first: int, n: int, params: Sampling) -> list[Rollout]:
+            while True:
+                server, client = await free.get()
+                if server in gone:
+                    continue
+                try:
+                    return await server.request(client, prompt, first, min(server.per_request, n - first), params)
+                except Unanswered as error:
+                    if server not in gone:
+                        gone.add(server)
+                        if len(gone) < len(servers):
+                            _LOG.warning("%s is left out from now on: %s", server.shown, error)
+                    if len(gone) == len(servers):
+                        raise
+                finally:
+                    if server not in gone:
+                        free.put_nowait((server, client))
+
+        async def ask(prompt: Prompt, n: int, params: Sampling) -> list[Rollout]:
+            starts = range(0, n, servers[0].per_request)
+            tasks = [asyncio.ensure_future(part(prompt, first, n, params)) for first in starts]
+            try:
+                return [one for some in await asyncio.gather(*tasks) for one in some]
+            finally:
+                for task in tasks:
+                    task.cancel()
+
+        yield ask
 
 
 def _rollout(choice: dict[str, Any], tokens: int, told: int | None, opens_thinking: bool) -> Rollout:

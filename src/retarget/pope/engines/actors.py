@@ -1,0 +1,87 @@
+"""An engine in an actor of a Ray cluster, as its starter sees it: ``pip install 'retarget[cluster]'``."""
+
+import contextlib
+import logging
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from retarget.errors import UserError
+from retarget.extras import require
+from retarget.pope.engines.pool import OPENER, Answer, Died, Opened
+from retarget.pope.engines.worker import Held, received
+from retarget.pope.prompts import Prompt
+from retarget.pope.rollouts import Sampling
+
+_LOG = logging.getLogger(__name__)
+
+
+def cluster(engines: int) -> bool:
+    """Join the cluster that this process or ``RAY_ADDRESS`` names, or begin a local one; whether it has GPUs.
+
+    Engines that find no place wait for one, while the others work: that is said, and no error, since clusters grow.
+
+    Raises:
+        MissingExtraError: Ray is not installed.
+        UserError: no cluster answers.
+    """
+    ray = require("ray", "cluster")
+    if not ray.is_initialized():
+        try:
+            ray.init(log_to_driver=False, configure_logging=False)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            where = os.environ.get("RAY_ADDRESS", "this machine")
+            raise UserError(f"no Ray cluster can be used at {where}: {error}") from error
+    has = ray.cluster_resources()
+    if has.get("CPU", 0) < engines:
+        _LOG.warning("the cluster has %g CPUs for %d engines: some of them wait", has.get("CPU", 0), engines)
+    return has.get("GPU", 0) > 0
+
+
+class ActorWorker:
+    """One actor, with a CPU and GPUs of its own; see :class:`.pool.Worker`. Ray ends it with this process.
+
+    Args:
+        spec, options, opener: as in :class:`.processes.ProcessWorker`.
+        gpus: GPUs of the engine.
+    """
+
+    def __init__(self, spec: str, options: dict[str, Any], *, opener: str = OPENER, gpus: int = 0) -> None:
+        self._ray = require("ray", "cluster")
+        self._what, self._gpus = (opener, spec, options), gpus
+        self._actor: Any = None
+
+    def start(self) -> Opened:
+        """Make the actor, and wait until it has a place and its engine is open."""
+        self.end()
+        made = self._ray.remote(num_cpus=1, num_gpus=self._gpus, max_restarts=0)(Held)
+        self._actor = made.remote(*self._what)
+        found = self._told(self._actor.open.remote())
+        if "failed" in found:
+            raise UserError(found["failed"])
+        return Opened(found["name"], found["identity"])
+
+    def ask(self, prompts: Sequence[Prompt], n: int, params: Sampling) -> list[Answer]:
+        """See :meth:`.pool.Worker.ask`."""
+        found = self._told(self._actor.sample.remote(list(prompts), n, params.model_dump(mode="json")))
+        if "failed" in found:
+            raise UserError(found["failed"])
+        return [received(one) for one in found["answers"]]
+
+    def kill(self) -> None:
+        """End the actor, whatever it does: who waits for its answer sees that it died."""
+        if self._actor is not None:
+            with contextlib.suppress(self._ray.exceptions.RaySystemError):  # the cluster has ended
+                self._ray.kill(self._actor)
+
+    def end(self) -> None:
+        """End the actor; nobody waits for its answer."""
+        if self._ray.is_initialized():
+            self.kill()
+        self._actor = None
+
+    def _told(self, answer: Any) -> dict[str, Any]:
+        try:
+            return self._ray.get(answer)
+        except self._ray.exceptions.RayActorError as error:
+            raise Died(f"a Ray actor ended ({type(error).__name__})") from error
