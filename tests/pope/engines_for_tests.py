@@ -14,13 +14,20 @@ class Guesser:
     """Right with a rate of its own, decided by each unit's seed; a fault is asked for by a word of the prompt.
 
     ``dies`` ends its process at every such prompt, ``dies_once`` at the first one that any process is given, which
-    leaves a file in ``folder``; ``hangs`` never answers; ``refuses`` and ``fails`` say it. ``asked.txt`` has a line for
-    each unit that was begun.
+    leaves a file in ``folder``; ``hangs`` never answers; ``refuses``, ``fails`` and ``raises`` say it. ``asked.txt``
+    has a line for each unit that was begun.
     """
 
-    def __init__(self, name, folder, rate=0.2, dies=(), dies_once=(), hangs=(), refuses=(), fails=()):
+    def __init__(self, name, folder, rate=0.2, dies=(), dies_once=(), hangs=(), raises=(), refuses=(), fails=()):
         self.name, self.folder, self.rate, self.identity = name, Path(folder), rate, {"rate": rate}
-        self.faults = {"die": dies, "die once": dies_once, "hang": hangs, "refuse": refuses, "fail": fails}
+        self.faults = {
+            "die": dies,
+            "die once": dies_once,
+            "hang": hangs,
+            "raise": raises,
+            "refuse": refuses,
+            "fail": fails,
+        }
 
     def sample(self, prompts, n, params):
         return [self.one(prompt, n, params) for prompt in prompts]
@@ -40,6 +47,8 @@ class Guesser:
             raise Refused(f"{word} is too long")
         if fault == "fail":
             raise UserError(f"{word} cannot be sampled")
+        if fault == "raise":
+            raise RuntimeError("a bug")
         if fault == "hang":
             signal.pause()
         mark = self.folder / f"{word}.died"
@@ -52,6 +61,6 @@ def guesser(spec, **options):
     print("a library greets you")  # which is no answer
     if spec == "none":
         raise UserError("none: no model there")
-    if spec == "crash":
-        raise RuntimeError("this engine cannot be built")
+    if spec == "ends":
+        os._exit(7)
     return Guesser(spec, **options)

@@ -11,17 +11,20 @@ import pytest
 from engines_for_tests import Guesser
 from pope_serving import serve
 
-from retarget.errors import UserError
+from retarget.errors import UsageError, UserError
+from retarget.pope.commands import pope
 from retarget.pope.engines import open_engine
+from retarget.pope.engines.fleet import devices
 from retarget.pope.engines.pool import EnginePool
 from retarget.pope.engines.processes import ProcessWorker
 from retarget.pope.evaluation import evaluate
 from retarget.pope.grading import Grader
 from retarget.pope.mining import mine
-from retarget.pope.problems import Problem
+from retarget.pope.problems import Problem, write_problems
 from retarget.pope.prompts import Prompts
 from retarget.pope.rollouts import Refused, Rollout, Sampling, StreamingEngine
 from retarget.pope.sampler import Sampler
+from retarget.pope.studies.chain import make_problems
 
 PROMPTS = Prompts("{problem}", "{problem} + {prefix}", chat=False)
 OPENER = "engines_for_tests:guesser"
@@ -89,22 +92,25 @@ def test_a_prompt_that_every_worker_dies_of_is_refused_and_costs_no_other(tmp_pa
     assert [one.n for one in found.outcomes] == [4] * 5 + [0, 0] + [4] * 5
 
 
-def test_what_an_engine_says_of_itself_stops_the_work(tmp_path):
+def test_what_an_engine_says_of_itself_stops_the_work(tmp_path, capfd):
     with pool(tmp_path / "a", fails=["q7"]) as engines, pytest.raises(UserError, match="q7 cannot be sampled"):
         evaluate(problems(9), sampler(engines), 4, journal=tmp_path / "e.jsonl")
     with pool(tmp_path / "a") as engines:
         rest = evaluate(problems(9), sampler(engines), 4, journal=tmp_path / "e.jsonl")
     assert rest.to_json((1,)) == evaluate(problems(9), sampler(Guesser("guesser", tmp_path)), 4).to_json((1,))
     assert 2 <= rest.sampled <= 9
+    failed = r"failed with RuntimeError: a bug \(its process printed where\)"
+    with pool(tmp_path / "a", raises=["q1"]) as engines, pytest.raises(UserError, match=failed):
+        mine(problems(4), sampler(engines), 4)
+    assert asked(tmp_path / "a")[0]["q1", "0"] == 2  # once, and once above
+    assert 'raise RuntimeError("a bug")' in capfd.readouterr().err
     with pytest.raises(UserError, match="none: no model there"):
         pool(tmp_path / "a", spec="none")
 
 
-def test_an_engine_that_never_opens_is_given_up(tmp_path, caplog, capfd):
-    crash = "engine 1 was started 3 times and never opened: .* ended while it opened the engine, with code 1"
-    with pytest.raises(UserError, match=crash):
-        pool(tmp_path / "a", spec="crash")
-    assert "RuntimeError: this engine cannot be built" in capfd.readouterr().err
+def test_an_engine_that_never_opens_is_given_up(tmp_path, caplog):
+    with pytest.raises(UserError, match=r"1 was started 3 times and never opened: .* opened the engine, with code 7"):
+        pool(tmp_path / "a", spec="ends")
     assert caplog.text.count("it is started again") == 2
 
 
@@ -217,6 +223,30 @@ def serving(answers):
             yield process.stdout.readline().strip(), process
         finally:
             process.kill()
+
+
+def test_the_command_line_mines_on_two_engines_to_the_bytes_of_one(tiny, tmp_path, capsys):
+    """Real ones, of transformers; and search, evaluation and the rest ask in the same way."""
+    write_problems(tmp_path / "problems.jsonl", make_problems(6, 3, seed=3))
+    for name, text in (("system", ""), ("unguided", "{problem} ="), ("guided", "{problem} hint {prefix} =")):
+        (tmp_path / f"{name}.txt").write_text(text)
+    words = ["mine", str(tmp_path / "problems.jsonl"), "--templates", str(tmp_path), "--model", str(tiny.directory)]
+    words += ["--k", "16", "--chunk", "4", "--grader", "retarget.pope.studies.chain:verify", "--workers", "0"]
+    words += ["--no-chat", "--max-tokens", "8", "--temperature", "1.0", "--answer-anywhere"]
+    assert pope([*words, "--out", str(tmp_path / "two"), "--engines", "2"]) == 0
+    assert pope([*words, "--out", str(tmp_path / "one")]) == 0
+    for name in ("mine.jsonl", "outcomes.jsonl", "hard.jsonl"):
+        assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
+    with pytest.raises(UserError, match="no model there"):
+        pope([*words, "--out", str(tmp_path / "x"), "--engines", "2", "--model", str(tmp_path)])
+    with pytest.raises(UsageError, match="--engines are for a model that is opened here"):
+        pope([*words, "--out", str(tmp_path / "x"), "--engines", "2", "--model", "http://127.0.0.1:9/v1"])
+
+
+def test_engines_have_gpus_of_their_own():
+    assert devices(3, 1, ["4", "GPU-7", "5", "6"]) == [["4"], ["GPU-7"], ["5"]]
+    with pytest.raises(UserError, match="4 engines of 2 GPUs need 8, and 4 are visible: lower --engines"):
+        devices(4, 2, list("0123"))
 
 
 def test_words_for_engines_that_make_no_sense_are_refused():

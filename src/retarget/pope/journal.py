@@ -3,7 +3,8 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -85,12 +86,8 @@ class Journal:
         if not self._lines:
             self._write({"format": FORMAT, **header})
             return
-        found, checked = _read(path, 1, self._lines[0])
-        if "format" in found:
-            if not checked:
-                raise _damaged(path, 1, "it has no checksum")
-            if found.pop("format") != FORMAT:
-                raise UserError(f"{path}: this version cannot read the journal's format; give another file")
+        found, checked = _read_header(path, self._lines[0])
+        if checked:
             refuse_other(path, found, header, extends=extends, remedy=_REMEDY)
         else:
             if found.pop("work", None) != fingerprint(found):
@@ -98,14 +95,7 @@ class Journal:
             added = former() if former else {}
             had = {name: value for name, value in found.items() if name in header or name in added}
             refuse_other(path, had, {**header, **added}, extends=extends, remedy=_REMEDY)
-        first = {self._lines[0]: 1}
-        for number, line in enumerate(self._lines[1:], 2):
-            record, summed = _read(path, number, line)
-            if checked and not summed:
-                raise _damaged(path, number, "it has no checksum")
-            if checked and first.setdefault(line, number) != number:
-                raise _damaged(path, number, f"it stands in line {first[line]} already")
-            self.records.append(record)
+        self.records += _read_records(path, self._lines, checked)
 
     def append(self, record: dict[str, Any]) -> None:
         """Add one record; it is in the file when this returns."""
@@ -155,6 +145,72 @@ class Journal:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What a journal holds, read and left as it is.
+
+    Attributes:
+        header: without the format.
+        records: of the lines from the second on.
+        lines: all of them, without line ends.
+    """
+
+    path: Path
+    header: dict[str, Any]
+    records: list[dict[str, Any]]
+    lines: list[bytes]
+
+    @classmethod
+    def read(cls, path: Path) -> "Shard":
+        """Read a journal; a last line that a killed process left incomplete does not count.
+
+        Raises:
+            UserError: it is missing, empty, damaged (the message names the line), of an earlier version's form, or
+                another process writes it.
+        """
+        try:
+            with path.open("rb") as file:
+                lock(file.fileno(), wait=False)
+                raw = file.read()
+        except BlockingIOError as error:
+            raise UserError(f"{path}: another process writes this journal; wait until it ends") from error
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+        lines = raw[: raw.rfind(b"\n") + 1].split(b"\n")[:-1]
+        if not lines:
+            raise UserError(f"{path}: it holds nothing, not even the header of a journal")
+        header, checked = _read_header(path, lines[0])
+        if not checked:
+            earlier = "an earlier version wrote it, without checksums: go on with its work in this file"
+            raise UserError(f"{path}: {earlier if 'work' in header else 'it is no journal of retarget pope'}")
+        return cls(path, header, _read_records(path, lines, checked), lines)
+
+
+def _read_header(path: Path, line: bytes) -> tuple[dict[str, Any], bool]:
+    """A journal's first line without its format, and whether every line must have a checksum."""
+    found, summed = _read(path, 1, line)
+    if "format" not in found:
+        return found, False
+    if not summed:
+        raise _damaged(path, 1, "it has no checksum")
+    if found.pop("format") != FORMAT:
+        raise UserError(f"{path}: this version cannot read the journal's format; give another file")
+    return found, True
+
+
+def _read_records(path: Path, lines: Sequence[bytes], checked: bool) -> list[dict[str, Any]]:
+    """The records of all lines but the first."""
+    records, first = [], {lines[0]: 1}
+    for number, line in enumerate(lines[1:], 2):
+        record, summed = _read(path, number, line)
+        if checked and not summed:
+            raise _damaged(path, number, "it has no checksum")
+        if checked and first.setdefault(line, number) != number:
+            raise _damaged(path, number, f"it stands in line {first[line]} already")
+        records.append(record)
+    return records
 
 
 def _line(record: dict[str, Any]) -> bytes:

@@ -82,8 +82,13 @@ class Sampler:
         return {
             "verb": verb, **engine_header(self.engine), "grader": self.grader.spec,
             **({"grader_rules": RULES[self.grader.spec]} if self.grader.spec in RULES else {}),
-            "sampling": self.sampling.model_dump(mode="json"),
+            "sampling": self.sampling.model_dump(mode="json"), "wording": self._wording(verb),
         }  # fmt: skip
+
+    def _wording(self, verb: str) -> str:
+        """Fingerprint of the template that a work's prompts are made with."""
+        used = self.prompts.guided if verb == "search" else self.prompts.unguided
+        return fingerprint([used, self.prompts.system, self.prompts.chat])
 
     def journal(
         self,
@@ -107,7 +112,7 @@ class Sampler:
             asked = [[one.former or one.id, one.answer, ask(one), one.meta] for one in problems]
             return {"problems": fingerprint(asked)}
 
-        since = getattr(self.engine, "identity_since", ())
+        since = ("wording", *getattr(self.engine, "identity_since", ()))
         return Journal(path, self.header(verb), extends=dict.fromkeys(since, _unknown_before), former=former)
 
     def check(self, k: int, name: str = "k") -> None:

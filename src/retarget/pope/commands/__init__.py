@@ -8,6 +8,7 @@ VERBS = {
     "oracle": (f"{_HERE}.oracle:Oracle", "ask a teacher for missing solutions; keep those that the grader accepts"),
     "mine": (f"{_HERE}.mine:Mine", "sample every problem k times without guidance; keep those never solved"),
     "search": (f"{_HERE}.search:Search", "find the shortest prefix of each solution that helps at least once"),
+    "merge": (f"{_HERE}.merge:Merge", "make one journal of the journals of several machines"),
     "mix": (f"{_HERE}.mix:Mix", "write the rows to train on: guided and unguided variants of each hard problem"),
     "export": (f"{_HERE}.export:Export", "write a mixture for another trainer"),
     "train": (f"{_HERE}.train:Train", "train with TRL's GRPOTrainer"),

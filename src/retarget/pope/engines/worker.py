@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Sequence
 from dataclasses import asdict
 from queue import SimpleQueue
@@ -36,6 +37,8 @@ class Held:
             self.engine = load(self.opener)(self.spec, **self.options)
         except (UserError, MissingExtraError) as error:
             return {"failed": str(error)}
+        except Exception as error:  # noqa: BLE001 - raised again where the engine is opened
+            return _failed(error)
         return {"name": self.engine.name, "identity": getattr(self.engine, "identity", {})}
 
     def sample(self, prompts: Sequence[Prompt], n: int, params: dict[str, Any]) -> dict[str, Any]:
@@ -52,7 +55,14 @@ class Held:
             return failed or {"answers": [one for part in parts for one in part["answers"]]}
         except UserError as error:
             return {"failed": str(error)}
+        except Exception as error:  # noqa: BLE001 - raised again where the answer is awaited
+            return _failed(error)
         return {"answers": [[asdict(one) for one in some] for some in answers]}
+
+
+def _failed(error: Exception) -> dict[str, Any]:
+    traceback.print_exception(error)
+    return {"failed": f"an engine failed with {type(error).__name__}: {error} (its process printed where)"}
 
 
 def received(answer: list[dict[str, Any]] | str) -> "list[Rollout] | Refused":

@@ -1,0 +1,67 @@
+"""Engines in actors of a real Ray cluster of two nodes on this machine."""
+
+import os
+import shutil
+import sys
+import tempfile
+
+import pytest
+from engines_for_tests import Guesser
+from test_pool import OPENER, asked, problems, sampler
+
+from retarget.errors import UserError
+from retarget.pope.engines import open_engine
+from retarget.pope.engines.actors import ActorWorker
+from retarget.pope.engines.pool import EnginePool
+from retarget.pope.mining import mine
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    """Ports on this machine alone, files in a short folder of our own, nothing told to anybody."""
+    folder = tempfile.mkdtemp(dir="/tmp")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_TMPDIR", folder)
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+        ray = pytest.importorskip("ray", reason="the extra `cluster` is not installed")
+        from ray.cluster_utils import Cluster
+
+        nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 80 << 20})
+        try:
+            ray.init(address=nodes.address, log_to_driver=False, configure_logging=False)
+            yield nodes
+        finally:
+            ray.shutdown()
+            nodes.shutdown()
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_a_killed_actor_and_a_lost_node_change_nothing(cluster, tmp_path, caplog):
+    """One actor kills itself; then its node, or the other's, is taken away while both work."""
+    node = cluster.add_node(num_cpus=1, object_store_memory=80 << 20)
+    cluster.wait_for_nodes()
+    some = problems(16)
+    engines = [
+        ActorWorker("guesser", {"folder": str(tmp_path), "dies_once": ["q3"]}, opener=OPENER) for _ in range(2)
+    ]  # fmt: skip
+
+    def told(done, total, rollouts):
+        if rollouts >= 80 and len(cluster.worker_nodes) == 1:
+            cluster.remove_node(node, allow_graceful=False)
+
+    with EnginePool(engines) as pool:
+        found = mine(some, sampler(pool), 16, journal=tmp_path / "ray.jsonl", progress=told)
+    assert found == mine(some, sampler(Guesser("guesser", tmp_path)), 16, journal=tmp_path / "one.jsonl")
+    assert (tmp_path / "ray.jsonl").read_bytes() == (tmp_path / "one.jsonl").read_bytes()
+    assert not cluster.worker_nodes
+    assert "a Ray actor ended (ActorDiedError); the 1 prompts" in caplog.text
+    assert len(asked(tmp_path)[1]) >= 3  # two actors, one in the place of a dead one, and this process
+
+
+def test_the_words_for_actors_open_them(cluster, tmp_path, caplog):
+    with pytest.raises(UserError, match="no model there"):
+        open_engine(str(tmp_path), engines="ray:9")
+    assert "CPUs for 9 engines: some of them wait" in caplog.text
