@@ -34,12 +34,12 @@ class Held:
     def open(self) -> dict[str, Any]:
         """Open the engine: its name and identity, or ``failed`` with the reason."""
         try:
-            self.engine = load(self.opener)(self.spec, **self.options)
+            engine = self.engine = load(self.opener)(self.spec, **self.options)
         except (UserError, MissingExtraError) as error:
             return {"failed": str(error)}
         except Exception as error:  # noqa: BLE001 - raised again where the engine is opened
             return _failed(error)
-        return {"name": self.engine.name, "identity": getattr(self.engine, "identity", {})}
+        return {"name": engine.name, "identity": getattr(engine, "identity", {})}
 
     def sample(self, prompts: Sequence[Prompt], n: int, params: dict[str, Any]) -> dict[str, Any]:
         """For each prompt its n rollouts, or the reason why it is refused; or ``failed`` where the engine fails."""
