@@ -16,6 +16,7 @@ import re
 import shutil
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -71,6 +72,10 @@ def _filled(text: str, path: Path) -> str:
     return _between(text, r"results: (?P<name>[\w-]+)", "results", lambda found: excerpt(found["name"], path))
 
 
+PANELS = 4
+"""A figure of more panels (one for each arm) is on the study's own page alone."""
+
+
 def _figures() -> None:
     """The figures of every record's page, as files beside docs/results/; verdicts are those of today's rules."""
     folder = PAGES / "figures"
@@ -85,9 +90,18 @@ def _figures() -> None:
                 today = [{key: claim[key] for key in claim if key != "recorded"} for claim in record(name).claims]
                 (copy / "summary.json").write_text(json.dumps(record(name).summary | {"claims": today}))
                 made = build([copy], Path(temporary) / name)
-                for path in sorted((made.parent / f"{made.stem}_files").glob("*.svg")):
+                paths = sorted((made.parent / f"{made.stem}_files").glob("*.svg"))
+                panels = Counter(_figure_of(path) for path in paths)
+                for path in paths:
+                    if panels[_figure_of(path)] > PANELS:
+                        continue
                     part = re.sub(r"^.*?-(?=\d\d-)|^.*-(?=forest$)", "", path.stem)
                     shutil.copy(path, folder / f"{name}-{part.replace('forest', '00-forest')}.svg")
+
+
+def _figure_of(path: Path) -> str:
+    """The figure that a panel's file belongs to."""
+    return re.sub(r"-\d+$", "", path.stem)
 
 
 def index() -> str:
