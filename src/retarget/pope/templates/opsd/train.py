@@ -12,7 +12,6 @@ import sys
 from pathlib import Path
 
 from datasets import load_dataset
-from trl import ModelConfig, TrlParser
 
 from retarget.pope.grading import Grader, reward_function
 
@@ -20,6 +19,8 @@ HERE = Path(__file__).parent
 
 
 def main(method, *words):
+    from trl import ModelConfig, TrlParser
+
     if method == "sdft":
         from trl.experimental.sdft import SDFTConfig as Config
         from trl.experimental.sdft import SDFTTrainer as Trainer
