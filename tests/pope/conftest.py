@@ -1,6 +1,9 @@
 """A tiny real model, trained for a moment, shared by the tests of this folder."""
 
+import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,3 +32,26 @@ def tiny(tmp_path_factory):
         base=base, cache=cache, directory=directory, model=model, tokenizer=tokenizer,
         problems=make_problems(12, 2, seed=3),
     )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A real Ray cluster of one node; ports on this machine alone, files in a short folder, nothing told to anybody."""
+    folder = tempfile.mkdtemp(dir="/tmp")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_TMPDIR", folder)
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+        ray = pytest.importorskip("ray", reason="the extra `cluster` is not installed")
+        from ray.cluster_utils import Cluster
+
+        nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 80 << 20})
+        try:
+            ray.init(address=nodes.address, log_to_driver=False, configure_logging=False)
+            yield nodes
+        finally:
+            ray.shutdown()
+            nodes.shutdown()
+            shutil.rmtree(folder, ignore_errors=True)

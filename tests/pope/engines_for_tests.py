@@ -1,5 +1,6 @@
 """Engines that a worker process opens, light and with faults; what they answered is written into a file."""
 
+import hashlib
 import os
 import signal
 from pathlib import Path
@@ -13,13 +14,16 @@ from retarget.pope.rollouts import Refused, Rollout
 class Guesser:
     """Right with a rate of its own, decided by each unit's seed; a fault is asked for by a word of the prompt.
 
-    ``dies`` ends its process at every such prompt, ``dies_once`` at the first one that any process is given, which
-    leaves a file in ``folder``; ``hangs`` never answers; ``refuses``, ``fails`` and ``raises`` say it. ``asked.txt``
-    has a line for each unit that was begun.
+    ``rounds`` of hashing are the work of a rollout. ``dies`` ends its process at every such prompt, ``dies_once`` at
+    the first one that any process is given, which leaves a file in ``folder``; ``hangs`` never answers; ``refuses``,
+    ``fails`` and ``raises`` say it. ``asked.txt`` has a line for each unit that was begun.
     """
 
-    def __init__(self, name, folder, rate=0.2, dies=(), dies_once=(), hangs=(), raises=(), refuses=(), fails=()):
+    def __init__(
+        self, name, folder, rate=0.2, rounds=0, dies=(), dies_once=(), hangs=(), raises=(), refuses=(), fails=()
+    ):
         self.name, self.folder, self.rate, self.identity = name, Path(folder), rate, {"rate": rate}
+        self.rounds = rounds
         self.faults = {
             "die": dies,
             "die once": dies_once,
@@ -39,6 +43,8 @@ class Guesser:
             for word in words:
                 if word in prompt.split():
                     self.fault(fault, word)
+        for _ in range(n * self.rounds):
+            hashlib.sha256(b"4").digest()
         right = np.random.default_rng(params.unit_seed(prompt)).random(n) < self.rate
         return [Rollout(f"#### {4 if one else 5}", 2, False) for one in right]
 

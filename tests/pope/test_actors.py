@@ -1,10 +1,5 @@
 """Engines in actors of a real Ray cluster of two nodes on this machine."""
 
-import os
-import shutil
-import sys
-import tempfile
-
 import pytest
 from engines_for_tests import Guesser
 from test_pool import OPENER, asked, problems, sampler
@@ -14,29 +9,6 @@ from retarget.pope.engines import open_engine
 from retarget.pope.engines.actors import ActorWorker
 from retarget.pope.engines.pool import EnginePool
 from retarget.pope.mining import mine
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
-    """Ports on this machine alone, files in a short folder of our own, nothing told to anybody."""
-    folder = tempfile.mkdtemp(dir="/tmp")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-        patch.setenv("RAY_AUTH_MODE", "disabled")
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv("RAY_TMPDIR", folder)
-        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
-        ray = pytest.importorskip("ray", reason="the extra `cluster` is not installed")
-        from ray.cluster_utils import Cluster
-
-        nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 80 << 20})
-        try:
-            ray.init(address=nodes.address, log_to_driver=False, configure_logging=False)
-            yield nodes
-        finally:
-            ray.shutdown()
-            nodes.shutdown()
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def test_a_killed_actor_and_a_lost_node_change_nothing(cluster, tmp_path, caplog):

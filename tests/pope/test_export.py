@@ -6,6 +6,7 @@ import subprocess
 
 import pyarrow.parquet
 import pytest
+import torch
 
 from retarget.errors import UserError
 from retarget.pope.export import export
@@ -119,3 +120,55 @@ def test_verifiers_reads_and_rewards_exported_rows(tmp_path, rows, monkeypatch):
         asyncio.run(task.score(trace))
         assert trace.rewards["correct"].score == reward
         assert trace.metrics == {"guided": 0.0}
+
+
+def test_opsd_rows_are_the_unguided_ones_with_what_the_teacher_sees(tmp_path, rows, caplog):
+    files = export(rows, "opsd", tmp_path / "rows.jsonl", hold_out=0.34, grader="exact")
+    assert [file.name for file in files] == ["rows.jsonl", "rows.validation.jsonl", "rows.train.py"]
+    train, check = ([json.loads(line) for line in file.read_text().splitlines()] for file in files[:2])
+    assert (len(train), len(check)) == (4, 2)
+    prompts = {row["problem"]: row["prompt"] for row in rows if not row["guided"]}
+    for row in (*train, *check):
+        assert row["prompt"] == prompts[row["problem"]]
+        assert row["privileged_context"] == row["info"]["privileged_context"] == f"We begin with {row['problem']}."
+    some = {"p1": "A whole solution.", "p2": " ", "unknown": "s"}
+    export(rows, "opsd", tmp_path / "whole.parquet", solutions=some)
+    (one,) = pyarrow.parquet.read_table(tmp_path / "whole.parquet").to_pylist()
+    assert (one["id"], one["privileged_context"], one["answer"]) == ("p1/unguided", "A whole solution.", "2")
+    assert "5 of 6 problems have no privileged context and are left out" in caplog.text
+    with pytest.raises(UserError, match="no problem has a privileged context"):
+        export(mix(PROBLEMS, {}, prompts_per_batch=4), "opsd", tmp_path / "x.jsonl")
+    with pytest.raises(UserError, match="privileged context of opsd, and verl has none"):
+        export(rows, "verl", tmp_path / "x.parquet", solutions=some)
+
+
+@pytest.mark.parametrize(("method", "suffix"), [("sdft", "jsonl"), ("sdpo", "parquet")])
+def test_trls_own_trainers_learn_from_opsd_rows(tmp_path, tiny, method, suffix):
+    """One update on the CPU; the teacher's prompt, as the trainer's own builder makes it, holds the context."""
+    from retarget.pope.studies.chain import make_problems
+    from retarget.pope.studies.testbed import PROMPTS as WORDS
+
+    problems = make_problems(4, 3, seed=3)
+    mixture = mix(problems, {one.id: one.solution.split("\n")[0] for one in problems}, WORDS, prompts_per_batch=4)
+    file = export(mixture, "opsd", tmp_path / f"rows.{suffix}", grader="retarget.pope.studies.chain:verify")[-1]
+    words = f"""--model_name_or_path {tiny.directory} --output_dir {tmp_path}/out --max_steps 1 --num_generations 2
+        --per_device_train_batch_size 4 --gradient_accumulation_steps 1 --max_completion_length 4 --use_cpu true
+        --bf16 false --report_to none --gradient_checkpointing false --disable_tqdm true --save_strategy no
+        --learning_rate 1e-3 --temperature 1.0 --distillation_topk 8"""
+    plain = ["--reprompt_template", "{prompt} {feedback}", "--feedback_template", "{feedback_raw}"]  # it knows no words
+    trainer = load(file).main(method, *words.split(), *(plain if method == "sdpo" else []))
+    assert trainer.state.global_step == 1
+    assert (tmp_path / "out" / "model.safetensors").exists()
+    loaded = next(iter(trainer.get_train_dataloader()))
+    contexts = [row["privileged_context"] for row in loaded]
+    assert set(contexts) <= {one.solution.split("\n")[0] for one in problems}
+    prompts, ids = [row["prompt"] for row in loaded], torch.ones(len(loaded), 2, dtype=torch.long)
+    batch = {"completion_ids": ids, "completion_mask": ids}
+    if method == "sdft":
+        made = trainer.teacher_context_builder.build(prompts, contexts, ids, ids)["teacher_input_ids"]
+    else:
+        made = trainer.teacher_context_builder.build(batch, prompts, torch.zeros(len(loaded)), feedbacks=contexts)
+        assert made["self_distillation_mask"].tolist() == [1.0] * len(loaded)
+        made = made["teacher_input_ids"]
+    for row, context in zip(made, contexts, strict=True):
+        assert context in trainer.processing_class.decode(row, skip_special_tokens=True)

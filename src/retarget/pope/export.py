@@ -1,8 +1,9 @@
 """A mixture in the form that other trainers read. Hosts that shuffle balance the strata in expectation only."""
 
 import json
+import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,8 +15,10 @@ from retarget.pope.mixture import write_parquet
 from retarget.pope.problems import utf8
 from retarget.pope.prompts import TEMPLATES
 
-Host = Literal["verl", "openrlhf", "prime-rl"]
-HOSTS: tuple[Host, ...] = ("verl", "openrlhf", "prime-rl")
+Host = Literal["verl", "openrlhf", "prime-rl", "opsd"]
+HOSTS: tuple[Host, ...] = ("verl", "openrlhf", "prime-rl", "opsd")
+
+_LOG = logging.getLogger(__name__)
 
 
 def export(
@@ -27,6 +30,7 @@ def export(
     hold_out: float = 0.0,
     grader: str = "math",
     seed: int = 0,
+    solutions: Mapping[str, str] | None = None,
 ) -> list[Path]:
     """Write the rows for a host, and beside them what it needs to train on them.
 
@@ -39,6 +43,10 @@ def export(
     - ``openrlhf``: JSONL with ``prompt``, ``label``, ``datasource``, ``guided`` and ``meta``.
     - ``prime-rl``: JSONL with ``prompt``, ``answer`` and ``info``, and ``pope_NAME_taskset.py``, the taskset by which
       verifiers 0.4, which prime-rl trains on, reads and rewards them.
+    - ``opsd``: rows for privileged self-distillation, where the model that sees more in its prompt teaches itself.
+      One unguided row a problem, with that more in ``privileged_context``, the column of TRL's SDFT and SDPO, and in
+      ``info``, for hosts that look there. Parquet or JSONL, by the file's name; ``NAME.train.py`` runs either of TRL's
+      trainers on it.
 
     Args:
         rows: of a mixture.
@@ -49,18 +57,23 @@ def export(
             unguided rows that are trained on.
         grader: for the reward file; a name or ``module:function``.
         seed: which problems are held out.
+        solutions: of ``opsd``: what each problem's privileged context is, by id. Without, it is the prefix that the
+            mixture gives the problem.
 
     Returns:
         The files that were written.
 
     Raises:
         UserError: an unknown host, plain prompts for a host that wants messages, a grader whose name holds quotes, or
-            nothing left to train or to validate on.
+            nothing left to train or to validate on; solutions for another host than ``opsd``.
     """
     if host not in HOSTS:
         raise UserError(f"no host {host!r}: choose {', '.join(HOSTS)}")
     if not 0 <= hold_out < 1 or set("\"'\\\n") & set(grader):
         raise UserError(f"hold_out is a share below 1 and a grader has no quotes, not {hold_out} and {grader!r}")
+    if solutions is not None and host != "opsd":
+        raise UserError(f"solutions are the privileged context of opsd, and {host} has none")
+    rows = _with_context(rows, solutions) if host == "opsd" else rows
     held = _held_out(rows, hold_out, seed)
     train = [row for row in rows if row["problem"] not in held]
     check = [row for row in rows if not row["guided"] and (not held or row["problem"] in held)]
@@ -70,15 +83,42 @@ def export(
     make_directory(path.parent)
     written = []
     for file, some, name in ((path, train, split), (validation, check, "validation")):
-        if host == "verl":
-            records = [_verl(row, index, name) for index, row in enumerate(some)]
+        records = _records(host, some, name)
+        if host == "verl" or (host == "opsd" and path.suffix == ".parquet"):
             if records:
                 write_parquet(file, records)
         else:
-            make = _openrlhf if host == "openrlhf" else _prime_rl
-            write_text(file, utf8("".join(json.dumps(make(row), ensure_ascii=False) + "\n" for row in some)))
+            write_text(file, utf8("".join(json.dumps(one, ensure_ascii=False) + "\n" for one in records)))
         written.append(file)
     return [*written, *_beside(host, path, validation, grader)]
+
+
+def _with_context(rows: Sequence[dict[str, Any]], solutions: Mapping[str, str] | None) -> list[dict[str, Any]]:
+    """The unguided row of each problem that has a privileged context, with it."""
+    if solutions is None:
+        contexts = {row["problem"]: json.loads(row["meta"]).get("prefix", "") for row in rows if row["guided"]}
+    else:
+        contexts = dict(solutions)
+    unguided = [row for row in rows if not row["guided"]]
+    kept = [
+        {**row, "privileged_context": contexts[row["problem"]]}
+        for row in unguided
+        if contexts.get(row["problem"], "").strip()
+    ]
+    if not kept:
+        raise UserError(
+            "no problem has a privileged context and an unguided row: mix with prefixes, or give --solutions"
+        )
+    if len(kept) < len(unguided):
+        _LOG.warning("%d of %d problems have no privileged context and are left out", len(unguided) - len(kept),
+                     len(unguided))  # fmt: skip
+    return kept
+
+
+def _records(host: Host, rows: Sequence[dict[str, Any]], split: str) -> list[dict[str, Any]]:
+    if host == "verl":
+        return [_verl(row, index, split) for index, row in enumerate(rows)]
+    return [{"openrlhf": _openrlhf, "prime-rl": _prime_rl, "opsd": _opsd}[host](row) for row in rows]
 
 
 def _held_out(rows: Sequence[dict[str, Any]], share: float, seed: int) -> set[str]:
@@ -88,13 +128,18 @@ def _held_out(rows: Sequence[dict[str, Any]], share: float, seed: int) -> set[st
 
 
 def _beside(host: Host, path: Path, validation: Path, grader: str) -> list[Path]:
-    module = re.sub(r"\W", "_", f"pope_{path.stem}_taskset".lower(), flags=re.ASCII)  # an id of verifiers is a module
-    template = "taskset.py" if host == "prime-rl" else "reward.py"
-    reward = path.with_name(f"{module}.py" if host == "prime-rl" else f"{path.stem}.reward.py")
-    named = {"{train}": path.name, "{validation}": validation.name, "{reward}": reward.name, "{grader}": grader,
-             "{module}": module}  # fmt: skip
+    if host == "opsd":
+        files = {"train.py": path.with_name(f"{path.stem}.train.py")}
+        named = {"{train}": path.name, "{grader}": grader}
+    else:
+        module = re.sub(r"\W", "_", f"pope_{path.stem}_taskset".lower(), flags=re.ASCII)  # verifiers' ids are modules
+        template = "taskset.py" if host == "prime-rl" else "reward.py"
+        reward = path.with_name(f"{module}.py" if host == "prime-rl" else f"{path.stem}.reward.py")
+        files = {template: reward, "launch.sh": path.with_name(f"{path.stem}.launch.sh")}
+        named = {"{train}": path.name, "{validation}": validation.name, "{reward}": reward.name, "{grader}": grader,
+                 "{module}": module}  # fmt: skip
     written = []
-    for source, file in ((template, reward), ("launch.sh", path.with_name(f"{path.stem}.launch.sh"))):
+    for source, file in files.items():
         text = (TEMPLATES / host / source).read_text(encoding="utf-8")
         for place, value in named.items():
             text = text.replace(place, value)
@@ -125,6 +170,15 @@ def _prime_rl(row: dict[str, Any]) -> dict[str, Any]:
     info = {"id": row["id"], "problem": row["problem"], "stratum": row["stratum"], "guided": row["guided"],
             "meta": row["meta"]}  # fmt: skip
     return {"prompt": _messages(row), "answer": row["answer"], "info": info}
+
+
+def _opsd(row: dict[str, Any]) -> dict[str, Any]:
+    context = row["privileged_context"]
+    told = {"id": row["id"], "problem": row["problem"], "stratum": row["stratum"], "meta": row["meta"]}
+    return {
+        "prompt": row["prompt"], "privileged_context": context, "answer": row["answer"], **told,
+        "info": {**told, "privileged_context": context},
+    }  # fmt: skip
 
 
 def _messages(row: dict[str, Any]) -> list[dict[str, Any]]:

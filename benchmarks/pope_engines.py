@@ -1,0 +1,126 @@
+"""POPE on many engines: what two of them give over one, what a pool of 64 costs, and what mining adds to `generate`."""
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import GenerationConfig
+
+from benchmarks._engines import Waiting
+from benchmarks._pairs import figure, interleaved
+from retarget.pope.engines.local import TransformersEngine
+from retarget.pope.engines.pool import Answer, EnginePool, Opened
+from retarget.pope.engines.processes import ProcessWorker
+from retarget.pope.grading import Grader
+from retarget.pope.mining import Mined, mine
+from retarget.pope.problems import Problem
+from retarget.pope.prompts import Prompt, Prompts
+from retarget.pope.rollouts import Engine, Sampling
+from retarget.pope.sampler import Sampler
+from retarget.pope.studies.chain import make_problems
+from retarget.pope.studies.testbed import PROMPTS, BaseModel, make_model, make_tokenizer
+
+_PLAIN = Prompts("{problem}", "{problem} {prefix}", chat=False)
+
+
+def figures(smallest: bool = False) -> Iterator[dict[str, Any]]:
+    """Every figure of this module."""
+    torch.set_num_threads(1)
+    rounds, seconds, count, pairs = (100, 0.001, 4, 1) if smallest else (30_000, 0.05, 64, 5)
+    yield from _two_over_one("computing", "busy", {"rounds": rounds}, count, pairs)
+    yield from _two_over_one("waiting", "waiting", {"seconds": seconds}, count, pairs)
+    yield from _many(4 if smallest else 64, seconds, 8 if smallest else 1280)
+    yield from _over_generate(2 if smallest else 16, 8 if smallest else 64, 1 if smallest else 15)
+
+
+def _mine(engine: Engine, problems: Sequence[Problem]) -> Callable[[], None]:
+    """Mining these problems anew, with a journal."""
+    sampler = Sampler(engine, Grader("exact"), _PLAIN, chunk=4)
+
+    def run() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            mine(problems, sampler, k=4, check="none", journal=Path(folder) / "mine.jsonl")
+
+    return run
+
+
+def _problems(count: int) -> list[Problem]:
+    return [Problem(id=f"p{at}", prompt=str(at), answer="4") for at in range(count)]
+
+
+def _two_over_one(what: str, spec: str, options: dict[str, Any], count: int, pairs: int) -> Iterator[dict[str, Any]]:
+    """Time of one process over that of two, both open already."""
+
+    def pool(size: int) -> EnginePool:
+        return EnginePool([ProcessWorker(spec, options, opener="benchmarks._engines:engine") for _ in range(size)])
+
+    with pool(1) as one, pool(2) as two:
+        measured = interleaved(_mine(one, _problems(count)), _mine(two, _problems(count)), pairs, warmup=1)
+    yield figure(f"two {what} engines of this machine over one, {4 * count} rollouts", measured, "ratio", ">= 1.8")
+
+
+class _Thread:
+    """A worker that is no process: of the pool, only its own work is left."""
+
+    def __init__(self, seconds: float) -> None:
+        self.engine = Waiting(seconds)
+
+    def start(self) -> Opened:
+        """Nothing to start."""
+        return Opened("waiting", {})
+
+    def ask(self, prompts: Sequence[Prompt], n: int, params: Sampling) -> list[Answer]:
+        """Wait, and answer."""
+        return [*self.engine.sample(prompts, n, params)]
+
+    def kill(self) -> None:
+        """Nothing to end."""
+
+    def end(self) -> None:
+        """Nothing to end."""
+
+
+def _many(engines: int, seconds: float, count: int) -> Iterator[dict[str, Any]]:
+    """Mining on many waiting engines, over the time that their waits take."""
+    with EnginePool([_Thread(seconds) for _ in range(engines)]) as pool:
+        measured = interleaved(_mine(pool, _problems(count)), lambda: None, 1, warmup=0)
+    least = seconds * count / engines
+    yield figure(
+        f"mining on {engines} engines of {1000 * seconds:g} ms a request over what their waits take",
+        measured.a[0] / least, "ratio", "<= 1.3", {"seconds": measured.a[0], "least": least},
+    )  # fmt: skip
+
+
+def _over_generate(count: int, length: int, pairs: int) -> Iterator[dict[str, Any]]:
+    """Seconds a token of mining over those of `generate` with the same prompts, seeds and rows, a tiny random model."""
+    rows, model, tokenizer = 16, make_model(BaseModel()), make_tokenizer()
+    model.eval()
+    engine, problems = TransformersEngine(model, tokenizer, name="base"), make_problems(count, 6, seed=0)
+    params = Sampling(max_tokens=length, temperature=1.0, purpose="mine")
+    sampler = Sampler(engine, Grader("exact"), PROMPTS, params, chunk=rows)
+    config = GenerationConfig(
+        max_new_tokens=length, do_sample=True, temperature=1.0, top_k=0, pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+
+    @torch.no_grad()
+    def bare() -> None:
+        for one in problems:
+            prompt = PROMPTS.without_prefix(one.prompt)
+            torch.manual_seed(params.unit_seed(prompt))
+            batch = torch.tensor([tokenizer(prompt)["input_ids"]]).expand(rows, -1)
+            model.generate(input_ids=batch, attention_mask=torch.ones_like(batch), generation_config=config)
+
+    def mined() -> Mined:
+        with tempfile.TemporaryDirectory() as folder:
+            return mine(
+                problems, sampler, rows, stop_at_success=False, check="none", journal=Path(folder) / "mine.jsonl"
+            )
+
+    tokens = mined().tokens
+    measured = interleaved(mined, bare, pairs, warmup=1)
+    rate = {"tokens": tokens, "tokens_a_second_bare": tokens / float(np.median(measured.b))}
+    yield figure("mining over bare generate, seconds a token, tiny model", measured, "ratio", "<= 1.05", rate)
