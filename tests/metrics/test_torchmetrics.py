@@ -88,7 +88,7 @@ def test_two_processes_are_one_also_when_one_has_no_samples(data, tmp_path):
         )
         for rank in range(2)
     ]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    assert [process.wait(timeout=900) for process in processes] == [0, 0]
     for rank in range(2):
         results = json.loads((tmp_path / f"{rank}.json").read_text())
         assert len(results) == len(PAIRS)

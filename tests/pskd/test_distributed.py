@@ -20,7 +20,7 @@ def train(case, store, world, folder):
         for rank in range(world)
     ]
     for rank in ranks:
-        output, _ = rank.communicate(timeout=120)
+        output, _ = rank.communicate(timeout=900)
         assert rank.returncode == 0, output
     return [torch.load(folder / f"{world}-{rank}", weights_only=True) for rank in range(world)]
 
@@ -59,7 +59,7 @@ def test_the_lightning_callback_on_two_processes_equals_one(tmp_path):
     script = str(Path(__file__).parent / "lightning_ranks.py")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     for command in ([sys.executable], torchrun):
-        subprocess.run([*command, script, str(tmp_path)], check=True, capture_output=True, timeout=120)
+        subprocess.run([*command, script, str(tmp_path)], check=True, capture_output=True, timeout=900)
     (one,) = [torch.load(tmp_path / "1-0", weights_only=True)]
     for rank in range(2):
         for a, b in zip(one, torch.load(tmp_path / f"2-{rank}", weights_only=True), strict=True):

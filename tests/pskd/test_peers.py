@@ -731,7 +731,7 @@ def run_ranks(world, folder):
         for rank in range(world)
     ]
     for rank in ranks:
-        output, _ = rank.communicate(timeout=120)
+        output, _ = rank.communicate(timeout=900)
         assert rank.returncode == 0, output
     return [torch.load(folder / f"{world}-{rank}", weights_only=True) for rank in range(world)]
 

@@ -433,7 +433,7 @@ def start(directory, *words, **environment):
     """``retarget study toy`` in a process of its own."""
     command = [sys.executable, str(PROCESS), "study", "toy", "--out", str(directory), *words]
     return subprocess.run(
-        command, capture_output=True, text=True, env=os.environ | environment, timeout=120, check=False
+        command, capture_output=True, text=True, env=os.environ | environment, timeout=900, check=False
     )
 
 
