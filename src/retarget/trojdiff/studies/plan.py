@@ -294,15 +294,15 @@ KID_MARGIN = {"demo": 1.3, "small": 0.9, "paper": 0.9}
 own classifier, so two presets' values cannot be compared.
 
 The rule: twice the largest ``kid_noise`` of seeds 0, 1 and 2, rounded up to a tenth; a smaller margin lies in the noise
-of the measure. ``demo`` 0.61, ``small`` 0.45 (Fashion-MNIST and MNIST, 20,000 images each; with the first version's
-classifier, which had no reject class: to be measured again before ``small`` is recorded), by::
+of the measure. ``demo`` 0.61 (with 500 benign samples), ``small`` 0.42 (Fashion-MNIST and MNIST, 20,000 images each),
+by::
 
     retarget study trojdiff --preset PRESET --arms pretrained --seeds 0 1 2 --set pretrain.steps=1
 
 The measure looks at real images alone, so ``samplers.ddpm.benign=0 samplers.ddim.benign=0 samplers.fast.sampler=dpm-2``
 and a small ``network`` spare the sampling.
 
-``paper`` takes ``small``'s: its own is not measured.
+``paper`` takes ``small``'s: its own is not measured. Other data: set ``kid_margin``.
 """
 
 
