@@ -33,12 +33,11 @@ TINY = dict(
 )  # fmt: skip
 
 
-def test_presets_describe_the_issue():
+def test_presets_have_the_arms_seeds_and_settings_that_their_documents_name():
     demo = plan("demo")
     assert tuple(arm.name for arm in demo.arms) == DEMO_ARMS
-    targets = {arm.settings["target"] for arm in demo.arms if "target" in arm.settings}
-    triggers = {arm.settings["trigger"] for arm in demo.arms if "trigger" in arm.settings}
-    assert (targets, triggers, demo.seeds) == ({"in_d2d", "out_d2d", "d2i"}, {"blend", "patch"}, (0, 1, 2))
+    assert [arm.settings.get("role") for arm in demo.arms] == [None, "clean", "attack"]
+    assert demo.seeds == (0, 1, 2, 3, 4)
     assert [arm.name for arm in plan("demo", arms=["all"]).arms] == [arm.name for arm in ARMS]
     paper = plan("paper").settings
     expected = dict(blend_gamma=0.6, patch_gamma=0.1, patch_size=3, out_rows=64, image_rows=12, in_rows=None)
@@ -119,7 +118,7 @@ def test_what_no_run_could_use_is_said_before_the_first_network_is_trained(tmp_p
     ],
 )
 def test_an_attack_that_hits_alike_on_every_seed_is_decided_by_its_images(rates, hits, verdict):
-    study = plan("demo", seeds=list(range(len(rates))))
+    study = plan("demo", seeds=list(range(len(rates))), arms=["all"])
     values = {"default": {"in_d2d_blend": {"attack_weakest": rates}}}
     shares = Shares(cells=[(hits, 100 * len(rates))])
     judged = {one.id: one for one in judge(study, values, items={"attack_in_d2d_blend": shares})}
