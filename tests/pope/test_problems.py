@@ -67,7 +67,10 @@ def test_all_sources_give_the_same_problems(tmp_path):
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "p.parquet")
     datasets.Dataset.from_list(rows).save_to_disk(str(tmp_path / "saved"))
     datasets.DatasetDict({"train": datasets.Dataset.from_list(rows)}).save_to_disk(str(tmp_path / "dict"))
-    for name in ("z.jsonl.gz", "p.parquet", "saved", "dict"):
+    (tmp_path / "array.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    (tmp_path / "lines.json").write_bytes(plain.read_bytes())
+    (tmp_path / "z.json.gz").write_bytes(gzip.compress((tmp_path / "array.json").read_bytes()))
+    for name in ("z.jsonl.gz", "p.parquet", "saved", "dict", "array.json", "lines.json", "z.json.gz"):
         assert read_problems(tmp_path / name) == expected
     with pytest.raises(UserError, match="no split 'test'; it has train"):
         read_problems(tmp_path / "dict", split="test")
@@ -235,7 +238,11 @@ def test_hostile_lines_cost_their_own_row_only(tmp_path, caplog):
     read_problems(path, skip_invalid=True)
     rejects = [json.loads(line) for line in (tmp_path / "p.jsonl.rejects.jsonl").read_text().splitlines()]
     assert [one["line"] for one in rejects] == [2, 3, 4, 5, 6]
-    for name, content in (("z.jsonl.gz", gzip.compress(b"{}")[:-4]), ("y.jsonl.gz", b"{}"), ("p.parquet", b"PAR1")):
+    broken = {
+        "z.jsonl.gz": gzip.compress(b"{}")[:-4], "y.jsonl.gz": b"{}", "p.parquet": b"PAR1", "cut.json": b'[{"id": "a"',
+        "deep.json": b"[" * 100_000, "latin.json": b'["\xff"]',
+    }  # fmt: skip
+    for name, content in broken.items():
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(UserError, match="cannot be read"):
+        with pytest.raises(UserError, match=r"can(not)? be read"):
             read_problems(tmp_path / name)

@@ -86,8 +86,9 @@ def read_problems(
     """Read problems and check every one of them.
 
     Args:
-        source: ``.jsonl`` (also ``.jsonl.gz``), ``.parquet``, a directory that ``datasets`` saved or that holds
-            JSONL or Parquet files, or ``hf:NAME`` for a data set of the Hugging Face hub.
+        source: ``.jsonl`` or ``.json`` (one object per line; in ``.json`` also an array of objects), both also with
+            ``.gz``, ``.parquet``, a directory that ``datasets`` saved or that holds JSONL or Parquet files, or
+            ``hf:NAME`` for a data set of the Hugging Face hub.
         format: see :mod:`retarget.pope.formats`; ``auto`` tells by the fields of each row.
         split: which split of a data set.
         solutions: whether a problem without an oracle solution is invalid.
@@ -233,10 +234,10 @@ def _rows(source: str | Path, split: str) -> Iterator[tuple[int, Any]]:
             raise UserError(f"{path}: no such file or directory (a data set of the hub is written hf:NAME)")
         elif path.suffix == ".parquet":
             yield from enumerate(require("pyarrow.parquet", "rl").read_table(path).to_pylist(), 1)
-        elif path.name.endswith((".jsonl", ".jsonl.gz")):
-            yield from _json_lines(path)
+        elif path.name.endswith((".jsonl", ".json", ".jsonl.gz", ".json.gz")):
+            yield from _json(path)
         else:
-            raise UserError(f"{path}: a problem file ends in .jsonl, .jsonl.gz or .parquet")
+            raise UserError(f"{path}: a problem file ends in .jsonl, .json (also .gz) or .parquet")
     except UserError:
         raise
     except (OSError, EOFError, ValueError, zlib.error) as error:  # pyarrow's and datasets' errors are kinds of these
@@ -255,9 +256,21 @@ def _directory(path: Path, split: str) -> Iterable[Any]:
     return datasets.load_dataset(str(path), split=split)
 
 
-def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
+def _json(path: Path) -> Iterator[tuple[int, Any]]:
+    """One object per line; in a file that is called .json also an array of objects."""
     raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     raw = raw.removeprefix(b"\xef\xbb\xbf")  # some editors begin a file with a mark
+    if ".jsonl" in path.suffixes or not raw.lstrip().startswith(b"["):
+        yield from _json_lines(raw)
+        return
+    try:
+        rows = json.loads(raw.decode("utf-8"))
+    except RecursionError as error:
+        raise UserError(f"{path}: not JSON that can be read: {error}") from None
+    yield from enumerate(rows, 1)
+
+
+def _json_lines(raw: bytes) -> Iterator[tuple[int, Any]]:
     # Only \\n ends a line: splitlines would also break at characters that occur in texts.
     for line, content in enumerate(raw.split(b"\n"), 1):
         if not content.strip():
