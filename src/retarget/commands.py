@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from pydantic.fields import FieldInfo
@@ -23,6 +23,9 @@ from retarget.settings import merged, parse_setting, read_config
 from retarget.study import own
 from retarget.study.config import StudyPlan
 from retarget.study.tracking import refuse_missing
+
+if TYPE_CHECKING:
+    from retarget.study.executor import Executor
 
 
 @dataclass
@@ -60,10 +63,14 @@ class StudyArguments:
     """The share of the error that each look spends; .2 .3 .5 for three looks and equal shares else."""
     pilot: Path | None = None
     """A finished study whose spread tells --dry-run how many seeds decide; --out itself if not given."""
-    jobs: int = 1
-    """How many runs at a time; changes no result."""
-    executor: Literal["local", "ray"] = "local"
-    """Where runs are done; ray is announced and refused until it is there."""
+    jobs: int | None = None
+    """How many runs at a time; changes no result. 1 by default on this machine, all that fit on a cluster."""
+    executor: Literal["local", "ray", "slurm"] = "local"
+    """Where runs are done: by this machine, a Ray cluster, or Slurm's queue (submitit). Changes no result."""
+    cluster: tuple[str, ...] = ()
+    """What the cluster should know, as KEY=VALUE. ray: address, cpus, gpus, memory_gib, resources.NAME, retries; slurm:
+    submitit's parameters (slurm_partition, timeout_min, mem_gb, gpus_per_node) and cluster=slurm|local|debug. All
+    machines see --out, and the folder that the command is given in, under the same paths."""
     track: Literal["tensorboard", "trackio", "wandb", "mlflow"] | None = None
     """Tell a tracker what the runs log, grouped by study, arm and seed; changes no result."""
     keep_trojaned: FlagCreatePairsOff[bool] = False
@@ -119,10 +126,8 @@ def study(words: list[str]) -> int:
         if helped and not (rest and (any(word in METHODS for word in rest) or own.is_own(rest[0]))):
             rest = words
         given = tyro.cli(StudyArguments, args=rest, prog="retarget study")
-        if given.jobs < 1:
+        if given.jobs is not None and given.jobs < 1:
             raise UsageError(f"--jobs must be at least 1, not {given.jobs}")
-        if given.executor == "ray":
-            raise UsageError("--executor ray is not available in this version: use --executor local with --jobs N")
         with _own(given.method) as module:
             plan = resolve(given, module)
             return _describe(plan) if helped else _study(plan, given, words)
@@ -150,6 +155,7 @@ def _study(plan: StudyPlan, given: StudyArguments, words: list[str]) -> int:
     if given.track:
         refuse_missing(given.track)
     out = given.out or Path("studies") / f"{plan.study}-{plan.preset}"
+    executor = _executor(plan, given, out)
     from retarget.report import build
     from retarget.study import runner
     from retarget.study.progress import display
@@ -159,7 +165,13 @@ def _study(plan: StudyPlan, given: StudyArguments, words: list[str]) -> int:
     command = ["retarget", "study", *words]
     try:
         outcome = runner.run_study(
-            plan, out, jobs=given.jobs, display=display(given.progress), page=build, command=command, track=given.track
+            plan,
+            out,
+            executor=executor,
+            display=display(given.progress),
+            page=build,
+            command=command,
+            track=given.track,
         )
     except KeyboardInterrupt:
         print(f"\nInterrupted; finished runs are kept. To go on: {shlex.join(command)}", file=sys.stderr)
@@ -177,13 +189,27 @@ def _study(plan: StudyPlan, given: StudyArguments, words: list[str]) -> int:
     return 1 if outcome.failed else 0
 
 
+def _executor(plan: StudyPlan, given: StudyArguments, out: Path) -> "Executor":
+    """Where the runs are done; begins nothing."""
+    from retarget.study.clusters import open_executor
+
+    options: dict[str, Any] = {}
+    for one in given.cluster:
+        options = merged(options, parse_setting(one, "--cluster"))
+    try:
+        return open_executor(given.executor, options, out=out, threads=plan.threads, jobs=given.jobs)
+    except UserError as error:
+        raise UsageError(str(error)) from error
+
+
 def _dry_run(plan: StudyPlan, given: StudyArguments, out: Path) -> int:
     """``retarget study METHOD --dry-run``: what would be run, for how long, and what could not be done here."""
     from retarget.study import runner
     from retarget.study.judging import in_words
     from retarget.study.progress import duration
 
-    found = runner.survey(plan, out, given.jobs)
+    found = runner.survey(plan, out, given.jobs or (1 if given.executor == "local" else None))
+    found["executor"] = given.executor
     prospects = _outlooks(plan, given.pilot or out, given.pilot is not None)
     found["power"] = [one._asdict() for one in prospects]
     print(json.dumps(found, indent=1, ensure_ascii=False))

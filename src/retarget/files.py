@@ -3,9 +3,11 @@
 import json
 import math
 import os
+import platform
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +168,10 @@ def finite_or_none(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
+class HeldError(UserError):
+    """Another process holds a lock."""
+
+
 def lock(file: int, *, wait: bool) -> None:
     """Lock an open file for this process; the operating system frees it when the process ends, however it ends.
 
@@ -191,8 +197,11 @@ def locked(path: Path, *, wait: bool, what: str) -> Iterator[None]:
         wait: wait for the holder, in place of an error.
         what: named in the error.
 
+    Who holds it, on which machine and since when stays written in the file.
+
     Raises:
-        UserError: another process holds it (the message names its id), or the file cannot be opened.
+        HeldError: another process holds it; the message names its id, and its machine where that is another one.
+        UserError: the file cannot be opened.
     """
     try:
         handle = path.open("ab+", buffering=0)  # what a full disk refuses must not be written again when it is closed
@@ -203,13 +212,16 @@ def locked(path: Path, *, wait: bool, what: str) -> Iterator[None]:
             lock(handle.fileno(), wait=wait)
         except BlockingIOError as error:
             handle.seek(0)
-            holder = handle.read().decode("ascii", "replace").strip() or "unknown"
-            raise UserError(
+            holder = handle.read().decode("ascii", "replace").strip().partition(" since ")[0]
+            holder = holder.removesuffix(f" on {platform.node()}") or "unknown"
+            raise HeldError(
                 f"{what} is in use by process {holder}. Wait until it ends, stop it, or give another --out"
             ) from error
         try:
             handle.truncate(0)
-            handle.write(f"{os.getpid()}\n".encode())
+            now = datetime.now(UTC).isoformat()
+            handle.write(f"{os.getpid()} on {platform.node()} since {now}\n".encode())
+            os.fsync(handle.fileno())  # other machines read it while it is held
         except OSError as error:
             raise cannot_write(path, error) from error
         yield

@@ -20,8 +20,8 @@ class Strict(BaseModel):
 Model = TypeVar("Model", bound=BaseModel)
 
 
-def resolve_settings(model: type[Model], settings: dict[str, Any]) -> Model:
-    """Settings as a model.
+def resolve_settings(model: type[Model], settings: dict[str, Any], what: str = "the study's settings") -> Model:
+    """Settings as a model; ``what`` names them in messages.
 
     Raises:
         UserError: a setting is unknown or its value is not allowed; names each, and the nearest known name.
@@ -41,7 +41,7 @@ def resolve_settings(model: type[Model], settings: dict[str, Any]) -> Model:
                 field = model.model_fields.get(name)
                 known = field.description if field and one["type"] == "string_pattern_mismatch" else None
                 lines.append(f"{name} = {one['input']!r}: {f'it is {known}' if known else one['msg']}")
-        raise UserError("the study's settings are not valid: " + "; ".join(lines)) from error
+        raise UserError(f"{what} are not valid: {'; '.join(lines)}") from error
 
 
 def read_config(path: Path, option: str = "--config") -> dict[str, Any]:
@@ -58,21 +58,21 @@ def read_config(path: Path, option: str = "--config") -> dict[str, Any]:
         raise UsageError(f"{option} {path} is not valid TOML: {error}") from error
 
 
-def parse_setting(text: str) -> dict[str, Any]:
-    """One ``KEY=VALUE`` of --set; a value that is not TOML is taken as text.
+def parse_setting(text: str, option: str = "--set") -> dict[str, Any]:
+    """One ``KEY=VALUE`` of an option; a value that is not TOML is taken as text.
 
     >>> parse_setting("lr=0.1"), parse_setting("dataset=digits")
     ({'lr': 0.1}, {'dataset': 'digits'})
     """
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
-        raise UsageError(f"--set takes KEY=VALUE, not {text!r}")
+        raise UsageError(f"{option} takes KEY=VALUE, not {text!r}")
     for candidate in (value, json.dumps(value)):
         try:
             return tomllib.loads(f"{key} = {candidate}")
         except (ValueError, RecursionError):
             continue
-    raise UsageError(f"--set takes KEY=VALUE, and {key!r} is not a key")
+    raise UsageError(f"{option} takes KEY=VALUE, and {key!r} is not a key")
 
 
 def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

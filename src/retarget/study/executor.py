@@ -1,4 +1,4 @@
-"""Where runs are done. The runner sees jobs go in and events come out; another machine room fits behind the same."""
+"""Where runs are done: here by processes of this machine; ``ray`` and ``slurm`` are two other machine rooms."""
 
 import multiprocessing
 import os
@@ -12,7 +12,7 @@ from multiprocessing.context import SpawnProcess
 from typing import Protocol
 
 from retarget.errors import UserError
-from retarget.study.worker import Event, Finished, Job, worker_main
+from retarget.study.worker import PARENTS, Event, Finished, Job, worker_main
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 LEAVE_WITHIN = 10.0
@@ -169,7 +169,7 @@ def _thread_variables(threads: int) -> Iterator[None]:
 @contextmanager
 def _interrupts_held() -> Iterator[None]:
     """Hold Ctrl-C back while a child starts: it inherits the mask until it ignores the signal itself."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, PARENTS)
     try:
         yield
     finally:

@@ -208,7 +208,9 @@ class Bars(Silent):
         self._refresh()
 
     def began(self, key: str) -> None:
-        """Draw a run's bar; it moves to and fro until the run says how long it is."""
+        """Draw a run's bar; it moves to and fro until the run says how long it is. A run may begin again elsewhere."""
+        if key in self._bars:
+            self._progress.remove_task(self._bars.pop(key))
         self._bars[key] = self._progress.add_task(key, total=None, note="")
 
     def progressed(self, key: str, done: int, total: int, unit: str) -> None:

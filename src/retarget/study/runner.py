@@ -12,7 +12,7 @@ from typing import Any
 
 from retarget.errors import UserError
 from retarget.extras import MissingExtraError, refuse_missing
-from retarget.files import make_directory, read_json, write_json
+from retarget.files import HeldError, locked, make_directory, read_json, write_json
 from retarget.own import load
 from retarget.study import tracking
 from retarget.study.config import StudyPlan
@@ -22,7 +22,7 @@ from retarget.study.figures import Analysis
 from retarget.study.progress import Display, Silent
 from retarget.study.record import Results, read_status, write_status
 from retarget.study.summary import collect, merge, summarise, unplanned_looks
-from retarget.study.worker import Finished, Job, Progress, Started
+from retarget.study.worker import Finished, Job, Progress, Remark, Started, Ticket
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,8 @@ def run_study(
         plan: what to run now; the directory may hold more arms and seeds, and the summary covers them all.
         directory: made if missing. Killed at any moment, the same call goes on where it was.
         jobs: how many runs at a time; changes no result.
-        executor: in place of ``jobs`` workers on this machine; it is closed at the end.
+        executor: in place of ``jobs`` workers on this machine, such as that of
+            :func:`retarget.study.clusters.open_executor`; it is closed at the end.
         display: is told of the progress; nothing is shown by default.
         page: writes the page of a list of studies to a path, such as :func:`retarget.report.build`; none by default.
         command: recorded in study.json; this process's arguments by default.
@@ -131,8 +132,11 @@ def _looks(root: Path, results: Results) -> list[list[int]]:
     return before if before and before[-1] == now else [*before, now]
 
 
-def survey(plan: StudyPlan, directory: str | Path, jobs: int = 1) -> dict[str, Any]:
+def survey(plan: StudyPlan, directory: str | Path, jobs: int | None = 1) -> dict[str, Any]:
     """What a call of :func:`run_study` would do, touching nothing: for ``--dry-run``.
+
+    Args:
+        jobs: how many runs at a time, for the estimate; None for a cluster whose room is not known.
 
     Raises:
         UserError: the directory does not fit the plan.
@@ -142,7 +146,8 @@ def survey(plan: StudyPlan, directory: str | Path, jobs: int = 1) -> dict[str, A
     _check_needs(root, plan, whole)
     asked = cells(plan)
     left = _left(root, whole, plan)
-    minutes = None if plan.minutes_per_run is None else round(left * plan.minutes_per_run / jobs, 1)
+    each = plan.minutes_per_run
+    minutes = None if each is None or jobs is None else round(left * each / jobs, 1)
     return {
         "directory": str(directory),
         "runs": len(asked),
@@ -206,6 +211,8 @@ class _Schedule:
                     self.shown.began(key)
                 case Progress(key, done, total, unit):
                     self.shown.progressed(key, done, total, unit)
+                case Remark(sentence):
+                    self.shown.remarked(sentence)
                 case Finished(key, error, unusable):
                     self._finished(key, error, unusable)
         return self.failed
@@ -275,6 +282,7 @@ class _Schedule:
             {arm: self.place(cell, arm) for arm in cell.arm.needs},
             () if plan.analysis else tuple(metric.name for metric in plan.metrics if not metric.optional),
             self._track(cell),
+            Ticket.of(self.root / ".lock"),
         )
 
     def _track(self, cell: Cell) -> tracking.Track | None:
@@ -286,10 +294,20 @@ class _Schedule:
         return tracking.Track(name, self.whole.study, group, cell.seed, self.root / "tracking")
 
     def _record_failure(self, cell: Cell, error: str) -> None:
-        """Keep an error; write it to status.json unless the worker has done so, with its traceback."""
+        """Keep an error; write it to status.json unless the worker has done so, with its traceback.
+
+        Only who holds the run's lock writes its status: where a machine that was given up still works on, it does.
+        """
         self.failed[cell.key] = error
         directory = self.place(cell)
         make_directory(directory)
+        try:
+            with locked(directory / ".lock", wait=False, what=str(directory)):
+                self._write_failure(cell, directory, error)
+        except HeldError:
+            return
+
+    def _write_failure(self, cell: Cell, directory: Path, error: str) -> None:
         try:
             status = read_status(directory) or {}
         except UserError:  # a damaged status.json is itself the error, and stays for the user to look at

@@ -9,6 +9,7 @@ import gc
 import math
 import multiprocessing
 import os
+import platform
 import random
 import signal
 import sys
@@ -20,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -29,6 +30,40 @@ from retarget.files import cannot_write, locked, make_directory, write_json
 from retarget.own import load
 from retarget.study.record import Run, read_status, write_status
 from retarget.study.tracking import Track
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """What the command that does a study wrote into the lock of its directory: every machine must read the same there.
+
+    So a machine that does not see the directory does nothing, and neither does a job that a queue starts when its
+    command is long gone and another one works in the directory.
+    """
+
+    path: Path
+    text: str
+
+    @classmethod
+    def of(cls, path: Path) -> Self:
+        """The ticket of the lock that this process holds."""
+        return cls(path, path.read_text(encoding="ascii"))
+
+    def check(self) -> None:
+        """Refuse to work on another command's directory.
+
+        Raises:
+            UserError: the lock cannot be read here, or another command has taken it since.
+        """
+        here = f"on {platform.node()}"
+        try:
+            found = self.path.read_text(encoding="ascii", errors="replace")
+        except OSError as error:
+            raise UserError(
+                f"{here} {self.path.parent} is not the study's directory ({error.strerror}): all machines of a cluster "
+                "must see it under the same path. Give an --out on a disk that they share"
+            ) from error
+        if found != self.text:
+            raise UserError(f"{here}: another command works in {self.path.parent} since this run was sent off")
 
 
 @dataclass(frozen=True)
@@ -42,6 +77,7 @@ class Job:
         required: metrics that the run must return.
         track: the tracker that is told what the run logs.
         needs: directories of the finished runs that the task may read, by arm.
+        ticket: whose run this is, looked at before anything is written.
     """
 
     key: str
@@ -52,6 +88,7 @@ class Job:
     needs: dict[str, Path] = field(default_factory=dict)
     required: tuple[str, ...] = ()
     track: Track | None = None
+    ticket: Ticket | None = None
 
 
 @dataclass(frozen=True)
@@ -80,7 +117,18 @@ class Finished:
     unusable: bool = False
 
 
-Event = Started | Progress | Finished
+@dataclass(frozen=True)
+class Remark:
+    """Something that the user should know now: a machine was lost, say, and its run is tried again."""
+
+    sentence: str
+
+
+Event = Started | Progress | Finished | Remark
+
+
+PARENTS = {signal.SIGINT, signal.SIGUSR2}
+"""Signals that reach workers too and are their parent's to answer: Ctrl-C, and a queue that wants its machine back."""
 
 
 class MetricsError(ValueError):
@@ -90,8 +138,9 @@ class MetricsError(ValueError):
 def worker_main(connection: Connection) -> None:
     """Take jobs from ``connection`` and send events back, until None comes or the parent ends."""
     os.setpgid(0, 0)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    for number in PARENTS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, PARENTS)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     while True:
         try:
@@ -102,9 +151,11 @@ def worker_main(connection: Connection) -> None:
             return
         connection.send(Started(job.key))
         try:
+            if job.ticket:
+                job.ticket.check()
             _redirect(job.directory)
             finished = perform(job, connection.send)
-        except UserError as error:  # its directory cannot be read or written: the parent records it if it can
+        except UserError as error:  # its directory cannot be read or written, or is another's: the parent records it
             finished = Finished(job.key, error=str(error))
         connection.send(finished)
 

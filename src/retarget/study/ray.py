@@ -1,0 +1,155 @@
+"""Runs on a Ray cluster: one that exists, or one that is started on this machine for the command."""
+
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+from pydantic import Field
+
+from retarget.errors import UserError
+from retarget.extras import require
+from retarget.settings import Strict
+from retarget.study.executor import LOOK_EVERY
+from retarget.study.machines import Command
+from retarget.study.worker import Event, Finished, Job, Remark
+
+
+class RayOptions(Strict):
+    """What ``--cluster`` may say of a Ray cluster."""
+
+    address: str = Field("", description="of the cluster; RAY_ADDRESS, a cluster on this machine or a new one else")
+    cpus: float | None = Field(None, gt=0, description="CPUs that a run holds; the study's threads else")
+    gpus: float = Field(0, ge=0, description="GPUs that a run holds; it sees no other")
+    memory_gib: float | None = Field(None, gt=0, description="memory that a run holds, GiB")
+    resources: dict[str, float] = Field(default_factory=dict, description="other resources of Ray, by name")
+    retries: int = Field(3, ge=0, description="how often a run is tried again when its machine is lost")
+
+
+class RayExecutor:
+    """A run is a task of Ray that does it in a worker process of its machine.
+
+    A run that fails is reported, as on one machine; a run whose machine or Ray process is lost is tried again, and goes
+    on from its own checkpoint. When this process ends, Ray ends its tasks.
+
+    Args:
+        options: the cluster, and what a run holds.
+        threads: of each worker.
+        jobs: how many runs at a time; as many as the cluster has room for by default.
+
+    Raises:
+        MissingExtraError: ray is not installed.
+        UserError: the address is one of Ray Client.
+    """
+
+    def __init__(self, options: RayOptions | None = None, threads: int = 1, jobs: int | None = None) -> None:
+        self.options, self.threads, self.jobs = options or RayOptions(), threads, jobs
+        if self.options.address.startswith("ray://"):
+            raise UserError(
+                f"address = {self.options.address} is one of Ray Client: give the command on a machine of the cluster "
+                "(ray job submit -- retarget study ...), with address=auto"
+            )
+        self._ray: Any = require("ray", "cluster")
+        self._queue: deque[tuple[Job, int]] = deque()
+        self._running: dict[Any, tuple[Job, int]] = {}
+        self._task: Any = None
+        self._ours = False
+
+    def submit(self, job: Job) -> None:
+        """Queue a job."""
+        self._queue.append((job, 0))
+
+    def events(self) -> Iterator[Event]:
+        """Events of all jobs, until none is left.
+
+        Raises:
+            UserError: no cluster answers.
+        """
+        if self._queue and self._task is None:
+            yield from self._connect()
+        while True:
+            while self._queue and (self.jobs is None or len(self._running) < self.jobs):
+                job, lost = self._queue.popleft()
+                self._running[self._task(job)] = (job, lost)
+            if not self._running:
+                return
+            ready, _ = self._ray.wait(list(self._running), timeout=LOOK_EVERY, fetch_local=False)
+            for stream in ready:
+                yield self._next(stream)
+
+    def close(self) -> None:
+        """Stop what is running, and the cluster if it was started for this command."""
+        self._queue.clear()
+        for stream in self._running:
+            with suppress(self._ray.exceptions.RayError):  # the cluster itself may be what was lost
+                self._ray.cancel(stream, force=True)
+        self._running.clear()
+        if self._ours:
+            self._ray.shutdown()
+        self._task, self._ours = None, False
+
+    def _connect(self) -> Iterator[Event]:
+        ray, options = self._ray, self.options
+        if not ray.is_initialized():
+            main = threading.current_thread() is threading.main_thread()
+            before = signal.getsignal(signal.SIGTERM)
+            try:
+                ray.init(address=options.address or None, log_to_driver=False, configure_logging=False)
+            except (ConnectionError, RuntimeError, ValueError) as error:
+                where = options.address or os.environ.get("RAY_ADDRESS") or "this machine"
+                raise UserError(
+                    f"no Ray cluster can be used at {where} ({_first_line(error)}). Start one with ray start "
+                    "--head, or give --cluster address=local for one on this machine alone"
+                ) from error
+            finally:
+                if main:  # Ray takes the signal for itself; the study's own way to stop must stay
+                    signal.signal(signal.SIGTERM, before)
+            self._ours = True
+        wanted = {"CPU": options.cpus or self.threads, "GPU": options.gpus, **options.resources}
+        memory = None if options.memory_gib is None else int(options.memory_gib * 2**30)
+        task = ray.remote(
+            num_cpus=wanted["CPU"], num_gpus=wanted["GPU"], memory=memory, resources=options.resources or None,
+            max_retries=0, num_returns="streaming",
+        )(_do)  # fmt: skip
+        self._task = partial(task.remote, Command.here(self.threads))
+        lacking = _lacking(wanted, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+        if lacking:
+            yield Remark(f"no machine of the Ray cluster has {lacking} now: the runs wait until one joins")
+
+    def _next(self, stream: Any) -> Event:
+        """The next event of a run; where its machine was lost, the run is queued again or given up."""
+        job, lost = self._running[stream]
+        errors = self._ray.exceptions
+        try:
+            event = self._ray.get(next(stream))
+        except errors.RayTaskError as error:  # the code around the run: nothing that another machine does better
+            event = Finished(job.key, error=f"{type(error.cause).__name__}: {error.cause}")
+        except errors.RayError as error:
+            reason = f"{type(error).__name__}: {_first_line(error)}"
+            if lost < self.options.retries:
+                del self._running[stream]
+                self._queue.appendleft((job, lost + 1))
+                return Remark(f"{job.key} lost its machine and is tried again ({reason})")
+            event = Finished(job.key, error=f"its machine was lost {lost + 1} times, last by {reason}")
+        if isinstance(event, Finished):
+            del self._running[stream]
+        return event
+
+
+def _do(command: Command, job: Job) -> Iterator[Event]:
+    yield from command.do(job)
+
+
+def _lacking(wanted: dict[str, float], nodes: list[dict[str, float]]) -> str:
+    """What no single machine has, in words; empty where one has all of it."""
+    if any(all(node.get(name, 0) >= amount for name, amount in wanted.items()) for node in nodes):
+        return ""
+    return " and ".join(f"{amount:g} {name}" for name, amount in wanted.items() if amount)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0][:200]

@@ -1,0 +1,168 @@
+"""Runs as jobs of Slurm, through submitit; its ``local`` and ``debug`` clusters do the same without Slurm."""
+
+import tempfile
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from retarget.errors import UserError
+from retarget.extras import require
+from retarget.files import read_json, write_json
+from retarget.study.executor import LOOK_EVERY
+from retarget.study.machines import Command
+from retarget.study.worker import Event, Finished, Job, Progress, Remark, Started
+
+Cluster = Literal["slurm", "local", "debug"]
+LOST = ("NODE_FAIL", "BOOT_FAIL", "PREEMPTED")
+"""States of a job that say nothing about its run."""
+RETRIES = 3
+"""How often a run is tried again when its job is lost; Slurm itself requeues some of them before."""
+DEFAULTS = {"name": "retarget", "timeout_min": 240}
+PROGRESS = ".progress.json"
+
+
+class Task:
+    """What a job of the queue does; also after it was preempted or ran out of time, and was queued again."""
+
+    def __init__(self, command: Command, job: Job) -> None:
+        self.command, self.job = command, job
+
+    def __call__(self) -> Finished:
+        """Do the run; how far it is stands in a file of its directory."""
+        for event in self.command.do(self.job):
+            if isinstance(event, Progress):
+                write_json(self.job.directory / PROGRESS, [event.done, event.total, event.unit])
+            elif isinstance(event, Finished):
+                return event
+        raise AssertionError("a worker's last event is that it finished")
+
+    def checkpoint(self) -> Any:
+        """The same again: a run goes on from its own checkpoint."""
+        return require("submitit.helpers", "cluster").DelayedSubmission(self)
+
+
+class SlurmExecutor:
+    """A run is a job of the queue that does it in a worker process of its machine.
+
+    A job that is preempted or runs out of time is queued again by submitit and goes on from the run's checkpoint; one
+    whose machine is lost is submitted again. What else ends a job fails its run, with the job's state as the reason.
+
+    Args:
+        folder: the study's directory, which all machines see; submitit keeps its own files in ``.slurm`` there.
+        options: ``cluster`` (slurm, local, debug), and parameters of submitit by its own names:
+            ``slurm_partition``, ``timeout_min``, ``mem_gb``, ``gpus_per_node``, ``slurm_account``, ...
+        threads: of each worker, and CPUs of a job if ``cpus_per_task`` does not say otherwise.
+        jobs: how many jobs are in the queue at a time; all of them by default.
+
+    Raises:
+        MissingExtraError: submitit is not installed.
+        UserError: there is no Slurm here, or submitit does not know a parameter.
+    """
+
+    def __init__(
+        self, folder: Path, options: Mapping[str, Any] | None = None, threads: int = 1, jobs: int | None = None
+    ) -> None:
+        self.threads, self.jobs = threads, jobs
+        given = dict(options or {})
+        self.cluster: Cluster = given.pop("cluster", "slurm")
+        if self.cluster not in ("slurm", "local", "debug"):
+            raise UserError(f"--cluster cluster={self.cluster} is none of slurm, local, debug")
+        for name in ("nodes", "tasks_per_node", "slurm_nodes", "slurm_ntasks_per_node"):
+            if given.get(name, 1) != 1:
+                raise UserError(f"--cluster {name}={given[name]}: a run is one task on one machine")
+        self.parameters = {**DEFAULTS, "cpus_per_task": threads, **given}
+        self._folder = folder / ".slurm"
+        self._submitit: Any = require("submitit", "cluster")
+        with tempfile.TemporaryDirectory() as nowhere:  # wrong parameters are refused before anything is written
+            self._queue_at(Path(nowhere))
+        self._queue: deque[tuple[Job, int]] = deque()
+        self._running: dict[str, _Queued] = {}
+        self._executor: Any = None
+
+    def submit(self, job: Job) -> None:
+        """Queue a job."""
+        self._queue.append((job, 0))
+
+    def events(self) -> Iterator[Event]:
+        """Events of all jobs, until none is left; the queue is looked at every two seconds."""
+        if self._queue and self._executor is None:
+            self._executor = self._queue_at(self._folder)
+        while True:
+            while self._queue and (self.jobs is None or len(self._running) < self.jobs):
+                self._hand_in(*self._queue.popleft())
+            if not self._running:
+                return
+            found = [event for queued in list(self._running.values()) for event in self._look(queued)]
+            yield from found
+            if not any(isinstance(event, Finished) for event in found):
+                time.sleep(LOOK_EVERY)
+
+    def close(self) -> None:
+        """Cancel the jobs that are in the queue or running."""
+        self._queue.clear()
+        for queued in self._running.values():
+            queued.handle.cancel(check=False)
+        if self.cluster == "local":
+            for queued in self._running.values():
+                queued.handle.wait()
+        self._running.clear()
+
+    def _queue_at(self, folder: Path) -> Any:
+        try:
+            executor = self._submitit.AutoExecutor(folder=folder, cluster=self.cluster)
+            executor.update_parameters(**self.parameters)
+        except (RuntimeError, NameError, ValueError, AssertionError) as error:
+            what = str(error).partition("\n")[0]
+            raise UserError(f"--executor slurm: {what} (--cluster cluster=local is a queue on this machine)") from error
+        return executor
+
+    def _hand_in(self, job: Job, lost: int) -> None:
+        (job.directory / PROGRESS).unlink(missing_ok=True)
+        try:
+            handle = self._executor.submit(Task(Command.here(self.threads), job))
+        except self._submitit.core.utils.FailedJobError as error:
+            raise UserError(f"the queue refused a job: {error}") from error
+        self._running[job.key] = _Queued(job, handle, lost)
+
+    def _look(self, queued: "_Queued") -> Iterator[Event]:
+        """What is new about a job."""
+        yield from queued.progress()
+        if not queued.handle.done():
+            return
+        del self._running[queued.job.key]
+        (queued.job.directory / PROGRESS).unlink(missing_ok=True)
+        error = queued.handle.exception()
+        if error is None:
+            yield queued.handle.result()
+            return
+        state = str(queued.handle.state).partition(" ")[0]
+        if state in LOST and queued.lost < RETRIES:
+            self._queue.appendleft((queued.job, queued.lost + 1))
+            yield Remark(f"{queued.job.key} lost its machine ({state}) and is submitted again")
+            return
+        where = f"job {queued.handle.job_id} ended without a result (state {state})"
+        yield Finished(queued.job.key, error=f"{where}; see {queued.handle.paths.stderr}")
+
+
+class _Queued:
+    """A job in the queue."""
+
+    def __init__(self, job: Job, handle: Any, lost: int) -> None:
+        self.job, self.handle, self.lost = job, handle, lost
+        self._begun = False
+        self._told: list[Any] | None = None
+
+    def progress(self) -> Iterator[Event]:
+        """That it has begun, and how far it is, if that is new."""
+        path = self.job.directory / PROGRESS
+        if not path.exists():
+            return
+        if not self._begun:
+            self._begun = True
+            yield Started(self.job.key)
+        told = read_json(path)
+        if told != self._told:
+            self._told = told
+            yield Progress(self.job.key, *told)
