@@ -136,6 +136,9 @@ def _go_wrong(run):
         os._exit(0)
     if wrong == "full disk":  # no file of this process may grow beyond 16 bytes from now on
         resource.setrlimit(resource.RLIMIT_FSIZE, (16, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    if wrong == "wait":
+        run.progress(1, STEPS, "step")
+        threading.Event().wait()  # until somebody stops us
     if wrong.startswith("parent"):
         os.kill(os.getppid(), getattr(signal, wrong.removeprefix("parent:")))
         threading.Event().wait()  # until the parent stops us

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import threading
 from collections import deque
 from collections.abc import Iterator
@@ -17,6 +18,10 @@ from retarget.settings import Strict
 from retarget.study.executor import LOOK_EVERY
 from retarget.study.machines import Command
 from retarget.study.worker import Event, Finished, Job, Remark
+
+
+ANSWER_WITHIN = 10.0
+"""Seconds in which the head of a cluster takes a connection."""
 
 
 class RayOptions(Strict):
@@ -48,9 +53,10 @@ class RayExecutor:
 
     def __init__(self, options: RayOptions | None = None, threads: int = 1, jobs: int | None = None) -> None:
         self.options, self.threads, self.jobs = options or RayOptions(), threads, jobs
-        if self.options.address.startswith("ray://"):
+        self.address = self.options.address or os.environ.get("RAY_ADDRESS", "")
+        if self.address.startswith("ray://"):
             raise UserError(
-                f"address = {self.options.address} is one of Ray Client: give the command on a machine of the cluster "
+                f"address = {self.address} is one of Ray Client: give the command on a machine of the cluster "
                 "(ray job submit -- retarget study ...), with address=auto"
             )
         self._ray: Any = require("ray", "cluster")
@@ -95,19 +101,7 @@ class RayExecutor:
     def _connect(self) -> Iterator[Event]:
         ray, options = self._ray, self.options
         if not ray.is_initialized():
-            main = threading.current_thread() is threading.main_thread()
-            before = signal.getsignal(signal.SIGTERM)
-            try:
-                ray.init(address=options.address or None, log_to_driver=False, configure_logging=False)
-            except (ConnectionError, RuntimeError, ValueError) as error:
-                where = options.address or os.environ.get("RAY_ADDRESS") or "this machine"
-                raise UserError(
-                    f"no Ray cluster can be used at {where} ({_first_line(error)}). Start one with ray start "
-                    "--head, or give --cluster address=local for one on this machine alone"
-                ) from error
-            finally:
-                if main:  # Ray takes the signal for itself; the study's own way to stop must stay
-                    signal.signal(signal.SIGTERM, before)
+            self._join()
             self._ours = True
         wanted = {"CPU": options.cpus or self.threads, "GPU": options.gpus, **options.resources}
         memory = None if options.memory_gib is None else int(options.memory_gib * 2**30)
@@ -119,6 +113,23 @@ class RayExecutor:
         lacking = _lacking(wanted, [node["Resources"] for node in ray.nodes() if node["Alive"]])
         if lacking:
             yield Remark(f"no machine of the Ray cluster has {lacking} now: the runs wait until one joins")
+
+    def _join(self) -> None:
+        host, colon, port = self.address.rpartition(":")
+        main = threading.current_thread() is threading.main_thread()
+        before = signal.getsignal(signal.SIGTERM)
+        try:
+            if colon:  # Ray itself asks for minutes before it says that nobody answers
+                socket.create_connection((host, int(port)), timeout=ANSWER_WITHIN).close()
+            self._ray.init(address=self.address or None, log_to_driver=False, configure_logging=False)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise UserError(
+                f"no Ray cluster can be used at {self.address or 'this machine'} ({_first_line(error)}). Start one with "
+                "ray start --head, or give --cluster address=local for one on this machine alone"
+            ) from error
+        finally:
+            if main:  # Ray takes the signal for itself; the study's own way to stop must stay
+                signal.signal(signal.SIGTERM, before)
 
     def _next(self, stream: Any) -> Event:
         """The next event of a run; where its machine was lost, the run is queued again or given up."""

@@ -15,7 +15,7 @@ from retarget.study.machines import Command
 from retarget.study.worker import Event, Finished, Job, Progress, Remark, Started
 
 Cluster = Literal["slurm", "local", "debug"]
-LOST = ("NODE_FAIL", "BOOT_FAIL", "PREEMPTED")
+LOST = ("NODE_FAIL", "BOOT_FAIL")
 """States of a job that say nothing about its run."""
 RETRIES = 3
 """How often a run is tried again when its job is lost; Slurm itself requeues some of them before."""
