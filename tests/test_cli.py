@@ -40,10 +40,7 @@ USAGE = {
     ),
     "method to come": (["study", "absent"], "the study of absent is not part of this version of retarget"),
     "jobs": (["study", "toy", "--jobs", "0"], "--jobs must be at least 1, not 0"),
-    "ray": (
-        ["study", "toy", "--executor", "ray"],
-        "--executor ray is not available in this version: use --executor local with --jobs N",
-    ),
+    "cluster": (["study", "toy", "--cluster", "cpus"], "--cluster takes KEY=VALUE, not 'cpus'"),
     "seed twice": (["study", "toy", "--seeds", "0", "1", "0"], "--seeds are different integers from 0 on, not 0 1 0"),
     "negative seed": (["study", "toy", "--seeds", "-1"], "--seeds are different integers from 0 on, not -1"),
     "no such file": (["study", "toy", "--config", "a.toml"], "cannot read --config a.toml: No such file or directory"),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -20,6 +21,9 @@ from retarget.study.machines import Command
 from retarget.study.record import read_status
 from retarget.study.runner import run_study
 from retarget.study.worker import Finished, Job, Progress, Started, Ticket
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from documents import ROOT, blocks
 
 ray = pytest.importorskip("ray")
 submitit = pytest.importorskip("submitit")
@@ -257,6 +261,12 @@ for job in $(seq 1 $(wc -l < {log})); do echo "$job|NODE_FAIL|n1"; done
 """
 
 
+def slurm_commands():
+    """Those of the page about clusters."""
+    text = "".join(blocks(ROOT / "docs" / "clusters.md", "console")).replace("\\\n", " ").replace("$ retarget ", "")
+    return [shlex.split(line) for line in text.splitlines() if "--executor slurm" in line]
+
+
 def test_parameters_reach_slurm_and_a_job_whose_machine_fails_is_submitted_again(tmp_path, monkeypatch):
     """Slurm's commands are stood in for by scripts: each job of this queue loses its machine."""
     monkeypatch.setattr(submitit.core.core.Job, "_results_timeout_s", 0)
@@ -267,6 +277,9 @@ def test_parameters_reach_slurm_and_a_job_whose_machine_fails_is_submitted_again
         (tmp_path / "bin" / name).write_text(text.format(log=log))
         (tmp_path / "bin" / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    for words in slurm_commands():
+        assert main([*words, "--dry-run"]) == 0, words
+    assert not log.exists()
     given = dict(slurm_partition="gpu", timeout_min=90, mem_gb=32, gpus_per_node=1, slurm_account="us")
     seen, root = Seen(), tmp_path / "study"
     outcome = run_study(plan(seeds=[0], arms=["treated"]), root, executor=on("slurm", root, **given), display=seen)

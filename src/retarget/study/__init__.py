@@ -1,10 +1,11 @@
 """Arms × conditions × seeds, resumable; knows no method.
 
 A map: ``config`` is a study as data. ``runner`` does a study: ``directory`` opens its directory, ``executor`` hands
-jobs to ``worker`` processes, ``progress`` shows them. ``record`` is one run while it is written and a study when it is
-read; ``environment`` says where it ran. ``claims`` judges what was ``measured``: it is ``evidence`` over seeds or over
-``items``, tested with ``statistics``; ``power`` says what seeds can decide. ``summary`` puts a study together.
-``elsewhere`` pairs what ``rows`` and ``harness`` read of others' runs, and ``judging`` writes their verdicts.
+jobs to ``worker`` processes, ``progress`` shows them; ``clusters`` opens another executor, ``ray`` or ``slurm``, whose
+``machines`` do the same. ``record`` is one run while it is written and a study when it is read; ``environment`` says
+where it ran. ``claims`` judges what was ``measured``: it is ``evidence`` over seeds or over ``items``, tested with
+``statistics``; ``power`` says what seeds can decide. ``summary`` puts a study together. ``elsewhere`` pairs what
+``rows`` and ``harness`` read of others' runs, and ``judging`` writes their verdicts.
 
 A study of one's own, and verdicts on any runs:
 

@@ -19,7 +19,6 @@ from retarget.study.executor import LOOK_EVERY
 from retarget.study.machines import Command
 from retarget.study.worker import Event, Finished, Job, Remark
 
-
 ANSWER_WITHIN = 10.0
 """Seconds in which the head of a cluster takes a connection."""
 
@@ -124,8 +123,8 @@ class RayExecutor:
             self._ray.init(address=self.address or None, log_to_driver=False, configure_logging=False)
         except (OSError, RuntimeError, ValueError) as error:
             raise UserError(
-                f"no Ray cluster can be used at {self.address or 'this machine'} ({_first_line(error)}). Start one with "
-                "ray start --head, or give --cluster address=local for one on this machine alone"
+                f"no Ray cluster can be used at {self.address or 'this machine'} ({_first_line(error)}). Start one "
+                "with ray start --head, or give --cluster address=local for one on this machine alone"
             ) from error
         finally:
             if main:  # Ray takes the signal for itself; the study's own way to stop must stay
