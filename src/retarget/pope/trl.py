@@ -3,7 +3,8 @@
 import logging
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
+from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -239,6 +240,7 @@ def train(
             work.
     """
     require_packages(settings)
+    refuse_unknown(settings)
     arguments = grpo_arguments(settings, _processes(), torch.cuda.is_available())
     claim(output, work_of(model, rows, settings, peft_config, curriculum), resume, settings)
     config = GRPOConfig(output_dir=str(output), **arguments)
@@ -283,6 +285,18 @@ def require_packages(settings: TrainingSettings) -> None:
     for name in (wanted,) if isinstance(wanted, str) else wanted:
         if name not in ("none", "all") and find_spec(name) is None:
             raise UserError(f"report_to={name} needs a package that is not installed: pip install {name}")
+
+
+def refuse_unknown(settings: TrainingSettings) -> None:
+    """Refuse further fields that TRL's configuration does not have.
+
+    Raises:
+        UserError: one of ``extra`` is unknown; names the nearest that is known.
+    """
+    known = [one.name for one in fields(GRPOConfig)]
+    for name in settings.extra.keys() - set(known):
+        near = get_close_matches(name, known, n=1)
+        raise UserError(f"extra: trl.GRPOConfig has no {name}" + (f", did you mean {near[0]}?" if near else ""))
 
 
 def informed(reward: Callable[..., list[float]], tokenizer: Any, prompt: Any) -> Callable[..., list[float]]:

@@ -61,7 +61,7 @@ class RayExecutor:
         self._ray: Any = require("ray", "cluster")
         self._queue: deque[tuple[Job, int]] = deque()
         self._running: dict[Any, tuple[Job, int]] = {}
-        self._task: Any = None
+        self._task: Callable[[Job], Any] | None = None
         self._ours = False
 
     def submit(self, job: Job) -> None:

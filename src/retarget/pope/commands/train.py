@@ -1,6 +1,7 @@
 """``retarget pope train``."""
 
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -9,9 +10,10 @@ import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from retarget.errors import UsageError
+from retarget.extras import require
 from retarget.files import write_text
 from retarget.pope.commands.options import Cost, lines
-from retarget.pope.settings import TrainingSettings
+from retarget.pope.settings import TrainingSettings, grpo_arguments
 from retarget.settings import parse_setting, read_config
 
 
@@ -39,7 +41,10 @@ class Train:
     """Tell a tracker what the trainer logs; changes no result, and the same training may go on with another."""
     cost: tyro.conf.OmitArgPrefixes[Cost] = field(default_factory=Cost)
     dry_run: FlagCreatePairsOff[bool] = False
-    """Print the settings, rollouts, tokens and GPU-hours of sampling; do nothing."""
+    """Print the settings, rollouts, tokens and GPU-hours of sampling; do nothing. A batch that does not divide into the
+    processes, and a field that TRL does not know, are refused as the training would refuse them."""
+    processes: int | None = None
+    """How many processes accelerate will launch, for --dry-run; the launch itself says it by WORLD_SIZE."""
 
     def run(self) -> int:
         from pydantic import ValidationError
@@ -58,12 +63,25 @@ class Train:
             faults = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
             raise UsageError("settings of training: " + "; ".join(faults)) from error
         rows = read_rows(self.rows)
+        if self.processes is not None and not self.dry_run:
+            raise UsageError("--processes is for --dry-run: accelerate launch --num_processes says how many train")
         if self.dry_run:
+            self._check(settings)
             rollouts = settings.cycles * settings.prompts_per_batch * settings.rollouts
             cost = self.cost.of(rollouts, "sampling only; updates come on top")
             print(json.dumps({"settings": settings.model_dump(mode="json"), "rows": len(rows), **cost}, indent=1))
             return 0
         return self._train(rows, settings)
+
+    def _check(self, settings: TrainingSettings) -> None:
+        """Refuse what a launch would refuse when all its processes have loaded the model."""
+        processes = self.processes or int(os.environ.get("WORLD_SIZE", "1"))
+        grpo_arguments(settings, processes, cuda=settings.precision == "bf16")
+        if settings.extra:
+            require("trl", "rl")
+            from retarget.pope.trl import refuse_unknown
+
+            refuse_unknown(settings)
 
     def _loggers(self) -> list[Any]:
         """The trainer's own logger of the tracker that is asked for."""
@@ -72,8 +90,6 @@ class Train:
         return [kind() for kind in get_reporting_integration_callbacks([self.track])] if self.track else []
 
     def _train(self, rows: list[dict[str, Any]], settings: TrainingSettings) -> int:
-        from retarget.extras import require
-
         require("trl", "rl")
         from retarget.pope.grading import Grader, reward_function
         from retarget.pope.trl import train
@@ -91,5 +107,7 @@ class Train:
             write_text(self.out / "history.jsonl", lines(history))
             last = history[-1] if history else {}
             shown = {key: round(value, 4) for key, value in last.items() if key.endswith(("/reward", "/all_fail"))}
-            print(f"{self.out}: {trainer.state.global_step} steps; last cycle {shown}; grader failures {failed or 0}")
+            count = trainer.accelerator.num_processes
+            steps = f"{trainer.state.global_step} steps" + f" by {count} processes" * (count > 1)
+            print(f"{self.out}: {steps}; last cycle {shown}; grader failures {failed or 0}")
         return 0
