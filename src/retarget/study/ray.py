@@ -5,7 +5,7 @@ import signal
 import socket
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -26,12 +26,14 @@ ANSWER_WITHIN = 10.0
 class RayOptions(Strict):
     """What ``--cluster`` may say of a Ray cluster."""
 
-    address: str = Field("", description="of the cluster; RAY_ADDRESS, a cluster on this machine or a new one else")
-    cpus: float | None = Field(None, gt=0, description="CPUs that a run holds; the study's threads else")
-    gpus: float = Field(0, ge=0, description="GPUs that a run holds; it sees no other")
-    memory_gib: float | None = Field(None, gt=0, description="memory that a run holds, GiB")
+    address: str = Field(
+        default="", description="of the cluster; RAY_ADDRESS, a cluster on this machine or a new one else"
+    )
+    cpus: float | None = Field(default=None, gt=0, description="CPUs that a run holds; the study's threads else")
+    gpus: float = Field(default=0, ge=0, description="GPUs that a run holds; it sees no other")
+    memory_gib: float | None = Field(default=None, gt=0, description="memory that a run holds, GiB")
     resources: dict[str, float] = Field(default_factory=dict, description="other resources of Ray, by name")
-    retries: int = Field(3, ge=0, description="how often a run is tried again when its machine is lost")
+    retries: int = Field(default=3, ge=0, description="how often a run is tried again when its machine is lost")
 
 
 class RayExecutor:
@@ -77,9 +79,7 @@ class RayExecutor:
         if self._queue and self._task is None:
             yield from self._connect()
         while True:
-            while self._queue and (self.jobs is None or len(self._running) < self.jobs):
-                job, lost = self._queue.popleft()
-                self._running[self._task(job)] = (job, lost)
+            self._start()
             if not self._running:
                 return
             ready, _ = self._ray.wait(list(self._running), timeout=LOOK_EVERY, fetch_local=False)
@@ -96,6 +96,11 @@ class RayExecutor:
         if self._ours:
             self._ray.shutdown()
         self._task, self._ours = None, False
+
+    def _start(self) -> None:
+        while self._task and self._queue and (self.jobs is None or len(self._running) < self.jobs):
+            job, lost = self._queue.popleft()
+            self._running[self._task(job)] = (job, lost)
 
     def _connect(self) -> Iterator[Event]:
         ray, options = self._ray, self.options
