@@ -54,7 +54,7 @@ class SlurmExecutor:
         options: ``cluster`` (slurm, local, debug), and parameters of submitit by its own names:
             ``slurm_partition``, ``timeout_min``, ``mem_gb``, ``gpus_per_node``, ``slurm_account``, ...
         threads: of each worker, and CPUs of a job if ``cpus_per_task`` does not say otherwise.
-        jobs: how many jobs are in the queue at a time; all of them by default.
+        jobs: how many jobs are in the queue at a time; by default all of them in Slurm's, and one in the others.
 
     Raises:
         MissingExtraError: submitit is not installed.
@@ -64,7 +64,6 @@ class SlurmExecutor:
     def __init__(
         self, folder: Path, options: Mapping[str, Any] | None = None, threads: int = 1, jobs: int | None = None
     ) -> None:
-        self.threads, self.jobs = threads, jobs
         given = dict(options or {})
         self.cluster: Cluster = given.pop("cluster", "slurm")
         if self.cluster not in ("slurm", "local", "debug"):
@@ -72,6 +71,7 @@ class SlurmExecutor:
         for name in ("nodes", "tasks_per_node", "slurm_nodes", "slurm_ntasks_per_node"):
             if given.get(name, 1) != 1:
                 raise UserError(f"--cluster {name}={given[name]}: a run is one task on one machine")
+        self.threads, self.jobs = threads, jobs or (None if self.cluster == "slurm" else 1)
         self.parameters = {**DEFAULTS, "cpus_per_task": threads, **given}
         self._folder = folder / ".slurm"
         self._submitit: Any = require("submitit", "cluster")
