@@ -58,7 +58,7 @@ class _Measured:
 
 def figures(smallest: bool = False) -> Iterator[dict[str, Any]]:
     """Every figure of this module."""
-    few, many, characters = (8, 16, 1_000) if smallest else (250, 2_000, 4 * COST.mean_tokens)
+    few, many, characters = (8, 16, 1_000) if smallest else (250, 1_000, 4 * COST.mean_tokens)
     least, most = _mine(few, characters), _mine(many, characters)
     detail = {"problems": many, "engines": ENGINES, "characters_a_rollout": characters}
     yield figure("scheduling, grading (exact) and keeping a rollout", 1000 * most.sampling / CHUNK, "ms", detail=detail)
