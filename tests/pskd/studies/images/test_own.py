@@ -144,14 +144,14 @@ def test_claims_and_sources_are_fixed_before_the_run():
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (dict(arms=3), "arms are tables: write \\[\\[arms\\]\\]"),
+        (dict(arms=3), "arms must be tables: write \\[\\[arms\\]\\]"),
         (dict(arms=[{"label": "x"}]), r"\[\[arms\]\], number 1: name: Input should be a valid string"),
         (dict(arms=[{"name": "A b"}]), r"\[\[arms\]\], number 1: name: String should match"),
-        (dict(arms=[{"name": "a", "lr": 1}, {"name": "a", "lr": 2}]), r"\[\[arms\]\]: a is there twice"),
+        (dict(arms=[{"name": "a", "lr": 1}, {"name": "a", "lr": 2}]), r"\[\[arms\]\]: the arm a appears twice"),
         (dict(arms=[{"name": "a", "epoch": 1}]), "arm a: .*no setting epoch, did you mean epochs"),
-        (dict(arms=[{"name": "a", "dataset": "digits"}]), "number 1: dataset is the same for all arms"),
+        (dict(arms=[{"name": "a", "dataset": "digits"}]), "number 1: all arms share dataset"),
         (dict(arms=[{"name": "a", "loss": 3}]), "loss = 3: it is module:Class"),
-        (dict(loss="own_losses:Poly", question="alpha"), "question has arms and claims of its own"),
+        (dict(loss="own_losses:Poly", question="alpha"), "question brings its own arms and claims"),
         (dict(claims=[{"metric": "top1"}]), r"\[\[claims\]\], number 1: sentence: Field required"),
         (
             dict(claims=[dict(sentence="S", metric="top2", direction="higher", arms=["pskd", "cross_entropy"],
@@ -183,17 +183,20 @@ def test_tables_that_are_wrong(config, message):
             "failed\n .*own_more.py.*line .* in failing\n .*RuntimeError: broken on pur",
         ),
         (dict(network="own_more:absent"), "own_more.py has no absent"),
-        (dict(network="own_more:net"), "does not take images of 1 channels, 8×8 pixels"),
+        (dict(network="own_more:net"), "does not accept images of 1 channels, 8×8 pixels"),
         (dict(dataset="own_more:nothing"), "gave a NoneType: it gives arrays by name"),
         (dict(dataset="own_more:floats"), "images are uint8 .* got float64"),
         (dict(dataset="none_such:load"), "there is no module none_such"),
-        (dict(arms=[{"name": "a", "network": "own_more:net"}]), "arm a: network 'own_more:net' does not take images"),
-        (dict(loss="own_more:Learnt"), "arm learnt: own_more:Learnt has parameters of its own"),
+        (dict(arms=[{"name": "a", "network": "own_more:net"}]), "arm a: network 'own_more:net' does not accept images"),
+        (dict(loss="own_more:Learnt"), "arm learnt: own_more:Learnt has trainable parameters"),
         (dict(loss="own_more:constant"), "does not depend on the logits"),
         (dict(loss="own_more:matrix"), r"own_more:matrix gave \[4, 3\] for logits \[4, 3\]"),
         (dict(loss="own_more:bad_loss"), "line .* in bad_loss\n .*\nIndexError"),
         (dict(loss={"method": "own_losses:Poly", "epsilom": 2}), "unexpected keyword argument 'epsilom'"),
-        (dict(loss={"method": "own_more:constant", "a": 2}), "is a function and has no settings: a; make it a class"),
+        (
+            dict(loss={"method": "own_more:constant", "a": 2}),
+            "is a function and takes no settings \(a\): make it a class",
+        ),
     ],
 )
 def test_parts_that_are_wrong_are_said_by_a_dry_run(config, message, tmp_path):
