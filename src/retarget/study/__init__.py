@@ -2,10 +2,10 @@
 
 A map: ``config`` describes a study as data. ``runner`` runs it: ``directory`` opens its directory, ``executor`` passes
 jobs to ``worker`` processes, ``progress`` shows them. ``record`` writes one run and reads a study's results;
-``environment`` records where it ran. ``claims`` gives the verdicts: ``measured`` collects the ``evidence`` for each claim,
-over seeds or over ``items``, and ``statistics`` has the tests; ``power`` tells how many seeds can decide. ``summary``
-combines all results. For runs made elsewhere, ``rows`` and ``harness`` read them, ``elsewhere`` pairs them and
-``judging`` writes the verdicts. Import from here what ``__all__`` lists.
+``environment`` records where it ran. ``claims`` gives the verdicts: ``measured`` collects the ``evidence`` for each
+claim, over seeds or over ``items``; ``statistics`` has the tests; ``power`` tells how many seeds can decide.
+``summary`` combines all results. For runs made elsewhere, ``rows`` and ``harness`` read them, ``elsewhere`` pairs them
+and ``judging`` writes the verdicts. Import from here what ``__all__`` lists.
 
 A study of your own, and verdicts on any runs:
 

@@ -30,17 +30,18 @@ def judge(
     So the probability that any claim of a family is wrongly found to hold is at most (1 - level) / 2, and so is the
     probability that any is wrongly found not to hold. Each end of an interval is the bound of its own chain's test.
 
-    - *not enough evidence*: neither test rejects. Always so with fewer than two seeds, and if all differences are equal:
-      their spread is then 0 because the metric is coarse or the arms are identical, and a t interval of no width would
-      claim certainty. Only a metric declared ``deterministic`` is judged by its exact difference, outside any family.
+    - *not enough evidence*: neither test rejects. Always so with fewer than two seeds, and if all differences are
+      equal: their spread is then 0 because the metric is coarse or the arms are identical, and a t interval of no width
+      would claim certainty. Only a metric declared ``deterministic`` is judged by its exact difference, outside any
+      family.
     - *not measured*: no seed has both arms, or the control misses the claim's floor. In the latter case the claim
       still counts in its family.
     - If both tests reject, the difference is significantly positive and significantly below the smallest effect: the
       claim holds, with ``below_smallest_effect``.
 
-    With planned looks, verdicts are given only at these numbers of seeds (the first ones of the plan). Look k spends its
-    share w_k of the error, so that a claim's p-value, before Holm's procedure, is the smallest p_k / w_k so far. By the
-    union bound the error rates hold whenever one stops. A verdict from a look is final, and names the look.
+    With planned looks, verdicts are given only at these numbers of seeds (the first ones of the plan). Look k spends
+    its share w_k of the error, so that a claim's p-value, before Holm's procedure, is the smallest p_k / w_k so far. By
+    the union bound the error rates hold whenever one stops. A verdict from a look is final, and names the look.
 
     A share compared with a constant can be the same on every seed because it is perfect (100 % of the images). Such a
     claim is tested over its items, in its family like any other. A single seed still decides nothing.

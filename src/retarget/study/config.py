@@ -153,8 +153,8 @@ class StudyPlan(Strict):
     - ``analysis``: ``function(results: Results) -> Analysis`` is called once, for the summary and the page.
 
     ``settings`` are merged: the study's, then the condition's, then the arm's. Those named in ``unmeasured`` change no
-    result (what to keep, number of loader processes) and do not belong to a run's identity. ``settings_model`` describes
-    them to a reader; ``others`` are settings that select another study.
+    result (what to keep, number of loader processes) and do not belong to a run's identity. ``settings_model``
+    describes them to a reader; ``others`` are settings that select another study.
 
     ``task_name`` names the task in a run's identity, so that code can move; it changes when the same settings no longer
     give the same numbers. ``former_tasks`` are the task's import paths in older records. ``data`` are the files and
@@ -217,7 +217,7 @@ class StudyPlan(Strict):
     @model_validator(mode="after")
     def _looks_are_a_plan(self) -> Self:
         if list(self.looks) != sorted(set(self.looks)) or any(look < 2 for look in self.looks):
-            raise ValueError(f"looks must be increasing numbers of seeds from 2 on, not {', '.join(map(str, self.looks))}")
+            raise ValueError(f"looks must be rising numbers of seeds from 2 on, not {', '.join(map(str, self.looks))}")
         if self.look_weights and len(self.look_weights) != len(self.looks):
             raise ValueError(f"{len(self.looks)} looks have {len(self.look_weights)} weights: give one per look")
         if self.look_weights and abs(sum(self.look_weights) - 1) > 1e-9:
@@ -270,7 +270,7 @@ class StudyPlan(Strict):
         return f"{self.level}" + (f" with looks at {looks} seeds" if looks else "")
 
     def claims_hash(self) -> str:
-        """Hash of the claims with their margins and effects, the level and the planned looks; fixed before the first run.
+        """Hash of the claims with margins and effects, the level and the planned looks; fixed before the first run.
 
         Fields at their default are left out, so that a field added in a later version does not change the hash.
         """

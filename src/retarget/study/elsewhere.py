@@ -171,7 +171,7 @@ class _Table:
             into[key] = row
         for place in self.runs.keys() & self.items.keys():
             raise UserError(
-                f"metric {place[2]} of arm {self.arms[place[1]]} has rows of whole runs and of items: keep only one kind"
+                f"metric {place[2]} of arm {self.arms[place[1]]} has rows of whole runs and of items: keep one kind"
             )
         self.seeds = tuple(sorted({seed for runs in (self.runs, self.items) for one in runs.values() for seed in one}))
 

@@ -1,8 +1,8 @@
 """A claim's measurements as evidence that can be tested at any error rate: over seeds, over sets, over items.
 
-In every class the sign is turned so that positive is good. ``p_above(bound)`` is the one-sided p-value of the hypothesis
-"the difference is at most the bound", ``p_below(bound)`` that of "at least the bound". ``lower`` and ``upper`` are the
-confidence bounds of one-sided error ``alpha``; they exclude exactly what the tests reject.
+In every class the sign is turned so that positive is good. ``p_above(bound)`` is the one-sided p-value of the
+hypothesis "the difference is at most the bound", ``p_below(bound)`` that of "at least the bound". ``lower`` and
+``upper`` are the confidence bounds of one-sided error ``alpha``; they exclude exactly what the tests reject.
 """
 
 import math

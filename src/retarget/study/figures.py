@@ -86,7 +86,7 @@ class Table(Strict):
     """A table of formatted cells; the first column names the row.
 
     Attributes:
-        shades: how dark to draw each cell after a row's first, from 0 to 1 (for a confusion table); None for no shading.
+        shades: how dark to draw each cell after a row's first, from 0 to 1 (a confusion table); none for no shading.
         folded: show it only after a click.
     """
 
