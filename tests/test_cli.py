@@ -151,7 +151,7 @@ def test_a_study_runs_from_the_command_line_and_its_page_is_made_again(capsys, t
     assert again[:2] == (1, "")
     assert again[2] == (
         f"retarget: {root}/study.json was made with lift = 0.0 (now 5.0). Choose another --out, "
-        "or the settings that the directory was made with\n"
+        "or use the settings that the directory was made with\n"
     )
 
 

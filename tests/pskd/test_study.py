@@ -67,12 +67,12 @@ def test_what_cannot_be_studied_is_refused(preset, config, message):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"targets": "pskd"}, "targets is decided by arm pskd, arm label_smoothing, arm cutmix_pskd and others"),
-        ({"smoothing": 0.3}, "smoothing is decided by arm label_smoothing of this study"),
-        ({"peers": True, "mixing": "cutmix"}, "mixing is decided by arm cutmix"),
-        ({"question": "confidence", "epochs": 100}, "epochs is decided by condition epochs_2"),
-        ({"task": "translation", "smoothing": 0.1}, "smoothing is decided by arm label_smoothing"),
-        ({"task": "detection", "backbone": "x"}, "backbone is decided by arm ce_backbone"),
+        ({"targets": "pskd"}, "targets is set by arm pskd, arm label_smoothing, arm cutmix_pskd and others"),
+        ({"smoothing": 0.3}, "smoothing is set by arm label_smoothing of this study"),
+        ({"peers": True, "mixing": "cutmix"}, "mixing is set by arm cutmix"),
+        ({"question": "confidence", "epochs": 100}, "epochs is set by condition epochs_2"),
+        ({"task": "translation", "smoothing": 0.1}, "smoothing is set by arm label_smoothing"),
+        ({"task": "detection", "backbone": "x"}, "backbone is set by arm ce_backbone"),
     ],
 )
 def test_what_arms_or_conditions_decide_is_not_set_for_all(config, message):

@@ -327,11 +327,9 @@ def test_the_page_states_error_rates_of_verdicts_and_what_they_rest_on(study, pl
     claims = [claim(id="a"), claim(id="b", sentence="Second.", metric="nll", direction="lower", family="secondary")]
     page = small(study, plain_plan, claims, looks=(3, 5))
     text = " ".join(page.text.split())
-    assert "The probability of any wrong "holds" is at most 2.5 %" in text
+    assert 'The probability of any wrong "holds" is at most 2.5 %' in text
     assert "Primary and secondary claims are two families, each with these error rates." in text
-    assert (
-        "Verdicts are given only at the planned looks, at 3, 5 seeds, which share the error; they are final." in text
-    )
+    assert "Verdicts are given only at the planned looks, at 3, 5 seeds, which share the error; they are final." in text
     assert "over all claims" not in text
     assert "secondary claim; smallest effect that matters: 0.5" in row_of(page, "Second.")[1]
 

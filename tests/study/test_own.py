@@ -76,10 +76,10 @@ def test_settings_seeds_and_arms_come_from_the_command_line(write, capsys):
     assert plan["settings"] == {"lift": 0.0, "deep": {"a": 1, "b": 3}}
     assert (plan["seeds"], [arm["name"] for arm in plan["arms"]]) == ([7], ["high"])
     for words, message in (
-        (["--set", "lift=2.0"], "lift is decided by arm high"),
-        (["--set", "depth=2.0"], f"has no setting depth{path}; its settings: lift, deep"),
+        (["--set", "lift=2.0"], "lift is set by arm high"),
+        (["--set", "depth=2.0"], f"{path} has no setting depth; its settings: lift, deep"),
         (["--arms", "middle"], "no arm middle in this study: choose low, high"),
-        (["--preset", "paper"], f"{path} has one preset, demo"),
+        (["--preset", "paper"], f"{path} has only the preset demo"),
     ):
         code, _, err = call(capsys, path, *words)
         assert code == 1
@@ -157,8 +157,8 @@ def test_what_a_run_may_not_return_fails_that_run(write, capsys):
         (PLAN + "def run(): pass\n", "run() must take one argument"),
         (HEAD + "plan = one(task='mine:run')\n" + RUN, "has run, but its plan sets task = 'mine:run': remove one"),
         (HEAD + "plan = one(study='pskd')\n" + RUN, "study = 'pskd' is a study that comes with retarget"),
-        (HEAD + "plan = one(arms=())\n" + RUN, "claim higher names the arm high, and the study has "),
-        (HEAD + "plan = one(metrics=())\n" + RUN, "claim higher names the metric height, and the study has "),
+        (HEAD + "plan = one(arms=())\n" + RUN, "claim higher names the arm high, but the study has "),
+        (HEAD + "plan = one(metrics=())\n" + RUN, "claim higher names the metric height, but the study has "),
         (HEAD + "plan = one(seed=(0,))\n" + RUN, "seed\n  Extra inputs are not permitted"),
     ],
 )  # fmt: skip

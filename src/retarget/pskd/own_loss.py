@@ -6,6 +6,8 @@ the first batch is compared with the hard cross-entropy of the same logits.
 """
 
 import inspect
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -23,9 +25,9 @@ def shifted(labels: Tensor, ignore_index: int) -> Tensor:
     return F.pad(labels[:, 1:], (0, 1), value=ignore_index)
 
 
-def random_devices(tensor: Tensor) -> list[torch.device]:
-    """The devices, besides the CPU, whose random state a forward pass changes."""
-    return [tensor.device] if tensor.is_cuda else []
+def same_draws(tensor: Tensor) -> AbstractContextManager[None]:
+    """Restore, after a forward pass on a tensor's device, the random state of the CPU and of that device."""
+    return torch.random.fork_rng(devices=[tensor.device] if tensor.is_cuda else [])
 
 
 @torch.no_grad()
@@ -44,7 +46,7 @@ def models_loss(model: nn.Module, bare: nn.Module, inputs: dict[str, Any]) -> tu
     training = [one for one in model.modules() if one.training]
     model.eval()
     try:
-        with torch.random.fork_rng(devices=random_devices(inputs["labels"])):
+        with same_draws(inputs["labels"]):
             outputs: Any = model(**inputs)
     finally:
         for one in training:
@@ -73,6 +75,17 @@ def hard_loss(
     z, flat = z.reshape(-1, z.shape[-1]), targets.reshape(-1)
     total = F.cross_entropy(z, flat, ignore_index=ignore_index, label_smoothing=smoothing, reduction="sum")
     return float(total / ((flat != ignore_index).sum() if denominator is None else denominator))
+
+
+def both_ways(
+    logits: Tensor, labels: Tensor, shifts: bool, ignore_index: int, more: Mapping[str, Any]
+) -> tuple[float, float | None]:
+    """:func:`hard_loss` of labels shifted as ``shifts`` says; and of the other choice, if labels are [B, T]."""
+    moved = shifted(labels, ignore_index) if labels.ndim == 2 and not labels.is_floating_point() else None
+    ours, other = (moved if shifts else labels), (labels if shifts else moved)
+    assert ours is not None
+    found = hard_loss(logits, ours, ignore_index, **more)
+    return found, None if other is None else hard_loss(logits, other, ignore_index, **more)
 
 
 def refuse_other_loss(

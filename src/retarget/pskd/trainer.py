@@ -8,7 +8,7 @@ import math
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -18,17 +18,11 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.trainer_utils import get_last_checkpoint
 
 from retarget.errors import UserError
+from retarget.pskd import own_loss
 from retarget.pskd.index import KeepIndex, with_index
 from retarget.pskd.method import PSKD
+from retarget.pskd.models import count_targets, is_causal, is_multilabel, with_decoder_inputs
 from retarget.pskd.multilabel import MultiLabelPSKD
-from retarget.pskd.own_loss import (
-    hard_loss,
-    models_loss,
-    random_devices,
-    refuse_copying,
-    refuse_other_loss,
-    shifted,
-)
 from retarget.pskd.past.base import Store
 from retarget.pskd.past.files import MemoryMapped
 from retarget.pskd.past.previous import PreviousModel
@@ -170,9 +164,8 @@ class PSKDMixin(_Base):
 
     def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """The library's, without ``index``, which neither ``forward`` nor ``generate`` accepts."""
-        return super().prediction_step(
-            model, {name: value for name, value in inputs.items() if name != "index"}, *args, **kwargs
-        )
+        inputs = {name: value for name, value in inputs.items() if name != "index"}
+        return super().prediction_step(model, inputs, *args, **kwargs)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """The library's; adds alpha and the number of samples without a past row to the training loss."""
@@ -260,40 +253,35 @@ class PSKDMixin(_Base):
         """Let a trainer with its own loss compute it, for the metrics that it logs and for the first batch's check."""
         if not self._pskd_host:
             return None
-        with torch.no_grad(), torch.random.fork_rng(devices=random_devices(labels)):  # draws the same dropout twice
+        with torch.no_grad(), own_loss.same_draws(labels):
             loss: Any = super().compute_loss(model, {**inputs, "labels": labels}, num_items_in_batch=items)
         return loss
 
     def _same_loss(
         self, model: Any, inputs: dict[str, Any], labels: Tensor, items: Any, host: Tensor | None, logits: Tensor
     ) -> bool:
-        """Refuse a model or a trainer whose own loss is not the cross-entropy that PS-KD replaces.
+        """Refuse a model, or a trainer, whose own loss is not the cross-entropy that PS-KD replaces.
 
-        Args:
-            host: the trainer's own loss of these logits; None to check the model's.
-
-        Returns:
-            Whether this batch could tell.
+        ``host`` is the trainer's own loss of these logits, None for the model's. Returns whether this batch could tell.
         """
-        shared: dict[str, Any] = {"ignore_index": IGNORE}
+        shared: dict[str, Any] = {}
         own: Any = host
         if host is None:
-            own, logits = models_loss(model, self._bare_model(), {**inputs, "labels": labels})
+            own, logits = own_loss.models_loss(model, self._bare_model(), {**inputs, "labels": labels})
             if own is None:
                 if labels.ndim == 2 and not (labels.is_floating_point() or self._pskd_shift or self._is_causal()):
-                    refuse_copying(inputs.get("input_ids"), labels, IGNORE)
+                    own_loss.refuse_copying(inputs.get("input_ids"), labels, IGNORE)
                 return True
         else:
             shared["smoothing"] = self.args.label_smoothing_factor
             if items is not None:
                 scale = self._ranks_averaged() if self.args.average_tokens_across_devices else 1
                 shared["denominator"] = items / scale
-        shifts, places = self._shifts(labels), labels.ndim == 2 and not labels.is_floating_point()
-        ours = hard_loss(logits, self._targets(labels), **shared)
+        shifts = self._shifts(labels)
+        ours, other = own_loss.both_ways(logits, labels, shifts, IGNORE, shared)
         if not math.isfinite(ours):
             return False  # every label is ignored
-        other = hard_loss(logits, labels if shifts else shifted(labels, IGNORE), **shared) if places else None
-        told = refuse_other_loss(
+        told = own_loss.refuse_other_loss(
             float(own), ours, other, shifts,
             asked=self._pskd_shift is not None,
             rounded=self.accelerator.mixed_precision != "no" or logits.dtype in (torch.bfloat16, torch.float16),
@@ -305,20 +293,13 @@ class PSKDMixin(_Base):
         """The PS-KD object, made in the first step, when the number of classes is known."""
         if self.pskd:
             return self.pskd
-        multilabel = labels.is_floating_point() and labels.ndim == 2 and logits.shape == labels.shape
-        classes = not labels.is_floating_point() and labels.ndim in (1, 2) and logits.ndim == labels.ndim + 1
-        if not (multilabel or classes):
-            raise UserError(
-                "PS-KD needs class labels [B] with logits [B, C], class labels [B, T] with logits [B, T, C], or "
-                f"multi-label floats [B, C] with logits [B, C]: got labels {labels.dtype} {list(labels.shape)} and "
-                f"logits {list(logits.shape)}"
-            )
+        multilabel = is_multilabel(logits, labels)
         if multilabel and self.args.label_smoothing_factor:
             raise UserError("label_smoothing_factor smooths classes, but these labels are multi-label: set it to 0")
         settings = {"num_classes": logits.shape[-1], "total_epochs": self._pskd_epochs, **self._pskd_settings}
         if not isinstance(settings["store"], MemoryMapped):
             settings["device"] = logits.device
-        if classes and labels.ndim == 2:
+        if not multilabel and labels.ndim == 2:
             lengths = self._pskd_lengths
             if lengths is None and not self._pskd_teacher:
                 lengths = self._count_targets()
@@ -359,25 +340,20 @@ class PSKDMixin(_Base):
         if columns is not None and "index" not in columns:
             columns.append("index")
 
-    @torch.no_grad()
     def _count_targets(self) -> list[int]:
-        """Count targets in one pass over the training set and the collator; torch's random state is restored."""
-        collator: Callable = self._get_collator_with_removed_columns(KeepIndex(self.data_collator))
+        """Count targets in one pass over the training set and the collator."""
         loader = DataLoader(
             self._indexed_dataset(),
             batch_size=64,
-            collate_fn=collator,
+            collate_fn=cast(Callable, self._get_collator_with_removed_columns(KeepIndex(self.data_collator))),
             num_workers=self.args.dataloader_num_workers,
             generator=torch.Generator(),
         )
-        with torch.random.fork_rng(devices=[]):
-            return [
-                int(count) for batch in loader for count in self._targets(batch["labels"]).ne(IGNORE).sum(1).tolist()
-            ]
+        return count_targets(loader, self._targets, IGNORE)
 
     def _targets(self, labels: Tensor) -> Tensor:
         """Labels as targets of the logits at the same position: shifted, if the model predicts the next token."""
-        return shifted(labels, IGNORE) if self._shifts(labels) else labels
+        return own_loss.shifted(labels, IGNORE) if self._shifts(labels) else labels
 
     def _shifts(self, labels: Tensor) -> bool:
         if labels.ndim != 2 or labels.is_floating_point():
@@ -386,9 +362,8 @@ class PSKDMixin(_Base):
 
     def _is_causal(self) -> bool:
         # The library's own flag first; it misses GPT2LMHeadModel and similar models, which are in the list.
-        kinds = {kind.__name__ for kind in type(self._bare_model()).__mro__}  # finds subclasses by users too
-        listed = not kinds.isdisjoint(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
-        return getattr(self, "_loss_shifts_labels", False) or listed
+        listed = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+        return getattr(self, "_loss_shifts_labels", False) or is_causal(self._bare_model(), listed)
 
     def _bare_model(self) -> Any:
         """The model without its wrappers, PEFT's included."""
@@ -396,23 +371,7 @@ class PSKDMixin(_Base):
         return model.get_base_model() if hasattr(model, "get_base_model") else model
 
     def _with_decoder_inputs(self, inputs: dict[str, Any], labels: Tensor) -> dict[str, Any]:
-        """Give an encoder-decoder, which no longer gets the labels, the decoder inputs that it would make from them."""
-        model = self._bare_model()
-        config = getattr(model, "config", None)
-        if not getattr(config, "is_encoder_decoder", False) or labels.ndim != 2:
-            return inputs
-        if hasattr(config, "use_cache"):
-            inputs = {"use_cache": False, **inputs}
-        if "decoder_input_ids" in inputs or "decoder_inputs_embeds" in inputs:
-            return inputs
-        if hasattr(model, "prepare_decoder_input_ids_from_labels"):
-            return {**inputs, "decoder_input_ids": model.prepare_decoder_input_ids_from_labels(labels=labels)}
-        if self.label_smoother is not None:
-            raise UserError(
-                f"{type(model).__name__} makes its decoder's inputs from the labels, but label_smoothing_factor "
-                "removes the labels: let the collator add decoder_input_ids"
-            )
-        return {**inputs, "labels": labels}  # M2M100 and others shift them inside; their loss is not used
+        return with_decoder_inputs(self._bare_model(), inputs, labels, smoothed=self.label_smoother is not None)
 
 
 class PSKDTrainer(PSKDMixin, Trainer):

@@ -156,12 +156,12 @@ def test_claims_and_sources_are_fixed_before_the_run():
         (
             dict(claims=[dict(sentence="S", metric="top2", direction="higher", arms=["pskd", "cross_entropy"],
                               smallest_effect=1)]),
-            "claim claim-1 names the metric top2, and the study has top1, ",
+            "claim claim-1 names the metric top2, but the study has top1, ",
         ),
         (
             dict(claims=[dict(sentence="S", metric="top1", direction="higher", arms=["poly", "cross_entropy"],
                               smallest_effect=1)]),
-            "claim claim-1 names the arm poly, and the study has cross_entropy",
+            "claim claim-1 names the arm poly, but the study has cross_entropy",
         ),
         (dict(network="mynet"), None),
     ],
