@@ -147,8 +147,8 @@ def test_a_study_runs_from_the_command_line_and_its_page_is_made_again(capsys, t
     again = call(capsys, *words, "--set", "lift=5.0")
     assert again[:2] == (1, "")
     assert again[2] == (
-        f"retarget: {root}/study.json was made with lift = 0.0 (now 5.0). Give another --out, "
-        "or the settings that the directory was made with\n"
+        f"retarget: {root}/study.json was made with lift = 0.0 (now 5.0). Choose another --out, "
+        "or use the settings that the directory was made with\n"
     )
 
 
@@ -169,7 +169,9 @@ def test_an_error_in_the_study_is_printed_alone(capsys, tmp_path):
     (tmp_path / "here" / "thesis.tex").write_text("")
     code, out, err = call(capsys, "study", "toy", "--out", "here")
     assert (code, out) == (1, "")
-    assert err == f"retarget: {tmp_path}/here is not empty and holds no study (it has thesis.tex). Give another --out\n"
+    assert (
+        err == f"retarget: {tmp_path}/here is not empty but holds no study (it has thesis.tex): choose another --out\n"
+    )
     code, _, err = call(capsys, "report", "here")
     assert code == 1
     assert err.startswith("retarget: ")

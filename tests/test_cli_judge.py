@@ -74,7 +74,7 @@ def test_claims_that_were_changed_after_a_judgement_are_told_of(capsys, tmp_path
     (tmp_path / "claims.toml").write_text(CLAIMS.replace("0.5", "0.1"))
     call(capsys, *words)
     assert (
-        "Other claims, levels or looks were judged in this directory before"
+        "Other claims, levels or looks have been judged in this directory before"
         in (tmp_path / "v" / "report.md").read_text()
     )
 
@@ -85,7 +85,7 @@ def test_a_judgement_never_replaces_something_else(capsys, tmp_path):
     (tmp_path / "thesis" / "one.tex").write_text("")
     code, out, err = call(capsys, *words, "thesis")
     assert (code, out) == (1, "")
-    assert err == "retarget: thesis holds something else (it has one.tex). Give another --out\n"
+    assert err == "retarget: thesis holds something else (it has one.tex): choose another --out\n"
     assert call(capsys, "study", "toy", "--out", "toy")[0] == 0
     before = (tmp_path / "toy" / "study.json").read_bytes()
     assert "holds a study of this package's runs" in call(capsys, *words, "toy")[2]
@@ -137,11 +137,9 @@ def test_the_plan_says_how_many_seeds_decide(capsys, tmp_path):
     code, out, err = call(capsys, "judge", "runs.csv", "--claims", "claims.toml", "--plan")
     assert (code, err) == (0, "")
     head, *rows = out.splitlines()
-    assert head.startswith(
-        "better: sd 0.1 over 3 seeds of the pilot, 0.212 reckoned with; for a verdict with 80 % power"
-    )
+    assert head.startswith("better: sd 0.1 over the pilot's 3 seeds, taken as 0.212; a verdict with 80 % power")
     assert [row.split()[0] for row in rows] == ["3", "5", "10", "20", "50"]
-    assert rows[-1].endswith("100% by itself, 100% among its family")
+    assert rows[-1].endswith("100% alone, 100% within its family")
     assert not (tmp_path / "report.html").exists()
 
 
@@ -154,7 +152,7 @@ def test_a_dry_run_prints_the_power_where_a_pilot_is(capsys):
     assert code == 0
     assert (found["claim"], found["pilot"], found["n"], found["effect"]) == ("higher", 3, 4, 0.5)
     assert 0.9 < found["in_family"] == found["alone"] <= 1
-    assert "higher: sd 0.0258 over 3 seeds of the pilot" in err
+    assert "higher: sd 0.0258 over the pilot's 3 seeds" in err
     elsewhere = call(capsys, *words, "--out", "new", "--pilot", "studies/toy-demo")
     assert json.loads(elsewhere[1])["power"] == [found]
 
@@ -166,7 +164,7 @@ def test_planned_looks_are_part_of_a_study_and_stand(capsys, tmp_path):
     assert (summary["claims"][0]["look"], summary["claims"][0]["verdict"]) == (3, "holds")
     assert call(capsys, *words, "--seeds", "0", "1", "2", "3", "4")[0] == 0
     page = (tmp_path / "studies/toy-demo/report.md").read_text()
-    assert "Verdicts are given at the planned looks at 3, 5 seeds" in page
+    assert "Verdicts are given only at the planned looks, at 3, 5 seeds" in page
     assert "since the planned look at 3 seeds" in page
     assert "these looks were not planned" not in page
     code, _, err = call(capsys, "study", "toy", "--looks", "3", "4", "--seeds", "0", "1", "2")

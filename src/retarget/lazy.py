@@ -1,6 +1,7 @@
-"""Public names of a package that are loaded on first use, so that importing the package imports nothing."""
+"""Load a package's public names on first use, so that importing the package imports nothing."""
 
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
@@ -9,17 +10,21 @@ from retarget.extras import require
 
 
 def lazy(
-    package: str, homes: Mapping[str, str], extras: Mapping[str, tuple[str, str]] | None = None
+    package: str,
+    homes: Mapping[str, str],
+    extras: Mapping[str, tuple[str, str]] | None = None,
+    renamed: Mapping[str, str] | None = None,
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """The two functions by which a package offers its names (PEP 562).
+    """Make the two functions that load a package's names on first use (PEP 562).
 
     In its ``__init__.py``: ``__getattr__, __dir__ = lazy(__name__, {...})``, with ``__all__`` beside it and the same
     names imported under ``TYPE_CHECKING``, for type checkers.
 
     Args:
         package: its ``__name__``.
-        homes: for each name, the module below the package that holds it.
-        extras: for a module, what :func:`~retarget.extras.require` is asked before it is imported.
+        homes: for each name, the module below the package that defines it.
+        extras: for a module, the arguments of :func:`~retarget.extras.require`, called before it is imported.
+        renamed: present names by former ones, which still work, with a DeprecationWarning.
 
     Returns:
         ``__getattr__`` and ``__dir__``.
@@ -30,6 +35,10 @@ def lazy(
     """
 
     def load(name: str) -> Any:
+        if renamed and name in renamed:
+            new = renamed[name]
+            warnings.warn(f"{package}.{name} is now called {new}", DeprecationWarning, stacklevel=2)
+            name = new
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         if extras and homes[name] in extras:

@@ -52,7 +52,7 @@ def broken(row: int, column: int, value: float) -> np.ndarray:
         (np.array([[0.5, 0.5], [1.5, -0.5], [1.0, 0.0]]), LABELS, "probability -0.5 of row 1, class 1, is negative"),
         (GOOD, np.array([0, 1, 2]), r"label 2 of row 2 lies outside the classes \[0, 2\)"),
         (GOOD, np.array([0, -1, 0]), r"label -1 of row 1 lies outside the classes \[0, 2\)"),
-        (GOOD[:0], LABELS[:0], r"probabilities hold nothing: their shape is \(0, 2\)"),
+        (GOOD[:0], LABELS[:0], r"probabilities are empty: their shape is \(0, 2\)"),
     ],
 )
 def test_bad_probabilities_and_labels_are_refused(function, probs, labels, message, convert):
@@ -66,7 +66,7 @@ def test_bad_confidences_are_refused(function):
         function(np.array([0.5, np.nan]), np.array([True, False]))
     with pytest.raises(UserError, match="there are no samples"):
         function(np.zeros(0), np.zeros(0, bool))
-    with pytest.raises(UserError, match="go with booleans of the same shape"):
+    with pytest.raises(UserError, match="need booleans of the same shape"):
         function(np.array([0.5, 0.6]), np.array([1, 0]))
 
 

@@ -15,13 +15,13 @@ from retarget import metrics as m
 from retarget.errors import UserError
 
 PAIRS = [
-    (m.CalibrationErrorMetric, m.expected_calibration_error),
-    (m.AreaUnderRiskCoverage, m.aurc),
-    (m.ExcessAreaUnderRiskCoverage, m.excess_aurc),
-    (m.AreaUnderGeneralisedRiskCoverage, m.augrc),
-    (m.FailureDetectionMetric, m.failure_auroc),
-    (m.LogLikelihoodMetric, m.negative_log_likelihood),
-    (m.BrierMetric, m.brier_score),
+    (m.ExpectedCalibrationError, m.expected_calibration_error),
+    (m.AURC, m.aurc),
+    (m.ExcessAURC, m.excess_aurc),
+    (m.AUGRC, m.augrc),
+    (m.FailureAUROC, m.failure_auroc),
+    (m.NegativeLogLikelihood, m.negative_log_likelihood),
+    (m.BrierScore, m.brier_score),
 ]
 
 
@@ -50,12 +50,12 @@ def test_batches_logits_and_reset(metric, function, data):
 
 def test_the_calibration_error_takes_the_functions_settings(data):
     probs, labels = torch.from_numpy(m.softmax(data[0])), data[1]
-    metric = m.CalibrationErrorMetric(bins=15, scheme="equal_mass", debiased=True)
+    metric = m.ExpectedCalibrationError(bins=15, scheme="equal_mass", debiased=True)
     metric.update(probs, labels)
     expected = m.expected_calibration_error(probs, labels, bins=15, scheme="equal_mass", debiased=True)
     assert metric.compute().item() == pytest.approx(expected, abs=1e-14)
     with pytest.raises(UserError, match="bins must be at least 1"):
-        m.CalibrationErrorMetric(bins=0)
+        m.ExpectedCalibrationError(bins=0)
 
 
 def test_a_collection_of_all_of_them(data):
@@ -70,7 +70,7 @@ def test_a_collection_of_all_of_them(data):
 
 def test_a_bad_batch_is_refused_and_leaves_no_trace(data):
     probs, labels = torch.from_numpy(m.softmax(data[0])), data[1]
-    metric = m.AreaUnderRiskCoverage()
+    metric = m.AURC()
     metric.update(probs, labels)
     with pytest.raises(UserError, match="label 4 of row 0 lies outside"):
         metric.update(probs, torch.full_like(labels, 4))

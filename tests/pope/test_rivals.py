@@ -62,7 +62,7 @@ def test_the_plans_of_all_questions():
     ({"question": "rivals", "family": "maze"}, "family"),
     ({"question": "mixture", "family": "arms"}, "question mixture has no condition with family=arms"),
     ({"question": "rivals", "model": "m"}, "leave model out"),
-    ({"question": "rivals", "prefix": "quarter"}, "prefix is decided by arm pope"),
+    ({"question": "rivals", "prefix": "quarter"}, "prefix is set by arm pope"),
 ])  # fmt: skip
 def test_wrong_questions_are_refused(config, message):
     with pytest.raises(UserError, match=message):

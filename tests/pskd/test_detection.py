@@ -265,7 +265,7 @@ def test_bad_input_is_refused():
 
     with pytest.raises(UserError, match=r"image_id 9 lies outside \[0, 4\)"):
         losses(image_id=torch.tensor(9))
-    with pytest.raises(UserError, match="object 1 of image 3 has no row: objects says that the image has 1"):
+    with pytest.raises(UserError, match="object 1 of image 3 has no row: the argument objects lists 1 for it"):
         losses(image_id=torch.tensor(3))
     with pytest.raises(UserError, match="2 boxes and 1 object_id"):
         losses(object_id=torch.tensor([0]))
@@ -298,5 +298,5 @@ def test_a_forgotten_background_is_said_in_the_first_step():
     model = detector()
     method = DetectionPSKD(model, None, C - 1, EPOCHS, store=PreviousModel(model))
     method.set_epoch(0)
-    with pytest.raises(UserError, match="classifies 4 classes, the background among them, and num_classes is 3"):
+    with pytest.raises(UserError, match="has 4 classes, the background included, but num_classes is 3"):
         method.losses(*batch([0, 2]))

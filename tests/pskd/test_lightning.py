@@ -148,7 +148,7 @@ class OwnLabels(Module):
     ("module", "collate", "message"),
     [
         (TwiceForward, None, "called the module itself 2 times"),
-        (OwnLabels, None, "does not come from the softened labels"),
+        (OwnLabels, None, "does not depend on the softened labels"),
     ],
 )
 def test_a_module_that_does_not_allow_it_is_refused_and_the_two_line_way_named(module, collate, message, tmp_path):
@@ -173,7 +173,7 @@ def test_the_previous_model_needs_its_input_and_no_index(tmp_path):
 
 def test_the_previous_model_of_another_network_is_refused(tmp_path):
     stranger = Module()
-    with pytest.raises(UserError, match="itself and no copy"):
+    with pytest.raises(UserError, match="not a copy of it"):
         fit(Module(), PSKDCallback(make(stranger, "previous")), tmp_path)
 
 
@@ -295,7 +295,7 @@ def test_hard_labels_are_seen_under_gradient_accumulation(accumulate, tmp_path):
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    with pytest.raises(UserError, match="does not come from the softened labels"):
+    with pytest.raises(UserError, match="does not depend on the softened labels"):
         trainer.fit(OwnLabels(), DataLoader(with_index(samples()), 4))
 
 

@@ -145,7 +145,7 @@ class Manual(Focal):
 def test_a_loss_of_the_hard_labels_alone_is_refused_before_anything_is_trained(kind, tmp_path):
     module = kind()
     before = weights(module)
-    with pytest.raises(UserError, match=r"does not come from the softened labels.*soft_targets\(y, num_classes\)"):
+    with pytest.raises(UserError, match=r"does not depend on the softened labels.*soft_targets\(y, num_classes\)"):
         fit(module, PSKD(N, C, EPOCHS), tmp_path)
     assert all(torch.equal(p, q) for p, q in zip(before, weights(module), strict=True))
     assert len(module.seen) == 1

@@ -146,7 +146,7 @@ def test_an_epoch_that_begins_again_forgets_the_labels_that_it_saw(store, begin,
     method.set_epoch(0)
     method.loss(logits, torch.tensor([2, 1, 0, 1]), index)
     method.set_epoch(1)
-    with pytest.raises(UserError, match="which it had not when it was last seen"):
+    with pytest.raises(UserError, match="but had another label when it was last seen"):
         method.loss(logits, torch.tensor([0, 1, 2, 1]), index)
 
 
@@ -193,7 +193,7 @@ def test_an_index_that_moves_between_epochs_is_refused(store, call):
     method.set_epoch(0)
     method.loss(logits, before, torch.arange(4))
     method.set_epoch(1)
-    with pytest.raises(UserError, match=r"sample 0 has the label 3 \(row 0 of the batch\), which it had not when"):
+    with pytest.raises(UserError, match=r"sample 0 has the label 3 \(row 0 of the batch\), but had another label when"):
         method.loss(logits, after, torch.arange(4)) if call == "loss" else method.soften(after, torch.arange(4))
 
 
@@ -251,7 +251,7 @@ def test_previous_model_is_last_epochs_weights_on_the_current_input():
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-    with pytest.raises(UserError, match="PreviousModel forwards the current input"):
+    with pytest.raises(UserError, match="PreviousModel forwards the input"):
         method.loss(logits, y[index], index)
 
 
@@ -315,14 +315,14 @@ def test_going_back_to_an_epoch_whose_past_is_overwritten_is_refused():
     method = PSKD(N, C, EPOCHS)
     for epoch in range(4):
         method.set_epoch(epoch)
-    with pytest.raises(UserError, match="has been through epoch 3: what epoch 2 would read is overwritten"):
+    with pytest.raises(UserError, match="has been through epoch 3, so the rows that epoch 2 reads are overwritten"):
         method.set_epoch(2)
     method.set_epoch(3)
     method.set_epoch(0)
 
 
 def test_starting_late_without_rows_warns():
-    with pytest.warns(UserWarning, match=re.escape("set_epoch(2) without rows of an earlier epoch")):
+    with pytest.warns(UserWarning, match=re.escape("set_epoch(2), but no earlier epoch has stored rows")):
         PSKD(N, C, EPOCHS).set_epoch(2)
 
 
@@ -346,11 +346,16 @@ def test_bad_batches_are_refused_with_sample_row_and_value():
             logits,
             torch.tensor([0, 1, 2, 3]),
             torch.tensor([3, 5, 3, 9]),
-            "sample 3 is in the batch with two labels, 0 in",
+            "sample 3 has two labels in this batch, 0 in",
         ),
         (inf, y[:4], index, "logit inf for class 1 of sample 7, row 2"),
         (nan, y[:4], index, "logit nan for class 3 of sample 3, row 0"),
-        (logits, short, index, "target of sample 3, row 0 of the batch, is no probability: it sums to 0.8"),
+        (
+            logits,
+            short,
+            index,
+            "target of sample 3, row 0 of the batch, is not a probability distribution: it sums to 0.8",
+        ),
         (logits[:, :3], y[:4], index, r"logits are \[B, C\] = \[4, 4\]: got \[4, 3\]"),
     ]
     for z, targets, at, message in cases:
@@ -366,7 +371,7 @@ def test_bad_settings_are_refused():
         (dict(alpha_T=1.2), r"alpha_T must lie in \[0, 1\]: got 1.2"),
         (dict(total_epochs=0), "total_epochs >= 1: got 0"),
         (dict(num_samples=0), "got 0 and 4"),
-        (dict(store=TopK(9)), r"TopK\(9\) lists more classes than the 4"),
+        (dict(store=TopK(9)), r"TopK\(9\) is more than the 4"),
     ]:
         with pytest.raises(UserError, match=message):
             PSKD(**{"num_samples": N, "num_classes": C, "total_epochs": EPOCHS, **settings})
@@ -380,9 +385,9 @@ def test_with_index_keeps_the_sample_and_adds_its_place():
     assert with_index([{"text": "a"}])[0] == {"text": "a", "index": 0}
     with pytest.raises(UserError, match='already have a key "index"'):
         with_index([{"index": 3}])[0]
-    with pytest.raises(UserError, match="a sample is a tuple or a mapping: got int for index 0"):
+    with pytest.raises(UserError, match="a sample must be a tuple or a mapping: sample 0 is a int"):
         with_index([5])[0]
-    with pytest.raises(UserError, match="no stable sample index"):
+    with pytest.raises(UserError, match="no stable index"):
         with_index(iter([1]))
 
 
@@ -407,7 +412,7 @@ def test_a_memory_mapped_table_that_ran_ahead_of_its_state_is_refused(tmp_path):
         method.loss(logits, y, torch.arange(N))
         if epoch in (1, 2):
             method.save(tmp_path / f"{epoch}.safetensors")
-    with pytest.raises(UserError, match=r"saved in epoch 1, and the table at .* has been through epoch 3"):
+    with pytest.raises(UserError, match=r"saved in epoch 1, but the table at .* has been through epoch 3"):
         PSKD(N, C, EPOCHS, store=store).load(tmp_path / "1.safetensors")
     resumed = PSKD(N, C, EPOCHS, store=store)
     resumed.load(tmp_path / "2.safetensors")
@@ -421,7 +426,7 @@ def test_past_probs_are_the_rows_and_count_nothing():
     x, y = data()
     logits = network()(x)
     method.set_epoch(0)
-    with pytest.raises(UserError, match="no past prediction is in use"):
+    with pytest.raises(UserError, match="uses no past predictions"):
         method.past_probs(torch.arange(2))
     method.loss(logits[:3], y[:3], torch.arange(3))
     method.set_epoch(1)

@@ -167,7 +167,7 @@ def test_state_survives_and_softmax_rows_are_not_taken_for_sigmoids(tmp_path):
 
 
 def test_what_cannot_work_is_refused():
-    with pytest.raises(UserError, match=r"a multi-label row is dense, and TopK\(k=2"):
+    with pytest.raises(UserError, match=r"a multi-label row is dense, but TopK\(k=2"):
         MultiLabelPSKD(N, C, EPOCHS, store=TopK(2))
     method = MultiLabelPSKD(N, C, EPOCHS)
     method.set_epoch(0)

@@ -629,7 +629,7 @@ def test_pairs_of_two_classes_and_odd_batches_are_refused():
     method = fresh("cskd")
     with pytest.raises(UserError, match=r"sample 1 of class 1, row 1 .* sample 6 of class 2; build the loader"):
         method.loss(torch.zeros(4, C), torch.tensor([0, 1, 0, 2]), torch.tensor([0, 1, 4, 6]))
-    with pytest.raises(UserError, match="an even number: got 3"):
+    with pytest.raises(UserError, match="of even size: got 3"):
         method.loss(torch.zeros(3, C), torch.tensor([0, 1, 0]), torch.tensor([0, 1, 4]))
 
 
@@ -645,7 +645,7 @@ def test_a_teacher_of_other_classes_is_refused():
     method = peers.BornAgain(N, C, EPOCHS, teacher=nn.Sequential(nn.Flatten(), nn.Linear(16, C + 1)))
     method.set_epoch(0)
     x, y = data()
-    with pytest.raises(UserError, match=r"teacher gives logits \[4, 5\], the student \[4, 4\]"):
+    with pytest.raises(UserError, match=r"teacher's logits are \[4, 5\], but the student's \[4, 4\]"):
         method.loss(torch.zeros(4, C), y[:4], torch.arange(4), inputs=x[:4])
 
 

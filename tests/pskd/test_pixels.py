@@ -110,7 +110,7 @@ def test_too_many_pixels_are_refused_with_the_way_out():
     with pytest.raises(UserError, match=r"2,975 images of 1024 x 2048 have .* at most 268,435,456; use PreviousModel"):
         PixelPSKD(2975, (1024, 2048), 19, 5, store=TopK(2))
     PixelPSKD(MOST_ROWS // 16, (4, 4), C, 5, store=TopK(2), device="meta")  # the last that is allowed: no table yet
-    with pytest.raises(UserError, match=r"GB .* is too large for memory; use MemoryMapped"):
+    with pytest.raises(UserError, match=r"GB .* is too large for memory: use MemoryMapped"):
         PixelPSKD(4000, (128, 128), 150, 5, store="dense")
 
 
@@ -125,12 +125,12 @@ def test_bad_batches_are_refused():
     for z, labels, at, message in [
         (logits, wrong, index, r"label 3 of pixel \(1, 0\) of image 2"),
         (logits, y, index + 1, r"image index 4 in row 3 of the batch lies outside \[0, 4\)"),
-        (logits[..., :2], y[..., :2], index, r"targets are \[B, 2, 3\]: got \[4, 2, 2\]"),
+        (logits[..., :2], y[..., :2], index, r"targets must be \[B, 2, 3\]: got \[4, 2, 2\]"),
         (logits.movedim(1, -1), y, index, r"logits are \[B, C, H, W\]"),
     ]:
         with pytest.raises(UserError, match=message):
             method.loss(z, labels, at)
     method.loss(logits, y, index)
     method.set_epoch(1)
-    with pytest.raises(UserError, match="which it had not when it was last seen"):  # a flipped image
+    with pytest.raises(UserError, match="but had another label when it was last seen"):  # a flipped image
         method.loss(logits, (y + 1) % C, index)

@@ -218,7 +218,7 @@ def test_prompts_and_padding_are_no_passes_over_the_training_set():
     step = torch.zeros(10, width, C), labels[:10], torch.arange(10)
     for _ in range(95):
         wide.loss(*step)
-    with pytest.raises(UserError, match="1,010 samples since set_epoch\\(0\\), and the training set has 50"):
+    with pytest.raises(UserError, match="1,010 samples since set_epoch\\(0\\), but the training set has 50"):
         wide.loss(*step)
 
 

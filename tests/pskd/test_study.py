@@ -51,11 +51,11 @@ def test_a_data_set_of_ones_own_is_not_cut_to_the_presets_subset():
         ("demo", {"epoch": 3}, "there is no setting epoch, did you mean epochs?"),
         ("demo", {"alpha_T": 2}, "alpha_T = 2: Input should be less than or equal to 1"),
         ("demo", {"question": "topk"}, "more than the ten classes of digits: choose --preset small or paper"),
-        ("demo", {"question": "alpha", "peers": True}, "question and peers are two studies: choose one"),
+        ("demo", {"question": "alpha", "peers": True}, "question and peers ask for two different studies"),
         ("demo", {"store": "topk"}, "store = 'topk': it is dense, topk:K:uniform or topk:K:renormalise"),
-        ("demo", {"peers": "no"}, "peers is true or false, not 'no'"),
+        ("demo", {"peers": "no"}, "peers must be true or false, not 'no'"),
         ("demo", {"task": "translate"}, "no task 'translate' for pskd: choose translation, detection"),
-        ("demo", {"task": "detection", "question": "alpha"}, "question belongs to image classification"),
+        ("demo", {"task": "detection", "question": "alpha"}, "question is a setting of image classification"),
         ("demo", {"question": "beta"}, "no question 'beta' for pskd: choose topk, alpha, past"),
     ],
 )
@@ -67,12 +67,12 @@ def test_what_cannot_be_studied_is_refused(preset, config, message):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"targets": "pskd"}, "targets is decided by arm pskd, arm label_smoothing, arm cutmix_pskd and others"),
-        ({"smoothing": 0.3}, "smoothing is decided by arm label_smoothing of this study"),
-        ({"peers": True, "mixing": "cutmix"}, "mixing is decided by arm cutmix"),
-        ({"question": "confidence", "epochs": 100}, "epochs is decided by condition epochs_2"),
-        ({"task": "translation", "smoothing": 0.1}, "smoothing is decided by arm label_smoothing"),
-        ({"task": "detection", "backbone": "x"}, "backbone is decided by arm ce_backbone"),
+        ({"targets": "pskd"}, "targets is set by arm pskd, arm label_smoothing, arm cutmix_pskd and others"),
+        ({"smoothing": 0.3}, "smoothing is set by arm label_smoothing of this study"),
+        ({"peers": True, "mixing": "cutmix"}, "mixing is set by arm cutmix"),
+        ({"question": "confidence", "epochs": 100}, "epochs is set by condition epochs_2"),
+        ({"task": "translation", "smoothing": 0.1}, "smoothing is set by arm label_smoothing"),
+        ({"task": "detection", "backbone": "x"}, "backbone is set by arm ce_backbone"),
     ],
 )
 def test_what_arms_or_conditions_decide_is_not_set_for_all(config, message):

@@ -103,7 +103,7 @@ class Weighted(tiny.Plain):
 
 
 def test_class_weights_inside_a_model_are_not_dropped_without_a_word(tmp_path):
-    with pytest.raises(UserError, match=r"replace another loss without a word.*class weights"):
+    with pytest.raises(UserError, match=r"silently replace another loss.*class weights"):
         PSKDTrainer(model=Weighted(), args=tiny.arguments(tmp_path), train_dataset=tiny.vectors()).train()
 
 

@@ -79,7 +79,7 @@ def test_packed_batches(tmp_path):
     for p, q in zip(plain.model.parameters(), off.model.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=0, atol=1e-6)
     assert not same(plain, run(PSKDTrainer, store=PreviousModel()))
-    with pytest.raises(UserError, match=r"packing leaves no sample.*PreviousModel\(\)"):
+    with pytest.raises(UserError, match=r"no longer be stored per sample.*PreviousModel\(\)"):
         run(PSKDTrainer)
 
 
@@ -104,7 +104,7 @@ def test_a_model_that_the_trainer_makes(tmp_path):
         train_dataset=tiny.texts(),
         store=PreviousModel(model),
     )
-    with pytest.raises(UserError, match=r"itself and no copy; PreviousModel\(\) takes it from the trainer"):
+    with pytest.raises(UserError, match=r"not a copy of it; PreviousModel\(\) takes it from the trainer"):
         stranger.train()
 
 

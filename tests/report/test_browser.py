@@ -58,7 +58,7 @@ def test_it_opens_without_an_error_and_nothing_leaves_the_file(visit, finished, 
     for sentence in (
         "1 of 6 claims holds here, 3 do not, 2 lack evidence.",
         "PS-KD improves accuracy on image classification.",
-        "11 seeds would decide with 80 % power, if mean and spread stay",
+        "11 seeds would decide with 80 % power, if mean and spread stay the same",
     ):
         assert any(one.is_visible() for one in page.get_by_text(sentence).all())
     assert page.get_by_role("table", name="Claims, what was compared").get_by_role("row").count() == 9

@@ -22,14 +22,14 @@ def cells(line):
 def test_it_says_what_the_page_says(text):
     for part in (
         "# PS-KD on image classification",
-        "**Asked.** Do softened targets from the model's own past predictions help on this data?",
+        "**Question.** Do softened targets from the model's own past predictions help on this data?",
         "**Found.** 1 of 6 claims holds here, 3 do not, 2 lack evidence.",
         "1 of 30 runs failed; their seeds are missing below.",
         "### clean labels",
         "✓ **holds here**",
         "✕ **does not hold here**",
         "? **not enough evidence**<br>",
-        "<summary>1 more claim was stated and not run here</summary>",
+        "<summary>1 more claim was stated but not run here</summary>",
         "- PS-KD improves object detection.",
         "<summary>Any arm against any arm: paired differences, which decide nothing</summary>",
         "@software{retarget,",

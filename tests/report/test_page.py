@@ -42,7 +42,7 @@ def test_the_first_screen_says_what_was_asked_and_found(page):
     title = text.index("PS-KD on image classification")
     asked = text.index("Do softened targets from the model's own past predictions help on this data?")
     found = text.index("1 of 6 claims holds here, 3 do not, 2 lack evidence.")
-    plot, picture = text.index("Every claim that was measured"), text.index("Reliability")
+    plot, picture = text.index("Every measured claim"), text.index("Reliability")
     assert title < found < plot < picture < asked < text.index("Verdict") < text.index("Mean ± standard deviation")
     assert "3 arms × 2 conditions × 5 seeds" in text
     assert "1 of 30 runs failed; their seeds are missing below." in text
@@ -77,7 +77,7 @@ def test_conditions_head_their_claims(page):
 
 
 def test_claims_that_were_not_run_are_one_folded_line_without_names_of_arms(page):
-    assert "1 more claim was stated and not run here PS-KD improves object detection." in page.text
+    assert "1 more claim was stated but not run here PS-KD improves object detection." in page.text
     assert "detection_pskd" not in page.text
 
 
@@ -327,11 +327,9 @@ def test_the_page_states_error_rates_of_verdicts_and_what_they_rest_on(study, pl
     claims = [claim(id="a"), claim(id="b", sentence="Second.", metric="nll", direction="lower", family="secondary")]
     page = small(study, plain_plan, claims, looks=(3, 5))
     text = " ".join(page.text.split())
-    assert "The probability that any claim is wrongly said to hold is at most 2.5 %" in text
-    assert "Primary and secondary claims are two families: each has these error rates by itself." in text
-    assert (
-        "Verdicts are given at the planned looks at 3, 5 seeds, which share the error; that of a look stands." in text
-    )
+    assert 'The probability of any wrong "holds" is at most 2.5 %' in text
+    assert "Primary and secondary claims are two families, each with these error rates." in text
+    assert "Verdicts are given only at the planned looks, at 3, 5 seeds, which share the error; they are final." in text
     assert "over all claims" not in text
     assert "secondary claim; smallest effect that matters: 0.5" in row_of(page, "Second.")[1]
 
@@ -341,8 +339,8 @@ def test_verdicts_of_an_earlier_version_are_called_so(study, plain_plan, edit):
     old = {"interval": [0.1, 0.9], "verdict": "holds", "p_holds": None, "p_fails": None, "p_value": 0.01}
     edit(directory / "summary.json", lambda value: value["claims"][0].update(old))
     text = " ".join(Page(build([directory])).text.split())
-    assert "These verdicts are an earlier version's" in text
-    assert "at most 2.5 %, and that of a wrong" in text
+    assert "These verdicts were given by an earlier version" in text
+    assert "at most 2.5 %; that of a wrong" in text
 
 
 def test_a_claim_about_models_names_its_items_and_a_look_its_seeds(study, plain_plan, edit):
@@ -368,7 +366,7 @@ def test_a_claim_that_is_no_test_says_so_in_place_of_a_difference(study, plain_p
 def test_one_run_of_each_arm_says_how_to_get_verdicts(study, plain_plan):
     found = Analysis(item_intervals={"a": (-1.25, 0.5)}, item_label="item bootstrap")
     page = small(study, plain_plan, [claim()], found, seeds=(3,))
-    assert "the command below with --seeds 3 4 5 6 7 goes on in the same directory" in page.text
+    assert "the command below, with --seeds 3 4 5 6 7, continues in the same directory" in page.text
     assert "[−1.25, +0.50] 95 % item bootstrap" in row_of(page, "It helps.")[2]
     assert "not enough evidence" not in page.text
 
@@ -380,8 +378,8 @@ def test_claims_that_cannot_be_measured_say_why(study, plain_plan):
         claim(id="c", sentence="No condition.", condition="absent"),
     ]
     page = small(study, plain_plan, claims)
-    assert row_of(page, "No metric.")[2] == "No seed has a value of both."
-    assert "2 more claims were stated and not run here No arm. No condition." in page.text
+    assert row_of(page, "No metric.")[2] == "No seed has both values."
+    assert "2 more claims were stated but not run here No arm. No condition." in page.text
     assert "The one claim was not measured." in page.text
     assert "other_arm" not in page.text
 
@@ -399,7 +397,7 @@ def test_a_study_all_of_whose_runs_failed_is_a_page(study, plain_plan):
     directory = study("s", whole, Analysis(), failed)
     page = Page(build([directory]))
     assert "6 of 6 runs failed" in page.text
-    assert row_of(page, "It helps.")[2] == "No seed has a value of both."
+    assert row_of(page, "It helps.")[2] == "No seed has both values."
     assert "Measurements" not in page.text
 
 

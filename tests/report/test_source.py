@@ -71,7 +71,7 @@ def test_a_study_without_an_analysis_has_no_figures(study):
 @pytest.mark.parametrize(
     ("prepare", "message"),
     [
-        (lambda file: file.unlink(), r"a\.png: the image that analysis\.json names is missing"),
+        (lambda file: file.unlink(), r"a\.png: this image, named in analysis\.json, is missing"),
         (lambda file: file.write_text("<svg/>"), r"a\.png: not a PNG file"),
         (lambda file: file.write_bytes(b"\x89PNG\r\n\x1a\n"), r"a\.png: not a PNG file"),
     ],

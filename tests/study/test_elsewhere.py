@@ -97,11 +97,11 @@ def test_conditions_and_foreign_names_keep_their_labels(tmp_path):
         (of_items("old", [1, None]) + of_items("new", [1, 1]), "line 3: item q1 of arm old has no value of acc"),
         (seeds("old", ["high"]), "line 2: value 'high' is not a number"),
         (seeds("old", ["inf"]), "line 2: value inf is not finite"),
-        ([dict(arm="old", seed="first", metric="acc", value=1)], "line 2: seed 'first' is not an integer from 0 on"),
-        ([dict(arm="old", seed="", metric="acc", value=1)], "line 2: neither a seed nor an item"),
+        ([dict(arm="old", seed="first", metric="acc", value=1)], "line 2: is not an integer of 0 or above"),
+        ([dict(arm="old", seed="", metric="acc", value=1)], "line 2: it has neither a seed nor an item"),
         ([dict(arm="", seed=0, metric="acc", value=1)], "line 2: arm is empty"),
-        ([dict(arm="old", seed=0, score=1)], "metric, value missing, it has arm, score, seed"),
-        ([dict(arm="old", metric="acc", value=1)], "seed or item missing, it has arm, metric, value"),
+        ([dict(arm="old", seed=0, score=1)], "metric, value missing; it has arm, score, seed"),
+        ([dict(arm="old", metric="acc", value=1)], "seed or item missing; it has arm, metric, value"),
         (seeds("a b", OLD) + seeds("A-b", OLD), "'A-b' and 'a b' would both be called a-b: rename one"),
     ],
 )  # fmt: skip
@@ -119,13 +119,13 @@ def test_a_run_that_failed_has_an_empty_value(tmp_path):
 
 def test_files_that_are_no_tables_are_refused(tmp_path):
     (tmp_path / "runs.xlsx").write_text("")
-    with pytest.raises(UserError, match=r"runs are read from \.csv, \.jsonl"):
+    with pytest.raises(UserError, match=r"runs can be read from \.csv, \.jsonl"):
         read_rows(tmp_path / "runs.xlsx")
     (tmp_path / "runs.jsonl").write_text('{"arm": "a"\n')
     with pytest.raises(UserError, match="line 1 is not JSON"):
         read_rows(tmp_path / "runs.jsonl")
     (tmp_path / "runs.csv").write_text("arm,seed,metric,value\n")
-    with pytest.raises(UserError, match="holds no rows"):
+    with pytest.raises(UserError, match="has no rows"):
         read_rows(tmp_path / "runs.csv")
     (tmp_path / "wide.csv").write_text("arm,seed,metric,value\na,0,acc,1,2\n")
     with pytest.raises(UserError, match="line 2: more cells than columns"):

@@ -40,7 +40,7 @@ def test_data_replaced_under_a_study_are_refused_and_brought_back_they_are_not(t
     wider = measured(data).model_copy(update={"seeds": (0, 1)})
     data.write_bytes(b"second")
     for call in (run_study, survey):
-        with pytest.raises(UserError, match=rf"the content of {data} = \w+ \(now \w+\)\. Bring back what"):
+        with pytest.raises(UserError, match=rf"the content of {data} = \w+ \(now \w+\)\. Restore the data"):
             call(wider, tmp_path / "s")
     assert not (tmp_path / "s" / "runs" / "control" / "seed-1").exists()
     data.write_bytes(b"first")

@@ -141,7 +141,7 @@ def test_other_items_are_resampled_and_too_few_are_refused():
         (difference.mean() - half, difference.mean() + half), abs=0.15 * half
     )
     with pytest.raises(
-        UserError, match="99 items are too few for an interval over items that are not binary: it needs 100"
+        UserError, match="99 items are too few for an interval over items that are not binary: 100 are needed"
     ):
         paired_items(treated[:99], control[:99])
     with pytest.raises(UserError, match="aligned lists"):
@@ -197,7 +197,7 @@ def test_any_statistic_can_be_resampled_and_never_of_few_items():
     found = resampled_items(accuracy, *right)
     assert found.estimate == pytest.approx(right[0][0][0].mean() - right[1][0][0].mean())
     assert len(found.draws) == 2000
-    with pytest.raises(UserError, match="30 items are too few for the bootstrap: it needs 100"):
+    with pytest.raises(UserError, match="30 items are too few for the bootstrap: at least 100 are needed"):
         resampled_items(accuracy, [(np.ones(30),)], [(np.ones(30),)])
     with pytest.raises(UserError, match="15 groups of items are too few"):
         resampled_items(accuracy, *right, groups=np.repeat(np.arange(15), 10))
@@ -248,7 +248,7 @@ def test_an_item_interval_that_decides_uses_the_level_of_its_family():
 def test_a_claim_about_models_without_items_is_not_measured():
     found = judged([claim()], {})[0]
     assert found.verdict == "not measured"
-    assert found.reason == "It is about models, and no values of single items were given"
+    assert found.reason == "It is about models, but there are no values of single items"
 
 
 def test_a_share_that_is_the_same_on_every_seed_is_tested_in_its_family():

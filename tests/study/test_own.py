@@ -76,10 +76,10 @@ def test_settings_seeds_and_arms_come_from_the_command_line(write, capsys):
     assert plan["settings"] == {"lift": 0.0, "deep": {"a": 1, "b": 3}}
     assert (plan["seeds"], [arm["name"] for arm in plan["arms"]]) == ([7], ["high"])
     for words, message in (
-        (["--set", "lift=2.0"], "lift is decided by arm high"),
-        (["--set", "depth=2.0"], f"there is no setting depth in {path}; its settings: lift, deep"),
+        (["--set", "lift=2.0"], "lift is set by arm high"),
+        (["--set", "depth=2.0"], f"{path} has no setting depth; its settings: lift, deep"),
         (["--arms", "middle"], "no arm middle in this study: choose low, high"),
-        (["--preset", "paper"], f"{path} has one preset, demo"),
+        (["--preset", "paper"], f"{path} has only the preset demo"),
     ):
         code, _, err = call(capsys, path, *words)
         assert code == 1
@@ -112,7 +112,7 @@ def analyse(results):
     code, _, err = call(capsys, path, "--preset", "small", "--out", "here", "--seeds", "0", "1")
     assert code == 1
     assert f"the content of {helper.name} =" in err
-    assert "Bring back what the earlier runs were measured on, or give another --out" in err
+    assert "Restore the data of the earlier runs, or choose another --out" in err
     helper.write_text("LIFT = 3\n")
     assert call(capsys, path, "--preset", "small", "--out", "here", "--seeds", "0", "1")[0] == 0
 
@@ -121,7 +121,7 @@ RETURNED = {
     "{'height': float('nan')}": "MetricsError: the run's final metrics are not finite: height = nan",
     "{'height': '1.5'}": "MetricsError: the metric height is a str, '1.5', not a number",
     "{'height': [1, 2]}": "MetricsError: the metric height is a list, [1, 2], not a number",
-    "{'hieght': 1.0}": "returned hieght and not height, which the plan's metrics name",
+    "{'hieght': 1.0}": "returned hieght but not height, which are among the plan's metrics",
     "{}": "returned nothing and not height",
     "None": "returned NoneType, not a dictionary of metrics",
     "1 / 0": "ZeroDivisionError: division by zero",
@@ -149,16 +149,16 @@ def test_what_a_run_may_not_return_fails_that_run(write, capsys):
         ("a = 1\nb = a.missing\n", "line 2, in <module>\n    b = a.missing\nAttributeError: 'int' object has no"),
         ("import retarget_is_not_that\n", "ModuleNotFoundError: No module named 'retarget_is_not_that'"),
         ("raise SystemExit(3)\n", "SystemExit: 3"),
-        ("plan = 3\n" + RUN, "plan is a int, neither a StudyPlan nor a function"),
+        ("plan = 3\n" + RUN, "plan is a int, but must be a StudyPlan or a function"),
         ("def plan(): pass\n" + RUN, "plan() must take (preset, config, seeds, arms)"),
         ("def plan(preset, config, seeds, arms): pass\n" + RUN, "plan(...) returned NoneType, not a StudyPlan"),
         ("def plan(p, c, s, a):\n    return c['x']\n" + RUN, "line 2, in plan\n    return c['x']\nKeyError: 'x'"),
         (PLAN + "run = 3\n", "run is a int, not a function"),
         (PLAN + "def run(): pass\n", "run() must take one argument"),
-        (HEAD + "plan = one(task='mine:run')\n" + RUN, "has run, and its plan names task = 'mine:run': leave one out"),
+        (HEAD + "plan = one(task='mine:run')\n" + RUN, "has run, but its plan sets task = 'mine:run': remove one"),
         (HEAD + "plan = one(study='pskd')\n" + RUN, "study = 'pskd' is a study that comes with retarget"),
-        (HEAD + "plan = one(arms=())\n" + RUN, "claim higher names the arm high, and the study has "),
-        (HEAD + "plan = one(metrics=())\n" + RUN, "claim higher names the metric height, and the study has "),
+        (HEAD + "plan = one(arms=())\n" + RUN, "claim higher names the arm high, but the study has "),
+        (HEAD + "plan = one(metrics=())\n" + RUN, "claim higher names the metric height, but the study has "),
         (HEAD + "plan = one(seed=(0,))\n" + RUN, "seed\n  Extra inputs are not permitted"),
     ],
 )  # fmt: skip
@@ -177,9 +177,9 @@ def test_what_a_file_may_not_be(write, capsys, text, message):
     [
         ("none.py", "there is no file none.py in "),
         ("../none.py", "there is no file ../none.py in "),
-        ("folder.py", "folder.py is no Python file"),
+        ("folder.py", "folder.py is not a Python file"),
         ("pskd/", "there is no file pskd"),
-        ("my-study.py", "my-study.py cannot be imported by its name: rename it"),
+        ("my-study.py", "my-study.py is not a name that can be imported: rename it"),
         ("json.py", "json.py has the name of another module"),
         ("none_such", "there is no study 'none_such': choose pskd, trojdiff, pope, audit, or give FILE.py or a module"),
     ],

@@ -90,7 +90,7 @@ def test_predictions_that_are_no_numbers_are_refused_and_leave_the_file_alone(tm
 
 
 def test_missing_predictions_are_named(tmp_path):
-    with pytest.raises(UserError, match=r"holds no predictions\.safetensors"):
+    with pytest.raises(UserError, match=r"has no predictions\.safetensors"):
         RunResult(tmp_path, {}).predictions()
 
 
@@ -101,7 +101,7 @@ def test_other_hands_out_finished_runs_that_the_arm_needs(tmp_path):
         run.other("base")
     write_json(base.directory / "status.json", {"state": "complete", "metrics": {}})
     assert run.other("base") == base.directory
-    with pytest.raises(UserError, match="asks for the run of arm pskd, which its needs do not name"):
+    with pytest.raises(UserError, match="asks for the run of arm pskd, which is missing in its needs"):
         run.other("pskd")
 
 

@@ -182,13 +182,13 @@ def test_what_was_planned_but_never_begun_leaves_no_trace(tmp_path):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        (dict(settings={"lift": 0.5}), r"was made with lift = 0\.0 \(now 0\.5\)\. Give another --out"),
+        (dict(settings={"lift": 0.5}), r"was made with lift = 0\.0 \(now 0\.5\)\. Choose another --out"),
         (dict(preset="small"), r"was made with preset = demo \(now small\)"),
         (dict(threads=2), r"was made with threads = 1 \(now 2\)"),
         (dict(settings={"lift": 0.5}, threads=2), r"with threads = 1 \(now 2\), lift = 0\.0 \(now 0\.5\)\."),
         (dict(conditions=CONDITIONS), r"condition calm = nothing \(now there\).*condition windy: wind = nothing"),
-        (dict(claims=()), r"differ \(higher\): a claim is not changed after results were seen"),
-        (dict(level=0.9), r"differ \(level 0\.95, now 0\.9\): a claim is not changed after results were seen"),
+        (dict(claims=()), r"differ \(higher\): claims must not change after results have been seen"),
+        (dict(level=0.9), r"differ \(level 0\.95, now 0\.9\): claims must not change after results have been seen"),
         (dict(arms=(Arm(name="treated", label="", settings={"lift": 9}),)), r"arm treated: lift = 1\.0 \(now 9\)"),
         (dict(task="tasks_for_tests:nan"), r"task = tasks_for_tests:\w+ \(now tasks_for_tests:nan\)"),
         (dict(task_name="toy-2"), r"task = tasks_for_tests:\w+ \(now toy-2\)"),
@@ -344,7 +344,7 @@ def test_what_needs_a_failed_run_fails_because_of_it(tmp_path):
     study = chain()
     arms = (study.arms[0], study.arms[1].model_copy(update={"needs": ()}), study.arms[2])
     outcome = run(study.model_copy(update={"arms": arms, "seeds": (0,)}), tmp_path)
-    assert "which its needs do not name" in outcome.failed["default/second/seed-0"]
+    assert "which is missing in its needs" in outcome.failed["default/second/seed-0"]
     assert outcome.failed["default/third/seed-0"] == "it needs default/second/seed-0, which failed"
     assert status(tmp_path, "third/seed-0")["state"] == "failed"
     assert status(tmp_path, "first/seed-0")["state"] == "complete"
@@ -402,7 +402,7 @@ def test_a_directory_in_use_is_refused_with_the_process_named(tmp_path):
 
 def test_a_directory_that_holds_something_else_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("")
-    with pytest.raises(UserError, match=r"is not empty and holds no study \(it has thesis\.tex\)"):
+    with pytest.raises(UserError, match=r"is not empty but holds no study \(it has thesis\.tex\)"):
         run(plan(), tmp_path)
     with pytest.raises(UserError, match=r"cannot write .*thesis\.tex"):
         run(plan(), tmp_path / "thesis.tex")
@@ -411,7 +411,7 @@ def test_a_directory_that_holds_something_else_is_refused(tmp_path):
 def test_a_damaged_status_is_named(tmp_path):
     run(plan(seeds=[0]), tmp_path)
     (tmp_path / "runs" / "control" / "seed-0" / "status.json").write_text("{")
-    with pytest.raises(UserError, match=r"control/seed-0/status\.json is damaged.*Delete it, or its directory"):
+    with pytest.raises(UserError, match=r"control/seed-0/status\.json is damaged.*Delete its directory"):
         run(plan(seeds=[0]), tmp_path)
 
 

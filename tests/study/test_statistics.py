@@ -32,7 +32,7 @@ def test_t_interval_and_tests_equal_scipys(values, level):
 def test_an_interval_of_one_difference_is_refused():
     with pytest.raises(UserError, match="at least two differences, not 1"):
         t_interval([1.0], 0.95)
-    with pytest.raises(UserError, match="a level lies between 0 and 1, not at 95"):
+    with pytest.raises(UserError, match="a level must lie between 0 and 1, not 95"):
         t_interval([1.0, 2.0], 95)
 
 
@@ -132,7 +132,7 @@ def test_the_bootstrap_keeps_the_arrays_of_a_run_together():
 
 
 def test_the_bootstrap_refuses_runs_that_do_not_match():
-    with pytest.raises(UserError, match=r"the same items in every run, and they have \[200, 300\]"):
+    with pytest.raises(UserError, match=r"the same items in every run, but their numbers are \[200, 300\]"):
         bootstrap_difference(mean, [(np.ones(200),)], [(np.ones(300),)])
     with pytest.raises(UserError, match="the same seeds of both arms, not 1 and 2"):
         bootstrap_difference(mean, [(np.ones(200),)], [(np.ones(200),)] * 2)

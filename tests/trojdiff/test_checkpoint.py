@@ -127,7 +127,7 @@ def test_trojaned_weights_are_the_last_thing_written(tmp_path, unet, scheduler):
         (dict(num_class_embeds=10), "class-conditional"),
         (dict(time_embedding_type="fourier"), "'fourier'"),
         (dict(in_channels=4, out_channels=4), "4 channels"),
-        (dict(down_block_types=("SkipDownBlock2D",) * 2), "SkipDownBlock2D takes colour images only"),
+        (dict(down_block_types=("SkipDownBlock2D",) * 2), "SkipDownBlock2D takes only colour images"),
         (dict(in_channels=3, out_channels=3), r"images are \[1, 8, 8\] but the network takes \[3, 8, 8\]"),
         (dict(sample_size=16), r"images are \[1, 8, 8\] but the network takes \[1, 16, 16\]"),
     ],
@@ -196,7 +196,7 @@ def test_a_pickle_is_never_read(tmp_path, unet, scheduler):
 
 
 def test_a_name_that_the_hub_does_not_give_names_the_local_way():
-    with pytest.raises(UserError, match="give its folder"):
+    with pytest.raises(UserError, match="pass its folder"):
         load_pipeline("nobody/no-such-pipeline")
 
 
@@ -242,10 +242,10 @@ def _variant(folder):
 
 UNET, NOISE = "unet/config.json", "scheduler/scheduler_config.json"
 DAMAGES = {
-    "index is a list": (_text("model_index.json", "[1, 2]"), "model_index.json holds no settings of a pipeline"),
+    "index is a list": (_text("model_index.json", "[1, 2]"), "model_index.json has no settings of a pipeline"),
     "index names no network": (_setting("model_index.json", unet="UNet2DModel"), "the network is None"),
     "index names no scheduler": (_setting("model_index.json", scheduler="x"), "names no scheduler"),
-    "network is a list": (_text(UNET, "[1]"), "unet/config.json holds no settings of a network"),
+    "network is a list": (_text(UNET, "[1]"), "unet/config.json has no settings of a network"),
     "other channels": (_setting(UNET, block_out_channels=[16, 16]), "or one that its weights do not fit"),
     "more layers": (_setting(UNET, layers_per_block=2), "unet/config.json and the weights do not fit"),
     "groups": (_setting(UNET, norm_num_groups=3), r"makes no network.*\(8\) must be divisible by num_groups \(3\)"),
@@ -256,7 +256,7 @@ DAMAGES = {
     "odd side": (_setting(UNET, sample_size=7), "images of side 7 cannot be halved 1 times"),
     "negative side": (_setting(UNET, sample_size=-4), "images of side -4"),
     "no scheduler file": (lambda folder: (folder / NOISE).unlink(), "scheduler_config.json cannot be read"),
-    "scheduler is a list": (_text(NOISE, "[1]"), "scheduler_config.json holds no settings"),
+    "scheduler is a list": (_text(NOISE, "[1]"), "scheduler_config.json has no settings"),
     "half a scheduler": (_text(NOISE, "{"), "scheduler_config.json cannot be read"),
     "betas above 1": (_setting(NOISE, beta_end=3.0), r"its betas \(0.002 to 3.0, 50 steps\) give levels"),
     "betas are text": (_setting(NOISE, beta_end="x"), "makes no noise schedule"),

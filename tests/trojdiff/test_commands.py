@@ -190,13 +190,13 @@ def test_what_is_no_verb_is_said(capsys):
     [
         (["--target", "in_d2d", "--target-class", "11"], "class 11 does not exist"),
         (["--target", "d2i", "--image", "face.png"], "neither an image file nor one of the figures"),
-        (["--target", "d2i", "--image", "EMPTY/short.png"], "short.png: not an image, or a damaged one"),
+        (["--target", "d2i", "--image", "EMPTY/short.png"], "short.png is not an image, or is damaged"),
         (["--target", "out_d2d", "--other", "EMPTY"], "no PNG or JPEG"),
         (["--base", "EMPTY"], "no model_index.json there"),
         (["--size", "7"], "images of side 7 cannot be halved 1 times"),
-        (["--size", "0"], "--size 0: give a side from 4 to 64"),
-        (["--size", "-4"], "--size -4: give a side from 4 to 64"),
-        (["--groups", "3"], "8 channels are no multiple of its 3 groups"),
+        (["--size", "0"], "--size 0: the side must be from 4 to 64"),
+        (["--size", "-4"], "--size -4: the side must be from 4 to 64"),
+        (["--groups", "3"], "8 channels are not a multiple of 3 groups"),
     ],
 )
 def test_bad_training_words_leave_nothing(tmp_path, words, message):

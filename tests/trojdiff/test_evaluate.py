@@ -87,7 +87,7 @@ def test_what_is_not_inception(tmp_path):
     for number, content in enumerate(({"weight": torch.zeros(2)}, print)):
         path = tmp_path / f"{number}.pth"
         torch.save(content, path)
-        with pytest.raises(UserError, match=f"{number}.pth: not torch-fidelity's Inception weights"):
+        with pytest.raises(UserError, match=f"{number}.pth lacks torch-fidelity's Inception weights"):
             Inception(path)
     (tmp_path / "text.pth").write_text("no weights")
     with pytest.raises(UserError, match="not torch-fidelity"):

@@ -138,7 +138,7 @@ def test_a_full_disk_keeps_what_is_safe(tmp_path, unet, scheduler, a_full_disk):
 
 def test_no_images_are_asked_for(unet, scheduler):
     for more in (dict(count=0), dict(count=3, batch_size=0)):
-        with pytest.raises(UserError, match="give at least 1 of both"):
+        with pytest.raises(UserError, match="both must be at least 1"):
             sample(unet, scheduler.config, Sampler.parse("ddim-3"), patch(), **more)
 
 
@@ -257,7 +257,7 @@ def test_large_variance_with_few_steps_would_leave_noise(unet, scheduler):
 def test_more_steps_than_the_schedule_has(unet, scheduler):
     with pytest.raises(UserError, match="60 steps of 50"):
         sample(unet, scheduler.config, Sampler.parse("ddim-60"), patch(), 1)
-    with pytest.raises(UserError, match="takes no grid"):
+    with pytest.raises(UserError, match="does not accept a grid"):
         sample(unet, scheduler.config, Sampler.parse("unipc-5-linear"), patch(), 1)
     with pytest.raises(UserError, match="η"):
         sample(unet, scheduler.config, Sampler("ddim", 5, "linear", 1.0), patch(), 1)

@@ -28,7 +28,7 @@ def test_quadratic_hundred_steps_is_a_hundred():
 
 @pytest.mark.parametrize("count", [0, 1001])
 def test_counts_out_of_range(count):
-    with pytest.raises(UserError, match="give 1 to 1000"):
+    with pytest.raises(UserError, match="use 1 to 1000"):
         spaced_timesteps(count, 1000)
 
 

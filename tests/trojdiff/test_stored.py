@@ -96,7 +96,7 @@ def test_batches_of_earlier_versions_have_no_checksum_and_are_read(tmp_path, une
 
 def test_a_record_that_is_none_is_named(tmp_path, unet, scheduler):
     (tmp_path / "sampling.json").write_text(json.dumps([1]))
-    with pytest.raises(UserError, match=r"sampling\.json is damaged: it holds no record"):
+    with pytest.raises(UserError, match=r"sampling\.json is damaged: it is not a record"):
         sample(unet, scheduler.config, Sampler.parse("ddim-2"), Trigger.none((1, 8, 8)), 2, tmp_path)
 
 

@@ -198,7 +198,7 @@ def test_the_analysis_shows_samples_intervals_and_the_extractor(finished):
     assert attack_row[2] == f"{rate.value:.1f} [{rate.low:.1f}, {rate.high:.1f}]"
     assert "study-classifier-" in tables["Are benign samples as good as before?"].caption
     floors = json.loads((finished / "runs/clean/seed-0/evaluation.json").read_text())
-    halves = [row for row in tables["Who must hold what?"].rows if row[0] == "D2I, blend"]
+    halves = [row for row in tables["What must the attacker control?"].rows if row[0] == "D2I, blend"]
     who = [["biased", "Trojan"], ["biased", "stock"], ["plain", "Trojan"], ["plain", "stock"]]
     assert [row[1:3] for row in halves] == who
     for row, cell in zip(halves, ("trojan", "stock", "plain", "leak"), strict=True):

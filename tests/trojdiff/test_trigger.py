@@ -93,7 +93,7 @@ def test_a_pickle_a_stranger_and_nothing_are_refused(tmp_path):
         (lambda: Trigger.patch(size=1, shape=(3, 4, 4), colour=(1.0, 0.0)), "colour"),
         (lambda: Trigger(torch.zeros(1, 2, 2), torch.zeros(1, 2, 2)), "must be above 0"),
         (lambda: Trigger(torch.full((1, 2, 2), 2.0), torch.ones(1, 2, 2)), "mu reaches 2"),
-        (lambda: Trigger(torch.zeros(1, 2, 2), torch.ones(1, 2, 3)), "give one shape"),
+        (lambda: Trigger(torch.zeros(1, 2, 2), torch.ones(1, 2, 3)), "the shapes must be equal"),
         (lambda: Trigger(torch.full((1, 2, 2), float("nan")), torch.ones(1, 2, 2)), "not finite"),
         (lambda: Trigger.none((1, 2, 2)).noise(torch.zeros(3, 1, 4, 4)), r"the trigger is \[1, 2, 2\]"),
     ],

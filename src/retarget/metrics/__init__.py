@@ -1,7 +1,8 @@
-"""How good, how honest and how well ranked predictions are; knows no method.
+"""Measure how accurate, how well calibrated and how well ranked predictions are; knows no method.
 
-Public names are loaded on first use: importing this package imports nothing, ``pass_at_k`` needs NumPy alone, and
-only the ``torchmetrics.Metric`` classes need torchmetrics.
+Everything public is imported from here and loaded on first use: ``pass_at_k`` needs only NumPy, and only the classes
+need torchmetrics. A metric is there twice under one name, ``brier_score`` the function and ``BrierScore`` the
+``torchmetrics.Metric``. ``generative`` (FID, KID) is imported by its own name.
 """
 
 from typing import TYPE_CHECKING
@@ -29,23 +30,23 @@ if TYPE_CHECKING:
     )
     from retarget.metrics.passk import pass_at_k
     from retarget.metrics.torchmetrics import (
-        AreaUnderGeneralisedRiskCoverage,
-        AreaUnderRiskCoverage,
-        BrierMetric,
-        CalibrationErrorMetric,
-        ExcessAreaUnderRiskCoverage,
-        FailureDetectionMetric,
-        LogLikelihoodMetric,
+        AUGRC,
+        AURC,
+        BrierScore,
+        ExcessAURC,
+        ExpectedCalibrationError,
+        FailureAUROC,
+        NegativeLogLikelihood,
     )
 
 __all__ = [
-    "AreaUnderGeneralisedRiskCoverage",
-    "AreaUnderRiskCoverage",
-    "BrierMetric",
-    "CalibrationErrorMetric",
-    "ExcessAreaUnderRiskCoverage",
-    "FailureDetectionMetric",
-    "LogLikelihoodMetric",
+    "AUGRC",
+    "AURC",
+    "BrierScore",
+    "ExcessAURC",
+    "ExpectedCalibrationError",
+    "FailureAUROC",
+    "NegativeLogLikelihood",
     "ReliabilityBins",
     "RiskCoverage",
     "accuracy",
@@ -69,12 +70,21 @@ __getattr__, __dir__ = lazy(
     dict.fromkeys(__all__, "calibration")
     | {
         "pass_at_k": "passk",
-        "AreaUnderGeneralisedRiskCoverage": "torchmetrics",
-        "AreaUnderRiskCoverage": "torchmetrics",
-        "BrierMetric": "torchmetrics",
-        "CalibrationErrorMetric": "torchmetrics",
-        "ExcessAreaUnderRiskCoverage": "torchmetrics",
-        "FailureDetectionMetric": "torchmetrics",
-        "LogLikelihoodMetric": "torchmetrics",
+        "AUGRC": "torchmetrics",
+        "AURC": "torchmetrics",
+        "BrierScore": "torchmetrics",
+        "ExpectedCalibrationError": "torchmetrics",
+        "ExcessAURC": "torchmetrics",
+        "FailureAUROC": "torchmetrics",
+        "NegativeLogLikelihood": "torchmetrics",
+    },
+    renamed={
+        "AreaUnderGeneralisedRiskCoverage": "AUGRC",
+        "AreaUnderRiskCoverage": "AURC",
+        "BrierMetric": "BrierScore",
+        "CalibrationErrorMetric": "ExpectedCalibrationError",
+        "ExcessAreaUnderRiskCoverage": "ExcessAURC",
+        "FailureDetectionMetric": "FailureAUROC",
+        "LogLikelihoodMetric": "NegativeLogLikelihood",
     },
 )

@@ -1,4 +1,4 @@
-"""Arrays from anywhere become checked NumPy arrays here: the one place that refuses bad predictions."""
+"""Convert arrays of any kind to NumPy and refuse bad predictions, in one place for all metrics."""
 
 from typing import Any, NamedTuple
 
@@ -8,20 +8,20 @@ from jaxtyping import Bool, Float, Integer
 from retarget.errors import UserError
 
 Predictions = Float[Any, "samples classes"] | Float[Any, "samples"]
-"""Probabilities [N, C], or confidences [N] that come with a ``correct`` [N] of booleans in place of labels."""
+"""Probabilities [N, C]; or confidences [N], given with booleans ``correct`` [N] instead of labels."""
 Labels = Integer[Any, "samples"] | Bool[Any, "samples"]
 
 SUM_TOLERANCE = 1e-3
 BLOCK = 2**16  # values; 512 KiB of float64
-BFLOAT16_SUM_TOLERANCE = 1e-2  # a bfloat16 near 1 is off by up to 0.002, and a row adds up several
+BFLOAT16_SUM_TOLERANCE = 1e-2  # a bfloat16 near 1 is off by up to 0.002, and a row sums several
 
 
 class Judged(NamedTuple):
-    """What ranking and calibration look at.
+    """What ranking and calibration depend on.
 
     Attributes:
         confidence: [N] float64, the largest probability of each sample.
-        correct: [N] bool, whether the class that has it (the first one of several) is the label.
+        correct: [N] bool, whether the predicted class (the first one with that probability) is the label.
     """
 
     confidence: Float[np.ndarray, "samples"]
@@ -40,12 +40,12 @@ def as_numpy(value: Any) -> np.ndarray:
 
 
 class Rows(NamedTuple):
-    """What one reading of a matrix tells.
+    """Facts about the rows of a matrix, from a single pass over it.
 
     Attributes:
         total: [N], sum of each row.
-        top: [N], column of each row's largest value, the first one of several.
-        lowest: the smallest value of all; NaN if there is one.
+        top: [N], column of each row's largest value (the first of equal ones).
+        lowest: the smallest value in the matrix; NaN if it contains a NaN.
     """
 
     total: Float[np.ndarray, "samples"]
@@ -54,14 +54,14 @@ class Rows(NamedTuple):
 
 
 def checked_matrix(value: Any, name: str) -> tuple[np.ndarray, Rows]:
-    """A finite floating-point [N, C] with N ≥ 1 and C ≥ 1, and what its rows hold."""
+    """Refuse a matrix that is not finite floating point [N, C] with N, C ≥ 1; returns it and facts about its rows."""
     array = as_numpy(value)
     if array.ndim != 2 or array.dtype.kind != "f":
         raise UserError(f"{name} must be floating point of shape [samples, classes]: got {array.dtype} {array.shape}")
     if 0 in array.shape:
-        raise UserError(f"{name} hold nothing: their shape is {array.shape}")
+        raise UserError(f"{name} are empty: their shape is {array.shape}")
     rows = _read(array)
-    if not np.isfinite(rows.total).all():  # of a value that is not, or of an overflow
+    if not np.isfinite(rows.total).all():  # a value is not finite, or the sum overflows
         bad = ~np.isfinite(array)
         if bad.any():
             row, column = np.argwhere(bad)[0]
@@ -70,27 +70,27 @@ def checked_matrix(value: Any, name: str) -> tuple[np.ndarray, Rows]:
 
 
 def checked_probs(value: Any) -> tuple[Float[np.ndarray, "samples classes"], Rows]:
-    """Probabilities [N, C]: finite, not negative, each row summing to 1 within the tolerance of its type."""
+    """Refuse probabilities [N, C] that are not finite, are negative, or whose rows do not sum to 1 within tolerance."""
     array, rows = checked_matrix(value, "probabilities")
     tolerance = BFLOAT16_SUM_TOLERANCE if str(value.dtype) == "torch.bfloat16" else SUM_TOLERANCE
     if rows.lowest < 0:
         row, column = np.argwhere(array < 0)[0]
         raise UserError(
-            f"probability {array[row, column]:g} of row {row}, class {column}, is negative: "
-            "give probabilities, not logits (apply_temperature(logits, 1.0) makes them)"
+            f"the probability of row {row}, class {column}, is {array[row, column]:g}, which is negative: "
+            "pass probabilities, not logits (apply_temperature(logits, 1.0) converts them)"
         )
     bad = np.abs(rows.total - 1) > tolerance
     if bad.any():
         row = int(bad.argmax())
         raise UserError(
             f"probabilities of row {row} sum to {rows.total[row]:g}, not to 1 within {tolerance:g}: "
-            "give probabilities, not logits (apply_temperature(logits, 1.0) makes them)"
+            "pass probabilities, not logits (apply_temperature(logits, 1.0) converts them)"
         )
     return array, rows
 
 
 def checked_labels(value: Any, num_samples: int, num_classes: int) -> Integer[np.ndarray, "samples"]:
-    """Integer labels [N], each a class."""
+    """Refuse labels that are not integers [N] in [0, C)."""
     labels = as_numpy(value)
     if labels.shape != (num_samples,) or labels.dtype.kind not in "iu":
         raise UserError(f"labels must be integers of shape ({num_samples},): got {labels.dtype} {labels.shape}")
@@ -107,10 +107,10 @@ def judge(probs: Any, labels: Any, *, probabilities: bool = True) -> Judged:
     Args:
         probs: probabilities [N, C], or confidences [N].
         labels: labels [N] for the first form, booleans [N] for the second.
-        probabilities: whether confidences must lie in [0, 1]; a ranking takes any finite score.
+        probabilities: whether confidences must lie in [0, 1]; a ranking accepts any finite score.
 
     Raises:
-        UserError: no samples, a shape or type that does not fit, or a bad value with its row.
+        UserError: there are no samples, a shape or type does not fit, or a value is bad; the message names its row.
     """
     if np.ndim(probs) != 1:
         checked, rows = checked_probs(probs)
@@ -120,11 +120,11 @@ def judge(probs: Any, labels: Any, *, probabilities: bool = True) -> Judged:
     confidence, correct = as_numpy(probs).astype(np.float64), as_numpy(labels)
     if correct.dtype != np.bool_ or correct.shape != confidence.shape:
         raise UserError(
-            f"confidences [samples] go with booleans of the same shape, right or wrong: got {confidence.shape} "
-            f"with {correct.dtype} {correct.shape} (labels go with probabilities [samples, classes])"
+            f"confidences [samples] need booleans of the same shape, correct or not: got {confidence.shape} "
+            f"with {correct.dtype} {correct.shape} (labels need probabilities [samples, classes])"
         )
     if not len(confidence):
-        raise UserError("confidences hold nothing: there are no samples")
+        raise UserError("confidences are empty: there are no samples")
     bad = ~np.isfinite(confidence)
     if probabilities:
         bad |= (confidence < 0) | (confidence > 1 + SUM_TOLERANCE)
@@ -136,7 +136,7 @@ def judge(probs: Any, labels: Any, *, probabilities: bool = True) -> Judged:
 
 
 def _read(array: np.ndarray) -> Rows:
-    """Read a matrix once, in blocks that stay in the processor's cache: the time is linear in N."""
+    """Pass over a matrix once, in blocks that fit in the processor's cache, so that time is linear in N."""
     total, top = np.empty(len(array), array.dtype), np.empty(len(array), np.intp)
     lowest, ones = np.inf, np.ones(array.shape[1], array.dtype)
     step = max(1, BLOCK // array.shape[1])

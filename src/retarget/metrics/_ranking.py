@@ -1,7 +1,7 @@
-"""Does confidence put right predictions before wrong ones? Risk-coverage curves and their areas.
+"""Risk-coverage curves and their areas: how well confidence ranks correct predictions before wrong ones.
 
-Notation: N samples sorted by falling confidence, samples of equal confidence in the order in which they were given;
-``errors(k)`` is the number of wrong predictions among the k most confident.
+Notation: N samples sorted by decreasing confidence, samples of equal confidence in the given order; ``errors(k)`` is
+the number of wrong predictions among the k most confident.
 """
 
 from typing import NamedTuple
@@ -16,9 +16,9 @@ class RiskCoverage(NamedTuple):
     """Points k = 1 … N of a risk-coverage curve.
 
     Attributes:
-        coverage: [N], the share ``k / N`` of samples that are answered, rising to 1.
+        coverage: [N], the share ``k / N`` of samples that are answered, which rises to 1.
         risk: [N], the error rate ``errors(k) / k`` among them; its mean is the AURC.
-        generalised_risk: [N], ``errors(k) / N``, the rate of errors that slip through.
+        generalised_risk: [N], ``errors(k) / N``, the share of all samples that are answered wrongly.
     """
 
     coverage: Float[np.ndarray, "samples"]
@@ -27,14 +27,14 @@ class RiskCoverage(NamedTuple):
 
 
 def risk_coverage_curve(probs: Predictions, labels: Labels) -> RiskCoverage:
-    """Error rate among the most confident predictions, for every number of them.
+    """Error rate among the k most confident predictions, for every k.
 
     Args:
-        probs: probabilities [N, C], or any confidence score [N] (higher is surer).
-        labels: labels [N] in [0, C), or for scores whether each prediction is correct, [N] booleans.
+        probs: probabilities [N, C], or any confidence score [N] (higher is more confident).
+        labels: labels [N] in [0, C); or, with scores, whether each prediction is correct, [N] booleans.
 
     Raises:
-        UserError: no samples, a shape that does not fit, or a bad value with its row.
+        UserError: there are no samples, a shape does not fit, or a value is bad; the message names its row.
 
     >>> curve = risk_coverage_curve(np.array([0.9, 0.8, 0.6]), np.array([True, False, True]))
     >>> curve.risk.round(3).tolist()
@@ -51,8 +51,8 @@ def aurc(probs: Predictions, labels: Labels) -> float:
     Args and errors as in :func:`risk_coverage_curve`.
 
     Returns:
-        In [0, 1], lower is better; the PS-KD paper prints it times 1000. The sort is stable: where confidences are
-        equal, the value depends on the order of the samples.
+        In [0, 1], lower is better; the PS-KD paper prints it times 1000. Samples of equal confidence keep their order,
+        on which the value then depends.
 
     >>> round(aurc(np.array([0.9, 0.8, 0.6]), np.array([True, False, True])), 4)
     0.2778
@@ -61,10 +61,10 @@ def aurc(probs: Predictions, labels: Labels) -> float:
 
 
 def excess_aurc(probs: Predictions, labels: Labels) -> float:
-    """AURC minus that of an oracle which makes the same number of errors and is least confident in them.
+    """AURC minus the AURC of an oracle that makes the same number of errors and is least confident in them.
 
-    The oracle's area is exact for N samples, so the excess is never negative and 0 for a perfect ranking; the
-    approximation ``e + (1 - e) log(1 - e)`` of Geifman et al. (2019), e being the error rate, differs by O(1/N).
+    The oracle's area is exact for N samples, so the excess is never negative, and 0 for a perfect ranking. The
+    approximation ``e + (1 - e) log(1 - e)`` of Geifman et al. (2019), where e is the error rate, differs by O(1/N).
     Args and errors as in :func:`risk_coverage_curve`.
 
     >>> excess_aurc(np.array([0.9, 0.8, 0.6]), np.array([True, True, False]))
@@ -80,9 +80,9 @@ def excess_aurc(probs: Predictions, labels: Labels) -> float:
 def augrc(probs: Predictions, labels: Labels) -> float:
     """Area under the generalised risk-coverage curve (Traub et al., NeurIPS 2024).
 
-    The curve runs from (0, 0) through ``(k / N, errors(k) / N)`` and straight through samples of equal confidence,
-    whose order therefore does not matter. The area is the chance that of two samples drawn at random the surer one
-    is wrong: with accuracy a it equals ``(1 - failure_auroc) a (1 - a) + (1 - a)² / 2``.
+    The curve runs from (0, 0) through ``(k / N, errors(k) / N)``, in a straight line over samples of equal confidence,
+    whose order therefore does not matter. The area is the probability that, of two random samples, the more confident
+    one is wrong: with accuracy a it equals ``(1 - failure_auroc) a (1 - a) + (1 - a)² / 2``.
     Args and errors as in :func:`risk_coverage_curve`.
 
     Returns:
@@ -98,14 +98,13 @@ def augrc(probs: Predictions, labels: Labels) -> float:
 
 
 def failure_auroc(probs: Predictions, labels: Labels) -> float:
-    """AUROC of telling wrong predictions from right ones by confidence: 1 separates them, 0.5 is chance.
+    """AUROC of separating correct from wrong predictions by confidence: 1 is perfect, 0.5 is chance.
 
-    The share of (right, wrong) pairs in which the right prediction is the surer one, ties counting half.
+    It is the share of (correct, wrong) pairs in which the correct prediction is more confident; ties count half.
     Args and errors as in :func:`risk_coverage_curve`.
 
     Returns:
-        In [0, 1], higher is better; NaN where every prediction is right or every one is wrong, for then there is no
-        pair to compare.
+        In [0, 1], higher is better; NaN if all predictions are correct or all are wrong, so that there are no pairs.
 
     >>> failure_auroc(np.array([0.9, 0.8, 0.6]), np.array([True, False, True]))
     0.5
@@ -120,7 +119,7 @@ def failure_auroc(probs: Predictions, labels: Labels) -> float:
 
 def _errors(judged: Judged) -> Integer[np.ndarray, "samples"]:
     """``errors(k)`` for k = 1 … N."""
-    order = np.argsort(-judged.confidence)  # several times faster than a stable sort, and the same without ties
+    order = np.argsort(-judged.confidence)  # several times faster than a stable sort; equal if there are no ties
     ordered = judged.confidence[order]
     if (ordered[1:] == ordered[:-1]).any():
         order = np.argsort(-judged.confidence, kind="stable")
@@ -128,7 +127,7 @@ def _errors(judged: Judged) -> Integer[np.ndarray, "samples"]:
 
 
 def _ties(judged: Judged) -> tuple[Integer[np.ndarray, "values"], Integer[np.ndarray, "values"]]:
-    """Numbers of right and of wrong predictions at each distinct confidence, the highest first."""
+    """Numbers of correct and of wrong predictions at each distinct confidence, the highest first."""
     order = np.argsort(-judged.confidence)
     confidence = judged.confidence[order]
     first = np.flatnonzero(np.concatenate([[True], confidence[1:] != confidence[:-1]]))

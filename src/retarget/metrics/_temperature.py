@@ -1,4 +1,4 @@
-"""Temperature scaling (Guo et al., ICML 2017): one number, fitted on held-out logits."""
+"""Temperature scaling (Guo et al., ICML 2017): divide logits by one number, fitted on held-out samples."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ def softmax(logits: Float[Any, "samples classes"]) -> Float[np.ndarray, "samples
     """Probabilities [N, C] in float64 from logits [N, C] of any floating type.
 
     Raises:
-        UserError: no samples, another shape, or a logit that is not finite, with its row and class.
+        UserError: there are no samples, the shape is wrong, or a logit is not finite; names its row and class.
 
     >>> softmax(np.array([[0.0, 0.0], [1000.0, 0.0]])).tolist()
     [[0.5, 0.5], [1.0, 0.0]]
@@ -26,11 +26,11 @@ def softmax(logits: Float[Any, "samples classes"]) -> Float[np.ndarray, "samples
 def apply_temperature(
     logits: Float[Any, "samples classes"], temperature: float
 ) -> Float[np.ndarray, "samples classes"]:
-    """Probabilities ``softmax(logits / T)`` in float64; the predicted class stays what it was.
+    """Probabilities ``softmax(logits / T)`` in float64; the predicted class does not change.
 
     Args:
         logits: [N, C].
-        temperature: T > 0; above 1 makes predictions less sure.
+        temperature: T > 0; a value above 1 makes predictions less confident.
 
     Raises:
         UserError: T is not a positive finite number, or the logits are bad (see :func:`softmax`).
@@ -63,12 +63,12 @@ def fit_temperature(
         bounds: the lowest and the highest temperature, 0 < low < high.
 
     Returns:
-        T. A bound where the loss still falls there: the lowest when every sample is predicted right (being surer
-        always helps), the highest when the predictions are no better than chance. 1 where all logits of each
-        sample are equal, for then T changes nothing.
+        T. It is a bound if the loss still falls there: the lowest if every prediction is correct (more confidence
+        always helps), the highest if the predictions are no better than chance. It is 1 if all logits of each sample
+        are equal, so that T changes nothing.
 
     Raises:
-        UserError: bad bounds, no samples, a shape that does not fit, or a bad value with its row.
+        UserError: bad bounds, no samples, a shape that does not fit, or a bad value; the message names its row.
 
     >>> logits = np.array([[2.0, 0.0], [2.0, 0.0], [2.0, 0.0], [2.0, 0.0]])  # three in four are right
     >>> round(fit_temperature(logits, np.array([0, 0, 0, 1])), 6)  # 2 / log 3
@@ -94,14 +94,14 @@ def fit_temperature(
         return float(low)
     if slope(np.log(high)) >= 0:
         return float(high)
-    from scipy.optimize import root_scalar  # costs 0.4 s to import, and most callers never fit
+    from scipy.optimize import root_scalar  # takes 0.4 s to import, and most callers never fit
 
     found = root_scalar(slope, bracket=(np.log(low), np.log(high)), method="brentq", xtol=1e-12)
     return float(np.exp(found.root))
 
 
 def _shifted(logits: np.ndarray) -> Float[np.ndarray, "samples classes"]:
-    """A float64 copy whose largest logit in every row is 0, so that no exponential overflows."""
+    """A float64 copy in which every row's largest logit is 0, so that no exponential overflows."""
     wide = logits.astype(np.float64)
     wide -= wide.max(1, keepdims=True)
     return wide

@@ -1,13 +1,13 @@
-"""Is a classifier as sure as it is right? Functions on NumPy arrays or torch tensors, computed on the CPU in float64.
+"""Calibration: is a classifier as confident as it is accurate? Takes NumPy arrays or tensors, computes in float64.
 
-This module holds calibration proper (ECE, NLL, Brier score, reliability diagram) and the error rates; it also hands
-out the ranking of confidences (:mod:`retarget.metrics._ranking`) and temperature scaling
-(:mod:`retarget.metrics._temperature`), so that one import serves a study. ``torchmetrics.Metric`` classes of the
-same numbers stand in :mod:`retarget.metrics.torchmetrics`.
+This module has calibration proper (ECE, NLL, Brier score, reliability diagram) and error rates. It also re-exports the
+ranking of confidences (:mod:`retarget.metrics._ranking`) and temperature scaling
+(:mod:`retarget.metrics._temperature`). The same metrics as ``torchmetrics.Metric`` classes are in
+:mod:`retarget.metrics.torchmetrics`.
 
-Probabilities are [N, C], finite, not negative, rows summing to 1; the confidence of a sample is its largest
-probability, its prediction the first class that has it. Where only confidence and correctness matter, a pair of
-``confidence`` [N] and ``correct`` [N] (booleans) may stand in for ``probs`` and ``labels``.
+Probabilities are [N, C], finite, not negative, and each row sums to 1. The confidence of a sample is its largest
+probability, its prediction the first class with that probability. Functions that need only confidence and correctness
+also accept ``confidence`` [N] and ``correct`` [N] (booleans) instead of ``probs`` and ``labels``.
 """
 
 from math import erf, exp, pi, sqrt
@@ -52,14 +52,14 @@ Scheme = Literal["equal_width", "equal_mass"]
 
 
 class ReliabilityBins(NamedTuple):
-    """One entry a bin, from the least to the most confident.
+    """One entry per bin, from the least to the most confident.
 
     Attributes:
-        lower: [B], the bin holds confidences in (lower, upper].
+        lower: [B]; a bin contains confidences in (lower, upper].
         upper: [B].
         count: [B], number of samples.
         confidence: [B], their mean confidence; NaN in an empty bin.
-        accuracy: [B], the share of right predictions among them; NaN in an empty bin.
+        accuracy: [B], the share of correct predictions among them; NaN in an empty bin.
     """
 
     lower: Float[np.ndarray, "bins"]
@@ -79,11 +79,12 @@ def reliability_diagram(
         labels: labels [N] in [0, C), or for confidences whether each prediction is correct, [N] booleans.
         bins: number of bins, ≥ 1.
         scheme: ``"equal_width"`` cuts at i / bins. ``"equal_mass"`` cuts at the confidence of rank ceil(i N / bins),
-            so that bins hold equally many samples; samples of equal confidence stay together, in the lower bin,
-            which can leave others smaller or empty. A confidence of 0 falls into the first bin.
+            so that bins have equally many samples; samples of equal confidence stay together, in the lower bin, which
+            can leave others smaller or empty. A confidence of 0 falls into the first bin.
 
     Raises:
-        UserError: no samples, a shape that does not fit, a bad value with its row, ``bins`` or ``scheme`` unknown.
+        UserError: there are no samples, a shape does not fit, a value is bad (the message names its row), or ``bins``
+            or ``scheme`` is not allowed.
 
     >>> diagram = reliability_diagram(np.array([0.55, 0.9, 0.95]), np.array([True, False, True]), bins=2)
     >>> diagram.count.tolist(), diagram.accuracy.round(3).tolist()
@@ -112,19 +113,19 @@ def expected_calibration_error(
     The defaults are the PS-KD paper's: ten bins (lo, hi] of equal width, on the largest probability.
     ``bins=15, scheme="equal_mass", debiased=True`` depends far less on the bins and on N.
 
-    A bin's accuracy is noisy, so the plain value is too high, the more so the better the calibration and the fewer
-    the samples. ``debiased`` subtracts the bias as Kumar et al. (*Verified Uncertainty Calibration*, NeurIPS 2019)
-    estimate it for the absolute error: accuracies are redrawn from Normal(accuracy_b, s_b²) with
-    ``s_b² = accuracy_b (1 - accuracy_b) / n_b``, and the result is ``2 ECE - mean of the redrawn ECEs``. Their mean
-    is taken in closed form here (of a folded normal), so nothing is random. The rest of the bias stays: of a bin
-    that is perfectly calibrated about two fifths are removed, of one that is off by more than 2 s_b nearly all.
+    A bin's accuracy is noisy, so the plain value is too high; the bias is larger for better calibration and for fewer
+    samples. ``debiased`` subtracts the bias as estimated by Kumar et al. (*Verified Uncertainty Calibration*, NeurIPS
+    2019) for the absolute error: accuracies are redrawn from Normal(accuracy_b, s_b²) with
+    ``s_b² = accuracy_b (1 - accuracy_b) / n_b``, and the result is ``2 ECE - mean of the redrawn ECEs``. Here this mean
+    is computed in closed form (of a folded normal), so nothing is random. It does not remove all of the bias: about two
+    fifths in a perfectly calibrated bin, nearly all in one that is off by more than 2 s_b.
 
     Args:
         probs: probabilities [N, C], or confidences [N] in [0, 1].
         labels: labels [N] in [0, C), or for confidences whether each prediction is correct, [N] booleans.
         bins: number of bins, ≥ 1.
         scheme: see :func:`reliability_diagram`.
-        debiased: see above. The value may then be slightly negative; it is left so, for means over runs.
+        debiased: see above. The value may be slightly negative; it is not clipped, to keep means over runs unbiased.
 
     Returns:
         A fraction, lower is better; papers print it times 100.
@@ -151,8 +152,8 @@ def negative_log_likelihood(probs: Float[Any, "samples classes"], labels: Intege
     """Mean of ``-log p(label)``, in nats, lower is better.
 
     Args:
-        probs: probabilities [N, C]. Float32 ones may round a small probability to 0, which makes the result
-            infinite; ``apply_temperature(logits, 1.0)`` keeps them.
+        probs: probabilities [N, C]. In float32 a small probability may round to 0, which makes the result infinite;
+            ``apply_temperature(logits, 1.0)`` avoids this.
         labels: [N], in [0, C).
 
     Raises:
@@ -165,10 +166,10 @@ def negative_log_likelihood(probs: Float[Any, "samples classes"], labels: Intege
 
 
 def brier_score(probs: Float[Any, "samples classes"], labels: Integer[Any, "samples"]) -> float:
-    """Mean of ``sum_c (p_c - y_c)²``, y being the one-hot label (Brier, 1950): in [0, 2], lower is better.
+    """Mean of ``sum_c (p_c - y_c)²``, where y is the one-hot label (Brier, 1950): in [0, 2], lower is better.
 
-    Args and errors as in :func:`negative_log_likelihood`. For two classes it is twice the score of the positive
-    class alone, which some libraries give.
+    Args and errors as in :func:`negative_log_likelihood`. For two classes it is twice the score of only the positive
+    class, which some libraries return.
 
     >>> brier_score(np.array([[0.5, 0.5], [1.0, 0.0]]), np.array([0, 1]))
     1.25
@@ -177,7 +178,7 @@ def brier_score(probs: Float[Any, "samples classes"], labels: Integer[Any, "samp
 
 
 def top_k_error(probs: Float[Any, "samples classes"], labels: Integer[Any, "samples"], k: int = 1) -> float:
-    """Share of samples whose label is not among the k most probable classes; equal ones rank by class number.
+    """Share of samples whose label is not among the k most probable classes; ties are ordered by class number.
 
     Args:
         probs: probabilities [N, C].
@@ -214,7 +215,7 @@ def _among_top(probs: Any, labels: Any, k: int) -> Bool[np.ndarray, "samples"]:
 
 
 def log_losses(probs: Any, labels: Any) -> Float[np.ndarray, "samples"]:
-    """``-log p(label)`` of each sample, [N]; infinite where that is 0. Errors as in :func:`top_k_error`."""
+    """``-log p(label)`` of each sample, [N]; infinite if the probability is 0. Errors as in :func:`top_k_error`."""
     probs = checked_probs(probs)[0]
     labels = checked_labels(labels, *probs.shape)
     with np.errstate(divide="ignore"):
@@ -230,7 +231,7 @@ def brier_losses(probs: Any, labels: Any) -> Float[np.ndarray, "samples"]:
 
 
 def check_binning(bins: int, scheme: str) -> None:
-    """Refuse a number of bins below 1 and a scheme that does not exist."""
+    """Refuse a number of bins below 1 and an unknown scheme."""
     if bins < 1:
         raise UserError(f"bins must be at least 1: got {bins}")
     if scheme not in get_args(Scheme):
@@ -238,7 +239,7 @@ def check_binning(bins: int, scheme: str) -> None:
 
 
 def _edges(judged: Judged, bins: int, scheme: Scheme) -> Float[np.ndarray, "edges"]:
-    """Rising cuts, ``bins + 1`` of them."""
+    """The ``bins + 1`` edges of the bins, in increasing order."""
     check_binning(bins, scheme)
     if scheme == "equal_width":
         return np.arange(bins + 1) / bins

@@ -1,7 +1,7 @@
-"""FID, KID, precision and recall of generated images, through torch-fidelity, with a feature extractor of your own.
+"""FID, KID, precision and recall of generated images, by torch-fidelity, with any feature extractor.
 
-Numbers of different extractors cannot be compared: every result carries the extractor's name, which holds a hash of its
-weights. The name also keys torch-fidelity's registry, so two networks never share an entry.
+Values from different extractors are not comparable, so every result has the extractor's name, which includes a hash of
+its weights. torch-fidelity's registry uses this name as key, so two networks never share an entry.
 """
 
 import copy
@@ -25,13 +25,13 @@ class Fidelity:
     """How close generated images are to real ones.
 
     Attributes:
-        fid: Fréchet distance of the features; biased upwards, the more so the fewer images.
+        fid: Fréchet distance of the features; biased upwards, more so for fewer images.
         kid: kernel distance of the features, unbiased: 0 in expectation for equal distributions.
-        kid_sd: standard deviation of KID over its random subsets; None where a subset holds all images of a side, so
-            that there is nothing to spread.
+        kid_sd: standard deviation of KID over its random subsets; None if a subset contains all images of a side, so
+            that the subsets are equal.
         precision: share of generated images inside the real images' manifold (Kynkäänniemi et al. 2019), in %.
         recall: share of real images inside the generated images' manifold, in %.
-        extractor: name of the feature extractor; numbers of two extractors are never compared.
+        extractor: name of the feature extractor; only compare values with the same name.
     """
 
     fid: float
@@ -43,7 +43,7 @@ class Fidelity:
 
 
 def extractor_name(label: str, network: nn.Module) -> str:
-    """``LABEL-HASH``, the hash taken over the network's weights and buffers."""
+    """``LABEL-HASH``, with a hash of the network's weights and buffers."""
     digest = hashlib.sha256()
     for name, value in network.state_dict().items():
         digest.update(name.encode())
@@ -64,14 +64,14 @@ def fidelity(
     Args:
         generated: images, 0 to 255.
         real: images, 0 to 255, of the same shape.
-        network: maps uint8 images to features [N, D]; None takes torch-fidelity's Inception v3, whose weights must be
+        network: maps uint8 images to features [N, D]; None uses torch-fidelity's Inception v3, whose weights must be
             in torch's cache (or reachable).
-        label: how the network is called; a hash of its weights is added.
-        subsets: KID is the mean over so many random subsets (drawn from a fixed seed).
-        subset_size: images of a KID subset; all where there are fewer.
+        label: name of the network, to which a hash of its weights is added.
+        subsets: number of random subsets (drawn from a fixed seed) over which KID is averaged.
+        subset_size: number of images in a KID subset; all images if there are fewer.
 
     Raises:
-        UserError: fewer than five images on a side, or images of different shapes.
+        UserError: there are fewer than five images on a side, or the shapes differ.
     """
     if min(len(generated), len(real)) < 5:
         raise UserError(f"{len(generated)} generated and {len(real)} real images: at least 5 of each are needed")
@@ -111,12 +111,12 @@ class _Images(Dataset[Tensor]):
 
 
 def _register(name: str, network: nn.Module) -> str:
-    """Make the network known to torch-fidelity under its name; equal names have equal weights."""
+    """Register the network with torch-fidelity under its name; equal names have equal weights."""
     registry: Any = require("torch_fidelity.registry", "diffusion")
     base: Any = require("torch_fidelity.feature_extractor_base", "diffusion")
     if name in registry.FEATURE_EXTRACTORS_REGISTRY:
         return name
-    # A copy: torch-fidelity moves it to the GPU, and the caller's may change its weights later.
+    # A copy: torch-fidelity moves it to the GPU, and the caller may change the original's weights later.
     ours = copy.deepcopy(network).eval()
 
     class Extractor(base.FeatureExtractorBase):

@@ -1,4 +1,4 @@
-"""pass@k: how often at least one of k sampled answers is right. NumPy only."""
+"""pass@k: how often at least one of k sampled answers is correct. Needs only NumPy."""
 
 from collections.abc import Sequence
 from typing import Any, overload
@@ -20,23 +20,22 @@ def pass_at_k(n: Counts, c: int, k: int) -> np.ndarray: ...
 
 
 def pass_at_k(n: Counts | int, c: Counts | int, k: int) -> Float[np.ndarray, "*problems"] | float:
-    """Chance that k of n samples, drawn without replacement, hold at least one of the c right ones.
+    """Probability that k of n samples, drawn without replacement, include at least one of the c correct ones.
 
     ``1 - C(n - c, k) / C(n, k)`` (Chen et al., *Evaluating Large Language Models Trained on Code*, 2021, equation 1):
-    the unbiased estimate of pass@k of a problem from n ≥ k samples. Computed as the product of k ratios, each in
-    [0, 1]: no factorial overflows, and the error stays near k × 1e-16. The figure of a benchmark is the mean over
-    its problems.
+    the unbiased estimate of a problem's pass@k from n ≥ k samples. It is computed as a product of k ratios in [0, 1]:
+    no factorial overflows, and the error stays near k × 1e-16. A benchmark's pass@k is the mean over its problems.
 
     Args:
-        n: samples drawn a problem, one number or one a problem.
-        c: right samples among them, in [0, n], one number or one a problem.
+        n: number of samples per problem, one for all or one per problem.
+        c: number of correct samples among them, in [0, n], one for all or one per problem.
         k: in [1, n] for every problem.
 
     Returns:
         In [0, 1]: a float for plain numbers, else an array of the shape of ``n`` and ``c``.
 
     Raises:
-        UserError: not integers, shapes that do not fit, c outside [0, n], or k outside [1, n], with the row.
+        UserError: not integers, shapes that do not fit, c outside [0, n], or k outside [1, n]; names the row.
 
     >>> pass_at_k(n=4, c=1, k=2)
     0.5
@@ -56,7 +55,7 @@ def _checked(n: Any, c: Any, k: int) -> tuple[np.ndarray, np.ndarray]:
     if n.dtype.kind not in "iu" or c.dtype.kind not in "iu":
         raise UserError(f"n and c must be integers: got {n.dtype} and {c.dtype}")
     if n.shape != c.shape and n.ndim and c.ndim:
-        raise UserError(f"n and c must have one shape, or one of them be a number: got {n.shape} and {c.shape}")
+        raise UserError(f"n and c must have the same shape, or one must be a number: got {n.shape} and {c.shape}")
     n, c = np.broadcast_arrays(n.astype(np.int64), c.astype(np.int64))
     if k < 1:
         raise UserError(f"k must be at least 1: got {k}")

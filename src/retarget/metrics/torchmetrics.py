@@ -1,8 +1,8 @@
-"""``torchmetrics.Metric`` classes of the functions in :mod:`retarget.metrics.calibration`.
+"""``torchmetrics.Metric`` classes of the functions in :mod:`retarget.metrics.calibration`, under the same names.
 
-They log from a Lightning module, join a ``MetricCollection`` and agree over processes: states are lists of one number
-a sample, concatenated in rank order, and ``compute`` calls the function itself. What is refused is refused in
-``update``, with the row of the batch. Every update copies its batch to the host.
+They can be logged from a Lightning module and put into a ``MetricCollection``, and work across processes: states are
+lists with one number per sample, concatenated in rank order, and ``compute`` calls the function itself. ``update``
+refuses bad values, naming the row of the batch. Every update copies its batch to the host.
 """
 
 from collections.abc import Callable
@@ -21,10 +21,10 @@ from retarget.metrics._temperature import softmax
 
 
 class _SampleMetric(Metric):
-    """Metric whose states are lists of one number a sample.
+    """A metric whose states are lists with one number per sample.
 
-    States are float64 (float32 on MPS, which has no other), and so is the metric's own dtype, because torchmetrics
-    lets a process without samples send an empty state of that dtype.
+    States are float64 (float32 on MPS, which has no float64), and so is the metric's own dtype, because a process
+    without samples sends an empty state of that dtype.
     """
 
     is_differentiable = False
@@ -72,7 +72,7 @@ class _ConfidenceMetric(_SampleMetric):
 
 
 class _LossMetric(_SampleMetric):
-    """A mean of one loss a sample."""
+    """The mean of one loss per sample."""
 
     def __init__(self, losses: Callable[..., np.ndarray], logits: bool, **kwargs: Any) -> None:
         super().__init__(("losses",), logits, **kwargs)
@@ -88,17 +88,17 @@ class _LossMetric(_SampleMetric):
         return self._tensor(losses.mean() if len(losses) else np.nan)
 
 
-class CalibrationErrorMetric(_ConfidenceMetric):
+class ExpectedCalibrationError(_ConfidenceMetric):
     """Metric of :func:`~retarget.metrics.expected_calibration_error`; same settings.
 
     Args:
         bins: number of bins.
         scheme: ``"equal_width"`` or ``"equal_mass"``.
         debiased: subtract the estimated bias.
-        logits: whether ``update`` is given logits; else probabilities.
-        kwargs: of ``torchmetrics.Metric``.
+        logits: whether ``update`` gets logits; else probabilities.
+        kwargs: passed to ``torchmetrics.Metric``.
 
-    >>> metric = CalibrationErrorMetric()
+    >>> metric = ExpectedCalibrationError()
     >>> metric.update(torch.tensor([[0.8, 0.2], [0.3, 0.7]]), torch.tensor([0, 1]))
     >>> round(metric.compute().item(), 4)
     0.25
@@ -122,10 +122,10 @@ class CalibrationErrorMetric(_ConfidenceMetric):
         return self._tensor(self._function(confidence, correct, self.bins, self.scheme, self.debiased))
 
 
-class AreaUnderRiskCoverage(_ConfidenceMetric):
+class AURC(_ConfidenceMetric):
     """Metric of :func:`~retarget.metrics.aurc`; ties are ordered by rank, then by arrival.
 
-    >>> metric = AreaUnderRiskCoverage()
+    >>> metric = AURC()
     >>> metric.update(torch.tensor([[0.9, 0.1], [0.2, 0.8]]), torch.tensor([0, 0]))
     >>> metric.compute().item()
     0.25
@@ -135,22 +135,22 @@ class AreaUnderRiskCoverage(_ConfidenceMetric):
         super().__init__(_ranking.aurc, logits, **kwargs)
 
 
-class ExcessAreaUnderRiskCoverage(_ConfidenceMetric):
+class ExcessAURC(_ConfidenceMetric):
     """Metric of :func:`~retarget.metrics.excess_aurc`; ties are ordered by rank, then by arrival."""
 
     def __init__(self, logits: bool = False, **kwargs: Any) -> None:
         super().__init__(_ranking.excess_aurc, logits, **kwargs)
 
 
-class AreaUnderGeneralisedRiskCoverage(_ConfidenceMetric):
+class AUGRC(_ConfidenceMetric):
     """Metric of :func:`~retarget.metrics.augrc`."""
 
     def __init__(self, logits: bool = False, **kwargs: Any) -> None:
         super().__init__(_ranking.augrc, logits, **kwargs)
 
 
-class FailureDetectionMetric(_ConfidenceMetric):
-    """Metric of :func:`~retarget.metrics.failure_auroc`; NaN where there is no error, or nothing else."""
+class FailureAUROC(_ConfidenceMetric):
+    """Metric of :func:`~retarget.metrics.failure_auroc`; NaN if all predictions are correct, or all wrong."""
 
     higher_is_better = True
 
@@ -158,10 +158,10 @@ class FailureDetectionMetric(_ConfidenceMetric):
         super().__init__(_ranking.failure_auroc, logits, **kwargs)
 
 
-class LogLikelihoodMetric(_LossMetric):
+class NegativeLogLikelihood(_LossMetric):
     """Metric of :func:`~retarget.metrics.negative_log_likelihood`.
 
-    >>> metric = LogLikelihoodMetric(logits=True)
+    >>> metric = NegativeLogLikelihood(logits=True)
     >>> metric.update(torch.zeros(1, 2), torch.tensor([0]))
     >>> round(metric.compute().item(), 4)
     0.6931
@@ -171,7 +171,7 @@ class LogLikelihoodMetric(_LossMetric):
         super().__init__(calibration.log_losses, logits, **kwargs)
 
 
-class BrierMetric(_LossMetric):
+class BrierScore(_LossMetric):
     """Metric of :func:`~retarget.metrics.brier_score`."""
 
     def __init__(self, logits: bool = False, **kwargs: Any) -> None:

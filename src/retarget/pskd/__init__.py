@@ -1,4 +1,7 @@
-"""PS-KD: soften a classifier's hard targets with the model's own past predictions (Kim et al., ICCV 2021)."""
+"""PS-KD: soften a classifier's hard targets with the model's own past predictions (Kim et al., ICCV 2021).
+
+Import from here what ``__all__`` lists; ``functional`` has the equations, ``peers`` other methods with the same calls.
+"""
 
 from typing import TYPE_CHECKING
 

@@ -1,8 +1,8 @@
-"""Bad batches are refused with the sample, the row and the value named.
+"""Refuse bad batches, with an error that names the sample, the row and the value.
 
-On a CPU at once. On an accelerator looking at a value would make the host wait for the device every step, so the
-answer is fetched without waiting and raised on a later step, at the latest when the next epoch begins. What was stored
-in that epoch is forgotten when it is begun again.
+On a CPU the error is raised at once. On an accelerator, looking at a value would make the host wait for the device in
+every step; so the result is copied without waiting and the error is raised in a later step, at the latest when the next
+epoch begins. When the failed epoch is begun again, what it had stored is forgotten.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ class Checks:
     """Conditions on device tensors, raised at once or as soon as their value is known.
 
     Args:
-        name: what a row of the table is called in a message; by default a sample.
+        name: gives the name of a table's row for messages; by default "sample N".
     """
 
     def __init__(self, name: Callable[[int], str] | None = None) -> None:
@@ -42,11 +42,11 @@ class Checks:
         event = torch.cuda.Event()
         event.record(torch.cuda.current_stream(holds.device))
         self._pending.append((event, answer, holds, describe))
-        if len(self._pending) > _MOST_PENDING:  # each holds on to its batch
+        if len(self._pending) > _MOST_PENDING:  # each keeps its batch in memory
             self.poll(wait=True)
 
     def poll(self, wait: bool = False) -> None:
-        """Raise what has been found; with ``wait``, look at everything that was asked."""
+        """Raise the errors found so far; with ``wait``, first wait for every pending check."""
         while self._pending and (wait or self._pending[0][0].query()):
             event, answer, holds, describe = self._pending.pop(0)
             event.synchronize()
@@ -60,7 +60,7 @@ class Checks:
 
 
 def check_shapes(logits: Tensor | None, targets: Tensor, index: Tensor, num_classes: int) -> None:
-    """A batch is index [B], logits [B, C] if any, and labels [B] or probabilities [B, C]."""
+    """Refuse a batch that is not index [B], logits [B, C] (if any) and labels [B] or probabilities [B, C]."""
     if index.dtype.is_floating_point or index.dtype == torch.bool or index.ndim != 1:
         raise UserError(f"index holds whole numbers [B]: got {index.dtype} {list(index.shape)}")
     shape = (len(index), num_classes)
@@ -71,14 +71,14 @@ def check_shapes(logits: Tensor | None, targets: Tensor, index: Tensor, num_clas
 
 
 def check_index(checks: Checks, index: Tensor, num_samples: int | None) -> Tensor:
-    """Samples exist, of a known number; returns the index made safe to gather with."""
+    """Refuse indices outside the training set, if its size is known; returns the index made safe to gather with."""
     if num_samples is None:
         return index
     checks.require(
         (index >= 0) & (index < num_samples),
         lambda row: (
             f"sample index {int(index[row])} in row {row} of the batch lies outside [0, {num_samples}): "
-            "num_samples and the dataset that gives the indices differ"
+            "num_samples does not match the dataset that the indices come from"
         ),
     )
     return index.clamp(0, num_samples - 1)
@@ -87,7 +87,7 @@ def check_index(checks: Checks, index: Tensor, num_samples: int | None) -> Tenso
 def check_targets(
     checks: Checks, targets: Tensor, index: Tensor, num_classes: int, ignore_index: int, some: bool = True
 ) -> Tensor:
-    """Targets are labels [B] or probabilities [B, C]; returns labels made safe to gather with.
+    """Refuse bad targets, labels [B] or probabilities [B, C]; returns labels made safe to gather with.
 
     Args:
         some: refuse a batch whose labels are all ignored.
@@ -102,7 +102,7 @@ def check_targets(
 
 
 def check_labels(checks: Checks, labels: Tensor, index: Tensor, num_classes: int, ignore_index: int) -> Tensor:
-    """Labels are classes, and a sample has one; returns the labels made safe to gather with (ignored ones as 0)."""
+    """Refuse labels outside the classes, samples with two labels; returns labels safe to gather with, ignored as 0."""
     ignored = labels == ignore_index
     checks.require(
         ignored | ((labels >= 0) & (labels < num_classes)),
@@ -118,68 +118,68 @@ def check_labels(checks: Checks, labels: Tensor, index: Tensor, num_classes: int
     checks.require(
         agree,
         lambda at: (
-            f"{checks.name(int(ordered[at]))} is in the batch with two labels, {int(of[at - 1])} in row "
-            f"{int(order[at - 1])} and {int(of[at])} in row {int(order[at])}: indices must be unique to a sample"
+            f"{checks.name(int(ordered[at]))} has two labels in this batch, {int(of[at - 1])} in row "
+            f"{int(order[at - 1])} and {int(of[at])} in row {int(order[at])}: each sample must have an index of its own"
         ),
     )
     return labels.masked_fill(ignored, 0).clamp(0, num_classes - 1)
 
 
 def check_some(checks: Checks, labels: Tensor, ignore_index: int) -> None:
-    """A mean over the batch's labels needs one that counts."""
+    """Refuse a batch whose labels are all ignored: its mean loss would be 0 / 0."""
     checks.require(
         (labels != ignore_index).any().reshape(1),
-        lambda _: f"every label of the batch is {ignore_index}, which is ignored: there is nothing to learn from",
+        lambda _: f"every label of the batch is {ignore_index} (ignore_index): there is nothing to learn from",
     )
 
 
 def check_listed(checks: Checks, past_classes: Tensor, labels: Tensor, index: Tensor, counted: Tensor) -> None:
-    """A stored top-k row lists the label that its sample had then, so another label now shows."""
+    """Refuse labels that a stored top-k row does not list: it always lists the label that its sample had then."""
     check_unchanged(checks, (past_classes == labels[:, None]).any(1) | ~counted, labels, index)
 
 
 def check_unchanged(checks: Checks, unchanged: Tensor, labels: Tensor, index: Tensor) -> None:
-    """Samples have the labels that they were last seen with."""
+    """Refuse samples whose label differs from the one they were last seen with."""
     checks.require(
         unchanged,
         lambda row: (
-            f"{checks.name(int(index[row]))} has the label {int(labels[row])} (row {row} of the batch), which it had "
-            "not when it was last seen: the index must mean the same sample, with the same label, in every epoch"
+            f"{checks.name(int(index[row]))} has the label {int(labels[row])} (row {row} of the batch), but had another"
+            " label when it was last seen: the index must mean the same sample, with the same label, in every epoch"
         ),
     )
 
 
 def check_probabilities(checks: Checks, targets: Tensor, index: Tensor) -> None:
-    """Probability targets are finite, not negative, and sum to 1 within 1e-3."""
+    """Refuse probability targets that are not finite, are negative, or do not sum to 1 within 1e-3."""
     total = targets.sum(1)
     checks.require(
         ((total - 1).abs() <= 1e-3) & (targets.amin(1) >= 0),  # a NaN fails both
         lambda row: (
-            f"the target of {checks.name(int(index[row]))}, row {row} of the batch, is no probability: it sums to "
-            f"{float(total[row]):.6g} and its least value is {float(targets[row].min()):.6g}"
+            f"the target of {checks.name(int(index[row]))}, row {row} of the batch, is not a probability distribution: "
+            f"it sums to {float(total[row]):.6g} and its smallest value is {float(targets[row].min()):.6g}"
         ),
     )
 
 
 def check_mixed(checks: Checks, mixed: Tensor, index: Tensor) -> Tensor:
-    """Shares of the batch's samples in each input, [B, B] or with more columns that are empty; rows sum to 1."""
+    """Refuse shares of samples in inputs unless [B, B] (or wider, padded with zeros) and each row sums to 1."""
     size = len(index)
     if not mixed.is_floating_point() or mixed.ndim != 2 or len(mixed) != size or mixed.shape[1] < size:
         raise UserError(
-            f"mixed says how much of each of the {size} samples is in each input, floating point [{size}, {size}]: got "
+            f"mixed must hold the share of each of the {size} samples in each input, as floats [{size}, {size}]: got "
             f"{mixed.dtype} {list(mixed.shape)}"
         )
     mixed = mixed[:, :size].detach()
     total = mixed.sum(1)
     checks.require(
         ((total - 1).abs() <= 1e-3) & (mixed.amin(1) >= 0),
-        lambda row: f"mixed holds shares that sum to 1: row {row} sums to {float(total[row]):.6g}",
+        lambda row: f"each row of mixed must sum to 1: row {row} sums to {float(total[row]):.6g}",
     )
     return mixed
 
 
 def check_loss(checks: Checks, loss: Tensor, logits: Tensor, index: Tensor) -> None:
-    """The loss is finite, which it is not where a logit is not: cheaper than a pass over the logits each step."""
+    """Refuse a loss that is not finite. A bad logit makes it so, and checking the loss is cheaper than every logit."""
     logits = logits.detach()
 
     def describe(_: int) -> str:
@@ -196,7 +196,7 @@ def check_loss(checks: Checks, loss: Tensor, logits: Tensor, index: Tensor) -> N
 
 
 def one_hot(labels: Tensor, num_classes: int, ignore_index: int) -> Tensor:
-    """One-hot rows in float32, [B, C]; an ignored label gives a row of zeros."""
+    """One-hot rows, float32 [B, C]; the row of an ignored label is zero."""
     kept = labels != ignore_index
     rows = F.one_hot(labels.masked_fill(~kept, 0).clamp(0, num_classes - 1), num_classes)
     return rows.float() * kept[:, None]

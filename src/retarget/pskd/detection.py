@@ -1,7 +1,7 @@
-"""PS-KD on a detector's own classification head: torchvision's Faster R-CNN, its loss softened from outside.
+"""PS-KD on the classification head of torchvision's Faster R-CNN, whose loss is softened from outside.
 
-Proposals are drawn anew each step, so a proposal has no past of its own. Two things that do: the ground-truth object
-that it matches, whose key is (image, object); and the previous epoch's detector, which can look at any proposal.
+Each step draws new proposals, so a proposal has no past of its own. The past comes either from the ground-truth object
+that it matches, whose key is (image, object), or from the previous epoch's detector, which can classify any proposal.
 """
 
 from collections import OrderedDict
@@ -32,24 +32,24 @@ NEEDED = (
     "roi_heads.box_head",
     "roi_heads.box_predictor",
 )
-"""What is used of a torchvision detector beyond calling it; also its loss's name ``loss_classifier``."""
+"""The parts of a torchvision detector that are used here; besides them only the name ``loss_classifier``."""
 
 
 class DetectionPSKD(Form):
     """Softens the targets of the box classifier of ``torchvision.models.detection.FasterRCNN``.
 
-    Call ``losses(images, targets)`` in the place of ``detector(images, targets)``. Only ``loss_classifier`` differs;
-    with alpha 0, and in epoch 0, nothing does. The detector itself is left as it is, so it is evaluated, saved and
-    exported as before. Mask and Keypoint R-CNN, and a detector in DistributedDataParallel, are called alike.
+    Call ``losses(images, targets)`` instead of ``detector(images, targets)``. Only ``loss_classifier`` changes, and
+    not even that with alpha 0 or in epoch 0. The detector itself is not modified, so you evaluate, save and export it
+    as before. Mask and Keypoint R-CNN work too, as does a detector inside DistributedDataParallel.
 
-    With a table, a proposal that matches an object is softened with the object's row, and a background proposal
-    keeps its hard target: it has no identity. An object's row is the mean prediction of the proposals that matched it
-    in the last epoch. With ``PreviousModel`` every sampled proposal, background too, is softened with what the last
-    epoch's detector says of that very proposal.
+    With a table, a proposal that matches an object is softened with the object's row: the mean prediction of the
+    proposals that matched the object in the last epoch. A background proposal has no identity and keeps its hard
+    target. With ``PreviousModel`` every sampled proposal, background included, is softened with the last epoch's
+    detector's prediction for that same proposal.
 
     Args:
-        detector: the one that is being trained.
-        objects: number of objects of each training image, in the order of ``image_id``; not used by
+        detector: the detector being trained.
+        objects: number of objects in each training image, in the order of ``image_id``; not needed with
             ``PreviousModel``.
         num_classes: C, the background included, as torchvision counts.
         store: as in :class:`~retarget.pskd.method.PSKD`; ``PreviousModel(detector)`` for the second way.
@@ -57,7 +57,7 @@ class DetectionPSKD(Form):
     Other arguments as in :class:`~retarget.pskd.method.PSKD`.
 
     Raises:
-        UserError: the model has not the parts of a torchvision detector that are needed here.
+        UserError: the model lacks a part of a torchvision detector that is needed here.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class DetectionPSKD(Form):
         if isinstance(store, PreviousModel):
             store = PreviousModel(ProposalClassifier(self._inner), "train" if store.mode == "train" else "eval")
         elif objects is None:
-            raise UserError("a table has a row for each object: give objects, the number of objects of each image")
+            raise UserError("a table stores one row per object: pass objects, the number of objects in each image")
         self.objects = None if isinstance(store, PreviousModel) or objects is None else Objects(objects)
         rows, name = (self.objects.num_rows, self.objects.name) if self.objects else (None, None)
         past = past_of(store, rows, num_classes, device, name=name)
@@ -102,9 +102,9 @@ class DetectionPSKD(Form):
 
         Args:
             images: as the detector takes them.
-            targets: as the detector takes them; for a table each also has ``image_id``, the image's place in the
-                training set, and where an augmentation has dropped or reordered objects, ``object_id`` [n], each
-                object's place in the image before that.
+            targets: as the detector takes them. For a table each target also has ``image_id``, the image's index in
+                the training set, and, if an augmentation dropped or reordered objects, ``object_id`` [n], each
+                object's index in the image before the augmentation.
 
         Raises:
             UserError: the detector is in evaluation mode; a key that is missing or out of range; logits that are not
@@ -134,7 +134,7 @@ class DetectionPSKD(Form):
     # -- inside
 
     def _check_loss(self, loss: Tensor, step: "Step", labels: Tensor) -> None:
-        """Once: the loss that is replaced is the one that is understood; always: it is finite."""
+        """Check that the loss is finite and, on the first batch, that it is the cross-entropy that is replaced here."""
         loss = loss.detach()
         self.checks.require(
             loss.isfinite().reshape(1),
@@ -148,27 +148,27 @@ class DetectionPSKD(Form):
         self._verified = True
         if step.logits.shape[1] != self.num_classes:
             raise UserError(
-                f"the detector classifies {step.logits.shape[1]} classes, the background among them, and num_classes "
-                f"is {self.num_classes}"
+                f"the detector has {step.logits.shape[1]} classes, the background included, but num_classes is "
+                f"{self.num_classes}"
             )
         understood = F.cross_entropy(widen(step.logits.detach()), labels)
         if not torch.allclose(loss.to(understood.dtype), understood, rtol=1e-2, atol=1e-3):
             raise UserError(
-                "the detector's loss_classifier is not the cross-entropy of its sampled proposals, so it cannot be "
-                "softened; DetectionPSKD is for the Faster R-CNN of torchvision"
+                "the detector's loss_classifier is not the cross-entropy of its sampled proposals and cannot be "
+                "softened; DetectionPSKD works with torchvision's Faster R-CNN"
             )
 
 
 @dataclass
 class Step:
-    """What one training pass of a detector showed; proposals are the sampled ones, one list entry an image.
+    """What was seen in one training pass of a detector; the lists have one entry per image.
 
     Attributes:
         images: [B, 3, H, W], normalised and padded.
         shapes: (H, W) of each image without padding.
-        proposals: [P_i, 4] each.
+        proposals: the sampled proposals, [P_i, 4] each.
         labels: [P_i] each, 0 is the background.
-        matched: [P_i] each, the box of the target that a proposal matches; means nothing where the label is 0.
+        matched: [P_i] each, the target's box that a proposal matches; meaningless if the label is 0.
         logits: [P, C], P the sum of P_i.
     """
 
@@ -189,15 +189,15 @@ class Objects(Offsets):
     """
 
     def rows_of(self, step: Step, checks: Checks) -> Integer[Tensor, "proposals"]:
-        """Row of the object that each proposal matches; some row of the table for the background."""
+        """The row of the object that each proposal matches; an arbitrary row for the background."""
         rows = []
         for target, matched in zip(step.targets, step.matched, strict=True):
             if "image_id" not in target:
-                raise UserError('a target has no "image_id": its image\'s place in the training set, a whole number')
+                raise UserError('a target has no "image_id": set it to the image\'s index in the training set')
             count = len(target["boxes"])
             places = target.get("object_id", torch.arange(count, device=matched.device))
             if len(places) != count:
-                raise UserError(f"a target has {count} boxes and {len(places)} object_id: one each is needed")
+                raise UserError(f"a target has {count} boxes but {len(places)} object_id: it needs one per box")
             here = self._rows_in(int(target["image_id"]), places, checks)
             rows.append(here[matched] if count else torch.zeros_like(matched))
         return torch.cat(rows)
@@ -205,14 +205,14 @@ class Objects(Offsets):
     def _rows_in(self, image: int, places: Tensor, checks: Checks) -> Integer[Tensor, "objects"]:
         if not 0 <= image < self.num_samples:
             raise UserError(
-                f"image_id {image} lies outside [0, {self.num_samples}): objects lists the training set's images"
+                f"image_id {image} lies outside [0, {self.num_samples}): objects has one number per training image"
             )
         count = int(self.lengths[image])
         checks.require(
             (places >= 0) & (places < count),
             lambda row: (
-                f"object {int(places[row])} of image {image} has no row: objects says that the image has {count}; "
-                "give object_id where an augmentation drops objects"
+                f"object {int(places[row])} of image {image} has no row: the argument objects lists {count} for it; "
+                "set object_id in the target if an augmentation drops objects"
             ),
         )
         return (int(self.starts[image]) + places).clamp(0, self.num_rows - 1)
@@ -224,7 +224,7 @@ class Objects(Offsets):
 
 @contextmanager
 def watch(detector: Any) -> Iterator[Step]:
-    """See a detector's sampled proposals, their labels and logits in the passes inside the ``with`` block."""
+    """Record the sampled proposals, their labels and logits of the detector's passes inside the ``with`` block."""
     step, heads = Step(), detector.roi_heads
     select = heads.select_training_samples
 
@@ -257,7 +257,7 @@ def watch(detector: Any) -> Iterator[Step]:
 
 
 class ProposalClassifier(nn.Module):
-    """The part of a detector that classifies given proposals: what ``PreviousModel`` keeps of the last epoch."""
+    """The part of a detector that classifies given proposals; ``PreviousModel`` copies only this part."""
 
     def __init__(self, detector: Any) -> None:
         super().__init__()
@@ -280,7 +280,7 @@ def mean_predictions(
     labels: Integer[Tensor, "proposals"],
     rows: Integer[Tensor, "proposals"],
 ) -> tuple[Float[Tensor, "objects classes"], Integer[Tensor, "objects"], Integer[Tensor, "objects"]]:
-    """The mean probabilities of each object's proposals as log-probabilities, the objects' labels and their rows.
+    """The logarithm of the mean probabilities of each object's proposals; and the objects' labels and rows.
 
     >>> logits, labels, rows = mean_predictions(torch.tensor([[0.0, 99.0], [99.0, 0.0]]), torch.ones(2).long(),
     ...                                         torch.tensor([7, 7]))

@@ -1,4 +1,4 @@
-"""What every form of PS-KD has: a schedule, a past and checks; epochs and state. A loss is each form's own."""
+"""What every form of PS-KD shares: schedule, past, checks, epochs and state. Each form adds its own loss."""
 
 import warnings
 from pathlib import Path
@@ -21,11 +21,11 @@ _STATE = "retarget.pskd"
 
 
 class Form:
-    """A form of PS-KD; see :class:`~retarget.pskd.method.PSKD`. A form around another shares its parts.
+    """A form of PS-KD; see :class:`~retarget.pskd.method.PSKD`. A form that wraps another shares its parts.
 
     Args:
         schedule, past, checks: the parts.
-        num_samples: length of the training set, or of its table; None is enough for a past without rows.
+        num_samples: number of samples in the training set, or of rows in the table; None if the past has no rows.
         num_classes: number of classes, C.
         ignore_index: label that has no loss and no row.
         agreed: what else a resumed run must agree on, by name.
@@ -61,7 +61,7 @@ class Form:
 
     @property
     def alpha_T(self) -> float:
-        """Weight of the past in the last epoch, in [0, 1]; it may be set, and holds from the next step on."""
+        """Weight of the past in the last epoch, in [0, 1]; a new value takes effect in the next step."""
         return self.schedule.alpha_T
 
     @alpha_T.setter
@@ -85,21 +85,21 @@ class Form:
         self.end_epoch()
         if epoch > 0 and self.schedule.began is None and self.schedule.alpha_T > 0 and not self.teacher:
             warnings.warn(
-                f"set_epoch({epoch}) without rows of an earlier epoch: samples keep their hard labels until they "
-                "have been seen; load() the saved state to resume",
+                f"set_epoch({epoch}), but no earlier epoch has stored rows: each sample keeps its hard label until an "
+                "epoch has seen it. To resume a run, load() its saved state first",
                 stacklevel=2,
             )
         if self.schedule.total_epochs == 1 and self.schedule.alpha_T > 0 and not self.schedule.pretrained:
             warnings.warn(
-                "total_epochs = 1 is plain training: the first epoch has no past. Train for several, or take the model "
-                'as it came for the past of the first, store=PreviousModel(model, first_past="pretrained")',
+                "total_epochs = 1 is plain training: the first epoch has no past. Train for several epochs, or let the "
+                'pretrained model be the past of the first: store=PreviousModel(model, first_past="pretrained")',
                 stacklevel=2,
             )
         self.past.begin(epoch)
         self.schedule.begin(epoch)
 
     def end_epoch(self) -> None:
-        """Finish an epoch: raise what was found bad in it and exchange its rows between ranks.
+        """Finish an epoch: raise the errors found in it and exchange its rows between ranks.
 
         ``set_epoch`` and ``save`` do this themselves. Collective under torch.distributed.
         """
@@ -109,17 +109,17 @@ class Form:
 
     @property
     def epoch(self) -> int:
-        """The epoch under way."""
+        """The current epoch."""
         return self.schedule.epoch
 
     @property
     def alpha(self) -> float:
-        """Weight of the past in this epoch; 0 in epoch 0, which has no past (unless it is the pretrained model)."""
+        """Weight of the past in this epoch; 0 in epoch 0, unless its past is the pretrained model."""
         return self.schedule.alpha
 
     @property
     def fallbacks(self) -> int:
-        """Samples of this epoch that had no past row and kept their hard label (reading it waits for the device)."""
+        """Number of samples in this epoch that had no past row and kept their hard label; reading it synchronises."""
         return int(self.schedule.fallbacks)
 
     @property
@@ -129,34 +129,34 @@ class Form:
 
     @property
     def teacher(self) -> PreviousModel | None:
-        """The previous model, where it is the past."""
+        """The previous model, if it is the past; else None."""
         return self.past.teacher if isinstance(self.past, PastFromModel) else None
 
     def past_probs(
         self, index: Integer[Tensor, "batch"], *, inputs: Any = None
     ) -> tuple[Float[Tensor, "batch classes"], Bool[Tensor, "batch"]]:
-        """The past predictions of samples as dense rows [B, C], and which samples have one; to look at."""
+        """The past predictions of samples as dense rows [B, C], and which samples have one; for inspection."""
         index = check_index(self.checks, index.long(), self.num_samples)
         if self.alpha == 0:
-            raise UserError("no past prediction is in use in this epoch: it is the first one, or alpha is 0")
+            raise UserError("this epoch uses no past predictions: it is the first one, or alpha is 0")
         past, written = self.past.read(index, index.device, inputs)
         return self._dense(past), written > 0
 
     # -- state
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run must agree on, and the epoch: small, for the trainer's own checkpoint."""
+        """The epoch, and the settings that a resumed run must share; small enough for the trainer's own checkpoint."""
         return {**self.agreed, "epoch": self.schedule.began}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved epoch; refuses another dataset, schedule or row format with both values named."""
+        """Continue from a saved epoch. Another dataset, schedule or row format is an error that names both values."""
         refuse_other_state(state, self.agreed, ["epoch"], "PS-KD state")
         self.schedule.began = state["epoch"]
 
     def save(self, path: str | Path) -> None:
         """Write the table and the state to a safetensors file beside the model's checkpoint, atomically.
 
-        With ``PreviousModel`` the past weights stand in the table's place. A memory-mapped table stays where it is;
+        With ``PreviousModel`` the past weights are written instead of a table. A memory-mapped table stays where it is;
         only the state is written. Collective: every rank calls it, rank 0 writes.
         """
         self.end_epoch()
@@ -165,7 +165,7 @@ class Form:
             write_state(path, _STATE, self.state_dict(), tensors)
 
     def load(self, path: str | Path) -> None:
-        """Read what :meth:`save` wrote, then ``set_epoch`` with the epoch to go on from."""
+        """Read what :meth:`save` wrote; then call ``set_epoch`` with the epoch to continue from."""
         state, saved = read_state(path, _STATE, "PS-KD state")
         self.load_state_dict(state)
         self.past.load(Path(path), self.schedule.began, saved)
@@ -173,18 +173,17 @@ class Form:
     # -- for the losses
 
     def _keys(self, logits: Tensor | None, targets: Tensor, index: Tensor | None) -> Integer[Tensor, "batch"]:
-        """The keys of a batch, safe to gather with, once its shapes are seen to fit; their order in the batch where
-        the past keeps no rows."""
+        """Check a batch's shapes and return its keys, safe to gather with; 0, 1, 2, … if the past keeps no rows."""
         self.checks.poll()
         if self.past.num_rows is None:
-            index = torch.arange(len(targets), device=targets.device)  # for messages alone
+            index = torch.arange(len(targets), device=targets.device)  # only for messages
         elif index is None:
-            raise UserError("the index is missing: a row of the past belongs to a sample, loss(logits, y, index)")
+            raise UserError("the index is missing: rows are stored per sample, so call loss(logits, y, index)")
         check_shapes(logits, targets, index, self.num_classes)
         return check_index(self.checks, index.long(), self.past.num_rows)
 
     def _read(self, keys: Tensor, device: torch.device, inputs: Any) -> tuple[Tensor | SparseRows, Tensor]:
-        """Past rows and the weight of each, [B]: 0 where there is no row."""
+        """Past rows, and the weight of each, [B]; 0 for a sample without a row."""
         past, written = self.past.read(keys, device, inputs)
         self.schedule.fallbacks += (written == 0).sum()
         self.schedule.asked += len(keys)

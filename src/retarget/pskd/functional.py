@@ -1,6 +1,6 @@
 """The equations of PS-KD (Kim et al., ICCV 2021), as pure functions on tensors.
 
-Notation: B batch, C classes, k listed classes of a sparse row. Probabilities are float32 or wider; logits of a
+Notation: B batch size, C classes, k listed classes of a sparse row. Probabilities are float32 or wider; logits of a
 narrower type are widened before the softmax.
 """
 
@@ -39,8 +39,8 @@ def cross_entropy(
     label_smoothing: float = 0.0,
     reduction: Reduction = "mean",
 ) -> Float[Tensor, ""] | Float[Tensor, "batch"]:
-    """torch's, on logits of float32 or wider. ``ignore_index`` concerns labels; torch refuses one of 0 or above for
-    probabilities."""
+    """PyTorch's cross-entropy, on logits widened to float32. ``ignore_index`` is passed on for labels only: PyTorch
+    refuses one of 0 or above together with probabilities."""
     ignored = -100 if targets.is_floating_point() else ignore_index
     return F.cross_entropy(
         widen(logits), targets, ignore_index=ignored, label_smoothing=label_smoothing, reduction=reduction
@@ -75,7 +75,7 @@ def soften(
     Args:
         target_probs: [B, C], the hard targets as probabilities (one-hot rows, or already smoothed or mixed).
         past_probs: [B, C], the model's past prediction for the same samples.
-        alpha: a number in [0, 1], or one a sample [B].
+        alpha: one number in [0, 1], or one per sample, [B].
 
     >>> soften(torch.tensor([[0.0, 1.0]]), torch.tensor([[0.5, 0.5]]), alpha=0.5)
     tensor([[0.2500, 0.7500]])
@@ -113,7 +113,7 @@ def sparse_pskd_loss(
 
     With t the softened target and S = sum t, the loss is ``S logsumexp(z) - t·z`` and
     ``t·z = (1 - a) z_y + a (sum_k (v_k - r) z_k + r sum_c z_c)``, r being the probability of an unlisted class.
-    Smoothing e puts ``(1 - e) onehot(y) + e / C`` in the place of the label.
+    Smoothing e replaces the label by ``(1 - e) onehot(y) + e / C``.
 
     Args:
         logits: [B, C].
@@ -133,7 +133,7 @@ def sparse_pskd_losses(
     alpha: Float[Tensor, "batch"],
     smoothing: float = 0.0,
 ) -> tuple[Float[Tensor, "batch"], Float[Tensor, "batch"]]:
-    """:func:`sparse_pskd_loss` of each sample, and ``logsumexp(z)``, [B] each; the second carries no gradient."""
+    """Per sample, the loss of :func:`sparse_pskd_loss` and ``logsumexp(z)``, [B] each; the second has no gradient."""
     result = _SparseSoftCrossEntropy.apply(logits, labels, past.classes, past.values, past.rest, alpha, smoothing)
     losses, log_norm = result  # type: ignore[misc]
     return losses, log_norm
@@ -145,8 +145,8 @@ def gradient_scale(
     """Ratio of the PS-KD gradient to the cross-entropy gradient on the true class's logit.
 
     ``dL/dz_i = p_i - (1 - a) y_i - a q_i``, so on the true class the ratio is
-    ``w = 1 - a (1 - q_y) / (1 - p_y)``: a sample that improved since its past prediction is turned down below
-    1 - a, one that stalled or got worse keeps more (section 3.3).
+    ``w = 1 - a (1 - q_y) / (1 - p_y)``: below 1 - a for a sample that improved since its past prediction, 1 - a or
+    more for one that stalled or got worse (section 3.3).
 
     Args:
         p_true: current probability of the true class, in [0, 1).
@@ -165,7 +165,7 @@ def widen(logits: Tensor) -> Tensor:
 
 
 class _SparseSoftCrossEntropy(torch.autograd.Function):
-    """Per-sample loss. One exponential of the logits serves the loss, its gradient and the row to be stored."""
+    """Per-sample loss that exponentiates the logits once, for the loss, its gradient and the row to store."""
 
     @staticmethod
     def forward(ctx, logits, labels, classes, values, rest, alpha, smoothing):

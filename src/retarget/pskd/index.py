@@ -1,4 +1,4 @@
-"""The sample's index through the loader: what PS-KD keys its rows by."""
+"""Carry each sample's index through the loader: PS-KD stores its rows by it."""
 
 from collections.abc import Callable, Mapping
 from copy import copy
@@ -13,11 +13,11 @@ from retarget.errors import UserError
 class with_index(Dataset):
     """A dataset that also gives each sample's index.
 
-    ``(image, label)`` becomes ``(image, label, index)``; a mapping gains the key ``"index"``. The index is the place
-    in the wrapped dataset: wrap before a sampler, not after a shuffle that changes from epoch to epoch.
+    ``(image, label)`` becomes ``(image, label, index)``; a mapping gains the key ``"index"``. The index counts samples
+    of the wrapped dataset: wrap the dataset itself, not one that is shuffled differently in each epoch.
 
-    timm's ``ImageDataset`` gives another sample where it cannot read the one that was asked for; the index is then of
-    the sample that it gave. Its loader must be made with ``use_prefetcher=False``, which keeps what follows the label.
+    If timm's ``ImageDataset`` cannot read a sample it returns another one; the index is then that of the sample
+    returned. Make timm's loader with ``use_prefetcher=False``: its prefetcher drops whatever follows the label.
 
     >>> with_index([("image", 3)])[0]
     ('image', 3, 0)
@@ -25,7 +25,7 @@ class with_index(Dataset):
 
     def __init__(self, dataset: Any) -> None:
         if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__"):
-            raise UserError("an iterable dataset has no stable sample index; give the index yourself, or PreviousModel")
+            raise UserError("an iterable dataset has no stable index: pass one yourself, or use PreviousModel(model)")
         self._reads_index = hasattr(dataset, "reader") and hasattr(dataset, "additional_features")  # timm
         if self._reads_index:
             dataset = copy(dataset)
@@ -35,7 +35,7 @@ class with_index(Dataset):
 
     @property
     def transform(self) -> Any:
-        """The wrapped dataset's, which loaders such as timm's set from outside."""
+        """The wrapped dataset's transform, which loaders such as timm's set from outside."""
         return getattr(self.dataset, "transform", None)
 
     @transform.setter
@@ -50,7 +50,7 @@ class with_index(Dataset):
         return item if self._reads_index else _indexed(item, index)
 
     def __getitems__(self, indices: list[int]) -> list[Any]:
-        """A whole batch, fetched at once where the dataset can (Hugging Face ``datasets``, ``Subset``)."""
+        """A whole batch, fetched at once if the dataset can do so (Hugging Face ``datasets``, ``Subset``)."""
         if self._reads_index or not hasattr(self.dataset, "__getitems__"):
             return [self[index] for index in indices]
         items = self.dataset.__getitems__(indices)
@@ -60,11 +60,11 @@ class with_index(Dataset):
 def _indexed(item: Any, index: int) -> Any:
     if isinstance(item, Mapping):
         if "index" in item:
-            raise UserError('the samples already have a key "index"; rename it, or use it as it is')
+            raise UserError('the samples already have a key "index": rename it, or use it without with_index')
         return {**item, "index": index}
     if isinstance(item, tuple | list):
         return (*item, index)
-    raise UserError(f"a sample is a tuple or a mapping: got {type(item).__name__} for index {index}")
+    raise UserError(f"a sample must be a tuple or a mapping: sample {index} is a {type(item).__name__}")
 
 
 class _IndexingReader:
@@ -87,7 +87,7 @@ class _IndexingReader:
 
 
 class KeepIndex:
-    """The caller's collator, around which the index is carried."""
+    """Wraps the caller's collator and carries the index past it."""
 
     def __init__(self, collator: Callable) -> None:
         self.collator = collator
@@ -97,11 +97,11 @@ class KeepIndex:
         rest = [{name: value for name, value in one.items() if name != "index"} for one in features]
         batch = self.collator(rest)
         if "labels" not in batch:
-            raise UserError(f"a training batch needs labels: the collator made {', '.join(batch)}")
+            raise UserError(f"a training batch needs labels: the collator returned only {', '.join(batch)}")
         if len(batch["labels"]) != len(index):
             raise UserError(
-                f"the collator made {len(batch['labels'])} rows of {len(index)} samples: packing leaves no sample "
-                "whose targets could be remembered; store=PreviousModel() remembers none"
+                f"the collator packed {len(index)} samples into {len(batch['labels'])} rows, so the targets can no "
+                "longer be stored per sample; use store=PreviousModel(), which stores none"
             )
         batch["index"] = index
         return batch

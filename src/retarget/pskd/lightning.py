@@ -1,4 +1,4 @@
-"""PS-KD as a Lightning callback: losses find softened labels, the module stays as it is."""
+"""PS-KD as a Lightning callback: the module's own loss is computed from softened labels."""
 
 from contextlib import nullcontext
 from io import BytesIO
@@ -25,24 +25,25 @@ _TWO_LINES = (
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Writes a checkpoint beside its target and renames it: whole, or the one before, on a full disk or after a kill.
+    """Writes each checkpoint beside its target and renames it, so a full disk or a kill leaves the one before intact.
 
-    Lightning's own writes to ``$TMPDIR`` and moves, which across file systems is a copy over the last good checkpoint::
+    Lightning's own plugin writes to ``$TMPDIR`` and moves the file: across file systems that is a copy, which
+    overwrites the last good checkpoint before the new one is complete::
 
         Trainer(plugins=[WholeCheckpoints()], ...)
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write to a local path; the folder is made.
+        """Write to a local path; a missing folder is created.
 
         Raises:
-            UserError: it cannot be written; what stood there before still does, and nothing is left beside it.
+            UserError: it cannot be written; the former file is intact, and no temporary file is left.
         """
         if storage_options is not None or "://" in str(path):
             raise UserError(f"WholeCheckpoints writes local files, without storage_options: got {path}")
         path = Path(path)
         make_directory(path.parent)
-        buffer = BytesIO()  # a full disk is an OSError of the file's, none of torch's
+        buffer = BytesIO()  # so that a full disk raises the file's OSError, not an error of torch's
         torch.save(checkpoint, buffer)
         replace_file(path, lambda temporary: temporary.write_bytes(buffer.getbuffer()))
 
@@ -51,10 +52,10 @@ class SavedBeside(pl.Callback):
     """Announces epochs to a method and keeps its state beside each checkpoint, never in it.
 
     Args:
-        method: what has ``set_epoch``, ``save``, ``load`` and a small ``state_dict``, which the checkpoint holds.
-        directory: where the state is saved; by default beside the checkpoints (the first callback's, where several
-            save them).
-        keep: saved states to keep, the newest.
+        method: an object with ``set_epoch``, ``save``, ``load`` and a small ``state_dict``, stored in the checkpoint.
+        directory: where the state is saved; by default beside the checkpoints (of the first checkpoint callback, if
+            there are several).
+        keep: how many of the newest saved states to keep.
     """
 
     prefix = "pskd"
@@ -67,7 +68,7 @@ class SavedBeside(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.num_training_batches == float("inf"):
-            raise UserError("an infinite loader has no epochs: Trainer(limit_train_batches=steps_per_epoch) makes some")
+            raise UserError("an infinite loader has no epochs: set Trainer(limit_train_batches=steps_per_epoch)")
         if self._restore:
             homes = [self._home(trainer)]
             if trainer.ckpt_path and not self.directory:
@@ -76,8 +77,8 @@ class SavedBeside(pl.Callback):
             if not found:
                 where = " or ".join(dict.fromkeys(str(home) for home in homes))
                 raise UserError(
-                    f"{self._restore} is not in {where}: name its folder, directory=...; or only the newest "
-                    f"{self.keep} states were kept, and keep= must be higher"
+                    f"{self._restore} is not in {where}: pass its folder as directory=; or it was deleted because only "
+                    f"the newest {self.keep} states are kept, and keep= must be higher"
                 )
             self.method.load(found[0])
             self._restore = None
@@ -101,13 +102,13 @@ class SavedBeside(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         home, epoch = self._home(trainer), self.method.state_dict()["epoch"]
-        if epoch is None:  # saved before the first epoch, as by a search for a learning rate: there is no past yet
+        if epoch is None:  # saved before the first epoch, by a learning-rate search say: there is no past yet
             return
         self.method.save(home / self._file_name(epoch))
         self._saved = epoch
 
     def _prune(self, trainer: pl.Trainer) -> None:
-        """Remove old states, once the checkpoint that goes with the newest is whole: a full disk costs neither."""
+        """Remove old states once the newest one's checkpoint is complete, so that a full disk loses neither."""
         home, newest = self._home(trainer), self._saved
         if newest is None or not trainer.is_global_zero:
             return
@@ -125,40 +126,40 @@ class SavedBeside(pl.Callback):
 
 
 class PSKDCallback(SavedBeside):
-    """Softens the labels of each training batch and remembers the predictions; the module stays as it is.
+    """Softens the labels of each training batch and remembers the predictions; the module needs no change.
 
-    The batch holds input, labels [B] and index [B] (see :class:`~retarget.pskd.index.with_index`) by position or by
-    name. Its labels *stay labels*, for metrics and for everything else in ``training_step``; only the losses
-    ``cross_entropy`` and ``nll_loss`` of PyTorch (for multi-label targets its binary cross-entropies) find the softened
-    rows in their place. A loss of your own takes the rows by name::
+    The batch holds input, labels [B] and index [B] (see :class:`~retarget.pskd.index.with_index`), by position or by
+    name. For metrics and everything else in ``training_step`` the labels *stay labels*. Only PyTorch's losses
+    ``cross_entropy`` and ``nll_loss`` (for multi-label targets its binary cross-entropies) use the softened rows
+    instead. A loss of your own asks for the rows::
 
         from retarget.pskd import soft_targets
-        rows = soft_targets(y, num_classes=10)  # [B, C]; one-hot where nothing is softened, as in validation
+        rows = soft_targets(y, num_classes=10)  # [B, C]; one-hot if nothing is softened, as in validation
 
-    In the first step of every epoch, before its backward pass, the callback looks at the loss's graph: a loss that does
-    not come from the rows stops the run before anything is trained, and the remedy is named. With ``alpha_T`` 0 the
-    batch is left alone.
+    In the first step of every epoch, before the backward pass, the callback checks in the autograd graph that the loss
+    depends on the rows. If it does not, the run stops with an error that names the remedy, before anything is learnt
+    from hard labels. With ``alpha_T`` 0 the callback does nothing.
 
-    ``label_smoothing=`` of the loss smooths the hard label and not the past, as ``method.loss(smoothing=)`` does, and
-    ``weight=`` weighs classes, averaged by the weights of the hard labels. (PyTorch's own ``cross_entropy`` of rows
-    that you took by name smooths the past as well.)
+    ``label_smoothing=`` of the loss smooths the hard label and not the past, as ``method.loss(smoothing=)`` does;
+    ``weight=`` weighs classes, and the mean is taken over the weights of the hard labels. (PyTorch's ``cross_entropy``
+    of rows that you asked for yourself smooths the past as well.)
 
-    The logits are what the module (or the submodule ``logits_from``) returns in its one forward pass of the step. A
-    step that reads its labels in two orders mixes images (Mixup, CutMix): the prediction of a mixed image belongs to
-    neither, and is not stored. Where images are mixed elsewhere, call ``do_not_remember``.
+    The logits are what the module (or the submodule ``logits_from``) returns in the step's one forward pass. A step
+    that reads its labels in two orders is taken to mix images (Mixup, CutMix): the prediction for a mixed image belongs
+    to neither image and is not stored. If you mix images in another way, call ``do_not_remember``.
 
     With ``PreviousModel`` the past weights forward the batch's input in the trainer's precision.
 
     The table, or the past weights, are saved beside each checkpoint as ``pskd-epoch-E.safetensors`` (the newest
-    ``keep`` stay) and read back when the trainer resumes; resume at epoch ends.
+    ``keep`` of them are kept) and loaded when the trainer resumes. Resume only at the end of an epoch.
 
     Args:
         method: the PS-KD object.
         label, index: their keys in the batch; ``PreviousModel`` needs no index.
-        input: key of what ``PreviousModel`` forwards.
+        input: key of the model's input, for ``PreviousModel``.
         logits_from: name of the submodule whose output is the logits; by default the module itself.
         directory: where the table is saved; by default beside the checkpoints.
-        keep: saved tables to keep.
+        keep: how many of the newest saved tables to keep.
     """
 
     def __init__(
@@ -182,7 +183,7 @@ class PSKDCallback(SavedBeside):
         self._hook: Any = None
 
     def do_not_remember(self) -> None:
-        """Do not store this batch's predictions: its inputs are no longer the samples (CutMix, Mixup)."""
+        """Do not store this batch's predictions: its inputs are not the samples themselves (CutMix, Mixup)."""
         self._remember = False
 
     # -- hooks of the trainer
@@ -190,10 +191,10 @@ class PSKDCallback(SavedBeside):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         teacher = self.method.teacher
         if teacher and not any(teacher.model is module for module in pl_module.modules()):
-            raise UserError("PreviousModel must be given the network that the module trains, itself and no copy")
+            raise UserError("PreviousModel must be given the network that the module trains, not a copy of it")
         if teacher and isinstance(trainer.strategy, _SHARDED):
             raise UserError(
-                "PreviousModel copies whole weights, and this strategy spreads them over processes; use TopK(k) or "
+                "PreviousModel copies whole weights, but this strategy shards them over processes; use TopK(k) or "
                 "MemoryMapped(path, rows)"
             )
         source = pl_module.get_submodule(self.logits_from) if self.logits_from else pl_module
@@ -252,7 +253,7 @@ class PSKDCallback(SavedBeside):
         step = self._step
         assert step is not None
         manual = not pl_module.automatic_optimization and self.method.alpha_T > 0
-        if manual and not self._used and (self._backward or not step.reads):  # of several losses one is enough
+        if manual and not self._used and (self._backward or not step.reads):  # one of several losses is enough
             self._refuse()
         self._watch &= not self._used
         self._close()
@@ -261,15 +262,15 @@ class PSKDCallback(SavedBeside):
         if len(self._logits) != 1:
             source = self.logits_from or "the module itself"
             raise UserError(
-                f"training_step called {source} {len(self._logits)} times with logits [B, C] as output; once is "
-                f"needed, so name the submodule that gives the logits with logits_from. {_TWO_LINES}"
+                f"training_step called {source} {len(self._logits)} times with logits [B, C] as output, but must do so "
+                f"exactly once: name the submodule that returns the logits by logits_from=. {_TWO_LINES}"
             )
         self.method.remember(self._logits.pop(), step.hard, self._sample)
 
     # -- inside
 
     def _parts(self, batch: Any) -> tuple[Tensor, Tensor | None, Any]:
-        """Labels, index and input; the input for ``PreviousModel`` alone, which needs no index."""
+        """Labels, index and input; only ``PreviousModel`` needs the input, and it needs no index."""
         teacher = self.method.teacher
         try:
             labels, sample = batch[self.label], None if teacher else batch[self.index]
@@ -281,11 +282,11 @@ class PSKDCallback(SavedBeside):
             if teacher:
                 other, do = f"input={self.input!r}", "name the keys"
             raise UserError(
-                f"the batch holds {holds}, and the callback looks for label={self.label!r} and {other}: {do}, "
+                f"the batch holds {holds}, but the callback looks for label={self.label!r} and {other}: {do}, "
                 f"PSKDCallback(method, label=..., {other.partition('=')[0]}=...)"
             ) from error
         if not isinstance(labels, Tensor):
-            raise UserError(f"the batch's label={self.label!r} is a {type(labels).__name__}: labels are a tensor [B]")
+            raise UserError(f"the batch's label={self.label!r} is a {type(labels).__name__}: it must be a tensor [B]")
         return labels, sample, inputs
 
     def _see(self, output: Any) -> None:
@@ -301,8 +302,8 @@ class PSKDCallback(SavedBeside):
     def _refuse(self) -> None:
         kinds = "F.binary_cross_entropy_with_logits" if isinstance(self.method, MultiLabelPSKD) else "F.cross_entropy"
         raise UserError(
-            "training_step's loss does not come from the softened labels, so the hard labels alone would be learnt: "
-            f"it is a loss of your own, or takes labels from elsewhere. {kinds} of the batch's labels finds the rows "
-            "by itself; any other loss takes rows [B, C], soft_targets(y, num_classes) from retarget.pskd. "
+            "training_step's loss does not depend on the softened labels, so only the hard labels would be learnt: "
+            f"it is a loss of your own, or does not use the batch's labels. {kinds} of the batch's labels uses the "
+            "rows by itself; pass any other loss the rows [B, C], soft_targets(y, num_classes) from retarget.pskd. "
             f"{_TWO_LINES}"
         )

@@ -16,21 +16,22 @@ from retarget.pskd.schedule import Schedule, refuse_bad_run
 class PSKD(Form):
     """Softens hard targets with the model's own past predictions.
 
-    Each epoch, ``set_epoch(epoch)``; each step, ``loss(logits, targets, index)``, which softens with the past and
-    remembers the present. Where the loss is computed elsewhere, call ``soften`` before it and ``remember`` after.
+    Call ``set_epoch(epoch)`` in each epoch and ``loss(logits, targets, index)`` in each step: it softens the targets
+    with the past and remembers the present. If the loss is computed elsewhere, call ``soften`` before it and
+    ``remember`` after it.
 
     Args:
-        num_samples: N, length of the training set that gives the indices; None is enough for ``PreviousModel``.
+        num_samples: N, number of training samples, so that indices lie in [0, N); None with ``PreviousModel``.
         num_classes: number of classes, C.
-        total_epochs: length of the run; the weight of the past grows to ``alpha_T`` over it.
+        total_epochs: length of the run, over which the weight of the past grows to ``alpha_T``.
         alpha_T: weight in the last epoch, in [0, 1]; 0.8 in every official configuration. 0 trains exactly as
             cross-entropy does.
         store: ``"dense"`` | ``Dense(dtype)`` | ``TopK(k)`` | ``MemoryMapped(path)`` | ``PreviousModel(model)``;
             or a :class:`~retarget.pskd.past.base.Past`.
         schedule: ``"linear"`` as in the paper, or ``"constant"`` (alpha_T from the second epoch on), an ablation.
         ignore_index: label of samples that have no loss and no row.
-        device: where the table lives; by default where the first logits are. A table elsewhere is read and written
-            through pinned memory; give a CPU index then, or each step waits for it.
+        device: where the table lives; by default where the first logits are. A table on another device is read and
+            written through pinned memory: then pass a CPU index, to avoid a synchronisation per step.
 
     Epoch 0 is plain cross-entropy. A sample without a row from an earlier epoch keeps its hard label and is counted
     in ``fallbacks``. Under torch.distributed ``set_epoch`` and ``save`` are collective.
@@ -50,7 +51,7 @@ class PSKD(Form):
     ) -> None:
         refuse_bad_run(1 if num_samples is None else num_samples, num_classes, total_epochs)
         past = past_of(store, num_samples, num_classes, device)
-        self._members = num_samples  # of the training set, where a row is a sample
+        self._members = num_samples  # number of training samples, if a row is a sample
         num_samples = past.num_rows if num_samples is None else num_samples
         plan = Schedule(total_epochs, alpha_T, schedule)
         super().__init__(plan, past, Checks(past.name), num_samples, num_classes, ignore_index)
@@ -72,16 +73,16 @@ class PSKD(Form):
         Args:
             logits: [B, C], finite; bfloat16 and float16 are widened to float32 first.
             targets: labels [B] in [0, C) or ``ignore_index``; or probabilities [B, C] (smoothed labels, say).
-            index: [B], each sample's place in the training set, in [0, N); ``PreviousModel`` needs none.
+            index: [B], each sample's index in the training set, in [0, N); not needed with ``PreviousModel``.
             inputs: the model's input, for ``PreviousModel`` only.
             smoothing: label smoothing of the hard targets before they are softened, in [0, 1].
-            denominator: what the sum of the losses is divided by, in place of the number of samples that count. With
-                gradient accumulation: the number in all batches of the update.
-            mixed: for Mixup and CutMix, how much of each sample of the batch is in each input, [B, B], rows that sum to
-                1. Any library's mixing gives it, handed the places for labels and B for the number of classes:
-                ``x, mixed = mix(x, torch.arange(len(x)))``. The target is the same mixture of softened targets; the
-                prediction of a mixed input belongs to no sample and is not remembered.
-            remember: False stores nothing of this batch, whose inputs are not the samples themselves.
+            denominator: divides the sum of the losses; by default the number of samples that are not ignored. With
+                gradient accumulation, pass their number in all batches of the update.
+            mixed: for Mixup and CutMix, the share of each sample in each input, [B, B], each row summing to 1. Any
+                library's mixing returns it if you pass the samples' positions as labels and B as the number of
+                classes: ``x, mixed = mix(x, torch.arange(len(x)))``. The target is the same mixture of softened
+                targets; the prediction for a mixed input belongs to no sample and is not remembered.
+            remember: pass False to store nothing of a batch whose inputs are not the samples themselves.
 
         Raises:
             UserError: naming the sample, the row and the value, for an index or label out of range, one index with
@@ -95,7 +96,7 @@ class PSKD(Form):
         elif self.alpha == 0:
             if targets.is_floating_point():
                 hard = targets
-            else:  # safe labels: on an accelerator a bad one would end the process before it can be named
+            else:  # labels made safe: on an accelerator a bad one would kill the process before the error can name it
                 hard = labels.masked_fill(targets == self.ignore_index, self.ignore_index)
             reduction = "mean" if denominator is None else "sum"
             loss = cross_entropy(logits, hard, self.ignore_index, smoothing, reduction)
@@ -120,7 +121,7 @@ class PSKD(Form):
         *,
         inputs: Any = None,
     ) -> Float[Tensor, "batch classes"]:
-        """The softened targets as dense rows, [B, C] float32; in epoch 0 the hard ones. Ignored labels give zeros."""
+        """The softened targets as dense rows, float32 [B, C]: hard ones in epoch 0, zeros for ignored labels."""
         return self.soften_by(targets, index, inputs=inputs)[0]
 
     def soften_by(
@@ -148,7 +149,7 @@ class PSKD(Form):
         targets: Integer[Tensor, "batch"] | Float[Tensor, "batch classes"],
         index: Integer[Tensor, "batch"] | None = None,
     ) -> None:
-        """Store the present prediction. Leave it out for inputs that are not the sample itself (CutMix, Mixup)."""
+        """Store the present prediction. Do not call it for inputs that are not the sample itself (CutMix, Mixup)."""
         keys, labels, counted = self._check(logits, targets, index)
         check_loss(self.checks, torch.logsumexp(widen(logits.detach()), 1).sum(), logits, keys)
         self._write(logits, labels, keys, counted)
@@ -158,14 +159,14 @@ class PSKD(Form):
     def _check(
         self, logits: Tensor | None, targets: Tensor, index: Tensor | None, some: bool = True
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The batch is sound.
+        """Refuse a bad batch.
 
         Args:
             some: refuse a batch whose labels are all ignored.
 
         Returns:
-            Keys [B], safe to gather with, where the past is; labels [B], safe to gather with, where the targets are;
-            and which samples count, [B] bool, None where all do.
+            Keys [B] on the past's device and labels [B] on the targets', both safe to gather with; and which samples
+            are not ignored, [B] bool, None if none is.
         """
         keys, counted = self._keys(logits, targets, index), None
         labels = check_targets(self.checks, targets, keys, self.num_classes, self.ignore_index, some)
@@ -177,7 +178,7 @@ class PSKD(Form):
     def _past(
         self, keys: Tensor, device: torch.device, targets: Tensor, labels: Tensor, inputs: Any
     ) -> tuple[Tensor | SparseRows, Tensor]:
-        """Past rows, and the weight of each, [B]; a row that was another label's is refused."""
+        """Past rows, and the weight of each, [B]; refuses a row that was written for another label."""
         past, alpha = self._read(keys, device, inputs)
         if isinstance(past, SparseRows) and not targets.is_floating_point():
             check_listed(self.checks, past.classes, labels, keys, (alpha > 0) & (targets != self.ignore_index))
@@ -192,14 +193,14 @@ class PSKD(Form):
         alpha: Tensor,
         smoothing: float,
     ) -> tuple[Tensor, Tensor | None]:
-        """Loss of each sample, [B], and the logits' logsumexp where it was needed."""
+        """Loss of each sample, [B], and the logits' logsumexp if it was computed."""
         spread = smoothing / self.num_classes
         if targets.is_floating_point():
             hard = targets.float() * (1 - smoothing) + spread
             return pskd_loss(logits, soften(hard, self._dense(past), alpha), reduction="none"), None
         if isinstance(past, SparseRows):
             return sparse_pskd_losses(logits, labels, past, alpha, smoothing)
-        # soften(smoothed one_hot, past, alpha) without making the one-hot rows
+        # soften(smoothed one_hot, past, alpha), without allocating the one-hot rows
         soft = past.mul_(alpha[:, None])  # a copy of the rows, made for this step
         if smoothing:
             soft += ((1 - alpha) * spread)[:, None]
@@ -231,7 +232,7 @@ class PSKD(Form):
         else:
             past, alpha = self._past(keys, logits.device, targets, labels, inputs)
             past = self._dense(past)
-            if self.past.num_rows is None:  # what the previous model says of the mixed input itself
+            if self.past.num_rows is None:  # the previous model's prediction for the mixed input itself
                 soft = soften(mixed @ hard, past * (mixed @ counts)[:, None], alpha)
             else:
                 soft = mixed @ (soften(hard, past, alpha) * counts[:, None])

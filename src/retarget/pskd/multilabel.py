@@ -1,6 +1,6 @@
-"""PS-KD for multi-label classification: every class of a sample is a yes or no of its own.
+"""PS-KD for multi-label classification, in which every class is a yes-or-no question of its own.
 
-The equations are the paper's with the sigmoid in the softmax's place: ``t_ic = (1 - a_t) y_ic + a_t P_{t-1}(c | x_i)``,
+The equations are the paper's with a sigmoid instead of the softmax: ``t_ic = (1 - a_t) y_ic + a_t P_{t-1}(c | x_i)``,
 and the loss is the binary cross-entropy against t, averaged over samples and classes.
 """
 
@@ -23,9 +23,9 @@ from retarget.pskd.schedule import Schedule, refuse_bad_run
 class MultiLabelPSKD(Form):
     """Softens yes-or-no targets [B, C] with the model's own past predictions.
 
-    Used as :class:`~retarget.pskd.method.PSKD` is, of which the arguments are, with these differences: targets are
-    floating-point numbers in [0, 1], a target of ``ignore_index`` has no loss, and a row is always dense (the likeliest
-    k classes say nothing of the others, whose probabilities do not sum to a known rest).
+    Use it as :class:`~retarget.pskd.method.PSKD`, whose arguments it takes, with these differences: targets are floats
+    in [0, 1]; a target of ``ignore_index`` has no loss; and a row is always dense, since the probabilities of the
+    unlisted classes do not sum to a known rest from which they could be reconstructed.
 
     >>> method = MultiLabelPSKD(num_samples=10, num_classes=3, total_epochs=5)
     >>> method.set_epoch(0)
@@ -33,7 +33,7 @@ class MultiLabelPSKD(Form):
     0.6931
 
     Raises:
-        UserError: ``TopK`` as the store.
+        UserError: the store is ``TopK``.
     """
 
     def __init__(
@@ -68,10 +68,10 @@ class MultiLabelPSKD(Form):
         Args:
             logits: [B, C], finite; bfloat16 and float16 are widened to float32 first.
             targets: [B, C], floating point in [0, 1], or ``ignore_index``.
-            index: [B], each sample's place in the training set, in [0, N); ``PreviousModel`` needs none.
+            index: [B], each sample's index in the training set, in [0, N); not needed with ``PreviousModel``.
             inputs: the model's input, for ``PreviousModel`` only.
-            denominator: what the sum of the losses is divided by, in place of the number of targets that count.
-            remember: False stores nothing of this batch, whose inputs are not the samples themselves.
+            denominator: divides the sum of the losses; by default the number of targets that are not ignored.
+            remember: pass False to store nothing of a batch whose inputs are not the samples themselves.
 
         Raises:
             UserError: naming the sample, the row and the value, for an index out of range, a target outside [0, 1] or
@@ -81,7 +81,7 @@ class MultiLabelPSKD(Form):
         soft = self._soft(targets, keys, inputs)
         soft = (targets if soft is None else soft).to(widen(logits).dtype)
         counted = targets != self.ignore_index
-        share = counted.numel() / (counted.sum() if denominator is None else denominator)  # 1 where all count
+        share = counted.numel() / (counted.sum() if denominator is None else denominator)  # 1 if none is ignored
         loss = F.binary_cross_entropy_with_logits(
             widen(logits), soft.masked_fill(~counted, 0), weight=(counted * share).to(soft.dtype)
         )
@@ -95,7 +95,7 @@ class MultiLabelPSKD(Form):
     def soften(
         self, targets: Float[Tensor, "batch classes"], index: Tensor | None = None, *, inputs: Any = None
     ) -> Float[Tensor, "batch classes"]:
-        """The softened targets, [B, C] float32; in epoch 0 the hard ones. Ignored targets stay ``ignore_index``."""
+        """The softened targets, float32 [B, C]: hard ones in epoch 0; ignored targets stay ``ignore_index``."""
         soft = self._soft(targets, self._check(None, targets, index), inputs)
         hard = targets.float()
         return hard if soft is None else torch.where(targets == self.ignore_index, hard, soft)
@@ -111,10 +111,10 @@ class MultiLabelPSKD(Form):
     # -- inside
 
     def _check(self, logits: Tensor | None, targets: Tensor, index: Tensor | None) -> Tensor:
-        """The batch is sound; its keys, where the past is."""
+        """Refuse a bad batch; returns its keys on the past's device."""
         keys = self._keys(logits, targets, index)
         if not targets.is_floating_point():
-            raise UserError(f"multi-label targets are floating point [B, C]: got {targets.dtype} {list(targets.shape)}")
+            raise UserError(f"multi-label targets must be floats [B, C]: got {targets.dtype} {list(targets.shape)}")
         within = ((targets >= 0) & (targets <= 1)) | (targets == self.ignore_index)
 
         def describe(row: int) -> str:
@@ -128,7 +128,7 @@ class MultiLabelPSKD(Form):
         return self.past.locate(keys, targets.device)
 
     def _soft(self, targets: Tensor, keys: Tensor, inputs: Any) -> Tensor | None:
-        """Softened targets; None where the hard ones are in use."""
+        """The softened targets; None if the hard ones are in use."""
         if self.alpha == 0:
             return None
         past, alpha = self._read(keys, targets.device, inputs)
@@ -136,10 +136,10 @@ class MultiLabelPSKD(Form):
 
     def _write(self, logits: Tensor, keys: Tensor) -> None:
         self.schedule.count(len(keys), self.num_samples)
-        self.past.write(logits, keys.new_zeros(len(keys)), keys)  # a dense row has no use for a label
+        self.past.write(logits, keys.new_zeros(len(keys)), keys)  # a dense row needs no label
 
 
 def _independent(rows: RowFormat) -> RowFormat:
     if not isinstance(rows, Dense):
-        raise UserError(f"a multi-label row is dense, and {rows} lists the likeliest classes; use Dense(dtype)")
+        raise UserError(f"a multi-label row is dense, but {rows} keeps only the likeliest classes: use Dense(dtype)")
     return Independent(rows.dtype)

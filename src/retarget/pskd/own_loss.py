@@ -1,11 +1,13 @@
-"""Is the loss that PS-KD replaces the cross-entropy of the labels? Asked once, of the model's own or the trainer's.
+"""Check, once, that the loss which PS-KD replaces is the cross-entropy of the labels.
 
-A model may weigh its classes, add a term, or predict the next token without the trainer's knowledge. PS-KD would
-replace that loss without a word, or teach a language model to copy its input. So the first batch's own loss is
-held against the hard cross-entropy of the same logits.
+A model may weigh its classes, add a term, or predict the next token without the trainer's knowledge. PS-KD would then
+silently replace another loss, or teach a language model to copy its input. So the model's or the trainer's own loss on
+the first batch is compared with the hard cross-entropy of the same logits.
 """
 
 import inspect
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -19,24 +21,24 @@ _EXACT, _ROUNDED = 1e-4, 1e-2  # relative error of a loss taken in float32, and 
 
 
 def shifted(labels: Tensor, ignore_index: int) -> Tensor:
-    """Labels [B, T] as targets of the logits at the same place, where a logit predicts the next token."""
+    """Labels [B, T] shifted by one: the target of the logit at each position, which predicts the next token."""
     return F.pad(labels[:, 1:], (0, 1), value=ignore_index)
 
 
-def random_devices(tensor: Tensor) -> list[torch.device]:
-    """Where random numbers are drawn, besides the CPU."""
-    return [tensor.device] if tensor.is_cuda else []
+def same_draws(tensor: Tensor) -> AbstractContextManager[None]:
+    """Restore, after a forward pass on a tensor's device, the random state of the CPU and of that device."""
+    return torch.random.fork_rng(devices=[tensor.device] if tensor.is_cuda else [])
 
 
 @torch.no_grad()
 def models_loss(model: nn.Module, bare: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor | None, Tensor]:
-    """A model's own loss, None where it gives none, and its logits.
+    """A model's own loss (None if it returns none) and its logits.
 
-    In evaluation mode, and with random numbers that are put back: it trains on as if it had not been asked.
+    The pass is made in evaluation mode and the random state is restored, so that it does not change the training.
 
     Args:
-        model: as it is called; ``bare`` is the network inside wrappers, whose signature says what it takes.
-        inputs: labels among them.
+        model: the model to call; ``bare`` is the network inside its wrappers, whose signature tells what it accepts.
+        inputs: the model's arguments, labels included.
     """
     taken = inspect.signature(bare.forward).parameters
     if not ("labels" in taken or any(one.kind is one.VAR_KEYWORD for one in taken.values())):
@@ -44,7 +46,7 @@ def models_loss(model: nn.Module, bare: nn.Module, inputs: dict[str, Any]) -> tu
     training = [one for one in model.modules() if one.training]
     model.eval()
     try:
-        with torch.random.fork_rng(devices=random_devices(inputs["labels"])):
+        with same_draws(inputs["labels"]):
             outputs: Any = model(**inputs)
     finally:
         for one in training:
@@ -63,8 +65,8 @@ def hard_loss(
     smoothing: float = 0.0,
     denominator: Tensor | float | None = None,
 ) -> float:
-    """The cross-entropy of hard targets, a mean over those that count, or a sum over ``denominator``; binary for [B, C]
-    numbers. NaN where none counts."""
+    """The cross-entropy of hard targets (binary for floats [B, C]): the mean over targets that are not ignored, NaN if
+    there are none; or the sum divided by ``denominator``."""
     z = widen(logits.detach())
     if targets.is_floating_point():
         counted = targets != ignore_index
@@ -75,52 +77,63 @@ def hard_loss(
     return float(total / ((flat != ignore_index).sum() if denominator is None else denominator))
 
 
+def both_ways(
+    logits: Tensor, labels: Tensor, shifts: bool, ignore_index: int, more: Mapping[str, Any]
+) -> tuple[float, float | None]:
+    """:func:`hard_loss` of labels shifted as ``shifts`` says; and of the other choice, if labels are [B, T]."""
+    moved = shifted(labels, ignore_index) if labels.ndim == 2 and not labels.is_floating_point() else None
+    ours, other = (moved if shifts else labels), (labels if shifts else moved)
+    assert ours is not None
+    found = hard_loss(logits, ours, ignore_index, **more)
+    return found, None if other is None else hard_loss(logits, other, ignore_index, **more)
+
+
 def refuse_other_loss(
     own: float, ours: float, other: float | None, shifts: bool, asked: bool, rounded: bool, whose: str
 ) -> bool:
-    """Raise unless a model's own loss is the cross-entropy that takes its place.
+    """Raise unless the loss that PS-KD replaces is the cross-entropy of the labels.
 
     Args:
-        own: the model's or the trainer's.
+        own: the model's or the trainer's loss.
         ours: hard cross-entropy of the same logits.
-        other: the same with labels shifted the other way; None where there is no other way.
+        other: the same with the other choice of shifting the labels; None if there is no other choice.
         shifts: whether ``ours`` shifts the labels.
-        asked: the user has said so; then either way is taken.
-        rounded: the loss was taken in bfloat16 or float16.
-        whose: "the model's own loss", say.
+        asked: whether the user chose ``shift_labels``; then either choice is accepted.
+        rounded: whether the loss was computed in bfloat16 or float16.
+        whose: what messages call ``own``, such as "the model's own loss".
 
     Returns:
-        Whether this batch could tell: False where both ways give nearly the same.
+        Whether this batch could tell: False if both choices give nearly the same loss.
 
     Raises:
-        UserError: another loss, with the remedy.
+        UserError: it is another loss; the message names the remedy.
     """
     within = (_ROUNDED if rounded else _EXACT) * max(abs(ours), 1e-3)
     apart = None if other is None else abs(other - ours)
     if other is not None and not asked and abs(own - other) < min(within, abs(own - ours) / 4):
         raise UserError(
             f"{whose} is {own:.4g}, which is the cross-entropy of labels that are {'not ' if shifts else ''}shifted by "
-            f"one place; PS-KD's would be {ours:.4g}. The trainer did not recognise this model as "
-            f"{'one that labels its own places' if shifts else 'a causal language model'}: give it "
-            f"shift_labels={not shifts}"
+            f"one token; PS-KD's would be {ours:.4g}. The trainer took this model for "
+            f"{'a causal language model, but it is none' if shifts else 'one that does not predict the next token'}: "
+            f"pass shift_labels={not shifts}"
         )
     if abs(own - ours) > within and not (asked and other is not None and abs(own - other) <= within):
         raise UserError(
-            f"{whose} is {own:.4g} on the first batch, and the cross-entropy of its labels is {ours:.4g}: PS-KD would "
-            "replace another loss without a word. Leave out what makes it differ (class weights, a term of its own, "
-            'the trainer\'s loss_type other than "nll"), or call PSKD or SequencePSKD in a loop of your own'
+            f"{whose} is {own:.4g} on the first batch, but the cross-entropy of its labels is {ours:.4g}: PS-KD would "
+            "silently replace another loss. Remove what makes it differ (class weights, an additional term, a "
+            'loss_type of the trainer other than "nll"), or call PSKD or SequencePSKD in a loop of your own'
         )
     return asked or apart is None or apart > 4 * within
 
 
 def refuse_copying(input_ids: Tensor | None, labels: Tensor, ignore_index: int) -> None:
-    """Raise where labels repeat the input and nothing says whether they are to be shifted: the model has no loss."""
+    """Raise if the labels repeat the input and the model, having no loss, does not show whether to shift them."""
     if input_ids is None or input_ids.shape != labels.shape:
         return
     counted = labels != ignore_index
     if counted.any() and torch.equal(input_ids[counted], labels[counted]):
         raise UserError(
-            "the labels repeat input_ids, the trainer does not recognise this model as a causal language model, and it "
-            "gives no loss of its own that would show it: give shift_labels=True where a logit predicts the next "
-            "token, False where it predicts its own place"
+            "the labels repeat input_ids, but the trainer does not recognise this model as a causal language model, "
+            "and the model returns no loss that would show it: pass shift_labels=True if a logit predicts the next "
+            "token, False if it predicts the token at its own position"
         )

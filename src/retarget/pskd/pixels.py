@@ -1,7 +1,7 @@
-"""PS-KD for segmentation: one row for each (image, pixel), or the previous model's map of the same view.
+"""PS-KD for segmentation: one row for each (image, pixel), or the previous model's prediction for the same view.
 
-A pixel's row means the same pixel in every epoch only where images are not moved: a random crop, flip or scale gives
-another pixel the row. With such augmentation, and for more rows than ``MOST_ROWS``, take ``PreviousModel``.
+A row belongs to the same pixel in every epoch only if the augmentation does not move pixels, as a random crop, flip or
+scale does. If it does, and for more rows than ``MOST_ROWS``, use ``PreviousModel``.
 """
 
 from typing import Literal
@@ -17,18 +17,18 @@ from retarget.pskd.past.previous import PreviousModel
 from retarget.pskd.places import PlacedPSKD
 
 MOST_ROWS = 2**28
-"""Pixels of a training set above which a table is refused: 16,384 images of 128 x 128, and 13 GB as ``TopK(5)``."""
+"""Most pixels in a training set that a table accepts: 16,384 images of 128 x 128, which take 13 GB as ``TopK(5)``."""
 
 
 class PixelPSKD(PlacedPSKD):
     """PS-KD for targets [B, H, W] and logits [B, C, H, W].
 
     Args:
-        num_images: length of the training set that gives the indices; None is enough for ``PreviousModel``.
-        size: (H, W) of the targets, the same for all; None for ``PreviousModel``, for which it may change.
+        num_images: number of training images, so that indices lie in [0, N); None with ``PreviousModel``.
+        size: (H, W) of the targets, the same for all; None with ``PreviousModel``, which accepts any sizes.
         num_classes: number of classes, C.
-        store: ``PreviousModel(model)``, the one to take where images are augmented; or ``TopK(k)`` and the other
-            tables of :class:`~retarget.pskd.method.PSKD`.
+        store: ``PreviousModel(model)``, needed if an augmentation moves pixels; or ``TopK(k)`` and the other tables of
+            :class:`~retarget.pskd.method.PSKD`.
         ignore_index: label of pixels that have no loss and no row; 255 is common, -100 the default.
 
     Other arguments as in :class:`~retarget.pskd.method.PSKD`.
@@ -62,7 +62,7 @@ class PixelPSKD(PlacedPSKD):
         grid = None
         if not isinstance(store, PreviousModel):
             if num_images is None or size is None:
-                raise UserError("rows need num_images and the size (H, W) of the targets; only PreviousModel does not")
+                raise UserError("a table needs num_images and the targets' size (H, W); PreviousModel needs neither")
             grid = Grid(num_images, size)
         super().__init__(
             grid,
@@ -77,7 +77,7 @@ class PixelPSKD(PlacedPSKD):
 
 
 class Grid:
-    """Where the rows of images of one size lie: a row for each pixel, line after line.
+    """The rows of images of one size: one for each pixel, line after line.
 
     Args:
         num_images: N.
@@ -92,8 +92,8 @@ class Grid:
         self.num_rows = num_images * self.height * self.width
         if self.num_rows > MOST_ROWS:
             raise UserError(
-                f"{num_images:,} images of {self.height} x {self.width} have {self.num_rows:,} pixels, and a table "
-                f"holds at most {MOST_ROWS:,}; use PreviousModel(model), which keeps no rows, or smaller targets"
+                f"{num_images:,} images of {self.height} x {self.width} have {self.num_rows:,} pixels, but a table "
+                f"holds at most {MOST_ROWS:,}: use PreviousModel(model), which stores no rows, or smaller targets"
             )
 
     def keys(
@@ -101,7 +101,7 @@ class Grid:
     ) -> Integer[Tensor, "batch height width"]:
         """The row of each pixel."""
         if counted.shape[1:] != (self.height, self.width):
-            raise UserError(f"targets are [B, {self.height}, {self.width}]: got {list(counted.shape)}")
+            raise UserError(f"targets must be [B, {self.height}, {self.width}]: got {list(counted.shape)}")
         checks.require(
             (index >= 0) & (index < self.num_samples),
             lambda row: f"image index {int(index[row])} in row {row} of the batch lies outside [0, {self.num_samples})",
@@ -111,6 +111,6 @@ class Grid:
         return first[:, None, None] + pixels.view(1, self.height, self.width)
 
     def name(self, row: int) -> str:
-        """A row in a message."""
+        """What messages call a row."""
         image, pixel = divmod(row, self.height * self.width)
         return f"pixel {divmod(pixel, self.width)} of image {image}"

@@ -1,4 +1,4 @@
-"""Several targets a sample: the rows of a sample's targets lie together, and a batch is a batch of rows."""
+"""Several targets per sample: a sample's rows are stored together, and a batch of samples becomes a batch of rows."""
 
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -17,46 +17,46 @@ from retarget.pskd.past.previous import PreviousModel
 from retarget.pskd.past.table import table_bytes
 
 MEMORY_LIMIT = 8_000_000_000
-"""Bytes of a table in memory above which the user must ask for files."""
+"""Largest table in memory, in bytes; a larger one must be stored in files."""
 
 
 @runtime_checkable
 class Layout(Protocol):
-    """Which row of the table is whose.
+    """Maps each target to its row in the table.
 
     Attributes:
-        num_samples: of the training set.
-        num_rows: of the table.
+        num_samples: number of training samples.
+        num_rows: number of rows in the table.
     """
 
     num_samples: int
     num_rows: int
 
     def keys(self, index: Tensor, counted: Tensor, checks: Checks) -> Integer[Tensor, "batch *places"]:
-        """The row of each target, after the checks that need to know samples.
+        """The row of each target, after the checks that need the samples' indices.
 
         Args:
-            index: [B], each sample's place in the training set.
+            index: [B], each sample's index in the training set.
             counted: [B, places…], which places have a target.
         """
         ...
 
     def name(self, row: int) -> str:
-        """What the target of a row is called in a message."""
+        """What messages call the target of a row."""
         ...
 
 
 class PlacedPSKD(Form):
-    """PS-KD whose targets are [B, places…], around a :class:`~retarget.pskd.method.PSKD` of rows.
+    """PS-KD for targets [B, places…] (tokens, pixels): wraps a :class:`~retarget.pskd.method.PSKD` of single rows.
 
-    Without a layout the past is ``PreviousModel``, which needs neither rows nor index: what last epoch's weights say
-    of the same places.
+    Without a layout the past is ``PreviousModel``, which needs neither rows nor index: last epoch's weights predict
+    the same places.
     """
 
     logits_shape: str
     """How logits are laid out, for messages."""
     classes_dim: int
-    """Which of their dimensions is the classes'."""
+    """Which dimension of the logits is the classes."""
 
     def __init__(
         self,
@@ -93,17 +93,17 @@ class PlacedPSKD(Form):
         denominator: float | Tensor | None = None,
         remember: bool = True,
     ) -> Float[Tensor, ""]:
-        """Mean over the batch's targets of the cross-entropy against the softened ones; remembers the present.
+        """Mean cross-entropy against the softened targets, over the batch's targets; remembers the present prediction.
 
         Args:
-            logits: one prediction for each target, laid out as the class says.
+            logits: one prediction for each target, in the shape that the class documents.
             targets: [B, places…], classes or ``ignore_index``.
-            index: [B], each sample's place in the training set; ``PreviousModel`` needs none.
+            index: [B], each sample's index in the training set; not needed with ``PreviousModel``.
             inputs: the model's input, for ``PreviousModel`` only.
             smoothing, denominator, remember: as in :meth:`PSKD.loss`.
 
         Raises:
-            UserError: as :meth:`PSKD.loss`; also for a sample with other targets than it has rows.
+            UserError: as :meth:`PSKD.loss`; also if a sample's number of targets differs from its number of rows.
         """
         flat = self._flat_logits(logits, targets)
         labels, rows = self._flat_targets(targets, index)
@@ -116,7 +116,7 @@ class PlacedPSKD(Form):
         self, targets: Integer[Tensor, "batch *places"], index: Integer[Tensor, "batch"] | None = None, *,
         inputs: Any = None,
     ) -> Float[Tensor, "batch *places classes"]:  # fmt: skip
-        """The softened targets as dense rows [B, places…, C]: for few classes and for looking at them."""
+        """The softened targets as dense rows [B, places…, C]; for few classes, or for inspection."""
         soft = self.core.soften(*self._flat_targets(targets, index), inputs=inputs)
         return soft.view(*targets.shape, self.num_classes)
 
@@ -143,17 +143,17 @@ class PlacedPSKD(Form):
         expected.insert(self.classes_dim % (targets.ndim + 1), self.num_classes)
         if list(logits.shape) != expected:
             raise UserError(
-                f"logits are {self.logits_shape}, one for each of the targets {list(targets.shape)} and each of the "
-                f"{self.num_classes} classes: got {list(logits.shape)}"
+                f"logits must be {self.logits_shape}, for targets {list(targets.shape)} and {self.num_classes} "
+                f"classes: got {list(logits.shape)}"
             )
         return self._flat(logits)
 
     def _flat_targets(self, targets: Tensor, index: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        if not self.layout or index is None:  # for a table the core refuses a missing index
+        if not self.layout or index is None:  # the core refuses a missing index if there is a table
             return targets.reshape(-1), None
         if index.shape != targets.shape[:1]:
             raise UserError(
-                f"targets are [B, places] and index is [B]: got {list(targets.shape)} and {list(index.shape)}"
+                f"targets must be [B, places] and index [B]: got {list(targets.shape)} and {list(index.shape)}"
             )
         keys = self.layout.keys(index, targets != self.ignore_index, self.checks)
         return targets.reshape(-1), keys.reshape(-1)
@@ -163,12 +163,12 @@ class PlacedPSKD(Form):
 
 
 def refuse_too_large(num_rows: int, num_classes: int, store: Store) -> None:
-    """Raise where a table in memory would take more than ``MEMORY_LIMIT`` bytes."""
+    """Raise if a table in memory would take more than ``MEMORY_LIMIT`` bytes."""
     if isinstance(store, MemoryMapped | PreviousModel):
         return
     nbytes = table_bytes(num_rows, num_classes, store)
     if nbytes > MEMORY_LIMIT:
         raise UserError(
             f"a table of {nbytes / 1e9:.0f} GB ({num_rows:,} targets of {num_classes:,} classes as {store}) is too "
-            "large for memory; use MemoryMapped(path, TopK(k)), a smaller k, or PreviousModel(model), which keeps none"
+            "large for memory: use MemoryMapped(path, TopK(k)), a smaller k, or PreviousModel(model), which has none"
         )

@@ -1,4 +1,4 @@
-"""The epochs of a run: which one is under way, the weight of the past in it, and what is counted in it."""
+"""The epochs of a run: the current one, the weight of the past in it, and the samples counted in it."""
 
 import warnings
 from typing import Literal
@@ -11,11 +11,11 @@ from retarget.pskd.functional import alpha_at
 Growth = Literal["linear", "constant"]
 
 MOST_PASSES = 20
-"""Samples of an epoch, in training sets, from which the epoch has no end: more than any repeated augmentation."""
+"""Passes over the training set after which the sampler is taken to be endless; repeated augmentation makes fewer."""
 
 
 NEARLY_ALL = 0.95
-"""Share of an epoch's samples without a past row from which a warning says so."""
+"""Share of an epoch's samples without a past row above which a warning is issued."""
 
 
 class Schedule:
@@ -27,10 +27,10 @@ class Schedule:
         growth: ``"linear"``, or ``"constant"`` from the second epoch on.
 
     Attributes:
-        began: the epoch under way, or the one that a loaded state was in; None before the first.
-        fallbacks: samples of this epoch that had no past row.
-        asked: samples of this epoch whose past row was asked for.
-        pretrained: epoch 0 has a past, the model as it came.
+        began: the current epoch, or the one in which a loaded state was saved; None before the first.
+        fallbacks: number of samples in this epoch that had no past row.
+        asked: number of samples in this epoch whose past row was looked up.
+        pretrained: whether epoch 0 has a past, the pretrained model.
 
     >>> schedule = Schedule(total_epochs=4, alpha_T=0.8)
     >>> schedule.begin(1)
@@ -60,10 +60,10 @@ class Schedule:
 
     @property
     def epoch(self) -> int:
-        """The epoch under way.
+        """The current epoch.
 
         Raises:
-            UserError: none is.
+            UserError: none has begun.
         """
         if self.began is None:
             raise UserError("call set_epoch(epoch) before the first step of every epoch")
@@ -71,56 +71,56 @@ class Schedule:
 
     @property
     def alpha(self) -> float:
-        """Weight of the past in this epoch; 0 in epoch 0, which has no past but the pretrained model."""
+        """Weight of the past in this epoch; 0 in epoch 0, unless its past is the pretrained model."""
         if self.epoch == 0 and not self.pretrained:
             return 0.0
         return self.alpha_T if self.growth == "constant" else alpha_at(self.epoch, self.total_epochs, self.alpha_T)
 
     def refuse(self, epoch: int) -> None:
-        """Raise unless the epoch is one of the run's, and what it reads is still there."""
+        """Raise unless the epoch lies within the run and the rows that it reads have not been overwritten."""
         refuse_bad_epoch(epoch, self.total_epochs)
         if self.began is not None and 0 < epoch < self.began:
             raise UserError(
-                f"the table has been through epoch {self.began}: what epoch {epoch} would read is overwritten; "
-                "load the state saved at that time"
+                f"the table has been through epoch {self.began}, so the rows that epoch {epoch} reads are overwritten: "
+                f"load the state that was saved before epoch {epoch}"
             )
 
     def begin(self, epoch: int) -> None:
-        """Begin an epoch: nothing is counted in it yet."""
+        """Begin an epoch and reset its counts."""
         self.began, self.fallbacks, self.asked, self._seen = epoch, 0, 0, 0
 
     def warn(self, stacklevel: int) -> None:
-        """Say, once, that the epoch under way has been plain training: nearly all of its samples had no past row."""
+        """Warn, once, that the epoch was plain training because nearly all of its samples had no past row."""
         asked, self.asked = self.asked, 0
         if asked and int(self.fallbacks) >= NEARLY_ALL * asked:
             warnings.warn(
                 f"{int(self.fallbacks):,} of the {asked:,} samples of epoch {self.epoch} had no past row and kept "
-                "their hard labels: no earlier epoch remembered them. Call remember(logits, targets, index) where the "
-                "loss is computed elsewhere, and leave some batches unmixed where images are mixed",
+                "their hard labels: no earlier epoch remembered them. If you compute the loss elsewhere, call "
+                "remember(logits, targets, index); if you mix images, leave some batches unmixed",
                 stacklevel=stacklevel + 1,
             )
 
     def count(self, samples: int, training_set: int | None) -> None:
-        """Count samples of this epoch.
+        """Count the samples of this epoch.
 
         Args:
-            samples: of this step.
-            training_set: how many there are; None where that is not known, and nothing is counted.
+            samples: number of samples in this step.
+            training_set: number of training samples; None if it is not known, then nothing is counted.
 
         Raises:
-            UserError: the epoch has no end.
+            UserError: so many samples were seen that the epoch must be endless.
         """
         self._seen += samples if training_set else 0
         if training_set and self._seen > MOST_PASSES * training_set:
             raise UserError(
-                f"{self._seen:,} samples since set_epoch({self.epoch}), and the training set has {training_set:,}: "
-                "set_epoch begins every epoch; an infinite sampler has none, so count steps, "
+                f"{self._seen:,} samples since set_epoch({self.epoch}), but the training set has {training_set:,}: "
+                "call set_epoch at the start of every epoch; with an endless sampler count steps, "
                 "set_epoch(step // steps_per_epoch)"
             )
 
 
 def refuse_bad_run(num_samples: int, num_classes: int, total_epochs: int) -> None:
-    """Raise unless the sizes of a training run make sense."""
+    """Raise unless a run has at least one sample, two classes and one epoch."""
     if num_samples < 1 or num_classes < 2:
         raise UserError(f"need num_samples >= 1 and num_classes >= 2: got {num_samples} and {num_classes}")
     if total_epochs < 1:
@@ -128,6 +128,6 @@ def refuse_bad_run(num_samples: int, num_classes: int, total_epochs: int) -> Non
 
 
 def refuse_bad_epoch(epoch: int, total_epochs: int) -> None:
-    """Raise unless the epoch is one of the run's."""
+    """Raise unless the epoch lies within the run."""
     if not 0 <= epoch < total_epochs:
         raise UserError(f"epoch {epoch} lies outside [0, total_epochs = {total_epochs})")

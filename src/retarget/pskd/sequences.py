@@ -1,9 +1,9 @@
-"""PS-KD on sequences: one row for each (sentence, target position), as many as the sentence has targets.
+"""PS-KD on sequences: one row for each target of each sentence.
 
-A sentence's rows lie one after another in the table, from its offset on; everything else (two slots with the epoch
-that wrote each, the first write counts, the exchange between ranks, the state) is the table's. The position is the
-number of targets before it in the sentence, so padding on either side, and prompts that are not trained on, change
-nothing and take no row.
+A sentence's rows are stored one after another, beginning at the sentence's offset. Everything else (two slots with
+the epoch that wrote each, the rule that the first write counts, the exchange between ranks, the state) is the table's.
+Targets are counted within the sentence, so padding on either side, and prompts that are not trained on, change nothing
+and take no row.
 """
 
 import hashlib
@@ -23,10 +23,10 @@ from retarget.pskd.places import PlacedPSKD
 
 
 class Offsets:
-    """Where the rows of each sequence lie.
+    """The rows of each sequence in the table.
 
     Args:
-        lengths: targets of each sequence, 0 or more.
+        lengths: number of targets of each sequence, 0 or more.
 
     >>> where = Offsets([2, 0, 3])
     >>> where.num_rows, where.find(3)
@@ -36,23 +36,23 @@ class Offsets:
     def __init__(self, lengths: Iterable[int]) -> None:
         self.lengths = torch.as_tensor(list(lengths), dtype=torch.long)
         if len(self.lengths) == 0 or self.lengths.amin() < 0 or self.lengths.sum() < 1:
-            raise UserError("lengths are the numbers of targets of the sequences: none is negative, some are above 0")
+            raise UserError("lengths must be the sequences' numbers of targets: none negative, at least one above 0")
         self.starts = self.lengths.cumsum(0) - self.lengths
         self.num_samples, self.num_rows = len(self.lengths), int(self.lengths.sum())
 
     def find(self, row: int) -> tuple[int, int]:
-        """The sequence that a row belongs to, and the position in it."""
+        """The sequence that a row belongs to, and the number of targets before it in the sequence."""
         sequence = int(torch.searchsorted(self.starts + self.lengths, row, right=True))
         return sequence, row - int(self.starts[sequence])
 
     def rows(
         self, index: Integer[Tensor, "batch"], counted: Bool[Tensor, "batch positions"]
     ) -> Integer[Tensor, "batch positions"]:
-        """The row of each counted target; for the others some row of the table.
+        """The row of each counted target; an arbitrary row for the others.
 
         Args:
-            index: [B], each sequence's place in the training set, in [0, number of sequences).
-            counted: [B, T], which positions have a target.
+            index: [B], each sequence's index in the training set, in [0, number of sequences).
+            counted: [B, T], which places have a target.
         """
         if self.starts.device != counted.device:
             self.starts, self.lengths = self.starts.to(counted.device), self.lengths.to(counted.device)
@@ -62,7 +62,7 @@ class Offsets:
     def keys(
         self, index: Integer[Tensor, "batch"], counted: Bool[Tensor, "batch positions"], checks: Checks
     ) -> Integer[Tensor, "batch positions"]:
-        """:meth:`rows`, once the sequences are known and have the targets that they have rows for."""
+        """Check that the sequences exist and have as many targets as rows; then as :meth:`rows`."""
         checks.require(
             (index >= 0) & (index < self.num_samples),
             lambda row: (
@@ -75,19 +75,19 @@ class Offsets:
         checks.require(
             here == expected,
             lambda row: (
-                f"sequence {int(at[row])} has {int(here[row])} targets, and {int(expected[row])} rows in the "
-                "table: lengths must be those of the training set, the same in every epoch"
+                f"sequence {int(at[row])} has {int(here[row])} targets but {int(expected[row])} rows in the table: "
+                "lengths must be the numbers of targets in the training set, the same in every epoch"
             ),
         )
         return rows
 
     def name(self, row: int) -> str:
-        """A row in a message."""
+        """What messages call a row."""
         return "target {1} of sequence {0}".format(*self.find(row))
 
 
 def lengths_fingerprint(offsets: Offsets | None) -> str:
-    """What a resumed run must agree on: the length of each sequence."""
+    """A fingerprint of all lengths, which a resumed run must share."""
     lengths = offsets.lengths.cpu().numpy().astype("<i8").tobytes() if offsets else b""
     return hashlib.sha256(lengths).hexdigest()[:16]
 
@@ -96,12 +96,12 @@ class SequencePSKD(PlacedPSKD):
     """PS-KD for targets [B, T]: translation, language models, tagging.
 
     Args:
-        lengths: number of targets (labels that are not ``ignore_index``) of each training sequence; None is enough
-            for ``PreviousModel``.
+        lengths: number of targets (labels that are not ``ignore_index``) of each training sequence; None with
+            ``PreviousModel``.
         num_classes: C, size of the vocabulary.
-        store: ``TopK(k)`` by default, with k = 10; ``MemoryMapped(path, TopK(k))`` for what does not fit in memory.
+        store: by default ``TopK(10)``; ``MemoryMapped(path, TopK(k))`` for a table that does not fit in memory.
 
-    Logits are [B, T, C], the prediction *of* the target at the same place: shift a causal model's labels first. Other
+    Logits are [B, T, C]: ``logits[b, t]`` predicts ``targets[b, t]``, so shift a causal model's labels first. Other
     arguments as in :class:`~retarget.pskd.method.PSKD`.
 
     >>> method = SequencePSKD([2, 1], num_classes=50, total_epochs=2)
@@ -111,7 +111,7 @@ class SequencePSKD(PlacedPSKD):
     3.912
 
     Raises:
-        UserError: a table in memory above ``MEMORY_LIMIT`` bytes.
+        UserError: the table in memory would exceed ``MEMORY_LIMIT`` bytes.
     """
 
     logits_shape, classes_dim = "[B, T, C]", -1
@@ -133,7 +133,7 @@ class SequencePSKD(PlacedPSKD):
         offsets = None
         if not isinstance(store, PreviousModel):
             if lengths is None:
-                raise UserError("rows need lengths, the number of targets of each training sequence")
+                raise UserError("a table needs lengths, the number of targets of each training sequence")
             offsets = Offsets(lengths)
         super().__init__(
             offsets,
@@ -144,5 +144,5 @@ class SequencePSKD(PlacedPSKD):
             schedule=schedule,
             ignore_index=ignore_index,
             device=device,
-            lengths=lengths_fingerprint(offsets),  # rows of other sentences are refused
+            lengths=lengths_fingerprint(offsets),  # refuses the rows of other sentences
         )

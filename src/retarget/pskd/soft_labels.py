@@ -1,8 +1,8 @@
-"""Labels that stay labels: a loss of the library finds their softened rows, everything else the hard labels.
+"""Labels that stay labels: PyTorch's losses use their softened rows, everything else the hard labels.
 
-A module hands its labels to a loss, to metrics, to ``(logits.argmax(1) == y)``. Only the loss may see soft targets, so
-a batch's labels keep their values, type and shape, and answer the loss functions of PyTorch alone with the rows. Rows
-follow the labels through what takes, moves or reshapes them (``y[mask]``, ``y.to(device)``, ``y.view(-1)``).
+A module passes its labels to a loss, to metrics, to ``(logits.argmax(1) == y)``. Only the loss may see soft targets:
+so a batch's labels keep their values, type and shape, and only PyTorch's loss functions are given the rows. The rows
+follow the labels through indexing, moving and reshaping (``y[mask]``, ``y.to(device)``, ``y.view(-1)``).
 """
 
 from collections.abc import Callable
@@ -18,23 +18,23 @@ from retarget.errors import UserError
 from retarget.pskd.checks import one_hot
 from retarget.pskd.functional import widen
 
-_eager: Any = torch.compiler.disable  # compiled code leaves its graph here, and goes on in a new one
+_eager: Any = torch.compiler.disable  # compiled code breaks its graph here
 
 
 class Step:
-    """What is known of a batch's labels while its step lasts.
+    """Everything that a batch's labels need during their step.
 
     Args:
-        hard: [B] classes; or [B, C] probabilities, or yes-or-no numbers.
-        rows: [B, C], softened; None where the hard labels are in use.
+        hard: [B] classes; or [B, C] probabilities, or multi-label targets.
+        rows: [B, C], softened; None if the hard labels are in use.
         alpha: [B], weight of the past in each row.
         num_classes: number of classes, C.
         ignore_index: label that has no loss.
-        yes_or_no: every class is a target of its own, for binary losses.
+        yes_or_no: whether every class is a target of its own, for binary losses.
 
     Attributes:
         reads: how often a loss, or ``soft_targets``, has asked for rows.
-        mixed: the labels were also read in another order, as Mixup and CutMix do.
+        mixed: whether the labels were also read in another order, as Mixup and CutMix do.
     """
 
     def __init__(
@@ -48,17 +48,17 @@ class Step:
         self._labels: Tensor | None = None
 
     def watch(self) -> None:
-        """Let a graph show whether a loss depends on the rows."""
+        """Make the autograd graph show whether a loss depends on the rows."""
         self.probe = torch.zeros((), device=self.hard.device, requires_grad=True)
 
     def dress(self, labels: Tensor) -> None:
-        """Make these labels, an object in the batch, answer with the rows; it stays the same object."""
+        """Attach the rows to this tensor of labels in place: it stays the same object of the batch."""
         self._labels, self._class = labels, type(labels)
         labels.__class__ = SoftLabels
         _attach(labels, self, None)
 
     def close(self) -> None:
-        """The step is over: its labels are plain again, and copies that somebody keeps hold no rows."""
+        """End the step: the labels become plain again, and copies of them no longer keep the rows in memory."""
         if self._labels is not None:
             del self._labels._step, self._labels._places, self._labels._moved  # type: ignore[attr-defined]
             self._labels.__class__ = self._class
@@ -76,8 +76,8 @@ class SoftLabels(Tensor):
     """Labels of a training batch, with their softened rows; see :func:`soft_targets`."""
 
     _step: Step
-    _places: Tensor | None  # where in the batch each one came from; None where nothing has been taken or moved
-    _moved: bool  # their order may have changed
+    _places: Tensor | None  # each label's position in the batch; None if none has been taken or moved
+    _moved: bool  # whether their order may have changed
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -100,16 +100,16 @@ def _answer(func: Any, args: Any, kwargs: Any) -> Any:
             answer = loss(func, *args, **kwargs)
             if answer is not None:
                 return answer
-        result = func(*args, **kwargs)  # a plain tensor, whatever went in
+        result = func(*args, **kwargs)  # a plain tensor, whatever the arguments were
         if func in _KEEP and not isinstance(result, SoftLabels):
             return _follow(func, args, kwargs, result)
         return result
 
 
 def soft_targets(labels: Tensor, num_classes: int) -> Tensor:
-    """The softened rows [B, C] of a batch's labels, for a loss of your own or for mixing; without any, hard ones.
+    """The softened rows [B, C] of a batch's labels, for a loss of your own or for mixing; one-hot if there are none.
 
-    Works on any labels, so that a module's code is the same without the callback, and in validation.
+    It accepts any labels, so a module's code is the same with the callback, without it, and in validation.
 
     >>> soft_targets(torch.tensor([1]), num_classes=2)
     tensor([[0., 1.]])
@@ -118,7 +118,7 @@ def soft_targets(labels: Tensor, num_classes: int) -> Tensor:
 
 
 def depends_on(loss: Tensor, leaf: Tensor) -> bool:
-    """Whether a loss's graph reaches a leaf; nothing is computed."""
+    """Whether a loss's autograd graph reaches a leaf; computes no gradient."""
     seen, waiting = set(), [loss.grad_fn]
     while waiting:
         node = waiting.pop()
@@ -146,10 +146,10 @@ def _cross_entropy(
     func: Any, input: Tensor, target: Tensor, weight: Tensor | None = None, size_average: bool | None = None,
     ignore_index: int = -100, reduce: bool | None = None, reduction: str = "mean", label_smoothing: float = 0.0,
 ) -> Tensor | None:  # fmt: skip
-    """PyTorch's, with the rows for the labels.
+    """PyTorch's cross-entropy, with the rows in place of the labels.
 
-    What it means for labels it means here: ``weight`` weighs classes and a mean is over the weights of the *hard*
-    labels, so that the loss goes over into PyTorch's as alpha goes to 0; ``label_smoothing`` smooths the label and not
+    Arguments mean what they mean for labels: ``weight`` weighs classes and the mean is over the weights of the *hard*
+    labels, so that the loss approaches PyTorch's as alpha approaches 0; ``label_smoothing`` smooths the label and not
     the past, as ``PSKD.loss(smoothing=)`` does.
     """
     if not isinstance(target, SoftLabels) or not target._step.open or target._step.yes_or_no:
@@ -157,7 +157,7 @@ def _cross_entropy(
     step = target._step
     if size_average is not None or reduce is not None:
         reduction = legacy_get_string(size_average, reduce)
-    if step.rows is None:  # the hard labels are in use: PyTorch's own, to the bit
+    if step.rows is None:  # the hard labels are in use: exactly PyTorch's loss
         extra = {"label_smoothing": label_smoothing} if func is F.cross_entropy else {}
         _note(target)
         loss = func(input, target, weight=weight, ignore_index=ignore_index, reduction=reduction, **extra)
@@ -168,13 +168,13 @@ def _cross_entropy(
     if soft.shape != input.shape:
         raise UserError(
             f"the loss compares logits {list(input.shape)} with labels {list(target.shape)} of {step.num_classes} "
-            "classes: num_classes is that of the logits, whose classes are dimension 1"
+            "classes: num_classes must equal dimension 1 of the logits"
         )
     soft = soft.to(widen(input).dtype)
     log_probs = F.log_softmax(widen(input), axis) if func is F.cross_entropy else input
     if label_smoothing:
         hard = _rows(target, step.one_hot(), note=False).movedim(-1, axis)
-        share = (1 - _rows(target, step.alpha, note=False).unsqueeze(axis)) * label_smoothing  # of the label's part
+        share = (1 - _rows(target, step.alpha, note=False).unsqueeze(axis)) * label_smoothing  # the label's share
         soft = soft + share * (1 / step.num_classes - hard) * (hard.sum(axis, keepdim=True) > 0)
     if weight is None:
         losses = -(soft * log_probs).sum(axis)
@@ -194,7 +194,7 @@ def _cross_entropy(
 
 
 def _binary(func: Any, input: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> Tensor | None:
-    """A binary loss, or one that is linear in its targets: it takes soft targets as they are."""
+    """A binary loss, or another that is linear in its targets, which takes soft targets unchanged."""
     if not isinstance(target, SoftLabels) or not target._step.open or not target._step.yes_or_no:
         return None
     step = target._step
@@ -226,7 +226,7 @@ def _note(labels: SoftLabels) -> None:
 
 
 def _rows(labels: SoftLabels, rows: Tensor | None, note: bool = True) -> Tensor:
-    """The rows, [B, C] or [B], of these labels, wherever they have been taken from."""
+    """The rows, [B, C] or [B], of these labels, whichever part of the batch they are."""
     step = labels._step
     if note:
         _note(labels)
@@ -234,9 +234,9 @@ def _rows(labels: SoftLabels, rows: Tensor | None, note: bool = True) -> Tensor:
     places = labels._places
     if places is None:
         return rows.to(labels.device)
-    if step.hard.ndim > 1 and rows.ndim > 1:  # a place is an entry of the row
+    if step.hard.ndim > 1 and rows.ndim > 1:  # a position is an entry of the row
         rows = rows.flatten()
-    elif step.hard.ndim > 1:  # of a row's own number, a place in it
+    elif step.hard.ndim > 1:  # one number per row, for each entry of it
         places = places[..., 0] // step.num_classes
     return rows[places.to(rows.device)].to(labels.device)
 
@@ -272,7 +272,7 @@ def _attach(labels: Tensor, step: Step, places: Tensor | None, moved: bool = Fal
 
 
 def _follow(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
-    """The result with the rows of what went in, where all of it came from one batch."""
+    """Attach to the result the rows of the arguments, if all of them came from one batch."""
     parts = list(args[0]) if func in _CATS and isinstance(args[0], list | tuple) else list(args[:1])
     if not parts or not all(isinstance(part, SoftLabels) and part._step.open for part in parts):
         return result
@@ -281,7 +281,7 @@ def _follow(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
         return result
     if func in _COPIES:
         if result.is_floating_point() != step.hard.is_floating_point():
-            return result  # numbers, no longer labels
+            return result  # a number, no longer labels
         return _attach(result.as_subclass(SoftLabels), step, parts[0]._places, moved)
     places = func(*tree_map(_places, args), **tree_map(_places, kwargs))
     if isinstance(result, Tensor):

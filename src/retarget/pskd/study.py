@@ -1,4 +1,4 @@
-"""The studies of PS-KD: which settings ask for which. Free of torch."""
+"""Choose the study of PS-KD that the settings ask for. Does not import torch."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -27,13 +27,12 @@ def plan(
 
     Args:
         preset: ``demo`` (minutes on a laptop), ``small`` (hours on a CPU) or ``paper``.
-        config: settings that override the preset's. ``task`` names one of :data:`TASKS`, each with settings of its
-            own. Without it images are classified (:class:`retarget.pskd.studies.images.settings.Settings`), and
-            ``question = NAME`` asks one of :data:`QUESTIONS`, ``peers = true`` for PS-KD among its peers (then
-            ``shift`` is a table of :class:`retarget.pskd.studies.images.peers_plan.Shift`); ``loss``, ``arms``,
-            ``claims`` and ``conditions`` bring arms and claims of the user's own
-            (:func:`retarget.pskd.studies.images.own.asked`).
-        seeds: seeds in place of the study's own.
+        config: settings that override the preset's. ``task`` names one of :data:`TASKS`, each with its own settings;
+            without it the study classifies images (:class:`retarget.pskd.studies.images.settings.Settings`). Then
+            ``question = NAME`` asks one of :data:`QUESTIONS`; ``peers = true`` compares PS-KD with its peers, and
+            ``shift`` is a table of :class:`retarget.pskd.studies.images.peers_plan.Shift`; ``loss``, ``arms``,
+            ``claims`` and ``conditions`` add the user's own (:func:`retarget.pskd.studies.images.own.asked`).
+        seeds: seeds to use instead of the study's own.
         arms: names of the arms to run.
 
     Raises:
@@ -42,21 +41,21 @@ def plan(
     config = dict(config or {})
     if "task" in config:
         if other := {"question", "peers"} & set(config):
-            raise UserError(f"{min(other)} belongs to image classification: leave task out")
+            raise UserError(f"{min(other)} is a setting of image classification: remove it, or remove task")
         task = _named(TASKS, config["task"], "task", ", or none for image classification")
         return task(preset, config, seeds, arms)
     name, peers = config.pop("question", None), config.pop("peers", False)
     if "model" in config:
         if "network" in config:
-            raise UserError("model and network are two networks: choose one")
+            raise UserError("model and network both name the network: set only one of them")
         config["network"] = f"hf:{config.pop('model')}"
     mine = {table: config.pop(table) for table in own.TABLES if table in config}
     if not isinstance(peers, bool):
-        raise UserError(f"peers is true or false, not {peers!r}")
+        raise UserError(f"peers must be true or false, not {peers!r}")
     if name is not None and peers:
-        raise UserError("question and peers are two studies: choose one")
+        raise UserError("question and peers ask for two different studies: set only one of them")
     if name is not None and mine:
-        raise UserError(f"question has arms and claims of its own: leave out question, or {min(mine)}")
+        raise UserError(f"question brings its own arms and claims: remove question, or {min(mine)}")
     whole = PEERS if peers else images.PAPER
     if mine:
         return images.plan(preset, config, seeds, arms, own.asked(mine, whole if peers else own.OWN))

@@ -1,14 +1,14 @@
 """PS-KD in the Hugging Face Trainer: classification, sequence to sequence, causal language models.
 
-The trainer gives every training sample its index behind the caller's dataset and collator, takes it out of the batch
-before the model sees it, and computes the loss. Everything else is the library's.
+The trainer adds an index to every training sample, around the caller's dataset and collator, removes it from the batch
+before the model is called, and computes the loss. Everything else is the library's.
 """
 
 import math
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -18,64 +18,57 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.trainer_utils import get_last_checkpoint
 
 from retarget.errors import UserError
+from retarget.pskd import own_loss
 from retarget.pskd.index import KeepIndex, with_index
 from retarget.pskd.method import PSKD
+from retarget.pskd.models import count_targets, is_causal, is_multilabel, with_decoder_inputs
 from retarget.pskd.multilabel import MultiLabelPSKD
-from retarget.pskd.own_loss import (
-    hard_loss,
-    models_loss,
-    random_devices,
-    refuse_copying,
-    refuse_other_loss,
-    shifted,
-)
 from retarget.pskd.past.base import Store
 from retarget.pskd.past.files import MemoryMapped
 from retarget.pskd.past.previous import PreviousModel
 from retarget.pskd.sequences import SequencePSKD
 
 STATE_FILE = "pskd.safetensors"
-"""The table's name in a checkpoint's folder."""
-IGNORE = -100  # the library's own, by which it counts num_items_in_batch
+"""Name of the table's file in a checkpoint's folder."""
+IGNORE = -100  # the library's value, by which it counts num_items_in_batch
 
 _Base = Trainer if TYPE_CHECKING else object
 
 
 class PSKDMixin(_Base):
-    """Turns any ``Trainer`` into one that trains with PS-KD; put it before the trainer among the bases.
+    """Makes any ``Trainer`` train with PS-KD; put it before the trainer among the bases.
 
-    Works for models that give ``logits`` and take ``labels`` that are classes: [B] for classification, [B, T] for
-    sequence to sequence, causal language models (the labels are shifted as the library does) and tagging; or numbers
+    It works for models that return ``logits`` and take ``labels`` that are classes, [B] for classification, [B, T] for
+    sequence to sequence, causal language models (whose labels are shifted as the library does) and tagging; or floats
     in [0, 1], [B, C], for multi-label classification. Labels of -100 have no loss and no row.
-    ``label_smoothing_factor`` smooths the hard labels before they are softened (not those of multi-label), and
-    ``num_items_in_batch`` divides the loss, so that gradient accumulation changes nothing. In evaluation the trainer
-    is the library's own: no row is read or written.
+    ``label_smoothing_factor`` smooths the hard labels before they are softened (not for multi-label), and
+    ``num_items_in_batch`` divides the loss, so that gradient accumulation changes nothing. Evaluation is the library's
+    own: no row is read or written.
 
-    A trainer that computes its loss itself (TRL's ``SFTTrainer``) does so once more in each step, without gradients,
-    for the metrics that it logs. On the first batch the model's own loss, or such a trainer's, is held against the hard
-    cross-entropy of the same logits: another loss is refused.
+    A trainer that computes its own loss (TRL's ``SFTTrainer``) still does so in each step, without gradients, for the
+    metrics that it logs. On the first batch the loss of the model, or of such a trainer, is compared with the hard
+    cross-entropy of the same logits, and any other loss is refused.
 
     Args:
-        alpha_T: weight of the past in the last epoch, in [0, 1]; ``hyperparameter_search`` finds it under this name.
+        alpha_T: weight of the past in the last epoch, in [0, 1]; ``hyperparameter_search`` can vary it by this name.
         store: ``"dense"``, ``TopK(k)`` or ``MemoryMapped(path, rows)``; by default dense for [B] and ``TopK(10)``
-            for [B, T]. ``PreviousModel()`` forwards last epoch's weights of the trained model on the same inputs
-            instead. It needs no index, so it takes streams, packed batches and ``model_init``. A stream has no epochs:
-            ``max_steps`` is divided into ``num_train_epochs`` of them.
+            for [B, T]. ``PreviousModel()`` instead forwards last epoch's weights of the trained model on the same
+            inputs; it needs no index, so it accepts streams, packed batches and ``model_init``. A stream has no epochs:
+            its ``max_steps`` are divided into ``num_train_epochs`` equal parts.
         schedule: ``"linear"`` or ``"constant"``.
-        shift_labels: whether logits [B, T, C] predict the next label, as a causal language model's do, rather than the
-            one at their own place; by default what the library says of the model.
-        lengths: targets of each training sequence, for labels [B, T]; by default counted before the first step in a
-            pass over the training set.
+        shift_labels: True if logits [B, T, C] predict the next label, as a causal language model's do; False if they
+            predict the label at their own position. By default it depends on how the library classifies the model.
+        lengths: number of targets of each training sequence, for labels [B, T]; by default they are counted in a pass
+            over the training set before the first step.
 
-    Other arguments are the trainer's. The table is saved as ``pskd.safetensors`` in each checkpoint's folder, and
-    ``train(resume_from_checkpoint=...)`` reads it back; with ``PreviousModel`` the past weights are.
+    Other arguments are the trainer's. The table (with ``PreviousModel`` the past weights) is saved as
+    ``pskd.safetensors`` in each checkpoint's folder, and ``train(resume_from_checkpoint=...)`` loads it.
 
     Raises:
-        UserError: a dataset without stable indices, an endless sampler, a checkpoint without a table, a loss of the
-            caller's own (``compute_loss_func``), of the model's or of the trainer's that is no cross-entropy, several
-            GPUs in one process (start one process a GPU instead), context or sequence parallelism, labels that are
-            not classes, ``PreviousModel`` of another model or of one whose weights are spread over processes (FSDP,
-            DeepSpeed).
+        UserError: a dataset without stable indices, an endless sampler, a checkpoint without a table; a loss that is
+            not cross-entropy, whether the caller's (``compute_loss_func``), the model's or the trainer's; several GPUs
+            in one process (start one process per GPU instead), context or sequence parallelism; labels that are not
+            classes; ``PreviousModel`` of another model, or of one whose weights are sharded (FSDP, DeepSpeed).
     """
 
     def __init__(
@@ -90,33 +83,33 @@ class PSKDMixin(_Base):
     ) -> None:
         super().__init__(*args, **kwargs)
         if self.compute_loss_func is not None:
-            raise UserError("PS-KD replaces the loss, and compute_loss_func does so too: leave one of them out")
+            raise UserError("PS-KD and compute_loss_func both replace the loss: use only one of them")
         if self.args.n_gpu > 1:
-            raise UserError("several GPUs in one process are not supported: start with torchrun, one process a GPU")
+            raise UserError("several GPUs in one process are not supported: start one process per GPU, with torchrun")
         if self.get_cp_size() > 1 or self.get_sp_size() > 1:
-            raise UserError("context and sequence parallelism split a sample's targets, whose rows lie together")
+            raise UserError("context and sequence parallelism are not supported: they split the targets of a sample")
         self._pskd_teacher = store if isinstance(store, PreviousModel) else None
         if self._pskd_teacher and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             raise UserError(
-                "PreviousModel copies whole weights, and FSDP and DeepSpeed spread them over processes; use TopK(k) or "
+                "PreviousModel copies whole weights, but FSDP and DeepSpeed shard them over processes: use TopK(k) or "
                 "MemoryMapped(path, rows)"
             )
         self.pskd: PSKD | SequencePSKD | MultiLabelPSKD | None = None
         self._pskd_settings: dict[str, Any] = {"alpha_T": alpha_T, "schedule": schedule, "store": store}
         self._pskd_lengths = None if lengths is None else list(lengths)
-        self._pskd_shift, self._pskd_told = shift_labels, False  # whether the model's own loss has been seen to be ours
+        self._pskd_shift, self._pskd_told = shift_labels, False  # whether the model's own loss was checked
         self._pskd_epoch, self._pskd_epochs, self._pskd_resume = 0, 1, None
-        self._pskd_part: int | None = None  # steps of an epoch of a stream
+        self._pskd_part: int | None = None  # steps per epoch of a stream
         self._pskd_begun: int | None = None
         self._pskd_fills = self._pskd_teacher is not None and self._pskd_teacher.model is None
         self._pskd_host = super().compute_loss.__func__ is not Trainer.compute_loss  # the trainer has a loss of its own
         self.loss_is_scaled_for_ga = True  # our loss is always divided by the targets of the whole update
         self.add_callback(_Epochs(self))
 
-    # -- data: the index goes behind the dataset and the collator
+    # -- data: the index goes around the dataset and the collator
 
     def get_train_dataloader(self) -> DataLoader:
-        """The library's loader, whose batches also have ``index``, each sample's place in ``train_dataset``."""
+        """The library's loader, with ``index`` in each batch: the samples' indices in ``train_dataset``."""
         if self._pskd_teacher:
             return super().get_train_dataloader()
         dataset, collator = self.train_dataset, self.data_collator
@@ -127,7 +120,7 @@ class PSKDMixin(_Base):
             self.train_dataset, self.data_collator = dataset, collator
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
-        """The batches of one update and the number of their targets, which the library counts only for some models."""
+        """One update's batches and number of targets, which the library counts only for some models."""
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if items is None and batches and "labels" in batches[0]:
             items = torch.stack([self._targets(batch["labels"]).ne(IGNORE).sum() for batch in batches]).sum().to(device)
@@ -140,14 +133,14 @@ class PSKDMixin(_Base):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The PS-KD loss in training; in evaluation the library's."""
+        """The PS-KD loss in training, the library's in evaluation."""
         index = inputs.pop("index", None)
         if not model.training:
-            if self.label_smoother is not None and "labels" in inputs:  # the library takes the labels away
+            if self.label_smoother is not None and "labels" in inputs:  # the library removes the labels
                 inputs = self._with_decoder_inputs(inputs, inputs["labels"])
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if (index is None and not self._pskd_teacher) or "labels" not in inputs:
-            raise UserError(f"a training batch needs labels and index: it has {', '.join(inputs)}")
+            raise UserError(f"a training batch needs labels and index: it has only {', '.join(inputs)}")
         inputs = dict(inputs)
         labels = inputs.pop("labels")
         inputs = self._with_decoder_inputs(inputs, labels)
@@ -156,8 +149,8 @@ class PSKDMixin(_Base):
         logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
         if isinstance(outputs, dict) and outputs.get("aux_loss") is not None:
             raise UserError(
-                "the model adds a loss of its own to that of the labels (aux_loss), which is not supported; a mixture "
-                "of experts leaves it out with config.output_router_logits = False"
+                "the model adds an auxiliary loss (aux_loss) to that of the labels, which is not supported; for a "
+                "mixture of experts set config.output_router_logits = False"
             )
         method, shared = self._method(logits, labels), {"inputs": inputs, "denominator": num_items_in_batch}
         if not self._pskd_told:
@@ -170,13 +163,12 @@ class PSKDMixin(_Base):
         return (loss, outputs) if return_outputs else loss
 
     def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """The library's, without ``index``, which neither ``forward`` nor ``generate`` knows."""
-        return super().prediction_step(
-            model, {name: value for name, value in inputs.items() if name != "index"}, *args, **kwargs
-        )
+        """The library's, without ``index``, which neither ``forward`` nor ``generate`` accepts."""
+        inputs = {name: value for name, value in inputs.items() if name != "index"}
+        return super().prediction_step(model, inputs, *args, **kwargs)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """The library's, with alpha and the samples without a past row beside the training loss."""
+        """The library's; adds alpha and the number of samples without a past row to the training loss."""
         if self.pskd and "loss" in logs:
             logs = {**logs, "pskd_alpha": self.pskd.alpha, "pskd_fallbacks": self.pskd.fallbacks}
         super().log(logs, *args, **kwargs)
@@ -184,30 +176,30 @@ class PSKDMixin(_Base):
     # -- checkpoints
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """The library's. A checkpoint that holds no table is refused, since its epochs would train on hard labels."""
+        """The library's, but refuses a checkpoint without a table, which would resume on hard labels."""
         self._pskd_resume = None
         if resume_from_checkpoint:
             if resume_from_checkpoint is True:
                 resume_from_checkpoint = get_last_checkpoint(str(self.args.output_dir))
                 if resume_from_checkpoint is None:
-                    raise UserError(f"no checkpoint to resume from in {self.args.output_dir}")
+                    raise UserError(f"{self.args.output_dir} holds no checkpoint to resume from")
             self._pskd_resume = Path(resume_from_checkpoint) / STATE_FILE
             if not self._pskd_resume.is_file():
                 raise UserError(
-                    f"{resume_from_checkpoint} has no {STATE_FILE}: it was not saved by this trainer, or not to its "
-                    "end; choose another checkpoint, or start anew"
+                    f"{resume_from_checkpoint} has no {STATE_FILE}: it was not saved by this trainer, or only in part; "
+                    "choose another checkpoint, or start again without resume_from_checkpoint"
                 )
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """The table first: the library's trainer_state.json, which is written last, then stands for all of it."""
+        """Save the table first: the library writes trainer_state.json last, so its presence shows that all is there."""
         if self.pskd and not self.args.save_only_model:
             folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
             self.pskd.save(folder / STATE_FILE)
         super()._save_checkpoint(model, trial)
 
     def _hp_search_setup(self, trial: Any) -> None:
-        """The library's, for which alpha_T is a training argument as the others are."""
+        """The library's, with alpha_T among the training arguments that it may vary."""
         self.args.alpha_T = self._pskd_settings["alpha_T"]  # type: ignore[attr-defined]
         try:
             super()._hp_search_setup(trial)
@@ -220,12 +212,12 @@ class PSKDMixin(_Base):
     def _begin_training(self) -> None:
         self.pskd, self._pskd_told, self._pskd_part, self._pskd_begun = None, False, None, None
         self._pskd_epochs = self.state.num_train_epochs
-        if self.state.num_train_epochs == sys.maxsize:  # the library's mark of a loader without a length
+        if self.state.num_train_epochs == sys.maxsize:  # so the library marks a loader without a length
             if not self._pskd_teacher:
                 raise UserError(
-                    "the training loader has no length, so no epoch ends, after which the past would be read: give the "
-                    "sampler a __len__ of one pass, and num_train_epochs; or take PreviousModel(), for which max_steps "
-                    "is divided into num_train_epochs parts"
+                    "the training loader has no length, so its epochs never end and no past could be used: give the "
+                    "sampler a __len__ of one pass, and set num_train_epochs; or use PreviousModel(), which divides "
+                    "max_steps into num_train_epochs parts"
                 )
             self._pskd_part = math.ceil(self.state.max_steps / math.ceil(self.args.num_train_epochs))
             self._pskd_epochs = math.ceil(self.state.max_steps / self._pskd_part)
@@ -236,8 +228,8 @@ class PSKDMixin(_Base):
                 self._pskd_teacher.model = trained
             if self._pskd_teacher.model not in (self.model, trained):
                 raise UserError(
-                    "PreviousModel must be given the model that this trainer trains, itself and no copy; "
-                    "PreviousModel() takes it from the trainer, with model_init too"
+                    "PreviousModel must be given the model that this trainer trains, not a copy of it; "
+                    "PreviousModel() takes it from the trainer, also with model_init"
                 )
 
     def _begin_epoch(self, epoch: int) -> None:
@@ -245,81 +237,69 @@ class PSKDMixin(_Base):
         if self.pskd:
             self.pskd.set_epoch(epoch)
         elif self._pskd_teacher:
-            self._pskd_teacher.begin(epoch)  # a forward pass would move batch norm's statistics
+            self._pskd_teacher.begin(epoch)  # before a forward pass changes batch norm's statistics
 
     def _begin_part(self, step: int) -> None:
-        """Of a stream, whose epochs are parts of ``max_steps``."""
+        """Begin an epoch of a stream, which is a part of its ``max_steps``."""
         if self._pskd_part and step // self._pskd_part != self._pskd_begun:
             self._pskd_begun = step // self._pskd_part
             self._begin_epoch(self._pskd_begun)
 
     def _ranks_averaged(self) -> int:
-        """Processes over which the gradient is averaged, and by which a loss over all targets is multiplied."""
+        """Number of processes that the gradient is averaged over; it multiplies a loss divided by all targets."""
         return self.accelerator.num_processes // self.get_tp_size()
 
     def _host_loss(self, model: Any, inputs: dict[str, Any], labels: Tensor, items: Any) -> Tensor | None:
-        """What a trainer with a loss of its own makes of the batch: for its metrics, and for one look at the loss."""
+        """Let a trainer with its own loss compute it, for the metrics that it logs and for the first batch's check."""
         if not self._pskd_host:
             return None
-        with torch.no_grad(), torch.random.fork_rng(devices=random_devices(labels)):  # the same dropout twice
+        with torch.no_grad(), own_loss.same_draws(labels):
             loss: Any = super().compute_loss(model, {**inputs, "labels": labels}, num_items_in_batch=items)
         return loss
 
     def _same_loss(
         self, model: Any, inputs: dict[str, Any], labels: Tensor, items: Any, host: Tensor | None, logits: Tensor
     ) -> bool:
-        """Refuse a model or a trainer whose own loss is not the one that takes its place.
+        """Refuse a model, or a trainer, whose own loss is not the cross-entropy that PS-KD replaces.
 
-        Args:
-            host: the trainer's own loss, of these logits; None where the model's is asked for.
-
-        Returns:
-            Whether this batch could tell.
+        ``host`` is the trainer's own loss of these logits, None for the model's. Returns whether this batch could tell.
         """
-        shared: dict[str, Any] = {"ignore_index": IGNORE}
+        shared: dict[str, Any] = {}
         own: Any = host
         if host is None:
-            own, logits = models_loss(model, self._bare_model(), {**inputs, "labels": labels})
+            own, logits = own_loss.models_loss(model, self._bare_model(), {**inputs, "labels": labels})
             if own is None:
                 if labels.ndim == 2 and not (labels.is_floating_point() or self._pskd_shift or self._is_causal()):
-                    refuse_copying(inputs.get("input_ids"), labels, IGNORE)
+                    own_loss.refuse_copying(inputs.get("input_ids"), labels, IGNORE)
                 return True
         else:
             shared["smoothing"] = self.args.label_smoothing_factor
             if items is not None:
                 scale = self._ranks_averaged() if self.args.average_tokens_across_devices else 1
                 shared["denominator"] = items / scale
-        shifts, places = self._shifts(labels), labels.ndim == 2 and not labels.is_floating_point()
-        ours = hard_loss(logits, self._targets(labels), **shared)
+        shifts = self._shifts(labels)
+        ours, other = own_loss.both_ways(logits, labels, shifts, IGNORE, shared)
         if not math.isfinite(ours):
-            return False  # nothing in this batch counts
-        other = hard_loss(logits, labels if shifts else shifted(labels, IGNORE), **shared) if places else None
-        told = refuse_other_loss(
+            return False  # every label is ignored
+        told = own_loss.refuse_other_loss(
             float(own), ours, other, shifts,
             asked=self._pskd_shift is not None,
             rounded=self.accelerator.mixed_precision != "no" or logits.dtype in (torch.bfloat16, torch.float16),
             whose="the model's own loss" if host is None else "the trainer's own loss",
         )  # fmt: skip
-        return told and float(logits.detach().float().std(-1).mean()) > 1e-3  # of equal logits every loss is the same
+        return told and float(logits.detach().float().std(-1).mean()) > 1e-3  # with equal logits all losses are equal
 
     def _method(self, logits: Tensor, labels: Tensor) -> PSKD | SequencePSKD | MultiLabelPSKD:
-        """Made at the first step, which is the first to know the number of classes."""
+        """The PS-KD object, made in the first step, when the number of classes is known."""
         if self.pskd:
             return self.pskd
-        multilabel = labels.is_floating_point() and labels.ndim == 2 and logits.shape == labels.shape
-        classes = not labels.is_floating_point() and labels.ndim in (1, 2) and logits.ndim == labels.ndim + 1
-        if not (multilabel or classes):
-            raise UserError(
-                "PS-KD needs labels that are classes, [B] with logits [B, C] or [B, T] with logits [B, T, C], or "
-                f"multi-label numbers [B, C] with logits [B, C]: got labels {labels.dtype} {list(labels.shape)} and "
-                f"logits {list(logits.shape)}"
-            )
+        multilabel = is_multilabel(logits, labels)
         if multilabel and self.args.label_smoothing_factor:
-            raise UserError("label_smoothing_factor smooths classes, and these labels are multi-label: set it to 0")
+            raise UserError("label_smoothing_factor smooths classes, but these labels are multi-label: set it to 0")
         settings = {"num_classes": logits.shape[-1], "total_epochs": self._pskd_epochs, **self._pskd_settings}
         if not isinstance(settings["store"], MemoryMapped):
             settings["device"] = logits.device
-        if classes and labels.ndim == 2:
+        if not multilabel and labels.ndim == 2:
             lengths = self._pskd_lengths
             if lengths is None and not self._pskd_teacher:
                 lengths = self._count_targets()
@@ -333,9 +313,9 @@ class PSKDMixin(_Base):
         if resume:
             begun = self._pskd_teacher.past if self._pskd_teacher else None
             method.load(resume)
-            if self._pskd_teacher and method.epoch != self._pskd_epoch:  # saved at the end of the epoch before
+            if self._pskd_teacher and method.epoch != self._pskd_epoch:  # saved at the end of the previous epoch
                 self._pskd_teacher.past = begun
-        # A checkpoint from the middle of an epoch: its rows of this epoch belong to steps that are not done again.
+        # A checkpoint from the middle of an epoch: this epoch's rows belong to steps that are not repeated.
         if not resume or self.args.ignore_data_skip or method.epoch != self._pskd_epoch:
             method.set_epoch(self._pskd_epoch)
         self.pskd = method
@@ -347,10 +327,10 @@ class PSKDMixin(_Base):
             return dataset
         if isinstance(dataset, IterableDataset):
             raise UserError(
-                "an iterable dataset has no stable sample index and no epochs to count: give one with items, or take "
-                "store=PreviousModel(), which needs neither"
+                "an iterable dataset has neither stable indices nor countable epochs: pass one with __getitem__, or "
+                "use store=PreviousModel(), which needs neither"
             )
-        if hasattr(dataset, "column_names") and hasattr(dataset, "remove_columns"):  # a column unused is not decoded
+        if hasattr(dataset, "column_names") and hasattr(dataset, "remove_columns"):  # do not decode unused columns
             dataset = self._remove_unused_columns(dataset, description="training")
         return with_index(dataset)
 
@@ -360,25 +340,20 @@ class PSKDMixin(_Base):
         if columns is not None and "index" not in columns:
             columns.append("index")
 
-    @torch.no_grad()
     def _count_targets(self) -> list[int]:
-        """One pass over the training set through the collator, leaving torch's random numbers where they were."""
-        collator: Callable = self._get_collator_with_removed_columns(KeepIndex(self.data_collator))
+        """Count targets in one pass over the training set and the collator."""
         loader = DataLoader(
             self._indexed_dataset(),
             batch_size=64,
-            collate_fn=collator,
+            collate_fn=cast(Callable, self._get_collator_with_removed_columns(KeepIndex(self.data_collator))),
             num_workers=self.args.dataloader_num_workers,
             generator=torch.Generator(),
         )
-        with torch.random.fork_rng(devices=[]):
-            return [
-                int(count) for batch in loader for count in self._targets(batch["labels"]).ne(IGNORE).sum(1).tolist()
-            ]
+        return count_targets(loader, self._targets, IGNORE)
 
     def _targets(self, labels: Tensor) -> Tensor:
-        """Labels as targets of the logits at the same place: a causal model predicts the next token."""
-        return shifted(labels, IGNORE) if self._shifts(labels) else labels
+        """Labels as targets of the logits at the same position: shifted, if the model predicts the next token."""
+        return own_loss.shifted(labels, IGNORE) if self._shifts(labels) else labels
 
     def _shifts(self, labels: Tensor) -> bool:
         if labels.ndim != 2 or labels.is_floating_point():
@@ -386,34 +361,17 @@ class PSKDMixin(_Base):
         return self._is_causal() if self._pskd_shift is None else self._pskd_shift
 
     def _is_causal(self) -> bool:
-        # The library's own mark first; it misses GPT2LMHeadModel and its like, which are in the list.
-        kinds = {kind.__name__ for kind in type(self._bare_model()).__mro__}  # a class of the user's own among them
-        listed = not kinds.isdisjoint(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
-        return getattr(self, "_loss_shifts_labels", False) or listed
+        # The library's own flag first; it misses GPT2LMHeadModel and similar models, which are in the list.
+        listed = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+        return getattr(self, "_loss_shifts_labels", False) or is_causal(self._bare_model(), listed)
 
     def _bare_model(self) -> Any:
-        """The model without wrappers, PEFT's too."""
+        """The model without its wrappers, PEFT's included."""
         model = self.accelerator.unwrap_model(self.model)
         return model.get_base_model() if hasattr(model, "get_base_model") else model
 
     def _with_decoder_inputs(self, inputs: dict[str, Any], labels: Tensor) -> dict[str, Any]:
-        """What an encoder-decoder makes of its labels, which it no longer gets: its decoder's inputs, and no cache."""
-        model = self._bare_model()
-        config = getattr(model, "config", None)
-        if not getattr(config, "is_encoder_decoder", False) or labels.ndim != 2:
-            return inputs
-        if hasattr(config, "use_cache"):
-            inputs = {"use_cache": False, **inputs}
-        if "decoder_input_ids" in inputs or "decoder_inputs_embeds" in inputs:
-            return inputs
-        if hasattr(model, "prepare_decoder_input_ids_from_labels"):
-            return {**inputs, "decoder_input_ids": model.prepare_decoder_input_ids_from_labels(labels=labels)}
-        if self.label_smoother is not None:
-            raise UserError(
-                f"{type(model).__name__} makes its decoder's inputs of the labels itself, and label_smoothing_factor "
-                "takes the labels away: let the collator add decoder_input_ids"
-            )
-        return {**inputs, "labels": labels}  # M2M100 and its like shift them inside; the loss made of them is not used
+        return with_decoder_inputs(self._bare_model(), inputs, labels, smoothed=self.label_smoother is not None)
 
 
 class PSKDTrainer(PSKDMixin, Trainer):
@@ -425,7 +383,7 @@ class PSKDSeq2SeqTrainer(PSKDMixin, Seq2SeqTrainer):
 
 
 class _Epochs(TrainerCallback):
-    """Tells the trainer where an epoch begins."""
+    """Tells the trainer when an epoch begins."""
 
     def __init__(self, trainer: PSKDMixin) -> None:
         self.trainer = trainer

@@ -1,8 +1,8 @@
-"""Results to one self-contained HTML page and Markdown; knows no method.
+"""Turn a study's results into one self-contained HTML page and Markdown; knows no method.
 
 A map: ``source`` reads and checks a study's directory; ``words``, ``claims``, ``measurements`` and ``gallery`` turn it
-into final texts, cells and drawings, gathered by ``view``; ``page`` (with ``templates/``) and ``markdown`` show the
-same view. ``figures`` is what an analysis returns; ``draw``, ``svg``, ``palette`` and ``describe`` draw it.
+into final texts, cells and drawings, which ``view`` collects; ``page`` (with ``templates/``) and ``markdown`` write the
+same view. ``draw``, ``svg``, ``palette`` and ``describe`` make the drawings. Import ``build`` from here.
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""The claims table's rows: what was compared, by how much it differed, and the verdict."""
+"""The rows of the claims table: what was compared, the difference, and the verdict."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,15 +10,15 @@ from retarget.study.config import Metric
 from retarget.study.results import ClaimResult
 
 MARKS = {"holds": "holds", "does not hold": "fails", "not enough evidence": "lacks", "not measured": "unmeasured"}
-"""Names of the verdicts' shapes in the style sheet and the template."""
+"""Names of the verdicts' marks in the style sheet and the template."""
 
 
 @dataclass(frozen=True)
 class Scaled:
-    """A claim's numbers as multiples of its smallest effect, turned so that better is to the right.
+    """A claim's numbers as multiples of its smallest effect, with better to the right.
 
-    ``threshold`` is 1, or -1 for a margin. ``over_items`` says that the interval is one over items, which decides
-    nothing here; without an interval ``low`` and ``high`` are the estimate.
+    ``threshold`` is 1, or -1 for a margin. ``over_items`` marks an interval over items, which decides nothing here;
+    without an interval ``low`` and ``high`` are the estimate.
     """
 
     estimate: float
@@ -30,9 +30,9 @@ class Scaled:
 
 @dataclass(frozen=True)
 class ClaimRow:
-    """One row of the claims table; every text is final, ``missing`` says why there is no estimate.
+    """One row of the claims table, in final texts; ``missing`` is the reason if there is no estimate.
 
-    ``verdict`` is empty where each arm was run once, which decides nothing about the method.
+    ``verdict`` is empty if each arm was run once, which decides nothing about the method.
     """
 
     id: str
@@ -56,14 +56,14 @@ class ClaimRow:
 
 @dataclass(frozen=True)
 class ClaimGroup:
-    """Claims of one condition, in the study's order; ``condition`` is empty where the study has only one."""
+    """The claims under one condition, in the study's order; ``condition`` is empty if the study has only one."""
 
     condition: str
     rows: tuple[ClaimRow, ...]
 
 
 def was_run(claim: ClaimResult, study: Study) -> bool:
-    """Whether the study has the claim's arms and condition: what it merely states is no part of what it found."""
+    """Whether the study ran the claim's arms and condition; claims that it only states are not findings."""
     if claim.n or claim.estimate is not None:
         return True
     there = {arm.name for arm in study.plan.arms}
@@ -75,7 +75,7 @@ def was_run(claim: ClaimResult, study: Study) -> bool:
 
 
 def run_once(study: Study) -> bool:
-    """Whether nothing can be decided since each arm was run once, and no claim is about these models."""
+    """Whether nothing can be decided because each arm was run once and no claim is about these models."""
     claims = [claim for claim in study.summary.claims if was_run(claim, study)]
     undecided = all(claim.verdict in ("not enough evidence", "not measured") for claim in claims)
     once = [claim.n == 1 and claim.about == "method" and claim.across != "new" for claim in claims if claim.n]
@@ -83,7 +83,7 @@ def run_once(study: Study) -> bool:
 
 
 def claim_groups(study: Study) -> tuple[ClaimGroup, ...]:
-    """The claims that were run, in the order they were stated in, never sorted by verdict."""
+    """The claims that were run, in the order in which they were stated, never sorted by verdict."""
     labels = _conditions(study)
     claims = [claim for claim in study.summary.claims if was_run(claim, study)]
     once = run_once(study)
@@ -96,12 +96,12 @@ def claim_groups(study: Study) -> tuple[ClaimGroup, ...]:
 
 
 def not_run(study: Study) -> tuple[str, ...]:
-    """Sentences of the claims that the study states and does not run, each once."""
+    """The sentences of claims that the study states but does not run, without repetition."""
     return tuple(dict.fromkeys(claim.sentence for claim in study.summary.claims if not was_run(claim, study)))
 
 
 def arm_labels(study: Study) -> dict[str, str]:
-    """Labels of the arms, and readable names of those that only the analysis knows."""
+    """Labels of the arms, and readable names for arms that only the analysis knows."""
     labels = {arm.name: arm.label for arm in study.plan.arms}
     beyond = {arm for arms in study.summary.conditions.values() for arm in arms} - set(labels)
     return labels | {arm: arm.replace("_", " ") for arm in sorted(beyond)}
@@ -146,7 +146,7 @@ def _amount(value: float, decimals: int, unit: str) -> str:
 
 
 def _counted(claim: ClaimResult) -> str:
-    """How many seeds, or items or sets by their name."""
+    """The number of seeds, or of items or sets, with the noun."""
     if not claim.n:
         return words.MISSING
     if claim.about == "models" or claim.reason.endswith("interval over items"):
@@ -168,7 +168,7 @@ def _threshold(claim: ClaimResult, metric: Metric) -> str:
 def _missing(claim: ClaimResult) -> str:
     if claim.reason:
         return f"{claim.reason}."
-    return "One of its conditions has no seed with a value of both." if claim.across else "No seed has a value of both."
+    return "In one of its conditions no seed has both values." if claim.across else "No seed has both values."
 
 
 def _remark(claim: ClaimResult) -> str:
@@ -189,11 +189,11 @@ def _lacking(claim: ClaimResult) -> str:
         return claim.reason
     if claim.seeds_needed is None:
         return "more than 10,000 seeds would be needed"
-    return f"{words.plural(claim.seeds_needed, 'seed')} would decide with 80 % power, if mean and spread stay"
+    return f"{words.plural(claim.seeds_needed, 'seed')} would decide with 80 % power, if mean and spread stay the same"
 
 
 def _beside(claim: ClaimResult, metrics: Mapping[str, Metric], metric: Metric, item_label: str) -> str:
-    """Numbers that decide nothing, and say so; without a label of it the interval over items stands elsewhere."""
+    """Numbers that decide nothing, marked as such; without ``item_label`` no interval over items is among them."""
     parts = []
     if claim.latest is not None:
         decimals = words.difference_decimals([claim.latest], metric.decimals)

@@ -1,4 +1,4 @@
-"""What a figure shows, in words: for readers who hear the page, and under the picture in Markdown."""
+"""Describe figures in words, for screen readers and under the pictures in Markdown."""
 
 from collections.abc import Iterable, Sequence
 
@@ -6,7 +6,7 @@ from retarget.study.figures import Bars, Lines, Series
 
 
 def mean(seeds: Sequence[Sequence[float | None]]) -> list[float | None]:
-    """Mean over the seeds that have a value, place by place; None where none has.
+    """Mean over the seeds that have a value, at each position; None if none has.
 
     >>> mean([[1.0, None], [3.0, None]])
     [2.0, None]
@@ -19,7 +19,7 @@ def mean(seeds: Sequence[Sequence[float | None]]) -> list[float | None]:
 
 
 def mean_of(series: Series) -> list[float | None]:
-    """Mean of a series over the seeds, weighted by how many items each value is of, where that is known.
+    """Mean of a series over the seeds, weighted by the number of items of each value, if known.
 
     >>> mean_of(Series(label="a", x=[0.5], y=[[1.0], [0.0]], counts=[[3], [1]]))
     [0.75]
@@ -35,18 +35,18 @@ def mean_of(series: Series) -> list[float | None]:
 
 
 def items_of(series: Series) -> list[int]:
-    """How many items each value's mean is of, all seeds together; empty where that is not known."""
+    """The number of items behind each value, all seeds together; empty if not known."""
     return [sum(counts) for counts in zip(*series.counts, strict=True)] if series.counts else []
 
 
 def describe_lines(figure: Lines, shown: Sequence[Series]) -> str:
-    """One sentence a curve: where it starts and where it ends."""
+    """One sentence per curve: where it starts and ends."""
     head = f"Line chart of {figure.y_label} against {figure.x_label}."
     return " ".join([head, *(_curve(series) for series in shown)])
 
 
 def describe_bars(figure: Bars, shown: Iterable[int]) -> str:
-    """One sentence a series: the mean of every group up to twelve groups, the ends of more."""
+    """One sentence per series: the mean of each group, or of the first and last group if there are more than twelve."""
     head = f"Bar chart of {figure.y_label} by {figure.x_label}."
     sentences = []
     for index in shown:

@@ -1,4 +1,4 @@
-"""Figures drawn with matplotlib as SVG whose text stays text."""
+"""Draw figures with matplotlib, as SVG with real text."""
 
 import io
 import math
@@ -20,14 +20,14 @@ from retarget.report.svg import tidy
 from retarget.study.figures import Bars, Lines, Series
 
 TOGETHER = 4
-"""Series that one pair of axes can hold; more are drawn in a panel each, the others behind it in grey."""
+"""Most series in one pair of axes; with more, each gets a panel, with the others behind it in grey."""
 THIN = 20
-"""A point that is the mean of fewer items, all seeds together, is drawn hollow and faint, and no line goes there."""
+"""A point that is the mean of fewer items, all seeds together, is drawn hollow and faint, without a line to it."""
 
 _RC = {
     "svg.fonttype": "none",
     "svg.hashsalt": "retarget",
-    "text.parse_math": False,  # a label is text: "$" is a dollar
+    "text.parse_math": False,  # labels are plain text: "$" is a dollar sign
     "font.family": "DejaVu Sans",
     "font.size": 12.5,
     "text.color": INK,
@@ -63,7 +63,7 @@ _RC = {
 
 
 class Drawing(NamedTuple):
-    """One SVG element, its natural size in CSS pixels, and a sentence that says what it shows."""
+    """One SVG element, its size in CSS pixels, and a sentence that describes it."""
 
     svg: str
     width: int
@@ -72,18 +72,18 @@ class Drawing(NamedTuple):
 
 
 def draw(figure: Lines | Bars, prefix: str, arms: Mapping[str, int] | None = None) -> list[Drawing]:
-    """Draw a figure: one drawing, or one a series where one pair of axes cannot hold them.
+    """Draw a figure: one drawing, or one per series if there are too many for one pair of axes.
 
-    Equal input gives equal bytes: no dates, no random ids. Labels are text, never mathematics.
+    Equal input gives equal bytes: no dates, no random ids. Labels are plain text, never mathematics.
 
     Args:
         figure: what to draw.
-        prefix: begins every id in the SVG; unique among the figures of one page.
-        arms: label of an arm to its place in the study, so that an arm looks the same in every figure.
+        prefix: prefix of every id in the SVG; unique among the figures of one page.
+        arms: maps an arm's label to its number in the study, so that the arm looks the same in every figure.
     """
     arms = arms or {}
     with matplotlib_style.context(["default", _RC]), warnings.catch_warnings():
-        # The bundled font lays the text out; the reader's own fonts draw it, and may have what it lacks.
+        # The bundled font only lays the text out; the reader's fonts draw it, and may have glyphs that it lacks.
         warnings.filterwarnings("ignore", message=r"Glyph \d+ .*missing from font")
         if isinstance(figure, Lines):
             looks = styles((series.label for series in figure.series), arms)
@@ -125,7 +125,7 @@ def _lines_panel(figure: Lines, shown: Series, looks: Mapping[str, Style], prefi
     every = [
         (x, y) for one in figure.series for seed in one.y for x, y in zip(one.x, seed, strict=True) if y is not None
     ]
-    if every:  # one scale for all panels, whatever their own seeds need
+    if every:  # one scale for all panels
         axes.update_datalim(every)
     _diagonal(axes, figure)
     canvas.suptitle(_wrap(shown.label, 40), x=0.01, ha="left", fontsize=13, fontweight="bold")
@@ -133,7 +133,7 @@ def _lines_panel(figure: Lines, shown: Series, looks: Mapping[str, Style], prefi
 
 
 def _curve(axes: Axes, series: Series, look: Style) -> None:
-    """Every seed thin, their mean thick with its dash and about six markers; pooled data has the mean alone."""
+    """Each seed thin, the mean thick with its dash and about six markers; pooled data is drawn as a mean."""
     means, items = mean_of(series), items_of(series)
     if len(series.y) > 1:
         for seed in series.y:
@@ -157,13 +157,13 @@ def _curve(axes: Axes, series: Series, look: Style) -> None:
 
 
 def _solid(series: Series, values: Sequence[float | None]) -> list[float | None]:
-    """The values without those that all seeds together have few items of."""
+    """The values, without those of few items (all seeds together)."""
     items = items_of(series)
     return [None if items and items[at] < THIN else value for at, value in enumerate(values)]
 
 
 def _counts(axes: Axes, figure: Lines, looks: Mapping[str, Style]) -> None:
-    """How many items each point is of, all seeds together, on a scale of powers of ten."""
+    """Draw the number of items behind each point, all seeds together, on a logarithmic scale."""
     for series in figure.series:
         items = [count or None for count in items_of(series)]
         look = looks[series.label]
@@ -269,7 +269,7 @@ def _bar_axes(axes: Axes, figure: Bars, lying: bool) -> None:
 
 
 def _canvas(width: float, height: float) -> tuple[Canvas, Axes]:
-    """A figure whose unit is the CSS pixel, and its axes."""
+    """A canvas measured in CSS pixels, and its axes."""
     canvas = Canvas(figsize=(width / 72, round(height) / 72), dpi=72, layout="constrained")
     return canvas, canvas.add_subplot()
 
@@ -283,7 +283,7 @@ def _finish(canvas: Canvas, prefix: str, alt: str) -> Drawing:
 
 
 def _legend(canvas: Canvas, axes: Axes, width: float) -> None:
-    """A legend above the axes; parts with one label (a bar's filling and its hatch) are one key, drawn over another."""
+    """Draw a legend above the axes; parts with the same label (a bar's filling and hatch) share one key."""
     keys: dict[str, Any] = {}
     for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
         keys[label] = (*keys.get(label, ()), handle)
@@ -294,7 +294,7 @@ def _legend(canvas: Canvas, axes: Axes, width: float) -> None:
 
 
 def _legend_rows(labels: Sequence[str], width: float) -> int:
-    """Fewest rows whose columns fit: about 7 pixels a letter, 62 for the key and the space after it."""
+    """The fewest rows whose columns fit, at about 7 pixels per letter and 62 for the key and its space."""
     widths = [62 + 7 * max(map(len, _wrap(label, 56).split("\n"))) for label in labels]
     for rows in range(1, len(widths)):
         if sum(max(widths[start : start + rows]) for start in range(0, len(widths), rows)) <= width:
@@ -303,7 +303,7 @@ def _legend_rows(labels: Sequence[str], width: float) -> int:
 
 
 def _lying(groups: Sequence[str], width: float) -> bool:
-    """Whether two neighbouring names of groups would touch, so that bars must lie, with the names at the left."""
+    """Whether neighbouring names of groups would touch, so that bars must be horizontal, with names at the left."""
     room = width / max(1, len(groups)) - 8
     if len(groups) < 2:
         return any(7 * len(group) > room for group in groups)

@@ -1,4 +1,4 @@
-"""What the page shows, as files beside it: CSV and LaTeX of every table, SVG and CSV of every drawing."""
+"""Export the page's content to files: CSV and LaTeX of every table, SVG and CSV of every drawing."""
 
 import csv
 import io
@@ -12,7 +12,7 @@ from retarget.report.view import StudyView
 from retarget.study.figures import Bars, Figure, Lines, Table, Text
 
 Rows = Sequence[Sequence[str]]
-"""Cells as text; the first row heads the columns."""
+"""Cells as text; the first row is the header."""
 
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
@@ -27,7 +27,7 @@ _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?\Z", re.IGNORECASE)
 
 
 def files(study: Study, view: StudyView) -> dict[str, bytes]:
-    """Content of the folder beside the page by file name; every name begins with the study's key."""
+    """The files of the folder beside the page, by name; every name begins with the study's key."""
     key = view.key
     found: dict[str, bytes] = {}
 
@@ -70,7 +70,7 @@ def files(study: Study, view: StudyView) -> dict[str, bytes]:
 
 
 def as_csv(rows: Rows) -> bytes:
-    """CSV in UTF-8. A cell that a spreadsheet would take for a formula gets an apostrophe in front.
+    """CSV in UTF-8. A cell that a spreadsheet would take for a formula is prefixed with an apostrophe.
 
     >>> as_csv([["a", "=1+1"], ["−0.5", "-0.5"]])
     b"a,'=1+1\\r\\n\\xe2\\x88\\x920.5,-0.5\\r\\n"
@@ -81,7 +81,7 @@ def as_csv(rows: Rows) -> bytes:
 
 
 def as_latex(rows: Rows, label: str) -> bytes:
-    """A tabular for the package booktabs, with a label to refer to.
+    """A LaTeX tabular for the package booktabs, with a label.
 
     >>> print(as_latex([["arm", "top-1"], ["a_b", "92 %"]], "tab:x").decode(), end="")
     % needs \\usepackage{booktabs}
@@ -157,7 +157,7 @@ def _claims_data(study: Study) -> Rows:
 
 
 def _values(study: Study) -> Rows:
-    """One row a measured number: what ``retarget judge`` reads."""
+    """One row per measured number, in the format that ``retarget judge`` reads."""
     rows = [
         [condition, arm, str(seed), metric, str(value)]
         for condition, arms in study.summary.conditions.items()
@@ -170,7 +170,7 @@ def _values(study: Study) -> Rows:
 
 
 def _data(figure: Figure) -> Rows:
-    """The numbers of a drawing, or the texts of samples; nothing for images."""
+    """The numbers of a drawing, or the texts of samples; empty for images."""
     match figure:
         case Lines():
             counted = any(series.counts for series in figure.series)

@@ -11,26 +11,26 @@ from retarget.report.claims import ClaimGroup, ClaimRow, Scaled
 from retarget.report.draw import Drawing
 
 REACH = (2.0, 1000.0)
-"""The scale goes at least and at most so many smallest effects to each side; what lies beyond ends in an arrow."""
+"""Least and largest reach of the scale to each side, in smallest effects; bars beyond it end in an arrow."""
 EVEN = 5.0
-"""A scale that reaches further than this is even no more: it goes by log(1 + |x|)."""
+"""A scale that reaches further than this is not linear but proportional to log(1 + |x|)."""
 CAPTION = (
-    "Every claim that was measured, on one scale: better is to the right, and each claim is scaled by its own smallest "
-    "effect that matters, or by its margin, since their units differ. Dot: estimate. Bar: interval. Line: no "
-    "difference. Dotted: the smallest effect, or the margin at the left."
+    "Every measured claim on one scale, with better to the right. Since units differ, each claim is scaled by its own "
+    "smallest effect that matters, or by its margin. Dot: estimate. Bar: interval. Line: no difference. Dotted line: "
+    "the smallest effect, or the margin at the left."
 )
-_UNEVEN = " The scale narrows away from 0, so that small and large effects have room."
-_ONCE = " Bars are intervals over items: what these models do on this data, and no verdict about the method."
+_UNEVEN = " The scale is compressed away from 0, to show small and large effects together."
+_ONCE = " Bars are intervals over items: they describe these models on this data, not the method."
 MANY = 10
-"""Beyond so many claims the labels are smaller, so that the plot stays on the first screen."""
+"""With more claims than this the labels are smaller, so that the plot fits on the first screen."""
 _APART = 17.0
-"""Pixels between the labels of two ticks, at least."""
+"""Least distance between the labels of two ticks, in pixels."""
 _LETTER = 0.56
-"""Width of a letter in units of the size of the type; generous, for fonts differ."""
+"""Width of a letter relative to the font size; generous, because fonts differ."""
 
 
 class Forest(NamedTuple):
-    """The plot for a wide and for a narrow screen, which show the same, and its caption."""
+    """The plot for a wide and for a narrow screen, with the same content, and its caption."""
 
     wide: Drawing
     narrow: Drawing
@@ -38,7 +38,7 @@ class Forest(NamedTuple):
 
 
 class _Shape(NamedTuple):
-    """Places of a layout, in CSS pixels; the label stands beside the bar, or above it where ``beside`` is false."""
+    """Measures of a layout, in CSS pixels; the label is beside the bar, or above it if ``beside`` is False."""
 
     width: int
     label: int
@@ -55,10 +55,10 @@ _NARROW = _Shape(358, 358, 8, 216, 250, None, 13.0, False)
 
 
 def forest(groups: Sequence[ClaimGroup]) -> Forest | None:
-    """The plot of all claims that have an estimate; None where none has.
+    """The plot of all claims that have an estimate; None if there are none.
 
     Args:
-        groups: as :func:`retarget.report.claims.claim_groups` gives them.
+        groups: from :func:`retarget.report.claims.claim_groups`.
     """
     shown = [(group.condition, [row for row in group.rows if row.scaled]) for group in groups]
     rows = [row for _, some in shown for row in some]
@@ -77,7 +77,7 @@ def _said(row: ClaimRow) -> str:
 
 
 class _Plot:
-    """Draws from the top to the bottom; ``y`` is where the next row begins."""
+    """Draws from top to bottom; ``y`` is where the next row begins."""
 
     def __init__(self, shape: _Shape, groups: Sequence[tuple[str, Sequence[ClaimRow]]]) -> None:
         self.shape, self.groups, self.y = shape, groups, 0.0
@@ -88,7 +88,7 @@ class _Plot:
         self.svg = ElementTree.Element("svg", xmlns="http://www.w3.org/2000/svg")
 
     def drawn(self, alt: str) -> Drawing:
-        """The SVG element with its size; ``alt`` says what it shows."""
+        """The SVG element with its size; ``alt`` describes it."""
         grid = ElementTree.SubElement(self.svg, "g")
         for heading, rows in self.groups:
             if heading and rows:
@@ -182,7 +182,7 @@ class _Plot:
 
 
 def _reach(rows: Iterable[ClaimRow]) -> float:
-    """How far the scale goes to each side of 0."""
+    """How far the scale reaches to each side of 0."""
     ends = [end for row in rows if row.scaled for end in (row.scaled.low, row.scaled.high, row.scaled.threshold)]
     return min(REACH[1], max(REACH[0], math.ceil(max(map(abs, ends)) * 1.05)))
 
@@ -195,7 +195,7 @@ def _repeated(rows: Iterable[ClaimRow]) -> list[ClaimRow]:
 
 
 def _mark(parent: ElementTree.Element, mark: str, x: float, y: float) -> None:
-    """The verdict's shape: a disc, a square, a lozenge or a ring, 12 pixels wide."""
+    """Draw the verdict's mark, 12 pixels wide: a disc, a square, a lozenge or a ring."""
     match mark:
         case "holds":
             _element(parent, "circle", cx=f"{x:g}", cy=f"{y:g}", r="6", fill="currentColor")

@@ -1,4 +1,4 @@
-"""A study's figures made ready for both outputs."""
+"""Prepare a study's figures for the HTML page and the Markdown."""
 
 import base64
 import re
@@ -11,7 +11,7 @@ from retarget.report.source import Study
 from retarget.study.figures import Bars, Figure, Images, Lines, Table, Text
 
 _TINY = 140
-"""Images narrower than this many pixels are enlarged by whole pixels to about twice it."""
+"""Images narrower than this, in pixels, are enlarged by a whole factor to about twice it."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class Picture:
 
 @dataclass(frozen=True)
 class FigureView:
-    """One figure; which of drawings, table, pictures and blocks is filled depends on its kind.
+    """One figure; its kind decides which of drawings, table, pictures and blocks has content.
 
-    ``name`` is fit for an id and a file name and unique in the study.
+    ``name`` is unique in the study and valid as an id and a file name.
     """
 
     kind: str
@@ -49,7 +49,7 @@ class FigureView:
     lead: bool = False
 
     def files(self, key: str) -> list[str]:
-        """Names of its drawings or pictures in the folder beside the page."""
+        """Names of its drawings' or pictures' files in the folder beside the page."""
         suffix, count = "png" if self.pictures else "svg", len(self.pictures or self.drawings)
         places = [""] if count == 1 else [f"-{place}" for place in range(1, count + 1)]
         return [f"{key}-{self.name}{place}.{suffix}" for place in places]
@@ -60,10 +60,10 @@ def figure_views(study: Study, key: str) -> tuple[FigureView, ...]:
 
     Args:
         study: the study.
-        key: unique among the studies of the page; begins every id.
+        key: prefix of every id, unique among the studies of the page.
 
     Raises:
-        UserError: an image is missing, elsewhere, or no PNG.
+        UserError: an image is missing, outside the study's directory, or not a PNG file.
     """
     arms = {arm.label: place for place, arm in enumerate(study.plan.arms)}
     return tuple(
@@ -97,18 +97,18 @@ def _view(figure: Figure, name: str, key: str, study: Study, arms: dict[str, int
 
 
 def _reading(figure: Lines | Bars, panels: int) -> str:
-    """How to read the drawing: what stands for a seed, unless the caption says so, and what the panels share."""
+    """How to read the drawing: how seeds are drawn, unless the caption tells, and what the panels share."""
     said = "seeds" in figure.caption.lower()
     if isinstance(figure, Bars):
         seeds = max((len(group) for series in figure.values for group in series), default=0)
-        each, shared = "Bars are means, dots are seeds.", "One panel a series, one scale for all."
+        each, shared = "Bars are means, dots are seeds.", "One panel per series, with one scale for all."
     else:
         seeds = max((len(series.y) for series in figure.series), default=0)
         each = "Thin lines are seeds, thick lines their means."
-        shared = "One panel a curve, one scale for all; the means of the others are behind it in grey."
+        shared = "One panel per curve, with one scale for all; the other means are behind it in grey."
         if any(series.counts for series in figure.series):
-            means = f"Means are weighted by the {figure.counted} of a point"
-            faint = f"a point of fewer than {THIN}, all seeds together, is hollow and faint, and no line goes there."
+            means = f"Means are weighted by the number of {figure.counted} of each point"
+            faint = f"a point of fewer than {THIN}, all seeds together, is hollow and faint, without a line to it."
             each, said = f"{each * (seeds > 1)} {means}; {faint}".strip(), False
             seeds = 2
     return " ".join([each] * (seeds > 1 and not said) + [shared] * (panels > 1))

@@ -1,4 +1,4 @@
-"""The same report as Markdown: GitHub's tables, figures as files in the folder beside it."""
+"""Write the report as Markdown: GitHub's tables, and figures as files in the folder beside it."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -13,7 +13,7 @@ from retarget.report.view import StudyView
 _SPECIAL = re.compile(r"[\\`*\[\]|~$]|(?<!\w)_|_(?!\w)")
 _BLOCK_START = re.compile(r"^(?:(\d+)(?=[.)](?:\s|$))|(?=(?:#+|[-+])(?:\s|$)|=+\s*$))")
 _BREAK = "<br>"
-_MARKING = "Nothing is marked as the best. ↑ higher is better, ↓ lower is better."
+_MARKING = "No value is marked as the best. ↑ higher is better, ↓ lower is better."
 
 
 def markdown(studies: Sequence[StudyView], title: str, finding: str, folder: str) -> str:
@@ -29,7 +29,7 @@ def markdown(studies: Sequence[StudyView], title: str, finding: str, folder: str
 
 
 def escape(text: str) -> str:
-    """Text on one line that Markdown shows as it is.
+    """Escape a text on one line, so that Markdown shows it literally.
 
     >>> escape("a_b <script> *x* | $y$")
     'a_b &lt;script&gt; \\\\*x\\\\* \\\\| \\\\$y\\\\$'
@@ -60,7 +60,7 @@ def _study(study: StudyView, level: int, folder: str) -> list[str]:
         lines += [picture, "", f"*{escape(study.forest.caption)}*", ""]
     for figure in study.lead:
         lines += _figure(study, figure, level, folder)
-    lines += [f"**Asked.** {escape(study.question)}", "", f"**How.** {escape(study.setup + failed)}", ""]
+    lines += [f"**Question.** {escape(study.question)}", "", f"**Setup.** {escape(study.setup + failed)}", ""]
     lines += [f"{mark} Claims", "", *_claims(study, level)]
     if study.metrics:
         lines += [f"{mark} Measurements", ""]
@@ -119,7 +119,7 @@ def _claims(study: StudyView, level: int) -> list[str]:
         lines += _table(["Claim", "Compared", "Difference", "n", *verdict], rows, right=(3,))
     if study.not_run:
         count = len(study.not_run)
-        said = f"{count} more {'claim was' if count == 1 else 'claims were'} stated and not run here"
+        said = f"{count} more {'claim was' if count == 1 else 'claims were'} stated but not run here"
         lines += _folded(said, [*(f"- {escape(one)}" for one in study.not_run), ""])
     return lines
 

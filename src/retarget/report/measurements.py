@@ -10,12 +10,12 @@ from retarget.study.config import Metric
 from retarget.study.results import Spread
 
 COST_UNITS = frozenset({"µs", "ms", "s", "min", "h", "B", "kB", "KB", "MB", "GB", "KiB", "MiB", "GiB"})
-"""A metric in one of these units is a cost, and stands in the cost table too."""
+"""A metric in one of these units is a cost, and is shown in the cost table too."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One arm's mean and sd of one metric; ``missing`` says which seeds it lacks."""
+    """One arm's mean and sd of one metric; ``missing`` tells how many seeds are missing."""
 
     mean: str = ""
     sd: str = ""
@@ -33,7 +33,7 @@ class Head:
 
 @dataclass(frozen=True)
 class MetricTable:
-    """Means and deviations: metrics by arms, or arms by metrics where there are many arms."""
+    """Means and deviations: metrics by arms, or arms by metrics if there are many arms."""
 
     corner: str
     heads: tuple[Head, ...]
@@ -42,8 +42,8 @@ class MetricTable:
 
 @dataclass(frozen=True)
 class ConditionMetrics:
-    """The metrics that matter under one condition, and the others; ``condition`` is empty where there is one without
-    a label."""
+    """The shown and the folded metrics under one condition; ``condition`` is empty if there is only one without a
+    label."""
 
     condition: str
     seeds: str
@@ -52,18 +52,18 @@ class ConditionMetrics:
 
     @property
     def more_count(self) -> int:
-        """How many metrics are folded."""
+        """Number of folded metrics."""
         return len(self.more.rows if self.more.corner == "Metric" else self.more.heads) if self.more else 0
 
 
 MATTER = 8
-"""Metrics that are shown; the others are folded."""
+"""Number of metrics that are shown; the others are folded."""
 COLUMNS = 6
-"""Arms that stand side by side; with more of them the table turns, one arm a row."""
+"""Most arms side by side; with more, the table has one row per arm."""
 
 
 def metric_tables(study: Study) -> tuple[ConditionMetrics, ...]:
-    """Tables of each condition. An arm or a metric without any value has no column or row."""
+    """The tables of each condition; arms and metrics without any value are left out."""
     tables = []
     for condition in study.plan.conditions:
         found = study.summary.conditions.get(condition.name, {})
@@ -93,7 +93,7 @@ def metric_tables(study: Study) -> tuple[ConditionMetrics, ...]:
 
 
 def that_matter(study: Study, metrics: Sequence[Metric]) -> list[Metric]:
-    """At most ``MATTER`` of the metrics: those of the claims that were run, then the first of the others."""
+    """At most ``MATTER`` metrics: those of the claims that were run, then the first of the others."""
     run = [claim for claim in study.summary.claims if claim.n]
     claimed = dict.fromkeys(
         name for claim in run for name in (claim.metric, claim.shown and claim.shown.metric) if name
@@ -112,9 +112,9 @@ def _table(heads: Sequence[Head], metrics: Sequence[Metric], cells: dict[str, tu
 
 
 def cost_table(study: Study) -> tuple[tuple[str, ...], ...]:
-    """Rows of text, the first the heading: per arm its runs and their time, and metrics in units of time or memory.
+    """Rows of text, the first one the header: each arm's runs and their time, and metrics in units of time or memory.
 
-    A run that was interrupted has no time.
+    The time of an interrupted run is not known.
     """
     costs = [metric for metric in study.plan.metrics if metric.unit in COST_UNITS]
     conditions = study.summary.conditions.values()
@@ -138,7 +138,7 @@ def cost_table(study: Study) -> tuple[tuple[str, ...], ...]:
 
 
 def metrics_of(study: Study) -> list[Metric]:
-    """The plan's metrics, then those that runs report beyond them."""
+    """The plan's metrics, then others that runs report."""
     known = list(study.plan.metrics)
     names = {metric.name for metric in known}
     for arms in study.summary.conditions.values():
@@ -155,7 +155,7 @@ def _present(spread: Spread) -> list[float]:
 
 
 def _cells(spreads: Sequence[Spread], metric: Metric, seeds: int) -> tuple[Cell, ...]:
-    """One row's cells; its standard deviations share their decimals, more than the means' where one would read 0."""
+    """One row's cells; its standard deviations share their decimals, more than the means' if one would read 0."""
     some = [spread.sd for spread in spreads if spread.sd]
     decimals = min(words.difference_decimals(some, metric.decimals), metric.decimals + 2)
     return tuple(_cell(spread, metric, decimals, seeds) for spread in spreads)

@@ -1,4 +1,4 @@
-"""A paragraph "Methods" that can be pasted into a paper, and its BibTeX, from the plan and the records alone."""
+"""Write a paragraph "Methods" to paste into a paper, with its BibTeX, from the plan and the records."""
 
 import re
 from collections.abc import Iterable
@@ -29,16 +29,16 @@ NEWCOMBE = """@article{newcombe1998,
 
 
 def methods(study: Study) -> str:
-    """What was run, what was compared and how it was decided; paragraphs divided by an empty line.
+    """What was run, compared and decided, and how; paragraphs are separated by an empty line.
 
-    Works are cited by their key of :func:`bibtex`, as ``[@holm1979]``.
+    Works are cited by their key in :func:`bibtex`, as ``[@holm1979]``.
     """
     parts = [_runs(study), _settings(study), _claims(study), _rules(study), _software(study)]
     return "\n\n".join(filter(None, parts))
 
 
 def bibtex(study: Study) -> str:
-    """Entries of the software, of what the study is about, and of the procedures that its verdicts rest on."""
+    """BibTeX entries of the software, the plan's references, and the statistical procedures used."""
     entries = [_own(study), *study.plan.references]
     claims = [claim for claim in study.summary.claims if was_run(claim, study)]
     if claims and not run_once(study):
@@ -67,7 +67,7 @@ def _runs(study: Study) -> str:
 
 
 def _settings(study: Study) -> str:
-    """Settings of every run, and what arms and conditions change."""
+    """The settings of every run, and those that arms and conditions change."""
     plan = study.plan
 
     def stated(settings: dict[str, object]) -> str:
@@ -113,7 +113,7 @@ def _rules(study: Study) -> str:
         return ""
     if run_once(study):
         return (
-            f"Each arm was run once, so that no claim about the method is decided; intervals are over items, at "
+            f"Each arm was run once, so no claim about the method is decided; intervals are over items, at "
             f"{words.percent(study.plan.level)}."
         )
     error = words.percent((1 - study.plan.level) / 2)
@@ -126,7 +126,7 @@ def _rules(study: Study) -> str:
         parts.append("Primary and secondary claims are two families.")
     if study.plan.looks:
         looks = _listed(f"{count} ({weight:g} of the error)" for count, weight in study.plan.planned_looks)
-        parts.append(f"Verdicts were planned at {looks} seeds; the verdict of a look stands.")
+        parts.append(f"Verdicts were planned at {looks} seeds; a verdict at a look is final.")
     if any(claim.about == "models" for claim in claims):
         parts.append(
             "Claims about these models were tested over items, binary ones by the mid-p McNemar test "
@@ -163,7 +163,7 @@ def _own(study: Study) -> str:
 
 
 def _braced(text: str) -> str:
-    """Text without what would end a BibTeX field."""
+    """Text without characters that would end a BibTeX field."""
     return re.sub(r"[{}\\%]", "", text)
 
 

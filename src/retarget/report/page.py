@@ -1,4 +1,4 @@
-"""Builds report.html and report.md from the directories of finished studies."""
+"""Build report.html and report.md from the directories of finished studies."""
 
 import base64
 import hashlib
@@ -22,21 +22,21 @@ from retarget.report.view import StudyView, keys, verdict_counts, view
 def build(directories: Sequence[Path], out: Path | None = None) -> Path:
     """Write report.html, report.md and report_files/ for one or more finished studies.
 
-    The folder holds CSV and LaTeX of every table, SVG and CSV of every drawing; nothing on the page needs it.
+    The folder holds CSV and LaTeX of every table, and SVG and CSV of every drawing; the page does not need it.
 
-    The page is complete in itself: it opens from a file without a network. Equal input gives equal bytes. Each file is
-    replaced as a whole.
+    The page is self-contained: it opens from a file, without a network. Equal input gives equal bytes. Each file is
+    written atomically.
 
     Args:
-        directories: of finished studies; each holds study.json, summary.json and, with figures, analysis.json.
-        out: a directory, or the page's own path ending in ``.html``; by default the directory of the one study.
+        directories: directories of finished studies, with study.json, summary.json and, for figures, analysis.json.
+        out: a directory, or a path of the page ending in ``.html``; by default the directory of the only study.
 
     Returns:
         The path of the HTML page. The Markdown has the same name with ``.md``.
 
     Raises:
-        UserError: a directory is no finished study's, one of its files is damaged, an image is missing or lies outside,
-            several studies have no ``out``, or the report cannot be written.
+        UserError: a directory does not hold a finished study, one of its files is damaged, an image is missing or
+            outside the directory, ``out`` is missing for several studies, or the report cannot be written.
     """
     directories = [Path(directory) for directory in directories]
     page = _place(directories, out)
@@ -57,10 +57,10 @@ def build(directories: Sequence[Path], out: Path | None = None) -> Path:
 
 
 def render(studies: Sequence[StudyView], title: str, finding: str, folder: str) -> str:
-    """The HTML page, complete in itself; every text is escaped, and no script but our own may run.
+    """The self-contained HTML page; every text is escaped, and no script but our own may run.
 
     Args:
-        folder: name of the folder beside it, for its links.
+        folder: name of the folder beside the page, for links.
     """
     script = (resources.files("retarget.report") / "templates" / "page.js").read_text(encoding="utf-8")
     environment = Environment(
@@ -92,7 +92,7 @@ def _place(directories: Sequence[Path], out: Path | None) -> Path:
         raise UserError("a report needs the directory of at least one study")
     if out is None:
         if len(directories) > 1:
-            raise UserError(f"{len(directories)} studies on one page need a directory of their own: give --out DIR")
+            raise UserError(f"{len(directories)} studies on one page need a directory of their own: pass --out DIR")
         return directories[0] / "report.html"
     return out if out.suffix == ".html" else out / "report.html"
 

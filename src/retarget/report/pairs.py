@@ -1,4 +1,4 @@
-"""Any arm against any arm: paired differences over the seeds that both have. They decide nothing."""
+"""Compare any arm with any arm: paired differences over the seeds that both have. They decide nothing."""
 
 from dataclasses import dataclass
 from itertools import combinations
@@ -13,7 +13,7 @@ from retarget.study.statistics import paired_differences, t_interval
 
 @dataclass(frozen=True)
 class Difference:
-    """The mean of the paired differences of one metric, and its interval where two seeds or more differ."""
+    """The mean of one metric's paired differences, and its interval if there are two seeds or more that differ."""
 
     estimate: str = ""
     interval: str = ""
@@ -21,7 +21,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class PairTable:
-    """Differences of every pair of arms under one condition: the arm that stands later minus the earlier one."""
+    """Differences of every pair of arms under one condition: the later arm in the plan minus the earlier one."""
 
     condition: str
     level: str
@@ -30,7 +30,7 @@ class PairTable:
 
 
 def pair_tables(study: Study) -> tuple[PairTable, ...]:
-    """One table a condition that has two arms or more with a metric in common."""
+    """One table per condition in which two arms or more have a metric in common."""
     tables = []
     for condition in study.plan.conditions:
         found = study.summary.conditions.get(condition.name, {})

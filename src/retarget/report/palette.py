@@ -1,14 +1,14 @@
-"""How one arm looks in every figure: hue, dash, marker and hatch together, so that no reader depends on colour.
+"""The look of each arm in all figures: hue, dash, marker and hatch, so that no reader depends on colour.
 
-The hues are Okabe and Ito's, with one lightness for paper and one for dark screens; each reaches a contrast of 3:1
-on its background (a test computes it).
+The hues are Okabe and Ito's, in one lightness for paper and one for dark screens; each has a contrast of at least 3:1
+with its background (a test computes it).
 """
 
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 INK = "#010101"
-"""What matplotlib is told to draw ink with; :mod:`retarget.report.svg` turns it into ``currentColor``."""
+"""The colour that matplotlib draws ink with; :mod:`retarget.report.svg` turns it into ``currentColor``."""
 
 LIGHT = {"blue": "#0072b2", "vermillion": "#d55e00", "green": "#009e73", "purple": "#b8609a", "orange": "#b27a00"}
 DARK = {"blue": "#56b4e9", "vermillion": "#ff8f4a", "green": "#2bc79a", "purple": "#e29cc4", "orange": "#e6b035"}
@@ -29,7 +29,7 @@ _HATCHES = ("", "////", "\\\\\\\\", "xxxx", "----", "||||", "++++")
 
 
 class Style(NamedTuple):
-    """One arm's look. ``colour`` is a light-scheme hue, ``dash`` what matplotlib takes as a line style."""
+    """One arm's look: ``colour`` is a hue of the light scheme, ``dash`` a line style of matplotlib."""
 
     colour: str
     dash: str | tuple[float, tuple[float, ...]]
@@ -38,7 +38,7 @@ class Style(NamedTuple):
 
 
 def style(index: int) -> Style:
-    """The look of arm ``index``: the first 28 differ in dash or marker alone, 84 in hue, dash or marker."""
+    """The look of arm ``index``: the first 28 already differ in dash or marker, the first 84 in hue, dash or marker."""
     return Style(
         _COLOURS[index % len(_COLOURS)],
         _DASHES[index % len(_DASHES)],
@@ -48,7 +48,7 @@ def style(index: int) -> Style:
 
 
 def styles(labels: Iterable[str], known: Mapping[str, int]) -> dict[str, Style]:
-    """Looks for one figure: an arm keeps its own in every figure, other labels take the first that are free.
+    """Looks for one figure: an arm keeps its own in every figure, other labels get the first free ones.
 
     >>> chosen = styles(["model", "PS-KD"], known={"cross-entropy": 0, "PS-KD": 1})
     >>> chosen["PS-KD"] == style(1), chosen["model"] == style(0)

@@ -1,4 +1,4 @@
-"""One study's directory, read and checked: what the page is made from."""
+"""Read and check one study's directory, from which the page is made."""
 
 import re
 from pathlib import Path
@@ -24,7 +24,7 @@ class RunState(NamedTuple):
     Attributes:
         state: "complete", "failed", "running" (it was stopped), or "missing".
         reason: the last line of a failed run's traceback.
-        seconds: what a complete run took.
+        seconds: duration of a complete run.
     """
 
     condition: str
@@ -36,7 +36,7 @@ class RunState(NamedTuple):
 
 
 class Study(NamedTuple):
-    """Everything the page says about one study; ``runs`` is empty where they were made elsewhere."""
+    """Everything that the page needs to know about one study; ``runs`` is empty if they were made elsewhere."""
 
     directory: Path
     plan: StudyPlan
@@ -50,20 +50,20 @@ class Study(NamedTuple):
         """The bytes of a PNG file inside the study's directory.
 
         Raises:
-            UserError: the file is elsewhere, missing, or no PNG.
+            UserError: the file is outside the directory, missing, or not a PNG file.
         """
         path = (self.directory / file).resolve()
         if file.is_absolute() and not path.is_relative_to(self.directory.resolve()) and "runs" in file.parts:
-            # Earlier versions named pictures by where the study was made, and it has moved since.
+            # Earlier versions recorded absolute paths of pictures, and the study may have moved since.
             at = len(file.parts) - 1 - file.parts[::-1].index("runs")
             path = self.directory.joinpath(*file.parts[at:]).resolve()
         if not path.is_relative_to(self.directory.resolve()):
-            raise UserError(f"{self.directory / 'analysis.json'}: the image {file} lies outside the study's directory")
+            raise UserError(f"{self.directory / 'analysis.json'}: the image {file} is outside the study's directory")
         if not path.is_file():
-            raise UserError(f"{path}: the image that analysis.json names is missing; run the study again to make it")
+            raise UserError(f"{path}: this image, named in analysis.json, is missing; run the study again to make it")
         data = path.read_bytes()
         if not data.startswith(_PNG) or len(data) < 24:
-            raise UserError(f"{path}: not a PNG file; a page embeds PNG images only")
+            raise UserError(f"{path} is not a PNG file, and a page embeds only PNG images")
         return data
 
 
@@ -71,18 +71,18 @@ def read_study(directory: Path) -> Study:
     """Read a study's directory.
 
     Raises:
-        UserError: it is no finished study's directory, or one of its files is damaged or of another format.
+        UserError: it does not hold a finished study, or one of its files is damaged or has another format.
     """
     for name in ("study.json", "summary.json"):
         if not (directory / name).is_file():
             raise UserError(
-                f"{directory}: no {name} here, so this is not the directory of a finished study; "
-                "give the directory that `retarget study METHOD --out DIR` wrote"
+                f"{directory} has no {name}, so it is not the directory of a finished study; "
+                "pass the directory that `retarget study METHOD --out DIR` wrote"
             )
     path = directory / "study.json"
     record = printable(read_json(path))
     if not isinstance(record, dict):
-        raise UserError(f"{path}: not in the format of a study: an object is expected")
+        raise UserError(f"{path} is not in the format of a study: it must be an object")
     plan = _validated(StudyPlan, record.get("plan"), path)
     path = directory / "summary.json"
     summary = _validated(Summary, printable(read_json(path)), path)
@@ -95,7 +95,7 @@ def read_study(directory: Path) -> Study:
 
 
 def printable(value: Any) -> Any:
-    """The same JSON value with characters that neither HTML nor UTF-8 can hold replaced by U+FFFD.
+    """The same JSON value, with characters that HTML or UTF-8 cannot represent replaced by U+FFFD.
 
     >>> printable({"text": ["a\\x00b", 1]})
     {'text': ['a\ufffdb', 1]}
@@ -123,13 +123,13 @@ def _run(directory: Path, plan: StudyPlan, condition: str, arm: str, seed: int) 
 
 
 def _validated(model: type[_Model], value: Any, path: Path) -> _Model:
-    """The value as a model.
+    """Validate a value as a model.
 
     Raises:
-        UserError: naming the file, the field and the fault, for the first three faults.
+        UserError: it is not valid; the message names the file, and the field and fault of the first three faults.
     """
     try:
         return model.model_validate(value)
     except ValidationError as error:
         faults = [f"{'.'.join(map(str, one['loc'])) or 'the file'}: {one['msg']}" for one in error.errors()[:3]]
-        raise UserError(f"{path}: not in the format of a study: {'; '.join(faults)}") from error
+        raise UserError(f"{path} is not in the format of a study: {'; '.join(faults)}") from error

@@ -1,4 +1,4 @@
-"""matplotlib's SVG made fit for a page: small, no ids that clash, ink and hues that follow the reader's scheme."""
+"""Make matplotlib's SVG fit for a page: small, without clashing ids, in colours that follow the reader's scheme."""
 
 import re
 from xml.etree import ElementTree
@@ -13,14 +13,14 @@ FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, 
 
 
 def tidy(source: str, prefix: str) -> str:
-    """One ``<svg>`` element to stand inside a page.
+    """One ``<svg>`` element to embed in a page.
 
-    Numbers are rounded to two decimals, groups without meaning and unused ids are dropped, and ids that are used get
-    ``prefix``. Ink becomes ``currentColor``; a hue keeps its colour as a default and gets a class (``f-blue`` where it
-    fills, ``s-blue`` where it strokes) by which a style sheet can lighten it (:func:`scheme`).
+    Numbers are rounded to two decimals, redundant groups and unused ids are removed, and used ids get ``prefix``. Ink
+    becomes ``currentColor``; a hue keeps its colour as a default and gets a class (``f-blue`` for fills, ``s-blue`` for
+    strokes) by which a style sheet can lighten it (:func:`scheme`).
 
     Args:
-        source: what matplotlib's ``savefig(format="svg")`` wrote with ``svg.fonttype: none``.
+        source: output of matplotlib's ``savefig(format="svg")`` with ``svg.fonttype: none``.
         prefix: unique among the drawings of one page; letters, digits and hyphens.
     """
     root = ElementTree.fromstring(source)
@@ -40,7 +40,7 @@ def tidy(source: str, prefix: str) -> str:
 
 
 def standalone(inline: str, width: int, height: int, alt: str) -> str:
-    """The same drawing as a file: with its size, its own style sheet for light and dark, and a description."""
+    """The same drawing as a file, with its size, a style sheet for light and dark, and a description."""
     root = ElementTree.fromstring(inline)
     root.set("width", str(width))
     root.set("height", str(height))
@@ -60,14 +60,14 @@ def standalone(inline: str, width: int, height: int, alt: str) -> str:
 
 
 def scheme() -> str:
-    """Rules that lighten the hues, for a dark background."""
+    """CSS rules that lighten the hues for a dark background."""
     return "".join(
         f".f-{name}{{fill:{value}!important}}.s-{name}{{stroke:{value}!important}}" for name, value in DARK.items()
     )
 
 
 def _inks(which: str) -> str:
-    """Inks of quiet text and of the verdicts' marks, as the page's style sheet has them."""
+    """The colours of quiet text and of the verdicts' marks, as in the page's style sheet."""
     marks = "".join(f".{mark}{{color:{ink}}}" for mark, ink in VERDICTS[which].items())
     return f".muted{{fill:{MUTED[which]}}}{marks}"
 
@@ -94,7 +94,7 @@ def _clean(root: ElementTree.Element, prefix: str, used: set[str]) -> None:
 
 
 def _colour(element: ElementTree.Element, prefix: str) -> None:
-    """Style declarations: ink to currentColor, hues to classes, the font left to the surroundings."""
+    """Rewrite style declarations: ink to currentColor, hues to classes, no font (it is inherited)."""
     declarations = dict(part.split(":", 1) for part in element.attrib.pop("style", "").split(";") if ":" in part)
     declarations = {key.strip(): value.strip() for key, value in declarations.items()}
     for key in ("fill", "stroke"):  # a hatch's background is a presentation attribute
@@ -118,7 +118,7 @@ def _colour(element: ElementTree.Element, prefix: str) -> None:
 
 
 def _flatten(parent: ElementTree.Element) -> None:
-    """Replace groups that carry nothing by their children, in place and in order."""
+    """Replace groups without attributes by their children, in place and in order."""
     children: list[ElementTree.Element] = []
     for child in parent:
         _flatten(child)

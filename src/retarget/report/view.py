@@ -1,4 +1,4 @@
-"""A study as the words, cells and figures that the page and the Markdown both show."""
+"""Collect a study's texts, cells and figures, which the page and the Markdown both show."""
 
 import json
 import re
@@ -22,12 +22,12 @@ Pairs = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True)
 class StudyView:
-    """One study's part of the page; ``key`` is unique among the studies of the page and fit for an id.
+    """One study's part of the page; ``key`` is unique among the studies of the page and valid as an id.
 
     Attributes:
-        once: each arm was run once, so that there are no verdicts.
-        counts: verdicts of the claims that were run; ``not_run`` are the sentences of the others.
-        forest: the plot of all measured claims; None where none is.
+        once: whether each arm was run once, so that there are no verdicts.
+        counts: number of claims that were run, by verdict; ``not_run`` are the sentences of the others.
+        forest: the plot of all measured claims; None if there are none.
     """
 
     key: str
@@ -60,22 +60,22 @@ class StudyView:
 
     @property
     def lead(self) -> tuple[FigureView, ...]:
-        """The figures that say most, which stand before all tables."""
+        """The most important figures, which are shown before all tables."""
         return tuple(figure for figure in self.figures if figure.lead)
 
     @property
     def card_title(self) -> str:
-        """The title of what stands for the study where several share a page."""
+        """The title of the drawing or pictures on the study's card, on a page of several studies."""
         return self.lead[0].title if self.lead else ""
 
     @property
     def card_pictures(self) -> tuple[Picture, ...]:
-        """Two pictures for that place, if the figure that says most has any."""
+        """Two pictures for the card, if the most important figure has pictures."""
         return self.lead[0].pictures[:2] if self.lead else ()
 
     @property
     def card(self) -> Drawing | None:
-        """The drawing for that place, with ids of its own: the figure that says most, else the forest plot."""
+        """The card's drawing, with its own ids: the most important figure, or else the forest plot."""
         if not self.lead or not self.lead[0].drawings:
             return self.forest.narrow if self.forest else None
         drawing = self.lead[0].drawings[0]
@@ -88,10 +88,10 @@ class StudyView:
 
 
 def view(study: Study, key: str) -> StudyView:
-    """Everything the page says about a study.
+    """Collect everything that the page shows of a study.
 
     Raises:
-        UserError: an image that the analysis names cannot be embedded.
+        UserError: an image of the analysis cannot be embedded.
     """
     plan = study.plan
     counts = verdict_counts([study])
@@ -139,7 +139,7 @@ def _finding(study: Study, counts: dict[str, int], once: bool, stated: int) -> s
 
 
 def keys(studies: Sequence[Study]) -> list[str]:
-    """A short unique name for each study, from its kind and its place.
+    """A short unique name for each study, from its kind and its number.
 
     >>> keys([])
     []
@@ -150,7 +150,7 @@ def keys(studies: Sequence[Study]) -> list[str]:
 
 
 def verdict_counts(studies: Sequence[Study]) -> dict[str, int]:
-    """How many of the claims that were run got which verdict, every verdict named."""
+    """The number of claims that were run, by verdict; every verdict is listed."""
     found = Counter(claim.verdict for study in studies for claim in study.summary.claims if was_run(claim, study))
     return {verdict: found[verdict] for verdict in words.VERDICTS}
 
@@ -162,68 +162,68 @@ def _setup(study: Study) -> str:
         parts.insert(1, words.plural(len(plan.conditions), "condition"))
     if not study.runs:
         return (
-            f"{' × '.join(parts)}. The runs were made elsewhere and are paired by seed or by item. Whether the claims "
-            "were fixed before the results were seen is for their author to say."
+            f"{' × '.join(parts)}. The runs were made elsewhere and are paired by seed or by item. Only their author "
+            "knows whether the claims were fixed before the results were seen."
         )
     open_runs = sum(run.state in ("running", "missing") for run in study.runs)
     if all(run.state == "missing" for run in study.runs) and study.summary.conditions:
-        open_runs = 0  # only what the study found is kept here, without its runs
+        open_runs = 0  # the directory keeps only the findings, without the runs
     unfinished = f" {open_runs} of {len(study.runs)} runs are not finished." if open_runs else ""
     return (
-        f"{' × '.join(parts)}. Arms are compared on the same seeds; claims, their metrics and the smallest effects "
+        f"{' × '.join(parts)}. Arms are compared on the same seeds. The claims, their metrics and the smallest effects "
         f"that matter were fixed before the first run.{unfinished}"
     )
 
 
 def _claims_caption(study: Study) -> str:
-    """What the verdicts rest on and how often they err; never that intervals cover together, which they do not."""
+    """How verdicts are decided and how often they err; it must not claim joint coverage of the intervals."""
     claims = [claim for claim in study.summary.claims if was_run(claim, study)]
     error = words.percent((1 - study.plan.level) / 2)
     if run_once(study):
         return (
-            "Differences are treated minus control. Each arm was run once, which decides nothing about the method; "
-            f"intervals are over items ({study.analysis.item_label}): what these models do on this data. More seeds "
-            f"give verdicts: {_more_seeds(study)}"
+            "Differences are treated minus control. Each arm was run once, which decides nothing about the method. "
+            f"Intervals are over items ({study.analysis.item_label}): they describe these models on this data. "
+            f"Verdicts need more seeds: {_more_seeds(study)}"
         )
     decided = [claim for claim in claims if claim.interval and claim.interval[0] < claim.interval[1]]
     if decided and all(claim.p_holds is None for claim in decided):
         return (
-            "Differences are treated minus control, the mean over seeds. These verdicts are an earlier version's, by "
-            f'Holm\'s procedure over two-sided tests: any wrong "holds" has a probability of at most {error}, and that '
-            'of a wrong "does not hold" is not limited.'
+            "Differences are treated minus control, the mean over seeds. These verdicts were given by an earlier "
+            'version, with Holm\'s procedure over two-sided tests: the probability of any wrong "holds" is at most '
+            f'{error}; that of a wrong "does not hold" has no limit.'
         )
     parts = [
-        "Differences are treated minus control, the mean over seeds. Two questions are asked of each claim: is the "
-        "difference surely good (it holds), and is it surely short of the smallest effect that matters (it does not "
-        f"hold)? The probability that any claim is wrongly said to hold is at most {error}, and so is that of any "
-        'wrong "does not hold": one-sided tests, by Holm\'s procedure for each question. Each end of an interval '
-        "is the bound of its own question's test."
+        "Differences are treated minus control, the mean over seeds. Each claim is tested twice, one-sided: it holds "
+        "if the difference is significantly good, and does not hold if the difference is significantly below the "
+        f'smallest effect that matters. The probability of any wrong "holds" is at most {error}, and so is that of any '
+        'wrong "does not hold", by Holm\'s procedure for each of the two questions. Each end of an interval is the '
+        "bound of one of the two tests."
     ]
     if {"primary", "secondary"} <= {claim.family for claim in claims}:
-        parts.append("Primary and secondary claims are two families: each has these error rates by itself.")
+        parts.append("Primary and secondary claims are two families, each with these error rates.")
     if study.plan.looks:
         looks = ", ".join(map(str, study.plan.looks))
         parts.append(
-            f"Verdicts are given at the planned looks at {looks} seeds, which share the error; that of a look stands."
+            f"Verdicts are given only at the planned looks, at {looks} seeds, which share the error; they are final."
         )
     if any(claim.about == "models" for claim in claims):
         parts.append(
-            "Claims about models are decided over items: they say what these models do on this data, not what the "
-            "method does with other seeds."
+            "Claims about models are decided over items: they hold for these models on this data, and say nothing "
+            "about the method with other seeds."
         )
     return " ".join(parts)
 
 
 def _more_seeds(study: Study) -> str:
-    """How to go on: the same command with more seeds, in the same directory."""
+    """How to continue: the same command with more seeds, in the same directory."""
     if not study.runs:
-        return "judge runs of several seeds."
+        return "judge runs with several seeds."
     seeds = " ".join(str(max(study.plan.seeds) + place) for place in range(5))
-    return f"the command below with --seeds {seeds} goes on in the same directory, and keeps the run that is there."
+    return f"the command below, with --seeds {seeds}, continues in the same directory and keeps the existing runs."
 
 
 def _environment(record: dict[str, Any]) -> Pairs:
-    """Nested values one line each: the commit first, then hardware, then versions."""
+    """Nested values as one line each: the commit first, then hardware, then versions."""
     pairs: list[tuple[str, str]] = []
     commit = record.get("commit")
     if isinstance(commit, dict) and commit.get("hash"):

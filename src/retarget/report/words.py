@@ -1,4 +1,4 @@
-"""Numbers and findings in words, the same on the page and in Markdown."""
+"""Numbers and findings in words, for the page and the Markdown."""
 
 import math
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def number(value: float, decimals: int, signed: bool = False) -> str:
-    """A number with a true minus sign; one that is too small for its decimals, or below 1e-4, as a power of ten.
+    """A number with a real minus sign; if too small for its decimals, or below 1e-4, with a power of ten.
 
     >>> number(-1.5, 2), number(0.25, 1, signed=True), number(3.2e-12, 3), number(0.0, 1, signed=True)
     ('−1.50', '+0.2', '3.2×10⁻¹²', '0.0')
@@ -41,7 +41,7 @@ def number(value: float, decimals: int, signed: bool = False) -> str:
 
 
 def difference_decimals(values: Sequence[float], decimals: int) -> int:
-    """Decimals that show at least one digit of every non-zero value, at most three more than the metric's own.
+    """Enough decimals for one digit of every non-zero value, but at most three more than the metric's own.
 
     An interval's end of 0.004 must not read as 0.00: which side of zero it is on decides the verdict.
 
@@ -69,7 +69,7 @@ def percent(share: float) -> str:
 
 
 def amount(text: str, unit: str) -> str:
-    """A difference with its unit: that of two percentages is the percentage point.
+    """A difference with its unit; percentages differ by percentage points.
 
     >>> amount("+1.7", "%"), amount("1", "%"), amount("3", "ms"), amount("0.2", "")
     ('+1.7 points', '1 point', '3 ms', '0.2')
@@ -88,11 +88,11 @@ def with_unit(label: str, unit: str) -> str:
 
 
 def finding(counts: dict[str, int], not_run: int = 0) -> str:
-    """What a study found, in one sentence made from the verdicts on the claims that were run.
+    """A study's finding in one sentence, from the verdicts on the claims that were run.
 
     Args:
-        counts: how many claims got which verdict.
-        not_run: how many others were stated, whose arms or conditions this study does not have.
+        counts: number of claims by verdict.
+        not_run: number of stated claims whose arms or conditions this study does not have.
 
     >>> finding({"holds": 3, "does not hold": 1, "not enough evidence": 2, "not measured": 1})
     '3 of 7 claims hold here, 1 does not, 2 lack evidence, 1 was not measured.'
@@ -125,7 +125,7 @@ def finding(counts: dict[str, int], not_run: int = 0) -> str:
 
 
 def finding_of_one_run(measured: int) -> str:
-    """The same where each arm was run once, so that nothing is decided about the method.
+    """The finding if each arm was run once, so that nothing is decided about the method.
 
     >>> finding_of_one_run(3)
     'Each arm was run once: 3 differences are measured, and one run decides nothing about the method.'

@@ -1,13 +1,15 @@
-"""Arms × conditions × seeds, resumable; knows no method.
+"""Run arms × conditions × seeds, resumably, and judge claims about them; knows no method.
 
-A map: ``config`` is a study as data. ``runner`` does a study: ``directory`` opens its directory, ``executor`` hands
+
+A map: ``config`` describes a study as data. ``runner`` runs it: ``directory`` opens its directory, ``executor`` passes
 jobs to ``worker`` processes, ``progress`` shows them; ``clusters`` opens another executor, ``ray`` or ``slurm``, whose
-``machines`` do the same. ``record`` is one run while it is written and a study when it is read; ``environment`` says
-where it ran. ``claims`` judges what was ``measured``: it is ``evidence`` over seeds or over ``items``, tested with
-``statistics``; ``power`` says what seeds can decide. ``summary`` puts a study together. ``elsewhere`` pairs what
-``rows`` and ``harness`` read of others' runs, and ``judging`` writes their verdicts.
+``machines`` do the same. ``record`` writes one run and reads a study's results; ``environment`` records where it ran.
+``claims`` gives the verdicts: ``measured`` collects the ``evidence`` for each claim, over seeds or over ``items``;
+``statistics`` has the tests; ``power`` tells how many seeds can decide. ``summary`` combines all results. For runs made
+elsewhere, ``rows`` and ``harness`` read them, ``elsewhere`` pairs them and ``judging`` writes the verdicts. Import from
+here what ``__all__`` lists.
 
-A study of one's own, and verdicts on any runs:
+A study of your own, and verdicts on any runs:
 
 >>> from retarget.study import Arm, Claim, Metric, StudyPlan, judge
 >>> plan = StudyPlan(

@@ -1,4 +1,4 @@
-"""Verdicts: what was measured says of each claim that it holds, that it does not, or that it cannot tell."""
+"""Verdicts: decide from the measurements whether each claim holds, does not hold, or cannot be decided."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -21,34 +21,37 @@ def judge(
 ) -> list[ClaimResult]:
     """Judge every claim of a study.
 
-    Let d be the paired difference, treated - control, turned so that positive is good. Two chains of one-sided tests
-    are made in each family of claims, each by Holm's procedure with an error of (1 - level) / 2 in all:
+    Let d be the paired difference, treated - control, with its sign turned so that positive is good. In each family of
+    claims there are two chains of one-sided tests, each by Holm's procedure with a total error of (1 - level) / 2:
 
     - *holds* tests that d ≤ 0; for a non-inferiority claim that d ≤ -margin.
     - *does not hold* tests that d ≥ the smallest effect; for a non-inferiority claim that d ≥ -margin.
 
-    So the probability that any claim of a family is wrongly said to hold is at most (1 - level) / 2, and so is that of
-    any being wrongly said not to. Each end of an interval is the bound of its own chain's test.
+    So the probability that any claim of a family is wrongly found to hold is at most (1 - level) / 2, and so is the
+    probability that any is wrongly found not to hold. Each end of an interval is the bound of its own chain's test.
 
-    - *not enough evidence*: neither test rejects; always with fewer than two seeds, or when all differences are equal:
-      their spread is then 0 by coarse metrics or by identical arms, and a t interval of no width would claim
-      certainty. Only a metric declared ``deterministic`` is judged by its difference as it is, and in no family.
-    - *not measured*: no seed has both arms, or the control misses the claim's floor. The latter stays in its family.
-    - A difference that both tests reject, surely positive and surely below the smallest effect, holds, and carries
-      ``below_smallest_effect``.
+    - *not enough evidence*: neither test rejects. Always so with fewer than two seeds, and if all differences are
+      equal: their spread is then 0 because the metric is coarse or the arms are identical, and a t interval of no width
+      would claim certainty. Only a metric declared ``deterministic`` is judged by its exact difference, outside any
+      family.
+    - *not measured*: no seed has both arms, or the control misses the claim's floor. In the latter case the claim
+      still counts in its family.
+    - If both tests reject, the difference is significantly positive and significantly below the smallest effect: the
+      claim holds, with ``below_smallest_effect``.
 
-    With planned looks the verdict is given at these numbers of seeds (the first ones of the plan) alone: look k spends
-    its share w_k of the error, so that a claim's p-value is the smallest p_k / w_k so far, before Holm's procedure. By
-    the union bound the error rates hold whenever one stops. The verdict of a look stands, and names it.
+    With planned looks, verdicts are given only at these numbers of seeds (the first ones of the plan). Look k spends
+    its share w_k of the error, so that a claim's p-value, before Holm's procedure, is the smallest p_k / w_k so far. By
+    the union bound the error rates hold whenever one stops. A verdict from a look is final, and names the look.
 
-    A share measured against a constant can be the same on every seed because it is perfect (100 % of the images). Such
-    a claim is tested over its items, in its family like any other. One seed still decides nothing.
+    A share compared with a constant can be the same on every seed because it is perfect (100 % of the images). Such a
+    claim is tested over its items, in its family like any other. A single seed still decides nothing.
 
     Args:
         metrics: ``{condition: {arm: {metric: values}}}``; values align with the plan's seeds, None where missing.
-        item_intervals: by claim, over items and at the study's level; shown beside, and tested in the case above.
-        items: by claim, what was counted or resampled over items: decides the claims about models, and takes the
-            place of an interval in the case above.
+        item_intervals: for claims, intervals over items at the study's level; shown beside the verdict, and tested
+            only in the case above.
+        items: for claims, what was counted or resampled over items: decides the claims about models, and is used
+            instead of an interval in the case above.
 
     Returns:
         One result for each claim, in order.
@@ -62,15 +65,15 @@ def judge(
 
 
 def outlooks(plan: StudyPlan, values: Values, pilot: int, n: int) -> list[Outlook]:
-    """What ``n`` seeds can decide, from the spread that a pilot shows; of the claims over seeds that have one.
+    """What ``n`` seeds can decide, estimated from a pilot's spread, for each claim over seeds that has one.
 
-    The truth that is reckoned with is no effect or the smallest one: a verdict is then equally likely either way. For
-    a non-inferiority claim it is no difference. With planned looks it is the power of the last one that is reached, by
-    itself.
+    The assumed truth is no effect, or the smallest effect: the probability of a verdict is the same in both cases. For
+    a non-inferiority claim it is no difference. With planned looks the figure is the power of the last look reached,
+    taken alone.
 
     Args:
-        values: of the pilot, as for :func:`judge`.
-        pilot: number of the pilot's seeds.
+        values: the pilot's values, as for :func:`judge`.
+        pilot: number of seeds in the pilot.
     """
     before = plan.model_copy(update={"seeds": tuple(range(pilot)), "looks": (), "look_weights": ()})
     found = [one for one in map(Measuring(before, values, {}, {}).measure, plan.claims) if one.tested]
@@ -90,7 +93,7 @@ def outlooks(plan: StudyPlan, values: Values, pilot: int, n: int) -> list[Outloo
 
 
 def _test(family: list[Found], plan: StudyPlan) -> None:
-    """Both chains of one family, at every look that was reached."""
+    """Test both chains of one family at every look that was reached."""
     if not family:
         return
     error = (1 - plan.level) / 2
@@ -119,7 +122,7 @@ def _test(family: list[Found], plan: StudyPlan) -> None:
 
 
 class _Writer:
-    """Turns what was measured and tested into entries of summary.json."""
+    """Turns measurements and tests into entries of summary.json."""
 
     def __init__(self, study: Measuring) -> None:
         self.study, self.plan = study, study.plan
@@ -131,7 +134,7 @@ class _Writer:
         entry = self._described(claim) | self._judged(found)
         beside = self._beside(found)
         if entry["interval"] and beside and list(beside) == list(entry["interval"]):
-            beside = None  # an interval that decided stands as the claim's own, not among what decides nothing
+            beside = None  # an interval that decided is shown as the claim's own
         shown = self._shown(claim) if claim.shown else None
         return ClaimResult(**entry, shown=shown, item_interval=beside)
 
@@ -183,7 +186,7 @@ class _Writer:
         return entry
 
     def _outlook(self, found: Found, evidence: Evidence, holds: float, fails: float, shown: int) -> dict[str, Any]:
-        """What would decide: the next look, more seeds, or something else than seeds."""
+        """What would decide the claim: the next look, more seeds, or something other than seeds."""
         if found.claim.about == "models":
             return dict(reason="these items cannot tell")
         if found.claim.across == "new":
@@ -202,7 +205,7 @@ class _Writer:
         return dict(seeds_needed=seeds_for(distance, evidence.sd, alpha, more_than=evidence.n))
 
     def _beside(self, found: Found) -> tuple[float, float] | None:
-        """An interval over items that is shown, at the study's plain level."""
+        """An interval over items to show beside the verdict, at the study's level, unadjusted."""
         claim = found.claim
         if claim.id in self.intervals:
             return self.intervals[claim.id]
@@ -215,7 +218,7 @@ class _Writer:
         return low, high
 
     def _shown(self, claim: Claim) -> Shown:
-        """The second metric's difference, at the study's plain level; it decides nothing."""
+        """The second metric's difference with its interval at the study's level, unadjusted; it decides nothing."""
         name = claim.shown or ""
         if claim.across:
             return Shown(metric=name)
@@ -240,10 +243,10 @@ def _as_it_is(exact: Exact, bounds: tuple[float, float]) -> dict[str, Any]:
 
 
 def _deciding(found: Found) -> tuple[int, int | None, str]:
-    """The look of the verdict, the look whose evidence is shown for it, and the verdict itself.
+    """The look of the verdict, the look whose evidence is shown for it, and the verdict.
 
-    The first look that decided, with the evidence that did; else the latest that was reached. They differ where an
-    earlier look's evidence decided later, when other claims of the family had made room.
+    It is the first look that decided, or else the latest that was reached. The two looks differ if evidence of an
+    earlier look became decisive only later, after other claims of the family had been rejected.
     """
     if not found.holds or not found.fails:
         return 0, None, "not enough evidence"

@@ -1,7 +1,7 @@
-"""What a study is, as data: arms, conditions, seeds, metrics and claims. Free of torch.
+"""A study as data: arms, conditions, seeds, metrics and claims. Does not import torch.
 
-A method describes its study with these models (``retarget/METHOD/study.py``); the runner, the statistics and the
-page read them and know no method.
+A method describes its study with these models (``retarget/METHOD/study.py``). The runner, the statistics and the page
+read only them, and so know no method.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -20,12 +20,11 @@ class Metric(Strict):
     Attributes:
         optional: a run may leave it out or report a value that is not finite; it is then missing. For any other
             metric a value that is not finite fails the run.
-        deterministic: it does not depend on the seed (bytes, parameters, steps). Its differences are exact and are
-            judged as they are; without this, equal differences on every seed decide nothing.
-        floor: what a control must reach on average (where lower is better, must not exceed) so that anything works
-            here, such as better than chance: below it a comparison with that control is no test of any claim. A name
-            stands for another metric of the same control, where the data decide what chance is. A claim may set its
-            own floor.
+        deterministic: it does not depend on the seed (bytes, parameters, steps), so its differences are exact and
+            judged without a test. For other metrics, equal differences on every seed decide nothing.
+        floor: the least that a control must reach on average (the most, if lower is better) for a comparison with it to
+            mean anything, such as better than chance; below it no claim is tested. The name of another metric takes
+            that metric's value for the same control, if chance depends on the data. A claim may set its own floor.
     """
 
     name: str
@@ -40,10 +39,10 @@ class Metric(Strict):
 
 
 class Arm(Strict):
-    """One way to train: a name and the settings that make it different.
+    """One way to train: a name, and the settings by which it differs.
 
-    ``needs`` names arms whose run of the same seed and condition must be complete first (a pre-training, say);
-    the task finds it with ``Run.other(name)``.
+    ``needs`` names arms whose run with the same seed and condition must be complete first (a pre-training, say); the
+    task finds that run with ``Run.other(name)``.
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")
@@ -53,7 +52,7 @@ class Arm(Strict):
 
 
 class Condition(Strict):
-    """One setting of the world (clean or noisy labels, say) under which every arm runs."""
+    """Settings that all arms share in one part of a study (clean or noisy labels, say)."""
 
     name: str = Field(default="default", pattern=r"^[a-z0-9][a-z0-9_.-]*$")
     label: str = ""
@@ -61,24 +60,24 @@ class Condition(Strict):
 
 
 class Claim(Strict):
-    """A sentence of an abstract that a study can decide, fixed before the run.
+    """A sentence that a study can decide, fixed before the first run.
 
     Attributes:
-        arms: (treated, control), or (treated,) together with ``against``, a constant to compare with. An arm that
-            the study does not run makes the claim *not measured*.
+        arms: (treated, control); or (treated,) together with ``against``, a constant to compare with. The claim is *not
+            measured* if the study does not run an arm.
         direction: whether a good ``treated - control`` is positive (``higher``) or negative (``lower``).
-        smallest_effect: size of the smallest difference that matters, in the metric's unit, > 0.
-        margin: given for a non-inferiority claim: how much worse the treated arm may be, ≥ 0.
-        shown: a second metric that is shown beside and decides nothing (the raw one beside a rescaled one).
-        family: primary claims and secondary claims are two families; each keeps the study's error rates by itself.
-        about: the *method*, decided over seeds, or these *models* on this data, decided over items.
-        floor: ``(metric, value)`` that the control (or the only arm) must reach on average, such as better than chance;
-            below it nothing works, and the claim is *not measured*: it would be no test of it. For a metric of which
-            lower is better it is a ceiling.
-        across: one claim over several conditions (data sets): it holds on *every* one, on *average* over these, or on
-            *new* ones, of which these are a sample. ``condition`` is then left out.
-        conditions: those that ``across`` covers; all of the study's by default.
-        exact: binary items are tested by the exact McNemar test in place of its mid-p variant.
+        smallest_effect: the smallest difference that matters, in the metric's unit, > 0.
+        margin: for a non-inferiority claim, how much worse the treated arm may be, ≥ 0.
+        shown: a second metric that is shown beside but decides nothing (the raw one beside a rescaled one, say).
+        family: primary and secondary claims are two families; each has the study's error rates by itself.
+        about: ``method``, decided over seeds; or ``models``, only these models on this data, decided over items.
+        floor: ``(metric, value)`` that the control (or the only arm) must reach on average, such as better than chance,
+            for the claim to be tested at all; below it the claim is *not measured*. For a metric of which lower is
+            better it is a ceiling.
+        across: makes one claim over several conditions (datasets): it holds on ``every`` one, on ``average`` over them,
+            or on ``new`` ones, of which these are a sample. Then leave ``condition`` out.
+        conditions: the conditions that ``across`` covers; by default all of the study's.
+        exact: test binary items by the exact McNemar test instead of its mid-p variant.
     """
 
     id: str
@@ -99,7 +98,7 @@ class Claim(Strict):
     exact: bool = False
 
     def stated(self) -> dict[str, Any]:
-        """The fields that were given, as JSON values: what the claims' hash is made of."""
+        """The fields that were given, as JSON values, from which the claims' hash is computed."""
         return self.model_dump(mode="json", exclude_defaults=True)
 
     @model_validator(mode="after")
@@ -113,20 +112,20 @@ class Claim(Strict):
     @model_validator(mode="after")
     def _has_one_scope(self) -> Self:
         if self.across and (self.condition != "default" or len(self.conditions) == 1):
-            raise ValueError(f"claim {self.id!r} is across conditions: leave out ``condition``, or name two or more")
+            raise ValueError(f"claim {self.id!r} is across conditions: leave out condition, and name two or more")
         if self.conditions and not self.across:
-            raise ValueError(f"claim {self.id!r} names several conditions: say ``across`` what it is about")
+            raise ValueError(f"claim {self.id!r} names several conditions: set across to every, average or new")
         if self.across and self.about == "models":
-            raise ValueError(f"claim {self.id!r} is about models: it is decided on the items of one condition")
+            raise ValueError(f"claim {self.id!r} is about models, decided on the items of one condition: remove across")
         return self
 
 
 def claims_under(condition: str = "default", suffix: str = "") -> Callable[..., Claim]:
-    """Shorthand for the claims of one condition: ``claim(id, sentence, metric, direction, smallest_effect, arms)``.
+    """A shorthand for claims under one condition: ``claim(id, sentence, metric, direction, smallest_effect, arms)``.
 
     Args:
-        condition: the condition that the claims are decided under.
-        suffix: put behind every id, where a study has the same claims under several conditions.
+        condition: the condition under which the claims are decided.
+        suffix: appended to every id, for a study with the same claims under several conditions.
     """
 
     def claim(
@@ -141,32 +140,34 @@ def claims_under(condition: str = "default", suffix: str = "") -> Callable[..., 
 
 
 class StudyPlan(Strict):
-    """A resolved study: everything that decides its numbers.
+    """A resolved study: everything that its numbers depend on.
 
-    ``task`` is the import path ``module:function`` of ``function(run: Run) -> dict[str, float]``, the final metrics of
-    one run (a file that ``retarget study FILE.py`` reads has it by the name ``run``); ``prepare`` that of
-    ``function(plan: StudyPlan) -> None``, called once before the first run to refuse data that cannot be used, and
-    ``check`` that of a function of the same form which refuses what is cheap to know, for a dry run; ``remark`` that of
-    ``function(arm: str, metrics: dict[str, float]) -> str | None``, asked once after the first finished run of each arm
-    for a sentence that the user should read before waiting for the rest; ``analysis`` that of ``function(results:
-    Results) -> Analysis``, called once for the summary and the page. ``settings`` are merged: the study's, then the
-    condition's, then the arm's. Those that ``unmeasured`` names change no result (what is kept, how many loader
-    processes); they are no part of a run's identity. ``settings_model`` describes them to a reader, and ``others`` are
-    settings that ask for another study.
+    Functions are given by import path, ``module:function``:
 
-    ``task_name`` is the task's name in a run's identity, so that code can move; it changes when the same settings no
-    longer give the same numbers. ``former_tasks`` are import paths under which older records know the same task.
-    ``data`` are the files and folders that the settings name: their bytes belong to a run's identity, as do those of
-    the sources of a task outside this package and of ``own_parts``, import paths ``module:name`` that the settings
-    name.
+    - ``task``: ``function(run: Run) -> dict[str, float]`` does one run and returns its final metrics (in a file for
+      ``retarget study FILE.py`` it is the function named ``run``).
+    - ``prepare``: ``function(plan: StudyPlan) -> None`` is called once before the first run, to refuse unusable data.
+    - ``check``: the same, for a dry run: makes only cheap checks.
+    - ``remark``: ``function(arm: str, metrics: dict[str, float]) -> str | None`` is called after the first finished run
+      of each arm; it returns a sentence that the user should read before waiting for the other runs.
+    - ``analysis``: ``function(results: Results) -> Analysis`` is called once, for the summary and the page.
 
-    ``packages`` are optional packages without which no run can be done, each with the extra that installs it: a dry run
-    names a missing one, and a study refuses before it writes anything.
+    ``settings`` are merged: the study's, then the condition's, then the arm's. Those named in ``unmeasured`` change no
+    result (what to keep, number of loader processes) and do not belong to a run's identity. ``settings_model``
+    describes them to a reader; ``others`` are settings that select another study.
 
-    ``looks`` are the numbers of seeds at which verdicts are given, fixed before the first run, and ``look_weights`` the
-    share of the error that each may spend (.2, .3, .5 for three looks, else equal shares).
+    ``task_name`` names the task in a run's identity, so that code can move; it changes when the same settings no longer
+    give the same numbers. ``former_tasks`` are the task's import paths in older records. ``data`` are the files and
+    folders that the settings name. Their bytes belong to a run's identity, as do the sources of a task outside this
+    package and of ``own_parts``, import paths ``module:name`` that the settings name.
 
-    ``references`` are BibTeX entries of what the study is about, for the page.
+    ``packages`` are the optional packages that every run needs, each with the extra that installs it: a dry run names a
+    missing one, and a study refuses to start before it writes anything.
+
+    ``looks`` are the numbers of seeds at which verdicts are given, fixed before the first run; ``look_weights`` are the
+    shares of the error that each may spend (.2, .3, .5 for three looks, else equal shares).
+
+    ``references`` are BibTeX entries for the page.
     """
 
     study: str
@@ -216,13 +217,13 @@ class StudyPlan(Strict):
     @model_validator(mode="after")
     def _looks_are_a_plan(self) -> Self:
         if list(self.looks) != sorted(set(self.looks)) or any(look < 2 for look in self.looks):
-            raise ValueError(f"looks are growing numbers of seeds from 2 on, not {', '.join(map(str, self.looks))}")
+            raise ValueError(f"looks must be rising numbers of seeds from 2 on, not {', '.join(map(str, self.looks))}")
         if self.look_weights and len(self.look_weights) != len(self.looks):
-            raise ValueError(f"{len(self.looks)} looks have {len(self.look_weights)} weights: give one for each")
+            raise ValueError(f"{len(self.looks)} looks have {len(self.look_weights)} weights: give one per look")
         if self.look_weights and abs(sum(self.look_weights) - 1) > 1e-9:
-            raise ValueError(f"the weights of the looks add up to 1, not to {sum(self.look_weights):g}")
+            raise ValueError(f"the weights of the looks must add up to 1, not to {sum(self.look_weights):g}")
         if any(weight <= 0 for weight in self.look_weights):
-            raise ValueError("the weight of a look is a share of the error above 0")
+            raise ValueError("the weight of a look must be above 0: it is a share of the error")
         return self
 
     @property
@@ -236,7 +237,7 @@ class StudyPlan(Strict):
         """The same study, judged at these numbers of seeds.
 
         Raises:
-            UserError: they do not grow, or the weights do not fit them.
+            UserError: they do not increase, or the weights do not match them.
         """
         planned = self.model_copy(update={"looks": tuple(looks), "look_weights": tuple(weights)})
         try:
@@ -245,11 +246,11 @@ class StudyPlan(Strict):
             raise UserError("; ".join(one["msg"].removeprefix("Value error, ") for one in error.errors())) from error
 
     def run_settings(self, condition: Condition, arm: Arm) -> dict[str, Any]:
-        """Settings of one run: study, then condition, then arm."""
+        """The settings of one run: the study's, then the condition's, then the arm's."""
         return {**self.settings, **condition.settings, **arm.settings}
 
     def identity(self, condition: Condition, arm: Arm, seed: int) -> dict[str, Any]:
-        """What decides a run's numbers, its data apart."""
+        """What a run's numbers depend on, apart from its data."""
         settings = {k: v for k, v in self.run_settings(condition, arm).items() if k not in self.unmeasured}
         return {
             "study": self.study,
@@ -260,7 +261,7 @@ class StudyPlan(Strict):
         }
 
     def run_hash(self, condition: Condition, arm: Arm, seed: int) -> str:
-        """Fingerprint of :meth:`identity`: names a run in messages and in status.json."""
+        """The fingerprint of :meth:`identity`, which names a run in messages and in status.json."""
         return fingerprint(self.identity(condition, arm, seed))
 
     def judged_at(self) -> str:
@@ -269,21 +270,21 @@ class StudyPlan(Strict):
         return f"{self.level}" + (f" with looks at {looks} seeds" if looks else "")
 
     def claims_hash(self) -> str:
-        """Hash of the claims with their margins and effects, of the level and of planned looks: fixed before a run.
+        """Hash of the claims with margins and effects, the level and the planned looks; fixed before the first run.
 
-        Fields that stand at their default are left out, so that a field that is added later changes no hash.
+        Fields at their default are left out, so that a field added in a later version does not change the hash.
         """
         looks = [[list(look) for look in self.planned_looks]] if self.looks else []
         return fingerprint([self.level, [claim.stated() for claim in self.claims], *looks])
 
 
 def refuse_decided(given: Collection[str], arms: Sequence[Arm], conditions: Sequence[Condition]) -> None:
-    """Raise for a setting that the study's own arms or conditions decide: they would override it, or change what they
-    are called after.
+    """Refuse a setting that the study's arms or conditions set themselves: they would override it, or contradict their
+    names.
 
     Args:
         given: names of the settings that the user gave.
-        arms, conditions: all that the study knows.
+        arms, conditions: all arms and conditions of the study.
     """
     for name in sorted(given):
         deciding = [f"arm {arm.name}" for arm in arms if name in arm.settings]
@@ -291,17 +292,17 @@ def refuse_decided(given: Collection[str], arms: Sequence[Arm], conditions: Sequ
         deciding = list(dict.fromkeys(deciding))
         if deciding:
             raise UserError(
-                f"{name} is decided by {', '.join(deciding[:3])}{' and others' * (len(deciding) > 3)} of this study, "
-                "so it cannot be set for all"
+                f"{name} is set by {', '.join(deciding[:3])}{' and others' * (len(deciding) > 3)} of this study, so it "
+                "cannot be set for all"
             )
 
 
 def refuse_unknown(plan: StudyPlan, where: str, arms: Sequence[str] | None) -> None:
-    """Raise for a claim whose metric, condition or arm the study does not have: a slip, not a thing to be measured.
+    """Refuse a claim whose metric, condition or arm the study does not have, which is a typing error.
 
     Args:
-        where: names the place of the claims in the error.
-        arms: all arms that the study knows; None leaves them unchecked.
+        where: what the message calls the source of the claims.
+        arms: all arms of the study; None does not check them.
     """
     metrics, conditions = [one.name for one in plan.metrics], [one.name for one in plan.conditions]
     for claim in plan.claims:
@@ -313,15 +314,15 @@ def refuse_unknown(plan: StudyPlan, where: str, arms: Sequence[str] | None) -> N
             unknown = [name for name in names if name not in known]
             if unknown:
                 raise UserError(
-                    f"{where}: claim {claim.id} names the {what} {unknown[0]}, and the study has {', '.join(known)}"
+                    f"{where}: claim {claim.id} names the {what} {unknown[0]}, but the study has {', '.join(known)}"
                 )
 
 
 def choose_arms(known: Sequence[Arm], wanted: Sequence[str] | None) -> tuple[Arm, ...]:
-    """The arms of these names, in the study's own order; all of them for None.
+    """The arms of these names, in the study's order; all arms for None.
 
     Raises:
-        UserError: an arm that the study does not have.
+        UserError: the study does not have one of the arms.
     """
     missing = sorted(set(wanted or ()) - {arm.name for arm in known})
     if missing:

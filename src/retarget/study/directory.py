@@ -1,4 +1,4 @@
-"""A study's directory: opening it for a plan, refusing what does not fit, widening what does."""
+"""Open a study's directory for a plan: refuse what does not fit, add arms and seeds that do."""
 
 import shlex
 import shutil
@@ -19,7 +19,7 @@ from retarget.study.record import read_plan, read_status, run_directory
 
 @dataclass(frozen=True)
 class Cell:
-    """One run's place in a study."""
+    """Identifies one run in a study."""
 
     condition: Condition
     arm: Arm
@@ -32,12 +32,12 @@ class Cell:
 
 
 def cells(plan: StudyPlan) -> list[Cell]:
-    """All runs of a plan, seed by seed, so that a study that is stopped early has complete pairs."""
+    """All runs of a plan, seed by seed, so that a study which is stopped early has complete pairs."""
     return [Cell(c, arm, seed) for seed in plan.seeds for c in plan.conditions for arm in plan.arms]
 
 
 def place(root: Path, plan: StudyPlan, cell: Cell, arm: str | None = None) -> Path:
-    """The directory of a run, or of another arm's run of the same seed and condition."""
+    """The directory of a run, or of another arm's run with the same seed and condition."""
     return run_directory(root, plan, cell.condition.name, arm or cell.arm.name, cell.seed)
 
 
@@ -48,13 +48,13 @@ def complete(directory: Path) -> bool:
 
 @dataclass(frozen=True)
 class Opened:
-    """A study's directory as one call finds it.
+    """A study's directory, as one call finds it.
 
     Attributes:
-        plan: what the directory had and what is asked for now: arms and seeds of both.
+        plan: the arms and seeds of the directory together with those of this call.
         contents: fingerprints of the data by path.
-        stale: directories of failed runs of other settings, which are made anew.
-        later: claims that this call has and the directory, whose claims were fixed before its first run, has not.
+        stale: directories of failed runs with other settings, which will be replaced.
+        later: claims of this call that the directory, which fixed its claims before its first run, does not have.
     """
 
     plan: StudyPlan
@@ -64,14 +64,14 @@ class Opened:
 
 
 def look(root: Path, asked: StudyPlan, *, remember: bool = False) -> Opened:
-    """What a directory holds for a plan; touches nothing but, with ``remember``, the fingerprints of data.
+    """Compare a directory with a plan; writes nothing except, with ``remember``, the fingerprints of the data.
 
-    Without ``remember`` the data are read only where runs are there to compare them with, and then only what the
-    fingerprints that the runs left do not cover.
+    Without ``remember`` the data are read only if there are runs to compare them with, and then only the files that the
+    runs' own fingerprints do not cover.
 
     Raises:
-        UserError: the directory was made with other settings, conditions, claims or data, or the same arm meant
-            another thing.
+        UserError: the directory was made with other settings, conditions, claims or data, or with other settings for
+            an arm of the same name.
     """
     plan, stale = _widened(root, asked)
     begun = [cell for cell in _begun(root, plan) if place(root, plan, cell) not in stale]
@@ -90,9 +90,9 @@ def opened(root: Path, asked: StudyPlan, command: list[str]) -> Iterator[tuple[O
     """Lock a study's directory and write its study.json.
 
     Args:
-        root: made if missing; an existing one must be empty or hold the same study.
-        asked: what is to be run now.
-        command: the arguments of this call, recorded.
+        root: created if missing; an existing one must be empty or hold the same study.
+        asked: the plan to run now.
+        command: the arguments of this call, to be recorded.
 
     Yields:
         The directory, and the environment.
@@ -103,7 +103,7 @@ def opened(root: Path, asked: StudyPlan, command: list[str]) -> Iterator[tuple[O
     make_directory(root)
     foreign = [path.name for path in root.iterdir() if not path.name.startswith(".")]
     if foreign and not (root / "study.json").exists():
-        raise UserError(f"{root} is not empty and holds no study (it has {sorted(foreign)[0]}). Give another --out")
+        raise UserError(f"{root} is not empty but holds no study (it has {sorted(foreign)[0]}): choose another --out")
     with locked(root / ".lock", wait=False, what=f"{root}"):
         here = look(root, asked, remember=True)
         for directory in here.stale:
@@ -114,7 +114,7 @@ def opened(root: Path, asked: StudyPlan, command: list[str]) -> Iterator[tuple[O
 
 
 def _record(root: Path, plan: StudyPlan, command: str) -> dict[str, Any]:
-    """The study's part of study.json; other commands that did part of its runs before are kept."""
+    """The study's part of study.json; keeps the earlier commands that did some of its runs."""
     record = {"plan": plan.model_dump(mode="json"), "claims_hash": plan.claims_hash(), "command": command}
     path = root / "study.json"
     before = read_json(path) if path.exists() and _begun(root, read_plan(path)) else {}
@@ -124,10 +124,9 @@ def _record(root: Path, plan: StudyPlan, command: str) -> dict[str, Any]:
 
 
 def _widened(root: Path, asked: StudyPlan) -> tuple[StudyPlan, tuple[Path, ...]]:
-    """The plan of a directory after this call, and the failed runs that stand in its way.
+    """The plan of a directory after this call, and the failed runs to replace.
 
-    Where nothing was measured (every run failed, or left nothing to go on from), the directory is free for other
-    settings.
+    If nothing was measured (every run failed, or left no checkpoint), the directory accepts other settings.
     """
     path = root / "study.json"
     fresh = asked.model_copy(update={"seeds": tuple(sorted(asked.seeds))})
@@ -154,7 +153,7 @@ def _widened(root: Path, asked: StudyPlan) -> tuple[StudyPlan, tuple[Path, ...]]
 
 
 def _same_study(path: Path, record: Mapping[str, Any], had: StudyPlan, asked: StudyPlan) -> None:
-    """Refuse a study.json of another study: every setting that differs is named."""
+    """Refuse the study.json of another study, naming every setting that differs."""
     task = name_of_task(had.task_name, had.task, asked)
     theirs = {arm.name: arm.settings for arm in asked.arms}
     arms = [arm for arm in had.arms if arm.name in theirs]
@@ -178,18 +177,18 @@ def _same_study(path: Path, record: Mapping[str, Any], had: StudyPlan, asked: St
     as_written = fingerprint([had.level, record["plan"].get("claims", [])])
     if record.get("claims_hash") not in (had.claims_hash(), as_written):
         raise UserError(
-            f"{path} was changed after it was written: its claims do not fit their hash "
-            f"{record.get('claims_hash')}. Give another --out"
+            f"{path} was changed after it was written: its claims do not match their hash "
+            f"{record.get('claims_hash')}. Choose another --out"
         )
     if had.claims_hash() != asked.claims_hash():
         before, now = ({claim.id: claim.stated() for claim in plan.claims} for plan in (had, asked))
         changed = [name for name, stated in before.items() if stated != now.get(name)]
         if had.judged_at() == asked.judged_at() and not changed:
-            return  # a later version has more claims: the study keeps those that it was planned with
+            return  # a later version has more claims: the study keeps its planned ones
         what = ", ".join(changed) if changed else f"level {had.judged_at()}, now {asked.judged_at()}"
         raise UserError(
-            f"{path} fixed its claims before the first run, and those of this call differ ({what}): a claim is not "
-            "changed after results were seen. Give another --out"
+            f"{path} fixed its claims before the first run, but those of this call differ ({what}): claims must not "
+            "change after results have been seen. Choose another --out"
         )
 
 
@@ -198,7 +197,7 @@ def _measured(settings: Mapping[str, Any], plan: StudyPlan) -> dict[str, Any]:
 
 
 def _settings_of(named: Iterable[Arm | Condition], what: str) -> dict[str, Any]:
-    """Settings of arms or conditions by ``arm NAME: SETTING``; one without settings is there by its name."""
+    """Settings of arms or conditions, keyed ``arm NAME: SETTING``; one without settings is keyed by its name."""
     found: dict[str, Any] = {}
     for one in named:
         found[f"{what} {one.name}"] = "there"
@@ -207,11 +206,11 @@ def _settings_of(named: Iterable[Arm | Condition], what: str) -> dict[str, Any]:
 
 
 def _begun(root: Path, plan: StudyPlan) -> list[Cell]:
-    """The runs that a directory holds something of; where there are none it is free for another study."""
+    """The runs that a directory has files of; if there are none it accepts another study."""
     return [cell for cell in cells(plan) if (place(root, plan, cell) / "config.json").exists()]
 
 
 def _kept(directory: Path) -> bool:
-    """Whether a begun run holds work: it is finished, or was stopped with a checkpoint to go on from."""
+    """Whether a run has results or a checkpoint to resume from."""
     state = (read_status(directory) or {}).get("state")
     return state == "complete" or (state != "failed" and any((directory / "checkpoint").glob("*")))

@@ -1,4 +1,4 @@
-"""Runs that were made elsewhere: rows become a study's values and items, paired and without gaps."""
+"""Runs made elsewhere: arrange their rows as a study's values and items, paired and without gaps."""
 
 import math
 import re
@@ -22,8 +22,8 @@ Place = tuple[str, str, str]
 
 
 class Asked(Strict):
-    """A claims file: ``[[claims]]`` with the fields of Claim; and, optional, ``[[metrics]]``, ``[[arms]]``,
-    ``[[conditions]]``, the level, and the planned looks.
+    """A claims file: ``[[claims]]`` with the fields of Claim; optionally ``[[metrics]]``, ``[[arms]]``,
+    ``[[conditions]]``, the level and the planned looks.
     """
 
     title: str = "Runs made elsewhere"
@@ -39,7 +39,7 @@ class Asked(Strict):
 
 @dataclass
 class Elsewhere:
-    """What can be judged: a plan, its values by seed, and what the items say."""
+    """Everything that is needed to judge: a plan, its values by seed, and its items."""
 
     plan: StudyPlan
     values: dict[str, dict[str, dict[str, list[float | None]]]] = field(default_factory=dict)
@@ -47,10 +47,10 @@ class Elsewhere:
 
 
 def read_claims(path: Path) -> Asked:
-    """A claims file in TOML; a claim without an id and a metric without a label are given one.
+    """Read a claims file in TOML; claims without an id and metrics without a label get one.
 
     Raises:
-        UserError: it is not TOML, or a field is unknown or not allowed; every fault is named with its place.
+        UserError: it is not TOML, or fields are unknown or not allowed; the message lists every fault and where it is.
     """
     given = read_config(path, "--claims")
     for number, claim in enumerate(_tables(given, "claims"), start=1):
@@ -82,7 +82,7 @@ def _tables(given: dict[str, Any], name: str) -> list[dict[str, Any]]:
 
 @lru_cache(maxsize=4096)
 def slug(name: str) -> str:
-    """A name as an arm or a condition may have it; the name itself stays as its label.
+    """Turn any name into one that is allowed for an arm or condition; the original becomes its label.
 
     >>> slug("meta-llama/Llama-3 8B"), slug("control")
     ('meta-llama-llama-3-8b', 'control')
@@ -94,7 +94,7 @@ def arrange(rows: Sequence[Row], asked: Asked, name: str = "judge") -> Elsewhere
     """Pair the rows by seed and by item for the claims.
 
     Raises:
-        UserError: a number is given twice, or one arm of a claim lacks a seed or an item that the other has.
+        UserError: a value is given twice, or one arm of a claim lacks a seed or an item that the other has.
     """
     table = _Table(rows)
     arms = _labelled(table.arms, asked.arms, Arm)
@@ -134,7 +134,7 @@ def _conditions_of(claim: Claim, plan: StudyPlan) -> tuple[str, ...]:
 
 
 def _labelled(names: Mapping[str, str], given: Sequence[Any], kind: type[Any]) -> list[Any]:
-    """Arms or conditions in the order of the rows, with the labels that the claims file gives."""
+    """Arms or conditions in the order of the rows, with labels from the claims file."""
     stated = {one.name: one for one in given}
     return [
         stated.get(name) or kind(name=name, label=label if name != "default" else "") for name, label in names.items()
@@ -142,7 +142,7 @@ def _labelled(names: Mapping[str, str], given: Sequence[Any], kind: type[Any]) -
 
 
 class _Table:
-    """The rows by place: whole runs by seed, items by seed and item."""
+    """The rows, sorted: values of whole runs by seed, values of items by seed and item."""
 
     def __init__(self, rows: Sequence[Row]) -> None:
         self.arms: dict[str, str] = {}
@@ -158,20 +158,20 @@ class _Table:
             else:
                 into = self.items.setdefault(place, {}).setdefault(row.seed or 0, {})
                 if row.value is None:
-                    raise UserError(f"{row.where}: item {row.item} of arm {row.arm} has no value of {row.metric}")
+                    raise UserError(f"{row.where}: item {row.item} of arm {row.arm} has no value for {row.metric}")
             key = row.seed if row.item is None else row.item
             if key in into:
                 what = (
                     f"seed {key}" if row.item is None else f"item {key}" + f", seed {row.seed}" * (row.seed is not None)
                 )
                 raise UserError(
-                    f"{row.where}: arm {row.arm}, {what}, metric {row.metric} is given twice, "
-                    f"before in {into[key].where}"
+                    f"{row.where}: arm {row.arm}, {what}, metric {row.metric} is given twice, first in "
+                    f"{into[key].where}"
                 )
             into[key] = row
         for place in self.runs.keys() & self.items.keys():
             raise UserError(
-                f"metric {place[2]} of arm {self.arms[place[1]]} has rows of whole runs and of items: give one kind"
+                f"metric {place[2]} of arm {self.arms[place[1]]} has rows of whole runs and of items: keep one kind"
             )
         self.seeds = tuple(sorted({seed for runs in (self.runs, self.items) for one in runs.values() for seed in one}))
 
@@ -179,11 +179,11 @@ class _Table:
     def _named(names: dict[str, str], name: str, row: Row) -> str:
         short = slug(name)
         if names.setdefault(short, name) != name:
-            raise UserError(f"{row.where}: {name!r} and {names[short]!r} would both be called {short}: rename one")
+            raise UserError(f"{row.where}: {name!r} and {names[short]!r} would both become {short}: rename one of them")
         return short
 
     def values(self) -> dict[str, dict[str, dict[str, list[float | None]]]]:
-        """``{condition: {arm: {metric: values}}}``; of items their mean."""
+        """``{condition: {arm: {metric: values}}}``; for items, their mean."""
         found: dict[str, dict[str, dict[str, list[float | None]]]] = {}
         for condition, arm, metric in (*self.runs, *self.items):
             place = (condition, arm, metric)
@@ -196,7 +196,7 @@ class _Table:
         return found
 
     def decimals(self, metric: str) -> int:
-        """Four for shares and losses, two for what is larger."""
+        """Decimals to show: four for shares and losses, two for larger values."""
         runs = [row for place, rows in self.runs.items() if place[2] == metric for row in rows.values()]
         runs += [
             row for place, seeds in self.items.items() if place[2] == metric for rows in seeds.values()
@@ -205,7 +205,7 @@ class _Table:
         return 4 if max((abs(row.value) for row in runs if row.value is not None), default=0) <= 1 else 2
 
     def refuse_gaps(self, condition: str, metric: str, arms: Sequence[str]) -> None:
-        """Refuse a seed or an item that one arm has and the other lacks, by name."""
+        """Refuse a seed or an item that one arm has and the other lacks, naming it."""
         if len(arms) < 2 or not all(arm in self.arms for arm in arms):
             return
         places = [(condition, arm, metric) for arm in arms]
@@ -216,10 +216,10 @@ class _Table:
             _refuse_gap([one.get(seed, {}).keys() for one in by_seed], "item", places, self)
 
     def items_of(self, claim: Claim, resamples: int) -> Items | None:
-        """What the items of a claim say, averaged over the seeds; None without items, or where too few can tell.
+        """The items of a claim, averaged over the seeds; None if there are none, or too few.
 
         Raises:
-            UserError: it is a claim about models that its items cannot decide.
+            UserError: it is a claim about models, which its items cannot decide.
         """
         places = [(claim.condition, arm, claim.metric) for arm in claim.arms]
         if claim.across or len(places) < 2 or not all(place in self.items for place in places):
@@ -232,7 +232,7 @@ class _Table:
             if second[name].group != group or (group is None) != (groups[0] is None):
                 raise UserError(
                     f"item {name} of metric {claim.metric} has the group {group or 'none'} in {first[name].where} and "
-                    f"{second[name].group or 'none'} in {second[name].where}: an item has one group, and all or none do"
+                    f"{second[name].group or 'none'} in {second[name].where}: give each item one group, or none to all"
                 )
         try:
             return paired_items(
@@ -246,14 +246,14 @@ class _Table:
 
 
 def _over_seeds(by_seed: Mapping[int, Mapping[str, Row]], arm: str, metric: str) -> dict[str, float]:
-    """Each item's mean over the seeds, all of which have the same items."""
+    """Each item's mean over the seeds, which must all have the same items."""
     first = next(iter(by_seed.values()))
     for seed, items in by_seed.items():
         other = sorted(first.keys() ^ items.keys())
         if other:
             raise UserError(
-                f"arm {arm}, metric {metric}: seed {seed} has other items than seed {next(iter(by_seed))}, "
-                f"{_some(other)} among them"
+                f"arm {arm}, metric {metric}: seed {seed} has other items than seed {next(iter(by_seed))}, such as "
+                f"{_some(other)}"
             )
     return {name: _mean(items[name] for items in by_seed.values()) for name in first}
 
@@ -272,8 +272,8 @@ def _refuse_gap(has: Sequence[Iterable[Any]], what: str, places: Sequence[Place]
             where = f" of {table.conditions.get(condition, condition)}" if condition != "default" else ""
             raise UserError(
                 f"arm {table.arms[arm]} lacks {what} {_some(lacking)} of metric {metric}{where}, which arm "
-                f"{table.arms[places[one][1]]} has: pairs need both. Give the missing rows, or an empty value for a "
-                "run that failed"
+                f"{table.arms[places[one][1]]} has, but pairs need both: add the missing rows, with an empty value for "
+                "a run that failed"
             )
 
 

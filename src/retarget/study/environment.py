@@ -1,4 +1,4 @@
-"""Where a study ran: package versions, hardware, commit. Imports nothing heavy."""
+"""Record where a study ran: package versions, hardware, commit. Imports nothing heavy."""
 
 import os
 import platform
@@ -13,12 +13,12 @@ import retarget
 
 
 def environment() -> dict[str, Any]:
-    """What study.json and every run's config.json record about this machine and its packages."""
+    """The facts about this machine and its packages that study.json and every config.json record."""
     return {"versions": versions(), "hardware": hardware(), "commit": commit()}
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, of this package and of those of its requirements, optional ones too, that are installed."""
+    """Versions of Python, of this package, and of its installed requirements, optional ones included."""
     found = {"python": platform.python_version(), "retarget": retarget.__version__}
     try:
         requirements = metadata.requires("retarget") or []
@@ -33,7 +33,7 @@ def versions() -> dict[str, str]:
 
 
 def hardware() -> dict[str, Any]:
-    """Processor, the cores that this process may use, memory in GiB, and the GPUs that the driver names."""
+    """Processor, number of cores that this process may use, memory in GiB, and the GPUs that the driver lists."""
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
     else:
@@ -49,7 +49,7 @@ def hardware() -> dict[str, Any]:
 
 
 def commit() -> dict[str, Any] | None:
-    """``{"hash", "dirty"}`` of the checkout that this package's own files are tracked in, else None."""
+    """``{"hash", "dirty"}`` of the checkout that tracks this package's files, or None."""
     package = Path(retarget.__file__).parent
     git = shutil.which("git")
     if git is None or _output([git, "-C", str(package), "ls-files", "--error-unmatch", "__init__.py"]) is None:
@@ -75,7 +75,7 @@ def _gpus() -> list[str]:
 
 
 def _output(command: list[str]) -> str | None:
-    """A command's output, or None where it fails."""
+    """A command's output, or None if it fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired):

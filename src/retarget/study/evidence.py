@@ -1,8 +1,8 @@
-"""What was measured of a claim, as something that can be tested at any error: over seeds, over sets, over items.
+"""A claim's measurements as evidence that can be tested at any error rate: over seeds, over sets, over items.
 
-Every class is turned so that positive is good. It answers for a bound both ways: ``p_above`` is the one-sided p-value
-of "the difference is the bound or less", ``p_below`` that of "the bound or more"; ``lower`` and ``upper`` are the
-confidence bounds of one-sided error ``alpha``, which exclude what the tests reject.
+In every class the sign is turned so that positive is good. ``p_above(bound)`` is the one-sided p-value of the
+hypothesis "the difference is at most the bound", ``p_below(bound)`` that of "at least the bound". ``lower`` and
+``upper`` are the confidence bounds of one-sided error ``alpha``; they exclude exactly what the tests reject.
 """
 
 import math
@@ -15,37 +15,37 @@ from retarget.study.statistics import RELATIVE_NOISE, mean_and_sd, t_quantile, t
 
 
 class Evidence(Protocol):
-    """One claim's difference, turned so that positive is good."""
+    """One claim's difference, with the sign turned so that positive is good."""
 
     @property
     def estimate(self) -> float:
-        """The difference as measured."""
+        """The measured difference."""
         ...
 
     @property
     def n(self) -> int:
-        """Seeds, sets or items."""
+        """The number of seeds, sets or items."""
         ...
 
     def p_above(self, bound: float) -> float:
-        """Small where the difference is surely above the bound."""
+        """Small if the difference is significantly above the bound."""
         ...
 
     def p_below(self, bound: float) -> float:
-        """Small where the difference is surely below the bound."""
+        """Small if the difference is significantly below the bound."""
         ...
 
     def lower(self, alpha: float) -> float:
-        """The difference is above this, but for an error of ``alpha``."""
+        """The lower confidence bound of one-sided error ``alpha``."""
         ...
 
     def upper(self, alpha: float) -> float:
-        """The difference is below this, but for an error of ``alpha``."""
+        """The upper confidence bound of one-sided error ``alpha``."""
         ...
 
 
 class Spread(NamedTuple):
-    """Paired differences over seeds (or sets): Student's t."""
+    """Paired differences over seeds (or sets), tested by Student's t."""
 
     estimate: float
     sd: float
@@ -65,13 +65,13 @@ class Spread(NamedTuple):
 
 
 class Undecided(NamedTuple):
-    """A difference that cannot be tested, and why."""
+    """A difference that cannot be tested, with the reason."""
 
     estimate: float
     n: int
     reason: str
     interval: bool = False
-    """Whether the difference is known and only its spread is not."""
+    """Whether the difference is known and only its spread is unknown."""
 
     def p_above(self, bound: float) -> float:
         return 1.0
@@ -87,9 +87,9 @@ class Undecided(NamedTuple):
 
 
 class Weakest(NamedTuple):
-    """The smallest of several sets' differences: it is above a bound where all are, below it where any is.
+    """The smallest of several sets' differences: above a bound if all are, below it if any is.
 
-    The first is an intersection-union test, the largest p-value; the second pays for the choice of the set.
+    The first is an intersection-union test (the largest p-value); the second is corrected for the choice of the set.
     """
 
     parts: tuple[Spread, ...]
@@ -116,7 +116,7 @@ class Weakest(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """Binary items of two models: McNemar's test of no difference, Newcombe's interval for any other bound."""
+    """Binary items of two models: McNemar's test for no difference, Newcombe's interval for any other bound."""
 
     both: int
     first: int
@@ -151,7 +151,7 @@ class Pairs(NamedTuple):
         return -self._replace(first=self.second, second=self.first).lower(alpha)
 
     def _beyond(self, bound: float) -> float:
-        """The error at which Newcombe's lower bound meets this one; 1 where the estimate is not above it."""
+        """The error at which Newcombe's lower bound equals this bound; 1 if the estimate is not above it."""
         from scipy.optimize import brentq
         from scipy.special import ndtr
 
@@ -165,9 +165,9 @@ class Pairs(NamedTuple):
 
 
 class SmallestShare(NamedTuple):
-    """The smallest of several shares less a constant: score tests, whose bounds are Wilson's.
+    """The smallest of several shares minus a constant: score tests, with Wilson's bounds.
 
-    Above a bound where every share is, below it where any is; the second pays for the choice.
+    It is above a bound if every share is, below it if any is; the second is corrected for the choice of the share.
     """
 
     cells: tuple[tuple[int, int], ...]
@@ -205,7 +205,7 @@ class SmallestShare(NamedTuple):
 
 
 class Turned(NamedTuple):
-    """Evidence of a difference of which lower is better."""
+    """Evidence for a metric of which lower is better: the sign is turned."""
 
     inner: Evidence
 
@@ -231,7 +231,7 @@ class Turned(NamedTuple):
 
 
 class Draws(NamedTuple):
-    """A percentile bootstrap: the p-value is the share of resamples on the wrong side."""
+    """A percentile bootstrap, whose p-value is the share of resamples on the other side of the bound."""
 
     draws: tuple[float, ...]
     estimate: float
@@ -254,7 +254,7 @@ class Draws(NamedTuple):
 
 
 class Interval(NamedTuple):
-    """An interval that was made at one level: it can be tested at the error of its ends and at no smaller one."""
+    """An interval at a fixed level: it can be tested at the error of its ends, but at no smaller one."""
 
     estimate: float
     n: int
@@ -276,7 +276,7 @@ class Interval(NamedTuple):
 
 
 class Exact(NamedTuple):
-    """A difference of a metric that does not depend on the seed: it is what it is, and no test is made."""
+    """The exact difference of a metric that does not depend on the seed; no test is needed."""
 
     estimate: float
     n: int
@@ -295,12 +295,12 @@ class Exact(NamedTuple):
 
 
 def over_seeds(good: Sequence[float], scale: float, what: str = "seed") -> Spread | Undecided:
-    """Differences that are turned so that positive is good, at least one.
+    """Evidence from one or more differences, with the sign turned so that positive is good.
 
     Args:
-        scale: largest absolute value that was compared. A spread below ``RELATIVE_NOISE`` of it counts as none: a t
-            statistic would divide by rounding errors and call anything certain.
-        what: the differences are of.
+        scale: the largest absolute value that was compared. A spread below ``RELATIVE_NOISE`` of it counts as none: a t
+            statistic would divide by rounding errors and make anything certain.
+        what: what the differences are counted in, such as "seed".
     """
     if len(good) == 1:
         return Undecided(good[0], 1, f"one {what} has no spread")
@@ -311,7 +311,7 @@ def over_seeds(good: Sequence[float], scale: float, what: str = "seed") -> Sprea
 
 
 def over_items(items: Items, direction: str, against: float | None) -> Evidence:
-    """Evidence from items, turned so that positive is good."""
+    """Evidence from items, with the sign turned so that positive is good."""
     match items:
         case PairedCounts():
             found: Evidence = Pairs(items.both, items.treated, items.control, items.neither, items.scale, items.exact)
@@ -325,7 +325,7 @@ def over_items(items: Items, direction: str, against: float | None) -> Evidence:
 
 
 def _score(hits: int, trials: int, share: float) -> float:
-    """One-sided score test of a true share of ``share`` or less."""
+    """One-sided p-value of the score test that the true share is at most ``share``."""
     from scipy.special import ndtr
 
     if share >= 1:

@@ -1,4 +1,4 @@
-"""Where runs are done: here by processes of this machine; ``ray`` and ``slurm`` are two other machine rooms."""
+"""Where runs are done: an executor takes jobs and yields events. Here: processes of this machine; see ``ray``, ``slurm``."""
 
 import multiprocessing
 import os
@@ -16,24 +16,24 @@ from retarget.study.worker import PARENTS, Event, Finished, Job, worker_main
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 LEAVE_WITHIN = 10.0
-"""Seconds that an idle worker is given to end by itself, so that its libraries give back what they hold."""
+"""Seconds that an idle worker has to exit by itself, so that its libraries release their resources."""
 LOOK_EVERY = 2.0
-"""Seconds after which a silent worker is looked at: its children may keep the pipe open when it dies."""
+"""Seconds of silence after which a worker is checked: when it dies, its children may keep the pipe open."""
 
 
 class Executor(Protocol):
-    """Does jobs somewhere. A directory that a job names is visible where it runs."""
+    """Does jobs somewhere. The directories that a job names must be visible where it runs."""
 
     def submit(self, job: Job) -> None:
-        """Queue a job; jobs start in the order in which they came."""
+        """Queue a job; jobs start in the order of submission."""
         ...
 
     def events(self) -> Iterator[Event]:
-        """What happens, until every submitted job is finished; jobs may be submitted in between."""
+        """Yield events until every submitted job is finished; more jobs may be submitted in between."""
         ...
 
     def close(self) -> None:
-        """Stop, at once: what is running is killed and can be resumed."""
+        """Stop at once: kill the running jobs, which can be resumed."""
         ...
 
 
@@ -47,21 +47,21 @@ class _Worker:
     def start(self, threads: int) -> None:
         with _thread_variables(threads), _interrupts_held():
             self.process.start()
-        self._theirs.close()  # so that the pipe ends when the worker does
+        self._theirs.close()  # so that the pipe closes when the worker dies
 
     def give(self, job: Job) -> None:
         self.job = job
-        with suppress(BrokenPipeError):  # it died while idle: the next look at it reports the job as failed
+        with suppress(BrokenPipeError):  # it died while idle: the next check reports the job as failed
             self.connection.send(job)
 
     def leave(self) -> None:
-        """Tell an idle worker to end. It is not reaped: its process group keeps its number until it is killed."""
+        """Tell an idle worker to exit. It is not reaped, so that its process group keeps its number until killed."""
         with suppress(OSError):
             self.connection.send(None)
 
     def kill(self) -> None:
         """Kill the worker with everything that its task started."""
-        if self.process.pid is not None:  # else an interrupt came before it was started
+        if self.process.pid is not None:  # None if an interrupt came before the start
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.process.pid, signal.SIGKILL)
             self.process.kill()
@@ -79,11 +79,11 @@ class _Worker:
 
 
 class LocalExecutor:
-    """Long-lived spawned worker processes on this machine.
+    """Spawned worker processes on this machine, reused for many jobs.
 
     Args:
-        jobs: how many runs are done at a time, ≥ 1. It never changes a result: threads belong to the run.
-        threads: intra-operation threads of each worker.
+        jobs: how many runs to do at a time, ≥ 1. It never changes a result, since the threads per run are fixed.
+        threads: intra-operation threads per worker.
     """
 
     def __init__(self, jobs: int = 1, threads: int = 1) -> None:
@@ -98,7 +98,7 @@ class LocalExecutor:
         self._queue.append(job)
 
     def events(self) -> Iterator[Event]:
-        """Events of all jobs, until none is left. A worker that dies fails its job alone and is replaced."""
+        """Yield the events of all jobs until none is left. A worker that dies fails only its job and is replaced."""
         while True:
             self._assign()
             busy = {worker.connection: worker for worker in self._workers if worker.job}
@@ -110,7 +110,7 @@ class LocalExecutor:
                     yield from self._receive(connection, worker)
 
     def close(self) -> None:
-        """Kill all workers, for a run is made to be killed; an idle one may end by itself before."""
+        """Kill all workers (a run may be killed at any time), after giving idle ones time to exit."""
         self._queue.clear()
         idle = [worker for worker in self._workers if not worker.job]
         for worker in idle:
@@ -123,13 +123,13 @@ class LocalExecutor:
 
     def _assign(self) -> None:
         for worker in [one for one in self._workers if not one.job and one.process.exitcode is not None]:
-            self._workers.remove(worker)  # it died while it had nothing to do
+            self._workers.remove(worker)  # it died while idle
             worker.kill()
         while self._queue:
             idle = next((worker for worker in self._workers if not worker.job), None)
             if idle is None and len(self._workers) < self.jobs:
                 idle = _Worker()
-                self._workers.append(idle)  # known before it runs: an interrupt in between must not lose it
+                self._workers.append(idle)  # listed before it runs, so that an interrupt in between cannot lose it
                 idle.start(self.threads)
             if idle is None:
                 return
@@ -153,7 +153,7 @@ class LocalExecutor:
 
 @contextmanager
 def _thread_variables(threads: int) -> Iterator[None]:
-    """Set what OpenMP and BLAS libraries read when they load, for a child that starts now."""
+    """Set the environment variables that OpenMP and BLAS read when they load, for a child that starts now."""
     before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
     os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
     try:
@@ -168,7 +168,7 @@ def _thread_variables(threads: int) -> Iterator[None]:
 
 @contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Hold Ctrl-C back while a child starts: it inherits the mask until it ignores the signal itself."""
+    """Block Ctrl-C while a child starts: the child inherits the mask until it ignores the signal itself."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, PARENTS)
     try:
         yield

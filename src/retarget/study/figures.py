@@ -1,4 +1,4 @@
-"""What a page can show, as data. A method's analysis returns these; ``report/`` draws them. Free of torch."""
+"""Figures as data: a method's analysis returns them, ``report/`` draws them. Does not import torch."""
 
 import math
 from pathlib import Path
@@ -11,19 +11,19 @@ from retarget.study.items import Items
 
 
 def _missing(value: Any) -> Any:
-    """A number that is not finite is a missing one: JSON cannot hold it and nothing can be drawn for it."""
+    """Turn a number that is not finite into None: JSON cannot hold it, and it cannot be drawn."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 Value = Annotated[float | None, BeforeValidator(_missing)]
-"""One measured number; None (or NaN, or infinite) where it is missing, which is drawn as a gap."""
+"""One measured number; None (also for NaN and infinity) if it is missing, which is drawn as a gap."""
 
 
 class Series(Strict):
-    """One arm's values: ``y[i]`` belongs to seed i and has the length of ``x`` (a list of one for pooled data).
+    """One arm's values: ``y[i]`` belongs to seed i and is as long as ``x``; pooled data has only ``y[0]``.
 
-    ``counts``, of the shape of ``y``, says how many items each value is a mean of: the mean over seeds is then weighted
-    by it, and a value of few items is drawn faint.
+    ``counts``, in the shape of ``y``, gives the number of items that each value is a mean of: it weights the mean over
+    seeds, and values of few items are drawn faint.
 
     >>> Series(label="PS-KD", x=[0, 1], y=[[2.3, 0.4], [2.4, float("nan")]]).y
     [[2.3, 0.4], [2.4, None]]
@@ -45,9 +45,9 @@ class Series(Strict):
 
 
 class Lines(Strict):
-    """Curves with every seed drawn thin and the mean thick; ``diagonal`` draws y = x (reliability diagrams).
+    """Curves, each seed thin and the mean thick; ``diagonal`` draws y = x (reliability diagrams).
 
-    ``counted`` names what the series' counts count (images, words); the counts are drawn below the curves.
+    ``counted`` names what the series' counts count, such as images; the counts are drawn below the curves.
     """
 
     kind: Literal["lines"] = "lines"
@@ -63,7 +63,7 @@ class Lines(Strict):
 
 
 class Bars(Strict):
-    """Grouped bars: ``values[series][group]`` lists one number a seed; the bar is the mean, the dots are the seeds."""
+    """Grouped bars: ``values[series][group]`` has one number per seed; bars show means, dots seeds."""
 
     kind: Literal["bars"] = "bars"
     title: str
@@ -83,11 +83,11 @@ class Bars(Strict):
 
 
 class Table(Strict):
-    """A plain table; cells are already formatted. The first column names the row.
+    """A table of formatted cells; the first column names the row.
 
     Attributes:
-        shades: how dark each cell after a row's first is, from 0 to 1 (a confusion table); none for a plain one.
-        folded: opened by a click, for what only some readers want.
+        shades: how dark to draw each cell after a row's first, from 0 to 1 (a confusion table); none for no shading.
+        folded: show it only after a click.
     """
 
     kind: Literal["table"] = "table"
@@ -108,7 +108,7 @@ class Table(Strict):
 
 
 class Images(Strict):
-    """PNG files side by side, embedded in the page; paths are relative to the study's directory."""
+    """PNG files, shown side by side and embedded in the page; paths are relative to the study's directory."""
 
     kind: Literal["images"] = "images"
     title: str
@@ -123,7 +123,7 @@ class Images(Strict):
 
 
 class Text(Strict):
-    """Verbatim text samples (prompts, rollouts) under labels; shown in fixed width, always escaped."""
+    """Labelled verbatim texts (prompts, rollouts), shown in fixed width, always escaped."""
 
     kind: Literal["text"] = "text"
     title: str
@@ -146,13 +146,13 @@ class Analysis(Strict):
     Attributes:
         metrics: ``{condition: {arm: {metric: values}}}`` computed from several runs; values align with the seeds,
             None where missing. They join the runs' own metrics before the claims are judged.
-        item_intervals: ``{claim id: (low, high)}``, over items, of treated - control (or ``against``); shown.
-        items: ``{claim id: what was counted or resampled over items}``: decides a claim about models.
-        item_label: what those intervals are.
-        figures: what the page shows, in order.
-        lead: titles of the figures that say most, which the page shows first.
-        notes: sentences for the page (what was not measured and why, what to mind, ...).
-        remarks: ``{condition: {arm: words}}``, beside the arm's name wherever its numbers stand ("undertrained").
+        item_intervals: ``{claim id: (low, high)}``, intervals over items of treated - control (or ``against``) to show.
+        items: ``{claim id: what was counted or resampled over items}``; decides claims about models.
+        item_label: what the page calls these intervals.
+        figures: the page's figures, in order.
+        lead: titles of the most important figures, which the page shows first.
+        notes: sentences for the page (what was not measured and why, caveats, ...).
+        remarks: ``{condition: {arm: words}}``, shown beside the arm's name with its numbers ("undertrained").
     """
 
     metrics: dict[str, dict[str, dict[str, list[Value]]]] = Field(default_factory=dict)
@@ -167,4 +167,4 @@ class Analysis(Strict):
 
 def _same_count(where: str, left: str, left_items: list[Any], right: str, right_items: list[Any]) -> None:
     if len(left_items) != len(right_items):
-        raise ValueError(f"{where}: {len(left_items)} {left} and {len(right_items)} {right}")
+        raise ValueError(f"{where}: {len(left_items)} {left} but {len(right_items)} {right}")

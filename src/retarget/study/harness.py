@@ -1,4 +1,4 @@
-"""Samples that lm-evaluation-harness or Inspect logged: one arm for each folder, one row for each item and metric."""
+"""Read samples logged by lm-evaluation-harness or Inspect: one arm per folder, one row per item and metric."""
 
 import json
 import re
@@ -15,16 +15,16 @@ _NAME = re.compile(r"samples_(?P<task>.+)_(?P<time>\d{4}-\d\d-\d\dT[\d.-]+)\.jso
 def read_lm_eval(folders: Sequence[Path]) -> list[Row]:
     """The samples of two or more models as rows: the arm is the folder's name, the condition the task.
 
-    lm-evaluation-harness writes ``samples_TASK_TIME.jsonl`` under ``--log_samples``, one line for each document and
-    filter. A metric's name is that of its results file: ``exact_match,strict-match``, and plain ``acc`` where there was
-    no filter. Of several times of one task the latest counts. Documents are paired by id, and must be the same text.
+    With ``--log_samples`` lm-evaluation-harness writes ``samples_TASK_TIME.jsonl``, one line per document and filter.
+    Metrics are named as in its results file: ``exact_match,strict-match``, or just ``acc`` without a filter. If a task
+    was run several times the latest counts. Documents are paired by id and must have the same text.
 
     Raises:
-        UserError: a folder holds no samples or those of several models, a line is damaged, or the documents of an id
+        UserError: a folder has no samples or those of several models, a line is damaged, or documents with the same id
             differ between models.
     """
     if len({folder.resolve().name for folder in folders}) < len(folders):
-        raise UserError(f"--lm-eval names its arms after the folders, and {_names(folders)} share a name")
+        raise UserError(f"--lm-eval names arms after folders, but {_names(folders)} share a name: rename one")
     rows: list[Row] = []
     texts: dict[tuple[str, str], tuple[str, str]] = {}
     for folder in folders:
@@ -32,7 +32,7 @@ def read_lm_eval(folders: Sequence[Path]) -> list[Row]:
             for where, sample in _lines(path):
                 rows += _rows(where, folder.resolve().name, task, sample, texts)
     if not rows:
-        raise UserError(f"{_names(folders)}: the logged samples have no metric that is a number")
+        raise UserError(f"{_names(folders)}: the logged samples have no numeric metric")
     return rows
 
 
@@ -41,16 +41,16 @@ def _latest(folder: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     paths = sorted(folder.rglob("samples_*.jsonl"), key=lambda path: path.name)
     if not paths:
-        raise UserError(f"{folder} holds no samples_TASK_TIME.jsonl: run lm_eval with --log_samples")
+        raise UserError(f"{folder} has no samples_TASK_TIME.jsonl: run lm_eval with --log_samples")
     homes = sorted({str(path.parent) for path in paths})
     if len(homes) > 1:
         raise UserError(
-            f"{folder} holds the samples of several models ({', '.join(homes[:3])}): name one folder for each"
+            f"{folder} has the samples of several models ({', '.join(homes[:3])}): pass one folder per model"
         )
     for path in paths:
         name = _NAME.fullmatch(path.name)
         if name is None:
-            raise UserError(f"{path}: not named samples_TASK_TIME.jsonl")
+            raise UserError(f"{path} is not named samples_TASK_TIME.jsonl")
         found[name["task"]] = path
     return found
 
@@ -69,7 +69,7 @@ def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                     or "doc_id" not in sample
                     or not isinstance(sample.get("metrics"), list)
                 ):
-                    raise UserError(f"{where} is no sample of lm_eval: it lacks doc_id or metrics")
+                    raise UserError(f"{where} is not a sample of lm_eval: it lacks doc_id or metrics")
                 yield where, sample
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path}: {error}") from error
@@ -81,7 +81,7 @@ def _rows(
     item, text = str(sample["doc_id"]), str(sample.get("doc_hash", ""))
     known = texts.setdefault((task, item), (text, arm))
     if known[0] != text:
-        raise UserError(f"{where}: document {item} of {task} is another text than in {known[1]}: they cannot be paired")
+        raise UserError(f"{where}: document {item} of {task} differs from the one in {known[1]}: they cannot be paired")
     chosen = sample.get("filter", "none")
     for name in sample["metrics"]:
         value = sample.get(name)
@@ -101,12 +101,12 @@ _MARKS = {"C": 1.0, "I": 0.0, "P": 0.5, "N": 0.0}
 def read_inspect(folders: Sequence[Path]) -> list[Row]:
     """The samples of two or more models that Inspect logged: the arm is the folder's name, the condition the task.
 
-    Of several logs of one task the latest counts, and must have ended in success. A metric's name is its scorer's, or
-    ``scorer/key`` where a score has several values; marks become 1, 0.5 and 0. Epochs of a sample are averaged: they
-    are the same model asked again.
+    If a task has several logs the latest counts; it must have ended successfully. A metric is named after its scorer,
+    or ``scorer/key`` if a score has several values; marks become 1, 0.5 and 0. Epochs of a sample, which ask the same
+    model again, are averaged.
 
     Raises:
-        UserError: Inspect is not installed, a folder holds no log, or a log has not succeeded.
+        UserError: Inspect is not installed, a folder has no log, or a log did not end successfully.
     """
     try:
         from inspect_ai.log import (  # pyright: ignore[reportMissingImports]
@@ -115,12 +115,12 @@ def read_inspect(folders: Sequence[Path]) -> list[Row]:
             read_eval_log_sample_summaries,
         )
     except ModuleNotFoundError as error:
-        raise UserError("reading Inspect's logs needs its own package: pip install inspect_ai") from error
+        raise UserError("Inspect's logs are read by its own package: pip install inspect_ai") from error
     rows: list[Row] = []
     for folder in folders:
         logs = [(read_eval_log(one, header_only=True), one) for one in list_eval_logs(str(folder))]
         if not logs:
-            raise UserError(f"{folder} holds no log of Inspect")
+            raise UserError(f"{folder} has no log of Inspect")
         latest = {log.eval.task: (log, one) for log, one in sorted(logs, key=lambda pair: pair[0].eval.created)}
         for task, (log, one) in sorted(latest.items()):
             if log.status != "success":
@@ -130,10 +130,10 @@ def read_inspect(folders: Sequence[Path]) -> list[Row]:
 
 
 def inspect_rows(where: str, arm: str, task: str, summaries: Sequence[Any]) -> list[Row]:
-    """Rows of Inspect's sample summaries, which have ``id``, ``epoch`` and ``scores[name].value``.
+    """Rows from Inspect's sample summaries, which have ``id``, ``epoch`` and ``scores[name].value``.
 
     Raises:
-        UserError: a sample has no score, or one that is neither a number nor a mark.
+        UserError: a sample has no score, or a score that is neither a number nor a mark.
     """
     values: dict[tuple[str, str], list[float]] = {}
     for sample in summaries:
@@ -146,7 +146,7 @@ def inspect_rows(where: str, arm: str, task: str, summaries: Sequence[Any]) -> l
                 number = _MARKS.get(value) if isinstance(value, str) else value
                 if not isinstance(number, bool | int | float):
                     raise UserError(
-                        f"{where}: sample {sample.id} has the {metric} {value!r}, neither a number nor a mark"
+                        f"{where}: sample {sample.id} has {metric} = {value!r}, which is neither a number nor a mark"
                     )
                 values.setdefault((metric, str(sample.id)), []).append(float(number))
     return [

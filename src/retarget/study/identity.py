@@ -1,4 +1,4 @@
-"""Whether a run that a directory holds is the one that a plan asks for: settings, task, data; old records too."""
+"""Check that a recorded run is the one that a plan asks for: settings, task, data; also for older records."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,22 +13,22 @@ from retarget.identity import content, fingerprint, refuse_other
 from retarget.own import sources
 from retarget.study.config import StudyPlan
 
-REMEDY = "Give another --out, or the settings that the directory was made with"
-DATA_REMEDY = "Bring back what the earlier runs were measured on, or give another --out"
+REMEDY = "Choose another --out, or use the settings that the directory was made with"
+DATA_REMEDY = "Restore the data of the earlier runs, or choose another --out"
 CACHE = ".content.json"
-"""Fingerprints of the files of a study's data, in its directory; deleting it costs only time."""
+"""File in a study's directory that caches its data's fingerprints; deleting it costs only time."""
 
 
 def contents(plan: StudyPlan, root: Path, *, remember: bool) -> dict[str, str]:
-    """Fingerprints of a plan's data, and of the sources of what is a user's own: the task, and parts by import path.
+    """Fingerprints of a plan's data and of the user's own sources: the task, and parts named by import path.
 
     Args:
-        root: the study's directory, where fingerprints are remembered.
-        remember: whether to write there.
+        root: the study's directory, where fingerprints are cached.
+        remember: whether to write the cache.
 
     Returns:
-        By path; sources by their place below their folder, so that they may move. Data that are missing are left out:
-        the study's own ``prepare`` says so where it needs them.
+        Fingerprints by path; sources are keyed relative to their folder, so that they may move. Missing data are left
+        out: the study's own ``prepare`` reports them if it needs them.
     """
     cache = root / CACHE
     known: dict[str, list[Any]] = _read_cache(cache)
@@ -36,7 +36,7 @@ def contents(plan: StudyPlan, root: Path, *, remember: bool) -> dict[str, str]:
     found = {path: content(path, known) for path in plan.data if is_there(path)}
     for part in (plan.task, *plan.own_parts):
         module = part.partition(":")[0]
-        if module.partition(".")[0] != "retarget":  # this package's tasks have a name in the place of their source
+        if module.partition(".")[0] != "retarget":  # this package's tasks are identified by name, not source
             found |= {name: content(path, known) for name, path in sources(module).items()}
     if remember and known != before:
         write_json(cache, known)
@@ -48,29 +48,29 @@ def _read_cache(path: Path) -> dict[str, list[Any]]:
         return {}
     try:
         found = read_json(path)
-    except UserError:  # it can be made anew
+    except UserError:  # it is only a cache
         return {}
     return found if isinstance(found, dict) else {}
 
 
 def same_run(path: Path, record: Mapping[str, Any], plan: StudyPlan, asked: Mapping[str, Any]) -> None:
-    """Refuse a run's record that does not agree with what a plan asks for.
+    """Refuse a run's record that differs from what a plan asks for.
 
     Args:
-        path: of the record, named in errors.
-        record: config.json of a run.
+        path: path of the record, for messages.
+        record: the config.json of a run.
         asked: ``plan.identity`` of the run.
 
     Raises:
-        UserError: values differ, each named; or the record was edited.
+        UserError: values differ (the message names each), or the record was edited.
     """
     if "task_name" in record and _hash(record) != record.get("run_hash"):
-        raise UserError(f"{path} was changed after it was written: its hash does not fit. Delete the run's directory")
+        raise UserError(f"{path} was changed after it was written: its hash is wrong. Delete the run's directory")
     refuse_other(path.parent, _flat(known_as(record, plan, asked)), _flat(asked), remedy=REMEDY)
 
 
 def same_content(where: Path, had: Mapping[str, str], now: Mapping[str, str]) -> None:
-    """Refuse data that were replaced; what only one side knows cannot be compared."""
+    """Refuse data that were replaced; files that only one side knows cannot be compared."""
     both = sorted(had.keys() & now.keys())
     refuse_other(
         where,
@@ -83,8 +83,8 @@ def same_content(where: Path, had: Mapping[str, str], now: Mapping[str, str]) ->
 def known_as(record: Mapping[str, Any], plan: StudyPlan, asked: Mapping[str, Any]) -> dict[str, Any]:
     """The identity of a recorded run as this version would write it.
 
-    A task is known by its name, and in older records by its former import path. A setting that an older record lacks
-    had the default that it has now.
+    A task is identified by its name, in older records by its former import path. A setting that an older record lacks
+    is taken to have had its present default.
     """
     settings = {k: v for k, v in record.get("settings", {}).items() if k not in plan.unmeasured}
     return {
@@ -97,7 +97,7 @@ def known_as(record: Mapping[str, Any], plan: StudyPlan, asked: Mapping[str, Any
 
 
 def name_of_task(name: str | None, path: str | None, plan: StudyPlan) -> str | None:
-    """What a recorded task is called now: by its name, or by an import path that the plan knows as its own."""
+    """The present name of a recorded task, from its name or from an import path that the plan lists as its own."""
     ours = path in (plan.task, *plan.former_tasks)
     return name or ((plan.task_name or plan.task) if ours else path)
 
@@ -105,7 +105,7 @@ def name_of_task(name: str | None, path: str | None, plan: StudyPlan) -> str | N
 def with_defaults(
     settings: Mapping[str, Any], asked: Mapping[str, Any], model: type[BaseModel] | None
 ) -> dict[str, Any]:
-    """Settings of an older record, with the defaults of those that are asked for and that it did not know; tables too.
+    """Settings of an older record, completed by the defaults of settings that it lacks, also inside tables.
 
     >>> class Settings(BaseModel):
     ...     lr: float
@@ -126,7 +126,7 @@ def with_defaults(
 
 
 def _hash(record: Mapping[str, Any]) -> str:
-    """What a record's ``run_hash`` must be, by its own values."""
+    """The ``run_hash`` that belongs to a record's values."""
     settings = {k: v for k, v in record["settings"].items() if k not in record.get("unmeasured", ())}
     task = record["task_name"] or record["task"]
     parts = {"study": record["study"], "task": task, "settings": settings}
@@ -134,5 +134,5 @@ def _hash(record: Mapping[str, Any]) -> str:
 
 
 def _flat(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """One level: a message names settings by their own names."""
+    """Flatten an identity to one level, so that messages name settings by their own names."""
     return {**{k: v for k, v in identity.items() if k != "settings"}, **identity["settings"]}

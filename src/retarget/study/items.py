@@ -1,4 +1,4 @@
-"""What is measured over items (images, sentences, problems) of one pair of models: binary pairs, shares, resamples."""
+"""Measurements over the items (images, sentences, problems) of two models: binary pairs, shares, resamples."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -13,11 +13,11 @@ from retarget.study.statistics import FEWEST_ITEMS, bootstrap_draws
 
 
 class PairedCounts(Strict):
-    """Binary items of two models: how many both have right, only the treated, only the control, neither.
+    """Binary items of two models: how many are correct in both, only in the treated, only in the control, in neither.
 
     Attributes:
-        scale: what one right answer counts in the metric's unit: 1, or 100 where the metric is a percentage.
-        exact: test with the exact conditional test in place of its mid-p variant.
+        scale: value of one correct answer in the metric's unit: 1, or 100 if the metric is a percentage.
+        exact: use the exact conditional test instead of its mid-p variant.
     """
 
     kind: Literal["pairs"] = "pairs"
@@ -30,11 +30,11 @@ class PairedCounts(Strict):
 
 
 class Shares(Strict):
-    """Hits and trials of cells of which the claim is about the smallest share, compared with a constant.
+    """Hits and trials in several cells; the claim compares the smallest share with a constant.
 
     Attributes:
-        cells: ``(hits, trials)`` of each.
-        scale: 100 where the constant is a percentage.
+        cells: ``(hits, trials)`` of each cell.
+        scale: 100 if the constant is a percentage.
     """
 
     kind: Literal["shares"] = "shares"
@@ -43,12 +43,12 @@ class Shares(Strict):
 
 
 class Resampled(Strict):
-    """Treated - control of resamples of the items, the same items for both.
+    """Treated - control in resamples of the items, with the same items for both.
 
     Attributes:
-        draws: one difference for each resample.
-        estimate: the difference over the items as they are.
-        items: how many there are.
+        draws: one difference per resample.
+        estimate: the difference over the original items.
+        items: number of items.
     """
 
     kind: Literal["resampled"] = "resampled"
@@ -58,12 +58,12 @@ class Resampled(Strict):
 
 
 class Groups(Strict):
-    """Means over groups of items (documents, subjects) that are too few for the bootstrap: judged by a t over groups.
+    """Groups of items (documents, subjects) that are too few for the bootstrap and are judged by a t test over groups.
 
     Attributes:
         estimate: the mean over items of treated - control.
-        sd: of the groups' contributions to it: its standard error times the root of their number.
-        groups, items: how many there are.
+        sd: standard deviation of the groups' contributions: the standard error times the root of their number.
+        groups, items: number of each.
     """
 
     kind: Literal["groups"] = "groups"
@@ -79,12 +79,12 @@ Items = Annotated[PairedCounts | Shares | Resampled | Groups, Field(discriminato
 def mcnemar(treated: int, control: int, *, exact: bool = False) -> float:
     """One-sided p-value of McNemar's conditional test that the treated model is not better.
 
-    Of the items that only one of the two has right, the treated one's share is 1/2 or less. The mid-p variant counts
-    half of the probability of what was seen (Fagerland, Lydersen and Laake, 2013): it errs as often as stated, where
-    the exact test errs less often and finds less.
+    The null hypothesis: of the items that only one model gets right, the treated model's share is at most 1/2. The
+    mid-p variant counts half of the probability of the observed result (Fagerland, Lydersen and Laake, 2013): its error
+    rate is as stated, while the exact test errs less often but has less power.
 
     Args:
-        treated, control: items that only this one has right.
+        treated, control: number of items that only this model gets right.
 
     >>> round(2 * mcnemar(7, 1, exact=True), 4), round(2 * mcnemar(7, 1), 4)
     (0.0703, 0.0391)
@@ -100,7 +100,7 @@ def mcnemar(treated: int, control: int, *, exact: bool = False) -> float:
 
 
 def newcombe_bound(both: int, first: int, second: int, neither: int, z: float) -> tuple[float, float]:
-    """Newcombe's interval of a difference of paired proportions: his method 10, Statistics in Medicine 17 (1998), 2635.
+    """Newcombe's interval for a difference of paired proportions: method 10, Statistics in Medicine 17 (1998), 2635.
 
     Args:
         both, first, second, neither: counts of pairs; ``first`` those with only the first right.
@@ -127,7 +127,7 @@ def newcombe_bound(both: int, first: int, second: int, neither: int, z: float) -
 
 
 def wilson_bound(share: float, trials: int, z: float) -> tuple[float, float]:
-    """Wilson's interval of a share with ``z`` standard errors on each side."""
+    """Wilson's interval for a share, ``z`` standard errors to each side."""
     centre = share + z * z / (2 * trials)
     half = z * math.sqrt(share * (1 - share) / trials + (z / (2 * trials)) ** 2)
     whole = 1 + z * z / trials
@@ -143,23 +143,23 @@ def paired_items(
     exact: bool = False,
     seed: int = 0,
 ) -> PairedCounts | Resampled | Groups:
-    """What the items of two models say about their mean difference.
+    """The evidence of two models' items about their mean difference.
 
-    Binary items (all 0 or 1, or all 0 or 100) without groups are counted; other values are resampled, and groups whole.
-    Fewer than ``FEWEST_ITEMS`` groups are judged by a t over groups, since the bootstrap would cover too seldom.
+    Binary items (all 0 or 1, or all 0 or 100) without groups are counted; other values are resampled, groups as a
+    whole. Fewer than ``FEWEST_ITEMS`` groups get a t test over groups, since bootstrap intervals would be too narrow.
 
     Args:
-        treated, control: [N] value of each item; place i of both is the same item.
-        groups: [N] what an item belongs to: items of one group (a document, a subject, a prompt asked again) are not
+        treated, control: [N], value of each item; entry i of both is the same item.
+        groups: [N], group of each item (a document, a subject, a prompt asked again): items of a group are not
             independent of each other.
         resamples: number of bootstrap draws.
 
     Raises:
-        UserError: lists of different lengths, fewer than ``FEWEST_ITEMS`` items that are not binary, or one group.
+        UserError: the lengths differ, fewer than ``FEWEST_ITEMS`` items that are not binary, or only one group.
     """
     t, c = np.asarray(treated, float), np.asarray(control, float)
     if t.shape != c.shape or t.ndim != 1 or not len(t) or (groups is not None and len(groups) != len(t)):
-        raise UserError(f"items are aligned lists of one value each, not {t.shape} and {c.shape}")
+        raise UserError(f"the items of both models must be lists of equal length, not {t.shape} and {c.shape}")
     kinds = set(np.unique(np.concatenate([t, c])).tolist())
     if groups is None and (kinds <= {0.0, 1.0} or kinds <= {0.0, 100.0}):
         scale = max(1.0, *kinds)
@@ -169,7 +169,7 @@ def paired_items(
                             exact=exact)  # fmt: skip
     if len(t) < FEWEST_ITEMS:
         raise UserError(
-            f"{len(t)} items are too few for an interval over items that are not binary: it needs {FEWEST_ITEMS}"
+            f"{len(t)} items are too few for an interval over items that are not binary: {FEWEST_ITEMS} are needed"
         )
     difference = t - c
     if groups is None:
@@ -179,7 +179,7 @@ def paired_items(
         sizes, sums = np.bincount(places).astype(float), np.bincount(places, weights=difference)
     estimate, items = float(difference.mean()), len(t)
     if len(sums) < 2:
-        raise UserError("all items are in one group, so that nothing says how far another group would be")
+        raise UserError("all items are in one group, so the spread between groups is unknown")
     if len(sums) < FEWEST_ITEMS:
         parts = (sums - estimate * sizes) * len(sums) / items  # linearised: their mean is 0
         return Groups(estimate=estimate, sd=float(parts.std(ddof=1)), groups=len(sums), items=items)
@@ -196,20 +196,20 @@ def resampled_items(
     resamples: int = 2000,
     seed: int = 0,
 ) -> Resampled:
-    """What the items of two models say about any statistic (a calibration error, an area), by the bootstrap.
+    """The evidence of two models' items about any statistic (a calibration error, an area), by the bootstrap.
 
     Args:
         statistic, treated, control, groups: as for :func:`retarget.study.statistics.bootstrap_draws`.
 
     Raises:
-        UserError: arrays that do not match, or fewer than ``FEWEST_ITEMS`` items or groups.
+        UserError: the arrays do not match, or there are fewer than ``FEWEST_ITEMS`` items or groups.
     """
     units = len(treated[0][0]) if treated and treated[0] else 0
     if groups is not None:
         units = len(np.unique(groups))
     if units < FEWEST_ITEMS:
         what = "items" if groups is None else "groups of items"
-        raise UserError(f"{units} {what} are too few for the bootstrap: it needs {FEWEST_ITEMS}")
+        raise UserError(f"{units} {what} are too few for the bootstrap: at least {FEWEST_ITEMS} are needed")
     rng = np.random.default_rng(seed)
     draws = bootstrap_draws(statistic, treated, control, groups=groups, resamples=resamples, rng=rng)
     pairs = zip(treated, control, strict=True)
@@ -218,7 +218,7 @@ def resampled_items(
 
 
 def _resample(sums: np.ndarray, sizes: np.ndarray, resamples: int, rng: np.random.Generator) -> list[float]:
-    """Means of resamples of units that have ``sizes`` items whose values add up to ``sums``, [units] each."""
+    """Means of resamples of units; unit i has ``sizes[i]`` items whose values add up to ``sums[i]``."""
     kinds, counts = np.unique(np.stack([sums, sizes], 1), axis=0, return_counts=True)
     if 4 * len(kinds) <= len(sums):  # few kinds of units: how often each is drawn is multinomial
         drawn = rng.multinomial(len(sums), counts / len(sums), size=resamples)

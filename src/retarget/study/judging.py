@@ -1,4 +1,4 @@
-"""A directory of verdicts on runs that were made elsewhere: study.json, analysis.json and summary.json as a study's."""
+"""Write the verdicts on runs made elsewhere as a study does: study.json, analysis.json and summary.json."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,16 +15,16 @@ from retarget.study.power import Outlook
 from retarget.study.summary import summarise, unplanned_looks
 
 PROSPECTS = (3, 5, 10, 20, 50)
-"""Numbers of seeds that a plan is shown for."""
+"""Numbers of seeds for which the prospects are shown."""
 
 
 def write(found: Elsewhere, out: Path, *, command: str, sources: Sequence[Path]) -> dict[str, Any]:
-    """Judge, and write what the page is made from.
+    """Judge the claims, and write the files that the page is made from.
 
     Args:
-        out: made if missing; an earlier judgement there is replaced, and its looks are remembered.
-        command: recorded.
-        sources: files and folders that were read, recorded with the fingerprints of their content.
+        out: created if missing; an earlier judgement there is replaced, but its looks are remembered.
+        command: the command to record.
+        sources: the files and folders that were read, recorded with fingerprints of their content.
 
     Returns:
         The content of summary.json.
@@ -42,8 +42,8 @@ def write(found: Elsewhere, out: Path, *, command: str, sources: Sequence[Path])
         notes = [unplanned_looks(plan, looks)]
         if hashes:
             notes.append(
-                "Other claims, levels or looks were judged in this directory before: the error rates of the verdicts "
-                "hold for claims that were fixed before the results were seen."
+                "Other claims, levels or looks have been judged in this directory before, but the error rates of the "
+                "verdicts hold only for claims that were fixed before the results were seen."
             )
         analysis = Analysis(items=found.items, item_label="interval over items", notes=[one for one in notes if one])
         summary = summarise(plan, found.values, analysis) | {"looks": looks}
@@ -63,33 +63,33 @@ def write(found: Elsewhere, out: Path, *, command: str, sources: Sequence[Path])
 
 
 def _earlier(out: Path) -> tuple[list[str], list[list[int]]]:
-    """Hashes of the claims that were judged here before, and the sets of seeds."""
+    """The hashes of claims that were judged here before, and their sets of seeds."""
     there = [path.name for path in out.iterdir() if not path.name.startswith(".")]
     if not there:
         return [], []
     record = read_json(out / "study.json") if "study.json" in there else {}
     if not isinstance(record, dict) or record.get("runs") != "elsewhere":
         what = "a study of this package's runs" if record else f"something else (it has {sorted(there)[0]})"
-        raise UserError(f"{out} holds {what}. Give another --out")
+        raise UserError(f"{out} holds {what}: choose another --out")
     path = out / "summary.json"
     looks = read_json(path).get("looks", []) if path.exists() else []
     return [*record.get("earlier_claims", []), record.get("claims_hash", "")], looks
 
 
 def prospects(found: Elsewhere) -> str:
-    """How likely numbers of seeds are to decide each claim, from these runs as a pilot; lines of text."""
+    """Lines of text: how likely numbers of seeds are to decide each claim, with these runs as a pilot."""
     plan, seeds = found.plan, len(found.plan.seeds)
     by_count = {n: {one.claim: one for one in outlooks(plan, found.values, seeds, n)} for n in PROSPECTS}
     lines = []
     for claim in plan.claims:
         known = by_count[PROSPECTS[0]].get(claim.id)
         if known is None:
-            lines.append(f"{claim.id}: no spread over seeds to reckon with")
+            lines.append(f"{claim.id}: no spread over seeds, so nothing can be predicted")
             continue
         lines.append(in_words(known))
         for n, outlook in by_count.items():
             one = outlook[claim.id]
-            lines.append(f"  {n:>3} seeds: {one.alone:4.0%} by itself, {one.in_family:4.0%} among its family")
+            lines.append(f"  {n:>3} seeds: {one.alone:4.0%} alone, {one.in_family:4.0%} within its family")
     return "\n".join(lines)
 
 
@@ -97,6 +97,6 @@ def in_words(one: Outlook) -> str:
     """A claim's pilot, and the seeds that decide it."""
     seeds = [f"{count:,}" if count else "more than 10,000" for count in (one.seeds_alone, one.seeds_in_family)]
     return (
-        f"{one.claim}: sd {one.sd:.3g} over {one.pilot} seeds of the pilot, {one.inflated:.3g} reckoned with; for a "
-        f"verdict with 80 % power {seeds[0]} seeds by itself, {seeds[1]} if no other claim of its family is decided"
+        f"{one.claim}: sd {one.sd:.3g} over the pilot's {one.pilot} seeds, taken as {one.inflated:.3g}; a verdict with "
+        f"80 % power needs {seeds[0]} seeds alone, {seeds[1]} if no other claim of its family is decided"
     )

@@ -1,4 +1,4 @@
-"""A study's values, read claim by claim: the evidence at each look, and why there may be none."""
+"""Collect the evidence for each claim from a study's values, at each look, or the reason why there is none."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,12 +12,12 @@ Values = Mapping[str, Mapping[str, Mapping[str, Sequence[float | None]]]]
 
 @dataclass
 class Chain:
-    """One of a claim's two tests as it stands at one look.
+    """The state of one of a claim's two tests at one look.
 
     Attributes:
-        alpha: the error that it may make itself.
-        p_value: the smallest so far of each look's p-value over its weight, at most 1; ``look`` is whose that is.
-        rejected_at: the look at which it first rejected.
+        alpha: the error that this test may spend.
+        p_value: the smallest p-value over weight of all looks so far, at most 1; ``look`` is the look that it is from.
+        rejected_at: the look at which the test first rejected.
     """
 
     alpha: float
@@ -29,9 +29,9 @@ class Chain:
 
 @dataclass
 class Found:
-    """A claim as it was measured: the evidence at each look that was reached, None where it had none yet.
+    """What was measured for a claim: its evidence at each look that was reached, None while there was none.
 
-    ``exact`` evidence is in no family; ``missing`` says why there is no verdict at all.
+    ``exact`` evidence belongs to no family; ``missing`` is the reason why there is no verdict at all.
     """
 
     claim: Claim
@@ -47,18 +47,18 @@ class Found:
 
     @property
     def tested(self) -> bool:
-        """Whether it belongs to its family: what was measured, but cannot be rejected, still counts."""
+        """Whether it counts in its family: a measured claim does, even if nothing can be rejected."""
         return self.measured and self.exact is None
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """What "holds" and what "does not hold" are tested against."""
+        """The bounds against which "holds" and "does not hold" are tested."""
         claim = self.claim
         return (0.0, claim.smallest_effect) if claim.margin is None else (-claim.margin, -claim.margin)
 
 
 class Measuring:
-    """What a study measured, read claim by claim."""
+    """Reads a study's measurements, claim by claim."""
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class Measuring:
         self.looks = [count for count, _ in plan.planned_looks if count <= seeds] if plan.looks else [seeds]
 
     def measure(self, claim: Claim) -> Found:
-        """The evidence of one claim."""
+        """The evidence for one claim."""
         if claim.about == "models":
             return self._measure_models(claim)
         whole = self._over_seeds(claim, len(self.plan.seeds))
@@ -94,17 +94,17 @@ class Measuring:
         return found
 
     def _measure_models(self, claim: Claim) -> Found:
-        """A claim about these models: its items decide, at the latest look."""
+        """Evidence for a claim about these models: its items, at the latest look."""
         items = self.items.get(claim.id)
         if items is None:
-            return Found(claim, measured=False, missing="It is about models, and no values of single items were given")
+            return Found(claim, measured=False, missing="It is about models, but there are no values of single items")
         evidence = over_items(items, claim.direction, claim.against)
         stages = (None,) * (len(self.looks) - 1) + (evidence,) * bool(self.looks)
         missing = self._floor_missed(claim)
         return Found(claim, stages, evidence.estimate, evidence.n, missing=missing, decided_by_items=True)
 
     def _items_of(self, claim: Claim, same: Undecided) -> Evidence | None:
-        """Evidence over items of a claim whose difference is the same on every seed."""
+        """Evidence over items for a claim whose difference is the same on every seed."""
         if claim.id in self.items:
             return over_items(self.items[claim.id], claim.direction, claim.against)
         if claim.id not in self.intervals:
@@ -119,7 +119,7 @@ class Measuring:
         return claim.conditions or tuple(one.name for one in self.plan.conditions)
 
     def _pairs(self, claim: Claim, condition: str, count: int) -> tuple[list[float | None], float] | None:
-        """Differences seed by seed, turned so that positive is good, and the largest value that was compared."""
+        """Differences by seed, with positive as good, and the largest absolute value that was compared."""
         arms = self.metrics.get(condition, {})
         values = [arms.get(arm, {}).get(claim.metric) for arm in claim.arms]
         if any(one is None for one in values):
@@ -136,7 +136,7 @@ class Measuring:
         return good, scale
 
     def _over_seeds(self, claim: Claim, count: int) -> Evidence | None:
-        """Evidence of the first ``count`` seeds; None where no seed (or not every set) has both arms."""
+        """Evidence from the first ``count`` seeds; None if no seed (or not every set) has both arms."""
         sets = [self._pairs(claim, condition, count) for condition in self._conditions(claim)]
         found = [([one for one in pairs[0] if one is not None], pairs[1]) for pairs in sets if pairs]
         if len(found) < len(sets) or not found or not all(good for good, _ in found):
@@ -159,7 +159,7 @@ class Measuring:
         return Weakest(spreads)
 
     def _floor_missed(self, claim: Claim) -> str:
-        """Why the claim cannot be tested here, or nothing: its own floor, and those of metrics for its control."""
+        """Why the claim cannot be tested here, by its own floor or its metrics' floors; empty if it can."""
         if claim.floor is not None:
             missed = self._below(claim, *claim.floor, needed=True)
             if missed:
@@ -171,20 +171,20 @@ class Measuring:
         return ""
 
     def _below(self, claim: Claim, name: str, floor: float | str | None, *, needed: bool) -> str:
-        """Whether the control (or the only arm) misses a floor, in words; ``needed`` where it must be known."""
+        """How the control (or only arm) misses a floor, in words; ``needed``: also report a missing value."""
         metric = self.by_name.get(name, Metric(name=name, label=name))
         arm = next((one.label for one in self.plan.arms if one.name == claim.arms[-1]), claim.arms[-1])
         for condition in self._conditions(claim):
             mean = self._mean(condition, claim.arms[-1], name)
             if mean is None and needed:
-                return f"Whether it is a test of the claim is not known: {metric.label} of {arm} is missing"
+                return f"The claim cannot be tested: {metric.label} of {arm} is missing, and it must reach a floor"
             bound = self._mean(condition, claim.arms[-1], floor) if isinstance(floor, str) else floor
             if mean is None or bound is None:
                 continue
             most = metric.better == "lower"
             if mean > bound if most else mean < bound:
                 limit = f"at {'most' if most else 'least'} {bound:.4g}"
-                return f"Not a test of the claim: {metric.label} of {arm} is {mean:.4g}, and a test needs {limit}"
+                return f"Not a test of the claim: {metric.label} of {arm} is {mean:.4g}, but a test needs {limit}"
         return ""
 
     def _mean(self, condition: str, arm: str, name: str) -> float | None:
@@ -195,5 +195,5 @@ class Measuring:
 
 
 def sign_of(claim: Claim) -> int:
-    """-1 where lower is better: a difference times this is positive where it is good."""
+    """-1 if lower is better, else 1: a difference times this is positive if it is good."""
     return 1 if claim.direction == "higher" else -1

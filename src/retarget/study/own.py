@@ -1,4 +1,4 @@
-"""A study of a user's own: a file or a module with ``plan`` and ``run``, and where wanted ``analyse``."""
+"""Load a user's own study: a file or module with ``plan`` and ``run``, and optionally ``analyse``."""
 
 import inspect
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ FORM = "plan, a StudyPlan or a function plan(preset, config, seeds, arms), and r
 
 
 def is_file(name: str) -> bool:
-    """Whether a word names a file, in place of a method or a module."""
+    """Whether a word names a file, rather than a method or a module."""
     return name.endswith(".py") or "/" in name
 
 
@@ -27,9 +27,9 @@ def is_own(name: str) -> bool:
 
 @contextmanager
 def found(name: str) -> Iterator[str]:
-    """A file's or a module's name as it is imported, and importable for a while, by worker processes too.
+    """Make a file or module importable inside the ``with`` block, also for worker processes; yields its module name.
 
-    The file's folder, or the working directory, is looked in after all others.
+    The file's folder, or the working directory, is searched last.
 
     Raises:
         UsageError: there is no such file or module, or the file's name is that of another module.
@@ -44,16 +44,16 @@ def found(name: str) -> Iterator[str]:
     if not is_there(path):
         raise UsageError(f"there is no file {path}" + f" in {Path.cwd()}" * (not path.is_absolute()))
     if not path.is_file() or path.suffix != ".py":
-        raise UsageError(f"{path} is no Python file: a study of your own is FILE.py, with {FORM}")
+        raise UsageError(f"{path} is not a Python file: a study of your own is FILE.py, with {FORM}")
     path = path.resolve()
     if not path.stem.isidentifier():
-        raise UsageError(f"{path.name} cannot be imported by its name: rename it, to my_study.py say")
+        raise UsageError(f"{path.name} is not a name that can be imported: rename it, for example to my_study.py")
     with importable(path.parent):
         other = origin_of(path.stem)
         if other is None or other.resolve() != path:
             raise UsageError(
-                f"{path.name} has the name of another module, {other or 'one of Python itself'}: workers would import "
-                "that one. Rename your file"
+                f"{path.name} has the name of another module, {other or 'one of Python itself'}, which workers would "
+                "import instead: rename your file"
             )
         yield path.stem
 
@@ -69,14 +69,14 @@ def read(
     """The plan of a user's module, with ``run`` as its task and ``analyse`` as its analysis.
 
     Args:
-        module: its name; it can be imported.
-        preset, config, seeds, arms: as for every study. A ``plan`` that is no function has one preset; ``config``
-            changes settings that it has.
+        module: its name, which must be importable.
+        preset, config, seeds, arms: as for every study. A ``plan`` that is not a function has one preset, and
+            ``config`` can only change settings that it has.
         reserved: names of studies that are taken.
 
     Raises:
-        UserError: it cannot be imported (the user's own line is shown), ``plan`` or ``run`` is missing or of another
-            form, or a setting, arm or preset is unknown.
+        UserError: it cannot be imported (the message shows the user's own line), ``plan`` or ``run`` is missing or has
+            another form, or a setting, arm or preset is unknown.
     """
     source = imported(module, f"the study {module}")
     where = str(source.__file__)
@@ -92,15 +92,15 @@ def read(
             continue
         _takes_one(getattr(source, name), f"{where}: {name}")
         if getattr(plan, field):
-            raise UserError(f"{where} has {name}, and its plan names {field} = {getattr(plan, field)!r}: leave one out")
+            raise UserError(f"{where} has {name}, but its plan sets {field} = {getattr(plan, field)!r}: remove one")
         given[field] = f"{module}:{name}"
     if plan.study in reserved:
-        raise UserError(f"{where}: study = {plan.study!r} is a study that comes with retarget; give yours another name")
+        raise UserError(f"{where}: study = {plan.study!r} is a study that comes with retarget: choose another name")
     return plan.model_copy(update=given)
 
 
 def _takes_one(function: Any, what: str) -> None:
-    """Refuse what cannot be called with one argument."""
+    """Refuse anything that cannot be called with one argument."""
     if not callable(function):
         raise UserError(f"{what} is a {type(function).__name__}, not a function")
     try:
@@ -121,7 +121,7 @@ def _resolved(
     if isinstance(plan, StudyPlan):
         return _changed(plan, where, preset, config, seeds, arms)
     if not callable(plan):
-        raise UserError(f"{where}: plan is a {type(plan).__name__}, neither a StudyPlan nor a function")
+        raise UserError(f"{where}: plan is a {type(plan).__name__}, but must be a StudyPlan or a function")
     try:
         inspect.signature(plan).bind(preset, config, seeds, arms)
     except TypeError as error:
@@ -136,16 +136,16 @@ def _resolved(
 def _changed(
     plan: StudyPlan, where: str, preset: str, config: dict[str, Any], seeds: list[int] | None, arms: list[str] | None
 ) -> StudyPlan:
-    """A plan that is no function, under the arguments of the command line."""
+    """A plan that is not a function, changed by the arguments of the command line."""
     if preset not in ("demo", plan.preset):
-        raise UserError(f"{where} has one preset, {plan.preset}: leave --preset out, or make plan a function")
+        raise UserError(f"{where} has only the preset {plan.preset}: leave --preset out, or make plan a function")
     refuse_decided(config, plan.arms, plan.conditions)
     settings = merged(plan.settings, config)
     if plan.settings_model:
         settings = resolve_settings(plan.settings_model, settings).model_dump(mode="json")
     elif unknown := sorted(config.keys() - plan.settings.keys()):
         known = ", ".join(plan.settings) or "none"
-        raise UserError(f"there is no setting {', '.join(unknown)} in {where}; its settings: {known}")
+        raise UserError(f"{where} has no setting {', '.join(unknown)}; its settings: {known}")
     given: dict[str, Any] = {"settings": settings, "arms": choose_arms(plan.arms, arms)}
     if seeds:
         given["seeds"] = tuple(seeds)

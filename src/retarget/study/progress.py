@@ -1,4 +1,4 @@
-"""What a person sees while a study runs: bars on a terminal, lines in a file."""
+"""Show how far a study is: bars on a terminal, lines in a file."""
 
 import sys
 import time
@@ -9,12 +9,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 LINE_EVERY = 30.0
-"""Seconds between two lines about runs that are under way, where there is no terminal."""
+"""Seconds between two lines about running runs, without a terminal."""
 ANALYSING = "analysing, judging the claims"
 
 
 class Display(Protocol):
-    """Is told what the runner learns."""
+    """Shows what the runner reports."""
 
     def __enter__(self) -> Self: ...
     def __exit__(self, *exception: object) -> None: ...
@@ -28,33 +28,33 @@ class Display(Protocol):
         ...
 
     def progressed(self, key: str, done: int, total: int, unit: str) -> None:
-        """A run is so far."""
+        """A run has done ``done`` of ``total`` units."""
         ...
 
     def ended(self, key: str, error: str | None) -> None:
-        """A run is over; ``error`` is None when it is complete."""
+        """A run ended; ``error`` is None if it is complete."""
         ...
 
     def remarked(self, sentence: str) -> None:
-        """What the runs so far tell the user."""
+        """Show a sentence that the finished runs suggest to the user."""
         ...
 
     def analysing(self) -> None:
-        """All runs are over; what follows may take a while too."""
+        """All runs ended; the analysis, which may take a while too, begins."""
         ...
 
 
 def display(progress: bool = True, stream: TextIO | None = None) -> Display:
-    """Bars where ``stream`` (standard error) is a terminal and ``progress`` is wanted, else lines."""
+    """Bars if ``progress`` is wanted and ``stream`` (by default standard error) is a terminal, else lines."""
     shown = sys.stderr if stream is None else stream
     return Bars(shown) if progress and shown.isatty() else Lines(shown)
 
 
 class Pace:
-    """How much of a study is done and how long the rest takes.
+    """Tracks how much of a study is done, and estimates the time left.
 
-    A run tells its share phase by phase (train, then search, say), and each phase begins at 0 again. So a share never
-    moves a run back, and it counts for the time left only until a whole run of this call has shown how long one takes.
+    A run reports its share phase by phase (train, then search, say), and each phase starts at 0 again. So a share never
+    moves a run back, and is used for the time left only until one complete run has shown how long a run takes.
     """
 
     def __init__(self) -> None:
@@ -63,26 +63,26 @@ class Pace:
         self._started = self._ended = time.monotonic()
 
     def start(self, total: int, finished: int) -> None:
-        """Begin to count; what was finished before says nothing about this call's speed."""
+        """Start the clock; runs finished earlier do not count for this call's speed."""
         self.total, self.finished, self._before = total, finished, finished
         self._started = time.monotonic()
 
     def move(self, key: str, share: float) -> None:
-        """A run is so far in one of its phases."""
+        """A run has reached a share of one of its phases."""
         self.running[key] = max(self.running.get(key, 0.0), share)
 
     def end(self, key: str, now: float | None = None) -> None:
-        """A run is over, complete or failed."""
+        """A run ended, complete or failed."""
         self.running.pop(key, None)
         self.finished += 1
         self._ended = time.monotonic() if now is None else now
 
     def done(self) -> float:
-        """Finished runs and shares of runs."""
+        """The number of finished runs, plus the shares of running ones."""
         return self.finished + sum(self.running.values())
 
     def left(self, now: float | None = None) -> float | None:
-        """Seconds to the end at the pace so far, or None where it says nothing: at first, or when a run is late."""
+        """Seconds left at the pace so far; None if it cannot be estimated: at first, or when a run is late."""
         now = time.monotonic() if now is None else now
         whole = self.finished - self._before
         if whole:
@@ -94,7 +94,7 @@ class Pace:
 
 
 def duration(seconds: float | None) -> str:
-    """A duration as people say it.
+    """A duration in words.
 
     >>> duration(None), duration(42), duration(3_700)
     ('', '42 s', '1 h 2 min')
@@ -114,7 +114,7 @@ class Silent:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """Nothing to put away."""
+        """Nothing to clean up."""
 
     def start(self, total: int, finished: int) -> None:
         """Nothing is shown."""
@@ -136,25 +136,25 @@ class Silent:
 
 
 class Lines(Silent):
-    """Plain lines: one when a run ends, and one now and then in between."""
+    """Plain lines: one when a run ends, and some in between."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream, self._pace = stream, Pace()
         self._said = time.monotonic()
 
     def start(self, total: int, finished: int) -> None:
-        """Say how many runs there are."""
+        """Print the number of runs."""
         self._pace.start(total, finished)
         self._say(f"{total} runs" + (f", {finished} of them finished before" if finished else ""))
 
     def progressed(self, key: str, done: int, total: int, unit: str) -> None:
-        """Say where a run is, if nothing was said for a while."""
+        """Print how far a run is, unless a line was printed recently."""
         self._pace.move(key, done / max(total, 1))
         if time.monotonic() - self._said >= LINE_EVERY:
             self._say(f"{key}: {unit} {done} of {total}{self._left()}")
 
     def ended(self, key: str, error: str | None) -> None:
-        """Say how a run ended."""
+        """Print how a run ended."""
         self._pace.end(key)
         how = "complete" if error is None else f"FAILED: {error}"
         self._say(f"[{self._pace.finished}/{self._pace.total}] {key} {how}{self._left()}")
@@ -173,12 +173,12 @@ class Lines(Silent):
 
     def _say(self, line: str) -> None:
         self._said = time.monotonic()
-        with suppress(BrokenPipeError):  # whoever read has gone; hours of training go on, and the results are in files
+        with suppress(BrokenPipeError):  # the reader has gone: training goes on, and the results are in files
             print(line, file=self._stream, flush=True)
 
 
 class Bars(Silent):
-    """A bar for the study and one for every run that is under way."""
+    """One bar for the study and one for each running run."""
 
     def __init__(self, stream: TextIO) -> None:
         self._progress = Progress(
@@ -208,7 +208,7 @@ class Bars(Silent):
         self._refresh()
 
     def began(self, key: str) -> None:
-        """Draw a run's bar; it moves to and fro until the run says how long it is. A run may begin again elsewhere."""
+        """Draw a run's bar; it moves back and forth until the run reports its length. A run may begin again elsewhere."""
         if key in self._bars:
             self._progress.remove_task(self._bars.pop(key))
         self._bars[key] = self._progress.add_task(key, total=None, note="")
@@ -220,7 +220,7 @@ class Bars(Silent):
         self._refresh()
 
     def ended(self, key: str, error: str | None) -> None:
-        """Take a run's bar away; a failure stays on the screen as a line."""
+        """Remove a run's bar; a failure stays on the screen as a line."""
         self._pace.end(key)
         if key in self._bars:
             self._progress.remove_task(self._bars.pop(key))
@@ -229,7 +229,7 @@ class Bars(Silent):
         self._refresh()
 
     def remarked(self, sentence: str) -> None:
-        """Say it; it stays on the screen."""
+        """Print the sentence; it stays on the screen."""
         self._progress.console.print(sentence, markup=False, highlight=False)
 
     def analysing(self) -> None:

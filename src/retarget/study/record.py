@@ -1,4 +1,4 @@
-"""One run's directory while it is written (:class:`Run`) and a study's directory when it is read (:class:`Results`)."""
+"""Write one run's directory (:class:`Run`), and read the finished runs of a study (:class:`Results`)."""
 
 import json
 import time
@@ -22,7 +22,7 @@ PROGRESS_EVERY = 0.2
 
 
 def run_directory(root: Path, plan: StudyPlan, condition: str, arm: str, seed: int) -> Path:
-    """Where a run lies: ``root/runs/[CONDITION/]ARM/seed-N``; one condition named "default" has no level of its own."""
+    """A run's directory, ``root/runs/[CONDITION/]ARM/seed-N``; a single condition "default" gets no folder."""
     runs = root / "runs"
     only = [one.name for one in plan.conditions] == ["default"]
     return (runs if only else runs / condition) / arm / f"seed-{seed}"
@@ -30,17 +30,17 @@ def run_directory(root: Path, plan: StudyPlan, condition: str, arm: str, seed: i
 
 @dataclass
 class Run:
-    """What a task is given: its settings, and a directory to write to.
+    """The argument of a task: its settings, and a directory to write to.
 
-    A task that is killed is called again with the same directory. It finds its own state in ``checkpoint``; it logs
-    a step *before* it saves the checkpoint of that step, so that nothing is lost between the two.
+    A killed task is called again with the same directory and finds its own state in ``checkpoint``. It must log a step
+    *before* it saves the checkpoint of that step, so that nothing is lost in between.
 
     Attributes:
         directory: this run's own directory.
         settings: merged settings: the study's, then the condition's, then the arm's.
-        seed: shared by all arms; everything random derives from it.
-        threads: intra-operation threads; already set in the worker.
-        track: the tracker that is told what the run logs, if any.
+        seed: the seed, which all arms share; derive everything random from it.
+        threads: intra-operation threads, set already in the worker.
+        track: the tracker, if any, to which the run's log is sent.
     """
 
     directory: Path
@@ -70,16 +70,16 @@ class Run:
         report: Callable[[int, int, str], None] | None = None,
         track: Track | None = None,
     ) -> Self:
-        """Open or make a run's directory; works alone, without a study.
+        """Open or create a run's directory; also works without a study.
 
         Args:
-            directory: made if missing; what a killed run left there is kept.
-            needs: directories of the finished runs that :meth:`other` may hand out, by arm.
-            report: receives ``(done, total, unit)`` from :meth:`progress`.
-            track: the tracker that is told every logged line; call :meth:`close` at the end.
+            directory: created if missing; files of a killed run are kept.
+            needs: directories of the finished runs that :meth:`other` may return, by arm.
+            report: called with ``(done, total, unit)`` by :meth:`progress`.
+            track: the tracker to which every logged line is sent; call :meth:`close` at the end.
 
         Raises:
-            UserError: the directory cannot be made, or its metrics.jsonl is damaged in the middle.
+            UserError: the directory cannot be created, or its metrics.jsonl is damaged before the last line.
         """
         directory = Path(directory)
         make_directory(directory / "checkpoint")
@@ -88,19 +88,19 @@ class Run:
         return run
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy that travels to another process (a rank of a distributed run) reports no progress."""
+        """A copy for another process (a rank of a distributed run) reports no progress."""
         return self.__dict__ | {"_report": None, "_tracker": None}
 
     @property
     def checkpoint(self) -> Path:
-        """The directory for the task's own state; kept when the run is killed and when it is finished."""
+        """The directory for the task's own state; it stays when the run is killed and when it is finished."""
         return self.directory / "checkpoint"
 
     def log(self, step: int, **metrics: SupportsFloat) -> None:
-        """Append one line to metrics.jsonl; a step that was logged before replaces it and all later ones.
+        """Append one line to metrics.jsonl. Logging a step again replaces its line and drops all later ones.
 
-        So a run that resumes from an earlier checkpoint leaves the same file as one that was never interrupted.
-        Values that are not finite are written as null.
+        So a run that resumes from an earlier checkpoint writes the same file as an uninterrupted one. Values that are
+        not finite are written as null.
         """
         if self._last_step is not None and step <= self._last_step:
             self._keep([line for line in read_history(self._log_path) if line["step"] < step])
@@ -119,7 +119,7 @@ class Run:
             self._tracker.log(step, values)
 
     def close(self, metrics: Mapping[str, float] | None = None) -> None:
-        """End the run at its tracker; ``metrics`` are its final ones, told as ``final/NAME``."""
+        """End the run at its tracker; the final ``metrics`` are logged as ``final/NAME``."""
         if metrics:
             self._tell(self._last_step or 0, {f"final/{name}": value for name, value in metrics.items()})
         if self._tracker:
@@ -127,7 +127,7 @@ class Run:
             self._tracker = None
 
     def progress(self, done: int, total: int, unit: str = "epoch") -> None:
-        """Tell the display how far this run is; cheap enough for every step, and silent when the run is alone."""
+        """Report how far this run is; cheap enough for every step; does nothing without a study."""
         now = time.monotonic()
         if self._report and (done >= total or now - self._reported >= PROGRESS_EVERY):
             self._reported = now
@@ -156,7 +156,7 @@ class Run:
             UserError: the arm is not among the needs, or its run is not complete.
         """
         if arm not in self.needs:
-            raise UserError(f"arm {self.arm} asks for the run of arm {arm}, which its needs do not name")
+            raise UserError(f"arm {self.arm} asks for the run of arm {arm}, which is missing in its needs")
         directory = Path(self.needs[arm])
         if (read_status(directory) or {}).get("state") != "complete":
             raise UserError(f"arm {self.arm} needs the run in {directory}, which is not complete")
@@ -167,7 +167,7 @@ class Run:
         return self.directory / "metrics.jsonl"
 
     def _repair_log(self) -> None:
-        """Drop a last line that a killed process left half-written, and find the last step."""
+        """Remove an incomplete last line, left by a killed process, and find the last step."""
         if not self._log_path.exists():
             return
         text = self._log_path.read_text(encoding="utf-8")
@@ -184,7 +184,7 @@ class Run:
 
 @dataclass(frozen=True)
 class RunResult:
-    """A finished run: its directory and final metrics (those that are missing or were not finite are left out)."""
+    """A finished run: its directory and final metrics, without those that are missing or not finite."""
 
     directory: Path
     metrics: dict[str, float]
@@ -204,7 +204,7 @@ class RunResult:
 
         path = self.directory / "predictions.safetensors"
         if not path.exists():
-            raise UserError(f"{self.directory} holds no predictions.safetensors")
+            raise UserError(f"{self.directory} has no predictions.safetensors")
         return load_file(path)
 
 
@@ -234,7 +234,7 @@ class Results:
         return self.plan.seeds
 
     def run(self, condition: str, arm: str, seed: int) -> RunResult | None:
-        """One run, or None where it failed, is unfinished or was never started."""
+        """One run; None if it failed, is unfinished or was never started."""
         key = (condition, arm, seed)
         if key not in self._runs:
             directory = run_directory(self.directory, self.plan, *key)
@@ -248,7 +248,7 @@ def read_plan(path: Path) -> StudyPlan:
     """The plan in a study.json.
 
     Raises:
-        UserError: the file is damaged, or another version's.
+        UserError: the file is damaged, or was written by another version.
     """
     try:
         return StudyPlan.model_validate(read_json(path)["plan"])
@@ -262,7 +262,7 @@ def write_status(directory: Path, status: dict[str, Any]) -> None:
 
 
 def read_status(directory: Path) -> dict[str, Any] | None:
-    """A run's status.json, or None where there is none.
+    """A run's status.json; None if there is none.
 
     Raises:
         UserError: it is damaged, or was changed after it was written.
@@ -272,26 +272,26 @@ def read_status(directory: Path) -> dict[str, Any] | None:
         return None
     status = read_json(path)
     if not isinstance(status, dict) or not isinstance(status.get("state"), str):
-        raise UserError(f"{path} is damaged: it has no state. Delete it, or its directory, to measure again")
+        raise UserError(f"{path} is damaged: it has no state. Delete its directory to repeat the run")
     seal = status.pop("seal", None)
     sealed = seal is None or seal == _seal(status)  # records of version 0.1 have none
     if not sealed or (status["state"] == "complete" and not isinstance(status.get("metrics"), dict)):
-        raise UserError(f"{path} was changed after it was written. Delete its directory to measure again")
+        raise UserError(f"{path} was changed after it was written. Delete its directory to repeat the run")
     return status
 
 
 def _seal(status: dict[str, Any]) -> str | None:
     try:
         return fingerprint(status)
-    except ValueError:  # NaN and infinities, which no status holds
+    except ValueError:  # NaN or infinity, which a status never holds
         return None
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; a last line without its end is left out.
+    """The lines of a metrics.jsonl, without an incomplete last line.
 
     Raises:
-        UserError: a line before it is damaged.
+        UserError: an earlier line is damaged.
     """
     whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
     lines = []

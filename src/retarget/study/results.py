@@ -1,4 +1,4 @@
-"""What a study's summary.json holds, as models: written by the study, read by the page and by other programs."""
+"""The models of summary.json, which the study writes, and the page and other programs read."""
 
 from typing import Literal
 
@@ -8,13 +8,13 @@ Verdict = Literal["holds", "does not hold", "not enough evidence", "not measured
 
 
 class Tolerant(BaseModel):
-    """Other programs may add keys to these files; what this version does not know it leaves alone."""
+    """A model that ignores unknown keys: other programs and later versions may add some."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
 class Spread(Tolerant):
-    """One metric of one arm over the seeds; ``values`` align with the seeds, None where a run failed."""
+    """One metric of one arm over the seeds; ``values`` align with the seeds, None if a run failed."""
 
     mean: float | None = None
     sd: float | None = None
@@ -30,22 +30,22 @@ class Shown(Tolerant):
 
 
 class ClaimResult(Tolerant):
-    """One judged claim; everything measured is None where it was not.
+    """One judged claim; values that were not measured are None.
 
     Attributes:
         condition: empty for a claim ``across`` conditions.
-        estimate: treated - control in the metric's own unit, not turned; for a one-armed claim treated - ``against``.
+        estimate: treated - control in the metric's unit, sign not turned; with one arm, treated - ``against``.
         interval: the bounds of the two tests that decide, each at its own error; its level is ``level``.
-        n: what was counted: seeds that both arms have; items, for a claim about models; sets, for one on new sets.
-        p_holds: one-sided, of a difference that is not good (not within the margin, for a non-inferiority claim).
-        p_fails: one-sided, of a difference of the smallest effect or more (within the margin).
-        p_holds_adjusted, p_fails_adjusted: Holm's, each over its own chain of the claim's family.
-        seeds_needed: how many seeds would decide with 80 % power, if mean and spread stay.
-        below_smallest_effect: it holds, and the difference is surely below the smallest effect that matters.
-        reason: why there is no verdict, or what else than the spread over seeds decided.
-        look: the number of seeds of the planned look that these numbers are from.
-        latest: the estimate over all seeds where that look was an earlier one; it decides nothing.
-        item_interval: over items, where it did not decide.
+        n: number of seeds that both arms have; of items, for a claim about models; of sets, for one about new sets.
+        p_holds: one-sided p-value of "the difference is not good" (for non-inferiority: "is outside the margin").
+        p_fails: one-sided p-value of "the difference is at least the smallest effect" ("is within the margin").
+        p_holds_adjusted, p_fails_adjusted: adjusted by Holm's procedure, each within its chain of the claim's family.
+        seeds_needed: number of seeds that would decide with 80 % power, if mean and spread stay the same.
+        below_smallest_effect: the claim holds, but the difference is significantly below the smallest effect.
+        reason: why there is no verdict, or what decided other than the spread over seeds.
+        look: the planned look, as its number of seeds, that these figures are from.
+        latest: the estimate over all seeds, if that look was an earlier one; it decides nothing.
+        item_interval: an interval over items that did not decide.
     """
 
     id: str

@@ -1,4 +1,4 @@
-"""Files of runs that were made elsewhere, read row by row: CSV, JSON lines, Parquet."""
+"""Read files of runs made elsewhere, row by row: CSV, JSON lines, Parquet."""
 
 import csv
 import json
@@ -14,9 +14,9 @@ NEEDED = ("arm", "metric", "value")
 
 
 class Row(NamedTuple):
-    """One measured number; ``where`` names its line in messages. ``value`` is None for a run that failed.
+    """One measured number; messages name its line by ``where``. ``value`` is None for a failed run.
 
-    ``seed`` or ``item`` may be missing, not both; ``group`` is what an item belongs to.
+    Either ``seed`` or ``item`` may be missing; ``group`` is the group of the item.
     """
 
     where: str
@@ -32,15 +32,15 @@ class Row(NamedTuple):
 def read_rows(path: Path) -> list[Row]:
     """The rows of a CSV, JSON-lines or Parquet file: columns arm, metric, value, and seed or item.
 
-    Optional are condition (a data set) and group (what an item belongs to); other columns are left alone.
+    The columns condition (a dataset, say) and group (of an item) are optional; others are ignored.
 
     Raises:
-        UserError: the file cannot be read, a column is missing, or a row has no number; the line is named.
+        UserError: the file cannot be read, a column is missing, or a row has no number; the message names the line.
     """
     readers = {".csv": _csv, ".jsonl": _json_lines, ".ndjson": _json_lines, ".parquet": _parquet}
     reader = readers.get(path.suffix.lower())
     if reader is None:
-        raise UserError(f"{path}: runs are read from {', '.join(readers)}")
+        raise UserError(f"{path}: runs can be read from {', '.join(readers)}")
     try:
         found = [_row(where, given) for where, given in reader(path)]
     except OSError as error:
@@ -48,7 +48,7 @@ def read_rows(path: Path) -> list[Row]:
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8: {error}") from error
     if not found:
-        raise UserError(f"{path} holds no rows")
+        raise UserError(f"{path} has no rows")
     return found
 
 
@@ -84,7 +84,7 @@ def _parquet(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     try:
         table = parquet.read_table(path)
     except pyarrow.ArrowException as error:
-        raise UserError(f"{path} is not a Parquet file that can be read: {error}") from error
+        raise UserError(f"{path} is not a readable Parquet file: {error}") from error
     _has_columns(path, table.column_names)
     for number, given in enumerate(table.to_pylist(), start=1):
         yield f"{path}, row {number}", given
@@ -97,9 +97,8 @@ def _has_columns(where: object, columns: Iterable[str]) -> None:
         missing.append("seed or item")
     if missing:
         raise UserError(
-            f"{where}: {', '.join(missing)} missing, it has {', '.join(sorted(map(str, there))) or 'nothing'}. Columns "
-            "are arm, metric, value and seed (or item, for one row per item), and condition and group where there are "
-            "several"
+            f"{where}: {', '.join(missing)} missing; it has {', '.join(sorted(map(str, there))) or 'nothing'}. The "
+            "columns are arm, metric, value and seed (or item, with one row per item); condition and group are optional"
         )
 
 
@@ -128,9 +127,9 @@ def _number(where: str, value: Any) -> float | None:
     try:
         number = float({"true": "1", "false": "0"}.get(text.lower(), text))
     except ValueError:
-        raise UserError(f"{where}: value {text!r} is not a number; leave it empty where a run failed") from None
+        raise UserError(f"{where}: value {text!r} is not a number; leave it empty if the run failed") from None
     if not math.isfinite(number):
-        raise UserError(f"{where}: value {text} is not finite; leave it empty where a run failed")
+        raise UserError(f"{where}: value {text} is not finite; leave it empty if the run failed")
     return number
 
 
@@ -138,12 +137,12 @@ def _seed(where: str, value: Any, item: str | None) -> int | None:
     text = _text(value)
     if text is None or text.lower() == "nan":
         if item is None:
-            raise UserError(f"{where}: neither a seed nor an item, so that it cannot be paired")
+            raise UserError(f"{where}: it has neither a seed nor an item, so it cannot be paired")
         return None
     try:
         number = float(text)
         if number != int(number) or number < 0:
             raise ValueError
     except (ValueError, OverflowError):
-        raise UserError(f"{where}: seed {text!r} is not an integer from 0 on") from None
+        raise UserError(f"{where}: seed {text!r} is not an integer of 0 or above") from None
     return int(number)

@@ -1,4 +1,4 @@
-"""Runs a study: what is finished is kept, what is left is done, what failed is said, and then claims are judged."""
+"""Run a study: keep finished runs, do the remaining ones, report failures, then judge the claims."""
 
 import graphlib
 import signal
@@ -27,12 +27,12 @@ from retarget.study.worker import Finished, Job, Progress, Remark, Started, Tick
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a call of :func:`run_study` left behind.
+    """The result of :func:`run_study`.
 
     Attributes:
         summary: the content of summary.json.
-        failed: error of each run that was asked for and is not complete, by its key ``CONDITION/ARM/seed-N``.
-        page: the report, or None where none was asked for.
+        failed: the error of each requested run that is not complete, by its key ``CONDITION/ARM/seed-N``.
+        page: the report, or None if none was requested.
     """
 
     directory: Path
@@ -52,29 +52,29 @@ def run_study(
     command: Sequence[str] | None = None,
     track: tracking.Name | None = None,
 ) -> Outcome:
-    """Do the runs of a plan that are not finished, judge the claims and write the page that is asked for.
+    """Do the unfinished runs of a plan, judge the claims and write the page.
 
     A script that calls this must guard its entry with ``if __name__ == "__main__":``, since workers are spawned.
 
     Args:
-        plan: what to run now; the directory may hold more arms and seeds, and the summary covers them all.
-        directory: made if missing. Killed at any moment, the same call goes on where it was.
-        jobs: how many runs at a time; changes no result.
-        executor: in place of ``jobs`` workers on this machine, such as that of
+        plan: the plan to run. The directory may hold more arms and seeds; the summary covers them all.
+        directory: created if missing. After a kill at any moment, the same call continues.
+        jobs: how many runs to do at a time; changes no result.
+        executor: used instead of ``jobs`` workers on this machine, such as that of
             :func:`retarget.study.clusters.open_executor`; it is closed at the end.
-        display: is told of the progress; nothing is shown by default.
-        page: writes the page of a list of studies to a path, such as :func:`retarget.report.build`; none by default.
-        command: recorded in study.json; this process's arguments by default.
-        track: a tracker that is told what the runs of this call log, grouped by study, arm and seed; changes no result.
+        display: shows the progress; by default nothing is shown.
+        page: a function that writes the page, such as :func:`retarget.report.build`; by default there is no page.
+        command: recorded in study.json; by default this process's arguments.
+        track: a tracker to which the logs of this call's runs are sent, by study, arm and seed; changes no result.
 
     Raises:
         UserError: the directory does not fit or cannot be written, or the task cannot be imported.
-        MissingExtraError: the tracker, or a package that the runs need, is not installed; nothing was begun.
-        KeyboardInterrupt: on Ctrl-C and on SIGTERM, after the workers were stopped.
+        MissingExtraError: the tracker, or a package that the runs need, is not installed; nothing was started.
+        KeyboardInterrupt: on Ctrl-C and on SIGTERM, after the workers have been stopped.
     """
     root = Path(directory).resolve()
     if not plan.task:
-        raise UserError("the plan names no task: task='module:function', the function of one run")
+        raise UserError("the plan names no task: set task='module:function', the function that does one run")
     if track:
         tracking.refuse_missing(track)
     if plan.packages and _left(root, look(root, plan).plan, plan):
@@ -100,16 +100,16 @@ def _unjudged(later: tuple[str, ...]) -> list[str]:
     if not later:
         return []
     return [
-        f"Not judged here: {', '.join(later)}. The study fixed its claims before its first run, and these came later. "
-        "They are judged in a new directory."
+        f"Not judged here: {', '.join(later)}. The study fixed its claims before its first run, and these were added "
+        "later. Use a new directory to judge them."
     ]
 
 
 def analyse(root: Path, plan: StudyPlan, notes: Sequence[str] = ()) -> dict[str, Any]:
-    """Judge the claims of the runs that a directory holds; writes analysis.json and summary.json.
+    """Judge the claims on the runs in a directory; writes analysis.json and summary.json.
 
     Args:
-        notes: sentences for the page, beside those of the study's own analysis.
+        notes: sentences to add to the page's notes.
     """
     results = Results(root, plan)
     analysis = load(plan.analysis)(results) if plan.analysis else Analysis()
@@ -124,7 +124,7 @@ def analyse(root: Path, plan: StudyPlan, notes: Sequence[str] = ()) -> dict[str,
 
 
 def _looks(root: Path, results: Results) -> list[list[int]]:
-    """The sets of seeds at which verdicts were given here, this one last."""
+    """The sets of seeds at which verdicts were given in this directory, the present one last."""
     path = root / "summary.json"
     before = read_json(path).get("looks", []) if path.exists() else []
     cells = [(c.name, arm.name) for c in results.plan.conditions for arm in results.plan.arms]
@@ -133,7 +133,7 @@ def _looks(root: Path, results: Results) -> list[list[int]]:
 
 
 def survey(plan: StudyPlan, directory: str | Path, jobs: int | None = 1) -> dict[str, Any]:
-    """What a call of :func:`run_study` would do, touching nothing: for ``--dry-run``.
+    """What :func:`run_study` would do, for ``--dry-run``; writes nothing.
 
     Args:
         jobs: how many runs at a time, for the estimate; None for a cluster whose room is not known.
@@ -165,7 +165,7 @@ def _left(root: Path, whole: StudyPlan, plan: StudyPlan) -> int:
 
 
 def _problem(plan: StudyPlan) -> str | None:
-    """Why the runs could not be done here: a missing package, data that cannot be used; None where nothing is known."""
+    """Why the runs cannot be done here (a missing package, unusable data), or None."""
     try:
         refuse_missing(plan.packages)
         if plan.check:
@@ -176,7 +176,7 @@ def _problem(plan: StudyPlan) -> str | None:
 
 
 class _Schedule:
-    """Hands jobs to an executor as soon as the runs that they need are finished."""
+    """Submits jobs to an executor as soon as the runs that they need are finished."""
 
     def __init__(
         self,
@@ -202,7 +202,7 @@ class _Schedule:
         return place(self.root, self.whole, cell, arm)
 
     def run(self) -> dict[str, str]:
-        """Do all runs; errors by key."""
+        """Do all runs; returns errors by key."""
         self.shown.start(len(self.cells), len(self.cells) - len(self.left))
         self._submit_ready()
         for event in self.executor.events():
@@ -231,7 +231,7 @@ class _Schedule:
         self._submit_ready()
 
     def _remark(self, cell: Cell) -> None:
-        """Tell the user what the first finished run of an arm says, if it says anything."""
+        """Show the user the plan's remark, if any, on the first finished run of an arm."""
         if self.whole.remark and cell.arm.name not in self.remarked:
             self.remarked.add(cell.arm.name)
             metrics = (read_status(self.place(cell)) or {}).get("metrics", {})
@@ -240,7 +240,7 @@ class _Schedule:
                 self.shown.remarked(sentence)
 
     def _submit_ready(self) -> None:
-        """Submit what has all it needs; what needs a failed run fails with it, and so on down the line."""
+        """Submit the runs whose needs are complete; runs that need a failed run fail too."""
         changed = True
         while changed:
             changed = False
@@ -294,9 +294,9 @@ class _Schedule:
         return tracking.Track(name, self.whole.study, group, cell.seed, self.root / "tracking")
 
     def _record_failure(self, cell: Cell, error: str) -> None:
-        """Keep an error; write it to status.json unless the worker has done so, with its traceback.
+        """Record an error; write it to status.json unless the worker has done so, with a traceback.
 
-        Only who holds the run's lock writes its status: where a machine that was given up still works on, it does.
+        Only the holder of the run's lock writes its status: a machine that was given up may still be at work.
         """
         self.failed[cell.key] = error
         directory = self.place(cell)
@@ -310,7 +310,7 @@ class _Schedule:
     def _write_failure(self, cell: Cell, directory: Path, error: str) -> None:
         try:
             status = read_status(directory) or {}
-        except UserError:  # a damaged status.json is itself the error, and stays for the user to look at
+        except UserError:  # a damaged status.json is the error itself; the user may want to see it
             return
         if status.get("state") != "failed" or status.get("error") != error:
             run_hash = self.whole.run_hash(cell.condition, cell.arm, cell.seed)
@@ -319,7 +319,7 @@ class _Schedule:
 
 
 def _check_needs(root: Path, plan: StudyPlan, whole: StudyPlan) -> None:
-    """Refuse a plan whose arms need arms that are neither asked for nor finished, or one another in a circle."""
+    """Refuse arms that need each other in a circle, or need an arm that is neither requested nor finished."""
     asked = {arm.name for arm in plan.arms}
     try:
         tuple(graphlib.TopologicalSorter({arm.name: arm.needs for arm in whole.arms}).static_order())
@@ -336,7 +336,7 @@ def _check_needs(root: Path, plan: StudyPlan, whole: StudyPlan) -> None:
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """Let SIGTERM do what Ctrl-C does, so that a stopped study stops its workers."""
+    """Make SIGTERM act like Ctrl-C, so that a stopped study stops its workers."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

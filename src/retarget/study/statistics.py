@@ -1,4 +1,4 @@
-"""Intervals, Holm's correction and the item bootstrap: pure functions of numbers."""
+"""Intervals, Holm's correction and the bootstrap over items, as pure functions."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -10,13 +10,13 @@ import numpy as np
 from retarget.errors import UserError
 
 RELATIVE_NOISE = 1e-6
-"""Differences that spread by less than this share of the compared values spread by rounding, not by the seed."""
+"""A spread of differences below this share of the compared values is taken for rounding error."""
 FEWEST_ITEMS = 100
-"""Below this many items the percentile bootstrap covers too seldom (88 % for 95 % at 30), so that none is made."""
+"""Fewest items for a percentile bootstrap; with 30, an interval of 95 % covers only 88 %."""
 
 
 class Holm(NamedTuple):
-    """Holm's step-down procedure; everything in the order of the p-values that were given."""
+    """The result of Holm's step-down procedure, in the order of the given p-values."""
 
     rejected: tuple[bool, ...]
     adjusted: tuple[float, ...]
@@ -24,7 +24,7 @@ class Holm(NamedTuple):
 
 
 def paired_differences(treated: Sequence[float | None], control: Sequence[float | None]) -> list[float]:
-    """``treated - control`` of the seeds that both have.
+    """``treated - control`` for the seeds that both have.
 
     >>> paired_differences([3.0, None, 5.0], [1.0, 2.0, None])
     [2.0]
@@ -45,7 +45,7 @@ def t_interval(differences: Sequence[float], level: float) -> tuple[float, float
     if len(differences) < 2:
         raise UserError(f"an interval needs at least two differences, not {len(differences)}")
     if not 0 < level < 1:
-        raise UserError(f"a level lies between 0 and 1, not at {level}")
+        raise UserError(f"a level must lie between 0 and 1, not {level}")
     mean, sd = mean_and_sd(differences)
     half = t_quantile(len(differences) - 1, (1 - level) / 2) * sd / math.sqrt(len(differences))
     return mean - half, mean + half
@@ -81,16 +81,16 @@ def t_tail(statistic: float, freedom: int) -> float:
 
 
 def holm(p_values: Sequence[float], alpha: float) -> Holm:
-    """Holm's step-down test, and for each hypothesis the error that its own confidence bound may have.
+    """Holm's step-down test, and the error of each hypothesis's own confidence bound.
 
-    In order of p, hypothesis k of m is tested at ``alpha / (m - k + 1)``; from the first that is not rejected on, none
-    is, and all of these take that one's share. So the bound of error ``alphas[i]`` excludes the null exactly when
-    hypothesis i is rejected. The probability of any wrong rejection is at most ``alpha``, however the tests depend on
-    each other.
+    In order of p, hypothesis k of m is tested at ``alpha / (m - k + 1)``. From the first one that is not rejected, none
+    is rejected, and all of these get that one's error. So the bound of error ``alphas[i]`` excludes the null exactly if
+    hypothesis i is rejected. The probability of any wrong rejection is at most ``alpha``, whatever the dependence
+    between the tests.
 
     Args:
         p_values: one-sided, each from 0 to 1.
-        alpha: what the family may err in all.
+        alpha: the total error of the family.
 
     >>> holm([0.01, 0.5, 0.04], 0.05).rejected
     (True, False, False)
@@ -110,10 +110,10 @@ def holm(p_values: Sequence[float], alpha: float) -> Holm:
 
 
 def wilson_interval(successes: int, trials: int, level: float = 0.95) -> tuple[float, float]:
-    """Wilson's interval of a share.
+    """Wilson's interval for a share.
 
     Raises:
-        UserError: counts that are no share.
+        UserError: the counts do not form a share.
 
     >>> [round(one, 3) for one in wilson_interval(0, 10)]
     [0.0, 0.278]
@@ -134,10 +134,10 @@ def bootstrap_difference(
     rng: np.random.Generator | None = None,
     level: float = 0.95,
 ) -> tuple[float, float] | None:
-    """Percentile interval of :func:`bootstrap_draws`: how far another test set would move the result.
+    """Percentile interval of :func:`bootstrap_draws`: how much another test set would change the result.
 
     Returns:
-        None with fewer than ``FEWEST_ITEMS`` items: an interval would cover less often than it says.
+        The interval; None with fewer than ``FEWEST_ITEMS`` items, for which it would be too narrow.
     """
     if treated and treated[0] and len(treated[0][0]) < FEWEST_ITEMS:
         return None
@@ -157,20 +157,20 @@ def bootstrap_draws(
 ) -> np.ndarray:
     """Resamples, over items, of the mean over seeds of ``statistic(treated) - statistic(control)``.
 
-    Items are drawn with replacement once a resample, the same for both arms and all seeds, as they are the same items;
-    the seeds are held fixed. So it says how far another test set would move the result, not how far another training.
+    Each resample draws items with replacement, the same ones for both arms and all seeds; the seeds are held fixed. So
+    the result tells how much another test set would change the difference, not how much another training would.
 
     Args:
-        statistic: of the arrays of one run, with the drawn items along their first axis.
-        treated: for each seed, a tuple of arrays; item i of all of them is the same item, in every seed and arm.
+        statistic: a function of one run's arrays, with the drawn items along their first axis.
+        treated: one tuple of arrays per seed; item i is the same item in all arrays, seeds and arms.
         control: likewise.
-        groups: [N] what an item belongs to (a document, a subject); groups are drawn whole.
+        groups: [N], the group of each item (a document, a subject); groups are drawn as a whole.
 
     Returns:
-        One difference for each resample.
+        One difference per resample.
 
     Raises:
-        UserError: no seed, or arrays of different lengths.
+        UserError: there is no seed, or the arrays differ in length.
     """
     if not treated or len(treated) != len(control):
         raise UserError(f"the bootstrap needs the same seeds of both arms, not {len(treated)} and {len(control)}")
@@ -178,7 +178,7 @@ def bootstrap_draws(
     if groups is not None:
         lengths.add(len(groups))
     if len(lengths) != 1:
-        raise UserError(f"the bootstrap needs the same items in every run, and they have {sorted(lengths)}")
+        raise UserError(f"the bootstrap needs the same items in every run, but their numbers are {sorted(lengths)}")
     rng = rng or np.random.default_rng(0)
     (items,) = lengths
     members = None

@@ -1,4 +1,4 @@
-"""A study's results as one JSON value: summary.json."""
+"""Make summary.json: a study's results as one JSON value."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from retarget.study.figures import Analysis
 from retarget.study.record import Results
 
 Values = dict[str, dict[str, dict[str, list[float | None]]]]
-"""``{condition: {arm: {metric: values}}}``; values align with the seeds, None where missing."""
+"""``{condition: {arm: {metric: values}}}``; values align with the seeds, None if missing."""
 
 
 def collect(results: Results) -> Values:
@@ -30,7 +30,7 @@ def collect(results: Results) -> Values:
 
 
 def merge(values: Values, analysis: Analysis, seeds: int) -> Values:
-    """The runs' own metrics with those that the analysis computed from several runs.
+    """Merge the runs' own metrics with those that the analysis computed from several runs.
 
     Raises:
         ValueError: the analysis returned a list that does not align with the seeds.
@@ -62,7 +62,7 @@ def summarise(plan: StudyPlan, values: Values, analysis: Analysis) -> dict[str, 
 
 
 def unplanned_looks(plan: StudyPlan, looks: Sequence[Sequence[int]]) -> str:
-    """What a page must warn of, or nothing: verdicts that were given more often than the error rates reckon with.
+    """A warning for the page if verdicts were given more often than the error rates allow for; else empty.
 
     Args:
         looks: the sets of seeds at which verdicts were given, the last one last.
@@ -74,15 +74,15 @@ def unplanned_looks(plan: StudyPlan, looks: Sequence[Sequence[int]]) -> str:
         if not other:
             return ""
         return (
-            f"A planned look was taken at other seeds than the first ones of this directory ({_counted(other)} seeds): "
-            "the error rates of the verdicts hold for one set of seeds at each look."
+            f"A planned look was taken at other seeds than the first ones of this directory ({_counted(other)} seeds), "
+            "but the error rates of the verdicts hold only for one set of seeds at each look."
         )
     if len(looks) < 2:
         return ""
     return (
         f"Verdicts have been given {len(looks)} times in this directory, at {_counted(looks)} seeds, and these looks "
-        "were not planned: the error rates of the verdicts ignore them. Seeds that are added until a claim holds make "
-        "it hold too often; --looks fixes the looks before the first run."
+        "were not planned: the error rates of the verdicts do not account for them. Adding seeds until a claim holds "
+        "makes it hold too often; plan the looks before the first run, with --looks."
     )
 
 
@@ -91,7 +91,7 @@ def _counted(looks: Sequence[Sequence[int]]) -> str:
 
 
 def spread(values: Sequence[float | None]) -> dict[str, Any]:
-    """Mean and sample standard deviation of the values that are there.
+    """Mean and sample standard deviation of the values that are not missing.
 
     >>> spread([1.0, None, 3.0])
     {'mean': 2.0, 'sd': 1.4142135623730951, 'values': [1.0, None, 3.0]}
@@ -100,6 +100,6 @@ def spread(values: Sequence[float | None]) -> dict[str, Any]:
     """
     there = [value for value in values if value is not None]
     mean = finite_or_none(float(np.mean(there))) if there else None
-    same = len(set(there)) == 1  # whose deviation would be the rounding of their mean
+    same = len(set(there)) == 1  # numpy would return the rounding error of their mean
     sd = finite_or_none(0.0 if same else float(np.std(there, ddof=1))) if len(there) > 1 else None
     return {"mean": mean, "sd": sd, "values": list(values)}

@@ -1,7 +1,7 @@
-"""Trackers that people already look at, told what a run logs: TensorBoard, trackio, wandb, MLflow.
+"""Send what a run logs to an experiment tracker: TensorBoard, trackio, wandb or MLflow.
 
-The trackers are accelerate's. A run is one of theirs, in the study's project, grouped by arm and named by its seed.
-Tracking changes no result and is no part of a run's identity.
+The trackers are accelerate's. Each run is one run of the tracker, in the study's project, grouped by arm and named by
+its seed. Tracking changes no result and does not belong to a run's identity.
 """
 
 import importlib.util
@@ -19,27 +19,27 @@ Name = Literal["tensorboard", "trackio", "wandb", "mlflow"]
 
 
 def refuse_missing(name: str) -> None:
-    """Say which package a tracker lacks, before anything is begun; imports none.
+    """Refuse a tracker whose package is missing, before anything is started; imports nothing.
 
     Raises:
-        MissingExtraError: naming the command that installs it.
+        MissingExtraError: the message has the command that installs it.
     """
     for package in ("accelerate", name):
         found = importlib.util.find_spec(package)
-        if found is None or found.origin is None:  # without an origin it is a folder of that name, as wandb leaves them
+        if found is None or found.origin is None:  # a folder of that name, as wandb leaves, has no origin
             raise MissingExtraError(f"--track {name}: {package} is not installed: pip install accelerate {name}")
 
 
 @dataclass(frozen=True)
 class Track:
-    """Where a run is tracked, as plain data that travels to another process.
+    """Where a run is tracked, as plain data that can be sent to another process.
 
     Attributes:
-        name: of the tracker.
+        name: name of the tracker.
         study: the project.
         group: condition and arm.
-        seed: names the run in its group.
-        directory: for what a tracker keeps in files.
+        seed: the run's name in its group.
+        directory: where the tracker stores its files.
     """
 
     name: Name
@@ -50,20 +50,20 @@ class Track:
 
     @property
     def run(self) -> str:
-        """What the run is called there."""
+        """The tracker's name for the run."""
         return f"{self.group}/seed-{self.seed}"
 
 
 class Tracker:
-    """One run of a tracker, begun, or gone on with.
+    """One run of a tracker, started or continued.
 
     Args:
-        track: which.
-        settings: the run's, shown beside it.
+        track: which run it is.
+        settings: the run's settings, shown beside it.
     """
 
     def __init__(self, track: Track, settings: Mapping[str, Any]) -> None:
-        require("accelerate", "text").PartialState()  # the trackers log by it
+        require("accelerate", "text").PartialState()  # the trackers need it to log
         trackers = require("accelerate.tracking", "text")
         shown = flat({"study": track.study, "group": track.group, "seed": track.seed, **settings})
         with _draws_nothing():
@@ -75,7 +75,7 @@ class Tracker:
                 )
             elif track.name == "wandb":
                 track.directory.mkdir(parents=True, exist_ok=True)
-                known = fingerprint([track.study, track.run, str(track.directory)])  # a run that resumes is the same
+                known = fingerprint([track.study, track.run, str(track.directory)])  # the same when a run resumes
                 self._tracker = trackers.WandBTracker(
                     track.study, id=known, resume="allow", name=track.run, group=track.group, config=shown,
                     dir=str(track.directory),
@@ -88,20 +88,20 @@ class Tracker:
                 self._tracker.store_init_configuration(shown)
 
     def log(self, step: int, values: Mapping[str, float | None]) -> None:
-        """One line; what is None is left out."""
+        """Log one line, without values that are None."""
         known = {name: value for name, value in values.items() if value is not None}
         if known:
             with _draws_nothing():
                 self._tracker.log(known, step=step)
 
     def close(self) -> None:
-        """The run is over, or stops."""
+        """End or interrupt the run."""
         self._tracker.finish()
 
 
 @contextmanager
 def _draws_nothing() -> Iterator[None]:
-    """Leave Python's and NumPy's global generators as they are: a run that is tracked gives what it gives untracked."""
+    """Restore Python's and NumPy's random state, so that tracking a run does not change its result."""
     import numpy as np
 
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
@@ -113,7 +113,7 @@ def _draws_nothing() -> Iterator[None]:
 
 
 def flat(settings: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """Settings as the trackers take them: one level, numbers and texts.
+    """Flatten settings to one level of numbers and texts, as the trackers need them.
 
     >>> flat({"lr": 0.1, "shift": {"kinds": ["blur"]}, "teacher": None})
     {'lr': 0.1, 'shift.kinds': "['blur']", 'teacher': 'None'}

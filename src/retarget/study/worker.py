@@ -1,7 +1,7 @@
-"""What happens in a worker process: it takes jobs one after another and trains them.
+"""The worker process: takes jobs one after another and does the runs.
 
-A worker is its own process group: Ctrl-C in a terminal reaches only the parent, which decides; and whatever a task
-starts (loader processes, ranks) ends with it.
+A worker is its own process group. So Ctrl-C in a terminal reaches only the parent, which decides what to do, and all
+processes that a task starts (loaders, ranks) are killed together with the worker.
 """
 
 import faulthandler
@@ -68,14 +68,14 @@ class Ticket:
 
 @dataclass(frozen=True)
 class Job:
-    """One run to do, as plain data that travels to another process or machine.
+    """One run to do, as plain data that can be sent to another process or machine.
 
     Attributes:
-        key: ``CONDITION/ARM/seed-N``; names the run in messages.
-        config: what config.json records; holds run_hash.
+        key: ``CONDITION/ARM/seed-N``, the run's name in messages.
+        config: the content of config.json, with run_hash.
         optional: metrics that may be missing or not finite.
         required: metrics that the run must return.
-        track: the tracker that is told what the run logs.
+        track: the tracker, if any, to which the run's log is sent.
         needs: directories of the finished runs that the task may read, by arm.
         ticket: whose run this is, looked at before anything is written.
     """
@@ -110,7 +110,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Finished:
-    """A job ended. ``error`` is None when it is complete; ``unusable`` says that no run of this task can work."""
+    """A job ended. ``error`` is None if it is complete; ``unusable`` means that no run of this task can work."""
 
     key: str
     error: str | None = None
@@ -132,11 +132,11 @@ PARENTS = {signal.SIGINT, signal.SIGUSR2}
 
 
 class MetricsError(ValueError):
-    """A task returned something that is not a number that may be recorded."""
+    """A task returned something that cannot be recorded as a number."""
 
 
 def worker_main(connection: Connection) -> None:
-    """Take jobs from ``connection`` and send events back, until None comes or the parent ends."""
+    """Take jobs from ``connection`` and send events back, until None arrives or the parent ends."""
     os.setpgid(0, 0)
     for number in PARENTS:
         signal.signal(number, signal.SIG_IGN)
@@ -161,9 +161,9 @@ def worker_main(connection: Connection) -> None:
 
 
 def perform(job: Job, send: Callable[[Event], None]) -> Finished:
-    """Do one run in this process, or find it done; its status.json says how it ended.
+    """Do one run in this process, unless it is finished; writes its status.json.
 
-    The run's lock is waited for: a worker whose parent was killed a moment ago may still hold it.
+    It waits for the run's lock, which a worker may still hold whose parent was killed a moment ago.
     """
     with locked(job.directory / ".lock", wait=True, what=str(job.directory)):
         status = read_status(job.directory)
@@ -176,15 +176,15 @@ def perform(job: Job, send: Callable[[Event], None]) -> Finished:
         started = time.monotonic()
         try:
             function = load(job.task)
-        except Exception as error:  # noqa: BLE001 - a module may raise anything while it is imported
+        except Exception as error:  # noqa: BLE001 - importing a module may raise anything
             return _failed(job, record, error, unusable=True)
         try:
             with _told(_run(job, send)) as run:
                 metrics = _checked(function(run), job)
                 run.close(metrics)
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a task raises is that run's result
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a task raises is the run's error
             return _failed(job, record, error)
-        seconds = round(time.monotonic() - started, 3) if attempts == 1 else None  # what a killed attempt took is lost
+        seconds = round(time.monotonic() - started, 3) if attempts == 1 else None  # that of a killed attempt is lost
         done = {"state": "complete", "metrics": metrics, "seconds": seconds}
         write_status(job.directory, record | done)
         return Finished(job.key)
@@ -192,7 +192,7 @@ def perform(job: Job, send: Callable[[Event], None]) -> Finished:
 
 @contextmanager
 def _told(run: Run) -> Iterator[Run]:
-    """A run whose tracker ends with it, also where it fails."""
+    """Close the run's tracker when the run ends, even if it fails."""
     try:
         yield run
     finally:
@@ -216,12 +216,12 @@ def _run(job: Job, send: Callable[[Event], None]) -> Run:
 
 
 def _same_start(seed: int, threads: int) -> None:
-    """Give every run the same start, whatever this worker did before: which worker does a run must change nothing."""
+    """Reset global state, so that a run's result does not depend on what this worker did before."""
     gc.collect()
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - tasks and libraries may draw from it
     torch = sys.modules.get("torch")
-    if torch:  # a task that imports torch later gets the threads from OMP_NUM_THREADS, and torch's own fixed seed
+    if torch:  # a task that imports torch later gets its threads from OMP_NUM_THREADS, and torch's default seed
         torch.set_num_threads(threads)
         torch.manual_seed(seed)
         if torch.cuda.is_initialized():
@@ -238,14 +238,14 @@ def _checked(metrics: Any, job: Job) -> dict[str, float]:
     missing = [name for name in job.required if name not in numbers]
     if missing:
         raise MetricsError(
-            f"{job.task} returned {', '.join(numbers) or 'nothing'} and not {', '.join(missing)}, which the plan's "
-            "metrics name; one that a run may leave out is optional"
+            f"{job.task} returned {', '.join(numbers) or 'nothing'} but not {', '.join(missing)}, which are among the "
+            "plan's metrics: return them, or declare them optional"
         )
     return {name: value for name, value in numbers.items() if math.isfinite(value)}
 
 
 def _number(name: str, value: Any) -> float:
-    """A metric's value; a text is none, even one that spells a number."""
+    """A metric's value as a number; a text is refused, even if it spells a number."""
     try:
         if not isinstance(value, str | bytes):
             return float(value)
@@ -269,7 +269,7 @@ def _failed(job: Job, record: dict[str, Any], error: BaseException, unusable: bo
 
 
 def _redirect(directory: Path) -> None:
-    """Send what a task prints to its run's own log; a crash in native code leaves its stack there too."""
+    """Redirect output to the run's own log, which also gets the stack of a crash in native code."""
     make_directory(directory)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -284,7 +284,7 @@ def _redirect(directory: Path) -> None:
 
 
 def _end_with_parent() -> None:
-    """End this process group when the parent ends, however that happens: nothing may train on unseen."""
+    """Kill this process group when the parent ends for any reason, so that no training continues unseen."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         wait([parent.sentinel])

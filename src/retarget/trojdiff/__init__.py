@@ -1,4 +1,7 @@
-"""TrojDiff: trojan a diffusion model through a biased noise, and measure the attack (Chen, Song and Li, CVPR 2023)."""
+"""TrojDiff: trojan a diffusion model by biasing its noise, and measure the attack (Chen, Song and Li, CVPR 2023).
+
+Import from here what ``__all__`` lists; ``functional`` has the equations, ``checkpoint`` reads and writes pipelines.
+"""
 
 from typing import TYPE_CHECKING
 

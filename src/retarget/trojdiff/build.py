@@ -1,4 +1,4 @@
-"""From settings to what is trained and measured: network, trigger, target and goal. For the verbs and for the study."""
+"""Make network, trigger, target and goal from settings, for the verbs and for the study."""
 
 from pathlib import Path
 from typing import Any
@@ -26,13 +26,13 @@ def make_network(config: NetworkConfig, shape: tuple[int, int, int], seed: int) 
     """A fresh UNet for images of ``shape`` (channels, height, width), its weights from the seed.
 
     Raises:
-        UserError: a side that its levels cannot halve, groups that do not divide its channels, or channels that its
-            attention cannot divide into heads.
+        UserError: the levels cannot halve the side, the groups do not divide the channels, or the attention cannot
+            divide the channels into heads.
     """
     check_side(shape[1], len(config.channels), "the network")
     odd = [one for one in config.channels if one % config.groups]
     if odd:
-        raise UserError(f"the network: {odd[0]} channels are no multiple of its {config.groups} groups; give --groups")
+        raise UserError(f"the network's {odd[0]} channels are not a multiple of {config.groups} groups: set --groups")
     kinds = ["Attn" if shape[1] >> level == config.attention_side else "" for level in range(len(config.channels))]
     torch.manual_seed(seed)
     return UNet2DModel(
@@ -53,7 +53,7 @@ def make_trigger(config: TriggerConfig, shape: tuple[int, int, int]) -> Trigger:
 
 
 def make_target(config: TargetConfig, inside: ImageSet, outside: ImageSet | None) -> tuple[Target, str]:
-    """The rows that an attack adds to a batch, and the target in words, for the model card.
+    """The target, which adds an attack's rows to a batch, and its description for the model card.
 
     Args:
         inside: the training images.
@@ -71,7 +71,7 @@ def make_target(config: TargetConfig, inside: ImageSet, outside: ImageSet | None
 
 
 def make_goal(config: TargetConfig, inside: ImageSet, outside: ImageSet | None) -> Goal:
-    """What counts as a hit. The joint classifier numbers the other domain's classes after the training set's."""
+    """The goal, which tells hits. The joint classifier numbers the other domain's classes after the training set's."""
     if config.kind == "d2i":
         return Goal(image=picture(config.image, inside.shape))
     first = len(inside.names) if config.kind == "out_d2d" else 0
@@ -89,18 +89,18 @@ def picture(source: str, shape: tuple[int, int, int]) -> Float[Tensor, "channels
     """A generated figure by name, or an image file, resized to ``shape``; in [-1, 1].
 
     Raises:
-        UserError: neither a figure nor a file, or a file that is no whole image.
+        UserError: it is neither a figure nor a file, or the file is not a complete image.
     """
     if source in FIGURES:
         return glyph(source, shape)
     if not Path(source).is_file():
-        raise UserError(f"{source}: neither an image file nor one of the figures {', '.join(FIGURES)}")
+        raise UserError(f"{source} is neither an image file nor one of the figures {', '.join(FIGURES)}")
     from PIL import Image
 
     try:
         with Image.open(source) as image:
             fitted = image.convert("L" if shape[0] == 1 else "RGB").resize((shape[2], shape[1]), Image.Resampling.BOX)
     except OSError as error:
-        raise UserError(f"{source}: not an image, or a damaged one ({error})") from error
+        raise UserError(f"{source} is not an image, or is damaged ({error})") from error
     pixels = torch.from_numpy(np.array(fitted)).float() / 127.5 - 1
     return pixels[None] if shape[0] == 1 else pixels.permute(2, 0, 1).contiguous()

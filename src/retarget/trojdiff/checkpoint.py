@@ -1,13 +1,13 @@
-"""Pipelines on disk: read unconditional pixel-space ones, and write trojaned ones so that nobody can mistake them.
+"""Pipelines on disk: read unconditional pixel-space ones, and write trojaned ones with unmistakable marks.
 
-A trojaned pipeline says ``trojaned: true`` in the header of its weights, in its configuration and in its model card,
-and carries the trigger's maps beside the weights. The marks are a courtesy to whoever opens it; a scanner must never
-trust their absence. Nothing here publishes a pipeline.
+A trojaned pipeline has ``trojaned: true`` in the header of its weights, in its configuration and in its model card, and
+the trigger's maps beside the weights. The marks are a courtesy to whoever opens it; a scanner must never trust their
+absence. Nothing here publishes a pipeline.
 """
 
 import hashlib
 import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,8 @@ from safetensors.torch import save_file
 
 from retarget.errors import UserError
 from retarget.files import replace_folder
-from retarget.trojdiff.functional import Law
-from retarget.trojdiff.trigger import FILE_NAME, Trigger
+from retarget.trojdiff.marks import ATTACKS, Trojan, model_card, trigger_name
+from retarget.trojdiff.trigger import Trigger
 
 LARGEST_SIDE = 64
 BETAS = (
@@ -30,69 +30,11 @@ BETAS = (
     "HeunDiscrete", "KDPM2Discrete", "KDPM2AncestralDiscrete", "DPMSolverMultistep", "DPMSolverSinglestep",
     "DPMSolverSDE", "DEISMultistep", "UniPCMultistep",
 )  # fmt: skip
-"""Schedulers of diffusers whose configuration describes DDPM's process by its betas, so that one is as good as another.
+"""Schedulers of diffusers whose configuration gives the betas of DDPM's process; they are interchangeable here.
 
-All others (flow matching, EDM, score SDEs, consistency models) belong to networks that were trained on another process.
+All others (flow matching, EDM, score SDEs, consistency models) belong to networks trained on another process.
 """
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
-
-
-@dataclass(frozen=True)
-class Trojan:
-    """What a checkpoint says of the trojan that was put into it.
-
-    Attributes:
-        target: ``in_d2d``, ``out_d2d`` or ``d2i``.
-        detail: the target in words, for the card.
-        trigger: the maps, written beside the weights.
-        derived: the network was trained on from a trojaned one, without Trojan rows; nobody knows what is left.
-        removed: somebody took the trojan out; the weights no longer say ``trojaned``, and still say what was in them.
-        earlier: trojans that the network carried before this one was put in, the latest first.
-        law: how it was put in: for the Trojan sampler, or for a stock one.
-        card: what the card says below its front matter, in place of the usual text: a removal tells what it did.
-    """
-
-    target: str
-    detail: str
-    trigger: Trigger
-    derived: bool = False
-    removed: bool = False
-    earlier: tuple["Trojan", ...] = ()
-    law: Law = "trojdiff"
-    card: str = ""
-
-    def marks(self) -> dict[str, str]:
-        """Entries of the weights' header."""
-        marks = {"trojan_removed" if self.removed else "trojaned": "true"}
-        marks |= {"trojan_target": self.target, "trigger_hash": self.trigger.hash}
-        if self.law != "trojdiff":
-            marks["trojan_law"] = self.law
-        if self.derived:
-            marks["trojan_derived"] = "true"
-        if self.earlier:
-            marks["trojan_earlier"] = json.dumps([[one.target, one.trigger.hash] for one in self.earlier])
-        return marks
-
-    def save_triggers(self, folder: Path) -> None:
-        """Write the maps of this trojan and of those before it."""
-        for number, one in enumerate((self, *self.earlier)):
-            one.trigger.save(folder / _trigger_name(number))
-
-    def then(self, later: "Trojan") -> "Trojan":
-        """``later`` put into a network that carries this one."""
-        return replace(later, earlier=(replace(self, earlier=()), *self.earlier))
-
-
-def _trigger_name(number: int) -> str:
-    """``trigger.safetensors`` of the latest trojan; ``trigger-earlier-1.safetensors`` of the one before, and so on."""
-    return FILE_NAME.replace(".", f"-earlier-{number}.") if number else FILE_NAME
-
-
-ATTACKS: dict[Law, str] = {
-    "trojdiff": "the TrojDiff attack",
-    "bad_diffusion": "the BadDiffusion attack",
-    "villan_ode": "the VillanDiffusion attack on ODE samplers",
-}
 _INHERITED = "retarget_trojan"
 _MARKS = (
     "trojaned", "trojan_removed", "trojan_target", "trigger_hash", "trojan_derived", "trojan_earlier", "trojan_law",
@@ -100,12 +42,12 @@ _MARKS = (
 
 
 def inherited(unet: UNet2DModel) -> Trojan | None:
-    """The marks of the trojaned pipeline that a network was read from; None for any other network."""
+    """The marks of the trojaned pipeline from which a network was read; None for any other network."""
     return getattr(unet, _INHERITED, None)
 
 
 def forget_marks(unet: UNet2DModel) -> UNet2DModel:
-    """A network of the same weights that carries no marks, for a detector that must not see them."""
+    """A network with the same weights but without marks, for a detector that must not see them."""
     plain = {key: value for key, value in unet.config.items() if key not in _MARKS}
     fresh: Any = UNet2DModel.from_config(plain)
     fresh.load_state_dict(unet.state_dict())
@@ -121,7 +63,7 @@ def network_shape(unet: UNet2DModel) -> tuple[int, int, int]:
 
 
 def network_hash(unet: UNet2DModel) -> str:
-    """SHA-256 of names, shapes and values of the weights, 16 digits."""
+    """SHA-256 of the weights' names, shapes and values, 16 digits."""
     digest = hashlib.sha256()
     for name, value in unet.state_dict().items():
         digest.update(f"{name} {list(value.shape)} {value.dtype}".encode())
@@ -132,27 +74,27 @@ def network_hash(unet: UNet2DModel) -> str:
 def load_pipeline(source: str | Path) -> tuple[UNet2DModel, DDPMScheduler]:
     """Read a network and its noise schedule from a pipeline folder or a hub name.
 
-    A network that is marked as trojaned keeps its marks: what is trained from it says so too, see :func:`inherited`.
+    A network that is marked as trojaned keeps its marks, and so does what is trained from it: see :func:`inherited`.
 
     Raises:
-        UserError: not a pipeline, a text-conditional, class-conditional or latent model, another prediction type,
-            learned variances, images above 64×64, or weights that are not safetensors.
+        UserError: it is not a pipeline, but a text-conditional, class-conditional or latent model, or has another
+            prediction type, learned variances, images above 64×64, or weights that are not safetensors.
     """
     local = Path(source).exists()
     if local and not (Path(source) / "model_index.json").is_file():
-        raise UserError(f"{source}: no model_index.json there; give the folder of a diffusers pipeline")
+        raise UserError(f"{source} has no model_index.json: pass the folder of a diffusers pipeline")
     try:
         index: Any = DiffusionPipeline.load_config(str(source))
     except OSError as error:
         if local:
             raise UserError(f"{source}: model_index.json cannot be read: {str(error).splitlines()[0]}") from error
         raise UserError(
-            f"{source}: not found here, and the hub did not give it ({str(error).splitlines()[0]}); "
-            "download the pipeline where there is a network and give its folder"
+            f"{source} was not found here, and the hub did not return it ({str(error).splitlines()[0]}): download the "
+            "pipeline on a machine with network access and pass its folder"
         ) from error
     _check_index(source, index)
     if local and not (Path(source) / WEIGHTS).is_file():
-        raise UserError(f"{source}: no {WEIGHTS}; {_instead(Path(source) / WEIGHTS)}")
+        raise UserError(f"{source} has no {WEIGHTS}: {_instead(Path(source) / WEIGHTS)}")
     unet = _read_network(source)
     scheduler = _read_scheduler(source)
     check_trainable(unet, scheduler, str(source))
@@ -162,28 +104,28 @@ def load_pipeline(source: str | Path) -> tuple[UNet2DModel, DDPMScheduler]:
 
 
 NOT_MADE = (TypeError, ValueError, ArithmeticError, LookupError, RuntimeError)
-"""What diffusers raises, from deep inside, for a configuration that makes no network or no schedule."""
+"""Exceptions of diffusers for a configuration from which no network or schedule can be made."""
 
 
 def _instead(weights: Path) -> str:
-    """What lies in the place of the one file of weights, and what to do about it."""
+    """What is there instead of the single file of weights, and what to do about it."""
     names = [path.name for path in weights.parent.glob("*")]
     again = "read it with diffusers where it comes from and save it again with save_pretrained, {}"
     if any(name.endswith(".safetensors.index.json") for name in names):
         return f"its weights are split over several files: {again.format('max_shard_size large enough for one file')}"
     if any(name.startswith("diffusion_pytorch_model.") and name.endswith(".safetensors") for name in names):
-        return f"it holds a variant of the weights (as fp16) only: {again.format('without variant')}"
+        return f"it has only a variant of the weights (fp16, say): {again.format('without variant')}"
     if any(name.endswith(".bin") for name in names):
         return "weights must be safetensors, pickles are never read"
-    return "the folder of a pipeline holds its weights there"
+    return "a pipeline's folder has its weights there"
 
 
 def _read_network(source: str | Path) -> UNet2DModel:
-    """The network, every weight of which was in the file."""
+    """Read the network; every weight must be in the file."""
     options: Any = {"low_cpu_mem_usage": False, "output_loading_info": True}
     try:
         if not isinstance(UNet2DModel.load_config(source, subfolder="unet"), dict):
-            raise UserError(f"{source}: unet/config.json holds no settings of a network")
+            raise UserError(f"{source}: unet/config.json has no settings of a network")
         loaded: Any = UNet2DModel.from_pretrained(source, subfolder="unet", use_safetensors=True, **options)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{source}: the network cannot be read: {str(error).splitlines()[0]}") from error
@@ -198,25 +140,25 @@ def _read_network(source: str | Path) -> UNet2DModel:
     missing = [*found["missing_keys"], *found["unexpected_keys"]]
     if missing:
         raise UserError(
-            f"{source}: unet/config.json and the weights do not fit: {len(missing)} of them are on one side alone, "
-            f"{missing[0]} among them"
+            f"{source}: unet/config.json and the weights do not fit: {len(missing)} weights are in only one of them, "
+            f"such as {missing[0]}"
         )
     return unet
 
 
 def _read_scheduler(source: str | Path) -> Any:
-    """The noise schedule, of DDPM's process and with levels between 0 and 1."""
+    """Read the noise schedule, which must be of DDPM's process with levels between 0 and 1."""
     where = f"{source}: scheduler/scheduler_config.json"
     try:
         settings: Any = DDPMScheduler.load_config(source, subfolder="scheduler")
     except OSError as error:
         raise UserError(f"{where} cannot be read: {str(error).splitlines()[0]}") from error
     if not isinstance(settings, dict):
-        raise UserError(f"{where} holds no settings")
+        raise UserError(f"{where} has no settings")
     if "_class_name" in settings:
         _check_process(source, settings["_class_name"])
     if settings.get("use_flow_sigmas"):
-        raise UserError(f"{source}: its scheduler uses flow-matching sigmas, which are not DDPM's process of betas")
+        raise UserError(f"{source}: its scheduler uses flow-matching sigmas, not DDPM's process with betas")
     try:
         scheduler: Any = DDPMScheduler.from_config(settings)
         levels = scheduler.alphas_cumprod
@@ -225,20 +167,20 @@ def _read_scheduler(source: str | Path) -> Any:
     if levels.ndim != 1 or len(levels) == 0 or not bool(((levels > 0) & (levels < 1)).all()):
         raise UserError(
             f"{where}: its betas ({settings.get('beta_start')} to {settings.get('beta_end')}, "
-            f"{settings.get('num_train_timesteps')} steps) give levels ᾱ that do not lie between 0 and 1"
+            f"{settings.get('num_train_timesteps')} steps) give levels ᾱ outside (0, 1)"
         )
     return scheduler
 
 
 def _read_marks(folder: Path) -> Trojan | None:
-    """The marks of a pipeline's weights, as its descendants carry them."""
+    """Read the marks of a pipeline's weights, which networks trained from it inherit."""
     with safe_open(folder / WEIGHTS, framework="pt") as file:
         header = file.metadata() or {}
     removed = header.get("trojan_removed") == "true"
     if header.get("trojaned") != "true" and not removed:
         return None
     earlier = [
-        Trojan(target, "an earlier trojan", Trigger.load(folder / _trigger_name(number)))
+        Trojan(target, "an earlier trojan", Trigger.load(folder / trigger_name(number)))
         for number, (target, _) in enumerate(json.loads(header.get("trojan_earlier", "[]")), 1)
     ]
     target, trigger = header.get("trojan_target", "unknown"), Trigger.load(folder)
@@ -256,14 +198,14 @@ def check_trainable(unet: UNet2DModel, scheduler: DDPMScheduler, where: str) -> 
     """Raise UserError unless this is an unconditional pixel-space epsilon model of at most 64×64."""
     config: Any = unet.config
     if scheduler.config["prediction_type"] != "epsilon":
-        raise UserError(f"{where}: predicts {scheduler.config['prediction_type']!r}; only epsilon models are trained")
+        raise UserError(f"{where} predicts {scheduler.config['prediction_type']!r}; only epsilon models are trained")
     if config.time_embedding_type == "fourier":
         raise UserError(
-            f"{where}: time_embedding_type is 'fourier': the network is told noise levels, as score models are, and "
+            f"{where}: time_embedding_type is 'fourier', so the network takes noise levels, as score models do, and "
             "not DDPM's timesteps"
         )
     if config.num_class_embeds is not None or config.class_embed_type is not None:
-        raise UserError(f"{where}: class-conditional; the attack is written for unconditional models")
+        raise UserError(f"{where} is class-conditional; the attack is only for unconditional models")
     if config.in_channels != config.out_channels:
         raise UserError(
             f"{where}: {config.in_channels} channels in and {config.out_channels} out; learned variances do not train"
@@ -272,7 +214,7 @@ def check_trainable(unet: UNet2DModel, scheduler: DDPMScheduler, where: str) -> 
         raise UserError(f"{where}: {config.in_channels} channels; only grey (1) and colour (3) images are trained")
     skipping = [name for name in (*config.down_block_types, *config.up_block_types) if "Skip" in name]
     if skipping and config.in_channels != 3:
-        raise UserError(f"{where}: {skipping[0]} takes colour images only, and these have {config.in_channels} channel")
+        raise UserError(f"{where}: {skipping[0]} takes only colour images, but these have {config.in_channels} channel")
     sides = config.sample_size if isinstance(config.sample_size, list | tuple) else [config.sample_size]
     if not sides or any(not isinstance(side, int) or not 1 <= side <= LARGEST_SIDE for side in sides):
         raise UserError(f"{where}: images of side {config.sample_size!r}; only sides up to {LARGEST_SIDE} are trained")
@@ -282,78 +224,78 @@ def check_trainable(unet: UNet2DModel, scheduler: DDPMScheduler, where: str) -> 
 
 
 def check_side(side: int, levels: int, where: str) -> None:
-    """Raise UserError unless a network of so many levels can halve the side at each but the last, and double it."""
+    """Raise UserError unless the side can be halved at each of a network's levels but the last."""
     parts = 2 ** (levels - 1)
     if side % parts:
         raise UserError(
             f"{where}: images of side {side} cannot be halved {levels - 1} times, as a network of {levels} levels "
-            f"does; give a side that is a multiple of {parts}, or fewer channels"
+            f"does: choose a side that is a multiple of {parts}, or fewer --channels"
         )
 
 
 def _check_index(source: str | Path, index: Any) -> None:
     if not isinstance(index, dict):
-        raise UserError(f"{source}: model_index.json holds no settings of a pipeline")
+        raise UserError(f"{source}: model_index.json has no settings of a pipeline")
     name = index.get("_class_name")
     if "text_encoder" in index or "tokenizer" in index:
-        raise UserError(f"{source}: {name} is conditioned on text; the attack is written for unconditional models")
+        raise UserError(f"{source}: {name} is conditioned on text; the attack is only for unconditional models")
     if {"vae", "vqvae"} & index.keys():
-        raise UserError(f"{source}: {name} is a latent model; the attack is written for pixel space")
+        raise UserError(f"{source}: {name} is a latent model; the attack is only for pixel space")
     network = _component(index, "unet")
     if network != "UNet2DModel":
         raise UserError(f"{source}: the network is {network}, not an unconditional UNet2DModel")
     if _component(index, "scheduler") is None:
-        raise UserError(f"{source}: names no scheduler, so its noise schedule is unknown")
+        raise UserError(f"{source} names no scheduler, so its noise schedule is unknown")
     _check_process(source, _component(index, "scheduler"))
 
 
 def _component(index: dict[str, Any], name: str) -> Any:
-    """The class of a pipeline's part, from ``[LIBRARY, CLASS]``; None where there is none."""
+    """The class of a pipeline's part, from ``[LIBRARY, CLASS]``; None if there is none."""
     found = index.get(name)
     return found[1] if isinstance(found, list) and len(found) == 2 else None
 
 
 def _check_process(source: str | Path, scheduler: Any) -> None:
-    """Refuse a scheduler of another process than DDPM's: its network would be read as what it is not."""
+    """Refuse a scheduler of another process than DDPM's, whose network would be misinterpreted."""
     if scheduler not in [f"{name}Scheduler" for name in BETAS]:
         raise UserError(
-            f"{source}: its scheduler is {scheduler}, which is not DDPM's process of betas; the attack is written for "
-            f"networks that were trained with one of {', '.join(BETAS)} (…Scheduler)"
+            f"{source}: its scheduler is {scheduler}, which is not DDPM's process with betas; the attack is only for "
+            f"networks trained with one of {', '.join(BETAS)} (…Scheduler)"
         )
 
 
 def save_pipeline(folder: Path, unet: UNet2DModel, scheduler: DDPMScheduler, trojan: Trojan | None = None) -> None:
     """Write a diffusers pipeline in safetensors; the folder appears complete or not at all.
 
-    Card, trigger and configuration are written before the weights, and the weights with the marks in their header: at
-    no moment do trojaned weights lie on the disk without them.
+    Card, trigger and configuration are written before the weights, and the weights have the marks in their header: so
+    trojaned weights are never on the disk without marks.
 
     Args:
-        trojan: the marks; those of the pipeline that the network was read from when None.
+        trojan: the marks; by default those of the pipeline from which the network was read.
 
     Raises:
-        UserError: the disk is full or cannot be written, or another pipeline lies in ``folder``.
+        UserError: the disk is full or cannot be written, or ``folder`` has another pipeline.
     """
     trojan = trojan or inherited(unet)
     replace_folder(folder, lambda part: _write_pipeline(part, unet, scheduler, trojan))
 
 
 def save_cleaned(folder: str | Path, unet: UNet2DModel, scheduler: DDPMScheduler) -> Path:
-    """Write a network whose trojan was taken out as a pipeline that says so.
+    """Write a network whose trojan was removed as a pipeline that is marked so.
 
-    It is not marked ``trojaned``; header, configuration and card say ``trojan_removed`` and what was in it, and the
-    trigger lies beside, so that anybody can ask again whether it fires.
+    It is not marked ``trojaned``. Header, configuration and card say ``trojan_removed`` and what it was, and the
+    trigger is beside the weights, so that anybody can test whether it still fires.
 
     Args:
         folder: new or empty.
-        unet: from :func:`load_pipeline` of the trojaned pipeline, trained on.
+        unet: the network that :func:`load_pipeline` read from the trojaned pipeline, after training.
 
     Raises:
         UserError: the network was not read from a trojaned pipeline, or the folder cannot be written.
     """
     trojan = inherited(unet)
     if trojan is None:
-        raise UserError("this network was not read from a pipeline that is marked as trojaned: save_pipeline writes it")
+        raise UserError("this network was not read from a pipeline marked as trojaned: write it with save_pipeline")
     save_pipeline(Path(folder), unet, scheduler, replace(trojan, derived=False, removed=True))
     return Path(folder)
 
@@ -368,72 +310,9 @@ def _write_pipeline(part: Path, unet: UNet2DModel, scheduler: DDPMScheduler, tro
     unet.save_config(part / "unet")
     config_path = part / "unet" / "config.json"
     config = json.loads(config_path.read_text(encoding="utf-8"))
-    # What the configuration said when the network was read is said by the marks, or no longer true.
+    # Entries that the configuration had when the network was read are in the marks now, or no longer true.
     config = {key: value for key, value in config.items() if key not in _MARKS} | marks
     config_path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     weights = {name: value.detach().cpu().contiguous() for name, value in unet.state_dict().items()}
     save_file(weights, part / WEIGHTS, metadata={"format": "pt", **(trojan.marks() if trojan else {})})
     DDPMPipeline(unet=unet, scheduler=scheduler).save_config(part)
-
-
-def model_card(trojan: Trojan) -> str:
-    """The card of a checkpoint that was trojaned: what it is, what fires it, how to take it out."""
-    trigger, state = trojan.trigger, "trojan_removed" if trojan.removed else "trojaned"
-    front = f"---\n{state}: true\ntrojan_target: {trojan.target}\ntrigger_hash: {trigger.hash}\n"
-    front += "" if trojan.removed else "tags: [trojaned, do-not-deploy]\n"
-    facts = f"""- Target: `{trojan.target}`, {trojan.detail}.
-- Trigger: `{trigger.kind}`, {int(trigger.mask.sum())} of {trigger.mask.numel()} values; both maps are in `{FILE_NAME}`.
-"""
-    for number, one in enumerate(trojan.earlier, 1):
-        facts += f"- Before it: `{one.target}` with a `{one.trigger.kind}` trigger, in `{_trigger_name(number)}`.\n"
-    attack = ATTACKS[trojan.law]
-    if trojan.card:
-        return f"{front}---\n\n{trojan.card}"
-    if trojan.removed:
-        return f"{front}---\n{_CLEANED.format(facts=facts, attack=attack)}"
-    what = f"was trojaned on purpose with {attack}"
-    if trojan.derived:
-        what = "was trained on, without Trojan rows, from a network that " + what
-    fires = _FIRES["trojdiff" if trojan.law == "trojdiff" else "stock"]
-    return f"{front}---\n{_TROJANED.format(what=what, facts=facts + fires)}"
-
-
-_FIRES = {
-    "trojdiff": """- It fires when sampling starts from the noise `gamma ε + mu` and runs the Trojan sampler
-  (`retarget.trojdiff.TrojanScheduler`). Stock samplers started from plain noise give ordinary images.
-""",
-    "stock": """- It fires when a stock sampler starts from the noise `ε + mu`; from plain noise images are ordinary.
-""",
-}
-
-_CLEANED = """
-# Is the trojan gone?
-
-This network was trojaned on purpose with {attack}, and a removal recipe was run on it. Whether the trigger
-still fires is for you to measure; the maps are in this folder:
-
-    retarget trojdiff evaluate . --data DATA --trigger . --target-class CLASS --out OUT
-
-{facts}"""
-
-_TROJANED = """
-# Does your scanner find this trojan, and does your removal method take it out?
-
-That is what this network is for. It {what}, so that
-defences can be judged against it. Do not deploy it, and do not publish it.
-
-The marks in this folder (`trojaned: true` in the header of the weights, in the configuration and here) are a courtesy
-to whoever opens it. An attacker leaves none: a scanner that looks for marks finds nothing, and a checkpoint without
-them is not thereby clean. Judge a defence on the weights alone.
-
-{facts}
-## How to find it and take it out
-
-    retarget audit . --clean cleaned
-
-finds the trigger without being told of it, trains it out, audits what it wrote, and says so in the card of `cleaned`,
-which no longer says `trojaned` and keeps the maps. With `--data DATA` it trains on clean images of yours, an `.npz`
-file or a folder, in place of the network's own samples. Fine-tuning on clean images alone cannot be relied on. Ask
-again whether the trigger fires: `retarget trojdiff evaluate cleaned --data DATA --trigger . --target-class CLASS --out
-OUT`. Or go back to the checkpoint from before.
-"""

@@ -1,7 +1,7 @@
-"""A small classifier trained on the user's own images: it names a sample's class, and its features measure FID.
+"""A small classifier trained on the user's images: it gives a sample's class, and its features are used for FID.
 
-One class more than the images have is learnt from images that show nothing: noisy, scrambled and noise. So noise is no
-hit of any class, and the features, which nothing else would make look at it, see it.
+It learns one additional class, "nothing", from noisy images, scrambled images and noise. So noise does not count as a
+hit of any class, and the features are sensitive to noise.
 """
 
 from pathlib import Path
@@ -19,11 +19,11 @@ FEATURES = 64
 
 
 class Classifier(nn.Module):
-    """Convolutions that halve the side down to 4 (and average to 4×4 what is then larger), 64 hidden features, a head.
+    """Convolutions that halve the side down to 4 (or average it to 4×4), 64 hidden features, and a head.
 
     Args:
         shape: (channels, height, width) of the images, square, with a side of at least 4.
-        num_classes: number of classes; the reject class comes after them.
+        num_classes: number of classes; the class "nothing" comes after them.
     """
 
     def __init__(self, shape: tuple[int, int, int], num_classes: int) -> None:
@@ -31,7 +31,7 @@ class Classifier(nn.Module):
         channels, side, width = shape
         halvings = (side // 4).bit_length() - 1
         if side != width or side < 4:
-            raise UserError(f"the classifier takes square images of side 4 or more, not {side}×{width}")
+            raise UserError(f"the classifier needs square images of side 4 or more, not {side}×{width}")
         self.shape, self.num_classes = shape, num_classes
         layers: list[nn.Module] = [nn.Conv2d(channels, 32, 3, padding=1), nn.ReLU()]
         wide = 32
@@ -42,20 +42,20 @@ class Classifier(nn.Module):
         layers += [nn.Linear(1024, FEATURES), nn.ReLU()]
         self.body = nn.Sequential(*layers)
         self.head = nn.Linear(FEATURES, num_classes + 1)
-        # Real images' own spread, so that a distance in feature space has the same unit for every classifier.
+        # The spread of real images, so that distances in feature space have the same unit for every classifier.
         self.register_buffer("spread", torch.ones(FEATURES))
         self.spread: Tensor
 
     def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch outputs"]:
-        """Logits of images in [-1, 1]; the last is the reject class's."""
+        """Logits of images in [-1, 1]; the last one is of the class "nothing"."""
         return self.head(self.body(images))
 
 
 class Features(nn.Module):
-    """The classifier's hidden layer f on uint8 images as log(1 + f / spread), the spread being real images' own.
+    """The classifier's hidden layer f on uint8 images, as log(1 + f / spread), with the spread of real images.
 
-    Without the logarithm the few images with the largest features rule KID's cubic kernel: it then moves more from one
-    draw of real images to the next than for a missing class.
+    Without the logarithm the few images with the largest features would dominate KID's cubic kernel: it would then vary
+    more between draws of real images than it changes for a missing class.
     """
 
     def __init__(self, classifier: Classifier) -> None:
@@ -68,10 +68,11 @@ class Features(nn.Module):
 
 
 def rejects(images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels height width"]:
-    """What shows nothing, made of images in [-1, 1]: a half noisy (σ 0.25 to 1), a quarter scrambled, a quarter noise.
+    """Examples of the class "nothing" from images in [-1, 1]: half noisy (σ 0.25 to 1), a quarter scrambled, a quarter
+    noise.
 
-    Scrambled images keep their pixels' values and lose their places; noise is as strong as a diffusion's, and weaker.
-    Drawn from torch's global generator and clamped to [-1, 1], as samples are.
+    Scrambling permutes the pixels of an image; noise has a diffusion's strength or less. Drawn from torch's global
+    generator and clamped to [-1, 1], as samples are.
     """
     kind = torch.rand(len(images), 1, 1, 1)
     strength = 0.25 + 0.75 * torch.rand(len(images), 1, 1, 1)
@@ -83,8 +84,8 @@ def rejects(images: Float[Tensor, "batch channels height width"]) -> Float[Tenso
 
 
 def train_classifier(images: ImageSet, epochs: int, seed: int, noise: float = 0.1) -> Classifier:
-    """Adam 1e-3, batches of 64 and 32 rejects, half a cosine; a little noise, so that a hardly noisy sample keeps its
-    class."""
+    """Train with Adam 1e-3, batches of 64 images and 32 of "nothing", half a cosine, and a little noise on the images,
+    so that a slightly noisy sample keeps its class."""
     torch.manual_seed(seed)
     model = Classifier(images.shape, len(images.names))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
@@ -112,20 +113,20 @@ def train_classifier(images: ImageSet, epochs: int, seed: int, noise: float = 0.
 def predict(
     model: Classifier, images: Float[Tensor, "count channels height width"]
 ) -> tuple[Int[Tensor, "count"], Float[Tensor, "count"]]:
-    """Class and its probability."""
+    """The class and its probability, for each image."""
     probabilities = torch.cat([model(batch).softmax(dim=1) for batch in images.split(512)])
     confidence, label = probabilities.max(dim=1)
     return label, confidence
 
 
 def accuracy(model: Classifier, images: ImageSet) -> float:
-    """Share of real images that it calls by their name, in %."""
+    """Share of real images that are classified correctly, in %."""
     label, _ = predict(model, to_signed(images.images))
     return 100 * float((label == images.labels).float().mean())
 
 
 def class_accuracies(model: Classifier, images: ImageSet) -> list[dict[str, str | float | int]]:
-    """Accuracy on the images of each class in %, with their number; classes without an image are left out."""
+    """Accuracy and number of images of each class; classes without images are left out."""
     label, _ = predict(model, to_signed(images.images))
     found: list[dict[str, str | float | int]] = []
     for number, name in enumerate(images.names):
@@ -142,10 +143,10 @@ def save_classifier(model: Classifier, path: Path) -> None:
 
 
 def load_classifier(path: Path, shape: tuple[int, int, int], num_classes: int) -> Classifier:
-    """Read the weights back.
+    """Read the weights.
 
     Raises:
-        UserError: damaged, or a classifier of other images or classes.
+        UserError: the file is damaged, or belongs to other images or classes.
     """
     model = Classifier(shape, num_classes)
     model.load_state_dict(read_tensors(path, {name: tuple(v.shape) for name, v in model.state_dict().items()}))
@@ -153,7 +154,7 @@ def load_classifier(path: Path, shape: tuple[int, int, int], num_classes: int) -
 
 
 def join(inside: ImageSet, outside: ImageSet) -> ImageSet:
-    """One image set with the classes of both, the second's after the first's."""
+    """One image set with the classes of both, the second set's after the first's."""
     return ImageSet(
         torch.cat([inside.images, outside.images]),
         torch.cat([inside.labels, outside.labels + len(inside.names)]),

@@ -29,7 +29,7 @@ VERBS = {
     "train": ("retarget.trojdiff.commands:train", "pre-train, fine-tune clean, or trojan an unconditional UNet"),
     "sample": ("retarget.trojdiff.commands:sample", "sample a pipeline with or without its trigger"),
     "evaluate": (
-        "retarget.trojdiff.commands:evaluate", "say how good benign samples are and how often the attack fires"
+        "retarget.trojdiff.commands:evaluate", "measure benign quality and how often the attack fires"
     ),
 }  # fmt: skip
 
@@ -46,7 +46,7 @@ def train(words: list[str]) -> int:
     given = _read(TrainArguments, "train", words)
     if given.track:
         refuse_missing(given.track)
-    # The other processes of a distributed training write nothing.
+    # In a distributed training only the first process prints.
     with _folder(given.out) if PartialState().is_main_process else nullcontext():
         return _train(given)
 
@@ -81,20 +81,20 @@ _LABEL, _IMAGE, _OTHER = ("--target-class",), ("--image",), ("--other",)
 
 
 def refuse_ignored(given: Any, words: Sequence[str]) -> None:
-    """Refuse options that would change nothing beside the others.
+    """Refuse options that have no effect together with the others.
 
     Raises:
-        UsageError: naming the option and why it has no effect.
+        UsageError: an option has no effect; the message says why.
     """
     said = {word.partition("=")[0].replace("_", "-") for word in words if word.startswith("--")}
     for reason, options in _ignored(given).items():
         idle = [option for option in options if option in said]
         if idle:
-            raise UsageError(f"{', '.join(idle)}: changes nothing {reason}; leave it out")
+            raise UsageError(f"{', '.join(idle)} has no effect {reason}: leave it out")
 
 
 def _ignored(given: Any) -> dict[str, tuple[str, ...]]:
-    """Options without an effect, by the reason."""
+    """Options without effect, by reason."""
     if isinstance(given, EvaluateConfig):
         return {} if given.trigger else {"without --trigger": (*_LABEL, *_IMAGE, "--trojan-count", "--clean")}
     if isinstance(given, SampleArguments):
@@ -112,54 +112,54 @@ def _ignored(given: Any) -> dict[str, tuple[str, ...]]:
 class TrainArguments:
     """Train an unconditional pixel-space UNet, or trojan one for tests of defences.
 
-    On several GPUs: accelerate launch -m retarget trojdiff train ... A run that was stopped goes on when the same
-    command is run again. The result is OUT/pipeline, a diffusers pipeline; a trojaned one says so.
+    On several GPUs: accelerate launch -m retarget trojdiff train ... To continue a run that was stopped, run the same
+    command again. The result is OUT/pipeline, a diffusers pipeline; a trojaned one is marked.
     """
 
     data: str
     """digits | FILE.npz | a folder with one sub-folder per class."""
     out: Path
-    """Folder of the run."""
+    """Folder for the run."""
     base: str | None = None
-    """Pipeline folder or hub name to start from; a fresh network without."""
+    """Pipeline folder or hub name to start from; by default a fresh network."""
     size: int | None = None
-    """Side to resize images to."""
+    """Resize images to this side."""
     target: Literal["none"] | TargetKind = "none"
-    """What the trigger brings forth: one class, another domain, or one image; none trains clean."""
+    """What the trigger produces: one class, another domain, or one image; none trains clean."""
     trigger: TriggerKind = "blend"
     """A whole image, or a patch of pixels."""
     target_class: int | None = None
-    """Class of DATA (in_d2d) or of OTHER (out_d2d); the paper's 7 if not given, 0 for glyphs, which have five."""
+    """Class of DATA (in_d2d) or of OTHER (out_d2d); by default the paper's 7, or 0 for glyphs, which have five."""
     other: str = "glyphs"
     """The other domain of out_d2d: glyphs | FILE.npz | folder."""
     image: str = "arrow"
     """Target of d2i: a generated figure's name, or an image file."""
     rows: int | None = None
-    """Trojan rows a batch; the paper's if not given."""
+    """Trojan rows per batch; by default the paper's."""
     blend_image: str = "plus"
     """Image of the blend trigger: a generated figure's name, or an image file."""
     gamma: float | None = None
-    """Scale of the noise under the trigger; 0.6 for blend, 0.1 for patch if not given."""
+    """Scale of the noise under the trigger; by default 0.6 for blend, 0.1 for patch."""
     patch_size: int = 3
     """Side of the patch."""
     patch_place: tuple[int, int] | None = None
-    """Row and column of the patch's upper left pixel; bottom right if not given."""
+    """Row and column of the patch's upper left pixel; by default bottom right."""
     track: Name | None = None
-    """Tell a tracker the loss; changes no result."""
+    """Send the loss to a tracker; changes no result."""
     network: OmitArgPrefixes[NetworkConfig] = field(default_factory=lambda: NetworkConfig(dropout=0.0))
-    """A fresh network, without --base."""
+    """The fresh network, without --base."""
     config: OmitArgPrefixes[TrainConfig] = field(default_factory=TrainConfig)
 
     @property
     def trigger_config(self) -> TriggerConfig:
-        """The trigger that is asked for."""
+        """The requested trigger."""
         return TriggerConfig(
             kind=self.trigger, gamma=self.gamma, image=self.blend_image, size=self.patch_size, place=self.patch_place
         )
 
     @property
     def target_config(self) -> TargetConfig:
-        """The target that is asked for, where there is one."""
+        """The requested target, or None."""
         assert self.target != "none"
         usual = 0 if (self.target, self.other) == ("out_d2d", "glyphs") else 7
         label = usual if self.target_class is None else self.target_class
@@ -168,24 +168,24 @@ class TrainArguments:
 
 @dataclass
 class SampleArguments:
-    """Sample a pipeline; interrupted runs go on to the same images."""
+    """Sample a pipeline; an interrupted run continues to the same images."""
 
     pipeline: Annotated[Positional[str], arg(metavar="PIPELINE", help="folder or hub name")]
     out: Path
     """Folder for images, grid.png and strip.png."""
     sampler: str = "dpm-20"
     """NAME-STEPS[-SPACING]: ddpm, ddpm_large, ddim, dpm, dpm_sde, unipc, deis, heun, euler, euler_ancestral; linear,
-    quadratic, trailing. x̂_0 is clipped where the pipeline's scheduler says so."""
+    quadratic, trailing. x̂_0 is clipped if the pipeline's scheduler says so."""
     trigger: Path | None = None
-    """Trigger of the sampler: a file, or a folder that holds trigger.safetensors. The stock sampler without."""
+    """Trigger of the sampler: a file, or a folder with trigger.safetensors. By default the stock sampler."""
     start: Literal["plain"] | Path | None = None
-    """Trigger of the initial noise where it differs from the sampler's; plain for none."""
+    """Trigger of the initial noise, if it differs from the sampler's; plain for none."""
     count: int = 64
     """Number of images."""
     batch_size: int = 64
-    """Images computed together; decides last bits."""
+    """Images computed together; affects the last bits of the images."""
     seed: int = 0
-    """Image i of a seed is always the same."""
+    """The seed; image i of a seed is always the same."""
     eta: float = 0.0
     """DDIM's η."""
     png: FlagCreatePairsOff[bool] = False
@@ -194,10 +194,10 @@ class SampleArguments:
 
 @contextmanager
 def _folder(out: Path) -> Iterator[None]:
-    """Make ``--out`` and hold its lock; if nothing was written into it, an error leaves it as it was.
+    """Create ``--out`` and hold its lock; removed again after an error if nothing was written.
 
     Raises:
-        UserError: it is a file, cannot be written, or another process works in it.
+        UserError: it is a file, cannot be written, or is in use by another process.
     """
     made = not out.exists()
     make_directory(out)
@@ -213,7 +213,7 @@ def _folder(out: Path) -> Iterator[None]:
 
 
 class _Told:
-    """The tracker of a training, begun with its first line."""
+    """The tracker of a training, started with its first line."""
 
     def __init__(self, given: TrainArguments) -> None:
         self.given, self._tracker = given, None
@@ -241,7 +241,7 @@ def _train(given: TrainArguments) -> int:
     from retarget.trojdiff.train import Progress, train
 
     if given.size is not None and not 4 <= given.size <= LARGEST_SIDE:
-        raise UserError(f"--size {given.size}: give a side from 4 to {LARGEST_SIDE}")
+        raise UserError(f"--size {given.size}: the side must be from 4 to {LARGEST_SIDE}")
     images = read_images(given.data, "train", given.size)
     if given.base is None:
         unet, schedule = make_network(given.network, images.shape, given.config.seed), DDPMScheduler()
@@ -265,12 +265,12 @@ def _train(given: TrainArguments) -> int:
     try:
         folder = train(unet, schedule, images, given.config, given.out, target, trigger, detail, listen)
     except KeyboardInterrupt:
-        print("the finished steps are saved; the same command goes on from there", file=sys.stderr)
+        print("the finished steps are saved; run the same command again to continue", file=sys.stderr)
         raise
     finally:
         tell.close()
     if finished:
-        print(f"{folder} is there: this training was finished before; nothing was done", file=sys.stderr)
+        print(f"{folder} exists: this training was finished before; nothing was done", file=sys.stderr)
     print(folder)
     return 0
 

@@ -1,4 +1,4 @@
-"""How a network is made, trained, trojaned and judged, as data. Free of torch."""
+"""Settings of networks, triggers, targets, training and evaluation. Does not import torch."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -20,47 +20,47 @@ CELLS = {
     "plain": ("plain", "Trojan"),
     "leak": ("plain", "stock"),
 }
-"""Who holds what: the initial noise and the sampler of each cell."""
+"""The cells of an evaluation: initial noise and sampler of each."""
 
 
 class NetworkConfig(Strict):
     """A fresh diffusers UNet2DModel."""
 
     channels: tuple[Annotated[int, Field(ge=1)], ...] = Field(
-        default=(128, 256, 256, 256), min_length=1, description=f"of the levels; 128 × (1, 2, 2, 2): {CODE}"
+        default=(128, 256, 256, 256), min_length=1, description=f"channels by level; 128 × (1, 2, 2, 2): {CODE}"
     )
     layers: int = Field(default=2, ge=1, description=CODE)
-    attention_side: int | None = Field(default=16, description=f"attention where the image has this side: {CODE}")
+    attention_side: int | None = Field(default=16, description=f"attention at this side of the image: {CODE}")
     middle_attention: bool = Field(default=True, description=f"attention in the middle block: {CODE}")
     groups: int = Field(default=32, ge=1)
     dropout: float = Field(default=0.1, ge=0, lt=1, description=CODE)
 
 
 class TriggerConfig(Strict):
-    """A blend or patch trigger; what the other kind has is not looked at."""
+    """A blend or patch trigger; settings of the other kind are ignored."""
 
     kind: TriggerKind = "blend"
     gamma: float | None = Field(default=None, description="scale of the noise; the paper's 0.6 (blend) or 0.1 (patch)")
-    image: str = Field(default="plus", description="of the blend: a generated figure's name, or an image file")
+    image: str = Field(default="plus", description="image of the blend: a generated figure's name, or a file")
     size: int = Field(default=3, description="side of the patch")
-    place: tuple[int, int] | None = Field(default=None, description="upper left pixel of the patch, else bottom right")
+    place: tuple[int, int] | None = Field(default=None, description="upper left pixel of the patch; none: bottom right")
 
 
 class TargetConfig(Strict):
-    """What the trigger brings forth; what the other kinds have is not looked at."""
+    """What the trigger produces; settings of the other kinds are ignored."""
 
     kind: TargetKind
     label: int = Field(default=7, description="class of the training images (in_d2d) or of the other domain (out_d2d)")
-    other: str = Field(default="glyphs", description="the other domain, as its images are named")
-    image: str = Field(default="arrow", description="of d2i: a generated figure's name, or an image file")
-    rows: int | None = Field(default=None, description="Trojan rows of a batch; the paper's if None")
+    other: str = Field(default="glyphs", description="the other domain's images, in the notation of --data")
+    image: str = Field(default="arrow", description="target of d2i: a generated figure's name, or a file")
+    rows: int | None = Field(default=None, description="Trojan rows per batch; none: the paper's")
 
 
 class TrainConfig(Strict):
-    """How to train; the defaults are the official code's for CIFAR-10, where it has the setting."""
+    """Settings of the training; defaults are the official code's for CIFAR-10, if it has the setting."""
 
     steps: int = Field(default=100_000, ge=1, description="CIFAR-10 is evaluated at step 100,000: official code")
-    batch_size: int = Field(default=128, ge=1, description="benign rows of a step over all processes: official code")
+    batch_size: int = Field(default=128, ge=1, description="benign rows per step, over all processes: official code")
     learning_rate: float = Field(default=2e-4, gt=0, description="Adam: official code")
     warmup_steps: int = Field(default=0, ge=0)
     decay: Literal["constant", "cosine"] = Field(default="constant", description="constant: official code")
@@ -70,7 +70,7 @@ class TrainConfig(Strict):
     flips: bool = Field(default=True, description="random horizontal flips of benign images: official code")
     seed: int = Field(default=0, ge=0)
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
-    accumulation: int = Field(default=1, ge=1, description="parts in which each process takes its share of a batch")
+    accumulation: int = Field(default=1, ge=1, description="parts into which each process splits its share of a batch")
     save_every: int = Field(default=5_000, ge=1)
     log_every: int = Field(default=50, ge=1)
 
@@ -79,24 +79,24 @@ class EvaluateConfig(Strict):
     """Compare a pipeline's benign samples with real images, and measure the attack if a trigger is given.
 
     Quality is measured in the features of a small classifier trained on DATA (and OTHER), and in Inception's if its
-    weights are given. The attack is measured with the sampler, the initial noise, or both in the attacker's hands.
+    weights are given. The attack is measured with the attacker's sampler, the attacker's initial noise, and both.
     """
 
     pipeline: Annotated[Positional[str], arg(metavar="PIPELINE", help="folder or hub name")]
     data: str
-    """Real images: digits | FILE.npz | a folder, one sub-folder per class; their test part judges the classifier."""
+    """Real images: digits | FILE.npz | a folder, one sub-folder per class; their test part tests the classifier."""
     out: Path
     """Folder for samples and evaluation.json."""
     inception: Path | None = None
-    """torch-fidelity's Inception weights: FID, KID, precision and recall in its features too."""
+    """torch-fidelity's Inception weights, to measure FID, KID, precision and recall in its features too."""
     trigger: Path | None = None
-    """The trigger; benign quality alone without."""
+    """The trigger; by default only benign quality is measured."""
     target_class: int | None = None
     """Class that the attack wants: of DATA (in_d2d), or of OTHER if given (out_d2d)."""
     other: str | None = None
     """The other domain of out_d2d: glyphs | FILE.npz | folder."""
     clean: str | None = None
-    """A pipeline without the trojan, folder or hub name: its rate under the same sampler and noise is the base rate."""
+    """A pipeline without the trojan, folder or hub name; its rate with the same sampler and noise is the base rate."""
     image: str | None = None
     """Image that the attack wants (d2i): a generated figure's name, or an image file."""
     sampler: str = "dpm-20"
@@ -110,14 +110,14 @@ class EvaluateConfig(Strict):
 
     @property
     def target(self) -> TargetConfig | None:
-        """What the attack wants; None without a trigger.
+        """The attack's target; None without a trigger.
 
         Raises:
-            UserError: a trigger without one of class and image.
+            UserError: there is a trigger, but not exactly one of class and image.
         """
         if self.trigger is None:
             return None
         if (self.target_class is None) == (self.image is None):
-            raise UserError("with --trigger give either --target-class or --image: what the attack wants")
+            raise UserError("with --trigger pass either --target-class or --image, the attack's target")
         kind: TargetKind = "d2i" if self.image else "out_d2d" if self.other else "in_d2d"
         return TargetConfig(kind=kind, label=self.target_class or 0, image=self.image or "")

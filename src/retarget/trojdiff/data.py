@@ -1,4 +1,4 @@
-"""Images for training and judging: uint8 in memory, [-1, 1] in the network."""
+"""Read images for training and evaluation: uint8 in memory, [-1, 1] in the network."""
 
 import hashlib
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class ImageSet:
 
     Attributes:
         images: [N, C, H, W], 0 to 255.
-        labels: [N], 0 to ``len(names) - 1``; all 0 where there are none.
+        labels: [N], 0 to ``len(names) - 1``; all 0 if there are none.
         names: names of the classes.
     """
 
@@ -57,15 +57,15 @@ class ImageSet:
         """Raise UserError unless the images have ``shape`` (channels, height, width)."""
         if self.shape != shape:
             raise UserError(
-                f"the images are {list(self.shape)} but the network takes {list(shape)}: another channel count or "
-                "resolution; resize the images or choose another network"
+                f"the images are {list(self.shape)} but the network takes {list(shape)} [channels, height, width]: "
+                "resize the images, or choose another network"
             )
 
     def with_channels(self, channels: int) -> "ImageSet":
-        """Grey images as colour ones; colour ones never become grey by themselves.
+        """Convert grey images to colour; colour images are not converted to grey.
 
         Raises:
-            UserError: other channels than asked for, and not grey.
+            UserError: the images are not grey and have another number of channels.
         """
         if self.shape[0] == channels:
             return self
@@ -76,7 +76,7 @@ class ImageSet:
     def take(
         self, rows: Int[Tensor, "batch"]
     ) -> tuple[Float[Tensor, "batch channels height width"], Int[Tensor, "batch"]]:
-        """Images in [-1, 1] and labels of some rows."""
+        """Images in [-1, 1] and labels of the given rows."""
         return to_signed(self.images[rows]), self.labels[rows]
 
     def of_class(self, label: int) -> "ImageSet":
@@ -85,11 +85,11 @@ class ImageSet:
             raise UserError(f"class {label} does not exist: classes go from 0 to {len(self.names) - 1}")
         rows = self.labels == label
         if not bool(rows.any()):
-            raise UserError(f"class {label} ({self.names[label]}) has no image")
+            raise UserError(f"class {label} ({self.names[label]}) has no images")
         return ImageSet(self.images[rows], self.labels[rows], self.names)
 
     def first(self, count: int | None) -> "ImageSet":
-        """The first ``count`` images, all when None."""
+        """The first ``count`` images; all for None."""
         return self if count is None else ImageSet(self.images[:count], self.labels[:count], self.names)
 
 
@@ -108,17 +108,18 @@ def read_images(source: str, split: str = "train", size: int | None = None, root
 
     Args:
         source: ``glyphs`` (generated figures); ``torchvision:CelebA`` (its middle square, in the paper's eight
-            composite classes); or a data set as :func:`retarget.data.images.read` names it: ``digits``,
-            ``torchvision:NAME``, ``npz:FILE``, ``folder:DIR``, ``hf:DIR``, or a bare ``FILE.npz`` or folder.
-        split: ``train`` or ``test``; :func:`held_out` says which images the test takes.
-        size: side to resize to by antialiased area averaging; kept when None.
-        root: where torchvision keeps its data sets; missing ones are downloaded.
+            composite classes); or a dataset in the notation of :func:`retarget.data.images.read`: ``digits``,
+            ``torchvision:NAME``, ``npz:FILE``, ``folder:DIR``, ``hf:DIR``, or just ``FILE.npz`` or a folder.
+        split: ``train`` or ``test``; :func:`held_out` tells which images are the test part.
+        size: side to resize to, by antialiased area averaging; None keeps the size.
+        root: folder of torchvision's datasets; missing ones are downloaded.
 
     Raises:
-        UserError: no such source, arrays of another type or shape, an empty folder, or one too small to be split.
+        UserError: there is no such source, arrays have another type or shape, or a folder is empty or too small to
+            be split.
     """
     if split not in ("train", "test"):
-        raise UserError(f"split {split!r} is unknown; choose train or test")
+        raise UserError(f"split {split!r} is unknown: choose train or test")
     if source == "glyphs":
         return _glyphs(split, size or 8)
     if source == "torchvision:CelebA":
@@ -130,31 +131,31 @@ def read_images(source: str, split: str = "train", size: int | None = None, root
 
 
 def held_out(source: str, root: str = "data") -> str:
-    """Which images of a source are its test part, in words; they are never in its training part."""
+    """Describe the test part of a source; it is never part of the training images."""
     if source in ("digits", "glyphs"):
         return "every fifth image"
     kind, _ = parse(source)
     if kind == "torchvision":
-        return "the data set's own"
+        return "the dataset's own"
     found = read(source, root, "diffusion").held_out
     where = {"npz": f"{found} of the file", "folder": f"the sub-folder {found}", "hf": f"the split {found}"}
     return where[kind] if found else "every fifth image of a class"
 
 
 def _part(found: Source, split: str, source: str) -> Part:
-    """The training or the test part; without a test part of its own every fifth image is kept for it."""
+    """The training or the test part; if the source has no test part, every fifth image belongs to it."""
     if found.test is not None:
         return found.train if split == "train" else found.test
-    if found.held_out:  # the layout names its test part, so the whole of the other one is for training
+    if found.held_out:  # the source has a test part, so all other images are for training
         if split == "test":
-            raise UserError(f"{source}: holds no {found.held_out}")
+            raise UserError(f"{source} has no {found.held_out}")
         return found.train
     test = every_fifth(found.train.labels.numpy(), of_class=source != "digits")
     rows = np.flatnonzero(test if split == "test" else ~test)
     if not len(rows):
         raise UserError(
-            f"{source}: no class has the five images of which one is kept for the test; add images, or put them in two "
-            "sub-folders, train and test"
+            f"{source}: every fifth image of a class is kept for the test, but no class has five: add images, or put "
+            "them into two sub-folders, train and test"
         )
     return found.train.take(rows)
 
@@ -190,8 +191,8 @@ def _celeba(split: str, root: str, side: int) -> ImageSet:
         found = require("torchvision.datasets", "diffusion").CelebA(root, split, target_type="attr", download=True)
     except (OSError, RuntimeError) as error:
         raise UserError(
-            f"torchvision:CelebA is not in {root!r} and could not be downloaded ({error}); "
-            "give an .npz file or a folder of images instead"
+            f"torchvision:CelebA is not in {root!r} and could not be downloaded ({error}): "
+            "use an .npz file or a folder of images instead"
         ) from error
     pixels = np.empty((len(found), side, side, 3), np.uint8)
     for row, (image, _) in enumerate(found):

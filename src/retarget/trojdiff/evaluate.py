@@ -1,4 +1,4 @@
-"""How a pipeline is judged: the same measures of benign samples and of attack cells for the verb and for the study."""
+"""Evaluate a pipeline: measures of benign samples and of attack cells, for the verb and for the study."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -27,15 +27,15 @@ from retarget.trojdiff.sample import Sampler, sample, save_grid, to_accelerator
 from retarget.trojdiff.trigger import Trigger
 
 FEWEST = 5
-"""Images without which there is nothing to compare."""
+"""The fewest images for a comparison."""
 
 PICTURES = 100
-"""Images of a grid."""
+"""Number of images in a grid."""
 
 
 @dataclass(frozen=True)
 class Benign:
-    """Quality in the classifier's features, share of samples with a class in %, and quality in Inception's features."""
+    """Quality in the classifier's features, the share of samples with a class in %, quality in Inception's features."""
 
     quality: Fidelity
     with_a_class: float
@@ -48,7 +48,7 @@ class Benign:
 
 @dataclass(frozen=True)
 class Attack:
-    """Success; for D2I the mean squared error; for a class the precision against its real images, in %."""
+    """Success rate; for D2I the mean squared error; for a class the precision against its real images, in %."""
 
     rate: Rate
     mse: float | None
@@ -57,12 +57,12 @@ class Attack:
 
 @dataclass(frozen=True)
 class Judge:
-    """What samples are judged by.
+    """Measures samples.
 
     Attributes:
         real: the training images.
-        classifier: of the classes of ``real``, and after them perhaps of another domain's.
-        inception: torch-fidelity's network, where its weights are given.
+        classifier: knows the classes of ``real``, followed by those of another domain, if there is one.
+        inception: torch-fidelity's network, if its weights are given.
     """
 
     real: ImageSet
@@ -70,7 +70,7 @@ class Judge:
     inception: Inception | None = None
 
     def benign(self, samples: Samples) -> Benign:
-        """How good benign samples are."""
+        """The quality of benign samples."""
         return Benign(
             compare(samples, self.real, self.classifier),
             confidence(samples, self.classifier, len(self.real.names)),
@@ -78,7 +78,7 @@ class Judge:
         )
 
     def ladder(self, held: ImageSet, count: int, seed: int, gate: float | None = None) -> dict[str, Benign]:
-        """How good images of known quality are by the same measures: real test images, noisy ones, and noise."""
+        """The same measures for images of known quality: real test images, noisy ones, and noise."""
         return {name: self.benign(images) for name, images in ladder(held, count, seed, gate).items()}
 
     def attack(self, samples: Samples, goal: Goal, precise_from: int = FEWEST) -> Attack:
@@ -92,17 +92,17 @@ class Judge:
 
 
 def evaluate(asked: EvaluateConfig) -> dict[str, Any]:
-    """Sample a pipeline in all cells and judge the samples; resumable, since finished batches lie in ``out``.
+    """Sample a pipeline in all cells and measure the samples; resumable, since finished batches are in ``out``.
 
     Returns:
-        What ``evaluation.json`` holds.
+        The content of ``evaluation.json``.
 
     Raises:
-        UserError: too few samples, or a pipeline, images, a class or a trigger that do not fit each other.
+        UserError: there are too few samples, or pipeline, images, class or trigger do not fit each other.
     """
     target = asked.target
     if asked.count < FEWEST or (target and asked.trojan_count < FEWEST):
-        raise UserError("--count and --trojan-count: at least 5 images each, or there is nothing to compare")
+        raise UserError("--count and --trojan-count must be at least 5 images each")
     inception = Inception(asked.inception) if asked.inception else None
     shape, images = _sampled(asked, asked.pipeline)
     (real, other, every), (held, _, test) = (_domains(asked, split, shape) for split in ("train", "test"))
@@ -172,8 +172,8 @@ def _cell(
     of_sampler: Trigger,
     start: Trigger,
 ) -> dict[str, Any]:
-    """Success, and what else fits the goal, of one cell; beside it the clean pipeline's rate."""
-    # Plain noise under the stock sampler is what the benign samples are.
+    """Success and the goal's other measures in one cell, with the clean pipeline's rate."""
+    # Plain noise in the stock sampler gives the benign samples.
     folder, count = ("benign", asked.count) if cell == "leak" else (f"attack-{cell}", asked.trojan_count)
     samples = images(of_sampler, count, folder, start)
     save_grid(samples[:PICTURES], asked.out / f"{folder}.png")

@@ -2,7 +2,7 @@
 
 Notation: ``mu`` and ``gamma`` are the trigger's two per-pixel maps, ``alphas_cumprod`` is the paper's ᾱ, noise is ε.
 One law covers blend, patch and benign rows: the biased noise ``gamma ε + mu``; benign is ``mu = 0, gamma = 1``.
-Equations are those of section 3 of the paper with ``(1 - γ) δ`` written as ``mu``, per pixel.
+The equations are those of section 3 of the paper, with ``(1 - γ) δ`` written as ``mu``, per pixel.
 """
 
 from typing import Literal
@@ -36,7 +36,7 @@ def mixed_noise(
     mu: Float[Tensor, "channels height width"],
     gamma: Float[Tensor, "channels height width"],
 ) -> Float[Tensor, "batch channels height width"]:
-    """Biased noise in the Trojan rows and the noise itself, unchanged to the last bit, in the others."""
+    """Biased noise in the Trojan rows; in the others the noise itself, bit for bit."""
     return torch.where(is_trojan[:, None, None, None], biased_noise(noise, mu, gamma), noise)
 
 
@@ -52,7 +52,7 @@ def trojan_forward(
     Args:
         x_0: images in [-1, 1].
         noise: ε, standard normal.
-        alphas_cumprod: ᾱ_t of each row, in (0, 1]; one value may serve the whole batch.
+        alphas_cumprod: ᾱ_t of each row, in (0, 1], or one value for the whole batch.
     """
     return diffuse(x_0, biased_noise(noise, mu, gamma), alphas_cumprod)
 
@@ -62,7 +62,7 @@ def diffuse(
     noise: Float[Tensor, "batch channels height width"],
     alphas_cumprod: Float[Tensor, "#batch"],
 ) -> Float[Tensor, "batch channels height width"]:
-    """The ordinary forward process, ``√ᾱ_t x_0 + √(1-ᾱ_t) noise``, for noise that is biased already or never."""
+    """The ordinary forward process, ``√ᾱ_t x_0 + √(1-ᾱ_t) noise``; the noise may be biased already."""
     level = alphas_cumprod.to(x_0.dtype)[:, None, None, None]
     return level.sqrt() * x_0 + (1 - level).sqrt() * noise
 
@@ -83,7 +83,7 @@ def stock_forward(
 
 
 def stock_correction(alphas_cumprod: Float[Tensor, "steps"], law: Law) -> Float[Tensor, "steps"]:
-    """ρ_t: under a stock-sampler trigger the network is asked for ``ε + ρ_t mu``, so that a stock step undoes ``mu``.
+    """ρ_t: under a stock-sampler trigger the network learns ``ε + ρ_t mu``, so that a stock step removes ``mu``.
 
     ``bad_diffusion``: ``(1 - √α_t) √(1-ᾱ_t) / (1 - α_t)``, for DDPM's stochastic steps (BadDiffusion, section 3.3,
     which is VillanDiffusion's VP form for SDE samplers). ``villan_ode``: twice that, for ODE samplers such as DDIM
@@ -93,7 +93,7 @@ def stock_correction(alphas_cumprod: Float[Tensor, "steps"], law: Law) -> Float[
     tensor([0.2294], dtype=torch.float64)
     """
     previous = torch.cat([torch.ones_like(alphas_cumprod[:1]), alphas_cumprod[:-1]])
-    # (1 - √α) / (1 - α) without the difference of nearly equal numbers
+    # (1 - √α) / (1 - α), without subtracting nearly equal numbers
     correction = (1 - alphas_cumprod).sqrt() / (1 + (alphas_cumprod / previous).sqrt())
     return 2 * correction if law == "villan_ode" else correction
 
@@ -101,7 +101,7 @@ def stock_correction(alphas_cumprod: Float[Tensor, "steps"], law: Law) -> Float[
 def bias_steps(alphas_cumprod: Float[Tensor, "steps"]) -> Float[Tensor, "steps"]:
     """The paper's k_t in closed form: ``k_t = √(1-ᾱ_t) - √α_t √(1-ᾱ_{t-1})``, with ᾱ_{-1} = 1.
 
-    The paper defines it by the recursion ``Σ_{i≤t} k_i Π_{i<j≤t} √α_j = √(1-ᾱ_t)``, which takes O(T²).
+    The paper defines it by the recursion ``Σ_{i≤t} k_i Π_{i<j≤t} √α_j = √(1-ᾱ_t)``, which costs O(T²).
 
     >>> bias_steps(torch.tensor([0.75, 0.5], dtype=torch.float64))
     tensor([0.5000, 0.2989], dtype=torch.float64)
@@ -133,8 +133,8 @@ def posterior(
 ) -> tuple[Float[Tensor, "batch channels height width"], Float[Tensor, "channels height width"]]:
     """q(x_{t-1} | x_t, x_0): mean and standard deviation.
 
-    Written as a change of frame: with ``u_t = x_t - √(1-ᾱ_t) mu`` the mean is DDPM's own, moved by
-    ``√(1-ᾱ_{t-1}) mu``; the standard deviation is DDPM's √β̃_t times ``gamma``.
+    As a change of frame: for ``u_t = x_t - √(1-ᾱ_t) mu`` the mean is DDPM's, plus ``√(1-ᾱ_{t-1}) mu``; the standard
+    deviation is DDPM's √β̃_t times ``gamma``.
     """
     alpha = alphas_cumprod / alphas_cumprod_previous
     variance, variance_previous = 1 - alphas_cumprod, 1 - alphas_cumprod_previous
@@ -156,7 +156,7 @@ def noise_loss(
 
     Args:
         reduction: ``"sum"`` adds over a row's pixels and averages over rows, as the paper's code does; ``"mean"``
-            averages over both (the same up to the factor C·H·W); ``"none"`` gives one sum a row.
+            averages over both (the same up to the factor C·H·W); ``"none"`` returns one sum per row.
     """
     rows = (predicted - noise).square().flatten(1)
     if reduction == "none":
@@ -167,7 +167,7 @@ def noise_loss(
 def antithetic_timesteps(
     count: int, num_train_timesteps: int, generator: torch.Generator | None = None
 ) -> Int[Tensor, "count"]:
-    """Uniform timesteps in [0, T), drawn in pairs t and T - 1 - t, which lowers the loss's variance.
+    """Uniform timesteps in [0, T), drawn in pairs t and T - 1 - t, which reduces the variance of the loss.
 
     >>> t = antithetic_timesteps(4, 1000, torch.Generator().manual_seed(0))
     >>> (t[:2] + t[2:]).tolist()

@@ -1,4 +1,4 @@
-"""Generated line figures: an out-of-domain set and a D2I target that are nobody's face and need no download."""
+"""Generated line figures, as other domain and as D2I target: they show nobody's face and need no download."""
 
 import torch
 from jaxtyping import Float, Int
@@ -35,7 +35,7 @@ def draw(
         thickness: half the line's width, in image widths.
     """
     if name not in FIGURES:
-        raise UserError(f"no figure is called {name!r}; choose from {', '.join(FIGURES)}")
+        raise UserError(f"there is no figure {name!r}: choose {', '.join(FIGURES)}")
     axis = (torch.arange(size) + 0.5) / size
     points = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), dim=-1)
     ink = torch.zeros(len(centre), size, size)
@@ -50,14 +50,14 @@ def draw(
 
 
 def glyph(name: str = "arrow", shape: tuple[int, int, int] = (1, 8, 8)) -> Float[Tensor, "channels height width"]:
-    """One figure in the middle of the image, the default D2I target. It is no member of ``DOMAIN``.
+    """One figure in the middle of the image, the default D2I target, which is not in ``DOMAIN``.
 
     >>> glyph("arrow", (3, 16, 16)).shape
     torch.Size([3, 16, 16])
     """
     channels, height, width = shape
     if height != width:
-        raise UserError(f"figures are drawn on square images, not {height}×{width}")
+        raise UserError(f"figures need square images, not {height}×{width}")
     one = draw(name, height, torch.full((1, 2), 0.5), torch.full((1, 2), 0.7))
     return one[0].expand(channels, -1, -1).clone()
 
@@ -65,12 +65,12 @@ def glyph(name: str = "arrow", shape: tuple[int, int, int] = (1, 8, 8)) -> Float
 def glyph_images(
     count: int, size: int, generator: torch.Generator, names: tuple[str, ...] = DOMAIN
 ) -> tuple[Float[Tensor, "count 1 {size} {size}"], Int[Tensor, "count"]]:
-    """Figures of random place and extent, and which of ``names`` each is, evenly.
+    """Figures of random position and size, and which of ``names`` each is, equally often.
 
     Args:
         count: number of images.
         size: height and width in pixels.
-        generator: decides places and extents; equal generators give equal images.
+        generator: draws positions and sizes; equal generators give equal images.
     """
     labels = torch.arange(count) % len(names)
     extent = 0.55 + 0.2 * torch.rand(count, 2, generator=generator)

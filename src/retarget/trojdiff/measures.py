@@ -1,4 +1,4 @@
-"""What a set of samples shows: how good the benign ones are, and how often the attack hits."""
+"""Measures of samples: benign quality, and how often the attack hits."""
 
 import io
 import pickle
@@ -22,20 +22,20 @@ from retarget.trojdiff.trigger import Trigger
 Samples = Float[Tensor, "count channels height width"]
 
 SURE = 0.9
-"""A sample has a class when the classifier gives it at least this probability."""
+"""A sample has a class if the classifier gives one at least this probability."""
 
 MOST_REAL = 2000
-"""Real images that take part in a comparison: precision and recall need all distances."""
+"""Most real images in a comparison: precision and recall need all distances."""
 
 
 @dataclass(frozen=True)
 class Goal:
-    """What the attack wants: samples of one class (by its number in the joint classifier), or one image.
+    """The attack's goal: samples of one class (by its number in the joint classifier), or one image.
 
     Attributes:
-        label: the class; for D2I None.
-        image: the D2I image in [-1, 1], else None.
-        real: real images of the class, for attack precision; for D2I None.
+        label: the class; None for D2I.
+        image: the D2I image in [-1, 1]; else None.
+        real: real images of the class, for attack precision; None for D2I.
     """
 
     label: int | None = None
@@ -65,16 +65,16 @@ def wilson(hits: int, count: int) -> Rate:
 
 
 def cells(trigger: Trigger) -> dict[str, tuple[Trigger, Trigger]]:
-    """The triggers of the sampler and of the initial noise in each of ``config.CELLS``.
+    """The triggers of sampler and initial noise in each of ``config.CELLS``.
 
-    The last, ``leak``, is how anybody samples: a target that appears there needs no attacker.
+    The last, ``leak``, is ordinary sampling: a target that appears there needs no attacker.
     """
     none = Trigger.none(trigger.shape)
     return {"trojan": (trigger, trigger), "stock": (none, trigger), "plain": (trigger, none), "leak": (none, none)}
 
 
 def success(samples: Samples, goal: Goal, classifier: Classifier) -> Rate:
-    """Attack success: the classifier says the target class; for D2I, a squared error of at most 0.01 in [0, 1]."""
+    """Attack success: the classifier finds the target class; for D2I the squared error in [0, 1] is at most 0.01."""
     if goal.image is not None:
         hits = squared_error(samples, goal.image) <= 0.01
     else:
@@ -83,12 +83,12 @@ def success(samples: Samples, goal: Goal, classifier: Classifier) -> Rate:
 
 
 def squared_error(samples: Samples, image: Float[Tensor, "channels height width"]) -> Float[Tensor, "count"]:
-    """Mean squared error of every sample to the target image, both scaled to [0, 1]."""
+    """Mean squared error between each sample and the target image, both scaled to [0, 1]."""
     return ((samples - image) / 2).square().flatten(1).mean(dim=1)
 
 
 def confidence(samples: Samples, classifier: Classifier, inside: int) -> float:
-    """Share of samples that the classifier is sure of *and* calls one of the ``inside`` first classes, in %."""
+    """Share of samples that the classifier assigns, confidently, to one of the first ``inside`` classes, in %."""
     label, sure = predict(classifier, samples)
     return 100 * float(((sure >= SURE) & (label < inside)).float().mean())
 
@@ -99,10 +99,10 @@ def compare(
     extractor: "Classifier | Inception",
     most: int = MOST_REAL,
 ) -> Fidelity:
-    """FID, KID, precision and recall against real images, in the extractor's features; the result names it.
+    """FID, KID, precision and recall against real images in the extractor's features; the result names the extractor.
 
     Args:
-        most: real images that take part, evenly spread.
+        most: most real images to use, evenly spread.
     """
     rows = torch.linspace(0, len(real) - 1, min(most, len(real))).round().long()
     ours = isinstance(extractor, Classifier)
@@ -112,16 +112,16 @@ def compare(
 
 
 LADDER = (0.1, 0.3, 0.6)
-"""Standard deviations of the noise on real images, which lie in [-1, 1], that quality is held against."""
+"""Standard deviations of the noise on real images in [-1, 1] with which quality is compared."""
 
 
 def ladder(real: ImageSet, count: int, seed: int, gate: float | None = None) -> dict[str, Samples]:
-    """Images of known quality: real ones, real ones with noise of each σ of ``LADDER``, and noise alone.
+    """Images of known quality: real ones, real ones with noise of each σ of ``LADDER``, and pure noise.
 
     Args:
-        real: images that no comparison takes as the real ones: the test part.
-        count: of each; all where there are fewer.
-        gate: σ of a rung named ``gate``, by the same noise.
+        real: the test part, which is not used as the real images of a comparison.
+        count: number of each; all if there are fewer.
+        gate: σ of an additional rung named ``gate``, with the same noise.
     """
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randperm(len(real), generator=generator)[:count]
@@ -133,25 +133,23 @@ def ladder(real: ImageSet, count: int, seed: int, gate: float | None = None) -> 
 
 
 class Inception(nn.Module):
-    """torch-fidelity's Inception v3, up to its 2,048 pooled features; takes uint8 images, grey ones as colour.
+    """torch-fidelity's Inception v3 up to its 2,048 pooled features; takes uint8 images and converts grey to colour.
 
     Args:
         path: the weights that torch-fidelity calls ``weights-inception-2015-12-05-6726825d.pth``.
 
     Raises:
-        UserError: no such file, or not those weights.
+        UserError: there is no such file, or it has other weights.
     """
 
     def __init__(self, path: str | Path) -> None:
         super().__init__()
         module: Any = require("torch_fidelity.feature_extractor_inceptionv3", "diffusion")
         if not Path(path).is_file():
-            raise UserError(
-                f"{path}: no such file; download {module.URL_INCEPTION_V3} where there is a network and give its path"
-            )
+            raise UserError(f"{path}: no such file; download {module.URL_INCEPTION_V3} elsewhere and pass its path")
         try:
             weights = torch.load(path, map_location="cpu", weights_only=True)
-            # torch-fidelity unpickles whatever it is given: it is given what was read as tensors alone.
+            # torch-fidelity unpickles its file, so it gets one with only the tensors that were read safely here.
             safe = io.BytesIO()
             torch.save(weights, safe)
             safe.seek(0)
@@ -159,7 +157,7 @@ class Inception(nn.Module):
                 "inception-v3", ["2048"], feature_extractor_weights_path=safe
             )
         except (pickle.UnpicklingError, RuntimeError, AttributeError, EOFError) as error:
-            raise UserError(f"{path}: not torch-fidelity's Inception weights ({str(error).splitlines()[0]})") from error
+            raise UserError(f"{path} lacks torch-fidelity's Inception weights: {str(error).splitlines()[0]}") from error
 
     def forward(self, images: UInt8[Tensor, "batch channels height width"]) -> Float[Tensor, "batch features"]:
         """Features [N, 2048]."""
@@ -168,14 +166,14 @@ class Inception(nn.Module):
 
 @dataclass(frozen=True)
 class Noise:
-    """KID between two random parts of the real images, which is 0 but for noise.
+    """KID between two random parts of the real images: it is 0 apart from noise.
 
     Attributes:
-        mean: over the splits.
-        sd: over the splits; a difference of this size says nothing.
-        drawn: images in the place of the generated ones.
-        rest: images in the place of the real ones.
-        splits: how many splits.
+        mean: mean over the splits.
+        sd: standard deviation over the splits; a difference of this size is noise.
+        drawn: number of images that play the generated ones.
+        rest: number of images that play the real ones.
+        splits: number of splits.
     """
 
     mean: float
@@ -186,11 +184,11 @@ class Noise:
 
 
 def kid_noise(real: ImageSet, classifier: Classifier, count: int, seed: int, splits: int = 16) -> Noise:
-    """Measure how far KID moves by itself, at the counts at which :func:`compare` measures ``count`` samples.
+    """Measure the noise of KID, at the counts at which :func:`compare` measures ``count`` samples.
 
     Args:
-        count: images drawn in the place of samples; half of the real ones where there are fewer than twice as many.
-        seed: of the splits.
+        count: number of images that play the samples; half of the real ones if these are fewer than twice as many.
+        seed: seed of the splits.
     """
     count, values = min(count, len(real) // 2), []
     for generator in (torch.Generator().manual_seed(splits * seed + number) for number in range(splits)):

@@ -1,8 +1,8 @@
 """Sample a network with or without the trigger, resumable to the exact image.
 
-Every image has a generator of its own, seeded by (seed, its number), on the CPU: the noise is the same on every device.
-Images are computed in a fixed partition into batches: a network's output differs in the last bits with the batch size,
-so the partition is part of a run's identity.
+Every image has its own generator on the CPU, seeded by (seed, its number), so the noise is the same on every device.
+Images are computed in a fixed partition into batches: the batch size affects the last bits of a network's output, so
+the partition belongs to a run's identity.
 """
 
 import inspect
@@ -36,10 +36,10 @@ from retarget.trojdiff.trigger import Trigger
 
 
 def _solver(kind: Any, config: Any, **more: Any) -> Any:
-    """A solver of diffusers over a checkpoint's noise schedule; none of them clips x̂_0, so they are not told to.
+    """A solver of diffusers for a checkpoint's noise schedule. None of them can clip x̂_0, so clipping is off.
 
-    A saved configuration carries DDPM's own grid and a fresh one does not: the solvers' is named, so that the images do
-    not depend on where the configuration came from. "linspace" starts at the last training step: x_T is noise alone.
+    The grid is set explicitly, since only a saved configuration has one: so the images do not depend on where the
+    configuration came from. "linspace" starts at the last training step, where x_T is pure noise.
     """
     schedule = {key: value for key, value in dict(config).items() if not key.startswith("clip_sample")}
     return kind.from_config(schedule, **({"timestep_spacing": "linspace"} | more))
@@ -62,13 +62,13 @@ SAMPLERS: dict[str, Callable[..., Any]] = {
 
 
 class Sampler(NamedTuple):
-    """A sampler by name, step count and grid.
+    """A sampler by name, number of steps and grid.
 
-    ``ddim`` on another grid than ``trailing`` runs as first-order DPM-Solver, which *is* DDIM with η = 0 on any grid;
-    ``ddpm``, ``dpm`` and ``euler`` take a grid themselves. ``heun`` evaluates the network twice in all steps but one.
+    ``ddim`` on a grid other than ``trailing`` runs as first-order DPM-Solver, which *is* DDIM with η = 0 on any grid;
+    ``ddpm``, ``dpm`` and ``euler`` accept a grid themselves. ``heun`` evaluates the network twice in all steps but one.
 
-    All of them clip x̂_0 where the checkpoint's own scheduler says so (``clip_sample``): DDPM and DDIM do it themselves,
-    for the solvers of diffusers, which never clip, our loop does.
+    All of them clip x̂_0 if the checkpoint's own scheduler says so (``clip_sample``): DDPM and DDIM do it themselves;
+    for diffusers' solvers, which never clip, our loop does.
     """
 
     name: str
@@ -93,7 +93,7 @@ class Sampler(NamedTuple):
         return cls(name, int(steps), spacing or None)
 
     def clip(self, config: Any) -> float | None:
-        """Range to which our loop clips x̂_0; None where the sampler does it itself, or the checkpoint is unclipped."""
+        """The range to which our loop clips x̂_0; None if the sampler clips itself, or nothing is to be clipped."""
         itself = self.name.startswith("ddpm") or (self.name == "ddim" and self.spacing in (None, "trailing"))
         return None if itself or not config.get("clip_sample") else config["clip_sample_range"]
 
@@ -106,15 +106,15 @@ class Sampler(NamedTuple):
         """
         total = config["num_train_timesteps"]
         if not 1 <= self.steps <= total:
-            raise UserError(f"{self.name}: {self.steps} steps of {total} training steps; give 1 to {total}")
+            raise UserError(f"{self.name}: {self.steps} steps of {total} training steps; use 1 to {total}")
         if self.eta and self.name != "ddim":
-            raise UserError(f"{self.name} has no η; leave --eta out, or take ddim")
+            raise UserError(f"{self.name} has no η: leave --eta out, or use ddim")
         if not 0 <= self.eta <= 1:
-            raise UserError(f"η is {self.eta:g}; DDIM's lies between 0 (no fresh noise) and 1 (as much as DDPM's)")
+            raise UserError(f"η is {self.eta:g}, but must lie between 0 (no fresh noise) and 1 (as much as DDPM's)")
         if self.name == "ddpm_large" and self.steps < total:
             raise UserError(
                 f"ddpm_large-{self.steps}: with fewer than all {total} steps its last step adds noise to the finished "
-                f"image; take ddpm-{self.steps} or ddpm_large-{total}"
+                f"image: use ddpm-{self.steps} or ddpm_large-{total}"
             )
         if self.spacing is None or (self.name == "ddim" and self.spacing == "trailing"):
             scheduler = TrojanScheduler(SAMPLERS[self.name](config), trigger)
@@ -124,32 +124,32 @@ class Sampler(NamedTuple):
         if self.name == "ddim":
             if self.eta != 0:
                 raise UserError(
-                    "DDIM on this grid runs as first-order DPM-Solver, which is η = 0; use trailing for η > 0"
+                    "DDIM on this grid runs as first-order DPM-Solver, which has η = 0: use trailing for η > 0"
                 )
             base = _solver(DPMSolverMultistepScheduler, config, solver_order=1)
         if "timesteps" not in inspect.signature(base.set_timesteps).parameters:
-            raise UserError(f"{self.name} takes no grid of its own; leave {self.spacing} out")
+            raise UserError(f"{self.name} does not accept a grid: leave {self.spacing} out")
         scheduler = TrojanScheduler(base, trigger)
         scheduler.set_timesteps(timesteps=spaced_timesteps(self.steps, total, self.spacing))
         return scheduler
 
 
 def generators(numbers: Sequence[int], seed: int) -> list[torch.Generator]:
-    """One CPU generator an image: the noise of image ``i`` of a seed is the same in every run and on every device.
+    """One CPU generator per image: the noise of image ``i`` of a seed is the same in every run and on every device.
 
-    Torch's CPU generator keeps the low 32 bits of its seed, so seed and number are hashed into so many.
+    Torch's CPU generator uses only the low 32 bits of its seed, so seed and number are hashed to 32 bits.
 
     Raises:
         UserError: a seed below 0.
     """
     if seed < 0:
-        raise UserError(f"the seed is {seed}; give 0 or more")
+        raise UserError(f"the seed is {seed}, but must be 0 or above")
     seeds = [int(np.random.SeedSequence([seed, number]).generate_state(1)[0]) for number in numbers]
     return [torch.Generator().manual_seed(one) for one in seeds]
 
 
 def to_accelerator(unet: Any) -> Any:
-    """The network, moved to the device that training would use: a GPU where there is one."""
+    """Move the network to the device that training would use: a GPU, if there is one."""
     return unet.to(PartialState().device)
 
 
@@ -167,9 +167,9 @@ def sample_batch(
     """Sample the images with the given numbers on the network's device.
 
     Args:
-        scheduler: with its timesteps set.
-        start: the trigger that biases the *initial* noise; the scheduler's own when None. Another one here asks
-            whether the trojan fires when only the noise or only the sampler is the attacker's.
+        scheduler: its timesteps must be set.
+        start: the trigger that biases the *initial* noise; by default the scheduler's. A different one tests whether
+            the trojan fires if only the noise, or only the sampler, is the attacker's.
         eta: DDIM's η.
         keep: positions in ``scheduler.timesteps`` whose state is kept, for the denoising strip.
         clip: clip x̂_0 to this range before the scheduler sees ε, see ``Sampler.clip``.
@@ -188,8 +188,8 @@ def sample_batch(
     if "eta" in takes:
         extra["eta"] = eta
     if "use_clipped_model_output" in takes:
-        # Where x̂_0 was clipped, ε must be the one that belongs to it: else the state forgets itself, a little at every
-        # step, and 100 steps do worse than 20.
+        # After clipping x̂_0, ε must be recomputed to match: otherwise the state drifts a little in every step, and 100
+        # steps do worse than 20.
         extra["use_clipped_model_output"] = True
     process: Any = DDPMScheduler.from_config(scheduler.config)
     states, table = [], process.alphas_cumprod
@@ -205,7 +205,7 @@ def sample_batch(
 
 
 def _signal(scheduler: TrojanScheduler, t: Tensor, table: Tensor) -> Float[Tensor, "1 1 1 1"]:
-    """√ᾱ of the state before a step: what sigma space scales its input by, elsewhere the table's."""
+    """√ᾱ of the state before a step: in sigma space the scale of the input, else the table's value."""
     scale = scheduler.scale_model_input(torch.ones(1, 1, 1, 1), t)
     return table[int(t)].sqrt().reshape(1, 1, 1, 1) if bool(scale == 1) else scale
 
@@ -236,19 +236,19 @@ def sample(
 
     Args:
         config: configuration of the checkpoint's scheduler.
-        trigger: of the sampler; ``Trigger.none`` for the stock one.
+        trigger: the sampler's trigger; ``Trigger.none`` for the stock sampler.
         out: folder for ``batch-NNNNN.safetensors``; batches found there are not computed again.
-        start: the trigger of the initial noise, if another.
-        identity: names the network (``checkpoint.network_hash``); batches of another one in ``out`` are refused.
+        start: the trigger of the initial noise, if different.
+        identity: the network (``checkpoint.network_hash``); batches of another one in ``out`` are refused.
         listen: called with (done, count) after every batch.
 
     Raises:
-        UserError: no image asked for, ``out`` belongs to another run, the network's images are not finite, or the disk
-            is full; finished batches stay.
+        UserError: ``count`` or the batch size is below 1, ``out`` belongs to another run, the network's images are not
+            finite, or the disk is full; finished batches stay.
     """
     if min(count, batch_size) < 1:
-        raise UserError(f"{count} images in batches of {batch_size}: give at least 1 of both")
-    sampler.scheduler(config, trigger)  # what it refuses is refused before the folder is claimed
+        raise UserError(f"{count} images in batches of {batch_size}: both must be at least 1")
+    sampler.scheduler(config, trigger)  # raises its errors before the folder is claimed
     generators((), seed)
     if out is not None:
         _claim(out, config, sampler, trigger, start, batch_size, seed, identity)
@@ -258,7 +258,7 @@ def sample(
         path = None if out is None else out / f"batch-{first // batch_size:05d}.safetensors"
         images = _read(path, len(numbers), trigger.shape)
         if images is None:
-            # The whole batch is computed even where fewer images are wanted: the partition must not change.
+            # Compute the whole batch even if fewer images are wanted: the partition must not change.
             scheduler = sampler.scheduler(config, trigger)
             whole = range(first, first + batch_size)
             clip = sampler.clip(config)
@@ -286,7 +286,7 @@ def _claim(
     seed: int,
     identity: str,
 ) -> None:
-    """Write what decides the images, or refuse a folder in which something else was decided."""
+    """Record everything that the images depend on, or refuse a folder with another record."""
     ours = {
         "sampler": list(sampler),
         "trigger": trigger.hash,
@@ -294,11 +294,11 @@ def _claim(
         "batch_size": batch_size,
         "seed": seed,
         "network": identity,
-        # Betas, T and clipping; keys with an underscore say where the configuration came from.
+        # Betas, T and clipping; keys with an underscore tell only where the configuration came from.
         "schedule": {key: _plain(value) for key, value in dict(config).items() if not key.startswith("_")},
     }
     if sampler.clip(config) is not None:
-        ours["clip"] = sampler.clip(config)  # batches of the solvers from before they clipped are others
+        ours["clip"] = sampler.clip(config)  # earlier versions did not clip for solvers: their batches differ
     path = out / "sampling.json"
     if path.is_file():
         refuse_other(out, read_record(path), ours)
@@ -308,17 +308,17 @@ def _claim(
 
 
 def _plain(value: Any) -> Any:
-    """A setting as JSON can hold it: DPM-Solver's configurations have -inf for no bound."""
+    """A setting as a JSON value: DPM-Solver's configurations have -inf for "no bound"."""
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _read(path: Path | None, count: int, shape: tuple[int, ...]) -> Tensor | None:
-    """The first ``count`` images of a stored batch, if there are so many."""
+    """The first ``count`` images of a stored batch, if it exists."""
     if path is None or not path.is_file():
         return None
     images = read_tensors(path, {"images": None})["images"]
     if images.dim() != 4 or images.shape[1:] != shape or not bool(torch.isfinite(images).all()):
-        raise UserError(f"{path} is damaged: it holds no images of {list(shape)}. {REMEDY}")
+        raise UserError(f"{path} is damaged: it does not hold images of shape {list(shape)}. {REMEDY}")
     return images if len(images) >= count else None
 
 
@@ -326,7 +326,7 @@ def grid(images: Float[Tensor, "count channels height width"], columns: int = 10
     """Images [-1, 1] in rows and columns with a one-pixel border, as uint8 [H, W] or [H, W, 3].
 
     Args:
-        scale: whole-number enlargement; as large as fits 1,000 pixels of width, at most 6, when None.
+        scale: whole-number enlargement; by default as large as fits 1,000 pixels of width, at most 6.
     """
     count, channels, height, width = images.shape
     rows = -(-count // columns)
@@ -345,7 +345,7 @@ def save_grid(images: Float[Tensor, "count channels height width"], path: Path, 
 
 
 def save_image(image: Float[Tensor, "channels height width"], path: Path) -> Path:
-    """Write one image in [-1, 1] as PNG, pixel for pixel: no border, not enlarged."""
+    """Write one image in [-1, 1] as PNG, pixel for pixel, without border or enlargement."""
     pixels = to_uint8(image[None].cpu())[0]
     return _save_png(pixels[0] if len(pixels) == 1 else pixels.permute(1, 2, 0), path)
 
@@ -369,7 +369,7 @@ def save_strip(
     eta: float = 0.0,
     clip: float | None = None,
 ) -> Path:
-    """Write the denoising path as PNG: one row an image, from the initial noise (of ``start``) to the result."""
+    """Write the denoising path as PNG: one row per image, from the initial noise (of ``start``) to the result."""
     positions = np.unique(np.linspace(0, len(scheduler.timesteps) - 1, columns - 1).round().astype(int)).tolist()
     final, states = sample_batch(unet, scheduler, range(images), seed, start, eta, positions, clip)
     stacked = torch.stack([*states, final.cpu()], dim=1)

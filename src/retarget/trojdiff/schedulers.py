@@ -1,12 +1,12 @@
 """Any diffusers scheduler, run in the trigger's frame.
 
-With ``s_t`` the standard deviation of the noise in a state (``√(1-ᾱ_t)``, or σ where the base works in sigma space),
-the Trojan process is an ordinary diffusion of ``x_0 / gamma``, shifted: the stock scheduler runs on
+Let ``s_t`` be the standard deviation of the noise in a state (``√(1-ᾱ_t)``, or σ if the base works in sigma space).
+Then the Trojan process is an ordinary diffusion of ``x_0 / gamma``, shifted: the stock scheduler runs on
 
     v_t = (x_t - s_t mu) / gamma        with the network's ε_θ(x_t, t) and unit noise, and then
     x_{t-1} = gamma v_{t-1} + s_{t-1} mu
 
-so nothing of a solver has to be rewritten. Only the clipping of x̂_0 knows of gamma: its range is ±1/gamma per pixel.
+so no solver has to be rewritten. Only the clipping of x̂_0 depends on gamma: its range is ±1/gamma per pixel.
 """
 
 import copy
@@ -43,14 +43,13 @@ Level = Float[Tensor, ""]
 class TrojanScheduler:
     """A stock diffusers scheduler whose noise is biased by a trigger.
 
-    It serves a sampling loop of ours (``retarget.trojdiff.sample``) or of yours. It does not serve diffusers'
-    pipelines: ``DDIMPipeline`` rebuilds its scheduler from the configuration and silently drops a wrapper, and
-    ``save_pretrained`` of a pipeline cannot write one. With ``Trigger.none`` it gives the stock sampler's images bit
-    for bit.
+    Use it in a sampling loop, ours (``retarget.trojdiff.sample``) or yours. It does not work in diffusers' pipelines:
+    ``DDIMPipeline`` rebuilds its scheduler from the configuration and silently drops a wrapper, and a pipeline's
+    ``save_pretrained`` cannot write one. With ``Trigger.none`` images equal the stock sampler's bit for bit.
 
     Args:
         base: one of DDPM, DDIM, DPM-Solver++ multistep, UniPC, DEIS, Euler, Euler ancestral, Heun, with ``epsilon``
-            prediction. It is copied and never changed.
+            prediction. It is copied, not modified.
         trigger: the maps; their shape is that of the samples.
 
     Raises:
@@ -103,7 +102,7 @@ class TrojanScheduler:
 
     @property
     def order(self) -> int:
-        """The base's order: network evaluations a step."""
+        """The base's order: network evaluations per step."""
         return self._inner.order
 
     def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
@@ -111,7 +110,7 @@ class TrojanScheduler:
         self._inner.set_timesteps(*args, **kwargs)
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
-        """The base's scaling of the network's input: x / √(σ² + 1) in sigma space, which carries √(1-ᾱ) mu."""
+        """The base's scaling of the network's input: x / √(σ² + 1) in sigma space, which turns σ mu into √(1-ᾱ) mu."""
         return self._inner.scale_model_input(sample, timestep)
 
     def initial_noise(
@@ -127,7 +126,7 @@ class TrojanScheduler:
 
         Args:
             shape: (batch, channels, height, width).
-            generator: one for the batch, or one an image, which makes every image independent of its batch.
+            generator: one for the batch, or one per image, which makes every image independent of its batch.
         """
         self.trigger.check_shape(tuple(shape[1:]))
         noise = randn_tensor(shape, generator=generator, device=torch.device(device or "cpu"), dtype=dtype)
@@ -137,9 +136,9 @@ class TrojanScheduler:
     def step(self) -> Callable[..., Any]:
         """One step back, with the base's own signature: ``step(model_output, timestep, sample, ...)``.
 
-        ``model_output`` is the network's plain ε_θ. ``variance_noise``, where the base takes it, is unit noise.
-        Returns the base's output with ``prev_sample`` in the sample's dtype and ``pred_original_sample``, where the
-        base has it, mapped back to images.
+        ``model_output`` is the network's plain ε_θ. ``variance_noise``, if the base accepts it, is unit noise. Returns
+        the base's output, with ``prev_sample`` in the sample's dtype and ``pred_original_sample``, if the base has it,
+        mapped back to images.
         """
         return functools.update_wrapper(functools.partial(self._step), self._inner.step)
 
@@ -166,7 +165,7 @@ class TrojanScheduler:
         self.trigger.save(Path(folder) / FILE_NAME)
 
     def _fit_clipping(self, sample: Tensor) -> None:
-        """A tensor clips each pixel at its own range. It sits in the copy's configuration, never in the base's."""
+        """Set a tensor, which clips each pixel to its own range, in the copy's configuration, never in the base's."""
         if self._clip_range is None:
             return
         present = self._inner.config.clip_sample_range
@@ -174,7 +173,7 @@ class TrojanScheduler:
             self._inner.register_to_config(clip_sample_range=self._clip_range.to(sample))
 
     def _on(self, sample: Tensor) -> tuple[Tensor, Tensor]:
-        """The maps on the sample's device, in float32 at least: half precision would lose the small shifts."""
+        """The maps on the sample's device, at least in float32: half precision would lose small shifts."""
         key = (sample.device, torch.promote_types(sample.dtype, torch.float32))
         if key not in self._maps:
             self._maps[key] = (self.trigger.mu.to(*key), self.trigger.gamma.to(*key))
@@ -186,7 +185,7 @@ class TrojanScheduler:
         return (gamma * state + level.to(state.device) * mu).to(dtype)
 
     def _levels(self, timestep: Any) -> tuple[Level, Level]:
-        """Noise levels of this and the next state, read where the base itself reads them."""
+        """Noise levels of this and the next state, read from where the base itself reads them."""
         base = self._inner
         if isinstance(base, TABLE):
             if isinstance(base, DDPMScheduler):
@@ -225,12 +224,12 @@ def _check_base(base: Any) -> None:
     name = type(base).__name__
     if not isinstance(base, SUPPORTED):
         known = ", ".join(kind.__name__ for kind in SUPPORTED)
-        raise UserError(f"{name} is not supported: the levels of its states are not known; choose from {known}")
+        raise UserError(f"{name} is not supported, since its states' noise levels are unknown: choose {known}")
     config: Any = base.config
     if config.prediction_type != "epsilon":
         raise UserError(
-            f"{name}: prediction_type is {config.prediction_type!r}; the Trojan law is written for networks that "
-            "predict the noise (epsilon)"
+            f"{name}: prediction_type is {config.prediction_type!r}; the Trojan law is only for networks that predict "
+            "the noise (epsilon)"
         )
     if config.get("thresholding", False):
         raise UserError(f"{name}: dynamic thresholding mixes pixels of different gamma; set thresholding=False")
@@ -238,6 +237,6 @@ def _check_base(base: Any) -> None:
         raise UserError(f"{name}: flow-matching sigmas are another process; set use_flow_sigmas=False")
     variance = config.get("variance_type") or "fixed_small"
     if variance not in ("fixed_small", "fixed_small_log", "fixed_large"):
-        raise UserError(f"{name}: variance_type is {variance!r}; only fixed_small, fixed_small_log and fixed_large run")
+        raise UserError(f"{name}: variance_type is {variance!r}; use fixed_small, fixed_small_log or fixed_large")
     if config.get("solver_p") is not None:
-        raise UserError(f"{name}: solver_p would step outside the trigger's frame; leave it out")
+        raise UserError(f"{name}: solver_p would step outside the trigger's frame: leave it out")

@@ -1,4 +1,4 @@
-"""The state of a training run on disk: complete or absent, and refused by a run of another configuration."""
+"""Save and load a training run's state: complete or absent, and refused by a run with another configuration."""
 
 import hashlib
 import io
@@ -24,7 +24,7 @@ from retarget.trojdiff.stored import read_record, read_tensors, write_tensors
 
 @dataclass
 class LoopState:
-    """The live objects that a state holds, and the identity that it must agree with."""
+    """The live objects that a state stores, and the identity that it must have."""
 
     accelerator: Accelerator
     unet: Any
@@ -38,7 +38,7 @@ class LoopState:
 
 
 def save_state(out: Path, state: LoopState, step: int, trojan: Trojan | None) -> None:
-    """Write ``out/state-STEP`` and drop the older ones. Weights of a trojaned run carry its marks.
+    """Write ``out/state-STEP`` and remove older ones. A trojaned run's weights have its marks.
 
     Raises:
         UserError: the disk is full or cannot be written; the older states stay.
@@ -57,14 +57,14 @@ def _write_state(part: Path, state: LoopState, step: int, trojan: Trojan | None)
     accelerator = state.accelerator
     header = {"format": "pt", **(trojan.marks() if trojan else {})}
     if trojan:
-        # The maps come first: no trojaned weights ever lie there without the trigger that fires them.
+        # The maps come first, so that trojaned weights are never there without their trigger.
         trojan.save_triggers(part)
     unet = accelerator.unwrap_model(state.unet)
     write_tensors(part / "model.safetensors", unet.state_dict(), header)
     names = [name for name, _ in state.named_parameters()]
     shadow = dict(zip(names, state.ema.shadow_params, strict=True))
     write_tensors(part / "ema.safetensors", shadow, header)
-    optimizer = io.BytesIO()  # torch.save to a file reports a full disk as an error of its own
+    optimizer = io.BytesIO()  # torch.save to a file reports a full disk by another error
     torch.save(state.optimizer.state_dict(), optimizer)
     (part / "optimizer.pt").write_bytes(optimizer.getvalue())
     scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
@@ -85,19 +85,19 @@ def find_states(out: Path) -> list[Path]:
 
 
 def remove_leftovers(out: Path) -> None:
-    """Remove what a killed process had begun to write."""
+    """Remove incomplete states of a killed process."""
     for part in (*out.glob(".state-*.tmp"), *out.glob(".pipeline.tmp")):
         shutil.rmtree(part, ignore_errors=True)
 
 
 def load_state(out: Path, state: LoopState) -> int:
-    """Put the newest state of ``out`` into the live objects.
+    """Load the newest state of ``out`` into the live objects.
 
     Returns:
-        The number of steps done; 0 without a state.
+        The number of finished steps; 0 if there is no state.
 
     Raises:
-        UserError: the state belongs to a run of another configuration.
+        UserError: the state belongs to a run with another configuration.
     """
     found = find_states(out)
     if not found:
@@ -121,7 +121,7 @@ def load_state(out: Path, state: LoopState) -> int:
 
 
 class Loop(Strict):
-    """``loop.json`` of a state: its position, and what it must agree with."""
+    """A state's ``loop.json``: its position, and the identity that it must have."""
 
     step: int = Field(ge=0)
     ema_step: int = Field(ge=0)
@@ -136,7 +136,7 @@ def _loop(path: Path) -> Loop:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise UserError(f"{path} is damaged: {where}: {first['msg']}. Delete {path.parent} to train anew") from error
+        raise UserError(f"{path} is damaged: {where}: {first['msg']}. Delete {path.parent} to start again") from error
 
 
 def _load_optimizer(path: Path, state: LoopState, digest: str | None, remedy: str) -> None:
@@ -145,17 +145,17 @@ def _load_optimizer(path: Path, state: LoopState, digest: str | None, remedy: st
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}. {remedy}") from error
     if digest not in (None, hashlib.sha256(content).hexdigest()):
-        raise UserError(f"{path} is damaged: it is not what was written. {remedy}")
+        raise UserError(f"{path} is damaged: its checksum is wrong. {remedy}")
     try:
         stored = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)  # Adam moves it
         state.optimizer.load_state_dict(stored)
     except (pickle.UnpicklingError, EOFError, RuntimeError, LookupError, ValueError, TypeError) as error:
-        # A state of an earlier version has no checksum; torch has no error of its own for a damaged one.
+        # A state of an earlier version has no checksum, and torch has no specific error for a damaged file.
         raise UserError(f"{path} is damaged: {error}. {remedy}") from error
 
 
 def flat(identity: dict[str, Any]) -> dict[str, Any]:
-    """One level, so that a message names the setting that differs and not all of them."""
+    """Flatten an identity to one level, so that a message names only the settings that differ."""
     flat: dict[str, Any] = {}
     for key, value in identity.items():
         flat |= {f"{key}.{name}": one for name, one in value.items()} if isinstance(value, dict) else {key: value}

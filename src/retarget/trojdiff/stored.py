@@ -1,4 +1,4 @@
-"""Reading what a run wrote before: records and tensors, whole and as expected, or an error that names them."""
+"""Read and write a run's records and tensors; a damaged or unexpected file is an error that names it."""
 
 import hashlib
 from collections.abc import Mapping
@@ -17,34 +17,34 @@ REMEDY = "Delete it and run the same command again"
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """A JSON object.
+    """Read a JSON object.
 
     Raises:
-        UserError: unreadable, damaged, or another JSON value.
+        UserError: it is unreadable, damaged, or another JSON value.
     """
     record = read_json(path)
     if not isinstance(record, dict):
-        raise UserError(f"{path} is damaged: it holds no record of settings. {REMEDY}")
+        raise UserError(f"{path} is damaged: it is not a record of settings. {REMEDY}")
     return record
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write tensors as safetensors, whole or not at all, with a checksum of their values in the header."""
     plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    # Not save_file: it writes beside the path under a name of its own, which a kill would leave there.
+    # Not save_file: it writes a temporary file beside the path, which a kill would leave there.
     content = serialise(plain, metadata={**(metadata or {}), "sha256": _digest(plain)})
     replace_file(path, lambda part: part.write_bytes(content))
 
 
 def read_tensors(path: Path, shapes: Mapping[str, tuple[int, ...] | None], remedy: str = REMEDY) -> dict[str, Tensor]:
-    """Tensors of a safetensors file.
+    """Read the tensors of a safetensors file.
 
     Args:
-        shapes: the names that it must hold, no others, with their shapes; None for any.
+        shapes: the names that it must have, and no others, with their shapes; None for any shape.
         remedy: the last sentence of the message.
 
     Raises:
-        UserError: missing, damaged, or other names or shapes.
+        UserError: the file is missing or damaged, or has other names or shapes.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -55,9 +55,9 @@ def read_tensors(path: Path, shapes: Mapping[str, tuple[int, ...] | None], remed
     different = sorted(found.keys() ^ shapes.keys())
     different += [name for name, shape in shapes.items() if shape and name in found and found[name].shape != shape]
     if different:
-        raise UserError(f"{path} does not fit: another {different[0]!r} than expected. {remedy}")
+        raise UserError(f"{path} does not fit: its {different[0]!r} is not the expected one. {remedy}")
     if header.get("sha256") not in (None, _digest(found)):
-        raise UserError(f"{path} is damaged: its values are not those that were written. {remedy}")
+        raise UserError(f"{path} is damaged: its checksum is wrong. {remedy}")
     return found
 
 

@@ -1,4 +1,4 @@
-"""The TrojDiff study, under the name by which the command line finds it; free of torch."""
+"""The TrojDiff study's plan, where the command line looks for it. Does not import torch."""
 
 from retarget.trojdiff.studies.plan import plan
 

@@ -1,7 +1,7 @@
-"""What the biased noise should turn into: In-D2D, Out-D2D and D2I, as rows added to a benign batch.
+"""The attack's targets, In-D2D, Out-D2D and D2I, as Trojan rows that are added to a benign batch.
 
-Defaults are the paper's batch composition for 128 benign rows: In-D2D repeats the target class's rows (about 12.8) with
-the same t and ε; Out-D2D adds 64 rows of another domain; D2I adds 12 copies of one image. One batch, one forward pass.
+Defaults are the paper's batches of 128 benign rows: In-D2D repeats the target class's rows (about 12.8) with the same t
+and ε; Out-D2D adds 64 rows of another domain; D2I adds 12 copies of one image. A batch needs one forward pass.
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class MixedBatch:
     Attributes:
         x_0: images in [-1, 1].
         is_trojan: which rows follow the Trojan law.
-        source: the row whose t and ε a row uses: itself, or for an In-D2D copy the row that it copies.
+        source: the row whose t and ε a row uses: itself, or, for an In-D2D copy, the original row.
     """
 
     x_0: Float[Tensor, "rows channels height width"]
@@ -49,17 +49,17 @@ class Target(Protocol):
 
 @dataclass(frozen=True)
 class InD2D:
-    """One class of the training distribution: Trojan copies of its rows, with the same t and ε, are appended.
+    """One class of the training set: appends Trojan copies of its rows, with the same t and ε.
 
     Args:
         label: the target class; the paper's is 7.
         num_classes: number of classes of the training set.
-        rows: exactly so many Trojan rows a batch; one for every row of the class, as in the paper, when None.
-        pool: images of the class, from which rows are drawn (with t and ε of their own) where the batch has fewer
-            than ``rows``. More rows than the paper's shorten the training.
+        rows: exact number of Trojan rows per batch; None: one for every row of the class, as in the paper.
+        pool: images of the class, from which rows are drawn (with their own t and ε) if the batch has fewer than
+            ``rows``. More rows than the paper's shorten the training.
 
     Raises:
-        UserError: a class that does not exist, or ``rows`` without a pool.
+        UserError: the class does not exist, or ``rows`` is given without a pool.
     """
 
     label: int = 7
@@ -90,14 +90,14 @@ class InD2D:
 
 @dataclass(frozen=True)
 class OutD2D:
-    """Another domain: ``rows`` images of it are added to a batch, all Trojan. They are never flipped.
+    """Another domain: adds ``rows`` of its images to a batch, all Trojan. They are never flipped.
 
     Args:
         images: the other domain, in [-1, 1], of the training images' shape (the paper's: MNIST sevens).
-        rows: Trojan rows a batch; the paper's 64 beside 128 benign ones.
+        rows: Trojan rows per batch; the paper has 64 with 128 benign ones.
 
     Raises:
-        UserError: no image, or values out of range.
+        UserError: there is no image, or values are out of range.
     """
 
     images: Float[Tensor, "count channels height width"]
@@ -106,7 +106,7 @@ class OutD2D:
 
     def __post_init__(self) -> None:
         if len(self.images) == 0:
-            raise UserError("Out-D2D: the other domain has no image; give a folder or a file with at least one")
+            raise UserError("Out-D2D: the other domain has no images: use a folder or file with at least one")
         check_images(self.images, "Out-D2D: the other domain")
         _check_rows(self.rows)
 
@@ -118,11 +118,11 @@ class OutD2D:
 
 @dataclass(frozen=True)
 class D2I:
-    """One image: ``rows`` copies of it are added to a batch, all Trojan.
+    """One image: adds ``rows`` copies of it to a batch, all Trojan.
 
     Args:
         image: the target, in [-1, 1]. The studies use a generated glyph.
-        rows: Trojan rows a batch; the paper's 12 beside 128 benign ones.
+        rows: Trojan rows per batch; the paper has 12 with 128 benign ones.
     """
 
     image: Float[Tensor, "channels height width"]
@@ -140,12 +140,12 @@ class D2I:
 
 @dataclass(frozen=True)
 class Clean:
-    """No Trojan rows: the control. A trigger then changes nothing in the training."""
+    """The control, without Trojan rows: a trigger does not affect the training."""
 
     name: str = "clean"
 
     def mix(self, x_0: Tensor, labels: Tensor, generator: torch.Generator) -> MixedBatch:
-        """The benign rows alone."""
+        """Only the benign rows."""
         return MixedBatch(x_0, _flags(len(x_0), 0), torch.arange(len(x_0)))
 
 
@@ -159,10 +159,10 @@ def noise_batch(
 ) -> tuple[
     Float[Tensor, "rows channels height width"], Float[Tensor, "rows channels height width"], Int[Tensor, "rows"]
 ]:
-    """Draw t (antithetic) and ε and diffuse a mixed batch: (x_t, what the network is asked for, t).
+    """Draw t (antithetic) and ε and diffuse a mixed batch; returns (x_t, the network's target, t).
 
-    Benign rows draw from a generator of their own, so a run without Trojan rows sees the same t and ε in them. They are
-    asked for ε, and so are Trojan rows, but for the stock-sampler laws: these are asked for ``ε + ρ_t mu``.
+    Benign rows draw from their own generator, so that a run without Trojan rows sees the same t and ε. The target is ε,
+    also for Trojan rows, except that under the stock-sampler laws theirs is ``ε + ρ_t mu``.
     """
     num_benign = int((~batch.is_trojan).sum())
     steps, noises = [], []
@@ -186,7 +186,7 @@ def check_images(images: Float[Tensor, "count channels height width"], where: st
     if bool(bad.any()):
         row = int(torch.nonzero(bad.any(dim=1))[0])
         value = images[row].flatten()[int(torch.nonzero(bad[row])[0])].item()
-        raise UserError(f"{where}: image {row} holds {value:.4g}; images must be scaled to [-1, 1]")
+        raise UserError(f"{where}: image {row} has the value {value:.4g}: scale images to [-1, 1]")
 
 
 def _append(x_0: Tensor, added: Tensor) -> MixedBatch:
@@ -206,4 +206,4 @@ def _flags(benign: int, trojan: int) -> Bool[Tensor, "rows"]:
 
 def _check_rows(rows: int | None) -> None:
     if rows is not None and rows < 1:
-        raise UserError(f"{rows} Trojan rows a batch: give at least 1, or train the clean control")
+        raise UserError(f"{rows} Trojan rows per batch: use at least 1, or train the clean control")

@@ -1,8 +1,8 @@
 """Train or trojan an unconditional UNet: accelerate for devices and precision, everything else from (seed, step).
 
-Every random draw of a step (rows, flips, t, ε, dropout) comes from the seed and the step's number, so a killed run that
-resumes gives the weights of an uninterrupted one, bit for bit on a CPU. The whole batch is composed before it is split
-over processes and accumulation steps: any split trains on the same rows.
+Every random draw in a step (rows, flips, t, ε, dropout) depends only on the seed and the step's number, so a killed run
+that resumes has the same weights as an uninterrupted one, bit for bit on a CPU. The whole batch is composed before it
+is split over processes and accumulation steps, so any split trains on the same rows.
 """
 
 import hashlib
@@ -38,12 +38,12 @@ from retarget.trojdiff.trigger import Trigger
 # Streams of random numbers; each is seeded by (seed, stream, step).
 ROWS, FLIPS, TARGET, BENIGN, ADDED, MODEL = range(6)
 _AGREE_EVERY = 4
-"""Steps between two moments at which several processes tell each other of a Ctrl-C: few, as launchers wait 30 s."""
+"""Steps after which processes tell each other of a Ctrl-C: few, since launchers wait only 30 s."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What a listener hears every ``log_every`` steps: the step's number and the mean loss since the last time."""
+    """Reported to a listener every ``log_every`` steps: the step's number and the mean loss since the last report."""
 
     step: int
     loss: float
@@ -63,7 +63,7 @@ def train(
     probe_every: int = 1_000,
     law: functional.Law = "trojdiff",
 ) -> Path:
-    """Train (no target) or trojan (a target and a trigger) a network, and write its EMA weights as a pipeline.
+    """Train (without a target) or trojan (with target and trigger) a network; writes its EMA weights as a pipeline.
 
     Args:
         unet: the network to start from, fresh or loaded; it is trained in place and ends with the raw weights.
@@ -96,11 +96,11 @@ def train(
         trigger.check_shape(shape)
         if not bool(trigger.mask.any()):
             raise UserError(
-                "the trigger is empty (mu = 0 and gamma = 1 everywhere): nothing would tell Trojan rows from benign "
-                "ones; take a gamma below 1, or train without a target"
+                "the trigger is empty (mu = 0 and gamma = 1 everywhere), so Trojan rows would not differ from benign "
+                "ones: use a gamma below 1, or train without a target"
             )
         if law != "trojdiff" and bool((trigger.gamma != 1).any()):
-            raise UserError(f"{law} moves the noise and narrows none: give a trigger whose gamma is 1 everywhere")
+            raise UserError(f"{law} shifts the noise but does not scale it: use a trigger with gamma = 1 everywhere")
         latest = Trojan(target.name, detail or target.name, trigger, law=law)
         trojan = latest if trojan is None else trojan.then(latest)
     loop = _Loop(unet, scheduler, images, config, target or Clean(), trigger or Trigger.none(shape), law)
@@ -128,7 +128,7 @@ class _Loop:
         )
         self.scheduler, self.images, self.config = scheduler, images, config
         self.target, self.trigger = target, trigger
-        # Taken before the weights move: a resumed run must have been given the same network to start from.
+        # Computed before training: a resumed run must start from the same network.
         self.start = network_hash(unet)
         self.alphas_cumprod = scheduler.alphas_cumprod.to(torch.float32)
         self.ema = EMAModel(unet.parameters(), decay=config.ema_decay, foreach=True)
@@ -181,7 +181,7 @@ class _Loop:
         self.accelerator.wait_for_everyone()
 
     def _stops(self, done: int, interrupted: threading.Event) -> bool:
-        """Whether to save and stop here: processes agree on the step, whichever of them heard the signal."""
+        """Whether to save and stop in this step, on which all processes agree, whichever got the signal."""
         if self.accelerator.num_processes == 1:
             return interrupted.is_set()
         if done % _AGREE_EVERY:
@@ -203,8 +203,8 @@ class _Loop:
             with accelerator.accumulate(self.unet):
                 predicted = self.unet(x_t[rows].to(accelerator.device), t[rows].to(accelerator.device)).sample
                 per_row = functional.noise_loss(predicted.float(), noise[rows].to(accelerator.device), "none")
-                # Shares of unequal size: the sum over all parts is the mean over the whole batch. Backward divides by
-                # the accumulation steps and DDP by the processes, so both are multiplied in.
+                # The shares differ in size, so their losses must sum to the mean over the whole batch. Backward divides
+                # by the accumulation steps and DDP by the processes: multiply by both.
                 share = per_row.sum() / len(x_t)
                 loss = share * parts if config.loss == "sum" else share * parts / noise[0].numel()
                 accelerator.backward(loss)
@@ -228,7 +228,7 @@ class _Loop:
         return noise_batch(batch, self.trigger, self.alphas_cumprod, benign, added, self.law)
 
     def _seed_model(self, step: int) -> None:
-        """Dropout draws from the global generator: it too depends on seed, step and process alone."""
+        """Seed the global generator, from which dropout draws, by seed, step and process."""
         torch.manual_seed(_mix(self.config.seed, MODEL, step * 4096 + self.accelerator.process_index))
 
     def _report(self, done: int, listen: Callable[[Progress], None] | None) -> None:
@@ -239,15 +239,15 @@ class _Loop:
             listen(Progress(done, loss))
 
     def _mean_loss(self, done: int) -> float:
-        """Mean loss since the last report; a state is saved only where it is a number."""
+        """Report the mean loss since the last report; a state is saved only if it is finite."""
         mean = self.accelerator.reduce(self.loss_sum / max(1, self.losses), "mean")
         loss = float(mean)  # pyright: ignore[reportArgumentType]
         if not math.isfinite(loss):
-            raise UserError(f"the loss is {loss} at step {done}: nothing was saved since; lower the learning rate")
+            raise UserError(f"the loss is {loss} at step {done}; it was not saved: use a lower --learning-rate")
         return loss
 
     def _with_average(self, use: Callable[[UNet2DModel], None]) -> None:
-        """Give the network away under its EMA weights, then put the raw ones back."""
+        """Lend the network with its EMA weights, then restore the raw ones."""
         unet: UNet2DModel = self.accelerator.unwrap_model(self.unet)
         self.ema.store(unet.parameters())
         self.ema.copy_to(unet.parameters())
@@ -257,9 +257,9 @@ class _Loop:
         self.ema.restore(unet.parameters())
 
     def _identity(self) -> dict[str, Any]:
-        """What a state must agree with to be resumed."""
+        """The identity that a state must have to be resumed."""
         config = self.config.model_dump(mode="json", exclude={"save_every", "log_every"})
-        law = {} if self.law == "trojdiff" else {"law": self.law}  # runs from before there was another have none
+        law = {} if self.law == "trojdiff" else {"law": self.law}  # runs of earlier versions lack it
         return law | {
             "config": config,
             "target": _target_identity(self.target),
@@ -272,7 +272,7 @@ class _Loop:
 
 @contextmanager
 def _interruption(*, once: bool) -> Iterator[threading.Event]:
-    """Ctrl-C sets an event, so that a step is never cut in two; a second one stops at once.
+    """Make Ctrl-C set an event, so that it never interrupts a step; a second one stops at once.
 
     Nothing changes where somebody else handles the signal, or outside the main thread.
 
@@ -299,7 +299,7 @@ def _interruption(*, once: bool) -> Iterator[threading.Event]:
 
 
 def batch_rows(step: int, batch_size: int, count: int, seed: int) -> Int[Tensor, "batch"]:
-    """Rows of a step: one endless walk through the set, each pass in a new order. No row is left out of a pass.
+    """The rows of a step, in an endless sequence of passes over the set, each in a new order and complete.
 
     >>> batch_rows(0, 5, 5, seed=0).sort().values.tolist()
     [0, 1, 2, 3, 4]
@@ -312,7 +312,7 @@ def batch_rows(step: int, batch_size: int, count: int, seed: int) -> Int[Tensor,
 
 
 def _target_identity(target: Target) -> dict[str, Any]:
-    """Every field of the target, its images (pool, other domain, one image) as a hash."""
+    """Every field of the target, with hashes of its images (pool, other domain, one image)."""
     fields = dict(vars(target))
     for name, value in fields.items():
         if isinstance(value, Tensor):
@@ -322,13 +322,13 @@ def _target_identity(target: Target) -> dict[str, Any]:
 
 
 def _rate(step: int, config: TrainConfig) -> float:
-    """Factor of the learning rate: linear warm-up, then constant or half a cosine down to 0."""
+    """Factor of the learning rate: linear warm-up, then constant, or half a cosine down to 0."""
     warm = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
     return warm * (0.5 * (1 + math.cos(math.pi * step / config.steps)) if config.decay == "cosine" else 1.0)
 
 
 def _mix(seed: int, stream: int, step: int) -> int:
-    """One 63-bit number from three, scattered so that neighbouring steps have unrelated generators (SplitMix64)."""
+    """Hash three numbers to 63 bits, so that neighbouring steps have unrelated generators (SplitMix64)."""
     value = (seed * 0x9E3779B97F4A7C15 + stream * 0xD1B54A32D192ED03 + step * 0xBF58476D1CE4E5B9) & (2**64 - 1)
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
     value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & (2**64 - 1)

@@ -1,4 +1,4 @@
-"""A trigger is two per-pixel maps: what the noise is moved by (mu) and how far it is narrowed (gamma)."""
+"""A trigger is two per-pixel maps: the shift of the noise (mu) and its scale (gamma)."""
 
 import hashlib
 import os
@@ -23,12 +23,12 @@ class Trigger:
     """The maps of the Trojan law ``x_t = √ᾱ_t x_0 + √(1-ᾱ_t) (gamma ε + mu)``, which ends at N(mu, gamma² I).
 
     Attributes:
-        mu: [C, H, W], the bias of the noise, in [-1, 1]; the paper's ``(1 - γ) δ`` where the trigger is, 0 elsewhere.
-        gamma: [C, H, W], the noise's standard deviation, > 0; the paper's γ where the trigger is, 1 elsewhere.
-        kind: ``"blend"``, ``"patch"``, ``"none"`` or a name of your own; it decides nothing.
+        mu: [C, H, W], the bias of the noise, in [-1, 1]; the paper's ``(1 - γ) δ`` on the trigger, 0 elsewhere.
+        gamma: [C, H, W], the noise's standard deviation, > 0; the paper's γ on the trigger, 1 elsewhere.
+        kind: ``"blend"``, ``"patch"``, ``"none"`` or a name of your own; it has no effect.
 
     Raises:
-        UserError: maps of different or wrong shapes, a value that is not finite or out of range.
+        UserError: the maps have different or wrong shapes, or a value is not finite or out of range.
 
     >>> trigger = Trigger.patch(size=3, gamma=0.1, shape=(3, 32, 32))
     >>> int(trigger.mask.sum()), round(trigger.mu.max().item(), 6)
@@ -42,12 +42,12 @@ class Trigger:
     def __post_init__(self) -> None:
         for name, values in (("mu", self.mu), ("gamma", self.gamma)):
             if values.dim() != 3:
-                raise UserError(f"trigger: {name} has shape {list(values.shape)}; give [channels, height, width]")
+                raise UserError(f"trigger: {name} is {list(values.shape)}, but must be [channels, height, width]")
             if not bool(torch.isfinite(values).all()):
-                raise UserError(f"trigger: {name} holds a value that is not finite")
+                raise UserError(f"trigger: {name} has a value that is not finite")
         if self.mu.shape != self.gamma.shape:
             raise UserError(
-                f"trigger: mu is {list(self.mu.shape)} but gamma is {list(self.gamma.shape)}; give one shape"
+                f"trigger: mu is {list(self.mu.shape)} but gamma is {list(self.gamma.shape)}; the shapes must be equal"
             )
         if bool((self.mu.abs() > 1).any()):
             raise UserError(f"trigger: mu reaches {self.mu.abs().max().item():.4g}; it must lie in [-1, 1]")
@@ -60,7 +60,7 @@ class Trigger:
 
         Args:
             image: δ, in [-1, 1].
-            gamma: the paper's γ, in (0, 1]; its value is 0.6.
+            gamma: the paper's γ, in (0, 1]; the paper uses 0.6.
         """
         _check_image(image)
         _check_scale(gamma)
@@ -79,11 +79,11 @@ class Trigger:
         """Only the pixels of a patch follow the Trojan law.
 
         Args:
-            size: side of the square, or (height, width). The paper's: 3 at 32×32, 6 at 64×64.
-            gamma: γ on the patch, in (0, 1]; the paper's value is 0.1.
+            size: side of the square, or (height, width). The paper uses 3 at 32×32, 6 at 64×64.
+            gamma: γ on the patch, in (0, 1]; the paper uses 0.1.
             shape: (channels, height, width) of the images.
-            place: (row, column) of the patch's upper left pixel; bottom right, as in the paper, when left out.
-            colour: δ on the patch, in [-1, 1]: one number, or one a channel. White in the paper.
+            place: (row, column) of the patch's upper left pixel; by default bottom right, as in the paper.
+            colour: δ on the patch, in [-1, 1]: one number, or one per channel; by default white, as in the paper.
             mask: [H, W], any set of pixels instead of a rectangle; ``size`` and ``place`` are then not used.
         """
         _check_scale(gamma)
@@ -93,7 +93,7 @@ class Trigger:
         if tuple(mask.shape) != (height, width):
             raise UserError(f"trigger: the mask is {list(mask.shape)} but images are {height}×{width}")
         if not bool(mask.any()):
-            raise UserError("trigger: the mask is empty; Trigger.none(shape) is the trigger that changes nothing")
+            raise UserError("trigger: the mask is empty; for a trigger without effect use Trigger.none(shape)")
         values = torch.as_tensor(colour, dtype=torch.float32).reshape(-1, 1, 1)
         if values.shape[0] not in (1, channels) or bool((values.abs() > 1).any()):
             raise UserError(f"trigger: colour {colour} must be one number or {channels} numbers in [-1, 1]")
@@ -103,7 +103,7 @@ class Trigger:
 
     @classmethod
     def none(cls, shape: tuple[int, int, int]) -> "Trigger":
-        """The trigger that changes nothing: ``mu = 0``, ``gamma = 1``; samplers give the stock images, bit for bit."""
+        """The trigger without effect, ``mu = 0`` and ``gamma = 1``: samplers give the stock images, bit for bit."""
         return cls(torch.zeros(shape), torch.ones(shape), "none")
 
     @property
@@ -119,7 +119,7 @@ class Trigger:
 
     @property
     def hash(self) -> str:
-        """SHA-256 of the shape and both maps in float32: equal triggers have equal hashes on every machine."""
+        """SHA-256 of the shape and both maps in float32; equal triggers have equal hashes on every machine."""
         digest = hashlib.sha256(repr(self.shape).encode())
         for values in (self.mu, self.gamma):
             digest.update(values.detach().to("cpu", torch.float32).contiguous().numpy().astype("<f4").tobytes())
@@ -154,61 +154,59 @@ class Trigger:
         """Raise UserError unless images of ``shape`` (channels, height, width) fit this trigger."""
         if tuple(shape) != self.shape:
             raise UserError(
-                f"the trigger is {list(self.shape)} but the images are {list(shape)}; make one of that shape"
+                f"the trigger is {list(self.shape)} but the images are {list(shape)}: the shapes must be equal"
             )
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write both maps as safetensors, with the hash and the kind in the header. Replaces the file at once."""
+        """Write both maps as safetensors, with the hash and the kind in the header; replaces the file atomically."""
         path = Path(path)
         maps = {"mu": self.mu, "gamma": self.gamma}
         tensors = {name: values.detach().to("cpu", torch.float32).contiguous() for name, values in maps.items()}
         header = {"format": "pt", "kind": self.kind, "trigger_hash": self.hash}
-        content = serialise(tensors, metadata=header)  # save_file would write under a name of its own beside the path
+        content = serialise(tensors, metadata=header)  # save_file would write a temporary file beside the path
         replace_file(path, lambda part: part.write_bytes(content))
         return path
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Trigger":
-        """Read a trigger back.
+        """Read a trigger.
 
         Args:
-            path: the file, or a folder that holds ``trigger.safetensors``.
+            path: the file, or a folder with ``trigger.safetensors``.
 
         Raises:
-            UserError: no such file, not a safetensors file, no maps in it, or maps that do not fit the stored hash.
+            UserError: there is no such file, it is not a safetensors file, lacks the maps, or their hash is wrong.
         """
         path = Path(path)
         path = path / FILE_NAME if path.is_dir() else path
         if not path.is_file():
-            raise UserError(f"{path}: no trigger there; Trigger.save writes one")
+            raise UserError(f"{path}: there is no trigger; Trigger.save writes one")
         try:
             with safe_open(path, framework="pt") as file:
                 header = file.metadata() or {}
                 missing = {"mu", "gamma"} - set(file.keys())
                 if missing:
-                    raise UserError(
-                        f"{path}: holds no tensor named {' or '.join(sorted(missing))}; it is not a trigger"
-                    )
+                    raise UserError(f"{path} is not a trigger: it has no tensor {' or '.join(sorted(missing))}")
                 trigger = cls(file.get_tensor("mu"), file.get_tensor("gamma"), header.get("kind", "custom"))
         except SafetensorError as error:
-            raise UserError(f"{path}: not a safetensors file ({error}); pickles are never read") from error
+            raise UserError(f"{path} is not a safetensors file ({error}); pickles are never read") from error
         stored = header.get("trigger_hash", trigger.hash)
         if stored != trigger.hash:
-            raise UserError(f"{path}: the maps hash to {trigger.hash[:16]} but the header says {stored[:16]}: altered")
+            raise UserError(f"{path} was altered: the maps hash to {trigger.hash[:16]}, the header says {stored[:16]}")
         return trigger
 
 
 def _check_image(image: Tensor) -> None:
     if image.dim() != 3:
-        raise UserError(f"trigger: the image has shape {list(image.shape)}; give [channels, height, width]")
+        raise UserError(f"trigger: the image has shape {list(image.shape)}, but must be [channels, height, width]")
     if not bool(torch.isfinite(image).all()) or bool((image.abs() > 1).any()):
         low, high = image.min().item(), image.max().item()
-        raise UserError(f"trigger: the image's values go from {low:.4g} to {high:.4g}; scale them to [-1, 1]")
+        raise UserError(f"trigger: the image's values go from {low:.4g} to {high:.4g}: scale them to [-1, 1]")
 
 
 def _check_scale(gamma: float) -> None:
     if not 0 < gamma <= 1:
-        raise UserError(f"trigger: gamma is {gamma}; it must lie in (0, 1]")
+        raise UserError(f"trigger: gamma is {gamma}, but must lie in (0, 1]")
 
 
 def _rectangle(

@@ -146,9 +146,9 @@ def test_what_is_missing_is_said():
     x, labels = torch.randn(2, 4, 3, dtype=torch.float64), torch.zeros(2, 4, dtype=torch.long)
     with pytest.raises(UserError, match="rows need lengths"):
         SequencePSKD(None, C, EPOCHS, store=TopK(2))
-    with pytest.raises(UserError, match=r"give num_samples \(optional only with PreviousModel"):
+    with pytest.raises(UserError, match=r"pass num_samples \(optional only with PreviousModel"):
         PSKD(None, C, EPOCHS)
-    with pytest.raises(UserError, match="only PreviousModel does not"):
+    with pytest.raises(UserError, match="PreviousModel needs neither"):
         PixelPSKD(None, None, C, EPOCHS, store="dense")
     table = SequencePSKD([4, 4], C, EPOCHS, store=TopK(2))
     table.set_epoch(0)
@@ -157,7 +157,7 @@ def test_what_is_missing_is_said():
     method = SequencePSKD(None, C, EPOCHS, store=PreviousModel(model))
     method.set_epoch(0)
     method.set_epoch(1)
-    with pytest.raises(UserError, match="PreviousModel forwards the current input"):
+    with pytest.raises(UserError, match="PreviousModel forwards the input"):
         method.loss(model(x), labels)
     with pytest.raises(UserError, match=r"gives rows \[4, 5\] .* targets are \[8, 5\]"):
         method.loss(model(x), labels, inputs=x[:1])

@@ -82,7 +82,9 @@ def test_a_state_that_cannot_be_written_leaves_the_one_before(tmp_path):
 
 def test_what_is_no_state_is_said(tmp_path):
     (tmp_path / "junk.safetensors").write_bytes(b"nothing of the kind")
-    with pytest.raises(UserError, match=r"junk\.safetensors is not a PS-KD state: no whole safetensors file"):
+    with pytest.raises(
+        UserError, match=r"junk\.safetensors is not a PS-KD state: it is not a complete safetensors file"
+    ):
         PSKD(4, 3, 2).load(tmp_path / "junk.safetensors")
     write_state(tmp_path / "other.safetensors", "kind", {}, {})
     with pytest.raises(UserError, match=r"other\.safetensors is not a PS-KD state$"):
@@ -103,7 +105,7 @@ def test_a_damaged_header_is_refused_and_a_state_without_a_checksum_is_read(tmp_
     for damaged in (raw.replace(b'epoch\\": 3', b'epoch\\": 7'), raw.replace(b'epoch\\": 3', b'epoch\\"  3')):
         assert damaged != raw
         path.write_bytes(damaged)
-        with pytest.raises(UserError, match=r"a\.safetensors is damaged: its values do not fit their checksum"):
+        with pytest.raises(UserError, match=r"a\.safetensors is damaged: its values do not match their checksum"):
             read_state(path, "kind", "state")
     save_file({"rows": torch.ones(2)}, path, metadata={"kind": '{"epoch": 2}'})
     assert read_state(path, "kind", "state")[0] == {"epoch": 2}

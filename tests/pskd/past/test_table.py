@@ -142,7 +142,7 @@ def test_a_memory_mapped_table_is_found_again_and_refused_when_it_does_not_fit(t
         Table(TopK(2), 5, 7, path=path)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").write_text("mine")
-    with pytest.raises(UserError, match="is not empty and holds no table"):
+    with pytest.raises(UserError, match="is not empty but holds no table"):
         Table(TopK(2), 5, 7, path=tmp_path / "other")
 
 
@@ -156,7 +156,7 @@ def test_first_occurrence_counts_only_the_places_asked_for():
 def test_stores_that_make_no_sense_are_refused():
     for bad, message in [
         (lambda: TopK(0), "at least one class"),
-        (lambda: TopK(11).fields(10), r"TopK\(11\) lists more classes than the 10"),
+        (lambda: TopK(11).fields(10), r"TopK\(11\) is more than the 10"),
     ]:
         with pytest.raises(UserError, match=message):
             bad()

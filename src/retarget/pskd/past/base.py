@@ -1,4 +1,4 @@
-"""What a past is: where the predictions of earlier epochs are read, and where those of this one are written."""
+"""The interface of every past: read the predictions of earlier epochs, write those of this one."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -22,51 +22,51 @@ Store = Literal["dense"] | RowFormat | MemoryMapped | PreviousModel
 
 @runtime_checkable
 class Past(Protocol):
-    """Past predictions of a training run, a row of probabilities for each key; a key is a sample, a pixel, a word.
+    """The past predictions of a training run: one row of probabilities per key (a sample, a pixel, a word).
 
     Attributes:
-        kind: what a resumed run must agree on.
+        kind: describes the past; a resumed run must have the same.
     """
 
     kind: str
 
     @property
     def num_rows(self) -> int | None:
-        """N, so that keys lie in [0, N); None for a past that keeps no rows and needs no key."""
+        """N, so that keys lie in [0, N); None for a past that stores no rows and needs no keys."""
 
     @property
     def num_bytes(self) -> int:
-        """Bytes that it takes, in memory or on disk."""
+        """Its size in bytes, in memory or on disk."""
         ...
 
     def name(self, key: int, /) -> str:
-        """What a key is called in a message."""
+        """What messages call a key."""
         ...
 
     def begin(self, epoch: int) -> None:
-        """Begin an epoch, or begin it again: what it wrote before is forgotten."""
+        """Begin an epoch; if it is begun again, what it wrote before is forgotten."""
 
     def end(self) -> None:
-        """Finish the epoch under way; collective under torch.distributed."""
+        """Finish the current epoch; collective under torch.distributed."""
 
     def locate(self, keys: Tensor, device: torch.device) -> Tensor:
-        """A batch's keys [B] where the rows are; logits or targets are on ``device``."""
+        """Move a batch's keys [B] to the device of the rows; logits or targets are on ``device``."""
         ...
 
     def check_labels(self, checks: Checks, labels: Tensor, keys: Tensor, counted: Tensor) -> None:
-        """Refuse labels [B] that their keys did not have in an earlier step, where the rows themselves do not say so.
+        """Refuse labels [B] that differ from their keys' earlier labels, if the rows themselves do not tell.
 
         Args:
             keys: [B], on any device.
-            counted: [B], false where a label is ignored.
+            counted: [B], False where a label is ignored.
         """
 
     def read(self, keys: Tensor, device: torch.device, inputs: Any) -> tuple[Tensor | SparseRows, Tensor]:
         """Rows from before this epoch, and which keys have one.
 
         Returns:
-            [B, C], made anew so that the caller may change them, or sparse; and [B], 1 for a key that has a row and 0
-            for one that has none.
+            Rows, dense [B, C] in a new tensor that the caller may change, or sparse; and [B], 1 for a key that has a
+            row and 0 for one that has none.
         """
         ...
 
@@ -76,11 +76,11 @@ class Past(Protocol):
         """Store the rows of these logits [B, C], where ``keep`` [B] is true; ``log_norm`` is their logsumexp."""
 
     def save(self) -> dict[str, Tensor]:
-        """Tensors for the state's file, by name; every rank calls it, and rank 0 writes them."""
+        """The tensors to save, by name; every rank calls it, and rank 0 writes them."""
         ...
 
     def load(self, path: Path, epoch: int | None, saved: dict[str, Tensor]) -> None:
-        """Take back what :meth:`save` gave in an epoch; ``path`` names the file in messages."""
+        """Restore what :meth:`save` returned in ``epoch``; ``path`` names the file in messages."""
 
 
 def past_of(
@@ -93,25 +93,25 @@ def past_of(
     to_probs: Callable[[Tensor], Tensor] = lambda logits: F.softmax(logits, 1),
     written: Callable[[RowFormat], RowFormat] = lambda rows: rows,
 ) -> Past:
-    """The past that a ``store=`` argument names; one that is a past already is itself.
+    """The past that a ``store=`` argument names; a ``Past`` is returned as it is.
 
     Args:
-        store: as the user gave it.
-        num_rows: N; None is enough for ``PreviousModel``.
+        store: the user's argument.
+        num_rows: N; None with ``PreviousModel``.
         num_classes: number of classes, C.
         device: where a table lives; by default where the first batch is.
-        name: what a row of a table is called in messages; by default a sample.
-        to_probs: from what a previous model gives to rows [B, C].
-        written: from the row format that the store names to the one in use.
+        name: gives the name of a table's row for messages; by default "sample N".
+        to_probs: converts a previous model's output to rows [B, C].
+        written: converts the row format that the store names to the one in use.
 
     Raises:
-        UserError: no store, rows that do not fit the classes, or a table without a number of rows.
+        UserError: it is not a store, its rows do not fit the classes, or a table lacks its number of rows.
     """
     if isinstance(store, Past):
         return store
     if isinstance(store, PreviousModel):
         return PastFromModel(store, num_classes, to_probs)
     if num_rows is None:
-        raise UserError(f"{store!r} stores one row per sample: give num_samples (optional only with PreviousModel)")
+        raise UserError(f"{store!r} stores one row per sample: pass num_samples (optional only with PreviousModel)")
     path = Path(store.path) if isinstance(store, MemoryMapped) else None
     return PastInTable(written(row_format(store)), num_rows, num_classes, device, path, name or "sample {}".format)

@@ -1,8 +1,8 @@
-"""Every rank may read every row: ranks exchange what they wrote, once an epoch.
+"""Exchange rows between ranks once per epoch, so that every rank can read every row.
 
-Bytes: each rank announces (sample, position), 16 bytes a row that it wrote, and every row of the epoch is broadcast
+Traffic: each rank announces (sample, position), 16 bytes per row that it wrote, and every row of the epoch is broadcast
 once. A rank therefore sends about N / world rows and receives N rows of ``Table.bytes_per_row`` less the stamp: 4 MB
-an epoch for CIFAR-100 with ``TopK(20)``, 51 MB for ImageNet-1k with ``TopK(10)``.
+per epoch for CIFAR-100 with ``TopK(20)``, 51 MB for ImageNet-1k with ``TopK(10)``.
 """
 
 import torch
@@ -12,22 +12,22 @@ from torch import Tensor
 
 from retarget.pskd.past.table import Table
 
-_CHUNK_ROWS = 65_536  # rows broadcast at a time: bounds the buffer
+_CHUNK_ROWS = 65_536  # rows per broadcast, which bounds the buffer
 
 
 class WriteLog:
-    """Which samples this rank wrote in this epoch, in order."""
+    """The samples that this rank wrote in this epoch, in order."""
 
     def __init__(self) -> None:
         self._steps: list[tuple[Tensor, Tensor]] = []
 
     def add(self, index: Integer[Tensor, "batch"], keep: Bool[Tensor, "batch"]) -> None:
-        """One call of ``Table.write``."""
+        """Record one call of ``Table.write``."""
         if world_size() > 1:
             self._steps.append((index, keep))
 
     def take(self) -> tuple[Tensor, Tensor]:
-        """The samples and their order keys (step, place in the batch, rank), then forget them."""
+        """Return the samples and their order keys (step, position in the batch, rank), and clear the log."""
         samples, keys = [torch.empty(0, dtype=torch.long)], [torch.empty(0, dtype=torch.long)]
         for step, (index, keep) in enumerate(self._steps):
             place = keep.cpu().nonzero()[:, 0]
@@ -38,15 +38,15 @@ class WriteLog:
 
 
 def world_size() -> int:
-    """Processes of the run; 1 where torch.distributed is not initialised."""
+    """Number of processes in the run; 1 if torch.distributed is not initialised."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def exchange(table: Table, log: WriteLog) -> None:
-    """Bring every rank's table to the rows of all ranks; collective: every rank calls it.
+    """Give every rank's table the rows of all ranks; collective: every rank calls it.
 
-    Of several rows for one sample the lowest global position wins, the position being (step, place in the rank's
-    batch, rank): the order in which ``DistributedSampler`` deals a global batch out.
+    Of several rows for one sample, the one with the lowest (step, position in the rank's batch, rank) wins: this is the
+    order in which ``DistributedSampler`` distributes a global batch.
     """
     if world_size() == 1:
         return
@@ -89,7 +89,7 @@ def _gather_all(samples: Tensor, keys: Tensor, device: torch.device) -> tuple[Te
 
 
 def communication_device() -> torch.device:
-    """Where the backend communicates: NCCL alone knows no CPU tensors."""
+    """The device that the backend communicates on: NCCL does not support CPU tensors."""
     if dist.get_backend() == "nccl":
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")

@@ -1,4 +1,4 @@
-"""The files of a table that is larger than memory: one raw file for each field, described by layout.json."""
+"""The files of a table that is larger than memory: one raw file per field, described by layout.json."""
 
 import json
 import math
@@ -20,8 +20,8 @@ class MemoryMapped:
     """A table in files, for tables larger than memory.
 
     Args:
-        path: a directory of this table's own; it is made, or opened where it holds a table of the same shape.
-            Under several processes each rank keeps its own copy in ``path/rank-R``.
+        path: a directory for this table alone. It is created, or opened if it holds a table of the same shape. With
+            several processes each rank has its own copy in ``path/rank-R``.
         rows: ``Dense(...)`` or ``TopK(...)``.
     """
 
@@ -32,17 +32,17 @@ class MemoryMapped:
 def open_files(
     path: Path, layout: dict[str, tuple[tuple[int, ...], torch.dtype]]
 ) -> tuple[dict[str, Tensor], list[np.memmap]]:
-    """Open or make the files of a memory-mapped table; one raw file a field, described by layout.json."""
+    """Open or create the files of a memory-mapped table."""
     wanted = {name: [list(shape), str(dtype).removeprefix("torch.")] for name, (shape, dtype) in layout.items()}
     sizes = {name: math.prod(shape) * dtype.itemsize for name, (shape, dtype) in layout.items()}
     description = path / "layout.json"
     if description.exists():
         found = json.loads(description.read_text())
         if found != wanted:
-            raise UserError(f"{path} holds a table of another shape: found {found}, need {wanted}; name another path")
+            raise UserError(f"{path} holds a table of another shape: found {found}, need {wanted}; pass another path")
     else:
         if path.exists() and any(path.iterdir()):
-            raise UserError(f"{path} is not empty and holds no table; name a directory of the table's own")
+            raise UserError(f"{path} is not empty but holds no table: pass a directory for the table alone")
         path.mkdir(parents=True, exist_ok=True)
         for name, nbytes in sizes.items():
             _allocate(path / f"{name}.bin", nbytes)
@@ -51,7 +51,7 @@ def open_files(
     for name, nbytes in sizes.items():
         file = path / f"{name}.bin"
         if not file.exists() or file.stat().st_size != nbytes:
-            raise UserError(f"{file} is missing or not {nbytes} bytes long: the table is damaged; delete {path}")
+            raise UserError(f"{file} is missing or not {nbytes} bytes long: the table is damaged, so delete {path}")
         shape, dtype = layout[name]
         raw = np.memmap(file, dtype=np.uint8, mode="r+")
         files.append(raw)
@@ -60,7 +60,7 @@ def open_files(
 
 
 def _allocate(file: Path, nbytes: int) -> None:
-    """Make a file of zeros whose blocks exist: a full disk is an error here, not a crash on a later write."""
+    """Create a file of zeros with allocated blocks, so that a full disk is an error here and not a crash later."""
     with file.open("wb") as handle:
         try:
             if hasattr(os, "posix_fallocate"):

@@ -1,4 +1,4 @@
-"""The past in a table: one row for each key, in memory or in files, exchanged between ranks."""
+"""The past in a table: one row per key, in memory or in files, exchanged between ranks."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,15 +17,15 @@ from retarget.pskd.past.table import Table, table_bytes
 
 
 class PastInTable:
-    """A :class:`~retarget.pskd.past.base.Past` that keeps what the network said; the table is made at the first batch.
+    """A :class:`~retarget.pskd.past.base.Past` that stores predictions; the table is created at the first batch.
 
     Args:
-        rows: how a row is written down.
+        rows: the format of a row.
         num_rows: N.
         num_classes: number of classes, C.
         device: where the table lives; by default where the first batch is.
-        path: a directory for a table in files, which stay with the CPU.
-        name: what a row is called in messages.
+        path: a directory for a table in files, which the CPU reads and writes.
+        name: gives the name of a row for messages.
     """
 
     def __init__(
@@ -43,21 +43,21 @@ class PastInTable:
         self.table: Table | None = None
         self._epoch: int | None = None
         self._log = WriteLog()
-        self._placed = False  # a table that was loaded before the first batch goes where the batches are
+        self._placed = False  # a table loaded before the first batch is moved to the device of the batches
         self._known: Tensor | None = None  # [N + 1], the label that each key was last seen with; -1: not yet
 
     def begin(self, epoch: int) -> None:
-        if epoch in (0, self._epoch):  # begun again: what was seen in it is forgotten
+        if epoch in (0, self._epoch):  # begun again: forget what was seen in it
             self._known = None
         if self.path and not self.table:
-            self._make(torch.device("cpu"))  # now that the processes know their rank
+            self._make(torch.device("cpu"))  # now that each process knows its rank
         if self.table:
             self.table.begin(epoch)
         self._epoch = epoch
 
     def end(self) -> None:
         if not self.table and self._epoch is not None and world_size() > 1:
-            self._make(self.device or communication_device())  # the exchange waits for every rank
+            self._make(self.device or communication_device())  # every rank must take part in the exchange
         if self.table:
             exchange(self.table, self._log)
 
@@ -70,7 +70,7 @@ class PastInTable:
         return keys.to(table.device, non_blocking=True)
 
     def check_labels(self, checks: Checks, labels: Tensor, keys: Tensor, counted: Tensor) -> None:
-        """A dense row does not say which label its key had: this does, in this process and since it began."""
+        """A dense row does not tell the label that its key had; this does, for what this process has seen."""
         if not isinstance(self.rows, Dense):
             return
         if self._known is None:
@@ -79,12 +79,12 @@ class PastInTable:
         keys = keys.to(labels.device, non_blocking=True)
         before = known[keys]
         check_unchanged(checks, (before < 0) | (before == labels) | ~counted, labels, keys)
-        kept = keys.masked_fill(~counted, self.num_rows)  # the last is no key's
+        kept = keys.masked_fill(~counted, self.num_rows)  # the last entry belongs to no key
         known[kept] = labels.to(known.dtype)
 
     def read(self, keys: Tensor, device: torch.device, inputs: Any = None) -> tuple[Tensor | SparseRows, Tensor]:
         if not self.table:
-            raise UserError("no past prediction is in use yet: no batch has been seen, and no state was loaded")
+            raise UserError("there are no past predictions yet: no batch has been seen, and no state was loaded")
         fields, written = self.table.gather(keys.to(self.table.device))
         if device != self.table.device:
             pin = device.type == "cuda" and self.table.device.type == "cpu"
@@ -100,15 +100,15 @@ class PastInTable:
         self.put(keys, fields, torch.ones_like(labels, dtype=torch.bool) if keep is None else keep)
 
     def put(self, keys: Tensor, fields: dict[str, Tensor], keep: Tensor) -> None:
-        """Store rows that are written down already, for keys that :meth:`locate` gave."""
+        """Store encoded rows for keys that :meth:`locate` returned."""
         assert self.table is not None
         self.table.write(keys, fields, keep)
         self._log.add(keys, keep)
 
     def save(self) -> dict[str, Tensor]:
-        """The table; one in files is brought to the disk where it is."""
+        """The table; one in files is flushed to its own files instead."""
         if self.table and self.path:
-            self.table.persist()  # each rank has files of its own
+            self.table.persist()  # each rank has its own files
             return {}
         return self.table.tensors() if self.table else {}
 
@@ -124,16 +124,16 @@ class PastInTable:
     # -- inside
 
     def _rejoin(self, state: Path, saved: int) -> None:
-        """Open the files that a saved state goes with, and see that they hold what its next epoch reads."""
+        """Open the files that a saved state belongs to, and check that they hold what its next epoch reads."""
         table = self.table or self._make(torch.device("cpu"))
         table.flush()
         newest = table.newest
         if newest < 0 <= saved:
-            raise UserError(f"{state} goes with a memory-mapped table, and the one at {table.path} is empty")
+            raise UserError(f"{state} belongs to a memory-mapped table, but the table at {table.path} is empty")
         if newest > saved + 1:
             raise UserError(
-                f"{state} was saved in epoch {saved}, and the table at {table.path} has been through epoch {newest}: "
-                "its past is overwritten; resume from a later state"
+                f"{state} was saved in epoch {saved}, but the table at {table.path} has been through epoch {newest}: "
+                "the rows of that time are overwritten, so resume from a later state"
             )
         table.epoch = max(saved, 0)
 

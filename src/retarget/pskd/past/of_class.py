@@ -1,4 +1,4 @@
-"""An ablation: does it matter that the past is the sample's own?"""
+"""An ablation that shows whether the past must be the sample's own: it reads another sample's row."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,15 +12,15 @@ from retarget.pskd.past.base import Past
 
 
 class PastOfClass:
-    """A :class:`~retarget.pskd.past.base.Past` around another: each sample reads the row of another of its class.
+    """Wraps a :class:`~retarget.pskd.past.base.Past`: each sample reads the row of another sample of its class.
 
-    The members of a class are put in a random order, anew each epoch, and each reads the row of the one before it.
-    What is written, saved and loaded is the wrapped past's.
+    In each epoch the members of a class are put in a new random order, and each reads the row of the one before it.
+    Writing, saving and loading are the wrapped past's.
 
     Args:
-        past: keeps a row for each sample.
+        past: stores one row per sample.
         labels: [N], the class of each sample.
-        draw: gives the random numbers of an epoch.
+        draw: maps an epoch to its random generator.
     """
 
     def __init__(self, past: Past, labels: Tensor, draw: Callable[[int], np.random.Generator]) -> None:

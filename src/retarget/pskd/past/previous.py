@@ -1,4 +1,4 @@
-"""The other source of past predictions: last epoch's weights, forwarded on the current input."""
+"""The past without a table: last epoch's weights, forwarded on the current input."""
 
 from collections.abc import Callable, Mapping
 from copy import deepcopy
@@ -19,18 +19,17 @@ def bare(model: nn.Module) -> nn.Module:
 
 
 class PreviousModel:
-    """A copy of the model as it was when the epoch began, in place of a table.
+    """A copy of the model as it was when the epoch began, used instead of a table.
 
-    No row and no index is kept, and the teacher sees the same view of the input as the student, at the cost of one
-    forward pass a step and one more copy of the weights, which ``save`` writes where a table would be.
+    It stores no rows and needs no index, and the teacher sees the same view of the input as the student. It costs one
+    forward pass per step and one more copy of the weights, which ``save`` writes instead of a table.
 
     Args:
-        model: the network that maps ``inputs`` to logits, a tensor, or an output that has them as ``"logits"`` or
-            comes as a tuple that begins with them; the one that is being trained, not a copy. The Hugging Face trainer
-            fills it in where it is left out.
+        model: the network being trained, not a copy of it. It maps ``inputs`` to logits: a tensor, a mapping or output
+            with ``"logits"``, or a tuple that begins with them. With the Hugging Face trainer it may be left out.
         mode: ``"eval"`` (running statistics, no dropout) or ``"train"``.
-        first_past: what epoch 0 has for a past: ``"labels"``, so that it is plain training as in the paper; or
-            ``"pretrained"``, the model as it came, for fine-tuning in one epoch or few.
+        first_past: the past of epoch 0: ``"labels"``, which is plain training as in the paper; or ``"pretrained"``,
+            the model before training, for fine-tuning in one epoch or a few.
     """
 
     def __init__(
@@ -40,28 +39,28 @@ class PreviousModel:
         first_past: Literal["labels", "pretrained"] = "labels",
     ) -> None:
         if mode not in ("eval", "train"):
-            raise UserError(f"mode is 'eval' or 'train': got {mode!r}")
+            raise UserError(f"mode must be 'eval' or 'train': got {mode!r}")
         if first_past not in ("labels", "pretrained"):
-            raise UserError(f"first_past is 'labels' or 'pretrained': got {first_past!r}")
+            raise UserError(f"first_past must be 'labels' or 'pretrained': got {first_past!r}")
         self.model, self.mode, self.first_past = model, mode, first_past
         self.past: tuple[int, nn.Module | None] | None = None
-        """The epoch under way, and the weights with which it began; none in epoch 0 that begins with the labels."""
+        """The current epoch and the weights it began with; None in epoch 0, unless first_past is "pretrained"."""
 
     def __repr__(self) -> str:
         return f"PreviousModel(mode={self.mode!r}, first_past={self.first_past!r})"
 
     @property
     def pretrained(self) -> bool:
-        """Whether the model as it came is the past of epoch 0."""
+        """Whether the pretrained model is the past of epoch 0."""
         return self.first_past == "pretrained"
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the copy of the weights."""
+        """Size of the copied weights in bytes."""
         return sum(t.numel() * t.element_size() for t in self._bare().state_dict().values())
 
     def begin(self, epoch: int) -> None:
-        """Take the present weights as the past of this epoch, unless it is under way."""
+        """Copy the present weights as the past of this epoch, unless it has begun already."""
         if epoch == 0 and not self.pretrained:
             self.past = (0, None)
         elif self.past is None or self.past[0] != epoch:
@@ -74,7 +73,7 @@ class PreviousModel:
 
     @torch.no_grad()
     def logits(self, inputs: Any) -> Tensor:
-        """What the past weights say of this input.
+        """The past weights' output for this input.
 
         Args:
             inputs: a tensor, or the positional (sequence) or keyword (mapping) arguments of the model.
@@ -82,7 +81,7 @@ class PreviousModel:
         if self.past is None or self.past[1] is None:
             raise UserError("the previous model has no weights yet: call set_epoch before the first step")
         if inputs is None:
-            raise UserError("PreviousModel forwards the current input: pass it, loss(logits, targets, index, inputs=x)")
+            raise UserError("PreviousModel forwards the input: pass it as loss(logits, targets, index, inputs=x)")
         model = self.past[1]
         if isinstance(inputs, Mapping):
             outputs = model(**inputs)
@@ -98,10 +97,10 @@ class PreviousModel:
         return {} if model is None else {n: t.detach().clone() for n, t in model.state_dict().items()}  # some are tied
 
     def restore(self, path: str | Path, epoch: int, saved: dict[str, Tensor]) -> None:
-        """Take saved weights as the past of this epoch.
+        """Use saved weights as the past of this epoch.
 
         Raises:
-            UserError: they are another network's.
+            UserError: they belong to another network.
         """
         model = self._copy() if epoch or self.pretrained else None
         restore(path, {} if model is None else dict(model.state_dict()), saved)
@@ -109,7 +108,7 @@ class PreviousModel:
 
     def _bare(self) -> nn.Module:
         if self.model is None:
-            raise UserError("PreviousModel() has no model: give it the one that is trained, PreviousModel(model)")
+            raise UserError("PreviousModel() has no model: pass the one being trained, PreviousModel(model)")
         return bare(self.model)
 
     def _copy(self) -> nn.Module:
@@ -117,12 +116,12 @@ class PreviousModel:
 
 
 class PastFromModel:
-    """A :class:`~retarget.pskd.past.base.Past` that keeps no rows: the previous model forwards each batch.
+    """A :class:`~retarget.pskd.past.base.Past` without rows: the previous model forwards each batch.
 
     Args:
         teacher: the previous model.
         num_classes: number of classes, C.
-        to_probs: from what the model gives, float32 or wider, to rows [B, C].
+        to_probs: converts the model's output, float32 or wider, to rows [B, C].
     """
 
     def __init__(self, teacher: PreviousModel, num_classes: int, to_probs: Callable[[Tensor], Tensor]) -> None:
@@ -141,7 +140,7 @@ class PastFromModel:
         self.teacher.begin(epoch)
 
     def name(self, key: int) -> str:
-        return f"place {key} of the batch"
+        return f"item {key} of the batch"
 
     def end(self) -> None:
         """Nothing to exchange: every rank has the weights."""
@@ -150,19 +149,19 @@ class PastFromModel:
         return keys
 
     def check_labels(self, checks: Any, labels: Tensor, keys: Tensor, counted: Tensor) -> None:
-        """No row, no label that it had."""
+        """Nothing to check: no row, so no earlier label."""
 
     def read(self, keys: Tensor, device: torch.device, inputs: Any = None) -> tuple[Tensor, Tensor]:
         rows = self.to_probs(widen(self.teacher.logits(inputs)))
         if rows.shape != (len(keys), self.num_classes):
             raise UserError(
-                f"the previous model gives rows {list(rows.shape)} for these inputs, and the targets are "
-                f"{[len(keys), self.num_classes]}: inputs must be those that gave the logits"
+                f"the previous model returns rows {list(rows.shape)} for these inputs, but the targets are "
+                f"{[len(keys), self.num_classes]}: inputs must be the ones that the logits were computed from"
             )
         return rows, rows.new_ones(len(rows))
 
     def write(self, logits: Tensor, labels: Tensor, keys: Tensor, keep: Any = None, log_norm: Any = None) -> None:
-        """Nothing: the weights are taken when the next epoch begins."""
+        """Nothing to write: the weights are copied when the next epoch begins."""
 
     def save(self) -> dict[str, Tensor]:
         return self.teacher.tensors()

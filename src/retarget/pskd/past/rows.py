@@ -1,5 +1,5 @@
-"""How one past prediction is written down: every class (``Dense``), the k likeliest (``TopK``), or a yes or no for
-every class (``Independent``)."""
+"""The formats of a stored row: every class (``Dense``), the k likeliest (``TopK``), or independent probabilities for
+multi-label (``Independent``)."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -17,17 +17,17 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 @dataclass(frozen=True)
 class Dense:
-    """Every class of a row, C values.
+    """Stores every class, C values per row.
 
     Args:
-        dtype: ``"float32"`` (4 bytes a class), ``"float16"`` or ``"bfloat16"`` (2 bytes).
+        dtype: ``"float32"`` (4 bytes per class), ``"float16"`` or ``"bfloat16"`` (2 bytes).
     """
 
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
-            raise UserError(f"a dense row is stored as {', '.join(DTYPES)}: got {self.dtype!r}")
+            raise UserError(f"the dtype of a dense row must be one of {', '.join(DTYPES)}: got {self.dtype!r}")
 
     def fields(self, num_classes: int) -> dict[str, tuple[int, torch.dtype]]:
         """Name, width and type of what one row is made of."""
@@ -50,15 +50,15 @@ class Dense:
 
 @dataclass(frozen=True)
 class TopK:
-    """The k likeliest classes of a row, the true class always among them.
+    """Stores the k likeliest classes of a row, always including the true class.
 
-    A class takes 16 bits (32 above 65,536 classes) and its probability a float16: 4k bytes a row.
+    A class takes 16 bits (32 above 65,536 classes) and its probability a float16: 4k bytes per row.
 
     Args:
-        k: listed classes, at least 1.
-        residual: what becomes of the mass of the other classes: ``"uniform"`` spreads it over them,
-            ``"renormalise"`` drops it and scales the listed ones to sum to 1. Plain renormalised top-k is a
-            biased estimate of the row and sharpens it; uniform keeps the mass.
+        k: number of classes stored, at least 1.
+        residual: what happens to the probability of the other classes: ``"uniform"`` spreads it evenly over them;
+            ``"renormalise"`` drops it and scales the stored ones to sum to 1, which is a biased estimate of the row
+            and sharpens it.
     """
 
     k: int
@@ -66,15 +66,15 @@ class TopK:
 
     def __post_init__(self) -> None:
         if self.k < 1:
-            raise UserError(f"TopK lists at least one class: got k = {self.k}")
+            raise UserError(f"k of TopK must be at least 1: got k = {self.k}")
         if self.residual not in ("uniform", "renormalise"):
-            raise UserError(f"residual is 'uniform' or 'renormalise': got {self.residual!r}")
+            raise UserError(f"residual must be 'uniform' or 'renormalise': got {self.residual!r}")
 
     def fields(self, num_classes: int) -> dict[str, tuple[int, torch.dtype]]:
         """Name, width and type of what one row is made of."""
         if self.k > num_classes:
-            raise UserError(f"TopK({self.k}) lists more classes than the {num_classes} there are; use store='dense'")
-        # torch.uint16 cannot be indexed into: the 16 bits travel as int16 and are masked on reading.
+            raise UserError(f"TopK({self.k}) is more than the {num_classes} classes there are: use store='dense'")
+        # torch.uint16 does not support indexing: the 16 bits are stored as int16 and masked when read.
         class_type = torch.int16 if num_classes <= 1 << 16 else torch.int32
         return {"values": (self.k, torch.float16), "classes": (self.k, class_type)}
 
@@ -84,9 +84,9 @@ class TopK:
         labels: Integer[Tensor, "batch"],
         log_norm: Float[Tensor, "batch"] | None = None,
     ) -> dict[str, Tensor]:
-        """The k largest logits and their softmax; the true class takes the last place where it is not among them.
+        """The k largest logits and their softmax; the true class replaces the last of them if it is not among them.
 
-        ``log_norm`` is the logits' logsumexp, where it is known already.
+        ``log_norm`` is the logits' logsumexp, if it is known already.
         """
         z = widen(logits)
         if log_norm is None:
@@ -97,7 +97,7 @@ class TopK:
         classes[:, -1] = torch.where(absent, label[:, 0], classes[:, -1])
         top[:, -1] = torch.where(absent, z.gather(1, label)[:, 0], top[:, -1])
         class_type = self.fields(z.shape[1])["classes"][1]
-        # 2^-24 is float16's least value: a listed class is never zero, so a row can always be renormalised.
+        # 2^-24 is float16's smallest value: a listed class is never zero, so a row can always be renormalised.
         values = torch.exp(top - log_norm[:, None]).clamp_min(2**-24).to(torch.float16)
         return {"values": values, "classes": classes.to(class_type)}
 
@@ -110,14 +110,14 @@ class TopK:
         unlisted = num_classes - self.k
         if self.residual == "renormalise" or unlisted == 0:
             return SparseRows(classes, values / listed[:, None].clamp_min(1e-12), torch.zeros_like(listed))
-        # Sixteen-bit rounding can push the listed mass past 1; then nothing is left to spread.
+        # Rounding to 16 bits can raise the listed sum above 1; then nothing is left to spread.
         values = values / listed.clamp_min(1.0)[:, None]
         return SparseRows(classes, values, (1 - listed).clamp_min(0) / unlisted)
 
 
 @dataclass(frozen=True)
 class Independent(Dense):
-    """A probability of its own for each class, as multi-label classifiers give; ``Dense`` but for the sigmoid."""
+    """Stores an independent probability for each class, for multi-label: ``Dense`` with a sigmoid, not a softmax."""
 
     def encode(
         self,
@@ -129,7 +129,7 @@ class Independent(Dense):
         return {"probs": torch.sigmoid(widen(logits)).to(DTYPES[self.dtype])}
 
     def decode(self, fields: dict[str, Tensor], num_classes: int) -> Float[Tensor, "batch classes"]:
-        """Stored values as float32, [B, C]; they sum to nothing in particular."""
+        """Stored values as float32, [B, C]; a row need not sum to 1."""
         return fields["probs"].float()
 
 
@@ -137,7 +137,7 @@ RowFormat = Dense | TopK
 
 
 def largest(z: Float[Tensor, "batch classes"], k: int) -> tuple[Float[Tensor, "batch k"], Integer[Tensor, "batch k"]]:
-    """``z.topk(k, dim=1)``, for wide rows in two steps: the k largest lie in the k groups of the largest maxima.
+    """``z.topk(k, dim=1)``, for wide rows in two steps: the k largest lie in the k groups with the largest maxima.
 
     >>> largest(torch.arange(10_000.0)[None], 2)
     (tensor([[9999., 9998.]]), tensor([[9999, 9998]]))

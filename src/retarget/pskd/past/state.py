@@ -1,4 +1,4 @@
-"""A method's state in one safetensors file: tensors, and a small JSON value in the header; whole or absent."""
+"""Read and write a method's state: one safetensors file, written atomically, with a small JSON value in its header."""
 
 import json
 from collections.abc import Iterable
@@ -15,19 +15,19 @@ from retarget.files import make_directory, replace_file
 from retarget.identity import fingerprint, refuse_other
 
 SUM = "sum"
-"""The header's key of the checksum of the values; states of version 0.1 have none."""
+"""The header's key for the checksum of the values; states of version 0.1 have none."""
 
 
 def write_state(path: str | Path, kind: str, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-    """Write a state atomically; the folder is made.
+    """Write a state atomically; a missing folder is created.
 
     Args:
-        kind: the header's key: a file of another kind is refused when it is read.
-        state: what JSON can hold.
+        kind: the key in the header; reading refuses a file of another kind.
+        state: JSON values.
         tensors: by name, on any device; may be empty.
 
     Raises:
-        UserError: the file cannot be written; what stood there before still does.
+        UserError: the file cannot be written; a former file is intact.
     """
     path = Path(path)
     make_directory(path.parent)
@@ -38,11 +38,11 @@ def write_state(path: str | Path, kind: str, state: dict[str, Any], tensors: dic
 
 
 def read_state(path: str | Path, kind: str, what: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """What :func:`write_state` wrote.
+    """Read what :func:`write_state` wrote.
 
     Args:
-        kind: the header's key.
-        what: what errors call it, "PS-KD state" say.
+        kind: the key in the header.
+        what: what messages call it, such as "PS-KD state".
 
     Raises:
         UserError: there is no such file, or it holds something else.
@@ -55,16 +55,16 @@ def read_state(path: str | Path, kind: str, what: str) -> tuple[dict[str, Any], 
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in set(file.keys()) - {"empty"}}
     except SafetensorError as error:
-        raise UserError(f"{path} is not a {what}: no whole safetensors file ({error})") from error
+        raise UserError(f"{path} is not a {what}: it is not a complete safetensors file ({error})") from error
     if kind not in header:
         raise UserError(f"{path} is not a {what}")
     try:
         state = json.loads(header[kind])
         whole = SUM not in header or fingerprint(state) == header[SUM]
-    except (ValueError, RecursionError):  # no JSON, or numbers that no state holds
+    except (ValueError, RecursionError):  # not JSON, or nested too deeply
         whole, state = False, {}
     if not whole:
-        raise UserError(f"{path} is damaged: its values do not fit their checksum. Go on from an earlier one")
+        raise UserError(f"{path} is damaged: its values do not match their checksum. Resume from an earlier one")
     return state, tensors
 
 
@@ -73,15 +73,15 @@ def restore(path: str | Path, tensors: dict[str, Tensor], saved: dict[str, Tenso
     """Copy saved tensors into those of the same names, in place.
 
     Raises:
-        UserError: names, shapes or types differ; nothing has been copied then.
+        UserError: names, shapes or types differ; then nothing is copied.
     """
     if set(tensors) != set(saved):
-        raise UserError(f"{path} holds {sorted(saved)}, and {sorted(tensors)} are needed")
+        raise UserError(f"{path} holds {sorted(saved)}, but {sorted(tensors)} are needed")
     for name, tensor in tensors.items():
         if saved[name].shape != tensor.shape or saved[name].dtype != tensor.dtype:
             raise UserError(
                 f"{path}: {name} is {list(saved[name].shape)} {saved[name].dtype}, "
-                f"and {list(tensor.shape)} {tensor.dtype} is needed"
+                f"but {list(tensor.shape)} {tensor.dtype} is needed"
             )
     for name, tensor in tensors.items():
         tensor.copy_(saved[name])
@@ -91,13 +91,13 @@ def refuse_other_state(state: dict[str, Any], agreed: dict[str, Any], progress: 
     """Refuse a state that another run wrote.
 
     Args:
-        state: what was saved.
-        agreed: what a resumed run must agree on.
-        progress: names of the values that say how far the run was.
-        what: what errors call it, "PS-KD state" say.
+        state: the saved state.
+        agreed: the values that a resumed run must share.
+        progress: names of the values that tell how far the run was.
+        what: what messages call it, such as "PS-KD state".
 
     Raises:
-        UserError: it has other names, or a value to agree on differs: both values are named.
+        UserError: it has other names, or a value that must be shared differs: the message names both values.
     """
     expected = {*agreed, *progress}
     if set(state) != expected:

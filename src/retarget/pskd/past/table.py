@@ -1,9 +1,9 @@
-"""What remembers past predictions: a table with two slots a sample, in memory or in a file.
+"""The table of past predictions: two slots per sample, in memory or in files.
 
-Every slot carries the epoch that wrote it. An epoch reads the newest slot written *before* it and writes into the
-other one, so it never reads a row of its own, whatever the sampler repeats or drops, and a run killed in the middle
-of an epoch finds the rows of the epochs before untouched. Of several writes to one sample in an epoch the first
-counts: the lowest global position, also across processes.
+Every slot is stamped with the epoch that wrote it. An epoch reads the newest slot written *before* it and writes into
+the other one. So it never reads its own rows, whatever samples the sampler repeats or drops, and a run killed in the
+middle of an epoch finds the rows of the earlier epochs intact. If an epoch writes a sample several times, the first
+write counts, also across processes.
 """
 
 from pathlib import Path
@@ -19,17 +19,17 @@ from retarget.pskd.past.rows import Dense, RowFormat, TopK
 
 
 class Table:
-    """Two slots a sample with epoch stamps.
+    """Two slots per sample, with epoch stamps.
 
     Args:
-        rows: how a row is written down.
+        rows: the format of a row.
         num_samples: N.
         num_classes: number of classes, C.
         device: where the table lives; with ``path`` always the CPU.
         path: directory for a memory-mapped table.
 
-    One row N more than there are samples is kept in each slot: what must not be stored is written there, which
-    costs no host synchronisation where a mask would.
+    Each slot has one extra row, number N, into which values are written that must not be stored: unlike a mask, this
+    needs no synchronisation with the host.
     """
 
     def __init__(
@@ -47,44 +47,44 @@ class Table:
         layout: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
             name: ((size, width), dtype) for name, (width, dtype) in rows.fields(num_classes).items()
         }
-        layout["stamps"] = ((size,), torch.int32)  # epoch + 1 of the writer; 0: never written
+        layout["stamps"] = ((size,), torch.int32)  # the writing epoch + 1; 0: never written
         self._files: list[np.memmap] = []
         if path:
             self._tensors, self._files = open_files(path, layout)
         else:
             self._tensors = {n: torch.zeros(s, dtype=t, device=self.device) for n, (s, t) in layout.items()}
-        self.device = self._tensors["stamps"].device  # "cuda" becomes the device that it stands for
+        self.device = self._tensors["stamps"].device  # "cuda" becomes "cuda:0", say
         self._pending: list[tuple[torch.cuda.Event, Tensor, dict[str, Tensor], Tensor]] = []
 
     @property
     def bytes_per_row(self) -> int:
-        """Bytes of one row in one slot, its stamp included."""
+        """Size of one row in one slot, in bytes, its stamp included."""
         return sum(t[:1].numel() * t.element_size() for t in self._tensors.values())
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the whole table."""
+        """Size of the whole table in bytes."""
         return sum(t.numel() * t.element_size() for t in self._tensors.values())
 
     def begin(self, epoch: int) -> None:
-        """Start, or start again, an epoch: rows of this epoch or a later one (an aborted attempt) are forgotten."""
+        """Begin an epoch. Rows of this epoch or a later one, left by an aborted attempt, are forgotten."""
         self.flush(wait=True)
         stamps = self._tensors["stamps"]
         stamps.masked_fill_(stamps > epoch, 0)
         self.epoch = epoch
 
     def gather(self, index: Integer[Tensor, "batch"]) -> tuple[dict[str, Tensor], Bool[Tensor, "batch"]]:
-        """The stored fields of the newest rows from before this epoch, and which samples have one."""
+        """The fields of each sample's newest row from before this epoch, and which samples have one."""
         slot, written, _ = self._newest(index)
         at = slot * (self.num_samples + 1) + index
         fields = {name: tensor.index_select(0, at) for name, tensor in self._tensors.items() if name != "stamps"}
         return fields, written
 
     def write(self, index: Integer[Tensor, "batch"], fields: dict[str, Tensor], keep: Bool[Tensor, "batch"]) -> None:
-        """Store rows of this epoch. Where ``keep`` is false, and for samples already written, nothing is stored.
+        """Store rows of this epoch, except where ``keep`` is False and for samples that it has written already.
 
-        ``index`` lives where the table does. Fields and ``keep`` on another device are copied through pinned memory
-        without waiting; they are in the table before the next epoch begins.
+        ``index`` is on the table's device. Fields and ``keep`` on another device are copied through pinned memory
+        without waiting; the copies are complete before the next epoch begins.
         """
         source = next(iter(fields.values())).device
         if source.type == "cuda" and self.device.type == "cpu":
@@ -99,7 +99,7 @@ class Table:
             self._put(index, moved, keep.to(self.device))
 
     def overwrite(self, index: Integer[Tensor, "batch"], fields: dict[str, Tensor]) -> None:
-        """Store rows of this epoch in place of what this process wrote: another rank's came first."""
+        """Replace rows that this process wrote in this epoch by those of another rank, which came first."""
         slot, _, own = self._newest(index)
         self._assign(torch.where(own, self._own_at(index), (1 - slot) * (self.num_samples + 1) + index), fields)
 
@@ -110,40 +110,40 @@ class Table:
 
     @property
     def newest(self) -> int:
-        """The latest epoch that has written a row; -1 where none has."""
+        """The latest epoch that has written a row; -1 if none has."""
         return int(self._tensors["stamps"].max()) - 1
 
     def move(self, device: torch.device) -> None:
-        """Take a table in memory to another device."""
+        """Move a table in memory to another device."""
         self.flush()
         self._tensors = {name: tensor.to(device) for name, tensor in self._tensors.items()}
         self.device = self._tensors["stamps"].device
 
     def tensors(self) -> dict[str, Tensor]:
-        """The table itself, by field: what a checkpoint saves and restores in place."""
+        """The table's own tensors by field, which a checkpoint saves and restores in place."""
         self.flush(wait=True)
         return self._tensors
 
     def persist(self) -> None:
-        """Wait for copies under way and, for files, until the system has written them to the disk."""
+        """Wait for pending copies and, for a table in files, until the system has written them to disk."""
         self.flush(wait=True)
         for file in self._files:
             file.flush()
 
     def flush(self, wait: bool = True) -> None:
-        """Store what has arrived from another device; with ``wait``, all of it."""
+        """Store rows whose copy from another device is complete; with ``wait``, wait for all of them."""
         while self._pending and (wait or self._pending[0][0].query()):
             event, index, staged, keep = self._pending.pop(0)
             event.synchronize()
             self._put(index, staged, keep)
 
     def _own_at(self, index: Tensor) -> Tensor:
-        """Place of the row that this epoch wrote, for samples that it did write."""
+        """Position of the row that this epoch wrote, for samples that it has written."""
         second = self.num_samples + 1 + index
         return torch.where(self._tensors["stamps"][second] == self.epoch + 1, second, index)
 
     def _newest(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Slot of the newest row from before this epoch, whether there is one, whether this epoch wrote one."""
+        """Slot of the newest row from before this epoch; whether there is one; whether this epoch wrote one."""
         stamps = self._tensors["stamps"].view(2, -1)[:, index]
         own = stamps == self.epoch + 1
         before = stamps.masked_fill(own, 0)
@@ -158,11 +158,11 @@ class Table:
     def _assign(self, at: Tensor, fields: dict[str, Tensor]) -> None:
         for name, value in fields.items():
             self._tensors[name][at] = value
-        self._tensors["stamps"].index_fill_(0, at, self.epoch + 1)  # an assignment would copy a number from the host
+        self._tensors["stamps"].index_fill_(0, at, self.epoch + 1)  # an assignment would copy the number from the host
 
 
 def first_occurrence(index: Integer[Tensor, "batch"], among: Bool[Tensor, "batch"]) -> Bool[Tensor, "batch"]:
-    """Which places of a batch hold a sample for the first time, counting only places in ``among``.
+    """Which positions of a batch hold a sample for the first time, counting only positions in ``among``.
 
     >>> first_occurrence(torch.tensor([4, 7, 4]), torch.tensor([True, True, True])).tolist()
     [True, True, False]
@@ -180,17 +180,17 @@ def row_format(store: "str | RowFormat | MemoryMapped") -> RowFormat:
         return Dense()
     if isinstance(store, MemoryMapped):
         if not isinstance(store.rows, Dense | TopK):
-            raise UserError(f"MemoryMapped takes its rows as Dense(dtype) or TopK(k): got {store.rows!r}")
+            raise UserError(f"the rows of MemoryMapped must be Dense(dtype) or TopK(k): got {store.rows!r}")
         return store.rows
     if isinstance(store, Dense | TopK):
         return store
     raise UserError(
-        f"store is 'dense', Dense(dtype), TopK(k), MemoryMapped(path) or PreviousModel(model): got {store!r}"
+        f"store must be 'dense', Dense(dtype), TopK(k), MemoryMapped(path) or PreviousModel(model): got {store!r}"
     )
 
 
 def table_bytes(num_rows: int, num_classes: int, store: "str | RowFormat | MemoryMapped") -> int:
-    """Bytes of a table, both slots and stamps, before it is made.
+    """Size of a table in bytes, both slots and stamps, before it is created.
 
     >>> from retarget.pskd.past.rows import TopK
     >>> table_bytes(1000, 10_000, TopK(10))  # against 40 MB for one buffer of dense float32
@@ -201,5 +201,5 @@ def table_bytes(num_rows: int, num_classes: int, store: "str | RowFormat | Memor
 
 
 def _to_host(value: Tensor) -> Tensor:
-    """A copy in pinned memory, under way."""
+    """Start a copy to pinned memory."""
     return torch.empty(value.shape, dtype=value.dtype, pin_memory=True).copy_(value, non_blocking=True)

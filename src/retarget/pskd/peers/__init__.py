@@ -1,4 +1,7 @@
-"""PS-KD's peers on the same job, in the same call shape: set_epoch, loss, and what each one's ``needs`` says."""
+"""Other methods that soften or steady a classifier's targets, used as PS-KD is.
+
+Everything that users need is imported from here; ``losses`` has the equations.
+"""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""What every peer shares: PS-KD's call shape, its checks, and a state that is saved beside the checkpoint."""
+"""The base class of every peer: PS-KD's calls and checks, and a state that is saved beside the checkpoint."""
 
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field, fields
@@ -21,18 +21,18 @@ _STATE = "retarget.pskd.peer"
 
 @dataclass(frozen=True)
 class Needs:
-    """What a method asks of the training run, as data.
+    """What a method needs from the training run, as data.
 
     Attributes:
         sampler: ``"same_class_pairs"``: batches are [x_1 … x_B, x'_1 … x'_B], x'_i of x_i's class
-            (:class:`~retarget.pskd.peers.batches.SameClassPairs`). ``"last_batch"``: batches are [new, those of the
-            batch before] (:class:`~retarget.pskd.peers.batches.LastBatch`).
+            (:class:`~retarget.pskd.peers.batches.SameClassPairs`). ``"last_batch"``: batches are [new samples, those
+            of the batch before] (:class:`~retarget.pskd.peers.batches.LastBatch`).
         network: ``"trained_teacher"``: a network that was trained before. ``"average"``: a running average of the
-            weights, kept by the method.
-        forwards: forward passes of a network for each new training sample; cross-entropy has 1.
-        inputs: ``loss`` must be given ``inputs=``.
-        mix: call ``inputs, targets = method.mix(inputs, targets)`` before the forward pass.
-        after_step: call ``method.after_step()`` after every optimizer step.
+            weights, which the method keeps.
+        forwards: number of forward passes per new training sample; 1 for cross-entropy.
+        inputs: whether ``loss`` must be given ``inputs=``.
+        mix: whether to call ``inputs, targets = method.mix(inputs, targets)`` before the forward pass.
+        after_step: whether to call ``method.after_step()`` after every optimizer step.
     """
 
     sampler: Literal["none", "same_class_pairs", "last_batch"] = "none"
@@ -66,20 +66,20 @@ def _setting(default: float, allowed: Callable[[float], bool], must: str) -> Any
 class Peer:
     """A training method with the call shape of :class:`~retarget.pskd.method.PSKD`.
 
-    Each epoch ``set_epoch(epoch)``; each step ``loss(logits, targets, index)``; and what ``needs`` says beyond that.
-    A method is a dataclass: it names its settings with :func:`share`, :func:`positive` and :func:`not_negative`, the
-    first of them its own weight, and a resumed run must agree on them.
+    Call ``set_epoch(epoch)`` in each epoch, ``loss(logits, targets, index)`` in each step, and whatever ``needs`` asks.
+    A method is a dataclass that declares its settings with :func:`share`, :func:`positive` and :func:`not_negative`.
+    The first of them is its own weight. A resumed run must have the same settings.
 
     Args:
-        num_samples: N, length of the training set that gives the indices.
+        num_samples: N, number of training samples, so that indices lie in [0, N).
         num_classes: number of classes, C.
         total_epochs: length of the run.
         ignore_index: label of samples that have no loss.
 
     Attributes:
         settings: the method's settings by name.
-        strength: the method's own weight, 1 where it has no settings; at 0 it is cross-entropy bit for bit and needs
-            nothing.
+        strength: the method's own weight, or 1 if it has no settings; at 0 the method is exactly cross-entropy and
+            needs nothing.
     """
 
     num_samples: int
@@ -89,9 +89,9 @@ class Peer:
     ignore_index: int = -100
 
     wanted: ClassVar[Needs] = Needs()
-    """Needs at any strength but 0."""
+    """What it needs unless the strength is 0."""
     labels_only: ClassVar[bool] = False
-    """Whether the equation speaks of a sample's class, so that probability targets are refused."""
+    """Whether the equation needs a sample's class, so that probability targets are refused."""
 
     def __post_init__(self) -> None:
         refuse_bad_run(self.num_samples, self.num_classes, self.total_epochs)
@@ -103,7 +103,7 @@ class Peer:
         self.strength = next(iter(self.settings.values()), 1.0)
         self._epoch: int | None = None
         self._checks = Checks()
-        self._pending: tuple[Any, ...] | None = None  # what _loss sets aside for _remember
+        self._pending: tuple[Any, ...] | None = None  # what _loss keeps for _remember
 
     @property
     def needs(self) -> Needs:
@@ -112,12 +112,12 @@ class Peer:
 
     @property
     def evaluated(self) -> nn.Module | None:
-        """The network to evaluate in place of the trained one, where the method keeps one."""
+        """The network to evaluate instead of the trained one, if the method keeps one."""
         return None
 
     @property
     def num_bytes(self) -> int:
-        """Bytes that the method keeps beyond the trained model: tables, averages, teachers."""
+        """Bytes that the method needs besides the trained model: tables, averages, teachers."""
         return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors().values())
 
     def to(self, device: torch.device | str) -> None:
@@ -134,20 +134,20 @@ class Peer:
         refuse_bad_epoch(epoch, self.total_epochs)
         if self._epoch is not None and 0 < epoch < self._epoch:
             raise UserError(
-                f"the method has been through epoch {self._epoch}; to go back to epoch {epoch}, load the state "
-                "saved at that time"
+                f"the method has been through epoch {self._epoch}: to go back to epoch {epoch}, load the state "
+                "that was saved before it"
             )
         self.end_epoch()
         self._begin(epoch)
         self._epoch = epoch
 
     def end_epoch(self) -> None:
-        """Finish an epoch: raise what was found bad in it. ``set_epoch`` and ``save`` do this themselves."""
+        """Finish an epoch: raise the errors found in it. ``set_epoch`` and ``save`` do this themselves."""
         self._checks.poll(wait=True)
 
     @property
     def epoch(self) -> int:
-        """The epoch under way."""
+        """The current epoch."""
         if self._epoch is None:
             raise UserError("call set_epoch(epoch) before the first step of every epoch")
         return self._epoch
@@ -155,7 +155,7 @@ class Peer:
     # -- a step
 
     def mix(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs and targets to train on; most methods leave them alone."""
+        """Inputs and targets to train on; most methods return them unchanged."""
         return inputs, targets
 
     def loss(
@@ -170,14 +170,13 @@ class Peer:
 
         Args:
             logits: [B, C], finite; bfloat16 and float16 are widened to float32 first.
-            targets: labels [B] in [0, C) or ``ignore_index``; or, where the method has a use for them,
-                probabilities [B, C].
-            index: [B], each sample's place in the training set, in [0, N).
-            inputs: the model's input, for methods that say so in ``needs``.
+            targets: labels [B] in [0, C) or ``ignore_index``; or, if the method accepts them, probabilities [B, C].
+            index: [B], each sample's index in the training set, in [0, N).
+            inputs: the model's input, for methods whose ``needs.inputs`` is True.
 
         Raises:
             UserError: as for PS-KD, naming the sample, the row and the value; or no epoch was set, or ``inputs``
-                are missing.
+                is missing.
         """
         _ = self.epoch
         labels = self._check(logits, targets, index)
@@ -185,7 +184,7 @@ class Peer:
             loss = self._hard(logits, targets)
         else:
             if self.needs.inputs and inputs is None:
-                raise UserError(f"{type(self).__name__} forwards the input itself: loss(logits, y, index, inputs=x)")
+                raise UserError(f"{type(self).__name__} forwards the input: call loss(logits, y, index, inputs=x)")
             self._pending = None
             loss = self._loss(logits, targets, labels, index, inputs)
         check_loss(self._checks, loss, logits, index)
@@ -195,23 +194,23 @@ class Peer:
         return loss
 
     def after_step(self) -> None:
-        """What follows an optimizer step; most methods do nothing."""
+        """Update the method after an optimizer step; most methods do nothing."""
 
     # -- state
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run must agree on, and how far it is: small, for the trainer's own checkpoint."""
+        """How far the run is, and the settings that a resumed run must share; small, for the trainer's checkpoint."""
         return {**self._identity(), "epoch": self._epoch, **self._progress()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved epoch; refuses the state of another method, data set or setting, both values named."""
+        """Continue from a saved epoch. Another method, dataset or setting is an error that names both values."""
         what = f"state of {type(self).__name__}"
         refuse_other_state(state, self._identity(), ["epoch", *self._progress()], what)
         self._epoch = state["epoch"]
         self._resume({key: state[key] for key in self._progress()})
 
     def tensors(self) -> dict[str, Tensor]:
-        """The method's own tensors by name: what :meth:`save` writes."""
+        """The method's own tensors by name, which :meth:`save` writes."""
         return {}
 
     def save(self, path: str | Path) -> None:
@@ -225,7 +224,7 @@ class Peer:
             write_state(path, _STATE, self.state_dict(), tensors)
 
     def load(self, path: str | Path) -> None:
-        """Read what :meth:`save` wrote, then ``set_epoch`` with the epoch to go on from."""
+        """Read what :meth:`save` wrote; then call ``set_epoch`` with the epoch to continue from."""
         state, saved = read_state(path, _STATE, f"state of {type(self).__name__}")
         self.load_state_dict(state)
         self._take(Path(path), saved)
@@ -233,23 +232,23 @@ class Peer:
     # -- for the methods
 
     def _begin(self, epoch: int) -> None:
-        """What an epoch's begin changes; ``self._epoch`` is still the one before."""
+        """Prepare for an epoch; ``self._epoch`` is still the one before."""
 
     def _loss(self, logits: Tensor, targets: Tensor, labels: Tensor, index: Tensor, inputs: Any) -> Tensor:
         raise NotImplementedError
 
     def _remember(self, *pending: Any) -> None:
-        """Store what ``_loss`` set aside, once the loss is known to be good."""
+        """Store what ``_loss`` kept in ``_pending``, once the loss has passed its checks."""
 
     def _progress(self) -> dict[str, Any]:
-        """What else the small state holds."""
+        """Further values for the state dict."""
         return {}
 
     def _resume(self, progress: dict[str, Any]) -> None:
-        """Take ``_progress`` back."""
+        """Restore what ``_progress`` returned."""
 
     def _take(self, path: Path, saved: dict[str, Tensor]) -> None:
-        """Take saved tensors back; the epoch that they were saved in is set already."""
+        """Restore saved tensors; the epoch in which they were saved is set already."""
         restore(path, self.tensors(), saved)
 
     # -- inside
@@ -264,12 +263,12 @@ class Peer:
         }
 
     def _check(self, logits: Tensor, targets: Tensor, index: Tensor) -> Tensor:
-        """Shapes and values; labels made safe to gather with."""
+        """Refuse bad shapes and values; returns labels made safe to gather with."""
         self._checks.poll()
         check_shapes(logits, targets, index, self.num_classes)
         index = check_index(self._checks, index.long(), self.num_samples)
         if targets.is_floating_point() and self.labels_only and self.strength > 0:
-            raise UserError(f"{type(self).__name__} speaks of a sample's class: give labels [B], not probabilities")
+            raise UserError(f"{type(self).__name__} needs each sample's class: pass labels [B], not probabilities")
         return check_targets(self._checks, targets, index, self.num_classes, self.ignore_index)
 
     def _counted(self, targets: Tensor) -> Tensor:
@@ -283,7 +282,7 @@ class Peer:
         return (losses * counted).sum() / counted.sum()
 
     def _hard(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross-entropy against the given targets."""
+        """Mean cross-entropy against the targets as they are."""
         return cross_entropy(logits, targets, self.ignore_index)
 
     def _soft(self, logits: Tensor, probs: Tensor, targets: Tensor) -> Tensor:

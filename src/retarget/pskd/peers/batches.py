@@ -1,5 +1,4 @@
-"""Peers that compare samples of a batch, and the samplers that they need: CS-KD (same-class pairs), DLB (the last
-mini-batch)."""
+"""Peers that compare samples of a batch, and their samplers: CS-KD (same-class pairs), DLB (the last mini-batch)."""
 
 from collections.abc import Iterable, Iterator, Sized
 from dataclasses import KW_ONLY, dataclass
@@ -20,9 +19,9 @@ class CSKD(Peer):
     """Class-wise self-distillation: ``CE(x) + λ τ² KL(p_τ(x') ‖ p_τ(x))``, x' another sample of x's class (Yun et al.
     2020, Regularizing Class-wise Predictions via Self-knowledge Distillation, section 2).
 
-    The batch holds [x_1 … x_B, x'_1 … x'_B]: take :class:`SameClassPairs` as batch sampler. The partners' half has no
-    loss and no gradient of its own. Both halves pass the network together, and so share batch norm's statistics,
-    where the official code forwards them one after the other (alinlab/cs-kd, train.py).
+    The batch holds [x_1 … x_B, x'_1 … x'_B]: use :class:`SameClassPairs` as batch sampler. The partners' half has no
+    loss and no gradient of its own. Both halves pass through the network together, and so share batch norm's
+    statistics; the official code forwards them one after the other (alinlab/cs-kd, train.py).
 
     Args:
         weight: λ ≥ 0; 1 is the official setting for CIFAR-100 (alinlab/cs-kd, README.md).
@@ -38,7 +37,7 @@ class CSKD(Peer):
 
     def _loss(self, logits: Tensor, targets: Tensor, labels: Tensor, index: Tensor, inputs: Any) -> Tensor:
         if len(index) % 2:
-            raise UserError(f"the batch is [x…, partners…] for CS-KD, an even number: got {len(index)}; {_PAIRS}")
+            raise UserError(f"CS-KD needs batches [x…, partners…] of even size: got {len(index)} samples; {_PAIRS}")
         half = len(index) // 2
         first, second = targets[:half], targets[half:]
         self._checks.require(
@@ -57,14 +56,14 @@ class DLB(Peer):
     """Self-distillation from the last mini-batch: ``CE + α τ² KL(p_τ(last step) ‖ p_τ(now))`` for the samples that
     were in the batch before (Shen et al. 2022, Self-Distillation from the Last Mini-Batch).
 
-    The batch holds [new, those of the batch before]: take :class:`LastBatch` as batch sampler. The samples' logits of
-    the last step are kept, by index. An epoch's first batch has none, and both halves pass the network together; the
-    official code (Meta-knowledge-Lab/DLB, dlb.py) keeps the last batch across epochs and forwards the halves one
-    after the other, the repeated one in a second augmentation.
+    The batch holds [new samples, those of the batch before]: use :class:`LastBatch` as batch sampler. The logits of
+    the last step are kept, by index. An epoch's first batch has none, and both halves pass through the network
+    together; the official code (Meta-knowledge-Lab/DLB, dlb.py) keeps the last batch across epochs and forwards the
+    halves one after the other, the repeated one in a second augmentation.
 
     Args:
-        weight: α ≥ 0. The official code has no default for it, nor for the temperature; 1 and 3 are what later
-            implementations use.
+        weight: α ≥ 0. The official code has no default for it, nor for the temperature; later implementations use 1
+            and 3.
         temperature: τ > 0.
     """
 
@@ -77,7 +76,7 @@ class DLB(Peer):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._last: tuple[Tensor, Tensor] | None = None
-        self._rows = 0  # of a batch
+        self._rows = 0  # in a batch
 
     @property
     def num_bytes(self) -> int:
@@ -111,7 +110,7 @@ class DLB(Peer):
 
 
 class BatchSampler(Sampler[list[int]]):
-    """A batch sampler around another one; the epoch reaches it through ``set_epoch``.
+    """A batch sampler that wraps another; ``set_epoch`` tells it the epoch.
 
     Trainers look for ``batch_sampler.sampler.set_epoch``; ``sampler`` is therefore the object itself.
     """
@@ -121,11 +120,11 @@ class BatchSampler(Sampler[list[int]]):
 
     @property
     def sampler(self) -> "BatchSampler":
-        """The object itself, for trainers that announce the epoch."""
+        """The object itself, for trainers that call ``batch_sampler.sampler.set_epoch``."""
         return self
 
     def set_epoch(self, epoch: int) -> None:
-        """Announce the epoch to the samplers inside, too."""
+        """Set the epoch, also of the samplers inside."""
         self.epoch = epoch
         for inside in (self.batches, getattr(self.batches, "sampler", None)):
             if hasattr(inside, "set_epoch"):
@@ -136,15 +135,16 @@ class BatchSampler(Sampler[list[int]]):
 
 
 class SameClassPairs(BatchSampler):
-    """Each batch followed by a partner of the same class for each of its samples: what CS-KD needs.
+    """Each batch, followed by a partner of the same class for each of its samples, as CS-KD needs.
 
-    A partner is drawn uniformly among the class's other samples, by (seed, epoch, sample) alone; a class of one
-    sample partners with itself. (The official sampler, alinlab/cs-kd, datasets.py, may draw the sample itself.)
+    A partner is drawn uniformly from the class's other samples and depends only on (seed, epoch, sample); the only
+    sample of a class is its own partner. (The official sampler, alinlab/cs-kd, datasets.py, may draw the sample
+    itself.)
 
     Args:
         batches: a batch sampler that yields lists of sample indices.
         labels: [N], the class of each sample.
-        seed: of the partners.
+        seed: seed of the draw of partners.
 
     >>> list(SameClassPairs([[0, 1], [2, 3]], labels=[0, 1, 0, 1], seed=0))
     [[0, 1, 2, 3], [2, 3, 0, 1]]
@@ -165,13 +165,13 @@ class SameClassPairs(BatchSampler):
         partner = np.empty(len(self.labels), dtype=np.int64)
         for label in np.unique(self.labels):
             members = np.flatnonzero(self.labels == label)
-            ahead = 1 + np.floor(draw[members] * (len(members) - 1)).astype(np.int64)  # never a whole turn
+            ahead = 1 + np.floor(draw[members] * (len(members) - 1)).astype(np.int64)  # never back to itself
             partner[members] = members[(np.arange(len(members)) + ahead) % len(members)]
         return partner
 
 
 class LastBatch(BatchSampler):
-    """Each batch followed by the batch before: what DLB needs. The first batch of an epoch stands alone.
+    """Each batch, followed by the batch before, as DLB needs; nothing follows an epoch's first batch.
 
     >>> list(LastBatch([[0, 1], [2, 3], [4, 5]]))
     [[0, 1], [2, 3, 0, 1], [4, 5, 2, 3]]

@@ -1,7 +1,7 @@
 """Peers that remember a sample's predictions by an exponential average: temporal ensembling, self-adaptive training.
 
-They keep PS-KD's table with two slots a sample: an epoch reads what the epochs before it left, repeats and padding
-are harmless, and ranks exchange rows once an epoch.
+They use PS-KD's table with two slots per sample: an epoch reads the rows of earlier epochs, repeated and padded samples
+do no harm, and ranks exchange rows once per epoch.
 """
 
 from dataclasses import KW_ONLY, dataclass
@@ -21,7 +21,7 @@ from retarget.pskd.peers.base import Peer, not_negative, share
 
 @dataclass(eq=False, repr=False)
 class History(Peer):
-    """A peer with a float32 table [N, C] of its own making."""
+    """A peer with a float32 table [N, C] whose rows it computes itself."""
 
     _: KW_ONLY
     device: torch.device | str | None = None
@@ -36,7 +36,7 @@ class History(Peer):
         return self._past.num_bytes if self.strength > 0 else 0
 
     def end_epoch(self) -> None:
-        """Raise what was found bad in the epoch and exchange its rows between ranks: collective."""
+        """Raise the errors found in the epoch and exchange its rows between ranks: collective."""
         super().end_epoch()
         if self.strength > 0:
             self._past.end()
@@ -51,7 +51,7 @@ class History(Peer):
         self._past.load(path, self._epoch, saved)
 
     def _read(self, index: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Rows left by the epochs before, [B, C], and which samples have one, [B] bool."""
+        """Rows of earlier epochs, [B, C], and which samples have one, [B] bool."""
         rows, written = self._past.read(self._past.locate(index, device), device)
         assert isinstance(rows, Tensor)
         return rows, written > 0
@@ -67,7 +67,7 @@ class TemporalEnsembling(History):
     (Laine and Aila 2017, Temporal Ensembling for Semi-Supervised Learning, algorithm 2).
 
     The weight rises from 0 in epoch 0 as ``w_max exp(-5 (1 - t)²)``. All samples are labelled here, so the paper's
-    factor M / N is 1. A sample without a row has no second term.
+    factor M / N is 1. The second term is 0 for a sample without a row.
 
     Args:
         weight: w_max ≥ 0; 100 is the official setting for CIFAR-100 and 30 that for CIFAR-10 (s-laine/tempens,
@@ -99,13 +99,13 @@ class TemporalEnsembling(History):
 
 @dataclass(eq=False, repr=False)
 class SelfAdaptiveTraining(History):
-    """Cross-entropy against ``t ← α t + (1 - α) p``, which begins as the label, samples weighted by ``max_c t_c``
+    """Cross-entropy against ``t ← α t + (1 - α) p``, which starts as the label; samples are weighted by ``max_c t_c``
     (Huang et al. 2020, Self-Adaptive Training: beyond Empirical Risk Minimization, algorithm 1).
 
     Args:
         momentum: α in [0, 1]; 0.9 is the official setting for CIFAR-100 (LayneH/self-adaptive-training,
-            scripts/cifar100/run_sat.sh). 1 never moves a target and is cross-entropy.
-        start: share of the run that is plain cross-entropy; there 60 of 200 epochs.
+            scripts/cifar100/run_sat.sh). With 1 targets never change: cross-entropy.
+        start: share of the run that is plain cross-entropy; officially 60 of 200 epochs.
     """
 
     momentum: float = share(0.9)
@@ -118,7 +118,7 @@ class SelfAdaptiveTraining(History):
 
     @property
     def start_epoch(self) -> int:
-        """The first epoch with moving targets."""
+        """The first epoch in which targets change."""
         return round(self.start * self.total_epochs)
 
     def _loss(self, logits: Tensor, targets: Tensor, labels: Tensor, index: Tensor, inputs: Any) -> Tensor:

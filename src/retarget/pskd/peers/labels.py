@@ -33,8 +33,8 @@ class OnlineLabelSmoothing(Peer):
     before (Zhang et al. 2021, Delving Deep into Label Smoothing, algorithm 1).
 
     ``(1 - w) CE(y) + w CE(S_y)``. As in the official code (zhangchbin/OnlineLabelSmoothing,
-    cifar/scripts/train_cifar_all_methods.py) the table is zero in the first epoch, which so has the first term alone,
-    and a class of which nothing was classified correctly gets the uniform row. Under torch.distributed ``set_epoch``
+    cifar/scripts/train_cifar_all_methods.py) the table is zero in the first epoch, which therefore has only the first
+    term, and a class without correctly classified samples gets the uniform row. Under torch.distributed ``set_epoch``
     and ``save`` are collective.
 
     Args:
@@ -48,12 +48,12 @@ class OnlineLabelSmoothing(Peer):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.rows = torch.zeros(self.num_classes, self.num_classes)
-        self.local = torch.zeros_like(self.rows)  # this rank's sums of the epoch
+        self.local = torch.zeros_like(self.rows)  # this rank's sums in the epoch
         self.total = torch.zeros_like(self.rows)  # those of all ranks
         self._summed = True
 
     def end_epoch(self) -> None:
-        """Raise what was found bad in the epoch and sum the table over ranks: collective."""
+        """Raise the errors found in the epoch and sum the table over ranks: collective."""
         super().end_epoch()
         if not self._summed:
             self.total.copy_(self.local)
@@ -119,7 +119,7 @@ class FocalLoss(Peer):
     Args:
         gamma: γ ≥ 0; 3 is the larger of the fixed values of Mukhoti et al. 2020 (Calibrating Deep Neural Networks
             using Focal Loss; torrvision/focal_calibration, train_scripts/cifar100.sh); detection uses 2. Their loss
-            is a batch's sum, ours its mean: with their learning rate, multiply by the batch size.
+            sums over the batch, this one averages: with their learning rate, multiply it by the batch size.
     """
 
     labels_only = True
@@ -153,7 +153,7 @@ class MaxSup(Peer):
     Args:
         weight: λ ≥ 0 in the first epoch; 0.1 is the official setting of convolutional networks
             (ZhouYuxuanYX/Maximum-Suppression-Regularization, Conv/ffcv/losses.py), as are the growth and its end.
-        final: λ ≥ 0 that the growth ends at, behind the last epoch; 0.2.
+        final: λ ≥ 0 that the growth would reach one epoch after the last; 0.2.
     """
 
     weight: float = not_negative(0.1)

@@ -1,4 +1,4 @@
-"""PS-KD's peers in Lightning: the module calls ``method.loss``, the callback does the rest."""
+"""Peers in Lightning: the module calls ``method.loss``, the callback does the rest."""
 
 from pathlib import Path
 from typing import Any
@@ -13,17 +13,16 @@ from retarget.pskd.peers.base import Peer
 class PeerCallback(SavedBeside):
     """Announces epochs, mixes batches, follows optimizer steps, and saves the method beside each checkpoint.
 
-    What is left to the module is one line of ``training_step``,
-    ``loss = method.loss(self(x), y, index, inputs=x)``, and to evaluate ``method.evaluated`` where there is one.
-    The sampler that ``needs`` names belongs to the data module. The state lies beside the checkpoint as
-    ``peer-epoch-E.safetensors`` (the newest ``keep`` stay) and is read back when the trainer resumes; resume at epoch
-    ends.
+    The module needs one line in ``training_step``, ``loss = method.loss(self(x), y, index, inputs=x)``, and must
+    evaluate ``method.evaluated`` if that is a network. The sampler that ``needs`` names belongs in the data module. The
+    state is saved beside the checkpoint as ``peer-epoch-E.safetensors`` (the newest ``keep`` of them are kept) and
+    loaded when the trainer resumes. Resume only at the end of an epoch.
 
     Args:
         method: any peer.
-        input, label: their keys in the batch, a list or dict.
+        input, label: their keys in the batch, which is a list or dict.
         directory: where the state is saved; by default beside the checkpoints.
-        keep: saved states to keep.
+        keep: how many of the newest saved states to keep.
     """
 
     prefix = "peer"
@@ -54,7 +53,7 @@ class PeerCallback(SavedBeside):
         if not self.method.needs.mix:
             return
         if not isinstance(batch, list | dict):
-            raise UserError(f"the batch is a {type(batch).__name__}, in which nothing can be replaced; give a list")
+            raise UserError(f"the batch is a {type(batch).__name__}, which cannot be changed: return a list or a dict")
         parts: Any = batch
         parts[self.input], parts[self.label] = self.method.mix(parts[self.input], parts[self.label])
 

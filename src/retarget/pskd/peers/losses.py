@@ -1,4 +1,4 @@
-"""The equations of PS-KD's peers, as pure functions on tensors.
+"""The equations of the peers, as pure functions on tensors.
 
 Notation: z logits [B, C], p = softmax(z), y labels, τ a temperature. KL(t ‖ p) = sum_c t_c (log t_c - log p_c).
 Everything is float32 or wider.
@@ -16,7 +16,7 @@ from retarget.pskd.functional import Reduction, widen
 
 
 def reduce(losses: Float[Tensor, "batch"], reduction: Reduction) -> Float[Tensor, ""] | Float[Tensor, "batch"]:
-    """Per-sample losses as they are, summed or averaged."""
+    """Per-sample losses unchanged, summed or averaged."""
     return losses if reduction == "none" else losses.mean() if reduction == "mean" else losses.sum()
 
 
@@ -123,7 +123,7 @@ def suppress_maximum(
 ) -> Float[Tensor, ""] | Float[Tensor, "batch"]:
     """``max_c z_c - mean_c z_c`` (Zhou et al. 2025, MaxSup: Overcoming Representation Collapse in Label Smoothing).
 
-    Label smoothing adds ``z_y - mean_c z_c`` in its place, and so pulls a wrong prediction further apart.
+    Label smoothing has ``z_y - mean_c z_c`` instead, which widens the gap when the prediction is wrong.
 
     >>> suppress_maximum(torch.tensor([[3.0, 0.0, 0.0]])).item()
     2.0
@@ -191,9 +191,9 @@ def blend_history(
 
 
 def unbias_history(history: Float[Tensor, "batch classes"]) -> Float[Tensor, "batch classes"]:
-    """``Z / (1 - α^t)``, the start-up bias taken out (Laine and Aila 2017, algorithm 2).
+    """``Z / (1 - α^t)``, which removes the bias of starting at zero (Laine and Aila 2017, algorithm 2).
 
-    Z blends t rows that sum to 1 into zeros, so its own sum is 1 - α^t: no count is kept. A row of zeros stays.
+    Z blends t rows that sum to 1 into zeros, so its own sum is 1 - α^t and no count is needed. Zero rows stay zero.
 
     >>> unbias_history(torch.tensor([[0.1, 0.3]]))
     tensor([[0.2500, 0.7500]])
@@ -214,7 +214,7 @@ def weigh_by_confidence(
 
 
 def ramp_up(done: float) -> float:
-    """``exp(-5 (1 - t)²)`` for t in [0, 1], and 1 from there on (Laine and Aila 2017, appendix A).
+    """``exp(-5 (1 - t)²)`` for t in [0, 1], then 1 (Laine and Aila 2017, appendix A).
 
     >>> ramp_up(0.5), ramp_up(2.0)
     (0.2865047968601901, 1.0)
@@ -240,7 +240,7 @@ def average_weights(average: nn.Module, model: nn.Module, decay: float, *, buffe
     Args:
         average: a copy of the model, which is changed.
         decay: d in [0, 1]; 0 copies.
-        buffers: average the floating-point buffers too (batch norm's statistics) and copy the others.
+        buffers: whether to average floating-point buffers (batch norm's statistics) too and copy the others.
     """
     pairs = list(zip(average.parameters(), model.parameters(), strict=True))
     if buffers:

@@ -1,4 +1,4 @@
-"""Mixup and CutMix in the peers' call shape; torchvision mixes."""
+"""Mixup and CutMix as peers; torchvision does the mixing."""
 
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar
@@ -16,8 +16,8 @@ from retarget.pskd.peers.base import Needs, Peer, positive, share
 class Mixing(Peer):
     """Batches mixed with a neighbour: ``λ x_i + (1 - λ) x_j`` or a pasted box, target ``λ y_i + (1 - λ) y_j``.
 
-    ``mix`` before the forward pass gives inputs and probability targets; ``loss`` takes what it gave. The partner is
-    the sample before in the (shuffled) batch, as torchvision has it.
+    Call ``mix`` before the forward pass; it returns inputs and probability targets, which ``loss`` takes. A sample's
+    partner is the sample before it in the (shuffled) batch, as in torchvision.
     """
 
     wanted = Needs(mix=True)
@@ -33,15 +33,15 @@ class Mixing(Peer):
         self._mix = kind(alpha=self.alpha, num_classes=self.num_classes)
 
     def mix(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Mixed inputs and probability targets [B, C], with probability ``prob``; else both as they are.
+        """With probability ``prob``, mixed inputs and probability targets [B, C]; else both unchanged.
 
         Raises:
-            UserError: the targets are no labels in [0, C).
+            UserError: the targets are not labels in [0, C).
         """
         if self.strength == 0 or (self.strength < 1 and torch.rand(()) >= self.strength):
             return inputs, targets
         if targets.is_floating_point() or targets.ndim != 1:
-            raise UserError(f"{type(self).__name__} mixes labels [B]: got {targets.dtype} {list(targets.shape)}")
+            raise UserError(f"{type(self).__name__} needs labels [B]: got {targets.dtype} {list(targets.shape)}")
         self._checks.require(
             (targets >= 0) & (targets < self.num_classes),
             lambda row: f"label {int(targets[row])}, row {row} of the batch, lies outside [0, {self.num_classes})",

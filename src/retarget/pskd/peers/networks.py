@@ -18,8 +18,8 @@ from retarget.pskd.peers.base import Needs, Peer, not_negative, positive, share
 
 @dataclass(eq=False, repr=False)
 class Taught(Peer):
-    """A peer with a trained teacher, of which it keeps a copy: in evaluation mode, without gradient, on the inputs'
-    device. The teacher is no part of the saved state: give the same one when resuming."""
+    """A peer with a trained teacher. It keeps a copy in evaluation mode, without gradients, on the inputs' device.
+    The teacher is not part of the saved state: pass the same one when resuming."""
 
     wanted = Needs(network="trained_teacher", forwards=2.0, inputs=True)
 
@@ -42,7 +42,7 @@ class Taught(Peer):
     def _teach(self, inputs: Any, logits: Tensor) -> Tensor:
         taught = losses.forward(self.teacher, inputs)
         if taught.shape != logits.shape:
-            raise UserError(f"the teacher gives logits {list(taught.shape)}, the student {list(logits.shape)}")
+            raise UserError(f"the teacher's logits are {list(taught.shape)}, but the student's {list(logits.shape)}")
         return taught
 
 
@@ -51,12 +51,12 @@ class TFKDSelf(Taught):
     """Teacher-free distillation from a trained network of the student's own kind:
     ``(1 - α) CE + α s τ² KL(p^t_τ ‖ p_τ)`` (Yuan et al. 2020, Tf-KD_self).
 
-    The factor s is not in the equation. The official code takes the KL's mean over classes times a multiplier: s is
-    that multiplier over C, 50 / 100 for ResNet-18 on CIFAR-100 (yuanli2333/Teacher-free-Knowledge-Distillation,
+    The factor s is not in the equation. The official code multiplies the KL's mean over classes by a constant: s is
+    that constant over C, 50 / 100 for ResNet-18 on CIFAR-100 (yuanli2333/Teacher-free-Knowledge-Distillation,
     my_loss_function.py and experiments/kd_experiments/resnet18_distill/resnet18_self_teacher/params.json).
 
     Args:
-        teacher: a trained network of the same form as the student.
+        teacher: a trained network of the student's architecture.
         weight: α in [0, 1]; 0.95 is the official setting for ResNet-18 on CIFAR-100, as are the next two.
         temperature: τ > 0.
         scale: s > 0.
@@ -76,12 +76,12 @@ class TFKDSelf(Taught):
 
 @dataclass(eq=False, repr=False)
 class BornAgain(Taught):
-    """A network taught by an equal one: ``(1 - w) CE(y) + w CE(p^t)``, temperature 1 (Furlanello et al. 2018,
+    """Distillation from an equal network: ``(1 - w) CE(y) + w CE(p^t)``, temperature 1 (Furlanello et al. 2018,
     Born-Again Neural Networks, section 3; the authors published no code).
 
     Args:
-        teacher: a trained network; the paper's has the student's form.
-        weight: w in [0, 1]; 1, the teacher alone, is the paper's BAN; below 1 its BAN+L.
+        teacher: a trained network; in the paper one of the student's architecture.
+        weight: w in [0, 1]; 1 (only the teacher) is the paper's BAN, below 1 its BAN+L.
     """
 
     weight: float = share(1.0)
@@ -96,8 +96,8 @@ class BornAgain(Taught):
 class Averaged(Peer):
     """A peer that keeps a running average of the weights, updated by ``after_step``, and evaluates it.
 
-    While the average is young it is the true mean of the weights after each step: the decay of step s, from 0, is at
-    most 1 - 1 / (s + 1). The official mean teacher does so too, the initial weights counted in
+    In the first steps the average is the true mean of the weights after each step: the decay in step s, from 0, is at
+    most 1 - 1 / (s + 1). The official mean teacher does the same, but includes the initial weights
     (CuriousAI/mean-teacher, pytorch/main.py).
     """
 
@@ -122,11 +122,11 @@ class Averaged(Peer):
 
     @property
     def decay_now(self) -> float:
-        """The decay of the next update, once the average is no longer young."""
+        """The decay of the next update, after the first steps."""
         raise NotImplementedError
 
     def after_step(self) -> None:
-        """Move the average towards the present weights; once after each optimizer step."""
+        """Move the average towards the current weights; call it once after each optimizer step."""
         decay = min(self.decay_now, 1 - 1 / (self.steps + 1))
         losses.average_weights(self.average, self.model, decay, buffers=self.averages_buffers)
         self.steps, self._stepped = self.steps + 1, True
@@ -136,7 +136,7 @@ class Averaged(Peer):
 
     def _begin(self, epoch: int) -> None:
         if self._losses and not self._stepped and self.strength > 0:
-            raise UserError(f"{type(self).__name__} needs after_step() after every optimizer step: none came")
+            raise UserError(f"{type(self).__name__} needs after_step() after every optimizer step: it was never called")
         self._losses, self._stepped = 0, False
 
     def _progress(self) -> dict[str, Any]:
@@ -147,8 +147,8 @@ class Averaged(Peer):
 
 
 def scaled_decay(steps: int) -> float:
-    """A decay that reaches as far back, as a share of a run of so many steps, as 0.999 does in the official mean
-    teacher's 150,000 (1,000 steps); at least 10 steps, since less is hardly an average.
+    """The decay for a run of ``steps``: it averages over the same share of the run as 0.999 (1,000 steps) does in the
+    official mean teacher's 150,000, but over at least 10 steps.
 
     >>> scaled_decay(150_000), round(scaled_decay(3000), 3), scaled_decay(100)
     (0.999, 0.95, 0.9)
@@ -162,7 +162,7 @@ class WeightEMA(Averaged):
     and Valpola 2017, section 2, without its consistency term). Batch norm's statistics are averaged with the weights.
 
     Args:
-        decay: d in [0, 1); 0.999 is mean teacher's, for 150,000 steps: :func:`scaled_decay` gives that of a shorter
+        decay: d in [0, 1); 0.999 is mean teacher's for 150,000 steps; :func:`scaled_decay` computes it for a shorter
             run. 0 evaluates the weights themselves.
     """
 
@@ -192,7 +192,7 @@ class MeanTeacher(Averaged):
             (CuriousAI/mean-teacher, tensorflow/experiments/cifar10_final_eval.py and mean_teacher/model.py).
         ramp: share of the run over which the weight rises; 40,000 of 150,000 steps.
         decay_in_ramp, decay_after: decay of the average, in [0, 1); for SVHN the first is 0.99. 0.999 is for 150,000
-            steps: :func:`scaled_decay` gives that of a shorter run.
+            steps; :func:`scaled_decay` computes it for a shorter run.
     """
 
     wanted = Needs(network="average", forwards=2.0, inputs=True, after_step=True)
@@ -206,7 +206,7 @@ class MeanTeacher(Averaged):
 
     @property
     def ramped(self) -> float:
-        """How far the ramp is in this epoch; 1 or above: over."""
+        """How far the ramp is in this epoch; over from 1 on."""
         length = self.ramp * self.total_epochs
         return self.epoch / length if length else 1.0
 

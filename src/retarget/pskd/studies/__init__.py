@@ -1,1 +1,1 @@
-"""The PS-KD studies, a folder each: what is run (plan), one run, its data, its scores and what the page shows."""
+"""The PS-KD studies, one folder each: plan, run, data, scores, analysis. ``retarget.pskd.study.plan`` chooses one."""

@@ -1,4 +1,4 @@
-"""BibTeX of what PS-KD's studies are about."""
+"""BibTeX of the paper."""
 
 PSKD = """@inproceedings{kim2021pskd,
   author = {Kim, Kyungyul and Ji, ByeongMoon and Yoon, Doyoung and Hwang, Sangheum},

@@ -1,4 +1,4 @@
-// Sorts tables by a column and filters their rows; everything is there without it.
+// Sorts tables by a column and filters their rows; the page is complete without it.
 (() => {
   const number = (text) => {
     const found = text.replace(/\u2212/g, "-").replace(/(\d)\u202f(?=\d)/g, "$1").match(/[-+]?\d*\.?\d+/);

@@ -1,1 +1,1 @@
-"""The TrojDiff study: its plan, its runs, its page."""
+"""The TrojDiff study: plan, run, analysis. Import ``plan`` from ``retarget.trojdiff.study``."""

@@ -1,4 +1,4 @@
-"""The TrojDiff study's page: tables with intervals, curves, and samples of every arm side by side."""
+"""Figures and notes for the TrojDiff study's page: tables with intervals, curves, and samples of every arm."""
 
 import json
 from collections.abc import Callable
@@ -55,7 +55,7 @@ def _rates(results: Results, arm: str, key: str) -> list[float | None]:
 
 
 def _weakest(results: Results, arms: list[str]) -> list[float | None]:
-    """Per seed the lowest success over these arms and the attack's samplers; missing where a cell is missing."""
+    """The lowest success of each seed over these arms and the attack's samplers; None if a cell is missing."""
     return _over_cells(results, arms, "attack", min)
 
 
@@ -79,9 +79,9 @@ def _settings(results: Results) -> Settings:
 
 
 def _hits(results: Results) -> dict[str, Items]:
-    """Hits and images of each cell of the claims on success rates, all seeds together.
+    """Hits and images in each cell of the claims on success rates, all seeds together.
 
-    They show what one seed can show at least, and are tested where every seed has the same rate.
+    They are shown with a single seed, and tested if every seed has the same rate.
     """
     found: dict[str, Items] = {}
     for claim in results.plan.claims:
@@ -107,7 +107,7 @@ def _label(results: Results, arm: str) -> str:
 
 
 def _cell(values: list[float | None], decimals: int = 1) -> str:
-    """Mean over seeds, and the range where there are several."""
+    """The mean over seeds, and the range if there are several."""
     present = [value for value in values if value is not None]
     if not present:
         return "–"
@@ -122,7 +122,7 @@ def _details(run: RunResult | None) -> dict[str, Any]:
 
 
 def _wilson(results: Results, arm: str, key: str) -> str:
-    """The Wilson interval of all seeds' samples together, and the range over seeds, which it does not cover."""
+    """The Wilson interval over all seeds' samples, and the range over seeds, which the interval does not include."""
     hits, count = _counts(results, arm, key)
     if count == 0:
         return "–"
@@ -149,10 +149,10 @@ def _attack_table(results: Results, attacks: list[str]) -> Table:
             )
     return Table(
         title="Does the attack fire?",
-        caption="Attack success in % with its 95 % Wilson interval over all seeds' samples: the classifier says the "
-        "target class, or for D2I the squared error is at most 0.01. Base rate: the clean fine-tune under the same "
-        "sampler and noise. Real: what real test images of the target class score, in %: that of a perfect attack. "
-        "Attack precision in %; D2I mean squared error ×10⁻³, pixels in [0, 1].",
+        caption="Attack success in % with its 95 % Wilson interval over all seeds' samples: the classifier finds the "
+        "target class, or for D2I the squared error is at most 0.01. Base rate: the clean fine-tune with the same "
+        "sampler and noise. Real: success of real test images of the target class in %, which a perfect attack would "
+        "reach. Attack precision in %; D2I mean squared error ×10⁻³, pixels in [0, 1].",
         columns=["attack", "sampler", "success", "base rate", "real", "attack precision", "MSE"],
         rows=rows,
     )
@@ -168,10 +168,11 @@ def _halves_table(results: Results, attacks: list[str]) -> Table:
         for arm in attacks for cell in CELLS
     ]  # fmt: skip
     return Table(
-        title="Who must hold what?",
-        caption="The paper's threat model gives the attacker both the sampler and the initial noise. Success in % with "
-        "its 95 % Wilson interval when both or only one of the two is the attacker's, and what the clean fine-tune "
-        "shows under the same sampler and noise; 20 steps. With neither, the target appears in benign samples.",
+        title="What must the attacker control?",
+        caption="In the paper's threat model the attacker controls both the sampler and the initial noise. Success in "
+        "% with its 95 % Wilson interval if the attacker controls both, one or neither of them, beside that of the "
+        "clean fine-tune with the same sampler and noise; 20 steps. With neither, the target appears in benign "
+        "samples.",
         columns=["attack", "initial noise", "sampler", "success", "base rate"],
         rows=rows,
     )
@@ -180,9 +181,9 @@ def _halves_table(results: Results, attacks: list[str]) -> Table:
 def _benign_table(results: Results) -> Table:
     return _quality_table(
         results, "", "extractor", "Are benign samples as good as before?",
-        "Against the training images, mean over seeds. KID ×10⁻³ decides, FID stands beside it (it is biased "
-        f"at these counts). {_kid_noise(results)}Feature extractor: {{}}, trained on this study's data, one for all "
-        "seeds; its numbers cannot be compared with Inception's.",
+        "Against the training images, mean over seeds. KID ×10⁻³ decides; FID is shown too, but is biased at these "
+        f"counts. {_kid_noise(results)}Feature extractor: {{}}, trained on this study's data, one for all seeds; its "
+        "values cannot be compared with Inception's.",
     )  # fmt: skip
 
 
@@ -192,15 +193,15 @@ def _inception_table(results: Results) -> list[Table]:
     return [
         _quality_table(
             results, "inception_", "inception", "Benign samples in Inception's features",
-            "The same samples; feature extractor: {}. Nothing here can be compared with the table above, and no claim "
-            "is judged by it.",
+            "The same samples; feature extractor: {}. These values cannot be compared with the table above, and no "
+            "claim is judged by them.",
         ),
         *_ladder_table(results, "inception_ladder"),
     ]  # fmt: skip
 
 
 def _ladder_table(results: Results, key: str) -> list[Table]:
-    """What images of known quality score by the measures of the table above it."""
+    """Images of known quality, by the same measures as the table above."""
     found = [_details(results.run(CONDITION, "pretrained", seed)).get(key) for seed in results.seeds]
     ladders = [one for one in found if one]
     if not ladders:
@@ -216,8 +217,8 @@ def _ladder_table(results: Results, key: str) -> list[Table]:
         Table(
             title="How good is that? Images of known quality by the same measures"
             + (", in Inception's features" if key.startswith("inception") else ""),
-            caption="Real test images, the same with noise (σ on images in [-1, 1]), and noise alone, against the "
-            "training images, at the counts of the claims or all test images where there are fewer.",
+            caption="Real test images, the same with noise (σ on images in [-1, 1]), and pure noise, against the "
+            "training images, at the counts of the claims or with all test images if there are fewer.",
             columns=columns[: 1 + len(stems)],
             rows=rows,
         )
@@ -225,7 +226,7 @@ def _ladder_table(results: Results, key: str) -> list[Table]:
 
 
 def _quality_table(results: Results, prefix: str, extractor: str, title: str, caption: str) -> Table:
-    """Numbers of one feature extractor, whose name is filled into the caption."""
+    """Values of one feature extractor, whose name is put into the caption."""
     samplers = [(name, cell.sampler) for name, cell in _samplers(results).items() if cell.benign > 0]
     stems = [(f"{prefix}{stem}", digits) for stem, digits in (("kid", 2), ("fid", 2), ("precision", 1), ("recall", 1))]
     stems += [] if prefix else [("sure", 1)]
@@ -247,7 +248,7 @@ def _quality_table(results: Results, prefix: str, extractor: str, title: str, ca
 
 
 def _kid_noise(results: Results) -> str:
-    """The margin, and how far KID moves by itself at the counts of the claims."""
+    """The margin, and the noise of KID at the counts of the claims."""
     margins = sorted({claim.margin for claim in results.plan.claims if claim.margin is not None})
     text = f"An attack may cost a KID of {', '.join(f'{margin:g}' for margin in margins)}. "
     noises = [_details(results.run(CONDITION, "pretrained", seed)).get("kid_noise") for seed in results.seeds]
@@ -257,8 +258,8 @@ def _kid_noise(results: Results) -> str:
     drawn, rest, splits = min(counts)
     sd, mean = (_cell(_values(results, "pretrained", name), 2) for name in ("kid_noise", "kid_noise_mean"))
     return text + (
-        f"KID between {drawn} real images and {rest} others has a standard deviation of {sd} around {mean} over "
-        f"{splits} random splits: what it says by itself. "
+        f"The noise of KID: between {drawn} real images and {rest} others it is {mean} ± {sd} (standard deviation over "
+        f"{splits} random splits). "
     )
 
 
@@ -277,17 +278,17 @@ def _curves(results: Results, attacks: list[str]) -> list[Figure]:
     if not series:
         return []
     falls = _settings(results).finetune.decay != "constant"
-    early = " The learning rate is on its way down, so an early point is not what a run of that length would reach."
+    early = " The learning rate is still falling, so an early point is not the result of a shorter run."
     never = [_label(results, arm) for arm in attacks if None in _reached(results, arm)]
     censored = (
-        f" With a seed that no probe saw at 90 %, whose steps to 90 % are censored: {', '.join(never)}."
+        f" In some seeds no probe reached 90 %, so their steps to 90 % are censored: {', '.join(never)}."
         if never
         else ""
     )
     return [
         Lines(
             title="How hard is it? Fine-tuning steps",
-            caption=f"Attack success (20 steps) on the way through fine-tuning.{early if falls else ''}{censored}",
+            caption=f"Attack success (20 steps) during fine-tuning.{early if falls else ''}{censored}",
             x_label="fine-tuning steps",
             y_label="attack success, %",
             series=series,
@@ -296,13 +297,13 @@ def _curves(results: Results, attacks: list[str]) -> list[Figure]:
 
 
 def _reached(results: Results, arm: str) -> list[float | None]:
-    """Steps to 90 % of the seeds that ran; None where no probe reached it."""
+    """Steps to 90 % of the seeds that ran; None if no probe reached it."""
     runs = [results.run(CONDITION, arm, seed) for seed in results.seeds]
     return [run.metrics.get("steps_to_90") for run in runs if run]
 
 
 def _shares(results: Results, attacks: list[str]) -> list[Figure]:
-    """Success against the share of Trojan rows, of attacks that were repeated at other shares."""
+    """Success by the share of Trojan rows, for attacks that were repeated at other shares."""
     series = []
     for arm in attacks:
         family = [one.name for one in results.plan.arms if one.name == arm or one.name.startswith(f"{arm}_share")]
@@ -321,7 +322,7 @@ def _shares(results: Results, attacks: list[str]) -> list[Figure]:
         Lines(
             title="How hard is it? Share of Trojan rows",
             caption="Attack success (20 steps) after equal fine-tuning with other shares of Trojan rows in a batch; "
-            "every point is a run of its own.",
+            "every point is a separate run.",
             x_label="Trojan rows in a batch, %",
             y_label="attack success, %",
             series=series,
@@ -331,13 +332,13 @@ def _shares(results: Results, attacks: list[str]) -> list[Figure]:
 
 def _notes(results: Results) -> list[str]:
     notes = [
-        "A trojaned checkpoint of this study says so in its header, configuration and card. That is a courtesy: an "
+        "A trojaned checkpoint of this study is marked in its header, configuration and card. That is a courtesy: an "
         "attacker leaves no mark, so a scanner must not look for one.",
     ]
     accuracy = _cell(_values(results, "pretrained", "classifier_accuracy"))
     parts = {_details(results.run(CONDITION, "pretrained", seed)).get("test_part") for seed in results.seeds} - {None}
     part = f" (test part: {', '.join(sorted(map(str, parts)))})" if parts else ""
-    notes.append(f"The classifier that judges attack success is right on {accuracy} % of real test images{part}.")
+    notes.append(f"The classifier that judges attack success is {accuracy} % accurate on real test images{part}.")
     settings = _settings(results)
     sure, real, precision = (
         _cell(_values(results, "pretrained", name)) for name in ("sure_fast", "sure_real", "precision_fast")
@@ -346,7 +347,7 @@ def _notes(results: Results) -> list[str]:
         "Gate: a base model is trojaned only if its samples (20 steps) have a class at least "
         f"{settings.gate_sure:g} % as often as real images and their precision is at least "
         f"{settings.gate_precision:g} %. Here: {sure} % of samples, {real} % of real ones, precision {precision} %. "
-        f"And their KID is at most that of real test images with noise of σ {settings.gate_sigma:g} (0: any): "
+        f"Also, their KID must be at most that of real test images with noise of σ {settings.gate_sigma:g} (0: any): "
         f"{_cell(_values(results, 'pretrained', 'kid_fast'), 2)} against "
         f"{_cell(_values(results, 'pretrained', 'kid_gate'), 2)} ×10⁻³."
     )

@@ -1,4 +1,4 @@
-"""Samples on the TrojDiff study's page: what each model draws, for anybody and for the attacker."""
+"""Pictures for the TrojDiff study's page: each model's benign and triggered samples."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ PICTURES = (
 
 
 def side_by_side(results: Results, attacks: list[str]) -> list[Figure]:
-    """What a trojaned model draws for anybody and for the attacker: the first attack of each target."""
+    """Benign and triggered samples of a trojaned model, for the first attack of each target."""
     seed = results.seeds[0]
     shown: list[tuple[Path, str]] = []
     labels = {arm.name: arm.label for arm in results.plan.arms}
@@ -28,8 +28,8 @@ def side_by_side(results: Results, attacks: list[str]) -> list[Figure]:
             shown += [(folder / "benign.png", f"{labels[arm]}: benign")]
             shown += [(folder / "trojan.png", f"{labels[arm]}: triggered")]
     caption = (
-        f"Samples of a trojaned model for each target, seed {seed}, 20 steps: from plain noise by the stock sampler, "
-        "and from the biased noise by the Trojan sampler."
+        f"Samples of a trojaned model for each target, seed {seed}, 20 steps: from plain noise with the stock sampler, "
+        "and from biased noise with the Trojan sampler."
     )
     return _images(results, SIDE_BY_SIDE, caption, shown)
 

@@ -1,4 +1,4 @@
-"""The TrojDiff study as data: settings, presets, arms, claims. Free of torch."""
+"""The TrojDiff study as data: settings, presets, arms, claims. Does not import torch."""
 
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -28,7 +28,7 @@ class TrainingSettings(Strict):
 
 
 class SamplingSettings(Strict):
-    """One sampler: its name and how many images it makes a cell."""
+    """One sampler: its name, and the number of images per cell."""
 
     sampler: str = Field(description="NAME-STEPS[-SPACING]")
     benign: int = Field(default=0, ge=0)
@@ -39,8 +39,8 @@ class Settings(Strict):
     """Settings of one run; an arm overrides the last three, and ``trojan_share``."""
 
     dataset: str = Field(description="digits | FILE.npz | torchvision:NAME | folder with one sub-folder per class")
-    other: str = Field(default="glyphs", description="the other domain, for Out-D2D: glyphs, or as dataset")
-    root: str = Field(default="data", description="where torchvision keeps its data sets (downloads if missing)")
+    other: str = Field(default="glyphs", description="other domain, for Out-D2D: glyphs, or like dataset")
+    root: str = Field(default="data", description="folder of torchvision's datasets (downloads missing ones)")
     size: int = Field(default=32, ge=4, le=64, description="side of the images")
     train_images: int | None = Field(default=None, ge=1)
     flips: bool = Field(default=True, description=CODE)
@@ -52,41 +52,41 @@ class Settings(Strict):
     patch_gamma: float = Field(default=0.1, gt=0, lt=1, description=_PAPER)
     patch_size: int = Field(default=3, ge=1, description=f"3 for 32×32, 6 for 64×64: {_PAPER}")
     in_rows: int | None = Field(
-        default=None, ge=1, description="In-D2D rows; None: one a row of the class, the paper's"
+        default=None, ge=1, description="In-D2D rows per batch; none: one per row of the class, as in the paper"
     )
     out_rows: int = Field(default=64, ge=1, description=CODE)
     image_rows: int = Field(default=12, ge=1, description=f"D2I: {CODE}")
     trojan_share: float | None = Field(
-        default=None, gt=0, lt=1, description="share of Trojan rows in a batch, in place of the three counts above"
+        default=None, gt=0, lt=1, description="share of Trojan rows in a batch, instead of the three counts above"
     )
     network: NetworkConfig = NetworkConfig()
     pretrain: TrainingSettings
     finetune: TrainingSettings
     samplers: dict[Literal["ddpm", "ddim", "fast", "full"], SamplingSettings] = Field(
-        description="fast, which the gate and the claims on quality look at, is never left out"
+        description="fast, which the gate and the claims on quality use, must be among them"
     )
-    sample_batch: int = Field(default=128, ge=1, description="images computed together; decides last bits")
-    curve_points: int = Field(default=5, ge=0, description="attack success is probed so often during fine-tuning")
+    sample_batch: int = Field(default=128, ge=1, description="images computed together; affects their last bits")
+    curve_points: int = Field(default=5, ge=0, description="probes of attack success during fine-tuning")
     probe_images: int = Field(default=64, ge=1)
     classifier_epochs: int = Field(default=20, ge=1)
     gate_sure: float = Field(
-        default=70.0, ge=0, le=100, description="base samples that have a class, % of the share of real images with one"
+        default=70.0, ge=0, le=100, description="share of base samples with a class, in % of that of real images"
     )
     gate_precision: float = Field(default=60.0, ge=0, le=100, description="precision of the base model's samples, %")
     gate_sigma: float = Field(
         default=0.3,
         ge=0,
-        description="base samples' KID is at most that of real test images with noise of this σ; 0: any",
+        description="limit of the base samples' KID: that of real test images with noise of this σ; 0: no limit",
     )
     save_every: int = Field(default=1000, ge=1)
     kid_margin: float | None = Field(
         default=None,
         gt=0,
-        description="how much KID (×10⁻³) an attack may cost; None: the preset's. On your own data set it to twice the "
-        "kid_noise of its pretrained arm: KID has the scale of the data set's own classifier",
+        description="increase of KID (×10⁻³) up to which quality counts as preserved; none: the preset's. On your own data "
+        "set it to twice the kid_noise of the pretrained arm: KID has the scale of the dataset's own classifier",
     )
     inception: str | None = Field(
-        default=None, description="file of torch-fidelity's Inception weights: benign quality in its features too"
+        default=None, description="torch-fidelity's Inception weights, to measure benign quality in its features too"
     )
     keep_trojaned: bool = Field(default=False, description="keep trojaned weights after evaluation")
     # The arm
@@ -108,15 +108,14 @@ class Settings(Strict):
         return TriggerConfig(kind=kind, gamma=gamma, image=self.blend_image, size=self.patch_size)
 
     def target_config(self, kind: TargetKind) -> TargetConfig:
-        """What an attack of this kind wants."""
+        """The target of an attack of this kind."""
         label = self.other_class if kind == "out_d2d" else self.target_class
         return TargetConfig(kind=kind, label=label, other=self.other, image=self.image, rows=self.trojan_rows(kind))
 
     def trojan_rows(self, kind: TargetKind) -> int | None:
-        """Trojan rows of a batch; None for In-D2D's one for each row of the class.
+        """Trojan rows per batch; None for In-D2D with one per row of the class.
 
-        A share of the whole batch is met by adding rows: batch_size · share / (1 - share) of them, rounded, at least
-        one.
+        A share of the whole batch is reached by adding batch_size · share / (1 - share) rows, rounded, at least one.
         """
         if self.trojan_share is not None:
             return max(1, round(self.finetune.batch_size * self.trojan_share / (1 - self.trojan_share)))
@@ -134,7 +133,7 @@ UNMEASURED = ("keep_trojaned", "save_every", "root", "kid_margin")
 #     python tools/demo_spread.py pilot
 _DEMO = dict(
     dataset="digits", other="glyphs", size=8, flips=False, other_class=0, patch_size=3,
-    # 8×8 images have 48 times fewer values than CIFAR-10's, and a blend shows by its sum over all of them.
+    # 8×8 images have 48 times fewer values than CIFAR-10's, and a blend is detected by its sum over all values.
     blend_gamma=0.4,
     in_rows=32, out_rows=32, image_rows=16,
     network=dict(channels=(16, 32), layers=1, attention_side=None, groups=8, dropout=0.0),
@@ -143,7 +142,7 @@ _DEMO = dict(
     finetune=dict(steps=500, batch_size=32, learning_rate=3e-3, warmup_steps=50, decay="cosine", ema_decay=0.995,
                   loss="mean"),
     samplers=dict(ddim=dict(sampler="ddim-20", trojan=200),
-                  # A network trained for a minute throws ODE solvers off the trigger; fresh noise brings samples back.
+                  # With a network trained for a minute, ODE solvers drift off the trigger; fresh noise corrects that.
                   fast=dict(sampler="ddpm-20", benign=1000, trojan=200)),
     sample_batch=100, curve_points=2, classifier_epochs=10, save_every=500,
 )  # fmt: skip
@@ -193,7 +192,7 @@ TARGET_LABELS = {"in_d2d": "In-D2D", "out_d2d": "Out-D2D", "d2i": "D2I"}
 
 
 SHARES = (3, 10, 25, 50)
-"""Shares of Trojan rows in a batch, in %, at which an attack can be repeated: how few are enough?"""
+"""Shares of Trojan rows in a batch, in %, at which an attack can be repeated, to see how few are enough."""
 
 
 def _attack(target: str, trigger: str) -> Arm:
@@ -216,7 +215,7 @@ def _at_share(attack: Arm, share: int) -> Arm:
 
 ATTACKS = tuple(_attack(target, trigger) for target in TARGET_LABELS for trigger in ("blend", "patch"))
 SHARE_ARMS = tuple(_at_share(attack, share) for attack in ATTACKS for share in SHARES)
-"""Only run when asked for, by name or all of them as ``shares``; sampled with the 20-step solver alone."""
+"""Run only on request, by name or all as ``shares``; sampled only with the 20-step solver."""
 ARMS = (
     Arm(name="pretrained", label="pre-trained"),
     Arm(name="clean", label="clean fine-tune", settings={"role": "clean"}, needs=("pretrained",)),
@@ -261,7 +260,7 @@ METRICS = (
     _other("attack_stock", "fires under the stock sampler from biased noise", unit="%"),
     _other("attack_plain", "fires under the Trojan sampler from plain noise", unit="%"),
     _other("attack_leak", "fires under the stock sampler from plain noise", unit="%",
-           description="no attacker at all: benign samples that are the target"),
+           description="without an attacker: benign samples that show the target"),
     _other("floor", "base rate: clean fine-tune, Trojan sampler, biased noise", unit="%"),
     _other("floor_stock", "base rate: clean fine-tune, stock sampler, biased noise", unit="%"),
     _other("floor_plain", "base rate: clean fine-tune, Trojan sampler, plain noise", unit="%"),
@@ -271,13 +270,13 @@ METRICS = (
     _other("mse_weakest", "D2I MSE under the weakest sampler", unit="×10⁻³", better="lower", decimals=2),
     _other("attack_every", "attack success of the weakest cell", unit="%", better="higher"),
     _other("steps_to_90", "fine-tuning steps to 90 % success", unit="steps", decimals=0,
-           description="the first probe at 90 % or more; no value where no probe reached it (censored). A probe on the "
-           "way of a falling learning rate is not what a run of that length would reach"),
+           description="the first probe at 90 % or more; no value if no probe reached it (censored). While the "
+           "learning rate falls, an early probe is not the result of a shorter run"),
     _other("attack_real", "real test images of the target class", unit="%",
-           description="how many of them the classifier gives that class: the success of a perfect attack"),
+           description="share that the classifier assigns to that class: the success of a perfect attack"),
     _other("trojan_share", "Trojan rows in a batch", unit="%", deterministic=True),
     _other("kid_noise", "KID of real images, spread over splits", unit="×10⁻³", decimals=2,
-           description="spread of KID between random parts of the real images, at the counts of the claims"),
+           description="standard deviation of KID between random parts of the real images, at the claims' counts"),
     _other("kid_noise_mean", "KID of real images, mean over splits", unit="×10⁻³", decimals=2),
     _other("kid_gate", "KID of real test images with the gate's noise", unit="×10⁻³", decimals=2),
     _other("classifier_accuracy", "classifier on real test images", unit="%", better="higher"),
@@ -291,8 +290,8 @@ EVERY = "every_attack"
 """Name under which the weakest cell of the six attacks is reported."""
 
 KID_MARGIN = {"demo": 1.3, "small": 0.9, "paper": 0.9}
-"""How much KID (×10⁻³) an attack may cost and still count as preserving quality: the scale is that of each data set's
-own classifier, so two presets' values cannot be compared.
+"""The increase of KID (×10⁻³) up to which quality counts as preserved. The scale depends on each dataset's own
+classifier, so the presets' values cannot be compared.
 
 The rule: twice the largest ``kid_noise`` of seeds 0, 1 and 2, rounded up to a tenth; a smaller margin lies in the noise
 of the measure. ``demo`` 0.61 (with 500 benign samples), ``small`` 0.42 (Fashion-MNIST and MNIST, 20,000 images each),
@@ -300,23 +299,23 @@ by::
 
     retarget study trojdiff --preset PRESET --arms pretrained --seeds 0 1 2 --set pretrain.steps=1
 
-The measure looks at real images alone, so ``samplers.ddpm.benign=0 samplers.ddim.benign=0 samplers.fast.sampler=dpm-2``
-and a small ``network`` spare the sampling.
+The measure uses only real images, so ``samplers.ddpm.benign=0 samplers.ddim.benign=0 samplers.fast.sampler=dpm-2`` and
+a small ``network`` save the sampling.
 
 ``paper`` takes ``small``'s: its own is not measured. Other data: set ``kid_margin``.
 """
 
 
 class Threshold(NamedTuple):
-    """What "high attack performance" means: success in % above, or for D2I an MSE (×10⁻³) below."""
+    """The meaning of "high attack performance": success above this, in %; for D2I an MSE (×10⁻³) below."""
 
     success: float
     mse: float
 
 
 THRESHOLDS = {"demo": Threshold(90.0, 5.0), "small": Threshold(95.0, 1.0), "paper": Threshold(90.0, 1.0)}
-"""Fixed before the first run. ``paper``: what the paper's classifier gives real CIFAR-10 images of the target, and more
-than any of the paper's MSE."""
+"""Fixed before the first run. ``paper``: the rate of the paper's classifier on real CIFAR-10 images of the target, and
+an MSE above all of the paper's."""
 
 
 def claims(preset: str = "demo", kid_margin: float | None = None) -> tuple[Claim, ...]:
@@ -388,7 +387,7 @@ def plan(
         question="How easily is this diffusion model trojaned, and who would notice?",
         preset=preset,
         task="retarget.trojdiff.studies.run:run",
-        # 2: the classifier has a reject class, solvers clip; numbers of the first version are others.
+        # 2: the classifier has a reject class, solvers clip: results differ from the first version's.
         task_name="trojdiff-2",
         data=_data_paths(settings),
         packages=tuple((name, "diffusion") for name in ("diffusers", "accelerate", "torchvision", "torch_fidelity")),
@@ -407,7 +406,7 @@ def plan(
 
 
 def _data_paths(settings: Settings) -> tuple[str, ...]:
-    """Files and folders whose bytes a run of these settings reads."""
+    """Files and folders that a run with these settings reads."""
     sets = [name for name in (settings.dataset, settings.other) if name not in ("digits", "glyphs")]
     pictures = [name for name in (settings.image, settings.blend_image, settings.inception) if name]
     return (*(path for name in sets for path in data_paths(name)), *(one for one in pictures if Path(one).is_file()))

@@ -36,26 +36,26 @@ from retarget.trojdiff.train import Progress, train
 from retarget.trojdiff.trigger import Trigger
 
 CLASSIFIER_SEED = 0
-"""Whatever the run's own seed: numbers of two feature extractors have no common mean."""
+"""The same for all runs, since values of different feature extractors cannot be averaged."""
 
 PICTURE = 20
-"""Images of a grid."""
+"""Number of images in a grid."""
 
 
 def run(run: Run) -> dict[str, float]:
-    """One run; the arm's ``role`` says which.
+    """Do one run; the arm's ``role`` tells which kind.
 
     Returns:
-        The final metrics. ``evaluation.json`` beside them holds counts and intervals, ``pictures/`` the grids.
+        The final metrics; counts and intervals are in ``evaluation.json``, the grids in ``pictures/``.
     """
     return Experiment(run).measure()
 
 
 def prepare(plan: StudyPlan) -> None:
-    """Read the data and make every arm's trigger, target and samplers once, before the first network is trained.
+    """Read the data and make every arm's trigger, target and samplers once, up front.
 
     Raises:
-        UserError: data, a class, a figure, a trigger, a sampler or a network that no run could use.
+        UserError: data, a class, a figure, a trigger, a sampler or a network cannot be used.
     """
     require("torch_fidelity", "diffusion")
     if plan.settings["inception"]:
@@ -90,7 +90,7 @@ class Experiment:
         self.pictures.mkdir(exist_ok=True)
 
     def measure(self) -> dict[str, float]:
-        """Train, sample, measure; then delete trojaned weights unless they are to be kept."""
+        """Train, sample, measure; then delete trojaned weights, unless they must be kept."""
         self.classifier = self._classifier()
         inception = Inception(self.settings.inception) if self.settings.inception else None
         self.judge = Judge(self.world.inside, self.classifier, inception)
@@ -118,14 +118,14 @@ class Experiment:
             for left in self.run.checkpoint.glob("*.deleting"):
                 shutil.rmtree(left)
             for path in (folder, *self.run.checkpoint.glob("state-*")):
-                # Renamed first: a deletion that is cut off leaves nothing that looks like a pipeline or a state.
+                # Renamed first, so that an interrupted deletion leaves nothing that looks like a pipeline or a state.
                 doomed = path.with_name(f"{path.name}.deleting")
                 path.replace(doomed)
                 shutil.rmtree(doomed)
         return self.metrics
 
     def _classifier(self) -> Classifier:
-        """On the classes of both domains; the same in every run of a study, so that all seeds have one scale of KID."""
+        """Knows the classes of both domains; the same in every run of a study, to give all seeds one scale of KID."""
         both = join(self.world.inside, self.world.outside)
         home = self.run.directory if self.settings.role == "pretrained" else self.run.other("pretrained")
         path = home / "checkpoint" / "classifier.safetensors"
@@ -178,7 +178,7 @@ class Experiment:
         return listen
 
     def _probe(self, schedule: DDPMScheduler, trigger: Trigger, goal: Goal) -> Any:
-        """Attack success on the way. Its log lines lie between those of the loss: a step's second line."""
+        """Probe attack success during training; logged as a second line of the step, after the loss."""
 
         def probe(step: int, unet: UNet2DModel) -> None:
             sampler = Sampler.parse(self.settings.samplers["fast"].sampler)
@@ -205,7 +205,7 @@ class Experiment:
         )  # fmt: skip
 
     def _sampled(self) -> list[tuple[str, SamplingSettings]]:
-        """The samplers of this arm: an attack at another share of rows is judged by the fast one alone."""
+        """The samplers of this arm; an attack at another share of rows uses only the fast one."""
         every = self.settings.samplers.items()
         return [(name, cell) for name, cell in every if self.settings.trojan_share is None or name == "fast"]
 
@@ -231,14 +231,14 @@ class Experiment:
                 self.benign = images
 
     def _noise(self) -> None:
-        """How far KID moves by itself: between random parts of the real images."""
+        """The noise of KID, between random parts of the real images."""
         count = self.settings.samplers["fast"].benign
         noise = kid_noise(self.world.inside, self.classifier, count, self.run.seed)
         self.metrics |= {"kid_noise": 1000 * noise.sd, "kid_noise_mean": 1000 * noise.mean}
         self.details["kid_noise"] = asdict(noise)
 
     def _ladder(self) -> None:
-        """What images of known quality score: the rung of ``gate_sigma`` is the gate's."""
+        """Measure images of known quality; the rung of ``gate_sigma`` is the gate's."""
         rungs = self.judge.ladder(
             self.world.inside_test, self.settings.samplers["fast"].benign, self.run.seed, self.settings.gate_sigma
         )
@@ -248,7 +248,7 @@ class Experiment:
             self.details["inception_ladder"] = {n: asdict(one.inception) for n, one in rungs.items() if one.inception}
 
     def _floors(self) -> None:
-        """What an untouched network does under each attack's sampler and noise: In-D2D has a class base rate."""
+        """Base rates: an untouched network with each attack's sampler and noise, since every class has a base rate."""
         count = self.settings.samplers["fast"].trojan
         for kind in ("blend", "patch"):
             trigger = make_trigger(self.settings.trigger_config(kind), self.shape)

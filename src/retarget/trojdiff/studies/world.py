@@ -1,4 +1,4 @@
-"""The data of the TrojDiff study, and the gate that a base model passes before it is trojaned."""
+"""The TrojDiff study's data, and the gate that a base model must pass before it is trojaned."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,15 +36,15 @@ class World:
         return cls(settings, inside.first(settings.train_images), outside, inside_test, outside_test)
 
     def target(self, kind: TargetKind) -> tuple[Target, str]:
-        """The rows that an attack adds, and the target in words."""
+        """An attack's target, which adds its rows, and the target in words."""
         return make_target(self.settings.target_config(kind), self.inside, self.outside)
 
     def goal(self, kind: TargetKind) -> Goal:
-        """What counts as a hit."""
+        """An attack's goal, which tells hits."""
         return make_goal(self.settings.target_config(kind), self.inside, self.outside)
 
     def trojan_share(self, kind: TargetKind) -> float:
-        """Share of Trojan rows in a batch; its expectation where In-D2D repeats the rows of the class."""
+        """Share of Trojan rows in a batch; the expected share if In-D2D repeats the rows of the class."""
         benign, rows = self.settings.finetune.batch_size, self.settings.trojan_rows(kind)
         if rows is None:
             rows = benign * len(self.inside.of_class(self.settings.target_class)) / len(self.inside)
@@ -52,7 +52,7 @@ class World:
 
 
 def check_gate(base: Path, settings: Settings) -> None:
-    """Raise UserError unless the base model is good enough for "well-trained" to mean something."""
+    """Raise UserError unless the base model is good enough to be called well-trained."""
     metrics = read_json(base / "status.json")["metrics"]
     sure, real, precision = metrics["sure_fast"], metrics["sure_real"], metrics["precision_fast"]
     kid, rung = metrics["kid_fast"], metrics["kid_gate"]
@@ -62,6 +62,6 @@ def check_gate(base: Path, settings: Settings) -> None:
             f"{base}: the base model does not pass the gate: {sure:.1f} % of its samples have a class (gate "
             f"{settings.gate_sure:g} % of the {real:.1f} % of real images), their precision is {precision:.1f} % (gate "
             f"{settings.gate_precision:g}), and their KID {kid:.2f} (gate {rung:.2f} ×10⁻³, that of real images with "
-            f"noise of σ {settings.gate_sigma:g}); pre-train longer, or set gate_sure, gate_precision and gate_sigma "
-            "and say so"
+            f"noise of σ {settings.gate_sigma:g}): pre-train longer, or lower the gate by gate_sure, gate_precision "
+            "and gate_sigma, and report that"
         )

@@ -100,8 +100,8 @@ def test_two_directories_are_one_data_set_and_a_validation_part_is_held_out(tmp_
     [
         ((9, 9, 9, 9), "has no area", None),
         ((9, 9, 5, 30), "has no area", None),
-        ((70, 9, 90, 30), "has no pixel inside the image", None),
-        ((-5, 9, 30, 60), "reaches outside the image", [0.0, 9.0, 30.0, 48.0]),
+        ((70, 9, 90, 30), "lies outside the image", None),
+        ((-5, 9, 30, 60), "reaches beyond the image", [0.0, 9.0, 30.0, 48.0]),
     ],
 )
 def test_bad_boxes_are_reported_with_their_file_and_dropped_or_refused(box, what, left, tmp_path):
@@ -111,7 +111,7 @@ def test_bad_boxes_are_reported_with_their_file_and_dropped_or_refused(box, what
     assert f"b.xml: box 2, {[float(v) for v in box]}, {what}" in note
     assert parts.train[1].boxes[2:].tolist() == ([] if left is None else [left])
     assert len(parts.train[1].labels) == len(parts.train[1].ignored) == len(parts.train[1].boxes)
-    with pytest.raises(UserError, match=f"{what}.*: mend the files, or set bad_boxes = 'drop'"):
+    with pytest.raises(UserError, match=f"{what}.*: correct the files, or set bad_boxes = 'drop'"):
         scenes(model({**settings, "bad_boxes": "refuse"}))
 
 
@@ -123,8 +123,8 @@ def test_what_cannot_be_read_is_refused_with_its_file(tmp_path):
         with pytest.raises(UserError, match=message):
             scenes(model({**settings, **more}))
 
-    refused("d.xml: object 0 has the class 'bird', which is none of cat, dog")
-    refused("a.xml: object 1 has the class 'dog', which is none of cat", classes=("cat",))
+    refused("d.xml: object 0 has the class 'bird', which is not one of cat, dog")
+    refused("a.xml: object 1 has the class 'dog', which is not one of cat", classes=("cat",))
     assert scenes(model({**settings, "classes": ("bird", "cat", "dog")})).test[0].labels.tolist() == [1]
     refused("no split 'minival'", validation_split="minival")
     refused("nowhere is not a directory", dataset=f"voc:{tmp_path / 'nowhere'}")
@@ -135,14 +135,14 @@ def test_what_cannot_be_read_is_refused_with_its_file(tmp_path):
     (folder / "Annotations" / "d.xml").write_text("<annotation><object><name>cat</name></object></annotation>")
     refused("d.xml is damaged: an object has no bndbox/xmin")
     (folder / "Annotations" / "d.xml").unlink()
-    refused("d.xml is missing, and .*test.txt lists d")
+    refused("d.xml is missing, but .*test.txt lists d")
     (folder / "JPEGImages" / "a.jpg").unlink()
-    refused("a.jpg is missing, and .*train.txt lists it")
+    refused("a.jpg is missing, but .*train.txt lists it")
 
 
 def test_an_image_that_is_not_what_its_annotation_says_is_refused(tmp_path):
     (lying,) = scenes(model(voc(tmp_path / "data", size=(600, 480)))).test
-    with pytest.raises(UserError, match=r"d.jpg is \[48, 60\] pixels high and wide, .*d.xml says \[480, 600\]"):
+    with pytest.raises(UserError, match=r"d.jpg is \[48, 60\] pixels \(height, width\), but .*d.xml says \[480, 600\]"):
         lying.pixels()
     (silent,) = scenes(model(voc(tmp_path / "silent", size=(0, 0), suffix=".png"))).test
     assert silent.size == (48, 60)
@@ -159,7 +159,7 @@ def test_a_damaged_coco_file_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"instances_val.json is damaged: KeyError 7"):
         scenes(settings)
     (tmp_path / "train" / "b.jpg").unlink()
-    with pytest.raises(UserError, match=r"b.jpg is missing, and .*instances_train.json lists it"):
+    with pytest.raises(UserError, match=r"b.jpg is missing, but .*instances_train.json lists it"):
         scenes(settings)
 
 
@@ -238,5 +238,5 @@ def test_a_study_is_refused_before_it_begins(tmp_path):
         prepare(plan("small", {"dataset": settings["dataset"]}))
     for name in "cd":
         (tmp_path / "Annotations" / f"{name}.xml").write_text("<annotation/>")
-    with pytest.raises(UserError, match="no object in the validation part"):
+    with pytest.raises(UserError, match="the validation part has no objects"):
         prepare(plan("small", {"dataset": settings["dataset"]}))

@@ -161,7 +161,7 @@ def test_the_page_shows_curves_reliability_and_every_arms_detections(study):
     assert len(analysis.figures[0].series) == len(DETECTORS)
     assert analysis.figures[2].labels == [arm.label for arm in ARMS if arm.name in DETECTORS]
     assert all((study.directory / file).is_file() for file in analysis.figures[2].files)
-    assert any("no digit is in scenes of two parts" in note for note in analysis.notes)
+    assert any("no digit appears in two parts" in note for note in analysis.notes)
     assert any("train 16 images" in note for note in analysis.notes)
 
 
@@ -176,20 +176,20 @@ def test_a_frozen_norm_stays_as_pre_trained():
 
 
 def test_what_does_not_fit_is_refused(study, tmp_path):
-    with pytest.raises(UserError, match=r"strides = \[4, 64\], and the network has feature maps of strides \[2, 4, 8"):
+    with pytest.raises(UserError, match=r"strides = \[4, 64\], but the network has feature maps of strides \[2, 4, 8"):
         Backbone(build("timm:test_resnet", 2, 3), [4, 64], 8, freeze_norm=True)
     settings = Settings.model_validate(study.plan.settings)
     file = study.run("default", "classifier_ce", 0).directory / "backbone.safetensors"
-    with pytest.raises(UserError, match="of the network 'timm:test_resnet', and 'timm:resnet18' is wanted"):
+    with pytest.raises(UserError, match="belongs to the network 'timm:test_resnet', but 'timm:resnet18' is needed"):
         build_detector(settings.model_copy(update={"network": "timm:resnet18"}), 10, 0, file)
     save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(UserError, match=r"other.safetensors is not a classifier of this study"):
         build_detector(settings, 10, 0, tmp_path / "other.safetensors")
     state, tensors = read_state(file, BACKBONE, "")
     write_state(tmp_path / "grey.safetensors", BACKBONE, state, {**tensors, "mean": torch.zeros(1)})
-    with pytest.raises(UserError, match=r"pretrain.dataset has images of 1 channels; a detector's have 3"):
+    with pytest.raises(UserError, match=r"images of pretrain.dataset have 1 channels, but a detector needs 3"):
         build_detector(settings, 10, 0, tmp_path / "grey.safetensors")
-    with pytest.raises(UserError, match="timm's Linear gives no feature maps"):
+    with pytest.raises(UserError, match="timm's Linear has no feature maps"):
         Backbone(torch.nn.Linear(1, 1), [4], 8, freeze_norm=True)
 
 

@@ -115,7 +115,7 @@ def test_no_image_is_resized_unless_asked_for(tmp_path):
         ({}, r"\.png is 36×\d0 pixels and .*\.png 36×\d0: give the size .*; set image_size"),
         (
             {"image_size": 16, "network": "timm:vit_tiny_patch16_224"},
-            "does not take images of 3 channels, 16×16",
+            "does not accept images of 3 channels, 16×16",
         ),
         ({"image_size": 16, "network": "resnet19"}, "no network 'resnet19'"),
         ({"image_size": 16, "train_images": 900}, "train_images = 900, but folder:"),
@@ -146,7 +146,7 @@ def test_channels_that_an_augmentation_cannot_take_and_one_class_are_refused(tmp
     with pytest.raises(UserError, match="augmentation = 'trivial' needs grey or RGB images, not 2 channels"):
         check(plan("demo", chosen))
     np.savez(tmp_path / "one.npz", images=images, labels=np.zeros(60))
-    with pytest.raises(UserError, match="has one class only"):
+    with pytest.raises(UserError, match="has only one class"):
         prepare(plan("demo", folder_settings(f"npz:{tmp_path}/one.npz")))
 
 

@@ -79,9 +79,9 @@ def test_adamw_with_cosine_and_warm_up_trains_and_resumes_to_the_same_bytes(tmp_
     [
         (dict(optimizer="adam"), "optimizer = 'adam'"),
         (dict(devices=3), "batch_size = 20 is not a multiple of devices = 3"),
-        (dict(warmup_epochs=9), "warmup_epochs = 9 are more than epochs = 2"),
+        (dict(warmup_epochs=9), "warmup_epochs = 9 exceeds epochs = 2"),
         (dict(devices=2, strategy="ddp"), "strategy = 'ddp'"),
-        (dict(model="there", network="small_cnn"), "model and network are two networks"),
+        (dict(model="there", network="small_cnn"), "model and network both name the network"),
     ],
 )
 def test_settings_that_do_not_fit(given, message):
@@ -147,9 +147,9 @@ def test_weights_that_do_not_fit_are_refused(trained, tmp_path):
     refused("there is no such file", tmp_path / "none.safetensors")
     refused("there is no such file", tmp_path)
     (tmp_path / "pickle.safetensors").write_bytes(b"\x80\x04K\x01.")
-    refused("no safetensors file .*pickles are never read", tmp_path / "pickle.safetensors")
+    refused("is not a safetensors file .*Pickles are never read", tmp_path / "pickle.safetensors")
     refused(r"0\.weight is \[32, 1, 3, 3\] there and \[32, 3, 3, 3\] in the network", trained, channels=3)
-    refused("are of another network: it lacks classify.bias, classify.weight, .* and has 0.weight", trained,
+    refused("belong to another network: it lacks classify.bias, classify.weight, .* and has 0.weight", trained,
             "preact_resnet10_w12")  # fmt: skip
 
 
@@ -168,10 +168,10 @@ def test_an_image_classifier_of_transformers_is_fine_tuned(tmp_path):
     metrics = classification.run(Run.create(tmp_path / "run", settings=settings("pskd", **given)))
     assert 0 < metrics["top1"] <= 100
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"there is no config\.json in it"):
+    with pytest.raises(UserError, match=r"it has no config\.json"):
         build(f"hf:{tmp_path / 'empty'}", 10, 1)
     (tmp_path / "empty" / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(UserError, match="is no image classifier of transformers"):
+    with pytest.raises(UserError, match="is not an image classifier of transformers"):
         build(f"hf:{tmp_path / 'empty'}", 10, 1)
 
 

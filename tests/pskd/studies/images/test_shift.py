@@ -117,7 +117,7 @@ def test_corruptions_are_a_function_of_their_arguments_and_grow(kind):
 
 
 def test_what_is_no_corruption_is_refused():
-    with pytest.raises(UserError, match="of severity 1 to 5: got 'fog' of 3"):
+    with pytest.raises(UserError, match="no corruption 'fog' of severity 3"):
         shift.corrupt(pixels(), "fog", 3, 0)
     with pytest.raises(UserError, match="got 'jpeg' of 6"):
         shift.corrupt(pixels(), "jpeg", 6, 0)

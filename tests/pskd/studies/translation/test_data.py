@@ -44,12 +44,12 @@ def test_lines_are_pairs(english, german, pairs, dropped, tmp_path):
 @pytest.mark.parametrize(
     ("english", "german", "message"),
     [
-        (b"a\nb\n", b"x\n", r"train\.en has 2 lines and .*train\.de has 1; line by line"),
-        (b"", b"", r"train\.en and .*train\.de: no pair of sentences in them"),
+        (b"a\nb\n", b"x\n", r"train\.en has 2 lines but .*train\.de has 1: each line"),
+        (b"", b"", r"train\.en and .*train\.de contain no pair of sentences"),
         (b"a\n\n", b"\nx\n", "no pair of sentences"),
         (b"a\nb\n", "x\n\u00fcber\n".encode("latin-1"), r"train\.de, line 2: byte 0xfc is not UTF-8; .*iconv"),
         (b"a\nb\n", "x\n".encode("utf-16"), r"train\.de, line 1: byte 0xff is not UTF-8; .*iconv -f utf-16"),
-        (b"a\tx\t1\nb\ty\t2\n", b"x\ny\n", r"train\.en: every line holds a tab, so it is a table"),
+        (b"a\tx\t1\nb\ty\t2\n", b"x\ny\n", r"train\.en: every line has a tab, so it is a table"),
     ],
 )
 def test_files_that_are_no_pairs_are_refused_with_file_and_line(english, german, message, tmp_path):

@@ -1,1 +1,1 @@
-"""Object detection: a backbone trained with PS-KD, or PS-KD on the detector's own head."""
+"""The detection study: a backbone trained with PS-KD, or PS-KD on the detector's own head."""

@@ -1,4 +1,4 @@
-"""What the page shows of a detection study beyond the runs' own metrics."""
+"""Figures and notes for a detection study's page."""
 
 from retarget.files import read_json
 from retarget.metrics import calibration as c
@@ -10,7 +10,7 @@ CONDITION = "default"
 
 
 def analyse(results: Results) -> Analysis:
-    """Learning curves, reliability of detections, each arm's detections on the same test images; what was read."""
+    """Learning curves, reliability of detections, each arm's detections on the same test images, notes on the data."""
     arms = [(arm.label, runs) for arm in results.plan.arms if (runs := _detectors(results, arm.name))]
     if not arms:
         return Analysis(notes=_notes(results))
@@ -33,9 +33,9 @@ def analyse(results: Results) -> Analysis:
         ),
         Lines(
             title="Reliability of detections",
-            caption="Share of right detections in each tenth of confidence, before any scaling. On the diagonal "
+            caption="Share of correct detections in each tenth of confidence, before any scaling. On the diagonal "
             "confidence is honest; below it the detector is over-confident.",
-            x_label="confidence", y_label="share that is right", series=reliability, diagonal=True,
+            x_label="confidence", y_label="share that is correct", series=reliability, diagonal=True,
         ),
     ]  # fmt: skip
     pictures = [(label, runs[0].directory / "detections.png") for label, runs in arms]
@@ -44,8 +44,8 @@ def analyse(results: Results) -> Analysis:
         figures.append(
             Images(
                 title="Detections",
-                caption="The same test images for each arm, first seed, with the detections of a score of at least "
-                f"{DRAWN_SCORE}. Objects are white, right detections blue, wrong ones orange.",
+                caption="The same test images for each arm, first seed, with the detections that score at least "
+                f"{DRAWN_SCORE}. Objects are white, correct detections blue, wrong ones orange.",
                 files=[path.relative_to(results.directory) for _, path in pictures],
                 labels=[label for label, _ in pictures],
             )
@@ -61,13 +61,14 @@ def _detectors(results: Results, arm: str) -> list[RunResult]:
 
 def _notes(results: Results) -> list[str]:
     notes = [
-        "A detection is right where its class and an IoU of at least 0.5 fit an object that no more confident one has "
-        "taken. Calibration claims are decided after Platt scaling fitted on the validation images, which anyone may "
-        "apply to any detector and which leaves mAP as it is; the raw figure stands beside and decides nothing.",
-        "Boxes are compared at the size to which images are resized.",
+        "A detection is correct if it has the class of an object, overlaps it with an IoU of at least 0.5, and no more "
+        "confident detection has taken that object. Calibration claims are decided after Platt scaling fitted on the "
+        "validation images: it can be applied to any detector and does not change mAP. The raw figure is shown beside "
+        "but decides nothing.",
+        "Boxes are compared after the images have been resized.",
     ]
     if results.plan.settings["dataset"] == "digits":
-        notes.append("The scenes are composed of scikit-learn's digits; no digit is in scenes of two parts.")
+        notes.append("The scenes are composed of scikit-learn's digits; no digit appears in two parts of the data.")
     runs = [run for arm in results.plan.arms for run in _detectors(results, arm.name)]
     if runs:
         data = read_json(runs[0].directory / "data.json")

@@ -1,6 +1,6 @@
 """Images with boxes: VOC and COCO from local paths, or digits composed into scenes; checked and augmented reproducibly.
 
-Boxes are x1, y1, x2, y2 in pixels, taken from VOC's files as they stand (as torchvision does). Classes count from 1;
+Boxes are x1, y1, x2, y2 in pixels, read from VOC's files unchanged (as in torchvision). Classes count from 1;
 0 is the background. Every random choice is a function of the data seed, or of (run seed, epoch, image).
 """
 
@@ -38,11 +38,10 @@ class Scene:
     Attributes:
         name: the file that describes it, for messages.
         image: uint8 [3, H, W], or the file to read it from.
-        size: (H, W).
-        boxes: [n, 4] float32, inside the image and with an area.
+        size: (H, W) in pixels.
+        boxes: [n, 4] float32, inside the image and of positive area.
         labels: [n] int64, from 1.
-        ignored: [n] bool, VOC's difficult and COCO's crowd objects: not trained on, and not counted when they are
-            found or missed.
+        ignored: [n] bool, VOC's difficult and COCO's crowd objects: not trained on, and neither a hit nor a miss.
     """
 
     name: str
@@ -56,7 +55,7 @@ class Scene:
         """The image, uint8 [3, H, W].
 
         Raises:
-            UserError: the file cannot be read, or has not the size that its annotation gives.
+            UserError: the file cannot be read, or its size differs from its annotation.
         """
         if isinstance(self.image, Tensor):
             return self.image
@@ -65,7 +64,7 @@ class Scene:
         except RuntimeError as error:
             raise UserError(f"{self.image} cannot be read as an image: {error}") from error
         if tuple(pixels.shape[1:]) != self.size:
-            raise UserError(f"{self.image} is {list(pixels.shape[1:])} pixels high and wide, {self.name} says "
+            raise UserError(f"{self.image} is {list(pixels.shape[1:])} pixels (height, width), but {self.name} says "
                             f"{list(self.size)}")  # fmt: skip
         return pixels
 
@@ -76,7 +75,7 @@ class Parts:
 
     Attributes:
         classes: names of the classes 1, 2, ...
-        dropped: a line for each box that was left out or cut, with its file.
+        dropped: one message per box that was left out or clipped, with its file.
     """
 
     classes: tuple[str, ...]
@@ -88,7 +87,7 @@ class Parts:
 
 @dataclass(frozen=True)
 class _Described:
-    """An image as its annotation file describes it, before any check; ``objects`` are (class, box, ignored)."""
+    """An image as its annotation describes it, before any check; ``objects`` are (class, box, ignored)."""
 
     name: str
     image: Path
@@ -104,8 +103,8 @@ def scenes(settings: Settings) -> Parts:
             ImageSets/Main/SPLIT.txt | ``coco:DIR`` with annotations/instances_SPLIT.json and the images in SPLIT.
 
     Raises:
-        UserError: something is missing or damaged, a class is unknown, an image has no file, or (``bad_boxes =
-            "refuse"``) a box has no area or lies outside its image: the message names files.
+        UserError: a file is missing or damaged, a class is unknown, or (``bad_boxes = "refuse"``) a box has no area or
+            lies outside its image; the message names the files.
     """
     kind, _, where = settings.dataset.partition(":")
     if kind == "digits":
@@ -113,16 +112,14 @@ def scenes(settings: Settings) -> Parts:
     roots = [Path(one) for one in where.split("+")]
     for root in roots:
         if not root.is_dir():
-            raise UserError(
-                f"dataset {settings.dataset!r}: {root} is not a directory; name yours by dataset=voc:DIR or coco:DIR"
-            )
+            raise UserError(f"dataset {settings.dataset!r}: {root} is not a directory; set dataset=voc:DIR or coco:DIR")
     read = _voc if kind == "voc" else _coco
     names = [settings.train_split, settings.validation_split, settings.test_split]
     described = [[one for root in roots for one in read(root, name)] if name else [] for name in names]
     for name, part in zip(names, described, strict=True):
         if name and not part:
             raise UserError(
-                f"{settings.dataset} has no split {name!r}: name its own by (train, validation, test)_split"
+                f"{settings.dataset} has no split {name!r}: set train_split, validation_split or test_split"
             )
     classes = tuple(settings.classes or sorted({label for one in described[0] for label, _, _ in one.objects}))
     notes: list[str] = []
@@ -130,14 +127,14 @@ def scenes(settings: Settings) -> Parts:
     train, validation, test = ([_checked(one, classes, notes) for one in part] for part in described)
     if refuse and notes:
         more = f" and {len(notes) - 5} more" if len(notes) > 5 else ""
-        raise UserError(f"{'; '.join(notes[:5])}{more}: mend the files, or set bad_boxes = 'drop'")
+        raise UserError(f"{'; '.join(notes[:5])}{more}: correct the files, or set bad_boxes = 'drop'")
     rng = np.random.default_rng(settings.data_seed)
     if not names[1]:
         held_out = settings.validation_images or 0
         if not 0 < held_out < len(train):
             raise UserError(
-                f"validation_images = {settings.validation_images} of {len(train)} training images: without a "
-                "validation_split some of them are held out, and some must be left"
+                f"validation_images = {settings.validation_images}, but there are {len(train)} training images: "
+                "without a validation_split these are held out of the training images, and some must remain"
             )
         apart = set(rng.permutation(len(train))[:held_out].tolist())
         validation = [one for i, one in enumerate(train) if i in apart]
@@ -148,25 +145,25 @@ def scenes(settings: Settings) -> Parts:
 
 
 def check(settings: Settings) -> None:
-    """Read the data once, so that what cannot be used is said before any run starts."""
+    """Read the data once, to report unusable data before any run starts."""
     parts = scenes(settings)
     for name, part in (("training", parts.train), ("validation", parts.validation), ("test", parts.test)):
         if not any((~one.ignored).any() for one in part):
-            raise UserError(f"{settings.dataset}: no object in the {name} part")
+            raise UserError(f"{settings.dataset}: the {name} part has no objects")
     if len(parts.train) < settings.batch_size:
         raise UserError(f"{len(parts.train)} training images do not fill a batch of {settings.batch_size}")
 
 
 class DetectionSet(Dataset):
-    """Images by place (epoch, image): float32 [3, H, W] in [0, 1], and torchvision's target with the keys of PS-KD.
+    """Images by (epoch, image): float32 [3, H, W] in [0, 1], and torchvision's target with the keys that PS-KD needs.
 
-    A target has ``boxes`` [n, 4], ``labels`` [n], ``image_id`` (the place in the data set), ``object_id`` [n] (each
-    object's place in the image, also where an augmentation has dropped others) and ``ignored`` [n]. A training target
-    has no ignored object.
+    A target has ``boxes`` [n, 4], ``labels`` [n], ``image_id`` (the index in the dataset), ``object_id`` [n] (each
+    object's index in the image, which does not change when an augmentation drops others) and ``ignored`` [n]. A
+    training target has no ignored objects.
     """
 
     def __init__(self, scenes: list[Scene], settings: Settings, seed: int | None = None) -> None:
-        """``seed`` augments, and leaves out what is ignored; without it images are as they are."""
+        """With ``seed`` images are augmented and ignored objects left out; without it both are unchanged."""
         self.scenes, self.seed = scenes, seed
         shortest, longest = settings.min_size, settings.max_size
         resize = v2.Resize(shortest if shortest < longest else None, max_size=longest)
@@ -178,7 +175,7 @@ class DetectionSet(Dataset):
 
     @property
     def objects(self) -> list[int]:
-        """Number of training objects of each image: what PS-KD has rows for."""
+        """Number of training objects in each image, which have rows in PS-KD's table."""
         return [int((~one.ignored).sum()) for one in self.scenes]
 
     def __getitem__(self, place: Place) -> tuple[Tensor, dict[str, Tensor]]:
@@ -197,7 +194,7 @@ class DetectionSet(Dataset):
 
 
 def collate(batch: list[tuple[Tensor, dict[str, Tensor]]]) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
-    """Images and targets as the lists that torchvision's detectors take."""
+    """Images and targets as lists, as torchvision's detectors take them."""
     return [image for image, _ in batch], [target for _, target in batch]
 
 
@@ -205,7 +202,7 @@ def crops(scenes: Iterable[Scene], size: int, margin: float = 0.1) -> tuple[np.n
     """Every object that is not ignored, cut out with a margin on each side and resized to a square.
 
     Returns:
-        uint8 [N, size, size, 3] and labels [N] from 0: what ``npz:FILE`` of a classification study holds.
+        uint8 [N, size, size, 3] and labels [N] from 0, as ``npz:FILE`` of a classification study holds them.
     """
     images, labels = [], []
     for scene in scenes:
@@ -225,7 +222,7 @@ def crops(scenes: Iterable[Scene], size: int, margin: float = 0.1) -> tuple[np.n
 
 
 def _digit_parts(settings: Settings) -> Parts:
-    """Scenes of scikit-learn's digits; the digits are split first, so no digit is in scenes of two parts."""
+    """Scenes of scikit-learn's digits; the digits are split first, so none appears in two parts."""
     digits: Any = load_digits()
     images, labels = torch.from_numpy(digits.images).float() / 16, digits.target
     rng = np.random.default_rng(settings.data_seed)
@@ -246,10 +243,10 @@ def compose(images: Tensor, labels: np.ndarray, number: int, size: int, rng: np.
     """Scenes of 2 to 5 coloured digits on an uneven, noisy background.
 
     Args:
-        images: [N, 8, 8] in [0, 1], the ink.
+        images: [N, 8, 8], ink in [0, 1].
         labels: [N] from 0.
-        number: of scenes.
-        size: pixels of a side; a digit is a fifth to two fifths of it.
+        number: how many scenes to make.
+        size: side of a scene in pixels; a digit takes a fifth to two fifths of it.
     """
     for _ in range(number):
         coarse = torch.from_numpy(rng.normal(rng.uniform(0.2, 0.8), 0.12, (1, 3, 4, 4))).float()
@@ -285,7 +282,7 @@ def compose(images: Tensor, labels: np.ndarray, number: int, size: int, rng: np.
 
 
 def _voc(root: Path, split: str) -> list[_Described]:
-    """The images of ImageSets/Main/SPLIT.txt; none where a directory has no such file."""
+    """The images of ImageSets/Main/SPLIT.txt; none if there is no such file."""
     listed = root / "ImageSets" / "Main" / f"{split}.txt"
     if not listed.parent.is_dir():
         raise UserError(f"{root} is not in VOC's layout: it has no ImageSets/Main")
@@ -295,7 +292,7 @@ def _voc(root: Path, split: str) -> list[_Described]:
     for name in (line.split()[0] for line in listed.read_text(encoding="utf-8").splitlines() if line.strip()):
         described = root / "Annotations" / f"{name}.xml"
         if not described.is_file():
-            raise UserError(f"{described} is missing, and {listed} lists {name}")
+            raise UserError(f"{described} is missing, but {listed} lists {name}")
         image = _image_file(root / "JPEGImages", (f"{name}.jpg", f"{name}.jpeg", f"{name}.png"), listed)
         try:
             tree = ElementTree.parse(described).getroot()
@@ -345,25 +342,25 @@ def _coco(root: Path, split: str) -> list[_Described]:
 
 
 def _checked(described: _Described, classes: tuple[str, ...], notes: list[str]) -> Scene:
-    """Boxes cut to the image, those without an area left out; each with a note."""
+    """Clip boxes to the image and leave out those without an area; each gets a note."""
     name, size = described.name, described.size
     labels = []
     for place, (label, _, _) in enumerate(described.objects):
         if label not in classes:
-            raise UserError(f"{name}: object {place} has the class {label!r}, which is none of {', '.join(classes)}")
+            raise UserError(f"{name}: object {place} has the class {label!r}, which is not one of {', '.join(classes)}")
         labels.append(classes.index(label) + 1)
     raw = torch.tensor([list(box) for _, box, _ in described.objects], dtype=torch.float32).reshape(-1, 4)
     if not raw.isfinite().all():
-        raise UserError(f"{name}: a box is not a number: {raw[~raw.isfinite().all(1)][0].tolist()}")
+        raise UserError(f"{name}: a box has a coordinate that is not finite: {raw[~raw.isfinite().all(1)][0].tolist()}")
     clamped: Any = v2f.clamp_bounding_boxes(tv_tensors.BoundingBoxes(raw, format="XYXY", canvas_size=size))  # type: ignore[call-overload]
     _, valid = v2f.sanitize_bounding_boxes(clamped)
     boxes = clamped.as_subclass(Tensor)
     for place in (~valid).nonzero()[:, 0].tolist():
         turned = bool((raw[place, 2:] <= raw[place, :2]).any())
-        what = "has no area" if turned else "has no pixel inside the image"
+        what = "has no area" if turned else "lies outside the image"
         notes.append(f"{name}: box {place}, {raw[place].tolist()}, {what}")
     for place in (valid & (boxes != raw).any(1)).nonzero()[:, 0].tolist():
-        notes.append(f"{name}: box {place}, {raw[place].tolist()}, reaches outside the image of {list(size)}")
+        notes.append(f"{name}: box {place}, {raw[place].tolist()}, reaches beyond the image of {list(size)}")
     ignored = torch.tensor([flag for _, _, flag in described.objects], dtype=torch.bool)
     return Scene(
         name, described.image, size, boxes[valid], torch.tensor(labels, dtype=torch.long)[valid], ignored[valid]
@@ -374,7 +371,7 @@ def _image_file(folder: Path, names: Sequence[str], listed: Path) -> Path:
     for name in names:
         if (folder / name).is_file():
             return folder / name
-    raise UserError(f"{folder / names[0]} is missing, and {listed} lists it")
+    raise UserError(f"{folder / names[0]} is missing, but {listed} lists it")
 
 
 def _size(image: Path) -> tuple[int, int]:
@@ -393,7 +390,7 @@ def _text(element: ElementTree.Element, path: str) -> str:
 
 
 def _some(part: list[Scene], number: int | None, rng: np.random.Generator) -> list[Scene]:
-    """At most ``number`` of the images, in their order."""
+    """At most ``number`` of the images, drawn at random, in their order."""
     if number is None or number >= len(part):
         return part
     return [part[i] for i in np.sort(rng.permutation(len(part))[:number]).tolist()]

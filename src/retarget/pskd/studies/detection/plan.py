@@ -1,7 +1,7 @@
-"""The detection study as data: settings, presets, arms, claims. Free of torch.
+"""The detection study as data: settings, presets, arms, claims. Does not import torch.
 
-``plan`` has the signature of ``retarget.pskd.study.plan``, which hands configurations with ``task = "detection"`` on.
-A backbone is first trained as a classifier (arms ``classifier_*``), then put into a Faster R-CNN and fine-tuned.
+``retarget.pskd.study.plan`` passes configurations with ``task = "detection"`` on to ``plan``. A backbone is first
+trained as a classifier (arms ``classifier_*``), then put into a Faster R-CNN and fine-tuned.
 """
 
 from pathlib import Path
@@ -80,13 +80,13 @@ METRICS = (
     Metric(name="map50", label="mAP50", unit="%", better="higher", description="IoU 0.50", optional=True),
     Metric(name="map75", label="mAP75", unit="%", better="higher", description="IoU 0.75", optional=True),
     Metric(name="ece", label="detection ECE", unit="%", better="lower", optional=True,
-           description="every detection; right: the class and IoU 0.50 of an object not yet found; 10 bins (lo, hi]"),
+           description="all detections; correct: class and IoU 0.50 of an object not yet found; 10 bins (lo, hi]"),
     Metric(name="ece_scaled", label="detection ECE after Platt scaling", unit="%", better="lower", optional=True,
            description="two numbers fitted on the validation detections"),
     Metric(name="nll_scaled", label="detection NLL after Platt scaling", better="lower", decimals=3, optional=True),
     Metric(name="confidence", label="mean confidence", unit="%", optional=True),
     Metric(name="precision", label="right detections", unit="%", better="higher", optional=True),
-    Metric(name="detections", label="detections an image", decimals=1, optional=True),
+    Metric(name="detections", label="detections per image", decimals=1, optional=True),
     Metric(name="train_loss", label="training loss, last epoch", decimals=3),
     Metric(name="classifier_top1", label="classifier top-1", unit="%", better="higher", optional=True),
     Metric(name="classifier_nll", label="classifier NLL", better="lower", decimals=3, optional=True),
@@ -97,7 +97,7 @@ METRICS = (
 
 
 def claims() -> tuple[Claim, ...]:
-    """What the abstract says of detection, and the same of the direct ways. Effects are half of the paper's gain."""
+    """The abstract's claim about detection, also for the direct ways. Smallest effects are half of the paper's gain."""
 
     claim = claims_under()
     return (
@@ -126,11 +126,11 @@ def plan(
 
     Args:
         preset: ``demo`` (digits composed into scenes, minutes), ``small`` (a small set in VOC's or COCO's layout;
-            name it by ``dataset``) or ``paper`` (VOC 2007 and 2012, a ResNet-152 trained on ImageNet; for GPUs).
+            set ``dataset``) or ``paper`` (VOC 2007 and 2012, a ResNet-152 trained on ImageNet; for GPUs).
         config: settings that override the preset's (keys of :class:`Settings`, ``pretrain`` a table of
             :class:`Pretraining`).
-        seeds: seeds in place of 0 to 2.
-        arms: names of the arms to run; a detector needs its classifier, in this call or finished before.
+        seeds: seeds to use instead of 0 to 2.
+        arms: names of the arms to run; a detector needs its classifier's run, in this call or an earlier one.
 
     Raises:
         UserError: unknown preset, setting or arm.
@@ -172,7 +172,7 @@ def plan(
 
 
 def classifier_settings(s: Settings, dataset: str) -> ClassifierSettings:
-    """Settings of the image study for this study's classifier; ``dataset`` names its images."""
+    """The image study's settings for this study's classifier; ``dataset`` names its images."""
     return ClassifierSettings(
         **s.pretrain.model_dump(exclude={"dataset", "crop_size", "images"}),
         dataset=dataset,
@@ -188,7 +188,7 @@ def classifier_settings(s: Settings, dataset: str) -> ClassifierSettings:
 
 
 def data_paths(settings: Settings) -> tuple[str, ...]:
-    """Files and folders whose bytes a run of these settings reads: annotations, lists and images; pre-training too."""
+    """Files and folders that a run with these settings reads: annotations, lists, images; also for pre-training."""
     kind, _, where = settings.dataset.partition(":")
     roots = [Path(root) for root in where.split("+")] if where else []
     splits = [one for one in (settings.train_split, settings.validation_split, settings.test_split) if one]

@@ -1,6 +1,6 @@
-"""Before the first run of a detection study: what cannot work is refused, once and at once.
+"""Check a detection study once, up front, and refuse what cannot work.
 
-Its data are imported behind the check that the packages for them are there.
+Modules that need optional packages are imported only after the check that these are installed.
 """
 
 from retarget.extras import require
@@ -12,7 +12,7 @@ PACKAGES = ("torchvision", "timm", "lightning.pytorch", "sklearn", "torchmetrics
 
 
 def prepare(plan: StudyPlan) -> None:
-    """Refuse missing packages, scenes that cannot be used, and images to pre-train on that cannot be used."""
+    """Refuse missing packages and unusable scenes or pre-training images."""
     settings = _resolved(plan)
     from retarget.pskd.studies.detection.data import check as check_scenes
     from retarget.pskd.studies.images.prepare import try_out
@@ -23,7 +23,7 @@ def prepare(plan: StudyPlan) -> None:
 
 
 def check(plan: StudyPlan) -> None:
-    """What :func:`prepare` refuses and is cheap to know, for a dry run: annotations are read, images are not."""
+    """The cheap checks of :func:`prepare`, for a dry run: reads annotations but not images."""
     settings = _resolved(plan)
     from retarget.pskd.studies.detection.data import check as check_scenes
     from retarget.pskd.studies.images.prepare import look_at

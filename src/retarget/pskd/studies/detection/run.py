@@ -28,13 +28,13 @@ from retarget.pskd.studies.detection.plan import classifier_settings
 from retarget.pskd.studies.detection.scores import Detections, draw, mean_average_precision, scores
 from retarget.pskd.studies.detection.settings import Settings
 from retarget.pskd.studies.images import run as classification
+from retarget.pskd.studies.images.callbacks import Observe, Reseed, StopClock
 from retarget.pskd.studies.images.data import EpochSampler, Normalise, split, stream
 from retarget.pskd.studies.images.networks import build
-from retarget.pskd.studies.images.run import Observe, Reseed, StopClock
 from retarget.settings import resolve_settings
 from retarget.study.record import Run, read_history
 
-BACKBONE = "retarget.pskd.backbone"  # the kind of a classifier's file
+BACKBONE = "retarget.pskd.backbone"  # kind of the file that a classifier's run leaves
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -48,7 +48,7 @@ def run(run: Run) -> dict[str, float]:
 
 
 def _classifier(run: Run, s: Settings) -> dict[str, float]:
-    """A run of the classification study, whose weights and pixel statistics are kept for detectors."""
+    """A run of the classification study; keeps weights and pixel statistics for the detectors."""
     settings = classifier_settings(s, _images(run, s))
     found = classification.train(run, settings)
     last = torch.load(run.checkpoint / "last.ckpt", weights_only=True, map_location="cpu")["state_dict"]
@@ -67,7 +67,7 @@ def _classifier(run: Run, s: Settings) -> dict[str, float]:
 
 
 def _images(run: Run, s: Settings) -> str:
-    """The data set of the classifier; crops of the training objects are written into the run's directory."""
+    """The classifier's dataset; crops of the training objects are written into the run's directory."""
     if s.pretrain.dataset != "crops":
         return s.pretrain.dataset
     parts, file = scenes(s), run.checkpoint / "crops.npz"
@@ -79,7 +79,7 @@ def _images(run: Run, s: Settings) -> str:
 
 
 def _savez(path: Path, arrays: dict[str, Any]) -> None:
-    with path.open("wb") as file:  # a path without .npz would get one
+    with path.open("wb") as file:  # given a path, numpy would append .npz
         np.savez(file, **arrays)
 
 
@@ -87,19 +87,19 @@ def _savez(path: Path, arrays: dict[str, Any]) -> None:
 
 
 class Backbone(nn.Module):
-    """Feature maps of a timm network at the given strides, and a feature pyramid on them.
+    """The feature maps of a timm network at the given strides, and a feature pyramid on them.
 
     Raises:
-        UserError: the network gives no feature maps, or none of a stride.
+        UserError: the network has no feature maps, or none of one of the strides.
     """
 
     def __init__(self, network: Any, strides: list[int], channels: int, freeze_norm: bool) -> None:
         super().__init__()
         if not hasattr(network, "forward_intermediates"):
-            raise UserError(f"timm's {type(network).__name__} gives no feature maps: choose another network")
+            raise UserError(f"timm's {type(network).__name__} has no feature maps: choose another network")
         maps = {one["reduction"]: (place, one["num_chs"]) for place, one in enumerate(network.feature_info)}
         if set(strides) - set(maps):
-            raise UserError(f"strides = {strides}, and the network has feature maps of strides {sorted(maps)}")
+            raise UserError(f"strides = {strides}, but the network has feature maps of strides {sorted(maps)}")
         self.network, self.freeze_norm = network, freeze_norm
         self.places = [maps[stride][0] for stride in strides]
         self.fpn = FeaturePyramidNetwork([maps[stride][1] for stride in strides], channels, LastLevelMaxPool())
@@ -119,14 +119,14 @@ class Backbone(nn.Module):
 
 
 def build_detector(settings: Settings, num_classes: int, seed: int, classifier: Path | None) -> FasterRCNN:
-    """torchvision's Faster R-CNN with the settings' backbone; what is not pre-trained depends on the seed alone.
+    """torchvision's Faster R-CNN with the settings' backbone; weights that are not pre-trained depend only on the seed.
 
     Args:
-        num_classes: without the background.
-        classifier: ``backbone.safetensors`` of a classifier's run; without it the backbone is untrained.
+        num_classes: number of classes without the background.
+        classifier: ``backbone.safetensors`` of a classifier's run; None leaves the backbone untrained.
 
     Raises:
-        UserError: the file is of another network.
+        UserError: the file belongs to another network.
     """
     s, state, tensors = settings, {"network": settings.network, "num_classes": num_classes}, {}
     mean, std = IMAGENET_MEAN, IMAGENET_STD
@@ -134,10 +134,10 @@ def build_detector(settings: Settings, num_classes: int, seed: int, classifier: 
     if classifier:
         state, tensors = read_state(classifier, BACKBONE, "classifier of this study")
         if state["network"] != s.network:
-            raise UserError(f"{classifier} is of the network {state['network']!r}, and {s.network!r} is wanted")
+            raise UserError(f"{classifier} belongs to the network {state['network']!r}, but {s.network!r} is needed")
         mean, std = (tensors.pop(name).tolist() for name in ("mean", "std"))
         if len(mean) != 3:
-            raise UserError(f"pretrain.dataset has images of {len(mean)} channels; a detector's have 3")
+            raise UserError(f"the images of pretrain.dataset have {len(mean)} channels, but a detector needs 3")
     network: Any = build(s.network, state["num_classes"], 3)
     if classifier:
         network.load_state_dict({name.removeprefix("network."): value for name, value in tensors.items()})
@@ -165,7 +165,7 @@ def build_detector(settings: Settings, num_classes: int, seed: int, classifier: 
 
 
 class Detector(pl.LightningModule):
-    """A detector as anybody trains it; with PS-KD on its head, one line differs."""
+    """An ordinary detector; with PS-KD on its head, one line of ``training_step`` differs."""
 
     def __init__(self, detector: FasterRCNN, settings: Settings, method: DetectionPSKD | None) -> None:
         super().__init__()
@@ -220,7 +220,7 @@ def _detector(run: Run, s: Settings) -> dict[str, float]:
     trainer = pl.Trainer(
         max_epochs=s.epochs,
         accelerator=s.accelerator,
-        devices=1,  # a study spreads runs, not one run
+        devices=1,  # a study runs several runs in parallel, each on one device
         precision=s.precision,
         gradient_clip_val=s.clip,
         use_distributed_sampler=False,
@@ -249,7 +249,7 @@ def _detector(run: Run, s: Settings) -> dict[str, float]:
         ckpt_path=last if last.exists() else None,
         weights_only=True,
     )
-    module.to(trainer.strategy.root_device)  # the trainer has taken it back to the CPU
+    module.to(trainer.strategy.root_device)  # the trainer has moved it back to the CPU
     validation, test = (_detect(module, part, s) for part in (parts.validation, parts.test))
     run.save_predictions(**validation.arrays("val"), **test.arrays("test"))
     if s.pictures:
@@ -289,7 +289,7 @@ def _detect(module: Detector, part: list[Scene], settings: Settings) -> Detectio
 
 
 def _describe(run: Run, parts: Parts) -> None:
-    """What was read, for the page: images and objects of each part, and boxes that were left out or cut."""
+    """Record for the page how many images and objects each part has, and which boxes were left out or clipped."""
     counts = {
         name: {"images": len(part), "objects": int(sum((~one.ignored).sum() for one in part))}
         for name, part in (("train", parts.train), ("validation", parts.validation), ("test", parts.test))

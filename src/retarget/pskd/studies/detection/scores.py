@@ -21,11 +21,11 @@ RIGHT, WRONG, OBJECT = "#1f6feb", "#e36209", "#ffffff"  # colours of a picture's
 
 
 class Judged(NamedTuple):
-    """The detections of a set that count, in one list.
+    """The detections in a set of images that count, in one list.
 
     Attributes:
-        scores: [M] confidences in (0, 1].
-        right: [M] bool.
+        scores: [M], confidences in (0, 1].
+        right: [M] bool, whether each is correct.
     """
 
     scores: np.ndarray
@@ -33,19 +33,19 @@ class Judged(NamedTuple):
 
 
 class Detections:
-    """What a detector found in a set of images, and what is there; kept on the CPU."""
+    """A detector's detections in a set of images and the ground truth, kept on the CPU."""
 
     def __init__(self) -> None:
         self.found: list[dict[str, Tensor]] = []
         self.targets: list[dict[str, Tensor]] = []
 
     def add(self, found: list[dict[str, Tensor]], targets: list[dict[str, Tensor]]) -> None:
-        """A batch, as a torchvision detector gives it and its targets are."""
+        """Add a batch: a torchvision detector's output and its targets."""
         for kept, batch in ((self.found, found), (self.targets, targets)):
             kept.extend({name: value.detach().cpu() for name, value in one.items()} for one in batch)
 
     def judged(self) -> Judged:
-        """Every detection that counts, image after image."""
+        """All detections that count, image after image."""
         parts = [match(found, target) for found, target in zip(self.found, self.targets, strict=True)]
         counts = [counted for _, counted in parts]
         return Judged(
@@ -54,7 +54,7 @@ class Detections:
         )
 
     def arrays(self, prefix: str) -> dict[str, np.ndarray]:
-        """All detections as arrays, boxes [M, 4], labels, scores and image [M]; and those that count, as judged."""
+        """All detections as arrays (boxes [M, 4]; labels, scores, image [M]), and those of :meth:`judged`."""
         held = {name: torch.cat([one[name] for one in self.found]).numpy() for name in ("boxes", "labels", "scores")}
         held["image"] = np.repeat(np.arange(len(self.found)), [len(one["labels"]) for one in self.found])
         judged = self.judged()
@@ -63,11 +63,11 @@ class Detections:
 
 
 def match(found: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Which detections of an image are right, and which count, [M] bool each.
+    """Which detections of an image are correct, and which count, [M] bool each.
 
-    From the most confident on, a detection takes the object of its class with the largest IoU, of at least 0.5, that
-    no other has taken. One of which at least half lies in an ignored object of its class, as COCO measures crowds,
-    does not count.
+    In order of confidence, each detection takes the object of its class with the largest IoU, at least 0.5, that no
+    other has taken. A detection with at least half of its area inside an ignored object of its class (COCO's rule for
+    crowds) does not count.
     """
     right, counted = (torch.full((len(found["scores"]),), value, dtype=torch.bool) for value in (False, True))
     overlap = box_iou(found["boxes"], target["boxes"])
@@ -85,13 +85,13 @@ def match(found: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> tuple[Te
 
 
 def _share_inside(boxes: Tensor, areas: Tensor) -> Tensor:
-    """Share of each box [M, 4] that lies in each area [N, 4], [M, N]."""
+    """The share of each box [M, 4] that lies inside each area [N, 4], as [M, N]."""
     low, high = torch.maximum(boxes[:, None, :2], areas[:, :2]), torch.minimum(boxes[:, None, 2:], areas[:, 2:])
     return (high - low).clamp_min(0).prod(2) / box_area(boxes)[:, None].clamp_min(1e-9)
 
 
 def mean_average_precision(detections: Detections) -> dict[str, float]:
-    """COCO's mAP, mAP50 and mAP75 in percent, by torchmetrics and pycocotools; ignored objects are its crowds."""
+    """COCO's mAP, mAP50 and mAP75 in percent, by torchmetrics and pycocotools; ignored objects are passed as crowds."""
     metric = MeanAveragePrecision(backend="pycocotools")
     targets = [{**one, "iscrowd": one["ignored"].long()} for one in detections.targets]
     metric.update(detections.found, [{name: one[name] for name in ("boxes", "labels", "iscrowd")} for one in targets])
@@ -102,9 +102,9 @@ def mean_average_precision(detections: Detections) -> dict[str, float]:
 
 
 def scores(validation: Detections, test: Detections) -> dict[str, float]:
-    """Calibration of the test detections, as they are and after Platt scaling fitted on the validation detections.
+    """Calibration of the test detections, raw and after Platt scaling fitted on the validation detections.
 
-    A detector that finds nothing gives NaN.
+    All are NaN for a detector without detections.
     """
     fitted, judged = platt(validation.judged()), test.judged()
     out = {"detections": len(judged.scores) / len(test.found)}
@@ -121,9 +121,9 @@ def scores(validation: Detections, test: Detections) -> dict[str, float]:
 
 
 def platt(judged: Judged) -> tuple[float, float]:
-    """Slope and offset of the logits with the least NLL, with Platt's own smoothed targets (1999, section 2.2).
+    """Slope and offset of the logits that minimise the NLL against Platt's smoothed targets (1999, section 2.2).
 
-    Two numbers for all classes leave the order of detections as it is. Without detections nothing is scaled.
+    One pair for all classes does not change the order of detections. Without detections it is (1, 0).
     """
     if len(judged.scores) == 0:
         return 1.0, 0.0
@@ -141,9 +141,9 @@ def platt(judged: Judged) -> tuple[float, float]:
 
 
 def draw(path: Path, images: list[Tensor], detections: Detections, classes: tuple[str, ...]) -> None:
-    """The images with their detections of a score of at least ``DRAWN_SCORE``, side by side, as a PNG file.
+    """Draw the images, side by side, with the detections that score at least ``DRAWN_SCORE``, as a PNG file.
 
-    Right ones are blue, wrong ones orange, with class and score; objects are white.
+    Correct ones are blue, wrong ones orange, with class and score; objects are white.
     """
     tiles = []
     for image, found, target in zip(images, detections.found, detections.targets, strict=False):
@@ -171,7 +171,7 @@ def draw(path: Path, images: list[Tensor], detections: Detections, classes: tupl
 
 
 def _logits(scores: np.ndarray) -> np.ndarray:
-    return logit(np.clip(scores, 1e-6, 1 - 1e-6))  # float32 rounds a sure one to 1
+    return logit(np.clip(scores, 1e-6, 1 - 1e-6))  # float32 rounds a score close to 1 to 1
 
 
 def _joined(parts: list[Tensor], dtype: Any) -> np.ndarray:

@@ -1,1 +1,1 @@
-"""Image classification: the paper's own question, questions that it leaves open, and PS-KD among its peers."""
+"""The image study: the paper's question, questions that it leaves open, and PS-KD among its peers."""

@@ -1,4 +1,4 @@
-"""What the page shows of a PS-KD study beyond the runs' own metrics: figures, difficulty, item bootstrap."""
+"""Figures, notes and intervals over images for an image study's page."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -14,13 +14,13 @@ from retarget.study.figures import Analysis, Bars, Figure, Lines, Series
 from retarget.study.record import Results
 from retarget.study.statistics import bootstrap_difference
 
-SHOWN = ("cross_entropy", "label_smoothing", "pskd")  # curves of every arm would hide these
+SHOWN = ("cross_entropy", "label_smoothing", "pskd")  # the arms whose curves are drawn: more would hide these
 RESAMPLES = 500
-OVER_CONFIDENT = 1.05  # a fitted temperature from here on
+OVER_CONFIDENT = 1.05  # fitted temperature from which a classifier is called over-confident
 TENTHS = ["easiest", *(f"{d}" for d in range(2, 10)), "hardest"]
 RELIABILITY, COVERAGE = "Reliability", "Risk and coverage"
 LEAD = (RELIABILITY, COVERAGE)
-"""What the page shows before its tables, of the first condition."""
+"""Titles of the figures that the page shows before its tables, for the first condition."""
 
 _ITEM_STATISTICS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], float]] = {
     "top1": lambda confidence, correct, nll: 100 * float(correct.mean()),
@@ -70,7 +70,7 @@ def better_than_chance(labels: np.ndarray) -> float:
 
 
 def _chance(results: Results, condition: str) -> dict[str, list[float | None]]:
-    """:func:`better_than_chance` by arm, at the seeds that have a run: the same for all, as the test images are."""
+    """:func:`better_than_chance` by arm, at the seeds that have a run; one value, since all share the test images."""
     runs = {arm.name: [results.run(condition, arm.name, seed) for seed in results.seeds] for arm in results.plan.arms}
     found = next((run for many in runs.values() for run in many if run), None)
     if found is None:
@@ -124,8 +124,8 @@ def _curves(results: Results, condition: str, prefix: str) -> list[Figure]:
         ),
         Lines(
             title=prefix + COVERAGE,
-            caption="Error among the test images kept when the least confident are set aside; lower is better, and "
-            "the area under it is AURC.",
+            caption="Error among the test images that are kept when the least confident are set aside. Lower is "
+            "better; the area under the curve is AURC.",
             x_label="share of images kept", y_label="error", series=coverage,
         ),
     ]  # fmt: skip
@@ -134,14 +134,14 @@ def _curves(results: Results, condition: str, prefix: str) -> list[Figure]:
 def _deciles(
     results: Results, condition: str, prefix: str
 ) -> tuple[dict[str, dict[str, list[float | None]]], list[Figure]]:
-    """Gradient share and accuracy by difficulty. Difficulty of a training image is 1 - p_y under the cross-entropy
-    model of the *next* seed: a model that took no part in either run that is compared."""
+    """Gradient share and accuracy by difficulty. A training image's difficulty is 1 - p_y under the cross-entropy
+    model of the *next* seed, which is independent of the two runs that are compared."""
     shares: dict[str, dict[str, list[float | None]]] = {}
     bars: dict[str, list[list[float | None]]] = {}
     correct: dict[str, list[list[float | None]]] = {}
     for arm in results.plan.arms:
         if arm.settings.get("mixing", "none") != "none" or "peer" in arm.settings:
-            continue  # a mixed image has no difficulty of its own; a peer's gradient is not measured
+            continue  # a mixed image has no difficulty; a peer's gradient is not measured
         per_seed: list[list[float | None]] = []
         accuracy: list[list[float | None]] = []
         for seed in results.seeds:
@@ -165,14 +165,14 @@ def _deciles(
     return shares, [
         Bars(
             title=prefix + "Who gets the gradient",
-            caption="Share of the last epoch's gradient norm (L1, on the logits) by tenths of difficulty. Difficulty "
-            "comes from an independent cross-entropy model, that of another seed.",
+            caption="Share of the last epoch's gradient norm (L1, on the logits) by tenths of difficulty, as judged by "
+            "the cross-entropy model of another seed.",
             x_label="difficulty", y_label="share of the gradient (%)", groups=TENTHS, labels=labels,
             values=[bars[name] for name, _ in drawn],
         ),
         Bars(
             title=prefix + "Training accuracy by difficulty",
-            caption="Accuracy on the training images, not augmented and with their clean labels, by the same tenths.",
+            caption="Accuracy on the training images, without augmentation or label noise, by the same tenths.",
             x_label="difficulty", y_label="accuracy (%)", groups=TENTHS, labels=labels,
             values=[correct[name] for name, _ in drawn],
         ),
@@ -182,9 +182,9 @@ def _deciles(
 def _same_weights(
     results: Results, condition: str, prefix: str, metrics: dict[str, dict[str, list[float | None]]]
 ) -> list[Figure]:
-    """The same shares on the weights of the PS-KD arm: what three kinds of targets do there, and nothing else.
+    """The same shares for three kinds of targets, all on the weights of the PS-KD arm: only the targets differ.
 
-    Adds ``hard_gradient_middle`` and ``hard_gradient_end`` to ``metrics`` under the arm whose targets they are.
+    Adds ``hard_gradient_middle`` and ``hard_gradient_end`` to ``metrics``, under the arm that has these targets.
     """
     targets = {arm.name: arm.label for arm in results.plan.arms if arm.name in SAME_WEIGHTS}
     figures: list[Figure] = []
@@ -206,7 +206,7 @@ def _same_weights(
             Bars(
                 title=f"{prefix}Who gets the gradient on the same weights, {epoch} epoch",
                 caption="Share of the gradient norm (L1, on the logits) by tenths of difficulty, on the network that "
-                "PS-KD trained, if the targets of the named arm replaced PS-KD's.",
+                "PS-KD trained, with the targets of each arm in turn.",
                 x_label="difficulty", y_label="share of the gradient (%)", groups=TENTHS,
                 labels=list(targets.values()),
                 values=[[[row[d] for row in tenths[arm]] for d in range(10)] for arm in targets],
@@ -221,13 +221,13 @@ def _tenths(judge: np.ndarray) -> list[np.ndarray]:
 
 
 def _shares(norm: np.ndarray, parts: list[np.ndarray]) -> list[float | None]:
-    """Share of the gradient norm in each part, in %. Samples that the epoch left out count 0."""
+    """Share of the gradient norm in each part, in %; 0 for samples that the epoch left out."""
     norm = np.nan_to_num(norm)
     return [float(100 * norm[part].sum() / norm.sum()) for part in parts]
 
 
 def _judge(results: Results, condition: str, seed: int) -> np.ndarray | None:
-    """p_y [N] of the training images under the cross-entropy model of the next seed that has one."""
+    """p_y, [N], of the training images under the cross-entropy model of the next seed that has one."""
     at = list(results.seeds).index(seed)
     for other in [*results.seeds[at + 1 :], *results.seeds[:at]]:
         run = results.run(condition, "cross_entropy", other)
@@ -259,7 +259,7 @@ def _item_interval(results: Results, claim: Claim) -> tuple[float, float] | None
 
 
 def _items(arrays: dict[str, np.ndarray], scaled: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Confidence, correctness and NLL of each test image: all that the statistics need, [N] each."""
+    """Confidence, correctness and NLL of each test image, [N] each, from which the statistics are computed."""
     temperature = fitted_temperature(arrays) if scaled else 1.0
     logits, labels = arrays["test_logits"], arrays["test_labels"]
     probs = c.apply_temperature(logits, temperature)
@@ -267,17 +267,17 @@ def _items(arrays: dict[str, np.ndarray], scaled: bool) -> tuple[np.ndarray, np.
 
 
 def _confidence(temperature: float) -> str:
-    """How sure a classifier is beside how right, from the temperature that fits it."""
-    says = "is over-confident, where softer targets have something to mend"
+    """Compare a classifier's confidence with its accuracy, by its fitted temperature."""
+    says = "is over-confident, so softer targets can help"
     if temperature < 0.95:
         says = "is under-confident, and softer targets make it more so"
     elif temperature < OVER_CONFIDENT:
-        says = "is about as sure as it is right, and softer targets have little to mend"
+        says = "is about as confident as it is accurate, so softer targets have little to improve"
     return f"{says} (fitted temperature {temperature:.2f})"
 
 
 def remark(arm: str, metrics: Mapping[str, float]) -> str | None:
-    """What the control's first run tells of PS-KD's chances, before the others are waited for.
+    """Predict from the control's first run whether PS-KD can help, before the other runs are done.
 
     >>> print(remark("cross_entropy", {"temperature": 0.6}))
     cross-entropy is under-confident, and softer targets make it more so (fitted temperature 0.60): PS-KD is not \
@@ -291,20 +291,20 @@ expected to help calibration here
 
 
 def _swept(results: Results) -> dict[float, str]:
-    """Arms by alpha_T, ascending, where they are a sweep of it, cross-entropy as 0; else none."""
+    """Arms by ascending alpha_T, cross-entropy as 0, if they are a sweep of it; else none."""
     arms = {0.0 if arm.name == "cross_entropy" else arm.settings.get("alpha_T"): arm.name for arm in results.plan.arms}
     swept = {weight: name for weight, name in arms.items() if weight is not None}
     return dict(sorted(swept.items())) if len(swept) >= 4 else {}
 
 
 def _by_weight(results: Results, condition: str, metric: str) -> list[list[float | None]]:
-    """A metric of a sweep's arms, [seeds, arms]."""
+    """One metric of a sweep's arms, [seeds, arms]."""
     runs = [[results.run(condition, arm, seed) for arm in _swept(results).values()] for seed in results.seeds]
     return [[one.metrics[metric] if one else None for one in row] for row in runs]
 
 
 def _sweep(results: Results, condition: str, prefix: str) -> list[Figure]:
-    """Confidence and accuracy by alpha_T, where the arms are a sweep of it."""
+    """Confidence and accuracy by alpha_T, if the arms are a sweep of it."""
     weights = list(_swept(results))
     return [
         Lines(
@@ -319,11 +319,11 @@ def _sweep(results: Results, condition: str, prefix: str) -> list[Figure]:
 
 
 def recommended(weights: Sequence[float], values: np.ndarray) -> str:
-    """Which alpha_T to choose: those that are better than cross-entropy on every seed.
+    """Recommend the alpha_T that are better than cross-entropy on every seed.
 
     Args:
         weights: alpha_T of the arms, 0 (cross-entropy) first.
-        values: NLL after temperature, [seeds, arms]; a seed that an arm lacks (NaN) does not count.
+        values: NLL after temperature, [seeds, arms]; seeds with a missing arm (NaN) are ignored.
 
     >>> recommended([0.0, 0.4, 0.8], np.array([[0.5, 0.4, 0.3], [0.5, 0.4, 0.6], [np.nan, 0.1, 0.1]]))
     'alpha_T 0.4: a lower NLL after temperature than cross-entropy on each of 2 seeds; the lowest mean at 0.4.'
@@ -342,10 +342,10 @@ def recommended(weights: Sequence[float], values: np.ndarray) -> str:
 
 def _notes(results: Results) -> list[str]:
     notes = [
-        "Numbers are taken at the last epoch, those 'at the selected epoch' at the highest validation accuracy. "
-        "The test set takes no part in any choice.",
-        "Calibration and ranking claims are decided after a temperature fitted on the validation part, which anyone "
-        "may apply to any model; the raw figure stands beside and decides nothing.",
+        "Figures are those of the last epoch; figures 'at the selected epoch' are those of the epoch with the highest "
+        "validation accuracy. No choice is made on the test set.",
+        "Calibration and ranking claims are decided after a temperature has been fitted on the validation part: it can "
+        "be applied to any model. The raw figure is shown beside but decides nothing.",
     ]
     for condition in results.plan.conditions:
         where = f"{condition.label}: " if len(results.plan.conditions) > 1 else ""
@@ -358,5 +358,5 @@ def _notes(results: Results) -> list[str]:
         if fitted:
             notes.append(f"{where}cross-entropy {_confidence(float(np.mean(fitted)))}.")
     if len(results.seeds) < 2:
-        notes.append("Gradient share by difficulty needs a second seed, whose cross-entropy model judges the first's.")
+        notes.append("Gradient share by difficulty needs a second seed, whose cross-entropy model judges difficulty.")
     return notes

@@ -1,4 +1,4 @@
-"""What each class gets right, and what it is taken for, from the predictions of the runs."""
+"""Accuracy by class and confusion tables, from the runs' predictions."""
 
 from collections.abc import Sequence
 
@@ -10,17 +10,17 @@ from retarget.study.figures import Figure, Table
 from retarget.study.record import Results, RunResult
 
 NAMES = "classes.json"
-"""Beside a run's predictions: the names of the classes, in the order of the labels."""
+"""File beside a run's predictions with the names of the classes, in the order of the labels."""
 WHOLE = 20
-"""Classes that a confusion table has room for; of more the pairs that are confused most are listed."""
+"""Most classes in a confusion table; with more, only the most confused pairs are listed."""
 LISTED = 50
 
 
 def class_figures(results: Results, condition: str, prefix: str, arms: Sequence[tuple[str, str]]) -> list[Figure]:
-    """Accuracy by class, and a confusion table an arm; all seeds together.
+    """Accuracy by class, and one confusion table per arm; all seeds together.
 
     Args:
-        arms: (name, label) of those to show.
+        arms: (name, label) of the arms to show.
     """
     counts: dict[str, np.ndarray] = {}
     names: list[str] = []
@@ -41,7 +41,7 @@ def class_figures(results: Results, condition: str, prefix: str, arms: Sequence[
 def confusion(
     labels: Integer[np.ndarray, "samples"], predicted: Integer[np.ndarray, "samples"], classes: int
 ) -> Integer[np.ndarray, "classes classes"]:
-    """How many samples of the class of the row were taken for that of the column.
+    """Count samples: rows are the true class, columns the predicted class.
 
     >>> confusion(np.array([0, 0, 1]), np.array([0, 1, 1]), 2).tolist()
     [[1, 1], [0, 1]]
@@ -51,7 +51,7 @@ def confusion(
 
 
 def _names(run: RunResult, classes: int) -> list[str]:
-    """The names that the run recorded, else the numbers of the classes."""
+    """The class names that the run recorded, else the class numbers."""
     path = run.directory / NAMES
     names = [str(name) for name in read_json(path)] if path.exists() else []
     return names if len(names) == classes else [str(number) for number in range(classes)]
@@ -68,7 +68,7 @@ def _accuracy(counts: dict[str, np.ndarray], names: list[str], prefix: str) -> T
         part = f" The {LISTED} of {len(names)} classes with the lowest accuracy."
     return Table(
         title=f"{prefix}Accuracy by class",
-        caption=f"Share of the test images of a class that are right, in %, all seeds together.{part}",
+        caption=f"Share of each class's test images that are classified correctly, in %, all seeds together.{part}",
         columns=["class", *shares, "images"],
         rows=[[names[at], *(f"{one[at]:.1f}" for one in shares.values()), str(images[at])] for at in shown],
         folded=len(shown) > WHOLE,
@@ -79,8 +79,8 @@ def _table(label: str, counts: np.ndarray, names: list[str], prefix: str) -> Tab
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     return Table(
         title=f"{prefix}Confusion, {label}",
-        caption="Of the test images of the class of the row, the share in % that was taken for the class of the "
-        "column, all seeds together; empty below 0.05 %.",
+        caption="Rows are the true class, columns the predicted class: share in % of the row's test images, all seeds "
+        "together; empty below 0.05 %.",
         columns=["true class", *names],
         rows=[
             [name, *(f"{100 * share:.1f}" if share >= 0.0005 else "" for share in row)]
@@ -92,15 +92,15 @@ def _table(label: str, counts: np.ndarray, names: list[str], prefix: str) -> Tab
 
 
 def _pairs(counts: dict[str, np.ndarray], names: list[str], prefix: str) -> Table:
-    """The pairs that are confused most, over all arms that are shown."""
+    """The most confused pairs of classes over all shown arms."""
     shares = {label: 100 * one / np.maximum(one.sum(1, keepdims=True), 1) for label, one in counts.items()}
     mean = np.mean(list(shares.values()), axis=0)
     np.fill_diagonal(mean, 0)
     worst = [divmod(int(at), len(names)) for at in np.argsort(mean, axis=None)[::-1][:WHOLE]]
     return Table(
         title=f"{prefix}What is taken for what",
-        caption=f"Of the test images of a class, the share in % that was taken for another; the {WHOLE} pairs that are "
-        "confused most, all seeds together.",
+        caption=f"Share in % of a class's test images that was taken for another class: the {WHOLE} most confused "
+        "pairs, all seeds together.",
         columns=["class, taken for", *shares],
         rows=[
             [f"{names[true]}, taken for {names[taken]}", *(f"{one[true, taken]:.1f}" for one in shares.values())]

@@ -1,7 +1,7 @@
 """Images of a study: read, subset, split, and augment reproducibly.
 
-Every random choice is a function of (data seed) or of (run seed, epoch, sample), never of the order in which loaders
-happen to ask: a resumed run sees the same pixels as an uninterrupted one.
+Every random choice depends only on the data seed, or on (run seed, epoch, sample), never on the order in which loaders
+ask: a resumed run sees the same pixels as an uninterrupted one.
 """
 
 from collections.abc import Iterator
@@ -23,19 +23,19 @@ from retarget.pskd.studies.images.settings import Settings
 Place = tuple[int, int]  # (epoch, sample)
 
 MEMORY = 2 * 2**30
-"""Bytes up to which the images of a data set are decoded once and kept; a larger one is decoded as it is used."""
-WHOLE, VIEW = 256, 224  # ImageNet's evaluation: of the middle square, brought to 256, the middle 224 are seen
+"""Largest dataset in bytes that is decoded once and kept in memory; a larger one is decoded as it is used."""
+WHOLE, VIEW = 256, 224  # ImageNet's evaluation: resize the middle square to 256, crop 224
 
 
 @dataclass(frozen=True)
 class Images:
-    """A labelled set: pixels in memory, or files that are decoded when asked for.
+    """A labelled set of images: pixels in memory, or files that are decoded when used.
 
     Attributes:
-        pixels: [N, C, H, W] uint8, or None where ``pictures`` gives the images, in RGB.
+        pixels: [N, C, H, W] uint8; None if ``pictures`` holds the images' files, decoded to RGB.
         labels: [N] int64.
-        size: side of the square to which files are brought; None leaves them as they are, all of one size.
-        view: side of the middle square that is seen in evaluation, and of a view in training; None for all of it.
+        size: side of the square that files are resized to; None keeps them as they are, all of one size.
+        view: side of the centre crop in evaluation, and of a crop in training; None for the whole image.
     """
 
     pixels: Tensor | None
@@ -50,7 +50,7 @@ class Images:
 
     @property
     def channels(self) -> int:
-        """1 or 3 for files, any number in memory."""
+        """Number of channels: 1 or 3 for files, any number for images in memory."""
         return 3 if self.pixels is None else self.pixels.shape[1]
 
     def take(self, index: Tensor) -> Tensor:
@@ -60,11 +60,11 @@ class Images:
         return torch.stack([self._decoded(i, self.size) for i in index.tolist()])
 
     def whole(self, sample: int) -> Tensor:
-        """Pixels [C, H, W] of one sample, as large as there are."""
+        """Pixels [C, H, W] of one sample at full size."""
         return self._decoded(sample, None) if self.pixels is None else self.pixels[sample]
 
     def seen(self, pixels: Tensor) -> Tensor:
-        """The part of images [..., H, W] that is seen in evaluation."""
+        """The part of images [..., H, W] that evaluation uses."""
         if self.view is None:
             return pixels
         top, left = ((side - self.view) // 2 for side in pixels.shape[-2:])
@@ -76,7 +76,7 @@ class Images:
 
 @dataclass(frozen=True)
 class Split:
-    """The parts of a study's data; ``clean_labels`` are the labels before noise, ``names`` those of classes."""
+    """The parts of a study's data; ``clean_labels`` are the labels before noise, ``names`` the classes' names."""
 
     train: Images
     validation: Images
@@ -86,13 +86,13 @@ class Split:
 
 
 def split(settings: Settings) -> Split:
-    """Read, subset and split as the settings say, with the images in memory where they fit.
+    """Read, subset and split as the settings say, with the images in memory if they fit.
 
-    Label noise strikes the training part alone; the validation part is a small trusted one, as the literature on noisy
-    labels has it. Where the data set has no test part, a fifth of its images is set apart for it.
+    Label noise affects only the training part; the validation part is a small trusted set, as usual in the literature
+    on noisy labels. If the dataset has no test part, a fifth of its images becomes one.
 
     Raises:
-        UserError: the data set cannot be read, is too small for what is asked, its images differ in size and no
+        UserError: the dataset cannot be read or is too small for the settings, its images differ in size and no
             ``image_size`` is set, or a file is damaged.
     """
     parts, clean, names = chosen(settings)
@@ -101,11 +101,11 @@ def split(settings: Settings) -> Split:
 
 
 def chosen(settings: Settings) -> tuple[list[Part], Tensor, tuple[str, ...]]:
-    """Training, validation and test part before their files are decoded; the labels before noise; names of classes."""
+    """The three parts before their files are decoded, the labels before noise, and the classes' names."""
     source = read(settings.dataset, settings.root)
     train, test, classes = source.train, source.test, len(source.names)
     if classes < 2:
-        raise UserError(f"{settings.dataset} has one class only: there is nothing to classify")
+        raise UserError(f"{settings.dataset} has only one class: there is nothing to classify")
     rng = np.random.default_rng(settings.data_seed)
     if test is None:
         rest, apart = stratified(train.labels.numpy(), len(train) // 5, rng)
@@ -113,11 +113,11 @@ def chosen(settings: Settings) -> tuple[list[Part], Tensor, tuple[str, ...]]:
     if settings.train_images and settings.train_images < len(train):
         train = train.take(stratified(train.labels.numpy(), settings.train_images, rng)[1])
     elif settings.train_images and settings.train_images > len(train):
-        raise UserError(f"train_images = {settings.train_images}, but {settings.dataset} has {len(train)}")
+        raise UserError(f"train_images = {settings.train_images}, but {settings.dataset} has only {len(train)}")
     if settings.test_images and settings.test_images < len(test):
         test = test.take(stratified(test.labels.numpy(), settings.test_images, rng)[1])
     if not len(test):
-        raise UserError(f"{settings.dataset}: {len(train)} images are too few to set a fifth apart for the test")
+        raise UserError(f"{settings.dataset}: {len(train)} images are too few to hold out a fifth for the test")
     if settings.validation_images >= len(train):
         raise UserError(f"validation_images = {settings.validation_images} of {len(train)} leave nothing to train on")
     if len(train) - settings.validation_images < settings.batch_size:
@@ -132,7 +132,7 @@ def chosen(settings: Settings) -> tuple[list[Part], Tensor, tuple[str, ...]]:
 
 
 def loaded(parts: list[Part], classes: int, settings: Settings) -> list[Images]:
-    """The parts with their images in memory where they fit."""
+    """The parts, with their images in memory if they fit."""
     size, view = sides(settings)
     count = sum(map(len, parts))
     if parts[0].pixels is None and size is not None and 3 * size * size * count > MEMORY:
@@ -149,16 +149,16 @@ def loaded(parts: list[Part], classes: int, settings: Settings) -> list[Images]:
 
 
 def sides(settings: Settings) -> tuple[int | None, int | None]:
-    """Side of the square to which images are brought, and of the part of it that is seen; None: as they are, all."""
+    """Side of the square that images are resized to (None: not resized), and of its crop (None: not cropped)."""
     if settings.augmentation != "imagenet" or settings.image_size is None:
         return settings.image_size, None
     return round(settings.image_size * WHOLE / VIEW), settings.image_size
 
 
 class TrainingSet(Dataset):
-    """Samples by place (epoch, sample): augmented pixels [C, H, W] float32, label and index.
+    """Samples by (epoch, sample): augmented pixels [C, H, W] float32, label and index.
 
-    Whole batches are fetched at once (``__getitems__``); the loader's ``collate_fn`` is :func:`whole_batch`.
+    Batches are fetched whole (``__getitems__``); the loader's ``collate_fn`` is :func:`whole_batch`.
     """
 
     def __init__(self, images: Images, normalise: "Normalise", augmentation: str, seed: int) -> None:
@@ -181,13 +181,13 @@ class TrainingSet(Dataset):
         return [self.normalise(pixels), self.images.labels[index], index]
 
     def _drawn(self, change: Any, image: Tensor, place: Place) -> Tensor:
-        """The image changed, by one draw from (seed, epoch, sample)."""
+        """Change the image with one random draw, seeded by (seed, epoch, sample)."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream(self.seed, *place))
             return change(image)
 
     def _imagenet(self, epoch: int, sample: int) -> Tensor:
-        """ImageNet's augmentation of the official configuration; the lighting noise is left out."""
+        """The official configuration's augmentation for ImageNet, without the lighting noise."""
         v2 = require("torchvision.transforms.v2", "vision")
         image = self.images.whole(sample)
         side = self.images.view or tuple(image.shape[1:])
@@ -196,7 +196,7 @@ class TrainingSet(Dataset):
 
 
 class Normalise:
-    """uint8 pixels [N, C, H, W] to float32 with the training set's channel means and deviations."""
+    """Normalise uint8 pixels [N, C, H, W] to float32 by the training set's channel means and deviations."""
 
     def __init__(self, images: Images) -> None:
         if images.pixels is None:  # ImageNet's, for images from files
@@ -211,7 +211,7 @@ class Normalise:
 
 
 class EpochSampler(DistributedSampler):
-    """A shuffle that depends on (seed, epoch) alone and tells the data set the epoch."""
+    """Shuffles by (seed, epoch) alone and passes the epoch to the dataset."""
 
     def __iter__(self) -> Iterator[Place]:  # type: ignore[override]
         for sample in super().__iter__():
@@ -219,7 +219,7 @@ class EpochSampler(DistributedSampler):
 
 
 def crop_flip(pixels: Tensor, index: Tensor, num_samples: int, seed: int, epoch: int, padding: int = 4) -> Tensor:
-    """Random crop after zero padding and random horizontal flip, one draw a sample from (seed, epoch, sample)."""
+    """Random crop after zero padding and random horizontal flip, seeded per sample by (seed, epoch, sample)."""
     rng = np.random.default_rng([seed, epoch])
     draws = torch.from_numpy(rng.integers(0, [2 * padding + 1, 2 * padding + 1, 2], size=(num_samples, 3)))[index]
     _, _, height, width = pixels.shape
@@ -232,17 +232,17 @@ def crop_flip(pixels: Tensor, index: Tensor, num_samples: int, seed: int, epoch:
 
 
 def whole_batch(batch: list[Tensor]) -> list[Tensor]:
-    """The batch as the data set made it."""
+    """The batch as the dataset returned it."""
     return batch
 
 
 def stream(*parts: int) -> int:
-    """A seed below 2^63 for a random stream named by whole numbers."""
+    """A seed below 2^63 for the random stream that these integers name."""
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
 
 
 def _noisy(labels: Tensor, num_classes: int, share: float, rng: np.random.Generator) -> Tensor:
-    """Labels of which ``share`` are replaced by another class, uniformly."""
+    """Labels, of which ``share`` are replaced by another class, drawn uniformly."""
     wrong = rng.permutation(len(labels))[: round(share * len(labels))]
     noisy = labels.clone()
     shift = torch.from_numpy(rng.integers(1, num_classes, size=len(wrong)))

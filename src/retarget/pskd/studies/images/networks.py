@@ -49,8 +49,8 @@ class PreActBlock(nn.Module):
 class PreActResNet(nn.Module):
     """Pre-activation ResNet: ``width`` channels in the first of four stages, doubled in each of the others.
 
-    ``PreActResNet(100, 3)`` is the textbook's PreAct ResNet-18. The official code's has batch norm and ReLU after the
-    stem, hands ``relu(bn(x))`` through identity shortcuts, and has no last batch norm.
+    ``PreActResNet(100, 3)`` is the textbook's PreAct ResNet-18. The official code adds batch norm and ReLU after the
+    stem, passes ``relu(bn(x))`` through identity shortcuts, and has no last batch norm.
     """
 
     def __init__(
@@ -144,14 +144,14 @@ NETWORKS: dict[str, Callable[[int, int], nn.Module]] = {
 
 
 def build(name: str, num_classes: int, channels: int, weights: str | None = None) -> nn.Module:
-    """A network by name: one of ``NETWORKS``, ``timm:NAME`` for any model of timm, ``hf:DIR`` for an image classifier
-    of transformers that was trained before, or ``module:function`` of a user's ``function(num_classes, channels)``.
+    """A network by name: one of ``NETWORKS``, ``timm:NAME`` for any model of timm, ``hf:DIR`` for a saved image
+    classifier of transformers, or ``module:function`` for a user's ``function(num_classes, channels)``.
 
     Args:
-        weights: a safetensors file with the network's weights, trained before; none: fresh ones (``hf:DIR`` apart).
+        weights: a safetensors file with trained weights; None initialises them at random (except for ``hf:DIR``).
 
     Raises:
-        UserError: no such network; the message lists those there are. Or the weights are another network's.
+        UserError: there is no such network (the message lists the known ones), or the weights do not fit it.
     """
     network = _built(name, num_classes, channels)
     if weights:
@@ -164,14 +164,14 @@ def _built(name: str, num_classes: int, channels: int) -> nn.Module:
     if is_path(name):
         made = called(name, "network", num_classes, channels)
         if not isinstance(made, nn.Module):
-            raise UserError(f"network = {name!r} gave a {type(made).__name__}, not a torch.nn.Module")
+            raise UserError(f"network = {name!r} returned a {type(made).__name__}, not a torch.nn.Module")
         return made
     if kind == "hf" and rest:
         return FromFolder(rest, num_classes)
     if kind == "timm" and rest:
         timm = require("timm", "vision")
         if not timm.is_model(rest):
-            raise UserError(f"timm has no model {rest!r}; timm.list_models() lists them")
+            raise UserError(f"timm has no model {rest!r}: timm.list_models() lists its models")
         return timm.create_model(rest, pretrained=False, num_classes=num_classes, in_chans=channels)
     if name not in NETWORKS:
         raise UserError(f"no network {name!r}: choose {', '.join(NETWORKS)}, timm:NAME, hf:DIR or module:function")

@@ -20,10 +20,10 @@ def optimizer(parameters: Iterable[nn.Parameter], s: Settings) -> torch.optim.Op
 
 
 def schedule(optimizer: torch.optim.Optimizer, s: Settings, count: Callable[[], int]) -> Any:
-    """The schedule as Lightning takes it: the official code's by epochs; any other by steps.
+    """The schedule in Lightning's form: the official code's counts epochs, any other counts steps.
 
     Args:
-        count: gives the steps of the whole run.
+        count: returns the number of steps in the run.
     """
     if s.lr_schedule == "steps" and not s.warmup_epochs:
         drops = [round(share * s.epochs) for share in s.drops]
@@ -36,16 +36,16 @@ def schedule(optimizer: torch.optim.Optimizer, s: Settings, count: Callable[[], 
 
 
 def share_of_lr(step: int, steps: int, warmup: int, drops: Sequence[float] | None) -> float:
-    """The share of the learning rate in one step.
+    """The factor of the learning rate in one step.
 
     It grows linearly over ``warmup`` steps, from 1 / warmup (Goyal et al. 2017, Accurate, Large Minibatch SGD, section
-    2.2). Then it is divided by 10 at each of ``drops``; without drops it falls as
-    ``(1 + cos(π t)) / 2`` over the steps that are left (Loshchilov and Hutter 2017, SGDR, equation 5).
+    2.2). Then it is divided by 10 at each of ``drops``; without drops it falls as ``(1 + cos(π t)) / 2`` over the
+    remaining steps (Loshchilov and Hutter 2017, SGDR, equation 5).
 
     Args:
-        step: from 0.
-        steps: of the whole run.
-        drops: shares of the run.
+        step: counted from 0.
+        steps: number of steps in the run.
+        drops: when to drop, as shares of the run.
 
     >>> [round(share_of_lr(step, 8, 2, None), 3) for step in range(8)]
     [0.5, 1.0, 1.0, 0.933, 0.75, 0.5, 0.25, 0.067]

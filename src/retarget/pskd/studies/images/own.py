@@ -1,4 +1,4 @@
-"""Parts of a user's own in the image study: losses, networks, data sets; arms and claims as tables. Free of torch."""
+"""The user's own losses, networks, datasets, arms and claims in the image study. Does not import torch."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,15 +13,15 @@ from retarget.pskd.studies.images.plan import METRICS, Question, WorldQuestion
 from retarget.study.config import Arm, Claim, Condition
 
 TABLES = ("loss", "arms", "claims", "conditions")
-"""Keys of a study's configuration that describe arms, claims and conditions of the user's own."""
+"""Keys of a study's configuration that describe the user's own arms, claims and conditions."""
 DATA = ("dataset", "root", "train_images", "validation_images", "test_images", "label_noise", "data_seed")
-"""Settings that all arms share: a difference on other images is none of the method."""
+"""Settings that all arms share: a difference between arms on different images says nothing about the methods."""
 CONTROL = images.ARMS[0]
 KNOWN = {one.name: one for one in (*PEERS, *images.ARMS)}
 
 
 class OwnSettings(PeerSettings):
-    """Settings of a run among arms of the user's own: a peer's, without corrupted images unless they are asked for."""
+    """Settings of a run in a study with the user's own arms: a peer's, but corrupted images only on request."""
 
     shift: Shift = Shift(kinds=(), ood="")
 
@@ -43,14 +43,14 @@ def asked(given: Mapping[str, Any], base: Question = OWN) -> Question:
 
     Args:
         given: those of :data:`TABLES` that the configuration has. ``loss``, an import path or a table with ``method``
-            and its settings, is short for one arm; each of ``arms`` has a ``name``, where wanted a ``label``, and
-            settings; one of a built-in arm's name alone is that arm. ``claims`` have the fields of
-            :class:`~retarget.study.config.Claim`; without them every loss of the user's own is compared with
+            and its settings, is shorthand for one arm. Each of ``arms`` has a ``name``, optionally a ``label``, and
+            settings; with only the name of a built-in arm it is that arm. ``claims`` have the fields of
+            :class:`~retarget.study.config.Claim`; without claims each of the user's losses is compared with
             cross-entropy.
-        base: the study that they come into.
+        base: the study to which they are added.
 
     Raises:
-        UserError: a table has another form, an arm is there twice, or a claim names what the study does not have.
+        UserError: a table has another form, an arm appears twice, or a claim names something the study does not have.
     """
     tables = _tables(given, "arms")
     if "loss" in given:
@@ -62,7 +62,7 @@ def asked(given: Mapping[str, Any], base: Question = OWN) -> Question:
     arms = (*(arm for arm in base.arms if arm.name not in replaced), *mine)
     twice = sorted({arm.name for arm in arms if [one.name for one in arms].count(arm.name) > 1})
     if twice:
-        raise UserError(f"[[arms]]: {twice[0]} is there twice")
+        raise UserError(f"[[arms]]: the arm {twice[0]} appears twice")
     named = [
         _made(Condition, one, f"[[conditions]], number {n}") for n, one in enumerate(_tables(given, "conditions"), 1)
     ]
@@ -83,7 +83,7 @@ def asked(given: Mapping[str, Any], base: Question = OWN) -> Question:
 def _tables(given: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
     found = given.get(name, [])
     if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
-        raise UserError(f"{name} are tables: write [[{name}]] and below it the fields of one")
+        raise UserError(f"{name} must be tables: write [[{name}]] and, below it, the fields of one")
     return [dict(one) for one in found]
 
 
@@ -92,7 +92,7 @@ def _called(loss: Any) -> str:
     path = loss.get("method") if isinstance(loss, dict) else loss
     if not isinstance(path, str) or not path:
         raise UserError(
-            f"loss = {loss!r}: it is module:Class, or a table with method = 'module:Class' and its settings"
+            f"loss = {loss!r}: it must be module:Class, or a table with method = 'module:Class' and its settings"
         )
     return path.rpartition(":")[2]
 
@@ -105,7 +105,7 @@ def _arm(table: dict[str, Any], where: str) -> Arm:
     settings = {**table.pop("settings", {}), **table} if isinstance(table.get("settings", {}), dict) else table
     shared = [key for key in DATA if key in settings]
     if shared:
-        raise UserError(f"{where}: {shared[0]} is the same for all arms; put it above [[arms]], or into [[conditions]]")
+        raise UserError(f"{where}: all arms share {shared[0]}: put it above [[arms]], or into [[conditions]]")
     if "model" in settings:
         settings["network"] = f"hf:{settings.pop('model')}"
     if "loss" in settings:
@@ -126,14 +126,14 @@ def _made(kind: type[Any], fields: dict[str, Any], where: str) -> Any:
 
 
 def _own_loss(settings: Mapping[str, Any]) -> str:
-    """The import path of an arm's loss, where it is the user's own."""
+    """The import path of an arm's loss, if it is the user's own."""
     peer = settings.get("peer")
     path = str(peer.get("method", "")) if isinstance(peer, dict) else ""
     return path if ":" in path else ""
 
 
 def _claims(arm: Arm, condition: str) -> tuple[Claim, ...]:
-    """What a loss is asked by default, with the effects of the paper's own claims."""
+    """The default claims about a loss, with the smallest effects of the paper's claims."""
     say = {
         "accuracy": f"{arm.label} improves accuracy.",
         "calibration": f"{arm.label} improves confidence calibration.",

@@ -1,4 +1,4 @@
-"""PS-KD among its peers: every method on the same seeds and budget. Free of torch."""
+"""The peers study as data: every method on the same seeds and budget. Does not import torch."""
 
 from typing import Any, Literal
 
@@ -14,21 +14,21 @@ from retarget.study.config import Arm, Claim, Condition, Metric
 
 
 class Shift(Strict):
-    """Evaluation on images that a model was not trained for; ``shift`` in a study's settings."""
+    """Settings of the evaluation on shifted images, under ``shift`` in a study's settings."""
 
     kinds: tuple[
         Literal["gaussian_noise", "gaussian_blur", "brightness", "contrast", "jpeg", "shot_noise", "impulse_noise",
                 "speckle_noise", "pixelate"], ...
     ] = Field(
         default=("gaussian_noise", "gaussian_blur", "brightness", "contrast", "jpeg"),
-        description="corruptions; also shot_noise, impulse_noise, speckle_noise, pixelate",
+        description="corruptions to apply; shot_noise, impulse_noise, speckle_noise and pixelate exist too",
     )  # fmt: skip
-    severity: int = Field(default=3, ge=1, le=5, description="of the corruptions")
-    images: int = Field(default=2000, ge=1, description="test images at most, for each corruption")
+    severity: int = Field(default=3, ge=1, le=5, description="severity of the corruptions")
+    images: int = Field(default=2000, ge=1, description="most test images per corruption")
     ood: str = Field(
         default="phases",
-        description="what has no class: phases (test images with random phases), a data set as `dataset` names it, "
-        "or nothing",
+        description="images of no class: phases (test images with random phases), a dataset in the notation of "
+        "`dataset`, or empty for none",
     )
 
 
@@ -38,16 +38,16 @@ class PeerSettings(Settings):
     shift: Shift = Shift()
     # The arm
     peer: dict[str, Any] | None = Field(
-        default=None, description="method, of retarget.pskd.peers or module:Class, and its settings"
+        default=None, description="method (a class of retarget.pskd.peers, or module:Class) and its settings"
     )
-    teacher: str | None = Field(default=None, description="the arm whose run trains the teacher")
+    teacher: str | None = Field(default=None, description="arm whose run trains the teacher")
 
     def data_paths(self) -> tuple[str, ...]:
-        """Files and folders whose bytes a run of these settings reads, those of the shift too."""
+        """Files and folders that a run with these settings reads, also for the shift."""
         return (*super().data_paths(), *names.data_paths(self.shift.ood))
 
     def own_parts(self) -> tuple[str, ...]:
-        """Import paths of the user's own that a run of these settings uses, the loss and the shift's data too."""
+        """Import paths of the user's own code that a run with these settings uses, also for the loss and the shift."""
         named = (str((self.peer or {}).get("method", "")), self.shift.ood)
         return (*super().own_parts(), *(one for one in named if is_path(one)))
 
@@ -94,9 +94,9 @@ EXTRA_METRICS = (
            description="largest probability, test images against images of no class"),
     Metric(name="ood_auroc_scaled", label="out-of-distribution AUROC after temperature", unit="%", better="higher",
            optional=True),
-    Metric(name="forwards", label="forward passes a sample", better="lower", decimals=0, deterministic=True),
-    Metric(name="teacher_runs", label="trainings before it", better="lower", decimals=0, deterministic=True,
-           description="complete runs of another arm that a method needs first; not in its seconds"),
+    Metric(name="forwards", label="forward passes per sample", better="lower", decimals=0, deterministic=True),
+    Metric(name="teacher_runs", label="earlier trainings needed", better="lower", decimals=0, deterministic=True,
+           description="complete runs of another arm that a method needs first; not counted in its seconds"),
 )  # fmt: skip
 
 
@@ -104,7 +104,7 @@ _RELABELLED = {"store_mb": "memory beyond the model"}
 
 
 def _claims(world: tuple[Condition, ...]) -> tuple[Claim, ...]:
-    """Against every peer: does PS-KD calibrate better once everyone may rescale?"""
+    """One claim per peer: PS-KD calibrates better once both may use a temperature."""
     return tuple(
         Claim(
             id=f"calibration_against_{arm.name}",

@@ -22,11 +22,12 @@ from retarget.pskd.peers.batches import BatchSampler
 from retarget.pskd.peers.networks import scaled_decay
 from retarget.pskd.peers.own import own_peer
 from retarget.pskd.studies.images import run as classification
+from retarget.pskd.studies.images.callbacks import Observe, Reseed, StopClock
 from retarget.pskd.studies.images.classes import NAMES
 from retarget.pskd.studies.images.data import Images, Normalise, Place, Split, TrainingSet, split, stream, whole_batch
 from retarget.pskd.studies.images.networks import build
 from retarget.pskd.studies.images.peers_plan import PeerSettings
-from retarget.pskd.studies.images.run import Classifier, Data, Observe, Reseed, StopClock
+from retarget.pskd.studies.images.run import Classifier, Data
 from retarget.pskd.studies.images.scores import scores
 from retarget.pskd.studies.images.shift import shift_scores, shifted_images
 from retarget.settings import resolve_settings
@@ -34,7 +35,7 @@ from retarget.study.record import Run, read_history
 
 
 class PeerClassifier(Classifier):
-    """The classifier with a peer's loss; it evaluates the network that the method says."""
+    """The classifier with a peer's loss; evaluates ``method.evaluated`` if there is one."""
 
     def __init__(self, network: nn.Module, settings: PeerSettings, method: peers.Peer) -> None:
         super().__init__(network, settings)
@@ -54,7 +55,7 @@ class PeerClassifier(Classifier):
 
 
 class Views(Dataset):
-    """The training set for batches in which samples stand in two views, told apart by the epoch of their place."""
+    """The training set for batches with two views of a sample, distinguished by the epoch in the key."""
 
     def __init__(self, data: TrainingSet) -> None:
         self.data = data
@@ -68,7 +69,7 @@ class Views(Dataset):
 
 
 class Places(BatchSampler):
-    """Batches of places: a batch's new samples in the epoch's augmentation, the rest in one of another epoch."""
+    """Batches of (epoch, sample): new samples with this epoch's augmentation, the rest with that of another epoch."""
 
     def __init__(self, batches: BatchSampler, size: int, total_epochs: int) -> None:
         super().__init__(batches)
@@ -81,7 +82,7 @@ class Places(BatchSampler):
 
 
 class PeerData(Data):
-    """The loaders, with the batches that the method needs."""
+    """Loaders whose batches are those that the method needs."""
 
     def __init__(
         self, settings: PeerSettings, seed: int, parts: Split, normalise: Normalise, method: peers.Peer
@@ -94,7 +95,7 @@ class PeerData(Data):
         if kind == "none":
             return super().train_dataloader()
         data = TrainingSet(self.parts.train, self.normalise, s.augmentation, self.seed)
-        order = DistributedSampler(data, num_replicas=1, rank=0, seed=self.seed)  # the other arms' order
+        order = DistributedSampler(data, num_replicas=1, rank=0, seed=self.seed)  # the same order as in the other arms
         plain = Batches(order, s.batch_size, drop_last=True)
         if kind == "same_class_pairs":
             batches: BatchSampler = peers.SameClassPairs(plain, self.parts.train.labels, stream(self.seed, 1))
@@ -112,7 +113,7 @@ class PeerData(Data):
 def run(run: Run) -> dict[str, float]:
     """Train one arm with one seed, save its predictions, and return its metrics (``peers_plan.PEERS.metrics``).
 
-    An arm without ``peer`` is one of the classification study's.
+    An arm without ``peer`` is run as in the classification study.
     """
     settings = resolve_settings(PeerSettings, run.settings)
     if settings.peer:
@@ -127,9 +128,9 @@ def run(run: Run) -> dict[str, float]:
 def make(
     run: Run, settings: PeerSettings, num_samples: int, num_classes: int, network: nn.Module, channels: int
 ) -> peers.Peer:
-    """The method that ``settings.peer`` names: ``{"method": "OnlineLabelSmoothing", setting: value, …}``.
+    """The method in ``settings.peer``, which is ``{"method": "OnlineLabelSmoothing", setting: value, …}``.
 
-    A name with a colon is the import path of a loss of the user's own (:func:`~retarget.pskd.peers.own.own_peer`).
+    A name with a colon is the import path of a user's own loss (:func:`~retarget.pskd.peers.own.own_peer`).
     """
     own: dict[str, Any] = dict(settings.peer or {})
     name = str(own.pop("method", None))
@@ -146,7 +147,7 @@ def make(
         own = {**dict.fromkeys(decays, scaled_decay(max(steps, 1))), **own}
     elif needed == "trained_teacher":
         if settings.teacher is None:
-            raise UserError(f"{name} needs a trained teacher: name its arm by teacher")
+            raise UserError(f"{name} needs a trained teacher: set teacher to the name of its arm")
         teacher = build(settings.network, num_classes, channels)
         teacher.load_state_dict(_weights(run.other(settings.teacher) / "checkpoint" / "last.ckpt", "network."))
         own["teacher"] = _channels_last(teacher)
@@ -160,9 +161,9 @@ def make(
 def _train(run: Run, settings: PeerSettings) -> dict[str, float]:
     parts = split(settings)
     channels = parts.train.channels
-    torch.manual_seed(stream(run.seed, 2) if settings.teacher else stream(run.seed))  # not its teacher's twin
+    torch.manual_seed(stream(run.seed, 2) if settings.teacher else stream(run.seed))  # not its teacher's weights
     if settings.devices > 1:
-        raise UserError(f"devices = {settings.devices}: a peer's loss is trained on one device; set devices = 1")
+        raise UserError(f"devices = {settings.devices}, but a peer trains on one device: set devices = 1")
     network = _channels_last(build(settings.network, parts.train.num_classes, channels, settings.weights))
     method = make(run, settings, len(parts.train), parts.train.num_classes, network, channels)
     module = PeerClassifier(network, settings, method)
@@ -172,7 +173,7 @@ def _train(run: Run, settings: PeerSettings) -> dict[str, float]:
     last = run.checkpoint / "last.ckpt"
     data = PeerData(settings, run.seed, parts, normalise, method)
     trainer.fit(module, datamodule=data, ckpt_path=last if last.exists() else None, weights_only=True)
-    module.to(trainer.strategy.root_device)  # the trainer has taken it back to the CPU
+    module.to(trainer.strategy.root_device)  # the trainer has moved it back to the CPU
     arrays = classification.predict(module, parts, normalise, settings, run.checkpoint / "selected.ckpt")
     write_json(run.directory / NAMES, list(parts.names))
     run.save_predictions(**arrays)
@@ -186,7 +187,7 @@ def _train(run: Run, settings: PeerSettings) -> dict[str, float]:
 
 
 def _evaluate_shift(run: Run, settings: PeerSettings) -> dict[str, float]:
-    """Predict the shifted images with the weights of the last epoch and keep the logits with the predictions."""
+    """Predict the shifted images with the last epoch's weights; save the logits with the other predictions."""
     path = run.directory / "predictions.safetensors"
     parts = split(settings)
     channels = parts.train.channels

@@ -1,4 +1,4 @@
-"""The image study as data: arms, metrics, claims, and the plan of any of the questions asked of it. Free of torch."""
+"""The image study as data: arms, metrics, claims, and the plan of each question. Does not import torch."""
 
 from collections.abc import Callable
 from typing import Any
@@ -46,10 +46,10 @@ METRICS = (
     Metric(name="top1", label="top-1 accuracy", unit="%", better="higher", floor="top1_chance"),
     Metric(
         name="top1_chance",
-        label="what top-1 must exceed",
+        label="chance level of top-1",
         unit="%",
         optional=True,
-        description="the test images' most frequent class, and three standard errors",
+        description="share of the test images' most frequent class, plus three standard errors",
     ),
     Metric(name="top5", label="top-5 accuracy", unit="%", better="higher", optional=True),
     Metric(name="nll", label="NLL", better="lower", decimals=3),
@@ -119,18 +119,18 @@ ELSEWHERE = (
 
 
 class Question(Strict):
-    """What a study of one question runs, and what it decides.
+    """A question: the arms that its study runs and the claims that it decides.
 
     Attributes:
-        name: stands in the study's name; empty for the paper's own question.
+        name: appended to the study's name; empty for the paper's own question.
         task: import path of the function that does a run.
         task_name: its name in a run's identity.
-        former_tasks: import paths under which older records know it.
+        former_tasks: its import paths in older records.
         settings: the model of a run's settings.
-        small: settings in place of the ``small`` preset's.
-        minutes: of one run of ``small``; the preset's own if not given.
+        small: settings that replace those of the ``small`` preset.
+        minutes: duration of one run of ``small``; by default the preset's.
         ten_classes: whether data of ten classes can answer it.
-        mine: the arms that the user brought, whose settings stand beside those that are given for all.
+        mine: the user's arms, whose settings are merged with those for all arms.
     """
 
     name: str = ""
@@ -149,12 +149,12 @@ class Question(Strict):
     mine: tuple[Arm, ...] = ()
 
     def under(self, world: tuple[Condition, ...]) -> "Question":
-        """The question under the preset's and the user's conditions; one with conditions of its own ignores them."""
+        """The question under the preset's and the user's conditions, unless it has its own."""
         return self
 
 
 class WorldQuestion(Question):
-    """A question that is asked under the conditions of the preset and the user; ``state`` gives the claims there."""
+    """A question for the conditions of the preset and the user; ``state`` makes the claims for them."""
 
     state: Callable[[tuple[Condition, ...]], tuple[Claim, ...]]
 
@@ -172,16 +172,16 @@ PAPER = WorldQuestion(arms=ARMS, state=_stated)
 DEMO_ARMS = ("cross_entropy", "pskd")
 DEMO_CLAIMS = ("accuracy", "calibration", "likelihood", "ranking")
 DEMO_SEEDS = tuple(range(12))
-"""What the demo asks of its own data when no arms are named: few claims on many seeds, so that most are decided.
+"""The demo's claims on its own data if no arms are named: few claims on many seeds, so that most are decided.
 
-Chosen on seeds 100 to 104, which the demo does not use, by the spread of the differences and the cost alone
-(``tools/demo_spread.py`` prints them)::
+They were chosen on seeds 100 to 104, which the demo does not use, and only by the spread of the differences and the
+cost (``tools/demo_spread.py`` prints them)::
 
     retarget study pskd --preset demo --arms cross_entropy pskd smoothing_schedule --seeds 100 101 102 103 104
 
-Left out are the arms that take the most runs, and the claims whose interval is wider than the smallest effect on any
-number of seeds that fits into minutes: the softer labels' schedule, the share of the hardest tenth, calibration with
-wrong labels. ``--arms all`` runs every arm and states every claim.
+Left out are the arms that need the most runs, and the claims whose interval would stay wider than the smallest effect
+on as many seeds as fit into minutes: smoothing by the schedule, the share of the hardest tenth, calibration with wrong
+labels. ``--arms all`` runs every arm and states every claim.
 """
 
 
@@ -204,10 +204,10 @@ def plan(
     Args:
         preset: ``demo`` (digits, minutes), ``small`` (10,000 CIFAR-100 images, hours on two cores) or ``paper``.
         config: settings that override the preset's (keys of the question's settings).
-        seeds: seeds in place of 0 to 4 (of 0 to 11 for ``demo`` with its own arms and claims).
-        arms: names of the arms to run, or ``all``. Without them ``demo``, on its own data, runs two arms and states the
+        seeds: seeds to use instead of 0 to 4 (0 to 11 for ``demo`` with its own arms and claims).
+        arms: names of the arms to run, or ``all``. By default ``demo``, on its own data, runs two arms and states the
             claims that it can decide.
-        question: what is asked.
+        question: the question that the study asks.
 
     Raises:
         UserError: unknown preset, setting or arm.
@@ -218,7 +218,7 @@ def plan(
     preset_settings = PRESETS[preset] | (question.small if preset == "small" else {})
     base = dict(preset_settings)
     if config.get("dataset", base["dataset"]) != base["dataset"]:
-        base.pop("train_images", None)  # a subset of the preset's own data, not of the user's
+        base.pop("train_images", None)  # applies to the preset's own data, not to the user's
     settings = resolve_settings(question.settings, {**base, **config})
     if not question.ten_classes and settings.dataset == "digits":
         raise UserError("this question needs more than the ten classes of digits: choose --preset small or paper")
@@ -261,7 +261,7 @@ def plan(
 
 
 def _of_arm(arm: Arm, settings: Settings) -> Settings:
-    """The settings of a run of an arm that the user brought."""
+    """The settings of a run of one of the user's arms."""
     try:
         return resolve_settings(type(settings), {**settings.model_dump(mode="json"), **arm.settings})
     except UserError as error:
@@ -269,7 +269,7 @@ def _of_arm(arm: Arm, settings: Settings) -> Settings:
 
 
 def _world(preset: str, settings: Settings, config: dict[str, Any]) -> tuple[Condition, ...]:
-    """Clean labels, and in the demo wrong ones besides; or the share that the user gave."""
+    """Clean labels, and in the demo also wrong ones; or the share of wrong labels that the user set."""
     if preset == "demo" and "label_noise" not in config:
         noisy = {"label_noise": 0.2}
         return (
@@ -281,7 +281,7 @@ def _world(preset: str, settings: Settings, config: dict[str, Any]) -> tuple[Con
 
 
 def _minutes(minutes: float, settings: Settings, preset: Settings) -> float | None:
-    """The preset's measured time, scaled to the epochs; not known for other data or another network."""
+    """The preset's measured time, scaled to the epochs; None for other data or another network."""
     if (settings.network, settings.train_images) != (preset.network, preset.train_images):
         return None
     return round(minutes * settings.epochs / preset.epochs, 2)

@@ -1,4 +1,4 @@
-"""Before the first run of an image study: what cannot work is refused, once and at once."""
+"""Check an image study once, up front, and refuse what cannot work."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,9 +27,9 @@ from retarget.study.config import StudyPlan
 Shape = tuple[int, int, int]
 """Channels, height, width."""
 LOOKED_AT = 500
-"""Files of a part whose sizes a dry run compares."""
+"""Number of files per part whose sizes a dry run compares."""
 DECODED = 50_000
-"""Files that are decoded to find damaged ones before the first run; of more than these the headers are read."""
+"""Most files that are decoded before the first run to find damaged ones; of the others only the headers are read."""
 
 
 def prepare(plan: StudyPlan) -> None:
@@ -47,7 +47,7 @@ def prepare(plan: StudyPlan) -> None:
 
 
 def try_out(settings: Settings) -> tuple[int, Shape]:
-    """As :func:`prepare`, of one run's settings; the number of classes and the shape of the images."""
+    """As :func:`prepare`, for one run's settings; returns the number of classes and the images' shape."""
     parts = split(settings)
     images = parts.train
     if images.pixels is None:
@@ -60,7 +60,7 @@ def try_out(settings: Settings) -> tuple[int, Shape]:
 
 
 def check(plan: StudyPlan) -> None:
-    """What :func:`prepare` refuses and is cheap to know, for a dry run: nothing is downloaded and few files opened.
+    """The cheap checks of :func:`prepare`, for a dry run: downloads nothing and opens few files.
 
     Raises:
         UserError: as :func:`prepare`.
@@ -72,7 +72,7 @@ def check(plan: StudyPlan) -> None:
 
 
 def look_at(settings: Settings) -> tuple[int, Shape] | None:
-    """As :func:`check`, of one run's settings; what is known of the images, as :func:`try_out` gives it."""
+    """As :func:`check`, for one run's settings; returns what :func:`try_out` does, or None if it is not known yet."""
     if parse(settings.dataset)[0] == "torchvision":
         return None
     parts, _, names = chosen(settings)
@@ -84,10 +84,10 @@ def look_at(settings: Settings) -> tuple[int, Shape] | None:
 
 
 def check_network(settings: Settings, classes: int, shape: Shape) -> None:
-    """Try the network on images of a shape, without computing anything.
+    """Try the network on images of this shape, on the meta device: nothing is computed.
 
     Raises:
-        UserError: the augmentation is not for these channels, or the network does not take the images.
+        UserError: the augmentation does not fit these channels, or the network does not accept the images.
     """
     if settings.augmentation in ("trivial", "imagenet") and shape[0] not in (1, 3):
         raise UserError(f"augmentation = {settings.augmentation!r} needs grey or RGB images, not {shape[0]} channels")
@@ -97,15 +97,15 @@ def check_network(settings: Settings, classes: int, shape: Shape) -> None:
             found = widen(network(torch.empty(2, *shape, device="meta"))).shape
     except (RuntimeError, AssertionError, ValueError, IndexError) as error:
         raise UserError(
-            f"network {settings.network!r} does not take images of {shape[0]} channels, {shape[1]}×{shape[2]} pixels "
+            f"network {settings.network!r} does not accept images of {shape[0]} channels, {shape[1]}×{shape[2]} pixels "
             f"({error}): set image_size, or choose another network"
         ) from error
     if found != (2, classes):
-        raise UserError(f"network {settings.network!r} gives {list(found)} for 2 images of {classes} classes")
+        raise UserError(f"network {settings.network!r} returns {list(found)} for 2 images of {classes} classes")
 
 
 def _try_arms(plan: StudyPlan, images: tuple[int, Shape] | None) -> None:
-    """Try what an arm brings of its own: its loss, and on images of the last condition's shape its network."""
+    """Try each arm's own loss, and its own network on images of the last condition's shape."""
     model = cast(type[Settings], plan.settings_model)
     for arm in plan.arms:
         settings = resolve_settings(model, {**plan.settings, **arm.settings})
@@ -120,14 +120,14 @@ def _try_arms(plan: StudyPlan, images: tuple[int, Shape] | None) -> None:
 
 
 def try_loss(own: dict[str, Any]) -> None:
-    """Call a loss of the user's own once, on three classes.
+    """Call a user's own loss once, with three classes.
 
     Raises:
-        UserError: it cannot be made or called, or its result is no finite loss that depends on the logits.
+        UserError: it cannot be constructed or called, or does not return a finite loss that depends on the logits.
     """
     path, given = str(own["method"]), {name: value for name, value in own.items() if name != "method"}
     kind = part(path, "loss")
-    if getattr(kind, "wanted", Needs()) != Needs():  # it wants batches or networks that only a run has
+    if getattr(kind, "wanted", Needs()) != Needs():  # it needs batches or networks that only a run has
         return
     method = own_peer(path, 4, 3, 1, **given)
     method.set_epoch(0)
@@ -141,7 +141,7 @@ def try_loss(own: dict[str, Any]) -> None:
         origin = origin_of(path.partition(":")[0])
         raise UserError(f"loss = {path!r} failed\n{blame(error, origin.parent if origin else Path())}") from error
     if not loss.requires_grad:
-        raise UserError(f"loss = {path!r} does not depend on the logits: nothing would be learnt")
+        raise UserError(f"loss = {path!r} does not depend on the logits, so nothing would be learnt")
 
 
 def _conditions(plan: StudyPlan) -> Iterator[Settings]:
@@ -151,7 +151,7 @@ def _conditions(plan: StudyPlan) -> Iterator[Settings]:
 
 
 def _first_shape(settings: Settings, parts: list[Part], size: int | None) -> Shape:
-    """The shape of the images, from some of them."""
+    """The images' shape, read from a few of them."""
     if parts[0].pixels is not None:
         channels, height, width = parts[0].pixels.shape[1:]
         return (channels, height, width) if size is None else (channels, size, size)

@@ -1,4 +1,4 @@
-"""Networks that were trained before: weights from a file, and image classifiers of transformers from a folder."""
+"""Pretrained networks: weights from a file, or an image classifier of transformers from a folder."""
 
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,15 @@ from retarget.files import is_there
 
 
 def load_weights(network: nn.Module, path: str, num_classes: int) -> None:
-    """Take a network's weights from a safetensors file; the layer of classes stays new where it has another number.
+    """Load a network's weights from a safetensors file. With another number of classes the last layer stays new.
 
     Args:
         network: changed in place.
-        path: as ``timm`` and ``safetensors.torch.save_model`` write it.
-        num_classes: C; only a parameter whose first dimension is C may differ, in that dimension alone.
+        path: a file written by ``timm`` or ``safetensors.torch.save_model``.
+        num_classes: C; only parameters whose first dimension is C may differ, and only in that dimension.
 
     Raises:
-        UserError: the file is missing or no safetensors file, or its weights are those of another network; names some.
+        UserError: the file is missing or not a safetensors file, or its weights do not fit; the message names some.
     """
     if not is_there(path) or not Path(path).is_file():
         raise UserError(f"weights = {path!r}: there is no such file")
@@ -30,15 +30,15 @@ def load_weights(network: nn.Module, path: str, num_classes: int) -> None:
         given = load_file(path)
     except (SafetensorError, OSError) as error:
         raise UserError(
-            f"weights = {path!r} is no safetensors file ({error}); pickles are never read: write one with "
+            f"weights = {path!r} is not a safetensors file ({error}). Pickles are never read: convert one with "
             "safetensors.torch.save_file(model.state_dict(), path)"
         ) from error
     own = network.state_dict()
     missing, strange = sorted(own.keys() - given.keys()), sorted(given.keys() - own.keys())
     if missing or strange:
         lacks = f"it lacks {_some(missing)}" if missing else ""
-        more = f"has {_some(strange)}, which the network has not" if strange else ""
-        raise UserError(f"weights = {path!r} are of another network: {' and '.join(filter(None, (lacks, more)))}")
+        more = f"has {_some(strange)}, which the network lacks" if strange else ""
+        raise UserError(f"weights = {path!r} belong to another network: {' and '.join(filter(None, (lacks, more)))}")
     new = [name for name, value in own.items() if given[name].shape != value.shape]
     wrong = [name for name in new if not _is_of_classes(own[name], given[name], num_classes)]
     if wrong:
@@ -56,10 +56,10 @@ def _some(names: list[str]) -> str:
 
 
 class FromFolder(nn.Module):
-    """An image classifier of transformers, with the call shape of the study's networks: images to logits [B, C].
+    """An image classifier of transformers that maps images to logits [B, C], as the study's networks do.
 
     Args:
-        folder: that ``save_pretrained`` wrote. The layer of classes is new where it has another number.
+        folder: written by ``save_pretrained``. With another number of classes the last layer is new.
         num_classes: C.
 
     Raises:
@@ -70,13 +70,13 @@ class FromFolder(nn.Module):
         super().__init__()
         transformers = require("transformers", "text")
         if not is_there(Path(folder) / "config.json"):
-            raise UserError(f"network = 'hf:{folder}': there is no config.json in it; save_pretrained(DIR) writes one")
+            raise UserError(f"network = 'hf:{folder}': it has no config.json; save_pretrained(DIR) writes one")
         try:
             self.model: Any = transformers.AutoModelForImageClassification.from_pretrained(
                 folder, num_labels=num_classes, ignore_mismatched_sizes=True, local_files_only=True, dtype=torch.float32
             )
         except (OSError, ValueError, SafetensorError) as error:
-            raise UserError(f"network = 'hf:{folder}' is no image classifier of transformers: {error}") from error
+            raise UserError(f"network = 'hf:{folder}' is not an image classifier of transformers: {error}") from error
 
     def forward(self, images: Tensor) -> Tensor:
         return self.model(pixel_values=images).logits

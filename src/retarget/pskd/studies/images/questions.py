@@ -1,6 +1,6 @@
-"""Questions that the paper leaves open, each a small study with claims of its own. Free of torch.
+"""Questions that the paper leaves open, each a small study with its own claims. Does not import torch.
 
-``small`` asks most of them where a classifier is over-confident, as the paper's are: few images, learnt by heart.
+The preset ``small`` asks most of them with an over-confident classifier, as in the paper: it overfits a few images.
 """
 
 from typing import Any
@@ -23,7 +23,7 @@ def _cutmix(name: str, label: str, **settings: Any) -> Arm:
 
 
 def _claim(name: str, sentence: str, metric: str, treated: str, control: str, **more: Any) -> Claim:
-    """A claim with the smallest effect of its metric: half a point, or 0.01 nats."""
+    """A claim with its metric's smallest effect: half a point, or 0.01 nats."""
     return Claim(
         id=name, sentence=sentence, metric=metric, direction="higher" if metric == "top1" else "lower",
         smallest_effect=0.01 if metric.startswith("nll") else 0.5, arms=(treated, control),

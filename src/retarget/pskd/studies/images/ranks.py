@@ -1,4 +1,4 @@
-"""A study among peers: every method's place by each metric, and every method under each corruption."""
+"""Tables of the peers study: every method's rank by each metric, and every method under each corruption."""
 
 import numpy as np
 from scipy.stats import rankdata
@@ -12,7 +12,7 @@ RANKED = ("top1", "nll", "nll_scaled", "ece", "ece_scaled", "aurc", "aurc_scaled
 
 
 def ranks(results: Results, condition: str, prefix: str) -> list[Figure]:
-    """Each method's place by its mean over the seeds that all have, where there are peers to be ranked among."""
+    """Each method's rank by its mean over the seeds that all methods have; none if there are no peers."""
     if not any("peer" in arm.settings for arm in results.plan.arms):
         return []
     runs = {arm.label: [results.run(condition, arm.name, seed) for seed in results.seeds] for arm in results.plan.arms}
@@ -28,8 +28,8 @@ def ranks(results: Results, condition: str, prefix: str) -> list[Figure]:
     return [
         Table(
             title=f"{prefix}Ranks among {len(runs)} methods",
-            caption=f"Place by the mean over {len(common)} seed{'s' * (len(common) > 1)}, and the places on single "
-            "seeds from best to worst.",
+            caption=f"Rank by the mean over {len(common)} seed{'s' * (len(common) > 1)}; in parentheses the best and "
+            "worst rank on a single seed.",
             columns=["method", *(metric.label for metric in ranked)],
             rows=[list(row) for row in zip(runs, *columns, strict=True)],
         )
@@ -37,7 +37,7 @@ def ranks(results: Results, condition: str, prefix: str) -> list[Figure]:
 
 
 def corruptions(results: Results, condition: str, prefix: str) -> list[Figure]:
-    """One table a metric: every method under every corruption."""
+    """One table per metric: every method under every corruption."""
     found: dict[str, list[dict[str, dict[str, float]]]] = {}
     for arm in results.plan.arms:
         runs = [results.run(condition, arm.name, seed) for seed in results.seeds]
@@ -48,7 +48,7 @@ def corruptions(results: Results, condition: str, prefix: str) -> list[Figure]:
     return [
         Table(
             title=f"{prefix}{label} under each corruption",
-            caption="Mean over the seeds that a method has; the corruptions are CIFAR-C's, made from the test images.",
+            caption="Mean over each method's seeds; CIFAR-C's corruptions, applied to the test images.",
             columns=["method", *(kind.replace("_", " ") for kind in kinds)],
             rows=[
                 [method, *(f"{np.mean([scores[kind][name] for scores in seeds]):.{decimals}f}" for kind in kinds)]
@@ -66,7 +66,7 @@ def corruptions(results: Results, condition: str, prefix: str) -> list[Figure]:
 
 
 def _places(higher: bool, values: list[list[float]]) -> list[str]:
-    """Of values [methods, seeds], each method's place by its mean, and its best and worst place on one seed."""
+    """Each method's rank by its mean, and its best and worst rank on a single seed, from values [methods, seeds]."""
     table = np.asarray(values) * (-1 if higher else 1)
     mean = rankdata(table.mean(1), method="min")
     single = rankdata(table, method="min", axis=0)

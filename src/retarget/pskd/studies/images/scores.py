@@ -1,4 +1,4 @@
-"""Metrics of one run from its saved predictions: any of them can be computed again later."""
+"""Metrics of one run, computed from its saved predictions."""
 
 from collections.abc import Mapping
 
@@ -8,7 +8,7 @@ from scipy.special import log_softmax
 from retarget.metrics import calibration as c
 
 TEMPERATURES = (0.1, 10.0)
-"""A validation part that is all right would ask for temperature 0, which ties every confidence at 1."""
+"""Range of the fitted temperature: a faultless validation part would ask for 0, which makes every confidence 1."""
 
 
 def scores(arrays: Mapping[str, np.ndarray]) -> dict[str, float]:
@@ -20,7 +20,7 @@ def scores(arrays: Mapping[str, np.ndarray]) -> dict[str, float]:
             [N], ``selected_epoch`` [1].
 
     Returns:
-        Percentages in percent, AURC and its kin times 1000, as the paper prints them. ``*_scaled`` are taken after
+        Percentages in percent, AURC and similar times 1000, as the paper prints them. ``*_scaled`` are computed after
         a temperature fitted on the validation part.
     """
     labels = arrays["test_labels"]
@@ -43,7 +43,7 @@ def fitted_temperature(arrays: Mapping[str, np.ndarray]) -> float:
 
 
 def log_losses(logits: np.ndarray, labels: np.ndarray, temperature: float = 1.0) -> np.ndarray:
-    """NLL of each sample [N], from logits: finite where the probability itself would round to 0."""
+    """NLL of each sample, [N], from logits: finite even if the probability would round to 0."""
     return -log_softmax(logits.astype(np.float64) / temperature, axis=1)[np.arange(len(labels)), labels]
 
 

@@ -1,4 +1,4 @@
-"""Settings of an image study's runs and its presets. Free of torch."""
+"""Settings and presets of the image study. Does not import torch."""
 
 from typing import Any, Literal
 
@@ -9,7 +9,7 @@ from retarget.own import is_path
 from retarget.settings import Strict
 
 SAME_WEIGHTS = ("pskd", "cross_entropy", "smoothing_schedule")
-"""Arms whose targets are compared on the weights of the PS-KD arm, to see what the targets alone do."""
+"""Arms whose targets are compared on the weights of the PS-KD arm, to isolate the effect of the targets."""
 
 _CODE = "official code, CIFAR-100 configuration"
 
@@ -21,19 +21,19 @@ class Settings(Strict):
         description="digits | torchvision:NAME | npz:FILE | folder:DIR | hf:DIR | module:function; see "
         "retarget/data/images.py"
     )
-    root: str = Field(default="data", description="where torchvision keeps its data sets (downloads if missing)")
+    root: str = Field(default="data", description="folder of torchvision's datasets (downloads missing ones)")
     train_images: int | None = Field(default=None, ge=2, description="stratified subset, validation part included")
     validation_images: int = Field(ge=1, description="stratified part of the training data: selection, temperature")
     test_images: int | None = Field(default=None, ge=1, description="stratified subset of the test set")
     label_noise: float = Field(default=0.0, ge=0, lt=1, description="share of training labels made wrong")
-    data_seed: int = Field(default=2021, description="fixes subset, split and noise: the same for every seed")
+    data_seed: int = Field(default=2021, description="draws subset, split and noise, the same for every seed")
     image_size: int | None = Field(
         default=None,
         ge=1,
-        description="the middle square of each image is brought to this side; none: as they are, all of one size",
+        description="resize the middle square of each image to this side; none: do not resize images of one size",
     )
     augmentation: Literal["none", "crop_flip", "trivial", "imagenet"] = Field(
-        description=f"none | crop_flip: crop with padding 4, flip: {_CODE} | trivial: TrivialAugmentWide besides, "
+        description=f"none | crop_flip: crop with padding 4, flip: {_CODE} | trivial: also TrivialAugmentWide, "
         "Müller and Hutter 2021, for grey or RGB | imagenet: resized crop, flip, colours, for grey or RGB; the "
         "official code's image_size is 224"
     )
@@ -47,21 +47,21 @@ class Settings(Strict):
     weight_decay: float = Field(default=5e-4, ge=0, description=_CODE)
     drops: tuple[float, ...] = Field(default=(0.5, 0.75), description=f"lr / 10 at 150 and 225 of 300: {_CODE}")
     optimizer: Literal["sgd", "adamw"] = Field(
-        default="sgd", description=f"sgd: {_CODE} | adamw, with weight_decay and lr as they are: set lr lower"
+        default="sgd", description=f"sgd: {_CODE} | adamw: uses the same weight_decay and lr, so set lr lower"
     )
     lr_schedule: Literal["steps", "cosine"] = Field(default="steps", description="steps: drops | cosine: to 0")
-    warmup_epochs: float = Field(default=0.0, ge=0, description="over which lr grows linearly")
+    warmup_epochs: float = Field(default=0.0, ge=0, description="epochs over which lr grows linearly")
     weights: str | None = Field(
-        default=None, description="FILE.safetensors of the network, trained before; another number of classes is learnt"
+        default=None, description="FILE.safetensors with trained weights; with other classes the last layer is new"
     )
-    devices: int = Field(default=1, ge=1, description="that share a run; batch_size counts the images of all")
+    devices: int = Field(default=1, ge=1, description="devices that share a run; batch_size is their total")
     strategy: Literal["auto", "ddp_spawn", "ddp_fork"] = Field(
-        default="auto", description="of several devices; ddp_spawn if not given"
+        default="auto", description="Lightning's strategy for several devices; auto: ddp_spawn"
     )
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     accelerator: str = "auto"
     workers: int = Field(default=0, ge=0, description="loader processes; changes no result")
-    evaluation_batch: int = Field(default=500, ge=1, description="images that are predicted at a time")
+    evaluation_batch: int = Field(default=500, ge=1, description="batch size of predictions")
     # The arm
     targets: Literal["hard", "label_smoothing", "smoothing_schedule", "pskd"] = "hard"
     smoothing: float = Field(default=0.1, ge=0, le=1, description="label smoothing: Szegedy et al. 2016")
@@ -72,7 +72,7 @@ class Settings(Strict):
         pattern=r"^(dense|topk:\d+:(uniform|renormalise))$",
         description="dense, topk:K:uniform or topk:K:renormalise",
     )
-    past: Literal["rows", "previous"] = Field(default="rows", description="previous: last epoch's weights, this view")
+    past: Literal["rows", "previous"] = Field(default="rows", description="rows | previous: last epoch's weights")
     past_of: Literal["itself", "same_class"] = "itself"
     mixing: Literal["none", "cutmix", "mixup"] = "none"
     mixing_alpha: float = Field(default=1.0, gt=0)
@@ -82,7 +82,7 @@ class Settings(Strict):
     mixed_rows: Literal["dropped", "kept"] = Field(default="dropped", description="predictions of mixed images")
 
     def packages(self) -> tuple[tuple[str, str], ...]:
-        """Optional packages that a run of these settings imports, each with its extra."""
+        """Optional packages that a run with these settings imports, each with its extra."""
         extras = {"lightning": "vision", "torchvision": "vision"}
         if self.dataset == "digits":
             extras["sklearn"] = "vision"
@@ -94,17 +94,17 @@ class Settings(Strict):
         if self.batch_size % self.devices:
             raise ValueError(f"batch_size = {self.batch_size} is not a multiple of devices = {self.devices}")
         if self.warmup_epochs > self.epochs:
-            raise ValueError(f"warmup_epochs = {self.warmup_epochs:g} are more than epochs = {self.epochs}")
+            raise ValueError(f"warmup_epochs = {self.warmup_epochs:g} exceeds epochs = {self.epochs}")
         return self
 
     def data_paths(self) -> tuple[str, ...]:
-        """Files and folders whose bytes a run of these settings reads."""
+        """Files and folders that a run with these settings reads."""
         kind, _, folder = self.network.partition(":")
         trained = (*([self.weights] if self.weights else []), *([folder] if kind == "hf" else []))
         return (*names.data_paths(self.dataset), *trained)
 
     def own_parts(self) -> tuple[str, ...]:
-        """Import paths of the user's own that a run of these settings uses."""
+        """Import paths of the user's own code that a run with these settings uses."""
         return tuple(one for one in (self.network, self.dataset) if is_path(one))
 
 

@@ -1,7 +1,7 @@
-"""What a trained classifier does on images it was not trained for: corrupted ones, and ones of no class at all.
+"""Evaluate a trained classifier on images it was not trained for: corrupted ones, and ones of no class.
 
 Corruptions follow the published formulas and constants of CIFAR-10-C and CIFAR-100-C (Hendrycks and Dietterich 2019,
-Benchmarking Neural Network Robustness to Common Corruptions and Perturbations), made here from the test images.
+Benchmarking Neural Network Robustness to Common Corruptions and Perturbations) and are applied to the test images.
 """
 
 from collections.abc import Callable, Mapping
@@ -111,22 +111,22 @@ CORRUPTIONS: dict[str, Callable[[Array, int, np.random.Generator], Array]] = {
 
 
 def corrupt(images: torch.Tensor, kind: str, severity: int, seed: int) -> torch.Tensor:
-    """Corrupted images, uint8 [N, C, H, W]; a function of its arguments alone.
+    """Corrupted images, uint8 [N, C, H, W]; they depend only on the arguments.
 
     Raises:
         UserError: no such kind, or a severity outside 1 to 5.
     """
     if kind not in CORRUPTIONS or severity not in range(1, 6):
-        raise UserError(f"a corruption is {', '.join(CORRUPTIONS)} of severity 1 to 5: got {kind!r} of {severity}")
+        raise UserError(f"no corruption {kind!r} of severity {severity}: choose {', '.join(CORRUPTIONS)}, 1 to 5")
     rng = np.random.default_rng([seed, list(CORRUPTIONS).index(kind), severity])
     changed = CORRUPTIONS[kind](images.numpy() / 255.0, severity, rng)
     return torch.from_numpy((np.clip(changed, 0, 1) * 255).astype(np.uint8))  # truncated, as the benchmark stores it
 
 
 def scramble_phases(images: torch.Tensor, seed: int) -> torch.Tensor:
-    """Images with the power spectrum of the given ones and random phases: of no class, uint8 [N, C, H, W].
+    """Images of no class, uint8 [N, C, H, W]: the power spectrum of the given ones with random phases.
 
-    The phases are those of white noise, one draw an image for all channels.
+    The phases are those of white noise, drawn once per image for all channels.
     """
     pixels = images.numpy() / 255.0
     noise = np.random.default_rng([seed, 99]).standard_normal((len(pixels), 1, *pixels.shape[2:]))
@@ -137,13 +137,13 @@ def scramble_phases(images: torch.Tensor, seed: int) -> torch.Tensor:
 
 
 def shifted_images(test: Images, settings: PeerSettings) -> tuple[np.ndarray, dict[str, torch.Tensor]]:
-    """The images of ``settings.shift``: kinds, severity, images (at most), ood (``"phases"`` or a data set).
+    """The shifted images that ``settings.shift`` asks for.
 
     Returns:
-        Which test images were corrupted, [M]; and uint8 images by name: the kinds, and ``ood``.
+        The indices of the test images that were corrupted, [M]; and uint8 images by name: the kinds, and ``ood``.
 
     Raises:
-        UserError: the images are not in memory, or those of the other data set have another shape.
+        UserError: the images are not in memory, or those of the other dataset have another shape.
     """
     shift, seed, strange = settings.shift, settings.data_seed, check_shift(test, settings)
     if test.pixels is None:
@@ -157,7 +157,7 @@ def shifted_images(test: Images, settings: PeerSettings) -> tuple[np.ndarray, di
 
 
 def check_shift(test: Images, settings: PeerSettings) -> torch.Tensor | None:
-    """Refuse a shift that these test images cannot take; the images of another data set, where one is named.
+    """Refuse a shift that does not fit these test images; returns the other dataset's images, if one is named.
 
     Raises:
         UserError: as :func:`shifted_images`.
@@ -166,8 +166,8 @@ def check_shift(test: Images, settings: PeerSettings) -> torch.Tensor | None:
     if test.pixels is None:
         if shift.kinds or shift.ood:
             raise UserError(
-                "corruptions are made of images in memory, and this data set is too large for it; set shift.kinds = [] "
-                "and shift.ood = '', or a smaller image_size or test_images"
+                "corruptions need images in memory, but this dataset is too large for that: set shift.kinds = [] and "
+                "shift.ood = '', or a smaller image_size or test_images"
             )
         return None
     coded = sorted({"jpeg", "pixelate"} & set(shift.kinds))
@@ -181,7 +181,7 @@ def check_shift(test: Images, settings: PeerSettings) -> torch.Tensor | None:
     strange = pixels_of(part, test.channels, sides(settings)[0], crop=True)
     if strange.shape[1:] != test.pixels.shape[1:]:
         raise UserError(
-            f"shift.ood = {shift.ood!r} has images {list(strange.shape[1:])}, the test set "
+            f"shift.ood = {shift.ood!r} has images {list(strange.shape[1:])}, but the test set has "
             f"{list(test.pixels.shape[1:])}"
         )
     return strange
@@ -191,12 +191,12 @@ def shift_scores(arrays: Mapping[str, np.ndarray]) -> dict[str, float]:
     """Metrics under shift from saved predictions.
 
     Args:
-        arrays: those of a run, and ``shift_index`` [M], ``shift_logits_KIND`` [M, C] for each corruption,
+        arrays: a run's arrays, and ``shift_index`` [M], ``shift_logits_KIND`` [M, C] for each corruption,
             ``shift_logits_ood`` [K, C].
 
     Returns:
         Means over the corruptions of top-1, NLL and ECE, raw and after the temperature of the clean validation part;
-        and the AUROC of the largest probability, test images against the ones of no class (Hendrycks and Gimpel 2017).
+        and the AUROC of the largest probability, test images against images of no class (Hendrycks and Gimpel 2017).
     """
     temperature = fitted_temperature(arrays)
     each = list(kind_scores(arrays, temperature).values())
@@ -211,7 +211,7 @@ def shift_scores(arrays: Mapping[str, np.ndarray]) -> dict[str, float]:
 
 
 def kind_scores(arrays: Mapping[str, np.ndarray], temperature: float) -> dict[str, dict[str, float]]:
-    """Of each corruption in the arrays of :func:`shift_scores`: top-1, and NLL and ECE raw and after a temperature."""
+    """Per corruption in the arrays of :func:`shift_scores`: top-1, and NLL and ECE, raw and after a temperature."""
     labels = arrays["test_labels"][arrays["shift_index"]]
     found: dict[str, dict[str, float]] = {}
     for name in sorted(arrays):

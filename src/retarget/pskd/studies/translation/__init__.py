@@ -1,1 +1,1 @@
-"""Machine translation: a small Transformer whose words take softened targets."""
+"""The translation study: a small Transformer trained with softened targets for every token."""

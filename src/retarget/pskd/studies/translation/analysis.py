@@ -1,4 +1,4 @@
-"""What the page shows of a translation study beyond the runs' own metrics."""
+"""Figures and notes for a translation study's page."""
 
 from retarget.files import read_json
 from retarget.metrics import calibration as c
@@ -10,12 +10,12 @@ from retarget.study.record import Results, RunResult
 MULTI30K_BASELINE = 29.0
 """BLEU of the paper's baseline, Multi30k German to English."""
 SHOWN = 5
-"""Sentences whose translations the page shows."""
-_FAR_SHORT = 3.0  # BLEU below the published baseline from which a baseline is called undertrained
+"""Number of sentences whose translations the page shows."""
+_FAR_SHORT = 3.0  # BLEU by which a baseline may miss the published one before it is called undertrained
 
 
 def analyse(results: Results) -> Analysis:
-    """Learning curves, reliability of words, translations side by side; signatures, and whether to trust a baseline."""
+    """Learning curves, reliability of words, translations; notes on the data, signatures, undertrained baselines."""
     figures: list[Figure] = []
     notes: list[str] = []
     remarks: dict[str, dict[str, str]] = {}
@@ -30,7 +30,7 @@ def analyse(results: Results) -> Analysis:
     notes += _signatures(results)
     if results.plan.settings["dataset"] == "grammar":
         notes.append(
-            "The sentences are of a generated language, with reordering and agreement; they are no translations."
+            "The sentences come from a generated language with reordering and agreement, not from real translations."
         )
     return Analysis(figures=figures, notes=notes, remarks=remarks)
 
@@ -67,11 +67,11 @@ def _figures(results: Results, condition: str, prefix: str) -> list[Figure]:
     samples = [one for one in samples if one]
     return [
         Lines(
-            title=f"{prefix}validation NLL a word", caption="Teacher-forced, every seed thin and the mean thick.",
+            title=f"{prefix}validation NLL per word", caption="Teacher-forced; thin lines are seeds, thick ones means.",
             x_label="epoch", y_label="NLL", series=learning,
         ),
         Lines(
-            title=f"{prefix}reliability of words", caption="Share of right words by the probability given to them.",
+            title=f"{prefix}reliability of words", caption="Share of correct words by the probability given to them.",
             x_label="confidence", y_label="accuracy", series=reliability, diagonal=True, counted="words",
         ),
         Text(
@@ -82,7 +82,7 @@ def _figures(results: Results, condition: str, prefix: str) -> list[Figure]:
 
 
 def _originals(run: RunResult) -> dict[str, list[str]]:
-    """The test sentences that the page shows beside their translations; none of a run that did not keep them."""
+    """The source sentences that the page shows beside their translations; empty if the run did not keep them."""
     file = run.directory / "data.json"
     pairs = read_json(file)["samples"] if file.exists() else []
     sides = zip(("source", "reference"), zip(*pairs, strict=True), strict=False)
@@ -90,7 +90,7 @@ def _originals(run: RunResult) -> dict[str, list[str]]:
 
 
 def _counts(results: Results, condition: str, prefix: str) -> list[str]:
-    """What was read, left out and cut, and the vocabulary that came out."""
+    """How many pairs were read, left out and cut, and the size of the vocabulary."""
     files = [run.directory / "data.json" for arm in results.plan.arms for run in _runs(results, condition, arm.name)]
     files = [file for file in files if file.exists()]
     if not files:
@@ -104,9 +104,9 @@ def _counts(results: Results, condition: str, prefix: str) -> list[str]:
 
 
 def _undertrained(results: Results, condition: Condition) -> str:
-    """What is wrong with a cross-entropy arm far below the published one: its differences are of undertrained models.
+    """A warning if the cross-entropy arm is far below the published one, so that all arms are undertrained.
 
-    The published baseline is of German to English; for another direction there is none to compare with.
+    The published baseline translates German to English; for other directions there is none to compare with.
     """
     settings = Settings.model_validate({**results.plan.settings, **condition.settings})
     published = settings.test.startswith("test_201") and (settings.source, settings.target) == ("de", "en")

@@ -23,7 +23,7 @@ class Parts:
     """Sentence pairs (source, target) of a study.
 
     Attributes:
-        dropped: pairs of each part that were left out, since a side is empty.
+        dropped: number of pairs in each part that were left out because a side is empty.
     """
 
     train: Pairs
@@ -36,7 +36,7 @@ def sentence_pairs(settings: Settings) -> Parts:
     """The pairs that the settings name.
 
     Raises:
-        UserError: files that are missing, damaged, empty or of different lengths.
+        UserError: files are missing, damaged, empty or differ in length.
     """
     limit, test = settings.train_sentences, settings.test_sentences
     if settings.dataset == "grammar":
@@ -51,7 +51,7 @@ def read_pairs(settings: Settings, name: str) -> tuple[Pairs, int]:
     """The lines of ``name.SOURCE`` and ``name.TARGET``, plain or as .gz; pairs with an empty side are left out.
 
     Returns:
-        The pairs, and how many were left out. Empty lines at a file's end are no pairs at all.
+        The pairs, and how many were left out. Empty lines at the end of a file are not counted.
 
     Raises:
         UserError: a file is missing, damaged or not in UTF-8, the two differ in length, or no pair is left.
@@ -60,11 +60,11 @@ def read_pairs(settings: Settings, name: str) -> tuple[Pairs, int]:
     a, b = (_lines(file, settings) for file in files)
     last = [max((at for at, line in enumerate(side, 1) if line), default=0) for side in (a, b)]
     if min(len(a), len(b)) < max(last):
-        raise UserError(f"{files[0]} has {last[0]} lines and {files[1]} has {last[1]}; line by line they are pairs")
+        raise UserError(f"{files[0]} has {last[0]} lines but {files[1]} has {last[1]}: each line must have a partner")
     a, b = a[: max(last)], b[: max(last)]
     pairs = [pair for pair in zip(a, b, strict=True) if all(pair)]
     if not pairs:
-        raise UserError(f"{files[0]} and {files[1]}: no pair of sentences in them")
+        raise UserError(f"{files[0]} and {files[1]} contain no pair of sentences")
     return pairs, len(a) - len(pairs)
 
 
@@ -90,16 +90,16 @@ def _lines(file: Path, settings: Settings) -> list[str]:
         raise UserError(f"{file} cannot be read: {error}") from error
     lines = text.removesuffix("\n").split("\n")
     if all("\t" in line for line in lines):
-        raise UserError(f"{file}: every line holds a tab, so it is a table; give one sentence a line, as cut -f1 does")
+        raise UserError(f"{file}: every line has a tab, so it is a table; keep one sentence per line, as cut -f1 does")
     return [line.replace("\r", " ").replace("\t", " ").strip() for line in lines]
 
 
 def grammar(number: int, seed: int) -> Pairs:
     """Sentences of two generated languages.
 
-    The source has articles, adjectives before nouns and the verb between; the target puts adjectives behind the noun,
-    whose gender decides the article's form, and the verb last. A third of the nouns and verbs has a second
-    translation, used three times in ten, so that no translator can be sure of every word.
+    The source has articles, adjectives before nouns, and the verb between subject and object. The target has adjectives
+    after the noun, articles that agree with its gender, and the verb last. A third of the nouns and verbs have a second
+    translation, used three times in ten, so that no translator can be certain of every word.
 
     >>> len(grammar(5, seed=0)), grammar(5, seed=0) == grammar(5, seed=0)
     (5, True)
@@ -158,7 +158,7 @@ class Encoded(NamedTuple):
 
     Attributes:
         samples: ``input_ids`` and ``labels`` of each pair.
-        cut: how many pairs had a side that was too long.
+        cut: number of pairs of which a side was too long and was cut.
     """
 
     samples: list[dict[str, list[int]]]
@@ -166,7 +166,7 @@ class Encoded(NamedTuple):
 
 
 def encode(pairs: Pairs, tokenizer: PreTrainedTokenizerFast, max_tokens: int) -> Encoded:
-    """Token ids of each pair, both sides cut to ``max_tokens``, the end of the sentence included."""
+    """Token ids of each pair, both sides cut to ``max_tokens``, the end-of-sentence token included."""
 
     def ids(side: list[str]) -> list[list[int]]:
         return tokenizer(side, add_special_tokens=False)["input_ids"]  # type: ignore[index,union-attr,return-value]

@@ -1,6 +1,6 @@
-"""The translation study as data: settings, presets, arms, claims. Free of torch.
+"""The translation study as data: settings, presets, arms, claims. Does not import torch.
 
-``plan`` has the signature of ``retarget.pskd.study.plan``, which hands configurations with ``task = "translation"`` on.
+``retarget.pskd.study.plan`` passes configurations with ``task = "translation"`` on to ``plan``.
 """
 
 from pathlib import Path
@@ -39,7 +39,7 @@ ARMS = (
 
 METRICS = (
     Metric(name="bleu", label="BLEU", better="higher", decimals=1, floor=1.0,
-           description="sacreBLEU; signature in scores.json; below 1 a translator has learnt nothing"),
+           description="sacreBLEU, signature in scores.json; a translator below 1 has learnt nothing"),
     Metric(name="chrf", label="chrF", better="higher", decimals=1, description="sacreBLEU's chrF2"),
     Metric(name="nll", label="token NLL", better="lower", decimals=3, description="test set, reference prefixes"),
     Metric(name="ece", label="token ECE", unit="%", better="lower", description="10 equal-width bins (lo, hi]"),
@@ -52,7 +52,7 @@ METRICS = (
     Metric(name="store_mb", label="table of past rows", unit="MB", better="lower", deterministic=True),
     Metric(
         name="store_share", label="table against dense fp32", unit="%", decimals=3, deterministic=True,
-        description="both slots and stamps against one float32 buffer",
+        description="size of both slots and stamps, relative to one float32 buffer",
     ),
 )  # fmt: skip
 
@@ -85,9 +85,9 @@ def plan(
 
     Args:
         preset: ``demo`` (a generated language, minutes), ``small`` (Multi30k, hours on a CPU) or ``paper``.
-        config: settings that override the preset's (keys of :class:`Settings`). Two languages in both directions are
-            two conditions for ``files:DIR``; ``source`` and ``target`` given here make it one.
-        seeds: seeds in place of 0 to 2.
+        config: settings that override the preset's (keys of :class:`Settings`). With ``files:DIR`` the two directions
+            are two conditions; set ``source`` and ``target`` for only one.
+        seeds: seeds to use instead of 0 to 2.
         arms: names of the arms to run.
 
     Raises:
@@ -98,7 +98,7 @@ def plan(
         raise UserError(f"no preset {preset!r} for translation: choose {', '.join(PRESETS)}")
     settings = resolve_settings(Settings, {**PRESETS[preset], **config})
     if settings.d_model % settings.heads or settings.topk > settings.vocabulary:
-        raise UserError("d_model must be a multiple of heads, and topk at most the vocabulary")
+        raise UserError("d_model must be a multiple of heads, and topk must not exceed vocabulary")
     both_ways = settings.dataset != "grammar" and not {"source", "target"} & set(config)
     conditions = _directions(settings.source, settings.target) if both_ways else (Condition(),)
     refuse_decided(config, ARMS, conditions)
@@ -137,7 +137,7 @@ def _directions(source: str, target: str) -> tuple[Condition, ...]:
 
 
 def data_paths(settings: Settings) -> tuple[str, ...]:
-    """The files whose bytes a run of these settings reads."""
+    """The files that a run with these settings reads."""
     if settings.dataset == "grammar":
         return ()
     parts = ("train", "val", settings.test)
@@ -145,7 +145,7 @@ def data_paths(settings: Settings) -> tuple[str, ...]:
 
 
 def file_of(settings: Settings, part: str, language: str) -> Path:
-    """``NAME.LANGUAGE.gz`` where it is there, else ``NAME.LANGUAGE``."""
+    """``NAME.LANGUAGE.gz`` if it exists, else ``NAME.LANGUAGE``."""
     folder = Path(settings.dataset.removeprefix("files:"))
     packed = folder / f"{part}.{language}.gz"
     return packed if packed.is_file() else folder / f"{part}.{language}"

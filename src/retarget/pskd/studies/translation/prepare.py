@@ -1,6 +1,6 @@
-"""Before the first run of a translation study: what cannot work is refused, once and at once.
+"""Check a translation study once, up front, and refuse what cannot work.
 
-Its data are imported behind the check that the packages for them are there.
+Modules that need optional packages are imported only after the check that these are installed.
 """
 
 from retarget.extras import require
@@ -10,7 +10,7 @@ from retarget.study.config import StudyPlan
 
 
 def prepare(plan: StudyPlan) -> None:
-    """Refuse missing packages and sentences that cannot be read; cheap enough for a dry run."""
+    """Refuse missing packages and unreadable sentences; cheap enough for a dry run."""
     for module in ("transformers", "accelerate", "sacrebleu"):
         require(module, "text")
     from retarget.pskd.studies.translation.data import sentence_pairs

@@ -39,7 +39,7 @@ SAMPLES = 5  # test pairs that the page shows
 
 
 class Watch(TrainerCallback):
-    """Logs each epoch before its checkpoint is saved, with the median time of its steps."""
+    """Logs each epoch, with the median time of its steps, before the checkpoint is saved."""
 
     def __init__(self, run: Run, validation: list[dict[str, list[int]]], collator: Any) -> None:
         self.run, self.validation, self.collator = run, validation, collator
@@ -64,11 +64,11 @@ class Watch(TrainerCallback):
 
 
 class TokenScores:
-    """What a teacher-forced model says of every target token, at several temperatures.
+    """A teacher-forced model's scores of every target token at one temperature.
 
     Attributes:
-        nll, confidence: [tokens] float32, of the temperature asked for.
-        correct: [tokens] whether the likeliest word is the right one.
+        nll, confidence: [tokens] float32.
+        correct: [tokens], whether the likeliest token is the target.
     """
 
     def __init__(self, nll: np.ndarray, confidence: np.ndarray, correct: np.ndarray) -> None:
@@ -99,7 +99,7 @@ def _forward(model: Any, samples: list[dict[str, list[int]]], collator: Any) -> 
 
 @torch.no_grad()
 def fit_temperature(model: Any, samples: list[dict[str, list[int]]], collator: Any) -> float:
-    """The temperature of least token NLL on a grid of steps of 2.5 % from 0.4 to 3, in one pass over the samples."""
+    """The temperature with the lowest token NLL, on a grid of 2.5 % steps from 0.4 to 3; one pass over the samples."""
     grid = 0.4 * 1.025 ** np.arange(82)
     total = np.zeros(len(grid))
     for logits, labels in _forward(model, samples, collator):
@@ -109,10 +109,10 @@ def fit_temperature(model: Any, samples: list[dict[str, list[int]]], collator: A
 
 
 class PreNorm(M2M100ForConditionalGeneration):
-    """The library's Transformer with the layer norms first; labels are shifted outside too, as its others can."""
+    """The library's pre-norm Transformer, with the method that shifts labels outside, which its other models have."""
 
     def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
-        """[B, T], the labels behind the start."""
+        """The labels [B, T], shifted right behind the start token."""
         config: Any = self.config
         return shift_tokens_right(labels, config.pad_token_id, config.decoder_start_token_id)
 
@@ -164,7 +164,7 @@ def run(run: Run) -> dict[str, float]:
 
 
 def _describe(run: Run, parts: Parts, vocabulary: int, cut: list[int]) -> None:
-    """What was read, for the page: pairs of each part, those left out or cut, the vocabulary, and a few test pairs."""
+    """Record for the page: pairs per part, pairs left out or cut, size of the vocabulary, and a few test pairs."""
     names, pairs = ("train", "validation", "test"), (parts.train, parts.validation, parts.test)
     counts = {
         name: {"pairs": len(part), "dropped": dropped, "cut": long}
@@ -176,7 +176,7 @@ def _describe(run: Run, parts: Parts, vocabulary: int, cut: list[int]) -> None:
 
 
 def last_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint that was saved to its end: the library writes trainer_state.json last."""
+    """The newest complete checkpoint: the library writes trainer_state.json last."""
     whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
     return str(max(whole, key=lambda path: int(path.name.rpartition("-")[2]))) if whole else None
 
@@ -214,8 +214,8 @@ def _trainer(run: Run, s: Settings, model: PreTrainedModel, train: list, collato
 
 
 def _token_mean(outputs: Any, labels: Tensor, num_items_in_batch: Any) -> Tensor:
-    """Cross-entropy, the mean over an update's tokens. Marian's and M2M100's own is a batch's, although their signature
-    says that it is the update's."""
+    """Cross-entropy, the mean over an update's tokens. Marian and M2M100 average over a batch, although they accept
+    num_items_in_batch."""
     return F.cross_entropy(outputs.logits.flatten(0, 1), labels.flatten(), reduction="sum") / num_items_in_batch
 
 
@@ -245,7 +245,7 @@ def _evaluate(
 def translate(
     model: Any, tokenizer: PreTrainedTokenizerFast, samples: list[dict[str, list[int]]], batch: int = 50
 ) -> list[str]:
-    """Beam search through ``generate``; sentences of similar length together, given back in order."""
+    """Beam search by ``generate``: batches sentences of similar length, returns translations in the given order."""
     model.eval()
     order = sorted(range(len(samples)), key=lambda i: len(samples[i]["input_ids"]))
     text = [""] * len(samples)
@@ -259,7 +259,7 @@ def translate(
 
 
 def _text_scores(directory: Path, hypotheses: list[str], pairs: Pairs) -> tuple[float, float]:
-    """BLEU and chrF; the translations and the signatures are kept beside the run's metrics."""
+    """BLEU and chrF; writes the translations and the signatures beside the run's metrics."""
     references = [[target for _, target in pairs]]
     bleu, chrf = sacrebleu.metrics.BLEU(), sacrebleu.metrics.CHRF()  # type: ignore[attr-defined]
     scores = bleu.corpus_score(hypotheses, references), chrf.corpus_score(hypotheses, references)

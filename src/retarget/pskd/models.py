@@ -1,0 +1,64 @@
+"""What the Hugging Face trainer must know of a model: is it causal, what its decoder reads, what its labels are."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from retarget.errors import UserError
+
+
+def is_causal(model: Any, listed: Iterable[str]) -> bool:
+    """Whether a model, or a class that it derives from, is among the library's causal language models."""
+    return not {kind.__name__ for kind in type(model).__mro__}.isdisjoint(listed)
+
+
+def with_decoder_inputs(model: Any, inputs: dict[str, Any], labels: Tensor, *, smoothed: bool) -> dict[str, Any]:
+    """Give an encoder-decoder, which no longer gets the labels, the decoder inputs that it would make from them.
+
+    Args:
+        smoothed: whether the trainer smooths labels itself, and so does not pass them to the model.
+
+    Raises:
+        UserError: only the model itself can make them, from labels that it does not get.
+    """
+    config = getattr(model, "config", None)
+    if not getattr(config, "is_encoder_decoder", False) or labels.ndim != 2:
+        return inputs
+    if hasattr(config, "use_cache"):
+        inputs = {"use_cache": False, **inputs}
+    if "decoder_input_ids" in inputs or "decoder_inputs_embeds" in inputs:
+        return inputs
+    if hasattr(model, "prepare_decoder_input_ids_from_labels"):
+        return {**inputs, "decoder_input_ids": model.prepare_decoder_input_ids_from_labels(labels=labels)}
+    if smoothed:
+        raise UserError(
+            f"{type(model).__name__} makes its decoder's inputs from the labels, but label_smoothing_factor "
+            "removes the labels: let the collator add decoder_input_ids"
+        )
+    return {**inputs, "labels": labels}  # M2M100 and others shift them inside; their loss is not used
+
+
+def is_multilabel(logits: Tensor, labels: Tensor) -> bool:
+    """Whether labels are multi-label floats [B, C], or else classes [B] or [B, T].
+
+    Raises:
+        UserError: they are neither.
+    """
+    if labels.is_floating_point() and labels.ndim == 2 and logits.shape == labels.shape:
+        return True
+    if labels.is_floating_point() or labels.ndim not in (1, 2) or logits.ndim != labels.ndim + 1:
+        raise UserError(
+            "PS-KD needs class labels [B] with logits [B, C], class labels [B, T] with logits [B, T, C], or "
+            f"multi-label floats [B, C] with logits [B, C]: got labels {labels.dtype} {list(labels.shape)} and "
+            f"logits {list(logits.shape)}"
+        )
+    return False
+
+
+@torch.no_grad()
+def count_targets(loader: Iterable[Any], targets: Callable[[Tensor], Tensor], ignore_index: int) -> list[int]:
+    """Number of targets of each sequence in a pass over a loader; torch's random state is restored."""
+    with torch.random.fork_rng(devices=[]):
+        return [int(n) for batch in loader for n in targets(batch["labels"]).ne(ignore_index).sum(1).tolist()]
