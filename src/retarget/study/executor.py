@@ -1,4 +1,4 @@
-"""Where runs are done: an executor takes jobs and yields events. Here: processes of this machine; see ``ray``, ``slurm``."""
+"""Where runs are done: an executor takes jobs and yields events; here on this machine (see ``ray``, ``slurm``)."""
 
 import multiprocessing
 import os

@@ -208,7 +208,7 @@ class Bars(Silent):
         self._refresh()
 
     def began(self, key: str) -> None:
-        """Draw a run's bar; it moves back and forth until the run reports its length. A run may begin again elsewhere."""
+        """Draw a run's bar; it moves back and forth until the run reports its length. A run may begin twice."""
         if key in self._bars:
             self._progress.remove_task(self._bars.pop(key))
         self._bars[key] = self._progress.add_task(key, total=None, note="")

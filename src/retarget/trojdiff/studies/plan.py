@@ -82,8 +82,8 @@ class Settings(Strict):
     kid_margin: float | None = Field(
         default=None,
         gt=0,
-        description="increase of KID (×10⁻³) up to which quality counts as preserved; none: the preset's. On your own data "
-        "set it to twice the kid_noise of the pretrained arm: KID has the scale of the dataset's own classifier",
+        description="increase of KID (×10⁻³) up to which quality counts as preserved; none: the preset's. On your own "
+        "data set it to twice the kid_noise of the pretrained arm: KID has the scale of the dataset's own classifier",
     )
     inception: str | None = Field(
         default=None, description="torch-fidelity's Inception weights, to measure benign quality in its features too"
