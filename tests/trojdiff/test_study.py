@@ -21,7 +21,8 @@ from retarget.trojdiff.classifier import train_classifier
 from retarget.trojdiff.data import to_signed
 from retarget.trojdiff.measures import compare, kid_noise, wilson
 from retarget.trojdiff.studies.analysis import analyse
-from retarget.trojdiff.studies.plan import ARMS, DEMO_ARMS, KID_MARGIN, METRICS, PRESETS, Settings, plan
+from retarget.trojdiff.studies.measured import METRICS
+from retarget.trojdiff.studies.plan import ARMS, DEMO_ARMS, KID_MARGIN, PRESETS, Settings, plan
 from retarget.trojdiff.studies.world import World, check_gate
 
 TINY = dict(

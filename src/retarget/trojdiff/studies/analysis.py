@@ -10,7 +10,8 @@ from retarget.study.record import Results, RunResult
 from retarget.study.statistics import wilson_interval
 from retarget.trojdiff.config import CELLS
 from retarget.trojdiff.studies.pictures import SIDE_BY_SIDE, pictures, side_by_side
-from retarget.trojdiff.studies.plan import ATTACKS, EVERY, SAMPLER_LABELS, SamplingSettings, Settings
+from retarget.trojdiff.studies.measured import SAMPLER_LABELS
+from retarget.trojdiff.studies.plan import ATTACKS, EVERY, SamplingSettings, Settings
 
 CONDITION = "default"
 ITEM_LABEL = "Wilson interval over images"
