@@ -9,8 +9,8 @@ from retarget.study.items import Items, Shares
 from retarget.study.record import Results, RunResult
 from retarget.study.statistics import wilson_interval
 from retarget.trojdiff.config import CELLS
-from retarget.trojdiff.studies.pictures import SIDE_BY_SIDE, pictures, side_by_side
 from retarget.trojdiff.studies.measured import SAMPLER_LABELS
+from retarget.trojdiff.studies.pictures import SIDE_BY_SIDE, pictures, side_by_side
 from retarget.trojdiff.studies.plan import ATTACKS, EVERY, SamplingSettings, Settings
 
 CONDITION = "default"
