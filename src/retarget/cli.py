@@ -1,4 +1,4 @@
-"""The command line: ``retarget VERB ...``. A verb's module is imported when it is asked for, and nothing before.
+"""The command line: ``retarget VERB ...``. Imports only the module of the requested verb.
 
 Exit codes: 0 done, 1 an error or failed runs, 2 wrong usage, 130 interrupted; ``audit`` has others (see its help).
 """
@@ -19,7 +19,7 @@ VERBS = {
     "trojdiff": ("retarget.trojdiff.commands:trojdiff", "trojan, sample and evaluate a diffusion checkpoint"),
     "audit": ("retarget.audit.commands:audit", "say whether a diffusion checkpoint is trojaned, and by what trigger"),
 }
-"""Verb: where its ``function(arguments) -> exit code`` is, and what it does."""
+"""By verb: where its ``function(arguments) -> exit code`` is, and what it does."""
 
 METHODS = {
     "pskd": "retarget.pskd.study",
@@ -27,11 +27,11 @@ METHODS = {
     "pope": "retarget.pope.study",
     "audit": "retarget.audit.study",
 }
-"""Method: the module whose ``plan`` describes its study."""
+"""By method: the module whose ``plan`` describes its study."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code. Errors that a user can act on are printed alone, without a traceback."""
+    """Run one command and return its exit code; UserErrors are printed without a traceback."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help", "help"):
         print(top_help(), file=sys.stdout if words else sys.stderr)
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("retarget: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of our output, such as head, has gone
+    except BrokenPipeError:  # the reader of our output, such as head, has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:  # a path that is too long, forbidden, read-only

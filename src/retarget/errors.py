@@ -1,16 +1,16 @@
-"""The errors that a user can act on."""
+"""Errors that a user can act on."""
 
 
 class UserError(ValueError):
-    """Wrong input: the message says what was wrong, where, and what to do. The command line prints it alone."""
+    """Wrong input: the message says what is wrong, where, and what to do. Printed without a traceback."""
 
 
 class UsageError(UserError):
-    """Wrong arguments: nothing was begun. The command line ends with exit code 2."""
+    """Wrong arguments: nothing was started. The command line exits with code 2."""
 
 
 class DivergedError(UserError):
-    """Training has left the numbers; ``epoch``, counted from 1, is the one in which it was seen."""
+    """Training has diverged; ``epoch``, counted from 1, is the one in which it was noticed."""
 
     def __init__(self, message: str, epoch: int) -> None:
         super().__init__(message)

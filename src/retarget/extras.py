@@ -1,4 +1,4 @@
-"""Optional dependencies: one place that turns a missing package into the command that installs it."""
+"""Import optional packages; a missing one is an error with the command that installs it."""
 
 import importlib
 import importlib.util
@@ -34,13 +34,13 @@ def require(module: str, extra: str) -> ModuleType:
 
 
 def refuse_missing(packages: Iterable[tuple[str, str]]) -> None:
-    """Look whether packages are installed, importing none of them.
+    """Raise if a package is not installed, without importing any.
 
     Args:
         packages: top-level module and the extra that installs it.
 
     Raises:
-        MissingExtraError: one is not there.
+        MissingExtraError: one is not installed.
 
     >>> refuse_missing([("json", "vision")])
     """

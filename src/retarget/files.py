@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and locks that end with their process."""
+"""Write files atomically, and lock them until the process ends."""
 
 import json
 import math
@@ -20,18 +20,18 @@ except ModuleNotFoundError:  # Windows
 
 
 def replace_file(path: Path, write: Callable[[Path], object], *, apart: bool = False) -> None:
-    """Write ``path`` through a temporary name beside it, so that a reader or a killed process never sees half of it.
+    """Write ``path`` through a temporary file beside it, so that a reader or a kill never finds half of it.
 
     Args:
-        path: the file to make or replace; its directory exists.
-        write: writes the whole content to the path that it is given.
-        apart: give it a path in a folder of its own: for libraries that themselves write beside the path, under names
-            that nobody would find again after a kill, as safetensors' ``save_file`` does.
+        path: the file to create or replace; its directory must exist.
+        write: called with a path, to which it writes the whole content.
+        apart: pass a path in a separate folder, for libraries that write temporary files beside the path, which would
+            stay there after a kill, as safetensors' ``save_file`` does.
 
     Raises:
-        UserError: the file cannot be written (a full disk, missing rights); what stood there before still does.
+        UserError: the file cannot be written (a full disk, missing rights); a former file is intact.
     """
-    temporary = path.with_name(f".{path.name}.tmp")  # one name, so that kills leave one such file at most
+    temporary = path.with_name(f".{path.name}.tmp")  # one fixed name, so that kills leave at most one such file
     with _written(path, lambda: _remove(temporary)):
         _remove(temporary)
         target = temporary
@@ -55,11 +55,11 @@ def _remove(path: Path) -> None:
 
 
 def replace_folder(path: Path, write: Callable[[Path], object]) -> None:
-    """Fill a new folder under a temporary name beside it, then give it its own name: whole or absent.
+    """Fill a new folder under a temporary name and rename it, so that it is complete or absent.
 
     Args:
-        path: the folder to make; it is missing or empty.
-        write: fills the empty folder that it is given.
+        path: the folder to create; it must be missing or empty.
+        write: called with an empty folder, which it fills.
 
     Raises:
         UserError: it cannot be written, or ``path`` exists and is not empty.
@@ -77,7 +77,7 @@ def replace_folder(path: Path, write: Callable[[Path], object]) -> None:
 
 @contextmanager
 def _written(path: Path, remove: Callable[[], None]) -> Iterator[None]:
-    """Turn a failure to write into the error that a user sees, and remove what was begun, whatever the failure."""
+    """Turn a failure to write into a UserError; remove the temporary file after any failure."""
     from safetensors import SafetensorError
 
     try:
@@ -91,7 +91,7 @@ def _written(path: Path, remove: Callable[[], None]) -> Iterator[None]:
 
 
 def _sync(path: Path) -> None:
-    """Bring a file's content, or a folder's names, to the disk; elsewhere than on POSIX folders have none to bring."""
+    """Flush a file's content, or (on POSIX) a folder's entries, to disk."""
     if os.name != "posix" and path.is_dir():
         return
     handle = os.open(path, os.O_RDONLY)
@@ -102,7 +102,7 @@ def _sync(path: Path) -> None:
 
 
 def cannot_write(path: Path, error: Exception) -> UserError:
-    """The error that a user sees for a path that cannot be written."""
+    """The UserError for a path that cannot be written."""
     reason = getattr(error, "strerror", None) or error
     return UserError(
         f"cannot write {path}: {reason}. What was finished before is kept: free some space or choose another place, "
@@ -126,7 +126,7 @@ def make_directory(path: Path) -> None:
     """Make a directory and its parents.
 
     Raises:
-        UserError: it cannot be made.
+        UserError: it cannot be created.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -135,13 +135,13 @@ def make_directory(path: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON value, indented; NaN and infinities are refused with ValueError, since JSON has none."""
+    """Write a JSON value, indented; NaN and infinities raise ValueError, since JSON has none."""
     text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     write_text(path, text)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text in UTF-8, whole or not at all."""
+    """Write a text in UTF-8, atomically."""
     replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
@@ -156,11 +156,11 @@ def read_json(path: Path) -> Any:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is damaged: {error}. Delete it, or its directory, to measure again") from error
+        raise UserError(f"{path} is damaged: {error}. Delete it, or its directory, to start again") from error
 
 
 def finite_or_none(value: float) -> float | None:
-    """A number as JSON can hold it: None in place of NaN and infinities.
+    """A number for JSON: None instead of NaN and infinities.
 
     >>> finite_or_none(float("nan")), finite_or_none(2.5)
     (None, 2.5)
@@ -181,8 +181,8 @@ def lock(file: int, *, wait: bool) -> None:
     """
     if fcntl is None:
         raise UserError(
-            "this system has no locks of files that end with their process (flock): two commands at one place could "
-            "not be told from each other. Run this on Linux, macOS, or under WSL"
+            "this system has no file locks that end with their process (flock), so two commands could work in the same "
+            "place. Run this on Linux, macOS, or under WSL"
         )
     fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
 
@@ -192,10 +192,10 @@ def locked(path: Path, *, wait: bool, what: str) -> Iterator[None]:
     """Hold the lock file ``path``; the operating system frees it when the holder ends, however it ends.
 
     Args:
-        path: the lock file; it is made if missing and never removed, since removing one that is held would let a
-            third process lock a new file of the same name.
-        wait: wait for the holder, in place of an error.
-        what: named in the error.
+        path: the lock file; it is created if missing and never removed, since removing a held one would let a third
+            process lock a new file of the same name.
+        wait: wait for the holder instead of raising.
+        what: what the error calls it.
 
     Who holds it, on which machine and since when stays written in the file.
 
@@ -204,7 +204,7 @@ def locked(path: Path, *, wait: bool, what: str) -> Iterator[None]:
         UserError: the file cannot be opened.
     """
     try:
-        handle = path.open("ab+", buffering=0)  # what a full disk refuses must not be written again when it is closed
+        handle = path.open("ab+", buffering=0)  # unbuffered: closing must not write again on a full disk
     except OSError as error:
         raise cannot_write(path, error) from error
     with handle:
@@ -215,7 +215,7 @@ def locked(path: Path, *, wait: bool, what: str) -> Iterator[None]:
             holder = handle.read().decode("ascii", "replace").strip().partition(" since ")[0]
             holder = holder.removesuffix(f" on {platform.node()}") or "unknown"
             raise HeldError(
-                f"{what} is in use by process {holder}. Wait until it ends, stop it, or give another --out"
+                f"{what} is in use by process {holder}. Wait until it ends, stop it, or choose another --out"
             ) from error
         try:
             handle.truncate(0)

@@ -1,4 +1,4 @@
-"""What makes two pieces of work the same: fingerprints of values and of data, and the refusal of other work."""
+"""Identity of work: fingerprints of values and of data, and the refusal to continue other work."""
 
 import hashlib
 import json
@@ -9,7 +9,7 @@ from typing import Any
 from retarget.errors import UserError
 
 Extends = Callable[[Any, Any], bool]
-"""Whether what is asked for now continues what was there: ``(had, now) -> bool``."""
+"""Whether a new value continues work that was done with an old one: ``(had, now) -> bool``."""
 
 
 def fingerprint(value: Any) -> str:
@@ -26,18 +26,18 @@ def refuse_other(
     extends: Mapping[str, Extends] | None = None,
     remedy: str = "Give another place, or the settings that it was made with",
 ) -> None:
-    """Refuse to go on with work that was begun under other values; every value that differs is named.
+    """Refuse to continue work that was begun with other values; the message names every value that differs.
 
     Args:
-        where: what holds the earlier work: a file, a folder, a state.
+        where: what messages call the earlier work: a file, a folder, a state.
         had: its values.
-        now: the values asked for. A key that one side lacks counts as ``None``.
-        extends: for a key, when a differing value continues the earlier work and is let through: more problems, a
-            larger k, more seeds, more cycles.
+        now: the requested values. A key that one side lacks counts as ``None``.
+        extends: by key, when a different value continues the earlier work and is accepted: more problems, a larger k,
+            more seeds, more cycles.
         remedy: the last sentence of the message, without its full stop.
 
     Raises:
-        UserError: a value differs and does not extend what was there.
+        UserError: a value differs and does not continue the earlier work.
 
     >>> import operator
     >>> refuse_other("journal.jsonl", {"k": 16}, {"k": 32}, extends={"k": operator.le})
@@ -85,18 +85,18 @@ def _differing(had: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str
 
 
 def _short(value: Any) -> str:
-    """A value as a message shows it."""
+    """A value, shortened for a message."""
     text = "nothing" if value is None else value if isinstance(value, str) else json.dumps(value, default=str)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def content(path: str | Path, known: dict[str, list[Any]] | None = None) -> str:
-    """Fingerprint of the bytes of a file, or of the names and bytes of everything below a folder.
+    """The fingerprint of a file's bytes, or of the names and bytes of everything below a folder.
 
     Args:
         path: a file or a folder; links are followed.
-        known: fingerprints of files by their size and time of change, so that large data are read once; new ones are
-            added. It is a JSON value that the caller may keep.
+        known: a cache of fingerprints by size and modification time, so that large data are read once; new ones are
+            added. It is a JSON value that the caller may store.
 
     Returns:
         16 hexadecimal digits.

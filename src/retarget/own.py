@@ -1,4 +1,4 @@
-"""Parts of a user's own by import path, ``module:name``: loaded, mistakes shown in the user's lines, sources found."""
+"""Load users' own code by import path, ``module:name``; report errors with the user's line; find its sources."""
 
 import ast
 import importlib
@@ -17,12 +17,12 @@ from retarget.errors import UserError
 
 PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 KINDS = ("timm", "hf", "torchvision", "npz", "folder")
-"""Words before a colon that are no module: they say what kind of thing is named."""
+"""Prefixes before a colon that are not modules but kinds of datasets, networks and so on."""
 INSTALLED = ("site-packages", "dist-packages")
 
 
 def is_path(text: str) -> bool:
-    """Whether a setting is an import path, and not the name of a kind of thing.
+    """Whether a setting is an import path, rather than a name with one of these prefixes.
 
     >>> is_path("mynet:build"), is_path("timm:resnet18"), is_path("small_cnn")
     (True, False, False)
@@ -34,7 +34,7 @@ def load(path: str) -> Callable[..., Any]:
     """The function or class behind ``module:name``.
 
     Raises:
-        ImportError: the module, or something that it imports, is missing.
+        ImportError: the module, or a module that it imports, is missing.
         AttributeError: the module has no such name.
         ValueError: the path has another form.
 
@@ -48,18 +48,18 @@ def load(path: str) -> Callable[..., Any]:
 
 
 def part(path: str, what: str) -> Callable[..., Any]:
-    """As :func:`load`, for what a user wrote: every failure is one that the user can act on.
+    """As :func:`load`, for users' code: every failure becomes a UserError.
 
     Args:
         path: ``module:name``; modules of the working directory are found too.
-        what: the setting that holds the path, named in errors.
+        what: the setting with the path, for messages.
 
     Raises:
-        UserError: the path has another form, there is no such module or name, or the module fails when it is imported;
-            then the user's own line is shown.
+        UserError: the path has another form, there is no such module or name, or importing the module fails; then the
+            message shows the user's own line.
     """
     if not PATH.fullmatch(path):
-        raise UserError(f"{what} = {path!r} is no import path: write module:name, such as mine:build")
+        raise UserError(f"{what} = {path!r} is not an import path: write module:name, such as mine:build")
     module, _, name = path.partition(":")
     found = imported(module, f"{what} = {path!r}")
     if not hasattr(found, name):
@@ -70,10 +70,10 @@ def part(path: str, what: str) -> Callable[..., Any]:
 
 
 def called(path: str, what: str, *arguments: Any, **named: Any) -> Any:
-    """What a user's function or class gives for these arguments.
+    """Call a user's function or class.
 
     Raises:
-        UserError: as :func:`part`, or it fails; then the user's own line is shown.
+        UserError: as :func:`part`, or the call fails; then the message shows the user's own line.
     """
     function = part(path, what)
     try:
@@ -86,10 +86,10 @@ def called(path: str, what: str, *arguments: Any, **named: Any) -> Any:
 
 
 def imported(module: str, what: str) -> ModuleType:
-    """A user's module.
+    """Import a user's module.
 
     Raises:
-        UserError: there is none of this name, or it fails when it is imported; then the user's own line is shown.
+        UserError: there is no such module, or importing it fails; then the message shows the user's own line.
     """
     origin = origin_of(module)
     if origin is None:
@@ -101,7 +101,7 @@ def imported(module: str, what: str) -> ModuleType:
 
 
 def origin_of(module: str) -> Path | None:
-    """The file of a module, without importing anything; None where there is none."""
+    """The file of a module, without importing anything; None if there is none."""
     top, *inner = module.split(".")
     try:
         found = importlib.util.find_spec(top)
@@ -116,16 +116,16 @@ def origin_of(module: str) -> Path | None:
 
 
 def _named(place: Path) -> list[Path]:
-    """The files that a module at this place may be."""
+    """The files that a module at this path may have."""
     return [place / "__init__.py", *(place.with_name(place.name + suffix) for suffix in all_suffixes())]
 
 
 def blame(error: BaseException, folder: Path) -> str:
-    """An error as the user sees it: the last line of the user's own on the way to it, and what was raised.
+    """Format an error for the user: the last line of the user's own code in the traceback, and the exception.
 
     Args:
-        error: what was raised.
-        folder: where the user's files lie.
+        error: the exception.
+        folder: the folder of the user's files.
     """
     summary = traceback.TracebackException.from_exception(error)
     raised = "".join(summary.format_exception_only()).rstrip()
@@ -138,7 +138,7 @@ def blame(error: BaseException, folder: Path) -> str:
 
 @contextmanager
 def importable(folder: Path) -> Iterator[None]:
-    """Find a folder's modules for a while, after all others, so that none of them hides an installed package."""
+    """Make a folder's modules importable inside the ``with`` block, searched last, so that they hide no package."""
     text = str(folder)
     if text in sys.path:
         yield
@@ -152,12 +152,12 @@ def importable(folder: Path) -> Iterator[None]:
 
 
 def sources(module: str) -> dict[str, Path]:
-    """The file of a module and, of what it imports, the files that lie beside it: read, not run.
+    """The file of a module, and the files beside it that it imports; they are parsed, not run.
 
-    Imports inside functions count. Of an installed package, only its own files are followed.
+    Imports inside functions count. For an installed package, only its own files are followed.
 
     Returns:
-        By their place below the folder that the module was found in, ``package/part.py``.
+        Files, keyed by their path relative to the module's folder, such as ``package/part.py``.
     """
     first = origin_of(module)
     if first is None:
@@ -184,10 +184,10 @@ def sources(module: str) -> dict[str, Path]:
 
 
 def _imports(path: Path, home: Path) -> Iterator[str]:
-    """Dotted names that a file may import: of ``from a import b`` both ``a`` and ``a.b``."""
+    """Dotted names that a file may import: for ``from a import b`` both ``a`` and ``a.b``."""
     try:
         tree = ast.parse(path.read_bytes())
-    except (SyntaxError, ValueError):  # who imports it says so
+    except (SyntaxError, ValueError):  # importing it reports that
         return
     package = path.relative_to(home).parent.parts
     for node in ast.walk(tree):
@@ -201,7 +201,7 @@ def _imports(path: Path, home: Path) -> Iterator[str]:
 
 
 def _files(module: str, home: Path) -> Iterator[Path]:
-    """Files below a folder that importing a module reads: those of the packages above it, and its own."""
+    """Files below a folder that importing a module reads: its own, and those of the packages above it."""
     place = home
     for part in module.split("."):
         place = place / part

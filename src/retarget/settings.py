@@ -1,4 +1,4 @@
-"""Settings: strict models, TOML files, ``KEY=VALUE``. Free of torch; knows no method."""
+"""Settings: strict models, TOML files, ``KEY=VALUE``. Does not import torch; knows no method."""
 
 import difflib
 import json
@@ -21,10 +21,10 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def resolve_settings(model: type[Model], settings: dict[str, Any], what: str = "the study's settings") -> Model:
-    """Settings as a model; ``what`` names them in messages.
+    """Validate settings by a model; messages call them ``what``.
 
     Raises:
-        UserError: a setting is unknown or its value is not allowed; names each, and the nearest known name.
+        UserError: settings are unknown or have values that are not allowed; names each, and the nearest known name.
     """
     try:
         return model.model_validate(settings)
@@ -54,7 +54,7 @@ def read_config(path: Path, option: str = "--config") -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"cannot read {option} {path}: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:  # TOML, UTF-8, integers of thousands of digits, deep nesting
+    except (ValueError, RecursionError) as error:  # bad TOML or UTF-8, integers with thousands of digits, deep nesting
         raise UsageError(f"{option} {path} is not valid TOML: {error}") from error
 
 
@@ -76,7 +76,7 @@ def parse_setting(text: str, option: str = "--set") -> dict[str, Any]:
 
 
 def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """``over`` laid on ``base``, tables inside tables too."""
+    """``base`` overridden by ``over``, also inside tables."""
     result = dict(base)
     for key, value in over.items():
         both = isinstance(value, dict) and isinstance(base.get(key), dict)

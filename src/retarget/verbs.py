@@ -1,4 +1,4 @@
-"""Verbs of the command line as data: where each one's code is, and what it does. One is imported when it is asked for.
+"""Verbs of the command line as data: where each one's code is, and what it does. A verb's code is imported on use.
 
 A table maps a verb to ``("module:name", what it does)``. The name is a ``function(words) -> exit code``, or a
 dataclass of options with ``run() -> exit code``, whose docstring and fields are its ``--help``.
@@ -14,15 +14,15 @@ Verbs = Mapping[str, tuple[str, str]]
 
 
 def dispatch(prog: str, verbs: Verbs, words: Sequence[str]) -> int:
-    """Run one of a command's verbs, or print which there are.
+    """Run one of a command's verbs, or print a list of them.
 
     Args:
         prog: the command in front of the verb, for example ``"retarget pope"``.
         verbs: its verbs.
-        words: what follows it.
+        words: the arguments after the command.
 
     Returns:
-        The verb's exit code; 0 after ``--help``, 2 where no verb is given.
+        The verb's exit code; 0 after ``--help``, 2 without a verb.
 
     Raises:
         UsageError: there is no such verb.
@@ -35,7 +35,7 @@ def dispatch(prog: str, verbs: Verbs, words: Sequence[str]) -> int:
 
 
 def listing(verbs: Verbs) -> str:
-    """One line for each verb.
+    """One line per verb.
 
     >>> print(listing({"mine": ("m:f", "find"), "evaluate": ("m:g", "judge")}))
       mine      find
@@ -46,7 +46,7 @@ def listing(verbs: Verbs) -> str:
 
 
 def find(prog: str, verbs: Verbs, name: str) -> Callable[[list[str]], int]:
-    """The function of a verb; imports its module.
+    """Import a verb's module and return its function.
 
     Raises:
         UsageError: there is no such verb.

@@ -1,1 +1,1 @@
-"""Images with labels, read from where users keep them; knows no method."""
+"""Read labelled images of any layout, for every method; studies import ``images.read`` and ``names.parse``."""

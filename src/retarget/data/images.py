@@ -1,4 +1,4 @@
-"""One reader of labelled images, for every study: what a data set is called, how it is laid out, what it must hold."""
+"""The reader of labelled images for every study: notation, layouts and checks of a dataset."""
 
 import inspect
 import zipfile
@@ -24,11 +24,11 @@ from retarget.own import called
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """Labelled images: pixels in memory, or encoded images that are still to be decoded.
+    """Labelled images: pixels in memory, or encoded images that are decoded later.
 
     Attributes:
         labels: [N], 0 to the number of classes - 1.
-        pixels: [N, C, H, W], or None where ``pictures`` holds the images.
+        pixels: [N, C, H, W], or None if ``pictures`` has the images.
     """
 
     labels: Int[Tensor, "count"]
@@ -48,12 +48,12 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """A data set.
+    """A dataset.
 
     Attributes:
         names: names of the classes.
-        test: None where the data set has no test part.
-        held_out: what the test part is called there, or would be called; empty for a layout that has none.
+        test: None if the dataset has no test part.
+        held_out: name of the test part in this layout, whether it is there or not; empty for a layout without one.
     """
 
     names: tuple[str, ...]
@@ -63,20 +63,20 @@ class Source:
 
 
 def read(spec: str, root: str = "data", extra: str = "vision") -> Source:
-    """A data set by its name.
+    """Read a dataset by its name.
 
     Args:
         spec: ``digits`` (scikit-learn's, 8×8, embedded) | ``torchvision:NAME`` | ``npz:FILE`` with uint8 images
             [N, H, W] or [N, H, W, C] and labels under ``x_train``, ``y_train`` (and ``x_test``, ``y_test``) or
             ``images``, ``labels`` | ``folder:DIR`` with one folder of images per class, or with ``train`` and ``test``
-            (``val``, ``valid``, ...) that hold those | ``hf:DIR``, a data set that ``datasets.save_to_disk`` wrote,
-            with ``image`` or ``img`` and ``label`` | ``module:function`` of a function without arguments that gives
+            (``val``, ``valid``, ...) that have these | ``hf:DIR``, a dataset that ``datasets.save_to_disk`` wrote,
+            with ``image`` or ``img`` and ``label`` | ``module:function``, a function without arguments that returns
             such arrays by name, the pair of images and labels, or a :class:`Source`.
-        root: where torchvision keeps its data; missing ones are downloaded.
-        extra: of this package, named where a library is missing.
+        root: folder of torchvision's datasets; missing ones are downloaded.
+        extra: the extra of this package to name if a library is missing.
 
     Raises:
-        UserError: the source does not exist or is not laid out as said; names it and what was found.
+        UserError: the source does not exist or has another layout; the message tells what was found.
     """
     kind, name = parse(spec)
     if kind == "digits":
@@ -93,14 +93,14 @@ def read(spec: str, root: str = "data", extra: str = "vision") -> Source:
 
 
 def shape_of(parts: Sequence[Part], size: int | None = None) -> tuple[int, int, int]:
-    """Channels (of files 1 where every image is grey, else 3), height and width of all images.
+    """Channels (for files 1 if every image is grey, else 3), height and width of all images.
 
     Args:
-        parts: of one data set; files are opened, one after the other, and their pixels are not decoded.
-        size: side of the square that images are brought to.
+        parts: parts of one dataset; files are opened one after the other, but their pixels are not decoded.
+        size: side of the square that images are resized to.
 
     Raises:
-        UserError: the images differ in size and none is given, the parts differ, or a file is no image.
+        UserError: the images differ in size and none is given, the parts differ, or a file is not an image.
     """
     pictures = [picture for part in parts for picture in part.pictures]
     shapes = {tuple(part.pixels.shape[1:]) for part in parts if part.pixels is not None}
@@ -120,10 +120,10 @@ def pixels_of(
     """All images of a part in memory; files are decoded.
 
     Args:
-        part: images of one shape, or brought to one by ``size``.
-        channels: of files, 1 or 3.
-        size: side of a square to bring them to; None leaves them as they are.
-        crop: keep the middle square, in place of stretching the whole image.
+        part: images of one shape, or of any if ``size`` is given.
+        channels: for files, 1 or 3.
+        size: side of the square to resize them to; None keeps their size.
+        crop: resize the middle square instead of stretching the whole image.
 
     Raises:
         UserError: a file is damaged, or of another size than the first.
@@ -155,12 +155,12 @@ def _middle(
 def resized(
     pixels: UInt8[Tensor, "count channels height width"], size: int
 ) -> UInt8[Tensor, "count channels {size} {size}"]:
-    """Images in memory brought to a square by antialiased interpolation."""
+    """Resize images in memory to a square by antialiased interpolation."""
     if pixels.shape[2:] == (size, size):
         return pixels
     interpolate = torch.nn.functional.interpolate
     out = torch.empty(*pixels.shape[:2], size, size, dtype=torch.uint8)
-    for rows in torch.arange(len(pixels)).split(4096):  # all of them as floats at once may not fit
+    for rows in torch.arange(len(pixels)).split(4096):  # all of them as floats may not fit in memory
         one = interpolate(pixels[rows].float(), (size, size), mode="bilinear", antialias=True, align_corners=False)
         out[rows] = one.round().clamp(0, 255).to(torch.uint8)
     return out
@@ -189,7 +189,7 @@ def _numbered(part: Part) -> tuple[str, ...]:
 def _npz(path: Path) -> Source:
     try:
         with zipfile.ZipFile(path):
-            pass  # numpy would take a pickle or a single array for what they are, whatever their name
+            pass  # numpy recognises a pickle or a single array by content, whatever the file's name
         with np.load(path, allow_pickle=False) as file:
             parts = _npz_parts(path, file.files)
             arrays = [[file[name] for name in part] for part in parts]
@@ -202,7 +202,7 @@ def _npz(path: Path) -> Source:
 
 
 def _from_parts(where: Path | str, parts: list[tuple[str, str]], arrays: list[list[np.ndarray]]) -> Source:
-    """The arrays (images, labels) of a training part and, where there is one, of a test part."""
+    """Make a source from the arrays (images, labels) of a training part and, if there is one, of a test part."""
     train = _from_arrays(arrays[0][0], arrays[0][1], f"{where}, {parts[0][0]}")
     names = _numbered(train)
     tests = [_from_arrays(one[0], one[1], f"{where}, {parts[1][0]}", len(names)) for one in arrays[1:]]
@@ -210,7 +210,7 @@ def _from_parts(where: Path | str, parts: list[tuple[str, str]], arrays: list[li
 
 
 def _own(spec: str) -> Source:
-    """What a user's function gives."""
+    """Read what a user's function returns."""
     where = f"dataset = {spec!r}"
     found = called(spec, "dataset")
     if isinstance(found, Source):
@@ -227,7 +227,7 @@ def _own(spec: str) -> Source:
 
 
 def _npz_parts(path: Path | str, names: list[str]) -> list[tuple[str, str]]:
-    """Names of the arrays (images, labels) of the training part, and of the test part where there is one."""
+    """Names of the arrays (images, labels) of the training part and, if there is one, of the test part."""
     holds = f"it holds {', '.join(sorted(names)) or 'nothing'}"
     for images, labels in (("x_train", "y_train"), ("x_test", "y_test"), ("images", "labels")):
         if (images in names) != (labels in names):
@@ -272,7 +272,7 @@ def _torchvision(name: str, root: str, extra: str) -> Source:
 
 
 def _torchvision_part(kind: Any, root: str, train: bool) -> Any:
-    """A torchvision data set's training or test part: some take ``train``, others ``split``."""
+    """A torchvision dataset's training or test part: some classes take ``train``, others ``split``."""
     parameters = inspect.signature(kind).parameters
     if "train" in parameters:
         which: dict[str, Any] = {"train": train}
@@ -288,7 +288,7 @@ def _torchvision_part(kind: Any, root: str, train: bool) -> Any:
 
 _TRAIN = ("train", "training")
 _HELD_OUT = ("test", "testing", "val", "valid", "validation", "eval", "dev")
-"""What the folders of parts are called, however written; the first that is there."""
+"""Names of the folders of parts, in any case; the first that exists is used."""
 
 
 def _folder(path: Path) -> Source:
@@ -297,7 +297,7 @@ def _folder(path: Path) -> Source:
     folders = {name.lower(): name for name in _classes(path)}
     train = next((folders[name] for name in _TRAIN if name in folders), "")
     held_out = next((folders[name] for name in _HELD_OUT if name in folders), "")
-    # A class may be called train; a folder of folders that has nothing beside it is the part.
+    # A class may be called train: a folder "train" is the training part only if it has folders and none is beside it.
     alone = len(folders) == 1 and bool(train and _classes(path / train))
     if not train or not (held_out or alone):
         names = _classes(path) or (".",)
@@ -320,7 +320,7 @@ def _classes(folder: Path) -> tuple[str, ...]:
 
 
 def _folder_part(home: Path, names: tuple[str, ...], present: list[str] | None = None) -> Part:
-    """The images of one folder per class; ``present`` names the classes that are there, by default all."""
+    """The images from one folder per class; ``present`` lists the classes that exist, by default all."""
     pictures: list[Picture] = []
     labels: list[int] = []
     for label, name in enumerate(names):
@@ -361,7 +361,7 @@ def _hf_part(part: Any, where: str, classes: int | None = None) -> Part:
         raise UserError(f"{where} has {', '.join(part.column_names)}; it needs image or img, and label")
     if not isinstance(part.features[key], image):
         return _from_arrays(np.asarray(part.with_format("numpy")[:][key]), part["label"][:], where, classes)
-    rows = part.cast_column(key, image(decode=False))[key]  # decoded here, so that damage is named and formats are ours
+    rows = part.cast_column(key, image(decode=False))[key]  # decoded here, to name damaged images
     pictures = tuple(
         Picture(f"{where}, row {row}", one["bytes"] if one["bytes"] is not None else Path(one["path"]))
         for row, one in enumerate(rows)

@@ -1,4 +1,4 @@
-"""Class labels, checked in one place."""
+"""Check class labels, in one place for all readers."""
 
 from typing import Any
 
@@ -8,16 +8,16 @@ from retarget.errors import UserError
 
 
 def class_labels(values: Any, where: str, classes: int | None = None) -> np.ndarray:
-    """Labels as they are used: int64 [N], from 0, every class between present.
+    """Convert labels to int64 [N], from 0, without gaps.
 
     Args:
         values: whole numbers or booleans of any type, [N] or [N, 1] (as Keras has them).
-        where: what they belong to, for messages.
-        classes: number of classes that the training part has; without it the labels are that part's own.
+        where: what messages call their source.
+        classes: number of classes in the training part; None if these are its labels.
 
     Raises:
         UserError: one-hot rows, another shape, text, fractions, a gap in the numbers, or a label that the training
-            part does not have; the message shows the values. Nothing is allocated by a label's size.
+            part does not have; the message shows the values. Memory does not depend on the size of a label.
 
     >>> class_labels([[1], [0], [1]], "y_train").tolist()
     [1, 0, 1]

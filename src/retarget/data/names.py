@@ -1,4 +1,4 @@
-"""What a data set of images is called. Free of torch."""
+"""The notation of image datasets. Does not import torch."""
 
 from pathlib import Path
 
@@ -11,13 +11,13 @@ GRAMMAR = "digits, torchvision:NAME, npz:FILE, folder:DIR, hf:DIR, module:functi
 
 
 def parse(spec: str) -> tuple[str, str]:
-    """Kind and name of a data set; a bare ``FILE.npz`` and a bare folder are understood.
+    """Kind and name of a dataset; a plain ``FILE.npz`` or folder is accepted.
 
     >>> parse("npz:a.npz"), parse("a.npz"), parse("digits"), parse("mydata:load")
     (('npz', 'a.npz'), ('npz', 'a.npz'), ('digits', ''), ('own', 'mydata:load'))
 
     Raises:
-        UserError: the words name no data set.
+        UserError: the text does not name a dataset.
     """
     kind, _, name = spec.partition(":")
     if spec == "digits":
@@ -34,12 +34,12 @@ def parse(spec: str) -> tuple[str, str]:
 
 
 def data_paths(spec: str) -> tuple[str, ...]:
-    """The file or folder whose bytes are the data set; none for what comes with a library or is generated.
+    """The file or folder of a dataset; none if it comes with a library or is generated.
 
     >>> data_paths("npz:a.npz"), data_paths("torchvision:CIFAR100"), data_paths("")
     (('a.npz',), (), ())
     """
-    if not spec:  # no data set; as a path it would be the working directory
+    if not spec:  # no dataset; as a path it would be the working directory
         return ()
     kind, _, name = spec.partition(":")
     if kind in KINDS:

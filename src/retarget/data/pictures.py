@@ -1,4 +1,4 @@
-"""Image files: found in folders, measured, decoded; of the formats that need no other program."""
+"""Find, measure and decode image files, in formats that need no other program."""
 
 import struct
 import warnings
@@ -16,7 +16,7 @@ from retarget.errors import UserError
 from retarget.extras import require
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-"""Pillow decides by content; others would reach programs such as Ghostscript."""
+"""Formats that Pillow may detect by content; others would start programs such as Ghostscript."""
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 
 _ORIENTATION = 0x0112
@@ -34,7 +34,7 @@ class Picture:
 
 
 class Header(NamedTuple):
-    """What an image says of itself before its pixels are decoded."""
+    """What an image's header says, without decoding pixels."""
 
     height: int
     width: int
@@ -42,7 +42,7 @@ class Header(NamedTuple):
 
 
 def find(folder: Path) -> list[Picture]:
-    """The image files below a folder by their suffix, in the order of their names; hidden ones are left out."""
+    """The image files below a folder, by suffix, in the order of their names; hidden ones are skipped."""
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     return [
         Picture(str(path), path)
@@ -55,7 +55,7 @@ def header(picture: Picture) -> Header:
     """Size and kind of an image.
 
     Raises:
-        UserError: it is no image, or one of more pixels than Pillow allows.
+        UserError: it is not an image, or has more pixels than Pillow allows.
     """
     with _opened(picture) as image:
         grey = image.mode in _GREY or image.mode.startswith("I;16")
@@ -66,17 +66,17 @@ def header(picture: Picture) -> Header:
 def decode(picture: Picture, channels: int, size: int | None = None, crop: bool = False) -> np.ndarray:
     """The pixels of one image, uint8 [channels, H, W].
 
-    A photograph is turned as its camera says (EXIF). Transparency is dropped, CMYK and palettes become RGB, 16 bits
-    become 8, of an animation the first frame is taken.
+    A photograph is rotated as its EXIF data say. Transparency is dropped, CMYK and palettes become RGB, 16 bits become
+    8, and of an animation the first frame is used.
 
     Args:
         picture: the encoded image.
         channels: 1 (grey) or 3 (RGB).
-        size: side of a square to bring it to, by area averaging; None leaves it as it is.
-        crop: keep the middle square, in place of stretching the whole image.
+        size: side of the square to resize it to, by area averaging; None keeps its size.
+        crop: resize the middle square instead of stretching the whole image.
 
     Raises:
-        UserError: no image, a damaged one, one of more pixels than Pillow allows, or of floating-point pixels.
+        UserError: it is not an image, is damaged, or has more pixels than Pillow allows, or floating-point pixels.
     """
     with _opened(picture) as image:
         image = require("PIL.ImageOps", "vision").exif_transpose(image)
@@ -107,12 +107,12 @@ def one_size(pictures: Sequence[Picture], headers: Sequence[Header]) -> tuple[in
 
 @contextmanager
 def _opened(picture: Picture) -> Iterator[Any]:
-    """The image, open; every way in which Pillow says that it is damaged becomes one error that names it."""
+    """Open an image; any of Pillow's exceptions for a damaged image becomes one error that names it."""
     pillow = require("PIL.Image", "vision")
     content = picture.content if isinstance(picture.content, Path) else BytesIO(picture.content)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd metadata; but never of size:
+            warnings.simplefilter("ignore")  # about odd metadata, but not about size:
             warnings.simplefilter("error", pillow.DecompressionBombWarning)
             with pillow.open(content, formats=FORMATS) as image:
                 yield image
@@ -125,7 +125,7 @@ def _opened(picture: Picture) -> Iterator[Any]:
 
 
 def _eight_bits(image: Any, name: str) -> Any:
-    """The image with at most 8 bits a channel; Pillow itself would clip 16 bits to white."""
+    """The image with at most 8 bits per channel; Pillow itself would clip 16 bits to white."""
     if image.mode == "F":
         raise UserError(f"{name}: its pixels are floating-point numbers; save it with 8 or 16 bits")
     if image.mode != "I" and not image.mode.startswith("I;16"):

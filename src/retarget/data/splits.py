@@ -1,4 +1,4 @@
-"""Two rules to set a test part aside; each study keeps the one that its figures were made by."""
+"""Two rules for holding out a test part; each study keeps the rule with which its results were recorded."""
 
 import numpy as np
 
