@@ -1,4 +1,7 @@
-"""What mining costs beside its engines, with 64 that answer at once; and 200,000 problems × 128, reckoned from it."""
+"""What mining costs beside its engines, with 64 that answer at once; and 200,000 problems × 128, reckoned from it.
+
+Times are those of the processor, so that whatever else the machine does is left out.
+"""
 
 import resource
 import sys
@@ -48,18 +51,20 @@ class _Instant:
 
 @dataclass(frozen=True)
 class _Measured:
-    """Of one mining in which nothing is solved, a unit of ``CHUNK`` rollouts: seconds, bytes."""
+    """Of one mining in which nothing is solved: seconds and bytes of a unit of ``CHUNK`` rollouts, and all memory."""
 
+    units: int
     sampling: float
     journal: float
     reading: float
-    memory: float
+    memory: int
 
 
 def figures(smallest: bool = False) -> Iterator[dict[str, Any]]:
     """Every figure of this module."""
     few, many, characters = (8, 16, 1_000) if smallest else (250, 1_000, 4 * COST.mean_tokens)
     least, most = _mine(few, characters), _mine(many, characters)
+    memory = (most.memory - least.memory) / (most.units - least.units)
     detail = {"problems": many, "engines": ENGINES, "characters_a_rollout": characters}
     yield figure("scheduling, grading (exact) and keeping a rollout", 1000 * most.sampling / CHUNK, "ms", detail=detail)
     yield figure(f"the same among {many:,} problems over {few:,}", most.sampling / least.sampling, "ratio", "<= 1.5")
@@ -67,7 +72,7 @@ def figures(smallest: bool = False) -> Iterator[dict[str, Any]]:
     yield figure("reading a rollout back from the journal", 1000 * most.reading / CHUNK, "ms")
     grading = _grading(8 if smallest else 200, characters)
     yield figure("grading a rollout by math-verify, one after another", 1000 * grading, "ms", detail=detail)
-    yield from _reckoned(most, grading)
+    yield from _reckoned(most, grading, memory)
 
 
 def _mine(count: int, characters: int) -> _Measured:
@@ -79,16 +84,15 @@ def _mine(count: int, characters: int) -> _Measured:
         workers = [_Instant(characters) for _ in range(ENGINES)]
         with EnginePool(workers) as pool:
             sampler = Sampler(pool, grader, Prompts("{problem}", "{problem} {prefix}", chat=False), chunk=CHUNK)
-            before = _memory()
             sampling = _seconds(sampler, problems, path)
             reading = _seconds(sampler, problems, path)
-        return _Measured(sampling / units, path.stat().st_size / units, reading / units, (_memory() - before) / units)
+        return _Measured(units, sampling / units, path.stat().st_size / units, reading / units, _memory())
 
 
 def _seconds(sampler: Sampler, problems: list[Problem], path: Path) -> float:
-    start = time.perf_counter()
+    start = time.process_time()
     found = mine(problems, sampler, K, journal=path)
-    taken = time.perf_counter() - start
+    taken = time.process_time() - start
     assert (len(found.hard), found.rollouts) == (len(problems), K * len(problems))
     return taken
 
@@ -100,16 +104,16 @@ def _memory() -> int:
 
 
 def _grading(count: int, characters: int) -> float:
-    """Seconds that a verdict of the default grader takes in its one process."""
+    """Seconds that a verdict of the default grader takes."""
     texts = [f"{TEXT * (characters // len(TEXT))}\n#### {wrong}" for wrong in range(50, 50 + count)]
-    with Grader("math") as grader:
-        grader.grade(texts[:1], ["4"], [{}])  # its process loads the library
-        start = time.perf_counter()
+    with Grader("math", workers=0) as grader:
+        grader.grade(texts[:1], ["4"], [{}])  # loads the library
+        start = time.process_time()
         grader.grade(texts, ["4"] * count, [{}] * count)
-        return (time.perf_counter() - start) / count
+        return (time.process_time() - start) / count
 
 
-def _reckoned(each: _Measured, grading: float) -> Iterator[dict[str, Any]]:
+def _reckoned(each: _Measured, grading: float, memory: float) -> Iterator[dict[str, Any]]:
     """The cost table: the engines by ``--dry-run``'s assumptions, the rest as it was measured, each unit alike."""
     what = f"{PROBLEMS:,} problems × {K} on {ENGINES} engines"
     units = PROBLEMS * K // CHUNK
@@ -129,4 +133,4 @@ def _reckoned(each: _Measured, grading: float) -> Iterator[dict[str, Any]]:
     )
     yield figure(f"{what}: journal", units * each.journal / 1e9, "GB")
     yield figure(f"{what}: going on after a stop", units * each.reading / 60, "min")
-    yield figure(f"{what}: memory of the command", units * max(0.0, each.memory) / 2**30, "GiB")
+    yield figure(f"{what}: memory of the command", units * memory / 2**30, "GiB")

@@ -60,6 +60,7 @@ def walk(run):
         state = {"step": step + 1, "height": height + 0.01 * rng.normal() * (1 + run.settings["lift"])}
         run.log(step, height=state["height"])
         write_json(state_file, state)
+        _go_wrong(run, step)
         run.progress(step + 1, STEPS, "step")
     run.save_predictions(path=np.arange(3) * state["height"])
     return {"height": state["height"]}
@@ -115,10 +116,10 @@ def follow(run):
     return {"height": 10.0 + run.seed}
 
 
-def _go_wrong(run):
-    """Do what the settings ask for, if this is the arm and the seed that they name."""
+def _go_wrong(run, step=None):
+    """Do what the settings ask for, if this is the arm and the seed that they name; and the step, else the start."""
     wrong = run.settings.get("wrong")
-    if not wrong or [run.arm, run.seed] != run.settings["where"]:
+    if not wrong or [run.arm, run.seed] != run.settings["where"] or step != run.settings.get("at"):
         return
     once = Path(run.settings["once"]) if "once" in run.settings else None
     if once and once.exists():

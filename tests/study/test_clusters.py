@@ -63,7 +63,9 @@ def wrong(root, what, **more):
 
 
 def one(root, what):
-    return wrong(root, what, arms=["treated"], seeds=[0])
+    """This run alone, which goes wrong when its first step is in its checkpoint."""
+    study = wrong(root, what, arms=["treated"], seeds=[0])
+    return study.model_copy(update={"settings": study.settings | {"at": 0}})
 
 
 def attempts(root):
@@ -132,7 +134,7 @@ def test_a_lost_process_of_ray_costs_an_attempt_and_a_run_that_dies_fails_alone(
     assert run_study(study, dead).failed == {}, "what one room left another finishes"
     given_up, study, failed = done("parent:SIGKILL", "given-up", retries=0)
     assert failed["default/treated/seed-0"].startswith("its machine was lost 1 times, last by WorkerCrashedError")
-    free(given_up)  # the worker that Ray left behind ends by itself, and until then the run's status is its own
+    assert read_status(given_up / "runs/treated/seed-0")["state"] == "failed", "the worker that Ray left has let go"
     assert run_study(study, given_up).failed == {}
     assert attempts(dead) == attempts(given_up) == {"treated-0": 2}
     assert all(same(root, local, 1) for root in (lost, dead, given_up))
@@ -172,14 +174,18 @@ if __name__ == "__main__":
     from retarget.study.runner import run_study
     root = Path({root!r})
     run_study(one(root, "wait"), root,
-              executor=on("ray", root, address={address!r}), display=Stop(lambda: os.kill(os.getpid(), 9)))
+              executor=on("ray", root, address={address!r}), display=Stop(lambda: os.kill(os.getpid(), {number})))
 """
 
 
-def test_a_command_that_is_killed_leaves_nothing_running(cluster, tmp_path):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, -signal.SIGINT)])
+def test_a_command_that_is_stopped_leaves_nothing_running(cluster, tmp_path, number, code):
+    """SIGTERM is an interrupt, as it is without Ray, which has a handler of its own."""
     script, root = tmp_path / "script.py", tmp_path / "study"
-    script.write_text(KILLED.format(tests=str(Path(__file__).parent), root=str(root), address=cluster.address))
-    assert subprocess.run([sys.executable, str(script)], timeout=120).returncode == -signal.SIGKILL
+    given = dict(tests=str(Path(__file__).parent), root=str(root), address=cluster.address, number=int(number))
+    script.write_text(KILLED.format(**given))
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == code, done.stderr
     assert free(root)
 
 
@@ -332,8 +338,9 @@ def test_a_machine_that_does_not_share_the_disk_does_nothing(tmp_path):
     assert "and the command's is 0.0" in last.error
 
 
-def test_the_holder_of_a_run_alone_writes_its_status(tmp_path):
+def test_the_holder_of_a_run_alone_writes_its_status(tmp_path, monkeypatch):
     """A machine that was given up may still work: its run is reported as failed, and the record is left to it."""
+    monkeypatch.setattr("retarget.study.runner.LET_GO_WITHIN", 0.0)
     study = plan(seeds=[0], arms=["treated"])
 
     class GivesUp(LocalExecutor):

@@ -160,7 +160,11 @@ def _do(command: Command, job: Job) -> Iterator[Event]:
 
 
 def _lacking(wanted: dict[str, float], nodes: list[dict[str, float]]) -> str:
-    """What no single machine has, in words; empty where one has all of it."""
+    """What no single machine has, in words; empty where one has all of it.
+
+    >>> _lacking({"CPU": 1, "GPU": 2}, [{"CPU": 8.0}, {"CPU": 8.0, "GPU": 1.0}]), _lacking({"CPU": 1}, [{"CPU": 2.0}])
+    ('1 CPU and 2 GPU', '')
+    """
     if any(all(node.get(name, 0) >= amount for name, amount in wanted.items()) for node in nodes):
         return ""
     return " and ".join(f"{amount:g} {name}" for name, amount in wanted.items() if amount)

@@ -4,6 +4,7 @@ import graphlib
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,9 @@ from retarget.study.progress import Display, Silent
 from retarget.study.record import Results, read_status, write_status
 from retarget.study.summary import collect, merge, summarise, unplanned_looks
 from retarget.study.worker import Finished, Job, Progress, Remark, Started, Ticket
+
+LET_GO_WITHIN = 5.0
+"""Seconds in which the processes of a run that was killed let go of its lock."""
 
 
 @dataclass(frozen=True)
@@ -301,11 +305,15 @@ class _Schedule:
         self.failed[cell.key] = error
         directory = self.place(cell)
         make_directory(directory)
-        try:
-            with locked(directory / ".lock", wait=False, what=str(directory)):
-                self._write_failure(cell, directory, error)
-        except HeldError:
-            return
+        until = time.monotonic() + LET_GO_WITHIN
+        while True:
+            try:
+                with locked(directory / ".lock", wait=False, what=str(directory)):
+                    return self._write_failure(cell, directory, error)
+            except HeldError:
+                if time.monotonic() >= until:
+                    return
+                time.sleep(0.05)
 
     def _write_failure(self, cell: Cell, directory: Path, error: str) -> None:
         try:
