@@ -20,8 +20,8 @@ from retarget.pope.rollouts import Ask, Refused, Rollout, Sampling, sample_throu
 OPENER = "retarget.pope.engines:open_engine"
 _LIVES = 5
 """Workers that one prompt may cost before it is refused."""
-_STARTS = 3
-"""Starts in a row that may end before the engine is open."""
+_STARTS = 5
+"""Starts in a row that may end before the engine is open; then it is left out."""
 _LOG = logging.getLogger(__name__)
 
 Answer = list[Rollout] | Refused
@@ -36,6 +36,10 @@ class Opened(NamedTuple):
 
 class Died(Exception):
     """A worker ended before it answered."""
+
+
+class _NeverOpened(UserError):
+    """Every start of an engine ended before it was open."""
 
 
 @runtime_checkable
@@ -169,6 +173,8 @@ class EnginePool:
                 else:
                     queue.answer(batch, answers)
                 batch = []
+        except _NeverOpened as error:
+            queue.leave_out(error)
         except Exception as error:  # noqa: BLE001 - whatever ends a server is raised where its answers are awaited
             queue.fail(error, batch)
 
@@ -180,7 +186,8 @@ class EnginePool:
                 if over.is_set():
                     raise
                 if not left:
-                    raise UserError(f"engine {at + 1} was started {_STARTS} times and never opened: {death}") from None
+                    said = f"engine {at + 1} was started {_STARTS} times and never opened: {death}"
+                    raise _NeverOpened(said) from None
                 _LOG.warning("engine %d: %s; it is started again", at + 1, death)
             else:
                 self._running.add(at)
@@ -256,6 +263,14 @@ class _Queue:
                 one.answer.set_exception(answer)
             else:
                 one.answer.set_result(answer)
+
+    def leave_out(self, error: _NeverOpened) -> None:
+        """Go on without one of the engines; without the last of them nothing can be answered."""
+        self._workers -= 1
+        if self._workers:
+            _LOG.warning("%s; it is left out from now on", error)
+        else:
+            self.fail(error, ())
 
     def fail(self, error: Exception, batch: Sequence[_Asked]) -> None:
         """Raise an error wherever an answer is awaited, and where one is asked for later."""
