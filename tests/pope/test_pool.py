@@ -110,6 +110,18 @@ def test_what_an_engine_says_of_itself_stops_the_work(tmp_path, capfd):
         pool(tmp_path / "a", spec="none")
 
 
+def test_an_engine_that_opens_after_the_work_is_there_for_the_next(tmp_path):
+    """The second opens when it reads a line, which is written between two calls."""
+    os.mkfifo(tmp_path / "line")
+    late = ProcessWorker("guesser", {"folder": str(tmp_path), "late": str(tmp_path / "line")}, opener=OPENER)
+    with EnginePool([ProcessWorker("guesser", {"folder": str(tmp_path)}, opener=OPENER), late]) as engines:
+        mine(problems(4), sampler(engines), 4)
+        process = late.pid
+        (tmp_path / "line").write_text("now")
+        assert late.start(Event()) == engines._opened
+        assert late.pid == process is not None
+
+
 def test_an_engine_that_never_opens_is_given_up(tmp_path, caplog):
     never = "was started 5 times and never opened: .* opened the engine, with code 7"
     with pytest.raises(UserError, match=f"engine 1 {never}"):
@@ -128,7 +140,7 @@ class Patient(logging.Handler):
         if "left out" in record.getMessage():
             self.said.set()
 
-    def start(self):
+    def start(self, over):
         return Opened("guesser", self.engine.identity)
 
     def ask(self, prompts, n, params):
