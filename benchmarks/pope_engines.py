@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -29,10 +30,10 @@ _PLAIN = Prompts("{problem}", "{problem} {prefix}", chat=False)
 def figures(smallest: bool = False) -> Iterator[dict[str, Any]]:
     """Every figure of this module."""
     torch.set_num_threads(1)
-    rounds, seconds, count, pairs = (100, 0.001, 4, 1) if smallest else (30_000, 0.05, 64, 5)
+    rounds, seconds, count, pairs = (100, 0.001, 4, 1) if smallest else (12_000, 0.02, 160, 5)
     yield from _two_over_one("computing", "busy", {"rounds": rounds}, count, pairs)
     yield from _two_over_one("waiting", "waiting", {"seconds": seconds}, count, pairs)
-    yield from _many(4 if smallest else 64, seconds, 8 if smallest else 1280)
+    yield from _many(*((4, 0.001, 8) if smallest else (64, 0.05, 1280)))
     yield from _over_generate(2 if smallest else 16, 8 if smallest else 64, 1 if smallest else 15)
 
 
@@ -68,7 +69,7 @@ class _Thread:
     def __init__(self, seconds: float) -> None:
         self.engine = Waiting(seconds)
 
-    def start(self) -> Opened:
+    def start(self, over: Event) -> Opened:
         """Nothing to start."""
         return Opened("waiting", {})
 
@@ -98,9 +99,8 @@ def _over_generate(count: int, length: int, pairs: int) -> Iterator[dict[str, An
     """Seconds a token of mining over those of `generate` with the same prompts, seeds and rows, a tiny random model."""
     rows, model, tokenizer = 16, make_model(BaseModel()), make_tokenizer()
     model.eval()
-    engine, problems = TransformersEngine(model, tokenizer, name="base"), make_problems(count, 6, seed=0)
+    problems = make_problems(count, 6, seed=0)
     params = Sampling(max_tokens=length, temperature=1.0, purpose="mine")
-    sampler = Sampler(engine, Grader("exact"), PROMPTS, params, chunk=rows)
     config = GenerationConfig(
         max_new_tokens=length, do_sample=True, temperature=1.0, top_k=0, pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -114,13 +114,21 @@ def _over_generate(count: int, length: int, pairs: int) -> Iterator[dict[str, An
             batch = torch.tensor([tokenizer(prompt)["input_ids"]]).expand(rows, -1)
             model.generate(input_ids=batch, attention_mask=torch.ones_like(batch), generation_config=config)
 
-    def mined() -> Mined:
+    def mined(engine: Engine) -> Mined:
+        sampler = Sampler(engine, Grader("exact"), PROMPTS, params, chunk=rows)
         with tempfile.TemporaryDirectory() as folder:
             return mine(
                 problems, sampler, rows, stop_at_success=False, check="none", journal=Path(folder) / "mine.jsonl"
             )
 
-    tokens = mined().tokens
-    measured = interleaved(mined, bare, pairs, warmup=1)
-    rate = {"tokens": tokens, "tokens_a_second_bare": tokens / float(np.median(measured.b))}
-    yield figure("mining over bare generate, seconds a token, tiny model", measured, "ratio", "<= 1.05", rate)
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        with EnginePool([ProcessWorker(folder, {})]) as process:
+            here = TransformersEngine(model, tokenizer, name=folder)
+            for where, engine in (("in this process", here), ("in a process of its own", process)):
+                tokens = mined(engine).tokens
+                measured = interleaved(lambda one=engine: mined(one), bare, pairs, warmup=1)
+                rate = {"tokens": tokens, "tokens_a_second_bare": tokens / float(np.median(measured.b))}
+                what = f"mining {where} over bare generate, seconds a token, tiny model"
+                yield figure(what, measured, "ratio", "<= 1.05", rate)

@@ -126,6 +126,15 @@ def _base(folder: Path) -> None:
     train_base(base, folder).rename(folder / "base")
 
 
+def _journals(folder: Path) -> None:
+    from retarget.pope.journal import Journal
+
+    for name, first in (("a", 0), ("b", 8)):  # eight units stand in both
+        with Journal(folder / f"{name}.jsonl", {"verb": "mine", "model": "m", "sampling": {"seed": 0}}) as journal:
+            for at in range(first, first + 16):
+                journal.append({"problem": f"p{at}", "chunk": 0, "n": 4, "tokens": 9, "example": "x" * 2000})
+
+
 def _pipeline(folder: Path) -> None:
     targets.write_pipeline(folder)
 
@@ -161,6 +170,8 @@ VERBS = [
          ("*.jsonl",), ("retarget.pope.oracle", "httpx")),
     Verb("pope evaluate", f"pope evaluate {{here}}/problems.jsonl --samples 8 --k 1 4 {_ASKING} --out {{out}}",
          _problems, ("evaluation.json", "evaluate.jsonl"), ("retarget.pope.evaluation", "httpx")),
+    Verb("pope merge", "pope merge {here}/a.jsonl {here}/b.jsonl --out {out}", _journals, ("mine.jsonl",),
+         ("retarget.pope.merge",), locks=False),
     Verb("pope mix", "pope mix {here}/problems.jsonl {here}/prefixes.jsonl --out {out}/rows.parquet", _problems,
          ("rows.parquet", "rows.parquet.md"), ("retarget.pope.mixture", "pyarrow.parquet"), locks=False),
     Verb("pope export", "pope export {here}/rows.parquet --to verl --out {out}/rows.parquet", _rows,

@@ -31,7 +31,7 @@ def whole(folder, count):
 
 def test_workers(tmp_path):
     """At random moments, whatever they do then: sample, wait, or start."""
-    expected = whole(tmp_path, 150)
+    expected = whole(tmp_path, 250)
     rng, done = random.Random(0), []
     options = {"folder": str(tmp_path), "rounds": ROUNDS}
     workers = [ProcessWorker("guesser", options, opener=OPENER) for _ in range(2)]
@@ -45,11 +45,11 @@ def test_workers(tmp_path):
 
     def told(finished, total, rollouts):
         if len(timers) < 3 * KILLS and len(done) < KILLS and not any(one.is_alive() for one in timers[-1:]):
-            timers.append(Timer(rng.uniform(0, 0.5), kill))
+            timers.append(Timer(rng.uniform(0, 1.0), kill))
             timers[-1].start()
 
     with EnginePool(workers) as engines:
-        found = mine(problems(150), sampler(engines), 16, journal=tmp_path / "mine.jsonl", progress=told)
+        found = mine(problems(250), sampler(engines), 16, journal=tmp_path / "mine.jsonl", progress=told)
         timers[-1].join()
     assert len(done) >= KILLS
     assert (found, (tmp_path / "mine.jsonl").read_bytes()) == expected[:2]

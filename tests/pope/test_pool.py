@@ -1,11 +1,13 @@
 """Many engines behind one queue: the same journal as one, whatever dies; nothing is lost and nothing counts twice."""
 
+import logging
 import os
 import subprocess
 import sys
 from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Event
 
 import pytest
 from engines_for_tests import Guesser
@@ -15,7 +17,7 @@ from retarget.errors import UsageError, UserError
 from retarget.pope.commands import pope
 from retarget.pope.engines import open_engine
 from retarget.pope.engines.fleet import devices
-from retarget.pope.engines.pool import EnginePool
+from retarget.pope.engines.pool import EnginePool, Opened
 from retarget.pope.engines.processes import ProcessWorker
 from retarget.pope.evaluation import evaluate
 from retarget.pope.grading import Grader
@@ -108,10 +110,60 @@ def test_what_an_engine_says_of_itself_stops_the_work(tmp_path, capfd):
         pool(tmp_path / "a", spec="none")
 
 
+def test_an_engine_that_opens_after_the_work_is_there_for_the_next(tmp_path):
+    """The second opens when it reads a line, which is written between two calls."""
+    os.mkfifo(tmp_path / "line")
+    late = ProcessWorker("guesser", {"folder": str(tmp_path), "late": str(tmp_path / "line")}, opener=OPENER)
+    with EnginePool([ProcessWorker("guesser", {"folder": str(tmp_path)}, opener=OPENER), late]) as engines:
+        mine(problems(4), sampler(engines), 4)
+        process = late.pid
+        (tmp_path / "line").write_text("now")
+        assert late.start(Event()) == engines._opened
+        assert late.pid == process is not None
+
+
 def test_an_engine_that_never_opens_is_given_up(tmp_path, caplog):
-    with pytest.raises(UserError, match=r"1 was started 3 times and never opened: .* opened the engine, with code 7"):
+    never = "was started 5 times and never opened: .* opened the engine, with code 7"
+    with pytest.raises(UserError, match=f"engine 1 {never}"):
         pool(tmp_path / "a", spec="ends")
-    assert caplog.text.count("it is started again") == 2
+    assert caplog.text.count("it is started again") == 4
+
+
+class Patient(logging.Handler):
+    """A worker that answers when the log says that another is left out."""
+
+    def __init__(self, folder):
+        super().__init__()
+        self.engine, self.said = Guesser("guesser", folder), Event()
+
+    def emit(self, record):
+        if "left out" in record.getMessage():
+            self.said.set()
+
+    def start(self, over):
+        return Opened("guesser", self.engine.identity)
+
+    def ask(self, prompts, n, params):
+        self.said.wait()
+        return self.engine.sample(prompts, n, params)
+
+    def kill(self):
+        self.said.set()
+
+    end = kill
+
+
+def test_an_engine_that_cannot_be_opened_is_left_out_while_others_work(tmp_path, caplog):
+    patient = Patient(tmp_path)
+    log = logging.getLogger("retarget.pope.engines.pool")
+    log.addHandler(patient)
+    try:
+        with EnginePool([patient, ProcessWorker("ends", {}, opener=OPENER)]) as engines:
+            found = mine(problems(4), sampler(engines), 8)
+    finally:
+        log.removeHandler(patient)
+    assert "with code 7; it is left out from now on" in caplog.text
+    assert found == mine(problems(4), sampler(Guesser("guesser", tmp_path)), 8)
 
 
 def test_engines_of_different_models_are_no_pool(tmp_path):

@@ -4,11 +4,12 @@ import contextlib
 import logging
 import os
 from collections.abc import Sequence
+from threading import Event
 from typing import Any
 
 from retarget.errors import UserError
 from retarget.extras import require
-from retarget.pope.engines.pool import OPENER, Answer, Died, Opened
+from retarget.pope.engines.pool import LOOK_EVERY, OPENER, Answer, Died, Opened
 from retarget.pope.engines.worker import Held, received
 from retarget.pope.prompts import Prompt
 from retarget.pope.rollouts import Sampling
@@ -50,13 +51,20 @@ class ActorWorker:
         self._ray = require("ray", "cluster")
         self._what, self._gpus = (opener, spec, options), gpus
         self._actor: Any = None
+        self._opening: Any = None
 
-    def start(self) -> Opened:
-        """Make the actor, and wait until it has a place and its engine is open."""
-        self.end()
-        made = self._ray.remote(num_cpus=1, num_gpus=self._gpus, max_restarts=0)(Held)
-        self._actor = made.remote(*self._what)
-        found = self._told(self._actor.open.remote())
+    def start(self, over: Event) -> Opened | None:
+        """See :meth:`.pool.Worker.start`; an actor may have to wait for a place."""
+        if self._opening is None:
+            self.end()
+            made = self._ray.remote(num_cpus=1, num_gpus=self._gpus, max_restarts=0)(Held)
+            self._actor = made.remote(*self._what)
+            self._opening = self._actor.open.remote()
+        while not self._ray.wait([self._opening], timeout=LOOK_EVERY)[0]:
+            if over.is_set():
+                return None
+        opening, self._opening = self._opening, None
+        found = self._told(opening)
         if "failed" in found:
             raise UserError(found["failed"])
         return Opened(found["name"], found["identity"])
@@ -78,7 +86,7 @@ class ActorWorker:
         """End the actor; nobody waits for its answer."""
         if self._ray.is_initialized():
             self.kill()
-        self._actor = None
+        self._actor = self._opening = None
 
     def _told(self, answer: Any) -> dict[str, Any]:
         try:

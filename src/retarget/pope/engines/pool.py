@@ -4,7 +4,7 @@ import asyncio
 import logging
 import weakref
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -20,8 +20,10 @@ from retarget.pope.rollouts import Ask, Refused, Rollout, Sampling, sample_throu
 OPENER = "retarget.pope.engines:open_engine"
 _LIVES = 5
 """Workers that one prompt may cost before it is refused."""
-_STARTS = 3
-"""Starts in a row that may end before the engine is open."""
+_STARTS = 5
+"""Starts in a row that may end before the engine is open; then it is left out."""
+LOOK_EVERY = 0.2
+"""Seconds after which who waits for an engine to open looks whether it is needed still."""
 _LOG = logging.getLogger(__name__)
 
 Answer = list[Rollout] | Refused
@@ -38,12 +40,20 @@ class Died(Exception):
     """A worker ended before it answered."""
 
 
+class _NeverOpened(UserError):
+    """Every start of an engine ended before it was open."""
+
+
 @runtime_checkable
 class Worker(Protocol):
     """One engine somewhere else. All calls but ``kill`` come from one thread at a time."""
 
-    def start(self) -> Opened:
+    def start(self, over: Event) -> Opened | None:
         """Start it, in the place of an earlier one, and wait until its engine is open.
+
+        Returns:
+            What it opened; None where nobody needs it any more (``over``) before it has: it goes on, and the next call
+            goes on waiting.
 
         Raises:
             Died: it ended before.
@@ -100,7 +110,9 @@ class EnginePool:
         self._running: set[int] = set()
         self._finish = weakref.finalize(self, _end, self.workers)
         try:
-            self.name, self.identity = self._opened = self._start(0, Event())
+            opened = self._start(0, Event())
+            assert opened is not None
+            self.name, self.identity = self._opened = opened
         except BaseException:
             self.close()
             raise
@@ -126,7 +138,7 @@ class EnginePool:
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator[Ask]:
-        """Give every worker what it takes; those that are still at work when the session ends are killed."""
+        """Give every worker what it takes; those that still sample when the session ends are killed."""
         queue = _Queue(self.batch, len(self.workers))
         busy: set[int] = set()
         over = Event()
@@ -150,14 +162,14 @@ class EnginePool:
         batch: list[_Asked] = []
         try:
             while True:
-                busy.add(at)
                 if at not in self._running:
                     opened = await loop.run_in_executor(threads, self._start, at, over)
+                    if opened is None:
+                        return
                     refuse_unlike(
                         "the first engine", self._opened._asdict(), f"engine {at + 1}", opened._asdict(),
                         "The engines of a pool are the same; did the model's files change?",
                     )  # fmt: skip
-                busy.discard(at)
                 batch = await queue.take()
                 busy.add(at)
                 prompts = [one.prompt for one in batch]
@@ -168,22 +180,25 @@ class EnginePool:
                     await queue.put_back(batch, death)
                 else:
                     queue.answer(batch, answers)
+                busy.discard(at)
                 batch = []
+        except _NeverOpened as error:
+            queue.leave_out(error)
         except Exception as error:  # noqa: BLE001 - whatever ends a server is raised where its answers are awaited
             queue.fail(error, batch)
 
-    def _start(self, at: int, over: Event) -> Opened:
+    def _start(self, at: int, over: Event) -> Opened | None:
         for left in reversed(range(_STARTS)):
             try:
-                opened = self.workers[at].start()
+                opened = self.workers[at].start(over)
             except Died as death:
-                if over.is_set():
-                    raise
                 if not left:
-                    raise UserError(f"engine {at + 1} was started {_STARTS} times and never opened: {death}") from None
+                    said = f"engine {at + 1} was started {_STARTS} times and never opened: {death}"
+                    raise _NeverOpened(said) from None
                 _LOG.warning("engine %d: %s; it is started again", at + 1, death)
             else:
-                self._running.add(at)
+                if opened is not None:
+                    self._running.add(at)
                 return opened
         raise AssertionError("every start ended in one way or the other")
 
@@ -230,13 +245,13 @@ class _Queue:
                 break
         return batch
 
-    async def _put(self, some: Iterable[_Asked], *, first: bool = False) -> None:
+    async def _put(self, some: Sequence[_Asked], *, first: bool = False) -> None:
         async with self._turn:
             if first:
-                self._waiting.extendleft(reversed(list(some)))
+                self._waiting.extendleft(reversed(some))
             else:
                 self._waiting.extend(some)
-            self._turn.notify_all()
+            self._turn.notify(len(some))
 
     async def put_back(self, batch: Sequence[_Asked], death: Died) -> None:
         """Ask again what a worker did not answer; refuse what has cost too many of them."""
@@ -256,6 +271,14 @@ class _Queue:
                 one.answer.set_exception(answer)
             else:
                 one.answer.set_result(answer)
+
+    def leave_out(self, error: _NeverOpened) -> None:
+        """Go on without one of the engines; without the last of them nothing can be answered."""
+        self._workers -= 1
+        if self._workers:
+            _LOG.warning("%s; it is left out from now on", error)
+        else:
+            self.fail(error, ())
 
     def fail(self, error: Exception, batch: Sequence[_Asked]) -> None:
         """Raise an error wherever an answer is awaited, and where one is asked for later."""

@@ -3,14 +3,16 @@
 import contextlib
 import json
 import os
+import selectors
 import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from threading import Event
 from typing import Any
 
 from retarget.errors import UserError
-from retarget.pope.engines.pool import OPENER, Answer, Died, Opened
+from retarget.pope.engines.pool import LOOK_EVERY, OPENER, Answer, Died, Opened
 from retarget.pope.engines.worker import received
 from retarget.pope.graders import here_last
 from retarget.pope.prompts import Prompt
@@ -42,15 +44,32 @@ class ProcessWorker:
         ]  # fmt: skip
         self._gpus = gpus
         self._process: subprocess.Popen[bytes] | None = None
+        self._opening = False
 
     @property
     def pid(self) -> int | None:
         """Of the process; None where none runs."""
         return self._process.pid if self._process and self._process.poll() is None else None
 
-    def start(self) -> Opened:
-        """Start the process and wait until its engine is open."""
-        self.end()
+    def start(self, over: Event) -> Opened | None:
+        """See :meth:`.pool.Worker.start`."""
+        if not self._opening:
+            self.end()
+            self._launch()
+        assert self._process is not None
+        with selectors.DefaultSelector() as ready:
+            ready.register(self._process.stdout, selectors.EVENT_READ)
+            while not ready.select(LOOK_EVERY):
+                if over.is_set():
+                    return None
+        self._opening = False
+        found = self._answer("while it opened the engine")
+        if "failed" in found:
+            self.end()
+            raise UserError(found["failed"])
+        return Opened(found["name"], found["identity"])
+
+    def _launch(self) -> None:
         visible = {} if self._gpus is None else {"CUDA_VISIBLE_DEVICES": ",".join(self._gpus)}
         threads = {} if self._gpus else {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
         path = {"PYTHONPATH": os.pathsep.join(here_last(sys.path)), "TQDM_DISABLE": "1"}
@@ -59,11 +78,7 @@ class ProcessWorker:
             self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment,
             start_new_session=True,  # Ctrl-C is for this process alone
         )  # fmt: skip
-        found = self._answer("while it opened the engine")
-        if "failed" in found:
-            self.end()
-            raise UserError(found["failed"])
-        return Opened(found["name"], found["identity"])
+        self._opening = True
 
     def ask(self, prompts: Sequence[Prompt], n: int, params: Sampling) -> list[Answer]:
         """See :meth:`.pool.Worker.ask`."""
@@ -88,6 +103,7 @@ class ProcessWorker:
         """End the process; nobody waits for its answer."""
         if self._process is None:
             return
+        self._opening = False
         self.kill()  # the group, too: what an engine started may outlive it
         process, self._process = self._process, None
         process.wait()
