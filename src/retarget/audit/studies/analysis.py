@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from retarget.audit.studies.members import CELLS, CLEAN, STOCK
+from retarget.audit.studies.members import ADAPTIVE, CELLS, CLEAN, STOCK
 from retarget.audit.studies.plan import DETECTORS, LABELS, Settings
 from retarget.study.figures import Analysis, Bars, Table
 from retarget.study.record import Results
@@ -25,6 +25,8 @@ class Model(NamedTuple):
     kind: str
     number: int
     metrics: dict[str, float]
+    channels: int = 1
+    side: int = 8
 
     @property
     def trojaned(self) -> bool:
@@ -35,6 +37,18 @@ class Model(NamedTuple):
     def strong(self) -> bool:
         """Whether its attack succeeds far above its base rate."""
         return self.trojaned and self.metrics["attack"] - self.metrics["base_rate"] >= LIFT
+
+    @property
+    def verdict(self) -> str:
+        """What ``retarget audit`` says, by its own null and rules."""
+        from retarget.audit.calibration import nearest, shipped
+        from retarget.audit.inversion import Search
+        from retarget.audit.seek import fingerprint
+        from retarget.audit.verdict import decide
+
+        m = self.metrics
+        family = nearest(self.side, self.channels, m["residual_audit"], shipped(), fingerprint(Search()))
+        return decide(m["score_audit"], m["undo_audit"], m.get("strength_audit"), family)[0]
 
 
 class Split(NamedTuple):
@@ -58,6 +72,11 @@ def analyse(results: Results) -> Analysis:
     )
     names = [name for name in DETECTORS if any(f"score_{name}" in model.metrics for model in models)]
     tables = [_attacks(judged), *_removal(judged)]
+    if any("undo_audit" in model.metrics for model in judged):
+        tables[:0] = [_verdicts(split)]
+    against = [model for model in models if model.which == "adaptive"]
+    if against:
+        tables += [_adaptive(against)]
     if names:
         tables[:0] = [_rates(split, names), _cells(split, names), _families(split, names)]
         tables += [_recovery(split, names), _cost(models, names)]
@@ -71,7 +90,9 @@ def _models(results: Results) -> list[Model]:
             run = results.run(CONDITION, arm.name, seed)
             if run is not None:
                 settings = Settings.model_validate({**results.plan.settings, **arm.settings})
-                found.append(Model(settings.which, settings.member(seed)[0], seed, dict(run.metrics)))
+                kind, member = settings.member(seed)
+                images = member.images
+                found.append(Model(settings.which, kind, seed, dict(run.metrics), images.channels, images.side))
     return found
 
 
@@ -145,8 +166,11 @@ def _area(split: Split, name: str) -> str:
     positive, negative = scores(split.strong, name), scores(split.clean, name)
     if not positive or not negative:
         return "–"
+    area = auroc(positive, negative)
+    if area in (0, 1):
+        return f"{area:.3f} (no two overlap: no interval)"
     low, high = auroc_interval(positive, negative)
-    return f"{auroc(positive, negative):.3f} [{low:.3f}, {high:.3f}]"
+    return f"{area:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def _rates(split: Split, names: Sequence[str]) -> Table:
@@ -169,6 +193,48 @@ def _rates(split: Split, names: Sequence[str]) -> Table:
         columns=["detector", "calibration: level", "TPR", "FPR", "AUROC", "weak attacks found"],
         rows=rows,
     )
+
+
+def _said(split: Split) -> dict[str, list[str]]:
+    """The command's verdicts by sort of model."""
+    sorts = {"clean": split.clean, "strong attacks": split.strong, "weak attacks": split.weak}
+    return {
+        label: [model.verdict for model in models if "undo_audit" in model.metrics] for label, models in sorts.items()
+    }
+
+
+def _verdicts(split: Split) -> Table:
+    """The whole rule, firing and all, with the null that the command has."""
+    rows = []
+    for label, said in _said(split).items():
+        counts = [str(said.count(one)) for one in ("nothing found", "undecided", "trojaned")]
+        rows.append([label, *counts, _share([one == "trojaned" for one in said])])
+    return Table(
+        title="What retarget audit says of them",
+        caption="Its own rules: p-value in the null that it ships, a score that can be seen, and a trigger that fires. "
+        "Models; the last column in % with a 95 % Wilson interval. No model here is in that null.",
+        columns=["models", "nothing found", "undecided", "trojaned", "called trojaned"], rows=rows,
+    )  # fmt: skip
+
+
+def _adaptive(against: Sequence[Model]) -> Table:
+    """Where the audit breaks."""
+    rows = []
+    for kind in ADAPTIVE:
+        here = [model for model in against if model.kind == kind]
+        working = [model for model in here if model.strong]
+        rows.append(
+            [LABELS[kind], f"{len(here)}, {len(working)}", _spread(_column(here, "attack")),
+             _spread(_column(here, "score_audit"), 2), _share([model.verdict == "trojaned" for model in here]),
+             _share([model.verdict == "trojaned" for model in working])]
+        )  # fmt: skip
+    return Table(
+        title="Attackers who know the audit",
+        caption="TrojDiff's attacks, changed by somebody who knows what is looked for. Models, and those whose attack "
+        "works; median and range of success in % and of the score; called trojaned, of all and of those that work, in "
+        "% with 95 % Wilson intervals. Their weights were never written.",
+        columns=["attacker", "models, working", "success", "score", "called trojaned", "of those that work"], rows=rows,
+    )  # fmt: skip
 
 
 def _cells(split: Split, names: Sequence[str]) -> Table:
@@ -301,6 +367,10 @@ def _notes(split: Split, names: Sequence[str], results: Results) -> list[str]:
         f"trojaned and {len(split.weak)} weakly trojaned ones for evaluation. Data {', '.join(settings['sources'])}; "
         f"shapes (channels, side) {', '.join(str(tuple(one)) for one in settings['shapes'])}."
     ]
+    said = {label: _share([one == "trojaned" for one in verdicts]) for label, verdicts in _said(split).items()}
+    if set(said.values()) != {"–"}:
+        words = ", ".join(f"{label} {share}" for label, share in said.items())
+        notes.append(f"retarget audit, by its own null and rules, calls trojaned (%): {words}.")
     if not names:
         notes.append("No detector ran: there are no rates, and removals were given the attacks' own maps.")
     for name in names:
