@@ -219,7 +219,7 @@ def test_the_files_beside_an_installed_package_are_not_its_sources():
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("mine", r"network = 'mine' is no import path: write module:name"),
+        ("mine", r"network = 'mine' is not an import path: write module:name"),
         ("none_such:build", r"network = 'none_such:build': there is no module none_such"),
         ("math:squirt", r"network = 'math:squirt': .*math.* has no squirt"),
         ("math:pi", r"network = 'math:pi' is a float, not a function or a class"),
