@@ -57,6 +57,7 @@ class ProcessWorker:
             self.end()
             self._launch()
         assert self._process is not None
+        assert self._process.stdout is not None
         with selectors.DefaultSelector() as ready:
             ready.register(self._process.stdout, selectors.EVENT_READ)
             while not ready.select(LOOK_EVERY):
