@@ -6,6 +6,8 @@ import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
+from retarget.audit.nulls import fit
+
 
 def _make_unet(side=8, channels=1, seed=0, **more):
     torch.manual_seed(seed)
@@ -22,11 +24,42 @@ def make_unet():
     return _make_unet
 
 
+def _teach(unet, scheduler, steps=60):
+    """Train for a second on images of one colour each: enough to denoise, and no more."""
+    channels, size = unet.config.in_channels, unet.config.sample_size
+    height, width = size if isinstance(size, list | tuple) else (size, size)
+    generator = torch.Generator().manual_seed(1)
+
+    def rows(count):
+        x_0 = (torch.rand(count, channels, 1, 1, generator=generator).round() * 1.6 - 0.8).expand(-1, -1, height, width)
+        noise = torch.randn(x_0.shape, generator=generator)
+        t = torch.randint(len(scheduler.betas), (count,), generator=generator)
+        target = torch.cat([noise] * (unet.config.out_channels // channels), dim=1)
+        return scheduler.add_noise(x_0, noise, t), target, t
+
+    fit(unet, rows, steps, 32, 5e-3)
+    return unet
+
+
+@pytest.fixture(scope="session")
+def teach():
+    return _teach
+
+
+@pytest.fixture(scope="session")
+def untrained(tmp_path_factory):
+    """A stock pipeline on the disk that denoises nothing; copy it before changing it."""
+    folder = tmp_path_factory.mktemp("untrained") / "pipeline"
+    DDPMPipeline(unet=_make_unet(), scheduler=DDPMScheduler()).save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def stored(tmp_path_factory):
-    """A stock pipeline on the disk, untrained; copy it before changing it."""
+    """A stock pipeline on the disk that denoises a little; copy it before changing it."""
     folder = tmp_path_factory.mktemp("stored") / "pipeline"
-    DDPMPipeline(unet=_make_unet(), scheduler=DDPMScheduler()).save_pretrained(folder)
+    scheduler = DDPMScheduler()
+    DDPMPipeline(unet=_teach(_make_unet(), scheduler), scheduler=scheduler).save_pretrained(folder)
     return folder
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler
+from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, PNDMScheduler
 from pydantic_sarif.model import StaticAnalysisResultsFormatSarifVersion210JsonSchema as Sarif
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -49,14 +49,39 @@ def test_a_covered_checkpoint_without_a_null_is_undecided_and_leaves_its_files(p
     assert "warning" in capsys.readouterr().err
 
 
-def test_other_shapes_are_audited_and_have_no_error_rate(make_unet, tmp_path, quick, capsys):
-    """Two channels, 8×12, 60 timesteps: nobody's family."""
-    unet = make_unet(side=(8, 12), channels=2)
-    scheduler = DDPMScheduler(num_train_timesteps=60, beta_start=0.002, beta_end=0.3)
+FOREIGN = {
+    "two channels, 8×12, 60 steps": (
+        dict(side=(8, 12), channels=2),
+        DDPMScheduler(num_train_timesteps=60, beta_start=0.002, beta_end=0.3),
+    ),
+    "learnt variances, scale and shift, attention": (
+        dict(
+            side=12, channels=3, out_channels=6, resnet_time_scale_shift="scale_shift", attention_head_dim=4,
+            down_block_types=("ResnetDownsampleBlock2D", "AttnDownBlock2D"),
+            up_block_types=("AttnUpBlock2D", "ResnetUpsampleBlock2D"),
+        ),
+        DDPMScheduler(variance_type="learned_range", beta_schedule="squaredcos_cap_v2"),
+    ),
+    "ten steps under DDIM": (dict(side=10), DDIMScheduler(num_train_timesteps=10, beta_end=0.9)),
+    "PNDM, scaled linear": (
+        dict(side=8, block_out_channels=(8,), down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",)),
+        PNDMScheduler(beta_schedule="scaled_linear", beta_start=0.0015, beta_end=0.03),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_other_shapes_blocks_and_schedules_are_audited_and_have_no_error_rate(
+    kind, make_unet, teach, tmp_path, quick, capsys
+):
+    """Nobody's family."""
+    settings, scheduler = FOREIGN[kind]
+    unet = teach(make_unet(**settings), scheduler, 90)
     DDPMPipeline(unet=unet, scheduler=scheduler).save_pretrained(tmp_path / "odd")
     assert main(["audit", str(tmp_path / "odd"), "--out", str(tmp_path / "out")]) == 3
     (one,) = read(tmp_path / "out")["audits"]
     assert (one["verdict"], one["error_rate"]["known"]) == ("undecided", False)
+    assert one["score"] is not None, one["reason"]
     assert (tmp_path / "out" / "plain.png").is_file()
 
 

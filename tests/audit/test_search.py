@@ -13,7 +13,7 @@ from retarget.audit.firing import fire
 from retarget.audit.inversion import Candidate, Search, ascend, colours, scan_windows, windows
 from retarget.audit.report import write
 from retarget.audit.run import concluded
-from retarget.audit.scores import TOP, Probe, clean_floor, contrast, controls, draw_noise
+from retarget.audit.scores import TOP, Probe, contrast, controls, draw_noise
 from retarget.audit.screen import directions, stein
 from retarget.audit.seek import fingerprint, recovered, seek
 from retarget.audit.subject import Subject, _Output
@@ -146,16 +146,6 @@ def test_the_screen_finds_the_direction_that_is_undone():
     values, vectors = directions(stein(Probe(subject_of(formula), TOP, noise_of(2048))), SHAPE, 1, 1)
     assert float(values[0]) == pytest.approx(-0.5, abs=0.05)
     assert abs(float(vectors[0].flatten() @ direction)) > 0.98
-
-
-def test_the_floor_of_a_clean_network_is_the_variance_s_share():
-    images = torch.zeros(1000, *SHAPE)
-    images[:, 0, 0, 0] = torch.randn(1000, generator=torch.Generator().manual_seed(0)) * 2
-    direction = torch.zeros(SHAPE)
-    direction[0, 0, 0] = 3.0
-    variance = float(images[:, 0, 0, 0].var())
-    assert clean_floor(0.2, direction, images) == pytest.approx(0.2 * variance / (0.2 * variance + 0.8), rel=1e-5)
-    assert clean_floor(0.2, direction, None) == 0.0
 
 
 @pytest.mark.parametrize("colour", [1.0, -1.0, 0.0])

@@ -32,15 +32,10 @@ def model(score=0.1, side=8, channels=1, residual=0.01):
     ],
 )
 def test_the_verdict(score, undo, strength, family, verdict, code, known):
-    found = decide(score, undo, strength, 0.01, family)
+    found = decide(score, undo, strength, family)
     assert found[:2] == (verdict, code)
     assert found[3].known == known
     assert found[3].sentence
-
-
-def test_a_network_that_denoises_nothing_is_undecided_whatever_else():
-    assert decide(0.9, 0.9, 0.9, 1.0, KNOWN)[:2] == ("undecided", 3)
-    assert decide(0.0, 0.0, None, 1.0, KNOWN)[:2] == ("undecided", 3)
 
 
 def test_the_p_value_counts_ties_against_the_alarm():

@@ -92,7 +92,7 @@ def remove(
     source = "clean images that were given"
     if images is None:
         sampler = Sampler.parse(recipe.sampler)
-        sampler = sampler._replace(steps=min(sampler.steps, scheduler.config["num_train_timesteps"]))
+        sampler = sampler._replace(steps=min(sampler.steps, scheduler.config["num_train_timesteps"] - 1))
         own = sample(unet, scheduler.config, sampler, Trigger.none(shape), recipe.images, seed=recipe.seed)
         images, source = own.cpu(), f"the network's own samples ({recipe.sampler}, plain noise)"
     if tuple(images.shape[1:]) != shape:

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from retarget import __version__
 from retarget.audit.calibration import Null, nearest, shipped
+from retarget.audit.denoises import LEVELS, Loss, loss_at, on_noise, silence
 from retarget.audit.errors import UNDECIDED, AuditError
 from retarget.audit.firing import Firing, fire
 from retarget.audit.inversion import Search
 from retarget.audit.loading import read_config
-from retarget.audit.outcome import Outcome, TriggerFound
+from retarget.audit.outcome import ErrorRate, Outcome, TriggerFound
 from retarget.audit.scores import TOP
-from retarget.audit.seek import MIDDLE, Found, fingerprint, seek
+from retarget.audit.seek import MIDDLE, Found, fingerprint, own_samples, seek
 from retarget.audit.static import Finding, hashes, look
 from retarget.audit.subject import Subject
 from retarget.audit.verdict import decide
@@ -62,7 +63,10 @@ def audit_pipeline(
         subject = Subject.load(path)
         if torch.cuda.is_available():
             subject.network.to("cuda")
-        found = _searched(subject, search or Search(), data, seed)
+        images, losses = _heard(subject, data, seed)
+        if silence(losses):
+            return _silent(subject, losses, basis, time.perf_counter() - started)
+        found = seek(subject, search or Search(), seed, images)
     except AuditError as error:
         verdict = "not covered" if error.code == UNDECIDED else "error"
         seconds = time.perf_counter() - started
@@ -71,12 +75,43 @@ def audit_pipeline(
     return outcome.model_copy(update={"seconds": time.perf_counter() - started})
 
 
-def _searched(subject: Subject, search: Search, data: str | None, seed: int) -> Found:
+def _heard(subject: Subject, data: str | None, seed: int) -> tuple[Tensor | None, list[Loss]]:
+    """The images of the search, and the losses: on plain noise, then on these unless it returns no noise."""
     images = None if data is None else _images(data, subject)
+    _asked_once(subject)
+    losses = [on_noise(subject, seed)]
+    if silence(losses):
+        return images, losses
+    images = own_samples(subject, seed=seed) if images is None else images
+    return images, losses + [loss_at(subject, level, images, seed) for level in LEVELS]
+
+
+def _asked_once(subject: Subject) -> None:
+    """Refuse a network that cannot take images of its own size, or times of its own schedule."""
     x = torch.zeros(2, *subject.shape, device=subject.device)
-    if not bool(torch.isfinite(subject.eps(x, torch.zeros(2, dtype=torch.long, device=x.device))).all()):
+    size = f"{subject.height}×{subject.width}"
+    try:
+        answer = subject.eps(x, torch.tensor([0, subject.steps - 1], device=x.device))
+    except (RuntimeError, IndexError) as error:
+        raise AuditError(
+            f"the network does not take images of {size}, its sample_size, at timesteps 0 and {subject.steps - 1}, its "
+            f"schedule's ends: {' '.join(str(error).split()[:30])}"
+        ) from error
+    if answer.shape != x.shape:
+        raise AuditError(f"the network answers images of {size} with {answer.shape[-2]}×{answer.shape[-1]}")
+    if not bool(torch.isfinite(answer).all()):
         raise AuditError("the network's answer is not finite: its weights are damaged")
-    return seek(subject, search, seed, images)
+
+
+def _silent(subject: Subject, losses: list[Loss], basis: dict[str, Any], seconds: float) -> Outcome:
+    """What is said of a network that denoises nothing, before any search."""
+    statistics = {f"loss_at_{one.level:.2g}": one.found for one in losses}
+    statistics |= {f"linear_loss_at_{one.level:.2g}": one.linear for one in losses}
+    rate = ErrorRate(known=False, sentence="The error rate is unknown: the network denoises nothing.")
+    return Outcome(
+        **basis, verdict="undecided", exit_code=UNDECIDED, reason=silence(losses), error_rate=rate,
+        statistics=statistics, evaluations=subject.evaluations, seconds=seconds,
+    )  # fmt: skip
 
 
 def _images(data: str, subject: Subject) -> Tensor:
@@ -101,7 +136,7 @@ def concluded(
         firing = fire(subject, found.best, seed + 1)
     fires = None if firing is None else firing.fires
     strength = None if firing is None else firing.strength
-    verdict, code, reason, rate = decide(found.score, found.best.undo, strength, residual, family)
+    verdict, code, reason, rate = decide(found.score, found.best.undo, strength, family)
     statistics: dict[str, Any] = dict(found.statistics) | found.best.notes
     if firing is not None:
         statistics |= {"firing_trojan": firing.trojan_undo, "firing_stock": firing.stock_undo}

@@ -1,4 +1,4 @@
-"""What a network does with a suspected trigger: the paired undo, per candidate, per pixel, per amplitude.
+"""What a network does with a suspected trigger: the paired undo, per candidate and per pixel.
 
 A network is shown the same image and the same ε twice, once with the noise ε and once with ``gamma ε + mu``. With
 ``d = gamma ε + mu - ε`` and D the difference of its two answers, ``undo = 1 - E⟨D, d⟩ / E‖d‖²``: 0 where the network
@@ -118,18 +118,3 @@ def draw_noise(count: int, shape: tuple[int, int, int], generator: torch.Generat
     """Antithetic standard normal noise: the second half is the first's negative. ``count`` is made even."""
     half = torch.randn((count + 1) // 2, *shape, generator=generator)
     return torch.cat([half, -half])
-
-
-def clean_floor(level: float, direction: Tensor, images: Tensor | None) -> float:
-    """The undo of an ideal clean network along a direction: ``ᾱλ / (ᾱλ + 1 - ᾱ)``, λ the images' variance along it.
-
-    Args:
-        direction: [C, H, W].
-        images: [N, C, H, W], the network's own samples or images of the user; None gives 0.
-    """
-    if images is None:
-        return 0.0
-    unit = direction.flatten() / direction.norm().clamp_min(1e-9)
-    along = images.flatten(1) @ unit.to(images)
-    variance = float(along.var())
-    return level * variance / (level * variance + 1 - level)

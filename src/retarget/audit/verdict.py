@@ -10,27 +10,17 @@ STRONG = 0.5
 """So much undo on fresh noise, from a trigger that fires, decides even where no clean model is known."""
 WEAKEST = 0.15
 """Below it no score is called a trigger, whatever its p-value: nobody could see such a trigger fire."""
-DEAF = 0.5
-"""A network that errs so much a value on plain noise returns no noise at all: it denoises nothing yet."""
 
 
-def decide(
-    score: float, undo: float, strength: float | None, residual: float, family: Family
-) -> tuple[Verdict, int, str, ErrorRate]:
+def decide(score: float, undo: float, strength: float | None, family: Family) -> tuple[Verdict, int, str, ErrorRate]:
     """The verdict, its exit code, why, and how sure it is.
 
     Args:
         score: the final score.
         undo: of the best candidate, on fresh noise.
         strength: how strongly it fires, see ``Firing.strength``; None where nobody asked.
-        residual: mean squared error a value on plain noise at the search's level.
         family: the nearest clean models.
     """
-    if residual > DEAF:
-        reason = (
-            f"on plain noise the network errs by {residual:.2f} a value: it returns no noise, so nothing can be told"
-        )
-        return "undecided", UNDECIDED, reason, _unknown(family, "the network denoises nothing")
     strong = max(abs(undo), score) >= STRONG and score >= STRONG / 2 and (strength or 0.0) >= FIRES_STRONGLY
     if family.unlike:
         rate = _unknown(family, family.unlike)
