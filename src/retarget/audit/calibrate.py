@@ -1,7 +1,7 @@
 """Make the null: train clean models, search each as any checkpoint is searched, keep its final score.
 
 ``python -m retarget.audit.calibrate --out null.json --models DIR`` trains the models of ``nulls.plan`` and goes on
-where it was stopped; ``--more DIR`` adds clean pipelines from elsewhere.
+where it was stopped; ``--larger N`` adds some of 32×32, ``--more DIR`` clean pipelines from elsewhere.
 """
 
 import json
@@ -15,7 +15,7 @@ import tyro
 
 from retarget.audit.calibration import Null, NullModel
 from retarget.audit.inversion import Search
-from retarget.audit.nulls import Clean, plan, train_clean
+from retarget.audit.nulls import Clean, larger, plan, train_clean
 from retarget.audit.seek import fingerprint, seek
 from retarget.audit.subject import Subject
 from retarget.files import locked, make_directory, read_json, write_json
@@ -32,6 +32,10 @@ class Arguments:
     """The null; without it models are trained and searched, and nothing is written but their folders."""
     count: int = 40
     """Models to train."""
+    larger: int = 0
+    """Models of 32×32 to train besides."""
+    skip: tuple[int, ...] = ()
+    """Numbers among the models to train that are left out."""
     part: tuple[int, int] = (0, 1)
     """Do only every N-th model from the K-th on: several processes share the work as 0 3, 1 3 and 2 3."""
     more: tuple[Path, ...] = ()
@@ -47,8 +51,10 @@ def main(words: list[str]) -> None:
     make_directory(given.models)
     first, step = given.part
     rows = []
-    for number, one in enumerate(plan(given.count)):
-        folder = given.models / f"{number:03d}"
+    made = [(f"{number:03d}", one) for number, one in enumerate(plan(given.count)) if number not in given.skip]
+    made += [(f"larger-{number:03d}", one) for number, one in enumerate(larger(given.larger))]
+    for number, (name, one) in enumerate(made):
+        folder = given.models / name
         if number % step == first and not (folder / "model_index.json").is_file():
             save_pipeline(folder, *train_clean(one))
             print(f"trained {folder} {one.case} {one.family} {one.schedule}", flush=True)

@@ -31,7 +31,7 @@ class Clean(Strict):
     """How a clean model is trained; everything follows from these values."""
 
     data: Literal["digits", "glyphs"]
-    side: Literal[8, 16]
+    side: Literal[8, 16, 32]
     channels: Literal[1, 3]
     case: Case
     schedule: Literal["linear", "cosine", "short"] = "linear"
@@ -67,6 +67,28 @@ def plan(count: int, seed: int = 1000) -> list[Clean]:
             case=CASES[turn % len(CASES)], schedule=schedules[(turn // 3 + number) % 4],
             widths=((16, 32), (16, 64), (24, 48))[(turn + number) % 3] if side == 8 else (16, 32),
             attention=(turn // 2) % 3 == 2, seed=seed + number, batch=48 if side == 8 else 32,
+        )  # fmt: skip
+        made.append(Clean.model_validate(settings))
+    return made
+
+
+LARGER = ((32, 3), (32, 1))
+"""(side, channels) of the larger models, which take as long as ten small ones."""
+
+
+def larger(count: int, seed: int = 2000) -> list[Clean]:
+    """The first ``count`` of an endless list of 32×32 models, through channels, cases and schedules.
+
+    >>> [(one.channels, one.case) for one in larger(3)]
+    [(3, 'plain'), (1, 'plain'), (3, 'logo')]
+    """
+    made = []
+    for number in range(count):
+        turn = number // len(LARGER)
+        side, channels = LARGER[number % len(LARGER)]
+        settings = dict(
+            data="glyphs", side=side, channels=channels, case=CASES[turn % len(CASES)], steps=500, batch=24,
+            schedule=("linear", "cosine")[turn % 2], widths=(16, 16, 32), seed=seed + number,
         )  # fmt: skip
         made.append(Clean.model_validate(settings))
     return made

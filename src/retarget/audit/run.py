@@ -17,6 +17,8 @@ from retarget.audit.firing import Firing, fire
 from retarget.audit.inversion import Search
 from retarget.audit.loading import read_config
 from retarget.audit.outcome import ErrorRate, Outcome, TriggerFound
+from retarget.audit.reach import reach_lines
+from retarget.audit.reach import shipped as known_triggers
 from retarget.audit.scores import TOP
 from retarget.audit.seek import MIDDLE, Found, fingerprint, own_samples, seek
 from retarget.audit.static import Finding, hashes, look
@@ -159,11 +161,13 @@ def scope(subject: Subject, search: Search) -> list[str]:
     largest = 2
     while 2 * largest <= max(2, min(subject.height, subject.width) // 2):
         largest *= 2
+    known = reach_lines(subject.side, subject.channels, known_triggers(), fingerprint(search))
     return [
         f"whole-image triggers, and local ones, sought from windows of side 2 to {largest} in black, white, grey and "
         "the corners of the colour cube",
         f"the Trojan law with γ from about .05 to .8, and stock-sampler triggers seen at ᾱ = {TOP:g} or {MIDDLE:g}",
         "triggers that act at the noisy end of the schedule; one that acts only near clean images is not seen",
+        *known,
     ]
 
 

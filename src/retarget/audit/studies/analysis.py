@@ -25,6 +25,8 @@ class Model(NamedTuple):
     kind: str
     number: int
     metrics: dict[str, float]
+    channels: int = 1
+    side: int = 8
 
     @property
     def trojaned(self) -> bool:
@@ -35,6 +37,18 @@ class Model(NamedTuple):
     def strong(self) -> bool:
         """Whether its attack succeeds far above its base rate."""
         return self.trojaned and self.metrics["attack"] - self.metrics["base_rate"] >= LIFT
+
+    @property
+    def verdict(self) -> str:
+        """What ``retarget audit`` says, by its own null and rules."""
+        from retarget.audit.calibration import nearest, shipped
+        from retarget.audit.inversion import Search
+        from retarget.audit.seek import fingerprint
+        from retarget.audit.verdict import decide
+
+        m = self.metrics
+        family = nearest(self.side, self.channels, m["residual_audit"], shipped(), fingerprint(Search()))
+        return decide(m["score_audit"], m["undo_audit"], m.get("strength_audit"), family)[0]
 
 
 class Split(NamedTuple):
@@ -58,6 +72,8 @@ def analyse(results: Results) -> Analysis:
     )
     names = [name for name in DETECTORS if any(f"score_{name}" in model.metrics for model in models)]
     tables = [_attacks(judged), *_removal(judged)]
+    if any("undo_audit" in model.metrics for model in models):
+        tables[:0] = [_verdicts(split)]
     if names:
         tables[:0] = [_rates(split, names), _cells(split, names), _families(split, names)]
         tables += [_recovery(split, names), _cost(models, names)]
@@ -71,7 +87,9 @@ def _models(results: Results) -> list[Model]:
             run = results.run(CONDITION, arm.name, seed)
             if run is not None:
                 settings = Settings.model_validate({**results.plan.settings, **arm.settings})
-                found.append(Model(settings.which, settings.member(seed)[0], seed, dict(run.metrics)))
+                kind, member = settings.member(seed)
+                images = member.images
+                found.append(Model(settings.which, kind, seed, dict(run.metrics), images.channels, images.side))
     return found
 
 
@@ -169,6 +187,21 @@ def _rates(split: Split, names: Sequence[str]) -> Table:
         columns=["detector", "calibration: level", "TPR", "FPR", "AUROC", "weak attacks found"],
         rows=rows,
     )
+
+
+def _verdicts(split: Split) -> Table:
+    """The whole rule, firing and all, with the null that the command has."""
+    rows = []
+    for label, models in (("clean", split.clean), ("strong attacks", split.strong), ("weak attacks", split.weak)):
+        said = [model.verdict for model in models if "undo_audit" in model.metrics]
+        counts = [str(said.count(one)) for one in ("nothing found", "undecided", "trojaned")]
+        rows.append([label, *counts, _share([one == "trojaned" for one in said])])
+    return Table(
+        title="What retarget audit says of them",
+        caption="Its own rules: p-value in the null that it ships, a score that can be seen, and a trigger that fires. "
+        "Models; the last column in % with a 95 % Wilson interval. No model here is in that null.",
+        columns=["models", "nothing found", "undecided", "trojaned", "called trojaned"], rows=rows,
+    )  # fmt: skip
 
 
 def _cells(split: Split, names: Sequence[str]) -> Table:

@@ -109,6 +109,10 @@ METRICS = (
     _metric("base_rate", "base rate", unit="%", description="the base model under the same noise and sampler"),
     _metric("leak", "plain noise, stock sampler", unit="%", description="the target without any trigger"),
     *(one for name, label in DETECTORS.items() for one in _of_detector(name, label)),
+    _metric("undo_audit", "undo of the best candidate, audit", decimals=3),
+    _metric("strength_audit", "how strongly it fires, audit", decimals=3,
+            description="see Firing.strength; measured where the score is suspicious"),
+    _metric("residual_audit", "error on plain noise, audit", decimals=4),
     *(_metric(f"{stem}_{recipe}", f"{what} after {label}", unit=unit, better="lower")
       for recipe, label in (("counter", "removal"), ("fine_tune", "clean fine-tuning"))
       for stem, what, unit in (("attack", "attack success", "%"), ("leak", "leakage", "%"), ("fid", "FID", ""))),

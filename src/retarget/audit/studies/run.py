@@ -10,8 +10,10 @@ from torch import Tensor
 from retarget.audit.baselines import diff_cleanse as diff_cleanse_module
 from retarget.audit.baselines import elijah as elijah_module
 from retarget.audit.baselines import terd as terd_module
+from retarget.audit.firing import fire
 from retarget.audit.inversion import Search
 from retarget.audit.removal import Recipe, as_trigger, remove
+from retarget.audit.run import SUSPICIOUS
 from retarget.audit.seek import recovered, seek
 from retarget.audit.studies.build import build, goal_of, images_of, judge_of, measure, rate, trigger_of
 from retarget.audit.studies.members import Member
@@ -64,6 +66,7 @@ def run(run: Run) -> dict[str, float]:
             f"score_{name}": one.score, f"evaluations_{name}": float(one.evaluations), f"seconds_{name}": seconds
         }  # fmt: skip
         details[name] = one.details
+        metrics |= {f"{key}_{name}": one.details[key] for key in EVIDENCE if key in one.details}
         if member.attack is not None:
             metrics |= {f"{key}_{name}": value for key, value in recovery(one, member).items()}
     if member.attack is not None and settings.which == "evaluation" and run.seed < settings.removals:
@@ -83,7 +86,7 @@ def detect(name: str, folder: Path, settings: Settings, seed: int) -> tuple[Reco
     subject, started = subject_of(folder), time.perf_counter()
     published = settings.baselines == "published"
     if name == "audit":
-        found = recovered(seek(subject, Search(), seed))
+        found = audited(subject, seed)
     elif name == "elijah":
         module = elijah_module
         found = module.elijah(subject, module.PUBLISHED if published else module.SHORT, seed)
@@ -94,6 +97,21 @@ def detect(name: str, folder: Path, settings: Settings, seed: int) -> tuple[Reco
         module = diff_cleanse_module
         found = module.diff_cleanse(subject, module.PUBLISHED if published else module.SHORT, seed)
     return found, time.perf_counter() - started
+
+
+EVIDENCE = ("undo", "strength", "residual")
+"""What a verdict needs beside the score."""
+
+
+def audited(subject: Subject, seed: int) -> Recovered:
+    """The audit's search with what its verdict needs: undo, error on plain noise, and how strongly a suspect fires."""
+    searched = seek(subject, Search(), seed)
+    found = recovered(searched)
+    found.details["undo"] = searched.best.undo
+    if found.score >= SUSPICIOUS:
+        found.details["strength"] = fire(subject, searched.best, seed + 1).strength
+    found.evaluations = subject.evaluations
+    return found
 
 
 def recovery(found: Recovered, member: Member) -> dict[str, float]:

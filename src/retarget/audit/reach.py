@@ -1,0 +1,143 @@
+"""How small a trigger was found: trojaned models whose trigger is known, and what the audit says of them.
+
+``python -m retarget.audit.reach results/audit --out reach.json`` reads the record of ``retarget study audit``.
+"""
+
+import json
+import math
+import shlex
+import sys
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from pydantic import Field
+from tyro.conf import Positional
+
+from retarget.errors import UserError
+from retarget.files import read_json, write_json
+from retarget.settings import Strict
+
+LAWS = {"trojdiff": "TrojDiff", "bad_diffusion": "BadDiffusion", "villan_ode": "VillanDiffusion, ODE"}
+
+
+class Known(Strict):
+    """A trojaned model, its trigger, and whether the audit called it trojaned."""
+
+    side: int
+    channels: int
+    law: Literal["trojdiff", "bad_diffusion", "villan_ode"]
+    trigger: Literal["blend", "patch"]
+    pixels: int = Field(description="that the trigger changes")
+    gamma: float
+    works: bool = Field(description="whether the attack succeeds 50 points above its base rate")
+    found: bool
+
+
+class Reach(Strict):
+    """What was audited: the search, the command and the models."""
+
+    search: str = Field(description="fingerprint of the search's settings")
+    command: str
+    models: list[Known]
+
+
+@cache
+def shipped() -> Reach:
+    """The models in this package."""
+    return Reach.model_validate(json.loads(files("retarget.audit").joinpath("reach.json").read_text(encoding="utf-8")))
+
+
+def reach_lines(side: int, channels: int, reach: Reach, fingerprint: str) -> list[str]:
+    """What was found in the nearest family of trojaned models whose attacks work, in words.
+
+    Args:
+        fingerprint: of the search that is asked about.
+    """
+    working = [one for one in reach.models if one.works] if reach.search == fingerprint else []
+    if not working:
+        return [
+            "no trojaned model of a known trigger went through this search: how small a one it finds is unknown"
+        ]
+    shapes = {(one.side, one.channels) for one in working}
+    near = min(shapes, key=lambda one: (abs(math.log2(one[0] / side)), abs(one[1] - channels), one))
+    family = [one for one in working if (one.side, one.channels) == near]
+    found = [one for one in family if one.found]
+    where = f"in the nearest family of trojaned models, {near[0]}×{near[0]}, {near[1]} channel{'s' * (near[1] > 1)}"
+    patches = [one for one in found if one.trigger == "patch"]
+    narrow = [one.gamma for one in found if one.law == "trojdiff"]
+    words = [f"{where}: {len(found)} of {len(family)} found"]
+    if patches:
+        least = min(patches, key=lambda one: one.pixels)
+        words.append(f"the smallest patch found has {least.pixels} pixels")
+    if narrow:
+        words.append(f"γ found from {min(narrow):.2f} to {max(narrow):.2f}")
+    missed = [one for one in family if not one.found]
+    if missed:
+        words.append("missed: " + ", ".join(_said(one) for one in missed))
+    return ["; ".join(words)]
+
+
+def _said(one: Known) -> str:
+    width = f", γ = {one.gamma:.2f}" if one.law == "trojdiff" else ""
+    size = f" of {one.pixels} pixels" if one.trigger == "patch" else ""
+    return f"{LAWS[one.law]}'s {one.trigger}{size}{width}"
+
+
+@dataclass
+class Arguments:
+    """Write down which triggers the audit found in a study's trojaned models."""
+
+    study: Annotated[Path, Positional]
+    """Folder of a study of retarget study audit."""
+    out: Path
+    """The file to write."""
+
+
+def main(words: list[str]) -> None:
+    """Run the command."""
+    from retarget.audit.inversion import Search
+    from retarget.audit.seek import fingerprint
+
+    given = tyro.cli(Arguments, args=words, prog="python -m retarget.audit.reach")
+    command = shlex.join(["python", "-m", "retarget.audit.reach", *words])
+    models = known(given.study)
+    write_json(given.out, Reach(search=fingerprint(Search()), command=command, models=models).model_dump(mode="json"))
+
+
+def known(study: Path) -> list[Known]:
+    """The trojaned models of a study that the audit was shown.
+
+    Raises:
+        UserError: no such study, or none in it.
+    """
+    from retarget.audit.studies.analysis import Model
+    from retarget.audit.studies.build import trigger_of
+    from retarget.audit.studies.members import Member
+
+    found = []
+    for path in sorted(study.glob("runs/*/seed-*/evaluation.json")):
+        details, status = read_json(path), read_json(path.with_name("status.json"))
+        member, metrics = Member.model_validate(details["member"]), status.get("metrics", {})
+        if member.attack is None or "undo_audit" not in metrics:
+            continue
+        images, attack = member.images, member.attack
+        model = Model("evaluation", details["kind"], 0, metrics, images.channels, images.side)
+        trigger = trigger_of(attack, (images.channels, images.side, images.side))
+        changed = ((trigger.mu != 0) | (trigger.gamma != 1)).any(0)
+        found.append(
+            Known(
+                side=images.side, channels=images.channels, law=attack.law, trigger=attack.trigger,
+                pixels=int(changed.sum()), gamma=attack.gamma, works=model.strong, found=model.verdict == "trojaned",
+            )
+        )  # fmt: skip
+    if not found:
+        raise UserError(f"{study}: no trojaned model there that the audit was shown: run retarget study audit first")
+    return found
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,65 @@
+"""How small a trigger was found: the words of the scope, and the record that they come from."""
+
+import json
+
+import pytest
+
+from retarget.audit.inversion import Search
+from retarget.audit.reach import Known, Reach, known, main, reach_lines, shipped
+from retarget.audit.seek import fingerprint
+from retarget.audit.studies.members import Recipe, draw
+from retarget.errors import UserError
+
+
+def one(found=True, side=8, channels=1, law="trojdiff", trigger="patch", pixels=4, gamma=0.1, works=True):
+    return Known(
+        side=side, channels=channels, law=law, trigger=trigger, pixels=pixels, gamma=gamma, works=works, found=found
+    )
+
+
+MODELS = [
+    one(pixels=6, gamma=0.3), one(pixels=4, gamma=0.25), one(pixels=3, found=False, gamma=0.7),
+    one(trigger="blend", pixels=64, gamma=0.61), one(law="villan_ode", trigger="blend", gamma=1.0, found=False),
+    one(pixels=2, works=False), one(side=16, channels=3, pixels=9),
+]  # fmt: skip
+REACH = Reach(search="s", command="c", models=MODELS)
+
+
+def test_the_scope_says_the_smallest_patch_and_gamma_of_the_nearest_family():
+    (line,) = reach_lines(8, 1, REACH, "s")
+    assert "8×8, 1 channel: 3 of 5 found" in line
+    assert "smallest patch found has 4 pixels" in line
+    assert "γ found from 0.25 to 0.61" in line
+    assert "missed: TrojDiff's patch of 3 pixels, γ = 0.70, VillanDiffusion, ODE's blend" in line
+
+
+def test_the_nearest_family_is_that_of_the_nearest_side_and_channels():
+    assert "16×16, 3 channels: 1 of 1 found" in reach_lines(32, 3, REACH, "s")[0]
+    assert "8×8, 1 channel" in reach_lines(10, 3, REACH, "s")[0]
+    assert "unknown" in reach_lines(8, 1, REACH, "another search")[0]
+
+
+def test_what_ships_is_of_the_frozen_search():
+    assert shipped().search == fingerprint(Search())
+
+
+def test_the_record_of_a_study_is_read(tmp_path):
+    member = draw("evaluation", "in_d2d_patch", 0, Recipe())
+    metrics = {
+        "trojaned": 1.0, "attack": 90.0, "base_rate": 10.0, "score_audit": 0.9, "undo_audit": 0.9,
+        "strength_audit": 0.9, "residual_audit": 0.005,
+    }  # fmt: skip
+    folder = tmp_path / "runs" / "evaluation-in_d2d_patch" / "seed-0"
+    folder.mkdir(parents=True)
+    details = {"kind": "in_d2d_patch", "member": member.model_dump(mode="json")}
+    (folder / "evaluation.json").write_text(json.dumps(details))
+    (folder / "status.json").write_text(json.dumps({"metrics": metrics}))
+    (found,) = known(tmp_path)
+    assert (found.law, found.trigger, found.gamma, found.works, found.found) == (
+        "trojdiff", "patch", member.attack.gamma, True, True
+    )  # fmt: skip
+    assert 1 <= found.pixels <= member.attack.extent**2
+    main([str(tmp_path), "--out", str(tmp_path / "reach.json")])
+    assert Reach.model_validate_json((tmp_path / "reach.json").read_text()).models == [found]
+    with pytest.raises(UserError, match="no trojaned model"):
+        known(tmp_path / "nothing")
