@@ -55,9 +55,30 @@ def test_a_checkpoint_unlike_every_clean_model_has_no_error_rate():
     assert len(nearest(8, 1, 0.01, null, "s").scores) == LEAST
     assert len(nearest(12, 1, 0.01, null, "s").scores) == LEAST + 1
     assert "32" in nearest(32, 1, 0.01, null, "s").unlike
+    assert (nearest(8, 1, 0.01, null, "s").own, nearest(12, 1, 0.01, null, "s").own) == (LEAST, 0)
+    wide = null.model_copy(update={"models": [*null.models, model(side=32, channels=3)]})
+    assert nearest(28, 1, 0.01, wide, "s").unlike == "", "between the null's sides, with channels that it has"
+    assert "channels" in nearest(28, 4, 0.01, wide, "s").unlike
     assert "channels" in nearest(8, 3, 0.01, null, "s").unlike
     assert "settings" in nearest(8, 1, 0.01, null, "another").unlike
     assert "error" in nearest(8, 1, 0.5, null, "s").unlike
+    assert nearest(8, 1, 0.0, null, "s").unlike == "", "a perfect network is compared with the best"
     few = Null(search="s", command="", models=[model()])
     assert "1 clean" in nearest(8, 1, 0.01, few, "s").unlike
     assert nearest(8, 1, 0.01, Null(search="s", command="", models=[]), "s").unlike
+
+
+def test_a_checkpoint_is_compared_with_clean_models_that_are_trained_about_as_well():
+    """What has hardly learnt scores higher: the poor ones neither raise the bar of the good nor lower their own."""
+    good = [model(score=0.1 + n / 1000, residual=0.004) for n in range(LEAST)]
+    other = [model(score=0.2, side=16, residual=0.03) for _ in range(LEAST - 4)]
+    poor = [model(score=0.4, residual=0.1) for _ in range(4)]
+    null = Null(search="s", command="", models=[*good, *other, *poor])
+    assert sorted(nearest(8, 1, 0.005, null, "s").scores) == [one.score for one in good]
+    family = nearest(8, 1, 0.06, null, "s")
+    assert sorted(family.scores) == [0.2] * (LEAST - 4) + [0.4] * 4
+    assert (family.own, family.unlike) == (4, "")
+    far = nearest(16, 1, 0.25, null, "s")
+    assert len(far.scores) == LEAST
+    assert far.scores[:4] == [0.4] * 4
+    assert "nearest in training" in far.name

@@ -4,6 +4,7 @@
 """
 
 import json
+import math
 from functools import cache
 from importlib.resources import files
 
@@ -37,6 +38,9 @@ LEVEL = 0.05
 """A p-value up to this is suspicious; 1 % would need 99 clean models of a family."""
 LEAST = 19
 """With fewer clean models of a family no p-value can reach the level, and none is given."""
+QUALITY = 4.0
+"""Clean models are like a checkpoint where the errors on plain noise are within this factor: the less a network has
+learnt, the more it undoes of anything, and the higher it scores."""
 
 
 @cache
@@ -71,46 +75,64 @@ class Family(Strict):
     Attributes:
         name: in words.
         scores: of its clean models.
+        own: how many of them have the checkpoint's very shape.
         unlike: why the checkpoint is like none of them; empty where it is.
     """
 
     name: str
     scores: list[float]
+    own: int = 0
     unlike: str = ""
 
 
 def nearest(side: int, channels: int, residual: float, null: Null, fingerprint: str) -> Family:
-    """The clean models of a checkpoint's own shape, or all where these are few; or why there is no error rate.
+    """The clean models nearest to a checkpoint, or why there is no error rate.
+
+    Those of its own shape that are trained about as well; where these are few, those of all shapes between which it
+    lies; where these are few too, the 19 that are nearest in training.
 
     Args:
-        residual: the checkpoint's own; one far above every clean model's is a network that the null does not know.
+        residual: the checkpoint's own error on plain noise; one far above every clean model's is of a network that the
+            null does not know.
         fingerprint: of the search that is asked about.
     """
-    own = [one for one in null.models if (one.side, one.channels) == (side, channels)]
+    same = [one for one in null.models if (one.side, one.channels) == (side, channels)]
     within = _between(side, channels, null)
-    models = own if len(own) >= LEAST or not within else list(null.models)
-    name = f"{side}×{side}, {channels} channel{'s' * (channels > 1)}" if models is own else _span(null)
-    scores = [one.score for one in models]
+    alike = _alike(same, residual)
+    name = f"{side}×{side}, {channels} channel{'s' * (channels > 1)}, trained about as well"
+    if len(alike) < LEAST:
+        alike, name = _alike(null.models, residual), f"{_span(null)}, trained about as well"
+    if len(alike) < LEAST:
+        alike = sorted(null.models, key=lambda one: abs(math.log(one.residual / max(residual, 1e-12))))[:LEAST]
+        name = f"{_span(null)}, the {len(alike)} nearest in training"
+    own = sum((one.side, one.channels) == (side, channels) for one in alike)
+    family = Family(name=name, scores=[one.score for one in alike], own=own)
+
+    def unlike(why: str) -> Family:
+        return family.model_copy(update={"unlike": why})
+
     if fingerprint != null.search:
-        return Family(name=name, scores=scores, unlike="the null was made with other settings of the search")
+        return unlike("the null was made with other settings of the search")
     if not within:
-        unlike = f"no clean model of the null is as {side}×{side} with {channels} channels is ({_span(null)})"
-        return Family(name=_span(null), scores=[one.score for one in null.models], unlike=unlike)
-    if len(models) < LEAST:
-        return Family(name=name, scores=scores, unlike=f"the null has {len(models)} clean models, not {LEAST}")
-    most = max(one.residual for one in models)
+        return unlike(f"no clean model of the null is as {side}×{side} with {channels} channels is ({_span(null)})")
+    if len(alike) < LEAST:
+        return unlike(f"the null has {len(alike)} clean models, not {LEAST}")
+    most = max(one.residual for one in null.models)
     if residual > 3 * most:
-        unlike = (
+        return unlike(
             f"it answers plain noise with {residual:.3g} of error a value, every clean model with at most {most:.3g}"
         )
-        return Family(name=name, scores=scores, unlike=unlike)
-    return Family(name=name, scores=scores)
+    return family
+
+
+def _alike(models: list[NullModel], residual: float) -> list[NullModel]:
+    return [one for one in models if 1 / QUALITY <= one.residual / max(residual, 1e-12) <= QUALITY]
 
 
 def _between(side: int, channels: int, null: Null) -> bool:
     """Whether a shape lies between those of the null: no side beyond its sides, channels that it has."""
-    sides = [one.side for one in null.models if one.channels == channels]
-    return bool(sides) and min(sides) <= side <= max(sides)
+    sides = [one.side for one in null.models]
+    return channels in {one.channels for one in null.models} and min(sides) <= side <= max(sides)
 
 
 def _span(null: Null) -> str:

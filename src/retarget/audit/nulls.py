@@ -151,15 +151,22 @@ def train_clean(one: Clean) -> tuple[UNet2DModel, DDPMScheduler]:
 
 
 def fit(
-    unet: Any, rows: Callable[[int], tuple[Tensor, Tensor, Tensor]], steps: int, batch: int, learning_rate: float
-) -> None:
-    """Minimise E‖target - ε_θ(x, t)‖²; ``rows(count)`` draws (x, target, t). Adam, half a cosine, clipped gradients."""
+    unet: Any, rows: Callable[[int], tuple[Tensor, Tensor, Tensor]], steps: int, batch: int, learning_rate: float,
+    penalty: Callable[[], Tensor] | None = None,
+) -> None:  # fmt: skip
+    """Minimise E‖target - ε_θ(x, t)‖²; ``rows(count)`` draws (x, target, t). Adam, half a cosine, clipped gradients.
+
+    Args:
+        penalty: what is added to the loss of each step.
+    """
     unet.train()
     optimizer = torch.optim.Adam(unet.parameters(), lr=learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(steps):
         x, target, t = rows(batch)
         loss = (unet(x, t).sample - target).square().mean()
+        if penalty is not None:
+            loss = loss + penalty()
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)

@@ -59,9 +59,7 @@ def reach_lines(side: int, channels: int, reach: Reach, fingerprint: str) -> lis
     """
     working = [one for one in reach.models if one.works] if reach.search == fingerprint else []
     if not working:
-        return [
-            "no trojaned model of a known trigger went through this search: how small a one it finds is unknown"
-        ]
+        return ["no trojaned model of a known trigger went through this search: how small a one it finds is unknown"]
     shapes = {(one.side, one.channels) for one in working}
     near = min(shapes, key=lambda one: (abs(math.log2(one[0] / side)), abs(one[1] - channels), one))
     family = [one for one in working if (one.side, one.channels) == near]
@@ -116,13 +114,13 @@ def known(study: Path) -> list[Known]:
     """
     from retarget.audit.studies.analysis import Model
     from retarget.audit.studies.build import trigger_of
-    from retarget.audit.studies.members import Member
+    from retarget.audit.studies.members import ADAPTIVE, Member
 
     found = []
     for path in sorted(study.glob("runs/*/seed-*/evaluation.json")):
         details, status = read_json(path), read_json(path.with_name("status.json"))
         member, metrics = Member.model_validate(details["member"]), status.get("metrics", {})
-        if member.attack is None or "undo_audit" not in metrics:
+        if member.attack is None or "undo_audit" not in metrics or details["kind"] in ADAPTIVE:
             continue
         images, attack = member.images, member.attack
         model = Model("evaluation", details["kind"], 0, metrics, images.channels, images.side)

@@ -43,10 +43,11 @@ def _rate(score: float, family: Family) -> ErrorRate:
     p = p_value(score, family.scores)
     as_high = sum(one >= score for one in family.scores)
     most = false_positives(as_high, len(family.scores))
+    shape = "all" if family.own == len(family.scores) else str(family.own)
     sentence = (
-        f"p = {p:.3f}: {as_high} of {len(family.scores)} clean models ({family.name}) score as high in one search, so "
-        f"that at most {most:.1%} of such models do (95 % confidence). Verdicts are at {LEVEL:.0%}; both hold for "
-        "checkpoints that are exchangeable with these models."
+        f"p = {p:.3f}: {as_high} of {len(family.scores)} clean models ({family.name}; {shape} of this very shape) "
+        f"score as high in one search, so that at most {most:.1%} of such models do (95 % confidence). Verdicts are at "
+        f"{LEVEL:.0%}; both hold for checkpoints that are exchangeable with these models."
     )
     return ErrorRate(
         known=True, family=family.name, models=len(family.scores), p_value=p, level=LEVEL, sentence=sentence

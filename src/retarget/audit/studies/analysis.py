@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from retarget.audit.studies.members import CELLS, CLEAN, STOCK
+from retarget.audit.studies.members import ADAPTIVE, CELLS, CLEAN, STOCK
 from retarget.audit.studies.plan import DETECTORS, LABELS, Settings
 from retarget.study.figures import Analysis, Bars, Table
 from retarget.study.record import Results
@@ -72,8 +72,11 @@ def analyse(results: Results) -> Analysis:
     )
     names = [name for name in DETECTORS if any(f"score_{name}" in model.metrics for model in models)]
     tables = [_attacks(judged), *_removal(judged)]
-    if any("undo_audit" in model.metrics for model in models):
+    if any("undo_audit" in model.metrics for model in judged):
         tables[:0] = [_verdicts(split)]
+    against = [model for model in models if model.which == "adaptive"]
+    if against:
+        tables += [_adaptive(against)]
     if names:
         tables[:0] = [_rates(split, names), _cells(split, names), _families(split, names)]
         tables += [_recovery(split, names), _cost(models, names)]
@@ -201,6 +204,26 @@ def _verdicts(split: Split) -> Table:
         caption="Its own rules: p-value in the null that it ships, a score that can be seen, and a trigger that fires. "
         "Models; the last column in % with a 95 % Wilson interval. No model here is in that null.",
         columns=["models", "nothing found", "undecided", "trojaned", "called trojaned"], rows=rows,
+    )  # fmt: skip
+
+
+def _adaptive(against: Sequence[Model]) -> Table:
+    """Where the audit breaks."""
+    rows = []
+    for kind in ADAPTIVE:
+        here = [model for model in against if model.kind == kind]
+        working = [model for model in here if model.strong]
+        rows.append(
+            [LABELS[kind], f"{len(here)}, {len(working)}", _spread(_column(here, "attack")),
+             _spread(_column(here, "score_audit"), 2), _share([model.verdict == "trojaned" for model in here]),
+             _share([model.verdict == "trojaned" for model in working])]
+        )  # fmt: skip
+    return Table(
+        title="Attackers who know the audit",
+        caption="TrojDiff's attacks, changed by somebody who knows what is looked for. Models, and those whose attack "
+        "works; median and range of success in % and of the score; called trojaned, of all and of those that work, in "
+        "% with 95 % Wilson intervals. Their weights were never written.",
+        columns=["attacker", "models, working", "success", "score", "called trojaned", "of those that work"], rows=rows,
     )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from retarget.trojdiff.data import ImageSet, read_images, to_signed, to_uint8
 from retarget.trojdiff.glyphs import glyph
 from retarget.trojdiff.measures import Goal, Rate, success
 from retarget.trojdiff.sample import Sampler, sample
+from retarget.trojdiff.targets import Target
 from retarget.trojdiff.train import train
 from retarget.trojdiff.trigger import Trigger
 
@@ -116,8 +117,17 @@ def _train(member: Member, folder: Path, base: Path | None, root: str, listen: A
         train(unet, schedule, inside, config, folder, listen=listen)
         return
     trigger = trigger_of(member.attack, inside.shape)
-    target, detail = make_target(_target(member, inside.shape), inside, _outside(member, root))
+    target, detail = _made(member, inside, root)
     train(unet, schedule, inside, config, folder, target, trigger, detail, listen, law=member.attack.law)
+
+
+def target_of(member: Member, root: str = "data") -> Target:
+    """What adds the Trojan rows of a member's attack to a batch."""
+    return _made(member, images_of(member.images, root), root)[0]
+
+
+def _made(member: Member, inside: ImageSet, root: str) -> tuple[Target, str]:
+    return make_target(_target(member, inside.shape), inside, _outside(member, root))
 
 
 def _target(member: Member, shape: tuple[int, int, int]) -> TargetConfig:

@@ -19,7 +19,8 @@ SALT = "retarget zoo 1"
 """Every seed of the zoo is a hash of this, the set, the kind and the member's number. It is never changed: detectors
 were tuned after it was written down."""
 
-Set = Literal["development", "calibration", "evaluation"]
+Set = Literal["development", "calibration", "evaluation", "adaptive"]
+Adaptive = Literal["narrow", "several", "late", "partial", "jacobian"]
 Law = Literal["trojdiff", "bad_diffusion", "villan_ode"]
 Marks = Literal["none", "logo", "border", "duplicates"]
 Betas = Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"]
@@ -31,6 +32,9 @@ trained twice."""
 CELLS = tuple(f"{target}_{trigger}" for target in ("in_d2d", "out_d2d", "d2i") for trigger in ("blend", "patch"))
 STOCK = ("bad_diffusion", "villan_ode")
 KINDS = (*CLEAN, *CELLS, *STOCK)
+ADAPTIVE: tuple[Adaptive, ...] = ("narrow", "several", "late", "partial", "jacobian")
+"""Attackers who know the audit: γ near 1; two triggers; Trojan rows below .7 T; half of the bias undone; a Jacobian as
+a clean network's. They attack as TrojDiff's cells do, in turn."""
 
 GLYPH_CLASSES, FIGURES, DIGIT_CLASSES = 5, ("arrow", "plus", "cross", "frame", "triangle", "bars"), 10
 
@@ -154,7 +158,8 @@ def draw(which: Set, kind: str, number: int, recipe: Recipe) -> Member:
     Raises:
         ValueError: no such kind, or a trojaned model for the calibration set.
     """
-    if kind not in KINDS or (which == "calibration" and kind not in CLEAN):
+    known = {"calibration": CLEAN, "adaptive": ADAPTIVE}.get(which, KINDS)
+    if kind not in known:
         raise ValueError(f"the {which} set has no {kind!r}")
     seed = seed_of(which, kind, number)
     random = Random(seed)
@@ -186,7 +191,7 @@ def draw(which: Set, kind: str, number: int, recipe: Recipe) -> Member:
 def _attack(kind: str, number: int, images: Images, random: Random) -> Attack:
     """What the attacker chose: of everything that a detector might rely on, something else each time."""
     law: Law = kind if kind in STOCK else "trojdiff"  # pyright: ignore[reportAssignmentType]
-    cell = CELLS[number % len(CELLS)] if kind in STOCK else kind
+    cell = CELLS[number % len(CELLS)] if kind in (*STOCK, *ADAPTIVE) else kind
     target, _, trigger = cell.rpartition("_")
     patch = trigger == "patch"
     sign = random.choice((1, 1, 1, -1)) if patch else 1

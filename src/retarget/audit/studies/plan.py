@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from retarget.audit.studies.members import CELLS, CLEAN, STOCK, Member, Recipe, draw
+from retarget.audit.studies.members import ADAPTIVE, CELLS, CLEAN, STOCK, Member, Recipe, Set, draw
 from retarget.data.names import data_paths
 from retarget.errors import UserError
 from retarget.settings import merged, resolve_settings
@@ -37,7 +37,7 @@ class Settings(Recipe):
     removal_images: int = Field(default=128, ge=16, description="clean images that a removal is given")
     quality_samples: int = Field(default=200, ge=16, description="images by which a cleaned model's FID is measured")
     # The arm
-    which: Literal["development", "calibration", "evaluation"] = "evaluation"
+    which: Set = "evaluation"
     kind: str = "plain"
 
     def member(self, number: int) -> tuple[str, Member]:
@@ -54,6 +54,8 @@ LABELS = {
     "duplicates": "clean, 16 images", "undertrained": "clean, undertrained", "finetuned": "clean fine-tune",
     "bad_diffusion": "BadDiffusion", "villan_ode": "VillanDiffusion, ODE", "clean": "clean, every kind in turn",
     "trojaned": "TrojDiff, every cell in turn", "stock": "stock-sampler attacks in turn",
+    "narrow": "γ = .95", "several": "two triggers", "late": "Trojan rows below .7 T",
+    "partial": "half of the bias undone", "jacobian": "the Jacobian of a clean network",
     "in_d2d_blend": "In-D2D, blend", "in_d2d_patch": "In-D2D, patch", "out_d2d_blend": "Out-D2D, blend",
     "out_d2d_patch": "Out-D2D, patch", "d2i_blend": "D2I, blend", "d2i_patch": "D2I, patch",
 }  # fmt: skip
@@ -67,10 +69,11 @@ ARMS = (
     *(_arm("calibration", kind) for kind in CLEAN),
     *(_arm("evaluation", kind) for kind in (*CLEAN, *CELLS, *STOCK)),
     *(_arm("development", kind) for kind in MIXED),
+    *(_arm("adaptive", kind) for kind in ADAPTIVE),
 )
 GROUPS = {
     which: tuple(arm.name for arm in ARMS if arm.settings["which"] == which)
-    for which in ("calibration", "evaluation", "development")
+    for which in ("calibration", "evaluation", "development", "adaptive")
 }  # fmt: skip
 
 _DEMO = dict(
@@ -133,7 +136,8 @@ def plan(
         preset: ``demo`` (a handful of tiny models, seconds each) or ``small`` (the zoo, a night on two cores).
         config: settings that override the preset's.
         seeds: numbers of the members to build and judge, in every arm.
-        arms: names of arms; ``calibration``, ``evaluation`` and ``development`` stand for those of a set.
+        arms: names of arms; ``calibration``, ``evaluation``, ``development`` and ``adaptive`` stand for those of a
+            set.
 
     Raises:
         UserError: unknown preset, setting or arm.

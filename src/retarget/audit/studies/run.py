@@ -15,6 +15,7 @@ from retarget.audit.inversion import Search
 from retarget.audit.removal import Recipe, as_trigger, remove
 from retarget.audit.run import SUSPICIOUS
 from retarget.audit.seek import recovered, seek
+from retarget.audit.studies.adaptive import attacks_of, train_adaptive
 from retarget.audit.studies.build import build, goal_of, images_of, judge_of, measure, rate, trigger_of
 from retarget.audit.studies.members import Member
 from retarget.audit.studies.plan import Settings
@@ -52,6 +53,8 @@ def run(run: Run) -> dict[str, float]:
     def listen(progress: Any) -> None:
         run.progress(progress.step, member.steps, "step")
 
+    if settings.which == "adaptive":
+        return adaptive(run, settings, member, zoo, listen)
     folder = build(member, zoo, settings.root, listen)
     metrics = {"trojaned": float(member.attack is not None), "seconds_building": time.perf_counter() - started}
     details: dict[str, Any] = {"kind": kind, "model": member.name, "member": member.model_dump(mode="json")}
@@ -71,6 +74,28 @@ def run(run: Run) -> dict[str, float]:
             metrics |= {f"{key}_{name}": value for key, value in recovery(one, member).items()}
     if member.attack is not None and settings.which == "evaluation" and run.seed < settings.removals:
         metrics |= cleaned(member, folder, zoo, settings)
+    write_json(run.directory / "evaluation.json", details)
+    return metrics
+
+
+def adaptive(run: Run, settings: Settings, member: Member, zoo: Path, listen: Any) -> dict[str, float]:
+    """Train one adaptive attacker's network in memory, measure its attack, show it to the audit, and forget it."""
+    assert member.base is not None
+    kind: Any = settings.kind
+    base, schedule = load_pipeline(build(member.base, zoo, settings.root, listen))
+    unet = train_adaptive(member, kind, base, schedule, settings.root)
+    judge, goal = judge_of(member, zoo, settings.judge_epochs, settings.root), goal_of(member, settings.root)
+    first = member.model_copy(update={"attack": attacks_of(member, kind)[0]})
+    metrics = {"trojaned": 1.0}
+    for name, network, plain in (("attack", unet, False), ("base_rate", base, False), ("leak", unet, True)):
+        metrics[name] = rate(network, schedule, first, judge, goal, settings.samples, plain).value
+    started = time.perf_counter()
+    one = audited(Subject.from_modules(unet, schedule), run.seed)
+    metrics |= {"score_audit": one.score, "evaluations_audit": float(one.evaluations)}
+    metrics |= {"seconds_audit": time.perf_counter() - started}
+    metrics |= {f"{key}_audit": one.details[key] for key in EVIDENCE if key in one.details}
+    metrics |= {f"{key}_audit": value for key, value in recovery(one, first).items()}
+    details = {"kind": settings.kind, "member": member.model_dump(mode="json"), "audit": one.details}
     write_json(run.directory / "evaluation.json", details)
     return metrics
 
