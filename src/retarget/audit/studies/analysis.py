@@ -166,8 +166,11 @@ def _area(split: Split, name: str) -> str:
     positive, negative = scores(split.strong, name), scores(split.clean, name)
     if not positive or not negative:
         return "–"
+    area = auroc(positive, negative)
+    if area in (0, 1):
+        return f"{area:.3f} (no two overlap: no interval)"
     low, high = auroc_interval(positive, negative)
-    return f"{auroc(positive, negative):.3f} [{low:.3f}, {high:.3f}]"
+    return f"{area:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def _rates(split: Split, names: Sequence[str]) -> Table:
