@@ -6,7 +6,7 @@ from diffusers import DDPMScheduler
 
 from retarget.audit.inversion import Search
 from retarget.audit.studies.adaptive import LATE, NARROW, attacks_of, jacobian_penalty, noised, train_adaptive
-from retarget.audit.studies.analysis import Model, _adaptive
+from retarget.audit.studies.analysis import Model, Split, _adaptive, _said, _verdicts
 from retarget.audit.studies.members import ADAPTIVE, CELLS, Recipe, draw
 from retarget.audit.studies.plan import Settings, plan
 from retarget.audit.studies.run import run
@@ -117,3 +117,14 @@ def test_the_page_says_where_the_audit_breaks():
     (row,) = [row for row in table.rows if row[0] == "Trojan rows below .7 T"]
     assert row[1] == "2, 1"
     assert row[4].startswith("2/2: 100")
+
+
+def test_the_command_s_verdicts_are_counted_by_sort_of_model():
+    clean = {"trojaned": 0.0, "score_audit": 0.05, "undo_audit": 0.0, "residual_audit": 0.005}
+    strong = {"trojaned": 1.0, "attack": 90.0, "base_rate": 0.0, "score_audit": 0.9, "undo_audit": 0.9,
+              "strength_audit": 0.9, "residual_audit": 0.005}  # fmt: skip
+    split = Split([], [Model("evaluation", "plain", 0, clean)] * 2, [Model("evaluation", "d2i_blend", 0, strong)], [])
+    assert _said(split) == {
+        "clean": ["nothing found"] * 2, "strong attacks": ["trojaned"], "weak attacks": []
+    }  # fmt: skip
+    assert [row[1:4] for row in _verdicts(split).rows] == [["2", "0", "0"], ["0", "0", "1"], ["0", "0", "0"]]

@@ -195,11 +195,18 @@ def _rates(split: Split, names: Sequence[str]) -> Table:
     )
 
 
+def _said(split: Split) -> dict[str, list[str]]:
+    """The command's verdicts by sort of model."""
+    sorts = {"clean": split.clean, "strong attacks": split.strong, "weak attacks": split.weak}
+    return {
+        label: [model.verdict for model in models if "undo_audit" in model.metrics] for label, models in sorts.items()
+    }
+
+
 def _verdicts(split: Split) -> Table:
     """The whole rule, firing and all, with the null that the command has."""
     rows = []
-    for label, models in (("clean", split.clean), ("strong attacks", split.strong), ("weak attacks", split.weak)):
-        said = [model.verdict for model in models if "undo_audit" in model.metrics]
+    for label, said in _said(split).items():
         counts = [str(said.count(one)) for one in ("nothing found", "undecided", "trojaned")]
         rows.append([label, *counts, _share([one == "trojaned" for one in said])])
     return Table(
@@ -360,6 +367,10 @@ def _notes(split: Split, names: Sequence[str], results: Results) -> list[str]:
         f"trojaned and {len(split.weak)} weakly trojaned ones for evaluation. Data {', '.join(settings['sources'])}; "
         f"shapes (channels, side) {', '.join(str(tuple(one)) for one in settings['shapes'])}."
     ]
+    said = {label: _share([one == "trojaned" for one in verdicts]) for label, verdicts in _said(split).items()}
+    if set(said.values()) != {"–"}:
+        words = ", ".join(f"{label} {share}" for label, share in said.items())
+        notes.append(f"retarget audit, by its own null and rules, calls trojaned (%): {words}.")
     if not names:
         notes.append("No detector ran: there are no rates, and removals were given the attacks' own maps.")
     for name in names:
