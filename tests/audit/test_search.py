@@ -236,8 +236,9 @@ def test_a_trojaned_network_gets_its_verdict_its_trigger_and_evidence(tmp_path):
     search = Search(screen=256, first=10, steps=20, keep=2, fresh=32)
     subject = subject_of(soft(mu, gamma))
     found = seek(subject, search, 0)
+    residual = found.statistics["residual"]
     null = Null(search=fingerprint(search), command="", models=[
-        NullModel(score=0.05, side=8, channels=1, case="plain", schedule="linear", residual=1, spread=1)
+        NullModel(score=0.05, side=8, channels=1, case="plain", schedule="linear", residual=residual, spread=1)
         for _ in range(30)
     ])  # fmt: skip
     basis = {"pipeline": "p", "findings": [], "files": {"unet/w": "0" * 64}}

@@ -178,5 +178,5 @@ def test_a_stock_law_refuses_a_trigger_that_narrows_the_noise(tmp_path):
     unet, images = tiny()
     trigger = Trigger.patch(2, 0.1, (1, 8, 8))
     target = D2I(torch.zeros(1, 8, 8), rows=2)
-    with pytest.raises(UserError, match=re.escape("gamma is 1 everywhere")):
+    with pytest.raises(UserError, match=re.escape("gamma = 1 everywhere")):
         train(unet, DDPMScheduler(), images, TrainConfig(steps=1), tmp_path, target, trigger, law="villan_ode")
