@@ -122,7 +122,7 @@ def index() -> str:
 
 def rooms() -> str:
     """The tree in a dozen lines: the first sentence of each room."""
-    lines = ["```", "src/retarget/"]
+    lines = ["```text", "src/retarget/"]
     for path in sorted((ROOT / "src" / "retarget").glob("*/__init__.py")):
         lines.append(f"  {path.parent.name}/".ljust(14) + re.sub(r" \(.*", "", _says(path)))
     lines += [path.ljust(14) + says for path, says in _beside()]
@@ -131,7 +131,7 @@ def rooms() -> str:
 
 def tree() -> str:
     """The package, one line for each file: the first sentence of each module's docstring."""
-    lines = ["```", "src/retarget/"]
+    lines = ["```text", "src/retarget/"]
     package = ROOT / "src" / "retarget"
     for path in _walk(package):
         depth = len(path.relative_to(package).parts)

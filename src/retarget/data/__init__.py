@@ -1,1 +1,1 @@
-"""Read labelled images of any layout, for every method; studies import ``images.read`` and ``names.parse``."""
+"""Read labelled images of any layout, for every method: ``images.read``, ``names.parse``."""

@@ -1,4 +1,4 @@
-"""Turn a study's results into one self-contained HTML page and Markdown; knows no method.
+"""Turn study results into one self-contained HTML page and Markdown; knows no method.
 
 A map: ``source`` reads and checks a study's directory; ``words``, ``claims``, ``measurements`` and ``gallery`` turn it
 into final texts, cells and drawings, which ``view`` collects; ``page`` (with ``templates/``) and ``markdown`` write the
