@@ -49,7 +49,7 @@ def broken(row: int, column: int, value: float) -> np.ndarray:
         (broken(1, 0, np.nan), LABELS, "row 1, class 0, are nan: they must be finite"),
         (broken(2, 1, np.inf), LABELS, "row 2, class 1, are inf: they must be finite"),
         (broken(1, 1, 0.8), LABELS, "probabilities of row 1 sum to 1.05, not to 1"),
-        (np.array([[0.5, 0.5], [1.5, -0.5], [1.0, 0.0]]), LABELS, "probability -0.5 of row 1, class 1, is negative"),
+        (np.array([[0.5, 0.5], [1.5, -0.5], [1.0, 0.0]]), LABELS, "probability of row 1, class 1, is -0.5, which is negative"),
         (GOOD, np.array([0, 1, 2]), r"label 2 of row 2 lies outside the classes \[0, 2\)"),
         (GOOD, np.array([0, -1, 0]), r"label -1 of row 1 lies outside the classes \[0, 2\)"),
         (GOOD[:0], LABELS[:0], r"probabilities are empty: their shape is \(0, 2\)"),
@@ -125,7 +125,7 @@ def test_matrices_longer_than_a_block_are_read_whole():
     with pytest.raises(UserError, match=f"probabilities of row {rows - 2} sum to 1.01"):
         judge(probs, np.zeros(rows, int))
     probs[rows - 2] = [0.5, 0.6, -0.1, 0.0]
-    with pytest.raises(UserError, match=f"probability -0.1 of row {rows - 2}, class 2"):
+    with pytest.raises(UserError, match=f"probability of row {rows - 2}, class 2, is -0.1"):
         judge(probs, np.zeros(rows, int))
 
 

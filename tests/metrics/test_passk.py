@@ -50,7 +50,7 @@ def test_arrays_broadcast_and_may_come_from_anywhere():
         ([8, 8], [1, 9], 2, r"c right samples must lie in \[0, n\] \(row 1: n = 8, c = 9\)"),
         (8, -1, 2, r"\(row 0: n = 8, c = -1\)"),
         (8, 1, 0, "k must be at least 1: got 0"),
-        ([8, 8], [1], 1, r"one shape.* got \(2,\) and \(1,\)"),
+        ([8, 8], [1], 1, r"same shape.* got \(2,\) and \(1,\)"),
         ([], [], 1, "n and c must be integers: got float64"),
     ],
 )

@@ -267,7 +267,7 @@ def test_bad_input_is_refused():
         losses(image_id=torch.tensor(9))
     with pytest.raises(UserError, match="object 1 of image 3 has no row: the argument objects lists 1 for it"):
         losses(image_id=torch.tensor(3))
-    with pytest.raises(UserError, match="2 boxes and 1 object_id"):
+    with pytest.raises(UserError, match="2 boxes but 1 object_id"):
         losses(object_id=torch.tensor([0]))
     with pytest.raises(UserError, match='no "image_id"'):
         method.losses(images, [{"boxes": target["boxes"], "labels": target["labels"]}])
@@ -275,7 +275,7 @@ def test_bad_input_is_refused():
         DetectionPSKD(detector().eval(), OBJECTS, C, 2).losses(images, [target])
     with pytest.raises(UserError, match="Linear has no backbone"):
         DetectionPSKD(nn.Linear(1, 1), OBJECTS, C, 2)
-    with pytest.raises(UserError, match="give objects"):
+    with pytest.raises(UserError, match="pass objects"):
         DetectionPSKD(model, None, C, 2)
     with torch.no_grad():
         model.roi_heads.box_predictor.cls_score.bias.fill_(torch.nan)

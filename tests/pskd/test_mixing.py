@@ -108,7 +108,7 @@ def test_any_librarys_mixing_gives_the_shares(library):
 @pytest.mark.parametrize(
     ("mixed", "message"),
     [
-        (torch.eye(N)[:, :3], r"floating point \[8, 8\]: got torch.float32 \[8, 3\]"),
+        (torch.eye(N)[:, :3], r"as floats \[8, 8\]: got torch.float32 \[8, 3\]"),
         (torch.eye(N) * 0.5, r"row 0 sums to 0\.5"),
     ],
 )

@@ -568,7 +568,7 @@ def test_bad_batches_are_refused_by_name(name):
             method.loss(z, probs, at, inputs=x)
     else:
         assert method.loss(z, probs, at, inputs=x).isfinite()
-        with pytest.raises(UserError, match="is no probability"):
+        with pytest.raises(UserError, match="is not a probability distribution"):
             method.loss(z, 2 * probs, at, inputs=x)
 
 

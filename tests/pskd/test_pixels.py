@@ -107,7 +107,7 @@ def test_alpha_zero_is_cross_entropy_of_maps():
 
 
 def test_too_many_pixels_are_refused_with_the_way_out():
-    with pytest.raises(UserError, match=r"2,975 images of 1024 x 2048 have .* at most 268,435,456; use PreviousModel"):
+    with pytest.raises(UserError, match=r"2,975 images of 1024 x 2048 have .* at most 268,435,456: use PreviousModel"):
         PixelPSKD(2975, (1024, 2048), 19, 5, store=TopK(2))
     PixelPSKD(MOST_ROWS // 16, (4, 4), C, 5, store=TopK(2), device="meta")  # the last that is allowed: no table yet
     with pytest.raises(UserError, match=r"GB .* is too large for memory: use MemoryMapped"):
@@ -126,7 +126,7 @@ def test_bad_batches_are_refused():
         (logits, wrong, index, r"label 3 of pixel \(1, 0\) of image 2"),
         (logits, y, index + 1, r"image index 4 in row 3 of the batch lies outside \[0, 4\)"),
         (logits[..., :2], y[..., :2], index, r"targets must be \[B, 2, 3\]: got \[4, 2, 2\]"),
-        (logits.movedim(1, -1), y, index, r"logits are \[B, C, H, W\]"),
+        (logits.movedim(1, -1), y, index, r"logits must be \[B, C, H, W\]"),
     ]:
         with pytest.raises(UserError, match=message):
             method.loss(z, labels, at)

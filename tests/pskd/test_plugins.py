@@ -176,7 +176,7 @@ def test_an_endless_sampler_in_a_plain_loop_needs_epochs_of_its_own():
 
 
 def test_an_endless_loader_in_lightning_is_given_epochs_or_refused(tmp_path):
-    with pytest.raises(UserError, match=r"an infinite loader has no epochs: Trainer\(limit_train_batches"):
+    with pytest.raises(UserError, match=r"an infinite loader has no epochs: set Trainer\(limit_train_batches"):
         run_lightning(Views(step=0.0), Endless(), 4, tmp_path, lr=0.5)
     _, limited = run_lightning(Views(step=0.0), Endless(), 4, tmp_path, lr=0.5, limit=3)
     _, finite = run_lightning(Views(step=0.0), list(range(N)), 4, tmp_path, lr=0.5)

@@ -139,7 +139,7 @@ def test_state_survives_and_other_sentences_are_refused(tmp_path):
     ("change", "message"),
     [
         (lambda labels, index: (labels, index + 4), "sequence index 7 in row 1 .* outside \\[0, 5\\)"),
-        (lambda labels, index: (labels[:, :2], index), "sequence 0 has 2 targets, and 3 rows"),
+        (lambda labels, index: (labels[:, :2], index), "sequence 0 has 2 targets but 3 rows"),
         (lambda labels, index: (labels.masked_fill(labels == 2, C), index), "label 9 of target 2 of sequence 0, row 2"),
     ],
 )

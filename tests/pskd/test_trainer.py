@@ -334,7 +334,7 @@ class Packing:
         ("classifier", {"data": Stream(), "max_steps": 2}, "iterable dataset has neither stable indices"),
         ("language_model", {"collator": Packing()}, "the collator packed 8 samples into 4 rows"),
         ("classifier", {"pskd": {"alpha_T": 2.0}}, "alpha_T must lie in"),
-        ("plain", {"data": [{**one, "labels": 0.5} for one in tiny.vectors()]}, "labels that are classes"),
+        ("plain", {"data": [{**one, "labels": 0.5} for one in tiny.vectors()]}, "needs class labels"),
         ("translator", {"pskd": {"lengths": [1] * 8}}, "rows in the table"),
         ("self_shifting", {"label_smoothing_factor": 0.1}, "let the collator add decoder_input_ids"),
     ],

@@ -45,7 +45,7 @@ def train(model, folder, data=None, **more):
 
 @pytest.mark.parametrize("bf16", [False, True])
 def test_a_language_model_inside_a_module_is_not_taught_to_copy(bf16, tmp_path):
-    with pytest.raises(UserError, match=r"the model's own loss .* shifted by one place.* shift_labels=True"):
+    with pytest.raises(UserError, match=r"the model's own loss .* shifted by one token.* shift_labels=True"):
         train(Around(), tmp_path, bf16=bf16)
 
 
@@ -90,7 +90,7 @@ def test_a_model_that_labels_its_own_places_under_a_causal_name_is_named(tmp_pat
 
     model = tiny.language_model()
     model.__class__ = Tagger
-    with pytest.raises(UserError, match=r"not shifted by one place.*shift_labels=False"):
+    with pytest.raises(UserError, match=r"not shifted by one token.*shift_labels=False"):
         train(model, tmp_path)
 
 

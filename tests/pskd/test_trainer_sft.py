@@ -90,7 +90,7 @@ def test_with_alpha_0_it_trains_and_measures_as_trls_does(more, lora, tmp_path):
 
 
 def test_another_loss_type_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r'the trainer\'s own loss.*loss_type other than "nll"'):
+    with pytest.raises(UserError, match=r'the trainer.s own loss.*loss_type of the trainer other than "nll"'):
         make(PSKDSFT, tmp_path, loss_type="dft").train()
 
 

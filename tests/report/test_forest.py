@@ -64,7 +64,7 @@ def test_a_scale_that_reaches_far_narrows_and_says_so():
     assert places[4] - places[3] < 9 * (places[3] - places[2])
     (span,) = spans(svg)
     assert places[4] < span[0] < span[1]
-    assert "narrows" in plot.caption
+    assert "compressed" in plot.caption
 
 
 def test_a_margin_stands_at_the_left_and_a_smallest_effect_at_the_right():

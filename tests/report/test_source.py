@@ -6,9 +6,9 @@ from retarget.report.source import read_study
 
 
 def test_a_directory_that_is_no_study_is_refused_with_what_to_do(tmp_path):
-    with pytest.raises(UserError, match=r"no study\.json here.*not the directory of a finished study.*--out DIR"):
+    with pytest.raises(UserError, match=r"no study\.json.*not the directory of a finished study.*--out DIR"):
         build([tmp_path])
-    with pytest.raises(UserError, match=r"no study\.json here"):
+    with pytest.raises(UserError, match=r"no study\.json"):
         build([tmp_path / "absent"])
     assert list(tmp_path.iterdir()) == []
 
@@ -16,7 +16,7 @@ def test_a_directory_that_is_no_study_is_refused_with_what_to_do(tmp_path):
 def test_an_unfinished_study_is_refused_and_nothing_is_written(study):
     directory = study()
     (directory / "summary.json").unlink()
-    with pytest.raises(UserError, match=r"no summary\.json here"):
+    with pytest.raises(UserError, match=r"no summary\.json"):
         build([directory])
     assert not list(directory.glob("report*"))
 
@@ -24,7 +24,7 @@ def test_an_unfinished_study_is_refused_and_nothing_is_written(study):
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("study.json", lambda value: value.pop("plan"), r"study\.json: not in the format of a study"),
+        ("study.json", lambda value: value.pop("plan"), r"study\.json is not in the format of a study"),
         ("study.json", lambda value: value["plan"].update(level=2), r"study\.json.*level"),
         (
             "summary.json",
@@ -72,8 +72,8 @@ def test_a_study_without_an_analysis_has_no_figures(study):
     ("prepare", "message"),
     [
         (lambda file: file.unlink(), r"a\.png: this image, named in analysis\.json, is missing"),
-        (lambda file: file.write_text("<svg/>"), r"a\.png: not a PNG file"),
-        (lambda file: file.write_bytes(b"\x89PNG\r\n\x1a\n"), r"a\.png: not a PNG file"),
+        (lambda file: file.write_text("<svg/>"), r"a\.png is not a PNG file"),
+        (lambda file: file.write_bytes(b"\x89PNG\r\n\x1a\n"), r"a\.png is not a PNG file"),
     ],
 )
 def test_an_image_that_cannot_be_embedded_is_named(study, prepare, message):
@@ -102,7 +102,7 @@ def test_an_image_outside_the_study_is_refused(study, edit, elsewhere):
     secret.write_bytes((directory / "samples" / "a.png").read_bytes())
     (directory / "link.png").symlink_to(secret)
     edit(directory / "analysis.json", lambda value: value["figures"][4].update(files=[elsewhere] * 2))
-    with pytest.raises(UserError, match="lies outside the study's directory"):
+    with pytest.raises(UserError, match="is outside the study's directory"):
         build([directory])
 
 

@@ -1,9 +1,12 @@
 """Runs as jobs of Slurm, through submitit; its ``local`` and ``debug`` clusters do the same without Slurm."""
 
+import signal
 import tempfile
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -121,7 +124,8 @@ class SlurmExecutor:
     def _hand_in(self, job: Job, lost: int) -> None:
         (job.directory / PROGRESS).unlink(missing_ok=True)
         try:
-            handle = self._executor.submit(Task(Command.here(self.threads), job))
+            with _interrupts_heard():
+                handle = self._executor.submit(Task(Command.here(self.threads), job))
         except self._submitit.core.utils.FailedJobError as error:
             raise UserError(f"the queue refused a job: {error}") from error
         self._running[job.key] = _Queued(job, handle, lost)
@@ -144,6 +148,21 @@ class SlurmExecutor:
             return
         where = f"job {queued.handle.job_id} ended without a result (state {state})"
         yield Finished(queued.job.key, error=f"{where}; see {queued.handle.paths.stderr}")
+
+
+@contextmanager
+def _interrupts_heard() -> Iterator[None]:
+    """Let a child hear Ctrl-C although this process does not, as in a shell script's background: submitit's local jobs
+    are cancelled by it, and what is ignored when a process starts stays ignored.
+    """
+    deaf = signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread()
+    if deaf:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        if deaf:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class _Queued:

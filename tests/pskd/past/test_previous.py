@@ -144,7 +144,7 @@ def test_batch_norm_of_the_past_stays_as_the_epoch_began():
 def test_what_is_missing_is_said():
     model = network()
     x, labels = torch.randn(2, 4, 3, dtype=torch.float64), torch.zeros(2, 4, dtype=torch.long)
-    with pytest.raises(UserError, match="rows need lengths"):
+    with pytest.raises(UserError, match="a table needs lengths"):
         SequencePSKD(None, C, EPOCHS, store=TopK(2))
     with pytest.raises(UserError, match=r"pass num_samples \(optional only with PreviousModel"):
         PSKD(None, C, EPOCHS)
@@ -159,7 +159,7 @@ def test_what_is_missing_is_said():
     method.set_epoch(1)
     with pytest.raises(UserError, match="PreviousModel forwards the input"):
         method.loss(model(x), labels)
-    with pytest.raises(UserError, match=r"gives rows \[4, 5\] .* targets are \[8, 5\]"):
+    with pytest.raises(UserError, match=r"returns rows \[4, 5\] .* targets are \[8, 5\]"):
         method.loss(model(x), labels, inputs=x[:1])
     with pytest.raises(UserError, match="label 7 of place 2 of the batch"):
         method.loss(model(x), torch.tensor([[0, 1, 7, 2], [0, 0, 0, 0]]), inputs=x)

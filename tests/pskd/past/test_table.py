@@ -155,7 +155,7 @@ def test_first_occurrence_counts_only_the_places_asked_for():
 
 def test_stores_that_make_no_sense_are_refused():
     for bad, message in [
-        (lambda: TopK(0), "at least one class"),
+        (lambda: TopK(0), "k of TopK must be at least 1"),
         (lambda: TopK(11).fields(10), r"TopK\(11\) is more than the 10"),
     ]:
         with pytest.raises(UserError, match=message):

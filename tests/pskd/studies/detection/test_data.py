@@ -91,7 +91,7 @@ def test_two_directories_are_one_data_set_and_a_validation_part_is_held_out(tmp_
     assert len({id(one) for one in (*parts.train, *parts.validation)}) == 4
     assert {one.name for one in parts.train}.isdisjoint({one.name for one in parts.validation})
     for held_out in (4, None):
-        with pytest.raises(UserError, match=f"validation_images = {held_out} of 4 training images"):
+        with pytest.raises(UserError, match=f"validation_images = {held_out}, but there are 4 training images"):
             scenes(model({**settings, "validation_images": held_out}))
 
 

@@ -37,7 +37,7 @@ def test_label_noise_strikes_the_training_part_alone_and_always_changes_the_clas
 
 
 def test_a_subset_larger_than_the_data_is_refused():
-    with pytest.raises(UserError, match="train_images = 5000, but digits has 1438"):
+    with pytest.raises(UserError, match="train_images = 5000, but digits has only 1438"):
         split(demo(train_images=5000))
     with pytest.raises(UserError, match="validation_images = 700 of 700 leave nothing"):
         split(demo(validation_images=700))

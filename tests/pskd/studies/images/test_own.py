@@ -150,7 +150,7 @@ def test_claims_and_sources_are_fixed_before_the_run():
         (dict(arms=[{"name": "a", "lr": 1}, {"name": "a", "lr": 2}]), r"\[\[arms\]\]: the arm a appears twice"),
         (dict(arms=[{"name": "a", "epoch": 1}]), "arm a: .*no setting epoch, did you mean epochs"),
         (dict(arms=[{"name": "a", "dataset": "digits"}]), "number 1: all arms share dataset"),
-        (dict(arms=[{"name": "a", "loss": 3}]), "loss = 3: it is module:Class"),
+        (dict(arms=[{"name": "a", "loss": 3}]), "loss = 3: it must be module:Class"),
         (dict(loss="own_losses:Poly", question="alpha"), "question brings its own arms and claims"),
         (dict(claims=[{"metric": "top1"}]), r"\[\[claims\]\], number 1: sentence: Field required"),
         (
@@ -177,7 +177,7 @@ def test_tables_that_are_wrong(config, message):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (dict(network="own_more:no_net"), "network = 'own_more:no_net' gave a int, not a torch.nn.Module"),
+        (dict(network="own_more:no_net"), "network = 'own_more:no_net' returned a int, not a torch.nn.Module"),
         (
             dict(network="own_more:failing"),
             "failed\n .*own_more.py.*line .* in failing\n .*RuntimeError: broken on pur",
@@ -190,7 +190,7 @@ def test_tables_that_are_wrong(config, message):
         (dict(arms=[{"name": "a", "network": "own_more:net"}]), "arm a: network 'own_more:net' does not accept images"),
         (dict(loss="own_more:Learnt"), "arm learnt: own_more:Learnt has trainable parameters"),
         (dict(loss="own_more:constant"), "does not depend on the logits"),
-        (dict(loss="own_more:matrix"), r"own_more:matrix gave \[4, 3\] for logits \[4, 3\]"),
+        (dict(loss="own_more:matrix"), r"own_more:matrix returned \[4, 3\] for logits \[4, 3\]"),
         (dict(loss="own_more:bad_loss"), "line .* in bad_loss\n .*\nIndexError"),
         (dict(loss={"method": "own_losses:Poly", "epsilom": 2}), "unexpected keyword argument 'epsilom'"),
         (

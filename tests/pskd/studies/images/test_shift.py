@@ -119,7 +119,7 @@ def test_corruptions_are_a_function_of_their_arguments_and_grow(kind):
 def test_what_is_no_corruption_is_refused():
     with pytest.raises(UserError, match="no corruption 'fog' of severity 3"):
         shift.corrupt(pixels(), "fog", 3, 0)
-    with pytest.raises(UserError, match="got 'jpeg' of 6"):
+    with pytest.raises(UserError, match="no corruption 'jpeg' of severity 6"):
         shift.corrupt(pixels(), "jpeg", 6, 0)
 
 
@@ -149,7 +149,7 @@ def test_shifted_images_are_a_fixed_part_of_the_test_set():
     assert set(shift.shifted_images(test, plan(ood=""))[1]) == {"contrast"}
     _, digits = shift.shifted_images(test, plan(ood="digits"))
     assert digits["ood"].shape == (5, 1, 8, 8)
-    with pytest.raises(UserError, match=r"shift\.ood = 'digits' has images \[1, 8, 8\], the test set \[3, 8, 8\]"):
+    with pytest.raises(UserError, match=r"shift\.ood = 'digits' has images \[1, 8, 8\], but the test set has \[3, 8, 8\]"):
         shift.shifted_images(Images(pixels(3, 12), torch.arange(12) % 3, 3), plan(ood="digits"))
 
 
