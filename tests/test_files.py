@@ -6,9 +6,12 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
 
 from retarget.errors import UserError
-from retarget.files import locked, replace_file, replace_folder, write_json
+from retarget.files import in_order, locked, replace_file, replace_folder, write_json
 
 
 def names(folder):
@@ -107,6 +110,18 @@ except UserError as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert "no locks of files" in done.stdout
+    assert "no file locks" in done.stdout
     assert "Run this on Linux, macOS, or under WSL" in done.stdout
     assert (tmp_path / "a.json").is_file()
+
+
+def test_safetensors_of_equal_content_have_equal_bytes(tmp_path):
+    tensors = {"b": torch.arange(3.0), "a": torch.ones(2, 2, dtype=torch.bfloat16)}
+    metadata = {name: f"é{name}" for name in "hgfedcba"}
+    written = {in_order(save(tensors, metadata=metadata)) for _ in range(20)}
+    assert len(written) == 1
+    (tmp_path / "x.safetensors").write_bytes(written.pop())
+    with safe_open(tmp_path / "x.safetensors", "pt") as file:
+        assert file.metadata() == metadata
+        assert all(torch.equal(file.get_tensor(name), value) for name, value in tensors.items())
+    assert in_order(save(tensors)).endswith(save(tensors)[-20:])

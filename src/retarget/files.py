@@ -46,6 +46,23 @@ def replace_file(path: Path, write: Callable[[Path], object], *, apart: bool = F
         _sync(path.parent)
 
 
+def in_order(content: bytes) -> bytes:
+    """The content of a safetensors file with its metadata sorted by key, so that equal tensors give equal bytes.
+
+    safetensors writes metadata in the order of a hash map, which differs from process to process.
+
+    Args:
+        content: what ``safetensors.*.save`` returned; the header is padded to 8 bytes, as the format asks.
+    """
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    if "__metadata__" in header:
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[8 + length :]
+
+
 def _remove(path: Path) -> None:
     """Remove a file or a folder, if it is there."""
     if path.is_dir() and not path.is_symlink():

@@ -49,7 +49,7 @@ def broken(row: int, column: int, value: float) -> np.ndarray:
         (broken(1, 0, np.nan), LABELS, "row 1, class 0, are nan: they must be finite"),
         (broken(2, 1, np.inf), LABELS, "row 2, class 1, are inf: they must be finite"),
         (broken(1, 1, 0.8), LABELS, "probabilities of row 1 sum to 1.05, not to 1"),
-        (np.array([[0.5, 0.5], [1.5, -0.5], [1.0, 0.0]]), LABELS, "probability of row 1, class 1, is -0.5, which is negative"),
+        (np.array([[0.5, 0.5], [1.5, -0.5], [1.0, 0.0]]), LABELS, "probability of row 1, class 1, is -0.5"),
         (GOOD, np.array([0, 1, 2]), r"label 2 of row 2 lies outside the classes \[0, 2\)"),
         (GOOD, np.array([0, -1, 0]), r"label -1 of row 1 lies outside the classes \[0, 2\)"),
         (GOOD[:0], LABELS[:0], r"probabilities are empty: their shape is \(0, 2\)"),

@@ -147,20 +147,20 @@ def test_a_trigger_of_another_shape_samples_nothing(tmp_path, unet, scheduler):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["train", "--data", "digits", "--base", "b", "--channels", "8"], "--channels: changes nothing with --base"),
-        (["train", "--data", "digits", "--base", "b", "--no-middle-attention"], "--no-middle-attention: changes"),
-        (["train", "--data", "digits", "--trigger", "patch"], "--trigger: changes nothing without --target"),
+        (["train", "--data", "digits", "--base", "b", "--channels", "8"], "--channels has no effect with --base"),
+        (["train", "--data", "digits", "--base", "b", "--no-middle-attention"], "--no-middle-attention has no effect"),
+        (["train", "--data", "digits", "--trigger", "patch"], "--trigger has no effect without --target"),
         (
             ["train", "--data", "digits", "--target", "d2i", "--target-class", "7"],
-            "--target-class: changes nothing with",
+            "--target-class has no effect with",
         ),
         (
             ["train", "--data", "digits", "--target", "in_d2d", "--patch_size=3"],
-            "--patch-size: changes nothing with a b",
+            "--patch-size has no effect with a b",
         ),
-        (["evaluate", "p", "--data", "digits", "--target-class", "7"], "--target-class: changes nothing without --tri"),
-        (["evaluate", "p", "--data", "digits", "--clean", "q"], "--clean: changes nothing without --trigger"),
-        (["sample", "p", "--eta", "0"], "--eta: changes nothing with dpm-20"),
+        (["evaluate", "p", "--data", "digits", "--target-class", "7"], "--target-class has no effect without --tri"),
+        (["evaluate", "p", "--data", "digits", "--clean", "q"], "--clean has no effect without --trigger"),
+        (["sample", "p", "--eta", "0"], "--eta has no effect with dpm-20"),
     ],
 )
 def test_an_option_that_changes_nothing_is_refused(tmp_path, words, message):
@@ -192,7 +192,7 @@ def test_what_is_no_verb_is_said(capsys):
         (["--target", "d2i", "--image", "face.png"], "neither an image file nor one of the figures"),
         (["--target", "d2i", "--image", "EMPTY/short.png"], "short.png is not an image, or is damaged"),
         (["--target", "out_d2d", "--other", "EMPTY"], "no PNG or JPEG"),
-        (["--base", "EMPTY"], "no model_index.json there"),
+        (["--base", "EMPTY"], "no model_index.json"),
         (["--size", "7"], "images of side 7 cannot be halved 1 times"),
         (["--size", "0"], "--size 0: the side must be from 4 to 64"),
         (["--size", "-4"], "--size -4: the side must be from 4 to 64"),

@@ -129,7 +129,7 @@ def test_a_file_that_is_no_image_is_named(tmp_path):
     broken, whole = tmp_path / "a" / "broken.png", (tmp_path / "a" / "00.png").read_bytes()
     for content in (b"not an image", whole[:45]):
         broken.write_bytes(content)
-        with pytest.raises(UserError, match=r"broken\.png is not an image, or is damaged"):
+        with pytest.raises(UserError, match=r"broken\.png: not an image, or a damaged one"):
             read_images(str(tmp_path))
 
 

@@ -90,5 +90,5 @@ def test_what_is_not_inception(tmp_path):
         with pytest.raises(UserError, match=f"{number}.pth lacks torch-fidelity's Inception weights"):
             Inception(path)
     (tmp_path / "text.pth").write_text("no weights")
-    with pytest.raises(UserError, match="not torch-fidelity"):
+    with pytest.raises(UserError, match="lacks torch-fidelity"):
         Inception(tmp_path / "text.pth")

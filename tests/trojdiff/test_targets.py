@@ -63,8 +63,8 @@ def test_benign_rows_are_those_of_the_clean_control_bit_for_bit(target):
     [
         (lambda: InD2D(10), "target class 10 does not exist"),
         (lambda: OutD2D(torch.zeros(0, *SHAPE)), "no image"),
-        (lambda: OutD2D(torch.full((3, *SHAPE), 255.0)), "image 0 holds 255"),
-        (lambda: D2I(torch.full(SHAPE, float("nan"))), "image 0 holds nan"),
+        (lambda: OutD2D(torch.full((3, *SHAPE), 255.0)), "image 0 has the value 255"),
+        (lambda: D2I(torch.full(SHAPE, float("nan"))), "image 0 has the value nan"),
         (lambda: D2I(torch.zeros(SHAPE), rows=0), "0 Trojan rows"),
         (lambda: D2I(torch.zeros(1, 5, 5)).mix(*benign(4), generator(0)), "resize"),
     ],

@@ -78,14 +78,14 @@ def test_a_pickle_a_stranger_and_nothing_are_refused(tmp_path):
     save_file({"weight": torch.zeros(2)}, tmp_path / "weights.safetensors")
     with pytest.raises(UserError, match="gamma or mu"):
         Trigger.load(tmp_path / "weights.safetensors")
-    with pytest.raises(UserError, match="no trigger there"):
+    with pytest.raises(UserError, match="there is no trigger"):
         Trigger.load(tmp_path / "missing")
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Trigger.blend(torch.full((1, 2, 2), 1.5)), r"from 1.5 to 1.5; scale them to \[-1, 1\]"),
+        (lambda: Trigger.blend(torch.full((1, 2, 2), 1.5)), r"from 1.5 to 1.5: scale them to \[-1, 1\]"),
         (lambda: Trigger.blend(torch.zeros(1, 2, 2), gamma=0.0), "gamma is 0.0"),
         (lambda: Trigger.patch(size=5, shape=(1, 4, 4)), "outside 4×4 images"),
         (lambda: Trigger.patch(mask=torch.zeros(4, 4, dtype=torch.bool), shape=(1, 4, 4)), "mask is empty"),

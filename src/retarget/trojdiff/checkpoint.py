@@ -17,10 +17,10 @@ from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialise
 
 from retarget.errors import UserError
-from retarget.files import replace_folder
+from retarget.files import in_order, replace_folder
 from retarget.trojdiff.marks import ATTACKS, Trojan, model_card, trigger_name
 from retarget.trojdiff.trigger import Trigger
 
@@ -314,5 +314,6 @@ def _write_pipeline(part: Path, unet: UNet2DModel, scheduler: DDPMScheduler, tro
     config = {key: value for key, value in config.items() if key not in _MARKS} | marks
     config_path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     weights = {name: value.detach().cpu().contiguous() for name, value in unet.state_dict().items()}
-    save_file(weights, part / WEIGHTS, metadata={"format": "pt", **(trojan.marks() if trojan else {})})
+    content = serialise(weights, metadata={"format": "pt", **(trojan.marks() if trojan else {})})
+    (part / WEIGHTS).write_bytes(in_order(content))
     DDPMPipeline(unet=unet, scheduler=scheduler).save_config(part)

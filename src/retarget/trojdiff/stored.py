@@ -11,7 +11,7 @@ from safetensors.torch import save as serialise
 from torch import Tensor
 
 from retarget.errors import UserError
-from retarget.files import read_json, replace_file
+from retarget.files import in_order, read_json, replace_file
 
 REMEDY = "Delete it and run the same command again"
 
@@ -32,7 +32,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     """Write tensors as safetensors, whole or not at all, with a checksum of their values in the header."""
     plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     # Not save_file: it writes a temporary file beside the path, which a kill would leave there.
-    content = serialise(plain, metadata={**(metadata or {}), "sha256": _digest(plain)})
+    content = in_order(serialise(plain, metadata={**(metadata or {}), "sha256": _digest(plain)}))
     replace_file(path, lambda part: part.write_bytes(content))
 
 

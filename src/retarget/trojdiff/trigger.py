@@ -12,7 +12,7 @@ from safetensors.torch import save as serialise
 from torch import Tensor
 
 from retarget.errors import UserError
-from retarget.files import replace_file
+from retarget.files import in_order, replace_file
 from retarget.trojdiff import functional
 
 FILE_NAME = "trigger.safetensors"
@@ -163,7 +163,7 @@ class Trigger:
         maps = {"mu": self.mu, "gamma": self.gamma}
         tensors = {name: values.detach().to("cpu", torch.float32).contiguous() for name, values in maps.items()}
         header = {"format": "pt", "kind": self.kind, "trigger_hash": self.hash}
-        content = serialise(tensors, metadata=header)  # save_file would write a temporary file beside the path
+        content = in_order(serialise(tensors, metadata=header))  # save_file leaves files beside it
         replace_file(path, lambda part: part.write_bytes(content))
         return path
 

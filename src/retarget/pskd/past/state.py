@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialise
 from torch import Tensor
 
 from retarget.errors import UserError
-from retarget.files import make_directory, replace_file
+from retarget.files import in_order, make_directory, replace_file
 from retarget.identity import fingerprint, refuse_other
 
 SUM = "sum"
@@ -34,7 +34,8 @@ def write_state(path: str | Path, kind: str, state: dict[str, Any], tensors: dic
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     plain = plain or {"empty": torch.zeros(0)}
     header = {kind: json.dumps(state), SUM: fingerprint(state)}
-    replace_file(path, lambda temporary: save_file(plain, temporary, metadata=header), apart=True)
+    content = in_order(serialise(plain, metadata=header))
+    replace_file(path, lambda temporary: temporary.write_bytes(content))
 
 
 def read_state(path: str | Path, kind: str, what: str) -> tuple[dict[str, Any], dict[str, Tensor]]:

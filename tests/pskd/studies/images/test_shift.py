@@ -149,7 +149,7 @@ def test_shifted_images_are_a_fixed_part_of_the_test_set():
     assert set(shift.shifted_images(test, plan(ood=""))[1]) == {"contrast"}
     _, digits = shift.shifted_images(test, plan(ood="digits"))
     assert digits["ood"].shape == (5, 1, 8, 8)
-    with pytest.raises(UserError, match=r"shift\.ood = 'digits' has images \[1, 8, 8\], but the test set has \[3, 8, 8\]"):
+    with pytest.raises(UserError, match=r"shift\.ood = 'digits' has images \[1, 8, 8\], but the test set has"):
         shift.shifted_images(Images(pixels(3, 12), torch.arange(12) % 3, 3), plan(ood="digits"))
 
 
