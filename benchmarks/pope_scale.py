@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from benchmarks._pairs import figure
@@ -35,7 +36,7 @@ class _Instant:
     def __init__(self, characters: int) -> None:
         self._texts = [f"{TEXT * (characters // len(TEXT))}\n#### {wrong}" for wrong in range(50, 50 + CHUNK)]
 
-    def start(self) -> Opened:
+    def start(self, over: Event) -> Opened:
         return Opened("instant", {})
 
     def ask(self, prompts: Sequence[Prompt], n: int, params: Sampling) -> list[Answer]:

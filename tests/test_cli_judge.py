@@ -105,15 +105,15 @@ def test_a_judgement_never_replaces_something_else(capsys, tmp_path):
             ["judge", "runs.csv", "--claims", "a.toml", "--out", "v"],
             "cannot read --claims a.toml: No such file or directory",
         ),
-        (["study", "toy", "--looks", "5", "3"], "--looks: looks are growing numbers of seeds from 2 on, not 5, 3"),
-        (["study", "toy", "--looks", "1", "3"], "--looks: looks are growing numbers of seeds from 2 on, not 1, 3"),
+        (["study", "toy", "--looks", "5", "3"], "--looks: looks must be rising numbers of seeds from 2 on, not 5, 3"),
+        (["study", "toy", "--looks", "1", "3"], "--looks: looks must be rising numbers of seeds from 2 on, not 1, 3"),
         (
             ["study", "toy", "--looks", "3", "5", "--look-weights", "1.5", "-.5"],
-            "--looks: the weight of a look is a share of the error above 0",
+            "--looks: the weight of a look must be above 0: it is a share of the error",
         ),
         (
             ["study", "toy", "--looks", "3", "5", "--look-weights", ".5", ".6"],
-            "--looks: the weights of the looks add up to 1, not to 1.1",
+            "--looks: the weights of the looks must add up to 1, not to 1.1",
         ),
         (
             ["study", "toy", "--dry-run", "--pilot", "nowhere"],

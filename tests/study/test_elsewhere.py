@@ -92,17 +92,17 @@ def test_conditions_and_foreign_names_keep_their_labels(tmp_path):
         (seeds("old", OLD[:1]) + seeds("new", NEW), "arm old lacks seed 1, 2 of metric acc, which arm new has"),
         (seeds("old", OLD) + seeds("new", NEW) + seeds("new", NEW[:1]), "line 8: arm new, seed 0, .* is given twice"),
         (of_items("old", [1, 0, 1]) + of_items("new", [1, 1]), "arm new lacks item q2 of metric acc, which"),
-        (of_items("old", [1]) + of_items("new", [1]) * 2, "item q0, metric acc is given twice, before in .*line 3"),
+        (of_items("old", [1]) + of_items("new", [1]) * 2, "item q0, metric acc is given twice, first in .*line 3"),
         (seeds("old", OLD) + of_items("old", [1]), "metric acc of arm old has rows of whole runs and of items"),
-        (of_items("old", [1, None]) + of_items("new", [1, 1]), "line 3: item q1 of arm old has no value of acc"),
+        (of_items("old", [1, None]) + of_items("new", [1, 1]), "line 3: item q1 of arm old has no value for acc"),
         (seeds("old", ["high"]), "line 2: value 'high' is not a number"),
         (seeds("old", ["inf"]), "line 2: value inf is not finite"),
-        ([dict(arm="old", seed="first", metric="acc", value=1)], "line 2: is not an integer of 0 or above"),
+        ([dict(arm="old", seed="first", metric="acc", value=1)], "line 2: seed 'first' is not an integer"),
         ([dict(arm="old", seed="", metric="acc", value=1)], "line 2: it has neither a seed nor an item"),
         ([dict(arm="", seed=0, metric="acc", value=1)], "line 2: arm is empty"),
         ([dict(arm="old", seed=0, score=1)], "metric, value missing; it has arm, score, seed"),
         ([dict(arm="old", metric="acc", value=1)], "seed or item missing; it has arm, metric, value"),
-        (seeds("a b", OLD) + seeds("A-b", OLD), "'A-b' and 'a b' would both be called a-b: rename one"),
+        (seeds("a b", OLD) + seeds("A-b", OLD), "'A-b' and 'a b' would both become a-b: rename one"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_paired_is_refused_by_name(tmp_path, rows, message):
@@ -181,7 +181,7 @@ def test_items_of_several_seeds_are_averaged_and_judge_both_kinds_of_claims(tmp_
     found = arrange(read_rows(write(tmp_path / "r.jsonl", rows)), asked(dict(about="models"), dict(id="m")))
     assert isinstance(found.items["c"], Resampled)
     assert [one.verdict for one in judge(found.plan, found.values, items=found.items)] == ["holds", "holds"]
-    with pytest.raises(UserError, match="seed 2 has other items than seed 0, 7 among them"):
+    with pytest.raises(UserError, match="seed 2 has other items than seed 0, such as 7"):
         arrange(read_rows(write(tmp_path / "g.jsonl", [
             row for row in rows if not (row["item"] == 7 and row["seed"] == 2)
         ])), asked(dict(about="models")))  # fmt: skip
@@ -208,7 +208,7 @@ def test_a_group_of_items_is_one_unit(tmp_path):
     ):
         arrange(read_rows(write(tmp_path / "g.jsonl", rows)), asked(dict(about="models")))
     del rows[3]["group"], rows[1203]["group"]
-    with pytest.raises(UserError, match="an item has one group, and all or none do"):
+    with pytest.raises(UserError, match="give each item one group, or none to all"):
         arrange(read_rows(write(tmp_path / "h.jsonl", rows)), asked(dict(about="models")))
 
 
@@ -241,10 +241,10 @@ def test_lm_eval_samples_have_one_line_for_each_document_and_filter(tmp_path):
 def test_lm_eval_documents_that_differ_are_not_paired(tmp_path):
     samples(tmp_path / "a", "arc", [1, 0])
     samples(tmp_path / "b", "arc", [1, 0], hashes={1: "another"})
-    with pytest.raises(UserError, match="document 1 of arc is another text than in a: they cannot be paired"):
+    with pytest.raises(UserError, match="document 1 of arc differs from the one in a: they cannot be paired"):
         read_lm_eval([tmp_path / "a", tmp_path / "b"])
     (tmp_path / "c").mkdir()
-    with pytest.raises(UserError, match="holds no samples_TASK_TIME"):
+    with pytest.raises(UserError, match="has no samples_TASK_TIME"):
         read_lm_eval([tmp_path / "c"])
     with pytest.raises(UserError, match="holds the samples of several models"):
         read_lm_eval([tmp_path])
@@ -269,11 +269,11 @@ def test_inspect_s_marks_become_numbers_and_epochs_are_averaged():
     }  # fmt: skip
     with pytest.raises(UserError, match="sample q1, epoch 1 has no score"):
         inspect_rows("log", "base", "arc", [summary("q1", 1)])
-    with pytest.raises(UserError, match="sample q1 has the match 'yes', neither a number nor a mark"):
+    with pytest.raises(UserError, match="sample q1 has match = 'yes', which is neither a number nor a mark"):
         inspect_rows("log", "base", "arc", [summary("q1", 1, match="yes")])
 
 
 @pytest.mark.skipif(importlib.util.find_spec("inspect_ai") is not None, reason="Inspect is installed")
 def test_without_inspect_its_package_is_named(tmp_path):
-    with pytest.raises(UserError, match="needs its own package: pip install inspect_ai"):
+    with pytest.raises(UserError, match="its own package: pip install inspect_ai"):
         read_inspect([tmp_path])

@@ -14,11 +14,11 @@ AXES = dict(x_label="x", y_label="y")
     [
         (lambda: Series(label="PS-KD", x=[1, 2], y=[[1.0, 2.0], [1.0]]), r"'PS-KD': y\[1\] has 1 values for 2 of x"),
         (lambda: Series(label="a", x=[math.nan], y=[[1.0]]), "finite number"),
-        (lambda: Bars(**FRAME, **AXES, groups=["g"], labels=["a", "b"], values=[[[1.0]]]), "2 labels and 1 values"),
-        (lambda: Bars(**FRAME, **AXES, groups=["g", "h"], labels=["a"], values=[[[1.0]]]), "2 groups and 1 values"),
-        (lambda: Table(**FRAME, columns=["a", "b"], rows=[["1"]]), "row 0: 2 columns and 1 cells"),
-        (lambda: Images(**FRAME, files=["a.png"], labels=[]), "1 files and 0 labels"),
-        (lambda: Text(**FRAME, labels=["a"], blocks=[]), "1 labels and 0 blocks"),
+        (lambda: Bars(**FRAME, **AXES, groups=["g"], labels=["a", "b"], values=[[[1.0]]]), "2 labels but 1 values"),
+        (lambda: Bars(**FRAME, **AXES, groups=["g", "h"], labels=["a"], values=[[[1.0]]]), "2 groups but 1 values"),
+        (lambda: Table(**FRAME, columns=["a", "b"], rows=[["1"]]), "row 0: 2 columns but 1 cells"),
+        (lambda: Images(**FRAME, files=["a.png"], labels=[]), "1 files but 0 labels"),
+        (lambda: Text(**FRAME, labels=["a"], blocks=[]), "1 labels but 0 blocks"),
     ],
 )
 def test_a_figure_whose_parts_do_not_fit_is_refused(make, message):

@@ -120,5 +120,5 @@ def test_claims_that_were_edited_are_refused(tmp_path):
     study = read(tmp_path / "study.json")
     study["plan"]["claims"][0]["smallest_effect"] = 0.001
     write_json(tmp_path / "study.json", study)
-    with pytest.raises(UserError, match=r"study\.json was changed after it was written: its claims do not fit"):
+    with pytest.raises(UserError, match=r"study\.json was changed after it was written: its claims do not match"):
         survey(plan(seeds=[0]), tmp_path)

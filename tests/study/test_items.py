@@ -144,7 +144,7 @@ def test_other_items_are_resampled_and_too_few_are_refused():
         UserError, match="99 items are too few for an interval over items that are not binary: 100 are needed"
     ):
         paired_items(treated[:99], control[:99])
-    with pytest.raises(UserError, match="aligned lists"):
+    with pytest.raises(UserError, match="lists of equal length"):
         paired_items([1.0], [1.0, 2.0])
 
 

@@ -122,7 +122,7 @@ RETURNED = {
     "{'height': '1.5'}": "MetricsError: the metric height is a str, '1.5', not a number",
     "{'height': [1, 2]}": "MetricsError: the metric height is a list, [1, 2], not a number",
     "{'hieght': 1.0}": "returned hieght but not height, which are among the plan's metrics",
-    "{}": "returned nothing and not height",
+    "{}": "returned nothing but not height",
     "None": "returned NoneType, not a dictionary of metrics",
     "1 / 0": "ZeroDivisionError: division by zero",
 }

@@ -411,7 +411,7 @@ def test_a_directory_that_holds_something_else_is_refused(tmp_path):
 def test_a_damaged_status_is_named(tmp_path):
     run(plan(seeds=[0]), tmp_path)
     (tmp_path / "runs" / "control" / "seed-0" / "status.json").write_text("{")
-    with pytest.raises(UserError, match=r"control/seed-0/status\.json is damaged.*Delete its directory"):
+    with pytest.raises(UserError, match=r"control/seed-0/status\.json is damaged.*Delete it, or its directory"):
         run(plan(seeds=[0]), tmp_path)
 
 

@@ -235,7 +235,7 @@ def _rows(source: str | Path, split: str) -> Iterator[tuple[int, Any]]:
         elif path.suffix == ".parquet":
             yield from enumerate(require("pyarrow.parquet", "rl").read_table(path).to_pylist(), 1)
         elif path.name.endswith((".jsonl", ".json", ".jsonl.gz", ".json.gz")):
-            yield from _json(path)
+            yield from _json_rows(path)
         else:
             raise UserError(f"{path}: a problem file ends in .jsonl, .json (also .gz) or .parquet")
     except UserError:
@@ -256,7 +256,7 @@ def _directory(path: Path, split: str) -> Iterable[Any]:
     return datasets.load_dataset(str(path), split=split)
 
 
-def _json(path: Path) -> Iterator[tuple[int, Any]]:
+def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
     """One object per line; in a file that is called .json also an array of objects."""
     raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     raw = raw.removeprefix(b"\xef\xbb\xbf")  # some editors begin a file with a mark
