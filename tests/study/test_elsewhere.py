@@ -249,7 +249,7 @@ def test_lm_eval_documents_that_differ_are_not_paired(tmp_path):
     with pytest.raises(UserError, match="has the samples of several models"):
         read_lm_eval([tmp_path])
     (tmp_path / "a" / "samples_arc_2026-02-02T03-04-05.678.jsonl").write_text('{"doc_id": 1}\n')
-    with pytest.raises(UserError, match="line 1 is no sample of lm_eval"):
+    with pytest.raises(UserError, match="line 1 is not a sample of lm_eval"):
         read_lm_eval([tmp_path / "a"])
 
 
