@@ -130,5 +130,5 @@ def _over_generate(count: int, length: int, pairs: int) -> Iterator[dict[str, An
                 tokens = mined(engine).tokens
                 measured = interleaved(lambda one=engine: mined(one), bare, pairs, warmup=1)
                 rate = {"tokens": tokens, "tokens_a_second_bare": tokens / float(np.median(measured.b))}
-                what = f"mining {where} over bare generate, seconds a token, tiny model"
+                what = f"mining {where} over bare generate, seconds per token, tiny model"
                 yield figure(what, measured, "ratio", "<= 1.05", rate)

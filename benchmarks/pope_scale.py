@@ -27,7 +27,7 @@ ENGINES, K, CHUNK = 64, 128, 16
 PROBLEMS = 200_000
 TEXT = "Let $x = 5$ and add \\frac{1}{2} of it, then see what is left. "
 COST = Cost()
-"""Tokens of a rollout and tokens a second of an engine, as ``retarget pope mine --dry-run`` reckons."""
+"""Tokens per rollout, and tokens per second of one engine, as ``retarget pope mine --dry-run`` reckons."""
 
 
 class _Instant:
