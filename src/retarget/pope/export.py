@@ -45,8 +45,8 @@ def export(
       verifiers 0.4, which prime-rl trains on, reads and rewards them.
     - ``opsd``: rows for privileged self-distillation, where the model that sees more in its prompt teaches itself.
       One unguided row per problem; what the teacher sees besides is in ``privileged_context``, the column of TRL's
-      SDFT and SDPO, and in ``info``, for hosts that look there. Parquet or JSONL, by the file's name; ``NAME.train.py`` runs either of TRL's
-      trainers on it.
+      SDFT and SDPO, and in ``info``, for hosts that look there. Parquet or JSONL, by the file's name;
+      ``NAME.train.py`` runs either of TRL's trainers on it.
 
     Args:
         rows: of a mixture.
