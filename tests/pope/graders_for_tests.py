@@ -1,11 +1,18 @@
 """Grading functions with every fault that a user's function may have."""
 
+import hashlib
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 from retarget.pope.graders import Grade
+
+
+def slow(completion, answer, meta):
+    """Some milliseconds an item: slower than an engine for tests."""
+    hashlib.sha256(bytes(4_000_000)).digest()
+    return completion.endswith(answer)
 
 
 def faulty(completion, answer, meta):

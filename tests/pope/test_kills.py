@@ -78,7 +78,7 @@ def test_drivers(tmp_path):
     subprocess.run([*words], env={**os.environ, "PYTHONPATH": path}, check=True)
     assert (tmp_path / "mine.jsonl").read_bytes() == expected[1]
     repeated = asked(tmp_path / "a")[0] - expected[2]
-    assert repeated.total() <= kills * 4  # the window of two engines
+    assert repeated.total() <= kills * 8  # the window of two engines, and as much that waits to be graded
 
 
 def test_nodes(cluster, tmp_path):

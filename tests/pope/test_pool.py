@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from threading import Event
 
@@ -216,7 +216,30 @@ def test_a_killed_driver_takes_its_workers_along_and_its_journal_goes_on(tmp_pat
     assert drive(tmp_path, 10**9).returncode == 0
     assert (tmp_path / "mine.jsonl").read_bytes() == whole[1]
     repeated = asked(tmp_path / "a")[0] - whole[2]
-    assert repeated.total() <= 2 * 2  # the window of two engines
+    assert repeated.total() <= 2 * 4  # the window of two engines, sampled, and as much that waits to be graded
+
+
+def test_what_waits_to_be_graded_is_bounded(tmp_path):
+    """A grader slower than the engine: what a kill loses stays small."""
+    journal, most = tmp_path / "mine.jsonl", 0
+
+    class Watched(Guesser):
+        def window(self, n):
+            return 4
+
+        @asynccontextmanager
+        async def session(self):
+            yield self.ask
+
+        async def ask(self, prompt, n, params):
+            nonlocal most
+            kept = len(journal.read_bytes().splitlines()) - 1
+            most = max(most, len((tmp_path / "asked.txt").read_bytes().splitlines()) - kept if kept else 0)
+            return self.one(prompt, n, params)
+
+    asking = Sampler(Watched("guesser", tmp_path), Grader("graders_for_tests:slow"), PROMPTS, Sampling(seed=3), chunk=4)
+    mine(problems(30), asking, 8, journal=journal)
+    assert 0 < most <= 2 * 4
 
 
 def test_servers_of_one_model_share_a_queue_and_one_that_ends_is_left_out(tmp_path, whole, caplog):

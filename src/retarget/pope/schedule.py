@@ -213,7 +213,9 @@ class Work:
             batch: list[tuple[int, list[Rollout]]] = []
             try:
                 while self._due or running or waiting or judged:
-                    while self._due and len(running) < engine.window(self._units[self._due[0][1]].n):
+                    while self._due and len(running) < (window := engine.window(self._units[self._due[0][1]].n)):
+                        if len(running) + len(waiting) + len(batch) >= 2 * window:
+                            break  # grading lags: what is sampled and not journalled would be lost with this process
                         _, place = heappop(self._due)
                         unit = self._units[place]
                         params = self.sampler.sampling.model_copy(update={"chunk": unit.chunk or 0})
@@ -227,6 +229,7 @@ class Work:
                     if judged is not None and judged in done:
                         verdicts, judged = judged.result(), None
                         self._keep([place for place, _ in batch], [some for _, some in batch], verdicts)
+                        batch = []
                     for task in [one for one in running if one in done]:
                         place = running.pop(task)
                         try:
