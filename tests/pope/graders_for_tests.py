@@ -12,7 +12,7 @@ from retarget.pope.graders import Grade
 def slow(completion, answer, meta):
     """Some milliseconds an item: slower than an engine for tests."""
     hashlib.sha256(bytes(4_000_000)).digest()
-    return completion.endswith(answer)
+    return answer in completion
 
 
 def faulty(completion, answer, meta):

@@ -221,9 +221,9 @@ def test_a_killed_driver_takes_its_workers_along_and_its_journal_goes_on(tmp_pat
 
 def test_what_waits_to_be_graded_is_bounded(tmp_path):
     """A grader slower than the engine: what a kill loses stays small."""
-    journal, most = tmp_path / "mine.jsonl", 0
+    unkept = []
 
-    class Watched(Guesser):
+    class Streaming(Guesser):
         def window(self, n):
             return 4
 
@@ -232,14 +232,17 @@ def test_what_waits_to_be_graded_is_bounded(tmp_path):
             yield self.ask
 
         async def ask(self, prompt, n, params):
-            nonlocal most
-            kept = len(journal.read_bytes().splitlines()) - 1
-            most = max(most, len((tmp_path / "asked.txt").read_bytes().splitlines()) - kept if kept else 0)
             return self.one(prompt, n, params)
 
-    asking = Sampler(Watched("guesser", tmp_path), Grader("graders_for_tests:slow"), PROMPTS, Sampling(seed=3), chunk=4)
-    mine(problems(30), asking, 8, journal=journal)
-    assert 0 < most <= 2 * 4
+    def told(done, total, rollouts):
+        begun = (tmp_path / "asked.txt").read_bytes() if rollouts else b""
+        unkept.append(len(begun.splitlines()) - rollouts // 4)
+
+    asking = Sampler(
+        Streaming("guesser", tmp_path), Grader("graders_for_tests:slow"), PROMPTS, Sampling(seed=3), chunk=4
+    )
+    mine(problems(30), asking, 8, progress=told)
+    assert unkept[-1] == 0 < max(unkept) <= 2 * 4
 
 
 def test_servers_of_one_model_share_a_queue_and_one_that_ends_is_left_out(tmp_path, whole, caplog):
