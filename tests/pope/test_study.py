@@ -7,6 +7,7 @@ import pytest
 from retarget.errors import UserError
 from retarget.pope.study import PRESETS, Settings, plan
 from retarget.report import build
+from retarget.study.claims import judge
 from retarget.study.runner import run_study
 
 TINY = dict(
@@ -35,6 +36,20 @@ def test_the_plans_of_all_presets():
     assert [claim.id for claim in plan("demo").claims][:5] == [
         "no_signal", "guided_reward", "transfer", "more_solved", "held_out",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("question", ["first", "rivals"])
+def test_a_model_that_solves_nothing_is_no_test_of_the_missing_signal(question):
+    """0 rewards are what the claim says, of a model that can do something."""
+    study = plan("small", {"family": "chain", "question": question} if question != "first" else {"family": "chain"})
+    claims = tuple(one for one in study.claims if one.id.startswith("no_signal"))[:1]
+    study = study.model_copy(update={"claims": claims})
+    nothing = {"signal": [0.0, 0.0, 0.1, 0.0, 0.0], "easy_pass1": [0.0] * 5}
+    able = {**nothing, "easy_pass1": [90.0, 91.0, 92.0, 89.0, 93.0]}
+    for found, verdict in ((nothing, "not measured"), (able, "holds")):
+        (judged,) = judge(study, {claims[0].condition: {"unguided": found}})
+        assert judged.verdict == verdict
+        assert judged.reason.startswith("Not a test of the claim: ") == (verdict == "not measured")
 
 
 def test_wrong_plans_are_refused():

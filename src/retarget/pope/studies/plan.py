@@ -128,13 +128,22 @@ METRICS = (
 )  # fmt: skip
 
 
-def claims(condition: str, suffix: str = "") -> tuple[Claim, ...]:
-    """The abstract's claims under one condition; differences are in percentage points."""
+ABLE = ("easy_pass1", 1.0)
+"""Floor of the claim that hard problems give no signal: a model that solves nothing at all is no test of it."""
 
+
+def claims(condition: str, suffix: str = "", *, real: bool = False) -> tuple[Claim, ...]:
+    """The abstract's claims under one condition; differences are in percentage points.
+
+    Args:
+        condition: the condition.
+        suffix: appended to every id.
+        real: a model from outside, of which short problems need not be at hand.
+    """
     claim = claims_under(condition, suffix)
     return (
         claim("no_signal", "On hard problems, on-policy RL rarely sees a single correct rollout.", "signal", "lower",
-              1.0, ("unguided",), against=5.0),
+              1.0, ("unguided",), against=5.0, floor=None if real else ABLE),
         claim("guided_reward", "With a prefix of an oracle solution in the prompt, rollouts get a reward.",
               "guided_gain", "higher", 0.5, ("base",), against=0.0, shown="guided_start"),
         claim("transfer", "What is learnt with guidance transfers to the original, unguided problems.", "hard_pass1",
@@ -194,7 +203,7 @@ def plan(
     worlds = tuple(one for one in CONDITIONS.values() if given.items() <= one.settings.items())
     conditions = worlds if preset == "small" and not real else (default,)
     refuse_decided(set(config or {}) - set(given), ARMS, conditions)
-    decided = [one for condition in conditions for one in claims(condition.name, _suffix(condition))]
+    decided = [one for condition in conditions for one in claims(condition.name, _suffix(condition), real=real)]
     return StudyPlan(
         study="pope",
         title="POPE: privileged prefixes for problems that never give a reward"
