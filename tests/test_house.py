@@ -9,7 +9,8 @@ import pytest
 
 from retarget.cli import METHODS, VERBS
 
-SOURCE = Path(__file__).parent.parent / "src" / "retarget"
+TESTS = Path(__file__).parent
+SOURCE = TESTS.parent / "src" / "retarget"
 FILES = sorted(SOURCE.rglob("*.py"))
 ROOMS = sorted(path.name for path in SOURCE.iterdir() if (path / "__init__.py").exists())
 SHARED = {"metrics", "data", "study", "report"}
@@ -135,6 +136,12 @@ def test_a_trainer_library_is_imported_at_the_top_only_in_the_file_named_after_i
             for library, homes in TRAINERS.items():
                 if under(name, library):
                     assert path.name in homes or {"studies", "engines"} & set(path.parts), f"{path} imports {name}"
+
+
+def test_no_test_file_is_longer_than_400_lines():
+    """Split a longer one by subject, as ``src/`` is; shared helpers go into a module beside the tests."""
+    lengths = {str(path.relative_to(TESTS)): len(path.read_text().splitlines()) for path in TESTS.rglob("*.py")}
+    assert {name: lines for name, lines in lengths.items() if lines > 400} == {}
 
 
 HEAVY = ("torch", "pydantic", "tyro", "numpy", "scipy", "matplotlib", "lightning", "transformers")

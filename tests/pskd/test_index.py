@@ -73,3 +73,15 @@ def test_timms_loader_hands_the_index_on_and_its_transform_reaches_the_images(fo
 def test_an_index_of_the_samples_own_is_not_overwritten():
     with pytest.raises(UserError, match="already have a key"):
         with_index([{"index": 3}])[0]
+
+
+def test_with_index_keeps_the_sample_and_adds_its_place():
+    pairs = with_index([("a", 0), ("b", 1)])
+    assert (len(pairs), pairs[1]) == (2, ("b", 1, 1))
+    assert with_index([{"text": "a"}])[0] == {"text": "a", "index": 0}
+    with pytest.raises(UserError, match='already have a key "index"'):
+        with_index([{"index": 3}])[0]
+    with pytest.raises(UserError, match="a sample must be a tuple or a mapping: sample 0 is a int"):
+        with_index([5])[0]
+    with pytest.raises(UserError, match="no stable index"):
+        with_index(iter([1]))

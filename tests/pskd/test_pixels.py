@@ -1,4 +1,4 @@
-"""PS-KD for segmentation: a row a pixel against a slow loop, the previous model on the view, what is refused."""
+"""PS-KD for segmentation: one row per pixel against a slow loop, the previous model on the view, refusals."""
 
 from copy import deepcopy
 

@@ -1,3 +1,5 @@
+"""The page of a finished study: what it shows, in which order, complete in itself."""
+
 import base64
 import hashlib
 import json
@@ -5,36 +7,18 @@ import re
 import shutil
 from itertools import pairwise
 
-import numpy as np
 import pytest
 from page_reader import Page
+from small_pages import claim, row_of, small
 
 from retarget.report import build
-from retarget.study.config import Arm, Claim, Condition, Metric
-from retarget.study.figures import Analysis, Bars, Images, Lines, Series, Table, Text
+from retarget.study.config import Condition
+from retarget.study.figures import Analysis
 
 
 @pytest.fixture(scope="module")
 def page(finished):
     return Page(finished / "report.html")
-
-
-def row_of(page, *starts):
-    return next(row for row in page.rows if tuple(row[: len(starts)]) == starts)
-
-
-def small(study, plain_plan, claims=(), found=None, name="study", **changes):
-    """A page of a study with one condition, made of one claim or few."""
-    single = dict(conditions=(Condition(),), claims=tuple(claims)) | changes
-    directory = study(name, plain_plan(**single), found or Analysis())
-    build([directory])
-    return Page(directory / "report.html")
-
-
-def claim(**changes):
-    whole = dict(id="a", sentence="It helps.", metric="top1", direction="higher", smallest_effect=0.5,
-                 arms=("pskd", "cross_entropy"))  # fmt: skip
-    return Claim.model_validate(whole | changes)
 
 
 def test_the_first_screen_says_what_was_asked_and_found(page):
@@ -173,215 +157,6 @@ def test_the_same_study_gives_the_same_bytes(finished, tmp_path):
     for path in sorted(finished.rglob("*")):
         if path.is_file():
             assert path.read_bytes() == (copy / path.relative_to(finished)).read_bytes(), path
-
-
-HOSTILE = "<script>alert('x')</script> \"&' </style></svg>]]> | `*_ {{ 7 * 7 }} {% raw %}"
-
-
-def test_text_from_a_study_never_becomes_markup(study, plain_plan):
-    arms = (
-        Arm(name="cross_entropy", label=HOSTILE),
-        Arm(name="pskd", label="PS-KD" + HOSTILE, settings={"k": HOSTILE}),
-    )
-    frame = dict(title=HOSTILE, caption=HOSTILE)
-    axes = dict(x_label=HOSTILE, y_label=HOSTILE)
-    found = Analysis(
-        figures=[
-            Lines(**frame, **axes, series=[Series(label=HOSTILE, x=[0, 1], y=[[1.0, 2.0]])]),
-            Bars(**frame, **axes, groups=[HOSTILE, "b"], labels=[HOSTILE], values=[[[1.0], [2.0]]]),
-            Table(**frame, columns=[HOSTILE], rows=[[HOSTILE]]),
-            Images(**frame, files=["samples/a.png"], labels=[HOSTILE]),
-            Text(**frame, labels=[HOSTILE], blocks=["</pre>" + HOSTILE + "\x00\x1b[31m\u202e"]),
-        ],
-        notes=[HOSTILE],
-    )
-    plan = plain_plan(
-        study="x" + HOSTILE,
-        title=HOSTILE,
-        question=HOSTILE,
-        preset=HOSTILE,
-        settings={HOSTILE: HOSTILE},
-        arms=arms,
-        conditions=(Condition(name="default", label=HOSTILE),),
-        metrics=(Metric(name="top1", label=HOSTILE, unit=HOSTILE, description=HOSTILE),),
-        claims=(claim(sentence=HOSTILE),),
-    )
-    directory = study("hostile", plan, found)
-    page = Page(build([directory]))
-    allowed = {
-        "html",
-        "head",
-        "body",
-        "meta",
-        "link",
-        "style",
-        "title",
-        "main",
-        "header",
-        "footer",
-        "nav",
-        "section",
-        "svg",
-    }
-    assert page.count("script") == 1
-    assert allowed <= {tag for tag, _ in page.tags}
-    assert page.text.count("alert('x')") > 20
-    assert "49" not in page.text
-    assert not [attribute for _, attributes in page.tags for attribute in attributes if attribute.startswith("on")]
-    assert "\x00" not in page.text
-    assert "\x1b" not in page.text
-    names = [path.name for path in (directory / "report_files").iterdir()]
-    assert all(name.startswith("x-script-") for name in names)
-    for path in (directory / "report_files").glob("*.svg"):
-        assert "<script" not in path.read_text()
-
-
-PIECES = (
-    "<", ">", "</", "<script>", "</script>", "<img src=x onerror=alert(1)>", "'", '"', "`", "&", "&lt;", "&#60;",
-    "-->", "<!--", "]]>", "</style>", "</svg>", "</pre>", "</title>", "<svg/onload=alert(1)>", "javascript:alert(1)",
-    "{{ 7*7 }}", "{% raw %}", "\\", "\\u003cscript>", "\x00", "\u202e", "\ufeff", " onmouseover=alert(1) ",
-    "=cmd|' /C calc'!A1", "|",
-)  # fmt: skip
-
-
-def test_two_thousand_hostile_strings_are_two_thousand_texts(study, plain_plan):
-    random = np.random.default_rng(0)
-    strings = ["".join(random.choice(PIECES, size=random.integers(1, 6))) for _ in range(2000)]
-    rows = [[f"row {at}", *strings[at : at + 4]] for at in range(0, 1600, 4)]
-    titles = strings[1900:1940]
-
-    def page(rows, notes, titles, words):
-        found = Analysis(
-            figures=[
-                Table(title=words[0], caption=words[1], columns=["row", *words[2:6]], rows=rows),
-                *(Text(title=title, caption=title, labels=[title], blocks=[title]) for title in titles),
-            ],
-            notes=notes,
-        )
-        claims = [claim(sentence=words[6])]
-        labels = ("cross_entropy", words[7]), ("pskd", words[8])
-        arms = tuple(Arm(name=name, label=label) for name, label in labels)
-        whole = dict(title=words[9], question=words[10], arms=arms, claims=claims, settings={words[11]: words[12]})
-        directory = study(f"s{len(notes)}{words[0] == 'plain'}", plain_plan(conditions=(Condition(),), **whole), found)
-        return directory, Page(build([directory]))
-
-    directory, hostile = page(rows, strings[1600:1900], titles, strings[1940:1960])
-    _, plain = page(
-        [[row[0], "a", "b", "c", "d"] for row in rows], ["plain"] * 300, [f"title {at}" for at in range(40)],
-        ["plain", *(f"plain {at}" for at in range(19))],
-    )  # fmt: skip
-    allowed = {"href", "id", "class", "aria-label", "aria-labelledby", "style", "alt"}
-    assert [tag for tag, _ in hostile.tags] == [tag for tag, _ in plain.tags]
-    for (_, own), (_, other) in zip(hostile.tags, plain.tags, strict=True):
-        assert own.keys() == other.keys()
-        assert {key for key in own if own[key] != other[key]} <= allowed | {"content"}
-    assert not [one for one in hostile.references if one.startswith(("javascript", "http", "//"))]
-    assert all("<script" not in path.read_text() for path in (directory / "report_files").glob("*.svg"))
-
-
-def test_a_lone_surrogate_in_a_model_s_output_does_not_break_the_page(study, edit):
-    directory = study()
-    edit(directory / "analysis.json", lambda value: value["figures"][5].update(blocks=["half \ud800 a pair"]))
-    assert "half \ufffd a pair" in Page(build([directory])).text
-
-
-def test_a_verdict_near_zero_shows_the_digit_that_decides(study, plain_plan, edit):
-    directory = study("s", plain_plan(conditions=(Condition(),), claims=(claim(),)), Analysis())
-    change = {"estimate": 0.31, "interval": [0.004, 0.616], "verdict": "holds"}
-    edit(directory / "summary.json", lambda value: value["claims"][0].update(change))
-    row = row_of(Page(build([directory])), "It helps.")
-    assert "[+0.004, +0.616]" in row[2]
-
-
-def test_a_claim_that_holds_by_less_than_what_matters_says_so(study, plain_plan, edit):
-    directory = study("s", plain_plan(conditions=(Condition(),), claims=(claim(),)), Analysis())
-    change = {"verdict": "holds", "below_smallest_effect": True}
-    edit(directory / "summary.json", lambda value: value["claims"][0].update(change))
-    assert row_of(Page(build([directory])), "It helps.")[-1] == (
-        "holds here but by less than the smallest effect that matters"
-    )
-
-
-def test_one_seed_gives_an_estimate_and_no_interval(study, plain_plan):
-    page = small(study, plain_plan, [claim()], seeds=(0,))
-    row = row_of(page, "It helps.")
-    assert re.fullmatch(r"[−+]\d\.\d\d points", row[2])
-    assert row[3:] == ["1"]
-    assert row_of(page, "Claim") == ["Claim", "Compared", "Difference", "n"]
-    assert (
-        "Each arm was run once: one difference is measured, and one run decides nothing about the method." in page.text
-    )
-
-
-def test_a_margin_and_a_constant_are_named(study, plain_plan):
-    claims = [
-        claim(id="a", sentence="Not worse.", margin=0.25),
-        claim(id="b", sentence="Above ninety.", arms=("pskd",), against=90.0),
-    ]
-    page = small(study, plain_plan, claims)
-    assert "may be worse by up to 0.25 points" in row_of(page, "Not worse.")[1]
-    assert "PS-KD against the constant 90" in row_of(page, "Above ninety.")[1]
-
-
-def test_the_page_states_error_rates_of_verdicts_and_what_they_rest_on(study, plain_plan):
-    claims = [claim(id="a"), claim(id="b", sentence="Second.", metric="nll", direction="lower", family="secondary")]
-    page = small(study, plain_plan, claims, looks=(3, 5))
-    text = " ".join(page.text.split())
-    assert 'The probability of any wrong "holds" is at most 2.5 %' in text
-    assert "Primary and secondary claims are two families, each with these error rates." in text
-    assert "Verdicts are given only at the planned looks, at 3, 5 seeds, which share the error; they are final." in text
-    assert "over all claims" not in text
-    assert "secondary claim; smallest effect that matters: 0.5" in row_of(page, "Second.")[1]
-
-
-def test_verdicts_of_an_earlier_version_are_called_so(study, plain_plan, edit):
-    directory = study("s", plain_plan(conditions=(Condition(),), claims=(claim(),)), Analysis())
-    old = {"interval": [0.1, 0.9], "verdict": "holds", "p_holds": None, "p_fails": None, "p_value": 0.01}
-    edit(directory / "summary.json", lambda value: value["claims"][0].update(old))
-    text = " ".join(Page(build([directory])).text.split())
-    assert "These verdicts were given by an earlier version" in text
-    assert "at most 2.5 %; that of a wrong" in text
-
-
-def test_a_claim_about_models_names_its_items_and_a_look_its_seeds(study, plain_plan, edit):
-    directory = study("s", plain_plan(conditions=(Condition(),), claims=(claim(),)), Analysis())
-    items = {"about": "models", "n": 1319, "verdict": "holds", "interval": [0.1, 0.9], "reason": ""}
-    edit(directory / "summary.json", lambda value: value["claims"][0].update(items))
-    row = row_of(Page(build([directory])), "It helps.")
-    assert row[3:] == ["1 319 items", "holds here for these two models on this data"]
-    look = {"about": "method", "n": 3, "look": 3, "latest": 0.25}
-    edit(directory / "summary.json", lambda value: value["claims"][0].update(look))
-    row = row_of(Page(build([directory])), "It helps.")
-    assert row[-1] == "holds here since the planned look at 3 seeds"
-    assert "Decides nothing: over all seeds +0.25 points" in row[2]
-
-
-def test_a_claim_that_is_no_test_says_so_in_place_of_a_difference(study, plain_plan):
-    page = small(study, plain_plan, [claim(floor=("top1", 99.0))])
-    row = row_of(page, "It helps.")
-    assert row[2].startswith("Not a test of the claim: top-1 accuracy of cross-entropy is 9")
-    assert row[-1] == "not measured"
-
-
-def test_one_run_of_each_arm_says_how_to_get_verdicts(study, plain_plan):
-    found = Analysis(item_intervals={"a": (-1.25, 0.5)}, item_label="item bootstrap")
-    page = small(study, plain_plan, [claim()], found, seeds=(3,))
-    assert "the command below, with --seeds 3 4 5 6 7, continues in the same directory" in page.text
-    assert "[−1.25, +0.50] 95 % item bootstrap" in row_of(page, "It helps.")[2]
-    assert "not enough evidence" not in page.text
-
-
-def test_claims_that_cannot_be_measured_say_why(study, plain_plan):
-    claims = [
-        claim(id="a", sentence="No arm.", arms=("other_arm", "pskd")),
-        claim(id="b", sentence="No metric.", metric="absent"),
-        claim(id="c", sentence="No condition.", condition="absent"),
-    ]
-    page = small(study, plain_plan, claims)
-    assert row_of(page, "No metric.")[2] == "No seed has both values."
-    assert "2 more claims were stated but not run here No arm. No condition." in page.text
-    assert "The one claim was not measured." in page.text
-    assert "other_arm" not in page.text
 
 
 def test_a_study_without_claims_metrics_or_notes_is_a_page(study, plain_plan):

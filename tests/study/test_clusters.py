@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from runs_for_tests import Seen, contents
 from tasks_for_tests import STEPS, plan
-from test_runner import Seen, contents
 
 from retarget.cli import main
 from retarget.errors import UserError

@@ -1,0 +1,83 @@
+"""What PSKD refuses: bad batches, settings and indices."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from plain_loop import EPOCHS, C, N, data, network
+
+from retarget.errors import UserError
+from retarget.pskd import PSKD, Dense, TopK
+
+
+@pytest.mark.parametrize("store", ["dense", Dense("float16"), TopK(2)])
+@pytest.mark.parametrize("call", ["loss", "soften"])
+def test_an_index_that_moves_between_epochs_is_refused(store, call):
+    """The commonest mistake: the place in the epoch's order, not in the training set."""
+    method = PSKD(N, C, EPOCHS, store=store)
+    logits = 5.0 * F.one_hot(torch.arange(4) % C, C)  # top-2 rows list the label and one more
+    before, after = torch.tensor([0, 1, 2, 3]), torch.tensor([3, 1, 2, 0])
+    method.set_epoch(0)
+    method.loss(logits, before, torch.arange(4))
+    method.set_epoch(1)
+    with pytest.raises(UserError, match=r"sample 0 has the label 3 \(row 0 of the batch\), but had another label when"):
+        method.loss(logits, after, torch.arange(4)) if call == "loss" else method.soften(after, torch.arange(4))
+
+
+def test_bad_batches_are_refused_with_sample_row_and_value():
+    method = PSKD(N, C, EPOCHS)
+    x, y = data()
+    logits, index = network()(x[:4]).detach(), torch.tensor([3, 5, 7, 9])
+    with pytest.raises(UserError, match=r"call set_epoch\(epoch\) before the first step"):
+        method.loss(logits, y[:4], index)
+    method.set_epoch(0)
+    inf, nan = logits.clone(), logits.clone()
+    inf[2, 1], nan[0, 3] = float("inf"), float("nan")
+    short = torch.full((4, C), 0.2)
+    label = y[:4].clone()
+    label[1] = C
+    cases = [
+        (logits, y[:4], torch.tensor([3, 5, N, 9]), r"sample index 12 in row 2 of the batch lies outside \[0, 12\)"),
+        (logits, y[:4], torch.tensor([3, 5, -1, 9]), r"sample index -1 in row 2"),
+        (logits, label, index, r"label 4 of sample 5, row 1 of the batch, lies outside the classes \[0, 4\)"),
+        (
+            logits,
+            torch.tensor([0, 1, 2, 3]),
+            torch.tensor([3, 5, 3, 9]),
+            "sample 3 has two labels in this batch, 0 in",
+        ),
+        (inf, y[:4], index, "logit inf for class 1 of sample 7, row 2"),
+        (nan, y[:4], index, "logit nan for class 3 of sample 3, row 0"),
+        (
+            logits,
+            short,
+            index,
+            "target of sample 3, row 0 of the batch, is not a probability distribution: it sums to 0.8",
+        ),
+        (logits[:, :3], y[:4], index, r"logits are \[B, C\] = \[4, 4\]: got \[4, 3\]"),
+    ]
+    for z, targets, at, message in cases:
+        with pytest.raises(UserError, match=message):
+            method.loss(z, targets, at)
+    method.set_epoch(1)
+    method.soften(y[:4], index)
+    assert method.fallbacks == 4, "a refused batch must leave no row"
+
+
+def test_bad_settings_are_refused():
+    for settings, message in [
+        (dict(alpha_T=1.2), r"alpha_T must lie in \[0, 1\]: got 1.2"),
+        (dict(total_epochs=0), "total_epochs >= 1: got 0"),
+        (dict(num_samples=0), "got 0 and 4"),
+        (dict(store=TopK(9)), r"TopK\(9\) is more than the 4"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            PSKD(**{"num_samples": N, "num_classes": C, "total_epochs": EPOCHS, **settings})
+    with pytest.raises(UserError, match=r"epoch 5 lies outside \[0, total_epochs = 5\)"):
+        PSKD(N, C, EPOCHS).set_epoch(5)
+
+
+def test_a_batch_of_ignored_labels_alone_is_refused():
+    method = PSKD(N, C, EPOCHS)
+    method.set_epoch(0)
+    with pytest.raises(UserError, match="every label of the batch is -100"):
+        method.loss(torch.zeros(2, C), torch.tensor([-100, -100]), torch.arange(2))
