@@ -1,4 +1,4 @@
-"""POPE: begin problems that never give a reward with a piece of an oracle solution, in the prompt (Qu et al. 2026)."""
+"""POPE: guide problems that never give a reward by a prefix of an oracle solution in the prompt (Qu et al. 2026)."""
 
 from typing import TYPE_CHECKING
 

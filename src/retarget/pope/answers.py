@@ -1,7 +1,8 @@
 r"""The final answer that a text marks: in ``\boxed{}``, behind ``####``, or behind "the answer is". Free of torch.
 
-A marker alone is no answer: "the answer is at least 4" and "#### Step 2" give none. Completions are untrusted, so every
-pattern here takes time linear in the text; markers in words are looked for in its last 4,000 characters.
+A marker alone is not an answer: "the answer is at least 4" and "#### Step 2" contain none. Completions are untrusted,
+so every pattern here runs in time linear in the text. Markers other than boxes are searched for in the last 4,000
+characters only.
 """
 
 import re
@@ -43,11 +44,11 @@ _NO_NAME = re.compile(
     r"|all|what|how|still|given|indeed|only|always|never|no|yet|already|probably)\b",
     re.IGNORECASE,
 )
-"""Words with which no answer in words begins: "at least", "a number"."""
+"""An answer in words does not begin with any of these: "at least", "a number"."""
 
 
 def after_thinking(completion: str) -> str:
-    """What follows the thinking block; nothing where one never ends; all of a text without one.
+    """The text after the thinking block: empty if the block never ends, the whole text if there is no block.
 
     >>> after_thinking("<think> 4? </think>5"), after_thinking("<think> 4?"), after_thinking("5")
     ('5', '', '5')
@@ -57,9 +58,9 @@ def after_thinking(completion: str) -> str:
 
 
 def last_boxed(text: str) -> str | None:
-    r"""What the last ``\boxed{...}`` holds, with nested braces; None where there is none or it never closes.
+    r"""The content of the last ``\boxed{...}``, nested braces included; None if there is no box or it never closes.
 
-    As in TeX, a box without braces holds what comes next.
+    As in TeX, a box without braces contains the next token.
 
     >>> last_boxed(r"so \boxed{1}, no: \boxed{\frac{1}{2}}"), last_boxed(r"it is $\boxed 2$.")
     ('\\frac{1}{2}', '2')
@@ -82,7 +83,7 @@ def last_boxed(text: str) -> str | None:
 def final_answer(completion: str) -> str | None:
     r"""The final answer as written: in the last ``\boxed{}``, behind ``####``, or behind "the answer is".
 
-    Only what follows a thinking block counts, where there is one (see :func:`after_thinking`).
+    If there is a thinking block, only the text after it counts (see :func:`after_thinking`).
 
     >>> final_answer("<think>4?</think> The answer is therefore $5$."), final_answer("The answer is at least 5.")
     ('5', None)
@@ -93,7 +94,7 @@ def final_answer(completion: str) -> str | None:
 
 
 def joined_boxes(text: str) -> str | None:
-    r"""The last boxes of a text as one list, where only ``and``, ``or`` or commas stand between them.
+    r"""The last boxes of a text as one list, if only ``and``, ``or`` or commas separate them; otherwise None.
 
     >>> joined_boxes(r"so $x=\boxed{3}$ or $x=\boxed{-3}$."), joined_boxes(r"\boxed{3}")
     ('3,-3', None)
@@ -113,10 +114,10 @@ def joined_boxes(text: str) -> str | None:
 
 
 def stated_answer(text: str) -> str | None:
-    """The answer behind ``####`` or behind "the answer is": the last one that says a value, or words in its place.
+    """The answer after ``####`` or "the answer is": the last one that gives a value, or else the last one in words.
 
-    A marker that is followed by a number but settles on none ("is at least 4", "is 3 or 4") decides that there is no
-    answer, whatever was said before it.
+    If a marker is followed by a number but does not settle on one ("is at least 4", "is 3 or 4"), the text has no
+    answer, whatever comes before.
 
     >>> stated_answer("#### 1,200"), stated_answer("Answer: **12 apples**"), stated_answer("#### Step 2")
     ('1,200', '12', None)
@@ -151,7 +152,7 @@ def _sentence_before(text: str, at: int) -> str:
 
 
 def _stop(text: str, start: int, whole_line: bool) -> int:
-    """Where the sentence, or the line, ends that begins at ``start``; the ends inside formulas do not count."""
+    """The end of the sentence (or of the line) that begins at ``start``; periods inside formulas do not count."""
     if whole_line:
         end = text.find("\n", start)
         return len(text) if end < 0 else end
@@ -163,7 +164,7 @@ def _stop(text: str, start: int, whole_line: bool) -> int:
 
 
 def _value(said: str, whole_line: bool) -> str | None:
-    """The value with which a statement begins, where what follows leaves it standing."""
+    """The value that a statement begins with, unless the words after it change it; then None."""
     said = said.rstrip().rstrip(".").rstrip()
     parts, at = [], 0
     for part, end in _formulas(said):
@@ -181,7 +182,7 @@ def _value(said: str, whole_line: bool) -> str | None:
             return None
         value = value.rstrip(".")
     if not re.search(r"\d|\\", value) and rest.strip(" *_"):
-        return None  # "a number", "x more": a letter alone is an answer only where nothing follows
+        return None  # "a number", "x more": a letter alone is an answer only if nothing follows
     tail = _TAIL.match(rest)
     assert tail is not None
     if _UNSETTLED.search(tail[0]):
@@ -197,7 +198,7 @@ def _value(said: str, whole_line: bool) -> str | None:
 
 
 def _formulas(said: str) -> Iterator[tuple[str, int]]:
-    """Formulas at the beginning, joined by commas or ``and``, with where each ends."""
+    """Formulas at the beginning, joined by commas or ``and``, and the position where each ends."""
     at = 0
     while found := _FORMULA.match(said, at):
         content = found[0].strip("$") if found[0].startswith("$") else found[0][2:-2]
@@ -209,7 +210,7 @@ def _formulas(said: str) -> Iterator[tuple[str, int]]:
 
 
 def _plain(said: str) -> tuple[str, int]:
-    """Numbers and symbols at the beginning, up to the first word, and where they end."""
+    """Numbers and symbols at the beginning, up to the first word, and the position where they end."""
     at = end = 0
     for token in re.finditer(r"\S+", said):
         bare = _FUNCTIONS.sub("", _COMMAND.sub("", token[0]))

@@ -1,4 +1,7 @@
-"""Controls of a prefix: another problem's, its numbers scrambled, of another length. Free of torch."""
+"""Prefixes for control arms: another problem's prefix, one with scrambled numbers, one of another length.
+
+Free of torch.
+"""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -13,22 +16,22 @@ from retarget.pope.problems import Problem
 Length = Literal["quarter", "random", "longest"]
 
 _NUMBER = re.compile(r"(?<![\w.])(?<!\s[+*-])(?<!\A[+*-])\d+(?:\.\d+)?(?!\w)")
-"""Signed words such as ``+3`` are operations of the generated problems, and no numbers."""
+"""Signed words such as ``+3`` do not count as numbers: in the generated problems they are operations."""
 
 
 def unrelated(prefixes: Mapping[str, str], seed: int) -> dict[str, str]:
-    """Each problem with the prefix of another problem's solution; every prefix is used once.
+    """Give each problem the prefix of another problem's solution; every prefix is used once.
 
-    It separates "the oracle helped" from "some context helped": lengths and style are those of the real prefixes.
+    This tells "the oracle helped" apart from "some context helped": lengths and style are those of the real prefixes.
 
     Raises:
-        UserError: fewer than two prefixes.
+        UserError: there are fewer than two prefixes.
 
     >>> unrelated({"a": "1", "b": "2"}, seed=0)
     {'a': '2', 'b': '1'}
     """
     if len(prefixes) < 2:
-        raise UserError(f"the control of an unrelated prefix needs at least two prefixes, there are {len(prefixes)}")
+        raise UserError(f"unrelated prefixes: at least two problems must have a prefix, but {len(prefixes)} do")
     known = sorted(prefixes)
     names = [known[at] for at in np.random.default_rng(seed).permutation(len(known))]
     taken = dict(zip(names, [*names[1:], names[0]], strict=True))
@@ -36,17 +39,19 @@ def unrelated(prefixes: Mapping[str, str], seed: int) -> dict[str, str]:
 
 
 def scrambled(prefixes: Mapping[str, str], seed: int) -> dict[str, str]:
-    """Each prefix with every number in it replaced by another that some prefix holds: its words and form stay.
+    """Replace every number in a prefix by another number that occurs in some prefix; words and form stay.
 
     Raises:
-        UserError: the prefixes hold fewer than two different numbers.
+        UserError: the prefixes contain fewer than two different numbers.
 
     >>> scrambled({"a": "+3 *5 4", "b": "-2 2"}, seed=0)
     {'a': '+3 *5 2', 'b': '-2 4'}
     """
     pool = sorted({number for text in prefixes.values() for number in _NUMBER.findall(text)})
     if len(pool) < 2:
-        raise UserError(f"the prefixes hold {len(pool)} different numbers: there is nothing to scramble them with")
+        raise UserError(
+            f"scrambled prefixes: the prefixes must contain at least two different numbers, but have {len(pool)}"
+        )
     random = np.random.default_rng(seed)
 
     def another(found: re.Match[str]) -> str:
@@ -59,12 +64,12 @@ def scrambled(prefixes: Mapping[str, str], seed: int) -> dict[str, str]:
 def of_length(
     problems: Iterable[Problem], length: Length, cuts: int, cap: float, unit: Unit, seed: int
 ) -> dict[str, str]:
-    """Prefixes whose length no search decided; problems without a cut that keeps the answer back have none.
+    """Prefixes whose length a rule fixes, without a search. Problems without a cut before the answer get no prefix.
 
     Args:
         problems: with solutions.
-        length: the cut nearest a ``quarter`` of the solution, a ``random`` one of all, or the ``longest``.
-        cuts, cap, unit: the cuts to choose among, as in :func:`retarget.pope.search.search_prefixes`.
+        length: the cut nearest to a ``quarter`` of the solution, a ``random`` cut, or the ``longest``.
+        cuts, cap, unit: define the cuts to choose from, as in :func:`retarget.pope.search.search_prefixes`.
         seed: of the random choice.
     """
     random, chosen = np.random.default_rng(seed), {}

@@ -1,7 +1,7 @@
-"""Which prompt a row is given at each cycle of a training: neighbours of POPE that change data alone. Free of torch.
+"""Curricula: methods related to POPE that only change which prompt a row has in each cycle. Free of torch.
 
-A curriculum is handed to :class:`retarget.pope.trl.PopeTrainer`. It presents rows before they are sampled, and is told
-what every group gave. All that it remembers are these groups, so a resumed training goes on as it would have.
+Pass a curriculum to :class:`retarget.pope.trl.PopeTrainer`. It chooses each row's prompt before the row is sampled, and
+receives the result of every group. Its state consists of these results only, so a resumed training continues exactly.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,7 +22,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Group:
-    """What one group of rollouts gave: ``correct`` of ``n``, in a cycle counted from 0."""
+    """The result of one group of rollouts: ``correct`` of ``n``; cycles are counted from 0."""
 
     cycle: int
     problem: str
@@ -32,11 +32,11 @@ class Group:
 
 
 class Guides:
-    """The rows of each problem with ever more of its solution shown; the first shows nothing.
+    """Rows of each problem that show more and more of its solution; the first shows nothing.
 
     Args:
         problems: hard problems with solutions.
-        prompts: wording.
+        prompts: templates of both prompts.
         cuts, cap, unit: as in :func:`retarget.pope.search.search_prefixes`; cuts that state the answer are left out.
     """
 
@@ -60,23 +60,23 @@ class Guides:
         return fingerprint(self._rows)
 
     def levels(self, problem: str) -> int:
-        """How many prefixes a problem has; 0 where none may be shown."""
+        """Number of prefixes of a problem; 0 if all of its cuts state the answer."""
         return len(self._rows[problem]) - 1
 
     def level(self, problem: str, level: int) -> Row:
-        """The row with the ``level``-th prefix, counted from 1; 0 shows nothing."""
+        """The row with the ``level``-th prefix, counted from 1; level 0 shows nothing."""
         return self._rows[problem][level][1]
 
     def at(self, problem: str, fraction: float) -> Row:
-        """The row whose prefix is nearest to this fraction of the solution."""
+        """The row whose prefix is closest to this fraction of the solution."""
         return min(self._rows[problem], key=lambda one: abs(one[0] - fraction))[1]
 
 
 class Curriculum:
-    """Rows as they come; keeps what their groups gave. What subclasses remember follows from the groups alone.
+    """The base class: leaves every row as it is and records the groups. A subclass derives its state from them alone.
 
     Attributes:
-        strata: those that it may turn a row into.
+        strata: strata of the rows that it may present in place of another.
         groups: every group so far, in order.
     """
 
@@ -87,11 +87,11 @@ class Curriculum:
         self.identity = fingerprint([type(self).__name__, parameters])
 
     def present(self, row: Row, cycle: int) -> Row:
-        """The row to sample in place of this one: the same for equal arguments until the next :meth:`observe`."""
+        """The row to sample in place of ``row``. Equal arguments give the same row until the next :meth:`observe`."""
         return row
 
     def observe(self, groups: Sequence[Group]) -> None:
-        """Take note of the groups of one cycle."""
+        """Record the groups of one cycle."""
         self.groups += groups
 
     def state(self) -> list[list[Any]]:
@@ -99,25 +99,25 @@ class Curriculum:
         return [list(astuple(one)) for one in self.groups]
 
     def load(self, state: Any) -> None:
-        """Be told again of the groups of an interrupted training.
+        """Restore the groups of an interrupted training.
 
         Raises:
-            UserError: they are no groups.
+            UserError: ``state`` is not a list of groups.
         """
         try:
             groups = [Group(int(cycle), str(p), str(s), int(n), int(c)) for cycle, p, s, n, c in state]
         except (TypeError, ValueError) as error:
             raise UserError(
-                f"the state of a curriculum is a list of [cycle, problem, stratum, n, correct]: {error}"
+                f"the state of a curriculum must be a list of [cycle, problem, stratum, n, correct]: {error}"
             ) from error
         for cycle in dict.fromkeys(one.cycle for one in groups):
             self.observe([one for one in groups if one.cycle == cycle])
 
 
 class Phases(Curriculum):
-    """Fixed fractions one after another, each for an equal share of the cycles.
+    """Show fixed fractions of the solution one after another, each for an equal share of the cycles.
 
-    (0.5, 0.25) is QuestA's order (Li et al., *QuestA*, 2025): first half of the solution is shown, then a quarter.
+    (0.5, 0.25) is the order of QuestA (Li et al., *QuestA*, 2025): first half of the solution, then a quarter.
     """
 
     strata = ("guided", "unguided")
@@ -132,10 +132,10 @@ class Phases(Curriculum):
 
 
 class Annealed(Curriculum):
-    """A reverse curriculum: the fraction that is shown falls linearly from the longest prefix to nothing.
+    """A reverse curriculum: the fraction shown falls linearly from the longest prefix to nothing.
 
-    After Xi et al., *Training LLMs for Reasoning through Reverse Curriculum RL* (R3), 2024. The last ``bare`` share of
-    the cycles shows nothing.
+    After Xi et al., *Training LLMs for Reasoning through Reverse Curriculum RL* (R3), 2024. The last cycles, a share
+    ``bare`` of all, show nothing.
     """
 
     strata = ("guided", "unguided")
@@ -149,10 +149,10 @@ class Annealed(Curriculum):
 
 
 class HintWhenWrong(Curriculum):
-    """A problem whose last unguided group was all wrong is shown its prefix the next time, then nothing again.
+    """Show the prefix of a problem once after an unguided group of it in which every rollout was wrong.
 
-    Hints only after an all-wrong group, as in Scaf-GRPO (Zhang et al., 2025) and GHPO (Liu et al., 2025), with the
-    difference that the hint comes at the problem's next visit: no group is sampled twice in one step.
+    Scaf-GRPO (Zhang et al., 2025) and GHPO (Liu et al., 2025) also give hints only after such a group. Here the hint
+    comes when the problem is next sampled: no group is sampled twice in one step.
     """
 
     strata = ("guided", "unguided")
@@ -174,7 +174,7 @@ class HintWhenWrong(Curriculum):
 
 
 class UnsolvedOnly(Curriculum):
-    """Rows of problems that an unguided rollout has solved give way to rows of unsolved ones, while there are any.
+    """Replace rows of solved problems (by any unguided rollout) by rows of unsolved ones, while there are any.
 
     Args:
         rows: all rows of the mixture.
@@ -204,10 +204,11 @@ class UnsolvedOnly(Curriculum):
 
 
 class Adaptive(Curriculum):
-    """Each problem's prefix grows while its groups succeed less than half of the time, and shrinks while they do more.
+    """Lengthen a problem's prefix after a group with a success rate below ``target``; shorten it after one above.
 
-    After AdaPrefix-GRPO (2026), which keeps the guided success near one half and then withdraws the prefix; here in
-    steps of one cut, from the longest on, and withdrawn linearly over the last ``withdrawn`` share of the cycles.
+    After AdaPrefix-GRPO (2026), which keeps guided success near one half and then withdraws the prefix. Here a prefix
+    begins as the longest and changes by one cut at a time; over the last cycles, a share ``withdrawn`` of all, it is
+    withdrawn linearly.
     """
 
     strata = ("guided", "unguided")

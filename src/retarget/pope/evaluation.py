@@ -1,4 +1,4 @@
-"""Evaluate unguided: pass@1 and pass@k with intervals over problems, and which problems are solved at all."""
+"""Evaluate without guidance: pass@1 and pass@k with intervals over problems, and the set of solved problems."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from retarget.pope.schedule import Work
 from retarget.pope.work import Item, Progress, Unit, total_or_none
 
 PAPER = Sampling(temperature=0.8, top_p=0.95, top_k=50)
-"""How the authors' training configuration evaluates."""
+"""Sampling for evaluation in the authors' training configuration."""
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,13 @@ class Evaluation:
     Attributes:
         problems: ids, in the order of ``correct``.
         correct: [P] successes.
-        samples: rollouts of each problem.
-        tokens: generated tokens in all; ``truncated``: completions that the budget ended.
-        thinking: of all tokens those before the answers began (see :class:`~retarget.pope.rollouts.Rollout`); None
-            where a server does not say.
-        failed: problems whose prompt the engine refused, with its reason: they are in no other number.
+        samples: rollouts per problem.
+        tokens: total of generated tokens; ``truncated``: completions that the token budget cut off.
+        thinking: how many of the tokens came before the answers (see :class:`~retarget.pope.rollouts.Rollout`); None
+            if a server does not report it.
+        failed: problems whose prompt the engine refused, with its reason; no other figure includes them.
         sampled: units of work that this call sampled; all others were in the journal.
-        majority: the answer of each problem that was given most often and how often, ("", 0) where none was found.
+        majority: for each problem its most frequent answer and how often it was given; ("", 0) if none was found.
     """
 
     problems: list[str]
@@ -51,18 +51,18 @@ class Evaluation:
         """Mean over problems of the unbiased estimator 1 - C(n - c, k) / C(n, k).
 
         Raises:
-            UserError: k exceeds the samples.
+            UserError: k is below 1 or above the number of samples.
         """
         return float(self.pass_of_problems(k).mean())
 
     def pass_of_problems(self, k: int) -> Float[np.ndarray, "problems"]:
         """[P] pass@k of each problem."""
         if not 1 <= k <= self.samples:
-            raise UserError(f"pass@{k} needs at least {k} samples a problem, there are {self.samples}")
+            raise UserError(f"pass@{k}: k must be between 1 and the {self.samples} samples per problem")
         return np.asarray(pass_at_k(self.samples, self.correct, k), dtype=np.float64)
 
     def interval(self, k: int, level: float = 0.95, resamples: int = 2000) -> tuple[float, float]:
-        """Bootstrap interval of pass@k over problems (the problems are the sample; the model is fixed)."""
+        """Bootstrap interval of pass@k, resampling the problems; the model and its rollouts are fixed."""
         values = self.pass_of_problems(k)
         draws = np.random.default_rng(0).integers(len(values), size=(resamples, len(values)))
         low, high = np.quantile(values[draws].mean(1), [(1 - level) / 2, (1 + level) / 2])
@@ -94,23 +94,24 @@ def evaluate(
     progress: Progress | None = None,
     **asking: Unpack[Asking],
 ) -> Evaluation:
-    """Sample every problem equally often, without guidance: prefixes have no way in here.
+    """Sample every problem equally often, without guidance: this function takes no prefixes.
 
-    After selection (0 of k) the *base* is sampled again with a fresh seed, and every gain is against that: 0 of 128
-    leaves a true rate of up to 2.3 %, pass@16 up to .31.
+    Problems selected by 0 of k are not at 0: after 0 of 128 the true rate can be up to 2.3 %, and pass@16 up to .31.
+    So sample the *base* model again with a fresh seed, and measure every gain against that.
 
     Args:
         samples: rollouts per problem.
-        problems, engine, journal, progress, asking: as in :func:`retarget.pope.mining.mine`; ``params`` are
-            :data:`PAPER` if not given.
+        problems, engine, journal, progress, asking: as in :func:`retarget.pope.mining.mine`; ``params`` defaults to
+            :data:`PAPER`.
 
     Raises:
-        UserError: no problems, ids that occur twice, fewer than one sample, or a journal of other work.
+        UserError: there are no problems, an id occurs twice, ``samples`` is below 1, or the journal belongs to other
+            work.
     """
     sampler = Sampler.of(engine, "evaluate", PAPER, **asking)
     sampler.check(samples, "samples")
     if not problems or len({problem.id for problem in problems}) < len(problems):
-        raise UserError("evaluation needs problems, each with an id of its own")
+        raise UserError("evaluation needs at least one problem, and every problem needs an id of its own")
     items = [Item(problem) for problem in problems]
 
     def next_unit(item: Item) -> Unit | None:
@@ -137,7 +138,7 @@ def evaluate(
 
 
 def _majority(item: Item) -> tuple[str, int]:
-    """Of equally frequent answers the one that came first."""
+    """The most frequent answer and its count; among equally frequent ones, the first."""
     answers: Counter[str] = Counter()
     for record in item.records:
         answers.update(record.answers)

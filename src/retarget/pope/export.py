@@ -1,4 +1,7 @@
-"""A mixture in the form that other trainers read. Hosts that shuffle balance the strata in expectation only."""
+"""Export a mixture in the formats of other trainers (hosts).
+
+In hosts that shuffle the rows, batches balance the strata in expectation only.
+"""
 
 import json
 import logging
@@ -32,69 +35,64 @@ def export(
     seed: int = 0,
     solutions: Mapping[str, str] | None = None,
 ) -> list[Path]:
-    """Write the rows for a host, and beside them what it needs to train on them.
+    """Write the rows for a host, together with the files that it needs to train on them.
 
-    Guided rows keep their stratum, so that a host's logs can tell them apart. Beside ``NAME.parquet`` or
-    ``NAME.jsonl`` stand ``NAME.validation...`` (unguided rows only), the reward (``NAME.reward.py``; for prime-rl it
-    is in the taskset) and ``NAME.launch.sh``.
+    Guided rows keep their stratum, so that a host's logs can tell them apart. Next to ``NAME.parquet`` or
+    ``NAME.jsonl`` are written ``NAME.validation...`` (unguided rows only), the reward (``NAME.reward.py``; for prime-rl
+    the taskset contains it) and ``NAME.launch.sh``.
 
-    - ``verl``: Parquet with ``data_source`` (``pope/STRATUM``, so that verl logs each by itself), ``prompt``,
+    - ``verl``: Parquet with ``data_source`` (``pope/STRATUM``, so that verl logs each stratum separately), ``prompt``,
       ``ability``, ``reward_model`` and ``extra_info``.
     - ``openrlhf``: JSONL with ``prompt``, ``label``, ``datasource``, ``guided`` and ``meta``.
-    - ``prime-rl``: JSONL with ``prompt``, ``answer`` and ``info``, and ``pope_NAME_taskset.py``, the taskset by which
-      verifiers 0.4, which prime-rl trains on, reads and rewards them.
-    - ``opsd``: rows for privileged self-distillation, where the model that sees more in its prompt teaches itself.
-      One unguided row per problem; what the teacher sees besides is in ``privileged_context``, the column of TRL's
-      SDFT and SDPO, and in ``info``, for hosts that look there. Parquet or JSONL, by the file's name;
+    - ``prime-rl``: JSONL with ``prompt``, ``answer`` and ``info``, and ``pope_NAME_taskset.py``: the taskset with which
+      verifiers 0.4, the library that prime-rl trains on, reads and rewards the rows.
+    - ``opsd``: rows for privileged self-distillation, in which the teacher is the same model with more in its prompt.
+      One unguided row per problem. What only the teacher sees is in ``privileged_context``, the column that TRL's SDFT
+      and SDPO read, and in ``info``, for hosts that read that. Parquet or JSONL, according to the file name;
       ``NAME.train.py`` runs either of TRL's trainers on it.
 
     Args:
-        rows: of a mixture.
-        host: which trainer.
-        path: file of the rows.
-        split: named in verl's ``extra_info``.
-        hold_out: share of the problems that are in the validation rows alone; without any, validation is on the
-            unguided rows that are trained on.
+        rows: the rows of a mixture.
+        host: the trainer.
+        path: file for the rows.
+        split: written to verl's ``extra_info``.
+        hold_out: share of the problems, in [0, 1), that are held out for validation. At 0, validation uses the unguided
+            training rows.
         grader: for the reward file; a name or ``module:function``.
-        seed: which problems are held out.
-        solutions: of ``opsd``: what each problem's privileged context is, by id. Without, it is the prefix that the
-            mixture gives the problem.
+        seed: decides which problems are held out.
+        solutions: for ``opsd``, each problem's privileged context by id; by default the prefix of its guided row.
 
     Returns:
         The files that were written.
 
     Raises:
-        UserError: an unknown host, plain prompts for a host that wants messages, a grader whose name holds quotes, or
-            nothing left to train or to validate on; solutions for another host than ``opsd``.
+        UserError: unknown host, plain prompts for a host that needs messages, a ``hold_out`` outside [0, 1), a grader
+            with a quote in its name, no problem left to train on or with a privileged context, or ``solutions`` for
+            another host than ``opsd``.
     """
-    if host not in HOSTS:
-        raise UserError(f"no host {host!r}: choose {', '.join(HOSTS)}")
-    if not 0 <= hold_out < 1 or set("\"'\\\n") & set(grader):
-        raise UserError(f"hold_out is a share below 1 and a grader has no quotes, not {hold_out} and {grader!r}")
-    if solutions is not None and host != "opsd":
-        raise UserError(f"solutions are the privileged context of opsd, and {host} has none")
+    _check(host, hold_out, grader, solutions)
     rows = _with_context(rows, solutions) if host == "opsd" else rows
-    held = _held_out(rows, hold_out, seed)
-    train = [row for row in rows if row["problem"] not in held]
-    check = [row for row in rows if not row["guided"] and (not held or row["problem"] in held)]
-    if not train:
-        raise UserError("no problem is left to train on: lower --hold-out")
+    train, check = _divided(rows, hold_out, seed)
     validation = path.with_name(f"{path.stem}.validation{path.suffix}")
     make_directory(path.parent)
-    written = []
     for file, some, name in ((path, train, split), (validation, check, "validation")):
-        records = _records(host, some, name)
-        if host == "verl" or (host == "opsd" and path.suffix == ".parquet"):
-            if records:
-                write_parquet(file, records)
-        else:
-            write_text(file, utf8("".join(json.dumps(one, ensure_ascii=False) + "\n" for one in records)))
-        written.append(file)
-    return [*written, *_beside(host, path, validation, grader)]
+        _write(host, file, _records(host, some, name))
+    return [path, validation, *_beside(host, path, validation, grader)]
+
+
+def _check(host: Host, hold_out: float, grader: str, solutions: Mapping[str, str] | None) -> None:
+    if host not in HOSTS:
+        raise UserError(f"no host {host!r}: choose {', '.join(HOSTS)}")
+    if not 0 <= hold_out < 1:
+        raise UserError(f"hold_out is a share of the problems: it must be at least 0 and below 1, not {hold_out}")
+    if set("\"'\\\n") & set(grader):
+        raise UserError(f"grader {grader!r}: a name must not contain quotes, backslashes or line breaks")
+    if solutions is not None and host != "opsd":
+        raise UserError(f"solutions are only for the host opsd, as its privileged context, not for {host}")
 
 
 def _with_context(rows: Sequence[dict[str, Any]], solutions: Mapping[str, str] | None) -> list[dict[str, Any]]:
-    """The unguided row of each problem that has a privileged context, with it."""
+    """The unguided rows of problems that have a privileged context, each with its context."""
     if solutions is None:
         contexts = {row["problem"]: json.loads(row["meta"]).get("prefix", "") for row in rows if row["guided"]}
     else:
@@ -107,7 +105,7 @@ def _with_context(rows: Sequence[dict[str, Any]], solutions: Mapping[str, str] |
     ]
     if not kept:
         raise UserError(
-            "no problem has a privileged context and an unguided row: mix with prefixes, or give --solutions"
+            "no problem has both an unguided row and a privileged context: mix with prefixes, or give --solutions"
         )
     if len(kept) < len(unguided):
         _LOG.warning("%d of %d problems have no privileged context and are left out", len(unguided) - len(kept),
@@ -121,10 +119,25 @@ def _records(host: Host, rows: Sequence[dict[str, Any]], split: str) -> list[dic
     return [{"openrlhf": _openrlhf, "prime-rl": _prime_rl, "opsd": _opsd}[host](row) for row in rows]
 
 
-def _held_out(rows: Sequence[dict[str, Any]], share: float, seed: int) -> set[str]:
+def _divided(
+    rows: Sequence[dict[str, Any]], hold_out: float, seed: int
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The training rows, and the validation rows."""
     problems = sorted({row["problem"] for row in rows})
-    count = round(share * len(problems)) or (1 if share else 0)
-    return {problems[at] for at in np.random.default_rng(seed).permutation(len(problems))[:count]}
+    count = round(hold_out * len(problems)) or (1 if hold_out else 0)
+    held = {problems[at] for at in np.random.default_rng(seed).permutation(len(problems))[:count]}
+    train = [row for row in rows if row["problem"] not in held]
+    if not train:
+        raise UserError(f"hold_out={hold_out} leaves no problem to train on: lower --hold-out")
+    return train, [row for row in rows if not row["guided"] and (not held or row["problem"] in held)]
+
+
+def _write(host: Host, file: Path, records: list[dict[str, Any]]) -> None:
+    if host == "verl" or (host == "opsd" and file.suffix == ".parquet"):
+        if records:
+            write_parquet(file, records)
+    else:
+        write_text(file, utf8("".join(json.dumps(one, ensure_ascii=False) + "\n" for one in records)))
 
 
 def _beside(host: Host, path: Path, validation: Path, grader: str) -> list[Path]:
@@ -183,5 +196,5 @@ def _opsd(row: dict[str, Any]) -> dict[str, Any]:
 
 def _messages(row: dict[str, Any]) -> list[dict[str, Any]]:
     if isinstance(row["prompt"], str):
-        raise UserError("this host wants chat messages: mix without --no-chat")
+        raise UserError("this host needs chat messages, but the rows have plain prompts: mix without --no-chat")
     return row["prompt"]

@@ -1,13 +1,12 @@
-"""Rows of problem files of other hands, brought to the fields of a problem. Free of torch.
+"""Convert rows of public problem files to the fields of a problem. Free of torch.
 
 - ``plain``: ``id, prompt, solution, answer, meta``, and no other field. An answer may be a number or a list, a prompt a
   list of messages.
-- ``gsm8k``: ``question``, and ``answer`` with the final answer behind ``####``.
-- ``math``: ``problem`` and ``solution`` with the final answer in its last ``\\boxed{}``.
-- ``set``: what public sets have: the prompt in ``problem`` or ``question`` (with its ``context``,
-  ``options`` or ``choices``), the answer in
-  ``answer`` or ``final_answer``, the solution, if there is one, in ``solution`` or ``gemini_solution``: AIME,
-  OlympiadBench, Omni-MATH, MATH-500, the authors' hard set, and what ``verl`` reads.
+- ``gsm8k``: ``question``, and ``answer`` with the final answer after ``####``.
+- ``math``: ``problem`` and ``solution``, with the final answer in the solution's last ``\\boxed{}``.
+- ``set``: public sets such as AIME, OlympiadBench, Omni-MATH, MATH-500, the authors' hard set, and files for ``verl``.
+  The prompt is in ``problem`` or ``question`` (with its ``context``, ``options`` or ``choices``), the answer in
+  ``answer`` or ``final_answer``, the solution, if there is one, in ``solution`` or ``gemini_solution``.
 """
 
 import re
@@ -26,7 +25,7 @@ FIELDS = {
     "answer": ("answer", "final_answer", "reward_model.ground_truth"),
     "solution": ("solution", "gemini_solution"),
 }
-"""Where a ``set`` keeps what; the first that a row has counts."""
+"""Field names of a ``set``: for each field of a problem, the first of these that a row has is used."""
 META = ("level", "type", "subject", "difficulty", "domain", "subfield", "unit", "is_multiple_answer", "source", "year")
 _EXACT = 2**53
 _CALCULATOR = re.compile(r"<<[^<>]*>>")
@@ -36,21 +35,21 @@ def normalised(row: Any, format: Format, fields: Mapping[str, str] | None = None
     """A row's format, and its fields under the names of a problem.
 
     Args:
-        row: an object.
-        format: which; ``auto`` tells by the fields.
-        fields: names of a ``set`` that replace those of :data:`FIELDS`.
+        row: a JSON object.
+        format: the row's format; ``auto`` recognises it by the fields.
+        fields: field names of a ``set`` that replace those of :data:`FIELDS`.
 
     Raises:
-        UserError: fields are missing or have no text, or there is no final answer.
+        UserError: fields are missing or are not text, or there is no final answer.
 
     >>> normalised({"question": "Half?", "final_answer": ["$0.5$"], "solution": ["Divide."]}, "auto")[1]["answer"]
     '0.5'
     """
     if not isinstance(row, dict):
-        raise UserError(f"a problem is an object with fields, not {type(row).__name__}")
+        raise UserError(f"a problem must be a JSON object with fields, not {type(row).__name__}")
     unknown = set(fields or ()) - set(FIELDS)
     if unknown:
-        raise UserError(f"--fields names {', '.join(FIELDS)}, not {', '.join(sorted(unknown))}")
+        raise UserError(f"--fields: no field {', '.join(sorted(unknown))}; choose from {', '.join(FIELDS)}")
     if format == "auto":
         format = "set" if fields else _format_of(row)
         if format == "plain":
@@ -81,7 +80,7 @@ def _format_of(row: dict[str, Any]) -> Format:
 def _gsm8k(row: dict[str, Any]) -> dict[str, Any]:
     question, worked = _text(row, "question"), _text(row, "answer")
     if "####" not in worked:
-        raise UserError("GSM8K's answer has no final answer behind ####")
+        raise UserError("field 'answer' has no final answer after ####, as GSM8K's format requires")
     answer = worked.rpartition("####")[2].strip().replace(",", "")
     return {"prompt": question, "solution": _CALCULATOR.sub("", worked), "answer": answer}
 
@@ -90,14 +89,14 @@ def _math(row: dict[str, Any]) -> dict[str, Any]:
     worked = _text(row, "solution")
     answer = row["answer"] if isinstance(row.get("answer"), str) else last_boxed(worked)
     if answer is None:
-        raise UserError("the solution has no final answer in \\boxed{}, and there is no field answer")
+        raise UserError("the solution has no final answer in \\boxed{}, and there is no field 'answer'")
     return {"prompt": _text(row, "problem"), "solution": worked, "answer": answer}
 
 
 def _set(row: dict[str, Any], fields: Mapping[str, str]) -> dict[str, Any]:
     level = str(row.get("level") or _at(row, "extra_info.level") or "").replace("_", "-")
     if "with-guidance" in level:
-        raise UserError("a row with guidance is no problem of its own: take those without")
+        raise UserError("this row is a guided variant of a problem: use the rows without guidance")
     prompt, answer = (_first(row, fields.get(name), name) for name in ("prompt", "answer"))
     solution = _first(row, fields.get("solution"), "solution")
     for name, value in (("prompt", prompt), ("answer", answer)):
@@ -117,14 +116,14 @@ def _set(row: dict[str, Any], fields: Mapping[str, str]) -> dict[str, Any]:
 
 def _unnamed(name: str, row: dict[str, Any]) -> UserError:
     return UserError(
-        f"no field holds the {name}: name it by --fields {name}=FIELD (fields: {', '.join(map(str, row))})"
+        f"no field holds the {name}: name one with --fields {name}=FIELD (fields: {', '.join(map(str, row))})"
     )
 
 
 def _answer(value: Any) -> Any:
-    """An answer as text: numbers as they are written, several ones as a list, without dollars around them."""
+    """An answer as text: numbers as people write them, several answers joined by commas, no dollar signs around it."""
     if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT:
-        return str(int(value))  # a table of numbers has 51.0 where people write 51
+        return str(int(value))  # a table of floats holds 51.0 where people write 51
     if isinstance(value, bool | int | float):
         return str(value)
     if isinstance(value, list):
@@ -137,7 +136,7 @@ def _answer(value: Any) -> Any:
 
 
 def _lettered(options: list[str]) -> str:
-    """What a question offers, one a line, under the letters by which an answer names it.
+    """The options of a multiple-choice question, one per line, with the letters that answers refer to.
 
     >>> print(_lettered(["red", "B) blue"]))
     A) red
@@ -151,7 +150,7 @@ def _lettered(options: list[str]) -> str:
 
 
 def _said(prompt: Any) -> Any:
-    """The question of a prompt that is a list of messages."""
+    """The question: of a prompt that is a list of messages, the last user message."""
     if not isinstance(prompt, list):
         return prompt
     said = [one.get("content") for one in prompt if isinstance(one, dict) and one.get("role") == "user"]
@@ -167,7 +166,7 @@ def _first(row: dict[str, Any], named: str | None, name: str) -> Any:
 
 
 def _at(row: dict[str, Any], name: str) -> Any:
-    """A field, or with dots a field of an object in it."""
+    """A field's value; a name with dots goes into nested objects. None if it is missing."""
     value: Any = row
     if name in row:
         return row[name]
@@ -180,5 +179,5 @@ def _at(row: dict[str, Any], name: str) -> Any:
 
 def _text(row: dict[str, Any], field: str) -> str:
     if not isinstance(row.get(field), str):
-        raise UserError(f"field {field!r} is missing or is not a text; fields: {', '.join(map(str, row))}")
+        raise UserError(f"field {field!r} is missing or is not text; fields: {', '.join(map(str, row))}")
     return row[field]

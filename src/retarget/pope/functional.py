@@ -1,4 +1,4 @@
-"""Equations of POPE's rivals, on tensors."""
+"""Equations of POPE's rivals, as functions of tensors."""
 
 from math import comb
 
@@ -8,20 +8,20 @@ from torch import Tensor
 
 
 def pass_at_k_rewards(correct: Bool[Tensor, "groups rollouts"], k: int) -> Float[Tensor, "groups rollouts"]:
-    """The reward of each rollout under the direct pass@k objective: mean over the k-subsets of its group that hold it.
+    """Rewards of the direct pass@k objective: for each rollout, the mean over all k-subsets of its group that hold it.
 
-    A subset's reward is 1 where at least one of its k rollouts is correct. So a correct rollout gets 1, a wrong one
-    ``1 - C(n-1-c, k-1) / C(n-1, k-1)`` of n rollouts with c correct. Their mean over the group is the unbiased
-    estimate of pass@k, ``1 - C(n-c, k) / C(n, k)``, and reward minus that mean is the analytic advantage of Chen et
-    al., *Pass@k Training*, 2025, before its division by the standard deviation; it is the gradient of pass@k of
-    Walder and Karkhanis, *Pass@K Policy Optimization*, 2025, up to the constant k/n. k = 1 is the plain reward.
+    A subset's reward is 1 if at least one of its k rollouts is correct. In a group of n rollouts with c correct, a
+    correct rollout therefore gets 1 and a wrong one ``1 - C(n-1-c, k-1) / C(n-1, k-1)``. The mean over the group is the
+    unbiased estimate of pass@k, ``1 - C(n-c, k) / C(n, k)``. The reward minus that mean is the analytic advantage of
+    Chen et al., *Pass@k Training*, 2025, before the division by the standard deviation; up to the constant k/n it gives
+    the gradient of pass@k of Walder and Karkhanis, *Pass@K Policy Optimization*, 2025. k = 1 is the plain reward.
 
     Args:
-        correct: [G, n] which rollouts of each group are correct.
+        correct: [G, n], whether each rollout of each group is correct.
         k: in [1, n].
 
     Raises:
-        ValueError: k outside [1, n].
+        ValueError: k is outside [1, n].
 
     >>> pass_at_k_rewards(torch.tensor([[True, False, False, False], [False] * 4]), 2)
     tensor([[1.0000, 0.3333, 0.3333, 0.3333],
@@ -29,7 +29,7 @@ def pass_at_k_rewards(correct: Bool[Tensor, "groups rollouts"], k: int) -> Float
     """
     n = correct.shape[1]
     if not 1 <= k <= n:
-        raise ValueError(f"the k of pass@k lies in [1, {n}], the rollouts of a group, not {k}")
+        raise ValueError(f"pass@k: k must be between 1 and the {n} rollouts of a group, not {k}")
     wrong = [1 - comb(n - 1 - c, k - 1) / comb(n - 1, k - 1) for c in range(n)] + [1.0]
     table = torch.tensor(wrong, device=correct.device)
     return torch.where(correct, torch.ones((), device=correct.device), table[correct.sum(1)][:, None])

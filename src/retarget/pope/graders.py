@@ -1,4 +1,4 @@
-"""What decides whether one completion is right: pure functions of text. Free of torch."""
+"""Graders decide whether a completion is correct: pure functions of text. Free of torch."""
 
 import importlib
 import re
@@ -22,9 +22,9 @@ class Grade:
 
     Attributes:
         reward: 0 to 1; above 0.5 counts as correct.
-        extracted: the final answer that was found in it, None where there was none.
-        status: ``ok``, or why the grader gave none (and the reward is 0): ``timeout``, ``crash`` (also: out of
-            memory) or ``error``.
+        extracted: the final answer found in the completion, None if there was none.
+        status: ``ok``, or why there is no verdict (the reward is then 0): ``timeout``, ``crash`` (also out of memory)
+            or ``error``.
     """
 
     reward: float
@@ -42,7 +42,7 @@ GradingFunction = Callable[[str, str, dict[str, Any]], "Grade | float | bool"]
 
 
 def exact(completion: str, answer: str, meta: dict[str, Any]) -> Grade:
-    """The marked final answer is the gold one, spaces apart.
+    """Accept a marked final answer that is written as the gold one, spacing aside.
 
     >>> exact("#### New  York", "New York", {}).correct
     True
@@ -52,7 +52,7 @@ def exact(completion: str, answer: str, meta: dict[str, Any]) -> Grade:
 
 
 def numeric(completion: str, answer: str, meta: dict[str, Any]) -> Grade:
-    """The marked final answer, or else the last number in the text, equals the gold number.
+    """Accept if the last number of the marked final answer (without one, of the text) equals the gold number.
 
     Raises:
         UserError: the gold answer is not a number.
@@ -62,7 +62,7 @@ def numeric(completion: str, answer: str, meta: dict[str, Any]) -> Grade:
     """
     gold = _number(answer)
     if gold is None:
-        raise UserError(f"the answer {answer!r} is not a number: grade this set by `math` or `exact`")
+        raise UserError(f"the answer {answer!r} is not a number: use the grader `math` or `exact`")
     text = final_answer(completion) or after_thinking(completion)
     found = [one for one in _NUMBER.findall(text) if one]
     value = _number(found[-1]) if found else None
@@ -71,11 +71,11 @@ def numeric(completion: str, answer: str, meta: dict[str, Any]) -> Grade:
 
 
 def math(completion: str, answer: str, meta: dict[str, Any]) -> Grade:
-    """math-verify's symbolic comparison of the *marked* final answer with the gold one.
+    """Compare the *marked* final answer with the gold one symbolically, by math-verify.
 
-    A text without a marked answer (see :mod:`retarget.pope.answers`) gives none, and neither does one that the token
-    budget cut off (``meta["truncated"]``) or that never finished thinking. It runs in a worker process, which bounds
-    its time and memory, so math-verify's own timers stay off.
+    A text has no answer if it marks none (see :mod:`retarget.pope.answers`), if the token budget cut it off
+    (``meta["truncated"]``), or if its thinking block never ends. This runs in a worker process, which limits its time
+    and memory, so math-verify's own timers are off.
     """
     text = "" if meta.get("truncated") else after_thinking(completion)
     marked = final_answer(text)
@@ -86,16 +86,16 @@ def math(completion: str, answer: str, meta: dict[str, Any]) -> Grade:
 
 
 def boxed(completion: str, answer: str, meta: dict[str, Any]) -> Grade:
-    """As the authors grade: math-verify on the last ``\\boxed{}`` within 1,000 characters of the end, nothing else.
+    """Grade as the authors do: math-verify on the last ``\\boxed{}`` within 1,000 characters of the end, nothing else.
 
-    A text that the budget cut off counts where it holds one.
+    A text that the token budget cut off counts too, if it has such a box.
     """
     found = last_boxed(after_thinking(completion)[-_BOX_WITHIN:])
     return Grade(0.0, None) if found is None else Grade(float(_same(found, answer)), found)
 
 
 def _same(marked: str, answer: str) -> bool:
-    """Whether two answers are written alike, spaces and dollars apart, or are equal to math-verify."""
+    """Whether two answers are written alike, spaces and dollar signs aside, or equal according to math-verify."""
     from math_verify import verify
 
     if _bare(marked) == _bare(answer):
@@ -123,31 +123,31 @@ def _gold(answer: str) -> list[list[Any]]:
         readings.append(parse(answer, parsing_timeout=None))  # type: ignore[arg-type]
     readings = [one for one in readings if one]
     if not readings:
-        raise UserError(f"math-verify cannot read the answer {answer!r}: grade this set by `exact`")
+        raise UserError(f"math-verify cannot read the answer {answer!r}: use the grader `exact`")
     return readings
 
 
 BUILT_IN: dict[str, GradingFunction] = {"math": math, "boxed": boxed, "exact": exact, "numeric": numeric}
 RULES = {"math": 2}
-"""Versions of graders whose verdicts have changed: work of an earlier one is not mixed with a later one's."""
+"""Versions of graders whose verdicts have changed: a journal is not continued with another version."""
 MOVED = {"retarget.pope.tasks.chain:verify": "retarget.pope.studies.chain:verify"}
-"""Graders that studies and journals know by the name of an earlier place."""
+"""New import paths of graders that studies and journals still name by the old ones."""
 
 
 def load(spec: str) -> GradingFunction:
     """A grading function by name or by ``module:function``; the working directory is searched last.
 
-    Code problems are graded by a function of the user's, which runs their unit tests in a sandbox of the user's:
-    the worker processes here bound time and memory and protect nothing else.
+    To grade programs, give a function of your own that runs their unit tests in a sandbox of your own: the worker
+    processes here limit time and memory, and protect against nothing else.
 
     Raises:
-        UserError: no such function.
+        UserError: there is no such function.
     """
     if spec in BUILT_IN:
         return BUILT_IN[spec]
     module, colon, name = MOVED.get(spec, spec).partition(":")
     if not colon:
-        raise UserError(f"no grader {spec!r}: choose {', '.join(BUILT_IN)} or give module:function")
+        raise UserError(f"no grader {spec!r}: choose {', '.join(BUILT_IN)}, or give module:function")
     before = list(sys.path)
     sys.path[:] = here_last(before)
     try:
@@ -163,22 +163,22 @@ def load(spec: str) -> GradingFunction:
 
 
 def here_last(path: Sequence[str]) -> list[str]:
-    """A module search path with the working directory at its end, wherever it stood."""
+    """A module search path with the working directory moved to its end."""
     here = str(Path.cwd())
     return [*(one for one in path if one and one != here), here]
 
 
 def as_grade(value: Any) -> Grade:
-    """What a grading function returned as a :class:`Grade`.
+    """The return value of a grading function as a :class:`Grade`.
 
     Raises:
-        UserError: neither a Grade nor a number from 0 to 1.
+        UserError: it is neither a Grade nor a number from 0 to 1.
     """
     if isinstance(value, Grade):
         return value
     if isinstance(value, bool | int | float) and 0 <= value <= 1:
         return Grade(float(value), "")
-    raise UserError(f"a grader returns a Grade or a number from 0 to 1, not {value!r}")
+    raise UserError(f"a grader must return a Grade or a number from 0 to 1, not {value!r}")
 
 
 def _number(text: str) -> float | None:

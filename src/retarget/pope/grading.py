@@ -1,4 +1,4 @@
-"""Grade model output, which is untrusted: in worker processes with a time and a memory limit for every item."""
+"""Grade model output, which is untrusted, in worker processes with a time and a memory limit per item."""
 
 import contextlib
 import json
@@ -25,19 +25,19 @@ LabelCheck = Literal["solution", "answer", "none"]
 
 
 class Grader:
-    """A grading function with the limits that it runs under.
+    """Run a grading function under limits.
 
-    A completion that hangs or crashes the grader costs its own item only: its reward is 0, its status says why, the
-    worker is replaced. Nothing is ever evaluated as code by this class. Workers end with the process that started
-    them, however it ends, and bound their own processor time.
+    A completion that hangs or crashes the grader affects only its own item: its reward is 0, its status says why, and
+    the worker is replaced. This class never evaluates a completion as code. Workers end when the process that started
+    them ends, for whatever reason, and limit their own processor time.
 
     Args:
         spec: ``math``, ``boxed``, ``exact``, ``numeric``, or ``module:function`` (see
             :func:`retarget.pope.graders.load`).
-        seconds: time limit of one item.
-        memory_mb: address space of one worker.
-        workers: worker processes; 0 grades in this process, without limits: for trusted functions that only compare
-            texts. None takes 1 for ``math`` and for a user's function, 0 for ``exact`` and ``numeric``.
+        seconds: time limit per item, in seconds.
+        memory_mb: limit of a worker's address space, in MiB, at least 64.
+        workers: number of worker processes. 0 grades in this process, without limits: only for trusted functions that
+            compare texts. The default None is 0 for ``exact`` and ``numeric``, otherwise 1.
 
     >>> with Grader("numeric") as grader:
     ...     [grade.reward for grade in grader.grade(["#### 4", "#### 5"], ["4", "4"])]
@@ -49,7 +49,9 @@ class Grader:
     ) -> None:
         self._pool: list[_Worker] = []
         if seconds <= 0 or memory_mb < 64:
-            raise UserError(f"limits of a grader: seconds > 0 and memory_mb >= 64, not {seconds} and {memory_mb}")
+            raise UserError(
+                f"limits of a grader: seconds must be above 0 and memory_mb at least 64, not {seconds} and {memory_mb}"
+            )
         self.spec, self.seconds, self.memory_mb = spec, seconds, memory_mb
         self.workers = (0 if spec in ("exact", "numeric") else 1) if workers is None else workers
         self.counts: Counter[str] = Counter()
@@ -58,15 +60,18 @@ class Grader:
     def grade(
         self, completions: Sequence[str], answers: Sequence[str], metas: Sequence[dict[str, Any]] | None = None
     ) -> list[Grade]:
-        """Grades in the order of the completions; ``counts`` adds up their statuses.
+        """Grades in the order of the completions; ``counts`` sums up their statuses.
 
         Raises:
-            UserError: lengths differ, the grading function is missing in the worker, or a bug of this process's own
-                (``workers=0``) function raised it.
+            UserError: the arguments differ in length, the worker cannot load the grading function, or (with
+                ``workers=0``) the function raises it.
         """
         metas = metas if metas is not None else [{}] * len(completions)
         if not len(completions) == len(answers) == len(metas):
-            raise UserError(f"{len(completions)} completions, {len(answers)} answers and {len(metas)} metas")
+            raise UserError(
+                f"completions, answers and metas must have the same length, not {len(completions)}, {len(answers)} "
+                f"and {len(metas)}"
+            )
         items = list(zip(completions, answers, metas, strict=True))
         if self.workers == 0:
             function = self._function or load(self.spec)
@@ -75,18 +80,18 @@ class Grader:
             try:
                 grades = self._in_workers(items)
             except BaseException:
-                self.close()  # a worker's reply to an item of this call must not be taken for one of the next
+                self.close()  # so that no reply to an item of this call is mistaken for one to the next call
                 raise
         self.counts.update(one.status for one in grades)
         return grades
 
     def grade_problem(self, problem: Problem, completions: Sequence[str]) -> list[Grade]:
-        """Grades of several completions of one problem."""
+        """Grade several completions of one problem."""
         n = len(completions)
         return self.grade(completions, [problem.answer] * n, [{**problem.meta, "id": problem.id}] * n)
 
     def start(self) -> None:
-        """Start the worker processes now; they end with the thread that started them."""
+        """Start the worker processes now. They end when the thread that started them ends."""
         while len(self._pool) < self.workers:
             self._pool.append(_Worker(self.spec, self.memory_mb))
 
@@ -136,7 +141,7 @@ class Grader:
 
 
 class _Worker:
-    """One process that grades one item at a time; texts go in and verdicts come out as JSON lines."""
+    """A process that grades one item at a time: it reads texts and writes verdicts as JSON lines."""
 
     def __init__(self, spec: str, memory_mb: int) -> None:
         self.spec, self.memory_mb = spec, memory_mb
@@ -145,14 +150,14 @@ class _Worker:
         self.start()
 
     def start(self) -> None:
-        # -P, and the working directory last of all: a file in a data folder is never taken for a package.
+        # -P and the working directory at the end of the path: no file in a data folder can shadow a package.
         command = [
             sys.executable, "-P", "-m", "retarget.pope.grading_worker", self.spec, str(self.memory_mb), str(os.getpid())
         ]  # fmt: skip
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(here_last(sys.path))}
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment,
-            start_new_session=True,  # so that `end` reaches the processes that a grader started, too
+            start_new_session=True,  # so that `end` also reaches processes that the grader started
         )  # fmt: skip
         assert self.process.stdout is not None
         assert self.process.stdin is not None
@@ -162,7 +167,7 @@ class _Worker:
         ready = self._wait_for_line(_START_SECONDS)
         if ready is None or "ready" not in ready:
             self.end()
-            reason = ready["failed"] if ready else f"it did not start with {self.memory_mb} MB of memory"
+            reason = ready["failed"] if ready else f"its worker did not start with {self.memory_mb} MB of memory"
             raise UserError(f"grader {self.spec!r}: {reason}")
 
     def restart(self) -> None:
@@ -173,23 +178,23 @@ class _Worker:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
-        with contextlib.suppress(BrokenPipeError):  # closing writes what is left of an item
+        with contextlib.suppress(BrokenPipeError):  # closing flushes the rest of an item
             self.writer.close()
         assert self.process.stdout is not None
         self.process.stdout.close()
 
     def send(self, item: int, items: Sequence[tuple[str, str, dict[str, Any]]], seconds: float) -> None:
         if self.process.poll() is not None:
-            self.restart()  # it died while idle, through no fault of this item
+            self.restart()  # it died while idle: this item is not to blame
         self.item, self.deadline = item, time.monotonic() + seconds
         try:
             self.writer.write(json.dumps([*items[item], seconds]).encode() + b"\n")
             self.writer.flush()
         except BrokenPipeError:
-            self.deadline = time.monotonic()  # it is dying: `answer` sees that and reports a crash
+            self.deadline = time.monotonic()  # the worker is dying: `answer` reports the crash
 
     def answer(self) -> Grade | None:
-        """The verdict, or None while there is time left to wait for it."""
+        """The verdict, or None while the item still has time left."""
         reply = self._line()
         if reply is not None:
             return Grade(**reply)
@@ -222,13 +227,13 @@ class _Worker:
 
 @dataclass
 class Reward:
-    """A grader as TRL wants a reward: columns ``answer`` and (optional) ``meta``, a JSON text, of the rows.
+    """A grader as a reward function for TRL. It reads the columns ``answer`` and ``meta`` (optional, JSON text).
 
     Attributes:
         grader: judges the completions.
-        ends: ids of tokens that end a completion: one without is ``truncated``, which its grader is told. Without
-            ids, which a trainer knows, no completion is.
-        opens_thinking: whether the prompts' template opens a thinking block for the completions.
+        ends: ids of the tokens that end a completion. A completion that ends with none of them is graded with
+            ``truncated`` in its meta. The trainer sets the ids; without any, no completion counts as truncated.
+        opens_thinking: whether the prompt template opens a thinking block for the completion.
     """
 
     grader: Grader
@@ -244,7 +249,7 @@ class Reward:
         completion_ids: list[list[int]] | None = None,
         **_: Any,
     ) -> list[float]:
-        """One reward for each completion."""
+        """One reward per completion."""
         texts = [one if isinstance(one, str) else one[-1]["content"] for one in completions]
         if self.opens_thinking:
             texts = [f"{THINKING_BEGINS}{one}" for one in texts]
@@ -257,7 +262,7 @@ class Reward:
 
 
 def reward_function(grader: Grader) -> Reward:
-    """The grader as TRL wants a reward.
+    """The grader as a reward function for TRL.
 
     >>> reward_function(Grader("exact"))(prompts=["?"], completions=["#### a"], answer=["a"])
     [1.0]
@@ -268,17 +273,20 @@ def reward_function(grader: Grader) -> Reward:
 def rejected_solutions(
     problems: Sequence[Problem], grader: Grader, check: LabelCheck = "solution"
 ) -> list[tuple[Problem, Grade]]:
-    """Problems with a broken label, or one that the grader cannot use.
+    """Find problems whose label is wrong, or of no use to the grader.
 
-    A built-in grader must accept the boxed answer itself; and where the solution marks an answer, that one too. A
-    solution that marks none says nothing of the label: many that people write do not. A grader that refuses a label (a
-    text for ``numeric``) rejects that problem, with status ``error``. One that times out or dies says nothing about the
-    label: how fast this machine is decides nothing. A grader of the user's is asked about solutions alone.
+    A built-in grader must accept the gold answer in a box. If the solution marks an answer, it must accept that too; a
+    solution that marks none, as is common, proves nothing about the label. A problem whose label the grader refuses (a
+    text for ``numeric``) is rejected with status ``error``. A timeout or crash does not reject a problem, so that the
+    result does not depend on the speed of the machine. A grader of your own is only given the solutions.
 
     Args:
-        problems: with labels.
-        grader: that will be used.
-        check: ``solution`` as above, ``answer`` for the labels alone, ``none``.
+        problems: problems with labels.
+        grader: the grader that will judge their rollouts.
+        check: ``solution`` as above, ``answer`` to check the labels only, ``none`` to check nothing.
+
+    Returns:
+        The rejected problems in order, each with the grade that rejected it.
     """
     if check == "none":
         return []
@@ -298,7 +306,7 @@ def _own_grades(asked: Sequence[tuple[Problem, str]], grader: Grader) -> list[Gr
         metas = [{**one.meta, "id": one.id} for one, _ in asked]
         return grader.grade([text for _, text in asked], [one.answer for one, _ in asked], metas)
     grades: list[Grade] = []
-    for one, text in asked:  # in this process a refusal is an exception, which must cost its own problem only
+    for one, text in asked:  # in this process a refusal is an exception: it must reject its own problem only
         try:
             grades += grader.grade_problem(one, [text])
         except UserError:
@@ -307,5 +315,5 @@ def _own_grades(asked: Sequence[tuple[Problem, str]], grader: Grader) -> list[Gr
 
 
 def to_json(grade: Grade) -> str:
-    """One line of a worker's answer."""
+    """A grade as one line of a worker's output."""
     return json.dumps(asdict(grade))

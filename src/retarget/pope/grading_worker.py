@@ -1,4 +1,4 @@
-"""The worker process of :class:`retarget.pope.grading.Grader`: reads items, writes verdicts, one JSON line each."""
+"""The worker process of :class:`retarget.pope.grading.Grader`: reads items and writes verdicts as JSON lines."""
 
 import ctypes
 import json
@@ -16,7 +16,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
-    """Serve until the input ends. What graders print goes to stderr, so that it cannot be taken for a verdict."""
+    """Serve until the input ends. Whatever graders print goes to stderr, so that it is not mistaken for a verdict."""
     spec, memory_mb, parent = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     end_with(parent)
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -50,15 +50,15 @@ def main() -> None:
 
 
 def end_with(parent: int) -> None:
-    """Have the system kill this process when its parent ends, however that ends."""
+    """Have the operating system kill this process when its parent ends, for whatever reason."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it has ended already
+        if os.getppid() != parent:  # the parent has already ended
             os._exit(1)
 
 
 def bound_processor(seconds: float) -> None:
-    """Let this process, and any that it starts, use no more than this much processor time from now on."""
+    """Limit this process, and any that it starts, to this many seconds of processor time from now on."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     limit = math.ceil(used.ru_utime + used.ru_stime + seconds) + 1
     resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.getrlimit(resource.RLIMIT_CPU)[1]))

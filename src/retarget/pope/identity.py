@@ -1,4 +1,4 @@
-"""What identifies a model in journals and in the record of a training run. Free of torch."""
+"""Values that identify a model in journals and in the ``work.json`` of a training. Free of torch."""
 
 import hashlib
 from pathlib import Path
@@ -9,9 +9,9 @@ _BESIDE = ("config.json", "generation_config.json", "adapter_config.json", "toke
 
 
 def weights_of(model: str | Path) -> str | None:
-    """Hash of a local model's weights, configuration and tokenizer; None for a name of the hub or of a server.
+    """Hash of a local model's weights, configuration and tokenizer; None for a name on the hub or a server.
 
-    A path alone does not identify a model: training writes other weights to the same path.
+    A path alone does not identify a model: training writes new weights to the same path.
 
     >>> weights_of("someone/a-model-of-the-hub") is None
     True
@@ -28,5 +28,5 @@ def weights_of(model: str | Path) -> str | None:
 
 
 def engine_header(engine: Any) -> dict[str, Any]:
-    """What a journal's header says of an engine: its name, and the JSON values of its ``identity`` where it has one."""
+    """An engine's entry in a journal's header: its name, and its ``identity`` (JSON values) if it has one."""
     return {"model": engine.name, **getattr(engine, "identity", {})}

@@ -1,4 +1,4 @@
-"""An append-only JSONL journal that survives being killed at any byte and refuses to mix two configurations."""
+"""An append-only JSONL journal: survives a kill at any byte, and refuses to mix two configurations."""
 
 import hashlib
 import json
@@ -16,26 +16,26 @@ from retarget.identity import Extends, fingerprint, refuse_other
 FORMAT = 2
 _SUM = ',"sum":"'
 _SUM_LENGTH = 16
-_REMEDY = "Give another file, or the settings that it was begun with"
+_REMEDY = "Give another file, or the settings that it was started with"
 
 
 class Journal:
     """Records of finished units of work.
 
-    The first line is a header that identifies the work. Every line ends with a checksum of its own, so that an edited
-    or damaged one is found. Records carry no time, and :meth:`settle` puts them into an order of their own, so an
-    interrupted and resumed run leaves the same bytes as an uninterrupted one. A line that a killed process left
-    incomplete is cut off on opening. Journals without checksums, which earlier versions wrote, are read too.
+    The first line is a header that identifies the work. Every line ends with its own checksum, so that edited or
+    damaged lines are detected. Records contain no times, and :meth:`settle` sorts them, so an interrupted and resumed
+    run leaves the same bytes as an uninterrupted one. An incomplete last line, left by a killed process, is cut off on
+    opening. Journals without checksums, written by earlier versions, are read too.
 
     Args:
-        path: the file; made with its directory where it is missing. None keeps the journal in memory.
+        path: the file, created with its directory if missing. None keeps the journal in memory.
         header: JSON values that decide the records (model, seed, ...).
         extends: see :func:`retarget.identity.refuse_other`.
-        former: what the header of a journal without checksums had in addition, asked for where there is one.
+        former: returns the additional header entries of a journal without checksums; called only for such a journal.
 
     Raises:
         UserError: the file belongs to other work, is damaged before its last line (the message names the line), cannot
-            be opened, or another process writes it.
+            be opened, or is being written by another process.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Journal:
         try:
             lock(file, wait=False)
         except BlockingIOError as error:
-            raise UserError(f"{path}: another process writes this journal") from error
+            raise UserError(f"{path}: another process is writing this journal; wait until it ends") from error
         try:
             raw = path.read_bytes()
             whole = raw[: raw.rfind(b"\n") + 1]
@@ -91,14 +91,14 @@ class Journal:
             refuse_other(path, found, header, extends=extends, remedy=_REMEDY)
         else:
             if found.pop("work", None) != fingerprint(found):
-                raise _damaged(path, 1, "its fingerprint does not fit")
+                raise _damaged(path, 1, "its fingerprint does not match")
             added = former() if former else {}
             had = {name: value for name, value in found.items() if name in header or name in added}
             refuse_other(path, had, {**header, **added}, extends=extends, remedy=_REMEDY)
         self.records += _read_records(path, self._lines, checked)
 
     def append(self, record: dict[str, Any]) -> None:
-        """Add one record; it is in the file when this returns."""
+        """Add one record. When this returns, the record is in the file."""
         self.records.append(record)
         self._write(record)
 
@@ -115,9 +115,9 @@ class Journal:
             raise cannot_write(self.path, error) from error
 
     def settle(self, key: Callable[[dict[str, Any]], Any]) -> None:
-        """Put the records into the order of ``key``, whatever order they were finished in.
+        """Sort the records by ``key``, so that the order in which they were finished does not matter.
 
-        The file is replaced whole, and only where the order differs.
+        The file is replaced as a whole, and only if the order changes.
         """
         order = sorted(range(len(self.records)), key=lambda index: key(self.records[index]))
         if order == list(range(len(self.records))):
@@ -129,7 +129,7 @@ class Journal:
             replace_file(self.path, lambda temporary: temporary.write_bytes(content))
 
     def close(self) -> None:
-        """Release the file."""
+        """Close the file."""
         if self._file is not None:
             file, self._file = self._file, None
             try:
@@ -149,12 +149,13 @@ class Journal:
 
 @dataclass(frozen=True)
 class Shard:
-    """What a journal holds, read and left as it is.
+    """The content of a journal, read without changing the file.
 
     Attributes:
-        header: without the format.
-        records: of the lines from the second on.
-        lines: all of them, without line ends.
+        path: the file.
+        header: the first line, without the format.
+        records: the records of the other lines.
+        lines: all lines, without line ends.
     """
 
     path: Path
@@ -164,39 +165,39 @@ class Shard:
 
     @classmethod
     def read(cls, path: Path) -> "Shard":
-        """Read a journal; a last line that a killed process left incomplete does not count.
+        """Read a journal. An incomplete last line, left by a killed process, is ignored.
 
         Raises:
-            UserError: it is missing, empty, damaged (the message names the line), of an earlier version's form, or
-                another process writes it.
+            UserError: the file is missing, empty, damaged (the message names the line), written by an earlier version
+                in another format, or being written by another process.
         """
         try:
             with path.open("rb") as file:
                 lock(file.fileno(), wait=False)
                 raw = file.read()
         except BlockingIOError as error:
-            raise UserError(f"{path}: another process writes this journal; wait until it ends") from error
+            raise UserError(f"{path}: another process is writing this journal; wait until it ends") from error
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror or error}") from error
         lines = raw[: raw.rfind(b"\n") + 1].split(b"\n")[:-1]
         if not lines:
-            raise UserError(f"{path}: it holds nothing, not even the header of a journal")
+            raise UserError(f"{path}: the file is empty; a journal has at least a header")
         header, checked = _read_header(path, lines[0])
         if not checked:
-            earlier = "an earlier version wrote it, without checksums: go on with its work in this file"
-            raise UserError(f"{path}: {earlier if 'work' in header else 'it is no journal of retarget pope'}")
+            earlier = "an earlier version wrote this journal, without checksums: finish its work in this file instead"
+            raise UserError(f"{path}: {earlier if 'work' in header else 'not a journal of retarget pope'}")
         return cls(path, header, _read_records(path, lines, checked), lines)
 
 
 def _read_header(path: Path, line: bytes) -> tuple[dict[str, Any], bool]:
-    """A journal's first line without its format, and whether every line must have a checksum."""
+    """A journal's first line without the format, and whether every line must have a checksum."""
     found, summed = _read(path, 1, line)
     if "format" not in found:
         return found, False
     if not summed:
         raise _damaged(path, 1, "it has no checksum")
     if found.pop("format") != FORMAT:
-        raise UserError(f"{path}: this version cannot read the journal's format; give another file")
+        raise UserError(f"{path}: this version of retarget cannot read the journal's format; give another file")
     return found, True
 
 
@@ -208,7 +209,7 @@ def _read_records(path: Path, lines: Sequence[bytes], checked: bool) -> list[dic
         if checked and not summed:
             raise _damaged(path, number, "it has no checksum")
         if checked and first.setdefault(line, number) != number:
-            raise _damaged(path, number, f"it stands in line {first[line]} already")
+            raise _damaged(path, number, f"it repeats line {first[line]}")
         records.append(record)
     return records
 
@@ -228,15 +229,15 @@ def _read(path: Path, number: int, line: bytes) -> tuple[dict[str, Any], bool]:
     body, end = line[:-tail], line[-tail:]
     summed = end.startswith(_SUM.encode()) and end.endswith(b'"}')
     if summed and end[len(_SUM) : -2] != _sum(body).encode():
-        raise _damaged(path, number, "its checksum does not fit")
+        raise _damaged(path, number, "its checksum does not match")
     try:
         record = json.loads(body + b"}" if summed else line)
     except (ValueError, RecursionError) as error:
         raise _damaged(path, number, str(error)) from error
     if not isinstance(record, dict):
-        raise _damaged(path, number, "it is no object")
+        raise _damaged(path, number, "it is not a JSON object")
     return record, summed
 
 
 def _damaged(path: Path, number: int, why: str) -> UserError:
-    return UserError(f"{path}: line {number} is damaged ({why}); move the file away, or cut it before that line")
+    return UserError(f"{path}: line {number} is damaged ({why}); move the file away, or delete it from that line on")

@@ -1,4 +1,4 @@
-"""Journals of one work, sampled in several places, as one."""
+"""Merge journals of the same work that were sampled on several machines."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,20 +11,20 @@ from retarget.identity import refuse_unlike
 from retarget.pope.journal import Shard
 from retarget.pope.work import Record
 
-_REMEDY = "Merge journals of one work; others go on by themselves"
+_REMEDY = "Only journals of the same work can be merged"
 _SHOWN = 5
-"""Contradictions that a message names."""
+"""How many contradictions a message lists."""
 
 
 @dataclass(frozen=True)
 class Merged:
-    """What was merged.
+    """The result of a merge.
 
     Attributes:
-        path: the journal.
-        verb: what was done: ``mine``, ``search``, ``evaluate``, ``oracle``.
-        problems, units, rollouts: in it.
-        duplicates: units that were in several journals, with the same content.
+        path: the merged journal.
+        verb: the verb that wrote the journals: ``mine``, ``search``, ``evaluate`` or ``oracle``.
+        problems, units, rollouts: how many the merged journal contains.
+        duplicates: how many copies of units, with the same content, were dropped.
     """
 
     path: Path
@@ -38,20 +38,20 @@ class Merged:
 def merge(journals: Sequence[Path], directory: Path) -> Merged:
     """Write the units of several journals into one, ``DIRECTORY/VERB.jsonl``.
 
-    Each problem's units go on where they are: the verb, given all problems and this journal, samples only what is
-    missing, and brings the units into the order that one machine would have left. That the model's path is another on
-    another machine does not matter where its weights have the same hash.
+    Run the verb again with all problems and the merged journal: it samples only what is missing, and sorts the units as
+    a single machine would have. The model may have another path on each machine if its weights have the same hash.
 
     Args:
-        journals: of one work, each of other problems, of other units of the same ones, or of the same units.
-        directory: of the merged journal; one that stands there already must be among ``journals``.
+        journals: journals of the same work. They may be of different problems, of different units of the same problems,
+            or contain the same units.
+        directory: directory for the merged journal. A journal that is already there must be among ``journals``.
 
     Raises:
-        UserError: no journals; one cannot be read; two are of other work (every setting that differs is named with both
-            values); or two contradict each other: the units are named.
+        UserError: there are no journals; one cannot be read; two are of different work (the message lists the settings
+            that differ, with both values); or two contradict each other (the message names the units).
     """
     if not journals:
-        raise UserError("no journals: give at least one file")
+        raise UserError("no journals to merge: give at least one file")
     shards = [Shard.read(path) for path in journals]
     first = shards[0]
     for other in shards[1:]:
@@ -62,14 +62,14 @@ def merge(journals: Sequence[Path], directory: Path) -> Merged:
     content = b"".join(line + b"\n" for line in [first.lines[0], *lines])
     make_directory(directory)
     if path.exists() and path.resolve() not in [one.resolve() for one in journals] and path.read_bytes() != content:
-        raise UserError(f"{path} is there already: give another --out, or name it among the journals")
+        raise UserError(f"{path} already exists: give another --out, or list it among the journals")
     replace_file(path, lambda temporary: temporary.write_bytes(content))
     rollouts = sum(record.n for record in records)
     return Merged(path, verb, len({record.problem for record in records}), len(lines), rollouts, duplicates)
 
 
 def _settings(shard: Shard, other: Shard) -> dict[str, Any]:
-    """A header without what differs for no reason that matters, every setting by itself."""
+    """A header's settings, one entry per setting. If both have the same weights, the model's path is left out."""
     weights = shard.header.get("weights")
     same = weights is not None and weights == other.header.get("weights")
     found: dict[str, Any] = {}
@@ -82,7 +82,7 @@ def _settings(shard: Shard, other: Shard) -> dict[str, Any]:
 
 
 def _united(shards: Sequence[Shard]) -> tuple[list[bytes], list[Record], int]:
-    """The lines to keep, their records, and how many were there twice."""
+    """The lines to keep, their records, and the number of duplicates."""
     lines: list[bytes] = []
     records: list[Record] = []
     seen: dict[tuple[Any, ...], tuple[str, Record]] = {}
@@ -95,7 +95,7 @@ def _united(shards: Sequence[Shard]) -> tuple[list[bytes], list[Record], int]:
             before = seen.setdefault(record.key, (where, record))
             prompt = asked.setdefault((record.problem, record.end), (where, record))
             if prompt[1].asks != record.asks:
-                wrong.append(f"{_name(record)} is another prompt, answer or meta in {prompt[0]} than in {where}")
+                wrong.append(f"{_name(record)} has another prompt, answer or meta in {prompt[0]} than in {where}")
             elif before[1] != record:
                 wrong.append(f"{_name(record)} differs in {_fields(before[1], record)} between {before[0]} and {where}")
             elif before[0] == where:
@@ -104,8 +104,8 @@ def _united(shards: Sequence[Shard]) -> tuple[list[bytes], list[Record], int]:
     if wrong:
         more = f" and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
         raise UserError(
-            f"the journals contradict each other: {'; '.join(wrong[:_SHOWN])}{more}. Leave one of them out; where an "
-            "engine does not repeat itself at equal seeds, no two machines may do the same units"
+            f"the journals contradict each other: {'; '.join(wrong[:_SHOWN])}{more}. Leave one of them out. If an "
+            "engine does not reproduce its samples from equal seeds, do not let two machines do the same units"
         )
     return lines, records, sum(len(shard.records) for shard in shards) - len(lines)
 
@@ -117,7 +117,7 @@ def _name(record: Record) -> str:
 
 
 def _fields(one: Record, other: Record) -> str:
-    """Which fields differ, numbers with both values."""
+    """The fields that differ, numbers with both values."""
     pairs = {name: (getattr(one, name), getattr(other, name)) for name in Record.model_fields}
     differing = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
     return ", ".join(

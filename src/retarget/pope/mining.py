@@ -1,4 +1,4 @@
-"""Which problems are hard: 0 of k rollouts correct, and for no other reason than that they are hard."""
+"""Find the hard problems: those with 0 of k rollouts correct, and no other explanation for it."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -22,19 +22,23 @@ COUNTS = ("n", "correct", "truncated", "unparsed", "failed", "tokens")
 
 @dataclass(frozen=True)
 class Outcome:
-    """What mining found out about one problem.
+    """The result of mining for one problem.
 
     Attributes:
-        kind: ``solved`` at least once; ``hard``; or 0 of k for another reason: most rollouts ``truncated`` or
-            ``unparsed`` (no final answer found), or ``suspect`` (most extracted answers agree with each other and not
-            with the gold one: perhaps the label is wrong); or ``broken`` (the grader does not accept the problem's
-            label; never sampled); or ``failed`` (the engine refused its prompt, for the ``reason``).
-        n, correct, tokens: rollouts, successes, generated tokens; ``thinking``: tokens before the answers began (None
-            where a server does not say).
-        answers: the most frequent final answers.
-        example: one rollout, or the solution of a broken problem.
-        sequential: sampling stopped at a success. ``correct / n`` then overstates the success rate, and only whether a
-            problem was solved, and with how many rollouts, means anything.
+        problem: the problem.
+        kind: ``solved`` (at least once); ``hard``; 0 of k with another likely cause: most rollouts ``truncated``, most
+            ``unparsed`` (truncated or without a final answer), or ``suspect`` (most of the extracted answers agree with
+            each other but not with the label, which may be wrong); ``broken`` (the grader does not accept the problem's
+            own label, so it was never sampled); or ``failed`` (the engine refused its prompt; see ``reason``).
+        n, correct, tokens: rollouts, successes, generated tokens.
+        truncated, unparsed, failed: rollouts that the token budget cut off, that have no final answer, and on which the
+            grader failed.
+        thinking: tokens before the answers began; None if a server does not report them.
+        answers: the most frequent final answers, with counts.
+        example: one rollout; for a broken problem its solution.
+        sequential: sampling stopped at the first success. ``correct / n`` then overestimates the success rate: use only
+            whether the problem was solved, and after how many rollouts.
+        reason: why the engine refused the prompt.
     """
 
     problem: Problem
@@ -53,21 +57,20 @@ class Outcome:
 
     @property
     def rate(self) -> float | None:
-        """Successes over rollouts, the unbiased pass@1: None where sampling could stop at a success, or never began."""
+        """Successes / rollouts, the unbiased pass@1; None if sampling could stop at a success, or did not begin."""
         return None if self.sequential or not self.n else self.correct / self.n
 
     def interval(self, level: float = 0.95) -> tuple[float, float] | None:
-        """Wilson's interval for the pass rate; None for a problem that was solved while sampling could stop there.
+        """Wilson's interval for the success rate; None for a solved problem if sampling could stop at a success.
 
-        0 of k happens equally often with and without such a stop, so the interval of a problem without a success
-        stands.
+        0 of k is equally probable with and without such a stop, so the interval is valid for an unsolved problem.
         """
         if not self.n or (self.sequential and self.correct):
             return None
         return wilson_interval(self.correct, self.n, level)
 
     def to_json(self) -> dict[str, Any]:
-        """A record for a results file: with a rate where all k rollouts were drawn whatever they gave."""
+        """A record for a results file; with a rate if all k rollouts were drawn regardless of successes."""
         interval, rate = self.interval(), self.rate
         return {
             "id": self.problem.id, "kind": self.kind, "solved": self.correct > 0, "n": self.n,
@@ -81,9 +84,10 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Mined:
-    """The outcomes of all problems, in their order. Iterating gives the hard problems.
+    """The outcomes of all problems, in their order. Iteration yields the hard problems.
 
     Attributes:
+        outcomes: one per problem.
         accepted: kinds that count as hard.
         sampled: units of work that this call sampled; all others were in the journal.
     """
@@ -94,7 +98,7 @@ class Mined:
 
     @property
     def hard(self) -> list[Problem]:
-        """Problems of the accepted kinds: what the prefix search goes on with."""
+        """Problems of the accepted kinds: the input of the prefix search."""
         return [one.problem for one in self.outcomes if one.kind in self.accepted]
 
     @property
@@ -105,12 +109,12 @@ class Mined:
 
     @property
     def rollouts(self) -> int:
-        """Rollouts in all."""
+        """Total number of rollouts."""
         return sum(one.n for one in self.outcomes)
 
     @property
     def tokens(self) -> int:
-        """Generated tokens in all."""
+        """Total number of generated tokens."""
         return sum(one.tokens for one in self.outcomes)
 
     def __iter__(self) -> Iterator[Problem]:
@@ -132,28 +136,29 @@ def mine(
     progress: Progress | None = None,
     **asking: Unpack[Asking],
 ) -> Mined:
-    """Sample every problem k times, unguided, and tell which are never solved.
+    """Sample every problem up to k times without guidance, and find those that are never solved.
 
     Args:
-        problems: with their labels, which the grader must accept first.
-        engine: samples the model that is to be trained, or a :class:`~retarget.pope.sampler.Sampler` around it.
-        k: rollouts per problem: 128 in the paper. 0 of 128 leaves a true rate of up to 2.3 % (95 %, exact).
-        stop_at_success: ask only "hard or not": no further chunk after a success. The outcomes have no pass rates
-            then; take it off for those.
-        journal: file of finished units. A killed run goes on from it, and so does one with more problems or a larger
-            k: what is there is kept, what is missing is sampled. None keeps nothing.
-        accepted: kinds that go on to the prefix search.
-        check: how labels are checked first (see :func:`retarget.pope.grading.rejected_solutions`).
+        problems: problems with labels; a problem whose label the grader does not accept is not sampled.
+        engine: samples the model that is to be trained; or a :class:`~retarget.pope.sampler.Sampler` around one.
+        k: rollouts per problem; 128 in the paper. After 0 of 128 the true rate can be up to 2.3 % (95 %, exact).
+        stop_at_success: decide only whether a problem is hard: sample no further chunk after a success. The outcomes
+            then have no pass rates; set it to False to get them.
+        journal: file for finished units. A killed run resumes from it, and so does a run with more problems or a
+            larger k: finished units are kept, missing ones are sampled. None keeps nothing.
+        accepted: kinds of problems that go on to the prefix search.
+        check: how labels are checked before sampling (see :func:`retarget.pope.grading.rejected_solutions`).
         progress: see :data:`retarget.pope.work.Progress`.
-        asking: ``grader``, ``prompts``, ``params``, ``chunk``, ``batch``: fields of a sampler.
+        asking: fields of a sampler: ``grader``, ``prompts``, ``params``, ``chunk``, ``batch``.
 
     Raises:
-        UserError: k is below 1, ids occur twice, the journal belongs to other work, or every problem is refused.
+        UserError: k is below 1, an id occurs twice, the journal belongs to other work, or the engine refuses every
+            problem.
     """
     sampler = Sampler.of(engine, "mine", **asking)
     sampler.check(k)
     if len({problem.id for problem in problems}) < len(problems):
-        raise UserError("problems with the same id cannot be mined together")
+        raise UserError("two problems have the same id: give every problem an id of its own")
     broken = {problem.id for problem, _ in rejected_solutions(problems, sampler.grader, check)}
     items = [Item(problem) for problem in problems if problem.id not in broken]
 
@@ -172,7 +177,7 @@ def mine(
 
 
 def graduates(before: Mined, now: Mined) -> list[Problem]:
-    """Problems that were hard and that a later model solves: they may leave the hard set."""
+    """Problems that were hard and that a later model solves. They can leave the hard set."""
     solved = {one.problem.id for one in now.outcomes if one.kind == "solved"}
     return [problem for problem in before.hard if problem.id in solved]
 
@@ -198,7 +203,7 @@ def _outcome(item: Item, sequential: bool) -> Outcome:
 
 
 def kind_of(n: int, correct: int, truncated: int, unparsed: int, answers: Counter[str]) -> Kind:
-    """Why a problem was (not) solved; see :class:`Outcome`.
+    """The kind of a problem from its counts and answers; see :class:`Outcome`.
 
     >>> kind_of(8, 0, 0, 0, Counter({"12": 6, "7": 2})), kind_of(8, 0, 5, 1, Counter())
     ('suspect', 'truncated')

@@ -1,4 +1,4 @@
-"""The rows to train on: guided and unguided variants of each hard problem, the two in one batch."""
+"""Mix the training rows: a guided and an unguided variant of each hard problem, both in the same batch."""
 
 import json
 import logging
@@ -37,51 +37,38 @@ def mix(
     kind: Order = "paired",
     other_template: bool = False,
 ) -> list[dict[str, Any]]:
-    """Rows for a trainer, in the order of one epoch.
+    """Make the rows for a trainer, in the order of one epoch.
 
-    Each row is one prompt, therefore one group of rollouts with its own baseline.
+    A row is one prompt, and so one group of rollouts with a baseline of its own.
 
     Args:
         hard: the hard problems; each gives one unguided row.
-        prefixes: prefix of each hard problem by id. What :func:`~retarget.pope.search.search_prefixes` returned is
-            checked: a prefix must belong to this solution and to this wording of the prompts.
-        prompts: the two prompts; default :meth:`Prompts.load`.
+        prefixes: prefixes of hard problems, by id. Those from :func:`~retarget.pope.search.search_prefixes` must come
+            from the problem's present solution and from a search with the present templates.
+        prompts: the two prompts; by default :meth:`Prompts.load`.
         easy: easy problems to mix in, unguided.
-        ratio: guided rows to unguided ones: 1 is the paper's, 0 gives no guided row (plain GRPO), ``inf`` only
-            guided rows. Below 1, that share of the guided rows is kept; above 1, that share of the unguided ones.
-        seed: which rows a ratio keeps, and the order.
-        prompts_per_batch: rows of a generation batch, for the order.
-        unpaired: what becomes of problems without a prefix: to ``leave out`` is the only way to the ratio, and they are
-            counted in the log; to ``keep`` them gives more unguided rows than guided ones. Without any prefix all stay.
+        ratio: guided rows / unguided rows, at least 0; 1 in the paper. 0 gives no guided rows (plain GRPO), ``inf``
+            only guided ones. Below 1, this share of the guided rows is kept; above 1, 1 / ratio of the unguided ones.
+        seed: decides which rows a ratio keeps, and their order.
+        prompts_per_batch: rows per generation batch; decides the order.
+        unpaired: what to do with problems without a prefix. ``leave out`` achieves the ratio, and logs their number;
+            ``keep`` gives more unguided rows than that. If no problem has a prefix, all problems stay.
         kind: see :func:`order`.
-        other_template: take prefixes that were searched with another wording, too.
+        other_template: also accept prefixes that were searched with other templates.
 
     Returns:
-        Rows with ``id``, ``problem``, ``prompt``, ``answer``, ``meta`` (JSON text; a guided row's holds
-        the ``prefix``, for graders of continuations), ``guided`` and ``stratum``.
+        Rows with ``id``, ``problem``, ``prompt``, ``answer``, ``meta`` (JSON text; in a guided row with the ``prefix``,
+        for graders of continuations), ``guided`` and ``stratum``.
 
     Raises:
-        UserError: no row at all, duplicate problem ids, a prefix for a problem that is not in ``hard``, a prefix of
-            another solution, or one that was searched with another wording.
+        UserError: there are no rows, a problem occurs twice, ``ratio`` is negative, a prefix is for a problem that is
+            not in ``hard``, comes from another solution, or was searched with other templates.
     """
     hard, prompts = list(hard), prompts or Prompts.load()
-    ids = [problem.id for problem in (*hard, *easy)]
-    if len(set(ids)) < len(ids):
-        raise UserError(f"a problem occurs twice: {next(one for one, n in Counter(ids).items() if n > 1)!r}")
-    unknown = sorted(set(prefixes) - {problem.id for problem in hard})
-    if unknown:
-        raise UserError(f"{len(unknown)} prefixes belong to no hard problem, the first to {unknown[0]!r}")
+    _check(hard, easy, prefixes, ratio)
     _check_origin(hard, prefixes, prompts, other_template)
     if prefixes and ratio and unpaired == "leave out":
-        without = [one.id for one in hard if one.id not in prefixes]
-        if without:
-            _LOG.warning(
-                "%d of %d hard problems have no prefix and are left out, the first is %s",
-                len(without), len(hard), without[0],
-            )  # fmt: skip
-        hard = [one for one in hard if one.id in prefixes]
-    if ratio < 0:
-        raise UserError(f"ratio is guided rows over unguided rows, at least 0, not {ratio}")
+        hard = _paired_only(hard, prefixes)
     unguided = [make_row(one, "unguided", prompts.without_prefix(one.prompt)) for one in hard]
     guided = [
         make_row(one, "guided", prompts.with_prefix(one.prompt, prefixes[one.id]), prefixes[one.id])
@@ -93,10 +80,34 @@ def mix(
     unguided = _keep(unguided, min(1.0, 1 / ratio if ratio else 1.0), random)
     rows = [*unguided, *guided, *(make_row(one, "easy", prompts.without_prefix(one.prompt)) for one in easy)]
     if not rows:
-        raise UserError("the mixture is empty: no hard problem and no easy one")
+        raise UserError("the mixture is empty: there is no hard problem with a row, and no easy problem")
     at = order([row["stratum"] for row in rows], min(prompts_per_batch, len(rows)), 1, seed, kind,
                [row["problem"] for row in rows])  # fmt: skip
     return [rows[index] for index in [*at, *sorted(set(range(len(rows))) - set(at))]]
+
+
+def _check(hard: Sequence[Problem], easy: Sequence[Problem], prefixes: Mapping[str, str], ratio: float) -> None:
+    """Refuse duplicate problems, prefixes of unknown problems and a negative ratio."""
+    ids = [problem.id for problem in (*hard, *easy)]
+    if len(set(ids)) < len(ids):
+        raise UserError(f"a problem occurs twice: {next(one for one, n in Counter(ids).items() if n > 1)!r}")
+    unknown = sorted(set(prefixes) - {problem.id for problem in hard})
+    if unknown:
+        raise UserError(
+            f"{len(unknown)} prefixes are for problems that are not among the hard ones; the first: {unknown[0]!r}"
+        )
+    if ratio < 0:
+        raise UserError(f"ratio (guided rows / unguided rows) must be at least 0, not {ratio}")
+
+
+def _paired_only(hard: Sequence[Problem], prefixes: Mapping[str, str]) -> list[Problem]:
+    """The problems that have a prefix; the number of the others is logged."""
+    without = [one.id for one in hard if one.id not in prefixes]
+    if without:
+        _LOG.warning(
+            "%d of %d hard problems have no prefix and are left out; the first: %s", len(without), len(hard), without[0]
+        )
+    return [one for one in hard if one.id in prefixes]
 
 
 def order(
@@ -107,19 +118,19 @@ def order(
     kind: Order = "stratified",
     problems: Sequence[str] = (),
 ) -> list[int]:
-    """Row indices for several epochs, such that every generation batch holds each stratum at its share.
+    """Row indices for several epochs, with each stratum at its share in every generation batch.
 
-    ``stratified``: each stratum is an endless row of its own permutations, reshuffled every pass; every batch of
-    ``prompts_per_batch`` rows takes its share from each, the fractions of a row carried over to the next batch.
-    ``paired``: as ``stratified``, and the guided and the unguided row of a problem stand in the same batch (where a
-    batch has an odd number of rows, one pair a batch may be divided); needs ``problems``, the problem of each row.
-    ``pool``: one permutation of all rows an epoch, the paper's; balance in expectation only.
+    - ``stratified``: each stratum is shuffled anew in every pass over it. Every batch of ``prompts_per_batch`` rows
+      takes each stratum's share of it; fractions of a row are carried over to the next batch.
+    - ``paired``: as ``stratified``, with the guided and the unguided row of a problem in the same batch (in batches of
+      an odd size, one pair per batch may be divided). Needs ``problems``, the problem of each row.
+    - ``pool``: one permutation of all rows per epoch, as in the paper; balanced in expectation only.
 
-    The length is a multiple of ``prompts_per_batch``, so that a trainer that drops an incomplete tail drops nothing;
-    rows that do not fill a batch come first in the next epoch (``stratified``) or are left out of this one (``pool``).
+    The number of indices is a multiple of ``prompts_per_batch``, so a trainer that drops an incomplete last batch drops
+    nothing. Rows left over in an epoch come first in the next (``stratified``, ``paired``) or are left out (``pool``).
 
     Raises:
-        UserError: fewer rows than one batch.
+        UserError: there are fewer rows than one batch, or ``prompts_per_batch`` or ``epochs`` is below 1.
 
     >>> labels = ["guided"] * 4 + ["unguided"] * 4
     >>> [sorted(labels[i] for i in order(labels, 4, 2, seed=0)[at : at + 4]) for at in (0, 4, 8, 12)][0]
@@ -127,7 +138,7 @@ def order(
     """
     total = len(strata)
     if prompts_per_batch < 1 or epochs < 1:
-        raise UserError(f"prompts_per_batch and epochs are at least 1, not {prompts_per_batch} and {epochs}")
+        raise UserError(f"prompts_per_batch and epochs must be at least 1, not {prompts_per_batch} and {epochs}")
     if total < prompts_per_batch:
         raise UserError(
             f"{total} rows do not fill one generation batch of {prompts_per_batch} prompts: "
@@ -160,7 +171,7 @@ def order(
 def _paired(
     strata: Sequence[str], problems: Sequence[str], size: int, epochs: int, random: np.random.Generator
 ) -> list[int]:
-    """See :func:`order`. What moves together is a unit: a pair of rows, or a row alone."""
+    """See :func:`order`. Rows that stay together form a unit: a pair of rows, or a single row."""
     rows: dict[str, dict[str, int]] = {}
     for index, (problem, stratum) in enumerate(zip(problems, strata, strict=True)):
         rows.setdefault(problem, {})[stratum] = index
@@ -177,7 +188,7 @@ def _paired(
     queues: dict[str, list[list[int]]] = {name: [] for name in units}
     taken = dict.fromkeys(units, 0)
     indices: list[int] = []
-    rest: list[int] = []  # the second half of a pair that an odd batch divided
+    rest: list[int] = []  # the other half of a pair that a batch of odd size divided
     for batch in range(1, epochs * total // size + 1):
         rows_of, rest = rest, []
         while len(rows_of) < size:
@@ -195,7 +206,7 @@ def _paired(
 
 
 def _quotas(shares: dict[str, float], taken: dict[str, int], rows_so_far: int) -> dict[str, int]:
-    """How many rows of each stratum the next batch takes: every row goes to the stratum that is due most."""
+    """How many rows of each stratum the next batch takes: each row comes from the stratum furthest behind its share."""
     quotas = dict.fromkeys(shares, 0)
     for _ in range(rows_so_far - sum(taken.values())):
         due = {name: share * rows_so_far - taken[name] - quotas[name] for name, share in shares.items()}
@@ -204,7 +215,7 @@ def _quotas(shares: dict[str, float], taken: dict[str, int], rows_so_far: int) -
 
 
 def _check_origin(hard: Sequence[Problem], prefixes: Mapping[str, str], prompts: Prompts, other_template: bool) -> None:
-    """Refuse prefixes of the search that belong to another solution or to another wording."""
+    """Refuse prefixes of a search that come from another solution or from other templates."""
     found = {one.problem: one for one in prefixes.found if one.prefix} if isinstance(prefixes, Prefixes) else {}
     for problem in hard:
         one = found.get(problem.id)
@@ -213,25 +224,26 @@ def _check_origin(hard: Sequence[Problem], prefixes: Mapping[str, str], prompts:
         changed = one.solution is not None and one.solution != fingerprint(problem.solution)
         if changed or not problem.solution.startswith(one.prefix or ""):
             raise UserError(
-                f"the prefix of {problem.id!r} was cut from another solution than the one that it has now: search again"
+                f"the prefix of problem {problem.id!r} was cut from another solution than its present one: run the "
+                "search again"
             )
         if not other_template and one.template is not None and one.template != prompts.fingerprint:
             raise UserError(
-                f"the prefix of {problem.id!r} was searched with another wording of the prompts (fingerprint "
-                f"{one.template}, now {prompts.fingerprint}): mix with the templates of the search, search again, or "
-                "take it as it is with --other-template"
+                f"the prefix of problem {problem.id!r} was searched with other prompt templates (fingerprint "
+                f"{one.template}, now {prompts.fingerprint}): mix with the templates of the search, run the search "
+                "again, or accept the prefix with --other-template"
             )
 
 
 def write_rows(path: str | Path, rows: Sequence[dict[str, Any]], notes: Mapping[str, Any] | None = None) -> None:
-    """Write the rows as Parquet, and beside them a data card ``PATH.md`` with counts and where they came from."""
+    """Write the rows as Parquet, with a data card ``PATH.md`` that gives their counts and origin."""
     path = Path(path)
     write_parquet(path, rows)
     write_text(path.with_name(path.name + ".md"), data_card(rows, notes or {}))
 
 
 def write_parquet(path: Path, records: Sequence[dict[str, Any]]) -> None:
-    """Write a Parquet file, whole or not at all."""
+    """Write a Parquet file, completely or not at all."""
     pyarrow, parquet = require("pyarrow", "rl"), require("pyarrow.parquet", "rl")
     make_directory(path.parent)
     replace_file(path, lambda temporary: parquet.write_table(pyarrow.Table.from_pylist(list(records)), temporary))
@@ -241,7 +253,7 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
     """Rows that :func:`write_rows` wrote.
 
     Raises:
-        UserError: no such file, or columns missing.
+        UserError: there is no such file, or it is not such a file.
     """
     try:
         if not Path(path).exists():
@@ -250,30 +262,36 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
     except UserError:
         raise
     except (ValueError, OSError) as error:  # pyarrow's errors are kinds of these
-        raise UserError(f"{path}: not a mixture of `retarget pope mix`, which is a Parquet file ({error})") from error
+        raise UserError(
+            f"{path}: not a Parquet file, so not a mixture that `retarget pope mix` wrote ({error})"
+        ) from error
     needed = {"id", "problem", "prompt", "answer", "meta", "guided", "stratum"}
     if not rows or not needed <= set(rows[0]):
         missing = needed - set(rows[0] if rows else {})
-        raise UserError(f"{path}: not a mixture of `retarget pope mix`; missing columns: {', '.join(sorted(missing))}")
+        raise UserError(
+            f"{path}: not a mixture that `retarget pope mix` wrote; missing columns: {', '.join(sorted(missing))}"
+        )
     return rows
 
 
 def data_card(rows: Sequence[dict[str, Any]], notes: Mapping[str, Any]) -> str:
-    """What a mixture holds, as Markdown."""
+    """A description of a mixture's rows, as Markdown."""
     counts = Counter(row["stratum"] for row in rows)
     problems = len({row["problem"] for row in rows})
     lines = ["# Mixture for training with GRPO", "", f"{len(rows)} rows of {problems} problems.", ""]
     lines += ["| stratum | rows |", "|---|---|", *(f"| {name} | {counts[name]} |" for name in STRATA if counts[name])]
-    lines += ["", "Each row is one prompt and one group of rollouts. A guided row's prompt holds the beginning of an"]
-    lines += ["oracle solution; no token of a prompt has a loss. The order is one epoch's, with both rows of a problem"]
-    lines += ["in one batch: a trainer that shuffles the rows balances the strata in expectation only."]
+    lines += ["", "Each row is one prompt and one group of rollouts. The prompt of a guided row contains the beginning"]
+    lines += [
+        "of an oracle solution; no token of a prompt has a loss. The rows are in the order of one epoch, with both"
+    ]
+    lines += ["rows of a problem in one batch: a trainer that shuffles them balances the strata in expectation only."]
     if notes:
         lines += ["", "| made from | |", "|---|---|", *(f"| {key} | {value} |" for key, value in notes.items())]
     return "\n".join([*lines, "", f"Rows' fingerprint: {fingerprint(list(rows))}", ""])
 
 
 def make_row(problem: Problem, stratum: str, prompt: Any, prefix: str | None = None) -> dict[str, Any]:
-    """One row of a mixture: a prompt of a problem, and what its grader is told."""
+    """One row of a mixture: a prompt of a problem, and the data that its grader needs."""
     meta = {**problem.meta, "id": problem.id, **({"prefix": prefix} if prefix else {})}
     return {
         "id": f"{problem.id}/{stratum}",

@@ -1,4 +1,4 @@
-"""Missing oracle solutions from a teacher; only those whose final answer the grader accepts are kept."""
+"""Ask a teacher for missing oracle solutions; keep those whose final answer the grader accepts."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,7 +15,7 @@ from retarget.pope.work import Item, Progress, Record, Unit
 
 _ASK = (TEMPLATES / "oracle.txt").read_text(encoding="utf-8").removesuffix("\n")
 ORACLE = Prompts(unguided=_ASK, guided=f"{_ASK}\n{{prefix}}")
-"""How a teacher is asked."""
+"""The prompt for a teacher."""
 
 
 def ask_oracle(
@@ -29,20 +29,19 @@ def ask_oracle(
 ) -> tuple[list[Problem], list[Problem]]:
     """Ask a teacher for the solutions that are missing.
 
-    Only the part of an answer that follows its thinking block becomes a solution. An accepted final answer does not
-    prove that each step is right: read some.
+    A solution is the text after the thinking block. A correct final answer does not prove every step: read some.
 
     Args:
-        problems: those with a solution are returned as they are.
+        problems: problems; those that have a solution are returned unchanged.
         teacher: usually a server engine, or a sampler around one.
-        attempts: samples a problem; the first that the grader accepts is taken.
-        journal: file of answered problems; a killed run goes on from it.
+        attempts: samples per problem; the first that the grader accepts becomes the solution.
+        journal: file for answered problems; a killed run resumes from it.
         progress: see :data:`retarget.pope.work.Progress`.
-        asking: fields of a sampler. By default the teacher is asked by the template ``oracle.txt``, for 8,192 tokens
-            at temperature 0.7.
+        asking: fields of a sampler. By default the prompt is the template ``oracle.txt``, and the teacher may generate
+            8,192 tokens at temperature 0.7.
 
     Returns:
-        The problems that have a solution now, and those that still have none, both in their order.
+        The problems that have a solution now, and those that still have none, each in the given order.
     """
     if not isinstance(teacher, Sampler):
         asking = {"prompts": ORACLE, **asking}

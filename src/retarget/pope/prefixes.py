@@ -1,4 +1,4 @@
-"""Where an oracle solution may be cut, and whether a cut gives the answer away. The search stands in search.py."""
+"""Where an oracle solution can be cut, and whether a cut leaks the answer. The search itself is in search.py."""
 
 import re
 from bisect import bisect_left, bisect_right
@@ -28,7 +28,7 @@ _UNSPACED = re.compile(r"[\s$]")
 _BRACE = re.compile(r"[{}]")
 _LOOK_BACK = 80
 _STATED_WITHIN = 2000
-"""Characters behind a marker in which its answer stands."""
+"""Length of the text after a marker, in characters, in which its answer is searched for."""
 _SPACES = re.compile(r"\s*")
 _COMMAND = re.compile(r"\\([A-Za-z]+)(?:\s*\[[^\]]*\](?=\s*\{))?")
 _ARGUMENT = re.compile(r"\\[A-Za-z]+|\\?.", re.DOTALL)
@@ -36,7 +36,7 @@ _ARGUMENTS = {
     **dict.fromkeys(("frac", "dfrac", "tfrac", "cfrac", "binom", "dbinom", "tbinom", "overset", "underset"), 2),
     **dict.fromkeys(("sqrt", "boxed", "fbox", "text", "mathrm", "mathbf", "overline", "underline", "vec", "hat"), 1),
 }  # fmt: skip
-"""Arguments of commands that may stand without braces: ``\\frac 1 2``."""
+"""Number of arguments of LaTeX commands, which may come without braces: ``\\frac 1 2``."""
 _SPACED_NUMBER = re.compile(r"\b\d{1,3}(?:[   ]\d{3})+\b")
 _MARKER = re.compile(
     r"####|\\(?:boxed|fbox)\b|\b(?:final\s+)?answer\s*(?:is|:|=|\bto\b)|答案\s*(?:是|为|為|：|:)|答えは", re.IGNORECASE
@@ -45,12 +45,12 @@ _MARKER = re.compile(
 
 @dataclass(frozen=True)
 class Cut:
-    """One place to cut a solution.
+    """A position at which to cut a solution.
 
     Attributes:
-        end: length of the prefix in characters, trailing space excluded.
-        fraction: ``end`` over the length of the solution.
-        unit: the boundary that was found there.
+        end: length of the prefix in characters, without trailing white space.
+        fraction: ``end`` divided by the length of the solution.
+        unit: the kind of boundary at this position.
     """
 
     end: int
@@ -60,26 +60,29 @@ class Cut:
 
 @dataclass(frozen=True)
 class Leak:
-    """A prefix that says the answer: where in the solution the statement begins, and what it says."""
+    """A statement of the answer in a prefix: its start in the solution, in characters, and its text."""
 
     start: int
     statement: str
 
 
 def boundaries(text: str, unit: Unit) -> list[int]:
-    """Prefix lengths at which a unit ends; never inside mathematics, a LaTeX command's braces, or a number.
+    """Prefix lengths at which a unit ends, never inside a formula, a LaTeX command's braces or a number.
 
     Args:
         text: a solution.
-        unit: ``sentence`` (also every line end), ``line``, ``step`` (blank lines, numbered or bulleted lines, "Step n")
-            or ``token`` (white space).
+        unit: ``sentence`` (every line end, too), ``line``, ``step`` (at blank lines and before numbered lines, bulleted
+            lines and "Step n"), or ``token`` (white space).
+
+    Raises:
+        UserError: unknown unit.
 
     >>> boundaries("It is 3.5 kg. So $a. b$ holds. End.", "sentence")
     [13, 30]
     """
     pattern = {"sentence": _SENTENCE, "line": _LINE, "step": _STEP, "token": _TOKEN}.get(unit)
     if pattern is None:
-        raise UserError(f"a cut stands at a {', '.join(UNITS)}, not at a {unit!r}")
+        raise UserError(f"no unit {unit!r} to cut at: choose {', '.join(UNITS)}")
     closed = _disjoint(_closed(text))
     starts = [start for start, _ in closed]
     length = len(text.rstrip())
@@ -99,7 +102,7 @@ def boundaries(text: str, unit: Unit) -> list[int]:
 
 
 def _disjoint(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Stretches in order, those that overlap as one."""
+    """Spans in order, with overlapping ones joined."""
     joined: list[tuple[int, int]] = []
     for start, stop in sorted(spans):
         if joined and start < joined[-1][1]:
@@ -110,7 +113,7 @@ def _disjoint(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def _closed(text: str) -> Iterator[tuple[int, int]]:
-    """Stretches that no cut may divide."""
+    """Spans that no cut may divide."""
     yield from _formulas(text)
     for match in _SPACED_NUMBER.finditer(text):
         yield match.span()
@@ -132,7 +135,7 @@ def _closed(text: str) -> Iterator[tuple[int, int]]:
 
 
 def _formulas(text: str) -> Iterator[tuple[int, int]]:
-    """Stretches of mathematics. What closes nowhere is looked for once, so that no text takes long."""
+    """Spans of formulas. A missing closing delimiter is searched for only once, so that the time stays linear."""
     at, missing = 0, set()
     while match := _MATH.search(text, at):
         closing = _CLOSING.get(match[0]) or (f"\\end{{{match[1]}}}" if match[1] else None)
@@ -148,7 +151,7 @@ def _formulas(text: str) -> Iterator[tuple[int, int]]:
 
 
 def _group_ends(text: str) -> dict[int, int]:
-    """Where the braces end that open at a place; what nothing closes is left out."""
+    """For the position of each opening brace, the end of its group; braces that never close are left out."""
     ends: dict[int, int] = {}
     opened: list[int] = []
     for brace in _BRACE.finditer(text):
@@ -160,22 +163,25 @@ def _group_ends(text: str) -> dict[int, int]:
 
 
 def cut_points(solution: str, cuts: int = 4, cap: float = 0.25, unit: Unit = "sentence") -> list[Cut]:
-    """Cuts at uniform fractions cap/cuts, 2 cap/cuts, ..., cap of the solution, each moved to a boundary.
+    """Cuts at the uniform fractions cap/cuts, 2 cap/cuts, ..., cap of the solution, each moved to a boundary.
 
-    A fraction takes the last boundary at or before it; where the unit has none there (one long first sentence), the
-    last token boundary, so that a prefix never exceeds the cap. Cuts that coincide are listed once.
+    Each fraction takes the last boundary at or before it. If the unit has none there (a long first sentence), it takes
+    the last token boundary, so that a prefix never exceeds the cap. Cuts that coincide are listed once.
 
     Args:
-        solution: the oracle's solution.
+        solution: an oracle solution.
         cuts: number of fractions, at least 1.
-        cap: longest prefix as a fraction of the solution, in (0, 1): a quarter in the paper.
-        unit: where a cut may stand.
+        cap: longest prefix as a fraction of the solution, in (0, 1); a quarter in the paper.
+        unit: the kind of boundary to cut at.
+
+    Raises:
+        UserError: ``cuts``, ``cap`` or ``unit`` is invalid.
 
     >>> [cut.end for cut in cut_points("One. Two. Three. Four.", cuts=2, cap=0.5)]
     [4, 9]
     """
     if cuts < 1 or not 0 < cap < 1:
-        raise UserError(f"cuts must be at least 1 and cap between 0 and 1, not {cuts} and {cap}")
+        raise UserError(f"cuts must be at least 1, and cap above 0 and below 1, not {cuts} and {cap}")
     whole = len(solution.rstrip())
     coarse, fine = boundaries(solution, unit), boundaries(solution, "token")
     found: dict[int, Cut] = {}
@@ -192,13 +198,13 @@ def cut_points(solution: str, cuts: int = 4, cap: float = 0.25, unit: Unit = "se
 
 
 def statements(problem: Problem) -> list[tuple[int, int]]:
-    """Stretches of the solution that state the final answer.
+    """Spans of the solution that state the final answer.
 
-    Sentences with an answer marker (``####``, ``\\boxed``, "the answer is") and the answer behind the marker, and a
-    sentence with the answer just before the first of them; without a marker, the last sentence with the answer.
-    ``####`` and ``\\boxed`` give an answer in whatever form (``\\frac12`` for 0.5), so they count without it too,
-    unless the gold answer stands later: a box of another result before a box with the answer, a heading before any
-    marker with it.
+    These are the sentences with an answer marker (``####``, ``\\boxed``, "the answer is") followed by the answer, and
+    the sentence just before the first of them if it contains the answer. Without any, it is the last sentence that
+    contains the answer. ``####`` and ``\\boxed`` may give the answer in another form (``\\frac12`` for 0.5), so they
+    also count if the gold answer does not follow; except a box before another box with the gold answer, and a ``####``
+    before any marker with it.
     """
     text, answer = problem.solution, problem.answer
     edges = [0, *boundaries(text, "sentence"), len(text)]
@@ -208,7 +214,7 @@ def statements(problem: Problem) -> list[tuple[int, int]]:
     unread: dict[str, set[int]] = {"#": set(), "\\": set()}
     for marker in _MARKER.finditer(text):
         sentence = bisect_right(edges, marker.start()) - 1
-        # "The answer is" may stand on one line and the answer on the next.
+        # "The answer is" may be on one line, and the answer on the next.
         stop = min(edges[min(sentence + 2, len(edges) - 1)], marker.end() + _STATED_WITHIN + 2 * len(answer))
         at = bisect_left(begins, marker.end())
         if at < len(said) and said[at][1] <= stop:
@@ -228,7 +234,7 @@ def statements(problem: Problem) -> list[tuple[int, int]]:
 
 
 def leak(problem: Problem, end: int) -> Leak | None:
-    """Whether the prefix of this length reaches into a statement of the final answer.
+    """The first statement of the final answer that the prefix of length ``end`` reaches into; None if there is none.
 
     >>> problem = Problem(id="1", prompt="2 + 2?", solution="Add them. The answer is 4. Indeed 2 + 2 = 4.", answer="4")
     >>> leak(problem, 9), leak(problem, 13)
@@ -242,16 +248,16 @@ def leak(problem: Problem, end: int) -> Leak | None:
 
 
 def bare_occurrences(problem: Problem, end: int) -> tuple[int, bool]:
-    """How often the answer's token occurs in the prefix, and whether it stands in the question already.
+    """How often the answer occurs as a token in the prefix, and whether it occurs in the question.
 
-    Such an occurrence is counted and reported, not refused: a small number is often just a number.
+    Such occurrences are counted and reported, but not refused: a small number is often just a number.
     """
     count = sum(1 for _ in find_answer(problem.solution[:end], problem.answer))
     return count, next(find_answer(problem.prompt, problem.answer), None) is not None
 
 
 def _said(text: str, answer: str) -> list[tuple[int, int]]:
-    """Where a text holds the answer, in order: as a token of its own, or (unless it is a whole number) spaces apart."""
+    """Spans of the answer in a text, in order: as a separate token, or, unless it is an integer, ignoring spaces."""
     found = [(start, start + len(answer)) for start in find_answer(text, answer)]
     bare = _UNSPACED.sub("", answer)
     if answer.isdigit() or not bare:

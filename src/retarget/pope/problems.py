@@ -1,4 +1,4 @@
-"""Problems with their oracle solutions: read, check, write. Nothing that is wrong vanishes silently."""
+"""Read, check and write problems with their oracle solutions. Invalid rows are never dropped silently."""
 
 import gzip
 import hashlib
@@ -28,7 +28,7 @@ def _json(value: Any) -> Any:
     try:
         json.dumps(value, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"not a value of JSON: {error}") from error
+        raise ValueError(f"not a JSON value: {error}") from error
     return value
 
 
@@ -38,9 +38,9 @@ class Problem(Strict):
     Attributes:
         id: unique in its file.
         prompt: the question as a user would ask it, without instructions.
-        solution: an oracle's worked solution, empty where there is none yet (``retarget pope oracle`` asks for one).
-        answer: the gold final answer, as the grader reads it.
-        meta: whatever the grader or a report needs beside it; JSON values.
+        solution: an oracle's worked solution, empty if there is none yet (``retarget pope oracle`` asks for one).
+        answer: the gold final answer, in a form that the grader reads.
+        meta: JSON values for a grader or a report.
     """
 
     id: str = Field(min_length=1)
@@ -52,17 +52,17 @@ class Problem(Strict):
 
     @property
     def former(self) -> str:
-        """The id that earlier versions gave to this problem, by its line; journals of theirs know it by that."""
+        """The id that earlier versions gave to this problem by its line, and that their journals use."""
         return self._former
 
     def __eq__(self, other: object) -> bool:
-        """Equal fields, wherever each was read."""
+        """Whether all fields are equal, wherever the problems were read."""
         return isinstance(other, Problem) and self.model_dump() == other.model_dump()
 
 
 @dataclass(frozen=True)
 class Reject:
-    """A line that is not a usable problem: where it stands (from 1), why, and what stood there."""
+    """An invalid row: the number of its line or row, from 1, the reason, and its text."""
 
     line: int
     reason: str
@@ -83,71 +83,87 @@ def read_problems(
     fields: Mapping[str, str] | None = None,
     write_rejects: bool = True,
 ) -> list[Problem]:
-    """Read problems and check every one of them.
+    """Read problems and check each of them.
 
     Args:
-        source: ``.jsonl`` or ``.json`` (one object per line; in ``.json`` also an array of objects), both also with
-            ``.gz``, ``.parquet``, a directory that ``datasets`` saved or that holds JSONL or Parquet files, or
-            ``hf:NAME`` for a data set of the Hugging Face hub.
-        format: see :mod:`retarget.pope.formats`; ``auto`` tells by the fields of each row.
-        split: which split of a data set.
-        solutions: whether a problem without an oracle solution is invalid.
-        answer_in_solution: whether a solution in which the answer does not occur is invalid; not asked of public sets
-            with a field for the answer. Switch it off where answers are other forms of what the solution says.
-        max_prompt_length: longest prompt, in the unit of ``length``.
-        length: counts a prompt's tokens; None counts words.
-        skip_invalid: leave invalid rows out and write them to ``rejects``, instead of refusing the file.
-        rejects: default ``SOURCE.rejects.jsonl``; for the hub ``rejects.jsonl``.
-        fields: where a set keeps ``id``, ``prompt``, ``solution`` and ``answer``: ``{"prompt": "question"}``. A dot
-            goes into an object: ``reward_model.ground_truth``.
-        write_rejects: whether the rejects file is written.
+        source: a ``.jsonl`` or ``.json`` file (one object per line; ``.json`` may also be an array of objects), also
+            with ``.gz``; a ``.parquet`` file; a directory that ``datasets`` saved or that contains JSONL or Parquet
+            files; or ``hf:NAME``, a data set of the Hugging Face hub.
+        format: see :mod:`retarget.pope.formats`; ``auto`` recognises the format of each row by its fields.
+        split: the split to read of a data set.
+        solutions: ``required`` makes a problem without an oracle solution invalid.
+        answer_in_solution: whether a solution that does not contain the answer is invalid. Public sets with a field for
+            the answer are exempt. Set it to False if answers are written in another form than in the solutions.
+        max_prompt_length: length of the longest valid prompt, as ``length`` counts it.
+        length: counts the tokens of a prompt; None counts words.
+        skip_invalid: leave out invalid rows and write them to ``rejects``, instead of refusing the source.
+        rejects: file for invalid rows; by default ``SOURCE.rejects.jsonl``, for the hub ``rejects.jsonl``.
+        fields: a set's names of ``id``, ``prompt``, ``solution`` and ``answer``, such as ``{"prompt": "question"}``.
+            A dot goes into an object: ``reward_model.ground_truth``.
+        write_rejects: whether to write the rejects file.
 
     Raises:
-        UserError: no such source, or invalid rows (each with its line) and ``skip_invalid`` is off, or no valid row.
+        UserError: no such source, no valid row, or invalid rows (the message lists them) without ``skip_invalid``.
     """
     problems: list[Problem] = []
     bad: list[Reject] = []
-    seen: dict[str, int] = {}
-    repeats: Counter[str] = Counter()
+    ids = _Ids()
     count = length or (lambda text: len(text.split()))
     for line, row in _rows(source, split):
+        if isinstance(row, Reject):
+            bad.append(row)
+            continue
         try:
-            if isinstance(row, Reject):
-                bad.append(row)
-                continue
             problem, literal = _parsed(row, line, format, fields)
             _check(problem, solutions == "required", answer_in_solution and literal)
-            if problem.former and problem.id in seen:  # the same question twice
-                repeats[problem.id] += 1
-                problem = problem.model_copy(update={"id": f"{problem.id}_{repeats[problem.id] + 1}"})
-            if problem.id in seen:
-                raise UserError(f"id {problem.id!r} stands in line {seen[problem.id]} already")
+            problem = ids.unique(problem)
             if max_prompt_length is not None and count(problem.prompt) > max_prompt_length:
                 raise UserError(f"the prompt has {count(problem.prompt)} tokens, the limit is {max_prompt_length}")
         except UserError as error:
             bad.append(Reject(line, str(error), json.dumps(row, ensure_ascii=False, default=str)))
             continue
-        seen[problem.id] = line
+        ids.lines[problem.id] = line
         problems.append(problem)
     if bad:
         _report(source, bad, len(problems), skip_invalid, rejects, write_rejects)
     if not problems:
-        raise UserError(f"{source}: no valid problem ({len(bad)} invalid)")
+        raise UserError(f"{source}: there is no valid problem ({len(bad)} invalid)")
     return problems
 
 
+class _Ids:
+    """The ids of the problems read so far, with their lines."""
+
+    def __init__(self) -> None:
+        self.lines: dict[str, int] = {}
+        self._repeats: Counter[str] = Counter()
+
+    def unique(self, problem: Problem) -> Problem:
+        """The problem; if its id is a hash that has occurred (the same question twice), under a new one.
+
+        Raises:
+            UserError: the row gives an id that has occurred.
+        """
+        if problem.former and problem.id in self.lines:
+            self._repeats[problem.id] += 1
+            problem = problem.model_copy(update={"id": f"{problem.id}_{self._repeats[problem.id] + 1}"})
+        if problem.id in self.lines:
+            raise UserError(f"id {problem.id!r} is already used in line {self.lines[problem.id]}")
+        return problem
+
+
 def write_problems(path: str | Path, problems: Iterable[Problem]) -> None:
-    """Write JSONL in the ``plain`` format, whole or not at all."""
+    """Write JSONL in the ``plain`` format, completely or not at all."""
     lines = [json.dumps(problem.model_dump(mode="json"), ensure_ascii=False) + "\n" for problem in problems]
     make_directory(Path(path).parent)
     write_text(Path(path), "".join(lines))
 
 
 def parse_row(row: Any, line: int = 1, format: Format = "auto", fields: Mapping[str, str] | None = None) -> Problem:
-    """One row of a file as a problem; see :mod:`retarget.pope.formats`. One without an id gets a hash of its prompt.
+    """A row of a file as a problem; see :mod:`retarget.pope.formats`. Without an id, it gets a hash of its prompt.
 
     Raises:
-        UserError: the row lacks fields, has unknown ones or values of a wrong type, or has no final answer.
+        UserError: the row lacks fields, has unknown fields or values of a wrong type, or has no final answer.
 
     >>> parse_row({"question": "2 + 2?", "answer": "It is 2+2=<<2+2=4>>4.\\n#### 4"}, 7)
     Problem(id='gsm8k-70b499c547e0', prompt='2 + 2?', solution='It is 2+2=4.\\n#### 4', answer='4', meta={})
@@ -156,7 +172,7 @@ def parse_row(row: Any, line: int = 1, format: Format = "auto", fields: Mapping[
 
 
 def _parsed(row: Any, line: int, format: Format, fields: Mapping[str, str] | None) -> tuple[Problem, bool]:
-    """A problem, and whether its answer must occur in its solution: not where the set has a field for it."""
+    """A problem, and whether its solution must contain its answer (False for sets with a field for the answer)."""
     kind, plain = normalised(row, format, fields)
     named = plain.get("id") is not None
     name = str(plain["id"]) if named else hash_id(kind, str(plain.get("prompt")))
@@ -169,7 +185,7 @@ def _parsed(row: Any, line: int, format: Format, fields: Mapping[str, str] | Non
 
 
 def hash_id(kind: str, prompt: str) -> str:
-    """The id of a problem that has none: the same in every file and shard.
+    """The id of a problem without one; the same in every file and shard.
 
     >>> hash_id("gsm8k", "2 + 2?")
     'gsm8k-70b499c547e0'
@@ -178,13 +194,13 @@ def hash_id(kind: str, prompt: str) -> str:
 
 
 _LETTER = "[^\\W\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]"
-"""What makes a longer word or number; Chinese, Japanese and Korean are written without spaces around numbers."""
+"""A letter that continues a word or number. Chinese, Japanese and Korean have no spaces around numbers."""
 _SAME = re.compile(r"\s|\$|\\left(?![a-z])|\\right(?![a-z])|\\[,;!]|(?<=\\)[dt](?=frac)")
-"""What LaTeX may have or not have in the same answer."""
+"""Parts of LaTeX that do not change an answer."""
 
 
 def find_answer(text: str, answer: str) -> Iterator[int]:
-    """Offsets at which an answer occurs as a token of its own: ``5`` neither in ``15`` nor in ``5.2`` nor in ``-5``.
+    """Offsets at which an answer occurs as a separate token: not ``5`` in ``15``, ``5.2`` or ``-5``.
 
     >>> list(find_answer("15 apples, 5.2 kg, 5.", "5"))
     [19]
@@ -195,7 +211,7 @@ def find_answer(text: str, answer: str) -> Iterator[int]:
         return
     before = rf"(?<!{_LETTER})(?<!\.)(?<!\d,)(?<!\s-)(?<!^-)" if answer[0].isalnum() or answer[0] in "-+." else ""
     after = rf"(?!{_LETTER})(?![.,]\d)" if answer[-1].isalnum() else ""
-    # 1200 is also written 1,200.
+    # 1200 may be written as 1,200.
     written = re.sub(r"(?<=\d)(?=(?:\d{3})+$)", ",?", answer) if answer.isdigit() else re.escape(answer)
     for found in re.finditer(before + written + after, text):
         yield found.start()
@@ -208,14 +224,14 @@ def _check(problem: Problem, needs_solution: bool, needs_answer: bool) -> None:
         raise UserError("the answer is empty")
     if not problem.solution.strip():
         if needs_solution:
-            raise UserError("the solution is empty; `retarget pope oracle` can ask a teacher for it")
+            raise UserError("the solution is empty; `retarget pope oracle` can ask a teacher for one")
         return
     if needs_answer and not _holds(problem.solution, problem.answer):
-        raise UserError(f"the answer {problem.answer!r} does not occur in the solution; --answer-anywhere accepts that")
+        raise UserError(f"the solution does not contain the answer {problem.answer!r}; --answer-anywhere accepts that")
 
 
 def _holds(solution: str, answer: str) -> bool:
-    """Whether a solution has an answer: as it is written, or but for spacing and the size of its fractions."""
+    """Whether a solution contains an answer, literally or except for spacing and the size of fractions."""
     if next(find_answer(solution, answer), None) is not None:
         return True
     bare = _SAME.sub("", answer)
@@ -231,13 +247,13 @@ def _rows(source: str | Path, split: str) -> Iterator[tuple[int, Any]]:
         elif path.is_dir():
             yield from enumerate(_directory(path, split), 1)
         elif not path.exists():
-            raise UserError(f"{path}: no such file or directory (a data set of the hub is written hf:NAME)")
+            raise UserError(f"{path}: no such file or directory (for a data set of the hub, write hf:NAME)")
         elif path.suffix == ".parquet":
             yield from enumerate(require("pyarrow.parquet", "rl").read_table(path).to_pylist(), 1)
         elif path.name.endswith((".jsonl", ".json", ".jsonl.gz", ".json.gz")):
             yield from _json_rows(path)
         else:
-            raise UserError(f"{path}: a problem file ends in .jsonl, .json (also .gz) or .parquet")
+            raise UserError(f"{path}: the name of a problem file must end in .jsonl, .json (or with .gz) or .parquet")
     except UserError:
         raise
     except (OSError, EOFError, ValueError, zlib.error) as error:  # pyarrow's and datasets' errors are kinds of these
@@ -257,21 +273,21 @@ def _directory(path: Path, split: str) -> Iterable[Any]:
 
 
 def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """One object per line; in a file that is called .json also an array of objects."""
+    """One object per line; a ``.json`` file may also be an array of objects."""
     raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    raw = raw.removeprefix(b"\xef\xbb\xbf")  # some editors begin a file with a mark
+    raw = raw.removeprefix(b"\xef\xbb\xbf")  # the byte order mark that some editors write
     if ".jsonl" in path.suffixes or not raw.lstrip().startswith(b"["):
         yield from _json_lines(raw)
         return
     try:
         rows = json.loads(raw.decode("utf-8"))
     except RecursionError as error:
-        raise UserError(f"{path}: not JSON that can be read: {error}") from None
+        raise UserError(f"{path}: this JSON cannot be parsed: {error}") from None
     yield from enumerate(rows, 1)
 
 
 def _json_lines(raw: bytes) -> Iterator[tuple[int, Any]]:
-    # Only \\n ends a line: splitlines would also break at characters that occur in texts.
+    # Only \\n ends a line: splitlines would also split at characters that occur inside texts.
     for line, content in enumerate(raw.split(b"\n"), 1):
         if not content.strip():
             continue
@@ -282,8 +298,8 @@ def _json_lines(raw: bytes) -> Iterator[tuple[int, Any]]:
             row = Reject(line, f"not UTF-8 at byte {error.start}", shown)
         except json.JSONDecodeError as error:
             row = Reject(line, f"not JSON: {error.msg} at column {error.colno}", shown)
-        except (ValueError, RecursionError) as error:  # a number of thousands of digits, nesting without end
-            row = Reject(line, f"not JSON that can be read: {error}", shown)
+        except (ValueError, RecursionError) as error:  # a number with thousands of digits, or too deep nesting
+            row = Reject(line, f"this JSON cannot be parsed: {error}", shown)
         yield line, row
 
 
@@ -297,8 +313,8 @@ def _report(
         listed = "\n".join(f"  {_lines(at)}: {reason}" for reason, at in list(reasons.items())[:_SHOWN])
         more = f"\n  and {len(reasons) - _SHOWN} more reasons" if len(reasons) > _SHOWN else ""
         raise UserError(
-            f"{source}: {len(bad)} of {len(bad) + good} rows are not valid problems; correct them or pass "
-            f"--skip-invalid, which writes them to a rejects file\n{listed}{more}"
+            f"{source}: {len(bad)} of {len(bad) + good} rows are not valid problems; correct them, or pass "
+            f"--skip-invalid to leave them out and write them to a rejects file\n{listed}{more}"
         )
     if rejects is None:
         rejects = Path("rejects.jsonl") if str(source).startswith("hf:") else Path(f"{source}.rejects.jsonl")
@@ -307,12 +323,12 @@ def _report(
         write_text(rejects, utf8("\n".join(lines) + "\n"))
     _LOG.warning(
         "%s: %d of %d rows left out; %s", source, len(bad), len(bad) + good,
-        f"{rejects} has them with their reasons" if write else "a dry run writes no file of them",
+        f"{rejects} lists them with the reasons" if write else "a dry run does not write them to a file",
     )  # fmt: skip
 
 
 def _lines(at: Sequence[int]) -> str:
-    """Numbers of lines as a message lists them.
+    """Line numbers for a message.
 
     >>> _lines([3]), _lines([1, 2, 3, 4, 5, 6, 7])
     ('line 3', 'lines 1, 2, 3, 4, 5 and 2 more')
@@ -323,7 +339,7 @@ def _lines(at: Sequence[int]) -> str:
 
 
 def utf8(text: str) -> str:
-    r"""JSON text that can be written as UTF-8: half a surrogate pair is written as JSON's escape.
+    r"""JSON text that can be encoded as UTF-8: half a surrogate pair becomes a JSON escape.
 
     >>> utf8('"' + chr(0xD835) + '"') == '"' + chr(92) + 'ud835"'
     True

@@ -1,4 +1,4 @@
-"""The guided and the unguided prompt. Their wording stands in template files that a user may replace."""
+"""The guided and the unguided prompt, made from template files that a user can replace."""
 
 import re
 from dataclasses import dataclass
@@ -18,17 +18,20 @@ Prompt = str | list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Prompts:
-    """Two prompts for one problem: alone, and with the beginning of an oracle solution.
+    """Templates of two prompts for a problem: alone, and with the beginning of an oracle solution.
 
-    The prefix stands in the *user's* turn with an instruction to go on from it; the system message is the same for
-    both (section 4 of the paper). Because it is prompt, it comes before any thinking block of a model that thinks,
-    and no token of it ever has a loss.
+    The prefix is in the *user's* turn, with the instruction to continue it; the system message is the same in both
+    prompts (section 4 of the paper). As part of the prompt, it comes before any thinking block, and none of its tokens
+    has a loss.
 
     Attributes:
         unguided: template with ``{problem}``.
         guided: template with ``{problem}`` and ``{prefix}``.
         system: system message, empty for none.
-        chat: messages for a chat template; False gives one text, for models without one.
+        chat: True makes messages for a chat template; False makes one text, for models without a chat template.
+
+    Raises:
+        UserError: a template lacks a placeholder, or has one twice.
     """
 
     unguided: str
@@ -41,20 +44,23 @@ class Prompts:
             places = _PLACE.findall(getattr(self, name))
             if set(places) != needed or len(places) != len(needed):
                 wanted = " and ".join(f"{{{place}}}" for place in sorted(needed, reverse=True))
-                raise UserError(f"the {name} template must hold {wanted} once and nothing else, it holds {places}")
+                held = ", ".join(f"{{{place}}}" for place in places) or "none"
+                raise UserError(
+                    f"the {name} template must contain {wanted} exactly once and no other placeholder; it has: {held}"
+                )
 
     @classmethod
     def load(cls, directory: Path | None = None, variant: str = "guided", chat: bool = True) -> "Prompts":
-        """Read ``system.txt``, ``unguided.txt`` and ``VARIANT.txt``; a file that a user's directory lacks is ours.
+        """Read ``system.txt``, ``unguided.txt`` and ``VARIANT.txt``.
 
         Args:
-            directory: a user's templates.
+            directory: templates of your own; files that it lacks are taken from the package.
             variant: ``guided``, or ``guided_no_restate``, which forbids repeating the given part (the ablation of
                 the paper in which guided success rises and unguided success falls).
             chat: see the class.
 
         Raises:
-            UserError: no such directory or variant, or a template without its places.
+            UserError: there is no such directory or variant, or a template lacks a placeholder.
         """
         if directory is not None and not directory.is_dir():
             raise UserError(f"{directory}: no such directory of templates")
@@ -63,14 +69,14 @@ class Prompts:
             own = directory / f"{name}.txt" if directory else None
             path = own if own and own.exists() else TEMPLATES / f"{name}.txt"
             if not path.exists():
-                raise UserError(f"no template {name}.txt: choose {', '.join(VARIANTS)} or write one")
+                raise UserError(f"no template {name}.txt: choose {', '.join(VARIANTS)}, or write one in --templates")
             return path.read_text(encoding="utf-8").removesuffix("\n")
 
         return cls(unguided=read("unguided"), guided=read(variant), system=read("system"), chat=chat)
 
     @property
     def fingerprint(self) -> str:
-        """Identifies the wording of both prompts."""
+        """Fingerprint of the templates."""
         return fingerprint([self.unguided, self.guided, self.system, self.chat])
 
     def without_prefix(self, problem: str) -> Prompt:
@@ -85,21 +91,19 @@ class Prompts:
         """The guided prompt.
 
         Raises:
-            UserError: an empty prefix, which would make an unguided row that counts as guided.
+            UserError: the prefix is empty, so the prompt would be unguided but count as guided.
         """
         if not prefix.strip():
-            raise UserError("the prefix is empty: a guided prompt needs one")
+            raise UserError("the prefix is empty: a guided prompt needs one; use without_prefix for an unguided prompt")
         return self._prompt(self.guided, {"problem": problem, "prefix": prefix})
 
     def instruction_alone(self, problem: str) -> Prompt:
-        """The guided prompt with nothing where the prefix stands: a control, which tells the instruction's effect
-        from the prefix's.
-        """
+        """The guided prompt without a prefix: a control that separates the instruction's effect from the prefix's."""
         prompt = self._prompt(self.guided, {"problem": problem, "prefix": ""})
         return prompt.replace("  ", " ") if isinstance(prompt, str) else prompt
 
     def _prompt(self, template: str, values: dict[str, str]) -> Prompt:
-        # One pass, so that braces in a problem (LaTeX) are never taken for places.
+        # One pass, so that braces in a problem (LaTeX) are never mistaken for placeholders.
         text = _PLACE.sub(lambda found: values[found[1]], template)
         if not self.chat:
             return f"{self.system}\n\n{text}" if self.system else text

@@ -1,4 +1,4 @@
-"""Whether a training's directory is of the same work, and where it goes on from. Free of TRL."""
+"""Resume a training: check that its directory belongs to the same work, and find its checkpoint. Free of TRL."""
 
 import json
 import logging
@@ -20,13 +20,14 @@ _log = logging.getLogger(__name__)
 def work_of(
     model: Any, rows: Sequence[dict[str, Any]], settings: TrainingSettings, peft_config: Any, curriculum: Any = None
 ) -> dict[str, Any]:
-    """What decides a training's result: fingerprints of rows, settings, model, adapter and curriculum, and the cycles.
+    """Everything that decides a training's result: fingerprints of rows, settings, model, adapter and curriculum, and
+    the number of cycles.
 
-    What earlier versions did not know (an objective, a curriculum) is left out where it stands at its default.
+    Options that earlier versions did not have (an objective, a curriculum) are left out at their default.
     """
     name = model if isinstance(model, str) else model.config._name_or_path
     adapter = peft_config.to_dict() if peft_config is not None else None
-    # A set has no order that two processes share.
+    # The order of a set differs between processes.
     plain = json.dumps(adapter, sort_keys=True, default=lambda one: sorted(one) if isinstance(one, set) else str(one))
     return {
         "rows": fingerprint(list(rows)),
@@ -46,23 +47,23 @@ def _settings(settings: TrainingSettings) -> str:
 def claim(output: Path, work: dict[str, Any], resume: bool, settings: TrainingSettings) -> None:
     """Write ``work.json`` into a training's directory, or refuse a directory of other work.
 
-    More cycles than were done continue the training: its order of rows does not depend on how many there will be.
+    A larger number of cycles continues the training: the order of the rows does not depend on that number.
 
     Raises:
-        UserError: its ``work.json`` says otherwise, or is missing beside checkpoints.
+        UserError: the directory's ``work.json`` is of other work, or there are checkpoints but no ``work.json``.
     """
     path = output / "work.json"
     checkpoints = any(output.glob("checkpoint-*"))
     if not path.exists():
         if checkpoints:
             raise UserError(
-                f"{output}: checkpoints without a {path.name} that says of which work; give another directory"
+                f"{output}: there are checkpoints, but no {path.name} that identifies them; give another directory"
             )
     else:
         found = _with_cycles(read_json(path), work, settings)
         if resume or checkpoints:
             extends = {"cycles": le} if resume else {}
-            remedy = "Give another directory, or what it was begun with"
+            remedy = "Give another directory, or the settings, rows and model that the training was started with"
             refuse_other(output, found, work, extends=extends, remedy=remedy)
         if found == work:
             return
@@ -72,7 +73,7 @@ def claim(output: Path, work: dict[str, Any], resume: bool, settings: TrainingSe
 
 
 def _with_cycles(found: Any, work: dict[str, Any], settings: TrainingSettings) -> Any:
-    """A ``work.json`` as it is written now: earlier versions had the cycles in the settings' fingerprint."""
+    """A ``work.json`` in today's form: earlier versions included the cycles in the settings' fingerprint."""
     if not isinstance(found, dict) or "cycles" in found:
         return found
     for cycles in range(settings.cycles, 0, -1):
@@ -83,9 +84,9 @@ def _with_cycles(found: Any, work: dict[str, Any], settings: TrainingSettings) -
 
 
 def last_checkpoint(directory: Path) -> Path | None:
-    """The newest checkpoint that was written to its end.
+    """The newest complete checkpoint, None if there is none.
 
-    ``trainer_state.json`` is the last file of a checkpoint; a folder without one was left by a killed process.
+    ``trainer_state.json`` is written last, so a folder without a readable one was left by a killed process.
     """
     found = []
     for folder in directory.glob("checkpoint-*"):
@@ -93,7 +94,7 @@ def last_checkpoint(directory: Path) -> Path | None:
         try:
             state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
         except (FileNotFoundError, json.JSONDecodeError):
-            _log.warning("%s is incomplete and is not resumed from", folder)
+            _log.warning("%s is incomplete and is ignored", folder)
             continue
         if step.isdigit() and state.get("global_step") == int(step):
             found.append((int(step), folder))

@@ -1,4 +1,4 @@
-"""Sample completions: what every engine answers to. Free of torch; the engines stand in engines/."""
+"""Sampling of completions: the interface of every engine. Free of torch; the engines themselves are in engines/."""
 
 import asyncio
 import hashlib
@@ -17,18 +17,18 @@ from retarget.settings import Strict
 
 
 class Sampling(Strict):
-    """How completions are drawn.
+    """Settings for sampling completions.
 
-    The defaults are the paper's for training rollouts (temperature 0.8); its evaluation adds top_p 0.95, top_k 50.
+    The defaults are the paper's for training rollouts (temperature 0.8); its evaluation adds top_p 0.95 and top_k 50.
 
     Attributes:
-        max_tokens: budget of one completion, thinking included. The paper mines at 32,768.
+        max_tokens: longest completion in tokens, thinking included. The paper's mining allows 32,768.
         temperature: 0 is greedy.
-        top_p, top_k: 1 and 0 switch them off.
-        seed: with the prompt, ``purpose`` and ``chunk`` it decides the completions.
-        chunk: which chunk of a problem's rollouts this is.
-        purpose: what the completions are for (``mine``, ``evaluate``, ...). Mining, search, oracle and evaluation fill
-            it in: at equal seeds an evaluation does not repeat the rollouts by which its problems were selected.
+        top_p, top_k: 1 and 0 disable them.
+        seed: decides the completions, together with the prompt, ``purpose`` and ``chunk``.
+        chunk: number of the chunk among a problem's rollouts, from 0.
+        purpose: what the completions are for (``mine``, ``evaluate``, ...); set by mining, search, oracle and
+            evaluation. With the same seed, an evaluation thus does not repeat the rollouts that selected its problems.
     """
 
     max_tokens: int = Field(default=16384, ge=1)
@@ -40,11 +40,11 @@ class Sampling(Strict):
     purpose: str = ""
 
     def of(self, purpose: str) -> "Sampling":
-        """These settings for a purpose; one that was given already stays."""
+        """These settings with a purpose, unless they already have one."""
         return self.model_copy(update={"purpose": self.purpose or purpose})
 
     def unit_seed(self, prompt: Prompt) -> int:
-        """Seed (31 bits) of one unit of work: one prompt and one chunk, whatever else is in the batch.
+        """Seed (31 bits) of one unit of work: it depends on the prompt and the chunk, not on the rest of the batch.
 
         >>> Sampling().unit_seed("a") == Sampling().unit_seed("a") != Sampling(chunk=1).unit_seed("a")
         True
@@ -58,12 +58,12 @@ class Rollout:
     """One completion.
 
     Attributes:
-        text: without special tokens; a thinking block is part of it where the engine returns one, with its ``<think>``
-            where the prompt's template wrote that.
-        tokens: tokens that were generated.
-        truncated: whether the budget ended it.
-        thinking: tokens before the answer begins: those of the thinking block, all of them where it never ends, 0
-            without one. None where a server does not say.
+        text: without special tokens. If the engine returns a thinking block, it is included, with its ``<think>`` even
+            if the prompt template wrote that.
+        tokens: number of generated tokens.
+        truncated: whether ``max_tokens`` ended the completion.
+        thinking: number of tokens before the answer: those of the thinking block, all tokens if it never ends, 0 if
+            there is none. None if a server does not report it.
     """
 
     text: str
@@ -73,7 +73,7 @@ class Rollout:
 
     @property
     def answer_text(self) -> str:
-        """What follows the thinking block, or the whole text of a model that does not think; see ``after_thinking``.
+        """The text after the thinking block, or the whole text if there is no block; see ``after_thinking``.
 
         >>> Rollout("<think>1</think> 2", 9, False).answer_text
         ' 2'
@@ -82,11 +82,11 @@ class Rollout:
 
 
 def opened(rendered: str, text: str) -> str:
-    """A completion with the ``<think>`` that its prompt's template opened for it, where one did.
+    """A completion, with ``<think>`` in front if its prompt ended with that.
 
     Args:
         rendered: the end of the prompt as the model read it.
-        text: what the model wrote.
+        text: the text that the model generated.
 
     >>> opened("<|assistant|><think>\\n", "4?"), opened("<|assistant|>", "4")
     ('<think>4?', '4')
@@ -95,12 +95,12 @@ def opened(rendered: str, text: str) -> str:
 
 
 def thinking_tokens(text: str, tokens: int, count: Callable[[str], int]) -> int:
-    """Tokens of a completion up to where its answer begins (see :attr:`Rollout.thinking`).
+    """Number of tokens of a completion before its answer begins (see :attr:`Rollout.thinking`).
 
     Args:
         text: the completion.
-        tokens: its tokens in all.
-        count: number of tokens of a text.
+        tokens: its total number of tokens.
+        count: returns the number of tokens of a text.
 
     >>> thinking_tokens("<think> a b </think> 2", 5, lambda text: len(text.split())), thinking_tokens("2", 1, len)
     (4, 0)
@@ -113,12 +113,12 @@ def thinking_tokens(text: str, tokens: int, count: Callable[[str], int]) -> int:
 
 @runtime_checkable
 class Engine(Protocol):
-    """Whatever samples completions.
+    """The interface of an engine, which samples completions.
 
-    ``sample(prompts, n, params)`` returns n rollouts for each prompt, in order. The rollouts of one prompt depend on
-    that prompt, ``params`` and ``n`` alone, so that a resumed run, which asks for other batches, samples the same.
-    An engine may have ``identity``, a dictionary of JSON values that decide its rollouts beside its name (the hash of
-    the weights, a batch size); journals keep it and refuse to go on with another.
+    ``sample(prompts, n, params)`` returns n rollouts per prompt, in order. The rollouts of a prompt may depend only on
+    that prompt, ``params`` and ``n``, so that a resumed run, whose batches differ, samples the same. An engine may have
+    an ``identity``: a dictionary of JSON values that decide its rollouts, in addition to its name (a hash of the
+    weights, a batch size). Journals record it, and refuse to continue with another.
     """
 
     name: str
@@ -133,33 +133,34 @@ class Engine(Protocol):
 
 
 class Refused(UserError):
-    """The engine refuses one prompt (too long, filtered): its problem fails, and the others go on."""
+    """The engine refuses a prompt (too long, filtered). Its problem fails; the others continue."""
 
 
 Ask = Callable[[Prompt, int, Sampling], Awaitable[list[Rollout]]]
-"""n rollouts of one prompt."""
+"""``await ask(prompt, n, params)`` gives n rollouts of one prompt."""
 
 
 @runtime_checkable
 class StreamingEngine(Protocol):
-    """An engine that answers prompts one by one, several at a time.
+    """The interface of an engine that answers prompts independently of each other, several at a time.
 
-    ``session()`` opens it and gives :data:`Ask`; ``window(n)`` says how many prompts of n rollouts keep it busy.
+    ``session()`` opens the engine and yields an :data:`Ask`; ``window(n)`` is the number of prompts, each with n
+    rollouts, to have in flight.
     """
 
     name: str
 
     def session(self) -> AbstractAsyncContextManager[Ask]:
-        """Open the engine for many questions."""
+        """Open the engine for any number of prompts."""
         ...
 
     def window(self, n: int) -> int:
-        """Questions to have in flight."""
+        """The number of prompts to have in flight, if each asks for n rollouts."""
         ...
 
 
 def sample_through(engine: StreamingEngine, prompts: Sequence[Prompt], n: int, params: Sampling) -> list[list[Rollout]]:
-    """n rollouts of each prompt, in order, from a session of its own: :meth:`Engine.sample` of a streaming engine."""
+    """:meth:`Engine.sample` for a streaming engine: n rollouts of each prompt, in order, in one session."""
 
     async def all_of_them() -> list[list[Rollout]]:
         async with engine.session() as ask:

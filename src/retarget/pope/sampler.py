@@ -1,4 +1,4 @@
-"""One model and everything that decides what its rollouts are and which are right: what mining and search are given."""
+"""A sampler: a model with its prompts, sampling settings and grader, as used by mining, search and evaluation."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,12 +18,12 @@ from retarget.pope.rollouts import Engine, Rollout, Sampling
 
 
 def _unknown_before(had: Any, now: Any) -> bool:
-    """What an earlier version did not ask an engine says nothing against it."""
+    """A value that earlier versions did not record cannot contradict today's."""
     return had is None
 
 
 class Asking(TypedDict, total=False):
-    """The fields of a :class:`Sampler` beside its engine, as keyword arguments."""
+    """The fields of a :class:`Sampler` except its engine, as keyword arguments."""
 
     grader: Grader
     prompts: Prompts
@@ -34,16 +34,16 @@ class Asking(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Sampler:
-    """A model, how it is asked, and how its answers are judged.
+    """A model with its prompts, its sampling settings and a grader.
 
     Attributes:
         engine: samples the model.
-        grader: default math-verify in a worker process.
-        prompts: default the package's templates.
-        params: how to sample; None takes what mining, search or evaluation does by default. Its seed, with each
+        grader: judges the rollouts; by default math-verify in a worker process.
+        prompts: by default the package's templates.
+        params: sampling settings; None means the defaults of mining, search or evaluation. The seed, together with the
             prompt, decides the rollouts.
-        chunk: rollouts of one unit of work, each with a seed of its own.
-        batch: problems in one call of the engine.
+        chunk: rollouts per unit of work; each unit has its own seed.
+        batch: number of problems in one call of the engine.
     """
 
     engine: Engine
@@ -57,13 +57,13 @@ class Sampler:
     def of(
         cls, engine: "Engine | Sampler", purpose: str, default: Sampling | None = None, **asking: Unpack[Asking]
     ) -> "Sampler":
-        """A sampler for a purpose, from an engine and keywords or from a sampler.
+        """A sampler for a purpose, from an engine and keyword arguments or from another sampler.
 
         Args:
-            engine: either.
-            purpose: enters the rollouts' seeds (see :class:`~retarget.pope.rollouts.Sampling`).
-            default: of ``params``.
-            asking: fields that replace a sampler's own.
+            engine: an engine, or a sampler.
+            purpose: part of the rollouts' seeds (see :class:`~retarget.pope.rollouts.Sampling`).
+            default: ``params`` if none are given.
+            asking: fields that replace those of a given sampler.
         """
         given: Any = {name: value for name, value in asking.items() if value is not None}
         made = replace(engine, **given) if isinstance(engine, Sampler) else cls(engine, **given)
@@ -71,13 +71,13 @@ class Sampler:
 
     @property
     def sampling(self) -> Sampling:
-        """How to sample."""
+        """The sampling settings."""
         return self.params or Sampling()
 
     def header(self, verb: str) -> dict[str, Any]:
-        """What identifies a work in the header of its journal: all that decides a unit beside its problem.
+        """The header of a journal: everything that decides a unit's rollouts and grades, except the problem.
 
-        How much is asked for (problems, k, cuts) is no part of it, so that a work may be extended.
+        The amount of work (problems, k, cuts) is not part of it, so that a journal can be extended.
         """
         return {
             "verb": verb, **engine_header(self.engine), "grader": self.grader.spec,
@@ -86,7 +86,7 @@ class Sampler:
         }  # fmt: skip
 
     def _wording(self, verb: str) -> str:
-        """Fingerprint of the template that a work's prompts are made with."""
+        """Fingerprint of the templates that the verb uses."""
         used = self.prompts.guided if verb == "search" else self.prompts.unguided
         return fingerprint([used, self.prompts.system, self.prompts.chat])
 
@@ -107,7 +107,7 @@ class Sampler:
         """
 
         def former() -> dict[str, str]:
-            """Journals without checksums identified all problems together."""
+            """Journals without checksums have one fingerprint of all problems."""
             ask = prompt or self.unguided
             asked = [[one.former or one.id, one.answer, ask(one), one.meta] for one in problems]
             return {"problems": fingerprint(asked)}
@@ -119,13 +119,13 @@ class Sampler:
         """Refuse numbers of rollouts below 1.
 
         Raises:
-            UserError: one is.
+            UserError: k, ``chunk`` or ``batch`` is below 1.
         """
         if k < 1 or self.chunk < 1 or self.batch < 1:
-            raise UserError(f"{name}, chunk and batch are at least 1, not {k}, {self.chunk} and {self.batch}")
+            raise UserError(f"{name}, chunk and batch must be at least 1, not {k}, {self.chunk} and {self.batch}")
 
     def unguided(self, problem: Problem) -> Prompt:
-        """The prompt of a problem alone."""
+        """The prompt of a problem without guidance."""
         return self.prompts.without_prefix(problem.prompt)
 
     def guided(self, problem: Problem, prefix: str) -> Prompt:
@@ -133,14 +133,15 @@ class Sampler:
         return self.prompts.with_prefix(problem.prompt, prefix)
 
     def grade(self, problem: Problem, rollouts: Sequence[Rollout], prefix: str | None = None) -> list[Grade]:
-        """The verdicts on rollouts of one problem.
+        """Grade rollouts of one problem.
 
-        A grader of continuations finds the ``prefix`` in its meta, and ``truncated`` where the budget ended a rollout.
+        The grader's ``meta`` has the ``prefix``, if there is one, and ``truncated`` for rollouts that the token budget
+        cut off.
         """
         return self.grade_all([(problem, prefix, rollouts)])[0]
 
     def grade_all(self, asked: Sequence[tuple[Problem, str | None, Sequence[Rollout]]]) -> list[list[Grade]]:
-        """The verdicts on rollouts of several problems, each with its prefix or without; see :meth:`grade`."""
+        """Grade rollouts of several problems, each given with its prefix or None; see :meth:`grade`."""
         texts, answers, metas = [], [], []
         for problem, prefix, rollouts in asked:
             meta = {**problem.meta, "id": problem.id, **({"prefix": prefix} if prefix else {})}
@@ -151,7 +152,7 @@ class Sampler:
         return [list(islice(grades, len(rollouts))) for _, _, rollouts in asked]
 
     def graded(self, problem: Problem, prefix: str | None, n: int) -> list[tuple[Rollout, Grade]]:
-        """n fresh rollouts of a problem, with a prefix or without, and their verdicts."""
+        """Sample n rollouts of a problem, with a prefix or without, and grade them."""
         prompt = self.guided(problem, prefix) if prefix else self.unguided(problem)
         (rollouts,) = self.engine.sample([prompt], n, self.sampling)
         return list(zip(rollouts, self.grade(problem, rollouts, prefix), strict=True))

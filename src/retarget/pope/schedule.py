@@ -1,7 +1,7 @@
-"""Do units of work: the journal's are taken from it, the others sampled and graded, each journalled when it is done.
+"""Run units of work: take finished units from the journal; sample, grade and journal the others.
 
-Local engines are given a batch at a time, and one batch is graded while the next is sampled. Engines that answer units
-one by one (servers) always have as many in flight as they take, whatever the slowest does.
+Local engines receive one batch at a time; a batch is graded while the next is sampled. Streaming engines (servers)
+always have as many units in flight as they can take, so that slow ones do not block the others.
 """
 
 import asyncio
@@ -20,21 +20,25 @@ from retarget.pope.sampler import Sampler
 from retarget.pope.work import Item, Progress, Record, Unit, summarise
 
 _REFUSED_AT_FIRST = 8
-"""So many refusals before any success are the fault of the request, not of the problems."""
+"""After this many refusals and no answer, the request is taken to be wrong, not the problems."""
 
 Due = tuple[int, int]
-"""(units of the problem that are done, its place): what is due longest comes first."""
+"""(number of finished units of an item, its position among the items); the smallest is sampled first."""
 
 
 @dataclass
 class Work:
-    """Items and how they go on.
+    """Items, and how to continue each of them.
 
     Attributes:
-        next_unit: the unit that an item wants next, None where it is done.
+        items: problems with their records.
+        next_unit: the next unit of an item, None if the item is finished.
+        sampler: samples and grades.
+        journal: contains finished units, and receives new ones.
+        progress: called whenever units were journalled.
         summarise: makes the record of a unit.
-        graded: what of a rollout the grader is given.
-        sampled: units that were sampled by this call.
+        graded: the version of a rollout that is given to the grader.
+        sampled: number of units that this call sampled.
     """
 
     items: Sequence[Item]
@@ -47,11 +51,11 @@ class Work:
     sampled: int = 0
 
     def run(self) -> None:
-        """Give every item its units, one after another, until none is wanted.
+        """Run the units of every item, one after another, until all items are finished.
 
         Raises:
-            UserError: the journal holds a unit of a problem that has changed since, or more rollouts than are asked
-                for; every problem is refused; or the engine fails.
+            UserError: the journal has a unit of a problem that has changed since, or more rollouts than are asked for;
+                the engine refuses every problem; or the engine fails.
         """
         self._done, self._rollouts, self._refusals, self._answered = 0, 0, 0, 0
         self._units: dict[int, Unit] = {}
@@ -77,12 +81,12 @@ class Work:
         for number, value in enumerate(self.journal.records, 2):
             record = Record.read(f"{self.journal.path}: line {number}", value)
             if record.key in known:
-                raise UserError(f"{self.journal.path}: line {number} holds a unit that an earlier line holds already")
+                raise UserError(f"{self.journal.path}: line {number} repeats a unit of an earlier line; delete one")
             known[record.key] = record
         return known
 
     def _advance(self, place: int) -> None:
-        """Take what the journal holds of an item, and note what it wants next."""
+        """Take an item's units from the journal, then queue the first one that is missing."""
         item = self.items[place]
         while (unit := self.next_unit(item)) is not None:
             record = self._found(item.problem, unit)
@@ -104,11 +108,11 @@ class Work:
             if record.asks is not None and record.asks != unit.asks(problem):
                 raise UserError(
                     f"{where} was sampled for another prompt, answer or meta (fingerprint {record.asks}, now "
-                    f"{unit.asks(problem)}). Give another file, or the problems and templates that it was begun with"
+                    f"{unit.asks(problem)}). Give another file, or the problems and templates that it was started with"
                 )
             if record.n > unit.most:
                 raise UserError(
-                    f"{where} has {record.n} rollouts, and only {unit.most} more are asked for. Ask for at least "
+                    f"{where} has {record.n} rollouts, but only {unit.most} more are asked for. Ask for at least "
                     f"{record.n}, or give another file"
                 )
             return record
@@ -119,7 +123,7 @@ class Work:
             self.progress(self._done, len(self.items), self._rollouts)
 
     def _keep(self, places: Sequence[int], rollouts: Sequence[list[Rollout]], grades: Sequence[list[Grade]]) -> None:
-        """Journal finished units, and note what comes next."""
+        """Journal finished units, and queue the next ones."""
         for place, some, verdicts in zip(places, rollouts, grades, strict=True):
             item = self.items[place]
             record = self.summarise(item.problem, self._units.pop(place), some, verdicts)
@@ -145,7 +149,7 @@ class Work:
     def _all_refused(self) -> UserError:
         first = next(item for item in self.items if item.refused)
         return UserError(
-            f"each of the {self._refusals} problems that were asked was refused; the first, {first.problem.id!r}: "
+            f"the engine refused all {self._refusals} problems that it was given; the first, {first.problem.id!r}: "
             f"{first.refused}"
         )
 
@@ -179,7 +183,7 @@ class Work:
             settle()
 
     def _batch(self) -> list[int]:
-        """Places of the next batch: only units of one size and chunk go into one call."""
+        """Positions of the next batch of items. All units of a batch have the same size and chunk."""
         first = self._units[self._due[0][1]]
         places: list[int] = []
         while self._due and len(places) < self.sampler.batch:
@@ -190,7 +194,7 @@ class Work:
         return places
 
     def _sample(self, places: list[int]) -> tuple[list[int], list[list[Rollout]]]:
-        """Rollouts of a batch; where the engine refuses it, of those problems that it does not refuse alone."""
+        """The rollouts of a batch. If the engine refuses it, each prompt is tried alone, and refused ones left out."""
         units = [self._units[place] for place in places]
         params = self.sampler.sampling.model_copy(update={"chunk": units[0].chunk or 0})
         try:
@@ -202,7 +206,7 @@ class Work:
         parts = [self._sample([place]) for place in places]
         return [one for some, _ in parts for one in some], [one for _, some in parts for one in some]
 
-    # Engines that answer units one by one
+    # Streaming engines
 
     async def _stream(self, engine: StreamingEngine, grading: ThreadPoolExecutor) -> None:
         loop = asyncio.get_running_loop()
@@ -215,7 +219,7 @@ class Work:
                 while self._due or running or waiting or judged:
                     while self._due and len(running) < (window := engine.window(self._units[self._due[0][1]].n)):
                         if len(running) + len(waiting) + len(batch) >= 2 * window:
-                            break  # grading lags: what is sampled and not journalled would be lost with this process
+                            break  # grading lags behind: a kill would lose all units that are not journalled yet
                         _, place = heappop(self._due)
                         unit = self._units[place]
                         params = self.sampler.sampling.model_copy(update={"chunk": unit.chunk or 0})
@@ -247,7 +251,7 @@ class Work:
                     self._keep(places, rollouts, self._grade(places, rollouts))
 
     def _settle(self) -> None:
-        """Put the journal into the order of the problems' units, whatever order they were finished in."""
+        """Sort the journal by the problems' units, so that the order in which they were finished does not matter."""
         order: dict[tuple[str, int | None, int | None], Due] = {}
         for place, item in enumerate(self.items):
             for turn, record in enumerate(item.records):

@@ -1,4 +1,4 @@
-"""The shortest prefix of an oracle solution with which the model succeeds at least once."""
+"""Search for the shortest prefix of an oracle solution with which the model succeeds at least once."""
 
 import json
 import math
@@ -27,21 +27,24 @@ Strategy = Literal["grid", "bisect"]
 
 @dataclass(frozen=True)
 class Found:
-    """What the search found for one problem.
+    """The result of the search for one problem.
 
     Attributes:
-        prefix: the beginning of the solution to put into the prompt, None for none.
-        status: ``found`` (some rollout succeeded at this cut), ``fallback`` (none did at any: the longest), ``none``
-            (none did, and no fallback was wanted), ``no cut`` (no boundary before the cap, or all of them leak),
-            ``failed`` (the engine refused a prompt, for the ``reason``).
-        cut: where it was cut.
-        leaks: cuts that were refused because they state the answer.
-        bare: occurrences of the answer's token in the prefix; ``in_question``: it stands in the question already.
+        problem: the problem's id.
+        prefix: the beginning of the solution, for the prompt; None if there is no prefix.
+        status: ``found`` (a rollout succeeded with this prefix), ``fallback`` (none succeeded with any: this is the
+            longest), ``none`` (none succeeded, and no fallback was asked for), ``no cut`` (there is no boundary before
+            the cap, or every cut leaks the answer), ``failed`` (the engine refused a prompt; see ``reason``).
+        cut: the position of the cut.
+        leaks: number of cuts that were left out because they state the answer.
+        bare: occurrences of the answer as a token in the prefix.
+        in_question: whether the answer also occurs as a token in the question.
         rollouts, tokens: cost of the search for this problem.
-        tried: for each cut its end, rollouts and successes. Because sampling stops at a success, these are no
-            estimate of a success rate.
-        solution, template: fingerprints of the solution that was cut and of the wording of the prompts: what the prefix
-            belongs to. None in files of earlier versions.
+        tried: for each cut its end, rollouts and successes. Sampling stops at a success, so these do not estimate a
+            success rate.
+        reason: why the engine refused a prompt.
+        solution, template: fingerprints of the solution and of the prompt templates that the prefix was searched with.
+            None in files of earlier versions.
     """
 
     problem: str
@@ -78,7 +81,7 @@ class _CutLine(Strict):
 
 
 class _Line(Strict):
-    """A line of prefixes.jsonl."""
+    """One line of prefixes.jsonl."""
 
     id: str
     status: Status
@@ -96,9 +99,9 @@ class _Line(Strict):
 
 
 class Prefixes(Mapping[str, str]):
-    """Prefix of each problem by id (those that have one), with how it was found in ``found``.
+    """The prefixes by problem id, for problems that have one. ``found`` has the results of all problems.
 
-    ``sampled`` counts the units of work that the call sampled; all others were in its journal.
+    ``sampled`` is the number of units of work that the call sampled; all others were in its journal.
     """
 
     def __init__(self, found: list[Found], sampled: int = 0) -> None:
@@ -107,14 +110,14 @@ class Prefixes(Mapping[str, str]):
 
     @classmethod
     def read(cls, path: Path, found_only: bool = False) -> "Prefixes":
-        """What ``retarget pope search`` wrote.
+        """Read a file that ``retarget pope search`` wrote.
 
         Args:
             path: prefixes.jsonl.
-            found_only: leave out prefixes that helped in no rollout of the search.
+            found_only: leave out prefixes with which no rollout of the search succeeded.
 
         Raises:
-            UserError: no such file, or not such a file; the message names the line.
+            UserError: there is no such file, or a line of it is invalid (the message names the line).
         """
         found = []
         for number, line in enumerate(_text(path).split("\n"), 1):
@@ -124,7 +127,9 @@ class Prefixes(Mapping[str, str]):
                 value = json.loads(line)
                 one = _Line.model_validate(value)
             except (ValueError, RecursionError) as error:
-                raise UserError(f"{path}: line {number} is not what `retarget pope search` writes: {error}") from error
+                raise UserError(
+                    f"{path}: line {number} is not a line that `retarget pope search` writes: {error}"
+                ) from error
             cut = Cut(one.cut.end, one.cut.fraction, one.cut.unit) if one.cut else None
             kept = one.prefix if one.status == "found" or not found_only else None
             found.append(
@@ -176,54 +181,42 @@ def search_prefixes(
     progress: Progress | None = None,
     **asking: Unpack[Asking],
 ) -> Prefixes:
-    """The shortest cut at which one of up to k rollouts succeeds; sampling at a cut stops at its first success.
+    """Find the shortest prefix with which one of up to k rollouts succeeds; a cut is sampled until its first success.
 
-    The paper's i*(x): the shortest prefix with at least one correct guided completion, searched before training with
-    the base model, up to a quarter of the solution; where none works, that quarter. How many cuts and rollouts the
-    paper takes is not known. At a success rate of .04, 16 rollouts miss a helpful prefix half of the time, 64 miss 7 %:
-    :func:`rollouts_for` gives the k of another rate and another error.
+    This is the paper's i*(x): the shortest prefix with at least one correct guided completion of the base model, up to
+    a quarter of the solution; if none works, that quarter. The paper's numbers of cuts and rollouts are not known. At a
+    success rate of .04, 16 rollouts miss a helpful prefix half of the time, and 64 miss 7 %; :func:`rollouts_for` gives
+    the k for another rate and another error.
 
     Args:
-        hard: problems with solutions; what :func:`retarget.pope.mining.mine` returned.
-        engine: samples the model that is to be trained, or a sampler around it.
-        cuts: fractions tried, uniform up to the cap.
-        k: rollouts a cut, at most.
+        hard: problems with solutions, such as :func:`retarget.pope.mining.mine` returns.
+        engine: samples the model that is to be trained; or a sampler around one.
+        cuts: number of fractions to try, uniform up to the cap.
+        k: rollouts per cut, at most.
         cap: longest prefix as a fraction of the solution.
-        unit: where a cut may stand.
-        fallback: what a problem gets for which no cut works: the ``longest`` or ``none``.
-        strategy: ``grid`` tries the cuts from the shortest on. ``bisect`` halves the cuts that are left, taking success
-            for monotone in the length: at most 1 + log2(cuts) of them are tried. Where it is not, or where a helpful
-            cut is missed (up to 1 + log2(cuts) times as often as one cut alone), the prefix is longer than the grid's;
-            it has had a success all the same. Both go on from each other's journals.
+        unit: the kind of boundary to cut at.
+        fallback: prefix of a problem for which no cut works: the ``longest``, or ``none``.
+        strategy: ``grid`` tries the cuts from the shortest on. ``bisect`` assumes that success is monotone in the
+            length and halves the range of cuts, so it tries at most 1 + log2(cuts) of them. If success is not monotone,
+            or a helpful cut is missed (up to 1 + log2(cuts) times as often as at a single cut), the prefix is longer
+            than the grid's, but a rollout has succeeded with it all the same. Each strategy can resume from the other's
+            journal.
         journal, progress, asking: as in :func:`~retarget.pope.mining.mine`.
 
     Raises:
-        UserError: k is below 1, a problem has no solution, or the journal belongs to other work.
+        UserError: k is below 1, a problem has no solution, the journal belongs to other work, or the engine refuses
+            every problem.
     """
     problems = list(hard)
     sampler = Sampler.of(engine, "search", **asking)
     sampler.check(k)
-    missing = [problem.id for problem in problems if not problem.solution.strip()]
-    if missing:
-        raise UserError(f"{len(missing)} problems have no solution to cut, the first is {missing[0]!r}")
+    _refuse_unsolved(problems)
     places = {one.id: cut_points(one.solution, cuts, cap, unit) for one in problems}
     clean = {one.id: [cut for cut in places[one.id] if leak(one, cut.end) is None] for one in problems}
     items = [Item(problem) for problem in problems]
 
     def next_unit(item: Item) -> UnitOfWork | None:
-        if item.refused:
-            return None
-        places = [cut.end for cut in clean[item.problem.id]]
-        tried = _tried(item)
-        at = next_cut([tried.get(end, (0, 0)) for end in places], k, strategy)
-        if at is None:
-            return None
-        end = places[at]
-        drawn = tried.get(end, (0, 0))[0]
-        turn = sum(record.end == end for record in item.records)
-        prefix = item.problem.solution[:end]
-        prompt = sampler.guided(item.problem, prefix)
-        return UnitOfWork(prompt, min(sampler.chunk, k - drawn), k - drawn, turn, end, prefix)
+        return _next_unit(item, [cut.end for cut in clean[item.problem.id]], sampler, k, strategy)
 
     with sampler.journal("search", journal, problems, lambda one: sampler.guided(one, one.solution)) as book:
         work = Work(items, next_unit, sampler, book, progress)
@@ -233,12 +226,36 @@ def search_prefixes(
     return Prefixes(found, work.sampled)
 
 
+def _refuse_unsolved(problems: Sequence[Problem]) -> None:
+    missing = [problem.id for problem in problems if not problem.solution.strip()]
+    if missing:
+        raise UserError(
+            f"{len(missing)} problems have no solution to cut; the first: {missing[0]!r}. `retarget pope oracle` can "
+            "ask a teacher for solutions"
+        )
+
+
+def _next_unit(item: Item, ends: Sequence[int], sampler: Sampler, k: int, strategy: Strategy) -> UnitOfWork | None:
+    """The next unit of a problem that can be cut at ``ends``, None if its search is over."""
+    if item.refused:
+        return None
+    tried = _tried(item)
+    at = next_cut([tried.get(end, (0, 0)) for end in ends], k, strategy)
+    if at is None:
+        return None
+    end = ends[at]
+    left = k - tried.get(end, (0, 0))[0]
+    turn = sum(record.end == end for record in item.records)
+    prefix = item.problem.solution[:end]
+    return UnitOfWork(sampler.guided(item.problem, prefix), min(sampler.chunk, left), left, turn, end, prefix)
+
+
 def next_cut(tried: Sequence[tuple[int, int]], k: int, strategy: Strategy) -> int | None:
-    """Which of the cuts to sample next, None where the search is over.
+    """Position of the cut to sample next, None if the search is over.
 
     Args:
         tried: rollouts and successes of each cut, from the shortest on.
-        k: rollouts after which a cut without a success counts as of no help.
+        k: number of rollouts after which a cut without a success is given up.
         strategy: see :func:`search_prefixes`.
 
     >>> next_cut([(0, 0)] * 8, 64, "bisect"), next_cut([(0, 0)] * 3 + [(64, 0)] + [(0, 0)] * 4, 64, "bisect")
@@ -258,21 +275,23 @@ def next_cut(tried: Sequence[tuple[int, int]], k: int, strategy: Strategy) -> in
 
 
 def rollouts_for(rate: float, error: float) -> int:
-    """Rollouts at which a cut with this success rate is missed with at most this probability: (1 - rate)^k <= error.
+    """The smallest k such that k rollouts miss a cut of this success rate with at most probability ``error``.
+
+    It solves (1 - rate)^k <= error.
 
     Raises:
-        UserError: one of them is no probability strictly between 0 and 1.
+        UserError: ``rate`` or ``error`` is not strictly between 0 and 1.
 
     >>> rollouts_for(0.04, 0.07), rollouts_for(0.04, 0.01)
     (66, 113)
     """
     if not (0 < rate < 1 and 0 < error < 1):
-        raise UserError(f"rate and error lie strictly between 0 and 1, not {rate} and {error}")
+        raise UserError(f"rate and error must be strictly between 0 and 1, not {rate} and {error}")
     return math.ceil(math.log(error) / math.log1p(-rate))
 
 
 def _tried(item: Item) -> dict[int, tuple[int, int]]:
-    """Rollouts and successes of each cut that was tried, by its end."""
+    """Rollouts and successes of each tried cut, by its end."""
     tried: dict[int, tuple[int, int]] = {}
     for record in item.records:
         assert record.end is not None

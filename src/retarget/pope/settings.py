@@ -1,4 +1,4 @@
-"""Settings of POPE's training with where each comes from. Free of torch and TRL."""
+"""Settings of POPE's training, with the source of each. Free of torch and TRL."""
 
 from typing import Any, Literal
 
@@ -11,81 +11,84 @@ _CODE = "the authors' training configuration"
 
 
 class Optimisation(Strict):
-    """What a training and a study of trainings set alike; the defaults are the paper's, as far as they are known.
+    """Settings that a training and a study share. The defaults are the paper's, as far as they are known.
 
     A *cycle* samples one generation batch of ``prompts_per_batch`` × ``rollouts`` completions and takes
     ``updates_per_batch`` optimiser steps on it.
     """
 
     prompts_per_batch: int = Field(default=32, ge=1, description=f"32: {_CODE}")
-    rollouts: int = Field(default=8, ge=2, description=f"completions a prompt, one group: 8: {_CODE}")
-    updates_per_batch: int = Field(default=1, ge=1, description="optimiser steps on one generation batch")
-    micro_batch: int = Field(default=8, ge=1, description="rows of one forward pass on one device")
+    rollouts: int = Field(default=8, ge=2, description=f"completions per prompt, which form one group; 8: {_CODE}")
+    updates_per_batch: int = Field(default=1, ge=1, description="optimiser steps per generation batch")
+    micro_batch: int = Field(default=8, ge=1, description="rows per forward pass on one device")
     lr: float = Field(
-        default=1e-6, gt=0, description=f"AdamW, constant, no warm-up: {_CODE} has a cosine over 100,000 steps"
+        default=1e-6, gt=0, description=f"AdamW, constant, no warm-up; {_CODE} has a cosine over 100,000 steps"
     )
     max_grad_norm: float = Field(
-        default=0.3, gt=0, description=f"{_CODE}, whose units may differ from these by a factor of 64: see the card"
+        default=0.3,
+        gt=0,
+        description=f"0.3: {_CODE}, whose unit may differ from this one by a factor of 64; see the method card",
     )
     entropy_bonus: float = Field(
         default=1e-4,
         ge=0,
-        description=f"a token's weight in a sum over tokens: {_CODE}, where it decays to 0; see `expected_length`",
+        description=f"weight per token, in a sum over tokens; 1e-4: {_CODE}, where it decays to 0; see "
+        "`expected_length`",
     )
-    clip_low: float = Field(default=1.0, ge=0, description=f"ratio clipped to [1 - low, 1 + high]; [0, 5]: {_CODE}")
+    clip_low: float = Field(
+        default=1.0, ge=0, description=f"the ratio is clipped to [1 - low, 1 + high]; [0, 5]: {_CODE}"
+    )
     clip_high: float = Field(default=4.0, ge=0, description=_CODE)
     temperature: float = Field(default=0.8, gt=0, description=_CODE)
     max_completion_length: int = Field(default=16384, ge=1, description=_CODE)
-    max_prompt_length: int = Field(default=2048, ge=1, description="longer prompts are dropped with a count; ours")
+    max_prompt_length: int = Field(
+        default=2048, ge=1, description="rows with longer prompts are dropped, and their number logged; ours"
+    )
 
 
 class TrainingSettings(Optimisation):
     """Settings of GRPO on a mixture."""
 
-    cycles: int = Field(ge=1, description="generation batches in all")
+    cycles: int = Field(ge=1, description="total number of generation batches")
     order: Literal["paired", "stratified", "pool"] = Field(
-        default="paired", description=f"see retarget.pope.mixture.order; the paper's is the pool: {_CODE}"
+        default="paired", description=f"see retarget.pope.mixture.order; pool: {_CODE}"
     )
     weight_decay: float = Field(default=0.01, ge=0, description=_CODE)
-    kl: float = Field(default=0.0, ge=0, description=f"weight of the KL term: 0: {_CODE}")
+    kl: float = Field(default=0.0, ge=0, description=f"weight of the KL term; 0: {_CODE}")
     expected_length: float = Field(
-        default=4000.0, gt=0, description="mean completion length: TRL averages its bonus over tokens, so it gets "
-        "entropy_bonus × expected_length"
+        default=4000.0, gt=0, description="mean length of a completion, in tokens: TRL averages the entropy bonus over "
+        "tokens, so its coefficient is entropy_bonus × expected_length"
     )  # fmt: skip
     top_p: float = Field(default=1.0, gt=0, le=1)
-    pass_at_k: int = Field(default=1, ge=1, description="above 1 the direct pass@k objective: see functional.py")
-    save_every: int = Field(default=25, ge=0, description="cycles between checkpoints; 0 for none")
-    log_every: int = Field(default=1, ge=1, description="cycles between logged lines")
+    pass_at_k: int = Field(default=1, ge=1, description="above 1: the direct pass@k objective; see functional.py")
+    save_every: int = Field(default=25, ge=0, description="cycles between checkpoints; 0 for no checkpoints")
+    log_every: int = Field(default=1, ge=1, description="cycles between log entries")
     seed: int = 0
     precision: Literal["auto", "bf16", "fp32"] = Field(default="auto", description="bf16 on a GPU: the authors'")
     gradient_checkpointing: bool = False
-    vllm: Literal["none", "colocate", "server"] = Field(default="none", description="who generates; vLLM needs a GPU")
+    vllm: Literal["none", "colocate", "server"] = Field(
+        default="none", description="whether vLLM generates, in the training's processes or on a server; needs a GPU"
+    )
     extra: dict[str, Any] = Field(default={}, description="further fields of trl.GRPOConfig")
 
 
 def grpo_arguments(settings: TrainingSettings, processes: int, cuda: bool) -> dict[str, Any]:
     """Fields of ``trl.GRPOConfig`` for these settings.
 
-    ``loss_type="luspo"`` with token-level ratios is exactly the paper's aggregation, token sum over batch size;
-    ``dr_grpo`` would divide by the longest possible completion, so that clipping the gradient at 0.3 never binds.
-    ``scale_rewards="none"`` is the advantage r - mean(r) without the standard deviation.
+    ``loss_type="luspo"`` with token-level ratios is exactly the paper's aggregation: the sum over tokens divided by the
+    batch size. ``dr_grpo`` would divide by the longest possible completion, so that clipping the gradient at 0.3 would
+    never bind. ``scale_rewards="none"`` gives the advantage r - mean(r), not divided by the standard deviation.
+
+    Args:
+        settings: the settings.
+        processes: number of processes that train.
+        cuda: whether they have GPUs.
 
     Raises:
-        UserError: the batch does not divide into groups, devices, forward passes and updates, or a group is smaller
-            than k of pass@k.
+        UserError: the batch does not divide evenly into processes, forward passes and updates, or a group has fewer
+            than ``pass_at_k`` rollouts.
     """
-    if settings.pass_at_k > settings.rollouts:
-        raise UserError(
-            f"pass_at_k={settings.pass_at_k} needs as many rollouts per prompt; there are {settings.rollouts}"
-        )
-    rows = settings.prompts_per_batch * settings.rollouts
-    passes, rest = divmod(rows, settings.micro_batch * processes)
-    if rest or passes % settings.updates_per_batch:
-        raise UserError(
-            f"a generation batch of {settings.prompts_per_batch} prompts × {settings.rollouts} rollouts does not "
-            f"divide into {processes} processes × micro_batch {settings.micro_batch} × "
-            f"{settings.updates_per_batch} updates"
-        )
+    passes = _forward_passes(settings, processes)
     bf16 = settings.precision == "bf16" or (settings.precision == "auto" and cuda)
     saving = {"save_strategy": "steps", "save_steps": settings.save_every * settings.updates_per_batch}
     return {
@@ -95,7 +98,7 @@ def grpo_arguments(settings: TrainingSettings, processes: int, cuda: bool) -> di
         "steps_per_generation": passes,
         "num_generations": settings.rollouts,
         "num_iterations": 1,
-        "shuffle_dataset": False,  # the order is ours: see mixture.order
+        "shuffle_dataset": False,  # the rows are already in order: see mixture.order
         "learning_rate": settings.lr,
         "lr_scheduler_type": "constant",
         "warmup_steps": 0,
@@ -118,11 +121,29 @@ def grpo_arguments(settings: TrainingSettings, processes: int, cuda: bool) -> di
         "logging_steps": settings.log_every * settings.updates_per_batch,
         **(saving if settings.save_every else {"save_strategy": "no"}),
         "report_to": "none",
-        # Without it several processes on CPUs would run trainings that know nothing of each other.
+        # Without it, several processes on CPUs would train independently of each other.
         **({"use_cpu": True} if processes > 1 and not cuda else {}),
         "remove_unused_columns": False,
-        # Sequence-level masks of vLLM's correction drop long samples; the token level does not.
+        # With sequence-level masks, vLLM's correction would drop long samples; at token level it does not.
         **({"use_vllm": True, "vllm_mode": settings.vllm, "vllm_importance_sampling_mode": "token_truncate"}
            if settings.vllm != "none" else {}),
         **settings.extra,
     }  # fmt: skip
+
+
+def _forward_passes(settings: TrainingSettings, processes: int) -> int:
+    """Forward passes of each process per generation batch."""
+    if settings.pass_at_k > settings.rollouts:
+        raise UserError(
+            f"pass_at_k={settings.pass_at_k} needs at least as many rollouts per prompt, but rollouts="
+            f"{settings.rollouts}"
+        )
+    rows = settings.prompts_per_batch * settings.rollouts
+    passes, rest = divmod(rows, settings.micro_batch * processes)
+    if rest or passes % settings.updates_per_batch:
+        raise UserError(
+            f"a generation batch of {settings.prompts_per_batch} prompts × {settings.rollouts} rollouts does not "
+            f"divide into {processes} processes × micro_batch {settings.micro_batch} × "
+            f"{settings.updates_per_batch} updates: change one of these numbers"
+        )
+    return passes

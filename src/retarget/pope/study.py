@@ -1,4 +1,4 @@
-"""POPE's studies, as the command line finds them: which settings ask for which. Free of torch."""
+"""The entry point of POPE's studies for the command line: chooses a study by its settings. Free of torch."""
 
 from typing import Any
 
@@ -17,13 +17,13 @@ def plan(
     seeds: list[int] | None = None,
     arms: list[str] | None = None,
 ) -> StudyPlan:
-    """The resolved study.
+    """The resolved plan of a study.
 
     Args:
-        preset: see :func:`retarget.pope.studies.plan.plan`; a question has ``demo`` and ``small``.
-        config: settings that override the preset's. ``question = NAME`` asks one of
-            :data:`retarget.pope.studies.rivals_plan.QUESTIONS` in place of the paper's own.
-        seeds: bases in place of the preset's.
+        preset: see :func:`retarget.pope.studies.plan.plan`; the other questions have ``demo`` and ``small``.
+        config: settings that override the preset's. ``question = NAME`` chooses one of
+            :data:`retarget.pope.studies.rivals_plan.QUESTIONS` instead of the paper's own question.
+        seeds: seeds of the base models, instead of the preset's.
         arms: names of the arms to run.
 
     Raises:

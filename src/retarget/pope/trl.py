@@ -1,4 +1,4 @@
-"""Train with TRL's GRPOTrainer. One thin subclass carries the stratum of each row through; nothing else changes."""
+"""Train with TRL's GRPOTrainer, in a thin subclass that keeps track of each row's stratum."""
 
 import logging
 import os
@@ -36,23 +36,23 @@ CURRICULUM = "curriculum.json"
 
 
 class PopeTrainer(GRPOTrainer):
-    """GRPOTrainer that logs metrics for each stratum, evaluates unguided rows only, and saves where it can resume.
+    """A GRPOTrainer that logs metrics per stratum, evaluates unguided rows only, and resumes exactly.
 
-    Rows need a ``stratum`` column (``unguided``, ``guided``, ``easy``); one row is one group, with a baseline of its
-    own, so guided rollouts are never compared with unguided ones. For each stratum S among the training rows every
-    logged line has ``S/reward``, ``S/all_fail`` (share of groups without a success), ``S/zero_advantage`` (share of
-    groups in which all rewards are equal), ``S/length`` (tokens a completion) and ``S/entropy`` (mean a token); where
-    the tokenizer has ``</think>`` also ``S/thinking`` (tokens of a completion before its answer begins).
+    Rows need a ``stratum`` column (``unguided``, ``guided``, ``easy``). One row is one group with its own baseline, so
+    guided rollouts are never compared with unguided ones. For each stratum S among the training rows, every log entry
+    has ``S/reward``, ``S/all_fail`` (share of groups without a success), ``S/zero_advantage`` (share of groups in which
+    all rewards are equal), ``S/length`` (tokens per completion) and ``S/entropy`` (mean per token); if the tokenizer
+    has ``</think>``, also ``S/thinking`` (tokens per completion before its answer begins).
 
     Args:
-        args, kwargs: as TRL's.
-        pass_at_k: 1 for the plain reward; above, the direct pass@k objective (see
-            :func:`retarget.pope.functional.pass_at_k_rewards`). The metrics of the strata stay those of the reward.
-        curriculum: decides which prompt a row is given at each cycle, and is told what every group gave.
+        args, kwargs: arguments of TRL's trainer.
+        pass_at_k: 1 for the plain reward; above 1, the direct pass@k objective (see
+            :func:`retarget.pope.functional.pass_at_k_rewards`). The metrics per stratum are of the plain reward.
+        curriculum: chooses each row's prompt in each cycle, and receives the result of every group.
 
     Raises:
-        UserError: no ``stratum`` column, evaluation rows that are guided, or checkpoints that would fall inside a
-            generation cycle, from which TRL does not resume to the same result.
+        UserError: there is no ``stratum`` column, evaluation rows are guided, or checkpoints would fall inside a
+            generation cycle, from where TRL does not resume to the same result.
     """
 
     def __init__(self, *args: Any, pass_at_k: int = 1, curriculum: Curriculum | None = None, **kwargs: Any) -> None:
@@ -64,8 +64,8 @@ class PopeTrainer(GRPOTrainer):
         updates = config.steps_per_generation * config.num_iterations // config.gradient_accumulation_steps
         if config.save_strategy == "steps" and (config.save_steps < 1 or config.save_steps % max(1, updates)):
             raise UserError(
-                f"save_steps={config.save_steps} falls inside a generation cycle of {updates} optimiser steps; "
-                f"a run resumed there differs from an uninterrupted one: use a multiple of {updates}"
+                f"save_steps={config.save_steps} saves inside a generation cycle of {updates} optimiser steps; a run "
+                f"resumed there would differ from an uninterrupted one: use a multiple of {updates}"
             )
         rows: Any = self.train_dataset
         present = set(rows["stratum"]) | set(curriculum.strata if curriculum else ())
@@ -78,7 +78,7 @@ class PopeTrainer(GRPOTrainer):
         self._pass_at_k, self._curriculum, self._updates = pass_at_k, curriculum, max(1, updates)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """TRL's card, which knows no base model by path and says None."""
+        """Write TRL's model card, with the model's name where TRL writes None for a model given by path."""
         super().create_model_card(*args, **kwargs)
         card, model = Path(str(self.args.output_dir)) / "README.md", self.model
         if card.exists():
@@ -100,7 +100,7 @@ class PopeTrainer(GRPOTrainer):
         model: Any = self.model
         training = model.training
         if not training and any(row.get("guided") or row.get("stratum") == "guided" for row in inputs):
-            raise UserError("evaluation is unguided: these rows hold guided prompts")
+            raise UserError("evaluation must be unguided, but these rows have guided prompts: leave them out")
         cycle = int(self.state.global_step) // self._updates
         if training and self._curriculum is not None:
             inputs = [self._curriculum.present(row, cycle) for row in inputs]
@@ -127,7 +127,7 @@ class PopeTrainer(GRPOTrainer):
             folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
             make_directory(folder)
             write_json(folder / CURRICULUM, self._curriculum.state())
-        super()._save_checkpoint(model, trial)  # trainer_state.json comes last
+        super()._save_checkpoint(model, trial)  # writes trainer_state.json last
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
         result = super()._get_per_token_logps_and_entropies(*args, **kwargs)
@@ -142,7 +142,7 @@ class PopeTrainer(GRPOTrainer):
         return loss
 
     def _log_groups(self, output: dict[str, Any]) -> None:
-        # Gathered, in the order of the ranks, as TRL's own rewards are: every rank then logs the same keys and values.
+        # Gathered in the order of the ranks, like TRL's own rewards, so that every rank logs the same keys and values.
         assert self._rewards is not None
         lengths = output["completion_mask"].sum(1)
         thinking = thinking_lengths(output["completion_ids"], lengths, *self._think) if self._think else lengths
@@ -179,12 +179,12 @@ class PopeTrainer(GRPOTrainer):
 def thinking_lengths(
     ids: Integer[Tensor, "rows time"], lengths: Integer[Tensor, "rows"], begins: int, ends: int
 ) -> Integer[Tensor, "rows"]:
-    """Tokens of each completion before its answer begins, as in :attr:`retarget.pope.rollouts.Rollout.thinking`.
+    """Number of tokens of each completion before its answer, as in :attr:`retarget.pope.rollouts.Rollout.thinking`.
 
     Args:
-        ids: completions, padded on the right.
-        lengths: [B] tokens of each.
-        begins, ends: ids of ``<think>`` and ``</think>``.
+        ids: [B, T], completions, padded on the right.
+        lengths: [B], tokens of each completion.
+        begins, ends: ids of ``<think>`` and ``</think>``; -1 for none.
 
     >>> thinking_lengths(torch.tensor([[8, 1, 9, 2], [8, 1, 1, 0], [2, 2, 0, 0]]), torch.tensor([4, 3, 2]), 8, 9)
     tensor([3, 3, 0])
@@ -197,7 +197,7 @@ def thinking_lengths(
 
 
 class Bar(ProgressCallback):
-    """The library's bar with the rewards behind it, in place of a line of every metric."""
+    """The library's progress bar, showing the rewards, instead of a printed line with every metric."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         rewards = {key: f"{value:.3f}" for key, value in (logs or {}).items() if key.endswith("/reward")}
@@ -222,22 +222,22 @@ def train(
     """Train on a mixture and save the model to ``output``.
 
     Args:
-        model: a causal language model, its name or its path.
-        rows: what :func:`retarget.pope.mixture.mix` returned.
-        reward: what :func:`retarget.pope.grading.reward_function` returned, or any reward of TRL's.
+        model: a causal language model, or its name or path.
+        rows: the rows that :func:`retarget.pope.mixture.mix` returned.
+        reward: the result of :func:`retarget.pope.grading.reward_function`, or any other reward function of TRL.
         settings: see :class:`~retarget.pope.settings.TrainingSettings`.
-        output: directory of the model and of its checkpoints.
-        tokenizer: default the model's own.
+        output: directory for the model and its checkpoints.
+        tokenizer: by default the model's own.
         eval_rows: unguided rows, for TRL's evaluation loop (set ``extra={"eval_strategy": ...}``).
         peft_config: a LoRA configuration of ``peft``; None trains all weights.
-        resume: go on from the newest whole checkpoint in ``output``, where ``work.json`` says that it is of the same
+        resume: continue from the newest complete checkpoint in ``output``, whose ``work.json`` must be of the same
             rows, settings and model.
-        callbacks: of the trainer.
-        curriculum: see :class:`PopeTrainer`; a fresh one, which is told of the groups of earlier calls.
+        callbacks: further callbacks of the trainer.
+        curriculum: see :class:`PopeTrainer`. Pass a new one: the groups of an interrupted training are restored.
 
     Raises:
-        UserError: no row fits, a batch that does not divide, guided evaluation rows, or ``output`` belongs to other
-            work.
+        UserError: no prompt is short enough, the batch does not divide evenly, evaluation rows are guided, or
+            ``output`` belongs to other work.
     """
     require_packages(settings)
     refuse_unknown(settings)
@@ -258,10 +258,15 @@ def train(
         pass_at_k=settings.pass_at_k,
         curriculum=curriculum,
     )
-    trainer.remove_callback(PrinterCallback)  # prints every logged line
+    trainer.remove_callback(PrinterCallback)  # it would print every log entry
     if trainer.pop_callback(ProgressCallback):
         trainer.add_callback(Bar)
-    checkpoint = last_checkpoint(output) if resume else None
+    _run(trainer, output, last_checkpoint(output) if resume else None, curriculum)
+    return trainer
+
+
+def _run(trainer: PopeTrainer, output: Path, checkpoint: Path | None, curriculum: Curriculum | None) -> None:
+    """Train from a checkpoint or from the beginning, and save the model."""
     if checkpoint and curriculum is not None:
         curriculum.load(read_json(checkpoint / CURRICULUM))
     try:
@@ -269,15 +274,14 @@ def train(
         trainer.save_model(str(output))
     except (OSError, SafetensorError) as error:
         raise cannot_write(output, error) from error
-    return trainer
 
 
 def require_packages(settings: TrainingSettings) -> None:
-    """Refuse settings that need packages which are not installed, before anything is loaded.
+    """Refuse settings that need a package which is not installed, before anything is loaded.
 
     Raises:
-        MissingExtraError: vLLM.
-        UserError: a tracker.
+        MissingExtraError: vLLM is missing.
+        UserError: the package of a tracker is missing.
     """
     if settings.vllm != "none":
         require("vllm", "vllm")
@@ -288,23 +292,23 @@ def require_packages(settings: TrainingSettings) -> None:
 
 
 def refuse_unknown(settings: TrainingSettings) -> None:
-    """Refuse further fields that TRL's configuration does not have.
+    """Refuse fields in ``extra`` that TRL's configuration does not have.
 
     Raises:
-        UserError: one of ``extra`` is unknown; names the nearest that is known.
+        UserError: a field is unknown; the message suggests the most similar one.
     """
     known = [one.name for one in fields(GRPOConfig)]
     for name in settings.extra.keys() - set(known):
         near = get_close_matches(name, known, n=1)
-        raise UserError(f"extra: trl.GRPOConfig has no {name}" + (f", did you mean {near[0]}?" if near else ""))
+        raise UserError(f"extra: trl.GRPOConfig has no field {name}" + (f"; did you mean {near[0]}?" if near else ""))
 
 
 def informed(reward: Callable[..., list[float]], tokenizer: Any, prompt: Any) -> Callable[..., list[float]]:
-    """A reward of ours that knows how completions end, and whether the template opens their thinking block.
+    """Tell a :class:`~retarget.pope.grading.Reward` how completions end and whether the template opens their thinking.
 
     Args:
-        reward: any; one that is not ours stays as it is.
-        tokenizer: of the model.
+        reward: a reward function; any other than a ``Reward`` is returned unchanged.
+        tokenizer: the model's tokenizer.
         prompt: one of the rows' prompts.
     """
     if not isinstance(reward, Reward):
@@ -317,7 +321,7 @@ def informed(reward: Callable[..., list[float]], tokenizer: Any, prompt: Any) ->
 
 
 def ordered(rows: Sequence[dict[str, Any]], settings: TrainingSettings) -> Dataset:
-    """The rows of every generation batch of a run, one after another: TRL reads them unshuffled."""
+    """The rows of all generation batches of a run, in order; TRL reads them without shuffling."""
     batch = settings.prompts_per_batch
     if settings.order == "pool":  # an epoch leaves out the rows that do not fill a batch
         epochs = -(-settings.cycles // max(1, len(rows) // batch))
@@ -329,10 +333,10 @@ def ordered(rows: Sequence[dict[str, Any]], settings: TrainingSettings) -> Datas
 
 
 def fitting(rows: Sequence[dict[str, Any]], limit: int, length: Callable[[Any], int]) -> list[dict[str, Any]]:
-    """Rows whose prompt has at most ``limit`` tokens; the number that was dropped is logged.
+    """The rows whose prompt has at most ``limit`` tokens; the number of dropped rows is logged.
 
     Raises:
-        UserError: none fits.
+        UserError: there is no such row.
     """
     kept = [row for row in rows if length(row["prompt"]) <= limit]
     if len(kept) < len(rows):
@@ -342,7 +346,7 @@ def fitting(rows: Sequence[dict[str, Any]], limit: int, length: Callable[[Any], 
             len(rows) - len(kept), len(rows), guided, limit,
         )  # fmt: skip
     if not kept:
-        raise UserError(f"no prompt fits into {limit} tokens: raise max_prompt_length")
+        raise UserError(f"every prompt has more than {limit} tokens: raise max_prompt_length")
     return kept
 
 
@@ -353,11 +357,13 @@ def _check_rows(rows: Any, evaluation: bool) -> None:
         if evaluation:
             strata = part["stratum"] if "stratum" in columns else []
             if "guided" in strata or ("guided" in columns and any(part["guided"])):
-                raise UserError("evaluation is unguided: leave guided rows out of the evaluation set")
+                raise UserError("evaluation must be unguided: leave guided rows out of the evaluation set")
         elif "stratum" not in columns:
-            raise UserError(f"the training rows have no stratum column; columns: {', '.join(columns)}")
+            raise UserError(f"the training rows have no column 'stratum'; their columns: {', '.join(columns)}")
         elif unknown := set(part["stratum"]) - set(STRATA):
-            raise UserError(f"unknown strata {', '.join(sorted(unknown))}: choose {', '.join(STRATA)}")
+            raise UserError(
+                f"column 'stratum': unknown values {', '.join(sorted(unknown))}; choose {', '.join(STRATA)}"
+            )
 
 
 def _length(tokenizer: Any) -> Callable[[Any], int]:
@@ -376,5 +382,5 @@ def _tokenizer_of(model: Any) -> PreTrainedTokenizerBase:
 
 
 def _processes() -> int:
-    # As torchrun and accelerate set it: asking accelerate here would settle its state before TRL's configuration does.
+    # Set by torchrun and accelerate. Asking accelerate would initialise its state before TRL's configuration does.
     return int(os.environ.get("WORLD_SIZE", "1"))

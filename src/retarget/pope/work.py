@@ -1,4 +1,4 @@
-"""Units of work, n rollouts of one prompt each: what mining, search, evaluation and the oracle consist of."""
+"""Units of work: n rollouts of one prompt each. Mining, search, evaluation and the oracle consist of them."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -19,19 +19,19 @@ EXAMPLE_CHARACTERS = 2000
 _ANSWERS_KEPT, _ANSWER_CHARACTERS = 8, 200
 
 Progress = Callable[[int, int, int], None]
-"""Told (problems finished, problems in all, rollouts so far) whenever some were journalled."""
+"""Called with (finished problems, all problems, rollouts so far) whenever units were journalled."""
 
 
 class Record(Strict):
-    """What the journal keeps of a unit: which it was, counts, the answers seen most often, and one example.
+    """The journal's record of a unit: its identity, counts, the most frequent answers and one example.
 
     Attributes:
-        problem: id.
-        end: length of the prefix, in a search.
+        problem: the problem's id.
+        end: in a search, the length of the prefix in characters.
         chunk: number of the unit among those of this problem, or of this prefix.
         asks: fingerprint of prompt, answer and meta; None in journals of earlier versions.
-        failed: rollouts on which the grader timed out, died or raised.
-        solution: an oracle's.
+        failed: rollouts on which the grader timed out, crashed or raised an error.
+        solution: the solution that an oracle gave.
     """
 
     problem: str
@@ -51,24 +51,30 @@ class Record(Strict):
 
     @property
     def key(self) -> tuple[str, int | None, int | None]:
-        """Which unit of which problem."""
+        """Identifies the unit: problem, prefix and chunk."""
         return self.problem, self.end, self.chunk
 
     @classmethod
     def read(cls, where: str, value: dict[str, Any]) -> "Record":
-        """A journal's record.
+        """A record from a journal's JSON value.
+
+        Args:
+            where: file and line, for the message.
+            value: the JSON value.
 
         Raises:
-            UserError: it is none.
+            UserError: the value is not a valid record.
         """
         try:
             return cls.model_validate(value)
         except ValidationError as error:
             named = ", ".join(".".join(map(str, one["loc"])) for one in error.errors())
-            raise UserError(f"{where} is damaged (fields: {named}); move the file away, or cut it before it") from error
+            raise UserError(
+                f"{where} is damaged (fields: {named}); move the file away, or delete it from that line on"
+            ) from error
 
     def to_json(self) -> dict[str, Any]:
-        """As a line of the journal; what does not apply to the unit is left out."""
+        """The JSON value for the journal; fields that were not set are left out."""
         return self.model_dump(mode="json", exclude_unset=True)
 
 
@@ -77,9 +83,11 @@ class Unit:
     """One unit of work.
 
     Attributes:
-        n: rollouts to draw where it is not in the journal; one there may have up to ``most``.
-        chunk: with the prompt, it decides the seed.
-        end, prefix: length and text of the prefix, in a search.
+        prompt: the prompt to sample.
+        n: rollouts to sample if the journal does not have the unit.
+        most: the most rollouts that a unit in the journal may have.
+        chunk: decides the seed, together with the prompt.
+        end, prefix: in a search, the prefix's length in characters and its text.
     """
 
     prompt: Prompt
@@ -90,13 +98,13 @@ class Unit:
     prefix: str | None = None
 
     def asks(self, problem: Problem) -> str:
-        """Fingerprint of what is asked."""
+        """Fingerprint of prompt, answer and meta."""
         return fingerprint([self.prompt, problem.answer, problem.meta])
 
 
 @dataclass
 class Item:
-    """A problem, what is known about it, and why the engine refused it, where it did."""
+    """A problem with its records, and the reason if the engine refused it."""
 
     problem: Problem
     records: list[Record] = field(default_factory=list)
@@ -104,12 +112,12 @@ class Item:
 
     @property
     def rollouts(self) -> int:
-        """Rollouts that were drawn."""
+        """Number of sampled rollouts."""
         return sum(record.n for record in self.records)
 
 
 def total_or_none(values: Iterable[int | None]) -> int | None:
-    """The sum; None where one is not known.
+    """The sum; None if one of the values is None.
 
     >>> total_or_none([1, 2]), total_or_none([1, None])
     (3, None)

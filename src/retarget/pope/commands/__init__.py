@@ -1,4 +1,4 @@
-"""The verbs of ``retarget pope``, one file each. A verb is imported when it is asked for, and torch inside it."""
+"""The verbs of ``retarget pope``, one file each. Each verb is imported only when it runs, and imports torch itself."""
 
 from retarget.errors import UserError
 from retarget.verbs import dispatch
@@ -7,20 +7,20 @@ _HERE = "retarget.pope.commands"
 VERBS = {
     "oracle": (f"{_HERE}.oracle:Oracle", "ask a teacher for missing solutions; keep those that the grader accepts"),
     "mine": (f"{_HERE}.mine:Mine", "sample every problem k times without guidance; keep those never solved"),
-    "search": (f"{_HERE}.search:Search", "find the shortest prefix of each solution that helps at least once"),
-    "merge": (f"{_HERE}.merge:Merge", "make one journal of the journals of several machines"),
+    "search": (f"{_HERE}.search:Search", "find the shortest prefix of each solution with which the model succeeds"),
+    "merge": (f"{_HERE}.merge:Merge", "merge the journals of several machines into one"),
     "mix": (f"{_HERE}.mix:Mix", "write the rows to train on: guided and unguided variants of each hard problem"),
     "export": (f"{_HERE}.export:Export", "write a mixture for another trainer"),
     "train": (f"{_HERE}.train:Train", "train with TRL's GRPOTrainer"),
-    "evaluate": (f"{_HERE}.evaluate:Evaluate", "sample without guidance; pass@1 and pass@k with intervals"),
+    "evaluate": (f"{_HERE}.evaluate:Evaluate", "sample without guidance; print pass@1 and pass@k with intervals"),
 }
 
 
 def pope(words: list[str]) -> int:
-    """``retarget pope VERB ...``; the exit code.
+    """Run ``retarget pope VERB ...`` and return the exit code.
 
     Raises:
-        UsageError: no such verb.
+        UsageError: there is no such verb.
         UserError: a file cannot be read or written; the message names it.
     """
     try:
@@ -29,4 +29,4 @@ def pope(words: list[str]) -> int:
         raise
     except OSError as error:
         named = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
-        raise UserError(f"{named}. What was finished before is kept") from error
+        raise UserError(f"{named}. Everything finished before is kept") from error

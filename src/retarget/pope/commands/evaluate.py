@@ -25,14 +25,15 @@ class Evaluate:
     asking: tyro.conf.OmitArgPrefixes[Evaluating]
     reading: tyro.conf.OmitArgPrefixes[Reading] = field(default_factory=Reading)
     samples: int = 32
-    """Rollouts a problem; for solved sets take 256 or more, as many for the base as for the trained model."""
+    """Rollouts per problem. To compare sets of solved problems, use 256 or more, and as many for the base model as for
+    the trained one."""
     k: tuple[int, ...] | None = None
-    """pass@k to print; 1 and 16 if not given, as far as the samples allow."""
+    """The k of each pass@k to print; by default 1 and 16, if there are enough samples."""
 
     def run(self) -> int:
         ks = self.k or tuple(k for k in (1, 16) if k <= self.samples)
         if wrong := [k for k in ks if not 1 <= k <= self.samples]:
-            raise UsageError(f"--k {wrong[0]} needs between 1 and --samples {self.samples} rollouts per problem")
+            raise UsageError(f"--k {wrong[0]}: k must be between 1 and --samples {self.samples}")
         problems = self.reading.read(self.problems, "optional")
         make_directory(self.out)
         sampler = self.asking.sampler()
@@ -40,7 +41,7 @@ class Evaluate:
             found = evaluate(problems, sampler, self.samples, journal=self.out / "evaluate.jsonl", progress=told)
         said(found.sampled, self.out / "evaluate.jsonl")
         for name, reason in found.failed.items():
-            print(f"{name} was refused and is in no number: {reason}", file=sys.stderr)
+            print(f"the engine refused {name}, which is left out of all figures: {reason}", file=sys.stderr)
         summary = found.to_json(ks)
         write_text(self.out / "evaluation.json", json.dumps({**summary, "settings": self.asking.shown()}, default=str))
         for k, one in summary["pass"].items():
@@ -50,5 +51,5 @@ class Evaluate:
               f"{summary['truncated']} completions truncated")  # fmt: skip
         rollouts = self.samples * summary["problems"]
         before = "unknown" if found.thinking is None else f"{found.thinking / rollouts:.1f}"
-        print(f"tokens a completion {found.tokens / rollouts:.1f}, of them in a thinking block {before}")
+        print(f"tokens per completion {found.tokens / rollouts:.1f}, of them in a thinking block {before}")
         return 0

@@ -18,15 +18,16 @@ class Export:
 
     rows: Annotated[Positional[Path], arg(help="Parquet file that `mix` wrote")]
     to: Host
-    """The host; opsd are rows for privileged self-distillation, as TRL's SDFT and SDPO take them."""
+    """The trainer; opsd writes rows for privileged self-distillation, in the form of TRL's SDFT and SDPO."""
     out: Path
-    """File of the rows; validation rows, a reward file (for prime-rl a taskset) and a launch script stand beside it."""
+    """File for the rows; validation rows, a reward file (for prime-rl a taskset) and a launch script are written next
+    to it."""
     hold_out: float = 0.0
-    """Share of the problems that are for validation alone; without, validation is on the unguided rows of training."""
+    """Share of the problems to hold out for validation; at 0, validation uses the unguided training rows."""
     grader: str = "math"
-    """Of the reward file: math, boxed, exact, numeric, or module:function."""
+    """Grader of the reward file: math, boxed, exact, numeric, or module:function."""
     solutions: str | None = None
-    """Problems whose whole solution is the privileged context of opsd; by default it is the prefix of each."""
+    """For opsd: problems whose whole solutions are the privileged contexts; by default these are the prefixes."""
     reading: tyro.conf.OmitArgPrefixes[Reading] = field(default_factory=Reading)
 
     def run(self) -> int:

@@ -17,10 +17,12 @@ from retarget.pope.identity import weights_of
 from retarget.pope.mining import Kind, Outcome, mine
 from retarget.pope.problems import read_problems, write_problems
 
+_NOTE = "less if sampling of a problem stops at its first success"
+
 
 @dataclass
 class Mine:
-    """Sample every problem k times without guidance, and keep those that are never solved."""
+    """Sample every problem up to k times without guidance, and keep those that are never solved."""
 
     problems: Annotated[Positional[str], arg(help=PROBLEMS)]
     out: Path
@@ -29,26 +31,26 @@ class Mine:
     reading: tyro.conf.OmitArgPrefixes[Reading] = field(default_factory=Reading)
     cost: tyro.conf.OmitArgPrefixes[Cost] = field(default_factory=Cost)
     k: int = 128
-    """Rollouts a problem."""
+    """Rollouts per problem, at most."""
     rates: FlagCreatePairsOff[bool] = False
-    """Sample all k of every problem, for pass rates; by default a problem ends at its first success."""
+    """Sample all k rollouts of every problem, for pass rates; by default sampling stops at the first success."""
     accept: tuple[Kind, ...] = ("hard",)
-    """Kinds that go on: hard, and of the doubtful ones truncated, unparsed, suspect."""
+    """Kinds of problems to keep: hard, and of the doubtful kinds truncated, unparsed and suspect."""
     check: LabelCheck = "solution"
-    """What the grader must accept before a problem is sampled: its answer and what its solution marks, its answer
-    alone, or none."""
+    """What the grader must accept before a problem is sampled: its answer and the answer marked in its solution
+    (solution), only its answer (answer), or nothing (none)."""
     checkpoint: str | None = None
-    """A later model: mine OUT/hard.jsonl again with it. What it now solves goes to graduates.jsonl, what is hard still
-    to still-hard.jsonl, the rest (truncated, unparsed, suspect) to left-over.jsonl."""
+    """A later model: mine OUT/hard.jsonl again with it. Problems that it solves go to graduates.jsonl, those that are
+    still hard to still-hard.jsonl, the others (truncated, unparsed, suspect) to left-over.jsonl."""
     dry_run: FlagCreatePairsOff[bool] = False
-    """Print rollouts, tokens and GPU-hours; do nothing."""
+    """Only print the number of rollouts, tokens and GPU-hours."""
 
     def run(self) -> int:
         if self.checkpoint:
             return self._graduate()
         problems = self.reading.read(self.problems, "optional", self.dry_run)
         if self.dry_run:
-            print(json.dumps(self.cost.of(len(problems) * self.k, "less where a problem ends at its first success")))
+            print(json.dumps(self.cost.of(len(problems) * self.k, _NOTE)))
             return 0
         make_directory(self.out)
         sampler = self.asking.sampler()
@@ -71,11 +73,11 @@ class Mine:
     def _graduate(self) -> int:
         hard = read_problems(self.out / "hard.jsonl", solutions="optional", answer_in_solution=False)
         if self.dry_run:
-            print(json.dumps(self.cost.of(len(hard) * self.k, "less where a problem ends at its first success")))
+            print(json.dumps(self.cost.of(len(hard) * self.k, _NOTE)))
             return 0
         model = str(self.checkpoint)
         sampler = replace(self.asking, model=model).sampler()
-        # A journal for each model: a path whose weights have changed is another one.
+        # One journal per model: a path whose weights have changed is another model.
         journal = self.out / f"mine-again-{weights_of(model) or fingerprint(model)}.jsonl"
         with progress("mining again") as told:
             now = mine(
@@ -88,11 +90,11 @@ class Mine:
         write_text(self.out / "outcomes-again.jsonl", lines(one.to_json() for one in now.outcomes))
         for name, some in (("graduates", solved), ("still-hard", now.hard), ("left-over", other)):
             write_problems(self.out / f"{name}.jsonl", some)
-        print(f"{len(solved)} of {len(hard)} hard problems are solved now: {self.out / 'graduates.jsonl'}")
+        print(f"{len(solved)} of {len(hard)} hard problems are now solved: {self.out / 'graduates.jsonl'}")
         for one in now.outcomes:
             if one.kind == "solved":
-                print(f"  {one.problem.id}: solved with {one.n} rollouts")
-        print(f"{len(now)} are hard still: {self.out / 'still-hard.jsonl'}; {len(other)} are neither: "
+                print(f"  {one.problem.id}: solved within {one.n} rollouts")
+        print(f"{len(now)} are still hard: {self.out / 'still-hard.jsonl'}; {len(other)} are neither: "
               f"{self.out / 'left-over.jsonl'}")  # fmt: skip
         _examples(now.outcomes)
         return 0
@@ -100,11 +102,11 @@ class Mine:
 
 def _examples(outcomes: Sequence[Outcome]) -> None:
     for kind, meaning in (
-        ("broken", "the grader rejects the problem's own solution"),
-        ("truncated", "most rollouts ran into the token budget"),
-        ("unparsed", "most rollouts hold no final answer"),
+        ("broken", "the grader rejects the problem's own label"),
+        ("truncated", "most rollouts were cut off by the token budget"),
+        ("unparsed", "most rollouts have no final answer"),
         ("failed", "the engine refused the prompt; outcomes.jsonl has the reason"),
-        ("suspect", "most answers agree with each other and not with the label"),
+        ("suspect", "most answers agree with each other but not with the label, which may be wrong"),
     ):
         some = [one for one in outcomes if one.kind == kind]
         if some:

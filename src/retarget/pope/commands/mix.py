@@ -25,22 +25,22 @@ class Mix:
     easy: str | None = None
     """Easy problems to mix in, unguided."""
     ratio: float = 1.0
-    """Guided rows over unguided ones."""
+    """Guided rows / unguided rows."""
     found_only: FlagCreatePairsOff[bool] = False
-    """Leave out guided rows whose prefix helped in no rollout of the search."""
+    """Leave out prefixes with which no rollout of the search succeeded."""
     keep_unpaired: FlagCreatePairsOff[bool] = False
-    """Keep problems without a prefix, unguided: there are more unguided rows than the ratio says then."""
+    """Keep problems without a prefix as unguided rows; there are then more unguided rows than the ratio says."""
     other_template: FlagCreatePairsOff[bool] = False
-    """Take prefixes that were searched with other templates, for an ablation say."""
+    """Accept prefixes that were searched with other templates, for example for an ablation."""
     variant: str = "guided"
     """Template of the guided prompt; guided_no_restate is the paper's ablation."""
     templates: Path | None = None
     """Directory with templates of your own."""
     chat: bool = True
-    """Messages; --no-chat for plain texts."""
+    """Write prompts as chat messages; --no-chat writes plain texts."""
     seed: int = 0
     prompts_per_batch: int = 32
-    """Prompts of a generation batch, for the order."""
+    """Prompts per generation batch; decides the order."""
 
     def run(self) -> int:
         hard = self.reading.read(self.problems)

@@ -1,4 +1,4 @@
-"""What the verbs of ``retarget pope`` share: how problems are read, models asked and progress shown."""
+"""Options that the verbs of ``retarget pope`` share: for reading problems, sampling models and showing progress."""
 
 import json
 import sys
@@ -30,20 +30,21 @@ PROBLEMS = "problems: .jsonl, .jsonl.gz, .parquet, a directory, or hf:NAME"
 
 @dataclass
 class Reading:
-    """How problem files are read."""
+    """Options for reading problem files."""
 
     format: Format = "auto"
-    """plain, gsm8k, math, or set for the fields of public sets; auto tells by the fields of each row."""
+    """plain, gsm8k, math, or set for the fields of public sets; auto recognises the format of each row by its
+    fields."""
     fields: tuple[str, ...] = ()
-    """Where a set keeps prompt, answer, solution and id: --fields prompt=question answer=final_answer."""
+    """Field names of a set for prompt, answer, solution and id: --fields prompt=question answer=final_answer."""
     split: str = "train"
     """Split of a data set."""
     skip_invalid: FlagCreatePairsOff[bool] = False
-    """Leave invalid rows out and write them to a rejects file, instead of refusing the file."""
+    """Leave out invalid rows and write them to a rejects file, instead of refusing the file."""
     answer_anywhere: FlagCreatePairsOff[bool] = False
-    """Accept solutions in which the answer does not occur literally."""
+    """Accept solutions that do not literally contain the answer."""
     limit: int | None = None
-    """Take the first problems only."""
+    """Use only this many problems, the first ones."""
 
     def read(
         self, source: str, solutions: Literal["required", "optional"] = "required", dry_run: bool = False
@@ -51,7 +52,7 @@ class Reading:
         """The problems of a file; a dry run writes no rejects."""
         pairs = [one.partition("=") for one in self.fields]
         if not all(name and equals and field for name, equals, field in pairs):
-            raise UsageError(f"--fields takes NAME=FIELD, not {' '.join(self.fields)}")
+            raise UsageError(f"--fields must be NAME=FIELD [NAME=FIELD ...], not {' '.join(self.fields)}")
         problems = read_problems(
             source, self.format, split=self.split, solutions=solutions, skip_invalid=self.skip_invalid,
             answer_in_solution=not self.answer_anywhere, fields={name: field for name, _, field in pairs},
@@ -62,7 +63,7 @@ class Reading:
 
 @dataclass
 class Server:
-    """How a server is asked."""
+    """Options for a server."""
 
     concurrency: int = 32
     """Requests in flight at each server."""
@@ -73,80 +74,80 @@ class Server:
     per_request: int = 1
     """Completions asked for in one request; 1 works with every server."""
     key_variable: str = "OPENAI_API_KEY"
-    """Environment variable with the API key; none for a server that wants no key."""
+    """Environment variable with the API key; none for a server that needs no key."""
     fingerprint: str | None = None
-    """Says which weights are served under this name (a hash, a training step); by default a short completion at
-    temperature 0 tells."""
+    """Identifies the weights that are served under this name (a hash, a training step); by default a short completion
+    at temperature 0 does."""
     opens_thinking: FlagCreatePairsOff[bool] = False
     """The served chat template opens the thinking block, and the server returns it unparsed."""
 
 
 @dataclass
 class Asking:
-    """Which model is sampled, and how."""
+    """Options for sampling a model."""
 
     model: str
-    """A model's name or path, vllm:NAME, or http://HOST:PORT/v1 for any OpenAI-compatible server; commas between the
-    addresses of several servers of the same model."""
+    """A model's name or path, vllm:NAME, or http://HOST:PORT/v1 for any OpenAI-compatible server. Separate addresses of
+    several servers of the same model by commas."""
     engines: str = "1"
-    """Engines that share the work: 1 in this process, N in processes of their own (each with GPUs of its own, or on the
-    CPU with one thread), ray:N as actors of a Ray cluster. How many there are changes no result."""
+    """Engines that share the work: 1 runs in this process; N run in processes of their own, each with its own GPUs, or
+    on the CPU with one thread; ray:N run as actors of a Ray cluster. Their number changes no result."""
     served: str | None = None
     """The model's name on the server."""
     max_tokens: int = 16384
-    """Budget of one completion."""
+    """Longest completion, in tokens."""
     temperature: float = 0.8
     """0.8 in the authors' training configuration, for training and evaluation."""
     top_p: float = 1.0
-    """1 for none."""
+    """1 disables it."""
     top_k: int = 0
-    """0 for none."""
+    """0 disables it."""
     seed: int = 0
     chunk: int = 16
-    """Rollouts of one unit of work; each unit has a seed of its own."""
+    """Rollouts per unit of work; each unit has its own seed."""
     batch: int = 16
-    """Problems that are sampled together by one engine of this process, or of vLLM's."""
+    """Problems that an engine in this process, or any vLLM engine, samples together."""
     grader: str = "math"
     """math (a marked answer, compared by math-verify), boxed (the last box alone: the authors' rule), exact, numeric,
     or module:function."""
     workers: int | None = None
-    """Processes that grade."""
+    """Number of processes that grade."""
     templates: Path | None = None
-    """Directory with system.txt, unguided.txt, guided.txt of your own."""
+    """Directory with templates of your own: system.txt, unguided.txt, guided.txt."""
     chat: bool = True
-    """Messages through a chat template; --no-chat for plain texts."""
+    """Send prompts through the chat template; --no-chat sends plain texts."""
     chat_switches: tuple[str, ...] = ()
     """Switches of the chat template as KEY=VALUE: --chat-switches enable_thinking=false."""
     engine_options: tuple[str, ...] = ()
-    """Options of the engine as KEY=VALUE: of vllm.LLM (tensor_parallel_size=2 max_model_len=32768), or batch_size,
-    dtype, device for a model in this process."""
+    """Options of the engine as KEY=VALUE: for vLLM those of vllm.LLM (tensor_parallel_size=2 max_model_len=32768),
+    otherwise batch_size, dtype, device."""
     server: tyro.conf.OmitArgPrefixes[Server] = field(default_factory=Server)
 
     def engine(self) -> Engine:
         """The engine that ``model`` names.
 
         Raises:
-            UsageError: options of a server for a model that is none, or of an engine for a server.
+            UsageError: options of a server for a model that is not on one, or options of an engine for a server.
         """
         from retarget.pope.engines import is_server, open_engine
 
         template, options = _pairs(self.chat_switches), _pairs(self.engine_options)
         if is_server(self.model):
             if options:
-                raise UsageError("--engine-options are for a model in this process: a server has its own")
+                raise UsageError("--engine-options does not apply to a server: set its options where it is started")
             if self.engines != "1":
-                raise UsageError("--engines are for a model that is opened here: give the addresses of several servers")
+                raise UsageError("--engines does not apply to a server: give the addresses of several servers instead")
             extra = {"chat_template_kwargs": template} if template else {}
             named = {"model": self.served} if self.served else {}
             return open_engine(self.model, **named, extra=extra, **vars(self.server))
         if self.served or self.server != Server():
-            raise UsageError(f"--served and the options of a server are for http://HOST:PORT/v1, not {self.model}")
-        batch = self.batch if self.model.startswith("vllm:") else 1  # transformers takes them one by one
+            raise UsageError(f"--served and the options of a server need --model http://HOST:PORT/v1, not {self.model}")
+        batch = self.batch if self.model.startswith("vllm:") else 1  # transformers samples prompts one by one
         switches = {"template": template} if template else {}
         return open_engine(self.model, engines=self.engines, batch=batch, **switches, **options)
 
     def shown(self) -> dict[str, Any]:
-        """The settings for a results file, without passwords."""
+        """The options for a results file, without passwords."""
         return {**asdict(self), "model": redact(self.model)}
 
     def sampling(self) -> Sampling:
@@ -166,15 +167,15 @@ class Asking:
 
 @dataclass
 class Mining(Asking):
-    """As mining asks."""
+    """Options for sampling in mining."""
 
     max_tokens: int = 32768
-    """Budget of one completion: 32k in the paper's mining, twice that of its training."""
+    """Longest completion, in tokens; 32,768 in the paper's mining, twice as long as in its training."""
 
 
 @dataclass
 class Evaluating(Asking):
-    """As evaluation asks: temperature 0.8, top_p 0.95, top_k 50 in the authors' training configuration."""
+    """Options for sampling in evaluation; temperature 0.8, top_p 0.95 and top_k 50 as in the authors' configuration."""
 
     top_p: float = 0.95
     top_k: int = 50
@@ -182,12 +183,12 @@ class Evaluating(Asking):
 
 @dataclass
 class Cost:
-    """For --dry-run: what the completions will cost."""
+    """Assumptions with which --dry-run estimates the cost."""
 
     mean_tokens: int = 4000
-    """Expected length of a completion."""
+    """Expected mean length of a completion, in tokens."""
     throughput: float = 5000.0
-    """Tokens that one GPU generates in a second."""
+    """Tokens that one GPU generates per second."""
 
     def of(self, rollouts: int, note: str = "") -> dict[str, Any]:
         """Rollouts, tokens and GPU-hours of a stage."""
@@ -204,9 +205,9 @@ def _pairs(words: tuple[str, ...]) -> dict[str, Any]:
 
 
 def said(sampled: int, journal: Path) -> None:
-    """Say it where a call sampled nothing, since everything stood in the journal."""
+    """Tell the user if a call sampled nothing because everything was in the journal."""
     if not sampled:
-        print(f"Nothing was sampled: all of it stands in {journal} already.")
+        print(f"Nothing was sampled: everything is already in {journal}.")
 
 
 def lines(records: Iterable[Any]) -> str:
@@ -216,7 +217,7 @@ def lines(records: Iterable[Any]) -> str:
 
 @contextmanager
 def progress(what: str) -> Iterator[Callable[[int, int, int], None]]:
-    """A bar with problems, rollouts a second and the time left, on stderr; lines where that is no terminal."""
+    """Show finished problems, rollouts per second and the time left on stderr: a bar in a terminal, otherwise lines."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -232,19 +233,19 @@ def progress(what: str) -> Iterator[Callable[[int, int, int], None]]:
             if first < 0:
                 first = rollouts  # a resumed journal's rollouts took no time
                 if rollouts:
-                    print(f"{what}: going on after {rollouts:,} rollouts in the journal", file=sys.stderr, flush=True)
+                    print(f"{what}: resuming after {rollouts:,} rollouts in the journal", file=sys.stderr, flush=True)
             rate = (rollouts - first) / max(1e-9, time.monotonic() - start)
             bar.update(task, completed=done, total=total, rate=f"{rate:,.1f} rollouts/s")
             if not console.is_terminal and (now := 10 * done // max(1, total)) != tenth:
                 tenth = now
-                print(f"{what}: {done} of {total} problems, {rollouts:,} rollouts, {rate:,.1f} a second",
+                print(f"{what}: {done} of {total} problems, {rollouts:,} rollouts, {rate:,.1f} per second",
                       file=sys.stderr, flush=True)  # fmt: skip
 
         yield told
 
 
 def histogram(rates: list[float], bins: int = 10) -> str:
-    """Pass rates as text: exactly 0 by itself, then equal bins.
+    """A histogram of pass rates as text: a bin for exactly 0, then bins of equal width.
 
     >>> print(histogram([0.0, 0.0, 0.5], bins=2))
           0 | ## 2
@@ -259,10 +260,10 @@ def histogram(rates: list[float], bins: int = 10) -> str:
 
 
 def stops(found: list[tuple[int, bool]]) -> str:
-    """How many problems were solved with how many rollouts, as text, where sampling stops at a success: no rates.
+    """A histogram of the rollouts until problems were solved, as text, for sampling that stops at a success.
 
     Args:
-        found: rollouts and whether one succeeded, a problem.
+        found: for each problem its rollouts, and whether one of them succeeded.
 
     >>> print(stops([(16, True), (32, False), (16, True)]))
       solved with 16 | ## 2

@@ -18,11 +18,11 @@ class Oracle:
 
     problems: Annotated[Positional[str], arg(help=PROBLEMS)]
     out: Path
-    """JSONL with the problems that have a solution now; the others go to OUT.unsolved.jsonl."""
+    """JSONL file for the problems that have a solution now; the others go to OUT.unsolved.jsonl."""
     asking: tyro.conf.OmitArgPrefixes[Asking]
     reading: tyro.conf.OmitArgPrefixes[Reading] = field(default_factory=Reading)
     attempts: int = 4
-    """Samples a problem."""
+    """Samples per problem."""
 
     def run(self) -> int:
         from retarget.pope.oracle import ORACLE, ask_oracle

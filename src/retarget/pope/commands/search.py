@@ -25,26 +25,28 @@ class Search:
     reading: tyro.conf.OmitArgPrefixes[Reading] = field(default_factory=Reading)
     cost: tyro.conf.OmitArgPrefixes[Cost] = field(default_factory=Cost)
     cuts: int = 8
-    """Fractions that are tried, uniform up to the cap."""
+    """Number of fractions to try, uniform up to the cap."""
     k: int = 64
-    """Rollouts a cut, at most."""
+    """Rollouts per cut, at most."""
     cap: float = 0.25
     """Longest prefix as a fraction of the solution."""
     unit: Unit = "sentence"
-    """Where a cut may stand."""
+    """Kind of boundary to cut at."""
     fallback: Fallback = "longest"
-    """What a problem gets for which no cut works."""
+    """Prefix of a problem for which no cut works."""
     search: Strategy = "grid"
-    """All cuts from the shortest on, or `bisect`: at most 1 + log2(cuts) of them, success taken for monotone."""
+    """grid tries all cuts from the shortest on; bisect tries at most 1 + log2(cuts) of them, assuming that success is
+    monotone in the length."""
     dry_run: FlagCreatePairsOff[bool] = False
-    """Print rollouts, tokens and GPU-hours; do nothing."""
+    """Only print the number of rollouts, tokens and GPU-hours."""
 
     def run(self) -> int:
         problems = self.reading.read(self.problems, dry_run=self.dry_run)
         if self.dry_run:
             most = self.cuts.bit_length() if self.search == "bisect" else self.cuts
             rollouts = len(problems) * most * self.k
-            print(json.dumps(self.cost.of(rollouts, "a cut ends at its first success, and longer ones are not tried")))
+            note = "less: sampling stops at a cut's first success, and longer cuts are then not tried"
+            print(json.dumps(self.cost.of(rollouts, note)))
             return 0
         make_directory(self.out)
         sampler = self.asking.sampler()
@@ -60,10 +62,10 @@ class Search:
         bare = sum(one.bare > 0 for one in found.found)
         asked = sum(one.bare > 0 and one.in_question for one in found.found)
         print(f"{len(problems)} problems: {counts}. {found.rollouts:,} rollouts, {found.tokens:,} tokens.")
-        print(f"{sum(one.leaks for one in found.found)} cuts state the answer and were refused; in {bare} prefixes the "
-              f"answer's token occurs, in {asked} of them it stands in the question already.")  # fmt: skip
+        print(f"{sum(one.leaks for one in found.found)} cuts state the answer and were left out; {bare} prefixes "
+              f"contain the answer as a token, and so does the question of {asked} of them.")  # fmt: skip
         finer = sum(one.cut is not None and one.cut.unit != self.unit for one in found.found)
         if finer:
-            print(f"{finer} prefixes end inside a {self.unit}, at a token: no {self.unit} ends before the cap there.")
+            print(f"{finer} prefixes end inside a {self.unit}, at a token, because no {self.unit} ends before the cap.")
         print(self.out / "prefixes.jsonl")
         return 0

@@ -19,32 +19,33 @@ from retarget.settings import parse_setting, read_config
 
 @dataclass
 class Train:
-    """Train with TRL's GRPOTrainer. For several processes: accelerate launch -m retarget pope train ..."""
+    """Train with TRL's GRPOTrainer. To use several processes: accelerate launch -m retarget pope train ..."""
 
     rows: Annotated[Positional[Path], arg(help="Parquet file that `mix` wrote")]
     model: str
-    """Name or path."""
+    """Name or path of the model to train."""
     out: Path
-    """Directory of the model and its checkpoints."""
+    """Directory for the model and its checkpoints."""
     config: Path | None = None
     """TOML file with settings of TrainingSettings; the defaults are the paper's."""
     set: tuple[str, ...] = ()
     """Settings as KEY=VALUE [KEY=VALUE ...], with VALUE as in TOML."""
     cycles: int = 100
-    """Generation batches in all."""
+    """Total number of generation batches."""
     grader: str = "math"
+    """math, boxed, exact, numeric, or module:function."""
     lora_rank: int | None = None
     """Train a LoRA adapter of this rank instead of all weights."""
     resume: bool = True
-    """Go on from the newest whole checkpoint."""
+    """Continue from the newest complete checkpoint."""
     track: Literal["tensorboard", "trackio", "wandb", "mlflow"] | None = None
-    """Tell a tracker what the trainer logs; changes no result, and the same training may go on with another."""
+    """Send the trainer's log to a tracker. This changes no result, and a training may resume with another tracker."""
     cost: tyro.conf.OmitArgPrefixes[Cost] = field(default_factory=Cost)
     dry_run: FlagCreatePairsOff[bool] = False
-    """Print the settings, rollouts, tokens and GPU-hours of sampling; do nothing. A batch that does not divide into the
-    processes, and a field that TRL does not know, are refused as the training would refuse them."""
+    """Only print the settings and the rollouts, tokens and GPU-hours of sampling. A batch that does not divide into the
+    processes, and a field that TRL does not have, are refused as in the training."""
     processes: int | None = None
-    """How many processes accelerate will launch, for --dry-run; the launch itself says it by WORLD_SIZE."""
+    """For --dry-run: the number of processes that accelerate will launch. The training itself reads WORLD_SIZE."""
 
     def run(self) -> int:
         from pydantic import ValidationError
@@ -61,20 +62,22 @@ class Train:
             settings = TrainingSettings.model_validate(given)
         except ValidationError as error:
             faults = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
-            raise UsageError("settings of training: " + "; ".join(faults)) from error
+            raise UsageError("training settings: " + "; ".join(faults)) from error
         rows = read_rows(self.rows)
         if self.processes is not None and not self.dry_run:
-            raise UsageError("--processes is for --dry-run: accelerate launch --num_processes says how many train")
+            raise UsageError(
+                "--processes is only for --dry-run: set the number for a training by accelerate launch --num_processes"
+            )
         if self.dry_run:
             self._check(settings)
             rollouts = settings.cycles * settings.prompts_per_batch * settings.rollouts
-            cost = self.cost.of(rollouts, "sampling only; updates come on top")
+            cost = self.cost.of(rollouts, "sampling only, without updates")
             print(json.dumps({"settings": settings.model_dump(mode="json"), "rows": len(rows), **cost}, indent=1))
             return 0
         return self._train(rows, settings)
 
     def _check(self, settings: TrainingSettings) -> None:
-        """Refuse what a launch would refuse when all its processes have loaded the model."""
+        """Refuse the settings that a launch would refuse only after all its processes have loaded the model."""
         processes = self.processes or int(os.environ.get("WORLD_SIZE", "1"))
         grpo_arguments(settings, processes, cuda=settings.precision == "bf16")
         if settings.extra:
@@ -84,7 +87,7 @@ class Train:
             refuse_unknown(settings)
 
     def _loggers(self) -> list[Any]:
-        """The trainer's own logger of the tracker that is asked for."""
+        """The trainer's own callback for the chosen tracker."""
         from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
         return [kind() for kind in get_reporting_integration_callbacks([self.track])] if self.track else []

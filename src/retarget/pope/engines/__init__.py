@@ -1,6 +1,6 @@
-"""Engines: this process (local.py), any OpenAI-compatible server (server.py), vLLM (vllm.py).
+"""Engines: transformers in this process (local.py), vLLM (vllm.py), any OpenAI-compatible server (server.py).
 
-Many of them behind one queue: processes and Ray actors (fleet.py, pool.py), servers (servers.py).
+Several engines can share one queue: processes and Ray actors (fleet.py, pool.py), servers (servers.py).
 """
 
 from inspect import signature
@@ -13,29 +13,30 @@ from retarget.pope.rollouts import Engine
 
 
 def is_server(spec: str) -> bool:
-    """Whether a specification is a server's address."""
+    """Whether a specification is the address of a server."""
     return spec.startswith(("http://", "https://"))
 
 
 def open_engine(spec: str, *, engines: int | str = 1, batch: int = 1, **options: Any) -> Engine:
-    """An engine by name.
+    """Open an engine by name.
 
     Args:
-        spec: ``http://HOST:PORT/v1`` or ``https://...`` for a server, with commas between the addresses of several that
-            serve the same model; ``vllm:MODEL``; or a model's name or path for transformers in this process.
-        engines: how many share the work, each in a process of its own with GPUs of its own: a number for this machine,
-            ``ray:N`` for actors of a Ray cluster. 1 is this process.
-        batch: prompts that one of several is given at a time; vLLM wants many.
-        options: of the engine's class; a server needs ``model``.
+        spec: ``http://HOST:PORT/v1`` or ``https://...`` for a server (separate the addresses of several servers of the
+            same model by commas); ``vllm:MODEL``; or a model's name or path, for transformers in this process.
+        engines: number of engines that share the work: 1 runs in this process, N run on this machine, each in a process
+            of its own with its own GPUs, and ``ray:N`` run as actors of a Ray cluster.
+        batch: if there are several engines, how many prompts one receives at a time; vLLM needs many to be fast.
+        options: options of the engine's class; a server needs ``model``.
 
     Raises:
-        UserError: a path that holds no model, a server without ``model``, or engines that this machine cannot hold.
+        UserError: there is no model at a path, a server is given without ``model``, or this machine does not have
+            enough GPUs for the engines.
     """
     where, count = _engines(engines)
     if is_server(spec):
         if (where, count) != ("", 1):
             raise UserError(
-                f"engines = {engines} are for a model that is opened here: give the addresses of the servers"
+                f"engines={engines} does not apply to a server: give the addresses of several servers instead"
             )
         return _servers(spec, options)
     if (where, count) != ("", 1):
@@ -48,21 +49,21 @@ def open_engine(spec: str, *, engines: int | str = 1, batch: int = 1, **options:
         return VLLMEngine(spec.removeprefix("vllm:"), **options)
     held = [name for name in ("config.json", "adapter_config.json") if (Path(spec) / name).exists()]
     if (spec.startswith((".", "/")) or Path(spec).is_dir()) and not held:
-        raise UserError(f"{spec}: no model there (neither config.json nor adapter_config.json)")
+        raise UserError(f"{spec}: this directory contains no model (neither config.json nor adapter_config.json)")
     from retarget.pope.engines.local import TransformersEngine
 
     try:
         signature(TransformersEngine.load).bind(spec, **options)
     except TypeError as error:
-        raise UserError(f"{spec}: options of the engine: {error}") from error
+        raise UserError(f"{spec}: wrong options of the engine: {error}") from error
     return TransformersEngine.load(spec, **options)
 
 
 def _engines(engines: int | str) -> tuple[str, int]:
-    """Where engines are to run, ``ray`` or nothing for here, and how many."""
+    """Where to run engines (``ray``, or an empty string for this machine), and how many."""
     where, _, count = str(engines).rpartition(":")
     if where not in ("", "ray") or not count.isdecimal() or int(count) < 1:
-        raise UserError(f"engines are a number from 1 or ray:NUMBER, not {engines}")
+        raise UserError(f"engines must be a number of at least 1, or ray:NUMBER, not {engines}")
     return where, int(count)
 
 
@@ -72,10 +73,10 @@ def _servers(spec: str, options: dict[str, Any]) -> Engine:
 
     addresses = spec.split(",")
     if wrong := [one for one in addresses if not is_server(one)]:
-        raise UserError(f"{redact(wrong[0])!r}: not an address; commas stand between the addresses of servers")
+        raise UserError(f"{redact(wrong[0])!r} is not the address of a server; separate addresses by commas")
     if "model" not in options:
         raise UserError(
-            f"the server {redact(spec)} needs the name of the model that it serves: --served NAME, model= in Python"
+            f"server {redact(spec)}: give the name of the model that it serves (--served NAME, or model= in Python)"
         )
     servers = [ServerEngine(one, **options) for one in addresses]
     return servers[0] if len(servers) == 1 else Servers(servers)

@@ -1,4 +1,4 @@
-"""An engine in an actor of a Ray cluster, as its starter sees it: ``pip install 'retarget[cluster]'``."""
+"""An engine in an actor of a Ray cluster (``pip install 'retarget[cluster]'``): the side of its starter."""
 
 import contextlib
 import logging
@@ -18,13 +18,13 @@ _LOG = logging.getLogger(__name__)
 
 
 def cluster(engines: int) -> bool:
-    """Join the cluster that this process or ``RAY_ADDRESS`` names, or begin a local one; whether it has GPUs.
+    """Join the Ray cluster of this process or of ``RAY_ADDRESS``, or start a local one; return whether it has GPUs.
 
-    Engines that find no place wait for one, while the others work: that is said, and no error, since clusters grow.
+    If the cluster is too small, some engines wait while the others work. That is only a warning, since clusters grow.
 
     Raises:
         MissingExtraError: Ray is not installed.
-        UserError: no cluster answers.
+        UserError: the cluster cannot be used.
     """
     ray = require("ray", "cluster")
     if not ray.is_initialized():
@@ -32,19 +32,19 @@ def cluster(engines: int) -> bool:
             ray.init(log_to_driver=False, configure_logging=False)
         except (ConnectionError, RuntimeError, ValueError) as error:
             where = os.environ.get("RAY_ADDRESS", "this machine")
-            raise UserError(f"no Ray cluster can be used at {where}: {error}") from error
+            raise UserError(f"cannot use a Ray cluster at {where}: {error}") from error
     has = ray.cluster_resources()
     if has.get("CPU", 0) < engines:
-        _LOG.warning("the cluster has %g CPUs for %d engines: some of them wait", has.get("CPU", 0), engines)
+        _LOG.warning("the cluster has %g CPUs for %d engines: some of them will wait", has.get("CPU", 0), engines)
     return has.get("GPU", 0) > 0
 
 
 class ActorWorker:
-    """One actor, with a CPU and GPUs of its own; see :class:`.pool.Worker`. Ray ends it with this process.
+    """An actor with its own CPU and GPUs; see :class:`.pool.Worker`. Ray ends it when this process ends.
 
     Args:
         spec, options, opener: as in :class:`.processes.ProcessWorker`.
-        gpus: GPUs of the engine.
+        gpus: number of GPUs.
     """
 
     def __init__(self, spec: str, options: dict[str, Any], *, opener: str = OPENER, gpus: int = 0) -> None:
@@ -54,7 +54,7 @@ class ActorWorker:
         self._opening: Any = None
 
     def start(self, over: Event) -> Opened | None:
-        """See :meth:`.pool.Worker.start`; an actor may have to wait for a place."""
+        """See :meth:`.pool.Worker.start`; an actor may have to wait for a free CPU or GPU."""
         if self._opening is None:
             self.end()
             made = self._ray.remote(num_cpus=1, num_gpus=self._gpus, max_restarts=0)(Held)
@@ -77,13 +77,13 @@ class ActorWorker:
         return [received(one) for one in found["answers"]]
 
     def kill(self) -> None:
-        """End the actor, whatever it does: who waits for its answer sees that it died."""
+        """End the actor, whatever it is doing. A thread that waits for its answer then raises ``Died``."""
         if self._actor is not None:
-            with contextlib.suppress(self._ray.exceptions.RaySystemError):  # the cluster has ended
+            with contextlib.suppress(self._ray.exceptions.RaySystemError):  # the cluster has already ended
                 self._ray.kill(self._actor)
 
     def end(self) -> None:
-        """End the actor; nobody waits for its answer."""
+        """End the actor while no thread waits for its answer."""
         if self._ray.is_initialized():
             self.kill()
         self._actor = self._opening = None

@@ -1,4 +1,4 @@
-"""Pools of engines that are opened here: which processes or actors, and which GPUs each of them sees."""
+"""Make pools of engines in processes or Ray actors, and assign GPUs to each."""
 
 import os
 from typing import Any
@@ -12,14 +12,14 @@ def processes(spec: str, count: int, batch: int, options: dict[str, Any]) -> Eng
     """Engines in processes of this machine.
 
     Raises:
-        UserError: they want more GPUs than there are.
+        UserError: they need more GPUs than there are.
     """
     gpus = devices(count, gpus_of_one(options), visible_gpus()) if options.get("device") != "cpu" else [None] * count
     return EnginePool([ProcessWorker(spec, options, gpus=one) for one in gpus], batch)
 
 
 def actors(spec: str, count: int, batch: int, options: dict[str, Any]) -> EnginePool:
-    """Engines in actors of a Ray cluster, each with GPUs of its own where the cluster has any.
+    """Engines in actors of a Ray cluster, each with its own GPUs if the cluster has any.
 
     Raises:
         MissingExtraError: Ray is not installed.
@@ -31,7 +31,7 @@ def actors(spec: str, count: int, batch: int, options: dict[str, Any]) -> Engine
 
 
 def gpus_of_one(options: dict[str, Any]) -> int:
-    """GPUs of one engine: those that vLLM divides a model over.
+    """Number of GPUs of one engine; vLLM can divide a model over several.
 
     >>> gpus_of_one({"tensor_parallel_size": 2, "max_model_len": 8}), gpus_of_one({})
     (2, 1)
@@ -44,15 +44,15 @@ def visible_gpus() -> list[str]:
     import torch
 
     named = [one.strip() for one in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if one.strip()]
-    found = torch.cuda.device_count()  # asks the driver, and claims no GPU
+    found = torch.cuda.device_count()  # asks the driver without claiming a GPU
     return named[:found] if named else [str(at) for at in range(found)]
 
 
 def devices(count: int, each: int, gpus: list[str]) -> list[list[str] | None]:
-    """The GPUs of each engine; None where there is none at all.
+    """The GPUs of each engine; None for every engine if the machine has no GPU.
 
     Raises:
-        UserError: there are some, and too few.
+        UserError: there are GPUs, but too few.
 
     >>> devices(2, 2, ["0", "1", "2", "3"]), devices(2, 1, [])
     ([['0', '1'], ['2', '3']], [None, None])
@@ -61,7 +61,7 @@ def devices(count: int, each: int, gpus: list[str]) -> list[list[str] | None]:
         return [None] * count
     if count * each > len(gpus):
         raise UserError(
-            f"{count} engines of {each} GPUs need {count * each}, and {len(gpus)} are visible: lower --engines, or put "
-            "them on the CPU (--engine-options device=cpu)"
+            f"{count} engines with {each} GPUs each need {count * each} GPUs, but {len(gpus)} are visible: lower "
+            "--engines, or use the CPU (--engine-options device=cpu)"
         )
     return [gpus[at * each : (at + 1) * each] for at in range(count)]

@@ -1,4 +1,4 @@
-"""API keys and passwords: where they may be sent, and that no message or file shows them."""
+"""API keys and passwords: decide where they may be sent, and remove them from messages and files."""
 
 import os
 import re
@@ -13,7 +13,7 @@ _HEADER = re.compile(r"[\x21-\x7e]+")
 
 
 def redact(text: str, *secrets: str | None) -> str:
-    """A text without the user and password of any address in it, and without the secrets.
+    """A text with the secrets, and the user and password in any address, replaced by ``***``.
 
     >>> redact("http://me:pass@host/v1 refused key-1", "key-1")
     'http://***@host/v1 refused ***'
@@ -25,15 +25,15 @@ def redact(text: str, *secrets: str | None) -> str:
 
 
 def key_for(url: str, variable: str) -> str | None:
-    """The API key for an address; None where the variable is not set or is ``none``.
+    """The API key for an address; None if the variable is not set, or ``variable`` is ``none``.
 
     Args:
-        url: of the server.
-        variable: environment variable that holds the key.
+        url: address of the server.
+        variable: name of the environment variable with the key.
 
     Raises:
-        UserError: a key, or a password in the address, would go over plain HTTP to another machine; or the key holds
-            what no header can.
+        UserError: a key, or a password in the address, would be sent over plain HTTP to another machine; or the key has
+            a character that no header can contain.
     """
     key = None if variable == NO_KEY else os.environ.get(variable)
     try:
@@ -44,11 +44,13 @@ def key_for(url: str, variable: str) -> str | None:
     secret = f"the key in {variable}" if key else secret
     if secret and parts.scheme == "http" and not _is_local(parts.hostname or ""):
         raise UserError(
-            f"{redact(url)}: {secret} would go over plain HTTP, where others can read it. Use https, a tunnel to "
-            f"localhost, or --key-variable {NO_KEY} for a server that wants no key"
+            f"{redact(url)}: {secret} would be sent over plain HTTP, where others can read it. Use https, a tunnel to "
+            f"localhost, or --key-variable {NO_KEY} for a server that needs no key"
         )
     if key and not _HEADER.fullmatch(key):
-        raise UserError(f"the key in {variable} holds a space, a line end or another character that no key has")
+        raise UserError(
+            f"the key in {variable} contains a space, a line break or another character that a key cannot have"
+        )
     return key or None
 
 

@@ -14,21 +14,22 @@ from retarget.pope.prompts import Prompt
 from retarget.pope.rollouts import Rollout, Sampling, opened, thinking_tokens
 
 _TEMPLATE_END = 16
-"""Tokens in which a prompt's template may open a thinking block."""
+"""Number of tokens at the end of a prompt in which the template may open a thinking block."""
 
 
 class TransformersEngine:
     """Samples with ``model.generate``.
 
-    Each prompt is a unit of its own with its own seed, its n rollouts in rows of one batch that shares the prompt's
-    length: nothing is padded, and what one prompt gives does not depend on the others.
+    Each prompt has its own seed, and its n rollouts are the rows of its own batches. So nothing is padded, and the
+    rollouts of a prompt do not depend on the other prompts.
 
     Args:
-        model: a causal language model; put into evaluation mode while it samples.
-        tokenizer: its tokenizer; messages need one with a chat template.
-        batch_size: rows of one call of ``generate``; decides the rollouts together with the seed.
+        model: a causal language model; it is in evaluation mode while it samples.
+        tokenizer: the model's tokenizer; prompts that are messages need a chat template.
+        batch_size: rows per call of ``generate``; decides the rollouts, together with the seed.
+        name: identifies the model in journals.
+        weights: hash of the weights, if the model was loaded from a path; also identifies the model.
         template: switches of the chat template.
-        name: identifies the model in journals, together with ``weights``, a hash where the model was loaded by path.
     """
 
     def __init__(
@@ -59,10 +60,10 @@ class TransformersEngine:
         device: str | None = None,
         template: dict[str, Any] | None = None,
     ) -> "TransformersEngine":
-        """Load a model or an adapter, and its tokenizer, by name or path; the GPU is used where there is one.
+        """Load a model or an adapter, and its tokenizer, by name or path; by default on a GPU if there is one.
 
         Raises:
-            UserError: no such model, here or on the hub, or files that are no model.
+            UserError: there is no such model on this machine or the hub, or its files cannot be loaded.
         """
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         try:
@@ -74,10 +75,10 @@ class TransformersEngine:
         return cls(network, tokenizer, batch_size=batch_size, name=model, weights=weights_of(model), template=template)
 
     def encode(self, prompt: Prompt) -> list[int]:
-        """Token ids of a prompt, through the chat template where it is a list of messages.
+        """Token ids of a prompt; a list of messages goes through the chat template.
 
         Raises:
-            UserError: messages, and the tokenizer has no chat template.
+            UserError: the prompt is a list of messages, but the tokenizer has no chat template.
         """
         tokenizer: Any = self.tokenizer
         if isinstance(prompt, str):
@@ -94,7 +95,7 @@ class TransformersEngine:
         """n rollouts of each prompt; see :class:`retarget.pope.rollouts.Engine`."""
         training, own = self.model.training, self.model.generation_config
         self.model.eval()
-        # A model's own repetition penalty, min_p and so on would join settings that ``params`` leaves alone.
+        # Otherwise the model's own repetition penalty, min_p and so on would be applied on top of ``params``.
         self.model.generation_config = GenerationConfig()
         devices = [self.model.device] if self.model.device.type == "cuda" else []
         try:

@@ -1,4 +1,4 @@
-"""Many engines behind one queue: a free one takes what comes next, and what a dead one had in hand goes to another."""
+"""Several engines that share one queue: a free engine takes the next prompts; those of a dead one go to another."""
 
 import asyncio
 import logging
@@ -19,11 +19,11 @@ from retarget.pope.rollouts import Ask, Refused, Rollout, Sampling, sample_throu
 
 OPENER = "retarget.pope.engines:open_engine"
 _LIVES = 5
-"""Workers that one prompt may cost before it is refused."""
+"""Number of workers that may die on a prompt before it is refused."""
 _STARTS = 5
-"""Starts in a row that may end before the engine is open; then it is left out."""
+"""Number of consecutive failed starts after which an engine is left out."""
 LOOK_EVERY = 0.2
-"""Seconds after which who waits for an engine to open looks whether it is needed still."""
+"""Seconds between two checks, while an engine opens, whether it is still needed."""
 _LOG = logging.getLogger(__name__)
 
 Answer = list[Rollout] | Refused
@@ -41,22 +41,25 @@ class Died(Exception):
 
 
 class _NeverOpened(UserError):
-    """Every start of an engine ended before it was open."""
+    """All starts of an engine failed."""
 
 
 @runtime_checkable
 class Worker(Protocol):
-    """One engine somewhere else. All calls but ``kill`` come from one thread at a time."""
+    """An engine outside this process. All methods except ``kill`` are called from one thread at a time."""
 
     def start(self, over: Event) -> Opened | None:
-        """Start it, in the place of an earlier one, and wait until its engine is open.
+        """Start the worker, replacing an earlier one, and wait until its engine is open.
+
+        Args:
+            over: set when the engine is no longer needed.
 
         Returns:
-            What it opened; None where nobody needs it any more (``over``) before it has: it goes on, and the next call
-            goes on waiting.
+            The opened engine; None if ``over`` was set first. The engine then continues to open, and the next call
+            waits for it.
 
         Raises:
-            Died: it ended before.
+            Died: the worker ended before the engine was open.
             UserError: the engine cannot be opened.
         """
         ...
@@ -65,17 +68,17 @@ class Worker(Protocol):
         """For each prompt its n rollouts, or its refusal.
 
         Raises:
-            Died: it ended before it answered.
-            UserError: the engine fails.
+            Died: the worker ended before it answered.
+            UserError: the engine failed.
         """
         ...
 
     def kill(self) -> None:
-        """End it while another thread may wait for its answer."""
+        """End the worker while another thread may be waiting for its answer."""
         ...
 
     def end(self) -> None:
-        """End it while nobody waits for its answer."""
+        """End the worker while no thread waits for its answer."""
         ...
 
 
@@ -89,23 +92,25 @@ class _Asked:
 
 
 class EnginePool:
-    """Engines of the same model, asked as one: see :class:`retarget.pope.rollouts.StreamingEngine`.
+    """Several engines of the same model as one; see :class:`retarget.pope.rollouts.StreamingEngine`.
 
-    Seeds belong to prompts and chunks, so how many engines there are, and which of them answers, changes no rollout.
-    Name and identity are those of one engine: a journal goes on with another number of them. Workers stay between
-    calls; ``close`` ends them, and they end with this process.
+    Seeds depend on prompts and chunks, so neither the number of engines nor the choice of the one that answers changes
+    a rollout. Name and identity are those of one engine, so a journal can be continued with another number of them.
+    Workers keep running between calls, until ``close`` or the end of this process.
 
     Args:
-        workers: the engines; the first is started now, the others when there is work.
-        batch: prompts that one of them is given at a time; fewer where there are not enough for all.
+        workers: the engines; the first is started at once, the others when there is work.
+        batch: prompts that one engine receives at a time; fewer if there are not enough for all engines.
 
     Raises:
-        UserError: no workers, a batch below 1, or the first engine cannot be opened.
+        UserError: there are no workers, ``batch`` is below 1, or the first engine cannot be opened.
     """
 
     def __init__(self, workers: Sequence[Worker], batch: int = 1) -> None:
         if not workers or batch < 1:
-            raise UserError(f"a pool has at least one engine and a batch of at least 1, not {len(workers)} and {batch}")
+            raise UserError(
+                f"a pool needs at least one engine and a batch of at least 1, not {len(workers)} engines and {batch}"
+            )
         self.workers, self.batch = list(workers), batch
         self._running: set[int] = set()
         self._finish = weakref.finalize(self, _end, self.workers)
@@ -118,7 +123,7 @@ class EnginePool:
             raise
 
     def window(self, n: int) -> int:
-        """As many prompts as all engines hold, and as many to go on with."""
+        """Number of prompts to have in flight: a batch in every engine, and as many again that wait."""
         return 2 * self.batch * len(self.workers)
 
     def sample(self, prompts: Sequence[Prompt], n: int, params: Sampling) -> list[list[Rollout]]:
@@ -126,7 +131,7 @@ class EnginePool:
         return sample_through(self, prompts, n, params)
 
     def close(self) -> None:
-        """End the workers; they are started again where they are needed again."""
+        """End the workers; they are started again when there is work."""
         _end(self.workers)
         self._running.clear()
 
@@ -138,7 +143,7 @@ class EnginePool:
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator[Ask]:
-        """Give every worker what it takes; those that still sample when the session ends are killed."""
+        """Open the engines as they are needed. Workers that are still sampling when the session ends are killed."""
         queue = _Queue(self.batch, len(self.workers))
         busy: set[int] = set()
         over = Event()
@@ -152,7 +157,7 @@ class EnginePool:
                 over.set()
                 for task in serving:
                     task.cancel()
-                for at in busy:  # its thread waits for it
+                for at in busy:  # a thread waits for its answer
                     self.workers[at].kill()
                     self._running.discard(at)
                 await asyncio.gather(*serving, return_exceptions=True)
@@ -168,7 +173,7 @@ class EnginePool:
                         return
                     refuse_unlike(
                         "the first engine", self._opened._asdict(), f"engine {at + 1}", opened._asdict(),
-                        "The engines of a pool are the same; did the model's files change?",
+                        "The engines of a pool must be the same: did the model's files change?",
                     )  # fmt: skip
                 batch = await queue.take()
                 busy.add(at)
@@ -184,7 +189,7 @@ class EnginePool:
                 batch = []
         except _NeverOpened as error:
             queue.leave_out(error)
-        except Exception as error:  # noqa: BLE001 - whatever ends a server is raised where its answers are awaited
+        except Exception as error:  # noqa: BLE001 - raised again where its answers are awaited
             queue.fail(error, batch)
 
     def _start(self, at: int, over: Event) -> Opened | None:
@@ -193,18 +198,18 @@ class EnginePool:
                 opened = self.workers[at].start(over)
             except Died as death:
                 if not left:
-                    said = f"engine {at + 1} was started {_STARTS} times and never opened: {death}"
+                    said = f"engine {at + 1} was started {_STARTS} times, but did not open: {death}"
                     raise _NeverOpened(said) from None
-                _LOG.warning("engine %d: %s; it is started again", at + 1, death)
+                _LOG.warning("engine %d: %s; starting it again", at + 1, death)
             else:
                 if opened is not None:
                     self._running.add(at)
                 return opened
-        raise AssertionError("every start ended in one way or the other")
+        raise AssertionError("unreachable: the loop returns or raises")
 
 
 class _Queue:
-    """What waits for an engine; prompts that a dead one had in hand come first."""
+    """The prompts that wait for an engine; those that a dead engine did not answer come first."""
 
     def __init__(self, batch: int, workers: int) -> None:
         self._batch, self._workers = batch, workers
@@ -213,7 +218,7 @@ class _Queue:
         self._failure: Exception | None = None
 
     async def ask(self, prompt: Prompt, n: int, params: Sampling) -> list[Rollout]:
-        """An :data:`~retarget.pope.rollouts.Ask`."""
+        """Queue a prompt and wait for its rollouts; see :data:`~retarget.pope.rollouts.Ask`."""
         if self._failure is not None:
             raise self._failure
         asked = _Asked(prompt, n, params, asyncio.get_running_loop().create_future())
@@ -221,7 +226,7 @@ class _Queue:
         return await asked.answer
 
     async def take(self) -> list[_Asked]:
-        """What one engine is given next: of one size and chunk, and no more than its share of what waits."""
+        """The next batch for an engine: prompts with equal n and settings, at most its share of those that wait."""
         async with self._turn:
             while True:
                 await self._turn.wait_for(lambda: self._waiting)
@@ -234,10 +239,10 @@ class _Queue:
         batch: list[_Asked] = []
         while self._waiting and len(batch) < most:
             one = self._waiting[0]
-            if one.answer.done():  # given up
+            if one.answer.done():  # cancelled
                 self._waiting.popleft()
                 continue
-            # A prompt that a worker died of is asked alone, so that it costs no other its lives.
+            # A prompt on which a worker died is sent alone, so that no other prompt is blamed for another death.
             if batch and (one.deaths or (one.n, one.params) != (batch[0].n, batch[0].params)):
                 break
             batch.append(self._waiting.popleft())
@@ -254,16 +259,18 @@ class _Queue:
             self._turn.notify(len(some))
 
     async def put_back(self, batch: Sequence[_Asked], death: Died) -> None:
-        """Ask again what a worker did not answer; refuse what has cost too many of them."""
-        _LOG.warning("%s; the %d prompts that it had in hand go to another", death, len(batch))
+        """Queue the prompts of a dead worker again; refuse those on which too many workers died."""
+        _LOG.warning("%s; its %d prompts go to another engine", death, len(batch))
         for one in batch:
             one.deaths += 1
             if one.deaths >= _LIVES and not one.answer.done():
-                one.answer.set_exception(Refused(f"{_LIVES} engines ended with this prompt in hand; the last: {death}"))
+                one.answer.set_exception(
+                    Refused(f"{_LIVES} engines died while sampling this prompt; the last: {death}")
+                )
         await self._put([one for one in batch if not one.answer.done()], first=True)
 
     def answer(self, batch: Sequence[_Asked], answers: Sequence[Answer]) -> None:
-        """Hand answers to those who asked."""
+        """Set the results of the prompts of a batch."""
         for one, answer in zip(batch, answers, strict=True):
             if one.answer.done():
                 continue
@@ -273,7 +280,7 @@ class _Queue:
                 one.answer.set_result(answer)
 
     def leave_out(self, error: _NeverOpened) -> None:
-        """Go on without one of the engines; without the last of them nothing can be answered."""
+        """Continue without one of the engines; fail if it was the last."""
         self._workers -= 1
         if self._workers:
             _LOG.warning("%s; it is left out from now on", error)
@@ -281,7 +288,7 @@ class _Queue:
             self.fail(error, ())
 
     def fail(self, error: Exception, batch: Sequence[_Asked]) -> None:
-        """Raise an error wherever an answer is awaited, and where one is asked for later."""
+        """Raise an error wherever an answer is awaited now, or asked for later."""
         self._failure = error
         for one in (*batch, *self._waiting):
             if not one.answer.done():

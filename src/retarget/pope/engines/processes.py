@@ -1,4 +1,4 @@
-"""An engine in a process of its own, as its starter sees it."""
+"""An engine in a process of its own: the side of the process that starts it."""
 
 import contextlib
 import json
@@ -19,26 +19,26 @@ from retarget.pope.prompts import Prompt
 from retarget.pope.rollouts import Sampling
 
 _LAST_WORDS = 5.0
-"""Seconds for a process that has closed its output to end by itself."""
+"""Seconds that a process has to end by itself after it closed its output."""
 
 
 class ProcessWorker:
-    """One process of this machine, its threads bounded and its GPUs its own; see :class:`.pool.Worker`.
+    """A process of this machine with a fixed number of threads and its own GPUs; see :class:`.pool.Worker`.
 
-    On the CPU it has one thread unless ``OMP_NUM_THREADS`` says otherwise: N engines fill N cores, and how many there
-    are changes no sum's order. It leads a process group, which ends with it, and it ends with this process.
+    On the CPU it has one thread, unless ``OMP_NUM_THREADS`` is set: N engines then use N cores, and their number does
+    not change the order of any sum. The process leads a process group that ends with it, and it ends with its starter.
 
     Args:
-        spec: what to open.
-        options: of the opener.
-        opener: import path of the function that opens an engine.
-        gpus: what ``CUDA_VISIBLE_DEVICES`` is to be; None leaves it alone.
+        spec: the engine to open; see :func:`retarget.pope.engines.open_engine`.
+        options: options of the opener.
+        opener: import path of the function that opens the engine.
+        gpus: value of ``CUDA_VISIBLE_DEVICES``; None does not set it.
     """
 
     def __init__(
         self, spec: str, options: dict[str, Any], *, opener: str = OPENER, gpus: Sequence[str] | None = None
     ) -> None:
-        # -P, and the working directory last of all: a file in a data folder is never taken for a package.
+        # -P and the working directory at the end of the path: no file in a data folder can shadow a package.
         self._command = [
             sys.executable, "-P", "-m", "retarget.pope.engines.worker", opener, spec, json.dumps(options)
         ]  # fmt: skip
@@ -48,7 +48,7 @@ class ProcessWorker:
 
     @property
     def pid(self) -> int | None:
-        """Of the process; None where none runs."""
+        """Id of the process; None if it does not run."""
         return self._process.pid if self._process and self._process.poll() is None else None
 
     def start(self, over: Event) -> Opened | None:
@@ -77,7 +77,7 @@ class ProcessWorker:
         environment = {**os.environ, **path, **threads, **visible}
         self._process = subprocess.Popen(
             self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment,
-            start_new_session=True,  # Ctrl-C is for this process alone
+            start_new_session=True,  # so that Ctrl-C reaches only the process that started it
         )  # fmt: skip
         self._opening = True
 
@@ -86,7 +86,7 @@ class ProcessWorker:
         assert self._process is not None
         assert self._process.stdin is not None
         request = {"prompts": list(prompts), "n": n, "params": params.model_dump(mode="json")}
-        with contextlib.suppress(BrokenPipeError):  # it is dying: the answer's absence says so
+        with contextlib.suppress(BrokenPipeError):  # it is dying: `_answer` will report that
             self._process.stdin.write(json.dumps(request).encode() + b"\n")
             self._process.stdin.flush()
         found = self._answer("while it sampled")
@@ -95,21 +95,21 @@ class ProcessWorker:
         return [received(one) for one in found["answers"]]
 
     def kill(self) -> None:
-        """End the process, whatever it does: who waits for its answer sees that it died."""
+        """End the process, whatever it is doing. A thread that waits for its answer then raises ``Died``."""
         if self._process is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
 
     def end(self) -> None:
-        """End the process; nobody waits for its answer."""
+        """End the process while no thread waits for its answer."""
         if self._process is None:
             return
         self._opening = False
-        self.kill()  # the group, too: what an engine started may outlive it
+        self.kill()  # kills the group: processes that the engine started may have outlived it
         process, self._process = self._process, None
         process.wait()
         for pipe in (process.stdin, process.stdout):
-            with contextlib.suppress(BrokenPipeError):  # closing writes what is left of a request
+            with contextlib.suppress(BrokenPipeError):  # closing flushes the rest of a request
                 if pipe is not None:
                     pipe.close()
 
@@ -119,8 +119,8 @@ class ProcessWorker:
         assert process.stdout is not None
         line = process.stdout.readline()
         if not line.endswith(b"\n"):
-            with contextlib.suppress(subprocess.TimeoutExpired):  # its own code says more than that of a kill
+            with contextlib.suppress(subprocess.TimeoutExpired):  # its own exit code tells more than that of a kill
                 process.wait(_LAST_WORDS)
             self.end()
-            raise Died(f"process {process.pid} ended {when}, with code {process.returncode}")
+            raise Died(f"process {process.pid} ended {when}, with exit code {process.returncode}")
         return json.loads(line)

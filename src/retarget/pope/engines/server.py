@@ -1,4 +1,4 @@
-"""Any OpenAI-compatible server as an engine: vLLM, SGLang, llama.cpp, or a hosted teacher."""
+"""Any OpenAI-compatible server as an engine: vLLM, SGLang, llama.cpp or a hosted teacher."""
 
 import asyncio
 import hashlib
@@ -19,37 +19,38 @@ from retarget.pope.rollouts import Ask, Refused, Rollout, Sampling, sample_throu
 _LOG = logging.getLogger(__name__)
 _RETRIED = {408, 409, 425, 429, 500, 502, 503, 504}
 _OF_ONE_PROMPT = {400, 413, 422}
-"""Statuses that say something of the request's prompt, and nothing of the server."""
+"""Statuses that are about the prompt of the request, not about the server."""
 _LONGEST_WAIT = 600.0
 _TELLING = ("id", "root", "parent", "owned_by", "max_model_len")
 _PROBE = "Prove in your own words that there are infinitely many prime numbers."
 
 
 class ServerEngine:
-    """Samples over HTTP with bounded concurrency and retries.
+    """Samples over HTTP with limited concurrency and with retries.
 
-    Messages go to ``/chat/completions``, texts to ``/completions``. Each request carries a seed of its own, so a
-    server that honours seeds samples the same after a resume; whether one does under load is the server's affair.
+    Messages go to ``/chat/completions``, texts to ``/completions``. Each request has its own seed, so a server that
+    honours seeds samples the same after a resume. Not every server does under load.
 
     Args:
         url: base address, with ``/v1``.
-        model: the name that the server knows.
-        concurrency: requests in flight.
-        per_request: completions asked for in one request (``n``); 1 works with every server.
-        retries: further attempts after a failed connection or a status that promises better luck (429, 5xx), with
-            waits that double from ``wait`` seconds, or as ``Retry-After`` says.
+        model: name of the model on the server.
+        concurrency: number of requests in flight.
+        per_request: completions per request (``n``); 1 works with every server.
+        retries: further attempts after a failed connection or a temporary status (429, 5xx). The waits double from
+            ``wait`` seconds on, or are as ``Retry-After`` says.
+        wait: seconds before the first retry.
         timeout: seconds for one request.
-        key_variable: environment variable that holds the API key; ``none`` for no key.
+        key_variable: environment variable with the API key; ``none`` for no key.
         extra: further fields of the request (``{"chat_template_kwargs": {"enable_thinking": False}}``, ...).
-        fingerprint: says which weights are served (a hash, a training step), in place of a probe.
-        opens_thinking: the served template opens the thinking block, and the server does not parse it out.
+        fingerprint: identifies the served weights (a hash, a training step), instead of a probe.
+        opens_thinking: whether the served template opens the thinking block and the server does not parse it out.
 
     Raises:
         UserError: see :func:`~retarget.pope.engines.keys.key_for`.
     """
 
     identity_since = ("served", "probe", "fingerprint", "opens_thinking")
-    """What journals of earlier versions do not know of."""
+    """Entries that journals of earlier versions do not have."""
 
     def __init__(
         self,
@@ -68,7 +69,7 @@ class ServerEngine:
     ) -> None:
         if concurrency < 1 or per_request < 1 or retries < 0 or timeout <= 0:
             raise UserError(
-                "concurrency and per_request are at least 1, retries at least 0 and the timeout is above 0, not "
+                "concurrency and per_request must be at least 1, retries at least 0 and timeout above 0, not "
                 f"{concurrency}, {per_request}, {retries} and {timeout}"
             )
         self.url, self.model, self.name = url.rstrip("/"), model, model
@@ -81,10 +82,10 @@ class ServerEngine:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """What decides the rollouts beside the name: one name may serve other weights tomorrow.
+        """The values that decide the rollouts, besides the name, which may stand for other weights tomorrow.
 
-        The server's own entry for the model, and a fingerprint that the user gave or else the hash of a short
-        completion at temperature 0. None for what the server does not tell.
+        They include the server's own entry for the model, and the given fingerprint or else the hash of a short
+        completion at temperature 0 (the probe); None if the server does not provide them.
 
         Raises:
             UserError: the server cannot be reached.
@@ -116,15 +117,15 @@ class ServerEngine:
                 except Unanswered as error:
                     if error.status is None:
                         raise
-                    continue  # a server may know one of the two routes only
+                    continue  # a server may have only one of the two routes
                 probe = hashlib.sha256(one.text.encode()).hexdigest()[:16]
                 break
             return {"served": served, "probe": probe}
 
     def window(self, n: int) -> int:
-        """Prompts in flight: many, since those that wait for a straggler alone keep one connection busy each.
+        """Number of prompts to have in flight: more than connections, as the last request of each may take long.
 
-        Their requests take turns in the order of the prompts, so that few prompts are half done at any time.
+        Requests are sent in the order of the prompts, so that only few prompts are unfinished at any time.
         """
         return 4 * self.concurrency
 
@@ -144,7 +145,7 @@ class ServerEngine:
             yield ask
 
     def client(self) -> httpx.AsyncClient:
-        """Connections to the server, as many as it is asked at a time."""
+        """An HTTP client with at most ``concurrency`` connections."""
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         limits = httpx.Limits(max_connections=self.concurrency)
         return httpx.AsyncClient(headers=headers, timeout=self.timeout, limits=limits)
@@ -152,7 +153,7 @@ class ServerEngine:
     async def request(
         self, client: httpx.AsyncClient, prompt: Prompt, first: int, count: int, params: Sampling
     ) -> list[Rollout]:
-        """``count`` rollouts of a prompt, those after the ``first`` ones of its unit; see :meth:`sample`."""
+        """Rollouts number ``first`` to ``first + count - 1`` of a prompt; see :meth:`sample`."""
         chat = not isinstance(prompt, str)
         body: dict[str, Any] = {
             "model": self.model, "n": count, "max_tokens": params.max_tokens, "temperature": params.temperature,
@@ -179,7 +180,7 @@ class ServerEngine:
             said = self._redacted(str(answer)[:200])
             raise UserError(f"{self.shown}: not an answer of an OpenAI-compatible server: {said}") from error
         if len(rollouts) != count:
-            raise UserError(f"{self.shown} returned {len(rollouts)} completions for n={count}: set per_request=1")
+            raise UserError(f"{self.shown} returned {len(rollouts)} completions for n={count}: set --per-request 1")
         return rollouts
 
     async def _send(self, client: httpx.AsyncClient, method: str, url: str, body: Any = None) -> Any:
@@ -196,7 +197,7 @@ class ServerEngine:
                 if response.is_success:
                     try:
                         return response.json()
-                    except (ValueError, RecursionError):  # a proxy's page, or an answer that was cut off
+                    except (ValueError, RecursionError):  # a proxy's page, or a truncated answer
                         said = self._redacted(f"{url}: not an answer in JSON: {response.text[:200]!r}")
                         raise UserError(said) from None
                 status, fault = response.status_code, f"HTTP {response.status_code}: {response.text[:300]}"
@@ -206,12 +207,12 @@ class ServerEngine:
                 wait = min(float(after), _LONGEST_WAIT) if after.replace(".", "", 1).isdigit() else wait
             if attempt < self.retries:
                 self._retried += 1
-                if self._retried & (self._retried - 1) == 0:  # the 1st, 2nd, 4th, 8th, ...: a line, not a flood
+                if self._retried & (self._retried - 1) == 0:  # log only the 1st, 2nd, 4th, 8th, ... retry
                     _LOG.warning("%s: retry %d of this run, after %s", self.shown, self._retried, self._redacted(fault))
                 await asyncio.sleep(wait)
         raise Unanswered(
             self._redacted(
-                f"{url} failed: {fault}. What was sampled before is in the journal: run the same command again"
+                f"{url} failed: {fault}. Finished units are in the journal: run the same command again to continue"
             ),
             status,
         )
@@ -221,7 +222,7 @@ class ServerEngine:
 
 
 class Unanswered(UserError):
-    """No answer after all attempts, or a status that none would change."""
+    """The server did not answer after all attempts, or with a status that no retry would change."""
 
     def __init__(self, message: str, status: int | None) -> None:
         super().__init__(message)
@@ -230,16 +231,16 @@ class Unanswered(UserError):
 
 @asynccontextmanager
 async def opened_servers(servers: Sequence[ServerEngine]) -> AsyncIterator[Ask]:
-    """One queue in front of servers of the same model: whichever connection is free takes the next request.
+    """One queue for several servers of the same model: the next request goes to a free connection of any of them.
 
-    A server that has not answered after all attempts is left out from then on, and what it was asked goes to another;
-    the failure of the last one is raised.
+    A server that does not answer after all attempts is left out from then on, and its requests go to another. The error
+    of the last server is raised.
     """
     free: asyncio.Queue[tuple[ServerEngine, httpx.AsyncClient]] = asyncio.Queue()
     gone: set[ServerEngine] = set()
     async with AsyncExitStack() as stack:
         opened = [(server, await stack.enter_async_context(server.client())) for server in servers]
-        for turn in range(max(server.concurrency for server in servers)):  # in turn: all of them are busy soon
+        for turn in range(max(server.concurrency for server in servers)):  # alternate between the servers
             for slot in opened:
                 if turn < slot[0].concurrency:
                     free.put_nowait(slot)
@@ -277,19 +278,19 @@ async def opened_servers(servers: Sequence[ServerEngine]) -> AsyncIterator[Ask]:
 def _rollout(choice: dict[str, Any], tokens: int, told: int | None, opens_thinking: bool) -> Rollout:
     message = choice.get("message")
     text = _clean((message["content"] or "") if message is not None else choice["text"])
-    # Servers that parse the thinking block out put it into a field of its own.
+    # Servers that parse out the thinking block return it in a field of its own.
     thinking = (message or {}).get("reasoning_content") or (message or {}).get("reasoning")
     if thinking:
-        # Without an answer the block was not closed either: such a completion has none, as in every other engine.
+        # Without an answer, the block was not closed: the completion then has no answer, as in the other engines.
         thought = f"{THINKING_BEGINS}{_clean(thinking)}"
         text = f"{thought}</think>{text}" if text else thought
     elif opens_thinking:
         text = f"{THINKING_BEGINS}{text}"
-    # Only the server can count: its tokenizer is not here.
+    # Only the server can count tokens: its tokenizer is not available here.
     thought_tokens = told if after_thinking(text) != text else 0
     return Rollout(text, tokens, choice.get("finish_reason") == "length", thought_tokens)
 
 
 def _clean(text: str) -> str:
-    r"""A text that can be written as UTF-8: half a surrogate pair, which JSON can hold, becomes U+FFFD."""
+    r"""A text that can be encoded as UTF-8: half a surrogate pair, which JSON can contain, becomes U+FFFD."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -15,15 +15,15 @@ from retarget.pope.rollouts import Ask, Rollout, Sampling, sample_through
 class Servers:
     """Samples over HTTP from whichever server has a free connection.
 
-    Each request carries its own seed, so which server answers changes nothing that its seed decides. Name and identity
-    are those of one server: a journal goes on with more of them or fewer. A server that has not answered after all
-    attempts is left out, and what it was asked goes to another.
+    Each request has its own seed, so it does not matter which server answers. Name and identity are those of one
+    server, so a journal can be continued with more or fewer of them. A server that does not answer after all attempts
+    is left out, and its requests go to another.
 
     Args:
-        servers: of the same model, under the same name.
+        servers: servers of the same model, under the same name.
 
     Raises:
-        UserError: no servers, or the same address twice.
+        UserError: there are no servers, or two have the same address.
     """
 
     identity_since = ServerEngine.identity_since
@@ -31,35 +31,35 @@ class Servers:
     def __init__(self, servers: Sequence[ServerEngine]) -> None:
         shown = [server.shown for server in servers]
         if not servers or len(set(shown)) < len(shown):
-            raise UserError(f"several servers are at addresses of their own, not {', '.join(shown) or 'none'}")
+            raise UserError(f"every server needs an address of its own; given: {', '.join(shown) or 'none'}")
         self.servers, self.name = list(servers), servers[0].name
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """What decides the rollouts beside the name, the same at all of them; see :attr:`.ServerEngine.identity`.
+        """The identity, which all servers must share; see :attr:`.ServerEngine.identity`.
 
         Raises:
-            UserError: one cannot be reached, or serves another model than the first.
+            UserError: a server cannot be reached, or serves another model than the first.
         """
         first, *others = self.servers
         for other in others:
             refuse_unlike(
                 first.shown, first.identity, other.shown, other.identity,
-                "Give servers of one model; where their greedy completions differ by rounding alone, a --fingerprint",
+                "Give servers of the same model; set --fingerprint if only rounding makes greedy completions differ",
             )  # fmt: skip
         return first.identity
 
     def window(self, n: int) -> int:
-        """Prompts in flight; see :meth:`.ServerEngine.window`."""
+        """Number of prompts to have in flight; see :meth:`.ServerEngine.window`."""
         return sum(server.window(n) for server in self.servers)
 
     def sample(self, prompts: Sequence[Prompt], n: int, params: Sampling) -> list[list[Rollout]]:
         """n rollouts of each prompt; see :meth:`.ServerEngine.sample`."""
-        self.identity  # noqa: B018 - other models are refused before any is asked
+        self.identity  # noqa: B018 - refuses servers of different models before any prompt is sent
         return sample_through(self, prompts, n, params)
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator[Ask]:
-        """Open connections to all of them; see :class:`retarget.pope.rollouts.StreamingEngine`."""
+        """Open connections to all servers; see :class:`retarget.pope.rollouts.StreamingEngine`."""
         async with opened_servers(self.servers) as ask:
             yield ask

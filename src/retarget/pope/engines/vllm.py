@@ -12,14 +12,15 @@ from retarget.pope.rollouts import Refused, Rollout, Sampling, opened, thinking_
 
 
 class VLLMEngine:
-    """Samples with vLLM in this process; all prompts go in at once, each with its own seed.
+    """Samples with vLLM in this process: all prompts in one call, each with its own seed.
 
-    Its calls are those of the sources of vLLM 0.22.0 and 0.33.0; the extra allows what TRL trains with, 0.22 to 0.31.
+    The calls were checked against the sources of vLLM 0.22.0 and 0.33.0. The extra allows 0.22 to 0.31, which TRL
+    supports.
 
     Args:
-        model: name or path.
+        model: name or path of the model.
         template: switches of the chat template.
-        options: of ``vllm.LLM`` (``tensor_parallel_size``, ``max_model_len``, ...).
+        options: options of ``vllm.LLM`` (``tensor_parallel_size``, ``max_model_len``, ...).
 
     Raises:
         UserError: vLLM is not installed, or cannot load the model.
@@ -49,7 +50,7 @@ class VLLMEngine:
         call = self._llm.chat if chat else self._llm.generate
         try:
             outputs = call(list(prompts), settings, use_tqdm=False, **switches)
-        except ValueError as error:  # a prompt that is longer than the model's context
+        except ValueError as error:  # the prompt is longer than the model's context
             raise Refused(f"vLLM refuses the prompt: {error}") from error
         return [[self._rollout(one, output) for one in output.outputs] for output in outputs]
 

@@ -1,4 +1,4 @@
-"""One engine in a process of its own: reads requests, writes answers, one JSON line each. Started by processes.py."""
+"""An engine in a process of its own, started by processes.py: reads requests and writes answers as JSON lines."""
 
 import json
 import os
@@ -19,12 +19,12 @@ from retarget.pope.rollouts import Engine, Refused, Rollout, Sampling
 
 
 class Held:
-    """An engine that answers in JSON values.
+    """An engine whose answers are JSON values.
 
     Args:
-        opener: import path of the function that opens it.
-        spec: what to open.
-        options: of the opener.
+        opener: import path of the function that opens the engine.
+        spec: the engine to open.
+        options: options of the opener.
     """
 
     def __init__(self, opener: str, spec: str, options: dict[str, Any]) -> None:
@@ -32,7 +32,7 @@ class Held:
         self.engine: Engine | None = None
 
     def open(self) -> dict[str, Any]:
-        """Open the engine: its name and identity, or ``failed`` with the reason."""
+        """Open the engine; returns its name and identity, or ``failed`` with the reason."""
         try:
             engine = self.engine = load(self.opener)(self.spec, **self.options)
         except (UserError, MissingExtraError) as error:
@@ -42,7 +42,7 @@ class Held:
         return {"name": engine.name, "identity": getattr(engine, "identity", {})}
 
     def sample(self, prompts: Sequence[Prompt], n: int, params: dict[str, Any]) -> dict[str, Any]:
-        """For each prompt its n rollouts, or the reason why it is refused; or ``failed`` where the engine fails."""
+        """For each prompt its n rollouts, or the reason for its refusal; or ``failed`` if the engine fails."""
         assert self.engine is not None
         sampling = Sampling(**params)
         try:
@@ -62,16 +62,16 @@ class Held:
 
 def _failed(error: Exception) -> dict[str, Any]:
     traceback.print_exception(error)
-    return {"failed": f"an engine failed with {type(error).__name__}: {error} (its process printed where)"}
+    return {"failed": f"an engine failed with {type(error).__name__}: {error} (its process printed the traceback)"}
 
 
 def received(answer: list[dict[str, Any]] | str) -> "list[Rollout] | Refused":
-    """An answer of :meth:`Held.sample` on the other side."""
+    """Convert an answer of :meth:`Held.sample` back."""
     return Refused(answer) if isinstance(answer, str) else [Rollout(**one) for one in answer]
 
 
 def main() -> None:
-    """Serve until the input ends. What libraries print goes to stderr, so that it cannot be taken for an answer."""
+    """Serve until the input ends. Whatever libraries print goes to stderr, so that it is not mistaken for an answer."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     requests: SimpleQueue[dict[str, Any]] = SimpleQueue()
@@ -88,10 +88,10 @@ def main() -> None:
 
 
 def _read(requests: "SimpleQueue[dict[str, Any]]") -> None:
-    """Take requests; where the process that asks has ended, however it ended, end with all that was started here."""
+    """Read requests. When the parent process ends, for whatever reason, end this process and all that it started."""
     for line in sys.stdin:
         requests.put(json.loads(line))
-    os.killpg(os.getpgrp(), signal.SIGKILL)  # this process leads a group of its own
+    os.killpg(os.getpgrp(), signal.SIGKILL)  # this process leads its own process group
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The data and reward of POPE for OpenRLHF 0.11; the trainer's other settings are yours: bash THIS_FILE COMMAND ...
+# Run OpenRLHF 0.11 with POPE's data and reward: bash THIS_FILE COMMAND ..., with all other settings in COMMAND
 set -euo pipefail
 here="$(cd "$(dirname "$0")" && pwd)"
 exec "$@" \

@@ -14,7 +14,7 @@ ROWS = Path(__file__).parent / "{train}"
 
 @lru_cache(maxsize=1)
 def _rows():
-    """User's message, stratum and meta of every row, the longest messages first."""
+    """The user message and the row of every row, longest messages first."""
     rows = [json.loads(line) for line in ROWS.read_text(encoding="utf-8").split("\n") if line]
     said = [(row["prompt"] if isinstance(row["prompt"], str) else row["prompt"][-1]["content"], row) for row in rows]
     return sorted(said, key=lambda one: -len(one[0]))
@@ -26,7 +26,7 @@ def _grader():
 
 
 def reward_func(queries, prompts, labels, **_):
-    """Rewards, and per stratum their mean and how many there were. OpenRLHF only logs what is raised here: read it."""
+    """Rewards, and as extra logs whether rows are guided. OpenRLHF only logs errors raised here: read its log."""
     try:
         rows = [next((row for text, row in _rows() if text in prompt), {}) for prompt in prompts]
         texts = [query[len(prompt) :] for query, prompt in zip(queries, prompts, strict=True)]

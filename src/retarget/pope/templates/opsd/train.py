@@ -3,9 +3,9 @@
     python THIS_FILE sdft --model_name_or_path MODEL --output_dir DIR ...
     python THIS_FILE sdpo --model_name_or_path MODEL --output_dir DIR ...
 
-SDFT learns on its own completions of the prompt alone, and uses no reward. SDPO rewards them with the grader, and its
-teacher sees a right completion of the group, where there is one, and the privileged context as feedback. All options of
-TRL's SDFTConfig and SDPOConfig go on the command line.
+SDFT trains on the model's own completions of the plain prompt, without a reward. SDPO rewards them with the grader, and its
+teacher sees a correct completion of the group, if there is one, and the privileged context as feedback. All options of
+TRL's SDFTConfig and SDPOConfig can be given on the command line.
 """
 
 import sys
@@ -30,10 +30,10 @@ def main(method, *words):
         from trl.experimental.sdpo import SDPOConfig as Config
         from trl.experimental.sdpo import SDPOTrainer as Trainer
 
-        words = ["--include_environment_feedback", "true", *words]  # without it SDPO leaves the column alone
+        words = ["--include_environment_feedback", "true", *words]  # otherwise SDPO ignores the column
         rewards = {"reward_funcs": [reward_function(Grader("{grader}"))]}
     else:
-        sys.exit(f"sdft or sdpo, not {method}")
+        sys.exit(f"the first argument must be sdft or sdpo, not {method}")
     config, model = TrlParser((Config, ModelConfig)).parse_args_and_config(list(words))
     kind = {".parquet": "parquet"}.get(Path("{train}").suffix, "json")
     rows = load_dataset(kind, data_files=str(HERE / "{train}"), split="train")

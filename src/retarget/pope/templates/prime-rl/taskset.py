@@ -1,4 +1,4 @@
-"""The tasks and their reward for verifiers 0.4: taskset id `{module}`, with this folder on PYTHONPATH."""
+"""POPE's tasks and their reward for verifiers 0.4: taskset id `{module}`, with this folder on PYTHONPATH."""
 
 import asyncio
 import json
@@ -21,7 +21,7 @@ def _grader():
 
 
 class PopeData(vf.TaskData):
-    """One row; verifiers drops fields that are not declared."""
+    """One row. Every field must be declared: verifiers drops the others."""
 
     answer: str
     problem: str
@@ -31,7 +31,7 @@ class PopeData(vf.TaskData):
 
 
 class PopeTask(vf.Task[PopeData]):
-    """1 for a right answer, else 0."""
+    """The reward is 1 for a correct answer, otherwise 0."""
 
     @vf.reward(weight=1.0)
     async def correct(self, trace: vf.Trace) -> float:
@@ -46,7 +46,7 @@ class PopeTask(vf.Task[PopeData]):
 
 
 class PopeConfig(vf.TasksetConfig):
-    """`path` is a file of rows: `{train}` or `{validation}`, in this folder unless it has one of its own."""
+    """`path` is the file of rows: `{train}`, `{validation}`, or another; relative paths are in this folder."""
 
     path: Path = Path("{train}")
 

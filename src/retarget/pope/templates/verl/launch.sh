@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# POPE's settings for verl 0.9: bash THIS_FILE MODEL [further settings]
+# Train with verl 0.9 and POPE's settings: bash THIS_FILE MODEL [further settings]
 set -euo pipefail
 here="$(cd "$(dirname "$0")" && pwd)"
 model="$1"
 shift
-# data.shuffle=False keeps the order, in which both prompts of a problem stand in one batch. verl raises for a data
-# source that it does not know, so the reward file is needed, under `reward.`: the older key is ignored.
+# data.shuffle=False keeps the order of the rows, so that both prompts of a problem are in one batch. verl raises an error
+# for an unknown data source, so the reward file is needed. It must be set under `reward.`: the older key is ignored.
 python -m verl.trainer.main_ppo \
     algorithm.adv_estimator=grpo algorithm.norm_adv_by_std_in_grpo=False algorithm.use_kl_in_reward=False \
     data.train_files="$here/{train}" data.val_files="$here/{validation}" data.shuffle=False \

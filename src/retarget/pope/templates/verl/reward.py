@@ -8,7 +8,7 @@ _GRADERS = {}
 
 
 def compute_score(data_source, solution_str, ground_truth, extra_info=None, grader="{grader}", **_):
-    """1 for a right answer, else 0; metrics of data_source pope/guided and pope/unguided are logged apart by verl."""
+    """1 for a correct answer, otherwise 0. verl logs metrics per data_source, so guided and unguided rows apart."""
     if grader not in _GRADERS:
         _GRADERS[grader] = Grader(grader)
     meta = json.loads((extra_info or {}).get("meta") or "{}")
