@@ -34,6 +34,6 @@ def test_a_killed_actor_and_a_lost_node_change_nothing(cluster, tmp_path, caplog
 
 
 def test_the_words_for_actors_open_them(cluster, tmp_path, caplog):
-    with pytest.raises(UserError, match="no model there"):
+    with pytest.raises(UserError, match="contains no model"):
         open_engine(str(tmp_path), engines="ray:9")
-    assert "CPUs for 9 engines: some of them wait" in caplog.text
+    assert "CPUs for 9 engines: some of them will wait" in caplog.text

@@ -81,7 +81,7 @@ def test_the_whole_chain_by_path(tiny, folder, asking, capsys):
     again = [*mining[:2], "--out", str(out), "--k", "16", "--checkpoint", str(folder / "trained"), *asking]
     assert pope(again) == 0
     printed = capsys.readouterr().out
-    assert f"of {len(hard)} hard problems are solved now" in printed
+    assert f"of {len(hard)} hard problems are now solved" in printed
     parts = [read_problems(out / f"{name}.jsonl", answer_in_solution=False) if (out / f"{name}.jsonl").stat().st_size
              else [] for name in ("graduates", "still-hard", "left-over")]  # fmt: skip
     assert sorted(one.id for part in parts for one in part) == sorted(one.id for one in hard)
@@ -157,7 +157,7 @@ def test_exports(tmp_path):
     assert {row["guided"] for row in map(json.loads, (tmp_path / "o.jsonl").read_text().splitlines())} == {True, False}
     for name in ("v.validation.parquet", "v.reward.py", "v.launch.sh", "o.validation.jsonl", "o.reward.py"):
         assert (tmp_path / name).exists()
-    with pytest.raises(UserError, match="wants chat messages"):
+    with pytest.raises(UserError, match="needs chat messages"):
         pope(["export", str(tmp_path / "plain.parquet"), "--to", "verl", "--out", str(tmp_path / "x.parquet")])
 
 
@@ -172,15 +172,15 @@ def test_help_and_wrong_words(capsys):
 
 def test_options_that_would_be_dropped_silently_are_refused(folder, asking, tiny):
     evaluating = ["evaluate", str(folder / "problems.jsonl"), "--out", str(folder / "e"), "--answer-anywhere"]
-    with pytest.raises(UsageError, match="--k 64 needs between 1 and --samples 16"):
+    with pytest.raises(UsageError, match="--k 64: k must be between 1 and --samples 16"):
         pope([*evaluating, *asking, "--samples", "16", "--k", "1", "64"])
-    with pytest.raises(UsageError, match="--served and the options of a server are for http"):
+    with pytest.raises(UsageError, match="--served and the options of a server need --model http"):
         pope([*evaluating, *asking, "--concurrency", "3"])
-    with pytest.raises(UsageError, match="--engine-options are for a model in this process"):
+    with pytest.raises(UsageError, match="--engine-options does not apply to a server"):
         pope([*evaluating, "--model", "http://127.0.0.1:9/v1", "--engine-options", "max_model_len=8"])
     with pytest.raises(UserError, match=r"options of the engine: .*max_len"):
         pope([*evaluating, *asking, "--engine-options", "max_len=8"])
-    with pytest.raises(UsageError, match="--fields takes NAME=FIELD, not prompt"):
+    with pytest.raises(UsageError, match=r"--fields must be NAME=FIELD .*, not prompt"):
         pope([*evaluating, *asking, "--fields", "prompt"])
     assert not (folder / "e" / "evaluation.json").exists()
 
@@ -194,10 +194,10 @@ def test_a_batch_job_says_how_far_it_is_and_that_nothing_was_sampled(folder, ask
     assert "mining: 4 of 4 problems, 32 rollouts" in err
     assert pope(words) == 0
     out, err = capsys.readouterr()
-    assert "mining: going on after 32 rollouts in the journal" in err
+    assert "mining: resuming after 32 rollouts in the journal" in err
     assert "Nothing was sampled" not in out
     assert pope(words) == 0
-    assert f"Nothing was sampled: all of it stands in {folder / 'said' / 'mine.jsonl'}" in capsys.readouterr().out
+    assert f"Nothing was sampled: everything is already in {folder / 'said' / 'mine.jsonl'}" in capsys.readouterr().out
 
 
 def test_passwords_are_in_no_results_file(tiny, folder, capsys):

@@ -56,7 +56,7 @@ def test_every_problem_gets_its_samples_unguided_and_a_journal_resumes(tiny, tmp
     summary = found.to_json((1, 16, 64))
     assert list(summary["pass"]) == ["1", "16"]
     assert summary["solved"] == (found.correct > 0).sum()
-    with pytest.raises(UserError, match="samples, chunk and batch are at least 1, not 0"):
+    with pytest.raises(UserError, match="samples, chunk and batch must be at least 1, not 0"):
         evaluate(tiny.problems, engine, 0, **common)
     with pytest.raises(UserError, match="an id of its own"):
         evaluate([], engine, 16, **common)

@@ -77,9 +77,9 @@ def test_held_out_problems_are_in_no_training_row(tmp_path, rows, host):
     assert len(read(train)) == 8
     assert len(read(check)) == len(set(read(check))) == 2
     assert not set(read(train)) & set(read(check))
-    with pytest.raises(UserError, match="hold_out is a share below 1"):
+    with pytest.raises(UserError, match="at least 0 and below 1"):
         export(rows, host, tmp_path / "x", hold_out=1.0)
-    with pytest.raises(UserError, match="has no quotes"):
+    with pytest.raises(UserError, match="must not contain quotes"):
         export(rows, host, tmp_path / "x", grader='math"); evil("')
 
 
@@ -138,7 +138,7 @@ def test_opsd_rows_are_the_unguided_ones_with_what_the_teacher_sees(tmp_path, ro
     assert "5 of 6 problems have no privileged context and are left out" in caplog.text
     with pytest.raises(UserError, match="no problem has a privileged context"):
         export(mix(PROBLEMS, {}, prompts_per_batch=4), "opsd", tmp_path / "x.jsonl")
-    with pytest.raises(UserError, match="privileged context of opsd, and verl has none"):
+    with pytest.raises(UserError, match="only for the host opsd, as its privileged context, not for verl"):
         export(rows, "verl", tmp_path / "x.parquet", solutions=some)
 
 

@@ -53,5 +53,5 @@ def test_k_of_one_is_the_plain_reward_and_a_group_without_success_gets_nothing()
         assert not pass_at_k_rewards(correct, k)[1].any()
         assert (pass_at_k_rewards(correct, k)[2] == 1).all()
     for k in (0, 5):
-        with pytest.raises(ValueError, match=r"lies in \[1, 4\]"):
+        with pytest.raises(ValueError, match=r"must be between 1 and the 4 rollouts"):
             pass_at_k_rewards(correct, k)

@@ -58,7 +58,7 @@ def test_unknown_graders_and_limits_are_refused():
         Grader("maths", workers=0)
     with pytest.raises(UserError, match="no_such_module"):
         Grader("no_such_module:f")
-    with pytest.raises(UserError, match="seconds > 0"):
+    with pytest.raises(UserError, match="seconds must be above 0"):
         Grader("exact", seconds=0.0)
     with Grader("exact") as grader, pytest.raises(UserError, match="2 completions, 1 answers"):
         grader.grade(["a", "b"], ["a"])

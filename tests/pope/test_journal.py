@@ -27,7 +27,7 @@ def test_other_work_damage_and_a_second_writer_are_refused(tmp_path):
     path = tmp_path / "j.jsonl"
     with Journal(path, HEADER) as journal:
         journal.append({"unit": 0})
-        with pytest.raises(UserError, match="another process writes"):
+        with pytest.raises(UserError, match="another process is writing"):
             Journal(path, HEADER)
     with pytest.raises(UserError, match=r"was made with k = 4 \(now 5\)"):
         Journal(path, {**HEADER, "k": 5})
@@ -128,5 +128,5 @@ def test_a_line_that_stands_twice_is_refused(tmp_path, line):
         journal.append({"unit": 0})
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join([*lines, lines[line]]))
-    with pytest.raises(UserError, match=rf"line 3 is damaged.*stands in line {line + 1} already"):
+    with pytest.raises(UserError, match=rf"line 3 is damaged.*repeats line {line + 1} already"):
         Journal(path, HEADER)

@@ -51,7 +51,7 @@ def test_shards_merge_and_the_verb_goes_on_to_the_bytes_of_one_machine(tmp_path,
     shard(tmp_path, "c").write_bytes(cut)  # killed in the middle of a line
     files = [shard(tmp_path, name) for name in "abc"]
     assert pope(["merge", *map(str, files), "--out", str(tmp_path / "all")]) == 0
-    assert "stood in several journals" in capsys.readouterr().out
+    assert "duplicates dropped" in capsys.readouterr().out
     merged = shard(tmp_path, "all")
     before = merged.read_bytes()
     assert shard(tmp_path, "c").read_bytes() == cut
@@ -96,7 +96,7 @@ def test_other_work_is_refused_with_the_values_that_differ(tmp_path, sampler, ch
     mine(problems(0), sampler(), 4, journal=shard(tmp_path, "a"))
     mine(problems(1), sampler(**change), 4, journal=shard(tmp_path, "b"))
     told = f"{shard(tmp_path, 'b')} is of other work than {shard(tmp_path, 'a')}: "
-    with pytest.raises(UserError, match=re.escape(told) + said + r"\. Merge journals of one work"):
+    with pytest.raises(UserError, match=re.escape(told) + said + r"\. Only journals of the same work"):
         merge([shard(tmp_path, "a"), shard(tmp_path, "b")], tmp_path / "all")
     assert not (tmp_path / "all").exists()
 
@@ -128,7 +128,7 @@ def test_contradictions_are_refused_with_their_names(tmp_path, sampler):
     other = [one.model_copy(update={"prompt": "another"}) for one in problems(3)]
     mine(other, sampler(0.4), 4, journal=shard(tmp_path, "c"))
     with pytest.raises(
-        UserError, match=r"problem 'p3', unit 0 is another prompt, answer or meta in .*a/mine.jsonl: line 5"
+        UserError, match=r"problem 'p3', unit 0 has another prompt, answer or meta in .*a/mine.jsonl: line 5"
     ):
         merge([shard(tmp_path, "a"), shard(tmp_path, "c")], tmp_path / "all")
     assert not (tmp_path / "all").exists()
@@ -142,8 +142,8 @@ def test_files_that_are_no_journals_are_named(tmp_path, sampler):
         "old": b'{"verb": "mine", "work": "abc"}\n', "binary": bytes(range(256)) * 9,
         "damaged": good.read_bytes().replace(b'"n":4', b'"n":5', 1), "twice": good.read_bytes() * 2,
     }  # fmt: skip
-    said = {"empty": "holds nothing", "half": "holds nothing", "text": "line 1 is damaged", "problems": "no journal of",
-            "old": "an earlier version wrote it", "binary": "line 1 is damaged", "damaged": "line 2 is damaged",
+    said = {"empty": "the file is empty", "half": "the file is empty", "text": "line 1 is damaged",
+            "problems": "not a journal of", "old": "an earlier version wrote it", "binary": "line 1 is damaged", "damaged": "line 2 is damaged",
             "twice": "line .* is damaged"}  # fmt: skip
     for name, content in cases.items():
         (tmp_path / name).write_bytes(content)
@@ -156,5 +156,5 @@ def test_files_that_are_no_journals_are_named(tmp_path, sampler):
         merge([], tmp_path / "all")
     shard(tmp_path, "all").parent.mkdir()
     shard(tmp_path, "all").write_text(json.dumps({"other": 1}))
-    with pytest.raises(UserError, match="is there already: give another --out"):
+    with pytest.raises(UserError, match="already exists: give another --out"):
         merge([good], tmp_path / "all")

@@ -82,7 +82,7 @@ def test_a_later_model_graduates_problems(tiny, common):
 
 
 def test_bad_arguments_are_refused(tiny, common):
-    with pytest.raises(UserError, match="k, chunk and batch are at least 1, not 0, 8 and 16"):
+    with pytest.raises(UserError, match="k, chunk and batch must be at least 1, not 0, 8 and 16"):
         mine(tiny.problems, k=0, **common)
     with pytest.raises(UserError, match="same id"):
         mine([tiny.problems[0]] * 2, k=8, **common)

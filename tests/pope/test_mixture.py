@@ -78,7 +78,7 @@ def test_rows_ratios_and_easy_problems(caplog):
 
 
 def test_bad_mixtures_are_refused():
-    with pytest.raises(UserError, match="belong to no hard problem"):
+    with pytest.raises(UserError, match="not among the hard ones"):
         mix(problems(2), {"x": "a"}, PROMPTS)
     with pytest.raises(UserError, match="occurs twice: 'p0'"):
         mix(problems(2), {}, PROMPTS, easy=problems(1))
@@ -161,14 +161,16 @@ def test_prefixes_of_another_solution_or_wording_are_refused(tmp_path):
     with pytest.raises(UserError, match="prefix of 'p1' was cut from another solution"):
         mix(other, former, PROMPTS)
     wording = Prompts("{problem}", "{problem} - {prefix}", chat=False)
-    with pytest.raises(UserError, match=r"prefix of 'p0' was searched with another wording.*--other-template"):
+    with pytest.raises(
+        UserError, match=r"prefix of problem 'p0' was searched with other prompt templates.*--other-template"
+    ):
         mix(hard, found(tmp_path / "p.jsonl"), wording)
     assert len(mix(hard, found(tmp_path / "p.jsonl"), wording, other_template=True)) == 4
     assert not Prefixes.read(tmp_path / "p.jsonl", found_only=False).found[0].reason
     found(tmp_path / "p.jsonl", status="fallback")
     assert len(Prefixes.read(tmp_path / "p.jsonl", found_only=True)) == 0
     (tmp_path / "p.jsonl").write_text('{"id": "p0"}\n')
-    with pytest.raises(UserError, match="line 1 is not what `retarget pope search` writes"):
+    with pytest.raises(UserError, match="line 1 is not a line that `retarget pope search` writes"):
         Prefixes.read(tmp_path / "p.jsonl")
     with pytest.raises(UserError, match="no such file"):
         Prefixes.read(tmp_path / "none.jsonl")

@@ -80,7 +80,7 @@ def test_a_killed_worker_loses_no_rollout_and_none_counts_twice(tmp_path, whole,
     assert (found, (tmp_path / "mine.jsonl").read_bytes()) == whole[:2]
     repeated = asked(tmp_path / "a")[0] - whole[2]
     assert repeated == {("q3", "0"): 1, ("q9", "0"): 1}  # what was in hand, and nothing else
-    assert caplog.text.count("ended while it sampled, with code -9") == 2
+    assert caplog.text.count("ended while it sampled, with exit code -9") == 2
 
 
 def test_a_prompt_that_every_worker_dies_of_is_refused_and_costs_no_other(tmp_path):
@@ -88,8 +88,8 @@ def test_a_prompt_that_every_worker_dies_of_is_refused_and_costs_no_other(tmp_pa
         found = mine(problems(12), sampler(engines), 4)
     assert [one.problem.id for one in found.outcomes if one.kind == "failed"] == ["p5", "p6"]
     reason = found.outcomes[5].reason
-    assert reason.startswith("5 engines ended with this prompt in hand; the last: process ")
-    assert reason.endswith("with code -9")
+    assert reason.startswith("5 engines died while sampling this prompt; the last: process ")
+    assert reason.endswith("with exit code -9")
     assert found.outcomes[6].reason == "q6 is too long"
     assert [one.n for one in found.outcomes] == [4] * 5 + [0, 0] + [4] * 5
 
@@ -101,7 +101,7 @@ def test_what_an_engine_says_of_itself_stops_the_work(tmp_path, capfd):
         rest = evaluate(problems(9), sampler(engines), 4, journal=tmp_path / "e.jsonl")
     assert rest.to_json((1,)) == evaluate(problems(9), sampler(Guesser("guesser", tmp_path)), 4).to_json((1,))
     assert 2 <= rest.sampled <= 9
-    failed = r"failed with RuntimeError: a bug \(its process printed where\)"
+    failed = r"failed with RuntimeError: a bug \(its process printed the traceback\)"
     with pool(tmp_path / "a", raises=["q1"]) as engines, pytest.raises(UserError, match=failed):
         mine(problems(4), sampler(engines), 4)
     assert asked(tmp_path / "a")[0]["q1", "0"] == 2  # once, and once above
@@ -123,7 +123,7 @@ def test_an_engine_that_opens_after_the_work_is_there_for_the_next(tmp_path):
 
 
 def test_an_engine_that_never_opens_is_given_up(tmp_path, caplog):
-    never = "was started 5 times and never opened: .* opened the engine, with code 7"
+    never = "was started 5 times, but did not open: .* opened the engine, with exit code 7"
     with pytest.raises(UserError, match=f"engine 1 {never}"):
         pool(tmp_path / "a", spec="ends")
     assert caplog.text.count("it is started again") == 4
@@ -162,7 +162,7 @@ def test_an_engine_that_cannot_be_opened_is_left_out_while_others_work(tmp_path,
             found = mine(problems(4), sampler(engines), 8)
     finally:
         log.removeHandler(patient)
-    assert "with code 7; it is left out from now on" in caplog.text
+    assert "with exit code 7; it is left out from now on" in caplog.text
     assert found == mine(problems(4), sampler(Guesser("guesser", tmp_path)), 8)
 
 
@@ -266,7 +266,7 @@ def test_servers_of_one_model_share_a_queue_and_one_that_ends_is_left_out(tmp_pa
 def test_servers_of_other_models_are_refused_with_what_differs():
     with serve(Stub(), models="old") as (one, _), serve(Stub(), models="new") as (two, _):
         with pytest.raises(
-            UserError, match=r'other work than .*: served = .*"new".*, not .*"old".*; where their'
+            UserError, match=r'other work than .*: served = .*"new".*, not .*"old".*; set --fingerprint'
         ) as told:
             open_engine(f"{one},{two.replace('://', '://me:secret@')}", model="tiny").sample(["q"], 1, Sampling())
         assert "secret" not in str(told.value)
@@ -315,21 +315,21 @@ def test_the_command_line_mines_on_two_engines_to_the_bytes_of_one(tiny, tmp_pat
     assert pope([*words, "--out", str(tmp_path / "one")]) == 0
     for name in ("mine.jsonl", "outcomes.jsonl", "hard.jsonl"):
         assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
-    with pytest.raises(UserError, match="no model there"):
+    with pytest.raises(UserError, match="contains no model"):
         pope([*words, "--out", str(tmp_path / "x"), "--engines", "2", "--model", str(tmp_path)])
-    with pytest.raises(UsageError, match="--engines are for a model that is opened here"):
+    with pytest.raises(UsageError, match="--engines does not apply to a server"):
         pope([*words, "--out", str(tmp_path / "x"), "--engines", "2", "--model", "http://127.0.0.1:9/v1"])
 
 
 def test_engines_have_gpus_of_their_own():
     assert devices(3, 1, ["4", "GPU-7", "5", "6"]) == [["4"], ["GPU-7"], ["5"]]
-    with pytest.raises(UserError, match="4 engines of 2 GPUs need 8, and 4 are visible: lower --engines"):
+    with pytest.raises(UserError, match="4 engines with 2 GPUs each need 8 GPUs, but 4 are visible: lower --engines"):
         devices(4, 2, list("0123"))
 
 
 def test_words_for_engines_that_make_no_sense_are_refused():
     for wrong in ("0", "-1", "two", "slurm:2", "ray:", 0):
-        with pytest.raises(UserError, match="engines are a number from 1 or ray:NUMBER, not"):
+        with pytest.raises(UserError, match="engines must be a number of at least 1, or ray:NUMBER, not"):
             open_engine("some-model", engines=wrong)
-    with pytest.raises(UserError, match="give the addresses of the servers"):
+    with pytest.raises(UserError, match="give the addresses of several servers"):
         open_engine("http://127.0.0.1:9/v1", engines=2, model="m")

@@ -102,7 +102,7 @@ def test_cuts_are_within_the_cap_ordered_and_clean(text, cuts, cap):
 def test_an_early_cap_falls_to_tokens_and_says_so():
     found = cut_points("one two three four five six. Seven.", cuts=2, cap=0.5, unit="sentence")
     assert {cut.unit for cut in found} == {"token"}
-    with pytest.raises(UserError, match="cap between 0 and 1"):
+    with pytest.raises(UserError, match="cap above 0 and below 1"):
         cut_points("a b", cap=1.0)
 
 

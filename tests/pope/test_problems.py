@@ -39,9 +39,9 @@ def test_every_fault_is_reported_with_its_line(tmp_path, caplog):
     message = str(caught.value)
     for expected in (
         "9 of 10 rows",
-        "line 3: id 'a' stands in line 1 already",
+        "line 3: id 'a' is already used in line 1",
         "line 4: the solution is empty",
-        "line 5: the answer '4' does not occur",
+        "line 5: the solution does not contain the answer '4'",
         "line 6: not UTF-8 at byte 23",
         "line 7: not JSON",
         "line 8: the prompt has 6 tokens, the limit is 5",
@@ -89,7 +89,7 @@ def test_gsm8k_and_math_formats(tmp_path):
     assert (found[1].id, found[1].answer, found[1].meta) == ("3", "\\frac{1}{2}", {"level": "Level 5"})
     with pytest.raises(UserError, match=r"line 1: .* no final answer in \\boxed"):
         read_problems(lines(tmp_path / "q.jsonl", {"problem": "?", "solution": "\\boxed{1"}))
-    with pytest.raises(UserError, match="no final answer behind ####"):
+    with pytest.raises(UserError, match="no final answer after ####"):
         read_problems(lines(tmp_path / "q.jsonl", {"question": "?", "answer": "1"}), "gsm8k")
 
 
@@ -98,7 +98,7 @@ def test_optional_solutions_and_missing_files(tmp_path):
     assert read_problems(path, solutions="optional")[0].solution == ""
     with pytest.raises(UserError, match="no such file"):
         read_problems(tmp_path / "none.jsonl")
-    with pytest.raises(UserError, match=r"ends in \.jsonl"):
+    with pytest.raises(UserError, match=r"must end in \.jsonl"):
         read_problems(lines(tmp_path / "p.txt", GOOD))
     with pytest.raises(UserError, match="no valid problem"):
         read_problems(lines(tmp_path / "empty.jsonl"))
@@ -173,14 +173,14 @@ def test_fields_are_named_by_the_user_and_a_missing_one_says_how(tmp_path):
     assert (found[3].prompt, found[3].answer, found[3].solution) == ("How many 3?", "7", "So 7.")
     with pytest.raises(UserError) as caught:
         read_problems(path, fields={**fields, "answer": "final"})
-    assert "lines 1, 2, 3, 4, 5 and 25 more: no field holds the answer: name it by --fields answer=FIELD" in str(
+    assert "lines 1, 2, 3, 4, 5 and 25 more: no field holds the answer: name one with --fields answer=FIELD" in str(
         caught.value
     )
     assert len(str(caught.value).splitlines()) == 2
-    with pytest.raises(UserError, match="--fields names id, prompt, answer, solution, not promt"):
+    with pytest.raises(UserError, match="--fields: no field promt; choose from id, prompt, answer, solution"):
         read_problems(path, fields={"promt": "q"})
     guided = {"problem": "?", "answer": "1", "level": "hard_with_guidance"}
-    with pytest.raises(UserError, match="a row with guidance is no problem of its own"):
+    with pytest.raises(UserError, match="this row is a guided variant of a problem"):
         read_problems(lines(tmp_path / "g.jsonl", guided))
 
 
@@ -213,7 +213,7 @@ def test_what_is_offered_for_choice_belongs_to_the_question(tmp_path):
 def test_rows_of_other_fields_say_how_to_name_them(tmp_path):
     row = {"ID": "chal-1", "Body": "A pack costs 76.", "Answer": 51.0}
     path = lines(tmp_path / "p.jsonl", row)
-    with pytest.raises(UserError, match=r"no field holds the prompt: name it by --fields prompt=FIELD \(fields: ID"):
+    with pytest.raises(UserError, match=r"no field holds the prompt: name one with --fields prompt=FIELD \(fields: ID"):
         read_problems(path)
     fields = {"id": "ID", "prompt": "Body", "answer": "Answer"}
     (found,) = read_problems(path, fields=fields, solutions="optional")

@@ -28,7 +28,7 @@ def test_variants_and_a_users_own_templates(tmp_path):
 
 
 def test_faulty_templates_and_prefixes_are_refused(tmp_path):
-    with pytest.raises(UserError, match=r"must hold \{problem\} and \{prefix\} once"):
+    with pytest.raises(UserError, match=r"must contain \{problem\} and \{prefix\} exactly once"):
         Prompts("{problem}", "{problem} {prefix} {prefix}")
     with pytest.raises(UserError, match="unguided template"):
         Prompts("{problem} {prefix}", "{problem} {prefix}")

@@ -116,7 +116,7 @@ def test_the_server_engine_retries_what_may_pass_and_gives_up_on_the_rest(engine
         assert len(seen["bodies"]) == 1
     with (
         serve(engine, choices=1) as (url, _),
-        pytest.raises(UserError, match="1 completions for n=2: set per_request=1"),
+        pytest.raises(UserError, match="1 completions for n=2: set --per-request 1"),
     ):
         ServerEngine(url, "tiny", per_request=2).sample(prompts[:1], 2, PARAMS)
     with pytest.raises(UserError, match=r"failed: \w+Error"):
@@ -126,7 +126,7 @@ def test_the_server_engine_retries_what_may_pass_and_gives_up_on_the_rest(engine
 def test_engines_that_cannot_be_opened(tmp_path):
     with pytest.raises(UserError, match="--served NAME"):
         open_engine("http://127.0.0.1:9/v1")
-    with pytest.raises(UserError, match="no model there"):
+    with pytest.raises(UserError, match="contains no model"):
         open_engine(str(tmp_path))
 
 
@@ -179,7 +179,7 @@ def test_an_adapter_opens_by_path_and_a_model_that_is_nowhere_does_not(tiny, pro
     assert opened.sample(prompts, 2, PARAMS) == direct.sample(prompts, 2, PARAMS)  # a new adapter adds nothing
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="empty: no model there"):
+    with pytest.raises(UserError, match="empty: contains no model"):
         open_engine("empty")
 
 
@@ -280,15 +280,15 @@ def test_keys_are_shown_nowhere_and_sent_to_no_one_else(engine, prompts, monkeyp
         ServerEngine(url, "tiny", key_variable="none").sample(prompts[:1], 1, PARAMS)
         assert seen["keys"][-1] is None
     for url in ("http://example.org/v1", "http://10.0.0.1:8000/v1"):
-        with pytest.raises(UserError, match="the key in MY_KEY would go over plain HTTP"):
+        with pytest.raises(UserError, match="the key in MY_KEY would be sent over plain HTTP"):
             ServerEngine(url, "tiny", key_variable="MY_KEY")
-    with pytest.raises(UserError, match="a password in the address would go over plain HTTP") as caught:
+    with pytest.raises(UserError, match="a password in the address would be sent over plain HTTP") as caught:
         ServerEngine("http://me:pass@example.org/v1", "tiny", key_variable="none")
     assert "pass@" not in str(caught.value)
     ServerEngine("https://example.org/v1", "tiny", key_variable="MY_KEY")
     for stray in ("sk-very-secret\r", "sk very"):
         monkeypatch.setenv("MY_KEY", stray)
-        with pytest.raises(UserError, match="the key in MY_KEY holds a space") as caught:
+        with pytest.raises(UserError, match="the key in MY_KEY contains a space") as caught:
             ServerEngine("http://127.0.0.1:9/v1", "tiny", key_variable="MY_KEY")
         assert "very" not in str(caught.value)
     address = "http://me:pass@127.0.0.1:9/v1"

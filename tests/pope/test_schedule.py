@@ -164,7 +164,7 @@ def test_a_refused_prompt_fails_its_own_problem_and_is_asked_again_next_time(tmp
 @pytest.mark.parametrize("kind", [Guesser, Streaming])
 def test_a_request_that_is_wrong_for_every_problem_stops_the_work(kind):
     for count in (2, 40):
-        with pytest.raises(UserError, match="was refused; the first, 'p0': HTTP 400"):
+        with pytest.raises(UserError, match="that it was given; the first, 'p0': HTTP 400"):
             mine(problems(count), sampler(kind(refuses=["question"])), 8)
 
 

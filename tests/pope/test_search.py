@@ -57,7 +57,7 @@ def test_the_rollouts_of_a_rate_and_an_error(rate, error):
 
 @pytest.mark.parametrize(("rate", "error"), [(0.0, 0.1), (1.0, 0.1), (0.1, 0.0), (0.1, 1.5)])
 def test_no_probability_is_refused(rate, error):
-    with pytest.raises(UserError, match="lie strictly between 0 and 1"):
+    with pytest.raises(UserError, match="must be strictly between 0 and 1"):
         rollouts_for(rate, error)
 
 

@@ -212,19 +212,19 @@ def test_only_whole_checkpoints_are_resumed_from(tmp_path, caplog):
 
 def test_checkpoints_inside_a_cycle_are_refused(tiny, tmp_path):
     extra = {**TINY["extra"], "save_steps": 3}
-    with pytest.raises(UserError, match="save_steps=3 falls inside a generation cycle of 2 optimiser steps"):
+    with pytest.raises(UserError, match="save_steps=3 saves inside a generation cycle of 2 optimiser steps"):
         make_trainer(tiny, tmp_path, save_every=1, extra=extra)
 
 
 def test_evaluation_is_unguided(tiny, tmp_path):
     model, tokenizer = load_base(tiny.directory)
     settings = TrainingSettings(**TINY)
-    with pytest.raises(UserError, match="evaluation is unguided"):
+    with pytest.raises(UserError, match="evaluation must be unguided"):
         train(model, make_rows(), reward(), settings, tmp_path, tokenizer=tokenizer, eval_rows=make_rows())
     trainer = make_trainer(tiny, tmp_path)
     unguided = make_rows(ratio=0.0)
     assert "eval_reward" in trainer.evaluate(Dataset.from_list(unguided[:4]))
-    with pytest.raises(UserError, match="evaluation is unguided"):
+    with pytest.raises(UserError, match="evaluation must be unguided"):
         trainer.evaluate(Dataset.from_list(make_rows()[:4]))
 
 
@@ -232,7 +232,7 @@ def test_rows_without_a_known_stratum_are_refused(tiny, tmp_path):
     model, tokenizer = load_base(tiny.directory)
     config = GRPOConfig(output_dir=str(tmp_path), **grpo_arguments(TrainingSettings(**TINY), 1, False))
     for rows, message in (([{"prompt": "1 =", "answer": "1"}] * 4, "no stratum column"),
-                          ([{"prompt": "1 =", "stratum": "hint"}] * 4, "unknown strata hint")):  # fmt: skip
+                          ([{"prompt": "1 =", "stratum": "hint"}] * 4, "unknown values hint")):  # fmt: skip
         with pytest.raises(UserError, match=message):
             PopeTrainer(model=model, reward_funcs=[reward()], args=config, processing_class=tokenizer,
                         train_dataset=Dataset.from_list(rows))  # fmt: skip
@@ -244,7 +244,7 @@ def test_prompts_that_do_not_fit_are_dropped_with_a_count(caplog):
         kept = fitting(rows, 5, lambda prompt: len(prompt.split()))
     assert {row["stratum"] for row in kept} == {"unguided"}
     assert "6 of 12 prompts (6 of them guided) have more than 5 tokens" in caplog.text
-    with pytest.raises(UserError, match="no prompt fits into 1 tokens"):
+    with pytest.raises(UserError, match="every prompt has more than 1 tokens"):
         fitting(rows, 1, lambda prompt: len(prompt.split()))
 
 
@@ -329,7 +329,7 @@ def test_a_directory_of_other_work_is_not_resumed(tiny, tmp_path):
         with pytest.raises(UserError, match=r"was made with rows = \w+ \(now"):
             train(model, make_rows(ratio=0.0), reward(), settings, tmp_path, tokenizer=tokenizer, resume=resume)
     (tmp_path / "work.json").unlink()
-    with pytest.raises(UserError, match=r"checkpoints without a work\.json"):
+    with pytest.raises(UserError, match=r"checkpoints, but no work\.json"):
         run(tiny.directory, tmp_path, save_every=2)
 
 
@@ -341,10 +341,10 @@ def test_the_pool_lasts_for_every_cycle():
 def test_evaluation_rows_are_guided_by_their_stratum_too(tiny, tmp_path):
     rows = [{key: value for key, value in row.items() if key != "guided"} for row in make_rows()]
     trainer = make_trainer(tiny, tmp_path)
-    with pytest.raises(UserError, match="evaluation is unguided"):
+    with pytest.raises(UserError, match="evaluation must be unguided"):
         trainer.evaluate(Dataset.from_list(rows[:4]))
     model, tokenizer = load_base(tiny.directory)
-    with pytest.raises(UserError, match="evaluation is unguided"):
+    with pytest.raises(UserError, match="evaluation must be unguided"):
         train(model, make_rows(), reward(), TrainingSettings(**TINY), tmp_path, tokenizer=tokenizer, eval_rows=rows)
 
 

@@ -3,7 +3,7 @@
     python THIS_FILE sdft --model_name_or_path MODEL --output_dir DIR ...
     python THIS_FILE sdpo --model_name_or_path MODEL --output_dir DIR ...
 
-SDFT trains on the model's own completions of the plain prompt, without a reward. SDPO rewards them with the grader, and its
+SDFT trains on the model's own completions of the plain prompt, without a reward. SDPO rewards them with the grader; its
 teacher sees a correct completion of the group, if there is one, and the privileged context as feedback. All options of
 TRL's SDFTConfig and SDPOConfig can be given on the command line.
 """
