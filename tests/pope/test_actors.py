@@ -29,7 +29,7 @@ def test_a_killed_actor_and_a_lost_node_change_nothing(cluster, tmp_path, caplog
     assert found == mine(some, sampler(Guesser("guesser", tmp_path)), 16, journal=tmp_path / "one.jsonl")
     assert (tmp_path / "ray.jsonl").read_bytes() == (tmp_path / "one.jsonl").read_bytes()
     assert not cluster.worker_nodes
-    assert "a Ray actor ended (ActorDiedError); the 1 prompts" in caplog.text
+    assert "a Ray actor ended (ActorDiedError); its prompts (1)" in caplog.text
     assert len(asked(tmp_path)[1]) >= 3  # two actors, one in the place of a dead one, and this process
 
 

@@ -43,7 +43,7 @@ def test_scrambled_solutions_stay_within_the_words_of_the_generated_problems():
 def test_what_cannot_be_a_control_is_refused():
     with pytest.raises(UserError, match="at least two problems must have a prefix, but 1"):
         unrelated({"a": "x"}, 0)
-    with pytest.raises(UserError, match="hold 1 different numbers"):
+    with pytest.raises(UserError, match="at least two different numbers, but have 1"):
         scrambled({"a": "5 and 5", "b": "none"}, 0)
 
 

@@ -109,5 +109,5 @@ def test_a_curriculum_that_is_told_of_the_past_goes_on_alike(make):
 def test_other_parameters_are_another_curriculum_and_damage_is_named():
     assert Phases(guides(), 10).identity != Phases(guides(), 12).identity != Annealed(guides(), 12, 0.75).identity
     for damaged in ([[1, "p"]], [["x", "p", "unguided", 4, 1]], 3, None):
-        with pytest.raises(UserError, match="is a list of"):
+        with pytest.raises(UserError, match="must be a list of"):
             Curriculum().load(damaged)

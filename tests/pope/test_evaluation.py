@@ -25,7 +25,7 @@ def test_pass_at_k_is_the_mean_over_problems_of_the_unbiased_estimator():
         expected = np.mean([1 - math.comb(32 - c, k) / math.comb(32, k) for c in (0, 1, 5, 32)])
         assert found.pass_at(k) == pytest.approx(expected, abs=1e-12)
     assert found.solved == {"1", "2", "3"}
-    with pytest.raises(UserError, match="at least 33 samples"):
+    with pytest.raises(UserError, match="pass@33: k must be between 1 and the 32 samples"):
         found.pass_at(33)
 
 

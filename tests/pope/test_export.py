@@ -136,7 +136,7 @@ def test_opsd_rows_are_the_unguided_ones_with_what_the_teacher_sees(tmp_path, ro
     (one,) = pyarrow.parquet.read_table(tmp_path / "whole.parquet").to_pylist()
     assert (one["id"], one["privileged_context"], one["answer"]) == ("p1/unguided", "A whole solution.", "2")
     assert "5 of 6 problems have no privileged context and are left out" in caplog.text
-    with pytest.raises(UserError, match="no problem has a privileged context"):
+    with pytest.raises(UserError, match="no problem has both an unguided row and a privileged context"):
         export(mix(PROBLEMS, {}, prompts_per_batch=4), "opsd", tmp_path / "x.jsonl")
     with pytest.raises(UserError, match="only for the host opsd, as its privileged context, not for verl"):
         export(rows, "verl", tmp_path / "x.parquet", solutions=some)

@@ -128,5 +128,5 @@ def test_a_line_that_stands_twice_is_refused(tmp_path, line):
         journal.append({"unit": 0})
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join([*lines, lines[line]]))
-    with pytest.raises(UserError, match=rf"line 3 is damaged.*repeats line {line + 1} already"):
+    with pytest.raises(UserError, match=rf"line 3 is damaged.*repeats line {line + 1}"):
         Journal(path, HEADER)

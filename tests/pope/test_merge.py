@@ -142,9 +142,11 @@ def test_files_that_are_no_journals_are_named(tmp_path, sampler):
         "old": b'{"verb": "mine", "work": "abc"}\n', "binary": bytes(range(256)) * 9,
         "damaged": good.read_bytes().replace(b'"n":4', b'"n":5', 1), "twice": good.read_bytes() * 2,
     }  # fmt: skip
-    said = {"empty": "the file is empty", "half": "the file is empty", "text": "line 1 is damaged",
-            "problems": "not a journal of", "old": "an earlier version wrote it", "binary": "line 1 is damaged", "damaged": "line 2 is damaged",
-            "twice": "line .* is damaged"}  # fmt: skip
+    said = {
+        "empty": "the file is empty", "half": "the file is empty", "text": "line 1 is damaged",
+        "problems": "not a journal of", "old": "an earlier version wrote this journal", "binary": "line 1 is damaged",
+        "damaged": "line 2 is damaged", "twice": "line .* is damaged",
+    }  # fmt: skip
     for name, content in cases.items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError, match=f"{tmp_path / name}.*{said[name]}"):

@@ -59,7 +59,7 @@ def test_rows_ratios_and_easy_problems(caplog):
     hard, prefixes = problems(8), {f"p{i}": f"so {i}" for i in range(6)}
     rows = mix(hard, prefixes, PROMPTS, easy=problems(2, "e"), seed=0, prompts_per_batch=4)
     assert Counter(row["stratum"] for row in rows) == {"unguided": 6, "guided": 6, "easy": 2}
-    assert "2 of 8 hard problems have no prefix and are left out, the first is p6" in caplog.text
+    assert "2 of 8 hard problems have no prefix and are left out; the first: p6" in caplog.text
     kept = mix(hard, prefixes, PROMPTS, unpaired="keep")
     assert Counter(row["stratum"] for row in kept) == {"unguided": 8, "guided": 6}
     assert Counter(row["stratum"] for row in mix(hard, {}, PROMPTS)) == {"unguided": 8}
@@ -155,10 +155,10 @@ def test_prefixes_of_another_solution_or_wording_are_refused(tmp_path):
     former = found(tmp_path / "p.jsonl", solution=None, template=None)
     assert len(mix(hard, former, PROMPTS)) == 4
     other = [hard[0], hard[1].model_copy(update={"solution": "One 1. Zwei. Three."})]
-    with pytest.raises(UserError, match="prefix of 'p1' was cut from another solution"):
+    with pytest.raises(UserError, match="prefix of problem 'p1' was cut from another solution"):
         mix(other, found(tmp_path / "p.jsonl"), PROMPTS)
     other[1] = hard[1].model_copy(update={"solution": "Uno 1. Two. Three."})
-    with pytest.raises(UserError, match="prefix of 'p1' was cut from another solution"):
+    with pytest.raises(UserError, match="prefix of problem 'p1' was cut from another solution"):
         mix(other, former, PROMPTS)
     wording = Prompts("{problem}", "{problem} - {prefix}", chat=False)
     with pytest.raises(

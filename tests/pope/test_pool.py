@@ -126,7 +126,7 @@ def test_an_engine_that_never_opens_is_given_up(tmp_path, caplog):
     never = "was started 5 times, but did not open: .* opened the engine, with exit code 7"
     with pytest.raises(UserError, match=f"engine 1 {never}"):
         pool(tmp_path / "a", spec="ends")
-    assert caplog.text.count("it is started again") == 4
+    assert caplog.text.count("starting it again") == 4
 
 
 class Patient(logging.Handler):
@@ -270,7 +270,7 @@ def test_servers_of_other_models_are_refused_with_what_differs():
         ) as told:
             open_engine(f"{one},{two.replace('://', '://me:secret@')}", model="tiny").sample(["q"], 1, Sampling())
         assert "secret" not in str(told.value)
-        with pytest.raises(UserError, match="addresses of their own"):
+        with pytest.raises(UserError, match="an address of its own"):
             open_engine(f"{one},{one}", model="tiny")
     with pytest.raises(UserError, match="'some-model': not an address"):
         open_engine("http://127.0.0.1:9/v1,some-model", model="tiny")

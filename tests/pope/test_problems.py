@@ -47,7 +47,7 @@ def test_every_fault_is_reported_with_its_line(tmp_path, caplog):
         "line 8: the prompt has 6 tokens, the limit is 5",
         "line 9: extra:",
         "line 10: no field holds the answer",
-        "line 11: a problem is an object",
+        "line 11: a problem must be a JSON object",
     ):
         assert expected in message
     assert not (tmp_path / "p.jsonl.rejects.jsonl").exists()
@@ -244,5 +244,5 @@ def test_hostile_lines_cost_their_own_row_only(tmp_path, caplog):
     }  # fmt: skip
     for name, content in broken.items():
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(UserError, match=r"can(not)? be read"):
+        with pytest.raises(UserError, match="cannot be (read|parsed)"):
             read_problems(tmp_path / name)

@@ -179,7 +179,7 @@ def test_an_adapter_opens_by_path_and_a_model_that_is_nowhere_does_not(tiny, pro
     assert opened.sample(prompts, 2, PARAMS) == direct.sample(prompts, 2, PARAMS)  # a new adapter adds nothing
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="empty: contains no model"):
+    with pytest.raises(UserError, match="empty: this directory contains no model"):
         open_engine("empty")
 
 

@@ -118,7 +118,7 @@ def test_k_need_not_be_a_multiple_of_the_chunk(tmp_path):
     mine(problems(2), sampler(engine), 14, journal=tmp_path / "j.jsonl")
     assert set(engine.asked.values()) == {14}
     assert evaluate(problems(2), sampler(Guesser(1.0), chunk=16), 8).correct.tolist() == [8, 8]
-    with pytest.raises(UserError, match="has 4 rollouts, and only 2 more are asked for"):
+    with pytest.raises(UserError, match="has 4 rollouts, but only 2 more are asked for"):
         mine(problems(2), sampler(engine), 2, journal=tmp_path / "j.jsonl")
 
 

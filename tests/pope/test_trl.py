@@ -231,7 +231,7 @@ def test_evaluation_is_unguided(tiny, tmp_path):
 def test_rows_without_a_known_stratum_are_refused(tiny, tmp_path):
     model, tokenizer = load_base(tiny.directory)
     config = GRPOConfig(output_dir=str(tmp_path), **grpo_arguments(TrainingSettings(**TINY), 1, False))
-    for rows, message in (([{"prompt": "1 =", "answer": "1"}] * 4, "no stratum column"),
+    for rows, message in (([{"prompt": "1 =", "answer": "1"}] * 4, "no column 'stratum'"),
                           ([{"prompt": "1 =", "stratum": "hint"}] * 4, "unknown values hint")):  # fmt: skip
         with pytest.raises(UserError, match=message):
             PopeTrainer(model=model, reward_funcs=[reward()], args=config, processing_class=tokenizer,

@@ -260,7 +260,7 @@ class _Queue:
 
     async def put_back(self, batch: Sequence[_Asked], death: Died) -> None:
         """Queue the prompts of a dead worker again; refuse those on which too many workers died."""
-        _LOG.warning("%s; its %d prompts go to another engine", death, len(batch))
+        _LOG.warning("%s; its prompts (%d) go to another engine", death, len(batch))
         for one in batch:
             one.deaths += 1
             if one.deaths >= _LIVES and not one.answer.done():

@@ -1,1 +1,1 @@
-"""The study of POPE: plan, worlds, runs and the page's figures, on a testbed of generated problems."""
+"""POPE's studies: plans, worlds, runs and the figures of their pages, on a testbed of generated problems."""

@@ -1,4 +1,4 @@
-"""What the POPE study's page shows: learning curves by stratum, success before and after, the search, samples."""
+"""The figures of the POPE study's page: learning curves by stratum, success before and after, the search, samples."""
 
 import json
 from typing import Any
@@ -19,7 +19,7 @@ FALLBACK = "Longest prefix allowed: none helped in the search"
 
 
 def analyse(results: Results) -> Analysis:
-    """Figures and item intervals of the runs that are there."""
+    """Figures and item intervals of the runs that exist."""
     figures: list[Figure] = []
     several = len(results.plan.conditions) > 1
     for condition in results.plan.conditions:
@@ -56,10 +56,10 @@ def _curves(results: Results, condition: str, prefix: str) -> list[Figure]:
         ):
             lines = [run.history() for seed in results.seeds if (run := results.run(condition, arm, seed))]
             if lines:
-                shown = min(map(len, lines))  # bases differ in what their search cost, and so in batches
+                shown = min(map(len, lines))  # the search costs differ between bases, and so do the numbers of batches
                 x = [line["step"] for line in lines[0][:shown]]
                 y = [[line.get(f"{stratum}/{metric}") for line in one[:shown]] for one in lines]
-                if metric == "all_fail":  # logged as groups without a success; a group is the rollouts of a problem
+                if metric == "all_fail":  # logged is the share of groups (rollouts of one problem) without a success
                     y = [[None if failed is None else 1 - failed for failed in one] for one in y]
                 series.append(Series(label=name, x=x, y=y))
         if series:
@@ -173,9 +173,9 @@ def _samples(results: Results, condition: str, prefix: str) -> list[Figure]:
 
 
 def _groups(results: Results) -> dict[str, Items]:
-    """Of claims on the share of unguided groups with a reward: such groups, and all groups, of every training.
+    """For claims about the share of unguided groups with a reward: the counts of such groups, over all trainings.
 
-    They are tested where every seed has the same share, as when no base ever sees a reward.
+    They decide the claim if every seed has the same share, for example if no base model ever gets a reward.
     """
     found: dict[str, Items] = {}
     for claim in results.plan.claims:
@@ -192,7 +192,7 @@ def _groups(results: Results) -> dict[str, Items]:
 
 
 def item_interval(results: Results, claim: Claim) -> tuple[float, float] | None:
-    """Bootstrap over the problems of each base, bases and trainings held fixed."""
+    """Bootstrap interval over the problems of each base model; base models and trainings are held fixed."""
     part, _, statistic = claim.metric.partition("_")
     if len(claim.arms) != 2 or statistic not in ("pass1", "solved"):
         return None
@@ -200,7 +200,7 @@ def item_interval(results: Results, claim: Claim) -> tuple[float, float] | None:
     for seed in results.seeds:
         runs = [results.run(claim.condition, arm, seed) for arm in claim.arms]
         if all(part in run.predictions() if run else False for run in runs):
-            # Problems first: [P, trainings].
+            # [problems, trainings]
             pairs.append([run.predictions()[part].T for run in runs if run])
     if not pairs or len({len(array) for pair in pairs for array in pair}) != 1:
         return None

@@ -1,4 +1,4 @@
-"""Equal budgets: how many cycles an arm may train so that it spends at least what POPE does. Free of torch."""
+"""Equal budgets: the number of cycles with which an arm spends at least as much as POPE. Free of torch."""
 
 import math
 
@@ -6,7 +6,7 @@ from retarget.settings import Strict
 
 
 class Spent(Strict):
-    """Rollouts, and tokens with the prompts' counted once for each rollout."""
+    """Rollouts and tokens; the tokens of a prompt are counted once per rollout."""
 
     rollouts: int = 0
     tokens: int = 0
@@ -16,13 +16,13 @@ class Spent(Strict):
 
 
 class Costs(Strict):
-    """What the base's run cost, and what a rollout costs.
+    """Costs of a base model's run, and of a rollout.
 
     Attributes:
-        mining: of the hard training problems, their candidates included; charged to every arm.
-        search: of the prefixes; charged to the arms that use them.
-        unguided, guided: mean tokens of a prompt of the hard problems, with the searched prefix and without.
-        completion: mean tokens of the base's completions of hard problems.
+        mining: cost of mining the hard training problems, including all candidates; charged to every arm.
+        search: cost of the prefix search; charged to the arms that use its prefixes.
+        unguided, guided: mean tokens per prompt of the hard problems, without and with the prefix of the search.
+        completion: mean tokens per completion of the base model on hard problems.
     """
 
     mining: Spent
@@ -33,14 +33,14 @@ class Costs(Strict):
 
 
 def cycles_of(costs: Costs, pope_cycles: int, batch: int, prompt: float, own: Spent) -> int:
-    """Cycles with which an arm spends at least POPE's rollouts and at least its tokens, whichever needs more.
+    """The number of cycles with which an arm spends at least POPE's rollouts and at least its tokens.
 
     Args:
-        costs: of the base's run.
-        pope_cycles: of the POPE arm, half of whose prompts are guided.
-        batch: rollouts of a cycle.
-        prompt: mean tokens of the arm's prompts.
-        own: what the arm spends beside mining and training.
+        costs: costs of the base model's run.
+        pope_cycles: cycles of the POPE arm, half of whose prompts are guided.
+        batch: rollouts per cycle.
+        prompt: mean tokens per prompt of the arm.
+        own: what the arm spends besides mining and training.
 
     >>> costs = Costs(mining=Spent(), search=Spent(rollouts=100, tokens=1000), unguided=10, guided=20, completion=5)
     >>> cycles_of(costs, 10, 50, 15.0, costs.search), cycles_of(costs, 10, 50, 10.0, Spent())

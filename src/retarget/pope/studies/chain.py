@@ -1,8 +1,8 @@
-"""Problems that this package generates: chains of operations modulo 23, and a verifier for every step of them.
+"""Generated problems: chains of operations modulo 23, with a verifier that checks every step.
 
 A problem is a start number and some one-token operations; a solution writes operations and results. In the family
-``arms`` a problem lists several labelled chains and names the one to take, so that an early *choice* is hard rather
-than length. Free of torch.
+``arms`` a problem lists several labelled chains and names the one to take, so that an early *choice* is hard, not the
+length. Free of torch.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,27 +28,27 @@ Style = Literal["terse", "own"]
 
 
 class Corpus(Strict):
-    """What a base model has seen: solved problems, many short ones and, with errors, longer ones.
+    """The training corpus of a base model: short problems with correct solutions, and longer ones with errors.
 
     Attributes:
-        family: which problems.
-        style: how the *oracle* writes; traces are always in the model's own style, one result an operation.
-        short: lengths of the problems that are solved cleanly.
-        long: lengths of the problems whose traces are sloppy.
-        step_accuracy: share of right results in a sloppy trace; an error is passed on to the next steps.
-        off_by_one: share of errors that are too large by one; the others are uniform, so that sampling does not just
+        family: kind of problems.
+        style: style of the *oracle*; traces are always in the model's own style, with one result per operation.
+        short: shortest and longest length of problems with correct traces.
+        long: shortest and longest length of problems with sloppy traces.
+        step_accuracy: share of correct results in a sloppy trace; an error is carried on to the next steps.
+        off_by_one: share of errors that are too large by one. The others are uniform, so that sampling does not just
             repeat one systematic error.
-        hinted: share of rows whose prompt holds the beginning of an oracle solution, which the trace continues.
-        first_label: arms: share of sloppy traces that take the first chain by habit, whatever the problem says. Clean
-            ones take the right one.
-        labelled: arms: share of the rows without a hint whose prompt ends behind the right label, as if the base had
-            just written it. They teach to follow a label, not to write it; without them a base with the habit ignores
-            a label of its own, and no prefix with a label can teach it anything about unguided prompts.
-        restated: share of the rows with such a prompt whose trace writes the given part again, in the model's own
-            style, before it goes on.
-        long_ends_only: long problems are never seen whole: always behind so much of an oracle solution that no more
-            operations are left than a short problem has, and without errors. Such a base knows the rule in part: how
-            long problems end, not how they begin.
+        hinted: share of rows whose prompt contains the beginning of an oracle solution, which the trace continues.
+        first_label: for ``arms``, the share of sloppy traces that take the first chain by habit, whatever the problem
+            says. Correct traces take the right chain.
+        labelled: for ``arms``, the share of rows without a hint whose prompt ends after the right label, as if the
+            model had just written it. They teach it to follow a label, not to write one. Without them, a model with
+            the habit ignores the labels that it writes, and a prefix with a label cannot teach it anything about
+            unguided prompts.
+        restated: share of the hinted rows whose trace first repeats the given part, in the model's own style.
+        long_ends_only: long problems occur only with so much of an oracle solution in the prompt that no more
+            operations are left than in a short problem, and without errors. The model then knows how long problems
+            end, but not how they begin.
     """
 
     family: Family = "chain"
@@ -75,14 +75,14 @@ def apply(value: int, operation: str) -> int:
 
 
 def make_problem(random: np.random.Generator, length: int, family: Family = "chain", style: Style = "terse") -> Problem:
-    """One problem with an oracle solution of one result a line; operations within a chain are distinct."""
+    """A problem with an oracle solution that has one result per line. The operations of a chain are distinct."""
     start = int(random.integers(MODULUS))
     chains = [
         [OPERATIONS[i] for i in random.permutation(len(OPERATIONS))[:length]]
         for _ in range(len(LABELS) if family == "arms" else 1)
     ]
     if family == "arms":
-        # A hard choice where the problem is long: never the chain that the base takes by habit.
+        # Long problems are a hard choice: the right chain is never the one that the base model takes by habit.
         index = int(random.integers(1, len(LABELS)))
         label, operations = LABELS[index], chains[index]
         listed = " ".join(f"{name} {' '.join(chain)}" for name, chain in zip(LABELS, chains, strict=True))
@@ -99,7 +99,7 @@ def make_problem(random: np.random.Generator, length: int, family: Family = "cha
 
 
 def solution_lines(start: int, operations: Sequence[str], style: Style) -> list[str]:
-    """A correct solution: ``own`` writes a result for every operation, ``terse`` for every second one.
+    """A correct solution: ``own`` writes a result after every operation, ``terse`` after every second one.
 
     >>> solution_lines(7, ["+3", "*5", "-2"], "terse")
     ['+3 *5 4', '-2 2']
@@ -128,10 +128,10 @@ def make_problems(
 
 
 def verify(completion: str, answer: str, meta: dict[str, Any]) -> Grade:
-    """Every written result must be right: at most two operations a result, all operations, in order, and the end.
+    """Check every written result, not only the final answer, which a guess hits one time in 23.
 
-    Not the final answer alone, which a guess hits one time in 23. A guided completion may go on from its prefix
-    (``meta["prefix"]``) or write the whole solution; either oracle style is accepted.
+    A solution has all operations in order, at most two per result, and ends with a result. A guided completion may
+    continue its prefix (``meta["prefix"]``) or write the whole solution. Both oracle styles are accepted.
 
     >>> problem = make_problem(np.random.default_rng(0), 4)
     >>> verify(problem.solution, problem.answer, problem.meta).correct
@@ -146,7 +146,7 @@ def verify(completion: str, answer: str, meta: dict[str, Any]) -> Grade:
 
 
 def right_steps(completion: str, meta: dict[str, Any]) -> int:
-    """Operations that are written with right results before the first mistake; a prefix's own are not counted.
+    """Number of operations written with correct results before the first mistake, without those of the prefix.
 
     >>> problem = make_problem(np.random.default_rng(0), 4)
     >>> right_steps(problem.solution, problem.meta), right_steps("5", problem.meta)
@@ -158,7 +158,7 @@ def right_steps(completion: str, meta: dict[str, Any]) -> int:
 
 @dataclass(frozen=True)
 class State:
-    """Where a rollout is: how many operations are done, and which value is written. Finite, so overlaps are exact."""
+    """The state of a rollout: the number of finished operations, and the value written. Overlaps are thus exact."""
 
     done: int
     value: int
@@ -166,9 +166,9 @@ class State:
 
 
 def visited(completion: str, meta: dict[str, Any]) -> list[State]:
-    """The states that a completion writes down, in order, up to where it leaves the problem's operations.
+    """The states that a completion writes, in order, until it deviates from the problem's operations.
 
-    A guided completion that goes on from ``meta["prefix"]`` begins behind the operations given there.
+    A guided completion that continues ``meta["prefix"]`` starts after the operations of the prefix.
     """
     words = completion.split()
     if meta["label"] and words[:1] == [meta["label"]]:
@@ -192,7 +192,7 @@ def visited(completion: str, meta: dict[str, Any]) -> list[State]:
 
 
 def _given(completion: str, meta: dict[str, Any]) -> int:
-    """Operations of the prefix that a guided completion goes on from; 0 where it begins at the beginning."""
+    """Number of operations in the prefix that a guided completion continues; 0 if it starts from the beginning."""
     given = _operations(meta.get("prefix", ""))
     first = next((word for word in completion.split() if word in OPERATIONS), None)
     goes_on = 0 < given < len(meta["operations"]) and first == meta["operations"][given]
@@ -200,9 +200,9 @@ def _given(completion: str, meta: dict[str, Any]) -> int:
 
 
 def verify_with_reference(completion: str, answer: str, meta: dict[str, Any]) -> Grade:
-    """As :func:`verify`; a wrong completion gets up to half a reward for the steps that are right.
+    """As :func:`verify`, but a wrong completion gets up to half a reward for its correct steps.
 
-    The reference inside the reward alone, as in ExpRL (2026): no prompt shows it.
+    The reference is used in the reward only, as in ExpRL (2026); no prompt shows it.
     """
     grade = verify(completion, answer, meta)
     if grade.correct:
@@ -211,14 +211,14 @@ def verify_with_reference(completion: str, answer: str, meta: dict[str, Any]) ->
 
 
 def verify_continued(completion: str, answer: str, meta: dict[str, Any]) -> Grade:
-    """As :func:`verify`, and a guided completion must not write again what its prefix gives."""
+    """As :func:`verify`, but a guided completion must not repeat its prefix."""
     grade = verify(completion, answer, meta)
     again = bool(meta.get("prefix")) and _given(completion, meta) == 0
     return Grade(0.0, grade.extracted) if again else grade
 
 
 def verify_restated(completion: str, answer: str, meta: dict[str, Any]) -> Grade:
-    """As :func:`verify`, and a guided completion must write the whole solution."""
+    """As :func:`verify`, but a guided completion must write the whole solution."""
     return verify(completion, answer, {**meta, "prefix": ""})
 
 
@@ -242,13 +242,16 @@ def _is_solution(words: Sequence[str], meta: dict[str, Any]) -> bool:
 
 
 def traces(corpus: Corpus, seed: int, short_only: bool) -> Iterator[tuple[str, str]]:
-    """Endless (prompt, completion) rows of a base corpus.
+    """An endless stream of (prompt, completion) rows of a corpus.
 
     Raises:
-        UserError: lengths that no chain of distinct operations has.
+        UserError: a length exceeds the number of distinct operations.
     """
     if max(*corpus.short, *corpus.long) > len(OPERATIONS):
-        raise UserError(f"a chain has at most {len(OPERATIONS)} distinct operations")
+        raise UserError(
+            f"corpus: problems can have at most {len(OPERATIONS)} operations, since those of a chain are distinct; "
+            f"short={corpus.short}, long={corpus.long}"
+        )
     random = np.random.default_rng(seed)
     while True:
         sloppy = not short_only and random.random() < 0.5
@@ -287,7 +290,7 @@ def _trace(random: np.random.Generator, problem: Problem, corpus: Corpus, sloppy
 
 
 def _lines_before(lines: Sequence[str], most: int) -> int:
-    """The fewest lines of a solution behind which at most this many operations are left."""
+    """The smallest number of lines of a solution after which at most ``most`` operations are left."""
     left = sum(map(_operations, lines))
     for given, line in enumerate(lines):
         if left <= most:

@@ -1,4 +1,4 @@
-"""Privileged self-distillation with TRL's SDFT: the same model with the solution in its prompt is the teacher."""
+"""Privileged self-distillation with TRL's SDFT: the teacher is the same model with the solution in its prompt."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,27 +13,27 @@ from retarget.pope.settings import Optimisation
 from retarget.pope.studies.testbed import load_base
 
 UPDATE_RATE = 0.05
-"""Of the teacher, an exponential average of the student: TRL's default for ``teacher_model_kind="ema"``."""
+"""Update rate of the teacher, an exponential average of the student; TRL's default for ``teacher_model_kind="ema"``."""
 
 
 def distil(
     model: Path, rows: Sequence[tuple[str, str]], settings: Optimisation, cycles: int, seed: int, save_every: int,
     output: Path, callbacks: Sequence[TrainerCallback] = (),
 ) -> None:  # fmt: skip
-    """Train on the model's own unguided rollouts towards what it would have said with the solution in its prompt.
+    """Train the model, on its own unguided rollouts, towards its predictions with the solution in the prompt.
 
-    As many rollouts a cycle and as many updates as GRPO; no reward is used. The teacher's column is TRL's
-    ``privileged_context``, here the whole guided prompt.
+    It uses as many rollouts per cycle and as many updates as GRPO, and no reward. The teacher's prompt is in TRL's
+    column ``privileged_context``; here it is the whole guided prompt.
 
     Args:
-        model: directory of a generated base.
+        model: directory of a generated base model.
         rows: (unguided prompt, guided prompt) of each problem.
         settings: batch, rollouts, learning rate, temperature, gradient norm.
-        cycles: generation batches.
-        seed: of order and rollouts.
+        cycles: number of generation batches.
+        seed: seed of the order and the rollouts.
         save_every: cycles between checkpoints.
-        output: of the checkpoints and the model; goes on from the newest.
-        callbacks: of the trainer.
+        output: directory for the checkpoints and the model; training resumes from the newest checkpoint.
+        callbacks: callbacks of the trainer.
     """
     network, tokenizer = load_base(model)
     passes = settings.prompts_per_batch * settings.rollouts // settings.micro_batch
@@ -53,7 +53,7 @@ def distil(
     trainer = SDFTTrainer(model=network, args=config, train_dataset=Dataset.from_list(columns),
                           processing_class=tokenizer, callbacks=list(callbacks))  # fmt: skip
     arguments: Any = trainer.args
-    arguments.teacher_prompt_template = "{privileged_context}"  # the configuration refuses one without {prompt}
+    arguments.teacher_prompt_template = "{privileged_context}"  # set here: the configuration requires {prompt} in it
     trainer.remove_callback(PrinterCallback)
     checkpoint = last_checkpoint(output)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

@@ -1,4 +1,4 @@
-"""Supervised training on solutions, before RL: what the oracle is used for where it is no privileged information."""
+"""Supervised training on solutions before RL: the usual way to use an oracle, without privileged information."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,16 +13,17 @@ def imitate(
     model: Path, pairs: Sequence[tuple[str, str]], steps: int, lr: float, batch: int, seed: int, output: Path,
     progress: Callable[[int, int], None],
 ) -> Path:  # fmt: skip
-    """Train a generated base on (prompt, completion) pairs with cross-entropy on the completions; saves to ``output``.
+    """Train a generated base model on (prompt, completion) pairs, with cross-entropy on the completions.
 
     Args:
-        model: directory of the base.
-        pairs: texts; the end of a completion is learnt with it.
-        steps: of ``batch`` pairs, drawn without replacement until all were drawn.
-        lr: of AdamW, constant.
-        seed: of the order.
-        output: written whole or not at all; nothing is done where it is there.
-        progress: told (steps done, steps in all).
+        model: directory of the base model.
+        pairs: the texts; the end token after each completion is learnt too.
+        steps: number of steps.
+        lr: learning rate of AdamW, constant.
+        batch: pairs per step, drawn without replacement until all were drawn.
+        seed: seed of the order.
+        output: directory for the model, written completely or not at all. If it exists, nothing is trained.
+        progress: called with (finished steps, all steps).
 
     Returns:
         ``output``.

@@ -1,4 +1,4 @@
-"""What is measured beside success: calibration of the majority, growth of the solved set, states that are shared."""
+"""Measurements besides success: calibration of the majority answer, growth of the solved set, shared states."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -15,10 +15,10 @@ from retarget.pope.studies.chain import visited
 
 
 def majority_calibration(parts: Sequence[tuple[Sequence[Problem], Evaluation]]) -> dict[str, float]:
-    """ECE and AURC, in percent, of the answer that is sampled most often; its share of the samples is its confidence.
+    """ECE and AURC, in percent, of the most frequent answer; its confidence is its share of the samples.
 
     Args:
-        parts: problems with their evaluation. A problem without any answer counts as confidence 0 and wrong.
+        parts: problems with their evaluation. A problem without any answer counts as wrong, with confidence 0.
     """
     confidence, right = [], []
     for problems, evaluation in parts:
@@ -31,13 +31,13 @@ def majority_calibration(parts: Sequence[tuple[Sequence[Problem], Evaluation]]) 
 
 
 def solved_while_training(groups: Sequence[Group], problems: Sequence[str]) -> set[str]:
-    """Those of the problems that an unguided rollout solved in some cycle."""
+    """The problems that an unguided rollout solved in at least one cycle."""
     wanted = set(problems)
     return {one.problem for one in groups if one.correct and one.stratum == "unguided" and one.problem in wanted}
 
 
 def transfer_rates(groups: Sequence[Group], problems: Sequence[str]) -> Float[np.ndarray, "problems"]:
-    """[P] share of each problem's unguided rollouts that were right while training; NaN where there were none."""
+    """[P] share of correct rollouts among a problem's unguided ones during training; NaN if there were none."""
     right, drawn = Counter[str](), Counter[str]()
     for one in groups:
         if one.stratum == "unguided":
@@ -47,7 +47,7 @@ def transfer_rates(groups: Sequence[Group], problems: Sequence[str]) -> Float[np
 
 
 def rank_correlation(first: Float[np.ndarray, "items"], second: Float[np.ndarray, "items"]) -> float:
-    """Spearman's, over the items that both know; NaN where fewer than three are left or one side does not vary.
+    """Spearman's rank correlation over items that are finite in both; NaN for fewer than three, or a constant side.
 
     >>> round(rank_correlation(np.array([1.0, 2.0, 3.0, np.nan]), np.array([9.0, 5.0, 1.0, 0.0])), 9)
     -1.0
@@ -60,10 +60,10 @@ def rank_correlation(first: Float[np.ndarray, "items"], second: Float[np.ndarray
 
 
 def state_overlap(problem: Problem, prefix: str, guided: Sequence[str], unguided: Sequence[str]) -> float:
-    """Share of the states visited by guided rollouts, each as often as it is visited, that an unguided one visits too.
+    """Share of the states of guided rollouts that an unguided rollout visits too, weighted by the number of visits.
 
-    A state is the number of operations done and the value written: on the generated problems the comparison is exact.
-    NaN where guided rollouts visit none.
+    A state is the number of finished operations and the value written, so that the generated problems allow an exact
+    comparison. NaN if the guided rollouts visit no state.
     """
     reached = {state for text in unguided for state in visited(text, problem.meta)}
     meta = {**problem.meta, "prefix": prefix}

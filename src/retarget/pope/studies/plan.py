@@ -18,14 +18,16 @@ _READERS = "readers of the paper"
 
 
 class Settings(Optimisation):
-    """Settings of one run; an arm overrides its role."""
+    """Settings of one run; an arm overrides ``role``."""
 
     # The world
     family: Literal["chain", "arms", "ends"] = Field(
         default="chain", description="generated problems; see studies/chain.py and corpus_of in studies/worlds.py"
     )
-    style: Literal["terse", "own"] = Field(default="terse", description="how the oracle writes")
-    model: str | None = Field(default=None, description="name or path of a real model in place of a generated world")
+    style: Literal["terse", "own"] = Field(
+        default="terse", description="style of the oracle: a result per two operations, or, as the model's own, per one"
+    )
+    model: str | None = Field(default=None, description="name or path of a real model, instead of a generated world")
     problems: str | None = Field(default=None, description="a real model's training problems; see problems.py")
     held_out: str | None = Field(default=None, description="a real model's held-out problems")
     engine: Literal["transformers", "vllm"] = "transformers"
@@ -34,40 +36,43 @@ class Settings(Optimisation):
         default=None, ge=1, description="training steps of a generated base model; see BASE_STEPS in studies/worlds.py"
     )
     # Problems
-    hard_problems: int = Field(ge=2, description=f"training problems with 0 of mine_k: 256 in the paper: {_READERS}")
+    hard_problems: int = Field(ge=2, description=f"training problems with 0 of mine_k; 256 in the paper: {_READERS}")
     held_problems: int = Field(ge=2, description="held-out problems with 0 of mine_k")
     mine_k: int = Field(default=128, ge=1, description=f"128: {_CODE}")
-    mine_tokens: int = Field(default=32768, ge=1, description=f"budget of a completion in mining: {_READERS}")
+    mine_tokens: int = Field(default=32768, ge=1, description=f"longest completion in mining, in tokens: {_READERS}")
     # Prefixes
-    cuts: int = Field(default=4, ge=1, description="not known of the paper")
-    cap: float = Field(gt=0, lt=1, description=f"a quarter in the paper: {_READERS}")
+    cuts: int = Field(default=4, ge=1, description="number of cuts to try; the paper's is not known")
+    cap: float = Field(
+        gt=0, lt=1, description=f"longest prefix, as a share of the solution; .25 in the paper: {_READERS}"
+    )
     unit: Literal["sentence", "line", "step", "token"] = "sentence"
-    search_k: int = Field(default=64, ge=1, description="rollouts a cut, at most; not known of the paper")
+    search_k: int = Field(default=64, ge=1, description="rollouts per cut, at most; the paper's number is not known")
     # Training, with the fields of Optimisation
     cycles: int = Field(ge=1, description="generation batches of the POPE arm")
     match_rollouts: bool = Field(default=True, description="unguided GRPO also gets the search's rollouts")
-    rl_seeds: int = Field(default=3, ge=1, description="trainings on one base; a run reports their mean")
+    rl_seeds: int = Field(default=3, ge=1, description="trainings per base model; a run reports their mean")
     save_every: int = Field(default=10, ge=1, description="cycles between checkpoints")
     # Evaluation
-    samples: int = Field(default=32, ge=16, description=f"fresh unguided samples a problem: {_CODE}")
+    samples: int = Field(default=32, ge=16, description=f"fresh unguided samples per problem; 32: {_CODE}")
     eval_temperature: float = Field(default=0.8, ge=0, description=_CODE)
     eval_top_p: float = Field(default=0.95, gt=0, le=1, description=_CODE)
-    eval_top_k: int = Field(default=50, ge=0, description=f"0 for none: {_CODE}")
+    eval_top_k: int = Field(default=50, ge=0, description=f"0 disables it; 50: {_CODE}")
     # The arm
     role: Literal["base", "unguided", "pope", "trained", "searched"] = "base"
 
 
 _TESTBED: dict[str, Any] = dict(
-    grader="retarget.pope.tasks.chain:verify",  # by the name that begun studies know it by: see graders.MOVED
+    grader="retarget.pope.tasks.chain:verify",  # the old import path, which unfinished studies have: see graders.MOVED
     cap=0.75, unit="line", prompts_per_batch=16, rollouts=16,
     updates_per_batch=2, micro_batch=128, lr=1e-4, max_grad_norm=1.0, entropy_bonus=0.0, clip_low=0.2, clip_high=0.2,
     temperature=1.0, max_completion_length=19, max_prompt_length=64, mine_tokens=19, eval_temperature=1.0,
     eval_top_p=1.0, eval_top_k=0,
 )  # fmt: skip
 
-# Of demo: four bases in place of one, each with half of the problems and samples, a fifth less training. Its length was
-# not chosen blindly: a pilot of seeds 100 to 102 with base_steps=800 cycles=20 showed hardly a difference and wide
-# intervals (tools/demo_spread.py), and the training was made longer. The demo demonstrates; evidence is in results/.
+# The demo has four base models instead of one, each with half of the problems and samples, and a fifth less training.
+# Its length was chosen after a pilot: seeds 100 to 102 with base_steps=800 cycles=20 showed hardly any difference, and
+# wide intervals (tools/demo_spread.py), so the training was made longer. The demo only demonstrates; evidence is in
+# results/.
 PRESETS: dict[str, dict[str, Any]] = {
     "demo": dict(
         **_TESTBED, base_steps=1200, hard_problems=16, held_problems=16, cycles=40, rl_seeds=1, samples=32,
@@ -89,7 +94,7 @@ REFERENCE = """@misc{qu2026pope,
 }"""
 
 PACKAGES = (("transformers", "rl"), ("trl", "rl"), ("datasets", "rl"), ("math_verify", "rl"))
-"""What runs of POPE's studies import, each with its extra."""
+"""The packages that runs of POPE's studies import, each with its extra."""
 
 ARMS = (
     Arm(name="base", label="base model", settings={"role": "base"}),
@@ -180,14 +185,14 @@ def plan(
     seeds: list[int] | None = None,
     arms: list[str] | None = None,
 ) -> StudyPlan:
-    """The resolved study.
+    """The resolved plan of the study.
 
     Args:
-        preset: ``demo`` (four generated bases, minutes), ``small`` (five bases × three trainings, both families and
-            both oracle styles, hours on two cores; ``family`` and ``style`` in ``config`` narrow it down) or ``paper``
-            (Qwen3-4B on GPUs with vLLM).
+        preset: ``demo`` (four generated base models, minutes), ``small`` (five base models × three trainings, both
+            families and both oracle styles, hours on two cores; ``family`` and ``style`` in ``config`` choose some of
+            them) or ``paper`` (Qwen3-4B on GPUs with vLLM).
         config: settings that override the preset's (keys of :class:`Settings`).
-        seeds: bases in place of the preset's.
+        seeds: seeds of the base models, instead of the preset's.
         arms: names of the arms to run.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Looks at a model while it trains: success on a few problems of each set, and what a text's probability is."""
+"""Probe a model during training: success on a few problems of each set, and the log-probability of texts."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,15 +19,15 @@ _PROBE_SEED = 32_452_843
 
 
 class Probe(TrainerCallback):
-    """Unguided pass@1 of a few problems of each set, evenly often while training. Takes no part in it.
+    """Measure unguided pass@1 on a few problems of each set, at even intervals, without influence on the training.
 
     Args:
-        world: grader, prompts and sampling.
-        sets: problems by name.
-        settings: how many probes, problems and samples.
-        cycles: of the training.
-        seed: of the samples.
-        folder: of the training; ``probes.json`` keeps the lines, so that a resumed training has them.
+        world: grader, prompts and sampling settings.
+        sets: problems by the name of their set.
+        settings: number of probes, problems and samples.
+        cycles: cycles of the training.
+        seed: seed of the samples.
+        folder: directory of the training; ``probes.json`` in it keeps the lines for a resumed training.
 
     Attributes:
         lines: ``{"cycle": ..., NAME: pass@1}``, in order.
@@ -60,12 +60,12 @@ class Probe(TrainerCallback):
 
 @torch.no_grad()
 def log_probability(model: Any, tokenizer: Any, prompt: str, texts: Sequence[str]) -> Float[np.ndarray, "texts"]:
-    """[T] mean log-probability of a token of each text, its end included, behind a prompt; in nats.
+    """[T] mean log-probability per token, in nats, of each text and its end token after a prompt.
 
     Args:
-        model, tokenizer: a causal language model.
+        model, tokenizer: a causal language model and its tokenizer.
         prompt: plain text.
-        texts: what it might have written.
+        texts: the texts to score.
     """
     model.eval()
     begin, values = tokenizer(prompt)["input_ids"], []

@@ -1,4 +1,4 @@
-"""What an arm among POPE's rivals trains on: its rows, its curriculum, the model that it begins with."""
+"""What an arm of the rivals' study trains on: its rows, its curriculum, and the model that it starts from."""
 
 import math
 from collections.abc import Sequence
@@ -24,13 +24,13 @@ _WARM_BATCH, _KEPT_COMPLETIONS = 16, 4
 
 @dataclass(frozen=True)
 class Recipe:
-    """What an arm trains on, and what it spent before.
+    """The rows that an arm trains on, and their costs.
 
     Attributes:
-        rows: of the mixture.
-        prefixes: what guided prompts show, by problem.
-        own: spent beside mining and training.
-        prompt: mean tokens of a prompt in training.
+        rows: the rows of its mixture.
+        prefixes: the prefixes of its guided prompts, by problem.
+        own: what it spends besides mining and training.
+        prompt: mean tokens per prompt in training.
     """
 
     rows: list[dict[str, Any]]
@@ -43,7 +43,7 @@ _ORACLE = ("minimal", "quarter", "random", "longest", "unrelated", "scrambled")
 
 
 def uses_oracle(s: RivalSettings) -> bool:
-    """Whether an arm is shown, trained on, or rewarded by oracle solutions."""
+    """Whether an arm uses oracle solutions in its prompts, as targets or in its reward."""
     return (
         s.prefix in _ORACLE
         or s.curriculum != "none"
@@ -100,7 +100,7 @@ def curriculum_of(
 
 
 def warm_start(run: Run, s: RivalSettings, world: World, hard: list[Problem], base: Path) -> tuple[Path, Spent]:
-    """The model that RL begins with, and what making it cost in rollouts and tokens (of training, too)."""
+    """The model that RL starts from, and its cost in rollouts and tokens (including those of supervised training)."""
     if s.warm_start == "none":
         return Path(world.model), Spent()
     prompts, spent = {one.id: str(world.prompts.without_prefix(one.prompt)) for one in hard}, Spent()
@@ -118,7 +118,7 @@ def warm_start(run: Run, s: RivalSettings, world: World, hard: list[Problem], ba
 def _correct_guided(
     run: Run, s: RivalSettings, world: World, hard: list[Problem], base: Path
 ) -> tuple[list[tuple[str, str]], Spent]:
-    """Up to four correct guided completions of each problem behind their prefix, and what sampling them cost."""
+    """Up to four correct guided completions of each problem, after its prefix, and the cost of sampling them."""
     path = run.checkpoint / "guided.json"
     if not path.exists():
         params = world.sampling.model_copy(update={"seed": run.seed, "purpose": "imitate"})
@@ -136,7 +136,7 @@ def _correct_guided(
         write_json(path, {"pairs": pairs, "rollouts": rollouts, "tokens": tokens})
     kept = read_json(path)
     pairs = [(prompt, target) for prompt, target in kept["pairs"]]
-    if not pairs:  # no guided rollout was right: there is nothing to imitate but the solutions' beginnings
+    if not pairs:  # no guided rollout was correct: only the prefixes themselves can be imitated
         found = {one["id"]: one["prefix"] for one in read_json(base / "prefixes.json") if one["prefix"]}
         pairs = [(str(world.prompts.without_prefix(one.prompt)), found[one.id].replace("\n", " ")) for one in hard
                  if one.id in found]  # fmt: skip
@@ -144,7 +144,7 @@ def _correct_guided(
 
 
 def tokens_of(prompt: Any) -> int:
-    """Of a text of the generated problems, one word each, and the token in front."""
+    """Tokens of a text of the generated problems: one per word, and the start token."""
     return len(str(prompt).split()) + 1
 
 

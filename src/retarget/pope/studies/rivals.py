@@ -1,4 +1,4 @@
-"""One run of a question about POPE's rivals: a base with its problems and costs, or one arm trained on that base."""
+"""One run of a rivals' study: a base model with its problems and costs, or an arm that is trained on that model."""
 
 import math
 from collections.abc import Sequence
@@ -55,7 +55,7 @@ from retarget.study.record import Run
 
 PARTS = ("hard", "held", "near", "far")
 EASY_RATE = 0.45
-"""The middle of the 30 to 60 % that readers of the paper report of its easy problems."""
+"""The middle of the 30 to 60 % that readers of the paper report for its easy problems."""
 _EASY_SEED = 2_000_003
 _STATES = 32
 _CHAIN = "retarget.pope.studies.chain"
@@ -63,7 +63,7 @@ _REWARDS = {"reference": "verify_with_reference", "continued": "verify_continued
 
 
 def run(run: Run) -> dict[str, float]:
-    """Final metrics of one run, in percent where they are shares; see :mod:`retarget.pope.studies.rivals_plan`."""
+    """Final metrics of one run, shares in percent; see :mod:`retarget.pope.studies.rivals_plan`."""
     settings = RivalSettings.model_validate(run.settings)
     if settings.role == "base":
         return _base(run, settings)
@@ -120,7 +120,7 @@ def _base(run: Run, s: RivalSettings) -> dict[str, float]:
 
 
 def _searched(run: Run, s: RivalSettings) -> dict[str, float]:
-    """Another search on the base's hard problems, and what fresh rollouts say of its prefixes."""
+    """Search again on the base model's hard problems, and measure the prefixes with fresh rollouts."""
     base = run.other("base")
     world = world_of(run, s, base / "checkpoint")
     hard = read_problems(base / "hard.jsonl", answer_in_solution=False)
@@ -147,7 +147,9 @@ def _searched(run: Run, s: RivalSettings) -> dict[str, float]:
 
 
 def _easy(run: Run, s: RivalSettings, world: World) -> dict[str, list[Problem]]:
-    """Easy problems near the hard ones in length, and the shortest; the base's rate on candidates chooses the near."""
+    """Easy problems: ``near`` ones, almost as long as the hard ones, chosen by success rate, and ``far`` ones, the
+    shortest.
+    """
     corpus = corpus_of(s.family, s.style)
     lengths = range(corpus.short[0] + 1, corpus.long[1])
     candidates = [
@@ -162,7 +164,7 @@ def _easy(run: Run, s: RivalSettings, world: World) -> dict[str, list[Problem]]:
 
 
 def _guided(run: Run, world: World, hard: list[Problem], prefixes: dict[str, str]) -> dict[str, np.ndarray]:
-    """[H] of the base: guided success of fresh samples, states shared with unguided ones, reliance on the prefix."""
+    """For the base model, each [H]: success of fresh guided samples, state overlap, and reliance on the prefix."""
     engine, samples = world.engine(), world.settings.samples
     params = world.evaluation.model_copy(update={"seed": run.seed + FRESH_SEED, "purpose": "guided"})
     sampler = world.sampler(engine, params, samples)
@@ -223,7 +225,7 @@ def _trained(run: Run, s: RivalSettings) -> dict[str, float]:
 
 
 def _finals(parts: Sequence[dict[str, Evaluation]]) -> dict[str, float]:
-    """Scores of the four problem sets, the mean over trainings; near and far easy ones by pass@1 alone."""
+    """Scores on the four problem sets, mean over trainings; only pass@1 for the easy ones, near and far."""
     found = [
         {**scores_of({name: one[name] for name in ("hard", "held")}), "easy_pass1": 100 * one["near"].pass_at(1),
          "far_pass1": 100 * one["far"].pass_at(1)}
@@ -235,7 +237,7 @@ def _finals(parts: Sequence[dict[str, Evaluation]]) -> dict[str, float]:
 def _along(
     trainings: Sequence[dict[str, Any]], hard: Sequence[str], parts: Sequence[dict[str, Evaluation]], base: Path
 ) -> dict[str, float]:
-    """What was seen while training, the mean over trainings; what one cannot know is NaN."""
+    """Measurements during training, mean over trainings; NaN if they do not apply to the arm."""
     before = load_file(base / "predictions.safetensors")
     found: dict[str, list[float]] = {}
 
@@ -269,7 +271,7 @@ def _train(
     run: Run, world: World, sets: dict[str, list[Problem]], recipe: Recipe, cycles: int, index: int, folder: Path,
     base: Path,
 ) -> dict[str, Any]:  # fmt: skip
-    """Train once. Its logged cycles, groups, probes and tokens; a training that is finished is not repeated."""
+    """Train once; returns the log, groups, probes and tokens. A finished training is not repeated."""
     s, finished = world.settings, folder / "finished.json"
     assert isinstance(s, RivalSettings)
     if finished.exists():

@@ -1,4 +1,4 @@
-"""What the page of a question about POPE's rivals shows: success and cost of each arm, and what happened on the way."""
+"""The figures of a rivals' study page: success and cost of each arm, and measurements during training."""
 
 from itertools import combinations
 
@@ -28,7 +28,7 @@ _COSTS = ("oracle", "rollouts", "tokens", "hard_pass1", "held_pass1", "easy_pass
 
 
 def analyse(results: Results) -> Analysis:
-    """Figures and item intervals of the runs that are there."""
+    """Figures and item intervals of the runs that exist."""
     figures: list[Figure] = []
     several = len(results.plan.conditions) > 1
     for condition in results.plan.conditions:
@@ -127,7 +127,7 @@ def _probes(results: Results, runs: dict[str, list[RunResult]], prefix: str) -> 
 
 
 def _overlap(results: Results, runs: dict[str, list[RunResult]], prefix: str) -> list[Figure]:
-    """Jaccard index of the sets of hard problems that two arms solved while training, over the bases of both."""
+    """Jaccard index of the sets of hard problems that two arms solved during training, mean over their base models."""
     solved = {}
     for arm in results.plan.arms:
         solved[arm.name] = {run.directory.name: _solved(run) for run in _trained(runs[arm.name])}
@@ -153,7 +153,7 @@ def _solved(run: RunResult) -> set[str]:
 
 
 def _rays(results: Results, runs: dict[str, list[RunResult]], prefix: str) -> list[Figure]:
-    """Gain of pass@1 by the rate before training, in bins: rich problems that get richer stand on the right."""
+    """Gain of pass@1 by the success rate before training, in bins: the right ones show whether the rich get richer."""
     edges = (0.0, 1e-9, 0.3, 0.6, 0.9, 1.0 + 1e-9)
     names = ("0", "to 0.3", "to 0.6", "to 0.9", "to 1")
     bases = {run.directory.name: run.predictions() for run in runs.get("base", [])}

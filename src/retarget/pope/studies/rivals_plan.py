@@ -1,7 +1,7 @@
-"""POPE among its rivals and controls as data: settings, arms, questions, claims. Free of torch.
+"""The studies of POPE, its rivals and controls as data: settings, arms, questions, claims. Free of torch.
 
-Every arm is a configuration of one trainer (:mod:`retarget.pope.studies.rivals`) and gets at least POPE's rollouts and
-at least its tokens, prompts included: mining is charged to all, the search to the arms that use it.
+Every arm is a configuration of the same trainer (:mod:`retarget.pope.studies.rivals`). It may use at least POPE's
+rollouts and at least its tokens, prompts included. Mining is charged to all arms, the search to those that use it.
 """
 
 from typing import Any, Literal
@@ -20,14 +20,14 @@ Prefix = Literal["none", "minimal", "quarter", "random", "longest", "unrelated",
 
 
 class RivalSettings(Settings):
-    """Settings of one run; an arm overrides its recipe."""
+    """Settings of one run; an arm overrides the fields of its recipe."""
 
     # The recipe of an arm
-    prefix: Prefix = Field(default="none", description="what the guided prompts show; see controls.py")
-    ratio: float = Field(default=1.0, ge=0, description="guided rows to unguided ones; 1e6 for guided rows alone")
+    prefix: Prefix = Field(default="none", description="the prefix in guided prompts; see controls.py")
+    ratio: float = Field(default=1.0, ge=0, description="guided rows / unguided rows; 1e6 for guided rows only")
     easy: Literal["none", "near", "far"] = Field(
-        default="none", description="easy problems in the mixture, as many as hard ones: those that the base solves "
-        "nearest to 45 % of the time, or its shortest"
+        default="none", description="easy problems in the mixture, as many as hard ones: near takes those with success "
+        "rates closest to 45 %, far the shortest"
     )  # fmt: skip
     curriculum: Literal["none", "phases", "annealed", "when_wrong", "unsolved", "adaptive"] = Field(
         default="none", description="see curricula.py"
@@ -36,41 +36,50 @@ class RivalSettings(Settings):
         default="none",
         description="supervised training before RL, on oracle solutions or on correct guided completions",
     )
-    warm_steps: int = Field(default=200, ge=1, description="of supervised training, 16 solutions each; ours")
-    warm_lr: float = Field(default=3e-4, gt=0, description="of supervised training, AdamW; ours")
+    warm_steps: int = Field(default=200, ge=1, description="steps of supervised training, with 16 solutions each; ours")
+    warm_lr: float = Field(default=3e-4, gt=0, description="learning rate of supervised training, with AdamW; ours")
     warm_rollouts: int = Field(
-        default=32, ge=1, description="guided rollouts per problem, from which correct completions are taken"
+        default=32, ge=1, description="guided rollouts per problem from which correct completions are taken"
     )
-    pass_at_k: int = Field(default=1, ge=1, description="above 1 the direct pass@k objective: see functional.py")
+    pass_at_k: int = Field(default=1, ge=1, description="above 1: the direct pass@k objective; see functional.py")
     reward: Literal["correct", "reference"] = Field(
-        default="correct", description="reference: half a reward for the share of steps that are right"
+        default="correct", description="reference gives wrong completions half the share of correct steps as reward"
     )
     guided_reward: Literal["any", "continued", "restated"] = Field(
-        default="any", description="what a guided completion may do with the part that its prompt shows"
+        default="any",
+        description="whether a guided completion may, must not or must repeat the part given in its prompt",
     )
     learner: Literal["grpo", "distil"] = Field(
         default="grpo",
-        description="distil: TRL's SDFT, whose teacher is the same model with the whole solution in its prompt",
+        description="distil is TRL's SDFT, whose teacher is the same model with the whole solution in its prompt",
     )
-    strategy: Literal["grid", "bisect"] = Field(default="grid", description="of the prefix search; see search.py")
+    strategy: Literal["grid", "bisect"] = Field(
+        default="grid", description="strategy of the prefix search; see search.py"
+    )
     adam_epsilon: float = Field(
-        default=1e-8, gt=0, description="at the size of the reward's gradient a lone entropy bonus takes no full step"
+        default=1e-8,
+        gt=0,
+        description="with the size of the reward's gradient, an entropy bonus alone takes no full step",
     )
-    budget: float = Field(default=1.0, gt=0, description="share of the cycles that equal budgets give the arm")
+    budget: float = Field(
+        default=1.0, gt=0, description="factor on the number of cycles that equal budgets give the arm"
+    )
     # The world
-    restated: float = Field(default=0.0, ge=0, le=1, description="of a generated base's guided rows: see Corpus")
-    width: int = Field(default=64, ge=8, description="of a generated base")
-    # Measured along training
-    probes: int = Field(default=3, ge=0, description="evaluations while training, evenly spaced")
-    probe_problems: int = Field(default=24, ge=1, description="of each set in a probe")
-    probe_samples: int = Field(default=8, ge=1, description="of each problem in a probe")
+    restated: float = Field(default=0.0, ge=0, le=1, description="of the guided rows of a generated corpus; see Corpus")
+    width: int = Field(default=64, ge=8, description="width of a generated base model")
+    # Measured during training
+    probes: int = Field(default=3, ge=0, description="evaluations during training, evenly spaced")
+    probe_problems: int = Field(default=24, ge=1, description="problems of each set in a probe")
+    probe_samples: int = Field(default=8, ge=1, description="samples per problem in a probe")
 
 
 class Question(Strict):
-    """A study of some arms, and what it decides.
+    """A study of some arms, with its claims.
 
     Attributes:
-        pairs: claims as (id, sentence, metric, better arm, other arm, smallest effect).
+        name, title: of the study.
+        arms, conditions: its arms and conditions.
+        pairs: its claims, as (id, sentence, metric, better arm, other arm, smallest effect).
     """
 
     name: str
@@ -169,7 +178,7 @@ _PAIRS = (
 
 RATIOS = (("one_to_none", "1:0", 1e6), ("three_to_one", "3:1", 3.0), ("one_to_one", "1:1", 1.0),
           ("one_to_three", "1:3", 1 / 3))  # fmt: skip
-"""1e6 leaves no unguided row: an infinite ratio has no JSON."""
+"""1e6 leaves no unguided row; infinity cannot be written as JSON."""
 
 QUESTIONS = {
     one.name: one
@@ -312,33 +321,36 @@ def plan(
     seeds: list[int] | None = None,
     arms: list[str] | None = None,
 ) -> StudyPlan:
-    """The resolved study of one question.
+    """The resolved plan of one question's study.
 
     Args:
         name: one of :data:`QUESTIONS`.
-        preset: ``demo`` (one generated base, minutes) or ``small`` (five bases, one training of each arm on each).
+        preset: ``demo`` (one generated base model, minutes) or ``small`` (five base models, with one training of each
+            arm on each).
         config: settings that override the preset's (keys of :class:`RivalSettings`); ``family`` and ``style`` choose
             among the question's conditions.
-        seeds: bases in place of the preset's.
+        seeds: seeds of the base models, instead of the preset's.
         arms: names of the arms to run.
 
     Raises:
-        UserError: unknown question, preset, setting or arm, a real model, or no condition of this family and style.
+        UserError: unknown question, preset, setting or arm; a real model; or no condition of this family and style.
     """
     config = dict(config or {})
     if name not in QUESTIONS:
         raise UserError(f"no question {name!r} for pope: choose {', '.join(QUESTIONS)}")
     if preset not in PRESETS:
-        raise UserError(f"no preset {preset!r} for a question of pope: choose {', '.join(PRESETS)}")
+        raise UserError(f"no preset {preset!r} for question {name} of pope: choose {', '.join(PRESETS)}")
     if "model" in config:
-        raise UserError("questions are asked of generated bases, whose states can be compared exactly: leave model out")
+        raise UserError(
+            f"question {name} needs generated base models, whose states can be compared exactly: leave out model"
+        )
     question = QUESTIONS[name]
     worlds = {key: config.pop(key) for key in ("family", "style") if key in config}
-    resolve_settings(RivalSettings, {**PRESETS[preset], **worlds})  # says what values there are
+    resolve_settings(RivalSettings, {**PRESETS[preset], **worlds})  # refuses unknown values
     conditions = tuple(one for one in question.conditions if _is_of(one, worlds))
     if not conditions:
         asked = ", ".join(f"{key}={value}" for key, value in worlds.items())
-        raise UserError(f"question {name} has no condition with {asked}: {_names(question)}")
+        raise UserError(f"question {name} has no condition with {asked}; its conditions: {_names(question)}")
     if preset == "demo":
         conditions = conditions[:1]
     refuse_decided(config, question.arms, conditions)

@@ -1,4 +1,4 @@
-"""One run of the POPE study: a base with its hard problems and prefixes, or the trainings of an arm on that base."""
+"""One run of the POPE study: a base model with its hard problems and prefixes, or an arm's trainings on that model."""
 
 import json
 import math
@@ -26,12 +26,12 @@ from retarget.pope.trl import train
 from retarget.study.record import Run, read_status
 
 FRESH_SEED, SHOWN_SEED = 7_919, 15_485_863
-"""Added to a run's seed for evaluation and for the samples on the page: never the seeds of selection."""
+"""Added to a run's seed for evaluation and for the samples on the page, so that they differ from the selection's."""
 SHOWN = 3
 
 
 def run(run: Run) -> dict[str, float]:
-    """Final metrics of one run, in percent where they are shares; see :mod:`retarget.pope.study`."""
+    """Final metrics of one run, shares in percent; see :mod:`retarget.pope.study`."""
     settings = Settings.model_validate(run.settings)
     return _base(run, settings) if settings.role == "base" else _trained(run, settings)
 
@@ -69,12 +69,12 @@ def _base(run: Run, s: Settings) -> dict[str, float]:
 
 
 def guided_scores(guided: np.ndarray, unguided: np.ndarray, found: np.ndarray) -> dict[str, float]:
-    """What prefixes do before any training, in percent.
+    """The effect of prefixes before any training, in percent.
 
     Args:
-        guided: [H] success rate of fresh guided samples, 0 for a problem without a prefix.
-        unguided: [H] of fresh unguided samples of the same model.
-        found: [H] whether the search saw a success with the prefix; the others have the longest one.
+        guided: [H], success rates of fresh guided samples, 0 for a problem without a prefix.
+        unguided: [H], success rates of fresh unguided samples of the same model.
+        found: [H], whether the search saw a success with the prefix; the other problems have the longest prefix.
 
     >>> guided_scores(np.array([0.5, 0.0]), np.array([0.25, 0.0]), np.array([True, False]))["guided_gain"]
     12.5
@@ -96,14 +96,14 @@ def _trained(run: Run, s: Settings) -> dict[str, float]:
     held = read_problems(base / "held-out.jsonl", answer_in_solution=False)
     searched = json.loads((base / "prefixes.json").read_text(encoding="utf-8"))
     status = read_status(base)
-    assert status is not None  # Run.other has looked
+    assert status is not None  # Run.other has checked that
     search_rollouts = status["metrics"]["search_rollouts"]
     guided = s.role == "pope"
     prefixes = {one["id"]: one["prefix"] for one in searched if one["prefix"]} if guided else {}
     cycles = s.cycles
     if not guided and s.match_rollouts:
         cycles += math.ceil(search_rollouts / (s.prompts_per_batch * s.rollouts))
-    # The order of recorded studies: each stratum shuffled by itself.
+    # "stratified", as in the recorded studies.
     rows = mix(
         hard, prefixes, world.prompts, seed=run.seed, prompts_per_batch=s.prompts_per_batch, unpaired="keep",
         kind="stratified",
@@ -136,7 +136,7 @@ def _trained(run: Run, s: Settings) -> dict[str, float]:
 def _train(
     run: Run, world: World, rows: Sequence[dict[str, Any]], cycles: int, index: int, folder: Path
 ) -> list[dict[str, float]]:
-    """Train once; the logged line of every cycle. A training that is finished is not repeated."""
+    """Train once and return the log entry of every cycle. A finished training is not repeated."""
     s, finished = world.settings, folder / "finished.json"
     if finished.exists():
         return json.loads(finished.read_text(encoding="utf-8"))
@@ -163,7 +163,7 @@ def _train(
 
 
 class Progress(TrainerCallback):
-    """Tells the study's display how far the trainings of a run are."""
+    """Reports the progress of a run's trainings to the study's display."""
 
     def __init__(self, run: Run, before: int, total: int) -> None:
         self.run, self.before, self.total = run, before, total
@@ -173,14 +173,14 @@ class Progress(TrainerCallback):
 
 
 def log_histories(run: Run, histories: list[list[dict[str, float]]]) -> None:
-    """Mean over the trainings, cycle by cycle."""
+    """Log the mean over the trainings for every cycle."""
     for cycle, lines in enumerate(zip(*histories, strict=True), 1):
         names = sorted(set.intersection(*(set(line) for line in lines)))
         run.log(cycle, **{name: float(np.mean([line[name] for line in lines])) for name in names})
 
 
 def mine_hard(world: World, engine: Engine, problems: list[Problem], journal: Path, run: Run) -> Mined:
-    """Which problems are never solved. Generated labels are right: none is suspect."""
+    """Find the problems that are never solved. Generated labels are correct, so ``suspect`` problems count as hard."""
     kinds = ("hard", "suspect") if world.settings.model is None else ("hard",)
     k = world.settings.mine_k
     mined = mine(
@@ -188,14 +188,17 @@ def mine_hard(world: World, engine: Engine, problems: list[Problem], journal: Pa
         progress=lambda done, total, _: run.progress(done, total, "problem mined"),
     )  # fmt: skip
     if len(mined) < 2:
-        raise UserError(f"only {len(mined)} of {len(problems)} problems are hard for this base: {mined.counts}")
+        raise UserError(
+            f"a study needs at least two hard problems, but only {len(mined)} of {len(problems)} are hard for this "
+            f"base model: {mined.counts}"
+        )
     return mined
 
 
 def guided_rates(world: World, engine: Engine, hard: list[Problem], prefixes: Prefixes, run: Run) -> np.ndarray:
-    """[H] success of *fresh* guided samples: those of the search stop at a success and would overstate it.
+    """[H] success rates of *fresh* guided samples: those of the search stop at a success and would overestimate it.
 
-    A problem of which no beginning may be shown counts as 0.
+    A problem without a prefix counts as 0.
     """
     params = world.evaluation.model_copy(update={"seed": run.seed + FRESH_SEED, "purpose": "guided"})
     samples = world.settings.samples
@@ -234,7 +237,7 @@ def write_samples(
     path: Path, world: World, engine: Engine, hard: list[Problem], searched: list[dict[str, Any]], guided: bool,
     seed: int,
 ) -> None:  # fmt: skip
-    """A few rollouts on one problem, for the page: the first whose prefix was found, else the first with one."""
+    """Write a few rollouts on one problem for the page: the first with a found prefix, or else with any prefix."""
     ranks = {"found": 0, "fallback": 1}
     best = min(range(len(hard)), key=lambda at: ranks.get(searched[at]["status"], 2))
     problem, prefix = hard[best], searched[best]["prefix"]

@@ -26,7 +26,7 @@ _LOSSES = 20
 
 
 class BaseModel(Strict):
-    """Everything that decides a base model's weights; its fingerprint names its directory."""
+    """Everything that decides a base model's weights. Its fingerprint is the name of its directory."""
 
     corpus: Corpus = Corpus()
     layers: int = Field(default=3, ge=1)
@@ -36,16 +36,18 @@ class BaseModel(Strict):
     short_only_steps: int = Field(default=500, ge=0, description="first steps, on short problems only")
     batch_size: int = Field(default=64, ge=1)
     lr: float = Field(default=2e-3, gt=0, description="AdamW, warm-up of 50 steps, then cosine to 0")
-    initializer_range: float = Field(default=0.08, gt=0, description="0.02, the library's, learns far slower here")
+    initializer_range: float = Field(
+        default=0.08, gt=0, description="with the library's 0.02 it learns far more slowly"
+    )
     stop_loss: float | None = Field(
-        default=None, gt=0, description="training ends where the mean loss of 20 steps on all lengths falls below it"
+        default=None, gt=0, description="training ends when the mean loss of 20 steps on all lengths falls below it"
     )
     seed: int = 0
     version: int = 1
 
     @property
     def fingerprint(self) -> str:
-        """Names its directory; a setting that earlier versions did not know is left out where it changes nothing."""
+        """The name of its directory. Settings that earlier versions did not have are left out at their default."""
         values, later = self.model_dump(mode="json"), ("restated", "long_ends_only")
         values["corpus"] = {k: v for k, v in values["corpus"].items() if k not in later or v}
         if self.stop_loss is None:
@@ -54,7 +56,7 @@ class BaseModel(Strict):
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word; ``<s>`` is put in front."""
+    """A tokenizer with one token per word, which puts ``<s>`` in front."""
     words = {word: index for index, word in enumerate((*SPECIAL, *WORDS))}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token=None))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -66,7 +68,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def make_model(base: BaseModel) -> LlamaForCausalLM:
-    """Random weights from the base's seed."""
+    """A model with random weights from the base model's seed."""
     torch.manual_seed(base.seed)
     config = LlamaConfig(
         vocab_size=len(SPECIAL) + len(WORDS), hidden_size=base.width, intermediate_size=2 * base.width,
@@ -78,19 +80,19 @@ def make_model(base: BaseModel) -> LlamaForCausalLM:
 
 
 def train_base(base: BaseModel, cache: Path, progress: Callable[[int, int], None] | None = None) -> Path:
-    """The directory of a trained base model and its tokenizer; trains it where the cache has none.
+    """The directory of a trained base model and its tokenizer; trains the model if the cache does not have it.
 
     Args:
-        base: its configuration.
-        cache: holds one directory ``base-FINGERPRINT`` for each configuration; written whole or not at all.
-        progress: told (steps done, steps in all).
+        base: configuration of the base model.
+        cache: has one directory ``base-FINGERPRINT`` per configuration, written completely or not at all.
+        progress: called with (finished steps, all steps).
     """
     directory = cache / f"base-{base.fingerprint}"
     if directory.exists():
         return directory
     make_directory(cache)
     with locked(cache / ".lock", wait=True, what=f"{cache}"):
-        if not directory.exists():  # another process may just have finished the same base
+        if not directory.exists():  # another process may have finished the same base model meanwhile
             model, tokenizer = _trained(base, progress), make_tokenizer()
 
             def save(folder: Path) -> None:
@@ -126,7 +128,7 @@ def _trained(base: BaseModel, progress: Callable[[int, int], None] | None) -> Ll
 
 
 def load_base(directory: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
-    """Model and tokenizer that :func:`train_base` or a trainer saved."""
+    """Load a model and a tokenizer that :func:`train_base` or a trainer saved."""
     model: Any = LlamaForCausalLM.from_pretrained(directory, dtype=torch.float32)
     return model, PreTrainedTokenizerFast.from_pretrained(directory, padding_side="left")
 

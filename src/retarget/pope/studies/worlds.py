@@ -1,4 +1,4 @@
-"""What a study trains and asks: a generated base with its problems, or a real model with problem files."""
+"""The world of a study: a generated base model with its problems, or a real model with problem files."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,24 +18,26 @@ from retarget.pope.studies.testbed import PROMPTS, BaseModel, load_base, train_b
 
 EASY_PROBLEMS = 32
 ROWS = 256
-"""Of one call of ``generate`` on a generated base: more of them cost little more."""
+"""Rows per call of ``generate`` on a generated base model, for which many rows cost little more than few."""
 BASE_STEPS = {"chain": 1500, "arms": 2500, "ends": 1500}
-"""Training steps that a family's base needs to solve its short problems."""
+"""Training steps that a base model of a family needs to solve its short problems."""
 ENDS_LOSS = 0.5
-"""Nats a token at which a base of ``ends`` stops: the steps at which it gets there differ between seeds."""
+"""Loss, in nats per token, at which the training of a base model of ``ends`` stops; the step differs between seeds."""
 _HELD_OUT_SEED = 1_000_003
 
 
 @dataclass(frozen=True)
 class World:
-    """One base model and the problems that are put to it.
+    """A base model and its problems.
 
     Attributes:
-        model: its directory or name.
-        candidates, held_candidates: problems among which the hard ones are mined.
-        easy: problems that the base solves often; none for a real model.
-        grader, prompts: of these problems.
-        mining, sampling, evaluation: how rollouts are drawn in mining, in search and training, and in evaluation.
+        model: directory or name of the base model.
+        candidates, held_candidates: problems from which the hard ones are mined, for training and held out.
+        easy: problems that the base model often solves; none for a real model.
+        grader, prompts: grader and prompts of these problems.
+        mining, sampling, evaluation: sampling settings of mining, of search and training, and of evaluation.
+        chunk: rollouts per unit of work in mining.
+        settings: settings of the run.
     """
 
     model: str
@@ -51,7 +53,7 @@ class World:
     settings: Settings
 
     def engine(self, model: str | Path | None = None, name: str = "base") -> Engine:
-        """An engine for the base, or for a model that was trained from it."""
+        """An engine for the base model, or for a model that was trained from it."""
         if self.settings.engine == "vllm":
             return open_engine(f"vllm:{model or self.model}")
         if self.settings.model is not None:
@@ -60,7 +62,7 @@ class World:
         return TransformersEngine(network, tokenizer, batch_size=ROWS, name=name)
 
     def sampler(self, engine: Engine, params: Sampling, chunk: int) -> Sampler:
-        """The engine with this world's grader and prompts."""
+        """A sampler with the engine and this world's grader and prompts."""
         return Sampler(engine, self.grader, self.prompts, params, chunk)
 
 
@@ -72,18 +74,18 @@ def make_world(
     network: dict[str, int] | None = None,
     restated: float = 0.0,
 ) -> World:
-    """The world of a run: trains the generated base where the cache has none.
+    """The world of a run; trains a generated base model if the cache does not have it.
 
     Args:
-        settings: of the run.
-        seed: of the base and its problems.
-        cache: where generated bases lie.
-        progress: told of the base's training.
-        network: fields of a generated base that differ from the default, such as its ``width``.
-        restated: of its corpus.
+        settings: settings of the run.
+        seed: seed of the base model and its problems.
+        cache: directory for generated base models.
+        progress: called with (finished steps, all steps) of the base model's training.
+        network: fields of a generated base model that differ from the default, such as its ``width``.
+        restated: ``restated`` of its corpus.
 
     Raises:
-        UserError: a real model without its problem files.
+        UserError: a real model is given without problem files.
     """
     if settings.model is not None:
         return _real(settings, seed)
@@ -96,7 +98,7 @@ def make_world(
     directory = train_base(base, cache, progress)
     family, style = corpus.family, corpus.style
     length = corpus.long[1]
-    # Some candidates are solved by chance: a quarter more than are wanted.
+    # Some candidates are solved by chance, so there are a quarter more than needed.
     candidates = make_problems(_more(settings.hard_problems), length, seed, family, style)
     held = make_problems(_more(settings.held_problems), length, seed + _HELD_OUT_SEED, family, style,
                          skip=[problem.id for problem in candidates])  # fmt: skip
@@ -109,10 +111,10 @@ def make_world(
 
 
 def corpus_of(family: str, style: str) -> Corpus:
-    """The corpus of a base of this family.
+    """The corpus of a base model of this family.
 
-    ``chain``: long chains are sloppy. ``arms``: the choice among chains is a habit. ``ends``: nothing is sloppy, but of
-    long chains only the ends were seen, behind the beginning of a solution.
+    In ``chain``, traces of long chains are sloppy. In ``arms``, the choice among chains is a habit. In ``ends``, no
+    trace is sloppy, but only the ends of long chains occur, each after the beginning of a solution.
     """
     if family in ("chain", "ends"):
         return Corpus(family="chain", style="terse" if style == "terse" else "own", long_ends_only=family == "ends")
@@ -123,7 +125,7 @@ def corpus_of(family: str, style: str) -> Corpus:
 
 def _real(settings: Settings, seed: int) -> World:
     if settings.model is None or settings.problems is None or settings.held_out is None:
-        raise UserError("a study with a real model needs problems and held_out, the paths of problem files")
+        raise UserError("a study with a real model needs problem files: --set problems=FILE held_out=FILE")
     return World(
         model=settings.model, candidates=read_problems(settings.problems),
         held_candidates=read_problems(settings.held_out), easy=[], grader=Grader(settings.grader),
