@@ -272,7 +272,7 @@ def test_servers_of_other_models_are_refused_with_what_differs():
         assert "secret" not in str(told.value)
         with pytest.raises(UserError, match="an address of its own"):
             open_engine(f"{one},{one}", model="tiny")
-    with pytest.raises(UserError, match="'some-model': not an address"):
+    with pytest.raises(UserError, match="'some-model' is not the address of a server"):
         open_engine("http://127.0.0.1:9/v1,some-model", model="tiny")
 
 

@@ -244,5 +244,5 @@ def test_hostile_lines_cost_their_own_row_only(tmp_path, caplog):
     }  # fmt: skip
     for name, content in broken.items():
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(UserError, match="cannot be (read|parsed)"):
+        with pytest.raises(UserError, match=r"cannot be (read|parsed)"):
             read_problems(tmp_path / name)
