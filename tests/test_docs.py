@@ -1,4 +1,4 @@
-"""What documents name is there: files, links, headings; README stays short; its snippets run."""
+"""Files, links and headings that documents name exist; README stays short; its snippets run."""
 
 import re
 import subprocess
