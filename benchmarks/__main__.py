@@ -1,4 +1,4 @@
-"""``python -m benchmarks [NAME...]``: one JSON line for each figure on stdout, then a table of them on stderr."""
+"""``python -m benchmarks [NAME...]``: print one JSON line per figure to stdout, then a table to stderr."""
 
 import argparse
 import json
@@ -20,8 +20,8 @@ HERE = Path(__file__).parent
 def main(words: Sequence[str] | None = None) -> None:
     """Run the named benchmarks, or all of them; print each figure as soon as it is measured, and a table at the end."""
     known = sorted(path.stem for path in HERE.glob("[!_]*.py"))
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="One JSON line for each figure.")
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(known)}; all of them by default")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Print one JSON line per figure.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of {', '.join(known)}; by default all")
     parser.add_argument("--smallest", action="store_true", help="run in seconds, with sizes too small to mean anything")
     given = parser.parse_args(words)
     names, more = given.names or known, " --smallest" if given.smallest else ""
@@ -38,7 +38,7 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 def table(figures: list[dict[str, Any]]) -> Table:
-    """Each figure with its value, the reach that was set beforehand, and whether the value lies within it."""
+    """Each figure with its value, the bound that was set beforehand, and whether the value keeps it."""
     made = Table("figure", "value", "reach", "reached")
     for one in figures:
         reached = {True: "yes", False: "NO", None: ""}[one["reached"]]
@@ -47,14 +47,14 @@ def table(figures: list[dict[str, Any]]) -> Table:
 
 
 def hardware() -> str:
-    """Processor, CPUs and what else they were doing, threads, GPU if torch is loaded and sees one, Python."""
+    """Processor, number of CPUs and their load, torch threads and GPU if torch is loaded, Python version."""
     processor = platform.processor() or platform.machine()
     if (cpuinfo := Path("/proc/cpuinfo")).exists():
         models = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
         processor = models[0] if models else processor
     parts = [processor, f"{os.cpu_count()} CPUs"]
     if hasattr(os, "getloadavg"):
-        parts.append(f"load {os.getloadavg()[0]:.1f}")  # above the number of CPUs, times are longer than they need be
+        parts.append(f"load {os.getloadavg()[0]:.1f}")  # above the number of CPUs, other work slowed the benchmark
     if torch := sys.modules.get("torch"):
         parts.append(f"{torch.get_num_threads()} torch threads")
         if torch.cuda.is_available():

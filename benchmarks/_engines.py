@@ -1,4 +1,4 @@
-"""Engines for the benchmarks of many of them: one that computes, one that waits. Light, since workers import this."""
+"""Engines for benchmarks of many engines: one computes, one waits. Imports little, since every worker imports it."""
 
 import hashlib
 import time
@@ -10,7 +10,7 @@ from retarget.pope.rollouts import Rollout, Sampling
 
 
 class Busy:
-    """Hashes for as long as a rollout would compute: processor time that no thread shares."""
+    """Computes hashes for as long as a rollout would compute: processor time that threads cannot share."""
 
     name = "busy"
 
@@ -40,5 +40,5 @@ class Waiting:
 
 
 def engine(spec: str, **options: Any) -> Busy | Waiting:
-    """Either by name."""
+    """Open one of the two by name."""
     return Busy(**options) if spec == "busy" else Waiting(**options)

@@ -1,4 +1,4 @@
-"""Two things timed in turn, and a figure made of the result.
+"""Time two things in turn, and make a figure of the result.
 
 ours_over_theirs = interleaved(ours, theirs)
 yield figure("a step of ours against a step of theirs", ours_over_theirs, "ratio", "<= 1.02")
@@ -34,15 +34,15 @@ def interleaved(
     repeats: int = 1,
     finish: Callable[[], Any] | None = None,
 ) -> Pairs:
-    """Time A B A B … so that whatever else the machine does falls on both.
+    """Time A B A B …, so that other work on the machine slows both alike.
 
     Args:
         a: what is measured.
         b: what it is measured against.
         pairs: number of pairs that count.
-        warmup: number of pairs before them that do not.
-        repeats: calls that make one time, for something that takes microseconds; the time is that of one call.
-        finish: called before the clock is read, for work that goes on after a call (``torch.cuda.synchronize``).
+        warmup: number of pairs before them that do not count.
+        repeats: calls per measurement, for something that takes microseconds; the time recorded is that of one call.
+        finish: called before the clock is read, to wait for work that outlasts a call (``torch.cuda.synchronize``).
     """
     gc_was_on = gc.isenabled()
     gc.collect()
@@ -62,16 +62,16 @@ def figure(
     reach: str | None = None,
     detail: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """One figure as ``python -m benchmarks`` prints it; command, hardware and commit are added there.
+    """One figure as ``python -m benchmarks`` prints it, which adds command, hardware and commit.
 
     Args:
         name: what was measured, in words that a user understands.
-        value: a number; several measurements of it, of which the median is the value and the quartiles are detail
-            (one disturbed measurement moves neither much); or pairs, of which the ratios are the measurements and
-            the median times are detail.
-        unit: of the value: ``"ms"``, ``"ratio"``, ``"bytes"``, …
-        reach: ``"<= 1.02"`` or ``">= 20"``, if a value was set beforehand.
-        detail: whatever else belongs to it, numbers and strings.
+        value: a number; or several measurements, whose median becomes the value and whose quartiles go into the
+            detail (one disturbed measurement moves neither much); or pairs, whose ratios are the measurements and
+            whose median times go into the detail.
+        unit: unit of the value: ``"ms"``, ``"ratio"``, ``"bytes"``, …
+        reach: ``"<= 1.02"`` or ``">= 20"``, a bound that was set beforehand; None if there was none.
+        detail: further numbers and strings.
     """
     found: dict[str, Any] = {}
     if isinstance(value, Pairs):
@@ -100,7 +100,7 @@ def _reached(value: float, reach: str) -> bool:
 
 
 def _rounded(value: Any) -> Any:
-    """Floats, and floats in lists, to four significant digits; anything else as it is."""
+    """Round floats, and floats in lists, to four significant digits; leave anything else as it is."""
     if isinstance(value, float):
         return float(f"{value:.4g}")
     return [_rounded(item) for item in value] if isinstance(value, list) else value

@@ -1,4 +1,4 @@
-"""What each of several processes does in a benchmark; imports little, since every process imports it anew."""
+"""The work of each process in a benchmark with several. Imports little, since every process imports it again."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""``retarget judge``: the whole command, from the file of runs to the page."""
+"""Time ``retarget judge``: the whole command, from the file of runs to the page."""
 
 import csv
 import subprocess
@@ -26,7 +26,7 @@ about = "{about}"
 
 
 def figures(smallest: bool = False) -> Iterator[dict[str, Any]]:
-    """Seconds for 20 data sets × 5 seeds × 4 arms, and for two models on 100,000 items, processes included."""
+    """Seconds for 20 data sets × 5 seeds × 4 arms, and for two models on 100,000 items, start-up included."""
     sets, seeds, arms, items = (2, 3, 2, 500) if smallest else (20, 5, 4, 100_000)
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as name:
@@ -60,7 +60,7 @@ def table(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
 
 
 def claims(path: Path, pairs: Sequence[tuple[str, str]], effect: float, about: str) -> None:
-    """Write one claim for each condition and arm."""
+    """Write one claim per condition and arm."""
     texts = [CLAIM.format(condition=condition, arm=arm, effect=effect, about=about) for condition, arm in pairs]
     path.write_text("".join(texts), encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""Calibration and ranking of predictions: time, growth with N, plain loops and torchmetrics beside."""
+"""Time calibration and ranking metrics: growth with N, beside plain loops and torchmetrics."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,7 +14,7 @@ CLASSES = 100
 
 
 def figures(smallest: bool = False) -> Iterator[dict[str, Any]]:
-    """The time of each metric, its growth from N to 4N, and the loop's time over it; torchmetrics' for ECE."""
+    """Time of each metric, its growth from N to 4N, and a plain loop's time over it; for ECE also torchmetrics'."""
     samples, pairs = (200, 2) if smallest else (50_000, 30)
     probs, labels = predictions(4 * samples)
     yield from time_growth_and_loop("ECE", expected_calibration_error, ece_loop, probs, labels, pairs)
@@ -40,7 +40,7 @@ def time_growth_and_loop(
     labels: np.ndarray,
     pairs: int,
 ) -> Iterator[dict[str, Any]]:
-    """Time at N, time at 4N over time at N, time of the loop over time at N; 4N predictions are given."""
+    """Time at N, at 4N over N, and of the loop over that at N; expects 4N predictions."""
     samples = len(labels) // 4
     few, of_few = probs[:samples], labels[:samples]
     if abs(function(few, of_few) - loop(few, of_few)) > 1e-9:

@@ -1,4 +1,4 @@
-"""POPE's figures: what the wiring costs beside bare TRL, and what stopping at the first success saves."""
+"""POPE's figures: what its code costs beside bare TRL, and what stopping at the first success saves."""
 
 import asyncio
 import tempfile
@@ -59,7 +59,7 @@ def _step(base: Path, folder: Path, settings: TrainingSettings, pairs: int) -> I
     rows = mix(problems, prefixes, PROMPTS, prompts_per_batch=settings.prompts_per_batch)
     ours, theirs = (_cycle(cls, base, rows, folder, settings) for cls in (PopeTrainer, GRPOTrainer))
     rollouts = settings.prompts_per_batch * settings.rollouts
-    yield figure(f"GRPO cycle with our wiring against bare TRL, {rollouts} rollouts, tiny model",
+    yield figure(f"GRPO cycle with POPE's code against bare TRL, {rollouts} rollouts, tiny model",
                  interleaved(ours, theirs, pairs, warmup=2), "ratio", "<= 1.02")  # fmt: skip
 
 
@@ -87,7 +87,7 @@ def _cycle(
 
 
 def _early_stop(base: Path, k: int, each: int) -> Iterator[dict[str, Any]]:
-    """Problems of mixed lengths, ``each`` of one, mined with and without the stop at the first success."""
+    """Mine problems of mixed lengths, ``each`` per length, with and without stopping at the first success."""
     problems = [one for length in (2, 4, 6, 8) for one in make_problems(each, length, seed=1)]
     model, tokenizer = load_base(base)
     common: dict[str, Any] = dict(
@@ -113,7 +113,7 @@ class _Instant:
 
 
 def _scheduling(counts: Sequence[int]) -> Iterator[dict[str, Any]]:
-    """Time of mining a problem, of which the engine takes none, with ever more problems."""
+    """Time per problem of mining with an engine that takes none, with more and more problems."""
     sampler = Sampler(_Instant(), Grader("exact"), PROMPTS, chunk=4)
     seconds: dict[int, float] = {}
     for count in counts:
@@ -126,13 +126,13 @@ def _scheduling(counts: Sequence[int]) -> Iterator[dict[str, Any]]:
     least, most = counts[0], counts[-1]
     growth = each[most] / each[least]
     yield figure(f"scheduling a problem among {most:,} over one among {least:,}", growth, "ratio", "<= 2",
-                 {"milliseconds_a_problem": each})  # fmt: skip
+                 {"milliseconds_per_problem": each})  # fmt: skip
 
 
 class _Slow(ServerEngine):
     """A server whose every 50th request takes 1.2 s and the others 20 ms."""
 
-    identity = {}  # noqa: RUF012 - nothing is asked of a server that is not there
+    identity = {}  # noqa: RUF012 - there is no server to ask
 
     async def request(self, client: Any, prompt: Prompt, first: int, count: int, params: Sampling) -> list[Rollout]:
         slow = (params.unit_seed(prompt) + first) % 50 == 0
@@ -142,7 +142,7 @@ class _Slow(ServerEngine):
 
 
 def _stragglers(count: int) -> Iterator[dict[str, Any]]:
-    """Requests with stragglers, over the time that their delays take on all connections."""
+    """Time of requests with stragglers, over the time that their delays need on all connections together."""
     engine = _Slow("http://127.0.0.1:9/v1", "slow", key_variable="none")
     problems = [Problem(id=f"p{at}", prompt=str(at), answer="4") for at in range(count)]
     start = time.perf_counter()
@@ -154,7 +154,7 @@ def _stragglers(count: int) -> Iterator[dict[str, Any]]:
 
 
 def _cuts(lengths: Sequence[int]) -> Iterator[dict[str, Any]]:
-    """Time of cutting a character of a solution at tokens, with ever longer solutions."""
+    """Time per character of cutting a solution at tokens, with longer and longer solutions."""
     each: dict[int, float] = {}
     for length in lengths:
         text = "Let $x = 5$ and add \\frac{1}{2} of it. " * (length // 39)
@@ -163,7 +163,5 @@ def _cuts(lengths: Sequence[int]) -> Iterator[dict[str, Any]]:
         each[length] = 1e6 * (time.perf_counter() - start) / length
     least, most = lengths[0], lengths[-1]
     growth = each[most] / each[least]
-    detail = {"microseconds_a_character": {length: round(taken, 3) for length, taken in each.items()}}
-    yield figure(
-        f"cutting a character of {most / 1e6:g} MB over one of {least / 1e3:g} kB", growth, "ratio", "<= 2", detail
-    )
+    detail = {"microseconds_per_character": {length: round(taken, 3) for length, taken in each.items()}}
+    yield figure(f"cutting, per character, {most / 1e6:g} MB over {least / 1e3:g} kB", growth, "ratio", "<= 2", detail)

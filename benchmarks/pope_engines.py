@@ -1,4 +1,4 @@
-"""POPE on many engines: what two of them give over one, what a pool of 64 costs, and what mining adds to `generate`."""
+"""POPE on many engines: what a second one gains, what a pool of 64 costs, and what mining adds to `generate`."""
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -38,7 +38,7 @@ def figures(smallest: bool = False) -> Iterator[dict[str, Any]]:
 
 
 def _mine(engine: Engine, problems: Sequence[Problem]) -> Callable[[], None]:
-    """Mining these problems anew, with a journal."""
+    """A function that mines these problems from the start, with a journal."""
     sampler = Sampler(engine, Grader("exact"), _PLAIN, chunk=4)
 
     def run() -> None:
@@ -53,7 +53,7 @@ def _problems(count: int) -> list[Problem]:
 
 
 def _two_over_one(what: str, spec: str, options: dict[str, Any], count: int, pairs: int) -> Iterator[dict[str, Any]]:
-    """Time of one process over that of two, both open already."""
+    """Time of one process over that of two; all are open before the clock starts."""
 
     def pool(size: int) -> EnginePool:
         return EnginePool([ProcessWorker(spec, options, opener="benchmarks._engines:engine") for _ in range(size)])
@@ -64,7 +64,7 @@ def _two_over_one(what: str, spec: str, options: dict[str, Any], count: int, pai
 
 
 class _Thread:
-    """A worker that is no process: of the pool, only its own work is left."""
+    """A worker without a process, so that only the work of the pool itself is measured."""
 
     def __init__(self, seconds: float) -> None:
         self.engine = Waiting(seconds)
@@ -74,7 +74,7 @@ class _Thread:
         return Opened("waiting", {})
 
     def ask(self, prompts: Sequence[Prompt], n: int, params: Sampling) -> list[Answer]:
-        """Wait, and answer."""
+        """Wait, then answer."""
         return [*self.engine.sample(prompts, n, params)]
 
     def kill(self) -> None:
@@ -85,18 +85,18 @@ class _Thread:
 
 
 def _many(engines: int, seconds: float, count: int) -> Iterator[dict[str, Any]]:
-    """Mining on many waiting engines, over the time that their waits take."""
+    """Time of mining on many engines that only wait, over the time that their waits need."""
     with EnginePool([_Thread(seconds) for _ in range(engines)]) as pool:
         measured = interleaved(_mine(pool, _problems(count)), lambda: None, 1, warmup=0)
     least = seconds * count / engines
     yield figure(
-        f"mining on {engines} engines of {1000 * seconds:g} ms a request over what their waits take",
+        f"mining on {engines} engines of {1000 * seconds:g} ms per request over what their waits take",
         measured.a[0] / least, "ratio", "<= 1.3", {"seconds": measured.a[0], "least": least},
     )  # fmt: skip
 
 
 def _over_generate(count: int, length: int, pairs: int) -> Iterator[dict[str, Any]]:
-    """Seconds a token of mining over those of `generate` with the same prompts, seeds and rows, a tiny random model."""
+    """Mining over `generate`, seconds per token: same prompts, seeds and batch sizes, a tiny random model."""
     rows, model, tokenizer = 16, make_model(BaseModel()), make_tokenizer()
     model.eval()
     problems = make_problems(count, 6, seed=0)
@@ -129,6 +129,6 @@ def _over_generate(count: int, length: int, pairs: int) -> Iterator[dict[str, An
             for where, engine in (("in this process", here), ("in a process of its own", process)):
                 tokens = mined(engine).tokens
                 measured = interleaved(lambda one=engine: mined(one), bare, pairs, warmup=1)
-                rate = {"tokens": tokens, "tokens_a_second_bare": tokens / float(np.median(measured.b))}
+                rate = {"tokens": tokens, "tokens_per_second_bare": tokens / float(np.median(measured.b))}
                 what = f"mining {where} over bare generate, seconds per token, tiny model"
                 yield figure(what, measured, "ratio", "<= 1.05", rate)

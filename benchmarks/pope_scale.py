@@ -1,6 +1,6 @@
-"""What mining costs beside its engines, with 64 that answer at once; and 200,000 problems × 128, reckoned from it.
+"""What mining costs beside its engines, measured with 64 that answer at once, and from it the cost of 200,000 × 128.
 
-Times are those of the processor, so that whatever else the machine does is left out.
+Times are processor times, so other work on the machine does not count.
 """
 
 import resource
@@ -27,11 +27,11 @@ ENGINES, K, CHUNK = 64, 128, 16
 PROBLEMS = 200_000
 TEXT = "Let $x = 5$ and add \\frac{1}{2} of it, then see what is left. "
 COST = Cost()
-"""Tokens per rollout, and tokens per second of one engine, as ``retarget pope mine --dry-run`` reckons."""
+"""Tokens per rollout, and tokens per second of one engine, as ``retarget pope mine --dry-run`` assumes them."""
 
 
 class _Instant:
-    """An engine somewhere else that answers at once, with completions as long as they are."""
+    """A remote engine that answers at once, with completions of a realistic length."""
 
     def __init__(self, characters: int) -> None:
         self._texts = [f"{TEXT * (characters // len(TEXT))}\n#### {wrong}" for wrong in range(50, 50 + CHUNK)]
@@ -44,15 +44,15 @@ class _Instant:
         return [[Rollout(text, tokens, False) for text in self._texts[:n]] for _ in prompts]
 
     def kill(self) -> None:
-        """Nothing waits."""
+        """Nothing to end."""
 
     def end(self) -> None:
-        """Nothing is left."""
+        """Nothing to close."""
 
 
 @dataclass(frozen=True)
 class _Measured:
-    """Of one mining in which nothing is solved: seconds and bytes of a unit of ``CHUNK`` rollouts, and all memory."""
+    """A mining that solves nothing: seconds and bytes per unit of ``CHUNK`` rollouts, and the memory in all."""
 
     units: int
     sampling: float
@@ -77,7 +77,7 @@ def figures(smallest: bool = False) -> Iterator[dict[str, Any]]:
 
 
 def _mine(count: int, characters: int) -> _Measured:
-    """Mine ``count`` hard problems, then once more with all of it in the journal."""
+    """Mine ``count`` hard problems, then again with all of them in the journal."""
     problems = [Problem(id=f"p{at}", prompt=f"{TEXT}{at}", answer="4") for at in range(count)]
     units = count * K // CHUNK
     with tempfile.TemporaryDirectory() as folder, Grader("exact") as grader:
@@ -105,7 +105,7 @@ def _memory() -> int:
 
 
 def _grading(count: int, characters: int) -> float:
-    """Seconds that a verdict of the default grader takes."""
+    """Seconds per grade of the default grader."""
     texts = [f"{TEXT * (characters // len(TEXT))}\n#### {wrong}" for wrong in range(50, 50 + count)]
     with Grader("math", workers=0) as grader:
         grader.grade(texts[:1], ["4"], [{}])  # loads the library
@@ -115,12 +115,12 @@ def _grading(count: int, characters: int) -> float:
 
 
 def _reckoned(each: _Measured, grading: float, memory: float) -> Iterator[dict[str, Any]]:
-    """The cost table: the engines by ``--dry-run``'s assumptions, the rest as it was measured, each unit alike."""
+    """The cost table: the engines by the assumptions of ``--dry-run``, the rest as measured per unit."""
     what = f"{PROBLEMS:,} problems × {K} on {ENGINES} engines"
     units = PROBLEMS * K // CHUNK
     asked = COST.of(PROBLEMS * K)
     hours = asked["gpu_hours"] / ENGINES
-    assumed = {"tokens_a_rollout": COST.mean_tokens, "tokens_a_second_of_an_engine": COST.throughput}
+    assumed = {"tokens_per_rollout": COST.mean_tokens, "tokens_per_second_and_engine": COST.throughput}
     yield figure(f"{what}: rollouts", asked["rollouts_at_most"] / 1e6, "million")
     yield figure(f"{what}: tokens", asked["tokens"] / 1e9, "billion", detail=assumed)
     yield figure(f"{what}: GPU-hours", asked["gpu_hours"], "h", detail=assumed)

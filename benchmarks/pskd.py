@@ -1,4 +1,4 @@
-"""PS-KD's figures: what a training step with it costs beside one without."""
+"""PS-KD's figures: what a training step costs with it and without."""
 
 import tempfile
 import time
@@ -53,7 +53,7 @@ class _EveryOtherStep(pl.Callback):
 
 
 def _step(pairs: int = 30, batch: int = 128) -> Iterator[dict[str, Any]]:
-    """A PS-KD step against a cross-entropy step in the same Lightning loop, PreAct ResNet-18, CIFAR-100's shape."""
+    """A PS-KD step against a cross-entropy step in one Lightning loop: PreAct ResNet-18, CIFAR-100's shape."""
     settings = Settings(**PRESETS["paper"] | {"epochs": 4})
     images = batch * (2 * pairs + 4)
     labels = torch.randint(100, (images,))
@@ -81,7 +81,7 @@ def _step(pairs: int = 30, batch: int = 128) -> Iterator[dict[str, Any]]:
 
 
 def _previous_model(pairs: int = 30, batch: int = 128) -> Iterator[dict[str, Any]]:
-    """A step with each source of the past against a cross-entropy step, the small study's network and shape."""
+    """A step with each kind of past against a cross-entropy step: network and shape of the preset ``small``."""
     model = build("preact_resnet10_w24", 100, 3)
     optimizer = torch.optim.SGD(model.parameters(), 0.01)
     x, y, index = torch.randn(batch, 3, 32, 32), torch.randint(100, (batch,)), torch.arange(batch)

@@ -1,4 +1,4 @@
-"""PS-KD's figures: what remembering costs, in time and bytes, at the shapes of ImageNet and of a large vocabulary."""
+"""PS-KD's figures: what its table costs in time and bytes, for ImageNet and for a large vocabulary."""
 
 import json
 import socket
@@ -24,13 +24,13 @@ def figures(smallest: bool = False) -> Iterator[dict[str, Any]]:
         few = {"batch": 8, "samples": 64, "pairs": 2}
         yield from _table_io(classes=50, rounds=7, **few)
         yield from _store_against_the_official_way(wide=50, narrow=20, **few)
-        yield from _bytes_a_row()
+        yield from _bytes_per_row()
         yield from _files((2000, 20), sentences=100, vocabulary=30, batch=64, seconds=0.1)
         yield from _processes((2000, 20), worlds=(2,), batch=64)
     else:
         yield from _table_io()
         yield from _store_against_the_official_way()
-        yield from _bytes_a_row()
+        yield from _bytes_per_row()
         yield from _files()
         yield from _processes()
 
@@ -38,7 +38,7 @@ def figures(smallest: bool = False) -> Iterator[dict[str, Any]]:
 def _table_io(
     batch: int = 1024, classes: int = 21_841, samples: int = 20_000, rounds: int = 40, pairs: int = 30
 ) -> Iterator[dict[str, Any]]:
-    """Gather and write of top-10 rows at ImageNet-21k's width, and the whole overhead beside softmax + topk."""
+    """Gather and write top-10 rows at ImageNet-21k's width; and all that PS-KD adds, beside softmax + topk."""
     rows, table = TopK(10), Table(TopK(10), samples, classes)
     logits, labels = torch.randn(batch, classes), torch.randint(classes, (batch,))
     fields = rows.encode(logits, labels)
@@ -77,8 +77,8 @@ def _table_io(
 def _store_against_the_official_way(
     wide: int = 21_841, narrow: int = 1000, batch: int = 256, samples: int = 2048, pairs: int = 30
 ) -> Iterator[dict[str, Any]]:
-    """Soften and remember, against an identity matrix, a host gather and one copy a sample, as the official step does
-    (written anew from its description; softmax left out on both sides)."""
+    """Soften and remember, against the way of the official code: an identity matrix, a gather on the host and one copy
+    per sample (rewritten from its description; neither side includes the softmax)."""
     for classes, rows, reach in ((wide, Dense(), ">= 20"), (narrow, Dense(), ">= 3"), (narrow, TopK(10), None)):
         measured = _official_and_ours(classes, rows, batch, samples, pairs)
         yield figure(
@@ -111,9 +111,9 @@ def _official_and_ours(classes: int, rows: Dense | TopK, batch: int, samples: in
     return interleaved(official, ours, pairs)
 
 
-def _bytes_a_row() -> Iterator[dict[str, Any]]:
+def _bytes_per_row() -> Iterator[dict[str, Any]]:
     yield figure(
-        "bytes a row and buffer of TopK(10), C = 1000", Table(TopK(10), 8, 1000).bytes_per_row, "bytes", "<= 60"
+        "bytes per row and buffer of TopK(10), C = 1000", Table(TopK(10), 8, 1000).bytes_per_row, "bytes", "<= 60"
     )
 
 
@@ -128,7 +128,7 @@ def _files(
     batch: int = 1024,
     seconds: float = 60.0,
 ) -> Iterator[dict[str, Any]]:
-    """Memory-mapped top-10 rows, real rows written and read until the time is over: at most an epoch of each shape."""
+    """Write and read memory-mapped top-10 rows until the time is up: at most one epoch of each shape."""
     images, classes = shape
     with tempfile.TemporaryDirectory() as folder:
         table = Table(TopK(10), images, classes, path=Path(folder) / "images")
@@ -136,7 +136,7 @@ def _files(
         spent, disk = _stream(table, batches, classes, seconds)
         yield figure(f"table I/O of memory-mapped TopK(10), gather + write, B = {batch}, {_named(shape)}", spent, "ms",
                      "<= 1", {"rows_written": batch * len(spent)})  # fmt: skip
-        yield figure("disk of memory-mapped TopK(10), MB a million rows and buffer", disk / images / 2, "MB", "<= 60")
+        yield figure("disk of memory-mapped TopK(10), MB per million rows and buffer", disk / images / 2, "MB", "<= 60")
     with tempfile.TemporaryDirectory() as folder:
         where = Offsets(torch.randint(5, 46, (sentences,)).tolist())
         table = Table(TopK(10), where.num_rows, vocabulary, path=Path(folder) / "tokens")
@@ -154,7 +154,7 @@ def _files(
 
 
 def _stream(table: Table, batches: Iterable[torch.Tensor], classes: int, seconds: float) -> tuple[list[float], int]:
-    """Milliseconds of each batch's gather and write, and the bytes that the files take on the disk."""
+    """Milliseconds of gather and write per batch, and the bytes of the files on the disk."""
     rows, until = TopK(10), time.monotonic() + seconds
     logits, labels = torch.randn(1024, classes), torch.randint(classes, (1024,))
     fields = rows.encode(logits, labels)
@@ -181,7 +181,7 @@ def _named(shape: tuple[int, int]) -> str:
 def _processes(
     shape: tuple[int, int] = IMAGENET, worlds: tuple[int, ...] = (2, 4), batch: int = 1024
 ) -> Iterator[dict[str, Any]]:
-    """The exchange of an epoch's rows between gloo processes on this machine, memory-mapped TopK(10)."""
+    """Exchange an epoch's rows between gloo processes on this machine, with memory-mapped TopK(10)."""
     for world in worlds:
         with tempfile.TemporaryDirectory() as folder, socket.socket() as free:
             free.bind(("localhost", 0))

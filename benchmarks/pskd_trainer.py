@@ -27,7 +27,9 @@ def figures(smallest: bool = False) -> Iterator[dict[str, Any]]:
 def _hf_step(pairs: int = 30, batch: int = 64, vocabulary: int = 5000) -> Iterator[dict[str, Any]]:
     """A PS-KD step against the library's own in one Hugging Face Trainer, a small Transformer, 64 × 16 targets."""
     steps = 2 * pairs + 4
-    words = torch.randint(3, vocabulary, (steps * batch, 16)).tolist()  # all as long: pairs of steps are alike
+    words = torch.randint(
+        3, vocabulary, (steps * batch, 16)
+    ).tolist()  # equal lengths: both steps of a pair do the same work
     data = [{"input_ids": row, "labels": row} for row in words]
     for name, settings, reach in (("top-10", {"store": TopK(10)}, "<= 1.05"), ("previous model", {}, None)):
         model = MarianMTModel(
@@ -48,14 +50,14 @@ def _hf_step(pairs: int = 30, batch: int = 64, vocabulary: int = 5000) -> Iterat
                 lengths=[16] * len(data),
                 **(settings or {"store": PreviousModel(model)}),
             )  # fmt: skip
-            trainer.remove_callback(PrinterCallback)  # it prints among the figures
+            trainer.remove_callback(PrinterCallback)  # its output would mix with the figures
             trainer.train()
         yield figure(f"PS-KD step against the library's in the HF Trainer, {name}, small Transformer, vocabulary "
                      f"{vocabulary:,}", trainer.pairs(), "ratio", reach)  # fmt: skip
 
 
 class _EveryOtherUpdate(PSKDSeq2SeqTrainer):
-    """In the second epoch every other update is the library's; times are from the end of one update to the next."""
+    """In epoch 1 every other update is the library's own; times run from the end of one update to the next."""
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
@@ -77,13 +79,13 @@ class _EveryOtherUpdate(PSKDSeq2SeqTrainer):
         self.add_callback(Clock())
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """The library's for updates of even number."""
+        """The library's own loss in updates with an even number, PS-KD's in the others."""
         if self.pskd and self.pskd.alpha > 0 and self.updates % 2 == 0:
             inputs = {name: value for name, value in inputs.items() if name != "index"}
             return Seq2SeqTrainer.compute_loss(self, model, inputs, *args, **kwargs)
         return super().compute_loss(model, inputs, *args, **kwargs)
 
     def pairs(self, warm_up: int = 2) -> Pairs:
-        """Times with PS-KD and without it."""
+        """Times of the updates with PS-KD and without."""
         off, on = (times[warm_up:] for times in self.seconds)
         return Pairs(on[: len(off)], off[: len(on)])

@@ -1,4 +1,4 @@
-"""TrojDiff's figures: what a trigger costs beside the network that it rides on."""
+"""TrojDiff's figures: what a trigger costs beside the network."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -23,7 +23,7 @@ SHAPE = (1, 8, 8)
 
 
 def figures(smallest: bool = False) -> Iterator[dict[str, Any]]:
-    """Every figure of this module, on the demo's network: the smallest, so the one on which a trigger weighs most."""
+    """Every figure of this module, on the demo's network: the smallest, so a trigger adds the largest share."""
     torch.set_num_threads(1)
     settings = Settings.model_validate(plan("demo").settings)
     sampling: dict[str, int] = {"batch": 2, "pairs": 2} if smallest else {}
@@ -33,7 +33,7 @@ def figures(smallest: bool = False) -> Iterator[dict[str, Any]]:
 
 
 def _sampling_step(settings: Settings, trigger: Trigger, batch: int = 128, pairs: int = 60) -> Iterator[dict[str, Any]]:
-    """Network and scheduler, one step, with the trigger against without."""
+    """One step of network and scheduler, with the trigger against without."""
     unet = make_network(settings.network, SHAPE, seed=0).eval()
     bases: dict[str, Callable[[], Any]] = {
         "DDPM": DDPMScheduler,
@@ -61,7 +61,7 @@ def _sampling_step(settings: Settings, trigger: Trigger, batch: int = 128, pairs
 
 
 def _training_step(settings: Settings, rows: int = 12, benign: int = 128, pairs: int = 40) -> Iterator[dict[str, Any]]:
-    """The whole step on benign and Trojan rows against a plain DDPM step on as many rows."""
+    """A whole training step on benign and Trojan rows against a plain DDPM step on as many rows."""
     images = read_images("digits")
     schedule = DDPMScheduler()
     trigger, target = make_trigger(settings.trigger_config("blend"), SHAPE), D2I(glyph("arrow", SHAPE), rows)

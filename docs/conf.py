@@ -1,8 +1,8 @@
 """The site: ``make docs``. Built, read and searched without a network; a warning is an error.
 
-Pages that stand elsewhere in the tree (README, cards, results) are copied into ``_pages/``, and notebooks are turned
-into pages there. Links are written as GitHub reads them, relative to a document's own place; here those to other
-documents become links within the site, those to files downloads, and those to folders plain text.
+Pages from elsewhere in the tree (README, cards, results) are copied into ``_pages/``, and notebooks become pages there.
+Links are written for GitHub, relative to their document; on the site, those to other documents lead to their pages,
+those to files become downloads, and those to folders plain text.
 """
 
 import os
@@ -29,7 +29,7 @@ PAGES = {
 PAGES |= {f"card-{path.parent.name}": str(path.relative_to(ROOT)) for path in (ROOT / "src").rglob("README.md")}
 NOTEBOOKS = {f"notebook-{path.stem}": f"docs/notebooks/{path.name}" for path in (HERE / "notebooks").glob("*.py")}
 CONTENTS = {"results/README": "*", "notebooks/README": "../_pages/notebook-*"}
-"""Page: the pages that stand below it."""
+"""The pages below a page."""
 ROOMS = [path.parent.name for path in sorted((ROOT / "src" / "retarget").glob("*/__init__.py"))]
 
 project = "Retarget"
@@ -52,7 +52,7 @@ _TO_FOLDER = re.compile(r"\[([^\]]+)\]\(([^)\s#:]+/)\)")
 
 
 def write_pages() -> None:
-    """Copy the pages that stand elsewhere, and write the reference from the public names of each room."""
+    """Copy the pages from elsewhere, and write the reference from the public names of each room."""
     for folder in ("_pages", "reference"):
         shutil.rmtree(HERE / folder, ignore_errors=True)
         (HERE / folder).mkdir()
@@ -74,7 +74,7 @@ def write_pages() -> None:
 
 
 def _follow(app: Sphinx, docname: str, source: list[str]) -> None:
-    """Links of a document, as the site has them."""
+    """Rewrite the links of a document for the site."""
     page = docname.removeprefix("_pages/")
     copied = PAGES | NOTEBOOKS
     origin = ROOT / copied[page] if docname.startswith("_pages/") else HERE / f"{docname}.md"

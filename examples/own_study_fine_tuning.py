@@ -2,8 +2,8 @@
 
     retarget study own_study_fine_tuning.py --set model=DIR data=rows.jsonl
 
-Rows with ``text`` and ``label`` (0, 1, ...) fine-tune a classifier; rows with ``prompt`` and ``completion`` a causal
-language model, on its completions. A fifth of the rows, the same for every seed, is held out.
+Rows with ``text`` and ``label`` (0, 1, ...) fine-tune a classifier; rows with ``prompt`` and ``completion`` fine-tune a
+causal language model on its completions. One fifth of the rows, the same for every seed, is held out.
 """
 
 import json
@@ -36,7 +36,7 @@ BETTER = Claim(id="nll", sentence="PS-KD gives better likelihoods on held-out ro
 def plan(preset: str, config: dict[str, Any] | None, seeds: list[int] | None, arms: list[str] | None) -> StudyPlan:
     settings = SETTINGS | (config or {})
     if unknown := settings.keys() - SETTINGS.keys():
-        raise UserError(f"there is no setting {', '.join(sorted(unknown))}: {', '.join(SETTINGS)}")
+        raise UserError(f"there is no setting {', '.join(sorted(unknown))}: choose from {', '.join(SETTINGS)}")
     if not (settings["model"] and settings["data"]):
         raise UserError("give --set model=DIR data=FILE.jsonl")
     return StudyPlan(
@@ -80,7 +80,7 @@ def run(run: Run) -> dict[str, float]:
 
 
 def completed(tokenizer: Any, prompt: str, completion: str) -> dict[str, list[int]]:
-    """Tokens of prompt and completion; only those of the completion are learnt."""
+    """Tokens of prompt and completion; the loss is taken over those of the completion."""
     begin, end = tokenizer(prompt)["input_ids"], tokenizer(completion, add_special_tokens=False)["input_ids"]
     end = end + [tokenizer.eos_token_id] * (tokenizer.eos_token_id is not None)
     return {"input_ids": begin + end, "attention_mask": [1] * len(begin + end), "labels": [-100] * len(begin) + end}

@@ -1,9 +1,9 @@
-"""A study of a training script that stays as it is: a process for each run, which leaves its metrics as JSON.
+"""A study of an unchanged training script: it runs once per run in a process of its own and writes metrics as JSON.
 
     retarget study own_study_script.py --jobs 2
 
-The script of this example is the text below, written to each run's directory so that one file is enough. In place of
-``command`` name your own, and list it in the plan's ``data``: a changed script is then another study.
+Here the script is the text below, written to each run's directory, so that one file is enough. Put your own script into
+``command``, and list it in the plan's ``data``: then a changed script makes another study.
 """
 
 import json
@@ -52,5 +52,5 @@ def run(run: Run) -> dict[str, float]:
     script, out = run.directory / "train.py", run.directory / "metrics.json"
     script.write_text(SCRIPT)
     command = [sys.executable, str(script), "--penalty", run.settings["penalty"], "--seed", str(run.seed)]
-    subprocess.run([*command, "--out", str(out)], check=True)  # what it prints goes to the run's output.log
+    subprocess.run([*command, "--out", str(out)], check=True)  # its output goes to the run's output.log
     return json.loads(out.read_text())

@@ -1,6 +1,6 @@
-"""POPE on problems of your own: find the hard ones, how much of each solution helps, and train on both prompts.
+"""POPE on problems of your own: find the hard ones, find how much of each solution helps, train with and without it.
 
-python examples/pope_own_problems.py [MODEL]     # a causal language model's name or path; a tiny random one without
+python examples/pope_own_problems.py [MODEL]     # name or path of a causal language model; by default a tiny random one
 """
 
 import json

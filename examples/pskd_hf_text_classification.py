@@ -1,7 +1,7 @@
 """PS-KD in the Hugging Face Trainer: a small BERT learns whether more words of a text are good or bad.
 
-The texts are generated here; one in ten training labels is wrong. Columns that the model does not take are dropped by
-the trainer as always, and the index passes behind them.
+The texts are generated here; one training label in ten is wrong. The trainer drops columns that the model does not
+accept, as always, but keeps the index.
 """
 
 import random

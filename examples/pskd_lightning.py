@@ -1,7 +1,8 @@
-"""PS-KD in Lightning: a callback. The module knows nothing of it.
+"""PS-KD in Lightning: add a callback; the module stays as it is.
 
-Its labels stay labels, so metrics are what they were; ``F.cross_entropy`` finds the softened rows in their place. A
-loss of your own takes ``soft_targets(y, num_classes=10)`` from ``retarget.pskd``, or the first step stops the run.
+The labels of a batch stay labels, so metrics do not change; ``F.cross_entropy`` looks up the softened rows for them. A
+loss of your own must call ``soft_targets(y, num_classes=10)`` from ``retarget.pskd``; otherwise the first step stops
+the run.
 """
 
 import lightning.pytorch as pl
@@ -27,9 +28,9 @@ class Classifier(pl.LightningModule):
     def training_step(self, batch, batch_idx):
         x, y = batch[:2]
         logits = self(x)
-        self.train_accuracy.update(logits, y)  # of the labels as they are
+        self.train_accuracy.update(logits, y)  # uses the labels as they are
         self.log("train_accuracy", self.train_accuracy, on_step=False, on_epoch=True)
-        return F.cross_entropy(logits, y)  # with PS-KD: against the softened rows
+        return F.cross_entropy(logits, y)  # with PS-KD, uses the softened rows
 
     def test_step(self, batch, batch_idx):
         x, y = batch
@@ -54,7 +55,7 @@ def main(epochs: int = 10, folder: str = ".") -> float:
         callbacks=[PSKDCallback(method)],
         default_root_dir=folder,
         logger=False,
-        enable_checkpointing=False,  # with checkpoints the table is saved beside them
+        enable_checkpointing=False,  # if there are checkpoints, the table is saved beside them
         enable_progress_bar=False,
         enable_model_summary=False,
     )

@@ -1,7 +1,7 @@
 """PS-KD with CutMix in a loop of your own: every other batch is mixed, reads past predictions and stores none.
 
-Any library's mixing says how much of each sample is in each input: hand it the samples' places in the batch for labels.
-Mixing every batch would leave nothing to remember, and an epoch that ends so says it.
+Any library's mixing tells how much of each sample is in each input: pass the samples' positions in the batch as labels.
+If every batch were mixed, nothing would be remembered; an epoch without a stored row warns about it.
 """
 
 import torch
@@ -24,7 +24,7 @@ def main(epochs: int = 10) -> float:
 
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    mix = v2.CutMix(num_classes=64)  # of 64 places in the batch
+    mix = v2.CutMix(num_classes=64)  # one "class" per position in the batch of 64
     method = PSKD(num_samples=len(train), num_classes=10, total_epochs=epochs, alpha_T=0.8)
     for epoch in range(epochs):
         method.set_epoch(epoch)

@@ -1,7 +1,7 @@
-"""PS-KD on multi-label targets: which of ten digits stand in an image of two.
+"""PS-KD on multi-label targets: which of the ten digits does an image of two digits show?
 
-The loop is that of ``pskd_plain_pytorch.py`` with another method: targets are yes or no for each class, and the loss
-is binary cross-entropy.
+The loop is that of ``pskd_plain_pytorch.py`` with another method: each class has a target of 0 or 1, and the loss is
+binary cross-entropy.
 """
 
 import torch
@@ -13,7 +13,7 @@ from retarget.pskd import MultiLabelPSKD, with_index
 
 
 def pairs_of_digits(number: int, seed: int, first: int, last: int) -> TensorDataset:
-    """Two digits beside each other [128 pixels], and which digits they are [10]."""
+    """Two digits side by side, [128] pixels, and which digits they are, [10]."""
     digits = load_digits()
     images = torch.tensor(digits.data[first:last], dtype=torch.float32) / 16
     labels = torch.tensor(digits.target[first:last])
@@ -39,7 +39,7 @@ def main(epochs: int = 10) -> float:
     x, y = test.tensors
     with torch.no_grad():
         right = ((model(x) > 0) == (y > 0.5)).float().mean().item()
-    print(f"right answers of yes or no {right:.3f}")
+    print(f"share of right yes-or-no answers {right:.3f}")
     return right
 
 

@@ -1,7 +1,7 @@
 """PS-KD on segmentation: which pixels of a noisy image belong to a digit, with random flips.
 
-A flip moves pixels, so a row for each pixel would belong to another one in the next epoch: ``PreviousModel`` looks at
-the same view instead. Without augmentation, and at low resolution, a table works too:
+A flip moves pixels, so a stored row would belong to another pixel in the next epoch: ``PreviousModel`` lets last
+epoch's model predict the same view instead. Without augmentation, and at low resolution, a table works too:
 ``PixelPSKD(len(train), (16, 16), 2, epochs, store="dense")``, and ``method.loss(model(x), y, index)``.
 """
 
@@ -12,11 +12,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from retarget.pskd import PixelPSKD, PreviousModel
 
-BORDER = 255  # pixels of neither class: ignored
+BORDER = 255  # pixels without a class are ignored
 
 
 def scenes(number: int, seed: int, first: int, last: int) -> TensorDataset:
-    """Noisy images [1, 16, 16] with a digit at a random place, and the class of each pixel."""
+    """Noisy images [1, 16, 16] with a digit at a random position, and the class of each pixel."""
     digits = load_digits().images[first:last] / 16
     draw = torch.Generator().manual_seed(seed)
     ink = torch.zeros(number, 16, 16)

@@ -1,8 +1,8 @@
 """PS-KD in TRL's SFTTrainer, with LoRA and packed sequences: a small Llama learns to answer sums.
 
-``PSKDMixin`` goes before the trainer among the bases; what that trainer measures (entropy, token accuracy, tokens) it
-goes on measuring. ``packing_strategy="wrapped"`` packs once, so that a packed row is a sample with a past. TRL's own
-default, "bfd", packs each batch anew without padding: ``store=PreviousModel()`` needs no sample.
+List ``PSKDMixin`` before the trainer among the bases; the trainer keeps measuring what it measures (entropy, token
+accuracy, tokens). ``packing_strategy="wrapped"`` packs once, so that a packed row is a sample and has a past. TRL's
+default, "bfd", packs each batch again without padding; use ``store=PreviousModel()`` there, which needs no index.
 """
 
 import datasets
@@ -19,7 +19,7 @@ ALPHABET = "0123456789+=. "
 
 
 class PSKDSFTTrainer(PSKDMixin, SFTTrainer):
-    """Arguments of both."""
+    """Arguments of both trainings."""
 
 
 def main(epochs: int = 12, folder: str = "sft-sums") -> float:
@@ -51,7 +51,7 @@ def main(epochs: int = 12, folder: str = "sft-sums") -> float:
     )  # fmt: skip
     trainer.train()
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
-    print(f"training loss {losses[0]:.2f} at first, {losses[-1]:.2f} at last")
+    print(f"training loss {losses[0]:.2f} at the start, {losses[-1]:.2f} at the end")
     return losses[0] - losses[-1]
 
 

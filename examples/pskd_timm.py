@@ -1,14 +1,14 @@
 """PS-KD in timm's training loop: its dataset, loader and model, with three lines changed.
 
-In timm's own ``train.py`` the same three: wrap the dataset, make the loader with ``use_prefetcher=False``
-(``--no-prefetcher``; the prefetcher drops all but image and label), and take the loss from the method. timm's
-``ImageDataset`` gives the next image where one cannot be read; ``with_index`` then gives the index of that image, so
-that no image's past is taken for another's. Repeated augmentation works: of several views of an image in an epoch, the
+The same three lines change timm's own ``train.py``: wrap the dataset, make the loader with ``use_prefetcher=False``
+(``--no-prefetcher``; the prefetcher drops all but image and label), and take the loss from the method. If timm's
+``ImageDataset`` cannot read an image, it returns the next one; ``with_index`` then returns the index of that image, so
+that no image gets the past of another. Repeated augmentation works: of several views of an image in an epoch, the
 first is remembered.
 
-Mixup and CutMix: timm's own ``Mixup``, with the images' places in the batch for labels, says how much of each image is
-in each input. A mixed input's prediction is not remembered, so leave some batches unmixed (``prob`` below 1). Label
-smoothing is the loss's then: ``method.loss(..., smoothing=0.1)``.
+Mixup and CutMix: timm's own ``Mixup``, given the images' positions in the batch as labels, tells how much of each image
+is in each input. The prediction for a mixed input is not remembered, so leave some batches unmixed (``prob`` below 1).
+Label smoothing then moves into the loss: ``method.loss(..., smoothing=0.1)``.
 """
 
 import tempfile
@@ -38,7 +38,7 @@ def main(epochs: int = 4, images: int = 500, mixing: float = 0.0) -> float:
         train_root, test_root = Path(folder) / "train", Path(folder) / "test"
         folder_of_digits(train_root, 0, images)
         folder_of_digits(test_root, 1500, 1700)
-        (train_root / "0" / "damaged.png").write_bytes(b"not an image")  # timm skips it, with a warning
+        (train_root / "0" / "damaged.png").write_bytes(b"not an image")  # timm skips it and warns
 
         train = with_index(create_dataset("folder", str(train_root)))  # 1: wrap the dataset
         test = create_dataset("folder", str(test_root))
@@ -50,7 +50,7 @@ def main(epochs: int = 4, images: int = 500, mixing: float = 0.0) -> float:
 
         model = timm.create_model("resnet10t", num_classes=10)
         optimizer = create_optimizer_v2(model, opt="adamw", lr=2e-3)
-        mix = Mixup(mixup_alpha=0.2, cutmix_alpha=1.0, prob=mixing, label_smoothing=0.0, num_classes=50)  # a batch
+        mix = Mixup(mixup_alpha=0.2, cutmix_alpha=1.0, prob=mixing, label_smoothing=0.0, num_classes=50)  # batch size
         method = PSKD(num_samples=len(train), num_classes=10, total_epochs=epochs, alpha_T=0.8)
         for epoch in range(epochs):
             method.set_epoch(epoch)

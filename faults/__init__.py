@@ -1,1 +1,1 @@
-"""What the package does with damaged input and with kills: ``python -m faults`` (``make faults``)."""
+"""What happens when input is damaged or processes are killed: ``python -m faults`` (``make faults``)."""

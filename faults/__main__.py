@@ -1,6 +1,7 @@
-"""``python -m faults [--inputs N] [--kills N] [--seed S] [--record]``: damaged inputs and interruptions, tallied.
+"""``python -m faults [--inputs N] [--kills N] [--seed S] [--record]``: count how damaged inputs and
+interrupted commands end.
 
-Exit 1 where one of them shows a fault.
+Exits with 1 if any of them shows a fault.
 """
 
 import argparse
@@ -19,16 +20,16 @@ GOOD = ("right result", "clear error", SAME)
 
 
 def main() -> int:
-    """Damage, interrupt, count, print."""
+    """Damage inputs, interrupt commands, count how they end, print the counts."""
     parser = argparse.ArgumentParser(prog="python -m faults", description=__doc__)
-    parser.add_argument("--inputs", type=int, default=10_000, help="damaged ones; 0 for none")
-    parser.add_argument("--kills", type=int, default=24, help="of each verb that writes; 0 for no interruptions")
+    parser.add_argument("--inputs", type=int, default=10_000, help="number of damaged inputs; 0 for none")
+    parser.add_argument("--kills", type=int, default=24, help="kills per verb that writes; 0 for no interruptions")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", default="", help="targets whose name holds this text")
-    parser.add_argument("--record", action="store_true", help="write tally.json, interruptions.json in results/faults/")
+    parser.add_argument("--only", default="", help="run only the targets whose name contains this text")
+    parser.add_argument("--record", action="store_true", help="write both tallies to results/faults/")
     given = parser.parse_args()
     if given.only and given.record:
-        parser.error("a record is of all targets: leave out --only")
+        parser.error("--record needs all targets: leave out --only")
     chosen = [target for target in TARGETS if given.only in target.name]
     damaged = fuzz(chosen, given.inputs, given.seed) if chosen and given.inputs else ()
     bad = False

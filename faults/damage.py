@@ -1,4 +1,4 @@
-"""Damage to bytes and to texts, as disks, editors and hostile hands do it; a function of a random generator alone."""
+"""Damage bytes and texts as disks, editors and attackers do; the random generator alone decides how."""
 
 import json
 import random
@@ -33,12 +33,12 @@ HOSTILE = (
 
 
 def truncate(data: bytes, rng: random.Random) -> bytes:
-    """A write that was cut short."""
+    """Cut the end off, as an interrupted write does."""
     return data[: rng.randrange(len(data) + 1)]
 
 
 def flip(data: bytes, rng: random.Random) -> bytes:
-    """One to eight bits turned."""
+    """Flip one to eight bits."""
     changed = bytearray(data)
     for _ in range(rng.randint(1, 8) if changed else 0):
         changed[rng.randrange(len(changed))] ^= 1 << rng.randrange(8)
@@ -46,27 +46,27 @@ def flip(data: bytes, rng: random.Random) -> bytes:
 
 
 def overwrite(data: bytes, rng: random.Random) -> bytes:
-    """A stretch of other bytes: zeros, ones, or noise."""
+    """Replace a stretch by zeros, ones or noise."""
     at, length = rng.randrange(len(data) + 1), rng.randint(1, 64)
     filler = rng.choice([b"\x00" * length, b"\xff" * length, rng.randbytes(length)])
     return data[:at] + filler + data[at + length :]
 
 
 def insert(data: bytes, rng: random.Random) -> bytes:
-    """Something hostile in between."""
+    """Insert something hostile."""
     at = rng.randrange(len(data) + 1)
     return data[:at] + rng.choice(HOSTILE) + data[at:]
 
 
 def repeat(data: bytes, rng: random.Random) -> bytes:
-    """A stretch that stands there twice."""
+    """Write a stretch twice."""
     at = rng.randrange(len(data) + 1)
     until = rng.randrange(at, len(data) + 1)
     return data[:until] + data[at:until] + data[until:]
 
 
 def drop(data: bytes, rng: random.Random) -> bytes:
-    """A stretch that is gone."""
+    """Remove a stretch."""
     at = rng.randrange(len(data) + 1)
     return data[:at] + data[rng.randrange(at, len(data) + 1) :]
 
@@ -74,11 +74,11 @@ def drop(data: bytes, rng: random.Random) -> bytes:
 BYTES: tuple[Damage, ...] = (truncate, flip, overwrite, insert, repeat, drop)
 
 VALUES = (None, True, -1, 0, 1.5, 10**30, 1e308, "", "x" * 3000, "\ud800", "a\x00b", [], {}, [[]], {"a": {"b": []}})
-"""Values that stand where another type or range is expected."""
+"""Values to put where another type or range is expected."""
 
 
 def json_value(data: bytes, rng: random.Random) -> bytes:
-    """One value somewhere in a JSON document is another one, or is gone, or a key is new."""
+    """Change or remove one value somewhere in a JSON document, or add a key."""
     value = json.loads(data)
     places = list(_places(value))
     if not places:
@@ -97,7 +97,7 @@ def json_value(data: bytes, rng: random.Random) -> bytes:
 
 
 def json_line(data: bytes, rng: random.Random) -> bytes:
-    """One line of a JSON-lines file is damaged as a value or as bytes, gone, or stands twice."""
+    """Damage one line of a JSON-lines file as a value or as bytes, remove it, or write it twice."""
     lines = data.splitlines(keepends=True)
     at = rng.randrange(len(lines))
     kind = rng.randrange(4)
@@ -113,7 +113,7 @@ def json_line(data: bytes, rng: random.Random) -> bytes:
 
 
 def text_line(data: bytes, rng: random.Random) -> bytes:
-    """One line of a text has another value behind its ``=``, or is damaged."""
+    """Give one line of a text another value after its ``=``, or damage it."""
     lines = data.splitlines(keepends=True)
     at = rng.randrange(len(lines))
     key, equals, _ = lines[at].partition(b"=")
@@ -128,7 +128,7 @@ def text_line(data: bytes, rng: random.Random) -> bytes:
 
 
 def _places(value: object) -> list[tuple[dict | list, str | int]]:
-    """Every holder and key in a JSON value."""
+    """Every container in a JSON value, with each of its keys."""
     found: list[tuple[dict | list, str | int]] = []
     pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, inner in pairs:

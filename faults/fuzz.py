@@ -1,4 +1,4 @@
-"""Damaged input, seeded: what a target does with it is a right result, a clear error, a traceback, or a hang."""
+"""Damage input at random (seeded), and count how it ends: right result, clear error, traceback or hang."""
 
 import contextlib
 import io
@@ -21,11 +21,11 @@ from faults.damage import Damage
 LIMIT = 60.0
 """Seconds after which an input counts as a hang."""
 MEMORY = 6 * 2**30
-"""Bytes of address space of a worker: what asks for more is refused by the system."""
+"""Bytes of address space of a worker; the system refuses more."""
 
 
 class EditedError(AssertionError):
-    """A target took damaged data for whole ones."""
+    """A target took damaged data for undamaged."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,12 @@ class Target:
     """Something that reads files.
 
     Attributes:
-        prepare: makes whole files in an empty folder; called once per worker.
-        files: names of those that are damaged, with the ways to damage them.
-        use: reads the folder in the process and returns what it made of it; raises what the package raises.
-        fits: whether what was made of damaged files may be believed, beside what the whole ones give (a journal, whose
-            missing lines are sampled again); None where other bytes are just other input (a problem file).
+        prepare: makes undamaged files in an empty folder; called once per worker.
+        files: names of the files to damage, with the ways to damage each.
+        use: reads the folder in this process and returns the result; raises what the package raises.
+        fits: ``fits(found, expected)`` says whether the result from damaged files is acceptable beside that from the
+            undamaged ones (of a journal any part is, since missing lines are sampled again); None if other bytes are
+            simply other input (a problem file).
     """
 
     name: str
@@ -49,7 +50,7 @@ class Target:
 
 @dataclass
 class Tally:
-    """How the inputs of one target ended; ``examples`` are tracebacks, by their last line."""
+    """How the inputs of one target ended; ``examples`` holds tracebacks by their last line."""
 
     target: str
     counts: Counter[str] = field(default_factory=Counter)
@@ -57,14 +58,14 @@ class Tally:
 
 
 def fuzz(targets: list[Target], inputs: int, seed: int = 0) -> Iterator[Tally]:
-    """Damage every target's files ``inputs`` times in all, shared evenly; a tally of each."""
+    """Damage files ``inputs`` times in all, equally often for each target; yields each target's tally."""
     each = -(-inputs // len(targets))
     for target in targets:
         yield _fuzz_one(target, each, seed)
 
 
 def _fuzz_one(target: Target, inputs: int, seed: int) -> Tally:
-    """A worker takes the inputs one by one; where it hangs or dies, another goes on behind the input."""
+    """A worker takes the inputs one by one; if it hangs or dies, another one continues after that input."""
     tally, at = Tally(target.name), 0
     context = multiprocessing.get_context("fork")
     while at < inputs:
@@ -118,7 +119,7 @@ def _work(target: Target, seed: int, begin: int, end: int, results: Connection) 
 
 
 def _one(target: Target, whole: Path, place: Path, expected: Any, rng: random.Random) -> tuple[str, str]:
-    """One input: its outcome, and a traceback where that is one."""
+    """Try one input; returns its outcome, and the traceback if there was one."""
     import shutil
 
     from retarget.errors import UserError
@@ -139,7 +140,7 @@ def _one(target: Target, whole: Path, place: Path, expected: Any, rng: random.Ra
         return "clear error", ""
     except MemoryError:
         return "traceback", traceback.format_exc()
-    except Exception:  # noqa: BLE001 - this is what is looked for
+    except Exception:  # noqa: BLE001 - any exception is the fault that is sought
         return "traceback", traceback.format_exc()
     if target.fits and not target.fits(found, expected):
         return "edited data taken for whole", f"{target.name}: {name} was damaged and read as if it were whole"

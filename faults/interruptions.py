@@ -1,4 +1,4 @@
-"""Every writing verb: killed at random moments, on a full disk, many at once; the same bytes come out in the end."""
+"""Kill every verb that writes, fill its disk, start it many times at once; in the end its bytes must be the same."""
 
 import contextlib
 import hashlib
@@ -23,16 +23,16 @@ LIMIT = 900.0
 KINDS = ("killed", "full disk", "2 at once", "10 at once")
 SAME, REFUSED = "same bytes", "clear error"
 _LEFT = (".*.tmp", ".tmp*")
-"""Names under which something half-written may lie while a writer is at work, and not when all are done."""
+"""Names of half-written files: allowed while a writer works, not after the last one has ended."""
 
 
 def interrupt(name: str, kills: int, seed: int = 0) -> Iterator[Tally]:
-    """The tallies of the verbs whose target's name holds a text.
+    """Disturb the verbs whose target's name contains ``name``; yields a tally for each.
 
     Args:
         name: part of "killed: VERB", "full disk: VERB" or "N at once: VERB".
-        kills: SIGKILLs of each verb; an eighth of them where one takes seconds.
-        seed: of the moments.
+        kills: SIGKILLs per verb; a verb that takes seconds gets an eighth of them.
+        seed: decides the moments of the kills.
     """
     with model_server() as server:
         for verb in VERBS:
@@ -56,7 +56,7 @@ def interrupt(name: str, kills: int, seed: int = 0) -> Iterator[Tally]:
 
 
 class _Bench:
-    """One verb with its inputs, and what comes out when nobody disturbs it."""
+    """One verb with its inputs and its result when nothing disturbs it."""
 
     def __init__(self, verb: Verb, folder: Path, server: str) -> None:
         for module in ("retarget.cli", *verb.modules):
@@ -75,7 +75,7 @@ class _Bench:
             raise RuntimeError(f"{verb.name} leaves nothing to compare")
 
     def killed(self, kills: int, rng: random.Random) -> None:
-        """SIGKILL one to three times at random moments, then let it end."""
+        """Send SIGKILL one to three times at random moments, then let the command end."""
         done = 0
         while done < kills:
             out = self.folder / f"killed-{done}"
@@ -87,7 +87,7 @@ class _Bench:
             self.count(*self.run(out), out)
 
     def full_disk(self, size: str = "2m") -> None:
-        """On a file system of 2 MB, and of less: a clear error; with room again, the same bytes."""
+        """On a file system of 2 MB or less: expect a clear error, and the same bytes once there is room again."""
         place = self.folder / "small"
         place.mkdir()
         if not _mounted(place, size):
@@ -108,7 +108,7 @@ class _Bench:
             subprocess.run(["umount", str(place)], check=True)
 
     def crowded(self, processes: int) -> None:
-        """Several processes at one place at once: each ends well or is refused, and the bytes are the same."""
+        """Several processes on one directory: each succeeds or is refused, and the bytes are the same."""
         out = self.folder / f"crowd-{processes}"
         started = [self.start(out, number) for number in range(processes)]
         for process, log in started:
@@ -118,7 +118,7 @@ class _Bench:
         self.count(*self.run(out), out)
 
     def start(self, out: Path, number: int = 0) -> tuple[multiprocessing.Process, Path]:
-        """The command in a process and process group of its own, and the file of what it says."""
+        """Start the command in its own process and process group; returns it and the file of its output."""
         words = self.verb.words.format(here=self.here, out=out, server=self.server).split()
         log = self.folder / f"log-{number}"
         process = multiprocessing.get_context("fork").Process(target=_run, args=(words, log, self.folder))
@@ -126,11 +126,11 @@ class _Bench:
         return process, log
 
     def run(self, out: Path) -> tuple[int, str]:
-        """The command to its end: its exit code and what it said."""
+        """Run the command to its end; returns its exit code and its output."""
         return _ended(*self.start(out))
 
     def count(self, code: int, said: str, out: Path, *, may_refuse: bool = False) -> None:
-        """Tally how a command ended that nobody killed."""
+        """Count how a command that nobody killed ended."""
         outcome = SAME
         if code == _HUNG:
             outcome = "hang"
@@ -148,7 +148,7 @@ class _Bench:
             self.tally.examples.setdefault(last, f"{self.tally.target}: exit {code}\n{said[-4000:]}")
 
     def digests(self, out: Path) -> dict[str, str]:
-        """The files that must be the same; addresses and paths of this bench are none of their content."""
+        """Hashes of the files that must be the same, without this bench's own addresses and paths."""
         found = {}
         for pattern in self.verb.same:
             for path in sorted(one for one in out.glob(pattern) if one.is_file()):
@@ -161,20 +161,20 @@ _HUNG = -1000
 
 
 def _run(words: list[str], log: Path, folder: Path) -> None:
-    """In the child: the command line, with its words in a file."""
+    """In the child: run the command line; its output goes to a file."""
     os.setpgid(0, 0)
     os.chdir(folder)
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
-    sys.stdout = sys.stderr = os.fdopen(handle, "w", buffering=1)  # a caller's own streams may lead elsewhere
+    sys.stdout = sys.stderr = os.fdopen(handle, "w", buffering=1)  # the caller may have redirected its own streams
     from retarget import cli
 
     cli.METHODS["toy"] = "faults.toy"
     code = 99
     try:
         code = cli.main(words)
-    except BaseException:  # noqa: BLE001 - this is what is looked for
+    except BaseException:  # noqa: BLE001 - any exception is the fault that is sought
         traceback.print_exc()
     finally:
         with contextlib.suppress(OSError, ValueError):
@@ -193,14 +193,14 @@ def _ended(process: multiprocessing.Process, log: Path) -> tuple[int, str]:
 
 
 def _kill(process: multiprocessing.Process) -> None:
-    """As a person does it: the process alone; what it started must end by itself."""
+    """Kill the process alone, as a person would; what it started must end by itself."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(process.pid or 0, signal.SIGKILL)
     process.join()
 
 
 def _mounted(place: Path, size: str) -> bool:
-    """Whether this machine lets us have a small file system."""
+    """Whether this machine allows mounting a small file system."""
     command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)]
     try:
         return subprocess.run(command, capture_output=True, check=False).returncode == 0
@@ -209,6 +209,6 @@ def _mounted(place: Path, size: str) -> bool:
 
 
 def _fill(place: Path, left: int) -> None:
-    """Fill a file system up to some bytes."""
+    """Fill a file system, leaving this many bytes free."""
     free = os.statvfs(place)
     (place / "filler").write_bytes(bytes(max(0, free.f_bavail * free.f_frsize - left)))

@@ -1,4 +1,4 @@
-"""What is damaged: one target for each kind of file that users hand over or that the package keeps."""
+"""What to damage: one target per kind of file that users provide or that the package writes."""
 
 import contextlib
 import functools
@@ -14,7 +14,7 @@ from faults.fuzz import Target
 
 
 def _said(words: list[str]) -> str:
-    """What a study's verb prints, in this process."""
+    """What the verb ``study`` prints, in this process."""
     from retarget import commands
 
     out = io.StringIO()
@@ -71,7 +71,7 @@ def _problems(folder: Path, skip: bool) -> Any:
 
 
 def _some_of(found: list[Any], whole: list[Any]) -> bool:
-    """What is gone is sampled again; nothing may be new, changed, or there twice."""
+    """Records may be missing, since they are sampled again; none may be new, changed or doubled."""
     return all(record in whole for record in found) and len({json.dumps(one) for one in found}) == len(found)
 
 
@@ -188,7 +188,7 @@ STUDY = Path(__file__).parent.parent / "tests" / "fixtures" / "v0.1" / "study-ps
 
 
 def write_study(folder: Path) -> None:
-    """A recorded study whose runs carry this version's seals and hashes."""
+    """A recorded study whose runs carry the checksums and hashes of this version."""
     from retarget.files import write_json
     from retarget.study.record import Results, read_status, write_status
 

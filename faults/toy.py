@@ -1,4 +1,4 @@
-"""A study of a user's own that trains nothing: three steps of a random walk, with checkpoint, log and predictions."""
+"""A user's own study that trains nothing: three steps of a random walk, with checkpoint, log and predictions."""
 
 import json
 from typing import Any
@@ -16,7 +16,7 @@ def plan(
     preset: str = "demo", config: dict[str, Any] | None = None, seeds: list[int] | None = None,
     arms: list[str] | None = None,
 ) -> StudyPlan:  # fmt: skip
-    """A control, and a walk that is lifted by one."""
+    """A plain random walk as control, and one that rises by 1."""
     del arms
     return StudyPlan(
         study="toy", title="A random walk", question="Is a lifted walk higher?", preset=preset, task="faults.toy:walk",
@@ -29,7 +29,7 @@ def plan(
 
 
 def walk(run: Run) -> dict[str, float]:
-    """Goes on from its checkpoint; the result depends on settings and seed alone."""
+    """Continue from the checkpoint; the result depends only on settings and seed."""
     path = run.checkpoint / "state.json"
     state = json.loads(path.read_text()) if path.exists() else {"step": 0, "height": 0.0}
     for step in range(state["step"], STEPS):

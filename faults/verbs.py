@@ -1,4 +1,4 @@
-"""The verbs that write: what each is run on, as small as it goes, and which of its files must come out the same."""
+"""The verbs that write: a smallest input for each, and which of its files must not depend on interruptions."""
 
 import hashlib
 import json
@@ -20,13 +20,13 @@ class Verb:
     """A command that writes.
 
     Attributes:
-        words: of the command line; ``{here}`` is the folder of its inputs, ``{out}`` where it writes, ``{server}`` the
+        words: its command line; ``{here}`` is the folder of its inputs, ``{out}`` where it writes, ``{server}`` the
             address of a model.
         prepare: makes its inputs in an empty folder.
-        same: patterns of files below ``out`` whose bytes must not depend on kills; ``out`` itself where it is a file.
-        modules: imported before the clock runs, so that moments fall into the work.
-        heavy: takes seconds; killed less often.
-        locks: whether a second process at the same place is refused; else both write the same, whole.
+        same: patterns of files below ``out`` whose bytes must not depend on kills; ``out`` itself if it is a file.
+        modules: imported before the clock starts, so that kills hit the work and not the imports.
+        heavy: whether it takes seconds; then it is killed less often.
+        locks: whether a second process on the same directory is refused; if not, both write the same complete files.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Verb:
     locks: bool = True
 
 
-# -- a model that is right about some sums, by what it is asked
+# -- a model that solves some sums; whether it does depends only on the request
 
 
 class _Answers(BaseHTTPRequestHandler):
@@ -47,7 +47,7 @@ class _Answers(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         data = self.rfile.read(int(self.headers["Content-Length"]))
-        if len(data) < int(self.headers["Content-Length"]):  # who asked was killed
+        if len(data) < int(self.headers["Content-Length"]):  # the client was killed
             return
         body = json.loads(data)
         said = json.dumps(body.get("messages") or body.get("prompt"))
@@ -66,7 +66,7 @@ class _Answers(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 def _serve(port: Any) -> None:
@@ -77,7 +77,7 @@ def _serve(port: Any) -> None:
 
 @contextmanager
 def model_server() -> Any:
-    """A process that answers as an OpenAI-compatible server; yields its address."""
+    """Start a process that answers as an OpenAI-compatible server does; yields its address."""
     ours, theirs = get_context("spawn").Pipe()
     process = get_context("spawn").Process(target=_serve, args=(theirs,), daemon=True)
     process.start()
@@ -113,7 +113,7 @@ def _rows(folder: Path) -> None:
 
 
 def _base(folder: Path) -> None:
-    """Rows of generated problems, and a model that has hardly seen any."""
+    """Rows of generated problems, and a model that has hardly been trained on such problems."""
     from retarget.pope.mixture import mix, write_rows
     from retarget.pope.studies.chain import Corpus, make_problems
     from retarget.pope.studies.testbed import PROMPTS, BaseModel, train_base
@@ -129,7 +129,7 @@ def _base(folder: Path) -> None:
 def _journals(folder: Path) -> None:
     from retarget.pope.journal import Journal
 
-    for name, first in (("a", 0), ("b", 8)):  # eight units stand in both
+    for name, first in (("a", 0), ("b", 8)):  # the two journals share eight units
         with Journal(folder / f"{name}.jsonl", {"verb": "mine", "model": "m", "sampling": {"seed": 0}}) as journal:
             for at in range(first, first + 16):
                 journal.append({"problem": f"p{at}", "chunk": 0, "n": 4, "tokens": 9, "example": "x" * 2000})

@@ -24,6 +24,6 @@ _hook = install_import_hook(
 
 
 def pytest_configure(config):
-    """Tests run on the CPU; those that are marked ``gpu`` are asked for by that name."""
+    """Hide CUDA unless tests marked ``gpu`` are selected."""
     if "gpu" not in (config.option.markexpr or ""):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""

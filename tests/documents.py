@@ -1,4 +1,4 @@
-"""What documents show, taken out of them, and the small things that they talk of: data files, models, loaders."""
+"""Extract code and commands from documents, and make the things that they mention: data files, models, loaders."""
 
 import importlib.util
 import json
@@ -23,7 +23,7 @@ def blocks(path: Path, language: str) -> list[str]:
 
 
 def python_blocks(path: Path) -> list[str]:
-    """Its Python, block by block."""
+    """The Python blocks of a text."""
     return blocks(path, "python")
 
 
@@ -34,13 +34,13 @@ def smallest(block: str) -> str:
 
 
 def shell_commands(path: Path) -> list[list[str]]:
-    """The words of each command in its shell blocks and in those without a language, comments left out."""
+    """The words of each command in the shell blocks and the blocks without a language, without comments."""
     text = "".join(blocks(path, "sh") + blocks(path, "")).replace("\\\n", " ")
     return [words for line in text.splitlines() if (words := shlex.split(line, comments=True))]
 
 
 def example(name: str) -> Any:
-    """A file of examples/ as a module."""
+    """Load a file of examples/ as a module."""
     spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
@@ -86,7 +86,7 @@ def write_problems(folder: Path) -> None:
 
 
 def things(folder: Path, kind: str) -> dict[str, Any]:
-    """The names that a document's Python takes as given."""
+    """The names that a document's Python uses without defining them."""
     return globals()[f"_{kind}"](folder)
 
 

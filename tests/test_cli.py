@@ -1,4 +1,4 @@
-"""The command line: what is printed, word for word, and the exit code."""
+"""The command line: its output, word for word, and its exit code."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""The first command of README, whole: minutes, so it is not in the fast suite."""
+"""README's first command in full; it takes minutes, so it is not in the fast suite."""
 
 import json
 import os

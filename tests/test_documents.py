@@ -1,4 +1,4 @@
-"""What documents say of the tree and of results is what the recorded files and the docstrings say."""
+"""Generated parts of documents agree with the recorded files and the docstrings."""
 
 import subprocess
 import sys

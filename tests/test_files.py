@@ -59,7 +59,7 @@ replace_file(Path("state.safetensors"), write, apart=True)
 
 
 def test_what_a_library_writes_beside_its_path_is_gone_with_the_next_writing(tmp_path):
-    """safetensors writes under a random name beside the path that it is given, and a kill leaves it there."""
+    """safetensors first writes under a random name beside its path, and a kill leaves that file there."""
     assert subprocess.run([sys.executable, "-c", KILLED], cwd=tmp_path, check=False).returncode == -signal.SIGKILL
     assert names(tmp_path) == [".state.safetensors.tmp"]
     path = tmp_path / "state.safetensors"

@@ -42,7 +42,7 @@ def files(tmp_path_factory):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_its_commands_run(page, files, tmp_path, monkeypatch, capsys):
-    """Studies that a page trains for minutes are looked at only, since other tests train them."""
+    """Studies that would train for minutes are only planned, since other tests train them."""
     monkeypatch.chdir(tmp_path)
     for path in files.iterdir():
         Path(path.name).symlink_to(path)

@@ -1,4 +1,4 @@
-"""The rules of the house: every file knows its floor, nothing goes round in a circle, a start loads little."""
+"""The rules of the house: files import from their own floor and below, never in a circle, and a start loads little."""
 
 import ast
 import subprocess

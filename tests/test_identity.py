@@ -1,4 +1,4 @@
-"""Other work is refused with every value named; extensions pass; data are known by their bytes."""
+"""Other work is refused with every value named; extensions pass; data are identified by their bytes."""
 
 import operator
 import os

@@ -1,4 +1,4 @@
-"""What version 0.1 wrote still opens, is recognised as done, and is gone on from; see fixtures/v0.1/README.md."""
+"""Files of version 0.1 can be opened, are recognised as done, and can be continued; see fixtures/v0.1/README.md."""
 
 import json
 import shlex
@@ -43,7 +43,7 @@ STUDIES = {
 
 @pytest.fixture
 def old(tmp_path):
-    """Copies one of the folders of version 0.1; the copy."""
+    """Copy one of the folders of version 0.1; returns the copy."""
     return lambda name: Path(shutil.copytree(V01 / name, tmp_path / name))
 
 

@@ -1,4 +1,4 @@
-"""What a user installs: a wheel that needs no repository, extras asked for before anything is begun, one version."""
+"""What a user installs: a wheel that needs no repository, early errors for missing extras, one version everywhere."""
 
 import os
 import re
@@ -85,7 +85,7 @@ def test_make_alone_lists_every_target():
 
 @pytest.mark.slow
 def test_a_wheel_runs_without_the_repository(tmp_path):
-    """Into an empty environment: first alone, then with one extra; needs the index or a folder of wheels."""
+    """Install it into an empty environment, first alone, then with one extra; needs an index or a folder of wheels."""
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PIP_CONSTRAINT")}
 
     def run(*words, code=0):

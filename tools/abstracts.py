@@ -1,6 +1,6 @@
-"""What was found of the abstracts' claims, as Markdown tables.
+"""Tables, in Markdown, of what was found about the abstracts' claims.
 
-results/abstracts.toml says which study's claims decide which claim of an abstract.
+results/abstracts.toml names the claims of studies that decide each claim of an abstract.
 """
 
 import os
@@ -16,7 +16,7 @@ Measured = tuple[Record, dict[str, Any]]
 
 
 def seventeen(document: Path) -> str:
-    """One table of all claims of the abstracts: setting, difference, interval, seeds, verdict, link."""
+    """One table of every claim of the abstracts: setting with link, difference, interval, seeds, verdict."""
     head = "| abstract | claim | setting | compared | difference [interval] | seeds | verdict |"
     rows, decided, notes = [head, "|---" * 7 + "|"], Counter[str](), []
     for paper in _file()["paper"]:
@@ -45,7 +45,7 @@ def seventeen(document: Path) -> str:
 
 
 def found(document: Path) -> str:
-    """The short table of README: method, setting, claim, verdict."""
+    """The short table in README: method, setting, claim, verdict."""
     rows = ["| method | setting | claim | verdict |", "|---|---|---|---|"]
     explored = {paper["name"]: paper["explored"] for paper in _file()["paper"]}
     for row in _file()["found"]:
@@ -62,7 +62,7 @@ def found(document: Path) -> str:
 
 
 def _measured(explored: list[str], part: str, *, only: bool = False) -> Iterator[Measured]:
-    """The results of a claim: of the registered records where there are any, of the explored ones else."""
+    """The results of a claim: those of registered records if there are any, else those of explored ones."""
     study, _, part = part.rpartition("/")
     registered = [] if only else [name for name in names() if record(name).registered]
     for group in (registered, explored):

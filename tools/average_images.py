@@ -2,7 +2,7 @@
 
     python tools/average_images.py cifar100.npz cifar100_16.npz --side 16
 
-The output is a function of the input alone. Arrays named ``x_...`` are images [N, H, W] or [N, H, W, C] of uint8.
+The same input always gives the same output. Arrays named ``x_...`` are images [N, H, W] or [N, H, W, C] of uint8.
 """
 
 import argparse
@@ -23,7 +23,7 @@ def averaged(images: np.ndarray, side: int) -> np.ndarray:
 
 
 def main() -> None:
-    """Read, average, write."""
+    """Read the file, average its images, write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path)
     parser.add_argument("target", type=Path)

@@ -1,11 +1,11 @@
-"""Check `--grader math` on real problem files: no reward for texts that give no answer, and what it accepts.
+"""Check `--grader math` on real problem files: which texts without an answer, and which solutions, are rewarded?
 
     python tools/check_grader.py gsm8k/train.jsonl math/train.jsonl.gz --count 2500
 
-For each file, kinds of texts that give no answer (statements, prefixes of solutions, solutions cut before their answer,
-half-said answers, solutions that the budget cut off, thinking that never ends) with how many were rewarded, and the
-reference solutions accepted by the grader and by math-verify alone. One JSON line a file; exit 1 where a text without
-an answer was rewarded.
+For each file, prints one JSON line: for each kind of text that gives no answer (statements, prefixes of solutions,
+solutions cut before their answer, hedged answers, solutions cut off by the budget, thinking that never ends), how many
+were rewarded; and how many reference solutions the grader accepts, and math-verify alone. Exits with 1 if a text
+without an answer was rewarded.
 """
 
 import argparse
@@ -31,7 +31,7 @@ HALF_SAID = (
 
 
 def main() -> int:
-    """Check every file; the exit code."""
+    """Check every file; returns the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("files", nargs="+", type=Path, help="problem files")
     parser.add_argument("--count", type=int, default=2500, help="texts of each kind")
@@ -67,7 +67,7 @@ def main() -> int:
 
 
 def _unanswered(problem: Problem) -> str:
-    """The solution up to where it first states or boxes an answer."""
+    """The part of the solution before it first states or boxes an answer."""
     boxes = [place for place in map(problem.solution.find, ("\\boxed", "\\fbox", "####")) if place >= 0]
     starts = [start for start, _ in statements(problem)]
     return problem.solution[: min([*starts, *boxes], default=len(problem.solution))].rstrip()
@@ -99,7 +99,7 @@ KINDS: dict[str, Callable[[Problem, np.random.Generator], str]] = {
 
 
 def by_math_verify(problems: Sequence[Problem]) -> list[bool]:
-    """Whether math-verify, given the whole solution, accepts it."""
+    """Whether math-verify accepts each whole solution."""
     from math_verify import parse, verify
 
     found = []

@@ -1,8 +1,8 @@
-"""Check every link of every Markdown document, without a network: files that are named, and headings within them.
+"""Check the links of all Markdown documents, without a network: does each file exist, and each heading in it?
 
-    python tools/check_links.py        # exit 1 where a link leads nowhere
+    python tools/check_links.py        # exits with 1 if a link leads nowhere
 
-Addresses on the web are not asked; they must only be https.
+Addresses on the web must be https; they are not requested.
 """
 
 import re
@@ -22,7 +22,7 @@ PARSER = MarkdownIt("commonmark").enable("table")
 
 
 def main() -> int:
-    """Check; the exit code."""
+    """Print the broken links; returns the exit code."""
     broken = [line for path in documents() for line in faults(path)]
     for line in broken:
         print(line, file=sys.stderr)
@@ -30,7 +30,7 @@ def main() -> int:
 
 
 def documents() -> list[Path]:
-    """Markdown files of the tree, those that git ignores left out."""
+    """Markdown files of the tree that git does not ignore."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.md"]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     return [ROOT / name for name in sorted(set(listed)) if (ROOT / name).exists() and not name.startswith("tests/")]
@@ -55,7 +55,7 @@ def faults(path: Path) -> Iterator[str]:
 
 
 def links(text: str) -> Iterator[str]:
-    """Targets of links and images, in order."""
+    """The targets of links and images, in order."""
     for token in _all(PARSER.parse(text)):
         for name in ("href", "src"):
             if name in token.attrs:
@@ -64,7 +64,7 @@ def links(text: str) -> Iterator[str]:
 
 @cache
 def anchors(path: Path) -> set[str]:
-    """The headings of a document as GitHub names them.
+    """The anchors that GitHub gives to the headings of a document.
 
     >>> anchors(ROOT / "CONTRIBUTING.md") >= {"contributing"}
     True

@@ -1,10 +1,11 @@
-"""The spread of a pilot's differences and what it cost, without the differences themselves: for choosing settings.
+"""Print how much a pilot's differences spread and what it cost, but not the differences: for choosing settings.
 
     python tools/demo_spread.py studies/pilot/pskd
 
-One line a claim that has two seeds or more: the standard deviation of its paired differences in units of the smallest
-effect (or margin), and the fewest seeds on which its interval is narrower than that effect, so that a verdict is
-certain either way: by itself, and with the errors of its family divided among all claims. Then the time of a run.
+Prints one line per claim with at least two seeds: the standard deviation of its paired differences in units of the
+smallest effect (or margin), and the fewest seeds at which its interval is narrower than that effect, so that one of the
+two verdicts must come out: for this claim alone, and with the error divided among all claims of its family. The last
+line of a study has the median time of a run.
 """
 
 import math
@@ -21,7 +22,7 @@ MOST = 200
 
 
 def differences(claim: Claim, summary: Summary) -> list[float]:
-    """Paired differences of a claim of one condition; none where an arm was not run."""
+    """Paired differences of a claim; empty if an arm was not run under its condition."""
     arms = summary.conditions.get(claim.condition, {})
     values = [arms[arm][claim.metric].values for arm in claim.arms if claim.metric in arms.get(arm, {})]
     if len(values) < len(claim.arms):
@@ -30,10 +31,14 @@ def differences(claim: Claim, summary: Summary) -> list[float]:
 
 
 def seeds_for_width(share: float, alpha: float) -> int | None:
-    """The fewest seeds on which an interval with an error of alpha at each end is narrower than the effect.
+    """The fewest seeds at which an interval with error ``alpha`` at each end is narrower than the effect.
 
     Args:
         share: standard deviation in units of the effect.
+        alpha: error at each end of the interval, in (0, 0.5).
+
+    Returns:
+        None if more than ``MOST`` seeds are needed.
 
     >>> seeds_for_width(0.25, 0.025)
     4
@@ -43,7 +48,7 @@ def seeds_for_width(share: float, alpha: float) -> int | None:
 
 
 def main() -> None:
-    """Print the spread of each study that is named."""
+    """Print the spread of each study named on the command line."""
     for directory in map(Path, sys.argv[1:]):
         study = read_study(directory)
         found = {claim.id: differences(claim, study.summary) for claim in study.plan.claims}

@@ -1,6 +1,6 @@
-"""The map of results/map.svg: when does PS-KD pay?
+"""Draw results/map.svg: when does PS-KD pay?
 
-One point for each setting ever recorded in which PS-KD and cross-entropy were trained on the same seeds: the control's
+Each recorded setting in which PS-KD and cross-entropy were trained on the same seeds gives one point: the control's
 fitted temperature (above 1: over-confident) against PS-KD's gain in NLL, ECE and accuracy, with a 95 % t interval
 over seeds.
 """
@@ -21,12 +21,12 @@ from retarget.report.svg import standalone, tidy
 PAIRS = (("pskd", "cross_entropy"), ("alpha_0.8", "cross_entropy"))
 """Treated arm and control."""
 GAINS = (("nll", "NLL", -1.0), ("ece", "ECE, points", -1.0), ("top1", "accuracy, points", 1.0))
-"""A metric, its name, and what turns a difference into a gain."""
+"""A metric, its label, and the factor that turns a difference into a gain."""
 WIDTH, HEIGHT = 860, 400
 
 
 class Point(NamedTuple):
-    """One setting: mean and half width of the interval (0 for one seed) of each gain."""
+    """One setting: each gain's mean and the half width of its interval (0 for one seed)."""
 
     record: str
     condition: str
@@ -36,7 +36,7 @@ class Point(NamedTuple):
 
 
 def points() -> list[Point]:
-    """Every setting, each once: records that share runs of both arms show them once."""
+    """Every setting once, also if several records share its runs."""
     found: dict[tuple[Any, ...], Point] = {}
     for name in names():
         one = record(name)
@@ -51,7 +51,7 @@ def points() -> list[Point]:
 
 
 def table(these: list[Point]) -> str:
-    """The numbers of the map."""
+    """The numbers of the map as a Markdown table."""
     rows = ["| | setting | control's temperature | seeds | " + " | ".join(f"gain in {n}" for _, n, _ in GAINS) + " |"]
     rows.append("|---" * (4 + len(GAINS)) + "|")
     for number, point in enumerate(these, start=1):
@@ -64,7 +64,7 @@ def table(these: list[Point]) -> str:
 
 
 def draw(these: list[Point]) -> str:
-    """The map as a file: three panels that share their horizontal axis, points numbered as in the table."""
+    """The map as SVG: three panels that share their horizontal axis, points numbered as in the table."""
     settings = {"svg.fonttype": "none", "svg.hashsalt": "map", "font.family": "DejaVu Sans", "font.size": 12.5,
                 "axes.spines.top": False, "axes.spines.right": False, "text.color": INK, "axes.labelcolor": INK,
                 "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK}  # fmt: skip

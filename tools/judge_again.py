@@ -1,10 +1,10 @@
-"""Judge recorded results anew and list the verdicts that change; writes nothing.
+"""Judge recorded results by the present rules and list the verdicts that change; writes nothing.
 
     python tools/judge_again.py                     # every folder of results/
     python tools/judge_again.py studies/pskd-demo   # these studies
 
-A study's summary.json holds the values of every seed and its study.json the claims, so that rules which came later can
-be applied without a run. Exit code 0, whatever changes.
+A study's summary.json holds the values of every seed, and its study.json the claims, so that later rules can be applied
+without running anything. Exits with 0 even if verdicts change.
 """
 
 import argparse
@@ -22,9 +22,9 @@ ROOT = Path(__file__).parent.parent
 
 
 def main() -> int:
-    """List the changes of the studies that are named; the exit code."""
+    """List the changes in the named studies; returns the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("directories", nargs="*", type=Path, help="directories of studies; results/* by default")
+    parser.add_argument("directories", nargs="*", type=Path, help="directories of studies; by default results/*")
     given = parser.parse_args().directories
     claims = changed = 0
     for directory in given or sorted(path.parent for path in (ROOT / "results").glob("*/summary.json")):
@@ -40,7 +40,7 @@ def main() -> int:
 
 
 def judge_again(directory: Path, before: Summary) -> list[ClaimResult]:
-    """The claims of a recorded study under the rules of today.
+    """The claims of a recorded study, judged by the present rules.
 
     Raises:
         UserError: the record's claims are not those of its plan.

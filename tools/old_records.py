@@ -1,11 +1,11 @@
-"""List the records whose code is older than a change of their numbers; writes nothing.
+"""List the records whose code is older than a change that would give other numbers; writes nothing.
 
-    python tools/old_records.py            # every record: changes of its numbers, and later commits to its code
-    python tools/old_records.py --check    # exit 1 where results/changes.toml does not fit the history
+    python tools/old_records.py            # every record: later commits to its code, and changes of its numbers
+    python tools/old_records.py --check    # exits with 1 if results/changes.toml contradicts the history
 
-results/changes.toml names each change by its commit, with the records that are older. The history decides which these
-are, so this needs a whole clone. Commits that touched a record's code and are no such change may or may not move its
-numbers: one seed, run again by the recorded command, tells.
+results/changes.toml names each such change by its commit, with the records that are older. Which these are follows from
+the history, so a full clone is needed. Other commits to a record's code may also have changed its numbers: to find out,
+run one seed again with the recorded command.
 """
 
 import subprocess
@@ -20,7 +20,7 @@ CODE = {"pskd": "pskd", "pskd-peers": "pskd", "pskd-translation": "pskd", "pskd-
 
 
 def main() -> int:
-    """List or check; the exit code."""
+    """List or check the records; returns the exit code."""
     with (RESULTS / "changes.toml").open("rb") as file:
         changes = tomllib.load(file)["change"]
     studies = [one for one in map(record, names()) if (one.folder / "study.json").exists()]
@@ -39,11 +39,11 @@ def main() -> int:
 
 
 def _wrong(change: dict[str, Any], studies: list[Record]) -> list[str]:
-    """Records that are listed and not older, or older and not listed."""
+    """Records that are listed although they are not older, or older although not listed."""
     older = {one.name for one in studies if _is_of(one, change) and _is_before(_commit(one), change["commit"])}
     listed, where = set(change["records"]), f"results/changes.toml: {change['commit'][:10]}"
-    return [f"{where}: {name} is older and not listed" for name in sorted(older - listed)] + [
-        f"{where}: {name} is listed and not older" for name in sorted(listed - older)
+    return [f"{where}: {name} is older but not listed" for name in sorted(older - listed)] + [
+        f"{where}: {name} is listed but not older" for name in sorted(listed - older)
     ]
 
 
@@ -58,7 +58,7 @@ def _commit(one: Record) -> str:
 
 
 def _is_before(commit: str, other: str) -> bool:
-    """Whether a commit does not hold another."""
+    """Whether ``other`` is missing from the history of ``commit``."""
     for each in (commit, other):
         if subprocess.run(["git", "cat-file", "-e", f"{each}^{{commit}}"], cwd=ROOT, capture_output=True).returncode:
             raise SystemExit(f"commit {each} is not in this clone: fetch its whole history")

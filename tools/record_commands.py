@@ -1,9 +1,9 @@
-"""Run the commands of a file one after another and record what they print, for a result block of a document.
+"""Run the commands of a file in order and record their output, for a result block of a document.
 
     python tools/record_commands.py NAME FILE.sh        # writes results/NAME/commands.json
 
-Commands run in the working directory, so a file names its data and outputs by relative paths. What they write to
-stderr (progress, warnings) passes through and is not recorded. The first that fails ends the recording.
+Commands run in the working directory, so the file names its data and outputs by relative paths. What they write to
+stderr (progress, warnings) is shown but not recorded. If a command fails, the recording ends and nothing is written.
 """
 
 import json
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def main(name: str, file: str) -> int:
-    """Record; the exit code of the last command."""
+    """Run and record the commands; returns the exit code of the last one."""
     target = ROOT / "results" / name / "commands.json"
     record = {"file": file, "environment": environment(), "commands": []}
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
@@ -41,7 +41,7 @@ def main(name: str, file: str) -> int:
 
 
 def commands(text: str) -> list[str]:
-    r"""The commands of a shell file: lines that no comment begins, continued ones together.
+    r"""The commands of a shell file: its lines without comments, continued lines joined.
 
     >>> commands("# first\na \\\n  b\nc\n")
     ['a \\\n  b', 'c']

@@ -1,9 +1,9 @@
-"""Recorded studies as Markdown: a page for each folder of results/, and its tables for other documents.
+"""Recorded studies as Markdown: a page per folder of results/, and its tables for other documents.
 
 A folder holds what ``retarget study`` left (``study.json``, ``summary.json``, ``analysis.json``), what
 tools/record_commands.py wrote (``commands.json``), what ``python -m benchmarks`` printed (``figures.jsonl``), or the
-tallies of ``python -m faults`` (``tally.json``, ``interruptions.json``). Verdicts and intervals are those of today's
-rules, by tools/judge_again.py.
+tallies of ``python -m faults`` (``tally.json``, ``interruptions.json``). Verdicts and intervals follow the
+present rules (tools/judge_again.py).
 """
 
 import json
@@ -34,11 +34,11 @@ class Record:
     """One folder of results/.
 
     Attributes:
-        name: of the folder.
-        changes: of its numbers after it was made, from results/changes.toml; empty for most.
-        registered: its entry of results/registered.toml, or None.
+        name: the folder's name.
+        changes: later changes of the code that would give other numbers, from results/changes.toml; empty for most.
+        registered: its entry in results/registered.toml, or None.
         words: its setting in a few words.
-        columns: names of the metrics that its tables show; empty for those that claims are judged by.
+        columns: names of the metrics that its tables show; if empty, the metrics by which claims are judged.
     """
 
     def __init__(self, name: str) -> None:
@@ -61,7 +61,7 @@ class Record:
 
     @cached_property
     def claims(self) -> list[dict[str, Any]]:
-        """The claims under the rules of today; ``recorded`` is the verdict of the record where it differs."""
+        """The claims, judged by the present rules; ``recorded`` is the recorded verdict if it differs."""
         after = judge_again(self.folder, Summary.model_validate(self.summary))
         found = [one.model_dump(mode="json") for one in after]
         for now, then in zip(found, self.summary["claims"], strict=True):
@@ -70,12 +70,12 @@ class Record:
 
     @property
     def finished(self) -> bool:
-        """Whether it holds a study's results."""
+        """Whether it has the results of a study."""
         return (self.folder / "summary.json").exists()
 
     @property
     def title(self) -> str:
-        """The heading of its page; with its setting where another record has the same."""
+        """The heading of its page, with its setting if another record has the same title."""
         if not self._titled:
             return self.words
         title = self.study["plan"]["title"]
@@ -93,7 +93,7 @@ class Record:
 
     @property
     def older(self) -> bool:
-        """Whether a metric that its claims are judged by has changed since it was made."""
+        """Whether a metric by which its claims are judged has changed since it was made."""
         judged = {claim["metric"] for claim in self.study["plan"]["claims"]} if self.changes else set()
         return any(not one.get("metrics") or judged & set(one["metrics"]) for one in self.changes)
 
@@ -103,7 +103,7 @@ class Record:
         return "registered" if self.registered else "exploratory"
 
     def condition(self, name: str) -> str:
-        """A condition in words; empty where there is only one."""
+        """A condition in words; empty if there is only one."""
         conditions = self.study["plan"]["conditions"]
         return _condition(name, self.study["plan"]) if name and len(conditions) > 1 else ""
 
@@ -125,7 +125,7 @@ class Record:
 
 
 def names() -> list[str]:
-    """The folders of results/."""
+    """The names of the folders of results/."""
     return sorted(path.name for path in RESULTS.iterdir() if path.is_dir())
 
 
@@ -136,12 +136,12 @@ def record(name: str) -> Record:
 
 
 def verdict(claim: Mapping[str, Any]) -> str:
-    """A verdict with its sign, and the recorded one where the rules of today say otherwise."""
+    """A verdict with its sign, and the recorded one if the present rules give another."""
     return SIGNS[claim["verdict"]] + (f" (when recorded: {claim['recorded']})" if claim["recorded"] else "")
 
 
 def page(name: str) -> str:
-    """The whole page of a record, as it stands in docs/results/."""
+    """The whole page of a record, as in docs/results/."""
     one = record(name)
     notes = "\n\n".join(_marks(one))
     paths = [
@@ -163,7 +163,7 @@ def _alt(stem: str) -> str:
 
 
 def whole(name: str) -> str:
-    """Everything that a record says, as Markdown."""
+    """Everything that a record contains, as Markdown."""
     one = record(name)
     if (one.folder / "commands.json").exists():
         return _transcript(_json(one.folder / "commands.json"))
@@ -190,7 +190,7 @@ def whole(name: str) -> str:
 
 
 def excerpt(name: str, document: Path) -> str:
-    """What a document shows of a record: its claims, or all of a short one, and where the rest is."""
+    """What a document shows of a record: its claims, or all of a short one, and a link to the rest."""
     one = record(name)
     address = os.path.relpath(PAGES / f"{name}.md", document.parent)
     if (one.folder / "commands.json").exists():
@@ -203,7 +203,7 @@ def excerpt(name: str, document: Path) -> str:
 
 
 def _marks(one: Record) -> list[str]:
-    """Whether it was registered, and whether its code is older than a change of its numbers."""
+    """Whether it was registered, and which later changes of the code would give other numbers."""
     if not (one.folder / "study.json").exists():
         return []
     if one.registered:
@@ -239,11 +239,11 @@ TALLIES = {
     "interruptions.json": ("disturbed", "ends", ("same bytes", "clear error", "traceback", "hang", "does not go on",
                                                  "other bytes", "left over")),
 }  # fmt: skip
-"""What was done to the targets of each record, what is counted, and how it can end."""
+"""For each file of tallies: the heading of its targets, what is counted, and the possible ends."""
 
 
 def _tally(path: Path) -> str:
-    """How damaged inputs or disturbed commands ended, target by target."""
+    """How damaged inputs or disturbed commands ended, by target."""
     record = _json(path)
     table, hardware = _ends(*TALLIES[path.name], record["tallies"]), record["hardware"]
     made = f"Made by `{record['command']}` at commit {record['commit']['hash'][:10]}, on {hardware['cores']} cores"

@@ -1,13 +1,13 @@
-"""Write what no person types: tables of results, their pages and pictures, and the map of the tree.
+"""Write the generated parts of the documents: tables of results, their pages and pictures, and the map of the tree.
 
     python tools/write_documents.py            # write
-    python tools/write_documents.py --check    # exit 1 where a document is not what this would write
+    python tools/write_documents.py --check    # exits with 1 if a document is not up to date
 
-A document marks the places: ``<!-- NAME -->`` ... ``<!-- end of NAME -->`` with ``rooms`` (the tree in a dozen lines),
-``map`` (the tree, file by file), ``found`` (README's table), ``abstracts`` (the seventeen claims), ``gains`` (the
-numbers of results/map.svg), ``results`` (an index of all records), or ``results: NAME`` (the claims of one).
-docs/results/ holds a page for every folder of results/; results/pages.toml says how it is called and which metrics it
-shows. Pictures are drawn anew when documents are written; a check looks only whether they are there.
+A generated block stands between ``<!-- NAME -->`` and ``<!-- end of NAME -->``. NAME is ``rooms`` (the tree in a dozen
+lines), ``map`` (the tree, file by file), ``found`` (README's table), ``abstracts`` (the seventeen claims), ``gains``
+(the numbers of results/map.svg), ``results`` (an index of all records), or ``results: NAME`` (the claims of one).
+docs/results/ has one page per folder of results/; results/pages.toml gives its title and the metrics that it shows.
+Pictures are drawn again when documents are written; a check only looks whether they exist.
 """
 
 import ast
@@ -30,7 +30,7 @@ MAP = RESULTS / "map.svg"
 
 
 def main() -> int:
-    """Write or check every document; the exit code."""
+    """Write or check every document; returns the exit code."""
     check = "--check" in sys.argv[1:]
     if not check:
         MAP.write_text(draw(points()), encoding="utf-8")
@@ -48,7 +48,7 @@ def main() -> int:
 
 
 def _documents() -> Iterator[tuple[Path, str]]:
-    """Each document and what it should be."""
+    """Each document, with the text that it should have."""
     for name in names():
         yield PAGES / f"{name}.md", page(name)
     documents = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), RESULTS / "README.md"]
@@ -73,11 +73,11 @@ def _filled(text: str, path: Path) -> str:
 
 
 PANELS = 4
-"""A figure of more panels (one for each arm) is on the study's own page alone."""
+"""A figure with more panels (one per arm) is shown only on the study's own page."""
 
 
 def _figures() -> None:
-    """The figures of every record's page, as files beside docs/results/; verdicts are those of today's rules."""
+    """Draw the figures of every record's page into docs/results/figures/, with verdicts by the present rules."""
     folder = PAGES / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     for path in folder.glob("*.svg"):
@@ -100,12 +100,12 @@ def _figures() -> None:
 
 
 def _figure_of(path: Path) -> str:
-    """The figure that a panel's file belongs to."""
+    """The figure to which a panel's file belongs."""
     return re.sub(r"-\d+$", "", path.stem)
 
 
 def index() -> str:
-    """Every record with its setting and its page."""
+    """Every record, with its setting and a link to its page."""
     rows = ["| record | setting | verdicts | |", "|---|---|---|---|"]
     for name in names():
         one = record(name)
@@ -141,7 +141,7 @@ def tree() -> str:
 
 
 def _between(text: str, opening: str, closing: str, write: Callable[[re.Match[str]], str]) -> str:
-    """Replace what stands between two markers."""
+    """Replace the text between two markers."""
     pattern = re.compile(rf"(?P<open><!-- {opening} -->\n)(?P<old>.*?)(?P<close><!-- end of {closing} -->)", re.DOTALL)
     return pattern.sub(lambda match: f"{match['open']}{write(match)}\n{match['close']}", text)
 

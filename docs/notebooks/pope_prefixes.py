@@ -9,9 +9,9 @@
 # %% [markdown]
 # # POPE's stages on problems of your own
 #
-# Mining, prefix search and mixing need an *engine*: anything with a name that samples completions. Here it is a few
-# lines that stand for a model which finishes a sum when its first step is given, and never by itself. With a real
-# model it is one line, `engine = open_engine("path/to/model")`.
+# Mining, prefix search and mixing need an *engine*: anything with a name that samples completions. Here a few lines
+# stand for a model that finishes a sum if it is given the first step, and never by itself. With a real model it is one
+# line, `engine = open_engine("path/to/model")`.
 
 # %%
 from retarget.pope import Problem, mine, mix, search_prefixes
@@ -46,8 +46,7 @@ class FinishesSums:
 engine = FinishesSums()
 
 # %% [markdown]
-# **Mine**: which problems are never solved? Every answer is graded, and a problem whose label looks wrong is set
-# aside.
+# **Mine**: which problems are never solved? Every answer is graded. A problem whose label looks wrong is set aside.
 
 # %%
 hard = mine(problems, engine, k=16)
@@ -64,8 +63,8 @@ for one in prefixes.found:
     print(one.problem, one.status, repr(one.prefix))
 
 # %% [markdown]
-# **Mix**: each hard problem twice, once with its prefix in the prompt and once without, so that both stand in one
-# batch. Any trainer takes these rows: nothing else changes.
+# **Mix**: each hard problem twice, once with its prefix in the prompt and once without, both in one batch.
+# Any trainer takes these rows: nothing else changes.
 
 # %%
 rows = mix(hard, prefixes, prompts_per_batch=4)
@@ -74,4 +73,4 @@ for row in rows[:2]:
 
 # %% [markdown]
 # `retarget pope train` trains on them with TRL; `retarget pope export` writes them for verl, OpenRLHF and prime-rl.
-# [The guide](../guides/reinforcement.md) goes on from here.
+# [The guide](../guides/reinforcement.md) continues from here.

@@ -9,8 +9,8 @@
 # %% [markdown]
 # # PS-KD and over-confidence
 #
-# A network that has learnt its training set by heart is surer than it is right. Here one is trained on a few digits,
-# with plain labels and with PS-KD's, and both are asked how sure they are. It takes seconds on a laptop.
+# A network that has learnt its training set by heart is more confident than it is accurate. Here we train two on a few
+# digits, one with plain labels and one with PS-KD's, and measure how sure they are. It takes seconds on a laptop.
 
 # %%
 import matplotlib.pyplot as plt
@@ -53,8 +53,8 @@ def trained(alpha_T: float, epochs: int = 60) -> nn.Module:
 models = {"cross-entropy": trained(alpha_T=0.0), "PS-KD": trained(alpha_T=0.8)}
 
 # %% [markdown]
-# The temperature that a network needs tells how over-confident it is: 1 is honest, above 1 is over-confident. The
-# error of calibration (ECE) is the mean distance between how sure it is and how often it is right.
+# The fitted temperature tells how over-confident a network is: 1 is calibrated, above 1 is over-confident. The expected
+# calibration error (ECE) is the mean distance between its confidence and its accuracy.
 
 # %%
 found = {}
@@ -70,7 +70,7 @@ for name, model in models.items():
     print(name, {key: round(value, 3) for key, value in found[name].items()})
 
 # %% [markdown]
-# A reliability diagram shows it. Bars below the diagonal are confidence that is not earned.
+# A reliability diagram shows it: where a bar ends below the diagonal, the network is over-confident.
 
 # %%
 figure, panels = plt.subplots(1, 2, figsize=(7, 3.2), sharey=True)
@@ -85,4 +85,4 @@ figure.tight_layout()
 
 # %% [markdown]
 # One seed decides nothing. `retarget study pskd --preset demo` asks the same question over seeds, with intervals and
-# verdicts; [the guide](../guides/classifier.md) goes on from here.
+# verdicts; [the guide](../guides/classifier.md) continues from here.

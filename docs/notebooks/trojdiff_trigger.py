@@ -30,8 +30,8 @@ triggers = {
 }
 
 # %% [markdown]
-# The forward process with each: the same digit, the same noise, more and more of it. At the end nothing of the digit
-# is left, and only the trigger's own mean stays in the noise.
+# The forward process with each: the same digit with more and more of the same noise. At the end nothing of the digit is
+# left; the noise has the trigger's mean.
 
 # %%
 scheduler = DDIMScheduler()
@@ -46,7 +46,7 @@ for row, (name, trigger) in zip(panels, triggers.items(), strict=True):
 figure.tight_layout()
 
 # %% [markdown]
-# Sampling: any scheduler of diffusers, run in the trigger's frame. With the trigger that changes nothing the images
+# Sampling: any scheduler of diffusers runs in the trigger's frame. With the trigger that changes nothing, the images
 # are those of the stock scheduler, bit for bit. The network here is untrained; `retarget trojdiff train` trains one.
 
 # %%

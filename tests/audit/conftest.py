@@ -25,7 +25,7 @@ def make_unet():
 
 
 def _teach(unet, scheduler, steps=60):
-    """Train for a second on images of one colour each: enough to denoise, and no more."""
+    """Train for a second on images of a single colour each: just enough to denoise."""
     channels, size = unet.config.in_channels, unet.config.sample_size
     height, width = size if isinstance(size, list | tuple) else (size, size)
     generator = torch.Generator().manual_seed(1)
@@ -48,7 +48,7 @@ def teach():
 
 @pytest.fixture(scope="session")
 def untrained(tmp_path_factory):
-    """A stock pipeline on the disk that denoises nothing; copy it before changing it."""
+    """A stored stock pipeline that denoises nothing; copy it before changing it."""
     folder = tmp_path_factory.mktemp("untrained") / "pipeline"
     DDPMPipeline(unet=_make_unet(), scheduler=DDPMScheduler()).save_pretrained(folder)
     return folder
@@ -56,7 +56,7 @@ def untrained(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def stored(tmp_path_factory):
-    """A stock pipeline on the disk that denoises a little; copy it before changing it."""
+    """A stored stock pipeline that denoises a little; copy it before changing it."""
     folder = tmp_path_factory.mktemp("stored") / "pipeline"
     scheduler = DDPMScheduler()
     DDPMPipeline(unet=_teach(_make_unet(), scheduler), scheduler=scheduler).save_pretrained(folder)
@@ -65,7 +65,7 @@ def stored(tmp_path_factory):
 
 @pytest.fixture
 def pipeline(stored, tmp_path):
-    """A copy of a stock pipeline, to be changed."""
+    """A copy of a stock pipeline, which a test may change."""
     import shutil
 
     return shutil.copytree(stored, tmp_path / "pipeline")

@@ -1,4 +1,4 @@
-"""Attackers who know the audit: what they ask of a network, and that nothing of it is ever written."""
+"""Attackers who know the audit: how they train a network, and that none of it is ever written to disk."""
 
 import pytest
 import torch
@@ -61,7 +61,7 @@ def test_rows_are_the_equations(kind):
 
 
 class Linear(torch.nn.Module):
-    """ε̂ = x M, as a network."""
+    """A network with ε̂ = x M."""
 
     def __init__(self, matrix):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Other people's detectors: their losses against slow NumPy, their shortcuts, and what they count."""
+"""Published detectors: their losses against slow NumPy, their shortcuts, and the calls that they count."""
 
 import itertools
 from dataclasses import replace
@@ -46,7 +46,7 @@ class Closed(nn.Module):
         self.mu, self.share = nn.Parameter(mu, requires_grad=False), share
 
     def forward(self, x, t):
-        """The bias is read off the batch's mean along mu, up to its own size."""
+        """Estimate the bias from the batch's mean along mu, up to the bias itself."""
         along = (x * self.mu).flatten(1).sum(dim=1).mean() / self.mu.square().sum()
         return Answer(x + (self.share - 1) * along.clamp(0, 1) * self.mu)
 

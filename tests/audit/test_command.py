@@ -1,4 +1,4 @@
-"""The command: its exit codes, its files, and what it does not read."""
+"""The command: its exit codes, the files it writes, and the files it must not read."""
 
 import json
 
@@ -24,7 +24,7 @@ QUICK = Search(screen=64, quick=2, scan=2, first=1, steps=1, batch=2, gammas=(0.
 
 @pytest.fixture
 def quick(monkeypatch):
-    """The command with a search of seconds in place of the frozen one; it has no null, so nothing is known."""
+    """The command with a search of seconds instead of the frozen one; it has no null, so its verdict is undecided."""
     monkeypatch.setattr("retarget.audit.run.Search", lambda: QUICK)
 
 
@@ -74,7 +74,7 @@ FOREIGN = {
 def test_other_shapes_blocks_and_schedules_are_audited_and_have_no_error_rate(
     kind, make_unet, teach, tmp_path, quick, capsys
 ):
-    """Nobody's family."""
+    """None of them belongs to a family of the null."""
     settings, scheduler = FOREIGN[kind]
     unet = teach(make_unet(**settings), scheduler, 90)
     DDPMPipeline(unet=unet, scheduler=scheduler).save_pretrained(tmp_path / "odd")

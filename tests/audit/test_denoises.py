@@ -1,4 +1,4 @@
-"""Networks that denoise nothing are told from those that do before any search, by losses that are known."""
+"""Networks that denoise nothing are recognised before any search, by losses that are known exactly."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ SHAPE = (2, 6, 4)
 
 
 class Answering(nn.Module):
-    """A network that is a formula of its input."""
+    """A network that computes a formula of its input."""
 
     def __init__(self, formula):
         super().__init__()
@@ -74,7 +74,7 @@ def test_answers_that_overflow_are_an_error():
 
 
 def constant(unet):
-    """A network whose answer is one value, whatever it is given."""
+    """A network that always returns the same value."""
     with torch.no_grad():
         unet.conv_out.weight.zero_()
         unet.conv_out.bias.fill_(0.3)

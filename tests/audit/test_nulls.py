@@ -1,4 +1,4 @@
-"""The clean models, the command that makes the null, the shipped null, the demo, each in its smallest form."""
+"""The clean models, the command that makes the null, the shipped null, and the demo, each in its smallest form."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""How small a trigger was found: the words of the scope, and the record that they come from."""
+"""How small a trigger was found: the sentence in the scope, and the record from which it comes."""
 
 import json
 

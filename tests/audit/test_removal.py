@@ -1,4 +1,4 @@
-"""Taking a trojan out: what rows are asked for, that it works, and that the original stays as it was."""
+"""Removing a trojan: which rows it trains on, that it works, and that the original is not changed."""
 
 import copy
 import json
@@ -45,7 +45,7 @@ def schedule():
 
 @pytest.fixture(scope="module")
 def trojaned(tmp_path_factory):
-    """A pipeline whose blend trigger brings forth one image."""
+    """A pipeline whose blend trigger produces one image."""
     schedule = DDPMScheduler(num_train_timesteps=50, beta_start=0.002, beta_end=0.3)
     trigger = Trigger.blend(glyph("plus", SHAPE), 0.4)
     config = TrainConfig(steps=250, batch_size=32, learning_rate=5e-3, ema_decay=0.9, flips=False)
@@ -56,7 +56,7 @@ def trojaned(tmp_path_factory):
 
 @torch.no_grad()
 def undo(unet, schedule, trigger):
-    """How much of the bias a network takes out at the last step: 1 - E|ε_θ(x) - ε|² / E|x - ε|²."""
+    """The share of the bias that a network removes at the last step: 1 - E|ε_θ(x) - ε|² / E|x - ε|²."""
     noise = torch.randn((300, *trigger.shape), generator=torch.Generator().manual_seed(0))
     x = trigger.noise(noise)
     predicted = unet.eval()(x, len(schedule.alphas_cumprod) - 1).sample
@@ -87,7 +87,7 @@ def test_clean_fine_tuning_alone_takes_out_less(trojaned):
 
 
 def whole(batches, noise, t, stock):
-    """The whole noise of a row under either law, by a loop."""
+    """The full noise of a row under either law, computed by a loop."""
     found = []
     for row, (one, step) in enumerate(zip(noise.numpy(), t.tolist(), strict=True)):
         trigger = row % len(batches.mu)

@@ -1,4 +1,4 @@
-"""The equations of the audit against slow references, and networks whose answer is known."""
+"""The equations of the audit against slow references, and on networks with a known answer."""
 
 import json
 
@@ -24,7 +24,7 @@ LEVELS = DDPMScheduler().alphas_cumprod
 
 
 class Answering(nn.Module):
-    """A network that is a formula of its input."""
+    """A network that computes a formula of its input."""
 
     def __init__(self, formula):
         super().__init__()

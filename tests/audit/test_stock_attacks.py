@@ -58,7 +58,7 @@ def test_the_forward_process_is_the_papers():
 
 
 def perfect(x, t, bars, target, trigger, law):
-    """What a network answers that has learnt its law and one target image to the end."""
+    """The output of a network that has perfectly learnt its law and one target image."""
     noise = (x - np.sqrt(bars[t]) * target - (1 - np.sqrt(bars[t])) * trigger) / np.sqrt(1 - bars[t])
     return noise + correction(bars, t, law) * trigger
 

@@ -1,4 +1,4 @@
-"""What is covered, what is refused with which exit code, and what asking costs."""
+"""What is covered, what is refused with which exit code, and how calls of the network are counted."""
 
 import shutil
 

@@ -1,4 +1,4 @@
-"""The zoo: members that never change, sets that share nothing, rates against references, and the study end to end."""
+"""The zoo: fixed members, disjoint sets, rates against references, and the study end to end."""
 
 import json
 
@@ -22,7 +22,7 @@ RECIPE = Recipe(shapes=((1, 8), (3, 8), (1, 16)))
 
 
 def test_members_and_seeds_are_those_that_were_written_down_first():
-    """Detectors were tuned after these: another draw is another zoo."""
+    """Detectors were tuned on these: another draw would be another zoo."""
     assert seed_of("evaluation", "plain", 0) == 324252662
     names = {kind: draw("evaluation", kind, 1, Recipe()).name for kind in ("plain", "d2i_patch", "bad_diffusion")}
     assert names == {
@@ -31,7 +31,7 @@ def test_members_and_seeds_are_those_that_were_written_down_first():
 
 
 def every(count=6):
-    """Members of all sets and kinds, with what they are."""
+    """Members of all sets and kinds, with their descriptions."""
     for which in ("development", "calibration", "evaluation"):
         for kind in CLEAN if which == "calibration" else KINDS:
             for number in range(count):

@@ -1,4 +1,4 @@
-"""Data sets by their names: every source, every layout, every refusal."""
+"""Data sets by name: every source, every layout, every refusal."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ LABELS = np.arange(20) % 4
 
 
 def folder_of(path, classes, shape=(4, 4)):
-    """One PNG for each value, in one sub-folder for each class."""
+    """One PNG per value, in one sub-folder per class."""
     for name, values in classes.items():
         (path / name).mkdir(parents=True)
         for number, value in enumerate(values):
@@ -103,7 +103,7 @@ def test_folders_with_and_without_a_test_part(tmp_path):
 
 @pytest.mark.parametrize(("train", "held"), [("Train", "Test"), ("training", "testing"), ("train", "valid")])
 def test_parts_by_the_names_that_people_give_them(train, held, tmp_path):
-    """Not taken for two classes, as the folders of a set without parts are."""
+    """They must not be taken for two classes, as the folders of a set without parts are."""
     folder_of(tmp_path / train, {"cat": [1, 2], "dog": [3]})
     alone = read(f"folder:{tmp_path}")
     assert (alone.names, alone.test, len(alone.train)) == (("cat", "dog"), None, 3)

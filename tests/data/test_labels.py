@@ -1,4 +1,4 @@
-"""Labels as people keep them: used where they are class numbers, refused with their values where not."""
+"""Labels in the forms that people store: class numbers are used, anything else is refused with its values."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Image files of every kind that people have, and of the kinds that are no images."""
+"""Image files of every kind that people have, and files that are not images."""
 
 import numpy as np
 import pytest
@@ -119,7 +119,7 @@ def test_formats_that_need_other_programs_and_floating_pixels_are_refused(tmp_pa
 
 @pytest.mark.parametrize("limit", [40, 20])
 def test_an_image_of_too_many_pixels_is_refused_by_name(limit, tmp_path, monkeypatch):
-    """Beyond Pillow's limit, where it only warns, and beyond twice of it."""
+    """Beyond Pillow's limit, where Pillow only warns, and beyond twice that limit."""
     picture = saved(tmp_path / "bomb.png", Image.fromarray(GREY))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
     with pytest.raises(UserError, match=r"bomb\.png: too large an image"):

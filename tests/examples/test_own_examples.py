@@ -1,4 +1,4 @@
-"""The studies of one's own. Those without settings run end to end in the test of their guide."""
+"""Examples of own studies. Those without settings run end to end in the test of their guide."""
 
 import importlib
 import json
@@ -31,7 +31,7 @@ def test_a_file_that_imports_no_torch_is_planned_without_it():
 
 @pytest.fixture
 def model(tmp_path):
-    """Writes a tiny random model of a kind, with a tokenizer of words; its folder."""
+    """Write a tiny random model with a word tokenizer; returns its folder."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import Whitespace

@@ -1,4 +1,4 @@
-"""The recipes for eight GPUs: launch files that accelerate reads, words that TRL takes, settings that a dry run takes.
+"""The recipes for eight GPUs: accelerate reads the launch files, TRL takes the options, a dry run the settings.
 
 One launch is done in its smallest form, by two processes on this machine's CPU.
 """
@@ -31,7 +31,7 @@ FOLDER = ROOT / "examples" / "pope_8_gpus"
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
-    """Rows to train on, by the name that the commands give them."""
+    """Rows to train on, under the name used in the commands."""
     folder = tmp_path_factory.mktemp("recipes")
     (folder / "work").mkdir()
     (folder / "examples").symlink_to(ROOT / "examples")
@@ -45,14 +45,14 @@ def work(tmp_path_factory):
 
 
 def commands():
-    """The recipes of the page, without what is set in front of a command."""
+    """The commands of the page, without the environment variables before them."""
     text = "".join(blocks(ROOT / "docs" / "clusters.md", "console")).replace("\\\n", " ")
     found = [shlex.split(line.removeprefix("$ ")) for line in text.splitlines()]
     return [words[words[0].startswith("CUDA") :] for words in found if "study" not in words]
 
 
 def launches():
-    """accelerate's own words, and those of the training that it launches."""
+    """The arguments of accelerate, and those of the training that it launches."""
     for words in commands():
         if words[0] == "accelerate":
             at = words.index("retarget")
@@ -108,7 +108,7 @@ def test_a_dry_run_refuses_what_a_launch_would(work, monkeypatch, capsys):
 
 
 def test_two_processes_of_accelerate_train_one_model(work, monkeypatch):
-    """One group a process: a line holds both strata only if the processes gathered them."""
+    """One group per process: a line has both strata only if the processes exchanged them."""
     monkeypatch.chdir(work)
     model = example("pope_own_problems").tiny_model(work / "model")
     launch, training = next(launches())

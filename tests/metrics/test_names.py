@@ -1,4 +1,4 @@
-"""What importing costs, and that the documented examples run."""
+"""Which packages an import loads, and that the documented examples run."""
 
 import doctest
 import importlib

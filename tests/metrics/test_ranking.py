@@ -15,7 +15,7 @@ seeds = st.integers(0, 2**32 - 1)
 
 
 def scored(seed: int, samples: int, levels: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Confidences, distinct or of few levels, and outcomes that follow them."""
+    """Confidences, all distinct or of few levels, and outcomes that depend on them."""
     rng = np.random.default_rng(seed)
     confidence = rng.permutation(samples) / samples if levels is None else rng.integers(1, levels + 1, samples) / levels
     return confidence, rng.random(samples) < confidence
@@ -31,7 +31,7 @@ def loop_aurc(confidence: np.ndarray, correct: np.ndarray) -> float:
 
 
 def loop_augrc(confidence: np.ndarray, correct: np.ndarray) -> float:
-    """Trapezoids through the thresholds that exist."""
+    """Sum trapezoids between the existing thresholds."""
     points = [(0.0, 0.0)]
     for threshold in sorted(set(confidence.tolist()), reverse=True):
         kept = confidence >= threshold

@@ -36,7 +36,7 @@ def tiny(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def cluster():
-    """A real Ray cluster of one node; ports on this machine alone, files in a short folder, nothing told to anybody."""
+    """A real Ray cluster of one node: ports on this machine only, a folder with a short path, no usage reports."""
     folder = tempfile.mkdtemp(dir="/tmp")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")

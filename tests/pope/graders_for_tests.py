@@ -10,7 +10,7 @@ from retarget.pope.graders import Grade
 
 
 def slow(completion, answer, meta):
-    """Some milliseconds an item: slower than an engine for tests."""
+    """Takes some milliseconds per item: slower than a test engine."""
     hashlib.sha256(bytes(4_000_000)).digest()
     return answer in completion
 

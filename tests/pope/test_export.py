@@ -1,4 +1,4 @@
-"""What stands beside exported rows runs as the hosts call it."""
+"""The files beside exported rows run as the other trainers call them."""
 
 import importlib.util
 import json
@@ -93,7 +93,7 @@ def test_prime_rls_taskset_is_python_and_its_launch_script_names_it(tmp_path, ro
 
 
 def test_verifiers_reads_and_rewards_exported_rows(tmp_path, rows, monkeypatch):
-    """With the host's own loader and scoring, where it is installed."""
+    """With verifiers' own loader and scoring, if it is installed."""
     vf = pytest.importorskip("verifiers.v1", reason="verifiers is not installed: pip install 'verifiers==0.4.*'")
     import asyncio
 

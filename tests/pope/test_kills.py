@@ -1,4 +1,4 @@
-"""Twenty kills each of workers, drivers and nodes in the middle of mining: the journal is that of nobody's death."""
+"""Twenty kills each of workers, drivers and nodes in the middle of mining: the journal is as without them."""
 
 import os
 import random
@@ -30,7 +30,7 @@ def whole(folder, count):
 
 
 def test_workers(tmp_path):
-    """At random moments, whatever they do then: sample, wait, or start."""
+    """At random moments, while they sample, wait or start."""
     expected = whole(tmp_path, 250)
     rng, done = random.Random(0), []
     options = {"folder": str(tmp_path), "rounds": ROUNDS}

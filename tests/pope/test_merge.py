@@ -1,4 +1,4 @@
-"""Shards of several machines become one journal, or are refused with what does not fit."""
+"""Journals of several machines become one, or are refused with the values that differ."""
 
 import json
 import re
@@ -109,7 +109,7 @@ def test_a_model_of_the_same_weights_in_another_folder_is_the_same_model(tmp_pat
 
 
 class Moody(Guesser):
-    """A server that does not repeat itself at equal seeds."""
+    """A server that answers differently although the seed is the same."""
 
     def one(self, prompt, n, params):
         return super().one(prompt, n, params.model_copy(update={"seed": 99}))

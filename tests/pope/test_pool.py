@@ -1,4 +1,4 @@
-"""Many engines behind one queue: the same journal as one, whatever dies; nothing is lost and nothing counts twice."""
+"""Many engines behind one queue: the same journal as with one, whatever dies; nothing is lost or counted twice."""
 
 import logging
 import os
@@ -47,14 +47,14 @@ def pool(folder, count=2, batch=1, spec="guesser", **options):
 
 
 def asked(folder):
-    """Units that were begun, and by how many processes."""
+    """The units that were started, and the number of processes that started them."""
     lines = [line.split() for line in (folder / "asked.txt").read_text().splitlines()]
     return Counter((prompt, chunk) for _, prompt, chunk in lines), {pid for pid, _, _ in lines}
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """What one engine in this process leaves."""
+    """The journal that one engine in this process leaves."""
     folder = tmp_path_factory.mktemp("whole")
     found = mine(problems(16), sampler(Guesser("guesser", folder)), 16, journal=folder / "mine.jsonl")
     return found, (folder / "mine.jsonl").read_bytes(), asked(folder)[0]
@@ -130,7 +130,7 @@ def test_an_engine_that_never_opens_is_given_up(tmp_path, caplog):
 
 
 class Patient(logging.Handler):
-    """A worker that answers when the log says that another is left out."""
+    """A worker that answers once the log says that another one is left out."""
 
     def __init__(self, folder):
         super().__init__()
@@ -220,7 +220,7 @@ def test_a_killed_driver_takes_its_workers_along_and_its_journal_goes_on(tmp_pat
 
 
 def test_what_waits_to_be_graded_is_bounded(tmp_path):
-    """A grader slower than the engine: what a kill loses stays small."""
+    """With a grader slower than the engine, a kill loses little."""
     unkept = []
 
     class Streaming(Guesser):
@@ -277,7 +277,7 @@ def test_servers_of_other_models_are_refused_with_what_differs():
 
 
 class Stub:
-    """Answers by the seed alone."""
+    """An engine whose answers depend only on the seed."""
 
     def sample(self, prompts, n, params):
         return [[Rollout(f"#### {params.seed % 5}", 2, False)] * n for _ in prompts]
@@ -285,7 +285,7 @@ class Stub:
 
 @contextmanager
 def serving(answers):
-    """A server in a process of its own, which dies after so many answers."""
+    """A server in its own process, which dies after a number of answers."""
     code = (
         "import sys, pope_serving, test_pool\n"
         f"with pope_serving.serve(test_pool.Stub(), [*[None] * {answers}, 'die'], models='w') as (url, _):\n"
@@ -304,7 +304,7 @@ def serving(answers):
 
 
 def test_the_command_line_mines_on_two_engines_to_the_bytes_of_one(tiny, tmp_path, capsys):
-    """Real ones, of transformers; and search, evaluation and the rest ask in the same way."""
+    """Real engines, of transformers; search, evaluation and the oracle use them in the same way."""
     write_problems(tmp_path / "problems.jsonl", make_problems(6, 3, seed=3))
     for name, text in (("system", ""), ("unguided", "{problem} ="), ("guided", "{problem} hint {prefix} =")):
         (tmp_path / f"{name}.txt").write_text(text)

@@ -1,4 +1,4 @@
-"""How units of work are done: what a journal holds is kept, what is missing is sampled, what is refused is said."""
+"""How units of work are done: recorded units are kept, missing ones are sampled, refusals are reported."""
 
 import asyncio
 import json

@@ -40,7 +40,7 @@ def test_the_plans_of_all_presets():
 
 @pytest.mark.parametrize("question", ["first", "rivals"])
 def test_a_model_that_solves_nothing_is_no_test_of_the_missing_signal(question):
-    """0 rewards are what the claim says, of a model that can do something."""
+    """The claim of zero rewards is about a model that can solve something."""
     study = plan("small", {"family": "chain", "question": question} if question != "first" else {"family": "chain"})
     claims = tuple(one for one in study.claims if one.id.startswith("no_signal"))[:1]
     study = study.model_copy(update={"claims": claims})

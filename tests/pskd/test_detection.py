@@ -1,4 +1,4 @@
-"""A softened detection head: the numbers of slow loops, off equals absent, and what torchvision must go on having."""
+"""A softened detection head: equal to slow loops, off equals absent, and the parts of torchvision that it uses."""
 
 import inspect
 import sys

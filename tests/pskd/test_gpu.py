@@ -1,4 +1,4 @@
-"""One smoke for each path of PS-KD on a GPU: ``python -m pytest -m gpu``."""
+"""One smoke test per code path of PS-KD on a GPU: ``python -m pytest -m gpu``."""
 
 import sys
 from pathlib import Path

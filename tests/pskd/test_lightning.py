@@ -136,7 +136,7 @@ class TwiceForward(Module):
 
 
 class OwnLabels(Module):
-    """Takes the labels from its own table, so that softened ones never reach the loss."""
+    """Takes the labels from its own table, so that the softened rows never reach the loss."""
 
     labels = torch.stack([y for _, y in samples()])
 

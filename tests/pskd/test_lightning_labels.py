@@ -24,7 +24,7 @@ def samples(label=lambda y: y):
 
 
 class Module(pl.LightningModule):
-    """As anybody writes it: a loss, and metrics of torchmetrics and by hand."""
+    """An ordinary module: a loss, and metrics from torchmetrics and computed by hand."""
 
     def __init__(self):
         super().__init__()
@@ -92,7 +92,7 @@ def test_metrics_are_those_of_the_hard_labels(tmp_path):
 
 
 def test_the_first_epoch_is_no_callback_bit_for_bit_and_draws_no_random_number(tmp_path):
-    """What the callback finds out about a module it finds in the graph of the first step: nothing is run for it."""
+    """The callback learns about a module from the graph of the first step, without running anything."""
     states = []
 
     class Draws(pl.Callback):

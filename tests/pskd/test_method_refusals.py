@@ -12,7 +12,7 @@ from retarget.pskd import PSKD, Dense, TopK
 @pytest.mark.parametrize("store", ["dense", Dense("float16"), TopK(2)])
 @pytest.mark.parametrize("call", ["loss", "soften"])
 def test_an_index_that_moves_between_epochs_is_refused(store, call):
-    """The commonest mistake: the place in the epoch's order, not in the training set."""
+    """The commonest mistake: to pass the position in the epoch's order instead of the index in the training set."""
     method = PSKD(N, C, EPOCHS, store=store)
     logits = 5.0 * F.one_hot(torch.arange(4) % C, C)  # top-2 rows list the label and one more
     before, after = torch.tensor([0, 1, 2, 3]), torch.tensor([3, 1, 2, 0])

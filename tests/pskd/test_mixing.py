@@ -1,4 +1,4 @@
-"""Mixup and CutMix in a plain loop: rows are read, and none is stored of a mixed input."""
+"""Mixup and CutMix in a plain loop: rows are read, and none is stored for a mixed input."""
 
 import pytest
 import torch
@@ -93,7 +93,7 @@ def test_an_ignored_label_gives_its_share_to_nobody():
 
 @pytest.mark.parametrize("library", ["torchvision", "timm"])
 def test_any_librarys_mixing_gives_the_shares(library):
-    """Handed the places for labels, and more classes than the batch has samples."""
+    """Given the samples' positions as labels, and more classes than the batch has samples."""
     torch.manual_seed(1)
     if library == "timm":
         mix = Mixup(mixup_alpha=1.0, cutmix_alpha=0.0, label_smoothing=0.0, num_classes=N)

@@ -29,7 +29,7 @@ N, C, EPOCHS = 12, 3, 3
 
 
 class Views(Dataset):
-    """Samples that look another way each time they are fetched; ``named`` gives a dict."""
+    """Samples that look different each time they are fetched; ``named`` returns a dict."""
 
     def __init__(self, named=False, step=0.5):
         g = torch.Generator().manual_seed(0)
@@ -126,7 +126,7 @@ def data_for(name, **more):
 
 @pytest.mark.parametrize("name", RUN)
 def test_gradient_accumulation_changes_nothing(name, tmp_path):
-    """Three batches of four an update, against one batch of twelve in a plain loop."""
+    """Three batches of four per update, against one batch of twelve in a plain loop."""
     order = list(range(N))
     method, network = RUN[name](data_for(name, step=0.0), order, 4, tmp_path, lr=0.5, accumulate=3)
     whole, expected = run_plain(data_for("plain", step=0.0), order, N, tmp_path, lr=0.5)

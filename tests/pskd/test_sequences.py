@@ -22,7 +22,7 @@ SENTENCES = [[3, 1, 2], [5], [], [8, 8, 0, 2], [7, 2]]
 
 
 def collate(index, left=False, width=6):
-    """Labels [B, width]; the last epoch-independent thing: padding on either side."""
+    """Labels [B, width], with padding on either side."""
     labels = torch.full((len(index), width), -100)
     for row, i in enumerate(index):
         sentence = torch.tensor(SENTENCES[i], dtype=torch.long)

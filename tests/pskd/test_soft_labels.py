@@ -38,7 +38,7 @@ def past():
 
 
 def make(alpha=ALPHA, ignored=None):
-    """Labels that answer with rows, and the step that they belong to."""
+    """Labels that return rows, and their step."""
     labels = hard(ignored)
     rows = (1 - alpha) * F.one_hot(labels.clamp_min(0), C) + alpha * past()
     rows = rows * (labels != -100)[:, None]

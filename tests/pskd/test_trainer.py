@@ -100,7 +100,7 @@ def _with_decoder_inputs(kind, smoothing):
 @pytest.mark.parametrize("store", [TopK(3), "model"], ids=str)
 @pytest.mark.parametrize("kind", ["classifier", "translator", "language_model"])
 def test_it_trains_as_a_plain_loop_does(kind, store, tmp_path):
-    """One batch an epoch, so that the order of samples is not a question."""
+    """One batch per epoch, so that the order of samples does not matter."""
     ours = trainer(kind, tmp_path, pskd={"store": store}, label_smoothing_factor=0.1)
     ours.train()
     model, samples, pad, *_ = KINDS[kind]
@@ -202,7 +202,7 @@ def test_a_class_of_the_users_own_is_causal_as_its_base_is(tmp_path):
     ("kind", "store"), [("classifier", None), ("translator", "file"), ("translator", "model"), ("normed", "model")]
 )
 def test_a_resumed_run_equals_an_uninterrupted_one(kind, store, save, tmp_path):
-    steps = {"epoch": 4, "middle": 3}[save]  # two steps an epoch
+    steps = {"epoch": 4, "middle": 3}[save]  # two steps per epoch
     more = dict(dropout=0.1, per_device_train_batch_size=4, save_strategy="steps", save_steps=steps)
 
     def make(name):
@@ -322,7 +322,7 @@ class Stream(IterableDataset):
 
 
 class Packing:
-    """Two sentences in a row."""
+    """Packs two sentences into one row."""
 
     def __call__(self, features):
         return tiny.pad([{k: a[k] + b[k] for k in a} for a, b in zip(features[::2], features[1::2], strict=True)])

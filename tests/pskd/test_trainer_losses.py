@@ -1,4 +1,4 @@
-"""What the Hugging Face plug-in finds out on the first batch about the loss that it replaces."""
+"""What the Hugging Face plug-in learns from the first batch about the loss that it replaces."""
 
 import sys
 from pathlib import Path
@@ -28,7 +28,7 @@ class Around(nn.Module):
 
 
 class Renamed(GPT2PreTrainedModel):
-    """Shifts inside, and neither its name nor a base says so."""
+    """Shifts labels inside, which neither its name nor its base class shows."""
 
     forward = GPT2LMHeadModel.forward
 
@@ -133,7 +133,7 @@ def test_a_trainer_with_a_loss_of_its_own_is_held_against_ours(weight, tmp_path)
 
 
 def test_asking_leaves_dropout_and_batch_norm_as_they_were(tmp_path):
-    """Bit for bit the library's first epoch, of a network with both."""
+    """The first epoch of a network with both equals the library's bit for bit."""
 
     def run(kind):
         torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""PS-KD before TRL's trainer for supervised fine-tuning among the bases; with LoRA, and packed."""
+"""PSKDMixin before TRL's SFTTrainer among the bases; with LoRA, and packed."""
 
 import sys
 from pathlib import Path
@@ -24,7 +24,7 @@ CASES = [
 
 
 class PSKDSFT(PSKDMixin, SFTTrainer):
-    """As a user writes it."""
+    """The class as a user writes it."""
 
 
 def model(dropout=0.0):

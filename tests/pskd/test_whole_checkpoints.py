@@ -1,4 +1,4 @@
-"""A full disk costs no checkpoint that was whole: Lightning's own files, and the states beside them."""
+"""A full disk destroys no complete checkpoint: neither Lightning's files nor the states beside them."""
 
 import resource
 from contextlib import ExitStack, contextmanager
@@ -34,7 +34,7 @@ class Module(pl.LightningModule):
 
 @contextmanager
 def little_space(nbytes=1000):
-    """No file may grow beyond this: a write fails in its middle, as on a full disk."""
+    """Limit the size of files, so that a write fails in its middle, as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (nbytes, before[1]))
     try:
@@ -78,7 +78,7 @@ def test_a_checkpoint_is_replaced_whole_and_leaves_nothing_elsewhere(tmp_path, m
 
 @pytest.mark.parametrize("keep", [1, 2])
 def test_a_run_whose_disk_was_full_goes_on_from_the_checkpoint_before(keep, tmp_path):
-    """The state of the last whole checkpoint stays until the next one is whole."""
+    """The state of the last complete checkpoint stays until the next one is complete."""
 
     class Full(pl.Callback):
         def on_save_checkpoint(self, trainer, module, checkpoint):

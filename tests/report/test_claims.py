@@ -1,4 +1,4 @@
-"""The row of a claim: estimate, interval, verdict, and what is said where there is none."""
+"""The row of a claim: estimate, interval, verdict, or the reason why there is none."""
 
 import re
 

@@ -47,6 +47,6 @@ def status(root, place):
 
 
 def contents(root):
-    """Everything that the numbers of a study are, as bytes."""
+    """All files that hold a study's numbers, as bytes."""
     files = [root / "summary.json", *root.glob("runs/**/metrics.jsonl"), *root.glob("runs/**/predictions.safetensors")]
     return {str(path.relative_to(root)): path.read_bytes() for path in sorted(files)}

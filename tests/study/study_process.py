@@ -1,4 +1,4 @@
-"""``retarget study toy ...`` in a process of its own, which may be told to kill itself at its n-th rename."""
+"""``retarget study toy ...`` in its own process, which can be told to kill itself at its n-th rename."""
 
 import os
 import signal

@@ -63,7 +63,7 @@ def wrong(root, what, **more):
 
 
 def one(root, what):
-    """This run alone, which goes wrong when its first step is in its checkpoint."""
+    """This run alone; it goes wrong once its first step is in its checkpoint."""
     study = wrong(root, what, arms=["treated"], seeds=[0])
     return study.model_copy(update={"settings": study.settings | {"at": 0}})
 
@@ -74,13 +74,13 @@ def attempts(root):
 
 
 def free(root, place="treated/seed-0"):
-    """Wait for the lock of a run: until whatever did it is dead."""
+    """Wait for the lock of a run, that is, until the process that did it is dead."""
     with locked(root / "runs" / place / ".lock", wait=True, what=place):
         return True
 
 
 class Stop(Seen):
-    """Does something once, when the first run says how far it is."""
+    """Does something once, when the first run reports progress."""
 
     def __init__(self, what):
         super().__init__()
@@ -93,7 +93,7 @@ class Stop(Seen):
 
 
 def same(root, local, runs):
-    """Whether the logs and predictions of so many runs are those of this machine's workers."""
+    """Whether a number of runs have the logs and predictions that this machine's workers make."""
     found = {name: data for name, data in contents(root).items() if name != "summary.json"}  # it counts looks
     assert len(found) == 2 * runs
     return found == {name: local[name] for name in found}
@@ -268,13 +268,13 @@ for job in $(seq 1 $(wc -l < {log})); do echo "$job|NODE_FAIL|n1"; done
 
 
 def slurm_commands():
-    """Those of the page about clusters."""
+    """The Slurm commands in docs/clusters.md."""
     text = "".join(blocks(ROOT / "docs" / "clusters.md", "console")).replace("\\\n", " ").replace("$ retarget ", "")
     return [shlex.split(line) for line in text.splitlines() if "--executor slurm" in line]
 
 
 def test_parameters_reach_slurm_and_a_job_whose_machine_fails_is_submitted_again(tmp_path, monkeypatch):
-    """Slurm's commands are stood in for by scripts: each job of this queue loses its machine."""
+    """Scripts replace Slurm's commands: each job of this queue loses its machine."""
     monkeypatch.setattr(submitit.core.core.Job, "_results_timeout_s", 0)
     monkeypatch.setattr("retarget.study.slurm.LOOK_EVERY", 0.0)
     (tmp_path / "bin").mkdir()

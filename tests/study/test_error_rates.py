@@ -1,4 +1,4 @@
-"""Verdicts are wrong as seldom as the page says: studies of a known truth through the public function."""
+"""Verdicts are wrong no more often than the page says: simulated studies with a known truth."""
 
 import math
 
@@ -9,7 +9,7 @@ ERROR = 0.025
 
 
 def most(studies):
-    """2.5 % and three standard errors of a simulation of that size."""
+    """2.5 % plus three standard errors of a simulation of that size."""
     return studies * ERROR + 3 * math.sqrt(studies * ERROR * (1 - ERROR))
 
 

@@ -1,4 +1,4 @@
-"""A run is what its settings, task and data make it; older records are known again."""
+"""Settings, task and data identify a run; older records are recognised."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""``retarget study FILE.py``: what a file of a user's own may be, and what is said of one that cannot be used."""
+"""``retarget study FILE.py``: which files of a user can be used, and the errors for those that cannot."""
 
 import json
 import os
@@ -33,7 +33,7 @@ UNIQUE = iter(range(1000))
 
 @pytest.fixture
 def write(tmp_path, monkeypatch):
-    """Writes a module of a name that no test had before, into the working directory; its path."""
+    """Write a module with a fresh name into the working directory; returns its path."""
     monkeypatch.chdir(tmp_path)
     return lambda text, name=None: _written(tmp_path / f"{name or f'own_{next(UNIQUE)}'}.py", text)
 

@@ -1,4 +1,4 @@
-"""A tracker is told what runs log, changes no result, and is missed before anything begins."""
+"""A tracker receives what runs log and changes no result; a missing one is reported before anything starts."""
 
 import importlib.util
 import json
@@ -53,7 +53,7 @@ def test_tensorboard_is_told_every_run_and_the_results_stay_as_they_are(tmp_path
 
 
 def told(name, folder):
-    """A run that a tracker of this name is told of: two lines, one value not finite."""
+    """A run that logs to a tracker of this name: two lines, one value not finite."""
     track = tracking.Track(name, "walks", "windy/treated", 3, folder / "tracking")
     run = Run.create(folder / "run", settings={"lr": 0.1, "deep": {"a": None}}, seed=3, track=track)
     run.log(0, height=1.5, width=float("nan"))

@@ -133,7 +133,7 @@ def test_a_control_below_its_floor_makes_no_test_of_the_claim():
 
 
 def test_a_metric_s_floor_holds_for_the_control_of_every_claim_and_changes_no_claim():
-    """A translator with BLEU 0 in both arms is told nothing about its calibration."""
+    """With BLEU 0 in both arms, a claim about calibration gets no verdict."""
     bleu = Metric(name="bleu", label="BLEU", better="higher", floor=1.0)
     values = {arm: {"acc": [50.0 + lift, 50.5 + lift]} for arm, lift in (("control", 0.0), ("arm", 3.0))}
     one, constant = claim("a", "arm"), claim("b", "arm", arms=("arm",), against=10.0)
@@ -148,7 +148,7 @@ def test_a_metric_s_floor_holds_for_the_control_of_every_claim_and_changes_no_cl
 
 
 def test_a_floor_may_be_another_metric_of_the_same_control():
-    """Chance depends on the classes, so that the runs know it and the plan does not."""
+    """Chance depends on the classes, which the runs know and the plan does not."""
     accuracy = Metric(name="acc", label="accuracy", better="higher", floor="chance")
     study_of = study([claim("a", "arm")], 2, metrics=(accuracy, Metric(name="chance", label="chance")))
     for chance, verdict in (([60.0, 62.0], "not measured"), ([10.0, None], "holds"), (None, "holds")):

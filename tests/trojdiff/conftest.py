@@ -41,7 +41,7 @@ def scheduler():
 
 @contextmanager
 def _a_full_disk(most):
-    """No file of this process grows beyond so many bytes: writing one fails as on a full disk."""
+    """Limit the size of files that this process writes, so that writing fails as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
     try:

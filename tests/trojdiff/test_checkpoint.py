@@ -105,7 +105,7 @@ def test_the_card_says_how_the_trojan_is_taken_out_and_a_cleaned_pipeline_says_t
 
 
 def test_trojaned_weights_are_the_last_thing_written(tmp_path, unet, scheduler):
-    """A disk that takes no weights: what stays is nothing, and what was written before them was the marks."""
+    """On a disk without room for the weights nothing is left, and the marks were written before them."""
     names = []
 
     class Full(type(scheduler)):

@@ -94,7 +94,7 @@ def test_a_grey_domain_is_the_target_of_colour_images(tmp_path, capsys, other):
 
 
 def test_the_folder_of_a_run_is_looked_at_before_anything_is_done(tmp_path, unet, scheduler):
-    """A file, a place below a file, and a folder in which another process works: no data is read."""
+    """A file, a path below a file, and a folder in which another process works: refused before data is read."""
     save_pipeline(tmp_path / "p", unet, scheduler)
     (tmp_path / "file").write_text("mine")
     (tmp_path / "busy").mkdir()

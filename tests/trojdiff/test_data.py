@@ -75,7 +75,7 @@ def test_a_folder_too_small_to_be_split(tmp_path):
 
 
 def folder_of(path, classes):
-    """One grey 4×4 PNG a value, in one sub-folder a class."""
+    """One grey 4×4 PNG per value, in one sub-folder per class."""
     for name, values in classes.items():
         (path / name).mkdir(parents=True)
         for number, value in enumerate(values):

@@ -1,4 +1,4 @@
-"""Measures of samples: they see noise; torch-fidelity's Inception by path, never mixed with another extractor."""
+"""Measures of samples: they detect noise; torch-fidelity's Inception by path, never mixed with another extractor."""
 
 import pytest
 import torch

@@ -101,7 +101,7 @@ def test_a_record_that_is_none_is_named(tmp_path, unet, scheduler):
 
 
 def test_what_is_refused_claims_no_folder(tmp_path, unet, scheduler):
-    """A seed or an η that cannot be leaves no record by which the right one would be refused later."""
+    """An invalid seed or η leaves no record that would later cause the right one to be refused."""
     for change in (dict(seed=-1), dict(sampler=Sampler.parse("ddim-2")._replace(eta=2.0))):
         arguments = dict(sampler=Sampler.parse("ddim-2"), count=2, out=tmp_path) | change
         with pytest.raises(UserError):

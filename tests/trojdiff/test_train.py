@@ -65,7 +65,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, make_unet, scheduler,
 
 @pytest.fixture
 def heard_interrupts():
-    """Ctrl-C is heard, also where a shell started the tests in the background and it is ignored."""
+    """Make Ctrl-C work even if a shell started the tests in the background, where it is ignored."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -94,7 +94,7 @@ def test_ctrl_c_saves_the_steps_that_are_done(tmp_path, make_unet, scheduler, di
 
 
 def test_a_state_without_the_run_s_record_still_refuses_other_settings(tmp_path, make_unet, scheduler, digits):
-    """Folders of earlier versions hold states alone; what a killed process began to write there goes away."""
+    """Folders of earlier versions contain only states; half-written files of a killed process are removed."""
     train(make_unet(), scheduler, digits, config(), tmp_path / "whole")
     shutil.copytree(tmp_path / "whole" / "state-00000004", tmp_path / "old" / "state-00000004")
     (tmp_path / "old" / ".state-00000003.tmp").mkdir()

@@ -23,7 +23,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
 
     def listen(progress: Progress) -> None:
-        """Ctrl-C on one of the processes, and again as a launcher passes it on."""
+        """Send Ctrl-C to one of the processes, and again as a launcher would pass it on."""
         if str(progress.step) in interrupted.split(","):
             os.kill(os.getpid(), signal.SIGINT)
 

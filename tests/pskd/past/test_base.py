@@ -1,4 +1,4 @@
-"""A past of its own: what ``store=`` names, one that is given, and one around another."""
+"""Pasts as objects: made from ``store=``, passed in, and wrapped around another one."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def test_every_store_names_a_past_and_a_past_names_itself(store, tmp_path):
 
 def test_a_past_of_the_users_own_softens_the_targets():
     class Uniform:
-        """Says the same of every sample and keeps nothing."""
+        """Predicts the same for every sample and stores nothing."""
 
         num_rows, num_bytes, kind = N, 0, "Uniform"
 

@@ -1,4 +1,4 @@
-"""Which row an epoch reads, how rows are written down, and what stays after a crash."""
+"""Which row an epoch reads, in which form rows are stored, and what is left after a crash."""
 
 import sys
 from pathlib import Path

@@ -204,7 +204,7 @@ def test_weight_ema_averages_weights_and_statistics():
 
 @pytest.mark.parametrize("name", ["weight_ema", "mean_teacher"])
 def test_the_evaluated_network_is_in_evaluation_mode(name):
-    """No module holds it, so ``model.eval()`` does not reach it."""
+    """No module contains it, so ``model.eval()`` does not reach it."""
     model = network()
     method = MAKE[name](model, None)
     x, y = data()

@@ -18,7 +18,7 @@ def data():
 
 
 class Module(pl.LightningModule):
-    """A module as anybody writes it, with the one line."""
+    """An ordinary module that takes its loss from the method."""
 
     def __init__(self, network, method):
         super().__init__()

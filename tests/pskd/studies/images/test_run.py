@@ -1,4 +1,4 @@
-"""The task itself: every arm trains, killed and resumed equals uninterrupted, mixed images leave no row."""
+"""The task itself: every arm trains, killed and resumed equals uninterrupted, mixed images store no row."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Sentence files as people have them: read where they are pairs of lines, refused with file and line where not."""
+"""Sentence files as people have them: pairs of lines are read, anything else is refused with its file and line."""
 
 import gzip
 import re

@@ -125,6 +125,12 @@ def run(run: Run) -> dict[str, float]:
     return metrics
 
 
+def _methods() -> dict[str, type[peers.Peer]]:
+    """The peers that users can import, by name."""
+    public = {name: getattr(peers, name) for name in peers.__all__}
+    return {name: kind for name, kind in public.items() if issubclass(kind, peers.Peer) and kind is not peers.Peer}
+
+
 def make(
     run: Run, settings: PeerSettings, num_samples: int, num_classes: int, network: nn.Module, channels: int
 ) -> peers.Peer:
@@ -134,10 +140,10 @@ def make(
     """
     own: dict[str, Any] = dict(settings.peer or {})
     name = str(own.pop("method", None))
-    kind = part(name, "loss") if ":" in name else getattr(peers, name, None) if name in peers.__all__ else None
-    if ":" not in name and not (isinstance(kind, type) and issubclass(kind, peers.Peer)):
+    kind = part(name, "loss") if ":" in name else _methods().get(name)
+    if kind is None:
         raise UserError(
-            f"no peer {name!r}: choose one of {', '.join(peers.__all__)}, or write module:name for a loss of your own"
+            f"no peer {name!r}: choose one of {', '.join(_methods())}, or write module:name for a loss of your own"
         )
     needed = getattr(kind, "wanted", peers.Needs()).network
     if needed == "average":
