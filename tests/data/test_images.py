@@ -57,7 +57,10 @@ def test_npz_in_every_layout(tmp_path):
         (dict(images=IMAGES, labels=np.array([4_000_000_000] * 20)), "labels are 4000000000"),
         (dict(images=np.zeros((9, 3, 32, 32), np.uint8), labels=np.zeros(9)), "channels first; give"),
         (dict(images=np.zeros((9, 0, 32), np.uint8), labels=np.zeros(9)), "have no pixel"),
-        (dict(x_train=IMAGES, y_train=LABELS, x_test=IMAGES, y_test=LABELS + 1), "the test set has the label 4"),
+        (
+            dict(x_train=IMAGES, y_train=LABELS, x_test=IMAGES, y_test=LABELS + 1),
+            "x_test and y_test: the test set has the label 4",
+        ),
         (dict(images=IMAGES, labels=np.array([{}] * 20, dtype=object)), "pickles are never read"),
     ],
 )

@@ -32,6 +32,7 @@ UNSETTLED = (
     "The answer is {} if x is even.", "#### Step {}", "#### {}. Add them", "The answer is one of {}",
     "The answer is 3. No, the answer is at least {}.", "Let me think. There are {} cases to consider: first",
     "What is {} + 0?", "We know that $x = {}$, so", "Suppose the answer is {}.",
+    "Therefore, our answer is $\\frac{84}{2} = ", "So our answer is $b^a = {} = The answer", "the answer is {} +",
 )  # fmt: skip
 
 

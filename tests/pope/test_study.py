@@ -52,6 +52,12 @@ def test_a_model_that_solves_nothing_is_no_test_of_the_missing_signal(question):
         assert judged.reason.startswith("Not a test of the claim: ") == (verdict == "not measured")
 
 
+def test_a_real_models_problems_are_data_whose_bytes_a_run_remembers():
+    """What is replaced under a begun study is refused: tests/study/test_identity.py."""
+    assert plan("paper", {"problems": "mine.jsonl", "held_out": "other.jsonl"}).data == ("mine.jsonl", "other.jsonl")
+    assert plan("small").data == ()
+
+
 def test_wrong_plans_are_refused():
     with pytest.raises(UserError, match="no preset 'large'"):
         plan("large")

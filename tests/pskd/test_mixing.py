@@ -1,5 +1,7 @@
 """Mixup and CutMix in a plain loop: rows are read, and none is stored for a mixed input."""
 
+import warnings
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -144,6 +146,22 @@ def test_an_epoch_on_hard_labels_says_so():
     with pytest.warns(UserWarning, match="of epoch 2"):
         method.end_epoch()
     method.end_epoch()  # once is enough
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_targets_of_mixed_images_that_are_remembered_are_noticed(smoothing):
+    """Two classes in most targets; neither smoothed labels nor rows of many classes look like that."""
+    index, hard = torch.arange(N), F.one_hot(labels(), C) * (1 - smoothing) + smoothing / C
+    method, model = PSKD(N, C, EPOCHS), network()
+    for epoch, (targets, told) in enumerate([(hard, {}), (shares() @ hard, {"remember": False})]):
+        method.set_epoch(epoch)
+        method.loss(model(images()), targets, index, **told)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        method.set_epoch(2)
+    method.loss(model(images()), shares() @ hard, index)
+    with pytest.warns(UserWarning, match=r"of the 8 targets of epoch 2 are shared between two classes.*mixed=shares"):
+        method.end_epoch()
 
 
 def test_alpha_may_be_changed_while_it_trains():

@@ -11,6 +11,7 @@ from tasks_for_tests import CONDITIONS, plan
 from retarget.errors import UserError
 from retarget.files import locked, write_json
 from retarget.study.record import Results, Run, RunResult, read_status, run_directory, write_status
+from retarget.study.runner import analyse
 
 
 def make(directory, **more):
@@ -92,6 +93,21 @@ def test_predictions_that_are_no_numbers_are_refused_and_leave_the_file_alone(tm
 def test_missing_predictions_are_named(tmp_path):
     with pytest.raises(UserError, match=r"has no predictions\.safetensors"):
         RunResult(tmp_path, {}).predictions()
+
+
+@pytest.mark.parametrize("content", [b"", b"\x05\0\0", b"\xff" * 40, None])
+def test_damaged_predictions_are_named_with_what_to_do(tmp_path, content):
+    make(tmp_path).save_predictions(a=np.arange(9.0))
+    path = tmp_path / "predictions.safetensors"
+    path.write_bytes(path.read_bytes()[:-8] if content is None else content)
+    with pytest.raises(UserError, match=r"predictions\.safetensors is damaged: .* Delete its directory to repeat"):
+        RunResult(tmp_path, {}).predictions()
+
+
+def test_a_log_that_is_no_text_is_named(tmp_path):
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 0}\n\xff\n')
+    with pytest.raises(UserError, match=r"metrics\.jsonl is damaged: .* Delete its directory to repeat"):
+        RunResult(tmp_path, {}).history()
 
 
 def test_other_hands_out_finished_runs_that_the_arm_needs(tmp_path):
@@ -193,3 +209,16 @@ def test_an_edited_metric_is_noticed_and_an_older_record_has_no_seal(tmp_path):
             read_status(tmp_path)
     path.write_text(json.dumps({name: value for name, value in whole.items() if name != "seal"}))
     assert read_status(tmp_path)["metrics"] == {"top1": 70.0}
+
+
+@pytest.mark.parametrize("text", ["null", "[1]", '{"looks": 3}'])
+def test_a_summary_that_is_none_is_named_when_the_study_is_judged_again(tmp_path, text):
+    (tmp_path / "summary.json").write_text(text)
+    with pytest.raises(UserError, match=r"summary\.json is damaged: it is no summary of a study"):
+        analyse(tmp_path, plan(seeds=[0]).model_copy(update={"analysis": None}))
+
+
+def test_a_plan_that_is_none_is_one_line(tmp_path):
+    (tmp_path / "study.json").write_text('{"plan": 3}')
+    with pytest.raises(UserError, match=r"study\.json is not a study that this version can read: plan: [^\n]*$"):
+        Results.load(tmp_path)

@@ -203,9 +203,9 @@ def _npz(path: Path) -> Source:
 
 def _from_parts(where: Path | str, parts: list[tuple[str, str]], arrays: list[list[np.ndarray]]) -> Source:
     """Make a source from the arrays (images, labels) of a training part and, if there is one, of a test part."""
-    train = _from_arrays(arrays[0][0], arrays[0][1], f"{where}, {parts[0][0]}")
+    train = _from_arrays(arrays[0][0], arrays[0][1], f"{where}, {' and '.join(parts[0])}")
     names = _numbered(train)
-    tests = [_from_arrays(one[0], one[1], f"{where}, {parts[1][0]}", len(names)) for one in arrays[1:]]
+    tests = [_from_arrays(one[0], one[1], f"{where}, {' and '.join(parts[1])}", len(names)) for one in arrays[1:]]
     return Source(names, train, *tests, held_out="x_test" if parts[0][0] == "x_train" else "")
 
 

@@ -89,16 +89,20 @@ def decode(picture: Picture, channels: int, size: int | None = None, crop: bool 
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 
+class SizesDifferError(UserError):
+    """Images differ in size, and none was given that all are brought to."""
+
+
 def one_size(pictures: Sequence[Picture], headers: Sequence[Header]) -> tuple[int, int]:
     """Height and width that all images share.
 
     Raises:
-        UserError: they differ; names two of them.
+        SizesDifferError: they differ; names two of them.
     """
     height, width, _ = headers[0]
     for picture, one in zip(pictures, headers, strict=True):
         if (one.height, one.width) != (height, width):
-            raise UserError(
+            raise SizesDifferError(
                 f"{picture.name} is {one.width}×{one.height} pixels and {pictures[0].name} {width}×{height}: give the "
                 "size that all images are brought to"
             )

@@ -39,6 +39,8 @@ _UNSETTLED = re.compile(
     r"|though|although|otherwise|when|until|squared|cubed)\b",
     re.IGNORECASE,
 )  # fmt: skip
+_UNFINISHED = re.compile(r"(?:[-=+*/<>^]|\\(?:cdot|times|div|approx))\Z")
+"""How a formula ends that was cut off before its value: "the answer is $144 - 72 ="."""
 _NO_NAME = re.compile(
     r"(?:an?|the|at|in|on|of|to|by|as|that|this|it|about|around|roughly|approximately|between|near|one|some|any|very"
     r"|all|what|how|still|given|indeed|only|always|never|no|yet|already|probably)\b",
@@ -176,6 +178,8 @@ def _value(said: str, whole_line: bool) -> str | None:
             return None
         parts = [plain]
     value = ", ".join(parts)
+    if _UNFINISHED.search(value):
+        return None
     rest = said[at:]
     if value.endswith("."):  # "#### 2. Add them" is a heading
         if rest.strip():

@@ -109,6 +109,9 @@ class PSKD(Form):
             loss = losses.sum() / (count if denominator is None else denominator)
         check_loss(self.checks, loss, logits, keys)
         if remember:
+            if mixed is None and targets.is_floating_point() and self.past.num_rows is not None:
+                above = (targets > targets.amin(1, keepdim=True) + 1e-4).sum(1)
+                self.schedule.two_classed += ((above == 2) & (self.num_classes > 2)).sum()
             self._write(logits, labels, keys, keep, log_norm)
         else:
             self.schedule.count(len(keys), self._members)

@@ -18,6 +18,10 @@ NEARLY_ALL = 0.95
 """Share of an epoch's samples without a past row above which a warning is issued."""
 
 
+MIXED = 0.25
+"""Share of an epoch's remembered targets with two classes above which a warning about mixed inputs is issued."""
+
+
 class Schedule:
     """The weight of the past over a run of ``total_epochs``.
 
@@ -27,6 +31,7 @@ class Schedule:
         growth: ``"linear"``, or ``"constant"`` from the second epoch on.
 
     Attributes:
+        two_classed: number of this epoch's remembered targets that share themselves between exactly two classes.
         began: the current epoch, or the one in which a loaded state was saved; None before the first.
         fallbacks: number of samples in this epoch that had no past row.
         asked: number of samples in this epoch whose past row was looked up.
@@ -44,6 +49,7 @@ class Schedule:
         self.total_epochs, self.alpha_T, self.growth = total_epochs, alpha_T, growth
         self.began: int | None = None
         self.fallbacks: Tensor | int = 0
+        self.two_classed: Tensor | int = 0
         self.asked, self.pretrained = 0, False
         self._seen = 0
 
@@ -87,10 +93,18 @@ class Schedule:
 
     def begin(self, epoch: int) -> None:
         """Begin an epoch and reset its counts."""
-        self.began, self.fallbacks, self.asked, self._seen = epoch, 0, 0, 0
+        self.began, self.fallbacks, self.asked, self._seen, self.two_classed = epoch, 0, 0, 0, 0
 
     def warn(self, stacklevel: int) -> None:
-        """Warn, once, that the epoch was plain training because nearly all of its samples had no past row."""
+        """Warn, once, of an epoch on mixed inputs, or on hard labels as nearly all samples had no past row."""
+        two_classed, self.two_classed = int(self.two_classed), 0
+        if two_classed and two_classed >= MIXED * self._seen:
+            warnings.warn(
+                f"{two_classed:,} of the {self._seen:,} targets of epoch {self.epoch} are shared between two classes. "
+                "If their inputs are mixed (Mixup, CutMix), the predictions are of no sample but were stored: "
+                "pass loss(logits, y, index, mixed=shares) with the hard labels y, or remember=False",
+                stacklevel=stacklevel + 1,
+            )
         asked, self.asked = self.asked, 0
         if asked and int(self.fallbacks) >= NEARLY_ALL * asked:
             warnings.warn(

@@ -198,14 +198,18 @@ class RunResult:
         """The arrays that the run saved.
 
         Raises:
-            UserError: the run saved none.
+            UserError: the run saved none, or the file is damaged.
         """
+        from safetensors import SafetensorError
         from safetensors.numpy import load_file
 
         path = self.directory / "predictions.safetensors"
         if not path.exists():
-            raise UserError(f"{self.directory} has no predictions.safetensors")
-        return load_file(path)
+            raise UserError(f"{self.directory} has no predictions.safetensors. Delete the directory to repeat the run")
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise UserError(f"{path} is damaged: {error}. Delete its directory to repeat the run") from error
 
 
 @dataclass
@@ -252,8 +256,11 @@ def read_plan(path: Path) -> StudyPlan:
     """
     try:
         return StudyPlan.model_validate(read_json(path)["plan"])
-    except (KeyError, TypeError, ValidationError) as error:
-        raise UserError(f"{path} is not a study that this version can read: {error}") from error
+    except ValidationError as error:
+        faults = [f"{'.'.join(map(str, one['loc'])) or 'plan'}: {one['msg']}" for one in error.errors()[:5]]
+        raise UserError(f"{path} is not a study that this version can read: {'; '.join(faults)}") from error
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path} is not a study that this version can read: it has no plan ({error})") from error
 
 
 def write_status(directory: Path, status: dict[str, Any]) -> None:
@@ -293,13 +300,18 @@ def read_history(path: Path) -> list[dict[str, Any]]:
     Raises:
         UserError: an earlier line is damaged.
     """
-    whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
+    try:
+        whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is damaged: {error}. Delete its directory to repeat the run") from error
     lines = []
     for number, line in enumerate(whole.split("\n") if whole else [], start=1):
         try:
             lines.append(json.loads(line))
         except ValueError as error:
-            raise UserError(f"{path}, line {number} is damaged: {error}") from error
+            raise UserError(
+                f"{path}, line {number} is damaged: {error}. Delete its directory to repeat the run"
+            ) from error
     return lines
 
 

@@ -130,7 +130,10 @@ def analyse(root: Path, plan: StudyPlan, notes: Sequence[str] = ()) -> dict[str,
 def _looks(root: Path, results: Results) -> list[list[int]]:
     """The sets of seeds at which verdicts were given in this directory, the present one last."""
     path = root / "summary.json"
-    before = read_json(path).get("looks", []) if path.exists() else []
+    summary = read_json(path) if path.exists() else {}
+    if not isinstance(summary, dict) or not isinstance(summary.get("looks", []), list):
+        raise UserError(f"{path} is damaged: it is no summary of a study. Delete it, and give the same command again")
+    before = summary.get("looks", [])
     cells = [(c.name, arm.name) for c in results.plan.conditions for arm in results.plan.arms]
     now = [seed for seed in results.seeds if any(results.run(*cell, seed) for cell in cells)]
     return before if before and before[-1] == now else [*before, now]

@@ -98,6 +98,7 @@ def load_pipeline(source: str | Path) -> tuple[UNet2DModel, DDPMScheduler]:
     unet = _read_network(source)
     scheduler = _read_scheduler(source)
     check_trainable(unet, scheduler, str(source))
+    _check_runs(unet, source)
     if local:
         setattr(unet, _INHERITED, _read_marks(Path(source)))
     return unet, scheduler
@@ -146,6 +147,16 @@ def _read_network(source: str | Path) -> UNet2DModel:
     return unet
 
 
+def _check_runs(unet: UNet2DModel, source: str | Path) -> None:
+    """One pass over one empty image: some settings are wrong only when the network runs."""
+    try:
+        with torch.no_grad():
+            unet(torch.zeros(1, *network_shape(unet)), 0)
+    except (*NOT_MADE, AttributeError) as error:
+        reason = " ".join(str(error).split()[:30])
+        raise UserError(f"{source}: unet/config.json makes a network that does not run ({reason})") from error
+
+
 def _read_scheduler(source: str | Path) -> Any:
     """Read the noise schedule, which must be of DDPM's process with levels between 0 and 1."""
     where = f"{source}: scheduler/scheduler_config.json"
@@ -159,6 +170,11 @@ def _read_scheduler(source: str | Path) -> Any:
         _check_process(source, settings["_class_name"])
     if settings.get("use_flow_sigmas"):
         raise UserError(f"{source}: its scheduler uses flow-matching sigmas, not DDPM's process with betas")
+    if settings.get("timestep_type", "discrete") != "discrete":
+        raise UserError(
+            f"{source}: its scheduler's timestep_type is {settings['timestep_type']!r}, so the network takes noise "
+            "levels and not DDPM's timesteps"
+        )
     try:
         scheduler: Any = DDPMScheduler.from_config(settings)
         levels = scheduler.alphas_cumprod
@@ -168,6 +184,11 @@ def _read_scheduler(source: str | Path) -> Any:
         raise UserError(
             f"{where}: its betas ({settings.get('beta_start')} to {settings.get('beta_end')}, "
             f"{settings.get('num_train_timesteps')} steps) give levels ᾱ outside (0, 1)"
+        )
+    if len(levels) != settings.get("num_train_timesteps", len(levels)):
+        raise UserError(
+            f"{where}: trained_betas has {len(levels)} values, but num_train_timesteps is "
+            f"{settings['num_train_timesteps']}: they must be equal"
         )
     return scheduler
 
@@ -210,7 +231,7 @@ def check_trainable(unet: UNet2DModel, scheduler: DDPMScheduler, where: str) -> 
         raise UserError(
             f"{where}: {config.in_channels} channels in and {config.out_channels} out; learned variances do not train"
         )
-    if config.in_channels not in (1, 3):
+    if config.in_channels not in (1, 3) or isinstance(config.in_channels, bool):
         raise UserError(f"{where}: {config.in_channels} channels; only grey (1) and colour (3) images are trained")
     skipping = [name for name in (*config.down_block_types, *config.up_block_types) if "Skip" in name]
     if skipping and config.in_channels != 3:

@@ -222,6 +222,7 @@ def plan(
         analysis="retarget.pope.studies.analysis:analyse",
         settings=settings.model_dump(mode="json"),
         settings_model=Settings,
+        data=tuple(path for path in (settings.problems, settings.held_out) if real and path),
         conditions=conditions,
         arms=chosen,
         seeds=tuple(seeds) if seeds else SEEDS[preset],

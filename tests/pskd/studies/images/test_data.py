@@ -131,12 +131,15 @@ def test_folders_that_cannot_be_used_are_refused_before_any_run_and_by_a_dry_run
 @pytest.mark.parametrize("memory", [data.MEMORY, 0], ids=["in_memory", "from_files"])
 def test_a_damaged_image_is_named_before_any_run(memory, tmp_path, monkeypatch):
     monkeypatch.setattr(data, "MEMORY", memory)
-    chosen = plan("small", folder_settings(faces(tmp_path), image_size=32))
+    chosen = plan("small", folder_settings(faces(tmp_path, sides=(36,)), image_size=32))
     prepare(chosen)
     file = tmp_path / "dog" / "07.png"
-    file.write_bytes(file.read_bytes()[:900])
+    file.write_bytes(file.read_bytes()[:20])
     with pytest.raises(UserError, match=r"dog/07\.png: not an image, or a damaged one"):
         prepare(chosen)
+    with pytest.raises(UserError, match=r"dog/07\.png: not an image") as found:
+        prepare(plan("small", folder_settings(f"folder:{tmp_path}")))
+    assert "set image_size" not in str(found.value), "a wrong remedy"
 
 
 def test_channels_that_an_augmentation_cannot_take_and_one_class_are_refused(tmp_path):

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler
 
 from retarget.data.images import Part, pixels_of, read, shape_of
-from retarget.data.pictures import Picture, decode
+from retarget.data.pictures import Picture, SizesDifferError, decode
 from retarget.data.splits import stratified
 from retarget.errors import UserError
 from retarget.extras import require
@@ -139,8 +139,10 @@ def loaded(parts: list[Part], classes: int, settings: Settings) -> list[Images]:
         return [Images(None, part.labels, classes, part.pictures, size, view) for part in parts]
     try:
         channels, height, width = shape_of(parts, size)
+    except SizesDifferError as error:
+        raise UserError(f"{settings.dataset}: {error}; set image_size") from error
     except UserError as error:
-        raise UserError(f"{settings.dataset}: {error}" + "; set image_size" * (size is None)) from error
+        raise UserError(f"{settings.dataset}: {error}") from error
     if parts[0].pixels is None and channels * height * width * count > MEMORY:
         return [Images(None, part.labels, classes, part.pictures, size, view) for part in parts]
     return [
