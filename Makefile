@@ -3,8 +3,10 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO_OUT ?= studies/demo
+# Some need other versions of the suite's packages (pillow, importlib-metadata), so they are in no extra.
+TRACKERS := 'trackio>=0.43' 'wandb>=0.31' 'mlflow-skinny>=3.17'
 
-.PHONY: help demo test slow gpu check format docs wheel bench faults documents lock clean
+.PHONY: help demo test slow gpu trackers check format docs wheel bench faults documents lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -37,6 +39,13 @@ slow: $(VENV)/dev.stamp  ## evidence that takes minutes
 
 gpu: $(VENV)/dev.stamp  ## what needs CUDA; skipped with a reason elsewhere
 	$(BIN)/python -m pytest -m gpu
+
+trackers: $(VENV)/dev.stamp  ## --track trackio, wandb, mlflow for real, beside the suite's packages; needs the network
+	$(BIN)/python -m venv $(VENV)/trackers
+	$(VENV)/trackers/bin/python -m pip install --quiet $(TRACKERS)
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > $(VENV)/trackers/beside.pth
+	mv $(VENV)/trackers/beside.pth $(VENV)/trackers/lib/python3*/site-packages/
+	PYTHONPATH=$(CURDIR)/src $(VENV)/trackers/bin/python -m pytest -rs tests/study/test_tracking.py
 
 check: $(VENV)/dev.stamp  ## lint, format, types, links
 	$(BIN)/ruff check .

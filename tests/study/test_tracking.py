@@ -21,6 +21,11 @@ from retarget.study.runner import run_study
 MISSING = [name for name in ("tensorboard", "trackio", "wandb", "mlflow") if importlib.util.find_spec(name) is None]
 
 
+def tracker(name):
+    """The tracker's package; where it is not installed, the test is left to an environment that has it."""
+    return pytest.importorskip(name, reason=f"{name} is in no extra: make trackers runs this")
+
+
 def scalars(folder):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -62,7 +67,7 @@ def told(name, folder):
 
 
 def test_trackio_keeps_the_lines_in_its_table(tmp_path):
-    pytest.importorskip("trackio")
+    tracker("trackio")
     told("trackio", tmp_path)
     path = Path(os.environ["HF_HOME"]) / "trackio" / "walks.db"
     with sqlite3.connect(path) as table:
@@ -72,7 +77,7 @@ def test_trackio_keeps_the_lines_in_its_table(tmp_path):
 
 
 def test_wandb_is_told_offline(tmp_path):
-    pytest.importorskip("wandb")
+    tracker("wandb")
     code = f"import pathlib, test_tracking; test_tracking.told('wandb', pathlib.Path({str(tmp_path)!r}))"
     where = {
         **os.environ,
@@ -85,7 +90,7 @@ def test_wandb_is_told_offline(tmp_path):
 
 
 def test_mlflow_is_told(tmp_path, monkeypatch):
-    mlflow = pytest.importorskip("mlflow")
+    mlflow = tracker("mlflow")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     mlflow.set_tracking_uri(f"file:{tmp_path / 'mlruns'}")
     told("mlflow", tmp_path)

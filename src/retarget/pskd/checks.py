@@ -27,6 +27,17 @@ class Checks:
         self.name = name or "sample {}".format
         self._pending: list[tuple[torch.cuda.Event, Tensor, Tensor, Callable[[int], str]]] = []
 
+    def place(self, key: int, row: int) -> str:
+        """The table's row and where it stands in the batch, which its name may say already.
+
+        >>> Checks().place(5, 1)
+        'sample 5, row 1 of the batch,'
+        >>> Checks("item {} of the batch".format).place(2, 2)
+        'item 2 of the batch'
+        """
+        name = self.name(key)
+        return name if name.endswith("of the batch") else f"{name}, row {row} of the batch,"
+
     def require(self, holds: Tensor, describe: Callable[[int], str]) -> None:
         """Raise unless every element holds.
 
@@ -107,8 +118,8 @@ def check_labels(checks: Checks, labels: Tensor, index: Tensor, num_classes: int
     checks.require(
         ignored | ((labels >= 0) & (labels < num_classes)),
         lambda row: (
-            f"label {int(labels[row])} of {checks.name(int(index[row]))}, row {row} of the batch, "
-            f"lies outside the classes [0, {num_classes})"
+            f"label {int(labels[row])} of {checks.place(int(index[row]), row)} lies outside the classes "
+            f"[0, {num_classes})"
         ),
     )
     ordered, order = index.masked_fill(ignored, -1).sort(stable=True)
@@ -155,8 +166,8 @@ def check_probabilities(checks: Checks, targets: Tensor, index: Tensor) -> None:
     checks.require(
         ((total - 1).abs() <= 1e-3) & (targets.amin(1) >= 0),  # a NaN fails both
         lambda row: (
-            f"the target of {checks.name(int(index[row]))}, row {row} of the batch, is not a probability distribution: "
-            f"it sums to {float(total[row]):.6g} and its smallest value is {float(targets[row].min()):.6g}"
+            f"the target of {checks.place(int(index[row]), row)} is not a probability distribution: it "
+            f"sums to {float(total[row]):.6g} and its smallest value is {float(targets[row].min()):.6g}"
         ),
     )
 

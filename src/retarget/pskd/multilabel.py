@@ -120,8 +120,8 @@ class MultiLabelPSKD(Form):
         def describe(row: int) -> str:
             place = int((~within[row]).nonzero()[0, 0])
             return (
-                f"target {float(targets[row, place]):.6g} for class {place} of {self.checks.name(int(keys[row]))}, "
-                f"row {row} of the batch, lies outside [0, 1]"
+                f"target {float(targets[row, place]):.6g} for class {place} of "
+                f"{self.checks.place(int(keys[row]), row)} lies outside [0, 1]"
             )
 
         self.checks.require(within.all(1), describe)

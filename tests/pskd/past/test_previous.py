@@ -161,7 +161,7 @@ def test_what_is_missing_is_said():
         method.loss(model(x), labels)
     with pytest.raises(UserError, match=r"returns rows \[4, 5\] .* targets are \[8, 5\]"):
         method.loss(model(x), labels, inputs=x[:1])
-    with pytest.raises(UserError, match="label 7 of item 2 of the batch"):
+    with pytest.raises(UserError, match="label 7 of item 2 of the batch lies outside"):
         method.loss(model(x), torch.tensor([[0, 1, 7, 2], [0, 0, 0, 0]]), inputs=x)
 
 

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from retarget.errors import DivergedError, UserError
+from retarget.pskd.studies.images import peers_run
 from retarget.pskd.studies.images import run as classification
 from retarget.pskd.studies.images.networks import build
 from retarget.pskd.studies.images.optimisers import share_of_lr
@@ -187,13 +188,16 @@ def build(num_classes, channels):
 
 
 @pytest.mark.slow
-def test_two_devices_train_what_one_does(tmp_path, monkeypatch):
+@pytest.mark.parametrize("arm", ["pskd", "online_label_smoothing", "temporal_ensembling", "mean_teacher"])
+def test_two_devices_train_what_one_does(arm, tmp_path, monkeypatch):
     (tmp_path / "own_flat.py").write_text(FLAT)
     monkeypatch.syspath_prepend(tmp_path)
     found = {}
     for devices in (1, 2):
-        run = Run.create(tmp_path / str(devices), settings=settings("pskd", network="own_flat:build", devices=devices))
-        metrics = classification.run(run)
+        more = {} if arm == "pskd" else {"peers": True, "shift": {"kinds": [], "ood": ""}}
+        chosen = settings(arm, network="own_flat:build", devices=devices, **more)
+        run = Run.create(tmp_path / str(devices), settings=chosen)
+        metrics = classification.run(run) if arm == "pskd" else peers_run.run(run)
         predictions = load_file(tmp_path / str(devices) / "predictions.safetensors")
         found[devices] = (metrics, predictions["test_logits"].numpy())
         assert len((tmp_path / str(devices) / "metrics.jsonl").read_text().splitlines()) == 2
@@ -201,3 +205,10 @@ def test_two_devices_train_what_one_does(tmp_path, monkeypatch):
     assert found[2][0]["store_mb"] == found[1][0]["store_mb"] > 0
     assert math.isfinite(found[2][0]["step_ms"])
     assert math.isclose(found[1][0]["train_loss"], found[2][0]["train_loss"], rel_tol=1e-3)
+
+
+@pytest.mark.parametrize(("arm", "why"), [("cs_kd", "CSKD .*same class pairs"), ("dlb", "DLB .*last batch")])
+def test_peers_that_compare_samples_of_a_batch_train_on_one_device(arm, why, tmp_path):
+    chosen = settings(arm, devices=2, peers=True)
+    with pytest.raises(UserError, match=f"devices = 2, but {why}.*set devices = 1"):
+        peers_run.run(Run.create(tmp_path, settings=chosen))

@@ -50,7 +50,9 @@ class PeerClassifier(Classifier):
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
         x, y, index = batch
         loss = self.finite(self.method.loss(self.finite(self(x), "outputs"), y, index, inputs=x))
-        self.log("train_loss", loss, on_epoch=True, on_step=False, batch_size=len(x))
+        self.log(
+            "train_loss", loss, on_epoch=True, on_step=False, batch_size=len(x), sync_dist=self.settings.devices > 1
+        )
         return loss
 
 
@@ -168,10 +170,13 @@ def _train(run: Run, settings: PeerSettings) -> dict[str, float]:
     parts = split(settings)
     channels = parts.train.channels
     torch.manual_seed(stream(run.seed, 2) if settings.teacher else stream(run.seed))  # not its teacher's weights
-    if settings.devices > 1:
-        raise UserError(f"devices = {settings.devices}, but a peer trains on one device: set devices = 1")
     network = _channels_last(build(settings.network, parts.train.num_classes, channels, settings.weights))
     method = make(run, settings, len(parts.train), parts.train.num_classes, network, channels)
+    if settings.devices > 1 and method.needs.sampler != "none":
+        raise UserError(
+            f"devices = {settings.devices}, but {type(method).__name__} compares samples of one batch "
+            f"({method.needs.sampler.replace('_', ' ')}), which cannot be shared among devices: set devices = 1"
+        )
     module = PeerClassifier(network, settings, method)
     observe, normalise = Observe(run), Normalise(parts.train)
     callback = peers.PeerCallback(method, directory=run.checkpoint)
@@ -179,6 +184,8 @@ def _train(run: Run, settings: PeerSettings) -> dict[str, float]:
     last = run.checkpoint / "last.ckpt"
     data = PeerData(settings, run.seed, parts, normalise, method)
     trainer.fit(module, datamodule=data, ckpt_path=last if last.exists() else None, weights_only=True)
+    if settings.devices > 1:
+        classification.take_back(last, observe, callback)
     module.to(trainer.strategy.root_device)  # the trainer has moved it back to the CPU
     arrays = classification.predict(module, parts, normalise, settings, run.checkpoint / "selected.ckpt")
     write_json(run.directory / NAMES, list(parts.names))

@@ -213,15 +213,7 @@ def plan(
         UserError: unknown preset, setting or arm.
     """
     config = dict(config or {})
-    if preset not in PRESETS:
-        raise UserError(f"no preset {preset!r} for pskd: choose {', '.join(PRESETS)}")
-    preset_settings = PRESETS[preset] | (question.small if preset == "small" else {})
-    base = dict(preset_settings)
-    if config.get("dataset", base["dataset"]) != base["dataset"]:
-        base.pop("train_images", None)  # applies to the preset's own data, not to the user's
-    settings = resolve_settings(question.settings, {**base, **config})
-    if not question.ten_classes and settings.dataset == "digits":
-        raise UserError("this question needs more than the ten classes of digits: choose --preset small or paper")
+    settings, of_preset = _settings(preset, config, question)
     asked = question.under(_world(preset, settings, config))
     refuse_decided(config, [arm for arm in (*ARMS, *asked.arms) if arm not in asked.mine], asked.conditions)
     runs = [settings, *(_of_arm(arm, settings) for arm in asked.mine)]
@@ -252,12 +244,26 @@ def plan(
         seeds=tuple(seeds) if seeds else usual,
         metrics=asked.metrics,
         claims=asked.claims,
-        minutes_per_run=_minutes(minutes, settings, Settings.model_validate(preset_settings)),
+        minutes_per_run=_minutes(minutes, settings, of_preset),
         references=(PSKD,),
     )
     if asked.mine or asked.name == "own":
         refuse_unknown(made, "[[claims]]", [arm.name for arm in asked.arms])
     return made
+
+
+def _settings(preset: str, config: dict[str, Any], question: Question) -> tuple[Settings, Settings]:
+    """The study's settings, and the preset's without what the user changed."""
+    if preset not in PRESETS:
+        raise UserError(f"no preset {preset!r} for pskd: choose {', '.join(PRESETS)}")
+    values = PRESETS[preset] | (question.small if preset == "small" else {})
+    base = dict(values)
+    if config.get("dataset", base["dataset"]) != base["dataset"]:
+        base.pop("train_images", None)  # applies to the preset's own data, not to the user's
+    settings = resolve_settings(question.settings, {**base, **config})
+    if not question.ten_classes and settings.dataset == "digits":
+        raise UserError("this question needs more than the ten classes of digits: choose --preset small or paper")
+    return settings, Settings.model_validate(values)
 
 
 def _of_arm(arm: Arm, settings: Settings) -> Settings:

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from retarget.errors import DivergedError
 from retarget.files import write_json
 from retarget.pskd.functional import widen
-from retarget.pskd.lightning import PSKDCallback, WholeCheckpoints
+from retarget.pskd.lightning import PSKDCallback, SavedBeside, WholeCheckpoints
 from retarget.pskd.method import PSKD
 from retarget.pskd.past.base import past_of
 from retarget.pskd.past.of_class import PastOfClass
@@ -147,7 +147,7 @@ def train(run: Run, settings: Settings) -> dict[str, float]:
     data = Data(settings, run.seed, parts, normalise)
     fitting.fit(module, datamodule=data, ckpt_path=last if last.exists() else None, weights_only=True)
     if settings.devices > 1:
-        _take_back(last, observe, pskd)
+        take_back(last, observe, pskd)
     module.to(fitting.strategy.root_device)  # the trainer has moved it back to the CPU
     arrays = predict(module, parts, normalise, settings, run.checkpoint / "selected.ckpt")
     if settings.devices == 1:
@@ -165,12 +165,12 @@ def train(run: Run, settings: Settings) -> dict[str, float]:
     return metrics
 
 
-def _take_back(last: Path, observe: Observe, pskd: PSKDCallback | None) -> None:
+def take_back(last: Path, observe: Observe, method: SavedBeside | None) -> None:
     """Load the state of a run on several devices, left in its checkpoint, into this process."""
     state = torch.load(last, weights_only=True, map_location="cpu")
     observe.load_state_dict(state["callbacks"][observe.state_key])
-    if pskd:
-        pskd.method.load(last.parent / f"{pskd.prefix}-epoch-{state['epoch']}.safetensors")
+    if method:
+        method.method.load(last.parent / f"{method.prefix}-epoch-{state['epoch']}.safetensors")
 
 
 def _pskd(run: Run, s: Settings, parts: Split, network: nn.Module) -> PSKDCallback | None:
