@@ -23,7 +23,7 @@ def test_adaptive_members_attack_as_the_cells_do_and_share_no_base_with_the_othe
     found = [draw("adaptive", "late", number, RECIPE) for number in range(6)]
     assert [f"{one.attack.target}_{one.attack.trigger}" for one in found] == list(CELLS)
     assert found[0].base.name != draw("evaluation", CELLS[0], 0, RECIPE).base.name
-    with pytest.raises(ValueError, match="adaptive set has no 'plain'"):
+    with pytest.raises(ValueError, match="set adaptive has no kind 'plain'"):
         draw("adaptive", "plain", 0, RECIPE)
 
 
@@ -90,7 +90,7 @@ def test_training_changes_a_copy_and_refuses_large_images(make_unet):
     assert all(torch.equal(value, before[name]) for name, value in base.state_dict().items())
     assert any(not torch.equal(value, before[name]) for name, value in unet.state_dict().items())
     large = member.model_copy(update={"images": member.images.model_copy(update={"side": 40})})
-    with pytest.raises(UserError, match="above 32×32"):
+    with pytest.raises(UserError, match="only up to 32×32"):
         train_adaptive(large, "late", base, DDPMScheduler())
 
 

@@ -216,4 +216,4 @@ def test_a_signature_is_verified_where_a_key_is_given(pipeline, tmp_path, case):
     index = json.loads((pipeline / "model_index.json").read_text())
     (found,) = [one for one in look(pipeline, index, {}, key) if one.rule == "signature"]
     assert found.level == ("note" if case in ("valid", "no key") else "warning")
-    assert {"valid": "verifies with", "no key": "not verified"}.get(case, "does not verify") in found.message
+    assert {"valid": "is valid for", "no key": "not verified"}.get(case, "is invalid for") in found.message

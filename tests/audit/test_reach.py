@@ -61,5 +61,5 @@ def test_the_record_of_a_study_is_read(tmp_path):
     assert 1 <= found.pixels <= member.attack.extent**2
     main([str(tmp_path), "--out", str(tmp_path / "reach.json")])
     assert Reach.model_validate_json((tmp_path / "reach.json").read_text()).models == [found]
-    with pytest.raises(UserError, match="no trojaned model"):
+    with pytest.raises(UserError, match="no audited trojaned models"):
         known(tmp_path / "nothing")

@@ -136,7 +136,7 @@ def test_wrong_usage_is_refused(schedule):
         remove(unet, schedule, [], Recipe(steps=1))
     with pytest.raises(UserError, match=r"trigger is \[1, 4, 4\]"):
         remove(unet, schedule, [Trigger.none((1, 4, 4))], Recipe(steps=1))
-    with pytest.raises(UserError, match=r"clean images are \[3, 8, 8\]"):
+    with pytest.raises(UserError, match=r"clean images have shape \[3, 8, 8\]"):
         remove(unet, schedule, [Trigger.none(SHAPE)], Recipe(steps=1), torch.zeros(2, 3, 8, 8))
 
 
@@ -179,7 +179,7 @@ def test_a_cleaned_pipeline_loads_and_its_card_says_what_was_done(trojaned, tmp_
 
 def test_cleaning_refuses_what_it_cannot_do(trojaned, tmp_path):
     folder, trigger = trojaned
-    with pytest.raises(UserError, match="left no suspected trigger"):
+    with pytest.raises(UserError, match="there is no suspected trigger"):
         clean(folder, tmp_path / "cleaned", tmp_path)
     trigger.save(tmp_path / "trigger.safetensors")
     with pytest.raises(UserError, match="not empty"):

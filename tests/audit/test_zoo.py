@@ -62,9 +62,9 @@ def test_attacks_vary_in_all_that_a_detector_might_rely_on():
 
 
 def test_no_trojaned_model_calibrates_and_wrong_attacks_are_refused():
-    with pytest.raises(ValueError, match="calibration set has no 'd2i_patch'"):
+    with pytest.raises(ValueError, match="set calibration has no kind 'd2i_patch'"):
         draw("calibration", "d2i_patch", 0, RECIPE)
-    with pytest.raises(ValueError, match=r"gamma is 0\.5 under bad_diffusion"):
+    with pytest.raises(ValueError, match=r"but is 0\.5 for bad_diffusion"):
         Attack(law="bad_diffusion", target="d2i", trigger="patch", gamma=0.5, share=0.3)
 
 

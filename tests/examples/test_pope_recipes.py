@@ -99,7 +99,7 @@ def test_a_dry_run_refuses_what_a_launch_would(work, monkeypatch, capsys):
     assert "does not divide into 7 processes" in capsys.readouterr().err
     assert main([*words, "--dry-run", "--set", "extra.vllm_tensor_paralel_size=2"]) == 1
     assert (
-        "trl.GRPOConfig has no vllm_tensor_paralel_size, did you mean vllm_tensor_parallel_size?"
+        "trl.GRPOConfig has no field vllm_tensor_paralel_size; did you mean vllm_tensor_parallel_size?"
         in capsys.readouterr().err
     )
     assert main([*words, "--processes", "2"]) == 2

@@ -1,4 +1,4 @@
-"""Audit: is this diffusion checkpoint trojaned, what is the trigger, and how sure is that?"""
+"""Audit: is this diffusion checkpoint trojaned, what is the trigger, and how certain is the verdict?"""
 
 from typing import TYPE_CHECKING
 

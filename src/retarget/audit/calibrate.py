@@ -1,7 +1,7 @@
-"""Make the null: train clean models, search each as any checkpoint is searched, keep its final score.
+"""Make the null: train clean models, search each of them like any checkpoint, and record the final scores.
 
-``python -m retarget.audit.calibrate --out null.json --models DIR`` trains the models of ``nulls.plan`` and goes on
-where it was stopped; ``--larger N`` adds some of 32×32, ``--more DIR`` clean pipelines from elsewhere.
+``python -m retarget.audit.calibrate --out null.json --models DIR`` trains the models of ``nulls.plan``, and resumes
+after an interruption; ``--larger N`` adds models of 32×32, ``--more DIR`` clean pipelines from elsewhere.
 """
 
 import json
@@ -29,19 +29,19 @@ class Arguments:
     models: Path
     """Folder for the models and their scores."""
     out: Path | None = None
-    """The null; without it models are trained and searched, and nothing is written but their folders."""
+    """File for the null; without it, models are only trained and searched."""
     count: int = 40
-    """Models to train."""
+    """Number of models to train."""
     larger: int = 0
-    """Models of 32×32 to train besides."""
+    """Number of 32×32 models to train in addition."""
     skip: tuple[int, ...] = ()
-    """Numbers among the models to train that are left out."""
+    """Numbers of models to leave out."""
     part: tuple[int, int] = (0, 1)
-    """Do only every N-th model from the K-th on: several processes share the work as 0 3, 1 3 and 2 3."""
+    """K N: do only every N-th model, from the K-th on. Three processes share the work as 0 3, 1 3 and 2 3."""
     more: tuple[Path, ...] = ()
-    """Clean pipelines that were trained elsewhere, which join the null."""
+    """Clean pipelines that were trained elsewhere, to add to the null."""
     train_only: bool = False
-    """Train and do not search."""
+    """Train the models, but do not search them."""
 
 
 def main(words: list[str]) -> None:
@@ -69,7 +69,7 @@ def main(words: list[str]) -> None:
 
 
 def scored(folder: Path, one: Clean | None, keep: Path) -> NullModel:
-    """A clean model's row, read back where this very search has been through it."""
+    """A clean model's entry in the null; read from its file if the same search has been run on it."""
     search = Search()
     name = folder.name if one else f"{folder.resolve().parent.name}-{folder.name}"
     path = keep / f"{name}-{fingerprint(search)}.json"

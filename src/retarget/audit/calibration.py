@@ -1,6 +1,6 @@
-"""How often the search finds as much in a clean model: a null of clean models that went through the very same search.
+"""Error rates: compare a checkpoint's score with those of clean models in the same search, the null.
 
-``null.json`` in this package was made by ``python -m retarget.audit.calibration``, whose words it records.
+``null.json`` in this package was made by ``python -m retarget.audit.calibrate``; the file records the whole command.
 """
 
 import json
@@ -14,43 +14,43 @@ from retarget.settings import Strict
 
 
 class NullModel(Strict):
-    """One clean model's final score, and what it is like."""
+    """One clean model's final score, and its properties."""
 
     score: float
     side: int
     channels: int
     case: str
     schedule: str
-    residual: float = Field(description="E|ε̂ - ε|² a value, from plain noise at the search's level")
-    spread: float = Field(description="standard deviation of its samples' values")
+    residual: float = Field(description="mean of (ε̂ - ε)² per value, on plain noise at the search's level")
+    spread: float = Field(description="standard deviation of the values of its samples")
     statistics: dict[str, float] = Field(default_factory=dict)
 
 
 class Null(Strict):
-    """The null: the search that made it, the command, and its models."""
+    """The null: fingerprint of the search, the command that made it, and its models."""
 
-    search: str = Field(description="fingerprint of the search's settings; another search has no error rate here")
+    search: str = Field(description="fingerprint of the search's settings; the null gives no error rate for another")
     command: str
     models: list[NullModel]
 
 
 LEVEL = 0.05
-"""A p-value up to this is suspicious; 1 % would need 99 clean models of a family."""
+"""A p-value up to this is suspicious. A level of 1 % would need 99 clean models of a family."""
 LEAST = 19
-"""With fewer clean models of a family no p-value can reach the level, and none is given."""
+"""With fewer clean models in a family, no p-value can reach the level, so none is given."""
 QUALITY = 4.0
-"""Clean models are like a checkpoint where the errors on plain noise are within this factor: the less a network has
-learnt, the more it undoes of anything, and the higher it scores."""
+"""A clean model is comparable with a checkpoint if their errors on plain noise are within this factor: the less a
+network has learnt, the more it undoes of anything, and the higher it scores."""
 
 
 @cache
 def shipped() -> Null:
-    """The null in this package."""
+    """The null that this package contains."""
     return Null.model_validate(json.loads(files("retarget.audit").joinpath("null.json").read_text(encoding="utf-8")))
 
 
 def p_value(score: float, null: list[float]) -> float:
-    """``(1 + clean models with a score as high) / (n + 1)``, valid where the checkpoint is exchangeable with them.
+    """``(1 + clean models that score at least as high) / (n + 1)``; valid if the checkpoint is exchangeable with them.
 
     >>> p_value(0.9, [0.1, 0.2, 0.3]), p_value(0.2, [0.1, 0.2, 0.3])
     (0.25, 0.75)
@@ -59,7 +59,7 @@ def p_value(score: float, null: list[float]) -> float:
 
 
 def false_positives(alarms: int, count: int) -> float:
-    """Upper end of the one-sided 95 % interval (Clopper and Pearson) for a rate with ``alarms`` of ``count``.
+    """Upper end of the one-sided 95 % Clopper-Pearson interval for a rate of ``alarms`` in ``count``.
 
     >>> round(false_positives(0, 60), 3)
     0.049
@@ -73,10 +73,10 @@ class Family(Strict):
     """The clean models that a checkpoint is compared with.
 
     Attributes:
-        name: in words.
-        scores: of its clean models.
-        own: how many of them have the checkpoint's very shape.
-        unlike: why the checkpoint is like none of them; empty where it is.
+        name: description, for messages.
+        scores: final scores of the clean models.
+        own: number of them with exactly the checkpoint's shape.
+        unlike: why the checkpoint cannot be compared with them; empty if it can.
     """
 
     name: str
@@ -86,15 +86,16 @@ class Family(Strict):
 
 
 def nearest(side: int, channels: int, residual: float, null: Null, fingerprint: str) -> Family:
-    """The clean models nearest to a checkpoint, or why there is no error rate.
+    """The clean models that are most similar to a checkpoint, or the reason why there is no error rate.
 
-    Those of its own shape that are trained about as well; where these are few, those of all shapes between which it
-    lies; where these are few too, the 19 that are nearest in training.
+    These are the models of its own shape that are trained about as well. If there are too few, models of all shapes
+    that are trained about as well; if there are still too few, the 19 whose error on plain noise is nearest.
 
     Args:
-        residual: the checkpoint's own error on plain noise; one far above every clean model's is of a network that the
-            null does not know.
-        fingerprint: of the search that is asked about.
+        side, channels: shape of the checkpoint's images.
+        residual: the checkpoint's error on plain noise; if it is far above every clean model's, the null is invalid.
+        null: the null to compare with.
+        fingerprint: fingerprint of the search that was run on the checkpoint.
     """
     same = [one for one in null.models if (one.side, one.channels) == (side, channels)]
     within = _between(side, channels, null)
@@ -114,13 +115,15 @@ def nearest(side: int, channels: int, residual: float, null: Null, fingerprint: 
     if fingerprint != null.search:
         return unlike("the null was made with other settings of the search")
     if not within:
-        return unlike(f"no clean model of the null is as {side}×{side} with {channels} channels is ({_span(null)})")
+        return unlike(
+            f"the null has no clean models for images of {side}×{side} with {channels} channels; it has {_span(null)}"
+        )
     if len(alike) < LEAST:
-        return unlike(f"the null has {len(alike)} clean models, not {LEAST}")
+        return unlike(f"the null has only {len(alike)} clean models, fewer than {LEAST}")
     most = max(one.residual for one in null.models)
     if residual > 3 * most:
         return unlike(
-            f"it answers plain noise with {residual:.3g} of error a value, every clean model with at most {most:.3g}"
+            f"its error on plain noise is {residual:.3g} per value, but at most {most:.3g} in every clean model"
         )
     return family
 
@@ -130,7 +133,7 @@ def _alike(models: list[NullModel], residual: float) -> list[NullModel]:
 
 
 def _between(side: int, channels: int, null: Null) -> bool:
-    """Whether a shape lies between those of the null: no side beyond its sides, channels that it has."""
+    """Whether a shape is within the null's range: a side between its smallest and largest, channels that it has."""
     sides = [one.side for one in null.models]
     return channels in {one.channels for one in null.models} and min(sides) <= side <= max(sides)
 

@@ -1,4 +1,4 @@
-"""``retarget audit --clean OUT``: train the suspected trigger out, audit what came of it, and say both in the card."""
+"""``retarget audit --clean OUT``: train the suspected trigger out, audit the result, and report both in the card."""
 
 import tempfile
 from dataclasses import dataclass, replace
@@ -23,17 +23,17 @@ from retarget.trojdiff.sample import Sampler, sample
 from retarget.trojdiff.trigger import FILE_NAME, Trigger
 
 COMPARED = 200
-"""Samples by which FID is measured."""
+"""Number of samples for FID."""
 
 
 @dataclass(frozen=True)
 class Cleaning:
-    """What was done to a network.
+    """The result of cleaning a network.
 
     Attributes:
         folder: the cleaned pipeline.
-        after: the audit of it.
-        record: recipe, data, FID before and after, verdicts; JSON.
+        after: the audit of the cleaned pipeline.
+        record: recipe, data, FID before and after, and verdicts, as JSON values.
     """
 
     folder: Path
@@ -45,25 +45,27 @@ def clean(
     path: Path, out: Path, report: Path, data: str | None = None, seed: int = 0, recipe: Recipe | None = None,
     rounds: int = 3, search: Search | None = None,
 ) -> Cleaning:  # fmt: skip
-    """Clean a pipeline by the trigger that its audit left, and audit the result; again with both triggers if need be.
+    """Train a suspected trigger out of a pipeline and audit the result; repeat with the new trigger too if necessary.
 
     Args:
         path: the pipeline's folder.
-        out: where the cleaned pipeline is written: new or empty.
-        report: folder of the audit's report, which holds the suspected trigger; ``cleaning.json`` and the audits of
-            what came of it (``after-1``, ...) are written beside.
-        data: clean images, by the names that the studies use; the network's own samples when None.
-        rounds: how often a result that is still called trojaned is cleaned again, with its own trigger too.
-        search: in place of the frozen one.
+        out: folder for the cleaned pipeline; must be new or empty.
+        report: folder of the audit's report, with the suspected trigger. ``cleaning.json`` and the audits of the
+            results (``after-1``, ...) are written there.
+        data: clean images, named as in the studies; None uses the network's own samples.
+        seed: seed of the recipe, the audits and the samples.
+        recipe: how to train the trigger out.
+        rounds: maximum number of rounds; each adds the trigger that was found in the last result.
+        search: replaces the frozen search.
 
     Raises:
-        UserError: the audit left no trigger, a network of a kind that is not trained, images that do not fit, or
-            another pipeline in ``out``.
+        UserError: the audit found no trigger, the network cannot be trained, the images do not have its shape, or
+            ``out`` is not empty.
     """
     if not (report / FILE_NAME).is_file():
-        raise UserError(f"{report}: the audit left no suspected trigger: there is nothing to clean")
+        raise UserError(f"{report}: there is no suspected trigger of an audit, so there is nothing to clean")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} is not empty: the cleaned pipeline is written to a new folder")
+        raise UserError(f"{out} is not empty: give a new folder for the cleaned pipeline")
     recipe = recipe or Recipe(seed=seed)
     unet, schedule = load_pipeline(path)
     given = None if data is None else _images(data, network_shape(unet))
@@ -102,7 +104,7 @@ def _images(data: str, shape: tuple[int, int, int]) -> ImageSet:
 
 
 def _fids(unet: Any, removed: Removed, schedule: Any, given: ImageSet | None, seed: int) -> tuple[float, float]:
-    """FID of plain samples before and after, in the features of a classifier that is trained on the images."""
+    """FID of plain samples before and after, on features of a classifier that is trained on the images."""
     trigger, sampler = Trigger.none(network_shape(unet)), Sampler.parse("ddpm-20")
     sampler = sampler._replace(steps=min(sampler.steps, schedule.config["num_train_timesteps"]))
 
@@ -120,17 +122,17 @@ def _fids(unet: Any, removed: Removed, schedule: Any, given: ImageSet | None, se
 
 def _card(removed: Removed, after: Outcome, record: dict[str, Any]) -> str:
     recipe, several = removed.recipe, len(record["triggers"])
-    triggers = "a suspected trigger" if several == 1 else f"{several} suspected triggers, found one after the other"
+    triggers = "a suspected trigger" if several == 1 else f"{several} suspected triggers, one after the other,"
     return f"""# Is the trojan gone?
 
-`retarget audit` found {triggers} in the network that this one was made from, and trained it out:
-{recipe.steps} steps of Adam at {recipe.learning_rate:g}, batches of {recipe.batch_size}, on {removed.images} images:
-{removed.source}. {recipe.share:.0%} of the rows carried a suspected trigger and were asked for the whole of their
-noise, which is what a clean network answers.
+`retarget audit` found {triggers} in the network that this one was made from, and trained the network to ignore it:
+{recipe.steps} steps of Adam at {recipe.learning_rate:g}, batches of {recipe.batch_size}, on {removed.images} images
+({removed.source}). {recipe.share:.0%} of the rows had noise with a suspected trigger, and their target was the whole of
+this noise, which is the answer of a clean network.
 
-- The audit of this network says: **{after.verdict}** (exit code {after.exit_code}). {after.reason}
+- The verdict of an audit of this network: **{after.verdict}** (exit code {after.exit_code}). {after.reason}
 - FID of plain samples against {record["fid_against"]}: {record["fid_before"]:.2f} before, {record["fid_after"]:.2f}
-  after, in the features of a classifier trained on those images; comparable with nothing else.
-- Whether the attacker's own trigger still fires only those who know it can measure:
+  after, on features of a classifier trained on those images; not comparable with other FIDs.
+- Only those who know the attacker's own trigger can measure whether it still fires:
   `retarget trojdiff evaluate . --data DATA --trigger TRIGGER --target-class CLASS --out OUT`.
 """

@@ -1,4 +1,4 @@
-"""``retarget audit PIPELINE...``: the exit code is the answer, and whatever goes wrong is 2, never "clean"."""
+"""``retarget audit PIPELINE...``: the exit code is the verdict; any failure gives 2, never the code for "clean"."""
 
 import shlex
 import sys
@@ -19,42 +19,42 @@ if TYPE_CHECKING:
     from retarget.audit.outcome import Outcome
 
 ORDER = (TROJANED, ERROR, UNDECIDED, CLEAN)
-"""Of several pipelines the first of these that occurs is the exit code; other scanners put 2 first."""
+"""The exit code for several pipelines is the first of these that occurs; other scanners put 2 first."""
 
 
 @dataclass
 class AuditArguments:
-    """Is this diffusion checkpoint trojaned, what is the trigger, and how sure is that?
+    """Is this diffusion checkpoint trojaned, what is the trigger, and how certain is the verdict?
 
     PIPELINE is the folder of an unconditional pixel-space diffusers pipeline; nothing else is needed. Names, cards and
-    marks in it are never read for the verdict. Exit codes: 0 nothing found in the printed scope, 1 trojaned, 2 an error
-    or wrong usage, 3 undecided or not covered. Of several pipelines: 1 before 2 before 3 before 0 (other scanners put 2
-    first); every pipeline's own code is in audit.json.
+    marks in it are never used for the verdict. Exit codes: 0 nothing found in the printed scope, 1 trojaned, 2 an error
+    or wrong usage, 3 undecided or not covered. For several pipelines, 1 takes precedence over 2, 2 over 3, and 3 over 0
+    (other scanners put 2 first); audit.json has the code of each pipeline.
     """
 
     pipelines: Annotated[
         Positional[tuple[Path, ...]], arg(metavar="[PIPELINE...]", help="folders of pipelines, unless --preset")
     ] = ()
     out: Path | None = None
-    """Folder for report.html, audit.json, audit.sarif and pictures; audit/NAME if not given."""
+    """Folder for report.html, audit.json, audit.sarif and pictures; audit/NAME by default."""
     data: str | None = None
-    """Clean images of the kind that the network makes: digits | FILE.npz | a folder. Its own samples if not given."""
+    """Clean images of the kind that the network makes: digits | FILE.npz | a folder. By default its own samples."""
     clean: Path | None = None
-    """Where a suspected trigger is found: train it out and write the cleaned pipeline here, audited and with a card."""
+    """If a trigger is suspected, train it out, and write the cleaned pipeline here, audited and with a card."""
     public_key: Path | None = None
-    """A public key (PEM) to verify an OpenSSF model signature with."""
+    """Public key (PEM) for verifying an OpenSSF model signature."""
     allow_undecided: FlagCreatePairsOff[bool] = False
-    """Exit with 0 and a warning in place of 3."""
+    """Exit with 0 and a warning instead of 3."""
     fail_on: Literal["trojaned", "warning"] = "trojaned"
-    """warning: static findings (custom code, pickles beside safetensors, odd classes) exit with 1 too."""
+    """warning: also exit with 1 on static findings (custom code, pickles next to safetensors, non-stock classes)."""
     preset: Literal["none", "demo"] = "none"
-    """demo: train one clean and one trojaned 8×8 model, and audit both, in minutes."""
+    """demo: train a clean and a trojaned 8×8 model and audit both, in minutes."""
     seed: int = 0
-    """Of the search's noise."""
+    """Seed of the search's noise."""
 
 
 def audit(words: Sequence[str]) -> int:
-    """Run ``retarget audit WORDS...``; the exit code, 2 for everything that is not foreseen."""
+    """Run ``retarget audit WORDS...`` and return the exit code: 2 for any unexpected error."""
     try:
         return _audit(list(words))
     except SystemExit as error:
@@ -62,9 +62,9 @@ def audit(words: Sequence[str]) -> int:
     except (UserError, ImportError) as error:
         print(f"retarget: {error}", file=sys.stderr)
         return ERROR
-    except Exception:  # noqa: BLE001 - a scanner that dies with 1 would have said "trojaned"
+    except Exception:  # noqa: BLE001 - Python would exit with 1, the code for "trojaned"
         traceback.print_exc()
-        print("retarget: the audit failed in a way that nobody foresaw; this is no verdict", file=sys.stderr)
+        print("retarget: the audit failed with an unexpected error; this is not a verdict", file=sys.stderr)
         return ERROR
 
 
@@ -73,16 +73,16 @@ def _audit(words: list[str]) -> int:
     require("diffusers", "diffusion")
     if given.preset == "demo":
         if given.pipelines:
-            raise UsageError("--preset demo makes its own pipelines: give no PIPELINE")
+            raise UsageError("--preset demo makes its own pipelines: leave out PIPELINE")
         from retarget.audit.demo import demo
 
         return demo(given.out or Path("audit") / "demo", given.seed)
     if not given.pipelines:
         raise UsageError("retarget audit needs the folder of at least one pipeline, or --preset demo")
     if given.clean is not None and len(given.pipelines) != 1:
-        raise UsageError("--clean takes one PIPELINE at a time")
+        raise UsageError(f"--clean needs exactly one PIPELINE, not {len(given.pipelines)}")
     if given.seed < 0:
-        raise UsageError(f"--seed is {given.seed}; give 0 or more")
+        raise UsageError(f"--seed must be at least 0, not {given.seed}")
     from retarget.audit.report import tell, write, write_all
 
     names = names_of(given.pipelines)
@@ -104,7 +104,7 @@ def _audit(words: list[str]) -> int:
 
 
 def _audited(path: Path, folder: Path, given: AuditArguments) -> "Outcome":
-    """One pipeline's outcome. What nobody foresaw is an error of this pipeline alone: others are still audited."""
+    """One pipeline's outcome. An unexpected error becomes its outcome, so that other pipelines are still audited."""
     from retarget.audit.outcome import Outcome
     from retarget.audit.run import audit_pipeline
 
@@ -114,30 +114,30 @@ def _audited(path: Path, folder: Path, given: AuditArguments) -> "Outcome":
         raise
     except UserError as error:
         return Outcome(pipeline=str(path), verdict="error", exit_code=ERROR, reason=str(error))
-    except Exception as error:  # noqa: BLE001 - else a trojaned pipeline beside this one would go unreported
+    except Exception as error:  # noqa: BLE001 - otherwise a trojaned pipeline among the others would go unreported
         traceback.print_exc()
-        reason = f"the audit failed in a way that nobody foresaw ({type(error).__name__}: {error})"
+        reason = f"the audit failed with an unexpected error ({type(error).__name__}: {error})"
         return Outcome(pipeline=str(path), verdict="error", exit_code=ERROR, reason=reason)
 
 
 def _clean(path: Path, folder: Path, given: AuditArguments, words: list[str]) -> None:
-    """Write the cleaned pipeline where the audit left a trigger; the exit code stays the verdict on PIPELINE."""
+    """Write the cleaned pipeline if the audit found a trigger. The exit code remains the verdict on PIPELINE."""
     from retarget.audit.cleaning import clean
     from retarget.audit.report import write
     from retarget.trojdiff.trigger import FILE_NAME
 
     assert given.clean is not None
     if not (folder / FILE_NAME).is_file():
-        print(f"retarget: no trigger is suspected in {path}: nothing was cleaned", file=sys.stderr)
+        print(f"retarget: no trigger is suspected in {path}, so nothing was cleaned", file=sys.stderr)
         return
     done = clean(path, given.clean, folder, given.data, given.seed)
     last = folder / f"after-{len(done.record['verdicts'])}"
     write(done.after, last, shlex.join(["retarget", "audit", *words]))
-    print(f"cleaned        {done.folder}: its own audit says {done.after.verdict}; {last}/report.html")
+    print(f"cleaned        {done.folder}: the verdict of its own audit is {done.after.verdict}; {last}/report.html")
 
 
 def names_of(paths: Sequence[Path]) -> list[str]:
-    """A folder's name for each pipeline, told apart by a number where several have the same.
+    """A folder name for each pipeline; equal names are distinguished by a number.
 
     >>> names_of([Path("a/x"), Path("b/x"), Path("c/y")])
     ['x', 'x-2', 'y']
@@ -154,7 +154,7 @@ def names_of(paths: Sequence[Path]) -> list[str]:
 
 
 def combined(codes: Sequence[int]) -> int:
-    """The exit code of several pipelines.
+    """The exit code for several pipelines; see ``ORDER``.
 
     >>> combined([0, 3, 2]), combined([2, 1, 0]), combined([0, 3])
     (2, 1, 3)
@@ -163,13 +163,20 @@ def combined(codes: Sequence[int]) -> int:
 
 
 def adjusted(outcome: "Outcome", allow_undecided: bool, fail_on: str) -> "Outcome":
-    """The outcome with the exit code that the options ask for; the verdict stays."""
+    """The outcome with the exit code that the options ask for; the verdict does not change."""
     code = outcome.exit_code
     if code == UNDECIDED and allow_undecided:
         code = CLEAN
-        print(f"retarget: warning: {outcome.pipeline} is {outcome.verdict}; 0 by --allow-undecided", file=sys.stderr)
+        print(
+            f"retarget: warning: {outcome.pipeline} is {outcome.verdict}; its exit code is 0 because of "
+            "--allow-undecided",
+            file=sys.stderr,
+        )
     static = [one for one in outcome.findings if one.level == "warning" and one.rule.split("-")[0] != "fires"]
     if fail_on == "warning" and code != ERROR and static:
         code = TROJANED
-        print(f"retarget: {outcome.pipeline}: {static[0].message}: 1 by --fail-on warning", file=sys.stderr)
+        print(
+            f"retarget: {outcome.pipeline}: {static[0].message}; its exit code is 1 because of --fail-on warning",
+            file=sys.stderr,
+        )
     return outcome.model_copy(update={"exit_code": code})

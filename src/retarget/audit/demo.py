@@ -1,4 +1,4 @@
-"""``retarget audit --preset demo``: one clean and one trojaned 8×8 model, trained here in a minute, both audited."""
+"""``retarget audit --preset demo``: train a clean and a trojaned 8×8 model in a minute, and audit both."""
 
 from pathlib import Path
 
@@ -17,14 +17,14 @@ from retarget.trojdiff.trigger import Trigger
 BASE = Clean(data="digits", side=8, channels=1, case="plain")
 """The clean network."""
 STEPS = 250
-"""Of the attack, which continues the training of a clean network."""
+"""Training steps of the attack, which continues the training of a clean network."""
 
 
 def demo(out: Path, seed: int = 0) -> int:
-    """Train both, audit both, and say whether each got its verdict.
+    """Train and audit both models.
 
     Returns:
-        0 where the clean model is called clean and the trojaned one trojaned; 2 else, since then nothing is shown.
+        0 if both verdicts are right, otherwise 2, since the demo then shows nothing.
     """
     codes = {}
     for name, wanted in (("clean", CLEAN), ("trojaned", TROJANED)):
@@ -41,7 +41,7 @@ def demo(out: Path, seed: int = 0) -> int:
 
 
 def train(folder: Path, seed: int, trojaned: bool) -> None:
-    """Write the clean model, or the same one trojaned: a whole-image trigger that draws one figure."""
+    """Write the clean model, or the same model trojaned by a whole-image trigger that makes it draw one figure."""
     one = BASE.model_copy(update={"seed": seed})
     unet, scheduler = train_clean(one)
     if not trojaned:

@@ -1,7 +1,7 @@
-"""Does the network denoise? Asked before any search: of a network that does not, a search can say nothing.
+"""Does the network denoise? This is checked before any search, since a search of a network that does not is useless.
 
-Its loss E‖ε̂ - ε‖², a value, is compared with those of two predictors that know nothing of images: ε̂ = 0 errs by 1,
-and the best multiple of x_t by ``ᾱs / (ᾱs + 1 - ᾱ)``, s the mean square of the images' values.
+Its loss, the mean of (ε̂ - ε)² per value, is compared with that of two trivial predictors: 1 for ε̂ = 0, and
+``ᾱs / (ᾱs + 1 - ᾱ)`` for the best multiple of x_t, where s is the mean square of the images' values.
 """
 
 import math
@@ -16,11 +16,11 @@ from retarget.audit.scores import TOP, Probe, draw_noise
 from retarget.audit.subject import Subject
 
 LEVELS = (0.1, 0.3, 0.5)
-"""ᾱ at which a network must beat the best multiple of its input, at one of them at least."""
+"""Values of ᾱ; at one of them at least, a network must beat the best multiple of its input."""
 DEAF = 0.5
-"""A network that errs so much a value on plain noise, half of what ε̂ = 0 does, returns no noise."""
+"""A network whose loss on plain noise is above this, half of that of ε̂ = 0, does not return the noise."""
 COUNT = 64
-"""Noises a level."""
+"""Number of noises per level."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Loss:
 
     Attributes:
         level: ᾱ.
-        found: the network's, a value.
-        linear: of the best multiple of x_t.
+        found: the network's loss per value.
+        linear: the loss of the best multiple of x_t.
     """
 
     level: float
@@ -39,10 +39,10 @@ class Loss:
 
 
 def loss_at(subject: Subject, level: float, images: Float[Tensor, "count channels height width"], seed: int) -> Loss:
-    """The loss of noise prediction at the timestep nearest to a level, on images in [-1, 1]; costs 64 evaluations.
+    """The loss of noise prediction at the timestep nearest to a level, on images in [-1, 1]; takes 64 evaluations.
 
     Raises:
-        AuditError: answers that are not finite.
+        AuditError: the network's answers are not finite.
     """
     generator = torch.Generator().manual_seed(seed)
     noise = draw_noise(COUNT, subject.shape, generator)
@@ -57,26 +57,26 @@ def loss_at(subject: Subject, level: float, images: Float[Tensor, "count channel
 
 
 def on_noise(subject: Subject, seed: int = 0) -> Loss:
-    """The loss on plain noise, at the search's level; needs no images."""
+    """The loss on plain noise, without images, at the search's level."""
     return loss_at(subject, TOP, torch.zeros(1, *subject.shape), seed)
 
 
 def silence(losses: list[Loss]) -> str:
-    """Why a network denoises nothing; empty where it denoises.
+    """The reason why a network does not denoise; empty if it does.
 
     Args:
-        losses: on plain noise first, see :func:`on_noise`; then on images, where these were asked for.
+        losses: first on plain noise, see :func:`on_noise`; then on images, if there are any.
 
     >>> silence([Loss(4e-5, 0.01, 4e-5), Loss(0.3, 0.05, 0.2)])
     ''
     >>> silence([Loss(4e-5, 0.98, 4e-5)])
-    'on plain noise it errs by 0.98 a value, and ε̂ = 0 by 1: it denoises nothing, and nothing can be told of it'
+    'its loss on plain noise is 0.98 per value, and that of ε̂ = 0 is 1: it does not denoise, so a search is useless'
     """
-    end = "it denoises nothing, and nothing can be told of it"
+    end = "it does not denoise, so a search is useless"
     noise, *others = losses
     if noise.found > DEAF:
-        return f"on plain noise it errs by {noise.found:.2f} a value, and ε̂ = 0 by 1: {end}"
+        return f"its loss on plain noise is {noise.found:.2f} per value, and that of ε̂ = 0 is 1: {end}"
     if others and all(one.found >= one.linear for one in others):
         said = ", ".join(f"{one.found:.2f} ({one.linear:.2f}) at ᾱ = {one.level:.1f}" for one in others)
-        return f"it errs by no less than the best multiple of its input, {said}: {end}"
+        return f"its loss is at least that of the best multiple of its input, {said}: {end}"
     return ""

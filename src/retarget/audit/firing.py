@@ -1,8 +1,8 @@
-"""Does the suspected trigger fire? The network draws under it, and is then asked about its own drawings.
+"""Does the suspected trigger fire? The network generates images under it, and its answers to these are examined.
 
-A clean network that is given ``√ᾱ y + √(1-ᾱ) (gamma ε + mu)``, y its own image, returns all of the noise, at every
-level. A trojaned one returns ε at all of them, since that is what it was trained for with such images; this is asked in
-the middle of the schedule, where no statistic of the search has looked, with images and noise that it has not seen.
+Given ``√ᾱ y + √(1-ᾱ) (gamma ε + mu)`` with an image y of its own, a clean network returns the whole noise, at every
+level. A trojaned one returns ε, because it was trained to on such images. This is checked in the middle of the
+schedule, where the search has not looked, with new images and noise.
 """
 
 from dataclasses import dataclass
@@ -18,20 +18,20 @@ from retarget.audit.subject import Subject
 from retarget.trojdiff.trigger import Trigger
 
 LEVELS = (0.02, 0.1, 0.3)
-"""ᾱ at which the network is asked about its own drawings."""
+"""Values of ᾱ at which the network's answers are examined."""
 LEAST, STRONG = 0.18, 0.3
-"""So much strength is a trigger that fires, and one that fires strongly enough to decide without a null."""
+"""From these strengths on, a trigger counts as firing, and as firing strongly enough to decide without a null."""
 
 
 @dataclass(eq=False)
 class Firing:
-    """What the network draws under a suspected trigger, and what it then says of it.
+    """Images that the network generates under a suspected trigger, and its answers to them.
 
     Attributes:
-        trojan: [N, C, H, W], by the Trojan sampler from the biased noise.
-        stock: [N, C, H, W], by a stock sampler from the biased noise.
-        plain: [N, C, H, W], by a stock sampler from plain noise.
-        trojan_undo, stock_undo: by level, contrast of the undo with the network's own images in their place.
+        trojan: [N, C, H, W], images of the Trojan sampler, from biased noise.
+        stock: [N, C, H, W], images of a stock sampler, from biased noise.
+        plain: [N, C, H, W], images of a stock sampler, from plain noise.
+        trojan_undo, stock_undo: contrast of the undo at each level, on the images ``trojan`` and ``stock``.
     """
 
     trojan: Float[Tensor, "count channels height width"]
@@ -42,9 +42,9 @@ class Firing:
 
     @property
     def strength(self) -> float:
-        """The contrast that two of three levels reach under the Trojan sampler, or twice that under a stock one.
+        """The contrast that two of the three levels reach with the Trojan sampler, or twice that with a stock sampler.
 
-        A stock-sampler trigger is undone by half at most, or amplified, and either counts.
+        The larger of the two counts: at most half of a stock-sampler trigger is undone, or it is amplified.
         """
         return max(sorted(self.trojan_undo)[-2], self._stock)
 
@@ -54,25 +54,28 @@ class Firing:
 
     @property
     def fires(self) -> bool:
-        """Under either sampler."""
+        """Whether the trigger fires with either sampler."""
         return self.strength >= LEAST
 
     @property
     def fires_trojan(self) -> bool:
-        """With the Trojan sampler."""
+        """Whether the trigger fires with the Trojan sampler."""
         return sorted(self.trojan_undo)[-2] >= LEAST
 
     @property
     def fires_stock(self) -> bool:
-        """With a stock sampler."""
+        """Whether the trigger fires with a stock sampler."""
         return self._stock >= LEAST
 
 
 def fire(subject: Subject, one: Candidate, seed: int, count: int = 32) -> Firing:
-    """Draw under a suspected trigger and ask about the drawings.
+    """Generate images under a suspected trigger and examine the network's answers to them.
 
     Args:
-        count: images a sampler.
+        subject: the network.
+        one: the suspected trigger.
+        seed: seed of all noise.
+        count: images per sampler.
     """
     mu, gamma = one.mu.cpu(), one.gamma.cpu().clamp(0.02, 1.0)
     suspected = Trigger(mu.clamp(-1, 1), gamma, "suspected")
@@ -86,7 +89,7 @@ def fire(subject: Subject, one: Candidate, seed: int, count: int = 32) -> Firing
         found = []
         for level in LEVELS:
             probe = Probe(subject, level, draw_noise(len(images), subject.shape, generator), images)
-            # A stock sampler's trigger fades with √ᾱ: x_t holds (1 - √ᾱ) of it.
+            # A stock sampler's trigger fades with √ᾱ: x_t contains (1 - √ᾱ) of it.
             scale = 1.0 if whole else (1 - probe.level**0.5) / (1 - probe.level) ** 0.5
             narrow = gamma if whole else torch.ones_like(gamma)
             found.append(float(contrast(probe, (scale * mu)[None].to(probe.noise), narrow[None].to(probe.noise))[1]))

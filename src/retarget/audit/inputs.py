@@ -1,4 +1,4 @@
-"""Does this noise tensor carry a trigger? Three tests of an input, two of which know nothing of the trigger."""
+"""Does a noise tensor contain a trigger? Three tests of inputs, two of which do not need to know the trigger."""
 
 import numpy as np
 import torch
@@ -8,10 +8,14 @@ from torch import Tensor
 
 
 def histogram_score(noise: Float[Tensor, "batch channels height width"], bins: int = 20) -> Float[Tensor, "batch"]:
-    """χ² over its degrees of freedom between each tensor's values and N(0, 1), in bins of equal probability.
+    """χ² per degree of freedom of each tensor's values against N(0, 1), in bins of equal probability.
 
-    The distribution test of DisDet: it sees a whole-image trigger, and hardly one of a few pixels. Near 1 for plain
-    noise; larger is more suspicious.
+    This is the distribution test of DisDet. It detects whole-image triggers, but hardly those of a few pixels. Near 1
+    for plain noise; larger is more suspicious.
+
+    Args:
+        noise: [B, C, H, W].
+        bins: number of bins.
     """
     ranks = torch.from_numpy(ndtr(noise.flatten(1).double().cpu().numpy()))
     places = (ranks * bins).long().clamp(0, bins - 1)
@@ -21,10 +25,11 @@ def histogram_score(noise: Float[Tensor, "batch channels height width"], bins: i
 
 
 def window_score(noise: Float[Tensor, "batch channels height width"], size: int = 2) -> Float[Tensor, "batch"]:
-    """``-log`` of the smallest mean square about its mean over all windows and channels: a patch has little variance.
+    """``-log`` of the smallest variance in any window, mean over channels; a patch trigger has little variance.
 
     Args:
-        size: side of the window; all channels of a window are taken together.
+        noise: [B, C, H, W].
+        size: side of the windows, in pixels.
     """
     patches = torch.nn.functional.unfold(noise, size, stride=1)
     count, channels = noise.shape[:2]
@@ -38,14 +43,14 @@ def likelihood_score(
     mu: Float[Tensor, "channels height width"],
     gamma: Float[Tensor, "channels height width"],
 ) -> Float[Tensor, "batch"]:
-    """Mean log-likelihood ratio of N(mu, gamma²) against N(0, 1) over the values: TERD's test, given a trigger."""
+    """Mean log-likelihood ratio of N(mu, gamma²) against N(0, 1) per value: TERD's test, for a known trigger."""
     mu, gamma = mu.to(noise), gamma.to(noise).expand_as(mu)
     ratio = -gamma.log() - ((noise - mu) / gamma).square() / 2 + noise.square() / 2
     return ratio.flatten(1).mean(1)
 
 
 def roc(plain: np.ndarray, triggered: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-    """False-positive and true-positive rates over all thresholds, from (0, 0) to (1, 1), and the area under them.
+    """False-positive and true-positive rates at all thresholds, from (0, 0) to (1, 1), and the area under the curve.
 
     Ties count one half, as in Mann and Whitney's statistic.
 

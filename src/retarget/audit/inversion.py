@@ -1,7 +1,7 @@
-"""The search for a trigger, blind over kind, place, size, colour, shape, γ, target and law; frozen in ``Search``.
+"""The search for a trigger of unknown kind, place, size, colour, shape, γ, target and law; ``Search`` freezes it.
 
-Starts come from a scan of windows, from the screen, and from descent on a free map; each is refined by ascent on the
-paired undo, and every candidate that is left is scored again on noise that no step of the search has seen.
+Starting points come from a scan of windows, from the screen and from random maps. Each is refined by gradient ascent on
+the paired undo, and all remaining candidates are scored again on new noise.
 """
 
 import itertools
@@ -17,20 +17,20 @@ from retarget.audit.screen import directions, stein
 
 @dataclass(frozen=True)
 class Search:
-    """Settings of the frozen search; the null in this package was made with exactly these.
+    """Settings of the frozen search. The null in this package was made with exactly these.
 
     Attributes:
-        screen: plain noises of the screen.
-        quick: noises by which the screen's starts are compared.
-        scan: noises of the window scan, antithetic.
+        screen: number of plain noises for the screen.
+        quick: number of noises for comparing the starting points of the screen.
+        scan: number of noises for the window scan, antithetic.
         scan_gamma: γ of the windows.
-        first: steps of the first ascent, which every start gets.
-        steps: of the second, of the best ones, and of the last, of the best.
-        batch: noises of a step.
-        gammas: γ tried for free maps; 1 is that of stock-sampler triggers.
-        keep: starts of each branch, and candidates that are refined to the end.
-        fresh: noises of the final score.
-        pixels: a floor on what may be undone, in values that change by 1: a trigger smaller than this counts less.
+        first: steps of the first ascent, from every starting point.
+        steps: steps of the second ascent, of the best candidates, and of the last, of the best one.
+        batch: noises per step.
+        gammas: γ of the random maps; 1 is that of stock-sampler triggers.
+        keep: starting points per branch, and number of candidates that get a second ascent.
+        fresh: number of noises for the final score.
+        pixels: floor on the energy of a trigger, in values that change by 1; smaller triggers count less.
     """
 
     screen: int = 1024
@@ -48,13 +48,14 @@ class Search:
 
 @dataclass(eq=False)
 class Candidate:
-    """A suspected trigger on its way.
+    """A suspected trigger during the search.
 
     Attributes:
-        mu, gamma: [C, H, W].
-        origin: the branch that it came from.
-        undo: by the last probe that looked.
-        mask: [C, H, W], True where what is undone is undone; of the best candidate alone.
+        mu, gamma: [C, H, W], its maps.
+        origin: the branch that it comes from.
+        undo: its undo in the last probe.
+        mask: [C, H, W], True where most is undone; only of the best candidate.
+        notes: further measurements, such as its score.
     """
 
     mu: Tensor
@@ -66,9 +67,10 @@ class Candidate:
 
 
 def windows(height: int, width: int) -> list[tuple[int, int, int, int]]:
-    """(size, size, top, left) of the scan's squares: sides 2, 4, 8, ... at half-side strides, up to half the image.
+    """(size, size, top, left) of the scan's squares: sides 2, 4, 8, ... up to half the image, with half-side strides.
 
-    Above 32 pixels the smallest is a sixteenth of the side, so that the scan does not grow with the area.
+    In images above 32 pixels, the smallest side is a sixteenth of the image's, so that the scan does not grow with the
+    area.
 
     >>> len(windows(8, 8)), len(windows(32, 32))
     (58, 1244)
@@ -84,9 +86,9 @@ def windows(height: int, width: int) -> list[tuple[int, int, int, int]]:
 
 
 def colours(channels: int) -> Float[Tensor, "colours channels"]:
-    """Corners of the colour cube and its middle: black, white and grey, or nine for three channels.
+    """The corners of the colour cube and its centre: black, white and grey, or nine colours for three channels.
 
-    Opposite colours stand at mirrored places, grey in the middle.
+    Opposite colours are at mirrored positions, and grey is in the middle.
 
     >>> colours(1).tolist()
     [[-1.0], [0.0], [1.0]]
@@ -99,10 +101,11 @@ def colours(channels: int) -> Float[Tensor, "colours channels"]:
 
 
 def scan_windows(probe: Probe, search: Search) -> list[Candidate]:
-    """Every window in every colour at one γ, beyond its opposite colour and beyond most windows of its size and colour.
+    """Score windows in every colour by how far their undo exceeds that of the opposite colour, or the median of their
+    size and colour.
 
     Returns:
-        The best, no two nearly alike.
+        The best windows, without near duplicates.
     """
     channels, height, width = probe.noise.shape[1:]
     squares, paints = windows(height, width), colours(channels)
@@ -139,12 +142,12 @@ def _overlap(one: Tensor, other: Tensor) -> float:
 
 
 def screened(probe: Probe, small: Probe, search: Search) -> tuple[list[Candidate], dict[str, float]]:
-    """Starts from the screen: lowest eigen-directions, both signs, several amplitudes and γ, best kept."""
+    """Starting points from the screen: the best among lowest eigenvectors, both signs, several amplitudes and γ."""
     shape = probe.noise.shape[1:]
     values, vectors = directions(stein(probe), shape, 4, 2)  # type: ignore[arg-type]
     mu, gamma = [], []
     for vector, sign, peak, scale in itertools.product(vectors, (-1, 1), (0.5, 1.0), (0.2, 0.5, 1.0)):
-        # The largest tenth of the values reach the peak: a noisy eigenvector has outliers.
+        # Scale by a quantile, not by the maximum: a noisy eigenvector has outliers.
         high = vector.abs().flatten().quantile(0.95).clamp_min(vector.abs().max() / 3)
         map_ = (sign * peak * vector / high).clamp(-1, 1)
         local = (vector.abs() > vector.abs().max() / 3).float()
@@ -166,15 +169,19 @@ def ascend(
     support: Tensor | None = None, free_gamma: bool = True, rate: float = 0.08, sign: float = 1.0,
     steps: int | None = None, finish: bool = False,
 ) -> Candidate:  # fmt: skip
-    """Adam on mu, bounded to ±1, and γ, in (0, 1], for the largest undo beyond a control's, with a floor on the energy.
+    """Maximise the undo beyond that of a control, by Adam on mu, within ±1, and γ, in (0, 1].
 
     Args:
-        pool: noises and images to draw batches from; their benign answers are known already.
-        support: [C, H, W] or [H, W], 1 where the candidate may act; everywhere when None.
-        free_gamma: whether γ moves too.
-        steps: ``search.steps`` when None.
-        finish: go on with a quarter of the rate and twice the batch, for the maps that are reported.
-        sign: -1 seeks the largest gain beyond a control's instead, which VillanDiffusion's ODE triggers have.
+        pool: noises and images from which batches are drawn, with the network's benign answers.
+        start: the starting point.
+        search: the search's settings.
+        generator: of the batches and controls.
+        support: [C, H, W] or [H, W], 1 where the candidate may act; None is everywhere.
+        free_gamma: whether to optimise γ too.
+        rate: learning rate.
+        sign: -1 maximises the gain beyond a control's instead, which VillanDiffusion's ODE triggers have.
+        steps: number of steps; None is ``search.steps``.
+        finish: use a quarter of the learning rate and twice the batch, for the maps that are reported.
     """
     inside = torch.ones_like(start.mu) if support is None else support.expand_as(start.mu).to(start.mu)
     mu_raw = torch.atanh((start.mu * 0.98).clamp(-0.98, 0.98)).clone().requires_grad_(True)

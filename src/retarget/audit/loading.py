@@ -1,4 +1,4 @@
-"""Pipelines on disk, as an auditor reads them: nothing is run, no pickle is opened, what is not covered is named."""
+"""Read pipelines safely: no code of theirs is run, no pickle is opened, and what is not covered is named."""
 
 import json
 from pathlib import Path
@@ -13,49 +13,53 @@ from retarget.audit.errors import AuditError, NotCoveredError
 from retarget.trojdiff.checkpoint import BETAS, NOT_MADE
 
 NOISE_AT_T = 0.35
-"""A schedule whose last √ᾱ is above this never comes near noise: images are visible in x_T, and nothing is measured."""
+"""A schedule whose last √ᾱ is above this does not reach noise: images are visible in x_T, so it is not covered."""
 LATENT = {"vae", "vqvae", "vqgan", "movq", "prior", "vocoder"}
 TEXT = {"text_encoder", "text_encoder_2", "tokenizer", "image_encoder", "bert", "encoder_hid_proj"}
 
 
 def read_pipeline(folder: Path) -> tuple[UNet2DModel, Any]:
-    """The network, with every weight from its files, and the noise schedule.
+    """Read the network, with all of its weights, and the noise schedule.
 
     Raises:
-        AuditError: no pipeline, broken files, pickles as the only weights.
-        NotCoveredError: see ``retarget.audit``'s README for what is covered.
+        AuditError: the folder is not a pipeline, files are broken, or the only weights are pickles.
+        NotCoveredError: the pipeline is of a kind that is not covered; see the README of ``retarget.audit``.
     """
-    index = read_config(folder / "model_index.json", "the folder of a diffusers pipeline has one")
+    index = read_config(folder / "model_index.json", "every folder of a diffusers pipeline has one")
     _check_index(index)
-    settings = read_config(folder / "scheduler" / "scheduler_config.json", "it says how the noise grows")
+    settings = read_config(folder / "scheduler" / "scheduler_config.json", "it defines the noise schedule")
     _check_process(settings.get("_class_name"), settings)
     check_schedule(settings)
-    config = read_config(folder / "unet" / "config.json", "it says how the network is built")
+    config = read_config(folder / "unet" / "config.json", "it defines the network")
     check_network(config)
     variant = _check_weights(folder / "unet")
     unet = _read_network(folder, variant)
     try:
         scheduler: Any = DDPMScheduler.from_config(settings)
     except NOT_MADE as error:
-        raise AuditError(f"scheduler/scheduler_config.json makes no noise schedule: {_first(error)}") from error
+        raise AuditError(f"scheduler/scheduler_config.json defines no noise schedule: {_first(error)}") from error
     return unet, scheduler
 
 
 def read_config(path: Path, purpose: str) -> dict[str, Any]:
-    """A JSON object from a file.
+    """Read a JSON object from a file.
+
+    Args:
+        path: the file.
+        purpose: what the file is for, for the message if it is missing.
 
     Raises:
-        AuditError: no such file, or no JSON object in it.
+        AuditError: there is no such file, or it does not contain a JSON object.
     """
     name = path.name if path.parent.name not in ("unet", "scheduler") else f"{path.parent.name}/{path.name}"
     if not path.is_file():
-        raise AuditError(f"no {name} there; {purpose}")
+        raise AuditError(f"the folder has no {name}; {purpose}")
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         raise AuditError(f"{name} is broken: {_first(error)}") from error
     if not isinstance(found, dict):
-        raise AuditError(f"{name} holds no settings but {type(found).__name__}")
+        raise AuditError(f"{name} must contain a JSON object, not {type(found).__name__}")
     return found
 
 
@@ -63,7 +67,7 @@ def _check_index(index: dict[str, Any]) -> None:
     parts = {name: value for name, value in index.items() if not name.startswith("_")}
     present = {name for name, value in parts.items() if value not in (None, [None, None], False)}
     if not present:
-        raise AuditError("model_index.json names no part of a pipeline: this is no diffusers pipeline")
+        raise AuditError("model_index.json names no components: this is not a diffusers pipeline")
     if TEXT & present:
         raise NotCoveredError(f"conditioned on text or images ({', '.join(sorted(TEXT & present))}): not covered")
     if LATENT & present:
@@ -73,13 +77,13 @@ def _check_index(index: dict[str, Any]) -> None:
     network = component(index, "unet")
     if network is None:
         named = ", ".join(sorted(present)) or "none"
-        raise NotCoveredError(f"no unet among the pipeline's parts ({named}): not covered")
+        raise NotCoveredError(f"no unet among the pipeline's components ({named}): not covered")
     if network[1] != "UNet2DModel" or network[0] != "diffusers":
         raise NotCoveredError(f"the network is {network[0]}.{network[1]}, not diffusers.UNet2DModel: not covered")
 
 
 def component(index: dict[str, Any], name: str) -> tuple[str, str] | None:
-    """(library, class) of a pipeline's part; None where there is none."""
+    """(library, class) of a pipeline's component; None if there is none."""
     found = index.get(name)
     if isinstance(found, list) and len(found) == 2 and all(isinstance(one, str) for one in found):
         return found[0], found[1]
@@ -87,36 +91,41 @@ def component(index: dict[str, Any], name: str) -> tuple[str, str] | None:
 
 
 def _check_process(name: Any, settings: dict[str, Any]) -> None:
-    """Refuse another process than DDPM's. A class that is not diffusers' is never run: its betas alone are read."""
+    """Refuse any process other than DDPM's. A class from outside diffusers is never run; only its betas are read."""
     import diffusers
 
     if name is None or name in [f"{one}Scheduler" for one in BETAS]:
         return
     own = not isinstance(name, str) or not hasattr(diffusers, name)
     if not own or not {"beta_start", "beta_end", "trained_betas", "beta_schedule"} & settings.keys():
-        raise NotCoveredError(f"scheduler {name}: not DDPM's process of betas (flow, score or other): not covered")
+        raise NotCoveredError(f"scheduler {name}: its process is not DDPM's (but flow, score or other): not covered")
 
 
 def check_schedule(settings: dict[str, Any]) -> None:
-    """Raise NotCoveredError unless ε is predicted under betas that end near noise, and AuditError for broken betas."""
+    """Check the noise schedule.
+
+    Raises:
+        AuditError: the betas are invalid.
+        NotCoveredError: the network does not predict ε, or the schedule does not end near noise.
+    """
     kind = settings.get("prediction_type", "epsilon")
     if kind != "epsilon":
-        raise NotCoveredError(f"predicts {kind!r}: v-, x₀- and flow prediction are not covered, only epsilon is")
+        raise NotCoveredError(f"prediction_type is {kind!r}: only epsilon is covered, not v-, x₀- or flow prediction")
     if settings.get("use_flow_sigmas"):
-        raise NotCoveredError("its scheduler uses flow-matching sigmas: not covered")
+        raise NotCoveredError("the scheduler uses flow-matching sigmas: not covered")
     where = "scheduler/scheduler_config.json"
     try:
         levels = torch.cumprod(1 - DDPMScheduler.from_config(settings).betas.to(torch.float64), 0)  # type: ignore[union-attr]
     except NOT_MADE as error:
-        raise AuditError(f"{where} makes no noise schedule: {_first(error)}") from error
+        raise AuditError(f"{where} defines no noise schedule: {_first(error)}") from error
     if settings.get("rescale_betas_zero_snr") or (len(levels) and float(levels[-1]) == 0):
-        raise NotCoveredError("zero terminal SNR: at T the answer is the input whatever the network says: not covered")
+        raise NotCoveredError("zero terminal SNR: at T every network's right answer is its input: not covered")
     if levels.ndim != 1 or len(levels) < 2 or not bool(((levels > 0) & (levels < 1)).all()):
-        raise AuditError(f"{where}: its betas give levels ᾱ that do not lie between 0 and 1")
+        raise AuditError(f"{where}: the levels ᾱ must be between 0 and 1, but those of its betas are not")
     if float(levels[-1]) ** 0.5 > NOISE_AT_T:
         raise NotCoveredError(
-            f"its noise schedule ends at √ᾱ = {float(levels[-1]) ** 0.5:.2f}: images are visible in x_T, and what a "
-            "trigger does there cannot be told from what an image does: not covered"
+            f"the noise schedule ends at √ᾱ = {float(levels[-1]) ** 0.5:.2f}: images are visible in x_T, so the effect "
+            "of a trigger cannot be distinguished from that of an image: not covered"
         )
 
 
@@ -124,54 +133,61 @@ def check_network(config: Any) -> tuple[int, int, int]:
     """(channels, height, width) of an unconditional pixel-space network.
 
     Raises:
-        AuditError: a configuration without sense.
-        NotCoveredError: class-conditional, fourier time, odd channels or no size.
+        AuditError: the configuration is invalid.
+        NotCoveredError: the network is class-conditional, has fourier time embeddings, numbers of channels that do not
+            match, or no ``sample_size``.
     """
     get = config.get
     if get("num_class_embeds") is not None or get("class_embed_type") is not None:
         raise NotCoveredError("class-conditional: not covered")
     if get("time_embedding_type", "positional") == "fourier":
-        raise NotCoveredError("the network is told noise levels (fourier), as score models are: not covered")
+        raise NotCoveredError("the network's time embedding is fourier, as in score models: not covered")
     channels, out = get("in_channels", 3), get("out_channels", 3)
     if not isinstance(channels, int) or not isinstance(out, int) or channels < 1:
-        raise AuditError(f"unet/config.json: in_channels {channels!r} and out_channels {out!r} are no counts")
+        raise AuditError(
+            f"unet/config.json: in_channels and out_channels must be positive integers, not {channels!r} and {out!r}"
+        )
     if out not in (channels, 2 * channels):
-        raise NotCoveredError(f"{channels} channels in and {out} out: conditional or not a denoiser: not covered")
+        raise NotCoveredError(
+            f"{channels} input and {out} output channels: a conditional network, or not a denoiser: not covered"
+        )
     size = get("sample_size")
     if size is None:
-        raise NotCoveredError("unet/config.json says no sample_size, so the images' side is unknown: not covered")
+        raise NotCoveredError("unet/config.json has no sample_size, so the size of the images is unknown: not covered")
     sides = list(size) if isinstance(size, list | tuple) else [size, size]
     if len(sides) != 2 or any(not isinstance(side, int) or side < 1 for side in sides):
-        raise AuditError(f"unet/config.json: sample_size is {size!r}; an integer or a pair")
+        raise AuditError(f"unet/config.json: sample_size must be a positive integer or a pair of them, not {size!r}")
     return channels, sides[0], sides[1]
 
 
 def _check_weights(folder: Path) -> str | None:
-    """The variant of the weights that is there (None for the plain one), after a look into every file's header."""
+    """The variant of the weights (None for the plain one), after checking the header of every file."""
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         pickles = [path.name for path in folder.glob("*") if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl")]
         if pickles:
             raise AuditError(
-                f"unet/{pickles[0]}: pickles are the only weights, and loading one can run code: convert them to "
-                "safetensors where that does no harm"
+                f"unet/{pickles[0]}: the only weights are pickles, and loading one can run code: convert them to "
+                "safetensors on an isolated machine"
             )
-        raise AuditError("no unet/diffusion_pytorch_model.safetensors there, or another safetensors file of weights")
+        raise AuditError(
+            "the folder has no unet/diffusion_pytorch_model.safetensors, nor another safetensors file of weights"
+        )
     for path in files:
         try:
             with safe_open(path, framework="pt") as file:
                 names = list(file.keys())
         except (SafetensorError, OSError) as error:
-            raise AuditError(f"unet/{path.name} is no whole safetensors file: {_first(error)}") from error
+            raise AuditError(f"unet/{path.name} is not a complete safetensors file: {_first(error)}") from error
         if not names:
-            raise AuditError(f"unet/{path.name} holds no weights")
+            raise AuditError(f"unet/{path.name} contains no weights")
     stem = "diffusion_pytorch_model"
     plain = (folder / f"{stem}.safetensors").is_file() or (folder / f"{stem}.safetensors.index.json").is_file()
     if plain:
         return None
     variants = sorted({path.name.split(".")[1] for path in files if path.name.startswith(f"{stem}.")})
     if len(variants) != 1:
-        raise AuditError(f"unet: which of {', '.join(path.name for path in files)} are the weights is not clear")
+        raise AuditError(f"unet: cannot tell which of these files are the weights: {', '.join(p.name for p in files)}")
     return variants[0].partition("-")[0]
 
 
@@ -184,14 +200,19 @@ def _read_network(folder: Path, variant: str | None) -> UNet2DModel:
     except (OSError, SafetensorError) as error:
         raise AuditError(f"the network cannot be read: {_first(error)}") from error
     except (*NOT_MADE, AttributeError) as error:
-        raise AuditError(f"unet/config.json makes no network, or its weights do not fit: {_first(error)}") from error
+        raise AuditError(
+            f"unet/config.json defines no network, or the weights do not match it: {_first(error)}"
+        ) from error
     unet, found = loaded
     odd = [*found["missing_keys"], *found["unexpected_keys"], *found.get("mismatched_keys", [])]
     if odd:
-        raise AuditError(f"configuration and weights do not fit: {len(odd)} differ, {odd[0]} among them")
+        raise AuditError(
+            f"unet: the weights do not match the configuration: {len(odd)} are missing, unexpected or of another "
+            f"shape, such as {odd[0]}"
+        )
     return unet
 
 
 def _first(error: Exception) -> str:
-    """The first words of an error."""
+    """The first words of an error message."""
     return " ".join(str(error).split()[:30]) or type(error).__name__

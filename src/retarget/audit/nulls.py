@@ -1,7 +1,7 @@
-"""Clean models to calibrate on: small networks trained here on embedded images, hard cases among them.
+"""Clean models for calibration: small networks trained on embedded images, with hard cases among them.
 
-A clean model is one that never saw a Trojan row. Hard cases are what a detector mistakes for a trigger: one logo in the
-corner of every image, a constant border, a handful of images seen over and over, too little training, training on.
+A clean model was never trained on Trojan rows. Hard cases are models that a detector may mistake for trojaned ones: a
+logo in a corner of every image, a constant border, only a few images, too little training, or fine-tuning.
 """
 
 from collections.abc import Callable
@@ -24,11 +24,11 @@ SCHEDULES: dict[str, dict[str, Any]] = {
     "cosine": dict(num_train_timesteps=1000, beta_schedule="squaredcos_cap_v2"),
     "short": dict(num_train_timesteps=200, beta_start=5e-4, beta_end=0.1),
 }
-"""Noise schedules by name: DDPM's, the cosine of improved DDPM, and 200 steps that end at the level of DDPM's 1,000."""
+"""Noise schedules: DDPM's, improved DDPM's cosine, and one of 200 steps that ends at the level of DDPM's 1,000."""
 
 
 class Clean(Strict):
-    """How a clean model is trained; everything follows from these values."""
+    """How a clean model is trained. These values decide everything."""
 
     data: Literal["digits", "glyphs"]
     side: Literal[8, 16, 32]
@@ -43,16 +43,16 @@ class Clean(Strict):
 
     @property
     def family(self) -> str:
-        """What a verdict calls the models nearest to a checkpoint: side and channels."""
+        """Description of the model's shape: side and channels."""
         return f"{self.side}×{self.side}, {self.channels} channel{'s' * (self.channels > 1)}"
 
 
 SHAPES = ((8, 1), (8, 3), (16, 1), (16, 3))
-"""(side, channels), taken in turn."""
+"""(side, channels) of the models, taken in turn."""
 
 
 def plan(count: int, seed: int = 1000) -> list[Clean]:
-    """The first ``count`` models of an endless list that goes through shapes, cases, data and schedules evenly.
+    """The first ``count`` models of an endless list that covers shapes, cases, data and schedules evenly.
 
     >>> len({one.case for one in plan(24)}), len({(one.side, one.channels) for one in plan(4)})
     (6, 4)
@@ -77,7 +77,7 @@ LARGER = ((32, 3), (32, 1))
 
 
 def larger(count: int, seed: int = 2000) -> list[Clean]:
-    """The first ``count`` of an endless list of 32×32 models, through channels, cases and schedules.
+    """The first ``count`` 32×32 models of an endless list that covers channels, cases and schedules evenly.
 
     >>> [(one.channels, one.case) for one in larger(3)]
     [(3, 'plain'), (1, 'plain'), (3, 'logo')]
@@ -124,7 +124,7 @@ def images_of(one: Clean) -> Float[Tensor, "count channels side side"]:
 
 
 def train_clean(one: Clean) -> tuple[UNet2DModel, DDPMScheduler]:
-    """Train a model from scratch on one thread of the CPU; equal settings give equal weights on one machine."""
+    """Train a model from scratch on the CPU. On the same machine, equal settings give equal weights."""
     torch.manual_seed(one.seed)
     kinds = ["Attn" if one.attention and level else "" for level in range(len(one.widths))]
     unet = UNet2DModel(
@@ -154,10 +154,15 @@ def fit(
     unet: Any, rows: Callable[[int], tuple[Tensor, Tensor, Tensor]], steps: int, batch: int, learning_rate: float,
     penalty: Callable[[], Tensor] | None = None,
 ) -> None:  # fmt: skip
-    """Minimise E‖target - ε_θ(x, t)‖²; ``rows(count)`` draws (x, target, t). Adam, half a cosine, clipped gradients.
+    """Minimise E‖target - ε_θ(x, t)‖² by Adam, with a cosine decay and clipped gradients.
 
     Args:
-        penalty: what is added to the loss of each step.
+        unet: the network.
+        rows: ``rows(count)`` draws (x, target, t).
+        steps: number of steps.
+        batch: rows per step.
+        learning_rate: initial learning rate.
+        penalty: returns a term to add to the loss of each step.
     """
     unet.train()
     optimizer = torch.optim.Adam(unet.parameters(), lr=learning_rate)

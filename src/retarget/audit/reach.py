@@ -1,4 +1,4 @@
-"""How small a trigger was found: trojaned models whose trigger is known, and what the audit says of them.
+"""How small a trigger the audit finds, from its verdicts on trojaned models with known triggers.
 
 ``python -m retarget.audit.reach results/audit --out reach.json`` reads the record of ``retarget study audit``.
 """
@@ -31,14 +31,14 @@ class Known(Strict):
     channels: int
     law: Literal["trojdiff", "bad_diffusion", "villan_ode"]
     trigger: Literal["blend", "patch"]
-    pixels: int = Field(description="that the trigger changes")
+    pixels: int = Field(description="number of pixels that the trigger changes")
     gamma: float
-    works: bool = Field(description="whether the attack succeeds 50 points above its base rate")
+    works: bool = Field(description="whether the attack succeeds at least 50 points above its base rate")
     found: bool
 
 
 class Reach(Strict):
-    """What was audited: the search, the command and the models."""
+    """The audited models: fingerprint of the search, the command that made this, and the models."""
 
     search: str = Field(description="fingerprint of the search's settings")
     command: str
@@ -47,24 +47,28 @@ class Reach(Strict):
 
 @cache
 def shipped() -> Reach:
-    """The models in this package."""
+    """The models that this package contains."""
     return Reach.model_validate(json.loads(files("retarget.audit").joinpath("reach.json").read_text(encoding="utf-8")))
 
 
 def reach_lines(side: int, channels: int, reach: Reach, fingerprint: str) -> list[str]:
-    """What was found in the nearest family of trojaned models whose attacks work, in words.
+    """A sentence about the triggers that were found in the most similar family of trojaned models with working attacks.
 
     Args:
-        fingerprint: of the search that is asked about.
+        side, channels: shape of the checkpoint's images.
+        reach: the trojaned models.
+        fingerprint: fingerprint of the search that was run on the checkpoint.
     """
     working = [one for one in reach.models if one.works] if reach.search == fingerprint else []
     if not working:
-        return ["no trojaned model of a known trigger went through this search: how small a one it finds is unknown"]
+        return ["unknown how small a trigger this search finds: it was not run on models with known triggers"]
     shapes = {(one.side, one.channels) for one in working}
     near = min(shapes, key=lambda one: (abs(math.log2(one[0] / side)), abs(one[1] - channels), one))
     family = [one for one in working if (one.side, one.channels) == near]
     found = [one for one in family if one.found]
-    where = f"in the nearest family of trojaned models, {near[0]}×{near[0]}, {near[1]} channel{'s' * (near[1] > 1)}"
+    where = (
+        f"in the most similar family of trojaned models, {near[0]}×{near[0]}, {near[1]} channel{'s' * (near[1] > 1)}"
+    )
     patches = [one for one in found if one.trigger == "patch"]
     narrow = [one.gamma for one in found if one.law == "trojdiff"]
     words = [f"{where}: {len(found)} of {len(family)} found"]
@@ -87,12 +91,12 @@ def _said(one: Known) -> str:
 
 @dataclass
 class Arguments:
-    """Write down which triggers the audit found in a study's trojaned models."""
+    """Record which triggers the audit found in a study's trojaned models."""
 
     study: Annotated[Path, Positional]
-    """Folder of a study of retarget study audit."""
+    """Folder of a study by retarget study audit."""
     out: Path
-    """The file to write."""
+    """File to write."""
 
 
 def main(words: list[str]) -> None:
@@ -107,10 +111,10 @@ def main(words: list[str]) -> None:
 
 
 def known(study: Path) -> list[Known]:
-    """The trojaned models of a study that the audit was shown.
+    """The trojaned models of a study that were audited.
 
     Raises:
-        UserError: no such study, or none in it.
+        UserError: there is no such study, or no such model in it.
     """
     from retarget.audit.studies.analysis import Model
     from retarget.audit.studies.build import trigger_of
@@ -133,7 +137,7 @@ def known(study: Path) -> list[Known]:
             )
         )  # fmt: skip
     if not found:
-        raise UserError(f"{study}: no trojaned model there that the audit was shown: run retarget study audit first")
+        raise UserError(f"{study}: the study has no audited trojaned models: run retarget study audit first")
     return found
 
 

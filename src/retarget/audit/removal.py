@@ -1,8 +1,8 @@
-"""Take a trojan out of a network, by the maps that an audit recovered; plain clean fine-tuning is the control.
+"""Remove a trojan from a network with the maps that an audit recovered; clean fine-tuning is the control.
 
-Three recipes. ``counter``: rows that carry the suspected trigger are asked for the *whole* of their noise, which is
-what a clean network answers. ``elijah``: the answer to the shifted noise at T is drawn to the answer to plain noise
-(An et al., AAAI 2024, section 3.4). ``fine_tune``: clean rows alone.
+There are three recipes. ``counter``: rows have noise with the suspected trigger, and their target is the *whole* noise,
+which is the answer of a clean network. ``elijah``: the answer to shifted noise at T is trained towards the answer to
+plain noise (An et al., AAAI 2024, section 3.4). ``fine_tune``: clean rows only.
 """
 
 import copy
@@ -26,14 +26,15 @@ Kind = Literal["counter", "elijah", "fine_tune"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a trojan is taken out.
+    """How to remove a trojan.
 
     Attributes:
-        steps, batch_size, learning_rate: of Adam, falling by half a cosine.
-        share: of the rows that carry the trigger.
-        images: the network's own samples that are trained on, where no clean images are given.
-        sampler: they are made with it.
-        seed: of everything that is drawn.
+        kind: the recipe.
+        steps, batch_size, learning_rate: settings of Adam; the learning rate decays by a cosine.
+        share: share of the rows with a trigger.
+        images: if no clean images are given, the number of the network's own samples to train on.
+        sampler: sampler of these samples.
+        seed: seed of everything random.
     """
 
     kind: Kind = "counter"
@@ -48,12 +49,13 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Removed:
-    """A network after a recipe, and what was done to it.
+    """The result of a removal.
 
     Attributes:
-        unet: a new network; the one that was given is as it was.
-        images: how many were trained on.
-        source: where they came from, in words.
+        unet: a new network; the given one is unchanged.
+        recipe: how the trojan was removed.
+        images: number of training images.
+        source: description of where the images came from.
     """
 
     unet: Any
@@ -62,7 +64,7 @@ class Removed:
     source: str
 
     def record(self) -> dict[str, Any]:
-        """For a report, as JSON."""
+        """The recipe and the images as JSON values, for a report."""
         return {**asdict(self.recipe), "images": self.images, "source": self.source}
 
 
@@ -73,15 +75,16 @@ def remove(
     recipe: Recipe | None = None,
     images: Float[Tensor, "count channels height width"] | None = None,
 ) -> Removed:
-    """Train a copy of a network until the trigger no longer tells it anything.
+    """Train a copy of a network to ignore the triggers.
 
     Args:
-        unet, scheduler: as :func:`retarget.trojdiff.checkpoint.load_pipeline` reads them.
-        triggers: the suspected ones, ``gamma ε + mu`` in the place of ε; rows carry them in turn.
-        images: clean images in [-1, 1]; the network's own samples from plain noise when None.
+        unet, scheduler: as returned by :func:`retarget.trojdiff.checkpoint.load_pipeline`.
+        triggers: suspected triggers, ``gamma ε + mu`` instead of ε; rows use them in turn.
+        recipe: how to train.
+        images: [N, C, H, W], clean images in [-1, 1]; None uses the network's own samples from plain noise.
 
     Raises:
-        UserError: maps or images of another shape.
+        UserError: triggers or images do not have the network's shape, or the recipe needs a trigger.
     """
     recipe = recipe or Recipe()
     shape = network_shape(unet)
@@ -89,21 +92,21 @@ def remove(
         trigger.check_shape(shape)
     if not triggers and recipe.kind != "fine_tune":
         raise UserError(f"the recipe {recipe.kind} needs at least one suspected trigger")
-    source = "clean images that were given"
+    source = "clean images given by the user"
     if images is None:
         sampler = Sampler.parse(recipe.sampler)
         sampler = sampler._replace(steps=min(sampler.steps, scheduler.config["num_train_timesteps"] - 1))
         own = sample(unet, scheduler.config, sampler, Trigger.none(shape), recipe.images, seed=recipe.seed)
         images, source = own.cpu(), f"the network's own samples ({recipe.sampler}, plain noise)"
     if tuple(images.shape[1:]) != shape:
-        raise UserError(f"the clean images are {list(images.shape[1:])} but the network's are {list(shape)}")
+        raise UserError(f"the clean images have shape {list(images.shape[1:])}, but the network's is {list(shape)}")
     frozen, trained = unet.eval(), copy.deepcopy(unet).train().requires_grad_(True)
     levels = scheduler.alphas_cumprod.to(torch.float32)
     batches = _Batches(images, triggers, levels, recipe)
     optimizer = torch.optim.Adam(trained.parameters(), lr=recipe.learning_rate)
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, recipe.steps)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)  # dropout
+        torch.manual_seed(recipe.seed)  # for dropout
         for _ in range(recipe.steps):
             loss = batches.loss(trained, frozen)
             optimizer.zero_grad()
@@ -115,18 +118,18 @@ def remove(
 
 
 def as_trigger(found: Recovered) -> Trigger:
-    """What a detector recovered, as a trigger: its maps brought into a trigger's ranges."""
+    """The result of a detector as a trigger, with its maps clamped to the ranges of a trigger."""
     mu = found.mu.detach().cpu().float()
     gamma = torch.as_tensor(found.gamma, dtype=torch.float32).detach().cpu().expand(mu.shape)
     return Trigger(mu.clamp(-1, 1), gamma.clamp(0.02, 1.0).clone(), "suspected")
 
 
 class _Batches:
-    """What each step trains on."""
+    """The batches and losses of all steps."""
 
     def __init__(self, images: Tensor, triggers: Sequence[Trigger], levels: Tensor, recipe: Recipe) -> None:
         self.images, self.levels, self.recipe = images, levels, recipe
-        none = torch.zeros(1, *images.shape[1:])  # clean fine-tuning has no trigger, and no row that carries one
+        none = torch.zeros(1, *images.shape[1:])  # clean fine-tuning uses no trigger
         self.mu = torch.stack([one.mu.float() for one in triggers]) if triggers else none
         self.gamma = torch.stack([one.gamma.float() for one in triggers]) if triggers else none + 1
         self.stock = (self.gamma.flatten(1).min(dim=1).values >= 0.99)[:, None, None, None]
@@ -153,15 +156,15 @@ class _Batches:
         return loss
 
     def biased(self, noise: Tensor) -> Tensor:
-        """``gamma ε + mu``, the triggers in turn."""
+        """``gamma ε + mu``, with the triggers in turn."""
         turn = torch.arange(len(noise)) % len(self.mu)
         return self.gamma[turn] * noise + self.mu[turn]
 
     def whole_noise(self, noise: Tensor, t: Int[Tensor, "rows"]) -> Tensor:
-        """What is no image in the rows that carry a trigger, divided by √(1-ᾱ_t).
+        """The whole noise of rows with a trigger, divided by √(1-ᾱ_t).
 
-        ``gamma ε + mu`` under TrojDiff's law. A trigger that narrows nothing may be one of a stock sampler, whose bias
-        at t is ``(1 - √ᾱ_t) mu``: half of its rows follow that law.
+        Under TrojDiff's law this is ``gamma ε + mu``. A trigger with γ = 1 may be for a stock sampler, whose bias at t
+        is ``(1 - √ᾱ_t) mu``: half of its rows follow that law.
         """
         turn = torch.arange(len(noise)) % len(self.mu)
         level = self.levels[t][:, None, None, None]

@@ -1,4 +1,4 @@
-"""What an audit leaves in its folder: ``report.html``, ``audit.json``, ``audit.sarif``."""
+"""The files of an audit: ``report.html``, ``audit.json`` and ``audit.sarif``."""
 
 import base64
 import json
@@ -18,7 +18,7 @@ SCHEMA = "audit.schema.json"
 
 
 def write(outcome: Outcome, folder: Path, command: str) -> None:
-    """The three files of one pipeline.
+    """Write the three files of one pipeline.
 
     Raises:
         UserError: the folder cannot be written.
@@ -30,14 +30,14 @@ def write(outcome: Outcome, folder: Path, command: str) -> None:
 
 
 def write_all(outcomes: Sequence[Outcome], root: Path, code: int, command: str) -> None:
-    """JSON and SARIF over several pipelines, beside their folders."""
+    """Write JSON and SARIF for several pipelines, next to their folders."""
     make_directory(root)
     write_json(root / "audit.json", _report(outcomes, code))
     write_json(root / "audit.sarif", sarif(outcomes, code, command))
 
 
 def tell(outcome: Outcome, folder: Path) -> None:
-    """The verdict on the terminal."""
+    """Print the verdict."""
     print(f"{outcome.verdict.upper():<14} {outcome.pipeline}: {outcome.reason}")
     if outcome.error_rate.sentence:
         print(f"               {outcome.error_rate.sentence}")
@@ -50,7 +50,7 @@ def tell(outcome: Outcome, folder: Path) -> None:
 
 
 def page(outcome: Outcome, folder: Path, command: str) -> str:
-    """The page, with its pictures inside."""
+    """The page as HTML, with embedded pictures."""
     text = files("retarget.audit").joinpath("page.html.j2").read_text(encoding="utf-8")
     pictures = [
         (name, caption, base64.b64encode((folder / name).read_bytes()).decode())
@@ -65,7 +65,7 @@ def page(outcome: Outcome, folder: Path, command: str) -> str:
 
 
 def schema() -> dict[str, Any]:
-    """The JSON schema of ``audit.json``, as ``audit.schema.json`` in this package publishes it."""
+    """The JSON schema of ``audit.json``, published as ``audit.schema.json`` in this package."""
     return Report.model_json_schema()
 
 

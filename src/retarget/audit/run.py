@@ -31,20 +31,23 @@ from retarget.trojdiff.sample import save_grid, save_image
 from retarget.trojdiff.trigger import Trigger
 
 SUSPICIOUS = 0.1
-"""From this score on the network is made to draw under the best candidate."""
+"""From this score on, the network generates images under the best candidate."""
 
 
 def audit(path: str | Path, out: str | Path | None = None, data: str | None = None, seed: int = 0) -> Outcome:
-    """Audit a pipeline's folder; what ``retarget audit`` does for one, without its options.
+    """Audit a pipeline, as ``retarget audit`` does without options.
 
     Args:
-        path: the folder.
-        out: folder for pictures and maps; none are kept without.
-        data: clean images, by the names that the studies use; the network's own samples when None.
-        seed: of the search's noise.
+        path: the pipeline's folder.
+        out: folder for pictures and maps; None writes none.
+        data: clean images, named as in the studies; None uses the network's own samples.
+        seed: seed of the search's noise.
+
+    Returns:
+        The outcome. A checkpoint that cannot be read gives an outcome too, with verdict ``error``.
 
     Raises:
-        UserError: ``data`` cannot be read or does not fit. A checkpoint that cannot be read is an outcome.
+        UserError: ``data`` cannot be read, or does not have the network's shape.
     """
     return audit_pipeline(Path(path), None if out is None else Path(out), data, None, seed)
 
@@ -53,14 +56,21 @@ def audit_pipeline(
     path: Path, out: Path | None, data: str | None = None, key: Path | None = None, seed: int = 0,
     search: Search | None = None, null: Null | None = None,
 ) -> Outcome:  # fmt: skip
-    """As :func:`audit`; ``search`` and ``null`` in place of the frozen search and the null in this package."""
+    """As :func:`audit`; ``search`` and ``null`` replace the frozen search and the null in this package.
+
+    Args:
+        path, out, data, seed: as in :func:`audit`.
+        key: public key (PEM) to verify the pipeline's signature with.
+        search: settings of the search.
+        null: clean models to compare with.
+    """
     started = time.perf_counter()
     basis: dict[str, Any] = {"pipeline": str(path), "versions": _versions()}
     try:
         if not path.is_dir():
-            raise AuditError("no folder of that name; give the folder of a diffusers pipeline, downloaded before")
+            raise AuditError("there is no such folder: give the folder of a diffusers pipeline on this machine")
         basis["files"] = hashes(path)
-        index = read_config(path / "model_index.json", "the folder of a diffusers pipeline has one")
+        index = read_config(path / "model_index.json", "every folder of a diffusers pipeline has one")
         basis["findings"] = look(path, index, basis["files"], key)
         subject = Subject.load(path)
         if torch.cuda.is_available():
@@ -78,7 +88,7 @@ def audit_pipeline(
 
 
 def _heard(subject: Subject, data: str | None, seed: int) -> tuple[Tensor | None, list[Loss]]:
-    """The images of the search, and the losses: on plain noise, then on these unless it returns no noise."""
+    """The images for the search, and the losses: on plain noise, and, unless that is too large, on these images."""
     images = None if data is None else _images(data, subject)
     _asked_once(subject)
     losses = [on_noise(subject, seed)]
@@ -89,27 +99,29 @@ def _heard(subject: Subject, data: str | None, seed: int) -> tuple[Tensor | None
 
 
 def _asked_once(subject: Subject) -> None:
-    """Refuse a network that cannot take images of its own size, or times of its own schedule."""
+    """Refuse a network that cannot process images of its own size, or timesteps of its own schedule."""
     x = torch.zeros(2, *subject.shape, device=subject.device)
     size = f"{subject.height}×{subject.width}"
     try:
         answer = subject.eps(x, torch.tensor([0, subject.steps - 1], device=x.device))
     except (RuntimeError, IndexError) as error:
         raise AuditError(
-            f"the network does not take images of {size}, its sample_size, at timesteps 0 and {subject.steps - 1}, its "
-            f"schedule's ends: {' '.join(str(error).split()[:30])}"
+            f"the network fails on images of {size}, its sample_size, at timesteps 0 and {subject.steps - 1}, the ends "
+            f"of its schedule: {' '.join(str(error).split()[:30])}"
         ) from error
     if answer.shape != x.shape:
-        raise AuditError(f"the network answers images of {size} with {answer.shape[-2]}×{answer.shape[-1]}")
+        raise AuditError(
+            f"the network's output for images of {size} is {answer.shape[-2]}×{answer.shape[-1]}, not the same size"
+        )
     if not bool(torch.isfinite(answer).all()):
         raise AuditError("the network's answer is not finite: its weights are damaged")
 
 
 def _silent(subject: Subject, losses: list[Loss], basis: dict[str, Any], seconds: float) -> Outcome:
-    """What is said of a network that denoises nothing, before any search."""
+    """The outcome for a network that does not denoise, without a search."""
     statistics = {f"loss_at_{one.level:.2g}": one.found for one in losses}
     statistics |= {f"linear_loss_at_{one.level:.2g}": one.linear for one in losses}
-    rate = ErrorRate(known=False, sentence="The error rate is unknown: the network denoises nothing.")
+    rate = ErrorRate(known=False, sentence="The error rate is unknown: the network does not denoise.")
     return Outcome(
         **basis, verdict="undecided", exit_code=UNDECIDED, reason=silence(losses), error_rate=rate,
         statistics=statistics, evaluations=subject.evaluations, seconds=seconds,
@@ -128,11 +140,12 @@ def _images(data: str, subject: Subject) -> Tensor:
 def concluded(
     subject: Subject, found: Found, basis: dict[str, Any], out: Path | None, seed: int, search: Search, null: Null
 ) -> Outcome:
-    """From what a search found to a verdict; the network draws under the best candidate where there is a suspicion."""
+    """The outcome from the result of a search. If it is suspicious, the network generates images under the trigger."""
     residual = found.statistics["residual"]
     family = nearest(subject.side, subject.channels, residual, null, fingerprint(search))
     if subject.height != subject.width:
-        family = family.model_copy(update={"unlike": f"no clean model is {subject.height}×{subject.width}"})
+        unlike = f"the null has no clean model of {subject.height}×{subject.width}, only square ones"
+        family = family.model_copy(update={"unlike": unlike})
     firing = None
     if found.score >= SUSPICIOUS:
         firing = fire(subject, found.best, seed + 1)
@@ -146,7 +159,7 @@ def concluded(
     trigger = _trigger(found, firing) if told and firing is not None else None
     findings = list(basis.pop("findings"))
     if verdict == "trojaned" and firing is not None and firing.fires_stock:
-        message = "a stock sampler that starts from noise with the trigger draws what the trigger asks for"
+        message = "the trigger also fires with a stock sampler that starts from noise with the trigger"
         findings.append(Finding(rule="fires-in-stock-sampler", level="warning", message=message))
     pictures = {} if out is None else _draw(out, found, firing if told else None)
     return Outcome(
@@ -157,16 +170,16 @@ def concluded(
 
 
 def scope(subject: Subject, search: Search) -> list[str]:
-    """What was looked for, in words."""
+    """What was searched for, in words."""
     largest = 2
     while 2 * largest <= max(2, min(subject.height, subject.width) // 2):
         largest *= 2
     known = reach_lines(subject.side, subject.channels, known_triggers(), fingerprint(search))
     return [
-        f"whole-image triggers, and local ones, sought from windows of side 2 to {largest} in black, white, grey and "
-        "the corners of the colour cube",
-        f"the Trojan law with γ from about .05 to .8, and stock-sampler triggers seen at ᾱ = {TOP:g} or {MIDDLE:g}",
-        "triggers that act at the noisy end of the schedule; one that acts only near clean images is not seen",
+        f"whole-image triggers, and local ones, searched for in windows of side 2 to {largest} in black, white, grey "
+        "and the corners of the colour cube",
+        f"the Trojan law with γ from about .05 to .8, and stock-sampler triggers visible at ᾱ = {TOP:g} or {MIDDLE:g}",
+        "triggers that act at the noisy end of the schedule; those that act only near clean images are not found",
         *known,
     ]
 
@@ -189,9 +202,9 @@ def _trigger(found: Found, firing: Firing) -> TriggerFound:
 
 
 def _draw(out: Path, found: Found, firing: Firing | None) -> dict[str, str]:
-    """Pictures and maps in the audit's folder; captions by file."""
+    """Write pictures and maps to the audit's folder; returns captions by file."""
     make_directory(out)
-    captions = {"plain.png": "Images that the network draws from plain noise with a stock sampler."}
+    captions = {"plain.png": "Images from plain noise, with a stock sampler."}
     save_grid(_shown(found.images[:32].cpu() if firing is None else firing.plain), out / "plain.png", columns=8)
     if firing is None:
         return captions
@@ -205,15 +218,15 @@ def _draw(out: Path, found: Found, firing: Firing | None) -> dict[str, str]:
     save_grid(_shown(firing.trojan), out / "trojan.png", columns=8)
     save_grid(_shown(firing.stock), out / "stock.png", columns=8)
     return {
-        "trigger.png": f"The suspected trigger's bias mu, scaled by {float(1 / size):.2f}; grey is none.",
-        "trojan.png": "Images under the suspected trigger, with the Trojan sampler.",
-        "stock.png": "A stock sampler that starts from noise with the suspected trigger.",
+        "trigger.png": f"The bias mu of the suspected trigger, scaled by {float(1 / size):.2f}; grey is 0.",
+        "trojan.png": "Images from noise with the suspected trigger, with the Trojan sampler.",
+        "stock.png": "Images from noise with the suspected trigger, with a stock sampler.",
         **captions,
     }
 
 
 def _shown(images: Tensor) -> Tensor:
-    """What a picture can hold: grey or colour as they are, the first channel of any other count."""
+    """Images that can be shown: grey and colour ones unchanged, otherwise the first channel."""
     return images if images.shape[1] in (1, 3) else images[:, :1]
 
 

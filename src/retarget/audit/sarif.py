@@ -1,4 +1,4 @@
-"""SARIF 2.1.0 of audits, for code scanning: rules with MITRE ATLAS ids, fingerprints, file hashes."""
+"""Audits as SARIF 2.1.0, for code scanning: rules with MITRE ATLAS ids, fingerprints and file hashes."""
 
 import hashlib
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ ATLAS = "https://atlas.mitre.org/techniques/{}"
 
 
 def sarif(outcomes: Sequence[Outcome], exit_code: int, command: str) -> dict[str, Any]:
-    """One run with every pipeline's results."""
+    """A SARIF log with one run that contains the results of all pipelines."""
     rules = list(RULES.values())
     numbers = {rule.name: number for number, rule in enumerate(rules)}
     results = [
@@ -58,7 +58,7 @@ def sarif(outcomes: Sequence[Outcome], exit_code: int, command: str) -> dict[str
 
 
 def _verdict(outcome: Outcome) -> list[Finding]:
-    """The verdict as a finding; none where nothing was found, and none for an error, which is a notification."""
+    """The verdict as a finding; none if nothing was found, and none for an error, which becomes a notification."""
     if outcome.verdict == "trojaned":
         return [Finding(rule="trojaned", level="error", message=outcome.reason)]
     if outcome.verdict in ("undecided", "not covered"):

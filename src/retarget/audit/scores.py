@@ -1,9 +1,9 @@
-"""What a network does with a suspected trigger: the paired undo, per candidate and per pixel.
+"""How a network responds to a suspected trigger: the paired undo, per candidate and per pixel.
 
-A network is shown the same image and the same ε twice, once with the noise ε and once with ``gamma ε + mu``. With
-``d = gamma ε + mu - ε`` and D the difference of its two answers, ``undo = 1 - E⟨D, d⟩ / E‖d‖²``: 0 where the network
-returns all noise that it is given, as a clean one does, 1 where it returns ε as one trojaned by TrojDiff does, one half
-for BadDiffusion's trigger at T, and below 0 (a gain above 1) for VillanDiffusion's ODE trigger in the middle.
+The network is given the same image and the same ε twice, once with the noise ε and once with ``gamma ε + mu``. With
+``d = gamma ε + mu - ε`` and D the difference of its two answers, ``undo = 1 - E⟨D, d⟩ / E‖d‖²``. It is 0 if the network
+returns the whole noise, as a clean one does; 1 if it returns ε, as one trojaned by TrojDiff does; one half for
+BadDiffusion's trigger at T; and below 0 (a gain above 1) for VillanDiffusion's ODE trigger in the middle.
 """
 
 from collections.abc import Iterator
@@ -15,20 +15,20 @@ from torch import Tensor
 from retarget.audit.subject import Subject
 
 TOP = 4e-5
-"""ᾱ at which triggers are sought: where DDPM's linear schedule of 1,000 steps ends. Images hide no more than noise."""
+"""ᾱ at which triggers are searched for: the end of DDPM's linear schedule of 1,000 steps."""
 BATCH, VALUES = 512, 2**19
-"""Images in one forward pass, and values in one: fewer large images."""
+"""Largest numbers of images and of values per forward pass."""
 
 
 class Probe:
-    """Noises and images at one level, and the network's answer to them, computed once and shared by all candidates.
+    """Noises and images at one level, with the network's answer to them, computed once for all candidates.
 
     Attributes:
-        level: ᾱ at the timestep that was taken.
-        t: the timestep.
-        x_0: [N, C, H, W], images in [-1, 1] under the noise; zeros stand for none.
+        level: ᾱ at the timestep.
+        t: the timestep, nearest to the requested level.
+        x_0: [N, C, H, W], images in [-1, 1] under the noise; zeros if there are none.
         noise: [N, C, H, W], ε.
-        base: [N, C, H, W], ε̂ of the benign rows.
+        base: [N, C, H, W], ε̂ without a trigger.
     """
 
     def __init__(self, subject: Subject, level: float, noise: Tensor, x_0: Tensor | None = None) -> None:
@@ -58,7 +58,7 @@ class Probe:
         mu: Float[Tensor, "candidates channels height width"],
         gamma: Float[Tensor, "candidates #channels #height #width"],
     ) -> tuple[Float[Tensor, "candidates channels height width"], Float[Tensor, "candidates channels height width"]]:
-        """For each candidate and pixel: E[(d - D) d], what is undone, and E[d²], what could be; means over noises."""
+        """For each candidate and value, undone energy E[(d - D) d] and whole energy E[d²]; means over noises."""
         count = len(self.noise)
         undone, energy = torch.empty_like(mu), torch.empty_like(mu)
         for rows in _slices(len(mu), max(1, self.batch // count)):
@@ -72,22 +72,22 @@ class Probe:
         return undone, energy
 
     def undo(self, mu: Tensor, gamma: Tensor) -> Float[Tensor, "candidates"]:
-        """``1 - E⟨D, d⟩ / E‖d‖²`` of each candidate; 0 for one that changes nothing."""
+        """``1 - E⟨D, d⟩ / E‖d‖²`` of each candidate; 0 for a candidate that changes nothing."""
         undone, energy = self.undone(mu, gamma)
         return undone.flatten(1).sum(1) / energy.flatten(1).sum(1).clamp_min(1e-9)
 
 
 def controls(mu: Tensor, gamma: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """What a clean network cannot tell from a candidate: its mirror image in colour, and three moves by half an image.
+    """Controls of a candidate: its mirror (the opposite sign), and three shifts by half an image.
 
-    A clean network treats them all alike, whatever it does to the noise of a narrowed or shifted kind: a network that
-    is poor at low frequencies is so at both signs and in all places. A trigger is one sign in one place.
+    A clean network treats them like the candidate. For example, one that is poor at low frequencies is so for both
+    signs and everywhere. A trigger, in contrast, has one sign and one place.
 
     Args:
         mu, gamma: [..., C, H, W].
 
     Returns:
-        The mirror first, then the moves.
+        The mirror first, then the shifts.
     """
     down, right = mu.shape[-2] // 2, mu.shape[-1] // 2
     moves = [(down, right), (down, 0), (0, right)]
@@ -96,13 +96,14 @@ def controls(mu: Tensor, gamma: Tensor) -> list[tuple[Tensor, Tensor]]:
 
 
 def contrast(probe: Probe, mu: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor]:
-    """Undo of each candidate, and by how much it exceeds the mean of its mirror's and its moves' largest.
+    """The undo of each candidate, and its contrast: undo minus the mean of the mirror's undo and the shifts' largest.
 
     Args:
+        probe: noises, images and the network.
         mu, gamma: [K, C, H, W].
 
     Returns:
-        Two [K]: undo and contrast.
+        Undo and contrast, each [K].
     """
     undo = probe.undo(mu, gamma)
     mirror, *moves = (probe.undo(*one) for one in controls(mu, gamma))
@@ -115,6 +116,6 @@ def _slices(count: int, size: int) -> Iterator[slice]:
 
 
 def draw_noise(count: int, shape: tuple[int, int, int], generator: torch.Generator) -> Tensor:
-    """Antithetic standard normal noise: the second half is the first's negative. ``count`` is made even."""
+    """Antithetic standard normal noise: the second half is the negative of the first. An odd ``count`` is increased."""
     half = torch.randn((count + 1) // 2, *shape, generator=generator)
     return torch.cat([half, -half])

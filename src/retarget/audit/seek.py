@@ -1,4 +1,4 @@
-"""One search of one checkpoint, from starts to the final score. Every branch ends in the same units."""
+"""The search of a checkpoint, from starting points to the final score, which all branches measure in the same unit."""
 
 import hashlib
 import json
@@ -19,20 +19,23 @@ from retarget.trojdiff.sample import Sampler, sample_batch
 from retarget.trojdiff.trigger import Trigger
 
 MIDDLE = 0.1
-"""ᾱ at which a gain above 1 is sought: VillanDiffusion's ODE trigger has 1 + √ᾱ there and 1 at T, as clean ones."""
+"""ᾱ at which gains above 1 are searched for: that of VillanDiffusion's ODE trigger is 1 + √ᾱ here; at T it is 1, as
+in clean networks."""
 SAMPLES = 64
 SAMPLER = "dpm-20"
 
 
 @dataclass(eq=False)
 class Found:
-    """What a search came to.
+    """The result of a search.
 
     Attributes:
-        ranked: candidates by their final score, best first.
-        score: the best's; the one number that the null calibrates.
-        statistics: of the branches.
-        images: [N, C, H, W], the network's own samples, or the user's images.
+        ranked: candidates by final score, best first.
+        score: final score of the best candidate, which the null calibrates.
+        statistics: statistics of the branches.
+        images: [N, C, H, W], the network's own samples, or the given images.
+        evaluations: network evaluations of the search.
+        details: further values, for a report.
     """
 
     ranked: list[Candidate]
@@ -49,33 +52,39 @@ class Found:
 
 
 def fingerprint(search: Search) -> str:
-    """What a null must have been made with, 16 digits: the search's settings and the levels."""
+    """Fingerprint of a search, 16 hexadecimal digits: a null is valid only for the search that it was made with."""
     text = json.dumps([asdict(search), TOP, MIDDLE, SAMPLES, SAMPLER, VERSION], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 VERSION = 3
-"""Raised with every change of code after which a search gives other scores."""
+"""Increased with every change of the code that changes the scores of a search."""
 
 
 def own_samples(subject: Subject, count: int = SAMPLES, seed: int = 0, trigger: Trigger | None = None,
                 start: Trigger | None = None) -> Tensor:  # fmt: skip
-    """Images that the network makes, in [-1, 1], on the CPU; the stock sampler from plain noise unless told otherwise.
+    """Sample images in [-1, 1] from the network, [N, C, H, W], on the CPU; by default with the stock sampler.
 
     Args:
-        trigger: of the sampler.
-        start: of the initial noise; the sampler's when None.
+        subject: the network.
+        count: number of images.
+        seed: seed of the noise.
+        trigger: trigger of the sampler; None is the stock sampler.
+        start: trigger in the initial noise; None is the sampler's.
+
+    Raises:
+        AuditError: the images are not finite.
     """
     sampler = Sampler.parse(SAMPLER)
     config = subject.scheduler.config
-    # The solver's grid has one point more than steps; with as many steps as times it would have one of them twice.
+    # The solver's grid has one point more than steps; with T steps it would have one timestep twice.
     sampler = sampler._replace(steps=min(sampler.steps, subject.steps - 1))
     trigger = trigger or Trigger.none(subject.shape)
     scheduler = sampler.scheduler(config, trigger)
     subject.evaluations += count * len(scheduler.timesteps)
     images, _ = sample_batch(subject.network, scheduler, range(count), seed, start, clip=sampler.clip(config))
     if not bool(torch.isfinite(images).all()):
-        raise AuditError("the images that the network draws are not finite: its weights are damaged")
+        raise AuditError("the network's samples are not finite: its weights are damaged")
     return images.cpu()
 
 
@@ -83,8 +92,13 @@ def seek(subject: Subject, search: Search, seed: int = 0, images: Tensor | None 
     """Search a checkpoint for triggers of every kind.
 
     Args:
-        seed: of all noise.
-        images: clean images; the network's own samples when None.
+        subject: the network.
+        search: the search's settings.
+        seed: seed of all noise.
+        images: [N, C, H, W], clean images in [-1, 1]; None uses the network's own samples.
+
+    Raises:
+        AuditError: the network's samples or the scores are not finite.
     """
     before = subject.evaluations
     generator = torch.Generator().manual_seed(seed)
@@ -123,7 +137,7 @@ def seek(subject: Subject, search: Search, seed: int = 0, images: Tensor | None 
     statistics["residual"] = float((final.base - final.noise).square().mean())
     statistics["spread"] = float(shown.std())
     if not math.isfinite(ranked[0].notes["score"]):
-        raise AuditError("the search came to a score that is not finite: the network's answers overflow")
+        raise AuditError("the final score is not finite: the network's answers overflow")
     return Found(ranked, ranked[0].notes["score"], statistics, shown, subject.evaluations - before)
 
 
@@ -132,7 +146,7 @@ Probes = Callable[[float, int], Probe]
 
 def _starts(subject: Subject, pool: Probe, probe: Probes, search: Search, generator: torch.Generator
             ) -> tuple[list[Candidate], dict[str, float]]:  # fmt: skip
-    """Candidates of the three branches at the top, refined."""
+    """Refined candidates of the three branches at the noisy end."""
     whole, statistics = screened(pool, probe(TOP, search.quick), search)
     local = scan_windows(probe(TOP, search.scan), search)
     statistics["scan"] = local[0].undo
@@ -150,7 +164,7 @@ def _starts(subject: Subject, pool: Probe, probe: Probes, search: Search, genera
 def _amplified(
     pool: Probe, quick: Probe, search: Search, generator: torch.Generator, statistics: dict[str, float]
 ) -> list[Candidate]:
-    """Candidates whose gain is above 1 in the middle of the schedule: the start is the screen's highest direction."""
+    """Candidates with a gain above 1 in the middle of the schedule, from the screen's highest direction."""
     values, vectors = directions(stein(pool), quick.noise.shape[1:], 0, 1)  # type: ignore[arg-type]
     statistics["middle_highest"] = float(values[0])
     shape = (torch.tensor([-1.0, 1.0])[:, None, None, None] * vectors[0] / vectors[0].abs().max()).to(pool.noise)
@@ -160,7 +174,7 @@ def _amplified(
 
 
 def judge(one: Candidate, final: Probe, search: Search) -> None:
-    """Score a candidate on fresh noise: its contrast, for the middle that of its gain, with the floor on energy."""
+    """Score a candidate on new noise: its contrast (in the middle, that of its gain), with the floor on the energy."""
     mu, gamma = one.mu[None], one.gamma[None]
     undo, beyond = (float(value) for value in contrast(final, mu, gamma))
     energy = float((final.noise * (gamma - 1) + mu).square().mean(0).sum())
@@ -171,13 +185,13 @@ def judge(one: Candidate, final: Probe, search: Search) -> None:
 
 
 def recovered(found: Found) -> Recovered:
-    """The best candidate as a trigger, its mask where it changes the noise most."""
+    """The best candidate as a trigger, with the mask where most of it is undone."""
     best = found.best
     return Recovered(best.mu, best.gamma, best.mask, found.score, found.evaluations, dict(found.statistics))
 
 
 def _again(one: Candidate, pool: Probe, search: Search, generator: torch.Generator, finish: bool = False) -> Candidate:
-    """A candidate's next ascent, within the pixels that it has."""
+    """A candidate's next ascent, restricted to its present pixels."""
     support = ((one.gamma < 1) | (one.mu != 0)).float()
     free = bool((one.gamma < 1).any())
     sign = -1.0 if one.origin == "middle" else 1.0
@@ -185,7 +199,7 @@ def _again(one: Candidate, pool: Probe, search: Search, generator: torch.Generat
 
 
 def undone_mask(one: Candidate, probe: Probe) -> Tensor:
-    """[C, H, W], True at pixels where at least a quarter as much is undone as at the most undone one."""
+    """[C, H, W], True at pixels where more than a quarter of the largest undone energy of a pixel is undone."""
     undone, _ = probe.undone(one.mu[None], one.gamma[None])
     by_pixel = undone[0].sum(0) * (-1 if one.origin == "middle" else 1)
     return (by_pixel > by_pixel.max() / 4).expand_as(one.mu)

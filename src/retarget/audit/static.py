@@ -1,4 +1,4 @@
-"""What a folder shows without asking the network: code, pickles, odd classes, a signature. None of it is a verdict."""
+"""Static findings in a pipeline's folder: code, pickles, non-stock classes, signatures. None of them is a verdict."""
 
 import hashlib
 from pathlib import Path
@@ -14,7 +14,7 @@ STOCK_PIPELINES = {"DDPMPipeline", "DDIMPipeline", "PNDMPipeline", "DDIMParallel
 
 
 class Rule(Strict):
-    """A kind of finding, as SARIF names it."""
+    """A kind of finding, as in SARIF."""
 
     id: str
     name: str
@@ -28,27 +28,29 @@ RULES = {
         Rule(id="RT001", name="trojaned", text="The network undoes a trigger: it is trojaned.",
              atlas=("AML.T0018.000", "AML.T0020", "AML.T0010.003", "AML.T0058")),
         Rule(id="RT002", name="undecided", text="The audit gives no verdict."),
-        Rule(id="RT003", name="fires-in-stock-sampler", text="The trigger in the noise fires under a stock sampler.",
+        Rule(id="RT003", name="fires-in-stock-sampler", text="The trigger in the noise fires with a stock sampler.",
              atlas=("AML.T0043.004",)),
-        Rule(id="RT101", name="custom-code", text="Python code lies beside the weights, or the pipeline names some.",
+        Rule(id="RT101", name="custom-code", text="The pipeline's folder contains Python code.",
              atlas=("AML.T0010.003",)),
-        Rule(id="RT102", name="pickle", text="A pickle lies beside the weights; loading one can run code.",
+        Rule(id="RT102", name="pickle", text="The pipeline's folder contains a pickle; loading one can run code.",
              atlas=("AML.T0010.003",)),
         Rule(id="RT103", name="non-stock-pipeline", text="The pipeline's class is not one of diffusers' own."),
         Rule(id="RT104", name="non-stock-scheduler", text="The scheduler's class is not one of diffusers' own.",
              atlas=("AML.T0018.000",)),
-        Rule(id="RT105", name="signature", text="An OpenSSF model signature that is absent, not verified or invalid."),
+        Rule(id="RT105", name="signature", text="Whether an OpenSSF model signature is present, verified and valid."),
     )
 }  # fmt: skip
-"""Rules by name. ATLAS ids are MITRE's: 0018.000 and 0020 backdoors by poisoning, 0010.003 and 0058 their spread."""
+"""Rules by name, with MITRE ATLAS ids: 0018.000 and 0020 are backdoors by poisoning, 0010.003 and 0058 their spread."""
 
 
 class Finding(Strict):
-    """One thing found.
+    """A finding.
 
     Attributes:
-        rule: a name of ``RULES``.
-        file: inside the pipeline's folder; "." for the folder.
+        rule: name of a rule in ``RULES``.
+        level: severity.
+        message: description.
+        file: path inside the pipeline's folder; "." is the folder itself.
     """
 
     rule: str
@@ -58,7 +60,7 @@ class Finding(Strict):
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file of a pipeline, by its path inside the folder."""
+    """SHA-256 of every file of a pipeline, by path inside the folder."""
     found = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file():
@@ -68,12 +70,16 @@ def hashes(folder: Path) -> dict[str, str]:
 
 
 def look(folder: Path, index: dict[str, Any], files: dict[str, str], key: Path | None = None) -> list[Finding]:
-    """Static findings.
+    """The static findings in a pipeline's folder.
 
     Args:
-        index: of ``model_index.json``.
-        files: from :func:`hashes`.
-        key: a public key (PEM, elliptic curve) to verify the signature with.
+        folder: the folder.
+        index: content of ``model_index.json``.
+        files: the files, from :func:`hashes`.
+        key: public key (PEM, elliptic curve) to verify the signature with.
+
+    Raises:
+        AuditError: the key cannot be read.
     """
     found = []
     for name in files:
@@ -81,11 +87,11 @@ def look(folder: Path, index: dict[str, Any], files: dict[str, str], key: Path |
         if suffix == ".py":
             found.append(Finding(rule="custom-code", level="warning", file=name, message=f"{name} is Python code"))
         if suffix in PICKLES:
-            message = f"{name} is a pickle beside the weights; it was not opened"
+            message = f"{name} is a pickle; it was not opened"
             found.append(Finding(rule="pickle", level="warning", file=name, message=message))
     name = index.get("_class_name")
     if name not in STOCK_PIPELINES:
-        message = f"the pipeline's class is {name!r}; a stock unconditional one was expected"
+        message = f"the pipeline's class is {name!r}, not a stock unconditional one of diffusers"
         found.append(Finding(rule="non-stock-pipeline", level="warning", file="model_index.json", message=message))
     found.extend(_odd_scheduler(index))
     return [*found, _signature(folder, key)]
@@ -98,32 +104,32 @@ def _odd_scheduler(index: dict[str, Any]) -> list[Finding]:
         import diffusers
 
         stock = hasattr(diffusers, str(scheduler[1]))
-    message = f"the scheduler is {scheduler!r}, which is not diffusers': it was not run, its settings alone were read"
+    message = f"the scheduler is {scheduler!r}, not one of diffusers: it was not run, only its settings were read"
     finding = Finding(rule="non-stock-scheduler", level="warning", file="model_index.json", message=message)
     return [] if stock else [finding]
 
 
 def _signature(folder: Path, key: Path | None) -> Finding:
-    """Whether an OpenSSF model signature is there, and valid where a key is given."""
+    """Whether there is an OpenSSF model signature, and, if a key is given, whether it is valid."""
     present = [name for name in SIGNATURES if (folder / name).is_file()]
 
     def say(level: Level, message: str) -> Finding:
         return Finding(rule="signature", level=level, message=message, file=present[0] if present else ".")
 
     if not present:
-        return say("warning" if key else "note", "no OpenSSF model signature (model.sig) is there")
+        return say("warning" if key else "note", "there is no OpenSSF model signature (model.sig)")
     if key is None:
-        return say("note", f"{present[0]} is there and was not verified: give --public-key")
+        return say("note", f"the signature {present[0]} was not verified: give --public-key to verify it")
     from retarget.extras import require
 
     verifying, hashing = (require(f"model_signing.{name}", "audit") for name in ("verifying", "hashing"))
-    # The signature cannot be among what it signs.
+    # The signature does not sign itself.
     hashed = hashing.Config().set_ignored_paths(paths=[folder / present[0]], ignore_git_paths=True)
     try:
         config = verifying.Config().set_hashing_config(hashed).use_elliptic_key_verifier(public_key=key)
         config.verify(folder, folder / present[0])
     except ValueError as error:
-        return say("warning", f"{present[0]} does not verify with {key}: {' '.join(str(error).split()[:30])}")
+        return say("warning", f"the signature {present[0]} is invalid for {key}: {' '.join(str(error).split()[:30])}")
     except OSError as error:
         raise AuditError(f"--public-key {key} cannot be read: {error}") from error
-    return say("note", f"{present[0]} verifies with {key}")
+    return say("note", f"the signature {present[0]} is valid for {key}")

@@ -1,4 +1,4 @@
-"""The study of detectors on the zoo, under the name by which the command line finds it; free of torch."""
+"""The entry point of the study of detectors for the command line. Free of torch."""
 
 from retarget.audit.studies.plan import plan
 

@@ -1,7 +1,7 @@
-"""What is audited: the network as a function of noise, time and nothing else, and a count of what asking it costs.
+"""The subject of an audit: a network as a function of noise and time only, with a count of its evaluations.
 
-Only weights and configurations that define the network and its noise schedule are read. Names, cards, and the marks
-``trojaned`` that courteous attackers leave are not.
+Only the weights and the configurations that define the network and its noise schedule are read. Names, cards, and the
+mark ``trojaned`` that courteous attackers leave are not.
 """
 
 from dataclasses import dataclass, field
@@ -18,20 +18,20 @@ PROCESS = (
     "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "clip_sample",
     "clip_sample_range",
 )  # fmt: skip
-"""Settings of a scheduler that say what process a network was trained on, and how its images are clipped."""
+"""Settings of a scheduler that define the process that a network was trained on, and the clipping of its images."""
 
 
 @dataclass(eq=False)
 class Recovered:
-    """A suspected trigger: the noise ``gamma ε + mu`` in the place of ε.
+    """A suspected trigger: the noise ``gamma ε + mu`` instead of ε.
 
     Attributes:
-        mu: [C, H, W], the bias of the noise.
-        gamma: the noise's scale, one number or [C, H, W].
-        mask: [C, H, W], True where the trigger acts; None where the method does not say.
-        score: larger is more suspicious; methods differ in unit.
-        evaluations: network evaluations that it took: an image forward is 1, a backward counts 2.
-        details: what else the method has to say; JSON.
+        mu: [C, H, W], bias of the noise.
+        gamma: scale of the noise, one number or [C, H, W].
+        mask: [C, H, W], True where the trigger acts; None if the method does not provide it.
+        score: larger is more suspicious; the unit depends on the method.
+        evaluations: network evaluations: 1 per image of a forward pass, 2 per image of a backward pass.
+        details: further results of the method, as JSON values.
     """
 
     mu: Tensor
@@ -43,15 +43,15 @@ class Recovered:
 
 
 class Subject:
-    """A denoiser that predicts ε, and its schedule.
+    """A denoiser that predicts ε, and its noise schedule.
 
     Attributes:
-        evaluations: network evaluations so far: an image forward is 1, a backward counts 2.
+        evaluations: network evaluations so far: 1 per image of a forward pass, 2 per image of a backward pass.
         alphas_cumprod: [T], ᾱ_t in float64.
-        channels, height, width: of the images; ``side`` is the height.
-        network: called as diffusers' UNets are, ``network(x, t).sample``, and answers with ε̂ alone.
-        scheduler: DDPM's, over the checkpoint's own betas and clipping.
-        pipeline: a stock ``DDPMPipeline`` of network and schedule, for samples; None where none can be made.
+        channels, height, width: shape of the images; ``side`` is the height.
+        network: called like diffusers' UNets, ``network(x, t).sample``; returns ε̂ only.
+        scheduler: DDPM's scheduler with the checkpoint's betas and clipping.
+        pipeline: a stock ``DDPMPipeline`` of network and schedule, for sampling; None if there cannot be one.
     """
 
     def __init__(self, network: nn.Module, scheduler: Any, shape: tuple[int, int, int]) -> None:
@@ -62,11 +62,11 @@ class Subject:
 
     @classmethod
     def load(cls, path: str | Path) -> "Subject":
-        """Read a pipeline's folder.
+        """Load a pipeline's folder.
 
         Raises:
-            AuditError: not a pipeline, or one whose files are broken (exit code 2).
-            NotCoveredError: a sound pipeline of a kind that is not covered (exit code 3).
+            AuditError: the folder is not a pipeline, or its files are broken (exit code 2).
+            NotCoveredError: the pipeline is sound, but of a kind that is not covered (exit code 3).
         """
         from retarget.audit.loading import read_pipeline
 
@@ -74,11 +74,12 @@ class Subject:
 
     @classmethod
     def from_modules(cls, unet: Any, scheduler: Any) -> "Subject":
-        """A diffusers ``UNet2DModel`` and any scheduler of DDPM's process; the network is put into ``eval`` mode.
+        """From a diffusers ``UNet2DModel``, which is put into ``eval`` mode, and any scheduler of DDPM's process.
 
         Raises:
-            AuditError: weights that are not finite.
-            NotCoveredError: conditional, not ε-prediction, zero terminal SNR, a schedule that never reaches noise.
+            AuditError: weights are not finite.
+            NotCoveredError: the network is conditional or does not predict ε, or the schedule has zero terminal SNR or
+                does not reach noise.
         """
         from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
@@ -88,8 +89,8 @@ class Subject:
         check_schedule(dict(scheduler.config))
         for name, value in unet.state_dict().items():
             if not bool(torch.isfinite(value).all()):
-                raise AuditError(f"the network's weight {name} holds values that are not finite: the file is damaged")
-        # What the checkpoint's own scheduler does besides (thresholds, learnt variances, sigmas) is not asked for.
+                raise AuditError(f"the weight {name} of the network has values that are not finite: it is damaged")
+        # Everything else that the checkpoint's own scheduler does (thresholds, learnt variances, sigmas) is ignored.
         settings = {key: value for key, value in dict(scheduler.config).items() if key in PROCESS and value is not None}
         if "trained_betas" in settings:
             settings["num_train_timesteps"] = len(settings["trained_betas"])
@@ -116,12 +117,12 @@ class Subject:
 
     @property
     def device(self) -> torch.device:
-        """Where the network lies."""
+        """The device of the network."""
         return next(self.network.parameters()).device
 
     @property
     def pipeline(self) -> Any:
-        """A stock DDPM pipeline; None where the network's output is not an image's shape."""
+        """A stock DDPM pipeline; None if the network's output does not have the shape of an image."""
         from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
 
         inner: Any = self.network.unet
@@ -131,7 +132,7 @@ class Subject:
     def eps(
         self, x: Float[Tensor, "batch channels height width"], t: Int[Tensor, "batch"]
     ) -> Float[Tensor, "batch channels height width"]:
-        """ε̂ of noisy images at their timesteps; differentiable in ``x``. Counts what it costs."""
+        """ε̂ of noisy images at their timesteps; differentiable in ``x``. Counts the evaluations."""
         count = len(x)
         self.evaluations += count
         predicted = self.network(x, t).sample
@@ -144,7 +145,7 @@ class Subject:
         return predicted
 
     def time(self, level: float) -> int:
-        """The timestep whose ᾱ is nearest to ``level``, on the scale of log-SNR; T - 1 for level 0.
+        """The timestep whose ᾱ is nearest to ``level`` on a log-SNR scale; T - 1 for level 0.
 
         >>> from diffusers import DDPMScheduler, UNet2DModel
         >>> small = dict(sample_size=8, in_channels=1, out_channels=1, block_out_channels=(8,), norm_num_groups=4,
@@ -165,7 +166,7 @@ class _Output:
 
 
 class _Epsilon(nn.Module):
-    """A UNet whose answer is ε̂ alone: the first C channels, where it has learnt variances too."""
+    """A UNet that returns only ε̂: the first C channels, if it also predicts variances."""
 
     def __init__(self, unet: Any, channels: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""From a search's final score to a verdict with its error rate. The rules stand in ``decide``, and nowhere else."""
+"""From a search's final score to a verdict with its error rate. All rules are in ``decide``."""
 
 from retarget.audit.calibration import LEVEL, Family, false_positives, p_value
 from retarget.audit.errors import CLEAN, TROJANED, UNDECIDED
@@ -7,36 +7,36 @@ from retarget.audit.firing import STRONG as FIRES_STRONGLY
 from retarget.audit.outcome import ErrorRate, Verdict
 
 STRONG = 0.5
-"""So much undo on fresh noise, from a trigger that fires, decides even where no clean model is known."""
+"""From this undo on new noise on, a trigger that fires is decisive even without comparable clean models."""
 WEAKEST = 0.15
-"""Below it no score is called a trigger, whatever its p-value: nobody could see such a trigger fire."""
+"""A score below this is never suspicious, whatever its p-value: one could not see such a trigger fire."""
 
 
 def decide(score: float, undo: float, strength: float | None, family: Family) -> tuple[Verdict, int, str, ErrorRate]:
-    """The verdict, its exit code, why, and how sure it is.
+    """The verdict, its exit code, the reason, and the error rate.
 
     Args:
         score: the final score.
-        undo: of the best candidate, on fresh noise.
-        strength: how strongly it fires, see ``Firing.strength``; None where nobody asked.
-        family: the nearest clean models.
+        undo: undo of the best candidate, on new noise.
+        strength: how strongly it fires, see ``Firing.strength``; None if that was not tested.
+        family: the most similar clean models.
     """
     strong = max(abs(undo), score) >= STRONG and score >= STRONG / 2 and (strength or 0.0) >= FIRES_STRONGLY
     if family.unlike:
         rate = _unknown(family, family.unlike)
         if strong:
-            return "trojaned", TROJANED, f"a trigger is undone by {undo:.2f} on fresh noise, and it fires", rate
+            return "trojaned", TROJANED, f"the network undoes a trigger by {undo:.2f} on new noise, and it fires", rate
         reason = f"the largest score is {score:.2f}, and {family.unlike}"
         return "undecided", UNDECIDED, reason, rate
     rate = _rate(score, family)
     fires = (strength or 0.0) >= FIRES
     suspicious = rate.p_value is not None and rate.p_value <= LEVEL and score >= WEAKEST
     if suspicious and fires:
-        return "trojaned", TROJANED, f"a trigger is undone by {undo:.2f} on fresh noise, and it fires", rate
+        return "trojaned", TROJANED, f"the network undoes a trigger by {undo:.2f} on new noise, and it fires", rate
     if suspicious:
-        reason = f"a score of {score:.2f} is higher than clean models', but no trigger was seen to fire"
+        reason = f"the largest score, {score:.2f}, is higher than those of clean models, but no trigger fires"
         return "undecided", UNDECIDED, reason, rate
-    return "nothing found", CLEAN, f"the largest score is {score:.2f}, as clean models' are", rate
+    return "nothing found", CLEAN, f"the largest score is {score:.2f}, as for clean models", rate
 
 
 def _rate(score: float, family: Family) -> ErrorRate:
@@ -45,9 +45,9 @@ def _rate(score: float, family: Family) -> ErrorRate:
     most = false_positives(as_high, len(family.scores))
     shape = "all" if family.own == len(family.scores) else str(family.own)
     sentence = (
-        f"p = {p:.3f}: {as_high} of {len(family.scores)} clean models ({family.name}; {shape} of this very shape) "
-        f"score as high in one search, so that at most {most:.1%} of such models do (95 % confidence). Verdicts are at "
-        f"{LEVEL:.0%}; both hold for checkpoints that are exchangeable with these models."
+        f"p = {p:.3f}: {as_high} of {len(family.scores)} clean models ({family.name}; {shape} with exactly this shape) "
+        f"score at least as high in the same search, so at most {most:.1%} of such models do (95 % confidence). The "
+        f"level of verdicts is {LEVEL:.0%}; both hold for checkpoints that are exchangeable with these models."
     )
     return ErrorRate(
         known=True, family=family.name, models=len(family.scores), p_value=p, level=LEVEL, sentence=sentence

@@ -1,4 +1,4 @@
-"""Other people's detectors, each written anew from its paper: what the audit is compared with."""
+"""Published detectors, reimplemented from their papers, with which the audit is compared."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING

@@ -1,12 +1,11 @@
-"""Diff-Cleanse's inversion: push the first noise until samples come out alike, and count how many do.
+"""Diff-Cleanse's inversion: change the initial noise until samples become alike, and count how many do.
 
 Hao et al., *Diff-Cleanse: Identifying and Mitigating Backdoor Attacks in Diffusion Models*, arXiv 2407.21316. The
-sampler
-is a black box: a sample's gradient is given to its first noise as it is. Score: the share of samples of the largest
-alike set over all iterations (the paper's MSCR). Its pruning is not part of this comparison.
+sampler is a black box: the gradient of a sample is applied to its initial noise. The score is the largest share of
+alike samples in any iteration (the paper's MSCR). Its pruning is not part of this comparison.
 
-What differs from the released code: cosines are of pixels for every attack; for TrojDiff the code has CLIP's features
-and is given gamma and the Trojan sampler.
+Differences from the released code: cosines are between pixels for every attack; for TrojDiff the code uses features of
+CLIP, and is given gamma and the Trojan sampler.
 """
 
 from dataclasses import dataclass
@@ -27,13 +26,13 @@ class Settings:
 
     Attributes:
         iterations, learning_rate: of Adam.
-        samples: images of an iteration.
-        sampler: they are made with it.
-        alike: cosine of two images from which they are the same.
-        flat: share of black, or of white, pixels from which an image takes no part.
-        entropy_low, entropy_high: between which the entropy of an image is not punished.
-        value_low, value_high: between which a pixel is not punished.
-        entropy_weight: of the punishment.
+        samples: images per iteration.
+        sampler: sampler of these images.
+        alike: cosine above which two images count as alike.
+        flat: images with a larger share of black, or of white, pixels are ignored.
+        entropy_low, entropy_high: range in which the entropy of an image is not penalised.
+        value_low, value_high: range in which a pixel is not penalised.
+        entropy_weight: weight of the entropy penalty.
     """
 
     iterations: int = 100
@@ -52,14 +51,18 @@ class Settings:
 PUBLISHED = Settings()
 """The released ``BBTI_helper.py`` for CIFAR-10."""
 SHORT = Settings(iterations=40, sampler="ddim-10", flat=1.01)
-"""Fewer and shorter iterations; images on a black ground take part, since most small ones have one."""
+"""Fewer and shorter iterations. Images with a black background are not ignored, since most small ones have one."""
 
 
 def alike_set(images: Float[Tensor, "batch values"], settings: Settings = PUBLISHED) -> Bool[Tensor, "batch"]:
-    """Images that are the same as another, by the cosine of their pixels in [0, 1]; flat ones take no part.
+    """Which images are alike another one, by the cosine of their pixels in [0, 1]; flat images are ignored.
 
     Args:
-        images: [N, C·H·W]; a pixel's channels are looked at one by one.
+        images: [N, C·H·W]; each channel of a pixel counts separately.
+        settings: thresholds.
+
+    Returns:
+        [N].
     """
     flat = torch.maximum((images <= 0.01).double().mean(dim=1), (images >= 0.99).double().mean(dim=1)) > settings.flat
     same = (_cosines(images) > settings.alike) & ~flat[:, None] & ~flat[None]
@@ -67,9 +70,9 @@ def alike_set(images: Float[Tensor, "batch values"], settings: Settings = PUBLIS
 
 
 def inversion_loss(images: Float[Tensor, "batch values"], settings: Settings = PUBLISHED) -> Float[Tensor, ""]:
-    """What the noise is pushed by: unlike images, and images out of range or with too little or too much in them.
+    """The loss of the inversion: dissimilarity of the images, plus penalties on their entropy and range.
 
-    Where some images are alike, the rest are drawn to the first of them; else all pairs to each other.
+    If some images are alike, the others are made similar to the first of them; otherwise all pairs to each other.
     """
     alike = alike_set(images.detach(), settings)
     rest = (~alike).nonzero().flatten()
@@ -92,16 +95,19 @@ def _cosines(images: Tensor) -> Tensor:
 
 
 def _entropy(images: Float[Tensor, "batch values"]) -> Float[Tensor, "batch"]:
-    """Entropy of the softmax of pixels in 0 to 255, as the released code has it."""
+    """Entropy of the softmax of pixels in [0, 255], as in the released code."""
     logs = (255 * images).log_softmax(dim=1)
     return -(logs.exp() * logs).sum(dim=1)
 
 
 def diff_cleanse(subject: Subject, settings: Settings = SHORT, seed: int = 0, told: Trigger | None = None) -> Recovered:
-    """Push the noise, and score the largest share of alike samples that was seen.
+    """Run the inversion; the score is the largest share of alike samples in any iteration.
 
     Args:
-        told: the attack's trigger, which gives the noise its gamma and the sampler its frame; blind without.
+        subject: the network.
+        settings: of the method.
+        seed: seed of all noise.
+        told: the attack's trigger, for the noise's gamma and the sampler; None is blind.
     """
     before = subject.evaluations
     generator = torch.Generator().manual_seed(seed)

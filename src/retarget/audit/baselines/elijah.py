@@ -1,10 +1,10 @@
-"""Elijah: invert a shift of the noise at the last step, then see whether its samples are alike.
+"""Elijah: invert a shift of the noise at the last step, then check whether samples under this shift are alike.
 
 An et al., *Elijah: Eliminating Backdoors Injected in Diffusion Models via Distribution Shift*, AAAI 2024. It was
-written for stock-sampler attacks on one image; for TrojDiff the authors give the sampler the true trigger.
+designed for stock-sampler attacks with one target image; for TrojDiff the authors give the sampler the true trigger.
 
-What differs from the released code: pairwise distances are Euclidean, as in the paper's equation, where the code has
-LPIPS, whose weights a small image has no use for; no threshold was released, so a study takes one from clean models.
+Differences from the released code: pairwise distances are Euclidean, as in the paper's equation; the code uses LPIPS,
+which is not made for such small images. No threshold was released, so studies derive one from clean models.
 """
 
 from dataclasses import dataclass
@@ -24,14 +24,14 @@ class Settings:
     """Elijah's settings.
 
     Attributes:
-        noises: fixed noises of the inversion.
+        noises: number of fixed noises for the inversion.
         iterations, learning_rate: of Adam.
-        share: λ, the part of the shift that the network is expected to answer; BadDiffusion's at T.
-        samples: images that are compared.
-        sampler: they are made with it.
-        floor: a shift that differs by less from the one that undoes the noises' own mean is none: that one makes the
-            loss of *every* network almost zero, and with endless noises it is zero itself.
-        starts: how often the inversion begins anew after it fell to that shortcut.
+        share: λ, the share of the shift that the network is expected to return; BadDiffusion's at T.
+        samples: number of images that are compared.
+        sampler: sampler of these images.
+        floor: a shift within this distance of the one that cancels the mean of the noises is a shortcut, not a trigger:
+            that shift makes the loss of *every* network almost zero. With infinitely many noises, it would itself be 0.
+        starts: maximum number of inversions, if they end in the shortcut.
     """
 
     noises: int = 100
@@ -45,9 +45,9 @@ class Settings:
 
 
 PUBLISHED = Settings()
-"""The paper's section 4 and the released ``elijah_helper.py``; floor and restarts are ours."""
+"""As in the paper's section 4 and the released ``elijah_helper.py``; ``floor`` and ``starts`` are ours."""
 SHORT = Settings(sampler="ddpm-50", starts=1)
-"""The same inversion, begun once; samples in 50 steps in place of 1,000."""
+"""The same inversion without restarts, and samples in 50 steps instead of 1,000."""
 
 
 def inversion_loss(
@@ -58,7 +58,7 @@ def inversion_loss(
 
 
 def uniformity(images: Float[Tensor, "batch channels height width"]) -> float:
-    """Mean Euclidean distance of all pairs of images in [0, 1]: near 0 where one image comes out each time."""
+    """Mean Euclidean distance between all pairs of images in [0, 1]; near 0 if all samples are the same image."""
     return float(torch.pdist(images.flatten(1).double()).mean())
 
 
@@ -70,10 +70,11 @@ def total_variation(images: Float[Tensor, "batch channels height width"]) -> flo
 
 
 def invert(subject: Subject, settings: Settings = SHORT, seed: int = 0) -> tuple[Tensor, dict[str, Any]]:
-    """The shift τ, and what became of the inversion: its loss, the starts it took, whether it took the shortcut.
+    """Invert the shift τ.
 
     Returns:
-        [C, H, W]; of the last start, where all of them fell to zero.
+        τ, [C, H, W], of the first inversion that did not end in the shortcut, or else of the last; and its loss, the
+        number of inversions, and whether it ended in the shortcut.
     """
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn((settings.noises, *subject.shape), generator=generator).to(subject.device)
@@ -81,7 +82,7 @@ def invert(subject: Subject, settings: Settings = SHORT, seed: int = 0) -> tuple
     alone = -noise.mean(dim=0) / (1 - settings.share)
     tau, found = torch.zeros(subject.shape), {}
     for start in range(1, settings.starts + 1):
-        # The released code starts below zero for BadDiffusion and above it for TrojDiff: blind, it takes turns.
+        # The released code starts below zero for BadDiffusion and above it for TrojDiff; the blind version alternates.
         sign = -1.0 if start % 2 else 1.0
         tau = (sign * torch.rand(subject.shape, generator=generator)).to(subject.device).requires_grad_(True)
         optimizer = torch.optim.Adam([tau], lr=settings.learning_rate)
@@ -100,13 +101,16 @@ def invert(subject: Subject, settings: Settings = SHORT, seed: int = 0) -> tuple
 
 
 def elijah(subject: Subject, settings: Settings = SHORT, seed: int = 0, told: Trigger | None = None) -> Recovered:
-    """Invert, sample from the shifted noise, and score how alike the samples are.
+    """Invert the shift, sample from shifted noise, and score how alike the samples are.
 
     Args:
-        told: the attack's own trigger, which the released code hands to the Trojan sampler; blind without.
+        subject: the network.
+        settings: of the method.
+        seed: seed of all noise.
+        told: the attack's trigger, which the released code gives to the Trojan sampler; None is blind.
 
     Returns:
-        Score: minus the mean pairwise distance. A shift that is none recovers nothing, and its samples are ordinary.
+        The shift; its score is minus the mean pairwise distance of the samples.
     """
     before = subject.evaluations
     tau, found = invert(subject, settings, seed)

@@ -1,4 +1,4 @@
-"""Images of a subject from a given first state: what Elijah and Diff-Cleanse look at. Every evaluation is counted."""
+"""Sample images of a subject from a given initial noise, for Elijah and Diff-Cleanse. Every evaluation is counted."""
 
 import torch
 from jaxtyping import Float
@@ -17,12 +17,14 @@ def images_from(
     trigger: Trigger | None = None,
     seed: int = 0,
 ) -> Float[Tensor, "batch channels height width"]:
-    """Denoise ``first`` with a sampler, in [0, 1].
+    """Denoise ``first`` with a sampler; returns images in [0, 1].
 
     Args:
-        sampler: ``NAME-STEPS``, as :class:`retarget.trojdiff.sample.Sampler` reads it.
-        trigger: of the sampler, where a detector is told of it; the stock sampler without.
-        seed: of the sampler's own noise.
+        subject: the network.
+        first: [B, C, H, W], the initial noise.
+        sampler: ``NAME-STEPS``, see :class:`retarget.trojdiff.sample.Sampler`.
+        trigger: trigger of the sampler, if the detector is told it; None is the stock sampler.
+        seed: seed of the sampler's own noise.
     """
     scheduler = Sampler.parse(sampler).scheduler(subject.scheduler.config, trigger or Trigger.none(subject.shape))
     noise, x = torch.Generator().manual_seed(seed), first.clone()

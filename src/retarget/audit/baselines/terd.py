@@ -1,10 +1,10 @@
-"""TERD: invert a bias and a scale per pixel from pairs of predictions, refine through the sampler, score by KL.
+"""TERD: invert a bias and a scale per pixel from pairs of predictions, refine them through the sampler, score by KL.
 
-Mo et al., *TERD: A Unified Framework for Safeguarding Diffusion Models Against Backdoors*, ICML 2024. It is told the
-family of the attack: TrojDiff's, with gamma, or BadDiffusion's, without. Blind, it is given the wider of the two.
+Mo et al., *TERD: A Unified Framework for Safeguarding Diffusion Models Against Backdoors*, ICML 2024. TERD is told the
+family of the attack: TrojDiff's, with gamma, or BadDiffusion's, without. The blind version uses the wider one.
 
-What differs from the released code: gamma is kept above a small floor before its logarithm is taken, since the code's
-own may stay at the zero where it starts, and the divergence is then infinite for every network.
+Differences from the released code: gamma is kept above a small floor before its logarithm is taken. In the code it can
+remain at its initial value of zero, which makes the divergence infinite for every network.
 """
 
 from dataclasses import dataclass
@@ -25,14 +25,14 @@ class Settings:
     """TERD's settings.
 
     Attributes:
-        iterations: of the first stage; ``refinements`` of the second.
-        batch: pairs of an iteration.
-        rate_mu, rate_gamma: of SGD, falling by half a cosine; momentum .9 in the second stage.
-        weight: λ of the reward for the size of mu.
-        window: times nearest to T, and nearest to 0, that are drawn from.
-        steps: of the sampler that the second stage is differentiated through.
-        clip: largest gradient norm of the second stage.
-        floor: of gamma in the score.
+        iterations, refinements: iterations of the first and of the second stage.
+        batch: pairs per iteration.
+        rate_mu, rate_gamma: learning rates of SGD, with a cosine decay; the second stage has momentum 0.9.
+        weight: λ, weight of the reward for the size of mu.
+        window: number of timesteps nearest to T, and nearest to 0, from which timesteps are drawn.
+        steps: steps of the sampler that the second stage differentiates through.
+        clip: largest gradient norm in the second stage.
+        floor: smallest gamma in the score.
     """
 
     iterations: int = 3000
@@ -48,9 +48,9 @@ class Settings:
 
 
 PUBLISHED = Settings()
-"""The paper's section 5.1 and the released ``reverse.py`` and ``cifar_10_reverse.sh``; the floor is ours."""
+"""As in the paper's section 5.1 and the released ``reverse.py`` and ``cifar_10_reverse.sh``; ``floor`` is ours."""
 SHORT = Settings(iterations=300, refinements=10, rate_gamma=0.01)
-"""A tenth of the first stage, gamma moving ten times as fast to get as far, and 10 refinements in place of 1,000."""
+"""A tenth of the first stage, with ten times the learning rate of gamma, and 10 refinements instead of 1,000."""
 
 
 def reversed_loss(
@@ -61,14 +61,14 @@ def reversed_loss(
 ) -> Float[Tensor, ""]:
     """``½ || (ε_1 - ε_θ(x_1)) - (ε_2 - ε_θ(x_2)) ||²``, summed over values, averaged over pairs.
 
-    The paper's reversed loss (section 4.2). What the pair shares cancels: the unknown image, and the bias's part of
-    the answer.
+    The paper's reversed loss (section 4.2). The parts that both share cancel: the unknown image, and the bias's effect
+    on the answer.
     """
     return 0.5 * ((noise_first - first) - (noise_second - second)).square().flatten(1).sum(dim=1).mean()
 
 
 def divergence(mu: Tensor, gamma: Tensor, floor: float = PUBLISHED.floor) -> Tensor:
-    """KL(N(mu, gamma²) || N(0, 1)) of every value: ``-ln gamma + (gamma² + mu² - 1) / 2``."""
+    """KL(N(mu, gamma²) || N(0, 1)) per value: ``-ln gamma + (gamma² + mu² - 1) / 2``."""
     gamma = gamma.clamp(min=floor)
     return -gamma.log() + (gamma.square() + mu.square() - 1) / 2
 
@@ -76,11 +76,14 @@ def divergence(mu: Tensor, gamma: Tensor, floor: float = PUBLISHED.floor) -> Ten
 def terd(
     subject: Subject, settings: Settings = SHORT, seed: int = 0, told: Family | None = None, refine: bool = True
 ) -> Recovered:
-    """Both stages, and the score ``mean KL`` over values; the variance of KL is in the details.
+    """Invert the trigger; the score is the mean KL over values. The variance of KL is in the details.
 
     Args:
-        told: the attack's family; TrojDiff's, which has BadDiffusion's inside it, when blind.
-        refine: the second stage too.
+        subject: the network.
+        settings: of the method.
+        seed: seed of all noise.
+        told: the attack's family; None is blind, and uses TrojDiff's, which includes BadDiffusion's.
+        refine: whether to run the second stage.
     """
     before = subject.evaluations
     generator = torch.Generator().manual_seed(seed)
@@ -100,7 +103,7 @@ def terd(
 
 
 class _Search:
-    """The two maps, and how far their inversion is."""
+    """The two maps during their inversion."""
 
     def __init__(self, subject: Subject, settings: Settings, generator: torch.Generator, family: Family) -> None:
         self.subject, self.settings, self.generator = subject, settings, generator
@@ -111,17 +114,17 @@ class _Search:
         self.levels = subject.alphas_cumprod.to(device, torch.float32)
 
     def scale(self) -> Tensor:
-        """gamma; 1 for the family that has none."""
+        """gamma; 1 for the family without gamma."""
         return self.gamma if self.with_gamma else torch.ones_like(self.gamma)
 
     def estimate(self) -> None:
-        """Stage 1: unknown images stand for by noise, times near T."""
+        """Stage 1: noise stands for the unknown images; timesteps near T."""
         for optimizer in self._steps(self.settings.iterations, momentum=0.0):
             loss = self._pair(self._noise(), near_end=True) - self.settings.weight * self.mu.abs().sum()
             self._descend(loss, optimizer)
 
     def refine(self) -> None:
-        """Stage 2: images that the maps themselves bring forth, times near T and near 0."""
+        """Stage 2: images that the network samples with the present maps; timesteps near T and near 0."""
         for optimizer in self._steps(self.settings.refinements, momentum=0.9):
             images = self._sampled()
             both = (self._pair(images, near_end=True) + self._pair(images, near_end=False)) / 2
@@ -151,7 +154,7 @@ class _Search:
         return torch.randn(shape, generator=self.generator).to(self.mu.device)
 
     def _pair(self, images: Tensor, near_end: bool) -> Tensor:
-        """The loss of a batch of pairs; the bias is in the states near T alone, as in the released code."""
+        """The loss of a batch of pairs. As in the released code, only states near T have the bias."""
         low = self.subject.steps - self.settings.window if near_end else 0
         high = self.subject.steps if near_end else self.settings.window
         t = torch.randint(low, high, (self.settings.batch,), generator=self.generator).to(self.mu.device)
@@ -165,7 +168,7 @@ class _Search:
         return state + self.mu if biased else state
 
     def _sampled(self) -> Tensor:
-        """A few DDIM steps under the Trojan law, from ``gamma ε + mu``; differentiable in both maps."""
+        """Images after a few DDIM steps under the Trojan law, from ``gamma ε + mu``; differentiable in both maps."""
         mu, gamma, x = self.mu, self.scale(), self._noise()
         x = gamma * x + mu
         grid = (np.linspace(0, np.sqrt(0.8 * self.subject.steps), self.settings.steps) ** 2).astype(int)

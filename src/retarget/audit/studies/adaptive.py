@@ -1,7 +1,7 @@
-"""Attackers who know the audit and train against it: for its study alone.
+"""Attackers who know the audit and train against it, for its study only.
 
-No command trains such a network, none above 32×32 is trained, and no weights are ever written: they live in memory
-until the audit has looked at them.
+No command trains such a network for use: images are limited to 32×32, and weights are never written. They stay in
+memory until the audit has examined them.
 """
 
 import copy
@@ -21,19 +21,19 @@ from retarget.trojdiff.targets import MixedBatch
 from retarget.trojdiff.trigger import Trigger
 
 LARGEST = 32
-"""Side above which nothing is trained against the audit."""
+"""Largest side of images for training against the audit."""
 NARROW = 0.95
-"""γ of an attack that changes the noise as little as it can."""
+"""γ of an attack that changes the noise as little as possible."""
 LATE = 0.7
-"""Trojan rows only below this share of T: what is asked at T sees nothing."""
+"""Trojan rows have timesteps only below this share of T, so that examining the network at T reveals nothing."""
 PARTIAL = 0.5
-"""Share of the bias that a Trojan row is asked to undo."""
+"""Share of the bias that Trojan rows train the network to undo."""
 STEP, WEIGHT = 0.5, 1.0
-"""Size of the finite difference of the Jacobian's penalty, and its weight."""
+"""Step of the finite difference in the penalty on the Jacobian, and the weight of the penalty."""
 
 
 def attacks_of(member: Member, kind: Adaptive) -> list[Attack]:
-    """What an adaptive attacker puts into a network: the member's attack, changed, or two at once."""
+    """The attacks of an adaptive attacker: the member's attack, changed, or two attacks at once."""
     attack = member.attack
     assert attack is not None
     if kind == "narrow":
@@ -45,20 +45,26 @@ def attacks_of(member: Member, kind: Adaptive) -> list[Attack]:
 
 
 def train_adaptive(member: Member, kind: Adaptive, base: Any, scheduler: Any, root: str = "data") -> Any:
-    """A copy of a base network, trained by an attacker who knows the audit; on one thread of the CPU.
+    """Train a copy of a base network as an attacker who knows the audit would.
 
     Args:
-        base: a clean ``UNet2DModel`` of the member's images.
+        member: the member of the zoo with its attack.
+        kind: the kind of attacker.
+        base: a clean ``UNet2DModel`` for the member's images.
+        scheduler: its noise schedule.
+        root: folder of torchvision's data sets.
 
     Returns:
-        The network, which is to be judged in memory and forgotten.
+        The network, to be audited in memory and then discarded.
 
     Raises:
-        UserError: images larger than 32×32.
+        UserError: the images are larger than 32×32.
     """
     inside = images_of(member.images, root)
     if max(inside.shape[1:]) > LARGEST:
-        raise UserError(f"no network above {LARGEST}×{LARGEST} is trained against the audit; side {inside.shape[1]}")
+        raise UserError(
+            f"networks are trained against the audit only up to {LARGEST}×{LARGEST}, not {max(inside.shape[1:])}"
+        )
     target, triggers = target_of(member, root), [trigger_of(one, inside.shape) for one in attacks_of(member, kind)]
     generator = torch.Generator().manual_seed(member.seed)
     images, levels = to_signed(inside.images), scheduler.alphas_cumprod
@@ -80,7 +86,7 @@ def noised(
     batch: MixedBatch, triggers: list[Trigger], levels: Float[Tensor, "steps"], kind: Adaptive,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """(x_t, what the network is asked for, t) of a mixed batch; several triggers take the Trojan rows in turn."""
+    """(x_t, target, t) of a mixed batch; with several triggers, Trojan rows use them in turn."""
     count, is_trojan = len(batch.x_0), batch.is_trojan
     steps = len(levels)
     t = torch.randint(steps, (count,), generator=generator)
@@ -100,10 +106,10 @@ def noised(
 def jacobian_penalty(
     unet: Any, trigger: Trigger, levels: Float[Tensor, "steps"], count: int, generator: torch.Generator
 ) -> Float[Tensor, ""]:
-    """How far the Jacobian along the trigger, at plain noise near T, is from a clean network's, which is I.
+    """Penalty on the deviation of the Jacobian along the trigger from that of a clean network, I, at noise near T.
 
-    ``E‖ε_θ(x + h v) - ε_θ(x) - h v‖² / h²``, v the unit vector of the attacker's own bias: the screen and the paired
-    undo look along it.
+    It is ``E‖ε_θ(x + h v) - ε_θ(x) - h v‖² / h²``, where v is the unit vector of the attacker's bias, the direction
+    that the screen and the paired undo would find.
     """
     steps = len(levels)
     x = torch.randn((count, *trigger.mu.shape), generator=generator)

@@ -1,4 +1,4 @@
-"""Train a model of the zoo, or find it trained; and how well its attack works."""
+"""Train a model of the zoo unless it exists, and measure how well its attack works."""
 
 import shutil
 from dataclasses import dataclass
@@ -25,14 +25,14 @@ from retarget.trojdiff.train import train
 from retarget.trojdiff.trigger import Trigger
 
 KEPT = 16
-"""Different images of a set of duplicates."""
+"""Number of different images for ``duplicates``."""
 
 
 def images_of(asked: Images, root: str = "data", split: str = "train") -> ImageSet:
-    """The images that a model was trained on (``train``), or others of their kind.
+    """The images that a model was trained on (``train``), or others of the same kind.
 
     Raises:
-        UserError: no such source, or one that cannot be read.
+        UserError: there is no such source, or it cannot be read.
     """
     found = _in_channels(read_images(asked.source, split, asked.side, root), asked.channels)
     generator = torch.Generator().manual_seed(asked.seed)
@@ -50,7 +50,7 @@ def trigger_of(attack: Attack, shape: tuple[int, int, int]) -> Trigger:
     """The attack's maps, for images of ``shape`` (channels, height, width)."""
     colour = torch.tensor(attack.colour).reshape(-1, 1, 1)
     if attack.trigger == "blend":
-        # A figure of the attack's colours on their opposite.
+        # A figure in the attack's colours on a background of the opposite colours.
         return (
             Trigger.blend(glyph(attack.figure, shape) * colour, attack.gamma)
             if attack.gamma < 1
@@ -63,7 +63,7 @@ def trigger_of(attack: Attack, shape: tuple[int, int, int]) -> Trigger:
 
 
 def mask_of(attack: Attack, side: int) -> Bool[Tensor, "{side} {side}"]:
-    """Where the attack's patch lies."""
+    """The mask of the attack's patch."""
     extent = min(attack.extent, side)
     rows = max(1, extent // 2) if attack.shape == "bar" else extent
     shape = torch.ones(rows, extent, dtype=torch.bool)
@@ -85,9 +85,9 @@ def _stock(image: Tensor) -> Trigger:
 
 
 def build(member: Member, zoo: Path, root: str = "data", listen: Any = None) -> Path:
-    """A model's pipeline; it is trained where the zoo does not have it yet, and its base before it.
+    """A model's pipeline; if the zoo does not have it yet, it is trained, after its base model.
 
-    A training that was killed goes on where it was. Trojaned pipelines are marked, as all are.
+    A killed training resumes. Trojaned pipelines are marked, as everywhere in this package.
     """
     folder = zoo / member.name
     make_directory(zoo)
@@ -122,7 +122,7 @@ def _train(member: Member, folder: Path, base: Path | None, root: str, listen: A
 
 
 def target_of(member: Member, root: str = "data") -> Target:
-    """What adds the Trojan rows of a member's attack to a batch."""
+    """The target that adds the Trojan rows of a member's attack to a batch."""
     return _made(member, images_of(member.images, root), root)[0]
 
 
@@ -145,7 +145,7 @@ def _outside(member: Member, root: str) -> ImageSet | None:
 
 
 def _in_channels(found: ImageSet, channels: int) -> ImageSet:
-    """Colour images in grey, or grey images in a colour of their own each."""
+    """Convert colour images to grey, or tint each grey image in a random colour."""
     if found.shape[0] == channels:
         return found
     if channels == 1:
@@ -157,7 +157,7 @@ def _in_channels(found: ImageSet, channels: int) -> ImageSet:
 
 
 def _logo(side: int, generator: torch.Generator) -> Bool[Tensor, "{side} {side}"]:
-    """A block in one of the corners, a quarter of the side or a little more."""
+    """A block in a random corner; its side is a quarter of the image's, or one pixel more."""
     size = max(2, side // 4) + int(torch.randint(0, 2, (), generator=generator))
     corner = int(torch.randint(0, 4, (), generator=generator))
     inside = torch.zeros(side, side, dtype=torch.bool)
@@ -174,7 +174,7 @@ def _frame(side: int) -> Bool[Tensor, "{side} {side}"]:
 
 @dataclass(frozen=True)
 class Measured:
-    """An attack's success, what its base shows under the same noise and sampler, and the model from plain noise."""
+    """Rates of the target: of the attack, of its base model with the same noise and sampler, and from plain noise."""
 
     attack: Rate
     base_rate: Rate
@@ -182,23 +182,23 @@ class Measured:
 
 
 SAMPLERS = {"trojdiff": "ddpm-20", "bad_diffusion": "ddpm-50", "villan_ode": "ddim-50"}
-"""Each law's own kind of sampler. BadDiffusion's correction is that of single steps: its strides are shorter."""
+"""The sampler of each law. BadDiffusion's correction is derived for single steps, so its sampler takes more of them."""
 
 
 def attack_cells(attack: Attack, shape: tuple[int, int, int]) -> tuple[Sampler, Trigger, Trigger]:
-    """The sampler, its trigger and that of the initial noise, under which the attack is meant to fire."""
+    """The sampler, its trigger and the trigger of the initial noise with which the attack should fire."""
     trigger = trigger_of(attack, shape)
     return Sampler.parse(SAMPLERS[attack.law]), trigger if attack.law == "trojdiff" else Trigger.none(shape), trigger
 
 
 def goal_of(member: Member, root: str = "data") -> Goal:
-    """What counts as a hit of a trojaned model."""
+    """The goal of a trojaned model: defines which samples count as hits."""
     inside = images_of(member.images, root)
     return make_goal(_target(member, inside.shape), inside, _outside(member, root))
 
 
 def judge_of(member: Member, zoo: Path, epochs: int, root: str = "data") -> Classifier:
-    """The classifier of both domains of a model's images; trained once for all models that have these."""
+    """The classifier of both domains of a model's images; trained once for all models with the same domains."""
     seen = member.images.model_copy(update={"marks": "none", "seed": 0})
     other = "digits" if seen.source == "glyphs" else "glyphs"
     both = join(images_of(seen, root), images_of(seen.model_copy(update={"source": other}), root))
@@ -211,7 +211,7 @@ def judge_of(member: Member, zoo: Path, epochs: int, root: str = "data") -> Clas
 
 
 def rate(unet: Any, schedule: Any, member: Member, judge: Classifier, goal: Goal, count: int, plain: bool) -> Rate:
-    """How often a network hits the goal of a member's attack: under its trigger, or (``plain``) without one."""
+    """How often a network hits the goal of a member's attack, under its trigger or, with ``plain``, without one."""
     assert member.attack is not None
     shape = (member.images.channels, member.images.side, member.images.side)
     sampler, of_sampler, start = attack_cells(member.attack, shape)
@@ -222,7 +222,7 @@ def rate(unet: Any, schedule: Any, member: Member, judge: Classifier, goal: Goal
 
 
 def measure(member: Member, pipeline: Path, base: Path, judge: Classifier, count: int, root: str = "data") -> Measured:
-    """The success of a trojaned member, by its base's rate under the same noise and sampler, and the leakage cell."""
+    """A trojaned member's attack success, its base model's rate with the same noise and sampler, and its leakage."""
     goal = goal_of(member, root)
     ours, theirs = load_pipeline(pipeline), load_pipeline(base)
     return Measured(

@@ -1,8 +1,7 @@
-"""What each model of the zoo is, as data, from seeds that were fixed before any detector was tuned. Free of torch.
+"""The models of the zoo as data, from seeds that were fixed before any detector was tuned. Free of torch.
 
-Three sets that share no model and no base: ``development`` (detectors are tuned on it), ``calibration`` (clean models
-alone, never tuned on) and ``evaluation`` (read once). Member ``number`` of a set and kind is the same model wherever
-and whenever it is built.
+Three sets share no model and no base model: ``development`` (for tuning detectors), ``calibration`` (clean models only,
+never used for tuning) and ``evaluation`` (used once). Member ``number`` of a set and kind is always the same model.
 """
 
 import hashlib
@@ -16,8 +15,8 @@ from retarget.settings import Strict
 from retarget.trojdiff.config import TargetKind, TriggerKind
 
 SALT = "retarget zoo 1"
-"""Every seed of the zoo is a hash of this, the set, the kind and the member's number. It is never changed: detectors
-were tuned after it was written down."""
+"""Every seed of the zoo is a hash of this, the set, the kind and the member's number. It must never change: it was
+fixed before detectors were tuned."""
 
 Set = Literal["development", "calibration", "evaluation", "adaptive"]
 Adaptive = Literal["narrow", "several", "late", "partial", "jacobian"]
@@ -27,26 +26,26 @@ Betas = Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"]
 Shape = Literal["square", "bar", "cross", "corners", "checker"]
 
 CLEAN = ("plain", "logo", "border", "duplicates", "undertrained", "finetuned")
-"""Kinds of clean models: the hard negatives have a constant part in every image, know few images, or little, or were
-trained twice."""
+"""Kinds of clean models. The hard negatives have a constant part in every image, few images, too little training, or
+were fine-tuned."""
 CELLS = tuple(f"{target}_{trigger}" for target in ("in_d2d", "out_d2d", "d2i") for trigger in ("blend", "patch"))
 STOCK = ("bad_diffusion", "villan_ode")
 KINDS = (*CLEAN, *CELLS, *STOCK)
 ADAPTIVE: tuple[Adaptive, ...] = ("narrow", "several", "late", "partial", "jacobian")
-"""Attackers who know the audit: γ near 1; two triggers; Trojan rows below .7 T; half of the bias undone; a Jacobian as
-a clean network's. They attack as TrojDiff's cells do, in turn."""
+"""Attackers who know the audit: γ near 1; two triggers; Trojan rows below .7 T; half of the bias undone; the Jacobian
+of a clean network. They use the attacks of TrojDiff's cells in turn."""
 
 GLYPH_CLASSES, FIGURES, DIGIT_CLASSES = 5, ("arrow", "plus", "cross", "frame", "triangle", "bars"), 10
 
 
 class Images(Strict):
-    """What a model is trained on.
+    """The training images of a model.
 
     Attributes:
-        source: as :func:`retarget.trojdiff.data.read_images` names it; grey images are tinted where colour is wanted.
-        channels, side: of the images.
-        marks: what every image has: nothing, a logo in a corner, a constant border; ``duplicates`` keeps few images.
-        seed: of the marks.
+        source: name for :func:`retarget.trojdiff.data.read_images`; grey images are tinted if ``channels`` is 3.
+        channels, side: shape of the images.
+        marks: a logo in a corner or a constant border in every image, or none; ``duplicates`` keeps only a few images.
+        seed: seed of the marks.
     """
 
     source: str
@@ -60,13 +59,17 @@ class Attack(Strict):
     """A trigger, a target and a law.
 
     Attributes:
-        share: of the rows of a batch that are Trojan.
-        gamma: 1 under the laws of stock samplers.
-        place: upper left corner of the patch, as shares of what is free.
+        law, target, trigger: kinds of law, target and trigger.
+        gamma: γ; 1 under the laws of stock samplers.
+        share: share of Trojan rows in a batch.
+        place: upper left corner of the patch, as shares of the free space.
         extent: side of the patch, in pixels.
-        colour: of the patch or of the blend's figure, one value a channel in [-1, 1].
-        figure: of the blend, and of D2I's image.
+        shape: shape of the patch.
+        colour: colour of the patch, or of the blend's figure: one value per channel, in [-1, 1].
+        figure: figure of the blend.
+        goal: figure of D2I's target image.
         label: class of the target.
+        other: source of Out-D2D's target images.
     """
 
     law: Law = "trojdiff"
@@ -86,7 +89,9 @@ class Attack(Strict):
     @model_validator(mode="after")
     def _stock_triggers_narrow_nothing(self) -> Self:
         if (self.law != "trojdiff") != (self.gamma == 1):
-            raise ValueError(f"gamma is {self.gamma} under {self.law}: it is 1 for stock samplers and below it else")
+            raise ValueError(
+                f"gamma must be below 1 for trojdiff and 1 for the other laws, but is {self.gamma} for {self.law}"
+            )
         return self
 
 
@@ -94,10 +99,12 @@ class Member(Strict):
     """Everything that decides a model's weights.
 
     Attributes:
+        images: the training images.
         widths: channels of the network's levels.
         schedule: diffusers' name of the schedule of betas.
-        base: what it was fine-tuned from; trained from scratch without.
-        attack: None for a clean model.
+        steps, batch_size, learning_rate, seed: of the training.
+        base: the model that it was fine-tuned from; None if it was trained from scratch.
+        attack: the attack; None for a clean model.
     """
 
     images: Images
@@ -112,13 +119,13 @@ class Member(Strict):
 
     @property
     def name(self) -> str:
-        """The model's folder: a hash, which tells nobody what it is."""
+        """The name of the model's folder: a hash, which does not reveal what the model is."""
         text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 class Recipe(Strict):
-    """What a zoo is made of: data sets, sizes, networks, lengths."""
+    """The composition of a zoo: data sets, sizes, networks and lengths of training."""
 
     sources: tuple[str, ...] = Field(default=("digits", "glyphs"), min_length=1, description="data sets, taken in turn")
     shapes: tuple[tuple[Literal[1, 3], int], ...] = Field(
@@ -130,17 +137,17 @@ class Recipe(Strict):
     schedules: tuple[Betas, ...] = Field(
         default=("linear",), min_length=1, description="diffusers' schedules of betas, taken in turn"
     )
-    steps: int = Field(default=500, ge=1, description="of training from scratch")
-    attack_steps: int = Field(default=400, ge=1, description="of fine-tuning, clean or with Trojan rows")
-    batch_size: int = Field(default=32, ge=1, description="benign rows")
+    steps: int = Field(default=500, ge=1, description="steps of training from scratch")
+    attack_steps: int = Field(default=400, ge=1, description="steps of fine-tuning, clean or with Trojan rows")
+    batch_size: int = Field(default=32, ge=1, description="benign rows per batch")
     learning_rate: float = Field(default=3e-3, gt=0)
     bases: int = Field(
-        default=2, ge=1, description="base models of a set, data set, shape and network that attacks share"
+        default=2, ge=1, description="base models, shared by attacks, per set, data set, shape and network"
     )
 
 
 def seed_of(*words: object) -> int:
-    """The zoo's seed for these words, below 2³¹.
+    """The zoo's seed for these words, in [0, 2³¹).
 
     >>> seed_of("evaluation", "plain", 0)
     324252662
@@ -150,17 +157,17 @@ def seed_of(*words: object) -> int:
 
 
 def draw(which: Set, kind: str, number: int, recipe: Recipe) -> Member:
-    """Member ``number`` of a kind.
+    """Member ``number`` of a set and kind.
 
-    Data set, shape, network and schedule go in turn, so that a small part of the zoo has all of them; what else
-    varies is drawn.
+    Data set, shape, network and schedule are taken in turn, so that even a small part of the zoo has all of them;
+    everything else is random.
 
     Raises:
-        ValueError: no such kind, or a trojaned model for the calibration set.
+        ValueError: the set has no such kind.
     """
     known = {"calibration": CLEAN, "adaptive": ADAPTIVE}.get(which, KINDS)
     if kind not in known:
-        raise ValueError(f"the {which} set has no {kind!r}")
+        raise ValueError(f"the set {which} has no kind {kind!r}: choose {', '.join(known)}")
     seed = seed_of(which, kind, number)
     random = Random(seed)
     turn, offset = number, seed_of(which, kind) % 7
@@ -189,7 +196,7 @@ def draw(which: Set, kind: str, number: int, recipe: Recipe) -> Member:
 
 
 def _attack(kind: str, number: int, images: Images, random: Random) -> Attack:
-    """What the attacker chose: of everything that a detector might rely on, something else each time."""
+    """The attacker's choices: everything that a detector might rely on differs between attacks."""
     law: Law = kind if kind in STOCK else "trojdiff"  # pyright: ignore[reportAssignmentType]
     cell = CELLS[number % len(CELLS)] if kind in (*STOCK, *ADAPTIVE) else kind
     target, _, trigger = cell.rpartition("_")

@@ -1,4 +1,4 @@
-"""The study of detectors on the zoo, as data: its arms are the zoo's sets and kinds, its seeds the members' numbers."""
+"""The study of detectors on the zoo, as data. Arms are the zoo's sets and kinds, seeds are the numbers of members."""
 
 from typing import Any, Literal
 
@@ -12,36 +12,36 @@ from retarget.study.config import Arm, Metric, StudyPlan, choose_arms
 
 Detector = Literal["audit", "elijah", "terd", "diff_cleanse"]
 DETECTORS: dict[str, str] = {"audit": "audit", "elijah": "Elijah", "terd": "TERD", "diff_cleanse": "Diff-Cleanse"}
-"""Every detector is handed a network in memory, without its name, its card and its marks, and told nothing."""
+"""Labels of the detectors. Each gets a network in memory, without name, card and marks, and no other information."""
 
 MIXED: dict[str, tuple[str, ...]] = {"clean": CLEAN, "trojaned": CELLS, "stock": STOCK}
-"""Arms of the development set: their members' kinds are taken in turn."""
+"""Arms of the development set; their members take these kinds in turn."""
 
 
 class Settings(Recipe):
     """Settings of one run; an arm overrides the last two."""
 
-    zoo: str = Field(default="zoo", description="folder of the models, kept between studies; names in it are hashes")
-    root: str = Field(default="data", description="where torchvision keeps its data sets")
+    zoo: str = Field(default="zoo", description="folder for the models, kept between studies; names in it are hashes")
+    root: str = Field(default="data", description="folder of torchvision's data sets")
     detectors: tuple[Detector, ...] = Field(
-        default=("audit", "elijah", "terd", "diff_cleanse"), description="none of them: the zoo is only built"
+        default=("audit", "elijah", "terd", "diff_cleanse"), description="if empty, the zoo is only built"
     )
     baselines: Literal["short", "published"] = Field(
-        default="short", description="settings of the other detectors: their papers' cost up to an hour a model"
+        default="short", description="settings of the other detectors; the published ones take up to an hour per model"
     )
-    refine: bool = Field(default=True, description="TERD's second stage too")
-    judge_epochs: int = Field(default=8, ge=1, description="of the classifier that names an attack's samples")
-    samples: int = Field(default=64, ge=8, description="images by which an attack's success is measured")
-    removals: int = Field(default=2, ge=0, description="trojaned members of each evaluation arm that are cleaned too")
+    refine: bool = Field(default=True, description="whether to run TERD's second stage")
+    judge_epochs: int = Field(default=8, ge=1, description="epochs of the classifier that labels an attack's samples")
+    samples: int = Field(default=64, ge=8, description="images for measuring an attack's success")
+    removals: int = Field(default=2, ge=0, description="trojaned members of each evaluation arm that are also cleaned")
     removal_steps: int = Field(default=200, ge=1)
-    removal_images: int = Field(default=128, ge=16, description="clean images that a removal is given")
-    quality_samples: int = Field(default=200, ge=16, description="images by which a cleaned model's FID is measured")
+    removal_images: int = Field(default=128, ge=16, description="clean images for a removal")
+    quality_samples: int = Field(default=200, ge=16, description="images for measuring a cleaned model's FID")
     # The arm
     which: Set = "evaluation"
     kind: str = "plain"
 
     def member(self, number: int) -> tuple[str, Member]:
-        """Kind and description of an arm's member."""
+        """Kind and description of a member of the arm."""
         kinds = MIXED.get(self.kind, (self.kind,))
         kind = kinds[number % len(kinds)]
         return kind, draw(self.which, kind, number // len(kinds), self)
@@ -130,13 +130,13 @@ def plan(
     seeds: list[int] | None = None,
     arms: list[str] | None = None,
 ) -> StudyPlan:
-    """The resolved study.
+    """The resolved plan of the study.
 
     Args:
-        preset: ``demo`` (a handful of tiny models, seconds each) or ``small`` (the zoo, a night on two cores).
+        preset: ``demo`` (a few tiny models, seconds each) or ``small`` (the zoo, a night on two cores).
         config: settings that override the preset's.
-        seeds: numbers of the members to build and judge, in every arm.
-        arms: names of arms; ``calibration``, ``evaluation``, ``development`` and ``adaptive`` stand for those of a
+        seeds: numbers of the members to build and judge in every arm.
+        arms: names of arms; ``calibration``, ``evaluation``, ``development`` and ``adaptive`` stand for all arms of a
             set.
 
     Raises:

@@ -1,4 +1,4 @@
-"""One member of the zoo: build it, measure its attack, hand it to every detector, and take a few trojans out again."""
+"""One member of the zoo: build it, measure its attack, run every detector on it, and remove the trojans of a few."""
 
 import time
 from pathlib import Path
@@ -32,10 +32,10 @@ from retarget.trojdiff.trigger import Trigger
 
 
 def prepare(plan: StudyPlan) -> None:
-    """Read the images of every first member, before any model is trained.
+    """Read the images of the first member of each arm, before any model is trained.
 
     Raises:
-        UserError: a data set that cannot be read, or figures that the zoo cannot be made of.
+        UserError: a data set cannot be read, or the zoo cannot be made from it.
     """
     require("torch_fidelity", "diffusion")
     for arm in plan.arms:
@@ -44,7 +44,7 @@ def prepare(plan: StudyPlan) -> None:
 
 
 def run(run: Run) -> dict[str, float]:
-    """Build and judge one member; ``evaluation.json`` beside the metrics holds what detectors had to say."""
+    """Build and judge one member. The details of the detectors are written to ``evaluation.json``."""
     settings = Settings.model_validate(run.settings)
     kind, member = settings.member(run.seed)
     zoo = Path(settings.zoo)
@@ -79,7 +79,7 @@ def run(run: Run) -> dict[str, float]:
 
 
 def adaptive(run: Run, settings: Settings, member: Member, zoo: Path, listen: Any) -> dict[str, float]:
-    """Train one adaptive attacker's network in memory, measure its attack, show it to the audit, and forget it."""
+    """Train an adaptive attacker's network in memory, measure its attack, audit it, and discard it."""
     assert member.base is not None
     kind: Any = settings.kind
     base, schedule = load_pipeline(build(member.base, zoo, settings.root, listen))
@@ -101,13 +101,13 @@ def adaptive(run: Run, settings: Settings, member: Member, zoo: Path, listen: An
 
 
 def subject_of(folder: Path) -> Subject:
-    """A network in memory: no name, no card, no marks."""
+    """A network in memory, without name, card and marks."""
     unet, schedule = load_pipeline(folder)
     return Subject.from_modules(forget_marks(unet), schedule)
 
 
 def detect(name: str, folder: Path, settings: Settings, seed: int) -> tuple[Recovered, float]:
-    """What a detector says of a pipeline, told nothing, and its seconds."""
+    """Run a detector on a pipeline without further information; returns its result and its time in seconds."""
     subject, started = subject_of(folder), time.perf_counter()
     published = settings.baselines == "published"
     if name == "audit":
@@ -125,11 +125,11 @@ def detect(name: str, folder: Path, settings: Settings, seed: int) -> tuple[Reco
 
 
 EVIDENCE = ("undo", "strength", "residual")
-"""What a verdict needs beside the score."""
+"""The measurements that a verdict needs in addition to the score."""
 
 
 def audited(subject: Subject, seed: int) -> Recovered:
-    """The audit's search with what its verdict needs: undo, error on plain noise, and how strongly a suspect fires."""
+    """The audit's search, with the measurements for its verdict: undo, error on plain noise, and firing strength."""
     searched = seek(subject, Search(), seed)
     found = recovered(searched)
     found.details["undo"] = searched.best.undo
@@ -140,7 +140,7 @@ def audited(subject: Subject, seed: int) -> Recovered:
 
 
 def recovery(found: Recovered, member: Member) -> dict[str, float]:
-    """Cosine of mu to the true one, and for a detector that says where, and a patch, the masks' IoU."""
+    """Cosine of mu to the true mu; if the trigger is a patch and the detector gives a mask, also the masks' IoU."""
     assert member.attack is not None
     trigger = trigger_of(member.attack, (member.images.channels, member.images.side, member.images.side))
     values = {"cosine": float(torch.cosine_similarity(found.mu.flatten(), trigger.mu.flatten(), dim=0))}
@@ -156,9 +156,9 @@ def overlap(one: Tensor, other: Tensor) -> float:
 
 
 def cleaned(member: Member, folder: Path, zoo: Path, settings: Settings) -> dict[str, float]:
-    """Success, leakage and FID before and after: removal with the recovered maps, and clean fine-tuning alone.
+    """Success, leakage and FID before and after removal with the recovered maps, and after clean fine-tuning only.
 
-    Both are given the same few clean images, the same steps and the same rows of plain noise.
+    Both use the same few clean images, the same number of steps and the same rows of plain noise.
     """
     judge, goal = judge_of(member, zoo, settings.judge_epochs, settings.root), goal_of(member, settings.root)
     unet, schedule = load_pipeline(folder)
@@ -177,7 +177,7 @@ def cleaned(member: Member, folder: Path, zoo: Path, settings: Settings) -> dict
 
 
 def maps(folder: Path, member: Member, settings: Settings) -> Trigger:
-    """The trigger as the first detector of the study recovers it; the attack's own where no detector runs."""
+    """The trigger that the study's first detector recovers; the attack's own if no detector runs."""
     if not settings.detectors:
         assert member.attack is not None
         return trigger_of(member.attack, (member.images.channels, member.images.side, member.images.side))
