@@ -41,8 +41,11 @@ USAGE = {
     "method to come": (["study", "absent"], "the study of absent is not part of this version of retarget"),
     "jobs": (["study", "toy", "--jobs", "0"], "--jobs must be at least 1, not 0"),
     "cluster": (["study", "toy", "--cluster", "cpus"], "--cluster takes KEY=VALUE, not 'cpus'"),
-    "seed twice": (["study", "toy", "--seeds", "0", "1", "0"], "--seeds are different integers from 0 on, not 0 1 0"),
-    "negative seed": (["study", "toy", "--seeds", "-1"], "--seeds are different integers from 0 on, not -1"),
+    "seed twice": (
+        ["study", "toy", "--seeds", "0", "1", "0"],
+        "--seeds must be different integers of at least 0, not 0 1 0",
+    ),
+    "negative seed": (["study", "toy", "--seeds", "-1"], "--seeds must be different integers of at least 0, not -1"),
     "no such file": (["study", "toy", "--config", "a.toml"], "cannot read --config a.toml: No such file or directory"),
     "not TOML": (
         ["study", "toy", "--config", "broken.toml"],
@@ -158,7 +161,7 @@ def test_failed_runs_are_named_and_the_exit_code_is_one(capsys, tmp_path):
     assert code == 1
     assert "FAILED default/treated/seed-1: RuntimeError: the walk fell" in err
     assert err.endswith(
-        "retarget: 1 runs failed; their status.json holds the traceback, and the same command tries them again: "
+        "retarget: 1 runs failed; their status.json has the traceback. To try them again, run the same command: "
         "retarget study toy --out here --set wrong=raise 'where=[\"treated\", 1]'\n"
     )
     assert out.splitlines()[-1] == str(tmp_path / "here" / "report.html")

@@ -97,10 +97,10 @@ def test_a_judgement_never_replaces_something_else(capsys, tmp_path):
     [
         (
             ["judge", "--claims", "c"],
-            "retarget judge reads one file of runs, or the folders of --lm-eval or of --inspect",
+            "retarget judge needs one file of runs, or folders for --lm-eval, or folders for --inspect",
         ),
         (["judge", "runs.csv"], "retarget judge needs --claims, a TOML file with [[claims]]"),
-        (["judge", "runs.csv", "--claims", "claims.toml"], "retarget judge needs --out, the directory of the page"),
+        (["judge", "runs.csv", "--claims", "claims.toml"], "retarget judge needs --out, the directory for the page"),
         (
             ["judge", "runs.csv", "--claims", "a.toml", "--out", "v"],
             "cannot read --claims a.toml: No such file or directory",
@@ -117,7 +117,7 @@ def test_a_judgement_never_replaces_something_else(capsys, tmp_path):
         ),
         (
             ["study", "toy", "--dry-run", "--pilot", "nowhere"],
-            "--pilot nowhere holds no summary.json: name the directory of a finished study",
+            "--pilot nowhere has no summary.json: give the directory of a finished study",
         ),
     ],
 )

@@ -12,8 +12,8 @@ from retarget.errors import UsageError, UserError
 from retarget.verbs import find, listing
 
 VERBS = {
-    "study": ("retarget.commands:study", "train a control and treated arms on the same seeds; say what changed"),
-    "judge": ("retarget.commands:judge", "judge claims over runs that were made elsewhere"),
+    "study": ("retarget.commands:study", "train a control and treated arms on the same seeds; report what changed"),
+    "judge": ("retarget.commands:judge", "judge claims about runs that were made elsewhere"),
     "report": ("retarget.commands:report", "make one page from the directories of one or more studies"),
     "pope": ("retarget.pope.commands:pope", "find hard problems, search prefixes, mix, export, train, evaluate"),
     "trojdiff": ("retarget.trojdiff.commands:trojdiff", "trojan, sample and evaluate a diffusion checkpoint"),

@@ -30,15 +30,15 @@ if TYPE_CHECKING:
 
 @dataclass
 class StudyArguments:
-    """Train a control and the treated arms on the same seeds, and say what changed.
+    """Train a control and the treated arms on the same seeds, and report what changed.
 
     A study of your own is FILE.py or a module with ``plan``, a StudyPlan or a function plan(preset, config, seeds,
-    arms), and ``run(run)``, which trains one arm with one seed and returns its metrics; ``analyse(results)`` may be
-    there too. Modules in its folder, and in the working directory, are found after all others.
+    arms), and ``run(run)``, which trains one arm with one seed and returns its metrics; ``analyse(results)`` is
+    optional. Modules in its folder and in the working directory can be imported; they are searched last.
 
-    Settings come from the preset, then from --config, then from --set; METHOD --help lists them, and the arms. A study
-    that was stopped goes on when the same command is run again; it may also be widened with more seeds or arms. Exit
-    codes: 0 all runs are complete, 1 an error or failed runs, 2 wrong usage, 130 interrupted.
+    Settings come from the preset, then from --config, then from --set; METHOD --help lists them, and the arms. Run the
+    same command again to resume a stopped study; it may also be given more seeds or arms. Exit codes: 0 all runs are
+    complete, 1 an error or failed runs, 2 wrong usage, 130 interrupted.
     """
 
     method: Annotated[
@@ -52,44 +52,44 @@ class StudyArguments:
     set: tuple[str, ...] = ()
     """Settings as KEY=VALUE, with VALUE as in TOML."""
     out: Path | None = None
-    """The study's directory; studies/METHOD-PRESET if not given, with a task's or a question's name between."""
+    """The study's directory; by default studies/METHOD-PRESET, with a task's or a question's name in between."""
     seeds: tuple[int, ...] = ()
     """Seeds to run; every arm runs each of them."""
     arms: tuple[str, ...] = ()
-    """Arms to run now; all of them if not given."""
+    """Arms to run now; all by default."""
     looks: tuple[int, ...] = ()
-    """Numbers of seeds at which verdicts are given, fixed before the first run: 3 5 10, say. They share the error."""
+    """Numbers of seeds at which verdicts are given, such as 3 5 10; fixed before any run. They share the error."""
     look_weights: tuple[float, ...] = ()
-    """The share of the error that each look spends; .2 .3 .5 for three looks and equal shares else."""
+    """The share of the error that each look spends; by default .2 .3 .5 for three looks, otherwise equal shares."""
     pilot: Path | None = None
-    """A finished study whose spread tells --dry-run how many seeds decide; --out itself if not given."""
+    """A finished study from whose spread --dry-run estimates what the seeds can decide; --out by default."""
     jobs: int | None = None
-    """How many runs at a time; changes no result. 1 by default on this machine, all that fit on a cluster."""
+    """Number of runs at a time; changes no result. By default 1 on this machine, and as many as fit on a cluster."""
     executor: Literal["local", "ray", "slurm"] = "local"
-    """Where runs are done: by this machine, a Ray cluster, or Slurm's queue (submitit). Changes no result."""
+    """Where to run: on this machine, a Ray cluster, or Slurm's queue (submitit). Changes no result."""
     cluster: tuple[str, ...] = ()
-    """What the cluster should know, as KEY=VALUE. ray: address, cpus, gpus, memory_gib, resources.NAME, retries; slurm:
+    """Options of the cluster as KEY=VALUE. ray: address, cpus, gpus, memory_gib, resources.NAME, retries; slurm:
     submitit's parameters (slurm_partition, timeout_min, mem_gb, gpus_per_node) and cluster=slurm|local|debug. All
-    machines see --out, and the folder that the command is given in, under the same paths."""
+    machines must see --out and the working directory under the same paths."""
     track: Literal["tensorboard", "trackio", "wandb", "mlflow"] | None = None
-    """Tell a tracker what the runs log, grouped by study, arm and seed; changes no result."""
+    """Send the runs' logs to a tracker, grouped by study, arm and seed; changes no result."""
     keep_trojaned: FlagCreatePairsOff[bool] = False
-    """Keep trojaned weights after their evaluation, of the runs that are done now (trojdiff)."""
+    """Keep the trojaned weights of the runs of this command after their evaluation (trojdiff)."""
     dry_run: FlagCreatePairsOff[bool] = False
-    """Print the resolved configuration, the number of runs and an estimate as JSON; do nothing."""
+    """Only print the resolved configuration, the number of runs and an estimate as JSON."""
     progress: bool = True
-    """Bars on a terminal; plain lines without."""
+    """Show progress bars on a terminal; --no-progress prints plain lines."""
 
 
 @dataclass
 class JudgeArguments:
-    """Judge claims over runs that were made elsewhere, and write the page and summary.json of a study.
+    """Judge claims about runs that were made elsewhere, and write the page and summary.json of a study.
 
-    RUNS is a CSV, JSON-lines or Parquet file with the columns arm, seed, metric, value and optionally condition; or
-    with one row per item, by the column item in place of seed. Pairs are aligned by seed or by item; duplicates and
-    gaps are refused. The claims file holds [[claims]] tables with the fields of Claim: sentence, metric, direction,
-    arms, smallest_effect and, where wanted, margin, condition, family, about, floor, across. Exit code 0, whatever the
-    verdicts.
+    RUNS is a CSV, JSON-lines or Parquet file with the columns arm, seed, metric, value and optionally condition; with
+    one row per item, it has the column item instead of seed. Pairs are aligned by seed or by item; duplicates and gaps
+    are refused. The claims file has [[claims]] tables with the fields of Claim: sentence, metric, direction, arms,
+    smallest_effect and optionally margin, condition, family, about, floor, across. The exit code is 0 whatever the
+    verdicts are.
     """
 
     runs: Annotated[
@@ -98,18 +98,18 @@ class JudgeArguments:
     claims: Path | None = None
     """A TOML file with the claims."""
     out: Path | None = None
-    """The directory that is made: report.html, report.md, summary.json, study.json."""
+    """Directory for report.html, report.md, summary.json and study.json."""
     lm_eval: tuple[Path, ...] = ()
-    """Folders of samples that lm-evaluation-harness logged, one for each model; arms are named after them."""
+    """Folders of samples that lm-evaluation-harness logged, one per model; arms are named after them."""
     inspect: tuple[Path, ...] = ()
-    """Folders of logs of Inspect, one for each model."""
+    """Folders of logs of Inspect, one per model."""
     plan: FlagCreatePairsOff[bool] = False
-    """Take the runs as a pilot and print how likely 3 to 50 seeds are to decide each claim; write nothing."""
+    """Use the runs as a pilot: only print how likely 3 to 50 seeds are to decide each claim."""
 
 
 @dataclass
 class ReportArguments:
-    """Make one self-contained HTML page, and Markdown beside it, from the directories of one or more studies."""
+    """Make one self-contained HTML page, and the same as Markdown, from the directories of one or more studies."""
 
     directories: Annotated[Positional[tuple[Path, ...]], arg(metavar="DIR...", help="directories of studies")]
     out: Path | None = None
@@ -117,7 +117,7 @@ class ReportArguments:
 
 
 def study(words: list[str]) -> int:
-    """``retarget study METHOD ...``."""
+    """Run ``retarget study METHOD ...`` and return the exit code."""
     if sum(word == "--set" or word.startswith("--set=") for word in words) > 1:
         raise UsageError("--set is given twice, and the second would replace the first: write --set A=1 B=2")
     with importable(Path.cwd()):
@@ -135,7 +135,7 @@ def study(words: list[str]) -> int:
 
 @contextmanager
 def _own(method: str) -> Iterator[str]:
-    """The module that describes a study: a method's, or a user's own; it can be imported for a while.
+    """The module that describes a study: a method's, or a user's own, which can be imported inside the ``with`` block.
 
     Raises:
         UsageError: there is no such method, file or module.
@@ -174,7 +174,7 @@ def _study(plan: StudyPlan, given: StudyArguments, words: list[str]) -> int:
             track=given.track,
         )
     except KeyboardInterrupt:
-        print(f"\nInterrupted; finished runs are kept. To go on: {shlex.join(command)}", file=sys.stderr)
+        print(f"\nInterrupted; finished runs are kept. To resume: {shlex.join(command)}", file=sys.stderr)
         return 130
     _print_verdicts(outcome.summary, plan)
     print(f"{outcome.page}")
@@ -182,15 +182,15 @@ def _study(plan: StudyPlan, given: StudyArguments, words: list[str]) -> int:
         print(f"FAILED {key}: {error}", file=sys.stderr)
     if outcome.failed:
         print(
-            f"retarget: {len(outcome.failed)} runs failed; their status.json holds the traceback, and the same command "
-            f"tries them again: {shlex.join(command)}",
+            f"retarget: {len(outcome.failed)} runs failed; their status.json has the traceback. To try them again, run "
+            f"the same command: {shlex.join(command)}",
             file=sys.stderr,
         )
     return 1 if outcome.failed else 0
 
 
 def _executor(plan: StudyPlan, given: StudyArguments, out: Path) -> "Executor":
-    """Where the runs are done; begins nothing."""
+    """The executor of the runs; starts nothing."""
     from retarget.study.clusters import open_executor
 
     options: dict[str, Any] = {}
@@ -203,7 +203,7 @@ def _executor(plan: StudyPlan, given: StudyArguments, out: Path) -> "Executor":
 
 
 def _dry_run(plan: StudyPlan, given: StudyArguments, out: Path) -> int:
-    """``retarget study METHOD --dry-run``: what would be run, for how long, and what could not be done here."""
+    """``retarget study METHOD --dry-run``: print what would be run, for how long, and what prevents it here."""
     from retarget.study import runner
     from retarget.study.judging import in_words
     from retarget.study.progress import duration
@@ -214,18 +214,18 @@ def _dry_run(plan: StudyPlan, given: StudyArguments, out: Path) -> int:
     found["power"] = [one._asdict() for one in prospects]
     print(json.dumps(found, indent=1, ensure_ascii=False))
     minutes = found["estimated_minutes"]
-    time = "how long is not known for these settings" if minutes is None else f"about {duration(60 * minutes)}"
+    time = "duration unknown for these settings" if minutes is None else f"about {duration(60 * minutes)}"
     print(f"{found['runs']} runs, {found['finished']} of them finished; {time}; {out}", file=sys.stderr)
     for one in prospects:
         chances = f"{one.n} seeds: {one.alone:.0%} by itself, {one.in_family:.0%} among its family"
         print(f"{in_words(one)}; {chances}", file=sys.stderr)
     if found["problem"]:
-        print(f"retarget: these runs cannot be done here: {found['problem']}", file=sys.stderr)
+        print(f"retarget: these runs are not possible here: {found['problem']}", file=sys.stderr)
     return 1 if found["problem"] else 0
 
 
 def _describe(plan: StudyPlan) -> int:
-    """``retarget study METHOD --help``: what is studied under these arguments, and every setting with its value."""
+    """``retarget study METHOD --help``: print the study, its arms, and every setting with its value."""
     fields = plan.settings_model.model_fields if plan.settings_model else {}
     widest = max(map(len, [*plan.settings, *(arm.name for arm in plan.arms)]))
     print(f"{plan.title}. {plan.question}\n\nArms, for --arms (preset {plan.preset}):\n")
@@ -243,9 +243,8 @@ def _describe(plan: StudyPlan) -> int:
 
 
 def _origin(field: FieldInfo | None, value: Any) -> str:
-    """What a setting is; where the preset changes it, the default too, since the source that is named is the default's.
-
-    A setting of several has no line of its own.
+    """A setting's description, with its default if the preset changes it, since the description names the default's
+    source. The default of a table is not shown.
     """
     if field is None:
         return ""
@@ -257,14 +256,14 @@ def _origin(field: FieldInfo | None, value: Any) -> str:
 
 
 def judge(words: list[str]) -> int:
-    """``retarget judge RUNS --claims TOML --out DIR``."""
+    """Run ``retarget judge RUNS --claims TOML --out DIR`` and return the exit code."""
     given = tyro.cli(JudgeArguments, args=words, prog="retarget judge")
     if sum(map(bool, (given.runs, given.lm_eval, given.inspect))) != 1 or len(given.runs) > 1:
-        raise UsageError("retarget judge reads one file of runs, or the folders of --lm-eval or of --inspect")
+        raise UsageError("retarget judge needs one file of runs, or folders for --lm-eval, or folders for --inspect")
     if given.claims is None:
         raise UsageError("retarget judge needs --claims, a TOML file with [[claims]]")
     if given.out is None and not given.plan:
-        raise UsageError("retarget judge needs --out, the directory of the page")
+        raise UsageError("retarget judge needs --out, the directory for the page")
     from retarget.study import elsewhere, harness, judging
     from retarget.study.rows import read_rows
 
@@ -289,7 +288,7 @@ def judge(words: list[str]) -> int:
 
 
 def report(words: list[str]) -> int:
-    """``retarget report DIR...``."""
+    """Run ``retarget report DIR...`` and return the exit code."""
     given = tyro.cli(ReportArguments, args=words, prog="retarget report")
     if not given.directories:
         raise UsageError("retarget report needs the directory of at least one study")
@@ -305,15 +304,16 @@ def resolve(given: StudyArguments, module: str) -> StudyPlan:
     """The plan that the arguments ask for: preset, then file, then flags.
 
     Args:
-        module: what describes the study: a method's, or a user's own, which can be imported.
+        given: the arguments.
+        module: the module that describes the study; it must be importable.
 
     Raises:
-        UsageError: an unknown preset, setting, arm or seed, or a file that cannot be read.
-        UserError: a study of the user's own that cannot be used.
+        UsageError: a preset, setting, arm or seed is unknown, or a file cannot be read.
+        UserError: the user's own study is not valid.
     """
     twice = sorted({seed for seed in given.seeds if given.seeds.count(seed) > 1})
     if twice or any(seed < 0 for seed in given.seeds):
-        raise UsageError(f"--seeds are different integers from 0 on, not {' '.join(map(str, given.seeds))}")
+        raise UsageError(f"--seeds must be different integers of at least 0, not {' '.join(map(str, given.seeds))}")
     config = read_config(given.config) if given.config else {}
     for one in given.set:
         config = merged(config, parse_setting(one))
@@ -342,14 +342,14 @@ def _with_looks(plan: StudyPlan, given: StudyArguments) -> StudyPlan:
 
 
 def _outlooks(plan: StudyPlan, pilot: Path, named: bool) -> list[Any]:
-    """What the plan's seeds can decide, where a pilot tells the spread."""
+    """What the plan's seeds can decide, estimated from a pilot's spread; empty without a pilot."""
     from retarget.study.claims import outlooks
     from retarget.study.results import Summary
 
     path = pilot / "summary.json"
     if not path.exists():
         if named:
-            raise UsageError(f"--pilot {pilot} holds no summary.json: name the directory of a finished study")
+            raise UsageError(f"--pilot {pilot} has no summary.json: give the directory of a finished study")
         return []
     before = Summary.model_validate(read_json(path))
     values = {

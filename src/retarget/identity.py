@@ -26,7 +26,7 @@ def refuse_other(
     extends: Mapping[str, Extends] | None = None,
     remedy: str = "Give another place, or the settings that it was made with",
 ) -> None:
-    """Refuse to continue work that was begun with other values; the message names every value that differs.
+    """Refuse to continue work that was started with other values; the message names every value that differs.
 
     Args:
         where: what messages call the earlier work: a file, a folder, a state.

@@ -124,7 +124,7 @@ def test_an_interrupt_stops_the_workers_and_says_how_to_go_on(tmp_path, number):
     words = ["--set", *settings, "--jobs", "2"]
     done = start(tmp_path / "study", *words)
     assert done.returncode == 130, done.stderr
-    assert "Interrupted; finished runs are kept. To go on: retarget study toy --out" in done.stderr
+    assert "Interrupted; finished runs are kept. To resume: retarget study toy --out" in done.stderr
     assert done.stderr.rstrip().endswith("--jobs 2")
     assert "Traceback" not in done.stderr
     kept = [path for path in (tmp_path / "study").glob("runs/**/status.json") if read(path)["state"] == "complete"]

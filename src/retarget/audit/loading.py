@@ -110,7 +110,9 @@ def check_schedule(settings: dict[str, Any]) -> None:
     """
     kind = settings.get("prediction_type", "epsilon")
     if kind != "epsilon":
-        raise NotCoveredError(f"prediction_type is {kind!r}: only epsilon is covered, not v-, x₀- or flow prediction")
+        raise NotCoveredError(
+            f"prediction_type {kind!r} is not covered: only epsilon is, not v-, x₀- or flow prediction"
+        )
     if settings.get("use_flow_sigmas"):
         raise NotCoveredError("the scheduler uses flow-matching sigmas: not covered")
     where = "scheduler/scheduler_config.json"
