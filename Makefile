@@ -24,7 +24,7 @@ $(VENV)/dev.stamp: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@ $(VENV)/demo.stamp
 
-demo: $(VENV)/demo.stamp  ## the main job on embedded data, minutes on two cores; writes one page
+demo: $(VENV)/demo.stamp  ## all three studies on embedded data, minutes on two cores; writes one page
 	$(BIN)/retarget study pskd --preset demo --jobs 2 --out $(DEMO_OUT)/pskd
 	$(BIN)/retarget study trojdiff --preset demo --jobs 2 --out $(DEMO_OUT)/trojdiff
 	$(BIN)/retarget study pope --preset demo --jobs 2 --out $(DEMO_OUT)/pope
@@ -53,7 +53,7 @@ check: $(VENV)/dev.stamp  ## lint, format, types, links
 	$(BIN)/pyright
 	$(BIN)/python tools/check_links.py
 
-format: $(VENV)/dev.stamp  ## lint and format, mended
+format: $(VENV)/dev.stamp  ## fix what lint and format find
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -80,5 +80,5 @@ lock: $(BIN)/python  ## requirements.lock, from pyproject.toml and constraints.t
 		--python-version 3.11.5 --generate-hashes --no-annotate --no-header --output-file $(VENV)/lock
 	cat $(VENV)/head $(VENV)/lock > requirements.lock
 
-clean:  ## the virtual environment and what was built
+clean:  ## remove the virtual environment and what was built
 	rm -rf $(VENV) dist docs/_build docs/_pages docs/reference

@@ -1,4 +1,4 @@
-"""The executor that is asked for by name; what it needs is looked for before anything begins."""
+"""Open an executor by name; what it needs is checked before anything starts."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,13 +14,13 @@ Name = Literal["local", "ray", "slurm"]
 def open_executor(
     name: Name, options: Mapping[str, Any], *, out: str | Path, threads: int = 1, jobs: int | None = None
 ) -> Executor:
-    """An executor for :func:`retarget.study.run_study`; it starts nothing before it is given runs.
+    """An executor for :func:`retarget.study.run_study`; it starts nothing until runs are submitted.
 
     Args:
         name: local processes, a Ray cluster, or Slurm's queue.
-        options: what the cluster should know, as ``--cluster`` takes it.
+        options: settings of the cluster, as ``--cluster`` takes them.
         out: the study's directory; for a cluster, under a path that all its machines see.
-        threads: of the study's plan.
+        threads: threads per run, as in the study's plan.
         jobs: how many runs at a time: 1 by default on this machine, all that fit on a cluster.
 
     Raises:

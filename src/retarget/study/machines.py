@@ -1,6 +1,6 @@
-"""What another machine needs to do runs for a command, and how it does one: in a worker process, as this machine would.
+"""Do runs for a command on another machine: in a worker process, as this machine would.
 
-So a run is the same wherever it is done: its own process group, log, lock and status, and the same start.
+So a run is the same everywhere: it has its own process group, log, lock and status, and starts in the same way.
 """
 
 import os
@@ -23,13 +23,13 @@ TELL_EVERY = 2.0
 
 @dataclass(frozen=True)
 class Command:
-    """The command that sends runs to other machines, as data that travels there.
+    """The command that sends runs to other machines, as data that is sent along.
 
     Attributes:
-        folder: its working directory, which paths in settings may be relative to; every machine must have it.
-        paths: where it finds modules; they are looked in after the machine's own.
-        version: of this package, which must be the same everywhere.
-        threads: of a worker.
+        folder: its working directory, to which paths in settings may be relative; every machine must have it.
+        paths: its module search path; searched after the machine's own.
+        version: version of this package, which must be the same everywhere.
+        threads: number of threads of a worker.
     """
 
     folder: str
@@ -44,9 +44,9 @@ class Command:
         return cls(str(Path.cwd()), paths, retarget.__version__, threads)
 
     def do(self, job: Job) -> Iterator[Event]:
-        """Do one run on the machine that this is called on; the last event says how it ended.
+        """Do one run on this machine; the last event says how it ended.
 
-        The worker ends with this process, and so does all that it started; nothing is left when a machine is lost.
+        The worker and all that it started end with this process, so that nothing is left when a machine is lost.
         """
         problem = self._enter()
         if problem:
@@ -61,7 +61,7 @@ class Command:
             executor.close()
 
     def _enter(self) -> str | None:
-        """Stand where the command stands; why that cannot be done here, or None."""
+        """Take the command's working directory and module path; returns why that is impossible here, or None."""
         where = f"on {platform.node()}"
         if retarget.__version__ != self.version:
             return (
@@ -79,7 +79,7 @@ class Command:
 
 
 def _sparse(events: Iterator[Event]) -> Iterator[Event]:
-    """All events but news of progress that come soon after the last."""
+    """Yield all events, but drop progress that follows too soon after the last."""
     told = float("-inf")
     for event in events:
         if isinstance(event, Progress):

@@ -1,4 +1,4 @@
-"""Runs on a Ray cluster: one that exists, or one that is started on this machine for the command."""
+"""Do runs on a Ray cluster: an existing one, or one started on this machine for the command."""
 
 import os
 import signal
@@ -20,32 +20,32 @@ from retarget.study.machines import Command
 from retarget.study.worker import Event, Finished, Job, Remark
 
 ANSWER_WITHIN = 10.0
-"""Seconds in which the head of a cluster takes a connection."""
+"""Seconds to wait until the head of a cluster accepts a connection."""
 
 
 class RayOptions(Strict):
-    """What ``--cluster`` may say of a Ray cluster."""
+    """Settings of ``--cluster`` for a Ray cluster."""
 
     address: str = Field(
-        default="", description="of the cluster; RAY_ADDRESS, a cluster on this machine or a new one else"
+        default="", description="the cluster's; by default RAY_ADDRESS, a cluster on this machine, or a new one"
     )
-    cpus: float | None = Field(default=None, gt=0, description="CPUs that a run holds; the study's threads else")
-    gpus: float = Field(default=0, ge=0, description="GPUs that a run holds; it sees no other")
-    memory_gib: float | None = Field(default=None, gt=0, description="memory that a run holds, GiB")
-    resources: dict[str, float] = Field(default_factory=dict, description="other resources of Ray, by name")
-    retries: int = Field(default=3, ge=0, description="how often a run is tried again when its machine is lost")
+    cpus: float | None = Field(default=None, gt=0, description="CPUs reserved per run; by default the study's threads")
+    gpus: float = Field(default=0, ge=0, description="GPUs reserved per run; it sees no others")
+    memory_gib: float | None = Field(default=None, gt=0, description="memory reserved per run, GiB")
+    resources: dict[str, float] = Field(default_factory=dict, description="other resources of Ray per run, by name")
+    retries: int = Field(default=3, ge=0, description="how often a run is tried again if its machine is lost")
 
 
 class RayExecutor:
-    """A run is a task of Ray that does it in a worker process of its machine.
+    """Does each run in a Ray task, in a worker process on the task's machine.
 
-    A run that fails is reported, as on one machine; a run whose machine or Ray process is lost is tried again, and goes
-    on from its own checkpoint. When this process ends, Ray ends its tasks.
+    A run that fails is reported, as on one machine; a run whose machine or Ray process is lost is tried again and
+    continues from its checkpoint. When this process ends, Ray ends its tasks.
 
     Args:
-        options: the cluster, and what a run holds.
-        threads: of each worker.
-        jobs: how many runs at a time; as many as the cluster has room for by default.
+        options: the cluster, and the resources reserved per run.
+        threads: number of threads of each worker.
+        jobs: how many runs at a time; by default as many as the cluster has room for.
 
     Raises:
         MissingExtraError: ray is not installed.
@@ -71,7 +71,7 @@ class RayExecutor:
         self._queue.append((job, 0))
 
     def events(self) -> Iterator[Event]:
-        """Events of all jobs, until none is left.
+        """Yield the events of all jobs until none is left.
 
         Raises:
             UserError: no cluster answers.
@@ -87,10 +87,10 @@ class RayExecutor:
                 yield self._next(stream)
 
     def close(self) -> None:
-        """Stop what is running, and the cluster if it was started for this command."""
+        """Stop the running jobs, and the cluster if it was started for this command."""
         self._queue.clear()
         for stream in self._running:
-            with suppress(self._ray.exceptions.RayError):  # the cluster itself may be what was lost
+            with suppress(self._ray.exceptions.RayError):  # the cluster itself may have been lost
                 self._ray.cancel(stream, force=True)
         self._running.clear()
         if self._ours:
@@ -123,25 +123,25 @@ class RayExecutor:
         main = threading.current_thread() is threading.main_thread()
         before = signal.getsignal(signal.SIGTERM)
         try:
-            if colon:  # Ray itself asks for minutes before it says that nobody answers
+            if colon:  # Ray itself tries for minutes before it gives up
                 socket.create_connection((host, int(port)), timeout=ANSWER_WITHIN).close()
             self._ray.init(address=self.address or None, log_to_driver=False, configure_logging=False)
         except (OSError, RuntimeError, ValueError) as error:
             raise UserError(
                 f"no Ray cluster can be used at {self.address or 'this machine'} ({_first_line(error)}). Start one "
-                "with ray start --head, or give --cluster address=local for one on this machine alone"
+                "with ray start --head, or give --cluster address=local for one on this machine only"
             ) from error
         finally:
-            if main:  # Ray takes the signal for itself; the study's own way to stop must stay
+            if main:  # Ray installs its own signal handler; restore the study's
                 signal.signal(signal.SIGTERM, before)
 
     def _next(self, stream: Any) -> Event:
-        """The next event of a run; where its machine was lost, the run is queued again or given up."""
+        """The next event of a run; if its machine was lost, the run is queued again or given up."""
         job, lost = self._running[stream]
         errors = self._ray.exceptions
         try:
             event = self._ray.get(next(stream))
-        except errors.RayTaskError as error:  # the code around the run: nothing that another machine does better
+        except errors.RayTaskError as error:  # an error of the code around the run: another machine would not do better
             event = Finished(job.key, error=f"{type(error.cause).__name__}: {error.cause}")
         except errors.RayError as error:
             reason = f"{type(error).__name__}: {_first_line(error)}"
@@ -160,7 +160,7 @@ def _do(command: Command, job: Job) -> Iterator[Event]:
 
 
 def _lacking(wanted: dict[str, float], nodes: list[dict[str, float]]) -> str:
-    """What no single machine has, in words; empty where one has all of it.
+    """The resources that no single machine has, in words; empty if one machine has all of them.
 
     >>> _lacking({"CPU": 1, "GPU": 2}, [{"CPU": 8.0}, {"CPU": 8.0, "GPU": 1.0}]), _lacking({"CPU": 1}, [{"CPU": 2.0}])
     ('1 CPU and 2 GPU', '')

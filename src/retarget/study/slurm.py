@@ -1,4 +1,4 @@
-"""Runs as jobs of Slurm, through submitit; its ``local`` and ``debug`` clusters do the same without Slurm."""
+"""Do runs as jobs of Slurm, through submitit, whose ``local`` and ``debug`` clusters do the same without Slurm."""
 
 import signal
 import tempfile
@@ -19,21 +19,21 @@ from retarget.study.worker import Event, Finished, Job, Progress, Remark, Starte
 
 Cluster = Literal["slurm", "local", "debug"]
 LOST = ("NODE_FAIL", "BOOT_FAIL")
-"""States of a job that say nothing about its run."""
+"""States in which a job was lost without a result of its run."""
 RETRIES = 3
-"""How often a run is tried again when its job is lost; Slurm itself requeues some of them before."""
+"""How often a run is tried again when its job is lost; some lost jobs are requeued by Slurm itself first."""
 DEFAULTS = {"name": "retarget", "timeout_min": 240}
 PROGRESS = ".progress.json"
 
 
 class Task:
-    """What a job of the queue does; also after it was preempted or ran out of time, and was queued again."""
+    """The work of a job, also after it was preempted or ran out of time and was queued again."""
 
     def __init__(self, command: Command, job: Job) -> None:
         self.command, self.job = command, job
 
     def __call__(self) -> Finished:
-        """Do the run; how far it is stands in a file of its directory."""
+        """Do the run; its progress is written to a file in its directory."""
         for event in self.command.do(self.job):
             if isinstance(event, Progress):
                 write_json(self.job.directory / PROGRESS, [event.done, event.total, event.unit])
@@ -42,22 +42,22 @@ class Task:
         raise AssertionError("a worker's last event is that it finished")
 
     def checkpoint(self) -> Any:
-        """The same again: a run goes on from its own checkpoint."""
+        """What to do when queued again: the same, since a run continues from its checkpoint."""
         return require("submitit.helpers", "cluster").DelayedSubmission(self)
 
 
 class SlurmExecutor:
-    """A run is a job of the queue that does it in a worker process of its machine.
+    """Does each run in a job of the queue, in a worker process on the job's machine.
 
-    A job that is preempted or runs out of time is queued again by submitit and goes on from the run's checkpoint; one
-    whose machine is lost is submitted again. What else ends a job fails its run, with the job's state as the reason.
+    A job that is preempted or runs out of time is queued again by submitit and continues from the run's checkpoint; one
+    whose machine is lost is submitted again. If a job ends for another reason, its run fails with the job's state.
 
     Args:
         folder: the study's directory, which all machines see; submitit keeps its own files in ``.slurm`` there.
         options: ``cluster`` (slurm, local, debug), and parameters of submitit by its own names:
             ``slurm_partition``, ``timeout_min``, ``mem_gb``, ``gpus_per_node``, ``slurm_account``, ...
-        threads: of each worker, and CPUs of a job if ``cpus_per_task`` does not say otherwise.
-        jobs: how many jobs are in the queue at a time; by default all of them in Slurm's, and one in the others.
+        threads: number of threads of each worker, and of CPUs of a job unless ``cpus_per_task`` sets another.
+        jobs: most jobs in the queue at a time; by default all with Slurm, and one with ``local`` and ``debug``.
 
     Raises:
         MissingExtraError: submitit is not installed.
@@ -89,7 +89,7 @@ class SlurmExecutor:
         self._queue.append((job, 0))
 
     def events(self) -> Iterator[Event]:
-        """Events of all jobs, until none is left; the queue is looked at every two seconds."""
+        """Yield the events of all jobs until none is left; the queue is polled every two seconds."""
         if self._queue and self._executor is None:
             self._executor = self._queue_at(self._folder)
         while True:
@@ -131,7 +131,7 @@ class SlurmExecutor:
         self._running[job.key] = _Queued(job, handle, lost)
 
     def _look(self, queued: "_Queued") -> Iterator[Event]:
-        """What is new about a job."""
+        """Yield the new events of a job."""
         yield from queued.progress()
         if not queued.handle.done():
             return
@@ -152,8 +152,9 @@ class SlurmExecutor:
 
 @contextmanager
 def _interrupts_heard() -> Iterator[None]:
-    """Let a child hear Ctrl-C although this process does not, as in a shell script's background: submitit's local jobs
-    are cancelled by it, and what is ignored when a process starts stays ignored.
+    """Let a child receive Ctrl-C even if this process ignores it, as in the background of a shell script.
+
+    submitit cancels local jobs with it, and a process inherits which signals are ignored.
     """
     deaf = signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread()
     if deaf:
@@ -174,7 +175,7 @@ class _Queued:
         self._told: list[Any] | None = None
 
     def progress(self) -> Iterator[Event]:
-        """That it has begun, and how far it is, if that is new."""
+        """Events of its start and its progress, if they are new."""
         path = self.job.directory / PROGRESS
         if not path.exists():
             return

@@ -34,10 +34,10 @@ from retarget.study.tracking import Track
 
 @dataclass(frozen=True)
 class Ticket:
-    """What the command that does a study wrote into the lock of its directory: every machine must read the same there.
+    """What a command wrote into the lock of its study's directory; every machine must read the same there.
 
-    So a machine that does not see the directory does nothing, and neither does a job that a queue starts when its
-    command is long gone and another one works in the directory.
+    So a machine that does not see the directory does nothing. Neither does a job that a queue starts after its command
+    has gone, while another command works in the directory.
     """
 
     path: Path
@@ -77,7 +77,7 @@ class Job:
         required: metrics that the run must return.
         track: the tracker, if any, to which the run's log is sent.
         needs: directories of the finished runs that the task may read, by arm.
-        ticket: whose run this is, looked at before anything is written.
+        ticket: identifies the command whose run this is; checked before anything is written.
     """
 
     key: str
@@ -128,7 +128,7 @@ Event = Started | Progress | Finished | Remark
 
 
 PARENTS = {signal.SIGINT, signal.SIGUSR2}
-"""Signals that reach workers too and are their parent's to answer: Ctrl-C, and a queue that wants its machine back."""
+"""Signals that also reach workers, but are left to the parent: Ctrl-C, and a queue that takes its machine back."""
 
 
 class MetricsError(ValueError):
@@ -163,7 +163,7 @@ def worker_main(connection: Connection) -> None:
 def perform(job: Job, send: Callable[[Event], None]) -> Finished:
     """Do one run in this process, unless it is finished; writes its status.json.
 
-    It waits for the run's lock, which a worker may still hold whose parent was killed a moment ago.
+    It waits for the run's lock, which may still be held by a worker whose parent was killed a moment ago.
     """
     with locked(job.directory / ".lock", wait=True, what=str(job.directory)):
         status = read_status(job.directory)
