@@ -330,7 +330,7 @@ def unseen_noise(report: Mapping[str, Any]) -> str:
     if kids == sorted(kids):
         return ""
     return (
-        f"KID does not rise along benign_ladder ({', '.join(f'{kid:.3f}' for kid in kids)}), so the classifier, right on "
-        f"{report['classifier_accuracy']:.0f} % of the test images, hardly sees noise, and the quality of the samples is "
-        "not known: train it for more --classifier-epochs, or on more images"
+        f"KID does not rise along benign_ladder ({', '.join(f'{kid:.3f}' for kid in kids)}), so the classifier, right "
+        f"on {report['classifier_accuracy']:.0f} % of the test images, hardly sees noise, and the samples' quality "
+        "is not known: train it for more --classifier-epochs, or on more images"
     )
