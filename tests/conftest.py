@@ -1,6 +1,8 @@
 """One thread, hub offline, caches in a temporary folder, shapes checked: before anything heavy is imported."""
 
+import atexit
 import os
+import shutil
 import tempfile
 
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
@@ -8,6 +10,7 @@ for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 _cache = tempfile.mkdtemp(prefix="retarget-test-cache-")
+atexit.register(shutil.rmtree, _cache, ignore_errors=True)
 for name in ("HF_HOME", "TORCH_HOME", "XDG_CACHE_HOME", "MPLCONFIGDIR"):
     os.environ[name] = f"{_cache}/{name.lower()}"
 

@@ -123,6 +123,16 @@ def test_missing_values_empty_series_and_no_series_at_all_can_be_drawn():
     assert len(draw(bars([], []), "p")) == 1
 
 
+@pytest.mark.parametrize(("first", "points"), [(1, 3), (300, 4)])
+def test_a_point_of_few_items_is_off_the_line_and_the_counts_are_shown(first, points):
+    series = Series(label="a", x=[0.1, 0.2, 0.3, 0.4], y=[[0.0, 0.2, 0.3, 0.4]], counts=[[first, 300, 300, 300]])
+    (drawing,) = draw(lines(0, diagonal=True).model_copy(update={"series": [series], "counted": "images"}), "p")
+    thick = [one for one in parts(drawing) if "stroke-width:2.1" in one.get("style", "")]
+    (mean,) = [one for one in thick if one.get("clip-path")]  # the other one is the legend's
+    assert len(re.findall("[ML]", mean.get("d"))) == points
+    assert "images" in " ".join(filter(None, texts(drawing)))
+
+
 def test_the_alternative_text_says_where_each_curve_starts_and_ends():
     (drawing,) = draw(lines(2), "p")
     assert drawing.alt == (

@@ -13,7 +13,7 @@ from retarget.errors import UsageError, UserError
 from retarget.files import locked
 from retarget.trojdiff import Trigger
 from retarget.trojdiff.checkpoint import save_pipeline
-from retarget.trojdiff.commands import trojdiff
+from retarget.trojdiff.commands import trojdiff, unseen_noise
 from retarget.trojdiff.data import to_uint8
 
 NETWORK = ["--channels", "8", "8", "--layers", "1", "--groups", "4"]
@@ -231,3 +231,9 @@ def test_one_hot_labels_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"one-hot; give one class number per image"):
         trojdiff(["train", "--data", str(tmp_path / "rows.npz"), "--out", str(tmp_path / "out"), *NETWORK, *SHORT])
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("kids", "told"), [((0.0, 0.1, 0.2), False), ((0.0, 0.2, 0.1), True)])
+def test_features_that_do_not_see_noise_are_named(kids, told):
+    report = {"benign_ladder": {str(at): {"kid": kid} for at, kid in enumerate(kids)}, "classifier_accuracy": 12.0}
+    assert ("right on 12 % of the test images, hardly sees noise" in unseen_noise(report)) == told

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -315,4 +315,22 @@ def _evaluate(given: EvaluateConfig) -> int:
     report = evaluate(given)
     write_json(given.out / "evaluation.json", report)
     print(json.dumps(report, indent=1))
+    if warning := unseen_noise(report):
+        print(f"retarget: {warning}", file=sys.stderr)
     return 0
+
+
+def unseen_noise(report: Mapping[str, Any]) -> str:
+    """What to say of an evaluation whose features do not see noise; empty if KID rises along the ladder.
+
+    >>> unseen_noise({"benign_ladder": {"real images": {"kid": 0.0}, "noise": {"kid": 0.5}}})
+    ''
+    """
+    kids = [rung["kid"] for rung in report["benign_ladder"].values()]
+    if kids == sorted(kids):
+        return ""
+    return (
+        f"KID does not rise along benign_ladder ({', '.join(f'{kid:.3f}' for kid in kids)}), so the classifier, right "
+        f"on {report['classifier_accuracy']:.0f} % of the test images, hardly sees noise, and the samples' quality "
+        "is not known: train it for more --classifier-epochs, or on more images"
+    )

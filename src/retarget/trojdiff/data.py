@@ -70,7 +70,10 @@ class ImageSet:
         if self.shape[0] == channels:
             return self
         if self.shape[0] != 1:
-            raise UserError(f"the other domain has {self.shape[0]} channels but the training images {channels}")
+            raise UserError(
+                f"the other domain has {self.shape[0]} channels but the training images {channels}: save its images as "
+                "grey ones, or train on colour images"
+            )
         return ImageSet(self.images.expand(-1, channels, -1, -1).contiguous(), self.labels, self.names)
 
     def take(
