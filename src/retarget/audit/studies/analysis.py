@@ -353,7 +353,7 @@ def _scores(split: Split, names: Sequence[str]) -> list[Bars]:
         return []
     return [Bars(
         title="Where scores lie among those of clean models",
-        caption="Share of calibration models with a lower score, in %; one value a model.", x_label="",
+        caption="Share of calibration models with a lower score, in %; one value per model.", x_label="",
         y_label="%", groups=[DETECTORS[name] for name in known], labels=[label for label, _ in groups],
         values=[[[rank(name, m) for m in models if f"score_{name}" in m.metrics] for name in known]
                 for _, models in groups],

@@ -44,7 +44,7 @@ def _curves(results: Results, condition: str, prefix: str) -> list[Figure]:
     curves = (
         ("reward", "Reward", "share of correct rollouts"),
         ("all_fail", SOLVED, "share of problems with a correct rollout"),
-        ("entropy", "Entropy", "nats a token"),
+        ("entropy", "Entropy", "nats per token"),
     )
     figures: list[Figure] = []
     for metric, title, label in curves:
@@ -112,7 +112,7 @@ def _pass_at_k(results: Results, condition: str, prefix: str) -> list[Figure]:
         if series:
             figures.append(
                 Lines(title=f"{prefix}pass@k, {title}, unguided", x_label="k", y_label="%", series=series, log_x=True,
-                      caption=f"Unbiased estimates from the same {samples} fresh samples a problem for the base and "
+                      caption=f"Unbiased estimates from the same {samples} fresh samples per problem for the base and "
                       "each arm; a thin line is one base, the mean of its trainings.")
             )  # fmt: skip
     return figures

@@ -21,7 +21,7 @@ _BARS = (
 _CURVES = (
     ("unguided/reward", "Reward of unguided rollouts", "share correct"),
     ("unguided/all_fail", "Unguided groups without a success", "share of groups"),
-    ("unguided/entropy", "Entropy of unguided rollouts", "nats a token"),
+    ("unguided/entropy", "Entropy of unguided rollouts", "nats per token"),
     ("clip_ratio/region_mean", "Tokens whose ratio was clipped", "share"),
 )
 _COSTS = ("oracle", "rollouts", "tokens", "hard_pass1", "held_pass1", "easy_pass1")
