@@ -20,7 +20,7 @@ class Mix:
     problems: Annotated[Positional[str], arg(help="hard problems")]
     prefixes: Annotated[Positional[Path], arg(help="prefixes.jsonl, as `search` wrote it")]
     out: Path
-    """Parquet file; a data card OUT.md is written beside it."""
+    """Parquet file; a data card OUT.md is written next to it."""
     reading: tyro.conf.OmitArgPrefixes[Reading] = field(default_factory=Reading)
     easy: str | None = None
     """Easy problems to mix in, unguided."""

@@ -72,7 +72,7 @@ class Server:
     retries: int = 5
     """Further attempts after a failed connection, HTTP 429 or 5xx."""
     per_request: int = 1
-    """Completions asked for in one request; 1 works with every server."""
+    """Completions per request; 1 works with every server."""
     key_variable: str = "OPENAI_API_KEY"
     """Environment variable with the API key; none for a server that needs no key."""
     fingerprint: str | None = None
