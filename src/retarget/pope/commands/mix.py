@@ -39,6 +39,7 @@ class Mix:
     chat: bool = True
     """Write prompts as chat messages; --no-chat writes plain texts."""
     seed: int = 0
+    """Seed of the order, and of the choice of rows that a ratio keeps."""
     prompts_per_batch: int = 32
     """Prompts per generation batch; decides the order."""
 

@@ -103,13 +103,14 @@ class Asking:
     top_k: int = 0
     """0 disables it."""
     seed: int = 0
+    """Seed of the rollouts, together with each prompt."""
     chunk: int = 16
     """Rollouts per unit of work; each unit has its own seed."""
     batch: int = 16
     """Problems that an engine in this process, or any vLLM engine, samples together."""
     grader: str = "math"
-    """math (a marked answer, compared by math-verify), boxed (the last box alone: the authors' rule), exact, numeric,
-    or module:function."""
+    """math (a marked answer, compared by math-verify), boxed (only the last box, the authors' rule), exact, numeric, or
+    module:function."""
     workers: int | None = None
     """Number of processes that grade."""
     templates: Path | None = None
