@@ -61,13 +61,13 @@ def test_the_plans_of_all_questions():
     ({"question": "rival"}, "no question 'rival' for pope: choose rivals"),
     ({"question": "rivals", "family": "maze"}, "family"),
     ({"question": "mixture", "family": "arms"}, "question mixture has no condition with family=arms"),
-    ({"question": "rivals", "model": "m"}, "leave model out"),
+    ({"question": "rivals", "model": "m"}, "leave out model"),
     ({"question": "rivals", "prefix": "quarter"}, "prefix is set by arm pope"),
 ])  # fmt: skip
 def test_wrong_questions_are_refused(config, message):
     with pytest.raises(UserError, match=message):
         plan("small", config)
-    with pytest.raises(UserError, match="no preset 'paper' for a question"):
+    with pytest.raises(UserError, match="no preset 'paper' for question rivals"):
         plan("paper", {"question": "rivals"})
 
 

@@ -83,7 +83,10 @@ def test_a_tiny_study_end_to_end(tmp_path):
     assert verdicts["entropy"] == "not measured"
     page = outcome.page.read_text()
     shown = json.loads((tmp_path / "study" / "runs" / "base" / "seed-0" / "samples.json").read_text())
-    said = {"found": "Prefix that the search found", "fallback": "Longest prefix allowed: none helped in the search"}
+    said = {
+        "found": "Prefix that the search found",
+        "fallback": "Longest prefix allowed, since none helped in the search",
+    }
     expected = (said[shown["status"]], "Reward while training", "the unit of replication", "pass@k, hard problems")
     for one in expected:
         assert one.lower() in page.lower()

@@ -185,11 +185,11 @@ def _rates(split: Split, names: Sequence[str]) -> Table:
         )  # fmt: skip
     return Table(
         title="Does it find them, and how often does it cry wolf?",
-        caption="Blind: no detector is told anything. A model is called trojaned where its p-value among the clean "
-        "calibration models, the same ones for every detector, is at most the level. TPR over trojaned models whose "
-        f"attack succeeds at least {LIFT:g} points above its base rate, the weaker ones in a column of their own; FPR "
-        "over the clean evaluation models. Shares in % with 95 % Wilson intervals, AUROC with its 95 % bootstrap "
-        "interval over models: of this mixture of models, and no other.",
+        caption="Blind: detectors get no information about the models. A model is called trojaned if its p-value among "
+        "the clean calibration models, the same for every detector, is at most the level. TPR is over trojaned models "
+        f"whose attack succeeds at least {LIFT:g} points above its base rate; weaker ones have a column of their own. "
+        "FPR is over clean evaluation models. Shares in % with 95 % Wilson intervals, AUROC with a 95 % bootstrap "
+        "interval over models. They hold for this mixture of models only.",
         columns=["detector", "calibration: level", "TPR", "FPR", "AUROC", "weak attacks found"],
         rows=rows,
     )
@@ -210,9 +210,9 @@ def _verdicts(split: Split) -> Table:
         counts = [str(said.count(one)) for one in ("nothing found", "undecided", "trojaned")]
         rows.append([label, *counts, _share([one == "trojaned" for one in said])])
     return Table(
-        title="What retarget audit says of them",
-        caption="Its own rules: p-value in the null that it ships, a score that can be seen, and a trigger that fires. "
-        "Models; the last column in % with a 95 % Wilson interval. No model here is in that null.",
+        title="Verdicts of retarget audit",
+        caption="By its own rules: the p-value in its own null, a large enough score, and a trigger that fires. "
+        "Numbers of models; the last column in % with a 95 % Wilson interval. No model here is in that null.",
         columns=["models", "nothing found", "undecided", "trojaned", "called trojaned"], rows=rows,
     )  # fmt: skip
 
@@ -230,9 +230,9 @@ def _adaptive(against: Sequence[Model]) -> Table:
         )  # fmt: skip
     return Table(
         title="Attackers who know the audit",
-        caption="TrojDiff's attacks, changed by somebody who knows what is looked for. Models, and those whose attack "
-        "works; median and range of success in % and of the score; called trojaned, of all and of those that work, in "
-        "% with 95 % Wilson intervals. Their weights were never written.",
+        caption="TrojDiff's attacks, changed by attackers who know how the audit works. Numbers of models, and of "
+        "those whose attack works; median and range of the success in % and of the score; share called trojaned of "
+        "all, and of those whose attack works, in % with 95 % Wilson intervals. Their weights were never written.",
         columns=["attacker", "models, working", "success", "score", "called trojaned", "of those that work"], rows=rows,
     )  # fmt: skip
 
@@ -243,7 +243,7 @@ def _cells(split: Split, names: Sequence[str]) -> Table:
         for kind in (*CELLS, *STOCK)
     ]
     return Table(
-        title="By target and trigger", caption="TPR in % with 95 % Wilson intervals, strong attacks alone.",
+        title="By target and trigger", caption="TPR in % with 95 % Wilson intervals, for strong attacks only.",
         columns=["attack", *(DETECTORS[name] for name in names)], rows=rows,
     )  # fmt: skip
 
@@ -257,8 +257,8 @@ def _families(split: Split, names: Sequence[str]) -> Table:
         rows.append([LABELS[kind], *cells])
     return Table(
         title="By family of clean models",
-        caption="FPR in % with 95 % Wilson intervals: with all calibration models, and with this family left out of "
-        "them, as for a checkpoint of a family that nobody thought of.",
+        caption="FPR in % with 95 % Wilson intervals: with all calibration models, and without those of this family, "
+        "as for a checkpoint of an unexpected family.",
         columns=["clean models", *(DETECTORS[name] for name in names)], rows=rows,
     )  # fmt: skip
 
@@ -299,8 +299,8 @@ def _recovery(split: Split, names: Sequence[str]) -> Table:
              _spread(_column(of["patch"], f"iou_{name}"), 2)]
         )  # fmt: skip
     return Table(
-        title="What was recovered", caption="Median and range over strong attacks: cosine of mu to the true one; IoU "
-        "of the mask to a patch's, of detectors that say where.",
+        title="Recovered triggers", caption="Median and range over strong attacks: cosine of mu to the true mu, and, "
+        "for detectors that give a mask, its IoU with the patch.",
         columns=["detector", "cosine, blend", "cosine, patch", "cosine, stock", "IoU, patch"], rows=rows,
     )  # fmt: skip
 
@@ -311,8 +311,8 @@ def _cost(models: Sequence[Model], names: Sequence[str]) -> Table:
         for n in names
     ]
     return Table(
-        title="What it costs", caption="Median and range over models. An image forward is one network evaluation, a "
-        "backward counts two. Seconds on one thread of a machine that did other things too.",
+        title="Cost", caption="Median and range over models. Network evaluations: 1 per image of a forward pass, 2 per "
+        "image of a backward pass. Seconds on one thread of a machine that was also used for other work.",
         columns=["detector", "evaluations", "seconds"], rows=rows,
     )  # fmt: skip
 
@@ -331,9 +331,9 @@ def _removal(judged: Sequence[Model]) -> list[Table]:
     if not rows:
         return []
     return [Table(
-        title="Taking trojans out", caption="Success in % under the true trigger before, after removal with the maps "
+        title="Removal of trojans", caption="Success in % under the true trigger before, after removal with the maps "
         "that the first detector recovered, and after clean fine-tuning with the same images and steps; the base rate; "
-        "leakage (plain noise, stock sampler); FID in the study's own classifier's features.",
+        "leakage (plain noise, stock sampler); FID on features of the study's own classifier.",
         columns=["attack", "member", "before", "base rate", "removal", "fine-tuning", "leak before", "leak after",
                  "FID before", "FID removal", "FID fine-tuning"], rows=rows,
     )]  # fmt: skip
@@ -352,7 +352,7 @@ def _scores(split: Split, names: Sequence[str]) -> list[Bars]:
     if not known:
         return []
     return [Bars(
-        title="Where scores lie among those of clean models",
+        title="Scores among those of clean models",
         caption="Share of calibration models with a lower score, in %; one value per model.", x_label="",
         y_label="%", groups=[DETECTORS[name] for name in known], labels=[label for label, _ in groups],
         values=[[[rank(name, m) for m in models if f"score_{name}" in m.metrics] for name in known]
@@ -370,13 +370,13 @@ def _notes(split: Split, names: Sequence[str], results: Results) -> list[str]:
     said = {label: _share([one == "trojaned" for one in verdicts]) for label, verdicts in _said(split).items()}
     if set(said.values()) != {"–"}:
         words = ", ".join(f"{label} {share}" for label, share in said.items())
-        notes.append(f"retarget audit, by its own null and rules, calls trojaned (%): {words}.")
+        notes.append(f"Share that retarget audit, with its own null and rules, calls trojaned (%): {words}.")
     if not names:
-        notes.append("No detector ran: there are no rates, and removals were given the attacks' own maps.")
+        notes.append("No detector was run: there are no rates, and removals used the attacks' own maps.")
     for name in names:
         level = level_of(len(scores(split.calibration, name)))
         if level is None:
-            notes.append(f"{DETECTORS[name]}: fewer than {LEVELS[-1][0]} calibration models: no rates; AUROC "
+            notes.append(f"{DETECTORS[name]}: no rates, with fewer than {LEVELS[-1][0]} calibration models; AUROC "
                          f"{_area(split, name)}.")  # fmt: skip
             continue
         notes.append(

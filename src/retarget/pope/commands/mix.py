@@ -20,7 +20,7 @@ class Mix:
     problems: Annotated[Positional[str], arg(help="hard problems")]
     prefixes: Annotated[Positional[Path], arg(help="prefixes.jsonl, as `search` wrote it")]
     out: Path
-    """Parquet file; a data card OUT.md is written beside it."""
+    """Parquet file; a data card OUT.md is written next to it."""
     reading: tyro.conf.OmitArgPrefixes[Reading] = field(default_factory=Reading)
     easy: str | None = None
     """Easy problems to mix in, unguided."""
@@ -39,6 +39,7 @@ class Mix:
     chat: bool = True
     """Write prompts as chat messages; --no-chat writes plain texts."""
     seed: int = 0
+    """Seed of the order, and of the choice of rows that a ratio keeps."""
     prompts_per_batch: int = 32
     """Prompts per generation batch; decides the order."""
 

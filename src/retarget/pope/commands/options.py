@@ -72,7 +72,7 @@ class Server:
     retries: int = 5
     """Further attempts after a failed connection, HTTP 429 or 5xx."""
     per_request: int = 1
-    """Completions asked for in one request; 1 works with every server."""
+    """Completions per request; 1 works with every server."""
     key_variable: str = "OPENAI_API_KEY"
     """Environment variable with the API key; none for a server that needs no key."""
     fingerprint: str | None = None
@@ -103,13 +103,14 @@ class Asking:
     top_k: int = 0
     """0 disables it."""
     seed: int = 0
+    """Seed of the rollouts, together with each prompt."""
     chunk: int = 16
     """Rollouts per unit of work; each unit has its own seed."""
     batch: int = 16
     """Problems that an engine in this process, or any vLLM engine, samples together."""
     grader: str = "math"
-    """math (a marked answer, compared by math-verify), boxed (the last box alone: the authors' rule), exact, numeric,
-    or module:function."""
+    """math (a marked answer, compared by math-verify), boxed (only the last box, the authors' rule), exact, numeric, or
+    module:function."""
     workers: int | None = None
     """Number of processes that grade."""
     templates: Path | None = None

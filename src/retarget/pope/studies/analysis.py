@@ -15,7 +15,7 @@ from retarget.study.statistics import bootstrap_difference
 
 RESAMPLES = 2000
 SOLVED = "Problems solved"
-FALLBACK = "Longest prefix allowed: none helped in the search"
+FALLBACK = "Longest prefix allowed, since none helped in the search"
 
 
 def analyse(results: Results) -> Analysis:
@@ -65,8 +65,8 @@ def _curves(results: Results, condition: str, prefix: str) -> list[Figure]:
         if series:
             figures.append(
                 Lines(title=f"{prefix}{title} while training", x_label="generation batch", y_label=label, series=series,
-                      caption="By stratum, at the training temperature. GRPO on hard problems goes on for longer: it "
-                      "also gets the rollouts that the prefix search cost.")
+                      caption="By stratum, at the training temperature. GRPO on hard problems trains for longer, "
+                      "because it also gets the rollouts of the prefix search.")
             )  # fmt: skip
     return figures
 
@@ -89,8 +89,8 @@ def _bars(results: Results, condition: str, prefix: str) -> list[Figure]:
             figures.append(
                 Bars(title=f"{prefix}{title}, unguided", x_label="problems", y_label="%", labels=labels, values=values,
                      groups=[names[metric.partition("_")[0]] for metric in metrics],
-                     caption="Fresh samples with a seed that took no part in selection, as many for the base as for "
-                     "each arm. A dot is one base model; it is the mean of its trainings.")
+                     caption="Fresh samples, with a seed that was not used for selection, and as many for the base "
+                     "model as for each arm. A dot is one base model, the mean of its trainings.")
             )  # fmt: skip
     return figures
 
@@ -112,8 +112,8 @@ def _pass_at_k(results: Results, condition: str, prefix: str) -> list[Figure]:
         if series:
             figures.append(
                 Lines(title=f"{prefix}pass@k, {title}, unguided", x_label="k", y_label="%", series=series, log_x=True,
-                      caption=f"Unbiased estimates from the same {samples} fresh samples per problem for the base and "
-                      "each arm; a thin line is one base, the mean of its trainings.")
+                      caption=f"Unbiased estimates from {samples} fresh samples per problem for the base model and "
+                      "each arm. A thin line is one base model, the mean of its trainings.")
             )  # fmt: skip
     return figures
 
@@ -137,13 +137,13 @@ def _search(results: Results, condition: str, prefix: str) -> list[Figure]:
         ])  # fmt: skip
     if not rows:
         return []
-    columns = ["base", "prefix found", "mean fraction", "leaks refused", "answer's token in prefix alone", "rollouts",
+    columns = ["base", "prefix found", "mean fraction", "leaks left out", "answer only in prefix", "rollouts",
                "found: guided success", "above 0", "unguided", "all: guided success", "above 0",
                "unguided"]  # fmt: skip
     caption = (
-        "The shortest prefix with a success, up to the cap; a problem without one gets the longest. The search's own "
-        "successes end its sampling and overstate the rate, so the last six columns are of fresh samples: on problems "
-        "whose prefix was found, and on all hard problems, those with the longest prefix included."
+        "The shortest prefix with a success, up to the cap; a problem without one gets the longest. The search stops "
+        "at successes, which overestimates the success rate. So the last six columns are from fresh samples: on "
+        "problems whose prefix was found, and on all hard problems, including those with the longest prefix."
     )
     return [Table(title=f"{prefix}Prefix search", caption=caption, columns=columns, rows=rows)]
 
@@ -167,7 +167,7 @@ def _samples(results: Results, condition: str, prefix: str) -> list[Figure]:
                 blocks.append((f"{arm.label}, {kind}", text))
     if not blocks:
         return []
-    caption = "Rollouts are the first of their seed, not chosen. The grader's verdict stands in front."
+    caption = "Rollouts are the first ones of their seed, not selected, each after the grader's verdict."
     labels, texts = zip(*blocks, strict=True)
     return [Text(title=f"{prefix}One problem", caption=caption, labels=list(labels), blocks=list(texts))]
 
@@ -219,25 +219,27 @@ def _notes(results: Results) -> list[str]:
     settings = Settings.model_validate(results.plan.settings)
     trainings = settings.rl_seeds
     notes = [
-        f"Hard problems are those with 0 of {settings.mine_k} rollouts correct: that the base solves none of them "
-        "there is selection, not a result. The base's row is of fresh samples. Mining and search stop at a success, so "
-        "they say whether a problem was solved and with how many rollouts, and no rates.",
-        "That plain RL gets no signal is true by construction where its reward is zero: without a reward there is no "
-        "update. How often it saw one is measured.",
-        f"The unit of replication is the base model: each seed is one base, with its own problems, and its number is "
-        f"the mean of {trainings} training{'s' if trainings > 1 else ''}.",
+        f"Hard problems are those with 0 of {settings.mine_k} rollouts correct: that the base model solves none of "
+        "them in mining is selection, not a result. The base model's row is from fresh samples. Mining and search stop "
+        "at a success, so they report whether a problem was solved, and with how many rollouts, but no rates.",
+        "Without a reward there is no update, so plain RL learns nothing from groups without a success by "
+        "construction. How often it gets a reward is measured.",
+        f"The unit of replication is the base model: each seed is one base model with its own problems, and its value "
+        f"is the mean of {trainings} training{'s' if trainings > 1 else ''}.",
     ]
     if settings.match_rollouts:
         notes.append(
-            "Both arms spend the same number of rollouts: the search's are given to unguided GRPO as training."
+            "Both arms use the same number of rollouts: unguided GRPO trains on as many more as the search used."
         )
     if settings.model is None:
         notes.append(
-            "The problems are generated, and the base's errors on long ones were planted in what it was trained on: "
+            "The problems are generated, and the base model's errors on long ones were planted in its training data: "
             "this tests the mechanism, not the behaviour of language models."
         )
     if len(results.seeds) < 2:
-        notes.append("One base says nothing about others: intervals over problems are shown, and claims stay open.")
+        notes.append(
+            "With one base model, nothing is known about others: intervals are over problems, and claims are undecided."
+        )
     return notes
 
 

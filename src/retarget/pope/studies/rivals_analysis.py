@@ -66,7 +66,7 @@ def _bars(results: Results, condition: str, prefix: str) -> list[Figure]:
         if labels:
             figures.append(
                 Bars(title=f"{prefix}{title}, unguided", x_label="problems", y_label="%", labels=labels, values=values,
-                     groups=list(groups), caption="Fresh samples after training; a dot is one base.")
+                     groups=list(groups), caption="Fresh samples after training. A dot is one base model.")
             )  # fmt: skip
     return figures
 
@@ -83,8 +83,8 @@ def _costs(results: Results, runs: dict[str, list[RunResult]], prefix: str) -> l
         return []
     columns = ["arm", "bases", "oracle", "rollouts", "tokens", "hard, pass@1 %", "held out %", "near easy %"]
     caption = (
-        "Mining is in every row, the search in those of the arms that use it. A rival gets at least the rollouts and "
-        "at least the tokens of POPE, prompts included."
+        "Every row includes mining; rows of arms that use the search include it too. A rival gets at least the "
+        "rollouts and at least the tokens of POPE, prompts included."
     )
     return [Table(title=f"{prefix}Cost and success", caption=caption, columns=columns, rows=rows)]
 
@@ -103,7 +103,7 @@ def _curves(results: Results, runs: dict[str, list[RunResult]], prefix: str) -> 
         if series:
             figures.append(
                 Lines(title=f"{prefix}{title} while training", x_label="generation batch", y_label=label, series=series,
-                      caption="At the training temperature; a thin line is one base.")
+                      caption="At the training temperature. A thin line is one base model.")
             )  # fmt: skip
     return figures
 
@@ -122,7 +122,7 @@ def _probes(results: Results, runs: dict[str, list[RunResult]], prefix: str) -> 
         if series:
             figures.append(Lines(title=f"{prefix}Unguided pass@1 on {title} while training", x_label="generation batch",
                                  y_label="%", series=series,
-                                 caption="A few problems and samples each, with a seed of their own."))  # fmt: skip
+                                 caption="On a few problems and samples, with a seed of their own."))  # fmt: skip
     return figures
 
 
@@ -143,7 +143,7 @@ def _overlap(results: Results, runs: dict[str, list[RunResult]], prefix: str) ->
         return []
     return [Table(title=f"{prefix}Which hard problems were solved while training", rows=rows,
                   columns=["arm", "arm", "shared of all that either solved", "bases"],
-                  caption="Unguided rollouts of the training, at least one of them right.")]  # fmt: skip
+                  caption="Solved: at least one unguided rollout of the training was correct.")]  # fmt: skip
 
 
 def _solved(run: RunResult) -> set[str]:
@@ -173,7 +173,8 @@ def _rays(results: Results, runs: dict[str, list[RunResult]], prefix: str) -> li
     if not rows:
         return []
     return [Table(title=f"{prefix}Gain of pass@1 by the rate before training", rows=rows, columns=["arm", *names],
-                  caption="Points (problems), on hard training problems and both sets of easy ones.")]  # fmt: skip
+                  caption="Percentage points (number of problems), on hard training problems and both sets of easy "
+                  "ones.")]  # fmt: skip
 
 
 def _notes(results: Results) -> list[str]:
@@ -182,9 +183,9 @@ def _notes(results: Results) -> list[str]:
     ]
     wanted = len(results.seeds) * len(asked)
     notes = [
-        "The unit of replication is the base model, with its own problems; each arm is one training on it "
-        "unless the settings say otherwise.",
-        "Arms, budgets and claims were fixed before the runs. Where a rival beats POPE, that is what the table shows.",
+        "The unit of replication is the base model, with its own problems. Each arm is trained once on it, unless the "
+        "settings say otherwise.",
+        "Arms, budgets and claims were fixed before the runs. If a rival beats POPE, the table shows it.",
     ]
     if sum(asked) < wanted:
         notes.append(f"{sum(asked)} of {wanted} runs are complete.")
