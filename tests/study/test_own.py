@@ -159,6 +159,8 @@ def test_what_a_run_may_not_return_fails_that_run(write, capsys):
         (HEAD + "plan = one(study='pskd')\n" + RUN, "study = 'pskd' is a study that comes with retarget"),
         (HEAD + "plan = one(arms=())\n" + RUN, "claim higher names the arm high, but the study has "),
         (HEAD + "plan = one(metrics=())\n" + RUN, "claim higher names the metric height, but the study has "),
+        (HEAD + "plan = one(metrics=({'name': 'height', 'label': 'h', 'needs': ('heat', 1)},))\n" + RUN,
+         "metric height names the metric heat, but the study has height"),
         (HEAD + "plan = one(seed=(0,))\n" + RUN, "seed\n  Extra inputs are not permitted"),
     ],
 )  # fmt: skip

@@ -25,6 +25,8 @@ class Metric(Strict):
         floor: the least that a control must reach on average (the most, if lower is better) for a comparison with it to
             mean anything, such as better than chance; below it no claim is tested. The name of another metric takes
             that metric's value for the same control, if chance depends on the data. A claim may set its own floor.
+        needs: ``(metric, value)`` that an arm must reach on average, where it reports that metric, for a comparison of
+            this one with a constant to mean anything: a model that solves nothing shows no missing signal.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Metric(Strict):
     optional: bool = False
     deterministic: bool = False
     floor: FiniteFloat | str | None = None
+    needs: tuple[str, FiniteFloat] | None = None
 
 
 class Arm(Strict):
@@ -298,13 +301,18 @@ def refuse_decided(given: Collection[str], arms: Sequence[Arm], conditions: Sequ
 
 
 def refuse_unknown(plan: StudyPlan, where: str, arms: Sequence[str] | None) -> None:
-    """Refuse a claim whose metric, condition or arm the study does not have, which is a typing error.
+    """Refuse a claim or metric that names a metric, condition or arm that the study does not have: a typing error.
 
     Args:
         where: what the message calls the source of the claims.
         arms: all arms of the study; None does not check them.
     """
     metrics, conditions = [one.name for one in plan.metrics], [one.name for one in plan.conditions]
+    for metric in plan.metrics:
+        for other in [*([metric.floor] if isinstance(metric.floor, str) else []), *(metric.needs or ())[:1]]:
+            if other not in metrics:
+                known = ", ".join(metrics)
+                raise UserError(f"{where}: metric {metric.name} names the metric {other}, but the study has {known}")
     for claim in plan.claims:
         named: list[tuple[str, Collection[str], Sequence[str]]] = [
             ("metric", [claim.metric, *([claim.shown] if claim.shown else []), *(claim.floor or ())[:1]], metrics),

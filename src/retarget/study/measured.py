@@ -164,7 +164,10 @@ class Measuring:
             missed = self._below(claim, *claim.floor, needed=True)
             if missed:
                 return missed
-        for metric in self.floors if claim.against is None else ():
+        own = self.by_name.get(claim.metric)
+        if claim.against is not None:
+            return self._below(claim, *own.needs, needed=False) if own and own.needs else ""
+        for metric in self.floors:
             missed = self._below(claim, metric.name, metric.floor, needed=False)
             if missed:
                 return missed

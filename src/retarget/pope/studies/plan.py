@@ -114,6 +114,7 @@ METRICS = (
     Metric(name="easy_pass1", label="short problems, pass@1", unit="%", better="higher", optional=True, floor=1.0,
            description="what the base could do before"),
     Metric(name="signal", label="unguided groups with a reward", unit="%", better="higher", optional=True,
+           needs=("easy_pass1", 1.0),
            description="share of the unguided groups of training with at least one success"),
     Metric(name="guided_start", label="guided success before training, prefix found", unit="%", better="higher",
            optional=True, description="fresh samples of the base on problems whose prefix the search found"),
@@ -133,22 +134,12 @@ METRICS = (
 )  # fmt: skip
 
 
-ABLE = ("easy_pass1", 1.0)
-"""Floor of the claim that hard problems give no signal: a model that solves nothing at all is no test of it."""
-
-
-def claims(condition: str, suffix: str = "", *, real: bool = False) -> tuple[Claim, ...]:
-    """The abstract's claims under one condition; differences are in percentage points.
-
-    Args:
-        condition: the condition.
-        suffix: appended to every id.
-        real: a model from outside, of which short problems need not be at hand.
-    """
+def claims(condition: str, suffix: str = "") -> tuple[Claim, ...]:
+    """The abstract's claims under one condition; differences are in percentage points."""
     claim = claims_under(condition, suffix)
     return (
         claim("no_signal", "On hard problems, on-policy RL rarely sees a single correct rollout.", "signal", "lower",
-              1.0, ("unguided",), against=5.0, floor=None if real else ABLE),
+              1.0, ("unguided",), against=5.0),
         claim("guided_reward", "With a prefix of an oracle solution in the prompt, rollouts get a reward.",
               "guided_gain", "higher", 0.5, ("base",), against=0.0, shown="guided_start"),
         claim("transfer", "What is learnt with guidance transfers to the original, unguided problems.", "hard_pass1",
@@ -208,7 +199,7 @@ def plan(
     worlds = tuple(one for one in CONDITIONS.values() if given.items() <= one.settings.items())
     conditions = worlds if preset == "small" and not real else (default,)
     refuse_decided(set(config or {}) - set(given), ARMS, conditions)
-    decided = [one for condition in conditions for one in claims(condition.name, _suffix(condition), real=real)]
+    decided = [one for condition in conditions for one in claims(condition.name, _suffix(condition))]
     return StudyPlan(
         study="pope",
         title="POPE: privileged prefixes for problems that never give a reward"

@@ -9,9 +9,9 @@ from typing import Any, Literal
 from pydantic import Field
 
 from retarget.errors import UserError
-from retarget.pope.studies.plan import ABLE, PACKAGES, Settings
 from retarget.pope.studies.plan import CONDITIONS as WORLDS
 from retarget.pope.studies.plan import METRICS as FIRST
+from retarget.pope.studies.plan import PACKAGES, Settings
 from retarget.pope.studies.plan import PRESETS as FIRST_PRESETS
 from retarget.settings import Strict, resolve_settings
 from retarget.study.config import Arm, Claim, Condition, Metric, StudyPlan, choose_arms, claims_under, refuse_decided
@@ -289,7 +289,7 @@ def claims(question: Question, condition: Condition, suffix: str) -> tuple[Claim
     if question.name == "rivals":
         first = (
             claim("no_signal", "On hard problems, on-policy RL rarely sees a single correct rollout.", "signal",
-                  "lower", 1.0, ("unguided",), against=5.0, floor=ABLE),
+                  "lower", 1.0, ("unguided",), against=5.0),
             claim("guided_reward", "With a prefix of an oracle solution in the prompt, rollouts get a reward.",
                   "guided_gain", "higher", 0.5, ("base",), against=0.0),
             claim("ray", "Ray interference: in a mixed run the problems that are easy already gain more than the hard "
