@@ -110,6 +110,14 @@ def test_a_log_that_is_no_text_is_named(tmp_path):
         RunResult(tmp_path, {}).history()
 
 
+def test_an_array_that_the_predictions_lack_is_named(tmp_path):
+    make(tmp_path).save_predictions(a=np.ones(2))
+    arrays = RunResult(tmp_path, {}).predictions()
+    assert arrays.get("val_logits") is None
+    with pytest.raises(UserError, match=r"predictions\.safetensors has no array 'val_logits' \(it has a\)\. Delete"):
+        arrays["val_logits"]
+
+
 def test_other_hands_out_finished_runs_that_the_arm_needs(tmp_path):
     base = make(tmp_path / "base")
     run = make(tmp_path / "run", needs={"base": base.directory})

@@ -189,6 +189,17 @@ def test_predictions_of_a_study_can_be_read_again(finished):
     assert [line["step"] for line in found.history()] == list(range(STEPS))
 
 
+@pytest.mark.parametrize("damage", ["deleted", "cut"])
+def test_a_log_that_is_gone_or_shorter_than_the_run_wrote_is_named(tmp_path, damage):
+    run(plan(seeds=[0]), tmp_path)
+    log = tmp_path / "runs" / "control" / "seed-0" / "metrics.jsonl"
+    log.unlink() if damage == "deleted" else log.write_text(log.read_text().partition("\n")[0] + "\n")
+    found = Results.load(tmp_path).run("default", "control", 0)
+    what = "is missing, with the 3 lines" if damage == "deleted" else "has only 1 of the 3 lines"
+    with pytest.raises(UserError, match=rf"metrics\.jsonl {what} of the run\. Delete its directory to repeat"):
+        found.history()
+
+
 def test_looking_again_with_more_seeds_is_recorded_and_said(tmp_path):
     run(plan(seeds=(0, 1)), tmp_path / "s")
     run(plan(seeds=(0, 1)), tmp_path / "s")

@@ -162,6 +162,10 @@ class Run:
             raise UserError(f"arm {self.arm} needs the run in {directory}, which is not complete")
         return directory
 
+    def logged(self) -> int:
+        """How many lines metrics.jsonl has; it is read, since other processes of a run may have written them."""
+        return len(read_history(self._log_path)) if self._log_path.exists() else 0
+
     @property
     def _log_path(self) -> Path:
         return self.directory / "metrics.jsonl"
@@ -182,23 +186,48 @@ class Run:
         write_text(self._log_path, text)
 
 
+class Arrays(dict[str, np.ndarray]):
+    """A run's saved arrays by name; asking for one that the file lacks is a UserError that names file and array."""
+
+    def __init__(self, path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+        super().__init__(arrays)
+        self.path = path
+
+    def __missing__(self, name: str) -> np.ndarray:
+        there = f"it has {', '.join(sorted(self))}" if self else "it is empty"
+        raise UserError(f"{self.path} has no array {name!r} ({there}). Delete its directory to repeat the run")
+
+
 @dataclass(frozen=True)
 class RunResult:
-    """A finished run: its directory and final metrics, without those that are missing or not finite."""
+    """A finished run: its directory and final metrics, without those that are missing or not finite.
+
+    Attributes:
+        logged: how many lines its metrics.jsonl had at the end; 0 if unknown, as for runs of earlier versions.
+    """
 
     directory: Path
     metrics: dict[str, float]
+    logged: int = 0
 
     def history(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl: ``{"step": ..., METRIC: number or None}``, in order of steps."""
-        path = self.directory / "metrics.jsonl"
-        return read_history(path) if path.exists() else []
+        """The lines of metrics.jsonl: ``{"step": ..., METRIC: number or None}``, in order of steps.
 
-    def predictions(self) -> dict[str, np.ndarray]:
+        Raises:
+            UserError: the file is damaged, or lines that the run logged are missing.
+        """
+        path = self.directory / "metrics.jsonl"
+        lines = read_history(path) if path.exists() else []
+        if len(lines) < self.logged:
+            what = f"has only {len(lines)} of the" if path.exists() else "is missing, with the"
+            raise UserError(f"{path} {what} {self.logged} lines of the run. Delete its directory to repeat the run")
+        return lines
+
+    def predictions(self) -> Arrays:
         """The arrays that the run saved.
 
         Raises:
-            UserError: the run saved none, or the file is damaged.
+            UserError: the run saved none, the file is damaged, or (on reading an array) it is not among them.
         """
         from safetensors import SafetensorError
         from safetensors.numpy import load_file
@@ -207,7 +236,7 @@ class RunResult:
         if not path.exists():
             raise UserError(f"{self.directory} has no predictions.safetensors. Delete the directory to repeat the run")
         try:
-            return load_file(path)
+            return Arrays(path, load_file(path))
         except (SafetensorError, OSError, ValueError) as error:
             raise UserError(f"{path} is damaged: {error}. Delete its directory to repeat the run") from error
 
@@ -244,7 +273,8 @@ class Results:
             directory = run_directory(self.directory, self.plan, *key)
             status = read_status(directory)
             done = status is not None and status["state"] == "complete"
-            self._runs[key] = RunResult(directory, status["metrics"]) if status and done else None
+            found = RunResult(directory, status["metrics"], status.get("logged", 0)) if status and done else None
+            self._runs[key] = found
         return self._runs[key]
 
 

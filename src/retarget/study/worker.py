@@ -182,10 +182,11 @@ def perform(job: Job, send: Callable[[Event], None]) -> Finished:
             with _told(_run(job, send)) as run:
                 metrics = _checked(function(run), job)
                 run.close(metrics)
+                logged = run.logged()
         except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a task raises is the run's error
             return _failed(job, record, error)
         seconds = round(time.monotonic() - started, 3) if attempts == 1 else None  # that of a killed attempt is lost
-        done = {"state": "complete", "metrics": metrics, "seconds": seconds}
+        done = {"state": "complete", "metrics": metrics, "seconds": seconds, "logged": logged}
         write_status(job.directory, record | done)
         return Finished(job.key)
 
