@@ -34,6 +34,9 @@ def test_faulty_templates_and_prefixes_are_refused(tmp_path):
         Prompts("{problem} {prefix}", "{problem} {prefix}")
     with pytest.raises(UserError, match="no such directory"):
         Prompts.load(tmp_path / "none")
+    (tmp_path / "Guided.md").write_text("{problem} {prefix}")
+    with pytest.raises(UserError, match=r"has no template: .* system\.txt or unguided\.txt or guided\.txt or"):
+        Prompts.load(tmp_path)
     with pytest.raises(UserError, match=r"no template other\.txt"):
         Prompts.load(variant="other")
     with pytest.raises(UserError, match="prefix is empty"):

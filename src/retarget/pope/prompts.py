@@ -60,10 +60,14 @@ class Prompts:
             chat: see the class.
 
         Raises:
-            UserError: there is no such directory or variant, or a template lacks a placeholder.
+            UserError: there is no such directory or variant, the directory has none of these files, or a template
+                lacks a placeholder.
         """
         if directory is not None and not directory.is_dir():
             raise UserError(f"{directory}: no such directory of templates")
+        known = [f"{name}.txt" for name in dict.fromkeys(("system", "unguided", *VARIANTS, variant))]
+        if directory is not None and not any((directory / name).is_file() for name in known):
+            raise UserError(f"{directory} has no template: name at least one file there {' or '.join(known)}")
 
         def read(name: str) -> str:
             own = directory / f"{name}.txt" if directory else None
