@@ -96,6 +96,16 @@ def test_the_estimate_follows_the_epochs_and_is_not_guessed_for_another_network(
     assert plan("demo", {"network": "preact_resnet18"}).minutes_per_run is None
 
 
+def test_a_translation_s_estimate_follows_the_epochs_and_is_not_guessed_for_other_data():
+    def minutes(preset, **config):
+        return plan(preset, {"task": "translation", **config}).minutes_per_run
+
+    assert minutes("small", epochs=1) == pytest.approx(minutes("small") / 5)
+    assert minutes("small", dataset="files:mine", epochs=10) == 2 * minutes("small")
+    assert minutes("small", dataset="grammar") is None
+    assert minutes("demo", layers=3) is None
+
+
 def test_the_files_of_a_run_follow_from_its_settings(tmp_path):
     assert images.Settings(**PRESETS["demo"]).data_paths() == ()
     mine = peers_plan.PeerSettings(**PRESETS["demo"] | {"dataset": "npz:a.npz", "shift": {"ood": "hf:b"}})

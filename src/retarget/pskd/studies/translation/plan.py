@@ -124,9 +124,22 @@ def plan(
         claims=tuple(
             one for c in conditions for one in claims(c.name, "" if len(conditions) == 1 else f"_{c.name}")
         ),
-        minutes_per_run=MINUTES_PER_RUN[preset],
+        minutes_per_run=_minutes(preset, settings),
         references=(PSKD,),
     )  # fmt: skip
+
+
+_MEASURED = ("train_sentences", "test_sentences", "vocabulary", "d_model", "ffn", "layers", "beams")
+"""Settings on which a run's time depends, besides the epochs."""
+
+
+def _minutes(preset: str, settings: Settings) -> float | None:
+    """The preset's measured time, scaled to the epochs; None for other data or another network."""
+    of_preset = Settings.model_validate(PRESETS[preset])
+    generated = {settings.dataset == "grammar", of_preset.dataset == "grammar"}
+    if len(generated) == 2 or any(getattr(settings, name) != getattr(of_preset, name) for name in _MEASURED):
+        return None
+    return round(MINUTES_PER_RUN[preset] * settings.epochs / of_preset.epochs, 2)
 
 
 def _directions(source: str, target: str) -> tuple[Condition, ...]:
