@@ -240,6 +240,16 @@ def _variant(folder):
     (folder / WEIGHTS).rename(folder / "unet" / "diffusion_pytorch_model.fp16.safetensors")
 
 
+def _linked(folder):
+    (folder / WEIGHTS).unlink()
+    (folder / WEIGHTS).symlink_to("gone.safetensors")
+
+
+def _a_folder(folder):
+    (folder / WEIGHTS).unlink()
+    (folder / WEIGHTS).mkdir()
+
+
 UNET, NOISE = "unet/config.json", "scheduler/scheduler_config.json"
 DAMAGES = {
     "index is a list": (_text("model_index.json", "[1, 2]"), "model_index.json has no settings of a pipeline"),
@@ -278,6 +288,12 @@ DAMAGES = {
     ),
     "half the weights": (lambda f: (f / WEIGHTS).write_bytes((f / WEIGHTS).read_bytes()[:3000]), "cannot be read"),
     "shards": (_sharded, "split over several files.*max_shard_size"),
+    "int8": (
+        _weights(lambda w: {n: (v * 99).to(torch.int8) for n, v in w.items()}),
+        r"not floating-point numbers, such as \S+ \(I8\); quantised",
+    ),
+    "link": (_linked, "it is a link to gone.safetensors, which is no file"),
+    "folder": (_a_folder, "it is a folder: put the file"),
     "variant": (_variant, "a variant of the weights"),
 }
 

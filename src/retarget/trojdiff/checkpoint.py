@@ -78,7 +78,7 @@ def load_pipeline(source: str | Path) -> tuple[UNet2DModel, DDPMScheduler]:
 
     Raises:
         UserError: it is not a pipeline, but a text-conditional, class-conditional or latent model, or has another
-            prediction type, learned variances, images above 64×64, or weights that are not safetensors.
+            prediction type, learned variances, images above 64×64, or weights that are not safetensors of floats.
     """
     local = Path(source).exists()
     if local and not (Path(source) / "model_index.json").is_file():
@@ -96,6 +96,8 @@ def load_pipeline(source: str | Path) -> tuple[UNet2DModel, DDPMScheduler]:
     if local and not (Path(source) / WEIGHTS).is_file():
         raise UserError(f"{source} has no {WEIGHTS}: {_instead(Path(source) / WEIGHTS)}")
     unet = _read_network(source)
+    if local:
+        _check_floats(Path(source))
     scheduler = _read_scheduler(source)
     check_trainable(unet, scheduler, str(source))
     _check_runs(unet, source)
@@ -110,6 +112,10 @@ NOT_MADE = (TypeError, ValueError, ArithmeticError, LookupError, RuntimeError)
 
 def _instead(weights: Path) -> str:
     """What is there instead of the single file of weights, and what to do about it."""
+    if weights.is_symlink():
+        return f"it is a link to {weights.readlink()}, which is no file: put the weights themselves there"
+    if weights.is_dir():
+        return "it is a folder: put the file of the weights there"
     names = [path.name for path in weights.parent.glob("*")]
     again = "read it with diffusers where it comes from and save it again with save_pretrained, {}"
     if any(name.endswith(".safetensors.index.json") for name in names):
@@ -145,6 +151,18 @@ def _read_network(source: str | Path) -> UNet2DModel:
             f"such as {missing[0]}"
         )
     return unet
+
+
+def _check_floats(folder: Path) -> None:
+    """Refuse weights of integers (int8, say): they are codes of a quantisation, and diffusers reads them as numbers."""
+    with safe_open(folder / WEIGHTS, framework="pt") as file:
+        types = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 - no mapping
+    codes = [name for name, kind in types.items() if not kind.startswith(("F", "BF"))]
+    if codes:
+        raise UserError(
+            f"{folder / WEIGHTS}: {len(codes)} weights are not floating-point numbers, such as {codes[0]} "
+            f"({types[codes[0]]}); quantised weights are not read: save the network before its quantisation"
+        )
 
 
 def _check_runs(unet: UNet2DModel, source: str | Path) -> None:
