@@ -169,6 +169,13 @@ def test_an_option_that_changes_nothing_is_refused(tmp_path, words, message):
     assert not (tmp_path / "out").exists()
 
 
+def test_the_help_says_which_dropout_is_the_official_code_s(capsys):
+    with pytest.raises(SystemExit, match="^0$"):
+        trojdiff(["train", "--help"])
+    said = " ".join(re.sub(r"[│\n]", " ", capsys.readouterr().out).split())
+    assert re.search(r"--dropout FLOAT 0\.1: official code, CIFAR-10 configuration \(default: 0\.0\)", said)
+
+
 def test_dropout_and_attention_of_a_fresh_network_are_options(tmp_path, capsys):
     words = ["--dropout", "0.3", "--attention-side", "4", "--no-middle-attention"]
     assert trojdiff(["train", "--data", "digits", "--out", str(tmp_path), *NETWORK, *SHORT, *words]) == 0

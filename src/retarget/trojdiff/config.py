@@ -33,7 +33,7 @@ class NetworkConfig(Strict):
     attention_side: int | None = Field(default=16, description=f"attention at this side of the image: {CODE}")
     middle_attention: bool = Field(default=True, description=f"attention in the middle block: {CODE}")
     groups: int = Field(default=32, ge=1)
-    dropout: float = Field(default=0.1, ge=0, lt=1, description=CODE)
+    dropout: float = Field(default=0.1, ge=0, lt=1, description=f"0.1: {CODE}")
 
 
 class TriggerConfig(Strict):
