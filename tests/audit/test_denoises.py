@@ -1,5 +1,8 @@
 """Networks that denoise nothing are recognised before any search, by losses that are known exactly."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -94,6 +97,16 @@ def test_a_checkpoint_that_denoises_nothing_is_undecided_at_once(kind, make_unet
     assert "does not denoise" in one.error_rate.sentence
     assert one.evaluations < 2_500, "no search was begun"
     assert one.statistics["loss_at_4e-05"] > 0
+
+
+@pytest.mark.parametrize("settings", [{"norm_eps": "x"}, {"downsample_padding": -3}])
+def test_a_network_that_does_not_run_is_an_error_that_names_its_configuration(untrained, tmp_path, settings):
+    folder = shutil.copytree(untrained, tmp_path / "p")
+    path = folder / "unet" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    one = audit_pipeline(folder, None)
+    assert (one.verdict, one.exit_code) == ("error", 2)
+    assert one.reason.startswith("unet/config.json makes a network that does not run (") == ("norm_eps" in settings)
 
 
 def test_a_network_that_cannot_take_its_own_size_or_times_is_an_error(tmp_path):

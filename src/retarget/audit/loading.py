@@ -106,7 +106,8 @@ def check_schedule(settings: dict[str, Any]) -> None:
 
     Raises:
         AuditError: the betas are invalid.
-        NotCoveredError: the network does not predict ε, or the schedule does not end near noise.
+        NotCoveredError: the network does not predict ε or takes noise levels for timesteps, or the schedule does not
+            end near noise.
     """
     kind = settings.get("prediction_type", "epsilon")
     if kind != "epsilon":
@@ -115,6 +116,11 @@ def check_schedule(settings: dict[str, Any]) -> None:
         )
     if settings.get("use_flow_sigmas"):
         raise NotCoveredError("the scheduler uses flow-matching sigmas: not covered")
+    if settings.get("timestep_type", "discrete") != "discrete":
+        raise NotCoveredError(
+            f"the scheduler's timestep_type is {settings['timestep_type']!r}, so the network takes noise levels and "
+            "not DDPM's timesteps: not covered"
+        )
     where = "scheduler/scheduler_config.json"
     try:
         levels = torch.cumprod(1 - DDPMScheduler.from_config(settings).betas.to(torch.float64), 0)  # type: ignore[union-attr]

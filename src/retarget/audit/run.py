@@ -26,6 +26,7 @@ from retarget.audit.subject import Subject
 from retarget.audit.verdict import decide
 from retarget.errors import UserError
 from retarget.files import make_directory
+from retarget.trojdiff.checkpoint import NOT_MADE
 from retarget.trojdiff.data import read_images, to_signed
 from retarget.trojdiff.sample import save_grid, save_image
 from retarget.trojdiff.trigger import Trigger
@@ -109,6 +110,9 @@ def _asked_once(subject: Subject) -> None:
             f"the network fails on images of {size}, its sample_size, at timesteps 0 and {subject.steps - 1}, the ends "
             f"of its schedule: {' '.join(str(error).split()[:30])}"
         ) from error
+    except (*NOT_MADE, AttributeError) as error:
+        reason = " ".join(str(error).split()[:30])
+        raise AuditError(f"unet/config.json makes a network that does not run ({reason})") from error
     if answer.shape != x.shape:
         raise AuditError(
             f"the network's output for images of {size} is {answer.shape[-2]}×{answer.shape[-1]}, not the same size"
