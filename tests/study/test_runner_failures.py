@@ -97,6 +97,27 @@ def start(directory, *words, **environment):
     )
 
 
+UNGUARDED = """
+import sys
+from pathlib import Path
+
+sys.path.insert(0, {tests!r})
+from runs_for_tests import run
+from tasks_for_tests import plan
+
+print(run(plan(seeds=[0], arms=["control"]), Path({root!r})).failed)
+"""
+
+
+def test_a_script_without_a_guard_is_told_to_add_one(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(UNGUARDED.format(tests=str(PROCESS.parent), root=str(tmp_path / "study")))
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=900, check=False)
+    assert 'put the call, and all that should happen once, under `if __name__ == "__main__":`' in done.stderr
+    assert "in use by process" not in done.stderr
+    assert "died (exit code 1) before the run began; its error is on stderr" in done.stdout
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     root = tmp_path_factory.mktemp("uninterrupted")

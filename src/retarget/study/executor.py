@@ -148,7 +148,9 @@ class LocalExecutor:
             job, how = worker.job, worker.end()
             self._workers.remove(worker)
             worker.kill()
-            yield Finished(job.key, error=f"the worker process died ({how}); see {job.directory / 'output.log'}")
+            log = job.directory / "output.log"
+            see = f"; see {log}" if log.exists() else " before the run began; its error is on stderr"
+            yield Finished(job.key, error=f"the worker process died ({how}){see}")
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Run a study: keep finished runs, do the remaining ones, report failures, then judge the claims."""
 
 import graphlib
+import multiprocessing
 import signal
 import sys
 import threading
@@ -72,10 +73,12 @@ def run_study(
         track: a tracker to which the logs of this call's runs are sent, by study, arm and seed; changes no result.
 
     Raises:
-        UserError: the directory does not fit or cannot be written, or the task cannot be imported.
+        UserError: the directory does not fit or cannot be written, the task cannot be imported, or a worker that was
+            spawned for a script calls this while it imports the script, which lacks the guard.
         MissingExtraError: the tracker, or a package that the runs need, is not installed; nothing was started.
         KeyboardInterrupt: on Ctrl-C and on SIGTERM, after the workers have been stopped.
     """
+    _refuse_unguarded()
     root = Path(directory).resolve()
     if not plan.task:
         raise UserError("the plan names no task: set task='module:function', the function that does one run")
@@ -98,6 +101,15 @@ def run_study(
             shown.analysing()
             summary = analyse(root, whole, _unjudged(here.later))
     return Outcome(root, summary, failed, page([root], root / "report.html") if page else None)
+
+
+def _refuse_unguarded() -> None:
+    """Refuse a call from a worker that is still importing the script it was spawned for."""
+    if getattr(multiprocessing.current_process(), "_inheriting", False):  # as multiprocessing.spawn itself asks
+        raise UserError(
+            "run_study was called again by a worker, which imports the script that starts the study: put the call, and "
+            'all that should happen once, under `if __name__ == "__main__":`'
+        )
 
 
 def _unjudged(later: tuple[str, ...]) -> list[str]:
