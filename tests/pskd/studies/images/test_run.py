@@ -13,9 +13,10 @@ import torch
 from safetensors.numpy import load_file
 
 from retarget.pskd.studies.images import run as classification
+from retarget.pskd.studies.images.analysis import at_an_end
 from retarget.pskd.studies.images.plan import ARMS
 from retarget.pskd.study import plan
-from retarget.study.record import Run, read_history
+from retarget.study.record import Results, Run, read_history, run_directory, write_status
 from retarget.study.runner import run_study
 
 QUICK = {"epochs": 4, "train_images": 250, "validation_images": 50}
@@ -163,6 +164,18 @@ def test_predictions_are_enough_to_compute_every_metric_again(tmp_path):
     again = scores(load_file(Path(tmp_path) / "predictions.safetensors"))
     for name, value in again.items():
         np.testing.assert_equal(value, metrics[name])
+
+
+def test_a_temperature_at_an_end_of_its_range_is_told_with_arm_and_seeds(tmp_path):
+    study = plan("demo", arms=["cross_entropy", "pskd"], seeds=[0, 3])
+    fitted = {("cross_entropy", 0): 0.1, ("cross_entropy", 3): 10.0, ("pskd", 0): 1.3, ("pskd", 3): 0.1}
+    for (arm, seed), value in fitted.items():
+        directory = run_directory(tmp_path, study, "clean", arm, seed)
+        directory.mkdir(parents=True)
+        write_status(directory, {"state": "complete", "metrics": {"temperature": value}})
+    said = at_an_end(Results(tmp_path, study), "clean")
+    assert "end of its search range, 0.1 to 10, for cross-entropy (seeds 0, 3), PS-KD (seed 3): no" in said
+    assert at_an_end(Results(tmp_path, study), "noisy") == ""
 
 
 def test_killed_before_its_predictions_a_run_still_has_its_step_time(tmp_path):

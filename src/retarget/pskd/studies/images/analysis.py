@@ -7,7 +7,7 @@ import numpy as np
 from retarget.metrics import calibration as c
 from retarget.pskd.studies.images.classes import class_figures
 from retarget.pskd.studies.images.ranks import corruptions, ranks
-from retarget.pskd.studies.images.scores import fitted_temperature, log_losses
+from retarget.pskd.studies.images.scores import TEMPERATURES, fitted_temperature, log_losses
 from retarget.pskd.studies.images.settings import SAME_WEIGHTS
 from retarget.study.config import Claim
 from retarget.study.figures import Analysis, Bars, Figure, Lines, Series
@@ -290,6 +290,23 @@ expected to help calibration here
     return f"cross-entropy {_confidence(temperature)}: PS-KD {chances}"
 
 
+def at_an_end(results: Results, condition: str) -> str:
+    """A sentence on the runs whose fitted temperature is an end of ``TEMPERATURES``; empty if there is none."""
+    found = []
+    for arm in results.plan.arms:
+        runs = {seed: results.run(condition, arm.name, seed) for seed in results.seeds}
+        at = [seed for seed, run in runs.items() if run and run.metrics.get("temperature") in TEMPERATURES]
+        if at:
+            found.append(f"{arm.label} (seed{'s' * (len(at) > 1)} {', '.join(map(str, at))})")
+    if not found:
+        return ""
+    return (
+        f"the fitted temperature is an end of its search range, {TEMPERATURES[0]:g} to {TEMPERATURES[1]:g}, for "
+        f"{', '.join(found)}: no temperature within the range fits best there, so figures after temperature are "
+        "those of this end."
+    )
+
+
 def _swept(results: Results) -> dict[float, str]:
     """Arms by ascending alpha_T, cross-entropy as 0, if they are a sweep of it; else none."""
     arms = {0.0 if arm.name == "cross_entropy" else arm.settings.get("alpha_T"): arm.name for arm in results.plan.arms}
@@ -357,6 +374,8 @@ def _notes(results: Results) -> list[str]:
         fitted = [one.metrics["temperature"] for one in runs if one]
         if fitted:
             notes.append(f"{where}cross-entropy {_confidence(float(np.mean(fitted)))}.")
+        ends = at_an_end(results, condition.name)
+        notes += [f"{where}{ends}"] if ends else []
     if len(results.seeds) < 2:
         notes.append("Gradient share by difficulty needs a second seed, whose cross-entropy model judges difficulty.")
     return notes
