@@ -12,3 +12,15 @@ def test_the_map_and_the_result_tables_are_up_to_date():
         [sys.executable, str(ROOT / "tools" / "write_documents.py"), "--check"], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_no_table_of_a_recorded_page_is_wider_than_eight_columns():
+    pages = sorted((ROOT / "docs" / "results").glob("*.md"))
+    wide = {
+        page.name: line
+        for page in pages
+        for line in page.read_text(encoding="utf-8").splitlines()
+        if line.startswith("|---") and line.count("|") > 9
+    }
+    assert pages
+    assert wide == {}

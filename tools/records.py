@@ -38,7 +38,8 @@ class Record:
         changes: later changes of the code that would give other numbers, from results/changes.toml; empty for most.
         registered: its entry in results/registered.toml, or None.
         words: its setting in a few words.
-        columns: names of the metrics that its tables show; if empty, the metrics by which claims are judged.
+        columns: names of the metrics that its tables show; if empty, the metrics by which claims are judged. The
+            first ``WIDE`` are seen at once.
     """
 
     def __init__(self, name: str) -> None:
@@ -270,28 +271,53 @@ def _difference(claim: dict[str, Any], places: int) -> str:
     return text
 
 
+WIDE = 6
+"""Metrics of one table, so that it has at most eight columns; further metrics are folded."""
+
+
 def _metrics(
     condition: str, summary: dict[str, Any], plan: dict[str, Any], columns: Sequence[str], remarks: dict[str, str]
 ) -> str:
     arms = summary["conditions"][condition]
     labels = {arm["name"]: arm["label"] for arm in plan["arms"]}
-    shown = [m for m in plan["metrics"] if any(_measured(arms[arm].get(m["name"])) for arm in arms)]
-    judged = columns or {claim[key] for claim in plan["claims"] for key in ("metric", "shown")}
-    shown = [m for m in shown if m["name"] in judged or (not plan["claims"] and m["better"] != "neither")]
-    rows = [
-        "| arm | seeds | " + " | ".join(f"{m['label']}{_unit(m['unit'])}" for m in shown) + " |",
-        "|---" * (len(shown) + 2) + "|",
-    ]
+    names = {arm: labels.get(arm, arm) + (f" ({remarks[arm]})" if arm in remarks else "") for arm in arms}
     ranked = bool(columns) and len(arms) >= 5
-    ranks = {m["name"]: _ranks(m, arms) if ranked else {} for m in shown}
+    shown = _shown(arms, plan, columns)
+    first, *more = [shown[at : at + WIDE] for at in range(0, len(shown), WIDE)] or [[]]
+    where = "" if condition == _condition(condition, plan) == "default" else f"{_condition(condition, plan)}, "
+    text = f"{where}mean ± sd{' (rank)' * ranked} over seeds:\n\n{_table(first, arms, names, ranked)}"
+    if not more:
+        return text
+    count = len(shown) - len(first)
+    tables = "\n\n".join(_table(part, arms, names, ranked) for part in more)
+    summary = f"<summary>{count} more metric{'s' * (count > 1)}</summary>"
+    return f"{text}\n\n<details>\n{summary}\n\n{tables}\n\n</details>"
+
+
+def _shown(arms: dict[str, Any], plan: dict[str, Any], columns: Sequence[str]) -> list[dict[str, Any]]:
+    """The measured metrics of a record's tables: ``columns``, else those that decide claims, then those beside them."""
+    known = {m["name"]: m for m in plan["metrics"] if any(_measured(arms[arm].get(m["name"])) for arm in arms)}
+    decide = {claim["metric"] for claim in plan["claims"]}
+    beside = {claim["shown"] for claim in plan["claims"]} - decide
+    wanted = columns or [name for name in known if name in decide] + [name for name in known if name in beside]
+    if not columns and not plan["claims"]:
+        wanted = [name for name, metric in known.items() if metric["better"] != "neither"]
+    return [known[name] for name in wanted if name in known]
+
+
+def _table(metrics: Sequence[dict[str, Any]], arms: dict[str, Any], names: dict[str, str], ranked: bool) -> str:
+    """Arms as rows, these metrics as columns."""
+    rows = [
+        "| arm | seeds | " + " | ".join(f"{m['label']}{_unit(m['unit'])}" for m in metrics) + " |",
+        "|---" * (len(metrics) + 2) + "|",
+    ]
+    ranks = {m["name"]: _ranks(m, arms) if ranked else {} for m in metrics}
     for arm, values in arms.items():
         seeds = max((sum(v is not None for v in one["values"]) for one in values.values()), default=0)
         if seeds:
-            cells = [_cell(values.get(m["name"]), m["decimals"]) + ranks[m["name"]].get(arm, "") for m in shown]
-            name = labels.get(arm, arm) + (f" ({remarks[arm]})" if arm in remarks else "")
-            rows.append(f"| {name} | {seeds} | " + " | ".join(cells) + " |")
-    where = "" if condition == _condition(condition, plan) == "default" else f"{_condition(condition, plan)}, "
-    return f"{where}mean ± sd{' (rank)' * ranked} over seeds:\n\n" + "\n".join(rows)
+            cells = [_cell(values.get(m["name"]), m["decimals"]) + ranks[m["name"]].get(arm, "") for m in metrics]
+            rows.append(f"| {names[arm]} | {seeds} | " + " | ".join(cells) + " |")
+    return "\n".join(rows)
 
 
 def _ranks(metric: dict[str, Any], arms: dict[str, Any]) -> dict[str, str]:

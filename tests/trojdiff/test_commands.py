@@ -170,7 +170,7 @@ def test_an_option_that_changes_nothing_is_refused(tmp_path, words, message):
 
 
 def test_the_help_says_which_dropout_is_the_official_code_s(capsys):
-    with pytest.raises(SystemExit, match="^0$"):
+    with pytest.raises(SystemExit, match=r"^0$"):
         trojdiff(["train", "--help"])
     said = " ".join(re.sub(r"[│\n]", " ", capsys.readouterr().out).split())
     assert re.search(r"--dropout FLOAT 0\.1: official code, CIFAR-10 configuration \(default: 0\.0\)", said)
