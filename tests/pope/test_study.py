@@ -33,6 +33,8 @@ def test_the_plans_of_all_presets():
         0.3,
     )
     assert plan("demo", {"cycles": 7}, [3], ["base"]).settings["cycles"] == 7
+    assert [arm.name for arm in plan("demo").arms] == ["base", "pope"]
+    assert [arm.name for arm in plan("small").arms] == ["base", "unguided", "pope"]
     assert [claim.id for claim in plan("demo").claims][:5] == [
         "no_signal", "guided_reward", "transfer", "more_solved", "held_out",
     ]  # fmt: skip

@@ -37,8 +37,8 @@ TINY = dict(
 def test_presets_have_the_arms_seeds_and_settings_that_their_documents_name():
     demo = plan("demo")
     assert tuple(arm.name for arm in demo.arms) == DEMO_ARMS
-    assert [arm.settings.get("role") for arm in demo.arms] == [None, "clean", "attack"]
-    assert demo.seeds == (0, 1, 2)
+    assert [arm.settings.get("role") for arm in demo.arms] == [None, "attack"]
+    assert demo.seeds == (0, 1, 2, 3)
     assert [arm.name for arm in plan("demo", arms=["all"]).arms] == [arm.name for arm in ARMS]
     paper = plan("paper").settings
     expected = dict(blend_gamma=0.6, patch_gamma=0.1, patch_size=3, out_rows=64, image_rows=12, in_rows=None)
@@ -245,7 +245,7 @@ def test_an_attack_at_another_share_of_rows_is_a_point_of_a_curve(finished):
 
 def test_the_share_of_trojan_rows():
     names = [arm.name for arm in plan("demo", arms=["shares"]).arms]
-    assert names == ["pretrained", *(f"{attack}_share{share}" for attack in DEMO_ARMS[2:] for share in (3, 10, 25, 50))]
+    assert names == ["pretrained", *(f"{attack}_share{share}" for attack in DEMO_ARMS[1:] for share in (3, 10, 25, 50))]
     assert len(plan("small", arms=["all", "shares"]).arms) == 8 + 24
     settings = Settings.model_validate(plan("demo").settings)
     for share, rows in ((0.03, 1), (0.1, 4), (0.25, 11), (0.5, 32), (0.9, 288)):

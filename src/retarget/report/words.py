@@ -87,6 +87,22 @@ def with_unit(label: str, unit: str) -> str:
     return f"{label} ({unit})" if unit else label
 
 
+def stated(not_run: int, left_out: str = "") -> str:
+    """What stands above the claims that a study states and does not run.
+
+    Args:
+        not_run: number of these claims.
+        left_out: why, and what measures them.
+
+    >>> stated(1)
+    '1 more claim was stated but not run here'
+    >>> stated(2, "The preset small measures them.")
+    '2 more claims were stated but not run here. The preset small measures them.'
+    """
+    said = f"{not_run} more {'claim was' if not_run == 1 else 'claims were'} stated but not run here"
+    return f"{said}. {left_out}" if left_out else said
+
+
 def finding(counts: dict[str, int], not_run: int = 0) -> str:
     """A study's finding in one sentence, from the verdicts on the claims that were run.
 

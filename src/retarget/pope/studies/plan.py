@@ -102,6 +102,10 @@ ARMS = (
     Arm(name="pope", label="POPE", settings={"role": "pope"}, needs=("base",)),
 )
 
+DEMO_ARMS = ("base", "pope")
+"""Without GRPO on hard problems, which solves some bases' problems by luck, others' never: the claims about it spread
+most, and no number of bases that runs in minutes decides them."""
+
 METRICS = (
     Metric(name="hard_pass1", label="hard problems, pass@1", unit="%", better="higher",
            description="unguided, fresh samples"),
@@ -184,7 +188,7 @@ def plan(
             them) or ``paper`` (Qwen3-4B on GPUs with vLLM).
         config: settings that override the preset's (keys of :class:`Settings`).
         seeds: seeds of the base models, instead of the preset's.
-        arms: names of the arms to run.
+        arms: names of the arms to run. ``demo`` leaves out unguided GRPO when they are not given.
 
     Raises:
         UserError: unknown preset, setting or arm.
@@ -192,7 +196,7 @@ def plan(
     if preset not in PRESETS:
         raise UserError(f"no preset {preset!r} for pope: choose {', '.join(PRESETS)}")
     settings = resolve_settings(Settings, {**PRESETS[preset], **(config or {})})
-    chosen = choose_arms(ARMS, arms)
+    chosen = choose_arms(ARMS, arms or (DEMO_ARMS if preset == "demo" else None))
     real = settings.model is not None
     default = Condition(label="a real model" if real else CONDITIONS[f"{settings.family}_{settings.style}"].label)
     given = {key: value for key, value in (config or {}).items() if key in ("family", "style")}
