@@ -75,7 +75,8 @@ def test_a_plan_needs_no_torch():
 
 
 def test_a_tiny_study_end_to_end(tmp_path):
-    outcome = run_study(plan("demo", TINY, seeds=[0]), tmp_path / "study", page=build)
+    arms = ["base", "unguided", "pope"]
+    outcome = run_study(plan("demo", TINY, seeds=[0], arms=arms), tmp_path / "study", page=build)
     assert not outcome.failed
     found = outcome.summary["conditions"]["default"]
     assert found["base"]["hard_solved"]["values"][0] is not None
