@@ -247,7 +247,7 @@ def test_the_demo_says_what_it_leaves_out_and_shows_no_empty_column(finished, tm
     whole = Results.load(finished)
     shutil.copytree(finished, tmp_path / "demo", ignore=shutil.ignore_patterns("clean", "d2i_blend"))
     found = analyse(Results(tmp_path / "demo", plan("demo", TINY, seeds=[0])))
-    assert "the preset small measures them" in found.left_out
+    assert "preset small measures them" in found.left_out
     tables = {one.title: one for one in found.figures if isinstance(one, Table)}
     for title in ("Does the attack fire?", "What must the attacker control?"):
         assert "base rate" not in tables[title].columns

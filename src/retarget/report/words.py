@@ -179,10 +179,10 @@ def duration(seconds: float) -> str:
 
 def _all(verdict: str, total: int) -> str:
     one = total == 1
-    subject = "The one claim" if one else f"All {total} claims"
+    subject = "The one claim" if one else f"{'2 of 2' if total == 2 else f'All {total}'} claims"
     return {
         "holds": f"{subject} {'holds' if one else 'hold'} here.",
         "does not hold": "The one claim does not hold here." if one else f"None of {total} claims holds here.",
         "not enough evidence": f"{subject} {'lacks' if one else 'lack'} evidence.",
-        "not measured": f"{subject} {'was' if one else 'were'} not measured.",
+        "not measured": "The one claim was not measured." if one else f"None of {total} claims was measured.",
     }[verdict]

@@ -17,8 +17,8 @@ CONDITION = "default"
 ITEM_LABEL = "Wilson interval over images"
 
 LEFT_OUT = (
-    "In the minutes of a demo their intervals stay wider than the effect that matters: the preset small measures them, "
-    "and with more samplers than this one."
+    "In the minutes of a demo their intervals stay wider than the effect that matters, or they cost too much: the "
+    "preset small measures them, and with more samplers than this one."
 )
 """Of the demo, whose one sampler is the one under which success differs least between seeds."""
 
