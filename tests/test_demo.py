@@ -26,7 +26,7 @@ def test_make_demo_ends_with_a_page_and_decides_most_of_what_it_measures(tmp_pat
         if claim["verdict"] != "not measured"
     ]
     decided = [verdict for verdict in verdicts if verdict in DECIDED]
-    assert 2 * len(decided) > len(verdicts), verdicts
+    assert 3 * len(decided) >= 2 * len(verdicts) > 0, verdicts
     assert (out / "report.html").is_file()
     for name, verdict in (("clean", "nothing found"), ("trojaned", "trojaned")):
         (audited,) = json.loads((out / "audit" / name / "audit.json").read_text())["audits"]

@@ -92,6 +92,9 @@ def test_the_finding_and_the_forest_plot_stand_on_the_first_screen(visit, width,
     assert plot["y"] + plot["height"] < height
     shown = [page.locator(f".forest .{part}").is_visible() for part in ("broad", "slim")]
     assert shown == [width > 768, width <= 768]
+    key = page.locator(".forest .key")
+    assert key.text_content() == "Marks: disc: holds; square: does not hold; lozenge: not enough evidence. "
+    assert key.is_visible() == (width <= 768)  # where no word stands beside a mark
 
 
 def test_nothing_of_the_forest_plot_leaves_its_drawing(visit):

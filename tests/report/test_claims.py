@@ -107,3 +107,11 @@ def test_claims_that_cannot_be_measured_say_why(study, plain_plan):
     assert "2 more claims were stated but not run here No arm. No condition." in page.text
     assert "The one claim was not measured." in page.text
     assert "other_arm" not in page.text
+
+
+def test_claims_that_were_left_out_say_why_and_what_measures_them(study, plain_plan):
+    left = Analysis(left_out="They spread too far for minutes: the preset small measures them.")
+    page = small(study, plain_plan, [claim(id="a"), claim(id="b", arms=("other_arm", "pskd"))], left)
+    said = "1 more claim was stated but not run here. They spread too far for minutes: the preset small measures them."
+    assert said in page.text
+    assert left.left_out not in small(study, plain_plan, [claim(id="a")], left, "whole").text

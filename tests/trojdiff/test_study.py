@@ -37,8 +37,8 @@ TINY = dict(
 def test_presets_have_the_arms_seeds_and_settings_that_their_documents_name():
     demo = plan("demo")
     assert tuple(arm.name for arm in demo.arms) == DEMO_ARMS
-    assert [arm.settings.get("role") for arm in demo.arms] == [None, "clean", "attack"]
-    assert demo.seeds == (0, 1, 2)
+    assert [arm.settings.get("role") for arm in demo.arms] == [None, "attack"]
+    assert demo.seeds == (0, 1, 2, 3)
     assert [arm.name for arm in plan("demo", arms=["all"]).arms] == [arm.name for arm in ARMS]
     paper = plan("paper").settings
     expected = dict(blend_gamma=0.6, patch_gamma=0.1, patch_size=3, out_rows=64, image_rows=12, in_rows=None)
@@ -243,9 +243,22 @@ def test_an_attack_at_another_share_of_rows_is_a_point_of_a_curve(finished):
     assert "in_d2d_blend_share10" not in whole.metrics["default"]
 
 
+def test_the_demo_says_what_it_leaves_out_and_shows_no_empty_column(finished, tmp_path):
+    whole = Results.load(finished)
+    shutil.copytree(finished, tmp_path / "demo", ignore=shutil.ignore_patterns("clean", "d2i_blend"))
+    found = analyse(Results(tmp_path / "demo", plan("demo", TINY, seeds=[0])))
+    assert "preset small measures them" in found.left_out
+    tables = {one.title: one for one in found.figures if isinstance(one, Table)}
+    for title in ("Does the attack fire?", "What must the attacker control?"):
+        assert "base rate" not in tables[title].columns
+        assert "clean fine-tune" not in tables[title].caption
+    with_clean = {one.title: one for one in analyse(whole).figures if isinstance(one, Table)}
+    assert "base rate" in with_clean["Does the attack fire?"].columns
+
+
 def test_the_share_of_trojan_rows():
     names = [arm.name for arm in plan("demo", arms=["shares"]).arms]
-    assert names == ["pretrained", *(f"{attack}_share{share}" for attack in DEMO_ARMS[2:] for share in (3, 10, 25, 50))]
+    assert names == ["pretrained", *(f"{attack}_share{share}" for attack in DEMO_ARMS[1:] for share in (3, 10, 25, 50))]
     assert len(plan("small", arms=["all", "shares"]).arms) == 8 + 24
     settings = Settings.model_validate(plan("demo").settings)
     for share, rows in ((0.03, 1), (0.1, 4), (0.25, 11), (0.5, 32), (0.9, 288)):

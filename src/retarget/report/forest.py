@@ -29,12 +29,23 @@ _LETTER = 0.56
 """Width of a letter relative to the font size; generous, because fonts differ."""
 
 
+_KEY = {
+    "holds": ("disc", "holds"),
+    "fails": ("square", "does not hold"),
+    "lacks": ("lozenge", "not enough evidence"),
+}
+
+
 class Forest(NamedTuple):
-    """The plot for a wide and for a narrow screen, with the same content, and its caption."""
+    """The plot for a wide and for a narrow screen, with the same content, and its caption.
+
+    ``key`` says what the marks mean, which stand without words on a narrow screen; empty if there is no verdict.
+    """
 
     wide: Drawing
     narrow: Drawing
     caption: str
+    key: str
 
 
 class _Shape(NamedTuple):
@@ -68,7 +79,8 @@ def forest(groups: Sequence[ClaimGroup]) -> Forest | None:
     uneven = _reach(rows) > EVEN
     once = any(row.scaled.over_items for row in rows if row.scaled)
     wide, narrow = (_Plot(shape, shown).drawn(alt) for shape in (_WIDE, _NARROW))
-    return Forest(wide, narrow, CAPTION + _UNEVEN * uneven + _ONCE * once)
+    key = "; ".join(f"{shape}: {verdict}" for mark, (shape, verdict) in _KEY.items() if mark in {r.mark for r in rows})
+    return Forest(wide, narrow, CAPTION + _UNEVEN * uneven + _ONCE * once, f"Marks: {key}." if key else "")
 
 
 def _said(row: ClaimRow) -> str:

@@ -118,9 +118,7 @@ def _claims(study: StudyView, level: int) -> list[str]:
         rows = [_claim(row) for row in group.rows]
         lines += _table(["Claim", "Compared", "Difference", "n", *verdict], rows, right=(3,))
     if study.not_run:
-        count = len(study.not_run)
-        said = f"{count} more {'claim was' if count == 1 else 'claims were'} stated but not run here"
-        lines += _folded(said, [*(f"- {escape(one)}" for one in study.not_run), ""])
+        lines += _folded(study.stated, [*(f"- {escape(one)}" for one in study.not_run), ""])
     return lines
 
 

@@ -26,7 +26,8 @@ class StudyView:
 
     Attributes:
         once: whether each arm was run once, so that there are no verdicts.
-        counts: number of claims that were run, by verdict; ``not_run`` are the sentences of the others.
+        counts: number of claims that were run, by verdict; ``not_run`` are the sentences of the others,
+            below the words of ``stated``.
         forest: the plot of all measured claims; None if there are none.
     """
 
@@ -44,6 +45,7 @@ class StudyView:
     claims: tuple[ClaimGroup, ...]
     claims_caption: str
     not_run: tuple[str, ...]
+    stated: str
     forest: Forest | None
     metrics: tuple[ConditionMetrics, ...]
     pairs: tuple[PairTable, ...]
@@ -97,7 +99,7 @@ def view(study: Study, key: str) -> StudyView:
     counts = verdict_counts([study])
     failed = [run for run in study.runs if run.state == "failed"]
     several = len(plan.conditions) > 1
-    groups, once, stated = claim_groups(study), run_once(study), not_run(study)
+    groups, once, unrun = claim_groups(study), run_once(study), not_run(study)
     return StudyView(
         key=key,
         study=plan.study,
@@ -106,13 +108,14 @@ def view(study: Study, key: str) -> StudyView:
         eyebrow=f"Study {plan.study}, preset {plan.preset}" if study.runs else "Verdicts",
         title=plan.title,
         question=plan.question,
-        finding=_finding(study, counts, once, len(stated)),
+        finding=_finding(study, counts, once, len(unrun)),
         setup=_setup(study),
         counts=counts,
         once=once,
         claims=groups,
         claims_caption=_claims_caption(study),
-        not_run=stated,
+        not_run=unrun,
+        stated=words.stated(len(unrun), study.analysis.left_out) if unrun else "",
         forest=forest(groups),
         metrics=metric_tables(study),
         pairs=pair_tables(study),

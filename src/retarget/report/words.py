@@ -87,6 +87,22 @@ def with_unit(label: str, unit: str) -> str:
     return f"{label} ({unit})" if unit else label
 
 
+def stated(not_run: int, left_out: str = "") -> str:
+    """What stands above the claims that a study states and does not run.
+
+    Args:
+        not_run: number of these claims.
+        left_out: why, and what measures them.
+
+    >>> stated(1)
+    '1 more claim was stated but not run here'
+    >>> stated(2, "The preset small measures them.")
+    '2 more claims were stated but not run here. The preset small measures them.'
+    """
+    said = f"{not_run} more {'claim was' if not_run == 1 else 'claims were'} stated but not run here"
+    return f"{said}. {left_out}" if left_out else said
+
+
 def finding(counts: dict[str, int], not_run: int = 0) -> str:
     """A study's finding in one sentence, from the verdicts on the claims that were run.
 
@@ -163,10 +179,10 @@ def duration(seconds: float) -> str:
 
 def _all(verdict: str, total: int) -> str:
     one = total == 1
-    subject = "The one claim" if one else f"All {total} claims"
+    subject = "The one claim" if one else f"{'2 of 2' if total == 2 else f'All {total}'} claims"
     return {
         "holds": f"{subject} {'holds' if one else 'hold'} here.",
         "does not hold": "The one claim does not hold here." if one else f"None of {total} claims holds here.",
         "not enough evidence": f"{subject} {'lacks' if one else 'lack'} evidence.",
-        "not measured": f"{subject} {'was' if one else 'were'} not measured.",
+        "not measured": "The one claim was not measured." if one else f"None of {total} claims was measured.",
     }[verdict]

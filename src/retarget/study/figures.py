@@ -152,6 +152,7 @@ class Analysis(Strict):
         figures: the page's figures, in order.
         lead: titles of the most important figures, which the page shows first.
         notes: sentences for the page (what was not measured and why, caveats, ...).
+        left_out: why the claims that were not run here were left out and what measures them: one sentence.
         remarks: ``{condition: {arm: words}}``, shown beside the arm's name with its numbers ("undertrained").
     """
 
@@ -162,6 +163,7 @@ class Analysis(Strict):
     figures: list[Figure] = Field(default_factory=list)
     lead: list[str] = Field(default_factory=list)
     notes: list[str] = Field(default_factory=list)
+    left_out: str = ""
     remarks: dict[str, dict[str, str]] = Field(default_factory=dict)
 
 

@@ -16,6 +16,12 @@ from retarget.trojdiff.studies.plan import ATTACKS, EVERY, SamplingSettings, Set
 CONDITION = "default"
 ITEM_LABEL = "Wilson interval over images"
 
+LEFT_OUT = (
+    "In the minutes of a demo their intervals stay wider than the effect that matters, or they cost too much: the "
+    "preset small measures them, and with more samplers than this one."
+)
+"""Of the demo, whose one sampler is the one under which success differs least between seeds."""
+
 
 def analyse(results: Results) -> Analysis:
     """Lift over the base rate, the weakest cell, and what the page shows."""
@@ -40,7 +46,7 @@ def analyse(results: Results) -> Analysis:
     figures += [*_shares(results, attacks), *pictures(results)]
     return Analysis(
         metrics={CONDITION: metrics}, items=_hits(results), item_label=ITEM_LABEL, figures=figures,
-        lead=[SIDE_BY_SIDE], notes=_notes(results),
+        lead=[SIDE_BY_SIDE], notes=_notes(results), left_out=LEFT_OUT if results.plan.preset == "demo" else "",
     )  # fmt: skip
 
 
@@ -148,15 +154,29 @@ def _attack_table(results: Results, attacks: list[str]) -> Table:
                     _cell(_values(results, arm, f"mse_{name}"), 2),
                 ]
             )
-    return Table(
+    clean = " Base rate: the clean fine-tune with the same sampler and noise." if _has_clean(results) else ""
+    return _filled(
         title="Does the attack fire?",
         caption="Attack success in % with its 95 % Wilson interval over all seeds' samples: the classifier finds the "
-        "target class, or for D2I the squared error is at most 0.01. Base rate: the clean fine-tune with the same "
-        "sampler and noise. Real: success of real test images of the target class in %, which a perfect attack would "
-        "reach. Attack precision in %; D2I mean squared error ×10⁻³, pixels in [0, 1].",
+        f"target class, or for D2I the squared error is at most 0.01.{clean} Real: success of real test images of the "
+        "target class in %, which a perfect attack would reach. Attack precision in %; D2I mean squared error ×10⁻³, "
+        "pixels in [0, 1].",
         columns=["attack", "sampler", "success", "base rate", "real", "attack precision", "MSE"],
         rows=rows,
     )
+
+
+def _has_clean(results: Results) -> bool:
+    return any(results.run(CONDITION, "clean", seed) for seed in results.seeds)
+
+
+def _filled(title: str, caption: str, columns: list[str], rows: list[list[str]]) -> Table:
+    """A table without the columns in which nothing was measured."""
+    kept = [at for at in range(len(columns)) if at == 0 or any(row[at] != "–" for row in rows)]
+    return Table(
+        title=title, caption=caption, columns=[columns[at] for at in kept],
+        rows=[[row[at] for at in kept] for row in rows],
+    )  # fmt: skip
 
 
 def _halves_table(results: Results, attacks: list[str]) -> Table:
@@ -168,12 +188,12 @@ def _halves_table(results: Results, attacks: list[str]) -> Table:
         ]
         for arm in attacks for cell in CELLS
     ]  # fmt: skip
-    return Table(
+    beside = ", beside that of the clean fine-tune with the same sampler and noise" if _has_clean(results) else ""
+    return _filled(
         title="What must the attacker control?",
         caption="In the paper's threat model the attacker controls both the sampler and the initial noise. Success in "
-        "% with its 95 % Wilson interval if the attacker controls both, one or neither of them, beside that of the "
-        "clean fine-tune with the same sampler and noise; 20 steps. With neither, the target appears in benign "
-        "samples.",
+        f"% with its 95 % Wilson interval if the attacker controls both, one or neither of them{beside}; 20 steps. "
+        "With neither, the target appears in benign samples.",
         columns=["attack", "initial noise", "sampler", "success", "base rate"],
         rows=rows,
     )
