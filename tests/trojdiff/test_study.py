@@ -38,7 +38,7 @@ def test_presets_have_the_arms_seeds_and_settings_that_their_documents_name():
     demo = plan("demo")
     assert tuple(arm.name for arm in demo.arms) == DEMO_ARMS
     assert [arm.settings.get("role") for arm in demo.arms] == [None, "attack"]
-    assert demo.seeds == (0, 1, 2, 3)
+    assert demo.seeds == (0, 1, 2)
     assert [arm.name for arm in plan("demo", arms=["all"]).arms] == [arm.name for arm in ARMS]
     paper = plan("paper").settings
     expected = dict(blend_gamma=0.6, patch_gamma=0.1, patch_size=3, out_rows=64, image_rows=12, in_rows=None)

@@ -15,10 +15,7 @@ from retarget.study.statistics import bootstrap_difference
 
 RESAMPLES = 2000
 SOLVED = "Problems solved"
-LEFT_OUT = (
-    "In the minutes of a demo their intervals stay wider than the effect that matters: the preset small compares with "
-    "GRPO alone, and question=rivals with the other methods."
-)
+LEFT_OUT = "They compare with other methods: retarget study pope --preset small --set question=rivals measures them."
 FALLBACK = "Longest prefix allowed, since none helped in the search"
 
 

@@ -71,10 +71,8 @@ _TESTBED: dict[str, Any] = dict(
 
 # The demo has four base models instead of one, each with half of the problems and samples, and a fifth less training.
 # Its length was chosen after a pilot: seeds 100 to 102 with base_steps=800 cycles=20 showed hardly any difference, and
-# wide intervals (tools/demo_spread.py), so the training was made longer. Then the arm of GRPO alone was left out: on
-# seeds 101 to 103 its three claims spread at least eight times as far as the two others. (These spread too far to make
-# a verdict certain beforehand, too; they were known to be decided on the demo's own seeds.) The demo only demonstrates;
-# evidence is in results/.
+# wide intervals (tools/demo_spread.py), so the training was made longer. It was once tried without the arm of
+# GRPO alone, whose three claims spread most. The demo only demonstrates; evidence is in results/.
 PRESETS: dict[str, dict[str, Any]] = {
     "demo": dict(
         **_TESTBED, base_steps=1200, hard_problems=16, held_problems=16, cycles=40, rl_seeds=1, samples=32,
@@ -103,10 +101,6 @@ ARMS = (
     Arm(name="unguided", label="GRPO on hard problems", settings={"role": "unguided"}, needs=("base",)),
     Arm(name="pope", label="POPE", settings={"role": "pope"}, needs=("base",)),
 )
-
-DEMO_ARMS = ("base", "pope")
-"""Without GRPO on hard problems, which solves some bases' problems by luck, others' never: the claims about it spread
-most, and no number of bases that runs in minutes decides them."""
 
 METRICS = (
     Metric(name="hard_pass1", label="hard problems, pass@1", unit="%", better="higher",
@@ -190,7 +184,7 @@ def plan(
             them) or ``paper`` (Qwen3-4B on GPUs with vLLM).
         config: settings that override the preset's (keys of :class:`Settings`).
         seeds: seeds of the base models, instead of the preset's.
-        arms: names of the arms to run. ``demo`` leaves out unguided GRPO when they are not given.
+        arms: names of the arms to run.
 
     Raises:
         UserError: unknown preset, setting or arm.
@@ -198,7 +192,7 @@ def plan(
     if preset not in PRESETS:
         raise UserError(f"no preset {preset!r} for pope: choose {', '.join(PRESETS)}")
     settings = resolve_settings(Settings, {**PRESETS[preset], **(config or {})})
-    chosen = choose_arms(ARMS, arms or (DEMO_ARMS if preset == "demo" else None))
+    chosen = choose_arms(ARMS, arms)
     real = settings.model is not None
     default = Condition(label="a real model" if real else CONDITIONS[f"{settings.family}_{settings.style}"].label)
     given = {key: value for key, value in (config or {}).items() if key in ("family", "style")}

@@ -18,9 +18,8 @@ ITEM_LABEL = "Wilson interval over images"
 
 LEFT_OUT = (
     "In the minutes of a demo their intervals stay wider than the effect that matters, or they cost too much: the "
-    "preset small measures them, and with more samplers than this one."
+    "preset small measures them."
 )
-"""Of the demo, whose one sampler is the one under which success differs least between seeds."""
 
 
 def analyse(results: Results) -> Analysis:

@@ -126,18 +126,18 @@ class Settings(Strict):
 UNMEASURED = ("keep_trojaned", "save_every", "root", "kid_margin")
 """Settings that change no result."""
 
-# Four seeds within minutes: one attack without the clean fine-tune, a small network, one sampler. Chosen on seeds that
-# the demo does not use, by cost, by whether the pre-trained model passes the gate, and by how far the differences
-# spread. Left out is what no number of seeds that runs in minutes decides: benign quality, the attacks whose success
-# spreads more, and DDIM, under which success spreads several times more than under DDPM:
+# Three seeds within minutes: one attack without the clean fine-tune, and a small network. Chosen on seeds that the
+# demo does not use, by cost, by whether the pre-trained model passes the gate, and by how far the differences spread.
+# Left out is what no number of seeds that runs in minutes decides: benign quality, and attacks that spread more:
 #
 #     retarget study trojdiff --preset demo --seeds 101 102 103 104 --arms in_d2d_blend d2i_blend --out pilot
 #     python tools/demo_spread.py pilot
 #
-# Retunings, in order: three attacks with a clean fine-tune, three seeds; one attack (D2I), five seeds; the same, three
-# seeds; this. Tried on seeds 101 to 104 before the last: 1,000 steps of pre-training (three of four bases fail the
-# gate); D2I (its spread is narrow after 1,000 steps of fine-tuning, at more cost, and not after 500). Those who chose
-# knew the signs: of the demo's own seeds under former settings, and of the pilots. By DDIM the attacks did worse.
+# Both samplers stay, although success spreads more under DDIM: the claim is about the weaker one. Retunings, in order:
+# three attacks with a clean fine-tune, three seeds; one attack (D2I), five seeds; the same, three seeds; this attack
+# with DDPM alone, four seeds; this. Tried on seeds 101 to 104 before: 1,000 steps of pre-training (three of four bases
+# fail the gate); D2I (its spread is narrow after 1,000 steps of fine-tuning, at more cost, and not after 500). Those
+# who chose knew the signs: of the demo's seeds under former settings, and of the pilots. By DDIM the attacks did worse.
 _DEMO = dict(
     dataset="digits", other="glyphs", size=8, flips=False, other_class=0, patch_size=3,
     # 8×8 images have 48 times fewer values than CIFAR-10's, and a blend is detected by its sum over all values.
@@ -148,7 +148,9 @@ _DEMO = dict(
                   loss="mean"),
     finetune=dict(steps=500, batch_size=32, learning_rate=3e-3, warmup_steps=50, decay="cosine", ema_decay=0.995,
                   loss="mean"),
-    samplers=dict(fast=dict(sampler="ddpm-20", benign=1000, trojan=400)),
+    samplers=dict(ddim=dict(sampler="ddim-20", benign=0, trojan=400),
+                  # With a network trained for a minute, ODE solvers drift off the trigger; fresh noise corrects that.
+                  fast=dict(sampler="ddpm-20", benign=1000, trojan=400)),
     sample_batch=100, curve_points=2, classifier_epochs=10, save_every=500,
 )  # fmt: skip
 
@@ -183,7 +185,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper": _PAPER_PRESET,
 }
 
-SEEDS = {"demo": (0, 1, 2, 3), "small": (0, 1, 2), "paper": (0, 1, 2)}
+SEEDS = {"demo": (0, 1, 2), "small": (0, 1, 2), "paper": (0, 1, 2)}
 MINUTES_PER_RUN = {"demo": 0.7, "small": 25.0, "paper": 1_200.0}
 
 REFERENCE = """@inproceedings{chen2023trojdiff,
