@@ -195,8 +195,10 @@ def test_a_log_that_is_gone_or_shorter_than_the_run_wrote_is_named(tmp_path, dam
     log = tmp_path / "runs" / "control" / "seed-0" / "metrics.jsonl"
     log.unlink() if damage == "deleted" else log.write_text(log.read_text().partition("\n")[0] + "\n")
     found = Results.load(tmp_path).run("default", "control", 0)
-    what = "is missing, with the 3 lines" if damage == "deleted" else "has only 1 of the 3 lines"
-    with pytest.raises(UserError, match=rf"metrics\.jsonl {what} of the run\. Delete its directory to repeat"):
+    what = "is missing" if damage == "deleted" else "has 1 lines"
+    with pytest.raises(
+        UserError, match=rf"metrics\.jsonl {what}, but the run had logged 3\. Delete its directory to repeat"
+    ):
         found.history()
 
 

@@ -219,8 +219,10 @@ class RunResult:
         path = self.directory / "metrics.jsonl"
         lines = read_history(path) if path.exists() else []
         if len(lines) < self.logged:
-            what = f"has only {len(lines)} of the" if path.exists() else "is missing, with the"
-            raise UserError(f"{path} {what} {self.logged} lines of the run. Delete its directory to repeat the run")
+            what = f"has {len(lines)} lines" if path.exists() else "is missing"
+            raise UserError(
+                f"{path} {what}, but the run had logged {self.logged}. Delete its directory to repeat the run"
+            )
         return lines
 
     def predictions(self) -> Arrays:
