@@ -80,6 +80,8 @@ class PopeTrainer(GRPOTrainer):
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write TRL's model card, with the model's name where TRL writes None for a model given by path."""
         super().create_model_card(*args, **kwargs)
+        if not self.is_world_process_zero():
+            return  # the card is written by one process
         card, model = Path(str(self.args.output_dir)) / "README.md", self.model
         if card.exists():
             named = Path(str(getattr(model.config, "_name_or_path", "") or "a model")).name  # type: ignore[union-attr]
