@@ -67,5 +67,6 @@ def shell_commands(path):
 
 def test_a_source_without_a_model_is_refused():
     for source in ("no_such_package", "json"):  # the second is installed and holds no model
-        with pytest.raises(SystemExit, match=f"{source} is neither a GGUF file nor an installed package that contains one"):
+        refused = f"{source} is neither a GGUF file nor an installed package that contains one"
+        with pytest.raises(SystemExit, match=refused):
             load("pope_model_from_gguf").main(source, "out")
