@@ -31,8 +31,8 @@ demo: $(VENV)/demo.stamp  ## all three studies on embedded data, minutes on two 
 	$(BIN)/retarget audit --preset demo --out $(DEMO_OUT)/audit
 	$(BIN)/retarget report $(DEMO_OUT)/pskd $(DEMO_OUT)/trojdiff $(DEMO_OUT)/pope --out $(DEMO_OUT)
 
-test: $(VENV)/dev.stamp  ## the whole suite
-	$(BIN)/python -m pytest
+test: $(VENV)/dev.stamp  ## the whole suite, two files at a time
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 slow: $(VENV)/dev.stamp  ## evidence that takes minutes
 	$(BIN)/python -m pytest -m slow
