@@ -57,16 +57,8 @@ def test_the_whole_chain_by_path(tiny, folder, asking, capsys):
 
     settings = ["prompts_per_batch=2", "rollouts=4", "micro_batch=8", "max_completion_length=8", "lr=1e-3",
                 "save_every=0", 'extra={use_cpu=true, disable_tqdm=true}']  # fmt: skip
-    training = [
-        "train",
-        str(rows),
-        "--model",
-        str(tiny.directory),
-        "--out",
-        str(folder / "trained"),
-        "--grader",
-        GRADER,
-    ]
+    model, out_there = ["--model", str(tiny.directory)], ["--out", str(folder / "trained")]
+    training = ["train", str(rows), *model, *out_there, "--grader", GRADER]
     assert pope([*training, "--cycles", "2", "--set", *settings, "--track", "tensorboard"]) == 0
     assert list((folder / "trained").glob("**/events.out.tfevents.*"))
     assert "guided/reward" in (folder / "trained" / "history.jsonl").read_text()

@@ -7,22 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
+sys.path.insert(0, str(Path(__file__).parent))
+from processes import run_ranks
+
 
 def train(case, store, world, folder):
-    script = str(Path(__file__).parent / "ranks.py")
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, script, case, store, str(rank), str(world), str(folder)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(world)
-    ]
-    for rank in ranks:
-        output, _ = rank.communicate(timeout=900)
-        assert rank.returncode == 0, output
-    return [torch.load(folder / f"{world}-{rank}", weights_only=True) for rank in range(world)]
+    return run_ranks(Path(__file__).parent / "ranks.py", [case, store], world, folder)
 
 
 @pytest.mark.parametrize(("case", "store"), [("pad", "dense"), ("drop", "topk"), ("pad", "file")])
