@@ -1,0 +1,88 @@
+"""Records of one study from several machines are joined by a command into one."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from retarget.study.figures import Analysis
+
+ROOT = Path(__file__).parent.parent.parent
+RECORD = ROOT / "results" / "pskd-overfit"
+
+
+def join(*directories, out):
+    command = [sys.executable, str(ROOT / "tools" / "join_records.py"), *map(str, directories), "--out", str(out)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def part(folder, seeds):
+    """The record with some of its seeds, as a study of these alone would have left it."""
+    whole = read(RECORD / "summary.json")
+    at = [whole["seeds"].index(seed) for seed in seeds]
+
+    def cut(values):
+        return [values[place] for place in at]
+
+    shutil.copytree(
+        RECORD, folder, ignore=lambda _, names: [n for n in names if n[:5] == "seed-" and int(n[5:]) not in seeds]
+    )
+    for arms in whole["conditions"].values():
+        for metrics in arms.values():
+            for one in metrics.values():
+                one["values"] = cut(one["values"])
+    analysis = read(RECORD / "analysis.json")
+    for figure in analysis["figures"]:
+        for series in figure.get("series", []):
+            series["y"] = cut(series["y"])
+        if figure["kind"] == "bars":
+            figure["values"] = [[cut(group) for group in label] for label in figure["values"]]
+    study = read(RECORD / "study.json")
+    study["plan"]["seeds"] = seeds
+    for name, content in (
+        ("summary", whole | {"seeds": seeds, "looks": [seeds]}), ("analysis", analysis), ("study", study)
+    ):  # fmt: skip
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_two_parts_of_a_record_give_it_back(tmp_path):
+    seeds = read(RECORD / "summary.json")["seeds"]
+    done = join(part(tmp_path / "a", seeds[:2]), part(tmp_path / "b", seeds[2:]), out=tmp_path / "joined")
+    assert (done.returncode, done.stderr) == (0, "")
+    before, after = read(RECORD / "summary.json"), read(tmp_path / "joined" / "summary.json")
+    assert after["conditions"] == before["conditions"]
+    assert after["looks"] == [seeds[:2], seeds]
+    for old, new in zip(before["claims"], after["claims"], strict=True):
+        assert new["item_interval"] is None, "an interval over items of one part would be shown for all"
+        assert new | {"item_interval": 0} == old | {"item_interval": 0}
+    drawn = read(tmp_path / "joined" / "analysis.json")
+    assert Analysis(**drawn).figures == Analysis(**read(RECORD / "analysis.json")).figures
+    assert "were not planned" in drawn["notes"][-2]
+    assert "ran on different machines" in drawn["notes"][-1]
+    found = sorted(path.relative_to(RECORD) for path in RECORD.glob("runs/**/*.json*"))
+    assert sorted(path.relative_to(tmp_path / "joined") for path in tmp_path.glob("joined/runs/**/*.json*")) == found
+
+
+def test_a_seed_in_both_records_is_refused(tmp_path):
+    done = join(RECORD, RECORD, out=tmp_path / "joined")
+    assert done.returncode == 2
+    assert "is in two of the records" in done.stderr
+    assert not (tmp_path / "joined").exists()
+
+
+def test_records_of_two_settings_are_refused_by_what_differs(tmp_path):
+    seeds = read(RECORD / "summary.json")["seeds"]
+    first, second = part(tmp_path / "a", seeds[:2]), part(tmp_path / "b", seeds[2:])
+    study = read(second / "study.json")
+    study["plan"]["settings"]["epochs"] = 3
+    (second / "study.json").write_text(json.dumps(study))
+    done = join(first, second, out=tmp_path / "joined")
+    assert done.returncode == 2
+    assert "differ in settings: they are two studies" in done.stderr
+    assert not (tmp_path / "joined").exists()
