@@ -94,7 +94,7 @@ def _read_journal(folder: Path) -> Any:
     from retarget.pope.journal import Journal
 
     with Journal(folder / "mine.jsonl", HEADER) as journal:
-        return list(journal.records)
+        return list(journal.read())
 
 
 # -- images

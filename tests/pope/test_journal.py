@@ -18,7 +18,7 @@ def test_killed_at_any_byte_it_resumes_to_the_same_bytes(tmp_path):
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
         with Journal(path, HEADER) as journal:
-            for number in range(len(journal.records), 3):
+            for number in range(len(journal), 3):
                 journal.append({"unit": number, "text": "é\u2028"})
         assert path.read_bytes() == whole
 
@@ -37,12 +37,21 @@ def test_other_work_damage_and_a_second_writer_are_refused(tmp_path):
     assert path.stat().st_size > 0  # refused, not emptied
 
 
+def test_a_file_that_is_no_journal_is_refused_and_left_as_it_is(tmp_path):
+    path = tmp_path / "notes.txt"
+    for content in (b"one line without an end", b'{"format":1', b"\x00\xff"):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match="is not a journal"):
+            Journal(path, HEADER)
+        assert path.read_bytes() == content
+
+
 def test_in_memory():
     journal = Journal(None, HEADER)
     journal.append({"a": 1})
     journal.append({"a": 0})
     journal.settle(lambda record: record["a"])
-    assert journal.records == [{"a": 0}, {"a": 1}]
+    assert list(journal.read()) == [{"a": 0}, {"a": 1}]
 
 
 def test_a_header_that_gained_a_field_is_refused_by_name(tmp_path):
@@ -54,9 +63,9 @@ def test_a_header_that_gained_a_field_is_refused_by_name(tmp_path):
 def test_half_a_surrogate_pair_is_written_and_read(tmp_path):
     for _ in range(2):
         with Journal(tmp_path / "j.jsonl", HEADER) as journal:
-            if not journal.records:
+            if not len(journal):
                 journal.append({"text": "\ud835"})
-    assert journal.records == [{"text": "\ud835"}]
+    assert list(journal.read()) == [{"text": "\ud835"}]
 
 
 def test_no_changed_byte_goes_unseen(tmp_path):
@@ -91,9 +100,9 @@ def test_a_journal_without_checksums_is_read_and_goes_on_with_them(tmp_path):
     former_journal(path, {**HEADER, "chunk": 16, "problems": "abc"}, [{"unit": 0}])
     for _ in range(2):
         with Journal(path, HEADER, former=lambda: {"problems": "abc"}) as journal:
-            if len(journal.records) == 1:
+            if len(journal) == 1:
                 journal.append({"unit": 1})
-        assert journal.records == [{"unit": 0}, {"unit": 1}]
+        assert list(journal.read()) == [{"unit": 0}, {"unit": 1}]
     with pytest.raises(UserError, match=r"problems = abc \(now def\)"):
         Journal(path, HEADER, former=lambda: {"problems": "def"})
     with pytest.raises(UserError, match=r"k = 4 \(now 5\)"):
@@ -110,7 +119,7 @@ def test_records_are_put_into_an_order_of_their_own(tmp_path):
             for number in order:
                 journal.append({"unit": number})
             journal.settle(lambda record: record["unit"])
-        assert [one["unit"] for one in journal.records] == [0, 1, 2]
+        assert [one["unit"] for one in journal.read()] == [0, 1, 2]
     assert paths[0].read_bytes() == paths[1].read_bytes()
 
 

@@ -3,8 +3,9 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -47,8 +48,8 @@ class Journal:
         former: Callable[[], Mapping[str, Any]] | None = None,
     ) -> None:
         self.path = path
-        self.records: list[dict[str, Any]] = []
-        self._lines: list[bytes] = []
+        self._lines: list[bytes] = []  # of a journal in memory; a file's lines stay in the file
+        self._count = 0
         self._file: int | None = None
         if path is None:
             return
@@ -63,6 +64,9 @@ class Journal:
             self.close()
             raise
 
+    def __len__(self) -> int:
+        return self._count
+
     def _recover(
         self,
         path: Path,
@@ -76,37 +80,34 @@ class Journal:
         except BlockingIOError as error:
             raise UserError(f"{path}: another process is writing this journal; wait until it ends") from error
         try:
-            raw = path.read_bytes()
-            whole = raw[: raw.rfind(b"\n") + 1]
-            if len(whole) < len(raw):
-                os.ftruncate(file, len(whole))
+            with path.open("rb") as reading:
+                first = reading.readline()
+                if not first.endswith(b"\n"):
+                    _refuse_foreign(path, first)
+                    os.ftruncate(file, 0)
+                    self._write({"format": FORMAT, **header})
+                    return
+                checked = _belongs(path, first[:-1], header, extends, former)
+                whole = _Whole(reading, len(first))
+                for _ in _read_records(path, first[:-1], whole, checked):
+                    self._count += 1
+                if whole.incomplete:
+                    os.ftruncate(file, whole.length)
         except OSError as error:
             raise cannot_write(path, error) from error
-        self._lines = whole.split(b"\n")[:-1]
-        if not self._lines:
-            self._write({"format": FORMAT, **header})
-            return
-        found, checked = _read_header(path, self._lines[0])
-        if checked:
-            refuse_other(path, found, header, extends=extends, remedy=_REMEDY)
-        else:
-            if found.pop("work", None) != fingerprint(found):
-                raise _damaged(path, 1, "its fingerprint does not match")
-            added = former() if former else {}
-            had = {name: value for name, value in found.items() if name in header or name in added}
-            refuse_other(path, had, {**header, **added}, extends=extends, remedy=_REMEDY)
-        self.records += _read_records(path, self._lines, checked)
 
     def append(self, record: dict[str, Any]) -> None:
         """Add one record. When this returns, the record is in the file."""
-        self.records.append(record)
         self._write(record)
+        self._count += 1
 
     def _write(self, record: dict[str, Any]) -> None:
-        if self._file is None or self.path is None:
-            return
         line = _line(record)
-        self._lines.append(line)
+        if self.path is None:
+            self._lines.append(line)
+            return
+        if self._file is None:
+            raise ValueError(f"{self.path} is closed")
         try:
             view = memoryview(line + b"\n")
             while view:
@@ -114,19 +115,41 @@ class Journal:
         except OSError as error:
             raise cannot_write(self.path, error) from error
 
+    def read(self) -> Iterator[dict[str, Any]]:
+        """The records in order, one after another: a large journal need not fit into memory."""
+        if self.path is None:
+            yield from (_read(Path("memory"), number, line)[0] for number, line in enumerate(self._lines, 1))
+            return
+        try:
+            with self.path.open("rb") as file:
+                file.readline()
+                for number, line in enumerate(file, 2):
+                    yield _read(self.path, number, line[:-1])[0]
+        except OSError as error:
+            raise UserError(f"cannot read {self.path}: {error.strerror or error}") from error
+
     def settle(self, key: Callable[[dict[str, Any]], Any]) -> None:
         """Sort the records by ``key``, so that the order in which they were finished does not matter.
 
         The file is replaced as a whole, and only if the order changes.
         """
-        order = sorted(range(len(self.records)), key=lambda index: key(self.records[index]))
-        if order == list(range(len(self.records))):
+        keys = [key(record) for record in self.read()]
+        order = sorted(range(len(keys)), key=keys.__getitem__)
+        if order == list(range(len(order))):
             return
-        self.records = [self.records[index] for index in order]
-        if self.path is not None:
-            self._lines = [self._lines[0], *(self._lines[1 + index] for index in order)]
-            content = b"".join(line + b"\n" for line in self._lines)
-            replace_file(self.path, lambda temporary: temporary.write_bytes(content))
+        if self.path is None:
+            self._lines = [self._lines[index] for index in order]
+            return
+        with self.path.open("rb") as source:
+            ends = list(accumulate(map(len, source)))
+
+            def write(temporary: Path) -> None:
+                with temporary.open("wb") as target:
+                    for index in [-1, *order]:
+                        source.seek(ends[index] if index >= 0 else 0)
+                        target.write(source.readline())
+
+            replace_file(self.path, write)
 
     def close(self) -> None:
         """Close the file."""
@@ -186,7 +209,7 @@ class Shard:
         if not checked:
             earlier = "an earlier version wrote this journal, without checksums: finish its work in this file instead"
             raise UserError(f"{path}: {earlier if 'work' in header else 'not a journal of retarget pope'}")
-        return cls(path, header, _read_records(path, lines, checked), lines)
+        return cls(path, header, list(_read_records(path, lines[0], lines[1:], checked)), lines)
 
 
 def _read_header(path: Path, line: bytes) -> tuple[dict[str, Any], bool]:
@@ -201,17 +224,58 @@ def _read_header(path: Path, line: bytes) -> tuple[dict[str, Any], bool]:
     return found, True
 
 
-def _read_records(path: Path, lines: Sequence[bytes], checked: bool) -> list[dict[str, Any]]:
+def _belongs(
+    path: Path,
+    line: bytes,
+    header: dict[str, Any],
+    extends: Mapping[str, Extends] | None,
+    former: Callable[[], Mapping[str, Any]] | None,
+) -> bool:
+    """Refuse a journal of other work by its first line; returns whether every line must have a checksum."""
+    found, checked = _read_header(path, line)
+    if checked:
+        refuse_other(path, found, header, extends=extends, remedy=_REMEDY)
+        return True
+    if found.pop("work", None) != fingerprint(found):
+        raise _damaged(path, 1, "its fingerprint does not match")
+    added = former() if former else {}
+    had = {name: value for name, value in found.items() if name in header or name in added}
+    refuse_other(path, had, {**header, **added}, extends=extends, remedy=_REMEDY)
+    return False
+
+
+def _refuse_foreign(path: Path, first: bytes) -> None:
+    """Refuse a file without a whole line, unless a killed process had begun a journal's header in it."""
+    begun = f'{{"format":{FORMAT}'.encode()
+    if first[: len(begun)] != begun[: len(first)]:
+        raise UserError(f"{path} is not a journal: it has no line that ends. Give another file, or move it away")
+
+
+class _Whole:
+    """The lines of a file without their ends, but for an incomplete last one, which a killed process has left."""
+
+    def __init__(self, lines: Iterable[bytes], length: int) -> None:
+        self._lines, self.length, self.incomplete = lines, length, False
+
+    def __iter__(self) -> Iterator[bytes]:
+        for line in self._lines:
+            if not line.endswith(b"\n"):
+                self.incomplete = True
+                return
+            self.length += len(line)
+            yield line[:-1]
+
+
+def _read_records(path: Path, header: bytes, lines: Iterable[bytes], checked: bool) -> Iterator[dict[str, Any]]:
     """The records of all lines but the first."""
-    records, first = [], {lines[0]: 1}
-    for number, line in enumerate(lines[1:], 2):
+    first = {hash(header): 1}
+    for number, line in enumerate(lines, 2):
         record, summed = _read(path, number, line)
         if checked and not summed:
             raise _damaged(path, number, "it has no checksum")
-        if checked and first.setdefault(line, number) != number:
-            raise _damaged(path, number, f"it repeats line {first[line]}")
-        records.append(record)
-    return records
+        if checked and first.setdefault(hash(line), number) != number:
+            raise _damaged(path, number, f"it repeats line {first[hash(line)]}")
+        yield record
 
 
 def _line(record: dict[str, Any]) -> bytes:

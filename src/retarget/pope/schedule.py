@@ -78,7 +78,7 @@ class Work:
 
     def _read(self) -> dict[tuple[str, int | None, int | None], Record]:
         known: dict[tuple[str, int | None, int | None], Record] = {}
-        for number, value in enumerate(self.journal.records, 2):
+        for number, value in enumerate(self.journal.read(), 2):
             record = Record.read(f"{self.journal.path}: line {number}", value)
             if record.key in known:
                 raise UserError(f"{self.journal.path}: line {number} repeats a unit of an earlier line; delete one")
@@ -256,5 +256,5 @@ class Work:
         for place, item in enumerate(self.items):
             for turn, record in enumerate(item.records):
                 order[record.key] = (turn, place)
-        last = (len(self.journal.records) + 1, 0)
+        last = (len(self.journal) + 1, 0)
         self.journal.settle(lambda value: order.get((value["problem"], value.get("end"), value.get("chunk")), last))
