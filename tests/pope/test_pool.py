@@ -333,3 +333,14 @@ def test_words_for_engines_that_make_no_sense_are_refused():
             open_engine("some-model", engines=wrong)
     with pytest.raises(UserError, match="give the addresses of several servers"):
         open_engine("http://127.0.0.1:9/v1", engines=2, model="m")
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [("127.0.0.1:1", r"no Ray cluster can be used at 127.0.0.1:1 .*or unset RAY_ADDRESS"), ("ray://a:1", "Ray Client")],
+)
+def test_a_ray_cluster_that_cannot_be_used_is_named_at_once(tmp_path, monkeypatch, address, message):
+    pytest.importorskip("ray", reason="the extra `cluster` is not installed")
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(UserError, match=message):
+        open_engine(str(tmp_path), engines="ray:2")

@@ -1,9 +1,5 @@
 """Do runs on a Ray cluster: an existing one, or one started on this machine for the command."""
 
-import os
-import signal
-import socket
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -12,15 +8,12 @@ from typing import Any
 
 from pydantic import Field
 
-from retarget.errors import UserError
+from retarget.cluster import address_of, join
 from retarget.extras import require
 from retarget.settings import Strict
 from retarget.study.executor import LOOK_EVERY
 from retarget.study.machines import Command
 from retarget.study.worker import Event, Finished, Job, Remark
-
-ANSWER_WITHIN = 10.0
-"""Seconds to wait until the head of a cluster accepts a connection."""
 
 
 class RayOptions(Strict):
@@ -54,12 +47,7 @@ class RayExecutor:
 
     def __init__(self, options: RayOptions | None = None, threads: int = 1, jobs: int | None = None) -> None:
         self.options, self.threads, self.jobs = options or RayOptions(), threads, jobs
-        self.address = self.options.address or os.environ.get("RAY_ADDRESS", "")
-        if self.address.startswith("ray://"):
-            raise UserError(
-                f"address = {self.address} is one of Ray Client: give the command on a machine of the cluster "
-                "(ray job submit -- retarget study ...), with address=auto"
-            )
+        self.address = address_of(self.options.address)
         self._ray: Any = require("ray", "cluster")
         self._queue: deque[tuple[Job, int]] = deque()
         self._running: dict[Any, tuple[Job, int]] = {}
@@ -105,7 +93,7 @@ class RayExecutor:
     def _connect(self) -> Iterator[Event]:
         ray, options = self._ray, self.options
         if not ray.is_initialized():
-            self._join()
+            join(self.address, remedy="give --cluster address=local for one on this machine only")
             self._ours = True
         wanted = {"CPU": options.cpus or self.threads, "GPU": options.gpus, **options.resources}
         memory = None if options.memory_gib is None else int(options.memory_gib * 2**30)
@@ -117,23 +105,6 @@ class RayExecutor:
         lacking = _lacking(wanted, [node["Resources"] for node in ray.nodes() if node["Alive"]])
         if lacking:
             yield Remark(f"no machine of the Ray cluster has {lacking} now: the runs wait until one joins")
-
-    def _join(self) -> None:
-        host, colon, port = self.address.rpartition(":")
-        main = threading.current_thread() is threading.main_thread()
-        before = signal.getsignal(signal.SIGTERM)
-        try:
-            if colon:  # Ray itself tries for minutes before it gives up
-                socket.create_connection((host, int(port)), timeout=ANSWER_WITHIN).close()
-            self._ray.init(address=self.address or None, log_to_driver=False, configure_logging=False)
-        except (OSError, RuntimeError, ValueError) as error:
-            raise UserError(
-                f"no Ray cluster can be used at {self.address or 'this machine'} ({_first_line(error)}). Start one "
-                "with ray start --head, or give --cluster address=local for one on this machine only"
-            ) from error
-        finally:
-            if main:  # Ray installs its own signal handler; restore the study's
-                signal.signal(signal.SIGTERM, before)
 
     def _next(self, stream: Any) -> Event:
         """The next event of a run; if its machine was lost, the run is queued again or given up."""

@@ -2,11 +2,11 @@
 
 import contextlib
 import logging
-import os
 from collections.abc import Sequence
 from threading import Event
 from typing import Any
 
+from retarget.cluster import address_of, join
 from retarget.errors import UserError
 from retarget.extras import require
 from retarget.pope.engines.pool import LOOK_EVERY, OPENER, Answer, Died, Opened
@@ -26,13 +26,7 @@ def cluster(engines: int) -> bool:
         MissingExtraError: Ray is not installed.
         UserError: the cluster cannot be used.
     """
-    ray = require("ray", "cluster")
-    if not ray.is_initialized():
-        try:
-            ray.init(log_to_driver=False, configure_logging=False)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            where = os.environ.get("RAY_ADDRESS", "this machine")
-            raise UserError(f"cannot use a Ray cluster at {where}: {error}") from error
+    ray = join(address_of(), remedy="unset RAY_ADDRESS for one on this machine")
     has = ray.cluster_resources()
     if has.get("CPU", 0) < engines:
         _LOG.warning("the cluster has %g CPUs for %d engines: some of them will wait", has.get("CPU", 0), engines)
