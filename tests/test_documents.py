@@ -2,7 +2,10 @@
 
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parent.parent
 
@@ -23,3 +26,15 @@ def test_no_table_of_a_study_s_metrics_is_wider_than_eight_columns():
     }
     assert len(heads) > 10
     assert {head for head in heads if head[1].count("|") > 9} == set()
+
+
+def test_a_command_lists_the_records_that_are_older_than_a_change():
+    shallow = subprocess.run(["git", "rev-parse", "--is-shallow-repository"], cwd=ROOT, capture_output=True, text=True)
+    if shallow.stdout.strip() != "false":
+        pytest.skip("needs the whole history")
+    done = subprocess.run([sys.executable, "tools/old_records.py"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    with (ROOT / "results" / "changes.toml").open("rb") as file:
+        changes = tomllib.load(file)["change"]
+    for change in changes:
+        assert done.stdout.count(change["what"]) == len(change["records"]) > 0

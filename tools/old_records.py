@@ -30,8 +30,8 @@ def main() -> int:
         return bool(wrong)
     for one in studies:
         print(f"{one.name}: made at {_commit(one)[:10]}; {_later(one)} later commits to its code")
-        for what in one.older:
-            print(f"  older: {what}")
+        for change in one.changes:
+            print(f"  {'older' if one.older else 'older, not in what its claims are judged by'}: {change['what']}")
     print(
         f"{sum(bool(one.older) for one in studies)} of {len(studies)} records are older than a change of their numbers"
     )

@@ -19,8 +19,8 @@ from retarget.pope.rollouts import Sampling
 def serve(engine, faults=(), choices=None, reasoning=None, reasoning_tokens=None, models=None):
     """Serve on a free port; yields (url, what was seen).
 
-    ``faults`` are statuses answered first, in turn; ``models`` is what /models says of the weights, without it there is
-    no such route.
+    ``faults`` are statuses answered first, in turn, or values to answer with status 200; ``models`` is what /models
+    says of the weights, without it there is no such route.
     """
     waiting, lock, model_lock = list(faults), threading.Lock(), threading.Lock()
     seen = {"bodies": [], "active": 0, "peak": 0, "keys": []}
@@ -54,6 +54,8 @@ def serve(engine, faults=(), choices=None, reasoning=None, reasoning_tokens=None
                 self.connection.close()
             elif fault == "page":
                 self.answer(200, "<html>", plain=True)
+            elif isinstance(fault, dict):
+                self.answer(200, fault)
             else:
                 self.answer(fault or 200, value)
 

@@ -33,6 +33,7 @@ UNSETTLED = (
     "The answer is 3. No, the answer is at least {}.", "Let me think. There are {} cases to consider: first",
     "What is {} + 0?", "We know that $x = {}$, so", "Suppose the answer is {}.",
     "Therefore, our answer is $\\frac{84}{2} = ", "So our answer is $b^a = {} = The answer", "the answer is {} +",
+    "I doubt that the answer is {}.", "It is unlikely that the answer is {}.", "One might think the answer is {}.",
 )  # fmt: skip
 
 
@@ -51,6 +52,38 @@ def test_texts_that_give_no_answer_are_never_rewarded():
         )
     assert [text for text, grade in zip(texts, grades, strict=True) if grade.reward] == []
     assert (right.reward, cut.reward, thinking.reward, unread.reward) == (1, 0, 0, 0)
+
+
+def test_an_empty_box_is_no_answer_and_hides_none():
+    assert final_answer("We get \\boxed{42}. I put the answer within \\boxed{}.") == "42"
+    assert final_answer("Put the answer within \\boxed{...}. The answer is 7.") == "7"
+    assert final_answer("\\boxed{ }") is None
+    assert final_answer("The final answer is $\\boxed{}$") is None
+    assert joined_boxes("$\\boxed{3}$ or $\\boxed{-3}$, within \\boxed{}") == "3,-3"
+
+
+CHOICES = (
+    ("\\boxed{\\textbf{(A)}\\ 12}", "A", 1),
+    ("\\boxed{\\textbf{(B)}\\ 12}", "A", 0),
+    ("The answer is (B) 42.", "B", 1),
+    ("The answer is option B.", "B", 1),
+    ("\\boxed{A}", "\\textbf{(A)}\\ 12", 1),
+    ("\\boxed{12}", "\\textbf{(A)}\\ 12", 1),
+    ("\\boxed{B}", "\\textbf{(A)}\\ 12", 0),
+    ("\\boxed{13}", "\\textbf{(A)}\\ 12", 0),
+    ("\\boxed{C}", "\\text{(C)}", 1),
+    ("\\boxed{A = 5}", "A", 0),
+    ("\\boxed{AB}", "A", 0),
+    ("\\boxed{A\\cap B}", "A\\cap C", 0),
+    ("\\boxed{A(x)}", "A", 0),
+    ("\\boxed{\\mathbf{B}^{-1}}", "\\mathbf{B}^T", 0),
+)
+
+
+def test_the_letter_of_an_option_is_the_answer_however_it_is_written():
+    with Grader("math") as grader:
+        grades = grader.grade([text for text, _, _ in CHOICES], [gold for _, gold, _ in CHOICES])
+    assert [one.reward for one in grades] == [right for _, _, right in CHOICES]
 
 
 def test_boxes_are_read_one_by_one_and_as_a_list():

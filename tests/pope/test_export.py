@@ -38,6 +38,11 @@ def test_verls_reward_scores_rows_of_the_file(tmp_path, rows):
         for said, score in ((f"\\boxed{{{gold}}}", 1.0), ("none", 0.0)):
             found = reward.compute_score(row["data_source"], said, gold, row["extra_info"])
             assert (found["score"], found["answered"]) == (score, score)
+        thought = (row["data_source"], f"Try \\boxed{{{gold}}}? No wait,", gold, row["extra_info"])
+        assert reward.compute_score(*thought)["score"] == 1.0
+        reward.OPENS_THINKING = True
+        assert reward.compute_score(*thought)["score"] == 0.0
+        reward.OPENS_THINKING = False
     validation = pyarrow.parquet.read_table(tmp_path / "rows.validation.parquet").to_pylist()
     assert {row["data_source"] for row in validation} == {"pope/unguided"}
     script = (tmp_path / "rows.launch.sh").read_text()
@@ -56,6 +61,8 @@ def test_openrlhfs_reward_knows_the_stratum_of_a_prompt(tmp_path, rows):
         assert found["rewards"].tolist() == [1.0]
         assert found["extra_logs"]["guided"].tolist() == [float(record["guided"])]
         assert reward.reward_func([prompt], [prompt], [record["label"]])["scores"].tolist() == [0.0]
+    reward.OPENS_THINKING = True
+    assert reward.reward_func([f"{prompt}\\boxed{{{record['label']}}}"], [prompt], [record["label"]])["scores"] == 0.0
     said = subprocess.run(
         ["bash", tmp_path / "rows.launch.sh", "echo"], capture_output=True, text=True, check=True
     ).stdout

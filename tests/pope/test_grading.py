@@ -42,6 +42,39 @@ def test_math_is_symbolic_and_reads_what_follows_the_thinking():
     assert grades[0].extracted == "0.5"
 
 
+NUMBERS = (
+    ("\\boxed{\\frac{1}{2}}", "0.5", "2"),
+    ("\\boxed{-\\frac{3}{4}}", "-0.75", "4"),
+    ("\\boxed{1{,}200}", "1200", "200"),
+    ("\\boxed{10,\\!000}", "10000", "0"),
+    ("\\boxed{12\\text{ m}^2}", "12", "2"),
+    ("The answer is −5.", "-5", "5"),
+    ("\\boxed{3\\times 10^5}", "300000", "5"),
+    ("#### 1e5", "100000", "5"),
+    ("#### -$18", "-18", "18"),
+    ("\\boxed{x = 5}", "5", "6"),
+    ("\\boxed{45^\\circ}", "45", "4"),
+    ("\\boxed{50\\%}", "50", "5"),
+    ("\\boxed{60 \\text{ km/h}}", "60", "6"),
+    ("\\boxed{\\$20}", "20", "2"),
+    ("#### 5 m", "5", "1"),
+)
+
+
+def test_a_marked_number_is_read_whole_or_not_at_all():
+    with Grader("numeric") as grader:
+        for text, right, wrong in NUMBERS:
+            assert [one.reward for one in grader.grade([text, text], [right, wrong])] == [1, 0], text
+        for text, gold in (
+            ("\\boxed{2\\sqrt{3}}", "3"),
+            ("\\boxed{10-4}", "-4"),
+            ("\\boxed{5x}", "5"),
+            ("\\boxed{1/0}", "1"),
+        ):
+            assert grader.grade([text], [gold])[0].reward == 0, text
+        assert grader.grade(["It gives 7"], ["7"], [{"truncated": True}])[0].extracted is None
+
+
 def test_numeric_and_exact():
     with Grader("numeric") as grader:
         texts = ["The answer is $1,234.", "we get 7 or 1234", "1234 then 7", "none", "#### 12340/10"]

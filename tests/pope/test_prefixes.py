@@ -121,6 +121,11 @@ def test_an_early_cap_falls_to_tokens_and_says_so():
         ("First. The answer is 5", "5", "First."),
         ("First. The answer is $x = 5$", "x=5", "First."),
         ("4 apples, and 4 pears. Together 8.", "8", "4 apples, and 4 pears."),
+        ("See. **Answer**: 17. Add 8 and 9.", "17", "See."),
+        ("See.\n## Answer\n\n17\n\n## Solution\nAdd.", "17", "See."),
+        ("See. Answer. $17$. Solution. Add.", "17", "See."),
+        ("See.\n[Answer] 17. We add.", "17", "See."),
+        ("See. The final answer will be 17. We add.", "17", "See."),
     ],
 )
 def test_a_cut_that_reaches_a_statement_of_the_answer_leaks(solution, answer, last_clean):

@@ -210,6 +210,34 @@ def test_what_is_offered_for_choice_belongs_to_the_question(tmp_path):
     assert found.prompt == "Which?\nA) red\nB) blue"
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"choices": ["Rome", "Paris"], "answer": 1},  # MMLU
+        {"choices": {"text": ["Rome", "Paris"], "label": ["A", "B"]}, "answerKey": "B"},  # ARC
+        {"options": {"A": "Rome", "B": "Paris"}, "answer": "Paris", "answer_idx": "B"},  # MedQA
+        {"options": ["Rome", "Paris"], "answer": "Paris"},
+    ],
+)
+def test_every_form_of_options_gives_letters(tmp_path, row):
+    (found,) = read_problems(lines(tmp_path / "p.jsonl", {"question": "Capital?"} | row), solutions="optional")
+    assert (found.prompt, found.answer) == ("Capital?\nA) Rome\nB) Paris", "B")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"choices": ["1", "0"], "answer": 0}, "may be the option of that number or of that text"),
+        ({"options": [1, 2], "answer": 1}, "the options cannot be read"),
+        ({"answer": "proof"}, "no final answer, only 'proof'"),
+        ({"answer": "notfound"}, "no final answer"),
+    ],
+)
+def test_rows_without_one_sure_answer_are_left_out_by_name(tmp_path, row, message):
+    with pytest.raises(UserError, match=message):
+        read_problems(lines(tmp_path / "p.jsonl", {"problem": "Which?"} | row), solutions="optional")
+
+
 def test_rows_of_other_fields_say_how_to_name_them(tmp_path):
     row = {"ID": "chal-1", "Body": "A pack costs 76.", "Answer": 51.0}
     path = lines(tmp_path / "p.jsonl", row)

@@ -140,6 +140,25 @@ def test_a_base_is_trained_once_and_loads_by_path(tiny):
     assert opened.sample([prompt], 3, PARAMS) == mine.sample([prompt], 3, PARAMS)
 
 
+def test_what_a_server_did_not_finish_is_asked_for_again(engine, prompts):
+    """Aborted completions, errors with status 200 and answers without completions are no rollouts of the model."""
+    begun = {"text": "The answer is 4", "index": 0}
+    faults = [
+        {"choices": [{**begun, "finish_reason": "abort"}]}, {"choices": []}, {"error": {"code": 502}},
+        {"choices": [{**begun, "finish_reason": "MAX_TOKENS"}], "usage": {"completion_tokens": 2}},
+    ]  # fmt: skip
+    with serve(engine, faults=faults) as (url, seen):
+        asked = ServerEngine(url, "tiny", wait=0.0, fingerprint="w")
+        (rollouts,) = asked.sample(prompts[:1], 1, PARAMS)
+    assert [(one.text, one.truncated) for one in rollouts] == [("The answer is 4", True)]
+    assert len(seen["bodies"]) == 4
+    with (
+        serve(engine, faults=faults[:1]) as (url, _),
+        pytest.raises(UserError, match=r"1 of 1 .*abort"),
+    ):
+        ServerEngine(url, "tiny", retries=0, fingerprint="w").sample(prompts[:1], 1, PARAMS)
+
+
 def test_a_page_in_place_of_json_is_refused(engine, prompts):
     with serve(engine, faults=["page"]) as (url, _), pytest.raises(UserError, match="not an answer in JSON: '<html>'"):
         ServerEngine(url, "tiny", wait=0.01).sample(prompts[:1], 1, PARAMS)

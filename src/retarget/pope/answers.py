@@ -12,13 +12,18 @@ WITHIN = 4000
 THINKING_BEGINS, THINKING_ENDS = "<think>", "</think>"
 
 _BOX = re.compile(r"\\(?:boxed|fbox)(?:[ \t]*+\{|[ \t]++(?P<bare>\\?[^\s${}\\.,;]++))")
+_EMPTY = ("", "...", "…", r"\ldots", r"\dots", r"\cdots", "?")
 _MARKER = re.compile(
     r"(?:^|\n)[ \t]*+####(?!#)(?P<line>)"
     r"|\banswer(?:[ \t]++(?:to|of|for)\b[^.:=?!\n]{1,80}?)?[ \t*_]*+"
     r"(?:\bis\b|\bequals\b|\b(?:must|should|will|would)[ \t]++be\b|:|=)",
     re.IGNORECASE,
 )
-_SUPPOSED = re.compile(r"\b(?:if|suppose|assum\w+|whether|unless|until|imagine|what|which|not|say)\b", re.IGNORECASE)
+_SUPPOSED = re.compile(
+    r"\b(?:if|suppose|assum\w+|whether|unless|until|imagine|what|which|not|say|doubt\w*|unlikely"
+    r"|(?:might|could|may)[ ](?:think|guess|believe|expect))\b",
+    re.IGNORECASE,
+)
 _FILLER = re.compile(
     r"[\s:*_,]*+(?:(?:therefore|thus|hence|then|so|now|simply|just|indeed|clearly|exactly|precisely|finally|equal[ ]to"
     r"|given[ ]by|as[ ]follows|the[ ]number|the[ ]value)\b[\s:*_,]*+)*+",
@@ -62,23 +67,32 @@ def after_thinking(completion: str) -> str:
 def last_boxed(text: str) -> str | None:
     r"""The content of the last ``\boxed{...}``, nested braces included; None if there is no box or it never closes.
 
-    As in TeX, a box without braces contains the next token.
+    As in TeX, a box without braces contains the next token. An empty box, as in the instruction "put your answer within
+    \boxed{}", is none.
 
-    >>> last_boxed(r"so \boxed{1}, no: \boxed{\frac{1}{2}}"), last_boxed(r"it is $\boxed 2$.")
+    >>> last_boxed(r"so \boxed{1}, no: \boxed{\frac{1}{2}}"), last_boxed(r"it is $\boxed 2$, within \boxed{}.")
     ('\\frac{1}{2}', '2')
     """
-    boxes = list(_BOX.finditer(text))
-    if not boxes:
-        return None
-    found = boxes[-1]
-    if found["bare"] is not None:
-        return found["bare"]
-    opening = found.end() - 1
-    depth = 0
-    for at in range(opening, len(text)):
-        depth += {"{": 1, "}": -1}.get(text[at], 0)
-        if depth == 0:
-            return text[opening + 1 : at].strip()
+    found = _last_box(text)
+    return None if found is None else found[1]
+
+
+def _last_box(text: str) -> tuple[int, str] | None:
+    """Start and content of the last box that is not empty."""
+    for found in reversed(list(_BOX.finditer(text))):
+        if found["bare"] is not None:
+            return found.start(), found["bare"]
+        opening = found.end() - 1
+        depth = 0
+        for at in range(opening, len(text)):
+            depth += {"{": 1, "}": -1}.get(text[at], 0)
+            if depth == 0:
+                break
+        else:
+            return None
+        content = text[opening + 1 : at].strip()
+        if content not in _EMPTY:
+            return found.start(), content
     return None
 
 
@@ -103,8 +117,8 @@ def joined_boxes(text: str) -> str | None:
     """
     found: list[str] = []
     end = len(text)
-    while (one := last_boxed(text[:end])) is not None:
-        start = [box.start() for box in _BOX.finditer(text, 0, end)][-1]
+    while (last := _last_box(text[:end])) is not None:
+        start, one = last
         between = text[text.index(one, start) + len(one) : end] if found else ""
         if found and (
             len(between) > 40 or not re.fullmatch(r"[\s$}.,;=a-z]*+", re.sub(r"\\[a-z,;()\[\] ]+", "", between))
@@ -178,8 +192,8 @@ def _value(said: str, whole_line: bool) -> str | None:
             return None
         parts = [plain]
     value = ", ".join(parts)
-    if _UNFINISHED.search(value):
-        return None
+    if _UNFINISHED.search(value) or _BOX.search(value):
+        return None  # cut off, or an empty box: a box with an answer has been read before
     rest = said[at:]
     if value.endswith("."):  # "#### 2. Add them" is a heading
         if rest.strip():

@@ -6,12 +6,15 @@
 - ``math``: ``problem`` and ``solution``, with the final answer in the solution's last ``\\boxed{}``.
 - ``set``: public sets such as AIME, OlympiadBench, Omni-MATH, MATH-500, the authors' hard set, and files for ``verl``.
   The prompt is in ``problem`` or ``question`` (with its ``context``, ``options`` or ``choices``), the answer in
-  ``answer`` or ``final_answer``, the solution, if there is one, in ``solution`` or ``gemini_solution``.
+  ``answer`` or ``final_answer``, the solution, if there is one, in ``solution`` or ``gemini_solution``. The answer of a
+  multiple-choice question becomes the letter of its option: sets give the letter, the option's number or its text.
 """
 
+import math
 import re
 import string
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any, Literal
 
 from retarget.errors import UserError
@@ -22,12 +25,14 @@ Format = Literal["auto", "plain", "gsm8k", "math", "set"]
 FIELDS = {
     "id": ("id", "unique_id", "problem_id"),
     "prompt": ("problem", "question", "prompt"),
-    "answer": ("answer", "final_answer", "reward_model.ground_truth"),
+    "answer": ("answer_idx", "answerKey", "answer", "final_answer", "reward_model.ground_truth"),
     "solution": ("solution", "gemini_solution"),
 }
 """Field names of a ``set``: for each field of a problem, the first of these that a row has is used."""
 META = ("level", "type", "subject", "difficulty", "domain", "subfield", "unit", "is_multiple_answer", "source", "year")
 _EXACT = 2**53
+_NO_ANSWER = ("proof", "notfound", "")
+"""What public sets (NuminaMath) write where a problem has no final answer."""
 _CALCULATOR = re.compile(r"<<[^<>]*>>")
 
 
@@ -107,8 +112,10 @@ def _set(row: dict[str, Any], fields: Mapping[str, str]) -> dict[str, Any]:
     if isinstance(context, str) and context.strip():
         text = f"{context.strip()}\n\n{text}"
     options = row.get("options") or row.get("choices")
-    if isinstance(options, list) and isinstance(text, str) and all(isinstance(one, str) for one in options):
-        text = f"{text}\n{_lettered(options)}"
+    if options and isinstance(text, str):
+        text, answer = _chosen(text, options, answer)
+    if isinstance(answer, str) and answer.strip().lower() in _NO_ANSWER:
+        raise UserError(f"the row has no final answer, only {answer!r}: leave it out")
     if isinstance(solution, list):  # several solutions: the first
         solution = next((one for one in solution if isinstance(one, str) and one.strip()), "")
     return {"prompt": text, "solution": solution or "", "answer": _answer(answer)}
@@ -124,6 +131,8 @@ def _answer(value: Any) -> Any:
     """An answer as text: numbers as people write them, several answers joined by commas, no dollar signs around it."""
     if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT:
         return str(int(value))  # a table of floats holds 51.0 where people write 51
+    if isinstance(value, float) and math.isfinite(value):
+        return format(Decimal(repr(value)), "f")  # 0.00001, not 1e-05
     if isinstance(value, bool | int | float):
         return str(value)
     if isinstance(value, list):
@@ -135,18 +144,39 @@ def _answer(value: Any) -> Any:
     return inner if bare.startswith("$") and bare.endswith("$") and "$" not in inner else bare
 
 
-def _lettered(options: list[str]) -> str:
-    """The options of a multiple-choice question, one per line, with the letters that answers refer to.
+def _chosen(question: str, options: Any, answer: Any) -> tuple[str, Any]:
+    """A multiple-choice question with its options, one per line, and the letter of the right one.
 
-    >>> print(_lettered(["red", "B) blue"]))
-    A) red
-    B) blue
+    Args:
+        question: the text.
+        options: texts, texts by letter, or ``{"text": [...], "label": [...]}``.
+        answer: a letter, an option's text, or its number from 0.
+
+    Raises:
+        UserError: the options have another form, or the answer can be read in two ways.
+
+    >>> _chosen("Which?", ["red", "B) blue"], 1)
+    ('Which?\\nA) red\\nB) blue', 'B')
     """
+    given = options
+    if isinstance(options, dict) and isinstance(options.get("text"), list) and isinstance(options.get("label"), list):
+        given = dict(zip(options["label"], options["text"], strict=False))
+    elif isinstance(options, list):
+        given = dict(zip(string.ascii_uppercase, options, strict=False))
+    if not isinstance(given, dict) or not all(isinstance(one, str) for part in given.items() for one in part):
+        raise UserError(f"the options cannot be read: texts, or texts by letter, not {str(options)[:80]}")
     lines = []
-    for letter, option in zip(string.ascii_uppercase, options, strict=False):
+    for letter, option in given.items():
         named = option.strip().startswith((f"{letter})", f"{letter}.", f"({letter})", f"{letter}:"))
         lines.append(option.strip() if named else f"{letter}) {option.strip()}")
-    return "\n".join(lines)
+    letters = list(given)
+    if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(letters):
+        if str(answer) in given.values() and given[letters[answer]] != str(answer):
+            raise UserError(f"the answer {answer} may be the option of that number or of that text")
+        answer = letters[answer]
+    elif isinstance(answer, str) and answer not in given and list(given.values()).count(answer) == 1:
+        answer = next(letter for letter, option in given.items() if option == answer)
+    return "\n".join([question, *lines]), answer
 
 
 def _said(prompt: Any) -> Any:

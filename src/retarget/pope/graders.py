@@ -13,7 +13,29 @@ from retarget.errors import UserError
 from retarget.pope.answers import WITHIN, after_thinking, final_answer, joined_boxes, last_boxed
 
 _BOX_WITHIN = 1000
-_NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:/\d+)?(?<=\d)")
+_NUMBER = r"(?:(?<![\w)}])[-+])?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?(?:/\d+)?"
+_NUMBERS = re.compile(_NUMBER)
+_ONE_NUMBER = re.compile(rf"[-+]?[$€£]?(?P<number>{_NUMBER})\s*(?:%|°|(?P<unit>(?:[^\W\d_]+[.'²³]?(?:[/ -]|$))+))?\.?")
+_NO_UNIT = re.compile(r"(?:[b-fi-kn-ru-z]|or|and|more|less|fewer|to|times|plus|minus|over|per)", re.IGNORECASE)
+"""What changes a number that stands before it, unlike a unit: a variable, or "5 or more"."""
+_LATEX = (
+    (re.compile("[−–]"), "-"),
+    (re.compile(r"\\(?:text|mathrm|textrm|mbox|operatorname)\s*\{([^{}]*)\}"), r" \1 "),
+    (re.compile(r"\^\s*\{?\s*\\circ\s*\}?"), "°"),
+    (re.compile(r"\{,\}|,\\!"), ","),
+    (re.compile(r"\\[$%]"), lambda found: found[0][1]),
+    (re.compile(r"\\[,;:! ]|\\left|\\right|\\displaystyle|[*_]{2}"), ""),
+    (re.compile(r"\\[dtc]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}"), r"\1/\2"),
+    (re.compile(r"\\[dtc]?frac\s*(\d)\s*(\d)"), r"\1/\2"),
+    (re.compile(r"\s*(?:\\times|\\cdot|×)\s*10\s*\^\s*\{?\s*([-+]?\d+)\s*\}?"), r"e\1"),
+    (re.compile(r"(?<=[A-Za-z])\s*\^\s*\{?\s*[23]\s*\}?"), ""),
+)
+"""How numbers and their units are written in LaTeX, and how as plain text."""
+_OPTION = re.compile(
+    r"\s*\$*\s*(?:(?:option|choice)\s+)?(?:\\(?:text|mathrm|mathbf|mbox)[a-z]*\s*\{\s*)?\(?\s*(?P<letter>[A-J])\s*"
+    r"(?:[).:]|\}?\s*(?:\\[ ,;:]|\\q?quad|\$*\s*$))"
+)
+"""An answer that begins with the letter of an option: "B", "(B) 42", "option B", "\\textbf{(B)}\\ 42"."""
 
 
 @dataclass(frozen=True)
@@ -52,22 +74,30 @@ def exact(completion: str, answer: str, meta: dict[str, Any]) -> Grade:
 
 
 def numeric(completion: str, answer: str, meta: dict[str, Any]) -> Grade:
-    """Accept if the last number of the marked final answer (without one, of the text) equals the gold number.
+    r"""Accept if the marked final answer is one number, with or without a unit, that equals the gold number.
+
+    If no answer is marked, the last number of the text counts; if the token budget cut the text off
+    (``meta["truncated"]``), there is no answer.
 
     Raises:
         UserError: the gold answer is not a number.
 
-    >>> numeric("so 1,200 in all", "1200", {}).correct, numeric("#### 1/2", "0.5", {}).correct
+    >>> numeric("so 1,200 in all", "1200", {}).correct, numeric(r"\boxed{\frac{1}{2}}", "0.5", {}).correct
     (True, True)
     """
-    gold = _number(answer)
+    gold = _one_number(answer)
     if gold is None:
         raise UserError(f"the answer {answer!r} is not a number: use the grader `math` or `exact`")
-    text = final_answer(completion) or after_thinking(completion)
-    found = [one for one in _NUMBER.findall(text) if one]
-    value = _number(found[-1]) if found else None
+    if meta.get("truncated"):
+        return Grade(0.0, None)
+    marked = final_answer(completion)
+    if marked is None:
+        found = _NUMBERS.findall(_plain(after_thinking(completion)))
+        shown, value = (found[-1], _one_number(found[-1])) if found else (None, None)
+    else:
+        shown, value = marked, _one_number(marked)
     close = value is not None and abs(value - gold) <= 1e-6 * max(1.0, abs(gold))
-    return Grade(float(close), found[-1] if found else None)
+    return Grade(float(close), shown)
 
 
 def math(completion: str, answer: str, meta: dict[str, Any]) -> Grade:
@@ -100,6 +130,11 @@ def _same(marked: str, answer: str) -> bool:
 
     if _bare(marked) == _bare(answer):
         return True
+    gold = _OPTION.match(answer)
+    if gold is not None and (option := _OPTION.match(marked)) is not None:
+        return option["letter"] == gold["letter"]
+    if gold is not None and (content := answer[gold.end() :].strip()):  # "\\textbf{(A)}\\ 12": by its value, too
+        answer = content.lstrip("\\ ")
     found = _parsed(marked)
     return any(verify(gold, found, timeout_seconds=None) for gold in _gold(answer))
 
@@ -128,7 +163,7 @@ def _gold(answer: str) -> list[list[Any]]:
 
 
 BUILT_IN: dict[str, GradingFunction] = {"math": math, "boxed": boxed, "exact": exact, "numeric": numeric}
-RULES = {"math": 3}
+RULES = {"math": 4, "numeric": 2}
 """Versions of graders whose verdicts have changed: a journal is not continued with another version."""
 MOVED = {"retarget.pope.tasks.chain:verify": "retarget.pope.studies.chain:verify"}
 """New import paths of graders that studies and journals still name by the old ones."""
@@ -181,12 +216,19 @@ def as_grade(value: Any) -> Grade:
     raise UserError(f"a grader must return a Grade or a number from 0 to 1, not {value!r}")
 
 
-def _number(text: str) -> float | None:
-    parts = text.strip().replace(",", "").rstrip(".%").lstrip("$").split("/")
-    try:
-        values = [float(part) for part in parts]
-    except ValueError:
+def _plain(text: str) -> str:
+    for pattern, plain in _LATEX:
+        text = pattern.sub(plain, text)
+    return text
+
+
+def _one_number(text: str) -> float | None:
+    """The value of a text that is one number, perhaps behind ``x =`` and before a unit; otherwise None."""
+    plain = _plain(text).strip().strip("$").strip().rpartition("=")[2].strip()
+    found = _ONE_NUMBER.fullmatch(plain)
+    if found is None or any(_NO_UNIT.fullmatch(word) for word in re.split(r"[/ .'-]", found["unit"] or "") if word):
         return None
-    if len(values) == 1:
-        return values[0]
-    return values[0] / values[1] if len(values) == 2 and values[1] else None
+    sign = -1.0 if plain.startswith("-") else 1.0
+    over, _, under = found["number"].lstrip("+-").replace(",", "").partition("/")
+    divisor = float(under or 1)
+    return sign * float(over) / divisor if divisor else None

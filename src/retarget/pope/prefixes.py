@@ -39,8 +39,12 @@ _ARGUMENTS = {
 """Number of arguments of LaTeX commands, which may come without braces: ``\\frac 1 2``."""
 _SPACED_NUMBER = re.compile(r"\b\d{1,3}(?:[   ]\d{3})+\b")
 _MARKER = re.compile(
-    r"####|\\(?:boxed|fbox)\b|\b(?:final\s+)?answer\s*(?:is|:|=|\bto\b)|答案\s*(?:是|为|為|：|:)|答えは", re.IGNORECASE
+    r"####|\\(?:boxed|fbox)\b|答案\s*(?:是|为|為|：|:)|答えは"
+    r"|\b(?:answer|ans)\b[\s*_\])]*(?:is\b|equals\b|(?:will|must|should|would)\s+be\b|[:=.]|to\b)"
+    r"|(?:^|\n)[ \t]*(?:#+[ \t]*|[*_\[(]+)(?:final[ \t]+)?answer\b",
+    re.IGNORECASE,
 )
+"""What announces an answer; it counts only if the answer follows, so a false marker costs one cut at most."""
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,7 @@ def read_problems(
     Args:
         source: a ``.jsonl`` or ``.json`` file (one object per line; ``.json`` may also be an array of objects), also
             with ``.gz``; a ``.parquet`` file; a directory that ``datasets`` saved or that contains JSONL or Parquet
-            files; or ``hf:NAME``, a data set of the Hugging Face hub.
+            files; or ``hf:NAME`` or ``hf:NAME:CONFIG``, a data set of the Hugging Face hub.
         format: see :mod:`retarget.pope.formats`; ``auto`` recognises the format of each row by its fields.
         split: the split to read of a data set.
         solutions: ``required`` makes a problem without an oracle solution invalid.
@@ -243,11 +243,14 @@ def _rows(source: str | Path, split: str) -> Iterator[tuple[int, Any]]:
     path = Path(source)
     try:
         if name.startswith("hf:"):
-            yield from enumerate(require("datasets", "rl").load_dataset(name[3:], split=split), 1)
+            hub, _, config = name[3:].partition(":")
+            yield from enumerate(require("datasets", "rl").load_dataset(hub, config or None, split=split), 1)
         elif path.is_dir():
             yield from enumerate(_directory(path, split), 1)
         elif not path.exists():
-            raise UserError(f"{path}: no such file or directory (for a data set of the hub, write hf:NAME)")
+            raise UserError(
+                f"{path}: no such file or directory (for a data set of the hub, write hf:NAME or hf:NAME:CONFIG)"
+            )
         elif path.suffix == ".parquet":
             yield from enumerate(require("pyarrow.parquet", "rl").read_table(path).to_pylist(), 1)
         elif path.name.endswith((".jsonl", ".json", ".jsonl.gz", ".json.gz")):

@@ -25,7 +25,7 @@ from retarget.settings import merged, parse_setting
 if TYPE_CHECKING:
     from retarget.pope.sampler import Sampler
 
-PROBLEMS = "problems: .jsonl, .jsonl.gz, .parquet, a directory, or hf:NAME"
+PROBLEMS = "problems: .jsonl, .jsonl.gz, .parquet, a directory, or hf:NAME[:CONFIG]"
 
 
 @dataclass

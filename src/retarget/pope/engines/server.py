@@ -20,6 +20,9 @@ _LOG = logging.getLogger(__name__)
 _RETRIED = {408, 409, 425, 429, 500, 502, 503, 504}
 _OF_ONE_PROMPT = {400, 413, 422}
 """Statuses that are about the prompt of the request, not about the server."""
+_ABORTED = {"abort", "error"}
+_CUT_OFF = {"length", "max_tokens", "max_output_tokens", "content_filter"}
+"""Reasons, in lower case, why servers end a completion before the model does: by fault, and by rule."""
 _LONGEST_WAIT = 600.0
 _TELLING = ("id", "root", "parent", "owned_by", "max_model_len")
 _PROBE = "Prove in your own words that there are infinitely many prime numbers."
@@ -196,12 +199,17 @@ class ServerEngine:
             else:
                 if response.is_success:
                     try:
-                        return response.json()
+                        value = response.json()
                     except (ValueError, RecursionError):  # a proxy's page, or a truncated answer
                         said = self._redacted(f"{url}: not an answer in JSON: {response.text[:200]!r}")
                         raise UserError(said) from None
-                status, fault = response.status_code, f"HTTP {response.status_code}: {response.text[:300]}"
-                if response.status_code not in _RETRIED:
+                    failed = _failure(value)
+                    if not failed:
+                        return value
+                    status, fault = None, failed
+                else:
+                    status, fault = response.status_code, f"HTTP {response.status_code}: {response.text[:300]}"
+                if status is not None and status not in _RETRIED:
                     break
                 after = response.headers.get("Retry-After", "")
                 wait = min(float(after), _LONGEST_WAIT) if after.replace(".", "", 1).isdigit() else wait
@@ -275,6 +283,26 @@ async def opened_servers(servers: Sequence[ServerEngine]) -> AsyncIterator[Ask]:
         yield ask
 
 
+def _failure(answer: Any) -> str:
+    """Why an answer with status 200 has no completions, or none that the model ended; empty if it has."""
+    if not isinstance(answer, dict):
+        return ""
+    choices = answer.get("choices")
+    if not choices and answer.get("error"):
+        return f"HTTP 200 with an error: {str(answer['error'])[:300]}"
+    if choices == []:
+        return "HTTP 200 without completions"
+    if isinstance(choices, list):
+        ended = [_reason(one) for one in choices if isinstance(one, dict)]
+        if stopped := [one for one in ended if one in _ABORTED]:
+            return f"{len(stopped)} of {len(ended)} completions were not finished by the server ({stopped[0]})"
+    return ""
+
+
+def _reason(choice: dict[str, Any]) -> str:
+    return str(choice.get("finish_reason")).lower()
+
+
 def _rollout(choice: dict[str, Any], tokens: int, told: int | None, opens_thinking: bool) -> Rollout:
     message = choice.get("message")
     text = _clean((message["content"] or "") if message is not None else choice["text"])
@@ -288,7 +316,7 @@ def _rollout(choice: dict[str, Any], tokens: int, told: int | None, opens_thinki
         text = f"{THINKING_BEGINS}{text}"
     # Only the server can count tokens: its tokenizer is not available here.
     thought_tokens = told if after_thinking(text) != text else 0
-    return Rollout(text, tokens, choice.get("finish_reason") == "length", thought_tokens)
+    return Rollout(text, tokens, _reason(choice) in _CUT_OFF, thought_tokens)
 
 
 def _clean(text: str) -> str:

@@ -9,6 +9,7 @@ import torch
 
 from retarget.pope.grading import Grader
 
+OPENS_THINKING = False  # set True if the model's chat template ends in <think>: then answers inside it do not count
 ROWS = Path(__file__).parent / "{train}"
 
 
@@ -29,7 +30,8 @@ def reward_func(queries, prompts, labels, **_):
     """Rewards, and as extra logs whether rows are guided. OpenRLHF only logs errors raised here: read its log."""
     try:
         rows = [next((row for text, row in _rows() if text in prompt), {}) for prompt in prompts]
-        texts = [query[len(prompt) :] for query, prompt in zip(queries, prompts, strict=True)]
+        opening = "<think>" * OPENS_THINKING
+        texts = [opening + query[len(prompt) :] for query, prompt in zip(queries, prompts, strict=True)]
         metas = [json.loads(row.get("meta") or "{}") for row in rows]
         rewards = torch.tensor([one.reward for one in _grader().grade(texts, labels, metas)])
     except Exception as error:

@@ -5,6 +5,7 @@ import json
 from retarget.pope.grading import Grader
 
 _GRADERS = {}
+OPENS_THINKING = False  # set True if the model's chat template ends in <think>: then answers inside it do not count
 
 
 def compute_score(data_source, solution_str, ground_truth, extra_info=None, grader="{grader}", **_):
@@ -12,5 +13,6 @@ def compute_score(data_source, solution_str, ground_truth, extra_info=None, grad
     if grader not in _GRADERS:
         _GRADERS[grader] = Grader(grader)
     meta = json.loads((extra_info or {}).get("meta") or "{}")
-    (grade,) = _GRADERS[grader].grade([solution_str], [ground_truth], [meta])
+    text = f"<think>{solution_str}" if OPENS_THINKING else solution_str
+    (grade,) = _GRADERS[grader].grade([text], [ground_truth], [meta])
     return {"score": grade.reward, "answered": float(grade.extracted is not None)}
