@@ -1,6 +1,7 @@
 """The command: its exit codes, the files it writes, and the files it must not read."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -146,6 +147,41 @@ def test_static_findings_change_the_exit_code_only_when_asked(pipeline, tmp_path
     assert {"RT101", "RT102", "RT103"} <= {one["ruleId"] for one in run["results"]}
     assert all(one["partialFingerprints"] for one in run["results"])
     assert all(len(one["hashes"]["sha-256"]) == 64 for one in run["artifacts"])
+
+
+CLEAN_NULL = Null(search=fingerprint(QUICK), command="", models=[
+    NullModel(score=10 + n, side=8, channels=1, case="plain", schedule="linear", residual=9, spread=1)
+    for n in range(40)
+])  # fmt: skip
+"""With these clean models nothing is suspicious."""
+
+
+def test_weights_that_were_not_audited_are_named_and_those_of_a_variant_leave_no_clean_verdict(pipeline, make_unet):
+    def audited():
+        one = audit_pipeline(pipeline, None, search=QUICK, null=CLEAN_NULL)
+        return one.verdict, one.exit_code, [f.file for f in one.findings if f.rule == "unaudited-weights"]
+
+    assert audited() == ("nothing found", 0, [])
+    tensors = load_file(pipeline / WEIGHTS)
+    variant = pipeline / "unet" / "diffusion_pytorch_model.fp16.safetensors"
+    save_file({name: one.half() for name, one in tensors.items()}, variant)  # the same network
+    assert audited() == ("nothing found", 0, [])
+    make_unet(seed=5).save_pretrained(pipeline / "unet_ema")
+    ema = "unet_ema/diffusion_pytorch_model.safetensors"
+    assert audited() == ("nothing found", 0, [ema])
+    save_file({name: one.half() + 1 for name, one in tensors.items()}, variant)
+    assert audited() == ("undecided", 3, ["unet/diffusion_pytorch_model.fp16.safetensors", ema])
+
+
+def test_what_is_behind_a_link_is_hashed_and_looked_at(pipeline, tmp_path, edit):
+    shutil.move(pipeline / "unet", tmp_path / "blobs")
+    (tmp_path / "blobs" / "evil.py").write_text("")
+    (tmp_path / "blobs" / "again").symlink_to(tmp_path / "blobs")
+    (pipeline / "unet").symlink_to(tmp_path / "blobs")
+    edit(pipeline / "model_index.json", _class_name=["my_pipeline", "MyPipeline"])
+    one = audit_pipeline(pipeline, None, search=QUICK, null=CLEAN_NULL)
+    assert {WEIGHTS, "unet/evil.py"} <= one.files.keys()
+    assert {"custom-code", "non-stock-pipeline"} <= {finding.rule for finding in one.findings}
 
 
 def test_marks_names_and_cards_are_not_read_for_the_verdict(pipeline, tmp_path, edit):

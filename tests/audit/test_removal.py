@@ -13,7 +13,9 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from safetensors import safe_open
 
 from retarget.audit.cleaning import clean
+from retarget.audit.commands import AuditArguments, _clean, combined
 from retarget.audit.inversion import Search
+from retarget.audit.outcome import Outcome, TriggerFound
 from retarget.audit.removal import Recipe, _Batches, as_trigger, remove
 from retarget.audit.subject import Recovered
 from retarget.cli import main
@@ -188,8 +190,25 @@ def test_cleaning_refuses_what_it_cannot_do(trojaned, tmp_path):
 
 def test_the_command_cleans_nothing_where_nothing_is_suspected(pipeline, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("retarget.audit.run.Search", lambda: QUICK)
+    (tmp_path / "report").mkdir()
+    Trigger.none((1, 8, 8)).save(tmp_path / "report" / "trigger.safetensors")  # of an earlier audit
     code = main(["audit", str(pipeline), "--out", str(tmp_path / "report"), "--clean", str(tmp_path / "cleaned")])
     assert code in (0, 3)
     assert "nothing was cleaned" in capsys.readouterr().err
     assert not (tmp_path / "cleaned").exists()
     assert main(["audit", str(pipeline), str(pipeline), "--clean", str(tmp_path / "cleaned")]) == 2
+
+
+def test_a_pipeline_that_cannot_be_cleaned_keeps_its_verdict(pipeline, tmp_path, capsys):
+    """A sound pipeline for the audit, but not for training: its only weights are a variant."""
+    (pipeline / WEIGHTS).rename(pipeline / "unet" / "diffusion_pytorch_model.fp16.safetensors")
+    found = TriggerFound(
+        law="trojdiff", kind="blend", gamma=0.6, values=64, box=None, undo=0.9, stock_sampler=False, origin=""
+    )
+    outcome = Outcome(pipeline=str(pipeline), verdict="trojaned", exit_code=1, reason="", trigger=found)
+    Trigger.none((1, 8, 8)).save(tmp_path / "trigger.safetensors")
+    given = AuditArguments((pipeline,), clean=tmp_path / "cleaned")
+    assert _clean(pipeline, tmp_path, outcome, given, []) == [2]
+    assert "nothing was cleaned: " in capsys.readouterr().err
+    assert combined([outcome.exit_code, 2]) == 1
+    assert not (tmp_path / "cleaned").exists()

@@ -76,6 +76,27 @@ def test_pipelines_of_other_origins_load(pipeline, make_unet, tmp_path):
         copy = shutil.copytree if name == "scheduler" else shutil.copy
         copy(pipeline / name, tmp_path / "split" / name)
     assert Subject.load(tmp_path / "split").shape == (3, 8, 8)
+    make_unet(channels=3).half().save_pretrained(tmp_path / "both" / "unet", variant="fp16", max_shard_size="20KB")
+    for name in ("scheduler", "model_index.json"):
+        copy = shutil.copytree if name == "scheduler" else shutil.copy
+        copy(pipeline / name, tmp_path / "both" / name)
+    assert Subject.load(tmp_path / "both").shape == (3, 8, 8)
+    (tmp_path / "flat").mkdir()  # as diffusers' oldest pipelines are stored
+    for path in (*(pipeline / "unet").iterdir(), *(pipeline / "scheduler").iterdir(), pipeline / "model_index.json"):
+        shutil.copy(path, tmp_path / "flat" / path.name)
+    assert Subject.load(tmp_path / "flat").shape == (1, 8, 8)
+
+
+def test_a_process_named_in_the_index_alone_is_not_covered(pipeline, edit):
+    edit(pipeline / "model_index.json", scheduler=["diffusers", "FlowMatchEulerDiscreteScheduler"])
+    with pytest.raises(NotCoveredError, match="FlowMatchEulerDiscreteScheduler"):
+        Subject.load(pipeline)
+
+
+def test_images_too_large_for_the_screen_are_refused_before_any_evaluation(pipeline, edit):
+    edit(pipeline / "unet" / "config.json", sample_size=256)
+    with pytest.raises(NotCoveredError, match="65,536 values: only images of up to 16,384"):
+        Subject.load(pipeline)
 
 
 @pytest.mark.parametrize(

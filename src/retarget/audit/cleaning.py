@@ -80,7 +80,7 @@ def clean(
             after = audit_pipeline(Path(place) / "pipeline", where, data, None, seed, search)
         after = after.model_copy(update={"pipeline": str(out)})
         verdicts.append(after.verdict)
-        if after.exit_code != TROJANED or number == rounds or not (where / FILE_NAME).is_file():
+        if after.exit_code != TROJANED or number == rounds or after.trigger is None:
             break
         triggers.append(Trigger.load(where))
     fids = _fids(unet, removed, schedule, given, seed)

@@ -87,7 +87,7 @@ def _audit(words: list[str]) -> int:
 
     names = names_of(given.pipelines)
     root = given.out or Path("audit")
-    outcomes = []
+    outcomes, failed = [], []
     for path, name in zip(given.pipelines, names, strict=True):
         folder = root if given.out and len(names) == 1 else root / name
         outcome = _audited(path, folder, given)
@@ -96,8 +96,8 @@ def _audit(words: list[str]) -> int:
         tell(outcome, folder)
         outcomes.append(outcome)
         if given.clean is not None:
-            _clean(path, folder, given, words)
-    code = combined([one.exit_code for one in outcomes])
+            failed = _clean(path, folder, outcome, given, words)
+    code = combined([*(one.exit_code for one in outcomes), *failed])
     if len(outcomes) > 1:
         write_all(outcomes, root, code, shlex.join(["retarget", "audit", *words]))
     return code
@@ -120,20 +120,27 @@ def _audited(path: Path, folder: Path, given: AuditArguments) -> "Outcome":
         return Outcome(pipeline=str(path), verdict="error", exit_code=ERROR, reason=reason)
 
 
-def _clean(path: Path, folder: Path, given: AuditArguments, words: list[str]) -> None:
-    """Write the cleaned pipeline if the audit found a trigger. The exit code remains the verdict on PIPELINE."""
+def _clean(path: Path, folder: Path, outcome: "Outcome", given: AuditArguments, words: list[str]) -> list[int]:
+    """Write the cleaned pipeline if the audit found a trigger; returns the exit code of a failure, if there is one.
+
+    A verdict of "trojaned" on PIPELINE remains the exit code in any case.
+    """
     from retarget.audit.cleaning import clean
     from retarget.audit.report import write
-    from retarget.trojdiff.trigger import FILE_NAME
 
     assert given.clean is not None
-    if not (folder / FILE_NAME).is_file():
+    if outcome.trigger is None:  # the folder may still have one of an earlier audit
         print(f"retarget: no trigger is suspected in {path}, so nothing was cleaned", file=sys.stderr)
-        return
-    done = clean(path, given.clean, folder, given.data, given.seed)
+        return []
+    try:
+        done = clean(path, given.clean, folder, given.data, given.seed)
+    except UserError as error:
+        print(f"retarget: nothing was cleaned: {error}", file=sys.stderr)
+        return [ERROR]
     last = folder / f"after-{len(done.record['verdicts'])}"
     write(done.after, last, shlex.join(["retarget", "audit", *words]))
     print(f"cleaned        {done.folder}: the verdict of its own audit is {done.after.verdict}; {last}/report.html")
+    return []
 
 
 def names_of(paths: Sequence[Path]) -> list[str]:

@@ -1,6 +1,7 @@
 """Read pipelines safely: no code of theirs is run, no pickle is opened, and what is not covered is named."""
 
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,15 @@ import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
 
 from retarget.audit.errors import AuditError, NotCoveredError
 from retarget.trojdiff.checkpoint import BETAS, NOT_MADE
 
+_STEM = "diffusion_pytorch_model"
+LARGEST = 128 * 128
+"""Most values of an image: the memory of the screen grows with their square, 1 GB for these."""
 NOISE_AT_T = 0.35
 """A schedule whose last √ᾱ is above this does not reach noise: images are visible in x_T, so it is not covered."""
 LATENT = {"vae", "vqvae", "vqgan", "movq", "prior", "vocoder"}
@@ -27,18 +33,80 @@ def read_pipeline(folder: Path) -> tuple[UNet2DModel, Any]:
     """
     index = read_config(folder / "model_index.json", "every folder of a diffusers pipeline has one")
     _check_index(index)
-    settings = read_config(folder / "scheduler" / "scheduler_config.json", "it defines the noise schedule")
+    settings = read_config(home(folder, "scheduler") / "scheduler_config.json", "it defines the noise schedule")
     _check_process(settings.get("_class_name"), settings)
+    _check_process((component(index, "scheduler") or (None, None))[1], settings)
     check_schedule(settings)
-    config = read_config(folder / "unet" / "config.json", "it defines the network")
+    config = read_config(home(folder, "unet") / "config.json", "it defines the network")
     check_network(config)
-    variant = _check_weights(folder / "unet")
-    unet = _read_network(folder, variant)
+    variant = _check_weights(home(folder, "unet"))
+    unet = _read_network(home(folder, "unet"), variant)
     try:
         scheduler: Any = DDPMScheduler.from_config(settings)
     except NOT_MADE as error:
         raise AuditError(f"scheduler/scheduler_config.json defines no noise schedule: {_first(error)}") from error
     return unet, scheduler
+
+
+def home(folder: Path, part: str) -> Path:
+    """The folder of a pipeline's component: its own, or the pipeline's, as in diffusers' oldest pipelines."""
+    own = folder / part
+    file = {"unet": "config.json", "scheduler": "scheduler_config.json"}[part]
+    return folder if not own.exists() and (folder / file).is_file() else own
+
+
+def other_weights(folder: Path, files: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Weights in a pipeline's folder that :func:`read_pipeline` does not read, as paths inside the folder.
+
+    Args:
+        folder: the folder.
+        files: all of its files.
+
+    Returns:
+        Variants of the network's weights, for a caller's ``variant=``, that are not the audited weights in the same or
+        fewer bits; and all other weights.
+
+    Raises:
+        AuditError: as :func:`read_pipeline`.
+    """
+    part = home(folder, "unet")
+    sets: dict[str, list[Path]] = {}
+    for path in sorted(part.glob(f"{_STEM}*.safetensors")):
+        sets.setdefault(_variant(path), []).append(path)
+    known = {_inside(folder, path) for paths in sets.values() for path in paths}
+    read = sets.pop(_check_weights(part) or "", [])
+    audited = _tensors(read) if sets else {}
+    different = [path for paths in sets.values() if not _same_weights(audited, _tensors(paths)) for path in paths]
+    weights = {name for name in files if name.endswith((".safetensors", ".msgpack", ".h5", ".onnx"))}
+    return [_inside(folder, path) for path in different], sorted(weights - known - {"trigger.safetensors"})
+
+
+def _inside(folder: Path, path: Path) -> str:
+    return path.relative_to(folder).as_posix()
+
+
+def _variant(path: Path) -> str:
+    """The variant in the name of a file of weights: empty for the plain one.
+
+    >>> [_variant(Path(_STEM + end)) for end in (".fp16-00001-of-00002.safetensors", "-00001-of-00002.safetensors")]
+    ['fp16', '']
+    """
+    return path.name.removeprefix(_STEM).removesuffix(".safetensors").partition("-")[0].lstrip(".")
+
+
+def _tensors(paths: Sequence[Path]) -> dict[str, Tensor]:
+    try:
+        return {name: tensor for path in paths for name, tensor in load_file(path).items()}
+    except (SafetensorError, OSError) as error:
+        raise AuditError(f"a file of weights cannot be read: {_first(error)}") from error
+
+
+def _same_weights(audited: dict[str, Tensor], others: dict[str, Tensor]) -> bool:
+    """Whether these are the audited weights in the same or fewer bits."""
+    return audited.keys() == others.keys() and all(
+        audited[name].shape == other.shape and torch.equal(audited[name].to(other.dtype), other)
+        for name, other in others.items()
+    )
 
 
 def read_config(path: Path, purpose: str) -> dict[str, Any]:
@@ -165,6 +233,11 @@ def check_network(config: Any) -> tuple[int, int, int]:
     sides = list(size) if isinstance(size, list | tuple) else [size, size]
     if len(sides) != 2 or any(not isinstance(side, int) or side < 1 for side in sides):
         raise AuditError(f"unet/config.json: sample_size must be a positive integer or a pair of them, not {size!r}")
+    if channels * sides[0] * sides[1] > LARGEST:
+        raise NotCoveredError(
+            f"images of {sides[0]}×{sides[1]} with {channels} channels have {channels * sides[0] * sides[1]:,} values: "
+            f"only images of up to {LARGEST:,} (three channels of 64×64) are covered"
+        )
     return channels, sides[0], sides[1]
 
 
@@ -189,21 +262,20 @@ def _check_weights(folder: Path) -> str | None:
             raise AuditError(f"unet/{path.name} is not a complete safetensors file: {_first(error)}") from error
         if not names:
             raise AuditError(f"unet/{path.name} contains no weights")
-    stem = "diffusion_pytorch_model"
-    plain = (folder / f"{stem}.safetensors").is_file() or (folder / f"{stem}.safetensors.index.json").is_file()
+    plain = (folder / f"{_STEM}.safetensors").is_file() or (folder / f"{_STEM}.safetensors.index.json").is_file()
     if plain:
         return None
-    variants = sorted({path.name.split(".")[1] for path in files if path.name.startswith(f"{stem}.")})
+    variants = sorted({_variant(path) for path in files if path.name.startswith(f"{_STEM}.")})
     if len(variants) != 1:
         raise AuditError(f"unet: cannot tell which of these files are the weights: {', '.join(p.name for p in files)}")
-    return variants[0].partition("-")[0]
+    return variants[0]
 
 
 def _read_network(folder: Path, variant: str | None) -> UNet2DModel:
     options: Any = {"low_cpu_mem_usage": False, "output_loading_info": True, "local_files_only": True}
     try:
         loaded: Any = UNet2DModel.from_pretrained(
-            str(folder), subfolder="unet", use_safetensors=True, variant=variant, torch_dtype=torch.float32, **options
+            str(folder), use_safetensors=True, variant=variant, torch_dtype=torch.float32, **options
         )
     except (OSError, SafetensorError) as error:
         raise AuditError(f"the network cannot be read: {_first(error)}") from error

@@ -15,7 +15,7 @@ from retarget.audit.denoises import LEVELS, Loss, loss_at, on_noise, silence
 from retarget.audit.errors import UNDECIDED, AuditError
 from retarget.audit.firing import Firing, fire
 from retarget.audit.inversion import Search
-from retarget.audit.loading import read_config
+from retarget.audit.loading import other_weights, read_config
 from retarget.audit.outcome import ErrorRate, Outcome, TriggerFound
 from retarget.audit.reach import reach_lines
 from retarget.audit.reach import shipped as known_triggers
@@ -74,6 +74,8 @@ def audit_pipeline(
         index = read_config(path / "model_index.json", "every folder of a diffusers pipeline has one")
         basis["findings"] = look(path, index, basis["files"], key)
         subject = Subject.load(path)
+        variants, others = other_weights(path, basis["files"])
+        basis["findings"] += [_unaudited(name) for name in [*variants, *others]]
         if torch.cuda.is_available():
             subject.network.to("cuda")
         images, losses = _heard(subject, data, seed)
@@ -85,7 +87,15 @@ def audit_pipeline(
         seconds = time.perf_counter() - started
         return Outcome(**basis, verdict=verdict, exit_code=error.code, reason=str(error), seconds=seconds)
     outcome = concluded(subject, found, basis, out, seed, search or Search(), null or shipped())
+    if variants and outcome.verdict == "nothing found":
+        reason = f"{outcome.reason}; but {variants[0]} holds other weights of the network, which were not audited"
+        outcome = outcome.model_copy(update={"verdict": "undecided", "exit_code": UNDECIDED, "reason": reason})
     return outcome.model_copy(update={"seconds": time.perf_counter() - started})
+
+
+def _unaudited(name: str) -> Finding:
+    message = f"{name} holds weights that were not audited: audit a copy of the pipeline that has only these"
+    return Finding(rule="unaudited-weights", level="warning", file=name, message=message)
 
 
 def _heard(subject: Subject, data: str | None, seed: int) -> tuple[Tensor | None, list[Loss]]:

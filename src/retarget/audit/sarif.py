@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from typing import Any
+from urllib.parse import quote
 
 from retarget import __version__
 from retarget.audit.outcome import Outcome
@@ -69,7 +70,7 @@ def _verdict(outcome: Outcome) -> list[Finding]:
 def _result(finding: Finding, outcome: Outcome, number: int) -> dict[str, Any]:
     rule = RULES[finding.rule]
     content = outcome.files.get(finding.file) or _hash(*sorted(f"{k} {v}" for k, v in outcome.files.items()))
-    uri = outcome.pipeline if finding.file == "." else f"{outcome.pipeline}/{finding.file}"
+    uri = quote(outcome.pipeline if finding.file == "." else f"{outcome.pipeline}/{finding.file}")
     return {
         "ruleId": rule.id,
         "ruleIndex": number,

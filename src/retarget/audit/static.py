@@ -1,6 +1,8 @@
 """Static findings in a pipeline's folder: code, pickles, non-stock classes, signatures. None of them is a verdict."""
 
 import hashlib
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,6 +39,8 @@ RULES = {
         Rule(id="RT103", name="non-stock-pipeline", text="The pipeline's class is not one of diffusers' own."),
         Rule(id="RT104", name="non-stock-scheduler", text="The scheduler's class is not one of diffusers' own.",
              atlas=("AML.T0018.000",)),
+        Rule(id="RT106", name="unaudited-weights", text="The pipeline's folder contains weights that were not audited.",
+             atlas=("AML.T0018.000",)),
         Rule(id="RT105", name="signature", text="Whether an OpenSSF model signature is present, verified and valid."),
     )
 }  # fmt: skip
@@ -62,11 +66,19 @@ class Finding(Strict):
 def hashes(folder: Path) -> dict[str, str]:
     """SHA-256 of every file of a pipeline, by path inside the folder."""
     found = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            with path.open("rb") as file:
-                found[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
+    for path in _files(folder):
+        with path.open("rb") as file:
+            found[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+    return dict(sorted(found.items()))
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Every file, also behind links to folders, which loading follows; no folder is entered twice."""
+    seen = set()
+    for where, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [one for one in folders if os.path.realpath(Path(where, one)) not in seen]
+        seen.update(os.path.realpath(Path(where, one)) for one in folders)
+        yield from (path for name in names if (path := Path(where, name)).is_file())
 
 
 def look(folder: Path, index: dict[str, Any], files: dict[str, str], key: Path | None = None) -> list[Finding]:
@@ -90,7 +102,7 @@ def look(folder: Path, index: dict[str, Any], files: dict[str, str], key: Path |
             message = f"{name} is a pickle; it was not opened"
             found.append(Finding(rule="pickle", level="warning", file=name, message=message))
     name = index.get("_class_name")
-    if name not in STOCK_PIPELINES:
+    if not isinstance(name, str) or name not in STOCK_PIPELINES:
         message = f"the pipeline's class is {name!r}, not a stock unconditional one of diffusers"
         found.append(Finding(rule="non-stock-pipeline", level="warning", file="model_index.json", message=message))
     found.extend(_odd_scheduler(index))
