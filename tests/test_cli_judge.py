@@ -177,3 +177,12 @@ def test_looks_that_were_not_planned_are_warned_of(capsys, tmp_path):
     call(capsys, "study", "toy", "--seeds", "0", "1", "2")
     page = (tmp_path / "studies/toy-demo/report.md").read_text()
     assert "Verdicts have been given 2 times in this directory, at 2, 3 seeds, and these looks were not planned" in page
+
+
+def test_runs_that_failed_on_one_arm_are_named_beside_the_verdict(capsys, tmp_path):
+    (tmp_path / "runs.csv").write_text(RUNS + "theirs,3,acc,50\nours,3,acc,\n")
+    call(capsys, "judge", "runs.csv", "--claims", "claims.toml", "--out", "verdicts")
+    note = json.loads((tmp_path / "verdicts" / "analysis.json").read_text())["notes"][-1]
+    assert note.startswith("ours has no acc on seed 3: the verdict is about the other seeds")
+    assert note in (tmp_path / "verdicts" / "report.md").read_text().replace("\\", "")
+    assert "3 of 4 pairs were complete" in (tmp_path / "verdicts" / "report.html").read_text()

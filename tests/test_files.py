@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 from retarget.errors import UserError
-from retarget.files import in_order, locked, replace_file, replace_folder, write_json
+from retarget.files import in_order, locked, read_json, replace_file, replace_folder, write_json
 
 
 def names(folder):
@@ -125,3 +125,10 @@ def test_safetensors_of_equal_content_have_equal_bytes(tmp_path):
         assert file.metadata() == metadata
         assert all(torch.equal(file.get_tensor(name), value) for name, value in tensors.items())
     assert in_order(save(tensors)).endswith(save(tensors)[-20:])
+
+
+def test_a_name_that_is_not_utf8_is_written_and_read(tmp_path):
+    for value in ({"caf\udce9.png": ["é"]}, {"café": 1}):
+        write_json(tmp_path / "a.json", value)
+        assert read_json(tmp_path / "a.json") == value
+    assert "café" in (tmp_path / "a.json").read_text(encoding="utf-8")

@@ -58,3 +58,13 @@ def test_a_missing_path_is_named(tmp_path):
 
 def test_a_fingerprint_does_not_depend_on_the_order_of_keys():
     assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
+
+
+def test_what_a_file_manager_leaves_is_no_data_and_any_name_is(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"a")
+    before = content(tmp_path)
+    for name in (".DS_Store", "Thumbs.db", "desktop.ini"):
+        (tmp_path / name).write_bytes(b"")
+    assert content(tmp_path) == before
+    (tmp_path / os.fsdecode(b"caf\xe9.png")).write_bytes(b"b")
+    assert content(tmp_path) != before

@@ -154,6 +154,8 @@ def make_directory(path: Path) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON value, indented; NaN and infinities raise ValueError, since JSON has none."""
     text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    if any("\ud800" <= one <= "\udfff" for one in text):  # a file name that is not UTF-8
+        text = json.dumps(value, indent=1, allow_nan=False) + "\n"
     write_text(path, text)
 
 

@@ -90,6 +90,10 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
+LEFT_BY_SYSTEMS = (".DS_Store", "Thumbs.db", "desktop.ini")
+"""Files that file managers leave in folders that one looks at; they are no data."""
+
+
 def content(path: str | Path, known: dict[str, list[Any]] | None = None) -> str:
     """The fingerprint of a file's bytes, or of the names and bytes of everything below a folder.
 
@@ -108,7 +112,7 @@ def content(path: str | Path, known: dict[str, list[Any]] | None = None) -> str:
     try:
         if not path.is_dir():
             return _digest(path, known)[:16]
-        files = sorted(one for one in path.rglob("*") if one.is_file())
+        files = sorted(one for one in path.rglob("*") if one.is_file() and one.name not in LEFT_BY_SYSTEMS)
         return fingerprint([[str(file.relative_to(path)), _digest(file, known)] for file in files])
     except OSError as error:
         raise UserError(f"cannot read {error.filename or path}: {error.strerror or error}") from error

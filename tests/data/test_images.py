@@ -163,6 +163,10 @@ def test_a_data_set_saved_by_the_datasets_library(tmp_path):
     broken.save_to_disk(str(tmp_path / "broken"))
     with pytest.raises(UserError, match="broken, split train, row 0: not an image"):
         shape_of([read(f"hf:{tmp_path}/broken").train])
+    lost = datasets.Dataset.from_dict({"img": [Image.new("L", (8, 8)), None], "label": [0, 1]}, features=features)
+    lost.save_to_disk(str(tmp_path / "lost"))
+    with pytest.raises(UserError, match="lost, split train, row 1 has no image"):
+        read(f"hf:{tmp_path}/lost")
     with pytest.raises(UserError, match=r"is no data set that datasets\.save_to_disk wrote"):
         read(f"hf:{tmp_path}")
 

@@ -183,6 +183,22 @@ def test_labels_of_any_integer_type(dtype):
         assert torch.equal(one.loss(logits, y.to(dtype), torch.arange(N)), two.loss(logits, y, torch.arange(N)))
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+def test_minus_100_is_no_class_in_any_integer_type(dtype):
+    """In uint8, -100 is 156: the samples of that class were ignored."""
+    labels, index, logits = torch.tensor([156, 3]), torch.arange(2), torch.randn(2, 200)
+    one, two = PSKD(2, 200, EPOCHS), PSKD(2, 200, EPOCHS)
+    for epoch in range(2):
+        one.set_epoch(epoch)
+        two.set_epoch(epoch)
+        for narrow, wide in zip(
+            (one.soften(labels.to(dtype), index), one.loss(logits, labels.to(dtype), index, mixed=torch.eye(2))),
+            (two.soften(labels, index), two.loss(logits, labels, index, mixed=torch.eye(2))),
+            strict=True,
+        ):
+            assert torch.equal(narrow, wide)
+
+
 def test_past_probs_are_the_rows_and_count_nothing():
     method = PSKD(N, C, EPOCHS)
     x, y = data()

@@ -1,7 +1,11 @@
 """PSKD's state: what a resumed run finds, and which states are refused."""
 
 import re
+import subprocess
+import sys
+import warnings
 
+import numpy as np
 import pytest
 import torch
 from plain_loop import EPOCHS, C, N, data, network, order, same_weights, train
@@ -117,3 +121,64 @@ def test_a_memory_mapped_table_that_ran_ahead_of_its_state_is_refused(tmp_path):
     resumed.set_epoch(3)
     resumed.loss(logits, y, torch.arange(N))
     assert resumed.fallbacks == 0
+
+
+def test_rows_in_files_are_not_lost_on_the_way_into_memory(tmp_path):
+    method = PSKD(N, C, EPOCHS, store=MemoryMapped(tmp_path / "table", Dense("float16")))
+    train(method, epochs=range(2))
+    method.save(tmp_path / "state")
+    with pytest.raises(UserError, match=r"has no rows: .*pass MemoryMapped"):
+        PSKD(N, C, EPOCHS, store=Dense("float16")).load(tmp_path / "state")
+
+
+def test_a_table_belongs_to_one_process_at_a_time(tmp_path):
+    store = MemoryMapped(tmp_path / "table", Dense())
+    words = f"""
+import torch
+from retarget.pskd import PSKD, Dense, MemoryMapped
+method = PSKD({N}, {C}, {EPOCHS}, store=MemoryMapped({str(tmp_path / "table")!r}, Dense()))
+method.set_epoch(0)
+method.loss(torch.randn(1, {C}), torch.tensor([0]), torch.tensor([0]))
+"""
+    held = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=False)
+    assert held.returncode == 0, held.stderr
+    train(PSKD(N, C, EPOCHS, store=store), epochs=range(1))
+    train(PSKD(N, C, EPOCHS, store=store), epochs=range(1))  # again in this process, as in a notebook
+    refused = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=False)
+    assert "is in use by another process: give each run a path of its own" in refused.stderr
+
+
+@pytest.mark.parametrize("there", ["a file", "damaged"])
+def test_a_place_that_holds_no_table_is_named(tmp_path, there):
+    if there == "a file":
+        (tmp_path / "table").write_text("")
+    else:
+        (tmp_path / "table").mkdir()
+        (tmp_path / "table" / "layout.json").write_text("{")
+    with pytest.raises(UserError, match="is a file" if there == "a file" else "is damaged"):
+        train(PSKD(N, C, EPOCHS, store=MemoryMapped(tmp_path / "table", Dense())), epochs=range(1))
+
+
+def test_saves_within_an_epoch_neither_warn_of_what_is_few_nor_hide_what_is_all(tmp_path):
+    """Samples drawn with replacement: a third has no past row, and each part of an epoch is counted in the whole."""
+    drawn = np.random.default_rng(0).integers(0, 1000, size=(2, 10, 100))
+    method = PSKD(1000, 3, 4)
+    for epoch in range(2):
+        method.set_epoch(epoch)
+        for batch in torch.from_numpy(drawn[epoch]):
+            index = batch.unique()
+            method.loss(torch.randn(len(index), 3), index % 3, index)
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                method.save(tmp_path / "state")
+    assert 300 < method.fallbacks < 450
+    method = PSKD(1000, 3, 4)
+    method.set_epoch(0)
+    method.loss(torch.randn(1, 3), torch.tensor([0]), torch.tensor([0]))  # all that is remembered
+    method.set_epoch(1)
+    for number, index in enumerate(torch.arange(1000).view(10, 100)):
+        method.soften(index % 3, index)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            method.save(tmp_path / "state")
+        assert len(caught) == (number == 0), "once in an epoch"

@@ -153,6 +153,13 @@ def test_soften_and_remember_are_loss_in_two_steps_and_ignored_targets_stay():
         torch.testing.assert_close((each * counted).sum() / counted.sum(), loss)
 
 
+def test_a_batch_without_any_target_is_named_as_such():
+    method = MultiLabelPSKD(N, C, EPOCHS)
+    method.set_epoch(0)
+    with pytest.raises(UserError, match="every label of the batch is -100"):
+        method.loss(torch.randn(2, C), torch.full((2, C), -100.0), torch.arange(2))
+
+
 def test_state_survives_and_softmax_rows_are_not_taken_for_sigmoids(tmp_path):
     method = MultiLabelPSKD(N, C, EPOCHS)
     train(method, network(), range(2))

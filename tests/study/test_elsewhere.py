@@ -132,6 +132,12 @@ def test_files_that_are_no_tables_are_refused(tmp_path):
         read_rows(tmp_path / "wide.csv")
     with pytest.raises(UserError, match="cannot read"):
         read_rows(tmp_path / "absent.csv")
+    (tmp_path / "cut.csv").write_text("arm,seed,metric,value\na,0,acc,1\na,1,acc\n")
+    with pytest.raises(UserError, match="line 3: fewer cells than columns"):
+        read_rows(tmp_path / "cut.csv")
+    (tmp_path / "large.csv").write_text("arm,seed,metric,value\na,0,acc,1e200\n")
+    with pytest.raises(UserError, match="line 2: value 1e200 is too large"):
+        read_rows(tmp_path / "large.csv")
     (tmp_path / "latin.csv").write_bytes("arm,seed,metric,value\nü,0,acc,1\n".encode("latin-1"))
     with pytest.raises(UserError, match="is not UTF-8"):
         read_rows(tmp_path / "latin.csv")
@@ -212,6 +218,21 @@ def test_a_group_of_items_is_one_unit(tmp_path):
         arrange(read_rows(write(tmp_path / "h.jsonl", rows)), asked(dict(about="models")))
 
 
+@pytest.mark.parametrize("rows", [4, 20_000])
+def test_a_quote_that_is_never_closed_swallows_no_rows(tmp_path, rows):
+    """In a column that is not even read; without this, the rows after it would count as runs that were not made."""
+    lines = ["arm,seed,metric,value,note", '"new",0,acc,1,"restarted', *(f"new,{n},acc,1," for n in range(1, rows))]
+    (tmp_path / "runs.csv").write_text("\n".join(lines) + "\n")
+    with pytest.raises(UserError, match=r"runs.csv, line \d+: .*is a quote not closed"):
+        read_rows(tmp_path / "runs.csv")
+
+
+def test_names_in_any_script_stay_apart():
+    assert slug("模型") != slug("基线")
+    assert slug("模型").startswith("unnamed-")
+    assert slug("Llama-3 8B") == "llama-3-8b"
+
+
 def samples(folder, task, values, filters=("none",), hashes=None, time="2026-01-02T03-04-05.678"):
     """What lm-evaluation-harness 0.4 logs: one line for each document and filter."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -236,6 +257,13 @@ def test_lm_eval_samples_have_one_line_for_each_document_and_filter(tmp_path):
     found = arrange(rows, asked(change))
     assert found.items["c"] == PairedCounts(both=2, treated=2, control=0, neither=0)
     assert found.plan.conditions[0].name == "gsm8k"
+
+
+def test_a_score_that_is_not_finite_is_named(tmp_path):
+    samples(tmp_path / "a", "arc", [1, float("nan")])
+    samples(tmp_path / "b", "arc", [1, 0])
+    with pytest.raises(UserError, match="document 1 of arc has exact_match = nan"):
+        read_lm_eval([tmp_path / "a", tmp_path / "b"])
 
 
 def test_lm_eval_documents_that_differ_are_not_paired(tmp_path):

@@ -362,6 +362,8 @@ def _hf_part(part: Any, where: str, classes: int | None = None) -> Part:
     if not isinstance(part.features[key], image):
         return _from_arrays(np.asarray(part.with_format("numpy")[:][key]), part["label"][:], where, classes)
     rows = part.cast_column(key, image(decode=False))[key]  # decoded here, to name damaged images
+    if (lost := next((row for row, one in enumerate(rows) if one is None), None)) is not None:
+        raise UserError(f"{where}, row {lost} has no image: leave such rows out")
     pictures = tuple(
         Picture(f"{where}, row {row}", one["bytes"] if one["bytes"] is not None else Path(one["path"]))
         for row, one in enumerate(rows)

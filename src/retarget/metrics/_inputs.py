@@ -72,7 +72,7 @@ def checked_matrix(value: Any, name: str) -> tuple[np.ndarray, Rows]:
 def checked_probs(value: Any) -> tuple[Float[np.ndarray, "samples classes"], Rows]:
     """Refuse probabilities [N, C] that are not finite, are negative, or whose rows do not sum to 1 within tolerance."""
     array, rows = checked_matrix(value, "probabilities")
-    tolerance = BFLOAT16_SUM_TOLERANCE if str(value.dtype) == "torch.bfloat16" else SUM_TOLERANCE
+    tolerance = BFLOAT16_SUM_TOLERANCE if str(getattr(value, "dtype", "")) == "torch.bfloat16" else SUM_TOLERANCE
     if rows.lowest < 0:
         row, column = np.argwhere(array < 0)[0]
         raise UserError(

@@ -206,6 +206,11 @@ def check_loss(checks: Checks, loss: Tensor, logits: Tensor, index: Tensor) -> N
     checks.require(loss.detach().isfinite().reshape(1), describe)
 
 
+def as_labels(targets: Tensor) -> Tensor:
+    """Labels of any integer type as int64, in which ``ignore_index`` is no class: in uint8, -100 is 156."""
+    return targets if targets.is_floating_point() else targets.long()
+
+
 def one_hot(labels: Tensor, num_classes: int, ignore_index: int) -> Tensor:
     """One-hot rows, float32 [B, C]; the row of an ignored label is zero."""
     kept = labels != ignore_index

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from retarget.errors import UserError
 from retarget.files import make_directory, replace_file
+from retarget.pskd.checks import as_labels
 from retarget.pskd.method import PSKD
 from retarget.pskd.multilabel import MultiLabelPSKD
 from retarget.pskd.soft_labels import Step, depends_on
@@ -223,7 +224,7 @@ class PSKDCallback(SavedBeside):
         teacher, method = self.method.teacher, self.method
         labels, self._sample, inputs = self._parts(batch)
         self._logits, self._remember, self._backward, self._used = [], True, False, False
-        hard, rows, alpha = labels.detach().clone(), None, None
+        hard, rows, alpha = as_labels(labels.detach().clone()), None, None
         if method.alpha > 0:
             with trainer.precision_plugin.forward_context() if teacher else nullcontext():
                 if isinstance(method, PSKD):

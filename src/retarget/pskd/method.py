@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from retarget.pskd.checks import Checks, check_listed, check_loss, check_mixed, check_targets, one_hot
+from retarget.pskd.checks import Checks, as_labels, check_listed, check_loss, check_mixed, check_targets, one_hot
 from retarget.pskd.form import Form
 from retarget.pskd.functional import SparseRows, cross_entropy, pskd_loss, soften, sparse_pskd_losses, widen
 from retarget.pskd.past.base import Past, Store, past_of
@@ -88,6 +88,7 @@ class PSKD(Form):
             UserError: naming the sample, the row and the value, for an index or label out of range, one index with
                 two labels, probabilities that do not sum to 1, or logits that are not finite.
         """
+        targets = as_labels(targets)
         keys, labels, counted = self._check(logits, targets, index, some=denominator is None)
         log_norm, keep = None, counted
         if mixed is not None:
@@ -135,6 +136,7 @@ class PSKD(Form):
         inputs: Any = None,
     ) -> tuple[Float[Tensor, "batch classes"], Float[Tensor, "batch"]]:
         """:meth:`soften`, and the weight of the past in each row: 0 for a sample without one."""
+        targets = as_labels(targets)
         keys, labels, counted = self._check(None, targets, index)
         if targets.is_floating_point():
             hard = targets.float()
@@ -153,7 +155,7 @@ class PSKD(Form):
         index: Integer[Tensor, "batch"] | None = None,
     ) -> None:
         """Store the present prediction. Do not call it for inputs that are not the sample itself (CutMix, Mixup)."""
-        keys, labels, counted = self._check(logits, targets, index)
+        keys, labels, counted = self._check(logits, as_labels(targets), index)
         check_loss(self.checks, torch.logsumexp(widen(logits.detach()), 1).sum(), logits, keys)
         self._write(logits, labels, keys, counted)
 

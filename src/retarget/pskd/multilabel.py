@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from retarget.errors import UserError
-from retarget.pskd.checks import Checks, check_loss
+from retarget.pskd.checks import Checks, check_loss, check_some
 from retarget.pskd.form import Form
 from retarget.pskd.functional import soften, widen
 from retarget.pskd.past.base import Store, past_of
@@ -78,6 +78,8 @@ class MultiLabelPSKD(Form):
                 logits that are not finite.
         """
         keys = self._check(logits, targets, index)
+        if denominator is None:
+            check_some(self.checks, targets, self.ignore_index)
         soft = self._soft(targets, keys, inputs)
         soft = (targets if soft is None else soft).to(widen(logits).dtype)
         counted = targets != self.ignore_index

@@ -8,7 +8,7 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 
 from retarget.errors import UserError
-from retarget.pskd.checks import Checks
+from retarget.pskd.checks import Checks, as_labels
 from retarget.pskd.form import Form
 from retarget.pskd.method import PSKD
 from retarget.pskd.past.base import Store, past_of
@@ -149,6 +149,7 @@ class PlacedPSKD(Form):
         return self._flat(logits)
 
     def _flat_targets(self, targets: Tensor, index: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        targets = as_labels(targets)
         if not self.layout or index is None:  # the core refuses a missing index if there is a table
             return targets.reshape(-1), None
         if index.shape != targets.shape[:1]:

@@ -52,6 +52,7 @@ class Schedule:
         self.two_classed: Tensor | int = 0
         self.asked, self.pretrained = 0, False
         self._seen = 0
+        self._warned: set[str] = set()
 
     @property
     def alpha_T(self) -> float:
@@ -94,21 +95,23 @@ class Schedule:
     def begin(self, epoch: int) -> None:
         """Begin an epoch and reset its counts."""
         self.began, self.fallbacks, self.asked, self._seen, self.two_classed = epoch, 0, 0, 0, 0
+        self._warned = set()
 
     def warn(self, stacklevel: int) -> None:
-        """Warn, once, of an epoch on mixed inputs, or on hard labels as nearly all samples had no past row."""
-        two_classed, self.two_classed = int(self.two_classed), 0
-        if two_classed and two_classed >= MIXED * self._seen:
+        """Warn, once in an epoch, of mixed inputs, or of hard labels as nearly all samples had no past row."""
+        two_classed = int(self.two_classed)
+        if "mixed" not in self._warned and two_classed and two_classed >= MIXED * self._seen:
+            self._warned.add("mixed")
             warnings.warn(
                 f"{two_classed:,} of the {self._seen:,} targets of epoch {self.epoch} are shared between two classes. "
                 "If their inputs are mixed (Mixup, CutMix), the predictions are of no sample but were stored: "
                 "pass loss(logits, y, index, mixed=shares) with the hard labels y, or remember=False",
                 stacklevel=stacklevel + 1,
             )
-        asked, self.asked = self.asked, 0
-        if asked and int(self.fallbacks) >= NEARLY_ALL * asked:
+        if "past" not in self._warned and self.asked and int(self.fallbacks) >= NEARLY_ALL * self.asked:
+            self._warned.add("past")
             warnings.warn(
-                f"{int(self.fallbacks):,} of the {asked:,} samples of epoch {self.epoch} had no past row and kept "
+                f"{int(self.fallbacks):,} of the {self.asked:,} samples of epoch {self.epoch} had no past row and kept "
                 "their hard labels: no earlier epoch remembered them. If you compute the loss elsewhere, call "
                 "remember(logits, targets, index); if you mix images, leave some batches unmixed",
                 stacklevel=stacklevel + 1,

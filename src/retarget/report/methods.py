@@ -57,7 +57,12 @@ def _runs(study: Study) -> str:
         labels = _listed(one.label or one.name for one in plan.conditions)
         where = f", under {words.plural(len(plan.conditions), 'condition')} ({labels})"
     if not study.runs:
-        return f"We compared {words.plural(len(plan.arms), 'arm')} ({arms}){where}, paired by {seeds}."
+        lost = [
+            f" {claim.sentence.rstrip('.')}: {claim.n} of {len(plan.seeds)} pairs were complete."
+            for claim in study.summary.claims
+            if claim.about == "method" and not claim.across and 0 < claim.n < len(plan.seeds)
+        ]
+        return f"We compared {words.plural(len(plan.arms), 'arm')} ({arms}){where}, paired by {seeds}.{''.join(lost)}"
     finished = sum(run.state == "complete" for run in study.runs)
     missing = f" Of {len(study.runs)} runs, {finished} finished." if finished < len(study.runs) else ""
     return (

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from retarget.errors import UserError
+from retarget.identity import fingerprint
 from retarget.settings import Strict, read_config
 from retarget.study.config import Arm, Claim, Condition, Metric, StudyPlan
 from retarget.study.items import Items, paired_items
@@ -87,7 +88,8 @@ def slug(name: str) -> str:
     >>> slug("meta-llama/Llama-3 8B"), slug("control")
     ('meta-llama-llama-3-8b', 'control')
     """
-    return re.sub(r"[^a-z0-9_.-]+", "-", name.lower()).strip("-._") or "unnamed"
+    plain = re.sub(r"[^a-z0-9_.-]+", "-", name.lower()).strip("-._") or "unnamed"
+    return plain if name.isascii() else f"{plain}-{fingerprint(name)[:6]}"
 
 
 def arrange(rows: Sequence[Row], asked: Asked, name: str = "judge") -> Elsewhere:

@@ -1,6 +1,7 @@
 """Read samples logged by lm-evaluation-harness or Inspect: one arm per folder, one row per item and metric."""
 
 import json
+import math
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -86,6 +87,8 @@ def _rows(
     for name in sample["metrics"]:
         value = sample.get(name)
         if isinstance(value, bool | int | float):
+            if not math.isfinite(value):
+                raise UserError(f"{where}: document {item} of {task} has {name} = {value}: it cannot be compared")
             metric = name if chosen == "none" else f"{name},{chosen}"
             yield Row(where, task, arm, metric, float(value), None, item, None)
 
@@ -144,7 +147,7 @@ def inspect_rows(where: str, arm: str, task: str, summaries: Sequence[Any]) -> l
             for key, value in parts.items():
                 metric = f"{name}/{key}" if key else name
                 number = _MARKS.get(value) if isinstance(value, str) else value
-                if not isinstance(number, bool | int | float):
+                if not isinstance(number, bool | int | float) or not math.isfinite(number):
                     raise UserError(
                         f"{where}: sample {sample.id} has {metric} = {value!r}, which is neither a number nor a mark"
                     )

@@ -39,7 +39,7 @@ def write(found: Elsewhere, out: Path, *, command: str, sources: Sequence[Path])
         now = list(plan.seeds)
         looks = looks if looks and looks[-1] == now else [*looks, now]
         hashes = [one for one in before if one != plan.claims_hash()]
-        notes = [unplanned_looks(plan, looks)]
+        notes = [unplanned_looks(plan, looks), *_unpaired(found)]
         if hashes:
             notes.append(
                 "Other claims, levels or looks have been judged in this directory before, but the error rates of the "
@@ -60,6 +60,25 @@ def write(found: Elsewhere, out: Path, *, command: str, sources: Sequence[Path])
         write_json(out / "analysis.json", analysis.model_copy(update={"items": {}}).model_dump(mode="json"))
         write_json(out / "summary.json", summary)
     return summary
+
+
+def _unpaired(found: Elsewhere) -> list[str]:
+    """For each claim by seeds, the seeds on which an arm has no value: the verdict is about the others."""
+    lines = []
+    for claim in found.plan.claims:
+        if claim.across:
+            continue
+        for arm in claim.arms:
+            values = found.values.get(claim.condition, {}).get(arm, {}).get(claim.metric, [])
+            lost = [seed for seed, value in zip(found.plan.seeds, values, strict=False) if value is None]
+            if 0 < len(lost) < len(values):
+                label = next(one.label for one in found.plan.arms if one.name == arm)
+                lines.append(
+                    f"{label} has no {claim.metric} on {'seed' if len(lost) == 1 else 'seeds'} "
+                    f"{', '.join(map(str, lost))}: the verdict is about the other seeds, and it is biased if it "
+                    "depends on the arm which runs fail."
+                )
+    return list(dict.fromkeys(lines))
 
 
 def _earlier(out: Path) -> tuple[list[str], list[list[int]]]:

@@ -11,6 +11,8 @@ from retarget.errors import UserError
 from retarget.extras import require
 
 NEEDED = ("arm", "metric", "value")
+LARGEST = 1e100
+"""Largest value: squares of differences must be numbers."""
 
 
 class Row(NamedTuple):
@@ -54,12 +56,16 @@ def read_rows(path: Path) -> list[Row]:
 
 def _csv(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        _has_columns(path, reader.fieldnames or ())
-        for given in reader:
-            if None in given:
-                raise UserError(f"{path}, line {reader.line_num}: more cells than columns")
-            yield f"{path}, line {reader.line_num}", given
+        reader = csv.DictReader(file, strict=True)  # else a quote that is never closed swallows the rows after it
+        try:
+            _has_columns(path, reader.fieldnames or ())
+            for given in reader:
+                where = f"{path}, line {reader.line_num}"
+                if None in given or None in given.values():
+                    raise UserError(f"{where}: {'more' if None in given else 'fewer'} cells than columns")
+                yield where, given
+        except csv.Error as error:
+            raise UserError(f"{path}, line {reader.line_num}: {error}; is a quote not closed?") from error
 
 
 def _json_lines(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -130,6 +136,8 @@ def _number(where: str, value: Any) -> float | None:
         raise UserError(f"{where}: value {text!r} is not a number; leave it empty if the run failed") from None
     if not math.isfinite(number):
         raise UserError(f"{where}: value {text} is not finite; leave it empty if the run failed")
+    if abs(number) > LARGEST:
+        raise UserError(f"{where}: value {text} is too large: values go up to {LARGEST:g}")
     return number
 
 

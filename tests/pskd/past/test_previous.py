@@ -178,3 +178,33 @@ def test_a_network_with_a_part_called_module_is_copied_whole():
     teacher = PreviousModel(net)
     teacher.begin(1)
     torch.testing.assert_close(teacher.logits(x), net(x))
+
+
+class Keeps(nn.Module):
+    """Keeps an activation, as feature extractors do, and computes one of its weights."""
+
+    def __init__(self, inside):
+        super().__init__()
+        self.first, self.last, self.inside = nn.Linear(3, 8), nn.utils.spectral_norm(nn.Linear(8, C)), inside
+
+    def forward(self, x):
+        features = self.first(x)
+        self.features = [features] if self.inside == "a list" else features
+        return self.last(features)
+
+
+@pytest.mark.parametrize("inside", ["itself", "a list"])
+def test_a_network_that_keeps_activations_is_copied_or_refused_by_name(inside):
+    torch.manual_seed(0)
+    model, x, y = Keeps(inside), torch.randn(6, 3), torch.arange(6) % C
+    method = PSKD(None, C, EPOCHS, store=PreviousModel(model))
+    method.set_epoch(0)
+    method.loss(model(x), y, inputs=x).backward()
+    if inside == "a list":
+        with pytest.raises(UserError, match="Keeps cannot be copied"):
+            method.set_epoch(1)
+        return
+    method.set_epoch(1)
+    loss = method.loss(model(x), y, inputs=x)
+    assert loss.isfinite()
+    assert not method.past.teacher.past[1].features.requires_grad

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peers_for_tests import C, logits_and_labels
 
-from retarget.pskd.peers import losses
+from retarget.errors import UserError
+from retarget.pskd.peers import WeightEMA, losses
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 1e-5}
 
@@ -84,3 +85,10 @@ def test_the_sum_of_a_blended_history_is_the_bias(seed, momentum):
         for i in range(2):
             exact.update(i, probs[i].numpy())
     np.testing.assert_allclose(losses.unbias_history(history), [exact.target(0), exact.target(1)], rtol=1e-9)
+
+
+def test_an_average_of_half_precision_weights_is_refused():
+    """At a decay of .999 an average in bfloat16 stands still."""
+    model = torch.nn.Linear(3, 4).to(torch.bfloat16)
+    with pytest.raises(UserError, match=r"bfloat16, in which an average .* stands still"):
+        WeightEMA(num_samples=4, num_classes=4, total_epochs=2, model=model)

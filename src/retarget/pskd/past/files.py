@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,8 +12,12 @@ import torch
 from torch import Tensor
 
 from retarget.errors import UserError
-from retarget.files import write_text
+from retarget.files import cannot_write, lock, make_directory, read_json, write_text
 from retarget.pskd.past.rows import Dense, RowFormat
+
+LOCK = ".lock"
+_HELD: dict[str, tuple[int, int]] = {}
+"""The locked directories of this process: its id, since a forked child has a copy, and the open file."""
 
 
 @dataclass(frozen=True)
@@ -36,14 +41,17 @@ def open_files(
     wanted = {name: [list(shape), str(dtype).removeprefix("torch.")] for name, (shape, dtype) in layout.items()}
     sizes = {name: math.prod(shape) * dtype.itemsize for name, (shape, dtype) in layout.items()}
     description = path / "layout.json"
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path} is a file: pass a directory for the table alone")
+    make_directory(path)
+    _hold(path)
     if description.exists():
-        found = json.loads(description.read_text())
+        found = read_json(description)
         if found != wanted:
             raise UserError(f"{path} holds a table of another shape: found {found}, need {wanted}; pass another path")
     else:
-        if path.exists() and any(path.iterdir()):
+        if any(one.name != LOCK for one in path.iterdir()):
             raise UserError(f"{path} is not empty but holds no table: pass a directory for the table alone")
-        path.mkdir(parents=True, exist_ok=True)
         for name, nbytes in sizes.items():
             _allocate(path / f"{name}.bin", nbytes)
         write_text(description, json.dumps(wanted))
@@ -59,9 +67,32 @@ def open_files(
     return tensors, files
 
 
+def _hold(path: Path) -> None:
+    """Keep other processes out of a table's directory until this one ends: each would read the other's rows."""
+    name = str(path.resolve())
+    if _HELD.get(name, (0, 0))[0] == os.getpid():
+        return
+    try:
+        file = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise cannot_write(path / LOCK, error) from error
+    try:
+        lock(file, wait=False)
+    except BlockingIOError as error:
+        os.close(file)
+        raise UserError(f"the table at {path} is in use by another process: give each run a path of its own") from error
+    except OSError as error:
+        warnings.warn(f"{path}: this file system has no locks ({error.strerror}), so keep other runs out", stacklevel=2)
+    _HELD[name] = os.getpid(), file
+
+
 def _allocate(file: Path, nbytes: int) -> None:
     """Create a file of zeros with allocated blocks, so that a full disk is an error here and not a crash later."""
-    with file.open("wb") as handle:
+    try:
+        opened = file.open("wb")
+    except OSError as error:
+        raise cannot_write(file, error) from error
+    with opened as handle:
         try:
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(handle.fileno(), 0, nbytes)

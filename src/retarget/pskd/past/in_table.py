@@ -120,6 +120,11 @@ class PastInTable:
             table.epoch = epoch or 0
         elif self.path:
             self._rejoin(path, -1 if epoch is None else epoch)
+        elif epoch:
+            raise UserError(
+                f"{path} was saved in epoch {epoch} and has no rows: those of a MemoryMapped table stay in its own "
+                "files, so pass MemoryMapped with the same path"
+            )
 
     # -- inside
 

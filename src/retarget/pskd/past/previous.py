@@ -112,7 +112,17 @@ class PreviousModel:
         return bare(self.model)
 
     def _copy(self) -> nn.Module:
-        return deepcopy(self._bare()).requires_grad_(False).train(self.mode == "train")
+        """A copy. Activations that a module keeps, and weights that it computes (weight_norm), have no graph in it."""
+        model = self._bare()
+        kept = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+        memo = {id(value): value.detach() for value in kept if not value.is_leaf}
+        try:
+            return deepcopy(model, memo).requires_grad_(False).train(self.mode == "train")
+        except RuntimeError as error:
+            raise UserError(
+                f"{type(model).__name__} cannot be copied, as PreviousModel does in every epoch "
+                f"({str(error)[:100]}...). Do not keep tensors of a forward pass in it, or use TopK(k)"
+            ) from error
 
 
 class PastFromModel:

@@ -10,7 +10,7 @@ from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
 from retarget.errors import UserError
-from retarget.pskd.checks import Checks, check_index, check_loss, check_shapes, check_targets, one_hot
+from retarget.pskd.checks import Checks, as_labels, check_index, check_loss, check_shapes, check_targets, one_hot
 from retarget.pskd.functional import cross_entropy, pskd_loss, widen
 from retarget.pskd.past.exchange import world_size
 from retarget.pskd.past.state import read_state, refuse_other_state, restore, write_state
@@ -179,6 +179,7 @@ class Peer:
                 is missing.
         """
         _ = self.epoch
+        targets = as_labels(targets)
         labels = self._check(logits, targets, index)
         if self.strength == 0:
             loss = self._hard(logits, targets)

@@ -92,6 +92,9 @@ class BornAgain(Taught):
         return (1 - self.strength) * self._hard(logits, targets) + self.strength * soft
 
 
+_NARROW = (torch.float16, torch.bfloat16)
+
+
 @dataclass(eq=False, repr=False)
 class Averaged(Peer):
     """A peer that keeps a running average of the weights, updated by ``after_step``, and evaluates it.
@@ -109,6 +112,12 @@ class Averaged(Peer):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.model = bare(self.model)
+        narrow = next((one.dtype for one in self.model.parameters() if one.dtype in _NARROW), None)
+        if narrow is not None:
+            raise UserError(
+                f"the model's weights are {narrow}, in which an average of many steps stands still: keep them in "
+                "float32 and train under autocast"
+            )
         self.average = deepcopy(self.model).requires_grad_(False)
         self.steps, self._losses, self._stepped = 0, 0, False
 

@@ -18,6 +18,21 @@ def demo(**more):
     return Settings.model_validate({**plan("demo").settings, **more})
 
 
+def test_a_constant_channel_becomes_zero(tmp_path):
+    """The alpha of images without transparency; divided by its deviation, every run would have diverged."""
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 4), dtype=np.uint8)
+    pixels[..., 3] = 255
+    labels = np.arange(60) % 3
+    np.savez(tmp_path / "rgba.npz", x_train=pixels, y_train=labels, x_test=pixels[:9], y_test=labels[:9])
+    train = split(
+        demo(dataset=f"npz:{tmp_path / 'rgba.npz'}", train_images=30, validation_images=15, batch_size=5)
+    ).train
+    found = Normalise(train)(train.pixels)
+    assert found.isfinite().all()
+    assert found[:, 3].abs().max() < 1e-6
+    assert found[:, 0].std() > 0.9
+
+
 def test_the_split_is_stratified_disjoint_and_the_same_every_time():
     one, two = split(demo(dataset="digits")), split(demo(dataset="digits"))
     assert torch.equal(one.train.pixels, two.train.pixels)

@@ -205,6 +205,7 @@ class Normalise:
             self.mean, self.std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
         else:
             self.std, self.mean = torch.std_mean(images.pixels.float() / 255, dim=(0, 2, 3))
+        self.std = torch.where(self.std > 0, self.std, 1.0)  # a constant channel, such as an opaque alpha, becomes 0
         self.scale = (1 / (255 * self.std))[:, None, None]
         self.shift = (-self.mean / self.std)[:, None, None]
 
