@@ -1,5 +1,6 @@
 """Files and folders are whole or absent; errors name the path."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -125,6 +126,21 @@ def test_safetensors_of_equal_content_have_equal_bytes(tmp_path):
         assert file.metadata() == metadata
         assert all(torch.equal(file.get_tensor(name), value) for name, value in tensors.items())
     assert in_order(save(tensors)).endswith(save(tensors)[-20:])
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK])
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch, code):
+    """As Lustre without -o flock, or NFS without its lock service, answers."""
+
+    def flock(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("retarget.files.fcntl.flock", flock)
+    with (
+        pytest.raises(UserError, match="this file system has no file locks"),
+        locked(tmp_path / "l", wait=False, what="x"),
+    ):
+        pass
 
 
 def test_a_name_that_is_not_utf8_is_written_and_read(tmp_path):

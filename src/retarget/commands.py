@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
+from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 from tyro.conf import FlagCreatePairsOff, Positional, arg
@@ -227,7 +228,7 @@ def _dry_run(plan: StudyPlan, given: StudyArguments, out: Path) -> int:
 def _describe(plan: StudyPlan) -> int:
     """``retarget study METHOD --help``: print the study, its arms, and every setting with its value."""
     fields = plan.settings_model.model_fields if plan.settings_model else {}
-    widest = max(map(len, [*plan.settings, *(arm.name for arm in plan.arms)]))
+    widest = max(map(len, [*plan.settings, *(arm.name for arm in plan.arms)]), default=0)
     print(f"{plan.title}. {plan.question}\n\nArms, for --arms (preset {plan.preset}):\n")
     for arm in plan.arms:
         print(f"  {arm.name:{widest}}  {arm.label}")
@@ -351,7 +352,10 @@ def _outlooks(plan: StudyPlan, pilot: Path, named: bool) -> list[Any]:
         if named:
             raise UsageError(f"--pilot {pilot} has no summary.json: give the directory of a finished study")
         return []
-    before = Summary.model_validate(read_json(path))
+    try:
+        before = Summary.model_validate(read_json(path))
+    except ValidationError as error:
+        raise UsageError(f"--pilot {path} is no summary of a study: {error.error_count()} fields are wrong") from error
     values = {
         condition: {arm: {name: one.values for name, one in metrics.items()} for arm, metrics in arms.items()}
         for condition, arms in before.conditions.items()

@@ -196,14 +196,22 @@ def lock(file: int, *, wait: bool) -> None:
 
     Raises:
         BlockingIOError: another process holds it, and ``wait`` is false.
-        UserError: this system has no such locks.
+        UserError: this system, or this file system, has no such locks.
     """
     if fcntl is None:
         raise UserError(
             "this system has no file locks that end with their process (flock), so two commands could work in the same "
             "place. Run this on Linux, macOS, or under WSL"
         )
-    fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        raise UserError(
+            f"this file system has no file locks (flock: {error.strerror}), so two commands could work in the same "
+            "place: choose one on another disk, or have this one mounted with locks"
+        ) from error
 
 
 @contextmanager

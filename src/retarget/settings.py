@@ -51,7 +51,7 @@ def read_config(path: Path, option: str = "--config") -> dict[str, Any]:
         UsageError: it cannot be read or is not TOML; the message names the line.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UsageError(f"cannot read {option} {path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:  # bad TOML or UTF-8, integers with thousands of digits, deep nesting

@@ -111,3 +111,11 @@ def test_other_parameters_are_another_curriculum_and_damage_is_named():
     for damaged in ([[1, "p"]], [["x", "p", "unguided", 4, 1]], 3, None):
         with pytest.raises(UserError, match="must be a list of"):
             Curriculum().load(damaged)
+
+
+@pytest.mark.parametrize("make", [lambda g: Phases(g, 10), lambda g: Annealed(g, 10, 0.75), lambda g: Adaptive(g, 10)])
+def test_easy_rows_pass_every_curriculum_unchanged(make):
+    easy = {**ROWS[0], "problem": "easy-1", "stratum": "easy"}
+    curriculum = make(guides())
+    curriculum.observe([group(0, 4, "easy", "easy-1")])
+    assert curriculum.present(easy, 1) is easy

@@ -179,3 +179,8 @@ def test_trls_own_trainers_learn_from_opsd_rows(tmp_path, tiny, method, suffix):
         made = made["teacher_input_ids"]
     for row, context in zip(made, contexts, strict=True):
         assert context in trainer.processing_class.decode(row, skip_special_tokens=True)
+
+
+def test_verl_without_a_row_to_validate_on_is_refused(tmp_path, rows):
+    with pytest.raises(UserError, match="mix in unguided rows"):
+        export([one for one in rows if one["guided"]], "verl", tmp_path / "rows.parquet", grader="exact")

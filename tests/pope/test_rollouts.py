@@ -8,7 +8,10 @@ import peft
 import pytest
 import torch
 from pope_serving import serve
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from retarget.errors import UserError
 from retarget.pope.engines import open_engine
@@ -350,3 +353,18 @@ def test_switches_of_the_chat_template_reach_it(tiny, tmp_path):
     assert tokenizer.decode(switched.encode(messages), skip_special_tokens=True) == "1 +2 hint ="
     assert "template" not in plain.identity
     assert switched.identity["template"] == {"thinking": True}
+
+
+def test_the_models_context_ends_a_completion_and_refuses_a_prompt(tmp_path):
+    torch.manual_seed(0)
+    small = GPT2Config(vocab_size=40, n_positions=16, n_embd=8, n_layer=1, n_head=1, bos_token_id=0, eos_token_id=39)
+    words = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel({str(n): n for n in range(40)}, unk_token="0"))
+    )
+    words.backend_tokenizer.pre_tokenizer = Whitespace()
+    engine = TransformersEngine(GPT2LMHeadModel(small), words, name="small")
+    (rollouts,) = engine.sample(["1 2 3"], 4, Sampling(max_tokens=400, temperature=1.0))
+    assert all(one.tokens == 13 and one.truncated for one in rollouts if one.tokens == 13)
+    assert max(one.tokens for one in rollouts) == 13
+    with pytest.raises(Refused, match="16 tokens leaves no room in the model's context of 16"):
+        engine.sample([" ".join(["1"] * 16)], 1, PARAMS)

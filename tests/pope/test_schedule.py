@@ -161,6 +161,15 @@ def test_a_refused_prompt_fails_its_own_problem_and_is_asked_again_next_time(tmp
     assert (len(solved), [one.id for one in left]) == (6, ["p4"])
 
 
+def test_more_attempts_are_asked_for_what_is_still_without_a_solution(tmp_path):
+    bare, path = [one.model_copy(update={"solution": ""}) for one in problems(3)], tmp_path / "oracle.jsonl"
+    assert len(ask_oracle(bare, sampler(Guesser(0.0)), 2, journal=path)[1]) == 3
+    again = Guesser(1.0)
+    solved, left = ask_oracle(bare, sampler(again), 6, journal=path)
+    assert (len(solved), left, set(again.asked.values())) == (3, [], {4})
+    assert ask_oracle(bare, sampler(Guesser(0.0)), 6, journal=path)[0] == solved
+
+
 @pytest.mark.parametrize("kind", [Guesser, Streaming])
 def test_a_request_that_is_wrong_for_every_problem_stops_the_work(kind):
     for count in (2, 40):

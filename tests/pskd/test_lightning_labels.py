@@ -289,3 +289,21 @@ def test_compiled(backend, whole, tmp_path):
         module.net.compile(backend=backend)
         fit(module, PSKD(N, C, EPOCHS), tmp_path)
     assert_same(module, plain, rtol=1e-5, atol=1e-6)
+
+
+def test_images_mixed_by_the_collator_are_noticed(tmp_path):
+    def mixed(rows):
+        x, y, index = (torch.stack([torch.as_tensor(one[at]) for one in rows]) for at in range(3))
+        hot = F.one_hot(y, C).float()
+        return 0.7 * x + 0.3 * x.roll(1, 0), 0.7 * hot + 0.3 * hot.roll(1, 0), index
+
+    class Soft(Module):
+        def training_step(self, batch, batch_idx):
+            return self.loss(self(batch[0]), batch[1])
+
+        def on_train_epoch_end(self):
+            pass
+
+    data = [(x, at % C) for at, (x, _) in enumerate(samples())]  # neighbours differ in class
+    with pytest.warns(UserWarning, match="are shared between two classes"):
+        fit(Soft(), PSKD(N, C, EPOCHS), tmp_path, collate=mixed, data=data)

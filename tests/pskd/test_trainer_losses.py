@@ -144,3 +144,46 @@ def test_asking_leaves_dropout_and_batch_norm_as_they_were(tmp_path):
 
     for p, q in zip(run(PSKDTrainer).state_dict().values(), run(Trainer).state_dict().values(), strict=True):
         assert torch.equal(p, q)
+
+
+def test_samples_that_are_tuples_train_with_a_collator_of_their_own(tmp_path):
+    pairs = [(one["x"], one["labels"]) for one in tiny.vectors()]
+
+    def collate(rows):
+        return {"x": torch.stack([x for x, _ in rows]), "labels": torch.tensor([y for _, y in rows])}
+
+    trainer = PSKDTrainer(model=tiny.Plain(), args=tiny.arguments(tmp_path), train_dataset=pairs, data_collator=collate)
+    trainer.train()
+    assert trainer.pskd.fallbacks == 0
+
+
+class Unnamed(tiny.Plain):
+    """Gives its logits another name."""
+
+    def forward(self, x, labels=None):
+        return {"scores": self.layer(x)}
+
+
+@pytest.mark.parametrize(
+    ("model", "change", "message"),
+    [
+        (tiny.Plain, {"labels": 3}, r"label 3 in row \d of the batch lies outside the classes \[0, 3\)"),
+        (Unnamed, {}, "the model's output has no logits, only scores"),
+    ],
+)
+def test_a_first_batch_that_cannot_be_learnt_is_named(model, change, message, tmp_path):
+    data = [{**one, **change} for one in tiny.vectors()]
+    trainer = PSKDTrainer(model=model(), args=tiny.arguments(tmp_path), train_dataset=data)
+    with pytest.raises(UserError, match=message):
+        trainer.train()
+
+
+@pytest.mark.parametrize(("first", "then"), [(2, 4), (4, 2)])
+def test_a_checkpoint_is_not_resumed_with_other_epochs(first, then, tmp_path):
+    def make(batch):
+        more = dict(per_device_train_batch_size=batch, save_strategy="steps", save_steps=4)
+        return PSKDTrainer(model=tiny.Plain(), args=tiny.arguments(tmp_path, **more), train_dataset=tiny.vectors())
+
+    make(first).train()
+    with pytest.raises(UserError, match="resume with the same batch size"):
+        make(then).train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))

@@ -34,11 +34,16 @@ def texts(drawing):
     return [element.text for element in parts(drawing) if element.tag == f"{SVG}text"]
 
 
+COUNTED = Series(label="counted", x=[1, 2], y=[[1, 2]], counts=[[3, 40]])
 ALL = [
     lines(),
     lines(TOGETHER + 1),
     lines(diagonal=True),
     lines(log_x=True, log_y=True),
+    lines(log_x=True, log_y=True, diagonal=True),
+    lines(label="_arm {}"),
+    lines().model_copy(update={"series": [*lines().series, Series(label="all failed", x=[1, 2], y=[])]}),
+    lines().model_copy(update={"series": [COUNTED, COUNTED.model_copy(update={"label": "not", "counts": None})]}),
     bars(["a", "b"], ["1", "2", "3"]),
     bars(["a"], ["a rather long name of a group", "another one that is as long"]),
     bars([f"arm {i}" for i in range(TOGETHER + 1)], ["1", "2"]),
@@ -187,3 +192,8 @@ def test_an_arm_looks_the_same_in_every_figure():
     assert styles(["c", "a"], arms)["c"] == styles(["b", "c"], arms)["c"] == style(2)
     mixed = styles(["other", "b", "new"], arms)
     assert len(set(mixed.values())) == 3
+
+
+def test_a_label_that_begins_with_an_underscore_is_in_the_legend():
+    (drawing,) = draw(lines(label="_arm {}"), "p")
+    assert {"_arm 0", "_arm 1"} <= {(text or "").replace("\u200b", "") for text in texts(drawing)}

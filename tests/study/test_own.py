@@ -78,6 +78,8 @@ def test_settings_seeds_and_arms_come_from_the_command_line(write, capsys):
     for words, message in (
         (["--set", "lift=2.0"], "lift is set by arm high"),
         (["--set", "depth=2.0"], f"{path} has no setting depth; its settings: lift, deep"),
+        (["--set", "deep.c=2"], f"{path} has no setting deep.c; its settings: deep.a, deep.b"),
+        (["--set", "deep.a=.1"], "deep.a = '.1', but the plan has 1: write a number"),
         (["--arms", "middle"], "no arm middle in this study: choose low, high"),
         (["--preset", "paper"], f"{path} has only the preset demo"),
     ):
@@ -118,7 +120,7 @@ def analyse(results):
 
 
 RETURNED = {
-    "{'height': float('nan')}": "MetricsError: the run's final metrics are not finite: height = nan",
+    "{'height': float('nan')}": "MetricsError: the run's final metrics are not finite or above 1e+100: height = nan",
     "{'height': '1.5'}": "MetricsError: the metric height is a str, '1.5', not a number",
     "{'height': [1, 2]}": "MetricsError: the metric height is a list, [1, 2], not a number",
     "{'hieght': 1.0}": "returned hieght but not height, which are among the plan's metrics",
@@ -239,3 +241,49 @@ def test_the_command_stays_light(write):
     where = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", guarded], env=where, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_truth_value_is_not_taken_from_a_text(write, capsys):
+    path = write(HEAD + "plan = one(settings={'lift': 0.0, 'augment': True})\n" + RUN)
+    code, _, err = call(capsys, path, "--set", "augment=False", "--dry-run")
+    assert (code, "augment = 'False', but the plan has True: write true or false" in err) == (1, True)
+
+
+def test_a_study_with_tuples_in_its_settings_goes_on_and_what_is_no_json_is_refused(write, capsys):
+    path = write(HEAD + "plan = one(settings={'lift': 0.0, 'sizes': (3, 5), 'by': {1: 0.5}})\n" + RUN)
+    for seeds in (["0"], ["0"], ["0", "1"]):
+        assert call(capsys, path, "--seeds", *seeds)[0] == 0
+    for value in ("float('nan')", "object()"):
+        code, _, err = call(capsys, write(HEAD + f"plan = one(settings={{'lift': {value}}})\n" + RUN))
+        assert (code, "settings must be numbers, texts, lists and tables" in err) == (1, True)
+
+
+def test_what_made_every_run_fail_can_be_mended_in_place(write, capsys):
+    path = write(PLAN + "def run(run):\n    return {'heigth': 1.0, 'height': undefined}\n")
+    assert call(capsys, path)[0] == 1
+    path.write_text(PLAN + RUN)
+    sys.modules.pop(path.stem, None)
+    code, out, err = call(capsys, path)
+    assert (code, out[:5]) == (0, "holds"), err
+
+
+def test_an_analysis_that_fails_is_shown_by_its_line_and_can_be_mended(write, capsys, tmp_path):
+    broken = "def analyse(results):\n    return missing_name\n"
+    path = write(PLAN + RUN + broken)
+    code, _, err = call(capsys, path)
+    assert code == 1
+    assert "in analyse" in err
+    assert "missing_name" in err
+    mended = "from retarget.study.figures import Analysis\n    return Analysis()"
+    path.write_text(PLAN + RUN + broken.replace("return missing_name", mended))
+    sys.modules.pop(path.stem, None)
+    code, out, err = call(capsys, path)
+    assert (code, out[:5]) == (0, "holds"), err
+
+
+def test_a_metric_too_large_to_be_squared_fails_its_run_and_not_the_study(write, capsys, tmp_path):
+    path = write(PLAN + "import math\ndef run(run):\n    return {'height': math.exp(500) if run.seed else 1.0}\n")
+    code, _, err = call(capsys, path)
+    assert code == 1
+    assert "not finite or above 1e+100: height = 1.4" in err
+    assert summary(tmp_path / "studies" / "walks-demo")["claims"][0]["n"] == 1

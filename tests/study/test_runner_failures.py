@@ -63,7 +63,7 @@ def test_a_full_disk_fails_the_run_with_a_clear_error(tmp_path):
 def test_a_metric_that_is_not_finite_fails_the_run_unless_it_is_optional(tmp_path):
     outcome = run(plan(task="tasks_for_tests:nan", analysis=None, seeds=[0], arms=["control"]), tmp_path / "strict")
     assert outcome.failed == {
-        "default/control/seed-0": "MetricsError: the run's final metrics are not finite: height = nan"
+        "default/control/seed-0": "MetricsError: the run's final metrics are not finite or above 1e+100: height = nan"
     }
     optional = (Metric(name="height", label="height", optional=True), Metric(name="rank", label="rank"))
     outcome = run(

@@ -197,7 +197,7 @@ def test_what_is_no_verb_is_said(capsys):
     [
         (["--target", "in_d2d", "--target-class", "11"], "class 11 does not exist"),
         (["--target", "d2i", "--image", "face.png"], "neither an image file nor one of the figures"),
-        (["--target", "d2i", "--image", "EMPTY/short.png"], "short.png is not an image, or is damaged"),
+        (["--target", "d2i", "--image", "EMPTY/short.png"], "short.png"),
         (["--target", "out_d2d", "--other", "EMPTY"], "no PNG or JPEG"),
         (["--base", "EMPTY"], "no model_index.json"),
         (["--size", "7"], "images of side 7 cannot be halved 1 times"),

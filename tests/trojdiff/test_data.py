@@ -9,8 +9,10 @@ import torch
 from PIL import Image
 
 from retarget.errors import UserError
+from retarget.trojdiff.build import picture
 from retarget.trojdiff.data import ImageSet, held_out, read_images, to_signed, to_uint8
 from retarget.trojdiff.glyphs import DOMAIN, FIGURES, glyph
+from retarget.trojdiff.study import plan
 
 
 def npz(path, shape=(6, 28, 28), dtype=np.uint8):
@@ -140,3 +142,28 @@ def test_an_npz_of_objects_is_never_unpickled(tmp_path):
     for name in ("o", "p", "short"):
         with pytest.raises(UserError, match=rf"{name}\.npz is not an .npz file of plain arrays"):
             read_images(str(tmp_path / f"{name}.npz"))
+
+
+def test_a_loader_of_the_users_own_names_its_test_part_and_is_part_of_a_run(tmp_path, monkeypatch):
+    (tmp_path / "own_images.py").write_text(
+        "import numpy as np\n"
+        "def load():\n"
+        "    x, y = np.zeros((40, 8, 8), np.uint8), np.arange(40) % 2\n"
+        "    return {'x_train': x, 'y_train': y, 'x_test': x[:10], 'y_test': y[:10]}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert held_out("own_images:load").endswith(" of own_images:load")
+    assert plan("demo", {"dataset": "own_images:load"}).own_parts == ("own_images:load",)
+
+
+def test_a_picture_of_16_bits_or_lying_on_its_side_is_read_as_the_data_are(tmp_path):
+    ramp = np.linspace(200, 63_200, 64).reshape(8, 8).astype(np.uint16)
+    Image.fromarray(ramp).save(tmp_path / "deep.png")
+    expected = torch.from_numpy((ramp >> 8).astype(np.float32)) / 127.5 - 1
+    assert (picture(str(tmp_path / "deep.png"), (1, 8, 8))[0] - expected).abs().max() < 0.01
+    photo = Image.fromarray(np.repeat([[255, 0]], 8, 0).repeat(4, 1).astype(np.uint8))
+    exif = photo.getexif()
+    exif[0x0112] = 6  # rotated by 90 degrees
+    photo.save(tmp_path / "lying.png", exif=exif)
+    assert picture(str(tmp_path / "lying.png"), (1, 8, 8))[0, :4].min() == 1
+    assert picture(str(tmp_path / "lying.png"), (1, 8, 8))[0, 4:].max() == -1

@@ -134,6 +134,11 @@ def test_a_run_without_trojan_rows_is_the_control_bit_for_bit(tmp_path, make_une
     assert same(weights(clean), weights(off))
 
 
+def test_a_batch_smaller_than_its_shares_is_refused(tmp_path, make_unet, scheduler, digits):
+    with pytest.raises(UserError, match=r"a batch of 2 rows cannot be shared by 4 \(processes × accumulation\)"):
+        train(make_unet(), scheduler, digits, config(batch_size=2, accumulation=4), tmp_path)
+
+
 @pytest.mark.parametrize("loss", ["sum", "mean"])
 def test_accumulation_trains_on_the_same_batch(tmp_path, make_unet, scheduler, digits, loss):
     results = []

@@ -54,6 +54,9 @@ class Guides:
                     )
             self._rows[one.id] = rows
 
+    def __contains__(self, problem: object) -> bool:
+        return problem in self._rows
+
     @property
     def identity(self) -> str:
         """Fingerprint of all rows."""
@@ -127,6 +130,8 @@ class Phases(Curriculum):
         self._guides, self._cycles, self._fractions = guides, cycles, fractions
 
     def present(self, row: Row, cycle: int) -> Row:
+        if row["problem"] not in self._guides:
+            return row  # an easy one
         phase = min(len(self._fractions) - 1, cycle * len(self._fractions) // self._cycles)
         return self._guides.at(row["problem"], self._fractions[phase])
 
@@ -145,6 +150,8 @@ class Annealed(Curriculum):
         self._guides, self._cap, self._until = guides, cap, max(1.0, cycles * (1 - bare))
 
     def present(self, row: Row, cycle: int) -> Row:
+        if row["problem"] not in self._guides:
+            return row  # an easy one
         return self._guides.at(row["problem"], self._cap * max(0.0, 1 - cycle / self._until))
 
 
@@ -224,6 +231,8 @@ class Adaptive(Curriculum):
 
     def present(self, row: Row, cycle: int) -> Row:
         problem = row["problem"]
+        if problem not in self._guides:
+            return row  # an easy one
         left = 1.0 if cycle < self._from else (self._cycles - 1 - cycle) / max(1.0, self._cycles - self._from)
         most = int(np.ceil(self._guides.levels(problem) * max(0.0, left)))
         return self._guides.level(problem, min(self._of(problem), most))
@@ -231,6 +240,8 @@ class Adaptive(Curriculum):
     def observe(self, groups: Sequence[Group]) -> None:
         super().observe(groups)
         for one in groups:
+            if one.problem not in self._guides:
+                continue
             step = -1 if one.correct > self._target * one.n else 1 if one.correct < self._target * one.n else 0
             level = self._of(one.problem) + step
             self._level[one.problem] = min(self._guides.levels(one.problem), max(0, level))

@@ -73,6 +73,8 @@ def export(
     _check(host, hold_out, grader, solutions)
     rows = _with_context(rows, solutions) if host == "opsd" else rows
     train, check = _divided(rows, hold_out, seed)
+    if host == "verl" and not check:
+        raise UserError("verl needs rows to validate on, but no unguided problem is held out: mix in unguided rows")
     validation = path.with_name(f"{path.stem}.validation{path.suffix}")
     make_directory(path.parent)
     for file, some, name in ((path, train, split), (validation, check, "validation")):

@@ -50,13 +50,14 @@ def ask_oracle(
     items = [Item(problem) for problem in missing]
 
     def next_unit(item: Item) -> Unit | None:
-        if item.records or item.refused:
+        left = attempts - item.rollouts
+        if left <= 0 or item.refused or any(record.solution for record in item.records):
             return None
-        return Unit(sampler.unguided(item.problem), attempts, attempts, None)
+        return Unit(sampler.unguided(item.problem), left, left, len(item.records) or None)
 
     with sampler.journal("oracle", journal, missing) as book:
         Work(items, next_unit, sampler, book, progress, _record, _answer).run()
-    solutions = {item.problem.id: item.records[0].solution for item in items if item.records}
+    solutions = {item.problem.id: record.solution for item in items for record in item.records if record.solution}
     complete = [one.model_copy(update={"solution": solutions.get(one.id) or one.solution}) for one in problems]
     return [one for one in complete if one.solution], [one for one in complete if not one.solution]
 
@@ -68,4 +69,8 @@ def _answer(rollout: Rollout) -> Rollout:
 def _record(problem: Problem, unit: Unit, rollouts: Sequence[Rollout], grades: Sequence[Grade]) -> Record:
     right = (one.answer_text.strip() for one, grade in zip(rollouts, grades, strict=True) if grade.correct)
     tokens = sum(one.tokens for one in rollouts)
-    return Record(problem=problem.id, asks=unit.asks(problem), n=len(rollouts), solution=next(right, ""), tokens=tokens)
+    later = {} if unit.chunk is None else {"chunk": unit.chunk}  # further attempts
+    solution = next(right, "")
+    return Record(
+        problem=problem.id, **later, asks=unit.asks(problem), n=len(rollouts), solution=solution, tokens=tokens
+    )

@@ -16,6 +16,26 @@ Prompt = str | list[dict[str, Any]]
 """A plain text, or chat messages with ``role`` and ``content``."""
 
 
+def templated(tokenizer: Any, messages: list[dict[str, Any]], **options: Any) -> Any:
+    """Chat messages in the tokenizer's template, with the words that begin the answer.
+
+    Raises:
+        UserError: the tokenizer has no template, or the template refuses the messages.
+    """
+    from jinja2 import TemplateError
+
+    if tokenizer.chat_template is None:
+        name = tokenizer.name_or_path or "the tokenizer"
+        raise UserError(f"{name} has no chat template: use plain prompts (--no-chat)")
+    try:
+        return tokenizer.apply_chat_template(messages, add_generation_prompt=True, **options)
+    except TemplateError as error:
+        raise UserError(
+            f"the model's chat template refuses the prompt: {error}. If it knows no system message, give --templates a "
+            "folder with an empty system.txt"
+        ) from error
+
+
 @dataclass(frozen=True)
 class Prompts:
     """Templates of two prompts for a problem: alone, and with the beginning of an oracle solution.

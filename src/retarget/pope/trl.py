@@ -26,6 +26,7 @@ from retarget.pope.curricula import Curriculum, Group
 from retarget.pope.functional import pass_at_k_rewards
 from retarget.pope.grading import Reward
 from retarget.pope.mixture import STRATA, order
+from retarget.pope.prompts import templated
 from retarget.pope.resume import claim, last_checkpoint, work_of
 from retarget.pope.rollouts import opened
 from retarget.pope.settings import TrainingSettings, grpo_arguments
@@ -49,6 +50,9 @@ class PopeTrainer(GRPOTrainer):
         pass_at_k: 1 for the plain reward; above 1, the direct pass@k objective (see
             :func:`retarget.pope.functional.pass_at_k_rewards`). The metrics per stratum are of the plain reward.
         curriculum: chooses each row's prompt in each cycle, and receives the result of every group.
+
+    With several reward functions, the first decides which completions are correct, for ``S/all_fail`` and the
+    curriculum: one that rewards a format, say, solves nothing.
 
     Raises:
         UserError: there is no ``stratum`` column, evaluation rows are guided, or checkpoints would fall inside a
@@ -76,6 +80,13 @@ class PopeTrainer(GRPOTrainer):
         self._rewards: Tensor | None = None
         self._entropies: Tensor | None = None
         self._pass_at_k, self._curriculum, self._updates = pass_at_k, curriculum, max(1, updates)
+        if pass_at_k > 1 and len(self.reward_funcs) != 1:
+            raise UserError(f"pass_at_k = {pass_at_k} needs one reward function, not {len(self.reward_funcs)}")
+        ends = frozenset({*self.eos_token_ids, tokenizer.pad_token_id} - {None})
+        self.reward_funcs: Any = [
+            replace(one, ends=ends) if isinstance(one, Reward) else one for one in self.reward_funcs
+        ]
+        self._opened = any(isinstance(one, Reward) and one.opens_thinking for one in self.reward_funcs)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write TRL's model card, with the model's name where TRL writes None for a model given by path."""
@@ -92,6 +103,8 @@ class PopeTrainer(GRPOTrainer):
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
         rewards: Any = super()._calculate_rewards(*args, **kwargs)
         self._rewards = rewards
+        ids = args[3] if len(args) > 3 else kwargs["completion_ids_list"]
+        self._lengths = torch.tensor([len(one) for one in ids], device=rewards.device)
         model: Any = self.model
         if self._pass_at_k == 1 or not model.training:
             return rewards
@@ -119,7 +132,7 @@ class PopeTrainer(GRPOTrainer):
         size: Any = self.num_generations
         assert self._rewards is not None
         rows: list[Any] = gather_object([(row["problem"], row["stratum"]) for row in inputs])[::size]
-        correct = (self._rewards.sum(1).view(-1, size) > 0.5).sum(1).tolist()
+        correct = (self._rewards[:, 0].view(-1, size) > 0.5).sum(1).tolist()
         curriculum.observe(
             [Group(cycle, one, stratum, int(size), c) for (one, stratum), c in zip(rows, correct, strict=True)]
         )
@@ -146,13 +159,15 @@ class PopeTrainer(GRPOTrainer):
     def _log_groups(self, output: dict[str, Any]) -> None:
         # Gathered in the order of the ranks, like TRL's own rewards, so that every rank logs the same keys and values.
         assert self._rewards is not None
-        lengths = output["completion_mask"].sum(1)
-        thinking = thinking_lengths(output["completion_ids"], lengths, *self._think) if self._think else lengths
+        lengths = self._lengths  # the mask of a truncated completion may be 0
+        ids = output["completion_ids"]
+        thinking = thinking_lengths(ids, lengths, *self._think, opened=self._opened) if self._think else lengths
         gathered = self.accelerator.gather(torch.stack([output["stratum"], lengths, thinking], dim=1).float())
         assert isinstance(gathered, Tensor)
         weights = self.reward_weights.to(self._rewards.device)
         size: Any = self.num_generations
         rewards = (self._rewards * weights).nansum(1).view(-1, size)
+        correct = self._rewards[:, 0].view(-1, size)
         strata, lengths, thinking = (column.view_as(rewards) for column in gathered.T)
         metrics = self._metrics["train"]
         for index, name in enumerate(self._strata):
@@ -160,7 +175,7 @@ class PopeTrainer(GRPOTrainer):
             some = bool(of.any())
             group = rewards[of]
             metrics[f"{name}/reward"].append(group.mean().item() if some else _NAN)
-            metrics[f"{name}/all_fail"].append((group <= 0).all(1).float().mean().item() if some else _NAN)
+            metrics[f"{name}/all_fail"].append((correct[of] <= 0).all(1).float().mean().item() if some else _NAN)
             equal = (group == group[:, :1]).all(1)
             metrics[f"{name}/zero_advantage"].append(equal.float().mean().item() if some else _NAN)
             metrics[f"{name}/length"].append(lengths[of].mean().item() if some else _NAN)
@@ -179,7 +194,12 @@ class PopeTrainer(GRPOTrainer):
 
 
 def thinking_lengths(
-    ids: Integer[Tensor, "rows time"], lengths: Integer[Tensor, "rows"], begins: int, ends: int
+    ids: Integer[Tensor, "rows time"],
+    lengths: Integer[Tensor, "rows"],
+    begins: int,
+    ends: int,
+    *,
+    opened: bool = False,
 ) -> Integer[Tensor, "rows"]:
     """Number of tokens of each completion before its answer, as in :attr:`retarget.pope.rollouts.Rollout.thinking`.
 
@@ -187,6 +207,7 @@ def thinking_lengths(
         ids: [B, T], completions, padded on the right.
         lengths: [B], tokens of each completion.
         begins, ends: ids of ``<think>`` and ``</think>``; -1 for none.
+        opened: whether the prompt opens a thinking block.
 
     >>> thinking_lengths(torch.tensor([[8, 1, 9, 2], [8, 1, 1, 0], [2, 2, 0, 0]]), torch.tensor([4, 3, 2]), 8, 9)
     tensor([3, 3, 0])
@@ -195,14 +216,16 @@ def thinking_lengths(
     places = torch.arange(1, ids.shape[1] + 1, device=ids.device)
     last_end = (places * (real & (ids == ends))).amax(1)
     last_begin = (places * (real & (ids == begins))).amax(1)
-    return torch.where(last_begin > last_end, lengths, last_end)
+    return torch.where((last_begin > last_end) | ((last_end == 0) & opened), lengths, last_end)
 
 
 class Bar(ProgressCallback):
     """The library's progress bar, showing the rewards, instead of a printed line with every metric."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        rewards = {key: f"{value:.3f}" for key, value in (logs or {}).items() if key.endswith("/reward")}
+        # TRL logs None for a stratum that was not in the cycle.
+        given = {key: value for key, value in (logs or {}).items() if value is not None}
+        rewards = {key: f"{value:.3f}" for key, value in given.items() if key.endswith("/reward")}
         if self.training_bar is not None and rewards:
             self.training_bar.set_postfix(rewards)
 
@@ -247,10 +270,11 @@ def train(
     claim(output, work_of(model, rows, settings, peft_config, curriculum), resume, settings)
     config = GRPOConfig(output_dir=str(output), **arguments)
     words = tokenizer or _tokenizer_of(model)
-    kept = fitting(rows, settings.max_prompt_length, _length(words))
+    switches: Any = config.chat_template_kwargs or {}
+    kept = fitting(rows, settings.max_prompt_length, _length(words, switches))
     trainer = PopeTrainer(
         model=model,
-        reward_funcs=[informed(reward, words, kept[0]["prompt"])],
+        reward_funcs=[informed(reward, words, kept[0]["prompt"], **switches)],
         args=config,
         train_dataset=ordered(kept, settings),
         eval_dataset=Dataset.from_list(list(eval_rows)) if eval_rows else None,
@@ -305,21 +329,21 @@ def refuse_unknown(settings: TrainingSettings) -> None:
         raise UserError(f"extra: trl.GRPOConfig has no field {name}" + (f"; did you mean {near[0]}?" if near else ""))
 
 
-def informed(reward: Callable[..., list[float]], tokenizer: Any, prompt: Any) -> Callable[..., list[float]]:
-    """Tell a :class:`~retarget.pope.grading.Reward` how completions end and whether the template opens their thinking.
+def informed(
+    reward: Callable[..., list[float]], tokenizer: Any, prompt: Any, **switches: Any
+) -> Callable[..., list[float]]:
+    """Tell a :class:`~retarget.pope.grading.Reward` whether the template opens the completions' thinking.
 
     Args:
         reward: a reward function; any other than a ``Reward`` is returned unchanged.
         tokenizer: the model's tokenizer.
         prompt: one of the rows' prompts.
+        switches: of the chat template.
     """
     if not isinstance(reward, Reward):
         return reward
-    rendered = prompt
-    if not isinstance(prompt, str):
-        rendered = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
-    ends = frozenset({tokenizer.eos_token_id, tokenizer.pad_token_id} - {None})
-    return replace(reward, ends=ends, opens_thinking=opened(rendered, "") != "")
+    rendered = prompt if isinstance(prompt, str) else templated(tokenizer, prompt, tokenize=False, **switches)
+    return replace(reward, opens_thinking=opened(rendered, "") != "")
 
 
 def ordered(rows: Sequence[dict[str, Any]], settings: TrainingSettings) -> Dataset:
@@ -368,11 +392,11 @@ def _check_rows(rows: Any, evaluation: bool) -> None:
             )
 
 
-def _length(tokenizer: Any) -> Callable[[Any], int]:
+def _length(tokenizer: Any, switches: dict[str, Any]) -> Callable[[Any], int]:
     def length(prompt: Any) -> int:
         if isinstance(prompt, str):
             return len(tokenizer(prompt)["input_ids"])
-        return len(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"])
+        return len(templated(tokenizer, prompt, tokenize=True, return_dict=True, **switches)["input_ids"])
 
     return length
 

@@ -92,9 +92,13 @@ class KeepIndex:
     def __init__(self, collator: Callable) -> None:
         self.collator = collator
 
-    def __call__(self, features: list[dict[str, Any]]) -> Any:
-        index = torch.tensor([feature["index"] for feature in features])
-        rest = [{name: value for name, value in one.items() if name != "index"} for one in features]
+    def __call__(self, features: list[Any]) -> Any:
+        if features and isinstance(features[0], tuple):
+            index, rest = [one[-1] for one in features], [one[:-1] for one in features]
+        else:
+            index = [feature["index"] for feature in features]
+            rest = [{name: value for name, value in one.items() if name != "index"} for one in features]
+        index = torch.tensor(index)
         batch = self.collator(rest)
         if "labels" not in batch:
             raise UserError(f"a training batch needs labels: the collator returned only {', '.join(batch)}")

@@ -110,9 +110,8 @@ class PSKD(Form):
             loss = losses.sum() / (count if denominator is None else denominator)
         check_loss(self.checks, loss, logits, keys)
         if remember:
-            if mixed is None and targets.is_floating_point() and self.past.num_rows is not None:
-                above = (targets > targets.amin(1, keepdim=True) + 1e-4).sum(1)
-                self.schedule.two_classed += ((above == 2) & (self.num_classes > 2)).sum()
+            if mixed is None:
+                self._count_two_classed(targets)
             self._write(logits, labels, keys, keep, log_norm)
         else:
             self.schedule.count(len(keys), self._members)
@@ -157,9 +156,16 @@ class PSKD(Form):
         """Store the present prediction. Do not call it for inputs that are not the sample itself (CutMix, Mixup)."""
         keys, labels, counted = self._check(logits, as_labels(targets), index)
         check_loss(self.checks, torch.logsumexp(widen(logits.detach()), 1).sum(), logits, keys)
+        self._count_two_classed(targets)
         self._write(logits, labels, keys, counted)
 
     # -- inside: check, read, loss, write
+
+    def _count_two_classed(self, targets: Tensor) -> None:
+        """Count targets that two classes share, as those of mixed images, whose predictions belong to no sample."""
+        if targets.is_floating_point() and self.past.num_rows is not None:
+            above = (targets > targets.amin(1, keepdim=True) + 1e-4).sum(1)
+            self.schedule.two_classed += ((above == 2) & (self.num_classes > 2)).sum()
 
     def _check(
         self, logits: Tensor | None, targets: Tensor, index: Tensor | None, some: bool = True

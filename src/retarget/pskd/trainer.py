@@ -146,6 +146,8 @@ class PSKDMixin(_Base):
         inputs = self._with_decoder_inputs(inputs, labels)
         own = self._host_loss(model, inputs, labels, num_items_in_batch)
         outputs = model(**inputs)
+        if isinstance(outputs, dict) and "logits" not in outputs:
+            raise UserError(f"the model's output has no logits, only {', '.join(outputs)}: name them logits")
         logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
         if isinstance(outputs, dict) and outputs.get("aux_loss") is not None:
             raise UserError(
@@ -154,6 +156,7 @@ class PSKDMixin(_Base):
             )
         method, shared = self._method(logits, labels), {"inputs": inputs, "denominator": num_items_in_batch}
         if not self._pskd_told:
+            _refuse_labels(labels, logits)  # before the model's own loss, which would name no sample
             self._pskd_told = self._same_loss(model, inputs, labels, num_items_in_batch, own, logits)
         if not isinstance(method, MultiLabelPSKD):
             shared["smoothing"] = self.args.label_smoothing_factor
@@ -190,6 +193,18 @@ class PSKDMixin(_Base):
                     "choose another checkpoint, or start again without resume_from_checkpoint"
                 )
         return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:
+        """The library's, but refuses a checkpoint whose epochs have another number of steps now."""
+        begun: Any = super()._init_training_state(*args, **kwargs)
+        saved, now = (self.state.epoch or 0.0), begun[0]
+        if self._pskd_resume and self.state.num_train_epochs != sys.maxsize and now != int(saved + 1e-6):
+            raise UserError(
+                f"the checkpoint was saved after {saved:g} epochs, but with the present batch size its "
+                f"{self.state.global_step} steps are {now} whole epochs, and the past of another epoch would be used: "
+                "resume with the same batch size, processes and gradient accumulation"
+            )
+        return begun
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Save the table first: the library writes trainer_state.json last, so its presence shows that all is there."""
@@ -372,6 +387,18 @@ class PSKDMixin(_Base):
 
     def _with_decoder_inputs(self, inputs: dict[str, Any], labels: Tensor) -> dict[str, Any]:
         return with_decoder_inputs(self._bare_model(), inputs, labels, smoothed=self.label_smoother is not None)
+
+
+def _refuse_labels(labels: Tensor, logits: Tensor) -> None:
+    if labels.is_floating_point():
+        return
+    classes = logits.shape[-1]
+    bad = ((labels != IGNORE) & ((labels < 0) | (labels >= classes))).nonzero()
+    if len(bad):
+        place = tuple(int(one) for one in bad[0])
+        raise UserError(
+            f"label {int(labels[place])} in row {place[0]} of the batch lies outside the classes [0, {classes})"
+        )
 
 
 class PSKDTrainer(PSKDMixin, Trainer):

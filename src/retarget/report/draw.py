@@ -119,7 +119,7 @@ def _lines_panel(figure: Lines, shown: Series, looks: Mapping[str, Style], prefi
     canvas, axes = _canvas(280, 230)
     _axes(axes, figure)
     for series in figure.series:
-        if series is not shown:
+        if series is not shown and series.y:
             axes.plot(series.x, _gaps(_solid(series, mean_of(series))), color=INK, alpha=0.22, linewidth=0.9)
     _curve(axes, shown, looks[shown.label])
     every = [
@@ -133,7 +133,13 @@ def _lines_panel(figure: Lines, shown: Series, looks: Mapping[str, Style], prefi
 
 
 def _curve(axes: Axes, series: Series, look: Style) -> None:
-    """Each seed thin, the mean thick with its dash and about six markers; pooled data is drawn as a mean."""
+    """Each seed thin, the mean thick with its dash and about six markers; pooled data is drawn as a mean.
+
+    A series without a seed, of an arm whose runs all failed, has only its entry in the legend.
+    """
+    if not series.y:
+        axes.plot([], [], color=look.colour, linestyle=look.dash, marker=look.marker, label=_named(series.label))
+        return
     means, items = mean_of(series), items_of(series)
     if len(series.y) > 1:
         for seed in series.y:
@@ -147,13 +153,18 @@ def _curve(axes: Axes, series: Series, look: Style) -> None:
         marker=look.marker,
         markersize=5,
         markevery=max(1, math.ceil(len(series.x) / 6)) if not items else 1,
-        label=_wrap(series.label, 56),
+        label=_named(series.label),
         dash_capstyle="butt",
     )
     thin = [None if not items or items[at] >= THIN else value for at, value in enumerate(means)]
     if any(value is not None for value in thin):
         hollow: dict[str, Any] = dict(linestyle="none", marker=look.marker, markersize=4, markerfacecolor="none")
         axes.plot(series.x, _gaps(thin), color=look.colour, alpha=0.45, **hollow)
+
+
+def _named(label: str) -> str:
+    """A label of the legend; matplotlib would leave out one that begins with an underscore."""
+    return ("\u200b" if label.startswith("_") else "") + _wrap(label, 56)
 
 
 def _solid(series: Series, values: Sequence[float | None]) -> list[float | None]:
@@ -164,7 +175,7 @@ def _solid(series: Series, values: Sequence[float | None]) -> list[float | None]
 
 def _counts(axes: Axes, figure: Lines, looks: Mapping[str, Style]) -> None:
     """Draw the number of items behind each point, all seeds together, on a logarithmic scale."""
-    for series in figure.series:
+    for series in filter(items_of, figure.series):
         items = [count or None for count in items_of(series)]
         look = looks[series.label]
         axes.plot(series.x, _gaps(items), color=look.colour, linestyle=look.dash, linewidth=1.5, drawstyle="steps-mid")
@@ -195,7 +206,12 @@ def _axes(axes: Axes, figure: Lines) -> None:
 
 
 def _diagonal(axes: Axes, figure: Lines) -> None:
-    if figure.diagonal:
+    if figure.diagonal and (figure.log_x or figure.log_y):  # axline draws no slope on a logarithmic scale
+        values = [x for one in figure.series for x in one.x if x > 0]
+        if values:
+            ends = [min(values), max(values)]
+            axes.plot(ends, ends, color=INK, linewidth=0.9, linestyle=(0, (1, 2)), label="y = x")
+    elif figure.diagonal:
         axes.axline((0, 0), slope=1, color=INK, linewidth=0.9, linestyle=(0, (1, 2)), label="y = x")
 
 
@@ -243,7 +259,7 @@ def _bar_series(
     fill: dict[str, Any] = dict(color=look.colour, alpha=0.3, linewidth=0)
     edge: dict[str, Any] = dict(facecolor="none", edgecolor=look.colour, hatch=look.hatch or None, linewidth=1.1)
     for part in (fill, edge):
-        draw_bar(places, heights, thickness, label=_wrap(label, 56), **part)
+        draw_bar(places, heights, thickness, label=_named(label), **part)
     for place, seeds in zip(places, groups, strict=True):
         if len(seeds) > 1:
             step = 0.7 * thickness / len(seeds)

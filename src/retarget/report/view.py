@@ -149,7 +149,15 @@ def keys(studies: Sequence[Study]) -> list[str]:
     """
     names = [slug(study.plan.study) for study in studies]
     repeated = {name for name, count in Counter(names).items() if count > 1}
-    return [f"{name}-{place}" if name in repeated else name for place, name in enumerate(names, start=1)]
+    taken = set(names)
+    found = []
+    for place, name in enumerate(names, start=1):
+        key = f"{name}-{place}" if name in repeated else name
+        while name in repeated and key in taken:
+            key += "-x"
+        taken.add(key)
+        found.append(key)
+    return found
 
 
 def verdict_counts(studies: Sequence[Study]) -> dict[str, int]:

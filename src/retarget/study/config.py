@@ -4,14 +4,31 @@ A method describes its study with these models (``retarget/METHOD/study.py``). T
 read only them, and so know no method.
 """
 
+import json
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, FiniteFloat, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, FiniteFloat, ValidationError, model_validator
+from pydantic_core import to_jsonable_python
 
 from retarget.errors import UserError
 from retarget.identity import fingerprint
 from retarget.settings import Strict
+
+
+def json_table(value: Any) -> Any:
+    """Settings as JSON gives them back: tuples become lists and keys texts, so that a stored study equals its plan.
+
+    Raises:
+        ValueError: a value is no JSON value.
+    """
+    try:
+        return json.loads(json.dumps(to_jsonable_python(value), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"settings must be numbers, texts, lists and tables of these: {error}") from error
+
+
+Settings = Annotated[dict[str, Any], BeforeValidator(json_table)]
 
 
 class Metric(Strict):
@@ -50,7 +67,7 @@ class Arm(Strict):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")
     label: str
-    settings: dict[str, Any] = Field(default_factory=dict)
+    settings: Settings = Field(default_factory=dict)
     needs: tuple[str, ...] = ()
 
 
@@ -59,7 +76,7 @@ class Condition(Strict):
 
     name: str = Field(default="default", pattern=r"^[a-z0-9][a-z0-9_.-]*$")
     label: str = ""
-    settings: dict[str, Any] = Field(default_factory=dict)
+    settings: Settings = Field(default_factory=dict)
 
 
 class Claim(Strict):
@@ -89,9 +106,9 @@ class Claim(Strict):
     direction: Literal["higher", "lower"]
     arms: tuple[str, ...] = Field(min_length=1, max_length=2)
     condition: str = "default"
-    smallest_effect: float = Field(gt=0)
-    margin: float | None = Field(default=None, ge=0)
-    against: float | None = None
+    smallest_effect: FiniteFloat = Field(gt=0)
+    margin: FiniteFloat | None = Field(default=None, ge=0)
+    against: FiniteFloat | None = None
     shown: str | None = None
     family: Literal["primary", "secondary"] = "primary"
     about: Literal["method", "models"] = "method"
@@ -187,7 +204,7 @@ class StudyPlan(Strict):
     check: str | None = Field(default=None, exclude=True)
     remark: str | None = Field(default=None, exclude=True)
     analysis: str | None = None
-    settings: dict[str, Any] = Field(default_factory=dict)
+    settings: Settings = Field(default_factory=dict)
     settings_model: type[Strict] | None = Field(default=None, exclude=True)
     others: tuple[str, ...] = Field(default=(), exclude=True)
     unmeasured: tuple[str, ...] = ()

@@ -53,7 +53,7 @@ class Opened:
     Attributes:
         plan: the arms and seeds of the directory together with those of this call.
         contents: fingerprints of the data by path.
-        stale: directories of failed runs with other settings, which will be replaced.
+        stale: directories of failed runs with other settings, data or sources, which will be replaced.
         later: claims of this call that the directory, which fixed its claims before its first run, does not have.
     """
 
@@ -80,7 +80,12 @@ def look(root: Path, asked: StudyPlan, *, remember: bool = False) -> Opened:
         directory = place(root, plan, cell)
         record = read_json(directory / "config.json")
         same_run(directory / "config.json", record, plan, plan.identity(cell.condition, cell.arm, cell.seed))
-        same_content(directory, record.get("content", {}), found)
+        try:
+            same_content(directory, record.get("content", {}), found)
+        except UserError:
+            if _kept(directory):
+                raise
+            stale = (*stale, directory)  # it failed, and what made it fail may be mended now
     fixed = {claim.id for claim in plan.claims}
     return Opened(plan, found, stale, tuple(claim.id for claim in asked.claims if claim.id not in fixed))
 

@@ -10,7 +10,7 @@ from retarget.errors import UsageError, UserError
 from retarget.files import is_there
 from retarget.own import called, importable, imported, origin_of
 from retarget.settings import merged, resolve_settings
-from retarget.study.config import StudyPlan, choose_arms, refuse_decided, refuse_unknown
+from retarget.study.config import StudyPlan, choose_arms, json_table, refuse_decided, refuse_unknown
 
 FORM = "plan, a StudyPlan or a function plan(preset, config, seeds, arms), and run(run), which returns a run's metrics"
 
@@ -133,6 +133,22 @@ def _resolved(
     return made
 
 
+def _refuse_unlike(had: dict[str, Any], given: dict[str, Any], where: str, table: str = "") -> None:
+    """Refuse settings that a plan without a model does not have, or that are no number or no truth value as its own."""
+    if unknown := sorted(given.keys() - had.keys()):
+        known = ", ".join(f"{table}{name}" for name in had) or "none"
+        raise UserError(f"{where} has no setting {table}{unknown[0]}; its settings: {known}")
+    for name, value in given.items():
+        before = had[name]
+        if isinstance(before, dict) and isinstance(value, dict):
+            _refuse_unlike(before, value, where, f"{table}{name}.")
+        elif isinstance(before, bool | int | float):
+            like = isinstance(value, bool) if isinstance(before, bool) else type(value) in (int, float)
+            if not like:
+                what = "true or false" if isinstance(before, bool) else "a number, such as 0.1"
+                raise UserError(f"{table}{name} = {value!r}, but the plan has {before!r}: write {what}")
+
+
 def _changed(
     plan: StudyPlan, where: str, preset: str, config: dict[str, Any], seeds: list[int] | None, arms: list[str] | None
 ) -> StudyPlan:
@@ -143,10 +159,9 @@ def _changed(
     settings = merged(plan.settings, config)
     if plan.settings_model:
         settings = resolve_settings(plan.settings_model, settings).model_dump(mode="json")
-    elif unknown := sorted(config.keys() - plan.settings.keys()):
-        known = ", ".join(plan.settings) or "none"
-        raise UserError(f"{where} has no setting {', '.join(unknown)}; its settings: {known}")
-    given: dict[str, Any] = {"settings": settings, "arms": choose_arms(plan.arms, arms)}
+    else:
+        _refuse_unlike(plan.settings, config, where)
+    given: dict[str, Any] = {"settings": json_table(settings), "arms": choose_arms(plan.arms, arms)}
     if seeds:
         given["seeds"] = tuple(seeds)
     return plan.model_copy(update=given)

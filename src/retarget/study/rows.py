@@ -9,10 +9,9 @@ from typing import Any, NamedTuple
 
 from retarget.errors import UserError
 from retarget.extras import require
+from retarget.study.statistics import LARGEST
 
 NEEDED = ("arm", "metric", "value")
-LARGEST = 1e100
-"""Largest value: squares of differences must be numbers."""
 
 
 class Row(NamedTuple):

@@ -15,7 +15,7 @@ from typing import Any
 from retarget.errors import UserError
 from retarget.extras import MissingExtraError, refuse_missing
 from retarget.files import HeldError, locked, make_directory, read_json, write_json
-from retarget.own import load
+from retarget.own import called, load
 from retarget.study import tracking
 from retarget.study.config import StudyPlan
 from retarget.study.directory import Cell, Opened, cells, complete, look, opened, place
@@ -121,6 +121,16 @@ def _unjudged(later: tuple[str, ...]) -> list[str]:
     ]
 
 
+def _analysed(plan: StudyPlan, results: Results) -> Analysis:
+    """The plan's analysis. A user's own may fail; its runs are then complete all the same."""
+    if not plan.analysis or plan.analysis.partition(".")[0] == "retarget":
+        return load(plan.analysis)(results) if plan.analysis else Analysis()
+    found = called(plan.analysis, "the analysis", results)
+    if not isinstance(found, Analysis):
+        raise UserError(f"{plan.analysis} returned {type(found).__name__}, not an Analysis")
+    return found
+
+
 def analyse(root: Path, plan: StudyPlan, notes: Sequence[str] = ()) -> dict[str, Any]:
     """Judge the claims on the runs in a directory; writes analysis.json and summary.json.
 
@@ -128,7 +138,7 @@ def analyse(root: Path, plan: StudyPlan, notes: Sequence[str] = ()) -> dict[str,
         notes: sentences to add to the page's notes.
     """
     results = Results(root, plan)
-    analysis = load(plan.analysis)(results) if plan.analysis else Analysis()
+    analysis = _analysed(plan, results)
     summary = summarise(plan, merge(collect(results), analysis, len(plan.seeds)), analysis)
     looks = _looks(root, results)
     warning = unplanned_looks(plan, looks)

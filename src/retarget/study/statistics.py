@@ -51,6 +51,10 @@ def t_interval(differences: Sequence[float], level: float) -> tuple[float, float
     return mean - half, mean + half
 
 
+LARGEST = 1e100
+"""Largest value that is judged: squares of differences must be numbers."""
+
+
 def mean_and_sd(values: Sequence[float]) -> tuple[float, float]:
     """Mean and sample standard deviation of at least two numbers.
 

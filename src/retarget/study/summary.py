@@ -10,6 +10,7 @@ from retarget.study.claims import judge
 from retarget.study.config import StudyPlan
 from retarget.study.figures import Analysis
 from retarget.study.record import Results
+from retarget.study.statistics import LARGEST
 
 Values = dict[str, dict[str, dict[str, list[float | None]]]]
 """``{condition: {arm: {metric: values}}}``; values align with the seeds, None if missing."""
@@ -43,7 +44,11 @@ def merge(values: Values, analysis: Analysis, seeds: int) -> Values:
                     raise ValueError(
                         f"the analysis gave {len(found)} values of {name} in {condition}/{arm}: {seeds} seeds"
                     )
-            merged.setdefault(condition, {}).setdefault(arm, {}).update(metrics)
+            judged = {
+                name: [None if value is None or abs(value) > LARGEST else value for value in found]
+                for name, found in metrics.items()
+            }
+            merged.setdefault(condition, {}).setdefault(arm, {}).update(judged)
     return merged
 
 

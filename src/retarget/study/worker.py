@@ -29,6 +29,7 @@ from retarget.errors import DivergedError, UserError
 from retarget.files import cannot_write, locked, make_directory, write_json
 from retarget.own import load
 from retarget.study.record import Run, read_status, write_status
+from retarget.study.statistics import LARGEST
 from retarget.study.tracking import Track
 
 
@@ -233,9 +234,10 @@ def _checked(metrics: Any, job: Job) -> dict[str, float]:
     if not isinstance(metrics, dict):
         raise MetricsError(f"{job.task} returned {type(metrics).__name__}, not a dictionary of metrics")
     numbers = {str(name): _number(str(name), value) for name, value in metrics.items()}
-    bad = [f"{n} = {v}" for n, v in numbers.items() if not math.isfinite(v) and n not in job.optional]
+    numbers = {name: value if abs(value) <= LARGEST else math.nan for name, value in numbers.items()}
+    bad = [f"{n} = {metrics[n]}" for n, v in numbers.items() if not math.isfinite(v) and n not in job.optional]
     if bad:
-        raise MetricsError(f"the run's final metrics are not finite: {', '.join(bad)}")
+        raise MetricsError(f"the run's final metrics are not finite or above {LARGEST:g}: {', '.join(bad)}")
     missing = [name for name in job.required if name not in numbers]
     if missing:
         raise MetricsError(

@@ -9,6 +9,7 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from jaxtyping import Float
 from torch import Tensor
 
+from retarget.data.pictures import Picture, decode
 from retarget.errors import UserError
 from retarget.trojdiff.checkpoint import check_side
 from retarget.trojdiff.config import NetworkConfig, TargetConfig, TriggerConfig
@@ -97,10 +98,8 @@ def picture(source: str, shape: tuple[int, int, int]) -> Float[Tensor, "channels
         raise UserError(f"{source} is neither an image file nor one of the figures {', '.join(FIGURES)}")
     from PIL import Image
 
-    try:
-        with Image.open(source) as image:
-            fitted = image.convert("L" if shape[0] == 1 else "RGB").resize((shape[2], shape[1]), Image.Resampling.BOX)
-    except OSError as error:
-        raise UserError(f"{source} is not an image, or is damaged ({error})") from error
-    pixels = torch.from_numpy(np.array(fitted)).float() / 127.5 - 1
-    return pixels[None] if shape[0] == 1 else pixels.permute(2, 0, 1).contiguous()
+    pixels = decode(Picture(source, Path(source)), shape[0]).transpose(1, 2, 0)
+    whole = Image.fromarray(pixels[..., 0] if shape[0] == 1 else pixels)
+    fitted = np.array(whole.resize((shape[2], shape[1]), Image.Resampling.BOX))
+    fitted = fitted[None] if shape[0] == 1 else fitted.transpose(2, 0, 1)
+    return torch.from_numpy(fitted.copy()).float() / 127.5 - 1

@@ -13,6 +13,7 @@ from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
 
 from retarget.errors import UsageError, UserError
 from retarget.files import locked, make_directory
+from retarget.own import importable
 from retarget.study.tracking import Name, Track, Tracker, refuse_missing
 from retarget.trojdiff.config import (
     EvaluateConfig,
@@ -36,7 +37,8 @@ VERBS = {
 
 def trojdiff(words: Sequence[str]) -> int:
     """Run ``retarget trojdiff WORDS...``; the exit code."""
-    return dispatch("retarget trojdiff", VERBS, words)
+    with importable(Path.cwd()):
+        return dispatch("retarget trojdiff", VERBS, words)
 
 
 def train(words: list[str]) -> int:

@@ -142,7 +142,7 @@ def held_out(source: str, root: str = "data") -> str:
         return "the dataset's own"
     found = read(source, root, "diffusion").held_out
     where = {"npz": f"{found} of the file", "folder": f"the sub-folder {found}", "hf": f"the split {found}"}
-    return where[kind] if found else "every fifth image of a class"
+    return where.get(kind, f"{found} of {source}") if found else "every fifth image of a class"
 
 
 def _part(found: Source, split: str, source: str) -> Part:

@@ -195,6 +195,10 @@ class _Loop:
         config, accelerator = self.config, self.accelerator
         x_t, noise, t = self._batch(step)
         parts = accelerator.num_processes * config.accumulation
+        if len(x_t) < parts:
+            raise UserError(
+                f"a batch of {len(x_t)} rows cannot be shared by {parts} (processes × accumulation): use a larger batch"
+            )
         self._seed_model(step)
         for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate * _rate(step, config)

@@ -109,7 +109,11 @@ class Train:
         if trainer.accelerator.is_main_process:
             write_text(self.out / "history.jsonl", lines(history))
             last = history[-1] if history else {}
-            shown = {key: round(value, 4) for key, value in last.items() if key.endswith(("/reward", "/all_fail"))}
+            shown = {
+                key: round(value, 4)
+                for key, value in last.items()
+                if key.endswith(("/reward", "/all_fail")) and value is not None
+            }
             count = trainer.accelerator.num_processes
             steps = f"{trainer.state.global_step} steps" + f" by {count} processes" * (count > 1)
             print(f"{self.out}: {steps}; last cycle {shown}; grader failures {failed or 0}")

@@ -1,5 +1,6 @@
 """The transformers engine: generate in this process, on the CPU or a GPU."""
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,8 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 from retarget.errors import UserError
 from retarget.pope.answers import THINKING_ENDS
 from retarget.pope.identity import weights_of
-from retarget.pope.prompts import Prompt
-from retarget.pope.rollouts import Rollout, Sampling, opened, thinking_tokens
+from retarget.pope.prompts import Prompt, templated
+from retarget.pope.rollouts import Refused, Rollout, Sampling, opened, thinking_tokens
 
 _TEMPLATE_END = 16
 """Number of tokens at the end of a prompt in which the template may open a thinking block."""
@@ -78,17 +79,13 @@ class TransformersEngine:
         """Token ids of a prompt; a list of messages goes through the chat template.
 
         Raises:
-            UserError: the prompt is a list of messages, but the tokenizer has no chat template.
+            UserError: the prompt is a list of messages, but the tokenizer has no chat template, or its template refuses
+                them.
         """
         tokenizer: Any = self.tokenizer
         if isinstance(prompt, str):
             return tokenizer(prompt)["input_ids"]
-        if tokenizer.chat_template is None:
-            raise UserError(f"{self.name} has no chat template: use plain prompts (--no-chat)")
-        encoded = tokenizer.apply_chat_template(
-            prompt, add_generation_prompt=True, tokenize=True, return_dict=True, **self.template
-        )
-        return encoded["input_ids"]
+        return templated(tokenizer, prompt, tokenize=True, return_dict=True, **self.template)["input_ids"]
 
     @torch.no_grad()
     def sample(self, prompts: Sequence[Prompt], n: int, params: Sampling) -> list[list[Rollout]]:
@@ -107,12 +104,16 @@ class TransformersEngine:
 
     def _one(self, prompt: Prompt, n: int, params: Sampling) -> list[Rollout]:
         ids = torch.tensor([self.encode(prompt)], device=self.model.device)
+        context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
+        if ids.shape[1] >= context:
+            raise Refused(f"a prompt of {ids.shape[1]} tokens leaves no room in the model's context of {context}")
+        budget = min(params.max_tokens, context - ids.shape[1])
         torch.manual_seed(params.unit_seed(prompt))
         sampled = params.temperature > 0
         choice = dict(temperature=params.temperature, top_p=params.top_p, top_k=params.top_k) if sampled else {}
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
         config = GenerationConfig(
-            max_new_tokens=params.max_tokens, do_sample=sampled, pad_token_id=pad, eos_token_id=sorted(self._ends),
+            max_new_tokens=budget, do_sample=sampled, pad_token_id=pad, eos_token_id=sorted(self._ends),
             bos_token_id=self.tokenizer.bos_token_id, **choice,
         )  # fmt: skip
         rendered: Any = self.tokenizer.decode(ids[0, -_TEMPLATE_END:].tolist())
@@ -121,7 +122,7 @@ class TransformersEngine:
             rows = min(self.batch_size, n - len(rollouts))
             batch = ids.expand(rows, -1)
             out = self.model.generate(input_ids=batch, attention_mask=torch.ones_like(batch), generation_config=config)
-            rollouts += [self._rollout(row, params.max_tokens, rendered) for row in out[:, ids.shape[1] :].tolist()]
+            rollouts += [self._rollout(row, budget, rendered) for row in out[:, ids.shape[1] :].tolist()]
         return rollouts
 
     def _rollout(self, row: list[int], budget: int, rendered: str) -> Rollout:

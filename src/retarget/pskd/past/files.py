@@ -81,8 +81,8 @@ def _hold(path: Path) -> None:
     except BlockingIOError as error:
         os.close(file)
         raise UserError(f"the table at {path} is in use by another process: give each run a path of its own") from error
-    except OSError as error:
-        warnings.warn(f"{path}: this file system has no locks ({error.strerror}), so keep other runs out", stacklevel=2)
+    except UserError as error:  # the lock only guards against a mistake
+        warnings.warn(f"{path}: {error}. Keep other runs out of it", stacklevel=2)
     _HELD[name] = os.getpid(), file
 
 

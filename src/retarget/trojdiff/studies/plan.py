@@ -7,6 +7,7 @@ from pydantic import Field, field_validator
 
 from retarget.data.names import data_paths
 from retarget.errors import UserError
+from retarget.own import is_path
 from retarget.settings import Strict, merged, resolve_settings
 from retarget.study.config import Arm, Claim, StudyPlan, choose_arms
 from retarget.trojdiff.config import CODE, NetworkConfig, TargetConfig, TargetKind, TriggerConfig, TriggerKind
@@ -335,6 +336,7 @@ def plan(
         # 2: the classifier has a reject class, solvers clip: results differ from the first version's.
         task_name="trojdiff-2",
         data=_data_paths(settings),
+        own_parts=tuple(name for name in (settings.dataset, settings.other) if is_path(name)),
         packages=tuple((name, "diffusion") for name in ("diffusers", "accelerate", "torchvision", "torch_fidelity")),
         prepare="retarget.trojdiff.studies.run:prepare",
         analysis="retarget.trojdiff.studies.analysis:analyse",
