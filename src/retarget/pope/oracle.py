@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 from retarget.pope.graders import Grade
 from retarget.pope.problems import Problem
@@ -69,7 +69,7 @@ def _answer(rollout: Rollout) -> Rollout:
 def _record(problem: Problem, unit: Unit, rollouts: Sequence[Rollout], grades: Sequence[Grade]) -> Record:
     right = (one.answer_text.strip() for one, grade in zip(rollouts, grades, strict=True) if grade.correct)
     tokens = sum(one.tokens for one in rollouts)
-    later = {} if unit.chunk is None else {"chunk": unit.chunk}  # further attempts
+    later: dict[str, Any] = {} if unit.chunk is None else {"chunk": unit.chunk}  # further attempts
     solution = next(right, "")
     return Record(
         problem=problem.id, **later, asks=unit.asks(problem), n=len(rollouts), solution=solution, tokens=tokens
