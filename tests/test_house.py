@@ -20,7 +20,7 @@ FLOORS = (
     ("__init__", "errors"),
     ("extras", "lazy", "verbs"),
     ("files", "settings"),
-    ("identity", "own"),
+    ("cluster", "identity", "own"),
     ("data", "metrics"),
     ("study",),
     ("report", *METHOD_ROOMS),
