@@ -332,7 +332,9 @@ def refuse_unknown(settings: TrainingSettings) -> None:
 def informed(
     reward: Callable[..., list[float]], tokenizer: Any, prompt: Any, **switches: Any
 ) -> Callable[..., list[float]]:
-    """Tell a :class:`~retarget.pope.grading.Reward` whether the template opens the completions' thinking.
+    """Tell a :class:`~retarget.pope.grading.Reward` how completions end and whether the template opens their thinking.
+
+    :class:`PopeTrainer` adds the end tokens that the model's generation settings name.
 
     Args:
         reward: a reward function; any other than a ``Reward`` is returned unchanged.
@@ -343,7 +345,8 @@ def informed(
     if not isinstance(reward, Reward):
         return reward
     rendered = prompt if isinstance(prompt, str) else templated(tokenizer, prompt, tokenize=False, **switches)
-    return replace(reward, opens_thinking=opened(rendered, "") != "")
+    ends = frozenset({tokenizer.eos_token_id, tokenizer.pad_token_id} - {None})
+    return replace(reward, ends=ends, opens_thinking=opened(rendered, "") != "")
 
 
 def ordered(rows: Sequence[dict[str, Any]], settings: TrainingSettings) -> Dataset:
