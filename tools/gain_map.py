@@ -99,15 +99,18 @@ def draw(these: list[Point]) -> str:
 def _point(one: Record, condition: str, treated: Any, control: Any) -> Point | None:
     if not treated or not control or "temperature" not in control:
         return None
-    temperatures = [value for value in control["temperature"]["values"] if value is not None]
-    gains = {}
+    gains, paired = {}, set[int]()
     for metric, _, sign in GAINS:
         if metric not in treated or metric not in control:
             continue
-        pairs = zip(treated[metric]["values"], control[metric]["values"], strict=True)
-        gained = [sign * (t - c) for t, c in pairs if t is not None and c is not None]
+        pairs = enumerate(zip(treated[metric]["values"], control[metric]["values"], strict=True))
+        both = {seed: sign * (t - c) for seed, (t, c) in pairs if t is not None and c is not None}
+        gained = list(both.values())
         if gained:
+            paired |= both.keys()
             gains[metric] = (float(np.mean(gained)), _half(gained))
+    found = control["temperature"]["values"]
+    temperatures = [found[seed] for seed in sorted(paired) if found[seed] is not None]
     if not temperatures or not gains:
         return None
     return Point(one.name, condition, float(np.mean(temperatures)), len(temperatures), gains)
