@@ -99,7 +99,8 @@ def draw(these: list[Point]) -> str:
 def _point(one: Record, condition: str, treated: Any, control: Any) -> Point | None:
     if not treated or not control or "temperature" not in control:
         return None
-    gains, paired = {}, set[int]()
+    gains: dict[str, tuple[float, float]] = {}
+    paired: set[int] = set()
     for metric, _, sign in GAINS:
         if metric not in treated or metric not in control:
             continue
