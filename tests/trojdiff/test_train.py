@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
 from safetensors import safe_open
 from safetensors.torch import load_file
+from torch.utils.data import DataLoader
 
 from retarget.errors import UserError
 from retarget.trojdiff import D2I, InD2D, Trigger
@@ -141,6 +143,9 @@ def test_a_batch_smaller_than_its_shares_is_refused(tmp_path, make_unet, schedul
 
 @pytest.mark.parametrize("loss", ["sum", "mean"])
 def test_accumulation_trains_on_the_same_batch(tmp_path, make_unet, scheduler, digits, loss):
+    """Also while a loader of another training in this process stands at its last batch."""
+    left = iter(Accelerator(cpu=True).prepare(DataLoader(torch.zeros(2, 1))))
+    next(left), next(left)
     results = []
     for accumulation in (1, 3):
         unet = make_unet(dropout=0.0)

@@ -163,7 +163,7 @@ def _gold(answer: str) -> list[list[Any]]:
 
 
 BUILT_IN: dict[str, GradingFunction] = {"math": math, "boxed": boxed, "exact": exact, "numeric": numeric}
-RULES = {"math": 4, "numeric": 2}
+RULES = {"math": 4}
 """Versions of graders whose verdicts have changed: a journal is not continued with another version."""
 MOVED = {"retarget.pope.tasks.chain:verify": "retarget.pope.studies.chain:verify"}
 """New import paths of graders that studies and journals still name by the old ones."""

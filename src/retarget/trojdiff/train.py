@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import GradientAccumulationPlugin
 from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.training_utils import EMAModel
@@ -123,9 +124,9 @@ class _Loop:
         law: functional.Law,
     ) -> None:
         self.law: functional.Law = law
-        self.accelerator = Accelerator(
-            mixed_precision=config.mixed_precision, gradient_accumulation_steps=config.accumulation
-        )
+        # This loop has no loader; another training's, left in this process, must not decide when to step.
+        shares = GradientAccumulationPlugin(num_steps=config.accumulation, sync_with_dataloader=False)
+        self.accelerator = Accelerator(mixed_precision=config.mixed_precision, gradient_accumulation_plugin=shares)
         self.scheduler, self.images, self.config = scheduler, images, config
         self.target, self.trigger = target, trigger
         # Computed before training: a resumed run must start from the same network.
