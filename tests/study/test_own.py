@@ -80,6 +80,7 @@ def test_settings_seeds_and_arms_come_from_the_command_line(write, capsys):
         (["--set", "depth=2.0"], f"{path} has no setting depth; its settings: lift, deep"),
         (["--set", "deep.c=2"], f"{path} has no setting deep.c; its settings: deep.a, deep.b"),
         (["--set", "deep.a=.1"], "deep.a = '.1', but the plan has 1: write a number"),
+        (["--set", "deep.a=nan"], "settings must be numbers, texts, lists and tables"),
         (["--arms", "middle"], "no arm middle in this study: choose low, high"),
         (["--preset", "paper"], f"{path} has only the preset demo"),
     ):

@@ -161,7 +161,11 @@ def _changed(
         settings = resolve_settings(plan.settings_model, settings).model_dump(mode="json")
     else:
         _refuse_unlike(plan.settings, config, where)
-    given: dict[str, Any] = {"settings": json_table(settings), "arms": choose_arms(plan.arms, arms)}
+    try:
+        settings = json_table(settings)
+    except ValueError as error:  # TOML has nan and inf
+        raise UserError(str(error)) from error
+    given: dict[str, Any] = {"settings": settings, "arms": choose_arms(plan.arms, arms)}
     if seeds:
         given["seeds"] = tuple(seeds)
     return plan.model_copy(update=given)
