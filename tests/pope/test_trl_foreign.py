@@ -8,11 +8,12 @@ from trl.trainer.grpo_config import GRPOConfig
 
 from retarget.errors import UserError
 from retarget.pope.curricula import Curriculum
+from retarget.pope.functional import thinking_lengths
 from retarget.pope.mixture import mix
 from retarget.pope.settings import TrainingSettings, grpo_arguments
 from retarget.pope.studies.chain import make_problems
 from retarget.pope.studies.testbed import PROMPTS, load_base
-from retarget.pope.trl import PopeTrainer, informed, ordered, thinking_lengths, train
+from retarget.pope.trl import PopeTrainer, informed, ordered, train
 
 
 def test_a_cycle_without_a_stratum_is_shown_by_the_bar(tiny, tmp_path):

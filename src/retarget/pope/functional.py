@@ -1,9 +1,9 @@
-"""Equations of POPE's rivals, as functions of tensors."""
+"""Equations of POPE's rivals and its measures of completions, as functions of tensors."""
 
 from math import comb
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
 
@@ -33,3 +33,29 @@ def pass_at_k_rewards(correct: Bool[Tensor, "groups rollouts"], k: int) -> Float
     wrong = [1 - comb(n - 1 - c, k - 1) / comb(n - 1, k - 1) for c in range(n)] + [1.0]
     table = torch.tensor(wrong, device=correct.device)
     return torch.where(correct, torch.ones((), device=correct.device), table[correct.sum(1)][:, None])
+
+
+def thinking_lengths(
+    ids: Integer[Tensor, "rows time"],
+    lengths: Integer[Tensor, "rows"],
+    begins: int,
+    ends: int,
+    *,
+    opened: bool = False,
+) -> Integer[Tensor, "rows"]:
+    """Number of tokens of each completion before its answer, as in :attr:`retarget.pope.rollouts.Rollout.thinking`.
+
+    Args:
+        ids: [B, T], completions, padded on the right.
+        lengths: [B], tokens of each completion.
+        begins, ends: ids of ``<think>`` and ``</think>``; -1 for none.
+        opened: whether the prompt opens a thinking block.
+
+    >>> thinking_lengths(torch.tensor([[8, 1, 9, 2], [8, 1, 1, 0], [2, 2, 0, 0]]), torch.tensor([4, 3, 2]), 8, 9)
+    tensor([3, 3, 0])
+    """
+    real = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
+    places = torch.arange(1, ids.shape[1] + 1, device=ids.device)
+    last_end = (places * (real & (ids == ends))).amax(1)
+    last_begin = (places * (real & (ids == begins))).amax(1)
+    return torch.where((last_begin > last_end) | ((last_end == 0) & opened), lengths, last_end)

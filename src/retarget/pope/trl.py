@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
-from jaxtyping import Integer
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallback, TrainerCallback
@@ -23,7 +22,7 @@ from retarget.errors import UserError
 from retarget.extras import require
 from retarget.files import cannot_write, make_directory, read_json, write_json, write_text
 from retarget.pope.curricula import Curriculum, Group
-from retarget.pope.functional import pass_at_k_rewards
+from retarget.pope.functional import pass_at_k_rewards, thinking_lengths
 from retarget.pope.grading import Reward
 from retarget.pope.mixture import STRATA, order
 from retarget.pope.prompts import templated
@@ -191,32 +190,6 @@ class PopeTrainer(GRPOTrainer):
         assert isinstance(totals, Tensor)
         for (total, count), name in zip(totals.tolist(), self._strata, strict=True):
             self._metrics["train"][f"{name}/entropy"].append(total / count if count else _NAN)
-
-
-def thinking_lengths(
-    ids: Integer[Tensor, "rows time"],
-    lengths: Integer[Tensor, "rows"],
-    begins: int,
-    ends: int,
-    *,
-    opened: bool = False,
-) -> Integer[Tensor, "rows"]:
-    """Number of tokens of each completion before its answer, as in :attr:`retarget.pope.rollouts.Rollout.thinking`.
-
-    Args:
-        ids: [B, T], completions, padded on the right.
-        lengths: [B], tokens of each completion.
-        begins, ends: ids of ``<think>`` and ``</think>``; -1 for none.
-        opened: whether the prompt opens a thinking block.
-
-    >>> thinking_lengths(torch.tensor([[8, 1, 9, 2], [8, 1, 1, 0], [2, 2, 0, 0]]), torch.tensor([4, 3, 2]), 8, 9)
-    tensor([3, 3, 0])
-    """
-    real = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
-    places = torch.arange(1, ids.shape[1] + 1, device=ids.device)
-    last_end = (places * (real & (ids == ends))).amax(1)
-    last_begin = (places * (real & (ids == begins))).amax(1)
-    return torch.where((last_begin > last_end) | ((last_end == 0) & opened), lengths, last_end)
 
 
 class Bar(ProgressCallback):
