@@ -180,7 +180,7 @@ def test_transfer_is_counted_on_unguided_rollouts():
     assert math.isnan(transfer_rates(groups, ["a", "b"])[1])
 
 
-ARMS = ["base", "instruction", "pass_at_8", "adaptive", "sft_guided", "distil"]
+ARMS = ["base", "unguided", "instruction", "pass_at_8", "adaptive", "sft_guided", "distil"]
 
 
 def test_a_tiny_study_of_rivals_end_to_end(tmp_path):
@@ -196,6 +196,10 @@ def test_a_tiny_study_of_rivals_end_to_end(tmp_path):
         (probes,) = read_json(folder / "probes.json")
         assert set(probes[0]) == {"cycle", "hard", "held", "near"}
     assert {claim["verdict"] for claim in outcome.summary["claims"]} == {"not measured", "not enough evidence"}
+    folder = tmp_path / "study"
+    ((hits, groups),) = read_json(folder / "analysis.json")["items"]["no_signal"]["cells"]
+    assert groups > 0
+    assert 100 * hits / groups == pytest.approx(mean["unguided"]["signal"])
     page = outcome.page.read_text()
     for text in ("Cost and success", "Gain of pass@1 by the rate before training"):
         assert text.lower() in page.lower(), text

@@ -259,6 +259,7 @@ def test_a_share_that_is_the_same_on_every_seed_is_tested_in_its_family():
     found = judged([one], {"c": shares}, 3, perfect)[0]
     assert found.verdict == "holds"
     assert found.reason == "the same on every seed: decided by the interval over items"
+    assert found.n == 3
     z = (0.98 - 0.9) / math.sqrt(0.9 * 0.1 / 100)
     assert found.p_holds == pytest.approx(stats.norm.sf(z))
     weaker = [one, *(claim(f"x{i}", about="method", smallest_effect=1.0, direction="lower") for i in range(3))]

@@ -149,7 +149,7 @@ def _counted(claim: ClaimResult) -> str:
     """The number of seeds, or of items or sets, with the noun."""
     if not claim.n:
         return words.MISSING
-    if claim.about == "models" or claim.reason.endswith("interval over items"):
+    if claim.about == "models":
         return words.plural(claim.n, "item")
     return words.plural(claim.n, "set") if claim.across == "new" else str(claim.n)
 

@@ -181,6 +181,7 @@ class _Writer:
         )  # fmt: skip
         if found.decided_by_items and claim.about == "method":
             entry["reason"] = "the same on every seed: decided by the interval over items"
+            entry["n"] = found.n
         if verdict == "not enough evidence":
             entry |= self._outlook(found, evidence, weight * holds.alpha, weight * fails.alpha, shown)
         return entry

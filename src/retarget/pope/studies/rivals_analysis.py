@@ -1,6 +1,6 @@
 """The figures of a rivals' study page: success and cost of each arm, and measurements during training."""
 
-from itertools import combinations
+from itertools import combinations, starmap
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from retarget.pope.studies.measures import solved_while_training
 from retarget.pope.studies.rivals_plan import RivalSettings
 from retarget.study.config import Arm
 from retarget.study.figures import Analysis, Bars, Figure, Lines, Series, Table
+from retarget.study.items import Items, Shares
 from retarget.study.record import Results, RunResult
 
 _BARS = (
@@ -43,7 +44,25 @@ def analyse(results: Results) -> Analysis:
         interval = item_interval(results, claim)
         if interval is not None:
             intervals[claim.id] = interval
-    return Analysis(item_intervals=intervals, figures=figures, notes=_notes(results))
+    return Analysis(item_intervals=intervals, items=_signals(results), figures=figures, notes=_notes(results))
+
+
+def _signals(results: Results) -> dict[str, Items]:
+    """For claims about the share of unguided groups with a reward: the counts of such groups, over all trainings.
+
+    They decide the claim if every base has the same share, as when no base ever gets a reward.
+    """
+    arms = {arm.name: arm for arm in results.plan.arms}
+    found: dict[str, Items] = {}
+    for claim in results.plan.claims:
+        if claim.metric != "signal" or claim.against is None or claim.arms[0] not in arms:
+            continue
+        runs = _trained(_runs(results, claim.condition, arms[claim.arms[0]]))
+        trainings = [training for run in runs for training in read_json(run.directory / "groups.json")]
+        groups = [one for training in trainings for one in starmap(Group, training) if one.stratum == "unguided"]
+        if groups:
+            found[claim.id] = Shares(cells=[(sum(one.correct > 0 for one in groups), len(groups))])
+    return found
 
 
 def _runs(results: Results, condition: str, arm: Arm) -> list[RunResult]:
