@@ -1,7 +1,9 @@
 """Examples of own studies. Those without settings run end to end in the test of their guide."""
 
+import gzip
 import importlib
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +22,7 @@ def test_the_first_example_is_short():
 
 def test_no_example_is_left_out():
     names = {path.stem for path in FOLDER.glob("own_*.py")}
-    assert names == {"own_study", "own_study_script", "own_study_fine_tuning"}
+    assert names == {"own_study", "own_study_script", "own_study_fine_tuning", "own_study_text"}
 
 
 def test_a_file_that_imports_no_torch_is_planned_without_it():
@@ -75,4 +77,37 @@ def test_a_model_of_ones_own_is_fine_tuned(kind, model, tmp_path, monkeypatch):
     assert found["hard"] != found["pskd"]
     assert max(found.values()) < {"causal": 3.5, "classifier": 0.69}[kind]
     with pytest.raises(UserError, match="give --set model=DIR data="):
+        example.plan("demo", {}, None, None)
+
+
+def test_texts_of_ones_own_are_classified(tmp_path, monkeypatch):
+    """Two fields to predict; a row without one of them, and one without a text, are left out."""
+    monkeypatch.syspath_prepend(FOLDER)
+    example = importlib.import_module("own_study_text")
+    draw = random.Random(0)
+    rows = [{"says": draw.choice(["red sky", "a red \\frac12", "green", "the green hill", ""]), "n": draw.randint(0, 1)}
+            for _ in range(300)]  # fmt: skip
+    for row in rows:
+        if draw.random() < 0.9:
+            row["colour"] = "red" if "red" in row["says"] else "green"
+    with gzip.open(tmp_path / "train.jsonl.gz", "wt") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows[:200])
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[200:]))
+    given = dict(train=str(tmp_path / "train.jsonl.gz"), test=str(tmp_path / "test.jsonl"), text="says",
+                 labels="colour,n", validation_rows=50, epochs=8, batch_size=10)  # fmt: skip
+    study = example.plan("demo", given, [0], ["cross_entropy", "pskd_label_smoothing"])
+    assert len(study.claims) == 10
+    found = {}
+    for condition in study.conditions:
+        for arm in study.arms:
+            settings = study.run_settings(condition, arm)
+            run = Run.create(tmp_path / condition.name / arm.name, settings=settings, arm=arm.name)
+            found[condition.name, arm.name] = example.run(run)
+    assert found["colour", "cross_entropy"]["top1"] == 100
+    assert found["n", "cross_entropy"]["top1"] < 75
+    assert found["n", "cross_entropy"]["nll"] != found["n", "pskd_label_smoothing"]["nll"]
+    assert example.read(str(tmp_path / "test.jsonl"), "says", "n")[0] == [r["says"] for r in rows[200:] if r["says"]]
+    with pytest.raises(UserError, match=r"no row has both says and colors\. The first row has says, n, colour"):
+        example.read(str(tmp_path / "train.jsonl.gz"), "says", "colors")
+    with pytest.raises(UserError, match=r"give --set train=FILE\.jsonl test="):
         example.plan("demo", {}, None, None)

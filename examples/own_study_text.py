@@ -1,0 +1,164 @@
+"""A study of text classifiers: PS-KD against cross-entropy, with and without label smoothing, for each field of labels.
+
+    retarget study own_study_text.py --set train=train.jsonl test=test.jsonl text=problem labels=type,level
+
+Rows of JSON (plain or .gz) hold a text and one or more fields to predict; rows without one of them are left out of its
+part. The classifier averages vectors of words and pairs of words (Joulin et al. 2016), between dropout. A part of the
+training rows, the same for every seed, fits the temperature.
+"""
+
+import gzip
+import json
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from sklearn.feature_extraction.text import CountVectorizer
+from torch import Tensor, nn
+
+from retarget.errors import UserError
+from retarget.metrics import calibration as c
+from retarget.pskd import PSKD
+from retarget.study import Arm, Claim, Condition, Metric, Run, StudyPlan
+from retarget.study.config import choose_arms
+
+SETTINGS = {
+    "train": "", "test": "", "text": "text", "labels": "label", "train_rows": 0, "validation_rows": 1000,
+    "vocabulary": 20_000, "width": 64, "dropout": 0.3, "epochs": 30, "batch_size": 64, "lr": 3e-3,
+    "alpha_T": 0.0, "smoothing": 0.0,
+}  # fmt: skip
+ARMS = (
+    Arm(name="cross_entropy", label="cross-entropy"),
+    Arm(name="pskd", label="PS-KD", settings={"alpha_T": 0.8}),
+    Arm(name="label_smoothing", label="label smoothing 0.1", settings={"smoothing": 0.1}),
+    Arm(name="pskd_label_smoothing", label="PS-KD + label smoothing", settings={"alpha_T": 0.8, "smoothing": 0.1}),
+)
+METRICS = (
+    Metric(name="top1", label="accuracy", unit="%", better="higher"),
+    Metric(name="nll", label="NLL", better="lower", decimals=3),
+    Metric(name="nll_scaled", label="NLL after temperature", better="lower", decimals=3),
+    Metric(name="ece_scaled", label="ECE after temperature", unit="%", better="lower"),
+    Metric(name="aurc_scaled", label="AURC after temperature", unit="×10⁻³", better="lower", decimals=1),
+    Metric(name="temperature", label="fitted temperature"),
+    Metric(name="best_epoch", label="epoch of the lowest validation NLL", decimals=0),
+)
+
+
+def plan(preset: str, config: dict[str, Any] | None, seeds: list[int] | None, arms: list[str] | None) -> StudyPlan:
+    settings = SETTINGS | (config or {})
+    if unknown := settings.keys() - SETTINGS.keys():
+        raise UserError(f"there is no setting {', '.join(sorted(unknown))}: choose from {', '.join(SETTINGS)}")
+    if not (settings["train"] and settings["test"]):
+        raise UserError("give --set train=FILE.jsonl test=FILE.jsonl")
+    fields = settings["labels"].split(",")
+    return StudyPlan(
+        study="text", title="Text classification", question="Does PS-KD help these text classifiers?", preset=preset,
+        settings=settings, data=(settings["train"], settings["test"]), arms=choose_arms(ARMS, arms), metrics=METRICS,
+        seeds=tuple(seeds or range(5)),
+        conditions=tuple(Condition(name=field, label=field, settings={"labels": field}) for field in fields),
+        claims=tuple(claim for field in fields for claim in claims(field)),
+    )  # fmt: skip
+
+
+def claims(field: str) -> tuple[Claim, ...]:
+    """What PS-KD promises beside cross-entropy, and beside label smoothing."""
+    also = "PS-KD adds to label smoothing: better likelihoods"
+    wanted: tuple[tuple[str, str, str, Literal["higher", "lower"], float, str, str], ...] = (
+        ("accuracy", "PS-KD classifies texts more accurately", "top1", "higher", 0.5, "pskd", "cross_entropy"),
+        ("likelihood", "PS-KD gives better likelihoods of texts", "nll_scaled", "lower", 0.01, "pskd", "cross_entropy"),
+        ("calibration", "PS-KD is better calibrated on texts", "ece_scaled", "lower", 0.5, "pskd", "cross_entropy"),
+        ("ranking", "PS-KD ranks texts better by confidence", "aurc_scaled", "lower", 5.0, "pskd", "cross_entropy"),
+        ("combined", also, "nll_scaled", "lower", 0.01, "pskd_label_smoothing", "label_smoothing"),
+    )
+    return tuple(
+        Claim(id=f"text_{name}_{field}", sentence=f"{says}.", metric=metric, direction=direction, condition=field,
+              smallest_effect=least, arms=(treated, control))
+        for name, says, metric, direction, least, treated, control in wanted
+    )  # fmt: skip
+
+
+def run(run: Run) -> dict[str, float]:
+    s = run.settings
+    texts, names = read(s["train"], s["text"], s["labels"])
+    test_texts, test_names = read(s["test"], s["text"], s["labels"])
+    classes = sorted(set(names))
+    if unknown := set(test_names) - set(classes):
+        raise UserError(f"{s['test']}: no training row has {s['labels']} {', '.join(map(repr, sorted(unknown)))}")
+    labels, test_labels = (torch.tensor([classes.index(name) for name in some]) for some in (names, test_names))
+    order = np.random.default_rng(0).permutation(len(texts)).tolist()  # the same parts for every seed
+    held, kept = order[: s["validation_rows"]], order[s["validation_rows"] :][: s["train_rows"] or None]
+    words = CountVectorizer(ngram_range=(1, 2), max_features=s["vocabulary"], token_pattern=r"\\?\w+|[^\w\s]")
+    words.fit(texts[place] for place in kept)
+    train, validation = (Bags(words, [texts[place] for place in part]) for part in (kept, held))
+    test, y, val_y = Bags(words, test_texts), labels[kept], labels[held]
+
+    torch.manual_seed(run.seed)  # the same weights and the same order of rows in every arm
+    width = s["width"]
+    model = nn.Sequential(Mean(len(words.vocabulary_) + 1, width), nn.Dropout(s["dropout"]), nn.Linear(width, width),
+                          nn.ReLU(), nn.Dropout(s["dropout"]), nn.Linear(width, len(classes)))  # fmt: skip
+    optimizer = torch.optim.AdamW(model.parameters(), lr=s["lr"])
+    method = PSKD(num_samples=len(y), num_classes=len(classes), total_epochs=s["epochs"], alpha_T=s["alpha_T"])
+    losses: list[float] = []
+    for epoch in range(s["epochs"]):
+        method.set_epoch(epoch)
+        for index in torch.randperm(len(y)).split(s["batch_size"]):
+            optimizer.zero_grad()
+            loss = method.loss(model(train.batch(index)), y[index], index, smoothing=s["smoothing"])
+            loss.backward()
+            optimizer.step()
+        losses.append(c.negative_log_likelihood(c.softmax(logits(model, validation)), val_y))
+        run.log(epoch, train_loss=loss.item(), val_nll=losses[-1])
+        run.progress(epoch + 1, s["epochs"])
+    temperature = c.fit_temperature(logits(model, validation), val_y)
+    raw, scaled = (c.apply_temperature(logits(model, test), one) for one in (1.0, temperature))
+    return {
+        "top1": 100 * c.accuracy(raw, test_labels), "nll": c.negative_log_likelihood(raw, test_labels),
+        "nll_scaled": c.negative_log_likelihood(scaled, test_labels),
+        "ece_scaled": 100 * c.expected_calibration_error(scaled, test_labels),
+        "aurc_scaled": 1000 * c.aurc(scaled, test_labels), "temperature": temperature,
+        "best_epoch": float(np.argmin(losses)),
+    }  # fmt: skip
+
+
+def read(file: str, text: str, label: str) -> tuple[list[str], list[str]]:
+    """Texts and labels of the rows that have both."""
+    opened = gzip.open if file.endswith(".gz") else open
+    with opened(file, "rt", encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in lines]
+    found = [(row[text], str(row[label])) for row in rows if row.get(text) and row.get(label) is not None]
+    if not found:
+        raise UserError(f"{file}: no row has both {text} and {label}. The first row has {', '.join(rows[0])}")
+    texts, labels = zip(*found, strict=True)
+    return list(texts), list(labels)
+
+
+class Bags:
+    """Texts as the numbers of their words and pairs of words, with 0 for none."""
+
+    def __init__(self, words: CountVectorizer, texts: list[str]) -> None:
+        split = words.build_analyzer()
+        self.numbers = [
+            torch.tensor([words.vocabulary_[one] + 1 for one in split(text) if one in words.vocabulary_] or [0])
+            for text in texts
+        ]
+
+    def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """The numbers of several texts in one row, and where each text begins."""
+        some = [self.numbers[place] for place in index.tolist()]
+        return torch.cat(some), torch.tensor([0, *map(len, some[:-1])]).cumsum(0)
+
+
+class Mean(nn.EmbeddingBag):
+    """The mean of the vectors of a batch of bags."""
+
+    def forward(self, bags: tuple[Tensor, Tensor]) -> Tensor:
+        return super().forward(*bags)
+
+
+@torch.no_grad()
+def logits(model: nn.Module, bags: Bags) -> Tensor:
+    """Logits of all texts, [N, C], without dropout."""
+    model.eval()
+    found = torch.cat([model(bags.batch(index)) for index in torch.arange(len(bags.numbers)).split(500)])
+    model.train()
+    return found
