@@ -177,6 +177,7 @@ def test_what_is_broken_is_an_error_that_carries_2(pipeline, how):
     [
         ("scheduler/scheduler_config.json", {"prediction_type": "v_prediction"}),
         ("scheduler/scheduler_config.json", {"prediction_type": "sample"}),
+        ("scheduler/scheduler_config.json", {"predict_epsilon": False}),
         ("scheduler/scheduler_config.json", {"rescale_betas_zero_snr": True}),
         ("scheduler/scheduler_config.json", {"use_flow_sigmas": True}),
         ("scheduler/scheduler_config.json", {"timestep_type": "continuous"}),

@@ -86,6 +86,27 @@ def test_the_letter_of_an_option_is_the_answer_however_it_is_written():
     assert [one.reward for one in grades] == [right for _, _, right in CHOICES]
 
 
+NUMERALS = (
+    ("1011_2", "1011_2", 1),
+    ("1011_{2}", "1011_2", 1),
+    ("1011_{\\text{two}}", "1011_2", 1),
+    ("1{,}011_2", "1011_{2}", 1),
+    ("1011", "1011_2", 1),  # the base is asked for in the problem
+    ("2A_{16}", "2A_{16}", 1),
+    ("1011_3", "1011_2", 0),
+    ("1011_{\\text{three}}", "1011_2", 0),
+    ("1010_2", "1011_2", 0),
+    ("11", "1011_2", 0),
+    ("x_1", "x_2", 0),
+)
+
+
+def test_the_base_of_a_numeral_is_part_of_it():
+    with Grader("math") as grader:
+        grades = grader.grade([f"\\boxed{{{said}}}" for said, _, _ in NUMERALS], [gold for _, gold, _ in NUMERALS])
+    assert [one.reward for one in grades] == [right for _, _, right in NUMERALS]
+
+
 def test_boxes_are_read_one_by_one_and_as_a_list():
     assert joined_boxes("so $x=\\boxed{3}$ or $x=\\boxed{-3}$.") == "3,-3"
     assert joined_boxes("Part one: \\boxed{3}. Now we turn to the second part of the problem: \\boxed{7}.") is None

@@ -182,6 +182,11 @@ def check_schedule(settings: dict[str, Any]) -> None:
         raise NotCoveredError(
             f"prediction_type {kind!r} is not covered: only epsilon is, not v-, x₀- or flow prediction"
         )
+    if settings.get("predict_epsilon") is False:
+        raise NotCoveredError(
+            "predict_epsilon is false, the earlier name of prediction_type 'sample', which today's diffusers ignores: "
+            "not covered"
+        )
     if settings.get("use_flow_sigmas"):
         raise NotCoveredError("the scheduler uses flow-matching sigmas: not covered")
     if settings.get("timestep_type", "discrete") != "discrete":

@@ -37,6 +37,12 @@ _OPTION = re.compile(
 )
 """An answer that begins with the letter of an option: "B", "(B) 42", "option B", "\\textbf{(B)}\\ 42"."""
 
+_IN_BASE = re.compile(r"(?P<digits>\d[\dA-Z,{}]*)_\{?(?:\\(?:text|mathrm)[a-z]*\{)?(?P<base>\d+|[a-z]+)\}*")
+_BASES = {
+    "two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9",
+    "ten": "10", "eleven": "11", "twelve": "12", "sixteen": "16",
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Grade:
@@ -130,6 +136,9 @@ def _same(marked: str, answer: str) -> bool:
 
     if _bare(marked) == _bare(answer):
         return True
+    gold, found = (_IN_BASE.fullmatch(_bare(one)) for one in (answer, marked))
+    if gold and found:  # math-verify drops the base of a numeral
+        return _numeral(gold) == _numeral(found)
     gold = _OPTION.match(answer)
     if gold is not None and (option := _OPTION.match(marked)) is not None:
         return option["letter"] == gold["letter"]
@@ -137,6 +146,10 @@ def _same(marked: str, answer: str) -> bool:
         answer = content.lstrip("\\ ")
     found = _parsed(marked)
     return any(verify(gold, found, timeout_seconds=None) for gold in _gold(answer))
+
+
+def _numeral(found: re.Match[str]) -> tuple[str, str]:
+    return re.sub(r"[,{}]", "", found["digits"]), _BASES.get(found["base"], found["base"])
 
 
 def _bare(text: str) -> str:
