@@ -157,6 +157,22 @@ def test_samples_that_are_tuples_train_with_a_collator_of_their_own(tmp_path):
     assert trainer.pskd.fallbacks == 0
 
 
+class AsksForLabels(tiny.Plain):
+    """Cannot be called without labels, and returns a tuple."""
+
+    def forward(self, x, labels):
+        logits = self.layer(x)
+        return nn.functional.cross_entropy(logits, labels), logits
+
+
+def test_a_model_that_requires_labels_trains_as_one_that_does_not(tmp_path):
+    trained = []
+    for model in (AsksForLabels(), tiny.Plain()):
+        PSKDTrainer(model=model, args=tiny.arguments(tmp_path), train_dataset=tiny.vectors()).train()
+        trained.append(model.layer.weight)
+    assert torch.equal(*trained)
+
+
 class Unnamed(tiny.Plain):
     """Gives its logits another name."""
 

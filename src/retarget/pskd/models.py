@@ -1,5 +1,6 @@
-"""What the Hugging Face trainer must know of a model: is it causal, what its decoder reads, what its labels are."""
+"""What the Hugging Face trainer must know of a model: is it causal, what it reads and returns, what its labels are."""
 
+import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -12,6 +13,30 @@ from retarget.errors import UserError
 def is_causal(model: Any, listed: Iterable[str]) -> bool:
     """Whether a model, or a class that it derives from, is among the library's causal language models."""
     return not {kind.__name__ for kind in type(model).__mro__}.isdisjoint(listed)
+
+
+def needs_labels(model: Any) -> bool:
+    """Whether a model's ``forward`` cannot be called without ``labels``."""
+    taken = inspect.signature(model.forward).parameters.get("labels")
+    return taken is not None and taken.default is taken.empty
+
+
+def logits_of(outputs: Any) -> Tensor:
+    """The logits in a model's outputs, a table or a tuple of the logits, behind the loss if there is one.
+
+    Raises:
+        UserError: there are none, or the model adds a loss of its own to that of the labels.
+    """
+    if not isinstance(outputs, dict):
+        return outputs[1] if len(outputs) > 1 and outputs[0].ndim == 0 else outputs[0]
+    if "logits" not in outputs:
+        raise UserError(f"the model's output has no logits, only {', '.join(outputs)}: name them logits")
+    if outputs.get("aux_loss") is not None:
+        raise UserError(
+            "the model adds an auxiliary loss (aux_loss) to that of the labels, which is not supported; for a "
+            "mixture of experts set config.output_router_logits = False"
+        )
+    return outputs["logits"]
 
 
 def with_decoder_inputs(model: Any, inputs: dict[str, Any], labels: Tensor, *, smoothed: bool) -> dict[str, Any]:

@@ -21,7 +21,14 @@ from retarget.errors import UserError
 from retarget.pskd import own_loss
 from retarget.pskd.index import KeepIndex, with_index
 from retarget.pskd.method import PSKD
-from retarget.pskd.models import count_targets, is_causal, is_multilabel, with_decoder_inputs
+from retarget.pskd.models import (
+    count_targets,
+    is_causal,
+    is_multilabel,
+    logits_of,
+    needs_labels,
+    with_decoder_inputs,
+)
 from retarget.pskd.multilabel import MultiLabelPSKD
 from retarget.pskd.past.base import Store
 from retarget.pskd.past.files import MemoryMapped
@@ -145,15 +152,8 @@ class PSKDMixin(_Base):
         labels = inputs.pop("labels")
         inputs = self._with_decoder_inputs(inputs, labels)
         own = self._host_loss(model, inputs, labels, num_items_in_batch)
-        outputs = model(**inputs)
-        if isinstance(outputs, dict) and "logits" not in outputs:
-            raise UserError(f"the model's output has no logits, only {', '.join(outputs)}: name them logits")
-        logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
-        if isinstance(outputs, dict) and outputs.get("aux_loss") is not None:
-            raise UserError(
-                "the model adds an auxiliary loss (aux_loss) to that of the labels, which is not supported; for a "
-                "mixture of experts set config.output_router_logits = False"
-            )
+        outputs = model(**(inputs | {"labels": labels} if needs_labels(self._bare_model()) else inputs))
+        logits = logits_of(outputs)
         method, shared = self._method(logits, labels), {"inputs": inputs, "denominator": num_items_in_batch}
         if not self._pskd_told:
             _refuse_labels(labels, logits)  # before the model's own loss, which would name no sample
