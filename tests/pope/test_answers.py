@@ -1,4 +1,7 @@
+import copy
+
 import pytest
+from tokenizers import AddedToken
 
 from retarget.pope.answers import final_answer, joined_boxes, stated_answer
 from retarget.pope.engines.local import TransformersEngine
@@ -170,3 +173,14 @@ def test_training_rewards_no_unfinished_completion(tiny):
         return [1.0]
 
     assert informed(other, tokenizer, "2 + 2?") is other
+
+
+@pytest.mark.parametrize("special", [False, True])
+def test_thinking_tags_stay_in_a_completion_even_as_special_tokens(tiny, special):
+    tokenizer = copy.deepcopy(tiny.tokenizer)
+    tags = ["<think>", "</think>"]
+    tokenizer.add_tokens([AddedToken(one, special=special) for one in tags], special_tokens=special)
+    ids = tokenizer.convert_tokens_to_ids([tags[0], "1", tags[1], "2"])
+    engine = TransformersEngine(tiny.model, tokenizer)
+    assert engine._rollout([*ids, tokenizer.eos_token_id], 9, "").text.replace(" ", "") == "<think>1</think>2"
+    assert engine._rollout([*ids, tokenizer.eos_token_id], 9, "").tokens == 5

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow.parquet
 import pytest
@@ -48,6 +49,8 @@ def test_verls_reward_scores_rows_of_the_file(tmp_path, rows):
     script = (tmp_path / "rows.launch.sh").read_text()
     assert ' reward.custom_reward_function.path="$here/rows.reward.py"' in script
     assert "data.shuffle=False" in script
+    assert "data.max_prompt_length=2048" in script
+    assert "actor.loss_agg_mode=seq-mean-token-sum" in script
     assert "{" not in script.replace("BASH_SOURCE", "")
 
 
@@ -57,12 +60,13 @@ def test_openrlhfs_reward_knows_the_stratum_of_a_prompt(tmp_path, rows):
     records = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
     for record in records:
         prompt = f"<|user|>{record['prompt'][-1]['content']}<|assistant|>"
-        found = reward.reward_func([f"{prompt}#### {record['label']}"], [prompt], [record["label"]])
+        found = reward.reward_func([f"{prompt}#### {record['label']}<|im_end|>"], [prompt], [record["label"]])
         assert found["rewards"].tolist() == [1.0]
         assert found["extra_logs"]["guided"].tolist() == [float(record["guided"])]
         assert reward.reward_func([prompt], [prompt], [record["label"]])["scores"].tolist() == [0.0]
     reward.OPENS_THINKING = True
-    assert reward.reward_func([f"{prompt}\\boxed{{{record['label']}}}"], [prompt], [record["label"]])["scores"] == 0.0
+    query = f"{prompt}\\boxed{{{record['label']}}}<|im_end|>"
+    assert reward.reward_func([query], [prompt], [record["label"]])["scores"] == 0.0
     said = subprocess.run(
         ["bash", tmp_path / "rows.launch.sh", "echo"], capture_output=True, text=True, check=True
     ).stdout
@@ -70,6 +74,53 @@ def test_openrlhfs_reward_knows_the_stratum_of_a_prompt(tmp_path, rows):
         "--data.prompt_dataset", f"{tmp_path}/rows.jsonl", "--data.input_key", "prompt", "--data.label_key", "label",
         "--data.apply_chat_template", "--reward.remote_url", f"{tmp_path}/rows.reward.py",
     ]  # fmt: skip
+
+
+def test_openrlhfs_queries_are_read_as_it_sends_them(tmp_path):
+    """With the end token, without the prompt's beginning where that was too long, and trimmed by the chat template."""
+    long = Problem(id="long", prompt=f"\n{'Count. ' * 100}What is 3 + 1? ", solution="s", answer="4", meta={"a": 1})
+    export(mix([long, *PROBLEMS], {}), "openrlhf", tmp_path / "rows.jsonl", hold_out=0.5)
+    reward = load(tmp_path / "rows.reward.py")
+    rows = [json.loads(line) for name in ("rows", "rows.validation")
+            for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]  # fmt: skip
+    (row,) = (row for row in rows if "long" in row["id"])
+    prompt = f"<|user|>{row['prompt'][-1]['content'].strip()}<|assistant|>"
+    said = {
+        "#### 4<|im_end|>": 1, "The answer is 4.</s>": 1, "The answer is $4$.<|eot_id|><|endoftext|>\n": 1,
+        "The answer is 4. But let me check by": 0, "The answer is 5.</s>": 0,
+    }  # fmt: skip
+    for query in (prompt, f"<s>{prompt}", prompt[300:]):
+        found = reward.reward_func([query + one for one in said], [prompt] * len(said), ["4"] * len(said))
+        assert found["rewards"].tolist() == list(said.values())
+        assert found["extra_logs"]["cut_off"].tolist() == [0, 0, 0, 1, 0]
+    for query, of, message in ((prompt, "Who?", "no row of"), ("4</s>", prompt, "does not contain its prompt's end")):
+        with pytest.raises(ValueError, match=message):
+            reward.reward_func([query], [of], ["4"])
+
+
+@pytest.mark.parametrize("host", ["verl", "openrlhf"])
+def test_a_reward_is_called_from_many_threads_at_once(tmp_path, rows, host):
+    suffix = {"verl": "parquet", "openrlhf": "jsonl"}[host]
+    export(rows, host, tmp_path / f"rows.{suffix}")
+    reward = load(tmp_path / "rows.reward.py")
+    row = next(row for row in rows if not row["guided"])
+    prompt = row["prompt"][-1]["content"]
+
+    def ask(at):
+        said = f"#### {row['answer'] if at % 3 else 'x'}"
+        if host == "verl":
+            return reward.compute_score("pope/unguided", said, row["answer"], {"meta": row["meta"]})["score"]
+        return reward.reward_func([f"{prompt}{said}</s>"], [prompt], [row["answer"]])["rewards"].item()
+
+    with ThreadPoolExecutor(16) as pool:
+        assert list(pool.map(ask, range(64))) == [float(at % 3 > 0) for at in range(64)]
+
+
+def test_what_a_host_could_not_read_is_not_written(tmp_path, rows):
+    for host, name in (("verl", "v.jsonl"), ("openrlhf", "o.parquet"), ("prime-rl", "p.json"), ("opsd", "d.csv")):
+        with pytest.raises(UserError, match=f"{host} reads the format from the file's name"):
+            export(rows, host, tmp_path / name)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("host", ["verl", "openrlhf", "prime-rl"])

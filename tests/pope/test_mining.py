@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 from statsmodels.stats.proportion import proportion_confint
 
+from retarget.cli import main
 from retarget.errors import UserError
 from retarget.pope.engines.local import TransformersEngine
+from retarget.pope.evaluation import evaluate
 from retarget.pope.grading import Grader
 from retarget.pope.mining import graduates, kind_of, mine
-from retarget.pope.rollouts import Sampling
+from retarget.pope.problems import Problem
+from retarget.pope.rollouts import Refused, Rollout, Sampling
 from retarget.pope.search import search_prefixes
 from retarget.pope.studies.chain import make_problems
 from retarget.pope.studies.testbed import PROMPTS
@@ -171,3 +174,39 @@ def test_killed_mining_and_search_leave_the_same_journals(tiny, tmp_path):
 @pytest.mark.slow
 def test_killed_twenty_times(tiny, tmp_path):
     check_kills(tiny, tmp_path, kills=20)
+
+
+class Refusing:
+    """Answers each prompt's first unit rightly, and refuses every further one."""
+
+    name, identity = "refusing", {}
+
+    def __init__(self):
+        self.asked = Counter()
+
+    def sample(self, prompts, n, params):
+        self.asked.update(map(str, prompts))
+        if max(self.asked.values()) > 1:
+            raise Refused("too long")
+        return [[Rollout("#### 4", 2, False)] * n for _ in prompts]
+
+
+def test_what_was_sampled_before_a_refusal_counts():
+    problems = [Problem(id="p", prompt="2 + 2?", solution="s", answer="4")]
+    asking = dict(grader=Grader("exact"), chunk=4)
+    (found,) = mine(problems, Refusing(), k=8, stop_at_success=False, **asking).outcomes
+    assert (found.kind, found.n, found.correct, found.rate, found.reason) == ("solved", 4, 4, 1.0, "too long")
+    with pytest.raises(UserError, match="the engine refused every problem before its 8 rollouts; the first: too long"):
+        evaluate(problems, Refusing(), 8, **asking)
+
+
+def test_nothing_to_sample_is_no_error(tiny, tmp_path, capsys):
+    """Every label is broken: all are listed, and none is sampled."""
+    row = {"id": "p", "prompt": "?", "solution": "It is five", "answer": "five"}
+    (tmp_path / "p.jsonl").write_text(json.dumps(row))
+    common = ["pope", "mine", str(tmp_path / "p.jsonl"), "--out", str(tmp_path / "w"), "--grader", "numeric",
+              "--model", str(tiny.directory), "--no-chat"]  # fmt: skip
+    assert main(common) == 0
+    assert "1 problems: broken 1" in capsys.readouterr().out
+    assert main([*common, "--limit", "-1"]) == 2
+    assert "--limit must be at least 1" in capsys.readouterr().err

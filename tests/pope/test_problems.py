@@ -9,7 +9,9 @@ import pytest
 
 from retarget.errors import UserError
 from retarget.pope.answers import last_boxed
-from retarget.pope.problems import Problem, find_answer, read_problems, write_problems
+from retarget.pope.export import export
+from retarget.pope.mixture import mix, write_rows
+from retarget.pope.problems import Problem, find_answer, parse_row, read_problems, write_problems
 
 GOOD = {"id": "a", "prompt": "2 + 2?", "solution": "2 + 2 = 4", "answer": "4"}
 
@@ -274,3 +276,32 @@ def test_hostile_lines_cost_their_own_row_only(tmp_path, caplog):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError, match=r"cannot be (read|parsed)"):
             read_problems(tmp_path / name)
+
+
+def test_rows_to_train_on_are_no_problems(tmp_path):
+    made = mix([Problem(id="p", prompt="2 + 2?", solution="Add. So 4.", answer="4")], {"p": "Add."})
+    export(made, "verl", tmp_path / "v.parquet")
+    export(made, "openrlhf", tmp_path / "o.jsonl")
+    write_rows(tmp_path / "rows.parquet", made)
+    for name in ("v.parquet", "o.jsonl", "rows.parquet"):
+        with pytest.raises(UserError, match="this is a row to train on"):
+            read_problems(tmp_path / name)
+
+
+@pytest.mark.parametrize("solution", ["204", "$204$", "\\boxed{204}", " \n"])
+def test_a_solution_that_is_only_the_answer_is_none(solution):
+    for row in ({"problem": "?", "answer": "204"}, {"problem": "?", "answer": 204},
+                {"id": "p", "prompt": "?", "answer": "204"}):  # fmt: skip
+        assert parse_row(row | {"solution": solution}).solution.strip() == ""
+    assert parse_row({"problem": "?", "answer": "204", "solution": "So 204"}).solution == "So 204"
+
+
+def test_an_answer_that_is_no_number_is_refused():
+    with pytest.raises(UserError, match="the answer is nan, which is no answer"):
+        parse_row({"problem": "?", "answer": float("nan")})
+
+
+def test_half_a_surrogate_is_written_as_a_mark(tmp_path):
+    (problem,) = read_problems(lines(tmp_path / "p.jsonl", {**GOOD, "meta": {"source": "\ud835"}}))
+    write_problems(tmp_path / "q.jsonl", [problem])
+    assert read_problems(tmp_path / "q.jsonl")[0].meta["source"] != ""

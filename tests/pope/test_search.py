@@ -7,8 +7,12 @@ from hypothesis import strategies as st
 
 from retarget.errors import UserError
 from retarget.pope.engines.local import TransformersEngine
+from retarget.pope.evaluation import evaluate
 from retarget.pope.grading import Grader
-from retarget.pope.rollouts import Sampling
+from retarget.pope.mining import mine
+from retarget.pope.oracle import ask_oracle
+from retarget.pope.problems import Problem
+from retarget.pope.rollouts import Rollout, Sampling
 from retarget.pope.search import next_cut, rollouts_for, search_prefixes
 from retarget.pope.studies.chain import make_problems
 from retarget.pope.studies.testbed import PROMPTS
@@ -81,3 +85,42 @@ def test_both_searches_share_a_journal_and_agree_on_what_they_sampled(tiny, tmp_
         for end, n, correct in other.tried:
             known = {e: (m, c) for e, m, c in one.tried}
             assert known.get(end, (n, correct)) == (n, correct)
+
+
+class Silent:
+    name, identity = "silent", {}
+
+    def sample(self, prompts, n, params):
+        return [[Rollout("none", 1, False)] * n for _ in prompts]
+
+
+FORMS = (
+    ("055", "Each is in. So $\\boxed{55}$. The other way. So $\\boxed{055}$.", "Each is in."),
+    ("0.5", "Halve it. The answer is $\\frac{1}{2}$. This is the same as 0.5 indeed, which we show now at length.",
+     "Halve it."),
+    ("2\\sqrt{3}", "Square it. The answer is $2\\sqrt3$. Or $\\sqrt{12}$, which is again the same as 2\\sqrt{3}.",
+     "Square it."),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("answer", "solution", "kept"), FORMS)
+def test_a_cut_that_states_the_answer_in_another_form_is_left_out(answer, solution, kept):
+    problem = Problem(id="p", prompt="?", solution=solution, answer=answer)
+    with Grader("math") as grader:
+        (found,) = search_prefixes([problem], Silent(), 8, 1, cap=0.7, grader=grader).found
+    assert found.prefix == kept
+    assert found.leaks >= 1
+
+
+def test_two_problems_of_one_id_are_refused():
+    problem = Problem(id="p", prompt="?", solution="One. Two. Three.", answer="3")
+    for call in (search_prefixes, ask_oracle):
+        with pytest.raises(UserError, match="two problems have the same id, 'p'"):
+            call([problem, problem], Silent())
+
+
+def test_several_rollouts_of_a_greedy_model_are_refused():
+    problem = Problem(id="p", prompt="?", solution="One. Two. Three.", answer="3")
+    for call in (search_prefixes, mine, ask_oracle, evaluate):
+        with pytest.raises(UserError, match=r"at temperature 0 all \d+ rollouts of a prompt are the same"):
+            call([problem], Silent(), params=Sampling(temperature=0.0))

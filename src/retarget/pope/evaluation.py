@@ -124,6 +124,10 @@ def evaluate(
         work = Work(items, next_unit, sampler, book, progress)
         work.run()
     whole = [item for item in items if not item.refused]
+    if not whole:
+        raise UserError(
+            f"the engine refused every problem before its {samples} rollouts; the first: {items[0].refused}"
+        )
     return Evaluation(
         [item.problem.id for item in whole],
         np.array([sum(record.correct for record in item.records) for item in whole]),

@@ -20,6 +20,9 @@ from retarget.pope.prompts import TEMPLATES
 
 Host = Literal["verl", "openrlhf", "prime-rl", "opsd"]
 HOSTS: tuple[Host, ...] = ("verl", "openrlhf", "prime-rl", "opsd")
+SUFFIXES: dict[Host, tuple[str, ...]] = {
+    "verl": (".parquet",), "openrlhf": (".jsonl",), "prime-rl": (".jsonl",), "opsd": (".parquet", ".jsonl"),
+}  # fmt: skip
 
 _LOG = logging.getLogger(__name__)
 
@@ -66,11 +69,14 @@ def export(
         The files that were written.
 
     Raises:
-        UserError: unknown host, plain prompts for a host that needs messages, a ``hold_out`` outside [0, 1), a grader
-            with a quote in its name, no problem left to train on or with a privileged context, or ``solutions`` for
-            another host than ``opsd``.
+        UserError: unknown host, a file name that the host would misread, plain prompts for a host that needs messages,
+            a ``hold_out`` outside [0, 1), a grader with a quote in its name, no problem left to train on or with a
+            privileged context, or ``solutions`` for another host than ``opsd``.
     """
     _check(host, hold_out, grader, solutions)
+    if path.suffix not in SUFFIXES[host]:
+        raise UserError(f"{path}: {host} reads the format from the file's name, which must end in "
+                        f"{' or '.join(SUFFIXES[host])}")  # fmt: skip
     rows = _with_context(rows, solutions) if host == "opsd" else rows
     train, check = _divided(rows, hold_out, seed)
     if host == "verl" and not check:

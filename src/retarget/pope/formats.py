@@ -52,6 +52,8 @@ def normalised(row: Any, format: Format, fields: Mapping[str, str] | None = None
     """
     if not isinstance(row, dict):
         raise UserError(f"a problem must be a JSON object with fields, not {type(row).__name__}")
+    if {"stratum", "guided"} <= row.keys() or str(row.get("data_source") or row.get("datasource")).startswith("pope/"):
+        raise UserError("this is a row to train on, which `retarget pope mix` or `export` wrote, and not a problem")
     unknown = set(fields or ()) - set(FIELDS)
     if unknown:
         raise UserError(f"--fields: no field {', '.join(sorted(unknown))}; choose from {', '.join(FIELDS)}")
@@ -66,9 +68,10 @@ def normalised(row: Any, format: Format, fields: Mapping[str, str] | None = None
         plain = isinstance(answer, int | float | list) and not isinstance(answer, bool)
         return format, row | ({"answer": _answer(answer)} if plain else {}) | (
             {"prompt": _said(row["prompt"])} if "prompt" in row else {}
-        )
+        ) | ({"solution": _worked(row["solution"], answer)} if "solution" in row else {})
     read = {"gsm8k": _gsm8k, "math": _math}.get(format)
     found = read(row) if read else _set(row, fields or {})
+    found["solution"] = _worked(found["solution"], found["answer"])
     meta = {name: row[name] for name in META if row.get(name) is not None}
     return format, {**found, "id": _first(row, (fields or {}).get("id"), "id"), "meta": meta}
 
@@ -127,11 +130,22 @@ def _unnamed(name: str, row: dict[str, Any]) -> UserError:
     )
 
 
+def _worked(solution: Any, answer: Any) -> Any:
+    """A solution; empty if it is only the answer, which some sets (DAPO's) repeat in the field for the solution."""
+    if not isinstance(solution, str):
+        return solution
+    bare = solution.strip().strip("$").strip()
+    boxed = re.fullmatch(r"\\boxed\{(.*)\}", bare, re.DOTALL)
+    return "" if (boxed[1] if boxed else bare).strip() == str(_answer(answer)).strip() else solution
+
+
 def _answer(value: Any) -> Any:
     """An answer as text: numbers as people write them, several answers joined by commas, no dollar signs around it."""
     if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT:
         return str(int(value))  # a table of floats holds 51.0 where people write 51
-    if isinstance(value, float) and math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"the answer is {value}, which is no answer: leave the row out")
+    if isinstance(value, float):
         return format(Decimal(repr(value)), "f")  # 0.00001, not 1e-05
     if isinstance(value, bool | int | float):
         return str(value)

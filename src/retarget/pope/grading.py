@@ -7,10 +7,12 @@ import selectors
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal
 
@@ -29,7 +31,7 @@ class Grader:
 
     A completion that hangs or crashes the grader affects only its own item: its reward is 0, its status says why, and
     the worker is replaced. This class never evaluates a completion as code. Workers end when the process that started
-    them ends, for whatever reason, and limit their own processor time.
+    them ends, for whatever reason, and limit their own processor time. Calls from several threads wait for each other.
 
     Args:
         spec: ``math``, ``boxed``, ``exact``, ``numeric``, or ``module:function`` (see
@@ -48,6 +50,7 @@ class Grader:
         self, spec: str = "math", *, seconds: float = 5.0, memory_mb: int = 2048, workers: int | None = None
     ) -> None:
         self._pool: list[_Worker] = []
+        self._lock = threading.Lock()
         if seconds <= 0 or memory_mb < 64:
             raise UserError(
                 f"limits of a grader: seconds must be above 0 and memory_mb at least 64, not {seconds} and {memory_mb}"
@@ -73,16 +76,17 @@ class Grader:
                 f"and {len(metas)}"
             )
         items = list(zip(completions, answers, metas, strict=True))
-        if self.workers == 0:
-            function = self._function or load(self.spec)
-            grades = [as_grade(function(*item)) for item in items]
-        else:
-            try:
-                grades = self._in_workers(items)
-            except BaseException:
-                self.close()  # so that no reply to an item of this call is mistaken for one to the next call
-                raise
-        self.counts.update(one.status for one in grades)
+        with self._lock:
+            if self.workers == 0:
+                function = self._function or load(self.spec)
+                grades = [as_grade(function(*item)) for item in items]
+            else:
+                try:
+                    grades = self._in_workers(items)
+                except BaseException:
+                    self.close()  # so that no reply to an item of this call is mistaken for one to the next call
+                    raise
+            self.counts.update(one.status for one in grades)
         return grades
 
     def grade_problem(self, problem: Problem, completions: Sequence[str]) -> list[Grade]:
@@ -106,6 +110,11 @@ class Grader:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
+
+    def __reduce__(self) -> Any:
+        """A copy has workers of its own."""
+        limits = dict(seconds=self.seconds, memory_mb=self.memory_mb, workers=self.workers)
+        return partial(Grader, self.spec, **limits), ()
 
     def __del__(self) -> None:
         self.close()

@@ -6,9 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Unpack, get_args
 
-from retarget.errors import UserError
 from retarget.pope.grading import LabelCheck, rejected_solutions
-from retarget.pope.problems import Problem
+from retarget.pope.problems import Problem, refuse_equal_ids
 from retarget.pope.rollouts import Engine
 from retarget.pope.sampler import Asking, Sampler
 from retarget.pope.schedule import Work
@@ -157,8 +156,7 @@ def mine(
     """
     sampler = Sampler.of(engine, "mine", **asking)
     sampler.check(k)
-    if len({problem.id for problem in problems}) < len(problems):
-        raise UserError("two problems have the same id: give every problem an id of its own")
+    refuse_equal_ids(problems)
     broken = {problem.id for problem, _ in rejected_solutions(problems, sampler.grader, check)}
     items = [Item(problem) for problem in problems if problem.id not in broken]
 
@@ -184,16 +182,16 @@ def graduates(before: Mined, now: Mined) -> list[Problem]:
 
 def _outcome(item: Item, sequential: bool) -> Outcome:
     records = item.records
-    if item.refused:
-        return Outcome(item.problem, "failed", n=item.rollouts, reason=item.refused, sequential=sequential)
     answers: Counter[str] = Counter()
     for record in records:
         answers.update(record.answers)
     example = next((one.example for one in records if one.correct), records[0].example if records else "")
     counts: dict[str, Any] = {name: sum(getattr(one, name) for one in records) for name in COUNTS}
+    kind = kind_of(counts["n"], counts["correct"], counts["truncated"], counts["unparsed"], answers)
     return Outcome(
         item.problem,
-        kind_of(counts["n"], counts["correct"], counts["truncated"], counts["unparsed"], answers),
+        "failed" if item.refused and kind != "solved" else kind,
+        reason=item.refused or "",
         answers=dict(answers.most_common(5)),
         example=example,
         sequential=sequential,

@@ -67,6 +67,8 @@ def mix(
     hard, prompts = list(hard), prompts or Prompts.load()
     _check(hard, easy, prefixes, ratio)
     _check_origin(hard, prefixes, prompts, other_template)
+    if ratio and not prefixes:
+        _LOG.warning("no hard problem has a prefix: all rows are unguided, as in plain GRPO")
     if prefixes and ratio and unpaired == "leave out":
         hard = _paired_only(hard, prefixes)
     unguided = [make_row(one, "unguided", prompts.without_prefix(one.prompt)) for one in hard]
@@ -96,7 +98,7 @@ def _check(hard: Sequence[Problem], easy: Sequence[Problem], prefixes: Mapping[s
         raise UserError(
             f"{len(unknown)} prefixes are for problems that are not among the hard ones; the first: {unknown[0]!r}"
         )
-    if ratio < 0:
+    if not ratio >= 0:
         raise UserError(f"ratio (guided rows / unguided rows) must be at least 0, not {ratio}")
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from retarget.pope.graders import Grade
-from retarget.pope.problems import Problem
+from retarget.pope.problems import Problem, refuse_equal_ids
 from retarget.pope.prompts import TEMPLATES, Prompts
 from retarget.pope.rollouts import Engine, Rollout, Sampling
 from retarget.pope.sampler import Asking, Sampler
@@ -46,6 +46,8 @@ def ask_oracle(
     if not isinstance(teacher, Sampler):
         asking = {"prompts": ORACLE, **asking}
     sampler = Sampler.of(teacher, "oracle", Sampling(max_tokens=8192, temperature=0.7), **asking)
+    sampler.check(attempts, "attempts")
+    refuse_equal_ids(problems)
     missing = [problem for problem in problems if not problem.solution.strip()]
     items = [Item(problem) for problem in missing]
 
@@ -59,7 +61,10 @@ def ask_oracle(
         Work(items, next_unit, sampler, book, progress, _record, _answer).run()
     solutions = {item.problem.id: record.solution for item in items for record in item.records if record.solution}
     complete = [one.model_copy(update={"solution": solutions.get(one.id) or one.solution}) for one in problems]
-    return [one for one in complete if one.solution], [one for one in complete if not one.solution]
+    whole = [bool(one.solution.strip()) for one in complete]
+    return [one for one, has in zip(complete, whole, strict=True) if has], [
+        one for one, has in zip(complete, whole, strict=True) if not has
+    ]
 
 
 def _answer(rollout: Rollout) -> Rollout:

@@ -152,11 +152,22 @@ class _Ids:
         return problem
 
 
+def refuse_equal_ids(problems: Sequence[Problem]) -> None:
+    """Refuse problems of which two have the same id.
+
+    Raises:
+        UserError: two have.
+    """
+    twice = [one for one, count in Counter(problem.id for problem in problems).items() if count > 1]
+    if twice:
+        raise UserError(f"two problems have the same id, {twice[0]!r}: give every problem an id of its own")
+
+
 def write_problems(path: str | Path, problems: Iterable[Problem]) -> None:
     """Write JSONL in the ``plain`` format, completely or not at all."""
     lines = [json.dumps(problem.model_dump(mode="json"), ensure_ascii=False) + "\n" for problem in problems]
     make_directory(Path(path).parent)
-    write_text(Path(path), "".join(lines))
+    write_text(Path(path), utf8("".join(lines)))
 
 
 def parse_row(row: Any, line: int = 1, format: Format = "auto", fields: Mapping[str, str] | None = None) -> Problem:

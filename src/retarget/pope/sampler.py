@@ -116,13 +116,17 @@ class Sampler:
         return Journal(path, self.header(verb), extends=dict.fromkeys(since, _unknown_before), former=former)
 
     def check(self, k: int, name: str = "k") -> None:
-        """Refuse numbers of rollouts below 1.
+        """Refuse numbers of rollouts below 1, and several rollouts of a greedy model.
 
         Raises:
-            UserError: k, ``chunk`` or ``batch`` is below 1.
+            UserError: k, ``chunk`` or ``batch`` is below 1, or k is above 1 at temperature 0.
         """
         if k < 1 or self.chunk < 1 or self.batch < 1:
             raise UserError(f"{name}, chunk and batch must be at least 1, not {k}, {self.chunk} and {self.batch}")
+        if k > 1 and self.sampling.temperature == 0:
+            raise UserError(
+                f"at temperature 0 all {k} rollouts of a prompt are the same: set {name} to 1, or a temperature"
+            )
 
     def unguided(self, problem: Problem) -> Prompt:
         """The prompt of a problem without guidance."""

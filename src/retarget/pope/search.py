@@ -11,8 +11,10 @@ from pydantic import Field
 
 from retarget.errors import UserError
 from retarget.identity import fingerprint
+from retarget.pope.answers import final_answer
+from retarget.pope.grading import Grader
 from retarget.pope.prefixes import Cut, Unit, bare_occurrences, cut_points, leak
-from retarget.pope.problems import Problem
+from retarget.pope.problems import Problem, refuse_equal_ids
 from retarget.pope.rollouts import Engine
 from retarget.pope.sampler import Asking, Sampler
 from retarget.pope.schedule import Work
@@ -211,8 +213,9 @@ def search_prefixes(
     sampler = Sampler.of(engine, "search", **asking)
     sampler.check(k)
     _refuse_unsolved(problems)
+    refuse_equal_ids(problems)
     places = {one.id: cut_points(one.solution, cuts, cap, unit) for one in problems}
-    clean = {one.id: [cut for cut in places[one.id] if leak(one, cut.end) is None] for one in problems}
+    clean = _clean(problems, places, sampler.grader)
     items = [Item(problem) for problem in problems]
 
     def next_unit(item: Item) -> UnitOfWork | None:
@@ -224,6 +227,25 @@ def search_prefixes(
     template = sampler.prompts.fingerprint
     found = [_found(item, places[item.problem.id], clean[item.problem.id], fallback, template) for item in items]
     return Prefixes(found, work.sampled)
+
+
+def _clean(problems: Sequence[Problem], places: Mapping[str, list[Cut]], grader: Grader) -> dict[str, list[Cut]]:
+    """For each problem, by id, the cuts that do not state the answer, in the gold answer's form or another.
+
+    A grader that requires a marked answer (``math``, ``boxed``) must not accept the prefix itself as a completion.
+    """
+    clean = {one.id: [cut for cut in places[one.id] if leak(one, cut.end) is None] for one in problems}
+    if grader.spec not in ("math", "boxed"):
+        return clean
+    marked = [
+        (one, cut) for one in problems for cut in clean[one.id] if final_answer(one.solution[: cut.end]) is not None
+    ]
+    texts = [one.solution[: cut.end] for one, cut in marked]
+    grades = grader.grade(texts, [one.answer for one, _ in marked], [{**one.meta, "id": one.id} for one, _ in marked])
+    for (one, cut), grade in zip(marked, grades, strict=True):
+        if grade.correct:
+            clean[one.id].remove(cut)
+    return clean
 
 
 def _refuse_unsolved(problems: Sequence[Problem]) -> None:

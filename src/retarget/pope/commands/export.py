@@ -7,6 +7,7 @@ from typing import Annotated
 import tyro
 from tyro.conf import Positional, arg
 
+from retarget.errors import UsageError
 from retarget.pope.commands.options import Reading
 from retarget.pope.export import Host, export
 from retarget.pope.mixture import read_rows
@@ -31,9 +32,11 @@ class Export:
     reading: tyro.conf.OmitArgPrefixes[Reading] = field(default_factory=Reading)
 
     def run(self) -> int:
+        if self.out.resolve() == self.rows.resolve():
+            raise UsageError(f"--out {self.out} is the mixture itself: give another file")
         solutions = None
         if self.solutions is not None:
-            solutions = {one.id: one.solution for one in self.reading.read(self.solutions)}
+            solutions = {one.id: one.solution for one in self.reading.read(self.solutions, mined=True)}
         for file in export(read_rows(self.rows), self.to, self.out, hold_out=self.hold_out, grader=self.grader,
                            solutions=solutions):  # fmt: skip
             print(file)

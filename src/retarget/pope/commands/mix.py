@@ -44,8 +44,8 @@ class Mix:
     """Prompts per generation batch; decides the order."""
 
     def run(self) -> int:
-        hard = self.reading.read(self.problems)
-        easy = self.reading.read(self.easy, "optional") if self.easy else []
+        hard = self.reading.read(self.problems, mined=True)
+        easy = self.reading.read(self.easy, "optional", mined=True) if self.easy else []
         prefixes = Prefixes.read(self.prefixes, self.found_only)
         prompts = Prompts.load(self.templates, self.variant, self.chat)
         rows = mix(hard, prefixes, prompts, easy=easy, ratio=self.ratio, seed=self.seed,

@@ -47,15 +47,25 @@ class Reading:
     """Use only this many problems, the first ones."""
 
     def read(
-        self, source: str, solutions: Literal["required", "optional"] = "required", dry_run: bool = False
+        self,
+        source: str,
+        solutions: Literal["required", "optional"] = "required",
+        dry_run: bool = False,
+        *,
+        mined: bool = False,
     ) -> list[Problem]:
-        """The problems of a file; a dry run writes no rejects."""
+        """The problems of a file; a dry run writes no rejects.
+
+        ``mined``: an earlier stage wrote the file, whose grader accepted solutions with the answer in another form.
+        """
+        if self.limit is not None and self.limit < 1:
+            raise UsageError(f"--limit must be at least 1, not {self.limit}")
         pairs = [one.partition("=") for one in self.fields]
         if not all(name and equals and field for name, equals, field in pairs):
             raise UsageError(f"--fields must be NAME=FIELD [NAME=FIELD ...], not {' '.join(self.fields)}")
         problems = read_problems(
             source, self.format, split=self.split, solutions=solutions, skip_invalid=self.skip_invalid,
-            answer_in_solution=not self.answer_anywhere, fields={name: field for name, _, field in pairs},
+            answer_in_solution=not (self.answer_anywhere or mined), fields={name: field for name, _, field in pairs},
             write_rejects=not dry_run,
         )  # fmt: skip
         return problems[: self.limit]
@@ -278,5 +288,5 @@ def stops(found: list[tuple[int, bool]]) -> str:
 
 def _bars(counts: dict[str, int]) -> str:
     scale = max(1, max(counts.values(), default=0) / 40)
-    width = max(7, *map(len, counts))
+    width = max([7, *map(len, counts)])
     return "\n".join(f"{name:>{width}} | {'#' * round(n / scale)} {n}" for name, n in counts.items())

@@ -7,6 +7,7 @@ from typing import Annotated
 import tyro
 from tyro.conf import Positional, arg
 
+from retarget.errors import UsageError
 from retarget.files import make_directory
 from retarget.pope.commands.options import PROBLEMS, Asking, Reading, progress
 from retarget.pope.problems import write_problems
@@ -27,10 +28,12 @@ class Oracle:
     def run(self) -> int:
         from retarget.pope.oracle import ORACLE, ask_oracle
 
+        if self.asking.templates:
+            raise UsageError("--templates does not apply to a teacher, whose prompt is the package's oracle.txt")
         problems = self.reading.read(self.problems, "optional")
         make_directory(self.out.parent)
         sampler = self.asking.sampler()
-        asking = replace(sampler, prompts=ORACLE)
+        asking = replace(sampler, prompts=replace(ORACLE, chat=self.asking.chat))
         with progress("asking") as told:
             solved, unsolved = ask_oracle(
                 problems, asking, self.attempts, journal=Path(f"{self.out}.journal.jsonl"), progress=told

@@ -41,7 +41,7 @@ class Search:
     """Only print the number of rollouts, tokens and GPU-hours."""
 
     def run(self) -> int:
-        problems = self.reading.read(self.problems, dry_run=self.dry_run)
+        problems = self.reading.read(self.problems, dry_run=self.dry_run, mined=True)
         if self.dry_run:
             most = self.cuts.bit_length() if self.search == "bisect" else self.cuts
             rollouts = len(problems) * most * self.k

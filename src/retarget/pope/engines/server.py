@@ -21,7 +21,7 @@ _RETRIED = {408, 409, 425, 429, 500, 502, 503, 504}
 _OF_ONE_PROMPT = {400, 413, 422}
 """Statuses that are about the prompt of the request, not about the server."""
 _ABORTED = {"abort", "error"}
-_CUT_OFF = {"length", "max_tokens", "max_output_tokens", "content_filter"}
+_CUT_OFF = {"length", "max_tokens", "max_output_tokens", "model_length", "content_filter"}
 """Reasons, in lower case, why servers end a completion before the model does: by fault, and by rule."""
 _LONGEST_WAIT = 600.0
 _TELLING = ("id", "root", "parent", "owned_by", "max_model_len")
@@ -305,7 +305,7 @@ def _reason(choice: dict[str, Any]) -> str:
 
 def _rollout(choice: dict[str, Any], tokens: int, told: int | None, opens_thinking: bool) -> Rollout:
     message = choice.get("message")
-    text = _clean((message["content"] or "") if message is not None else choice["text"])
+    text = _clean((message.get("content") or "") if message is not None else choice["text"])
     # Servers that parse out the thinking block return it in a field of its own.
     thinking = (message or {}).get("reasoning_content") or (message or {}).get("reasoning")
     if thinking:
