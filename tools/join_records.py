@@ -45,7 +45,7 @@ def join(directories: Sequence[Path], out: Path) -> None:
     """Write the joined record into a new directory.
 
     Raises:
-        UserError: the records are of different studies, share a seed, or ``out`` exists.
+        UserError: the records are of different studies or data, share a seed, or ``out`` exists.
     """
     if out.exists():
         raise UserError(f"{out} exists already: choose another --out")
@@ -60,12 +60,13 @@ def join(directories: Sequence[Path], out: Path) -> None:
         if _setting(plan) != _setting(plans[0]):
             changed = [key for key, value in _setting(plans[0]).items() if value != _setting(plan)[key]]
             raise UserError(f"{directory} and {directories[0]} differ in {', '.join(changed)}: they are two studies")
+    _refuse_other_content(directories)
     plan = plans[0].model_copy(update={"seeds": tuple(seeds)})
     looks = [*summaries[0].looks, seeds]
     notes = [note for note in analyses[0].notes if all(note in one.notes for one in analyses)]
     analysis = Analysis(
         figures=_figures(analyses, [len(one.seeds) for one in summaries]), lead=analyses[0].lead,
-        notes=[*notes, unplanned_looks(plan, looks), _apart(summaries)],
+        notes=[one for one in (*notes, unplanned_looks(plan, looks), _apart(summaries)) if one],
     )  # fmt: skip
     make_directory(out)
     for directory in directories:
@@ -77,6 +78,19 @@ def join(directories: Sequence[Path], out: Path) -> None:
     write_json(out / "study.json", record)
     write_json(out / "analysis.json", analysis.model_dump(mode="json"))
     write_json(out / "summary.json", summarise(plan, _values(plan, summaries), analysis) | {"looks": looks})
+
+
+def _refuse_other_content(directories: Sequence[Path]) -> None:
+    """Refuse records whose runs read other data, or ran other code of the user's, under the same name."""
+    first: dict[str, tuple[str, Path]] = {}
+    for directory in directories:
+        for path in sorted(directory.glob("runs/**/config.json")):
+            for name, content in (read_json(path).get("content") or {}).items():
+                known, where = first.setdefault(name, (content, directory))
+                if known != content:
+                    raise UserError(
+                        f"{directory} and {where} were made with other content of {name}: they are two studies"
+                    )
 
 
 def _setting(plan: StudyPlan) -> dict[str, Any]:

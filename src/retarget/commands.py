@@ -364,11 +364,13 @@ def _outlooks(plan: StudyPlan, pilot: Path, named: bool) -> list[Any]:
 
 
 def _print_verdicts(summary: dict[str, Any], plan: StudyPlan) -> None:
-    labels = {one.name: one.label for one in (*plan.metrics, *plan.arms, *plan.conditions)}
+    metrics, labels, conditions = (
+        {one.name: one.label or one.name for one in some} for some in (plan.metrics, plan.arms, plan.conditions)
+    )
     several = len(summary["conditions"]) > 1
     for claim in summary["claims"]:
         name = claim["condition"]
-        where = f"{labels.get(name, name) if name else 'over several conditions'}: " if several else ""
+        where = f"{conditions.get(name, name) if name else 'over several conditions'}: " if several else ""
         line = f"{claim['verdict']:<20} {where}{claim['sentence']}"
         if claim["verdict"] == "not measured" and claim["reason"]:
             line += f" ({claim['reason']})"
@@ -380,6 +382,6 @@ def _print_verdicts(summary: dict[str, Any], plan: StudyPlan) -> None:
             counted = f"{claim['n']:,} {what}{'s' * (claim['n'] != 1)}"
             arms: list[str] = claim["arms"]
             compared = " - ".join(labels.get(arm, arm) for arm in arms)
-            compared += f", {labels.get(claim['metric'], claim['metric'])}"
+            compared += f", {metrics.get(claim['metric'], claim['metric'])}"
             line += f" ({compared}: {claim['estimate']:+.4g}{spread}{unit}, {counted})"
         print(line)

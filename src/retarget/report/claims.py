@@ -168,7 +168,7 @@ def _threshold(claim: ClaimResult, metric: Metric) -> str:
 def _missing(claim: ClaimResult) -> str:
     if claim.reason:
         return f"{claim.reason}."
-    return "In one of its conditions no seed has both values." if claim.across else "No seed has both values."
+    return "No seed has both values in all of its conditions." if claim.across else "No seed has both values."
 
 
 def _remark(claim: ClaimResult) -> str:

@@ -157,14 +157,13 @@ def _claims_data(study: Study) -> Rows:
 
 
 def _values(study: Study) -> Rows:
-    """One row per measured number, in the format that ``retarget judge`` reads."""
+    """One row per number, empty if a run lacks it, in the format that ``retarget judge`` reads."""
     rows = [
-        [condition, arm, str(seed), metric, str(value)]
+        [condition, arm, str(seed), metric, "" if value is None else str(value)]
         for condition, arms in study.summary.conditions.items()
         for arm, metrics in arms.items()
         for metric, spread in metrics.items()
-        for seed, value in zip(study.plan.seeds, spread.values, strict=False)
-        if value is not None
+        for seed, value in zip(study.summary.seeds, spread.values, strict=True)
     ]
     return [["condition", "arm", "seed", "metric", "value"], *rows]
 

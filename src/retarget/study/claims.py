@@ -84,7 +84,7 @@ def outlooks(plan: StudyPlan, values: Values, pilot: int, n: int) -> list[Outloo
         n, weight = reached[-1] if reached else (0, plan.planned_looks[0][1])
         error *= weight
     return [
-        outlook(one.claim.id, spread.sd, spread.n, one.claim.margin or one.claim.smallest_effect, n, error,
+        outlook(one.claim.id, spread.sd, spread.n, one.distance, n, error,
                 sizes[one.claim.family])
         for one in found
         for spread in one.stages
@@ -155,15 +155,15 @@ class _Writer:
             return entry | dict(reason=found.missing, n=found.n)
         sign = sign_of(claim)
         entry |= dict(verdict="not enough evidence", n=found.n)
-        entry["estimate"] = None if found.latest is None else sign * found.latest
+        entry["estimate"] = None if found.latest is None else sign * found.latest + 0.0  # no negative zero
         if found.exact is not None:
-            return entry | _as_it_is(found.exact, found.bounds) | dict(interval=[entry["estimate"]] * 2)
+            return entry | _as_it_is(found.exact, claim, found.bounds) | dict(interval=[entry["estimate"]] * 2)
         then, shown, verdict = _deciding(found)
         evidence = found.stages[shown] if shown is not None else None
         if shown is None or evidence is None or not found.holds or not found.fails:
             return entry | dict(reason=f"the first planned look is at {self.plan.looks[0]} seeds")
         holds, fails = found.holds[then], found.fails[then]
-        entry |= dict(estimate=sign * evidence.estimate, n=evidence.n, verdict=verdict)
+        entry |= dict(estimate=sign * evidence.estimate + 0.0, n=evidence.n, verdict=verdict)
         if self.plan.looks:
             entry["look"] = self.study.looks[shown]
             if found.latest is not None and self.study.looks[shown] < len(self.plan.seeds):
@@ -236,9 +236,9 @@ class _Writer:
         return Shown(metric=name, estimate=sum(differences) / len(differences), interval=interval)
 
 
-def _as_it_is(exact: Exact, bounds: tuple[float, float]) -> dict[str, Any]:
+def _as_it_is(exact: Exact, claim: Claim, bounds: tuple[float, float]) -> dict[str, Any]:
     above, below = bounds
-    if exact.estimate > above:
+    if exact.estimate > above or (claim.margin is not None and exact.estimate == above):
         return dict(verdict="holds", below_smallest_effect=exact.estimate < below)
     return dict(verdict="does not hold" if exact.estimate < below else "not enough evidence")
 

@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError
 from retarget.errors import UserError
 from retarget.identity import fingerprint
 from retarget.settings import Strict, read_config
-from retarget.study.config import Arm, Claim, Condition, Metric, StudyPlan
+from retarget.study.config import Arm, Claim, Condition, Metric, StudyPlan, refuse_unknown
 from retarget.study.items import Items, paired_items
 from retarget.study.rows import Row
 
@@ -64,7 +64,8 @@ def read_claims(path: Path) -> Asked:
             one["label"] = one.get("label") or one.get("name", "")
             one["name"] = slug(str(one.get("name", "")))
     for claim in _tables(given, "claims"):
-        claim["arms"] = [slug(str(arm)) for arm in claim.get("arms", ())]
+        if isinstance(claim.get("arms"), list):
+            claim["arms"] = [slug(str(arm)) for arm in claim["arms"]]
         if "condition" in claim:
             claim["condition"] = slug(str(claim["condition"]))
         if "conditions" in claim:
@@ -116,20 +117,23 @@ def arrange(rows: Sequence[Row], asked: Asked, name: str = "judge") -> Elsewhere
         )  # fmt: skip
     except ValidationError as error:
         raise UserError("; ".join(one["msg"].removeprefix("Value error, ") for one in error.errors())) from error
+    refuse_unknown(plan, "the claims", [arm.name for arm in plan.arms])
     found = Elsewhere(plan, table.values())
     for claim in plan.claims:
-        for condition in _conditions_of(claim, plan):
+        for condition in conditions_of(claim, plan):
             table.refuse_gaps(condition, claim.metric, claim.arms)
     about_models = sum(claim.about == "models" for claim in plan.claims)
     resamples = max(2000, math.ceil(5 * about_models / ((1 - plan.level) / 2)))  # five beyond the smallest error
     for claim in plan.claims:
-        items = table.items_of(claim, resamples)
+        unit = next((one.unit for one in plan.metrics if one.name == claim.metric), "")
+        items = table.items_of(claim, resamples, percent=unit == "%")
         if items is not None:
             found.items[claim.id] = items
     return found
 
 
-def _conditions_of(claim: Claim, plan: StudyPlan) -> tuple[str, ...]:
+def conditions_of(claim: Claim, plan: StudyPlan) -> tuple[str, ...]:
+    """The conditions that a claim is about."""
     if not claim.across:
         return (claim.condition,)
     return claim.conditions or tuple(one.name for one in plan.conditions)
@@ -139,7 +143,8 @@ def _labelled(names: Mapping[str, str], given: Sequence[Any], kind: type[Any]) -
     """Arms or conditions in the order of the rows, with labels from the claims file."""
     stated = {one.name: one for one in given}
     return [
-        stated.get(name) or kind(name=name, label=label if name != "default" else "") for name, label in names.items()
+        stated.get(name) or kind(name=name, label="" if kind is Condition and name == "default" else label)
+        for name, label in names.items()
     ]
 
 
@@ -217,8 +222,16 @@ class _Table:
         for seed in by_seed[0].keys() | by_seed[1].keys():
             _refuse_gap([one.get(seed, {}).keys() for one in by_seed], "item", places, self)
 
-    def items_of(self, claim: Claim, resamples: int) -> Items | None:
+    def _scale(self, metric: str, percent: bool) -> float:
+        """The value of a right item: 100 if the metric is in percent, or any of its values is above 1."""
+        rows = (row for place, seeds in self.items.items() if place[2] == metric
+                for items in seeds.values() for row in items.values())  # fmt: skip
+        return 100.0 if percent or any((row.value or 0) > 1 for row in rows) else 1.0
+
+    def items_of(self, claim: Claim, resamples: int, percent: bool = False) -> Items | None:
         """The items of a claim, averaged over the seeds; None if there are none, or too few.
+
+        ``percent``: the metric's unit is %.
 
         Raises:
             UserError: it is a claim about models, which its items cannot decide.
@@ -239,7 +252,8 @@ class _Table:
         try:
             return paired_items(
                 [sides[0][name] for name in names], [sides[1][name] for name in names],
-                groups if groups[0] is not None else None, exact=claim.exact, resamples=resamples,
+                groups if groups[0] is not None else None, scale=self._scale(claim.metric, percent),
+                exact=claim.exact, resamples=resamples,
             )  # fmt: skip
         except UserError as error:
             if claim.about == "models":

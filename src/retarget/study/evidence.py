@@ -306,8 +306,18 @@ def over_seeds(good: Sequence[float], scale: float, what: str = "seed") -> Sprea
         return Undecided(good[0], 1, f"one {what} has no spread")
     mean, sd = mean_and_sd(good)
     if sd <= RELATIVE_NOISE * scale:
+        if max(good) - min(good) > RELATIVE_NOISE * max(map(abs, good)):
+            reason = "the differences are below a millionth of the values, too small to be told from rounding"
+            return Undecided(mean, len(good), reason)
         return Undecided(mean, len(good), f"the difference is the same on every {what}", interval=True)
     return Spread(mean, sd, len(good))
+
+
+def over_groups(items: Groups) -> Spread | Undecided:
+    """Evidence from few groups of items; undecided if their differences are as good as equal."""
+    if items.sd <= RELATIVE_NOISE * abs(items.estimate):
+        return Undecided(items.estimate, items.groups, "the difference is the same in every group", interval=True)
+    return Spread(items.estimate, items.sd, items.groups)
 
 
 def over_items(items: Items, direction: str, against: float | None) -> Evidence:
@@ -320,7 +330,7 @@ def over_items(items: Items, direction: str, against: float | None) -> Evidence:
         case Resampled():
             found = Draws(tuple(sorted(items.draws)), items.estimate, items.items)
         case Groups():
-            found = Spread(items.estimate, items.sd, items.groups)
+            found = over_groups(items)
     return found if direction == "higher" else Turned(found)
 
 

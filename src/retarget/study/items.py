@@ -139,6 +139,7 @@ def paired_items(
     control: Sequence[float],
     groups: Sequence[Any] | None = None,
     *,
+    scale: float | None = None,
     resamples: int = 2000,
     exact: bool = False,
     seed: int = 0,
@@ -152,6 +153,7 @@ def paired_items(
         treated, control: [N], value of each item; entry i of both is the same item.
         groups: [N], group of each item (a document, a subject, a prompt asked again): items of a group are not
             independent of each other.
+        scale: value of a right binary item, 1 or 100; by default the largest value, which does not tell if all are 0.
         resamples: number of bootstrap draws.
 
     Raises:
@@ -162,7 +164,7 @@ def paired_items(
         raise UserError(f"the items of both models must be lists of equal length, not {t.shape} and {c.shape}")
     kinds = set(np.unique(np.concatenate([t, c])).tolist())
     if groups is None and (kinds <= {0.0, 1.0} or kinds <= {0.0, 100.0}):
-        scale = max(1.0, *kinds)
+        scale = max(1.0, *kinds) if scale is None else scale
         right, also = t > 0, c > 0
         counts = [int(one.sum()) for one in (right & also, right & ~also, ~right & also, ~right & ~also)]
         return PairedCounts(both=counts[0], treated=counts[1], control=counts[2], neither=counts[3], scale=scale,

@@ -9,10 +9,10 @@ from retarget.errors import UserError
 from retarget.files import locked, make_directory, read_json, write_json
 from retarget.identity import content
 from retarget.study.claims import outlooks
-from retarget.study.elsewhere import Elsewhere
+from retarget.study.elsewhere import Elsewhere, conditions_of
 from retarget.study.figures import Analysis
 from retarget.study.power import Outlook
-from retarget.study.summary import summarise, unplanned_looks
+from retarget.study.summary import filled_later, summarise, unplanned_looks
 
 PROSPECTS = (3, 5, 10, 20, 50)
 """Numbers of seeds for which the prospects are shown."""
@@ -34,12 +34,14 @@ def write(found: Elsewhere, out: Path, *, command: str, sources: Sequence[Path])
     """
     make_directory(out)
     with locked(out / ".lock", wait=False, what=str(out)):
-        before, looks = _earlier(out)
+        before, earlier = _earlier(out)
         plan = found.plan
-        now = list(plan.seeds)
+        now, looks = list(plan.seeds), earlier.get("looks", [])
+        again = bool(looks) and looks[-1] == now
         looks = looks if looks and looks[-1] == now else [*looks, now]
         hashes = [one for one in before if one != plan.claims_hash()]
-        notes = [unplanned_looks(plan, looks), *_unpaired(found)]
+        filled = filled_later(earlier, found.values) if again else ""
+        notes = [unplanned_looks(plan, looks), filled, *_unpaired(found)]
         if hashes:
             notes.append(
                 "Other claims, levels or looks have been judged in this directory before, but the error rates of the "
@@ -47,6 +49,7 @@ def write(found: Elsewhere, out: Path, *, command: str, sources: Sequence[Path])
             )
         analysis = Analysis(items=found.items, item_label="interval over items", notes=[one for one in notes if one])
         summary = summarise(plan, found.values, analysis) | {"looks": looks}
+        summary |= {"filled_later": True} if filled else {}
         record = {
             "plan": plan.model_dump(mode="json"),
             "claims_hash": plan.claims_hash(),
@@ -65,34 +68,35 @@ def write(found: Elsewhere, out: Path, *, command: str, sources: Sequence[Path])
 def _unpaired(found: Elsewhere) -> list[str]:
     """For each claim by seeds, the seeds on which an arm has no value: the verdict is about the others."""
     lines = []
-    for claim in found.plan.claims:
-        if claim.across:
-            continue
+    several = len(found.plan.conditions) > 1
+    places = [(claim, name) for claim in found.plan.claims for name in conditions_of(claim, found.plan)]
+    for claim, condition in places:
+        where = f" in {condition}" if several else ""
         for arm in claim.arms:
-            values = found.values.get(claim.condition, {}).get(arm, {}).get(claim.metric, [])
+            values = found.values.get(condition, {}).get(arm, {}).get(claim.metric, [])
             lost = [seed for seed, value in zip(found.plan.seeds, values, strict=False) if value is None]
             if 0 < len(lost) < len(values):
                 label = next(one.label for one in found.plan.arms if one.name == arm)
                 lines.append(
                     f"{label} has no {claim.metric} on {'seed' if len(lost) == 1 else 'seeds'} "
-                    f"{', '.join(map(str, lost))}: the verdict is about the other seeds, and it is biased if it "
+                    f"{', '.join(map(str, lost))}{where}: the verdict is about the other seeds, and it is biased if it "
                     "depends on the arm which runs fail."
                 )
     return list(dict.fromkeys(lines))
 
 
-def _earlier(out: Path) -> tuple[list[str], list[list[int]]]:
-    """The hashes of claims that were judged here before, and their sets of seeds."""
+def _earlier(out: Path) -> tuple[list[str], dict[str, Any]]:
+    """The hashes of claims that were judged here before, and the content of their summary.json."""
     there = [path.name for path in out.iterdir() if not path.name.startswith(".")]
     if not there:
-        return [], []
+        return [], {}
     record = read_json(out / "study.json") if "study.json" in there else {}
     if not isinstance(record, dict) or record.get("runs") != "elsewhere":
         what = "a study of this package's runs" if record else f"something else (it has {sorted(there)[0]})"
         raise UserError(f"{out} holds {what}: choose another --out")
     path = out / "summary.json"
-    looks = read_json(path).get("looks", []) if path.exists() else []
-    return [*record.get("earlier_claims", []), record.get("claims_hash", "")], looks
+    summary = read_json(path) if path.exists() else {}
+    return [*record.get("earlier_claims", []), record.get("claims_hash", "")], summary
 
 
 def prospects(found: Elsewhere) -> str:
@@ -103,7 +107,9 @@ def prospects(found: Elsewhere) -> str:
     for claim in plan.claims:
         known = by_count[PROSPECTS[0]].get(claim.id)
         if known is None:
-            lines.append(f"{claim.id}: no spread over seeds, so nothing can be predicted")
+            over = claim.across in ("every", "new")
+            reason = "it is decided over several conditions together" if over else "no spread over seeds"
+            lines.append(f"{claim.id}: {reason}, so nothing can be predicted")
             continue
         lines.append(in_words(known))
         for n, outlook in by_count.items():

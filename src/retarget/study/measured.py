@@ -56,6 +56,11 @@ class Found:
         claim = self.claim
         return (0.0, claim.smallest_effect) if claim.margin is None else (-claim.margin, -claim.margin)
 
+    @property
+    def distance(self) -> float:
+        """From "no effect" to "the smallest effect", or to the margin: what more seeds must tell apart."""
+        return self.claim.smallest_effect if self.claim.margin is None else self.claim.margin
+
 
 class Measuring:
     """Reads a study's measurements, claim by claim."""
@@ -97,11 +102,20 @@ class Measuring:
         """Evidence for a claim about these models: its items, at the latest look."""
         items = self.items.get(claim.id)
         if items is None:
-            return Found(claim, measured=False, missing="It is about models, but there are no values of single items")
+            return Found(claim, measured=False, missing=self._no_items(claim))
         evidence = over_items(items, claim.direction, claim.against)
         stages = (None,) * (len(self.looks) - 1) + (evidence,) * bool(self.looks)
         missing = self._floor_missed(claim)
         return Found(claim, stages, evidence.estimate, evidence.n, missing=missing, decided_by_items=True)
+
+    def _no_items(self, claim: Claim) -> str:
+        """Why a claim about models has no items."""
+        if len(claim.arms) < 2:
+            return "It is about models, and compares one with a constant: only two models are compared by their items"
+        if claim.condition not in self.metrics:
+            there = ", ".join(self.metrics) or "none"
+            return f"There are no values in the condition {claim.condition}, only in {there}"
+        return "It is about models, but there are no values of single items"
 
     def _items_of(self, claim: Claim, same: Undecided) -> Evidence | None:
         """Evidence over items for a claim whose difference is the same on every seed."""

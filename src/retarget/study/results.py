@@ -84,6 +84,7 @@ class Summary(Tolerant):
 
     Attributes:
         looks: the sets of seeds at which verdicts were given in this directory, the last one last.
+        filled_later: whether a verdict at the last look was given before some of its values existed.
     """
 
     study: str
@@ -92,3 +93,4 @@ class Summary(Tolerant):
     conditions: dict[str, dict[str, dict[str, Spread]]]
     claims: list[ClaimResult]
     looks: list[list[int]] = Field(default_factory=list)
+    filled_later: bool = False

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -58,6 +59,9 @@ def _csv(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
         reader = csv.DictReader(file, strict=True)  # else a quote that is never closed swallows the rows after it
         try:
             _has_columns(path, reader.fieldnames or ())
+            twice = [one for one, count in Counter(reader.fieldnames or ()).items() if count > 1]
+            if twice:
+                raise UserError(f"{path}: the column {twice[0]} is there twice: keep one of them")
             for given in reader:
                 where = f"{path}, line {reader.line_num}"
                 if None in given or None in given.values():
@@ -130,6 +134,8 @@ def _number(where: str, value: Any) -> float | None:
     if text is None or text.lower() in ("nan", "none", "null", "na"):
         return None
     try:
+        if "_" in text:  # which Python reads as a separator of thousands
+            raise ValueError
         number = float({"true": "1", "false": "0"}.get(text.lower(), text))
     except ValueError:
         raise UserError(f"{where}: value {text!r} is not a number; leave it empty if the run failed") from None
@@ -146,9 +152,11 @@ def _seed(where: str, value: Any, item: str | None) -> int | None:
         if item is None:
             raise UserError(f"{where}: it has neither a seed nor an item, so it cannot be paired")
         return None
+    if text.isdecimal():
+        return int(text)
     try:
-        number = float(text)
-        if number != int(number) or number < 0:
+        number = float(text)  # a table of floats holds 3.0 for the seed 3
+        if number != int(number) or not 0 <= number < 2**53:
             raise ValueError
     except (ValueError, OverflowError):
         raise UserError(f"{where}: seed {text!r} is not an integer of 0 or above") from None

@@ -23,7 +23,7 @@ from retarget.study.executor import Executor, LocalExecutor
 from retarget.study.figures import Analysis
 from retarget.study.progress import Display, Silent
 from retarget.study.record import Results, read_status, write_status
-from retarget.study.summary import collect, merge, summarise, unplanned_looks
+from retarget.study.summary import collect, filled_later, merge, summarise, unplanned_looks
 from retarget.study.worker import Finished, Job, Progress, Remark, Started, Ticket
 
 LET_GO_WITHIN = 5.0
@@ -139,23 +139,31 @@ def analyse(root: Path, plan: StudyPlan, notes: Sequence[str] = ()) -> dict[str,
     """
     results = Results(root, plan)
     analysis = _analysed(plan, results)
-    summary = summarise(plan, merge(collect(results), analysis, len(plan.seeds)), analysis)
-    looks = _looks(root, results)
-    warning = unplanned_looks(plan, looks)
-    analysis = analysis.model_copy(update={"notes": [*analysis.notes, *([warning] if warning else []), *notes]})
-    summary["looks"] = looks
+    values = merge(collect(results), analysis, len(plan.seeds))
+    summary = summarise(plan, values, analysis)
+    before = _earlier(root)
+    looks = _looks(before, results)
+    filled = filled_later(before, values) if before.get("looks") == looks else ""
+    warnings = [one for one in (unplanned_looks(plan, looks), filled) if one]
+    analysis = analysis.model_copy(update={"notes": [*analysis.notes, *warnings, *notes]})
+    summary |= {"looks": looks, **({"filled_later": True} if filled else {})}
     write_json(root / "analysis.json", analysis.model_dump(mode="json"))
     write_json(root / "summary.json", summary)
     return summary
 
 
-def _looks(root: Path, results: Results) -> list[list[int]]:
-    """The sets of seeds at which verdicts were given in this directory, the present one last."""
+def _earlier(root: Path) -> dict[str, Any]:
+    """The content of summary.json, empty if there is none yet."""
     path = root / "summary.json"
     summary = read_json(path) if path.exists() else {}
     if not isinstance(summary, dict) or not isinstance(summary.get("looks", []), list):
         raise UserError(f"{path} is damaged: it is no summary of a study. Delete it, and give the same command again")
-    before = summary.get("looks", [])
+    return summary
+
+
+def _looks(earlier: dict[str, Any], results: Results) -> list[list[int]]:
+    """The sets of seeds at which verdicts were given in this directory, the present one last."""
+    before = earlier.get("looks", [])
     cells = [(c.name, arm.name) for c in results.plan.conditions for arm in results.plan.arms]
     now = [seed for seed in results.seeds if any(results.run(*cell, seed) for cell in cells)]
     return before if before and before[-1] == now else [*before, now]

@@ -1,6 +1,6 @@
 """Make summary.json: a study's results as one JSON value."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -89,6 +89,38 @@ def unplanned_looks(plan: StudyPlan, looks: Sequence[Sequence[int]]) -> str:
         "were not planned: the error rates of the verdicts do not account for them. Adding seeds until a claim holds "
         "makes it hold too often; plan the looks before the first run, with --looks."
     )
+
+
+def filled_later(before: Mapping[str, Any], values: Values) -> str:
+    """A warning if a claim was decided at the same seeds before some of its values existed; else empty.
+
+    Args:
+        before: the content of the earlier summary.json, empty if there was none.
+        values: today's values, of the same seeds.
+    """
+    decided = [one for one in before.get("claims", []) if one["verdict"] in ("holds", "does not hold")]
+    earlier = before.get("conditions", {})
+    new = [
+        claim["id"]
+        for claim in decided
+        for condition in ([claim["condition"]] if claim["condition"] else earlier)
+        for arm in claim["arms"]
+        if _gained(
+            earlier.get(condition, {}).get(arm, {}).get(claim["metric"], {}).get("values", ()),
+            values.get(condition, {}).get(arm, {}).get(claim["metric"], ()),
+        )
+    ]
+    if not new and not before.get("filled_later"):
+        return ""
+    return (
+        "Claims were decided at these seeds before some of their runs were complete, and have been judged again since: "
+        "the error rates hold only if it did not depend on the verdict which runs were repeated."
+    )
+
+
+def _gained(before: Sequence[float | None], now: Sequence[float | None]) -> bool:
+    """Whether a value that was missing is there now."""
+    return any(then is None and value is not None for then, value in zip(before, now, strict=False))
 
 
 def _counted(looks: Sequence[Sequence[int]]) -> str:
