@@ -2,9 +2,9 @@
 
     retarget study own_study_text.py --set train=train.jsonl test=test.jsonl text=problem labels=type,level
 
-Rows of JSON (plain or .gz) hold a text and one or more fields to predict; rows without one of them are left out of its
-part. The classifier averages vectors of words and pairs of words (Joulin et al. 2016), between dropout. A part of the
-training rows, the same for every seed, fits the temperature.
+Rows of JSON (plain or .gz) hold a text and one or more fields to predict; a row without a field is left out where that
+field is predicted. The classifier averages vectors of words and pairs of words (Joulin et al. 2016), between dropout. A
+part of the training rows, the same for every seed, fits the temperature.
 """
 
 import gzip
@@ -21,6 +21,7 @@ from retarget.metrics import calibration as c
 from retarget.pskd import PSKD
 from retarget.study import Arm, Claim, Condition, Metric, Run, StudyPlan
 from retarget.study.config import choose_arms
+from retarget.study.elsewhere import slug
 
 SETTINGS = {
     "train": "", "test": "", "text": "text", "labels": "label", "train_rows": 0, "validation_rows": 1000,
@@ -50,12 +51,14 @@ def plan(preset: str, config: dict[str, Any] | None, seeds: list[int] | None, ar
         raise UserError(f"there is no setting {', '.join(sorted(unknown))}: choose from {', '.join(SETTINGS)}")
     if not (settings["train"] and settings["test"]):
         raise UserError("give --set train=FILE.jsonl test=FILE.jsonl")
-    fields = settings["labels"].split(",")
+    fields = [one.strip() for one in str(settings["labels"]).split(",") if one.strip()]
+    if not fields or settings["validation_rows"] < 1:
+        raise UserError("labels must name a field or several (type,level), and validation_rows be at least 1")
     return StudyPlan(
         study="text", title="Text classification", question="Does PS-KD help these text classifiers?", preset=preset,
         settings=settings, data=(settings["train"], settings["test"]), arms=choose_arms(ARMS, arms), metrics=METRICS,
         seeds=tuple(seeds or range(5)),
-        conditions=tuple(Condition(name=field, label=field, settings={"labels": field}) for field in fields),
+        conditions=tuple(Condition(name=slug(field), label=field, settings={"labels": field}) for field in fields),
         claims=tuple(claim for field in fields for claim in claims(field)),
     )  # fmt: skip
 
@@ -71,8 +74,8 @@ def claims(field: str) -> tuple[Claim, ...]:
         ("combined", also, "nll_scaled", "lower", 0.01, "pskd_label_smoothing", "label_smoothing"),
     )
     return tuple(
-        Claim(id=f"text_{name}_{field}", sentence=f"{says}.", metric=metric, direction=direction, condition=field,
-              smallest_effect=least, arms=(treated, control))
+        Claim(id=f"text_{name}_{slug(field)}", sentence=f"{says}.", metric=metric, direction=direction,
+              condition=slug(field), smallest_effect=least, arms=(treated, control))
         for name, says, metric, direction, least, treated, control in wanted
     )  # fmt: skip
 
@@ -82,6 +85,8 @@ def run(run: Run) -> dict[str, float]:
     texts, names = read(s["train"], s["text"], s["labels"])
     test_texts, test_names = read(s["test"], s["text"], s["labels"])
     classes = sorted(set(names))
+    if len(texts) <= s["validation_rows"]:
+        raise UserError(f"{s['train']}: {len(texts)} rows, of which validation_rows={s['validation_rows']} leaves none")
     if unknown := set(test_names) - set(classes):
         raise UserError(f"{s['test']}: no training row has {s['labels']} {', '.join(map(repr, sorted(unknown)))}")
     labels, test_labels = (torch.tensor([classes.index(name) for name in some]) for some in (names, test_names))
@@ -123,11 +128,20 @@ def run(run: Run) -> dict[str, float]:
 def read(file: str, text: str, label: str) -> tuple[list[str], list[str]]:
     """Texts and labels of the rows that have both."""
     opened = gzip.open if file.endswith(".gz") else open
-    with opened(file, "rt", encoding="utf-8") as lines:
-        rows = [json.loads(line) for line in lines]
-    found = [(row[text], str(row[label])) for row in rows if row.get(text) and row.get(label) is not None]
+    rows: list[dict[str, Any]] = []
+    with opened(file, "rt", encoding="utf-8-sig") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                row = json.loads(line) if line.strip() else {}
+            except ValueError as error:
+                raise UserError(f"{file}, line {number}: not JSON: {error}") from error
+            if not isinstance(row, dict):
+                raise UserError(f"{file}, line {number}: not a JSON object with {text} and {label}")
+            rows += [row] if row else []
+    found = [(str(row[text]), str(row[label])) for row in rows if row.get(text) and row.get(label) is not None]
     if not found:
-        raise UserError(f"{file}: no row has both {text} and {label}. The first row has {', '.join(rows[0])}")
+        there = f"The first row has {', '.join(rows[0])}" if rows else "It is empty"
+        raise UserError(f"{file}: no row has both {text} and {label}. {there}")
     texts, labels = zip(*found, strict=True)
     return list(texts), list(labels)
 

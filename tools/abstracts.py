@@ -30,7 +30,7 @@ def seventeen(document: Path) -> str:
                 rows.append(f"| {name} | {says} | – | – | – | – | not measured |")
             above = ""
             for one, result in measured:
-                setting = _setting(one, one.condition(result["condition"]), document)
+                setting = _setting(one, "", document)
                 rows.append(
                     f"| {name} | {says} | {setting if setting != above else ''} | {one.compared(result)} | "
                     f"{one.difference(result)} | {result['n'] or '–'} | {verdict(result)} |"

@@ -109,5 +109,22 @@ def test_texts_of_ones_own_are_classified(tmp_path, monkeypatch):
     assert example.read(str(tmp_path / "test.jsonl"), "says", "n")[0] == [r["says"] for r in rows[200:] if r["says"]]
     with pytest.raises(UserError, match=r"no row has both says and colors\. The first row has says, n, colour"):
         example.read(str(tmp_path / "train.jsonl.gz"), "says", "colors")
-    with pytest.raises(UserError, match=r"give --set train=FILE\.jsonl test="):
-        example.plan("demo", {}, None, None)
+    for content, message in (
+        ('{"says": "a", "n": 1}\n\n{says}\n', "line 3: not JSON"), ('[{"says": "a"}]', "line 1: not a JSON object"),
+        ("\n", "no row has both says and n. It is empty"),
+    ):  # fmt: skip
+        (tmp_path / "odd.jsonl").write_text(content)
+        with pytest.raises(UserError, match=message):
+            example.read(str(tmp_path / "odd.jsonl"), "says", "n")
+    few = {**example.SETTINGS, **given, "train": given["test"], "labels": "n", "validation_rows": 200}
+    with pytest.raises(UserError, match=r"test\.jsonl: \d+ rows, of which validation_rows=200 leaves none"):
+        example.run(Run.create(tmp_path / "r", settings=few, arm="pskd"))
+    assert [one.name for one in example.plan("demo", given | {"labels": "Label Type, n,"}, [0], None).conditions] == [
+        "label-type", "n"
+    ]  # fmt: skip
+    for settings, message in (
+        ({}, r"give --set train=FILE\.jsonl test="),
+        (given | {"validation_rows": -5}, "at least 1"),
+    ):
+        with pytest.raises(UserError, match=message):
+            example.plan("demo", settings, None, None)

@@ -86,3 +86,15 @@ def test_records_of_two_settings_are_refused_by_what_differs(tmp_path):
     assert done.returncode == 2
     assert "differ in settings: they are two studies" in done.stderr
     assert not (tmp_path / "joined").exists()
+
+
+def test_records_of_other_data_are_refused(tmp_path):
+    seeds = read(RECORD / "summary.json")["seeds"]
+    parts = part(tmp_path / "a", seeds[:2]), part(tmp_path / "b", seeds[2:])
+    for path in parts[1].glob("runs/**/config.json"):
+        path.write_text(json.dumps(read(path) | {"content": {"d.npz": "2"}}))
+    for path in parts[0].glob("runs/**/config.json"):
+        path.write_text(json.dumps(read(path) | {"content": {"d.npz": "1"}}))
+    done = join(*parts, out=tmp_path / "joined")
+    assert done.returncode == 2
+    assert "were made with other content of d.npz: they are two studies" in done.stderr

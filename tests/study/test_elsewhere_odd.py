@@ -1,0 +1,167 @@
+"""Runs made elsewhere: input on which a verdict could be confidently wrong."""
+
+import csv
+import json
+
+import pytest
+
+from retarget.cli import main
+from retarget.errors import UserError
+from retarget.study.claims import judge
+from retarget.study.config import Claim, Metric
+from retarget.study.elsewhere import Asked, arrange
+from retarget.study.judging import prospects, write
+from retarget.study.rows import Row
+
+CLAIM = dict(id="c", sentence="It helps.", metric="acc", direction="higher", arms=("new", "old"), smallest_effect=0.5)
+OLD, NEW = [50.0, 51.0, 49.5], [52.1, 53.0, 51.4]
+
+
+def asked(*changes, **more):
+    return Asked(claims=tuple(Claim.model_validate(CLAIM | change) for change in changes or ({},)), **more)
+
+
+def runs(arm, values, condition="default", first=0):
+    return [Row("here", condition, arm, "acc", value, seed, None, None) for seed, value in enumerate(values, first)]
+
+
+def items(arm, values, size=None):
+    return [Row("here", "default", arm, "acc", value, None, f"q{at}", None if size is None else str(at // size))
+            for at, value in enumerate(values)]  # fmt: skip
+
+
+def verdicts(rows, given):
+    found = arrange(rows, given)
+    return judge(found.plan, found.values, items=found.items)
+
+
+@pytest.mark.parametrize("gain", [0.0, 0.1])
+def test_groups_that_all_differ_alike_decide_nothing(gain):
+    values = [at % 7 / 10 for at in range(200)]
+    rows = items("old", values, 10) + items("new", [one + gain for one in values], 10)
+    (one,) = verdicts(rows, asked(dict(about="models")))
+    assert (one.verdict, one.reason) == ("not enough evidence", "the difference is the same in every group")
+
+
+@pytest.mark.parametrize("unit", ["%", ""])
+def test_items_that_are_all_wrong_are_in_the_metrics_unit(unit):
+    more = {"metrics": (Metric(name="acc", label="accuracy", unit="%"),)} if unit else {}
+    other = [] if unit else items("third", [100.0, *[0.0] * 29])
+    (one,) = verdicts(items("old", [0.0] * 30) + items("new", [0.0] * 30) + other, asked(dict(about="models"), **more))
+    assert one.verdict == "not enough evidence"
+    assert one.interval == pytest.approx([-11.35, 11.35], abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(arms=("new", "basline")), "claim c names the arm basline, but the study has old, new"),
+        (dict(metric="acuracy"), "claim c names the metric acuracy, but the study has acc"),
+        (dict(condition="cifar"), "claim c names the condition cifar, but the study has default"),
+        (
+            dict(across="every", conditions=("svnh", "cifar")),
+            "claim c names the condition svnh, but the study has default",
+        ),
+    ],
+)
+def test_a_name_that_no_row_has_is_a_typing_error(change, message):
+    with pytest.raises(UserError, match=message):
+        arrange(runs("old", OLD) + runs("new", NEW), asked(change))
+
+
+def test_a_metric_that_is_exactly_preserved_is_not_worse():
+    exact = (Metric(name="acc", label="parameters", deterministic=True),)
+    for other, verdict in ((25.0, "holds"), (26.0, "does not hold"), (24.0, "holds")):
+        (one,) = verdicts(runs("old", [25.0] * 2) + runs("new", [other] * 2),
+                          asked(dict(margin=0, direction="lower"), metrics=exact))  # fmt: skip
+        assert one.verdict == verdict
+        assert str(one.estimate) == str(other - 25.0)  # and no -0.0
+
+
+def test_differences_below_the_noise_of_the_values_have_no_interval():
+    old = [1e9 + at for at in range(4)]
+    (one,) = verdicts(
+        runs("old", old) + runs("new", [o + d for o, d in zip(old, (5, 299, 123, 68), strict=True)]), asked()
+    )
+    assert (one.verdict, one.interval) == ("not enough evidence", None)
+    assert "too small to be told from rounding" in one.reason
+
+
+def test_a_margin_of_nothing_promises_no_power():
+    found = arrange(runs("old", [50, 51, 49.5, 50.2]) + runs("new", [50.1, 50.9, 49.4, 50.5]), asked(dict(margin=0)))
+    assert "needs more than 10,000 seeds alone" in prospects(found)
+    assert " 50 seeds:   3% alone" in prospects(found)
+    found = arrange(runs("old", OLD) + runs("new", NEW), asked(dict(across="every")))
+    assert "decided over several conditions together, so nothing can be predicted" in prospects(found)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("arm,seed,metric,value,value\nold,0,acc,1,2\n", "the column value is there twice"),
+        ("arm,seed,metric,value\nold,0,acc,0_831\n", "value '0_831' is not a number"),
+        ("arm,seed,metric,value\nold,1e300,acc,1\n", "seed '1e300' is not an integer"),
+    ],
+)
+def test_tables_that_say_two_things_are_refused(text, message, tmp_path, capsys):
+    (tmp_path / "r.csv").write_text(text)
+    (tmp_path / "c.toml").write_text("[[claims]]\n" + "\n".join(f"{k} = {json.dumps(v)}" for k, v in CLAIM.items()))
+    assert (
+        main(["judge", str(tmp_path / "r.csv"), "--claims", str(tmp_path / "c.toml"), "--out", str(tmp_path / "o")])
+        == 1
+    )
+    assert message in capsys.readouterr().err
+
+
+def test_seeds_beyond_a_floats_integers_stay_apart(tmp_path, capsys):
+    table = [["arm", "seed", "metric", "value"]]
+    for arm, more, values in (("old", 0, OLD), ("new", 1, NEW)):
+        table += [[arm, 2**60 + 1000 * at + more, "acc", value] for at, value in enumerate(values)]
+    (tmp_path / "r.csv").write_text("\n".join(",".join(map(str, row)) for row in table))
+    (tmp_path / "c.toml").write_text("[[claims]]\n" + "\n".join(f"{k} = {json.dumps(v)}" for k, v in CLAIM.items()))
+    assert (
+        main(["judge", str(tmp_path / "r.csv"), "--claims", str(tmp_path / "c.toml"), "--out", str(tmp_path / "o")])
+        == 1
+    )
+    assert "lacks seed" in capsys.readouterr().err
+
+
+def test_reasons_and_notes_name_the_condition(tmp_path):
+    rows = runs("old", [1.0, 2.0, None], "a") + runs("new", [2.0, 3.1, 4.0], "a")
+    rows += runs("old", [None, None, 2.0], "b") + runs("new", [2.0, 3.0, 4.0], "b")
+    found = arrange(rows, asked(dict(across="average")))
+    notes = write(found, tmp_path / "o", command="x", sources=()) and json.loads(
+        (tmp_path / "o/analysis.json").read_text()
+    )
+    said = " ".join(notes["notes"])
+    assert "old has no acc on seed 2 in a:" in said
+    assert "old has no acc on seeds 0, 1 in b:" in said
+    rows = items("old", [0.0] * 30) + items("new", [1.0] * 30) + runs("old", [1.0], "x") + runs("new", [1.0], "x")
+    (one,) = verdicts(rows, asked(dict(about="models", condition="x")))
+    assert one.reason == "It is about models, but there are no values of single items"
+    (one,) = verdicts(items("old", [0.0] * 30), asked(dict(about="models", arms=("old",), against=0.5)))
+    assert "compares one with a constant" in one.reason
+
+
+def test_a_verdict_that_a_repeated_run_may_change_says_so(tmp_path):
+    first = arrange(runs("old", OLD) + runs("new", [*NEW[:2], None]), asked(dict(smallest_effect=0.1)))
+    assert write(first, tmp_path / "o", command="x", sources=())["claims"][0]["verdict"] == "holds"
+    again = arrange(runs("old", OLD) + runs("new", [*NEW[:2], 44.0]), asked(dict(smallest_effect=0.1)))
+    for _ in range(2):  # and it stays said
+        write(again, tmp_path / "o", command="x", sources=())
+        notes = json.loads((tmp_path / "o/analysis.json").read_text())["notes"]
+        assert [one for one in notes if one.startswith("Claims were decided at these seeds before some of their runs")]
+
+
+def test_exported_values_are_judged_again_even_if_a_run_failed(tmp_path):
+    found = arrange(
+        runs("default", [50.0, None], first=3) + runs("new", NEW[:2], first=3), asked(dict(arms=("new", "default")))
+    )
+    assert [arm.label for arm in found.plan.arms] == ["default", "new"]
+    write(found, tmp_path / "o", command="x", sources=())
+    assert main(["report", str(tmp_path / "o")]) == 0
+    (file,) = tmp_path.glob("o/report_files/*-values.csv")
+    rows = list(csv.DictReader(file.open()))
+    assert [(row["arm"], row["seed"], row["value"]) for row in rows] == [
+        ("default", "3", "50.0"), ("default", "4", ""), ("new", "3", "52.1"), ("new", "4", "53.0")
+    ]  # fmt: skip
