@@ -215,3 +215,32 @@ def test_every_fifth_equals_a_loop():
         assert every_fifth(labels, of_class=False)[place] == (place % 5 == 4)
         assert every_fifth(labels, of_class=True)[place] == (seen[label] % 5 == 4)
         seen[label] += 1
+
+
+@pytest.mark.parametrize("shape", [(4, 32, 32), (13, 64, 64), (2, 8, 8), (3, 4, 4)])
+def test_channels_first_are_refused(shape, tmp_path):
+    np.savez(tmp_path / "a.npz", images=np.zeros((8, *shape), np.uint8), labels=np.arange(8) % 2)
+    with pytest.raises(UserError, match=r"(seem to )?have their channels first; give \[N, H, W, C\]"):
+        read(f"npz:{tmp_path}/a.npz")
+
+
+def test_hf_splits_that_name_their_classes_otherwise_are_matched_by_name(tmp_path):
+    datasets = pytest.importorskip("datasets", reason="the extra `text` is not installed")
+
+    def split(names, labels):
+        kinds = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
+        images = [Image.fromarray(np.full((4, 4), 9, np.uint8)) for _ in labels]
+        return datasets.Dataset.from_dict({"image": images, "label": labels}, features=kinds)
+
+    train = split(["cat", "cow", "dog"], [0, 1, 2, 0])
+    for at, (names, labels, found) in enumerate(
+        ((["cat", "dog"], [0, 1], [0, 2]), (["dog", "cow", "cat"], [0, 1, 2], [2, 1, 0]), (["cat", "eel"], [0], [0]))
+    ):
+        datasets.DatasetDict(train=train, test=split(names, labels)).save_to_disk(str(tmp_path / str(at)))
+        source = read(f"hf:{tmp_path / str(at)}")
+        assert (source.names, source.test.labels.tolist()) == (("cat", "cow", "dog"), found)
+    datasets.DatasetDict(train=train, test=split(["cat", "eel"], [1])).save_to_disk(str(tmp_path / "eel"))
+    with pytest.raises(
+        UserError, match="images of the class eel, which is none of the training split's: cat, cow, dog"
+    ):
+        read(f"hf:{tmp_path / 'eel'}")

@@ -137,3 +137,29 @@ def test_sizes_that_differ_are_named(tmp_path):
     pictures = [saved(tmp_path / f"{side}.png", Image.new("L", (side, 9))) for side in (3, 4)]
     with pytest.raises(UserError, match=r"4\.png is 4×9 pixels and .*3\.png 3×9"):
         one_size(pictures, [header(one) for one in pictures])
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["tif", "png", "jpg", "webp"])
+def test_the_header_says_the_size_that_is_decoded(orientation, suffix, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture = saved(tmp_path / f"a.{suffix}", Image.fromarray(COLOUR), exif=exif)
+    assert header(picture)[:2] == decode(picture, 3).shape[1:]
+
+
+def test_linked_folders_and_rarer_suffixes_are_read_and_circles_are_not(tmp_path):
+    (tmp_path / "far").mkdir()
+    (tmp_path / "class").mkdir()
+    for file in ("far/a.png", "class/b.jfif", "class/c.jpe"):
+        Image.fromarray(GREY).save(tmp_path / file, format="PNG" if file.endswith("png") else "JPEG")
+    (tmp_path / "class/more").symlink_to(tmp_path / "far", target_is_directory=True)
+    (tmp_path / "class/back").symlink_to(tmp_path, target_is_directory=True)
+    (tmp_path / "class/self").symlink_to(tmp_path / "class", target_is_directory=True)
+    names = [one.name.removeprefix(f"{tmp_path}/class/") for one in find(tmp_path / "class")]
+    assert names == ["b.jfif", "c.jpe", "more/a.png"]
+
+
+def test_eight_bits_in_a_file_of_32_stay_eight(tmp_path):
+    picture = saved(tmp_path / "a.tif", Image.fromarray(GREY.astype(np.int32)))
+    np.testing.assert_array_equal(decode(picture, 1)[0], GREY)

@@ -4,7 +4,7 @@ import inspect
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +173,11 @@ def _from_arrays(pixels: np.ndarray, labels: Any, where: str, classes: int | Non
                         f"{list(pixels.shape)}{remedy}")  # fmt: skip
     if pixels.ndim == 4 and pixels.shape[1] in (1, 3) and pixels.shape[3] > 4:
         raise UserError(f"{where}: images of shape {list(pixels.shape)} have their channels first; give [N, H, W, C]")
+    if pixels.ndim == 4 and pixels.shape[2] == pixels.shape[3] != pixels.shape[1]:
+        raise UserError(
+            f"{where}: images of shape {list(pixels.shape)} seem to have their channels first; give [N, H, W, C], or "
+            "read them with module:function"
+        )
     pixels = pixels[:, None] if pixels.ndim == 3 else pixels.transpose(0, 3, 1, 2)
     labels = class_labels(labels, where, classes)
     if len(pixels) != len(labels):
@@ -350,8 +355,26 @@ def _hf(path: Path) -> Source:
     train = _hf_part(parts["train"], f"{path}, split train")
     names = _numbered(train)
     own = tuple(getattr(parts["train"].features["label"], "names", None) or ())
-    test = _hf_part(parts[held_out], f"{path}, split {held_out}", len(names)) if held_out else None
+    theirs = tuple(getattr(parts[held_out].features["label"], "names", None) or ()) if held_out else ()
+    if own and theirs and theirs != own:
+        test = _named_alike(
+            _hf_part(parts[held_out], f"{path}, split {held_out}", len(theirs)), theirs, own, f"{path}: {held_out}"
+        )
+    else:
+        test = _hf_part(parts[held_out], f"{path}, split {held_out}", len(names)) if held_out else None
     return Source(own if len(own) == len(names) else names, train, test, held_out)
+
+
+def _named_alike(part: Part, theirs: Sequence[str], own: Sequence[str], where: str) -> Part:
+    """The part with the classes numbered as in the training split, which names the same ones in another order."""
+    used = [theirs[label] for label in sorted(set(part.labels.tolist()))]
+    unknown = [name for name in used if name not in own]
+    if unknown:
+        raise UserError(
+            f"{where} has images of the class {unknown[0]}, which is none of the training split's: {', '.join(own)}"
+        )
+    numbers = torch.tensor([own.index(name) if name in own else -1 for name in theirs])
+    return replace(part, labels=numbers[part.labels])
 
 
 def _hf_part(part: Any, where: str, classes: int | None = None) -> Part:

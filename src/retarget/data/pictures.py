@@ -1,5 +1,6 @@
 """Find, measure and decode image files, in formats that need no other program."""
 
+import os
 import struct
 import warnings
 import zlib
@@ -17,7 +18,7 @@ from retarget.extras import require
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 """Formats that Pillow may detect by content; others would start programs such as Ghostscript."""
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 
 _ORIENTATION = 0x0112
 _GREY = ("1", "L", "LA", "La", "I", "F")
@@ -43,12 +44,20 @@ class Header(NamedTuple):
 
 def find(folder: Path) -> list[Picture]:
     """The image files below a folder, by suffix, in the order of their names; hidden ones are skipped."""
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    files = sorted(path for path in _below(folder) if path.suffix.lower() in SUFFIXES and path.is_file())
     return [
         Picture(str(path), path)
         for path in files
         if not any(part.startswith(".") for part in path.relative_to(folder).parts)
     ]
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """Everything in a folder, in linked folders too, but not in a link that leads back up."""
+    for at, folders, names in os.walk(folder, followlinks=True):
+        here = Path(at).resolve()
+        folders[:] = [name for name in folders if Path(at, name).resolve() not in (here, *here.parents)]
+        yield from (Path(at, name) for name in names)
 
 
 def header(picture: Picture) -> Header:
@@ -59,7 +68,8 @@ def header(picture: Picture) -> Header:
     """
     with _opened(picture) as image:
         grey = image.mode in _GREY or image.mode.startswith("I;16")
-        lying = image.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
+        # Pillow has already turned the size of a TIFF file.
+        lying = image.format != "TIFF" and image.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
         return Header(image.width, image.height, grey) if lying else Header(image.height, image.width, grey)
 
 
@@ -137,4 +147,6 @@ def _eight_bits(image: Any, name: str) -> Any:
     pixels = np.asarray(image).astype(np.int64)
     if pixels.min() < 0 or pixels.max() > 65535:
         raise UserError(f"{name}: its pixels go from {pixels.min()} to {pixels.max()}; save it with 8 or 16 bits")
+    if image.mode == "I" and pixels.max() <= 255:  # 8 bits in a 32-bit file
+        return require("PIL.Image", "vision").fromarray(pixels.astype(np.uint8))
     return require("PIL.Image", "vision").fromarray(((pixels + 128) // 257).astype(np.uint8))

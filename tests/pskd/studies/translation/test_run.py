@@ -179,3 +179,20 @@ def test_bad_settings_are_refused():
             plan("demo", config)
     with pytest.raises(UserError, match="no arm nothing"):
         plan("demo", arms=["nothing"])
+
+
+PERFECT = (
+    ("zh", "我们今天去公园散步，天气很好！他在哪里？"), ("ja", "私たちは今日公園を散歩しました。"),
+    ("vi", "Tô\u0302i đi bộ tro\u0302ng công viên hôm nay."),
+    ("fr", "Il a 5\u202fm² de terrain… et l’été arrive bientôt ici."), ("zh_CN", "天气很好，我们在公园里散步。"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("language", "text"), PERFECT)
+def test_a_faultless_translator_has_full_marks_in_every_script(language, text, tmp_path):
+    tokenizer = train_tokenizer([(text, text)] * 20, 200)
+    said = tokenizer.batch_decode([tokenizer.encode(text)], skip_special_tokens=True)[0].strip()
+    bleu, chrf = translation.text_scores(tmp_path, [said] * 3, [("x", text)] * 3, language)
+    assert (bleu, chrf) == (pytest.approx(100), pytest.approx(100))
+    one_wrong = translation.text_scores(tmp_path, [f"{said[:-3]}x{said[-2:]}"] * 3, [("x", text)] * 3, language)[0]
+    assert 20 < one_wrong < 100

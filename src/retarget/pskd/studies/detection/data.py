@@ -63,6 +63,8 @@ class Scene:
             pixels = decode_image(str(self.image), ImageReadMode.RGB)
         except RuntimeError as error:
             raise UserError(f"{self.image} cannot be read as an image: {error}") from error
+        if pixels.dtype == torch.uint16:
+            pixels = (pixels.int() // 257).to(torch.uint8)
         if tuple(pixels.shape[1:]) != self.size:
             raise UserError(f"{self.image} is {list(pixels.shape[1:])} pixels (height, width), but {self.name} says "
                             f"{list(self.size)}")  # fmt: skip
@@ -152,6 +154,12 @@ def check(settings: Settings) -> None:
             raise UserError(f"{settings.dataset}: the {name} part has no objects")
     if len(parts.train) < settings.batch_size:
         raise UserError(f"{len(parts.train)} training images do not fill a batch of {settings.batch_size}")
+    seen = {int(label) for one in parts.train for label in one.labels[~one.ignored]}
+    if missing := [name for label, name in enumerate(parts.classes, 1) if label not in seen]:
+        raise UserError(
+            f"{settings.dataset}: no training image has an object of the class {missing[0]} (difficult ones do not "
+            "count): add some, or leave the class out of classes"
+        )
 
 
 class DetectionSet(Dataset):

@@ -7,7 +7,7 @@ import numpy as np
 from retarget.metrics import calibration as c
 from retarget.pskd.studies.images.classes import class_figures
 from retarget.pskd.studies.images.ranks import corruptions, ranks
-from retarget.pskd.studies.images.scores import TEMPERATURES, fitted_temperature, log_losses
+from retarget.pskd.studies.images.scores import TEMPERATURES, UNKNOWN, fitted_temperature, log_losses, log_odds
 from retarget.pskd.studies.images.settings import SAME_WEIGHTS
 from retarget.study.config import Claim
 from retarget.study.figures import Analysis, Bars, Figure, Lines, Series
@@ -22,11 +22,11 @@ RELIABILITY, COVERAGE = "Reliability", "Risk and coverage"
 LEAD = (RELIABILITY, COVERAGE)
 """Titles of the figures that the page shows before its tables, for the first condition."""
 
-_ITEM_STATISTICS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], float]] = {
-    "top1": lambda confidence, correct, nll: 100 * float(correct.mean()),
-    "nll": lambda confidence, correct, nll: float(nll.mean()),
-    "ece": lambda confidence, correct, nll: 100 * c.expected_calibration_error(confidence, correct),
-    "aurc": lambda confidence, correct, nll: 1000 * c.aurc(confidence, correct),
+_ITEM_STATISTICS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], float]] = {
+    "top1": lambda confidence, odds, correct, nll: 100 * float(correct.mean()),
+    "nll": lambda confidence, odds, correct, nll: float(nll.mean()),
+    "ece": lambda confidence, odds, correct, nll: 100 * c.expected_calibration_error(confidence, correct),
+    "aurc": lambda confidence, odds, correct, nll: 1000 * c.aurc(odds, correct),
 }
 
 
@@ -258,16 +258,19 @@ def _item_interval(results: Results, claim: Claim) -> tuple[float, float] | None
     )
 
 
-def _items(arrays: dict[str, np.ndarray], scaled: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Confidence, correctness and NLL of each test image, [N] each, from which the statistics are computed."""
+def _items(arrays: dict[str, np.ndarray], scaled: bool) -> tuple[np.ndarray, ...]:
+    """Confidence, log odds, correctness and NLL of each test image, [N] each, which the statistics are of."""
     temperature = fitted_temperature(arrays) if scaled else 1.0
     logits, labels = arrays["test_logits"], arrays["test_labels"]
     probs = c.apply_temperature(logits, temperature)
-    return probs.max(1), probs.argmax(1) == labels, log_losses(logits, labels, temperature)
+    odds = log_odds(logits, temperature)
+    return probs.max(1), odds, logits.argmax(1) == labels, log_losses(logits, labels, temperature)
 
 
 def _confidence(temperature: float) -> str:
     """Compare a classifier's confidence with its accuracy, by its fitted temperature."""
+    if temperature == UNKNOWN:
+        return "has every validation image right, so it cannot be told how confident it should be"
     says = "is over-confident, so softer targets can help"
     if temperature < 0.95:
         says = "is under-confident, and softer targets make it more so"
@@ -286,6 +289,8 @@ expected to help calibration here
     if arm != "cross_entropy" or "temperature" not in metrics:
         return None
     temperature = metrics["temperature"]
+    if temperature == UNKNOWN:
+        return f"cross-entropy {_confidence(temperature)}: more validation images would tell"
     chances = "may help here" if temperature >= OVER_CONFIDENT else "is not expected to help calibration here"
     return f"cross-entropy {_confidence(temperature)}: PS-KD {chances}"
 

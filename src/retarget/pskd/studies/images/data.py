@@ -127,6 +127,12 @@ def chosen(settings: Settings) -> tuple[list[Part], Tensor, tuple[str, ...]]:
         )
     rest, apart = stratified(train.labels.numpy(), settings.validation_images, rng)
     kept, validation = train.take(rest), train.take(apart)
+    unseen = sorted(set(test.labels.tolist()) - set(kept.labels.tolist()))
+    if unseen:
+        raise UserError(
+            f"{settings.dataset}: {len(unseen)} classes of the test images have no image left to train on, such as "
+            f"{source.names[unseen[0]]}: set train_images higher or validation_images lower, or leave such classes out"
+        )
     noisy = replace(kept, labels=_noisy(kept.labels, classes, settings.label_noise, rng))
     return [noisy, validation, test], kept.labels, source.names
 

@@ -3,12 +3,14 @@
 from collections.abc import Mapping
 
 import numpy as np
-from scipy.special import log_softmax
+from scipy.special import log_softmax, logsumexp
 
 from retarget.metrics import calibration as c
 
 TEMPERATURES = (0.1, 10.0)
-"""Range of the fitted temperature: a faultless validation part would ask for 0, which makes every confidence 1."""
+"""Range of the fitted temperature."""
+UNKNOWN = 1.0
+"""The temperature if the validation part is faultless: the best one would be 0, which makes every confidence 1."""
 
 
 def scores(arrays: Mapping[str, np.ndarray]) -> dict[str, float]:
@@ -38,7 +40,9 @@ def scores(arrays: Mapping[str, np.ndarray]) -> dict[str, float]:
 
 
 def fitted_temperature(arrays: Mapping[str, np.ndarray]) -> float:
-    """The temperature that fits the validation part best, within ``TEMPERATURES``."""
+    """The temperature that fits the validation part best, in ``TEMPERATURES``; ``UNKNOWN`` if all of it is right."""
+    if (arrays["val_logits"].argmax(1) == arrays["val_labels"]).all():
+        return UNKNOWN
     return c.fit_temperature(arrays["val_logits"], arrays["val_labels"], bounds=TEMPERATURES)
 
 
@@ -47,17 +51,24 @@ def log_losses(logits: np.ndarray, labels: np.ndarray, temperature: float = 1.0)
     return -log_softmax(logits.astype(np.float64) / temperature, axis=1)[np.arange(len(labels)), labels]
 
 
+def log_odds(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+    """The log odds of each sample's likeliest class, [N]: they rank as the probabilities do, but never round to 1."""
+    scaled = np.sort(logits.astype(np.float64) / temperature, axis=1)
+    return scaled[:, -1] - logsumexp(scaled[:, :-1], axis=1)
+
+
 def _of(logits: np.ndarray, labels: np.ndarray, temperature: float = 1.0) -> dict[str, float]:
     probs = c.apply_temperature(logits, temperature)
+    ranked = log_odds(logits, temperature), logits.argmax(1) == labels
     found = {
         "top1": 100 * (1 - c.top_k_error(probs, labels, 1)),
         "nll": float(log_losses(logits, labels, temperature).mean()),
         "ece": 100 * c.expected_calibration_error(probs, labels),
         "ece_mass": 100 * c.expected_calibration_error(probs, labels, bins=15, scheme="equal_mass", debiased=True),
-        "aurc": 1000 * c.aurc(probs, labels),
-        "excess_aurc": 1000 * c.excess_aurc(probs, labels),
-        "augrc": 1000 * c.augrc(probs, labels),
-        "failure_auroc": 100 * c.failure_auroc(probs, labels),
+        "aurc": 1000 * c.aurc(*ranked),
+        "excess_aurc": 1000 * c.excess_aurc(*ranked),
+        "augrc": 1000 * c.augrc(*ranked),
+        "failure_auroc": 100 * c.failure_auroc(*ranked),
         "brier": c.brier_score(probs, labels),
     }
     if probs.shape[1] > 5:

@@ -177,7 +177,7 @@ def check_shift(test: Images, settings: PeerSettings) -> torch.Tensor | None:
         return None
     source = read(shift.ood, settings.root)
     part = source.test or source.train
-    part = part.take(np.arange(min(shift.images, len(part))))
+    part = part.take(np.sort(np.random.default_rng([settings.data_seed, 97]).permutation(len(part))[: shift.images]))
     strange = pixels_of(part, test.channels, sides(settings)[0], crop=True)
     if strange.shape[1:] != test.pixels.shape[1:]:
         raise UserError(

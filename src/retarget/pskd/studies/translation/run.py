@@ -1,6 +1,7 @@
 """One training run of the translation study: a small Transformer in the Hugging Face Trainer, PS-KD plugged in."""
 
 import time
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -226,7 +227,7 @@ def _evaluate(
     temperature = fit_temperature(model, validation, collator)
     raw, scaled = (TokenScores.of(model, test, collator, t) for t in (1.0, temperature))
     hypotheses = translate(model, tokenizer, test)
-    bleu, chrf = _text_scores(run.directory, hypotheses, parts.test)
+    bleu, chrf = text_scores(run.directory, hypotheses, parts.test, resolve_settings(Settings, run.settings).target)
     metrics = {
         "bleu": bleu,
         "chrf": chrf,
@@ -258,10 +259,16 @@ def translate(
     return text
 
 
-def _text_scores(directory: Path, hypotheses: list[str], pairs: Pairs) -> tuple[float, float]:
-    """BLEU and chrF; writes the translations and the signatures beside the run's metrics."""
-    references = [[target for _, target in pairs]]
-    bleu, chrf = sacrebleu.metrics.BLEU(), sacrebleu.metrics.CHRF()  # type: ignore[attr-defined]
+def text_scores(directory: Path, hypotheses: list[str], pairs: Pairs, language: str) -> tuple[float, float]:
+    """BLEU and chrF; writes the translations and the signatures beside the run's metrics.
+
+    Languages without spaces between words are scored by characters (Chinese by sacreBLEU's own tokenizer), and the
+    references are in the normal form that the study's tokenizer gives to every text.
+    """
+    references = [[unicodedata.normalize("NFKC", target) for _, target in pairs]]
+    code = language.lower().replace("_", "-").partition("-")[0]
+    words = {"zh": "zh", **dict.fromkeys(("ja", "th", "lo", "km", "my"), "char")}.get(code, "13a")
+    bleu, chrf = sacrebleu.metrics.BLEU(tokenize=words), sacrebleu.metrics.CHRF()  # type: ignore[attr-defined]
     scores = bleu.corpus_score(hypotheses, references), chrf.corpus_score(hypotheses, references)
     kept = {
         "bleu": {"score": scores[0].score, "signature": str(bleu.get_signature())},
