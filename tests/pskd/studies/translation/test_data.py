@@ -82,10 +82,3 @@ def test_the_files_of_a_run_are_those_it_reads(tmp_path):
     names = ["train.en", "train.de", "val.en.gz", "val.de", "test.en", "test.de"]
     assert data_paths(settings(tmp_path)) == tuple(str(tmp_path / name) for name in names)
     assert data_paths(settings(tmp_path, dataset="grammar")) == ()
-
-
-def test_more_pairs_than_there_are_is_refused(tmp_path):
-    write(tmp_path, b"a\nb\n", b"c\nd\n")
-    for name in ("train_sentences", "test_sentences"):
-        with pytest.raises(UserError, match=f"{name} = 11, but files:.* has only 2 such pairs"):
-            sentence_pairs(settings(tmp_path, **{name: 11}))
