@@ -33,6 +33,14 @@ def test_a_constant_channel_becomes_zero(tmp_path):
     assert found[:, 0].std() > 0.9
 
 
+def test_classes_that_have_no_image_to_train_on_are_named(tmp_path, caplog):
+    labels = np.arange(60)
+    np.savez(tmp_path / "rare.npz", x_train=np.zeros((60, 8, 8), np.uint8), y_train=labels,
+             x_test=np.zeros((60, 8, 8), np.uint8), y_test=labels)  # fmt: skip
+    split(demo(dataset=f"npz:{tmp_path / 'rare.npz'}", train_images=None, validation_images=15, batch_size=5))
+    assert "15 of the test images' classes have no image left to train on" in caplog.text
+
+
 def test_the_split_is_stratified_disjoint_and_the_same_every_time():
     one, two = split(demo(dataset="digits")), split(demo(dataset="digits"))
     assert torch.equal(one.train.pixels, two.train.pixels)

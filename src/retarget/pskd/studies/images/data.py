@@ -4,6 +4,7 @@ Every random choice depends only on the data seed, or on (run seed, epoch, sampl
 ask: a resumed run sees the same pixels as an uninterrupted one.
 """
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,6 +20,8 @@ from retarget.data.splits import stratified
 from retarget.errors import UserError
 from retarget.extras import require
 from retarget.pskd.studies.images.settings import Settings
+
+_LOG = logging.getLogger(__name__)
 
 Place = tuple[int, int]  # (epoch, sample)
 
@@ -129,10 +132,11 @@ def chosen(settings: Settings) -> tuple[list[Part], Tensor, tuple[str, ...]]:
     kept, validation = train.take(rest), train.take(apart)
     unseen = sorted(set(test.labels.tolist()) - set(kept.labels.tolist()))
     if unseen:
-        raise UserError(
-            f"{settings.dataset}: {len(unseen)} classes of the test images have no image left to train on, such as "
-            f"{source.names[unseen[0]]}: set train_images higher or validation_images lower, or leave such classes out"
-        )
+        _LOG.warning(
+            "%s: %d of the test images' classes have no image left to train on, such as %s, and count as wrong in every "
+            "arm: set train_images higher or validation_images lower, or leave such classes out",
+            settings.dataset, len(unseen), source.names[unseen[0]],
+        )  # fmt: skip
     noisy = replace(kept, labels=_noisy(kept.labels, classes, settings.label_noise, rng))
     return [noisy, validation, test], kept.labels, source.names
 
