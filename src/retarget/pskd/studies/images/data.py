@@ -133,8 +133,8 @@ def chosen(settings: Settings) -> tuple[list[Part], Tensor, tuple[str, ...]]:
     unseen = sorted(set(test.labels.tolist()) - set(kept.labels.tolist()))
     if unseen:
         _LOG.warning(
-            "%s: %d of the test images' classes have no image left to train on, such as %s, and count as wrong in every "
-            "arm: set train_images higher or validation_images lower, or leave such classes out",
+            "%s: %d of the test images' classes have no image left to train on, such as %s, and count as "
+            "wrong in every arm: set train_images higher or validation_images lower, or leave such classes out",
             settings.dataset, len(unseen), source.names[unseen[0]],
         )  # fmt: skip
     noisy = replace(kept, labels=_noisy(kept.labels, classes, settings.label_noise, rng))
