@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator
 from records import Record, names, record
 from scipy import stats
 
@@ -84,6 +85,10 @@ def draw(these: list[Point]) -> str:
                               textcoords="offset points", fontsize=10.5)  # fmt: skip
             axes.set_title(f"gain in {name}", loc="left", fontsize=12.5)
             axes.margins(x=0.12)
+            axes.set_xscale("log")
+            axes.xaxis.set_major_locator(FixedLocator([0.5, 1, 2, 4, 8]))
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_locator(NullLocator())
             if place == 1:
                 axes.set_xlabel("fitted temperature of the control (above 1: over-confident)")
         out = io.StringIO()
