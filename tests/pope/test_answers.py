@@ -184,3 +184,7 @@ def test_thinking_tags_stay_in_a_completion_even_as_special_tokens(tiny, special
     engine = TransformersEngine(tiny.model, tokenizer)
     assert engine._rollout([*ids, tokenizer.eos_token_id], 9, "").text.replace(" ", "") == "<think>1</think>2"
     assert engine._rollout([*ids, tokenizer.eos_token_id], 9, "").tokens == 5
+    reward = informed(Reward(Grader("exact")), tokenizer, "2 + 2?")
+    said = [*tokenizer.convert_tokens_to_ids([tags[0], "1"]), tokenizer.eos_token_id]  # it never ends its thinking
+    asked = {"completions": [tokenizer.decode(said, skip_special_tokens=True)], "completion_ids": [said]}
+    assert reward(answer=["1"], **asked) == [0.0]

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from types import TracebackType
@@ -243,11 +243,13 @@ class Reward:
         ends: ids of the tokens that end a completion. A completion that ends with none of them is graded with
             ``truncated`` in its meta. The trainer sets the ids; without any, no completion counts as truncated.
         opens_thinking: whether the prompt template opens a thinking block for the completion.
+        decode: decodes a completion's ids, where the trainer's own decoding would leave out thinking tags.
     """
 
     grader: Grader
     ends: frozenset[int] = frozenset()
     opens_thinking: bool = False
+    decode: Callable[[Sequence[int]], str] | None = None
     __name__ = "correct"
 
     def __call__(
@@ -260,6 +262,8 @@ class Reward:
     ) -> list[float]:
         """One reward per completion."""
         texts = [one if isinstance(one, str) else one[-1]["content"] for one in completions]
+        if self.decode and completion_ids is not None:
+            texts = [self.decode(ids) for ids in completion_ids]
         if self.opens_thinking:
             texts = [f"{THINKING_BEGINS}{one}" for one in texts]
         metas = [json.loads(one) for one in meta] if meta is not None else [{} for _ in texts]

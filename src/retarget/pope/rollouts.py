@@ -6,12 +6,12 @@ import json
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from pydantic import Field
 
 from retarget.errors import UserError
-from retarget.pope.answers import THINKING_BEGINS, after_thinking
+from retarget.pope.answers import THINKING_BEGINS, THINKING_ENDS, after_thinking
 from retarget.pope.prompts import Prompt
 from retarget.settings import Strict
 
@@ -92,6 +92,22 @@ def opened(rendered: str, text: str) -> str:
     ('<think>4?', '4')
     """
     return f"{THINKING_BEGINS}{text}" if rendered.rstrip().endswith(THINKING_BEGINS) else text
+
+
+def tag_keeper(tokenizer: Any) -> Callable[[Sequence[int]], str] | None:
+    """A decoder that leaves out special tokens but keeps thinking tags that are special.
+
+    Returns:
+        The decoder; None if no thinking tag is a special token, so that the tokenizer's own decoding keeps them.
+    """
+    special = {str(token): number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    tags = {THINKING_BEGINS, THINKING_ENDS} & special.keys()
+    dropped = {number for token, number in special.items() if token not in tags}
+
+    def decode(ids: Sequence[int]) -> str:
+        return tokenizer.decode([one for one in ids if one not in dropped], skip_special_tokens=False)
+
+    return decode if tags else None
 
 
 def thinking_tokens(text: str, tokens: int, count: Callable[[str], int]) -> int:

@@ -27,7 +27,7 @@ from retarget.pope.grading import Reward
 from retarget.pope.mixture import STRATA, order
 from retarget.pope.prompts import templated
 from retarget.pope.resume import claim, last_checkpoint, work_of
-from retarget.pope.rollouts import opened
+from retarget.pope.rollouts import opened, tag_keeper
 from retarget.pope.settings import TrainingSettings, grpo_arguments
 
 _log = logging.getLogger(__name__)
@@ -319,7 +319,7 @@ def informed(
         return reward
     rendered = prompt if isinstance(prompt, str) else templated(tokenizer, prompt, tokenize=False, **switches)
     ends = frozenset({tokenizer.eos_token_id, tokenizer.pad_token_id} - {None})
-    return replace(reward, ends=ends, opens_thinking=opened(rendered, "") != "")
+    return replace(reward, ends=ends, opens_thinking=opened(rendered, "") != "", decode=tag_keeper(tokenizer))
 
 
 def ordered(rows: Sequence[dict[str, Any]], settings: TrainingSettings) -> Dataset:

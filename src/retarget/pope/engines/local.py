@@ -9,10 +9,10 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from retarget.errors import UserError
-from retarget.pope.answers import THINKING_BEGINS, THINKING_ENDS
+from retarget.pope.answers import THINKING_ENDS
 from retarget.pope.identity import weights_of
 from retarget.pope.prompts import Prompt, templated
-from retarget.pope.rollouts import Refused, Rollout, Sampling, opened, thinking_tokens
+from retarget.pope.rollouts import Refused, Rollout, Sampling, opened, tag_keeper, thinking_tokens
 
 _TEMPLATE_END = 16
 """Number of tokens at the end of a prompt in which the template may open a thinking block."""
@@ -50,8 +50,7 @@ class TransformersEngine:
         ends: Any = model.generation_config.eos_token_id
         own: Any = tokenizer.eos_token_id
         self._ends: set[int] = {own, *(ends if isinstance(ends, list) else [ends])} - {None}
-        added: Any = tokenizer.added_tokens_decoder
-        self._special = {str(token): number for number, token in added.items() if token.special}
+        self._decode = tag_keeper(tokenizer)
 
     @classmethod
     def load(
@@ -130,20 +129,11 @@ class TransformersEngine:
     def _rollout(self, row: list[int], budget: int, rendered: str) -> Rollout:
         stop = next((at for at, token in enumerate(row) if token in self._ends), None)
         kept = row if stop is None else row[:stop]
-        written = self._decoded(kept)
+        decode = self._decode
+        written: Any = decode(kept) if decode else self.tokenizer.decode(kept, skip_special_tokens=True)
         text, tokens = opened(rendered, written), len(kept) + (stop is not None)
         thinking = thinking_tokens(written if THINKING_ENDS in written else text, tokens, self._count)
         return Rollout(text, tokens, stop is None and len(row) >= budget, thinking)
-
-    def _decoded(self, ids: list[int]) -> str:
-        """The text of a completion, without special tokens, except that thinking tags always stay."""
-        tags = {THINKING_BEGINS, THINKING_ENDS} & self._special.keys()
-        if not tags:
-            whole: Any = self.tokenizer.decode(ids, skip_special_tokens=True)
-            return whole
-        dropped = {number for token, number in self._special.items() if token not in tags}
-        kept: Any = self.tokenizer.decode([one for one in ids if one not in dropped], skip_special_tokens=False)
-        return kept
 
     def _count(self, text: str) -> int:
         return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
