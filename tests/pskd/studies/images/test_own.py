@@ -195,7 +195,7 @@ def test_tables_that_are_wrong(config, message):
         (dict(loss={"method": "own_losses:Poly", "epsilom": 2}), "unexpected keyword argument 'epsilom'"),
         (
             dict(loss={"method": "own_more:constant", "a": 2}),
-            "is a function and takes no settings \(a\): make it a class",
+            r"is a function and takes no settings \(a\): make it a class",
         ),
     ],
 )
