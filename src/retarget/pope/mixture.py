@@ -67,8 +67,6 @@ def mix(
     hard, prompts = list(hard), prompts or Prompts.load()
     _check(hard, easy, prefixes, ratio)
     _check_origin(hard, prefixes, prompts, other_template)
-    if ratio and not prefixes:
-        _LOG.warning("no hard problem has a prefix: all rows are unguided, as in plain GRPO")
     if prefixes and ratio and unpaired == "leave out":
         hard = _paired_only(hard, prefixes)
     unguided = [make_row(one, "unguided", prompts.without_prefix(one.prompt)) for one in hard]
@@ -89,7 +87,7 @@ def mix(
 
 
 def _check(hard: Sequence[Problem], easy: Sequence[Problem], prefixes: Mapping[str, str], ratio: float) -> None:
-    """Refuse duplicate problems, prefixes of unknown problems and a negative ratio."""
+    """Refuse duplicate problems, prefixes of unknown problems and a negative ratio; warn if there is no prefix."""
     ids = [problem.id for problem in (*hard, *easy)]
     if len(set(ids)) < len(ids):
         raise UserError(f"a problem occurs twice: {next(one for one, n in Counter(ids).items() if n > 1)!r}")
@@ -100,6 +98,8 @@ def _check(hard: Sequence[Problem], easy: Sequence[Problem], prefixes: Mapping[s
         )
     if not ratio >= 0:
         raise UserError(f"ratio (guided rows / unguided rows) must be at least 0, not {ratio}")
+    if ratio and not prefixes:
+        _LOG.warning("no hard problem has a prefix: all rows are unguided, as in plain GRPO")
 
 
 def _paired_only(hard: Sequence[Problem], prefixes: Mapping[str, str]) -> list[Problem]:

@@ -61,10 +61,7 @@ def ask_oracle(
         Work(items, next_unit, sampler, book, progress, _record, _answer).run()
     solutions = {item.problem.id: record.solution for item in items for record in item.records if record.solution}
     complete = [one.model_copy(update={"solution": solutions.get(one.id) or one.solution}) for one in problems]
-    whole = [bool(one.solution.strip()) for one in complete]
-    return [one for one, has in zip(complete, whole, strict=True) if has], [
-        one for one, has in zip(complete, whole, strict=True) if not has
-    ]
+    return [one for one in complete if one.solution.strip()], [one for one in complete if not one.solution.strip()]
 
 
 def _answer(rollout: Rollout) -> Rollout:

@@ -125,7 +125,7 @@ class Sampler:
             raise UserError(f"{name}, chunk and batch must be at least 1, not {k}, {self.chunk} and {self.batch}")
         if k > 1 and self.sampling.temperature == 0:
             raise UserError(
-                f"at temperature 0 all {k} rollouts of a prompt are the same: set {name} to 1, or a temperature"
+                f"at temperature 0 all {k} rollouts of a prompt are the same: set {name} to 1, or temperature above 0"
             )
 
     def unguided(self, problem: Problem) -> Prompt:

@@ -12,7 +12,7 @@ from retarget.study.claims import outlooks
 from retarget.study.elsewhere import Elsewhere, conditions_of
 from retarget.study.figures import Analysis
 from retarget.study.power import Outlook
-from retarget.study.summary import filled_later, summarise, unplanned_looks
+from retarget.study.summary import earlier_summary, filled_later, summarise, unplanned_looks
 
 PROSPECTS = (3, 5, 10, 20, 50)
 """Numbers of seeds for which the prospects are shown."""
@@ -94,9 +94,7 @@ def _earlier(out: Path) -> tuple[list[str], dict[str, Any]]:
     if not isinstance(record, dict) or record.get("runs") != "elsewhere":
         what = "a study of this package's runs" if record else f"something else (it has {sorted(there)[0]})"
         raise UserError(f"{out} holds {what}: choose another --out")
-    path = out / "summary.json"
-    summary = read_json(path) if path.exists() else {}
-    return [*record.get("earlier_claims", []), record.get("claims_hash", "")], summary
+    return [*record.get("earlier_claims", []), record.get("claims_hash", "")], earlier_summary(out)
 
 
 def prospects(found: Elsewhere) -> str:

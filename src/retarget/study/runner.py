@@ -14,7 +14,7 @@ from typing import Any
 
 from retarget.errors import UserError
 from retarget.extras import MissingExtraError, refuse_missing
-from retarget.files import HeldError, locked, make_directory, read_json, write_json
+from retarget.files import HeldError, locked, make_directory, write_json
 from retarget.own import called, load
 from retarget.study import tracking
 from retarget.study.config import StudyPlan
@@ -23,7 +23,7 @@ from retarget.study.executor import Executor, LocalExecutor
 from retarget.study.figures import Analysis
 from retarget.study.progress import Display, Silent
 from retarget.study.record import Results, read_status, write_status
-from retarget.study.summary import collect, filled_later, merge, summarise, unplanned_looks
+from retarget.study.summary import collect, earlier_summary, filled_later, merge, summarise, unplanned_looks
 from retarget.study.worker import Finished, Job, Progress, Remark, Started, Ticket
 
 LET_GO_WITHIN = 5.0
@@ -141,7 +141,7 @@ def analyse(root: Path, plan: StudyPlan, notes: Sequence[str] = ()) -> dict[str,
     analysis = _analysed(plan, results)
     values = merge(collect(results), analysis, len(plan.seeds))
     summary = summarise(plan, values, analysis)
-    before = _earlier(root)
+    before = earlier_summary(root)
     looks = _looks(before, results)
     filled = filled_later(before, values) if before.get("looks") == looks else ""
     warnings = [one for one in (unplanned_looks(plan, looks), filled) if one]
@@ -149,15 +149,6 @@ def analyse(root: Path, plan: StudyPlan, notes: Sequence[str] = ()) -> dict[str,
     summary |= {"looks": looks, **({"filled_later": True} if filled else {})}
     write_json(root / "analysis.json", analysis.model_dump(mode="json"))
     write_json(root / "summary.json", summary)
-    return summary
-
-
-def _earlier(root: Path) -> dict[str, Any]:
-    """The content of summary.json, empty if there is none yet."""
-    path = root / "summary.json"
-    summary = read_json(path) if path.exists() else {}
-    if not isinstance(summary, dict) or not isinstance(summary.get("looks", []), list):
-        raise UserError(f"{path} is damaged: it is no summary of a study. Delete it, and give the same command again")
     return summary
 
 

@@ -1,11 +1,13 @@
 """Make summary.json: a study's results as one JSON value."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from retarget.files import finite_or_none
+from retarget.errors import UserError
+from retarget.files import finite_or_none, read_json
 from retarget.study.claims import judge
 from retarget.study.config import StudyPlan
 from retarget.study.figures import Analysis
@@ -89,6 +91,15 @@ def unplanned_looks(plan: StudyPlan, looks: Sequence[Sequence[int]]) -> str:
         "were not planned: the error rates of the verdicts do not account for them. Adding seeds until a claim holds "
         "makes it hold too often; plan the looks before the first run, with --looks."
     )
+
+
+def earlier_summary(root: Path) -> dict[str, Any]:
+    """The content of summary.json, empty if there is none yet."""
+    path = root / "summary.json"
+    summary = read_json(path) if path.exists() else {}
+    if not isinstance(summary, dict) or not isinstance(summary.get("looks", []), list):
+        raise UserError(f"{path} is damaged: it is no summary of a study. Delete it, and give the same command again")
+    return summary
 
 
 def filled_later(before: Mapping[str, Any], values: Values) -> str:
