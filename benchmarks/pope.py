@@ -1,6 +1,7 @@
 """POPE's figures: what its code costs beside bare TRL, and what stopping at the first success saves."""
 
 import asyncio
+import heapq
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -130,27 +131,38 @@ def _scheduling(counts: Sequence[int]) -> Iterator[dict[str, Any]]:
 
 
 class _Slow(ServerEngine):
-    """A server whose every 50th request takes 1.2 s and the others 20 ms."""
+    """A server whose every 50th request takes 3 s and the others 20 ms."""
 
     identity = {}  # noqa: RUF012 - there is no server to ask
 
+    def __init__(self) -> None:
+        super().__init__("http://127.0.0.1:9/v1", "slow", key_variable="none")
+        self.waits: list[float] = []
+
     async def request(self, client: Any, prompt: Prompt, first: int, count: int, params: Sampling) -> list[Rollout]:
-        slow = (params.unit_seed(prompt) + first) % 50 == 0
-        await asyncio.sleep(1.2 if slow else 0.02)
-        self.waited = getattr(self, "waited", 0.0) + (1.2 if slow else 0.02)
+        seconds = 3.0 if (params.unit_seed(prompt) + first) % 50 == 0 else 0.02
+        self.waits.append(seconds)
+        await asyncio.sleep(seconds)
         return [Rollout("#### 5", 2, False)] * count
 
 
 def _stragglers(count: int) -> Iterator[dict[str, Any]]:
-    """Time of requests with stragglers, over the time that their delays need on all connections together."""
-    engine = _Slow("http://127.0.0.1:9/v1", "slow", key_variable="none")
+    """Time of requests with stragglers, over the least that their delays allow if nobody knows them beforehand.
+
+    That is the time at which the last of them ends if each is given, in the order asked, to the first free connection.
+    """
+    engine = _Slow()
     problems = [Problem(id=f"p{at}", prompt=str(at), answer="4") for at in range(count)]
     start = time.perf_counter()
     mine(problems, Sampler(engine, Grader("exact"), PROMPTS), k=32)
     taken = time.perf_counter() - start
-    least = engine.waited / engine.concurrency
-    what = f"{32 * count:,} requests with 2 % stragglers over what their delays allow"
-    yield figure(what, taken / least, "ratio", "<= 1.5", {"seconds": round(taken, 2), "least": round(least, 2)})
+    free = [0.0] * engine.concurrency
+    for seconds in engine.waits:
+        heapq.heapreplace(free, free[0] + seconds)
+    least, average = max(free), sum(engine.waits) / engine.concurrency
+    detail = {"seconds": round(taken, 2), "least": round(least, 2), "all_delays_over_connections": round(average, 2)}
+    what = f"{32 * count:,} requests, 2 % of them of 3 s, over what their delays allow"
+    yield figure(what, taken / least, "ratio", "<= 1.3", detail)
 
 
 def _cuts(lengths: Sequence[int]) -> Iterator[dict[str, Any]]:

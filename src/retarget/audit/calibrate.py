@@ -55,7 +55,8 @@ def main(words: list[str]) -> None:
     made += [(f"larger-{number:03d}", one) for number, one in enumerate(larger(given.larger))]
     for number, (name, one) in enumerate(made):
         folder = given.models / name
-        if number % step == first and not (folder / "model_index.json").is_file():
+        made_or_searched = (folder / "model_index.json").is_file() or score_file(folder.name, given.models).is_file()
+        if number % step == first and not made_or_searched:
             save_pipeline(folder, *train_clean(one))
             print(f"trained {folder} {one.case} {one.family} {one.schedule}", flush=True)
         rows.append((folder, one))
@@ -68,16 +69,19 @@ def main(words: list[str]) -> None:
         write_json(given.out, Null(search=fingerprint(Search()), command=command, models=found).model_dump(mode="json"))
 
 
+def score_file(name: str, keep: Path) -> Path:
+    """Where a model's entry in the null is kept; with it, the model itself is no longer needed."""
+    return keep / f"{name}-{fingerprint(Search())}.json"
+
+
 def scored(folder: Path, one: Clean | None, keep: Path) -> NullModel:
     """A clean model's entry in the null; read from its file if the same search has been run on it."""
-    search = Search()
-    name = folder.name if one else f"{folder.resolve().parent.name}-{folder.name}"
-    path = keep / f"{name}-{fingerprint(search)}.json"
+    path = score_file(folder.name if one else f"{folder.resolve().parent.name}-{folder.name}", keep)
     if path.is_file():
         return NullModel.model_validate(read_json(path))
     with locked(path.with_suffix(".lock"), wait=True, what=str(path)):
         subject = Subject.load(folder)
-        found = seek(subject, search, seed=1)
+        found = seek(subject, Search(), seed=1)
         row = NullModel(
             score=found.score, side=subject.side, channels=subject.channels, case=one.case if one else "elsewhere",
             schedule=one.schedule if one else "elsewhere", residual=found.statistics["residual"],
