@@ -42,6 +42,9 @@ def test_npz_in_every_layout(tmp_path):
     assert torch.equal(two.train.labels, one.train.labels), "Keras keeps labels as a column"
     assert (len(two.test.labels), two.held_out) == (8, "x_test")
     assert (shape_of([three.train]), three.test) == ((1, 6, 5), None)
+    np.savez(tmp_path / "val.npz", x_train=IMAGES, y_train=LABELS, x_val=IMAGES[:3], y_val=LABELS[:3])
+    val = read(f"npz:{tmp_path}/val.npz")
+    assert (len(val.test), val.held_out, val.validation) == (3, "x_val", None), "of two parts the second is for the test"
 
 
 @pytest.mark.parametrize(
@@ -115,6 +118,21 @@ def test_parts_by_the_names_that_people_give_them(train, held, tmp_path):
     assert (both.names, both.test.labels.tolist(), both.held_out) == (("cat", "dog"), [1], held)
 
 
+def test_a_validation_part_beside_a_test_part_is_no_test_part(tmp_path):
+    folder_of(tmp_path / "folder" / "train", {"cat": [1, 2], "dog": [3]})
+    folder_of(tmp_path / "folder" / "Val", {"cat": [5, 6]})
+    folder_of(tmp_path / "folder" / "test", {"dog": [9]})
+    parts = {"x_train": IMAGES, "x_val": IMAGES[:2], "x_test": IMAGES[:1]}
+    labels = {"y_train": LABELS, "y_val": LABELS[:2], "y_test": LABELS[:1]}
+    np.savez(tmp_path / "file.npz", **parts, **labels)
+    for name, held_out in (("folder", "test"), ("file.npz", "x_test")):
+        source = read(str(tmp_path / name) if name == "folder" else f"npz:{tmp_path / name}")
+        assert (len(source.test), source.held_out, len(source.validation)) == (1, held_out, 2)
+    (tmp_path / "folder" / "Val" / "bird").mkdir()
+    with pytest.raises(UserError, match=r"Val/bird: the training images have no class of this name"):
+        read(str(tmp_path / "folder"))
+
+
 def test_a_class_may_be_called_train(tmp_path):
     folder_of(tmp_path, {"bus": [1, 2], "train": [3]})
     assert read(f"folder:{tmp_path}").names == ("bus", "train")
@@ -157,6 +175,9 @@ def test_a_data_set_saved_by_the_datasets_library(tmp_path):
     assert (source.names, source.held_out, source.test.labels.tolist()) == (("a", "b"), "test", [0, 1, 0, 1])
     assert shape_of([source.train, source.test]) == (1, 8, 8)
     assert pixels_of(source.train, 1)[:, 0, 0, 0].tolist() == [0, 1, 2, 3]
+    other = part.cast_column("label", datasets.ClassLabel(names=["b", "a"]))  # the same numbers are now other classes
+    datasets.DatasetDict(train=part, test=part, validation=other).save_to_disk(str(tmp_path / "three"))
+    assert read(f"hf:{tmp_path}/three").validation.labels.tolist() == [1, 0, 1, 0]
     broken = datasets.Dataset.from_dict(
         {"img": [{"bytes": b"no image", "path": None}] * 2, "label": [0, 1]}, features=features
     )

@@ -54,12 +54,14 @@ class Source:
         names: names of the classes.
         test: None if the dataset has no test part.
         held_out: name of the test part in this layout, whether it is there or not; empty for a layout without one.
+        validation: None unless the dataset has a validation part beside its test part.
     """
 
     names: tuple[str, ...]
     train: Part
     test: Part | None = None
     held_out: str = ""
+    validation: Part | None = None
 
 
 def read(spec: str, root: str = "data", extra: str = "vision") -> Source:
@@ -67,11 +69,12 @@ def read(spec: str, root: str = "data", extra: str = "vision") -> Source:
 
     Args:
         spec: ``digits`` (scikit-learn's, 8×8, embedded) | ``torchvision:NAME`` | ``npz:FILE`` with uint8 images
-            [N, H, W] or [N, H, W, C] and labels under ``x_train``, ``y_train`` (and ``x_test``, ``y_test``) or
-            ``images``, ``labels`` | ``folder:DIR`` with one folder of images per class, or with ``train`` and ``test``
-            (``val``, ``valid``, ...) that have these | ``hf:DIR``, a dataset that ``datasets.save_to_disk`` wrote,
-            with ``image`` or ``img`` and ``label`` | ``module:function``, a function without arguments that returns
-            such arrays by name, the pair of images and labels, or a :class:`Source`.
+            [N, H, W] or [N, H, W, C] and labels under ``x_train``, ``y_train`` (and ``x_test``, ``y_test``, and
+            ``x_val``, ``y_val``) or ``images``, ``labels`` | ``folder:DIR`` with one folder of images per class, or
+            with ``train``, ``test`` and ``val`` (``valid``, ...) that have these | ``hf:DIR``, a dataset that
+            ``datasets.save_to_disk`` wrote, with ``image`` or ``img`` and ``label`` | ``module:function``, a function
+            without arguments that returns such arrays by name, the pair of images and labels, or a :class:`Source`.
+            Of two parts, the second is the test part, whatever its name.
         root: folder of torchvision's datasets; missing ones are downloaded.
         extra: the extra of this package to name if a library is missing.
 
@@ -207,11 +210,15 @@ def _npz(path: Path) -> Source:
 
 
 def _from_parts(where: Path | str, parts: list[tuple[str, str]], arrays: list[list[np.ndarray]]) -> Source:
-    """Make a source from the arrays (images, labels) of a training part and, if there is one, of a test part."""
+    """Make a source from the arrays (images, labels) of a training part and of the others that there are."""
     train = _from_arrays(arrays[0][0], arrays[0][1], f"{where}, {' and '.join(parts[0])}")
     names = _numbered(train)
-    tests = [_from_arrays(one[0], one[1], f"{where}, {' and '.join(parts[1])}", len(names)) for one in arrays[1:]]
-    return Source(names, train, *tests, held_out="x_test" if parts[0][0] == "x_train" else "")
+    test, validation = (
+        [_from_arrays(one[0], one[1], f"{where}, {' and '.join(part)}", len(names))
+         for part, one in zip(parts[1:], arrays[1:], strict=True)] + [None, None]
+    )[:2]  # fmt: skip
+    held_out = (parts[1][0] if len(parts) > 1 else "x_test") if parts[0][0] == "x_train" else ""
+    return Source(names, train, test, held_out, validation)
 
 
 def _own(spec: str) -> Source:
@@ -231,18 +238,21 @@ def _own(spec: str) -> Source:
     return _from_parts(where, parts, [[np.asarray(found[name]) for name in part] for part in parts])
 
 
+_OTHERS = (("x_test", "y_test"), ("x_val", "y_val"))
+
+
 def _npz_parts(path: Path | str, names: list[str]) -> list[tuple[str, str]]:
-    """Names of the arrays (images, labels) of the training part and, if there is one, of the test part."""
+    """Names of the arrays (images, labels) of the training part and, if there are any, of test and validation."""
     holds = f"it holds {', '.join(sorted(names)) or 'nothing'}"
-    for images, labels in (("x_train", "y_train"), ("x_test", "y_test"), ("images", "labels")):
+    for images, labels in (("x_train", "y_train"), *_OTHERS, ("images", "labels")):
         if (images in names) != (labels in names):
             there, missing = (images, labels) if images in names else (labels, images)
             raise UserError(f"{path} has {there} and no {missing}; {holds}")
     if "x_train" in names:
-        return [("x_train", "y_train"), *([("x_test", "y_test")] if "x_test" in names else [])]
+        return [("x_train", "y_train"), *(part for part in _OTHERS if part[0] in names)]
     if "images" in names:
         return [("images", "labels")]
-    raise UserError(f"{path} needs images and labels, or x_train and y_train (and x_test and y_test); {holds}")
+    raise UserError(f"{path} needs images and labels, or x_train and y_train (and x_test and y_test, and x_val and y_val); {holds}")
 
 
 def _torchvision(name: str, root: str, extra: str) -> Source:
@@ -293,7 +303,7 @@ def _torchvision_part(kind: Any, root: str, train: bool) -> Any:
 
 _TRAIN = ("train", "training")
 _HELD_OUT = ("test", "testing", "val", "valid", "validation", "eval", "dev")
-"""Names of the folders of parts, in any case; the first that exists is used."""
+"""Names of the folders of parts, in any case: the first that exists is the test part, the second the validation part."""
 
 
 def _folder(path: Path) -> Source:
@@ -301,7 +311,8 @@ def _folder(path: Path) -> Source:
         raise UserError(f"{path} is a file, not a folder of images")
     folders = {name.lower(): name for name in _classes(path)}
     train = next((folders[name] for name in _TRAIN if name in folders), "")
-    held_out = next((folders[name] for name in _HELD_OUT if name in folders), "")
+    others = [folders[name] for name in _HELD_OUT if name in folders]
+    held_out = others[0] if others else ""
     # A class may be called train: a folder "train" is the training part only if it has folders and none is beside it.
     alone = len(folders) == 1 and bool(train and _classes(path / train))
     if not train or not (held_out or alone):
@@ -310,14 +321,17 @@ def _folder(path: Path) -> Source:
     names = _classes(path / train) or (".",)
     if alone:
         return Source(names, _folder_part(path / train, names), held_out="test")
-    unknown = sorted(set(_classes(path / held_out)) - set(names))
-    if unknown:
+    test, validation = ([_held_out_folder(path / other, names) for other in others] + [None])[:2]
+    return Source(names, _folder_part(path / train, names), test, held_out, validation)
+
+
+def _held_out_folder(path: Path, names: tuple[str, ...]) -> Part:
+    """The images of a test or validation part, which may lack classes."""
+    if unknown := sorted(set(_classes(path)) - set(names)):
         raise UserError(
-            f"{path / held_out / unknown[0]}: the training images have no class of this name, only {', '.join(names)}"
+            f"{path / unknown[0]}: the training images have no class of this name, only {', '.join(names)}"
         )
-    present = [name for name in names if (path / held_out / name).is_dir()]
-    parts = _folder_part(path / train, names), _folder_part(path / held_out, names, present)
-    return Source(names, *parts, held_out)
+    return _folder_part(path, names, [name for name in names if (path / name).is_dir()])
 
 
 def _classes(folder: Path) -> tuple[str, ...]:
@@ -351,18 +365,26 @@ def _hf(path: Path) -> Source:
     parts = loaded if isinstance(loaded, dict) else {"train": loaded}
     if "train" not in parts:
         raise UserError(f"{path} has the splits {', '.join(sorted(parts))}, and no train")
-    held_out = next((name for name in ("test", "validation") if name in parts), "")
+    others = [name for name in ("test", "validation") if name in parts]
     train = _hf_part(parts["train"], f"{path}, split train")
     names = _numbered(train)
-    own = tuple(getattr(parts["train"].features["label"], "names", None) or ())
-    theirs = tuple(getattr(parts[held_out].features["label"], "names", None) or ()) if held_out else ()
+    own = _hf_names(parts["train"])
+    test, validation = (
+        [_hf_held_out(parts[name], own, len(names), f"{path}, split {name}") for name in others] + [None, None]
+    )[:2]
+    return Source(own if len(own) == len(names) else names, train, test, others[0] if others else "", validation)
+
+
+def _hf_names(part: Any) -> tuple[str, ...]:
+    return tuple(getattr(part.features["label"], "names", None) or ())
+
+
+def _hf_held_out(part: Any, own: tuple[str, ...], classes: int, where: str) -> Part:
+    """A test or validation split, with the classes numbered as in the training split, whose names are ``own``."""
+    theirs = _hf_names(part) if "label" in part.column_names else ()
     if own and theirs and theirs != own:
-        test = _named_alike(
-            _hf_part(parts[held_out], f"{path}, split {held_out}", len(theirs)), theirs, own, f"{path}: {held_out}"
-        )
-    else:
-        test = _hf_part(parts[held_out], f"{path}, split {held_out}", len(names)) if held_out else None
-    return Source(own if len(own) == len(names) else names, train, test, held_out)
+        return _named_alike(_hf_part(part, where, len(theirs)), theirs, own, where)
+    return _hf_part(part, where, classes)
 
 
 def _named_alike(part: Part, theirs: Sequence[str], own: Sequence[str], where: str) -> Part:

@@ -53,6 +53,17 @@ def test_the_split_is_stratified_disjoint_and_the_same_every_time():
     assert np.ptp(np.bincount(one.train.labels.numpy())) <= 4
 
 
+@pytest.mark.parametrize(("asked", "used"), [(6, 6), (50, 9)])
+def test_a_validation_part_of_its_own_is_used_and_leaves_all_training_images(asked, used, tmp_path):
+    pixels, labels = np.zeros((60, 8, 8), np.uint8), np.arange(60) % 3
+    np.savez(tmp_path / "own.npz", x_train=pixels, y_train=labels, x_val=pixels[:9] + 7, y_val=labels[:9],
+             x_test=pixels[:12], y_test=labels[:12])  # fmt: skip
+    parts = split(demo(dataset=f"npz:{tmp_path / 'own.npz'}", train_images=None, validation_images=asked, batch_size=5))
+    assert (len(parts.train), len(parts.validation), len(parts.test)) == (60, used, 12)
+    assert parts.validation.pixels.unique().tolist() == [7]
+    assert parts.validation.labels.bincount().tolist() == [used // 3] * 3
+
+
 def test_label_noise_strikes_the_training_part_alone_and_always_changes_the_class():
     noisy = split(demo(label_noise=0.2))
     assert (noisy.train.labels != noisy.clean_labels).sum() == 100

@@ -92,7 +92,8 @@ def split(settings: Settings) -> Split:
     """Read, subset and split as the settings say, with the images in memory if they fit.
 
     Label noise affects only the training part; the validation part is a small trusted set, as usual in the literature
-    on noisy labels. If the dataset has no test part, a fifth of its images becomes one.
+    on noisy labels. If the dataset has no test part, a fifth of its images becomes one; if it has a validation part
+    beside its test part, validation images are taken from there and not from the training images.
 
     Raises:
         UserError: the dataset cannot be read or is too small for the settings, its images differ in size and no
@@ -121,15 +122,19 @@ def chosen(settings: Settings) -> tuple[list[Part], Tensor, tuple[str, ...]]:
         test = test.take(stratified(test.labels.numpy(), settings.test_images, rng)[1])
     if not len(test):
         raise UserError(f"{settings.dataset}: {len(train)} images are too few to hold out a fifth for the test")
-    if settings.validation_images >= len(train):
-        raise UserError(f"validation_images = {settings.validation_images} of {len(train)} leave nothing to train on")
-    if len(train) - settings.validation_images < settings.batch_size:
+    own = source.validation
+    taken = 0 if own is not None else settings.validation_images
+    if taken >= len(train):
+        raise UserError(f"validation_images = {taken} of {len(train)} leave nothing to train on")
+    if len(train) - taken < settings.batch_size:
         raise UserError(
-            f"{len(train) - settings.validation_images} training images do not fill a batch of "
-            f"{settings.batch_size}: set batch_size lower"
+            f"{len(train) - taken} training images do not fill a batch of {settings.batch_size}: set batch_size lower"
         )
-    rest, apart = stratified(train.labels.numpy(), settings.validation_images, rng)
+    rest, apart = stratified(train.labels.numpy(), taken, rng)
     kept, validation = train.take(rest), train.take(apart)
+    if own is not None:
+        whole = len(own) <= settings.validation_images
+        validation = own if whole else own.take(stratified(own.labels.numpy(), settings.validation_images, rng)[1])
     unseen = sorted(set(test.labels.tolist()) - set(kept.labels.tolist()))
     if unseen:
         _LOG.warning(
