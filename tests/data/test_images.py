@@ -44,7 +44,9 @@ def test_npz_in_every_layout(tmp_path):
     assert (shape_of([three.train]), three.test) == ((1, 6, 5), None)
     np.savez(tmp_path / "val.npz", x_train=IMAGES, y_train=LABELS, x_val=IMAGES[:3], y_val=LABELS[:3])
     val = read(f"npz:{tmp_path}/val.npz")
-    assert (len(val.test), val.held_out, val.validation) == (3, "x_val", None), "of two parts the second is for the test"
+    assert (len(val.test), val.held_out, val.validation) == (3, "x_val", None), (
+        "of two parts the second is for the test"
+    )
 
 
 @pytest.mark.parametrize(

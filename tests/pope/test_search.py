@@ -1,3 +1,4 @@
+import json
 import math
 
 import numpy as np
@@ -6,6 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retarget.errors import UserError
+from retarget.pope.controls import of_length
+from retarget.pope.curricula import Guides
 from retarget.pope.engines.local import TransformersEngine
 from retarget.pope.evaluation import evaluate
 from retarget.pope.grading import Grader
@@ -108,8 +111,12 @@ def test_a_cut_that_states_the_answer_in_another_form_is_left_out(answer, soluti
     problem = Problem(id="p", prompt="?", solution=solution, answer=answer)
     with Grader("math") as grader:
         (found,) = search_prefixes([problem], Silent(), 8, 1, cap=0.7, grader=grader).found
+        fixed = of_length([problem], "longest", 8, 0.7, "sentence", 0, grader)
+        shown = Guides([problem], PROMPTS, 8, 0.7, grader=grader)
     assert found.prefix == kept
     assert found.leaks >= 1
+    assert fixed == {"p": kept}
+    assert [json.loads(shown.level("p", at)["meta"])["prefix"] for at in range(1, shown.levels("p") + 1)] == [kept]
 
 
 def test_two_problems_of_one_id_are_refused():

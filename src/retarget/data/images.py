@@ -252,7 +252,9 @@ def _npz_parts(path: Path | str, names: list[str]) -> list[tuple[str, str]]:
         return [("x_train", "y_train"), *(part for part in _OTHERS if part[0] in names)]
     if "images" in names:
         return [("images", "labels")]
-    raise UserError(f"{path} needs images and labels, or x_train and y_train (and x_test and y_test, and x_val and y_val); {holds}")
+    raise UserError(
+        f"{path} needs images and labels, or x_train and y_train (and x_test and y_test, and x_val and y_val); {holds}"
+    )
 
 
 def _torchvision(name: str, root: str, extra: str) -> Source:
@@ -328,9 +330,7 @@ def _folder(path: Path) -> Source:
 def _held_out_folder(path: Path, names: tuple[str, ...]) -> Part:
     """The images of a test or validation part, which may lack classes."""
     if unknown := sorted(set(_classes(path)) - set(names)):
-        raise UserError(
-            f"{path / unknown[0]}: the training images have no class of this name, only {', '.join(names)}"
-        )
+        raise UserError(f"{path / unknown[0]}: the training images have no class of this name, only {', '.join(names)}")
     return _folder_part(path, names, [name for name in names if (path / name).is_dir()])
 
 

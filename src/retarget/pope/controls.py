@@ -10,8 +10,10 @@ from typing import Literal
 import numpy as np
 
 from retarget.errors import UserError
-from retarget.pope.prefixes import Cut, Unit, cut_points, leak
+from retarget.pope.grading import Grader
+from retarget.pope.prefixes import Cut, Unit, cut_points
 from retarget.pope.problems import Problem
+from retarget.pope.search import clean_cuts
 
 Length = Literal["quarter", "random", "longest"]
 
@@ -62,8 +64,9 @@ def scrambled(prefixes: Mapping[str, str], seed: int) -> dict[str, str]:
 
 
 def of_length(
-    problems: Iterable[Problem], length: Length, cuts: int, cap: float, unit: Unit, seed: int
-) -> dict[str, str]:
+    problems: Iterable[Problem], length: Length, cuts: int, cap: float, unit: Unit, seed: int,
+    grader: Grader | None = None,
+) -> dict[str, str]:  # fmt: skip
     """Prefixes whose length a rule fixes, without a search. Problems without a cut before the answer get no prefix.
 
     Args:
@@ -71,12 +74,13 @@ def of_length(
         length: the cut nearest to a ``quarter`` of the solution, a ``random`` cut, or the ``longest``.
         cuts, cap, unit: define the cuts to choose from, as in :func:`retarget.pope.search.search_prefixes`.
         seed: of the random choice.
+        grader: of the training; finds answers in another form, see :func:`retarget.pope.search.clean_cuts`.
     """
-    random, chosen = np.random.default_rng(seed), {}
+    random, chosen, problems = np.random.default_rng(seed), {}, list(problems)
+    clean = clean_cuts(problems, {one.id: cut_points(one.solution, cuts, cap, unit) for one in problems}, grader)
     for one in problems:
-        clean = [cut for cut in cut_points(one.solution, cuts, cap, unit) if leak(one, cut.end) is None]
-        if clean:
-            chosen[one.id] = one.solution[: _choose(clean, length, random).end]
+        if clean[one.id]:
+            chosen[one.id] = one.solution[: _choose(clean[one.id], length, random).end]
     return chosen
 
 

@@ -12,10 +12,12 @@ import numpy as np
 
 from retarget.errors import UserError
 from retarget.identity import fingerprint
+from retarget.pope.grading import Grader
 from retarget.pope.mixture import make_row
-from retarget.pope.prefixes import Unit, cut_points, leak
+from retarget.pope.prefixes import Unit, cut_points
 from retarget.pope.problems import Problem
 from retarget.pope.prompts import Prompts
+from retarget.pope.search import clean_cuts
 
 Row = dict[str, Any]
 
@@ -38,20 +40,21 @@ class Guides:
         problems: hard problems with solutions.
         prompts: templates of both prompts.
         cuts, cap, unit: as in :func:`retarget.pope.search.search_prefixes`; cuts that state the answer are left out.
+        grader: of the training; finds answers in another form, see :func:`retarget.pope.search.clean_cuts`.
     """
 
     def __init__(
-        self, problems: Iterable[Problem], prompts: Prompts, cuts: int, cap: float, unit: Unit = "sentence"
-    ) -> None:
+        self, problems: Iterable[Problem], prompts: Prompts, cuts: int, cap: float, unit: Unit = "sentence",
+        grader: Grader | None = None,
+    ) -> None:  # fmt: skip
         self._rows: dict[str, list[tuple[float, Row]]] = {}
+        problems = list(problems)
+        clean = clean_cuts(problems, {one.id: cut_points(one.solution, cuts, cap, unit) for one in problems}, grader)
         for one in problems:
             rows = [(0.0, make_row(one, "unguided", prompts.without_prefix(one.prompt)))]
-            for cut in cut_points(one.solution, cuts, cap, unit):
-                if leak(one, cut.end) is None:
-                    prefix = one.solution[: cut.end]
-                    rows.append(
-                        (cut.fraction, make_row(one, "guided", prompts.with_prefix(one.prompt, prefix), prefix))
-                    )
+            for cut in clean[one.id]:
+                prefix = one.solution[: cut.end]
+                rows.append((cut.fraction, make_row(one, "guided", prompts.with_prefix(one.prompt, prefix), prefix)))
             self._rows[one.id] = rows
 
     def __contains__(self, problem: object) -> bool:

@@ -215,7 +215,7 @@ def search_prefixes(
     _refuse_unsolved(problems)
     refuse_equal_ids(problems)
     places = {one.id: cut_points(one.solution, cuts, cap, unit) for one in problems}
-    clean = _clean(problems, places, sampler.grader)
+    clean = clean_cuts(problems, places, sampler.grader)
     items = [Item(problem) for problem in problems]
 
     def next_unit(item: Item) -> UnitOfWork | None:
@@ -229,13 +229,16 @@ def search_prefixes(
     return Prefixes(found, work.sampled)
 
 
-def _clean(problems: Sequence[Problem], places: Mapping[str, list[Cut]], grader: Grader) -> dict[str, list[Cut]]:
+def clean_cuts(
+    problems: Sequence[Problem], places: Mapping[str, list[Cut]], grader: Grader | None
+) -> dict[str, list[Cut]]:
     """For each problem, by id, the cuts that do not state the answer, in the gold answer's form or another.
 
-    A grader that requires a marked answer (``math``, ``boxed``) must not accept the prefix itself as a completion.
+    A grader that requires a marked answer (``math``, ``boxed``) must not accept the prefix itself as a completion;
+    without a grader only the gold answer's form is looked for.
     """
     clean = {one.id: [cut for cut in places[one.id] if leak(one, cut.end) is None] for one in problems}
-    if grader.spec not in ("math", "boxed"):
+    if grader is None or grader.spec not in ("math", "boxed"):
         return clean
     marked = [
         (one, cut) for one in problems for cut in clean[one.id] if final_answer(one.solution[: cut.end]) is not None

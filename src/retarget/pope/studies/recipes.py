@@ -62,7 +62,7 @@ def recipe_of(
         s.prefix in ("minimal", "unrelated", "scrambled") or s.curriculum == "when_wrong" or (s.warm_start == "guided")
     )
     if s.prefix in ("quarter", "random", "longest"):
-        prefixes = of_length(hard, s.prefix, s.cuts, s.cap, s.unit, seed)
+        prefixes = of_length(hard, s.prefix, s.cuts, s.cap, s.unit, seed, world.grader)
     elif s.prefix == "unrelated":
         prefixes = unrelated(found, seed)
     elif s.prefix == "scrambled":
@@ -93,7 +93,7 @@ def curriculum_of(
         return HintWhenWrong({row["problem"]: row for row in shown if row["guided"]})
     if s.curriculum == "none":
         return Curriculum()
-    guides = Guides(hard, world.prompts, s.cuts, s.cap, s.unit)
+    guides = Guides(hard, world.prompts, s.cuts, s.cap, s.unit, world.grader)
     if s.curriculum == "phases":
         return Phases(guides, cycles)
     return Annealed(guides, cycles, s.cap) if s.curriculum == "annealed" else Adaptive(guides, cycles)

@@ -23,7 +23,10 @@ class Settings(Strict):
     )
     root: str = Field(default="data", description="folder of torchvision's datasets (downloads missing ones)")
     train_images: int | None = Field(default=None, ge=2, description="stratified subset, validation part included")
-    validation_images: int = Field(ge=1, description="for selection and temperature: a stratified part of the training data, or of a validation part of its own")
+    validation_images: int = Field(
+        ge=1,
+        description="for selection and temperature: a stratified part of the training data, or of a validation part of its own",
+    )
     test_images: int | None = Field(default=None, ge=1, description="stratified subset of the test set")
     label_noise: float = Field(default=0.0, ge=0, lt=1, description="share of training labels made wrong")
     data_seed: int = Field(default=2021, description="draws subset, split and noise, the same for every seed")
