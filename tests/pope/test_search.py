@@ -116,7 +116,7 @@ def test_a_cut_that_states_the_answer_in_another_form_is_left_out(answer, soluti
     assert found.prefix == kept
     assert found.leaks >= 1
     assert fixed == {"p": kept}
-    assert [json.loads(shown.level("p", at)["meta"])["prefix"] for at in range(1, shown.levels("p") + 1)] == [kept]
+    assert json.loads(shown.level("p", shown.levels("p"))["meta"])["prefix"] == kept
 
 
 def test_two_problems_of_one_id_are_refused():

@@ -305,7 +305,7 @@ def _torchvision_part(kind: Any, root: str, train: bool) -> Any:
 
 _TRAIN = ("train", "training")
 _HELD_OUT = ("test", "testing", "val", "valid", "validation", "eval", "dev")
-"""Names of the folders of parts, in any case: the first that exists is the test part, the second the validation part."""
+"""Names of the folders of parts, in any case: the first that exists is the test part, the second is for validation."""
 
 
 def _folder(path: Path) -> Source:

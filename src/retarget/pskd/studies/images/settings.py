@@ -25,7 +25,7 @@ class Settings(Strict):
     train_images: int | None = Field(default=None, ge=2, description="stratified subset, validation part included")
     validation_images: int = Field(
         ge=1,
-        description="for selection and temperature: a stratified part of the training data, or of a validation part of its own",
+        description="for selection and temperature: stratified, of the data's validation part, or else of train",
     )
     test_images: int | None = Field(default=None, ge=1, description="stratified subset of the test set")
     label_noise: float = Field(default=0.0, ge=0, lt=1, description="share of training labels made wrong")
