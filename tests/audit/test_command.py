@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, PNDMScheduler
+from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, PNDMScheduler, UNet2DModel
 from pydantic_sarif.model import StaticAnalysisResultsFormatSarifVersion210JsonSchema as Sarif
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -171,6 +171,26 @@ def test_weights_that_were_not_audited_are_named_and_those_of_a_variant_leave_no
     assert audited() == ("nothing found", 0, [ema])
     save_file({name: one.half() + 1 for name, one in tensors.items()}, variant)
     assert audited() == ("undecided", 3, ["unet/diffusion_pytorch_model.fp16.safetensors", ema])
+
+
+def test_a_file_of_weights_beside_an_index_is_not_audited_and_leaves_no_clean_verdict(pipeline, stored):
+    def audited():
+        one = audit_pipeline(pipeline, None, search=QUICK, null=CLEAN_NULL)
+        return one.verdict, [f.file for f in one.findings if f.rule == "unaudited-weights"]
+
+    (pipeline / WEIGHTS).unlink()
+    UNet2DModel.from_pretrained(stored / "unet").save_pretrained(pipeline / "unet", max_shard_size="10KB")
+    assert len(list((pipeline / "unet").glob("*-of-*.safetensors"))) > 1
+    assert audited() == ("nothing found", [])
+    shutil.copy(stored / WEIGHTS, pipeline / WEIGHTS)  # the same network
+    assert audited() == ("nothing found", [])
+    tensors = load_file(stored / WEIGHTS)
+    save_file({name: one + 1 for name, one in tensors.items()}, pipeline / WEIGHTS)
+    assert audited() == ("undecided", [WEIGHTS])
+    (pipeline / WEIGHTS).unlink()
+    stray = pipeline / "unet" / "diffusion_pytorch_model-00009-of-00009.safetensors"
+    save_file(dict([tensors.popitem()]), stray)
+    assert audited() == ("undecided", [f"unet/{stray.name}"])
 
 
 def test_what_is_behind_a_link_is_hashed_and_looked_at(pipeline, tmp_path, edit):

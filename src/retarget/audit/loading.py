@@ -63,22 +63,39 @@ def other_weights(folder: Path, files: Iterable[str]) -> tuple[list[str], list[s
         files: all of its files.
 
     Returns:
-        Variants of the network's weights, for a caller's ``variant=``, that are not the audited weights in the same or
-        fewer bits; and all other weights.
+        Other sets of the network's weights (variants, a single file beside an index, a file that no index names) that
+        are not the audited weights in the same or fewer bits; and all other weights.
 
     Raises:
         AuditError: as :func:`read_pipeline`.
     """
     part = home(folder, "unet")
-    sets: dict[str, list[Path]] = {}
-    for path in sorted(part.glob(f"{_STEM}*.safetensors")):
-        sets.setdefault(_variant(path), []).append(path)
+    sets = _sets(part)
     known = {_inside(folder, path) for paths in sets.values() for path in paths}
-    read = sets.pop(_check_weights(part) or "", [])
+    names = _names(_check_weights(part))
+    read = sets.pop(next(name for name in names if name in sets))  # diffusers prefers an index to a single file
     audited = _tensors(read) if sets else {}
     different = [path for paths in sets.values() if not _same_weights(audited, _tensors(paths)) for path in paths]
     weights = {name for name in files if name.endswith((".safetensors", ".msgpack", ".h5", ".onnx"))}
     return [_inside(folder, path) for path in different], sorted(weights - known - {"trigger.safetensors"})
+
+
+def _names(variant: str | None) -> tuple[str, str]:
+    """Names of the index of a variant's weights, and of their single file."""
+    dot = f".{variant}" if variant else ""
+    return f"{_STEM}.safetensors.index{dot}.json", f"{_STEM}{dot}.safetensors"
+
+
+def _sets(part: Path) -> dict[str, list[Path]]:
+    """The sets of weights in a network's folder, by the name of their index or of their only file."""
+    sets = {}
+    for index in sorted(part.glob(f"{_STEM}.safetensors.index*.json")):
+        places = read_config(index, "it names the files of the weights").get("weight_map")
+        if not isinstance(places, dict):
+            raise AuditError(f"unet/{index.name} has no weight_map")
+        sets[index.name] = [part / name for name in sorted({str(one) for one in places.values()})]
+    named = {path for paths in sets.values() for path in paths}
+    return sets | {path.name: [path] for path in sorted(part.glob(f"{_STEM}*.safetensors")) if path not in named}
 
 
 def _inside(folder: Path, path: Path) -> str:

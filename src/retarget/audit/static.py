@@ -68,7 +68,8 @@ def hashes(folder: Path) -> dict[str, str]:
     found = {}
     for path in _files(folder):
         with path.open("rb") as file:
-            found[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+            name = os.fsencode(path.relative_to(folder).as_posix()).decode("utf-8", "backslashreplace")
+            found[name] = hashlib.file_digest(file, "sha256").hexdigest()
     return dict(sorted(found.items()))
 
 
@@ -91,8 +92,10 @@ def look(folder: Path, index: dict[str, Any], files: dict[str, str], key: Path |
         key: public key (PEM, elliptic curve) to verify the signature with.
 
     Raises:
-        AuditError: the key cannot be read.
+        AuditError: the key cannot be read, or is not the public key of an elliptic curve.
     """
+    if key is not None:
+        _check_key(key)
     found = []
     for name in files:
         suffix = Path(name).suffix.lower()
@@ -121,6 +124,21 @@ def _odd_scheduler(index: dict[str, Any]) -> list[Finding]:
     return [] if stock else [finding]
 
 
+def _check_key(key: Path) -> None:
+    from retarget.extras import require
+
+    keys = require("cryptography.hazmat.primitives.serialization", "audit")
+    curves = require("cryptography.hazmat.primitives.asymmetric.ec", "audit")
+    try:
+        found = keys.load_pem_public_key(key.read_bytes())
+    except OSError as error:
+        raise AuditError(f"--public-key {key} cannot be read: {error}") from error
+    except ValueError as error:
+        raise AuditError(f"--public-key {key} has no public key in PEM (-----BEGIN PUBLIC KEY-----)") from error
+    if not isinstance(found, curves.EllipticCurvePublicKey):
+        raise AuditError(f"--public-key {key} is not the key of an elliptic curve, as model signatures have it")
+
+
 def _signature(folder: Path, key: Path | None) -> Finding:
     """Whether there is an OpenSSF model signature, and, if a key is given, whether it is valid."""
     present = [name for name in SIGNATURES if (folder / name).is_file()]
@@ -135,13 +153,13 @@ def _signature(folder: Path, key: Path | None) -> Finding:
     from retarget.extras import require
 
     verifying, hashing = (require(f"model_signing.{name}", "audit") for name in ("verifying", "hashing"))
-    # The signature does not sign itself.
-    hashed = hashing.Config().set_ignored_paths(paths=[folder / present[0]], ignore_git_paths=True)
+    # The signature does not sign itself; the files of a hub's cache are links.
+    hashed = hashing.Config().set_ignored_paths(paths=[present[0]], ignore_git_paths=True).set_allow_symlinks(True)
+    forged = require("cryptography.exceptions", "audit").InvalidSignature
     try:
         config = verifying.Config().set_hashing_config(hashed).use_elliptic_key_verifier(public_key=key)
         config.verify(folder, folder / present[0])
-    except ValueError as error:
-        return say("warning", f"the signature {present[0]} is invalid for {key}: {' '.join(str(error).split()[:30])}")
-    except OSError as error:
-        raise AuditError(f"--public-key {key} cannot be read: {error}") from error
+    except (ValueError, LookupError, TypeError, AttributeError, forged) as error:  # of a damaged signature too
+        reason = " ".join(str(error).split()[:30]) or type(error).__name__
+        return say("warning", f"the signature {present[0]} is invalid for {key}: {reason}")
     return say("note", f"the signature {present[0]} is valid for {key}")
