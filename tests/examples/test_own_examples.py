@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from retarget.errors import UserError
 from retarget.study import Run
@@ -128,3 +129,20 @@ def test_texts_of_ones_own_are_classified(tmp_path, monkeypatch):
     ):
         with pytest.raises(UserError, match=message):
             example.plan("demo", settings, None, None)
+
+
+def test_a_network_with_weights_of_a_package(monkeypatch):
+    """The package's names are not timm's, its order is: the last layer becomes new for other classes."""
+    monkeypatch.syspath_prepend(FOLDER)
+    example = importlib.import_module("efficientnet_lite0")
+    own = example.network(1000).eval()
+    given = {f"_{name}": value for name, value in own.state_dict().items()}
+    other = example.network(1000).eval()
+    other.load_state_dict(example.renamed(given))
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(own(x), other(x))
+        assert example.network(7, 1).eval()(x[:, :1]).shape == (2, 7)
+    given.popitem()
+    with pytest.raises(ValueError, match="not the weights of EfficientNet-Lite0"):
+        example.renamed(given)
