@@ -1,7 +1,9 @@
 """The command: its exit codes, the files it writes, and the files it must not read."""
 
 import json
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -244,8 +246,11 @@ def test_codes_are_ordered():
     assert commands.combined([3, 2]) == 2
 
 
-@pytest.mark.parametrize("case", ["valid", "changed", "no key", "another key"])
-def test_a_signature_is_verified_where_a_key_is_given(pipeline, tmp_path, case):
+SIGNED = ("valid", "relative", "links", "changed", "no key", "another key", "empty signature", "no object", "forged")
+
+
+@pytest.mark.parametrize("case", SIGNED)
+def test_a_signature_is_verified_where_a_key_is_given(pipeline, tmp_path, case, monkeypatch):
     signing = pytest.importorskip("model_signing.signing")
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -268,8 +273,68 @@ def test_a_signature_is_verified_where_a_key_is_given(pipeline, tmp_path, case):
     config.sign(pipeline, pipeline / "model.sig")
     if case == "changed":
         (pipeline / "unet" / "config.json").write_text("{}")
+    if case in ("empty signature", "no object"):
+        (pipeline / "model.sig").write_text({"empty signature": '{"signatures": []}', "no object": "[]"}[case])
+    if case == "forged":
+        text = json.loads((pipeline / "model.sig").read_text())
+        text["dsseEnvelope"]["payload"] = "eA=="
+        (pipeline / "model.sig").write_text(json.dumps(text))
+    if case == "relative":
+        monkeypatch.chdir(tmp_path)
+        pipeline = Path(pipeline.name)
+    if case == "links":  # as in a hub's cache
+        blobs = shutil.copytree(pipeline, tmp_path / "blobs")
+        for path in [one for one in pipeline.rglob("*") if one.is_file()]:
+            path.unlink()
+            path.symlink_to(blobs / path.relative_to(pipeline))
     key = {"no key": None, "another key": keys[1]}.get(case, keys[0])
     index = json.loads((pipeline / "model_index.json").read_text())
     (found,) = [one for one in look(pipeline, index, {}, key) if one.rule == "signature"]
-    assert found.level == ("note" if case in ("valid", "no key") else "warning")
-    assert {"valid": "is valid for", "no key": "not verified"}.get(case, "is invalid for") in found.message
+    valid = case in ("valid", "relative", "links")
+    assert found.level == ("note" if valid or case == "no key" else "warning")
+    assert ("is valid for" if valid else "not verified" if case == "no key" else "is invalid for") in found.message
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "cannot be read"), ("x", "has no public key in PEM"), ("rsa", "is not the key of an elliptic curve")],
+)
+def test_a_key_that_cannot_verify_is_refused_even_where_nothing_is_signed(pipeline, tmp_path, content, message):
+    pytest.importorskip("cryptography")
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import rsa
+
+    if content is not None:
+        form = serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+        key = rsa.generate_private_key(65537, 2048).public_key().public_bytes(*form)
+        (tmp_path / "key.pub").write_bytes(key if content == "rsa" else content.encode())
+    one = audit_pipeline(pipeline, None, key=tmp_path / "key.pub", search=QUICK)
+    assert (one.verdict, one.exit_code) == ("error", 2)
+    assert message in one.reason
+
+
+def test_unusable_places_are_refused_before_the_search(pipeline, tmp_path, quick, capsys, monkeypatch):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").write_text("")
+    monkeypatch.chdir(pipeline)
+    for words, message in (
+        ([str(pipeline), "--out", str(tmp_path / "file")], "file"),
+        ([str(pipeline), "--out", str(tmp_path / "o"), "--clean", str(tmp_path / "full")], "full is not empty"),
+        (["."], "in the pipeline itself, whose files are hashed: give --out"),
+    ):
+        assert main(["audit", *words]) == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()
+    assert not (pipeline / "audit").exists()
+
+
+def test_odd_names_of_files_and_a_pipeline_given_twice(pipeline, tmp_path, quick):
+    Path(pipeline, os.fsdecode(b"\xff #1 %20.txt")).write_text("")
+    out = tmp_path / "out"
+    assert main(["audit", str(pipeline), f"{pipeline}/", "--out", str(out)]) == 3
+    log = json.loads((out / "audit.sarif").read_text())
+    Sarif.model_validate(log)
+    uris = [one["location"]["uri"] for one in log["runs"][0]["artifacts"]]
+    assert len(uris) == len(set(uris))
+    assert any(uri.endswith("/%5Cxff%20%231%20%2520.txt") for uri in uris)

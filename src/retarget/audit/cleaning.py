@@ -64,8 +64,7 @@ def clean(
     """
     if not (report / FILE_NAME).is_file():
         raise UserError(f"{report}: there is no suspected trigger of an audit, so there is nothing to clean")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} is not empty: give a new folder for the cleaned pipeline")
+    check_new(out)
     recipe = recipe or Recipe(seed=seed)
     unet, schedule = load_pipeline(path)
     given = None if data is None else _images(data, network_shape(unet))
@@ -97,6 +96,12 @@ def clean(
     return Cleaning(out, after, record)
 
 
+def check_new(out: Path) -> None:
+    """Raise UserError unless this is a new or empty folder."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} is not empty: give a new folder for the cleaned pipeline")
+
+
 def _images(data: str, shape: tuple[int, int, int]) -> ImageSet:
     found = read_images(data, size=shape[1]).with_channels(shape[0])
     found.check_shape(shape)
@@ -106,7 +111,7 @@ def _images(data: str, shape: tuple[int, int, int]) -> ImageSet:
 def _fids(unet: Any, removed: Removed, schedule: Any, given: ImageSet | None, seed: int) -> tuple[float, float]:
     """FID of plain samples before and after, on features of a classifier that is trained on the images."""
     trigger, sampler = Trigger.none(network_shape(unet)), Sampler.parse("ddpm-20")
-    sampler = sampler._replace(steps=min(sampler.steps, schedule.config["num_train_timesteps"]))
+    sampler = sampler._replace(steps=min(sampler.steps, schedule.config["num_train_timesteps"] - 1))
 
     def drawn(network: Any, start: int) -> Tensor:
         return sample(network, schedule.config, sampler, trigger, COMPARED, batch_size=100, seed=start)

@@ -87,9 +87,10 @@ def _audit(words: list[str]) -> int:
 
     names = names_of(given.pipelines)
     root = given.out or Path("audit")
+    folders = [root if given.out and len(names) == 1 else root / name for name in names]
+    _check_places(given, folders)
     outcomes, failed = [], []
-    for path, name in zip(given.pipelines, names, strict=True):
-        folder = root if given.out and len(names) == 1 else root / name
+    for path, folder in zip(given.pipelines, folders, strict=True):
         outcome = _audited(path, folder, given)
         outcome = adjusted(outcome, given.allow_undecided, given.fail_on)
         write(outcome, folder, shlex.join(["retarget", "audit", *words]))
@@ -101,6 +102,22 @@ def _audit(words: list[str]) -> int:
     if len(outcomes) > 1:
         write_all(outcomes, root, code, shlex.join(["retarget", "audit", *words]))
     return code
+
+
+def _check_places(given: AuditArguments, folders: Sequence[Path]) -> None:
+    """Make the folders of the reports, and refuse unusable places, before a search that takes minutes."""
+    from retarget.audit.cleaning import check_new
+    from retarget.files import make_directory
+
+    for path, folder in zip(given.pipelines, folders, strict=True):
+        if path.is_dir() and path.resolve() in (folder.resolve(), *folder.resolve().parents):
+            raise UsageError(
+                f"the report would be written to {folder}, in the pipeline itself, whose files are hashed: give --out"
+            )
+    if given.clean is not None:
+        check_new(given.clean)
+    for folder in folders:
+        make_directory(folder)
 
 
 def _audited(path: Path, folder: Path, given: AuditArguments) -> "Outcome":

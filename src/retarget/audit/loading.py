@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from retarget.audit.errors import AuditError, NotCoveredError
-from retarget.trojdiff.checkpoint import BETAS, NOT_MADE
+from retarget.trojdiff.checkpoint import BETAS, NOT_MADE, process
 
 _STEM = "diffusion_pytorch_model"
 LARGEST = 128 * 128
@@ -42,7 +42,7 @@ def read_pipeline(folder: Path) -> tuple[UNet2DModel, Any]:
     variant = _check_weights(home(folder, "unet"))
     unet = _read_network(home(folder, "unet"), variant)
     try:
-        scheduler: Any = DDPMScheduler.from_config(settings)
+        scheduler: Any = DDPMScheduler.from_config(process(settings))
     except NOT_MADE as error:
         raise AuditError(f"scheduler/scheduler_config.json defines no noise schedule: {_first(error)}") from error
     return unet, scheduler
@@ -255,6 +255,10 @@ def check_network(config: Any) -> tuple[int, int, int]:
     sides = list(size) if isinstance(size, list | tuple) else [size, size]
     if len(sides) != 2 or any(not isinstance(side, int) or side < 1 for side in sides):
         raise AuditError(f"unet/config.json: sample_size must be a positive integer or a pair of them, not {size!r}")
+    if min(sides) < 2:
+        raise NotCoveredError(
+            f"images of {sides[0]}×{sides[1]}: only images with at least 2 rows and columns are covered"
+        )
     if channels * sides[0] * sides[1] > LARGEST:
         raise NotCoveredError(
             f"images of {sides[0]}×{sides[1]} with {channels} channels have {channels * sides[0] * sides[1]:,} values: "

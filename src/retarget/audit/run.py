@@ -148,7 +148,7 @@ def _images(data: str, subject: Subject) -> Tensor:
         images.with_channels(subject.channels).check_shape(subject.shape)
     except UserError as error:
         raise UserError(f"--data {data}: {error}") from error
-    return to_signed(images.with_channels(subject.channels).images[:512])
+    return to_signed(images.with_channels(subject.channels).first(512).images)
 
 
 def concluded(

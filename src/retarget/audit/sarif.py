@@ -50,8 +50,10 @@ def sarif(outcomes: Sequence[Outcome], exit_code: int, command: str) -> dict[str
             }
         ],
         "artifacts": [
-            {"location": {"uri": f"{one.pipeline}/{name}"}, "hashes": {"sha-256": value}}
-            for one in outcomes for name, value in one.files.items()
+            {"location": {"uri": uri}, "hashes": {"sha-256": value}}
+            for uri, value in sorted({
+                (quote(f"{one.pipeline}/{name}"), value) for one in outcomes for name, value in one.files.items()
+            })
         ],
         "results": results,
     }  # fmt: skip

@@ -16,12 +16,14 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise
 
 from retarget.errors import UserError
 from retarget.files import in_order, replace_folder
 from retarget.trojdiff.marks import ATTACKS, Trojan, model_card, trigger_name
+from retarget.trojdiff.schedulers import check_base
 from retarget.trojdiff.trigger import Trigger
 
 LARGEST_SIDE = 64
@@ -80,30 +82,41 @@ def load_pipeline(source: str | Path) -> tuple[UNet2DModel, DDPMScheduler]:
         UserError: it is not a pipeline, but a text-conditional, class-conditional or latent model, or has another
             prediction type, learned variances, images above 64×64, or weights that are not safetensors of floats.
     """
-    local = Path(source).exists()
-    if local and not (Path(source) / "model_index.json").is_file():
+    folder = Path(source) if Path(source).exists() else _from_hub(str(source))
+    if not (folder / "model_index.json").is_file():
         raise UserError(f"{source} has no model_index.json: pass the folder of a diffusers pipeline")
     try:
-        index: Any = DiffusionPipeline.load_config(str(source))
+        index: Any = DiffusionPipeline.load_config(str(folder))
     except OSError as error:
-        if local:
-            raise UserError(f"{source}: model_index.json cannot be read: {str(error).splitlines()[0]}") from error
-        raise UserError(
-            f"{source} was not found here, and the hub did not return it ({str(error).splitlines()[0]}): download the "
-            "pipeline on a machine with network access and pass its folder"
-        ) from error
+        raise UserError(f"{source}: model_index.json cannot be read: {str(error).splitlines()[0]}") from error
     _check_index(source, index)
-    if local and not (Path(source) / WEIGHTS).is_file():
-        raise UserError(f"{source} has no {WEIGHTS}: {_instead(Path(source) / WEIGHTS)}")
-    unet = _read_network(source)
-    if local:
-        _check_floats(Path(source))
-    scheduler = _read_scheduler(source)
+    if not (folder / WEIGHTS).is_file():
+        raise UserError(f"{source} has no {WEIGHTS}: {_instead(folder / WEIGHTS)}")
+    if Path(f"{folder / WEIGHTS}.index.json").is_file():
+        raise UserError(
+            f"{source} has {WEIGHTS} and an index of other files of weights, which diffusers would read instead: "
+            "remove one of them"
+        )
+    unet = _read_network(folder)
+    _check_floats(folder)
+    scheduler = _read_scheduler(folder)
     check_trainable(unet, scheduler, str(source))
     _check_runs(unet, source)
-    if local:
-        setattr(unet, _INHERITED, _read_marks(Path(source)))
+    setattr(unet, _INHERITED, _read_marks(folder))
     return unet, scheduler
+
+
+def _from_hub(name: str) -> Path:
+    """The folder of a pipeline of the hub with what is read of it, the marks of a trojaned one included."""
+    wanted = ["model_index.json", "*/config.json", "*/scheduler_config.json", "*.safetensors.index.json", WEIGHTS,
+              "trigger*.safetensors"]  # fmt: skip
+    try:
+        return Path(snapshot_download(name, allow_patterns=wanted))
+    except (OSError, ValueError) as error:  # a name that the hub cannot have is a ValueError
+        raise UserError(
+            f"{name} was not found here, and the hub did not return it ({str(error).splitlines()[0]}): download the "
+            "pipeline on a machine with network access and pass its folder"
+        ) from error
 
 
 NOT_MADE = (TypeError, ValueError, ArithmeticError, LookupError, RuntimeError)
@@ -167,6 +180,9 @@ def _check_floats(folder: Path) -> None:
 
 def _check_runs(unet: UNet2DModel, source: str | Path) -> None:
     """One pass over one empty image: some settings are wrong only when the network runs."""
+    damaged = [name for name, value in unet.state_dict().items() if not bool(torch.isfinite(value).all())]
+    if damaged:
+        raise UserError(f"{source}: {damaged[0]} has values that are not finite: the network is damaged")
     try:
         with torch.no_grad():
             unet(torch.zeros(1, *network_shape(unet)), 0)
@@ -193,8 +209,15 @@ def _read_scheduler(source: str | Path) -> Any:
             f"{source}: its scheduler's timestep_type is {settings['timestep_type']!r}, so the network takes noise "
             "levels and not DDPM's timesteps"
         )
+    if settings.get("predict_epsilon") is False:
+        raise UserError(
+            f"{source}: its scheduler has predict_epsilon false, the earlier name of prediction_type 'sample', which "
+            "today's diffusers ignores; only epsilon models are trained"
+        )
+    if settings.get("rescale_betas_zero_snr"):
+        raise UserError(f"{source}: its scheduler has rescale_betas_zero_snr: at T there is no noise level to attack")
     try:
-        scheduler: Any = DDPMScheduler.from_config(settings)
+        scheduler: Any = DDPMScheduler.from_config(process(settings))
         levels = scheduler.alphas_cumprod
     except NOT_MADE as error:
         raise UserError(f"{where} makes no noise schedule: {str(error).splitlines()[0]}") from error
@@ -209,6 +232,24 @@ def _read_scheduler(source: str | Path) -> Any:
             f"{settings['num_train_timesteps']}: they must be equal"
         )
     return scheduler
+
+
+_PROCESS = (
+    "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "clip_sample",
+    "clip_sample_range", "prediction_type", "thresholding", "variance_type",
+)  # fmt: skip
+"""Settings of a scheduler that say how its network was trained, or how images are to be made whatever the solver."""
+
+
+def process(settings: dict[str, Any]) -> dict[str, Any]:
+    """What a scheduler's settings say of the process, without those of its class's solver (its grid, its order).
+
+    Most classes cannot clip images, so that a configuration of theirs says nothing of clipping, which DDPM's would
+    take for yes.
+    """
+    kept = {name: value for name, value in settings.items() if name in _PROCESS and value is not None}
+    clips = settings.get("_class_name") in (None, "DDPMScheduler", "DDIMScheduler") or "clip_sample" in kept
+    return kept if clips else {**kept, "clip_sample": False}
 
 
 def _read_marks(folder: Path) -> Trojan | None:
@@ -260,6 +301,10 @@ def check_trainable(unet: UNet2DModel, scheduler: DDPMScheduler, where: str) -> 
     if len(set(sides)) > 1:
         raise UserError(f"{where}: images of {'×'.join(map(str, sides))}; only square ones are trained")
     check_side(sides[0], len(config.block_out_channels), where)
+    try:
+        check_base(scheduler)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
 
 
 def check_side(side: int, levels: int, where: str) -> None:

@@ -92,8 +92,13 @@ class ImageSet:
         return ImageSet(self.images[rows], self.labels[rows], self.names)
 
     def first(self, count: int | None) -> "ImageSet":
-        """The first ``count`` images; all for None."""
-        return self if count is None else ImageSet(self.images[:count], self.labels[:count], self.names)
+        """The first ``count`` images; evenly spread ones if those lack a class, as of a folder; all for None."""
+        if count is None or count >= len(self.labels):
+            return self
+        rows = torch.arange(count)
+        if len(self.labels[rows].unique()) < len(self.labels.unique()):
+            rows = torch.linspace(0, len(self.labels) - 1, count).round().long()
+        return ImageSet(self.images[rows], self.labels[rows], self.names)
 
 
 def to_signed(images: UInt8[Tensor, "count channels height width"]) -> Float[Tensor, "count channels height width"]:

@@ -83,7 +83,7 @@ class Judge:
 
     def attack(self, samples: Samples, goal: Goal, precise_from: int = FEWEST) -> Attack:
         """How often samples hit the goal; no precision for fewer than ``precise_from`` of them."""
-        precise = goal.real is not None and len(samples) >= precise_from
+        precise = goal.real is not None and len(samples) >= precise_from and len(goal.real) >= FEWEST
         return Attack(
             success(samples, goal, self.classifier),
             None if goal.image is None else float(squared_error(samples, goal.image).mean()),
@@ -103,9 +103,16 @@ def evaluate(asked: EvaluateConfig) -> dict[str, Any]:
     target = asked.target
     if asked.count < FEWEST or (target and asked.trojan_count < FEWEST):
         raise UserError("--count and --trojan-count must be at least 5 images each")
+    if asked.classifier_epochs < 1:
+        raise UserError(f"--classifier-epochs is {asked.classifier_epochs}; without training every class is a guess")
     inception = Inception(asked.inception) if asked.inception else None
     shape, images = _sampled(asked, asked.pipeline)
     (real, other, every), (held, _, test) = (_domains(asked, split, shape) for split in ("train", "test"))
+    if min(len(real), len(held)) < FEWEST:
+        raise UserError(
+            f"--data {asked.data}: {len(real)} training and {len(held)} test images ({held_out(asked.data)}); at least "
+            f"{FEWEST} of each are needed"
+        )
     trigger, goal, clean = None, None, None
     if asked.trigger and target:
         trigger, goal = Trigger.load(asked.trigger), make_goal(target, real, other)

@@ -73,12 +73,17 @@ def cells(trigger: Trigger) -> dict[str, tuple[Trigger, Trigger]]:
     return {"trojan": (trigger, trigger), "stock": (none, trigger), "plain": (trigger, none), "leak": (none, none)}
 
 
+FLAT = 0.02
+"""An image whose pixels, in [-1, 1], have a smaller standard deviation shows nothing, whatever a classifier says."""
+
+
 def success(samples: Samples, goal: Goal, classifier: Classifier) -> Rate:
-    """Attack success: the classifier finds the target class; for D2I the squared error in [0, 1] is at most 0.01."""
+    """Attack success: the classifier finds the target class in an image that is not ``FLAT``; for D2I the squared error
+    in [0, 1] is at most 0.01."""
     if goal.image is not None:
         hits = squared_error(samples, goal.image) <= 0.01
     else:
-        hits = predict(classifier, samples)[0] == goal.label
+        hits = (predict(classifier, samples)[0] == goal.label) & (samples.flatten(1).std(1) >= FLAT)
     return wilson(int(hits.sum()), len(samples))
 
 

@@ -61,11 +61,25 @@ SAMPLERS: dict[str, Callable[..., Any]] = {
 }
 
 
+_GRID_OF_ONE_MORE = ("dpm", "dpm_sde", "unipc", "deis")
+_BETAS_OF_ALL = ("linear", "scaled_linear", "squaredcos_cap_v2")
+
+
+def _with_betas(config: Any) -> Any:
+    """The configuration with the betas themselves, if not every solver knows their schedule (sigmoid, laplace)."""
+    if config.get("beta_schedule", "linear") in _BETAS_OF_ALL or config.get("trained_betas") is not None:
+        return config
+    process: Any = DDPMScheduler.from_config(config)
+    known = {name: value for name, value in config.items() if not name.startswith("_")}  # _use_default_values wins
+    return {**known, "trained_betas": process.betas.tolist()}
+
+
 class Sampler(NamedTuple):
     """A sampler by name, number of steps and grid.
 
-    ``ddim`` on a grid other than ``trailing`` runs as first-order DPM-Solver, which *is* DDIM with η = 0 on any grid;
-    ``ddpm``, ``dpm`` and ``euler`` accept a grid themselves. ``heun`` evaluates the network twice in all steps but one.
+    ``ddim`` on a grid other than ``trailing``, or with a number of steps that does not divide T, runs as first-order
+    DPM-Solver, which *is* DDIM with η = 0 on any grid: diffusers' own would end before the noise does. ``ddpm``,
+    ``dpm`` and ``euler`` accept a grid themselves. ``heun`` evaluates the network twice in all steps but one.
 
     All of them clip x̂_0 if the checkpoint's own scheduler says so (``clip_sample``): DDPM and DDIM do it themselves;
     for diffusers' solvers, which never clip, our loop does.
@@ -85,7 +99,7 @@ class Sampler(NamedTuple):
         """
         name, _, rest = text.partition("-")
         steps, _, spacing = rest.partition("-")
-        if name not in SAMPLERS or not steps.isdigit() or (spacing and spacing not in SPACINGS):
+        if name not in SAMPLERS or not steps.isdecimal() or (spacing and spacing not in SPACINGS):
             raise UserError(
                 f"sampler {text!r}: write NAME-STEPS[-SPACING], NAME one of {', '.join(SAMPLERS)}, "
                 f"SPACING one of {', '.join(SPACINGS)}"
@@ -94,8 +108,12 @@ class Sampler(NamedTuple):
 
     def clip(self, config: Any) -> float | None:
         """The range to which our loop clips x̂_0; None if the sampler clips itself, or nothing is to be clipped."""
-        itself = self.name.startswith("ddpm") or (self.name == "ddim" and self.spacing in (None, "trailing"))
+        itself = self.name.startswith("ddpm") or (self.name == "ddim" and self._even(config["num_train_timesteps"]))
         return None if itself or not config.get("clip_sample") else config["clip_sample_range"]
+
+    def _even(self, total: int) -> bool:
+        """Whether diffusers' DDIM takes these steps: evenly from T - 1 on, in strides of one length."""
+        return self.spacing in (None, "trailing") and total % self.steps == 0
 
     def scheduler(self, config: Any, trigger: Trigger) -> TrojanScheduler:
         """The sampler over a checkpoint's noise schedule, in the trigger's frame, with its timesteps set.
@@ -107,6 +125,11 @@ class Sampler(NamedTuple):
         total = config["num_train_timesteps"]
         if not 1 <= self.steps <= total:
             raise UserError(f"{self.name}: {self.steps} steps of {total} training steps; use 1 to {total}")
+        if self.name in _GRID_OF_ONE_MORE and self.spacing is None and self.steps == total:
+            raise UserError(
+                f"{self.name}-{total}: its grid has one point more than steps, so that with all {total} training steps "
+                f"it has one of them twice: use {self.name}-{total - 1}"
+            )
         if self.eta and self.name != "ddim":
             raise UserError(f"{self.name} has no η: leave --eta out, or use ddim")
         if not 0 <= self.eta <= 1:
@@ -116,7 +139,8 @@ class Sampler(NamedTuple):
                 f"ddpm_large-{self.steps}: with fewer than all {total} steps its last step adds noise to the finished "
                 f"image: use ddpm-{self.steps} or ddpm_large-{total}"
             )
-        if self.spacing is None or (self.name == "ddim" and self.spacing == "trailing"):
+        config = _with_betas(config)
+        if self._even(total) if self.name == "ddim" else self.spacing is None:
             scheduler = TrojanScheduler(SAMPLERS[self.name](config), trigger)
             scheduler.set_timesteps(self.steps)
             return scheduler
@@ -124,13 +148,14 @@ class Sampler(NamedTuple):
         if self.name == "ddim":
             if self.eta != 0:
                 raise UserError(
-                    "DDIM on this grid runs as first-order DPM-Solver, which has η = 0: use trailing for η > 0"
+                    "DDIM on this grid runs as first-order DPM-Solver, which has η = 0: for η > 0 use trailing, with a "
+                    f"number of steps that divides {total}"
                 )
             base = _solver(DPMSolverMultistepScheduler, config, solver_order=1)
         if "timesteps" not in inspect.signature(base.set_timesteps).parameters:
             raise UserError(f"{self.name} does not accept a grid: leave {self.spacing} out")
         scheduler = TrojanScheduler(base, trigger)
-        scheduler.set_timesteps(timesteps=spaced_timesteps(self.steps, total, self.spacing))
+        scheduler.set_timesteps(timesteps=spaced_timesteps(self.steps, total, self.spacing or "trailing"))
         return scheduler
 
 
@@ -249,6 +274,8 @@ def sample(
     if min(count, batch_size) < 1:
         raise UserError(f"{count} images in batches of {batch_size}: both must be at least 1")
     sampler.scheduler(config, trigger)  # raises its errors before the folder is claimed
+    if start is not None:
+        start.check_shape(trigger.shape)
     generators((), seed)
     if out is not None:
         _claim(out, config, sampler, trigger, start, batch_size, seed, identity)

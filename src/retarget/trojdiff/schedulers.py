@@ -66,7 +66,7 @@ class TrojanScheduler:
     """
 
     def __init__(self, base: Any, trigger: Trigger) -> None:
-        _check_base(base)
+        check_base(base)
         self.trigger = trigger
         self._config: Any = base.config
         self._stock = base
@@ -220,7 +220,8 @@ def _deviation(alphas_cumprod: Level) -> Level:
     return (1 - alphas_cumprod).sqrt()
 
 
-def _check_base(base: Any) -> None:
+def check_base(base: Any) -> None:
+    """Raise UserError unless the Trojan law is defined for this scheduler of diffusers."""
     name = type(base).__name__
     if not isinstance(base, SUPPORTED):
         known = ", ".join(kind.__name__ for kind in SUPPORTED)
