@@ -25,7 +25,7 @@ METRICS = (
     Metric(name="p_value", label="p-value among clean models", decimals=3, optional=True),
     Metric(name="undo", label="undo of the best candidate", decimals=3, optional=True),
     Metric(name="cosine", label="cosine of mu", decimals=3, better="higher", optional=True),
-    Metric(name="iou", label="IoU of the mask", decimals=3, better="higher", optional=True),
+    Metric(name="iou", label="IoU of the box with the mask", decimals=3, better="higher", optional=True),
     Metric(name="evaluations", label="network evaluations", decimals=0, better="lower"),
 )  # fmt: skip
 
@@ -70,13 +70,17 @@ def run(run: Run) -> dict[str, float]:
         metrics["undo"] = outcome.trigger.undo
         truth = pipeline / "trigger.safetensors"
         if run.settings["trojaned"] and truth.is_file():
-            metrics |= likeness(Trigger.load(out), Trigger.load(truth))
+            metrics |= likeness(Trigger.load(out), outcome.trigger.box, Trigger.load(truth))
     return metrics
 
 
-def likeness(found: Trigger, true: Trigger) -> dict[str, float]:
-    """Cosine of the two biases; for a trigger that does not cover the whole image also the masks' IoU."""
+def likeness(found: Trigger, box: tuple[int, int, int, int] | None, true: Trigger) -> dict[str, float]:
+    """Cosine of the two biases; for a trigger that does not cover the whole image also the IoU of its mask and the box
+    (top, left, bottom, right) of the recovered one, which is None if that covers the whole image."""
     values = {"cosine": float(torch.cosine_similarity(found.mu.flatten(), true.mu.flatten(), dim=0))}
     if not true.mask.all():
-        values["iou"] = float((found.mask & true.mask).sum() / (found.mask | true.mask).sum())
+        mask = torch.zeros_like(true.mask)
+        top, left, bottom, right = box or (0, 0, *mask.shape[1:])
+        mask[:, top:bottom, left:right] = True
+        values["iou"] = float((mask & true.mask).sum() / (mask | true.mask).sum())
     return values

@@ -161,7 +161,7 @@ def test_failed_runs_are_named_and_the_exit_code_is_one(capsys, tmp_path):
     assert code == 1
     assert "FAILED default/treated/seed-1: RuntimeError: the walk fell" in err
     assert err.endswith(
-        "retarget: 1 runs failed; their status.json has the traceback. To try them again, run the same command: "
+        "retarget: 1 run failed; status.json and output.log of each say why. To try again, run the same command: "
         "retarget study toy --out here --set wrong=raise 'where=[\"treated\", 1]'\n"
     )
     assert out.splitlines()[-1] == str(tmp_path / "here" / "report.html")

@@ -17,6 +17,7 @@ from typing import Any
 
 from judge_again import judge_again
 
+from retarget.report.words import amount
 from retarget.study.results import Summary
 
 ROOT = Path(__file__).parent.parent
@@ -264,7 +265,7 @@ def _ends(what: str, counted: str, outcomes: Sequence[str], tallies: Sequence[di
 def _difference(claim: dict[str, Any], places: int) -> str:
     if claim["estimate"] is None:
         return "–"
-    text = f"{claim['estimate']:+.{places}f}{_unit(claim['unit'])}"
+    text = amount(f"{claim['estimate']:+.{places}f}", claim["unit"])
     if claim["interval"]:
         low, high = claim["interval"]
         text += f" [{low:+.{places}f}, {high:+.{places}f}]"

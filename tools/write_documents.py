@@ -69,7 +69,11 @@ def _filled(text: str, path: Path) -> str:
     }
     for name, write in blocks.items():
         text = _between(text, name, name, lambda _, write=write: write())
-    return _between(text, r"results: (?P<name>[\w-]+)", "results", lambda found: excerpt(found["name"], path))
+    text = _between(text, r"results: (?P<name>[\w-]+)", "results", lambda found: excerpt(found["name"], path))
+    odd = re.findall(r"<!-- results: (?![\w-]+ -->).*", text)
+    if odd:
+        raise SystemExit(f"{path}: no record is named by {odd[0]}")
+    return text
 
 
 PANELS = 4

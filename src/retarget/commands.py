@@ -20,6 +20,7 @@ from retarget.cli import METHODS
 from retarget.errors import UsageError, UserError
 from retarget.files import read_json
 from retarget.own import importable
+from retarget.report.words import amount
 from retarget.settings import merged, parse_setting, read_config
 from retarget.study import own
 from retarget.study.config import StudyPlan
@@ -183,8 +184,8 @@ def _study(plan: StudyPlan, given: StudyArguments, words: list[str]) -> int:
         print(f"FAILED {key}: {error}", file=sys.stderr)
     if outcome.failed:
         print(
-            f"retarget: {len(outcome.failed)} runs failed; their status.json has the traceback. To try them again, run "
-            f"the same command: {shlex.join(command)}",
+            f"retarget: {len(outcome.failed)} run{'s' * (len(outcome.failed) != 1)} failed; status.json and output.log "
+            f"of each say why. To try again, run the same command: {shlex.join(command)}",
             file=sys.stderr,
         )
     return 1 if outcome.failed else 0
@@ -215,7 +216,8 @@ def _dry_run(plan: StudyPlan, given: StudyArguments, out: Path) -> int:
     found["power"] = [one._asdict() for one in prospects]
     print(json.dumps(found, indent=1, ensure_ascii=False))
     minutes = found["estimated_minutes"]
-    time = "duration unknown for these settings" if minutes is None else f"about {duration(60 * minutes)}"
+    unknown = "these settings" if given.jobs or given.executor == "local" else "this cluster without --jobs"
+    time = f"duration unknown for {unknown}" if minutes is None else f"about {duration(60 * minutes)}"
     print(f"{found['runs']} runs, {found['finished']} of them finished; {time}; {out}", file=sys.stderr)
     for one in prospects:
         chances = f"{one.n} seeds: {one.alone:.0%} by itself, {one.in_family:.0%} among its family"
@@ -377,11 +379,11 @@ def _print_verdicts(summary: dict[str, Any], plan: StudyPlan) -> None:
         if claim["estimate"] is not None:
             low, high = claim["interval"] or (None, None)
             spread = "" if low is None else f" [{low:+.4g}, {high:+.4g}]"
-            unit = f" {claim['unit']}" if claim["unit"] else ""
             what = "item" if claim["about"] == "models" else "set" if claim["across"] == "new" else "seed"
             counted = f"{claim['n']:,} {what}{'s' * (claim['n'] != 1)}"
             arms: list[str] = claim["arms"]
             compared = " - ".join(labels.get(arm, arm) for arm in arms)
             compared += f", {metrics.get(claim['metric'], claim['metric'])}"
-            line += f" ({compared}: {claim['estimate']:+.4g}{spread}{unit}, {counted})"
+            difference = amount(f"{claim['estimate']:+.4g}{spread}", claim["unit"])
+            line += f" ({compared}: {difference}, {counted})"
         print(line)

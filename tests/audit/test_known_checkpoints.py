@@ -40,10 +40,11 @@ def test_checkpoints_of_ones_own_are_audited(example, stored, tmp_path, monkeypa
 
 def test_a_recovered_trigger_is_compared_with_the_true_one(example):
     true, half = Trigger.patch(2, 0.1, (1, 8, 8)), Trigger.patch((2, 1), 0.1, (1, 8, 8), (6, 6))
-    assert example.likeness(true, true) == pytest.approx({"cosine": 1, "iou": 1})
-    assert example.likeness(half, true) == pytest.approx({"cosine": 2**-0.5, "iou": 0.5})
+    assert example.likeness(true, (6, 6, 8, 8), true) == pytest.approx({"cosine": 1, "iou": 1})
+    assert example.likeness(half, (6, 6, 8, 7), true) == pytest.approx({"cosine": 2**-0.5, "iou": 0.5})
+    assert example.likeness(true, None, true) == pytest.approx({"cosine": 1, "iou": 4 / 64})
     blend = Trigger.blend(torch.ones(1, 8, 8), 0.6)
-    assert example.likeness(true, blend) == pytest.approx({"cosine": 0.25})
+    assert example.likeness(true, None, blend) == pytest.approx({"cosine": 0.25})
 
 
 @pytest.mark.parametrize(

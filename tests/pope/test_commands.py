@@ -149,6 +149,8 @@ def test_exports(tmp_path):
     assert {row["guided"] for row in map(json.loads, (tmp_path / "o.jsonl").read_text().splitlines())} == {True, False}
     for name in ("v.validation.parquet", "v.reward.py", "v.launch.sh", "o.validation.jsonl", "o.reward.py"):
         assert (tmp_path / name).exists()
+    with pytest.raises(UsageError, match="apply to --solutions: give it too"):
+        pope(["export", str(tmp_path / "rows.parquet"), "--to", "verl", "--out", str(tmp_path / "x"), "--limit", "2"])
     with pytest.raises(UserError, match="needs chat messages"):
         pope(["export", str(tmp_path / "plain.parquet"), "--to", "verl", "--out", str(tmp_path / "x.parquet")])
 

@@ -119,3 +119,12 @@ def test_easy_rows_pass_every_curriculum_unchanged(make):
     curriculum = make(guides())
     curriculum.observe([group(0, 4, "easy", "easy-1")])
     assert curriculum.present(easy, 1) is easy
+
+
+def test_a_curriculum_that_shows_more_than_the_prefixes_have_is_refused():
+    short = Guides(PROBLEMS, PROMPTS, 4, 0.25, "line")
+    with pytest.raises(UserError, match=r"shows 0\.5 of a solution, but the longest prefixes end at cap = 0\.25"):
+        Phases(short, 10)
+    with pytest.raises(UserError, match=r"shows 0\.75 of a solution"):
+        Annealed(short, 10, 0.75)
+    Phases(short, 10, (0.25, 0.1))

@@ -134,6 +134,16 @@ def test_contradictions_are_refused_with_their_names(tmp_path, sampler):
     assert not (tmp_path / "all").exists()
 
 
+def test_a_journal_that_is_given_twice_counts_once(tmp_path, sampler):
+    mine(problems(0, 1), sampler(), 8, journal=shard(tmp_path, "a"))
+    before = shard(tmp_path, "a").read_bytes()
+    done = merge([shard(tmp_path, "a")] * 2, tmp_path / "all")
+    assert (done.units, done.duplicates) == (len(before.splitlines()) - 1,) * 2
+    assert shard(tmp_path, "all").read_bytes() == before
+    merge([shard(tmp_path, "a")] * 3, tmp_path / "a")
+    assert shard(tmp_path, "a").read_bytes() == before
+
+
 def test_files_that_are_no_journals_are_named(tmp_path, sampler):
     mine(problems(0, 1), sampler(), 8, journal=shard(tmp_path, "a"))
     good = shard(tmp_path, "a")
@@ -143,7 +153,7 @@ def test_files_that_are_no_journals_are_named(tmp_path, sampler):
         "damaged": good.read_bytes().replace(b'"n":4', b'"n":5', 1), "twice": good.read_bytes() * 2,
     }  # fmt: skip
     said = {
-        "empty": "the file is empty", "half": "the file is empty", "text": "line 1 is damaged",
+        "empty": "the file is empty", "half": "its first line is cut off", "text": "line 1 is damaged",
         "problems": "not a journal of", "old": "an earlier version wrote this journal", "binary": "line 1 is damaged",
         "damaged": "line 2 is damaged", "twice": "line .* is damaged",
     }  # fmt: skip

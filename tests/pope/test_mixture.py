@@ -75,6 +75,9 @@ def test_rows_ratios_and_easy_problems(caplog):
     assert counts(0.5) == {"unguided": 6, "guided": 3}
     assert counts(2.0) == {"unguided": 3, "guided": 6}
     assert counts(float("inf")) == {"guided": 6}
+    kept = [mix(hard, prefixes, PROMPTS, ratio=ratio, unpaired="keep") for ratio in (2.0, float("inf"))]
+    assert [Counter(row["stratum"] for row in rows)["unguided"] for rows in kept] == [3 + 2, 2]
+    assert all({"p6", "p7"} <= {row["problem"] for row in rows} for rows in kept)
 
 
 def test_bad_mixtures_are_refused():

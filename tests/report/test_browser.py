@@ -7,7 +7,7 @@ import pytest
 
 from retarget.report import build
 from retarget.study.config import Arm
-from retarget.study.figures import Analysis, Text
+from retarget.study.figures import Analysis, Table, Text
 
 pytestmark = pytest.mark.browser
 
@@ -123,6 +123,26 @@ def test_a_table_sorts_by_a_column_and_filters_its_rows(visit, study, plain_plan
     page.get_by_label("Rows with").first.fill("ARM 7")
     assert table.locator("tbody tr:visible").count() == 1
     assert visit.faults == []
+
+
+def test_times_and_powers_of_ten_sort_by_their_size(visit, study, plain_plan):
+    rows = [
+        ["a", "2 h 0 min", "−4.6×10⁻⁸"],
+        ["b", "59.0 s", "3.9×10⁻⁷"],
+        ["c", "1 min 15 s", "0.2"],
+        ["d", "3.0 s", "2×10³"],
+    ]
+    table = Table(title="Cost", caption="", columns=["arm", "time", "value"], rows=rows)
+    page = visit(path=build([study("times", plain_plan(claims=()), Analysis(figures=[table]))]))
+    shown = page.locator("table.sortable", has_text="59.0 s").first
+    for head, place in (("time", 2), ("value", 3)):
+        shown.get_by_role("button", name=head).click()
+        found = shown.locator(f"tbody td:nth-child({place})").all_text_contents()
+        wanted = {
+            "time": ["3.0 s", "59.0 s", "1 min 15 s", "2 h 0 min"],
+            "value": ["−4.6×10⁻⁸", "3.9×10⁻⁷", "0.2", "2×10³"],
+        }
+        assert found == wanted[head]
 
 
 def test_everything_is_there_without_a_script(browser, finished):

@@ -38,6 +38,24 @@ def test_one_seed_gives_an_estimate_and_no_interval(study, plain_plan):
     )
 
 
+def test_items_are_spoken_of_only_where_there_are_intervals_over_items(study, plain_plan):
+    assert "Intervals are over items" not in small(study, plain_plan, [claim()], seeds=(0,)).text
+
+
+def test_a_study_whose_other_runs_failed_was_not_run_once(study, plain_plan, edit):
+    """One pair is left, but the control was run on every seed."""
+    directory = study("s", plain_plan(conditions=(Condition(),), claims=(claim(),)), Analysis())
+
+    def lose(value):
+        (arms,) = value["conditions"].values()
+        for found in arms["pskd"].values():
+            found["values"] = [found["values"][0], *[None] * (len(found["values"]) - 1)]
+        value["claims"][0].update(n=1, verdict="not enough evidence", interval=None)
+
+    edit(directory / "summary.json", lose)
+    assert "Each arm was run once" not in Page(build([directory])).text
+
+
 def test_a_margin_and_a_constant_are_named(study, plain_plan):
     claims = [
         claim(id="a", sentence="Not worse.", margin=0.25),

@@ -197,3 +197,33 @@ def test_an_arm_looks_the_same_in_every_figure():
 def test_a_label_that_begins_with_an_underscore_is_in_the_legend():
     (drawing,) = draw(lines(label="_arm {}"), "p")
     assert {"_arm 0", "_arm 1"} <= {(text or "").replace("\u200b", "") for text in texts(drawing)}
+
+
+def test_a_logarithmic_axis_has_numbers_within_one_decade_and_is_not_made_up():
+    series = Series(label="a", x=[12, 24, 64], y=[[0.8, 0.5, 0.31]])
+    figure = lines(0, log_x=True, log_y=True).model_copy(update={"series": [series]})
+    (drawing,) = draw(figure, "p")
+    assert {"20", "50", "0.5"} <= set(texts(drawing))
+    below = figure.model_copy(update={"series": [series.model_copy(update={"y": [[-1.0, -2.0, -3.0]]})]})
+    assert "10" not in texts(draw(below, "p")[0]), "no value can be shown on a logarithmic axis: it is linear"
+
+
+def test_a_value_between_gaps_is_a_point():
+    def points(y):
+        series = Series(label="a", x=list(range(13)), y=[y])
+        (drawing,) = draw(lines(0).model_copy(update={"series": [series]}), "p")
+        used = [one.get("y") for one in parts(drawing) if one.tag == f"{SVG}use"]
+        return len(used)
+
+    nothing = points([None] * 13)
+    assert points([1.0 if at == 7 else None for at in range(13)]) == nothing + 1
+    assert points([float(at) if at % 2 else None for at in range(13)]) == nothing + 6
+
+
+def test_panels_of_negative_bars_have_a_scale_of_their_own():
+    figure = bars([f"arm {i}" for i in range(TOGETHER + 1)], ["1", "2"])
+    for series in figure.values:
+        for group in series:
+            group[:] = [-0.02, -0.03]
+    scale = [text for text in texts(draw(figure, "p")[0]) if re.fullmatch(r"\S\d\.\d+", text)]
+    assert scale == ["−0.03", "−0.02", "−0.01"]

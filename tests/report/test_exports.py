@@ -87,7 +87,7 @@ def test_methods_say_what_was_run_what_was_asked_and_how_it_was_decided(finished
         "Of 30 runs, 29 finished.",
         "PS-KD: targets pskd.",
         "(1) PS-KD improves accuracy on image classification: top-1 accuracy of PS-KD against cross-entropy, higher is "
-        "better, smallest effect 0.5 %, clean labels",
+        "better, smallest effect 0.5 points, clean labels",
         "Holm's procedure [@holm1979] with a family-wise error of 2.5 %",
         "Retarget 0.1.0 at commit 0123456789 [@retarget], with python 3.11.9 and torch 2.13.0",
         "2 cores of A processor, without a GPU",

@@ -306,6 +306,7 @@ def test_what_cannot_be_done_is_refused_before_anything_is_begun(own, tmp_path, 
         ("slurm", "cluster=slurm"): 'Could not detect "srun"',
         ("slurm", "cluster=local partitoin=gpu"): "Parameter 'partitoin' need to be prefixed by an executor name",
         ("slurm", "cluster=local nodes=2"): "nodes=2: a run is one task on one machine",
+        ("slurm", "cluster=local timeout_min=0"): "timeout_min=0: a job needs a whole number of minutes",
         ("local", "cpus=1"): "--cluster cpus is for --executor ray or slurm",
     }
     for (room, words), message in refused.items():

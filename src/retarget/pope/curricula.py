@@ -48,6 +48,7 @@ class Guides:
         grader: Grader | None = None,
     ) -> None:  # fmt: skip
         self._rows: dict[str, list[tuple[float, Row]]] = {}
+        self.cap = cap
         problems = list(problems)
         clean = clean_cuts(problems, {one.id: cut_points(one.solution, cuts, cap, unit) for one in problems}, grader)
         for one in problems:
@@ -120,6 +121,14 @@ class Curriculum:
             self.observe([one for one in groups if one.cycle == cycle])
 
 
+def _check_shown(fraction: float, guides: Guides) -> None:
+    if fraction > guides.cap:
+        raise UserError(
+            f"the curriculum shows {fraction:g} of a solution, but the longest prefixes end at cap = {guides.cap:g}: "
+            "set cap higher"
+        )
+
+
 class Phases(Curriculum):
     """Show fixed fractions of the solution one after another, each for an equal share of the cycles.
 
@@ -130,6 +139,7 @@ class Phases(Curriculum):
 
     def __init__(self, guides: Guides, cycles: int, fractions: Sequence[float] = (0.5, 0.25)) -> None:
         super().__init__(guides=guides.identity, cycles=cycles, fractions=list(fractions))
+        _check_shown(max(fractions), guides)
         self._guides, self._cycles, self._fractions = guides, cycles, fractions
 
     def present(self, row: Row, cycle: int) -> Row:
@@ -150,6 +160,7 @@ class Annealed(Curriculum):
 
     def __init__(self, guides: Guides, cycles: int, cap: float, bare: float = 0.2) -> None:
         super().__init__(guides=guides.identity, cycles=cycles, cap=cap, bare=bare)
+        _check_shown(cap, guides)
         self._guides, self._cap, self._until = guides, cap, max(1.0, cycles * (1 - bare))
 
     def present(self, row: Row, cycle: int) -> Row:

@@ -204,7 +204,8 @@ class Shard:
             raise UserError(f"cannot read {path}: {error.strerror or error}") from error
         lines = raw[: raw.rfind(b"\n") + 1].split(b"\n")[:-1]
         if not lines:
-            raise UserError(f"{path}: the file is empty; a journal has at least a header")
+            what = "its first line is cut off" if raw else "the file is empty"
+            raise UserError(f"{path}: {what}; a journal has at least a header")
         header, checked = _read_header(path, lines[0])
         if not checked:
             earlier = "an earlier version wrote this journal, without checksums: finish its work in this file instead"

@@ -77,8 +77,10 @@ def mix(
     ]
     random = np.random.default_rng(seed)
     guided = _keep(guided, min(1.0, ratio), random)
-    unguided = _keep(unguided, min(1.0, 1 / ratio if ratio else 1.0), random)
-    rows = [*unguided, *guided, *(make_row(one, "easy", prompts.without_prefix(one.prompt)) for one in easy)]
+    alone = [row for row in unguided if prefixes and row["problem"] not in prefixes]  # kept whatever the ratio
+    paired = [row for row in unguided if not prefixes or row["problem"] in prefixes]
+    unguided = _keep(paired, min(1.0, 1 / ratio if ratio else 1.0), random)
+    rows = [*unguided, *alone, *guided, *(make_row(one, "easy", prompts.without_prefix(one.prompt)) for one in easy)]
     if not rows:
         raise UserError("the mixture is empty: there is no hard problem with a row, and no easy problem")
     at = order([row["stratum"] for row in rows], min(prompts_per_batch, len(rows)), 1, seed, kind,
@@ -284,9 +286,11 @@ def data_card(rows: Sequence[dict[str, Any]], notes: Mapping[str, Any]) -> str:
     lines += ["| stratum | rows |", "|---|---|", *(f"| {name} | {counts[name]} |" for name in STRATA if counts[name])]
     lines += ["", "Each row is one prompt and one group of rollouts. The prompt of a guided row contains the beginning"]
     lines += [
-        "of an oracle solution; no token of a prompt has a loss. The rows are in the order of one epoch, with both"
+        "of an oracle solution; no token of a prompt has a loss. The rows are in the order of one epoch, with each"
     ]
-    lines += ["rows of a problem in one batch: a trainer that shuffles them balances the strata in expectation only."]
+    lines += [
+        "stratum at its share of every batch: a trainer that shuffles them balances the strata in expectation only."
+    ]
     if notes:
         lines += ["", "| made from | |", "|---|---|", *(f"| {key} | {value} |" for key, value in notes.items())]
     return "\n".join([*lines, "", f"Rows' fingerprint: {fingerprint(list(rows))}", ""])

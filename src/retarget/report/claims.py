@@ -77,6 +77,11 @@ def was_run(claim: ClaimResult, study: Study) -> bool:
 def run_once(study: Study) -> bool:
     """Whether nothing can be decided because each arm was run once and no claim is about these models."""
     claims = [claim for claim in study.summary.claims if was_run(claim, study)]
+    values = [
+        one.values for arms in study.summary.conditions.values() for found in arms.values() for one in found.values()
+    ]
+    if max((sum(value is not None for value in some) for some in values), default=0) > 1:
+        return False  # some arms were run more often, and other runs failed
     undecided = all(claim.verdict in ("not enough evidence", "not measured") for claim in claims)
     once = [claim.n == 1 and claim.about == "method" and claim.across != "new" for claim in claims if claim.n]
     return undecided and bool(once) and all(once)

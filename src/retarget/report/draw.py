@@ -152,7 +152,7 @@ def _curve(axes: Axes, series: Series, look: Style) -> None:
         linewidth=2.1,
         marker=look.marker,
         markersize=5,
-        markevery=max(1, math.ceil(len(series.x) / 6)) if not items else 1,
+        markevery=1 if items or _has_lone_point(means) else max(1, math.ceil(len(series.x) / 6)),
         label=_named(series.label),
         dash_capstyle="butt",
     )
@@ -198,11 +198,27 @@ def _axes(axes: Axes, figure: Lines) -> None:
         (figure.log_x, axes.set_xscale, axes.xaxis),
         (figure.log_y, axes.set_yscale, axes.yaxis),
     ):
-        if is_log:
+        values = figure_values(figure, axis is axes.xaxis)
+        if is_log and any(value > 0 for value in values):
             scale("log", nonpositive="mask")
+            axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
             axis.set_minor_locator(NullLocator())
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.margins(x=0.02)
+
+
+def figure_values(figure: Lines, horizontal: bool) -> list[float]:
+    """All values of the curves on one of the two axes."""
+    rows = [row for one in figure.series for row in ([one.x] if horizontal else one.y)]
+    return [value for row in rows for value in row if value is not None]
+
+
+def _has_lone_point(values: Sequence[float | None]) -> bool:
+    """Whether a value has gaps or ends on both sides, so that no line leads to it."""
+    padded = [None, *values, None]
+    return any(
+        padded[at] is not None and padded[at - 1] is None and padded[at + 1] is None for at in range(1, len(padded) - 1)
+    )
 
 
 def _diagonal(axes: Axes, figure: Lines) -> None:
@@ -237,7 +253,7 @@ def _bars_panel(figure: Bars, shown: int, looks: Mapping[str, Style], prefix: st
     _bar_axes(axes, figure, False)
     every = [value for series in figure.values for group in series for value in group if value is not None]
     if every:  # one scale for all panels
-        axes.set_ylim(min(0, *every) * 1.05, max(0, *every) * 1.05 or 1)
+        axes.set_ylim(min(0, *every) * 1.05, max(0, *every) * 1.05 or (0 if min(every) < 0 else 1))
     canvas.suptitle(_wrap(label, 40), x=0.01, ha="left", fontsize=13, fontweight="bold")
     return _finish(canvas, prefix, describe_bars(figure, [shown]))
 

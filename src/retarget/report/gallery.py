@@ -6,7 +6,7 @@ import struct
 from dataclasses import dataclass
 from functools import partial
 
-from retarget.report.draw import THIN, Drawing, draw
+from retarget.report.draw import THIN, Drawing, draw, figure_values
 from retarget.report.source import Study
 from retarget.study.figures import Bars, Figure, Images, Lines, Table, Text
 
@@ -102,8 +102,15 @@ def _reading(figure: Lines | Bars, panels: int) -> str:
     if isinstance(figure, Bars):
         seeds = max((len(group) for series in figure.values for group in series), default=0)
         each, shared = "Bars are means, dots are seeds.", "One panel per series, with one scale for all."
+        lost = False
     else:
         seeds = max((len(series.y) for series in figure.series), default=0)
+        logs = [
+            figure_values(figure, horizontal)
+            for horizontal, log in ((True, figure.log_x), (False, figure.log_y))
+            if log
+        ]
+        lost = any(min(values, default=1) <= 0 < max(values, default=1) for values in logs)
         each = "Thin lines are seeds, thick lines their means."
         shared = "One panel per curve, with one scale for all; the other means are behind it in grey."
         if any(series.counts for series in figure.series):
@@ -111,7 +118,8 @@ def _reading(figure: Lines | Bars, panels: int) -> str:
             faint = f"a point of fewer than {THIN}, all seeds together, is hollow and faint, without a line to it."
             each, said = f"{each * (seeds > 1)} {means}; {faint}".strip(), False
             seeds = 2
-    return " ".join([each] * (seeds > 1 and not said) + [shared] * (panels > 1))
+    left_out = "Values of 0 or less are not drawn on a logarithmic axis."
+    return " ".join([each] * (seeds > 1 and not said) + [shared] * (panels > 1) + [left_out] * lost)
 
 
 def _picture(data: bytes, label: str) -> Picture:

@@ -102,13 +102,14 @@ def _claim(claim: ClaimResult, study: Study, labels: dict[str, str], several: bo
         {one.name: one.label for one in study.plan.metrics}.get(claim.metric, claim.metric),
     )
     against = f"the constant {claim.against:g}" if claim.against is not None else arms[claim.arms[-1]]
-    bound = f"margin {claim.margin:g}" if claim.margin is not None else f"smallest effect {claim.smallest_effect:g}"
+    least = claim.smallest_effect if claim.margin is None else claim.margin
+    bound = f"{'smallest effect' if claim.margin is None else 'margin'} {words.amount(f'{least:g}', claim.unit)}"
     where = f", {labels.get(claim.condition, claim.condition)}" if several and claim.condition else ""
     across = f", {words.ACROSS[claim.across]}" if claim.across else ""
     family = ", secondary" if claim.family == "secondary" else ""
     return (
         f"{claim.sentence.rstrip('.')}: {metric} of {arms[claim.arms[0]]} against {against}, {claim.direction} is "
-        f"better, {bound}{f' {claim.unit}' if claim.unit else ''}{where}{across}{family}"
+        f"better, {bound}{where}{across}{family}"
     )
 
 
@@ -117,10 +118,9 @@ def _rules(study: Study) -> str:
     if not claims:
         return ""
     if run_once(study):
-        return (
-            f"Each arm was run once, so no claim about the method is decided; intervals are over items, at "
-            f"{words.percent(study.plan.level)}."
-        )
+        items = any(claim.item_interval for claim in claims)
+        over = f"; intervals are over items, at {words.percent(study.plan.level)}" if items else ""
+        return f"Each arm was run once, so no claim about the method is decided{over}."
     error = words.percent((1 - study.plan.level) / 2)
     parts = [
         "For each claim the paired differences were tested twice, one-sided: against no difference (“holds”) and "

@@ -191,10 +191,14 @@ def _claims_caption(study: Study) -> str:
     claims = [claim for claim in study.summary.claims if was_run(claim, study)]
     error = words.percent((1 - study.plan.level) / 2)
     if run_once(study):
+        items = (
+            f"Intervals are over items ({study.analysis.item_label}): they describe these models on this data. "
+            if any(claim.item_interval for claim in claims)
+            else ""
+        )
         return (
             "Differences are treated minus control. Each arm was run once, which decides nothing about the method. "
-            f"Intervals are over items ({study.analysis.item_label}): they describe these models on this data. "
-            f"Verdicts need more seeds: {_more_seeds(study)}"
+            f"{items}Verdicts need more seeds: {_more_seeds(study)}"
         )
     decided = [claim for claim in claims if claim.interval and claim.interval[0] < claim.interval[1]]
     if decided and all(claim.p_holds is None for claim in decided):

@@ -172,7 +172,7 @@ class _Writer:
         ends = [evidence.lower(weight * holds.alpha), evidence.upper(weight * fails.alpha)]
         entry["level"] = 1 - weight * (holds.alpha + fails.alpha)
         if isinstance(evidence, Undecided):
-            return entry | dict(reason=evidence.reason, interval=[entry["estimate"]] * 2 if evidence.interval else None)
+            return entry | dict(reason=evidence.reason)  # an interval of no width would claim certainty
         entry |= dict(
             interval=sorted(sign * end for end in ends), p_holds=holds.p_value, p_fails=fails.p_value,
             p_holds_adjusted=holds.adjusted, p_fails_adjusted=fails.adjusted,
@@ -232,7 +232,7 @@ class _Writer:
         differences = paired_differences(treated, control)
         if not differences:
             return Shown(metric=name)
-        interval = t_interval(differences, self.plan.level) if len(differences) > 1 else None
+        interval = t_interval(differences, self.plan.level) if len(set(differences)) > 1 else None
         return Shown(metric=name, estimate=sum(differences) / len(differences), interval=interval)
 
 

@@ -70,7 +70,7 @@ class Undecided(NamedTuple):
     estimate: float
     n: int
     reason: str
-    interval: bool = False
+    known: bool = False
     """Whether the difference is known and only its spread is unknown."""
 
     def p_above(self, bound: float) -> float:
@@ -309,14 +309,14 @@ def over_seeds(good: Sequence[float], scale: float, what: str = "seed") -> Sprea
         if max(good) - min(good) > RELATIVE_NOISE * max(map(abs, good)):
             reason = "the differences are below a millionth of the values, too small to be told from rounding"
             return Undecided(mean, len(good), reason)
-        return Undecided(mean, len(good), f"the difference is the same on every {what}", interval=True)
+        return Undecided(mean, len(good), f"the difference is the same on every {what}", known=True)
     return Spread(mean, sd, len(good))
 
 
 def over_groups(items: Groups) -> Spread | Undecided:
     """Evidence from few groups of items; undecided if their differences are as good as equal."""
     if items.sd <= RELATIVE_NOISE * abs(items.estimate):
-        return Undecided(items.estimate, items.groups, "the difference is the same in every group", interval=True)
+        return Undecided(items.estimate, items.groups, "the difference is the same in every group", known=True)
     return Spread(items.estimate, items.sd, items.groups)
 
 

@@ -91,7 +91,7 @@ class Measuring:
             found.exact = Exact(whole.estimate, whole.n)
             return found
         stages = [self._over_seeds(claim, count) if self.plan.looks else whole for count in self.looks]
-        if stages and isinstance(stages[-1], Undecided) and stages[-1].interval:
+        if stages and isinstance(stages[-1], Undecided) and stages[-1].known:
             instead = self._items_of(claim, stages[-1])
             if instead is not None and claim.against is not None:
                 stages[-1], found.decided_by_items = instead, True

@@ -74,6 +74,9 @@ class SlurmExecutor:
         for name in ("nodes", "tasks_per_node", "slurm_nodes", "slurm_ntasks_per_node"):
             if given.get(name, 1) != 1:
                 raise UserError(f"--cluster {name}={given[name]}: a run is one task on one machine")
+        minutes = given.get("timeout_min", DEFAULTS["timeout_min"])
+        if not isinstance(minutes, int) or minutes < 1:
+            raise UserError(f"--cluster timeout_min={minutes}: a job needs a whole number of minutes, at least 1")
         self.threads, self.jobs = threads, jobs or (None if self.cluster == "slurm" else 1)
         self.parameters = {**DEFAULTS, "cpus_per_task": threads, **given}
         self._folder = folder / ".slurm"

@@ -252,7 +252,7 @@ METRICS = (
     Metric(name="overlap", label="states of guided rollouts that unguided ones visit", unit="%", optional=True,
            description="of the base on hard problems, weighted by visits: operations done and value written"),
     Metric(name="reliance", label="hint reliance", unit="nats", optional=True,
-           description="log-probability of the base's correct guided rollouts with the prefix minus without, a token"),
+           description="log-probability of the base's right guided rollouts, per token: with the prefix minus without"),
     Metric(name="reliance_rank", label="rank correlation of reliance and transfer", decimals=2, optional=True,
            description="over problems: reliance against the share of unguided rollouts that were right while training"),
     Metric(name="oracle", label="uses the oracle", decimals=0, optional=True, deterministic=True),

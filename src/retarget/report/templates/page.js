@@ -1,8 +1,15 @@
 // Sorts tables by a column and filters their rows; the page is complete without it.
 (() => {
+  const seconds = { h: 3600, min: 60, s: 1 };
+  const raised = (power) => power.replace(/./g, (sign) => (sign === "\u207b" ? "-" : "⁰¹²³⁴⁵⁶⁷⁸⁹".indexOf(sign)));
   const number = (text) => {
-    const found = text.replace(/\u2212/g, "-").replace(/(\d)\u202f(?=\d)/g, "$1").match(/[-+]?\d*\.?\d+/);
-    return found ? Number(found[0]) : null;
+    const plain = text.replace(/\u2212/g, "-").replace(/(\d)\u202f(?=\d)/g, "$1");
+    const times = [...plain.matchAll(/(\d*\.?\d+) (h|min|s)\b/g)];
+    if (times.length && times[0].index === 0) {
+      return times.reduce((sum, [, count, unit]) => sum + count * seconds[unit], 0);
+    }
+    const found = plain.match(/([-+]?\d*\.?\d+)(?:×10([⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+))?/);
+    return found ? Number(found[1] + (found[2] ? `e${raised(found[2])}` : "")) : null;
   };
   const compare = (a, b) => (a === null) - (b === null) || (typeof a === "string" ? a.localeCompare(b) : a - b);
   for (const table of document.querySelectorAll("table.sortable")) {
