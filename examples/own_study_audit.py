@@ -2,6 +2,8 @@
 
     retarget study own_study_audit.py --set zoo=DIR clean=pretrained,tuned --seeds 10 11 12
 
+``detectors=elijah,terd,diff_cleanse`` runs published detectors on them, blind and in their short settings.
+
 DIR has one folder per checkpoint, ARM-SEED (such as d2i_patch-10): a diffusers pipeline, or a folder with one in
 ``pipeline``. Arms that ``clean`` does not name are trojaned; if the true trigger is in the pipeline, as
 ``retarget trojdiff train`` writes it, the recovered trigger is compared with it. The audit itself reads none of this.
@@ -12,28 +14,39 @@ from typing import Any
 
 import torch
 
-from retarget.audit import audit
+from retarget.audit import Subject, audit
+from retarget.audit.baselines import diff_cleanse, elijah, terd
+from retarget.audit.studies.analysis import auroc, auroc_interval
 from retarget.errors import UserError
 from retarget.study import Arm, Metric, Run, StudyPlan
 from retarget.study.config import choose_arms
+from retarget.study.figures import Analysis
+from retarget.study.record import Results
+from retarget.study.statistics import wilson_interval
 from retarget.trojdiff.trigger import Trigger
 
+BLIND = {"elijah": elijah.elijah, "terd": terd.terd, "diff_cleanse": diff_cleanse.diff_cleanse}
+LABELS = {"audit": "retarget audit", "elijah": "Elijah", "terd": "TERD", "diff_cleanse": "Diff-Cleanse"}
 METRICS = (
-    Metric(name="called", label="called trojaned", unit="%", decimals=0),
-    Metric(name="undecided", label="undecided", unit="%", decimals=0),
-    Metric(name="score", label="score", decimals=3),
+    Metric(name="called", label="called trojaned", unit="%", decimals=0, optional=True),
+    Metric(name="undecided", label="undecided", unit="%", decimals=0, optional=True),
+    Metric(name="score_audit", label="score, retarget audit", decimals=3, optional=True),
     Metric(name="p_value", label="p-value among clean models", decimals=3, optional=True),
     Metric(name="undo", label="undo of the best candidate", decimals=3, optional=True),
     Metric(name="cosine", label="cosine of mu", decimals=3, better="higher", optional=True),
     Metric(name="iou", label="IoU of the box with the mask", decimals=3, better="higher", optional=True),
-    Metric(name="evaluations", label="network evaluations", decimals=0, better="lower"),
+    *(Metric(name=f"score_{name}", label=f"score, {LABELS[name]}", decimals=3, optional=True) for name in BLIND),
+    *(Metric(name=f"evaluations_{name}", label=f"evaluations, {label}", decimals=0, better="lower", optional=True)
+      for name, label in LABELS.items()),
 )  # fmt: skip
 
 
 def plan(preset: str, config: dict[str, Any] | None, seeds: list[int] | None, arms: list[str] | None) -> StudyPlan:
-    settings = {"zoo": "", "clean": "", **(config or {})}
-    if unknown := settings.keys() - {"zoo", "clean"}:
-        raise UserError(f"there is no setting {', '.join(sorted(unknown))}: choose zoo and clean")
+    settings = {"zoo": "", "clean": "", "detectors": "audit", **(config or {})}
+    if unknown := settings.keys() - {"zoo", "clean", "detectors"}:
+        raise UserError(f"there is no setting {', '.join(sorted(unknown))}: choose zoo, clean and detectors")
+    if not set(settings["detectors"].split(",")) <= LABELS.keys():
+        raise UserError(f"detectors = {settings['detectors']!r}: choose from {', '.join(LABELS)}")
     found = [one.name.rpartition("-") for one in sorted(Path(settings["zoo"]).glob("*-*")) if one.is_dir()]
     found = [(arm, int(seed)) for arm, _, seed in found if seed.isdecimal()]
     clean = [one.strip() for one in settings["clean"].split(",") if one.strip()]
@@ -56,20 +69,32 @@ def plan(preset: str, config: dict[str, Any] | None, seeds: list[int] | None, ar
 
 
 def run(run: Run) -> dict[str, float]:
-    folder, out = Path(run.settings["zoo"]) / f"{run.arm}-{run.seed}", run.directory / "audit"
+    folder = Path(run.settings["zoo"]) / f"{run.arm}-{run.seed}"
     pipeline = folder / "pipeline" if (folder / "pipeline").is_dir() else folder
+    metrics: dict[str, float] = {}
+    for name in run.settings["detectors"].split(","):
+        if name == "audit":
+            metrics |= audited(pipeline, run.directory / "audit", run.settings["trojaned"])
+        else:
+            found = BLIND[name](Subject.load(pipeline), seed=run.seed)
+            metrics |= {f"score_{name}": found.score, f"evaluations_{name}": float(found.evaluations)}
+    return metrics
+
+
+def audited(pipeline: Path, out: Path, trojaned: bool) -> dict[str, float]:
     outcome = audit(pipeline, out)
     if outcome.score is None:
         raise UserError(f"{pipeline}: {outcome.verdict}: {outcome.reason}")
     p = outcome.error_rate.p_value
     metrics = {
         "called": 100.0 * (outcome.verdict == "trojaned"), "undecided": 100.0 * (outcome.verdict == "undecided"),
-        "score": outcome.score, "evaluations": float(outcome.evaluations), **({} if p is None else {"p_value": p}),
+        "score_audit": outcome.score, "evaluations_audit": float(outcome.evaluations),
+        **({} if p is None else {"p_value": p}),
     }  # fmt: skip
     if outcome.trigger is not None:
         metrics["undo"] = outcome.trigger.undo
         truth = pipeline / "trigger.safetensors"
-        if run.settings["trojaned"] and truth.is_file():
+        if trojaned and truth.is_file():
             metrics |= likeness(Trigger.load(out), outcome.trigger.box, Trigger.load(truth))
     return metrics
 
@@ -84,3 +109,28 @@ def likeness(found: Trigger, box: tuple[int, int, int, int] | None, true: Trigge
         mask[:, top:bottom, left:right] = True
         values["iou"] = float((mask & true.mask).sum() / (mask | true.mask).sum())
     return values
+
+
+def analyse(results: Results) -> Analysis:
+    """How well each detector's score tells trojaned checkpoints from clean ones, and the audit's verdicts in all."""
+    notes = []
+    runs = [(arm, results.run("default", arm.name, seed)) for arm in results.plan.arms for seed in results.seeds]
+    for name, label in LABELS.items():
+        scores: dict[bool, list[float]] = {True: [], False: []}
+        for arm, done in runs:
+            if done is not None and f"score_{name}" in done.metrics:
+                scores[arm.settings["trojaned"]].append(done.metrics[f"score_{name}"])
+        if scores[True] and scores[False]:
+            area = auroc(scores[True], scores[False])
+            low, high = auroc_interval(scores[True], scores[False])
+            spread = "no two overlap: no interval" if area in (0, 1) else f"{low:.2f} to {high:.2f}"
+            notes.append(f"AUROC of {label}: {area:.3f} ({spread}).")
+    for trojaned, what in ((False, "clean"), (True, "trojaned")):
+        said = [done.metrics["called"] for arm, done in runs
+                if done is not None and "called" in done.metrics and arm.settings["trojaned"] == trojaned]  # fmt: skip
+        if said:
+            hits = sum(one == 100 for one in said)
+            low, high = wilson_interval(hits, len(said))
+            notes.append(f"Called trojaned: {hits} of {len(said)} {what} checkpoints "
+                         f"({100 * low:.0f} to {100 * high:.0f} %, Wilson).")  # fmt: skip
+    return Analysis(notes=notes)

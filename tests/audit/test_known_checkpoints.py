@@ -1,15 +1,19 @@
 """The example that studies the audit on checkpoints of known truth."""
 
+import dataclasses
 import importlib
 import shutil
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from retarget.audit.baselines import diff_cleanse, elijah, terd
 from retarget.audit.inversion import Search
 from retarget.errors import UserError
-from retarget.study import Run
+from retarget.study import Arm, Run
 from retarget.trojdiff.trigger import Trigger
 
 QUICK = Search(screen=64, quick=2, scan=2, first=1, steps=1, batch=2, gammas=(0.5,), keep=1, fresh=4)
@@ -34,8 +38,43 @@ def test_checkpoints_of_ones_own_are_audited(example, stored, tmp_path, monkeypa
         found = example.run(Run.create(tmp_path / "run" / arm.name, settings=settings, arm=arm.name, seed=3))
         assert (found["called"], found["undecided"]) == (0, 100), "a quick search has no null"
         assert "p_value" not in found
-        assert 0 < found["evaluations"] < 10_000
+        assert 0 < found["evaluations_audit"] < 10_000
         assert ("iou" in found) == (arm.name == "corner_patch" and "undo" in found)
+
+
+def test_published_detectors_run_beside_it_and_their_scores_are_compared(example, stored, tmp_path, monkeypatch):
+    for name in ("clean-0", "blend-0"):
+        shutil.copytree(stored, tmp_path / name)
+    tiny = {
+        "elijah": dict(iterations=2, noises=4, samples=2, sampler="ddim-5"),
+        "terd": dict(iterations=2, refinements=1, batch=2),
+        "diff_cleanse": dict(iterations=2, samples=4, sampler="ddim-5"),
+    }  # fmt: skip
+    for name, module in (("elijah", elijah), ("terd", terd), ("diff_cleanse", diff_cleanse)):
+        settings = dataclasses.replace(module.SHORT, **tiny[name])
+        monkeypatch.setitem(example.BLIND, name, partial(getattr(module, name), settings=settings))
+    given = {"zoo": str(tmp_path), "clean": "clean", "detectors": "elijah,terd,diff_cleanse"}
+    study = example.plan("demo", given, None, None)
+    for arm in study.arms:
+        settings = study.run_settings(study.conditions[0], arm)
+        found = example.run(Run.create(tmp_path / "run" / arm.name, settings=settings, arm=arm.name, seed=0))
+        assert {f"score_{name}" for name in example.BLIND} < found.keys()
+        assert "called" not in found
+
+
+def test_notes_of_the_analysis(example):
+    arms = [Arm(name=name, label=name, settings={"trojaned": name == "blend"}) for name in ("clean", "blend")]
+    metrics = {"clean": [(0.1, 0), (0.3, 100)], "blend": [(0.2, 100), (0.9, 100)]}
+    results = SimpleNamespace(
+        plan=SimpleNamespace(arms=arms), seeds=(0, 1),
+        run=lambda condition, arm, seed: SimpleNamespace(
+            metrics=dict(zip(("score_audit", "called"), metrics[arm][seed], strict=True))
+        ),
+    )  # fmt: skip
+    area, clean, trojaned = example.analyse(results).notes
+    assert area.startswith("AUROC of retarget audit: 0.750 (")
+    assert clean.startswith("Called trojaned: 1 of 2 clean checkpoints (")
+    assert trojaned.startswith("Called trojaned: 2 of 2 trojaned checkpoints (")
 
 
 def test_a_recovered_trigger_is_compared_with_the_true_one(example):
@@ -53,7 +92,8 @@ def test_a_recovered_trigger_is_compared_with_the_true_one(example):
         ({}, None, "give --set zoo=DIR"),
         ({"zoo": "here", "clean": "tuned"}, None, "clean names tuned, but .*here has d2i"),
         ({"zoo": "here"}, [1, 2], "here has no d2i-2: give --arms or --seeds"),
-        ({"zoo": "here", "model": "x"}, None, "no setting model: choose zoo and clean"),
+        ({"zoo": "here", "model": "x"}, None, "no setting model: choose zoo, clean and detectors"),
+        ({"zoo": "here", "detectors": "audit,elija"}, None, "detectors = 'audit,elija': choose from audit, elijah"),
     ],
 )  # fmt: skip
 def test_what_is_missing_is_said(example, settings, seeds, message, tmp_path, monkeypatch):
