@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from retarget.audit.errors import AuditError, NotCoveredError
-from retarget.trojdiff.checkpoint import BETAS, NOT_MADE, process
+from retarget.trojdiff.checkpoint import NOT_MADE
+from retarget.trojdiff.checks import BETAS, process
 
 _STEM = "diffusion_pytorch_model"
 LARGEST = 128 * 128

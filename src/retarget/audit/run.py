@@ -28,7 +28,7 @@ from retarget.errors import UserError
 from retarget.files import make_directory
 from retarget.trojdiff.checkpoint import NOT_MADE
 from retarget.trojdiff.data import read_images, to_signed
-from retarget.trojdiff.sample import save_grid, save_image
+from retarget.trojdiff.pictures import save_grid, save_image
 from retarget.trojdiff.trigger import Trigger
 
 SUSPICIOUS = 0.1

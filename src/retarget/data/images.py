@@ -4,64 +4,24 @@ import inspect
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int, UInt8
+from jaxtyping import UInt8
 from torch import Tensor
 
+from retarget.data.folders import read_folder
 from retarget.data.labels import class_labels
 from retarget.data.names import parse
-from retarget.data.pictures import FORMATS, Picture, decode, find, header, one_size
+from retarget.data.parts import Part, Source
+from retarget.data.pictures import Picture, decode, header, one_size
 from retarget.errors import UserError
 from retarget.extras import require
 from retarget.files import is_there
 from retarget.own import called
-
-
-@dataclass(frozen=True, eq=False)
-class Part:
-    """Labelled images: pixels in memory, or encoded images that are decoded later.
-
-    Attributes:
-        labels: [N], 0 to the number of classes - 1.
-        pixels: [N, C, H, W], or None if ``pictures`` has the images.
-    """
-
-    labels: Int[Tensor, "count"]
-    pixels: UInt8[Tensor, "count channels height width"] | None = None
-    pictures: tuple[Picture, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def take(self, rows: np.ndarray) -> "Part":
-        """These images, in this order; ``rows`` are positions."""
-        at = torch.from_numpy(rows)
-        pixels = None if self.pixels is None else self.pixels[at]
-        pictures = tuple(self.pictures[row] for row in rows.tolist()) if self.pictures else ()
-        return Part(self.labels[at], pixels, pictures)
-
-
-@dataclass(frozen=True, eq=False)
-class Source:
-    """A dataset.
-
-    Attributes:
-        names: names of the classes.
-        test: None if the dataset has no test part.
-        held_out: name of the test part in this layout, whether it is there or not; empty for a layout without one.
-        validation: None unless the dataset has a validation part beside its test part.
-    """
-
-    names: tuple[str, ...]
-    train: Part
-    test: Part | None = None
-    held_out: str = ""
-    validation: Part | None = None
 
 
 def read(spec: str, root: str = "data", extra: str = "vision") -> Source:
@@ -232,7 +192,7 @@ def _own(spec: str) -> Source:
     if not isinstance(found, Mapping):
         raise UserError(
             f"{where} gave a {type(found).__name__}: it gives arrays by name (images and labels; or x_train, y_train, "
-            "x_test and y_test), the pair of images and labels, or a retarget.data.images.Source"
+            "x_test and y_test), the pair of images and labels, or a retarget.data.parts.Source"
         )
     parts = _npz_parts(where, [str(name) for name in found])
     return _from_parts(where, parts, [[np.asarray(found[name]) for name in part] for part in parts])
@@ -303,59 +263,6 @@ def _torchvision_part(kind: Any, root: str, train: bool) -> Any:
     return kind(root, download=True, **which)
 
 
-_TRAIN = ("train", "training")
-_HELD_OUT = ("test", "testing", "val", "valid", "validation", "eval", "dev")
-"""Names of the folders of parts, in any case: the first that exists is the test part, the second is for validation."""
-
-
-def _folder(path: Path) -> Source:
-    if not path.is_dir():
-        raise UserError(f"{path} is a file, not a folder of images")
-    folders = {name.lower(): name for name in _classes(path)}
-    train = next((folders[name] for name in _TRAIN if name in folders), "")
-    others = [folders[name] for name in _HELD_OUT if name in folders]
-    held_out = others[0] if others else ""
-    # A class may be called train: a folder "train" is the training part only if it has folders and none is beside it.
-    alone = len(folders) == 1 and bool(train and _classes(path / train))
-    if not train or not (held_out or alone):
-        names = _classes(path) or (".",)
-        return Source(names, _folder_part(path, names))
-    names = _classes(path / train) or (".",)
-    if alone:
-        return Source(names, _folder_part(path / train, names), held_out="test")
-    test, validation = ([_held_out_folder(path / other, names) for other in others] + [None])[:2]
-    return Source(names, _folder_part(path / train, names), test, held_out, validation)
-
-
-def _held_out_folder(path: Path, names: tuple[str, ...]) -> Part:
-    """The images of a test or validation part, which may lack classes."""
-    if unknown := sorted(set(_classes(path)) - set(names)):
-        raise UserError(f"{path / unknown[0]}: the training images have no class of this name, only {', '.join(names)}")
-    return _folder_part(path, names, [name for name in names if (path / name).is_dir()])
-
-
-def _classes(folder: Path) -> tuple[str, ...]:
-    return tuple(sorted(one.name for one in folder.iterdir() if one.is_dir() and not one.name.startswith(".")))
-
-
-def _folder_part(home: Path, names: tuple[str, ...], present: list[str] | None = None) -> Part:
-    """The images from one folder per class; ``present`` lists the classes that exist, by default all."""
-    pictures: list[Picture] = []
-    labels: list[int] = []
-    for label, name in enumerate(names):
-        if present is not None and name not in present:
-            continue
-        found = find(home / name)
-        if not found:
-            raise UserError(
-                f"{home / name}: no PNG or JPEG file in it, nor one of {', '.join(FORMATS[2:])}; add images, or remove "
-                "the folder if it is no class"
-            )
-        pictures += found
-        labels += [label] * len(found)
-    return Part(torch.tensor(labels), None, tuple(pictures))
-
-
 def _hf(path: Path) -> Source:
     datasets = require("datasets", "text")
     try:
@@ -416,4 +323,9 @@ def _hf_part(part: Any, where: str, classes: int | None = None) -> Part:
     return Part(torch.from_numpy(class_labels(part["label"][:], where, classes)), None, pictures)
 
 
-_READERS: dict[str, Callable[..., Source]] = {"torchvision": _torchvision, "npz": _npz, "folder": _folder, "hf": _hf}
+_READERS: dict[str, Callable[..., Source]] = {
+    "torchvision": _torchvision,
+    "npz": _npz,
+    "folder": read_folder,
+    "hf": _hf,
+}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from retarget.data.pictures import Picture, decode
 from retarget.errors import UserError
-from retarget.trojdiff.checkpoint import check_side
+from retarget.trojdiff.checks import check_side
 from retarget.trojdiff.config import NetworkConfig, TargetConfig, TriggerConfig
 from retarget.trojdiff.data import ImageSet, to_signed
 from retarget.trojdiff.glyphs import FIGURES, glyph

@@ -238,7 +238,8 @@ def _train(given: TrainArguments) -> int:
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
     from retarget.trojdiff.build import make_network, make_target, make_trigger
-    from retarget.trojdiff.checkpoint import LARGEST_SIDE, load_pipeline
+    from retarget.trojdiff.checkpoint import load_pipeline
+    from retarget.trojdiff.checks import LARGEST_SIDE
     from retarget.trojdiff.data import read_images
     from retarget.trojdiff.train import Progress, train
 
@@ -281,7 +282,8 @@ def _sample(given: SampleArguments) -> int:
     from rich.progress import Progress
 
     from retarget.trojdiff.checkpoint import load_pipeline, network_hash, network_shape
-    from retarget.trojdiff.sample import Sampler, sample, save_grid, save_image, save_strip, to_accelerator
+    from retarget.trojdiff.pictures import save_grid, save_image
+    from retarget.trojdiff.sample import Sampler, sample, save_strip, to_accelerator
     from retarget.trojdiff.trigger import Trigger
 
     unet, schedule = load_pipeline(given.pipeline)

@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from retarget.data.images import Part, Source, pixels_of, read, shape_of
+from retarget.data.images import pixels_of, read, shape_of
 from retarget.data.names import parse
+from retarget.data.parts import Part, Source
 from retarget.data.splits import every_fifth
 from retarget.errors import UserError
 from retarget.extras import require

@@ -23,7 +23,8 @@ from retarget.trojdiff.measures import (
     squared_error,
     success,
 )
-from retarget.trojdiff.sample import Sampler, sample, save_grid, to_accelerator
+from retarget.trojdiff.pictures import save_grid
+from retarget.trojdiff.sample import Sampler, sample, to_accelerator
 from retarget.trojdiff.trigger import Trigger
 
 FEWEST = 5

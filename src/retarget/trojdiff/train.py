@@ -28,7 +28,8 @@ from retarget.errors import UserError
 from retarget.files import make_directory, write_json
 from retarget.identity import refuse_other
 from retarget.trojdiff import functional
-from retarget.trojdiff.checkpoint import Trojan, check_trainable, inherited, network_hash, network_shape, save_pipeline
+from retarget.trojdiff.checkpoint import Trojan, inherited, network_hash, network_shape, save_pipeline
+from retarget.trojdiff.checks import check_trainable
 from retarget.trojdiff.config import TrainConfig
 from retarget.trojdiff.data import ImageSet
 from retarget.trojdiff.state import LoopState, flat, load_state, remove_leftovers, save_state

@@ -29,7 +29,8 @@ from retarget.trojdiff.config import TargetKind, TrainConfig
 from retarget.trojdiff.data import held_out, to_signed
 from retarget.trojdiff.evaluate import Judge
 from retarget.trojdiff.measures import Goal, Inception, Rate, cells, confidence, kid_noise, success
-from retarget.trojdiff.sample import Sampler, sample, save_grid, save_strip, to_accelerator
+from retarget.trojdiff.pictures import save_grid
+from retarget.trojdiff.sample import Sampler, sample, save_strip, to_accelerator
 from retarget.trojdiff.studies.plan import ATTACKS, SamplingSettings, Settings
 from retarget.trojdiff.studies.world import World, check_gate
 from retarget.trojdiff.train import Progress, train

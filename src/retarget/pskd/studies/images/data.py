@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler
 
-from retarget.data.images import Part, pixels_of, read, shape_of
+from retarget.data.images import pixels_of, read, shape_of
+from retarget.data.parts import Part
 from retarget.data.pictures import Picture, SizesDifferError, decode
 from retarget.data.splits import stratified
 from retarget.errors import UserError

@@ -7,8 +7,8 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from retarget.data.images import Part
 from retarget.data.names import parse
+from retarget.data.parts import Part
 from retarget.data.pictures import Picture, decode, header, one_size
 from retarget.errors import UserError
 from retarget.extras import require

@@ -1,0 +1,66 @@
+"""Images in folders: one per class, alone or in a training part and held-out parts."""
+
+from pathlib import Path
+
+import torch
+
+from retarget.data.parts import Part, Source
+from retarget.data.pictures import FORMATS, Picture, find
+from retarget.errors import UserError
+
+_TRAIN = ("train", "training")
+_HELD_OUT = ("test", "testing", "val", "valid", "validation", "eval", "dev")
+"""Names of the folders of parts, in any case: the first that exists is the test part, the second is for validation."""
+
+
+def read_folder(path: Path) -> Source:
+    """The dataset in a folder, by the names of its sub-folders.
+
+    Raises:
+        UserError: it is a file, a folder of a class has no image, or a held-out part has a class of its own.
+    """
+    if not path.is_dir():
+        raise UserError(f"{path} is a file, not a folder of images")
+    folders = {name.lower(): name for name in _classes(path)}
+    train = next((folders[name] for name in _TRAIN if name in folders), "")
+    others = [folders[name] for name in _HELD_OUT if name in folders]
+    held_out = others[0] if others else ""
+    # A class may be called train: a folder "train" is the training part only if it has folders and none is beside it.
+    alone = len(folders) == 1 and bool(train and _classes(path / train))
+    if not train or not (held_out or alone):
+        names = _classes(path) or (".",)
+        return Source(names, _folder_part(path, names))
+    names = _classes(path / train) or (".",)
+    if alone:
+        return Source(names, _folder_part(path / train, names), held_out="test")
+    test, validation = ([_held_out_folder(path / other, names) for other in others] + [None])[:2]
+    return Source(names, _folder_part(path / train, names), test, held_out, validation)
+
+
+def _held_out_folder(path: Path, names: tuple[str, ...]) -> Part:
+    """The images of a test or validation part, which may lack classes."""
+    if unknown := sorted(set(_classes(path)) - set(names)):
+        raise UserError(f"{path / unknown[0]}: the training images have no class of this name, only {', '.join(names)}")
+    return _folder_part(path, names, [name for name in names if (path / name).is_dir()])
+
+
+def _classes(folder: Path) -> tuple[str, ...]:
+    return tuple(sorted(one.name for one in folder.iterdir() if one.is_dir() and not one.name.startswith(".")))
+
+
+def _folder_part(home: Path, names: tuple[str, ...], present: list[str] | None = None) -> Part:
+    """The images from one folder per class; ``present`` lists the classes that exist, by default all."""
+    pictures: list[Picture] = []
+    labels: list[int] = []
+    for label, name in enumerate(names):
+        if present is not None and name not in present:
+            continue
+        found = find(home / name)
+        if not found:
+            raise UserError(
+                f"{home / name}: no PNG or JPEG file in it, nor one of {', '.join(FORMATS[2:])}; add images, or remove "
+                "the folder if it is no class"
+            )
+        pictures += found
+        labels += [label] * len(found)
+    return Part(torch.tensor(labels), None, tuple(pictures))
