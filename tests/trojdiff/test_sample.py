@@ -11,14 +11,13 @@ from PIL import Image
 
 from retarget.errors import UserError
 from retarget.trojdiff import Trigger, TrojanScheduler
+from retarget.trojdiff.pictures import grid, save_grid
 from retarget.trojdiff.sample import (
     Sampler,
     _clipped,
     generators,
-    grid,
     sample,
     sample_batch,
-    save_grid,
     save_strip,
 )
 
