@@ -3,12 +3,14 @@
 import json
 
 import pytest
+import torch
 
 from retarget.audit.inversion import Search
-from retarget.audit.reach import Known, Reach, known, main, reach_lines, shipped
+from retarget.audit.reach import Known, Reach, known, known_checkpoints, main, reach_lines, shipped
 from retarget.audit.seek import fingerprint
 from retarget.audit.studies.members import Recipe, draw
 from retarget.errors import UserError
+from retarget.trojdiff.trigger import Trigger
 
 
 def one(found=True, side=8, channels=1, law="trojdiff", trigger="patch", pixels=4, gamma=0.1, works=True):
@@ -63,3 +65,26 @@ def test_the_record_of_a_study_is_read(tmp_path):
     assert Reach.model_validate_json((tmp_path / "reach.json").read_text()).models == [found]
     with pytest.raises(UserError, match="no audited trojaned models"):
         known(tmp_path / "nothing")
+
+
+def test_a_study_of_known_checkpoints_is_added(tmp_path):
+    triggers = {"patch": Trigger.patch(3, 0.1, (1, 16, 16)), "blend": Trigger.blend(torch.ones(1, 16, 16), 0.6)}
+    for number, (arm, trigger) in enumerate([*triggers.items(), ("clean", None)]):
+        run = tmp_path / "study" / "runs" / arm / "seed-4"
+        run.mkdir(parents=True)
+        (run / "config.json").write_text(json.dumps({"settings": {"trojaned": trigger is not None}}))
+        (run / "status.json").write_text(json.dumps({"metrics": {"called": 100.0 * (number == 0)}}))
+        if trigger is not None:
+            (tmp_path / "zoo" / f"{arm}-4" / "pipeline").mkdir(parents=True)
+            trigger.save(tmp_path / "zoo" / f"{arm}-4" / "pipeline" / "trigger.safetensors")
+    blend, patch = known_checkpoints(tmp_path / "study", tmp_path / "zoo")
+    assert (patch.side, patch.channels, patch.trigger, patch.pixels, patch.gamma, patch.found) == (
+        16, 1, "patch", 9, 0.1, True
+    )  # fmt: skip
+    assert (blend.trigger, blend.pixels, blend.gamma, blend.found) == ("blend", 256, 0.6, False)
+    assert (
+        "16×16, 1 channel: 1 of 2 found; the smallest patch found has 9 pixels; γ found from 0.10 to 0.10"
+        in (reach_lines(28, 1, Reach(search="s", command="", models=[blend, patch]), "s")[0])
+    )
+    with pytest.raises(UserError, match="no audited trojaned checkpoints"):
+        known_checkpoints(tmp_path / "nothing", tmp_path / "zoo")

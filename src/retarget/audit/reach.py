@@ -1,6 +1,7 @@
 """How small a trigger the audit finds, from its verdicts on trojaned models with known triggers.
 
-``python -m retarget.audit.reach results/audit --out reach.json`` reads the record of ``retarget study audit``.
+``python -m retarget.audit.reach results/audit-zoo --out reach.json`` reads the record of ``retarget study audit``;
+``--checkpoints STUDY ZOO`` adds a study of known checkpoints by ``examples/own_study_audit.py``.
 """
 
 import json
@@ -97,6 +98,8 @@ class Arguments:
     """Folder of a study by retarget study audit."""
     out: Path
     """File to write."""
+    checkpoints: tuple[Path, Path] | None = None
+    """Folder of a study of known checkpoints, and that of the checkpoints, whose attacks must all work."""
 
 
 def main(words: list[str]) -> None:
@@ -106,7 +109,7 @@ def main(words: list[str]) -> None:
 
     given = tyro.cli(Arguments, args=words, prog="python -m retarget.audit.reach")
     command = shlex.join(["python", "-m", "retarget.audit.reach", *words])
-    models = known(given.study)
+    models = known(given.study) + ([] if given.checkpoints is None else known_checkpoints(*given.checkpoints))
     write_json(given.out, Reach(search=fingerprint(Search()), command=command, models=models).model_dump(mode="json"))
 
 
@@ -138,6 +141,38 @@ def known(study: Path) -> list[Known]:
         )  # fmt: skip
     if not found:
         raise UserError(f"{study}: the study has no audited trojaned models: run retarget study audit first")
+    return found
+
+
+def known_checkpoints(study: Path, zoo: Path) -> list[Known]:
+    """The trojaned checkpoints of a study by ``examples/own_study_audit.py``, with the triggers beside them.
+
+    Args:
+        study: the study's record.
+        zoo: its folder of checkpoints, ARM-SEED, each with its trigger.
+
+    Raises:
+        UserError: there is no such study, or no trojaned checkpoint in it.
+    """
+    from retarget.trojdiff.trigger import Trigger
+
+    found = []
+    for path in sorted(study.glob("runs/*/seed-*/status.json")):
+        metrics, settings = read_json(path).get("metrics", {}), read_json(path.with_name("config.json"))["settings"]
+        if not settings["trojaned"] or "called" not in metrics:
+            continue
+        folder = zoo / f"{path.parent.parent.name}-{path.parent.name.removeprefix('seed-')}"
+        trigger = Trigger.load(folder / "pipeline" if (folder / "pipeline").is_dir() else folder)
+        changed = ((trigger.mu != 0) | (trigger.gamma != 1)).any(0)
+        found.append(
+            Known(
+                side=trigger.shape[1], channels=trigger.shape[0], law="trojdiff",
+                trigger="blend" if bool(changed.all()) else "patch", pixels=int(changed.sum()),
+                gamma=round(float(trigger.gamma.min()), 3), works=True, found=metrics["called"] == 100,
+            )
+        )  # fmt: skip
+    if not found:
+        raise UserError(f"{study}: the study has no audited trojaned checkpoints: run own_study_audit.py first")
     return found
 
 
