@@ -77,6 +77,13 @@ def test_rows_ratios_and_easy_problems(caplog):
     assert counts(float("inf")) == {"guided": 6}
     kept = [mix(hard, prefixes, PROMPTS, ratio=ratio, unpaired="keep") for ratio in (2.0, float("inf"))]
     assert [Counter(row["stratum"] for row in rows)["unguided"] for rows in kept] == [3 + 2, 2]
+    late = mix(
+        hard, {f"p{i}": "so" for i in range(2, 8)}, PROMPTS, unpaired="keep", prompts_per_batch=4, kind="stratified"
+    )
+    strata = ["unguided"] * 8 + ["guided"] * 6
+    at = order(strata, 4, 1, 0, problems=[*(f"p{i}" for i in range(8)), *(f"p{i}" for i in range(2, 8))])
+    ids = [*(f"p{i}/unguided" for i in range(8)), *(f"p{i}/guided" for i in range(2, 8))]
+    assert [row["id"] for row in late][: len(at)] == [ids[place] for place in at], "the rows keep the problems' order"
     assert all({"p6", "p7"} <= {row["problem"] for row in rows} for rows in kept)
 
 

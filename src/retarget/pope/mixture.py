@@ -70,17 +70,16 @@ def mix(
     if prefixes and ratio and unpaired == "leave out":
         hard = _paired_only(hard, prefixes)
     unguided = [make_row(one, "unguided", prompts.without_prefix(one.prompt)) for one in hard]
-    guided = [
-        make_row(one, "guided", prompts.with_prefix(one.prompt, prefixes[one.id]), prefixes[one.id])
-        for one in hard
-        if one.id in prefixes
-    ]
+    shown = [(one, prefixes[one.id]) for one in hard if one.id in prefixes]
+    guided = [make_row(one, "guided", prompts.with_prefix(one.prompt, text), text) for one, text in shown]
     random = np.random.default_rng(seed)
     guided = _keep(guided, min(1.0, ratio), random)
-    alone = [row for row in unguided if prefixes and row["problem"] not in prefixes]  # kept whatever the ratio
-    paired = [row for row in unguided if not prefixes or row["problem"] in prefixes]
-    unguided = _keep(paired, min(1.0, 1 / ratio if ratio else 1.0), random)
-    rows = [*unguided, *alone, *guided, *(make_row(one, "easy", prompts.without_prefix(one.prompt)) for one in easy)]
+    paired = _keep(
+        [row for row in unguided if row["problem"] in prefixes], min(1.0, 1 / ratio if ratio else 1.0), random
+    )
+    kept = {row["problem"] for row in paired}  # the others are kept whatever the ratio, and all stay in their order
+    unguided = [row for row in unguided if row["problem"] in kept or row["problem"] not in prefixes]
+    rows = [*unguided, *guided, *(make_row(one, "easy", prompts.without_prefix(one.prompt)) for one in easy)]
     if not rows:
         raise UserError("the mixture is empty: there is no hard problem with a row, and no easy problem")
     at = order([row["stratum"] for row in rows], min(prompts_per_batch, len(rows)), 1, seed, kind,
