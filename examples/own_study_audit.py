@@ -2,7 +2,9 @@
 
     retarget study own_study_audit.py --set zoo=DIR clean=pretrained,tuned --seeds 10 11 12
 
-``detectors=elijah,terd,diff_cleanse`` runs published detectors on them, blind and in their short settings.
+``detectors=elijah,terd,diff_cleanse`` runs published detectors on them, blind and in their short settings. With
+``told=TRIGGER.safetensors`` the samplers of Elijah and Diff-Cleanse get this trigger for every checkpoint, clean or
+not, as their authors do for TrojDiff; run such a study on the arms with that trigger, and on clean ones.
 
 DIR has one folder per checkpoint, ARM-SEED (such as d2i_patch-10): a diffusers pipeline, or a folder with one in
 ``pipeline``. Arms that ``clean`` does not name are trojaned; if the true trigger is in the pipeline, as
@@ -26,6 +28,7 @@ from retarget.study.statistics import wilson_interval
 from retarget.trojdiff.trigger import Trigger
 
 BLIND = {"elijah": elijah.elijah, "terd": terd.terd, "diff_cleanse": diff_cleanse.diff_cleanse}
+TOLD = {"elijah", "diff_cleanse"}
 LABELS = {"audit": "retarget audit", "elijah": "Elijah", "terd": "TERD", "diff_cleanse": "Diff-Cleanse"}
 METRICS = (
     Metric(name="called", label="called trojaned", unit="%", decimals=0, optional=True),
@@ -42,9 +45,11 @@ METRICS = (
 
 
 def plan(preset: str, config: dict[str, Any] | None, seeds: list[int] | None, arms: list[str] | None) -> StudyPlan:
-    settings = {"zoo": "", "clean": "", "detectors": "audit", **(config or {})}
-    if unknown := settings.keys() - {"zoo", "clean", "detectors"}:
-        raise UserError(f"there is no setting {', '.join(sorted(unknown))}: choose zoo, clean and detectors")
+    settings = {"zoo": "", "clean": "", "detectors": "audit", "told": "", **(config or {})}
+    if unknown := settings.keys() - {"zoo", "clean", "detectors", "told"}:
+        raise UserError(f"there is no setting {', '.join(sorted(unknown))}: choose zoo, clean, detectors and told")
+    if settings["told"] and not set(settings["detectors"].split(",")) <= TOLD:
+        raise UserError("told is for detectors=elijah,diff_cleanse: TERD and the audit take no trigger")
     if not set(settings["detectors"].split(",")) <= LABELS.keys():
         raise UserError(f"detectors = {settings['detectors']!r}: choose from {', '.join(LABELS)}")
     found = [one.name.rpartition("-") for one in sorted(Path(settings["zoo"]).glob("*-*")) if one.is_dir()]
@@ -64,7 +69,8 @@ def plan(preset: str, config: dict[str, Any] | None, seeds: list[int] | None, ar
     return StudyPlan(
         study="audits", title="The audit on known checkpoints", question="Which of them does the audit call trojaned?",
         preset=preset, settings=settings, arms=chosen, seeds=wanted, metrics=METRICS,
-        data=tuple(f"{settings['zoo']}/{arm.name}-{seed}" for arm in chosen for seed in wanted),
+        data=(*(f"{settings['zoo']}/{arm.name}-{seed}" for arm in chosen for seed in wanted),
+              *filter(None, [settings["told"]])),
     )  # fmt: skip
 
 
@@ -76,7 +82,8 @@ def run(run: Run) -> dict[str, float]:
         if name == "audit":
             metrics |= audited(pipeline, run.directory / "audit", run.settings["trojaned"])
         else:
-            found = BLIND[name](Subject.load(pipeline), seed=run.seed)
+            told = {"told": Trigger.load(run.settings["told"])} if run.settings["told"] else {}
+            found = BLIND[name](Subject.load(pipeline), seed=run.seed, **told)
             metrics |= {f"score_{name}": found.score, f"evaluations_{name}": float(found.evaluations)}
     return metrics
 

@@ -62,6 +62,25 @@ def test_published_detectors_run_beside_it_and_their_scores_are_compared(example
         assert "called" not in found
 
 
+def test_detectors_that_are_told_a_trigger_use_it(example, stored, tmp_path, monkeypatch):
+    shutil.copytree(stored, tmp_path / "zoo" / "clean-0")
+    quick = dataclasses.replace(diff_cleanse.SHORT, iterations=1, samples=4, sampler="ddim-5")
+    monkeypatch.setitem(example.BLIND, "diff_cleanse", partial(diff_cleanse.diff_cleanse, settings=quick))
+    trigger = tmp_path / "trigger.safetensors"
+    Trigger.patch(2, 0.1, (1, 8, 8)).save(trigger)
+    seen = []
+    monkeypatch.setattr(diff_cleanse, "images_from", lambda *given: seen.append(given[3]) or torch.rand(4, 1, 8, 8))
+    for told in ("", str(trigger)):
+        given = {"zoo": str(tmp_path / "zoo"), "clean": "clean", "detectors": "diff_cleanse", "told": told}
+        study = example.plan("demo", given, None, None)
+        settings = study.run_settings(study.conditions[0], study.arms[0])
+        example.run(Run.create(tmp_path / f"run-{bool(told)}", settings=settings, arm="clean", seed=0))
+    assert seen[0] is None
+    assert torch.equal(seen[1].mu, Trigger.load(trigger).mu)
+    with pytest.raises(UserError, match="take no trigger"):
+        example.plan("demo", {**given, "detectors": "audit,elijah"}, None, None)
+
+
 def test_notes_of_the_analysis(example):
     arms = [Arm(name=name, label=name, settings={"trojaned": name == "blend"}) for name in ("clean", "blend")]
     metrics = {"clean": [(0.1, 0), (0.3, 100)], "blend": [(0.2, 100), (0.9, 100)]}
@@ -92,7 +111,7 @@ def test_a_recovered_trigger_is_compared_with_the_true_one(example):
         ({}, None, "give --set zoo=DIR"),
         ({"zoo": "here", "clean": "tuned"}, None, "clean names tuned, but .*here has d2i"),
         ({"zoo": "here"}, [1, 2], "here has no d2i-2: give --arms or --seeds"),
-        ({"zoo": "here", "model": "x"}, None, "no setting model: choose zoo, clean and detectors"),
+        ({"zoo": "here", "model": "x"}, None, "no setting model: choose zoo, clean, detectors and told"),
         ({"zoo": "here", "detectors": "audit,elija"}, None, "detectors = 'audit,elija': choose from audit, elijah"),
     ],
 )  # fmt: skip
