@@ -63,6 +63,7 @@ def test_the_plans_of_all_questions():
     ({"question": "mixture", "family": "arms"}, "question mixture has no condition with family=arms"),
     ({"question": "rivals", "model": "m"}, "leave out model"),
     ({"question": "rivals", "prefix": "quarter"}, "prefix is set by arm pope"),
+    ({"question": "rivals", "cap": 0.25}, "the arm questa begins with half of the solution"),
 ])  # fmt: skip
 def test_wrong_questions_are_refused(config, message):
     with pytest.raises(UserError, match=message):

@@ -333,7 +333,8 @@ def plan(
         arms: names of the arms to run.
 
     Raises:
-        UserError: unknown question, preset, setting or arm; a real model; or no condition of this family and style.
+        UserError: unknown question, preset, setting or arm; a real model; a cap that an arm exceeds; or no condition of
+            this family and style.
     """
     config = dict(config or {})
     if name not in QUESTIONS:
@@ -356,6 +357,12 @@ def plan(
     refuse_decided(config, question.arms, conditions)
     settings = resolve_settings(RivalSettings, {**PRESETS[preset], **config})
     several = len(conditions) > 1
+    chosen = choose_arms(question.arms, arms)
+    if settings.cap < 0.5 and any(arm.settings.get("curriculum") == "phases" for arm in chosen):
+        raise UserError(
+            f"cap = {settings.cap:g}, but the arm questa begins with half of the solution: give a cap of at least 0.5, "
+            "or leave the arm out of --arms"
+        )
     return StudyPlan(
         study=f"pope.{name}",
         title=f"POPE: {question.title}, on problems that this package generates",
@@ -368,7 +375,7 @@ def plan(
         settings=settings.model_dump(mode="json"),
         settings_model=RivalSettings,
         conditions=conditions,
-        arms=choose_arms(question.arms, arms),
+        arms=chosen,
         seeds=tuple(seeds) if seeds else ((0, 1, 2, 3, 4) if preset == "small" else (0,)),
         metrics=SEARCH_METRICS if name == "search" else METRICS,
         claims=tuple(claim for one in conditions for claim in claims(question, one, f"_{one.name}" if several else "")),
