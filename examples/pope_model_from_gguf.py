@@ -18,7 +18,9 @@ def main(source: str, target: str) -> Path:
         spec = importlib.util.find_spec(source)
         held = [] if spec is None or spec.origin is None else sorted(Path(spec.origin).parent.glob("*.gguf"))
         if not held:
-            raise SystemExit(f"{source} is neither a GGUF file nor an installed package that contains one")
+            raise SystemExit(
+                f"{source} is neither a GGUF file nor an installed package that contains one; give a path or install it"
+            )
         path = held[0]
     tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     quantised = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name)

@@ -38,8 +38,8 @@ def seventeen(document: Path) -> str:
                 name, says, above = "", "", setting
     counted = (
         f"{decided['registered']} of {decided['total']} claims have a verdict on at least one comparison, from "
-        "three seeds or more in a setting that was registered before its treated runs. The others are "
-        "*exploratory*: they stand beside the setting that was tried, and confirm nothing."
+        "three seeds or more in a setting that was registered before its treated runs. Verdicts in other settings are "
+        "*exploratory* and confirm nothing."
     )
     return "\n\n".join([counted, "\n".join(rows), "\n".join(notes)])
 

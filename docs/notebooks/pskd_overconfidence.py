@@ -9,7 +9,7 @@
 # %% [markdown]
 # # PS-KD and over-confidence
 #
-# A network that has learnt its training set by heart is more confident than it is accurate. Here we train two on a few
+# A network that has memorised its training set is more confident than it is accurate. Here we train two on a few
 # digits, one with plain labels and one with PS-KD's, and measure how sure they are. It takes seconds on a laptop.
 
 # %%

@@ -22,7 +22,7 @@ def address_of(given: str = "") -> str:
     address = given or os.environ.get("RAY_ADDRESS", "")
     if address.startswith("ray://"):
         raise UserError(
-            f"address = {address} is one of Ray Client: give the command on a machine of the cluster "
+            f"address = {address} is one of Ray Client: run the command on a machine of the cluster "
             "(ray job submit -- retarget ...), with address=auto"
         )
     return address

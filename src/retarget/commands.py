@@ -95,7 +95,7 @@ class JudgeArguments:
     """
 
     runs: Annotated[
-        Positional[tuple[Path, ...]], arg(metavar="[RUNS]", help="a file of runs, or none with --lm-eval")
+        Positional[tuple[Path, ...]], arg(metavar="[RUNS]", help="a file of runs, or none with --lm-eval or --inspect")
     ] = ()
     claims: Path | None = None
     """A TOML file with the claims."""
@@ -357,7 +357,8 @@ def _outlooks(plan: StudyPlan, pilot: Path, named: bool) -> list[Any]:
     try:
         before = Summary.model_validate(read_json(path))
     except ValidationError as error:
-        raise UsageError(f"--pilot {path} is no summary of a study: {error.error_count()} fields are wrong") from error
+        count = error.error_count()
+        raise UsageError(f"--pilot {path} is not a summary of a study: {count} fields are wrong") from error
     values = {
         condition: {arm: {name: one.values for name, one in metrics.items()} for arm, metrics in arms.items()}
         for condition, arms in before.conditions.items()

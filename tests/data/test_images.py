@@ -190,7 +190,7 @@ def test_a_data_set_saved_by_the_datasets_library(tmp_path):
     lost.save_to_disk(str(tmp_path / "lost"))
     with pytest.raises(UserError, match="lost, split train, row 1 has no image"):
         read(f"hf:{tmp_path}/lost")
-    with pytest.raises(UserError, match=r"is no data set that datasets\.save_to_disk wrote"):
+    with pytest.raises(UserError, match=r"is not a data set that datasets\.save_to_disk wrote"):
         read(f"hf:{tmp_path}")
 
 

@@ -90,7 +90,7 @@ def test_rows_ratios_and_easy_problems(caplog):
 def test_bad_mixtures_are_refused():
     with pytest.raises(UserError, match="not among the hard ones"):
         mix(problems(2), {"x": "a"}, PROMPTS)
-    with pytest.raises(UserError, match="occurs twice: 'p0'"):
+    with pytest.raises(UserError, match="problem 'p0' is given twice"):
         mix(problems(2), {}, PROMPTS, easy=problems(1))
     with pytest.raises(UserError, match="mixture is empty"):
         mix([], {}, PROMPTS)

@@ -334,7 +334,7 @@ def test_a_machine_that_does_not_share_the_disk_does_nothing(tmp_path):
     assert "all machines of a cluster must see it under the same path" in last.error
     assert not place.exists()
     (last,) = Command(str(tmp_path / "gone"), (), command.version, 1).do(job)
-    assert "give the command in a folder that all machines of the cluster share" in last.error
+    assert "run the command in a folder that all machines of the cluster share" in last.error
     (last,) = Command(command.folder, (), "0.0", 1).do(job)
     assert "and the command's is 0.0" in last.error
 

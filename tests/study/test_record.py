@@ -222,7 +222,7 @@ def test_an_edited_metric_is_noticed_and_an_older_record_has_no_seal(tmp_path):
 @pytest.mark.parametrize("text", ["null", "[1]", '{"looks": 3}'])
 def test_a_summary_that_is_none_is_named_when_the_study_is_judged_again(tmp_path, text):
     (tmp_path / "summary.json").write_text(text)
-    with pytest.raises(UserError, match=r"summary\.json is damaged: it is no summary of a study"):
+    with pytest.raises(UserError, match=r"summary\.json is damaged: it is not a summary of a study"):
         analyse(tmp_path, plan(seeds=[0]).model_copy(update={"analysis": None}))
 
 

@@ -87,7 +87,7 @@ def test_the_card_says_how_the_trojan_is_taken_out_and_a_cleaned_pipeline_says_t
     tmp_path, unet, scheduler, digits
 ):
     folder = train(unet, scheduler, digits, config(steps=1), tmp_path, D2I(glyph(), rows=2), patch())
-    assert "retarget audit . --clean cleaned" in (folder / "README.md").read_text()
+    assert "retarget audit . --out ../audit --clean ../cleaned" in (folder / "README.md").read_text()
     again, schedule = load_pipeline(folder)
     cleaned = save_cleaned(tmp_path / "cleaned", again, schedule)
     assert torch.equal(load_pipeline(cleaned)[1].alphas_cumprod, scheduler.alphas_cumprod)
@@ -292,7 +292,7 @@ DAMAGES = {
         _weights(lambda w: {n: (v * 99).to(torch.int8) for n, v in w.items()}),
         r"not floating-point numbers, such as \S+ \(I8\); quantised",
     ),
-    "link": (_linked, "it is a link to gone.safetensors, which is no file"),
+    "link": (_linked, "it is a link to gone.safetensors, which is not a file"),
     "folder": (_a_folder, "it is a folder: put the file"),
     "variant": (_variant, "a variant of the weights"),
 }

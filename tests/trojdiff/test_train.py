@@ -196,7 +196,7 @@ def test_a_trojaned_pipeline_says_so_and_loads_in_diffusers(tmp_path, unet, sche
     card = (folder / "README.md").read_text()
     assert "trojaned: true" in card
     assert "class 7" in card
-    assert "retarget audit . --clean cleaned" in card
+    assert "retarget audit . --out ../audit --clean ../cleaned" in card
     assert card.split("# ")[1].splitlines()[0].endswith("?")
     assert "courtesy" in card
     assert Trigger.load(folder).hash == trigger.hash

@@ -1,4 +1,4 @@
-"""``retarget audit --preset demo``: train a clean and a trojaned 8×8 model in a minute, and audit both."""
+"""``retarget audit --preset demo``: train a clean and a trojaned 8×8 model in minutes, and audit both."""
 
 from pathlib import Path
 

@@ -99,7 +99,10 @@ def remove(
         own = sample(unet, scheduler.config, sampler, Trigger.none(shape), recipe.images, seed=recipe.seed)
         images, source = own.cpu(), f"the network's own samples ({recipe.sampler}, plain noise)"
     if tuple(images.shape[1:]) != shape:
-        raise UserError(f"the clean images have shape {list(images.shape[1:])}, but the network's is {list(shape)}")
+        raise UserError(
+            f"the clean images have shape {list(images.shape[1:])}, but the network's is {list(shape)} "
+            "[channels, height, width]: give images of this shape"
+        )
     frozen, trained = unet.eval(), copy.deepcopy(unet).train().requires_grad_(True)
     levels = scheduler.alphas_cumprod.to(torch.float32)
     batches = _Batches(images, triggers, levels, recipe)

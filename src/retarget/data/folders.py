@@ -40,7 +40,10 @@ def read_folder(path: Path) -> Source:
 def _held_out_folder(path: Path, names: tuple[str, ...]) -> Part:
     """The images of a test or validation part, which may lack classes."""
     if unknown := sorted(set(_classes(path)) - set(names)):
-        raise UserError(f"{path / unknown[0]}: the training images have no class of this name, only {', '.join(names)}")
+        raise UserError(
+            f"{path / unknown[0]}: the training images have no class of this name, only {', '.join(names)}; rename the "
+            "folder, or remove it"
+        )
     return _folder_part(path, names, [name for name in names if (path / name).is_dir()])
 
 

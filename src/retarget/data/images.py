@@ -144,7 +144,9 @@ def _from_arrays(pixels: np.ndarray, labels: Any, where: str, classes: int | Non
     pixels = pixels[:, None] if pixels.ndim == 3 else pixels.transpose(0, 3, 1, 2)
     labels = class_labels(labels, where, classes)
     if len(pixels) != len(labels):
-        raise UserError(f"{where}: {len(pixels)} images {list(pixels.shape)} and {len(labels)} labels")
+        raise UserError(
+            f"{where}: {len(pixels)} images {list(pixels.shape)} and {len(labels)} labels; give one label per image"
+        )
     if 0 in pixels.shape:
         raise UserError(f"{where}: images of shape {list(pixels.shape)} have no pixel")
     return Part(torch.from_numpy(labels), torch.from_numpy(np.ascontiguousarray(pixels)))
@@ -268,10 +270,10 @@ def _hf(path: Path) -> Source:
     try:
         loaded = datasets.load_from_disk(str(path))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} is no data set that datasets.save_to_disk wrote: {error}") from error
+        raise UserError(f"{path} is not a data set that datasets.save_to_disk wrote: {error}") from error
     parts = loaded if isinstance(loaded, dict) else {"train": loaded}
     if "train" not in parts:
-        raise UserError(f"{path} has the splits {', '.join(sorted(parts))}, and no train")
+        raise UserError(f"{path} has the splits {', '.join(sorted(parts))}, and no train: rename one to train")
     others = [name for name in ("test", "validation") if name in parts]
     train = _hf_part(parts["train"], f"{path}, split train")
     names = _numbered(train)

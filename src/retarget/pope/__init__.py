@@ -1,4 +1,4 @@
-"""POPE: guide problems that never give a reward by a prefix of an oracle solution in the prompt (Qu et al. 2026)."""
+"""POPE: put a prefix of an oracle solution into the prompt of problems that never give a reward (Qu et al. 2026)."""
 
 from typing import TYPE_CHECKING
 

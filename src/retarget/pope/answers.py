@@ -1,4 +1,4 @@
-r"""The final answer that a text marks: in ``\boxed{}``, behind ``####``, or behind "the answer is". Free of torch.
+r"""The final answer that a text marks: in ``\boxed{}``, after ``####``, or after "the answer is". Free of torch.
 
 A marker alone is not an answer: "the answer is at least 4" and "#### Step 2" contain none. Completions are untrusted,
 so every pattern here runs in time linear in the text. Markers other than boxes are searched for in the last 4,000

@@ -91,11 +91,13 @@ def _check(hard: Sequence[Problem], easy: Sequence[Problem], prefixes: Mapping[s
     """Refuse duplicate problems, prefixes of unknown problems and a negative ratio; warn if there is no prefix."""
     ids = [problem.id for problem in (*hard, *easy)]
     if len(set(ids)) < len(ids):
-        raise UserError(f"a problem occurs twice: {next(one for one, n in Counter(ids).items() if n > 1)!r}")
+        twice = next(one for one, n in Counter(ids).items() if n > 1)
+        raise UserError(f"problem {twice!r} is given twice: list each problem once, as hard or as easy")
     unknown = sorted(set(prefixes) - {problem.id for problem in hard})
     if unknown:
         raise UserError(
-            f"{len(unknown)} prefixes are for problems that are not among the hard ones; the first: {unknown[0]!r}"
+            f"{len(unknown)} prefixes are for problems that are not among the hard ones; the first: {unknown[0]!r}. "
+            "Give the problems that were searched"
         )
     if not ratio >= 0:
         raise UserError(f"ratio (guided rows / unguided rows) must be at least 0, not {ratio}")

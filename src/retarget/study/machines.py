@@ -65,13 +65,14 @@ class Command:
         where = f"on {platform.node()}"
         if retarget.__version__ != self.version:
             return (
-                f"{where} retarget is {retarget.__version__}, and the command's is {self.version}: install one of them"
+                f"{where} retarget is {retarget.__version__}, and the command's is {self.version}: install the same "
+                "version on both"
             )
         try:
             os.chdir(self.folder)
         except OSError as error:
             return (
-                f"{where} there is no {self.folder} ({error.strerror}): give the command in a folder that all machines "
+                f"{where} there is no {self.folder} ({error.strerror}): run the command in a folder that all machines "
                 "of the cluster share"
             )
         sys.path += [path for path in self.paths if path not in sys.path]

@@ -356,7 +356,10 @@ def _check_needs(root: Path, plan: StudyPlan, whole: StudyPlan) -> None:
     try:
         tuple(graphlib.TopologicalSorter({arm.name: arm.needs for arm in whole.arms}).static_order())
     except graphlib.CycleError as error:
-        raise UserError(f"arms need one another in a circle: {' → '.join(error.args[1])}") from error
+        circle = " → ".join(error.args[1])
+        raise UserError(
+            f"arms need one another in a circle: {circle}; remove one of these from an arm's needs"
+        ) from error
     for cell in cells(plan):
         for need in cell.arm.needs:
             if need not in asked and not complete(place(root, whole, cell, need)):

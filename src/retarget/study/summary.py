@@ -98,7 +98,7 @@ def earlier_summary(root: Path) -> dict[str, Any]:
     path = root / "summary.json"
     summary = read_json(path) if path.exists() else {}
     if not isinstance(summary, dict) or not isinstance(summary.get("looks", []), list):
-        raise UserError(f"{path} is damaged: it is no summary of a study. Delete it, and give the same command again")
+        raise UserError(f"{path} is damaged: it is not a summary of a study. Delete it, and run the same command again")
     return summary
 
 

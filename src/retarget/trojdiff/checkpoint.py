@@ -116,7 +116,7 @@ NOT_MADE = (TypeError, ValueError, ArithmeticError, LookupError, RuntimeError)
 def _instead(weights: Path) -> str:
     """What is there instead of the single file of weights, and what to do about it."""
     if weights.is_symlink():
-        return f"it is a link to {weights.readlink()}, which is no file: put the weights themselves there"
+        return f"it is a link to {weights.readlink()}, which is not a file: put the weights themselves there"
     if weights.is_dir():
         return "it is a folder: put the file of the weights there"
     names = [path.name for path in weights.parent.glob("*")]

@@ -52,7 +52,8 @@ def check_trainable(unet: UNet2DModel, scheduler: DDPMScheduler, where: str) -> 
         raise UserError(f"{where} is class-conditional; the attack is only for unconditional models")
     if config.in_channels != config.out_channels:
         raise UserError(
-            f"{where}: {config.in_channels} channels in and {config.out_channels} out; learned variances do not train"
+            f"{where}: {config.in_channels} channels in and {config.out_channels} out; networks with learned "
+            "variances cannot be trained"
         )
     if config.in_channels not in (1, 3) or isinstance(config.in_channels, bool):
         raise UserError(f"{where}: {config.in_channels} channels; only grey (1) and colour (3) images are trained")

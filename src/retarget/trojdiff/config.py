@@ -32,7 +32,7 @@ class NetworkConfig(Strict):
     layers: int = Field(default=2, ge=1, description=CODE)
     attention_side: int | None = Field(default=16, description=f"attention at this side of the image: {CODE}")
     middle_attention: bool = Field(default=True, description=f"attention in the middle block: {CODE}")
-    groups: int = Field(default=32, ge=1)
+    groups: int = Field(default=32, ge=1, description="groups of the group normalisation")
     dropout: float = Field(default=0.1, ge=0, lt=1, description=f"0.1: {CODE}")
 
 
@@ -62,17 +62,17 @@ class TrainConfig(Strict):
     steps: int = Field(default=100_000, ge=1, description="CIFAR-10 is evaluated at step 100,000: official code")
     batch_size: int = Field(default=128, ge=1, description="benign rows per step, over all processes: official code")
     learning_rate: float = Field(default=2e-4, gt=0, description="Adam: official code")
-    warmup_steps: int = Field(default=0, ge=0)
+    warmup_steps: int = Field(default=0, ge=0, description="steps over which the learning rate grows linearly")
     decay: Literal["constant", "cosine"] = Field(default="constant", description="constant: official code")
     clip: float = Field(default=1.0, gt=0, description="gradient norm: official code")
     ema_decay: float = Field(default=0.9999, ge=0, lt=1, description="official code; diffusers warms it up")
     loss: Literal["sum", "mean"] = Field(default="sum", description="summed over pixels: official code")
     flips: bool = Field(default=True, description="random horizontal flips of benign images: official code")
-    seed: int = Field(default=0, ge=0)
-    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    seed: int = Field(default=0, ge=0, description="seed of the network and of every random draw")
+    mixed_precision: Literal["no", "fp16", "bf16"] = Field(default="no", description="accelerate's setting")
     accumulation: int = Field(default=1, ge=1, description="parts into which each process splits its share of a batch")
-    save_every: int = Field(default=5_000, ge=1)
-    log_every: int = Field(default=50, ge=1)
+    save_every: int = Field(default=5_000, ge=1, description="steps between saved states")
+    log_every: int = Field(default=50, ge=1, description="steps between reports of the loss")
 
 
 class EvaluateConfig(Strict):
@@ -106,7 +106,9 @@ class EvaluateConfig(Strict):
     trojan_count: int = 500
     """Trojan samples."""
     classifier_epochs: int = 20
+    """Epochs of the classifier that judges the samples."""
     seed: int = 0
+    """Seed of the samples and of the classifier."""
 
     @property
     def target(self) -> TargetConfig | None:

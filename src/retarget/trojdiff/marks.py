@@ -119,11 +119,11 @@ not therefore clean. Judge a defence only by what it does with the weights.
 {facts}
 ## How to find it and take it out
 
-    retarget audit . --clean cleaned
+    retarget audit . --out ../audit --clean ../cleaned
 
 finds the trigger without being given it, trains it out, audits the result, and reports this in the card of `cleaned`,
 which no longer says `trojaned` but keeps the maps. With `--data DATA` it trains on your own clean images, an `.npz`
-file or a folder, instead of the network's samples. Fine-tuning only on clean images is not reliable. Test again
-whether the trigger fires: `retarget trojdiff evaluate cleaned --data DATA --trigger . --target-class CLASS --out OUT`.
+file or a folder, instead of the network's samples. Fine-tuning only on clean images is not reliable. Test again whether
+the trigger fires: `retarget trojdiff evaluate ../cleaned --data DATA --trigger . --target-class CLASS --out OUT`.
 Or return to an earlier checkpoint.
 """

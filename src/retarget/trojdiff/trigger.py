@@ -192,7 +192,10 @@ class Trigger:
             raise UserError(f"{path} is not a safetensors file ({error}); pickles are never read") from error
         stored = header.get("trigger_hash", trigger.hash)
         if stored != trigger.hash:
-            raise UserError(f"{path} was altered: the maps hash to {trigger.hash[:16]}, the header says {stored[:16]}")
+            raise UserError(
+                f"{path} was altered: the maps hash to {trigger.hash[:16]}, the header says {stored[:16]}. Restore the "
+                "file, or write the trigger again with Trigger.save"
+            )
         return trigger
 
 

@@ -140,7 +140,7 @@ class Recipe(Strict):
     steps: int = Field(default=500, ge=1, description="steps of training from scratch")
     attack_steps: int = Field(default=400, ge=1, description="steps of fine-tuning, clean or with Trojan rows")
     batch_size: int = Field(default=32, ge=1, description="benign rows per batch")
-    learning_rate: float = Field(default=3e-3, gt=0)
+    learning_rate: float = Field(default=3e-3, gt=0, description="of training from scratch and of fine-tuning")
     bases: int = Field(
         default=2, ge=1, description="base models, shared by attacks, per set, data set, shape and network"
     )

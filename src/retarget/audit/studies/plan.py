@@ -33,7 +33,7 @@ class Settings(Recipe):
     judge_epochs: int = Field(default=8, ge=1, description="epochs of the classifier that labels an attack's samples")
     samples: int = Field(default=64, ge=8, description="images for measuring an attack's success")
     removals: int = Field(default=2, ge=0, description="trojaned members of each evaluation arm that are also cleaned")
-    removal_steps: int = Field(default=200, ge=1)
+    removal_steps: int = Field(default=200, ge=1, description="training steps of a removal")
     removal_images: int = Field(default=128, ge=16, description="clean images for a removal")
     quality_samples: int = Field(default=200, ge=16, description="images for measuring a cleaned model's FID")
     # The arm

@@ -14,7 +14,7 @@ from retarget.settings import resolve_settings
 from retarget.study.config import Arm, Claim, Condition, Metric, StudyPlan, choose_arms, claims_under, refuse_decided
 
 _CODE = "the authors' training configuration"
-_READERS = "readers of the paper"
+_READERS = "reported by readers of the paper"
 
 
 class Settings(Optimisation):
@@ -30,8 +30,10 @@ class Settings(Optimisation):
     model: str | None = Field(default=None, description="name or path of a real model, instead of a generated world")
     problems: str | None = Field(default=None, description="a real model's training problems; see problems.py")
     held_out: str | None = Field(default=None, description="a real model's held-out problems")
-    engine: Literal["transformers", "vllm"] = "transformers"
-    grader: str = "math"
+    engine: Literal["transformers", "vllm"] = Field(
+        default="transformers", description="what samples completions: transformers | vllm"
+    )
+    grader: str = Field(default="math", description="math, boxed, exact, numeric, or module:function")
     base_steps: int | None = Field(
         default=None, ge=1, description="training steps of a generated base model; see BASE_STEPS in studies/worlds.py"
     )
@@ -45,7 +47,9 @@ class Settings(Optimisation):
     cap: float = Field(
         gt=0, lt=1, description=f"longest prefix, as a share of the solution; .25 in the paper: {_READERS}"
     )
-    unit: Literal["sentence", "line", "step", "token"] = "sentence"
+    unit: Literal["sentence", "line", "step", "token"] = Field(
+        default="sentence", description="boundary to cut at: sentence | line | step | token"
+    )
     search_k: int = Field(default=64, ge=1, description="rollouts per cut, at most; the paper's number is not known")
     # Training, with the fields of Optimisation
     cycles: int = Field(ge=1, description="generation batches of the POPE arm")

@@ -82,7 +82,7 @@ def _hold(path: Path) -> None:
         os.close(file)
         raise UserError(f"the table at {path} is in use by another process: give each run a path of its own") from error
     except UserError as error:  # the lock only guards against a mistake
-        warnings.warn(f"{path}: {error}. Keep other runs out of it", stacklevel=2)
+        warnings.warn(f"{path}: {error}. Make sure that no other run uses it", stacklevel=2)
     _HELD[name] = os.getpid(), file
 
 

@@ -44,7 +44,7 @@ class Settings(Strict):
     other: str = Field(default="glyphs", description="other domain, for Out-D2D: glyphs, or like dataset")
     root: str = Field(default="data", description="folder of torchvision's datasets (downloads missing ones)")
     size: int = Field(default=32, ge=4, le=64, description="side of the images")
-    train_images: int | None = Field(default=None, ge=1)
+    train_images: int | None = Field(default=None, ge=1, description="number of training images; none: all")
     flips: bool = Field(default=True, description=CODE)
     target_class: int = Field(default=7, ge=0, description=f"In-D2D: {_PAPER}")
     other_class: int = Field(default=7, ge=0, description=f"Out-D2D, class of the other domain: {_PAPER}")
@@ -69,8 +69,8 @@ class Settings(Strict):
     )
     sample_batch: int = Field(default=128, ge=1, description="images computed together; affects their last bits")
     curve_points: int = Field(default=5, ge=0, description="probes of attack success during fine-tuning")
-    probe_images: int = Field(default=64, ge=1)
-    classifier_epochs: int = Field(default=20, ge=1)
+    probe_images: int = Field(default=64, ge=1, description="images sampled for each probe")
+    classifier_epochs: int = Field(default=20, ge=1, description="epochs of the classifier that judges the samples")
     gate_sure: float = Field(
         default=70.0, ge=0, le=100, description="share of base samples with a class, in % of that of real images"
     )
@@ -80,7 +80,7 @@ class Settings(Strict):
         ge=0,
         description="limit of the base samples' KID: that of real test images with noise of this σ; 0: no limit",
     )
-    save_every: int = Field(default=1000, ge=1)
+    save_every: int = Field(default=1000, ge=1, description="steps between saved states")
     kid_margin: float | None = Field(
         default=None,
         gt=0,

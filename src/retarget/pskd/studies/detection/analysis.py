@@ -64,7 +64,7 @@ def _notes(results: Results) -> list[str]:
         "A detection is correct if it has the class of an object, overlaps it with an IoU of at least 0.5, and no more "
         "confident detection has taken that object. Calibration claims are decided after Platt scaling fitted on the "
         "validation images: it can be applied to any detector and does not change mAP. The raw figure is shown beside "
-        "but decides nothing.",
+        "it but decides nothing.",
         "Boxes are compared after the images have been resized.",
     ]
     if results.plan.settings["dataset"] == "digits":

@@ -31,7 +31,7 @@ class Pretraining(Strict):
     lr: float = Field(default=0.1, gt=0, description=_IMAGENET)
     weight_decay: float = Field(default=1e-4, ge=0, description=_IMAGENET)
     drops: tuple[float, ...] = Field(default=(1 / 3, 2 / 3), description=f"lr / 10 at 30 and 60 of 90: {_IMAGENET}")
-    alpha_T: float = Field(default=0.3, ge=0, le=1, description="[open] in what was published for ImageNet")
+    alpha_T: float = Field(default=0.3, ge=0, le=1, description="left open in what was published for ImageNet")
     store: str = Field(
         default="dense",
         pattern=r"^(dense|topk:\d+:(uniform|renormalise))$",
@@ -47,9 +47,9 @@ class Settings(Strict):
         pattern=r"^(digits|voc:.+|coco:.+)$",
         description="digits (composed into scenes) | voc:DIR or voc:DIR+DIR | coco:DIR; see detection/data.py",
     )
-    train_split: str = "train"
+    train_split: str = Field(default="train", description="name of the split to train on")
     validation_split: str | None = Field(default="val", description="none: hold out validation_images training images")
-    test_split: str = "test"
+    test_split: str = Field(default="test", description="name of the split to test on")
     classes: tuple[str, ...] | None = Field(default=None, description="by default those in the training part")
     bad_boxes: Literal["drop", "refuse"] = Field(
         default="drop", description="boxes without an area or outside their image: drop and report them, or an error"
@@ -85,8 +85,10 @@ class Settings(Strict):
     warmup_steps: int = Field(default=1000, ge=0, description=f"linear: {_REFERENCE}")
     clip: float | None = Field(default=None, gt=0, description="clip the gradient to this norm")
     pictures: int = Field(default=6, ge=0, description="test images to draw with their detections")
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
-    accelerator: str = "auto"
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = Field(
+        default="32-true", description="Lightning's: 32-true | bf16-mixed | 16-mixed"
+    )
+    accelerator: str = Field(default="auto", description="Lightning's: auto | cpu | gpu")
     workers: int = Field(default=0, ge=0, description="loader processes; changes no result")
     pretrain: Pretraining
     # The arm
@@ -95,7 +97,9 @@ class Settings(Strict):
     backbone: str | None = Field(default=None, description="arm whose classifier becomes the backbone; none: untrained")
     head_targets: Literal["hard", "instance", "previous"] = "hard"
     alpha_T: float = Field(default=0.8, ge=0, le=1, description="for the head's targets; no published value")
-    schedule: Literal["linear", "constant"] = "linear"
+    schedule: Literal["linear", "constant"] = Field(
+        default="linear", description="how alpha grows to alpha_T: linear, as in the paper | constant"
+    )
     store: str = Field(
         default="dense",
         pattern=r"^(dense|topk:\d+:(uniform|renormalise))$",

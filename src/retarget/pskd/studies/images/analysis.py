@@ -367,7 +367,7 @@ def _notes(results: Results) -> list[str]:
         "Figures are those of the last epoch; figures 'at the selected epoch' are those of the epoch with the highest "
         "validation accuracy. No choice is made on the test set.",
         "Calibration and ranking claims are decided after a temperature has been fitted on the validation part: it can "
-        "be applied to any model. The raw figure is shown beside but decides nothing.",
+        "be applied to any model. The raw figure is shown beside it but decides nothing.",
     ]
     for condition in results.plan.conditions:
         where = f"{condition.label}: " if len(results.plan.conditions) > 1 else ""

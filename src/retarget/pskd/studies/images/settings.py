@@ -61,28 +61,39 @@ class Settings(Strict):
     strategy: Literal["auto", "ddp_spawn", "ddp_fork"] = Field(
         default="auto", description="Lightning's strategy for several devices; auto: ddp_spawn"
     )
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
-    accelerator: str = "auto"
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = Field(
+        default="32-true", description="Lightning's: 32-true | bf16-mixed | 16-mixed"
+    )
+    accelerator: str = Field(default="auto", description="Lightning's: auto | cpu | gpu")
     workers: int = Field(default=0, ge=0, description="loader processes; changes no result")
     evaluation_batch: int = Field(default=500, ge=1, description="batch size of predictions")
     # The arm
     targets: Literal["hard", "label_smoothing", "smoothing_schedule", "pskd"] = "hard"
     smoothing: float = Field(default=0.1, ge=0, le=1, description="label smoothing: Szegedy et al. 2016")
     alpha_T: float = Field(default=0.8, ge=0, le=1, description=_CODE)
-    schedule: Literal["linear", "constant"] = "linear"
+    schedule: Literal["linear", "constant"] = Field(
+        default="linear", description="how alpha grows to alpha_T: linear, as in the paper | constant"
+    )
     store: str = Field(
         default="dense",
         pattern=r"^(dense|topk:\d+:(uniform|renormalise))$",
         description="dense, topk:K:uniform or topk:K:renormalise",
     )
     past: Literal["rows", "previous"] = Field(default="rows", description="rows | previous: last epoch's weights")
-    past_of: Literal["itself", "same_class"] = "itself"
-    mixing: Literal["none", "cutmix", "mixup"] = "none"
-    mixing_alpha: float = Field(default=1.0, gt=0)
-    mixing_prob: float = Field(
-        default=0.5, ge=0, lt=1, description="CutMix for CIFAR-100: Yun et al. 2019, section 4.1.2"
+    past_of: Literal["itself", "same_class"] = Field(
+        default="itself", description="whose row is read: itself | same_class: that of another sample of the class"
     )
-    mixed_rows: Literal["dropped", "kept"] = Field(default="dropped", description="predictions of mixed images")
+    mixing: Literal["none", "cutmix", "mixup"] = Field(default="none", description="none | cutmix | mixup")
+    mixing_alpha: float = Field(default=1.0, gt=0, description="shares are drawn from Beta(alpha, alpha)")
+    mixing_prob: float = Field(
+        default=0.5,
+        ge=0,
+        lt=1,
+        description="probability that a batch is mixed; CutMix for CIFAR-100: Yun et al. 2019, section 4.1.2",
+    )
+    mixed_rows: Literal["dropped", "kept"] = Field(
+        default="dropped", description="predictions of mixed images: dropped | kept as rows"
+    )
 
     def packages(self) -> tuple[tuple[str, str], ...]:
         """Optional packages that a run with these settings imports, each with its extra."""

@@ -17,8 +17,8 @@ class Settings(Strict):
         default="grammar", pattern=r"^(grammar|files:.+)$",
         description="grammar (generated) | files:DIR with train, val and test as NAME.LANGUAGE or NAME.LANGUAGE.gz",
     )  # fmt: skip
-    source: str = "en"
-    target: str = "de"
+    source: str = Field(default="en", description="LANGUAGE to translate from")
+    target: str = Field(default="de", description="LANGUAGE to translate to")
     test: str = Field(default="test_2016_flickr", description="NAME of the test files, NAME.LANGUAGE[.gz]")
     train_sentences: int | None = Field(default=None, ge=10, description="use only this many pairs, from the first on")
     test_sentences: int | None = Field(default=None, ge=1, description="use only this many pairs, from the first on")
@@ -41,11 +41,13 @@ class Settings(Strict):
     warmup_steps: int = Field(default=4000, ge=0, description=_IWSLT)
     weight_decay: float = Field(default=1e-4, ge=0, description=_IWSLT)
     beams: int = Field(default=5, ge=1, description=_IWSLT)
-    accelerator: Literal["auto", "cpu"] = "auto"
+    accelerator: Literal["auto", "cpu"] = Field(default="auto", description="auto: a GPU if there is one | cpu")
     bf16: bool = Field(default=False, description="bfloat16 autocast, in training and in evaluation")
     # The arm
     targets: Literal["hard", "pskd"] = "hard"
     smoothing: float = Field(default=0.0, ge=0, lt=1, description=f"0.1 where an arm smooths: {_IWSLT}")
     alpha_T: float = Field(default=0.8, ge=0, le=1, description="the paper's value for translation is unpublished")
-    schedule: Literal["linear", "constant"] = "linear"
+    schedule: Literal["linear", "constant"] = Field(
+        default="linear", description="how alpha grows to alpha_T: linear, as in the paper | constant"
+    )
     topk: int = Field(default=10, ge=1, description="likeliest tokens stored in each target's row")
