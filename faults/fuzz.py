@@ -24,10 +24,6 @@ MEMORY = 6 * 2**30
 """Bytes of address space of a worker; the system refuses more."""
 
 
-class EditedError(AssertionError):
-    """A target took damaged data for undamaged."""
-
-
 @dataclass(frozen=True)
 class Target:
     """Something that reads files.

@@ -14,8 +14,6 @@ from retarget.audit.outcome import Outcome, Report
 from retarget.audit.sarif import sarif
 from retarget.files import make_directory, write_json, write_text
 
-SCHEMA = "audit.schema.json"
-
 
 def write(outcome: Outcome, folder: Path, command: str) -> None:
     """Write the three files of one pipeline.
