@@ -23,7 +23,6 @@ from retarget.study.items import (
     mcnemar,
     newcombe_bound,
     paired_items,
-    resampled_items,
 )
 
 counts = st.integers(0, 60)
@@ -185,22 +184,6 @@ def test_few_groups_are_judged_by_a_t_over_groups():
     assert (evidence.lower(0.025), evidence.upper(0.025)) == pytest.approx((expected.low, expected.high))
     with pytest.raises(UserError, match="all items are in one group"):
         paired_items(treated, control, ["a"] * 200)
-
-
-def test_any_statistic_can_be_resampled_and_never_of_few_items():
-    rng = np.random.default_rng(3)
-    right = [(rng.random(150) < 0.7,)], [(rng.random(150) < 0.5,)]
-
-    def accuracy(correct):
-        return float(correct.mean())
-
-    found = resampled_items(accuracy, *right)
-    assert found.estimate == pytest.approx(right[0][0][0].mean() - right[1][0][0].mean())
-    assert len(found.draws) == 2000
-    with pytest.raises(UserError, match="30 items are too few for the bootstrap: at least 100 are needed"):
-        resampled_items(accuracy, [(np.ones(30),)], [(np.ones(30),)])
-    with pytest.raises(UserError, match="15 groups of items are too few"):
-        resampled_items(accuracy, *right, groups=np.repeat(np.arange(15), 10))
 
 
 def claim(name="c", **more):

@@ -1,7 +1,7 @@
 """Measurements over the items (images, sentences, problems) of two models: binary pairs, shares, resamples."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -9,7 +9,7 @@ from pydantic import Field, FiniteFloat, NonNegativeInt
 
 from retarget.errors import UserError
 from retarget.settings import Strict
-from retarget.study.statistics import FEWEST_ITEMS, bootstrap_draws
+from retarget.study.statistics import FEWEST_ITEMS
 
 
 class PairedCounts(Strict):
@@ -187,36 +187,6 @@ def paired_items(
         return Groups(estimate=estimate, sd=float(parts.std(ddof=1)), groups=len(sums), items=items)
     draws = _resample(sums, sizes, resamples, np.random.default_rng(seed))
     return Resampled(draws=draws, estimate=estimate, items=items)
-
-
-def resampled_items(
-    statistic: Callable[..., float],
-    treated: Sequence[Sequence[np.ndarray]],
-    control: Sequence[Sequence[np.ndarray]],
-    groups: np.ndarray | None = None,
-    *,
-    resamples: int = 2000,
-    seed: int = 0,
-) -> Resampled:
-    """The evidence of two models' items about any statistic (a calibration error, an area), by the bootstrap.
-
-    Args:
-        statistic, treated, control, groups: as for :func:`retarget.study.statistics.bootstrap_draws`.
-
-    Raises:
-        UserError: the arrays do not match, or there are fewer than ``FEWEST_ITEMS`` items or groups.
-    """
-    units = len(treated[0][0]) if treated and treated[0] else 0
-    if groups is not None:
-        units = len(np.unique(groups))
-    if units < FEWEST_ITEMS:
-        what = "items" if groups is None else "groups of items"
-        raise UserError(f"{units} {what} are too few for the bootstrap: at least {FEWEST_ITEMS} are needed")
-    rng = np.random.default_rng(seed)
-    draws = bootstrap_draws(statistic, treated, control, groups=groups, resamples=resamples, rng=rng)
-    pairs = zip(treated, control, strict=True)
-    estimate = float(np.mean([statistic(*t) - statistic(*c) for t, c in pairs]))
-    return Resampled(draws=draws.tolist(), estimate=estimate, items=len(treated[0][0]))
 
 
 def _resample(sums: np.ndarray, sizes: np.ndarray, resamples: int, rng: np.random.Generator) -> list[float]:

@@ -138,28 +138,7 @@ def bootstrap_difference(
     rng: np.random.Generator | None = None,
     level: float = 0.95,
 ) -> tuple[float, float] | None:
-    """Percentile interval of :func:`bootstrap_draws`: how much another test set would change the result.
-
-    Returns:
-        The interval; None with fewer than ``FEWEST_ITEMS`` items, for which it would be too narrow.
-    """
-    if treated and treated[0] and len(treated[0][0]) < FEWEST_ITEMS:
-        return None
-    differences = bootstrap_draws(statistic, treated, control, resamples=resamples, rng=rng)
-    low, high = np.quantile(differences, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
-def bootstrap_draws(
-    statistic: Callable[..., float],
-    treated: Sequence[Sequence[np.ndarray]],
-    control: Sequence[Sequence[np.ndarray]],
-    *,
-    groups: np.ndarray | None = None,
-    resamples: int = 1000,
-    rng: np.random.Generator | None = None,
-) -> np.ndarray:
-    """Resamples, over items, of the mean over seeds of ``statistic(treated) - statistic(control)``.
+    """Percentile interval, over items, of the mean over seeds of ``statistic(treated) - statistic(control)``.
 
     Each resample draws items with replacement, the same ones for both arms and all seeds; the seeds are held fixed. So
     the result tells how much another test set would change the difference, not how much another training would.
@@ -168,36 +147,29 @@ def bootstrap_draws(
         statistic: a function of one run's arrays, with the drawn items along their first axis.
         treated: one tuple of arrays per seed; item i is the same item in all arrays, seeds and arms.
         control: likewise.
-        groups: [N], the group of each item (a document, a subject); groups are drawn as a whole.
 
     Returns:
-        One difference per resample.
+        The interval; None with fewer than ``FEWEST_ITEMS`` items, for which it would be too narrow.
 
     Raises:
         UserError: there is no seed, or the arrays differ in length.
     """
+    if treated and treated[0] and len(treated[0][0]) < FEWEST_ITEMS:
+        return None
     if not treated or len(treated) != len(control):
         raise UserError(f"the bootstrap needs the same seeds of both arms, not {len(treated)} and {len(control)}")
     lengths = {len(array) for run in (*treated, *control) for array in run}
-    if groups is not None:
-        lengths.add(len(groups))
     if len(lengths) != 1:
         raise UserError(f"the bootstrap needs the same items in every run, but their numbers are {sorted(lengths)}")
     rng = rng or np.random.default_rng(0)
     (items,) = lengths
-    members = None
-    if groups is not None:
-        _, places = np.unique(groups, return_inverse=True)
-        members = np.split(np.argsort(places, kind="stable"), np.cumsum(np.bincount(places))[:-1])
     differences = np.empty(resamples)
     for resample in range(resamples):
-        if members is None:
-            drawn = rng.integers(items, size=items)
-        else:
-            drawn = np.concatenate([members[one] for one in rng.integers(len(members), size=len(members))])
+        drawn = rng.integers(items, size=items)
         pairs = [
             statistic(*(array[drawn] for array in t)) - statistic(*(array[drawn] for array in c))
             for t, c in zip(treated, control, strict=True)
         ]
         differences[resample] = np.mean(pairs)
-    return differences
+    low, high = np.quantile(differences, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
