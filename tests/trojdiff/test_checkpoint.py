@@ -1,6 +1,7 @@
 """Pipelines on disk: marks, the removal recipe, what is refused, and one clear error for each damage."""
 
 import json
+from dataclasses import replace
 
 import diffusers
 import pytest
@@ -11,15 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from retarget.errors import UserError
 from retarget.trojdiff import D2I, InD2D, Trigger
-from retarget.trojdiff.checkpoint import (
-    WEIGHTS,
-    Trojan,
-    forget_marks,
-    inherited,
-    load_pipeline,
-    save_cleaned,
-    save_pipeline,
-)
+from retarget.trojdiff.checkpoint import WEIGHTS, Trojan, forget_marks, inherited, load_pipeline, save_pipeline
 from retarget.trojdiff.config import TrainConfig
 from retarget.trojdiff.glyphs import glyph
 from retarget.trojdiff.train import train
@@ -77,19 +70,14 @@ def test_a_network_that_is_trojaned_again_keeps_its_first_marks(tmp_path, unet, 
     assert Trigger.load(tmp_path / "3" / "trigger-earlier-1.safetensors").hash == first.hash
 
 
-def test_what_was_never_trojaned_is_not_cleaned(tmp_path, unet, scheduler):
-    with pytest.raises(UserError, match="not read from a pipeline marked as trojaned"):
-        save_cleaned(tmp_path / "cleaned", unet, scheduler)
-    assert not list(tmp_path.iterdir())
-
-
 def test_the_card_says_how_the_trojan_is_taken_out_and_a_cleaned_pipeline_says_that_it_was(
     tmp_path, unet, scheduler, digits
 ):
     folder = train(unet, scheduler, digits, config(steps=1), tmp_path, D2I(glyph(), rows=2), patch())
     assert "retarget audit . --out ../audit --clean ../cleaned" in (folder / "README.md").read_text()
     again, schedule = load_pipeline(folder)
-    cleaned = save_cleaned(tmp_path / "cleaned", again, schedule)
+    cleaned = tmp_path / "cleaned"
+    save_pipeline(cleaned, again, schedule, replace(inherited(again), derived=False, removed=True))
     assert torch.equal(load_pipeline(cleaned)[1].alphas_cumprod, scheduler.alphas_cumprod)
     assert isinstance(DDPMPipeline.from_pretrained(cleaned), DDPMPipeline)
     with safe_open(cleaned / WEIGHTS, framework="pt") as file:

@@ -7,7 +7,6 @@ absence. Nothing here publishes a pipeline.
 
 import hashlib
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -260,26 +259,6 @@ def save_pipeline(folder: Path, unet: UNet2DModel, scheduler: DDPMScheduler, tro
     """
     trojan = trojan or inherited(unet)
     replace_folder(folder, lambda part: _write_pipeline(part, unet, scheduler, trojan))
-
-
-def save_cleaned(folder: str | Path, unet: UNet2DModel, scheduler: DDPMScheduler) -> Path:
-    """Write a network whose trojan was removed as a pipeline that is marked so.
-
-    It is not marked ``trojaned``. Header, configuration and card say ``trojan_removed`` and what it was, and the
-    trigger is beside the weights, so that anybody can test whether it still fires.
-
-    Args:
-        folder: new or empty.
-        unet: the network that :func:`load_pipeline` read from the trojaned pipeline, after training.
-
-    Raises:
-        UserError: the network was not read from a trojaned pipeline, or the folder cannot be written.
-    """
-    trojan = inherited(unet)
-    if trojan is None:
-        raise UserError("this network was not read from a pipeline marked as trojaned: write it with save_pipeline")
-    save_pipeline(Path(folder), unet, scheduler, replace(trojan, derived=False, removed=True))
-    return Path(folder)
 
 
 def _write_pipeline(part: Path, unet: UNet2DModel, scheduler: DDPMScheduler, trojan: Trojan | None) -> None:
