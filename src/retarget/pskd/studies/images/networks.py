@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -176,15 +175,3 @@ def _built(name: str, num_classes: int, channels: int) -> nn.Module:
     if name not in NETWORKS:
         raise UserError(f"no network {name!r}: choose {', '.join(NETWORKS)}, timm:NAME, hf:DIR or module:function")
     return NETWORKS[name](num_classes, channels)
-
-
-def count_flops(net: nn.Module, image: Tensor) -> int:
-    """Multiply-adds of one forward pass, as PyTorch's flop counter sees them (two flops each)."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    counter = FlopCounterMode(display=False)
-    training = net.training
-    with torch.no_grad(), counter:
-        net.eval()(image)
-    net.train(training)
-    return counter.get_total_flops() // 2
