@@ -14,12 +14,6 @@ from torch import Tensor, nn
 
 from retarget.audit.errors import AuditError
 
-PROCESS = (
-    "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "clip_sample",
-    "clip_sample_range",
-)  # fmt: skip
-"""Settings of a scheduler that define the process that a network was trained on, and the clipping of its images."""
-
 
 @dataclass(eq=False)
 class Recovered:
@@ -84,6 +78,7 @@ class Subject:
         from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
         from retarget.audit.loading import check_network, check_schedule
+        from retarget.trojdiff.checks import PROCESS
 
         shape = check_network(unet.config)
         check_schedule(dict(scheduler.config))

@@ -20,10 +20,12 @@ BETAS = (
 All others (flow matching, EDM, score SDEs, consistency models) belong to networks trained on another process.
 """
 
-_PROCESS = (
+PROCESS = (
     "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "clip_sample",
-    "clip_sample_range", "prediction_type", "thresholding", "variance_type",
+    "clip_sample_range",
 )  # fmt: skip
+"""Settings of a scheduler that define the process that a network was trained on, and the clipping of its images."""
+_KEPT = (*PROCESS, "prediction_type", "thresholding", "variance_type")
 """Settings of a scheduler that say how its network was trained, or how images are to be made whatever the solver."""
 
 
@@ -33,7 +35,7 @@ def process(settings: dict[str, Any]) -> dict[str, Any]:
     Most classes cannot clip images, so that a configuration of theirs says nothing of clipping, which DDPM's would
     take for yes.
     """
-    kept = {name: value for name, value in settings.items() if name in _PROCESS and value is not None}
+    kept = {name: value for name, value in settings.items() if name in _KEPT and value is not None}
     clips = settings.get("_class_name") in (None, "DDPMScheduler", "DDIMScheduler") or "clip_sample" in kept
     return kept if clips else {**kept, "clip_sample": False}
 
