@@ -33,8 +33,8 @@ def read_folder(path: Path) -> Source:
     names = _classes(path / train) or (".",)
     if alone:
         return Source(names, _folder_part(path / train, names), held_out="test")
-    test, validation = ([_held_out_folder(path / other, names) for other in others] + [None])[:2]
-    return Source(names, _folder_part(path / train, names), test, held_out, validation)
+    parts = [_held_out_folder(path / other, names) for other in others]
+    return Source.of(names, _folder_part(path / train, names), parts, held_out)
 
 
 def _held_out_folder(path: Path, names: tuple[str, ...]) -> Part:

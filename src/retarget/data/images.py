@@ -175,12 +175,12 @@ def _from_parts(where: Path | str, parts: list[tuple[str, str]], arrays: list[li
     """Make a source from the arrays (images, labels) of a training part and of the others that there are."""
     train = _from_arrays(arrays[0][0], arrays[0][1], f"{where}, {' and '.join(parts[0])}")
     names = _numbered(train)
-    test, validation = (
-        [_from_arrays(one[0], one[1], f"{where}, {' and '.join(part)}", len(names))
-         for part, one in zip(parts[1:], arrays[1:], strict=True)] + [None, None]
-    )[:2]  # fmt: skip
+    others = [
+        _from_arrays(one[0], one[1], f"{where}, {' and '.join(part)}", len(names))
+        for part, one in zip(parts[1:], arrays[1:], strict=True)
+    ]
     held_out = (parts[1][0] if len(parts) > 1 else "x_test") if parts[0][0] == "x_train" else ""
-    return Source(names, train, test, held_out, validation)
+    return Source.of(names, train, others, held_out)
 
 
 def _own(spec: str) -> Source:
@@ -278,10 +278,8 @@ def _hf(path: Path) -> Source:
     train = _hf_part(parts["train"], f"{path}, split train")
     names = _numbered(train)
     own = _hf_names(parts["train"])
-    test, validation = (
-        [_hf_held_out(parts[name], own, len(names), f"{path}, split {name}") for name in others] + [None, None]
-    )[:2]
-    return Source(own if len(own) == len(names) else names, train, test, others[0] if others else "", validation)
+    held_out = [_hf_held_out(parts[name], own, len(names), f"{path}, split {name}") for name in others]
+    return Source.of(own if len(own) == len(names) else names, train, held_out, others[0] if others else "")
 
 
 def _hf_names(part: Any) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """Parts of a dataset of labelled images, and the dataset."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,3 +51,9 @@ class Source:
     test: Part | None = None
     held_out: str = ""
     validation: Part | None = None
+
+    @classmethod
+    def of(cls, names: tuple[str, ...], train: Part, others: Sequence[Part], held_out: str = "") -> "Source":
+        """A dataset from its parts: of ``others``, the first is the test part, the second is for validation."""
+        test, validation = (*others, None, None)[:2]
+        return cls(names, train, test, held_out, validation)
