@@ -82,6 +82,19 @@ def is_multilabel(logits: Tensor, labels: Tensor) -> bool:
     return False
 
 
+def refuse_labels(labels: Tensor, logits: Tensor, ignore_index: int) -> None:
+    """Raise UserError if a label is not one of the logits' classes."""
+    if labels.is_floating_point():
+        return
+    classes = logits.shape[-1]
+    bad = ((labels != ignore_index) & ((labels < 0) | (labels >= classes))).nonzero()
+    if len(bad):
+        place = tuple(int(one) for one in bad[0])
+        raise UserError(
+            f"label {int(labels[place])} in row {place[0]} of the batch lies outside the classes [0, {classes})"
+        )
+
+
 @torch.no_grad()
 def count_targets(loader: Iterable[Any], targets: Callable[[Tensor], Tensor], ignore_index: int) -> list[int]:
     """Number of targets of each sequence in a pass over a loader; torch's random state is restored."""

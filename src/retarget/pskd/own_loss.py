@@ -6,7 +6,7 @@ the first batch is compared with the hard cross-entropy of the same logits.
 """
 
 import inspect
-from collections.abc import Mapping
+import math
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -77,8 +77,8 @@ def hard_loss(
     return float(total / ((flat != ignore_index).sum() if denominator is None else denominator))
 
 
-def both_ways(
-    logits: Tensor, labels: Tensor, shifts: bool, ignore_index: int, more: Mapping[str, Any]
+def _both_ways(
+    logits: Tensor, labels: Tensor, shifts: bool, ignore_index: int, **more: Any
 ) -> tuple[float, float | None]:
     """:func:`hard_loss` of labels shifted as ``shifts`` says; and of the other choice, if labels are [B, T]."""
     moved = shifted(labels, ignore_index) if labels.ndim == 2 and not labels.is_floating_point() else None
@@ -89,25 +89,29 @@ def both_ways(
 
 
 def refuse_other_loss(
-    own: float, ours: float, other: float | None, shifts: bool, asked: bool, rounded: bool, whose: str
-) -> bool:
+    own: float, logits: Tensor, labels: Tensor, shifts: bool, ignore_index: int, *,
+    asked: bool, rounded: bool, whose: str, **more: Any,
+) -> bool:  # fmt: skip
     """Raise unless the loss that PS-KD replaces is the cross-entropy of the labels.
 
     Args:
-        own: the model's or the trainer's loss.
-        ours: hard cross-entropy of the same logits.
-        other: the same with the other choice of shifting the labels; None if there is no other choice.
-        shifts: whether ``ours`` shifts the labels.
+        own: the model's or the trainer's loss of these logits.
+        shifts: whether PS-KD shifts the labels.
         asked: whether the user chose ``shift_labels``; then either choice is accepted.
-        rounded: whether the loss was computed in bfloat16 or float16.
+        rounded: whether a loss of float32 logits was computed in bfloat16 or float16.
         whose: what messages call ``own``, such as "the model's own loss".
+        more: the other arguments of :func:`hard_loss`.
 
     Returns:
-        Whether this batch could tell: False if both choices give nearly the same loss.
+        Whether this batch could tell: False if all labels are ignored, or if all losses are nearly the same.
 
     Raises:
         UserError: it is another loss; the message names the remedy.
     """
+    ours, other = _both_ways(logits, labels, shifts, ignore_index, **more)
+    if not math.isfinite(ours):
+        return False  # every label is ignored
+    rounded = rounded or logits.dtype in (torch.bfloat16, torch.float16)
     within = (_ROUNDED if rounded else _EXACT) * max(abs(ours), 1e-3)
     apart = None if other is None else abs(other - ours)
     if other is not None and not asked and abs(own - other) < min(within, abs(own - ours) / 4):
@@ -123,7 +127,8 @@ def refuse_other_loss(
             "silently replace another loss. Remove what makes it differ (class weights, an additional term, a "
             'loss_type of the trainer other than "nll"), or call PSKD or SequencePSKD in a loop of your own'
         )
-    return asked or apart is None or apart > 4 * within
+    told = asked or apart is None or apart > 4 * within
+    return told and float(logits.detach().float().std(-1).mean()) > 1e-3  # with equal logits all losses are equal
 
 
 def refuse_copying(input_ids: Tensor | None, labels: Tensor, ignore_index: int) -> None:

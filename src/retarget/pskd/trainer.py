@@ -18,17 +18,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.trainer_utils import get_last_checkpoint
 
 from retarget.errors import UserError
-from retarget.pskd import own_loss
+from retarget.pskd import models, own_loss
 from retarget.pskd.index import KeepIndex, with_index
 from retarget.pskd.method import PSKD
-from retarget.pskd.models import (
-    count_targets,
-    is_causal,
-    is_multilabel,
-    logits_of,
-    needs_labels,
-    with_decoder_inputs,
-)
 from retarget.pskd.multilabel import MultiLabelPSKD
 from retarget.pskd.past.base import Store
 from retarget.pskd.past.files import MemoryMapped
@@ -144,19 +136,20 @@ class PSKDMixin(_Base):
         index = inputs.pop("index", None)
         if not model.training:
             if self.label_smoother is not None and "labels" in inputs:  # the library removes the labels
-                inputs = self._with_decoder_inputs(inputs, inputs["labels"])
+                inputs = models.with_decoder_inputs(self._bare_model(), inputs, inputs["labels"], smoothed=True)
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if (index is None and not self._pskd_teacher) or "labels" not in inputs:
             raise UserError(f"a training batch needs labels and index: it has only {', '.join(inputs)}")
         inputs = dict(inputs)
         labels = inputs.pop("labels")
-        inputs = self._with_decoder_inputs(inputs, labels)
+        smoothed = self.label_smoother is not None
+        inputs = models.with_decoder_inputs(self._bare_model(), inputs, labels, smoothed=smoothed)
         own = self._host_loss(model, inputs, labels, num_items_in_batch)
-        outputs = model(**(inputs | {"labels": labels} if needs_labels(self._bare_model()) else inputs))
-        logits = logits_of(outputs)
+        outputs = model(**(inputs | {"labels": labels} if models.needs_labels(self._bare_model()) else inputs))
+        logits = models.logits_of(outputs)
         method, shared = self._method(logits, labels), {"inputs": inputs, "denominator": num_items_in_batch}
         if not self._pskd_told:
-            _refuse_labels(labels, logits)  # before the model's own loss, which would name no sample
+            models.refuse_labels(labels, logits, IGNORE)  # before the model's own loss, which would name no sample
             self._pskd_told = self._same_loss(model, inputs, labels, num_items_in_batch, own, logits)
         if not isinstance(method, MultiLabelPSKD):
             shared["smoothing"] = self.args.label_smoothing_factor
@@ -292,23 +285,19 @@ class PSKDMixin(_Base):
             if items is not None:
                 scale = self._ranks_averaged() if self.args.average_tokens_across_devices else 1
                 shared["denominator"] = items / scale
-        shifts = self._shifts(labels)
-        ours, other = own_loss.both_ways(logits, labels, shifts, IGNORE, shared)
-        if not math.isfinite(ours):
-            return False  # every label is ignored
-        told = own_loss.refuse_other_loss(
-            float(own), ours, other, shifts,
+        return own_loss.refuse_other_loss(
+            float(own), logits, labels, self._shifts(labels), IGNORE,
             asked=self._pskd_shift is not None,
-            rounded=self.accelerator.mixed_precision != "no" or logits.dtype in (torch.bfloat16, torch.float16),
+            rounded=self.accelerator.mixed_precision != "no",
             whose="the model's own loss" if host is None else "the trainer's own loss",
+            **shared,
         )  # fmt: skip
-        return told and float(logits.detach().float().std(-1).mean()) > 1e-3  # with equal logits all losses are equal
 
     def _method(self, logits: Tensor, labels: Tensor) -> PSKD | SequencePSKD | MultiLabelPSKD:
         """The PS-KD object, made in the first step, when the number of classes is known."""
         if self.pskd:
             return self.pskd
-        multilabel = is_multilabel(logits, labels)
+        multilabel = models.is_multilabel(logits, labels)
         if multilabel and self.args.label_smoothing_factor:
             raise UserError("label_smoothing_factor smooths classes, but these labels are multi-label: set it to 0")
         settings = {"num_classes": logits.shape[-1], "total_epochs": self._pskd_epochs, **self._pskd_settings}
@@ -364,7 +353,7 @@ class PSKDMixin(_Base):
             num_workers=self.args.dataloader_num_workers,
             generator=torch.Generator(),
         )
-        return count_targets(loader, self._targets, IGNORE)
+        return models.count_targets(loader, self._targets, IGNORE)
 
     def _targets(self, labels: Tensor) -> Tensor:
         """Labels as targets of the logits at the same position: shifted, if the model predicts the next token."""
@@ -378,27 +367,12 @@ class PSKDMixin(_Base):
     def _is_causal(self) -> bool:
         # The library's own flag first; it misses GPT2LMHeadModel and similar models, which are in the list.
         listed = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
-        return getattr(self, "_loss_shifts_labels", False) or is_causal(self._bare_model(), listed)
+        return getattr(self, "_loss_shifts_labels", False) or models.is_causal(self._bare_model(), listed)
 
     def _bare_model(self) -> Any:
         """The model without its wrappers, PEFT's included."""
         model = self.accelerator.unwrap_model(self.model)
         return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-    def _with_decoder_inputs(self, inputs: dict[str, Any], labels: Tensor) -> dict[str, Any]:
-        return with_decoder_inputs(self._bare_model(), inputs, labels, smoothed=self.label_smoother is not None)
-
-
-def _refuse_labels(labels: Tensor, logits: Tensor) -> None:
-    if labels.is_floating_point():
-        return
-    classes = logits.shape[-1]
-    bad = ((labels != IGNORE) & ((labels < 0) | (labels >= classes))).nonzero()
-    if len(bad):
-        place = tuple(int(one) for one in bad[0])
-        raise UserError(
-            f"label {int(labels[place])} in row {place[0]} of the batch lies outside the classes [0, {classes})"
-        )
 
 
 class PSKDTrainer(PSKDMixin, Trainer):
