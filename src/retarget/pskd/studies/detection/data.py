@@ -4,17 +4,14 @@ Boxes are x1, y1, x2, y2 in pixels, read from VOC's files unchanged (as in torch
 0 is the background. Every random choice is a function of the data seed, or of (run seed, epoch, image).
 """
 
-import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, UnidentifiedImageError
 from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -25,6 +22,7 @@ from torchvision.transforms.v2 import functional as v2f
 
 from retarget.data.splits import stratified
 from retarget.errors import UserError
+from retarget.pskd.studies.detection.annotations import Described, read_coco, read_voc
 from retarget.pskd.studies.detection.settings import Settings
 from retarget.pskd.studies.images.data import Place, stream
 
@@ -87,16 +85,6 @@ class Parts:
     dropped: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class _Described:
-    """An image as its annotation describes it, before any check; ``objects`` are (class, box, ignored)."""
-
-    name: str
-    image: Path
-    size: tuple[int, int]
-    objects: Sequence[tuple[str, Sequence[float], bool]]
-
-
 def scenes(settings: Settings) -> Parts:
     """The data that the settings name.
 
@@ -115,7 +103,7 @@ def scenes(settings: Settings) -> Parts:
     for root in roots:
         if not root.is_dir():
             raise UserError(f"dataset {settings.dataset!r}: {root} is not a directory; set dataset=voc:DIR or coco:DIR")
-    read = _voc if kind == "voc" else _coco
+    read = read_voc if kind == "voc" else read_coco
     names = [settings.train_split, settings.validation_split, settings.test_split]
     described = [[one for root in roots for one in read(root, name)] if name else [] for name in names]
     for name, part in zip(names, described, strict=True):
@@ -286,70 +274,10 @@ def compose(images: Tensor, labels: np.ndarray, number: int, size: int, rng: np.
         yield Scene("scene", pixels, (size, size), found, classes, torch.zeros(len(classes), dtype=torch.bool))
 
 
-# -- files
+# -- images in files
 
 
-def _voc(root: Path, split: str) -> list[_Described]:
-    """The images of ImageSets/Main/SPLIT.txt; none if there is no such file."""
-    listed = root / "ImageSets" / "Main" / f"{split}.txt"
-    if not listed.parent.is_dir():
-        raise UserError(f"{root} is not in VOC's layout: it has no ImageSets/Main")
-    if not listed.is_file():
-        return []
-    found = []
-    for name in (line.split()[0] for line in listed.read_text(encoding="utf-8").splitlines() if line.strip()):
-        described = root / "Annotations" / f"{name}.xml"
-        if not described.is_file():
-            raise UserError(f"{described} is missing, but {listed} lists {name}")
-        image = _image_file(root / "JPEGImages", (f"{name}.jpg", f"{name}.jpeg", f"{name}.png"), listed)
-        try:
-            tree = ElementTree.parse(described).getroot()
-            objects = [
-                (
-                    _text(one, "name"),
-                    [float(_text(one, f"bndbox/{edge}")) for edge in ("xmin", "ymin", "xmax", "ymax")],
-                    one.findtext("difficult", "0").strip() == "1",
-                )
-                for one in tree.iter("object")
-            ]
-            height, width = (int(tree.findtext(f"size/{side}", "0")) for side in ("height", "width"))
-        except (ElementTree.ParseError, ValueError) as error:
-            raise UserError(f"{described} is damaged: {error}") from error
-        found.append(_Described(str(described), image, (height, width) if height and width else _size(image), objects))
-    return found
-
-
-def _coco(root: Path, split: str) -> list[_Described]:
-    """The images of annotations/instances_SPLIT.json."""
-    described = root / "annotations" / f"instances_{split}.json"
-    if not described.parent.is_dir():
-        raise UserError(f"{root} is not in COCO's layout: it has no annotations/instances_SPLIT.json")
-    if not described.is_file():
-        return []
-    try:
-        held = json.loads(described.read_text(encoding="utf-8"))
-        names = {one["id"]: one["name"] for one in held["categories"]}
-        objects: dict[Any, list[tuple[str, Sequence[float], bool]]] = {one["id"]: [] for one in held["images"]}
-        for one in held["annotations"]:
-            x, y, width, height = map(float, one["bbox"])
-            box = (x, y, x + width, y + height)
-            objects[one["image_id"]].append((names[one["category_id"]], box, bool(one.get("iscrowd", 0))))
-        return [
-            _Described(
-                f"{described}, image {one['file_name']}",
-                _image_file(root / split, (one["file_name"],), described),
-                (int(one["height"]), int(one["width"])),
-                objects[one["id"]],
-            )
-            for one in held["images"]
-        ]
-    except UserError:
-        raise
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{described} is damaged: {type(error).__name__} {error}") from error
-
-
-def _checked(described: _Described, classes: tuple[str, ...], notes: list[str]) -> Scene:
+def _checked(described: Described, classes: tuple[str, ...], notes: list[str]) -> Scene:
     """Clip boxes to the image and leave out those without an area; each gets a note."""
     name, size = described.name, described.size
     labels = []
@@ -373,28 +301,6 @@ def _checked(described: _Described, classes: tuple[str, ...], notes: list[str]) 
     return Scene(
         name, described.image, size, boxes[valid], torch.tensor(labels, dtype=torch.long)[valid], ignored[valid]
     )
-
-
-def _image_file(folder: Path, names: Sequence[str], listed: Path) -> Path:
-    for name in names:
-        if (folder / name).is_file():
-            return folder / name
-    raise UserError(f"{folder / names[0]} is missing, but {listed} lists it")
-
-
-def _size(image: Path) -> tuple[int, int]:
-    try:
-        with Image.open(image) as opened:
-            return opened.height, opened.width
-    except (OSError, UnidentifiedImageError) as error:
-        raise UserError(f"{image} cannot be read as an image: {error}") from error
-
-
-def _text(element: ElementTree.Element, path: str) -> str:
-    found = element.findtext(path)
-    if found is None:
-        raise ValueError(f"an object has no {path}")
-    return found.strip()
 
 
 def _some(part: list[Scene], number: int | None, rng: np.random.Generator) -> list[Scene]:

@@ -1,0 +1,104 @@
+"""Read the annotations of VOC and COCO from local paths: images with their objects, as the files describe them."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from PIL import Image, UnidentifiedImageError
+
+from retarget.errors import UserError
+
+
+@dataclass(frozen=True)
+class Described:
+    """An image as its annotation describes it, before any check; ``objects`` are (class, box, ignored)."""
+
+    name: str
+    image: Path
+    size: tuple[int, int]
+    objects: Sequence[tuple[str, Sequence[float], bool]]
+
+
+def read_voc(root: Path, split: str) -> list[Described]:
+    """The images of ImageSets/Main/SPLIT.txt; none if there is no such file."""
+    listed = root / "ImageSets" / "Main" / f"{split}.txt"
+    if not listed.parent.is_dir():
+        raise UserError(f"{root} is not in VOC's layout: it has no ImageSets/Main")
+    if not listed.is_file():
+        return []
+    found = []
+    for name in (line.split()[0] for line in listed.read_text(encoding="utf-8").splitlines() if line.strip()):
+        described = root / "Annotations" / f"{name}.xml"
+        if not described.is_file():
+            raise UserError(f"{described} is missing, but {listed} lists {name}")
+        image = _image_file(root / "JPEGImages", (f"{name}.jpg", f"{name}.jpeg", f"{name}.png"), listed)
+        try:
+            tree = ElementTree.parse(described).getroot()
+            objects = [
+                (
+                    _text(one, "name"),
+                    [float(_text(one, f"bndbox/{edge}")) for edge in ("xmin", "ymin", "xmax", "ymax")],
+                    one.findtext("difficult", "0").strip() == "1",
+                )
+                for one in tree.iter("object")
+            ]
+            height, width = (int(tree.findtext(f"size/{side}", "0")) for side in ("height", "width"))
+        except (ElementTree.ParseError, ValueError) as error:
+            raise UserError(f"{described} is damaged: {error}") from error
+        found.append(Described(str(described), image, (height, width) if height and width else _size(image), objects))
+    return found
+
+
+def read_coco(root: Path, split: str) -> list[Described]:
+    """The images of annotations/instances_SPLIT.json."""
+    described = root / "annotations" / f"instances_{split}.json"
+    if not described.parent.is_dir():
+        raise UserError(f"{root} is not in COCO's layout: it has no annotations/instances_SPLIT.json")
+    if not described.is_file():
+        return []
+    try:
+        held = json.loads(described.read_text(encoding="utf-8"))
+        names = {one["id"]: one["name"] for one in held["categories"]}
+        objects: dict[Any, list[tuple[str, Sequence[float], bool]]] = {one["id"]: [] for one in held["images"]}
+        for one in held["annotations"]:
+            x, y, width, height = map(float, one["bbox"])
+            box = (x, y, x + width, y + height)
+            objects[one["image_id"]].append((names[one["category_id"]], box, bool(one.get("iscrowd", 0))))
+        return [
+            Described(
+                f"{described}, image {one['file_name']}",
+                _image_file(root / split, (one["file_name"],), described),
+                (int(one["height"]), int(one["width"])),
+                objects[one["id"]],
+            )
+            for one in held["images"]
+        ]
+    except UserError:
+        raise
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{described} is damaged: {type(error).__name__} {error}") from error
+
+
+def _image_file(folder: Path, names: Sequence[str], listed: Path) -> Path:
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    raise UserError(f"{folder / names[0]} is missing, but {listed} lists it")
+
+
+def _size(image: Path) -> tuple[int, int]:
+    try:
+        with Image.open(image) as opened:
+            return opened.height, opened.width
+    except (OSError, UnidentifiedImageError) as error:
+        raise UserError(f"{image} cannot be read as an image: {error}") from error
+
+
+def _text(element: ElementTree.Element, path: str) -> str:
+    found = element.findtext(path)
+    if found is None:
+        raise ValueError(f"an object has no {path}")
+    return found.strip()
