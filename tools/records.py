@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from judge_again import judge_again
+from record_tables import label_of, metric_tables, unit_after
 
 from retarget.report.words import amount
 from retarget.study.results import Summary
@@ -40,7 +41,7 @@ class Record:
         registered: its entry in results/registered.toml, or None.
         words: its setting in a few words.
         columns: names of the metrics that its tables show; if empty, the metrics by which claims are judged. The
-            first ``WIDE`` are seen at once.
+            first ``record_tables.WIDE`` are seen at once.
     """
 
     def __init__(self, name: str) -> None:
@@ -107,7 +108,7 @@ class Record:
     def condition(self, name: str) -> str:
         """A condition in words; empty if there is only one."""
         conditions = self.study["plan"]["conditions"]
-        return _condition(name, self.study["plan"]) if name and len(conditions) > 1 else ""
+        return label_of(name, self.study["plan"]) if name and len(conditions) > 1 else ""
 
     def difference(self, claim: Mapping[str, Any]) -> str:
         """Estimate and interval of a claim, in its unit."""
@@ -182,7 +183,7 @@ def whole(name: str) -> str:
         f"{one.words[:1].upper()}{one.words[1:]} (preset `{one.summary['preset']}`). {plan['question']}",
         *([claims(name)] if one.claims else []),
         *(
-            _metrics(where, one.summary, plan, one.columns, remarks.get(where, {}))
+            metric_tables(where, one.summary, plan, one.columns, remarks.get(where, {}))
             for where in one.summary["conditions"]
         ),
         *(["\n".join(f"- {note}" for note in notes)] if notes else []),
@@ -272,81 +273,6 @@ def _difference(claim: dict[str, Any], places: int) -> str:
     return text
 
 
-WIDE = 6
-"""Metrics of one table, so that it has at most eight columns; further metrics are folded."""
-
-
-def _metrics(
-    condition: str, summary: dict[str, Any], plan: dict[str, Any], columns: Sequence[str], remarks: dict[str, str]
-) -> str:
-    arms = summary["conditions"][condition]
-    labels = {arm["name"]: arm["label"] for arm in plan["arms"]}
-    names = {arm: labels.get(arm, arm) + (f" ({remarks[arm]})" if arm in remarks else "") for arm in arms}
-    ranked = bool(columns) and len(arms) >= 5
-    shown = _shown(arms, plan, columns)
-    first, *more = [shown[at : at + WIDE] for at in range(0, len(shown), WIDE)] or [[]]
-    where = "" if condition == _condition(condition, plan) == "default" else f"{_condition(condition, plan)}, "
-    text = f"{where}mean ± sd{' (rank)' * ranked} over seeds:\n\n{_table(first, arms, names, ranked)}"
-    if not more:
-        return text
-    count = len(shown) - len(first)
-    tables = "\n\n".join(_table(part, arms, names, ranked) for part in more)
-    summary = f"<summary>{count} more metric{'s' * (count > 1)}</summary>"
-    return f"{text}\n\n<details>\n{summary}\n\n{tables}\n\n</details>"
-
-
-def _shown(arms: dict[str, Any], plan: dict[str, Any], columns: Sequence[str]) -> list[dict[str, Any]]:
-    """The measured metrics of a record's tables: ``columns``, else those that decide claims, then those beside them."""
-    known = {m["name"]: m for m in plan["metrics"] if any(_measured(arms[arm].get(m["name"])) for arm in arms)}
-    decide = {claim["metric"] for claim in plan["claims"]}
-    beside = {claim["shown"] for claim in plan["claims"]} - decide
-    wanted = columns or [name for name in known if name in decide] + [name for name in known if name in beside]
-    if not columns and not plan["claims"]:
-        wanted = [name for name, metric in known.items() if metric["better"] != "neither"]
-    return [known[name] for name in wanted if name in known]
-
-
-def _table(metrics: Sequence[dict[str, Any]], arms: dict[str, Any], names: dict[str, str], ranked: bool) -> str:
-    """Arms as rows, these metrics as columns."""
-    rows = [
-        "| arm | seeds | " + " | ".join(f"{m['label']}{_unit(m['unit'])}" for m in metrics) + " |",
-        "|---" * (len(metrics) + 2) + "|",
-    ]
-    ranks = {m["name"]: _ranks(m, arms) if ranked else {} for m in metrics}
-    for arm, values in arms.items():
-        seeds = max((sum(v is not None for v in one["values"]) for one in values.values()), default=0)
-        if seeds:
-            cells = [_cell(values.get(m["name"]), m["decimals"]) + ranks[m["name"]].get(arm, "") for m in metrics]
-            rows.append(f"| {names[arm]} | {seeds} | " + " | ".join(cells) + " |")
-    return "\n".join(rows)
-
-
-def _ranks(metric: dict[str, Any], arms: dict[str, Any]) -> dict[str, str]:
-    """ " (1)" for the arm with the best mean."""
-    means = {
-        arm: values[metric["name"]]["mean"] for arm, values in arms.items() if _measured(values.get(metric["name"]))
-    }
-    if metric["better"] == "neither":
-        return {}
-    order = sorted(means.values(), reverse=metric["better"] == "higher")
-    return {arm: f" ({order.index(mean) + 1})" for arm, mean in means.items()}
-
-
-def _condition(name: str, plan: dict[str, Any]) -> str:
-    return next((one["label"] for one in plan["conditions"] if one["name"] == name), "") or name
-
-
-def _measured(value: dict[str, Any] | None) -> bool:
-    return bool(value) and value["mean"] is not None
-
-
-def _cell(value: dict[str, Any] | None, decimals: int) -> str:
-    if value is None or value["mean"] is None:
-        return "–"
-    spread = "" if value["sd"] is None else f" ± {value['sd']:.{decimals}f}"
-    return f"{value['mean']:.{decimals}f}{spread}"
-
-
 def _provenance(study: dict[str, Any], summary: dict[str, Any]) -> str:
     commands = " and ".join(f"`{one}`" for one in [*study.get("earlier_commands", []), study["command"]])
     commit, machine = _where(study)
@@ -378,17 +304,13 @@ def _figures(text: str) -> str:
         quartiles = (one["detail"] or {}).get("quartiles")
         spread = f"{quartiles[0]:.4g} to {quartiles[1]:.4g}" if quartiles else ""
         reached = {True: "yes", False: "no", None: ""}[one["reached"]]
-        value = f"{one['value']:.4g}{_unit('' if one['unit'] == 'ratio' else one['unit'])}"
+        value = f"{one['value']:.4g}{unit_after('' if one['unit'] == 'ratio' else one['unit'])}"
         rows.append(f"| {one['figure']} | {value} | {spread} | {one['reach'] or ''} | {reached} |")
     made = dict.fromkeys(
         f"`{one['command']}` at commit {str(one['commit'])[:10]}, on {re.sub(r', load [0-9.]+', '', one['hardware'])}"
         for one in figures
     )
     return "\n".join(rows) + f"\n\nRatios are of interleaved pairs. Made by {'; '.join(made)}."
-
-
-def _unit(unit: str) -> str:
-    return f" {unit}" if unit else ""
 
 
 def _json(path: Path) -> Any:
