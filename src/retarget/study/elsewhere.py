@@ -93,7 +93,7 @@ def slug(name: str) -> str:
     return plain if name.isascii() else f"{plain}-{fingerprint(name)[:6]}"
 
 
-def arrange(rows: Sequence[Row], asked: Asked, name: str = "judge") -> Elsewhere:
+def arrange(rows: Sequence[Row], asked: Asked) -> Elsewhere:
     """Pair the rows by seed and by item for the claims.
 
     Raises:
@@ -111,7 +111,7 @@ def arrange(rows: Sequence[Row], asked: Asked, name: str = "judge") -> Elsewhere
     metrics = [*asked.metrics, *map(Metric.model_validate, others)]
     try:
         plan = StudyPlan(
-            study=name, title=asked.title, question=asked.question, preset=PRESET, task="runs made elsewhere",
+            study="judge", title=asked.title, question=asked.question, preset=PRESET, task="runs made elsewhere",
             conditions=tuple(conditions), arms=tuple(arms), seeds=table.seeds, metrics=tuple(metrics),
             claims=asked.claims, level=asked.level, looks=asked.looks, look_weights=asked.look_weights,
         )  # fmt: skip

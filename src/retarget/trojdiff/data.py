@@ -139,14 +139,14 @@ def read_images(source: str, split: str = "train", size: int | None = None, root
     return ImageSet(pixels_of(part, channels, size), part.labels, found.names)
 
 
-def held_out(source: str, root: str = "data") -> str:
+def held_out(source: str) -> str:
     """Describe the test part of a source; it is never part of the training images."""
     if source in ("digits", "glyphs"):
         return "every fifth image"
     kind, _ = parse(source)
     if kind == "torchvision":
         return "the dataset's own"
-    found = read(source, root, "diffusion").held_out
+    found = read(source, extra="diffusion").held_out
     where = {"npz": f"{found} of the file", "folder": f"the sub-folder {found}", "hf": f"the split {found}"}
     return where.get(kind, f"{found} of {source}") if found else "every fifth image of a class"
 

@@ -28,13 +28,13 @@ KEPT = 16
 """Number of different images for ``duplicates``."""
 
 
-def images_of(asked: Images, root: str = "data", split: str = "train") -> ImageSet:
-    """The images that a model was trained on (``train``), or others of the same kind.
+def images_of(asked: Images, root: str = "data") -> ImageSet:
+    """The images that a model was trained on.
 
     Raises:
         UserError: there is no such source, or it cannot be read.
     """
-    found = _in_channels(read_images(asked.source, split, asked.side, root), asked.channels)
+    found = _in_channels(read_images(asked.source, size=asked.side, root=root), asked.channels)
     generator = torch.Generator().manual_seed(asked.seed)
     if asked.marks == "duplicates":
         rows = torch.randperm(len(found), generator=generator)[:KEPT]
