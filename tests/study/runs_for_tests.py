@@ -2,11 +2,11 @@
 
 import json
 
-from retarget.study.progress import Silent
+from retarget.study.progress import Display
 from retarget.study.runner import run_study
 
 
-class Seen(Silent):
+class Seen(Display):
     """A display that remembers what it was told."""
 
     def __init__(self):

@@ -3,7 +3,7 @@
 import sys
 import time
 from contextlib import suppress
-from typing import Protocol, Self, TextIO
+from typing import Self, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
@@ -13,35 +13,32 @@ LINE_EVERY = 30.0
 ANALYSING = "analysing, judging the claims"
 
 
-class Display(Protocol):
-    """Shows what the runner reports."""
+class Display:
+    """What the runner reports; this base class shows nothing."""
 
-    def __enter__(self) -> Self: ...
-    def __exit__(self, *exception: object) -> None: ...
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Nothing to clean up."""
 
     def start(self, total: int, finished: int) -> None:
         """A study of ``total`` runs begins; ``finished`` were done before."""
-        ...
 
     def began(self, key: str) -> None:
         """A run begins."""
-        ...
 
     def progressed(self, key: str, done: int, total: int, unit: str) -> None:
         """A run has done ``done`` of ``total`` units."""
-        ...
 
     def ended(self, key: str, error: str | None) -> None:
         """A run ended; ``error`` is None if it is complete."""
-        ...
 
     def remarked(self, sentence: str) -> None:
         """Show a sentence that the finished runs suggest to the user."""
-        ...
 
     def analysing(self) -> None:
         """All runs ended; the analysis, which may take a while too, begins."""
-        ...
 
 
 def display(progress: bool = True, stream: TextIO | None = None) -> Display:
@@ -107,35 +104,7 @@ def duration(seconds: float | None) -> str:
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-class Silent:
-    """Shows nothing."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        """Nothing to clean up."""
-
-    def start(self, total: int, finished: int) -> None:
-        """Nothing is shown."""
-
-    def began(self, key: str) -> None:
-        """Nothing is shown."""
-
-    def progressed(self, key: str, done: int, total: int, unit: str) -> None:
-        """Nothing is shown."""
-
-    def ended(self, key: str, error: str | None) -> None:
-        """Nothing is shown."""
-
-    def remarked(self, sentence: str) -> None:
-        """Nothing is shown."""
-
-    def analysing(self) -> None:
-        """Nothing is shown."""
-
-
-class Lines(Silent):
+class Lines(Display):
     """Plain lines: one when a run ends, and some in between."""
 
     def __init__(self, stream: TextIO) -> None:
@@ -177,7 +146,7 @@ class Lines(Silent):
             print(line, file=self._stream, flush=True)
 
 
-class Bars(Silent):
+class Bars(Display):
     """One bar for the study and one for each running run."""
 
     def __init__(self, stream: TextIO) -> None:

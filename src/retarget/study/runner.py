@@ -21,7 +21,7 @@ from retarget.study.config import StudyPlan
 from retarget.study.directory import Cell, Opened, cells, complete, look, opened, place
 from retarget.study.executor import Executor, LocalExecutor
 from retarget.study.figures import Analysis
-from retarget.study.progress import Display, Silent
+from retarget.study.progress import Display
 from retarget.study.record import Results, read_status, write_status
 from retarget.study.summary import collect, earlier_summary, filled_later, merge, summarise, unplanned_looks
 from retarget.study.worker import Finished, Job, Progress, Remark, Started, Ticket
@@ -92,7 +92,7 @@ def run_study(
         if plan.prepare and _left(root, whole, plan):
             load(plan.prepare)(plan)
         executor = executor or LocalExecutor(jobs, plan.threads)
-        with display or Silent() as shown:
+        with display or Display() as shown:
             try:
                 failed = _Schedule(root, plan, here, where, executor, shown, track).run()
             finally:
