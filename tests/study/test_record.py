@@ -171,7 +171,7 @@ def test_results_load_from_a_directory_alone(tmp_path):
     assert run is not None
     assert run.metrics == {"height": 1.5}
     assert run.history() == []
-    assert results.run("default", "control", 5) is None
+    assert results.runs("default", "control") == [run, None]
     assert results.run("default", "treated", 0) is None
 
 

@@ -279,6 +279,10 @@ class Results:
             self._runs[key] = found
         return self._runs[key]
 
+    def runs(self, condition: str, arm: str) -> list[RunResult | None]:
+        """The runs of all seeds, in their order; None where :meth:`run` gives none."""
+        return [self.run(condition, arm, seed) for seed in self.seeds]
+
 
 def read_plan(path: Path) -> StudyPlan:
     """The plan in a study.json.

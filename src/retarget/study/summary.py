@@ -25,7 +25,7 @@ def collect(results: Results) -> Values:
     for condition in results.plan.conditions:
         arms = values.setdefault(condition.name, {})
         for arm in results.plan.arms:
-            runs = [results.run(condition.name, arm.name, seed) for seed in results.seeds]
+            runs = results.runs(condition.name, arm.name)
             found = {name for run in runs if run for name in run.metrics}
             names = [name for name in known if name in found] + sorted(found - set(known))
             arms[arm.name] = {name: [run.metrics.get(name) if run else None for run in runs] for name in names}

@@ -58,7 +58,7 @@ def _curves(results: Results, condition: str, prefix: str) -> list[Figure]:
             ("pope", "unguided", "POPE, unguided prompts"),
             ("pope", "guided", "POPE, guided prompts"),
         ):
-            lines = [run.history() for seed in results.seeds if (run := results.run(condition, arm, seed))]
+            lines = [run.history() for run in results.runs(condition, arm) if run]
             if lines:
                 shown = min(map(len, lines))  # the search costs differ between bases, and so do the numbers of batches
                 x = [line["step"] for line in lines[0][:shown]]
@@ -69,7 +69,7 @@ def _curves(results: Results, condition: str, prefix: str) -> list[Figure]:
         if series:
             longer = (
                 " GRPO on hard problems trains for longer, because it also gets the rollouts of the prefix search."
-                if any(results.run(condition, "unguided", seed) for seed in results.seeds)
+                if any(results.runs(condition, "unguided"))
                 else ""
             )
             figures.append(
@@ -88,7 +88,7 @@ def _bars(results: Results, condition: str, prefix: str) -> list[Figure]:
     ):
         labels, values = [], []
         for arm in ARMS:
-            runs = [results.run(condition, arm.name, seed) for seed in results.seeds]
+            runs = results.runs(condition, arm.name)
             if any(runs):
                 labels.append(arm.label)
                 values.append([[run.metrics.get(metric) if run else None for run in runs] for metric in metrics])
@@ -110,7 +110,7 @@ def _pass_at_k(results: Results, condition: str, prefix: str) -> list[Figure]:
     for part, title in (("hard", "hard problems"), ("held", "held-out hard problems")):
         series = []
         for arm in ARMS:
-            runs = [run for seed in results.seeds if (run := results.run(condition, arm.name, seed))]
+            runs = [run for run in results.runs(condition, arm.name) if run]
             counts = [run.predictions()[part] for run in runs]
             y: list[list[float | None]] = [
                 [100 * float(np.mean(pass_at_k(samples, one, k))) for k in ks] for one in counts
@@ -159,7 +159,7 @@ def _search(results: Results, condition: str, prefix: str) -> list[Figure]:
 def _samples(results: Results, condition: str, prefix: str) -> list[Figure]:
     blocks: list[tuple[str, str]] = []
     for arm in ARMS:
-        run = next((one for seed in results.seeds if (one := results.run(condition, arm.name, seed))), None)
+        run = next(filter(None, results.runs(condition, arm.name)), None)
         if run is None:
             continue
         shown: dict[str, Any] = json.loads((run.directory / "samples.json").read_text(encoding="utf-8"))
@@ -189,7 +189,7 @@ def _groups(results: Results) -> dict[str, Items]:
     for claim in results.plan.claims:
         if claim.metric != "signal" or claim.against is None:
             continue
-        runs = [run for seed in results.seeds if (run := results.run(claim.condition, claim.arms[0], seed))]
+        runs = [run for run in results.runs(claim.condition, claim.arms[0]) if run]
         failed = [line["unguided/all_fail"] for run in runs for line in run.history() if "unguided/all_fail" in line]
         settings = Settings.model_validate(results.plan.settings)
         groups = settings.prompts_per_batch * settings.rl_seeds  # of one generation batch, all trainings together

@@ -66,7 +66,7 @@ def _signals(results: Results) -> dict[str, Items]:
 
 
 def _runs(results: Results, condition: str, arm: Arm) -> list[RunResult]:
-    return [run for seed in results.seeds if (run := results.run(condition, arm.name, seed))]
+    return [run for run in results.runs(condition, arm.name) if run]
 
 
 def _trained(runs: list[RunResult]) -> list[RunResult]:
@@ -78,7 +78,7 @@ def _bars(results: Results, condition: str, prefix: str) -> list[Figure]:
     for metrics, title, groups in _BARS:
         labels, values = [], []
         for arm in results.plan.arms:
-            runs = [results.run(condition, arm.name, seed) for seed in results.seeds]
+            runs = results.runs(condition, arm.name)
             if any(runs):
                 labels.append(arm.label)
                 values.append([[run.metrics.get(metric) if run else None for run in runs] for metric in metrics])

@@ -50,13 +50,12 @@ def analyse(results: Results) -> Analysis:
 
 
 def _values(results: Results, arm: str, metric: str) -> list[float | None]:
-    runs = [results.run(CONDITION, arm, seed) for seed in results.seeds]
-    return [run.metrics.get(metric) if run else None for run in runs]
+    return [run.metrics.get(metric) if run else None for run in results.runs(CONDITION, arm)]
 
 
 def _rates(results: Results, arm: str, key: str) -> list[float | None]:
     """A share of ``evaluation.json``, in %."""
-    found = [_details(results.run(CONDITION, arm, seed)).get(key) for seed in results.seeds]
+    found = [_details(run).get(key) for run in results.runs(CONDITION, arm)]
     return [one["value"] if one else None for one in found]
 
 
@@ -103,7 +102,7 @@ def _hits(results: Results) -> dict[str, Items]:
 
 def _counts(results: Results, arm: str, key: str) -> tuple[int, int]:
     """Hits and images of all seeds together."""
-    found = [_details(results.run(CONDITION, arm, seed)).get(key) for seed in results.seeds]
+    found = [_details(run).get(key) for run in results.runs(CONDITION, arm)]
     present = [one for one in found if one]
     return sum(round(one["value"] * one["count"] / 100) for one in present), sum(one["count"] for one in present)
 
@@ -166,7 +165,7 @@ def _attack_table(results: Results, attacks: list[str]) -> Table:
 
 
 def _has_clean(results: Results) -> bool:
-    return any(results.run(CONDITION, "clean", seed) for seed in results.seeds)
+    return any(results.runs(CONDITION, "clean"))
 
 
 def _filled(title: str, caption: str, columns: list[str], rows: list[list[str]]) -> Table:
@@ -222,7 +221,7 @@ def _inception_table(results: Results) -> list[Table]:
 
 def _ladder_table(results: Results, key: str) -> list[Table]:
     """Images of known quality, by the same measures as the table above."""
-    found = [_details(results.run(CONDITION, "pretrained", seed)).get(key) for seed in results.seeds]
+    found = [_details(run).get(key) for run in results.runs(CONDITION, "pretrained")]
     ladders = [one for one in found if one]
     if not ladders:
         return []
@@ -256,8 +255,8 @@ def _quality_table(results: Results, prefix: str, extractor: str, title: str, ca
             cells = [_cell(_values(results, arm.name, f"{stem}_{name}"), digits) for stem, digits in stems]
             if set(cells) != {"–"}:
                 rows.append([arm.label, sampler, *cells])
-    names = {_details(results.run(CONDITION, arm.name, seed)).get(extractor) for arm in results.plan.arms
-             for seed in results.seeds} - {None}  # fmt: skip
+    names = {_details(run).get(extractor) for arm in results.plan.arms for run in results.runs(CONDITION, arm.name)}
+    names -= {None}
     columns = ["arm", "sampler", "KID", "FID", "precision %", "recall %", "with a class %"]
     return Table(
         title=title,
@@ -271,7 +270,7 @@ def _kid_noise(results: Results) -> str:
     """The margin, and the noise of KID at the counts of the claims."""
     margins = sorted({claim.margin for claim in results.plan.claims if claim.margin is not None})
     text = f"An attack may cost a KID of {', '.join(f'{margin:g}' for margin in margins)}. "
-    noises = [_details(results.run(CONDITION, "pretrained", seed)).get("kid_noise") for seed in results.seeds]
+    noises = [_details(run).get("kid_noise") for run in results.runs(CONDITION, "pretrained")]
     if not any(noises):
         return text
     counts = {(one["drawn"], one["rest"], one["splits"]) for one in noises if one}
@@ -287,8 +286,7 @@ def _curves(results: Results, attacks: list[str]) -> list[Figure]:
     series = []
     for arm in attacks:
         lines: list[dict[int, float]] = []
-        for seed in results.seeds:
-            run = results.run(CONDITION, arm, seed)
+        for run in results.runs(CONDITION, arm):
             history = run.history() if run else []
             lines.append({one["step"] // 2: one["attack"] for one in history if "attack" in one})
         steps = sorted({step for line in lines for step in line})
@@ -318,8 +316,7 @@ def _curves(results: Results, attacks: list[str]) -> list[Figure]:
 
 def _reached(results: Results, arm: str) -> list[float | None]:
     """Steps to 90 % of the seeds that ran; None if no probe reached it."""
-    runs = [results.run(CONDITION, arm, seed) for seed in results.seeds]
-    return [run.metrics.get("steps_to_90") for run in runs if run]
+    return [run.metrics.get("steps_to_90") for run in results.runs(CONDITION, arm) if run]
 
 
 def _shares(results: Results, attacks: list[str]) -> list[Figure]:
@@ -356,7 +353,7 @@ def _notes(results: Results) -> list[str]:
         "attacker leaves no mark, so a scanner must not look for one.",
     ]
     accuracy = _cell(_values(results, "pretrained", "classifier_accuracy"))
-    parts = {_details(results.run(CONDITION, "pretrained", seed)).get("test_part") for seed in results.seeds} - {None}
+    parts = {_details(run).get("test_part") for run in results.runs(CONDITION, "pretrained")} - {None}
     part = f" (test part: {', '.join(sorted(map(str, parts)))})" if parts else ""
     notes.append(f"The classifier that judges attack success is {accuracy} % accurate on real test images{part}.")
     settings = _settings(results)

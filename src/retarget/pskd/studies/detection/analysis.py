@@ -55,8 +55,7 @@ def analyse(results: Results) -> Analysis:
 
 def _detectors(results: Results, arm: str) -> list[RunResult]:
     """The finished runs of an arm that detects."""
-    runs = [results.run(CONDITION, arm, seed) for seed in results.seeds]
-    return [run for run in runs if run and "map" in run.metrics]
+    return [run for run in results.runs(CONDITION, arm) if run and "map" in run.metrics]
 
 
 def _notes(results: Results) -> list[str]:

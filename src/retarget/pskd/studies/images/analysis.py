@@ -71,7 +71,7 @@ def better_than_chance(labels: np.ndarray) -> float:
 
 def _chance(results: Results, condition: str) -> dict[str, list[float | None]]:
     """:func:`better_than_chance` by arm, at the seeds that have a run; one value, since all share the test images."""
-    runs = {arm.name: [results.run(condition, arm.name, seed) for seed in results.seeds] for arm in results.plan.arms}
+    runs = {arm.name: results.runs(condition, arm.name) for arm in results.plan.arms}
     found = next((run for many in runs.values() for run in many if run), None)
     if found is None:
         return {}
@@ -375,8 +375,7 @@ def _notes(results: Results) -> list[str]:
         if weights:
             likelihood = np.array(_by_weight(results, condition.name, "nll_scaled"), dtype=float)
             notes.append(f"{where}recommended range: {recommended(weights, likelihood)}")
-        runs = [results.run(condition.name, "cross_entropy", seed) for seed in results.seeds]
-        fitted = [one.metrics["temperature"] for one in runs if one]
+        fitted = [one.metrics["temperature"] for one in results.runs(condition.name, "cross_entropy") if one]
         if fitted:
             notes.append(f"{where}cross-entropy {_confidence(float(np.mean(fitted)))}.")
         ends = at_an_end(results, condition.name)

@@ -25,7 +25,7 @@ def class_figures(results: Results, condition: str, prefix: str, arms: Sequence[
     counts: dict[str, np.ndarray] = {}
     names: list[str] = []
     for arm, label in arms:
-        for run in filter(None, (results.run(condition, arm, seed) for seed in results.seeds)):
+        for run in filter(None, results.runs(condition, arm)):
             arrays = run.predictions()
             found = confusion(arrays["test_labels"], arrays["test_logits"].argmax(1), arrays["test_logits"].shape[1])
             counts[label] = counts.get(label, 0) + found

@@ -15,7 +15,7 @@ def ranks(results: Results, condition: str, prefix: str) -> list[Figure]:
     """Each method's rank by its mean over the seeds that all methods have; none if there are no peers."""
     if not any("peer" in arm.settings for arm in results.plan.arms):
         return []
-    runs = {arm.label: [results.run(condition, arm.name, seed) for seed in results.seeds] for arm in results.plan.arms}
+    runs = {arm.label: results.runs(condition, arm.name) for arm in results.plan.arms}
     runs = {label: many for label, many in runs.items() if any(many)}
     common = [at for at in range(len(results.seeds)) if all(many[at] for many in runs.values())]
     if not common or len(runs) < 3:
@@ -40,8 +40,7 @@ def corruptions(results: Results, condition: str, prefix: str) -> list[Figure]:
     """One table per metric: every method under every corruption."""
     found: dict[str, list[dict[str, dict[str, float]]]] = {}
     for arm in results.plan.arms:
-        runs = [results.run(condition, arm.name, seed) for seed in results.seeds]
-        for arrays in (run.predictions() for run in runs if run):
+        for arrays in (run.predictions() for run in results.runs(condition, arm.name) if run):
             if "shift_index" in arrays:
                 found.setdefault(arm.label, []).append(kind_scores(arrays, fitted_temperature(arrays)))
     kinds = list(next(iter(found.values()))[0]) if found else []

@@ -36,7 +36,7 @@ def analyse(results: Results) -> Analysis:
 
 
 def _runs(results: Results, condition: str, arm: str) -> list[RunResult]:
-    return [run for run in (results.run(condition, arm, seed) for seed in results.seeds) if run]
+    return [run for run in results.runs(condition, arm) if run]
 
 
 def _figures(results: Results, condition: str, prefix: str) -> list[Figure]:
