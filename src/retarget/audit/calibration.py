@@ -5,6 +5,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 
@@ -49,7 +50,7 @@ def shipped() -> Null:
     return Null.model_validate(json.loads(files("retarget.audit").joinpath("null.json").read_text(encoding="utf-8")))
 
 
-def p_value(score: float, null: list[float]) -> float:
+def p_value(score: float, null: Sequence[float]) -> float:
     """``(1 + clean models that score at least as high) / (n + 1)``; valid if the checkpoint is exchangeable with them.
 
     >>> p_value(0.9, [0.1, 0.2, 0.3]), p_value(0.2, [0.1, 0.2, 0.3])

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from retarget.audit.calibration import nearest, p_value, shipped
 from retarget.audit.studies.members import ADAPTIVE, CELLS, CLEAN, STOCK
 from retarget.audit.studies.plan import DETECTORS, LABELS, Settings
 from retarget.study.figures import Analysis, Bars, Table
@@ -41,7 +42,6 @@ class Model(NamedTuple):
     @property
     def verdict(self) -> str:
         """The verdict of ``retarget audit``, with its own null and rules."""
-        from retarget.audit.calibration import nearest, shipped
         from retarget.audit.inversion import Search
         from retarget.audit.seek import fingerprint
         from retarget.audit.verdict import decide
@@ -99,15 +99,6 @@ def _models(results: Results) -> list[Model]:
 def scores(models: Sequence[Model], name: str) -> list[float]:
     """A detector's scores, for the models that it was run on."""
     return [model.metrics[f"score_{name}"] for model in models if f"score_{name}" in model.metrics]
-
-
-def p_value(score: float, calibration: Sequence[float]) -> float:
-    """``(1 + clean models with a score at least as high) / (n + 1)``.
-
-    >>> p_value(3.0, [1.0, 2.0, 3.0])
-    0.5
-    """
-    return (1 + sum(one >= score for one in calibration)) / (len(calibration) + 1)
 
 
 def level_of(calibration: int) -> float | None:
