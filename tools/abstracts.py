@@ -4,13 +4,12 @@ results/abstracts.toml names the claims of studies that decide each claim of an 
 """
 
 import os
-import tomllib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from records import PAGES, RESULTS, SIGNS, Record, names, record, verdict
+from records import PAGES, SIGNS, Record, names, read_toml, record, verdict
 
 Measured = tuple[Record, dict[str, Any]]
 
@@ -19,7 +18,7 @@ def seventeen(document: Path) -> str:
     """One table of every claim of the abstracts: setting with link, difference, interval, seeds, verdict."""
     head = "| abstract | claim | setting | compared | difference [interval] | seeds | verdict |"
     rows, decided, notes = [head, "|---" * 7 + "|"], Counter[str](), []
-    for paper in _file()["paper"]:
+    for paper in read_toml("abstracts.toml")["paper"]:
         for number, claim in enumerate(paper["claims"], start=1):
             name, says = f"{paper['name']} {number}", claim["says"]
             measured = [one for part in claim["parts"] for one in _measured(paper["explored"], part)]
@@ -47,8 +46,8 @@ def seventeen(document: Path) -> str:
 def found(document: Path) -> str:
     """The short table in README: method, setting, claim, verdict."""
     rows = ["| method | setting | claim | verdict |", "|---|---|---|---|"]
-    explored = {paper["name"]: paper["explored"] for paper in _file()["paper"]}
-    for row in _file()["found"]:
+    explored = {paper["name"]: paper["explored"] for paper in read_toml("abstracts.toml")["paper"]}
+    for row in read_toml("abstracts.toml")["found"]:
         records = [row["record"]] if "record" in row else explored[row["method"]]
         for one, result in list(_measured(records, row["claim"], only=bool(row.get("record"))))[:1]:
             where = _setting(one, one.condition(result["condition"]), document)
@@ -87,8 +86,3 @@ def _setting(one: Record, condition: str, document: Path) -> str:
     link = os.path.relpath(PAGES / f"{one.name}.md", document.parent)
     marks = ", ".join([*(["older code"] if one.older else []), *(["registered"] if one.registered else [])])
     return f"[{one.words}]({link})" + (f": {condition}" if condition else "") + (f" ({marks})" if marks else "")
-
-
-def _file() -> dict[str, Any]:
-    with (RESULTS / "abstracts.toml").open("rb") as file:
-        return tomllib.load(file)

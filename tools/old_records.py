@@ -10,10 +10,9 @@ run one seed again with the recorded command.
 
 import subprocess
 import sys
-import tomllib
 from typing import Any
 
-from records import RESULTS, ROOT, Record, names, record
+from records import ROOT, Record, names, read_toml, record
 
 CODE = {"pskd": "pskd", "pskd-peers": "pskd", "pskd-translation": "pskd", "pskd-detection": "pskd",
         "pope": "pope", "trojdiff": "trojdiff"}  # fmt: skip
@@ -21,8 +20,7 @@ CODE = {"pskd": "pskd", "pskd-peers": "pskd", "pskd-translation": "pskd", "pskd-
 
 def main() -> int:
     """List or check the records; returns the exit code."""
-    with (RESULTS / "changes.toml").open("rb") as file:
-        changes = tomllib.load(file)["change"]
+    changes = read_toml("changes.toml")["change"]
     studies = [one for one in map(record, names()) if (one.folder / "study.json").exists()]
     if "--check" in sys.argv[1:]:
         wrong = [line for change in changes for line in _wrong(change, studies)]

@@ -18,6 +18,7 @@ from typing import Any
 from judge_again import judge_again
 from record_tables import label_of, metric_tables, unit_after
 
+from retarget.files import read_json
 from retarget.report.words import amount
 from retarget.study.results import Summary
 
@@ -46,21 +47,21 @@ class Record:
 
     def __init__(self, name: str) -> None:
         self.name, self.folder = name, RESULTS / name
-        page = _toml("pages.toml").get(name, {})
+        page = read_toml("pages.toml").get(name, {})
         self.columns: list[str] = page.get("columns", [])
         self._words: str = page.get("words", "")
-        self.registered = next((one for one in _toml("registered.toml")["setting"] if one["name"] == name), None)
-        self.changes = [one for one in _toml("changes.toml")["change"] if name in one["records"]]
+        self.registered = next((one for one in read_toml("registered.toml")["setting"] if one["name"] == name), None)
+        self.changes = [one for one in read_toml("changes.toml")["change"] if name in one["records"]]
 
     @cached_property
     def study(self) -> dict[str, Any]:
         """study.json."""
-        return _json(self.folder / "study.json")
+        return read_json(self.folder / "study.json")
 
     @cached_property
     def summary(self) -> dict[str, Any]:
         """summary.json."""
-        return _json(self.folder / "summary.json")
+        return read_json(self.folder / "summary.json")
 
     @cached_property
     def claims(self) -> list[dict[str, Any]]:
@@ -169,7 +170,7 @@ def whole(name: str) -> str:
     """Everything that a record contains, as Markdown."""
     one = record(name)
     if (one.folder / "commands.json").exists():
-        return _transcript(_json(one.folder / "commands.json"))
+        return _transcript(read_json(one.folder / "commands.json"))
     if (one.folder / "tally.json").exists():
         return "\n\n".join(_tally(one.folder / file) for file in TALLIES if (one.folder / file).exists())
     if (one.folder / "figures.jsonl").exists():
@@ -177,7 +178,7 @@ def whole(name: str) -> str:
     if not one.finished:
         return "Begun, not finished: no result yet."
     kept = one.folder / "analysis.json"
-    analysis = _json(kept) if kept.exists() else {}
+    analysis = read_json(kept) if kept.exists() else {}
     plan, remarks, notes = one.study["plan"], analysis.get("remarks", {}), analysis.get("notes", [])
     parts = [
         f"{one.words[:1].upper()}{one.words[1:]} (preset `{one.summary['preset']}`). {plan['question']}",
@@ -247,7 +248,7 @@ TALLIES = {
 
 def _tally(path: Path) -> str:
     """How damaged inputs or disturbed commands ended, by target."""
-    record = _json(path)
+    record = read_json(path)
     table, hardware = _ends(*TALLIES[path.name], record["tallies"]), record["hardware"]
     made = f"Made by `{record['command']}` at commit {record['commit']['hash'][:10]}, on {hardware['cores']} cores"
     return f"{table}\n\n{made} of {hardware['cpu']}."
@@ -313,11 +314,8 @@ def _figures(text: str) -> str:
     return "\n".join(rows) + f"\n\nRatios are of interleaved pairs. Made by {'; '.join(made)}."
 
 
-def _json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
 @cache
-def _toml(name: str) -> dict[str, Any]:
+def read_toml(name: str) -> dict[str, Any]:
+    """A TOML file of results/, read once."""
     with (RESULTS / name).open("rb") as file:
         return tomllib.load(file)
