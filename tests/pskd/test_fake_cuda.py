@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from retarget.pskd import PSKD, TopK
+from retarget.pskd import PSKD, Dense, TopK
+from retarget.pskd.past.in_table import PastInTable
 
 sys.path.insert(0, str(Path(__file__).parent))
 import tiny
@@ -48,6 +50,26 @@ def test_a_step_stays_on_the_device_and_the_host_waits_for_nothing(store, monkey
                 loss = method.loss(network(x), y, torch.arange(first, first + 4, device="cuda"))
                 assert loss.device.type == "cuda"
                 assert loss.requires_grad
+
+
+class Copies(TorchDispatchMode):
+    """Records, of each copy from the GPU to the host, whether the host waits for it."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is torch.ops.aten._to_copy.default and args[0].is_cuda and str(kwargs.get("device")) == "cpu":
+            self.waits.append(not kwargs.get("non_blocking", False))
+        return func(*args, **kwargs)
+
+
+def test_the_host_waits_for_the_keys_of_a_table_in_its_own_memory():
+    """It reads their rows at once. Without waiting these were the rows of the keys of an earlier batch."""
+    with FakeTensorMode(), Copies() as copies:
+        copies.waits = []
+        past = PastInTable(Dense(), N, C, device="cpu")
+        past.begin(1)
+        past.read(past.locate(torch.arange(4, device="cuda"), torch.device("cuda:0")), torch.device("cpu"))
+    assert copies.waits == [True]
 
 
 def test_what_waits_or_is_elsewhere_is_found():

@@ -67,7 +67,8 @@ class PastInTable:
         if not self._placed and not table.path and table.device != device:
             table.move(device)
         self._placed = True
-        return keys.to(table.device, non_blocking=True)
+        # From a GPU to the CPU the host must wait: it reads the keys at once, and not what was in their memory before.
+        return keys.to(table.device, non_blocking=table.device.type != "cpu")
 
     def check_labels(self, checks: Checks, labels: Tensor, keys: Tensor, counted: Tensor) -> None:
         """A dense row does not tell the label that its key had; this does, for what this process has seen."""
