@@ -1,5 +1,6 @@
 """What the Hugging Face plug-in learns from the first batch about the loss that it replaces."""
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -203,3 +204,12 @@ def test_a_checkpoint_is_not_resumed_with_other_epochs(first, then, tmp_path):
     make(first).train()
     with pytest.raises(UserError, match="resume with the same batch size"):
         make(then).train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+
+
+def test_processes_ask_the_model_for_its_loss_equally_often(tmp_path):
+    """A process that asked once more than the others would wait for them for ever: a wrapped model's call is shared."""
+    script = str(Path(__file__).parent / "trainer_told.py")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run([*torchrun, script, str(tmp_path)], capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [(tmp_path / f"told-{rank}").read_text() for rank in (0, 1)] == ["True", "True"]

@@ -150,7 +150,10 @@ class PSKDMixin(_Base):
         method, shared = self._method(logits, labels), {"inputs": inputs, "denominator": num_items_in_batch}
         if not self._pskd_told:
             models.refuse_labels(labels, logits, IGNORE)  # before the model's own loss, which would name no sample
-            self._pskd_told = self._same_loss(model, inputs, labels, num_items_in_batch, own, logits)
+            told = self._same_loss(model, inputs, labels, num_items_in_batch, own, logits)
+            # One rank's answer is enough, and all must stop asking at once: asking calls the wrapped model, which waits
+            # for the other ranks.
+            self._pskd_told = bool(self.accelerator.gather(torch.tensor([told], device=labels.device)).any())
         if not isinstance(method, MultiLabelPSKD):
             shared["smoothing"] = self.args.label_smoothing_factor
         loss = method.loss(logits, self._targets(labels), index, **shared)
