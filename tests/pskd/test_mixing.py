@@ -61,6 +61,16 @@ def test_in_the_first_epoch_it_is_the_cross_entropy_of_mixed_labels():
     torch.testing.assert_close(loss, F.cross_entropy(z, shares() @ F.one_hot(labels(), C).float()))
 
 
+def test_autocast_does_not_round_the_mixed_targets():
+    """It would multiply them in 16 bits, as it does the weights of a network."""
+    method, model = begun()
+    z = model(images())
+    expected = method.loss(z, labels(), torch.arange(N), mixed=shares(), remember=False)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = method.loss(z, labels(), torch.arange(N), mixed=shares(), remember=False)
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
+
+
 def test_only_inputs_that_are_their_own_sample_are_remembered():
     method, z = PSKD(N, C, EPOCHS), network()(images())
     method.set_epoch(0)

@@ -239,16 +239,16 @@ class PSKD(Form):
             hard, counts = one_hot(targets, self.num_classes, self.ignore_index), counted.float()  # type: ignore[union-attr]
         hard = (hard * (1 - smoothing) + spread) * counts[:, None]
         if self.alpha == 0:
-            soft = mixed @ hard
+            soft = _mix(mixed, hard)
         else:
             past, alpha = self._past(keys, logits.device, targets, labels, inputs)
             past = self._dense(past)
             if self.past.num_rows is None:  # the previous model's prediction for the mixed input itself
-                soft = soften(mixed @ hard, past * (mixed @ counts)[:, None], alpha)
+                soft = soften(_mix(mixed, hard), past * _mix(mixed, counts)[:, None], alpha)
             else:
-                soft = mixed @ (soften(hard, past, alpha) * counts[:, None])
+                soft = _mix(mixed, soften(hard, past, alpha) * counts[:, None])
         losses = pskd_loss(logits, soft, reduction="none")
-        count = (mixed @ counts).sum() if denominator is None else denominator
+        count = _mix(mixed, counts).sum() if denominator is None else denominator
         return losses.sum() / count, mixed.diagonal() >= 1 - 1e-6
 
     def _write(
@@ -256,3 +256,9 @@ class PSKD(Form):
     ) -> None:
         self.schedule.count(len(keys), self._members)
         self.past.write(logits, labels, keys, counted, log_norm)
+
+
+def _mix(mixed: Tensor, rows: Tensor) -> Tensor:
+    """``mixed @ rows``, also under autocast, which would round targets and counts to 16 bits."""
+    with torch.autocast(mixed.device.type, enabled=False):
+        return mixed @ rows
