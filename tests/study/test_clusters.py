@@ -116,6 +116,19 @@ def test_ray_does_what_this_machine_does_and_says_how_far_it_is(cluster, local, 
     assert set(done["hardware"]) == {"platform", "cpu", "cores", "memory_gib", "gpus"}
 
 
+def test_a_run_without_gpus_sees_none(monkeypatch):
+    """Ray itself hides GPUs only from a task that has been given some."""
+    from retarget.study.ray import _do
+
+    class Sees:
+        def do(self, job):
+            yield os.environ["CUDA_VISIBLE_DEVICES"]
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2")
+    assert list(_do(Sees(), 1, None)) == ["2"]
+    assert list(_do(Sees(), 0, None)) == [""]
+
+
 def test_a_lost_process_of_ray_costs_an_attempt_and_a_run_that_dies_fails_alone(cluster, local, tmp_path):
     """Ray's process, the worker's parent, is no part of a run; a worker that dies is the run's own failure."""
 

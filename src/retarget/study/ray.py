@@ -1,5 +1,6 @@
 """Do runs on a Ray cluster: an existing one, or one started on this machine for the command."""
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -101,7 +102,7 @@ class RayExecutor:
             num_cpus=wanted["CPU"], num_gpus=wanted["GPU"], memory=memory, resources=options.resources or None,
             max_retries=0, num_returns="streaming",
         )(_do)  # fmt: skip
-        self._task = partial(task.remote, Command.here(self.threads))
+        self._task = partial(task.remote, Command.here(self.threads), options.gpus)
         lacking = _lacking(wanted, [node["Resources"] for node in ray.nodes() if node["Alive"]])
         if lacking:
             yield Remark(f"no machine of the Ray cluster has {lacking} now: the runs wait until one joins")
@@ -126,7 +127,9 @@ class RayExecutor:
         return event
 
 
-def _do(command: Command, job: Job) -> Iterator[Event]:
+def _do(command: Command, gpus: float, job: Job) -> Iterator[Event]:
+    if not gpus:  # Ray names a run's GPUs only if it has some: without this it would see those of other runs
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     yield from command.do(job)
 
 
