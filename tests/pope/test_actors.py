@@ -7,7 +7,7 @@ from test_pool import OPENER, asked, problems, sampler
 from retarget.errors import UserError
 from retarget.pope.engines import open_engine
 from retarget.pope.engines.actors import ActorWorker
-from retarget.pope.engines.pool import EnginePool
+from retarget.pope.engines.pool import Died, EnginePool
 from retarget.pope.mining import mine
 
 
@@ -31,6 +31,19 @@ def test_a_killed_actor_and_a_lost_node_change_nothing(cluster, tmp_path, caplog
     assert not cluster.worker_nodes
     assert "a Ray actor ended (ActorDiedError); its prompts (1)" in caplog.text
     assert len(asked(tmp_path)[1]) >= 3  # two actors, one in the place of a dead one, and this process
+
+
+def test_an_answer_lost_with_its_machine_is_asked_for_again(monkeypatch):
+    """A large answer stays on the machine of the actor that gave it; an actor's tasks are not repeated by Ray."""
+    ray = pytest.importorskip("ray", reason="the extra `cluster` is not installed")
+    worker = ActorWorker("guesser", {}, opener=OPENER)
+
+    def lost(answer):
+        raise ray.exceptions.ObjectReconstructionFailedError("0" * 56, "", "")
+
+    monkeypatch.setattr(ray, "get", lost)
+    with pytest.raises(Died, match="ObjectReconstructionFailedError"):
+        worker._told("answer")
 
 
 def test_the_words_for_actors_open_them(cluster, tmp_path, caplog):

@@ -85,5 +85,6 @@ class ActorWorker:
     def _told(self, answer: Any) -> dict[str, Any]:
         try:
             return self._ray.get(answer)
-        except self._ray.exceptions.RayActorError as error:
+        except (self._ray.exceptions.RayActorError, self._ray.exceptions.ObjectLostError) as error:
+            # An answer above 100 kB stays on the actor's machine until it is fetched, and may be lost with that.
             raise Died(f"a Ray actor ended ({type(error).__name__})") from error
