@@ -140,6 +140,9 @@ def _go_wrong(run, step=None):
     if wrong == "wait":
         run.progress(1, STEPS, "step")
         threading.Event().wait()  # until somebody stops us
+    if wrong == "announced":  # as Slurm sends it to every process of a job
+        os.kill(os.getppid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
     if wrong.startswith("parent"):
         os.kill(os.getppid(), getattr(signal, wrong.removeprefix("parent:")))
         threading.Event().wait()  # until the parent stops us

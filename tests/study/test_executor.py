@@ -3,12 +3,15 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tasks_for_tests import STEPS
 
 from retarget.errors import UserError
+from retarget.study import slurm
 from retarget.study.executor import LocalExecutor
+from retarget.study.machines import Command
 from retarget.study.record import read_status
 from retarget.study.worker import Finished, Job, Progress, Started, load
 
@@ -106,3 +109,30 @@ def test_a_task_is_named_by_module_and_function():
     assert load("os.path:join")("a", "b") == "a/b"
     with pytest.raises(ValueError, match=r"'os\.path\.join' is not of the form module:function"):
         load("os.path.join")
+
+
+def test_a_run_that_ends_with_its_machine_has_not_failed(tmp_path, monkeypatch):
+    """Slurm sends SIGTERM to all processes of a job before it takes the machine back and queues the job again."""
+
+    class Ended(BaseException):
+        """What the queue does to a job that waits for it."""
+
+    def wait(seconds):
+        raise Ended
+
+    def bypass(number, frame):
+        """What submitit does in a job."""
+
+    before = signal.signal(signal.SIGTERM, bypass)
+    monkeypatch.setattr(slurm, "time", SimpleNamespace(sleep=wait))
+    wrong = {"lift": 1.0, "wrong": "announced", "where": ["treated", 0], "once": str(tmp_path / "once")}
+    config = dict(run_hash="x", settings=wrong, arm="treated", condition="default", seed=0, threads=1)
+    task = slurm.Task(Command.here(1), Job("key", tmp_path / "run", "tasks_for_tests:walk", config))
+    try:
+        with pytest.raises(Ended):
+            task()
+        assert signal.getsignal(signal.SIGTERM) is bypass
+        assert task() == Finished("key")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert read_status(tmp_path / "run")["attempts"] == 2

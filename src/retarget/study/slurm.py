@@ -24,6 +24,8 @@ RETRIES = 3
 """How often a run is tried again when its job is lost; some lost jobs are requeued by Slurm itself first."""
 DEFAULTS = {"name": "retarget", "timeout_min": 240}
 PROGRESS = ".progress.json"
+END_WITHIN = 900.0
+"""Seconds that a job waits, when a run has failed after the queue announced the job's end, until it is ended."""
 
 
 class Task:
@@ -34,12 +36,15 @@ class Task:
 
     def __call__(self) -> Finished:
         """Do the run; its progress is written to a file in its directory."""
-        for event in self.command.do(self.job):
-            if isinstance(event, Progress):
-                write_json(self.job.directory / PROGRESS, [event.done, event.total, event.unit])
-            elif isinstance(event, Finished):
-                return event
-        raise AssertionError("a worker's last event is that it finished")
+        with _announced() as announced:
+            for event in self.command.do(self.job):
+                if isinstance(event, Progress):
+                    write_json(self.job.directory / PROGRESS, [event.done, event.total, event.unit])
+                elif isinstance(event, Finished):
+                    if event.error and announced.is_set():  # no failure of the run: it is done again if this job ends
+                        time.sleep(END_WITHIN)
+                    return event
+            raise AssertionError("a worker's last event is that it finished")
 
     def checkpoint(self) -> Any:
         """What to do when queued again: the same, since a run continues from its checkpoint."""
@@ -151,6 +156,29 @@ class SlurmExecutor:
             return
         where = f"job {queued.handle.job_id} ended without a result (state {state})"
         yield Finished(queued.job.key, error=f"{where}; see {queued.handle.paths.stderr}")
+
+
+@contextmanager
+def _announced() -> Iterator[threading.Event]:
+    """An event that SIGTERM sets. Slurm sends it to all processes of a job whose machine it will take back.
+
+    submitit ignores it, but the processes of the run end.
+    """
+    event, before = threading.Event(), signal.getsignal(signal.SIGTERM)
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+
+    def heard(number: int, frame: Any) -> None:
+        event.set()
+        if callable(before):
+            before(number, frame)
+
+    signal.signal(signal.SIGTERM, heard)
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
