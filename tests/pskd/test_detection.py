@@ -130,6 +130,18 @@ def test_the_previous_detector_gives_the_losses_of_a_slow_loop_on_the_same_propo
             step_down(model, losses)
 
 
+def test_the_pretrained_detector_is_the_past_of_the_first_epoch_if_asked():
+    model = detector()
+    method = DetectionPSKD(model, None, C, 1, store=PreviousModel(model, "train", "pretrained"))
+    method.set_epoch(0)
+    assert method.alpha > 0
+    assert method.teacher.mode == "train"
+    torch.manual_seed(0)
+    plain = model(*batch([0]))["loss_classifier"].item()
+    torch.manual_seed(0)
+    assert method.losses(*batch([0]))["loss_classifier"].item() != plain  # equal bit for bit on hard targets
+
+
 @pytest.mark.parametrize("previous", [False, True])
 def test_alpha_zero_is_absent_bit_for_bit(previous):
     with_method, without = detector(), detector()

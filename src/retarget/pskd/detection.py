@@ -85,7 +85,7 @@ class DetectionPSKD(Form):
                 "torchvision, of the versions that this package allows"
             )
         if isinstance(store, PreviousModel):
-            store = PreviousModel(ProposalClassifier(self._inner), "train" if store.mode == "train" else "eval")
+            store = PreviousModel(ProposalClassifier(self._inner), store.mode, store.first_past)
         elif objects is None:
             raise UserError("a table stores one row per object: pass objects, the number of objects in each image")
         self.objects = None if isinstance(store, PreviousModel) or objects is None else Objects(objects)
