@@ -50,6 +50,10 @@ def test_verls_reward_scores_rows_of_the_file(tmp_path, rows):
     assert ' reward.custom_reward_function.path="$here/rows.reward.py"' in script
     assert "data.shuffle=False" in script
     assert "data.max_prompt_length=2048" in script
+    assert "data.max_response_length=16384" in script
+    # verl's ActorConfig wants a micro-batch, or this; a micro-batch must hold the longest row
+    assert "actor.use_dynamic_bsz=True" in script
+    assert f"actor.ppo_max_token_len_per_gpu={2048 + 16384} " in script
     assert "actor.loss_agg_mode=seq-mean-token-sum" in script
     assert "{" not in script.replace("BASH_SOURCE", "")
 

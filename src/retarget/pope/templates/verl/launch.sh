@@ -6,6 +6,7 @@ model="$1"
 shift
 # data.shuffle=False keeps the order of the rows, so that both prompts of a problem are in one batch. verl raises an error
 # for an unknown data source, so the reward file is needed. It must be set under `reward.`: the older key is ignored.
+# verl refuses to start without a micro-batch: here one of at most a prompt's and a response's tokens on each GPU.
 python -m verl.trainer.main_ppo \
     algorithm.adv_estimator=grpo algorithm.norm_adv_by_std_in_grpo=False algorithm.use_kl_in_reward=False \
     data.train_files="$here/{train}" data.val_files="$here/{validation}" data.shuffle=False \
@@ -14,6 +15,7 @@ python -m verl.trainer.main_ppo \
     actor_rollout_ref.model.path="$model" \
     actor_rollout_ref.actor.optim.lr=1e-6 actor_rollout_ref.actor.optim.weight_decay=0.01 \
     actor_rollout_ref.actor.grad_clip=0.3 actor_rollout_ref.actor.ppo_mini_batch_size=32 \
+    actor_rollout_ref.actor.use_dynamic_bsz=True actor_rollout_ref.actor.ppo_max_token_len_per_gpu=18432 \
     actor_rollout_ref.actor.use_kl_loss=False actor_rollout_ref.actor.entropy_coeff=1e-4 \
     actor_rollout_ref.actor.loss_agg_mode=seq-mean-token-sum \
     actor_rollout_ref.actor.clip_ratio_low=1.0 actor_rollout_ref.actor.clip_ratio_high=4.0 \
