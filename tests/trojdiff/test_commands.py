@@ -2,9 +2,11 @@
 
 import json
 import re
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
+from accelerate import PartialState
 from diffusers import DDPMPipeline, DPMSolverMultistepScheduler
 from PIL import Image
 from safetensors.torch import load_file
@@ -14,7 +16,7 @@ from retarget.files import locked
 from retarget.trojdiff import Trigger
 from retarget.trojdiff.checkpoint import save_pipeline
 from retarget.trojdiff.commands import trojdiff, unseen_noise
-from retarget.trojdiff.data import to_uint8
+from retarget.trojdiff.data import read_images, to_uint8
 
 NETWORK = ["--channels", "8", "8", "--layers", "1", "--groups", "4"]
 SHORT = ["--steps", "3", "--batch-size", "8", "--log-every", "1"]
@@ -59,6 +61,27 @@ def test_train_sample_and_evaluate(tmp_path, capsys):
     assert "base_rate" not in report["attack"]["biased noise, Trojan sampler"]
     with pytest.raises(UserError, match="was made with network = "):
         trojdiff(["evaluate", pretrained[-1], "--data", "digits", "--out", str(tmp_path / "e"), *words])
+
+
+def test_one_process_of_a_machine_reads_the_images_before_the_others(tmp_path, monkeypatch):
+    """They may be downloaded: torchvision writes each file where the other processes look for it."""
+    alone = []
+
+    @contextmanager
+    def first(state):
+        alone.append(True)
+        yield
+        alone.pop()
+
+    def read(source, *_):
+        assert alone, f"{source} is read by all processes at once"
+        return read_images(source, *_)
+
+    monkeypatch.setattr(PartialState, "local_main_process_first", first)
+    monkeypatch.setattr("retarget.trojdiff.data.read_images", read)
+    words = ["--data", "digits", "--target", "out_d2d", "--out", str(tmp_path / "out")]
+    assert trojdiff(["train", *words, *NETWORK, *SHORT]) == 0
+    assert not alone
 
 
 def test_evaluate_another_domain_beside_the_base_rate_of_a_clean_pipeline(tmp_path, capsys):

@@ -235,6 +235,7 @@ class _Told:
 
 
 def _train(given: TrainArguments) -> int:
+    from accelerate import PartialState
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
     from retarget.trojdiff.build import make_network, make_target, make_trigger
@@ -245,7 +246,8 @@ def _train(given: TrainArguments) -> int:
 
     if given.size is not None and not 4 <= given.size <= LARGEST_SIDE:
         raise UserError(f"--size {given.size}: the side must be from 4 to {LARGEST_SIDE}")
-    images = read_images(given.data, "train", given.size)
+    with PartialState().local_main_process_first():  # it may download: torchvision's processes would write one file
+        images = read_images(given.data, "train", given.size)
     if given.base is None:
         unet, schedule = make_network(given.network, images.shape, given.config.seed), DDPMScheduler()
     else:
@@ -255,7 +257,9 @@ def _train(given: TrainArguments) -> int:
         trigger = make_trigger(given.trigger_config, images.shape)
         other = None
         if given.target == "out_d2d":
-            other = read_images(given.other, "train", images.shape[1]).with_channels(images.shape[0])
+            with PartialState().local_main_process_first():
+                other = read_images(given.other, "train", images.shape[1])
+            other = other.with_channels(images.shape[0])
         target, detail = make_target(given.target_config, images, other)
 
     tell = _Told(given)
