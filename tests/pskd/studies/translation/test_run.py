@@ -2,12 +2,13 @@
 
 import gzip
 import json
+from functools import cached_property
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import DataCollatorForSeq2Seq
+from transformers import DataCollatorForSeq2Seq, TrainingArguments
 
 from retarget.errors import UserError
 from retarget.pskd import TopK
@@ -67,6 +68,28 @@ def test_a_run_stopped_in_the_middle_goes_on_to_the_same_end(tmp_path):
     broken.mkdir()
     again = translation.run(Run.create(tmp_path / "stopped", settings=settings("pskd")))
     assert {**again, "step_ms": 0} == {**whole, "step_ms": 0}
+
+
+def test_a_run_has_one_device_and_the_batch_that_was_asked_for(tmp_path, monkeypatch):
+    """On a machine with several GPUs the library would take a batch on each of them."""
+
+    class Seen(Exception):
+        """What the trainer is given."""
+
+    def setup(arguments):
+        arguments._n_gpu = 8
+        return torch.device("cpu")
+
+    def trainer(args, **_):
+        raise Seen(args.n_gpu, args.train_batch_size)
+
+    several = cached_property(setup)
+    several.__set_name__(TrainingArguments, "_setup_devices")
+    monkeypatch.setattr(TrainingArguments, "_setup_devices", several)
+    monkeypatch.setattr(translation, "Seq2SeqTrainer", trainer)
+    with pytest.raises(Seen) as seen:
+        translation.run(Run.create(tmp_path, settings=settings("cross_entropy", batch_sentences=10)))
+    assert seen.value.args == (1, 10)
 
 
 def test_alpha_zero_trains_as_cross_entropy_does(tmp_path):

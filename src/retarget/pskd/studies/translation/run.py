@@ -206,6 +206,8 @@ def _trainer(run: Run, s: Settings, model: PreTrainedModel, train: list, collato
         bf16=s.bf16,
         dataloader_pin_memory=s.accelerator != "cpu",
     )
+    # A run has one device: on several, the library would multiply the batch by their number (and PS-KD refuses them).
+    arguments._n_gpu = min(1, arguments.n_gpu)
     shared: dict[str, Any] = dict(
         model=model, args=arguments, train_dataset=train, data_collator=collator, callbacks=[watch]
     )
