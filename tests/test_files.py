@@ -5,11 +5,12 @@ import os
 import signal
 import subprocess
 import sys
+import tracemalloc
 
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import save
+from safetensors.torch import load, save
 
 from retarget.errors import UserError
 from retarget.files import in_order, locked, read_json, replace_file, replace_folder, write_json
@@ -148,3 +149,15 @@ def test_a_name_that_is_not_utf8_is_written_and_read(tmp_path):
         write_json(tmp_path / "a.json", value)
         assert read_json(tmp_path / "a.json") == value
     assert "café" in (tmp_path / "a.json").read_text(encoding="utf-8")
+
+
+def test_a_large_file_is_put_in_order_by_one_copy():
+    """A table of ten gigabytes is saved this way."""
+    content = save({"a": torch.zeros(1 << 20)}, metadata={"b": "2", "a": "1"})
+    tracemalloc.start()
+    try:
+        ordered = in_order(content)
+        assert tracemalloc.get_traced_memory()[1] < 1.5 * len(content)
+    finally:
+        tracemalloc.stop()
+    assert load(ordered)["a"].shape == (1 << 20,)

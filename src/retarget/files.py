@@ -60,7 +60,7 @@ def in_order(content: bytes) -> bytes:
         header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + content[8 + length :]
+    return b"".join((len(text).to_bytes(8, "little"), text, memoryview(content)[8 + length :]))  # copied once, not twice
 
 
 def _remove(path: Path) -> None:
