@@ -1,7 +1,7 @@
 """PS-KD with accelerate: the plain loop on any number of processes.
 
-Try ``torchrun --nproc-per-node 2 examples/pskd_accelerate.py`` (``accelerate launch --cpu --num_processes 2`` starts one
-process only). The processes exchange their rows once per epoch, inside ``set_epoch``.
+Try ``torchrun --nproc-per-node 2 examples/pskd_accelerate.py``; ``accelerate launch --cpu --num_processes 2`` starts
+only one process. The processes exchange their rows once per epoch, inside ``set_epoch``.
 """
 
 import torch

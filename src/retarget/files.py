@@ -60,7 +60,8 @@ def in_order(content: bytes) -> bytes:
         header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    return b"".join((len(text).to_bytes(8, "little"), text, memoryview(content)[8 + length :]))  # copied once, not twice
+    tensors = memoryview(content)[8 + length :]  # no copy: a table may have ten gigabytes
+    return b"".join((len(text).to_bytes(8, "little"), text, tensors))
 
 
 def _remove(path: Path) -> None:

@@ -153,7 +153,8 @@ class PSKDMixin(_Base):
             told = self._same_loss(model, inputs, labels, num_items_in_batch, own, logits)
             # One rank's answer is enough, and all must stop asking at once: asking calls the wrapped model, which waits
             # for the other ranks.
-            self._pskd_told = bool(self.accelerator.gather(torch.tensor([told], device=labels.device)).any())
+            all_told: Any = self.accelerator.gather(torch.tensor([told], device=labels.device))
+            self._pskd_told = bool(all_told.any())
         if not isinstance(method, MultiLabelPSKD):
             shared["smoothing"] = self.args.label_smoothing_factor
         loss = method.loss(logits, self._targets(labels), index, **shared)

@@ -42,7 +42,9 @@ class PreviousModel:
             raise UserError(f"mode must be 'eval' or 'train': got {mode!r}")
         if first_past not in ("labels", "pretrained"):
             raise UserError(f"first_past must be 'labels' or 'pretrained': got {first_past!r}")
-        self.model, self.mode, self.first_past = model, mode, first_past
+        self.model = model
+        self.mode: Literal["eval", "train"] = mode
+        self.first_past: Literal["labels", "pretrained"] = first_past
         self.past: tuple[int, nn.Module | None] | None = None
         """The current epoch and the weights it began with; None in epoch 0, unless first_past is "pretrained"."""
 
