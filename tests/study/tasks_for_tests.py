@@ -46,6 +46,11 @@ def plan(preset="demo", config=None, seeds=None, arms=None, **changes):
     return StudyPlan(**(study | changes))
 
 
+def sees_gpus(run):
+    (run.directory / "gpus.txt").write_text(os.environ["CUDA_VISIBLE_DEVICES"])
+    return {"height": 0.0}
+
+
 CONDITIONS = (Condition(name="calm"), Condition(name="windy", settings={"wind": 0.5}))
 
 

@@ -49,6 +49,23 @@ def test_jobs_may_be_submitted_while_events_are_read(executor, tmp_path):
     assert ended == [f"default/treated/seed-{seed}" for seed in range(3)]
 
 
+@pytest.mark.parametrize(("gpus", "jobs", "seen"), [
+    ("3,5", 2, ["3,5", "5,3"]),
+    ("0,1,2,3", 2, ["0,1,2,3", "2,3,0,1"]),
+    ("1", 2, ["1", "1"]),
+    ("", 2, ["", ""]),
+])  # fmt: skip
+def test_jobs_at_a_time_begin_with_different_gpus(gpus, jobs, seen, tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
+    executor = LocalExecutor(jobs=jobs)
+    for seed in range(jobs):
+        executor.submit(job(tmp_path, seed, "tasks_for_tests:sees_gpus"))
+    assert all(event.error is None for event in executor.events() if isinstance(event, Finished))
+    executor.close()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == gpus
+    assert [(tmp_path / f"seed-{seed}" / "gpus.txt").read_text() for seed in range(jobs)] == seen
+
+
 def test_a_worker_that_died_while_idle_is_replaced(executor, tmp_path):
     executor.submit(job(tmp_path, 0))
     assert all(event.error is None for event in executor.events() if isinstance(event, Finished))

@@ -59,6 +59,14 @@ def commit() -> dict[str, Any] | None:
     return {"hash": head.strip(), "dirty": bool(changed and changed.strip())} if head else None
 
 
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, as ``CUDA_VISIBLE_DEVICES`` names them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is None:
+        return [str(number) for number in range(len(_gpus()))]
+    return [one.strip() for one in named.split(",") if one.strip()]
+
+
 def _processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():

@@ -12,6 +12,7 @@ from multiprocessing.context import SpawnProcess
 from typing import Protocol
 
 from retarget.errors import UserError
+from retarget.study.environment import visible_gpus
 from retarget.study.worker import PARENTS, Event, Finished, Job, worker_main
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -38,14 +39,15 @@ class Executor(Protocol):
 
 
 class _Worker:
-    def __init__(self) -> None:
+    def __init__(self, place: int) -> None:
+        self.place = place
         context = multiprocessing.get_context("spawn")
         self.connection, self._theirs = context.Pipe()
         self.process: SpawnProcess = context.Process(target=worker_main, args=(self._theirs,))
         self.job: Job | None = None
 
-    def start(self, threads: int) -> None:
-        with _thread_variables(threads), _interrupts_held():
+    def start(self, variables: dict[str, str]) -> None:
+        with _environment(variables), _interrupts_held():
             self.process.start()
         self._theirs.close()  # so that the pipe closes when the worker dies
 
@@ -82,7 +84,8 @@ class LocalExecutor:
     """Spawned worker processes on this machine, reused for many jobs.
 
     Args:
-        jobs: how many runs to do at a time, ≥ 1. It never changes a result, since the threads per run are fixed.
+        jobs: how many runs to do at a time, ≥ 1. It never changes a result, since the threads per run are fixed. Each
+            sees this machine's GPUs in an order of its own, so that several runs begin with different ones.
         threads: intra-operation threads per worker.
     """
 
@@ -128,12 +131,21 @@ class LocalExecutor:
         while self._queue:
             idle = next((worker for worker in self._workers if not worker.job), None)
             if idle is None and len(self._workers) < self.jobs:
-                idle = _Worker()
+                idle = _Worker(min(set(range(self.jobs)) - {worker.place for worker in self._workers}))
                 self._workers.append(idle)  # listed before it runs, so that an interrupt in between cannot lose it
-                idle.start(self.threads)
+                idle.start(self._variables(idle.place))
             if idle is None:
                 return
             idle.give(self._queue.popleft())
+
+    def _variables(self, place: int) -> dict[str, str]:
+        """The environment variables that libraries read when they load, for the worker at this place of ``jobs``."""
+        variables = dict.fromkeys(THREAD_VARIABLES, str(self.threads))
+        gpus = visible_gpus() if self.jobs > 1 else []
+        if len(gpus) > 1:  # all of them, since a run may use several, but with another one first
+            first = place * len(gpus) // self.jobs
+            variables["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[first:] + gpus[:first])
+        return variables
 
     def _receive(self, connection: Connection, worker: _Worker) -> Iterator[Event]:
         try:
@@ -154,10 +166,10 @@ class LocalExecutor:
 
 
 @contextmanager
-def _thread_variables(threads: int) -> Iterator[None]:
-    """Set the environment variables that OpenMP and BLAS read when they load, for a child that starts now."""
-    before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
-    os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    """Set environment variables for a child that starts now."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
     try:
         yield
     finally:
