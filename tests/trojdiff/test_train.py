@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
 from safetensors import safe_open
@@ -139,6 +139,12 @@ def test_a_run_without_trojan_rows_is_the_control_bit_for_bit(tmp_path, make_une
 def test_a_batch_smaller_than_its_shares_is_refused(tmp_path, make_unet, scheduler, digits):
     with pytest.raises(UserError, match=r"a batch of 2 rows cannot be shared by 4 \(processes × accumulation\)"):
         train(make_unet(), scheduler, digits, config(batch_size=2, accumulation=4), tmp_path)
+
+
+def test_launchers_that_split_the_weights_are_refused(tmp_path, make_unet, scheduler, digits, monkeypatch):
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.FSDP)
+    with pytest.raises(UserError, match="FSDP splits the weights over processes"):
+        train(make_unet(), scheduler, digits, config(), tmp_path)
 
 
 @pytest.mark.parametrize("loss", ["sum", "mean"])

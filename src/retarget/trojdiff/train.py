@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin
+from accelerate.utils import DistributedType, GradientAccumulationPlugin
 from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.training_utils import EMAModel
@@ -41,6 +41,7 @@ from retarget.trojdiff.trigger import Trigger
 ROWS, FLIPS, TARGET, BENIGN, ADDED, MODEL = range(6)
 _AGREE_EVERY = 4
 """Steps after which processes tell each other of a Ctrl-C: few, since launchers wait only 30 s."""
+_SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,8 @@ def train(
 
     Raises:
         UserError: a model the attack does not train, images or a trigger of another shape, an empty trigger, a target
-            without a trigger, a run of another configuration in ``out``, a loss that is not a number.
+            without a trigger, a run of another configuration in ``out``, a loss that is not a number, a launcher that
+            splits the weights over processes.
     """
     check_trainable(unet, scheduler, "the network")
     shape = network_shape(unet)
@@ -128,6 +130,11 @@ class _Loop:
         # This loop has no loader; another training's, left in this process, must not decide when to step.
         shares = GradientAccumulationPlugin(num_steps=config.accumulation, sync_with_dataloader=False)
         self.accelerator = Accelerator(mixed_precision=config.mixed_precision, gradient_accumulation_plugin=shares)
+        if self.accelerator.distributed_type in _SHARDED:
+            raise UserError(
+                f"{self.accelerator.distributed_type.value} splits the weights over processes, but training copies "
+                "whole ones: start it with accelerate launch --multi_gpu"
+            )
         self.scheduler, self.images, self.config = scheduler, images, config
         self.target, self.trigger = target, trigger
         # Computed before training: a resumed run must start from the same network.
