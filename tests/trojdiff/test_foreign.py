@@ -36,6 +36,22 @@ def test_a_pipeline_of_the_hub_keeps_its_marks(tmp_path, monkeypatch, unet, sche
             load_pipeline(name)
 
 
+def test_a_pipeline_without_sub_folders_as_of_diffusers_first_ones(tmp_path, monkeypatch, unet, scheduler):
+    """google/ddpm-cifar10-32 and its siblings are stored so."""
+    DDPMPipeline(unet, scheduler).save_pretrained(tmp_path / "p")
+    flat = tmp_path / "hub" / "models--you--ddpm" / "snapshots" / "abc"
+    flat.mkdir(parents=True)
+    for path in (*(tmp_path / "p").rglob("*.json"), tmp_path / "p" / WEIGHTS):
+        shutil.copy(path, flat / path.name)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    (flat.parent.parent / "refs").mkdir()
+    (flat.parent.parent / "refs" / "main").write_text("abc")
+    for source in (flat, "you/ddpm"):
+        found, schedule = load_pipeline(source)
+        assert all(torch.equal(one, unet.state_dict()[name]) for name, one in found.state_dict().items())
+        assert torch.equal(schedule.betas, scheduler.betas)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from retarget.audit.errors import AuditError, NotCoveredError
 from retarget.trojdiff.checkpoint import NOT_MADE
-from retarget.trojdiff.checks import BETAS, process
+from retarget.trojdiff.checks import BETAS, home, process
 
 _STEM = "diffusion_pytorch_model"
 LARGEST = 128 * 128
@@ -47,13 +47,6 @@ def read_pipeline(folder: Path) -> tuple[UNet2DModel, Any]:
     except NOT_MADE as error:
         raise AuditError(f"scheduler/scheduler_config.json defines no noise schedule: {_first(error)}") from error
     return unet, scheduler
-
-
-def home(folder: Path, part: str) -> Path:
-    """The folder of a pipeline's component: its own, or the pipeline's, as in diffusers' oldest pipelines."""
-    own = folder / part
-    file = {"unet": "config.json", "scheduler": "scheduler_config.json"}[part]
-    return folder if not own.exists() and (folder / file).is_file() else own
 
 
 def other_weights(folder: Path, files: Iterable[str]) -> tuple[list[str], list[str]]:

@@ -21,7 +21,7 @@ from safetensors.torch import save as serialise
 
 from retarget.errors import UserError
 from retarget.files import in_order, replace_folder
-from retarget.trojdiff.checks import check_index, check_process, check_trainable, process
+from retarget.trojdiff.checks import check_index, check_process, check_trainable, home, process
 from retarget.trojdiff.marks import ATTACKS, Trojan, model_card, trigger_name
 from retarget.trojdiff.trigger import Trigger
 
@@ -79,9 +79,10 @@ def load_pipeline(source: str | Path) -> tuple[UNet2DModel, DDPMScheduler]:
     except OSError as error:
         raise UserError(f"{source}: model_index.json cannot be read: {str(error).splitlines()[0]}") from error
     check_index(source, index)
-    if not (folder / WEIGHTS).is_file():
-        raise UserError(f"{source} has no {WEIGHTS}: {_instead(folder / WEIGHTS)}")
-    if Path(f"{folder / WEIGHTS}.index.json").is_file():
+    weights = _weights(folder)
+    if not weights.is_file():
+        raise UserError(f"{source} has no {WEIGHTS}: {_instead(weights)}")
+    if Path(f"{weights}.index.json").is_file():
         raise UserError(
             f"{source} has {WEIGHTS} and an index of other files of weights, which diffusers would read instead: "
             "remove one of them"
@@ -95,10 +96,15 @@ def load_pipeline(source: str | Path) -> tuple[UNet2DModel, DDPMScheduler]:
     return unet, scheduler
 
 
+def _weights(folder: Path) -> Path:
+    """The file of a pipeline's weights."""
+    return home(folder, "unet") / Path(WEIGHTS).name
+
+
 def _from_hub(name: str) -> Path:
     """The folder of a pipeline of the hub with what is read of it, the marks of a trojaned one included."""
     wanted = ["model_index.json", "*/config.json", "*/scheduler_config.json", "*.safetensors.index.json", WEIGHTS,
-              "trigger*.safetensors"]  # fmt: skip
+              "trigger*.safetensors", "config.json", "scheduler_config.json", Path(WEIGHTS).name]  # fmt: skip
     try:
         return Path(snapshot_download(name, allow_patterns=wanted))
     except (OSError, ValueError) as error:  # a name that the hub cannot have is a ValueError
@@ -129,13 +135,14 @@ def _instead(weights: Path) -> str:
     return "a pipeline's folder has its weights there"
 
 
-def _read_network(source: str | Path) -> UNet2DModel:
+def _read_network(source: Path) -> UNet2DModel:
     """Read the network; every weight must be in the file."""
     options: Any = {"low_cpu_mem_usage": False, "output_loading_info": True}
+    part = str(home(source, "unet"))
     try:
-        if not isinstance(UNet2DModel.load_config(source, subfolder="unet"), dict):
+        if not isinstance(UNet2DModel.load_config(part), dict):
             raise UserError(f"{source}: unet/config.json has no settings of a network")
-        loaded: Any = UNet2DModel.from_pretrained(source, subfolder="unet", use_safetensors=True, **options)
+        loaded: Any = UNet2DModel.from_pretrained(part, use_safetensors=True, **options)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{source}: the network cannot be read: {str(error).splitlines()[0]}") from error
     except UserError:
@@ -157,7 +164,7 @@ def _read_network(source: str | Path) -> UNet2DModel:
 
 def _check_floats(folder: Path) -> None:
     """Refuse weights of integers (int8, say): they are codes of a quantisation, and diffusers reads them as numbers."""
-    with safe_open(folder / WEIGHTS, framework="pt") as file:
+    with safe_open(_weights(folder), framework="pt") as file:
         types = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 - no mapping
     codes = [name for name, kind in types.items() if not kind.startswith(("F", "BF"))]
     if codes:
@@ -180,11 +187,11 @@ def _check_runs(unet: UNet2DModel, source: str | Path) -> None:
         raise UserError(f"{source}: unet/config.json makes a network that does not run ({reason})") from error
 
 
-def _read_scheduler(source: str | Path) -> Any:
+def _read_scheduler(source: Path) -> Any:
     """Read the noise schedule, which must be of DDPM's process with levels between 0 and 1."""
     where = f"{source}: scheduler/scheduler_config.json"
     try:
-        settings: Any = DDPMScheduler.load_config(source, subfolder="scheduler")
+        settings: Any = DDPMScheduler.load_config(home(source, "scheduler"))
     except OSError as error:
         raise UserError(f"{where} cannot be read: {str(error).splitlines()[0]}") from error
     if not isinstance(settings, dict):
@@ -225,7 +232,7 @@ def _read_scheduler(source: str | Path) -> Any:
 
 def _read_marks(folder: Path) -> Trojan | None:
     """Read the marks of a pipeline's weights, which networks trained from it inherit."""
-    with safe_open(folder / WEIGHTS, framework="pt") as file:
+    with safe_open(_weights(folder), framework="pt") as file:
         header = file.metadata() or {}
     removed = header.get("trojan_removed") == "true"
     if header.get("trojaned") != "true" and not removed:

@@ -40,6 +40,13 @@ def process(settings: dict[str, Any]) -> dict[str, Any]:
     return kept if clips else {**kept, "clip_sample": False}
 
 
+def home(folder: Path, part: str) -> Path:
+    """The folder of a pipeline's component: its own, or the pipeline's, as in diffusers' oldest pipelines."""
+    own = folder / part
+    file = {"unet": "config.json", "scheduler": "scheduler_config.json"}[part]
+    return folder if not own.exists() and (folder / file).is_file() else own
+
+
 def check_trainable(unet: UNet2DModel, scheduler: DDPMScheduler, where: str) -> None:
     """Raise UserError unless this is an unconditional pixel-space epsilon model of at most 64×64."""
     config: Any = unet.config
