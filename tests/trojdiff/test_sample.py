@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from PIL import Image
 
 from retarget.errors import UserError
@@ -242,6 +243,14 @@ def test_an_eta_that_cannot_be(unet, scheduler, text, eta, message):
 def test_large_variance_with_few_steps_would_leave_noise(unet, scheduler):
     with pytest.raises(UserError, match="noise to the finished"):
         sample(unet, scheduler.config, Sampler.parse("ddpm_large-10"), patch(), 1)
+
+
+def test_few_steps_of_a_checkpoint_with_large_variance_leave_no_noise(unet):
+    config = DDPMScheduler(num_train_timesteps=50, variance_type="fixed_large").config
+    small = DDPMScheduler(num_train_timesteps=50).config
+    few, all_steps = Sampler.parse("ddpm-10"), Sampler.parse("ddpm-50")
+    assert torch.equal(sample(unet, config, few, patch(), 2), sample(unet, small, few, patch(), 2))
+    assert not torch.equal(sample(unet, config, all_steps, patch(), 2), sample(unet, small, all_steps, patch(), 2))
 
 
 def test_more_steps_than_the_schedule_has(unet, scheduler):

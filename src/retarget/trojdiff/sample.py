@@ -140,6 +140,9 @@ class Sampler(NamedTuple):
                 f"image: use ddpm-{self.steps} or ddpm_large-{total}"
             )
         config = _with_betas(config)
+        if self.name == "ddpm" and self.steps < total and config.get("variance_type") == "fixed_large":
+            # A checkpoint's own, as of google/ddpm-cifar10-32: its last step would add noise, as ddpm_large's.
+            config = {**config, "variance_type": "fixed_small"}
         if self._even(total) if self.name == "ddim" else self.spacing is None:
             scheduler = TrojanScheduler(SAMPLERS[self.name](config), trigger)
             scheduler.set_timesteps(self.steps)
