@@ -3,6 +3,7 @@
 import copy
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -177,6 +178,18 @@ def test_a_cleaned_pipeline_loads_and_its_card_says_what_was_done(trojaned, tmp_
         assert words in card
     assert json.loads((report / "cleaning.json").read_text())["verdicts"] == [done.after.verdict]
     assert not list(tmp_path.glob(".cleaning-*"))
+
+
+def test_cleaning_trains_where_the_audit_searched(trojaned, tmp_path, monkeypatch):
+    """On the accelerator: on a CPU a network of CIFAR-10's size takes the better part of an hour."""
+    folder, trigger = trojaned
+    trigger.save(tmp_path / "trigger.safetensors")
+    monkeypatch.setattr("retarget.trojdiff.sample.PartialState", lambda: SimpleNamespace(device=torch.device("meta")))
+    seen = []
+    monkeypatch.setattr("retarget.audit.cleaning.remove", lambda unet, *_: seen.append(unet.device.type) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        clean(folder, tmp_path / "cleaned", tmp_path)
+    assert seen == ["meta"]
 
 
 def test_cleaning_refuses_what_it_cannot_do(trojaned, tmp_path):

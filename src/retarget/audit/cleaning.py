@@ -19,7 +19,7 @@ from retarget.trojdiff.checkpoint import Trojan, inherited, load_pipeline, netwo
 from retarget.trojdiff.classifier import Classifier, train_classifier
 from retarget.trojdiff.data import ImageSet, read_images, to_signed, to_uint8
 from retarget.trojdiff.measures import compare
-from retarget.trojdiff.sample import Sampler, sample
+from retarget.trojdiff.sample import Sampler, sample, to_accelerator
 from retarget.trojdiff.trigger import FILE_NAME, Trigger
 
 COMPARED = 200
@@ -67,6 +67,7 @@ def clean(
     check_new(out)
     recipe = recipe or Recipe(seed=seed)
     unet, schedule = load_pipeline(path)
+    to_accelerator(unet)
     given = None if data is None else _images(data, network_shape(unet))
     images = None if given is None else to_signed(given.images)
     make_directory(out.parent)
