@@ -16,11 +16,11 @@ from retarget.pope.rollouts import Sampling
 
 
 @contextmanager
-def serve(engine, faults=(), choices=None, reasoning=None, reasoning_tokens=None, models=None):
+def serve(engine, faults=(), choices=None, reasoning=None, reasoning_tokens=None, models=None, owner=None):
     """Serve on a free port; yields (url, what was seen).
 
     ``faults`` are statuses answered first, in turn, or values to answer with status 200; ``models`` is what /models
-    says of the weights, without it there is no such route.
+    says of the weights, without it there is no such route; ``owner`` is what the server calls itself there.
     """
     waiting, lock, model_lock = list(faults), threading.Lock(), threading.Lock()
     seen = {"bodies": [], "active": 0, "peak": 0, "keys": []}
@@ -28,7 +28,7 @@ def serve(engine, faults=(), choices=None, reasoning=None, reasoning_tokens=None
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
             seen["keys"].append(self.headers.get("Authorization"))
-            entries = [{"id": "tiny", "object": "model", "created": len(seen["keys"]), "root": models}]
+            entries = [{"id": "tiny", "created": len(seen["keys"]), "root": models, "owned_by": owner}]
             self.answer(404 if models is None else 200, {"data": entries})
 
         def do_POST(self):

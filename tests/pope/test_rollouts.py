@@ -190,6 +190,20 @@ def test_a_models_own_generation_settings_do_not_join_in(tiny, prompts, engine):
     assert copy.model.generation_config.repetition_penalty == 9.0
 
 
+@pytest.mark.parametrize(("owner", "off"), [("vllm", True), ("somebody", False)])
+def test_nor_do_they_through_a_server_that_fills_them_in(tiny, engine, owner, off):
+    """vLLM would sample Qwen3 with its generation_config.json's top_k of 20, which the training does not use."""
+    with serve(engine, models="w", owner=owner) as (url, seen):
+        asked = ServerEngine(url, "tiny")
+        evaluate(tiny.problems[:1], asked, 2, grader=Grader("exact"), prompts=PROMPTS, params=PARAMS)
+        cut = PARAMS.model_copy(update={"top_k": 5})
+        evaluate(tiny.problems[:1], asked, 2, grader=Grader("exact"), prompts=PROMPTS, params=cut)
+    sent = [[body.get(name) for name in ("top_k", "min_p", "repetition_penalty")] for body in seen["bodies"]]
+    assert sent[-3] == ([-1, 0.0, 1.0] if off else [None] * 3)
+    assert sent[-1] == ([5, 0.0, 1.0] if off else [5, None, None])
+    assert asked.identity.get("generation_config") == ("off" if off else None)
+
+
 def test_an_adapter_opens_by_path_and_a_model_that_is_nowhere_does_not(tiny, prompts, tmp_path, monkeypatch):
     model = AutoModelForCausalLM.from_pretrained(tiny.directory)
     lora = peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")

@@ -24,6 +24,11 @@ _ABORTED = {"abort", "error"}
 _CUT_OFF = {"length", "max_tokens", "max_output_tokens", "model_length", "content_filter"}
 """Reasons, in lower case, why servers end a completion before the model does: by fault, and by rule."""
 _LONGEST_WAIT = 600.0
+_FILLING_IN = {"vllm", "sglang", "llamacpp"}
+"""What servers call themselves (``owned_by``) that fill in settings which a request lacks: from the model's
+``generation_config.json`` (a top_k of 20 for Qwen3, a repetition penalty for Qwen2.5), or their own."""
+_NOTHING_MORE = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
+"""Values of these settings that change nothing."""
 _TELLING = ("id", "root", "parent", "owned_by", "max_model_len")
 _PROBE = "Prove in your own words that there are infinitely many prime numbers."
 
@@ -82,13 +87,15 @@ class ServerEngine:
         self.extra, self.fingerprint, self.opens_thinking = extra or {}, fingerprint, opens_thinking
         self._key = key_for(self.url, key_variable)
         self._retried = 0
+        self._further: dict[str, Any] = {}
 
     @cached_property
     def identity(self) -> dict[str, Any]:
         """The values that decide the rollouts, besides the name, which may stand for other weights tomorrow.
 
         They include the server's own entry for the model, and the given fingerprint or else the hash of a short
-        completion at temperature 0 (the probe); None if the server does not provide them.
+        completion at temperature 0 (the probe); None if the server does not provide them. Requests to a server that
+        would fill in the model's own generation settings then turn these off, as the other engines do.
 
         Raises:
             UserError: the server cannot be reached.
@@ -109,8 +116,11 @@ class ServerEngine:
                 served = None  # the route is optional
             except (KeyError, IndexError, TypeError, AttributeError):
                 served = None
+            off = {}
+            if (served or {}).get("owned_by") in _FILLING_IN:
+                self._further, off = _NOTHING_MORE, {"generation_config": "off"}
             if self.fingerprint is not None:
-                return {"served": served, "fingerprint": self.fingerprint}
+                return {"served": served, "fingerprint": self.fingerprint, **off}
             probe = None
             for prompt in ([{"role": "user", "content": _PROBE}], _PROBE):
                 try:
@@ -123,7 +133,7 @@ class ServerEngine:
                     continue  # a server may have only one of the two routes
                 probe = hashlib.sha256(one.text.encode()).hexdigest()[:16]
                 break
-            return {"served": served, "probe": probe}
+            return {"served": served, "probe": probe, **off}
 
     def window(self, n: int) -> int:
         """Number of prompts to have in flight: more than connections, as the last request of each may take long.
@@ -162,7 +172,7 @@ class ServerEngine:
             "model": self.model, "n": count, "max_tokens": params.max_tokens, "temperature": params.temperature,
             "top_p": params.top_p, "seed": (params.unit_seed(prompt) + first) % 2**31,
             ("messages" if chat else "prompt"): prompt,
-            **({"top_k": params.top_k} if params.top_k else {}), **self.extra,
+            **self._further, **({"top_k": params.top_k} if params.top_k else {}), **self.extra,
         }  # fmt: skip
         address = f"{self.url}/{'chat/completions' if chat else 'completions'}"
         try:
