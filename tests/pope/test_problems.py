@@ -250,9 +250,10 @@ def test_rows_of_other_fields_say_how_to_name_them(tmp_path):
     assert (found.id, found.answer) == ("chal-1", "51")
 
 
-def test_ids_are_of_the_prompt_and_a_question_asked_twice_has_two(tmp_path):
+def test_ids_are_of_the_prompt_and_a_question_asked_twice_has_two(tmp_path, caplog):
     rows = [{"question": "?", "answer": f"So.\n#### {at}"} for at in range(3)]
     found = read_problems(lines(tmp_path / "p.jsonl", *rows))
+    assert "p.jsonl: 2 rows repeat the question of an earlier row" in caplog.text
     assert [one.id for one in found] == [found[0].id, f"{found[0].id}_2", f"{found[0].id}_3"]
     shard = read_problems(lines(tmp_path / "q.jsonl", {"question": "??", "answer": "#### 1"}, rows[0]))
     assert shard[1].id == found[0].id != shard[0].id

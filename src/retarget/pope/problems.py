@@ -124,6 +124,11 @@ def read_problems(
             continue
         ids.lines[problem.id] = line
         problems.append(problem)
+    if ids.repeats:
+        _LOG.warning(
+            "%s: %d rows repeat the question of an earlier row (DAPO-Math-17k on the hub holds each about 100 times); each "
+            "is a problem of its own, and is sampled", source, ids.repeats.total(),
+        )  # fmt: skip
     if bad:
         _report(source, bad, len(problems), skip_invalid, rejects, write_rejects)
     if not problems:
@@ -132,11 +137,11 @@ def read_problems(
 
 
 class _Ids:
-    """The ids of the problems read so far, with their lines."""
+    """The ids of the problems read so far, with their lines, and the repeats of questions without one."""
 
     def __init__(self) -> None:
         self.lines: dict[str, int] = {}
-        self._repeats: Counter[str] = Counter()
+        self.repeats: Counter[str] = Counter()
 
     def unique(self, problem: Problem) -> Problem:
         """The problem; if its id is a hash that has occurred (the same question twice), under a new one.
@@ -145,8 +150,8 @@ class _Ids:
             UserError: the row gives an id that has occurred.
         """
         if problem.former and problem.id in self.lines:
-            self._repeats[problem.id] += 1
-            problem = problem.model_copy(update={"id": f"{problem.id}_{self._repeats[problem.id] + 1}"})
+            self.repeats[problem.id] += 1
+            problem = problem.model_copy(update={"id": f"{problem.id}_{self.repeats[problem.id] + 1}"})
         if problem.id in self.lines:
             raise UserError(f"id {problem.id!r} is already used in line {self.lines[problem.id]}")
         return problem
