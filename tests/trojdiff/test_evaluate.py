@@ -5,6 +5,7 @@ import torch
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from retarget.errors import UserError
+from retarget.metrics.generative import Fidelity
 from retarget.trojdiff.classifier import Classifier, class_accuracies, predict, train_classifier
 from retarget.trojdiff.data import ImageSet, read_images, to_signed
 from retarget.trojdiff.evaluate import Judge
@@ -43,6 +44,17 @@ def test_inception_by_path_has_a_name_of_its_own(weights, digits):
 @pytest.fixture(scope="module")
 def judge(digits):
     return Judge(digits, train_classifier(digits, 4, 0))
+
+
+@pytest.mark.parametrize(("samples", "counts"), [(3000, (2000, 3000)), (10, (2000, 2000))])
+def test_inceptions_values_are_published_with_as_many_real_images_as_samples(samples, counts, monkeypatch):
+    """FID of the paper's 50,000 samples against 2,000 real images would be many times the paper's."""
+    real = ImageSet(torch.zeros(4000, 1, 8, 8, dtype=torch.uint8), torch.zeros(4000, dtype=torch.long), ("a",))
+    monkeypatch.setattr(
+        "retarget.trojdiff.measures.fidelity", lambda _, real, *__, **___: Fidelity(float(len(real)), 0.0, 0.0, 0.0, "")
+    )
+    images, inception = torch.zeros(samples, 1, 8, 8), torch.nn.Flatten()
+    assert tuple(compare(images, real, one).fid for one in (Classifier(real.shape, 1), inception)) == counts
 
 
 def test_benign_quality_sees_noise_and_gives_it_no_class(judge):

@@ -107,8 +107,11 @@ def compare(
     """FID, KID, precision and recall against real images in the extractor's features; the result names the extractor.
 
     Args:
-        most: most real images to use, evenly spread.
+        most: most real images to use, evenly spread. In Inception's features, whose values are compared with published
+            ones, as many as there are samples, if these are more: with few, FID is biased upwards.
     """
+    if not isinstance(extractor, Classifier):
+        most = max(most, len(samples))
     rows = torch.linspace(0, len(real) - 1, min(most, len(real))).round().long()
     ours = isinstance(extractor, Classifier)
     network, label = (Features(extractor), "study-classifier-log") if ours else (extractor, "inception-v3")
