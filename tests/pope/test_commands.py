@@ -8,6 +8,7 @@ from pope_serving import serve
 from retarget.errors import UsageError, UserError
 from retarget.pope.commands import VERBS, pope
 from retarget.pope.engines.local import TransformersEngine
+from retarget.pope.mixture import write_parquet
 from retarget.pope.problems import Problem, read_problems, write_problems
 from retarget.pope.studies.chain import make_problems
 
@@ -219,3 +220,14 @@ def test_paths_that_cannot_be_read_or_written_are_named(folder, asking, tmp_path
                    "--answer-anywhere"]):  # fmt: skip
         with pytest.raises(UserError, match=r"x{300}|file"):
             pope(words)
+
+
+def test_an_adapter_at_the_rate_for_all_weights_is_warned_of(tmp_path, capsys, caplog):
+    row = {name: "x" for name in ("id", "problem", "prompt", "answer", "meta", "stratum")} | {"guided": False}
+    write_parquet(tmp_path / "rows.parquet", [row])
+    training = ["train", str(tmp_path / "rows.parquet"), "--model", "m", "--out", "o", "--dry-run"]
+    for more in ([], ["--lora-rank", "4", "--set", "lr=1e-5"]):
+        assert pope([*training, *more]) == 0
+        assert not caplog.text
+    assert pope([*training, "--lora-rank", "4"]) == 0
+    assert "an adapter hardly moves at it: use --set lr=1e-5 or more" in caplog.text

@@ -1,6 +1,7 @@
 """``retarget pope train``."""
 
 import json
+import logging
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,8 @@ from retarget.files import write_text
 from retarget.pope.commands.options import Cost, lines
 from retarget.pope.settings import TrainingSettings, grpo_arguments
 from retarget.settings import parse_setting, read_config
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass
@@ -63,6 +66,11 @@ class Train:
         except ValidationError as error:
             faults = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
             raise UsageError("training settings: " + "; ".join(faults)) from error
+        if self.lora_rank and settings.lr <= type(settings).model_fields["lr"].default:
+            _LOG.warning(
+                "lr=%g is the paper's, for all weights; an adapter hardly moves at it: use --set lr=1e-5 or more",
+                settings.lr,
+            )
         rows = read_rows(self.rows)
         if self.processes is not None and not self.dry_run:
             raise UsageError(
