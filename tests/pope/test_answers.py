@@ -1,10 +1,12 @@
 import copy
+from types import SimpleNamespace
 
 import pytest
 from tokenizers import AddedToken
 
 from retarget.pope.answers import final_answer, joined_boxes, stated_answer
 from retarget.pope.engines.local import TransformersEngine
+from retarget.pope.engines.vllm import VLLMEngine
 from retarget.pope.grading import Grader, Reward
 from retarget.pope.problems import Problem
 from retarget.pope.rollouts import Rollout, Sampling
@@ -173,6 +175,19 @@ def test_training_rewards_no_unfinished_completion(tiny):
         return [1.0]
 
     assert informed(other, tokenizer, "2 + 2?") is other
+
+
+@pytest.mark.parametrize("special", [False, True])
+def test_thinking_tags_stay_in_vllms_completions_even_as_special_tokens(tiny, special):
+    tokenizer = copy.deepcopy(tiny.tokenizer)
+    tokenizer.add_tokens([AddedToken(one, special=special) for one in ("<think>", "</think>")], special_tokens=special)
+    ids = [*tokenizer.convert_tokens_to_ids(["<think>", "1", "</think>", "2"]), tokenizer.eos_token_id]
+    engine = object.__new__(VLLMEngine)
+    engine._llm = SimpleNamespace(get_tokenizer=lambda: tokenizer)
+    told = tokenizer.decode(ids, skip_special_tokens=True)  # as vLLM decodes
+    made = SimpleNamespace(token_ids=ids, text=told, finish_reason="stop")
+    rollout = engine._rollout(made, SimpleNamespace(prompt_token_ids=[]))
+    assert (rollout.answer_text.strip(), rollout.tokens, rollout.truncated) == ("2", 5, False)
 
 
 @pytest.mark.parametrize("special", [False, True])

@@ -8,7 +8,7 @@ from retarget.extras import require
 from retarget.pope.answers import THINKING_ENDS
 from retarget.pope.identity import weights_of
 from retarget.pope.prompts import Prompt
-from retarget.pope.rollouts import Refused, Rollout, Sampling, opened, thinking_tokens
+from retarget.pope.rollouts import Refused, Rollout, Sampling, opened, tag_keeper, thinking_tokens
 
 
 class VLLMEngine:
@@ -56,10 +56,12 @@ class VLLMEngine:
 
     def _rollout(self, one: Any, output: Any) -> Rollout:
         tokens, tokenizer = len(one.token_ids), self._llm.get_tokenizer()
-        text = opened(tokenizer.decode(list(output.prompt_token_ids or ())[-16:]), one.text)
+        keep = tag_keeper(tokenizer)  # vLLM's own text lacks thinking tags that are special tokens
+        written = keep(one.token_ids) if keep else one.text
+        text = opened(tokenizer.decode(list(output.prompt_token_ids or ())[-16:]), written)
 
         def count(some: str) -> int:
             return len(tokenizer.encode(some, add_special_tokens=False))
 
-        thinking = thinking_tokens(one.text if THINKING_ENDS in one.text else text, tokens, count)
+        thinking = thinking_tokens(written if THINKING_ENDS in written else text, tokens, count)
         return Rollout(text, tokens, one.finish_reason == "length", thinking)
