@@ -126,8 +126,8 @@ def read_problems(
         problems.append(problem)
     if ids.repeats:
         _LOG.warning(
-            "%s: %d rows repeat the question of an earlier row (DAPO-Math-17k on the hub holds each about 100 times); each "
-            "is a problem of its own, and is sampled", source, ids.repeats.total(),
+            "%s: %d rows repeat the question of an earlier row, as most of DAPO-Math-17k on the hub do; each is a "
+            "problem of its own, and is sampled", source, ids.repeats.total(),
         )  # fmt: skip
     if bad:
         _report(source, bad, len(problems), skip_invalid, rejects, write_rejects)
