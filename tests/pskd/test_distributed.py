@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed.distributed_c10d import BackendConfig
+
+from retarget.pskd.past.exchange import communication_device
 
 sys.path.insert(0, str(Path(__file__).parent))
 from processes import run_ranks
@@ -54,3 +57,17 @@ def test_the_lightning_callback_on_two_processes_equals_one(tmp_path):
     for rank in range(2):
         for a, b in zip(one, torch.load(tmp_path / f"2-{rank}", weights_only=True), strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("backend", "device"),
+    [("nccl", "cuda:1"), ("undefined", "cuda:1"), ("gloo", "cpu"), ("cpu:gloo,cuda:nccl", "cpu"), ("cuda:nccl", "cuda:1")],
+)
+def test_rows_are_exchanged_on_a_device_that_the_backend_supports(backend, device, monkeypatch):
+    """``init_process_group()`` on a machine with GPUs makes NCCL alone, and calls the backend undefined."""
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch.distributed, "get_backend", lambda: backend)
+    config = str(BackendConfig(backend))
+    monkeypatch.setattr(torch.distributed, "get_backend_config", lambda: config)
+    assert communication_device() == torch.device(device)

@@ -89,7 +89,11 @@ def _gather_all(samples: Tensor, keys: Tensor, device: torch.device) -> tuple[Te
 
 
 def communication_device() -> torch.device:
-    """The device that the backend communicates on: NCCL does not support CPU tensors."""
-    if dist.get_backend() == "nccl":
-        return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("cpu")
+    """The device that the backend communicates on: NCCL does not support CPU tensors.
+
+    ``get_backend()`` does not tell: after ``init_process_group()`` without a backend it is "undefined".
+    """
+    kinds = [pair.partition(":")[0] for pair in dist.get_backend_config().split(",")]  # "cuda:nccl", "cpu:gloo,cuda:…"
+    if "cpu" in kinds:
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())
