@@ -61,7 +61,10 @@ def test_the_lightning_callback_on_two_processes_equals_one(tmp_path):
 
 @pytest.mark.parametrize(
     ("backend", "device"),
-    [("nccl", "cuda:1"), ("undefined", "cuda:1"), ("gloo", "cpu"), ("cpu:gloo,cuda:nccl", "cpu"), ("cuda:nccl", "cuda:1")],
+    [
+        *((name, "cuda:1") for name in ("nccl", "undefined", "cuda:nccl")),
+        *((name, "cpu") for name in ("gloo", "cpu:gloo,cuda:nccl")),
+    ],
 )
 def test_rows_are_exchanged_on_a_device_that_the_backend_supports(backend, device, monkeypatch):
     """``init_process_group()`` on a machine with GPUs makes NCCL alone, and calls the backend undefined."""
@@ -71,3 +74,11 @@ def test_rows_are_exchanged_on_a_device_that_the_backend_supports(backend, devic
     config = str(BackendConfig(backend))
     monkeypatch.setattr(torch.distributed, "get_backend_config", lambda: config)
     assert communication_device() == torch.device(device)
+
+
+def test_a_table_on_a_gpu_is_exchanged_on_that_gpu(monkeypatch):
+    """In a loop without ``torch.cuda.set_device`` every process's current GPU is the first one, which NCCL refuses."""
+    monkeypatch.setattr(torch.distributed, "get_backend_config", lambda: "cuda:nccl")
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    assert communication_device(torch.device("cuda:3")) == torch.device("cuda:3")
+    assert communication_device(torch.device("cpu")) == torch.device("cuda:0")

@@ -51,7 +51,7 @@ def exchange(table: Table, log: WriteLog) -> None:
     if world_size() == 1:
         return
     table.flush()
-    device = communication_device()
+    device = communication_device(table.device)
     samples, keys = _gather_all(*log.take(), device)
     keys, order = keys.sort()
     samples, by_sample = samples[order].sort(stable=True)
@@ -88,12 +88,14 @@ def _gather_all(samples: Tensor, keys: Tensor, device: torch.device) -> tuple[Te
     return both[0], both[1]
 
 
-def communication_device() -> torch.device:
+def communication_device(near: torch.device | None = None) -> torch.device:
     """The device that the backend communicates on: NCCL does not support CPU tensors.
 
     ``get_backend()`` does not tell: after ``init_process_group()`` without a backend it is "undefined".
+    Of the GPUs it is that of the table, ``near``: a loop that calls no ``set_device`` leaves the first one current in
+    every process, and NCCL refuses one GPU for two of them.
     """
     kinds = [pair.partition(":")[0] for pair in dist.get_backend_config().split(",")]  # "cuda:nccl", "cpu:gloo,cuda:…"
     if "cpu" in kinds:
         return torch.device("cpu")
-    return torch.device("cuda", torch.cuda.current_device())
+    return near if near and near.type == "cuda" else torch.device("cuda", torch.cuda.current_device())
