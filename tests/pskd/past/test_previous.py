@@ -1,6 +1,8 @@
 """PreviousModel: last epoch's weights in place of a table, for samples, sequences and pixels."""
 
 from copy import deepcopy
+from functools import partial
+from types import MethodType
 
 import numpy as np
 import pytest
@@ -208,3 +210,44 @@ def test_a_network_that_keeps_activations_is_copied_or_refused_by_name(inside):
     loss = method.loss(model(x), y, inputs=x)
     assert loss.isfinite()
     assert not method.past.teacher.past[1].features.requires_grad
+
+
+@pytest.mark.parametrize("how", ["closure", "default", "compiled", "wrapped twice"])
+def test_a_replaced_forward_that_would_call_the_present_weights_is_refused(how):
+    """Its copy forwards the model itself: the past would be the present prediction, without a word."""
+    model = network()
+    own = model.forward
+    replaced = {
+        "closure": lambda x: own(x),
+        "default": lambda x, call=own: call(x),
+        "compiled": torch.compile(own, backend="eager"),
+        "wrapped twice": torch.no_grad()(lambda x: own(x)),
+    }
+    model.forward = replaced[how]
+    method = PSKD(None, C, EPOCHS, store=PreviousModel(model))
+    method.set_epoch(0)
+    with pytest.raises(UserError, match=r"Sequential\.forward was replaced .* present weights"):
+        method.set_epoch(1)
+
+
+@pytest.mark.parametrize("how", ["module", "in place", "method", "partial", "stateless"])
+def test_other_ways_to_change_a_forward_are_copied(how):
+    model, x = network(), torch.randn(4, 3, dtype=torch.float64)
+    if how == "module":
+        model = torch.compile(model, backend="eager")
+    elif how == "in place":
+        model.compile(backend="eager")
+    elif how == "method":
+        model.forward = MethodType(lambda self, x: 2 * nn.Sequential.forward(self, x), model)
+    elif how == "partial":
+        model.forward = partial(nn.Sequential.forward, model)
+    else:
+        model[1].forward = lambda x: x
+    method = PSKD(None, C, EPOCHS, store=PreviousModel(model))
+    method.set_epoch(0)
+    method.set_epoch(1)
+    expected = model(x).softmax(1)
+    with torch.no_grad():
+        for weights in model.parameters():
+            weights.zero_()
+    torch.testing.assert_close(method.past_probs(torch.arange(4), inputs=x)[0], expected)

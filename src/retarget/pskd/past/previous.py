@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from pathlib import Path
+from types import CellType, FunctionType
 from typing import Any, Literal
 
 import torch
@@ -116,6 +117,7 @@ class PreviousModel:
     def _copy(self) -> nn.Module:
         """A copy. Activations that a module keeps, and weights that it computes (weight_norm), have no graph in it."""
         model = self._bare()
+        _refuse_replaced_forward(model)
         kept = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
         memo = {id(value): value.detach() for value in kept if not value.is_leaf}
         try:
@@ -125,6 +127,34 @@ class PreviousModel:
                 f"{type(model).__name__} cannot be copied, as PreviousModel does in every epoch "
                 f"({str(error)[:100]}...). Do not keep tensors of a forward pass in it, or use TopK(k)"
             ) from error
+
+
+def _refuse_replaced_forward(model: nn.Module) -> None:
+    """Raise if a module's ``forward`` was replaced by a function that holds a module of the model.
+
+    A copy of the module keeps the function, unlike a method or a partial, and it would forward the present weights.
+    """
+    modules = {id(one) for one in model.modules()}
+    for module in model.modules():
+        if hasattr(module, "_orig_mod"):  # torch.compile's wrapper makes the forward of its copy itself
+            continue
+        waiting, seen = [vars(module).get("forward")], set[int]()
+        while waiting:
+            one = waiting.pop()
+            seen.add(id(one))
+            inside: list[Any] = [getattr(one, "__wrapped__", None)]
+            held: list[Any] = []
+            if isinstance(one, FunctionType):
+                inside += [cell.cell_contents for cell in one.__closure__ or () if cell != CellType()]
+                named = [one.__globals__.get(name) for name in one.__code__.co_names]
+                held = [getattr(part, "__self__", part) for part in (*inside, *(one.__defaults__ or ()), *named)]
+            if not modules.isdisjoint(map(id, held)):
+                raise UserError(
+                    f"{type(module).__name__}.forward was replaced by a function that calls the model itself, so a "
+                    "copy would forward the present weights, not the past ones. Compile with torch.compile(model) or "
+                    "model.compile(), put what the function does into a module, or use TopK(k)"
+                )
+            waiting += [part for part in inside if callable(part) and id(part) not in seen]
 
 
 class PastFromModel:
