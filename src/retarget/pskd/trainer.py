@@ -118,6 +118,12 @@ class PSKDMixin(_Base):
         finally:
             self.train_dataset, self.data_collator = dataset, collator
 
+    def _get_train_sampler(self, train_dataset: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """The library's; it finds a column of lengths, for grouping by length, only in the caller's own dataset."""
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        dataset = dataset.dataset if isinstance(dataset, with_index) else dataset
+        return super()._get_train_sampler(dataset, *args, **kwargs)
+
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
         """One update's batches and number of targets, which the library counts only for some models."""
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
