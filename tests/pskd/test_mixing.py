@@ -130,6 +130,27 @@ def test_shares_that_are_none_are_refused(mixed, message):
         method.loss(model(images()), labels(), torch.arange(N), mixed=mixed)
 
 
+@pytest.mark.parametrize("mode", ["batch", "pair", "elem"])
+def test_a_mixer_that_smooths_labels_is_refused(mode):
+    """timm's default is 0.1, spread here over the samples of the batch: each input would learn all labels."""
+    method, model = begun()
+    more = dict(mixup_alpha=0.2, cutmix_alpha=1.0, mode=mode, num_classes=N)
+    _, plain = Mixup(**more, label_smoothing=0.0)(images(), torch.arange(N))
+    assert method.loss(model(images()), labels(), torch.arange(N), mixed=plain).isfinite()
+    _, smoothed = Mixup(**more)(images(), torch.arange(N))
+    with pytest.raises(UserError, match=r"row 0 of mixed gives 0.0125 .* label_smoothing=0"):
+        method.loss(model(images()), labels(), torch.arange(N), mixed=smoothed)
+
+
+def test_mixing_a_whole_batch_is_not_taken_for_smoothing():
+    method, model = begun()
+    for mixed in (torch.full((N, N), 1 / N), torch.rand(N, N).softmax(1), torch.eye(N)):
+        assert method.loss(model(images()), labels(), torch.arange(N), mixed=mixed).isfinite()
+    one, model = PSKD(N, C, EPOCHS), network()
+    one.set_epoch(0)
+    assert one.loss(model(images(1)), labels(1), torch.arange(1), mixed=torch.ones(1, 1)).isfinite()
+
+
 def test_remember_false_stores_nothing_whatever_the_form():
     z, index = network()(images()), torch.arange(N)
     plain, tags = PSKD(N, C, EPOCHS, store=Dense("float16")), MultiLabelPSKD(N, C, EPOCHS)

@@ -186,6 +186,16 @@ def check_mixed(checks: Checks, mixed: Tensor, index: Tensor) -> Tensor:
         ((total - 1).abs() <= 1e-3) & (mixed.amin(1) >= 0),
         lambda row: f"each row of mixed must sum to 1: row {row} sums to {float(total[row]):.6g}",
     )
+    least = mixed.amin(1)
+    alike = (mixed == least[:, None]).sum(1)  # all but the two that are mixed
+    checks.require(
+        (least <= 0) | (alike < max(size - 2, 3)) | (alike == size),
+        lambda row: (
+            f"row {row} of mixed gives {float(least[row]):.4g} to every other sample of the batch: the mixer smooths "
+            "labels, here over samples and not over classes. Make it with label_smoothing=0, and smooth in the loss, "
+            "loss(..., smoothing=)"
+        ),
+    )
     return mixed
 
 
