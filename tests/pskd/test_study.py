@@ -125,3 +125,9 @@ def test_loader_processes_are_no_part_of_a_runs_identity():
         few, many = (plan("demo", {**config, "workers": workers}) for workers in (0, 3))
         cell = few.conditions[0], few.arms[0], 0
         assert few.run_hash(*cell) == many.run_hash(*cell)
+
+
+def test_a_backbone_is_trained_with_the_official_alpha_in_every_preset():
+    """The official code has no other for ImageNet; 0.3 is only quoted."""
+    for preset in ("demo", "small", "paper"):
+        assert plan(preset, {"task": "detection"}).settings["pretrain"]["alpha_T"] == 0.8

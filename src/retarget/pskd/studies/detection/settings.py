@@ -31,7 +31,7 @@ class Pretraining(Strict):
     lr: float = Field(default=0.1, gt=0, description=_IMAGENET)
     weight_decay: float = Field(default=1e-4, ge=0, description=_IMAGENET)
     drops: tuple[float, ...] = Field(default=(1 / 3, 2 / 3), description=f"lr / 10 at 30 and 60 of 90: {_IMAGENET}")
-    alpha_T: float = Field(default=0.3, ge=0, le=1, description="left open in what was published for ImageNet")
+    alpha_T: float = Field(default=0.8, ge=0, le=1, description="every official command, also for ImageNet")
     store: str = Field(
         default="dense",
         pattern=r"^(dense|topk:\d+:(uniform|renormalise))$",
