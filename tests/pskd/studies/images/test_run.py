@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,9 @@ from safetensors.numpy import load_file
 from retarget.pskd.studies.images import run as classification
 from retarget.pskd.studies.images.analysis import at_an_end
 from retarget.pskd.studies.images.plan import ARMS
+from retarget.pskd.studies.images.settings import Settings
 from retarget.pskd.study import plan
+from retarget.settings import resolve_settings
 from retarget.study.record import Results, Run, read_history, run_directory, write_status
 from retarget.study.runner import run_study
 
@@ -200,3 +203,29 @@ def test_a_validation_part_that_is_all_right_and_few_classes_leave_every_metric_
     found = scores(arrays)
     assert all(np.isfinite(value) for value in found.values())
     assert ("top5" in found) == (classes > 5)
+
+
+def test_the_training_images_logits_are_not_all_kept_at_once(tmp_path, monkeypatch):
+    """ImageNet's are 5 GB on the GPU, and 20 GB more on the host in float64."""
+    settings_ = resolve_settings(Settings, settings("cross_entropy", evaluation_batch=20))
+    parts, alive = classification.split(settings_), [[]]
+    normalise = classification.Normalise(parts.train)
+    torch.manual_seed(0)
+    module = classification.Classifier(classification.build("small_cnn", 10, 1), settings_)
+    module.register_forward_hook(lambda module, args, output: alive[-1].append(weakref.ref(output)))
+    plain = classification.evaluation_loader
+
+    def watched(images, *args):
+        alive.append([])
+        for batch in plain(images, *args):
+            if images is parts.train:
+                assert sum(one() is not None for one in alive[-1]) <= 2
+            yield batch
+
+    monkeypatch.setattr(classification, "evaluation_loader", watched)
+    torch.save({"epoch": 0, "state_dict": module.state_dict()}, tmp_path / "selected.ckpt")
+    arrays = classification.predict(module, parts, normalise, settings_, tmp_path / "selected.ckpt")
+    with torch.no_grad():
+        expected = torch.softmax(module(normalise(parts.train.pixels)).double(), 1)
+    np.testing.assert_allclose(arrays["train_p_true"], expected[range(len(expected)), parts.clean_labels], rtol=1e-5)
+    np.testing.assert_array_equal(arrays["train_correct"], expected.argmax(1) == parts.clean_labels)

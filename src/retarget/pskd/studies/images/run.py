@@ -2,6 +2,7 @@
 
 import logging
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -241,16 +242,22 @@ def predict(
     images (without augmentation, clean labels)."""
     arrays = {f"{name}_labels": part.labels.numpy() for name, part in (("test", parts.test), ("val", parts.validation))}
 
+    def batches(images: Images) -> Iterator[Tensor]:
+        for batch in evaluation_loader(images, normalise, settings):
+            with torch.autocast(module.device.type, torch.bfloat16, enabled=settings.precision == "bf16-mixed"):
+                logits = module(batch[0].to(module.device))
+            yield widen(logits).cpu()
+
     def forward(images: Images) -> np.ndarray:
-        with torch.autocast(module.device.type, torch.bfloat16, enabled=settings.precision == "bf16-mixed"):
-            batches = [module(batch[0].to(module.device)) for batch in evaluation_loader(images, normalise, settings)]
-        return torch.cat([widen(one) for one in batches]).cpu().numpy()
+        return torch.cat(list(batches(images))).numpy()
 
     module.eval()
     arrays["test_logits"], arrays["val_logits"] = forward(parts.test), forward(parts.validation)
-    train = torch.softmax(torch.from_numpy(forward(parts.train)).double(), 1)
-    arrays["train_p_true"] = train.gather(1, parts.clean_labels[:, None])[:, 0].float().numpy()
-    arrays["train_correct"] = (train.argmax(1) == parts.clean_labels).numpy()
+    found = []  # not the training images' probabilities: ImageNet's are 10 GB
+    for logits, labels in zip(batches(parts.train), parts.clean_labels.split(settings.evaluation_batch), strict=True):
+        probs = torch.softmax(logits.double(), 1)
+        found.append((probs.gather(1, labels[:, None])[:, 0].float(), probs.argmax(1) == labels))
+    arrays["train_p_true"], arrays["train_correct"] = (torch.cat(one).numpy() for one in zip(*found, strict=True))
     state = torch.load(selected, weights_only=True, map_location=module.device)
     arrays["selected_epoch"] = np.asarray([state["epoch"] + 1])
     module.load_state_dict(state["state_dict"])
