@@ -153,15 +153,20 @@ class Form:
         refuse_other_state(state, self.agreed, ["epoch"], "PS-KD state")
         self.schedule.began = state["epoch"]
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, *, writes: bool | None = None) -> None:
         """Write the table and the state to a safetensors file beside the model's checkpoint, atomically.
 
         With ``PreviousModel`` the past weights are written instead of a table. A memory-mapped table stays where it is;
         only the state is written. Collective: every rank calls it, rank 0 writes.
+
+        Args:
+            writes: whether this process writes; for nodes without a common disk, True in one process of each.
         """
         self.end_epoch()
         tensors = self.past.save()
-        if world_size() == 1 or torch.distributed.get_rank() == 0:
+        if writes is None:
+            writes = world_size() == 1 or torch.distributed.get_rank() == 0
+        if writes:
             write_state(path, _STATE, self.state_dict(), tensors)
 
     def load(self, path: str | Path) -> None:

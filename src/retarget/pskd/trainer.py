@@ -213,7 +213,7 @@ class PSKDMixin(_Base):
         """Save the table first: the library writes trainer_state.json last, so its presence shows that all is there."""
         if self.pskd and not self.args.save_only_model:
             folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
-            self.pskd.save(folder / STATE_FILE)
+            self.pskd.save(folder / STATE_FILE, writes=self.args.should_save)  # by the process that saves the model
         super()._save_checkpoint(model, trial)
 
     def _hp_search_setup(self, trial: Any) -> None:
