@@ -241,3 +241,14 @@ def test_trivial_augment_draws_by_epoch_and_sample_alone():
     together, alone = data.__getitems__([(1, 4), (1, 9)])[0], data.__getitems__([(1, 9)])[0]
     assert torch.equal(together[1], alone[0])
     assert not torch.equal(alone, data.__getitems__([(2, 9)])[0])
+
+
+def test_an_epochs_crops_are_drawn_once(monkeypatch):
+    """They were drawn for all samples in each batch: 50 ms of a million samples, longer than a step."""
+    drawn, draw = [], np.random.default_rng
+    monkeypatch.setattr(np.random, "default_rng", lambda seed: drawn.append(seed) or draw(seed))
+    pixels = torch.randint(256, (3, 1, 6, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    for epoch in (7, 8):
+        found = [crop_flip(pixels, torch.tensor(chosen), 3, seed=41, epoch=epoch) for chosen in ([0, 1, 2], [2, 1, 0])]
+        assert torch.equal(found[0][1], found[1][1])
+    assert drawn == [[41, 7], [41, 8]]

@@ -7,6 +7,7 @@ ask: a resumed run sees the same pixels as an uninterrupted one.
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -239,8 +240,7 @@ class EpochSampler(DistributedSampler):
 
 def crop_flip(pixels: Tensor, index: Tensor, num_samples: int, seed: int, epoch: int, padding: int = 4) -> Tensor:
     """Random crop after zero padding and random horizontal flip, seeded per sample by (seed, epoch, sample)."""
-    rng = np.random.default_rng([seed, epoch])
-    draws = torch.from_numpy(rng.integers(0, [2 * padding + 1, 2 * padding + 1, 2], size=(num_samples, 3)))[index]
+    draws = _crops(num_samples, seed, epoch, padding)[index]
     _, _, height, width = pixels.shape
     padded = torch.nn.functional.pad(pixels, (padding,) * 4)
     rows = draws[:, :1] + torch.arange(height)
@@ -248,6 +248,13 @@ def crop_flip(pixels: Tensor, index: Tensor, num_samples: int, seed: int, epoch:
     columns = torch.where(draws[:, 2:] == 1, columns.flip(1), columns) + draws[:, 1:2]
     sample = torch.arange(len(pixels))[:, None, None]
     return padded.movedim(1, -1)[sample, rows[:, :, None], columns[:, None, :]].movedim(-1, 1)
+
+
+@lru_cache(maxsize=1)  # one draw for an epoch, not one for each of its batches: 50 ms for a million samples
+def _crops(num_samples: int, seed: int, epoch: int, padding: int) -> Tensor:
+    """Top, left and whether to flip, of every sample in an epoch, [N, 3]."""
+    rng = np.random.default_rng([seed, epoch])
+    return torch.from_numpy(rng.integers(0, [2 * padding + 1, 2 * padding + 1, 2], size=(num_samples, 3)))
 
 
 def whole_batch(batch: list[Tensor]) -> list[Tensor]:
