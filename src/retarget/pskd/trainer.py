@@ -120,7 +120,7 @@ class PSKDMixin(_Base):
 
     def _get_train_sampler(self, train_dataset: Any = None, *args: Any, **kwargs: Any) -> Any:
         """The library's; it finds a column of lengths, for grouping by length, only in the caller's own dataset."""
-        dataset = self.train_dataset if train_dataset is None else train_dataset
+        dataset: Any = self.train_dataset if train_dataset is None else train_dataset
         dataset = dataset.dataset if isinstance(dataset, with_index) else dataset
         return super()._get_train_sampler(dataset, *args, **kwargs)
 
