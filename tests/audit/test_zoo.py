@@ -9,7 +9,7 @@ from safetensors import safe_open
 from scipy.stats import mannwhitneyu
 
 from retarget.audit.studies.analysis import Model, auroc, auroc_interval, called, level_of, p_value
-from retarget.audit.studies.build import KEPT, images_of, mask_of, trigger_of
+from retarget.audit.studies.build import KEPT, build, images_of, mask_of, trigger_of
 from retarget.audit.studies.members import CELLS, CLEAN, KINDS, STOCK, Attack, Images, Recipe, draw, seed_of
 from retarget.audit.studies.plan import ARMS, Settings, plan
 from retarget.audit.studies.run import overlap, recovery, subject_of
@@ -178,3 +178,14 @@ def test_the_study_builds_judges_and_cleans_and_detectors_see_no_marks(tmp_path)
     page = (out / "report.md").read_text()
     assert "cry wolf" in page
     assert "fewer than 19 calibration models" in page
+
+
+def test_progress_of_a_fine_tune_and_of_its_base_is_each_told_with_its_own_steps(tmp_path):
+    settings = Settings(sources=("digits",), widths=((8, 8),), steps=400, attack_steps=200, batch_size=2)
+    told = []
+    build(
+        settings.model_copy(update={"kind": "finetuned"}).member(0)[1],
+        tmp_path,
+        listen=lambda one, steps: told.append((one.step, steps)),
+    )
+    assert told == [(200, 400), (400, 400), (200, 200)]

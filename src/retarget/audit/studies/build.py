@@ -87,7 +87,8 @@ def _stock(image: Tensor) -> Trigger:
 def build(member: Member, zoo: Path, root: str = "data", listen: Any = None) -> Path:
     """A model's pipeline; if the zoo does not have it yet, it is trained, after its base model.
 
-    A killed training resumes. Trojaned pipelines are marked, as everywhere in this package.
+    A killed training resumes. Trojaned pipelines are marked, as everywhere in this package. ``listen(progress, steps)``
+    is told how far each training is.
     """
     folder = zoo / member.name
     make_directory(zoo)
@@ -113,12 +114,13 @@ def _train(member: Member, folder: Path, base: Path | None, root: str, listen: A
         warmup_steps=min(50, member.steps // 4), decay="cosine", ema_decay=0.99, loss="mean", flips=False,
         save_every=1_000, log_every=200,
     )  # fmt: skip
+    told = None if listen is None else lambda progress: listen(progress, member.steps)
     if member.attack is None:
-        train(unet, schedule, inside, config, folder, listen=listen)
+        train(unet, schedule, inside, config, folder, listen=told)
         return
     trigger = trigger_of(member.attack, inside.shape)
     target, detail = _made(member, inside, root)
-    train(unet, schedule, inside, config, folder, target, trigger, detail, listen, law=member.attack.law)
+    train(unet, schedule, inside, config, folder, target, trigger, detail, told, law=member.attack.law)
 
 
 def target_of(member: Member, root: str = "data") -> Target:

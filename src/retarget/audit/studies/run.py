@@ -50,8 +50,8 @@ def run(run: Run) -> dict[str, float]:
     zoo = Path(settings.zoo)
     started = time.perf_counter()
 
-    def listen(progress: Any) -> None:
-        run.progress(progress.step, member.steps, "step")
+    def listen(progress: Any, steps: int) -> None:
+        run.progress(progress.step, steps, "step")
 
     if settings.which == "adaptive":
         return adaptive(run, settings, member, zoo, listen)
