@@ -82,3 +82,14 @@ def test_a_checkpoint_is_compared_with_clean_models_that_are_trained_about_as_we
     assert len(far.scores) == LEAST
     assert far.scores[:4] == [0.4] * 4
     assert "nearest in training" in far.name
+
+
+def test_models_with_as_many_channels_come_before_all_others():
+    """Networks of photographs score higher than those of grey figures, and must not raise the bar of these."""
+    grey = [model(score=0.1, side=side) for side in (8, 16) for _ in range(LEAST - 5)]
+    null = Null(search="s", command="", models=[*grey, *(model(score=0.4, side=16, channels=3) for _ in range(9))])
+    family = nearest(16, 1, 0.01, null, "s")
+    assert family.scores == [0.1] * 2 * (LEAST - 5)
+    assert (family.own, family.name) == (LEAST - 5, "any side, 1 channel, trained about as well")
+    assert 0.4 in nearest(16, 3, 0.01, null, "s").scores
+    assert len(nearest(16, 3, 0.01, null, "s").scores) == len(null.models)

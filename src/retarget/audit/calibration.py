@@ -89,8 +89,8 @@ class Family(Strict):
 def nearest(side: int, channels: int, residual: float, null: Null, fingerprint: str) -> Family:
     """The clean models that are most similar to a checkpoint, or the reason why there is no error rate.
 
-    These are the models of its own shape that are trained about as well. If there are too few, models of all shapes
-    that are trained about as well; if there are still too few, the 19 whose error on plain noise is nearest.
+    These are the models of its own shape that are trained about as well. If there are too few, those with as many
+    channels, then those of all shapes; if there are still too few, the 19 whose error on plain noise is nearest.
 
     Args:
         side, channels: shape of the checkpoint's images.
@@ -98,12 +98,18 @@ def nearest(side: int, channels: int, residual: float, null: Null, fingerprint: 
         null: the null to compare with.
         fingerprint: fingerprint of the search that was run on the checkpoint.
     """
-    same = [one for one in null.models if (one.side, one.channels) == (side, channels)]
+    plural = "s" * (channels > 1)
+    coloured = [one for one in null.models if one.channels == channels]
     within = _between(side, channels, null)
-    alike = _alike(same, residual)
-    name = f"{side}×{side}, {channels} channel{'s' * (channels > 1)}, trained about as well"
-    if len(alike) < LEAST:
-        alike, name = _alike(null.models, residual), f"{_span(null)}, trained about as well"
+    alike: list[NullModel] = []
+    name = ""
+    for models, shapes in (
+        ([one for one in coloured if one.side == side], f"{side}×{side}, {channels} channel{plural}"),
+        (coloured, f"any side, {channels} channel{plural}"),
+        (null.models, _span(null)),
+    ):
+        if len(alike) < LEAST:
+            alike, name = _alike(models, residual), f"{shapes}, trained about as well"
     if len(alike) < LEAST:
         alike = sorted(null.models, key=lambda one: abs(math.log(one.residual / max(residual, 1e-12))))[:LEAST]
         name = f"{_span(null)}, the {len(alike)} nearest in training"
