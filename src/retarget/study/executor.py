@@ -140,7 +140,7 @@ class LocalExecutor:
 
     def _variables(self, place: int) -> dict[str, str]:
         """The environment variables that libraries read when they load, for the worker at this place of ``jobs``."""
-        variables = dict.fromkeys(THREAD_VARIABLES, str(self.threads))
+        variables: dict[str, str] = {name: str(self.threads) for name in THREAD_VARIABLES}
         gpus = visible_gpus() if self.jobs > 1 else []
         if len(gpus) > 1:  # all of them, since a run may use several, but with another one first
             first = place * len(gpus) // self.jobs
