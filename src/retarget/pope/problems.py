@@ -124,11 +124,7 @@ def read_problems(
             continue
         ids.lines[problem.id] = line
         problems.append(problem)
-    if ids.repeats:
-        _LOG.warning(
-            "%s: %d rows repeat the question of an earlier row, as most of DAPO-Math-17k on the hub do; each is a "
-            "problem of its own, and is sampled", source, ids.repeats.total(),
-        )  # fmt: skip
+    ids.warn_of_repeats(source)
     if bad:
         _report(source, bad, len(problems), skip_invalid, rejects, write_rejects)
     if not problems:
@@ -142,6 +138,14 @@ class _Ids:
     def __init__(self) -> None:
         self.lines: dict[str, int] = {}
         self.repeats: Counter[str] = Counter()
+
+    def warn_of_repeats(self, source: str | Path) -> None:
+        """Say how many rows repeat a question: each of them is mined."""
+        if self.repeats:
+            _LOG.warning(
+                "%s: %d rows repeat the question of an earlier row; each is a problem of its own, and is sampled",
+                source, self.repeats.total(),
+            )  # fmt: skip
 
     def unique(self, problem: Problem) -> Problem:
         """The problem; if its id is a hash that has occurred (the same question twice), under a new one.

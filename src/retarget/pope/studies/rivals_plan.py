@@ -4,6 +4,7 @@ Every arm is a configuration of the same trainer (:mod:`retarget.pope.studies.ri
 rollouts and at least its tokens, prompts included. Mining is charged to all arms, the search to those that use it.
 """
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import Field
@@ -358,11 +359,7 @@ def plan(
     settings = resolve_settings(RivalSettings, {**PRESETS[preset], **config})
     several = len(conditions) > 1
     chosen = choose_arms(question.arms, arms)
-    if settings.cap < 0.5 and any(arm.settings.get("curriculum") == "phases" for arm in chosen):
-        raise UserError(
-            f"cap = {settings.cap:g}, but the arm questa begins with half of the solution: give a cap of at least 0.5, "
-            "or leave the arm out of --arms"
-        )
+    _refuse_cap(settings.cap, chosen)
     return StudyPlan(
         study=f"pope.{name}",
         title=f"POPE: {question.title}, on problems that this package generates",
@@ -381,6 +378,15 @@ def plan(
         claims=tuple(claim for one in conditions for claim in claims(question, one, f"_{one.name}" if several else "")),
         minutes_per_run=MINUTES_PER_RUN[preset],
     )
+
+
+def _refuse_cap(cap: float, arms: Sequence[Arm]) -> None:
+    """Raise if the longest prefix is shorter than what an arm shows first."""
+    if cap < 0.5 and any(arm.settings.get("curriculum") == "phases" for arm in arms):
+        raise UserError(
+            f"cap = {cap:g}, but the arm questa begins with half of the solution: give a cap of at least 0.5, or leave "
+            "the arm out of --arms"
+        )
 
 
 def _is_of(condition: Condition, worlds: dict[str, Any]) -> bool:
