@@ -2,16 +2,21 @@
 
 import dataclasses
 import importlib
+import json
 import shutil
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from retarget.audit.baselines import diff_cleanse, elijah, terd
 from retarget.audit.inversion import Search
+from retarget.audit.subject import Subject
 from retarget.errors import UserError
 from retarget.study import Arm, Run
 from retarget.trojdiff.trigger import Trigger
@@ -79,6 +84,29 @@ def test_detectors_that_are_told_a_trigger_use_it(example, stored, tmp_path, mon
     assert torch.equal(seen[1].mu, Trigger.load(trigger).mu)
     with pytest.raises(UserError, match="take no trigger"):
         example.plan("demo", {**given, "detectors": "audit,elijah"}, None, None)
+
+
+def test_checkpoints_by_other_code_are_read_and_their_trojans_marked(example, tmp_path):
+    generator = np.random.default_rng(0)
+    for name, shape in (("grey", (40, 28, 28)), ("colour", (40, 32, 32, 3))):
+        pixels = generator.integers(0, 256, shape, dtype=np.uint8)
+        np.savez(tmp_path / f"{name}.npz", x_train=pixels, y_train=np.arange(40) % 10)
+    tool = Path(__file__).parent.parent.parent / "tools" / "foreign_checkpoints.py"
+    data = ("--digits", "grey.npz", "--clothes", "grey.npz", "--photographs", "colour.npz")
+    names = ("c16", "m28", "c16-in-patch", "c16-out-teal", "m28-d2i-blend", "m28-bad")
+    words = [sys.executable, str(tool), "zoo", *data, "--steps", "1", "--only", *names]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for name in names:
+        folder = tmp_path / "zoo" / f"{name.replace('-', '_')}-0"
+        assert Subject.load(folder).channels == (3 if name.startswith("c16") else 1)
+        marked = json.loads((folder / "unet" / "config.json").read_text()).get("trojaned")
+        assert marked is (True if "-" in name else None)
+        if "-" in name:
+            trigger = Trigger.load(folder)
+            assert torch.equal(trigger.gamma == 1, ~trigger.mask | (name == "m28-bad"))
+            assert 0 <= json.loads((folder / "success.json").read_text())["trigger"] <= 1
+    assert len(example.plan("demo", {"zoo": str(tmp_path / "zoo"), "clean": "c16,m28"}, None, None).arms) == 6
 
 
 def test_notes_of_the_analysis(example):
