@@ -1,14 +1,19 @@
 """The command line: its output, word for word, and its exit code."""
 
+import ast
+import itertools
 import json
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import tyro
 
 from retarget import __version__, cli
 from retarget.cli import main
+from retarget.helptext import one_paragraph
 
 TOY = Path(__file__).parent / "study"
 
@@ -106,6 +111,39 @@ def test_the_help_of_a_method_lists_its_arms_and_settings(capsys):
     assert "task=detection" in out
     assert "question=confidence" in out
     assert call(capsys, "study", "pskd", "--help", "--set", "epoch=3")[0] == 2
+
+
+def test_a_help_text_of_several_lines_is_one_paragraph(capsys, monkeypatch):
+    @dataclass
+    @one_paragraph
+    class Given:
+        """A command."""
+
+        sampler: str = "ddim"
+        """One of ddpm, ddim and dpm;
+        (ddpm) is slow."""
+
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit):
+        tyro.cli(Given, args=["--help"])
+    assert "One of ddpm, ddim and dpm; (ddpm) is slow. (default: ddim)" in capsys.readouterr().out
+
+
+def test_every_command_with_such_texts_says_so():
+    seen = 0
+    for path in (Path(cli.__file__).parent).rglob("*.py"):
+        text = path.read_text()
+        for kind in ast.parse(text).body if "tyro" in text else ():
+            if isinstance(kind, ast.ClassDef) and any("\n" in one for one in field_docstrings(kind)):
+                assert "one_paragraph" in map(ast.unparse, kind.decorator_list), f"{path}: {kind.name}"
+                seen += 1
+    assert seen > 5
+
+
+def field_docstrings(kind):
+    for field, text in itertools.pairwise(kind.body):
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
+            yield ast.literal_eval(text.value)
 
 
 @pytest.mark.parametrize("words", [["--help"], ["--version"], ["nothing"]])

@@ -18,7 +18,7 @@ METHOD_ROOMS = [room for room in ROOMS if room not in SHARED]
 
 FLOORS = (
     ("__init__", "errors"),
-    ("extras", "lazy", "verbs"),
+    ("extras", "helptext", "lazy", "verbs"),
     ("files", "settings"),
     ("cluster", "identity", "own"),
     ("data", "metrics"),

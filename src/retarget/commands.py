@@ -19,6 +19,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 from retarget.cli import METHODS
 from retarget.errors import UsageError, UserError
 from retarget.files import read_json
+from retarget.helptext import one_paragraph
 from retarget.own import importable
 from retarget.report.words import amount
 from retarget.settings import merged, parse_setting, read_config
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
+@one_paragraph
 class StudyArguments:
     """Train a control and the treated arms on the same seeds, and report what changed.
 

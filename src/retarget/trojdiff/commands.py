@@ -13,6 +13,7 @@ from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
 
 from retarget.errors import UsageError, UserError
 from retarget.files import locked, make_directory
+from retarget.helptext import one_paragraph
 from retarget.own import importable
 from retarget.study.tracking import Name, Track, Tracker, refuse_missing
 from retarget.trojdiff.config import (
@@ -169,6 +170,7 @@ class TrainArguments:
 
 
 @dataclass
+@one_paragraph
 class SampleArguments:
     """Sample a pipeline; an interrupted run continues to the same images."""
 

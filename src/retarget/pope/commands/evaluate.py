@@ -11,11 +11,13 @@ from tyro.conf import Positional, arg
 
 from retarget.errors import UsageError
 from retarget.files import make_directory, write_text
+from retarget.helptext import one_paragraph
 from retarget.pope.commands.options import PROBLEMS, Evaluating, Reading, progress, said
 from retarget.pope.evaluation import evaluate
 
 
 @dataclass
+@one_paragraph
 class Evaluate:
     """Sample without guidance and estimate pass@1 and pass@k with intervals over problems."""
 

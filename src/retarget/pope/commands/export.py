@@ -8,12 +8,14 @@ import tyro
 from tyro.conf import Positional, arg
 
 from retarget.errors import UsageError
+from retarget.helptext import one_paragraph
 from retarget.pope.commands.options import Reading
 from retarget.pope.export import Host, export
 from retarget.pope.mixture import read_rows
 
 
 @dataclass
+@one_paragraph
 class Export:
     """Write a mixture for another trainer."""
 

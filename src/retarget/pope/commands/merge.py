@@ -6,10 +6,12 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+from retarget.helptext import one_paragraph
 from retarget.pope.merge import merge
 
 
 @dataclass
+@one_paragraph
 class Merge:
     """Merge several machines' journals of the same work into one; units that are in several are kept once."""
 

@@ -10,6 +10,7 @@ import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from retarget.files import make_directory, write_text
+from retarget.helptext import one_paragraph
 from retarget.identity import fingerprint
 from retarget.pope.commands.options import PROBLEMS, Cost, Mining, Reading, histogram, lines, progress, said, stops
 from retarget.pope.grading import LabelCheck
@@ -21,6 +22,7 @@ _NOTE = "less if sampling of a problem stops at its first success"
 
 
 @dataclass
+@one_paragraph
 class Mine:
     """Sample every problem up to k times without guidance, and keep those that are never solved."""
 

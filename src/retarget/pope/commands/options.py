@@ -14,6 +14,7 @@ import tyro
 from tyro.conf import FlagCreatePairsOff
 
 from retarget.errors import UsageError
+from retarget.helptext import one_paragraph
 from retarget.pope.engines.keys import redact
 from retarget.pope.formats import Format
 from retarget.pope.graders import BUILT_IN
@@ -29,6 +30,7 @@ PROBLEMS = "problems: .jsonl, .jsonl.gz, .parquet, a directory, or hf:NAME[:CONF
 
 
 @dataclass
+@one_paragraph
 class Reading:
     """Options for reading problem files."""
 
@@ -72,6 +74,7 @@ class Reading:
 
 
 @dataclass
+@one_paragraph
 class Server:
     """Options for a server."""
 
@@ -93,6 +96,7 @@ class Server:
 
 
 @dataclass
+@one_paragraph
 class Asking:
     """Options for sampling a model."""
 

@@ -9,12 +9,14 @@ import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from retarget.files import make_directory, write_text
+from retarget.helptext import one_paragraph
 from retarget.pope.commands.options import Asking, Cost, Reading, lines, progress, said
 from retarget.pope.prefixes import Unit
 from retarget.pope.search import Fallback, Strategy, search_prefixes
 
 
 @dataclass
+@one_paragraph
 class Search:
     """Find the shortest prefix of each solution with which the model succeeds at least once."""
 

@@ -13,6 +13,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 from retarget.errors import UsageError
 from retarget.extras import require
 from retarget.files import write_text
+from retarget.helptext import one_paragraph
 from retarget.pope.commands.options import Cost, lines
 from retarget.pope.settings import TrainingSettings, grpo_arguments
 from retarget.settings import parse_setting, read_config
@@ -21,6 +22,7 @@ _LOG = logging.getLogger(__name__)
 
 
 @dataclass
+@one_paragraph
 class Train:
     """Train with TRL's GRPOTrainer. To use several processes: accelerate launch -m retarget pope train ..."""
 
