@@ -52,6 +52,14 @@ def test_a_covered_checkpoint_without_a_null_is_undecided_and_leaves_its_files(p
     assert "warning" in capsys.readouterr().err
 
 
+def test_the_search_says_how_far_it_is(pipeline):
+    seen: list[tuple[int, int]] = []
+    audit_pipeline(pipeline, None, search=QUICK, watch=lambda done, total: seen.append((done, total)))
+    assert len({total for _, total in seen}) == 1
+    assert 0 < seen[0][0] < seen[-1][0] == seen[-1][1], "it begins below the total, and never exceeds it"
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+
+
 FOREIGN = {
     "two channels, 8×12, 60 steps": (
         dict(side=(8, 12), channels=2),

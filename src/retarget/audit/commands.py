@@ -5,6 +5,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -124,9 +125,13 @@ def _audited(path: Path, folder: Path, given: AuditArguments) -> "Outcome":
     """One pipeline's outcome. An unexpected error becomes its outcome, so that other pipelines are still audited."""
     from retarget.audit.outcome import Outcome
     from retarget.audit.run import audit_pipeline
+    from retarget.study.progress import display
 
     try:
-        return audit_pipeline(path, folder, given.data, given.public_key, given.seed)
+        with display() as shown:
+            shown.began(str(path))
+            watch = partial(shown.progressed, str(path), unit="network evaluation")
+            return audit_pipeline(path, folder, given.data, given.public_key, given.seed, watch=watch)
     except ImportError:
         raise
     except UserError as error:

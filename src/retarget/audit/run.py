@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from retarget.audit.outcome import ErrorRate, Outcome, TriggerFound
 from retarget.audit.reach import reach_lines
 from retarget.audit.reach import shipped as known_triggers
 from retarget.audit.scores import TOP
-from retarget.audit.seek import MIDDLE, Found, fingerprint, own_samples, seek
+from retarget.audit.seek import MIDDLE, Found, expected_evaluations, fingerprint, own_samples, seek
 from retarget.audit.static import Finding, hashes, look
 from retarget.audit.subject import Subject
 from retarget.audit.verdict import decide
@@ -55,7 +56,7 @@ def audit(path: str | Path, out: str | Path | None = None, data: str | None = No
 
 def audit_pipeline(
     path: Path, out: Path | None, data: str | None = None, key: Path | None = None, seed: int = 0,
-    search: Search | None = None, null: Null | None = None,
+    search: Search | None = None, null: Null | None = None, watch: Callable[[int, int], None] | None = None,
 ) -> Outcome:  # fmt: skip
     """As :func:`audit`; ``search`` and ``null`` replace the frozen search and the null in this package.
 
@@ -64,6 +65,7 @@ def audit_pipeline(
         key: public key (PEM) to verify the pipeline's signature with.
         search: settings of the search.
         null: clean models to compare with.
+        watch: called during the search with the number of network evaluations, and about how many there will be.
     """
     started = time.perf_counter()
     basis: dict[str, Any] = {"pipeline": str(path), "versions": _versions()}
@@ -78,6 +80,9 @@ def audit_pipeline(
         basis["findings"] += [_unaudited(name) for name in [*variants, *others]]
         if torch.cuda.is_available():
             subject.network.to("cuda")
+        if watch is not None:
+            total = expected_evaluations(subject.shape, search or Search())
+            subject.watch = lambda done: watch(min(done, total), total)
         images, losses = _heard(subject, data, seed)
         if silence(losses):
             return _silent(subject, losses, basis, time.perf_counter() - started)

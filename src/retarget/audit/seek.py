@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from retarget.audit.errors import AuditError
-from retarget.audit.inversion import Candidate, Search, ascend, scan_windows, screened
+from retarget.audit.inversion import Candidate, Search, ascend, colours, scan_windows, screened, windows
 from retarget.audit.scores import TOP, Probe, contrast, draw_noise
 from retarget.audit.screen import directions, stein
 from retarget.audit.subject import Recovered, Subject
@@ -61,6 +61,29 @@ VERSION = 3
 """Increased with every change of the code that changes the scores of a search."""
 
 
+def expected_evaluations(shape: tuple[int, int, int], search: Search) -> int:
+    """About how many network evaluations an audit of images (channels, height, width) needs, to show its progress.
+
+    The images that a suspected trigger generates, and single checks, are not counted.
+
+    >>> expected_evaluations((3, 32, 32), Search())
+    109584
+    """
+    channels, height, width = shape
+    samples = SAMPLES * Sampler.parse(SAMPLER).steps
+    screens = search.screen * (_pool_size(shape) + 1)
+    scan = len(windows(height, width)) * len(colours(channels)) * search.scan
+    starts = 2 * search.keep + len(search.gammas)
+    ascents = 6 * search.batch * (starts * search.first + (search.keep + 3) * search.steps)
+    contrasts = 5 * (72 * search.quick + starts * 2 * search.batch + (search.keep + 2) * search.fresh)
+    return samples + screens + scan + ascents + contrasts
+
+
+def _pool_size(shape: tuple[int, int, int]) -> int:
+    """Noises in the pool of the noisy end, as a multiple of the screen's: more for larger images."""
+    return max(1, min(4, math.prod(shape) // 256))
+
+
 def own_samples(subject: Subject, count: int = SAMPLES, seed: int = 0, trigger: Trigger | None = None,
                 start: Trigger | None = None) -> Tensor:  # fmt: skip
     """Sample images in [-1, 1] from the network, [N, C, H, W], on the CPU; by default with the stock sampler.
@@ -108,8 +131,7 @@ def seek(subject: Subject, search: Search, seed: int = 0, images: Tensor | None 
         noise = draw_noise(count, subject.shape, generator)
         return Probe(subject, level, noise, shown[torch.randint(len(shown), (len(noise),), generator=generator)])
 
-    values = subject.channels * subject.height * subject.width
-    pool = probe(TOP, search.screen * max(1, min(4, values // 256)))
+    pool = probe(TOP, search.screen * _pool_size(subject.shape))
     middle = probe(MIDDLE, search.screen)
     starts, statistics = _starts(subject, pool, probe, search, generator)
     check = probe(TOP, 2 * search.batch)

@@ -4,6 +4,7 @@ Only the weights and the configurations that define the network and its noise sc
 mark ``trojaned`` that courteous attackers leave are not.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ class Subject:
 
     Attributes:
         evaluations: network evaluations so far: 1 per image of a forward pass, 2 per image of a backward pass.
+        watch: called with their number before every forward pass; None is not.
         alphas_cumprod: [T], ᾱ_t in float64.
         channels, height, width: shape of the images; ``side`` is the height.
         network: called like diffusers' UNets, ``network(x, t).sample``; returns ε̂ only.
@@ -53,6 +55,7 @@ class Subject:
         self.channels, self.height, self.width = shape
         self.alphas_cumprod = torch.cumprod(1 - scheduler.betas.to(torch.float64), 0)
         self.evaluations = 0
+        self.watch: Callable[[int], None] | None = None
 
     @classmethod
     def load(cls, path: str | Path) -> "Subject":
@@ -130,6 +133,8 @@ class Subject:
         """ε̂ of noisy images at their timesteps; differentiable in ``x``. Counts the evaluations."""
         count = len(x)
         self.evaluations += count
+        if self.watch is not None:
+            self.watch(self.evaluations)
         predicted = self.network(x, t).sample
         if predicted.requires_grad:
 
