@@ -1,7 +1,11 @@
 """Published detectors: their losses against slow NumPy, their shortcuts, and the calls that they count."""
 
 import itertools
+import re
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +15,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import nn
 from torchmetrics.image import TotalVariation
 
+import retarget.audit
 import retarget.audit.baselines.diff_cleanse as cleanse
 import retarget.audit.baselines.elijah as elijah
 import retarget.audit.baselines.terd as terd
@@ -171,3 +176,23 @@ def test_images_from_a_first_state_are_the_stock_samplers(subject):
         for t in scheduler.timesteps:
             x = scheduler.step(subject.network(x, t).sample, t, x, generator=generator).prev_sample
     torch.testing.assert_close(ours, (x.clamp(-1, 1) + 1) / 2)
+
+
+def test_a_detectors_name_is_its_module_however_it_is_asked_for():
+    code = (
+        "import retarget.audit.baselines as b; print(b.terd.__name__, b.terd.__name__, set(b.__all__) <= set(dir(b)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["retarget.audit.baselines.terd"] * 2 + ["True"]
+    with pytest.raises(AttributeError, match="has no attribute 'nonesuch'"):
+        retarget.audit.baselines.nonesuch  # noqa: B018
+
+
+def test_the_cards_example_of_a_detector_runs(subject, monkeypatch):
+    card = Path(retarget.audit.__file__).with_name("README.md").read_text(encoding="utf-8")
+    (block,) = (one for one in re.findall(r"```python\n(.*?)```", card, re.DOTALL) if "baselines" in one)
+    monkeypatch.setattr(Subject, "load", lambda path: subject)
+    monkeypatch.setattr(terd.terd, "__defaults__", (replace(terd.SHORT, iterations=2, refinements=1), 0, None, True))
+    names = {}
+    exec(block, names)
+    assert names["found"].evaluations == subject.evaluations

@@ -1,15 +1,23 @@
-"""Published detectors, reimplemented from their papers, with which the audit is compared."""
+"""Published detectors, reimplemented from their papers, with which the audit is compared.
 
-from collections.abc import Callable
+``diff_cleanse``, ``elijah`` and ``terd`` are modules, each with a function of its own name and its settings.
+"""
+
+from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING
 
-from retarget.lazy import lazy
-
 if TYPE_CHECKING:
-    from retarget.audit.baselines.diff_cleanse import diff_cleanse
-    from retarget.audit.baselines.elijah import elijah
-    from retarget.audit.baselines.terd import terd
+    from retarget.audit.baselines import diff_cleanse, elijah, terd
 
 __all__ = ["diff_cleanse", "elijah", "terd"]
-__getattr__: Callable[[str], object]
-__getattr__, __dir__ = lazy(__name__, {"diff_cleanse": "diff_cleanse", "elijah": "elijah", "terd": "terd"})
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return import_module(f"{__name__}.{name}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
