@@ -139,7 +139,7 @@ class PSKDCallback(SavedBeside):
 
     In the first step of every epoch, before the backward pass, the callback checks in the autograd graph that the loss
     depends on the rows. If it does not, the run stops with an error that names the remedy, before anything is learnt
-    from hard labels. With ``alpha_T`` 0 the callback does nothing.
+    from hard labels. With ``alpha_T`` 0 labels and loss stay as they are; predictions are still remembered.
 
     ``label_smoothing=`` of the loss smooths the hard label and not the past, as ``method.loss(smoothing=)`` does;
     ``weight=`` weighs classes, and the mean is taken over the weights of the hard labels. (PyTorch's ``cross_entropy``

@@ -99,7 +99,8 @@ class SequencePSKD(PlacedPSKD):
         lengths: number of targets (labels that are not ``ignore_index``) of each training sequence; None with
             ``PreviousModel``.
         num_classes: C, size of the vocabulary.
-        store: by default ``TopK(10)``; ``MemoryMapped(path, TopK(k))`` for a table that does not fit in memory.
+        store: by default ``TopK(10)``, with fewer than 40 classes dense; ``MemoryMapped(path, TopK(k))`` for a table
+            that does not fit in memory.
 
     Logits are [B, T, C]: ``logits[b, t]`` predicts ``targets[b, t]``, so shift a causal model's labels first. Other
     arguments as in :class:`~retarget.pskd.method.PSKD`.

@@ -50,10 +50,11 @@ class PSKDMixin(_Base):
 
     Args:
         alpha_T: weight of the past in the last epoch, in [0, 1]; ``hyperparameter_search`` can vary it by this name.
-        store: ``"dense"``, ``TopK(k)`` or ``MemoryMapped(path, rows)``; by default dense for [B] and ``TopK(10)``
-            for [B, T]. ``PreviousModel()`` instead forwards last epoch's weights of the trained model on the same
-            inputs; it needs no index, so it accepts streams, packed batches and ``model_init``. A stream has no epochs:
-            its ``max_steps`` are divided into ``num_train_epochs`` equal parts.
+        store: ``"dense"``, ``TopK(k)`` or ``MemoryMapped(path, rows)``; by default dense for one label per sample
+            or fewer than 40 classes, else ``TopK(10)``. Rows of multi-label classification are always dense.
+            ``PreviousModel()`` instead forwards last epoch's weights of the trained model on the same inputs; it needs
+            no index, so it accepts streams, packed batches and ``model_init``. A stream has no epochs: its
+            ``max_steps`` are divided into ``num_train_epochs`` equal parts.
         schedule: ``"linear"`` or ``"constant"``.
         shift_labels: True if logits [B, T, C] predict the next label, as a causal language model's do; False if they
             predict the label at their own position. By default it depends on how the library classifies the model.

@@ -15,7 +15,7 @@ class Settings(Strict):
     task: Literal["translation"] = "translation"
     dataset: str = Field(
         default="grammar", pattern=r"^(grammar|files:.+)$",
-        description="grammar (generated) | files:DIR with train, val and test as NAME.LANGUAGE or NAME.LANGUAGE.gz",
+        description="grammar (generated) | files:DIR with train, val and the test files as NAME.LANGUAGE[.gz]",
     )  # fmt: skip
     source: str = Field(default="en", description="LANGUAGE to translate from")
     target: str = Field(default="de", description="LANGUAGE to translate to")
