@@ -174,6 +174,7 @@ def test_epochs_are_checked():
         ("focal", {"gamma": -1.0}, "gamma must not be negative"),
         ("weight_ema", {"decay": 1.1}, "decay must lie"),
         ("mixup", {"alpha": 0.0}, "alpha must be above 0"),
+        ("temporal", {"momentum": 1.0}, "momentum must lie in [0, 1)"),
     ],
 )
 def test_settings_are_checked(name, more, message):

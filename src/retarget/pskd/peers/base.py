@@ -48,6 +48,11 @@ def share(default: float) -> Any:
     return _setting(default, lambda value: 0.0 <= value <= 1.0, "lie in [0, 1]")
 
 
+def share_below_1(default: float) -> Any:
+    """A setting in [0, 1)."""
+    return _setting(default, lambda value: 0.0 <= value < 1.0, "lie in [0, 1)")
+
+
 def positive(default: float) -> Any:
     """A setting above 0."""
     return _setting(default, lambda value: value > 0, "be above 0")
@@ -67,7 +72,8 @@ class Peer:
     """A training method with the call shape of :class:`~retarget.pskd.method.PSKD`.
 
     Call ``set_epoch(epoch)`` in each epoch, ``loss(logits, targets, index)`` in each step, and whatever ``needs`` asks.
-    A method is a dataclass that declares its settings with :func:`share`, :func:`positive` and :func:`not_negative`.
+    A method is a dataclass that declares its settings with :func:`share`, :func:`share_below_1`, :func:`positive` and
+    :func:`not_negative`.
     The first of them is its own weight. A resumed run must have the same settings.
 
     Args:
@@ -129,7 +135,7 @@ class Peer:
         """Begin an epoch (counted from 0), or begin it again after a crash or a resume.
 
         Raises:
-            UserError: epoch outside [0, total_epochs), or one before the epoch under way.
+            UserError: epoch outside [0, total_epochs), or one from 1 on that is before the epoch under way.
         """
         refuse_bad_epoch(epoch, self.total_epochs)
         if self._epoch is not None and 0 < epoch < self._epoch:

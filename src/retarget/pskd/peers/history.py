@@ -16,7 +16,7 @@ from retarget.pskd.functional import pskd_loss, widen
 from retarget.pskd.past.in_table import PastInTable
 from retarget.pskd.past.rows import Dense
 from retarget.pskd.peers import losses
-from retarget.pskd.peers.base import Peer, not_negative, share
+from retarget.pskd.peers.base import Peer, not_negative, share, share_below_1
 
 
 @dataclass(eq=False, repr=False)
@@ -78,7 +78,7 @@ class TemporalEnsembling(History):
 
     weight: float = not_negative(100.0)
     _: KW_ONLY
-    momentum: float = share(0.6)
+    momentum: float = share_below_1(0.6)
     ramp: float = share(80 / 300)
 
     @property

@@ -171,8 +171,8 @@ class WeightEMA(Averaged):
     and Valpola 2017, section 2, without its consistency term). Batch norm's statistics are averaged with the weights.
 
     Args:
-        decay: d in [0, 1); 0.999 is mean teacher's for 150,000 steps; :func:`scaled_decay` computes it for a shorter
-            run. 0 evaluates the weights themselves.
+        decay: d in [0, 1]; 0.999 is mean teacher's for 150,000 steps; :func:`scaled_decay` computes it for a shorter
+            run. 0 evaluates the weights themselves, 1 the mean of all steps' weights.
     """
 
     wanted = Needs(network="average", after_step=True)
@@ -200,7 +200,7 @@ class MeanTeacher(Averaged):
         weight: w_max ≥ 0; 100 is the official setting for CIFAR-10 with every label, as are the rest
             (CuriousAI/mean-teacher, tensorflow/experiments/cifar10_final_eval.py and mean_teacher/model.py).
         ramp: share of the run over which the weight rises; 40,000 of 150,000 steps.
-        decay_in_ramp, decay_after: decay of the average, in [0, 1); for SVHN the first is 0.99. 0.999 is for 150,000
+        decay_in_ramp, decay_after: decay of the average, in [0, 1]; for SVHN the first is 0.99. 0.999 is for 150,000
             steps; :func:`scaled_decay` computes it for a shorter run.
     """
 
