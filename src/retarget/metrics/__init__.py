@@ -1,8 +1,8 @@
 """Measure how accurate, how well calibrated and how well ranked predictions are; knows no method.
 
 Everything public is imported from here and loaded on first use: ``pass_at_k`` needs only NumPy, and only the classes
-need torchmetrics. A metric is there twice under one name, ``brier_score`` the function and ``BrierScore`` the
-``torchmetrics.Metric``. ``generative`` (FID, KID) is imported by its own name.
+need torchmetrics. The seven measures of calibration and ranking are there twice under one name, ``brier_score`` the
+function and ``BrierScore`` the ``torchmetrics.Metric``. ``generative`` (FID, KID) is imported by its own name.
 """
 
 from typing import TYPE_CHECKING

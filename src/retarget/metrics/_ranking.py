@@ -81,8 +81,8 @@ def augrc(probs: Predictions, labels: Labels) -> float:
     """Area under the generalised risk-coverage curve (Traub et al., NeurIPS 2024).
 
     The curve runs from (0, 0) through ``(k / N, errors(k) / N)``, in a straight line over samples of equal confidence,
-    whose order therefore does not matter. The area is the probability that, of two random samples, the more confident
-    one is wrong: with accuracy a it equals ``(1 - failure_auroc) a (1 - a) + (1 - a)² / 2``.
+    whose order therefore does not matter. The area is half the probability that, of two random samples, the more
+    confident one is wrong: with accuracy a it equals ``(1 - failure_auroc) a (1 - a) + (1 - a)² / 2``.
     Args and errors as in :func:`risk_coverage_curve`.
 
     Returns:
