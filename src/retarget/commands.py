@@ -90,10 +90,10 @@ class JudgeArguments:
     """Judge claims about runs that were made elsewhere, and write the page and summary.json of a study.
 
     RUNS is a CSV, JSON-lines or Parquet file with the columns arm, seed, metric, value and optionally condition; with
-    one row per item, it has the column item instead of seed. Pairs are aligned by seed or by item; duplicates and gaps
-    are refused. The claims file has [[claims]] tables with the fields of Claim: sentence, metric, direction, arms,
-    smallest_effect and optionally margin, condition, family, about, floor, across. The exit code is 0 whatever the
-    verdicts are.
+    one row per item, it has the column item instead of seed, and optionally group. Pairs are aligned by seed or by
+    item; duplicates and gaps are refused. The claims file has [[claims]] tables with the fields of Claim: sentence,
+    metric, direction, arms, smallest_effect and optionally margin, against, condition, family, about, floor, across,
+    conditions, shown, exact. The exit code is 0 whatever the verdicts are.
     """
 
     runs: Annotated[
