@@ -67,6 +67,7 @@ def test_trl_still_has_the_private_names_that_the_subclass_leans_on():
         "_generate_and_score_completions": ["self", "inputs"],
         "_compute_loss": ["self", "model", "inputs"],
     }
+    assert hasattr(GRPOTrainer, "_get_per_token_logps_and_entropies")
     source = inspect.getsource(GRPOTrainer)
     assert "return logps, entropies, aux_loss" in source
     assert 'self._metrics = {"train"' in source

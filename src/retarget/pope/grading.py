@@ -30,8 +30,9 @@ class Grader:
     """Run a grading function under limits.
 
     A completion that hangs or crashes the grader affects only its own item: its reward is 0, its status says why, and
-    the worker is replaced. This class never evaluates a completion as code. Workers end when the process that started
-    them ends, for whatever reason, and limit their own processor time. Calls from several threads wait for each other.
+    the worker is replaced. This class never evaluates a completion as code. Workers limit their own processor time and,
+    on Linux, end when the process that started them ends, for whatever reason. Calls from several threads wait for each
+    other.
 
     Args:
         spec: ``math``, ``boxed``, ``exact``, ``numeric``, or ``module:function`` (see

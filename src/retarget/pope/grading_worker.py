@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def end_with(parent: int) -> None:
-    """Have the operating system kill this process when its parent ends, for whatever reason."""
+    """On Linux, have the operating system kill this process when its parent ends, for whatever reason."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # the parent has already ended

@@ -148,7 +148,8 @@ def mine(
         accepted: kinds of problems that go on to the prefix search.
         check: how labels are checked before sampling (see :func:`retarget.pope.grading.rejected_solutions`).
         progress: see :data:`retarget.pope.work.Progress`.
-        asking: fields of a sampler: ``grader``, ``prompts``, ``params``, ``chunk``, ``batch``.
+        asking: fields of a sampler: ``grader``, ``prompts``, ``params``, ``chunk``, ``batch``. By default ``params``
+            allows completions of 16,384 tokens; the command line mines with 32,768.
 
     Raises:
         UserError: k is below 1, an id occurs twice, the journal belongs to other work, or the engine refuses every
