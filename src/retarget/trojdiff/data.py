@@ -120,7 +120,7 @@ def read_images(source: str, split: str = "train", size: int | None = None, root
             composite classes); or a dataset in the notation of :func:`retarget.data.images.read`: ``digits``,
             ``torchvision:NAME``, ``npz:FILE``, ``folder:DIR``, ``hf:DIR``, or just ``FILE.npz`` or a folder.
         split: ``train`` or ``test``; :func:`held_out` tells which images are the test part.
-        size: side to resize to, by antialiased area averaging; None keeps the size.
+        size: side to resize to, antialiased: files by area averaging, arrays bilinearly; None keeps the size.
         root: folder of torchvision's datasets; missing ones are downloaded.
 
     Raises:

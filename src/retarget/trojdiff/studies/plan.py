@@ -308,8 +308,8 @@ def plan(
     """The resolved study.
 
     Args:
-        preset: ``demo`` (digits, minutes), ``small`` (Fashion-MNIST and MNIST at 16×16 from local files, hours on two
-            cores) or ``paper`` (CIFAR-10 and MNIST at 32×32, for a GPU).
+        preset: ``demo`` (digits, minutes), ``small`` (Fashion-MNIST and MNIST at 16×16, hours on two cores) or
+            ``paper`` (CIFAR-10 and MNIST at 32×32, for a GPU).
         config: settings that override the preset's; tables inside tables too.
         seeds: seeds in place of the preset's.
         arms: names of the arms to run; ``all`` stands for the two controls and the six attacks, ``shares`` for the
