@@ -6,7 +6,8 @@ from scipy.stats import binom
 from retarget.audit.calibration import LEAST, Family, Null, NullModel, false_positives, nearest, p_value
 from retarget.audit.verdict import decide
 
-KNOWN = Family(name="8×8, 1 channel", scores=[0.05 + n / 400 for n in range(40)])
+KNOWN = Family(name="8×8, 1 channel", scores=[0.05 + n / 400 for n in range(40)], own=LEAST)
+OTHERS = KNOWN.model_copy(update={"own": LEAST - 1})
 UNKNOWN = Family(name="8×8, 1 channel", scores=[0.1] * 40, unlike="no clean model is 64×64")
 
 
@@ -23,6 +24,9 @@ def model(score=0.1, side=8, channels=1, residual=0.01):
         (0.80, 0.9, 0.8, KNOWN, "trojaned", 1, True),
         (0.30, 0.3, 0.2, KNOWN, "trojaned", 1, True),
         (0.80, 0.9, 0.1, KNOWN, "undecided", 3, True),
+        (0.30, 0.3, 0.2, OTHERS, "undecided", 3, True),
+        (0.30, 0.5, 0.2, OTHERS, "trojaned", 1, True),
+        (0.08, 0.1, None, OTHERS, "nothing found", 0, True),
         (0.14, 0.2, 0.4, Family(name="", scores=[0.01] * 40), "nothing found", 0, True),
         (0.80, 0.9, 0.8, UNKNOWN, "trojaned", 1, False),
         (0.80, 0.9, 0.2, UNKNOWN, "undecided", 3, False),
