@@ -71,13 +71,14 @@ def test_autocast_does_not_round_the_mixed_targets():
     torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
 
 
-def test_only_inputs_that_are_their_own_sample_are_remembered():
-    method, z = PSKD(N, C, EPOCHS), network()(images())
+def test_only_inputs_that_are_their_own_sample_are_remembered_and_none_whose_label_is_ignored():
+    method, z, y = PSKD(N, C, EPOCHS), network()(images()), labels().clone()
+    y[1] = -100
     method.set_epoch(0)
     half = torch.where(torch.arange(N)[:, None] < 3, torch.eye(N), shares())
-    method.loss(z, labels(), torch.arange(N), mixed=half)
+    method.loss(z, y, torch.arange(N), mixed=half)
     method.set_epoch(1)
-    assert method.past_probs(torch.arange(N))[1].tolist() == [True] * 3 + [False] * 5
+    assert method.past_probs(torch.arange(N))[1].tolist() == [True, False, True] + [False] * 5
 
 
 def test_the_previous_model_says_it_of_the_mixed_input():
@@ -88,6 +89,13 @@ def test_the_previous_model_says_it_of_the_mixed_input():
     hard = shares() @ F.one_hot(labels(), C).float()
     soft = (1 - method.alpha) * hard + method.alpha * torch.softmax(model(x), 1).detach()
     torch.testing.assert_close(loss, F.cross_entropy(model(x), soft))
+    y = labels().clone()
+    y[0] = -100  # it had a share of 0.7 in the first input and of 0.3 in the second
+    left = torch.tensor([0.3, 0.7] + [1.0] * (N - 2))
+    hard = shares()[:, 1:] @ F.one_hot(labels()[1:], C).float()
+    soft = (1 - method.alpha) * hard + method.alpha * left[:, None] * torch.softmax(model(x), 1).detach()
+    expected = -(soft * F.log_softmax(model(x), 1)).sum() / (N - 1)
+    torch.testing.assert_close(method.loss(model(x), y, mixed=shares(), inputs=x), expected)
 
 
 def test_an_ignored_label_gives_its_share_to_nobody():
