@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
+from statsmodels.regression.linear_model import OLS
 from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 from statsmodels.stats.proportion import proportion_confint
 from tasks_for_tests import plan
@@ -184,6 +185,22 @@ def test_few_groups_are_judged_by_a_t_over_groups():
     assert (evidence.lower(0.025), evidence.upper(0.025)) == pytest.approx((expected.low, expected.high))
     with pytest.raises(UserError, match="all items are in one group"):
         paired_items(treated, control, ["a"] * 200)
+
+
+@pytest.mark.parametrize("count", [30, 150])
+def test_groups_of_unequal_size_vary_as_a_robust_regression_says(count):
+    """The mean over items of groups of one item or nine: few groups by a t test, many by the bootstrap."""
+    groups = np.repeat(np.arange(count), np.where(np.arange(count) % 3, 1, 9))
+    treated = np.where(groups % 3 == 0, groups % 2, 2.0) + 1.0
+    control = np.zeros(len(groups))
+    found = paired_items(treated, control, groups.tolist(), resamples=4000)
+    fit = OLS(treated, np.ones(len(treated))).fit(cov_type="cluster", cov_kwds={"groups": groups})
+    assert found.estimate == pytest.approx(fit.params[0]) == pytest.approx(treated.mean())
+    if count == 30:
+        assert found.sd / math.sqrt(count) == pytest.approx(fit.bse[0])
+    else:
+        assert np.std(found.draws) == pytest.approx(fit.bse[0], rel=0.05)
+        assert np.mean(found.draws) == pytest.approx(fit.params[0], rel=0.01)
 
 
 def claim(name="c", **more):

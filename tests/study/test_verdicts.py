@@ -8,7 +8,7 @@ from tasks_for_tests import plan
 
 from retarget.study.claims import judge, outlooks
 from retarget.study.config import Arm, Claim, Condition, Metric, StudyPlan
-from retarget.study.power import inflation, power
+from retarget.study.power import inflation, power, seeds_for
 
 ACCURACY = Metric(name="acc", label="accuracy", unit="%", better="higher")
 
@@ -80,6 +80,23 @@ def test_a_verdict_of_a_planned_look_stands_and_names_its_look():
     assert one.estimate == pytest.approx(2.0)
     assert one.latest == pytest.approx(np.mean(differences["arm"]))
     assert judged([claim("a", "arm")], differences, 10)[0].verdict == "not enough evidence"
+
+
+def test_a_denial_of_an_early_look_stands_too_though_the_claim_would_hold_later():
+    differences = {"arm": [0.0, 0.1, -0.1, *[3.0, 3.1, 2.9, 3.0, 3.1, 2.9, 3.0]]}
+    one = judged([claim("a", "arm")], differences, 10, looks=(3, 5, 10))[0]
+    assert (one.verdict, one.look, one.estimate) == ("does not hold", 3, pytest.approx(0.0))
+    assert not one.below_smallest_effect
+    assert judged([claim("a", "arm")], differences, 10)[0].verdict == "holds"
+
+
+def test_the_seeds_that_would_decide_are_reckoned_at_the_error_of_the_nearer_test():
+    """The other claim holds, so this one may spend the whole error on holding, and half of it on not holding."""
+    values = {"arm": [0.9, -0.5, 1.4, 0.3, 0.8], "sure": [3.0, 3.1, 2.9, 3.0, 3.2]}
+    for effect, distance, error in ((1.0, 0.58, 0.025), (1.3, 0.72, 0.0125)):
+        one, sure = judged([claim("a", "arm", effect), claim("b", "sure", 2.0)], values, 5)
+        assert (one.verdict, sure.verdict) == ("not enough evidence", "holds")
+        assert one.seeds_needed == seeds_for(distance, np.std(values["arm"], ddof=1), error, more_than=5)
 
 
 def test_between_looks_nothing_is_judged_anew():
@@ -187,6 +204,9 @@ def test_on_every_set_is_the_largest_p():
     assert found.estimate == pytest.approx(min(np.mean(values) for values in SETS.values()))
     below = min(stats.ttest_1samp(values, 1.0, alternative="less").pvalue for values in SETS.values())
     assert found.p_fails == pytest.approx(min(1, 3 * below))
+    bounds = [np.mean(one) - np.std(one, ddof=1) / 2 * stats.t.ppf(0.975, 3) for one in SETS.values()]
+    above = [np.mean(one) + np.std(one, ddof=1) / 2 * stats.t.ppf(1 - 0.025 / 3, 3) for one in SETS.values()]
+    assert found.interval == pytest.approx((min(bounds), min(above)))
     assert found.verdict == "does not hold", "on one set it is surely below 1"
     assert across("every", {name: SETS[name] for name in "ab"}, effect=0.3).verdict == "holds"
 
@@ -197,6 +217,13 @@ def test_on_average_is_a_t_over_the_seeds_means():
     expected = stats.ttest_1samp(means, 0).confidence_interval(0.95)
     assert found.interval == pytest.approx([expected.low, expected.high])
     assert (found.n, found.condition, found.across) == (4, "", "average")
+    conditions = {
+        name: {"control": {"acc": [50.0] * 4}, "arm": {"acc": [50 + one for one in values]}}
+        for name, values in SETS.items()
+    }
+    conditions["b"]["arm"]["acc"][1] = None  # a seed that is not whole on every set takes no part
+    (found,) = judge(study([claim("x", "arm", across="average")], 4, tuple(SETS)), conditions)
+    assert (found.n, found.estimate) == (3, pytest.approx(np.delete(means, 1).mean()))
 
 
 def test_on_new_sets_is_a_t_over_the_sets_means():
