@@ -116,6 +116,36 @@ def test_terd_inverts_both_maps_in_both_stages_and_counts_what_it_asks(subject, 
     assert found.mu.shape == subject.shape
 
 
+class Seen(nn.Module):
+    """A network that returns its input and remembers what it was asked."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked, self.weight = [], nn.Parameter(torch.zeros(1))
+
+    def forward(self, x, t):
+        self.asked.append((x.detach().clone(), t.tolist()))
+        return Answer(x + 0 * self.weight)
+
+
+def test_terds_states_near_t_have_the_bias_and_those_near_0_have_none(subject):
+    seen = Subject(Seen(), subject.scheduler, subject.shape)
+    levels, settings = subject.alphas_cumprod.float(), terd.Settings(iterations=1, refinements=1, batch=4, steps=3)
+    found = terd.terd(seen, replace(settings, rate_mu=0.0, rate_gamma=0.0), seed=5)
+    mu = -torch.rand(subject.shape, generator=torch.Generator().manual_seed(5))
+    torch.testing.assert_close(found.mu, mu)
+    assert len(seen.network.asked) == 2 + 3 + 2 + 2
+    # gamma is still 0: a pair's two states are one, √ᾱ image + mu near T and √ᾱ image near 0.
+    for first, low, high in ((0, 90, 100), (5, 90, 100), (7, 0, 10)):
+        (x, t), (other, same) = seen.network.asked[first : first + 2]
+        assert torch.equal(x, other)
+        assert t == same
+        assert all(low <= one < high for one in t)
+    (near, t), (far, s) = seen.network.asked[5], seen.network.asked[7]
+    images = (near - mu) / levels[t].sqrt()[:, None, None, None]
+    torch.testing.assert_close(images, far / levels[s].sqrt()[:, None, None, None], rtol=1e-3, atol=1e-3)
+
+
 def test_terds_published_settings_cost_what_its_paper_says():
     one = terd.PUBLISHED
     forwards = one.iterations * one.batch * 2 + one.refinements * one.batch * (one.steps + 4)

@@ -33,6 +33,8 @@ def model(score=0.1, side=8, channels=1, residual=0.01):
         (0.40, 0.4, 0.4, UNKNOWN, "undecided", 3, False),
         (0.80, 0.9, 0.1, UNKNOWN, "undecided", 3, False),
         (0.05, 0.0, None, UNKNOWN, "undecided", 3, False),
+        (0.20, 0.9, 0.8, UNKNOWN, "undecided", 3, False),  # undone, but hardly beyond its controls
+        (0.30, -0.9, 0.8, UNKNOWN, "trojaned", 1, False),  # amplified in the middle of the schedule
     ],
 )
 def test_the_verdict(score, undo, strength, family, verdict, code, known):
@@ -59,6 +61,7 @@ def test_a_checkpoint_unlike_every_clean_model_has_no_error_rate():
     assert len(nearest(8, 1, 0.01, null, "s").scores) == LEAST
     assert len(nearest(12, 1, 0.01, null, "s").scores) == LEAST + 1
     assert "32" in nearest(32, 1, 0.01, null, "s").unlike
+    assert "4×4" in nearest(4, 1, 0.01, null, "s").unlike
     assert (nearest(8, 1, 0.01, null, "s").own, nearest(12, 1, 0.01, null, "s").own) == (LEAST, 0)
     wide = null.model_copy(update={"models": [*null.models, model(side=32, channels=3)]})
     assert nearest(28, 1, 0.01, wide, "s").unlike == "", "between the null's sides, with channels that it has"

@@ -1,0 +1,102 @@
+"""The audit's scores on linear networks, whose undo at each pixel is known exactly."""
+
+import pytest
+import torch
+from diffusers import DDPMScheduler
+from torch import nn
+
+from retarget.audit.firing import LEAST, Firing
+from retarget.audit.inversion import Candidate, Search
+from retarget.audit.scores import TOP, Probe, contrast, draw_noise
+from retarget.audit.seek import judge, undone_mask
+from retarget.audit.subject import Subject, _Output
+
+SHAPE = (1, 8, 8)
+
+
+class Undoing(nn.Module):
+    """Returns the noise less a share of each pixel, ``(1 - w) x``, at the end of the schedule."""
+
+    def __init__(self, share):
+        super().__init__()
+        self.share = nn.Parameter(share, requires_grad=False)
+        self.scale = float(1 - DDPMScheduler().alphas_cumprod[-1]) ** 0.5
+
+    def forward(self, x, t):
+        return _Output((1 - self.share) * x / self.scale)
+
+
+def probe_of(share, shape=SHAPE):
+    subject = Subject(Undoing(share), DDPMScheduler(), shape)
+    return Probe(subject, TOP, draw_noise(8, shape, torch.Generator().manual_seed(0)))
+
+
+def quarters(upper_left, upper_right, lower_left, lower_right):
+    rows = torch.tensor([[upper_left, upper_right], [lower_left, lower_right]], dtype=torch.float32)
+    return rows.repeat_interleave(4, 0).repeat_interleave(4, 1)[None]
+
+
+def corner(value=0.5):
+    mu = torch.zeros(SHAPE)
+    mu[:, 5:, 5:] = value
+    return mu
+
+
+@pytest.mark.parametrize(
+    ("shares", "undo", "beyond"),
+    [
+        ((0.5, -0.2, 0.1, 0.8), 0.8, 0.8 - (0.8 + 0.5) / 2),
+        ((0.1, 0.4, -0.3, 0.6), 0.6, 0.6 - (0.6 + 0.4) / 2),
+        ((-0.2, -0.1, -0.4, -0.5), -0.5, -0.5),  # controls that are amplified count as 0
+    ],
+)
+def test_the_contrast_is_less_half_of_the_mirror_s_and_half_of_the_largest_shift_s(shares, undo, beyond):
+    mu, gamma = corner()[None], torch.ones(1, *SHAPE)
+    found = contrast(probe_of(quarters(*shares)), mu, gamma)
+    assert [float(one) for one in found] == pytest.approx([undo, beyond], abs=1e-4)
+
+
+@pytest.mark.parametrize(("origin", "sign"), [("scan", 1), ("middle", -1)])
+def test_small_triggers_count_less_and_in_the_middle_what_is_amplified_counts(origin, sign):
+    one = Candidate(corner(), torch.ones(SHAPE), origin)
+    judge(one, probe_of(quarters(0, 0, 0, -0.5 if sign < 0 else 0.8)), Search(pixels=0.75))
+    energy = 9 * 0.25
+    undo, beyond = (-0.5, -0.5) if sign < 0 else (0.8, 0.4)
+    assert one.notes["undo"] == one.undo == pytest.approx(undo, abs=1e-4)
+    assert one.notes["energy"] == pytest.approx(energy, rel=1e-4)
+    assert one.notes["score"] == pytest.approx(sign * beyond * energy / (energy + 0.75), rel=1e-3)
+
+
+def test_the_energy_of_a_narrower_trigger_is_what_it_changes_in_the_noise():
+    gamma = torch.where(corner() != 0, 0.5, 1.0)
+    one, probe = Candidate(corner(), gamma, "scan"), probe_of(torch.zeros(SHAPE))
+    judge(one, probe, Search())
+    changed = (probe.noise[:, :, 5:, 5:] * -0.5 + 0.5).square().sum() / len(probe.noise)
+    assert one.notes["energy"] == pytest.approx(float(changed), rel=1e-4)
+
+
+@pytest.mark.parametrize(("origin", "sign"), [("scan", 1), ("middle", -1)])
+def test_the_mask_is_where_more_than_a_quarter_of_the_most_is_undone_in_all_channels_together(origin, sign):
+    shape = (2, 8, 8)
+    mu, share = torch.zeros(shape), torch.zeros(shape)
+    mu[:, 0, :5] = 1.0
+    share[:, 0, :5] = sign * torch.tensor([[0.9, 0.5, 0.3, 0.1, 0.0], [0.7, 0.5, 0.3, 0.1, 0.5]])
+    mask = undone_mask(Candidate(mu, torch.ones(shape), origin), probe_of(share, shape))
+    assert mask[:, 0, :5].tolist() == [[True, True, True, False, True]] * 2
+    assert not mask[:, 1:].any()
+    assert not mask[:, 0, 5:].any()
+
+
+def test_a_trigger_fires_where_two_of_three_levels_say_so_and_with_a_stock_sampler_at_half_the_strength():
+    def firing(trojan, stock):
+        images = torch.zeros(1, *SHAPE)
+        return Firing(images, images, images, trojan, stock)
+
+    once = firing([0.9, 0.0, 0.1], [0.0, -0.8, 0.05])
+    assert (once.strength, once.fires, once.fires_trojan, once.fires_stock) == (0.1, False, False, False)
+    twice = firing([0.9, 0.0, LEAST], [0.0, 0.0, 0.0])
+    assert (twice.strength, twice.fires, twice.fires_trojan, twice.fires_stock) == (LEAST, True, True, False)
+    amplified = firing([0.0, 0.0, 0.0], [-0.3, -0.2, 0.0])
+    assert (amplified.strength, amplified.fires, amplified.fires_trojan, amplified.fires_stock) == (
+        0.4, True, False, True
+    )  # fmt: skip
