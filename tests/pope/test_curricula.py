@@ -5,6 +5,7 @@ import pytest
 from retarget.errors import UserError
 from retarget.pope.curricula import Adaptive, Annealed, Curriculum, Group, Guides, HintWhenWrong, Phases, UnsolvedOnly
 from retarget.pope.mixture import mix
+from retarget.pope.prefixes import cut_points
 from retarget.pope.studies.chain import make_problems
 from retarget.pope.studies.testbed import PROMPTS
 
@@ -46,6 +47,27 @@ def test_an_annealed_prefix_shrinks_to_nothing():
     assert found[0] == 3
     assert found == sorted(found, reverse=True)
     assert found[-4:] == [0] * 4
+
+
+@pytest.mark.parametrize(("cycles", "bare"), [(20, 0.2), (8, 0.25), (3, 0.9)])
+def test_the_annealed_fraction_falls_in_a_line_until_the_bare_cycles(cycles, bare):
+    solution, curriculum = PROBLEMS[0].solution, Annealed(guides(), cycles, 0.75, bare)
+    known = {0.0: "", **{cut.fraction: solution[: cut.end] for cut in cut_points(solution, 4, 0.75, "line")}}
+    for cycle in range(cycles):
+        wanted = max(0.0, 0.75 - 0.75 * cycle / max(1.0, cycles - bare * cycles))
+        text = curriculum.present(row(), cycle)["prompt"].partition(" hint ")[2].removesuffix(" =")
+        assert text == known[min(known, key=lambda one: abs(one - wanted))]
+
+
+@pytest.mark.parametrize(("cycles", "share", "whole"), [(40, 0.3, 28), (4, 0.5, 2), (9, 1.0, 0)])
+def test_an_adaptive_prefix_is_withdrawn_in_a_line_over_the_last_cycles(cycles, share, whole):
+    known, curriculum = guides(), Adaptive(guides(), cycles, withdrawn=share)
+    most = known.levels(FIRST)
+    assert most == 4
+    for cycle in range(cycles):
+        left = 1.0 if cycle < whole else (cycles - 1 - cycle) / (cycles - whole)
+        level = next(one for one in range(most + 1) if one >= most * left - 1e-9)
+        assert curriculum.present(row(), cycle) == known.level(FIRST, level), cycle
 
 
 def test_a_hint_comes_after_an_all_wrong_group_and_goes_again():

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retarget.metrics.passk import pass_at_k
-from retarget.pope.functional import pass_at_k_rewards
+from retarget.pope.functional import pass_at_k_rewards, thinking_lengths
 
 
 def reference(correct, k):
@@ -55,3 +55,19 @@ def test_k_of_one_is_the_plain_reward_and_a_group_without_success_gets_nothing()
     for k in (0, 5):
         with pytest.raises(ValueError, match=r"must be between 1 and the 4 rollouts"):
             pass_at_k_rewards(correct, k)
+
+
+@given(
+    st.lists(st.tuples(st.lists(st.integers(6, 9), min_size=7, max_size=7), st.integers(0, 7)), min_size=1),
+    st.booleans(),
+)
+def test_an_answer_begins_after_the_last_end_of_thinking_and_padding_ends_nothing(rows, opened):
+    """8 begins a thinking block and 9 ends one, also where a row is padded with it."""
+    ids, lengths = torch.tensor([row for row, _ in rows]), torch.tensor([length for _, length in rows])
+    found = thinking_lengths(ids, lengths, 8, 9, opened=opened).tolist()
+    for one, (row, length) in zip(found, rows, strict=True):
+        thinking, before = opened, 0
+        for at, token in enumerate(row[:length]):
+            thinking = token == 8 or (thinking and token != 9)
+            before = at + 1 if token == 9 else before
+        assert one == (length if thinking else before)
