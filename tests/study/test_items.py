@@ -122,6 +122,14 @@ def test_shares_are_bounded_by_what_their_tests_reject(cells, against):
     assert found.estimate == pytest.approx(100 * hits / trials - against)
 
 
+def test_every_share_must_be_above_and_the_choice_of_the_lowest_is_corrected():
+    cells, error = ((80, 200), (95, 200), (60, 100)), math.sqrt(0.51 * 0.49 / 200)
+    found = SmallestShare(cells, 50.0, 100.0)
+    assert found.p_below(1.0) == pytest.approx(3 * stats.norm.sf((0.51 - 0.4) / error))
+    assert found.p_above(1.0) == pytest.approx(stats.norm.sf((0.4 - 0.51) / error))
+    assert SmallestShare(cells[2:], 50.0, 100.0).p_below(20.0) == pytest.approx(stats.norm.sf(0.1 / math.sqrt(0.0021)))
+
+
 def test_binary_items_are_counted():
     found = paired_items([1, 1, 0, 0, 1], [1, 0, 1, 0, 0])
     assert found == PairedCounts(both=1, treated=2, control=1, neither=1, scale=1)

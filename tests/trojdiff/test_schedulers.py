@@ -305,3 +305,21 @@ def test_samples_of_another_shape_are_refused():
 def test_a_step_before_set_timesteps_is_refused():
     with pytest.raises(UserError, match="set_timesteps"):
         TrojanScheduler(DDIMScheduler(), mixed_trigger()).step(torch.zeros(1, *SHAPE), 0, torch.zeros(1, *SHAPE))
+
+
+def test_another_trigger_of_a_scheduler_that_has_stepped_clips_to_its_own_range():
+    base = DDIMScheduler(clip_sample_range=0.5)
+    first, second = Trigger.blend(torch.ones(SHAPE), 0.2), mixed_trigger()
+    used, fresh = TrojanScheduler(base, first), TrojanScheduler(base, second)
+    for one in (used, fresh):
+        one.set_timesteps(10)
+    x, noise = 3 * torch.randn(2, 1, *SHAPE, generator=rng(0))
+    used.step(noise, used.timesteps[0], x)
+    for original in (True, False):
+        other, t = (used if original else fresh).with_trigger(second), fresh.timesteps[3]
+        found, expected = other.step(noise, t, x), fresh.step(noise, t, x)
+        assert torch.equal(other.timesteps, fresh.timesteps)
+        torch.testing.assert_close(found.pred_original_sample, expected.pred_original_sample)
+        torch.testing.assert_close(found.prev_sample, expected.prev_sample)
+        assert float(expected.pred_original_sample.abs().max()) == pytest.approx(0.5)
+    assert base.config.clip_sample_range == 0.5
