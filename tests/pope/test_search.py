@@ -14,6 +14,7 @@ from retarget.pope.evaluation import evaluate
 from retarget.pope.grading import Grader
 from retarget.pope.mining import mine
 from retarget.pope.oracle import ask_oracle
+from retarget.pope.prefixes import cut_points
 from retarget.pope.problems import Problem
 from retarget.pope.rollouts import Rollout, Sampling
 from retarget.pope.search import next_cut, rollouts_for, search_prefixes
@@ -95,6 +96,38 @@ class Silent:
 
     def sample(self, prompts, n, params):
         return [[Rollout("none", 1, False)] * n for _ in prompts]
+
+
+class Helped(Silent):
+    """Answers rightly from a given number of the solution's sentences on."""
+
+    def __init__(self, sentences):
+        self.sentences = sentences
+
+    def sample(self, prompts, n, params):
+        helped = [prompt.count(" step.") >= self.sentences for prompt in map(json.dumps, prompts)]
+        return [[Rollout("#### 9" if one else "#### 8", 1, False)] * n for one in helped]
+
+
+STEPS = " ".join(f"{name} step." for name in "ABCDEFGHIJ")
+
+
+@pytest.mark.parametrize("needed", range(1, 7))
+def test_the_shortest_prefix_that_helped_is_kept_and_units_have_one_name_in_both_searches(needed, tmp_path):
+    problem = Problem(id="p", prompt="What?", solution=f"{STEPS} It is 9.", answer="9")
+    ends = [cut.end for cut in cut_points(problem.solution, 5, 0.5)]
+    assert [problem.solution[:end].count("step.") for end in ends] == [1, 2, 3, 4, 5]
+    asking = dict(grader=Grader("exact"), chunk=2, cap=0.5)
+    for strategies in (("grid", "bisect"), ("bisect", "grid")):
+        known, journal = {}, tmp_path / f"{strategies[0]}.jsonl"
+        for strategy in strategies:
+            found = search_prefixes([problem], Helped(needed), 5, 4, strategy=strategy, journal=journal, **asking)
+            (one,) = found.found
+            assert one.status == ("found" if needed <= 5 else "fallback")
+            assert one.prefix == problem.solution[: ends[min(needed, 5) - 1]]
+            assert all((n, c) == ((2, 2) if ends.index(end) + 1 >= needed else (4, 0)) for end, n, c in one.tried)
+            assert found.sampled == sum(n // 2 for end, n, _ in one.tried if end not in known)
+            known |= {end: n for end, n, _ in one.tried}
 
 
 FORMS = (

@@ -251,3 +251,16 @@ def test_other_ways_to_change_a_forward_are_copied(how):
         for weights in model.parameters():
             weights.zero_()
     torch.testing.assert_close(method.past_probs(torch.arange(4), inputs=x)[0], expected)
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_the_past_has_the_mode_that_was_asked_for_whatever_the_model_is_in(mode):
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, C))
+    model(torch.randn(50, 3) * 4 + 2)  # running statistics of their own
+    expected = deepcopy(model).train(mode == "train")
+    for training in (True, False):
+        method = PSKD(None, C, EPOCHS, store=PreviousModel(model.train(training), mode=mode))
+        method.set_epoch(1)
+        x = torch.randn(6, 3)
+        probs, _ = method.past_probs(torch.arange(6), inputs=x)
+        torch.testing.assert_close(probs, torch.softmax(expected(x), 1))
