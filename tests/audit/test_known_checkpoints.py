@@ -73,8 +73,8 @@ def test_detectors_that_are_told_a_trigger_use_it(example, stored, tmp_path, mon
     monkeypatch.setitem(example.BLIND, "diff_cleanse", partial(diff_cleanse.diff_cleanse, settings=quick))
     trigger = tmp_path / "trigger.safetensors"
     Trigger.patch(2, 0.1, (1, 8, 8)).save(trigger)
-    seen = []
-    monkeypatch.setattr(diff_cleanse, "images_from", lambda *given: seen.append(given[3]) or torch.rand(4, 1, 8, 8))
+    seen, sampled = [], diff_cleanse.images_from
+    monkeypatch.setattr(diff_cleanse, "images_from", lambda *given: seen.append(given[3]) or sampled(*given))
     for told in ("", str(trigger)):
         given = {"zoo": str(tmp_path / "zoo"), "clean": "clean", "detectors": "diff_cleanse", "told": told}
         study = example.plan("demo", given, None, None)

@@ -139,10 +139,12 @@ FORMS = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize(("answer", "solution", "kept"), FORMS)
-def test_a_cut_that_states_the_answer_in_another_form_is_left_out(answer, solution, kept):
+@pytest.mark.parametrize(
+    ("spec", "answer", "solution", "kept"), [("boxed", *FORMS[0]), *(("math", *one) for one in FORMS)]
+)
+def test_a_cut_that_states_the_answer_in_another_form_is_left_out(spec, answer, solution, kept):
     problem = Problem(id="p", prompt="?", solution=solution, answer=answer)
-    with Grader("math") as grader:
+    with Grader(spec) as grader:
         (found,) = search_prefixes([problem], Silent(), 8, 1, cap=0.7, grader=grader).found
         fixed = of_length([problem], "longest", 8, 0.7, "sentence", 0, grader)
         shown = Guides([problem], PROMPTS, 8, 0.7, grader=grader)
