@@ -18,3 +18,10 @@ def test_a_value_that_is_no_toml_is_a_text():
     assert parse_setting("lr=" + "9" * 5000) == {"lr": "9" * 5000}
     with pytest.raises(UsageError, match="takes KEY=VALUE"):
         parse_setting("lr")
+
+
+@pytest.mark.parametrize("text", ["folder:/data/\U0001f600", "folder:/data/\udcff", "a\x7fb"])
+def test_a_text_that_toml_cannot_write_is_a_text_too(text):
+    assert parse_setting(f"shift.ood={text}") == {"shift": {"ood": text}}
+    with pytest.raises(UsageError, match="'shift ood' is not a key"):
+        parse_setting(f"shift ood={text}")

@@ -1,7 +1,6 @@
 """Settings: strict models, TOML files, ``KEY=VALUE``. Does not import torch; knows no method."""
 
 import difflib
-import json
 import tomllib
 from pathlib import Path
 from typing import Any, TypeVar
@@ -67,12 +66,18 @@ def parse_setting(text: str, option: str = "--set") -> dict[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise UsageError(f"{option} takes KEY=VALUE, not {text!r}")
-    for candidate in (value, json.dumps(value)):
+    for candidate in (value, "0"):
         try:
-            return tomllib.loads(f"{key} = {candidate}")
+            found = tomllib.loads(f"{key} = {candidate}")
         except (ValueError, RecursionError):
             continue
+        return found if candidate is value else _with_text(found, value)
     raise UsageError(f"{option} takes KEY=VALUE, and {key!r} is not a key")
+
+
+def _with_text(found: dict[str, Any], text: str) -> dict[str, Any]:
+    """The tables of one key with a text as its value; TOML has no notation for some texts, as of a file's name."""
+    return {name: _with_text(one, text) if isinstance(one, dict) else text for name, one in found.items()}
 
 
 def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
