@@ -143,6 +143,9 @@ def test_files_that_are_no_tables_are_refused(tmp_path):
         read_rows(tmp_path / "latin.csv")
 
 
+WHOLE = "[[claims]]\n" + "".join(f"{name} = {json.dumps(value)}\n" for name, value in CLAIM.items())
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -150,6 +153,10 @@ def test_files_that_are_no_tables_are_refused(tmp_path):
         ('[[claims]]\nsentence = "S."\nmetrik = "acc"\n', "claims.0.metrik: Extra inputs are not permitted"),
         ("claims = 3\n", "claims: Input should be a valid tuple"),
         ("[[claims]\n", "--claims .* is not valid TOML"),
+        ("level = 95\n[[claims]]\n", r"claims\.toml: level: Input should be less than 1"),
+        ("looks = [2, 3]\nlook_weights = [nan, 0.5]\n[[claims]]\n", "look_weights.0: Input should be a finite number"),
+        (WHOLE + 'conditions = "mnist"\n', "claims.0.conditions: Input should be a valid tuple"),
+        (WHOLE + "conditions = 5\n", "claims.0.conditions: Input should be a valid tuple"),
     ],
 )
 def test_a_claims_file_with_faults_is_refused_by_field(tmp_path, text, message):
@@ -274,6 +281,10 @@ def test_lm_eval_documents_that_differ_are_not_paired(tmp_path):
     (tmp_path / "c").mkdir()
     with pytest.raises(UserError, match="has no samples_TASK_TIME"):
         read_lm_eval([tmp_path / "c"])
+    with pytest.raises(UserError, match="absent does not exist"):
+        read_lm_eval([tmp_path / "absent"])
+    with pytest.raises(UserError, match=r"jsonl is a file: give the folder of it"):
+        read_lm_eval(list((tmp_path / "a").glob("*.jsonl")))
     with pytest.raises(UserError, match="has the samples of several models"):
         read_lm_eval([tmp_path])
     (tmp_path / "a" / "samples_arc_2026-02-02T03-04-05.678.jsonl").write_text('{"doc_id": 1}\n')

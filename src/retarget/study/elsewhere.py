@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field, FiniteFloat, ValidationError
 
 from retarget.errors import UserError
 from retarget.identity import fingerprint
@@ -29,9 +29,9 @@ class Asked(Strict):
 
     title: str = "Runs made elsewhere"
     question: str = "Which of these claims hold?"
-    level: float = 0.95
+    level: float = Field(default=0.95, gt=0.5, lt=1)
     looks: tuple[int, ...] = ()
-    look_weights: tuple[float, ...] = ()
+    look_weights: tuple[FiniteFloat, ...] = ()
     metrics: tuple[Metric, ...] = ()
     arms: tuple[Arm, ...] = ()
     conditions: tuple[Condition, ...] = ()
@@ -68,7 +68,7 @@ def read_claims(path: Path) -> Asked:
             claim["arms"] = [slug(str(arm)) for arm in claim["arms"]]
         if "condition" in claim:
             claim["condition"] = slug(str(claim["condition"]))
-        if "conditions" in claim:
+        if isinstance(claim.get("conditions"), list):
             claim["conditions"] = [slug(str(one)) for one in claim["conditions"]]
     try:
         return Asked.model_validate(given)

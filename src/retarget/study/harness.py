@@ -40,6 +40,7 @@ def read_lm_eval(folders: Sequence[Path]) -> list[Row]:
 def _latest(folder: Path) -> dict[str, Path]:
     """The newest samples of each task below a folder."""
     found: dict[str, Path] = {}
+    _refuse_missing(folder)
     paths = sorted(folder.rglob("samples_*.jsonl"), key=lambda path: path.name)
     if not paths:
         raise UserError(f"{folder} has no samples_TASK_TIME.jsonl: run lm_eval with --log_samples")
@@ -54,6 +55,11 @@ def _latest(folder: Path) -> dict[str, Path]:
             raise UserError(f"{path} is not named samples_TASK_TIME.jsonl")
         found[name["task"]] = path
     return found
+
+
+def _refuse_missing(folder: Path) -> None:
+    if not folder.is_dir():
+        raise UserError(f"{folder} {'is a file: give the folder of it' if folder.exists() else 'does not exist'}")
 
 
 def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -121,6 +127,7 @@ def read_inspect(folders: Sequence[Path]) -> list[Row]:
         raise UserError("Inspect's logs are read by its own package: pip install inspect_ai") from error
     rows: list[Row] = []
     for folder in folders:
+        _refuse_missing(folder)
         logs = [(read_eval_log(one, header_only=True), one) for one in list_eval_logs(str(folder))]
         if not logs:
             raise UserError(f"{folder} has no log of Inspect")
