@@ -6,6 +6,7 @@ from reference_verdicts import verdicts, verdicts_with_looks
 from scipy import stats
 from tasks_for_tests import plan
 
+from retarget.errors import UserError
 from retarget.study.claims import judge, outlooks
 from retarget.study.config import Arm, Claim, Condition, Metric, StudyPlan
 from retarget.study.power import inflation, power, seeds_for
@@ -261,3 +262,6 @@ def test_new_fields_at_their_defaults_change_no_hash():
     assert one.with_looks([3, 5, 10]).claims_hash() != one.with_looks([3, 5, 10], [0.1, 0.2, 0.7]).claims_hash()
     assert one.with_looks([3, 5, 10]).planned_looks == ((3, 0.2), (5, 0.3), (10, 0.5))
     assert one.with_looks([4, 8]).planned_looks == ((4, 0.5), (8, 0.5))
+    for weights in ([float("nan")] * 3, [0.5, 0.5, 0.0]):
+        with pytest.raises(UserError, match="the weight of a look must be above 0"):
+            one.with_looks([3, 5, 10], weights)

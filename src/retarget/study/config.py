@@ -242,7 +242,7 @@ class StudyPlan(Strict):
             raise ValueError(f"{len(self.looks)} looks have {len(self.look_weights)} weights: give one per look")
         if self.look_weights and abs(sum(self.look_weights) - 1) > 1e-9:
             raise ValueError(f"the weights of the looks must add up to 1, not to {sum(self.look_weights):g}")
-        if any(weight <= 0 for weight in self.look_weights):
+        if any(not weight > 0 for weight in self.look_weights):  # also NaN
             raise ValueError("the weight of a look must be above 0: it is a share of the error")
         return self
 
