@@ -165,6 +165,8 @@ def test_what_a_run_may_not_return_fails_that_run(write, capsys):
         (HEAD + "plan = one(metrics=({'name': 'height', 'label': 'h', 'needs': ('heat', 1)},))\n" + RUN,
          "metric height names the metric heat, but the study has height"),
         (HEAD + "plan = one(seed=(0,))\n" + RUN, "seed\n  Extra inputs are not permitted"),
+        (HEAD + "plan = one(arms=({'name': 'low', 'label': 'l'}, {'name': 'high', 'label': 'h', 'needs': ('lwo',)}))\n"
+         + RUN, "arm high needs the arm lwo, but the study has low, high"),
     ],
 )  # fmt: skip
 def test_what_a_file_may_not_be(write, capsys, text, message):
@@ -280,6 +282,38 @@ def test_an_analysis_that_fails_is_shown_by_its_line_and_can_be_mended(write, ca
     sys.modules.pop(path.stem, None)
     code, out, err = call(capsys, path)
     assert (code, out[:5]) == (0, "holds"), err
+
+
+HOOK = "def hook(*given):\n    return given['x']\n"
+
+
+@pytest.mark.parametrize(
+    ("more", "text", "message"),
+    [
+        ("prepare='{name}:hook'", HOOK, "prepare = '{name}:hook' failed\n"),
+        ("remark='{name}:hook'", HOOK, "remark = '{name}:hook' failed\n"),
+        ("prepare='retarget_is_not_that:hook'", "", "prepare = 'retarget_is_not_that:hook': there is no module"),
+        ("", "from retarget.study.figures import Analysis\ndef analyse(results):\n"
+         "    return Analysis(metrics={'default': {'low': {'depth': [1.0]}}})\n",
+         "the analysis gave 1 values of depth in default/low, but the study has 3 seeds: give one value"),
+    ],
+)  # fmt: skip
+def test_a_function_of_the_plan_that_fails_is_shown_by_its_line(write, capsys, more, text, message):
+    name = f"own_{next(UNIQUE)}"
+    path = write(HEAD + f"plan = one({more.format(name=name)})\n" + RUN + text, name)
+    code, _, err = call(capsys, path, "--no-progress")
+    assert code == 1
+    assert message.format(name=name) in err
+    assert ("return given['x']" in err) == (text == HOOK)
+    assert "Traceback" not in err
+
+
+def test_a_function_of_the_plan_that_fails_prevents_a_dry_run(write, capsys):
+    name = f"own_{next(UNIQUE)}"
+    path = write(HEAD + f"plan = one(check='{name}:hook')\n" + RUN + HOOK, name)
+    code, _, err = call(capsys, path, "--dry-run")
+    assert code == 1
+    assert f"these runs are not possible here: check = '{name}:hook' failed" in err
 
 
 def test_a_metric_too_large_to_be_squared_fails_its_run_and_not_the_study(write, capsys, tmp_path):

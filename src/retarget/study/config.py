@@ -318,7 +318,7 @@ def refuse_decided(given: Collection[str], arms: Sequence[Arm], conditions: Sequ
 
 
 def refuse_unknown(plan: StudyPlan, where: str, arms: Sequence[str] | None) -> None:
-    """Refuse a claim or metric that names a metric, condition or arm that the study does not have: a typing error.
+    """Refuse a claim, metric or arm that names a metric, condition or arm that the study does not have: a typing error.
 
     Args:
         where: what the message calls the source of the claims.
@@ -330,6 +330,11 @@ def refuse_unknown(plan: StudyPlan, where: str, arms: Sequence[str] | None) -> N
             if other not in metrics:
                 known = ", ".join(metrics)
                 raise UserError(f"{where}: metric {metric.name} names the metric {other}, but the study has {known}")
+    every = [arm.name for arm in plan.arms] if arms is None else arms
+    for arm in plan.arms:
+        lacking = [need for need in arm.needs if need not in every]
+        if arms is not None and lacking:
+            raise UserError(f"{where}: arm {arm.name} needs the arm {lacking[0]}, but the study has {', '.join(every)}")
     for claim in plan.claims:
         named: list[tuple[str, Collection[str], Sequence[str]]] = [
             ("metric", [claim.metric, *([claim.shown] if claim.shown else []), *(claim.floor or ())[:1]], metrics),

@@ -90,7 +90,7 @@ def run_study(
         whole = here.plan
         _check_needs(root, plan, whole)
         if plan.prepare and _left(root, whole, plan):
-            load(plan.prepare)(plan)
+            _call(plan.prepare, "prepare", plan)
         executor = executor or LocalExecutor(jobs, plan.threads)
         with display or Display() as shown:
             try:
@@ -121,11 +121,18 @@ def _unjudged(later: tuple[str, ...]) -> list[str]:
     ]
 
 
+def _call(path: str, what: str, *arguments: Any) -> Any:
+    """Call a function that a plan names; if a user's own fails, the message shows its line."""
+    if path.partition(".")[0] == "retarget":
+        return load(path)(*arguments)
+    return called(path, what, *arguments)
+
+
 def _analysed(plan: StudyPlan, results: Results) -> Analysis:
     """The plan's analysis. A user's own may fail; its runs are then complete all the same."""
-    if not plan.analysis or plan.analysis.partition(".")[0] == "retarget":
-        return load(plan.analysis)(results) if plan.analysis else Analysis()
-    found = called(plan.analysis, "the analysis", results)
+    if not plan.analysis:
+        return Analysis()
+    found = _call(plan.analysis, "the analysis", results)
     if not isinstance(found, Analysis):
         raise UserError(f"{plan.analysis} returned {type(found).__name__}, not an Analysis")
     return found
@@ -197,7 +204,7 @@ def _problem(plan: StudyPlan) -> str | None:
     try:
         refuse_missing(plan.packages)
         if plan.check:
-            load(plan.check)(plan)
+            _call(plan.check, "check", plan)
     except (UserError, MissingExtraError) as error:
         return str(error)
     return None
@@ -263,7 +270,7 @@ class _Schedule:
         if self.whole.remark and cell.arm.name not in self.remarked:
             self.remarked.add(cell.arm.name)
             metrics = (read_status(self.place(cell)) or {}).get("metrics", {})
-            sentence = load(self.whole.remark)(cell.arm.name, metrics)
+            sentence = _call(self.whole.remark, "remark", cell.arm.name, metrics)
             if sentence:
                 self.shown.remarked(sentence)
 

@@ -36,15 +36,16 @@ def merge(values: Values, analysis: Analysis, seeds: int) -> Values:
     """Merge the runs' own metrics with those that the analysis computed from several runs.
 
     Raises:
-        ValueError: the analysis returned a list that does not align with the seeds.
+        UserError: the analysis returned a list that does not align with the seeds.
     """
     merged = {c: {arm: dict(metrics) for arm, metrics in arms.items()} for c, arms in values.items()}
     for condition, arms in analysis.metrics.items():
         for arm, metrics in arms.items():
             for name, found in metrics.items():
                 if len(found) != seeds:
-                    raise ValueError(
-                        f"the analysis gave {len(found)} values of {name} in {condition}/{arm}: {seeds} seeds"
+                    raise UserError(
+                        f"the analysis gave {len(found)} values of {name} in {condition}/{arm}, but the study has "
+                        f"{seeds} seeds: give one value, or None, for each"
                     )
             judged = {
                 name: [None if value is None or abs(value) > LARGEST else value for value in found]
