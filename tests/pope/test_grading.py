@@ -86,11 +86,23 @@ def test_numeric_and_exact():
     assert final_answer("**Answer:** 12") == "12"
 
 
-def test_unknown_graders_and_limits_are_refused():
+def test_unknown_graders_and_limits_are_refused(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="choose math, boxed, exact, numeric"):
         Grader("maths", workers=0)
     with pytest.raises(UserError, match="no_such_module"):
         Grader("no_such_module:f")
+    for number, (text, message) in enumerate(
+        {
+            "def grade(:": "line 1\n    def grade\\(:\n(?s:.*)SyntaxError",
+            "from math import nothing": "line 1, in <module>\n    from math import nothing\nImportError",
+            "1 / 0": "line 1, in <module>\n    1 / 0\nZeroDivisionError",
+            "one = 1": "has no attribute 'grade'",
+        }.items()
+    ):
+        (tmp_path / f"faulty_grader_{number}.py").write_text(f"{text}\n")
+        monkeypatch.syspath_prepend(tmp_path)
+        with pytest.raises(UserError, match=message):
+            Grader(f"faulty_grader_{number}:grade")
     with pytest.raises(UserError, match="seconds must be above 0"):
         Grader("exact", seconds=0.0)
     with Grader("exact") as grader, pytest.raises(UserError, match="the same length, not 2, 1 and 2"):

@@ -39,5 +39,8 @@ def test_faulty_templates_and_prefixes_are_refused(tmp_path):
         Prompts.load(tmp_path)
     with pytest.raises(UserError, match=r"no template other\.txt"):
         Prompts.load(variant="other")
+    (tmp_path / "unguided.txt").write_bytes("Löse {problem}".encode("latin-1"))
+    with pytest.raises(UserError, match=r"unguided\.txt is not UTF-8 \(byte 1\): save the template as UTF-8"):
+        Prompts.load(tmp_path)
     with pytest.raises(UserError, match="prefix is empty"):
         Prompts.load().with_prefix("a", " \n")

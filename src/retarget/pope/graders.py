@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from retarget.errors import UserError
+from retarget.own import blame, origin_of
 from retarget.pope.answers import WITHIN, after_thinking, final_answer, joined_boxes, last_boxed
 
 _BOX_WITHIN = 1000
@@ -189,7 +190,7 @@ def load(spec: str) -> GradingFunction:
     processes here limit time and memory, and protect against nothing else.
 
     Raises:
-        UserError: there is no such function.
+        UserError: there is no such function, or importing it fails; then the message shows the user's own line.
     """
     if spec in BUILT_IN:
         return BUILT_IN[spec]
@@ -200,8 +201,9 @@ def load(spec: str) -> GradingFunction:
     sys.path[:] = here_last(before)
     try:
         function: Any = getattr(importlib.import_module(module), name)
-    except (ModuleNotFoundError, AttributeError, ValueError) as error:
-        raise UserError(f"grader {spec!r}: {error}") from error
+    except (Exception, SystemExit) as error:  # a module may raise anything while it is imported
+        origin = origin_of(module)
+        raise UserError(f"grader {spec!r}: {blame(error, origin.parent) if origin else error}") from error
     finally:
         here = str(Path.cwd())
         sys.path[:] = before if here in before else [*before, here]

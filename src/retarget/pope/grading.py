@@ -56,6 +56,8 @@ class Grader:
             raise UserError(
                 f"limits of a grader: seconds must be above 0 and memory_mb at least 64, not {seconds} and {memory_mb}"
             )
+        if workers is not None and workers < 0:
+            raise UserError(f"a grader has at least 0 workers, not {workers}: 0 grades in this process")
         self.spec, self.seconds, self.memory_mb = spec, seconds, memory_mb
         self.workers = (0 if spec in ("exact", "numeric") else 1) if workers is None else workers
         self.counts: Counter[str] = Counter()

@@ -94,7 +94,10 @@ class Prompts:
             path = own if own and own.exists() else TEMPLATES / f"{name}.txt"
             if not path.exists():
                 raise UserError(f"no template {name}.txt: choose {', '.join(VARIANTS)}, or write one in --templates")
-            return path.read_text(encoding="utf-8").removesuffix("\n")
+            try:
+                return path.read_text(encoding="utf-8").removesuffix("\n")
+            except UnicodeDecodeError as error:
+                raise UserError(f"{path} is not UTF-8 (byte {error.start}): save the template as UTF-8") from error
 
         return cls(unguided=read("unguided"), guided=read(variant), system=read("system"), chat=chat)
 

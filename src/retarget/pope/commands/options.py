@@ -16,12 +16,12 @@ from tyro.conf import FlagCreatePairsOff
 from retarget.errors import UsageError
 from retarget.helptext import one_paragraph
 from retarget.pope.engines.keys import redact
-from retarget.pope.formats import Format
+from retarget.pope.formats import FIELDS, Format
 from retarget.pope.graders import BUILT_IN
 from retarget.pope.problems import Problem, read_problems, utf8
 from retarget.pope.prompts import Prompts
 from retarget.pope.rollouts import Engine, Sampling
-from retarget.settings import merged, parse_setting
+from retarget.settings import merged, parse_setting, resolve_settings
 
 if TYPE_CHECKING:
     from retarget.pope.sampler import Sampler
@@ -65,6 +65,8 @@ class Reading:
         pairs = [one.partition("=") for one in self.fields]
         if not all(name and equals and field for name, equals, field in pairs):
             raise UsageError(f"--fields must be NAME=FIELD [NAME=FIELD ...], not {' '.join(self.fields)}")
+        if unknown := [name for name, _, _ in pairs if name not in FIELDS]:
+            raise UsageError(f"--fields: no field {unknown[0]}; choose from {', '.join(FIELDS)}")
         problems = read_problems(
             source, self.format, split=self.split, solutions=solutions, skip_invalid=self.skip_invalid,
             answer_in_solution=not (self.answer_anywhere or mined), fields={name: field for name, _, field in pairs},
@@ -146,7 +148,8 @@ class Asking:
         """
         from retarget.pope.engines import is_server, open_engine
 
-        template, options = _pairs(self.chat_switches), _pairs(self.engine_options)
+        template = _pairs(self.chat_switches, "--chat-switches")
+        options = _pairs(self.engine_options, "--engine-options")
         if is_server(self.model):
             if options:
                 raise UsageError("--engine-options does not apply to a server: set its options where it is started")
@@ -166,18 +169,23 @@ class Asking:
         return {**asdict(self), "model": redact(self.model)}
 
     def sampling(self) -> Sampling:
-        """The sampling settings."""
-        return Sampling(max_tokens=self.max_tokens, temperature=self.temperature, top_p=self.top_p, top_k=self.top_k,
-                        seed=self.seed)  # fmt: skip
+        """The sampling settings.
+
+        Raises:
+            UserError: one is out of range.
+        """
+        given = {name: getattr(self, name) for name in ("max_tokens", "temperature", "top_p", "top_k", "seed")}
+        return resolve_settings(Sampling, given, "the options of sampling")
 
     def sampler(self) -> "Sampler":
         """The model with its grader and prompts; these are made first, since opening a model may take long."""
         from retarget.pope.grading import Grader
         from retarget.pope.sampler import Sampler
 
+        sampling = self.sampling()
         trusted = self.workers if self.workers is not None or self.grader in BUILT_IN else 1
         grader, prompts = Grader(self.grader, workers=trusted), Prompts.load(self.templates, chat=self.chat)
-        return Sampler(self.engine(), grader, prompts, self.sampling(), self.chunk, self.batch)
+        return Sampler(self.engine(), grader, prompts, sampling, self.chunk, self.batch)
 
 
 @dataclass
@@ -206,16 +214,25 @@ class Cost:
     """Tokens that one GPU generates per second."""
 
     def of(self, rollouts: int, note: str = "") -> dict[str, Any]:
-        """Rollouts, tokens and GPU-hours of a stage."""
+        """Rollouts, tokens and GPU-hours of a stage.
+
+        Raises:
+            UsageError: the cost is not above 0.
+        """
+        if self.mean_tokens < 1 or not self.throughput > 0:
+            raise UsageError(
+                f"--mean-tokens must be at least 1 and --throughput above 0, not {self.mean_tokens} and "
+                f"{self.throughput:g}"
+            )
         tokens = rollouts * self.mean_tokens
         hours = tokens / self.throughput / 3600
         return {"rollouts_at_most": rollouts, "tokens": tokens, "gpu_hours": round(hours, 2), "note": note}
 
 
-def _pairs(words: tuple[str, ...]) -> dict[str, Any]:
+def _pairs(words: tuple[str, ...], option: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for one in words:
-        found = merged(found, parse_setting(one))
+        found = merged(found, parse_setting(one, option))
     return found
 
 
