@@ -133,6 +133,18 @@ def test_engines_that_cannot_be_opened(tmp_path):
         open_engine(str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(batch_size=0), "batch_size must be a whole number of at least 1, not 0"),
+        (dict(device="cpuu"), "device = 'cpuu' cannot be used: Expected one of cpu"),
+    ],
+)
+def test_options_of_an_engine_with_wrong_values(tiny, options, message):
+    with pytest.raises(UserError, match=message):
+        open_engine(str(tiny.directory), **options)
+
+
 def test_a_base_is_trained_once_and_loads_by_path(tiny):
     stamp = (tiny.directory / "model.safetensors").stat().st_mtime_ns
     assert train_base(tiny.base, tiny.cache) == tiny.directory
@@ -309,7 +321,8 @@ def test_keys_are_shown_nowhere_and_sent_to_no_one_else(engine, prompts, monkeyp
     monkeypatch.setenv("MY_KEY", secret)
     with serve(engine, faults=[401]) as (url, seen):
         client = ServerEngine(url, "tiny", key_variable="MY_KEY", wait=0.01)
-        with pytest.raises(UserError, match="HTTP 401") as caught:
+        told = r"HTTP 401.* give a key that the server accepts \(that in MY_KEY was sent\), and run the same command"
+        with pytest.raises(UserError, match=told) as caught:
             client.sample(prompts[:1], 1, PARAMS)
         assert secret not in str(caught.value)
         assert set(seen["keys"]) == {f"Bearer {secret}"}

@@ -65,9 +65,16 @@ class TransformersEngine:
         """Load a model or an adapter, and its tokenizer, by name or path; by default on a GPU if there is one.
 
         Raises:
-            UserError: there is no such model on this machine or the hub, or its files cannot be loaded.
+            UserError: there is no such model on this machine or the hub, its files cannot be loaded, or an option has a
+                wrong value.
         """
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise UserError(f"batch_size must be a whole number of at least 1, not {batch_size!r}")
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            raise UserError(f"device = {device!r} cannot be used: {str(error).splitlines()[0]}") from error
         try:
             network: Any = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
             tokenizer = AutoTokenizer.from_pretrained(model)

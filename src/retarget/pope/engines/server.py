@@ -85,7 +85,7 @@ class ServerEngine:
         self.concurrency, self.per_request = concurrency, per_request
         self.retries, self.wait, self.timeout = retries, wait, timeout
         self.extra, self.fingerprint, self.opens_thinking = extra or {}, fingerprint, opens_thinking
-        self._key = key_for(self.url, key_variable)
+        self._key, self._variable = key_for(self.url, key_variable), key_variable
         self._retried = 0
         self._further: dict[str, Any] = {}
 
@@ -230,10 +230,18 @@ class ServerEngine:
                 await asyncio.sleep(wait)
         raise Unanswered(
             self._redacted(
-                f"{url} failed: {fault}. Finished units are in the journal: run the same command again to continue"
+                f"{url} failed: {fault}. Finished units are in the journal: {self._remedy(status)}run the same command "
+                "again to continue"
             ),
             status,
         )
+
+    def _remedy(self, status: int | None) -> str:
+        """What to do before the same request can succeed."""
+        if status in (401, 403):
+            sent = f"that in {self._variable} was sent" if self._key else "none was sent; see --key-variable"
+            return f"give a key that the server accepts ({sent}), and "
+        return "give its address, with /v1, and the model's name on it, and " * (status == 404)
 
     def _redacted(self, text: str) -> str:
         return redact(text, self._key)
