@@ -21,9 +21,10 @@ def address_of(given: str = "") -> str:
     """
     address = given or os.environ.get("RAY_ADDRESS", "")
     if address.startswith("ray://"):
+        name = "address" if given else "RAY_ADDRESS"
         raise UserError(
-            f"address = {address} is one of Ray Client: run the command on a machine of the cluster "
-            "(ray job submit -- retarget ...), with address=auto"
+            f"{name} = {address} is one of Ray Client: run the command on a machine of the cluster "
+            f"(ray job submit -- retarget ...), with {name}=auto"
         )
     return address
 

@@ -337,7 +337,10 @@ def test_words_for_engines_that_make_no_sense_are_refused():
 
 @pytest.mark.parametrize(
     ("address", "message"),
-    [("127.0.0.1:1", r"no Ray cluster can be used at 127.0.0.1:1 .*or unset RAY_ADDRESS"), ("ray://a:1", "Ray Client")],
+    [
+        ("127.0.0.1:1", r"no Ray cluster can be used at 127.0.0.1:1 .*or unset RAY_ADDRESS"),
+        ("ray://a:1", "^RAY_ADDRESS = ray://a:1 is one of Ray Client: .*, with RAY_ADDRESS=auto$"),
+    ],
 )
 def test_a_ray_cluster_that_cannot_be_used_is_named_at_once(tmp_path, monkeypatch, address, message):
     pytest.importorskip("ray", reason="the extra `cluster` is not installed")
