@@ -249,6 +249,13 @@ def test_prompts_that_do_not_fit_are_dropped_with_a_count(caplog):
         fitting(rows, 1, lambda prompt: len(prompt.split()))
 
 
+def test_a_training_without_a_prompt_that_fits_claims_no_directory(tiny, tmp_path):
+    settings = TrainingSettings(**{**TINY, "max_prompt_length": 1})
+    with pytest.raises(UserError, match="every prompt has more than 1 tokens"):
+        train(str(tiny.directory), make_rows(), reward(), settings, tmp_path)
+    assert not (tmp_path / "work.json").exists()
+
+
 def test_lora(tiny, tmp_path):
     model, tokenizer = load_base(tiny.directory)
     lora = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")

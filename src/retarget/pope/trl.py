@@ -240,11 +240,11 @@ def train(
     require_packages(settings)
     refuse_unknown(settings)
     arguments = grpo_arguments(settings, _processes(), torch.cuda.is_available())
-    claim(output, work_of(model, rows, settings, peft_config, curriculum), resume, settings)
     config = GRPOConfig(output_dir=str(output), **arguments)
     words = tokenizer or _tokenizer_of(model)
     switches: Any = config.chat_template_kwargs or {}
     kept = fitting(rows, settings.max_prompt_length, _length(words, switches))
+    claim(output, work_of(model, rows, settings, peft_config, curriculum), resume, settings)
     trainer = PopeTrainer(
         model=model,
         reward_funcs=[informed(reward, words, kept[0]["prompt"], **switches)],
