@@ -180,6 +180,28 @@ def test_options_that_would_be_dropped_silently_are_refused(folder, asking, tiny
     assert not (folder / "e" / "evaluation.json").exists()
 
 
+SERVER = ["--model", "http://127.0.0.1:9/v1", "--served", "tiny", "--retries", "0"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--temperature", "-1"], "temperature = -1.0: Input should be greater than or equal to 0"),
+        (["--top-p", "2"], "top_p = 2.0: Input should be less than or equal to 1"),
+        (["--workers", "-1"], "a grader has at least 0 workers, not -1"),
+        (["--fields", "promt=question"], "--fields: no field promt; choose from id, prompt, answer, solution"),
+        (["--chat-switches", "thinking"], "--chat-switches takes KEY=VALUE, not 'thinking'"),
+        (["--model", "tiny", "--engine-options", "dtype"], "--engine-options takes KEY=VALUE, not 'dtype'"),
+        (["--dry-run", "--throughput", "0"], "must be at least 1 and --throughput above 0, not 4000 and 0"),
+        (["--dry-run", "--mean-tokens", "0"], "--mean-tokens must be at least 1 and --throughput above 0, not 0 and"),
+    ],
+)
+def test_options_out_of_range_are_named_before_a_model_is_asked(folder, tmp_path, words, message):
+    model = ["--model", "tiny"] if "--model" in words else SERVER
+    with pytest.raises(UserError, match=re.escape(message)):
+        pope(["mine", str(folder / "problems.jsonl"), "--out", str(tmp_path), "--answer-anywhere", *model, *words])
+
+
 def test_a_batch_job_says_how_far_it_is_and_that_nothing_was_sampled(folder, asking, capsys):
     words = ["mine", str(folder / "problems.jsonl"), "--out", str(folder / "said"), "--k", "8", "--batch", "2",
              "--answer-anywhere", *asking]  # fmt: skip
@@ -231,3 +253,8 @@ def test_an_adapter_at_the_rate_for_all_weights_is_warned_of(tmp_path, capsys, c
         assert not caplog.text
     assert pope([*training, "--lora-rank", "4"]) == 0
     assert "an adapter hardly moves at it: use --set lr=1e-5 or more" in caplog.text
+    with pytest.raises(UsageError, match="--lora-rank must be at least 1, not 0: leave it out to train all weights"):
+        pope([*training, "--lora-rank", "0"])
+    capsys.readouterr()
+    assert pope([*training, "--set", "extra.use_cpu=true", "extra.disable_tqdm=true"]) == 0
+    assert json.loads(capsys.readouterr().out)["settings"]["extra"] == {"use_cpu": True, "disable_tqdm": True}

@@ -16,7 +16,7 @@ from retarget.files import write_text
 from retarget.helptext import one_paragraph
 from retarget.pope.commands.options import Cost, lines
 from retarget.pope.settings import TrainingSettings, grpo_arguments
-from retarget.settings import parse_setting, read_config
+from retarget.settings import merged, parse_setting, read_config
 
 _LOG = logging.getLogger(__name__)
 
@@ -62,12 +62,14 @@ class Train:
             refuse_missing(self.track)
         given: dict[str, Any] = {"cycles": self.cycles, **(read_config(self.config) if self.config else {})}
         for one in self.set:
-            given |= parse_setting(one)
+            given = merged(given, parse_setting(one))
         try:
             settings = TrainingSettings.model_validate(given)
         except ValidationError as error:
             faults = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
             raise UsageError("training settings: " + "; ".join(faults)) from error
+        if self.lora_rank is not None and self.lora_rank < 1:
+            raise UsageError(f"--lora-rank must be at least 1, not {self.lora_rank}: leave it out to train all weights")
         if self.lora_rank and settings.lr <= type(settings).model_fields["lr"].default:
             _LOG.warning(
                 "lr=%g is the paper's, for all weights; an adapter hardly moves at it: use --set lr=1e-5 or more",
