@@ -1,5 +1,7 @@
 """Data sets by name: every source, every layout, every refusal."""
 
+import importlib
+
 import numpy as np
 import pytest
 import torch
@@ -64,7 +66,7 @@ def test_npz_in_every_layout(tmp_path):
         (dict(images=np.zeros((9, 0, 32), np.uint8), labels=np.zeros(9)), "have no pixel"),
         (
             dict(x_train=IMAGES, y_train=LABELS, x_test=IMAGES, y_test=LABELS + 1),
-            "x_test and y_test: the test set has the label 4",
+            "x_test and y_test: there is the label 4",
         ),
         (dict(images=IMAGES, labels=np.array([{}] * 20, dtype=object)), "pickles are never read"),
     ],
@@ -201,6 +203,7 @@ def test_a_data_set_saved_by_the_datasets_library(tmp_path):
         ("npz:/nowhere.npz", "/nowhere.npz does not exist"),
         ("folder:/nowhere", "/nowhere does not exist"),
         ("torchvision:MINST", "torchvision has no data set 'MINST'"),
+        ("torchvision:utils", "torchvision has no data set 'utils'"),
     ],
 )
 def test_sources_that_do_not_exist(spec, message):
@@ -219,6 +222,23 @@ def test_torchvision_sets_of_another_form_are_refused_with_a_way_out(name, tmp_p
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="'folder:DIR'"):
         read(f"torchvision:{name}", str(tmp_path / "file"))
+
+
+def test_a_torchvision_set_that_a_network_would_not_help_is_told_apart(tmp_path):
+    with pytest.raises(UserError, match=r"torchvision's EMNIST cannot be read here .*: give it as 'folder:DIR'"):
+        read("torchvision:EMNIST", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "named"),
+    [([np.zeros((4, 4)), np.zeros((5, 4))], [0, 1], "images"), (np.zeros((2, 4, 4)), [[0], [1, 2]], "labels")],
+)
+def test_what_a_function_gives_must_make_arrays(tmp_path, monkeypatch, images, labels, named):
+    (tmp_path / "ragged_images.py").write_text("def load():\n    return given\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module("ragged_images").given = (images, labels)
+    with pytest.raises(UserError, match=f"dataset = 'ragged_images:load' gave {named} that make no array"):
+        read("ragged_images:load")
 
 
 def test_images_in_memory_are_stretched_or_their_middle_is_kept():

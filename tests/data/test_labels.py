@@ -51,5 +51,5 @@ def test_what_is_no_class_number_is_refused_with_its_values(values, message):
 
 def test_a_test_part_may_lack_classes_and_may_not_have_others():
     assert class_labels([2, 2], "here", classes=3).tolist() == [2, 2]
-    with pytest.raises(UserError, match="the test set has the label 3, 4, and the training set only the labels 0 to 2"):
+    with pytest.raises(UserError, match="there is the label 3, 4, but the training set has only the labels 0 to 2"):
         class_labels([0, 3, 4], "here", classes=3)

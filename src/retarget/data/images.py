@@ -197,7 +197,16 @@ def _own(spec: str) -> Source:
             "x_test and y_test), the pair of images and labels, or a retarget.data.parts.Source"
         )
     parts = _npz_parts(where, [str(name) for name in found])
-    return _from_parts(where, parts, [[np.asarray(found[name]) for name in part] for part in parts])
+    return _from_parts(where, parts, [[_array(where, name, found[name]) for name in part] for part in parts])
+
+
+def _array(where: str, name: str, value: Any) -> np.ndarray:
+    try:
+        return np.asarray(value)
+    except (ValueError, TypeError, RuntimeError) as error:  # images of several sizes, a tensor on a GPU
+        raise UserError(
+            f"{where} gave {name} that make no array ({error}): give images of one size, and one number per label"
+        ) from error
 
 
 _OTHERS = (("x_test", "y_test"), ("x_val", "y_val"))
@@ -222,16 +231,18 @@ def _npz_parts(path: Path | str, names: list[str]) -> list[tuple[str, str]]:
 def _torchvision(name: str, root: str, extra: str) -> Source:
     datasets = require("torchvision.datasets", extra)
     kind = getattr(datasets, name, None)
-    if kind is None:
+    if not isinstance(kind, type):
         raise UserError(f"torchvision has no data set {name!r}")
     parts: list[Part] = []
     names: tuple[str, ...] = ()
     for train in (True, False):
         try:
             found = _torchvision_part(kind, root, train)
-        except (OSError, RuntimeError, ValueError, TypeError) as error:
-            if isinstance(error, UserError):
-                raise
+        except UserError:
+            raise
+        except (ValueError, TypeError) as error:
+            raise UserError(f"torchvision's {name} cannot be read here ({error}): give it as 'folder:DIR'") from error
+        except (OSError, RuntimeError) as error:
             raise UserError(
                 f"torchvision could not give {name} from {root!r} ({error}). Without a network put its files there, "
                 "or name a local copy: dataset = 'npz:FILE', 'folder:DIR' or 'hf:DIR'"

@@ -49,8 +49,7 @@ def class_labels(values: Any, where: str, classes: int | None = None) -> np.ndar
     if classes is not None and (found[0] < 0 or found[-1] >= classes):
         other = found[(found < 0) | (found >= classes)]
         raise UserError(
-            f"{where}: the test set has the label {_listed(other)}, and the training set only the labels 0 to "
-            f"{classes - 1}"
+            f"{where}: there is the label {_listed(other)}, but the training set has only the labels 0 to {classes - 1}"
         )
     return labels.astype(np.int64)
 

@@ -71,7 +71,9 @@ def test_label_noise_strikes_the_training_part_alone_and_always_changes_the_clas
 
 
 def test_a_subset_larger_than_the_data_is_refused():
-    with pytest.raises(UserError, match="train_images = 5000, but digits has only 1438"):
+    with pytest.raises(
+        UserError, match="train_images = 5000, but digits has only 1438 training images: a fifth of it is held out"
+    ):
         split(demo(train_images=5000))
     with pytest.raises(UserError, match="validation_images = 700 of 700 leave nothing"):
         split(demo(validation_images=700))
@@ -231,7 +233,7 @@ def test_what_cannot_be_trained_on_is_said_before_any_run(tmp_path):
         prepare(few)
     np.savez(tmp_path / "more.npz", x_train=images, y_train=labels, x_test=images, y_test=labels + 2)
     more = plan("demo", {"dataset": f"npz:{tmp_path}/more.npz", "validation_images": 10, "batch_size": 5})
-    with pytest.raises(UserError, match="the test set has the label 3, 4, and the training set only the labels 0 to 2"):
+    with pytest.raises(UserError, match="there is the label 3, 4, but the training set has only the labels 0 to 2"):
         prepare(more)
 
 

@@ -119,7 +119,8 @@ def chosen(settings: Settings) -> tuple[list[Part], Tensor, tuple[str, ...]]:
     if settings.train_images and settings.train_images < len(train):
         train = train.take(stratified(train.labels.numpy(), settings.train_images, rng)[1])
     elif settings.train_images and settings.train_images > len(train):
-        raise UserError(f"train_images = {settings.train_images}, but {settings.dataset} has only {len(train)}")
+        kept = " training images: a fifth of it is held out for the test" * (source.test is None)
+        raise UserError(f"train_images = {settings.train_images}, but {settings.dataset} has only {len(train)}{kept}")
     if settings.test_images and settings.test_images < len(test):
         test = test.take(stratified(test.labels.numpy(), settings.test_images, rng)[1])
     if not len(test):
