@@ -31,6 +31,9 @@ from retarget.pskd.peers import Peer
 def net(num_classes, channels):
     return nn.Sequential(nn.Flatten(), nn.Linear(channels * 63, num_classes))
 
+def ragged():
+    return [np.zeros((4, 4)), np.zeros((5, 4))], [0, 1]
+
 def shapes(count=150):
     rng = np.random.default_rng(0)
     labels = np.arange(count) % 3
@@ -146,6 +149,8 @@ def test_claims_and_sources_are_fixed_before_the_run():
     [
         (dict(arms=3), "arms must be tables: write \\[\\[arms\\]\\]"),
         (dict(arms=[{"label": "x"}]), r"\[\[arms\]\], number 1: name: Input should be a valid string"),
+        (dict(loss="own_losses:Poly", arms=[{"label": "x"}]), r"\[\[arms\]\], number 1: name: Input should be a"),
+        (dict(loss="own_losses:_Poly"), r"^loss = 'own_losses:_Poly': name: String should match"),
         (dict(arms=[{"name": "A b"}]), r"\[\[arms\]\], number 1: name: String should match"),
         (dict(arms=[{"name": "a", "lr": 1}, {"name": "a", "lr": 2}]), r"\[\[arms\]\]: the arm a appears twice"),
         (dict(arms=[{"name": "a", "epoch": 1}]), "arm a: .*no setting epoch, did you mean epochs"),
@@ -186,6 +191,14 @@ def test_tables_that_are_wrong(config, message):
         (dict(network="own_more:net"), "does not accept images of 1 channels, 8×8 pixels"),
         (dict(dataset="own_more:nothing"), "gave a NoneType: it gives arrays by name"),
         (dict(dataset="own_more:floats"), "images are uint8 .* got float64"),
+        (dict(dataset="own_more:ragged"), "gave images that make no array .*: give images of one size"),
+        (dict(loss="FocalLos"), "arm focallos: no peer 'FocalLos': choose one of .*FocalLoss"),
+        (
+            dict(loss={"method": "FocalLoss", "gama": 2}),
+            "arm focalloss: FocalLoss has no setting gama; its settings: ga",
+        ),
+        (dict(loss={"method": "FocalLoss", "gamma": "x"}), "FocalLoss: gamma = 'x' is not a number"),
+        (dict(loss={"method": "FocalLoss", "gamma": -1}), "FocalLoss: gamma must not be negative: got -1"),
         (dict(dataset="none_such:load"), "there is no module none_such"),
         (dict(arms=[{"name": "a", "network": "own_more:net"}]), "arm a: network 'own_more:net' does not accept images"),
         (dict(loss="own_more:Learnt"), "arm learnt: own_more:Learnt has trainable parameters"),
@@ -204,6 +217,12 @@ def test_parts_that_are_wrong_are_said_by_a_dry_run(config, message, tmp_path):
 
     with pytest.raises(UserError, match=f"(?s){message}"):
         check(plan("demo", config))
+
+
+def test_every_peer_of_the_study_passes_the_dry_run():
+    from retarget.pskd.studies.images.prepare import check
+
+    check(plan("demo", {"peers": True}, None, ["all"]))
 
 
 def test_own_data_is_read_as_arrays_are():

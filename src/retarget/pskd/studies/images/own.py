@@ -52,12 +52,11 @@ def asked(given: Mapping[str, Any], base: Question = OWN) -> Question:
     Raises:
         UserError: a table has another form, an arm appears twice, or a claim names something the study does not have.
     """
-    tables = _tables(given, "arms")
+    tables = [(one, f"[[arms]], number {number}") for number, one in enumerate(_tables(given, "arms"), start=1)]
     if "loss" in given:
-        tables.insert(
-            0, {"name": _called(given["loss"]).lower(), "loss": given["loss"], "label": _called(given["loss"])}
-        )
-    mine = tuple(_arm(one, f"[[arms]], number {number}") for number, one in enumerate(tables, start=1))
+        name = _called(given["loss"])
+        tables.insert(0, ({"name": name.lower(), "loss": given["loss"], "label": name}, f"loss = {given['loss']!r}"))
+    mine = tuple(_arm(one, where) for one, where in tables)
     replaced = {arm.name for arm in mine}
     arms = (*(arm for arm in base.arms if arm.name not in replaced), *mine)
     twice = sorted({arm.name for arm in arms if [one.name for one in arms].count(arm.name) > 1})

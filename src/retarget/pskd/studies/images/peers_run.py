@@ -27,6 +27,7 @@ from retarget.pskd.studies.images.classes import NAMES
 from retarget.pskd.studies.images.data import Images, Normalise, Place, Split, TrainingSet, split, stream, whole_batch
 from retarget.pskd.studies.images.networks import build
 from retarget.pskd.studies.images.peers_plan import PeerSettings
+from retarget.pskd.studies.images.prepare import built_in, no_peer
 from retarget.pskd.studies.images.run import Classifier, Data
 from retarget.pskd.studies.images.scores import scores
 from retarget.pskd.studies.images.shift import shift_scores, shifted_images
@@ -127,12 +128,6 @@ def run(run: Run) -> dict[str, float]:
     return metrics
 
 
-def _methods() -> dict[str, type[peers.Peer]]:
-    """The peers that users can import, by name."""
-    public = {name: getattr(peers, name) for name in peers.__all__}
-    return {name: kind for name, kind in public.items() if issubclass(kind, peers.Peer) and kind is not peers.Peer}
-
-
 def make(
     run: Run, settings: PeerSettings, num_samples: int, num_classes: int, network: nn.Module, channels: int
 ) -> peers.Peer:
@@ -142,11 +137,9 @@ def make(
     """
     own: dict[str, Any] = dict(settings.peer or {})
     name = str(own.pop("method", None))
-    kind = part(name, "loss") if ":" in name else _methods().get(name)
+    kind = part(name, "loss") if ":" in name else built_in().get(name)
     if kind is None:
-        raise UserError(
-            f"no peer {name!r}: choose one of {', '.join(_methods())}, or write module:name for a loss of your own"
-        )
+        raise no_peer(name)
     needed = getattr(kind, "wanted", peers.Needs()).network
     if needed == "average":
         own["model"] = network

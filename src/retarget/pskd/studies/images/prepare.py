@@ -1,6 +1,7 @@
 """Check an image study once, up front, and refuse what cannot work."""
 
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +14,7 @@ from retarget.data.pictures import Picture, decode, header, one_size
 from retarget.errors import UserError
 from retarget.extras import require
 from retarget.own import blame, is_path, origin_of, part
+from retarget.pskd import peers
 from retarget.pskd.functional import widen
 from retarget.pskd.peers.base import Needs
 from retarget.pskd.peers.own import own_peer
@@ -113,10 +115,44 @@ def _try_arms(plan: StudyPlan, images: tuple[int, Shape] | None) -> None:
         try:
             if own and is_path(str(own.get("method", ""))):
                 try_loss(own)
+            elif own:
+                _check_peer(own)
             if images and arm.settings.keys() & {"network", "weights", "augmentation"}:
                 check_network(settings, *images)
         except UserError as error:
             raise UserError(f"arm {arm.name}: {error}") from error
+
+
+def built_in() -> dict[str, type[peers.Peer]]:
+    """The peers that users can import, by name."""
+    public = {name: getattr(peers, name) for name in peers.__all__}
+    return {name: kind for name, kind in public.items() if issubclass(kind, peers.Peer) and kind is not peers.Peer}
+
+
+def _check_peer(own: dict[str, Any]) -> None:
+    """Refuse an unknown peer, and settings that it does not have or that are no numbers or out of range."""
+    name, given = str(own.get("method")), {key: value for key, value in own.items() if key != "method"}
+    kind = built_in().get(name)
+    if kind is None:
+        raise no_peer(name)
+    known = {one.name: one.metadata for one in fields(kind) if one.init}
+    settings = [key for key, metadata in known.items() if "allowed" in metadata]
+    for key, value in given.items():
+        if key not in known:
+            raise UserError(f"{name} has no setting {key}; its settings: {', '.join(settings) or 'none'}")
+        try:
+            wrong = key in settings and not known[key]["allowed"](float(value))
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{name}: {key} = {value!r} is not a number") from error
+        if wrong:
+            raise UserError(f"{name}: {key} must {known[key]['must']}: got {value}")
+
+
+def no_peer(name: str) -> UserError:
+    """The error for a name that no peer has."""
+    return UserError(
+        f"no peer {name!r}: choose one of {', '.join(built_in())}, or write module:name for a loss of your own"
+    )
 
 
 def try_loss(own: dict[str, Any]) -> None:
