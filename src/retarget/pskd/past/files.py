@@ -50,7 +50,8 @@ def open_files(
         if found != wanted:
             raise UserError(f"{path} holds a table of another shape: found {found}, need {wanted}; pass another path")
     else:
-        if any(one.name != LOCK for one in path.iterdir()):
+        begun = {LOCK, f".{description.name}.tmp", *(f"{name}.bin" for name in sizes)}  # of a kill, or a full disk
+        if any(one.name not in begun for one in path.iterdir()):
             raise UserError(f"{path} is not empty but holds no table: pass a directory for the table alone")
         for name, nbytes in sizes.items():
             _allocate(path / f"{name}.bin", nbytes)
