@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from retarget.errors import UserError
 from retarget.pskd import with_index
+from retarget.pskd.index import KeepIndex
 
 
 def test_the_index_is_the_place_in_the_wrapped_dataset():
@@ -85,3 +86,12 @@ def test_with_index_keeps_the_sample_and_adds_its_place():
         with_index([5])[0]
     with pytest.raises(UserError, match="no stable index"):
         with_index(iter([1]))
+
+
+@pytest.mark.parametrize(
+    ("collator", "given"),
+    [(lambda rows: (torch.zeros(2),), "a tuple"), (lambda rows: {"input_ids": rows}, "input_ids")],
+)
+def test_a_batch_without_labels_is_told_by_what_the_collator_returned(collator, given):
+    with pytest.raises(UserError, match=f"needs labels: the collator returned only {given}$"):
+        KeepIndex(collator)([{"x": 1, "index": 0}, {"x": 2, "index": 1}])

@@ -225,6 +225,12 @@ def test_logits_of_a_submodule(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(weights(module), weights(plain), strict=True))
 
 
+def test_a_number_of_classes_that_is_not_the_networks_is_named(tmp_path):
+    told = rf"0 times with logits \[B, C\] = \[4, {C + 1}\] as output.* another number of classes, set num_classes"
+    with pytest.raises(UserError, match=told):
+        fit(Module(), PSKDCallback(PSKD(N, C + 1, EPOCHS)), tmp_path)
+
+
 def test_a_batch_that_is_not_to_be_remembered_leaves_no_row(tmp_path):
     class Skip(pl.Callback):
         def on_train_batch_start(self, trainer, module, batch, batch_idx):

@@ -101,7 +101,8 @@ class KeepIndex:
         index = torch.tensor(index)
         batch = self.collator(rest)
         if "labels" not in batch:
-            raise UserError(f"a training batch needs labels: the collator returned only {', '.join(batch)}")
+            names = ", ".join(map(str, batch)) if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
+            raise UserError(f"a training batch needs labels: the collator returned only {names}")
         if len(batch["labels"]) != len(index):
             raise UserError(
                 f"the collator packed {len(index)} samples into {len(batch['labels'])} rows, so the targets can no "

@@ -263,8 +263,10 @@ class PSKDCallback(SavedBeside):
         if len(self._logits) != 1:
             source = self.logits_from or "the module itself"
             raise UserError(
-                f"training_step called {source} {len(self._logits)} times with logits [B, C] as output, but must do so "
-                f"exactly once: name the submodule that returns the logits by logits_from=. {_TWO_LINES}"
+                f"training_step called {source} {len(self._logits)} times with logits [B, C] = "
+                f"[{len(step.hard)}, {self.method.num_classes}] as output, but must do so exactly once: if the network "
+                "has another number of classes, set num_classes; else name the submodule that returns the logits by "
+                f"logits_from=. {_TWO_LINES}"
             )
         self.method.remember(self._logits.pop(), step.hard, self._sample)
 

@@ -197,7 +197,10 @@ def test_a_baseline_far_below_the_published_one_is_marked_undertrained(languages
 
 
 def test_bad_settings_are_refused():
-    for config, message in (({"layer": 3}, "layer"), ({"d_model": 30, "heads": 4}, "multiple of heads")):
+    for config, message in (
+        ({"layer": 3}, "layer"),
+        ({"d_model": 30, "heads": 4}, "d_model = 30 is not a multiple of heads = 4"),
+    ):
         with pytest.raises(UserError, match=message):
             plan("demo", config)
     with pytest.raises(UserError, match="no arm nothing"):

@@ -97,8 +97,10 @@ def plan(
     if preset not in PRESETS:
         raise UserError(f"no preset {preset!r} for translation: choose {', '.join(PRESETS)}")
     settings = resolve_settings(Settings, {**PRESETS[preset], **config})
-    if settings.d_model % settings.heads or settings.topk > settings.vocabulary:
-        raise UserError("d_model must be a multiple of heads, and topk must not exceed vocabulary")
+    if settings.d_model % settings.heads:
+        raise UserError(f"d_model = {settings.d_model} is not a multiple of heads = {settings.heads}")
+    if settings.topk > settings.vocabulary:
+        raise UserError(f"topk = {settings.topk} exceeds vocabulary = {settings.vocabulary}")
     both_ways = settings.dataset != "grammar" and not {"source", "target"} & set(config)
     conditions = _directions(settings.source, settings.target) if both_ways else (Condition(),)
     refuse_decided(config, ARMS, conditions)
