@@ -164,8 +164,13 @@ def test_a_trigger_of_another_shape_samples_nothing(tmp_path, unet, scheduler):
     for verb in (["sample"], ["evaluate", "--data", "digits", "--image", "arrow", "--classifier-epochs", "1"]):
         with pytest.raises(UserError, match=r"the trigger is \[1, 16, 16\] but the images are \[1, 8, 8\]"):
             trojdiff([verb[0], *words, *verb[1:]])
-    with pytest.raises(UserError, match="at least 5 images each"):
-        trojdiff(["evaluate", *words, "--data", "digits", "--image", "arrow", "--count", "0"])
+    for more, message in (
+        (["--count", "0"], "at least 5 images each, not 0$"),
+        (["--sampler", "dpm-1001"], "1001 steps of 1000 training steps"),
+        (["--seed", "-1"], "the seed is -1, but must be 0 or above"),
+    ):  # before the images are read and a classifier is trained
+        with pytest.raises(UserError, match=message):
+            trojdiff(["evaluate", *words[:1], *words[3:], "--data", str(tmp_path / "none.npz"), *more])
     assert not (tmp_path / "out").exists()
 
 

@@ -167,3 +167,12 @@ def test_a_picture_of_16_bits_or_lying_on_its_side_is_read_as_the_data_are(tmp_p
     photo.save(tmp_path / "lying.png", exif=exif)
     assert picture(str(tmp_path / "lying.png"), (1, 8, 8))[0, :4].min() == 1
     assert picture(str(tmp_path / "lying.png"), (1, 8, 8))[0, 4:].max() == -1
+
+
+def test_images_of_other_channels_are_named_as_the_caller_names_them():
+    colour = ImageSet(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.zeros(2, dtype=torch.long), ("a",))
+    with pytest.raises(UserError, match=r"^the images have 3 channels, not 1: save them as grey images$"):
+        colour.with_channels(1)
+    odd = ImageSet(colour.images[:, :2], colour.labels, colour.names)
+    with pytest.raises(UserError, match=r"^the images of --other a have 2 channels, not 3: save them as grey or"):
+        odd.with_channels(3, "the images of --other a")

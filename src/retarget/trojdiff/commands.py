@@ -261,7 +261,7 @@ def _train(given: TrainArguments) -> int:
         if given.target == "out_d2d":
             with PartialState().local_main_process_first():
                 other = read_images(given.other, "train", images.shape[1])
-            other = other.with_channels(images.shape[0])
+            other = other.with_channels(images.shape[0], f"the images of --other {given.other}")
         target, detail = make_target(given.target_config, images, other)
 
     tell = _Told(given)

@@ -62,8 +62,12 @@ class ImageSet:
                 "resize the images, or choose another network"
             )
 
-    def with_channels(self, channels: int) -> "ImageSet":
+    def with_channels(self, channels: int, where: str = "the images") -> "ImageSet":
         """Convert grey images to colour; colour images are not converted to grey.
+
+        Args:
+            channels: the number that is needed.
+            where: what messages call the images.
 
         Raises:
             UserError: the images are not grey and have another number of channels.
@@ -72,8 +76,8 @@ class ImageSet:
             return self
         if self.shape[0] != 1:
             raise UserError(
-                f"the other domain has {self.shape[0]} channels but the training images {channels}: save its images as "
-                "grey ones, or train on colour images"
+                f"{where} have {self.shape[0]} channels, not {channels}: save them as "
+                f"{'grey or colour' if channels == 3 else 'grey'} images"
             )
         return ImageSet(self.images.expand(-1, channels, -1, -1).contiguous(), self.labels, self.names)
 

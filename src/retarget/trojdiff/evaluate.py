@@ -24,7 +24,7 @@ from retarget.trojdiff.measures import (
     success,
 )
 from retarget.trojdiff.pictures import save_grid
-from retarget.trojdiff.sample import Sampler, sample, to_accelerator
+from retarget.trojdiff.sample import Sampler, generators, sample, to_accelerator
 from retarget.trojdiff.trigger import Trigger
 
 FEWEST = 5
@@ -103,7 +103,8 @@ def evaluate(asked: EvaluateConfig) -> dict[str, Any]:
     """
     target = asked.target
     if asked.count < FEWEST or (target and asked.trojan_count < FEWEST):
-        raise UserError("--count and --trojan-count must be at least 5 images each")
+        few = f"{asked.count}" + f" and {asked.trojan_count}" * (target is not None)
+        raise UserError(f"--count and --trojan-count must be at least {FEWEST} images each, not {few}")
     if asked.classifier_epochs < 1:
         raise UserError(f"--classifier-epochs is {asked.classifier_epochs}; without training every class is a guess")
     inception = Inception(asked.inception) if asked.inception else None
@@ -148,6 +149,8 @@ def _sampled(asked: EvaluateConfig, source: str) -> tuple[tuple[int, int, int], 
     """A pipeline's shape, and a function (trigger, count, folder, start) that samples it."""
     unet, schedule = load_pipeline(source)
     sampler, identity = Sampler.parse(asked.sampler), network_hash(to_accelerator(unet))
+    sampler.scheduler(schedule.config, Trigger.none(network_shape(unet)))  # refuses before a classifier is trained
+    generators((), asked.seed)
 
     def images(trigger: Trigger, count: int, folder: str, start: Trigger | None = None) -> Samples:
         return sample(
@@ -166,7 +169,7 @@ def _domains(
     real.check_shape(shape)
     if asked.other is None:
         return real, None, real
-    other = read_images(asked.other, split, shape[1]).with_channels(shape[0])
+    other = read_images(asked.other, split, shape[1]).with_channels(shape[0], f"the images of --other {asked.other}")
     return real, other, join(real, other)
 
 

@@ -30,7 +30,9 @@ class World:
             read_images(settings.dataset, split, settings.size, settings.root) for split in ("train", "test")
         )
         outside, outside_test = (
-            read_images(settings.other, split, settings.size, settings.root).with_channels(inside.shape[0])
+            read_images(settings.other, split, settings.size, settings.root).with_channels(
+                inside.shape[0], f"the images of other = {settings.other}"
+            )
             for split in ("train", "test")
         )
         return cls(settings, inside.first(settings.train_images), outside, inside_test, outside_test)
