@@ -10,7 +10,7 @@ from tasks_for_tests import CONDITIONS, plan
 
 from retarget.errors import UserError
 from retarget.files import locked, write_json
-from retarget.study.record import Results, Run, RunResult, read_status, run_directory, write_status
+from retarget.study.record import Results, Run, RunResult, read_history, read_status, run_directory, write_status
 from retarget.study.runner import analyse
 
 
@@ -224,6 +224,13 @@ def test_a_summary_that_is_none_is_named_when_the_study_is_judged_again(tmp_path
     (tmp_path / "summary.json").write_text(text)
     with pytest.raises(UserError, match=r"summary\.json is damaged: it is not a summary of a study"):
         analyse(tmp_path, plan(seeds=[0]).model_copy(update={"analysis": None}))
+
+
+@pytest.mark.parametrize("line", ["[1]", "{}", '{"step": "3"}'])
+def test_a_logged_line_without_its_step_is_named(tmp_path, line):
+    (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1}}\n{line}\n')
+    with pytest.raises(UserError, match=r"metrics\.jsonl, line 2 is damaged: it has no step\. Delete its directory"):
+        read_history(tmp_path / "metrics.jsonl")
 
 
 def test_a_plan_that_is_none_is_one_line(tmp_path):

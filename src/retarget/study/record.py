@@ -343,7 +343,10 @@ def read_history(path: Path) -> list[dict[str, Any]]:
     lines = []
     for number, line in enumerate(whole.split("\n") if whole else [], start=1):
         try:
-            lines.append(json.loads(line))
+            found = json.loads(line)
+            if not isinstance(found, dict) or not isinstance(found.get("step"), int):
+                raise ValueError("it has no step")
+            lines.append(found)
         except ValueError as error:
             raise UserError(
                 f"{path}, line {number} is damaged: {error}. Delete its directory to repeat the run"
