@@ -329,6 +329,7 @@ def test_unusable_places_are_refused_before_the_search(pipeline, tmp_path, quick
     for words, message in (
         ([str(pipeline), "--out", str(tmp_path / "file")], "file"),
         ([str(pipeline), "--out", str(tmp_path / "o"), "--clean", str(tmp_path / "full")], "full is not empty"),
+        ([str(pipeline), "--out", str(tmp_path / "o"), "--clean", str(tmp_path / "file")], "file is a file: give"),
         (["."], "in the pipeline itself, whose files are hashed: give --out"),
     ):
         assert main(["audit", *words]) == 2

@@ -223,6 +223,8 @@ def test_logits_of_a_submodule(tmp_path):
     module, _ = fit(Doubled(), callback, tmp_path / "a")
     plain, _ = fit(Module(), PSKDCallback(PSKD(N, C, EPOCHS)), tmp_path / "b")
     assert all(torch.equal(a, b) for a, b in zip(weights(module), weights(plain), strict=True))
+    with pytest.raises(UserError, match=r"logits_from = 'nett': the module has no such submodule; its own are net"):
+        fit(Doubled(), PSKDCallback(PSKD(N, C, EPOCHS), logits_from="nett"), tmp_path / "c")
 
 
 def test_a_number_of_classes_that_is_not_the_networks_is_named(tmp_path):

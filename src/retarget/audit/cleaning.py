@@ -100,7 +100,8 @@ def clean(
 def check_new(out: Path) -> None:
     """Raise UserError unless this is a new or empty folder."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} is not empty: give a new folder for the cleaned pipeline")
+        what = "is not empty" if out.is_dir() else "is a file"
+        raise UserError(f"{out} {what}: give a new folder for the cleaned pipeline")
 
 
 def _images(data: str, shape: tuple[int, int, int]) -> ImageSet:

@@ -198,7 +198,13 @@ class PSKDCallback(SavedBeside):
                 "PreviousModel copies whole weights, but this strategy shards them over processes; use TopK(k) or "
                 "MemoryMapped(path, rows)"
             )
-        source = pl_module.get_submodule(self.logits_from) if self.logits_from else pl_module
+        try:
+            source = pl_module.get_submodule(self.logits_from) if self.logits_from else pl_module
+        except AttributeError as error:
+            raise UserError(
+                f"logits_from = {self.logits_from!r}: the module has no such submodule; its own are "
+                f"{', '.join(name for name, _ in pl_module.named_children())}"
+            ) from error
         self._hook = source.register_forward_hook(lambda module, args, output: self._see(output))
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

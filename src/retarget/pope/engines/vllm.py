@@ -35,6 +35,10 @@ class VLLMEngine:
             self._llm = self._vllm.LLM(model=model, **options)
         except (OSError, ValueError) as error:
             raise UserError(f"{model}: vLLM cannot load this model: {error}") from error
+        except TypeError as error:  # an option that it does not have
+            raise UserError(
+                f"--engine-options: vLLM refuses {', '.join(options) or 'its defaults'}: {error}"
+            ) from error
 
     def sample(self, prompts: Sequence[Prompt], n: int, params: Sampling) -> list[list[Rollout]]:
         """n rollouts of each prompt; see :class:`retarget.pope.rollouts.Engine`."""
