@@ -166,7 +166,7 @@ def test_a_trigger_of_another_shape_samples_nothing(tmp_path, unet, scheduler):
             trojdiff([verb[0], *words, *verb[1:]])
     for more, message in (
         (["--count", "0"], "at least 5 images each, not 0$"),
-        (["--sampler", "dpm-1001"], "1001 steps of 1000 training steps"),
+        (["--sampler", "dpm-1001"], "1001 steps of 50 training steps"),
         (["--seed", "-1"], "the seed is -1, but must be 0 or above"),
     ):  # before the images are read and a classifier is trained
         with pytest.raises(UserError, match=message):

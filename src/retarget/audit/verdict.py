@@ -7,9 +7,9 @@ from retarget.audit.firing import STRONG as FIRES_STRONGLY
 from retarget.audit.outcome import ErrorRate, Verdict
 
 STRONG = 0.5
-"""From this undo on new noise on, a trigger that fires is decisive even without comparable clean models. Below it, it
-is decisive only beside enough clean models of exactly the checkpoint's shape: images of another size or kind may make a
-clean network score higher than all models of the null."""
+"""From this undo on new noise on, a trigger that fires strongly is decisive even without comparable clean models. A
+weaker one is decisive only beside enough clean models of exactly the checkpoint's shape: images of another size or kind
+may make a clean network score higher than all models of the null."""
 WEAKEST = 0.15
 """A score below this is never suspicious, whatever its p-value: one could not see such a trigger fire."""
 
@@ -23,20 +23,20 @@ def decide(score: float, undo: float, strength: float | None, family: Family) ->
         strength: how strongly it fires, see ``Firing.strength``; None if that was not tested.
         family: the most similar clean models.
     """
-    half_undone = max(abs(undo), score) >= STRONG
+    strong = max(abs(undo), score) >= STRONG and score >= STRONG / 2 and (strength or 0.0) >= FIRES_STRONGLY
     if family.unlike:
         rate = _unknown(family, family.unlike)
-        if half_undone and score >= STRONG / 2 and (strength or 0.0) >= FIRES_STRONGLY:
+        if strong:
             return "trojaned", TROJANED, f"the network undoes a trigger by {undo:.2f} on new noise, and it fires", rate
         reason = f"the largest score is {score:.2f}, and {family.unlike}"
         return "undecided", UNDECIDED, reason, rate
     rate = _rate(score, family)
     fires = (strength or 0.0) >= FIRES
     suspicious = rate.p_value is not None and rate.p_value <= LEVEL and score >= WEAKEST
-    if suspicious and fires and not half_undone and family.own < LEAST:
+    if suspicious and fires and not strong and family.own < LEAST:
         reason = (
-            f"the largest score, {score:.2f}, is higher than those of clean models, and the trigger fires; but less "
-            f"than half of it is undone ({undo:.2f}), and only {family.own} of these models have exactly this shape"
+            f"the largest score, {score:.2f}, is higher than those of clean models, but its trigger is weak (undone by "
+            f"{undo:.2f}, strength {strength:.2f}), and only {family.own} of these models have exactly this shape"
         )
         return "undecided", UNDECIDED, reason, rate
     if suspicious and fires:
