@@ -257,7 +257,7 @@ def test_servers_of_one_model_share_a_queue_and_one_that_ends_is_left_out(tmp_pa
         assert found == mine(problems(12), sampler(engine), 4, stop_at_success=False, journal=tmp_path / "one.jsonl")
     assert (tmp_path / "mine.jsonl").read_bytes() == (tmp_path / "one.jsonl").read_bytes()
     assert len(alone["bodies"]) == 48
-    assert len(seen["bodies"]) == 48 - 3
+    assert len(seen["bodies"]) in (48 - 3, 48 - 2), "the other request in flight may be answered before it dies, or not"
     assert f"{two} is left out from now on" in caplog.text
     with pytest.raises(UserError, match="failed"):
         open_engine(f"{two},{two}0", model="tiny", retries=0, fingerprint="w").sample(["q1"], 2, Sampling())

@@ -15,6 +15,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 from retarget.audit.errors import CLEAN, ERROR, TROJANED, UNDECIDED
 from retarget.errors import UsageError, UserError
 from retarget.extras import require
+from retarget.helptext import one_paragraph
 
 if TYPE_CHECKING:
     from retarget.audit.outcome import Outcome
@@ -24,6 +25,7 @@ ORDER = (TROJANED, ERROR, UNDECIDED, CLEAN)
 
 
 @dataclass
+@one_paragraph
 class AuditArguments:
     """Is this diffusion checkpoint trojaned, what is the trigger, and how certain is the verdict?
 
