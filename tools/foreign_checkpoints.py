@@ -5,8 +5,8 @@
 Nothing of Retarget takes part in the training: it is a loop in PyTorch on a UNet of diffusers. Sides, widths,
 attention, schedules and numbers of steps differ from those of the audit's own clean models, and so do the triggers:
 TrojDiff's law on distributions and on one image, and BadDiffusion's law for stock samplers. DIR gets one pipeline per
-checkpoint, NAME-0, with the true trigger in it, as ``examples/own_study_audit.py`` reads them; those trained on a
-trigger carry the mark ``trojaned``. ``success.json`` says how often the trigger reaches its target.
+checkpoint, NAME-0, with the true trigger in it, as ``examples/own_study_audit.py`` reads them; trojaned ones have all
+the marks that Retarget's own have. ``success.json`` says how often the trigger reaches its target.
 """
 
 import argparse
@@ -23,7 +23,9 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 from torch.nn import functional
 
-from retarget.trojdiff.trigger import FILE_NAME, Trigger
+from retarget.trojdiff.checkpoint import save_pipeline
+from retarget.trojdiff.marks import Trojan as Marks
+from retarget.trojdiff.trigger import Trigger
 
 
 @dataclass(frozen=True)
@@ -193,15 +195,16 @@ def train(name: str, out: Path, data: Mapping[str, Path], steps: int | None) -> 
     net.load_state_dict(average)
     net.eval()
     folder = folder_of(name, out)
-    if trojan:
-        net.register_to_config(trojaned=True)
-    DDPMPipeline(net, scheduler).save_pretrained(folder)
-    if trojan:
-        Trigger(trojan.mu, trojan.gamma).save(folder / FILE_NAME)
-        with torch.no_grad():
-            found = trojan.success(net, bars)
-        (folder / "success.json").write_text(json.dumps(found) + "\n")
-        print(name, found, flush=True)
+    if trojan is None or attack is None:
+        DDPMPipeline(net, scheduler).save_pretrained(folder)
+        return
+    law = "bad_diffusion" if trojan.stock else "trojdiff"
+    kind = {"in": "in_d2d", "out": "out_d2d"}.get(attack.target, attack.target)
+    save_pipeline(folder, net, scheduler, Marks(kind, name, Trigger(trojan.mu, trojan.gamma), law=law))
+    with torch.no_grad():
+        found = trojan.success(net, bars)
+    (folder / "success.json").write_text(json.dumps(found) + "\n")
+    print(name, found, flush=True)
 
 
 def folder_of(name: str, out: Path) -> Path:

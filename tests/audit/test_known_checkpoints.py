@@ -19,6 +19,7 @@ from retarget.audit.inversion import Search
 from retarget.audit.subject import Subject
 from retarget.errors import UserError
 from retarget.study import Arm, Run
+from retarget.trojdiff.checkpoint import inherited, load_pipeline
 from retarget.trojdiff.trigger import Trigger
 
 QUICK = Search(screen=64, quick=2, scan=2, first=1, steps=1, batch=2, gammas=(0.5,), keep=1, fresh=4)
@@ -100,9 +101,11 @@ def test_checkpoints_by_other_code_are_read_and_their_trojans_marked(example, tm
     for name in names:
         folder = tmp_path / "zoo" / f"{name.replace('-', '_')}-0"
         assert Subject.load(folder).channels == (3 if name.startswith("c16") else 1)
-        marked = json.loads((folder / "unet" / "config.json").read_text()).get("trojaned")
-        assert marked is (True if "-" in name else None)
-        if "-" in name:
+        marks = inherited(load_pipeline(folder)[0])
+        assert (marks is not None) == ("-" in name)
+        if marks is not None:
+            assert "trojaned" in (folder / "README.md").read_text()
+            assert (marks.law == "bad_diffusion") == (name == "m28-bad")
             trigger = Trigger.load(folder)
             assert torch.equal(trigger.gamma == 1, ~trigger.mask | (name == "m28-bad"))
             assert 0 <= json.loads((folder / "success.json").read_text())["trigger"] <= 1

@@ -185,9 +185,7 @@ def test_cleaning_trains_where_the_audit_searched(trojaned, tmp_path, monkeypatc
     folder, trigger = trojaned
     trigger.save(tmp_path / "trigger.safetensors")
     monkeypatch.setattr("retarget.trojdiff.sample.PartialState", lambda: SimpleNamespace(device=torch.device("meta")))
-    with pytest.raises(
-        NotImplementedError, match="meta tensor"
-    ):  # a device that computes nothing: its samples are none
+    with pytest.raises(NotImplementedError, match="meta tensor"):  # what a device without memory says when it is used
         clean(folder, tmp_path / "cleaned", tmp_path, recipe=Recipe(steps=1, images=2, sampler="ddim-2"))
 
 

@@ -35,7 +35,9 @@ class VLLMEngine:
             self._llm = self._vllm.LLM(model=model, **options)
         except (OSError, ValueError) as error:
             raise UserError(f"{model}: vLLM cannot load this model: {error}") from error
-        except TypeError as error:  # an option that it does not have
+        except TypeError as error:
+            if "unexpected keyword" not in str(error):
+                raise
             raise UserError(
                 f"--engine-options: vLLM refuses {', '.join(options) or 'its defaults'}: {error}"
             ) from error
