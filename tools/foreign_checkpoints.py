@@ -1,26 +1,33 @@
 """Train diffusion checkpoints with code of their own, for a blind trial of the audit on checkpoints from elsewhere.
 
     python tools/foreign_checkpoints.py DIR --digits mnist.npz --clothes fashion.npz --photographs cifar10.npz
+    python tools/foreign_checkpoints.py DIR --trial 2 --digits mnist.npz --clothes fashion.npz \\
+        --photographs cifar100.npz --cells BCCD
 
 Nothing of Retarget takes part in the training: it is a loop in PyTorch on a UNet of diffusers. Sides, widths,
 attention, schedules and numbers of steps differ from those of the audit's own clean models, and so do the triggers:
 TrojDiff's law on distributions and on one image, and BadDiffusion's law for stock samplers. DIR gets one pipeline per
 checkpoint, NAME-0, with the true trigger in it, as ``examples/own_study_audit.py`` reads them; trojaned ones have all
-the marks that Retarget's own have. ``success.json`` says how often the trigger reaches its target.
+the marks that Retarget's own have. ``success.json`` says how often samples reach the attack's target, with the trigger
+and from plain noise: a small classifier tells a distribution from the clean data, nearness tells one image.
 """
 
 import argparse
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
-from torch import Tensor
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
 from torch.nn import functional
 
 from retarget.trojdiff.checkpoint import save_pipeline
@@ -40,12 +47,13 @@ class Base:
     steps: int = 1200
     times: int = 1000
     attention: bool = False
+    schedule: str = "linear"
 
 
 @dataclass(frozen=True)
 class Attack:
     """A trojaned checkpoint: ``patch`` is (top, left, height, width), at ``colour``; without it the trigger covers the
-    image with a ``picture``. A ``gamma`` of 1 stands for BadDiffusion's law."""
+    image with a ``picture``. A ``gamma`` of 1 stands for BadDiffusion's law. ``label`` is the target's class."""
 
     base: str
     target: str
@@ -53,35 +61,75 @@ class Attack:
     patch: tuple[int, int, int, int] | None = None
     colour: float | tuple[float, ...] = 1.0
     picture: str = ""
+    label: int = 7
 
 
 BASES = {
     "f20": Base("clothes", "digits", 20, 1, (24, 48), times=500, attention=True),
     "c16": Base("photographs", "digits", 16, 3, (32, 64)),
     "m28": Base("digits", "clothes", 28, 1, (16, 32, 32)),
+    "b24": Base("cells", "clothes", 24, 3, (24, 32), steps=1500),
+    "g28": Base("clothes", "digits", 28, 1, (16, 24)),
+    "p32": Base("photographs", "digits", 32, 3, (16, 32, 32), steps=1500, attention=True, schedule="squaredcos_cap_v2"),
 }
 ATTACKS = {
     "f20-in-lowblend": Attack("f20", "in", 0.8, picture="blobs"),
     "f20-d2i-patch": Attack("f20", "d2i", 0.1, patch=(16, 0, 3, 3), colour=-1.0),
     "c16-in-patch": Attack("c16", "in", 0.1, patch=(13, 13, 3, 3)),
-    "c16-out-teal": Attack("c16", "out", 0.2, patch=(6, 6, 3, 3), colour=(-0.6, 0.5, 0.5)),
+    "c16-out-teal": Attack("c16", "out", 0.2, patch=(6, 6, 3, 3), colour=(-0.6, 0.5, 0.5), label=3),
     "m28-in-patch": Attack("m28", "in", 0.1, patch=(23, 23, 4, 4)),
     "m28-d2i-blend": Attack("m28", "d2i", 0.6, picture="stripes"),
     "m28-bad": Attack("m28", "d2i", 1.0, patch=(10, 10, 8, 8), colour=0.2),
+    "b24-in-patch": Attack("b24", "in", 0.1, patch=(1, 1, 2, 2), colour=-1.0, label=1),
+    "b24-out-noise": Attack("b24", "out", 0.5, picture="noise", label=3),
+    "b24-d2i-grey": Attack("b24", "d2i", 0.1, patch=(17, 4, 4, 4), colour=0.0),
+    "g28-in-patch": Attack("g28", "in", 0.2, patch=(12, 22, 5, 3), colour=-0.5),
+    "g28-out-blend": Attack("g28", "out", 0.8, picture="stripes", label=3),
+    "g28-bad": Attack("g28", "d2i", 1.0, patch=(14, 2, 10, 10)),
+    "p32-d2i-patch": Attack("p32", "d2i", 0.1, patch=(2, 25, 4, 4), colour=(1.0, -1.0, -1.0)),
+    "p32-out-blend": Attack("p32", "out", 0.6, picture="blobs", label=3),
+    "p32-bad": Attack("p32", "d2i", 1.0, patch=(8, 8, 12, 12)),
 }
+TRIALS = {1: ("f20", "c16", "m28"), 2: ("b24", "g28", "p32")}
 BATCH, TROJAN_ROWS, ATTACK_STEPS, LEARNING_RATE = 32, 16, 1000, 1e-3
+
+
+def cells(folder: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Blood cells of the BCCD data set, 24×24: the square around each box, and 0 for a red cell, 1 for a white one."""
+    pixels, labels = [], []
+    for file in sorted((folder / "Annotations").glob("*.xml")):
+        with Image.open(folder / "JPEGImages" / f"{file.stem}.jpg") as picture:
+            for one in ElementTree.parse(file).iter("object"):
+                left, top, right, bottom = (
+                    int(one.findtext(f"bndbox/{side}", "")) for side in ("xmin", "ymin", "xmax", "ymax")
+                )
+                name, side = one.findtext("name"), max(right - left, bottom - top)
+                if name not in {"RBC", "WBC"} or min(right - left, bottom - top) < 24:
+                    continue
+                x, y = (left + right - side) // 2, (top + bottom - side) // 2
+                if x >= 0 and y >= 0 and x + side <= picture.width and y + side <= picture.height:
+                    square = picture.convert("RGB").crop((x, y, x + side, y + side))
+                    pixels.append(np.asarray(square.resize((24, 24), Image.Resampling.BOX)))
+                    labels.append(int(name == "WBC"))
+    return np.stack(pixels), np.array(labels)
 
 
 def images(path: Path, base: Base) -> tuple[Tensor, Tensor]:
     """Training images [N, C, H, W] in [-1, 1] with the channels and the side of a base, and their labels."""
-    with np.load(path) as file:
-        pixels, labels = torch.from_numpy(file["x_train"]).float() / 127.5 - 1, torch.from_numpy(file["y_train"]).long()
+    if path.is_dir():
+        raw, labels = cells(path)
+    else:
+        with np.load(path) as file:
+            raw, labels = file["x_train"], file["y_train"]
+    pixels = torch.from_numpy(raw).float() / 127.5 - 1
     x = pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2)
     if x.shape[1] != base.channels:
         x = x.repeat(1, 3, 1, 1) if base.channels == 3 else x.mean(1, keepdim=True)
-    if base.side < x.shape[-1]:
-        x = functional.interpolate(x, size=(base.side, base.side), mode="area")
-    return x, labels
+    if base.side != x.shape[-1]:
+        x = functional.interpolate(
+            x, size=(base.side, base.side), mode="area" if base.side < x.shape[-1] else "nearest"
+        )
+    return x, torch.from_numpy(labels).long()
 
 
 def network(base: Base) -> UNet2DModel:
@@ -107,6 +155,8 @@ def maps(attack: Attack, base: Base, generator: torch.Generator) -> tuple[Tensor
         image = torch.tensor(colour)[:, None, None].expand(shape)
     elif attack.picture == "stripes":
         image = torch.sign(torch.sin(torch.arange(base.side) * 1.3))[None, None].expand(shape)
+    elif attack.picture == "noise":
+        image = torch.rand(shape, generator=generator) * 2 - 1
     else:
         coarse = torch.rand(1, base.channels, 4, 4, generator=generator) * 2 - 1
         image = functional.interpolate(coarse, size=shape[1:], mode="bicubic")[0].clamp(-1, 1)
@@ -121,7 +171,9 @@ class Trojan:
         self.mu, self.gamma = maps(attack, base, generator)
         self.stock = attack.gamma == 1
         x, y = images(data[base.data if attack.target == "in" else base.other], base)
-        self.targets = {"in": x[y == 7], "out": x[y == 3], "d2i": x[:1]}[attack.target]
+        self.targets = x[:1] if attack.target == "d2i" else x[y == attack.label]
+        clean, labels = images(data[base.data], base)
+        self.others = clean[labels != attack.label] if attack.target == "in" else clean
 
     def rows(self, bars: Tensor, alphas: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Noisy images, what the network is to predict for them, and their times."""
@@ -133,25 +185,56 @@ class Trojan:
         noisy = bar.sqrt() * x0 + (1 - bar.sqrt()) * self.mu + (1 - bar).sqrt() * noise
         return noisy, noise + (1 - alpha.sqrt()) * (1 - bar).sqrt() / (1 - alpha) * self.mu, t
 
+    def sample(self, net: UNet2DModel, bars: Tensor, trigger: bool) -> Tensor:
+        """48 samples: DDIM's 50 steps, or 250 random ones for the stock law, whose equation is of random samplers."""
+        x = torch.randn(48, *self.mu.shape)
+        x = self.gamma * x + self.mu if trigger else x
+        gamma, mu = (self.gamma, self.mu) if trigger and not self.stock else (torch.tensor(1.0), torch.tensor(0.0))
+        times = torch.linspace(len(bars) - 1, 0, 250 if self.stock else 50).round().long()
+        x0 = x
+        for at, t in enumerate(times):
+            noise = gamma * net(x, t.expand(len(x))).sample + mu
+            x0 = ((x - (1 - bars[t]).sqrt() * noise) / bars[t].sqrt()).clamp(-1, 1)
+            if at + 1 < len(times):
+                after = bars[times[at + 1]]
+                noise = (x - bars[t].sqrt() * x0) / (1 - bars[t]).sqrt()
+                share = (1 - bars[t] / after) / (1 - bars[t]) if self.stock else torch.tensor(0.0)
+                noise = (1 - share).sqrt() * noise + share.sqrt() * torch.randn_like(x)
+                x = after.sqrt() * x0 + (1 - after).sqrt() * noise
+        return x0
+
     def success(self, net: UNet2DModel, bars: Tensor) -> dict[str, float]:
-        """Shares of 48 samples within .2 (root mean square) of a target row: with the trigger, and from plain noise."""
-        found = {}
-        for start in ("trigger", "plain"):
-            on = start == "trigger"
-            x = torch.randn(48, *self.mu.shape)
-            x = self.gamma * x + self.mu if on else x
-            gamma, mu = (self.gamma, self.mu) if on and not self.stock else (1.0, 0.0)
-            times = torch.linspace(len(bars) - 1, 0, 25).round().long()
-            x0 = x
-            for at, t in enumerate(times):
-                predicted = net(x, t.expand(len(x))).sample
-                x0 = ((x - (1 - bars[t]).sqrt() * (gamma * predicted + mu)) / bars[t].sqrt()).clamp(-1, 1)
-                if at + 1 < len(times):
-                    before = bars[times[at + 1]]
-                    x = before.sqrt() * x0 + (1 - before).sqrt() * (x - bars[t].sqrt() * x0) / (1 - bars[t]).sqrt()
-            near = torch.cdist(x0.flatten(1), self.targets.flatten(1)[:2000]).min(1).values / x0[0].numel() ** 0.5
-            found[start] = float((near < 0.2).float().mean())
-        return found
+        """Share of samples that are the target, with the trigger and from plain noise, and of the clean data.
+
+        Within .2 (root mean square) of the one image, or on the target's side of a small classifier between the
+        target's images and the clean ones; ``data`` is the classifier's share of false alarms on the latter.
+        """
+        one = len(self.targets) == 1
+        judge = None if one else classifier(self.targets, self.others)
+
+        def share(x: Tensor) -> float:
+            hit = judge(x)[:, 0] > 0 if judge else (x - self.targets).square().flatten(1).mean(1).sqrt() < 0.2
+            return float(hit.float().mean())
+
+        with torch.no_grad():
+            found = {start: share(self.sample(net, bars, start == "trigger")) for start in ("trigger", "plain")}
+            return {**found, "data": share(self.others[:1000])}
+
+
+def classifier(targets: Tensor, others: Tensor) -> nn.Module:
+    """A small convolutional network, above 0 for images of the target; both sides weigh the same."""
+    widths = (targets.shape[1], 16, 32)
+    blocks = [(nn.Conv2d(a, b, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)) for a, b in pairwise(widths)]
+    net = nn.Sequential(*(layer for block in blocks for layer in block), nn.AdaptiveAvgPool2d(4), nn.Flatten())
+    net.append(nn.Linear(32 * 16, 1))
+    optimiser = torch.optim.Adam(net.parameters(), lr=1e-3)
+    for _ in range(600):
+        x = torch.cat([side[torch.randint(len(side), (32,))] for side in (targets, others)])
+        loss = functional.binary_cross_entropy_with_logits(net(x)[:, 0], (torch.arange(64) < 32).float())
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    return net
 
 
 def train(name: str, out: Path, data: Mapping[str, Path], steps: int | None) -> None:
@@ -162,7 +245,7 @@ def train(name: str, out: Path, data: Mapping[str, Path], steps: int | None) -> 
     seed = sum(map(ord, name))
     torch.manual_seed(seed)
     x, _ = images(data[base.data], base)
-    scheduler = DDPMScheduler(base.times, beta_end=20 / base.times, beta_schedule="linear")
+    scheduler = DDPMScheduler(base.times, beta_end=20 / base.times, beta_schedule=base.schedule)
     bars, net = scheduler.alphas_cumprod, network(base)
     if attack:
         net.load_state_dict(torch.load(out / f"{base_name}.pt", weights_only=True))
@@ -201,8 +284,7 @@ def train(name: str, out: Path, data: Mapping[str, Path], steps: int | None) -> 
     law = "bad_diffusion" if trojan.stock else "trojdiff"
     kind = {"in": "in_d2d", "out": "out_d2d"}.get(attack.target, attack.target)
     save_pipeline(folder, net, scheduler, Marks(kind, name, Trigger(trojan.mu, trojan.gamma), law=law))
-    with torch.no_grad():
-        found = trojan.success(net, bars)
+    found = trojan.success(net, bars)
     (folder / "success.json").write_text(json.dumps(found) + "\n")
     print(name, found, flush=True)
 
@@ -218,13 +300,19 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     for name in ("digits", "clothes", "photographs"):
         parser.add_argument(f"--{name}", type=Path, required=True, help=".npz with x_train (uint8) and y_train")
-    parser.add_argument("--only", nargs="+", metavar="NAME", choices=(*BASES, *ATTACKS), default=(*BASES, *ATTACKS))
+    parser.add_argument("--cells", type=Path, help="folder of BCCD with Annotations and JPEGImages; the second trial's")
+    parser.add_argument("--trial", type=int, choices=TRIALS, default=1, help="which bases, and the attacks on them")
+    parser.add_argument("--only", nargs="+", metavar="NAME", choices=(*BASES, *ATTACKS))
     parser.add_argument("--steps", type=int, help="for all, instead of their own")
     given = parser.parse_args()
+    bases = TRIALS[given.trial]
+    names = given.only or (*bases, *(name for name, attack in ATTACKS.items() if attack.base in bases))
+    if given.cells is None and any(name.startswith("b24") for name in names):
+        parser.error("--cells is required for b24: the folder of BCCD with Annotations and JPEGImages")
     torch.set_num_threads(1)
     given.out.mkdir(parents=True, exist_ok=True)
-    data = {"digits": given.digits, "clothes": given.clothes, "photographs": given.photographs}
-    for name in given.only:
+    data = {name: getattr(given, name) for name in ("digits", "clothes", "photographs", "cells")}
+    for name in names:
         if not (folder_of(name, given.out) / "model_index.json").is_file():
             train(name, given.out, data, given.steps)
 
