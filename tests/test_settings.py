@@ -15,6 +15,8 @@ def test_a_file_that_is_no_toml_is_refused_by_name(tmp_path, text):
 
 def test_a_value_that_is_no_toml_is_a_text():
     assert parse_setting("dataset=a b") == {"dataset": "a b"}
+    assert parse_setting("shift.images=null") == {"shift": {"images": None}}
+    assert parse_setting('name="null"') == {"name": "null"}
     assert parse_setting("lr=" + "9" * 5000) == {"lr": "9" * 5000}
     with pytest.raises(UsageError, match="takes KEY=VALUE"):
         parse_setting("lr")

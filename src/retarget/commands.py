@@ -54,7 +54,7 @@ class StudyArguments:
     config: Path | None = None
     """A TOML file with settings."""
     set: tuple[str, ...] = ()
-    """Settings as KEY=VALUE, with VALUE as in TOML."""
+    """Settings as KEY=VALUE, with VALUE as in TOML, or null for none."""
     out: Path | None = None
     """The study's directory; by default studies/METHOD-PRESET, with a task's or a question's name in between."""
     seeds: tuple[int, ...] = ()

@@ -58,10 +58,10 @@ def read_config(path: Path, option: str = "--config") -> dict[str, Any]:
 
 
 def parse_setting(text: str, option: str = "--set") -> dict[str, Any]:
-    """One ``KEY=VALUE`` of an option; a value that is not TOML is taken as text.
+    """One ``KEY=VALUE`` of an option; ``null`` is no value, and what is not TOML is taken as text.
 
-    >>> parse_setting("lr=0.1"), parse_setting("dataset=digits")
-    ({'lr': 0.1}, {'dataset': 'digits'})
+    >>> parse_setting("lr=0.1"), parse_setting("dataset=digits"), parse_setting("image_size=null")
+    ({'lr': 0.1}, {'dataset': 'digits'}, {'image_size': None})
     """
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
@@ -71,13 +71,13 @@ def parse_setting(text: str, option: str = "--set") -> dict[str, Any]:
             found = tomllib.loads(f"{key} = {candidate}")
         except (ValueError, RecursionError):
             continue
-        return found if candidate is value else _with_text(found, value)
+        return found if candidate is value else _with_value(found, None if value.strip() == "null" else value)
     raise UsageError(f"{option} takes KEY=VALUE, and {key!r} is not a key")
 
 
-def _with_text(found: dict[str, Any], text: str) -> dict[str, Any]:
-    """The tables of one key with a text as its value; TOML has no notation for some texts, as of a file's name."""
-    return {name: _with_text(one, text) if isinstance(one, dict) else text for name, one in found.items()}
+def _with_value(found: dict[str, Any], value: str | None) -> dict[str, Any]:
+    """The tables of one key with a value that TOML has no notation for: none, and some texts, as of a file's name."""
+    return {name: _with_value(one, value) if isinstance(one, dict) else value for name, one in found.items()}
 
 
 def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

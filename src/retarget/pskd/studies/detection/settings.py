@@ -21,7 +21,7 @@ class Pretraining(Strict):
     root: str = Field(default="data", description="folder of torchvision's datasets")
     crop_size: int = Field(default=32, ge=8, description="side of a crop, pixels")
     image_size: int | None = Field(
-        default=None, ge=8, description="resize the middle square of each image to this side; none: do not resize"
+        default=None, ge=8, description="resize the middle square of each image to this side; null: do not resize"
     )
     images: int | None = Field(default=None, ge=2, description="stratified subset, validation part included")
     validation_images: int = Field(default=100, ge=1, description="held out of the training images")

@@ -33,7 +33,7 @@ class Settings(Strict):
     image_size: int | None = Field(
         default=None,
         ge=1,
-        description="resize the middle square of each image to this side; none: do not resize images of one size",
+        description="resize the middle square of each image to this side; null: do not resize images of one size",
     )
     augmentation: Literal["none", "crop_flip", "trivial", "imagenet"] = Field(
         description=f"none | crop_flip: crop with padding 4, flip: {_CODE} | trivial: also TrivialAugmentWide, "
