@@ -2,16 +2,19 @@
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
 from typing import Any
 
 import numpy as np
+import ray
 import torch
 from transformers import GenerationConfig
 
 from benchmarks._engines import Waiting
 from benchmarks._pairs import figure, interleaved
+from retarget.pope.engines.actors import ActorWorker
 from retarget.pope.engines.local import TransformersEngine
 from retarget.pope.engines.pool import Answer, EnginePool, Opened
 from retarget.pope.engines.processes import ProcessWorker
@@ -33,6 +36,8 @@ def figures(smallest: bool = False) -> Iterator[dict[str, Any]]:
     rounds, seconds, count, pairs = (100, 0.001, 4, 1) if smallest else (12_000, 0.02, 160, 5)
     yield from _two_over_one("computing", "busy", {"rounds": rounds}, count, pairs)
     yield from _two_over_one("waiting", "waiting", {"seconds": seconds}, count, pairs)
+    with _local_cluster():
+        yield from _two_over_one("computing", "busy", {"rounds": rounds}, count, pairs, "Ray actors", ActorWorker)
     yield from _many(*((4, 0.001, 8) if smallest else (64, 0.05, 1280)))
     yield from _over_generate(2 if smallest else 16, 8 if smallest else 64, 1 if smallest else 15)
 
@@ -52,15 +57,28 @@ def _problems(count: int) -> list[Problem]:
     return [Problem(id=f"p{at}", prompt=str(at), answer="4") for at in range(count)]
 
 
-def _two_over_one(what: str, spec: str, options: dict[str, Any], count: int, pairs: int) -> Iterator[dict[str, Any]]:
-    """Time of one process over that of two; all are open before the clock starts."""
+@contextmanager
+def _local_cluster() -> Iterator[None]:
+    """A Ray cluster of this machine: a CPU for each of the three actors, which never work all at once."""
+    ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _two_over_one(
+    what: str, spec: str, options: dict[str, Any], count: int, pairs: int, where: str = "processes",
+    worker: type[ProcessWorker] | type[ActorWorker] = ProcessWorker,
+) -> Iterator[dict[str, Any]]:  # fmt: skip
+    """Time of one engine over that of two; all are open before the clock starts."""
 
     def pool(size: int) -> EnginePool:
-        return EnginePool([ProcessWorker(spec, options, opener="benchmarks._engines:engine") for _ in range(size)])
+        return EnginePool([worker(spec, options, opener="benchmarks._engines:engine") for _ in range(size)])
 
     with pool(1) as one, pool(2) as two:
         measured = interleaved(_mine(one, _problems(count)), _mine(two, _problems(count)), pairs, warmup=1)
-    yield figure(f"two {what} engines of this machine over one, {4 * count} rollouts", measured, "ratio", ">= 1.8")
+    yield figure(f"two {what} engines ({where}) over one, {4 * count} rollouts", measured, "ratio", ">= 1.8")
 
 
 class _Thread:

@@ -1,6 +1,5 @@
 """One run of the TrojDiff study: pre-train, fine-tune clean, or trojan; then sample both ways and measure."""
 
-import json
 import shutil
 import time
 from dataclasses import asdict
@@ -14,7 +13,7 @@ from torch import Tensor
 from retarget.extras import require
 from retarget.files import write_json
 from retarget.study.config import StudyPlan
-from retarget.study.record import Run
+from retarget.study.record import Run, read_history
 from retarget.trojdiff.build import make_network, make_trigger
 from retarget.trojdiff.checkpoint import load_pipeline, network_hash
 from retarget.trojdiff.classifier import (
@@ -190,7 +189,7 @@ class Experiment:
         return probe
 
     def _curve_metrics(self) -> dict[str, float]:
-        lines = [json.loads(line) for line in (self.run.directory / "metrics.jsonl").read_text().splitlines()]
+        lines = read_history(self.run.directory / "metrics.jsonl")
         found = {"train_loss": [line["loss"] for line in lines if "loss" in line][-1]}
         reached = [line["step"] // 2 for line in lines if (line.get("attack") or 0) >= 90]
         return found | ({"steps_to_90": float(reached[0])} if reached else {})
