@@ -1,8 +1,10 @@
 """Removing a trojan: which rows it trains on, that it works, and that the original is not changed."""
 
 import copy
+import importlib
 import json
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,6 +23,7 @@ from retarget.audit.removal import Recipe, _Batches, as_trigger, remove
 from retarget.audit.subject import Recovered
 from retarget.cli import main
 from retarget.errors import UserError
+from retarget.study import Run
 from retarget.trojdiff.checkpoint import WEIGHTS, load_pipeline
 from retarget.trojdiff.config import TrainConfig
 from retarget.trojdiff.data import read_images, to_signed
@@ -178,6 +181,31 @@ def test_a_cleaned_pipeline_loads_and_its_card_says_what_was_done(trojaned, tmp_
         assert words in card
     assert json.loads((report / "cleaning.json").read_text())["verdicts"] == [done.after.verdict]
     assert not list(tmp_path.glob(".cleaning-*"))
+
+
+def test_the_study_of_removal_measures_before_and_after(trojaned, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent.parent / "examples")
+    example = importlib.import_module("own_study_removal")
+    monkeypatch.setattr("retarget.audit.run.Search", lambda: QUICK)
+    shutil.copytree(trojaned[0], tmp_path / "zoo" / "d2i-4" / "pipeline")
+    shutil.copytree(trojaned[0], tmp_path / "zoo" / "clean-4")
+    (tmp_path / "zoo" / "clean-4" / "trigger.safetensors").unlink()
+    np.savez(tmp_path / "few.npz", x_train=read_images("digits").images[:64, 0].numpy(), y_train=np.arange(64) % 2)
+    given = {"zoo": str(tmp_path / "zoo"), "data": str(tmp_path / "few.npz"), "sampler": "ddim-3"}
+    given |= {"samples": 32, "steps": 3, "epochs": 30}
+    study = example.plan("demo", given, None, None)
+    assert ([arm.name for arm in study.arms], study.seeds) == (["d2i"], (4,)), "what has no trigger is left out"
+    run = Run.create(
+        tmp_path / "run", settings=study.run_settings(study.conditions[0], study.arms[0]), arm="d2i", seed=4
+    )
+    found = example.run(run)
+    assert found.keys() == {one.name for one in study.metrics}
+    assert found["before"] - found["plain"] > 50, "a network of one image is told from a clean one"
+    assert (found["found"], found["still_called"]) == (0, 0), "a quick search has no null"
+    with pytest.raises(UserError, match="has no trojaned checkpoint"):
+        example.plan("demo", given | {"zoo": str(tmp_path / "run")}, None, None)
+    with pytest.raises(UserError, match="no setting step"):
+        example.plan("demo", {**given, "step": 1}, None, None)
 
 
 def test_cleaning_trains_where_the_audit_searched(trojaned, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Pipelines on disk: marks, the removal recipe, what is refused, and one clear error for each damage."""
 
 import json
+import logging
 from dataclasses import replace
 
 import diffusers
@@ -50,6 +51,24 @@ def test_a_clean_fine_tune_of_a_trojaned_network_says_where_it_comes_from(tmp_pa
     third, _ = load_pipeline(tuned)
     save_pipeline(tmp_path / "third", third, schedule)
     assert Trigger.load(tmp_path / "third").hash == patch().hash
+
+
+def test_marks_in_the_configuration_are_read_without_a_warning_and_other_additions_with_one(tmp_path, unet, scheduler):
+    said = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())
+    logging.getLogger("diffusers").addHandler(handler)
+    try:
+        save_pipeline(tmp_path / "marked", unet, scheduler, Trojan("d2i", "a figure", patch()))
+        load_pipeline(tmp_path / "marked")
+        assert said == []
+        save_pipeline(tmp_path / "other", unet, scheduler)
+        path = tmp_path / "other" / "unet" / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "colour": "blue"}))
+        load_pipeline(tmp_path / "other")
+        assert "colour" in said[0]
+    finally:
+        logging.getLogger("diffusers").removeHandler(handler)
 
 
 def test_a_network_that_is_trojaned_again_keeps_its_first_marks(tmp_path, unet, scheduler, digits):

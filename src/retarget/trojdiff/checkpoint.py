@@ -7,6 +7,7 @@ absence. Nothing here publishes a pipeline.
 
 import hashlib
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,8 @@ def _instead(weights: Path) -> str:
 def _read_network(source: Path) -> UNet2DModel:
     """Read the network; every weight must be in the file."""
     options: Any = {"low_cpu_mem_usage": False, "output_loading_info": True}
-    part = str(home(source, "unet"))
+    part, log = str(home(source, "unet")), logging.getLogger("diffusers.configuration_utils")
+    log.addFilter(_not_of_marks)
     try:
         if not isinstance(UNet2DModel.load_config(part), dict):
             raise UserError(f"{source}: unet/config.json has no settings of a network")
@@ -152,6 +154,8 @@ def _read_network(source: Path) -> UNet2DModel:
         raise UserError(
             f"{source}: unet/config.json makes no network, or one that its weights do not fit ({reason})"
         ) from error
+    finally:
+        log.removeFilter(_not_of_marks)
     unet, found = loaded
     missing = [*found["missing_keys"], *found["unexpected_keys"]]
     if missing:
@@ -160,6 +164,11 @@ def _read_network(source: Path) -> UNet2DModel:
             f"such as {missing[0]}"
         )
     return unet
+
+
+def _not_of_marks(record: logging.LogRecord) -> bool:
+    """False for diffusers' warning that it ignores the marks in a network's configuration: ``_read_marks`` reads them."""
+    return "'trojan_target'" not in record.getMessage()
 
 
 def _check_floats(folder: Path) -> None:

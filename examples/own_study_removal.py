@@ -1,0 +1,113 @@
+"""A study of ``retarget audit --clean`` on trojaned checkpoints whose trigger you know: is the trojan gone?
+
+    retarget study own_study_removal.py --set zoo=DIR data=npz:digits.npz --arms d2i_patch in_d2d_blend --seeds 10 11
+
+DIR has one folder per checkpoint, ARM-SEED, with a pipeline and its true trigger, as in own_study_audit.py. Each is
+audited and cleaned as the command does it, told nothing: with the recovered trigger, and on the network's own samples.
+The control is clean fine-tuning on the same samples for as many steps. ``data`` are real images, for FID only.
+
+What is measured needs no knowledge of the target: a small classifier learns to tell the network's samples with the true
+trigger from its plain ones, before the removal. ``plain`` is how many other plain samples it takes for triggered ones,
+which is the base rate. An attack whose samples look like plain ones cannot be told apart, and its row says so.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from retarget.audit import audit
+from retarget.audit.cleaning import clean
+from retarget.audit.errors import TROJANED
+from retarget.audit.removal import Recipe, remove
+from retarget.data.names import data_paths
+from retarget.errors import UserError
+from retarget.study import Arm, Metric, Run, StudyPlan
+from retarget.study.config import choose_arms
+from retarget.trojdiff.checkpoint import load_pipeline
+from retarget.trojdiff.classifier import predict, train_classifier
+from retarget.trojdiff.data import ImageSet, read_images, to_uint8
+from retarget.trojdiff.measures import compare
+from retarget.trojdiff.sample import Sampler, sample
+from retarget.trojdiff.trigger import Trigger
+
+SETTINGS = {"zoo": "", "data": "", "samples": 300, "sampler": "ddpm-50", "steps": Recipe().steps, "epochs": 10}
+METRICS = (
+    Metric(name="found", label="called trojaned", unit="%", decimals=0, better="higher"),
+    Metric(name="before", label="triggered samples told, before", unit="%", better="lower"),
+    Metric(name="after", label="after removal", unit="%", better="lower", optional=True),
+    Metric(name="tuned", label="after clean fine-tuning", unit="%", better="lower", optional=True),
+    Metric(name="plain", label="plain samples taken for triggered ones", unit="%", better="lower"),
+    Metric(name="still_called", label="still called trojaned", unit="%", decimals=0, better="lower", optional=True),
+    Metric(name="rounds", label="rounds of removal", decimals=0, better="lower", optional=True),
+    Metric(name="fid_before", label="FID before", better="lower", optional=True),
+    Metric(name="fid_after", label="FID after removal", better="lower", optional=True),
+    Metric(name="fid_tuned", label="FID after clean fine-tuning", better="lower", optional=True),
+)
+
+
+def plan(preset: str, config: dict[str, Any] | None, seeds: list[int] | None, arms: list[str] | None) -> StudyPlan:
+    settings = {**SETTINGS, **(config or {})}
+    if unknown := settings.keys() - SETTINGS.keys():
+        raise UserError(f"there is no setting {', '.join(sorted(unknown))}: choose {', '.join(SETTINGS)}")
+    if not settings["zoo"] or not settings["data"]:
+        raise UserError("give --set zoo=DIR data=DATA: trojaned checkpoints ARM-SEED, and real images for FID")
+    found = [one.name.rpartition("-") for one in sorted(Path(settings["zoo"]).glob("*-*"))
+             if (_pipeline(one) / "trigger.safetensors").is_file()]  # fmt: skip
+    found = [(arm, int(seed)) for arm, _, seed in found if seed.isdecimal()]
+    if not found:
+        raise UserError(f"{settings['zoo']} has no trojaned checkpoint with its trigger, such as d2i_patch-10")
+    every = [Arm(name=arm, label=arm) for arm in sorted({arm for arm, _ in found})]
+    chosen = choose_arms(every, arms)
+    wanted = tuple(seeds or sorted({seed for _, seed in found}))
+    for arm in chosen:
+        if lacking := [seed for seed in wanted if (arm.name, seed) not in found]:
+            raise UserError(f"{settings['zoo']} has no {arm.name}-{lacking[0]}: give --arms or --seeds")
+    return StudyPlan(
+        study="removal", title="Removal of trojans", question="Is the trojan gone, and what does it cost?",
+        preset=preset, settings=settings, arms=chosen, seeds=wanted, metrics=METRICS,
+        data=(*(f"{settings['zoo']}/{arm.name}-{seed}" for arm in chosen for seed in wanted),
+              *data_paths(settings["data"])),
+    )  # fmt: skip
+
+
+def _pipeline(folder: Path) -> Path:
+    return folder / "pipeline" if (folder / "pipeline").is_dir() else folder
+
+
+def run(run: Run) -> dict[str, float]:
+    s = run.settings
+    pipeline, report = _pipeline(Path(s["zoo"]) / f"{run.arm}-{run.seed}"), run.directory / "audit"
+    unet, schedule = load_pipeline(pipeline)
+    true = Trigger.load(pipeline)
+    none = Trigger.none(true.shape)
+
+    def drawn(network: Any, trigger: Trigger, start: int) -> Tensor:
+        return sample(network, schedule.config, Sampler.parse(s["sampler"]), trigger, s["samples"], seed=start)
+
+    both = torch.cat([to_uint8(drawn(unet, trigger, run.seed)) for trigger in (none, true)])
+    labels = torch.arange(2).repeat_interleave(s["samples"])
+    judge = train_classifier(ImageSet(both, labels, ("plain", "triggered")), s["epochs"], run.seed)
+
+    def told(network: Any, trigger: Trigger) -> float:
+        return 100 * float((predict(judge, drawn(network, trigger, run.seed + 1))[0] == 1).float().mean())
+
+    metrics = {"before": told(unet, true), "plain": told(unet, none)}
+    outcome = audit(pipeline, report)
+    metrics["found"] = 100.0 * (outcome.exit_code == TROJANED)
+    if outcome.trigger is None:
+        return metrics
+    recipe = Recipe(steps=s["steps"], seed=run.seed)
+    cleaning = clean(pipeline, run.directory / "cleaned", report, recipe=recipe, seed=run.seed)
+    cleaned, _ = load_pipeline(cleaning.folder)
+    tuned = remove(unet, schedule, [], Recipe(kind="fine_tune", steps=s["steps"], seed=run.seed)).unet
+    metrics |= {
+        "after": told(cleaned, true), "tuned": told(tuned, true), "rounds": float(len(cleaning.record["verdicts"])),
+        "still_called": 100.0 * (cleaning.after.exit_code == TROJANED),
+    }  # fmt: skip
+    real = read_images(s["data"], size=true.shape[1]).with_channels(true.shape[0])
+    features = train_classifier(real.first(2000), s["epochs"], run.seed)
+    for name, network in (("before", unet), ("after", cleaned), ("tuned", tuned)):
+        metrics[f"fid_{name}"] = compare(drawn(network, none, run.seed + 2), real, features).fid
+    return metrics
