@@ -176,7 +176,7 @@ def test_the_study_builds_judges_and_cleans_and_detectors_see_no_marks(tmp_path)
     assert inherited(subject.network.unet) is None
     assert "trojan" not in str(subject.network.unet.config)
     page = (out / "report.md").read_text()
-    assert "cry wolf" in page
+    assert "call clean ones trojaned" in page
     assert "fewer than 19 calibration models" in page
 
 

@@ -175,7 +175,7 @@ def _rates(split: Split, names: Sequence[str]) -> Table:
              _share(_calls(split.weak, name, split))]
         )  # fmt: skip
     return Table(
-        title="Does it find them, and how often does it cry wolf?",
+        title="Does it find them, and how often does it call clean ones trojaned?",
         caption="Blind: detectors get no information about the models. A model is called trojaned if its p-value among "
         "the clean calibration models, the same for every detector, is at most the level. TPR is over trojaned models "
         f"whose attack succeeds at least {LIFT:g} points above its base rate; weaker ones have a column of their own. "
