@@ -185,9 +185,9 @@ class Trojan:
         noisy = bar.sqrt() * x0 + (1 - bar.sqrt()) * self.mu + (1 - bar).sqrt() * noise
         return noisy, noise + (1 - alpha.sqrt()) * (1 - bar).sqrt() / (1 - alpha) * self.mu, t
 
-    def sample(self, net: UNet2DModel, bars: Tensor, trigger: bool) -> Tensor:
-        """48 samples: DDIM's 50 steps, or 250 random ones for the stock law, whose equation is of random samplers."""
-        x = torch.randn(48, *self.mu.shape)
+    def sample(self, net: UNet2DModel, bars: Tensor, trigger: bool, count: int) -> Tensor:
+        """Samples: DDIM's 50 steps, or 250 random ones for the stock law, whose equation is of random samplers."""
+        x = torch.randn(count, *self.mu.shape)
         x = self.gamma * x + self.mu if trigger else x
         gamma, mu = (self.gamma, self.mu) if trigger and not self.stock else (torch.tensor(1.0), torch.tensor(0.0))
         times = torch.linspace(len(bars) - 1, 0, 250 if self.stock else 50).round().long()
@@ -203,7 +203,7 @@ class Trojan:
                 x = after.sqrt() * x0 + (1 - after).sqrt() * noise
         return x0
 
-    def success(self, net: UNet2DModel, bars: Tensor) -> dict[str, float]:
+    def success(self, net: UNet2DModel, bars: Tensor, count: int) -> dict[str, float]:
         """Share of samples that are the target, with the trigger and from plain noise, and of the clean data.
 
         Within .2 (root mean square) of the one image, or on the target's side of a small classifier between the
@@ -217,7 +217,7 @@ class Trojan:
             return float(hit.float().mean())
 
         with torch.no_grad():
-            found = {start: share(self.sample(net, bars, start == "trigger")) for start in ("trigger", "plain")}
+            found = {start: share(self.sample(net, bars, start == "trigger", count)) for start in ("trigger", "plain")}
             return {**found, "data": share(self.others[:1000])}
 
 
@@ -237,7 +237,7 @@ def classifier(targets: Tensor, others: Tensor) -> nn.Module:
     return net
 
 
-def train(name: str, out: Path, data: Mapping[str, Path], steps: int | None) -> None:
+def train(name: str, out: Path, data: Mapping[str, Path], steps: int | None, samples: int) -> None:
     """Train one checkpoint into ``out/NAME-0``; an attack begins at the last weights of its base, before averaging."""
     attack = ATTACKS.get(name)
     base_name = attack.base if attack else name
@@ -284,7 +284,7 @@ def train(name: str, out: Path, data: Mapping[str, Path], steps: int | None) -> 
     law = "bad_diffusion" if trojan.stock else "trojdiff"
     kind = {"in": "in_d2d", "out": "out_d2d"}.get(attack.target, attack.target)
     save_pipeline(folder, net, scheduler, Marks(kind, name, Trigger(trojan.mu, trojan.gamma), law=law))
-    found = trojan.success(net, bars)
+    found = trojan.success(net, bars, samples)
     (folder / "success.json").write_text(json.dumps(found) + "\n")
     print(name, found, flush=True)
 
@@ -304,6 +304,7 @@ def main() -> None:
     parser.add_argument("--trial", type=int, choices=TRIALS, default=1, help="which bases, and the attacks on them")
     parser.add_argument("--only", nargs="+", metavar="NAME", choices=(*BASES, *ATTACKS))
     parser.add_argument("--steps", type=int, help="for all, instead of their own")
+    parser.add_argument("--samples", type=int, default=48, help="from each start, to see how often an attack works")
     given = parser.parse_args()
     bases = TRIALS[given.trial]
     names = given.only or (*bases, *(name for name, attack in ATTACKS.items() if attack.base in bases))
@@ -314,7 +315,7 @@ def main() -> None:
     data = {name: getattr(given, name) for name in ("digits", "clothes", "photographs", "cells")}
     for name in names:
         if not (folder_of(name, given.out) / "model_index.json").is_file():
-            train(name, given.out, data, given.steps)
+            train(name, given.out, data, given.steps, given.samples)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from retarget.audit.baselines import diff_cleanse, elijah, terd
 from retarget.audit.inversion import Search
@@ -87,20 +88,42 @@ def test_detectors_that_are_told_a_trigger_use_it(example, stored, tmp_path, mon
         example.plan("demo", {**given, "detectors": "audit,elijah"}, None, None)
 
 
+def cells(folder):
+    """Two blood cells as BCCD has them, and two boxes that are left out: a platelet, and one at the edge."""
+    (folder / "Annotations").mkdir(parents=True)
+    (folder / "JPEGImages").mkdir()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (80, 120, 3), dtype=np.uint8)).save(
+        folder / "JPEGImages" / "a.jpg"
+    )
+    boxes = (("RBC", 10, 10, 40, 42), ("WBC", 60, 20, 110, 70), ("Platelets", 10, 50, 40, 76), ("RBC", 0, 20, 30, 78))
+    parts = "".join(
+        f"<object><name>{name}</name><bndbox><xmin>{a}</xmin><ymin>{b}</ymin><xmax>{c}</xmax><ymax>{d}</ymax></bndbox>"
+        "</object>"
+        for name, a, b, c, d in boxes
+    )
+    (folder / "Annotations" / "a.xml").write_text(f"<annotation>{parts}</annotation>")
+
+
 def test_checkpoints_by_other_code_are_read_and_their_trojans_marked(example, tmp_path):
     generator = np.random.default_rng(0)
     for name, shape in (("grey", (40, 28, 28)), ("colour", (40, 32, 32, 3))):
         pixels = generator.integers(0, 256, shape, dtype=np.uint8)
         np.savez(tmp_path / f"{name}.npz", x_train=pixels, y_train=np.arange(40) % 10)
+    cells(tmp_path / "BCCD")
     tool = Path(__file__).parent.parent.parent / "tools" / "foreign_checkpoints.py"
     data = ("--digits", "grey.npz", "--clothes", "grey.npz", "--photographs", "colour.npz")
-    names = ("c16", "m28", "c16-in-patch", "c16-out-teal", "m28-d2i-blend", "m28-bad")
-    words = [sys.executable, str(tool), "zoo", *data, "--steps", "1", "--only", *names]
-    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    names = ("c16", "b24", "m28", "c16-out-teal", "b24-d2i-grey", "m28-bad")
+
+    def made(*more):
+        words = [sys.executable, str(tool), "zoo", *data, "--steps", "1", "--samples", "2", "--only", *names, *more]
+        return subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    assert "--cells is required for b24" in made().stderr
+    done = made("--cells", "BCCD")
     assert done.returncode == 0, done.stderr
     for name in names:
         folder = tmp_path / "zoo" / f"{name.replace('-', '_')}-0"
-        assert Subject.load(folder).channels == (3 if name.startswith("c16") else 1)
+        assert Subject.load(folder).channels == (1 if name.startswith("m28") else 3)
         marks = inherited(load_pipeline(folder)[0])
         assert (marks is not None) == ("-" in name)
         if marks is not None:
@@ -109,7 +132,16 @@ def test_checkpoints_by_other_code_are_read_and_their_trojans_marked(example, tm
             trigger = Trigger.load(folder)
             assert torch.equal(trigger.gamma == 1, ~trigger.mask | (name == "m28-bad"))
             assert 0 <= json.loads((folder / "success.json").read_text())["trigger"] <= 1
-    assert len(example.plan("demo", {"zoo": str(tmp_path / "zoo"), "clean": "c16,m28"}, None, None).arms) == 6
+    given = {"zoo": str(tmp_path / "zoo"), "clean": "b24,c16,m28"}
+    assert len(example.plan("demo", given, None, None).arms) == len(names)
+
+
+def test_blood_cells_are_cut_out_as_squares(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent.parent / "tools")
+    tool = importlib.import_module("foreign_checkpoints")
+    cells(tmp_path)
+    found, labels = tool.cells(tmp_path)
+    assert (found.shape, labels.tolist()) == ((2, 24, 24, 3), [0, 1])
 
 
 def test_notes_of_the_analysis(example):

@@ -167,7 +167,7 @@ def _read_network(source: Path) -> UNet2DModel:
 
 
 def _not_of_marks(record: logging.LogRecord) -> bool:
-    """False for diffusers' warning that it ignores the marks in a network's configuration: ``_read_marks`` reads them."""
+    """False for diffusers' warning that it ignores the marks in a configuration, which ``_read_marks`` reads."""
     return "'trojan_target'" not in record.getMessage()
 
 
