@@ -150,7 +150,7 @@ def plan(
     return StudyPlan(
         study="audit",
         title="Audit: detectors of trojaned diffusion models on a zoo",
-        question="Which checkpoints does a detector find, told nothing, and how often does it call clean ones trojaned?",
+        question="Which checkpoints does a detector find, told nothing, and how often are clean ones called trojaned?",
         preset=preset,
         task="retarget.audit.studies.run:run",
         task_name="audit-zoo-1",
