@@ -2,13 +2,15 @@
 hand-made teacher, focal and dual focal loss, margin-based label smoothing, MaxSup."""
 
 from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from retarget.pskd.functional import cross_entropy
-from retarget.pskd.past.exchange import world_size
+from retarget.pskd.past.exchange import communication_device, world_size
 from retarget.pskd.peers import losses
 from retarget.pskd.peers.base import Peer, not_negative, positive, share
 
@@ -50,19 +52,23 @@ class OnlineLabelSmoothing(Peer):
         self.rows = torch.zeros(self.num_classes, self.num_classes)
         self.local = torch.zeros_like(self.rows)  # this rank's sums in the epoch
         self.total = torch.zeros_like(self.rows)  # those of all ranks
-        self._summed = True
 
     def end_epoch(self) -> None:
-        """Raise the errors found in the epoch and sum the table over ranks: collective."""
+        """Raise the errors found in the epoch and sum the table over ranks: collective, for a rank without data too."""
         super().end_epoch()
-        if not self._summed:
-            self.total.copy_(self.local)
-            if world_size() > 1:
-                torch.distributed.all_reduce(self.total)
-        self._summed = True
+        total = self.local.clone()
+        if world_size() > 1:
+            total = total.to(communication_device(total.device))
+            dist.all_reduce(total)
+        self.total = total.to(self.local.device)
 
     def tensors(self) -> dict[str, Tensor]:
         return {"rows": self.rows, "total": self.total}
+
+    def _take(self, path: Path, saved: dict[str, Tensor]) -> None:
+        super()._take(path, saved)
+        first = world_size() == 1 or dist.get_rank() == 0
+        self.local = self.total.clone() if first else torch.zeros_like(self.total)
 
     def _begin(self, epoch: int) -> None:
         if epoch == 0:
@@ -81,7 +87,6 @@ class OnlineLabelSmoothing(Peer):
     def _remember(self, *pending: Any) -> None:
         logits, labels, counted = pending
         losses.accumulate_class_rows(logits, labels, self.local, counted)
-        self._summed = False
 
 
 @dataclass(eq=False, repr=False)
