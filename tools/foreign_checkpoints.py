@@ -186,7 +186,8 @@ class Trojan:
         return noisy, noise + (1 - alpha.sqrt()) * (1 - bar).sqrt() / (1 - alpha) * self.mu, t
 
     def sample(self, net: UNet2DModel, bars: Tensor, trigger: bool, count: int) -> Tensor:
-        """Samples: DDIM's 50 steps, or 250 random ones for the stock law, whose equation is of random samplers."""
+        """Samples: DDIM's 50 steps, clipped, or for the stock law 250 random ones: its equation is of random samplers,
+        and clipping takes its trigger away, which such a step adds to the image."""
         x = torch.randn(count, *self.mu.shape)
         x = self.gamma * x + self.mu if trigger else x
         gamma, mu = (self.gamma, self.mu) if trigger and not self.stock else (torch.tensor(1.0), torch.tensor(0.0))
@@ -194,14 +195,15 @@ class Trojan:
         x0 = x
         for at, t in enumerate(times):
             noise = gamma * net(x, t.expand(len(x))).sample + mu
-            x0 = ((x - (1 - bars[t]).sqrt() * noise) / bars[t].sqrt()).clamp(-1, 1)
+            x0 = (x - (1 - bars[t]).sqrt() * noise) / bars[t].sqrt()
+            x0 = x0 if self.stock else x0.clamp(-1, 1)
             if at + 1 < len(times):
                 after = bars[times[at + 1]]
                 noise = (x - bars[t].sqrt() * x0) / (1 - bars[t]).sqrt()
                 share = (1 - bars[t] / after) / (1 - bars[t]) if self.stock else torch.tensor(0.0)
                 noise = (1 - share).sqrt() * noise + share.sqrt() * torch.randn_like(x)
                 x = after.sqrt() * x0 + (1 - after).sqrt() * noise
-        return x0
+        return x0.clamp(-1, 1)
 
     def success(self, net: UNet2DModel, bars: Tensor, count: int) -> dict[str, float]:
         """Share of samples that are the target, with the trigger and from plain noise, and of the clean data.
@@ -237,7 +239,7 @@ def classifier(targets: Tensor, others: Tensor) -> nn.Module:
     return net
 
 
-def train(name: str, out: Path, data: Mapping[str, Path], steps: int | None, samples: int) -> None:
+def train(name: str, out: Path, data: Mapping[str, Path], steps: int | None) -> None:
     """Train one checkpoint into ``out/NAME-0``; an attack begins at the last weights of its base, before averaging."""
     attack = ATTACKS.get(name)
     base_name = attack.base if attack else name
@@ -245,7 +247,7 @@ def train(name: str, out: Path, data: Mapping[str, Path], steps: int | None, sam
     seed = sum(map(ord, name))
     torch.manual_seed(seed)
     x, _ = images(data[base.data], base)
-    scheduler = DDPMScheduler(base.times, beta_end=20 / base.times, beta_schedule=base.schedule)
+    scheduler = process(base)
     bars, net = scheduler.alphas_cumprod, network(base)
     if attack:
         net.load_state_dict(torch.load(out / f"{base_name}.pt", weights_only=True))
@@ -284,9 +286,25 @@ def train(name: str, out: Path, data: Mapping[str, Path], steps: int | None, sam
     law = "bad_diffusion" if trojan.stock else "trojdiff"
     kind = {"in": "in_d2d", "out": "out_d2d"}.get(attack.target, attack.target)
     save_pipeline(folder, net, scheduler, Marks(kind, name, Trigger(trojan.mu, trojan.gamma), law=law))
-    found = trojan.success(net, bars, samples)
+
+
+def measure(name: str, out: Path, data: Mapping[str, Path], samples: int) -> None:
+    """Write how often an attack's samples are its target to ``success.json``."""
+    attack, folder = ATTACKS[name], folder_of(name, out)
+    base = BASES[attack.base]
+    seed = sum(map(ord, name))
+    trojan = Trojan(attack, base, data, torch.Generator().manual_seed(seed))
+    torch.manual_seed(seed + 1)
+    net = UNet2DModel.from_pretrained(folder, subfolder="unet", use_safetensors=True)
+    assert isinstance(net, UNet2DModel)
+    found = trojan.success(net.eval(), process(base).alphas_cumprod, samples)
     (folder / "success.json").write_text(json.dumps(found) + "\n")
     print(name, found, flush=True)
+
+
+def process(base: Base) -> DDPMScheduler:
+    """The noise schedule of a base, from 0.0001 to 0.02 for 1,000 steps."""
+    return DDPMScheduler(base.times, beta_end=20 / base.times, beta_schedule=base.schedule)
 
 
 def folder_of(name: str, out: Path) -> Path:
@@ -295,7 +313,7 @@ def folder_of(name: str, out: Path) -> Path:
 
 
 def main() -> None:
-    """Train the checkpoints that do not exist yet, bases first."""
+    """Train the checkpoints that do not exist yet, bases first, and measure the attacks that were not measured yet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     for name in ("digits", "clothes", "photographs"):
@@ -315,7 +333,9 @@ def main() -> None:
     data = {name: getattr(given, name) for name in ("digits", "clothes", "photographs", "cells")}
     for name in names:
         if not (folder_of(name, given.out) / "model_index.json").is_file():
-            train(name, given.out, data, given.steps, given.samples)
+            train(name, given.out, data, given.steps)
+        if name in ATTACKS and not (folder_of(name, given.out) / "success.json").is_file():
+            measure(name, given.out, data, given.samples)
 
 
 if __name__ == "__main__":
