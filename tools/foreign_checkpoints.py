@@ -30,7 +30,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from retarget.trojdiff.checkpoint import save_pipeline
+from retarget.trojdiff.checkpoint import load_pipeline, save_pipeline
 from retarget.trojdiff.marks import Trojan as Marks
 from retarget.trojdiff.trigger import Trigger
 
@@ -295,8 +295,7 @@ def measure(name: str, out: Path, data: Mapping[str, Path], samples: int) -> Non
     seed = sum(map(ord, name))
     trojan = Trojan(attack, base, data, torch.Generator().manual_seed(seed))
     torch.manual_seed(seed + 1)
-    net = UNet2DModel.from_pretrained(folder, subfolder="unet", use_safetensors=True)
-    assert isinstance(net, UNet2DModel)
+    net, _ = load_pipeline(folder)
     found = trojan.success(net.eval(), process(base).alphas_cumprod, samples)
     (folder / "success.json").write_text(json.dumps(found) + "\n")
     print(name, found, flush=True)
