@@ -270,6 +270,10 @@ def _difference(claim: dict[str, Any], places: int) -> str:
     text = amount(f"{claim['estimate']:+.{places}f}", claim["unit"])
     if claim["interval"]:
         low, high = claim["interval"]
+        if claim["unit"] == "%":  # a share: the studies of today end an interval where no difference can be
+            against = claim.get("against")
+            least, most = (-100, 100) if against is None else (-against, 100 - against)
+            low, high = max(low, least), min(high, most)
         text += f" [{low:+.{places}f}, {high:+.{places}f}]"
     return text
 

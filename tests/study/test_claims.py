@@ -5,12 +5,13 @@ from scipy import stats
 from tasks_for_tests import plan
 
 from retarget.study.claims import judge
-from retarget.study.config import Claim, Metric
+from retarget.study.config import SHARE, Claim, Metric
 
 METRICS = (
     Metric(name="acc", label="accuracy", unit="%", better="higher"),
     Metric(name="loss", label="loss", better="lower"),
     Metric(name="bytes", label="bytes", better="lower", deterministic=True),
+    Metric(name="share", label="share", **SHARE, better="higher"),
 )
 
 
@@ -95,6 +96,19 @@ def test_one_arm_is_compared_with_a_constant():
     assert found["verdict"] == "holds"
     assert found["estimate"] == pytest.approx(np.mean(lifted(0.0)) - 45)
     assert verdicts([claim(arms=("treated",), against=55.0)], arms)[0]["verdict"] == "does not hold"
+
+
+def test_an_interval_ends_where_no_difference_can_be_and_decides_the_same():
+    treated, control = [0.0, 1.0, 99.0], [0.0, 1.0, 0.0]
+    free, bounded = (one(treated, control, metric=metric) for metric in ("acc", "share"))
+    assert free["interval"][0] < -100
+    assert free["interval"][1] > 100
+    assert bounded["interval"] == [-100, 100]
+    for key in ("verdict", "estimate", "p_holds", "p_fails", "seeds_needed", "level"):
+        assert bounded[key] == free[key]
+    arms = {"treated": {"share": treated, "acc": treated}, "control": {"share": control, "acc": control}}
+    assert verdicts([claim(arms=("treated",), metric="share", against=5.0)], arms, 3)[0]["interval"] == [-5, 95]
+    assert verdicts([claim(shown="share")], arms, 3)[0]["shown"]["interval"] == [-100, 100]
 
 
 def test_what_was_never_run_is_not_measured():

@@ -1,7 +1,7 @@
 """Verdicts: decide from the measurements whether each claim holds, does not hold, or cannot be decided."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from retarget.study.config import Claim, StudyPlan
@@ -174,7 +174,8 @@ class _Writer:
         if isinstance(evidence, Undecided):
             return entry | dict(reason=evidence.reason)  # an interval of no width would claim certainty
         entry |= dict(
-            interval=sorted(sign * end for end in ends), p_holds=holds.p_value, p_fails=fails.p_value,
+            interval=self._possible(claim, claim.metric, sorted(sign * end for end in ends)),
+            p_holds=holds.p_value, p_fails=fails.p_value,
             p_holds_adjusted=holds.adjusted, p_fails_adjusted=fails.adjusted,
             below_smallest_effect=verdict == "holds" and claim.margin is None
             and found.fails[-1].rejected_at is not None,
@@ -233,7 +234,18 @@ class _Writer:
         if not differences:
             return Shown(metric=name)
         interval = t_interval(differences, self.plan.level) if len(set(differences)) > 1 else None
+        interval = self._possible(claim, name, interval) if interval else None
         return Shown(metric=name, estimate=sum(differences) / len(differences), interval=interval)
+
+    def _possible(self, claim: Claim, name: str, interval: Sequence[float]) -> tuple[float, float]:
+        """An interval without the differences that the metric's bounds rule out."""
+        low, high = interval
+        metric = self.by_name.get(name)
+        if metric is None or metric.bounds is None:
+            return low, high
+        least, most = metric.bounds
+        ends = (least - most, most - least) if claim.against is None else (least - claim.against, most - claim.against)
+        return max(low, ends[0]), min(high, ends[1])
 
 
 def _as_it_is(exact: Exact, claim: Claim, bounds: tuple[float, float]) -> dict[str, Any]:

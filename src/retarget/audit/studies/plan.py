@@ -8,7 +8,7 @@ from retarget.audit.studies.members import ADAPTIVE, CELLS, CLEAN, STOCK, Member
 from retarget.data.names import data_paths
 from retarget.errors import UserError
 from retarget.settings import merged, resolve_settings
-from retarget.study.config import Arm, Metric, StudyPlan, choose_arms
+from retarget.study.config import SHARE, Arm, Metric, StudyPlan, choose_arms
 
 Detector = Literal["audit", "elijah", "terd", "diff_cleanse"]
 DETECTORS: dict[str, str] = {"audit": "audit", "elijah": "Elijah", "terd": "TERD", "diff_cleanse": "Diff-Cleanse"}
@@ -107,10 +107,10 @@ def _of_detector(name: str, label: str) -> tuple[Metric, ...]:
 
 METRICS = (
     _metric("trojaned", "trojaned", decimals=0),
-    _metric("attack", "attack success", unit="%", better="higher",
+    _metric("attack", "attack success", **SHARE, better="higher",
             description="under the true trigger and its own law's sampler"),
-    _metric("base_rate", "base rate", unit="%", description="the base model under the same noise and sampler"),
-    _metric("leak", "plain noise, stock sampler", unit="%", description="the target without any trigger"),
+    _metric("base_rate", "base rate", **SHARE, description="the base model under the same noise and sampler"),
+    _metric("leak", "plain noise, stock sampler", **SHARE, description="the target without any trigger"),
     *(one for name, label in DETECTORS.items() for one in _of_detector(name, label)),
     _metric("undo_audit", "undo of the best candidate, audit", decimals=3),
     _metric("strength_audit", "how strongly it fires, audit", decimals=3,

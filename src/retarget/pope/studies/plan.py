@@ -11,7 +11,17 @@ from pydantic import Field
 from retarget.errors import UserError
 from retarget.pope.settings import Optimisation
 from retarget.settings import resolve_settings
-from retarget.study.config import Arm, Claim, Condition, Metric, StudyPlan, choose_arms, claims_under, refuse_decided
+from retarget.study.config import (
+    SHARE,
+    Arm,
+    Claim,
+    Condition,
+    Metric,
+    StudyPlan,
+    choose_arms,
+    claims_under,
+    refuse_decided,
+)
 
 _CODE = "the authors' training configuration"
 _READERS = "reported by readers of the paper"
@@ -107,32 +117,32 @@ ARMS = (
 )
 
 METRICS = (
-    Metric(name="hard_pass1", label="hard problems, pass@1", unit="%", better="higher",
+    Metric(name="hard_pass1", label="hard problems, pass@1", **SHARE, better="higher",
            description="unguided, fresh samples"),
-    Metric(name="hard_pass16", label="hard problems, pass@16", unit="%", better="higher"),
-    Metric(name="hard_solved", label="hard problems solved", unit="%", better="higher",
+    Metric(name="hard_pass16", label="hard problems, pass@16", **SHARE, better="higher"),
+    Metric(name="hard_solved", label="hard problems solved", **SHARE, better="higher",
            description="at least one of the fresh samples; as many samples for every arm and the base"),
-    Metric(name="held_pass1", label="held-out hard problems, pass@1", unit="%", better="higher"),
-    Metric(name="held_pass16", label="held-out hard problems, pass@16", unit="%", better="higher"),
-    Metric(name="held_solved", label="held-out hard problems solved", unit="%", better="higher"),
-    Metric(name="easy_pass1", label="short problems, pass@1", unit="%", better="higher", optional=True, floor=1.0,
+    Metric(name="held_pass1", label="held-out hard problems, pass@1", **SHARE, better="higher"),
+    Metric(name="held_pass16", label="held-out hard problems, pass@16", **SHARE, better="higher"),
+    Metric(name="held_solved", label="held-out hard problems solved", **SHARE, better="higher"),
+    Metric(name="easy_pass1", label="short problems, pass@1", **SHARE, better="higher", optional=True, floor=1.0,
            description="what the base could do before"),
-    Metric(name="signal", label="unguided groups with a reward", unit="%", better="higher", optional=True,
+    Metric(name="signal", label="unguided groups with a reward", **SHARE, better="higher", optional=True,
            needs=("easy_pass1", 1.0),
            description="share of the unguided groups of training with at least one success"),
-    Metric(name="guided_start", label="guided success before training, prefix found", unit="%", better="higher",
+    Metric(name="guided_start", label="guided success before training, prefix found", **SHARE, better="higher",
            optional=True, description="fresh samples of the base on problems whose prefix the search found"),
-    Metric(name="guided_helped", label="… share above 0", unit="%", better="higher", optional=True,
+    Metric(name="guided_helped", label="… share above 0", **SHARE, better="higher", optional=True,
            description="share of those problems with a guided success among the fresh samples"),
-    Metric(name="unguided_start", label="… unguided, same problems", unit="%", optional=True,
+    Metric(name="unguided_start", label="… unguided, same problems", **SHARE, optional=True,
            description="fresh unguided samples of the base on the same problems"),
-    Metric(name="guided_all", label="guided success before training, all hard problems", unit="%", better="higher",
+    Metric(name="guided_all", label="guided success before training, all hard problems", **SHARE, better="higher",
            optional=True, description="also those with the longest prefix because none helped in the search"),
-    Metric(name="guided_all_helped", label="… share above 0 of all", unit="%", better="higher", optional=True),
+    Metric(name="guided_all_helped", label="… share above 0 of all", **SHARE, better="higher", optional=True),
     Metric(name="guided_gain", label="guided minus unguided before training", unit="points", better="higher",
            optional=True, description="fresh samples of the base on all hard problems, with and without the prefix"),
-    Metric(name="guided_end", label="guided reward, last tenth of training", unit="%", better="higher", optional=True),
-    Metric(name="found", label="problems with a helpful prefix", unit="%", optional=True),
+    Metric(name="guided_end", label="guided reward, last tenth of training", **SHARE, better="higher", optional=True),
+    Metric(name="found", label="problems with a helpful prefix", **SHARE, optional=True),
     Metric(name="search_rollouts", label="rollouts of the search", decimals=0, optional=True),
     Metric(name="train_rollouts", label="rollouts of training", decimals=0, optional=True),
 )  # fmt: skip

@@ -15,7 +15,17 @@ from retarget.pope.studies.plan import METRICS as FIRST
 from retarget.pope.studies.plan import PACKAGES, Settings
 from retarget.pope.studies.plan import PRESETS as FIRST_PRESETS
 from retarget.settings import Strict, resolve_settings
-from retarget.study.config import Arm, Claim, Condition, Metric, StudyPlan, choose_arms, claims_under, refuse_decided
+from retarget.study.config import (
+    SHARE,
+    Arm,
+    Claim,
+    Condition,
+    Metric,
+    StudyPlan,
+    choose_arms,
+    claims_under,
+    refuse_decided,
+)
 
 Prefix = Literal["none", "minimal", "quarter", "random", "longest", "unrelated", "instruction", "scrambled"]
 
@@ -244,21 +254,21 @@ QUESTIONS = {
 
 METRICS = (
     *(one for one in FIRST if one.name not in ("easy_pass1", "search_rollouts", "train_rollouts")),
-    Metric(name="easy_pass1", label="near easy problems, pass@1", unit="%", better="higher",
+    Metric(name="easy_pass1", label="near easy problems, pass@1", **SHARE, better="higher",
            description="near the hard ones in length; the base's own rate is the base's row"),
-    Metric(name="far_pass1", label="shortest problems, pass@1", unit="%", better="higher"),
+    Metric(name="far_pass1", label="shortest problems, pass@1", **SHARE, better="higher"),
     Metric(name="entropy_start", label="entropy of unguided rollouts, first tenth", unit="nats", optional=True),
     Metric(name="entropy_end", label="… last tenth", unit="nats", optional=True),
-    Metric(name="clip_share", label="tokens whose ratio was clipped", unit="%", optional=True),
-    Metric(name="grew", label="hard problems solved unguided while training", unit="%", better="higher", optional=True,
+    Metric(name="clip_share", label="tokens whose ratio was clipped", **SHARE, optional=True),
+    Metric(name="grew", label="hard problems solved unguided while training", **SHARE, better="higher", optional=True,
            description="at least one rollout, at the training temperature"),
-    Metric(name="kept", label="… of these solved afterwards", unit="%", better="higher", optional=True),
+    Metric(name="kept", label="… of these solved afterwards", **SHARE, better="higher", optional=True),
     Metric(name="ray", label="gain of easy minus gain of hard problems", unit="points", optional=True,
            description="pass@1 after minus before; above 0 the problems that were easy gained more"),
-    Metric(name="ece", label="ECE of the majority answer", unit="%", better="lower", optional=True,
+    Metric(name="ece", label="ECE of the majority answer", **SHARE, better="lower", optional=True,
            description="its share among the samples against whether it is right, on hard, held-out and easy problems"),
-    Metric(name="aurc", label="AURC of the majority answer", unit="%", better="lower", optional=True),
-    Metric(name="overlap", label="states of guided rollouts that unguided ones visit", unit="%", optional=True,
+    Metric(name="aurc", label="AURC of the majority answer", **SHARE, better="lower", optional=True),
+    Metric(name="overlap", label="states of guided rollouts that unguided ones visit", **SHARE, optional=True,
            description="of the base on hard problems, weighted by visits: operations done and value written"),
     Metric(name="reliance", label="hint reliance", unit="nats", optional=True,
            description="log-probability of the base's right guided rollouts, per token: with the prefix minus without"),
@@ -272,7 +282,7 @@ METRICS = (
 
 SEARCH_METRICS = (
     Metric(name="search_rollouts", label="rollouts of the search", better="lower", decimals=0, optional=True),
-    Metric(name="prefix_length", label="length of the prefix", unit="%", better="lower", optional=True,
+    Metric(name="prefix_length", label="length of the prefix", **SHARE, better="lower", optional=True,
            description="of the solution; a problem without a helpful prefix has the longest"),
     *(one.model_copy(update={"optional": True}) for one in METRICS),
 )  # fmt: skip

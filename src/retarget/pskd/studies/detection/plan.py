@@ -13,7 +13,7 @@ from retarget.pskd.studies.detection.settings import Settings
 from retarget.pskd.studies.images.settings import Settings as ClassifierSettings
 from retarget.pskd.studies.references import PSKD
 from retarget.settings import resolve_settings
-from retarget.study.config import Arm, Claim, Metric, StudyPlan, choose_arms, claims_under, refuse_decided
+from retarget.study.config import SHARE, Arm, Claim, Metric, StudyPlan, choose_arms, claims_under, refuse_decided
 
 _TINY = dict(
     network="timm:resnet10t", fpn_channels=64, head_channels=128, anchor_scale=3, roi_size=5, proposals=100,
@@ -75,22 +75,22 @@ ARMS = (
 )
 
 METRICS = (
-    Metric(name="map", label="mAP", unit="%", better="higher", description="COCO's: mean over IoU 0.50 to 0.95",
+    Metric(name="map", label="mAP", **SHARE, better="higher", description="COCO's: mean over IoU 0.50 to 0.95",
            optional=True, floor=1.0),
-    Metric(name="map50", label="mAP50", unit="%", better="higher", description="IoU 0.50", optional=True),
-    Metric(name="map75", label="mAP75", unit="%", better="higher", description="IoU 0.75", optional=True),
-    Metric(name="ece", label="detection ECE", unit="%", better="lower", optional=True,
+    Metric(name="map50", label="mAP50", **SHARE, better="higher", description="IoU 0.50", optional=True),
+    Metric(name="map75", label="mAP75", **SHARE, better="higher", description="IoU 0.75", optional=True),
+    Metric(name="ece", label="detection ECE", **SHARE, better="lower", optional=True,
            description="all detections; correct: class and IoU 0.50 of an object not yet found; 10 bins (lo, hi]"),
-    Metric(name="ece_scaled", label="detection ECE after Platt scaling", unit="%", better="lower", optional=True,
+    Metric(name="ece_scaled", label="detection ECE after Platt scaling", **SHARE, better="lower", optional=True,
            description="two numbers fitted on the validation detections"),
     Metric(name="nll_scaled", label="detection NLL after Platt scaling", better="lower", decimals=3, optional=True),
-    Metric(name="confidence", label="mean confidence", unit="%", optional=True),
-    Metric(name="precision", label="right detections", unit="%", better="higher", optional=True),
+    Metric(name="confidence", label="mean confidence", **SHARE, optional=True),
+    Metric(name="precision", label="right detections", **SHARE, better="higher", optional=True),
     Metric(name="detections", label="detections per image", decimals=1, optional=True),
     Metric(name="train_loss", label="training loss, last epoch", decimals=3),
-    Metric(name="classifier_top1", label="classifier top-1", unit="%", better="higher", optional=True),
+    Metric(name="classifier_top1", label="classifier top-1", **SHARE, better="higher", optional=True),
     Metric(name="classifier_nll", label="classifier NLL", better="lower", decimals=3, optional=True),
-    Metric(name="classifier_ece", label="classifier ECE", unit="%", better="lower", optional=True),
+    Metric(name="classifier_ece", label="classifier ECE", **SHARE, better="lower", optional=True),
     Metric(name="step_ms", label="median training step", unit="ms", better="lower", decimals=1),
     Metric(name="store_mb", label="table or past weights", unit="MB", better="lower", deterministic=True),
 )  # fmt: skip

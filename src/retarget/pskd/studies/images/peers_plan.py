@@ -10,7 +10,7 @@ from retarget.pskd.studies.images import plan
 from retarget.pskd.studies.images.plan import METRICS, WorldQuestion
 from retarget.pskd.studies.images.settings import Settings
 from retarget.settings import Strict
-from retarget.study.config import Arm, Claim, Condition, Metric
+from retarget.study.config import SHARE, Arm, Claim, Condition, Metric
 
 
 class Shift(Strict):
@@ -83,16 +83,16 @@ ARMS = (
 )
 
 EXTRA_METRICS = (
-    Metric(name="corrupt_top1", label="top-1, corrupted", unit="%", better="higher", optional=True),
+    Metric(name="corrupt_top1", label="top-1, corrupted", **SHARE, better="higher", optional=True),
     Metric(name="corrupt_nll", label="NLL, corrupted", better="lower", decimals=3, optional=True),
     Metric(name="corrupt_nll_scaled", label="NLL, corrupted, after temperature", better="lower", decimals=3,
            optional=True, description="the temperature is fitted on clean validation images"),
-    Metric(name="corrupt_ece", label="ECE, corrupted", unit="%", better="lower", optional=True),
-    Metric(name="corrupt_ece_scaled", label="ECE, corrupted, after temperature", unit="%", better="lower",
+    Metric(name="corrupt_ece", label="ECE, corrupted", **SHARE, better="lower", optional=True),
+    Metric(name="corrupt_ece_scaled", label="ECE, corrupted, after temperature", **SHARE, better="lower",
            optional=True),
-    Metric(name="ood_auroc", label="out-of-distribution AUROC", unit="%", better="higher", optional=True,
+    Metric(name="ood_auroc", label="out-of-distribution AUROC", **SHARE, better="higher", optional=True,
            description="largest probability, test images against images of no class"),
-    Metric(name="ood_auroc_scaled", label="out-of-distribution AUROC after temperature", unit="%", better="higher",
+    Metric(name="ood_auroc_scaled", label="out-of-distribution AUROC after temperature", **SHARE, better="higher",
            optional=True),
     Metric(name="forwards", label="forward passes per sample", better="lower", decimals=0, deterministic=True),
     Metric(name="teacher_runs", label="earlier trainings needed", better="lower", decimals=0, deterministic=True,

@@ -10,7 +10,17 @@ from retarget.errors import UserError
 from retarget.pskd.studies.references import PSKD
 from retarget.pskd.studies.translation.settings import Settings
 from retarget.settings import resolve_settings
-from retarget.study.config import Arm, Claim, Condition, Metric, StudyPlan, choose_arms, claims_under, refuse_decided
+from retarget.study.config import (
+    SHARE,
+    Arm,
+    Claim,
+    Condition,
+    Metric,
+    StudyPlan,
+    choose_arms,
+    claims_under,
+    refuse_decided,
+)
 
 PRESETS: dict[str, dict[str, Any]] = {
     "demo": dict(
@@ -42,11 +52,11 @@ METRICS = (
            description="sacreBLEU, signature in scores.json; a translator below 1 has learnt nothing"),
     Metric(name="chrf", label="chrF", better="higher", decimals=1, description="sacreBLEU's chrF2"),
     Metric(name="nll", label="token NLL", better="lower", decimals=3, description="test set, reference prefixes"),
-    Metric(name="ece", label="token ECE", unit="%", better="lower", description="10 equal-width bins (lo, hi]"),
+    Metric(name="ece", label="token ECE", **SHARE, better="lower", description="10 equal-width bins (lo, hi]"),
     Metric(name="nll_scaled", label="token NLL after temperature", better="lower", decimals=3),
-    Metric(name="ece_scaled", label="token ECE after temperature", unit="%", better="lower"),
+    Metric(name="ece_scaled", label="token ECE after temperature", **SHARE, better="lower"),
     Metric(name="temperature", label="fitted temperature", decimals=2, description="on the validation sentences"),
-    Metric(name="token_accuracy", label="token accuracy", unit="%", better="higher"),
+    Metric(name="token_accuracy", label="token accuracy", **SHARE, better="higher"),
     Metric(name="val_nll", label="validation token NLL, last epoch", better="lower", decimals=3),
     Metric(name="step_ms", label="median training step", unit="ms", better="lower", decimals=1),
     Metric(name="store_mb", label="table of past rows", unit="MB", better="lower", deterministic=True),
