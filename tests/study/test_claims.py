@@ -109,6 +109,9 @@ def test_an_interval_ends_where_no_difference_can_be_and_decides_the_same():
     arms = {"treated": {"share": treated, "acc": treated}, "control": {"share": control, "acc": control}}
     assert verdicts([claim(arms=("treated",), metric="share", against=5.0)], arms, 3)[0]["interval"] == [-5, 95]
     assert verdicts([claim(shown="share")], arms, 3)[0]["shown"]["interval"] == [-100, 100]
+    assert Metric.model_validate({"name": "auc", "label": "AUC", "bounds": [0, 1]}).bounds == (0, 1)  # as TOML has it
+    with pytest.raises(ValidationError, match="give the smaller one first"):
+        Metric(name="auc", label="AUC", bounds=(1, 0))
 
 
 def test_what_was_never_run_is_not_measured():

@@ -60,6 +60,12 @@ class Metric(Strict):
     bounds: tuple[FiniteFloat, FiniteFloat] | None = None
     needs: tuple[str, FiniteFloat] | None = None
 
+    @model_validator(mode="after")
+    def _check_bounds(self) -> Self:
+        if self.bounds and self.bounds[0] >= self.bounds[1]:
+            raise ValueError(f"the bounds of metric {self.name!r} are {list(self.bounds)}: give the smaller one first")
+        return self
+
 
 SHARE: dict[str, Any] = {"unit": "%", "bounds": (0.0, 100.0)}
 """Settings of a metric that is a share in per cent."""
