@@ -7,10 +7,11 @@ import pytest
 
 from retarget.report import build
 from retarget.report.exports import as_csv, as_latex
-from retarget.report.pairs import pair_tables
+from retarget.report.pairs import _difference, pair_tables
 from retarget.report.source import read_study
-from retarget.study.config import Arm, Condition
+from retarget.study.config import SHARE, Arm, Condition, Metric
 from retarget.study.figures import Analysis, Table
+from retarget.study.results import Spread
 from retarget.study.rows import read_rows as read_runs
 from retarget.study.statistics import t_interval
 
@@ -61,6 +62,13 @@ def test_pairs_of_arms_are_paired_by_seed(finished):
     cell = table.rows[0][1][0]
     shown = [float(one) for one in re.findall(r"[-+]\d+\.\d+", f"{cell.estimate} {cell.interval}".replace("−", "-"))]
     assert shown == pytest.approx([np.mean(differences), low, high], abs=0.006)
+
+
+def test_no_pair_differs_by_more_than_a_share_can():
+    metric = Metric(name="solved", label="solved", **SHARE)
+    arms = [{"solved": Spread(values=values)} for values in ([0.0, 1.0, 99.0], [0.0, 1.0, 0.0])]
+    assert _difference(*arms, metric, 0.95).interval == "[−100.00, +100.00]"
+    assert "−100" not in _difference(*arms, metric.model_copy(update={"bounds": None}), 0.95).interval
 
 
 def test_a_cell_is_no_formula_and_a_number_stays_a_number():

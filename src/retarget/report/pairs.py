@@ -65,6 +65,6 @@ def _difference(treated: dict[str, Spread], control: dict[str, Spread], metric: 
     if not differences:
         return Difference()
     estimate = sum(differences) / len(differences)
-    ends = t_interval(differences, level) if len(set(differences)) > 1 else ()
+    ends = metric.possible(*t_interval(differences, level)) if len(set(differences)) > 1 else ()
     decimals = words.difference_decimals(ends or [estimate], metric.decimals)
     return Difference(words.number(estimate, decimals, signed=True), words.interval(*ends, decimals) if ends else "")

@@ -238,14 +238,9 @@ class _Writer:
         return Shown(metric=name, estimate=sum(differences) / len(differences), interval=interval)
 
     def _possible(self, claim: Claim, name: str, interval: Sequence[float]) -> tuple[float, float]:
-        """An interval without the differences that the metric's bounds rule out."""
         low, high = interval
         metric = self.by_name.get(name)
-        if metric is None or metric.bounds is None:
-            return low, high
-        least, most = metric.bounds
-        ends = (least - most, most - least) if claim.against is None else (least - claim.against, most - claim.against)
-        return max(low, ends[0]), min(high, ends[1])
+        return metric.possible(low, high, claim.against) if metric else (low, high)
 
 
 def _as_it_is(exact: Exact, claim: Claim, bounds: tuple[float, float]) -> dict[str, Any]:

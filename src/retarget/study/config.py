@@ -66,6 +66,14 @@ class Metric(Strict):
             raise ValueError(f"the bounds of metric {self.name!r} are {list(self.bounds)}: give the smaller one first")
         return self
 
+    def possible(self, low: float, high: float, against: float | None = None) -> tuple[float, float]:
+        """An interval of differences between two arms, or to ``against``, without those that the bounds rule out."""
+        if self.bounds is None:
+            return low, high
+        least, most = self.bounds
+        ends = (least - most, most - least) if against is None else (least - against, most - against)
+        return max(low, ends[0]), min(high, ends[1])
+
 
 SHARE: dict[str, Any] = {"unit": "%", "bounds": (0.0, 100.0)}
 """Settings of a metric that is a share in per cent."""
