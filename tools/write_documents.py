@@ -51,7 +51,9 @@ def _documents() -> Iterator[tuple[Path, str]]:
     """Each document, with the text that it should have."""
     for name in names():
         yield PAGES / f"{name}.md", page(name)
-    documents = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), RESULTS / "README.md"]
+    docs = ROOT / "docs"
+    in_docs = [path for path in docs.rglob("*.md") if path.relative_to(docs).parts[0][0] != "_"]  # "_": built pages
+    documents = [*ROOT.glob("*.md"), *in_docs, RESULTS / "README.md"]
     for path in sorted({*documents, *(ROOT / "src").rglob("README.md")}):
         old = path.read_text(encoding="utf-8")
         if "<!-- end of " in old:
