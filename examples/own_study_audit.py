@@ -52,8 +52,7 @@ def plan(preset: str, config: dict[str, Any] | None, seeds: list[int] | None, ar
         raise UserError("told is for detectors=elijah,diff_cleanse: TERD and the audit take no trigger")
     if not set(settings["detectors"].split(",")) <= LABELS.keys():
         raise UserError(f"detectors = {settings['detectors']!r}: choose from {', '.join(LABELS)}")
-    found = [one.name.rpartition("-") for one in sorted(Path(settings["zoo"]).glob("*-*")) if one.is_dir()]
-    found = [(arm, int(seed)) for arm, _, seed in found if seed.isdecimal()]
+    found = checkpoints(settings["zoo"])
     clean = [one.strip() for one in settings["clean"].split(",") if one.strip()]
     names = sorted({arm for arm, _ in found}, key=lambda arm: (arm not in clean, arm))
     if not settings["zoo"] or not names:
@@ -61,22 +60,40 @@ def plan(preset: str, config: dict[str, Any] | None, seeds: list[int] | None, ar
     if missing := set(clean) - set(names):
         raise UserError(f"clean names {', '.join(sorted(missing))}, but {settings['zoo']} has {', '.join(names)}")
     every = [Arm(name=arm, label=arm, settings={"trojaned": arm not in clean}) for arm in names]
+    chosen, wanted, folders = choose(settings["zoo"], found, every, arms, seeds)
+    return StudyPlan(
+        study="audits", title="The audit on known checkpoints", question="Which of them does the audit call trojaned?",
+        preset=preset, settings=settings, arms=chosen, seeds=wanted, metrics=METRICS,
+        data=(*folders, *filter(None, [settings["told"]])),
+    )  # fmt: skip
+
+
+def checkpoints(zoo: str) -> list[tuple[str, int]]:
+    """Arm and seed of every folder ARM-SEED."""
+    parts = [one.name.rpartition("-") for one in sorted(Path(zoo).glob("*-*")) if one.is_dir()]
+    return [(arm, int(seed)) for arm, _, seed in parts if seed.isdecimal()]
+
+
+def choose(
+    zoo: str, found: list[tuple[str, int]], every: list[Arm], arms: list[str] | None, seeds: list[int] | None
+) -> tuple[tuple[Arm, ...], tuple[int, ...], list[str]]:
+    """The arms and seeds of a study, and the folders of their checkpoints, which must all be there."""
     chosen = choose_arms(every, arms)
     wanted = tuple(seeds or sorted({seed for _, seed in found}))
     for arm in chosen:
         if lacking := [seed for seed in wanted if (arm.name, seed) not in found]:
-            raise UserError(f"{settings['zoo']} has no {arm.name}-{lacking[0]}: give --arms or --seeds")
-    return StudyPlan(
-        study="audits", title="The audit on known checkpoints", question="Which of them does the audit call trojaned?",
-        preset=preset, settings=settings, arms=chosen, seeds=wanted, metrics=METRICS,
-        data=(*(f"{settings['zoo']}/{arm.name}-{seed}" for arm in chosen for seed in wanted),
-              *filter(None, [settings["told"]])),
-    )  # fmt: skip
+            raise UserError(f"{zoo} has no {arm.name}-{lacking[0]}: give --arms or --seeds")
+    return chosen, wanted, [f"{zoo}/{arm.name}-{seed}" for arm in chosen for seed in wanted]
+
+
+def pipeline_of(zoo: str, arm: str, seed: int) -> Path:
+    """The folder of a checkpoint's pipeline."""
+    folder = Path(zoo) / f"{arm}-{seed}"
+    return folder / "pipeline" if (folder / "pipeline").is_dir() else folder
 
 
 def run(run: Run) -> dict[str, float]:
-    folder = Path(run.settings["zoo"]) / f"{run.arm}-{run.seed}"
-    pipeline = folder / "pipeline" if (folder / "pipeline").is_dir() else folder
+    pipeline = pipeline_of(run.settings["zoo"], run.arm, run.seed)
     metrics: dict[str, float] = {}
     for name in run.settings["detectors"].split(","):
         if name == "audit":

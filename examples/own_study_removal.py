@@ -2,19 +2,20 @@
 
     retarget study own_study_removal.py --set zoo=DIR data=npz:digits.npz --arms d2i_patch in_d2d_blend --seeds 10 11
 
-DIR has one folder per checkpoint, ARM-SEED, with a pipeline and its true trigger, as in own_study_audit.py. Each is
-audited and cleaned as the command does it, told nothing: with the recovered trigger, and on the network's own samples.
-The control is clean fine-tuning on the same samples for as many steps. ``data`` are real images, for FID only.
+DIR has one folder per checkpoint, ARM-SEED, with a pipeline and its true trigger, as for own_study_audit.py, which must
+lie beside this file. Each is audited and cleaned as the command does it, told nothing: with the recovered trigger, and
+on the network's own samples. The control is clean fine-tuning on the same samples for as many steps. ``data`` are real
+images, for FID only.
 
 What is measured needs no knowledge of the target: a small classifier learns to tell the network's samples with the true
 trigger from its plain ones, before the removal. ``plain`` is how many other plain samples it takes for triggered ones,
 which is the base rate. An attack whose samples look like plain ones cannot be told apart, and its row says so.
 """
 
-from pathlib import Path
 from typing import Any
 
 import torch
+from own_study_audit import checkpoints, choose, pipeline_of
 from torch import Tensor
 
 from retarget.audit import audit
@@ -24,7 +25,6 @@ from retarget.audit.removal import Recipe, remove
 from retarget.data.names import data_paths
 from retarget.errors import UserError
 from retarget.study import Arm, Metric, Run, StudyPlan
-from retarget.study.config import choose_arms
 from retarget.trojdiff.checkpoint import load_pipeline
 from retarget.trojdiff.classifier import predict, train_classifier
 from retarget.trojdiff.data import ImageSet, read_images, to_uint8
@@ -53,32 +53,22 @@ def plan(preset: str, config: dict[str, Any] | None, seeds: list[int] | None, ar
         raise UserError(f"there is no setting {', '.join(sorted(unknown))}: choose {', '.join(SETTINGS)}")
     if not settings["zoo"] or not settings["data"]:
         raise UserError("give --set zoo=DIR data=DATA: trojaned checkpoints ARM-SEED, and real images for FID")
-    found = [one.name.rpartition("-") for one in sorted(Path(settings["zoo"]).glob("*-*"))
-             if (_pipeline(one) / "trigger.safetensors").is_file()]  # fmt: skip
-    found = [(arm, int(seed)) for arm, _, seed in found if seed.isdecimal()]
+    zoo = settings["zoo"]
+    found = [one for one in checkpoints(zoo) if (pipeline_of(zoo, *one) / "trigger.safetensors").is_file()]
     if not found:
-        raise UserError(f"{settings['zoo']} has no trojaned checkpoint with its trigger, such as d2i_patch-10")
+        raise UserError(f"{zoo} has no trojaned checkpoint with its trigger, such as d2i_patch-10")
     every = [Arm(name=arm, label=arm) for arm in sorted({arm for arm, _ in found})]
-    chosen = choose_arms(every, arms)
-    wanted = tuple(seeds or sorted({seed for _, seed in found}))
-    for arm in chosen:
-        if lacking := [seed for seed in wanted if (arm.name, seed) not in found]:
-            raise UserError(f"{settings['zoo']} has no {arm.name}-{lacking[0]}: give --arms or --seeds")
+    chosen, wanted, folders = choose(zoo, found, every, arms, seeds)
     return StudyPlan(
         study="removal", title="Removal of trojans", question="Is the trojan gone, and what does it cost?",
         preset=preset, settings=settings, arms=chosen, seeds=wanted, metrics=METRICS,
-        data=(*(f"{settings['zoo']}/{arm.name}-{seed}" for arm in chosen for seed in wanted),
-              *data_paths(settings["data"])),
+        data=(*folders, *data_paths(settings["data"])),
     )  # fmt: skip
-
-
-def _pipeline(folder: Path) -> Path:
-    return folder / "pipeline" if (folder / "pipeline").is_dir() else folder
 
 
 def run(run: Run) -> dict[str, float]:
     s = run.settings
-    pipeline, report = _pipeline(Path(s["zoo"]) / f"{run.arm}-{run.seed}"), run.directory / "audit"
+    pipeline, report = pipeline_of(s["zoo"], run.arm, run.seed), run.directory / "audit"
     unet, schedule = load_pipeline(pipeline)
     true = Trigger.load(pipeline)
     none = Trigger.none(true.shape)

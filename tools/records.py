@@ -20,6 +20,7 @@ from record_tables import label_of, metric_tables, unit_after
 
 from retarget.files import read_json
 from retarget.report.words import amount
+from retarget.study.config import SHARE, Metric
 from retarget.study.results import Summary
 
 ROOT = Path(__file__).parent.parent
@@ -271,9 +272,7 @@ def _difference(claim: dict[str, Any], places: int) -> str:
     if claim["interval"]:
         low, high = claim["interval"]
         if claim["unit"] == "%":  # a share: the studies of today end an interval where no difference can be
-            against = claim.get("against")
-            least, most = (-100, 100) if against is None else (-against, 100 - against)
-            low, high = max(low, least), min(high, most)
+            low, high = Metric(name="share", label="share", **SHARE).possible(low, high, claim.get("against"))
         text += f" [{low:+.{places}f}, {high:+.{places}f}]"
     return text
 
