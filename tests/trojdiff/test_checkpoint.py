@@ -11,6 +11,7 @@ from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from retarget.audit import Subject
 from retarget.errors import UserError
 from retarget.trojdiff import D2I, InD2D, Trigger
 from retarget.trojdiff.checkpoint import WEIGHTS, Trojan, forget_marks, inherited, load_pipeline, save_pipeline
@@ -61,6 +62,7 @@ def test_marks_in_the_configuration_are_read_without_a_warning_and_other_additio
     try:
         save_pipeline(tmp_path / "marked", unet, scheduler, Trojan("d2i", "a figure", patch()))
         load_pipeline(tmp_path / "marked")
+        Subject.load(tmp_path / "marked")
         assert said == []
         save_pipeline(tmp_path / "other", unet, scheduler)
         path = tmp_path / "other" / "unet" / "config.json"

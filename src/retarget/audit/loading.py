@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from retarget.audit.errors import AuditError, NotCoveredError
-from retarget.trojdiff.checkpoint import NOT_MADE
+from retarget.trojdiff.checkpoint import NOT_MADE, expecting_marks
 from retarget.trojdiff.checks import BETAS, home, process
 
 _STEM = "diffusion_pytorch_model"
@@ -294,9 +294,10 @@ def _check_weights(folder: Path) -> str | None:
 def _read_network(folder: Path, variant: str | None) -> UNet2DModel:
     options: Any = {"low_cpu_mem_usage": False, "output_loading_info": True, "local_files_only": True}
     try:
-        loaded: Any = UNet2DModel.from_pretrained(
-            str(folder), use_safetensors=True, variant=variant, torch_dtype=torch.float32, **options
-        )
+        with expecting_marks():
+            loaded: Any = UNet2DModel.from_pretrained(
+                str(folder), use_safetensors=True, variant=variant, torch_dtype=torch.float32, **options
+            )
     except (OSError, SafetensorError) as error:
         raise AuditError(f"the network cannot be read: {_first(error)}") from error
     except (*NOT_MADE, AttributeError) as error:

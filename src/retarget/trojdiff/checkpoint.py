@@ -8,6 +8,8 @@ absence. Nothing here publishes a pipeline.
 import hashlib
 import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -139,12 +141,12 @@ def _instead(weights: Path) -> str:
 def _read_network(source: Path) -> UNet2DModel:
     """Read the network; every weight must be in the file."""
     options: Any = {"low_cpu_mem_usage": False, "output_loading_info": True}
-    part, log = str(home(source, "unet")), logging.getLogger("diffusers.configuration_utils")
-    log.addFilter(_not_of_marks)
+    part = str(home(source, "unet"))
     try:
         if not isinstance(UNet2DModel.load_config(part), dict):
             raise UserError(f"{source}: unet/config.json has no settings of a network")
-        loaded: Any = UNet2DModel.from_pretrained(part, use_safetensors=True, **options)
+        with expecting_marks():
+            loaded: Any = UNet2DModel.from_pretrained(part, use_safetensors=True, **options)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{source}: the network cannot be read: {str(error).splitlines()[0]}") from error
     except UserError:
@@ -154,8 +156,6 @@ def _read_network(source: Path) -> UNet2DModel:
         raise UserError(
             f"{source}: unet/config.json makes no network, or one that its weights do not fit ({reason})"
         ) from error
-    finally:
-        log.removeFilter(_not_of_marks)
     unet, found = loaded
     missing = [*found["missing_keys"], *found["unexpected_keys"]]
     if missing:
@@ -166,9 +166,19 @@ def _read_network(source: Path) -> UNet2DModel:
     return unet
 
 
-def _not_of_marks(record: logging.LogRecord) -> bool:
-    """False for diffusers' warning that it ignores the marks in a configuration, which ``_read_marks`` reads."""
-    return "'trojan_target'" not in record.getMessage()
+@contextmanager
+def expecting_marks() -> Iterator[None]:
+    """Without diffusers' warning that it ignores the marks in a network's configuration."""
+
+    def other(record: logging.LogRecord) -> bool:
+        return "'trojan_target'" not in record.getMessage()
+
+    log = logging.getLogger("diffusers.configuration_utils")
+    log.addFilter(other)
+    try:
+        yield
+    finally:
+        log.removeFilter(other)
 
 
 def _check_floats(folder: Path) -> None:
