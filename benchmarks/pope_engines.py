@@ -60,7 +60,7 @@ def _problems(count: int) -> list[Problem]:
 @contextmanager
 def _local_cluster() -> Iterator[None]:
     """A Ray cluster of this machine: a CPU for each of the three actors, which never work all at once."""
-    ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=3, include_dashboard=False, log_to_driver=False)
     try:
         yield
     finally:

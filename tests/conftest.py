@@ -1,4 +1,4 @@
-"""One thread, hub offline, caches in a temporary folder, shapes checked: before anything heavy is imported."""
+"""One thread, hub offline, Ray without tokens, caches in a temporary folder, shapes checked: before heavy imports."""
 
 import atexit
 import os
@@ -10,6 +10,8 @@ for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[name] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["RAY_AUTH_MODE"] = "disabled"  # Ray reads it once per process; actors of a cluster with another mode end
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 _cache = tempfile.mkdtemp(prefix="retarget-test-cache-")
 atexit.register(shutil.rmtree, _cache, ignore_errors=True)
 for name in ("HF_HOME", "TORCH_HOME", "XDG_CACHE_HOME", "MPLCONFIGDIR"):

@@ -36,12 +36,10 @@ def tiny(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def cluster():
-    """A real Ray cluster of one node: ports on this machine only, a folder with a short path, no usage reports."""
+    """A real Ray cluster of one node: ports on this machine only, a folder with a short path."""
     folder = tempfile.mkdtemp(dir="/tmp")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-        patch.setenv("RAY_AUTH_MODE", "disabled")
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_TMPDIR", folder)
         patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
         ray = pytest.importorskip("ray", reason="the extra `cluster` is not installed")

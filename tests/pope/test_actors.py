@@ -1,5 +1,8 @@
 """Engines in actors of a real Ray cluster of two nodes on this machine."""
 
+import importlib
+from threading import Event
+
 import pytest
 from engines_for_tests import Guesser
 from test_pool import OPENER, asked, problems, sampler
@@ -29,7 +32,7 @@ def test_a_killed_actor_and_a_lost_node_change_nothing(cluster, tmp_path, caplog
     assert found == mine(some, sampler(Guesser("guesser", tmp_path)), 16, journal=tmp_path / "one.jsonl")
     assert (tmp_path / "ray.jsonl").read_bytes() == (tmp_path / "one.jsonl").read_bytes()
     assert not cluster.worker_nodes
-    assert "a Ray actor ended (ActorDiedError); its prompts (1)" in caplog.text
+    assert "a Ray actor ended (ActorDiedError: The actor is dead because its worker process has died." in caplog.text
     assert len(asked(tmp_path)[1]) >= 3  # two actors, one in the place of a dead one, and this process
 
 
@@ -44,6 +47,16 @@ def test_an_answer_lost_with_its_machine_is_asked_for_again(monkeypatch):
     monkeypatch.setattr(ray, "get", lost)
     with pytest.raises(Died, match="ObjectReconstructionFailedError"):
         worker._told("answer")
+
+
+def test_an_actor_that_cannot_be_made_says_why(cluster, tmp_path, monkeypatch):
+    """Its machine lacks a module: a value's class is one of a file that only this process has."""
+    (tmp_path / "only_here.py").write_text("class Rate:\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    worker = ActorWorker("guesser", {"rate": importlib.import_module("only_here").Rate()}, opener=OPENER)
+    with pytest.raises(Died, match=r"a Ray actor ended \(ActorDiedError: ModuleNotFoundError: .*only_here"):
+        worker.start(Event())
+    worker.end()
 
 
 def test_the_words_for_actors_open_them(cluster, tmp_path, caplog):

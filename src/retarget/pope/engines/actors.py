@@ -3,6 +3,7 @@
 import contextlib
 import logging
 from collections.abc import Sequence
+from textwrap import shorten
 from threading import Event
 from typing import Any
 
@@ -87,4 +88,10 @@ class ActorWorker:
             return self._ray.get(answer)
         except (self._ray.exceptions.RayActorError, self._ray.exceptions.ObjectLostError) as error:
             # An answer above 100 kB stays on the actor's machine until it is fetched, and may be lost with that.
-            raise Died(f"a Ray actor ended ({type(error).__name__})") from error
+            raise Died(f"a Ray actor ended ({type(error).__name__}: {_reason(error)})") from error
+
+
+def _reason(error: Exception) -> str:
+    """What Ray says of an end, in one line: its error's text has a heading, fields and, of a constructor, a trace."""
+    said = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith("\t")]
+    return shorten(said[-1] if getattr(error, "actor_init_failed", False) else " ".join(said[1:2] or said), 300)
