@@ -3,15 +3,17 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 
 from retarget.audit import calibrate, demo
 from retarget.audit.calibration import Null, shipped
 from retarget.audit.inversion import Search
-from retarget.audit.nulls import CASES, SHAPES, Clean, images_of, plan, train_clean
+from retarget.audit.nulls import CASES, SHAPES, Clean, common, images_of, plan, train_clean
 from retarget.audit.seek import fingerprint
 from retarget.cli import main
+from retarget.errors import UserError
 
 QUICK = Search(screen=64, quick=2, scan=2, first=1, steps=1, batch=2, gammas=(0.5,), keep=1, fresh=4)
 
@@ -37,6 +39,30 @@ def test_its_images_are_what_the_case_says(one):
     if one.case == "border":
         assert float(images[:, :, 0].std((0, 2)).max()) == 0
     assert (len(images) == 12) == (one.case == "few")
+
+
+def test_the_models_of_common_shapes_use_every_image_set_in_every_case(tmp_path):
+    np.savez(
+        tmp_path / "some.npz",
+        images=np.random.default_rng(0).integers(0, 255, (40, 20, 20), dtype=np.uint8),
+        labels=np.arange(40) % 2,
+    )
+    name = f"npz:{tmp_path}/some.npz"
+    for channels in (1, 3):
+        models = common(2 * len(CASES), channels, [name])
+        assert {(one.data, one.case) for one in models} == {(data, case) for data in ("glyphs", name) for case in CASES}
+        assert {len({one.data for one in models if one.schedule == kind}) for kind in ("linear", "cosine")} == {2}
+        for one in models[1:3]:
+            images = images_of(one)
+            assert images.shape[1:] == (channels, *[28 if channels == 1 else 32] * 2)
+            assert images.std() > 0.1
+    assert len({one.seed for channels in (1, 3) for one in common(9, channels)}) == 18
+
+
+def test_a_colour_set_cannot_train_a_grey_model(tmp_path):
+    np.savez(tmp_path / "some.npz", images=np.zeros((40, 20, 20, 3), np.uint8), labels=np.arange(40) % 2)
+    with pytest.raises(UserError, match="has 3 channels: it cannot train a network with 1"):
+        images_of(common(2, 1, [f"npz:{tmp_path}/some.npz"])[1])
 
 
 def test_training_is_the_same_twice():

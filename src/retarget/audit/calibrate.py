@@ -1,7 +1,8 @@
 """Make the null: train clean models, search each of them like any checkpoint, and record the final scores.
 
 ``python -m retarget.audit.calibrate --out null.json --models DIR`` trains the models of ``nulls.plan``, and resumes
-after an interruption; ``--larger N`` adds models of 32×32, ``--more DIR`` clean pipelines from elsewhere.
+after an interruption; ``--grey28 N`` and ``--rgb32 N`` add models of these shapes, ``--more DIR`` clean pipelines from
+elsewhere.
 """
 
 import json
@@ -15,7 +16,7 @@ import tyro
 
 from retarget.audit.calibration import Null, NullModel
 from retarget.audit.inversion import Search
-from retarget.audit.nulls import Clean, larger, plan, train_clean
+from retarget.audit.nulls import Clean, common, plan, train_clean
 from retarget.audit.seek import fingerprint, seek
 from retarget.audit.subject import Subject
 from retarget.files import locked, make_directory, read_json, write_json
@@ -32,10 +33,16 @@ class Arguments:
     """File for the null; without it, models are only trained and searched."""
     count: int = 40
     """Number of models to train."""
-    larger: int = 0
-    """Number of 32×32 models to train in addition."""
+    grey28: int = 0
+    """Number of grey 28×28 models to train in addition."""
+    rgb32: int = 0
+    """Number of RGB 32×32 models to train in addition."""
+    grey_images: tuple[str, ...] = ()
+    """Image sets for the former, in turn with generated figures; named as for ``retarget trojdiff pretrain``."""
+    rgb_images: tuple[str, ...] = ()
+    """Image sets for the latter."""
     skip: tuple[int, ...] = ()
-    """Numbers of models to leave out."""
+    """Numbers of models of the plan to leave out."""
     part: tuple[int, int] = (0, 1)
     """K N: do only every N-th model, from the K-th on. Three processes share the work as 0 3, 1 3 and 2 3."""
     more: tuple[Path, ...] = ()
@@ -52,13 +59,15 @@ def main(words: list[str]) -> None:
     first, step = given.part
     rows = []
     made = [(f"{number:03d}", one) for number, one in enumerate(plan(given.count)) if number not in given.skip]
-    made += [(f"larger-{number:03d}", one) for number, one in enumerate(larger(given.larger))]
+    grey, rgb = common(given.grey28, 1, given.grey_images), common(given.rgb32, 3, given.rgb_images)
+    made += [(f"grey28-{number:03d}", one) for number, one in enumerate(grey)]
+    made += [(f"rgb32-{number:03d}", one) for number, one in enumerate(rgb)]
     for number, (name, one) in enumerate(made):
         folder = given.models / name
         made_or_searched = (folder / "model_index.json").is_file() or score_file(folder.name, given.models).is_file()
         if number % step == first and not made_or_searched:
             save_pipeline(folder, *train_clean(one))
-            print(f"trained {folder} {one.case} {one.family} {one.schedule}", flush=True)
+            print(f"trained {folder} {one.data} {one.case} {one.family} {one.schedule}", flush=True)
         rows.append((folder, one))
     rows += [(folder, None) for folder in given.more]
     if given.train_only:

@@ -1,10 +1,10 @@
-"""Clean models for calibration: small networks trained on embedded images, with hard cases among them.
+"""Clean models for calibration: small networks trained on embedded images or yours, with hard cases among them.
 
 A clean model was never trained on Trojan rows. Hard cases are models that a detector may mistake for trojaned ones: a
 logo in a corner of every image, a constant border, only a few images, too little training, or fine-tuning.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -13,6 +13,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from jaxtyping import Float
 from torch import Tensor
 
+from retarget.errors import UserError
 from retarget.settings import Strict
 from retarget.trojdiff.data import read_images, to_signed
 from retarget.trojdiff.glyphs import glyph_images
@@ -30,8 +31,8 @@ SCHEDULES: dict[str, dict[str, Any]] = {
 class Clean(Strict):
     """How a clean model is trained. These values decide everything."""
 
-    data: Literal["digits", "glyphs"]
-    side: Literal[8, 16, 32]
+    data: str
+    side: Literal[8, 16, 28, 32]
     channels: Literal[1, 3]
     case: Case
     schedule: Literal["linear", "cosine", "short"] = "linear"
@@ -72,23 +73,28 @@ def plan(count: int, seed: int = 1000) -> list[Clean]:
     return made
 
 
-LARGER = ((32, 3), (32, 1))
-"""(side, channels) of the larger models, which take as long as ten small ones."""
+def common(count: int, channels: Literal[1, 3], images: Sequence[str] = (), seed: int = 2000) -> list[Clean]:
+    """The first ``count`` models of a shape that public checkpoints often have: grey 28×28, or RGB 32×32 pixels.
 
+    The endless list covers image sets, cases, schedules, widths and lengths of training evenly.
 
-def larger(count: int, seed: int = 2000) -> list[Clean]:
-    """The first ``count`` 32×32 models of an endless list that covers channels, cases and schedules evenly.
+    Args:
+        count: number of models; each takes as long as ten small ones.
+        channels: decides the shape.
+        images: image sets to use in turn with generated figures, see :func:`.trojdiff.data.read_images`.
+        seed: of the first model.
 
-    >>> [(one.channels, one.case) for one in larger(3)]
-    [(3, 'plain'), (1, 'plain'), (3, 'logo')]
+    >>> [(one.side, one.data, one.case) for one in common(2, 1, ["npz:digits.npz"])]
+    [(28, 'glyphs', 'plain'), (28, 'npz:digits.npz', 'logo')]
     """
+    sets = ("glyphs", *images)
     made = []
-    for number in range(count):
-        turn = number // len(LARGER)
-        side, channels = LARGER[number % len(LARGER)]
+    for turn in range(count):
         settings = dict(
-            data="glyphs", side=side, channels=channels, case=CASES[turn % len(CASES)], steps=500, batch=24,
-            schedule=("linear", "cosine")[turn % 2], widths=(16, 16, 32), seed=seed + number,
+            data=sets[(turn + turn // len(CASES)) % len(sets)], side=28 if channels == 1 else 32, channels=channels,
+            case=CASES[turn % len(CASES)], steps=(500, 1000)[(turn // 2) % 2], batch=24,
+            schedule=("linear", "cosine")[(turn + turn // (2 * len(CASES))) % 2],
+            widths=((16, 16, 32), (16, 32))[(turn // 3) % 2], seed=seed + 2 * turn + (channels == 1),
         )  # fmt: skip
         made.append(Clean.model_validate(settings))
     return made
@@ -104,9 +110,13 @@ def images_of(one: Clean) -> Float[Tensor, "count channels side side"]:
             if one.side != 8
             else images
         )
-    else:
+    elif one.data == "glyphs":
         images = glyph_images(1500, one.side, generator)[0]
-    if one.channels == 3:
+    else:
+        images = to_signed(read_images(one.data, size=one.side).images)
+        if images.shape[1] > one.channels:
+            raise UserError(f"{one.data} has {images.shape[1]} channels: it cannot train a network with {one.channels}")
+    if images.shape[1] < one.channels:
         ink, paper = torch.rand(2, len(images), 3, 1, 1, generator=generator) * 2 - 1
         mix = (images + 1) / 2
         images = mix * ink + (1 - mix) * paper
