@@ -12,6 +12,7 @@ trigger from its plain ones, before the removal. ``plain`` is how many other pla
 which is the base rate. An attack whose samples look like plain ones cannot be told apart, and its row says so.
 """
 
+import shutil
 from typing import Any
 
 import torch
@@ -88,8 +89,9 @@ def run(run: Run) -> dict[str, float]:
     metrics["found"] = 100.0 * (outcome.exit_code == TROJANED)
     if outcome.trigger is None:
         return metrics
-    recipe = Recipe(steps=s["steps"], seed=run.seed)
-    cleaning = clean(pipeline, run.directory / "cleaned", report, recipe=recipe, seed=run.seed)
+    recipe, new = Recipe(steps=s["steps"], seed=run.seed), run.directory / "cleaned"
+    shutil.rmtree(new, ignore_errors=True)  # of a run that was stopped
+    cleaning = clean(pipeline, new, report, recipe=recipe, seed=run.seed)
     cleaned, _ = load_pipeline(cleaning.folder)
     tuned = remove(unet, schedule, [], Recipe(kind="fine_tune", steps=s["steps"], seed=run.seed)).unet
     metrics |= {

@@ -198,6 +198,7 @@ def test_the_study_of_removal_measures_before_and_after(trojaned, tmp_path, monk
     run = Run.create(
         tmp_path / "run", settings=study.run_settings(study.conditions[0], study.arms[0]), arm="d2i", seed=4
     )
+    (run.directory / "cleaned" / "unet").mkdir(parents=True)  # as a run leaves it that was stopped
     found = example.run(run)
     assert found.keys() == {one.name for one in study.metrics}
     assert found["before"] - found["plain"] > 50, "a network of one image is told from a clean one"
