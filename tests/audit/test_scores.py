@@ -100,3 +100,20 @@ def test_a_trigger_fires_where_two_of_three_levels_say_so_and_with_a_stock_sampl
     assert (amplified.strength, amplified.fires, amplified.fires_trojan, amplified.fires_stock) == (
         0.4, True, False, True
     )  # fmt: skip
+
+
+def test_parts_whose_activations_are_computed_again_change_no_gradient(make_unet, monkeypatch):
+    subject = Subject.from_modules(make_unet(channels=3), DDPMScheduler())
+    probe = Probe(subject, TOP, draw_noise(6, subject.shape, torch.Generator().manual_seed(0)))
+    found = []
+    for limit in (10**6, 2 * 3 * 8 * 8):
+        monkeypatch.setattr("retarget.audit.scores.GRADIENT", limit)
+        noise = probe.noise.clone().requires_grad_(True)
+        before = subject.evaluations
+        answer = probe.asked_by_parts(noise, probe.x_0)
+        answer.square().sum().backward()
+        found.append((answer, noise.grad, subject.evaluations - before))
+    (whole, gradient, once), (parts, same, again) = found
+    torch.testing.assert_close(parts, whole)
+    torch.testing.assert_close(same, gradient)
+    assert (once, again) == (3 * 6, 4 * 6), "a pass that is computed again is counted again"

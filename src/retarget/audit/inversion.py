@@ -203,7 +203,7 @@ def ascend(
         other_mu, other_gamma = controls(mu, gamma)[which]
         x_0, base = pool.x_0[rows], pool.base[rows]
         d = torch.cat([(gamma - 1) * noise + mu, (other_gamma - 1) * noise + other_mu])
-        change = pool.asked(d + torch.cat([noise, noise]), torch.cat([x_0, x_0])) - torch.cat([base, base])
+        change = pool.asked_by_parts(d + torch.cat([noise, noise]), torch.cat([x_0, x_0])) - torch.cat([base, base])
         undone = ((d - change) * d).reshape(2, -1).sum(1) / batch
         energy = d.square().reshape(2, -1).sum(1) / batch
         undo = undone / (energy + search.pixels)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from retarget.audit.subject import Subject
 
@@ -18,6 +19,9 @@ TOP = 4e-5
 """ᾱ at which triggers are searched for: the end of DDPM's linear schedule of 1,000 steps."""
 BATCH, VALUES = 512, 2**19
 """Largest numbers of images and of values per forward pass."""
+GRADIENT = 2**17
+"""Values whose activations are kept for the backward pass, of images above 32×32: ten 64×64 RGB images of a network of
+CelebA's size take about 2 GB."""
 
 
 class Probe:
@@ -51,6 +55,14 @@ class Probe:
         """ε̂ of ``√ᾱ x_0 + √(1-ᾱ) noise``, differentiable in the noise."""
         x = self.level**0.5 * x_0 + (1 - self.level) ** 0.5 * noise
         return self.subject.eps(x, torch.full((len(x),), self.t, device=x.device))
+
+    def asked_by_parts(self, noise: Tensor, x_0: Tensor) -> Tensor:
+        """As ``asked``; many values go in parts, whose activations the backward pass computes again, to save memory."""
+        if noise.numel() <= 2 * GRADIENT:
+            return self.asked(noise, x_0)
+        parts = _slices(len(noise), max(1, GRADIENT // noise[0].numel()))
+        answers = [checkpoint(self.asked, noise[rows], x_0[rows], use_reentrant=False) for rows in parts]
+        return torch.cat(answers)
 
     @torch.no_grad()
     def undone(
