@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from pope_training import TINY, make_rows, reward
+from pope_training import TINY, make_rows, reward, run
 from trl.trainer.grpo_config import GRPOConfig
 
 from retarget.errors import UserError
@@ -89,3 +89,10 @@ def test_thinking_that_the_prompt_opened_and_nothing_closed_is_all_thinking():
     ids, lengths = torch.tensor([[5, 6, 5, 6], [5, 9, 5, 0]]), torch.tensor([4, 3])
     assert thinking_lengths(ids, lengths, 8, 9, opened=True).tolist() == [4, 2]
     assert thinking_lengths(ids, lengths, 8, 9).tolist() == [0, 2]
+
+
+def test_a_value_that_trl_refuses_is_named(tiny, tmp_path):
+    extra = {"use_cpu": True, "optim": "adamx"}
+    with pytest.raises(UserError, match=r"trl.GRPOConfig does not accept .*extra = .*adamx.*please select one of"):
+        run(tiny.directory, tmp_path / "out", extra=extra)
+    assert not (tmp_path / "out").exists()

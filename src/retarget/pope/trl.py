@@ -240,7 +240,11 @@ def train(
     require_packages(settings)
     refuse_unknown(settings)
     arguments = grpo_arguments(settings, _processes(), torch.cuda.is_available())
-    config = GRPOConfig(output_dir=str(output), **arguments)
+    try:
+        config = GRPOConfig(output_dir=str(output), **arguments)
+    except (TypeError, ValueError) as error:
+        given = f", with extra = {settings.extra}," if settings.extra else ""
+        raise UserError(f"trl.GRPOConfig does not accept the settings{given}: {error}") from error
     words = tokenizer or _tokenizer_of(model)
     switches: Any = config.chat_template_kwargs or {}
     kept = fitting(rows, settings.max_prompt_length, _length(words, switches))
