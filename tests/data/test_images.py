@@ -56,7 +56,7 @@ def test_npz_in_every_layout(tmp_path):
     [
         (dict(x=np.zeros(3)), "needs images and labels, or x_train and y_train .*; it holds x$"),
         ({}, "it holds nothing"),
-        (dict(x_train=IMAGES), "has x_train and no y_train; it holds x_train"),
+        (dict(x_train=IMAGES), "has x_train and no y_train: add them, all 0 if there are no classes; it holds x_train"),
         (dict(x_train=IMAGES, y_train=LABELS, y_test=LABELS), "has y_test and no x_test"),
         (dict(images=IMAGES / 255, labels=LABELS), r"images are uint8 .*got float64 \[20, 6, 5, 3\]; from floats"),
         (dict(images=IMAGES, labels=LABELS[:2] % 1), r"20 images .* and 2 labels"),

@@ -218,7 +218,8 @@ def _npz_parts(path: Path | str, names: list[str]) -> list[tuple[str, str]]:
     for images, labels in (("x_train", "y_train"), *_OTHERS, ("images", "labels")):
         if (images in names) != (labels in names):
             there, missing = (images, labels) if images in names else (labels, images)
-            raise UserError(f"{path} has {there} and no {missing}; {holds}")
+            remedy = ": add them, all 0 if there are no classes" if missing == labels else ""
+            raise UserError(f"{path} has {there} and no {missing}{remedy}; {holds}")
     if "x_train" in names:
         return [("x_train", "y_train"), *(part for part in _OTHERS if part[0] in names)]
     if "images" in names:
