@@ -125,7 +125,7 @@ class Record:
         where = self.condition(claim["condition"])
         pair = " − ".join(arms.get(arm, arm) for arm in claim["arms"])
         if claim.get("against") is not None:
-            pair += f" − {claim['against']:g}"
+            pair += f" against the constant {claim['against']:g}"
         return f"{pair}, {labels.get(claim['metric'], claim['metric'])}{f'; {where}' if where else ''}"
 
 

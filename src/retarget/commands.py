@@ -50,7 +50,7 @@ class StudyArguments:
         arg(metavar="METHOD", help=f"one of {', '.join(METHODS)}; or FILE.py or a module, with your own plan and run"),
     ]
     preset: str = "demo"
-    """demo (minutes on a laptop), small (hours on a CPU) or paper (the paper's own setting)."""
+    """demo (minutes on a laptop), small (hours on a CPU) or paper (the paper's own setting; not for audit)."""
     config: Path | None = None
     """A TOML file with settings."""
     set: tuple[str, ...] = ()
@@ -58,7 +58,7 @@ class StudyArguments:
     out: Path | None = None
     """The study's directory; by default studies/METHOD-PRESET, with a task's or a question's name in between."""
     seeds: tuple[int, ...] = ()
-    """Seeds to run; every arm runs each of them."""
+    """Seeds to run, by default those of the preset; every arm runs each of them."""
     arms: tuple[str, ...] = ()
     """Arms to run now; all by default."""
     looks: tuple[int, ...] = ()
