@@ -288,6 +288,8 @@ def judge(words: list[str]) -> int:
 
     page = build([given.out])
     _print_verdicts(summary, found.plan)
+    for doubt in found.doubts:
+        print(f"note: {doubt}")
     print(page)
     return 0
 

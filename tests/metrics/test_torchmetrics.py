@@ -68,6 +68,18 @@ def test_a_collection_of_all_of_them(data):
         assert values[metric.__name__].item() == pytest.approx(function(probs, labels), abs=1e-14)
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_losses_that_begin_alike_are_not_taken_for_one(order):
+    """A collection merges metrics for good whose states are equal after the first batch; here both losses are 0."""
+    probs, labels = torch.tensor([[1.0, 0.0], [0.4, 0.6]]), torch.tensor([0, 0])
+    collection = MetricCollection([m.NegativeLogLikelihood(), m.BrierScore()][::order])
+    for row in (slice(0, 1), slice(1, 2)):
+        collection.update(probs[row], labels[row])
+    values = collection.compute()
+    assert values["NegativeLogLikelihood"].item() == pytest.approx(-np.log(0.4) / 2)
+    assert values["BrierScore"].item() == pytest.approx((0.6**2 + 0.6**2) / 2)
+
+
 def test_a_bad_batch_is_refused_and_leaves_no_trace(data):
     probs, labels = torch.from_numpy(m.softmax(data[0])), data[1]
     metric = m.AURC()

@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
+from statsmodels.stats.proportion import proportion_confint
 
 from retarget.errors import UserError
 from retarget.pope.engines.local import TransformersEngine
@@ -37,6 +38,14 @@ def test_the_interval_covers_a_known_rate_about_as_often_as_it_says():
         low, high = make(random.binomial(16, row), 16).interval(1, level=0.9, resamples=400)
         hits += low <= 0.25 <= high
     assert 0.8 <= hits / 120 <= 0.97
+
+
+def test_problems_that_are_all_alike_have_an_interval():
+    """Hard problems before training: resampling them shows no spread, but others like them may be solved."""
+    for k in (1, 16):
+        assert make([0] * 20, 32).interval(k) == pytest.approx(proportion_confint(0, 20, method="wilson"))
+    low, high = make([16], 32).interval(1)
+    assert (low, high) == pytest.approx(proportion_confint(0.5, 1, method="wilson"))
 
 
 def test_every_problem_gets_its_samples_unguided_and_a_journal_resumes(tiny, tmp_path):

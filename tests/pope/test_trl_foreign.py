@@ -63,6 +63,22 @@ def test_the_first_of_several_rewards_says_what_is_solved(tiny, tmp_path):
         PopeTrainer(**given, pass_at_k=2)
 
 
+def test_a_group_fails_where_no_reward_is_above_a_half(tiny, tmp_path):
+    """Partial credit, and a reward function that gives None, solve nothing."""
+    for given in (0.2, None):
+        model, tokenizer = load_base(tiny.directory)
+        settings = TrainingSettings(**{**TINY, "micro_batch": 16, "updates_per_batch": 1})
+        trainer = PopeTrainer(
+            model=model, reward_funcs=[lambda completions, one=given, **_: [one] * len(completions)],
+            args=GRPOConfig(output_dir=str(tmp_path), **grpo_arguments(settings, 1, False)),
+            processing_class=tokenizer, train_dataset=ordered(make_rows(), settings),
+        )  # fmt: skip
+        trainer.model.train()
+        trainer.current_gradient_accumulation_steps = 1
+        trainer._generate_and_score_completions(next(iter(trainer.get_train_dataloader())))
+        assert trainer._metrics["train"]["unguided/all_fail"] == [1.0]
+
+
 SWITCHED = (
     "{% for m in messages %}{{ m['content'] }}{% endfor %}"
     "{% if enable_thinking is defined and not enable_thinking %}<think></think>{% else %}<think>{% endif %}"

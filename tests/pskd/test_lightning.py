@@ -313,6 +313,24 @@ def test_a_batch_without_an_index_names_with_index(tmp_path):
         trainer.fit(Module(), DataLoader(samples(), 4))
 
 
+def test_the_index_is_the_last_entry_whatever_is_between(tmp_path):
+    """As with_index adds it; (image, label, group) with the group in the index's place would soften by other rows."""
+
+    class Grouped(Module):
+        def training_step(self, batch, batch_idx):
+            assert len(batch) == 4
+            return super().training_step(batch, batch_idx)
+
+    method = PSKD(N, C, 2)
+    data = with_index([(x, y, int(y)) for x, y in samples()])
+    trainer = pl.Trainer(max_epochs=1, callbacks=[PSKDCallback(method)], accelerator="cpu", logger=False,
+                         default_root_dir=tmp_path, enable_progress_bar=False)  # fmt: skip
+    trainer.fit(Grouped(), DataLoader(data, 4))
+    method.set_epoch(1)
+    method.loss(torch.zeros(N, C), torch.stack([y for _, y in samples()]), torch.arange(N))
+    assert method.fallbacks == 0, "every sample has a prediction of its own"
+
+
 def test_tables_of_another_run_in_the_folder_do_not_cost_this_run_its_own(tmp_path):
     tables = tmp_path / "tables"
     fit(Module(), PSKDCallback(PSKD(N, C, EPOCHS), directory=tables), tmp_path)

@@ -165,3 +165,24 @@ def test_exported_values_are_judged_again_even_if_a_run_failed(tmp_path):
     assert [(row["arm"], row["seed"], row["value"]) for row in rows] == [
         ("default", "3", "50.0"), ("default", "4", ""), ("new", "3", "52.1"), ("new", "4", "53.0")
     ]  # fmt: skip
+
+
+def test_values_outside_the_bounds_and_effects_beyond_them_are_refused():
+    share = Metric(name="acc", label="accuracy", bounds=(0.0, 1.0))
+    with pytest.raises(UserError, match=r"here: acc of arm old is 50, but its bounds are \[0, 1\]"):
+        arrange(runs("old", OLD) + runs("new", NEW), asked(dict(smallest_effect=0.01), metrics=(share,)))
+    rows = runs("old", [0.5, 0.51]) + runs("new", [0.52, 0.53])
+    for change in (dict(smallest_effect=1.0), dict(smallest_effect=0.01, margin=1.0)):
+        with pytest.raises(UserError, match="no difference of acc can be larger than 1: give it in the unit"):
+            arrange(rows, asked(change, metrics=(share,)))
+    assert arrange(rows, asked(dict(smallest_effect=0.01), metrics=(share,))).doubts == []
+
+
+def test_a_unit_and_a_direction_that_look_mistaken_are_named():
+    rows = runs("old", [0.9, 0.91]) + runs("new", [0.8, 0.79])
+    (said,) = arrange(rows, asked(dict(smallest_effect=0.01, margin=1.0))).doubts
+    assert said.startswith("Claim c: its margin is 1, but no value of acc is above 0.91.")
+    loss = Metric(name="acc", label="loss", better="lower")
+    (said,) = arrange(rows, asked(metrics=(loss,))).doubts
+    assert "direction = higher, but its metric says that lower is better" in said
+    assert arrange(runs("old", OLD) + runs("new", NEW), asked()).doubts == []

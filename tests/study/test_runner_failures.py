@@ -73,6 +73,13 @@ def test_a_metric_that_is_not_finite_fails_the_run_unless_it_is_optional(tmp_pat
     assert list(outcome.summary["conditions"]["default"]["control"]) == ["rank"]
 
 
+def test_seeds_on_which_only_one_arm_failed_are_named_beside_the_verdicts(tmp_path):
+    run(wrong("raise", seed=1, seeds=[0, 1, 2]), tmp_path)
+    (note,) = [one for one in read(tmp_path / "analysis.json")["notes"] if "biased" in one]
+    assert note.startswith("treated has no ")
+    assert "on seed 1: the verdict is about the other seeds" in note
+
+
 def test_a_task_that_returns_no_metrics_fails(tmp_path):
     outcome = run(plan(task="tasks_for_tests:text", analysis=None, seeds=[0], arms=["control"]), tmp_path)
     assert "tasks_for_tests:text returned str, not a dictionary of metrics" in str(outcome.failed)

@@ -75,16 +75,17 @@ class _LossMetric(_SampleMetric):
     """The mean of one loss per sample."""
 
     def __init__(self, losses: Callable[..., np.ndarray], logits: bool, **kwargs: Any) -> None:
-        super().__init__(("losses",), logits, **kwargs)
+        self._name = losses.__name__  # a MetricCollection merges metrics whose states have equal names and values
+        super().__init__((self._name,), logits, **kwargs)
         self._losses = losses
 
     def update(self, preds: Float[Tensor, "batch classes"], target: Integer[Tensor, "batch"]) -> None:
         """Add a batch of probabilities, or of logits if ``logits`` was set, and its labels."""
-        self._remember(losses=self._losses(self._probs(preds), target))
+        self._remember(**{self._name: self._losses(self._probs(preds), target)})
 
     def compute(self) -> Float[Tensor, ""]:
         """The mean over all samples of all processes; NaN if there are none."""
-        losses = self._seen("losses")
+        losses = self._seen(self._name)
         return self._tensor(losses.mean() if len(losses) else np.nan)
 
 

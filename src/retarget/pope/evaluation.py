@@ -16,6 +16,7 @@ from retarget.pope.rollouts import Engine, Sampling
 from retarget.pope.sampler import Asking, Sampler
 from retarget.pope.schedule import Work
 from retarget.pope.work import Item, Progress, Unit, total_or_none
+from retarget.study.statistics import wilson_interval
 
 PAPER = Sampling(temperature=0.8, top_p=0.95, top_k=50)
 """Sampling for evaluation in the authors' training configuration."""
@@ -62,8 +63,14 @@ class Evaluation:
         return np.asarray(pass_at_k(self.samples, self.correct, k), dtype=np.float64)
 
     def interval(self, k: int, level: float = 0.95, resamples: int = 2000) -> tuple[float, float]:
-        """Bootstrap interval of pass@k, resampling the problems; the model and its rollouts are fixed."""
+        """Bootstrap interval of pass@k, resampling the problems; the model and its rollouts are fixed.
+
+        If all problems have the same value, as before training on hard ones, resampling shows no spread: then it is
+        Wilson's interval with one trial per problem, which is wide enough, as no share varies more than a yes or no.
+        """
         values = self.pass_of_problems(k)
+        if (values == values[0]).all():
+            return wilson_interval(float(values.sum()), len(values), level)
         draws = np.random.default_rng(0).integers(len(values), size=(resamples, len(values)))
         low, high = np.quantile(values[draws].mean(1), [(1 - level) / 2, (1 + level) / 2])
         return float(low), float(high)

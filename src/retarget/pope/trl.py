@@ -174,7 +174,7 @@ class PopeTrainer(GRPOTrainer):
             some = bool(of.any())
             group = rewards[of]
             metrics[f"{name}/reward"].append(group.mean().item() if some else _NAN)
-            metrics[f"{name}/all_fail"].append((correct[of] <= 0).all(1).float().mean().item() if some else _NAN)
+            metrics[f"{name}/all_fail"].append((~(correct[of] > 0.5)).all(1).float().mean().item() if some else _NAN)
             equal = (group == group[:, :1]).all(1)
             metrics[f"{name}/zero_advantage"].append(equal.float().mean().item() if some else _NAN)
             metrics[f"{name}/length"].append(lengths[of].mean().item() if some else _NAN)

@@ -156,7 +156,7 @@ class PSKDCallback(SavedBeside):
 
     Args:
         method: the PS-KD object.
-        label, index: their keys in the batch; ``PreviousModel`` needs no index.
+        label, index: their keys in the batch; ``with_index`` adds the index at the end. ``PreviousModel`` needs none.
         input: key of the model's input, for ``PreviousModel``.
         logits_from: name of the submodule whose output is the logits; by default the module itself.
         directory: where the table is saved; by default beside the checkpoints.
@@ -168,7 +168,7 @@ class PSKDCallback(SavedBeside):
         method: PSKD | MultiLabelPSKD,
         *,
         label: int | str = 1,
-        index: int | str = 2,
+        index: int | str = -1,
         input: int | str = 0,
         logits_from: str | None = None,
         directory: str | Path | None = None,
@@ -284,6 +284,8 @@ class PSKDCallback(SavedBeside):
         try:
             labels, sample = batch[self.label], None if teacher else batch[self.index]
             inputs = batch[self.input] if teacher else None
+            if sample is not None and sample is labels:
+                raise IndexError("the batch has no entry after the labels")
         except (IndexError, KeyError, TypeError) as error:
             holds = sorted(batch) if isinstance(batch, dict) else type(batch).__name__
             holds = f"{len(batch)} entries" if isinstance(batch, list | tuple) else holds

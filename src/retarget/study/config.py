@@ -5,6 +5,7 @@ read only them, and so know no method.
 """
 
 import json
+import math
 from collections.abc import Callable, Collection, Sequence
 from typing import Annotated, Any, Literal, Self
 
@@ -266,6 +267,24 @@ class StudyPlan(Strict):
         if any(not weight > 0 for weight in self.look_weights):  # also NaN
             raise ValueError("the weight of a look must be above 0: it is a share of the error")
         return self
+
+    @model_validator(mode="after")
+    def _effects_are_possible(self) -> Self:
+        ranges = {one.name: one.bounds[1] - one.bounds[0] for one in self.metrics if one.bounds}
+        for claim in self.claims:
+            for what, value in (("smallest_effect", claim.smallest_effect), ("margin", claim.margin)):
+                if value is not None and value >= ranges.get(claim.metric, math.inf):
+                    raise ValueError(
+                        f"claim {claim.id}: {what} = {value:g}, but no difference of {claim.metric} can be larger than "
+                        f"{ranges[claim.metric]:g}: give it in the unit of the metric"
+                    )
+        return self
+
+    def conditions_of(self, claim: Claim) -> tuple[str, ...]:
+        """The conditions that a claim is about."""
+        if not claim.across:
+            return (claim.condition,)
+        return claim.conditions or tuple(one.name for one in self.conditions)
 
     @property
     def planned_looks(self) -> tuple[tuple[int, float], ...]:

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -40,11 +40,12 @@ class Asked(Strict):
 
 @dataclass
 class Elsewhere:
-    """Everything that is needed to judge: a plan, its values by seed, and its items."""
+    """Everything that is needed to judge: a plan, its values by seed, and its items; and doubts about the claims."""
 
     plan: StudyPlan
     values: dict[str, dict[str, dict[str, list[float | None]]]] = field(default_factory=dict)
     items: dict[str, Items] = field(default_factory=dict)
+    doubts: list[str] = field(default_factory=list)
 
 
 def read_claims(path: Path) -> Asked:
@@ -97,7 +98,8 @@ def arrange(rows: Sequence[Row], asked: Asked) -> Elsewhere:
     """Pair the rows by seed and by item for the claims.
 
     Raises:
-        UserError: a value is given twice, or one arm of a claim lacks a seed or an item that the other has.
+        UserError: a value is given twice, or lies outside its metric's bounds, or one arm of a claim lacks a seed or an
+            item that the other has.
     """
     table = _Table(rows)
     arms = _labelled(table.arms, asked.arms, Arm)
@@ -118,9 +120,11 @@ def arrange(rows: Sequence[Row], asked: Asked) -> Elsewhere:
     except ValidationError as error:
         raise UserError("; ".join(one["msg"].removeprefix("Value error, ") for one in error.errors())) from error
     refuse_unknown(plan, "the claims", [arm.name for arm in plan.arms])
-    found = Elsewhere(plan, table.values())
+    for metric in plan.metrics:
+        table.refuse_outside(metric)
+    found = Elsewhere(plan, table.values(), doubts=_doubts(asked, table))
     for claim in plan.claims:
-        for condition in conditions_of(claim, plan):
+        for condition in plan.conditions_of(claim):
             table.refuse_gaps(condition, claim.metric, claim.arms)
     about_models = sum(claim.about == "models" for claim in plan.claims)
     resamples = max(2000, math.ceil(5 * about_models / ((1 - plan.level) / 2)))  # five beyond the smallest error
@@ -132,11 +136,24 @@ def arrange(rows: Sequence[Row], asked: Asked) -> Elsewhere:
     return found
 
 
-def conditions_of(claim: Claim, plan: StudyPlan) -> tuple[str, ...]:
-    """The conditions that a claim is about."""
-    if not claim.across:
-        return (claim.condition,)
-    return claim.conditions or tuple(one.name for one in plan.conditions)
+def _doubts(asked: Asked, table: "_Table") -> list[str]:
+    """Sentences about claims that look mistaken: a change that no value allows, or a direction against the metric's."""
+    lines = []
+    better = {one.name: one.better for one in asked.metrics}
+    for claim in asked.claims:
+        largest = max((abs(row.value) for row in table.rows(claim.metric) if row.value is not None), default=0.0)
+        for what, value in (("smallest effect", claim.smallest_effect), ("margin", claim.margin)):
+            if value is not None and value >= largest > 0:
+                lines.append(
+                    f"Claim {claim.id}: its {what} is {value:g}, but no value of {claim.metric} is above {largest:g}. "
+                    "Is it in the unit of the values?"
+                )
+        if {better.get(claim.metric, "neither"), claim.direction} == {"higher", "lower"}:
+            lines.append(
+                f"Claim {claim.id} has direction = {claim.direction}, but its metric says that {better[claim.metric]} "
+                "is better: if it holds, the treated arm is the worse one."
+            )
+    return lines
 
 
 def _labelled(names: Mapping[str, str], given: Sequence[Any], kind: type[Any]) -> list[Any]:
@@ -202,14 +219,29 @@ class _Table:
             found.setdefault(condition, {}).setdefault(arm, {})[metric] = values
         return found
 
+    def rows(self, metric: str) -> Iterator[Row]:
+        """All rows of a metric."""
+        for place, runs in self.runs.items():
+            if place[2] == metric:
+                yield from runs.values()
+        for place, seeds in self.items.items():
+            if place[2] == metric:
+                for items in seeds.values():
+                    yield from items.values()
+
     def decimals(self, metric: str) -> int:
         """Decimals to show: four for shares and losses, two for larger values."""
-        runs = [row for place, rows in self.runs.items() if place[2] == metric for row in rows.values()]
-        runs += [
-            row for place, seeds in self.items.items() if place[2] == metric for rows in seeds.values()
-            for row in rows.values()
-        ]  # fmt: skip
-        return 4 if max((abs(row.value) for row in runs if row.value is not None), default=0) <= 1 else 2
+        return 4 if max((abs(row.value) for row in self.rows(metric) if row.value is not None), default=0) <= 1 else 2
+
+    def refuse_outside(self, metric: Metric) -> None:
+        """Refuse a value that the metric's bounds do not allow, naming it."""
+        least, most = metric.bounds or (-math.inf, math.inf)
+        for row in self.rows(metric.name):
+            if row.value is not None and not least <= row.value <= most:
+                raise UserError(
+                    f"{row.where}: {metric.name} of arm {row.arm} is {row.value:g}, but its bounds are "
+                    f"[{least:g}, {most:g}]: are they in another unit?"
+                )
 
     def refuse_gaps(self, condition: str, metric: str, arms: Sequence[str]) -> None:
         """Refuse a seed or an item that one arm has and the other lacks, naming it."""
@@ -224,9 +256,7 @@ class _Table:
 
     def _scale(self, metric: str, percent: bool) -> float:
         """The value of a right item: 100 if the metric is in percent, or any of its values is above 1."""
-        rows = (row for place, seeds in self.items.items() if place[2] == metric
-                for items in seeds.values() for row in items.values())  # fmt: skip
-        return 100.0 if percent or any((row.value or 0) > 1 for row in rows) else 1.0
+        return 100.0 if percent or any((row.value or 0) > 1 for row in self.rows(metric)) else 1.0
 
     def items_of(self, claim: Claim, resamples: int, percent: bool = False) -> Items | None:
         """The items of a claim, averaged over the seeds; None if there are none, or too few.

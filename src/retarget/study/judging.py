@@ -9,10 +9,10 @@ from retarget.errors import UserError
 from retarget.files import locked, make_directory, read_json, write_json
 from retarget.identity import content
 from retarget.study.claims import outlooks
-from retarget.study.elsewhere import Elsewhere, conditions_of
+from retarget.study.elsewhere import Elsewhere
 from retarget.study.figures import Analysis
 from retarget.study.power import Outlook
-from retarget.study.summary import earlier_summary, filled_later, summarise, unplanned_looks
+from retarget.study.summary import earlier_summary, filled_later, summarise, unpaired, unplanned_looks
 
 PROSPECTS = (3, 5, 10, 20, 50)
 """Numbers of seeds for which the prospects are shown."""
@@ -41,7 +41,7 @@ def write(found: Elsewhere, out: Path, *, command: str, sources: Sequence[Path])
         looks = looks if looks and looks[-1] == now else [*looks, now]
         hashes = [one for one in before if one != plan.claims_hash()]
         filled = filled_later(earlier, found.values) if again else ""
-        notes = [unplanned_looks(plan, looks), filled, *_unpaired(found)]
+        notes = [unplanned_looks(plan, looks), filled, *found.doubts, *unpaired(plan, found.values)]
         if hashes:
             notes.append(
                 "Other claims, levels or looks have been judged in this directory before, but the error rates of the "
@@ -63,26 +63,6 @@ def write(found: Elsewhere, out: Path, *, command: str, sources: Sequence[Path])
         write_json(out / "analysis.json", analysis.model_copy(update={"items": {}}).model_dump(mode="json"))
         write_json(out / "summary.json", summary)
     return summary
-
-
-def _unpaired(found: Elsewhere) -> list[str]:
-    """For each claim by seeds, the seeds on which an arm has no value: the verdict is about the others."""
-    lines = []
-    several = len(found.plan.conditions) > 1
-    places = [(claim, name) for claim in found.plan.claims for name in conditions_of(claim, found.plan)]
-    for claim, condition in places:
-        where = f" in {condition}" if several else ""
-        for arm in claim.arms:
-            values = found.values.get(condition, {}).get(arm, {}).get(claim.metric, [])
-            lost = [seed for seed, value in zip(found.plan.seeds, values, strict=False) if value is None]
-            if 0 < len(lost) < len(values):
-                label = next(one.label for one in found.plan.arms if one.name == arm)
-                lines.append(
-                    f"{label} has no {claim.metric} on {'seed' if len(lost) == 1 else 'seeds'} "
-                    f"{', '.join(map(str, lost))}{where}: the verdict is about the other seeds, and it is biased if it "
-                    "depends on the arm which runs fail."
-                )
-    return list(dict.fromkeys(lines))
 
 
 def _earlier(out: Path) -> tuple[list[str], dict[str, Any]]:

@@ -23,7 +23,7 @@ from retarget.study.executor import Executor, LocalExecutor
 from retarget.study.figures import Analysis
 from retarget.study.progress import Display
 from retarget.study.record import Results, read_status, write_status
-from retarget.study.summary import collect, earlier_summary, filled_later, merge, summarise, unplanned_looks
+from retarget.study.summary import collect, earlier_summary, filled_later, merge, summarise, unpaired, unplanned_looks
 from retarget.study.worker import Finished, Job, Progress, Remark, Started, Ticket
 
 LET_GO_WITHIN = 5.0
@@ -152,6 +152,7 @@ def analyse(root: Path, plan: StudyPlan, notes: Sequence[str] = ()) -> dict[str,
     looks = _looks(before, results)
     filled = filled_later(before, values) if before.get("looks") == looks else ""
     warnings = [one for one in (unplanned_looks(plan, looks), filled) if one]
+    warnings += unpaired(plan, values)
     analysis = analysis.model_copy(update={"notes": [*analysis.notes, *warnings, *notes]})
     summary |= {"looks": looks, **({"filled_later": True} if filled else {})}
     write_json(root / "analysis.json", analysis.model_dump(mode="json"))

@@ -113,8 +113,8 @@ def holm(p_values: Sequence[float], alpha: float) -> Holm:
     return Holm(tuple(rejected), tuple(adjusted), tuple(alphas))
 
 
-def wilson_interval(successes: int, trials: int, level: float = 0.95) -> tuple[float, float]:
-    """Wilson's interval for a share.
+def wilson_interval(successes: float, trials: int, level: float = 0.95) -> tuple[float, float]:
+    """Wilson's interval for a share; ``successes`` may be a sum of shares.
 
     Raises:
         UserError: the counts do not form a share.
@@ -122,12 +122,14 @@ def wilson_interval(successes: int, trials: int, level: float = 0.95) -> tuple[f
     >>> [round(one, 3) for one in wilson_interval(0, 10)]
     [0.0, 0.278]
     """
-    from scipy.stats import binomtest
+    from scipy.stats import norm
 
     if trials < 1 or not 0 <= successes <= trials:
         raise UserError(f"{successes} of {trials} is not a share")
-    found = binomtest(successes, trials).proportion_ci(level, method="wilson")
-    return float(found.low), float(found.high)
+    share, z2 = successes / trials, float(norm.ppf((1 + level) / 2)) ** 2
+    centre = (share + z2 / (2 * trials)) / (1 + z2 / trials)
+    half = (z2 * (share * (1 - share) / trials + z2 / (4 * trials**2))) ** 0.5 / (1 + z2 / trials)
+    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def bootstrap_difference(

@@ -130,6 +130,28 @@ def filled_later(before: Mapping[str, Any], values: Values) -> str:
     )
 
 
+def unpaired(plan: StudyPlan, values: Values) -> list[str]:
+    """For each claim by seeds, the seeds on which only one arm has a value: the verdict is about the others."""
+    lines = []
+    several = len(plan.conditions) > 1
+    for claim, condition in [(one, name) for one in plan.claims for name in plan.conditions_of(one)]:
+        where = f" in {condition}" if several else ""
+        sides = [values.get(condition, {}).get(arm, {}).get(claim.metric, []) for arm in claim.arms]
+        rows = list(zip(plan.seeds, *sides, strict=True)) if all(sides) else []
+        for at, arm in enumerate(claim.arms):
+            lost = [
+                seed for seed, *row in rows if row[at] is None and (len(row) == 1 or any(v is not None for v in row))
+            ]
+            if 0 < len(lost) < len(rows):
+                label = next(one.label for one in plan.arms if one.name == arm)
+                lines.append(
+                    f"{label} has no {claim.metric} on {'seed' if len(lost) == 1 else 'seeds'} "
+                    f"{', '.join(map(str, lost))}{where}: the verdict is about the other seeds, and it is biased if it "
+                    "depends on the arm which runs fail."
+                )
+    return list(dict.fromkeys(lines))
+
+
 def _gained(before: Sequence[float | None], now: Sequence[float | None]) -> bool:
     """Whether a value that was missing is there now."""
     return any(then is None and value is not None for then, value in zip(before, now, strict=False))

@@ -57,16 +57,19 @@ def analyse(results: Results) -> Analysis:
 def better_than_chance(labels: np.ndarray) -> float:
     """The top-1 accuracy, in percent, that a classifier must exceed to be better than one constant answer.
 
-    The share p of the most frequent class, plus three standard errors sqrt(p (1 - p) / N) of an accuracy on N images.
+    The share p of the most frequent class, plus three standard errors sqrt(p (1 - p) / N) of an accuracy on N images;
+    at most 100, which a test part with few images of the other classes would exceed.
 
     Args:
         labels: of the test images, [N].
 
     >>> better_than_chance(np.arange(100) % 2)
     65.0
+    >>> better_than_chance(np.arange(100) == 0)
+    100.0
     """
     share = np.bincount(labels).max() / len(labels)
-    return float(100 * (share + 3 * np.sqrt(share * (1 - share) / len(labels))))
+    return min(100.0, float(100 * (share + 3 * np.sqrt(share * (1 - share) / len(labels)))))
 
 
 def _chance(results: Results, condition: str) -> dict[str, list[float | None]]:
