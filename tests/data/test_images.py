@@ -168,6 +168,19 @@ def test_a_set_with_one_colour_image_is_a_set_of_colour_images(tmp_path):
     assert pixels_of(read(str(tmp_path)).train, 3, size=8).shape == (6, 3, 8, 8)
 
 
+def test_deep_images_are_judged_by_part_and_small_numbers_in_them_refused(tmp_path):
+    for part, top in (("train", 50_000), ("test", 4_000)):
+        for name in ("cat", "dog"):
+            (tmp_path / part / name).mkdir(parents=True)
+            for number in range(3):
+                pixels = np.full((4, 4), top if name == "dog" else 100, np.uint16)
+                Image.fromarray(pixels).save(tmp_path / part / name / f"{number}.png")
+    source = read(str(tmp_path))
+    assert pixels_of(source.train, 1)[:, 0, 0, 0].tolist() == [0, 0, 0, 195, 195, 195]
+    with pytest.raises(UserError, match=r"test/dog/0\.png: its pixels have 16 or 32 bits but go only to 4000"):
+        pixels_of(source.test, 1)
+
+
 def test_a_data_set_saved_by_the_datasets_library(tmp_path):
     import datasets
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from retarget.data.pictures import Picture, decode, find, header, one_size
+from retarget.data.pictures import Picture, decode, decode_all, find, header, one_size
 from retarget.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -23,8 +23,8 @@ def test_grey_with_alpha_is_grey_and_colour_with_alpha_is_colour(tmp_path):
     grey.putalpha(alpha)
     colour.putalpha(alpha)
     one, two = saved(tmp_path / "la.png", grey), saved(tmp_path / "rgba.png", colour)
-    assert header(one) == (6, 8, True)
-    assert header(two) == (6, 8, False)
+    assert header(one) == (6, 8, True, False)
+    assert header(two) == (6, 8, False, False)
     np.testing.assert_array_equal(decode(one, 1)[0], GREY)
     np.testing.assert_array_equal(decode(one, 3), np.stack([GREY] * 3))
     np.testing.assert_array_equal(decode(two, 3), COLOUR.transpose(2, 0, 1))
@@ -47,7 +47,7 @@ def test_a_photograph_is_turned_as_its_camera_says(orientation, tmp_path):
 def test_sixteen_bits_become_eight_and_are_not_clipped_to_white(tmp_path):
     deep = GREY.astype(np.uint16) * 257
     picture = saved(tmp_path / "deep.png", Image.fromarray(deep))
-    assert header(picture).grey
+    assert header(picture) == (6, 8, True, True)
     np.testing.assert_array_equal(decode(picture, 1)[0], GREY)
 
 
@@ -160,6 +160,47 @@ def test_linked_folders_and_rarer_suffixes_are_read_and_circles_are_not(tmp_path
     assert names == ["b.jfif", "c.jpe", "more/a.png"]
 
 
-def test_eight_bits_in_a_file_of_32_stay_eight(tmp_path):
-    picture = saved(tmp_path / "a.tif", Image.fromarray(GREY.astype(np.int32)))
-    np.testing.assert_array_equal(decode(picture, 1)[0], GREY)
+@pytest.mark.parametrize("top", [1, 255, 4095])
+@pytest.mark.parametrize(("suffix", "kind"), [("png", np.uint16), ("tif", np.uint16), ("pgm", np.uint16),
+                                              ("tif", np.int32)])  # fmt: skip
+def test_twelve_bits_in_files_of_more_are_refused_and_not_made_black(top, suffix, kind, tmp_path):
+    pixels = np.minimum(GREY.astype(np.int64) * 16, top - 1)
+    pictures = [saved(tmp_path / f"{at}.{suffix}", Image.fromarray(pixels.astype(kind))) for at in (0, 2)]
+    pixels[3, 4] = top
+    pictures.insert(1, saved(tmp_path / f"1.{suffix}", Image.fromarray(pixels.astype(kind))))
+    assert all(header(picture).wide for picture in pictures)
+    with pytest.raises(UserError, match=rf"1\.{suffix}: .* 16 or 32 bits but go only to {top}, .* 8 bits per channel"):
+        list(decode_all(pictures, 1))
+
+
+@pytest.mark.parametrize(("suffix", "kind"), [("png", np.uint16), ("pgm", np.uint16), ("tif", np.int32)])
+def test_wide_images_of_one_part_have_one_scale(suffix, kind, tmp_path):
+    """A dark image, at most 255, beside one with a bright pixel; alone, it was once read as 8 bits."""
+    dark = np.full((4, 4), 200)
+    bright = dark.copy()
+    bright[0, 0] = 60_000
+    dark, bright = (
+        saved(tmp_path / f"{name}.{suffix}", Image.fromarray(pixels.astype(kind)))
+        for name, pixels in (("dark", dark), ("bright", bright))
+    )
+    eight = saved(tmp_path / "eight.png", Image.fromarray(GREY))
+    one, two, three = decode_all([dark, bright, eight], 1)
+    assert (one.max(), two[0, 0, 0], two[0, 1:].max()) == (1, 233, 1)
+    np.testing.assert_array_equal(three[0], GREY)
+
+
+def test_the_largest_value_that_a_pgm_file_declares_is_its_white(tmp_path):
+    (tmp_path / "a.pgm").write_bytes(b"P5 2 1 4095\n" + np.array([0, 4095], ">u2").tobytes())
+    assert [one.tolist() for one in decode_all([Picture("a", tmp_path / "a.pgm")], 1)] == [[[[0, 255]]]]
+
+
+def test_black_images_have_no_scale_to_doubt(tmp_path):
+    black = saved(tmp_path / "a.png", Image.fromarray(np.zeros((2, 2), np.uint16)))
+    assert [one.max() for one in decode_all([black], 1)] == [0]
+
+
+@pytest.mark.parametrize(("value", "said"), [(-4, "-4 to 9"), (70_000, "9 to 70000")])
+def test_more_than_16_bits_are_refused(value, said, tmp_path):
+    picture = saved(tmp_path / "long.tif", Image.fromarray(np.array([[9, value]], np.int32)))
+    with pytest.raises(UserError, match=rf"long\.tif: its pixels go from {said}; save it with 8 or 16 bits"):
+        decode(picture, 1)

@@ -161,6 +161,9 @@ def test_a_picture_of_16_bits_or_lying_on_its_side_is_read_as_the_data_are(tmp_p
     Image.fromarray(ramp).save(tmp_path / "deep.png")
     expected = torch.from_numpy((ramp >> 8).astype(np.float32)) / 127.5 - 1
     assert (picture(str(tmp_path / "deep.png"), (1, 8, 8))[0] - expected).abs().max() < 0.01
+    Image.fromarray(ramp // 16).save(tmp_path / "dim.png")
+    with pytest.raises(UserError, match=r"dim\.png: its pixels have 16 or 32 bits but go only to 3950"):
+        picture(str(tmp_path / "dim.png"), (1, 8, 8))
     photo = Image.fromarray(np.repeat([[255, 0]], 8, 0).repeat(4, 1).astype(np.uint8))
     exif = photo.getexif()
     exif[0x0112] = 6  # rotated by 90 degrees

@@ -17,7 +17,7 @@ from retarget.data.folders import read_folder
 from retarget.data.labels import class_labels
 from retarget.data.names import parse
 from retarget.data.parts import Part, Source
-from retarget.data.pictures import Picture, decode, header, one_size
+from retarget.data.pictures import Picture, decode, decode_all, header, one_size
 from retarget.errors import UserError
 from retarget.extras import require
 from retarget.files import is_there
@@ -89,7 +89,7 @@ def pixels_of(
         crop: resize the middle square instead of stretching the whole image.
 
     Raises:
-        UserError: a file is damaged, or of another size than the first.
+        UserError: a file is damaged, or of another size than the first, or all 16-bit files use only 12 bits or fewer.
     """
     if part.pixels is not None:
         pixels = part.pixels
@@ -98,10 +98,10 @@ def pixels_of(
         return pixels
     first = decode(part.pictures[0], channels, size, crop)
     pixels = torch.empty(len(part), *first.shape, dtype=torch.uint8)
-    for row, picture in enumerate(part.pictures):
-        one = decode(picture, channels, size, crop)
+    for row, one in enumerate(decode_all(part.pictures, channels, size, crop)):
         if one.shape != first.shape:
-            one_size((part.pictures[0], picture), (header(part.pictures[0]), header(picture)))
+            pair = (part.pictures[0], part.pictures[row])
+            one_size(pair, (header(pair[0]), header(pair[1])))
         pixels[row] = torch.from_numpy(one)
     return pixels
 

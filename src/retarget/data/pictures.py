@@ -19,6 +19,8 @@ from retarget.extras import require
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 """Formats that Pillow may detect by content; others would start programs such as Ghostscript."""
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+TWELVE_BITS = 4095
+"""If the 16-bit images of a part have no larger value, they were not made to be scaled as 16 bits."""
 
 _ORIENTATION = 0x0112
 _GREY = ("1", "L", "LA", "La", "I", "F")
@@ -40,6 +42,8 @@ class Header(NamedTuple):
     height: int
     width: int
     grey: bool
+    wide: bool = False
+    """Its pixels have 16 or 32 bits."""
 
 
 def find(folder: Path) -> list[Picture]:
@@ -67,17 +71,19 @@ def header(picture: Picture) -> Header:
         UserError: it is not an image, or has more pixels than Pillow allows.
     """
     with _opened(picture) as image:
-        grey = image.mode in _GREY or image.mode.startswith("I;16")
+        wide = _is_wide(image)
+        grey = image.mode in _GREY or wide
         # Pillow has already turned the size of a TIFF file.
         lying = image.format != "TIFF" and image.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
-        return Header(image.width, image.height, grey) if lying else Header(image.height, image.width, grey)
+        height, width = (image.width, image.height) if lying else (image.height, image.width)
+        return Header(height, width, grey, wide)
 
 
 def decode(picture: Picture, channels: int, size: int | None = None, crop: bool = False) -> np.ndarray:
     """The pixels of one image, uint8 [channels, H, W].
 
     A photograph is rotated as its EXIF data say. Transparency is dropped, CMYK and palettes become RGB, 16 bits become
-    8, and of an animation the first frame is used.
+    8 (65535 becomes 255, in every image), and of an animation the first frame is used.
 
     Args:
         picture: the encoded image.
@@ -86,17 +92,46 @@ def decode(picture: Picture, channels: int, size: int | None = None, crop: bool 
         crop: resize the middle square instead of stretching the whole image.
 
     Raises:
-        UserError: it is not an image, is damaged, or has more pixels than Pillow allows, or floating-point pixels.
+        UserError: it is not an image, is damaged, or has more pixels than Pillow allows, or floating-point pixels, or
+            values that do not fit 16 bits.
     """
+    return _decoded(picture, channels, size, crop)[0]
+
+
+def decode_all(
+    pictures: Sequence[Picture], channels: int, size: int | None = None, crop: bool = False
+) -> Iterator[np.ndarray]:
+    """As :func:`decode`, for each image of one part of a dataset, whose images have one scale.
+
+    Raises:
+        UserError: also after the last image, if those of 16 or 32 bits use only a part of 16 bits: as 12-bit images in
+            16-bit files do, they would become almost black.
+    """
+    largest, where = 0, ""
+    for picture in pictures:
+        pixels, value = _decoded(picture, channels, size, crop)
+        if value > largest:
+            largest, where = value, picture.name
+        yield pixels
+    if 0 < largest <= TWELVE_BITS:
+        raise UserError(
+            f"{where}: its pixels have 16 or 32 bits but go only to {largest}, and no such image beside it goes "
+            "further: save the images with 8 bits per channel, from 0 to 255"
+        )
+
+
+def _decoded(picture: Picture, channels: int, size: int | None, crop: bool) -> tuple[np.ndarray, int]:
+    """The pixels of one image, and its largest value before it became 8 bits; 0 if it had at most 8."""
     with _opened(picture) as image:
         image = require("PIL.ImageOps", "vision").exif_transpose(image)
-        image = _eight_bits(image, picture.name).convert("RGB" if channels == 3 else "L")
+        image, largest = _eight_bits(image, picture.name)
+        image = image.convert("RGB" if channels == 3 else "L")
         if size is not None:
             box = require("PIL.Image", "vision").Resampling.BOX
             fit = require("PIL.ImageOps", "vision").fit
             image = fit(image, (size, size), box) if crop else image.resize((size, size), box)
         pixels = np.array(image)
-    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+    return (pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)), largest
 
 
 class SizesDifferError(UserError):
@@ -109,7 +144,7 @@ def one_size(pictures: Sequence[Picture], headers: Sequence[Header]) -> tuple[in
     Raises:
         SizesDifferError: they differ; names two of them.
     """
-    height, width, _ = headers[0]
+    height, width = headers[0].height, headers[0].width
     for picture, one in zip(pictures, headers, strict=True):
         if (one.height, one.width) != (height, width):
             raise SizesDifferError(
@@ -138,15 +173,21 @@ def _opened(picture: Picture) -> Iterator[Any]:
         raise UserError(f"{picture.name}: not an image, or a damaged one ({error})") from error
 
 
-def _eight_bits(image: Any, name: str) -> Any:
-    """The image with at most 8 bits per channel; Pillow itself would clip 16 bits to white."""
+def _is_wide(image: Any) -> bool:
+    return image.mode == "I" or image.mode.startswith("I;16")
+
+
+def _eight_bits(image: Any, name: str) -> tuple[Any, int]:
+    """The image with at most 8 bits per channel, and its largest value if it had more; Pillow would clip it to white.
+
+    The scale does not depend on the values: images of one dataset stay comparable.
+    """
     if image.mode == "F":
         raise UserError(f"{name}: its pixels are floating-point numbers; save it with 8 or 16 bits")
-    if image.mode != "I" and not image.mode.startswith("I;16"):
-        return image
+    if not _is_wide(image):
+        return image, 0
     pixels = np.asarray(image).astype(np.int64)
-    if pixels.min() < 0 or pixels.max() > 65535:
-        raise UserError(f"{name}: its pixels go from {pixels.min()} to {pixels.max()}; save it with 8 or 16 bits")
-    if image.mode == "I" and pixels.max() <= 255:  # 8 bits in a 32-bit file
-        return require("PIL.Image", "vision").fromarray(pixels.astype(np.uint8))
-    return require("PIL.Image", "vision").fromarray(((pixels + 128) // 257).astype(np.uint8))
+    largest = int(pixels.max())
+    if pixels.min() < 0 or largest > 65535:
+        raise UserError(f"{name}: its pixels go from {pixels.min()} to {largest}; save it with 8 or 16 bits")
+    return require("PIL.Image", "vision").fromarray(((pixels + 128) // 257).astype(np.uint8)), largest

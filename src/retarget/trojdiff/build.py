@@ -9,7 +9,7 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from jaxtyping import Float
 from torch import Tensor
 
-from retarget.data.pictures import Picture, decode
+from retarget.data.pictures import Picture, decode_all
 from retarget.errors import UserError
 from retarget.trojdiff.checks import check_side
 from retarget.trojdiff.config import NetworkConfig, TargetConfig, TriggerConfig
@@ -98,7 +98,8 @@ def picture(source: str, shape: tuple[int, int, int]) -> Float[Tensor, "channels
         raise UserError(f"{source} is neither an image file nor one of the figures {', '.join(FIGURES)}")
     from PIL import Image
 
-    pixels = decode(Picture(source, Path(source)), shape[0]).transpose(1, 2, 0)
+    (pixels,) = decode_all([Picture(source, Path(source))], shape[0])
+    pixels = pixels.transpose(1, 2, 0)
     whole = Image.fromarray(pixels[..., 0] if shape[0] == 1 else pixels)
     fitted = np.array(whole.resize((shape[2], shape[1]), Image.Resampling.BOX))
     fitted = fitted[None] if shape[0] == 1 else fitted.transpose(2, 0, 1)

@@ -7,6 +7,7 @@ from PIL import Image
 
 from retarget.errors import UserError
 from retarget.pskd.studies.images import data
+from retarget.pskd.studies.images import prepare as prepare_module
 from retarget.pskd.studies.images.data import EpochSampler, Normalise, TrainingSet, crop_flip, split
 from retarget.pskd.studies.images.prepare import check, prepare
 from retarget.pskd.studies.images.settings import Settings
@@ -176,6 +177,19 @@ def test_a_damaged_image_is_named_before_any_run(memory, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"dog/07\.png: not an image") as found:
         prepare(plan("small", folder_settings(f"folder:{tmp_path}")))
     assert "set image_size" not in str(found.value), "a wrong remedy"
+
+
+@pytest.mark.parametrize(("memory", "decoded"), [(data.MEMORY, 9), (0, 99), (0, 9)], ids=["kept", "files", "headers"])
+def test_twelve_bits_in_files_of_16_are_refused_before_any_run(memory, decoded, tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "MEMORY", memory)
+    monkeypatch.setattr(prepare_module, "DECODED", decoded)
+    faces(tmp_path, sides=(36,))
+    chosen = plan("small", folder_settings(f"folder:{tmp_path}", image_size=32))
+    prepare(chosen)
+    for file in tmp_path.rglob("*.png"):
+        Image.fromarray(np.full((36, 36), 4095, np.uint16)).save(file)
+    with pytest.raises(UserError, match=r"\.png: its pixels have 16 or 32 bits but go only to 4095"):
+        prepare(chosen)
 
 
 def test_channels_that_an_augmentation_cannot_take_and_one_class_are_refused(tmp_path):

@@ -1,6 +1,6 @@
 """Check an image study once, up front, and refuse what cannot work."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, cast
@@ -10,7 +10,7 @@ import torch
 
 from retarget.data.names import parse
 from retarget.data.parts import Part
-from retarget.data.pictures import Picture, decode, header, one_size
+from retarget.data.pictures import Picture, decode_all, header, one_size
 from retarget.errors import UserError
 from retarget.extras import require
 from retarget.own import blame, is_path, origin_of, part
@@ -53,7 +53,7 @@ def try_out(settings: Settings) -> tuple[int, Shape]:
     parts = split(settings)
     images = parts.train
     if images.pixels is None:
-        _look_at([picture for part in (images, parts.validation, parts.test) for picture in part.pictures])
+        _look_at([part.pictures for part in (images, parts.validation, parts.test)])
     height, width = images.seen(images.take(torch.tensor([0]))).shape[2:]
     check_network(settings, images.num_classes, (images.channels, height, width))
     if isinstance(settings, PeerSettings):
@@ -204,10 +204,10 @@ def _first_shape(settings: Settings, parts: list[Part], size: int | None) -> Sha
     return 1 if all(one.grey for one in headers) else 3, height, width
 
 
-def _look_at(pictures: list[Picture]) -> None:
-    """Find damaged files among those that runs will decode."""
-    for picture in pictures:
-        if len(pictures) <= DECODED:
-            decode(picture, 3)
-        else:
-            header(picture)
+def _look_at(parts: Sequence[Sequence[Picture]]) -> None:
+    """Find damaged files among those that runs will decode, and parts whose 16-bit files do not use their bits."""
+    all_of_them = sum(map(len, parts)) <= DECODED
+    for pictures in parts:
+        looked_at = pictures if all_of_them else [one for one in pictures if header(one).wide]
+        for _ in decode_all(looked_at, 3):
+            pass
