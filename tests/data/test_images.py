@@ -25,6 +25,18 @@ def folder_of(path, classes, shape=(4, 4)):
             Image.fromarray(np.full(shape, value, np.uint8)).save(path / name / f"{number:02d}.png")
 
 
+def saved_split(values):
+    """A split of the datasets library, of two classes in turn, with one image per value."""
+    datasets = pytest.importorskip("datasets", reason="the extra `text` is not installed")
+    kinds = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
+    images = [Image.new("L", (4, 4), value) for value in values]
+    return datasets.Dataset.from_dict({"image": images, "label": [at % 2 for at in range(len(images))]}, features=kinds)
+
+
+def save_splits(path, **splits):
+    pytest.importorskip("datasets").DatasetDict(**splits).save_to_disk(str(path))
+
+
 def test_the_old_words_of_every_study_are_understood(tmp_path):
     assert parse("npz:a.npz") == parse("a.npz") == ("npz", "a.npz")
     assert parse(f"folder:{tmp_path}") == parse(str(tmp_path)) == ("folder", str(tmp_path))
@@ -166,6 +178,53 @@ def test_a_set_with_one_colour_image_is_a_set_of_colour_images(tmp_path):
     with pytest.raises(UserError, match=r"02\.png is 5×6 pixels and .*00\.png 4×4"):
         pixels_of(read(str(tmp_path)).train, 3)
     assert pixels_of(read(str(tmp_path)).train, 3, size=8).shape == (6, 3, 8, 8)
+
+
+@pytest.mark.parametrize("part", ["val", "test"])
+def test_a_part_without_folders_of_classes_is_named(part, tmp_path):
+    for name in ("train", "test", "val"):
+        if name != part:
+            folder_of(tmp_path / name, {"a": [1, 2], "b": [3]})
+    (tmp_path / part).mkdir()
+    (tmp_path / part / ".DS_Store").write_bytes(b"")
+    with pytest.raises(
+        UserError, match=rf"/{part} has no folder of a class, and is empty: sort .* into a, b, or remove"
+    ):
+        read(str(tmp_path))
+    for number, there in enumerate((r"0\.png", r"2 files such as 0\.png")):
+        Image.new("L", (4, 4)).save(tmp_path / part / f"{number}.png")
+        with pytest.raises(
+            UserError, match=rf"/{part} has no folder of a class, only {there}: sort its images into a, b"
+        ):
+            read(str(tmp_path))
+
+
+def test_folders_and_splits_that_no_part_uses_are_named(tmp_path, caplog):
+    for name in ("train", "test", "val", "Dev", "notes"):
+        folder_of(tmp_path / "folder" / name, {"a": [1, 2], "b": [3]})
+    source = read(str(tmp_path / "folder"))
+    assert (source.held_out, len(source.validation)) == ("test", 3)
+    assert f"{tmp_path}/folder: not used: Dev, notes; beside the training part" in caplog.text
+    caplog.clear()
+    splits = {name: saved_split([number] * 2) for number, name in enumerate(("train", "valid", "test", "dev", "more"))}
+    save_splits(tmp_path / "hf", **splits)
+    source = read(f"hf:{tmp_path}/hf")
+    values = [pixels_of(part, 1)[:, 0, 0, 0].tolist() for part in (source.train, source.validation, source.test)]
+    assert (source.held_out, values) == ("test", [[0, 0], [1, 1], [2, 2]])
+    assert f"{tmp_path}/hf: not used: dev, more; beside the training part" in caplog.text
+    caplog.clear()
+    save_splits(tmp_path / "two", training=splits["train"], val=splits["dev"])
+    source = read(f"hf:{tmp_path}/two")
+    assert (source.held_out, len(source.test), source.validation, caplog.text) == ("val", 2, None, "")
+
+
+def test_an_empty_split_is_named(tmp_path):
+    save_splits(tmp_path / "hf", train=saved_split([1, 2]), test=saved_split([]))
+    with pytest.raises(UserError, match="hf/test has no images"):
+        read(f"hf:{tmp_path}/hf")
+    saved_split([]).save_to_disk(str(tmp_path / "alone"))
+    with pytest.raises(UserError, match="alone has no images"):
+        read(f"hf:{tmp_path}/alone")
 
 
 def test_deep_images_are_judged_by_part_and_small_numbers_in_them_refused(tmp_path):

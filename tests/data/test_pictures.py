@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from retarget.data.pictures import Picture, decode, decode_all, find, header, one_size
 from retarget.errors import UserError
@@ -131,6 +131,48 @@ def test_files_are_found_by_suffix_in_order_and_hidden_ones_are_left_out(tmp_pat
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"")
     assert [one.name.removeprefix(f"{tmp_path}/") for one in find(tmp_path)] == ["a.jpeg", "b.PNG", "deep/d.webp"]
+
+
+def test_images_of_formats_that_are_not_read_are_not_left_out_silently(tmp_path):
+    for name in ("a.png", "b.heic", "c.HEIF", "d.svg", "notes.txt", "labels.csv", "a.json", "Thumbs.db", ".DS_Store",
+                 ".cache/e.heic"):  # fmt: skip
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    said = (
+        r"b\.heic: images of this format are not read, and 3 of the 4 images in .* \(\.HEIF, \.heic, \.svg\): convert"
+    )
+    with pytest.raises(UserError, match=said):
+        find(tmp_path)
+    for name in ("b.heic", "c.HEIF", "d.svg"):
+        (tmp_path / name).unlink()
+    assert [one.name for one in find(tmp_path)] == [str(tmp_path / "a.png")]
+
+
+def test_avif_is_read_where_pillow_can_and_refused_elsewhere(tmp_path):
+    (tmp_path / "a.avif").write_bytes(b"")
+    if "avif" not in features.modules or not features.check("avif"):
+        with pytest.raises(UserError, match=r"a\.avif: images of this format are not read, and 1 of the 1 images"):
+            find(tmp_path)
+        return
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    colour = np.repeat(np.repeat(COLOUR, 8, 0), 8, 1)
+    Image.fromarray(colour).save(tmp_path / "a.avif", quality=100, subsampling="4:4:4", exif=exif)
+    (picture,) = find(tmp_path)
+    found = decode(picture, 3)
+    assert header(picture) == (64, 48, False, False)
+    assert np.abs(found.astype(int) - np.rot90(colour, 3).transpose(2, 0, 1)).mean() < 3
+    whole = (tmp_path / "a.avif").read_bytes()
+    rng = np.random.default_rng(3)
+    for _ in range(60):
+        hit = bytearray(whole)
+        for place in rng.integers(0, len(hit), size=3):
+            hit[place] = rng.integers(256)
+        (tmp_path / "a.avif").write_bytes(hit)
+        try:
+            assert decode(picture, 3, size=4).shape == (3, 4, 4)
+        except UserError as error:
+            assert "a.avif" in str(error)  # noqa: PT017
 
 
 def test_sizes_that_differ_are_named(tmp_path):

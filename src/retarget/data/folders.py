@@ -1,5 +1,7 @@
 """Images in folders: one per class, alone or in a training part and held-out parts."""
 
+import logging
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -8,33 +10,56 @@ from retarget.data.parts import Part, Source
 from retarget.data.pictures import FORMATS, Picture, find
 from retarget.errors import UserError
 
+_LOG = logging.getLogger(__name__)
+
 _TRAIN = ("train", "training")
 _HELD_OUT = ("test", "testing", "val", "valid", "validation", "eval", "dev")
-"""Names of the folders of parts, in any case: the first that exists is the test part, the second is for validation."""
+"""Names of parts, in any case: the first that exists is the test part, the second is for validation."""
+
+
+def parts_among(names: Iterable[str]) -> tuple[str, list[str]]:
+    """The training part's name among these (empty if there is none), and the held-out parts', the test part's first.
+
+    >>> parts_among(["Train", "val", "test", "notes"])
+    ('Train', ['test', 'val'])
+    """
+    found = {name.lower(): name for name in names}
+    train = next((found[name] for name in _TRAIN if name in found), "")
+    return train, [found[name] for name in _HELD_OUT if name in found]
+
+
+def warn_of_unused(where: Path, names: Iterable[str], used: Iterable[str]) -> None:
+    """Log which folders or splits beside a training part are left out."""
+    if unused := sorted(set(names) - set(used)):
+        _LOG.warning(
+            "%s: not used: %s; beside the training part there is at most one for the test and one for validation, "
+            "called one of %s",
+            where, ", ".join(unused), ", ".join(_HELD_OUT),
+        )  # fmt: skip
 
 
 def read_folder(path: Path) -> Source:
     """The dataset in a folder, by the names of its sub-folders.
 
     Raises:
-        UserError: it is a file, a folder of a class has no image, or a held-out part has a class of its own.
+        UserError: it is a file, a folder of a class has no image, or none that can be read, or a held-out part has no
+            folder of a class, or one of a class of its own.
     """
     if not path.is_dir():
         raise UserError(f"{path} is a file, not a folder of images")
-    folders = {name.lower(): name for name in _classes(path)}
-    train = next((folders[name] for name in _TRAIN if name in folders), "")
-    others = [folders[name] for name in _HELD_OUT if name in folders]
-    held_out = others[0] if others else ""
+    folders = _classes(path)
+    train, others = parts_among(folders)
     # A class may be called train: a folder "train" is the training part only if it has folders and none is beside it.
     alone = len(folders) == 1 and bool(train and _classes(path / train))
-    if not train or not (held_out or alone):
+    if not train or not (others or alone):
         names = _classes(path) or (".",)
         return Source(names, _folder_part(path, names))
     names = _classes(path / train) or (".",)
     if alone:
         return Source(names, _folder_part(path / train, names), held_out="test")
-    parts = [_held_out_folder(path / other, names) for other in others]
-    return Source.of(names, _folder_part(path / train, names), parts, held_out)
+    parts = [_held_out_folder(path / other, names) for other in others[:2]]
+    warn_of_unused(path, folders, [train, *others[:2]])
+    return Source.of(names, _folder_part(path / train, names), parts, others[0])
 
 
 def _held_out_folder(path: Path, names: tuple[str, ...]) -> Part:
@@ -44,7 +69,13 @@ def _held_out_folder(path: Path, names: tuple[str, ...]) -> Part:
             f"{path / unknown[0]}: the training images have no class of this name, only {', '.join(names)}; rename the "
             "folder, or remove it"
         )
-    return _folder_part(path, names, [name for name in names if (path / name).is_dir()])
+    present = [name for name in names if (path / name).is_dir()]
+    if not present:
+        files = sorted(one.name for one in path.iterdir() if not one.name.startswith("."))
+        there = f"only {f'{len(files)} files such as ' * (len(files) > 1)}{files[0]}" if files else "and is empty"
+        classes = ", ".join(names[:8]) + f", … ({len(names)} classes)" * (len(names) > 8)
+        raise UserError(f"{path} has no folder of a class, {there}: sort its images into {classes}, or remove it")
+    return _folder_part(path, names, present)
 
 
 def _classes(folder: Path) -> tuple[str, ...]:

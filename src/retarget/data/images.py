@@ -13,7 +13,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from retarget.data.folders import read_folder
+from retarget.data.folders import parts_among, read_folder, warn_of_unused
 from retarget.data.labels import class_labels
 from retarget.data.names import parse
 from retarget.data.parts import Part, Source
@@ -32,9 +32,9 @@ def read(spec: str, root: str = "data", extra: str = "vision") -> Source:
             [N, H, W] or [N, H, W, C] and labels under ``x_train``, ``y_train`` (and ``x_test``, ``y_test``, and
             ``x_val``, ``y_val``) or ``images``, ``labels`` | ``folder:DIR`` with one folder of images per class, or
             with ``train``, ``test`` and ``val`` (``valid``, ...) that have these | ``hf:DIR``, a dataset that
-            ``datasets.save_to_disk`` wrote, with ``image`` or ``img`` and ``label`` | ``module:function``, a function
-            without arguments that returns such arrays by name, the pair of images and labels, or a :class:`Source`.
-            Of two parts, the second is the test part, whatever its name.
+            ``datasets.save_to_disk`` wrote, with ``image`` or ``img`` and ``label``, and splits of the same names |
+            ``module:function``, a function without arguments that returns such arrays by name, the pair of images and
+            labels, or a :class:`Source`. Of two parts, the second is the test part, whatever its name.
         root: folder of torchvision's datasets; missing ones are downloaded.
         extra: the extra of this package to name if a library is missing.
 
@@ -281,15 +281,21 @@ def _hf(path: Path) -> Source:
     datasets = require("datasets", "text")
     try:
         loaded = datasets.load_from_disk(str(path))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, IndexError) as error:
+        states = [*path.glob("state.json"), *path.glob("*/state.json")] if isinstance(error, IndexError) else []
+        for empty in sorted(file.parent for file in states if not list(file.parent.glob("*.arrow"))):
+            # datasets writes a split without rows, and cannot read it
+            raise UserError(f"{empty} has no images: add some, or save the data set without this split") from error
         raise UserError(f"{path} is not a data set that datasets.save_to_disk wrote: {error}") from error
     parts = loaded if isinstance(loaded, dict) else {"train": loaded}
-    if "train" not in parts:
+    first, others = parts_among(parts)
+    if not first:
         raise UserError(f"{path} has the splits {', '.join(sorted(parts))}, and no train: rename one to train")
-    others = [name for name in ("test", "validation") if name in parts]
-    train = _hf_part(parts["train"], f"{path}, split train")
+    others = others[:2]
+    warn_of_unused(path, parts, [first, *others])
+    train = _hf_part(parts[first], f"{path}, split {first}")
     names = _numbered(train)
-    own = _hf_names(parts["train"])
+    own = _hf_names(parts[first])
     held_out = [_hf_held_out(parts[name], own, len(names), f"{path}, split {name}") for name in others]
     return Source.of(own if len(own) == len(names) else names, train, held_out, others[0] if others else "")
 

@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,15 +18,16 @@ from retarget.errors import UserError
 from retarget.extras import require
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-"""Formats that Pillow may detect by content; others would start programs such as Ghostscript."""
+"""Formats that Pillow may detect by content, and AVIF where it can; others would start programs such as Ghostscript."""
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+_OTHER_SUFFIXES = (".avif", ".heic", ".heif", ".jp2", ".jxl", ".dcm", ".svg")
 TWELVE_BITS = 4095
 """If the 16-bit images of a part have no larger value, they were not made to be scaled as 16 bits."""
 
 _ORIENTATION = 0x0112
 _GREY = ("1", "L", "LA", "La", "I", "F")
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError, MemoryError,
-           struct.error, zlib.error)  # fmt: skip
+           RuntimeError, struct.error, zlib.error)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -47,13 +49,35 @@ class Header(NamedTuple):
 
 
 def find(folder: Path) -> list[Picture]:
-    """The image files below a folder, by suffix, in the order of their names; hidden ones are skipped."""
-    files = sorted(path for path in _below(folder) if path.suffix.lower() in SUFFIXES and path.is_file())
-    return [
-        Picture(str(path), path)
-        for path in files
-        if not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    ]
+    """The image files below a folder, by suffix, in the order of their names; hidden ones are skipped.
+
+    Raises:
+        UserError: there are images of formats that cannot be read here.
+    """
+    files = sorted(
+        path
+        for path in _below(folder)
+        if path.suffix.lower() in (*SUFFIXES, *_OTHER_SUFFIXES)
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and path.is_file()
+    )
+    unread = [path for path in files if path.suffix.lower() not in SUFFIXES]
+    if unread and _avif():
+        unread = [path for path in unread if path.suffix.lower() != ".avif"]
+    if unread:
+        suffixes = ", ".join(sorted({path.suffix for path in unread}))
+        raise UserError(
+            f"{unread[0]}: images of this format are not read, and {len(unread)} of the {len(files)} images in "
+            f"{folder} have such a format ({suffixes}): convert them to PNG, or move them out of the folder"
+        )
+    return [Picture(str(path), path) for path in files]
+
+
+@cache
+def _avif() -> bool:
+    """Whether the installed Pillow reads AVIF: from 11.3 on, if it was built with it."""
+    features = require("PIL.features", "vision")
+    return "avif" in features.modules and bool(features.check("avif"))
 
 
 def _below(folder: Path) -> Iterator[Path]:
@@ -163,7 +187,7 @@ def _opened(picture: Picture) -> Iterator[Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about odd metadata, but not about size:
             warnings.simplefilter("error", pillow.DecompressionBombWarning)
-            with pillow.open(content, formats=FORMATS) as image:
+            with pillow.open(content, formats=(*FORMATS, "AVIF") if _avif() else FORMATS) as image:
                 yield image
     except UserError:
         raise
