@@ -1,5 +1,7 @@
 """FID, KID, precision and recall against slow float64 loops, on a registered extractor."""
 
+import hashlib
+
 import numpy as np
 import pytest
 import torch
@@ -72,6 +74,32 @@ def test_another_network_has_another_name_and_its_own_numbers():
     one, two = (fidelity(images(0, high=200), images(1), Pixels(scale), "pixels") for scale in (1.0, 2.0))
     assert one.extractor != two.extractor
     assert two.fid == pytest.approx(4 * one.fid, rel=1e-4)
+
+
+def test_a_network_of_any_precision_has_a_name_and_those_of_float32_keep_theirs():
+    network = torch.nn.Sequential(torch.nn.Conv2d(1, 3, 2), torch.nn.BatchNorm2d(3))
+    network.register_buffer("strided", torch.arange(4.0)[::2])
+    network[0].weight.data = torch.arange(12.0).reshape(3, 1, 2, 2).transpose(2, 3)
+    network[0].bias.data = torch.arange(3.0)
+    names = {str(kind): extractor_name("net", network.to(kind)) for kind in (torch.float32, torch.bfloat16, torch.half)}
+    digest = hashlib.sha256()
+    for name, value in network.float().state_dict().items():
+        digest.update(name.encode() + value.contiguous().numpy().tobytes())
+    assert names["torch.float32"] == f"net-{digest.hexdigest()[:12]}" == "net-93ac94e8fd76"
+    assert len(set(names.values())) == 3
+    network[0].weight.data[0, 0, 0, 0] += 1
+    assert extractor_name("net", network.bfloat16()) not in names.values()
+
+
+def test_features_in_bfloat16_give_the_values_of_the_same_features_in_float32():
+    class Halves(Pixels):
+        def forward(self, images):
+            return super().forward(images).to(self.scale.dtype)
+
+    a, b = images(0, high=200) // 2 * 2, images(1) // 2 * 2  # even values up to 254 have no more than 8 bits
+    one, two = (fidelity(a, b, Halves().to(kind), "pixels") for kind in (torch.float32, torch.bfloat16))
+    assert one.extractor != two.extractor
+    assert two.fid == pytest.approx(one.fid, rel=1e-6)
 
 
 def test_too_few_images_and_other_shapes():

@@ -47,7 +47,8 @@ def extractor_name(label: str, network: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, value in network.state_dict().items():
         digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+        plain = value.detach().cpu().contiguous().reshape(-1)
+        digest.update(plain.view(torch.uint8).numpy().tobytes())  # as bytes: NumPy has no bfloat16
     return f"{label}-{digest.hexdigest()[:12]}"
 
 
@@ -138,7 +139,8 @@ def _register(name: str, network: nn.Module) -> str:
 
         @torch.no_grad()
         def forward(self, input: Tensor) -> tuple[Tensor, ...]:
-            return (self.network(input),)
+            found = self.network(input)
+            return (found.float() if found.dtype == torch.bfloat16 else found,)  # torch-fidelity converts to NumPy
 
     registry.register_feature_extractor(name, Extractor)
     return name
