@@ -123,7 +123,7 @@ class Record:
         arms = {arm["name"]: arm["label"] for arm in plan["arms"]}
         labels = {metric["name"]: metric["label"] for metric in plan["metrics"]}
         where = self.condition(claim["condition"])
-        pair = " − ".join(arms.get(arm, arm) for arm in claim["arms"])
+        pair = " − ".join(arms.get(arm, arm.replace("_", " ")) for arm in claim["arms"])
         if claim.get("against") is not None:
             pair += f" against the constant {claim['against']:g}"
         return f"{pair}, {labels.get(claim['metric'], claim['metric'])}{f'; {where}' if where else ''}"
