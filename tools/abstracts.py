@@ -39,8 +39,8 @@ def seventeen(document: Path) -> str:
         f"{decided['registered']} of {decided['total']} claims have a verdict on at least one comparison, from "
         "three seeds or more in a setting that was registered before its treated runs. Verdicts in other settings are "
         "*exploratory* and confirm nothing. Differences are treated minus control, so where less is better (NLL, ECE, "
-        "FID) a negative one is good. In-D2D, Out-D2D and D2I are TrojDiff's targets: with the trigger the model draws one "
-        "of its own classes, another data set, or one fixed image."
+        "FID) a negative one is good. In-D2D, Out-D2D and D2I are TrojDiff's targets: with the trigger the model draws "
+        "one of its own classes, another data set, or one fixed image."
     )
     return "\n\n".join([counted, "\n".join(rows), "\n".join(notes)])
 
