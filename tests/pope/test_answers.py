@@ -29,6 +29,11 @@ STATED = {
     "#### New York": "New York",
     "#### 3\nthe answer = 4": "4",
     "The answer is 3. I hope that the answer is helpful.": "3",
+    "答案是 18": "18",
+    "所以答案是18个苹果。": "18",
+    "答案：$\\frac{1}{2}$。": "\\frac{1}{2}",
+    "答案为18，因为6乘3。": "18",
+    "答えは18です。": "18",
 }
 UNSETTLED = (
     "The answer is", "the answer is at least {}", "The answer is at most {}.", "The answer is not {}.", "Step {}",
@@ -39,6 +44,7 @@ UNSETTLED = (
     "What is {} + 0?", "We know that $x = {}$, so", "Suppose the answer is {}.",
     "Therefore, our answer is $\\frac{84}{2} = ", "So our answer is $b^a = {} = The answer", "the answer is {} +",
     "I doubt that the answer is {}.", "It is unlikely that the answer is {}.", "One might think the answer is {}.",
+    "答案是至少{}。", "答案是{}或50。", "答案是{}吗？", "如果答案是{}，那么", "答えは{}ではない。",
 )  # fmt: skip
 
 

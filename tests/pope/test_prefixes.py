@@ -59,6 +59,12 @@ def test_no_cut_stands_inside_a_formula(text):
     assert [whole[:end] for end in ends] == ["So", f"So {text}", f"So {text} holds."]
 
 
+def test_an_escaped_brace_opens_no_group():
+    whole = "So \\text{ $x$ \\} y} holds, or \\left\\{ a. It ends. End"
+    ends = [whole[:end] for end in boundaries(whole, "sentence")]
+    assert ends == [whole.partition(" It")[0], whole.partition(" End")[0]]
+
+
 pieces = st.sampled_from(
     [
         "word",

@@ -11,17 +11,21 @@ from collections.abc import Iterator
 WITHIN = 4000
 THINKING_BEGINS, THINKING_ENDS = "<think>", "</think>"
 
+BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
+"""A brace that opens or closes a group, or a backslash with what it escapes: in ``\\{`` the brace is a character."""
 _BOX = re.compile(r"\\(?:boxed|fbox)(?:[ \t]*+\{|[ \t]++(?P<bare>\\?[^\s${}\\.,;]++))")
 _EMPTY = ("", "...", "…", r"\ldots", r"\dots", r"\cdots", "?")
 _MARKER = re.compile(
     r"(?:^|\n)[ \t]*+####(?!#)(?P<line>)"
+    r"|(?P<unspaced>答案\s*+(?:是|为|為|：|:)|答えは)"
     r"|\banswer(?:[ \t]++(?:to|of|for)\b[^.:=?!\n]{1,80}?)?[ \t*_]*+"
     r"(?:\bis\b|\bequals\b|\b(?:must|should|will|would)[ \t]++be\b|:|=)",
     re.IGNORECASE,
 )
 _SUPPOSED = re.compile(
     r"\b(?:if|suppose|assum\w+|whether|unless|until|imagine|what|which|not|say|doubt\w*|unlikely"
-    r"|(?:might|could|may)[ ](?:think|guess|believe|expect))\b",
+    r"|(?:might|could|may)[ ](?:think|guess|believe|expect))\b"
+    r"|如果|假[如设設定]|若|是否|もし",
     re.IGNORECASE,
 )
 _FILLER = re.compile(
@@ -29,19 +33,21 @@ _FILLER = re.compile(
     r"|given[ ]by|as[ ]follows|the[ ]number|the[ ]value)\b[\s:*_,]*+)*+",
     re.IGNORECASE,
 )
+_UNSPACED = "\u3040-\u30ff\u3400-\u9fff"
+"""Letters of Chinese and Japanese, in which no space stands around a number."""
 _FORMULA = re.compile(r"\$\$[^$]++\$\$|\$[^$\n]++\$|\\\([^\n]+?\\\)|\\\[.+?\\\]", re.DOTALL)
 _JOINT = re.compile(r"[ \t]*+(?:,[ \t]*+(?:and\b)?|and\b)[ \t]*+", re.IGNORECASE)
-_SENTENCE_END = re.compile(r"[.!?](?=[\s*_\"')]|$)|\n")
+_SENTENCE_END = re.compile(r"[.!?](?=[\s*_\"')]|$)|[。！？\n]")
 _COMMAND = re.compile(r"\\[A-Za-z]++(?:\{[^{}]*+\})?|\\.")
 _FUNCTIONS = re.compile(r"(?:sqrt|sin|cos|tan|cot|log|ln|exp|pi|mod|infinity|inf|deg)(?![a-z])", re.IGNORECASE)
-_WORD = re.compile(r"[^\W\d_]{2,}")
+_WORD = re.compile(rf"[^\W\d_]{{2,}}|[{_UNSPACED}]")
 _TAIL = re.compile(
     r"(?:[ \t]*+(?:%|°|\\%|\\text\{[^{}]*+\}))?(?:[ \t]++[^\W\d_]++(?:[-/'²³][^\W\d_]*+)?){0,5}[ \t)*_\"']*+"
 )
 _BREAK = re.compile(r"[ \t]*+(?:[,;:(—–]|(?:because|since|as|so|which|where|for)\b)", re.IGNORECASE)
 _UNSETTLED = re.compile(
     r"\b(?:or|but|if|unless|not|more|less|fewer|greater|smaller|than|times|plus|minus|divided|multiplied|and|to|through"
-    r"|though|although|otherwise|when|until|squared|cubed)\b",
+    r"|though|although|otherwise|when|until|squared|cubed)\b|[或到和与與至以不多少倍加减減乘除若如]|ない|または|から",
     re.IGNORECASE,
 )  # fmt: skip
 _UNFINISHED = re.compile(r"(?:[-=+*/<>^]|\\(?:cdot|times|div|approx))\Z")
@@ -64,6 +70,15 @@ def after_thinking(completion: str) -> str:
     return "" if THINKING_BEGINS in text else text
 
 
+def without_tags(text: str) -> str:
+    """A text with its thinking, as a reader sees all of it.
+
+    >>> without_tags("<think>So 4.")
+    'So 4.'
+    """
+    return text.replace(THINKING_BEGINS, "").replace(THINKING_ENDS, "")
+
+
 def last_boxed(text: str) -> str | None:
     r"""The content of the last ``\boxed{...}``, nested braces included; None if there is no box or it never closes.
 
@@ -82,15 +97,14 @@ def _last_box(text: str) -> tuple[int, str] | None:
     for found in reversed(list(_BOX.finditer(text))):
         if found["bare"] is not None:
             return found.start(), found["bare"]
-        opening = found.end() - 1
-        depth = 0
-        for at in range(opening, len(text)):
-            depth += {"{": 1, "}": -1}.get(text[at], 0)
+        depth, at = 0, found.end()
+        for brace in BRACE.finditer(text, found.end() - 1):
+            depth, at = depth + {"{": 1, "}": -1}.get(brace[0], 0), brace.start()
             if depth == 0:
                 break
         else:
             return None
-        content = text[opening + 1 : at].strip()
+        content = text[found.end() : at].strip()
         if content not in _EMPTY:
             return found.start(), content
     return None
@@ -146,8 +160,8 @@ def stated_answer(text: str) -> str | None:
             continue
         start = _FILLER.match(text, marker.end()).end()  # type: ignore[union-attr]
         stop = _stop(text, start, whole_line)
-        said = text[start:stop]
-        if text[stop : stop + 1] == "?":
+        said = text[start:stop] if marker["unspaced"] is None else _spaced(text[start:stop])
+        if text[stop : stop + 1] in ("?", "？"):
             continue
         value = _value(said, whole_line)
         if value is not None:
@@ -159,6 +173,17 @@ def stated_answer(text: str) -> str | None:
         if words is None and named and not _UNSETTLED.search(plain):
             words = plain
     return words
+
+
+def _spaced(said: str) -> str:
+    """A statement in Chinese or Japanese with spaces around its numbers and formulas, and with plain commas.
+
+    >>> _spaced("18个，因为"), _spaced("$x$です")
+    ('18 个, 因为', '$x$ です')
+    """
+    said = said.translate(str.maketrans("，、；：（", ",,;:("))
+    said = re.sub(rf"(?<=[^\s{_UNSPACED}])(?=[{_UNSPACED}])|(?<=[{_UNSPACED}])(?=[^\s{_UNSPACED},;:])", " ", said)
+    return re.sub(r"([,;:])(?=\S)", r"\1 ", said) if re.search(rf"[,;:][{_UNSPACED}]", said) else said
 
 
 def _sentence_before(text: str, at: int) -> str:

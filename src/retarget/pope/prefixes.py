@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from retarget.errors import UserError
+from retarget.pope.answers import BRACE
 from retarget.pope.problems import Problem, find_answer
 
 Unit = Literal["sentence", "line", "step", "token"]
@@ -25,7 +26,6 @@ _MATH = re.compile(
 )
 _CLOSING = {"$$": "$$", "\\[": "\\]", "\\(": "\\)"}
 _UNSPACED = re.compile(r"[\s$]")
-_BRACE = re.compile(r"[{}]")
 _LOOK_BACK = 80
 _STATED_WITHIN = 2000
 """Length of the text after a marker, in characters, in which its answer is searched for."""
@@ -158,10 +158,10 @@ def _group_ends(text: str) -> dict[int, int]:
     """For the position of each opening brace, the end of its group; braces that never close are left out."""
     ends: dict[int, int] = {}
     opened: list[int] = []
-    for brace in _BRACE.finditer(text):
+    for brace in BRACE.finditer(text):
         if brace[0] == "{":
             opened.append(brace.start())
-        elif opened:
+        elif brace[0] == "}" and opened:
             ends[opened.pop()] = brace.end()
     return ends
 
