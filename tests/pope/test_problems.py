@@ -124,6 +124,8 @@ def test_boxed_takes_the_last_and_balances_braces():
     assert last_boxed("\\boxed{1} \\boxed{a_{2}^{3}} end}") == "a_{2}^{3}"
     assert last_boxed("\\boxed{1") is None
     assert last_boxed("none") is None
+    assert last_boxed("\\boxed{\\left\\{x\\right.} and }") == "\\left\\{x\\right."
+    assert last_boxed("\\boxed{a\\\\{b}} and }") == "a\\\\{b}"  # a line break, then a group
     assert last_boxed("it is $\\boxed 2$.") == "2"
 
 
@@ -306,3 +308,24 @@ def test_half_a_surrogate_is_written_as_a_mark(tmp_path):
     (problem,) = read_problems(lines(tmp_path / "p.jsonl", {**GOOD, "meta": {"source": "\ud835"}}))
     write_problems(tmp_path / "q.jsonl", [problem])
     assert read_problems(tmp_path / "q.jsonl")[0].meta["source"] != ""
+
+
+@pytest.mark.parametrize("solution", ["<think>So \\boxed{5}?</think> We add. So 4.", "Hm.</think>\nWe add. So 4.\n"])
+def test_a_solution_is_what_follows_its_thinking(solution):
+    assert parse_row({**GOOD, "solution": solution}).solution == "We add. So 4."
+    assert parse_row({"problem": "2 + 2?", "answer": "4", "solution": solution}).solution == "We add. So 4."
+
+
+@pytest.mark.parametrize("solution", ["<think>So 4.", "<think>So 4.</think>\n"])
+def test_a_solution_that_is_only_thinking_is_refused(tmp_path, solution):
+    with pytest.raises(UserError, match="line 1: the solution is only a thinking block, with nothing after </think>"):
+        read_problems(lines(tmp_path / "p.jsonl", {**GOOD, "solution": solution}))
+
+
+def test_of_two_final_boxes_none_is_taken_for_the_answer():
+    row = {"problem": "Solve.", "solution": "Take roots. So $x$ is $\\boxed{3}$ or $\\boxed{-3}$."}
+    with pytest.raises(UserError, match="the solution ends with several boxes, 3,-3: give the answer in a field"):
+        parse_row(row)
+    assert parse_row({**row, "answer": "3,-3"}).answer == "3,-3"
+    apart = "First \\boxed{3}, which we need below for the number of all the pairs. So there are \\boxed{6}."
+    assert parse_row({**row, "solution": apart}).answer == "6"

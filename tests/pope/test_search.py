@@ -154,6 +154,16 @@ def test_a_cut_that_states_the_answer_in_another_form_is_left_out(spec, answer, 
     assert json.loads(shown.level("p", shown.levels("p"))["meta"])["prefix"] == kept
 
 
+@pytest.mark.parametrize("spec", ["math", "boxed"])
+def test_thinking_in_a_solution_hides_no_answer(spec):
+    solution = "<think> Each is in. So $\\boxed{55}$. The other way again.</think> Add all of them up. So 055."
+    problem = Problem(id="p", prompt="?", solution=solution, answer="055")
+    with Grader(spec) as grader:
+        (found,) = search_prefixes([problem], Silent(), 8, 1, cap=0.6, grader=grader).found
+    assert found.prefix == "<think> Each is in."
+    assert found.leaks >= 1
+
+
 def test_two_problems_of_one_id_are_refused():
     problem = Problem(id="p", prompt="?", solution="One. Two. Three.", answer="3")
     for call in (search_prefixes, ask_oracle):

@@ -18,7 +18,7 @@ from decimal import Decimal
 from typing import Any, Literal
 
 from retarget.errors import UserError
-from retarget.pope.answers import last_boxed
+from retarget.pope.answers import after_thinking, joined_boxes, last_boxed
 
 Format = Literal["auto", "plain", "gsm8k", "math", "set"]
 
@@ -98,6 +98,8 @@ def _math(row: dict[str, Any]) -> dict[str, Any]:
     answer = row["answer"] if isinstance(row.get("answer"), str) else last_boxed(worked)
     if answer is None:
         raise UserError("the solution has no final answer in \\boxed{}, and there is no field 'answer'")
+    if not isinstance(row.get("answer"), str) and (several := joined_boxes(after_thinking(worked))):
+        raise UserError(f"the solution ends with several boxes, {several}: give the answer in a field 'answer'")
     return {"prompt": _text(row, "problem"), "solution": worked, "answer": answer}
 
 

@@ -17,6 +17,7 @@ from pydantic import AfterValidator, Field, PrivateAttr, ValidationError
 from retarget.errors import UserError
 from retarget.extras import require
 from retarget.files import make_directory, write_text
+from retarget.pope.answers import THINKING_BEGINS, THINKING_ENDS, after_thinking
 from retarget.pope.formats import Format, normalised
 from retarget.settings import Strict
 
@@ -194,6 +195,7 @@ def parse_row(row: Any, line: int = 1, format: Format = "auto", fields: Mapping[
 def _parsed(row: Any, line: int, format: Format, fields: Mapping[str, str] | None) -> tuple[Problem, bool]:
     """A problem, and whether its solution must contain its answer (False for sets with a field for the answer)."""
     kind, plain = normalised(row, format, fields)
+    plain = plain | {"solution": _said(plain["solution"])} if "solution" in plain else plain
     named = plain.get("id") is not None
     name = str(plain["id"]) if named else hash_id(kind, str(plain.get("prompt")))
     try:
@@ -202,6 +204,19 @@ def _parsed(row: Any, line: int, format: Format, fields: Mapping[str, str] | Non
         raise UserError("; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())) from error
     problem._former = "" if named else f"{kind}-{line}"
     return problem, kind != "set"
+
+
+def _said(solution: Any) -> Any:
+    """A solution without the thinking block before it: a prefix of that would be no prefix of a solution."""
+    if not isinstance(solution, str) or not (THINKING_BEGINS in solution or THINKING_ENDS in solution):
+        return solution
+    said = after_thinking(solution).strip()
+    if not said:
+        raise UserError(
+            f"the solution is only a thinking block, with nothing after {THINKING_ENDS}; leave the solution out, and "
+            "`retarget pope oracle` can ask a teacher for one"
+        )
+    return said
 
 
 def hash_id(kind: str, prompt: str) -> str:

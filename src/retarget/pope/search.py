@@ -11,7 +11,7 @@ from pydantic import Field
 
 from retarget.errors import UserError
 from retarget.identity import fingerprint
-from retarget.pope.answers import final_answer
+from retarget.pope.answers import final_answer, without_tags
 from retarget.pope.grading import Grader
 from retarget.pope.prefixes import Cut, Unit, bare_occurrences, cut_points, leak
 from retarget.pope.problems import Problem, refuse_equal_ids
@@ -240,12 +240,11 @@ def clean_cuts(
     clean = {one.id: [cut for cut in places[one.id] if leak(one, cut.end) is None] for one in problems}
     if grader is None or grader.spec not in ("math", "boxed"):
         return clean
-    marked = [
-        (one, cut) for one in problems for cut in clean[one.id] if final_answer(one.solution[: cut.end]) is not None
-    ]
-    texts = [one.solution[: cut.end] for one, cut in marked]
-    grades = grader.grade(texts, [one.answer for one, _ in marked], [{**one.meta, "id": one.id} for one, _ in marked])
-    for (one, cut), grade in zip(marked, grades, strict=True):
+    shown = [(one, cut, without_tags(one.solution[: cut.end])) for one in problems for cut in clean[one.id]]
+    marked = [(one, cut, text) for one, cut, text in shown if final_answer(text) is not None]
+    metas = [{**one.meta, "id": one.id} for one, _, _ in marked]
+    grades = grader.grade([text for _, _, text in marked], [one.answer for one, _, _ in marked], metas)
+    for (one, cut, _), grade in zip(marked, grades, strict=True):
         if grade.correct:
             clean[one.id].remove(cut)
     return clean
