@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from retarget.cli import main
+from retarget.pope.graders import RULES
 from retarget.pskd import PSKD, PreviousModel, PSKDCallback, TopK
 from retarget.study.record import Results
 
@@ -155,6 +156,7 @@ ASKING = (
     ],
 )
 def test_an_old_journal_spares_all_sampling(command, written, old, monkeypatch):
+    monkeypatch.delitem(RULES, "numeric")  # as long as its grader's rules are the same
     folder = old("pope")
     before = contents(folder / "out")
     for name in written:
@@ -170,6 +172,12 @@ def test_an_old_journal_spares_all_sampling(command, written, old, monkeypatch):
         assert [{**new, **old} for old, new in zip(*rows, strict=True)] == rows[1]
     evaluations = [json.loads(one["evaluation.json"]) for one in (before, after)]
     assert evaluations[1] | {"settings": None} == evaluations[0] | {"settings": None}
+
+
+def test_an_old_journal_is_not_continued_by_other_rules(old, monkeypatch, capsys):
+    monkeypatch.chdir(old("pope"))
+    assert main(["pope", *shlex.split(f"mine problems.jsonl --out out --k 8 {ASKING}")]) == 1
+    assert "was made with grader_rules = nothing (now 2)" in capsys.readouterr().err
 
 
 def test_an_old_journal_is_not_taken_for_another_model(old, monkeypatch, capsys):

@@ -1,0 +1,240 @@
+r"""Whether two final answers are the same: as options, numerals, words and formulas. Free of torch.
+
+Formulas are compared by math-verify. It reads what it can of a text and drops the rest, so what it drops is compared
+here: the letters of options, the base of a numeral, ratios, and words (``n \text{ is odd}``). A formula that it cannot
+read whole (``p \equiv 1 \pmod 4``) equals only what is written alike.
+"""
+
+import math
+import re
+from functools import lru_cache
+from typing import Any
+
+from retarget.errors import UserError
+from retarget.pope.quantities import one_number, with_fractions
+
+_TEXT = r"\\(?:text(?:rm|bf|it|sf|normal)?|math(?:rm|bf|it|sf)|mbox|operatorname)\s*\{([^{}]*)\}"
+_OPTION = re.compile(
+    r"\s*\$*\s*(?:(?:option|choice)\s+)?(?:\\(?:text|mathrm|mathbf|mbox)[a-z]*\s*\{\s*)?\(?\s*(?P<letter>[A-J])\s*"
+    r"(?P<mark>[).:]|\}?\s*(?:\\[ ,;:]|\\q?quad|\$*\s*$))"
+)
+"""An answer that begins with the letter of an option: "B", "(B) 42", "option B", "\\textbf{(B)}\\ 42"."""
+_NEXT_OPTION = re.compile(
+    r"(?<![\w)])\((?P<inside>[A-J])\)|(?<![\w(])(?P<marked>[A-J])\s*[):]|(?:^|(?<=[,;/&]))\s*(?P<bare>[A-J])\s*(?=$|[,;/&])"
+)
+_LETTERS = re.compile(r"\(?[A-J][).]?(?:[,;/&]+\(?[A-J][).]?)+")
+_IN_BASE = re.compile(r"(?P<digits>\d[\dA-Z,{}]*)_\{?(?P<base>\d+|[a-z]+)\}*")
+_BASES = {
+    "two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9",
+    "ten": "10", "eleven": "11", "twelve": "12", "sixteen": "16",
+}  # fmt: skip
+
+_MODULO = re.compile(r"\(?\s*(?:\\(?:[pb]?mod|pod)|(?<![a-z\\])mod)(?![a-z])\s*(?:\{(\w+)\}|(\w+))\s*\)?")
+_LAYOUT = re.compile(r"(?<!\\)\\[,;:!]|\\(?:left|right|displaystyle)(?![a-z])")
+_GROUPED = re.compile(r"(?<![\d.,])\d{1,3}(?: \d{3})++(?![\d/])")
+_WORD = re.compile(
+    rf"(?:\\(?:begin|end)\s*\{{[^{{}}]*\}}|{_TEXT}|\\[A-Za-z]+|(?<![A-Za-z])[A-Za-z]{{2,}})(?:\s*\^\s*\{{?\s*[23]\s*\}}?)?"
+)
+_JOINT = r"[\s,;:.]|\\[,;:!]|\\q?quad(?![a-z])|\\text\s*\{\s*(?:and|or)\s*\}|\b(?:and|or)\b"
+_LONGEST = 1000
+"""A marked answer that is longer than the gold one by more characters is none: some patterns here are not linear."""
+_EDGE = re.compile(rf"^(?:{_JOINT})++|(?:{_JOINT})+$")
+
+
+def _set(words: str) -> frozenset[str]:
+    return frozenset(words.split())
+
+
+_JOINED = _set("and or")
+_FILLERS = _set("the an is are answer final so thus hence therefore")
+_SHORT = _set("all any for if odd no not one yes am pm")
+_NAMES = _set("""
+    sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log exp lim max min gcd lcm sqrt frac dfrac cdot times
+    infinity infty circ cis deg det mod alpha beta gamma delta theta lambda sigma omega phi
+""")
+"""Names that belong to a formula."""
+_TELLING = _set("""
+    odd even except for if when whenever where not no only unless iff mod modulo base more less fewer greater smaller
+    least most than times thousand million billion trillion dozen squared cubed half between to through from plus minus
+    divided prime coprime composite rational irrational real complex constant increasing decreasing parallel
+    perpendicular positive negative am pm
+""")
+"""What changes a number that stands before it, unlike a unit."""
+_UNITS = _set("""
+    cm mm km dm ft in inch inches feet foot yd yard yards mile miles mi mph kg mg gram grams lb lbs pound pounds ounce
+    ounces oz meter meters metre metres liter liters litre litres ml dollar dollars cent cents degree degrees hour
+    hours hr hrs minute minutes second seconds sec day days week weeks month months year years unit units square cubic
+    sq cu per percent
+""")
+"""Units of a number that is given by a letter: ``x \\text{ cm}``."""
+
+
+def same(marked: str, answer: str) -> bool:
+    """Whether a marked answer is the gold one: written alike, or equal as options, words and formulas.
+
+    Raises:
+        UserError: math-verify cannot read the gold answer.
+    """
+    marked, answer = (" ".join(one.split()) for one in (marked, answer))
+    if len(marked) > _LONGEST + len(answer):
+        return False
+    options = _options(answer), _options(marked)
+    marked, answer = _tidy(marked), _tidy(answer)
+    said, gold = _bare(marked), _bare(answer)
+    if said == gold:
+        return True
+    numerals = _IN_BASE.fullmatch(gold), _IN_BASE.fullmatch(said)
+    if numerals[0] and numerals[1]:  # math-verify drops the base of a numeral
+        return _numeral(numerals[0]) == _numeral(numerals[1])
+    if options[0] and options[1]:
+        return _same_options(options[1], options[0])
+    if len(options[0]) == 1:  # "\\textbf{(A)}\\ 12": by its value, too
+        answer = _tidy(next(iter(options[0].values()))[1]) or answer
+    if answer.count(":") > 1:  # math-verify divides: 3:4:5 and 3:5:4 are one number
+        parts = answer.split(":"), marked.split(":")
+        return len(parts[0]) == len(parts[1]) and all(map(same, parts[1], parts[0]))
+    return _same_words(marked, answer)
+
+
+def _numeral(found: re.Match[str]) -> tuple[str, str]:
+    return re.sub(r"[,{}]", "", found["digits"]), _BASES.get(found["base"], found["base"])
+
+
+def _tidy(text: str) -> str:
+    r"""A text without dollar signs, its words in ``\text``, its mixed numbers with ``\frac``."""
+    text = re.sub(r"(?<!\\)\\ |~", " ", text.strip()).replace("$$", "$")
+    text = re.sub(r"\b([ap])\.\s?m\.", r"\1m", text)
+    parts = re.split(r"(?<!\\)\$", text)
+    if len(parts) > 2 and len(parts) % 2:
+        parts[::2] = [re.sub(r"(?<![\\A-Za-z])[A-Za-z]{2,}", r"\\text{\g<0>}", part) for part in parts[::2]]
+    text = re.sub(r"(?<![\d\\])\.(?=\d)", "0.", "".join(parts))
+    return with_fractions(text).strip().removesuffix(".")
+
+
+def _bare(text: str) -> str:
+    """How an answer is written, apart from what does not change it: spaces, fonts, sizes, braces around a modulus."""
+    text = _LAYOUT.sub("", re.sub(_TEXT, r"\1", text))
+    text = _MODULO.sub(lambda found: rf"\bmod{found[1] or found[2]}", text)
+    text = re.sub(r"\\[dtc](?=frac)", r"\\", text)
+    text = _GROUPED.sub(lambda found: found[0].replace(" ", ""), re.sub(r"\s+", " ", text))
+    return re.sub(r"(?<!\d) | (?!\d)", "", text).removesuffix(".")  # 3 1 is not 31
+
+
+def _options(answer: str) -> dict[str, tuple[str, str]]:
+    """The options that an answer consists of: for each letter the mark behind it, and the text behind that."""
+    plain = re.sub(r"\band\b|\bor\b", ",", re.sub(_TEXT, r" \1 ", answer))
+    if _LETTERS.fullmatch(re.sub(r"\s", "", plain)):
+        return dict.fromkeys(re.findall("[A-J]", plain), ("", ""))
+    first = _OPTION.match(answer)
+    if first is None:
+        return {}
+    rest = answer[first.end() :]
+    plain = re.sub(r"\band\b|\bor\b", ",", re.sub(_TEXT, r" \1 ", rest).replace("}", " "))
+    later = list(_NEXT_OPTION.finditer(plain))
+    if not later:
+        return {first["letter"]: (first["mark"], re.sub(r"^(?:[\s}]|\\[ ,;:]|\\q?quad)+", "", rest).strip())}
+    found, letter, mark, start = {}, first["letter"], first["mark"], 0
+    for one in [*later, None]:
+        found[letter] = mark, plain[start : one.start() if one else len(plain)].strip(" ,;")
+        if one:
+            letter = one["inside"] or one["marked"] or one["bare"]
+            mark, start = one[0].strip()[-1], one.end()
+    return found
+
+
+def _same_options(marked: dict[str, tuple[str, str]], gold: dict[str, tuple[str, str]]) -> bool:
+    """Whether the letters are the same; of several also the texts, where both have one or letters name values."""
+    if marked.keys() != gold.keys():
+        return False
+    if len(gold) == 1:
+        return True
+    for letter, (mark, content) in gold.items():
+        said = marked[letter][1]
+        if (said or mark == ":") and content and not same(said, content):
+            return False
+    return True
+
+
+def _same_words(marked: str, answer: str) -> bool:
+    words, formulas = _divided(answer)
+    said, given = _divided(marked)
+    if not formulas and not given:  # names: in any order
+        return bool(words) and sorted(words) == sorted(said)
+    if words != said or len(formulas) != len(given):
+        return False
+    return all(map(_same_formula, given, formulas))
+
+
+def _divided(text: str) -> tuple[list[str], list[str]]:
+    r"""The words of an answer, and the formulas between them, which keep their units.
+
+    >>> _divided(r"n^2 \text{ for odd } n"), _divided(r"5\text{ cm}"), _divided("Area = 5")
+    ((['for', 'odd'], ['n^2', 'n']), ([], ['5\\text{ cm}']), ([], ['5']))
+    """
+    words: list[str] = []
+    formulas: list[str] = []
+    start = 0
+    for found in _WORD.finditer(text):
+        spoken = _spoken(found, text)
+        if not spoken or _is_unit(spoken, text[start : found.start()], text[found.end() :]):
+            continue
+        before, after = text[start : found.start()], text[found.end() :].lstrip()
+        if set(spoken) <= _JOINED:
+            continue
+        label = re.match(r"=(?!.*=)", after) and not text[: found.start()].strip(" {") and not _TELLING & set(spoken)
+        start = len(text) - len(after) + 1 if label else found.end()
+        formulas.append(before)
+        words += [] if label else [one for one in spoken if one not in _FILLERS | _JOINED]
+    formulas.append(text[start:])
+    stripped = (_EDGE.sub("", one) for one in formulas)
+    return words, [one for one in stripped if one]
+
+
+def _spoken(found: re.Match[str], text: str) -> list[str]:
+    """The words of a match, in small letters; empty if it belongs to the formula."""
+    whole = found[0]
+    if whole.startswith("\\"):
+        words = re.findall(r"[^\W\d_]{2,}", found[1] or "")
+    else:
+        alone = re.search(r"(?:^|[\s,;.])$", text[: found.start()]) and re.match(r"$|[\s,;.]", text[found.end() :])
+        long = len(whole) > 3 and not whole.isupper()
+        words = [whole] if long or (alone and (whole.lower() in _SHORT | _JOINED or whole.istitle())) else []
+    words = [one.lower() for one in words]
+    return [] if set(words) <= _NAMES else words
+
+
+def _is_unit(words: list[str], before: str, after: str) -> bool:
+    """Whether words are the unit of what stands before them."""
+    before, after = _EDGE.sub("", before), after.lstrip()
+    ends = re.match(r"$|[,;.)\]}/^+-]|\\text\s*\{|[A-Za-z]{2}", after)
+    if not before or not ends or _TELLING & set(words):
+        return False
+    lettered = re.search(r"(?:^|[^\\A-Za-z])[A-Za-z]$", before)
+    return set(words) <= _UNITS if lettered else bool(re.search(r"[\d%)\]}!|A-Za-z]$", before))
+
+
+def _same_formula(marked: str, answer: str) -> bool:
+    from math_verify import verify
+
+    written = [re.sub(r"^[A-Za-z]=(?!.*=)", "", _bare(one)) for one in (marked, answer)]
+    if written[0] == written[1] and _bare(marked).count("=") + _bare(answer).count("=") < 2:  # x=5 is 5, and not y=5
+        return True
+    said, gold = one_number(marked), one_number(answer)
+    if said and gold and math.isfinite(gold.value) and "%" not in marked + answer and not said.equals(gold):
+        return False  # math-verify compares six decimals: it takes 6e-34 for 1e-19
+    return verify(_gold(answer), _parsed(marked), timeout_seconds=None)
+
+
+def _parsed(answer: str) -> list[Any]:
+    """What math-verify reads in an answer as a whole; from the rest it would take the last number of any text."""
+    from math_verify import LatexExtractionConfig, parse
+
+    return parse(f"\\boxed{{{answer}}}", [LatexExtractionConfig()], parsing_timeout=None)  # type: ignore[arg-type]
+
+
+@lru_cache(maxsize=1024)
+def _gold(answer: str) -> list[Any]:
+    found = _parsed(answer)
+    if not found:
+        raise UserError(f"math-verify cannot read the answer {answer!r}: use the grader `exact`")
+    return found

@@ -1,0 +1,106 @@
+r"""One number with its unit, read from plain text or LaTeX: ``1,200``, ``12\text{ m}^2``, ``2\frac{1}{2}``."""
+
+import math
+import re
+from dataclasses import dataclass
+
+_PLUS = "\u2064"
+"""Unicode's invisible plus, which stands between the whole part and the fraction of a mixed number."""
+_DIGITS = r"(?:\d{1,3}(?:,\d{3})+|\d+)"
+_NUMBER = rf"(?:(?<![\w)}}])[-+])?(?:{_DIGITS}{_PLUS}\d+/\d+|(?:{_DIGITS}(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?(?:/\d+)?)"
+_NUMBERS = re.compile(_NUMBER)
+_ONE_NUMBER = re.compile(rf"[-+]?[$€£]?(?P<number>{_NUMBER})\s*(?:%|°|(?P<unit>(?:[^\W\d_]+[.'²³]?(?:[/ -]|$))+))?\.?")
+_NO_UNIT = re.compile(r"(?:[b-fi-kn-ru-z]|or|and|more|less|fewer|to|times|plus|minus|over|per)", re.IGNORECASE)
+"""What changes a number that stands before it, unlike a unit: a variable, or "5 or more"."""
+_MIXED = re.compile(
+    rf"(?<![\w.,^_}}])(?P<whole>{_DIGITS})(?:\s|~|\\[,;: ])+(?P<over>[1-9]\d*+)\s*+/\s*+(?P<under>[1-9]\d*+)(?![.,]\d)"
+)
+_LATEX = (
+    (re.compile("[−–]"), "-"),
+    (re.compile(r"\\(?:text|mathrm|textrm|mbox|operatorname)\s*\{([^{}]*)\}"), r" \1 "),
+    (re.compile(r"\^\s*\{?\s*\\circ\s*\}?"), "°"),
+    (re.compile(r"\{,\}|,\\!"), ","),
+    (re.compile(r"\\[$%]"), lambda found: found[0][1]),
+    (re.compile(r"\\[,;:! ]|\\left|\\right|\\displaystyle|[*_]{2}"), ""),
+    (re.compile(r"(?<=\d)\s*\\[dtc]?frac\s*(?:\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\}|(\d)\s*(\d))"), rf"{_PLUS}\1\3/\2\4"),
+    (re.compile(r"\\[dtc]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}"), r"\1/\2"),
+    (re.compile(r"\\[dtc]?frac\s*(\d)\s*(\d)"), r"\1/\2"),
+    (re.compile(r"\s*(?:\\times|\\cdot|×)\s*10\s*\^\s*\{?\s*([-+]?\d+)\s*\}?"), r"e\1"),
+    (re.compile(r"(?<=[A-Za-z])\s*\^\s*\{?\s*[23]\s*\}?"), ""),
+)
+"""How numbers and their units are written in LaTeX, and how as plain text."""
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A number without its unit.
+
+    Attributes:
+        value: the number; not finite if it is outside the range of floats.
+        digits: sign and digits of a number that is written as an integer, otherwise None.
+    """
+
+    value: float
+    digits: str | None
+
+    def equals(self, gold: "Quantity") -> bool:
+        """Whether it is the gold number: exactly, if both are written as integers, else to one part in a million.
+
+        >>> one_number("1234568").equals(one_number("1234567")), one_number("0.333333").equals(one_number("1/3"))
+        (False, True)
+        """
+        if self.digits is not None and gold.digits is not None:
+            return self.digits == gold.digits
+        # The last factor only allows for rounding: 0.333333 differs from 1/3 by exactly a millionth of it.
+        return math.isfinite(gold.value) and abs(self.value - gold.value) <= 1e-6 * abs(gold.value) * (1 + 1e-9)
+
+
+def with_fractions(text: str) -> str:
+    r"""A text in which the mixed numbers are written with ``\frac``.
+
+    >>> with_fractions("3 1/2 or 10 000/3")
+    '3\\frac{1}{2} or 10 000/3'
+    """
+    return _MIXED.sub(_with_fraction, text)
+
+
+def _with_fraction(found: re.Match[str]) -> str:
+    whole, over, under = found["whole"], found["over"], found["under"]
+    grouped = len(whole) <= 3 and len(over) == 3 and int(over) >= int(under[:9])  # 1 200/7 is 1200/7
+    return found[0] if grouped else f"{whole}\\frac{{{over}}}{{{under}}}"
+
+
+def last_number(text: str) -> str | None:
+    """The last number in a text, as plain text; None if it has none."""
+    found = _NUMBERS.findall(_plain(text))
+    return found[-1].replace(_PLUS, " ") if found else None
+
+
+def one_number(text: str) -> Quantity | None:
+    r"""The quantity that a text is, perhaps behind ``x =`` and before a unit; None if it is anything else.
+
+    >>> one_number(r"-2\frac{1}{2} \text{ cm}").value, one_number("1,200").digits, one_number("5 or 6")
+    (-2.5, '1200', None)
+    """
+    plain = _plain(text).strip().strip("$").strip().rpartition("=")[2].strip()
+    found = _ONE_NUMBER.fullmatch(plain)
+    if found is None or any(_NO_UNIT.fullmatch(word) for word in re.split(r"[/ .'-]", found["unit"] or "") if word):
+        return None
+    minus = plain.startswith("-")
+    whole, _, rest = found["number"].lstrip("+-").replace(",", "").rpartition(_PLUS)
+    over, _, under = rest.partition("/")
+    divisor = float(under or 1)
+    if not divisor:
+        return None
+    value = float(whole or 0) + float(over) / divisor
+    if not value and re.search("[1-9]", re.split("[eE]", over)[0]):
+        value = math.nan
+    digits = (over.lstrip("0") or "0") if rest.isdigit() and not whole else None
+    return Quantity(-value if minus else value, f"-{digits}" if minus and digits not in (None, "0") else digits)
+
+
+def _plain(text: str) -> str:
+    text = with_fractions(re.sub(r"\s+", " ", text))
+    for pattern, plain in _LATEX:
+        text = pattern.sub(plain, text)
+    return text

@@ -1,0 +1,117 @@
+import pytest
+
+from retarget.pope.graders import boxed, math
+
+OPTIONS = (
+    ("(A), (B), (C), (D)", "A", 0),
+    ("\\text{(A) or (B)}", "A", 0),
+    ("(A) or D", "A", 0),
+    ("A or B", "A", 0),
+    ("A) 5, B) 6", "A", 0),
+    ("A) 5", "A", 1),
+    ("option A", "(A)", 1),
+    ("(A), (B)", "(A), (C)", 0),
+    ("(A)", "(A), (C)", 0),
+    ("(C), (A)", "(A), (C)", 1),
+    ("A, C", "(A), (C)", 1),
+    ("C \\text{ and } A", "(A), (C)", 1),
+    ("(A) 5, (C) 6", "(A), (C)", 1),
+    ("(A) 5, (C) 7", "(A) 5, (C) 6", 0),
+    ("A: 7, B: 9", "A: 3, B: 5", 0),
+    ("A, B", "A: 3, B: 5", 0),
+    ("B: 5, A: 3", "A: 3, B: 5", 1),
+    ("\\frac12", "(A) \\frac{1}{2}", 1),
+    (",", "\\text{(E)},", 0),
+)
+MIXED = (
+    ("7/2", "3 1/2", 1),
+    ("3.5", "3 1/2", 1),
+    ("31/2", "3 1/2", 0),
+    ("3 1/2", "31/2", 0),
+    ("2 \\frac12", "2\\frac{1}{2}", 1),
+    ("2\\ 1/2", "2\\frac{1}{2}", 1),
+    ("-2\\frac{1}{2}", "-2.5", 1),
+    ("-2\\frac{1}{2}", "-1.5", 0),
+    ("10000", "10 000", 1),
+    ("10\\,000", "10000", 1),
+    ("\\begin{pmatrix}1\\\\ 2\\end{pmatrix}", "\\begin{pmatrix} 1 \\\\ 2 \\end{pmatrix}", 1),
+)
+SMALL = (
+    ("1.6\\times10^{-19}", "6.63\\times 10^{-34}", 0),
+    ("6.63 \\times 10^{-34}", "6.63\\times10^{-34}", 1),
+    ("0.0000003", "0.0000001", 0),
+    ("0", "0.0000001", 0),
+    ("1\\times10^{-7}", "0.0000001", 1),
+    ("0.333333", "\\frac{1}{3}", 1),
+    ("0.3333", "\\frac{1}{3}", 0),
+    ("0.1", "10\\%", 1),
+    ("10", "10\\%", 1),
+    ("x = .5", "\\frac12", 1),
+)
+WHOLE = (
+    ("p \\equiv 3 \\pmod 4", "p \\equiv 1 \\pmod 4", 0),
+    ("4", "p \\equiv 1 \\pmod 4", 0),
+    ("$p\\equiv1\\pmod{4}$", "p \\equiv 1 \\pmod 4", 1),
+    ("p \\equiv 1 \\left(\\text{mod } 4\\right)", "p \\equiv 1 \\pmod{4}", 1),
+    ("n \\equiv 1 \\pmod{5}", "n \\equiv 1 \\pmod{3}", 0),
+    ("12", "x \\mid 12", 0),
+    ("x\\mid12", "x \\mid 12", 1),
+    ("3", "x \\to 3", 0),
+    ("3:5:4", "3:4:5", 0),
+    ("3 : 4 : 5", "3:4:5", 1),
+    ("3/4", "3:4", 1),
+    ("\\begin{cases}0\\end{cases}", "f(x)=\\left\\{\\begin{array}{l}x\\\\ 0\\end{array}\\right.", 0),
+)
+WORDS = (
+    ("n \\text{ is even}", "n \\text{ is odd}", 0),
+    ("n", "n \\text{ is odd}", 0),
+    ("n \\text{ is odd}", "n", 0),
+    ("m \\text{ is odd}", "n \\text{ is odd}", 0),
+    ("\\text{odd } n", "n \\text{ is odd}", 1),
+    ("n=2", "all $n$ except $n=2$", 0),
+    ("\\text{all } n \\text{ except } n=2", "all $n$ except $n=2$", 1),
+    ("\\text{all } n \\text{ except } n=3", "all $n$ except $n=2$", 0),
+    ("n", "All odd $n$", 0),
+    ("all odd $n$", "All odd $n$", 1),
+    ("4", "$3$ for $n=4$", 0),
+    ("3", "$3$ for $n=4$", 0),
+    ("6 \\text{ for } n=8", "$3$ for $n=4$", 0),
+    ("3 \\text{ for } n=4", "$3$ for $n=4$", 1),
+    ("\\text{Monday}", "\\text{Sunday}", 0),
+    ("monday", "\\text{Monday}", 1),
+    ("Bob and Alice", "\\text{Alice, Bob}", 1),
+    ("9 \\text{ p.m.}", "9 \\text{ a.m.}", 0),
+    ("5 \\text{ million}", "5", 0),
+    ("5 \\text{ or more}", "5", 0),
+    ("5", "5 \\text{ square inches}", 1),
+    ("5\\text{ cm}^2", "5", 1),
+    ("5 apples", "5", 1),
+    ("60 \\text{ miles per hour}", "60", 1),
+    ("[0, 1]\\text{ cm}", "[0,1]", 1),
+    ("5 \\text{ or } 3", "3 \\text{ and } 5", 1),
+    ("\\text{The answer is } 5", "5", 1),
+    ("\\text{Area} = 12", "12", 1),
+    ("\\text{Area} = 12", "13", 0),
+    ("ba", "ab", 1),
+    ("y = 5", "x = 5", 0),
+    ("\\sqrt{12}", "2\\sqrt{3}", 1),
+    ("\\infty", "infinity", 1),
+)
+
+
+@pytest.mark.parametrize(("said", "gold", "right"), [*OPTIONS, *MIXED, *SMALL, *WHOLE, *WORDS])
+def test_answers_are_the_same_only_as_a_whole(said, gold, right):
+    for grader in (math, boxed):
+        assert grader(f"so \\boxed{{{said}}}", gold, {}).reward == right
+
+
+@pytest.mark.parametrize("gold", sorted({gold for _, gold, _ in [*OPTIONS, *MIXED, *SMALL, *WHOLE, *WORDS]}))
+def test_every_answer_equals_itself(gold):
+    assert math(f"\\boxed{{{gold}}}", gold, {}).correct
+
+
+def test_a_piecewise_function_is_read_out_of_its_box():
+    gold = "f(x)=\\left\\{\\begin{array}{ll}x & x\\ge 0\\\\ -x & x<0\\end{array}\\right."
+    assert math(f"Hence $\\boxed{{{gold}}}$.", gold, {}).extracted == gold
+    assert math(f"Hence $\\boxed{{{gold}}}$.", gold, {}).correct
+    assert not math(f"Hence $\\boxed{{{gold}}}$.".replace("-x", "2x"), gold, {}).correct
