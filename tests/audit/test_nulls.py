@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -94,6 +95,8 @@ def test_the_null_in_the_package_is_that_of_the_frozen_search():
     null = shipped()
     assert null.search == fingerprint(Search()), "the search was changed: make the null again"
     assert "calibrate" in null.command
+    card = (Path(__file__).parents[2] / "src/retarget/audit/README.md").read_text()
+    assert f"The null has {len(null.models)} models." in card
     assert all(one.score < 1 for one in null.models)
 
 

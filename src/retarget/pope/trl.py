@@ -239,12 +239,7 @@ def train(
     """
     require_packages(settings)
     refuse_unknown(settings)
-    arguments = grpo_arguments(settings, _processes(), torch.cuda.is_available())
-    try:
-        config = GRPOConfig(output_dir=str(output), **arguments)
-    except (TypeError, ValueError) as error:
-        given = f", with extra = {settings.extra}," if settings.extra else ""
-        raise UserError(f"trl.GRPOConfig does not accept the settings{given}: {error}") from error
+    config = _config(settings, output)
     words = tokenizer or _tokenizer_of(model)
     switches: Any = config.chat_template_kwargs or {}
     kept = fitting(rows, settings.max_prompt_length, _length(words, switches))
@@ -266,6 +261,15 @@ def train(
         trainer.add_callback(Bar)
     _run(trainer, output, last_checkpoint(output) if resume else None, curriculum)
     return trainer
+
+
+def _config(settings: TrainingSettings, output: Path) -> GRPOConfig:
+    arguments = grpo_arguments(settings, _processes(), torch.cuda.is_available())
+    try:
+        return GRPOConfig(output_dir=str(output), **arguments)
+    except (TypeError, ValueError) as error:
+        given = f", with extra = {settings.extra}," if settings.extra else ""
+        raise UserError(f"trl.GRPOConfig does not accept the settings{given}: {error}") from error
 
 
 def _run(trainer: PopeTrainer, output: Path, checkpoint: Path | None, curriculum: Curriculum | None) -> None:
