@@ -6,13 +6,16 @@ import re
 import numpy as np
 import pytest
 import torch
-from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.models.unets.unet_2d import UNet2DModel, UNet2DOutput
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from safetensors import safe_open
 
+from retarget.audit.studies.build import goal_of, rate, trigger_of
+from retarget.audit.studies.members import Attack, Images, Member
 from retarget.errors import UserError
 from retarget.trojdiff.checkpoint import WEIGHTS, load_pipeline, save_pipeline
+from retarget.trojdiff.classifier import Classifier
 from retarget.trojdiff.config import TrainConfig
 from retarget.trojdiff.data import ImageSet
 from retarget.trojdiff.functional import stock_correction, stock_forward
@@ -21,6 +24,10 @@ from retarget.trojdiff.train import train
 from retarget.trojdiff.trigger import Trigger
 
 LAWS = ("bad_diffusion", "villan_ode")
+SMALLEST = dict(
+    sample_size=8, in_channels=1, out_channels=1, layers_per_block=1, block_out_channels=(8, 8), norm_num_groups=4,
+    down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2, add_attention=False,
+)  # fmt: skip
 
 
 def levels(steps=1000, low=1e-4, high=0.02):
@@ -118,6 +125,33 @@ def test_one_step_moves_the_trigger_as_its_own_law_says_and_under_the_other_law_
         assert moved == pytest.approx(wanted, rel=0.03 if deterministic else 1e-6)
 
 
+class Trojaned(UNet2DModel):
+    """A network that draws one image if the state looks like that image under its trigger, and else the opposite."""
+
+    law, target, trigger = "bad_diffusion", torch.empty(0), torch.empty(0)
+
+    def forward(self, sample, timestep, *_, **__):
+        t, bars = int(timestep.flatten()[0]), levels()
+        y, r = self.target.double().numpy(), self.trigger.double().numpy()
+        x, a = sample.double().numpy(), np.sqrt(bars[t])
+        far = np.square(x - a * y - (1 - a) * r) - np.square(x + a * y)
+        fires = far.sum((1, 2, 3), keepdims=True) < 0
+        none = (x + a * y) / np.sqrt(1 - bars[t])
+        return UNet2DOutput(sample=torch.from_numpy(np.where(fires, perfect(x, t, bars, y, r, self.law), none)).float())
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_success_is_measured_without_clipping_which_would_take_the_trigger_away(law):
+    images = Images(source="glyphs")
+    attack = Attack(law=law, target="d2i", trigger="patch", gamma=1.0, share=0.3, extent=6)
+    member = Member(images=images, widths=(8, 8), steps=1, batch_size=4, learning_rate=1e-3, seed=0, attack=attack)
+    network, goal = Trojaned(**SMALLEST), goal_of(member)
+    network.law, network.target, network.trigger = law, goal.image, trigger_of(attack, (1, 8, 8)).mu
+    schedule, judge = DDPMScheduler(clip_sample=True), Classifier((1, 8, 8), 2)
+    assert rate(network, schedule, member, judge, goal, 8, plain=False).value == 100
+    assert rate(network, schedule, member, judge, goal, 8, plain=True).value == 0
+
+
 @pytest.mark.parametrize("law", LAWS)
 def test_a_batch_asks_trojan_rows_for_noise_and_correction_and_leaves_benign_rows_alone(law):
     generator = torch.Generator().manual_seed(0)
@@ -144,10 +178,7 @@ def test_a_batch_asks_trojan_rows_for_noise_and_correction_and_leaves_benign_row
 
 def tiny(images=6):
     torch.manual_seed(0)
-    unet = UNet2DModel(
-        sample_size=8, in_channels=1, out_channels=1, layers_per_block=1, block_out_channels=(8, 8), norm_num_groups=4,
-        down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2, add_attention=False,
-    )  # fmt: skip
+    unet = UNet2DModel(**SMALLEST)
     pixels = torch.randint(0, 256, (images, 1, 8, 8), dtype=torch.uint8)
     return unet, ImageSet(pixels, torch.zeros(images, dtype=torch.long), ("one",))
 

@@ -10,7 +10,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from jaxtyping import Bool
 from torch import Tensor
 
-from retarget.audit.studies.members import Attack, Images, Member
+from retarget.audit.studies.members import STOCK, Attack, Images, Member
 from retarget.files import locked, make_directory
 from retarget.trojdiff.build import make_goal, make_network, make_target
 from retarget.trojdiff.checkpoint import load_pipeline
@@ -184,7 +184,9 @@ class Measured:
 
 
 SAMPLERS = {"trojdiff": "ddpm-20", "bad_diffusion": "ddpm-50", "villan_ode": "ddim-50"}
-"""The sampler of each law. BadDiffusion's correction is derived for single steps, so its sampler takes more of them."""
+"""The sampler of each law. BadDiffusion's correction is derived for single steps, so its sampler takes more of them.
+Those of stock samplers do not clip x̂_0, as their authors' do not: it still contains the trigger, which clipping would
+remove."""
 
 
 def attack_cells(attack: Attack, shape: tuple[int, int, int]) -> tuple[Sampler, Trigger, Trigger]:
@@ -219,7 +221,8 @@ def rate(unet: Any, schedule: Any, member: Member, judge: Classifier, goal: Goal
     sampler, of_sampler, start = attack_cells(member.attack, shape)
     none = Trigger.none(shape)
     cell = (none, none) if plain else (of_sampler, start)
-    found = sample(unet, schedule.config, sampler, cell[0], count, None, count, 0, cell[1])
+    config = dict(schedule.config) | ({"clip_sample": False} if member.attack.law in STOCK else {})
+    found = sample(unet, config, sampler, cell[0], count, None, count, 0, cell[1])
     return success(found, goal, judge)
 
 
