@@ -46,9 +46,10 @@ def _wrong(change: dict[str, Any], studies: list[Record]) -> list[str]:
 
 
 def _is_of(one: Record, change: dict[str, Any]) -> bool:
-    settings = one.study["plan"]["settings"]
-    asked = change["settings"]
-    return one.study["plan"]["study"] == change["study"] and all(settings.get(key) == asked[key] for key in asked)
+    plan, asked = one.study["plan"], change["settings"]
+    if plan["study"] != change["study"] or any(plan["settings"].get(key) != asked[key] for key in asked):
+        return False
+    return "arms" not in change or any(arm["name"] in change["arms"] for arm in plan["arms"])
 
 
 def _commit(one: Record) -> str:
