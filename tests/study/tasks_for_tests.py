@@ -110,6 +110,40 @@ def torch_gradient(run):
     return {"sum": float(layer.weight.grad.double().sum()), "threads": float(torch.get_num_threads())}
 
 
+def imports_torch_late(run):
+    """A number from torch's own generator, which nobody has seeded but the worker."""
+    import torch
+
+    return {"drawn": float(torch.rand(1))}
+
+
+def leaves_traces(run):
+    """What a task finds in its worker, and then changes."""
+    import torch
+
+    found = {
+        "bits": 8 * torch.rand(1).element_size(),
+        "gradients": float(torch.is_grad_enabled()),
+        "deterministic": float(torch.are_deterministic_algorithms_enabled()),
+        "benchmark": float(torch.backends.cudnn.benchmark),
+        "device": float(torch.get_default_device().type == "cpu"),
+        "folder": float(len(os.getcwd())),
+        "variable": float("LEFT_BY_A_RUN" in os.environ),
+        "path": float(len(os.environ.get("PATH", ""))),
+        "divide": float(np.geterr()["divide"] == "raise"),
+    }
+    torch.set_default_dtype(torch.float64)
+    torch.set_grad_enabled(False)
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = not torch.backends.cudnn.benchmark
+    torch.set_default_device("meta")
+    os.chdir(run.directory)
+    os.environ["LEFT_BY_A_RUN"] = "1"
+    os.environ["PATH"] = "/nowhere"
+    np.seterr(divide="raise")
+    return found
+
+
 def follow(run):
     """An arm that needs another reads its predictions."""
     if run.arm != "first":

@@ -5,12 +5,10 @@ processes that a task starts (loaders, ranks) are killed together with the worke
 """
 
 import faulthandler
-import gc
 import math
 import multiprocessing
 import os
 import platform
-import random
 import signal
 import sys
 import threading
@@ -23,12 +21,11 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
-
 from retarget.errors import DivergedError, UserError
 from retarget.files import cannot_write, locked, make_directory, write_json
 from retarget.own import load
 from retarget.study.record import Run, read_status, write_status
+from retarget.study.start import Start
 from retarget.study.statistics import LARGEST
 from retarget.study.tracking import Track
 
@@ -143,6 +140,7 @@ def worker_main(connection: Connection) -> None:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, PARENTS)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    start = Start()
     while True:
         try:
             job = connection.recv()
@@ -155,16 +153,19 @@ def worker_main(connection: Connection) -> None:
             if job.ticket:
                 job.ticket.check()
             _redirect(job.directory)
-            finished = perform(job, connection.send)
+            finished = perform(job, connection.send, start)
         except UserError as error:  # its directory cannot be read or written, or is another's: the parent records it
             finished = Finished(job.key, error=str(error))
         connection.send(finished)
 
 
-def perform(job: Job, send: Callable[[Event], None]) -> Finished:
+def perform(job: Job, send: Callable[[Event], None], start: Start | None = None) -> Finished:
     """Do one run in this process, unless it is finished; writes its status.json.
 
     It waits for the run's lock, which may still be held by a worker whose parent was killed a moment ago.
+
+    Args:
+        start: this process's, if it does several runs.
     """
     with locked(job.directory / ".lock", wait=True, what=str(job.directory)):
         status = read_status(job.directory)
@@ -180,7 +181,7 @@ def perform(job: Job, send: Callable[[Event], None]) -> Finished:
         except Exception as error:  # noqa: BLE001 - importing a module may raise anything
             return _failed(job, record, error, unusable=True)
         try:
-            with _told(_run(job, send)) as run:
+            with _told(_run(job, send, start or Start())) as run:
                 metrics = _checked(function(run), job)
                 run.close(metrics)
                 logged = run.logged()
@@ -201,9 +202,9 @@ def _told(run: Run) -> Iterator[Run]:
         run.close()
 
 
-def _run(job: Job, send: Callable[[Event], None]) -> Run:
+def _run(job: Job, send: Callable[[Event], None], start: Start) -> Run:
     config = job.config
-    _same_start(config["seed"], config["threads"])
+    start.take(config["seed"], config["threads"])
     return Run.create(
         job.directory,
         settings=config["settings"],
@@ -215,19 +216,6 @@ def _run(job: Job, send: Callable[[Event], None]) -> Run:
         report=lambda done, total, unit: send(Progress(job.key, done, total, unit)),
         track=job.track,
     )
-
-
-def _same_start(seed: int, threads: int) -> None:
-    """Reset global state, so that a run's result does not depend on what this worker did before."""
-    gc.collect()
-    random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002 - tasks and libraries may draw from it
-    torch = sys.modules.get("torch")
-    if torch:  # a task that imports torch later gets its threads from OMP_NUM_THREADS, and torch's default seed
-        torch.set_num_threads(threads)
-        torch.manual_seed(seed)
-        if torch.cuda.is_initialized():
-            torch.cuda.empty_cache()
 
 
 def _checked(metrics: Any, job: Job) -> dict[str, float]:
