@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from retarget.errors import UserError
+from retarget.files import is_there
 
 PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 KINDS = ("timm", "hf", "torchvision", "npz", "folder")
@@ -152,12 +153,14 @@ def importable(folder: Path) -> Iterator[None]:
 
 
 def sources(module: str) -> dict[str, Path]:
-    """The file of a module, and the files beside it that it imports; they are parsed, not run.
+    """The file of a module, and what it imports of the files beside it and in the working directory.
 
-    Imports inside functions count. For an installed package, only its own files are followed.
+    They are parsed, not run, and imports inside functions count. For an installed package, only its own files are
+    followed.
 
     Returns:
-        Files, keyed by their path relative to the module's folder, such as ``package/part.py``.
+        Files, keyed by their path relative to the module's folder (or the working directory), such as
+        ``package/part.py``.
     """
     first = origin_of(module)
     if first is None:
@@ -168,19 +171,40 @@ def sources(module: str) -> dict[str, Path]:
         home = home.parent
     followed = top if any(name in first.parts for name in INSTALLED) or home == Path(ast.__file__).parent else None
     found: dict[str, Path] = {}
-    left = [first]
+    left = [(first, home)]
     while left:
-        path = left.pop()
-        name = str(path.relative_to(home))
+        path, folder = left.pop()
+        name = str(path.relative_to(folder))
         if name in found:
             continue
         found[name] = path
         if path.suffix == ".py":
             left += [
-                one for imported in _imports(path, home) if followed in (None, imported.partition(".")[0])
-                for one in _files(imported, home)
+                one for imported in _imports(path, folder) if followed in (None, imported.partition(".")[0])
+                for one in _resolved(imported, home, elsewhere=followed is None)
             ]  # fmt: skip
     return dict(sorted(found.items()))
+
+
+def _resolved(module: str, home: Path, *, elsewhere: bool) -> list[tuple[Path, Path]]:
+    """The files that importing a module reads, each with its folder: the task's own, or else the working directory."""
+    found = [(file, home) for file in _files(module, home)]
+    here = Path.cwd()
+    if found or not elsewhere or home == here or not _is_found_in(here, module.partition(".")[0]):
+        return found
+    return [(file, here) for file in _files(module, here)]
+
+
+def _is_found_in(folder: Path, top: str) -> bool:
+    """Whether Python finds a module directly in this folder; this package is identified by its version."""
+    if top in ("", "retarget") or not any(is_there(folder / name) for name in (top, f"{top}.py")):
+        return False
+    try:
+        found = importlib.util.find_spec(top)
+    except (ImportError, ValueError):
+        return False
+    places = [found.origin or "", *(found.submodule_search_locations or ())] if found else []
+    return any(Path(place) in (folder / f"{top}.py", folder / top) for place in places if place)
 
 
 def _imports(path: Path, home: Path) -> Iterator[str]:

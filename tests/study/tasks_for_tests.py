@@ -127,7 +127,7 @@ def leaves_traces(run):
         "deterministic": float(torch.are_deterministic_algorithms_enabled()),
         "benchmark": float(torch.backends.cudnn.benchmark),
         "device": float(torch.get_default_device().type == "cpu"),
-        "folder": float(len(os.getcwd())),
+        "folder": float(len(str(Path.cwd()))),
         "variable": float("LEFT_BY_A_RUN" in os.environ),
         "path": float(len(os.environ.get("PATH", ""))),
         "divide": float(np.geterr()["divide"] == "raise"),

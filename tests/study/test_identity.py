@@ -8,8 +8,10 @@ from tasks_for_tests import plan
 
 from retarget.errors import UserError
 from retarget.files import write_json
+from retarget.own import importable
 from retarget.settings import Strict
 from retarget.study.config import Metric
+from retarget.study.identity import measured_by, own_sources
 from retarget.study.runner import run_study, survey
 
 
@@ -75,8 +77,108 @@ def test_a_changed_source_of_an_own_task_is_refused(tmp_path, monkeypatch):
     own = plan(task="own_task_for_identity:run", analysis=None, claims=(), seeds=[0], metrics=metrics)
     assert run_study(own, tmp_path / "s").failed == {}
     source.write_text("def run(run):\n    return {'height': 2.0 + run.seed}\n")
-    with pytest.raises(UserError, match=r"the content of .*own_task_for_identity\.py"):
+    with pytest.raises(UserError, match=r"the content of .*own_task_for_identity\.py.* Restore the code of"):
         run_study(own.model_copy(update={"seeds": (0, 1)}), tmp_path / "s")
+
+
+CHANGING = """
+import os
+from pathlib import Path
+
+def run(run):
+    if run.seed == 0:
+        Path(__file__).with_name("FILE").write_text("def run(run): return {'height': 9.0}")
+        FIRST
+    import HELPER
+    return {"height": 1.0 + run.seed}
+"""
+
+
+@pytest.mark.parametrize(
+    ("file", "first", "failed"),
+    [
+        ("TASK.py", "os._exit(1)", ["the worker process died", "TASK.py was changed after this command began"]),
+        ("TASK.py", "pass", []),
+        ("HELPER.py", "return {'height': 1.0}", ["HELPER.py was changed after this command began"]),
+        ("HELPER.py", "import HELPER", ["HELPER.py was changed after this command began"]),
+        ("unused.py", "os._exit(1)", ["the worker process died"]),
+    ],
+    ids=[
+        "another worker would load it",
+        "it was loaded",
+        "no run has loaded it",
+        "it was loaded later",
+        "not its code",
+    ],
+)
+def test_code_that_is_changed_while_its_study_runs_makes_no_run_under_the_old_fingerprint(
+    tmp_path, monkeypatch, file, first, failed
+):
+    (tmp_path / "unused.py").write_text("")
+    task, helper = f"task_of_{tmp_path.name}", f"helper_of_{tmp_path.name}"
+    named = [one.replace("TASK", task).replace("HELPER", helper) for one in (file, first, *failed)]
+    source = CHANGING.replace("FILE", named[0]).replace("FIRST", named[1]).replace("HELPER", helper)
+    (tmp_path / f"{task}.py").write_text(source)
+    (tmp_path / f"{helper}.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    metrics = (Metric(name="height", label="height"),)
+    own = plan(task=f"{task}:run", analysis=None, claims=(), seeds=[0, 1], arms=["control"], metrics=metrics)
+    errors = list(run_study(own, tmp_path / "s").failed.values())
+    assert len(errors) == len(failed)
+    assert all(message in error for message, error in zip(named[2:], errors, strict=True))
+
+
+def test_the_lines_of_analyse_are_counted_as_the_parser_counts_them(tmp_path):
+    path = tmp_path / "own.py"
+    whole = "A = 1\n\x0c\n\x1c\n\u2028\ndef run(run):\n    return {run}\ndef analyse(results):\n    return {of}\n"
+    whole = whole.replace("\x1c\n\u2028\n", '"""\x1c\u2028"""\n')
+    found = []
+    for run, of in ((1, 2), (1, 3), (4, 3)):
+        path.write_text(whole.replace("{run}", str(run)).replace("{of}", str(of)))
+        found.append(measured_by(path, {}))
+    assert found[0] == found[1] != found[2]
+
+
+def test_helpers_in_the_working_directory_are_sources_too(tmp_path, monkeypatch):
+    for name, text in {
+        "apart/own_of_cwd.py": "import json, numpy, retarget, beside_of_cwd\nfrom helps_of_cwd.inner import part",
+        "apart/beside_of_cwd.py": "import beyond_of_cwd",
+        "beside_of_cwd.py": "",
+        "beyond_of_cwd.py": "",
+        "helps_of_cwd/inner/part.py": "from .. import other",
+        "helps_of_cwd/other.py": "",
+        "numpy/__init__.py": "",
+        "unused_of_cwd.py": "",
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    with importable(tmp_path), importable(tmp_path / "apart"):
+        found = own_sources(["own_of_cwd:run", "retarget.pskd:run"])
+    assert {name: str(path.relative_to(tmp_path)) for name, path in found.items()} == {
+        "own_of_cwd.py": "apart/own_of_cwd.py",
+        "beside_of_cwd.py": "apart/beside_of_cwd.py",
+        "beyond_of_cwd.py": "beyond_of_cwd.py",
+        "helps_of_cwd/inner/part.py": "helps_of_cwd/inner/part.py",
+        "helps_of_cwd/other.py": "helps_of_cwd/other.py",
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("null", "is damaged: it is not the record of a run. Delete"),
+        ("[1]", "is damaged: it is not the record of a run. Delete"),
+        ('{"settings": 3}', "is damaged: it is not the record of a run. Delete"),
+        ("{}", "was made with study = nothing"),
+        ('{"task_name": "toy", "run_hash": "x"}', "was changed after it was written"),
+    ],
+)
+def test_a_record_of_a_run_that_is_none_is_named(tmp_path, text, message):
+    run_study(plan(seeds=[0], arms=["control"]), tmp_path)
+    (tmp_path / "runs" / "control" / "seed-0" / "config.json").write_text(text)
+    with pytest.raises(UserError, match=message):
+        survey(plan(seeds=[0], arms=["control"]), tmp_path)
 
 
 def test_a_record_from_before_names_and_new_settings_is_known_again(tmp_path):

@@ -115,7 +115,7 @@ def analyse(results):
     code, _, err = call(capsys, path, "--preset", "small", "--out", "here", "--seeds", "0", "1")
     assert code == 1
     assert f"the content of {helper.name} =" in err
-    assert "Restore the data of the earlier runs, or choose another --out" in err
+    assert "Restore the code of the earlier runs, or choose another --out" in err
     helper.write_text("LIFT = 3\n")
     assert call(capsys, path, "--preset", "small", "--out", "here", "--seeds", "0", "1")[0] == 0
 

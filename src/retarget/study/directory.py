@@ -81,7 +81,7 @@ def look(root: Path, asked: StudyPlan, *, remember: bool = False) -> Opened:
         record = read_json(directory / "config.json")
         same_run(directory / "config.json", record, plan, plan.identity(cell.condition, cell.arm, cell.seed))
         try:
-            same_content(directory, record.get("content", {}), found)
+            same_content(directory, record.get("content", {}), found, asked.data)
         except UserError:
             if _kept(directory):
                 raise

@@ -1,7 +1,8 @@
 """Check that a recorded run is the one that a plan asks for: settings, task, data; also for older records."""
 
 import ast
-from collections.abc import Mapping
+import io
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from retarget.study.config import StudyPlan
 
 REMEDY = "Choose another --out, or use the settings that the directory was made with"
 DATA_REMEDY = "Restore the data of the earlier runs, or choose another --out"
+SOURCE_REMEDY = "Restore the code of the earlier runs, or choose another --out"
 CACHE = ".content.json"
 """File in a study's directory that caches its data's fingerprints; deleting it costs only time."""
 
@@ -35,16 +37,23 @@ def contents(plan: StudyPlan, root: Path, *, remember: bool) -> dict[str, str]:
     known: dict[str, list[Any]] = _read_cache(cache)
     before = dict(known)
     found = {path: content(path, known) for path in plan.data if is_there(path)}
-    for part in (plan.task, *plan.own_parts):
-        module = part.partition(":")[0]
-        if module.partition(".")[0] != "retarget":  # this package's tasks are identified by name, not source
-            found |= {name: _measured_by(path, known) for name, path in sources(module).items()}
+    found |= {name: measured_by(path, known) for name, path in own_sources((plan.task, *plan.own_parts)).items()}
     if remember and known != before:
         write_json(cache, known)
     return found
 
 
-def _measured_by(path: Path, known: dict[str, list[Any]]) -> str:
+def own_sources(parts: Iterable[str]) -> dict[str, Path]:
+    """The files behind the import paths of users' own parts, keyed as :func:`retarget.own.sources` keys them."""
+    found: dict[str, Path] = {}
+    for part in parts:
+        module = part.partition(":")[0]
+        if module.partition(".")[0] != "retarget":  # this package's tasks are identified by name, not source
+            found |= sources(module)
+    return found
+
+
+def measured_by(path: Path, known: dict[str, list[Any]]) -> str:
     """The fingerprint of a source without its function ``analyse``, which reads finished runs and changes none."""
     try:
         text = path.read_text(encoding="utf-8")
@@ -53,7 +62,7 @@ def _measured_by(path: Path, known: dict[str, list[Any]]) -> str:
         return content(path, known)
     if not parts:
         return content(path, known)
-    lines = text.splitlines(keepends=True)
+    lines = list(io.StringIO(text))  # split at line ends only, as the parser counts, and not at form feeds
     for one in reversed(parts):
         first = min([one.lineno, *(decorator.lineno for decorator in one.decorator_list)])
         del lines[first - 1 : one.end_lineno]
@@ -81,19 +90,28 @@ def same_run(path: Path, record: Mapping[str, Any], plan: StudyPlan, asked: Mapp
     Raises:
         UserError: values differ (the message names each), or the record was edited.
     """
+    if not isinstance(record, Mapping) or not isinstance(record.get("settings", {}), Mapping):
+        raise UserError(f"{path} is damaged: it is not the record of a run. Delete the run's directory to repeat it")
     if "task_name" in record and _hash(record) != record.get("run_hash"):
         raise UserError(f"{path} was changed after it was written: its hash is wrong. Delete the run's directory")
     refuse_other(path.parent, _flat(known_as(record, plan, asked)), _flat(asked), remedy=REMEDY)
 
 
-def same_content(where: Path, had: Mapping[str, str], now: Mapping[str, str]) -> None:
-    """Refuse data that were replaced; files that only one side knows cannot be compared."""
+def same_content(where: Path, had: Mapping[str, str], now: Mapping[str, str], data: Iterable[str]) -> None:
+    """Refuse data or code that were replaced; files that only one side knows cannot be compared.
+
+    Args:
+        where: the run's directory.
+        had, now: fingerprints by path.
+        data: which of the paths are data; the others are the user's own code.
+    """
     both = sorted(had.keys() & now.keys())
+    replaced = [path for path in both if had[path] != now[path]]
     refuse_other(
         where,
         {f"the content of {path}": had[path] for path in both},
         {f"the content of {path}": now[path] for path in both},
-        remedy=DATA_REMEDY,
+        remedy=DATA_REMEDY if set(replaced) & set(data) else SOURCE_REMEDY,
     )
 
 
@@ -144,10 +162,10 @@ def with_defaults(
 
 def _hash(record: Mapping[str, Any]) -> str:
     """The ``run_hash`` that belongs to a record's values."""
-    settings = {k: v for k, v in record["settings"].items() if k not in record.get("unmeasured", ())}
-    task = record["task_name"] or record["task"]
-    parts = {"study": record["study"], "task": task, "settings": settings}
-    return fingerprint(parts | {"seed": record["seed"], "threads": record["threads"]})
+    settings = {k: v for k, v in record.get("settings", {}).items() if k not in record.get("unmeasured", ())}
+    task = record["task_name"] or record.get("task")
+    parts = {"study": record.get("study"), "task": task, "settings": settings}
+    return fingerprint(parts | {"seed": record.get("seed"), "threads": record.get("threads")})
 
 
 def _flat(identity: Mapping[str, Any]) -> dict[str, Any]:

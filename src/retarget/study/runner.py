@@ -319,6 +319,7 @@ class _Schedule:
             () if plan.analysis else tuple(metric.name for metric in plan.metrics if not metric.optional),
             self._track(cell),
             Ticket.of(self.root / ".lock"),
+            (plan.task, *plan.own_parts),
         )
 
     def _track(self, cell: Cell) -> tracking.Track | None:

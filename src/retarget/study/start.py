@@ -4,7 +4,7 @@ import gc
 import os
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -12,6 +12,9 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+
+from retarget.errors import UserError
+from retarget.study.identity import measured_by, own_sources
 
 
 class Start:
@@ -25,6 +28,7 @@ class Start:
         self._around: _Surroundings | None = None
         self._torch: _TorchState | None = None
         self._seed, self._threads = 0, 1
+        self._loaded: set[str] = set()
 
     def take(self, seed: int, threads: int) -> None:
         """Restore the process, and seed its random number generators.
@@ -44,6 +48,27 @@ class Start:
         np.random.seed(seed)  # noqa: NPY002 - tasks and libraries may draw from it
         if "torch" in sys.modules:
             self._take_torch(sys.modules["torch"])
+
+    def refuse_changed(self, parts: Iterable[str], recorded: Mapping[str, str]) -> None:
+        """Refuse a run whose code was changed on disk after its command recorded it, and before it was loaded here.
+
+        Args:
+            parts: import paths of the user's own code.
+            recorded: fingerprints of its files, by their names.
+
+        Raises:
+            UserError: a file that this process has loaded since its last run, or may load later, differs.
+        """
+        found = own_sources(parts)
+        known = {name: path for name, path in found.items() if name in recorded and name not in self._loaded}
+        changed = [str(path) for name, path in known.items() if measured_by(path, {}) != recorded[name]]
+        if changed:
+            raise UserError(
+                f"{', '.join(changed)} was changed after this command began, so the run would be recorded under code "
+                "that did not make it. Run the same command again when the code is as you want it"
+            )
+        files = {getattr(module, "__file__", None) for module in list(sys.modules.values())}
+        self._loaded |= {name for name, path in known.items() if str(path) in files}
 
     def _take_torch(self, torch: Any) -> None:
         if self._torch is None:

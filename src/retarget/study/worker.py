@@ -76,6 +76,7 @@ class Job:
         track: the tracker, if any, to which the run's log is sent.
         needs: directories of the finished runs that the task may read, by arm.
         ticket: identifies the command whose run this is; checked before anything is written.
+        parts: import paths of the user's own code, whose sources ``config["content"]`` fingerprints.
     """
 
     key: str
@@ -87,6 +88,7 @@ class Job:
     required: tuple[str, ...] = ()
     track: Track | None = None
     ticket: Ticket | None = None
+    parts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -205,6 +207,7 @@ def _told(run: Run) -> Iterator[Run]:
 def _run(job: Job, send: Callable[[Event], None], start: Start) -> Run:
     config = job.config
     start.take(config["seed"], config["threads"])
+    start.refuse_changed(job.parts, config.get("content", {}))
     return Run.create(
         job.directory,
         settings=config["settings"],
