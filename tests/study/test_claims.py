@@ -169,6 +169,29 @@ def test_a_metric_declared_deterministic_is_judged_as_it_is():
     assert varying["p_holds"] is not None
 
 
+SIZE = Metric(name="size", label="size", deterministic=True)
+
+
+@pytest.mark.parametrize(
+    ("treated", "control", "more", "verdict", "estimate"),
+    [
+        ([0.1 + 0.2] * 3, [0.3] * 3, {}, "does not hold", 0.0),
+        ([0.1 + 0.2, 0.3], [0.3, 0.3], {}, "does not hold", 0.0),
+        ([0.3 - 0.1], [0.2 + 0.1], {"margin": 0.1}, "holds", -0.1),
+        ([0.31], [0.3], {}, "holds", 0.01),
+        ([10_000_001.0], [10_000_000.0], {}, "holds", 1.0),
+        ([0.1 + 0.2], [], {"against": 0.3, "arms": ("treated",)}, "does not hold", 0.0),
+    ],
+)
+def test_the_rounding_error_of_a_deterministic_metric_is_no_difference(treated, control, more, verdict, estimate):
+    """0.1 + 0.2 is not 0.3 in binary numbers, but whole numbers have no rounding error."""
+    study = plan(metrics=(SIZE,), seeds=list(range(len(treated))), claims=(claim(metric="size", effect=5, **more),))
+    (found,) = judge(study, {"default": {"treated": {"size": treated}, "control": {"size": control}}})
+    assert found.verdict == verdict
+    assert found.estimate == pytest.approx(estimate, abs=0 if estimate == 0 else 1e-9)
+    assert found.interval == (found.estimate, found.estimate)
+
+
 def test_holm_over_the_measured_claims_decides_in_each_chain():
     """p = 0.02 alone would hold; as one of three measured claims, behind a certain one, it does not."""
     wobble = np.array([-1.0, 0.2, 0.5, 1.1, -0.8])

@@ -130,6 +130,23 @@ def test_every_share_must_be_above_and_the_choice_of_the_lowest_is_corrected():
     assert SmallestShare(cells[2:], 50.0, 100.0).p_below(20.0) == pytest.approx(stats.norm.sf(0.1 / math.sqrt(0.0021)))
 
 
+def test_shares_of_which_lower_is_better_are_judged_by_the_largest():
+    """The share of errors is the complement of the share of successes, so its evidence is too."""
+    errors = over_items(Shares(cells=[(0, 100), (30, 100), (60, 100)]), "lower", 50.0)
+    successes = over_items(Shares(cells=[(100, 100), (70, 100), (40, 100)]), "higher", 50.0)
+    assert errors == successes
+    assert errors.estimate == pytest.approx(-10.0), "the largest share is 60 %, 10 points worse than 50 %"
+
+
+def test_a_claim_that_every_share_stays_below_a_constant_fails_by_one_cell():
+    one = claim(arms=("treated",), against=50.0, direction="lower", about="method", smallest_effect=5.0)
+    shares = Shares(cells=[(0, 100), (100, 100)])
+    found = judged([one], {"c": shares}, 3, {"treated": {"acc": [100.0] * 3}})[0]
+    assert (found.verdict, found.estimate) == ("does not hold", 50.0)
+    low, high = found.interval
+    assert 0 < low < 50 == high
+
+
 def test_binary_items_are_counted():
     found = paired_items([1, 1, 0, 0, 1], [1, 0, 1, 0, 0])
     assert found == PairedCounts(both=1, treated=2, control=1, neither=1, scale=1)

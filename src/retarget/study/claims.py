@@ -245,9 +245,10 @@ class _Writer:
 
 def _as_it_is(exact: Exact, claim: Claim, bounds: tuple[float, float]) -> dict[str, Any]:
     above, below = bounds
-    if exact.estimate > above or (claim.margin is not None and exact.estimate == above):
-        return dict(verdict="holds", below_smallest_effect=exact.estimate < below)
-    return dict(verdict="does not hold" if exact.estimate < below else "not enough evidence")
+    reaches, lacks = exact.p_above(above) == 0, exact.p_below(below) == 0
+    if reaches or (claim.margin is not None and not lacks):
+        return dict(verdict="holds", below_smallest_effect=lacks)
+    return dict(verdict="does not hold" if lacks else "not enough evidence")
 
 
 def _deciding(found: Found) -> tuple[int, int | None, str]:

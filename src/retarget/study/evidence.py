@@ -276,16 +276,20 @@ class Interval(NamedTuple):
 
 
 class Exact(NamedTuple):
-    """The exact difference of a metric that does not depend on the seed; no test is needed."""
+    """The exact difference of a metric that does not depend on the seed; no test is needed.
+
+    A difference from a bound that is at most ``noise``, the rounding error of the values, counts as none.
+    """
 
     estimate: float
     n: int
+    noise: float = 0.0
 
     def p_above(self, bound: float) -> float:
-        return 0.0 if self.estimate > bound else 1.0
+        return 0.0 if self.estimate > bound + self.noise else 1.0
 
     def p_below(self, bound: float) -> float:
-        return 0.0 if self.estimate < bound else 1.0
+        return 0.0 if self.estimate < bound - self.noise else 1.0
 
     def lower(self, alpha: float) -> float:
         return self.estimate
@@ -325,8 +329,11 @@ def over_items(items: Items, direction: str, against: float | None) -> Evidence:
     match items:
         case PairedCounts():
             found: Evidence = Pairs(items.both, items.treated, items.control, items.neither, items.scale, items.exact)
-        case Shares():
-            found = SmallestShare(tuple(items.cells), against or 0.0, items.scale)
+        case Shares() if direction == "higher":
+            return SmallestShare(tuple(items.cells), against or 0.0, items.scale)
+        case Shares():  # the worst cell is that of the largest share: of the smallest share of misses
+            misses = tuple((trials - hits, trials) for hits, trials in items.cells)
+            return SmallestShare(misses, items.scale - (against or 0.0), items.scale)
         case Resampled():
             found = Draws(tuple(sorted(items.draws)), items.estimate, items.items)
         case Groups():

@@ -30,7 +30,8 @@ class PairedCounts(Strict):
 
 
 class Shares(Strict):
-    """Hits and trials in several cells; the claim compares the smallest share with a constant.
+    """Hits and trials in several cells; the claim compares the worst share with a constant: the smallest, or the
+    largest if lower is better.
 
     Attributes:
         cells: ``(hits, trials)`` of each cell.

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from retarget.study.config import Claim, Metric, StudyPlan
 from retarget.study.evidence import Evidence, Exact, Interval, Spread, Undecided, Weakest, over_items, over_seeds
 from retarget.study.items import Items
+from retarget.study.statistics import RELATIVE_NOISE
 
 Values = Mapping[str, Mapping[str, Mapping[str, Sequence[float | None]]]]
 
@@ -88,7 +89,9 @@ class Measuring:
         metric = self.by_name.get(claim.metric)
         found = Found(claim, latest=whole.estimate, n=whole.n, missing=self._floor_missed(claim))
         if metric and metric.deterministic and isinstance(whole, Undecided):
-            found.exact = Exact(whole.estimate, whole.n)
+            noise = self._noise(claim)
+            found.exact = Exact(0.0 if abs(whole.estimate) <= noise else whole.estimate, whole.n, noise)
+            found.latest = found.exact.estimate
             return found
         stages = [self._over_seeds(claim, count) if self.plan.looks else whole for count in self.looks]
         if stages and isinstance(stages[-1], Undecided) and stages[-1].known:
@@ -148,6 +151,16 @@ class Measuring:
                 good.append(sign * (t - c))
                 scale = max(scale, abs(t), abs(c))
         return good, scale
+
+    def _noise(self, claim: Claim) -> float:
+        """The rounding error of a claim's values; whole numbers (bytes, parameters, steps) have none."""
+        arms = [self.metrics.get(condition, {}).get(arm, {}) for condition in self._conditions(claim)
+                for arm in claim.arms]  # fmt: skip
+        values = [value for arm in arms for value in arm.get(claim.metric, ()) if value is not None]
+        values += [claim.against] if claim.against is not None else []
+        if all(float(value).is_integer() for value in values):
+            return 0.0
+        return RELATIVE_NOISE * max(map(abs, values))
 
     def _over_seeds(self, claim: Claim, count: int) -> Evidence | None:
         """Evidence from the first ``count`` seeds; None if no seed (or not every set) has both arms."""
