@@ -89,6 +89,11 @@ def analyse(results):
     return Analysis(metrics=metrics, figures=[table], item_intervals={"higher": (0.5, 1.5)})
 
 
+def analyse_by_file(results):
+    """What a file in the study's directory says, in place of a user's own ``analyse`` that is edited."""
+    return Analysis.model_validate_json((results.directory / ".analysis-for-tests.json").read_text())
+
+
 def surroundings(run):
     """What a task finds in its worker: global generators, threads, environment."""
     return {

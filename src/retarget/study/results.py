@@ -85,6 +85,7 @@ class Summary(Tolerant):
     Attributes:
         looks: the sets of seeds at which verdicts were given in this directory, the last one last.
         filled_later: whether a verdict at the last look was given before some of its values existed.
+        judged_otherwise: whether a claim was judged at the last look before, by other values of the same seeds.
     """
 
     study: str
@@ -94,3 +95,4 @@ class Summary(Tolerant):
     claims: list[ClaimResult]
     looks: list[list[int]] = Field(default_factory=list)
     filled_later: bool = False
+    judged_otherwise: bool = False

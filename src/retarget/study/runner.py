@@ -1,13 +1,9 @@
 """Run a study: keep finished runs, do the remaining ones, report failures, then judge the claims."""
 
 import graphlib
-import multiprocessing
-import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +17,25 @@ from retarget.study.config import StudyPlan
 from retarget.study.directory import Cell, Opened, cells, complete, look, opened, place
 from retarget.study.executor import Executor, LocalExecutor
 from retarget.study.figures import Analysis
+from retarget.study.guard import refuse_unguarded, terminable, uninterrupted
 from retarget.study.progress import Display
 from retarget.study.record import Results, read_status, write_status
-from retarget.study.summary import collect, earlier_summary, filled_later, merge, summarise, unpaired, unplanned_looks
+from retarget.study.summary import (
+    collect,
+    earlier_summary,
+    filled_later,
+    judged_otherwise,
+    looks_of,
+    merge,
+    refuse_unknown_names,
+    summarise,
+    unpaired,
+    unplanned_looks,
+)
 from retarget.study.worker import Finished, Job, Progress, Remark, Started, Ticket
 
+LARGEST_SEED = 2**32 - 1
+"""Largest seed that numpy's generators take."""
 LET_GO_WITHIN = 5.0
 """Seconds in which the processes of a run that was killed let go of its lock."""
 
@@ -78,15 +88,16 @@ def run_study(
         MissingExtraError: the tracker, or a package that the runs need, is not installed; nothing was started.
         KeyboardInterrupt: on Ctrl-C and on SIGTERM, after the workers have been stopped.
     """
-    _refuse_unguarded()
+    refuse_unguarded()
     root = Path(directory).resolve()
     if not plan.task:
         raise UserError("the plan names no task: set task='module:function', the function that does one run")
+    _check_seeds(plan)
     if track:
         tracking.refuse_missing(track)
     if plan.packages and _left(root, look(root, plan).plan, plan):
         refuse_missing(plan.packages)
-    with _terminable(), opened(root, plan, list(command or sys.argv)) as (here, where):
+    with terminable(), opened(root, plan, list(command or sys.argv)) as (here, where):
         whole = here.plan
         _check_needs(root, plan, whole)
         if plan.prepare and _left(root, whole, plan):
@@ -96,23 +107,14 @@ def run_study(
             try:
                 failed = _Schedule(root, plan, here, where, executor, shown, track).run()
             finally:
-                with _uninterrupted():
+                with uninterrupted():
                     executor.close()
             shown.analysing()
-            summary = analyse(root, whole, _unjudged(here.later))
+            summary = analyse(root, whole, here.later)
     return Outcome(root, summary, failed, page([root], root / "report.html") if page else None)
 
 
-def _refuse_unguarded() -> None:
-    """Refuse a call from a worker that is still importing the script it was spawned for."""
-    if getattr(multiprocessing.current_process(), "_inheriting", False):  # as multiprocessing.spawn itself asks
-        raise UserError(
-            "run_study was called again by a worker, which imports the script that starts the study: put the call, and "
-            'all that should happen once, under `if __name__ == "__main__":`'
-        )
-
-
-def _unjudged(later: tuple[str, ...]) -> list[str]:
+def _unjudged(later: Sequence[str]) -> list[str]:
     if not later:
         return []
     return [
@@ -128,44 +130,45 @@ def _call(path: str, what: str, *arguments: Any) -> Any:
     return called(path, what, *arguments)
 
 
-def _analysed(plan: StudyPlan, results: Results) -> Analysis:
-    """The plan's analysis. A user's own may fail; its runs are then complete all the same."""
+def _analysed(plan: StudyPlan, results: Results, known: Collection[str]) -> Analysis:
+    """The plan's analysis. A user's own may fail, or name what is not there; its runs are then complete all the same.
+
+    Args:
+        known: ids of the claims that it may name.
+    """
     if not plan.analysis:
         return Analysis()
     found = _call(plan.analysis, "the analysis", results)
     if not isinstance(found, Analysis):
         raise UserError(f"{plan.analysis} returned {type(found).__name__}, not an Analysis")
+    if plan.analysis.partition(".")[0] != "retarget":
+        refuse_unknown_names(plan, found, known)
     return found
 
 
-def analyse(root: Path, plan: StudyPlan, notes: Sequence[str] = ()) -> dict[str, Any]:
+def analyse(root: Path, plan: StudyPlan, later: Sequence[str] = ()) -> dict[str, Any]:
     """Judge the claims on the runs in a directory; writes analysis.json and summary.json.
 
     Args:
-        notes: sentences to add to the page's notes.
+        later: claims that were added after the first run, and are not judged here.
     """
     results = Results(root, plan)
-    analysis = _analysed(plan, results)
+    analysis = _analysed(plan, results, [*(claim.id for claim in plan.claims), *later])
     values = merge(collect(results), analysis, len(plan.seeds))
     summary = summarise(plan, values, analysis)
     before = earlier_summary(root)
-    looks = _looks(before, results)
-    filled = filled_later(before, values) if before.get("looks") == looks else ""
-    warnings = [one for one in (unplanned_looks(plan, looks), filled) if one]
+    looks = looks_of(before, results)
+    again = before.get("looks") == looks
+    filled = filled_later(before, values) if again else ""
+    other = judged_otherwise(before, summary, values) if again else ""
+    warnings = [one for one in (unplanned_looks(plan, looks), filled, other) if one]
     warnings += unpaired(plan, values)
-    analysis = analysis.model_copy(update={"notes": [*analysis.notes, *warnings, *notes]})
+    analysis = analysis.model_copy(update={"notes": [*analysis.notes, *warnings, *_unjudged(later)]})
     summary |= {"looks": looks, **({"filled_later": True} if filled else {})}
+    summary |= {"judged_otherwise": True} if other else {}
     write_json(root / "analysis.json", analysis.model_dump(mode="json"))
     write_json(root / "summary.json", summary)
     return summary
-
-
-def _looks(earlier: dict[str, Any], results: Results) -> list[list[int]]:
-    """The sets of seeds at which verdicts were given in this directory, the present one last."""
-    before = earlier.get("looks", [])
-    cells = [(c.name, arm.name) for c in results.plan.conditions for arm in results.plan.arms]
-    now = [seed for seed in results.seeds if any(results.run(*cell, seed) for cell in cells)]
-    return before if before and before[-1] == now else [*before, now]
 
 
 def survey(plan: StudyPlan, directory: str | Path, jobs: int | None = 1) -> dict[str, Any]:
@@ -177,6 +180,7 @@ def survey(plan: StudyPlan, directory: str | Path, jobs: int | None = 1) -> dict
     Raises:
         UserError: the directory does not fit the plan.
     """
+    _check_seeds(plan)
     root = Path(directory).resolve()
     whole = look(root, plan).plan
     _check_needs(root, plan, whole)
@@ -359,6 +363,15 @@ class _Schedule:
             write_status(directory, {"attempts": status.get("attempts", 0)} | failure)
 
 
+def _check_seeds(plan: StudyPlan) -> None:
+    """Refuse seeds that numpy's and other generators do not take, before any run fails by one."""
+    if not plan.seeds:
+        raise UserError(f"the study {plan.study} has no seeds: give it at least one")
+    wrong = [seed for seed in plan.seeds if not 0 <= seed <= LARGEST_SEED]
+    if wrong:
+        raise UserError(f"seeds must be integers from 0 to {LARGEST_SEED}, not {', '.join(map(str, wrong))}")
+
+
 def _check_needs(root: Path, plan: StudyPlan, whole: StudyPlan) -> None:
     """Refuse arms that need each other in a circle, or need an arm that is neither requested nor finished."""
     asked = {arm.name for arm in plan.arms}
@@ -376,30 +389,3 @@ def _check_needs(root: Path, plan: StudyPlan, whole: StudyPlan) -> None:
                     f"arm {cell.arm.name} needs the run of arm {need} with seed {cell.seed}, which is not finished in "
                     f"{root}: add {need} to --arms"
                 )
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Make SIGTERM act like Ctrl-C, so that a stopped study stops its workers."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Ignore a second Ctrl-C while workers are stopped."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

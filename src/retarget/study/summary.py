@@ -1,6 +1,7 @@
 """Make summary.json: a study's results as one JSON value."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from retarget.study.claims import judge
 from retarget.study.config import StudyPlan
 from retarget.study.figures import Analysis
 from retarget.study.record import Results
-from retarget.study.statistics import LARGEST
+from retarget.study.statistics import LARGEST, RELATIVE_NOISE
 
 Values = dict[str, dict[str, dict[str, list[float | None]]]]
 """``{condition: {arm: {metric: values}}}``; values align with the seeds, None if missing."""
@@ -53,6 +54,40 @@ def merge(values: Values, analysis: Analysis, seeds: int) -> Values:
             }
             merged.setdefault(condition, {}).setdefault(arm, {}).update(judged)
     return merged
+
+
+def refuse_unknown_names(plan: StudyPlan, analysis: Analysis, claims: Collection[str]) -> None:
+    """Refuse an analysis of a user's own that names a condition, claim or figure which does not exist: a typing error.
+
+    Args:
+        claims: ids of the claims that it may name.
+    """
+    conditions = [one.name for one in plan.conditions]
+    titles = [one.title for one in analysis.figures]
+    for what, field, names, known in (
+        ("condition", "metrics", analysis.metrics, conditions),
+        ("condition", "remarks", analysis.remarks, conditions),
+        ("claim", "item_intervals", analysis.item_intervals, claims),
+        ("claim", "items", analysis.items, claims),
+        ("figure", "lead", analysis.lead, titles),
+    ):
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            raise UserError(
+                f"{plan.analysis} names the {what} {unknown[0]!r} in {field}, but the study has "
+                f"{', '.join(known) or 'none'}"
+            )
+
+
+def looks_of(earlier: Mapping[str, Any], results: Results) -> list[list[int]]:
+    """The sets of seeds at which verdicts were given in this directory, the present one last.
+
+    Without a complete run nothing was seen.
+    """
+    before = [seeds for seeds in earlier.get("looks", []) if seeds]
+    cells = [(c.name, arm.name) for c in results.plan.conditions for arm in results.plan.arms]
+    now = [seed for seed in results.seeds if any(results.run(*cell, seed) for cell in cells)]
+    return before if not now or (before and before[-1] == now) else [*before, now]
 
 
 def summarise(plan: StudyPlan, values: Values, analysis: Analysis) -> dict[str, Any]:
@@ -111,22 +146,39 @@ def filled_later(before: Mapping[str, Any], values: Values) -> str:
         values: today's values, of the same seeds.
     """
     decided = [one for one in before.get("claims", []) if one["verdict"] in ("holds", "does not hold")]
-    earlier = before.get("conditions", {})
-    new = [
-        claim["id"]
-        for claim in decided
-        for condition in ([claim["condition"]] if claim["condition"] else earlier)
-        for arm in claim["arms"]
-        if _gained(
-            earlier.get(condition, {}).get(arm, {}).get(claim["metric"], {}).get("values", ()),
-            values.get(condition, {}).get(arm, {}).get(claim["metric"], ()),
-        )
-    ]
+    new = [claim["id"] for claim in decided if any(_gained(*pair) for pair in _then_and_now(before, values, claim))]
     if not new and not before.get("filled_later"):
         return ""
     return (
         "Claims were decided at these seeds before some of their runs were complete, and have been judged again since: "
         "the error rates hold only if it did not depend on the verdict which runs were repeated."
+    )
+
+
+def judged_otherwise(before: Mapping[str, Any], summary: Mapping[str, Any], values: Values) -> str:
+    """A warning if claims were judged before at the same seeds by other values, as after a change of ``analyse``.
+
+    Args:
+        before: the content of the earlier summary.json, empty if there was none.
+        summary: that of the present one.
+        values: today's values, of the same seeds.
+    """
+    now = {claim["id"]: claim for claim in summary["claims"]}
+    changed = []
+    for claim in before.get("claims", []):
+        pairs = list(_then_and_now(before, values, claim))
+        if any(_gained(*pair) for pair in pairs):
+            continue  # runs were completed, which filled_later tells
+        pairs.append(([claim.get("estimate")], [now.get(claim["id"], {}).get("estimate")]))  # items are not by seed
+        if any(_replaced(*pair) for pair in pairs):
+            changed.append(claim["id"])
+    if not changed and not before.get("judged_otherwise"):
+        return ""
+    which = f" ({', '.join(changed)})" if changed else ""
+    return (
+        f"Claims{which} were judged in this directory before, at the same seeds, by other values, and have been judged "
+        "again by another analysis or from repeated runs: the error rates hold only for an analysis that was fixed "
+        "before the results were seen."
     )
 
 
@@ -143,13 +195,32 @@ def unpaired(plan: StudyPlan, values: Values) -> list[str]:
                 seed for seed, *row in rows if row[at] is None and (len(row) == 1 or any(v is not None for v in row))
             ]
             if 0 < len(lost) < len(rows):
-                label = next(one.label for one in plan.arms if one.name == arm)
+                label = next((one.label for one in plan.arms if one.name == arm), arm)
                 lines.append(
                     f"{label} has no {claim.metric} on {'seed' if len(lost) == 1 else 'seeds'} "
                     f"{', '.join(map(str, lost))}{where}: the verdict is about the other seeds, and it is biased if it "
                     "depends on the arm which runs fail."
                 )
     return list(dict.fromkeys(lines))
+
+
+def _then_and_now(
+    before: Mapping[str, Any], values: Values, claim: Mapping[str, Any]
+) -> Iterator[tuple[Sequence[float | None], Sequence[float | None]]]:
+    """The values of an earlier summary's claim, then and now, for each of its conditions and arms."""
+    earlier = before.get("conditions", {})
+    for condition in [claim["condition"]] if claim["condition"] else earlier:
+        for arm in claim["arms"]:
+            then = earlier.get(condition, {}).get(arm, {}).get(claim["metric"], {}).get("values", ())
+            yield then, values.get(condition, {}).get(arm, {}).get(claim["metric"], ())
+
+
+def _replaced(before: Sequence[float | None], now: Sequence[float | None]) -> bool:
+    """Whether a value that was there is another one now, beyond rounding, or is gone."""
+    return any(
+        then is not None and (value is None or not math.isclose(then, value, rel_tol=RELATIVE_NOISE))
+        for then, value in zip(before, now, strict=False)
+    )
 
 
 def _gained(before: Sequence[float | None], now: Sequence[float | None]) -> bool:
