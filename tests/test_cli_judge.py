@@ -7,6 +7,7 @@ import pytest
 
 from retarget import cli
 from retarget.cli import main
+from retarget.study.record import read_plan
 
 TOY = Path(__file__).parent / "study"
 CLAIMS = """
@@ -74,9 +75,28 @@ def test_claims_that_were_changed_after_a_judgement_are_told_of(capsys, tmp_path
     (tmp_path / "claims.toml").write_text(CLAIMS.replace("0.5", "0.1"))
     call(capsys, *words)
     assert (
-        "Other claims, levels or looks have been judged in this directory before"
+        "Other claims, metrics, levels or looks have been judged in this directory before"
         in (tmp_path / "v" / "report.md").read_text()
     )
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [("", "deterministic = true"), ("", "floor = 95"), ("floor = 95", "floor = 10"), ("", "bounds = [0, 100]")],
+)
+def test_metrics_that_were_changed_after_a_judgement_are_told_of(capsys, tmp_path, before, after):
+    words = ("judge", "runs.csv", "--claims", "claims.toml", "--out", "v")
+    record, notes = tmp_path / "v" / "study.json", []
+    for rule in (before, before, after, after):
+        (tmp_path / "claims.toml").write_text(f'{CLAIMS}\n[[metrics]]\nname = "acc"\n{rule}\n')
+        assert call(capsys, *words)[0] == 0
+        notes.append("Other claims, metrics, levels or looks" in (tmp_path / "v" / "report.md").read_text())
+    assert notes == [False, False, True, True]
+    claims_alone = json.loads(record.read_text()) | {"earlier_claims": []}
+    claims_alone["claims_hash"] = read_plan(record).claims_hash()  # as earlier versions recorded it
+    record.write_text(json.dumps(claims_alone))
+    assert call(capsys, *words)[0] == 0
+    assert "Other claims" not in (tmp_path / "v" / "report.md").read_text()
 
 
 def test_a_judgement_never_replaces_something_else(capsys, tmp_path):

@@ -186,3 +186,18 @@ def test_a_unit_and_a_direction_that_look_mistaken_are_named():
     (said,) = arrange(rows, asked(metrics=(loss,))).doubts
     assert "direction = higher, but its metric says that lower is better" in said
     assert arrange(runs("old", OLD) + runs("new", NEW), asked()).doubts == []
+
+
+def test_a_floor_on_a_metric_that_a_claim_wants_lower_must_say_which_way_it_goes():
+    """A claim that accuracy falls, with a floor of 50 on that accuracy: the floor is no ceiling."""
+    lower = dict(direction="lower", floor=("acc", 45.0))
+    rows = runs("old", OLD) + runs("new", [value - 2 for value in OLD])
+    with pytest.raises(
+        UserError, match=r'claim c has a floor on acc, .*\[\[metrics\]\] with name = "acc" and better ='
+    ):
+        verdicts(rows, asked(lower))
+    for better, verdict in (("higher", "holds"), ("lower", "not measured")):
+        metrics = (Metric(name="acc", label="acc", better=better),)
+        (one,) = verdicts([*rows[:3], *runs("new", [47.9, 49.1, 47.4])], asked(lower, metrics=metrics))
+        assert one.verdict == verdict
+    assert verdicts(rows, asked(dict(floor=("acc", 45.0))))[0].verdict != "not measured", "it is clear what is meant"

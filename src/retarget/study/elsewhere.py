@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -106,6 +106,7 @@ def arrange(rows: Sequence[Row], asked: Asked) -> Elsewhere:
     conditions = _labelled(table.conditions, asked.conditions, Condition)
     known = {metric.name for metric in asked.metrics}
     better = {claim.metric: {"better": claim.direction} for claim in asked.claims}
+    _refuse_unclear_floors(asked.claims, known)
     others = [
         dict(name=one, label=one, decimals=table.decimals(one)) | better.get(one, {})
         for one in table.metrics if one not in known
@@ -134,6 +135,19 @@ def arrange(rows: Sequence[Row], asked: Asked) -> Elsewhere:
         if items is not None:
             found.items[claim.id] = items
     return found
+
+
+def _refuse_unclear_floors(claims: Sequence[Claim], declared: Collection[str]) -> None:
+    """Refuse a floor by a metric that claims want lower, unless it is declared whether its floor is a ceiling."""
+    lower = {claim.metric for claim in claims if claim.direction == "lower"}
+    for claim in claims:
+        name = claim.floor[0] if claim.floor else ""
+        if name in lower and name not in declared:
+            raise UserError(
+                f"claim {claim.id} has a floor on {name}, of which a claim says that lower is a gain, so it could be "
+                f'meant as the least or as the most: add [[metrics]] with name = "{name}" and better = "higher" for '
+                'the least, or better = "lower" for the most'
+            )
 
 
 def _doubts(asked: Asked, table: "_Table") -> list[str]:

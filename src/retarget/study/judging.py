@@ -7,11 +7,13 @@ from typing import Any
 import retarget
 from retarget.errors import UserError
 from retarget.files import locked, make_directory, read_json, write_json
-from retarget.identity import content
+from retarget.identity import content, fingerprint
 from retarget.study.claims import outlooks
+from retarget.study.config import StudyPlan
 from retarget.study.elsewhere import Elsewhere
 from retarget.study.figures import Analysis
 from retarget.study.power import Outlook
+from retarget.study.record import read_plan
 from retarget.study.summary import earlier_summary, filled_later, summarise, unpaired, unplanned_looks
 
 PROSPECTS = (3, 5, 10, 20, 50)
@@ -39,20 +41,21 @@ def write(found: Elsewhere, out: Path, *, command: str, sources: Sequence[Path])
         now, looks = list(plan.seeds), earlier.get("looks", [])
         again = bool(looks) and looks[-1] == now
         looks = looks if looks and looks[-1] == now else [*looks, now]
-        hashes = [one for one in before if one != plan.claims_hash()]
+        judged_by = rules_hash(plan)
+        hashes = [one for one in before if one != judged_by]
         filled = filled_later(earlier, found.values) if again else ""
         notes = [unplanned_looks(plan, looks), filled, *found.doubts, *unpaired(plan, found.values)]
         if hashes:
             notes.append(
-                "Other claims, levels or looks have been judged in this directory before, but the error rates of the "
-                "verdicts hold only for claims that were fixed before the results were seen."
+                "Other claims, metrics, levels or looks have been judged in this directory before, but the error rates "
+                "of the verdicts hold only for claims that were fixed before the results were seen."
             )
         analysis = Analysis(items=found.items, item_label="interval over items", notes=[one for one in notes if one])
         summary = summarise(plan, found.values, analysis) | {"looks": looks}
         summary |= {"filled_later": True} if filled else {}
         record = {
             "plan": plan.model_dump(mode="json"),
-            "claims_hash": plan.claims_hash(),
+            "claims_hash": judged_by,
             "earlier_claims": hashes,
             "command": command,
             "runs": "elsewhere",
@@ -74,7 +77,27 @@ def _earlier(out: Path) -> tuple[list[str], dict[str, Any]]:
     if not isinstance(record, dict) or record.get("runs") != "elsewhere":
         what = "a study of this package's runs" if record else f"something else (it has {sorted(there)[0]})"
         raise UserError(f"{out} holds {what}: choose another --out")
-    return [*record.get("earlier_claims", []), record.get("claims_hash", "")], earlier_summary(out)
+    last = record.get("claims_hash", "")
+    had = read_plan(out / "study.json")
+    if last == had.claims_hash():  # of a version whose hash left the metrics out
+        last = rules_hash(had)
+    return [*record.get("earlier_claims", []), last], earlier_summary(out)
+
+
+def rules_hash(plan: StudyPlan) -> str:
+    """Hash of the claims and of what the metrics say about how they are judged.
+
+    It is that of the claims alone if the metrics say nothing about it.
+    """
+    floors = {metric.floor for metric in plan.metrics} | {claim.floor[0] for claim in plan.claims if claim.floor}
+    rules: dict[str, Any] = {}
+    for metric in plan.metrics:
+        fields = {"deterministic", "floor", "needs", "bounds"}
+        if metric.floor is not None or metric.name in floors:
+            fields.add("better")  # whether a floor is one or a ceiling
+        stated = metric.model_dump(mode="json", include=fields, exclude_defaults=True)
+        rules |= {metric.name: stated} if stated else {}
+    return fingerprint([plan.claims_hash(), rules]) if rules else plan.claims_hash()
 
 
 def prospects(found: Elsewhere) -> str:
