@@ -67,6 +67,34 @@ USAGE = {
         ["study", "pskd", "--set", "epochs=3", "--set", "lr=0.1"],
         "--set is given twice, and the second would replace the first: write --set A=1 B=2",
     ),
+    "seeds twice": (
+        ["study", "toy", "--seeds", "0", "1", "--seeds=2"],
+        "--seeds is given twice, and the second would replace the first: write --seeds 0 1 2",
+    ),
+    "arms twice": (
+        ["study", "toy", "--arms", "control", "--arms", "treated"],
+        "--arms is given twice, and the second would replace the first: write --arms A B",
+    ),
+    "weights twice": (
+        ["study", "toy", "--looks", "3", "5", "--look-weights", ".5", "--look_weights", ".5"],
+        "--look-weights is given twice, and the second would replace the first: write --look-weights .4 .6",
+    ),
+    "cluster twice": (
+        ["study", "toy", "--cluster", "cpus=1", "--cluster", "gpus=1"],
+        "--cluster is given twice, and the second would replace the first: write --cluster A=1 B=2",
+    ),
+    "folders twice": (
+        ["judge", "--lm-eval", "a", "--lm-eval", "b", "--claims", "c"],
+        "--lm-eval is given twice, and the second would replace the first: write --lm-eval A B",
+    ),
+    "pilot alone": (
+        ["study", "toy", "--pilot", "studies"],
+        "--pilot only estimates what seeds can decide, for --dry-run: add that, or leave it out",
+    ),
+    "plan and place": (
+        ["judge", "runs.csv", "--claims", "c", "--plan", "--out", "v"],
+        "--plan only prints how many seeds decide, and writes nothing to --out: leave one of them out",
+    ),
     "no studies": (["report"], None),
 }
 

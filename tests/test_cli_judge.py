@@ -177,6 +177,13 @@ def test_a_dry_run_prints_the_power_where_a_pilot_is(capsys):
     assert json.loads(elsewhere[1])["power"] == [found]
 
 
+def test_a_dry_run_counts_the_seeds_that_its_directory_has(capsys):
+    assert call(capsys, "study", "toy", "--seeds", "0", "1", "2")[0] == 0
+    for seeds, n in ((["3", "4"], 5), (["0", "1"], 3)):
+        (found,) = json.loads(call(capsys, "study", "toy", "--dry-run", "--seeds", *seeds)[1])["power"]
+        assert (found["pilot"], found["n"]) == (3, n)
+
+
 def test_planned_looks_are_part_of_a_study_and_stand(capsys, tmp_path):
     words = ["study", "toy", "--looks", "3", "5"]
     assert call(capsys, *words, "--seeds", "0", "1", "2")[0] == 0

@@ -26,6 +26,7 @@ from retarget.settings import merged, parse_setting, read_config
 from retarget.study import own
 from retarget.study.config import StudyPlan
 from retarget.study.tracking import refuse_missing
+from retarget.verbs import refuse_twice
 
 if TYPE_CHECKING:
     from retarget.study.executor import Executor
@@ -122,8 +123,10 @@ class ReportArguments:
 
 def study(words: list[str]) -> int:
     """Run ``retarget study METHOD ...`` and return the exit code."""
-    if sum(word == "--set" or word.startswith("--set=") for word in words) > 1:
-        raise UsageError("--set is given twice, and the second would replace the first: write --set A=1 B=2")
+    refuse_twice(
+        words, {"--set": "A=1 B=2", "--seeds": "0 1 2", "--arms": "A B", "--looks": "3 5", "--look-weights": ".4 .6",
+                "--cluster": "A=1 B=2"}
+    )  # fmt: skip
     with importable(Path.cwd()):
         helped = bool({"-h", "--help"} & set(words))
         rest = [word for word in words if word not in ("-h", "--help")]
@@ -132,6 +135,8 @@ def study(words: list[str]) -> int:
         given = tyro.cli(StudyArguments, args=rest, prog="retarget study")
         if given.jobs is not None and given.jobs < 1:
             raise UsageError(f"--jobs must be at least 1, not {given.jobs}")
+        if given.pilot and not given.dry_run:
+            raise UsageError("--pilot only estimates what seeds can decide, for --dry-run: add that, or leave it out")
         with _own(given.method) as module:
             plan = resolve(given, module)
             return _describe(plan) if helped else _study(plan, given, words)
@@ -209,12 +214,14 @@ def _executor(plan: StudyPlan, given: StudyArguments, out: Path) -> "Executor":
 def _dry_run(plan: StudyPlan, given: StudyArguments, out: Path) -> int:
     """``retarget study METHOD --dry-run``: print what would be run, for how long, and what prevents it here."""
     from retarget.study import runner
+    from retarget.study.directory import look
     from retarget.study.judging import in_words
     from retarget.study.progress import duration
 
     found = runner.survey(plan, out, given.jobs or (1 if given.executor == "local" else None))
     found["executor"] = given.executor
-    prospects = _outlooks(plan, given.pilot or out, given.pilot is not None)
+    whole = look(out.resolve(), plan).plan  # the directory may have more seeds and arms, which count in its verdicts
+    prospects = _outlooks(whole, given.pilot or out, given.pilot is not None)
     found["power"] = [one._asdict() for one in prospects]
     print(json.dumps(found, indent=1, ensure_ascii=False))
     minutes = found["estimated_minutes"]
@@ -262,6 +269,7 @@ def _origin(field: FieldInfo | None, value: Any) -> str:
 
 def judge(words: list[str]) -> int:
     """Run ``retarget judge RUNS --claims TOML --out DIR`` and return the exit code."""
+    refuse_twice(words, {"--lm-eval": "A B", "--inspect": "A B"})
     given = tyro.cli(JudgeArguments, args=words, prog="retarget judge")
     if sum(map(bool, (given.runs, given.lm_eval, given.inspect))) != 1 or len(given.runs) > 1:
         raise UsageError("retarget judge needs one file of runs, or folders for --lm-eval, or folders for --inspect")
@@ -269,6 +277,8 @@ def judge(words: list[str]) -> int:
         raise UsageError("retarget judge needs --claims, a TOML file with [[claims]]")
     if given.out is None and not given.plan:
         raise UsageError("retarget judge needs --out, the directory for the page")
+    if given.out is not None and given.plan:
+        raise UsageError("--plan only prints how many seeds decide, and writes nothing to --out: leave one of them out")
     from retarget.study import elsewhere, harness, judging
     from retarget.study.rows import read_rows
 

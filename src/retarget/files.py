@@ -122,6 +122,9 @@ def _sync(path: Path) -> None:
 def cannot_write(path: Path, error: Exception) -> UserError:
     """The UserError for a path that cannot be written."""
     reason = getattr(error, "strerror", None) or error
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        file = next((one for one in (path, *path.parents) if one.exists() and not one.is_dir()), path)
+        return UserError(f"cannot write {path}: {file} is a file, not a directory. Choose another place")
     return UserError(
         f"cannot write {path}: {reason}. What was finished before is kept: free some space or choose another place, "
         "then run the same command again"

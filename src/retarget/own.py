@@ -16,7 +16,7 @@ from typing import Any
 from retarget.errors import UserError
 from retarget.files import is_there
 
-PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 KINDS = ("timm", "hf", "torchvision", "npz", "folder")
 """Prefixes before a colon that are not modules but kinds of datasets, networks and so on."""
 INSTALLED = ("site-packages", "dist-packages")
@@ -81,7 +81,7 @@ def called(path: str, what: str, *arguments: Any, **named: Any) -> Any:
         return function(*arguments, **named)
     except UserError:
         raise
-    except Exception as error:  # a user's function may raise anything
+    except (Exception, SystemExit) as error:  # a user's function may raise anything
         origin = origin_of(path.partition(":")[0])
         raise UserError(f"{what} = {path!r} failed\n{blame(error, origin.parent if origin else Path())}") from error
 

@@ -45,6 +45,22 @@ def listing(verbs: Verbs) -> str:
     return "\n".join(f"  {verb:<{width}}  {what}" for verb, (_, what) in verbs.items())
 
 
+def refuse_twice(words: Sequence[str], options: Mapping[str, str]) -> None:
+    """Refuse an option of several values that is given twice.
+
+    Args:
+        words: the arguments of a command.
+        options: an example of the values of each such option.
+
+    Raises:
+        UsageError: one is given twice.
+    """
+    given = [word.partition("=")[0].replace("_", "-") for word in words if word.startswith("--")]
+    for name, example in options.items():
+        if given.count(name) > 1:
+            raise UsageError(f"{name} is given twice, and the second would replace the first: write {name} {example}")
+
+
 def find(prog: str, verbs: Verbs, name: str) -> Callable[[list[str]], int]:
     """Import a verb's module and return its function.
 

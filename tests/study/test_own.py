@@ -80,6 +80,7 @@ def test_settings_seeds_and_arms_come_from_the_command_line(write, capsys):
         (["--set", "depth=2.0"], f"{path} has no setting depth; its settings: lift, deep"),
         (["--set", "deep.c=2"], f"{path} has no setting deep.c; its settings: deep.a, deep.b"),
         (["--set", "deep.a=.1"], "deep.a = '.1', but the plan has 1: write a number"),
+        (["--set", "deep=3"], "deep = 3, but the plan has a table with a, b: set one of these, as deep.a=VALUE"),
         (["--set", "deep.a=nan"], "settings must be numbers, texts, lists and tables"),
         (["--arms", "middle"], "no arm middle in this study: choose low, high"),
         (["--preset", "paper"], f"{path} has only the preset demo"),
@@ -128,6 +129,8 @@ RETURNED = {
     "{}": "returned nothing but not height",
     "None": "returned NoneType, not a dictionary of metrics",
     "1 / 0": "ZeroDivisionError: division by zero",
+    "{3: float('nan'), 'height': 1}": "MetricsError: the run's final metrics are not finite or above 1e+100: 3 = nan",
+    "{'height': -10**400}": "MetricsError: the run's final metrics are not finite or above 1e+100: height = -inf",
 }
 
 
@@ -159,6 +162,9 @@ def test_what_a_run_may_not_return_fails_that_run(write, capsys):
         (PLAN + "run = 3\n", "run is a int, not a function"),
         (PLAN + "def run(): pass\n", "run() must take one argument"),
         (HEAD + "plan = one(task='mine:run')\n" + RUN, "has run, but its plan sets task = 'mine:run': remove one"),
+        (HEAD + "plan = one(study='../../esc')\n" + RUN, "study = '../../esc' cannot be part of a folder's name"),
+        (HEAD + "plan = one(preset='a/b')\n" + RUN, "preset = 'a/b' cannot be part of a folder's name"),
+        (HEAD + "def plan(p, c, s, a):\n    raise SystemExit\n" + RUN, "in plan\n    raise SystemExit\nSystemExit"),
         (HEAD + "plan = one(study='pskd')\n" + RUN, "study = 'pskd' is a study that comes with retarget"),
         (HEAD + "plan = one(arms=())\n" + RUN, "claim higher names the arm high, but the study has "),
         (HEAD + "plan = one(metrics=())\n" + RUN, "claim higher names the metric height, but the study has "),
@@ -284,6 +290,41 @@ def test_an_analysis_that_fails_is_shown_by_its_line_and_can_be_mended(write, ca
     assert (code, out[:5]) == (0, "holds"), err
 
 
+IGNORES = "def plan(preset, config, seeds, arms):\n    return one(settings=config)\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["--seeds", "7", "8"],
+            "plan(...) ignores its argument seeds: it was given 7 8, and its plan has 0 1 2. Hand it",
+        ),
+        (
+            ["--arms", "low"],
+            "plan(...) ignores its argument arms: it was given low, and its plan has low high. Hand it",
+        ),
+        (
+            ["--preset", "small"],
+            "plan(...) ignores its argument preset: it was given small, and its plan has demo. Hand",
+        ),
+    ],
+)
+def test_a_function_that_ignores_its_arguments_is_told_so(write, capsys, words, message):
+    path = write(HEAD + IGNORES + RUN)
+    code, out, err = call(capsys, path, *words, "--dry-run")
+    assert (code, out) == (1, "")
+    assert message in err
+    assert call(capsys, path, "--seeds", "0", "1", "2", "--arms", "high", "low", "--dry-run")[0] == 0
+
+
+def test_a_file_may_have_a_name_in_any_letters(write, capsys, tmp_path):
+    analysis = "def analyse(results):\n    from retarget.study.figures import Analysis\n    return Analysis()\n"
+    path = write(PLAN + RUN + analysis, f"étude_{next(UNIQUE)}")
+    code, out, err = call(capsys, path, "--seeds", "0", "1")
+    assert (code, out[:5]) == (0, "holds"), err
+
+
 HOOK = "def hook(*given):\n    return given['x']\n"
 
 
@@ -293,6 +334,7 @@ HOOK = "def hook(*given):\n    return given['x']\n"
         ("prepare='{name}:hook'", HOOK, "prepare = '{name}:hook' failed\n"),
         ("remark='{name}:hook'", HOOK, "remark = '{name}:hook' failed\n"),
         ("prepare='retarget_is_not_that:hook'", "", "prepare = 'retarget_is_not_that:hook': there is no module"),
+        ("", "def analyse(results):\n    raise SystemExit\n", "raise SystemExit\nSystemExit"),
         ("", "from retarget.study.figures import Analysis\ndef analyse(results):\n"
          "    return Analysis(metrics={'default': {'low': {'depth': [1.0]}}})\n",
          "the analysis gave 1 values of depth in default/low, but the study has 3 seeds: give one value"),

@@ -141,7 +141,9 @@ def test_progress_always_tells_the_end(tmp_path):
 
 def test_a_directory_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot write .*file/run/checkpoint: Not a directory"):
+    with pytest.raises(
+        UserError, match=r"cannot write .*file/run/checkpoint: .*/file is a file, not a directory\. Choose"
+    ):
         make(tmp_path / "file" / "run")
     run = make(tmp_path / "run")
     (tmp_path / "run" / "predictions.safetensors").mkdir()

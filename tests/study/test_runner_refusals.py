@@ -74,7 +74,7 @@ def test_a_directory_that_holds_something_else_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("")
     with pytest.raises(UserError, match=r"is not empty but holds no study \(it has thesis\.tex\)"):
         run(plan(), tmp_path)
-    with pytest.raises(UserError, match=r"cannot write .*thesis\.tex"):
+    with pytest.raises(UserError, match=r"cannot write .*thesis\.tex is a file, not a directory\. Choose another"):
         run(plan(), tmp_path / "thesis.tex")
 
 

@@ -94,6 +94,9 @@ def read(
         if getattr(plan, field):
             raise UserError(f"{where} has {name}, but its plan sets {field} = {getattr(plan, field)!r}: remove one")
         given[field] = f"{module}:{name}"
+    for field, name in (("study", plan.study), ("preset", plan.preset)):
+        if not name or set(name) & set("/\\\0") or name.startswith("."):
+            raise UserError(f"{where}: {field} = {name!r} cannot be part of a folder's name: choose one like my-study")
     if plan.study in reserved:
         raise UserError(f"{where}: study = {plan.study!r} is a study that comes with retarget: choose another name")
     return plan.model_copy(update=given)
@@ -130,7 +133,27 @@ def _resolved(
     made = called(f"{module}:plan", "the study", preset, config, seeds, arms)
     if not isinstance(made, StudyPlan):
         raise UserError(f"{where}: plan(...) returned {type(made).__name__}, not a StudyPlan")
+    _refuse_ignored(made, where, preset, seeds, arms)
     return made
+
+
+def _refuse_ignored(made: StudyPlan, where: str, preset: str, seeds: list[int] | None, arms: list[str] | None) -> None:
+    """Refuse a plan that a function made of other seeds, arms or another preset than it was given."""
+    names = [arm.name for arm in made.arms]
+    for argument, asked, returned, ignored, remedy in (
+        ("preset", preset, made.preset, preset not in ("demo", made.preset), "preset=preset"),
+        ("seeds", seeds, list(made.seeds), seeds and set(seeds) != set(made.seeds), "seeds=tuple(seeds or (0, 1, 2))"),
+        ("arms", arms, names, arms and set(arms) != set(names), "arms=choose_arms(ARMS, arms)"),
+    ):
+        if ignored:
+            raise UserError(
+                f"{where}: plan(...) ignores its argument {argument}: it was given {_shown(asked)}, and its plan has "
+                f"{_shown(returned)}. Hand it on to StudyPlan, as {remedy}, or leave --{argument} out"
+            )
+
+
+def _shown(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _refuse_unlike(had: dict[str, Any], given: dict[str, Any], where: str, table: str = "") -> None:
@@ -142,6 +165,11 @@ def _refuse_unlike(had: dict[str, Any], given: dict[str, Any], where: str, table
         before = had[name]
         if isinstance(before, dict) and isinstance(value, dict):
             _refuse_unlike(before, value, where, f"{table}{name}.")
+        elif isinstance(before, dict) and before:
+            raise UserError(
+                f"{table}{name} = {value!r}, but the plan has a table with {', '.join(before)}: set one of these, as "
+                f"{table}{name}.{next(iter(before))}=VALUE"
+            )
         elif isinstance(before, bool | int | float):
             like = isinstance(value, bool) if isinstance(before, bool) else type(value) in (int, float)
             if not like:

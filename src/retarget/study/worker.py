@@ -224,9 +224,9 @@ def _run(job: Job, send: Callable[[Event], None], start: Start) -> Run:
 def _checked(metrics: Any, job: Job) -> dict[str, float]:
     if not isinstance(metrics, dict):
         raise MetricsError(f"{job.task} returned {type(metrics).__name__}, not a dictionary of metrics")
-    numbers = {str(name): _number(str(name), value) for name, value in metrics.items()}
-    numbers = {name: value if abs(value) <= LARGEST else math.nan for name, value in numbers.items()}
-    bad = [f"{n} = {metrics[n]}" for n, v in numbers.items() if not math.isfinite(v) and n not in job.optional]
+    returned = {str(name): _number(str(name), value) for name, value in metrics.items()}
+    numbers = {name: value if abs(value) <= LARGEST else math.nan for name, value in returned.items()}
+    bad = [f"{n} = {returned[n]}" for n, v in numbers.items() if not math.isfinite(v) and n not in job.optional]
     if bad:
         raise MetricsError(f"the run's final metrics are not finite or above {LARGEST:g}: {', '.join(bad)}")
     missing = [name for name in job.required if name not in numbers]
@@ -243,6 +243,8 @@ def _number(name: str, value: Any) -> float:
     try:
         if not isinstance(value, str | bytes):
             return float(value)
+    except OverflowError:  # an integer with hundreds of digits
+        return math.inf if value > 0 else -math.inf
     except (TypeError, ValueError, RuntimeError):  # a tensor of several numbers raises RuntimeError
         pass
     raise MetricsError(f"the metric {name} is {_shown(value)}, not a number")
