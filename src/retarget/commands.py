@@ -310,10 +310,14 @@ def report(words: list[str]) -> int:
     if not given.directories:
         raise UsageError("retarget report needs the directory of at least one study")
     from retarget.report import build
+    from retarget.report.source import read_study
 
     several = len(given.directories) > 1
     out = given.out or (Path() if several else given.directories[0]) / "report.html"
     print(build(list(given.directories), out))
+    for directory in given.directories:
+        if unjudged := read_study(directory).unjudged:
+            print(f"note: {directory}: {unjudged}", file=sys.stderr)
     return 0
 
 

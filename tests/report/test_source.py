@@ -1,5 +1,8 @@
+import json
+
 import pytest
 
+from retarget.cli import main
 from retarget.errors import UserError
 from retarget.report import build
 from retarget.report.source import read_study
@@ -118,3 +121,54 @@ def test_a_place_that_cannot_be_written_is_a_clear_error(study, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
         build([study()], tmp_path / "file" / "below")
+
+
+def without_last_seed(summary):
+    summary["seeds"].pop()
+    for arms in summary["conditions"].values():
+        for metrics in arms.values():
+            for spread in metrics.values():
+                spread["values"].pop()
+
+
+def test_finished_runs_that_are_not_judged_yet_are_counted(study, edit, capsys):
+    """As after an interruption: the summary is of an earlier call."""
+    directory = study()
+    assert read_study(directory).unjudged == ""
+    edit(directory / "summary.json", without_last_seed)
+    assert main(["report", str(directory)]) == 0
+    said = "6 finished runs are not judged yet: run the study's command again."
+    assert said in (directory / "report.md").read_text()
+    assert capsys.readouterr().err == f"note: {directory}: {said}\n"
+    arms = "clean", "pskd"
+    one = study("one")
+    edit(one / "summary.json", lambda value: [
+        spread["values"].__setitem__(2, None) for spread in value["conditions"][arms[0]][arms[1]].values()
+    ])  # fmt: skip
+    assert read_study(one).unjudged == "1 finished run is not judged yet: run the study's command again."
+
+
+def test_finished_runs_of_a_study_that_was_never_judged_are_counted(study):
+    directory = study()
+    (directory / "summary.json").unlink()
+    with pytest.raises(UserError, match=r"no summary\.json.*; 30 finished runs are not judged yet: run the study's"):
+        build([directory])
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"),
+    [
+        ({"error": "RuntimeError: CUDA error: assert\nCompile with X.\n", "traceback": "T\nCompile with X.\n"},
+         "RuntimeError: CUDA error: assert"),
+        ({"error": "KeyError:\n  'x'\nmore"}, "KeyError: 'x'"),
+        ({"error": "it needs a/seed-0, which failed", "traceback": ""}, "it needs a/seed-0, which failed"),
+        ({"traceback": "Traceback\n  File\nValueError: bad\n"}, "ValueError: bad"),
+        ({}, ""),
+    ],
+)  # fmt: skip
+def test_the_reason_of_a_failure_is_the_first_line_of_its_error(study, status, reason):
+    directory = study()
+    path = directory / "runs" / "clean" / "pskd" / "seed-3" / "status.json"
+    path.write_text(json.dumps({"state": "failed"} | status))
+    (failed,) = [run.reason for run in read_study(directory).runs if run.state == "failed"]
+    assert failed == reason

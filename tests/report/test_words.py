@@ -55,3 +55,13 @@ def test_a_difference_that_is_not_zero_never_reads_as_zero(value, decimals):
     assert any(digit in shown.partition("×")[0] for digit in "123456789")
     assert shown[0] == ("+" if value > 0 else words.MINUS)
     assert "-" not in shown
+
+
+@given(st.floats(1e7, 1e100), st.integers(0, 6))
+def test_a_large_number_is_short_and_right(value, decimals):
+    shown = words.number(value, decimals)
+    digits, _, exponent = shown.partition("×10")
+    assert len(shown) <= 12
+    power = int(exponent.translate(str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹", "0123456789")))
+    assert float(f"{digits}e{power}") == pytest.approx(value, rel=1e-4)
+    assert words.number(-value, decimals) == words.MINUS + shown

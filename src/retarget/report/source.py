@@ -13,6 +13,7 @@ from retarget.study.figures import Analysis
 from retarget.study.record import read_status, run_directory
 from retarget.study.results import Summary
 
+REMEDY = "pass the directory that `retarget study METHOD --out DIR` wrote"
 _PNG = b"\x89PNG\r\n\x1a\n"
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -23,7 +24,7 @@ class RunState(NamedTuple):
 
     Attributes:
         state: "complete", "failed", "running" (it was stopped), or "missing".
-        reason: the last line of a failed run's traceback.
+        reason: the first line of a failed run's error.
         seconds: duration of a complete run.
     """
 
@@ -36,7 +37,10 @@ class RunState(NamedTuple):
 
 
 class Study(NamedTuple):
-    """Everything that the page needs to know about one study; ``runs`` is empty if they were made elsewhere."""
+    """Everything that the page needs to know about one study; ``runs`` is empty if they were made elsewhere.
+
+    ``unjudged`` says how many finished runs its summary does not know; it is among the notes too.
+    """
 
     directory: Path
     plan: StudyPlan
@@ -45,6 +49,7 @@ class Study(NamedTuple):
     command: str
     environment: dict[str, Any]
     runs: list[RunState]
+    unjudged: str = ""
 
     def image(self, file: Path) -> bytes:
         """The bytes of a PNG file inside the study's directory.
@@ -73,25 +78,49 @@ def read_study(directory: Path) -> Study:
     Raises:
         UserError: it does not hold a finished study, or one of its files is damaged or has another format.
     """
-    for name in ("study.json", "summary.json"):
-        if not (directory / name).is_file():
-            raise UserError(
-                f"{directory} has no {name}, so it is not the directory of a finished study; "
-                "pass the directory that `retarget study METHOD --out DIR` wrote"
-            )
+    if not (directory / "study.json").is_file():
+        raise UserError(f"{directory} has no study.json, so it is not the directory of a finished study; {REMEDY}")
     path = directory / "study.json"
     record = printable(read_json(path))
     if not isinstance(record, dict):
         raise UserError(f"{path} is not in the format of a study: it must be an object")
     plan = _validated(StudyPlan, record.get("plan"), path)
+    elsewhere = record.get("runs") == "elsewhere"
     path = directory / "summary.json"
+    if not path.is_file():
+        unjudged = "" if elsewhere else _unjudged(directory, plan, None)
+        remedy = f"{unjudged[0].lower()}{unjudged[1:]}" if unjudged else REMEDY
+        raise UserError(f"{directory} has no summary.json, so it is not the directory of a finished study; {remedy}")
     summary = _validated(Summary, printable(read_json(path)), path)
     path = directory / "analysis.json"
     analysis = _validated(Analysis, printable(read_json(path)), path) if path.is_file() else Analysis()
     environment = {key: value for key, value in record.items() if key not in ("plan", "command", "runs")}
-    elsewhere = record.get("runs") == "elsewhere"
     runs = [] if elsewhere else [_run(directory, plan, *key) for key in _keys(plan)]
-    return Study(directory, plan, summary, analysis, str(record.get("command", "")), environment, runs)
+    unjudged = "" if elsewhere else _unjudged(directory, plan, summary)
+    analysis = analysis.model_copy(update={"notes": [*analysis.notes, unjudged]}) if unjudged else analysis
+    return Study(directory, plan, summary, analysis, str(record.get("command", "")), environment, runs, unjudged)
+
+
+def _unjudged(directory: Path, plan: StudyPlan, summary: Summary | None) -> str:
+    """A sentence if runs are complete that the summary has no value of, as after an interruption; else empty."""
+    count = sum(_is_unjudged(directory, plan, summary, *key) for key in _keys(plan))
+    if not count:
+        return ""
+    runs = "1 finished run is" if count == 1 else f"{count} finished runs are"
+    return f"{runs} not judged yet: run the study's command again."
+
+
+def _is_unjudged(
+    directory: Path, plan: StudyPlan, summary: Summary | None, condition: str, arm: str, seed: int
+) -> bool:
+    status = read_status(run_directory(directory, plan, condition, arm, seed)) or {}
+    measured = status.get("metrics") if status.get("state") == "complete" else None
+    if not measured or summary is None:
+        return bool(measured)
+    known = summary.conditions.get(condition, {}).get(arm, {})
+    judged = {name for name, one in known.items() for at, value in zip(summary.seeds, one.values, strict=False)
+              if at == seed and value is not None}  # fmt: skip
+    return judged.isdisjoint(measured)
 
 
 def printable(value: Any) -> Any:
@@ -117,9 +146,15 @@ def _run(directory: Path, plan: StudyPlan, condition: str, arm: str, seed: int) 
     status = printable(read_status(run_directory(directory, plan, condition, arm, seed)))
     if not isinstance(status, dict):
         return RunState(condition, arm, seed, "missing", "", None)
-    said = str(status.get("traceback") or status.get("error") or "").strip()
-    reason = said.splitlines()[-1].strip() if said else ""
-    return RunState(condition, arm, seed, str(status.get("state", "missing")), reason, status.get("seconds"))
+    return RunState(condition, arm, seed, str(status.get("state", "missing")), _reason(status), status.get("seconds"))
+
+
+def _reason(status: dict[str, Any]) -> str:
+    """The first line of a run's error that says something; of a record without one, the traceback's last line."""
+    said = [line.strip() for line in str(status.get("error") or "").splitlines() if line.strip()]
+    if said:
+        return " ".join(said[: 2 if said[0].endswith(":") else 1])
+    return next((line.strip() for line in reversed(str(status.get("traceback") or "").splitlines()) if line), "")
 
 
 def _validated(model: type[_Model], value: Any, path: Path) -> _Model:

@@ -20,22 +20,28 @@ ACROSS = {
 
 ARROWS = {"higher": "↑", "lower": "↓", "neither": ""}
 
+LARGEST_WRITTEN_OUT = 1e7
+"""From here on a number is written with a power of ten: its digits could not be counted at a glance."""
 MINUS = "\N{MINUS SIGN}"
 MISSING = "–"
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def number(value: float, decimals: int, signed: bool = False) -> str:
-    """A number with a real minus sign; if too small for its decimals, or below 1e-4, with a power of ten.
+    """A number with a real minus sign; with a power of ten if it is too small for its decimals, or below 1e-4, or has
+    more than seven digits before the point.
 
     >>> number(-1.5, 2), number(0.25, 1, signed=True), number(3.2e-12, 3), number(0.0, 1, signed=True)
     ('−1.50', '+0.2', '3.2×10⁻¹²', '0.0')
+    >>> number(9_999_999, 0), number(25_557_032, 0), number(-1e60, 2)
+    ('9999999', '2.5557×10⁷', '−1.0000×10⁶⁰')
     """
     if value == 0 and decimals > 4:
         return "0"
     sign = "+" if signed and value else ""
-    if 0 < abs(value) < max(1e-4, 0.5 * 10.0**-decimals):
-        digits, _, exponent = f"{value:{sign}.1e}".partition("e")
+    small = 0 < abs(value) < max(1e-4, 0.5 * 10.0**-decimals)
+    if small or abs(value) >= LARGEST_WRITTEN_OUT:
+        digits, _, exponent = f"{value:{sign}.{1 if small else 4}e}".partition("e")
         return f"{digits}×10{str(int(exponent)).translate(_RAISED)}".replace("-", MINUS)
     return f"{value:{sign}.{decimals}f}".replace("-", MINUS)
 
