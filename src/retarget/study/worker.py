@@ -240,13 +240,13 @@ def _checked(metrics: Any, job: Job) -> dict[str, float]:
 
 def _number(name: str, value: Any) -> float:
     """A metric's value as a number; a text is refused, even if it spells a number."""
-    try:
-        if not isinstance(value, str | bytes):
+    if not isinstance(value, str | bytes):
+        try:
             return float(value)
-    except OverflowError:  # an integer with hundreds of digits
-        return math.inf if value > 0 else -math.inf
-    except (TypeError, ValueError, RuntimeError):  # a tensor of several numbers raises RuntimeError
-        pass
+        except OverflowError:  # an integer with hundreds of digits
+            return math.inf if value > 0 else -math.inf
+        except (TypeError, ValueError, RuntimeError):  # a tensor of several numbers raises RuntimeError
+            pass
     raise MetricsError(f"the metric {name} is {_shown(value)}, not a number")
 
 
