@@ -38,8 +38,8 @@ class Metric(Strict):
     Attributes:
         optional: a run may leave it out or report a value that is not finite; it is then missing. For any other
             metric a value that is not finite fails the run.
-        deterministic: it does not depend on the seed (bytes, parameters, steps), so its differences are exact and
-            judged without a test. For other metrics, equal differences on every seed decide nothing.
+        deterministic: it does not depend on the seed (bytes, parameters, steps), so its differences are exact, apart
+            from rounding, and judged without a test. For other metrics, equal differences on every seed decide nothing.
         floor: the least that a control must reach on average (the most, if lower is better) for a comparison with it to
             mean anything, such as better than chance; below it no claim is tested. The name of another metric takes
             that metric's value for the same control, if chance depends on the data. A claim may set its own floor.

@@ -41,7 +41,8 @@ class Start:
         self._seed, self._threads = seed, threads
         if self._around is None:
             self._around = _Surroundings.now()
-            sys.meta_path.insert(0, _WhenImported("torch", self._take_torch))
+            if "torch" not in sys.modules:
+                sys.meta_path.insert(0, _WhenImported("torch", self._take_torch))
         else:
             self._around.restore()
         random.seed(seed)
