@@ -232,7 +232,8 @@ def test_every_form_of_options_gives_letters(tmp_path, row):
     ("row", "message"),
     [
         ({"choices": ["1", "0"], "answer": 0}, "may be the option of that number or of that text"),
-        ({"options": [1, 2], "answer": 1}, "the options cannot be read"),
+        ({"options": [1, 2], "answer": 1}, "may be the option of that number or of that text"),
+        ({"options": [[1], [2]], "answer": 1}, "the options cannot be read"),
         ({"answer": "proof"}, "no final answer, only 'proof'"),
         ({"answer": "notfound"}, "no final answer"),
     ],

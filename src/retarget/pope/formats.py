@@ -64,6 +64,7 @@ def normalised(row: Any, format: Format, fields: Mapping[str, str] | None = None
                 if name not in row:
                     raise _unnamed(name, row)
     if format == "plain":
+        row = {name: value for name, value in row.items() if value is not None}  # tables have nulls for what is missing
         answer = row.get("answer")
         plain = isinstance(answer, int | float | list) and not isinstance(answer, bool)
         return format, row | ({"answer": _answer(answer)} if plain else {}) | (
@@ -72,12 +73,17 @@ def normalised(row: Any, format: Format, fields: Mapping[str, str] | None = None
     read = {"gsm8k": _gsm8k, "math": _math}.get(format)
     found = read(row) if read else _set(row, fields or {})
     found["solution"] = _worked(found["solution"], found["answer"])
-    meta = {name: row[name] for name in META if row.get(name) is not None}
+    meta = {name: row[name] for name in META if not _missing(row.get(name))}
     return format, {**found, "id": _first(row, (fields or {}).get("id"), "id"), "meta": meta}
 
 
+def _missing(value: Any) -> bool:
+    """Whether a table holds nothing here: a null, or the number that is none."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
 def _format_of(row: dict[str, Any]) -> Format:
-    if isinstance(row.get("question"), str) and "####" in str(row.get("answer")) and "solution" not in row:
+    if isinstance(row.get("question"), str) and "####" in str(row.get("answer")) and not row.get("solution"):
         return "gsm8k"
     has_answer = any(_at(row, name) is not None for name in FIELDS["answer"])
     if isinstance(row.get("problem"), str) and not has_answer:
@@ -89,11 +95,17 @@ def _gsm8k(row: dict[str, Any]) -> dict[str, Any]:
     question, worked = _text(row, "question"), _text(row, "answer")
     if "####" not in worked:
         raise UserError("field 'answer' has no final answer after ####, as GSM8K's format requires")
-    answer = worked.rpartition("####")[2].strip().replace(",", "")
+    answer = _last_line(worked)
     return {"prompt": question, "solution": _CALCULATOR.sub("", worked), "answer": answer}
 
 
+def _last_line(worked: str) -> str:
+    return worked.rpartition("####")[2].strip().replace(",", "")
+
+
 def _math(row: dict[str, Any]) -> dict[str, Any]:
+    if row.get("solution") is None:
+        raise _named_otherwise(row)
     worked = _text(row, "solution")
     answer = row["answer"] if isinstance(row.get("answer"), str) else last_boxed(worked)
     if answer is None:
@@ -119,11 +131,25 @@ def _set(row: dict[str, Any], fields: Mapping[str, str]) -> dict[str, Any]:
     options = row.get("options") or row.get("choices")
     if options and isinstance(text, str):
         text, answer = _chosen(text, options, answer)
+    if isinstance(answer, str) and "####" in answer:  # GSM8K's worked text, in a table with other columns
+        answer = _last_line(answer)
     if isinstance(answer, str) and answer.strip().lower() in _NO_ANSWER:
         raise UserError(f"the row has no final answer, only {answer!r}: leave it out")
     if isinstance(solution, list):  # several solutions: the first
         solution = next((one for one in solution if isinstance(one, str) and one.strip()), "")
     return {"prompt": text, "solution": solution or "", "answer": _answer(answer)}
+
+
+def _named_otherwise(row: dict[str, Any]) -> UserError:
+    """What to do with a row that has neither an answer nor a solution under a known name."""
+    guesses = []
+    for name in ("answer", "solution"):
+        like = [str(one) for one, value in row.items() if name in str(one).lower() and isinstance(value, str)]
+        guesses.append(f"{name}={like[0] if len(like) == 1 else 'FIELD'}")
+    return UserError(
+        "no field 'answer' or 'solution': say which fields hold them, such as "
+        f"--fields {' '.join(guesses)} (fields: {', '.join(map(str, row))})"
+    )
 
 
 def _unnamed(name: str, row: dict[str, Any]) -> UserError:
@@ -179,6 +205,8 @@ def _chosen(question: str, options: Any, answer: Any) -> tuple[str, Any]:
         given = dict(zip(options["label"], options["text"], strict=False))
     elif isinstance(options, list):
         given = dict(zip(string.ascii_uppercase, options, strict=False))
+    if isinstance(given, dict):
+        given = {letter: _option(option) for letter, option in given.items() if not _missing(option)}
     if not isinstance(given, dict) or not all(isinstance(one, str) for part in given.items() for one in part):
         raise UserError(f"the options cannot be read: texts, or texts by letter, not {str(options)[:80]}")
     lines = []
@@ -193,6 +221,10 @@ def _chosen(question: str, options: Any, answer: Any) -> tuple[str, Any]:
     elif isinstance(answer, str) and answer not in given and list(given.values()).count(answer) == 1:
         answer = next(letter for letter, option in given.items() if option == answer)
     return "\n".join([question, *lines]), answer
+
+
+def _option(value: Any) -> Any:
+    return _answer(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
 def _said(prompt: Any) -> Any:

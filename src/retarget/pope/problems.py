@@ -1,24 +1,21 @@
 """Read, check and write problems with their oracle solutions. Invalid rows are never dropped silently."""
 
-import gzip
 import hashlib
 import json
 import logging
 import re
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, PrivateAttr, ValidationError
 
 from retarget.errors import UserError
-from retarget.extras import require
 from retarget.files import make_directory, write_text
 from retarget.pope.answers import THINKING_BEGINS, THINKING_ENDS, after_thinking
 from retarget.pope.formats import Format, normalised
+from retarget.pope.rows import Reject, rows_of
 from retarget.settings import Strict
 
 _SHOWN = 20
@@ -61,15 +58,6 @@ class Problem(Strict):
         return isinstance(other, Problem) and self.model_dump() == other.model_dump()
 
 
-@dataclass(frozen=True)
-class Reject:
-    """An invalid row: the number of its line or row, from 1, the reason, and its text."""
-
-    line: int
-    reason: str
-    text: str
-
-
 def read_problems(
     source: str | Path,
     format: Format = "auto",
@@ -103,20 +91,25 @@ def read_problems(
             A dot goes into an object: ``reward_model.ground_truth``.
         write_rejects: whether to write the rejects file.
 
+    Rows with the prompt and the answer of an earlier row are left out with a warning, whatever their ids: their copies
+    of completions would count as independent ones.
+
     Raises:
         UserError: no such source, no valid row, or invalid rows (the message lists them) without ``skip_invalid``.
     """
     problems: list[Problem] = []
     bad: list[Reject] = []
-    ids = _Ids()
+    ids, copies = _Ids(), _Copies()
     count = length or (lambda text: len(text.split()))
-    for line, row in _rows(source, split):
+    for line, row in rows_of(source, split):
         if isinstance(row, Reject):
             bad.append(row)
             continue
         try:
             problem, literal = _parsed(row, line, format, fields)
             _check(problem, solutions == "required", answer_in_solution and literal)
+            if (problem.former or problem.id not in ids.lines) and copies.holds(problem, problems):
+                continue
             problem = ids.unique(problem)
             if max_prompt_length is not None and count(problem.prompt) > max_prompt_length:
                 raise UserError(f"the prompt has {count(problem.prompt)} tokens, the limit is {max_prompt_length}")
@@ -126,6 +119,7 @@ def read_problems(
         ids.lines[problem.id] = line
         problems.append(problem)
     ids.warn_of_repeats(source)
+    copies.warn(source)
     if bad:
         _report(source, bad, len(problems), skip_invalid, rejects, write_rejects)
     if not problems:
@@ -160,6 +154,31 @@ class _Ids:
         if problem.id in self.lines:
             raise UserError(f"id {problem.id!r} is already used in line {self.lines[problem.id]}")
         return problem
+
+
+class _Copies:
+    """Rows with the question and the answer of an earlier row: one problem, which is sampled and counted once."""
+
+    def __init__(self) -> None:
+        self.places: dict[tuple[str, str], int] = {}
+        self.count = 0
+
+    def holds(self, problem: Problem, problems: list[Problem]) -> bool:
+        """Whether a problem is a copy of an earlier one, which takes its solution if it has none itself."""
+        at = self.places.setdefault((problem.prompt, problem.answer), len(problems))
+        if at == len(problems):
+            return False
+        self.count += 1
+        if problem.solution.strip() and not problems[at].solution.strip():
+            problems[at] = problems[at].model_copy(update={"solution": problem.solution})
+        return True
+
+    def warn(self, source: str | Path) -> None:
+        if self.count:
+            _LOG.warning(
+                "%s: rows left out because they have the question and the answer of an earlier row: %d; completions of "
+                "copies would not be independent", source, self.count,
+            )  # fmt: skip
 
 
 def refuse_equal_ids(problems: Sequence[Problem]) -> None:
@@ -201,7 +220,9 @@ def _parsed(row: Any, line: int, format: Format, fields: Mapping[str, str] | Non
     try:
         problem = Problem.model_validate({**plain, "id": name})
     except ValidationError as error:
-        raise UserError("; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())) from error
+        faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        other = kind == "plain" and any(e["type"] == "extra_forbidden" for e in error.errors())
+        raise UserError(faults + ("; --format set reads rows with other fields, too" if other else "")) from error
     problem._former = "" if named else f"{kind}-{line}"
     return problem, kind != "set"
 
@@ -271,74 +292,6 @@ def _holds(solution: str, answer: str) -> bool:
         return True
     bare = _SAME.sub("", answer)
     return not bare.isalnum() and next(find_answer(_SAME.sub("", solution), bare), None) is not None
-
-
-def _rows(source: str | Path, split: str) -> Iterator[tuple[int, Any]]:
-    name = str(source)
-    path = Path(source)
-    try:
-        if name.startswith("hf:"):
-            hub, _, config = name[3:].partition(":")
-            yield from enumerate(require("datasets", "rl").load_dataset(hub, config or None, split=split), 1)
-        elif path.is_dir():
-            yield from enumerate(_directory(path, split), 1)
-        elif not path.exists():
-            raise UserError(
-                f"{path}: no such file or directory (for a data set of the hub, write hf:NAME or hf:NAME:CONFIG)"
-            )
-        elif path.suffix == ".parquet":
-            yield from enumerate(require("pyarrow.parquet", "rl").read_table(path).to_pylist(), 1)
-        elif path.name.endswith((".jsonl", ".json", ".jsonl.gz", ".json.gz")):
-            yield from _json_rows(path)
-        else:
-            raise UserError(f"{path}: the name of a problem file must end in .jsonl, .json (or with .gz) or .parquet")
-    except UserError:
-        raise
-    except (OSError, EOFError, ValueError, zlib.error) as error:  # pyarrow's and datasets' errors are kinds of these
-        raise UserError(f"{source} cannot be read: {getattr(error, 'strerror', None) or error}") from error
-
-
-def _directory(path: Path, split: str) -> Iterable[Any]:
-    datasets = require("datasets", "rl")
-    if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
-        loaded = datasets.load_from_disk(str(path))
-        if not hasattr(loaded, "keys"):
-            return loaded
-        if split not in loaded:
-            raise UserError(f"{path}: no split {split!r}; it has {', '.join(loaded)}")
-        return loaded[split]
-    return datasets.load_dataset(str(path), split=split)
-
-
-def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """One object per line; a ``.json`` file may also be an array of objects."""
-    raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    raw = raw.removeprefix(b"\xef\xbb\xbf")  # the byte order mark that some editors write
-    if ".jsonl" in path.suffixes or not raw.lstrip().startswith(b"["):
-        yield from _json_lines(raw)
-        return
-    try:
-        rows = json.loads(raw.decode("utf-8"))
-    except RecursionError as error:
-        raise UserError(f"{path}: this JSON cannot be parsed: {error}") from None
-    yield from enumerate(rows, 1)
-
-
-def _json_lines(raw: bytes) -> Iterator[tuple[int, Any]]:
-    # Only \\n ends a line: splitlines would also split at characters that occur inside texts.
-    for line, content in enumerate(raw.split(b"\n"), 1):
-        if not content.strip():
-            continue
-        shown = content.decode("utf-8", errors="backslashreplace")
-        try:
-            row = json.loads(content.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            row = Reject(line, f"not UTF-8 at byte {error.start}", shown)
-        except json.JSONDecodeError as error:
-            row = Reject(line, f"not JSON: {error.msg} at column {error.colno}", shown)
-        except (ValueError, RecursionError) as error:  # a number with thousands of digits, or too deep nesting
-            row = Reject(line, f"this JSON cannot be parsed: {error}", shown)
-        yield line, row
 
 
 def _report(
