@@ -8,6 +8,8 @@ characters only.
 import re
 from collections.abc import Iterator
 
+from retarget.pope.notation import CHANGING, SCALES
+
 WITHIN = 4000
 THINKING_BEGINS, THINKING_ENDS = "<think>", "</think>"
 
@@ -50,6 +52,10 @@ _UNSETTLED = re.compile(
     r"|though|although|otherwise|when|until|squared|cubed)\b|[或到和与與至以不多少倍加减減乘除若如]|ない|または|から",
     re.IGNORECASE,
 )  # fmt: skip
+_SCALES = re.compile(rf"(?:[ \t]++(?:{'|'.join(SCALES)})s?\b)++", re.IGNORECASE)
+"""Words behind a number that belong to it: "5 million"."""
+_CHANGED = re.compile(rf"[ \t-]*+(?:{'|'.join(sorted(CHANGING))})\b(?!-)", re.IGNORECASE)
+"""A word behind a number that makes another number of it: "3 quarters"."""
 _UNFINISHED = re.compile(r"(?:[-=+*/<>^]|\\(?:cdot|times|div|approx))\Z")
 """How a formula ends that was cut off before its value: "the answer is $144 - 72 ="."""
 _NO_NAME = re.compile(
@@ -219,6 +225,8 @@ def _value(said: str, whole_line: bool) -> str | None:
     value = ", ".join(parts)
     if _UNFINISHED.search(value) or _BOX.search(value):
         return None  # cut off, or an empty box: a box with an answer has been read before
+    if scale := _SCALES.match(said, at):
+        value, at = f"{value} {scale[0].strip()}", scale.end()
     rest = said[at:]
     if value.endswith("."):  # "#### 2. Add them" is a heading
         if rest.strip():
@@ -228,7 +236,7 @@ def _value(said: str, whole_line: bool) -> str | None:
         return None  # "a number", "x more": a letter alone is an answer only if nothing follows
     tail = _TAIL.match(rest)
     assert tail is not None
-    if _UNSETTLED.search(tail[0]):
+    if _UNSETTLED.search(tail[0]) or _CHANGED.match(rest):
         return None
     after = rest[tail.end() :]
     if not after.strip():

@@ -11,11 +11,25 @@ from functools import lru_cache
 from typing import Any
 
 from retarget.errors import UserError
+from retarget.pope.notation import CHANGING, SCALES, TEXT, plain_unicode, repeating, scaled, unwrapped
+from retarget.pope.parts import (
+    UNITS,
+    as_interval,
+    assignments,
+    compounds_divided,
+    divided,
+    is_interval,
+    names,
+    other_unit,
+    set_and_row,
+    unit,
+    units_agree,
+)
 from retarget.pope.quantities import one_number, with_fractions
 
-_TEXT = r"\\(?:text(?:rm|bf|it|sf|normal)?|math(?:rm|bf|it|sf)|mbox|operatorname)\s*\{([^{}]*)\}"
 _OPTION = re.compile(
-    r"\s*\$*\s*(?:(?:option|choice)\s+)?(?:\\(?:text|mathrm|mathbf|mbox)[a-z]*\s*\{\s*)?\(?\s*(?P<letter>[A-J])\s*"
+    r"\s*\$*\s*(?:(?:[Oo]ption|[Cc]hoice)\s+)?(?:\\(?:text|mathrm|mathbf|mbox)[a-z]*\s*\{\s*"
+    r"(?:(?:[Oo]ption|[Cc]hoice)\s+)?)?\(?\s*(?P<letter>[A-J])\s*"
     r"(?P<mark>[).:]|\}?\s*(?:\\[ ,;:]|\\q?quad|\$*\s*$))"
 )
 """An answer that begins with the letter of an option: "B", "(B) 42", "option B", "\\textbf{(B)}\\ 42"."""
@@ -33,7 +47,7 @@ _MODULO = re.compile(r"\(?\s*(?:\\(?:[pb]?mod|pod)|(?<![a-z\\])mod)(?![a-z])\s*(
 _LAYOUT = re.compile(r"(?<!\\)\\[,;:!]|\\(?:left|right|displaystyle)(?![a-z])")
 _GROUPED = re.compile(r"(?<![\d.,])\d{1,3}(?: \d{3})++(?![\d/])")
 _WORD = re.compile(
-    rf"(?:\\(?:begin|end)\s*\{{[^{{}}]*\}}|{_TEXT}|\\[A-Za-z]+|(?<![A-Za-z])[A-Za-z]{{2,}})(?:\s*\^\s*\{{?\s*[23]\s*\}}?)?"
+    rf"(?:\\(?:begin|end)\s*\{{[^{{}}]*\}}|{TEXT}|\\[A-Za-z]+|(?<![A-Za-z])[A-Za-z]{{2,}})(?:\s*\^\s*\{{?\s*[23]\s*\}}?)?"
 )
 _JOINT = r"[\s,;:.]|\\[,;:!]|\\q?quad(?![a-z])|\\text\s*\{\s*(?:and|or)\s*\}|\b(?:and|or)\b"
 _LONGEST = 1000
@@ -53,20 +67,24 @@ _NAMES = _set("""
     infinity infty circ cis deg det mod alpha beta gamma delta theta lambda sigma omega phi
 """)
 """Names that belong to a formula."""
-_TELLING = _set("""
+_TELLING = (
+    CHANGING
+    | SCALES.keys()
+    | _set("""
     odd even except for if when whenever where not no only unless iff mod modulo base more less fewer greater smaller
-    least most than times thousand million billion trillion dozen squared cubed half between to through from plus minus
-    divided prime coprime composite rational irrational real complex constant increasing decreasing parallel
-    perpendicular positive negative am pm
+    least most than between to through from prime coprime composite rational irrational real complex constant increasing
+    decreasing parallel perpendicular positive negative am pm
 """)
+)
 """What changes a number that stands before it, unlike a unit."""
-_UNITS = _set("""
-    cm mm km dm ft in inch inches feet foot yd yard yards mile miles mi mph kg mg gram grams lb lbs pound pounds ounce
-    ounces oz meter meters metre metres liter liters litre litres ml dollar dollars cent cents degree degrees hour
-    hours hr hrs minute minutes second seconds sec day days week weeks month months year years unit units square cubic
-    sq cu per percent
-""")
-"""Units of a number that is given by a letter: ``x \\text{ cm}``."""
+_PLAIN_UNIT = re.compile(
+    r"(?<=\d)(?:\s*(?P<usual>(?:m|h|s|g)/[a-z]+|[A-Za-z]{2,}(?:/[a-z]+)?)|\s+(?P<words>(?:[a-z]{3,}\s+){0,2}[a-z]{3,})"
+    r"|\s*(?P<unspaced>[\u3040-\u30ff\u3400-\u9fff]+))(?=\s*(?:\^\s*\{?[23]\}?\s*)?(?:[,;.]|$|and\b|or\b|\\text))"
+)
+_UNSPACED_CHANGE = re.compile("[或到和与與至以不多少倍加减減乘除若如分半百千万萬亿億]")
+_MONEY = re.compile(r"(?:US(?=\s*\\\$)|[€£¥₹]|(?<![A-Za-z])Rs\.?)\s*(?=-?\\?\$?\d)")
+_ORDINAL = re.compile(r"(?<=\d)\s*\^\s*\{?\s*\\text\s*\{\s*(st|nd|rd|th)\s*\}\s*\}?")
+_EXPONENT = re.compile(r"([-+]?\d+(?:\.\d+)?)[eE]([-+]?\d{1,3})")
 
 
 def same(marked: str, answer: str) -> bool:
@@ -75,7 +93,7 @@ def same(marked: str, answer: str) -> bool:
     Raises:
         UserError: math-verify cannot read the gold answer.
     """
-    marked, answer = (" ".join(one.split()) for one in (marked, answer))
+    marked, answer = (plain_unicode(" ".join(one.split())) for one in (marked, answer))
     if len(marked) > _LONGEST + len(answer):
         return False
     options = _options(answer), _options(marked)
@@ -83,17 +101,34 @@ def same(marked: str, answer: str) -> bool:
     said, gold = _bare(marked), _bare(answer)
     if said == gold:
         return True
+    if (named := names(said, gold)) is not None:
+        return named
     numerals = _IN_BASE.fullmatch(gold), _IN_BASE.fullmatch(said)
     if numerals[0] and numerals[1]:  # math-verify drops the base of a numeral
         return _numeral(numerals[0]) == _numeral(numerals[1])
     if options[0] and options[1]:
         return _same_options(options[1], options[0])
+    if any(_letters(one) == other.keys() for one, other in ((gold, options[1]), (said, options[0])) if len(other) > 1):
+        return True  # AC and "A, C"
+    if not options[0] and len(options[1]) == 1 and (value := _option_value(options[1])):
+        return same(value, answer)
     if len(options[0]) == 1:  # "\\textbf{(A)}\\ 12": by its value, too
         answer = _tidy(next(iter(options[0].values()))[1]) or answer
     if answer.count(":") > 1:  # math-verify divides: 3:4:5 and 3:5:4 are one number
         parts = answer.split(":"), marked.split(":")
         return len(parts[0]) == len(parts[1]) and all(map(same, parts[1], parts[0]))
     return _same_words(marked, answer)
+
+
+def _letters(text: str) -> set[str] | None:
+    """The letters of several options that are written as one word in the order of the alphabet."""
+    return set(text) if re.fullmatch("[A-J]{2,}", text) and sorted(set(text)) == list(text) else None
+
+
+def _option_value(options: dict[str, tuple[str, str]]) -> str:
+    """What stands behind the only option's letter; empty if its mark leaves open whether the letter is an option's."""
+    mark, value = next(iter(options.values()))
+    return value if mark in (")", ".") else ""
 
 
 def _numeral(found: re.Match[str]) -> tuple[str, str]:
@@ -103,17 +138,37 @@ def _numeral(found: re.Match[str]) -> tuple[str, str]:
 def _tidy(text: str) -> str:
     r"""A text without dollar signs, its words in ``\text``, its mixed numbers with ``\frac``."""
     text = re.sub(r"(?<!\\)\\ |~", " ", text.strip()).replace("$$", "$")
-    text = re.sub(r"\b([ap])\.\s?m\.", r"\1m", text)
+    text = re.sub(r"\b([ap])\.\s?m\.", lambda found: found[1].lower() + "m", text, flags=re.IGNORECASE)
+    text = _MONEY.sub("", text)
     parts = re.split(r"(?<!\\)\$", text)
     if len(parts) > 2 and len(parts) % 2:
         parts[::2] = [re.sub(r"(?<![\\A-Za-z])[A-Za-z]{2,}", r"\\text{\g<0>}", part) for part in parts[::2]]
     text = re.sub(r"(?<![\d\\])\.(?=\d)", "0.", "".join(parts))
-    return with_fractions(text).strip().removesuffix(".")
+    text = repeating(unwrapped(scaled(with_fractions(text).strip().removesuffix("."))))
+    text = _EXPONENT.sub(r"\1 \\times 10^{\2}", text) if _EXPONENT.fullmatch(text.strip()) else text
+    return compounds_divided(_PLAIN_UNIT.sub(_in_text, _ORDINAL.sub(r"\\text{\1}", text)))
+
+
+def _in_text(found: re.Match[str]) -> str:
+    r"""A unit that stands behind a number in plain text, in ``\text``; anything else as it is.
+
+    >>> _tidy("12 km/h"), _tidy("5 people"), _tidy("2ab"), _tidy("5 cm^2, 3 or more")
+    ('12\\text{ km/h}', '5\\text{ people}', '2ab', '5\\text{ cm}^2, 3 or more')
+    """
+    usual, unspaced = found["usual"], found["unspaced"]
+    if unspaced:
+        known = not _UNSPACED_CHANGE.search(unspaced)
+    else:
+        spaced = usual is None or (found[0] != usual and len(usual) > 2 and usual.islower())
+        words = set(re.split(r"[\s/]+", usual or found["words"]))
+        known = all(one in UNITS or one in "mhs" for one in words)
+        known = known or (spaced and not words & (_TELLING | _NAMES | _JOINED | _FILLERS))
+    return rf"\text{{ {found[0].strip()}}}" if known else found[0]
 
 
 def _bare(text: str) -> str:
     """How an answer is written, apart from what does not change it: spaces, fonts, sizes, braces around a modulus."""
-    text = _LAYOUT.sub("", re.sub(_TEXT, r"\1", text))
+    text = _LAYOUT.sub("", re.sub(TEXT, r"\1", text))
     text = _MODULO.sub(lambda found: rf"\bmod{found[1] or found[2]}", text)
     text = re.sub(r"\\[dtc](?=frac)", r"\\", text)
     text = _GROUPED.sub(lambda found: found[0].replace(" ", ""), re.sub(r"\s+", " ", text))
@@ -122,14 +177,14 @@ def _bare(text: str) -> str:
 
 def _options(answer: str) -> dict[str, tuple[str, str]]:
     """The options that an answer consists of: for each letter the mark behind it, and the text behind that."""
-    plain = re.sub(r"\band\b|\bor\b", ",", re.sub(_TEXT, r" \1 ", answer))
+    plain = re.sub(r"\band\b|\bor\b", ",", re.sub(TEXT, r" \1 ", answer))
     if _LETTERS.fullmatch(re.sub(r"\s", "", plain)):
         return dict.fromkeys(re.findall("[A-J]", plain), ("", ""))
     first = _OPTION.match(answer)
     if first is None:
         return {}
     rest = answer[first.end() :]
-    plain = re.sub(r"\band\b|\bor\b", ",", re.sub(_TEXT, r" \1 ", rest).replace("}", " "))
+    plain = re.sub(r"\band\b|\bor\b", ",", re.sub(TEXT, r" \1 ", rest).replace("}", " "))
     later = list(_NEXT_OPTION.finditer(plain))
     if not later:
         return {first["letter"]: (first["mark"], re.sub(r"^(?:[\s}]|\\[ ,;:]|\\q?quad)+", "", rest).strip())}
@@ -158,11 +213,17 @@ def _same_options(marked: dict[str, tuple[str, str]], gold: dict[str, tuple[str,
 def _same_words(marked: str, answer: str) -> bool:
     words, formulas = _divided(answer)
     said, given = _divided(marked)
-    if not formulas and not given:  # names: in any order
-        return bool(words) and sorted(words) == sorted(said)
+    if not formulas and not given:
+        return bool(words) and (words == said or _named(marked) == _named(answer))
     if words != said or len(formulas) != len(given):
         return False
-    return all(map(_same_formula, given, formulas))
+    return all(map(_same_list, given, formulas))
+
+
+def _named(text: str) -> list[list[str]]:
+    """The words of each member of a list of names, in any order."""
+    members = divided(re.sub(TEXT, r" \1 ", text))
+    return sorted([word for word in re.findall(r"[^\W_]+", one.lower()) if word not in _FILLERS] for one in members)
 
 
 def _divided(text: str) -> tuple[list[str], list[str]]:
@@ -194,7 +255,8 @@ def _spoken(found: re.Match[str], text: str) -> list[str]:
     """The words of a match, in small letters; empty if it belongs to the formula."""
     whole = found[0]
     if whole.startswith("\\"):
-        words = re.findall(r"[^\W\d_]{2,}", found[1] or "")
+        words = re.findall(r"[^\W_]+", found[1] or "")
+        words = words if any(len(one) > 1 and not one.isdigit() for one in words) else []
     else:
         alone = re.search(r"(?:^|[\s,;.])$", text[: found.start()]) and re.match(r"$|[\s,;.]", text[found.end() :])
         long = len(whole) > 3 and not whole.isupper()
@@ -210,12 +272,46 @@ def _is_unit(words: list[str], before: str, after: str) -> bool:
     if not before or not ends or _TELLING & set(words):
         return False
     lettered = re.search(r"(?:^|[^\\A-Za-z])[A-Za-z]$", before)
-    return set(words) <= _UNITS if lettered else bool(re.search(r"[\d%)\]}!|A-Za-z]$", before))
+    return set(words) <= UNITS if lettered else bool(re.search(r"[\d%)\]}!|A-Za-z]$", before))
+
+
+def _same_list(marked: str, answer: str) -> bool:
+    r"""Whether two formulas are the same; if they are lists of quantities with units, each with each.
+
+    math-verify reads ``3\text{ cm}, 4\text{ cm}`` as 3.
+    """
+    said, gold = (divided(one.strip().removeprefix(r"\{").removesuffix(r"\}")) for one in (marked, answer))
+    if (len(said) < 2 and len(gold) < 2) or not any(map(unit, said + gold)):
+        pairs = assignments(marked), assignments(answer)
+        if pairs[0] and pairs[1] and list(pairs[0]) != list(pairs[1]) and pairs[0].keys() == pairs[1].keys():
+            return all(_same_formula(pairs[0][name], value) for name, value in pairs[1].items())
+        return _same_formula(marked, answer)
+    if len(said) != len(gold):
+        return False
+    mixed = any(len({unit(one) for one in side}) > 1 for side in (said, gold))
+    if mixed and not all(map(unit, said + gold)):  # which number has which unit, only their order tells
+        return all(map(_same_quantity, said, gold))
+    for one in gold:
+        found = next((other for other in said if _same_quantity(other, one)), None)
+        if found is None:
+            return False
+        said.remove(found)
+    return True
+
+
+def _same_quantity(marked: str, answer: str) -> bool:
+    return units_agree(marked, answer) and _same_formula(marked, answer)
 
 
 def _same_formula(marked: str, answer: str) -> bool:
     from math_verify import verify
 
+    if set_and_row(marked, answer) or other_unit(marked, answer):
+        return False
+    if is_interval(answer):
+        marked = as_interval(marked) or marked
+    elif is_interval(marked):
+        answer = as_interval(answer) or answer
     written = [re.sub(r"^[A-Za-z]=(?!.*=)", "", _bare(one)) for one in (marked, answer)]
     if written[0] == written[1] and _bare(marked).count("=") + _bare(answer).count("=") < 2:  # x=5 is 5, and not y=5
         return True
@@ -229,7 +325,20 @@ def _parsed(answer: str) -> list[Any]:
     """What math-verify reads in an answer as a whole; from the rest it would take the last number of any text."""
     from math_verify import LatexExtractionConfig, parse
 
-    return parse(f"\\boxed{{{answer}}}", [LatexExtractionConfig()], parsing_timeout=None)  # type: ignore[arg-type]
+    whole = f"\\boxed{{{_with_variables(answer)}}}"
+    return parse(whole, [LatexExtractionConfig()], parsing_timeout=None)  # type: ignore[arg-type]
+
+
+def _with_variables(text: str) -> str:
+    """A formula whose last letters math-verify takes for factors; it would drop several, such as t, as units.
+
+    >>> _with_variables("2t"), _with_variables("3ab"), _with_variables("5 m"), _with_variables("4x")
+    ('2{t}', '3{a}{b}', '5 m', '4{x}')
+    """
+    found = re.search(r"(?<=[\d}\s])([a-z]|ab|bc|rs)$", text)
+    if found is None or re.search(r"\d\s+[mgshl]$", text):
+        return text
+    return text[: found.start()] + "".join(f"{{{letter}}}" for letter in found[0])
 
 
 @lru_cache(maxsize=1024)

@@ -4,14 +4,22 @@ import math
 import re
 from dataclasses import dataclass
 
+from retarget.pope.notation import CHANGING, SCALES, plain_unicode, scaled
+
 _PLUS = "\u2064"
 """Unicode's invisible plus, which stands between the whole part and the fraction of a mixed number."""
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+|\d+)"
 _NUMBER = rf"(?:(?<![\w)}}])[-+])?(?:{_DIGITS}{_PLUS}\d+/\d+|(?:{_DIGITS}(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?(?:/\d+)?)"
 _NUMBERS = re.compile(_NUMBER)
-_ONE_NUMBER = re.compile(rf"[-+]?[$€£]?(?P<number>{_NUMBER})\s*(?:%|°|(?P<unit>(?:[^\W\d_]+[.'²³]?(?:[/ -]|$))+))?\.?")
-_NO_UNIT = re.compile(r"(?:[b-fi-kn-ru-z]|or|and|more|less|fewer|to|times|plus|minus|over|per)", re.IGNORECASE)
-"""What changes a number that stands before it, unlike a unit: a variable, or "5 or more"."""
+_ONE_NUMBER = re.compile(
+    rf"[-+]?(?:(?:US)?[$€£¥₹]|Rs\.? ?)?(?P<number>{_NUMBER})\s*"
+    r"(?:%|°(?:\s*[CF])?|(?P<unit>(?:[^\W\d_]+[.'²³]?(?:[/ -]|$))+))?\.?"
+)
+_NO_UNIT = re.compile(
+    rf"(?:[b-fi-kn-ru-zα-ω]|or|and|more|less|fewer|to|over|per|{'|'.join(sorted(CHANGING | SCALES.keys()))})",
+    re.IGNORECASE,
+)
+"""What changes a number that stands before it, unlike a unit: a variable, "5 or more", "3 thirds"."""
 _MIXED = re.compile(
     rf"(?<![\w.,^_}}])(?P<whole>{_DIGITS})(?:\s|~|\\[,;: ])+(?P<over>[1-9]\d*+)\s*+/\s*+(?P<under>[1-9]\d*+)(?![.,]\d)"
 )
@@ -81,6 +89,8 @@ def one_number(text: str) -> Quantity | None:
 
     >>> one_number(r"-2\frac{1}{2} \text{ cm}").value, one_number("1,200").digits, one_number("5 or 6")
     (-2.5, '1200', None)
+    >>> one_number("5 million").digits, one_number("3 thirds")
+    ('5000000', None)
     """
     plain = _plain(text).strip().strip("$").strip().rpartition("=")[2].strip()
     found = _ONE_NUMBER.fullmatch(plain)
@@ -100,7 +110,7 @@ def one_number(text: str) -> Quantity | None:
 
 
 def _plain(text: str) -> str:
-    text = with_fractions(re.sub(r"\s+", " ", text))
+    text = with_fractions(scaled(plain_unicode(re.sub(r"\s+", " ", text))))
     for pattern, plain in _LATEX:
         text = pattern.sub(plain, text)
     return text
