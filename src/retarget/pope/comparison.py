@@ -332,10 +332,10 @@ def _parsed(answer: str) -> list[Any]:
 def _with_variables(text: str) -> str:
     """A formula whose last letters math-verify takes for factors; it would drop several, such as t, as units.
 
-    >>> _with_variables("2t"), _with_variables("3ab"), _with_variables("5 m"), _with_variables("4x")
-    ('2{t}', '3{a}{b}', '5 m', '4{x}')
+    >>> _with_variables("2t"), _with_variables("3ab"), _with_variables("5 m"), _with_variables("4i")
+    ('2{t}', '3{a}{b}', '5 m', '4i')
     """
-    found = re.search(r"(?<=[\d}\s])([a-z]|ab|bc|rs)$", text)
+    found = re.search(r"(?<=[\d}\s])([cdghlmost]|ab|bc|rs)$", text)
     if found is None or re.search(r"\d\s+[mgshl]$", text):
         return text
     return text[: found.start()] + "".join(f"{{{letter}}}" for letter in found[0])
