@@ -143,6 +143,27 @@ def test_a_cut_that_reaches_a_statement_of_the_answer_leaks(solution, answer, la
         assert leak(problem, end) is None
 
 
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "【答案】17", "Answer 17.", "Answer\n$17$", "Answer — 17.", "The answer turns out to be 17.", "Ответ: 17.",
+        "The answer we seek is 17.", "Solution: 17.", "Final result: 17", "<answer>17</answer>", "Right choice: 17.",
+        "We claim that the maximum is 17.",
+    ],
+)  # fmt: skip
+def test_an_answer_that_is_announced_in_other_words_leaks(statement):
+    whole = f"{statement}\nConsider the sum. So it is \\boxed{{17}}."
+    assert leak(Problem(id="p", prompt="?", solution=whole, answer="17"), len(statement)) is not None
+
+
+@pytest.mark.parametrize("statement", ["The correct option is (B).", "Choose B."])
+def test_an_option_that_is_chosen_leaks(statement):
+    whole = f"{statement} Consider the sum. So the answer is \\boxed{{B}}."
+    assert leak(Problem(id="p", prompt="?", solution=whole, answer="B"), len(statement)) is not None
+    choosing = "Choose a point on B at first. Consider the sum. So the answer is \\boxed{B}."
+    assert leak(Problem(id="p", prompt="?", solution=choosing, answer="B"), 29) is None
+
+
 def test_a_marker_without_the_answer_is_no_leak():
     problem = Problem(id="p", prompt="?", solution="The answer is near. 3 more. It is 5.", answer="5")
     assert leak(problem, len("The answer is near. 3 more.")) is None

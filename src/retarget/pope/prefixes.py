@@ -39,9 +39,14 @@ _ARGUMENTS = {
 """Number of arguments of LaTeX commands, which may come without braces: ``\\frac 1 2``."""
 _SPACED_NUMBER = re.compile(r"\b\d{1,3}(?:[   ]\d{3})+\b")
 _MARKER = re.compile(
-    r"####|\\(?:boxed|fbox)\b|答案\s*(?:是|为|為|：|:)|答えは"
-    r"|\b(?:answer|ans)\b[\s*_\])]*(?:is\b|equals\b|(?:will|must|should|would)\s+be\b|[:=.]|to\b)"
-    r"|(?:^|\n)[ \t]*(?:#+[ \t]*|[*_\[(]+)(?:final[ \t]+)?answer\b",
+    r"####|\\(?:boxed|fbox)\b|<answer>|答案\s*(?:是|为|為|：|:|】)|答えは|\bответ\b\s*[:=.—–-]"
+    r"|\b(?:answer|ans)\b[\s*_\])]*(?:is\b|equals\b|(?:will|must|should|would)\s+be\b|[:=.—–]|to\b)"
+    r"|\banswer\b[^.:=?!\n]{1,40}?\b(?:is|equals|be)\b"
+    r"|(?:^|\n|[.!?]\s)[ \t]*answer\s+(?=[$\\(]*[\d-])"
+    r"|(?:^|\n)[ \t]*(?:#+[ \t]*|[*_\[(]+)(?:final[ \t]+)?answer\b"
+    r"|\bsolution\s*:\s*(?=[$\\(]*\d)|\bfinal\s+(?:result|value)\b\s*(?:is\b|[:=])"
+    r"|\b(?:correct|right)\s+(?:option|choice)\b\s*(?:is\b|[:=])|\bchoose\s+(?=\(?(?-i:[A-J])\b)"
+    r"|\bclaim\b[^.:?!\n]{1,60}?\b(?:is|are|equals)\b",
     re.IGNORECASE,
 )
 """What announces an answer; it counts only if the answer follows, so a false marker costs one cut at most."""
