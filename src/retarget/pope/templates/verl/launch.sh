@@ -6,6 +6,7 @@ model="$1"
 shift
 # data.shuffle=False keeps the order of the rows, so that both prompts of a problem are in one batch. verl raises an error
 # for an unknown data source, so the reward file is needed. It must be set under `reward.`: the older key is ignored.
+# verl does not tell a reward whether max_response_length cut a completion off: one that has marked an answer is paid for it.
 # verl refuses to start without a micro-batch: here one of at most a prompt's and a response's tokens on each GPU.
 python -m verl.trainer.main_ppo \
     algorithm.adv_estimator=grpo algorithm.norm_adv_by_std_in_grpo=False algorithm.use_kl_in_reward=False \

@@ -1,4 +1,8 @@
-"""The reward for verl: `reward.custom_reward_function.path=THIS_FILE`, name compute_score."""
+"""The reward for verl: `reward.custom_reward_function.path=THIS_FILE`, name compute_score.
+
+verl does not say whether the token budget cut a completion off. One that was, but has marked an answer before, is paid
+for it, unlike in `retarget pope train`.
+"""
 
 import json
 
