@@ -306,6 +306,29 @@ def test_a_loss_that_is_not_torchvisions_is_refused(monkeypatch):
         method.losses(*batch([0]))
 
 
+@pytest.mark.parametrize("weight", [[1.0, 10.0, 10.0, 10.0], [1.0, 1.0, 1.0, 10.0]], ids=str)
+def test_class_weights_are_refused_when_images_with_the_classes_come(weight, monkeypatch):
+    from torchvision.models.detection import roi_heads
+
+    usual = roi_heads.fastrcnn_loss
+
+    def weighted(logits, deltas, labels, targets):
+        loss = nn.functional.cross_entropy(logits, torch.cat(labels), weight=torch.tensor(weight))
+        return loss, usual(logits, deltas, labels, targets)[1]
+
+    monkeypatch.setattr(roi_heads, "fastrcnn_loss", weighted)
+    method = DetectionPSKD(detector(), OBJECTS, C, 2)
+    method.set_epoch(0)
+    method.losses(*batch([1]))  # an image without objects
+
+    def go_on():
+        for index in (0, 2, 3):
+            method.losses(*batch([index]))
+
+    with pytest.raises(UserError, match="without class weights"):
+        go_on()
+
+
 def test_a_forgotten_background_is_said_in_the_first_step():
     model = detector()
     method = DetectionPSKD(model, None, C - 1, EPOCHS, store=PreviousModel(model))

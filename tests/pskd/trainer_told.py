@@ -28,7 +28,7 @@ def main(folder: Path) -> None:
     )  # fmt: skip
     trainer = PSKDTrainer(model=model, args=args, train_dataset=rows, data_collator=tiny.pad)
     trainer.train()
-    (folder / f"told-{trainer.args.process_index}").write_text(str(trainer._pskd_told))
+    (folder / f"told-{trainer.args.process_index}").write_text(str(trainer._pskd_same.told))
     torch.distributed.destroy_process_group()
 
 

@@ -21,6 +21,7 @@ from retarget.pskd.checks import Checks, one_hot
 from retarget.pskd.form import Form
 from retarget.pskd.functional import pskd_loss, widen
 from retarget.pskd.method import PSKD
+from retarget.pskd.own_loss import relative_error, tells
 from retarget.pskd.past.base import Store, past_of
 from retarget.pskd.past.previous import PreviousModel, bare
 from retarget.pskd.sequences import Offsets, lengths_fingerprint
@@ -33,6 +34,9 @@ NEEDED = (
     "roi_heads.box_predictor",
 )
 """The parts of a torchvision detector that are used here; besides them only the name ``loss_classifier``."""
+
+MOST_COMPARED = 100
+"""Batches after which no more classes are waited for, to compare the detector's loss with what replaces it."""
 
 
 class DetectionPSKD(Form):
@@ -95,7 +99,7 @@ class DetectionPSKD(Form):
         counts = lengths_fingerprint(self.objects)  # rows of other images are refused
         parts = self.core.schedule, past, self.core.checks
         super().__init__(*parts, rows, num_classes, self.core.ignore_index, objects=counts)
-        self._verified = False
+        self._verified, self._compared, self._shown = False, 0, set[int]()
 
     def losses(self, images: list[Tensor], targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """The detector's losses with the softened ``loss_classifier``; remembers the present predictions.
@@ -134,7 +138,7 @@ class DetectionPSKD(Form):
     # -- inside
 
     def _check_loss(self, loss: Tensor, step: "Step", labels: Tensor) -> None:
-        """Check that the loss is finite and, on the first batch, that it is the cross-entropy that is replaced here."""
+        """Check that the loss is finite and, at first, that it is the cross-entropy that is replaced here."""
         loss = loss.detach()
         self.checks.require(
             loss.isfinite().reshape(1),
@@ -145,18 +149,23 @@ class DetectionPSKD(Form):
         )
         if self._verified:
             return
-        self._verified = True
         if step.logits.shape[1] != self.num_classes:
             raise UserError(
                 f"the detector has {step.logits.shape[1]} classes, the background included, but num_classes is "
                 f"{self.num_classes}"
             )
-        understood = F.cross_entropy(widen(step.logits.detach()), labels)
-        if not torch.allclose(loss.to(understood.dtype), understood, rtol=1e-2, atol=1e-3):
+        understood, error = F.cross_entropy(widen(step.logits.detach()), labels), relative_error(step.logits)
+        if not torch.allclose(loss.to(understood.dtype), understood, rtol=error, atol=0.1 * error, equal_nan=True):
             raise UserError(
-                "the detector's loss_classifier is not the cross-entropy of its sampled proposals and cannot be "
-                "softened; DetectionPSKD works with torchvision's Faster R-CNN"
+                "the detector's loss_classifier is not the cross-entropy of its sampled proposals "
+                f"({float(loss):.4g}, not {float(understood):.4g}) and cannot be softened; DetectionPSKD works with "
+                "torchvision's Faster R-CNN, without class weights"
             )
+        # Proposals of one class have the same mean loss whatever the class weighs: wait for the other classes.
+        if tells(step.logits, labels, self.core.ignore_index, error):
+            self._compared += 1
+            self._shown.update(labels.unique().tolist())
+            self._verified = len(self._shown) == self.num_classes or self._compared == MOST_COMPARED
 
 
 @dataclass

@@ -67,6 +67,27 @@ def _indexed(item: Any, index: int) -> Any:
     raise UserError(f"a sample must be a tuple or a mapping: sample {index} is a {type(item).__name__}")
 
 
+def indexed(dataset: Any, without_columns: Callable[[Any], Any]) -> with_index:
+    """The Hugging Face trainer's dataset with an index.
+
+    Args:
+        without_columns: removes the columns that the model does not take, so that they are not decoded.
+
+    Raises:
+        UserError: it has no stable index.
+    """
+    if isinstance(dataset, with_index):
+        return dataset
+    if isinstance(dataset, IterableDataset):
+        raise UserError(
+            "an iterable dataset has neither stable indices nor countable epochs: pass one with __getitem__, or "
+            "use store=PreviousModel(), which needs neither"
+        )
+    if hasattr(dataset, "column_names") and hasattr(dataset, "remove_columns"):
+        dataset = without_columns(dataset)
+    return with_index(dataset)
+
+
 class _IndexingReader:
     """A timm reader that gives each sample's index as its last feature."""
 

@@ -1,12 +1,17 @@
-"""Check, once, that the loss which PS-KD replaces is the cross-entropy of the labels.
+"""Check that the loss which PS-KD replaces is the cross-entropy of the labels.
 
 A model may weigh its classes, add a term, or predict the next token without the trainer's knowledge. PS-KD would then
 silently replace another loss, or teach a language model to copy its input. So the model's or the trainer's own loss on
 the first batch is compared with the hard cross-entropy of the same logits.
+
+Targets of one class have the same mean loss whatever the class weighs. So a model is asked again with other labels, and
+a trainer with each batch, until batches with several classes have shown all of them.
 """
 
 import inspect
 import math
+import warnings
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -18,6 +23,10 @@ from retarget.errors import UserError
 from retarget.pskd.functional import widen
 
 _EXACT, _ROUNDED = 1e-4, 1e-2  # relative error of a loss taken in float32, and in bfloat16 or float16
+_MODELS_ASKS, _TRAINERS_ASKS = 20, 100  # most batches that are compared; a model's cost forward passes
+_PROBES = 8  # most forward passes with other labels per batch
+_REPLACED = "a training batch with its labels replaced by others"
+_FEW_CLASSES = 1000  # with more, not every class is waited for
 
 
 def shifted(labels: Tensor, ignore_index: int) -> Tensor:
@@ -77,6 +86,36 @@ def hard_loss(
     return float(total / ((flat != ignore_index).sum() if denominator is None else denominator))
 
 
+def tells(logits: Tensor, targets: Tensor, ignore_index: int, error: float) -> bool:
+    """Whether the mean loss of these targets would differ if their classes were weighed.
+
+    It does if the mean losses of the classes differ; for floats [B, C] if the loss holds a share of ones and of zeros.
+
+    Args:
+        error: relative error of a loss; what must differ is four times as much.
+    """
+    z = widen(logits.detach())
+    counted = targets != ignore_index
+    if not counted.any():
+        return False
+    if targets.is_floating_point():
+        z, y = z[counted], targets[counted].to(z.dtype)
+        ones, zeros = float((y * F.softplus(-z)).mean()), float(((1 - y) * F.softplus(z)).mean())
+        return min(ones, zeros) > 4 * error * max(ones + zeros, 1e-3)
+    flat, counted = targets.reshape(-1), counted.reshape(-1)
+    losses = F.cross_entropy(z.reshape(-1, z.shape[-1]), flat, ignore_index=ignore_index, reduction="none")
+    losses, flat = losses[counted].cpu(), flat[counted].cpu()  # on the CPU the sums are deterministic
+    classes, member = flat.unique(return_inverse=True)
+    means = losses.new_zeros(len(classes)).index_add_(0, member, losses) / member.bincount()
+    mean = losses.mean()
+    return float((means - mean).abs().max()) > 4 * error * max(float(mean), 1e-3)
+
+
+def relative_error(logits: Tensor, rounded: bool = False) -> float:
+    """Relative error of a loss of these logits; ``rounded`` if it was computed in bfloat16 or float16."""
+    return _ROUNDED if rounded or logits.dtype in (torch.bfloat16, torch.float16) else _EXACT
+
+
 def _both_ways(
     logits: Tensor, labels: Tensor, shifts: bool, ignore_index: int, **more: Any
 ) -> tuple[float, float | None]:
@@ -90,7 +129,7 @@ def _both_ways(
 
 def refuse_other_loss(
     own: float, logits: Tensor, labels: Tensor, shifts: bool, ignore_index: int, *,
-    asked: bool, rounded: bool, whose: str, **more: Any,
+    asked: bool, rounded: bool, whose: str, batch: str = "a training batch", **more: Any,
 ) -> bool:  # fmt: skip
     """Raise unless the loss that PS-KD replaces is the cross-entropy of the labels.
 
@@ -99,11 +138,12 @@ def refuse_other_loss(
         shifts: whether PS-KD shifts the labels.
         asked: whether the user chose ``shift_labels``; then either choice is accepted.
         rounded: whether a loss of float32 logits was computed in bfloat16 or float16.
-        whose: what messages call ``own``, such as "the model's own loss".
+        whose, batch: what messages call ``own``, such as "the model's own loss", and the batch.
         more: the other arguments of :func:`hard_loss`.
 
     Returns:
-        Whether this batch could tell: False if all labels are ignored, or if all losses are nearly the same.
+        Whether this batch could tell: False if all labels are ignored or of one class, or if all losses are nearly the
+        same.
 
     Raises:
         UserError: it is another loss; the message names the remedy.
@@ -111,8 +151,8 @@ def refuse_other_loss(
     ours, other = _both_ways(logits, labels, shifts, ignore_index, **more)
     if not math.isfinite(ours):
         return False  # every label is ignored
-    rounded = rounded or logits.dtype in (torch.bfloat16, torch.float16)
-    within = (_ROUNDED if rounded else _EXACT) * max(abs(ours), 1e-3)
+    error = relative_error(logits, rounded)
+    within = error * max(abs(ours), 1e-3)
     apart = None if other is None else abs(other - ours)
     if other is not None and not asked and abs(own - other) < min(within, abs(own - ours) / 4):
         raise UserError(
@@ -123,12 +163,118 @@ def refuse_other_loss(
         )
     if abs(own - ours) > within and not (asked and other is not None and abs(own - other) <= within):
         raise UserError(
-            f"{whose} is {own:.4g} on the first batch, but the cross-entropy of its labels is {ours:.4g}: PS-KD would "
-            "silently replace another loss. Remove what makes it differ (class weights, an additional term, a "
-            'loss_type of the trainer other than "nll"), or call PSKD or SequencePSKD in a loop of your own'
+            f"{whose} is {own:.4g} on {batch}, but the cross-entropy of its labels is {ours:.4g}: PS-KD would "
+            "silently replace another loss. Remove what makes it differ (class weights, pos_weight, an additional "
+            'term, a loss_type of the trainer other than "nll"), or call PSKD or SequencePSKD in a loop of your own'
         )
     told = asked or apart is None or apart > 4 * within
-    return told and float(logits.detach().float().std(-1).mean()) > 1e-3  # with equal logits all losses are equal
+    return told and tells(logits, shifted(labels, ignore_index) if shifts else labels, ignore_index, error)
+
+
+class SameLoss:
+    """Compares the loss that PS-KD replaces with the cross-entropy of the labels, in the first batches of a training.
+
+    Args:
+        whose: what messages call the loss that is replaced: "the model's own loss" or "the trainer's own loss".
+        asked, rounded: as in :func:`refuse_other_loss`.
+
+    Attributes:
+        told: whether a batch could tell.
+        done: whether no more batches need be compared.
+    """
+
+    def __init__(self, whose: str, *, asked: bool, rounded: bool, ignore_index: int) -> None:
+        self.whose, self.ignore_index = whose, ignore_index
+        self.told = self.done = False
+        self._flags: dict[str, Any] = {"asked": asked, "rounded": rounded}
+        self._warned = False
+        self._times, self._most = 0, _MODELS_ASKS if whose.startswith("the model") else _TRAINERS_ASKS
+        self._seen: set[int] = set()
+
+    def compare(self, own: float, logits: Tensor, labels: Tensor, shifts: bool, **more: Any) -> tuple[bool, bool]:
+        """Whether this batch could tell, and whether all classes have been in one that could; as refuse_other_loss."""
+        told = refuse_other_loss(
+            own, logits, labels, shifts, self.ignore_index, whose=self.whose, **self._flags, **more
+        )
+        if not told or labels.is_floating_point() or logits.shape[-1] > _FEW_CLASSES:
+            return told, told
+        self._seen.update(labels[labels != self.ignore_index].unique().tolist())
+        return told, len(self._seen) >= logits.shape[-1]
+
+    def compare_model(
+        self, model: nn.Module, bare: nn.Module, inputs: dict[str, Any], shifts: bool
+    ) -> tuple[bool, bool] | None:
+        """As :meth:`compare`, for the model's own loss, also of other labels; None if it has no loss."""
+        own, logits = models_loss(model, bare, inputs)
+        if own is None:
+            return None
+        answer = self.compare(float(own), logits, inputs["labels"], shifts)
+        for other in with_other_labels(inputs, logits.shape[-1], self.ignore_index):
+            try:
+                own, found = models_loss(model, bare, other)
+            except (RuntimeError, ValueError):
+                if len(other["labels"]) == len(inputs["labels"]):
+                    raise
+                continue  # a model that accepts only a single sample
+            if own is not None and len(found) == len(other["labels"]):
+                told, whole = self.compare(float(own), found, other["labels"], shifts, batch=_REPLACED)
+                answer = answer[0] or told, answer[1] or whole
+        return answer
+
+    def note(self, told: bool, whole: bool) -> None:
+        """Note the answer to one batch, on which all processes agree."""
+        self._times += 1
+        self.told |= told
+        self.done = (self.told and whole) or self._times >= self._most
+        if self.done:
+            self.warn()
+
+    def warn(self) -> None:
+        """Warn if batches were compared but none could tell, after the last that is compared."""
+        if self._times and not (self.told or self._warned):
+            self._warned = True
+            warnings.warn(
+                f"PS-KD could not check that {self.whose} is the cross-entropy of the labels: in each of the "
+                f"{self._times} batches compared, all targets were of one class (or all logits equal), and their mean "
+                "loss is the same whatever the class weights. If classes are weighed (weight=, pos_weight=), the "
+                "weights are lost: use larger, shuffled batches to have it checked, or call PSKD in a loop of your own",
+                stacklevel=3,
+            )
+
+
+def with_other_labels(inputs: dict[str, Any], classes: int, ignore_index: int) -> Iterator[dict[str, Any]]:
+    """A batch with its labels replaced, so that between them the classes are all there, if they are not too many.
+
+    A single sample is doubled, unless an argument of the model cannot be. Their number depends on nothing but the
+    number of classes, since all processes must call the model equally often. Labels of sequences are not replaced:
+    most batches hold several classes, and a model may read its labels.
+    """
+    labels = inputs["labels"]
+    if labels.is_floating_point():
+        yield {**inputs, "labels": torch.where(labels == ignore_index, labels, 1 - labels)}
+    elif labels.ndim == 1:
+        doubled = inputs if len(labels) > 1 else _doubled(inputs)
+        if doubled is None:
+            return
+        size, calls = len(doubled["labels"]), min(_PROBES, classes - 1)
+        chosen = torch.linspace(0, classes - 1, min(classes, calls * (size - 1) + 1)).round().to(labels)
+        for call in range(calls):  # neighbouring calls share a class, so that all weights are compared
+            at = (call * (size - 1) + torch.arange(size, device=labels.device)) % len(chosen)
+            yield {**doubled, "labels": chosen[at]}
+
+
+def _doubled(inputs: dict[str, Any]) -> dict[str, Any] | None:
+    """The arguments of a model for a single sample, for two of them; None if one is not of a known kind."""
+    found = {}
+    for name, value in inputs.items():
+        if isinstance(value, Tensor) and value.ndim:
+            if len(value) != 1:
+                return None
+            value = torch.cat([value, value])
+        elif not isinstance(value, Tensor | bool | int | float | str | None):
+            return None
+        found[name] = value
+    return found
 
 
 def refuse_copying(input_ids: Tensor | None, labels: Tensor, ignore_index: int) -> None:

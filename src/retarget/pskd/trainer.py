@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 from transformers import Seq2SeqTrainer, Trainer, TrainerCallback
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.trainer_utils import get_last_checkpoint
 
 from retarget.errors import UserError
 from retarget.pskd import models, own_loss
-from retarget.pskd.index import KeepIndex, with_index
+from retarget.pskd.index import KeepIndex, indexed, with_index
 from retarget.pskd.method import PSKD
 from retarget.pskd.multilabel import MultiLabelPSKD
 from retarget.pskd.past.base import Store
@@ -46,7 +46,7 @@ class PSKDMixin(_Base):
 
     A trainer that computes its own loss (TRL's ``SFTTrainer``) still does so in each step, without gradients, for the
     metrics that it logs. On the first batch the loss of the model, or of such a trainer, is compared with the hard
-    cross-entropy of the same logits, and any other loss is refused.
+    cross-entropy of the same logits, and any other loss is refused. A warning says if the batches could not tell.
 
     Args:
         alpha_T: weight of the past in the last epoch, in [0, 1]; ``hyperparameter_search`` can vary it by this name.
@@ -97,12 +97,13 @@ class PSKDMixin(_Base):
         self.pskd: PSKD | SequencePSKD | MultiLabelPSKD | None = None
         self._pskd_settings: dict[str, Any] = {"alpha_T": alpha_T, "schedule": schedule, "store": store}
         self._pskd_lengths = None if lengths is None else list(lengths)
-        self._pskd_shift, self._pskd_told = shift_labels, False  # whether the model's own loss was checked
+        self._pskd_shift = shift_labels
         self._pskd_epoch, self._pskd_epochs, self._pskd_resume = 0, 1, None
         self._pskd_part: int | None = None  # steps per epoch of a stream
         self._pskd_begun: int | None = None
         self._pskd_fills = self._pskd_teacher is not None and self._pskd_teacher.model is None
         self._pskd_host = super().compute_loss.__func__ is not Trainer.compute_loss  # the trainer has a loss of its own
+        self._pskd_same = self._new_comparison()
         self.loss_is_scaled_for_ga = True  # our loss is always divided by the targets of the whole update
         self.add_callback(_Epochs(self))
 
@@ -155,13 +156,13 @@ class PSKDMixin(_Base):
         outputs = model(**(inputs | {"labels": labels} if models.needs_labels(self._bare_model()) else inputs))
         logits = models.logits_of(outputs)
         method, shared = self._method(logits, labels), {"inputs": inputs, "denominator": num_items_in_batch}
-        if not self._pskd_told:
+        if not self._pskd_same.done:
             models.refuse_labels(labels, logits, IGNORE)  # before the model's own loss, which would name no sample
             told = self._same_loss(model, inputs, labels, num_items_in_batch, own, logits)
             # One rank's answer is enough, and all must stop asking at once: asking calls the wrapped model, which waits
             # for the other ranks.
             all_told: Any = self.accelerator.gather(torch.tensor([told], device=labels.device))
-            self._pskd_told = bool(all_told.any())
+            self._pskd_same.note(*all_told.any(0).tolist())
         if not isinstance(method, MultiLabelPSKD):
             shared["smoothing"] = self.args.label_smoothing_factor
         loss = method.loss(logits, self._targets(labels), index, **shared)
@@ -229,7 +230,8 @@ class PSKDMixin(_Base):
     # -- inside
 
     def _begin_training(self) -> None:
-        self.pskd, self._pskd_told, self._pskd_part, self._pskd_begun = None, False, None, None
+        self.pskd, self._pskd_part, self._pskd_begun = None, None, None
+        self._pskd_same = self._new_comparison()
         self._pskd_epochs = self.state.num_train_epochs
         if self.state.num_train_epochs == sys.maxsize:  # so the library marks a loader without a length
             if not self._pskd_teacher:
@@ -276,33 +278,34 @@ class PSKDMixin(_Base):
             loss: Any = super().compute_loss(model, {**inputs, "labels": labels}, num_items_in_batch=items)
         return loss
 
-    def _same_loss(
-        self, model: Any, inputs: dict[str, Any], labels: Tensor, items: Any, host: Tensor | None, logits: Tensor
-    ) -> bool:
-        """Refuse a model, or a trainer, whose own loss is not the cross-entropy that PS-KD replaces.
-
-        ``host`` is the trainer's own loss of these logits, None for the model's. Returns whether this batch could tell.
-        """
-        shared: dict[str, Any] = {}
-        own: Any = host
-        if host is None:
-            own, logits = own_loss.models_loss(model, self._bare_model(), {**inputs, "labels": labels})
-            if own is None:
-                if labels.ndim == 2 and not (labels.is_floating_point() or self._pskd_shift or self._is_causal()):
-                    own_loss.refuse_copying(inputs.get("input_ids"), labels, IGNORE)
-                return True
-        else:
-            shared["smoothing"] = self.args.label_smoothing_factor
-            if items is not None:
-                scale = self._ranks_averaged() if self.args.average_tokens_across_devices else 1
-                shared["denominator"] = items / scale
-        return own_loss.refuse_other_loss(
-            float(own), logits, labels, self._shifts(labels), IGNORE,
+    def _new_comparison(self) -> own_loss.SameLoss:
+        return own_loss.SameLoss(
+            "the trainer's own loss" if self._pskd_host else "the model's own loss",
             asked=self._pskd_shift is not None,
             rounded=self.accelerator.mixed_precision != "no",
-            whose="the model's own loss" if host is None else "the trainer's own loss",
-            **shared,
-        )  # fmt: skip
+            ignore_index=IGNORE,
+        )
+
+    def _same_loss(
+        self, model: Any, inputs: dict[str, Any], labels: Tensor, items: Any, host: Tensor | None, logits: Tensor
+    ) -> tuple[bool, bool]:
+        """Refuse a model, or a trainer, whose own loss is not the cross-entropy that PS-KD replaces.
+
+        ``host`` is the trainer's own loss of these logits, None for the model's. Returns whether this batch could tell,
+        and whether all classes have been in one that could.
+        """
+        shifts = self._shifts(labels)
+        if host is not None:
+            shared = {"smoothing": self.args.label_smoothing_factor}
+            if items is not None:
+                shared["denominator"] = items / (
+                    self._ranks_averaged() if self.args.average_tokens_across_devices else 1
+                )
+            return self._pskd_same.compare(float(host), logits, labels, shifts, **shared)
+        answer = self._pskd_same.compare_model(model, self._bare_model(), {**inputs, "labels": labels}, shifts)
+        if answer is None and labels.ndim == 2 and not (labels.is_floating_point() or self._pskd_shift or shifts):
+            own_loss.refuse_copying(inputs.get("input_ids"), labels, IGNORE)
+        return answer or (True, True)
 
     def _method(self, logits: Tensor, labels: Tensor) -> PSKD | SequencePSKD | MultiLabelPSKD:
         """The PS-KD object, made in the first step, when the number of classes is known."""
@@ -337,17 +340,7 @@ class PSKDMixin(_Base):
         return method
 
     def _indexed_dataset(self) -> Any:
-        dataset: Any = self.train_dataset
-        if isinstance(dataset, with_index):
-            return dataset
-        if isinstance(dataset, IterableDataset):
-            raise UserError(
-                "an iterable dataset has neither stable indices nor countable epochs: pass one with __getitem__, or "
-                "use store=PreviousModel(), which needs neither"
-            )
-        if hasattr(dataset, "column_names") and hasattr(dataset, "remove_columns"):  # do not decode unused columns
-            dataset = self._remove_unused_columns(dataset, description="training")
-        return with_index(dataset)
+        return indexed(self.train_dataset, lambda one: self._remove_unused_columns(one, description="training"))
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
@@ -409,3 +402,6 @@ class _Epochs(TrainerCallback):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer._begin_part(state.global_step)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer._pskd_same.warn()

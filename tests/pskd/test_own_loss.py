@@ -1,0 +1,185 @@
+"""Whether a batch can tell the loss that PS-KD replaces from another, and what is done if none can."""
+
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import Trainer
+
+from retarget.errors import UserError
+from retarget.pskd import PSKDMixin, PSKDTrainer
+from retarget.pskd.own_loss import SameLoss, tells, with_other_labels
+
+sys.path.insert(0, str(Path(__file__).parent))
+import tiny
+
+WEIGHTS = torch.tensor([1.0, 1.0, 20.0])
+
+
+class Weighted(tiny.Plain):
+    def forward(self, x, labels=None):
+        logits = self.layer(x)
+        return {"logits": logits, "loss": None if labels is None else F.cross_entropy(logits, labels, weight=WEIGHTS)}
+
+
+class ManyLabels(tiny.Plain):
+    def forward(self, x, labels=None):
+        out = {"logits": self.layer(x)}
+        if labels is not None:
+            weight = torch.full((3,), 9.0)
+            out["loss"] = F.binary_cross_entropy_with_logits(out["logits"], labels, pos_weight=weight)
+        return out
+
+
+class OwnLoss(Trainer):
+    weight = None
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        inputs = dict(inputs)
+        labels = inputs.pop("labels")
+        outputs = model(**inputs)
+        loss = F.cross_entropy(outputs["logits"], labels, weight=self.weight)
+        return (loss, outputs) if return_outputs else loss
+
+
+class Ours(PSKDMixin, OwnLoss):
+    pass
+
+
+class WeightedOurs(Ours):
+    weight = WEIGHTS
+
+
+class OneSample(Weighted):
+    """Accepts a single sample only."""
+
+    def forward(self, x, labels=None):
+        return super().forward(x.reshape(1, 5), labels)
+
+
+def data(classes):
+    """Samples in order, whose batches of four hold one class each unless ``classes`` says otherwise."""
+    return [{**one, "labels": label} for one, label in zip(tiny.vectors(len(classes)), classes, strict=True)]
+
+
+def make(kind, model, folder, samples, batch=4, **more):
+    settings = dict(per_device_train_batch_size=batch, train_sampling_strategy="sequential", **more)
+    return kind(model=model, args=tiny.arguments(folder, **settings), train_dataset=samples)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 4])
+@pytest.mark.parametrize("classes", [[0] * 4 + [1] * 4, [0, 1] * 4], ids=["one class", "not the weighted class"])
+def test_a_first_batch_without_the_weighted_class_hides_no_weights(classes, batch, tmp_path):
+    with pytest.raises(UserError, match=r"labels replaced by others.*silently replace another loss.*class weights"):
+        make(PSKDTrainer, Weighted(), tmp_path, data(classes), batch).train()
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_a_first_batch_without_ones_hides_no_pos_weight(batch, tmp_path):
+    samples = data([torch.zeros(3)] * 8)
+    with pytest.raises(UserError, match=r"silently replace another loss.*pos_weight"):
+        make(PSKDTrainer, ManyLabels(), tmp_path, samples, batch).train()
+
+
+@pytest.mark.parametrize("classes", [[0] * 4 + [1, 2, 0, 0], [0, 1] * 4 + [2, 0, 1, 2]])
+def test_a_trainers_loss_is_compared_until_the_classes_were_seen(classes, tmp_path):
+    with pytest.raises(UserError, match="the trainer's own loss"):
+        make(WeightedOurs, tiny.Plain(), tmp_path, data(classes)).train()
+    plain = make(Ours, tiny.Plain(), tmp_path, data(classes))
+    plain.train()
+    assert plain._pskd_same.done
+    assert plain._pskd_same.told
+
+
+@pytest.mark.parametrize(
+    ("kind", "model", "whose"),
+    [(WeightedOurs, tiny.Plain, "the trainer's own loss"), (PSKDTrainer, OneSample, "the model's own loss")],
+)
+def test_a_loss_that_no_batch_can_tell_is_warned_of(kind, model, whose, tmp_path):
+    trainer = make(kind, model(), tmp_path, data([0, 1, 2, 0]), batch=1)
+    with pytest.warns(UserWarning, match=f"could not check that {whose} .* 8 batches .* of one class") as caught:
+        trainer.train()
+    assert len(caught) == 1
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_a_model_whose_loss_is_the_cross_entropy_is_asked_once_and_without_a_warning(batch, tmp_path):
+    calls = []
+
+    class Counted(tiny.Plain):
+        def forward(self, x, labels=None):
+            calls.append(labels is not None)
+            return super().forward(x, labels)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make(PSKDTrainer, Counted(), tmp_path, data([0] * 8), batch).train()
+    assert sum(calls) == 3  # the labels themselves; then labels 0 and 1, 1 and 2 (or all of them, twice)
+
+
+def test_what_a_batch_can_tell():
+    logits = torch.tensor([[1.0, 0.0, -1.0], [0.5, 0.2, 0.0]])
+    assert tells(logits, torch.tensor([0, 2]), -100, 1e-4)
+    assert not tells(logits, torch.tensor([2, 2]), -100, 1e-4)
+    assert not tells(logits, torch.tensor([2, -100]), -100, 1e-4)
+    assert not tells(logits, torch.tensor([-100, -100]), -100, 1e-4)
+    assert not tells(torch.zeros(2, 3), torch.tensor([0, 2]), -100, 1e-4)
+    assert tells(logits, torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, -100.0]]), -100, 1e-4)
+    assert not tells(logits, torch.zeros(2, 3), -100, 1e-4)
+    assert not tells(logits, torch.ones(2, 3), -100, 1e-4)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 8])
+@pytest.mark.parametrize("classes", [2, 3, 9, 1000])
+def test_other_labels_connect_the_classes_and_are_as_many_for_any_batch(size, classes):
+    inputs = {"x": torch.zeros(size, 5), "labels": torch.zeros(size, dtype=torch.long), "use_cache": False}
+    batches = list(with_other_labels(inputs, classes, -100))
+    assert len(batches) == min(8, classes - 1)
+    joined = set(batches[0]["labels"].tolist())
+    for one in batches:
+        held = set(one["labels"].tolist())
+        assert len(one["x"]) == len(one["labels"]) == max(size, 2)
+        assert len(held) > 1
+        assert held & joined
+        joined |= held
+    assert joined == set(range(classes)) or len(joined) == 8 * (max(size, 2) - 1) + 1
+
+
+def test_a_single_sample_with_arguments_of_another_length_is_not_doubled():
+    inputs = {"patches": torch.zeros(6, 5), "labels": torch.zeros(1, dtype=torch.long)}
+    assert list(with_other_labels(inputs, 3, -100)) == []
+
+
+def test_the_models_loss_is_asked_a_few_times_only():
+    same = SameLoss("the model's own loss", asked=False, rounded=False, ignore_index=-100)
+    for _ in range(19):
+        same.note(False, False)
+    assert not same.done
+    with pytest.warns(UserWarning, match="20 batches"):
+        same.note(False, False)
+    assert same.done
+    same.warn()  # not again, which would be an error here
+
+
+def test_asking_leaves_the_training_as_it_was(tmp_path):
+    """Without a loss the model is never asked; with one, dropout and batch norm go on as they would have."""
+
+    class Silent(tiny.Normed):
+        def forward(self, x, labels=None):
+            return {"logits": self.layer(x)}
+
+    trained = []
+    for kind in (tiny.Normed, Silent):
+        trainer = make(PSKDTrainer, kind(0.5), tmp_path, data([0, 1, 2, 0] * 3))
+        trainer.train()
+        trained.append(list(trainer.model.state_dict().values()))
+    for one, other in zip(*trained, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_labels_of_sequences_are_not_replaced():
+    inputs = {"input_ids": torch.zeros(2, 4, dtype=torch.long), "labels": torch.zeros(2, 4, dtype=torch.long)}
+    assert list(with_other_labels(inputs, 5, -100)) == []
