@@ -4,7 +4,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging
 from lightning.pytorch.tuner import Tuner
 from torch import nn
 from torch.utils.data import DataLoader
@@ -54,7 +54,7 @@ class InOrder:
 def fit(module, callback, folder, epochs=EPOCHS, collate=None, ckpt=None):
     trainer = pl.Trainer(
         max_epochs=epochs,
-        callbacks=[callback] if callback else [],
+        callbacks=callback if isinstance(callback, list) else [callback] if callback else [],
         accelerator="cpu",
         default_root_dir=folder,
         logger=False,
@@ -336,3 +336,26 @@ def test_tables_of_another_run_in_the_folder_do_not_cost_this_run_its_own(tmp_pa
     fit(Module(), PSKDCallback(PSKD(N, C, EPOCHS), directory=tables), tmp_path)
     fit(Module(), PSKDCallback(PSKD(N, C, EPOCHS), directory=tables), tmp_path, epochs=2)
     assert (tables / "pskd-epoch-1.safetensors").exists()
+
+
+class Normed(Module):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, C))
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_the_epoch_that_weight_averaging_adds_is_left_alone(first, tmp_path):
+    """Its weights and statistics, with alpha_T 0, are those without the callback; with alpha_T the run ends too."""
+    trained = []
+    for alpha_T in (None, 0.0, 0.8):
+        averaging = StochasticWeightAveraging(swa_lrs=0.1)
+        method = None if alpha_T is None else PSKD(N, C, EPOCHS, alpha_T)
+        own = [] if method is None else [PSKDCallback(method)]
+        module, trainer = fit(Normed(), [averaging, *own] if first else [*own, averaging], tmp_path)
+        assert trainer.current_epoch == EPOCHS + 1
+        assert method is None or (method.epoch, method.fallbacks) == (EPOCHS - 1, 0)
+        trained.append([one.clone() for one in module.state_dict().values()])
+    for one, other, softened in zip(*trained, strict=True):
+        assert torch.equal(one, other)
+        assert softened.isfinite().all()

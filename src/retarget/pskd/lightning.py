@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.callbacks import StochasticWeightAveraging
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import Tensor
@@ -52,6 +53,8 @@ class WholeCheckpoints(TorchCheckpointIO):
 class SavedBeside(pl.Callback):
     """Announces epochs to a method and keeps its state beside each checkpoint, never in it.
 
+    The epoch that ``StochasticWeightAveraging`` adds, to recompute batch norm's statistics, is not announced.
+
     Args:
         method: an object with ``set_epoch``, ``save``, ``load`` and a small ``state_dict``, stored in the checkpoint.
         directory: where the state is saved; by default beside the checkpoints (of the first checkpoint callback, if
@@ -66,6 +69,7 @@ class SavedBeside(pl.Callback):
         self.method, self.directory, self.keep = method, Path(directory) if directory else None, keep
         self._restore: str | None = None
         self._saved: int | None = None
+        self._added = False  # whether this is the epoch that weight averaging adds, in which nothing is learnt
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.num_training_batches == float("inf"):
@@ -86,7 +90,9 @@ class SavedBeside(pl.Callback):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._prune(trainer)
-        self.method.set_epoch(trainer.current_epoch)
+        self._added = any(trainer.current_epoch == one.swa_end + 1 for one in _averaging(trainer))
+        if not self._added:
+            self.method.set_epoch(trainer.current_epoch)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._prune(trainer)
@@ -124,6 +130,10 @@ class SavedBeside(pl.Callback):
 
     def _file_name(self, epoch: int | str) -> str:
         return f"{self.prefix}-epoch-{epoch}.safetensors"
+
+
+def _averaging(trainer: pl.Trainer) -> list[StochasticWeightAveraging]:
+    return [one for one in trainer.callbacks if isinstance(one, StochasticWeightAveraging)]  # type: ignore[attr-defined]
 
 
 class PSKDCallback(SavedBeside):
@@ -227,6 +237,8 @@ class PSKDCallback(SavedBeside):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
+        if self._added:
+            return
         teacher, method = self.method.teacher, self.method
         labels, self._sample, inputs = self._parts(batch)
         self._logits, self._remember, self._backward, self._used = [], True, False, False
@@ -258,6 +270,8 @@ class PSKDCallback(SavedBeside):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step = self._step
+        if self._added:
+            return
         assert step is not None
         manual = not pl_module.automatic_optimization and self.method.alpha_T > 0
         if manual and not self._used and (self._backward or not step.reads):  # one of several losses is enough

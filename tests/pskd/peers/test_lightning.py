@@ -3,6 +3,7 @@
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.callbacks import StochasticWeightAveraging
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -51,13 +52,13 @@ def as_list(rows):
     return [torch.stack(column) for column in zip(*rows, strict=True)]
 
 
-def fit(name, folder, epochs=EPOCHS, accumulate=1, resume=None, collate=as_list):
+def fit(name, folder, epochs=EPOCHS, accumulate=1, resume=None, collate=as_list, averaging=()):
     model = network()
     method = MAKE[name](model)
     trainer = pl.Trainer(
         max_epochs=epochs, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
         accumulate_grad_batches=accumulate, default_root_dir=folder, enable_checkpointing=False,
-        callbacks=[peers.PeerCallback(method, directory=folder)],
+        callbacks=[peers.PeerCallback(method, directory=folder), *averaging],
     )  # fmt: skip
     loader = DataLoader(TensorDataset(*data()), batch_size=4, collate_fn=collate)
     trainer.fit(Module(model, method), loader, ckpt_path=resume, weights_only=True)
@@ -120,3 +121,10 @@ def test_batches_are_mixed_and_a_tuple_is_refused(tmp_path):
     assert not same(model, unmixed)
     with pytest.raises(UserError, match="the batch is a tuple"):
         fit("mixup", tmp_path, epochs=1, collate=lambda rows: tuple(as_list(rows)))
+
+
+@pytest.mark.parametrize("name", list(MAKE))
+def test_the_epoch_that_weight_averaging_adds_is_not_announced(name, tmp_path):
+    _, method, trainer = fit(name, tmp_path, averaging=[StochasticWeightAveraging(swa_lrs=0.1)])
+    assert trainer.current_epoch == EPOCHS + 1
+    assert method.epoch == EPOCHS - 1
