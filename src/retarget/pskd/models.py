@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from retarget.errors import UserError
+from retarget.pskd.sequences import LeftPadded, Offsets
 
 
 def is_causal(model: Any, listed: Iterable[str]) -> bool:
@@ -96,7 +97,23 @@ def refuse_labels(labels: Tensor, logits: Tensor, ignore_index: int) -> None:
 
 
 @torch.no_grad()
-def count_targets(loader: Iterable[Any], targets: Callable[[Tensor], Tensor], ignore_index: int) -> list[int]:
-    """Number of targets of each sequence in a pass over a loader; torch's random state is restored."""
+def count_targets(loader: Iterable[Any], targets: Callable[[Tensor], Tensor], ignore_index: int) -> Offsets:
+    """The rows of each sequence, counted in a pass over a loader; torch's random state is restored.
+
+    Args:
+        targets: gives the targets of a batch's labels, which are shifted for a causal language model.
+    """
+    counts, dropped, left = [], [], False
     with torch.random.fork_rng(devices=[]):
-        return [int(n) for batch in loader for n in targets(batch["labels"]).ne(ignore_index).sum(1).tolist()]
+        for batch in loader:
+            labels = batch["labels"]
+            shifted = targets(labels)
+            counts += shifted.ne(ignore_index).sum(1).tolist()
+            if shifted is labels:
+                continue
+            dropped += labels[:, 0].ne(ignore_index).tolist()  # the first token, where no padding stands before it
+            mask = batch.get("attention_mask")
+            left |= mask is not None and mask.shape == labels.shape and not bool(mask[:, 0].all())
+    if left:
+        return LeftPadded(count + first for count, first in zip(counts, dropped, strict=True))
+    return Offsets(counts)

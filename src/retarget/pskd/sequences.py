@@ -72,18 +72,40 @@ class Offsets:
         at = index.clamp(0, self.num_samples - 1).to(counted.device)
         rows = self.rows(at, counted)
         here, expected = counted.sum(1), self.lengths[at]
+        lacking = self.lacking(counted, expected - here)
         checks.require(
-            here == expected,
+            here + lacking == expected,
             lambda row: (
                 f"sequence {int(at[row])} has {int(here[row])} targets but {int(expected[row])} rows in the table: "
-                "lengths must be the numbers of targets in the training set, the same in every epoch"
+                "lengths must be the numbers of targets in the training set, the same in every epoch. If a causal "
+                "language model is padded on the left, the collator must return attention_mask"
             ),
         )
-        return rows
+        return (rows + lacking[:, None]).clamp_max(self.num_rows - 1)
+
+    def lacking(
+        self, counted: Bool[Tensor, "batch positions"], short: Integer[Tensor, "batch"]
+    ) -> Integer[Tensor, "batch"]:
+        """Number of targets that are rightly missing before a sequence's first, of the ``short`` that are missing."""
+        return torch.zeros_like(short)
 
     def name(self, row: int) -> str:
         """What messages call a row."""
         return "target {1} of sequence {0}".format(*self.find(row))
+
+
+class LeftPadded(Offsets):
+    """The rows of a causal language model's sequences that are padded on the left.
+
+    Where there is padding before it, a sequence's first token is a target too, predicted from the padding. In the
+    longest sequence of a batch it is none. ``lengths`` count it; where it is missing its row is left out.
+    """
+
+    def lacking(
+        self, counted: Bool[Tensor, "batch positions"], short: Integer[Tensor, "batch"]
+    ) -> Integer[Tensor, "batch"]:
+        """1 for a sequence that fills its row of the batch and has one target less than rows."""
+        return ((short == 1) & (counted[:, 0] | ~counted.any(1))).long()
 
 
 def lengths_fingerprint(offsets: Offsets | None) -> str:
@@ -96,8 +118,8 @@ class SequencePSKD(PlacedPSKD):
     """PS-KD for targets [B, T]: translation, language models, tagging.
 
     Args:
-        lengths: number of targets (labels that are not ``ignore_index``) of each training sequence; None with
-            ``PreviousModel``.
+        lengths: number of targets (labels that are not ``ignore_index``) of each training sequence, or its
+            :class:`Offsets`; None with ``PreviousModel``.
         num_classes: C, size of the vocabulary.
         store: by default ``TopK(10)``, with fewer than 40 classes dense; ``MemoryMapped(path, TopK(k))`` for a table
             that does not fit in memory.
@@ -119,7 +141,7 @@ class SequencePSKD(PlacedPSKD):
 
     def __init__(
         self,
-        lengths: Iterable[int] | None,
+        lengths: Iterable[int] | Offsets | None,
         num_classes: int,
         total_epochs: int,
         alpha_T: float = 0.8,
@@ -135,7 +157,7 @@ class SequencePSKD(PlacedPSKD):
         if not isinstance(store, PreviousModel):
             if lengths is None:
                 raise UserError("a table needs lengths, the number of targets of each training sequence")
-            offsets = Offsets(lengths)
+            offsets = lengths if isinstance(lengths, Offsets) else Offsets(lengths)
         super().__init__(
             offsets,
             num_classes,

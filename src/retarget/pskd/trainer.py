@@ -25,7 +25,7 @@ from retarget.pskd.multilabel import MultiLabelPSKD
 from retarget.pskd.past.base import Store
 from retarget.pskd.past.files import MemoryMapped
 from retarget.pskd.past.previous import PreviousModel
-from retarget.pskd.sequences import SequencePSKD
+from retarget.pskd.sequences import Offsets, SequencePSKD
 
 STATE_FILE = "pskd.safetensors"
 """Name of the table's file in a checkpoint's folder."""
@@ -348,7 +348,7 @@ class PSKDMixin(_Base):
         if columns is not None and "index" not in columns:
             columns.append("index")
 
-    def _count_targets(self) -> list[int]:
+    def _count_targets(self) -> Offsets:
         """Count targets in one pass over the training set and the collator."""
         loader = DataLoader(
             self._indexed_dataset(),
