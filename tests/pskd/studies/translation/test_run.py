@@ -14,7 +14,7 @@ from retarget.errors import UserError
 from retarget.pskd import TopK
 from retarget.pskd.past.table import table_bytes
 from retarget.pskd.studies.translation import run as translation
-from retarget.pskd.studies.translation.analysis import analyse
+from retarget.pskd.studies.translation.analysis import analyse, read_lines
 from retarget.pskd.studies.translation.data import encode, grammar, sentence_pairs, train_tokenizer
 from retarget.pskd.studies.translation.plan import ARMS, plan
 from retarget.pskd.studies.translation.settings import Settings
@@ -222,3 +222,9 @@ def test_a_faultless_translator_has_full_marks_in_every_script(language, text, t
     assert (bleu, chrf) == (pytest.approx(100), pytest.approx(100))
     one_wrong = translation.text_scores(tmp_path, [f"{said[:-3]}x{said[-2:]}"] * 3, [("x", text)] * 3, language)[0]
     assert 20 < one_wrong < 100
+
+
+def test_a_translation_with_another_line_separator_stays_one_line(tmp_path):
+    said = ["a\u2028dog", "a\u0085 cat\x0c", "two\rbirds", ""]
+    translation.text_scores(tmp_path, said, [("x", one or "y") for one in said], "en")
+    assert read_lines(tmp_path / "translations.txt") == said

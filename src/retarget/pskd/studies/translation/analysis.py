@@ -1,5 +1,7 @@
 """Figures and notes for a translation study's page."""
 
+from pathlib import Path
+
 from retarget.files import read_json
 from retarget.metrics import calibration as c
 from retarget.pskd.studies.translation.settings import Settings
@@ -56,9 +58,8 @@ def _figures(results: Results, condition: str, prefix: str) -> list[Figure]:
             gaps.append(diagram.accuracy.tolist())
             counts.append([int(count) for count in diagram.count])
         reliability.append(Series(label=arm.label, x=[(i + 0.5) / 10 for i in range(10)], y=gaps, counts=counts))
-        lines = (runs[0].directory / "translations.txt").read_text(encoding="utf-8").splitlines()
         translated = translated or _originals(runs[0])
-        translated[arm.label] = lines[:SHOWN]
+        translated[arm.label] = read_lines(runs[0].directory / "translations.txt")[:SHOWN]
     if not learning:
         return []
     samples = [
@@ -79,6 +80,11 @@ def _figures(results: Results, condition: str, prefix: str) -> list[Figure]:
             labels=[f"sentence {at}" for at in range(1, len(samples) + 1)], blocks=samples,
         ),
     ]  # fmt: skip
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text; a line may hold the other characters at which ``str.splitlines`` splits, such as U+2028."""
+    return path.read_bytes().decode("utf-8").removesuffix("\n").split("\n")
 
 
 def _originals(run: RunResult) -> dict[str, list[str]]:
