@@ -115,6 +115,25 @@ def test_bad_boxes_are_reported_with_their_file_and_dropped_or_refused(box, what
         scenes(model({**settings, "bad_boxes": "refuse"}))
 
 
+@pytest.mark.parametrize("box", [(10, 10, 10.8, 30), (10, 10, 10.5, 10.5)])
+def test_objects_thinner_than_a_pixel_are_kept(box, tmp_path):
+    parts = scenes(model(voc(tmp_path, {"b": [*GOOD, ("cat", box, 0)]})))
+    assert parts.dropped == ()
+    torch.testing.assert_close(parts.train[1].boxes[2], torch.tensor(box))
+
+
+def test_coco_boxes_that_are_shares_of_the_image_are_refused(tmp_path):
+    settings = coco(tmp_path)
+    file = tmp_path / "annotations" / "instances_val.json"
+    held = json.loads(file.read_text())
+    for one in held["annotations"]:
+        x, y, width, height = one["bbox"]
+        one["bbox"] = [x / 60, y / 48, width / 60, height / 48]
+    file.write_text(json.dumps(held))
+    with pytest.raises(UserError, match=r"instances_val.json: all 2 boxes lie between 0 and 1.*shares of the image"):
+        scenes(model(settings))
+
+
 def test_what_cannot_be_read_is_refused_with_its_file(tmp_path):
     settings = voc(tmp_path / "data", {"d": [("bird", (1, 1, 9, 9), 0)]})
     folder = tmp_path / "data"

@@ -67,6 +67,7 @@ def read_coco(root: Path, split: str) -> list[Described]:
             x, y, width, height = map(float, one["bbox"])
             box = (x, y, x + width, y + height)
             objects[one["image_id"]].append((names[one["category_id"]], box, bool(one.get("iscrowd", 0))))
+        _refuse_shares(described, [box for found in objects.values() for _, box, _ in found])
         return [
             Described(
                 f"{described}, image {one['file_name']}",
@@ -80,6 +81,15 @@ def read_coco(root: Path, split: str) -> list[Described]:
         raise
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{described} is damaged: {type(error).__name__} {error}") from error
+
+
+def _refuse_shares(described: Path, boxes: Sequence[Sequence[float]]) -> None:
+    """Raise if all boxes lie within the first pixel, so that they must be shares of the image."""
+    if boxes and all(0 <= edge <= 1 for box in boxes for edge in box):
+        raise UserError(
+            f"{described}: all {len(boxes):,} boxes lie between 0 and 1, so they are shares of the image: COCO's are "
+            "x, y, width and height in pixels; multiply x and width by the image's width, y and height by its height"
+        )
 
 
 def _image_file(folder: Path, names: Sequence[str], listed: Path) -> Path:

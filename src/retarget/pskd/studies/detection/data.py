@@ -289,8 +289,8 @@ def _checked(described: Described, classes: tuple[str, ...], notes: list[str]) -
     if not raw.isfinite().all():
         raise UserError(f"{name}: a box has a coordinate that is not finite: {raw[~raw.isfinite().all(1)][0].tolist()}")
     clamped: Any = v2f.clamp_bounding_boxes(tv_tensors.BoundingBoxes(raw, format="XYXY", canvas_size=size))  # type: ignore[call-overload]
-    _, valid = v2f.sanitize_bounding_boxes(clamped)
     boxes = clamped.as_subclass(Tensor)
+    valid = (boxes[:, 2:] > boxes[:, :2]).all(1)  # however thin
     for place in (~valid).nonzero()[:, 0].tolist():
         turned = bool((raw[place, 2:] <= raw[place, :2]).any())
         what = "has no area" if turned else "lies outside the image"
