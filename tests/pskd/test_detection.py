@@ -306,6 +306,23 @@ def test_a_loss_that_is_not_torchvisions_is_refused(monkeypatch):
         method.losses(*batch([0]))
 
 
+def test_a_sampling_of_the_users_own_is_used_in_every_step():
+    model, calls = detector(), []
+    usual = model.roi_heads.select_training_samples
+
+    def counted(proposals, targets):
+        calls.append(len(targets))
+        return usual(proposals, targets)
+
+    model.roi_heads.select_training_samples = counted
+    method = DetectionPSKD(model, OBJECTS, C, 2)
+    method.set_epoch(0)
+    for index in BATCHES:
+        method.losses(*batch(index))
+    assert calls == [2, 2]
+    assert model.roi_heads.select_training_samples is counted
+
+
 @pytest.mark.parametrize("weight", [[1.0, 10.0, 10.0, 10.0], [1.0, 1.0, 1.0, 10.0]], ids=str)
 def test_class_weights_are_refused_when_images_with_the_classes_come(weight, monkeypatch):
     from torchvision.models.detection import roi_heads

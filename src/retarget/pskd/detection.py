@@ -235,6 +235,7 @@ class Objects(Offsets):
 def watch(detector: Any) -> Iterator[Step]:
     """Record the sampled proposals, their labels and logits of the detector's passes inside the ``with`` block."""
     step, heads = Step(), detector.roi_heads
+    users = vars(heads).get("select_training_samples")  # a replacement of the user's own
     select = heads.select_training_samples
 
     def selected(proposals: Any, targets: Any) -> Any:
@@ -261,6 +262,8 @@ def watch(detector: Any) -> Iterator[Step]:
         yield step
     finally:
         del heads.select_training_samples
+        if users is not None:
+            heads.select_training_samples = users
         for handle in handles:
             handle.remove()
 
