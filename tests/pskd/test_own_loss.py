@@ -11,7 +11,7 @@ from transformers import Trainer
 
 from retarget.errors import UserError
 from retarget.pskd import PSKDMixin, PSKDTrainer
-from retarget.pskd.own_loss import SameLoss, tells, with_other_labels
+from retarget.pskd.own_loss import SameLoss, refuse_other_loss, tells, with_other_labels
 
 sys.path.insert(0, str(Path(__file__).parent))
 import tiny
@@ -92,6 +92,16 @@ def test_a_trainers_loss_is_compared_until_the_classes_were_seen(classes, tmp_pa
     plain.train()
     assert plain._pskd_same.done
     assert plain._pskd_same.told
+
+
+@pytest.mark.parametrize("accumulate", [1, 2, 3])
+def test_a_trainers_mean_over_each_batch_is_accepted_while_gradients_accumulate(accumulate, tmp_path):
+    samples, more = data([0, 1, 2, 2, 1, 0, 0, 2, 1, 1]), {"gradient_accumulation_steps": accumulate}
+    mean, plain = (make(kind, tiny.Plain(), tmp_path, samples, batch=2, **more) for kind in (Ours, PSKDTrainer))
+    mean.train(), plain.train()
+    assert torch.equal(mean.model.layer.weight, plain.model.layer.weight)
+    with pytest.raises(UserError, match=r"the trainer's own loss.*class weights"):
+        make(WeightedOurs, tiny.Plain(), tmp_path, samples, batch=2, **more).train()
 
 
 @pytest.mark.parametrize(
@@ -183,3 +193,11 @@ def test_asking_leaves_the_training_as_it_was(tmp_path):
 def test_labels_of_sequences_are_not_replaced():
     inputs = {"input_ids": torch.zeros(2, 4, dtype=torch.long), "labels": torch.zeros(2, 4, dtype=torch.long)}
     assert list(with_other_labels(inputs, 5, -100)) == []
+
+
+def test_batches_whose_labels_are_all_ignored_say_nothing():
+    logits, labels = torch.randn(2, 4, 5), torch.full((2, 4), -100)
+    flags = dict(asked=False, rounded=False, whose="the trainer's own loss")
+    for own in (float("nan"), 0.0):
+        for denominator in (None, 7.0):
+            assert not refuse_other_loss(own, logits, labels, True, -100, denominator=denominator, **flags)

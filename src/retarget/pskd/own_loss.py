@@ -127,9 +127,15 @@ def _both_ways(
     return found, None if other is None else hard_loss(logits, other, ignore_index, **more)
 
 
+def _off(own: float, *losses: float | None) -> float:
+    """Relative difference of a loss from the nearest of others."""
+    return min((abs(own - one) / max(abs(one), 1e-3) for one in losses if one is not None), default=math.inf)
+
+
 def refuse_other_loss(
     own: float, logits: Tensor, labels: Tensor, shifts: bool, ignore_index: int, *,
-    asked: bool, rounded: bool, whose: str, batch: str = "a training batch", **more: Any,
+    asked: bool, rounded: bool, whose: str, batch: str = "a training batch", smoothing: float = 0.0,
+    denominator: Tensor | float | None = None,
 ) -> bool:  # fmt: skip
     """Raise unless the loss that PS-KD replaces is the cross-entropy of the labels.
 
@@ -139,7 +145,7 @@ def refuse_other_loss(
         asked: whether the user chose ``shift_labels``; then either choice is accepted.
         rounded: whether a loss of float32 logits was computed in bfloat16 or float16.
         whose, batch: what messages call ``own``, such as "the model's own loss", and the batch.
-        more: the other arguments of :func:`hard_loss`.
+        smoothing, denominator: as in :func:`hard_loss`; with a denominator the mean over the batch is accepted too.
 
     Returns:
         Whether this batch could tell: False if all labels are ignored or of one class, or if all losses are nearly the
@@ -148,10 +154,15 @@ def refuse_other_loss(
     Raises:
         UserError: it is another loss; the message names the remedy.
     """
-    ours, other = _both_ways(logits, labels, shifts, ignore_index, **more)
+    ours, other = _both_ways(logits, labels, shifts, ignore_index, smoothing=smoothing, denominator=denominator)
     if not math.isfinite(ours):
         return False  # every label is ignored
     error = relative_error(logits, rounded)
+    if denominator is not None and _off(own, ours, other) > error:
+        # A trainer of the user's may divide by the batch's own targets, also while gradients accumulate.
+        mean, moved = _both_ways(logits, labels, shifts, ignore_index, smoothing=smoothing)
+        if _off(own, mean, moved) < _off(own, ours, other):
+            ours, other = mean, moved
     within = error * max(abs(ours), 1e-3)
     apart = None if other is None else abs(other - ours)
     if other is not None and not asked and abs(own - other) < min(within, abs(own - ours) / 4):
