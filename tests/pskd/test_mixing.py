@@ -257,3 +257,19 @@ def test_a_saved_first_epoch_keeps_the_model_as_it_came(tmp_path):
 def test_one_epoch_warns_in_a_plain_loop():
     with pytest.warns(UserWarning, match="total_epochs = 1 is plain training"):
         PSKD(N, C, 1).set_epoch(0)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_mixed_targets_of_two_classes_are_noticed_and_smoothed_ones_are_not(smoothing):
+    index, hard = torch.arange(N), F.one_hot(labels() % 2, 2) * (1 - smoothing) + smoothing / 2
+    method = PSKD(N, 2, EPOCHS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for epoch in range(2):
+            method.set_epoch(epoch)
+            method.loss(torch.zeros(N, 2), hard, index)
+        method.set_epoch(2)
+    for half, share in zip(index.chunk(2), (0.7, 0.6), strict=True):
+        method.loss(torch.zeros(len(half), 2), (shares(share) @ hard)[half], half)
+    with pytest.warns(UserWarning, match=r"targets of epoch 2 are shared between two classes.*mixed=shares"):
+        method.end_epoch()

@@ -164,8 +164,11 @@ class PSKD(Form):
     def _count_two_classed(self, targets: Tensor) -> None:
         """Count targets that two classes share, as those of mixed images, whose predictions belong to no sample."""
         if targets.is_floating_point() and self.past.num_rows is not None:
+            if self.num_classes == 2:
+                self.schedule.count_two(targets)
+                return
             above = (targets > targets.amin(1, keepdim=True) + 1e-4).sum(1)
-            self.schedule.two_classed += ((above == 2) & (self.num_classes > 2)).sum()
+            self.schedule.two_classed += (above == 2).sum()
 
     def _check(
         self, logits: Tensor | None, targets: Tensor, index: Tensor | None, some: bool = True

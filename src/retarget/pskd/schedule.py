@@ -3,6 +3,7 @@
 import warnings
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from retarget.errors import UserError
@@ -32,6 +33,7 @@ class Schedule:
 
     Attributes:
         two_classed: number of this epoch's remembered targets that share themselves between exactly two classes.
+        smaller: the least and the greatest smaller share of such targets, if there are only two classes.
         began: the current epoch, or the one in which a loaded state was saved; None before the first.
         fallbacks: number of samples in this epoch that had no past row.
         asked: number of samples in this epoch whose past row was looked up.
@@ -50,6 +52,7 @@ class Schedule:
         self.began: int | None = None
         self.fallbacks: Tensor | int = 0
         self.two_classed: Tensor | int = 0
+        self.smaller: tuple[Tensor, Tensor] | None = None
         self.asked, self.pretrained = 0, False
         self._seen = 0
         self._warned: set[str] = set()
@@ -95,11 +98,23 @@ class Schedule:
     def begin(self, epoch: int) -> None:
         """Begin an epoch and reset its counts."""
         self.began, self.fallbacks, self.asked, self._seen, self.two_classed = epoch, 0, 0, 0, 0
-        self._warned = set()
+        self.smaller, self._warned = None, set()
+
+    def count_two(self, targets: Tensor) -> None:
+        """Count the targets [B, 2] that two classes share, and note how far their smaller shares lie apart."""
+        least = targets.detach().amin(1)
+        shared = least > 1e-4
+        self.two_classed += shared.sum()
+        ends = least.masked_fill(~shared, torch.inf).amin(), least.masked_fill(~shared, -torch.inf).amax()
+        if self.smaller is not None:
+            ends = torch.minimum(self.smaller[0], ends[0]), torch.maximum(self.smaller[1], ends[1])
+        self.smaller = ends
 
     def warn(self, stacklevel: int) -> None:
         """Warn, once in an epoch, of mixed inputs, or of hard labels as nearly all samples had no past row."""
         two_classed = int(self.two_classed)
+        if self.smaller is not None and float(self.smaller[1] - self.smaller[0]) < 1e-3:
+            two_classed = 0  # of two classes label smoothing gives each target the same smaller share
         if "mixed" not in self._warned and two_classed and two_classed >= MIXED * self._seen:
             self._warned.add("mixed")
             warnings.warn(
