@@ -2,7 +2,9 @@
 
 import sys
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from transformers import Trainer
 
 from retarget.errors import UserError
 from retarget.pskd import PSKDMixin, PSKDTrainer
+from retarget.pskd.models import logits_of
 from retarget.pskd.own_loss import SameLoss, refuse_other_loss, tells, with_other_labels
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -32,6 +35,22 @@ class ManyLabels(tiny.Plain):
             weight = torch.full((3,), 9.0)
             out["loss"] = F.binary_cross_entropy_with_logits(out["logits"], labels, pos_weight=weight)
         return out
+
+
+@dataclass
+class Output:
+    logits: torch.Tensor
+    loss: torch.Tensor | None = None
+
+
+class GivesObject(tiny.Plain):
+    def forward(self, x, labels=None):
+        return Output(**super().forward(x, labels))
+
+
+class GivesTensor(tiny.Plain):
+    def forward(self, x, labels=None):
+        return self.layer(x)
 
 
 class OwnLoss(Trainer):
@@ -193,6 +212,21 @@ def test_asking_leaves_the_training_as_it_was(tmp_path):
 def test_labels_of_sequences_are_not_replaced():
     inputs = {"input_ids": torch.zeros(2, 4, dtype=torch.long), "labels": torch.zeros(2, 4, dtype=torch.long)}
     assert list(with_other_labels(inputs, 5, -100)) == []
+
+
+@pytest.mark.parametrize("kind", [GivesObject, GivesTensor])
+def test_a_model_may_return_an_object_or_a_tensor(kind, tmp_path):
+    trained = []
+    for model in (kind(), tiny.Plain()):
+        trainer = make(PSKDTrainer, model, tmp_path, data([0, 1, 2, 0] * 2))
+        trainer.train()
+        trained.append(model.layer.weight)
+    assert torch.equal(*trained)
+
+
+def test_a_models_object_without_logits_is_named():
+    with pytest.raises(UserError, match="no logits, only scores: name them logits"):
+        logits_of(SimpleNamespace(scores=torch.zeros(2, 3)))
 
 
 def test_batches_whose_labels_are_all_ignored_say_nothing():

@@ -23,21 +23,25 @@ def needs_labels(model: Any) -> bool:
 
 
 def logits_of(outputs: Any) -> Tensor:
-    """The logits in a model's outputs, a table or a tuple of the logits, behind the loss if there is one.
+    """The logits in a model's outputs: a table or an object with logits, a tensor, or a tuple, behind a loss if any.
 
     Raises:
         UserError: there are none, or the model adds a loss of its own to that of the labels.
     """
-    if not isinstance(outputs, dict):
+    if isinstance(outputs, Tensor):
+        return outputs
+    if isinstance(outputs, list | tuple) and len(outputs) > 0:
         return outputs[1] if len(outputs) > 1 and outputs[0].ndim == 0 else outputs[0]
-    if "logits" not in outputs:
-        raise UserError(f"the model's output has no logits, only {', '.join(outputs)}: name them logits")
-    if outputs.get("aux_loss") is not None:
+    held = outputs if isinstance(outputs, dict) else getattr(outputs, "__dict__", {})
+    if "logits" not in held:
+        only = ", ".join(held) or f"a {type(outputs).__name__}"
+        raise UserError(f"the model's output has no logits, only {only}: name them logits")
+    if held.get("aux_loss") is not None:
         raise UserError(
             "the model adds an auxiliary loss (aux_loss) to that of the labels, which is not supported; for a "
             "mixture of experts set config.output_router_logits = False"
         )
-    return outputs["logits"]
+    return held["logits"]
 
 
 def with_decoder_inputs(model: Any, inputs: dict[str, Any], labels: Tensor, *, smoothed: bool) -> dict[str, Any]:

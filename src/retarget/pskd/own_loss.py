@@ -60,8 +60,12 @@ def models_loss(model: nn.Module, bare: nn.Module, inputs: dict[str, Any]) -> tu
     finally:
         for one in training:
             one.training = True
-    if isinstance(outputs, dict):
+    if isinstance(outputs, Tensor):
+        own, logits = None, outputs
+    elif isinstance(outputs, dict):
         own, logits = outputs.get("loss"), outputs["logits"]
+    elif hasattr(outputs, "logits"):
+        own, logits = getattr(outputs, "loss", None), outputs.logits
     else:
         own, logits = outputs[0], outputs[-1 if len(outputs) == 1 else 1]
     return (own if isinstance(own, Tensor) and own.ndim == 0 else None), logits

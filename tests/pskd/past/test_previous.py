@@ -2,7 +2,7 @@
 
 from copy import deepcopy
 from functools import partial
-from types import MethodType
+from types import MethodType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -165,6 +165,46 @@ def test_what_is_missing_is_said():
         method.loss(model(x), labels, inputs=x[:1])
     with pytest.raises(UserError, match="label 7 of item 2 of the batch lies outside"):
         method.loss(model(x), torch.tensor([[0, 1, 7, 2], [0, 0, 0, 0]]), inputs=x)
+
+
+class Gives(nn.Module):
+    """Returns its logits as ``form`` says."""
+
+    def __init__(self, form):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.form = nn.Linear(3, C), form
+
+    def forward(self, x):
+        return self.form(self.body(x))
+
+
+@pytest.mark.parametrize(
+    "form",
+    [lambda z: {"aux": 2 * z, "out": z}, lambda z: {"out": 2 * z, "logits": z}, lambda z: SimpleNamespace(logits=z)],
+    ids=["segmentation", "mapping", "object"],
+)
+def test_logits_are_found_in_the_forms_of_other_libraries(form):
+    x, model = torch.randn(4, 3), Gives(form)
+    teacher = PreviousModel(model)
+    teacher.begin(1)
+    assert torch.equal(teacher.logits(x), model.body(x))
+
+
+@pytest.mark.parametrize(
+    ("form", "what"),
+    [
+        (lambda z: {"scores": z, "aux": z}, "a mapping of scores, aux"),
+        (lambda z: SimpleNamespace(scores=z), "a SimpleNamespace"),
+        (lambda z: ({"scores": z}, z), "a tuple"),
+        (lambda z: (), "a tuple"),
+    ],
+)
+def test_an_output_without_logits_is_named(form, what):
+    teacher = PreviousModel(Gives(form), first_past="pretrained")
+    teacher.begin(0)
+    with pytest.raises(UserError, match=f"no logits in what Gives returns, {what}: return a tensor"):
+        teacher.logits(torch.randn(4, 3))
 
 
 def test_a_network_with_a_part_called_module_is_copied_whole():

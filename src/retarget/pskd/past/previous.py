@@ -26,8 +26,9 @@ class PreviousModel:
     forward pass per step and one more copy of the weights, which ``save`` writes instead of a table.
 
     Args:
-        model: the network being trained, not a copy of it. It maps ``inputs`` to logits: a tensor, a mapping or output
-            with ``"logits"``, or a tuple that begins with them. With the Hugging Face trainer it may be left out.
+        model: the network being trained, not a copy of it. It maps ``inputs`` to logits: a tensor, a mapping with
+            ``"logits"`` or ``"out"`` (torchvision's segmentation), an object with ``logits``, or a tuple that begins
+            with them. With the Hugging Face trainer it may be left out.
         mode: ``"eval"`` (running statistics, no dropout) or ``"train"``.
         first_past: the past of epoch 0: ``"labels"``, which is plain training as in the paper; or ``"pretrained"``,
             the model before training, for fine-tuning in one epoch or a few.
@@ -90,9 +91,7 @@ class PreviousModel:
             outputs = model(**inputs)
         else:
             outputs = model(inputs) if isinstance(inputs, Tensor) else model(*inputs)
-        if isinstance(outputs, Tensor):
-            return outputs
-        return outputs["logits"] if isinstance(outputs, Mapping) else outputs[0]
+        return _logits_in(outputs, model)
 
     def tensors(self) -> dict[str, Tensor]:
         """The past weights, by name; none in epoch 0."""
@@ -127,6 +126,21 @@ class PreviousModel:
                 f"{type(model).__name__} cannot be copied, as PreviousModel does in every epoch "
                 f"({str(error)[:100]}...). Do not keep tensors of a forward pass in it, or use TopK(k)"
             ) from error
+
+
+def _logits_in(outputs: Any, model: nn.Module) -> Tensor:
+    """The logits in a network's output, in one of the forms that :class:`PreviousModel` lists."""
+    found, what = outputs, f"a {type(outputs).__name__}"
+    if isinstance(outputs, Mapping):
+        found, what = outputs.get("logits", outputs.get("out")), f"a mapping of {', '.join(map(str, outputs))}"
+    elif not isinstance(outputs, Tensor):
+        found = getattr(outputs, "logits", outputs[0] if isinstance(outputs, list | tuple) and outputs else None)
+    if not isinstance(found, Tensor):
+        raise UserError(
+            f"PreviousModel finds no logits in what {type(model).__name__} returns, {what}: return a tensor, a mapping "
+            'with "logits" or "out", an object with the attribute logits, or a tuple that begins with them'
+        )
+    return found
 
 
 def _refuse_replaced_forward(model: nn.Module) -> None:
