@@ -303,7 +303,8 @@ class PSKDMixin(_Base):
                 )
             return self._pskd_same.compare(float(host), logits, labels, shifts, **shared)
         answer = self._pskd_same.compare_model(model, self._bare_model(), {**inputs, "labels": labels}, shifts)
-        if answer is None and labels.ndim == 2 and not (labels.is_floating_point() or self._pskd_shift or shifts):
+        unasked = self._pskd_shift is None and not shifts
+        if answer is None and unasked and labels.ndim == 2 and not labels.is_floating_point():
             own_loss.refuse_copying(inputs.get("input_ids"), labels, IGNORE)
         return answer or (True, True)
 
