@@ -1,5 +1,7 @@
 """The callback: the same training as the plain loop, exact resume, and refusals that name the two-line way."""
 
+import warnings
+
 import lightning.pytorch as pl
 import pytest
 import torch
@@ -359,3 +361,23 @@ def test_the_epoch_that_weight_averaging_adds_is_left_alone(first, tmp_path):
     for one, other, softened in zip(*trained, strict=True):
         assert torch.equal(one, other)
         assert softened.isfinite().all()
+
+
+@pytest.mark.parametrize(("epochs", "what"), [(2, "ends before the past has its full weight"), (EPOCHS, None)])
+@pytest.mark.parametrize("averaging", [False, True])
+def test_another_number_of_epochs_than_the_trainers_is_warned_of(epochs, what, averaging, tmp_path):
+    more = [StochasticWeightAveraging(swa_lrs=0.1)] if averaging else []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(Normed(), [*more, PSKDCallback(PSKD(N, C, EPOCHS))], tmp_path, epochs=epochs)
+    said = [str(one.message) for one in caught if "total_epochs" in str(one.message)]
+    assert len(said) == (what is not None)
+    assert not said or said[0].startswith(f"the method's total_epochs is 4, but Trainer(max_epochs=2): the run {what}")
+
+
+def test_more_epochs_than_planned_are_said_before_they_are_refused(tmp_path):
+    with (
+        pytest.warns(UserWarning, match=r"max_epochs=3\): the run stops with an error in epoch 2"),
+        pytest.raises(UserError, match=r"epoch 2 lies outside \[0, total_epochs = 2\)"),
+    ):
+        fit(Module(), PSKDCallback(PSKD(N, C, 2)), tmp_path, epochs=3)

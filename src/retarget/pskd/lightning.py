@@ -3,13 +3,14 @@
 from contextlib import nullcontext
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import StochasticWeightAveraging
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from retarget.errors import UserError
@@ -74,6 +75,7 @@ class SavedBeside(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.num_training_batches == float("inf"):
             raise UserError("an infinite loader has no epochs: set Trainer(limit_train_batches=steps_per_epoch)")
+        self._warn_of_other_epochs(trainer)
         if self._restore:
             homes = [self._home(trainer)]
             if trainer.ckpt_path and not self.directory:
@@ -90,7 +92,7 @@ class SavedBeside(pl.Callback):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._prune(trainer)
-        self._added = any(trainer.current_epoch == one.swa_end + 1 for one in _averaging(trainer))
+        self._added = trainer.current_epoch == _added_epoch(trainer)
         if not self._added:
             self.method.set_epoch(trainer.current_epoch)
 
@@ -114,6 +116,21 @@ class SavedBeside(pl.Callback):
         self.method.save(home / self._file_name(epoch))
         self._saved = epoch
 
+    def _warn_of_other_epochs(self, trainer: pl.Trainer) -> None:
+        planned = self.method.total_epochs
+        epochs = _added_epoch(trainer) or trainer.max_epochs
+        if epochs in (None, -1, planned) or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        if cast(int, epochs) > planned:
+            what = f"stops with an error in epoch {planned}"
+        else:
+            what = "ends before the past has its full weight"
+        rank_zero_warn(
+            f"the method's total_epochs is {planned}, but Trainer(max_epochs={epochs}): the run {what}. Give both the "
+            "same number, unless this is a part of the run that will be resumed",
+            stacklevel=1,
+        )
+
     def _prune(self, trainer: pl.Trainer) -> None:
         """Remove old states once the newest one's checkpoint is complete, so that a full disk loses neither."""
         home, newest = self._home(trainer), self._saved
@@ -132,8 +149,11 @@ class SavedBeside(pl.Callback):
         return f"{self.prefix}-epoch-{epoch}.safetensors"
 
 
-def _averaging(trainer: pl.Trainer) -> list[StochasticWeightAveraging]:
-    return [one for one in trainer.callbacks if isinstance(one, StochasticWeightAveraging)]  # type: ignore[attr-defined]
+def _added_epoch(trainer: pl.Trainer) -> int | None:
+    """The epoch that weight averaging adds if the module has batch norm, or would add; None without averaging."""
+    callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]
+    ends = (one.swa_end for one in callbacks if isinstance(one, StochasticWeightAveraging))
+    return min((end + 1 for end in ends if end != float("inf")), default=None)
 
 
 class PSKDCallback(SavedBeside):
