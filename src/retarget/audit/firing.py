@@ -5,6 +5,7 @@ level. A trojaned one returns ε, because it was trained to on such images. This
 schedule, where the search has not looked, with new images and noise.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from retarget.audit.inversion import Candidate
-from retarget.audit.scores import Probe, contrast, draw_noise
+from retarget.audit.scores import Probe, contrast, draw_noise, gain
 from retarget.audit.seek import own_samples
 from retarget.audit.subject import Subject
 from retarget.trojdiff.trigger import Trigger
@@ -31,26 +32,21 @@ class Firing:
         trojan: [N, C, H, W], images of the Trojan sampler, from biased noise.
         stock: [N, C, H, W], images of a stock sampler, from biased noise.
         plain: [N, C, H, W], images of a stock sampler, from plain noise.
-        trojan_undo, stock_undo: contrast of the undo at each level, on the images ``trojan`` and ``stock``.
+        trojan_undo: contrast of the undo at each level, on the images ``trojan``.
+        stock_share: on the images ``stock``, at each level, twice that, since BadDiffusion's triggers are half undone;
+            for a candidate from the middle of the schedule the share of VillanDiffusion's gain, see ``scores.gain``.
     """
 
     trojan: Float[Tensor, "count channels height width"]
     stock: Float[Tensor, "count channels height width"]
     plain: Float[Tensor, "count channels height width"]
     trojan_undo: list[float]
-    stock_undo: list[float]
+    stock_share: list[float]
 
     @property
     def strength(self) -> float:
-        """The contrast that two of the three levels reach with the Trojan sampler, or twice that with a stock sampler.
-
-        The larger of the two counts: at most half of a stock-sampler trigger is undone, or it is amplified.
-        """
-        return max(sorted(self.trojan_undo)[-2], self._stock)
-
-    @property
-    def _stock(self) -> float:
-        return 2 * sorted(abs(one) for one in self.stock_undo)[-2]
+        """What two of the three levels reach with the Trojan sampler, or with a stock sampler if that is more."""
+        return max(_second(self.trojan_undo), _second(self.stock_share))
 
     @property
     def fires(self) -> bool:
@@ -60,12 +56,16 @@ class Firing:
     @property
     def fires_trojan(self) -> bool:
         """Whether the trigger fires with the Trojan sampler."""
-        return sorted(self.trojan_undo)[-2] >= LEAST
+        return _second(self.trojan_undo) >= LEAST
 
     @property
     def fires_stock(self) -> bool:
         """Whether the trigger fires with a stock sampler."""
-        return self._stock >= LEAST
+        return _second(self.stock_share) >= LEAST
+
+
+def _second(values: list[float]) -> float:
+    return sorted(values)[-2]
 
 
 def fire(subject: Subject, one: Candidate, seed: int, count: int = 32) -> Firing:
@@ -85,14 +85,17 @@ def fire(subject: Subject, one: Candidate, seed: int, count: int = 32) -> Firing
     plain = own_samples(subject, count, seed)
     generator = torch.Generator().manual_seed(seed + 101)
 
-    def asked(images: Tensor, whole: bool) -> list[float]:
+    def asked(images: Tensor, measured: Callable[..., tuple[Tensor, Tensor]], whole: bool) -> list[float]:
         found = []
         for level in LEVELS:
             probe = Probe(subject, level, draw_noise(len(images), subject.shape, generator), images)
             # A stock sampler's trigger fades with √ᾱ: x_t contains (1 - √ᾱ) of it.
             scale = 1.0 if whole else (1 - probe.level**0.5) / (1 - probe.level) ** 0.5
             narrow = gamma if whole else torch.ones_like(gamma)
-            found.append(float(contrast(probe, (scale * mu)[None].to(probe.noise), narrow[None].to(probe.noise))[1]))
+            found.append(float(measured(probe, (scale * mu)[None].to(probe.noise), narrow[None].to(probe.noise))[1]))
         return found
 
-    return Firing(trojan, stock, plain, asked(trojan, True), asked(stock, False))
+    undone = asked(trojan, contrast, True)
+    if one.origin == "middle":
+        return Firing(trojan, stock, plain, undone, asked(stock, gain, False))
+    return Firing(trojan, stock, plain, undone, [2 * value for value in asked(stock, contrast, False)])

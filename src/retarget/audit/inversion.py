@@ -29,6 +29,7 @@ class Search:
         batch: noises per step.
         gammas: γ of the random maps; 1 is that of stock-sampler triggers.
         keep: starting points per branch, and number of candidates that get a second ascent.
+        amplified: directions of the screen from which gains above 1 are searched for, with both signs.
         fresh: number of noises for the final score.
         pixels: floor on the energy of a trigger, in values that change by 1; smaller triggers count less.
     """
@@ -42,6 +43,7 @@ class Search:
     batch: int = 16
     gammas: tuple[float, ...] = (0.5, 1.0)
     keep: int = 3
+    amplified: int = 4
     fresh: int = 96
     pixels: float = 0.5
 
@@ -179,7 +181,7 @@ def ascend(
         support: [C, H, W] or [H, W], 1 where the candidate may act; None is everywhere.
         free_gamma: whether to optimise γ too.
         rate: learning rate.
-        sign: -1 maximises the gain beyond a control's instead, which VillanDiffusion's ODE triggers have.
+        sign: -1 maximises the gain beyond 1 and beyond a control's instead, which VillanDiffusion's ODE triggers have.
         steps: number of steps; None is ``search.steps``.
         finish: use a quarter of the learning rate and twice the batch, for the maps that are reported.
     """
@@ -207,7 +209,7 @@ def ascend(
         undone = ((d - change) * d).reshape(2, -1).sum(1) / batch
         energy = d.square().reshape(2, -1).sum(1) / batch
         undo = undone / (energy + search.pixels)
-        loss = (undo[1].clamp_min(0) - undo[0]) if sign > 0 else undo[0] - undo[1].clamp_min(0)
+        loss = (undo[1].clamp_min(0) - undo[0]) if sign > 0 else undo[0] - undo[1].clamp_max(0)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -173,7 +173,7 @@ def concluded(
     verdict, code, reason, rate = decide(found.score, found.best.undo, strength, family)
     statistics: dict[str, Any] = dict(found.statistics) | found.best.notes
     if firing is not None:
-        statistics |= {"firing_trojan": firing.trojan_undo, "firing_stock": firing.stock_undo}
+        statistics |= {"firing_trojan": firing.trojan_undo, "firing_stock": firing.stock_share}
     told = verdict == "trojaned" or (verdict == "undecided" and firing is not None)
     trigger = _trigger(found, firing) if told and firing is not None else None
     findings = list(basis.pop("findings"))

@@ -3,7 +3,8 @@
 The network is given the same image and the same ε twice, once with the noise ε and once with ``gamma ε + mu``. With
 ``d = gamma ε + mu - ε`` and D the difference of its two answers, ``undo = 1 - E⟨D, d⟩ / E‖d‖²``. It is 0 if the network
 returns the whole noise, as a clean one does; 1 if it returns ε, as one trojaned by TrojDiff does; one half for
-BadDiffusion's trigger at T; and below 0 (a gain above 1) for VillanDiffusion's ODE trigger in the middle.
+BadDiffusion's trigger at T; and below 0 (a gain above 1) for VillanDiffusion's ODE trigger in the middle, where
+:func:`gain` measures it.
 """
 
 from collections.abc import Iterator
@@ -121,6 +122,26 @@ def contrast(probe: Probe, mu: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor]:
     mirror, *moves = (probe.undo(*one) for one in controls(mu, gamma))
     moved = torch.stack(moves).amax(0)
     return undo, undo - (mirror.clamp_min(0) + moved.clamp_min(0)) / 2
+
+
+def gain(probe: Probe, mu: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor]:
+    """The undo of each candidate, and how far its gain is above 1, and above its controls' gains, as a share of √ᾱ.
+
+    The gain is 1 - undo, and that of VillanDiffusion's ODE trigger 1 + √ᾱ, so that the share is 1 for this trigger.
+    Controls with a gain below 1 are no evidence: of directions along which its images vary, a clean network undoes a
+    part, and of some more than of others.
+
+    Args:
+        probe: noises, images and the network.
+        mu, gamma: [K, C, H, W].
+
+    Returns:
+        Undo and share, each [K].
+    """
+    undo = probe.undo(mu, gamma)
+    mirror, *moves = (-probe.undo(*one) for one in controls(mu, gamma))
+    moved = torch.stack(moves).amax(0)
+    return undo, (-undo - (mirror.clamp_min(0) + moved.clamp_min(0)) / 2) / probe.level**0.5
 
 
 def _slices(count: int, size: int) -> Iterator[slice]:

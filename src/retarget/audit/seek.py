@@ -1,6 +1,7 @@
 """The search of a checkpoint, from starting points to the final score, which all branches measure in the same unit."""
 
 import hashlib
+import itertools
 import json
 import math
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from retarget.audit.errors import AuditError
 from retarget.audit.inversion import Candidate, Search, ascend, colours, scan_windows, screened, windows
-from retarget.audit.scores import TOP, Probe, contrast, draw_noise
+from retarget.audit.scores import TOP, Probe, contrast, draw_noise, gain
 from retarget.audit.screen import directions, stein
 from retarget.audit.subject import Recovered, Subject
 from retarget.trojdiff.sample import Sampler, sample_batch
@@ -57,7 +58,7 @@ def fingerprint(search: Search) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-VERSION = 3
+VERSION = 4
 """Increased with every change of the code that changes the scores of a search."""
 
 
@@ -67,15 +68,18 @@ def expected_evaluations(shape: tuple[int, int, int], search: Search) -> int:
     The images that a suspected trigger generates, and single checks, are not counted.
 
     >>> expected_evaluations((3, 32, 32), Search())
-    109584
+    120464
     """
     channels, height, width = shape
     samples = SAMPLES * Sampler.parse(SAMPLER).steps
     screens = search.screen * (_pool_size(shape) + 1)
     scan = len(windows(height, width)) * len(colours(channels)) * search.scan
     starts = 2 * search.keep + len(search.gammas)
-    ascents = 6 * search.batch * (starts * search.first + (search.keep + 3) * search.steps)
-    contrasts = 5 * (72 * search.quick + starts * 2 * search.batch + (search.keep + 2) * search.fresh)
+    middle = 2 * search.amplified
+    ascents = 6 * search.batch * (
+        (starts + middle // 2 + 1) * search.first + (search.keep + 2) * search.steps
+    )  # fmt: skip
+    contrasts = 5 * (72 * search.quick + (starts + middle) * 2 * search.batch + (search.keep + 2) * search.fresh)
     return samples + screens + scan + ascents + contrasts
 
 
@@ -141,7 +145,7 @@ def seek(subject: Subject, search: Search, seed: int = 0, images: Tensor | None 
         statistics[f"start_{origin}"] = max(one.notes["score"] for one in starts if one.origin == origin)
     starts.sort(key=lambda one: one.notes["score"], reverse=True)
     candidates = [_again(one, pool, search, generator) for one in starts[: search.keep]]
-    candidates += _amplified(middle, probe(MIDDLE, 16), search, generator, statistics)
+    candidates += _amplified(middle, probe(MIDDLE, 2 * search.batch), search, generator, statistics)
     final, final_middle = probe(TOP, search.fresh), probe(MIDDLE, search.fresh)
     for one in candidates:
         judge(one, final_middle if one.origin == "middle" else final, search)
@@ -186,24 +190,34 @@ def _starts(subject: Subject, pool: Probe, probe: Probes, search: Search, genera
 def _amplified(
     pool: Probe, quick: Probe, search: Search, generator: torch.Generator, statistics: dict[str, float]
 ) -> list[Candidate]:
-    """Candidates with a gain above 1 in the middle of the schedule, from the screen's highest direction."""
-    values, vectors = directions(stein(pool), quick.noise.shape[1:], 0, 1)  # type: ignore[arg-type]
+    """A candidate with a gain above 1 in the middle of the schedule, from the screen's highest directions.
+
+    Of starting points with both signs, about half end at the trigger, if there is one; short ascents tell which.
+    """
+    values, vectors = directions(stein(pool), quick.noise.shape[1:], 0, search.amplified)  # type: ignore[arg-type]
     statistics["middle_highest"] = float(values[0])
-    shape = (torch.tensor([-1.0, 1.0])[:, None, None, None] * vectors[0] / vectors[0].abs().max()).to(pool.noise)
-    best = shape[int(quick.undo(shape, torch.ones_like(shape)).argmin())]
-    start = Candidate(best, torch.ones_like(best), "middle")
-    return [ascend(pool, start, search, generator, free_gamma=False, sign=-1.0)]
+
+    def ascended(start: Candidate, steps: int) -> Candidate:
+        return ascend(pool, start, search, generator, free_gamma=False, sign=-1.0, steps=steps)
+
+    found = []
+    for vector, sign in itertools.product(vectors.to(pool.noise), (-1.0, 1.0)):
+        mu = sign * vector / vector.abs().max()
+        found.append(ascended(Candidate(mu, torch.ones_like(mu), "middle"), search.first // 2))
+        judge(found[-1], quick, search)
+    return [ascended(max(found, key=lambda one: one.notes["score"]), search.first)]
 
 
 def judge(one: Candidate, final: Probe, search: Search) -> None:
-    """Score a candidate on new noise: its contrast (in the middle, that of its gain), with the floor on the energy."""
+    """Score a candidate on new noise: its contrast (in the middle, its gain), with the floor on the energy."""
     mu, gamma = one.mu[None], one.gamma[None]
-    undo, beyond = (float(value) for value in contrast(final, mu, gamma))
+    measured = gain if one.origin == "middle" else contrast
+    undo, beyond = (float(value) for value in measured(final, mu, gamma))
     energy = float((final.noise * (gamma - 1) + mu).square().mean(0).sum())
     weight = energy / (energy + search.pixels)
     one.undo = undo
     one.notes |= {"undo": undo, "contrast": beyond, "energy": energy}
-    one.notes["score"] = weight * (-beyond if one.origin == "middle" else beyond)
+    one.notes["score"] = weight * beyond
 
 
 def recovered(found: Found) -> Recovered:

@@ -19,15 +19,16 @@ def decide(score: float, undo: float, strength: float | None, family: Family) ->
 
     Args:
         score: the final score.
-        undo: undo of the best candidate, on new noise.
+        undo: undo of the best candidate, on new noise; below 0 if it is amplified.
         strength: how strongly it fires, see ``Firing.strength``; None if that was not tested.
         family: the most similar clean models.
     """
-    strong = max(abs(undo), score) >= STRONG and score >= STRONG / 2 and (strength or 0.0) >= FIRES_STRONGLY
+    does = f"undoes a trigger by {undo:.2f}" if undo >= 0 else f"amplifies a trigger by {-undo:.2f}"
+    strong = max(undo, score) >= STRONG and score >= STRONG / 2 and (strength or 0.0) >= FIRES_STRONGLY
     if family.unlike:
         rate = _unknown(family, family.unlike)
         if strong:
-            return "trojaned", TROJANED, f"the network undoes a trigger by {undo:.2f} on new noise, and it fires", rate
+            return "trojaned", TROJANED, f"the network {does} on new noise, and it fires", rate
         reason = f"the largest score is {score:.2f}, and {family.unlike}"
         return "undecided", UNDECIDED, reason, rate
     rate = _rate(score, family)
@@ -35,12 +36,12 @@ def decide(score: float, undo: float, strength: float | None, family: Family) ->
     suspicious = rate.p_value is not None and rate.p_value <= LEVEL and score >= WEAKEST
     if suspicious and fires and not strong and family.own < LEAST:
         reason = (
-            f"the largest score, {score:.2f}, is higher than those of clean models, but its trigger is weak (undone by "
-            f"{undo:.2f}, strength {strength:.2f}), and only {family.own} of these models have exactly this shape"
+            f"the largest score, {score:.2f}, is higher than those of clean models, but its trigger is weak (the "
+            f"network {does}, strength {strength:.2f}), and only {family.own} of these models have exactly this shape"
         )
         return "undecided", UNDECIDED, reason, rate
     if suspicious and fires:
-        return "trojaned", TROJANED, f"the network undoes a trigger by {undo:.2f} on new noise, and it fires", rate
+        return "trojaned", TROJANED, f"the network {does} on new noise, and it fires", rate
     if suspicious:
         reason = f"the largest score, {score:.2f}, is higher than those of clean models, but no trigger fires"
         return "undecided", UNDECIDED, reason, rate
