@@ -326,7 +326,20 @@ def test_unusable_places_are_refused_before_the_search(pipeline, tmp_path, quick
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").write_text("")
     monkeypatch.chdir(pipeline)
+    odd, rectangular = tmp_path / os.fsdecode(b"m\xff"), tmp_path / "rectangular"
+    for copy in (odd, rectangular):
+        shutil.copytree(pipeline, copy)
+    config = json.loads((rectangular / "unet/config.json").read_text())
+    (rectangular / "unet/config.json").write_text(json.dumps(config | {"sample_size": [8, 16]}))
+    o, new = str(tmp_path / "o"), str(tmp_path / "new")
     for words, message in (
+        ([str(odd), "--out", o], "its name is not UTF-8: rename it"),
+        ([str(pipeline), "--out", new, "--clean", new], "in the cleaned pipeline's folder: give another --out"),
+        (
+            [str(pipeline), "--out", f"{new}/report", "--clean", new],
+            "in the cleaned pipeline's folder: give another --out",
+        ),
+        ([str(rectangular), "--out", o, "--clean", new], "--clean cannot train this network"),
         ([str(pipeline), "--out", str(tmp_path / "file")], "file"),
         ([str(pipeline), "--out", str(tmp_path / "o"), "--clean", str(tmp_path / "full")], "full is not empty"),
         ([str(pipeline), "--out", str(tmp_path / "o"), "--clean", str(tmp_path / "file")], "file is a file: give"),
@@ -336,6 +349,25 @@ def test_unusable_places_are_refused_before_the_search(pipeline, tmp_path, quick
         assert message in capsys.readouterr().err
     assert not (tmp_path / "o").exists()
     assert not (pipeline / "audit").exists()
+
+
+def test_an_earlier_audit_s_evidence_does_not_stand_beside_a_new_report(pipeline, tmp_path, quick):
+    out, foreign = tmp_path / "out", tmp_path / "out" / "notes.txt"
+    for _ in range(2):
+        assert main(["audit", str(pipeline), "--out", str(out)]) == 3
+        assert not list(out.rglob("trigger.safetensors"))
+        (out / "trigger.safetensors").write_text("of an earlier audit")
+        foreign.write_text("the user's")
+        (out / "after-1").mkdir(exist_ok=True)
+        for name in ("audit.json", "trigger.safetensors"):
+            (out / "after-1" / name).write_text("{}")
+    silent = tmp_path / "silent"
+    shutil.copytree(pipeline, silent)
+    save_file({name: 0 * one for name, one in load_file(silent / WEIGHTS).items()}, silent / WEIGHTS)
+    assert main(["audit", str(silent), "--out", str(out)]) == 3
+    assert not list(out.rglob("trigger.safetensors"))
+    assert not (out / "after-1").exists()
+    assert foreign.is_file()
 
 
 def test_odd_names_of_files_and_a_pipeline_given_twice(pipeline, tmp_path, quick):

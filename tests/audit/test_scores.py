@@ -7,7 +7,7 @@ from torch import nn
 
 from retarget.audit.firing import LEAST, Firing
 from retarget.audit.inversion import Candidate, Search
-from retarget.audit.scores import TOP, Probe, contrast, draw_noise
+from retarget.audit.scores import TOP, Probe, contrast, draw_noise, gain
 from retarget.audit.seek import judge, undone_mask
 from retarget.audit.subject import Subject, _Output
 
@@ -56,15 +56,30 @@ def test_the_contrast_is_less_half_of_the_mirror_s_and_half_of_the_largest_shift
     assert [float(one) for one in found] == pytest.approx([undo, beyond], abs=1e-4)
 
 
-@pytest.mark.parametrize(("origin", "sign"), [("scan", 1), ("middle", -1)])
-def test_small_triggers_count_less_and_in_the_middle_what_is_amplified_counts(origin, sign):
-    one = Candidate(corner(), torch.ones(SHAPE), origin)
-    judge(one, probe_of(quarters(0, 0, 0, -0.5 if sign < 0 else 0.8)), Search(pixels=0.75))
+@pytest.mark.parametrize(
+    ("shares", "undo", "beyond"),
+    [
+        ((0.0, 0.0, 0.0, -0.5), -0.5, 0.5 - 0.5 / 2),
+        ((-0.3, 0.2, 0.9, -0.5), -0.5, 0.5 - (0.5 + 0.3) / 2),
+        ((0.8, 0.9, 0.7, -0.1), -0.1, 0.1 - 0.1 / 2),  # controls that are undone count as 0
+        ((0.8, 0.9, 0.7, 0.4), 0.4, -0.4),  # as in clean networks: undone less than its controls, and not amplified
+    ],
+)
+def test_the_gain_is_less_half_of_the_mirror_s_and_half_of_the_largest_shift_s(shares, undo, beyond):
+    mu, gamma, probe = corner()[None], torch.ones(1, *SHAPE), probe_of(quarters(*shares))
+    found = [float(one) for one in gain(probe, mu, gamma)]
+    assert found == pytest.approx([undo, beyond / probe.level**0.5], abs=1e-2)
+
+
+@pytest.mark.parametrize(("origin", "share", "undo"), [("scan", 0.8, 0.8), ("middle", -0.5, -0.5)])
+def test_small_triggers_count_less_and_in_the_middle_what_is_amplified_counts(origin, share, undo):
+    one, probe = Candidate(corner(), torch.ones(SHAPE), origin), probe_of(quarters(0, 0, 0, share))
+    judge(one, probe, Search(pixels=0.75))
     energy = 9 * 0.25
-    undo, beyond = (-0.5, -0.5) if sign < 0 else (0.8, 0.4)
+    unit = probe.level**0.5 if origin == "middle" else 1.0
     assert one.notes["undo"] == one.undo == pytest.approx(undo, abs=1e-4)
     assert one.notes["energy"] == pytest.approx(energy, rel=1e-4)
-    assert one.notes["score"] == pytest.approx(sign * beyond * energy / (energy + 0.75), rel=1e-3)
+    assert one.notes["score"] == pytest.approx(abs(undo) / 2 / unit * energy / (energy + 0.75), rel=1e-3)
 
 
 def test_the_energy_of_a_narrower_trigger_is_what_it_changes_in_the_noise():
@@ -87,7 +102,7 @@ def test_the_mask_is_where_more_than_a_quarter_of_the_most_is_undone_in_all_chan
     assert not mask[:, 0, 5:].any()
 
 
-def test_a_trigger_fires_where_two_of_three_levels_say_so_and_with_a_stock_sampler_at_half_the_strength():
+def test_a_trigger_fires_where_two_of_three_levels_say_so_with_either_sampler():
     def firing(trojan, stock):
         images = torch.zeros(1, *SHAPE)
         return Firing(images, images, images, trojan, stock)
@@ -96,10 +111,10 @@ def test_a_trigger_fires_where_two_of_three_levels_say_so_and_with_a_stock_sampl
     assert (once.strength, once.fires, once.fires_trojan, once.fires_stock) == (0.1, False, False, False)
     twice = firing([0.9, 0.0, LEAST], [0.0, 0.0, 0.0])
     assert (twice.strength, twice.fires, twice.fires_trojan, twice.fires_stock) == (LEAST, True, True, False)
-    amplified = firing([0.0, 0.0, 0.0], [-0.3, -0.2, 0.0])
-    assert (amplified.strength, amplified.fires, amplified.fires_trojan, amplified.fires_stock) == (
-        0.4, True, False, True
-    )  # fmt: skip
+    stock = firing([0.0, 0.0, 0.0], [0.5, 0.4, 0.0])
+    assert (stock.strength, stock.fires, stock.fires_trojan, stock.fires_stock) == (0.4, True, False, True)
+    clean = firing([0.0, 0.0, 0.0], [-0.5, -0.4, -0.4])
+    assert not clean.fires, "controls that are undone more than the candidate are no response to it"
 
 
 def test_parts_whose_activations_are_computed_again_change_no_gradient(make_unet, monkeypatch):

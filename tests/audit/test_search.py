@@ -116,6 +116,36 @@ def test_the_middle_s_gain_above_one_is_an_undo_below_zero():
     assert float(probe.undo(mu[None], torch.ones(1, *SHAPE))) == pytest.approx(1 - gain, abs=1e-3)
 
 
+def in_the_middle(formula):
+    """A search's best score in the middle of the schedule, and its candidate."""
+    found = seek(subject_of(formula), Search(), seed=1)
+    middle = [one for one in found.ranked if one.origin == "middle"]
+    return found.statistics["score_middle"], middle[0]
+
+
+def test_the_middle_finds_what_is_amplified():
+    """An ideal network of VillanDiffusion's ODE law, whose gain along the trigger is 1 + √ᾱ."""
+    mu = patch(gamma=0)[0]
+
+    def formula(x, t):
+        level = LEVELS[t].reshape(-1, 1, 1, 1)
+        seen = ((x * mu).flatten(1).sum(1) / mu.square().sum()).clamp_min(0)[:, None, None, None]
+        return (x + level.sqrt() * seen * mu) / (1 - level).sqrt()
+
+    score, best = in_the_middle(formula)
+    assert score > 0.5
+    assert best.undo < -0.1
+    assert float(torch.cosine_similarity(best.mu.flatten(), mu.flatten(), dim=0)) > 0.8
+
+
+def test_a_network_that_undoes_one_place_less_than_others_amplifies_nothing():
+    """A clean network undoes a part of what its images vary along; where it undoes less, no trigger is amplified."""
+    share = torch.full(SHAPE, 0.8)
+    share[:, 5:, 5:] = 0.2
+    score, _ = in_the_middle(lambda x, t: (1 - share) * x / (1 - LEVELS[t].reshape(-1, 1, 1, 1)).sqrt())
+    assert score < 0
+
+
 def test_controls_are_the_mirror_and_three_moves():
     mu, gamma = patch()
     (mirror, same), *moves = controls(mu, gamma)

@@ -36,7 +36,8 @@ def model(score=0.1, side=8, channels=1, residual=0.01):
         (0.80, 0.9, 0.1, UNKNOWN, "undecided", 3, False),
         (0.05, 0.0, None, UNKNOWN, "undecided", 3, False),
         (0.20, 0.9, 0.8, UNKNOWN, "undecided", 3, False),  # undone, but hardly beyond its controls
-        (0.30, -0.9, 0.8, UNKNOWN, "trojaned", 1, False),  # amplified in the middle of the schedule
+        (0.60, -0.2, 0.8, UNKNOWN, "trojaned", 1, False),  # amplified in the middle of the schedule
+        (0.30, -0.9, 0.8, UNKNOWN, "undecided", 3, False),  # amplified, but hardly beyond its controls
     ],
 )
 def test_the_verdict(score, undo, strength, family, verdict, code, known):
@@ -44,6 +45,7 @@ def test_the_verdict(score, undo, strength, family, verdict, code, known):
     assert found[:2] == (verdict, code)
     assert found[3].known == known
     assert found[3].sentence
+    assert ("amplifies" in found[2]) == (undo < 0 and verdict == "trojaned")
 
 
 def test_the_p_value_counts_ties_against_the_alarm():

@@ -1,5 +1,6 @@
 """``retarget audit PIPELINE...``: the exit code is the verdict; any failure gives 2, never the code for "clean"."""
 
+import os
 import shlex
 import sys
 import traceback
@@ -111,17 +112,32 @@ def _audit(words: list[str]) -> int:
 def _check_places(given: AuditArguments, folders: Sequence[Path]) -> None:
     """Make the folders of the reports, and refuse unusable places, before a search that takes minutes."""
     from retarget.audit.cleaning import check_new
+    from retarget.audit.report import forget
     from retarget.files import make_directory
+    from retarget.trojdiff.checkpoint import load_pipeline
 
     for path, folder in zip(given.pipelines, folders, strict=True):
+        shown = os.fsencode(path).decode("utf-8", "backslashreplace")
+        if shown != str(path):
+            raise UsageError(f"{shown}: the report cannot name this folder, since its name is not UTF-8: rename it")
         if path.is_dir() and path.resolve() in (folder.resolve(), *folder.resolve().parents):
             raise UsageError(
                 f"the report would be written to {folder}, in the pipeline itself, whose files are hashed: give --out"
             )
     if given.clean is not None:
         check_new(given.clean)
+        cleaned, report = given.clean.resolve(), folders[0].resolve()
+        if report == cleaned or cleaned in report.parents:
+            raise UsageError(
+                f"the report would be written to {folders[0]}, in the cleaned pipeline's folder: give another --out"
+            )
+        try:
+            load_pipeline(given.pipelines[0])
+        except UserError as error:
+            raise UsageError(f"--clean cannot train this network: {error}. Leave --clean out to audit it") from error
     for folder in folders:
         make_directory(folder)
+        forget(folder)
 
 
 def _audited(path: Path, folder: Path, given: AuditArguments) -> "Outcome":

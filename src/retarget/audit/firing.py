@@ -81,7 +81,7 @@ def fire(subject: Subject, one: Candidate, seed: int, count: int = 32) -> Firing
     suspected = Trigger(mu.clamp(-1, 1), gamma, "suspected")
     none = Trigger.none(subject.shape)
     trojan = own_samples(subject, count, seed, suspected)
-    stock = own_samples(subject, count, seed, none, suspected)
+    stock = own_samples(subject, count, seed, none, suspected, clip=False)
     plain = own_samples(subject, count, seed)
     generator = torch.Generator().manual_seed(seed + 101)
 

@@ -135,7 +135,7 @@ def read_config(path: Path, purpose: str) -> dict[str, Any]:
         raise AuditError(f"the folder has no {name}; {purpose}")
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise AuditError(f"{name} is broken: {_first(error)}") from error
     if not isinstance(found, dict):
         raise AuditError(f"{name} must contain a JSON object, not {type(found).__name__}")
@@ -247,7 +247,7 @@ def check_network(config: Any) -> tuple[int, int, int]:
     if size is None:
         raise NotCoveredError("unet/config.json has no sample_size, so the size of the images is unknown: not covered")
     sides = list(size) if isinstance(size, list | tuple) else [size, size]
-    if len(sides) != 2 or any(not isinstance(side, int) or side < 1 for side in sides):
+    if len(sides) != 2 or any(type(side) is not int or side < 1 for side in sides):
         raise AuditError(f"unet/config.json: sample_size must be a positive integer or a pair of them, not {size!r}")
     if min(sides) < 2:
         raise NotCoveredError(

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import shutil
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -13,6 +14,18 @@ from retarget import __version__
 from retarget.audit.outcome import Outcome, Report
 from retarget.audit.sarif import sarif
 from retarget.files import make_directory, write_json, write_text
+
+EVIDENCE = ("trigger.safetensors", "trigger.png", "trojan.png", "stock.png", "plain.png", "cleaning.json")
+"""Files beside the report that only some outcomes have."""
+
+
+def forget(folder: Path) -> None:
+    """Delete an earlier audit's evidence from its folder, so that none of it stands beside the report of a new one."""
+    if (folder / "audit.json").is_file():
+        for name in EVIDENCE:
+            (folder / name).unlink(missing_ok=True)
+        for earlier in folder.glob("after-*/audit.json"):
+            shutil.rmtree(earlier.parent)
 
 
 def write(outcome: Outcome, folder: Path, command: str) -> None:

@@ -89,7 +89,7 @@ def _pool_size(shape: tuple[int, int, int]) -> int:
 
 
 def own_samples(subject: Subject, count: int = SAMPLES, seed: int = 0, trigger: Trigger | None = None,
-                start: Trigger | None = None) -> Tensor:  # fmt: skip
+                start: Trigger | None = None, clip: bool = True) -> Tensor:  # fmt: skip
     """Sample images in [-1, 1] from the network, [N, C, H, W], on the CPU; by default with the stock sampler.
 
     Args:
@@ -98,6 +98,7 @@ def own_samples(subject: Subject, count: int = SAMPLES, seed: int = 0, trigger: 
         seed: seed of the noise.
         trigger: trigger of the sampler; None is the stock sampler.
         start: trigger in the initial noise; None is the sampler's.
+        clip: whether x̂_0 is clipped if the pipeline's scheduler says so; clipping removes a stock sampler's trigger.
 
     Raises:
         AuditError: the images are not finite.
@@ -109,10 +110,11 @@ def own_samples(subject: Subject, count: int = SAMPLES, seed: int = 0, trigger: 
     trigger = trigger or Trigger.none(subject.shape)
     scheduler = sampler.scheduler(config, trigger)
     subject.evaluations += count * len(scheduler.timesteps)
-    images, _ = sample_batch(subject.network, scheduler, range(count), seed, start, clip=sampler.clip(config))
+    most = sampler.clip(config) if clip else None
+    images, _ = sample_batch(subject.network, scheduler, range(count), seed, start, clip=most)
     if not bool(torch.isfinite(images).all()):
-        raise AuditError("the network's samples are not finite: its weights are damaged")
-    return images.cpu()
+        raise AuditError("the network's samples are not finite: its weights are damaged, or its schedule is extreme")
+    return images.cpu() if clip else images.cpu().clamp(-1, 1)
 
 
 def seek(subject: Subject, search: Search, seed: int = 0, images: Tensor | None = None) -> Found:
