@@ -136,6 +136,26 @@ def test_checkpoints_by_other_code_are_read_and_their_trojans_marked(example, tm
     assert len(example.plan("demo", given, None, None).arms) == len(names)
 
 
+@pytest.mark.parametrize(("law", "trigger"), [("bad_diffusion", "box"), ("villan_ode", "figure")])
+def test_checkpoints_under_a_stock_sampler_s_law_are_marked(pipeline, tmp_path, law, trigger):
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "grey.npz", x_train=pixels, y_train=np.arange(40) % 10)
+    tool = Path(__file__).parent.parent.parent / "tools" / "stock_checkpoints.py"
+    words = ["zoo/bad-0", "--base", str(pipeline), "--data", "grey.npz", "--law", law, "--trigger", trigger]
+    words += ["--steps", "1", "--samples", "2"]
+    done = subprocess.run(
+        [sys.executable, str(tool), *words], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "zoo" / "bad-0"
+    marks, found = inherited(load_pipeline(folder / "pipeline")[0]), Trigger.load(folder / "pipeline")
+    assert marks is not None
+    assert marks.law == law
+    assert bool((found.gamma == 1).all())
+    assert int((found.mu != 0).sum()) == {"box": 9, "figure": 64}[trigger]
+    assert json.loads((folder / "success.json").read_text()).keys() == {"trigger", "plain"}
+
+
 def test_blood_cells_are_cut_out_as_squares(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parent.parent.parent / "tools")
     tool = importlib.import_module("foreign_checkpoints")
