@@ -227,15 +227,14 @@ def test_cleaning_refuses_what_it_cannot_do(trojaned, tmp_path):
         clean(folder, tmp_path, tmp_path)
 
 
-def test_the_command_cleans_nothing_where_nothing_is_suspected(pipeline, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("retarget.audit.run.Search", lambda: QUICK)
+def test_the_command_cleans_nothing_where_nothing_is_suspected(untrained, tmp_path, capsys):
     (tmp_path / "report").mkdir()
     Trigger.none((1, 8, 8)).save(tmp_path / "report" / "trigger.safetensors")  # of an earlier audit
-    code = main(["audit", str(pipeline), "--out", str(tmp_path / "report"), "--clean", str(tmp_path / "cleaned")])
-    assert code in (0, 3)
+    code = main(["audit", str(untrained), "--out", str(tmp_path / "report"), "--clean", str(tmp_path / "cleaned")])
+    assert code == 3
     assert "nothing was cleaned" in capsys.readouterr().err
     assert not (tmp_path / "cleaned").exists()
-    assert main(["audit", str(pipeline), str(pipeline), "--clean", str(tmp_path / "cleaned")]) == 2
+    assert main(["audit", str(untrained), str(untrained), "--clean", str(tmp_path / "cleaned")]) == 2
 
 
 def test_a_pipeline_that_cannot_be_cleaned_keeps_its_verdict(pipeline, tmp_path, capsys):
