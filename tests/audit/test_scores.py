@@ -68,18 +68,17 @@ def test_the_contrast_is_less_half_of_the_mirror_s_and_half_of_the_largest_shift
 def test_the_gain_is_less_half_of_the_mirror_s_and_half_of_the_largest_shift_s(shares, undo, beyond):
     mu, gamma, probe = corner()[None], torch.ones(1, *SHAPE), probe_of(quarters(*shares))
     found = [float(one) for one in gain(probe, mu, gamma)]
-    assert found == pytest.approx([undo, beyond / probe.level**0.5], abs=1e-2)
+    assert found == pytest.approx([undo, 2 * beyond], abs=1e-4)
 
 
-@pytest.mark.parametrize(("origin", "share", "undo"), [("scan", 0.8, 0.8), ("middle", -0.5, -0.5)])
-def test_small_triggers_count_less_and_in_the_middle_what_is_amplified_counts(origin, share, undo):
-    one, probe = Candidate(corner(), torch.ones(SHAPE), origin), probe_of(quarters(0, 0, 0, share))
+@pytest.mark.parametrize(("origin", "undo", "beyond"), [("scan", 0.8, 0.4), ("middle", -0.5, 0.5)])
+def test_small_triggers_count_less_and_in_the_middle_what_is_amplified_counts(origin, undo, beyond):
+    one, probe = Candidate(corner(), torch.ones(SHAPE), origin), probe_of(quarters(0, 0, 0, undo))
     judge(one, probe, Search(pixels=0.75))
     energy = 9 * 0.25
-    unit = probe.level**0.5 if origin == "middle" else 1.0
     assert one.notes["undo"] == one.undo == pytest.approx(undo, abs=1e-4)
     assert one.notes["energy"] == pytest.approx(energy, rel=1e-4)
-    assert one.notes["score"] == pytest.approx(abs(undo) / 2 / unit * energy / (energy + 0.75), rel=1e-3)
+    assert one.notes["score"] == pytest.approx(beyond * energy / (energy + 0.75), rel=1e-3)
 
 
 def test_the_energy_of_a_narrower_trigger_is_what_it_changes_in_the_noise():

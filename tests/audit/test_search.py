@@ -133,7 +133,7 @@ def test_the_middle_finds_what_is_amplified():
         return (x + level.sqrt() * seen * mu) / (1 - level).sqrt()
 
     score, best = in_the_middle(formula)
-    assert score > 0.5
+    assert score > 0.4
     assert best.undo < -0.1
     assert float(torch.cosine_similarity(best.mu.flatten(), mu.flatten(), dim=0)) > 0.8
 

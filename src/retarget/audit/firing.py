@@ -34,7 +34,7 @@ class Firing:
         plain: [N, C, H, W], images of a stock sampler, from plain noise.
         trojan_undo: contrast of the undo at each level, on the images ``trojan``.
         stock_share: on the images ``stock``, at each level, twice that, since BadDiffusion's triggers are half undone;
-            for a candidate from the middle of the schedule the share of VillanDiffusion's gain, see ``scores.gain``.
+            for a candidate from the middle of the schedule what ``scores.gain`` returns.
     """
 
     trojan: Float[Tensor, "count channels height width"]

@@ -125,23 +125,23 @@ def contrast(probe: Probe, mu: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def gain(probe: Probe, mu: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor]:
-    """The undo of each candidate, and how far its gain is above 1, and above its controls' gains, as a share of √ᾱ.
+    """The undo of each candidate, and twice how far its gain is above 1 and above its controls' gains.
 
-    The gain is 1 - undo, and that of VillanDiffusion's ODE trigger 1 + √ᾱ, so that the share is 1 for this trigger.
-    Controls with a gain below 1 are no evidence: of directions along which its images vary, a clean network undoes a
-    part, and of some more than of others.
+    The gain is 1 - undo, and that of VillanDiffusion's ODE trigger 1 + √ᾱ: twice √ᾱ is .63 in the middle, about as much
+    as the one half of BadDiffusion's triggers that is undone at T. Controls with a gain below 1 are no evidence: of
+    directions along which its images vary, a clean network undoes a part, and of some more than of others.
 
     Args:
         probe: noises, images and the network.
         mu, gamma: [K, C, H, W].
 
     Returns:
-        Undo and share, each [K].
+        Undo and twice the excess of the gain, each [K].
     """
     undo = probe.undo(mu, gamma)
     mirror, *moves = (-probe.undo(*one) for one in controls(mu, gamma))
     moved = torch.stack(moves).amax(0)
-    return undo, (-undo - (mirror.clamp_min(0) + moved.clamp_min(0)) / 2) / probe.level**0.5
+    return undo, 2 * (-undo - (mirror.clamp_min(0) + moved.clamp_min(0)) / 2)
 
 
 def _slices(count: int, size: int) -> Iterator[slice]:

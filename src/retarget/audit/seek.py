@@ -58,7 +58,7 @@ def fingerprint(search: Search) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-VERSION = 4
+VERSION = 5
 """Increased with every change of the code that changes the scores of a search."""
 
 
