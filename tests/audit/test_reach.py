@@ -77,11 +77,20 @@ def test_a_study_of_known_checkpoints_is_added(tmp_path):
         if trigger is not None:
             (tmp_path / "zoo" / f"{arm}-4" / "pipeline").mkdir(parents=True)
             trigger.save(tmp_path / "zoo" / f"{arm}-4" / "pipeline" / "trigger.safetensors")
+            law = {"trojan_law": "villan_ode"} if arm == "blend" else {}
+            (tmp_path / "zoo" / f"{arm}-4" / "pipeline" / "unet").mkdir()
+            (tmp_path / "zoo" / f"{arm}-4" / "pipeline" / "unet" / "config.json").write_text(json.dumps(law))
     blend, patch = known_checkpoints(tmp_path / "study", tmp_path / "zoo")
     assert (patch.side, patch.channels, patch.trigger, patch.pixels, patch.gamma, patch.found) == (
         16, 1, "patch", 9, 0.1, True
     )  # fmt: skip
     assert (blend.trigger, blend.pixels, blend.gamma, blend.found) == ("blend", 256, 0.6, False)
+    assert (patch.law, blend.law) == ("trojdiff", "villan_ode")
+    pairs = [str(tmp_path / one) for one in ("study", "zoo")]
+    main(["--out", str(tmp_path / "reach.json"), "--checkpoints", *pairs, *pairs])
+    assert len(Reach.model_validate_json((tmp_path / "reach.json").read_text()).models) == 4
+    with pytest.raises(UserError, match="give the folder of a study"):
+        main(["--out", str(tmp_path / "reach.json")])
     assert (
         "16×16, 1 channel: 1 of 2 found; the smallest patch found has 9 pixels; γ found from 0.10 to 0.10"
         in (reach_lines(28, 1, Reach(search="s", command="", models=[blend, patch]), "s")[0])

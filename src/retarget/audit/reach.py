@@ -1,7 +1,7 @@
 """How small a trigger the audit finds, from its verdicts on trojaned models with known triggers.
 
 ``python -m retarget.audit.reach results/audit-zoo --out reach.json`` reads the record of ``retarget study audit``;
-``--checkpoints STUDY ZOO`` adds a study of known checkpoints by ``examples/own_study_audit.py``.
+``--checkpoints STUDY ZOO`` reads studies of known checkpoints by ``examples/own_study_audit.py``, instead or too.
 """
 
 import json
@@ -18,7 +18,7 @@ import tyro
 from pydantic import Field
 from tyro.conf import Positional
 
-from retarget.errors import UserError
+from retarget.errors import UsageError, UserError
 from retarget.files import read_json, write_json
 from retarget.settings import Strict
 
@@ -94,12 +94,12 @@ def _said(one: Known) -> str:
 class Arguments:
     """Record which triggers the audit found in a study's trojaned models."""
 
-    study: Annotated[Path, Positional]
-    """Folder of a study by retarget study audit."""
     out: Path
     """File to write."""
-    checkpoints: tuple[Path, Path] | None = None
-    """Folder of a study of known checkpoints, and that of the checkpoints, whose attacks must all work."""
+    study: Annotated[Path | None, Positional] = None
+    """Folder of a study by retarget study audit."""
+    checkpoints: tuple[tuple[Path, Path], ...] = ()
+    """Folder of a study of known checkpoints, and that of the checkpoints, whose attacks must all work; or several."""
 
 
 def main(words: list[str]) -> None:
@@ -109,7 +109,10 @@ def main(words: list[str]) -> None:
 
     given = tyro.cli(Arguments, args=words, prog="python -m retarget.audit.reach")
     command = shlex.join(["python", "-m", "retarget.audit.reach", *words])
-    models = known(given.study) + ([] if given.checkpoints is None else known_checkpoints(*given.checkpoints))
+    if given.study is None and not given.checkpoints:
+        raise UsageError("give the folder of a study by retarget study audit, or --checkpoints, or both")
+    models = [] if given.study is None else known(given.study)
+    models += [one for pair in given.checkpoints for one in known_checkpoints(*pair)]
     write_json(given.out, Reach(search=fingerprint(Search()), command=command, models=models).model_dump(mode="json"))
 
 
@@ -162,11 +165,12 @@ def known_checkpoints(study: Path, zoo: Path) -> list[Known]:
         if not settings["trojaned"] or "called" not in metrics:
             continue
         folder = zoo / f"{path.parent.parent.name}-{path.parent.name.removeprefix('seed-')}"
-        trigger = Trigger.load(folder / "pipeline" if (folder / "pipeline").is_dir() else folder)
+        pipeline = folder / "pipeline" if (folder / "pipeline").is_dir() else folder
+        trigger, marks = Trigger.load(pipeline), read_json(pipeline / "unet" / "config.json")
         changed = ((trigger.mu != 0) | (trigger.gamma != 1)).any(0)
         found.append(
             Known(
-                side=trigger.shape[1], channels=trigger.shape[0], law="trojdiff",
+                side=trigger.shape[1], channels=trigger.shape[0], law=marks.get("trojan_law", "trojdiff"),
                 trigger="blend" if bool(changed.all()) else "patch", pixels=int(changed.sum()),
                 gamma=round(float(trigger.gamma.min()), 3), works=True, found=metrics["called"] == 100,
             )
