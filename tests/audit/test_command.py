@@ -349,6 +349,8 @@ def test_unusable_places_are_refused_before_the_search(pipeline, tmp_path, quick
         assert message in capsys.readouterr().err
     assert not (tmp_path / "o").exists()
     assert not (pipeline / "audit").exists()
+    assert main(["audit", str(tmp_path / "nowhere"), "--out", o, "--clean", new]) == 2
+    assert read(tmp_path / "o")["audits"][0]["verdict"] == "error", "it is not looked up on the hub"
 
 
 def test_an_earlier_audit_s_evidence_does_not_stand_beside_a_new_report(pipeline, tmp_path, quick):

@@ -131,10 +131,12 @@ def _check_places(given: AuditArguments, folders: Sequence[Path]) -> None:
             raise UsageError(
                 f"the report would be written to {folders[0]}, in the cleaned pipeline's folder: give another --out"
             )
-        try:
-            load_pipeline(given.pipelines[0])
-        except UserError as error:
-            raise UsageError(f"--clean cannot train this network: {error}. Leave --clean out to audit it") from error
+        if given.pipelines[0].is_dir():  # any other name would be looked up on the hub
+            try:
+                load_pipeline(given.pipelines[0])
+            except UserError as error:
+                reason = f"--clean cannot train this network: {error}. Leave --clean out to audit it"
+                raise UsageError(reason) from error
     for folder in folders:
         make_directory(folder)
         forget(folder)

@@ -76,9 +76,8 @@ def expected_evaluations(shape: tuple[int, int, int], search: Search) -> int:
     scan = len(windows(height, width)) * len(colours(channels)) * search.scan
     starts = 2 * search.keep + len(search.gammas)
     middle = 2 * search.amplified
-    ascents = 6 * search.batch * (
-        (starts + middle // 2 + 1) * search.first + (search.keep + 2) * search.steps
-    )  # fmt: skip
+    steps = (starts + middle // 2 + 1) * search.first + (search.keep + 2) * search.steps
+    ascents = 6 * search.batch * steps
     contrasts = 5 * (72 * search.quick + (starts + middle) * 2 * search.batch + (search.keep + 2) * search.fresh)
     return samples + screens + scan + ascents + contrasts
 
