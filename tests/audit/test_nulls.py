@@ -1,6 +1,7 @@
 """The clean models, the command that makes the null, the shipped null, and the demo, each in its smallest form."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -89,6 +90,28 @@ def test_the_null_is_made_by_its_command_and_resumes(tmp_path, monkeypatch, caps
     calibrate.main(words)
     assert capsys.readouterr().out == "", "nothing is trained or searched again, even without the models"
     assert json.loads(out.read_text()) == null.model_dump(mode="json")
+
+
+def test_a_null_is_extended_without_its_models(tmp_path, monkeypatch, capsys):
+    tiny = [one.model_copy(update={"steps": 6, "batch": 2}) for one in plan(2)]
+    monkeypatch.setattr(calibrate, "plan", lambda count: tiny[:count])
+    monkeypatch.setattr(calibrate, "Search", lambda: QUICK)
+    calibrate.main(["--models", str(tmp_path / "a"), "--out", str(tmp_path / "a.json"), "--count", "1"])
+    first = Null.model_validate(json.loads((tmp_path / "a.json").read_text()))
+    capsys.readouterr()
+    words = ["--models", str(tmp_path / "b"), "--out", str(tmp_path / "b.json"), "--count", "2"]
+    calibrate.main([*words, "--extend", str(tmp_path / "a.json")])
+    assert not re.search(r"b/000\b", capsys.readouterr().out), (
+        "the model that the null has is neither trained nor searched again"
+    )
+    both = Null.model_validate(json.loads((tmp_path / "b.json").read_text()))
+    assert both.models[0] == first.models[0]
+    assert [one.name for one in both.models] == ["000", "001"]
+    assert both.command.splitlines()[0] == first.command
+    assert "--extend" in both.command.splitlines()[1]
+    monkeypatch.setattr(calibrate, "Search", Search)
+    with pytest.raises(UserError, match="was made by another search"):
+        calibrate.main([*words, "--extend", str(tmp_path / "a.json")])
 
 
 def test_the_null_in_the_package_is_that_of_the_frozen_search():

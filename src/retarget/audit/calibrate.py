@@ -2,7 +2,7 @@
 
 ``python -m retarget.audit.calibrate --out null.json --models DIR`` trains the models of ``nulls.plan``, and resumes
 after an interruption; ``--grey28 N`` and ``--rgb32 N`` add models of these shapes, ``--more DIR`` clean pipelines from
-elsewhere.
+elsewhere. ``--extend NULL`` takes over the models of a null that the same search made, and adds the rest.
 """
 
 import json
@@ -19,6 +19,7 @@ from retarget.audit.inversion import Search
 from retarget.audit.nulls import Clean, common, plan, train_clean
 from retarget.audit.seek import fingerprint, seek
 from retarget.audit.subject import Subject
+from retarget.errors import UserError
 from retarget.files import locked, make_directory, read_json, write_json
 from retarget.trojdiff.checkpoint import save_pipeline
 
@@ -47,6 +48,8 @@ class Arguments:
     """K N: do only every N-th model, from the K-th on. Three processes share the work as 0 3, 1 3 and 2 3."""
     more: tuple[Path, ...] = ()
     """Clean pipelines that were trained elsewhere, to add to the null."""
+    extend: Path | None = None
+    """A null made by the same search. Its models come first; those of this command that it has are not made again."""
     train_only: bool = False
     """Train the models, but do not search them."""
 
@@ -56,26 +59,42 @@ def main(words: list[str]) -> None:
     given = tyro.cli(Arguments, args=words, prog="python -m retarget.audit.calibrate")
     torch.set_num_threads(1)
     make_directory(given.models)
+    had = extended(given.extend) if given.extend else Null(search=fingerprint(Search()), command="", models=[])
+    known = {one.name for one in had.models}
     first, step = given.part
     rows = []
     made = [(f"{number:03d}", one) for number, one in enumerate(plan(given.count)) if number not in given.skip]
     grey, rgb = common(given.grey28, 1, given.grey_images), common(given.rgb32, 3, given.rgb_images)
     made += [(f"grey28-{number:03d}", one) for number, one in enumerate(grey)]
     made += [(f"rgb32-{number:03d}", one) for number, one in enumerate(rgb)]
-    for number, (name, one) in enumerate(made):
+    for number, (name, one) in enumerate([one for one in made if one[0] not in known]):
         folder = given.models / name
         made_or_searched = (folder / "model_index.json").is_file() or score_file(folder.name, given.models).is_file()
         if number % step == first and not made_or_searched:
             save_pipeline(folder, *train_clean(one))
             print(f"trained {folder} {one.data} {one.case} {one.family} {one.schedule}", flush=True)
         rows.append((folder, one))
-    rows += [(folder, None) for folder in given.more]
+    rows += [(folder, None) for folder in given.more if name_of(folder) not in known]
     if given.train_only:
         return
     found = [scored(folder, one, given.models) for number, (folder, one) in enumerate(rows) if number % step == first]
     if given.out is not None:
-        command = shlex.join(["python", "-m", "retarget.audit.calibrate", *words])
-        write_json(given.out, Null(search=fingerprint(Search()), command=command, models=found).model_dump(mode="json"))
+        commands = [had.command, shlex.join(["python", "-m", "retarget.audit.calibrate", *words])]
+        null = Null(search=had.search, command="\n".join(filter(None, commands)), models=[*had.models, *found])
+        write_json(given.out, null.model_dump(mode="json"))
+
+
+def extended(path: Path) -> Null:
+    """The null to extend; refused if another search made it."""
+    null = Null.model_validate(read_json(path))
+    if null.search != fingerprint(Search()):
+        raise UserError(f"{path} was made by another search ({null.search}): its scores do not belong with today's")
+    return null
+
+
+def name_of(folder: Path) -> str:
+    """The name of a pipeline that was trained elsewhere: its folder's and the one above."""
+    return f"{folder.resolve().parent.name}-{folder.name}"
 
 
 def score_file(name: str, keep: Path) -> Path:
@@ -85,15 +104,17 @@ def score_file(name: str, keep: Path) -> Path:
 
 def scored(folder: Path, one: Clean | None, keep: Path) -> NullModel:
     """A clean model's entry in the null; read from its file if the same search has been run on it."""
-    path = score_file(folder.name if one else f"{folder.resolve().parent.name}-{folder.name}", keep)
+    name = folder.name if one else name_of(folder)
+    path = score_file(name, keep)
     if path.is_file():
         return NullModel.model_validate(read_json(path))
     with locked(path.with_suffix(".lock"), wait=True, what=str(path)):
         subject = Subject.load(folder)
         found = seek(subject, Search(), seed=1)
         row = NullModel(
-            score=found.score, side=subject.side, channels=subject.channels, case=one.case if one else "elsewhere",
-            schedule=one.schedule if one else "elsewhere", residual=found.statistics["residual"],
+            name=name, score=found.score, side=subject.side, channels=subject.channels,
+            case=one.case if one else "elsewhere", schedule=one.schedule if one else "elsewhere",
+            residual=found.statistics["residual"],
             spread=found.statistics["spread"], statistics=found.statistics,
         )  # fmt: skip
         write_json(path, row.model_dump(mode="json"))

@@ -17,6 +17,7 @@ from retarget.settings import Strict
 class NullModel(Strict):
     """One clean model's final score, and its properties."""
 
+    name: str = Field(default="", description="of the model in the command that made the null")
     score: float
     side: int
     channels: int
