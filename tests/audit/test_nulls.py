@@ -119,7 +119,12 @@ def test_the_null_in_the_package_is_that_of_the_frozen_search():
     assert null.search == fingerprint(Search()), "the search was changed: make the null again"
     assert "calibrate" in null.command
     card = (Path(__file__).parents[2] / "src/retarget/audit/README.md").read_text()
-    assert f"The null has {len(null.models)} models." in card
+    made = [one for one in null.models if one.case != "elsewhere"]
+    count = {shape: sum((one.side, one.channels) == shape for one in made) for shape in ((28, 1), (32, 3))}
+    assert f"The null has {len(null.models)} models. {len(made)} (`nulls.py`)" in card
+    assert f"{count[28, 1]} grey ones of 28×28" in card
+    assert f"{count[32, 3]} of 32×32 in colour" in card
+    assert len({one.name for one in null.models}) == len(null.models)
     assert all(one.score < 1 for one in null.models)
 
 
