@@ -52,6 +52,21 @@ def test_items_that_are_all_wrong_are_in_the_metrics_unit(unit):
     assert one.interval == pytest.approx([-11.35, 11.35], abs=0.01)
 
 
+@pytest.mark.parametrize("size", [None, 2])
+def test_right_and_wrong_items_of_a_metric_in_percent_are_counted_in_percent_everywhere(size):
+    right = {"old": [50, 50, 50, 50], "new": [56, 57, 56, 58]}
+    rows = [
+        row._replace(seed=seed) for arm, counts in right.items() for seed, count in enumerate(counts)
+        for row in items(arm, [float(at < count) for at in range(100)], size)
+    ]  # fmt: skip
+    given = asked(dict(id="a", about="models"), dict(id="b"), metrics=(Metric(name="acc", label="acc", unit="%"),))
+    found = arrange(rows, given)
+    assert found.values["default"]["new"]["acc"] == right["new"]
+    models, method = judge(found.plan, found.values, items=found.items)
+    assert (models.estimate, method.estimate) == (pytest.approx(6.75), pytest.approx(6.75))
+    assert (method.verdict, method.below_smallest_effect) == ("holds", False)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -101,7 +101,7 @@ def arrange(rows: Sequence[Row], asked: Asked) -> Elsewhere:
         UserError: a value is given twice, or lies outside its metric's bounds, or one arm of a claim lacks a seed or an
             item that the other has.
     """
-    table = _Table(rows)
+    table = _Table(_in_percent(rows, {metric.name for metric in asked.metrics if metric.unit == "%"}))
     arms = _labelled(table.arms, asked.arms, Arm)
     conditions = _labelled(table.conditions, asked.conditions, Condition)
     known = {metric.name for metric in asked.metrics}
@@ -135,6 +135,17 @@ def arrange(rows: Sequence[Row], asked: Asked) -> Elsewhere:
         if items is not None:
             found.items[claim.id] = items
     return found
+
+
+def _in_percent(rows: Sequence[Row], percent: Collection[str]) -> list[Row]:
+    """The rows, with 100 for a right item, written as 1, of a metric whose unit is %."""
+    largest = dict.fromkeys(percent, 0.0)
+    for row in rows:
+        if row.metric in largest and row.item is not None:
+            odd = row.value not in (0.0, 1.0)  # not only right and wrong items: in percent already, or fractions
+            largest[row.metric] = math.inf if odd else max(largest[row.metric], row.value or 0.0)
+    right = {metric for metric, value in largest.items() if value == 1.0}
+    return [row._replace(value=100.0) if row.metric in right and row.item and row.value else row for row in rows]
 
 
 def _refuse_unclear_floors(claims: Sequence[Claim], declared: Collection[str]) -> None:
