@@ -186,6 +186,8 @@ def _study(plan: StudyPlan, given: StudyArguments, words: list[str]) -> int:
         print(f"\nInterrupted; finished runs are kept. To resume: {shlex.join(command)}", file=sys.stderr)
         return 130
     _print_verdicts(outcome.summary, plan)
+    for doubt in outcome.doubts:
+        print(f"note: {doubt}")
     print(f"{outcome.page}")
     for key, error in outcome.failed.items():
         print(f"FAILED {key}: {error}", file=sys.stderr)

@@ -198,7 +198,7 @@ def test_a_unit_and_a_direction_that_look_mistaken_are_named():
     (said,) = arrange(rows, asked(dict(smallest_effect=0.01, margin=1.0))).doubts
     assert said.startswith("Claim c: its margin is 1, but no value of acc is above 0.91.")
     loss = Metric(name="acc", label="loss", better="lower")
-    (said,) = arrange(rows, asked(metrics=(loss,))).doubts
+    (said,) = arrange(rows, asked(dict(smallest_effect=0.01), metrics=(loss,))).doubts
     assert "direction = higher, but its metric says that lower is better" in said
     assert arrange(runs("old", OLD) + runs("new", NEW), asked()).doubts == []
 

@@ -14,6 +14,7 @@ from retarget.errors import UserError
 from retarget.identity import fingerprint
 from retarget.settings import Strict, read_config
 from retarget.study.config import Arm, Claim, Condition, Metric, StudyPlan, refuse_unknown
+from retarget.study.doubts import doubts
 from retarget.study.items import Items, paired_items
 from retarget.study.rows import Row
 
@@ -123,7 +124,8 @@ def arrange(rows: Sequence[Row], asked: Asked) -> Elsewhere:
     refuse_unknown(plan, "the claims", [arm.name for arm in plan.arms])
     for metric in plan.metrics:
         table.refuse_outside(metric)
-    found = Elsewhere(plan, table.values(), doubts=_doubts(asked, table))
+    values = table.values()
+    found = Elsewhere(plan, values, doubts=doubts(asked.claims, asked.metrics, values))
     for claim in plan.claims:
         for condition in plan.conditions_of(claim):
             table.refuse_gaps(condition, claim.metric, claim.arms)
@@ -159,26 +161,6 @@ def _refuse_unclear_floors(claims: Sequence[Claim], declared: Collection[str]) -
                 f'meant as the least or as the most: add [[metrics]] with name = "{name}" and better = "higher" for '
                 'the least, or better = "lower" for the most'
             )
-
-
-def _doubts(asked: Asked, table: "_Table") -> list[str]:
-    """Sentences about claims that look mistaken: a change that no value allows, or a direction against the metric's."""
-    lines = []
-    better = {one.name: one.better for one in asked.metrics}
-    for claim in asked.claims:
-        largest = max((abs(row.value) for row in table.rows(claim.metric) if row.value is not None), default=0.0)
-        for what, value in (("smallest effect", claim.smallest_effect), ("margin", claim.margin)):
-            if value is not None and value >= largest > 0:
-                lines.append(
-                    f"Claim {claim.id}: its {what} is {value:g}, but no value of {claim.metric} is above {largest:g}. "
-                    "Is it in the unit of the values?"
-                )
-        if {better.get(claim.metric, "neither"), claim.direction} == {"higher", "lower"}:
-            lines.append(
-                f"Claim {claim.id} has direction = {claim.direction}, but its metric says that {better[claim.metric]} "
-                "is better: if it holds, the treated arm is the worse one."
-            )
-    return lines
 
 
 def _labelled(names: Mapping[str, str], given: Sequence[Any], kind: type[Any]) -> list[Any]:

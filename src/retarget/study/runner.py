@@ -15,6 +15,7 @@ from retarget.own import called, load
 from retarget.study import tracking
 from retarget.study.config import StudyPlan
 from retarget.study.directory import Cell, Opened, cells, complete, look, opened, place
+from retarget.study.doubts import doubts_of
 from retarget.study.executor import Executor, LocalExecutor
 from retarget.study.figures import Analysis
 from retarget.study.guard import refuse_unguarded, terminable, uninterrupted
@@ -48,12 +49,14 @@ class Outcome:
         summary: the content of summary.json.
         failed: the error of each requested run that is not complete, by its key ``CONDITION/ARM/seed-N``.
         page: the report, or None if none was requested.
+        doubts: sentences about claims that look mistaken; the page has them too.
     """
 
     directory: Path
     summary: dict[str, Any]
     failed: dict[str, str]
     page: Path | None
+    doubts: tuple[str, ...] = ()
 
 
 def run_study(
@@ -111,7 +114,8 @@ def run_study(
                     executor.close()
             shown.analysing()
             summary = analyse(root, whole, here.later)
-    return Outcome(root, summary, failed, page([root], root / "report.html") if page else None)
+    shown_on = page([root], root / "report.html") if page else None
+    return Outcome(root, summary, failed, shown_on, tuple(doubts_of(whole, summary)))
 
 
 def _unjudged(later: Sequence[str]) -> list[str]:
@@ -162,7 +166,7 @@ def analyse(root: Path, plan: StudyPlan, later: Sequence[str] = ()) -> dict[str,
     filled = filled_later(before, values) if again else ""
     other = judged_otherwise(before, summary, values) if again else ""
     warnings = [one for one in (unplanned_looks(plan, looks), filled, other) if one]
-    warnings += unpaired(plan, values)
+    warnings += [*unpaired(plan, values), *doubts_of(plan, summary)]
     analysis = analysis.model_copy(update={"notes": [*analysis.notes, *warnings, *_unjudged(later)]})
     summary |= {"looks": looks, **({"filled_later": True} if filled else {})}
     summary |= {"judged_otherwise": True} if other else {}

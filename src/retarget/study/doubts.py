@@ -1,0 +1,71 @@
+"""Sentences about claims that look mistaken: an effect in another unit, or a direction against the metric's."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from retarget.study.config import Claim, Metric, StudyPlan
+from retarget.study.measured import Values
+
+
+def doubts(claims: Sequence[Claim], metrics: Sequence[Metric], values: Values) -> list[str]:
+    """What to ask the author of claims, which are judged as they stand.
+
+    Args:
+        metrics: those whose unit and better direction the author has stated.
+        values: ``{condition: {arm: {metric: values}}}``.
+    """
+    lines = [line for claim in claims for line in _of_effects(claim, values)]
+    better = {one.name: one.better for one in metrics}
+    for claim in claims:
+        if {better.get(claim.metric, "neither"), claim.direction} == {"higher", "lower"}:
+            lines.append(
+                f"Claim {claim.id} has direction = {claim.direction}, but its metric says that {better[claim.metric]} "
+                "is better: if it holds, the treated arm is the worse one."
+            )
+    gains = {claim.metric for claim in claims if claim.direction == "higher"}
+    for metric in metrics:
+        found = [abs(value) for arms in values.values() for arm in arms for value in _of(arms, arm, metric.name)]
+        if metric.unit == "%" and metric.name in gains and 0 < max(found, default=0.0) <= 1:
+            lines.append(
+                f"The unit of {metric.name} is %, but none of its values is above 1. Are they fractions? Then multiply "
+                "them by 100, or leave the unit out and give the claims' effects as fractions."
+            )
+    return lines
+
+
+def doubts_of(plan: StudyPlan, summary: Mapping[str, Any]) -> list[str]:
+    """The doubts about a study's claims; the metrics of this package's own studies are known to be right.
+
+    Args:
+        summary: the content of its summary.json.
+    """
+    values = {
+        condition: {arm: {name: one["values"] for name, one in found.items()} for arm, found in arms.items()}
+        for condition, arms in summary["conditions"].items()
+    }
+    ours = plan.task.partition(".")[0] == "retarget"
+    return doubts(plan.claims, () if ours else plan.metrics, values)
+
+
+def _of_effects(claim: Claim, values: Values) -> Iterator[str]:
+    """A smallest effect or a margin that is as large as the values, or as the room that a share leaves below 1."""
+    found = [value for arms in values.values() for arm in claim.arms for value in _of(arms, arm, claim.metric)]
+    most, least = max(map(abs, found), default=0.0), min(found, default=0.0)
+    room = 1 - least if claim.direction == "higher" and least >= 0 and most <= 1 else float("inf")
+    for what, value in (("smallest effect", claim.smallest_effect), ("margin", claim.margin)):
+        if value is None or not most:
+            continue
+        if value >= most:
+            yield (
+                f"Claim {claim.id}: its {what} is {value:g}, but no value of {claim.metric} is above {most:g}. "
+                "Is it in the unit of the values?"
+            )
+        elif value > room:
+            yield (
+                f"Claim {claim.id}: its {what} is {value:g}, but the values of {claim.metric} lie between {least:g} "
+                f"and {most:g}. If they are fractions, {value:g} means {100 * value:g} points: is that what is meant?"
+            )
+
+
+def _of(arms: Mapping[str, Any], arm: str, metric: str) -> list[float]:
+    return [value for value in arms.get(arm, {}).get(metric, ()) if value is not None]
