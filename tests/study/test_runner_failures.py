@@ -52,6 +52,7 @@ def test_a_failed_run_is_recorded_the_others_go_on_and_a_rerun_tries_again(tmp_p
 
 def test_a_full_disk_fails_the_run_with_a_clear_error(tmp_path):
     outcome = run(wrong("full disk", once=str(tmp_path / "once")), tmp_path / "study", jobs=2)
+    assert len(outcome.failed) == 1, "what a failed run leaves in its process reaches no other run"
     error = outcome.failed["default/treated/seed-0"]
     assert "cannot write" in error
     assert "treated/seed-0" in error

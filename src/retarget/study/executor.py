@@ -81,7 +81,7 @@ class _Worker:
 
 
 class LocalExecutor:
-    """Spawned worker processes on this machine, reused for many jobs.
+    """Spawned worker processes on this machine, reused for many jobs until one fails.
 
     Args:
         jobs: how many runs to do at a time, ≥ 1. It never changes a result, since the threads per run are fixed. Each
@@ -138,6 +138,13 @@ class LocalExecutor:
                 return
             idle.give(self._queue.popleft())
 
+    def _retire(self, worker: _Worker) -> None:
+        """End the worker of a run that failed: an error on a GPU, say, would fail all later runs in its process."""
+        worker.leave()
+        wait([worker.process.sentinel], timeout=LEAVE_WITHIN)
+        self._workers.remove(worker)
+        worker.kill()
+
     def _variables(self, place: int) -> dict[str, str]:
         """The environment variables that libraries read when they load, for the worker at this place of ``jobs``."""
         variables: dict[str, str] = {name: str(self.threads) for name in THREAD_VARIABLES}
@@ -156,6 +163,8 @@ class LocalExecutor:
             if isinstance(event, Finished):
                 worker.job = None
             yield event
+            if isinstance(event, Finished) and event.error:
+                self._retire(worker)
         elif worker.job:
             job, how = worker.job, worker.end()
             self._workers.remove(worker)
