@@ -35,12 +35,14 @@ def verdicts(rows, given):
     return judge(found.plan, found.values, items=found.items)
 
 
+@pytest.mark.parametrize("direction", ["higher", "lower"])
 @pytest.mark.parametrize("gain", [0.0, 0.1])
-def test_groups_that_all_differ_alike_decide_nothing(gain):
+def test_groups_that_all_differ_alike_decide_nothing(gain, direction):
     values = [at % 7 / 10 for at in range(200)]
     rows = items("old", values, 10) + items("new", [one + gain for one in values], 10)
-    (one,) = verdicts(rows, asked(dict(about="models")))
+    (one,) = verdicts(rows, asked(dict(about="models", direction=direction)))
     assert (one.verdict, one.reason) == ("not enough evidence", "the difference is the same in every group")
+    assert (one.estimate, one.interval) == (pytest.approx(gain), None)
 
 
 @pytest.mark.parametrize("unit", ["%", ""])

@@ -338,6 +338,8 @@ def over_items(items: Items, direction: str, against: float | None) -> Evidence:
             found = Draws(tuple(sorted(items.draws)), items.estimate, items.items)
         case Groups():
             found = over_groups(items)
+    if isinstance(found, Undecided):  # which the reader of the evidence must recognise
+        return found if direction == "higher" else found._replace(estimate=-found.estimate)
     return found if direction == "higher" else Turned(found)
 
 
