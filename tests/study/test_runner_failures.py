@@ -74,6 +74,16 @@ def test_a_metric_that_is_not_finite_fails_the_run_unless_it_is_optional(tmp_pat
     assert list(outcome.summary["conditions"]["default"]["control"]) == ["rank"]
 
 
+def test_a_metric_outside_its_bounds_fails_the_run_since_it_is_in_another_unit(tmp_path):
+    share, around = (Metric(name="height", label="height", bounds=bounds) for bounds in ((50.0, 51.0), (-5.0, 5.0)))
+    rest = dict(analysis=None, seeds=[0], arms=["control"], claims=())
+    outcome = run(plan(metrics=(share,), **rest), tmp_path / "outside")
+    (error,) = outcome.failed.values()
+    assert error.startswith("MetricsError: the metric height is ")
+    assert error.endswith("but the plan's bounds of it are [50, 51]: is it in another unit?")
+    assert run(plan(metrics=(around,), **rest), tmp_path / "inside").failed == {}
+
+
 def test_seeds_on_which_only_one_arm_failed_are_named_beside_the_verdicts(tmp_path):
     run(wrong("raise", seed=1, seeds=[0, 1, 2]), tmp_path)
     (note,) = [one for one in read(tmp_path / "analysis.json")["notes"] if "biased" in one]

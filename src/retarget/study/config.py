@@ -43,8 +43,8 @@ class Metric(Strict):
         floor: the least that a control must reach on average (the most, if lower is better) for a comparison with it to
             mean anything, such as better than chance; below it no claim is tested. The name of another metric takes
             that metric's value for the same control, if chance depends on the data. A claim may set its own floor.
-        bounds: the smallest and the largest value that it can take. An interval ends where no difference can be; that
-            changes no verdict.
+        bounds: the smallest and the largest value that it can take; a run with another value fails. An interval ends
+            where no difference can be; that changes no verdict.
         needs: ``(metric, value)`` that an arm must reach on average, where it reports that metric, for a comparison of
             this one with a constant to mean anything: a model that solves nothing shows no missing signal.
     """

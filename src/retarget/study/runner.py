@@ -328,6 +328,7 @@ class _Schedule:
             self._track(cell),
             Ticket.of(self.root / ".lock"),
             (plan.task, *plan.own_parts),
+            {metric.name: metric.bounds for metric in plan.metrics if metric.bounds},
         )
 
     def _track(self, cell: Cell) -> tracking.Track | None:

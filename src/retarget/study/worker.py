@@ -26,7 +26,7 @@ from retarget.files import cannot_write, locked, make_directory, write_json
 from retarget.own import load
 from retarget.study.record import Run, read_status, write_status
 from retarget.study.start import Start
-from retarget.study.statistics import LARGEST
+from retarget.study.statistics import LARGEST, RELATIVE_NOISE
 from retarget.study.tracking import Track
 
 
@@ -73,6 +73,7 @@ class Job:
         config: the content of config.json, with run_hash.
         optional: metrics that may be missing or not finite.
         required: metrics that the run must return.
+        bounds: the smallest and the largest value of metrics that have them.
         track: the tracker, if any, to which the run's log is sent.
         needs: directories of the finished runs that the task may read, by arm.
         ticket: identifies the command whose run this is; checked before anything is written.
@@ -89,6 +90,7 @@ class Job:
     track: Track | None = None
     ticket: Ticket | None = None
     parts: tuple[str, ...] = ()
+    bounds: dict[str, tuple[float, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -229,6 +231,13 @@ def _checked(metrics: Any, job: Job) -> dict[str, float]:
     bad = [f"{n} = {returned[n]}" for n, v in numbers.items() if not math.isfinite(v) and n not in job.optional]
     if bad:
         raise MetricsError(f"the run's final metrics are not finite or above {LARGEST:g}: {', '.join(bad)}")
+    for name, (least, most) in job.bounds.items():
+        value, rounding = numbers.get(name, math.nan), RELATIVE_NOISE * (most - least)
+        if value < least - rounding or value > most + rounding:
+            raise MetricsError(
+                f"the metric {name} is {value:g}, but the plan's bounds of it are [{least:g}, {most:g}]: is it in "
+                "another unit?"
+            )
     missing = [name for name in job.required if name not in numbers]
     if missing:
         raise MetricsError(
