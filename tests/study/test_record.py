@@ -56,6 +56,18 @@ def test_values_that_are_not_finite_are_logged_as_null(tmp_path):
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 4, "loss": null}\n'
 
 
+def test_a_step_that_is_logged_twice_keeps_the_values_of_both(tmp_path):
+    run = make(tmp_path)
+    for epoch in range(2):
+        run.log(epoch, train=1.0 - epoch)
+        run.log(epoch, val=2.0 - epoch)
+    assert RunResult(tmp_path, {}).history() == [
+        {"step": 0, "train": 1.0, "val": 2.0}, {"step": 1, "train": 0.0, "val": 1.0}
+    ]  # fmt: skip
+    make(tmp_path).log(0, train=3.0)
+    assert RunResult(tmp_path, {}).history() == [{"step": 0, "train": 3.0, "val": 2.0}]
+
+
 def test_a_damaged_log_names_the_line(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 0}\nnonsense\n{"step": 2}\n')
     with pytest.raises(UserError, match=r"metrics\.jsonl, line 2 is damaged"):

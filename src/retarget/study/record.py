@@ -97,21 +97,24 @@ class Run:
         return self.directory / "checkpoint"
 
     def log(self, step: int, **metrics: SupportsFloat) -> None:
-        """Append one line to metrics.jsonl. Logging a step again replaces its line and drops all later ones.
+        """Append one line to metrics.jsonl. Logging a step again adds to its line, and drops all later ones.
 
         So a run that resumes from an earlier checkpoint writes the same file as an uninterrupted one. Values that are
         not finite are written as null.
         """
-        if self._last_step is not None and step <= self._last_step:
-            self._keep([line for line in read_history(self._log_path) if line["step"] < step])
         line = {"step": int(step)} | {name: finite_or_none(float(value)) for name, value in metrics.items()}
+        values = {name: value for name, value in line.items() if name != "step"}
+        if self._last_step is not None and step <= self._last_step:
+            lines = read_history(self._log_path)
+            self._keep([one for one in lines if one["step"] < step])
+            line = next((one for one in lines if one["step"] == step), {}) | line
         try:
             with self._log_path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
         except OSError as error:
             raise cannot_write(self._log_path, error) from error
         self._last_step = int(step)
-        self._tell(int(step), {name: value for name, value in line.items() if name != "step"})
+        self._tell(int(step), values)
 
     def _tell(self, step: int, values: Mapping[str, float | None]) -> None:
         if self.track:
