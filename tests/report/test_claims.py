@@ -27,6 +27,18 @@ def test_a_claim_that_holds_by_less_than_what_matters_says_so(study, plain_plan,
     )
 
 
+def test_claims_that_alternate_between_conditions_have_one_heading_for_each(study, plain_plan):
+    both = [claim().model_copy(update={"id": f"{at}{name}", "sentence": f"Number {at}, {name}.", "condition": name})
+            for at in range(2) for name in ("clean", "noisy")]  # fmt: skip
+    page = build([study("s", plain_plan(claims=tuple(both)), Analysis())])
+    text = page.with_suffix(".md").read_text()
+    text = text[text.index("## Claims") : text.index("## Measurements")]
+    assert re.findall(r"^### (.+)|^\| (Number \d, \w+)", text, re.MULTILINE) == [
+        ("clean labels", ""), ("", "Number 0, clean"), ("", "Number 1, clean"),
+        ("20 % of the training labels wrong", ""), ("", "Number 0, noisy"), ("", "Number 1, noisy"),
+    ]  # fmt: skip
+
+
 def test_one_seed_gives_an_estimate_and_no_interval(study, plain_plan):
     page = small(study, plain_plan, [claim()], seeds=(0,))
     row = row_of(page, "It helps.")

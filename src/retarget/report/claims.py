@@ -88,9 +88,11 @@ def run_once(study: Study) -> bool:
 
 
 def claim_groups(study: Study) -> tuple[ClaimGroup, ...]:
-    """The claims that were run, in the order in which they were stated, never sorted by verdict."""
+    """The claims that were run, by condition, in the order in which they were stated, never sorted by verdict."""
     labels = _conditions(study)
     claims = [claim for claim in study.summary.claims if was_run(claim, study)]
+    stated = list(dict.fromkeys(claim.condition for claim in claims))
+    claims.sort(key=lambda claim: stated.index(claim.condition))
     once = run_once(study)
     groups = []
     for name, some in groupby(claims, key=lambda claim: claim.condition):
