@@ -98,7 +98,9 @@ def imported(module: str, what: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except (Exception, SystemExit) as error:  # a module may raise anything while it is imported
-        raise UserError(f"{what} cannot be imported\n{blame(error, origin.parent)}") from error
+        alone = "with no known parent package" in str(error)  # a file of a package, which was named by its path
+        remedy = f"\nName it as a module of its package, such as package.{module}, or import without the dot" * alone
+        raise UserError(f"{what} cannot be imported\n{blame(error, origin.parent)}{remedy}") from error
 
 
 def origin_of(module: str) -> Path | None:

@@ -364,3 +364,14 @@ def test_a_metric_too_large_to_be_squared_fails_its_run_and_not_the_study(write,
     assert code == 1
     assert "not finite or above 1e+100: height = 1.4" in err
     assert summary(tmp_path / "studies" / "walks-demo")["claims"][0]["n"] == 1
+
+
+def test_a_file_of_a_package_with_relative_imports_is_to_be_named_as_a_module(write, capsys, tmp_path):
+    (tmp_path / "its").mkdir()
+    _written(tmp_path / "its" / "inner.py", "from .lib import f\n" + PLAN + RUN)
+    _written(tmp_path / "its" / "lib.py", "f = 1\n")
+    code, _, error = call(capsys, "its/inner.py", "--dry-run")
+    assert (code, error.rstrip().splitlines()[-1]) == (
+        1, "Name it as a module of its package, such as package.inner, or import without the dot"
+    )  # fmt: skip
+    assert call(capsys, "its.inner", "--dry-run")[0] == 0
