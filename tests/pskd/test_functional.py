@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from retarget.errors import UserError
+from retarget.pskd import PSKD, TopK
 from retarget.pskd.functional import SparseRows, alpha_at, gradient_scale, pskd_loss, soften, sparse_pskd_loss
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -85,6 +87,24 @@ def test_sparse_gradient_is_the_derivative():
     rows = SparseRows(classes, values.float(), ((1 - values.float().sum(1)) / 3).float())
     alpha = torch.full((6,), 0.37)
     assert torch.autograd.gradcheck(lambda z: sparse_pskd_loss(z, labels, rows, alpha), logits.requires_grad_())
+
+
+def test_second_derivatives_are_refused_for_topk_rows_and_right_for_dense_ones():
+    labels, index = torch.arange(6) % 5, torch.arange(6)
+    z = torch.randn(6, 5, dtype=torch.float64, requires_grad=True)
+    found = {}
+    for store in ("dense", TopK(5)):
+        method = PSKD(6, 5, 2, store=store)
+        method.set_epoch(0)
+        method.loss(z, labels, index)
+        method.set_epoch(1)
+        found[store] = method.loss(z, labels, index)
+    (gradient,) = torch.autograd.grad(found["dense"], z, create_graph=True)
+    (second,) = torch.autograd.grad(gradient[0, 0], z)
+    p = z.detach().softmax(1)[0]
+    torch.testing.assert_close(second[0], (torch.eye(5)[0] * p - p[0] * p) / 6)
+    with pytest.raises(UserError, match=r'no second derivatives.*use store="dense"'):
+        torch.autograd.grad(found[TopK(5)], z, create_graph=True)
 
 
 @given(st.integers(0, 1000), st.floats(0.01, 1))

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Integer
 from torch import Tensor
 
+from retarget.errors import UserError
+
 Reduction = Literal["mean", "sum", "none"]
 
 
@@ -121,6 +123,9 @@ def sparse_pskd_loss(
         past: the past predictions' listed classes, values and rest.
         alpha: [B], 0 for a sample without a past.
         smoothing: label smoothing, in [0, 1].
+
+    Raises:
+        UserError: in the backward pass, if second derivatives are asked for, which only :func:`pskd_loss` has.
     """
     losses, _ = sparse_pskd_losses(logits, labels, past, alpha, smoothing)
     return losses if reduction == "none" else losses.mean() if reduction == "mean" else losses.sum()
@@ -187,6 +192,11 @@ class _SparseSoftCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *grad_outputs):
+        if torch.is_grad_enabled():  # create_graph=True: the gradient would be taken to be constant in the logits
+            raise UserError(
+                "the loss of TopK rows has no second derivatives (create_graph=True, as for a gradient penalty or an "
+                'optimizer that uses the Hessian): use store="dense" or PreviousModel(model)'
+            )
         exps, labels, classes, hard, listed, unlisted, scale = ctx.saved_tensors
         grad_loss = grad_outputs[0]
         grad = exps * (scale * grad_loss)[:, None]
