@@ -72,6 +72,22 @@ class WeightedOurs(Ours):
     weight = WEIGHTS
 
 
+class Margin(tiny.Plain):
+    """Lowers the logit of the label, as ArcFace and CosFace do, so that training must separate the classes by more."""
+
+    def forward(self, x, labels=None):
+        logits = self.layer(x)
+        if labels is None:
+            return {"logits": logits}
+        logits = logits - F.one_hot(labels, 3)
+        return {"logits": logits, "loss": F.cross_entropy(logits, labels)}
+
+
+class NeedsLabels(Margin):
+    def forward(self, x, labels):
+        return super().forward(x, labels)
+
+
 class OneSample(Weighted):
     """Accepts a single sample only."""
 
@@ -101,6 +117,16 @@ def test_a_first_batch_without_ones_hides_no_pos_weight(batch, tmp_path):
     samples = data([torch.zeros(3)] * 8)
     with pytest.raises(UserError, match=r"silently replace another loss.*pos_weight"):
         make(PSKDTrainer, ManyLabels(), tmp_path, samples, batch).train()
+
+
+def test_a_margin_on_the_label_is_not_silently_left_out(tmp_path):
+    samples = data([0, 1, 2, 0] * 2)
+    with pytest.raises(UserError, match=r"logits depend on the labels.*margin.*required argument"):
+        make(PSKDTrainer, Margin(), tmp_path, samples).train()
+    needs, plain = NeedsLabels(), tiny.Plain()
+    for model in (needs, plain):
+        make(PSKDTrainer, model, tmp_path, samples).train()
+    assert not torch.equal(needs.layer.weight, plain.layer.weight)
 
 
 @pytest.mark.parametrize("classes", [[0] * 4 + [1, 2, 0, 0], [0, 1] * 4 + [2, 0, 1, 2]])

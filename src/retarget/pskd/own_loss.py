@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from retarget.errors import UserError
 from retarget.pskd.functional import widen
+from retarget.pskd.models import logits_of
 
 _EXACT, _ROUNDED = 1e-4, 1e-2  # relative error of a loss taken in float32, and in bfloat16 or float16
 _MODELS_ASKS, _TRAINERS_ASKS = 20, 100  # most batches that are compared; a model's cost forward passes
@@ -52,14 +53,7 @@ def models_loss(model: nn.Module, bare: nn.Module, inputs: dict[str, Any]) -> tu
     taken = inspect.signature(bare.forward).parameters
     if not ("labels" in taken or any(one.kind is one.VAR_KEYWORD for one in taken.values())):
         return None, inputs["labels"]
-    training = [one for one in model.modules() if one.training]
-    model.eval()
-    try:
-        with same_draws(inputs["labels"]):
-            outputs: Any = model(**inputs)
-    finally:
-        for one in training:
-            one.training = True
+    outputs = _evaluated(model, inputs, inputs["labels"])
     if isinstance(outputs, Tensor):
         own, logits = None, outputs
     elif isinstance(outputs, dict):
@@ -69,6 +63,18 @@ def models_loss(model: nn.Module, bare: nn.Module, inputs: dict[str, Any]) -> tu
     else:
         own, logits = outputs[0], outputs[-1 if len(outputs) == 1 else 1]
     return (own if isinstance(own, Tensor) and own.ndim == 0 else None), logits
+
+
+def _evaluated(model: nn.Module, inputs: dict[str, Any], near: Tensor) -> Any:
+    """A model's outputs in evaluation mode; its mode, and the random state of the device of ``near``, are restored."""
+    training = [one for one in model.modules() if one.training]
+    model.eval()
+    try:
+        with same_draws(near):
+            return model(**inputs)
+    finally:
+        for one in training:
+            one.training = True
 
 
 def hard_loss(
@@ -217,12 +223,18 @@ class SameLoss:
         return told, len(self._seen) >= logits.shape[-1]
 
     def compare_model(
-        self, model: nn.Module, bare: nn.Module, inputs: dict[str, Any], shifts: bool
+        self, model: nn.Module, bare: nn.Module, inputs: dict[str, Any], shifts: bool, unlabelled: bool = False
     ) -> tuple[bool, bool] | None:
-        """As :meth:`compare`, for the model's own loss, also of other labels; None if it has no loss."""
+        """As :meth:`compare`, for the model's own loss, also of other labels; None if it has no loss.
+
+        Args:
+            unlabelled: whether the model is trained without labels among its arguments.
+        """
         own, logits = models_loss(model, bare, inputs)
         if own is None:
             return None
+        if unlabelled and not self._times:
+            self._refuse_label_dependent(model, inputs, logits)
         answer = self.compare(float(own), logits, inputs["labels"], shifts)
         for other in with_other_labels(inputs, logits.shape[-1], self.ignore_index):
             try:
@@ -235,6 +247,19 @@ class SameLoss:
                 told, whole = self.compare(float(own), found, other["labels"], shifts, batch=_REPLACED)
                 answer = answer[0] or told, answer[1] or whole
         return answer
+
+    @torch.no_grad()
+    def _refuse_label_dependent(self, model: nn.Module, inputs: dict[str, Any], logits: Tensor) -> None:
+        """Raise if the logits [B, …] of a model that got its labels are other ones without them."""
+        without = {name: value for name, value in inputs.items() if name != "labels"}
+        plain = logits_of(_evaluated(model, without, inputs["labels"]))
+        error = relative_error(logits, self._flags["rounded"])
+        if plain.shape == logits.shape and bool((plain - logits).abs().amax() > 4 * error * logits.abs().amax()):
+            raise UserError(
+                "the model's logits depend on the labels that it gets (as with a margin, ArcFace's say), but PS-KD "
+                "trains it without them and computes the loss itself, so what they do would be lost: make labels a "
+                "required argument of forward, then it gets them; or call PSKD in a loop of your own"
+            )
 
     def note(self, told: bool, whole: bool) -> None:
         """Note the answer to one batch, on which all processes agree."""

@@ -302,7 +302,9 @@ class PSKDMixin(_Base):
                     self._ranks_averaged() if self.args.average_tokens_across_devices else 1
                 )
             return self._pskd_same.compare(float(host), logits, labels, shifts, **shared)
-        answer = self._pskd_same.compare_model(model, self._bare_model(), {**inputs, "labels": labels}, shifts)
+        bare = self._bare_model()
+        unlabelled = "labels" not in inputs and not models.needs_labels(bare)
+        answer = self._pskd_same.compare_model(model, bare, {**inputs, "labels": labels}, shifts, unlabelled)
         unasked = self._pskd_shift is None and not shifts
         if answer is None and unasked and labels.ndim == 2 and not labels.is_floating_point():
             own_loss.refuse_copying(inputs.get("input_ids"), labels, IGNORE)
