@@ -252,3 +252,16 @@ def test_many_classes_in_half_precision_are_no_divergence():
     method.remember(torch.full((4, 20_000), -6.0, dtype=torch.float16), torch.zeros(4, 20_000), torch.arange(4))
     method.set_epoch(1)
     assert method.past_probs(torch.arange(4))[1].all()
+
+
+def test_a_network_with_one_logit_for_yes_or_no():
+    """Its loss is that of two classes whose logits are z and 0."""
+    z, y, index = torch.randn(N, 1), torch.tensor([[0.0], [1.0]] * (N // 2)), torch.arange(N)
+    one, two = MultiLabelPSKD(N, 1, 2), PSKD(N, 2, 2)
+    for epoch in range(2):
+        one.set_epoch(epoch), two.set_epoch(epoch)
+        pair = torch.cat([torch.zeros(N, 1), z], 1)
+        torch.testing.assert_close(one.loss(z, y, index), two.loss(pair, y[:, 0].long(), index))
+        z = z + 1
+    with pytest.raises(UserError, match="one logit for yes or no, use MultiLabelPSKD"):
+        PSKD(N, 1, 2)

@@ -48,7 +48,7 @@ class MultiLabelPSKD(Form):
         ignore_index: int = -100,
         device: torch.device | str | None = None,
     ) -> None:
-        refuse_bad_run(1 if num_samples is None else num_samples, num_classes, total_epochs)
+        refuse_bad_run(1 if num_samples is None else num_samples, num_classes, total_epochs, fewest=1)
         past = past_of(store, num_samples, num_classes, device, to_probs=torch.sigmoid, written=_independent)
         plan = Schedule(total_epochs, alpha_T, schedule)
         super().__init__(plan, past, Checks(past.name), num_samples, num_classes, ignore_index)

@@ -151,10 +151,14 @@ class Schedule:
             )
 
 
-def refuse_bad_run(num_samples: int, num_classes: int, total_epochs: int) -> None:
-    """Raise unless a run has at least one sample, two classes and one epoch."""
-    if num_samples < 1 or num_classes < 2:
-        raise UserError(f"need num_samples >= 1 and num_classes >= 2: got {num_samples} and {num_classes}")
+def refuse_bad_run(num_samples: int, num_classes: int, total_epochs: int, fewest: int = 2) -> None:
+    """Raise unless a run has at least one sample, ``fewest`` classes and one epoch."""
+    if num_samples < 1 or num_classes < fewest:
+        one = "; if the network has one logit for yes or no, use MultiLabelPSKD, with targets [B, 1]"
+        raise UserError(
+            f"need num_samples >= 1 and num_classes >= {fewest}: got {num_samples} and {num_classes}"
+            + one * (num_classes == 1)
+        )
     if total_epochs < 1:
         raise UserError(f"need total_epochs >= 1: got {total_epochs}")
 
