@@ -33,6 +33,27 @@ def test_an_epoch_that_begins_again_forgets_the_labels_that_it_saw(store, begin,
         method.loss(logits, torch.tensor([0, 1, 2, 1]), index)
 
 
+def test_an_epoch_that_is_set_in_each_step_is_warned_of():
+    def run(steps, begins, steps_per_epoch=4):
+        method = PSKD(8, C, 2)
+        for step in range(steps):
+            if begins(step):
+                method.set_epoch(step // steps_per_epoch)
+            index = torch.arange(2) + 2 * (step % steps_per_epoch)
+            method.loss(torch.randn(2, C), index % C, index)
+
+    with pytest.warns(UserWarning, match=r"set_epoch\(0\) was called a third time, after 2 samples.*forgets") as caught:
+        run(4, lambda step: True)
+    assert len(caught) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(8, lambda step: step % 4 == 0)  # as the card says
+        retried = PSKD(8, C, 2)
+        for epoch in (0, 0, 1, 1):
+            retried.set_epoch(epoch)
+            retried.loss(torch.randn(8, C), torch.arange(8) % C, torch.arange(8))
+
+
 @pytest.mark.parametrize("kind", ["dense", "topk", "file", "model"])
 def test_killed_in_the_middle_of_an_epoch_and_resumed_equals_uninterrupted(kind, tmp_path):
     def make(model, place):

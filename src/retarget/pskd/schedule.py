@@ -54,7 +54,7 @@ class Schedule:
         self.two_classed: Tensor | int = 0
         self.smaller: tuple[Tensor, Tensor] | None = None
         self.asked, self.pretrained = 0, False
-        self._seen = 0
+        self._seen, self._again = 0, 0
         self._warned: set[str] = set()
 
     @property
@@ -96,7 +96,15 @@ class Schedule:
             )
 
     def begin(self, epoch: int) -> None:
-        """Begin an epoch and reset its counts."""
+        """Begin an epoch and reset its counts; warn if it is begun a third time, as if in each step."""
+        self._again = self._again + 1 if epoch == self.began and self._seen else 0
+        if self._again == 2:
+            warnings.warn(
+                f"set_epoch({epoch}) was called a third time, after {self._seen:,} samples: each call forgets what the "
+                "epoch has remembered. Call it once per epoch, not in each step; if you count steps, only when "
+                "step % steps_per_epoch == 0",
+                stacklevel=3,
+            )
         self.began, self.fallbacks, self.asked, self._seen, self.two_classed = epoch, 0, 0, 0, 0
         self.smaller, self._warned = None, set()
 
@@ -146,8 +154,8 @@ class Schedule:
         if training_set and self._seen > MOST_PASSES * training_set:
             raise UserError(
                 f"{self._seen:,} samples since set_epoch({self.epoch}), but the training set has {training_set:,}: "
-                "call set_epoch at the start of every epoch; with an endless sampler count steps, "
-                "set_epoch(step // steps_per_epoch)"
+                "call set_epoch at the start of every epoch; with an endless sampler count steps, and call "
+                "set_epoch(step // steps_per_epoch) when step % steps_per_epoch == 0"
             )
 
 
