@@ -248,6 +248,17 @@ def test_an_object_keeps_its_row_where_an_augmentation_drops_another():
     assert method.fallbacks > 0, "the object that was dropped has its hard label"
 
 
+def test_fewer_boxes_than_objects_are_refused_unless_it_is_said_which_they_are():
+    method = DetectionPSKD(detector(), OBJECTS, C, 2)
+    images, (target,) = batch([2])
+    method.set_epoch(0)
+    for kept in (torch.tensor([1, 2]), torch.tensor([], dtype=torch.long)):
+        cut = {**target, "boxes": target["boxes"][kept], "labels": target["labels"][kept]}
+        with pytest.raises(UserError, match=rf"image 2 has {len(kept)} boxes .* objects lists 3.*set object_id"):
+            method.losses(images, [cut])
+        method.losses(images, [{**cut, "object_id": kept}])
+
+
 def test_a_saved_table_goes_on_and_that_of_other_images_is_refused(tmp_path):
     model = detector()
     first, second = (DetectionPSKD(model, OBJECTS, C, 2) for _ in range(2))

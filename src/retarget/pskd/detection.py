@@ -207,16 +207,22 @@ class Objects(Offsets):
             places = target.get("object_id", torch.arange(count, device=matched.device))
             if len(places) != count:
                 raise UserError(f"a target has {count} boxes but {len(places)} object_id: it needs one per box")
-            here = self._rows_in(int(target["image_id"]), places, checks)
+            here = self._rows_in(int(target["image_id"]), places, "object_id" in target, checks)
             rows.append(here[matched] if count else torch.zeros_like(matched))
         return torch.cat(rows)
 
-    def _rows_in(self, image: int, places: Tensor, checks: Checks) -> Integer[Tensor, "objects"]:
+    def _rows_in(self, image: int, places: Tensor, named: bool, checks: Checks) -> Integer[Tensor, "objects"]:
         if not 0 <= image < self.num_samples:
             raise UserError(
                 f"image_id {image} lies outside [0, {self.num_samples}): objects has one number per training image"
             )
         count = int(self.lengths[image])
+        if not named and len(places) < count:  # which of them are missing is not known
+            raise UserError(
+                f"image {image} has {len(places)} boxes in this batch, but objects lists {count}, so its boxes could "
+                "get the rows of others: if an augmentation drops objects, set object_id in the target, each object's "
+                "index before it; else count the objects as the dataset returns them"
+            )
         checks.require(
             (places >= 0) & (places < count),
             lambda row: (
