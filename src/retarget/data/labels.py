@@ -30,6 +30,14 @@ def class_labels(values: Any, where: str, classes: int | None = None) -> np.ndar
             f"{where}: labels of shape {list(labels.shape)} are a row of {labels.shape[1]} values per image, perhaps "
             "one-hot; give one class number per image, for example labels.argmax(1)"
         )
+    if labels.ndim == 1 and labels.dtype.kind == "U":
+        raise UserError(
+            f"{where}: labels are text ({_listed(np.unique(labels))}); number the classes from 0, the same in all "
+            "parts, for example with numpy.unique(labels, return_inverse=True)[1], or, in a data set of the package "
+            "datasets, with class_encode_column('label')"
+        )
+    if labels.ndim == 1 and labels.dtype.kind == "O" and None in (held := labels.tolist()):
+        raise UserError(f"{where}: the image in row {held.index(None)} has no label: leave such images out")
     if labels.ndim != 1 or labels.dtype.kind not in "biuf":
         raise UserError(
             f"{where}: labels are one whole number per image, from 0; these are {labels.dtype} of shape "
