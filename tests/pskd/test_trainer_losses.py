@@ -214,3 +214,22 @@ def test_processes_ask_the_model_for_its_loss_equally_often(tmp_path):
     done = subprocess.run([*torchrun, script, str(tmp_path)], capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     assert [(tmp_path / f"told-{rank}").read_text() for rank in (0, 1)] == ["True", "True"]
+
+
+def test_a_detectors_list_of_boxes_is_refused_by_name(tmp_path):
+    class Detector(tiny.Plain):
+        def forward(self, x, labels=None):
+            logits = self.layer(x)
+            return {"logits": logits, "loss": logits.sum()}
+
+    def collate(samples):
+        return {
+            "x": torch.stack([one["x"] for one in samples]),
+            "labels": [{"boxes": torch.zeros(1, 4)}] * len(samples),
+        }
+
+    trainer = PSKDTrainer(
+        model=Detector(), args=tiny.arguments(tmp_path), train_dataset=tiny.vectors(8), data_collator=collate
+    )
+    with pytest.raises(UserError, match=r"labels are a list, not a tensor.*DetectionPSKD"):
+        trainer.train()

@@ -87,6 +87,15 @@ def is_multilabel(logits: Tensor, labels: Tensor) -> bool:
     return False
 
 
+def refuse_no_tensor(labels: Any) -> None:
+    """Raise UserError if a batch's labels are no tensor, such as a detector's list of boxes."""
+    if not isinstance(labels, Tensor):
+        raise UserError(
+            f"the batch's labels are a {type(labels).__name__}, not a tensor: PS-KD needs class labels [B] or [B, T], "
+            "or multi-label floats [B, C]. Of detectors it knows torchvision's Faster R-CNN: see DetectionPSKD"
+        )
+
+
 def refuse_labels(labels: Tensor, logits: Tensor, ignore_index: int) -> None:
     """Raise UserError if a label is not one of the logits' classes."""
     if labels.is_floating_point():

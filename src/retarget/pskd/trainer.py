@@ -130,6 +130,7 @@ class PSKDMixin(_Base):
         """One update's batches and number of targets, which the library counts only for some models."""
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if items is None and batches and "labels" in batches[0]:
+            models.refuse_no_tensor(batches[0]["labels"])
             items = torch.stack([self._targets(batch["labels"]).ne(IGNORE).sum() for batch in batches]).sum().to(device)
             if self.args.average_tokens_across_devices and self.args.world_size > 1:
                 items = self.accelerator.gather(items).sum() / self.get_tp_size()  # type: ignore[union-attr]
