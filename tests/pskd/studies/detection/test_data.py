@@ -82,6 +82,19 @@ def test_both_forms_give_the_same_scenes(form, tmp_path):
     assert first.pixels().shape == (3, 48, 60)
 
 
+def test_names_and_files_as_cameras_and_lists_of_one_class_have_them(tmp_path):
+    settings = voc(tmp_path)
+    for before, after in (("a", "IMG 1"), ("b", "my photo")):
+        (tmp_path / "Annotations" / f"{before}.xml").rename(tmp_path / "Annotations" / f"{after}.xml")
+        (tmp_path / "JPEGImages" / f"{before}.jpg").rename(tmp_path / "JPEGImages" / f"{after}.JPG")
+    (tmp_path / "ImageSets" / "Main" / "train.txt").write_text("IMG 1\nmy photo  1\n")
+    parts = scenes(model(settings))
+    assert [one.image.name for one in parts.train] == ["IMG 1.JPG", "my photo.JPG"]
+    (tmp_path / "ImageSets" / "Main" / "train.txt").write_text("my picture -1\n")
+    with pytest.raises(UserError, match=r"my picture\.xml is missing, but .* lists my picture$"):
+        scenes(model(settings))
+
+
 def test_two_directories_are_one_data_set_and_a_validation_part_is_held_out(tmp_path):
     voc(tmp_path / "one")
     voc(tmp_path / "two")

@@ -1,6 +1,7 @@
 """Read the annotations of VOC and COCO from local paths: images with their objects, as the files describe them."""
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,9 @@ from xml.etree import ElementTree
 from PIL import Image, UnidentifiedImageError
 
 from retarget.errors import UserError
+_MARKED = re.compile(r"(.+?)\s+(?:-1|0|1)$")
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
+
 
 
 @dataclass(frozen=True)
@@ -30,11 +34,15 @@ def read_voc(root: Path, split: str) -> list[Described]:
     if not listed.is_file():
         return []
     found = []
-    for name in (line.split()[0] for line in listed.read_text(encoding="utf-8").splitlines() if line.strip()):
+    for line in (line.strip() for line in listed.read_text(encoding="utf-8").splitlines() if line.strip()):
+        name = line
         described = root / "Annotations" / f"{name}.xml"
+        if not described.is_file() and (marked := _MARKED.match(line)):  # the list of one class: NAME -1
+            name = marked[1]
+            described = root / "Annotations" / f"{name}.xml"
         if not described.is_file():
             raise UserError(f"{described} is missing, but {listed} lists {name}")
-        image = _image_file(root / "JPEGImages", (f"{name}.jpg", f"{name}.jpeg", f"{name}.png"), listed)
+        image = _image_file(root / "JPEGImages", [f"{name}{suffix}" for suffix in _SUFFIXES], listed)
         try:
             tree = ElementTree.parse(described).getroot()
             objects = [
