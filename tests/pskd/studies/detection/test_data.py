@@ -95,6 +95,26 @@ def test_names_and_files_as_cameras_and_lists_of_one_class_have_them(tmp_path):
         scenes(model(settings))
 
 
+@pytest.mark.parametrize(("orientation", "turns"), [(3, 2), (6, 3)])
+@pytest.mark.parametrize("described", [True, False])
+def test_a_photograph_is_turned_as_the_tools_that_draw_boxes_show_it(orientation, turns, described, tmp_path):
+    """In memory its pixels lie as the camera held them; an annotation of that size is followed too."""
+    settings = voc(tmp_path, size=((60, 48) if orientation == 3 else (48, 60)) if described else (0, 0))
+    file, exif = tmp_path / "JPEGImages" / "a.jpg", Image.Exif()
+    exif[0x0112] = orientation
+    with Image.open(file) as image:
+        stored = image.copy()
+    stored.save(file.with_suffix(".png"), exif=exif)
+    file.unlink()
+    shown = torch.from_numpy(np.rot90(np.asarray(stored), turns).copy()).permute(2, 0, 1)
+    assert torch.equal(scenes(model(settings)).train[0].pixels(), shown)
+    if orientation == 6 and described:
+        written = tmp_path / "Annotations" / "a.xml"
+        written.write_text(written.read_text().replace("48</width><height>60", "60</width><height>48"))
+        raw = torch.from_numpy(np.asarray(stored).copy()).permute(2, 0, 1)
+        assert torch.equal(scenes(model(settings)).train[0].pixels(), raw)
+
+
 def test_two_directories_are_one_data_set_and_a_validation_part_is_held_out(tmp_path):
     voc(tmp_path / "one")
     voc(tmp_path / "two")

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from PIL import Image, UnidentifiedImageError
-
+from retarget.data.pictures import Picture, header
 from retarget.errors import UserError
+
 _MARKED = re.compile(r"(.+?)\s+(?:-1|0|1)$")
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
-
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,9 @@ def read_voc(root: Path, split: str) -> list[Described]:
             height, width = (int(tree.findtext(f"size/{side}", "0")) for side in ("height", "width"))
         except (ElementTree.ParseError, ValueError) as error:
             raise UserError(f"{described} is damaged: {error}") from error
-        found.append(Described(str(described), image, (height, width) if height and width else _size(image), objects))
+        if not (height and width):
+            height, width = header(Picture(str(image), image))[:2]
+        found.append(Described(str(described), image, (height, width), objects))
     return found
 
 
@@ -105,14 +106,6 @@ def _image_file(folder: Path, names: Sequence[str], listed: Path) -> Path:
         if (folder / name).is_file():
             return folder / name
     raise UserError(f"{folder / names[0]} is missing, but {listed} lists it")
-
-
-def _size(image: Path) -> tuple[int, int]:
-    try:
-        with Image.open(image) as opened:
-            return opened.height, opened.width
-    except (OSError, UnidentifiedImageError) as error:
-        raise UserError(f"{image} cannot be read as an image: {error}") from error
 
 
 def _text(element: ElementTree.Element, path: str) -> str:

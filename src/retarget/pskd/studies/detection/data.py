@@ -50,7 +50,8 @@ class Scene:
     ignored: Tensor
 
     def pixels(self) -> Tensor:
-        """The image, uint8 [3, H, W].
+        """The image, uint8 [3, H, W]. A photograph is turned as its EXIF data say, unless its annotation's size is that
+        of the photograph as it was stored.
 
         Raises:
             UserError: the file cannot be read, or its size differs from its annotation.
@@ -58,7 +59,9 @@ class Scene:
         if isinstance(self.image, Tensor):
             return self.image
         try:
-            pixels = decode_image(str(self.image), ImageReadMode.RGB)
+            pixels = decode_image(str(self.image), ImageReadMode.RGB, apply_exif_orientation=True)
+            if tuple(pixels.shape[1:]) != self.size:
+                pixels = decode_image(str(self.image), ImageReadMode.RGB)
         except RuntimeError as error:
             raise UserError(f"{self.image} cannot be read as an image: {error}") from error
         if pixels.dtype == torch.uint16:
