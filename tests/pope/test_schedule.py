@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import signal
+import threading
 from collections import Counter
 from contextlib import asynccontextmanager
 
@@ -11,6 +13,7 @@ from test_journal import former_journal
 
 from retarget.errors import UserError
 from retarget.identity import fingerprint
+from retarget.pope.engines.server import ServerEngine
 from retarget.pope.evaluation import evaluate
 from retarget.pope.graders import RULES
 from retarget.pope.grading import Grader
@@ -18,7 +21,7 @@ from retarget.pope.mining import mine
 from retarget.pope.oracle import ask_oracle
 from retarget.pope.problems import Problem, parse_row
 from retarget.pope.prompts import Prompts
-from retarget.pope.rollouts import Refused, Rollout, Sampling, StreamingEngine
+from retarget.pope.rollouts import Refused, Rollout, Sampling, StreamingEngine, run_async
 from retarget.pope.sampler import Sampler
 from retarget.pope.search import search_prefixes
 
@@ -206,6 +209,40 @@ def test_what_was_finished_before_a_failure_is_journalled(tmp_path):
     rest = Streaming(0.0)
     mine(problems(8), sampler(rest), 8, journal=tmp_path / "j.jsonl")
     assert rest.rollouts == 64 - 20
+
+
+def test_engines_that_answer_prompt_by_prompt_work_where_a_loop_runs_as_in_a_notebook(tmp_path):
+    async def cell(engine):
+        return mine(*work(engine))
+
+    def work(engine):
+        return problems(3), sampler(engine), 8
+
+    assert asyncio.run(cell(Streaming())) == mine(*work(Streaming()))
+    with pytest.raises(UserError, match="has gone"):
+        asyncio.run(cell(Dying(0.0)))
+    with pytest.raises(UserError, match="failed: ConnectError"):
+        asyncio.run(cell(ServerEngine("http://127.0.0.1:9/v1", "none", retries=0)))
+
+
+def test_an_interrupt_of_a_cell_ends_its_work():
+    ended = []
+
+    async def work():
+        try:
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+            await asyncio.Event().wait()
+        finally:
+            ended.append(True)
+
+    async def cell():
+        run_async(work())
+
+    loop = asyncio.new_event_loop()  # asyncio.run would handle the signal itself; a notebook's kernel does not
+    with pytest.raises(KeyboardInterrupt):
+        loop.run_until_complete(cell())
+    loop.close()
+    assert ended
 
 
 def test_journals_of_earlier_versions_go_on_under_their_old_ids(tmp_path, monkeypatch):

@@ -3,10 +3,11 @@
 import asyncio
 import hashlib
 import json
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from pydantic import Field
 
@@ -14,6 +15,8 @@ from retarget.errors import UserError
 from retarget.pope.answers import THINKING_BEGINS, THINKING_ENDS, after_thinking
 from retarget.pope.prompts import Prompt
 from retarget.settings import Strict
+
+T = TypeVar("T")
 
 
 class Sampling(Strict):
@@ -187,4 +190,30 @@ def sample_through(engine: StreamingEngine, prompts: Sequence[Prompt], n: int, p
                 for task in tasks:
                     task.cancel()
 
-    return asyncio.run(all_of_them())
+    return run_async(all_of_them())
+
+
+def run_async(work: Coroutine[Any, Any, T]) -> T:
+    """Wait for asynchronous work, as ``asyncio.run`` does, also where an event loop runs already: in a notebook.
+
+    There the work has a thread of its own. An interrupt cancels it.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    begun: list[tuple[asyncio.AbstractEventLoop, Any]] = []
+
+    async def begin() -> T:
+        begun.append((asyncio.get_running_loop(), asyncio.current_task()))
+        return await work
+
+    with ThreadPoolExecutor(1) as thread:
+        future = thread.submit(asyncio.run, begin())
+        try:
+            return future.result()
+        except BaseException:
+            with suppress(RuntimeError):  # the loop has ended
+                for loop, task in begun:
+                    loop.call_soon_threadsafe(task.cancel)
+            raise

@@ -15,7 +15,7 @@ from retarget.errors import UserError
 from retarget.pope.graders import Grade
 from retarget.pope.journal import Journal
 from retarget.pope.problems import Problem
-from retarget.pope.rollouts import Refused, Rollout, StreamingEngine
+from retarget.pope.rollouts import Refused, Rollout, StreamingEngine, run_async
 from retarget.pope.sampler import Sampler
 from retarget.pope.work import Item, Progress, Record, Unit, summarise
 
@@ -69,7 +69,7 @@ class Work:
             self.sampler.grader.start()
             with ThreadPoolExecutor(1) as grading:
                 if isinstance(self.sampler.engine, StreamingEngine):
-                    asyncio.run(self._stream(self.sampler.engine, grading))
+                    run_async(self._stream(self.sampler.engine, grading))
                 else:
                     self._batches(grading)
         if self._refusals and not self._answered:

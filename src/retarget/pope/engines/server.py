@@ -14,7 +14,7 @@ from retarget.errors import UserError
 from retarget.pope.answers import THINKING_BEGINS, after_thinking
 from retarget.pope.engines.keys import key_for, redact
 from retarget.pope.prompts import Prompt
-from retarget.pope.rollouts import Ask, Refused, Rollout, Sampling, sample_through
+from retarget.pope.rollouts import Ask, Refused, Rollout, Sampling, run_async, sample_through
 
 _LOG = logging.getLogger(__name__)
 _RETRIED = {408, 409, 425, 429, 500, 502, 503, 504}
@@ -100,7 +100,7 @@ class ServerEngine:
         Raises:
             UserError: the server cannot be reached.
         """
-        told = asyncio.run(self._identify())
+        told = run_async(self._identify())
         thinking = {"opens_thinking": True} if self.opens_thinking else {}
         return {"per_request": self.per_request, "extra": self.extra, **told, **thinking}
 
