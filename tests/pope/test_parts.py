@@ -61,9 +61,18 @@ RANGES = (
     ("m \\leq -1 \\text{ or } m\\geq 2", "(-\\infty,-1]\\cup[2,\\infty)", 1), ("a=1,b=2", "b=2,a=1", 1),
     ("a=1,b=2", "b=1,a=2", 0), ("3i,-3i", "\\{-3i, 3i\\}", 1),
 )  # fmt: skip
+TINY = (
+    ("\\frac{1}{2^{100}}", "\\frac{1}{2^{101}}", 0), ("\\frac{1}{2^{100}}", "2^{-100}", 1),
+    ("1-2^{-100}", "1-2^{-99}", 0), ("1-2^{-100}", "\\frac{2^{100}-1}{2^{100}}", 1),
+    ("\\frac{1}{51!}", "\\frac{1}{50!}", 0), ("e^{-100}", "e^{-99}", 0),
+    ("P=\\frac{1}{3^{50}}", "\\frac{2}{3^{50}}", 0), ("(\\sqrt2-1)^{50}", "\\frac{1}{(\\sqrt2+1)^{50}}", 1),
+    ("(\\sqrt2-1)^{50}", "(\\sqrt2-1)^{51}", 0), ("\\sqrt{5-2\\sqrt6}", "\\sqrt3-\\sqrt2", 1),
+    ("10^{10^{9}}", "10^{10^9}", 1), ("\\frac13", "0.333333333", 1), ("50\\%", "\\frac12", 1),
+)  # fmt: skip
+CASES = (*IN_TEXT, *SEVERAL, *PLAIN_UNITS, *OPTIONS, *ORDERED, *RANGES, *TINY)
 
 
-@pytest.mark.parametrize(("gold", "said", "right"), [*IN_TEXT, *SEVERAL, *PLAIN_UNITS, *OPTIONS, *ORDERED, *RANGES])
+@pytest.mark.parametrize(("gold", "said", "right"), CASES)
 def test_every_part_of_an_answer_counts(gold, said, right):
     for grader in (math, boxed):
         assert grader(f"Thus $\\boxed{{{said}}}$.", gold, {}).reward == right

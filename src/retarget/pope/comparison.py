@@ -84,6 +84,8 @@ _PLAIN_UNIT = re.compile(
 _UNSPACED_CHANGE = re.compile("[或到和与與至以不多少倍加减減乘除若如分半百千万萬亿億]")
 _MONEY = re.compile(r"(?:US(?=\s*\\\$)|[€£¥₹]|(?<![A-Za-z])Rs\.?)\s*(?=-?\\?\$?\d)")
 _ORDINAL = re.compile(r"(?<=\d)\s*\^\s*\{?\s*\\text\s*\{\s*(st|nd|rd|th)\s*\}\s*\}?")
+_UNSEEN = 1e-12
+"""Numbers that differ by less are the same for math-verify."""
 _EXPONENT = re.compile(r"([-+]?\d+(?:\.\d+)?)[eE]([-+]?\d{1,3})")
 
 
@@ -318,7 +320,26 @@ def _same_formula(marked: str, answer: str) -> bool:
     said, gold = one_number(marked), one_number(answer)
     if said and gold and math.isfinite(gold.value) and "%" not in marked + answer and not said.equals(gold):
         return False  # math-verify compares six decimals: it takes 6e-34 for 1e-19
-    return verify(_gold(answer), _parsed(marked), timeout_seconds=None)
+    found = _parsed(marked)
+    return verify(_gold(answer), found, timeout_seconds=None) and not _hardly_differ(found, _gold(answer))
+
+
+def _hardly_differ(marked: list[Any], gold: list[Any]) -> bool:
+    r"""Whether two exact numbers differ by so little that math-verify does not see it: 2^{-100} and 2^{-101}."""
+    from sympy import Eq, Expr, Float, Integer, UnevaluatedExpr
+    from sympy.core.evalf import PrecisionExhausted
+
+    values = [one[0].rhs if one and isinstance(one[0], Eq) else one[0] if one else None for one in (marked, gold)]
+    for one in values:
+        if not isinstance(one, Expr) or not one.is_number or one.has(Float, UnevaluatedExpr):  # decimals, percent
+            return False
+    if values[0] == values[1]:  # 10^{10^9} has too many digits to subtract it from itself
+        return False
+    try:
+        difference = abs((values[0] - values[1]).evalf(15, strict=True))
+    except (PrecisionExhausted, ArithmeticError, TypeError):  # they agree in all digits, or it is no number
+        return False
+    return bool(Integer(0) < difference < _UNSEEN)
 
 
 def _parsed(answer: str) -> list[Any]:
