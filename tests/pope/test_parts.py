@@ -69,7 +69,12 @@ TINY = (
     ("(\\sqrt2-1)^{50}", "(\\sqrt2-1)^{51}", 0), ("\\sqrt{5-2\\sqrt6}", "\\sqrt3-\\sqrt2", 1),
     ("10^{10^{9}}", "10^{10^9}", 1), ("\\frac13", "0.333333333", 1), ("50\\%", "\\frac12", 1),
 )  # fmt: skip
-CASES = (*IN_TEXT, *SEVERAL, *PLAIN_UNITS, *OPTIONS, *ORDERED, *RANGES, *TINY)
+DIVISORS = (
+    ("\\gcd(m,n)", "1", 0), ("m+n-\\gcd(m,n)", "m+n-1", 0), ("m+n-\\gcd(m,n)", "m+n-\\gcd(n,m)", 1),
+    ("\\operatorname{lcm}(a,b)", "ab", 0), ("\\gcd(a,b)", "\\gcd(a,c)", 0), ("\\gcd(a,b)", "\\text{gcd}(b, a)", 1),
+    ("2^{\\gcd(m,n)}-1", "2^{\\gcd\\left(n,m\\right)}-1", 1), ("2^{\\gcd(m,n)}-1", "1", 0), ("6", "\\gcd(12,18)", 1),
+)  # fmt: skip
+CASES = (*IN_TEXT, *SEVERAL, *PLAIN_UNITS, *OPTIONS, *ORDERED, *RANGES, *TINY, *DIVISORS)
 
 
 @pytest.mark.parametrize(("gold", "said", "right"), CASES)

@@ -84,6 +84,11 @@ _PLAIN_UNIT = re.compile(
 _UNSPACED_CHANGE = re.compile("[或到和与與至以不多少倍加减減乘除若如分半百千万萬亿億]")
 _MONEY = re.compile(r"(?:US(?=\s*\\\$)|[€£¥₹]|(?<![A-Za-z])Rs\.?)\s*(?=-?\\?\$?\d)")
 _ORDINAL = re.compile(r"(?<=\d)\s*\^\s*\{?\s*\\text\s*\{\s*(st|nd|rd|th)\s*\}\s*\}?")
+_DIVISORS = re.compile(
+    r"(?:\\(?:operatorname|text|mathrm)\s*\{\s*|\\|(?<![A-Za-z\\]))(?P<name>gcd|lcm)\s*\}?\s*"
+    r"(?:\\left\s*)?\((?P<within>[^()]*?)(?:\\right\s*)?\)"
+)
+"""The greatest common divisor or least common multiple of what stands in brackets."""
 _UNSEEN = 1e-12
 """Numbers that differ by less are the same for math-verify."""
 _EXPONENT = re.compile(r"([-+]?\d+(?:\.\d+)?)[eE]([-+]?\d{1,3})")
@@ -346,8 +351,24 @@ def _parsed(answer: str) -> list[Any]:
     """What math-verify reads in an answer as a whole; from the rest it would take the last number of any text."""
     from math_verify import LatexExtractionConfig, parse
 
-    whole = f"\\boxed{{{_with_variables(answer)}}}"
+    whole = f"\\boxed{{{_with_variables(_with_divisors(answer))}}}"
     return parse(whole, [LatexExtractionConfig()], parsing_timeout=None)  # type: ignore[arg-type]
+
+
+def _with_divisors(text: str) -> str:
+    r"""A formula whose gcd and lcm of letters stay functions: math-verify would compute 1 and their product.
+
+    >>> _with_divisors(r"m+n-\gcd(n,m)"), _with_divisors(r"\operatorname{lcm}(4,6)")
+    ('m+n-\\text{gcd}(m,n)', '\\operatorname{lcm}(4,6)')
+    """
+    return _DIVISORS.sub(_as_function, text)
+
+
+def _as_function(found: re.Match[str]) -> str:
+    within = re.sub(r"\s", "", found["within"])
+    if not re.search("[A-Za-z]", within):
+        return found[0]
+    return rf"\text{{{found['name']}}}({','.join(sorted(within.split(',')))})"
 
 
 def _with_variables(text: str) -> str:
