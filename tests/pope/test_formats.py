@@ -4,6 +4,7 @@ import pytest
 
 from retarget.errors import UserError
 from retarget.pope.formats import normalised
+from retarget.pope.prefixes import leak
 from retarget.pope.problems import parse_row, read_problems
 
 WORKED = "Two and two.\n#### 1,204"
@@ -54,3 +55,13 @@ def test_copies_of_a_row_are_one_problem(tmp_path, caplog):
     assert "dapo.jsonl: rows left out because they have the question and the answer of an earlier row: 6" in caplog.text
     path.write_text("".join(json.dumps(row) + "\n" for row in [*rows[:2], {"problem": "0?", "answer": "7"}]))
     assert [one.answer for one in read_problems(path, solutions="optional")] == ["0", "1", "7"]
+
+
+@pytest.mark.parametrize(
+    ("truth", "answer"), [('["4"]', "4"), ('["$4$", "5"]', "4, 5"), ("\\boxed{4}", "4"), ("[1, 2]", "[1, 2]")]
+)
+def test_an_answer_in_a_list_or_a_box_is_that_answer_and_its_statement_a_leak(truth, answer):
+    row = {"prompt": [{"role": "user", "content": "?"}], "reward_model": {"ground_truth": truth}}
+    problem = parse_row({**row, "solution": f"Add. So the answer is {answer}. Now check that this is so."})
+    assert problem.answer == answer
+    assert leak(problem, 30) is not None

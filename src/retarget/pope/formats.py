@@ -10,6 +10,7 @@
   multiple-choice question becomes the letter of its option: sets give the letter, the option's number or its text.
 """
 
+import json
 import math
 import re
 import string
@@ -168,7 +169,11 @@ def _worked(solution: Any, answer: Any) -> Any:
 
 
 def _answer(value: Any) -> Any:
-    """An answer as text: numbers as people write them, several answers joined by commas, no dollar signs around it."""
+    r"""An answer as text: numbers as people write them, several answers joined by commas, no dollars or box around it.
+
+    >>> _answer([51.0, "$2$"]), _answer('["4", "5"]'), _answer(r"$\boxed{2}$"), _answer("[1, 2]")
+    ('51, 2', '4, 5', '2', '[1, 2]')
+    """
     if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT:
         return str(int(value))  # a table of floats holds 51.0 where people write 51
     if isinstance(value, float) and not math.isfinite(value):
@@ -182,8 +187,20 @@ def _answer(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     bare = value.strip()
+    if re.match(r'\["[^"]', bare) and isinstance(several := _json_or_none(bare), list):  # Skywork's '["4"]'
+        return _answer(several)
     inner = bare.strip("$").strip()
-    return inner if bare.startswith("$") and bare.endswith("$") and "$" not in inner else bare
+    if bare.startswith("$") and bare.endswith("$") and "$" not in inner:
+        return _answer(inner)
+    boxed = last_boxed(bare)
+    return _answer(boxed) if boxed is not None and bare == f"\\boxed{{{boxed}}}" else bare
+
+
+def _json_or_none(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
 
 
 def _chosen(question: str, options: Any, answer: Any) -> tuple[str, Any]:
