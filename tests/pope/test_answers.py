@@ -34,6 +34,11 @@ STATED = {
     "答案：$\\frac{1}{2}$。": "\\frac{1}{2}",
     "答案为18，因为6乘3。": "18",
     "答えは18です。": "18",
+    "最终答案是：**18**": "18",
+    "**答案**：18": "18",
+    "答案为：\\(x+1\\)": "x+1",
+    "正确答案是：B": "B",
+    "答えは、18です。": "18",
 }
 UNSETTLED = (
     "The answer is", "the answer is at least {}", "The answer is at most {}.", "The answer is not {}.", "Step {}",

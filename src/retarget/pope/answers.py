@@ -19,7 +19,7 @@ _BOX = re.compile(r"\\(?:boxed|fbox)(?:[ \t]*+\{|[ \t]++(?P<bare>\\?[^\s${}\\.,;
 _EMPTY = ("", "...", "…", r"\ldots", r"\dots", r"\cdots", "?")
 _MARKER = re.compile(
     r"(?:^|\n)[ \t]*+####(?!#)(?P<line>)"
-    r"|(?P<unspaced>答案\s*+(?:是|为|為|：|:)|答えは)"
+    r"|(?P<unspaced>答案[\s*_]*+(?:是|为|為|：|:)|答えは)"
     r"|\banswer(?:[ \t]++(?:to|of|for)\b[^.:=?!\n]{1,80}?)?[ \t*_]*+"
     r"(?:\bis\b|\bequals\b|\b(?:must|should|will|would)[ \t]++be\b|:|=)",
     re.IGNORECASE,
@@ -31,8 +31,8 @@ _SUPPOSED = re.compile(
     re.IGNORECASE,
 )
 _FILLER = re.compile(
-    r"[\s:*_,]*+(?:(?:therefore|thus|hence|then|so|now|simply|just|indeed|clearly|exactly|precisely|finally|equal[ ]to"
-    r"|given[ ]by|as[ ]follows|the[ ]number|the[ ]value)\b[\s:*_,]*+)*+",
+    r"[\s:：，、*_,]*+(?:(?:therefore|thus|hence|then|so|now|simply|just|indeed|clearly|exactly|precisely|finally"
+    r"|equal[ ]to|given[ ]by|as[ ]follows|the[ ]number|the[ ]value)\b[\s:：，、*_,]*+)*+",
     re.IGNORECASE,
 )
 _UNSPACED = "\u3040-\u30ff\u3400-\u9fff"
