@@ -27,6 +27,7 @@ STATED = {
     "The answer is 12 dollars per week": "12",
     "The answer is 42, because 6 * 7 = 42.": "42",
     "#### New York": "New York",
+    "The answer is **No**.": "No",
     "#### 3\nthe answer = 4": "4",
     "The answer is 3. I hope that the answer is helpful.": "3",
     "答案是 18": "18",

@@ -60,7 +60,7 @@ _UNFINISHED = re.compile(r"(?:[-=+*/<>^]|\\(?:cdot|times|div|approx))\Z")
 """How a formula ends that was cut off before its value: "the answer is $144 - 72 ="."""
 _NO_NAME = re.compile(
     r"(?:an?|the|at|in|on|of|to|by|as|that|this|it|about|around|roughly|approximately|between|near|one|some|any|very"
-    r"|all|what|how|still|given|indeed|only|always|never|no|yet|already|probably)\b",
+    r"|all|what|how|still|given|indeed|only|always|never|no(?=\s)|yet|already|probably)\b",
     re.IGNORECASE,
 )
 """An answer in words does not begin with any of these: "at least", "a number"."""
