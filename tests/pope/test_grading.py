@@ -223,6 +223,17 @@ def test_a_grader_ends_with_its_parent(request):
     assert ready, "the worker outlived its parent"
 
 
+@pytest.mark.parametrize("spec", ["math", "boxed"])
+def test_a_workers_first_item_does_not_wait_for_imports(spec):
+    code = (
+        "import os, sys; from retarget.pope.grading_worker import main\n"
+        f"sys.argv = ['worker', '{spec}', '2048', str(os.getppid())]; main()\n"
+        "print('math_verify' in sys.modules, 'sympy' in sys.modules)"  # main leaves the output to stderr
+    )
+    done = subprocess.run([sys.executable, "-c", code], input="", capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr.splitlines()[-1]) == ('{"ready": true}\n', "True True")
+
+
 def test_a_worker_bounds_its_own_processor_time(request):
     command = [sys.executable, "-P", "-m", "retarget.pope.grading_worker", "graders_for_tests:faulty", "512"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(request.path.parent), *sys.path])}

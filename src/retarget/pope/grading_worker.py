@@ -28,8 +28,8 @@ def main() -> None:
 
     try:
         function = load(spec)
-        if spec == "math":
-            function("\\boxed{1}", "1", {})  # imports sympy now, outside the first item's time
+        if spec in ("math", "boxed"):  # imports math-verify and sympy now, outside the first item's time
+            function("\\boxed{x+1}", "1+x", {})  # written otherwise, or it would be equal without them
     except (UserError, ImportError) as error:
         write(json.dumps({"failed": str(error)}))
         return
