@@ -58,6 +58,19 @@ def test_verls_reward_scores_rows_of_the_file(tmp_path, rows):
     assert "{" not in script.replace("BASH_SOURCE", "")
 
 
+def test_rows_that_verl_would_never_train_on_are_reported(tmp_path, rows, caplog):
+    export(rows, "verl", tmp_path / "rows.parquet")
+    assert "verl would never train on the last 12 of 12 rows" in caplog.text
+    script = (tmp_path / "rows.launch.sh").read_text()
+    assert "data.train_batch_size=32 " in script
+    assert "ppo_mini_batch_size=32 " in script
+    caplog.clear()
+    many = [Problem(id=f"p{at}", prompt=f"{at}?", solution="s", answer="4") for at in range(32)]
+    export(mix(many, {one.id: "We begin." for one in many}), "verl", tmp_path / "many.parquet")
+    export(rows, "openrlhf", tmp_path / "rows.jsonl")
+    assert not caplog.text
+
+
 def test_openrlhfs_reward_knows_the_stratum_of_a_prompt(tmp_path, rows):
     export(rows, "openrlhf", tmp_path / "rows.jsonl", grader="exact")
     reward = load(tmp_path / "rows.reward.py")

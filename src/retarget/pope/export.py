@@ -23,6 +23,8 @@ HOSTS: tuple[Host, ...] = ("verl", "openrlhf", "prime-rl", "opsd")
 SUFFIXES: dict[Host, tuple[str, ...]] = {
     "verl": (".parquet",), "openrlhf": (".jsonl",), "prime-rl": (".jsonl",), "opsd": (".parquet", ".jsonl"),
 }  # fmt: skip
+_VERL_BATCH = 32
+"""``data.train_batch_size`` of verl's launch script."""
 
 _LOG = logging.getLogger(__name__)
 
@@ -81,6 +83,14 @@ def export(
     train, check = _divided(rows, hold_out, seed)
     if host == "verl" and not check:
         raise UserError("verl needs rows to validate on, but no unguided problem is held out: mix in unguided rows")
+    if host == "verl" and len(train) % _VERL_BATCH:
+        _LOG.warning(
+            "verl would never train on the last %d of %d rows: it leaves out an incomplete batch of "
+            "data.train_batch_size=%d (and does not start with fewer rows), and the launch script keeps their order. "
+            "Launch with data.shuffle=True, or with a data.train_batch_size and "
+            "actor_rollout_ref.actor.ppo_mini_batch_size that divide %d",
+            len(train) % _VERL_BATCH, len(train), _VERL_BATCH, len(train),
+        )  # fmt: skip
     validation = path.with_name(f"{path.stem}.validation{path.suffix}")
     make_directory(path.parent)
     for file, some, name in ((path, train, split), (validation, check, "validation")):

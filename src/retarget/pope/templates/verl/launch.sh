@@ -4,8 +4,9 @@ set -euo pipefail
 here="$(cd "$(dirname "$0")" && pwd)"
 model="$1"
 shift
-# data.shuffle=False keeps the order of the rows, so that both prompts of a problem are in one batch. verl raises an error
-# for an unknown data source, so the reward file is needed. It must be set under `reward.`: the older key is ignored.
+# data.shuffle=False keeps the order of the rows, so that both prompts of a problem are in one batch. verl leaves out an
+# incomplete last batch, so without shuffling the number of rows must be a multiple of data.train_batch_size. verl raises an
+# error for an unknown data source, so the reward file is needed. It must be set under `reward.`: the older key is ignored.
 # verl does not tell a reward whether max_response_length cut a completion off: one that has marked an answer is paid for it.
 # verl refuses to start without a micro-batch: here one of at most a prompt's and a response's tokens on each GPU.
 python -m verl.trainer.main_ppo \
