@@ -74,7 +74,11 @@ DIVISORS = (
     ("\\operatorname{lcm}(a,b)", "ab", 0), ("\\gcd(a,b)", "\\gcd(a,c)", 0), ("\\gcd(a,b)", "\\text{gcd}(b, a)", 1),
     ("2^{\\gcd(m,n)}-1", "2^{\\gcd\\left(n,m\\right)}-1", 1), ("2^{\\gcd(m,n)}-1", "1", 0), ("6", "\\gcd(12,18)", 1),
 )  # fmt: skip
-CASES = (*IN_TEXT, *SEVERAL, *PLAIN_UNITS, *OPTIONS, *ORDERED, *RANGES, *TINY, *DIVISORS)
+SIGNS = (
+    ("\\emptyset", "\\varnothing", 1), ("\\varphi(n)+1", "1+\\phi(n)", 1), ("\\emptyset", "\\{0\\}", 0),
+    ("\\varphi(n)", "\\phi(m)", 0),
+)  # fmt: skip
+CASES = (*IN_TEXT, *SEVERAL, *PLAIN_UNITS, *OPTIONS, *ORDERED, *RANGES, *TINY, *DIVISORS, *SIGNS)
 
 
 @pytest.mark.parametrize(("gold", "said", "right"), CASES)

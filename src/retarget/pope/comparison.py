@@ -144,7 +144,8 @@ def _numeral(found: re.Match[str]) -> tuple[str, str]:
 
 def _tidy(text: str) -> str:
     r"""A text without dollar signs, its words in ``\text``, its mixed numbers with ``\frac``."""
-    text = re.sub(r"(?<!\\)\\ |~", " ", text.strip()).replace("$$", "$")
+    text = re.sub(r"(?<!\\)\\ |~", " ", text.strip()).replace("$$", "$").replace(r"\varnothing", r"\emptyset")
+    text = re.sub(r"\\var(?=(?:phi|epsilon|theta)(?![a-z]))", r"\\", text)
     text = re.sub(r"\b([ap])\.\s?m\.", lambda found: found[1].lower() + "m", text, flags=re.IGNORECASE)
     text = _MONEY.sub("", text)
     parts = re.split(r"(?<!\\)\$", text)
