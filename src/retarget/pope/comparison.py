@@ -335,7 +335,8 @@ def _hardly_differ(marked: list[Any], gold: list[Any]) -> bool:
     from sympy import Eq, Expr, Float, Integer, UnevaluatedExpr
     from sympy.core.evalf import PrecisionExhausted
 
-    values = [one[0].rhs if one and isinstance(one[0], Eq) else one[0] if one else None for one in (marked, gold)]
+    values: list[Any] = [one[0] if one else None for one in (marked, gold)]
+    values = [one.rhs if isinstance(one, Eq) else one for one in values]
     for one in values:
         if not isinstance(one, Expr) or not one.is_number or one.has(Float, UnevaluatedExpr):  # decimals, percent
             return False
