@@ -40,6 +40,9 @@ STATED = {
     "答案为：\\(x+1\\)": "x+1",
     "正确答案是：B": "B",
     "答えは、18です。": "18",
+    "答案等于5": "5",
+    "故选：B。": "B",
+    "The answer is **B**, since it fits.": "B",
 }
 UNSETTLED = (
     "The answer is", "the answer is at least {}", "The answer is at most {}.", "The answer is not {}.", "Step {}",
@@ -52,6 +55,23 @@ UNSETTLED = (
     "I doubt that the answer is {}.", "It is unlikely that the answer is {}.", "One might think the answer is {}.",
     "答案是至少{}。", "答案是{}或50。", "答案是{}吗？", "如果答案是{}，那么", "答えは{}ではない。",
 )  # fmt: skip
+
+
+TAGGED = {
+    "<think>6 * 7</think>\n<answer> 42 </answer>": "42",
+    "<answer>41</answer> No: <answer>$x < 4$</answer>": "x < 4",
+    "<answer>The answer is 42 apples.</answer>": "42",
+    "<answer>\\boxed{42}</answer>": "42",
+    "I write within <answer></answer>: <answer>...</answer>": None,
+    "<answer>First line\n42</answer>": None,
+    "<answer>42": None,
+    "<think><answer>42</answer>": None,
+}
+
+
+@pytest.mark.parametrize("text", TAGGED)
+def test_an_answer_in_a_tag_is_read(text):
+    assert final_answer(text) == TAGGED[text]
 
 
 @pytest.mark.parametrize("text", STATED)

@@ -1,4 +1,4 @@
-r"""The final answer that a text marks: in ``\boxed{}``, after ``####``, or after "the answer is". Free of torch.
+r"""The final answer that a text marks: in a box or a tag, after ``####`` or "the answer is". Free of torch.
 
 A marker alone is not an answer: "the answer is at least 4" and "#### Step 2" contain none. Completions are untrusted,
 so every pattern here runs in time linear in the text. Markers other than boxes are searched for in the last 4,000
@@ -19,7 +19,7 @@ _BOX = re.compile(r"\\(?:boxed|fbox)(?:[ \t]*+\{|[ \t]++(?P<bare>\\?[^\s${}\\.,;
 _EMPTY = ("", "...", "…", r"\ldots", r"\dots", r"\cdots", "?")
 _MARKER = re.compile(
     r"(?:^|\n)[ \t]*+####(?!#)(?P<line>)"
-    r"|(?P<unspaced>答案[\s*_]*+(?:是|为|為|：|:)|答えは)"
+    r"|(?P<unspaced>答案[\s*_]*+(?:是|为|為|等于|等於|：|:)|故[选選][\s*_]*+(?:：|:)?|答えは)"
     r"|\banswer(?:[ \t]++(?:to|of|for)\b[^.:=?!\n]{1,80}?)?[ \t*_]*+"
     r"(?:\bis\b|\bequals\b|\b(?:must|should|will|would)[ \t]++be\b|:|=)",
     re.IGNORECASE,
@@ -56,6 +56,9 @@ _SCALES = re.compile(rf"(?:[ \t]++(?:{'|'.join(SCALES)})s?\b)++", re.IGNORECASE)
 """Words behind a number that belong to it: "5 million"."""
 _CHANGED = re.compile(rf"[ \t-]*+(?:{'|'.join(sorted(CHANGING))})\b(?!-)", re.IGNORECASE)
 """A word behind a number that makes another number of it: "3 quarters"."""
+_TAG = re.compile(r"<answer>(?P<within>[^<]*+(?:<(?!/?answer>)[^<]*+)*+)</answer>", re.IGNORECASE)
+"""How models answer that were trained behind ``<think>`` and ``<answer>``."""
+_REASON = re.compile(r"[ \t*_]*+,?[ \t*_]*+(?:because|since|as)\b", re.IGNORECASE)
 _UNFINISHED = re.compile(r"(?:[-=+*/<>^]|\\(?:cdot|times|div|approx))\Z")
 """How a formula ends that was cut off before its value: "the answer is $144 - 72 ="."""
 _NO_NAME = re.compile(
@@ -117,7 +120,7 @@ def _last_box(text: str) -> tuple[int, str] | None:
 
 
 def final_answer(completion: str) -> str | None:
-    r"""The final answer as written: in the last ``\boxed{}``, behind ``####``, or behind "the answer is".
+    r"""The final answer as written: in the last ``\boxed{}`` or ``<answer>``, behind ``####``, or "the answer is".
 
     If there is a thinking block, only the text after it counts (see :func:`after_thinking`).
 
@@ -126,7 +129,23 @@ def final_answer(completion: str) -> str | None:
     """
     text = after_thinking(completion)
     boxed = last_boxed(text)
-    return boxed if boxed is not None else stated_answer(text)
+    if boxed is not None:
+        return boxed
+    tagged = _tagged(text)
+    return tagged if tagged is not None else stated_answer(text)
+
+
+def _tagged(text: str) -> str | None:
+    """What the last ``<answer>...</answer>`` states, or all of it if it is one line without a marker."""
+    for found in reversed(list(_TAG.finditer(text[-WITHIN:]))):
+        within = found["within"].strip()
+        if within in _EMPTY:
+            continue
+        if _MARKER.search(within):
+            return stated_answer(within)
+        bare = within.strip("$").strip() if within.count("$") in (2, 4) and within.startswith("$") else within
+        return bare if "\n" not in bare else None
+    return None
 
 
 def joined_boxes(text: str) -> str | None:
@@ -232,7 +251,7 @@ def _value(said: str, whole_line: bool) -> str | None:
         if rest.strip():
             return None
         value = value.rstrip(".")
-    if not re.search(r"\d|\\", value) and rest.strip(" *_"):
+    if not re.search(r"\d|\\", value) and rest.strip(" *_") and not _REASON.match(rest):
         return None  # "a number", "x more": a letter alone is an answer only if nothing follows
     tail = _TAIL.match(rest)
     assert tail is not None

@@ -249,7 +249,17 @@ def _said(prompt: Any) -> Any:
     if not isinstance(prompt, list):
         return prompt
     said = [one.get("content") for one in prompt if isinstance(one, dict) and one.get("role") == "user"]
-    return said[-1] if said else prompt
+    return _joined(said[-1]) if said else prompt
+
+
+def _joined(content: Any) -> Any:
+    """A message's text; of one in parts, ``[{"type": "text", "text": ...}]``, all of them, if all are text."""
+    if not isinstance(content, list):
+        return content
+    parts = [one.get("text") if isinstance(one, dict) and one.get("type") == "text" else None for one in content]
+    if not parts or not all(isinstance(part, str) for part in parts):
+        raise UserError("the prompt's last user message has parts that are not text, such as an image")
+    return "\n".join(str(part) for part in parts)
 
 
 def _first(row: dict[str, Any], named: str | None, name: str) -> Any:
