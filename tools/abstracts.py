@@ -53,9 +53,8 @@ def found(document: Path) -> str:
         records = [row["record"]] if "record" in row else explored[row["method"]]
         for one, result in list(_measured(records, row["claim"], only=bool(row.get("record"))))[:1]:
             where = _setting(one, one.condition(result["condition"]), document)
-            figures = one.difference(result) + (
-                f", {result['n']} seed{'s' * (result['n'] != 1)}" if result["n"] else ""
-            )
+            figures = one.difference(result) + ("" if result["unit"] else f" {one.measure(result)}")
+            figures += f", {result['n']} seed{'s' * (result['n'] != 1)}" if result["n"] else ""
             rows.append(f"| {row['method']} | {where} | {result['sentence']} | {SIGNS[result['verdict']]}: {figures} |")
     if len(rows) > 14:
         raise SystemExit(f"results/abstracts.toml: README shows at most 12 rows, not {len(rows) - 2}")

@@ -119,14 +119,17 @@ class Record:
 
     def compared(self, claim: Mapping[str, Any]) -> str:
         """The arms and the metric of a claim, in words."""
-        plan = self.study["plan"]
-        arms = {arm["name"]: arm["label"] for arm in plan["arms"]}
-        labels = {metric["name"]: metric["label"] for metric in plan["metrics"]}
+        arms = {arm["name"]: arm["label"] for arm in self.study["plan"]["arms"]}
         where = self.condition(claim["condition"])
         pair = " − ".join(arms.get(arm, arm.replace("_", " ")) for arm in claim["arms"])
         if claim.get("against") is not None:
             pair += f" against the constant {claim['against']:g}"
-        return f"{pair}, {labels.get(claim['metric'], claim['metric'])}{f'; {where}' if where else ''}"
+        return f"{pair}, {self.measure(claim)}{f'; {where}' if where else ''}"
+
+    def measure(self, claim: Mapping[str, Any]) -> str:
+        """The metric of a claim, in words."""
+        labels = {metric["name"]: metric["label"] for metric in self.study["plan"]["metrics"]}
+        return labels.get(claim["metric"], claim["metric"])
 
 
 def names() -> list[str]:
