@@ -21,7 +21,7 @@ from retarget.errors import UsageError, UserError
 from retarget.files import read_json
 from retarget.helptext import one_paragraph
 from retarget.own import importable
-from retarget.report.words import amount
+from retarget.report.words import amount, stated
 from retarget.settings import merged, parse_setting, read_config
 from retarget.study import own
 from retarget.study.config import StudyPlan
@@ -391,7 +391,10 @@ def _print_verdicts(summary: dict[str, Any], plan: StudyPlan) -> None:
         {one.name: one.label or one.name for one in some} for some in (plan.metrics, plan.arms, plan.conditions)
     )
     several = len(summary["conditions"]) > 1
+    without = [claim for claim in summary["claims"] if claim["verdict"] == "not measured" and not claim["reason"]]
     for claim in summary["claims"]:
+        if claim in without:
+            continue
         name = claim["condition"]
         where = f"{conditions.get(name, name) if name else 'over several conditions'}: " if several else ""
         line = f"{claim['verdict']:<20} {where}{claim['sentence']}"
@@ -408,3 +411,5 @@ def _print_verdicts(summary: dict[str, Any], plan: StudyPlan) -> None:
             difference = amount(f"{claim['estimate']:+.4g}{spread}", claim["unit"])
             line += f" ({compared}: {difference}, {counted})"
         print(line)
+    if not_run := {claim["sentence"] for claim in without}:
+        print(stated(len(not_run)))

@@ -288,12 +288,18 @@ def remark(arm: str, metrics: Mapping[str, float]) -> str | None:
     >>> print(remark("cross_entropy", {"temperature": 0.6}))
     cross-entropy is under-confident, and softer targets make it more so (fitted temperature 0.60): PS-KD is not \
 expected to help calibration here
+    >>> print(remark("cross_entropy", {"temperature": 10.0}))
+    cross-entropy's fitted temperature is at the end of its range: it may have learnt too little to be judged
     """
     if arm != "cross_entropy" or "temperature" not in metrics:
         return None
     temperature = metrics["temperature"]
     if temperature == UNKNOWN:
         return f"cross-entropy {_confidence(temperature)}: more validation images would tell"
+    if temperature == TEMPERATURES[1]:
+        return (
+            "cross-entropy's fitted temperature is at the end of its range: it may have learnt too little to be judged"
+        )
     chances = "may help here" if temperature >= OVER_CONFIDENT else "is not expected to help calibration here"
     return f"cross-entropy {_confidence(temperature)}: PS-KD {chances}"
 
