@@ -217,6 +217,19 @@ def test_a_batch_job_says_how_far_it_is_and_that_nothing_was_sampled(folder, ask
     assert f"Nothing was sampled: everything is already in {folder / 'said' / 'mine.jsonl'}" in capsys.readouterr().out
 
 
+def test_it_is_explained_why_no_problem_and_no_prefix_was_found(folder, asking, tmp_path, capsys):
+    asked = [*asking, "--answer-anywhere", "--limit", "2", "--k", "1", "--out", str(tmp_path)]
+    asked[asked.index("--max-tokens") + 1] = "1"
+    mining = ["mine", str(folder / "problems.jsonl"), *asked]
+    assert pope(mining) == 0
+    assert "hard.jsonl: 0 problems\nThere is nothing to search: --accept keeps" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"hard\.jsonl: there is no valid problem in it$"):
+        pope(["search", str(tmp_path / "hard.jsonl"), *asked])
+    assert pope([*mining, "--accept", "truncated"]) == 0
+    assert pope(["search", str(tmp_path / "hard.jsonl"), *asked]) == 0
+    assert "fallback (no rollout succeeded with any prefix; the longest one" in capsys.readouterr().out
+
+
 def test_passwords_are_in_no_results_file(tiny, folder, capsys):
     engine = TransformersEngine(tiny.model, tiny.tokenizer)
     with serve(engine) as (url, _):

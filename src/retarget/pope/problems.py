@@ -123,7 +123,7 @@ def read_problems(
     if bad:
         _report(source, bad, len(problems), skip_invalid, rejects, write_rejects)
     if not problems:
-        raise UserError(f"{source}: there is no valid problem ({len(bad)} invalid)")
+        raise UserError(f"{source}: there is no valid problem in it" + (f" ({len(bad)} invalid)" if bad else ""))
     return problems
 
 

@@ -21,7 +21,7 @@ from retarget.pope.evaluation import evaluate
 class Evaluate:
     """Sample without guidance and estimate pass@1 and pass@k with intervals over problems."""
 
-    problems: Annotated[Positional[str], arg(help=PROBLEMS)]
+    problems: Annotated[Positional[str], arg(metavar="PROBLEMS", help=PROBLEMS)]
     out: Path
     """Directory for the journal and evaluation.json."""
     asking: tyro.conf.OmitArgPrefixes[Evaluating]

@@ -19,7 +19,7 @@ from retarget.pope.mixture import read_rows
 class Export:
     """Write a mixture for another trainer."""
 
-    rows: Annotated[Positional[Path], arg(help="Parquet file that `mix` wrote")]
+    rows: Annotated[Positional[Path], arg(metavar="ROWS", help="Parquet file that `mix` wrote")]
     to: Host
     """The trainer; opsd writes rows for privileged self-distillation, in the form of TRL's SDFT and SDPO."""
     out: Path

@@ -15,7 +15,9 @@ from retarget.pope.merge import merge
 class Merge:
     """Merge several machines' journals of the same work into one; units that are in several are kept once."""
 
-    journals: Annotated[Positional[tuple[Path, ...]], arg(help="mine.jsonl, search.jsonl, ... of each machine")]
+    journals: Annotated[
+        Positional[tuple[Path, ...]], arg(metavar="JOURNAL...", help="mine.jsonl, search.jsonl, ... of each machine")
+    ]
     out: Path
     """Directory for the merged journal. Then run the verb again with all problems and this directory: it samples what
     is missing and writes the results."""

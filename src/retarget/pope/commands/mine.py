@@ -26,7 +26,7 @@ _NOTE = "less if sampling of a problem stops at its first success"
 class Mine:
     """Sample every problem up to k times without guidance, and keep those that are never solved."""
 
-    problems: Annotated[Positional[str], arg(help=PROBLEMS)]
+    problems: Annotated[Positional[str], arg(metavar="PROBLEMS", help=PROBLEMS)]
     out: Path
     """Directory for the journal, outcomes.jsonl and hard.jsonl."""
     asking: tyro.conf.OmitArgPrefixes[Mining]
@@ -70,6 +70,8 @@ class Mine:
         print(f"{len(problems)} problems: {counts}. {found.rollouts:,} rollouts, {found.tokens:,} tokens.")
         _examples(found.outcomes)
         print(f"{self.out / 'hard.jsonl'}: {len(found)} problems")
+        if not len(found):
+            print("There is nothing to search: --accept keeps other kinds, and a larger --max-tokens truncates fewer.")
         return 0
 
     def _graduate(self) -> int:

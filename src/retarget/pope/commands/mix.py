@@ -17,8 +17,8 @@ from retarget.pope.search import Prefixes
 class Mix:
     """Write the rows to train on: guided and unguided variants of each hard problem."""
 
-    problems: Annotated[Positional[str], arg(help="hard problems")]
-    prefixes: Annotated[Positional[Path], arg(help="prefixes.jsonl, as `search` wrote it")]
+    problems: Annotated[Positional[str], arg(metavar="HARD", help="hard problems, as `mine` wrote them")]
+    prefixes: Annotated[Positional[Path], arg(metavar="PREFIXES", help="prefixes.jsonl, as `search` wrote it")]
     out: Path
     """Parquet file; a data card OUT.md is written next to it."""
     reading: tyro.conf.OmitArgPrefixes[Reading] = field(default_factory=Reading)

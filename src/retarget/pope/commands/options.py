@@ -26,7 +26,7 @@ from retarget.settings import merged, parse_setting, resolve_settings
 if TYPE_CHECKING:
     from retarget.pope.sampler import Sampler
 
-PROBLEMS = "problems: .jsonl, .jsonl.gz, .parquet, a directory, or hf:NAME[:CONFIG]"
+PROBLEMS = ".jsonl, .jsonl.gz, .parquet, a directory, or hf:NAME[:CONFIG]"
 
 
 @dataclass

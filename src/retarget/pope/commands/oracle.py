@@ -17,7 +17,7 @@ from retarget.pope.problems import write_problems
 class Oracle:
     """Ask a teacher for missing solutions; keep those whose final answer the grader accepts."""
 
-    problems: Annotated[Positional[str], arg(help=PROBLEMS)]
+    problems: Annotated[Positional[str], arg(metavar="PROBLEMS", help=PROBLEMS)]
     out: Path
     """JSONL file for the problems that have a solution now; the others go to OUT.unsolved.jsonl."""
     asking: tyro.conf.OmitArgPrefixes[Asking]

@@ -14,13 +14,20 @@ from retarget.pope.commands.options import Asking, Cost, Reading, lines, progres
 from retarget.pope.prefixes import Unit
 from retarget.pope.search import Fallback, Strategy, search_prefixes
 
+_UNSOLVED = {
+    "fallback": "no rollout succeeded with any prefix; the longest one is used, except by `mix --found-only`",
+    "none": "no rollout succeeded with any prefix",
+    "no cut": "the solution cannot be cut within the cap without stating the answer",
+    "failed": "the engine refused a prompt; prefixes.jsonl has the reason",
+}
+
 
 @dataclass
 @one_paragraph
 class Search:
     """Find the shortest prefix of each solution with which the model succeeds at least once."""
 
-    problems: Annotated[Positional[str], arg(help="hard problems, as `mine` wrote them")]
+    problems: Annotated[Positional[str], arg(metavar="HARD", help="hard problems, as `mine` wrote them")]
     out: Path
     """Directory for the journal and prefixes.jsonl."""
     asking: tyro.conf.OmitArgPrefixes[Asking]
@@ -64,6 +71,10 @@ class Search:
         bare = sum(one.bare > 0 for one in found.found)
         asked = sum(one.bare > 0 and one.in_question for one in found.found)
         print(f"{len(problems)} problems: {counts}. {found.rollouts:,} rollouts, {found.tokens:,} tokens.")
+        for status, meaning in _UNSOLVED.items():
+            some = [one.problem for one in found.found if one.status == status]
+            if some:
+                print(f"{status} ({meaning}): {', '.join(some[:5])}{' ...' if some[5:] else ''}")
         print(f"{sum(one.leaks for one in found.found)} cuts state the answer and were left out; {bare} prefixes "
               f"contain the answer as a token, and so does the question of {asked} of them.")  # fmt: skip
         finer = sum(one.cut is not None and one.cut.unit != self.unit for one in found.found)

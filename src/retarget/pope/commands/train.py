@@ -26,7 +26,7 @@ _LOG = logging.getLogger(__name__)
 class Train:
     """Train with TRL's GRPOTrainer. To use several processes: accelerate launch -m retarget pope train ..."""
 
-    rows: Annotated[Positional[Path], arg(help="Parquet file that `mix` wrote")]
+    rows: Annotated[Positional[Path], arg(metavar="ROWS", help="Parquet file that `mix` wrote")]
     model: str
     """Name or path of the model to train."""
     out: Path
