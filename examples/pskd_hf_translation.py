@@ -1,6 +1,6 @@
 """PS-KD in the Hugging Face Seq2SeqTrainer: a small Transformer learns to write a sequence backwards.
 
-A row of the table is one target token of one sentence. ``TopK(5)`` keeps the five likeliest words of each.
+The table has one row per target token of each sentence. ``TopK(5)`` keeps the five likeliest words of each row.
 """
 
 import numpy as np
