@@ -65,3 +65,10 @@ def test_an_answer_in_a_list_or_a_box_is_that_answer_and_its_statement_a_leak(tr
     problem = parse_row({**row, "solution": f"Add. So the answer is {answer}. Now check that this is so."})
     assert problem.answer == answer
     assert leak(problem, 30) is not None
+
+
+def test_a_message_in_parts_is_their_text_and_an_image_is_refused():
+    parts = [{"type": "text", "text": "1 + 1?"}, {"type": "text", "text": "In words."}]
+    assert parse_row({"prompt": [{"role": "user", "content": parts}], "answer": "2"}).prompt == "1 + 1?\nIn words."
+    with pytest.raises(UserError, match="parts that are not text"):
+        parse_row({"prompt": [{"role": "user", "content": [*parts, {"type": "image"}]}], "answer": "2"})
