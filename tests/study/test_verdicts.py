@@ -141,7 +141,7 @@ def test_a_control_below_its_floor_makes_no_test_of_the_claim():
     low = claim("a", "arm", floor=("acc", 60.0))
     missed, sure = judged([low, claim("b", "sure")], differences, 5)
     assert missed.verdict == "not measured"
-    assert missed.reason == "Not a test of the claim: accuracy of control is 50, but a test needs at least 60"
+    assert missed.reason == "Not a test of the claim: accuracy of control is 50 %, but a test needs at least 60 %"
     assert missed.estimate is missed.interval is None
     assert sure.level == pytest.approx(1 - 0.025 / 2 - 0.025 / 2), "a claim below its floor stays in its family"
     assert judged([claim("a", "arm", floor=("acc", 49.0))], differences, 5)[0].verdict == "holds"
@@ -174,7 +174,7 @@ def test_a_floor_may_be_another_metric_of_the_same_control():
         values["control"] |= {"chance": chance} if chance else {}
         (found,) = judge(study_of, {"default": values})
         assert found.verdict == verdict
-        missed = "Not a test of the claim: accuracy of control is 50.25, but a test needs at least 61"
+        missed = "Not a test of the claim: accuracy of control is 50.25, but a test needs at least 61 (chance)"
         assert found.reason == (missed if verdict == "not measured" else "")
 
 

@@ -213,8 +213,10 @@ class Measuring:
                 continue
             most = metric.better == "lower"
             if mean > bound if most else mean < bound:
-                limit = f"at {'most' if most else 'least'} {bound:.4g}"
-                return f"Not a test of the claim: {metric.label} of {arm} is {mean:.4g}, but a test needs {limit}"
+                unit = f" {metric.unit}" if metric.unit else ""
+                limit = f"at {'most' if most else 'least'} {bound:.4g}{unit}"
+                limit += f" ({self.by_name[floor].label})" if isinstance(floor, str) and floor in self.by_name else ""
+                return f"Not a test of the claim: {metric.label} of {arm} is {mean:.4g}{unit}, but a test needs {limit}"
         return ""
 
     def _mean(self, condition: str, arm: str, name: str) -> float | None:
