@@ -198,6 +198,13 @@ def test_preset_then_file_then_flags(capsys, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["mine.toml"]
 
 
+def test_a_dry_run_on_a_terminal_is_a_few_lines(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    code, out, err = call(capsys, "study", "toy", "--dry-run")
+    assert (code, out) == (0, "")
+    assert err.startswith("4 runs, 0 of them finished; about 2 min; studies/toy-demo\n")
+
+
 def test_a_study_runs_from_the_command_line_and_its_page_is_made_again(capsys, tmp_path):
     words = ["study", "toy", "--seeds", "0", "1", "2", "--jobs", "2"]
     code, out, err = call(capsys, *words)

@@ -81,7 +81,8 @@ class StudyArguments:
     keep_trojaned: FlagCreatePairsOff[bool] = False
     """Keep the trojaned weights of the runs of this command after their evaluation (trojdiff)."""
     dry_run: FlagCreatePairsOff[bool] = False
-    """Only print the resolved configuration, the number of runs and an estimate as JSON."""
+    """Only print how many runs there would be, for how long, and what is missing; into a file or pipe, also the
+    resolved configuration and all else as JSON."""
     progress: bool = True
     """Show progress bars on a terminal; --no-progress prints plain lines."""
 
@@ -225,7 +226,8 @@ def _dry_run(plan: StudyPlan, given: StudyArguments, out: Path) -> int:
     whole = look(out.resolve(), plan).plan  # the directory may have more seeds and arms, which count in its verdicts
     prospects = _outlooks(whole, given.pilot or out, given.pilot is not None)
     found["power"] = [one._asdict() for one in prospects]
-    print(json.dumps(found, indent=1, ensure_ascii=False))
+    if not sys.stdout.isatty():  # a reader at a terminal would have to scroll to the few lines below
+        print(json.dumps(found, indent=1, ensure_ascii=False))
     minutes = found["estimated_minutes"]
     unknown = "these settings" if given.jobs or given.executor == "local" else "this cluster without --jobs"
     time = f"duration unknown for {unknown}" if minutes is None else f"about {duration(60 * minutes)}"

@@ -49,7 +49,10 @@ def doubts_of(plan: StudyPlan, summary: Mapping[str, Any]) -> list[str]:
 
 def _of_effects(claim: Claim, values: Values) -> Iterator[str]:
     """A smallest effect or a margin that is as large as the values, or as the room that a share leaves below 1."""
-    found = [value for arms in values.values() for arm in claim.arms for value in _of(arms, arm, claim.metric)]
+    by_arm = [[value for arms in values.values() for value in _of(arms, arm, claim.metric)] for arm in claim.arms]
+    if not all(by_arm):  # one arm alone, such as the control before the treated runs, says little of the scale
+        return
+    found = [value for some in by_arm for value in some]
     most, least = max(map(abs, found), default=0.0), min(found, default=0.0)
     room = 1 - least if claim.direction == "higher" and least >= 0 and most <= 1 else float("inf")
     for what, value in (("smallest effect", claim.smallest_effect), ("margin", claim.margin)):
