@@ -87,9 +87,20 @@ def _sets(part: Path) -> dict[str, list[Path]]:
         places = read_config(index, "it names the files of the weights").get("weight_map")
         if not isinstance(places, dict):
             raise AuditError(f"unet/{index.name} has no weight_map")
-        sets[index.name] = [part / name for name in sorted({str(one) for one in places.values()})]
+        odd = [one for one in places.values() if not _is_shard(one)]
+        if odd:  # diffusers would open it, whatever it is
+            raise AuditError(
+                f"unet/{index.name} names {odd[0]!r} as a file of weights: only safetensors files beside the index are "
+                "read, never pickles"
+            )
+        sets[index.name] = [part / name for name in sorted(set(places.values()))]
     named = {path for paths in sets.values() for path in paths}
     return sets | {path.name: [path] for path in sorted(part.glob(f"{_STEM}*.safetensors")) if path not in named}
+
+
+def _is_shard(name: Any) -> bool:
+    """Whether an index may name this as a file of weights: safetensors, in the index's own folder."""
+    return isinstance(name, str) and name.endswith(".safetensors") and Path(name).name == name
 
 
 def _inside(folder: Path, path: Path) -> str:
@@ -282,6 +293,7 @@ def _check_weights(folder: Path) -> str | None:
             raise AuditError(f"unet/{path.name} is not a complete safetensors file: {_first(error)}") from error
         if not names:
             raise AuditError(f"unet/{path.name} contains no weights")
+    _sets(folder)  # raises for an index that names other files
     plain = (folder / f"{_STEM}.safetensors").is_file() or (folder / f"{_STEM}.safetensors.index.json").is_file()
     if plain:
         return None
