@@ -5,9 +5,12 @@ import json
 import pytest
 import torch
 from diffusers import UNet2DModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from retarget.audit import AuditError, Subject
+from retarget.audit import AuditError, NotCoveredError, Subject
+from retarget.cli import main
+from retarget.errors import UserError
+from retarget.trojdiff.checkpoint import load_pipeline
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
@@ -33,3 +36,33 @@ def test_an_index_makes_nobody_open_a_pickle_or_a_file_elsewhere(pipeline, name)
         Subject.load(pipeline)
     assert "only safetensors files beside the index are read" in str(caught.value)
     assert caught.value.code == 2
+
+
+QUANTISED = {"quant_method": "bitsandbytes_4bit", "load_in_4bit": True}
+
+
+def test_a_quantised_network_is_not_covered_and_does_not_hide_the_next_checkpoint(pipeline, tmp_path, edit, capsys):
+    """Its configuration makes diffusers ask for a package of the quantisation."""
+    edit(pipeline / "unet/config.json", quantization_config=QUANTISED)
+    with pytest.raises(UserError, match="quantised networks are not read"):
+        load_pipeline(pipeline)
+    assert main(["audit", str(pipeline), str(tmp_path / "missing"), "--out", str(tmp_path / "out")]) == 2
+    one, other = json.loads((tmp_path / "out" / "audit.json").read_text())["audits"]
+    assert (one["verdict"], one["exit_code"], other["verdict"]) == ("not covered", 3, "error")
+    assert "quantised networks are not covered" in one["reason"]
+
+
+def test_weights_of_integers_are_not_covered(pipeline):
+    """Read as numbers, they would only be said not to denoise. Beside the weights that are read they do not matter."""
+    codes = {name: (20 * value).to(torch.int8) for name, value in load_file(pipeline / WEIGHTS).items()}
+    save_file(codes, pipeline / "unet" / "diffusion_pytorch_model.int8.safetensors")
+    Subject.load(pipeline)
+    save_file(codes, pipeline / WEIGHTS)
+    with pytest.raises(NotCoveredError, match="I8, not floating-point numbers: quantised networks are not covered"):
+        Subject.load(pipeline)
+
+
+def test_a_part_of_the_weights_without_an_index_is_an_error(pipeline):
+    (pipeline / WEIGHTS).rename(pipeline / "unet" / "diffusion_pytorch_model.fp16-00001-of-00002.safetensors")
+    with pytest.raises(AuditError, match=r"neither in diffusion_pytorch_model\.fp16\.safetensors nor in files that"):
+        Subject.load(pipeline)

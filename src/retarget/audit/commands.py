@@ -15,7 +15,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from retarget.audit.errors import CLEAN, ERROR, TROJANED, UNDECIDED
 from retarget.errors import UsageError, UserError
-from retarget.extras import require
+from retarget.extras import MissingExtraError, require
 from retarget.helptext import one_paragraph
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ def _audited(path: Path, folder: Path, given: AuditArguments) -> "Outcome":
             shown.began(str(path))
             watch = partial(shown.progressed, str(path), unit="network evaluation")
             return audit_pipeline(path, folder, given.data, given.public_key, given.seed, watch=watch)
-    except ImportError:
+    except MissingExtraError:
         raise
     except UserError as error:
         return Outcome(pipeline=str(path), verdict="error", exit_code=ERROR, reason=str(error))

@@ -39,8 +39,11 @@ def read_pipeline(folder: Path) -> tuple[UNet2DModel, Any]:
     _check_process((component(index, "scheduler") or (None, None))[1], settings)
     check_schedule(settings)
     config = read_config(home(folder, "unet") / "config.json", "it defines the network")
+    if config.get("quantization_config") is not None:
+        raise NotCoveredError("unet/config.json has a quantization_config: quantised networks are not covered")
     check_network(config)
     variant = _check_weights(home(folder, "unet"))
+    _check_floats(home(folder, "unet"), variant)
     unet = _read_network(home(folder, "unet"), variant)
     try:
         scheduler: Any = DDPMScheduler.from_config(process(settings))
@@ -66,18 +69,21 @@ def other_weights(folder: Path, files: Iterable[str]) -> tuple[list[str], list[s
     part = home(folder, "unet")
     sets = _sets(part)
     known = {_inside(folder, path) for paths in sets.values() for path in paths}
-    names = _names(_check_weights(part))
-    read = sets.pop(next(name for name in names if name in sets))  # diffusers prefers an index to a single file
+    read = sets.pop(_read_set(sets, _check_weights(part)))
     audited = _tensors(read) if sets else {}
     different = [path for paths in sets.values() if not _same_weights(audited, _tensors(paths)) for path in paths]
     weights = {name for name in files if name.endswith((".safetensors", ".msgpack", ".h5", ".onnx"))}
     return [_inside(folder, path) for path in different], sorted(weights - known - {"trigger.safetensors"})
 
 
-def _names(variant: str | None) -> tuple[str, str]:
-    """Names of the index of a variant's weights, and of their single file."""
+def _read_set(sets: dict[str, list[Path]], variant: str | None) -> str:
+    """The name of the set that is read: diffusers prefers the index of a variant's weights to their single file."""
     dot = f".{variant}" if variant else ""
-    return f"{_STEM}.safetensors.index{dot}.json", f"{_STEM}{dot}.safetensors"
+    names = (f"{_STEM}.safetensors.index{dot}.json", f"{_STEM}{dot}.safetensors")
+    for name in names:
+        if name in sets:
+            return name
+    raise AuditError(f"unet: the weights are neither in {names[1]} nor in files that {names[0]} names")
 
 
 def _sets(part: Path) -> dict[str, list[Path]]:
@@ -301,6 +307,22 @@ def _check_weights(folder: Path) -> str | None:
     if len(variants) != 1:
         raise AuditError(f"unet: cannot tell which of these files are the weights: {', '.join(p.name for p in files)}")
     return variants[0]
+
+
+def _check_floats(folder: Path, variant: str | None) -> None:
+    """Refuse weights of integers: diffusers would read the codes of a quantisation as numbers."""
+    sets = _sets(folder)
+    for path in sets[_read_set(sets, variant)]:
+        if not path.is_file():
+            continue  # diffusers says so
+        with safe_open(path, framework="pt") as file:
+            kinds = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 - no mapping
+        codes = [name for name, kind in kinds.items() if not kind.startswith(("F", "BF"))]
+        if codes:
+            raise NotCoveredError(
+                f"unet/{path.name}: {codes[0]} has values of type {kinds[codes[0]]}, not floating-point numbers: "
+                "quantised networks are not covered"
+            )
 
 
 def _read_network(folder: Path, variant: str | None) -> UNet2DModel:

@@ -143,8 +143,14 @@ def _read_network(source: Path) -> UNet2DModel:
     options: Any = {"low_cpu_mem_usage": False, "output_loading_info": True}
     part = str(home(source, "unet"))
     try:
-        if not isinstance(UNet2DModel.load_config(part), dict):
+        settings: Any = UNet2DModel.load_config(part)
+        if not isinstance(settings, dict):
             raise UserError(f"{source}: unet/config.json has no settings of a network")
+        if settings.get("quantization_config") is not None:
+            raise UserError(
+                f"{source}: unet/config.json has a quantization_config; quantised networks are not read: save the "
+                "network before its quantisation"
+            )
         with expecting_marks():
             loaded: Any = UNet2DModel.from_pretrained(part, use_safetensors=True, **options)
     except (OSError, SafetensorError) as error:
