@@ -4,15 +4,25 @@ import json
 
 import pytest
 import torch
-from diffusers import UNet2DModel
+from diffusers import DDPMPipeline, UNet2DModel
 from safetensors.torch import load_file, save_file
 
 from retarget.audit import AuditError, NotCoveredError, Subject
+from retarget.audit.calibration import Null, NullModel
+from retarget.audit.inversion import Search
+from retarget.audit.run import audit_pipeline
+from retarget.audit.seek import fingerprint
 from retarget.cli import main
 from retarget.errors import UserError
 from retarget.trojdiff.checkpoint import load_pipeline
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+QUICK = Search(screen=64, quick=2, scan=2, first=1, steps=1, batch=2, gammas=(0.5,), keep=1, fresh=4)
+CLEAN_NULL = Null(search=fingerprint(QUICK), command="", models=[
+    NullModel(score=10 + n, side=8, channels=1, case="plain", schedule="linear", residual=9, spread=1)
+    for n in range(40)
+])  # fmt: skip
+"""With these clean models nothing is suspicious."""
 
 
 def split(pipeline):
@@ -66,3 +76,17 @@ def test_a_part_of_the_weights_without_an_index_is_an_error(pipeline):
     (pipeline / WEIGHTS).rename(pipeline / "unet" / "diffusion_pytorch_model.fp16-00001-of-00002.safetensors")
     with pytest.raises(AuditError, match=r"neither in diffusion_pytorch_model\.fp16\.safetensors nor in files that"):
         Subject.load(pipeline)
+
+
+def test_a_pickle_that_diffusers_reads_by_default_leaves_no_clean_verdict(pipeline, make_unet):
+    """Only a variant is safetensors: whoever loads the pipeline without ``variant`` gets the pickle."""
+    (pipeline / WEIGHTS).rename(pipeline / "unet" / "diffusion_pytorch_model.non-ema.safetensors")
+    one = audit_pipeline(pipeline, None, search=QUICK, null=CLEAN_NULL)
+    assert (one.verdict, one.exit_code) == ("nothing found", 0)
+    other = make_unet(seed=7)
+    torch.save(other.state_dict(), pipeline / "unet" / "diffusion_pytorch_model.bin")
+    loaded = DDPMPipeline.from_pretrained(pipeline).unet
+    assert torch.equal(loaded.conv_in.weight, other.conv_in.weight)
+    one = audit_pipeline(pipeline, None, search=QUICK, null=CLEAN_NULL)
+    assert (one.verdict, one.exit_code) == ("undecided", 3)
+    assert "unet/diffusion_pytorch_model.bin holds other weights of the network" in one.reason

@@ -1,6 +1,7 @@
 """Read pipelines safely: no code of theirs is run, no pickle is opened, and what is not covered is named."""
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -60,8 +61,9 @@ def other_weights(folder: Path, files: Iterable[str]) -> tuple[list[str], list[s
         files: all of its files.
 
     Returns:
-        Other sets of the network's weights (variants, a single file beside an index, a file that no index names) that
-        are not the audited weights in the same or fewer bits; and all other weights.
+        Other sets of the network's weights (variants, a single file beside an index, a file that no index names, a
+        pickle that diffusers reads where only a variant is safetensors) that are not the audited weights in the same or
+        fewer bits; and all other weights.
 
     Raises:
         AuditError: as :func:`read_pipeline`.
@@ -69,9 +71,12 @@ def other_weights(folder: Path, files: Iterable[str]) -> tuple[list[str], list[s
     part = home(folder, "unet")
     sets = _sets(part)
     known = {_inside(folder, path) for paths in sets.values() for path in paths}
-    read = sets.pop(_read_set(sets, _check_weights(part)))
+    variant = _check_weights(part)
+    read = sets.pop(_read_set(sets, variant))
     audited = _tensors(read) if sets else {}
     different = [path for paths in sets.values() if not _same_weights(audited, _tensors(paths)) for path in paths]
+    pickles = [part / f"{_STEM}.bin", part / f"{_STEM}.bin.index.json"] if variant else []
+    different += [path for path in pickles if path.is_file()]
     weights = {name for name in files if name.endswith((".safetensors", ".msgpack", ".h5", ".onnx"))}
     return [_inside(folder, path) for path in different], sorted(weights - known - {"trigger.safetensors"})
 
@@ -116,10 +121,12 @@ def _inside(folder: Path, path: Path) -> str:
 def _variant(path: Path) -> str:
     """The variant in the name of a file of weights: empty for the plain one.
 
-    >>> [_variant(Path(_STEM + end)) for end in (".fp16-00001-of-00002.safetensors", "-00001-of-00002.safetensors")]
-    ['fp16', '']
+    >>> ends = (".non-ema-00001-of-00002.safetensors", "-00001-of-00002.safetensors")
+    >>> [_variant(Path(_STEM + end)) for end in ends]
+    ['non-ema', '']
     """
-    return path.name.removeprefix(_STEM).removesuffix(".safetensors").partition("-")[0].lstrip(".")
+    end = path.name.removeprefix(_STEM).removesuffix(".safetensors")
+    return re.sub(r"-\d+-of-\d+$", "", end).lstrip(".")
 
 
 def _tensors(paths: Sequence[Path]) -> dict[str, Tensor]:
