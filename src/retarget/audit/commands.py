@@ -214,6 +214,8 @@ def combined(codes: Sequence[int]) -> int:
 
 def adjusted(outcome: "Outcome", allow_undecided: bool, fail_on: str) -> "Outcome":
     """The outcome with the exit code that the options ask for; the verdict does not change."""
+    from retarget.audit.report import printable
+
     code = outcome.exit_code
     if code == UNDECIDED and allow_undecided:
         code = CLEAN
@@ -225,8 +227,6 @@ def adjusted(outcome: "Outcome", allow_undecided: bool, fail_on: str) -> "Outcom
     static = [one for one in outcome.findings if one.level == "warning" and one.rule.split("-")[0] != "fires"]
     if fail_on == "warning" and code != ERROR and static:
         code = TROJANED
-        print(
-            f"retarget: {outcome.pipeline}: {static[0].message}; its exit code is 1 because of --fail-on warning",
-            file=sys.stderr,
-        )
+        said = printable(f"{outcome.pipeline}: {static[0].message}")
+        print(f"retarget: {said}; its exit code is 1 because of --fail-on warning", file=sys.stderr)
     return outcome.model_copy(update={"exit_code": code})

@@ -47,17 +47,24 @@ def write_all(outcomes: Sequence[Outcome], root: Path, code: int, command: str) 
     write_json(root / "audit.sarif", sarif(outcomes, code, command))
 
 
+def printable(text: str) -> str:
+    r"""The text with its control characters escaped: names in a checkpoint are its author's, who may be an attacker.
+
+    >>> print(printable("\x1b[2K\rNOTHING FOUND, ε"))
+    \x1b[2K\rNOTHING FOUND, ε
+    """
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+
+
 def tell(outcome: Outcome, folder: Path) -> None:
     """Print the verdict."""
-    print(f"{outcome.verdict.upper():<14} {outcome.pipeline}: {outcome.reason}")
-    if outcome.error_rate.sentence:
-        print(f"               {outcome.error_rate.sentence}")
-    for line in outcome.scope:
-        print(f"               scope: {line}")
-    for one in outcome.findings:
-        if one.level == "warning":
-            print(f"               warning: {one.message}")
-    print(f"               {outcome.evaluations:,} network evaluations, {outcome.seconds:.0f} s; {folder}/report.html")
+    lines = [f"{outcome.verdict.upper():<14} {outcome.pipeline}: {outcome.reason}"]
+    more = [outcome.error_rate.sentence] if outcome.error_rate.sentence else []
+    more += [f"scope: {line}" for line in outcome.scope]
+    more += [f"warning: {one.message}" for one in outcome.findings if one.level == "warning"]
+    more += [f"{outcome.evaluations:,} network evaluations, {outcome.seconds:.0f} s; {folder}/report.html"]
+    for line in [*lines, *(f"{'':<14} {one}" for one in more)]:
+        print(printable(line))
 
 
 def page(outcome: Outcome, folder: Path, command: str) -> str:
@@ -71,7 +78,8 @@ def page(outcome: Outcome, folder: Path, command: str) -> str:
         (name.replace("_", " "), f"{value:.4g}" if isinstance(value, float) else value)
         for name, value in outcome.statistics.items() if isinstance(value, int | float | str)
     ]  # fmt: skip
-    template = Environment(autoescape=True).from_string(text)
+    escaped = Environment(autoescape=True, finalize=lambda one: printable(one) if isinstance(one, str) else one)
+    template = escaped.from_string(text)
     return template.render(one=outcome, pictures=pictures, numbers=numbers, command=command)
 
 
