@@ -1,6 +1,9 @@
 """What a reader sees of an audit: on the terminal, in the page, and in a folder with an earlier report."""
 
+import io
 import json
+import os
+from pathlib import Path
 
 import pytest
 
@@ -24,3 +27,20 @@ def test_names_in_a_checkpoint_control_neither_terminal_nor_page(odd, tmp_path, 
     assert r"the network is \x1b[2K\rNOTHING FOUND.x" in said.out
     (one,) = json.loads((tmp_path / "out" / "audit.json").read_text())["audits"]
     assert "a\x1b[2K\u202e\nb.py" in one["files"], "data are not changed"
+
+
+def test_a_verdict_that_cannot_be_printed_is_still_the_exit_code(untrained, tmp_path, monkeypatch, capsys):
+    """On a terminal without Greek letters; on a full disk; where the reader of a pipe has gone."""
+    words = ["audit", str(untrained), str(untrained), "--out", str(tmp_path / "out")]
+    latin = io.TextIOWrapper(io.BytesIO(), "latin-1")
+    monkeypatch.setattr("sys.stdout", latin)
+    assert main(words) == 3
+    assert rb"that of \u03b5" in latin.buffer.getvalue()
+    reader, writer = os.pipe()
+    os.close(reader)
+    for stream in (Path("/dev/full").open("w"), os.fdopen(writer, "w")):  # noqa: SIM115 - its end must not fail
+        monkeypatch.setattr("sys.stdout", stream)
+        assert main(words) == 3
+        assert "the verdict cannot be printed" in capsys.readouterr().err
+        stream.close()
+    assert len(json.loads((tmp_path / "out" / "audit.json").read_text())["audits"]) == 2

@@ -2,7 +2,9 @@
 
 import base64
 import json
+import os
 import shutil
+import sys
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -57,14 +59,19 @@ def printable(text: str) -> str:
 
 
 def tell(outcome: Outcome, folder: Path) -> None:
-    """Print the verdict."""
+    """Print the verdict. A stream that lacks a letter, or takes nothing more, as of ``| head``, is no error."""
     lines = [f"{outcome.verdict.upper():<14} {outcome.pipeline}: {outcome.reason}"]
     more = [outcome.error_rate.sentence] if outcome.error_rate.sentence else []
     more += [f"scope: {line}" for line in outcome.scope]
     more += [f"warning: {one.message}" for one in outcome.findings if one.level == "warning"]
     more += [f"{outcome.evaluations:,} network evaluations, {outcome.seconds:.0f} s; {folder}/report.html"]
-    for line in [*lines, *(f"{'':<14} {one}" for one in more)]:
-        print(printable(line))
+    text = "\n".join(printable(line) for line in [*lines, *(f"{'':<14} {one}" for one in more)])
+    letters = getattr(sys.stdout, "encoding", None) or "utf-8"
+    try:
+        print(text.encode(letters, "backslashreplace").decode(letters), flush=True)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python would write again when it ends
+        print(f"retarget: the verdict cannot be printed ({error.strerror}): read {folder}/report.html", file=sys.stderr)
 
 
 def page(outcome: Outcome, folder: Path, command: str) -> str:
