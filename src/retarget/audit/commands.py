@@ -4,7 +4,7 @@ import os
 import shlex
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -94,19 +94,31 @@ def _audit(words: list[str]) -> int:
     root = given.out or Path("audit")
     folders = [root if given.out and len(names) == 1 else root / name for name in names]
     _check_places(given, folders)
-    outcomes, failed = [], []
+    command = shlex.join(["retarget", "audit", *words])
+    outcomes: list[Outcome] = []
+    failed: list[int] = []
     for path, folder in zip(given.pipelines, folders, strict=True):
         outcome = _audited(path, folder, given)
         outcome = adjusted(outcome, given.allow_undecided, given.fail_on)
-        write(outcome, folder, shlex.join(["retarget", "audit", *words]))
         tell(outcome, folder)
+        failed += _written(partial(write, outcome, folder, command))
         outcomes.append(outcome)
         if given.clean is not None:
-            failed = _clean(path, folder, outcome, given, words)
+            failed += _clean(path, folder, outcome, given, words)
     code = combined([*(one.exit_code for one in outcomes), *failed])
     if len(outcomes) > 1:
-        write_all(outcomes, root, code, shlex.join(["retarget", "audit", *words]))
-    return code
+        failed += _written(partial(write_all, outcomes, root, code, command))
+    return combined([code, *failed])
+
+
+def _written(write: Callable[[], None]) -> list[int]:
+    """The exit code of a report that cannot be written, if so: neither verdict nor later pipelines are lost by it."""
+    try:
+        write()
+    except UserError as error:
+        print(f"retarget: {error}", file=sys.stderr)
+        return [ERROR]
+    return []
 
 
 def _check_places(given: AuditArguments, folders: Sequence[Path]) -> None:
