@@ -343,6 +343,7 @@ def test_unusable_places_are_refused_before_the_search(pipeline, tmp_path, quick
         ([str(pipeline), "--out", str(tmp_path / "file")], "file"),
         ([str(pipeline), "--out", str(tmp_path / "o"), "--clean", str(tmp_path / "full")], "full is not empty"),
         ([str(pipeline), "--out", str(tmp_path / "o"), "--clean", str(tmp_path / "file")], "file is a file: give"),
+        ([str(pipeline), "--out", str(tmp_path / "o"), "--clean", "/proc/cleaned"], "cannot write /proc/cleaned"),
         (["."], "in the pipeline itself, whose files are hashed: give --out"),
     ):
         assert main(["audit", *words]) == 2

@@ -14,7 +14,7 @@ from retarget.audit.outcome import Outcome
 from retarget.audit.removal import Recipe, Removed, remove
 from retarget.audit.run import audit_pipeline
 from retarget.errors import UserError
-from retarget.files import make_directory, write_json
+from retarget.files import cannot_write, make_directory, write_json
 from retarget.trojdiff.checkpoint import Trojan, inherited, load_pipeline, network_shape, save_pipeline
 from retarget.trojdiff.classifier import Classifier, train_classifier
 from retarget.trojdiff.data import ImageSet, read_images, to_signed, to_uint8
@@ -98,10 +98,16 @@ def clean(
 
 
 def check_new(out: Path) -> None:
-    """Raise UserError unless this is a new or empty folder."""
+    """Raise UserError unless this is a new or empty folder in a place that can be written."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         what = "is not empty" if out.is_dir() else "is a file"
         raise UserError(f"{out} {what}: give a new folder for the cleaned pipeline")
+    place = next(one for one in out.absolute().parents if one.exists())
+    try:
+        with tempfile.TemporaryDirectory(dir=place, prefix=".cleaning-"):
+            pass
+    except OSError as error:
+        raise cannot_write(out, error) from error
 
 
 def _images(data: str, shape: tuple[int, int, int]) -> ImageSet:

@@ -193,9 +193,8 @@ def _clean(path: Path, folder: Path, outcome: "Outcome", given: AuditArguments, 
         print(f"retarget: nothing was cleaned: {error}", file=sys.stderr)
         return [ERROR]
     last = folder / f"after-{len(done.record['verdicts'])}"
-    write(done.after, last, shlex.join(["retarget", "audit", *words]))
     print(f"cleaned        {done.folder}: the verdict of its own audit is {done.after.verdict}; {last}/report.html")
-    return []
+    return _written(partial(write, done.after, last, shlex.join(["retarget", "audit", *words])))
 
 
 def names_of(paths: Sequence[Path]) -> list[str]:
