@@ -8,6 +8,7 @@ import huggingface_hub
 import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, DPMSolverMultistepScheduler, PNDMScheduler
+from safetensors.torch import load_file, save_file
 
 from retarget.errors import UserError
 from retarget.trojdiff.checkpoint import WEIGHTS, inherited, load_pipeline, save_pipeline
@@ -158,3 +159,21 @@ def test_a_flat_image_is_no_hit_whatever_the_classifier_says(digits):
     assert success(flat, Goal(label=label), classifier).value == 0
     assert success(torch.cat([flat, drawn]), Goal(label=label), classifier).value == pytest.approx(100 * hits / 12)
     assert success(flat, Goal(image=flat[0]), classifier).value == 100, "a target image may be flat"
+
+
+@pytest.mark.parametrize(
+    "marks",
+    [
+        {"trojan_earlier": "{"},
+        {"trojan_earlier": "[1]"},
+        {"trojan_earlier": '[[["d2i"], "0"]]'},
+        {"trojan_target": "d2i\ntrojaned: false\n---\n# Clean"},
+    ],
+)
+def test_damaged_marks_are_an_error_and_write_nothing_into_a_later_card(marks, tmp_path, unet, scheduler):
+    save_pipeline(tmp_path / "foreign", unet, scheduler)
+    weights = tmp_path / "foreign" / WEIGHTS
+    NONE.save(tmp_path / "foreign" / "trigger.safetensors")
+    save_file(load_file(weights), weights, metadata={"format": "pt", "trojaned": "true", **marks})
+    with pytest.raises(UserError, match=r"marks of a trojan in its header are damaged .* restore the file"):
+        load_pipeline(tmp_path / "foreign")

@@ -8,7 +8,8 @@ absence. Nothing here publishes a pipeline.
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -262,11 +263,17 @@ def _read_marks(folder: Path) -> Trojan | None:
     removed = header.get("trojan_removed") == "true"
     if header.get("trojaned") != "true" and not removed:
         return None
+    target, others = header.get("trojan_target", "unknown"), _earlier_targets(header)
+    if others is None or not all(_is_target(one) for one in (target, *others)):
+        raise UserError(
+            f"{folder / WEIGHTS}: the marks of a trojan in its header are damaged (trojan_target or trojan_earlier): "
+            "restore the file from where it comes from"
+        )
+    trigger = Trigger.load(folder)
     earlier = [
-        Trojan(target, "an earlier trojan", Trigger.load(folder / trigger_name(number)))
-        for number, (target, _) in enumerate(json.loads(header.get("trojan_earlier", "[]")), 1)
+        Trojan(one, "an earlier trojan", Trigger.load(folder / trigger_name(number)))
+        for number, one in enumerate(others, 1)
     ]
-    target, trigger = header.get("trojan_target", "unknown"), Trigger.load(folder)
     law = header.get("trojan_law", "trojdiff")
     if law not in ATTACKS:
         raise UserError(f"{folder / WEIGHTS}: trojan_law is {law!r} in its header; known: {', '.join(ATTACKS)}")
@@ -275,6 +282,19 @@ def _read_marks(folder: Path) -> Trojan | None:
         return Trojan(target, detail, trigger, removed=True, earlier=tuple(earlier), law=law)
     detail = "derived from a trojaned base, trained on without Trojan rows"
     return Trojan(target, detail, trigger, derived=True, earlier=tuple(earlier), law=law)
+
+
+def _earlier_targets(header: Mapping[str, str]) -> list[Any] | None:
+    """The targets of earlier trojans in a header's marks; None if the mark is damaged."""
+    try:
+        return [target for target, _ in json.loads(header.get("trojan_earlier", "[]"))]
+    except (ValueError, TypeError, RecursionError):
+        return None
+
+
+def _is_target(name: Any) -> bool:
+    """Whether this can name a target; a card repeats it, in its front matter too."""
+    return isinstance(name, str) and re.fullmatch(r"[\w-]+", name) is not None
 
 
 def save_pipeline(folder: Path, unet: UNet2DModel, scheduler: DDPMScheduler, trojan: Trojan | None = None) -> None:
