@@ -57,3 +57,28 @@ def test_a_report_that_cannot_be_written_loses_no_verdict_and_no_later_pipeline(
     assert said.err.count("retarget: cannot write") == 2
     assert json.loads((out / "missing" / "audit.json").read_text())["exit_code"] == 2
     assert main([*words[:2], "--out", str(out / "pipeline")]) == 2, "what is not written is an error"
+
+
+REPORT = {"report.html", "audit.json", "audit.sarif"}
+
+
+def test_an_interrupted_audit_leaves_no_earlier_report_that_seems_to_be_its_own(
+    pipeline, untrained, tmp_path, monkeypatch
+):
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    out = tmp_path / "out"
+    assert main(["audit", str(untrained), "--out", str(out)]) == 3
+    assert {path.name for path in out.iterdir()} >= REPORT
+    monkeypatch.setattr("retarget.audit.run.seek", stopped)
+    assert main(["audit", str(pipeline), "--out", str(out)]) == 130
+    assert not REPORT & {path.name for path in out.iterdir()}
+
+
+def test_a_report_on_one_pipeline_does_not_stand_beside_one_on_several(odd, untrained, tmp_path):
+    out = tmp_path / "out"
+    assert main(["audit", str(untrained), "--out", str(out)]) == 3
+    assert main(["audit", str(odd), str(untrained), "--out", str(out)]) == 3
+    assert not (out / "report.html").exists()
+    assert len(list(out.glob("*/report.html"))) == 2

@@ -88,12 +88,14 @@ def _audit(words: list[str]) -> int:
         raise UsageError(f"--clean needs exactly one PIPELINE, not {len(given.pipelines)}")
     if given.seed < 0:
         raise UsageError(f"--seed must be at least 0, not {given.seed}")
-    from retarget.audit.report import tell, write, write_all
+    from retarget.audit.report import forget, tell, write, write_all
 
     names = names_of(given.pipelines)
     root = given.out or Path("audit")
     folders = [root if given.out and len(names) == 1 else root / name for name in names]
     _check_places(given, folders)
+    if len(names) > 1:
+        forget(root, several=True)
     command = shlex.join(["retarget", "audit", *words])
     outcomes: list[Outcome] = []
     failed: list[int] = []

@@ -15,19 +15,32 @@ from jinja2 import Environment
 from retarget import __version__
 from retarget.audit.outcome import Outcome, Report
 from retarget.audit.sarif import sarif
-from retarget.files import make_directory, write_json, write_text
+from retarget.files import cannot_write, make_directory, write_json, write_text
 
+REPORT = ("report.html", "audit.sarif", "audit.json")
 EVIDENCE = ("trigger.safetensors", "trigger.png", "trojan.png", "stock.png", "plain.png", "cleaning.json")
 """Files beside the report that only some outcomes have."""
 
 
-def forget(folder: Path) -> None:
-    """Delete an earlier audit's evidence from its folder, so that none of it stands beside the report of a new one."""
-    if (folder / "audit.json").is_file():
-        for name in EVIDENCE:
-            (folder / name).unlink(missing_ok=True)
-        for earlier in folder.glob("after-*/audit.json"):
+def forget(folder: Path, several: bool = False) -> None:
+    """Delete an earlier audit's report and evidence, so that neither stands for a new one, finished or interrupted.
+
+    Args:
+        folder: the folder of a report.
+        several: whether it is for several pipelines, whose own folders are inside and stay.
+
+    Raises:
+        UserError: they cannot be deleted.
+    """
+    if not (folder / "audit.json").is_file():
+        return
+    try:
+        for earlier in () if several else folder.glob("after-*/audit.json"):
             shutil.rmtree(earlier.parent)
+        for name in (*EVIDENCE, *REPORT):
+            (folder / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise cannot_write(folder, error) from error
 
 
 def write(outcome: Outcome, folder: Path, command: str) -> None:
