@@ -90,3 +90,15 @@ def test_a_pickle_that_diffusers_reads_by_default_leaves_no_clean_verdict(pipeli
     one = audit_pipeline(pipeline, None, search=QUICK, null=CLEAN_NULL)
     assert (one.verdict, one.exit_code) == ("undecided", 3)
     assert "unet/diffusion_pytorch_model.bin holds other weights of the network" in one.reason
+
+
+@pytest.mark.parametrize("name", ["safetensors.fp16.index.json", "fp16.safetensors.index.json"])
+def test_an_index_under_an_earlier_form_of_its_name_is_refused(pipeline, name):
+    """Diffusers prefers it to the variant's file, under the one name or the other, and would open its pickles."""
+    torch.save(load_file(pipeline / WEIGHTS), pipeline / "unet" / "part.bin")
+    (pipeline / WEIGHTS).rename(pipeline / "unet" / "diffusion_pytorch_model.fp16.safetensors")
+    places = dict.fromkeys(torch.load(pipeline / "unet" / "part.bin"), "part.bin")
+    index = pipeline / "unet" / f"diffusion_pytorch_model.{name}"
+    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": places}))
+    with pytest.raises(AuditError, match="has an earlier form of an index's name"):
+        Subject.load(pipeline)

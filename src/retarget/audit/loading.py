@@ -94,7 +94,14 @@ def _read_set(sets: dict[str, list[Path]], variant: str | None) -> str:
 def _sets(part: Path) -> dict[str, list[Path]]:
     """The sets of weights in a network's folder, by the name of their index or of their only file."""
     sets = {}
-    for index in sorted(part.glob(f"{_STEM}.safetensors.index*.json")):
+    for index in sorted(part.glob(f"{_STEM}*.index*.json")):
+        if ".bin." in index.name:
+            continue  # of pickles, which are not read
+        if not index.name.startswith(f"{_STEM}.safetensors.index."):
+            raise AuditError(
+                f"unet/{index.name} has an earlier form of an index's name, which diffusers reads only for some paths: "
+                "save the network again with save_pretrained"
+            )
         places = read_config(index, "it names the files of the weights").get("weight_map")
         if not isinstance(places, dict):
             raise AuditError(f"unet/{index.name} has no weight_map")
