@@ -132,7 +132,7 @@ def test_several_pipelines_have_a_code_each_and_one_over_all(pipeline, tmp_path,
     assert main(["audit", str(pipeline), str(tmp_path / "missing"), "--out", str(out)]) == 2
     report = read(out)
     assert [one["exit_code"] for one in report["audits"]] == [3, 2]
-    assert (out / "pipeline" / "report.html").is_file()
+    assert (out / f"{pipeline.parent.name}-pipeline" / "report.html").is_file()
     assert (out / "missing" / "audit.sarif").is_file()
     Sarif.model_validate_json((out / "audit.sarif").read_text())
 

@@ -48,7 +48,8 @@ def test_a_verdict_that_cannot_be_printed_is_still_the_exit_code(untrained, tmp_
 
 def test_a_report_that_cannot_be_written_loses_no_verdict_and_no_later_pipeline(odd, tmp_path, capsys):
     out = tmp_path / "out"
-    for name in ("pipeline/audit.json", "audit.sarif"):
+    own = f"{odd.parent.name}-pipeline"
+    for name in (f"{own}/audit.json", "audit.sarif"):
         (out / name).mkdir(parents=True)
     words = ["audit", str(odd), str(tmp_path / "missing"), "--out", str(out), "--fail-on", "warning"]
     assert main(words) == 1
@@ -56,7 +57,7 @@ def test_a_report_that_cannot_be_written_loses_no_verdict_and_no_later_pipeline(
     assert "NOT COVERED" in said.out
     assert said.err.count("retarget: cannot write") == 2
     assert json.loads((out / "missing" / "audit.json").read_text())["exit_code"] == 2
-    assert main([*words[:2], "--out", str(out / "pipeline")]) == 2, "what is not written is an error"
+    assert main([*words[:2], "--out", str(out / own)]) == 2, "what is not written is an error"
 
 
 REPORT = {"report.html", "audit.json", "audit.sarif"}

@@ -40,7 +40,8 @@ class AuditArguments:
         Positional[tuple[Path, ...]], arg(metavar="[PIPELINE...]", help="folders of pipelines, unless --preset")
     ] = ()
     out: Path | None = None
-    """Folder for report.html, audit.json, audit.sarif and pictures; audit/NAME by default."""
+    """Folder for report.html, audit.json, audit.sarif and pictures; audit/NAME by default, where NAME is the folder's
+    name, and its parent's too if that is ``pipeline``."""
     data: str | None = None
     """Clean images of the kind that the network makes: digits | FILE.npz | a folder. By default its own samples."""
     clean: Path | None = None
@@ -200,14 +201,17 @@ def _clean(path: Path, folder: Path, outcome: "Outcome", given: AuditArguments, 
 
 
 def names_of(paths: Sequence[Path]) -> list[str]:
-    """A folder name for each pipeline; equal names are distinguished by a number.
+    """A folder name for each pipeline; the name ``pipeline`` says little and gets its parent's, equal ones a number.
 
-    >>> names_of([Path("a/x"), Path("b/x"), Path("c/y")])
-    ['x', 'x-2', 'y']
+    >>> names_of([Path("a/x"), Path("b/x"), Path("c/y"), Path("/d/pipeline")])
+    ['x', 'x-2', 'y', 'd-pipeline']
     """
     names: list[str] = []
     for path in paths:
-        name = path.resolve().name or "pipeline"
+        place = path.resolve()
+        name = place.name or "pipeline"
+        if name == "pipeline" and place.parent.name:
+            name = f"{place.parent.name}-{name}"
         number, unique = 1, name
         while unique in names:
             number += 1
