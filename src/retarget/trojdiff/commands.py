@@ -326,7 +326,7 @@ def _evaluate(given: EvaluateConfig) -> int:
     write_json(given.out / "evaluation.json", report)
     print(json.dumps(report, indent=1))
     if warning := unseen_noise(report):
-        print(f"retarget: {warning}", file=sys.stderr)
+        print(f"retarget: warning: {warning}", file=sys.stderr)
     return 0
 
 
