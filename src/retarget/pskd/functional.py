@@ -11,8 +11,6 @@ import torch.nn.functional as F
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from retarget.errors import UserError
-
 Reduction = Literal["mean", "sum", "none"]
 
 
@@ -125,7 +123,7 @@ def sparse_pskd_loss(
         smoothing: label smoothing, in [0, 1].
 
     Raises:
-        UserError: in the backward pass, if second derivatives are asked for, which only :func:`pskd_loss` has.
+        RuntimeError: in the backward pass, if second derivatives are asked for, which only :func:`pskd_loss` has.
     """
     losses, _ = sparse_pskd_losses(logits, labels, past, alpha, smoothing)
     return losses if reduction == "none" else losses.mean() if reduction == "mean" else losses.sum()
@@ -193,7 +191,7 @@ class _SparseSoftCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *grad_outputs):
         if torch.is_grad_enabled():  # create_graph=True: the gradient would be taken to be constant in the logits
-            raise UserError(
+            raise RuntimeError(
                 "the loss of TopK rows has no second derivatives (create_graph=True, as for a gradient penalty or an "
                 'optimizer that uses the Hessian): use store="dense" or PreviousModel(model)'
             )
