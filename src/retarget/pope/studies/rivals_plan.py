@@ -89,12 +89,14 @@ class Question(Strict):
 
     Attributes:
         name, title: of the study.
+        asks: what it asks, in a sentence for its page.
         arms, conditions: its arms and conditions.
         pairs: its claims, as (id, sentence, metric, better arm, other arm, smallest effect).
     """
 
     name: str
     title: str
+    asks: str
     arms: tuple[Arm, ...]
     conditions: tuple[Condition, ...]
     pairs: tuple[tuple[str, str, str, str, str, float], ...] = ()
@@ -202,19 +204,23 @@ RATIOS = (("one_to_none", "1:0", 1e6), ("three_to_one", "3:1", 3.0), ("one_to_on
 QUESTIONS = {
     one.name: one
     for one in (
-        Question(name="rivals", title="rivals and controls at equal budget", arms=(*CORE, *MORE), conditions=FAMILIES,
-                 pairs=_PAIRS),
-        Question(name="sweeps", title="settings of the rivals, on bases of their own", arms=SWEEPS,
+        Question(name="rivals", title="rivals and controls at equal budget",
+                 asks="What do prefixes do that rivals with the same budget do not?",
+                 arms=(*CORE, *MORE), conditions=FAMILIES, pairs=_PAIRS),
+        Question(name="sweeps", title="settings of the rivals, on bases of their own",
+                 asks="Which settings of its rivals should POPE be compared with?", arms=SWEEPS,
                  conditions=FAMILIES[:1]),
         Question(
-            name="mixture", title="guided to unguided rows", conditions=FAMILIES[:1],
+            name="mixture", title="guided to unguided rows",
+            asks="How many guided and unguided rows should the mixture have?", conditions=FAMILIES[:1],
             arms=(BASE, *(_arm(name, f"guided to unguided {label}", prefix="minimal", ratio=ratio)
                           for name, label, ratio in RATIOS)),
             pairs=(("needs_unguided", "The mixture needs unguided rows.", "hard_pass1", "one_to_one", "one_to_none",
                     1.0),),
         ),
         Question(
-            name="prefixes", title="which prefix", conditions=FAMILIES[:1],
+            name="prefixes", title="which prefix",
+            asks="Which prefix should a guided prompt show?", conditions=FAMILIES[:1],
             arms=(BASE, *(_arm(name, label, prefix=name) for name, label in (
                 ("minimal", "the shortest that helps"), ("quarter", "a quarter of the solution"),
                 ("random", "of random length"), ("longest", "the longest allowed")))),
@@ -223,16 +229,20 @@ QUESTIONS = {
         ),
         Question(
             name="gradient_clip", title="clipping the gradient at the authors' number and at 64 times it",
+            asks="Does clipping the gradient at the authors' value hold POPE back?",
             conditions=FAMILIES[:1],
             arms=(BASE, _arm("clip_0.3", "POPE, gradient norm 0.3", prefix="minimal", max_grad_norm=0.3),
                   _arm("clip_19.2", "POPE, gradient norm 19.2", prefix="minimal", max_grad_norm=19.2)),
             pairs=(("gradient_clip", "Clipping 64 times less lets POPE learn more.", "hard_pass1", "clip_19.2",
                     "clip_0.3", 1.0),),
         ),
-        Question(name="sizes", title="three sizes of the model", arms=(BASE, UNGUIDED, POPE), conditions=SIZES,
+        Question(name="sizes", title="three sizes of the model",
+                 asks="Does POPE help models of other sizes?", arms=(BASE, UNGUIDED, POPE), conditions=SIZES,
                  pairs=_PAIRS[:3]),
         Question(
-            name="search", title="the search by halves against the whole grid", conditions=FAMILIES[:1],
+            name="search", title="the search by halves against the whole grid",
+            asks="Does halving find prefixes as good as those of the whole grid, in fewer rollouts?",
+            conditions=FAMILIES[:1],
             arms=(BASE, *(
                 Arm(name=name, label=label, needs=("base",),
                     settings={"role": "searched", "strategy": name, "cuts": 8, "unit": "token"})
@@ -241,6 +251,7 @@ QUESTIONS = {
         ),
         Question(
             name="instruction", title="may a guided completion write the given part again?",
+            asks="Why does it transfer: must a completion pass through what unguided rollouts reach?",
             conditions=(Condition(label="a base that does so half of the time", settings={"restated": 0.5}),),
             arms=(BASE, POPE, _arm("continued", "POPE, the given part must not be repeated", prefix="minimal",
                                    guided_reward="continued"),
@@ -381,7 +392,7 @@ def plan(
     return StudyPlan(
         study=f"pope.{name}",
         title=f"POPE: {question.title}, on problems that this package generates",
-        question="What do prefixes do that rivals with the same budget do not?",
+        question=question.asks,
         preset=preset,
         task="retarget.pope.studies.rivals:run",
         task_name="pope.rivals",
