@@ -24,7 +24,7 @@ class Evaluate:
     problems: Annotated[Positional[str], arg(metavar="PROBLEMS", help=PROBLEMS)]
     out: Path
     """Directory for the journal and evaluation.json."""
-    asking: tyro.conf.OmitArgPrefixes[Evaluating]
+    sampling: tyro.conf.OmitArgPrefixes[Evaluating]
     reading: tyro.conf.OmitArgPrefixes[Reading] = field(default_factory=Reading)
     samples: int = 32
     """Rollouts per problem. To compare sets of solved problems, use 256 or more, and as many for the base model as for
@@ -38,14 +38,15 @@ class Evaluate:
             raise UsageError(f"--k {wrong[0]}: k must be between 1 and --samples {self.samples}")
         problems = self.reading.read(self.problems, "optional")
         make_directory(self.out)
-        sampler = self.asking.sampler()
+        sampler = self.sampling.sampler()
         with progress("evaluating") as told:
             found = evaluate(problems, sampler, self.samples, journal=self.out / "evaluate.jsonl", progress=told)
         said(found.sampled, self.out / "evaluate.jsonl")
         for name, reason in found.failed.items():
             print(f"the engine refused {name}, which is left out of all figures: {reason}", file=sys.stderr)
         summary = found.to_json(ks)
-        write_text(self.out / "evaluation.json", json.dumps({**summary, "settings": self.asking.shown()}, default=str))
+        report = {**summary, "settings": self.sampling.shown()}
+        write_text(self.out / "evaluation.json", json.dumps(report, default=str))
         for k, one in summary["pass"].items():
             low, high = one["interval"]
             print(f"pass@{k} {one['mean']:.4f} [{low:.4f}, {high:.4f}] over {summary['problems']} problems")

@@ -29,7 +29,7 @@ class Mine:
     problems: Annotated[Positional[str], arg(metavar="PROBLEMS", help=PROBLEMS)]
     out: Path
     """Directory for the journal, outcomes.jsonl and hard.jsonl."""
-    asking: tyro.conf.OmitArgPrefixes[Mining]
+    sampling: tyro.conf.OmitArgPrefixes[Mining]
     reading: tyro.conf.OmitArgPrefixes[Reading] = field(default_factory=Reading)
     cost: tyro.conf.OmitArgPrefixes[Cost] = field(default_factory=Cost)
     k: int = 128
@@ -55,7 +55,7 @@ class Mine:
             print(json.dumps(self.cost.of(len(problems) * self.k, _NOTE)))
             return 0
         make_directory(self.out)
-        sampler = self.asking.sampler()
+        sampler = self.sampling.sampler()
         with progress("mining") as told:
             found = mine(
                 problems, sampler, self.k, stop_at_success=not self.rates, accepted=self.accept, check=self.check,
@@ -80,7 +80,7 @@ class Mine:
             print(json.dumps(self.cost.of(len(hard) * self.k, _NOTE)))
             return 0
         model = str(self.checkpoint)
-        sampler = replace(self.asking, model=model).sampler()
+        sampler = replace(self.sampling, model=model).sampler()
         # One journal per model: a path whose weights have changed is another model.
         journal = self.out / f"mine-again-{weights_of(model) or fingerprint(model)}.jsonl"
         with progress("mining again") as told:

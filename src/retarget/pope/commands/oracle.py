@@ -20,7 +20,7 @@ class Oracle:
     problems: Annotated[Positional[str], arg(metavar="PROBLEMS", help=PROBLEMS)]
     out: Path
     """JSONL file for the problems that have a solution now; the others go to OUT.unsolved.jsonl."""
-    asking: tyro.conf.OmitArgPrefixes[Asking]
+    sampling: tyro.conf.OmitArgPrefixes[Asking]
     reading: tyro.conf.OmitArgPrefixes[Reading] = field(default_factory=Reading)
     attempts: int = 4
     """Samples per problem."""
@@ -28,12 +28,12 @@ class Oracle:
     def run(self) -> int:
         from retarget.pope.oracle import ORACLE, ask_oracle
 
-        if self.asking.templates:
+        if self.sampling.templates:
             raise UsageError("--templates does not apply to a teacher, whose prompt is the package's oracle.txt")
         problems = self.reading.read(self.problems, "optional")
         make_directory(self.out.parent)
-        sampler = self.asking.sampler()
-        asking = replace(sampler, prompts=replace(ORACLE, chat=self.asking.chat))
+        sampler = self.sampling.sampler()
+        asking = replace(sampler, prompts=replace(ORACLE, chat=self.sampling.chat))
         with progress("asking") as told:
             solved, unsolved = ask_oracle(
                 problems, asking, self.attempts, journal=Path(f"{self.out}.journal.jsonl"), progress=told

@@ -30,7 +30,7 @@ class Search:
     problems: Annotated[Positional[str], arg(metavar="HARD", help="hard problems, as `mine` wrote them")]
     out: Path
     """Directory for the journal and prefixes.jsonl."""
-    asking: tyro.conf.OmitArgPrefixes[Asking]
+    sampling: tyro.conf.OmitArgPrefixes[Asking]
     reading: tyro.conf.OmitArgPrefixes[Reading] = field(default_factory=Reading)
     cost: tyro.conf.OmitArgPrefixes[Cost] = field(default_factory=Cost)
     cuts: int = 8
@@ -58,7 +58,7 @@ class Search:
             print(json.dumps(self.cost.of(rollouts, note)))
             return 0
         make_directory(self.out)
-        sampler = self.asking.sampler()
+        sampler = self.sampling.sampler()
         with progress("searching") as told:
             found = search_prefixes(
                 problems, sampler, self.cuts, self.k, cap=self.cap, unit=self.unit, fallback=self.fallback,
