@@ -102,3 +102,16 @@ def test_an_index_under_an_earlier_form_of_its_name_is_refused(pipeline, name):
     index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": places}))
     with pytest.raises(AuditError, match="has an earlier form of an index's name"):
         Subject.load(pipeline)
+
+
+def test_betas_that_a_scheduler_leaves_to_its_class_are_its_class_s(pipeline):
+    from diffusers import HeunDiscreteScheduler
+
+    path = pipeline / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps({"_class_name": "HeunDiscreteScheduler"}))
+    expected = HeunDiscreteScheduler().alphas_cumprod
+    assert torch.allclose(Subject.load(pipeline).alphas_cumprod.float(), expected)
+    assert torch.allclose(load_pipeline(pipeline)[1].alphas_cumprod, expected)
+    path.write_text(json.dumps({"_class_name": "HeunDiscreteScheduler", "beta_schedule": "exp"}))
+    with pytest.raises(NotCoveredError, match="exp"):
+        Subject.load(pipeline)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from retarget.audit.commands import AuditArguments, _clean, combined
+from retarget.audit.outcome import Outcome, TriggerFound
 from retarget.cli import main
 
 
@@ -83,3 +85,15 @@ def test_a_report_on_one_pipeline_does_not_stand_beside_one_on_several(odd, untr
     assert main(["audit", str(odd), str(untrained), "--out", str(out)]) == 3
     assert not (out / "report.html").exists()
     assert len(list(out.glob("*/report.html"))) == 2
+
+
+def test_an_unexpected_error_while_cleaning_leaves_the_verdict_on_the_checkpoint(tmp_path, monkeypatch, capsys):
+    def broken(*_):
+        raise ZeroDivisionError("by zero")
+
+    monkeypatch.setattr("retarget.audit.cleaning.clean", broken)
+    found = Outcome.model_construct(trigger=TriggerFound.model_construct(), exit_code=1)
+    given = AuditArguments(pipelines=(tmp_path,), clean=tmp_path / "cleaned")
+    assert _clean(tmp_path, tmp_path / "audit", found, given, []) == [2]
+    assert combined([1, 2]) == 1
+    assert "nothing was cleaned: an unexpected error (ZeroDivisionError: by zero)" in capsys.readouterr().err

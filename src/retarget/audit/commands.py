@@ -195,6 +195,10 @@ def _clean(path: Path, folder: Path, outcome: "Outcome", given: AuditArguments, 
     except UserError as error:
         print(f"retarget: nothing was cleaned: {error}", file=sys.stderr)
         return [ERROR]
+    except Exception as error:  # noqa: BLE001 - otherwise the verdict on the checkpoint would not be the exit code
+        traceback.print_exc()
+        print(f"retarget: nothing was cleaned: an unexpected error ({type(error).__name__}: {error})", file=sys.stderr)
+        return [ERROR]
     last = folder / f"after-{len(done.record['verdicts'])}"
     print(f"cleaned        {done.folder}: the verdict of its own audit is {done.after.verdict}; {last}/report.html")
     return _written(partial(write, done.after, last, shlex.join(["retarget", "audit", *words])))
@@ -242,7 +246,7 @@ def adjusted(outcome: "Outcome", allow_undecided: bool, fail_on: str) -> "Outcom
             file=sys.stderr,
         )
     static = [one for one in outcome.findings if one.level == "warning" and one.rule.split("-")[0] != "fires"]
-    if fail_on == "warning" and code != ERROR and static:
+    if fail_on == "warning" and code not in (ERROR, TROJANED) and static:
         code = TROJANED
         said = printable(f"{outcome.pipeline}: {static[0].message}")
         print(f"retarget: {said}; its exit code is 1 because of --fail-on warning", file=sys.stderr)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from retarget.audit.errors import AuditError, NotCoveredError
 from retarget.trojdiff.checkpoint import NOT_MADE, expecting_marks
-from retarget.trojdiff.checks import BETAS, home, process
+from retarget.trojdiff.checks import BETAS, home, process, with_betas
 
 _STEM = "diffusion_pytorch_model"
 LARGEST = 128 * 128
@@ -236,6 +236,9 @@ def check_schedule(settings: dict[str, Any]) -> None:
             f"the scheduler's timestep_type is {settings['timestep_type']!r}, so the network takes noise levels and "
             "not DDPM's timesteps: not covered"
         )
+    settings = with_betas(settings)
+    if settings.get("beta_schedule") == "exp" and settings.get("trained_betas") is None:
+        raise NotCoveredError("beta_schedule 'exp', which is only Heun's: not covered")
     where = "scheduler/scheduler_config.json"
     try:
         levels = torch.cumprod(1 - DDPMScheduler.from_config(settings).betas.to(torch.float64), 0)  # type: ignore[union-attr]

@@ -1,5 +1,6 @@
 """The audit of one pipeline, from its folder to an outcome with evidence."""
 
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -160,6 +161,8 @@ def concluded(
     subject: Subject, found: Found, basis: dict[str, Any], out: Path | None, seed: int, search: Search, null: Null
 ) -> Outcome:
     """The outcome from the result of a search. If it is suspicious, the network generates images under the trigger."""
+    if odd := [name for name, value in found.statistics.items() if not math.isfinite(value)]:
+        raise AuditError(f"the search's {odd[0]} is not finite: the network fails on some noise, or is damaged")
     residual = found.statistics["residual"]
     family = nearest(subject.side, subject.channels, residual, null, fingerprint(search))
     if subject.height != subject.width:

@@ -1,8 +1,10 @@
 """What of a pipeline can be trained and attacked: its parts, its process, its network. The rest is refused by name."""
 
+import inspect
 from pathlib import Path
 from typing import Any
 
+import diffusers
 from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
@@ -35,9 +37,22 @@ def process(settings: dict[str, Any]) -> dict[str, Any]:
     Most classes cannot clip images, so that a configuration of theirs says nothing of clipping, which DDPM's would
     take for yes.
     """
-    kept = {name: value for name, value in settings.items() if name in _KEPT and value is not None}
+    kept = {name: value for name, value in with_betas(settings).items() if name in _KEPT and value is not None}
     clips = settings.get("_class_name") in (None, "DDPMScheduler", "DDIMScheduler") or "clip_sample" in kept
     return kept if clips else {**kept, "clip_sample": False}
+
+
+def with_betas(settings: dict[str, Any]) -> dict[str, Any]:
+    """A scheduler's settings with its class's betas where it states none: Heun's, say, are not those of DDPM.
+
+    >>> with_betas({"_class_name": "HeunDiscreteScheduler"})["beta_end"]
+    0.012
+    """
+    kind = getattr(diffusers, str(settings.get("_class_name")), None)
+    if kind is None:
+        return settings
+    known = inspect.signature(kind.__init__).parameters
+    return {name: known[name].default for name in PROCESS[:4] if name in known} | settings
 
 
 def home(folder: Path, part: str) -> Path:
