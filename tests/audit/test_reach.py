@@ -88,7 +88,16 @@ def test_a_study_of_known_checkpoints_is_added(tmp_path):
     assert (patch.law, blend.law) == ("trojdiff", "villan_ode")
     pairs = [str(tmp_path / one) for one in ("study", "zoo")]
     main(["--out", str(tmp_path / "reach.json"), "--checkpoints", *pairs, *pairs])
-    assert len(Reach.model_validate_json((tmp_path / "reach.json").read_text()).models) == 4
+    four = Reach.model_validate_json((tmp_path / "reach.json").read_text())
+    assert len(four.models) == 4
+    more = ["--out", str(tmp_path / "more.json"), "--checkpoints", *pairs, "--extend", str(tmp_path / "reach.json")]
+    main(more)
+    six = Reach.model_validate_json((tmp_path / "more.json").read_text())
+    assert six.models[:4] == four.models
+    assert len(six.models) == len(six.command.splitlines()) + 4 == 6
+    (tmp_path / "reach.json").write_text(four.model_copy(update={"search": "other"}).model_dump_json())
+    with pytest.raises(UserError, match="was made by another search"):
+        main(more)
     with pytest.raises(UserError, match="give the folder of a study"):
         main(["--out", str(tmp_path / "reach.json")])
     assert (

@@ -100,6 +100,8 @@ class Arguments:
     """Folder of a study by retarget study audit."""
     checkpoints: tuple[tuple[Path, Path], ...] = ()
     """Folder of a study of known checkpoints, and that of the checkpoints, whose attacks must all work; or several."""
+    extend: Path | None = None
+    """A record by the same search, whose models come first."""
 
 
 def main(words: list[str]) -> None:
@@ -108,12 +110,19 @@ def main(words: list[str]) -> None:
     from retarget.audit.seek import fingerprint
 
     given = tyro.cli(Arguments, args=words, prog="python -m retarget.audit.reach")
-    command = shlex.join(["python", "-m", "retarget.audit.reach", *words])
+    commands = [shlex.join(["python", "-m", "retarget.audit.reach", *words])]
     if given.study is None and not given.checkpoints:
         raise UsageError("give the folder of a study by retarget study audit, or --checkpoints, or both")
-    models = [] if given.study is None else known(given.study)
+    models: list[Known] = []
+    if given.extend is not None:
+        had = Reach.model_validate(read_json(given.extend))
+        if had.search != fingerprint(Search()):
+            raise UserError(f"{given.extend} was made by another search ({had.search}): make it again")
+        models, commands = had.models, [had.command, *commands]
+    models += [] if given.study is None else known(given.study)
     models += [one for pair in given.checkpoints for one in known_checkpoints(*pair)]
-    write_json(given.out, Reach(search=fingerprint(Search()), command=command, models=models).model_dump(mode="json"))
+    reach = Reach(search=fingerprint(Search()), command="\n".join(commands), models=models)
+    write_json(given.out, reach.model_dump(mode="json"))
 
 
 def known(study: Path) -> list[Known]:
