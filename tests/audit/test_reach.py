@@ -32,7 +32,7 @@ def test_the_scope_says_the_smallest_patch_and_gamma_of_the_nearest_family():
     assert "8×8, 1 channel: 3 of 5 found" in line
     assert "smallest patch found has 4 pixels" in line
     assert "γ found from 0.25 to 0.61" in line
-    assert "missed: TrojDiff's patch of 3 pixels, γ = 0.70, VillanDiffusion, ODE's blend" in line
+    assert "missed: TrojDiff's patch of 3 pixels, γ = 0.70 (1 of 1), VillanDiffusion, ODE's blend (1 of 1)" in line
 
 
 def test_the_nearest_family_is_that_of_the_nearest_side_and_channels():

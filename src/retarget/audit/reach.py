@@ -8,6 +8,7 @@ import json
 import math
 import shlex
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -78,9 +79,9 @@ def reach_lines(side: int, channels: int, reach: Reach, fingerprint: str) -> lis
         words.append(f"the smallest patch found has {least.pixels} pixels")
     if narrow:
         words.append(f"γ found from {min(narrow):.2f} to {max(narrow):.2f}")
-    missed = [one for one in family if not one.found]
+    every, missed = (Counter(_said(one) for one in some) for some in (family, [one for one in family if not one.found]))
     if missed:
-        words.append("missed: " + ", ".join(_said(one) for one in missed))
+        words.append("missed: " + ", ".join(f"{name} ({count} of {every[name]})" for name, count in missed.items()))
     return ["; ".join(words)]
 
 
