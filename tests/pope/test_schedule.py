@@ -227,6 +227,7 @@ def test_engines_that_answer_prompt_by_prompt_work_where_a_loop_runs_as_in_a_not
 
 def test_an_interrupt_of_a_cell_ends_its_work():
     ended = []
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 
     async def work():
         try:
@@ -239,9 +240,12 @@ def test_an_interrupt_of_a_cell_ends_its_work():
         run_async(work())
 
     loop = asyncio.new_event_loop()  # asyncio.run would handle the signal itself; a notebook's kernel does not
-    with pytest.raises(KeyboardInterrupt):
-        loop.run_until_complete(cell())
-    loop.close()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            loop.run_until_complete(cell())
+    finally:
+        signal.signal(signal.SIGINT, former)
+        loop.close()
     assert ended
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import json
+import threading
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, suppress
@@ -203,16 +204,27 @@ def run_async(work: Coroutine[Any, Any, T]) -> T:
     except RuntimeError:
         return asyncio.run(work)
     begun: list[tuple[asyncio.AbstractEventLoop, Any]] = []
+    ready, interrupted = threading.Event(), threading.Event()
 
     async def begin() -> T:
         begun.append((asyncio.get_running_loop(), asyncio.current_task()))
+        if interrupted.is_set():  # before there was a task to cancel
+            work.close()
+            raise asyncio.CancelledError
         return await work
 
+    def in_thread() -> T:
+        ready.wait()
+        return asyncio.run(begin())
+
     with ThreadPoolExecutor(1) as thread:
-        future = thread.submit(asyncio.run, begin())
         try:
+            future = thread.submit(in_thread)
+            ready.set()
             return future.result()
         except BaseException:
+            interrupted.set()
+            ready.set()
             with suppress(RuntimeError):  # the loop has ended
                 for loop, task in begun:
                     loop.call_soon_threadsafe(task.cancel)
