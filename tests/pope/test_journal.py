@@ -4,7 +4,6 @@ import pytest
 
 from retarget.errors import UserError
 from retarget.identity import fingerprint
-from retarget.pope.identity import weights_of
 from retarget.pope.journal import Journal
 
 HEADER = {"model": "m", "k": 4}
@@ -140,15 +139,3 @@ def test_a_line_that_stands_twice_is_refused(tmp_path, line):
     path.write_bytes(b"".join([*lines, lines[line]]))
     with pytest.raises(UserError, match=rf"line 3 is damaged.*repeats line {line + 1}"):
         Journal(path, HEADER)
-
-
-@pytest.mark.parametrize(
-    "name", ["model.safetensors", "tokenizer_config.json", "chat_template.jinja", "tokenizer.model"]
-)
-def test_a_local_model_is_another_with_other_weights_or_another_chat_template(tmp_path, name):
-    (tmp_path / name).write_text("{{ messages[0] }}")
-    before = weights_of(tmp_path)
-    (tmp_path / "README.md").write_text("A model.")
-    assert weights_of(tmp_path) == before
-    (tmp_path / name).write_text("{{ messages[1] }}")
-    assert weights_of(tmp_path) != before

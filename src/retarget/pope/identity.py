@@ -4,15 +4,12 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".gguf", ".model")
-_BESIDE = (
-    "config.json", "generation_config.json", "adapter_config.json", "tokenizer.json", "tokenizer_config.json",
-    "special_tokens_map.json", "vocab.json", "merges.txt", "chat_template.jinja",
-)  # fmt: skip
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".gguf")
+_BESIDE = ("config.json", "generation_config.json", "adapter_config.json", "tokenizer.json", "chat_template.jinja")
 
 
 def weights_of(model: str | Path) -> str | None:
-    """Hash of a local model's weights, configuration, tokenizer and chat template; None for a hub's or server's.
+    """Hash of a local model's weights, configuration and tokenizer; None for a name on the hub or a server.
 
     A path alone does not identify a model: training writes new weights to the same path.
 
