@@ -42,6 +42,7 @@ STATED = {
     "答えは、18です。": "18",
     "答案等于5": "5",
     "故选：B。": "B",
+    "故選 B": "B",
     "The answer is **B**, since it fits.": "B",
 }
 UNSETTLED = (

@@ -48,10 +48,10 @@ def with_betas(settings: dict[str, Any]) -> dict[str, Any]:
     >>> with_betas({"_class_name": "HeunDiscreteScheduler"})["beta_end"]
     0.012
     """
-    kind = getattr(diffusers, str(settings.get("_class_name")), None)
-    if kind is None:
+    kind = str(settings.get("_class_name"))
+    if kind not in [f"{one}Scheduler" for one in BETAS]:  # a checkpoint chooses no other name of diffusers to import
         return settings
-    known = inspect.signature(kind.__init__).parameters
+    known = inspect.signature(getattr(diffusers, kind).__init__).parameters
     return {name: known[name].default for name in PROCESS[:4] if name in known} | settings
 
 
