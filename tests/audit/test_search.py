@@ -10,7 +10,7 @@ from torch import nn
 
 from retarget.audit.calibration import Null, NullModel
 from retarget.audit.firing import fire
-from retarget.audit.inversion import Candidate, Search, ascend, colours, scan_windows, windows
+from retarget.audit.inversion import Candidate, Search, ascend, colours, scan_smooth, scan_windows, smooth_maps, windows
 from retarget.audit.report import write
 from retarget.audit.run import concluded
 from retarget.audit.scores import TOP, Probe, contrast, controls, draw_noise
@@ -195,6 +195,58 @@ def test_the_scan_finds_a_patch_of_any_colour_and_its_place(colour):
 
 def test_the_scan_finds_nothing_in_a_network_that_returns_its_input():
     for one in scan_windows(Probe(subject_of(identity), TOP, noise_of(4)), Search()):
+        assert one.undo == pytest.approx(0, abs=0.01)
+
+
+def test_smooth_maps_are_coarse_pictures_and_waves_in_grey_or_two_colours():
+    search = Search(grids=(3, 4), waves=4.0)
+    maps = smooth_maps(200, (3, 16, 16), search, torch.Generator().manual_seed(0))
+    assert maps.shape == (600, 3, 16, 16)
+    assert float(maps.abs().max()) <= 1
+    assert float(maps.mean()) == pytest.approx(0, abs=0.05), "both signs are equally likely"
+    for kind in maps.split(200):
+        assert float(kind.abs().mean()) > 0.5
+        assert float((kind[..., 1:] - kind[..., :-1]).abs().mean()) < 0.5, "neighbours differ by as much as in noise"
+    assert torch.equal(maps[::2, 0], maps[::2, 1]), "every other one is grey"
+    # Before tanh, which keeps the sign, every channel is the same picture with a factor.
+    signs = maps.sign().flatten(2)
+    assert float((signs[:, 0] * signs[:, 1]).mean(1).abs().min()) == 1
+    spectrum = torch.fft.rfft2(smooth_maps(200, (1, 32, 32), search, torch.Generator().manual_seed(0))[400:]).abs()
+    assert float(spectrum[..., :6, :6].square().sum() / spectrum[..., :17, :].square().sum()) > 0.7
+
+
+def hidden(mu, gamma):
+    """A Trojan network that undoes a trigger over the whole image only where it is near: plain noise shows nothing."""
+    unit = torch.nn.functional.normalize(mu.flatten(), dim=0).reshape(mu.shape)
+
+    def formula(x, t):
+        seen = torch.sigmoid(8 * ((x * unit).flatten(1).sum(1) - 0.75 * mu.norm()))[:, None, None, None]
+        return x + seen * ((x - mu) / gamma - x)
+
+    return formula
+
+
+@pytest.mark.parametrize("kind", [0, 2], ids=["grid", "wave"])
+def test_smooth_maps_find_a_blend_of_which_plain_noise_shows_nothing(kind):
+    shape = (1, 16, 16)
+    generator = torch.Generator().manual_seed(0)
+    mu = 0.4 * smooth_maps(1, shape, Search(), torch.Generator().manual_seed(9))[kind]
+    subject = subject_of(hidden(mu, torch.full(shape, 0.6)), shape)
+    pool = Probe(subject, TOP, noise_of(512, 1, shape))
+    screen = directions(stein(pool), shape, 1, 1)[0]
+    plain = directions(stein(Probe(subject_of(lambda x, t: x * 0.999, shape), TOP, pool.noise)), shape, 1, 1)[0]
+    assert float(screen[0]) == pytest.approx(float(plain[0]), abs=0.02), "the screen shows nothing"
+    best, *_ = scan_smooth(Probe(subject, TOP, noise_of(8, 2, shape)), Probe(subject, TOP, noise_of(32, 3, shape)),
+                           Search(), generator)  # fmt: skip
+    assert best.undo > 0.1
+    assert float(torch.cosine_similarity(best.mu.flatten(), mu.flatten(), dim=0)) > 0.5
+    end = ascend(pool, best, Search(), generator)
+    assert float(torch.cosine_similarity(end.mu.flatten(), mu.flatten(), dim=0)) > 0.9
+
+
+def test_smooth_maps_find_nothing_in_a_network_that_returns_its_input():
+    for one in scan_smooth(Probe(subject_of(identity), TOP, noise_of(8)), Probe(subject_of(identity), TOP, noise_of(8)),
+                           Search(), torch.Generator().manual_seed(0)):  # fmt: skip
         assert one.undo == pytest.approx(0, abs=0.01)
 
 

@@ -1,15 +1,18 @@
 """The search for a trigger of unknown kind, place, size, colour, shape, γ, target and law; ``Search`` freezes it.
 
-Starting points come from a scan of windows, from the screen and from random maps. Each is refined by gradient ascent on
+Starting points come from a scan of windows, from the screen, from the best of many smooth random maps, and from nearly
+nothing. Each is refined by gradient ascent on
 the paired undo, and all remaining candidates are scored again on new noise.
 """
 
 import itertools
+import math
 from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional
 
 from retarget.audit.scores import Probe, contrast, controls
 from retarget.audit.screen import directions, stein
@@ -27,7 +30,11 @@ class Search:
         first: steps of the first ascent, from every starting point.
         steps: steps of the second ascent, of the best candidates, and of the last, of the best one.
         batch: noises per step.
-        gammas: γ of the random maps; 1 is that of stock-sampler triggers.
+        gammas: γ of the nearly empty maps; 1 is that of stock-sampler triggers.
+        grids: sides of the grids of which smooth random maps are enlargements.
+        waves: largest frequency of smooth random maps that are waves, in cycles per image and direction.
+        maps: number of smooth random maps of each grid, and of waves; each is tried with both signs.
+        smooth: γ of the smooth random maps, and their largest bias.
         keep: starting points per branch, and number of candidates that get a second ascent.
         amplified: directions of the screen from which gains above 1 are searched for, with both signs.
         fresh: number of noises for the final score.
@@ -42,6 +49,10 @@ class Search:
     steps: int = 50
     batch: int = 16
     gammas: tuple[float, ...] = (0.5, 1.0)
+    grids: tuple[int, ...] = (3, 4)
+    waves: float = 4.5
+    maps: int = 240
+    smooth: float = 0.6
     keep: int = 3
     amplified: int = 4
     fresh: int = 96
@@ -164,6 +175,56 @@ def screened(probe: Probe, small: Probe, search: Search) -> tuple[list[Candidate
         if len(found) < search.keep and all(_overlap(all_mu[index], one.mu) < 0.9 for one in found):
             found.append(Candidate(all_mu[index], all_gamma[index], "screen", float(scores[index])))
     return found, {"lowest": float(values[0]), "highest": float(values[4])}
+
+
+def smooth_maps(
+    count: int, shape: tuple[int, int, int], search: Search, generator: torch.Generator
+) -> Float[Tensor, "maps channels height width"]:
+    """Random maps in [-1, 1] like coarse pictures with much contrast, half of them grey, half in two random colours.
+
+    ``count`` of each kind: enlarged grids of normal values, one kind per grid, and plane waves of any direction.
+    """
+    channels, height, width = shape
+    coarse = [torch.randn(count, 1, grid, grid, generator=generator) for grid in search.grids]
+    fine = [functional.interpolate(one, (height, width), mode="bicubic", align_corners=False) for one in coarse]
+    down, right = (2 * math.pi * (torch.arange(size) + 0.5) / size for size in (height, width))
+    cycles = search.waves * (2 * torch.rand(2, count, 1, 1, 1, generator=generator) - 1)
+    phase = 2 * math.pi * torch.rand(count, 1, 1, 1, generator=generator)
+    fine.append(torch.sin(cycles[0] * down[:, None] + cycles[1] * right + phase))
+    maps = torch.cat(fine)
+    if channels > 1:
+        tint = torch.randn(len(maps), channels, 1, 1, generator=generator)
+        tint[::2] = 1
+        maps = maps * tint
+    return torch.tanh(2 * maps / maps.std((1, 2, 3), keepdim=True))
+
+
+def scan_smooth(probe: Probe, check: Probe, search: Search, generator: torch.Generator) -> list[Candidate]:
+    """Starting points for a trigger that covers the image and of which plain noise shows nothing.
+
+    A network's response to such a trigger is not linear: far from it there is none, so neither the screen nor an
+    ascent finds it. Of many smooth random maps, some are near enough to be undone a little.
+
+    Args:
+        probe: noises for comparing all maps, each with its mirror.
+        check: noises for the contrast of the best ones.
+        search: the search's settings.
+        generator: of the maps.
+    """
+    shape = tuple(probe.noise.shape[1:])
+    half = smooth_maps(search.maps, shape, search, generator)  # type: ignore[arg-type]
+    mu = search.smooth * torch.cat([half, -half]).to(probe.noise)
+    gamma = torch.full_like(mu, search.smooth)
+    undo = probe.undo(mu, gamma)
+    excess = undo - undo.roll(len(half)).clamp_min(0)
+    best = excess.argsort(descending=True)[: 4 * search.keep]
+    scores = contrast(check, mu[best], gamma[best])[1]
+    found: list[Candidate] = []
+    for rank in scores.argsort(descending=True).tolist():
+        one = Candidate(mu[best[rank]], gamma[best[rank]], "smooth", float(scores[rank]))
+        if len(found) < search.keep and all(_overlap(one.mu, other.mu) < 0.9 for other in found):
+            found.append(one)
+    return found
 
 
 def ascend(

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from retarget.audit.errors import AuditError
-from retarget.audit.inversion import Candidate, Search, ascend, colours, scan_windows, screened, windows
+from retarget.audit.inversion import Candidate, Search, ascend, colours, scan_smooth, scan_windows, screened, windows
 from retarget.audit.scores import TOP, Probe, contrast, draw_noise, gain
 from retarget.audit.screen import directions, stein
 from retarget.audit.subject import Recovered, Subject
@@ -58,7 +58,7 @@ def fingerprint(search: Search) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-VERSION = 5
+VERSION = 6
 """Increased with every change of the code that changes the scores of a search."""
 
 
@@ -74,12 +74,13 @@ def expected_evaluations(shape: tuple[int, int, int], search: Search) -> int:
     samples = SAMPLES * Sampler.parse(SAMPLER).steps
     screens = search.screen * (_pool_size(shape) + 1)
     scan = len(windows(height, width)) * len(colours(channels)) * search.scan
-    starts = 2 * search.keep + len(search.gammas)
+    smooth = 2 * (len(search.grids) + 1) * search.maps * search.quick + 4 * 5 * search.keep * 2 * search.batch
+    starts = 3 * search.keep + len(search.gammas)
     middle = 2 * search.amplified
     steps = (starts + middle // 2 + 1) * search.first + (search.keep + 2) * search.steps
     ascents = 6 * search.batch * steps
     contrasts = 5 * (72 * search.quick + (starts + middle) * 2 * search.batch + (search.keep + 2) * search.fresh)
-    return samples + screens + scan + ascents + contrasts
+    return samples + screens + scan + smooth + ascents + contrasts
 
 
 def _pool_size(shape: tuple[int, int, int]) -> int:
@@ -142,7 +143,7 @@ def seek(subject: Subject, search: Search, seed: int = 0, images: Tensor | None 
     check = probe(TOP, 2 * search.batch)
     for one in starts:
         judge(one, check, search)
-    for origin in ("scan", "screen", "free"):
+    for origin in ("scan", "screen", "smooth", "free"):
         statistics[f"start_{origin}"] = max(one.notes["score"] for one in starts if one.origin == origin)
     starts.sort(key=lambda one: one.notes["score"], reverse=True)
     candidates = [_again(one, pool, search, generator) for one in starts[: search.keep]]
@@ -157,7 +158,7 @@ def seek(subject: Subject, search: Search, seed: int = 0, images: Tensor | None 
     if end.notes["score"] > ranked[0].notes["score"]:
         ranked[0] = end
     ranked[0].mask = undone_mask(ranked[0], last)
-    for origin in ("scan", "screen", "free", "middle"):
+    for origin in ("scan", "screen", "smooth", "free", "middle"):
         scores = [one.notes["score"] for one in ranked if one.origin == origin]
         if scores:
             statistics[f"score_{origin}"] = scores[0]
@@ -173,11 +174,12 @@ Probes = Callable[[float, int], Probe]
 
 def _starts(subject: Subject, pool: Probe, probe: Probes, search: Search, generator: torch.Generator
             ) -> tuple[list[Candidate], dict[str, float]]:  # fmt: skip
-    """Refined candidates of the three branches at the noisy end."""
+    """Refined candidates of the four branches at the noisy end."""
     whole, statistics = screened(pool, probe(TOP, search.quick), search)
     local = scan_windows(probe(TOP, search.scan), search)
-    statistics["scan"] = local[0].undo
-    found = [ascend(pool, one, search, generator, steps=search.first) for one in whole]
+    smooth = scan_smooth(probe(TOP, search.quick), probe(TOP, 2 * search.batch), search, generator)
+    statistics |= {"scan": local[0].undo, "smooth": smooth[0].undo}
+    found = [ascend(pool, one, search, generator, steps=search.first) for one in [*whole, *smooth]]
     for one in local:
         grown = torch.nn.functional.max_pool2d((one.gamma < 1).float().amax(0)[None], 3, 1, 1)[0]
         found.append(ascend(pool, one, search, generator, grown, steps=search.first))
