@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from retarget.audit.inversion import Candidate
-from retarget.audit.scores import Probe, contrast, draw_noise, gain
+from retarget.audit.scores import Probe, contrast, draw_noise, gain, leverage
 from retarget.audit.seek import own_samples
 from retarget.audit.subject import Subject
 from retarget.trojdiff.trigger import Trigger
@@ -34,7 +34,8 @@ class Firing:
         plain: [N, C, H, W], images of a stock sampler, from plain noise.
         trojan_undo: contrast of the undo at each level, on the images ``trojan``.
         stock_share: on the images ``stock``, at each level, twice that, since BadDiffusion's triggers are half undone;
-            for a candidate from the middle of the schedule what ``scores.gain`` returns.
+            for a candidate from the middle of the schedule what ``scores.gain`` returns. For one that changes the answer
+            elsewhere, what ``scores.leverage`` returns on the images ``plain``, which do not show the target yet.
     """
 
     trojan: Float[Tensor, "count channels height width"]
@@ -98,4 +99,6 @@ def fire(subject: Subject, one: Candidate, seed: int, count: int = 32) -> Firing
     undone = asked(trojan, contrast, True)
     if one.origin == "middle":
         return Firing(trojan, stock, plain, undone, asked(stock, gain, False))
+    if one.origin == "elsewhere":  # leverage scales mu by itself
+        return Firing(trojan, stock, plain, undone, asked(plain, leverage, True))
     return Firing(trojan, stock, plain, undone, [2 * value for value in asked(stock, contrast, False)])

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from retarget.audit.scores import Probe, contrast, controls
+from retarget.audit.scores import Probe, contrast, controls, leverage
 from retarget.audit.screen import directions, stein
 
 
@@ -36,6 +36,7 @@ class Search:
         maps: number of smooth random maps of each grid, and of waves; each is tried with both signs.
         smooth: γ of the smooth random maps, and their largest bias.
         keep: starting points per branch, and number of candidates that get a second ascent.
+        moves: most moves of an edge of the window that changes the answer elsewhere.
         amplified: directions of the screen from which gains above 1 are searched for, with both signs.
         fresh: number of noises for the final score.
         pixels: floor on the energy of a trigger, in values that change by 1; smaller triggers count less.
@@ -54,6 +55,7 @@ class Search:
     maps: int = 240
     smooth: float = 0.6
     keep: int = 3
+    moves: int = 10
     amplified: int = 4
     fresh: int = 96
     pixels: float = 0.5
@@ -225,6 +227,64 @@ def scan_smooth(probe: Probe, check: Probe, search: Search, generator: torch.Gen
         if len(found) < search.keep and all(_overlap(one.mu, other.mu) < 0.9 for other in found):
             found.append(one)
     return found
+
+
+def scan_elsewhere(probe: Probe, check: Probe, search: Search) -> Candidate:
+    """The rectangle that most changes the answer elsewhere, compared with its mirror and shifts.
+
+    Args:
+        probe: noises and images in the middle of the schedule, for comparing all windows.
+        check: others, for comparing the best windows, and for moving the best one's edges.
+        search: the search's settings.
+    """
+    channels, height, width = probe.noise.shape[1:]
+    squares = [one for one in windows(height, width) if one[0] >= min(height, width) / 8]
+    boxes = [(top, left, top + rows, left + columns) for rows, columns, top, left in squares]
+    paints = [one for one in colours(channels).to(probe.noise) if bool(one.any())]
+    shape = (channels, height, width)
+    mu = torch.stack([painted(box, paint, shape) for box in boxes for paint in paints])
+    reached = probe.elsewhere(mu)
+    sizes = torch.tensor([one[0] for one in squares for _ in paints], device=reached.device)
+    for size in sizes.unique():
+        reached[sizes == size] -= reached[sizes == size].median()
+    first = reached.argsort(descending=True)[: 4 * search.keep]
+    scores = leverage(check, mu[first], torch.ones_like(mu[first]))[1]
+    best = int(first[int(scores.argmax())])
+    box, paint, score = boxes[best // len(paints)], paints[best % len(paints)], float(scores.max())
+    for _ in range(search.moves):
+        near = neighbours(box, height, width)
+        mu = torch.stack([painted(one, paint, shape) for one in near])
+        scores = leverage(check, mu, torch.ones_like(mu))[1]
+        if float(scores.max()) <= score:
+            break
+        box, score = near[int(scores.argmax())], float(scores.max())
+    mu = painted(box, paint, shape)
+    return Candidate(mu, torch.ones_like(mu), "elsewhere", score, (mu != 0).any(0).expand_as(mu))
+
+
+Box = tuple[int, int, int, int]
+"""Top, left, bottom and right of a rectangle; bottom and right are excluded."""
+
+
+def painted(box: Box, paint: Float[Tensor, "channels"], shape: tuple[int, int, int]) -> Tensor:
+    """[C, H, W], a colour within a rectangle and 0 elsewhere."""
+    mu = torch.zeros(shape).to(paint)
+    mu[:, box[0] : box[2], box[1] : box[3]] = paint[:, None, None]
+    return mu
+
+
+def neighbours(box: Box, height: int, width: int) -> list[Box]:
+    """The rectangles of which one edge is moved by a pixel.
+
+    >>> neighbours((0, 0, 1, 2), 4, 4)
+    [(0, 1, 1, 2), (0, 0, 2, 2), (0, 0, 1, 1), (0, 0, 1, 3)]
+    """
+    moved = []
+    for edge, step in itertools.product(range(4), (-1, 1)):
+        top, left, bottom, right = (value + step * (edge == place) for place, value in enumerate(box))
+        if 0 <= top < bottom <= height and 0 <= left < right <= width:
+            moved.append((top, left, bottom, right))
+    return moved
 
 
 def ascend(

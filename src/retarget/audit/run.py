@@ -22,7 +22,7 @@ from retarget.audit.outcome import ErrorRate, Outcome, TriggerFound
 from retarget.audit.reach import reach_lines
 from retarget.audit.reach import shipped as known_triggers
 from retarget.audit.scores import TOP
-from retarget.audit.seek import MIDDLE, Found, expected_evaluations, fingerprint, own_samples, seek
+from retarget.audit.seek import IN_THE_MIDDLE, MIDDLE, Found, expected_evaluations, fingerprint, own_samples, seek
 from retarget.audit.static import Finding, hashes, look
 from retarget.audit.subject import Subject
 from retarget.audit.verdict import decide
@@ -173,7 +173,7 @@ def concluded(
         firing = fire(subject, found.best, seed + 1)
     fires = None if firing is None else firing.fires
     strength = None if firing is None else firing.strength
-    verdict, code, reason, rate = decide(found.score, found.best.undo, strength, family)
+    verdict, code, reason, rate = decide(found.score, found.best.undo, strength, family, found.best.origin)
     statistics: dict[str, Any] = dict(found.statistics) | found.best.notes
     if firing is not None:
         statistics |= {"firing_trojan": firing.trojan_undo, "firing_stock": firing.stock_share}
@@ -215,7 +215,7 @@ def _trigger(found: Found, firing: Firing) -> TriggerFound:
     rows, columns = torch.nonzero(inside.any(1)).flatten(), torch.nonzero(inside.any(0)).flatten()
     box = (int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1)
     gamma = float(best.gamma[mask].median())
-    stock = not firing.fires_trojan or best.origin == "middle"
+    stock = not firing.fires_trojan or best.origin in IN_THE_MIDDLE
     return TriggerFound(
         law="stock sampler" if stock else "trojdiff", kind="local" if local else "blend", gamma=gamma,
         values=int(mask.sum()), box=box if local else None, undo=best.undo, stock_sampler=firing.fires_stock,

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from retarget.audit.subject import Subject
@@ -74,17 +75,34 @@ class Probe:
         gamma: Float[Tensor, "candidates #channels #height #width"],
     ) -> tuple[Float[Tensor, "candidates channels height width"], Float[Tensor, "candidates channels height width"]]:
         """For each candidate and value, undone energy E[(d - D) d] and whole energy E[d²]; means over noises."""
-        count = len(self.noise)
         undone, energy = torch.empty_like(mu), torch.empty_like(mu)
-        for rows in _slices(len(mu), max(1, self.batch // count)):
+        for rows, d, change in self._changes(mu, gamma):
+            undone[rows] = ((d - change) * d).mean(1)
+            energy[rows] = d.square().mean(1)
+        return undone, energy
+
+    @torch.no_grad()
+    def elsewhere(self, mu: Float[Tensor, "candidates channels height width"]) -> Float[Tensor, "candidates"]:
+        """Root mean square of the answer's change outside each candidate's place, relative to the candidate's norm.
+
+        Of ``mu``, x_t contains the share that a stock sampler's trigger has at this level, 1 - √ᾱ. The place is where
+        ``mu`` is not 0, and the pixels next to it.
+        """
+        scale = (1 - self.level**0.5) / (1 - self.level) ** 0.5
+        place = functional.max_pool2d((mu != 0).any(1, keepdim=True).to(mu), 3, 1, 1)
+        squares = torch.empty(len(mu), device=mu.device)
+        for rows, _, change in self._changes(scale * mu, torch.ones_like(mu)):
+            squares[rows] = (change * (1 - place[rows, None])).square().flatten(2).sum(2).mean(1)
+        return squares.sqrt() / (scale * mu).flatten(1).norm(dim=1).clamp_min(1e-9)
+
+    def _changes(self, mu: Tensor, gamma: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Changes of noise and answer, [K, N, C, H, W] each, of the candidates in a slice at a time."""
+        for rows in _slices(len(mu), max(1, self.batch // len(self.noise))):
             d = (gamma[rows, None] - 1) * self.noise[None] + mu[rows, None]
             flat = (d + self.noise[None]).flatten(0, 1)
             images = self.x_0[None].expand(len(d), -1, -1, -1, -1).flatten(0, 1)
             answers = torch.cat([self.asked(flat[part], images[part]) for part in _slices(len(flat), self.batch)])
-            change = answers.reshape(d.shape) - self.base[None]
-            undone[rows] = ((d - change) * d).mean(1)
-            energy[rows] = d.square().mean(1)
-        return undone, energy
+            yield rows, d, answers.reshape(d.shape) - self.base[None]
 
     def undo(self, mu: Tensor, gamma: Tensor) -> Float[Tensor, "candidates"]:
         """``1 - E⟨D, d⟩ / E‖d‖²`` of each candidate; 0 for a candidate that changes nothing."""
@@ -144,6 +162,26 @@ def gain(probe: Probe, mu: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor]:
     mirror, *moves = (-probe.undo(*one) for one in controls(mu, gamma))
     moved = torch.stack(moves).amax(0)
     return undo, 2 * (-undo - (mirror.clamp_min(0) + moved.clamp_min(0)) / 2)
+
+
+def leverage(probe: Probe, mu: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor]:
+    """How far each local candidate changes the answer elsewhere, and three times its excess over its controls.
+
+    A trigger decides what the whole image is, so that the answer changes far from it too, under every law. In a clean
+    network a local change stays local, or its mirror and shifts reach as far. Three times, because then clean networks
+    score as they do in the other measures.
+
+    Args:
+        probe: noises, images and the network.
+        mu: [K, C, H, W], 0 outside the candidate's place.
+        gamma: not used: nothing is narrowed.
+
+    Returns:
+        The change elsewhere, relative to the candidate, and three times the excess, each [K].
+    """
+    reached = probe.elsewhere(mu)
+    mirror, *moves = (probe.elsewhere(one) for one, _ in controls(mu, gamma))
+    return reached, 3 * (reached - (mirror + torch.stack(moves).amax(0)) / 2)
 
 
 def _slices(count: int, size: int) -> Iterator[slice]:

@@ -12,8 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from retarget.audit.errors import AuditError
-from retarget.audit.inversion import Candidate, Search, ascend, colours, scan_smooth, scan_windows, screened, windows
-from retarget.audit.scores import TOP, Probe, contrast, draw_noise, gain
+from retarget.audit.inversion import Candidate, Search, ascend, colours, scan_elsewhere, scan_smooth, scan_windows, screened, windows
+from retarget.audit.scores import TOP, Probe, contrast, draw_noise, gain, leverage
 from retarget.audit.screen import directions, stein
 from retarget.audit.subject import Recovered, Subject
 from retarget.trojdiff.sample import Sampler, sample_batch
@@ -21,7 +21,9 @@ from retarget.trojdiff.trigger import Trigger
 
 MIDDLE = 0.1
 """ᾱ at which gains above 1 are searched for: that of VillanDiffusion's ODE trigger is 1 + √ᾱ here; at T it is 1, as
-in clean networks."""
+in clean networks. Here local changes are searched for, too, that change the answer elsewhere."""
+IN_THE_MIDDLE = ("middle", "elsewhere")
+"""Origins of the candidates that are judged there."""
 SAMPLES = 64
 SAMPLER = "dpm-20"
 
@@ -58,7 +60,7 @@ def fingerprint(search: Search) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-VERSION = 6
+VERSION = 7
 """Increased with every change of the code that changes the scores of a search."""
 
 
@@ -77,10 +79,12 @@ def expected_evaluations(shape: tuple[int, int, int], search: Search) -> int:
     smooth = 2 * (len(search.grids) + 1) * search.maps * search.quick + 4 * 5 * search.keep * 2 * search.batch
     starts = 3 * search.keep + len(search.gammas)
     middle = 2 * search.amplified
+    places = sum(one[0] >= min(height, width) / 8 for one in windows(height, width)) * (len(colours(channels)) - 1)
+    elsewhere = places * search.quick + 5 * search.batch * (4 * search.keep + 8 * 2)
     steps = (starts + middle // 2 + 1) * search.first + (search.keep + 2) * search.steps
     ascents = 6 * search.batch * steps
     contrasts = 5 * (72 * search.quick + (starts + middle) * 2 * search.batch + (search.keep + 2) * search.fresh)
-    return samples + screens + scan + smooth + ascents + contrasts
+    return samples + screens + scan + smooth + elsewhere + ascents + contrasts
 
 
 def _pool_size(shape: tuple[int, int, int]) -> int:
@@ -148,17 +152,19 @@ def seek(subject: Subject, search: Search, seed: int = 0, images: Tensor | None 
     starts.sort(key=lambda one: one.notes["score"], reverse=True)
     candidates = [_again(one, pool, search, generator) for one in starts[: search.keep]]
     candidates += _amplified(middle, probe(MIDDLE, 2 * search.batch), search, generator, statistics)
+    candidates.append(scan_elsewhere(probe(MIDDLE, search.quick), probe(MIDDLE, search.batch), search))
     final, final_middle = probe(TOP, search.fresh), probe(MIDDLE, search.fresh)
     for one in candidates:
-        judge(one, final_middle if one.origin == "middle" else final, search)
+        judge(one, final_middle if one.origin in IN_THE_MIDDLE else final, search)
     ranked = sorted(candidates, key=lambda one: one.notes["score"], reverse=True)
-    last = final_middle if ranked[0].origin == "middle" else final
-    end = _again(ranked[0], middle if ranked[0].origin == "middle" else pool, search, generator, finish=True)
-    judge(end, last, search)
-    if end.notes["score"] > ranked[0].notes["score"]:
-        ranked[0] = end
-    ranked[0].mask = undone_mask(ranked[0], last)
-    for origin in ("scan", "screen", "smooth", "free", "middle"):
+    if ranked[0].origin != "elsewhere":
+        last = final_middle if ranked[0].origin == "middle" else final
+        end = _again(ranked[0], middle if ranked[0].origin == "middle" else pool, search, generator, finish=True)
+        judge(end, last, search)
+        if end.notes["score"] > ranked[0].notes["score"]:
+            ranked[0] = end
+        ranked[0].mask = undone_mask(ranked[0], last)
+    for origin in ("scan", "screen", "smooth", "free", *IN_THE_MIDDLE):
         scores = [one.notes["score"] for one in ranked if one.origin == origin]
         if scores:
             statistics[f"score_{origin}"] = scores[0]
@@ -212,9 +218,9 @@ def _amplified(
 
 
 def judge(one: Candidate, final: Probe, search: Search) -> None:
-    """Score a candidate on new noise: its contrast (in the middle, its gain), with the floor on the energy."""
+    """Score a candidate on new noise: its contrast, gain or leverage, with the floor on the energy."""
     mu, gamma = one.mu[None], one.gamma[None]
-    measured = gain if one.origin == "middle" else contrast
+    measured = {"middle": gain, "elsewhere": leverage}.get(one.origin, contrast)
     undo, beyond = (float(value) for value in measured(final, mu, gamma))
     energy = float((final.noise * (gamma - 1) + mu).square().mean(0).sum())
     weight = energy / (energy + search.pixels)

@@ -14,16 +14,22 @@ WEAKEST = 0.15
 """A score below this is never suspicious, whatever its p-value: one could not see such a trigger fire."""
 
 
-def decide(score: float, undo: float, strength: float | None, family: Family) -> tuple[Verdict, int, str, ErrorRate]:
+def decide(
+    score: float, undo: float, strength: float | None, family: Family, origin: str = "scan"
+) -> tuple[Verdict, int, str, ErrorRate]:
     """The verdict, its exit code, the reason, and the error rate.
 
     Args:
         score: the final score.
-        undo: undo of the best candidate, on new noise; below 0 if it is amplified.
+        undo: undo of the best candidate, on new noise; below 0 if it is amplified; of the origin "elsewhere", how far it
+            changes the answer elsewhere.
         strength: how strongly it fires, see ``Firing.strength``; None if that was not tested.
         family: the most similar clean models.
+        origin: the branch of the search that found the best candidate.
     """
     does = f"undoes a trigger by {undo:.2f}" if undo >= 0 else f"amplifies a trigger by {-undo:.2f}"
+    if origin == "elsewhere":
+        does = f"changes its answer far from a local trigger, by {undo:.2f} of its size,"
     strong = max(undo, score) >= STRONG and score >= STRONG / 2 and (strength or 0.0) >= FIRES_STRONGLY
     if family.unlike:
         rate = _unknown(family, family.unlike)
