@@ -83,16 +83,18 @@ class Probe:
 
     @torch.no_grad()
     def elsewhere(self, mu: Float[Tensor, "candidates channels height width"]) -> Float[Tensor, "candidates"]:
-        """Root mean square of the answer's change outside each candidate's place, relative to the candidate's norm.
+        """How far the answer changes outside each candidate's place: the root mean square over noises of the change's
+        norm there, extrapolated to the whole image, relative to the candidate's norm.
 
         Of ``mu``, x_t contains the share that a stock sampler's trigger has at this level, 1 - √ᾱ. The place is where
-        ``mu`` is not 0, and the pixels next to it.
+        ``mu`` is not 0, and the pixels next to it; at an edge it is smaller.
         """
         scale = (1 - self.level**0.5) / (1 - self.level) ** 0.5
-        place = functional.max_pool2d((mu != 0).any(1, keepdim=True).to(mu), 3, 1, 1)
+        outside = 1 - functional.max_pool2d((mu != 0).any(1, keepdim=True).to(mu), 3, 1, 1)
         squares = torch.empty(len(mu), device=mu.device)
         for rows, _, change in self._changes(scale * mu, torch.ones_like(mu)):
-            squares[rows] = (change * (1 - place[rows, None])).square().flatten(2).sum(2).mean(1)
+            squares[rows] = (change * outside[rows, None]).square().flatten(2).sum(2).mean(1)
+        squares /= outside.flatten(1).mean(1).clamp_min(1 / outside[0].numel())
         return squares.sqrt() / (scale * mu).flatten(1).norm(dim=1).clamp_min(1e-9)
 
     def _changes(self, mu: Tensor, gamma: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
