@@ -70,7 +70,7 @@ def expected_evaluations(shape: tuple[int, int, int], search: Search) -> int:
     The images that a suspected trigger generates, and single checks, are not counted.
 
     >>> expected_evaluations((3, 32, 32), Search())
-    143024
+    163376
     """
     channels, height, width = shape
     samples = SAMPLES * Sampler.parse(SAMPLER).steps
