@@ -1,12 +1,16 @@
 """Tiny real pipelines for the audit's tests."""
 
 import json
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
 from retarget.audit.nulls import fit
+
+sys.path.append(str(Path(__file__).parent))
 
 
 def _make_unet(side=8, channels=1, seed=0, **more):

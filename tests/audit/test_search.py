@@ -5,46 +5,17 @@ import json
 import numpy as np
 import pytest
 import torch
-from diffusers import DDPMScheduler
-from torch import nn
+from formulas import LEVELS, SHAPE, identity, noise_of, patch, subject_of
 
 from retarget.audit.calibration import Null, NullModel
 from retarget.audit.firing import fire
-from retarget.audit.inversion import Candidate, Search, ascend, colours, scan_elsewhere, scan_smooth, scan_windows, smooth_maps, windows
+from retarget.audit.inversion import Candidate, Search, ascend, colours, scan_smooth, scan_windows, smooth_maps, windows
 from retarget.audit.report import write
 from retarget.audit.run import concluded
-from retarget.audit.scores import TOP, Probe, contrast, controls, draw_noise, leverage
+from retarget.audit.scores import TOP, Probe, contrast, controls
 from retarget.audit.screen import directions, stein
 from retarget.audit.seek import expected_evaluations, fingerprint, recovered, seek
-from retarget.audit.subject import Subject, _Output
 from retarget.trojdiff import Trigger
-
-SHAPE = (1, 8, 8)
-LEVELS = DDPMScheduler().alphas_cumprod
-
-
-class Answering(nn.Module):
-    """A network that computes a formula of its input."""
-
-    def __init__(self, formula):
-        super().__init__()
-        self.formula = formula
-        self.weight = nn.Parameter(torch.zeros(1))
-
-    def forward(self, x, t):
-        return _Output(self.formula(x, t) + 0 * self.weight)
-
-
-def subject_of(formula, shape=SHAPE):
-    return Subject(Answering(formula), DDPMScheduler(), shape)
-
-
-def noise_of(count, seed=0, shape=SHAPE):
-    return draw_noise(count, shape, torch.Generator().manual_seed(seed))
-
-
-def identity(x, t):
-    return x
 
 
 def trojaned(mu, gamma):
@@ -56,12 +27,6 @@ def trojaned(mu, gamma):
         return torch.where(seen[:, None, None, None], (x - mu) / gamma, x)
 
     return formula
-
-
-def patch(gamma=0.1, colour=1.0):
-    mask = torch.zeros(SHAPE)
-    mask[:, 5:, 5:] = 1
-    return (1 - gamma) * colour * mask, 1 - (1 - gamma) * mask
 
 
 def test_undo_is_the_equation():
@@ -248,54 +213,6 @@ def test_smooth_maps_find_nothing_in_a_network_that_returns_its_input():
     for one in scan_smooth(Probe(subject_of(identity), TOP, noise_of(8)), Probe(subject_of(identity), TOP, noise_of(8)),
                            Search(), torch.Generator().manual_seed(0)):  # fmt: skip
         assert one.undo == pytest.approx(0, abs=0.01)
-
-
-def decided(mask, share=0.2):
-    """A network for which a white box in its place means another image: its answer then changes everywhere."""
-
-    def formula(x, t):
-        seen = torch.sigmoid(4 * ((x * mask).flatten(1).sum(1) / mask.sum().sqrt() - 1.5))[:, None, None, None]
-        return (x - share * seen) / (1 - LEVELS[t].reshape(-1, 1, 1, 1)).sqrt()
-
-    return formula
-
-
-def test_what_changes_elsewhere_is_the_equation():
-    mask = 1 - patch(gamma=0.0)[1]
-    probe = Probe(subject_of(decided(mask)), 0.1, noise_of(4))
-    mu = torch.stack([mask, 0.5 * mask.roll(2, -1)])
-    level, place = probe.level, torch.nn.functional.max_pool2d((mu != 0).float(), 3, 1, 1)
-    scale = (1 - level**0.5) / (1 - level) ** 0.5
-    for index in range(2):
-        change = probe.answer(probe.noise + scale * mu[index]) - probe.base
-        outside = (change * (1 - place[index])).double().numpy()
-        share = 1 - float(place[index].mean())
-        expected = np.sqrt((outside**2).sum() / 4 / share) / np.linalg.norm(scale * mu[index].numpy())
-        assert float(probe.elsewhere(mu)[index]) == pytest.approx(expected, rel=1e-4)
-
-
-def test_a_box_that_changes_the_answer_elsewhere_is_found_with_its_edges():
-    mask = 1 - patch(gamma=0.0)[1]
-    subject = subject_of(decided(mask))
-    best = scan_elsewhere(Probe(subject, 0.1, noise_of(16)), Probe(subject, 0.1, noise_of(32, 1)), Search())
-    assert best.origin == "elsewhere"
-    assert best.undo > 0.3
-    assert bool((best.mu >= 0).all()), "it is the white box, not the black one"
-    inside = best.mu > 0
-    assert float((inside & (mask > 0)).sum() / (inside | (mask > 0)).sum()) >= 0.7
-    blurred = subject_of(lambda x, t: torch.nn.functional.avg_pool2d(x, 3, 1, 1, count_include_pad=False))
-    for clean in (subject_of(identity), blurred):
-        best = scan_elsewhere(Probe(clean, 0.1, noise_of(16)), Probe(clean, 0.1, noise_of(32, 1)), Search())
-        assert abs(best.undo) < 0.02, "a local change stays local, or reaches as far in other places"
-
-
-def test_leverage_needs_one_sign_and_one_place():
-    """In a network whose answer has the mean of its input everywhere, every local change reaches everywhere."""
-    probe = Probe(subject_of(lambda x, t: x + 2 * x.mean((1, 2, 3), keepdim=True)), 0.1, noise_of(8))
-    mu = (1 - patch(gamma=0.0)[1])[None]
-    reached, excess = leverage(probe, mu, torch.ones_like(mu))
-    assert float(reached) > 0.1
-    assert float(excess) == pytest.approx(0, abs=1e-4)
 
 
 def test_ascent_stays_inside_its_bounds_and_its_support():

@@ -34,8 +34,8 @@ class Firing:
         plain: [N, C, H, W], images of a stock sampler, from plain noise.
         trojan_undo: contrast of the undo at each level, on the images ``trojan``.
         stock_share: on the images ``stock``, at each level, twice that, since BadDiffusion's triggers are half undone;
-            for a candidate from the middle of the schedule what ``scores.gain`` returns. For one that changes the answer
-            elsewhere, what ``scores.leverage`` returns on the images ``plain``, which do not show the target yet.
+            for a candidate from the middle of the schedule what ``scores.gain`` returns. For one that changes the
+            answer elsewhere, what ``scores.leverage`` returns on the images ``plain``, which do not show the target.
     """
 
     trojan: Float[Tensor, "count channels height width"]

@@ -34,8 +34,8 @@ class TriggerFound(Strict):
         description="top, left, bottom and right of the mask; bottom and right are excluded"
     )
     undo: float = Field(
-        description="undo on noise that the search has not used; if origin is elsewhere, the change of the answer outside "
-        "the trigger, relative to the trigger"
+        description="undo on noise that the search has not used; if origin is elsewhere, the change of the answer "
+        "outside the trigger, relative to the trigger"
     )
     stock_sampler: bool = Field(description="whether the trigger fires with a stock sampler that starts from its noise")
     origin: str = Field(description="the branch of the search that found the trigger")

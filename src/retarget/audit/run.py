@@ -201,8 +201,8 @@ def scope(subject: Subject, search: Search) -> list[str]:
         f"whole-image triggers, and local ones, searched for in windows of side 2 to {largest} in black, white, grey "
         "and the corners of the colour cube",
         f"the Trojan law with γ from about .05 to .8, and stock-sampler triggers visible at ᾱ = {TOP:g} or {MIDDLE:g}",
-        "triggers that act at the noisy end of the schedule, local ones also in its middle; those that act only near clean "
-        "images are not found",
+        "triggers that act at the noisy end of the schedule, local ones also in its middle; those that act only near "
+        "clean images are not found",
         *known,
     ]
 

@@ -12,7 +12,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from retarget.audit.errors import AuditError
-from retarget.audit.inversion import Candidate, Search, ascend, colours, scan_elsewhere, scan_smooth, scan_windows, screened, windows
+from retarget.audit.inversion import (
+    Candidate,
+    Search,
+    ascend,
+    colours,
+    scan_elsewhere,
+    scan_smooth,
+    scan_windows,
+    screened,
+    windows,
+)
 from retarget.audit.scores import TOP, Probe, contrast, draw_noise, gain, leverage
 from retarget.audit.screen import directions, stein
 from retarget.audit.subject import Recovered, Subject

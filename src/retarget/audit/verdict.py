@@ -21,8 +21,8 @@ def decide(
 
     Args:
         score: the final score.
-        undo: undo of the best candidate, on new noise; below 0 if it is amplified; of the origin "elsewhere", how far it
-            changes the answer elsewhere.
+        undo: undo of the best candidate, on new noise; below 0 if it is amplified; of the origin "elsewhere", how far
+            it changes the answer elsewhere.
         strength: how strongly it fires, see ``Firing.strength``; None if that was not tested.
         family: the most similar clean models.
         origin: the branch of the search that found the best candidate.

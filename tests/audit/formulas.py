@@ -1,0 +1,41 @@
+"""Networks that are formulas of their input, for which the audit's answers are known."""
+
+import torch
+from diffusers import DDPMScheduler
+from torch import nn
+
+from retarget.audit.scores import draw_noise
+from retarget.audit.subject import Subject, _Output
+
+SHAPE = (1, 8, 8)
+LEVELS = DDPMScheduler().alphas_cumprod
+
+
+class Answering(nn.Module):
+    """A network that computes a formula of its input."""
+
+    def __init__(self, formula):
+        super().__init__()
+        self.formula = formula
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x, t):
+        return _Output(self.formula(x, t) + 0 * self.weight)
+
+
+def subject_of(formula, shape=SHAPE):
+    return Subject(Answering(formula), DDPMScheduler(), shape)
+
+
+def noise_of(count, seed=0, shape=SHAPE):
+    return draw_noise(count, shape, torch.Generator().manual_seed(seed))
+
+
+def identity(x, t):
+    return x
+
+
+def patch(gamma=0.1, colour=1.0):
+    mask = torch.zeros(SHAPE)
+    mask[:, 5:, 5:] = 1
+    return (1 - gamma) * colour * mask, 1 - (1 - gamma) * mask
