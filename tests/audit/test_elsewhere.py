@@ -10,7 +10,7 @@ from retarget.audit.firing import STRONG, fire
 from retarget.audit.inversion import Candidate, Search, neighbours, scan_elsewhere
 from retarget.audit.run import concluded
 from retarget.audit.scores import Probe, leverage
-from retarget.audit.seek import fingerprint, seek
+from retarget.audit.seek import fingerprint, in_rank, seek
 
 
 def decided(mask, share=0.2):
@@ -65,6 +65,18 @@ def test_edges_move_by_a_pixel_and_stay_inside():
     assert len(neighbours((2, 2, 4, 4), 8, 8)) == 8
     assert neighbours((0, 0, 8, 8), 8, 8) == [(1, 0, 8, 8), (0, 1, 8, 8), (0, 0, 7, 8), (0, 0, 8, 7)]
     assert all(bottom > top and right > left for top, left, bottom, right in neighbours((3, 3, 4, 4), 8, 8))
+
+
+def test_a_rectangle_comes_after_the_maps_of_a_plain_trigger():
+    def one(origin, score):
+        return Candidate(torch.zeros(SHAPE), torch.ones(SHAPE), origin, notes={"score": score})
+
+    def order(*scores):
+        return [found.origin for found in in_rank([one(*each) for each in scores])]
+
+    assert order(("scan", 0.6), ("elsewhere", 0.9), ("middle", 0.2)) == ["scan", "elsewhere", "middle"]
+    assert order(("scan", 0.4), ("elsewhere", 0.9), ("middle", 0.2)) == ["elsewhere", "scan", "middle"]
+    assert order(("free", 0.1), ("elsewhere", 0.05), ("middle", 0.2)) == ["middle", "free", "elsewhere"]
 
 
 def test_it_fires_on_images_that_do_not_show_the_target_yet():

@@ -1,8 +1,8 @@
 """The search for a trigger of unknown kind, place, size, colour, shape, γ, target and law; ``Search`` freezes it.
 
 Starting points come from a scan of windows, from the screen, from the best of many smooth random maps, and from nearly
-nothing. Each is refined by gradient ascent on
-the paired undo, and all remaining candidates are scored again on new noise.
+empty maps. Each is refined by gradient ascent on the paired undo. The window that most changes the answer elsewhere is
+a candidate too, and all remaining candidates are scored again on new noise.
 """
 
 import itertools

@@ -34,6 +34,8 @@ MIDDLE = 0.1
 in clean networks. Here local changes are searched for, too, that change the answer elsewhere."""
 IN_THE_MIDDLE = ("middle", "elsewhere")
 """Origins of the candidates that are judged there."""
+PLAIN = 0.5
+"""From this score on, a candidate's maps are a trigger beyond doubt."""
 SAMPLES = 64
 SAMPLER = "dpm-20"
 
@@ -43,8 +45,8 @@ class Found:
     """The result of a search.
 
     Attributes:
-        ranked: candidates by final score, best first.
-        score: final score of the best candidate, which the null calibrates.
+        ranked: the candidates, best first, see ``in_rank``.
+        score: the largest final score, which the null calibrates.
         statistics: statistics of the branches.
         images: [N, C, H, W], the network's own samples, or the given images.
         evaluations: network evaluations of the search.
@@ -166,7 +168,7 @@ def seek(subject: Subject, search: Search, seed: int = 0, images: Tensor | None 
     final, final_middle = probe(TOP, search.fresh), probe(MIDDLE, search.fresh)
     for one in candidates:
         judge(one, final_middle if one.origin in IN_THE_MIDDLE else final, search)
-    ranked = sorted(candidates, key=lambda one: one.notes["score"], reverse=True)
+    ranked = in_rank(candidates)
     if ranked[0].origin != "elsewhere":
         last = final_middle if ranked[0].origin == "middle" else final
         end = _again(ranked[0], middle if ranked[0].origin == "middle" else pool, search, generator, finish=True)
@@ -180,9 +182,22 @@ def seek(subject: Subject, search: Search, seed: int = 0, images: Tensor | None 
             statistics[f"score_{origin}"] = scores[0]
     statistics["residual"] = float((final.base - final.noise).square().mean())
     statistics["spread"] = float(shown.std())
-    if not math.isfinite(ranked[0].notes["score"]):
+    score = max(one.notes["score"] for one in ranked)
+    if not math.isfinite(score):
         raise AuditError("the final score is not finite: the network's answers overflow")
-    return Found(ranked, ranked[0].notes["score"], statistics, shown, subject.evaluations - before)
+    return Found(ranked, score, statistics, shown, subject.evaluations - before)
+
+
+def in_rank(candidates: list[Candidate]) -> list[Candidate]:
+    """The candidates by score, best first; one that changes the answer elsewhere comes after those with ``PLAIN``.
+
+    It is only a rectangle of one colour, while theirs are the trigger's maps.
+    """
+
+    def key(one: Candidate) -> tuple[bool, float]:
+        return one.notes["score"] >= PLAIN and one.origin != "elsewhere", one.notes["score"]
+
+    return sorted(candidates, key=key, reverse=True)
 
 
 Probes = Callable[[float, int], Probe]
