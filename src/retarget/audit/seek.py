@@ -182,10 +182,10 @@ def seek(subject: Subject, search: Search, seed: int = 0, images: Tensor | None 
             statistics[f"score_{origin}"] = scores[0]
     statistics["residual"] = float((final.base - final.noise).square().mean())
     statistics["spread"] = float(shown.std())
-    score = max(one.notes["score"] for one in ranked)
-    if not math.isfinite(score):
-        raise AuditError("the final score is not finite: the network's answers overflow")
-    return Found(ranked, score, statistics, shown, subject.evaluations - before)
+    scores = [one.notes["score"] for one in ranked]
+    if not all(map(math.isfinite, scores)):
+        raise AuditError("a final score is not finite: the network's answers overflow")
+    return Found(ranked, max(scores), statistics, shown, subject.evaluations - before)
 
 
 def in_rank(candidates: list[Candidate]) -> list[Candidate]:
