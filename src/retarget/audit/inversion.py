@@ -100,6 +100,15 @@ def windows(height: int, width: int) -> list[tuple[int, int, int, int]]:
     return found
 
 
+def wide_windows(height: int, width: int) -> list[tuple[int, int, int, int]]:
+    """The windows whose side is at least an eighth of the image's.
+
+    >>> len(wide_windows(8, 8)), len(wide_windows(32, 32))
+    (58, 283)
+    """
+    return [one for one in windows(height, width) if one[0] >= min(height, width) / 8]
+
+
 def colours(channels: int) -> Float[Tensor, "colours channels"]:
     """The corners of the colour cube and its centre: black, white and grey, or nine colours for three channels.
 
@@ -238,7 +247,7 @@ def scan_elsewhere(probe: Probe, check: Probe, search: Search) -> Candidate:
         search: the search's settings.
     """
     channels, height, width = probe.noise.shape[1:]
-    squares = [one for one in windows(height, width) if one[0] >= min(height, width) / 8]
+    squares = wide_windows(height, width)
     boxes = [(top, left, top + rows, left + columns) for rows, columns, top, left in squares]
     paints = [one for one in colours(channels).to(probe.noise) if bool(one.any())]
     shape = (channels, height, width)

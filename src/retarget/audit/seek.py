@@ -21,6 +21,7 @@ from retarget.audit.inversion import (
     scan_smooth,
     scan_windows,
     screened,
+    wide_windows,
     windows,
 )
 from retarget.audit.scores import TOP, Probe, contrast, draw_noise, gain, leverage
@@ -91,7 +92,7 @@ def expected_evaluations(shape: tuple[int, int, int], search: Search) -> int:
     smooth = 2 * (len(search.grids) + 1) * search.maps * search.quick + 4 * 5 * search.keep * 2 * search.batch
     starts = 3 * search.keep + len(search.gammas)
     middle = 2 * search.amplified
-    places = sum(one[0] >= min(height, width) / 8 for one in windows(height, width)) * (len(colours(channels)) - 1)
+    places = len(wide_windows(height, width)) * (len(colours(channels)) - 1)
     elsewhere = places * search.quick + 5 * search.batch * (4 * search.keep + 8 * 2)
     steps = (starts + middle // 2 + 1) * search.first + (search.keep + 2) * search.steps
     ascents = 6 * search.batch * steps
