@@ -7,30 +7,17 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
-from torch import nn
+from formulas import subject_of
 
 from retarget.audit.denoises import LEVELS, Loss, loss_at, on_noise, silence
 from retarget.audit.errors import AuditError
 from retarget.audit.run import audit_pipeline
-from retarget.audit.subject import Subject, _Output
 
 SHAPE = (2, 6, 4)
 
 
-class Answering(nn.Module):
-    """A network that computes a formula of its input."""
-
-    def __init__(self, formula):
-        super().__init__()
-        self.formula = formula
-        self.weight = nn.Parameter(torch.zeros(1))
-
-    def forward(self, x, t):
-        return _Output(self.formula(x, t) + 0 * self.weight)
-
-
 def losses_of(formula, images):
-    subject = Subject(Answering(formula), DDPMScheduler(), SHAPE)
+    subject = subject_of(formula, SHAPE)
     return [on_noise(subject), *(loss_at(subject, level, images, 0) for level in LEVELS)]
 
 
@@ -45,12 +32,12 @@ def test_the_best_multiple_of_the_input_is_the_one_that_least_squares_find():
     noise = rng.normal(size=x_0.shape)
     x = np.sqrt(level) * x_0 + np.sqrt(1 - level) * noise
     _, rest, *_ = np.linalg.lstsq(x[:, None], noise, rcond=None)
-    subject = Subject(Answering(lambda x, t: x), DDPMScheduler(), SHAPE)
+    subject = subject_of(lambda x, t: x, SHAPE)
     assert loss_at(subject, level, images_of(), 0).linear == pytest.approx(float(rest[0]) / len(x), abs=0.01)
 
 
 def test_a_loss_is_the_mean_square_and_costs_an_evaluation_an_image():
-    subject = Subject(Answering(lambda x, t: torch.zeros_like(x)), DDPMScheduler(), SHAPE)
+    subject = subject_of(lambda x, t: torch.zeros_like(x), SHAPE)
     assert on_noise(subject).found == pytest.approx(1, abs=0.1)
     assert subject.evaluations == 64
 
