@@ -67,7 +67,7 @@ def test_edges_move_by_a_pixel_and_stay_inside():
     assert all(bottom > top and right > left for top, left, bottom, right in neighbours((3, 3, 4, 4), 8, 8))
 
 
-def test_a_rectangle_comes_after_the_maps_of_a_plain_trigger():
+def test_a_rectangle_counts_only_if_it_is_plain_and_after_the_maps_of_a_plain_trigger():
     def one(origin, score):
         return Candidate(torch.zeros(SHAPE), torch.ones(SHAPE), origin, notes={"score": score})
 
@@ -77,6 +77,7 @@ def test_a_rectangle_comes_after_the_maps_of_a_plain_trigger():
     assert order(("scan", 0.6), ("elsewhere", 0.9), ("middle", 0.2)) == ["scan", "elsewhere", "middle"]
     assert order(("scan", 0.4), ("elsewhere", 0.9), ("middle", 0.2)) == ["elsewhere", "scan", "middle"]
     assert order(("free", 0.1), ("elsewhere", 0.05), ("middle", 0.2)) == ["middle", "free", "elsewhere"]
+    assert order(("scan", 0.1), ("elsewhere", 0.4), ("middle", 0.2)) == ["middle", "scan", "elsewhere"], "not plain"
 
 
 def test_it_fires_on_images_that_do_not_show_the_target_yet():
