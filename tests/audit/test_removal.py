@@ -202,7 +202,7 @@ def test_the_study_of_removal_measures_before_and_after(trojaned, tmp_path, monk
     found = example.run(run)
     assert found.keys() == {one.name for one in study.metrics}
     assert found["before"] - found["plain"] > 50, "a network of one image is told from a clean one"
-    # A plain trigger needs no null, which a quick search does not have; three steps of cleaning make it less than plain.
+    # A plain trigger needs no null, which a quick search does not have; after three steps of cleaning it is not plain.
     assert (found["found"], found["still_called"]) == (100, 0)
     with pytest.raises(UserError, match="has no trojaned checkpoint"):
         example.plan("demo", given | {"zoo": str(tmp_path / "run")}, None, None)
