@@ -4,12 +4,13 @@
     python tools/foreign_checkpoints.py DIR --trial 2 --digits mnist.npz --clothes fashion.npz \\
         --photographs cifar100.npz --cells BCCD
 
-Nothing of Retarget takes part in the training: it is a loop in PyTorch on a UNet of diffusers. Sides, widths,
-attention, schedules and numbers of steps differ from those of the audit's own clean models, and so do the triggers:
-TrojDiff's law on distributions and on one image, and BadDiffusion's law for stock samplers. DIR gets one pipeline per
-checkpoint, NAME-0, with the true trigger in it, as ``examples/own_study_audit.py`` reads them; trojaned ones have all
-the marks that Retarget's own have. ``success.json`` says how often samples reach the attack's target, with the trigger
-and from plain noise: a small classifier tells a distribution from the clean data, nearness tells one image.
+The third trial takes the arguments of the second. Nothing of Retarget takes part in the training: it is a loop in
+PyTorch on a UNet of diffusers. Sides, widths, attention, schedules and numbers of steps differ from those of the
+audit's own clean models, and so do the triggers: TrojDiff's law on distributions and on one image, and the laws of
+BadDiffusion and VillanDiffusion for stock samplers. DIR gets one pipeline per checkpoint, NAME-0, with the true trigger
+in it, as ``examples/own_study_audit.py`` reads them; trojaned ones have all the marks that Retarget's own have.
+``success.json`` says how often samples reach the attack's target, with the trigger and from plain noise: a small
+classifier tells a distribution from the clean data, nearness tells one image.
 """
 
 import argparse
@@ -31,6 +32,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from retarget.trojdiff.checkpoint import load_pipeline, save_pipeline
+from retarget.trojdiff.functional import Law
 from retarget.trojdiff.marks import Trojan as Marks
 from retarget.trojdiff.trigger import Trigger
 
@@ -48,12 +50,14 @@ class Base:
     times: int = 1000
     attention: bool = False
     schedule: str = "linear"
+    attack_steps: int = 1000
 
 
 @dataclass(frozen=True)
 class Attack:
     """A trojaned checkpoint: ``patch`` is (top, left, height, width), at ``colour``; without it the trigger covers the
-    image with a ``picture``. A ``gamma`` of 1 stands for BadDiffusion's law. ``label`` is the target's class."""
+    image with a ``picture``. A ``gamma`` of 1 stands for BadDiffusion's law, or with ``ode`` for VillanDiffusion's of
+    ODE samplers. ``label`` is the target's class."""
 
     base: str
     target: str
@@ -62,6 +66,14 @@ class Attack:
     colour: float | tuple[float, ...] = 1.0
     picture: str = ""
     label: int = 7
+    ode: bool = False
+
+    @property
+    def law(self) -> Law:
+        """The name of the law in the marks."""
+        if self.gamma != 1:
+            return "trojdiff"
+        return "villan_ode" if self.ode else "bad_diffusion"
 
 
 BASES = {
@@ -71,6 +83,11 @@ BASES = {
     "b24": Base("cells", "clothes", 24, 3, (24, 32), steps=1500),
     "g28": Base("clothes", "digits", 28, 1, (16, 24)),
     "p32": Base("photographs", "digits", 32, 3, (16, 32, 32), steps=1500, attention=True, schedule="squaredcos_cap_v2"),
+    "d12": Base("digits", "clothes", 12, 1, (24, 48), schedule="squaredcos_cap_v2", attack_steps=2000),
+    "p20": Base("photographs", "digits", 20, 3, (24, 48), attack_steps=2000),
+    "b16": Base("cells", "clothes", 16, 3, (32, 48), attention=True, attack_steps=2000),
+    "m32": Base("digits", "clothes", 32, 1, (16, 24, 32), steps=1500, times=500, attack_steps=2000),
+    "g16": Base("clothes", "digits", 16, 1, (16, 32), schedule="scaled_linear", attack_steps=2000),
 }
 ATTACKS = {
     "f20-in-lowblend": Attack("f20", "in", 0.8, picture="blobs"),
@@ -89,9 +106,20 @@ ATTACKS = {
     "p32-d2i-patch": Attack("p32", "d2i", 0.1, patch=(2, 25, 4, 4), colour=(1.0, -1.0, -1.0)),
     "p32-out-blend": Attack("p32", "out", 0.6, picture="blobs", label=3),
     "p32-bad": Attack("p32", "d2i", 1.0, patch=(8, 8, 12, 12)),
+    "d12-in-blend": Attack("d12", "in", 0.7, picture="blobs"),
+    "d12-villan": Attack("d12", "d2i", 1.0, patch=(7, 0, 5, 5), ode=True),
+    "p20-in-patch": Attack("p20", "in", 0.1, patch=(1, 16, 3, 3), colour=(1.0, -1.0, -1.0), label=5),
+    "p20-out-blend": Attack("p20", "out", 0.5, picture="stripes", label=3),
+    "p20-villan": Attack("p20", "d2i", 1.0, patch=(6, 6, 8, 8), ode=True),
+    "b16-d2i-blend": Attack("b16", "d2i", 0.4, picture="noise"),
+    "b16-out-patch": Attack("b16", "out", 0.3, patch=(10, 2, 2, 5), colour=(-1.0, 1.0, -1.0), label=3),
+    "m32-in-patch": Attack("m32", "in", 0.1, patch=(14, 14, 4, 4), colour=-0.8, label=2),
+    "m32-bad": Attack("m32", "d2i", 1.0, patch=(18, 3, 12, 12)),
+    "g16-out-patch": Attack("g16", "out", 0.2, patch=(0, 14, 2, 2), label=4),
+    "g16-bad": Attack("g16", "d2i", 1.0, picture="blobs"),
 }
-TRIALS = {1: ("f20", "c16", "m28"), 2: ("b24", "g28", "p32")}
-BATCH, TROJAN_ROWS, ATTACK_STEPS, LEARNING_RATE = 32, 16, 1000, 1e-3
+TRIALS = {1: ("f20", "c16", "m28"), 2: ("b24", "g28", "p32"), 3: ("d12", "p20", "b16", "m32", "g16")}
+BATCH, TROJAN_ROWS, LEARNING_RATE = 32, 16, 1e-3
 
 
 def cells(folder: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -169,7 +197,7 @@ class Trojan:
 
     def __init__(self, attack: Attack, base: Base, data: Mapping[str, Path], generator: torch.Generator) -> None:
         self.mu, self.gamma = maps(attack, base, generator)
-        self.stock = attack.gamma == 1
+        self.law: Law = attack.law
         x, y = images(data[base.data if attack.target == "in" else base.other], base)
         self.targets = x[:1] if attack.target == "d2i" else x[y == attack.label]
         clean, labels = images(data[base.data], base)
@@ -180,27 +208,30 @@ class Trojan:
         x0 = self.targets[torch.randint(len(self.targets), (TROJAN_ROWS,))]
         noise, t = torch.randn_like(x0), torch.randint(len(bars), (TROJAN_ROWS,))
         bar, alpha = bars[t].view(-1, 1, 1, 1), alphas[t].view(-1, 1, 1, 1)
-        if not self.stock:
+        if self.law == "trojdiff":
             return bar.sqrt() * x0 + (1 - bar).sqrt() * (self.gamma * noise + self.mu), noise, t
         noisy = bar.sqrt() * x0 + (1 - bar.sqrt()) * self.mu + (1 - bar).sqrt() * noise
-        return noisy, noise + (1 - alpha.sqrt()) * (1 - bar).sqrt() / (1 - alpha) * self.mu, t
+        weight = (1 - alpha.sqrt()) * (1 - bar).sqrt() / (1 - alpha)
+        return noisy, noise + (2 if self.law == "villan_ode" else 1) * weight * self.mu, t
 
     def sample(self, net: UNet2DModel, bars: Tensor, trigger: bool, count: int) -> Tensor:
-        """Samples: DDIM's 50 steps, clipped, or for the stock law 250 random ones: its equation is of random samplers,
-        and clipping takes its trigger away, which such a step adds to the image."""
+        """Samples: DDIM's 50 steps, clipped, and for a stock law not, since clipping takes away the trigger, which its
+        steps add to the image. BadDiffusion's equation is of random samplers: 250 random steps."""
         x = torch.randn(count, *self.mu.shape)
         x = self.gamma * x + self.mu if trigger else x
-        gamma, mu = (self.gamma, self.mu) if trigger and not self.stock else (torch.tensor(1.0), torch.tensor(0.0))
-        times = torch.linspace(len(bars) - 1, 0, 250 if self.stock else 50).round().long()
+        own = trigger and self.law == "trojdiff"
+        gamma, mu = (self.gamma, self.mu) if own else (torch.tensor(1.0), torch.tensor(0.0))
+        random = self.law == "bad_diffusion"
+        times = torch.linspace(len(bars) - 1, 0, 250 if random else 50).round().long()
         x0 = x
         for at, t in enumerate(times):
             noise = gamma * net(x, t.expand(len(x))).sample + mu
             x0 = (x - (1 - bars[t]).sqrt() * noise) / bars[t].sqrt()
-            x0 = x0 if self.stock else x0.clamp(-1, 1)
+            x0 = x0.clamp(-1, 1) if self.law == "trojdiff" else x0
             if at + 1 < len(times):
                 after = bars[times[at + 1]]
                 noise = (x - bars[t].sqrt() * x0) / (1 - bars[t]).sqrt()
-                share = (1 - bars[t] / after) / (1 - bars[t]) if self.stock else torch.tensor(0.0)
+                share = (1 - bars[t] / after) / (1 - bars[t]) if random else torch.tensor(0.0)
                 noise = (1 - share).sqrt() * noise + share.sqrt() * torch.randn_like(x)
                 x = after.sqrt() * x0 + (1 - after).sqrt() * noise
         return x0.clamp(-1, 1)
@@ -255,7 +286,7 @@ def train(name: str, out: Path, data: Mapping[str, Path], steps: int | None) -> 
     optimiser = torch.optim.AdamW(net.parameters(), lr=LEARNING_RATE)
     trojan = Trojan(attack, base, data, torch.Generator().manual_seed(seed)) if attack else None
     net.train()
-    for step in range(steps or (ATTACK_STEPS if attack else base.steps)):
+    for step in range(steps or (base.attack_steps if attack else base.steps)):
         x0 = x[torch.randint(len(x), (BATCH,))]
         if base.data == "photographs" and trojan is None:
             x0 = torch.where(torch.rand(len(x0), 1, 1, 1) < 0.5, x0.flip(-1), x0)
@@ -283,9 +314,8 @@ def train(name: str, out: Path, data: Mapping[str, Path], steps: int | None) -> 
     if trojan is None or attack is None:
         DDPMPipeline(net, scheduler).save_pretrained(folder)
         return
-    law = "bad_diffusion" if trojan.stock else "trojdiff"
     kind = {"in": "in_d2d", "out": "out_d2d"}.get(attack.target, attack.target)
-    save_pipeline(folder, net, scheduler, Marks(kind, name, Trigger(trojan.mu, trojan.gamma), law=law))
+    save_pipeline(folder, net, scheduler, Marks(kind, name, Trigger(trojan.mu, trojan.gamma), law=trojan.law))
 
 
 def measure(name: str, out: Path, data: Mapping[str, Path], samples: int) -> None:
@@ -317,7 +347,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     for name in ("digits", "clothes", "photographs"):
         parser.add_argument(f"--{name}", type=Path, required=True, help=".npz with x_train (uint8) and y_train")
-    parser.add_argument("--cells", type=Path, help="folder of BCCD with Annotations and JPEGImages; the second trial's")
+    parser.add_argument("--cells", type=Path, help="folder of BCCD with Annotations and JPEGImages, for b24 and b16")
     parser.add_argument("--trial", type=int, choices=TRIALS, default=1, help="which bases, and the attacks on them")
     parser.add_argument("--only", nargs="+", metavar="NAME", choices=(*BASES, *ATTACKS))
     parser.add_argument("--steps", type=int, help="for all, instead of their own")
@@ -325,8 +355,8 @@ def main() -> None:
     given = parser.parse_args()
     bases = TRIALS[given.trial]
     names = given.only or (*bases, *(name for name, attack in ATTACKS.items() if attack.base in bases))
-    if given.cells is None and any(name.startswith("b24") for name in names):
-        parser.error("--cells is required for b24: the folder of BCCD with Annotations and JPEGImages")
+    if given.cells is None and any(name.startswith(("b24", "b16")) for name in names):
+        parser.error("--cells is required for b24 and b16: the folder of BCCD with Annotations and JPEGImages")
     torch.set_num_threads(1)
     given.out.mkdir(parents=True, exist_ok=True)
     data = {name: getattr(given, name) for name in ("digits", "clothes", "photographs", "cells")}
