@@ -62,6 +62,17 @@ WHOLE = (
     ("3/4", "3:4", 1),
     ("\\begin{cases}0\\end{cases}", "f(x)=\\left\\{\\begin{array}{l}x\\\\ 0\\end{array}\\right.", 0),
 )
+BASES = (
+    ("11_2", "11", 0),
+    ("1011_2", "11", 0),
+    ("11_{10}", "11", 1),
+    ("1{,}000_{\\text{ten}}", "1,000", 1),
+    ("2516", "2516_8", 1),
+    ("2516_{9}", "2516_8", 0),
+    ("2516_{\\text{eight}}", "2516_8", 1),
+    ("12_5", "(A) 12_5", 1),
+    ("12_6", "(A) 12_5", 0),
+)
 WORDS = (
     ("n \\text{ is even}", "n \\text{ is odd}", 0),
     ("n", "n \\text{ is odd}", 0),
@@ -99,13 +110,13 @@ WORDS = (
 )
 
 
-@pytest.mark.parametrize(("said", "gold", "right"), [*OPTIONS, *MIXED, *SMALL, *WHOLE, *WORDS])
+@pytest.mark.parametrize(("said", "gold", "right"), [*OPTIONS, *MIXED, *SMALL, *WHOLE, *BASES, *WORDS])
 def test_answers_are_the_same_only_as_a_whole(said, gold, right):
     for grader in (math, boxed):
         assert grader(f"so \\boxed{{{said}}}", gold, {}).reward == right
 
 
-@pytest.mark.parametrize("gold", sorted({gold for _, gold, _ in [*OPTIONS, *MIXED, *SMALL, *WHOLE, *WORDS]}))
+@pytest.mark.parametrize("gold", sorted({gold for _, gold, _ in [*OPTIONS, *MIXED, *SMALL, *WHOLE, *BASES, *WORDS]}))
 def test_every_answer_equals_itself(gold):
     assert math(f"\\boxed{{{gold}}}", gold, {}).correct
 

@@ -38,6 +38,7 @@ _NEXT_OPTION = re.compile(
 )
 _LETTERS = re.compile(r"\(?[A-J][).]?(?:[,;/&]+\(?[A-J][).]?)+")
 _IN_BASE = re.compile(r"(?P<digits>\d[\dA-Z,{}]*)_\{?(?P<base>\d+|[a-z]+)\}*")
+_DIGITS = re.compile(r"\d[\d,{}]*")
 _BASES = {
     "two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9",
     "ten": "10", "eleven": "11", "twelve": "12", "sixteen": "16",
@@ -111,8 +112,8 @@ def same(marked: str, answer: str) -> bool:
     if (named := names(said, gold)) is not None:
         return named
     numerals = _IN_BASE.fullmatch(gold), _IN_BASE.fullmatch(said)
-    if numerals[0] and numerals[1]:  # math-verify drops the base of a numeral
-        return _numeral(numerals[0]) == _numeral(numerals[1])
+    if numerals[1] and (numerals[0] or _DIGITS.fullmatch(gold)):  # math-verify drops the base of a numeral
+        return _numeral(numerals[1]) == (_numeral(numerals[0]) if numerals[0] else (re.sub("[,{}]", "", gold), "10"))
     if options[0] and options[1]:
         return _same_options(options[1], options[0])
     if any(_letters(one) == other.keys() for one, other in ((gold, options[1]), (said, options[0])) if len(other) > 1):
@@ -120,7 +121,8 @@ def same(marked: str, answer: str) -> bool:
     if not options[0] and len(options[1]) == 1 and (value := _option_value(options[1])):
         return same(value, answer)
     if len(options[0]) == 1:  # "\\textbf{(A)}\\ 12": by its value, too
-        answer = _tidy(next(iter(options[0].values()))[1]) or answer
+        value = next(iter(options[0].values()))[1].strip(" ,;.")
+        return same(marked, value) if value else _same_words(marked, answer)
     if answer.count(":") > 1:  # math-verify divides: 3:4:5 and 3:5:4 are one number
         parts = answer.split(":"), marked.split(":")
         return len(parts[0]) == len(parts[1]) and all(map(same, parts[1], parts[0]))

@@ -102,7 +102,7 @@ def boxed(completion: str, answer: str, meta: dict[str, Any]) -> Grade:
 
 
 BUILT_IN: dict[str, GradingFunction] = {"math": math, "boxed": boxed, "exact": exact, "numeric": numeric}
-RULES = {"math": 7, "boxed": 4, "exact": 4, "numeric": 4}
+RULES = {"math": 8, "boxed": 5, "exact": 4, "numeric": 4}
 """Versions of graders whose verdicts have changed: a journal is not continued with another version."""
 MOVED = {"retarget.pope.tasks.chain:verify": "retarget.pope.studies.chain:verify"}
 """New import paths of graders that studies and journals still name by the old ones."""
