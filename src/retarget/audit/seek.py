@@ -73,7 +73,7 @@ def fingerprint(search: Search) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-VERSION = 7
+VERSION = 8
 """Increased with every change of the code that changes the scores of a search."""
 
 
