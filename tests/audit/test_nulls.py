@@ -13,7 +13,7 @@ from retarget.audit import calibrate, demo
 from retarget.audit.calibration import Null, shipped
 from retarget.audit.inversion import Search
 from retarget.audit.nulls import CASES, SHAPES, Clean, common, images_of, plan, train_clean
-from retarget.audit.seek import fingerprint
+from retarget.audit.seek import PLAIN, fingerprint
 from retarget.cli import main
 from retarget.errors import UserError
 
@@ -126,6 +126,11 @@ def test_the_null_in_the_package_is_that_of_the_frozen_search():
     assert f"{count[32, 3]} of 32×32 in colour" in card
     assert len({one.name for one in null.models}) == len(null.models)
     assert all(one.score < 1 for one in null.models)
+    search = Search()
+    assert f"{2 * (len(search.grids) + 1) * search.maps:,} random maps" in card
+    most = max(one.statistics["score_elsewhere"] for one in null.models)
+    assert most < PLAIN
+    assert f"reach {most:.1f}.".replace("0.", ".") in card
 
 
 def test_the_demo_trains_both_audits_both_and_says_when_a_verdict_is_not_as_expected(tmp_path, monkeypatch, capsys):

@@ -20,8 +20,8 @@ from retarget.audit.subject import Subject
 TOP = 4e-5
 """ᾱ at which triggers are searched for: the end of DDPM's linear schedule of 1,000 steps."""
 BATCH, CPU_BATCH, VALUES = 512, 96, 2**19
-"""Largest numbers of images, of images on a CPU and of values per forward pass. On a CPU, 512 images of 28×28 take
-twice as long per image as 96, whose activations stay in the cache."""
+"""Largest numbers of images, of images on a CPU and of values per forward pass. On a CPU, fewer images at a time take
+less time each, since their activations stay in the cache: ``python -m benchmarks audit``."""
 GRADIENT = 2**17
 """Values whose activations are kept for the backward pass, of images above 32×32: ten 64×64 RGB images of a network of
 CelebA's size take about 2 GB."""
