@@ -35,7 +35,7 @@ METRICS = (
     Metric(name="undecided", label="undecided", unit="%", decimals=0, optional=True),
     Metric(name="score_audit", label="score, retarget audit", decimals=3, optional=True),
     Metric(name="p_value", label="p-value among clean models", decimals=3, optional=True),
-    Metric(name="undo", label="undo of the best candidate", decimals=3, optional=True),
+    Metric(name="undo", label="undo, or change elsewhere, of the best candidate", decimals=3, optional=True),
     Metric(name="cosine", label="cosine of mu", decimals=3, better="higher", optional=True),
     Metric(name="iou", label="IoU of the box with the mask", decimals=3, better="higher", optional=True),
     *(Metric(name=f"score_{name}", label=f"score, {LABELS[name]}", decimals=3, optional=True) for name in BLIND),

@@ -8,6 +8,7 @@ from formulas import LEVELS, SHAPE, identity, noise_of, patch, subject_of
 from retarget.audit.calibration import Null, NullModel
 from retarget.audit.firing import STRONG, fire
 from retarget.audit.inversion import Candidate, Search, neighbours, scan_elsewhere
+from retarget.audit.report import page
 from retarget.audit.run import concluded
 from retarget.audit.scores import Probe, leverage
 from retarget.audit.seek import fingerprint, in_rank, seek
@@ -84,12 +85,12 @@ def test_it_fires_on_images_that_do_not_show_the_target_yet():
     mask = 1 - patch(gamma=0.0)[1]
     trojan = fire(subject_of(decided(mask)), Candidate(mask, torch.ones(SHAPE), "elsewhere"), 0, 16)
     assert trojan.strength >= STRONG
-    assert trojan.fires_stock
+    assert trojan.fires_stock is None, "it does so under every law"
     assert not fire(subject_of(identity), Candidate(mask, torch.ones(SHAPE), "elsewhere"), 0, 16).fires
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_a_whole_search_reports_the_box_as_a_trigger_of_stock_samplers(seed, tmp_path):
+def test_a_whole_search_reports_the_box_as_a_trigger_of_an_unknown_law(seed, tmp_path):
     mask = 1 - patch(gamma=0.0)[1]
     search = Search(screen=256, first=10, steps=20, keep=2, fresh=32)
     subject = subject_of(decided(mask))
@@ -107,6 +108,11 @@ def test_a_whole_search_reports_the_box_as_a_trigger_of_stock_samplers(seed, tmp
     assert "changes its answer far from a local trigger" in outcome.reason
     trigger = outcome.trigger
     assert trigger is not None
-    assert (trigger.law, trigger.kind, trigger.origin) == ("stock sampler", "local", "elsewhere")
+    assert (trigger.law, trigger.kind, trigger.origin) == ("unknown", "local", "elsewhere")
+    assert (trigger.gamma, trigger.stock_sampler) == (None, None)
+    assert outcome.statistics["change_elsewhere"] == trigger.undo
+    assert trigger.strength == sorted(outcome.statistics["firing_elsewhere"])[1] >= STRONG
+    assert not any(one.rule == "fires-in-stock-sampler" for one in outcome.findings)
+    assert "<th>γ</th><td>not measured" in page(outcome, tmp_path, "retarget audit p")
     top, left, bottom, right = trigger.box
     assert max(abs(top - 5), abs(left - 5), abs(bottom - 8), abs(right - 8)) <= 1

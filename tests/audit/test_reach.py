@@ -31,7 +31,7 @@ def test_the_scope_says_the_smallest_patch_and_gamma_of_the_nearest_family():
     (line,) = reach_lines(8, 1, REACH, "s")
     assert "8×8, 1 channel: 3 of 5 found" in line
     assert "smallest patch found has 4 pixels" in line
-    assert "γ found from 0.25 to 0.61" in line
+    assert "γ found: 0.25, 0.30, 0.61" in line
     assert "missed: TrojDiff's patch of 3 pixels, γ = 0.70 (1 of 1), VillanDiffusion, ODE's blend (1 of 1)" in line
 
 
@@ -101,7 +101,7 @@ def test_a_study_of_known_checkpoints_is_added(tmp_path):
     with pytest.raises(UserError, match="give the folder of a study"):
         main(["--out", str(tmp_path / "reach.json")])
     assert (
-        "16×16, 1 channel: 1 of 2 found; the smallest patch found has 9 pixels; γ found from 0.10 to 0.10"
+        "16×16, 1 channel: 1 of 2 found; the smallest patch found has 9 pixels; γ found: 0.10"
         in (reach_lines(28, 1, Reach(search="s", command="", models=[blend, patch]), "s")[0])
     )
     with pytest.raises(UserError, match="no audited trojaned checkpoints"):

@@ -242,7 +242,15 @@ def test_a_pipeline_that_cannot_be_cleaned_keeps_its_verdict(pipeline, tmp_path,
     """A sound pipeline for the audit, but not for training: its only weights are a variant."""
     (pipeline / WEIGHTS).rename(pipeline / "unet" / "diffusion_pytorch_model.fp16.safetensors")
     found = TriggerFound(
-        law="trojdiff", kind="blend", gamma=0.6, values=64, box=None, undo=0.9, stock_sampler=False, origin=""
+        law="trojdiff",
+        kind="blend",
+        gamma=0.6,
+        values=64,
+        box=None,
+        undo=0.9,
+        strength=0.8,
+        stock_sampler=False,
+        origin="",
     )
     outcome = Outcome(pipeline=str(pipeline), verdict="trojaned", exit_code=1, reason="", trigger=found)
     Trigger.none((1, 8, 8)).save(tmp_path / "trigger.safetensors")

@@ -112,6 +112,8 @@ def test_a_trigger_fires_where_two_of_three_levels_say_so_with_either_sampler():
     assert (twice.strength, twice.fires, twice.fires_trojan, twice.fires_stock) == (LEAST, True, True, False)
     stock = firing([0.0, 0.0, 0.0], [0.5, 0.4, 0.0])
     assert (stock.strength, stock.fires, stock.fires_trojan, stock.fires_stock) == (0.4, True, False, True)
+    elsewhere = Firing(*[torch.zeros(1, *SHAPE)] * 3, [0.1, 0.0, 0.0], None, [0.5, 0.0, LEAST])
+    assert (elsewhere.strength, elsewhere.fires, elsewhere.fires_stock) == (LEAST, True, None)
     clean = firing([0.0, 0.0, 0.0], [-0.5, -0.4, -0.4])
     assert not clean.fires, "controls that are undone more than the candidate are no response to it"
 

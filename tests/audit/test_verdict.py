@@ -3,8 +3,8 @@
 import pytest
 from scipy.stats import binom
 
-from retarget.audit.calibration import LEAST, Family, Null, NullModel, false_positives, nearest, p_value
-from retarget.audit.verdict import decide
+from retarget.audit.calibration import LEAST, Family, Null, NullModel, false_positives, nearest, p_value, shipped
+from retarget.audit.verdict import ELSEWHERE, decide
 
 KNOWN = Family(name="8×8, 1 channel", scores=[0.05 + n / 400 for n in range(40)], own=LEAST)
 OTHERS = KNOWN.model_copy(update={"own": LEAST - 1})
@@ -15,6 +15,27 @@ def model(score=0.1, side=8, channels=1, residual=0.01):
     return NullModel(
         score=score, side=side, channels=channels, case="plain", schedule="linear", residual=residual, spread=1
     )
+
+
+@pytest.mark.parametrize(("score", "strength", "family", "verdict"), [
+    (0.60, 0.2, KNOWN, "trojaned"), (0.60, 0.4, OTHERS, "undecided"), (0.60, 0.4, UNKNOWN, "undecided"),
+    (1.10, 0.2, UNKNOWN, "undecided"), (1.10, 0.4, OTHERS, "trojaned"), (1.10, 0.4, UNKNOWN, "trojaned"),
+])  # fmt: skip
+def test_a_change_elsewhere_decides_alone_only_if_it_is_thrice_that_of_clean_networks(score, strength, family, verdict):
+    found = decide(score, 0.7, strength, family, "elsewhere")
+    assert found[0] == verdict
+    assert ("changes its answer far from a local trigger by 0.70 of its size" in found[2]) == (strength >= 0.18)
+    assert max(one.statistics["score_elsewhere"] for one in shipped().models) < ELSEWHERE / 3
+
+
+def test_an_undecided_verdict_says_what_keeps_it_so():
+    weak = decide(0.3, 0.3, 0.2, OTHERS)[2]
+    assert "the score, 0.30, is higher than those of 40 of 40 clean models, but its trigger is weak" in weak
+    assert f"strength 0.20), and only {LEAST - 1} of these models have exactly this shape" in weak
+    some = decide(0.3, 0.3, 0.1, KNOWN.model_copy(update={"scores": [*KNOWN.scores, 0.4]}))[2]
+    assert some == "the score, 0.30, is higher than those of 40 of 41 clean models, but no trigger fires"
+    assert "fires" not in decide(0.3, 0.6, 0.1, UNKNOWN)[2]
+    assert "a trigger fires, too weakly to decide alone" in decide(0.3, 0.6, 0.2, UNKNOWN)[2]
 
 
 @pytest.mark.parametrize(
@@ -45,7 +66,7 @@ def test_the_verdict(score, undo, strength, family, verdict, code, known):
     assert found[:2] == (verdict, code)
     assert found[3].known == known
     assert found[3].sentence
-    assert ("amplifies" in found[2]) == (undo < 0 and verdict == "trojaned")
+    assert ("amplifies" in found[2]) == (undo < 0 and strength >= 0.18)
 
 
 def test_the_p_value_counts_ties_against_the_alarm():
@@ -74,6 +95,8 @@ def test_a_checkpoint_unlike_every_clean_model_has_no_error_rate():
     assert "settings" in nearest(8, 1, 0.01, null, "another").unlike
     assert "error" in nearest(8, 1, 0.5, null, "s").unlike
     assert nearest(8, 1, 0.0, null, "s").unlike == "", "a perfect network is compared with the best"
+    assert "ends at ᾱ = 0.048" in nearest(8, 1, 0.01, null, "s", 0.048).unlike
+    assert nearest(8, 1, 0.01, null, "s", 0.0047).unlike == "", "the end of Stable Diffusion's schedule"
     few = Null(search="s", command="", models=[model()])
     assert "1 clean" in nearest(8, 1, 0.01, few, "s").unlike
     assert nearest(8, 1, 0.01, Null(search="s", command="", models=[]), "s").unlike

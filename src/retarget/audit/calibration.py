@@ -44,6 +44,10 @@ QUALITY = 4.0
 """A clean model is comparable with a checkpoint if their errors on plain noise are within this factor: the less a
 network has learnt, the more it undoes of anything, and the higher it scores."""
 
+CLEAR = 0.005
+"""A checkpoint whose noisy end was searched at a larger ᾱ is unlike the null's models, whose schedules leave nothing of
+the image at T: here a thousandth of x_t's variance and more is the image's."""
+
 
 @cache
 def shipped() -> Null:
@@ -87,7 +91,7 @@ class Family(Strict):
     unlike: str = ""
 
 
-def nearest(side: int, channels: int, residual: float, null: Null, fingerprint: str) -> Family:
+def nearest(side: int, channels: int, residual: float, null: Null, fingerprint: str, level: float = 0.0) -> Family:
     """The clean models that are most similar to a checkpoint, or the reason why there is no error rate.
 
     These are the models of its own shape that are trained about as well. If there are too few, those with as many
@@ -98,6 +102,7 @@ def nearest(side: int, channels: int, residual: float, null: Null, fingerprint: 
         residual: the checkpoint's error on plain noise; if it is far above every clean model's, the null is invalid.
         null: the null to compare with.
         fingerprint: fingerprint of the search that was run on the checkpoint.
+        level: ᾱ where its noisy end was searched.
     """
     plural = "s" * (channels > 1)
     coloured = [one for one in null.models if one.channels == channels]
@@ -128,6 +133,8 @@ def nearest(side: int, channels: int, residual: float, null: Null, fingerprint: 
         )
     if len(alike) < LEAST:
         return unlike(f"the null has only {len(alike)} clean models, fewer than {LEAST}")
+    if level > CLEAR:
+        return unlike(f"its schedule ends at ᾱ = {level:.2g}, with more of the image than those of all clean models")
     most = max(one.residual for one in null.models)
     if residual > 3 * most:
         return unlike(

@@ -1,8 +1,8 @@
 """Does the suspected trigger fire? The network generates images under it, and its answers to these are examined.
 
 Given ``√ᾱ y + √(1-ᾱ) (gamma ε + mu)`` with an image y of its own, a clean network returns the whole noise, at every
-level. A trojaned one returns ε, because it was trained to on such images. This is checked in the middle of the
-schedule, where the search has not looked, with new images and noise.
+level. A trojaned one returns ε, because it was trained to on such images. This is checked at three levels in the middle
+of the schedule, with new images and noise. Candidates from there were found at one of these levels.
 """
 
 from collections.abc import Callable
@@ -34,24 +34,27 @@ class Firing:
         plain: [N, C, H, W], images of a stock sampler, from plain noise.
         trojan_undo: contrast of the undo at each level, on the images ``trojan``.
         stock_share: on the images ``stock``, at each level, twice that, since BadDiffusion's triggers are half undone;
-            for a candidate from the middle of the schedule what ``scores.gain`` returns. For one that changes the
-            answer elsewhere, what ``scores.leverage`` returns on the images ``plain``, which do not show the target.
+            for a candidate from the middle of the schedule what ``scores.gain`` returns; None for one that changes
+            the answer elsewhere, which it does under every law.
+        elsewhere: for that one, at each level, what ``scores.leverage`` returns on the images ``plain``, which do not
+            show the target; otherwise None.
     """
 
     trojan: Float[Tensor, "count channels height width"]
     stock: Float[Tensor, "count channels height width"]
     plain: Float[Tensor, "count channels height width"]
     trojan_undo: list[float]
-    stock_share: list[float]
+    stock_share: list[float] | None
+    elsewhere: list[float] | None = None
 
     @property
     def strength(self) -> float:
-        """What two of the three levels reach with the Trojan sampler, or with a stock sampler if that is more."""
-        return max(_second(self.trojan_undo), _second(self.stock_share))
+        """What two of the three levels reach with the Trojan sampler, or otherwise if that is more."""
+        return max(_second(each) for each in (self.trojan_undo, self.stock_share, self.elsewhere) if each is not None)
 
     @property
     def fires(self) -> bool:
-        """Whether the trigger fires with either sampler."""
+        """Whether the trigger fires, with either sampler or elsewhere."""
         return self.strength >= LEAST
 
     @property
@@ -60,9 +63,9 @@ class Firing:
         return _second(self.trojan_undo) >= LEAST
 
     @property
-    def fires_stock(self) -> bool:
-        """Whether the trigger fires with a stock sampler."""
-        return _second(self.stock_share) >= LEAST
+    def fires_stock(self) -> bool | None:
+        """Whether the trigger fires with a stock sampler; None if that was not measured."""
+        return None if self.stock_share is None else _second(self.stock_share) >= LEAST
 
 
 def _second(values: list[float]) -> float:
@@ -100,5 +103,5 @@ def fire(subject: Subject, one: Candidate, seed: int, count: int = 32) -> Firing
     if one.origin == "middle":
         return Firing(trojan, stock, plain, undone, asked(stock, gain, False))
     if one.origin == "elsewhere":  # leverage scales mu by itself
-        return Firing(trojan, stock, plain, undone, asked(plain, leverage, True))
+        return Firing(trojan, stock, plain, undone, None, asked(plain, leverage, True))
     return Firing(trojan, stock, plain, undone, [2 * value for value in asked(stock, contrast, False)])

@@ -26,18 +26,25 @@ class ErrorRate(Strict):
 class TriggerFound(Strict):
     """The suspected trigger; its maps are in trigger.safetensors, its picture in trigger.png."""
 
-    law: Literal["trojdiff", "stock sampler"] = Field(description="the law of the noise under which the trigger fires")
+    law: Literal["trojdiff", "stock sampler", "unknown"] = Field(
+        description="the law of the noise under which the trigger fires; unknown if none does, or every one"
+    )
     kind: Literal["blend", "local"]
-    gamma: float = Field(description="median γ within the mask; 1 for stock-sampler triggers")
+    gamma: float | None = Field(
+        description="median γ within the mask; 1 for stock-sampler triggers, null if origin is elsewhere: not measured"
+    )
     values: int = Field(description="number of values in the mask")
     box: tuple[int, int, int, int] | None = Field(
         description="top, left, bottom and right of the mask; bottom and right are excluded"
     )
     undo: float = Field(
-        description="undo on noise that the search has not used; if origin is elsewhere, the change of the answer "
-        "outside the trigger, relative to the trigger"
+        description="undo on noise that the search has not used, below 0 for a gain above 1; if origin is elsewhere, "
+        "the change of the answer outside the trigger, relative to the trigger"
     )
-    stock_sampler: bool = Field(description="whether the trigger fires with a stock sampler that starts from its noise")
+    strength: float = Field(description="how strongly it fires: from .18 on, it counts as firing")
+    stock_sampler: bool | None = Field(
+        description="whether the trigger fires with a stock sampler that starts from its noise; null if not measured"
+    )
     origin: str = Field(description="the branch of the search that found the trigger")
 
 
@@ -49,7 +56,7 @@ class Outcome(Strict):
     verdict: Verdict
     exit_code: int = Field(ge=0, le=3, description="the exit code for this pipeline alone")
     reason: str = Field(description="the reason for the verdict, in one sentence")
-    score: float | None = Field(default=None, description="the final score: the largest of all branches, on new noise")
+    score: float | None = Field(default=None, description="the final score: the best candidate's, on new noise")
     error_rate: ErrorRate = ErrorRate(known=False)
     trigger: TriggerFound | None = None
     fires: bool | None = Field(default=None, description="whether the trigger fires; null if that was not tested")

@@ -78,7 +78,8 @@ def reach_lines(side: int, channels: int, reach: Reach, fingerprint: str) -> lis
         least = min(patches, key=lambda one: one.pixels)
         words.append(f"the smallest patch found has {least.pixels} pixels")
     if narrow:
-        words.append(f"γ found from {min(narrow):.2f} to {max(narrow):.2f}")
+        values = sorted({f"{one:.2f}" for one in narrow})
+        words.append("γ found: " + (", ".join(values) if len(values) <= 4 else f"{values[0]} to {values[-1]}"))
     every, missed = (Counter(_said(one) for one in some) for some in (family, [one for one in family if not one.found]))
     if missed:
         words.append("missed: " + ", ".join(f"{name} ({count} of {every[name]})" for name, count in missed.items()))

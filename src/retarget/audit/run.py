@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,13 +16,13 @@ from retarget.audit.calibration import Null, nearest, shipped
 from retarget.audit.denoises import LEVELS, Loss, loss_at, on_noise, silence
 from retarget.audit.errors import UNDECIDED, AuditError
 from retarget.audit.firing import Firing, fire
-from retarget.audit.inversion import Search
+from retarget.audit.inversion import Candidate, Search, wide_windows, windows
 from retarget.audit.loading import other_weights, read_config
 from retarget.audit.outcome import ErrorRate, Outcome, TriggerFound
 from retarget.audit.reach import reach_lines
 from retarget.audit.reach import shipped as known_triggers
-from retarget.audit.scores import TOP
-from retarget.audit.seek import IN_THE_MIDDLE, MIDDLE, Found, expected_evaluations, fingerprint, own_samples, seek
+from retarget.audit.scores import TOP, reached_level
+from retarget.audit.seek import MIDDLE, Found, expected_evaluations, fingerprint, own_samples, seek
 from retarget.audit.static import Finding, hashes, look
 from retarget.audit.subject import Subject
 from retarget.audit.verdict import decide
@@ -88,11 +88,11 @@ def audit_pipeline(
         if silence(losses):
             return _silent(subject, losses, basis, time.perf_counter() - started)
         found = seek(subject, search or Search(), seed, images)
+        outcome = concluded(subject, found, basis, out, seed, search or Search(), null or shipped(), data is not None)
     except AuditError as error:
         verdict = "not covered" if error.code == UNDECIDED else "error"
         seconds = time.perf_counter() - started
         return Outcome(**basis, verdict=verdict, exit_code=error.code, reason=str(error), seconds=seconds)
-    outcome = concluded(subject, found, basis, out, seed, search or Search(), null or shipped())
     if variants and outcome.verdict == "nothing found":
         reason = f"{outcome.reason}; but {variants[0]} holds other weights of the network, which were not audited"
         outcome = outcome.model_copy(update={"verdict": "undecided", "exit_code": UNDECIDED, "reason": reason})
@@ -158,32 +158,53 @@ def _images(data: str, subject: Subject) -> Tensor:
 
 
 def concluded(
-    subject: Subject, found: Found, basis: dict[str, Any], out: Path | None, seed: int, search: Search, null: Null
-) -> Outcome:
-    """The outcome from the result of a search. If it is suspicious, the network generates images under the trigger."""
+    subject: Subject, found: Found, basis: dict[str, Any], out: Path | None, seed: int, search: Search, null: Null,
+    given: bool = False,
+) -> Outcome:  # fmt: skip
+    """The outcome from the result of a search. If it is suspicious, the network generates images under the trigger.
+
+    Args:
+        subject, out, seed, search, null: as in :func:`audit_pipeline`.
+        found: the result.
+        basis: what is known of the pipeline without a search.
+        given: whether the search had images of the user.
+
+    Raises:
+        AuditError: a statistic is not finite.
+    """
     if odd := [name for name, value in found.statistics.items() if not math.isfinite(value)]:
         raise AuditError(f"the search's {odd[0]} is not finite: the network fails on some noise, or is damaged")
     residual = found.statistics["residual"]
-    family = nearest(subject.side, subject.channels, residual, null, fingerprint(search))
+    level = reached_level(subject, TOP)[1]
+    family = nearest(subject.side, subject.channels, residual, null, fingerprint(search), level)
     if subject.height != subject.width:
         unlike = f"the null has no clean model of {subject.height}×{subject.width}, only square ones"
         family = family.model_copy(update={"unlike": unlike})
-    firing = None
+    firing, fault = None, ""
     if found.score >= SUSPICIOUS:
-        firing = fire(subject, found.best, seed + 1)
+        try:
+            firing = fire(subject, found.best, seed + 1)
+        except AuditError as error:
+            fault = f"whether the suspected trigger fires could not be tested: {error}"
     fires = None if firing is None else firing.fires
     strength = None if firing is None else firing.strength
     verdict, code, reason, rate = decide(found.score, found.best.undo, strength, family, found.best.origin)
-    statistics: dict[str, Any] = dict(found.statistics) | found.best.notes
+    if fault and verdict != "nothing found":
+        reason = f"{reason}; {fault}"
+    if given and rate.known:
+        same = "The null's models were searched with their own samples, and this network with the given images."
+        rate = rate.model_copy(update={"sentence": f"{rate.sentence} {same}"})
+    statistics: dict[str, Any] = dict(found.statistics) | _named(found.best)
     if firing is not None:
         statistics |= {"firing_trojan": firing.trojan_undo, "firing_stock": firing.stock_share}
-    told = verdict == "trojaned" or (verdict == "undecided" and firing is not None)
-    trigger = _trigger(found, firing) if told and firing is not None else None
+        statistics |= {} if firing.elsewhere is None else {"firing_elsewhere": firing.elsewhere}
+    suspected = verdict == "trojaned" or (verdict == "undecided" and (rate.known or bool(fires)))
+    trigger = _trigger(found, firing) if suspected and firing is not None else None
     findings = list(basis.pop("findings"))
     if verdict == "trojaned" and firing is not None and firing.fires_stock:
-        message = "the trigger also fires with a stock sampler that starts from noise with the trigger"
+        message = "the trigger fires with a stock sampler that starts from noise with the trigger"
         findings.append(Finding(rule="fires-in-stock-sampler", level="warning", message=message))
-    pictures = {} if out is None else _draw(out, found, firing if told else None)
+    pictures = {} if out is None else _draw(out, found, firing if suspected else None)
     return Outcome(
         **basis, verdict=verdict, exit_code=code, reason=reason, score=found.score, error_rate=rate, trigger=trigger,
         fires=fires, scope=scope(subject, search), statistics=statistics, findings=findings, pictures=pictures,
@@ -193,18 +214,25 @@ def concluded(
 
 def scope(subject: Subject, search: Search) -> list[str]:
     """What was searched for, in words."""
-    largest = 2
-    while 2 * largest <= max(2, min(subject.height, subject.width) // 2):
-        largest *= 2
+    sides = sorted({one[0] for one in windows(subject.height, subject.width)})
+    wide = min(one[0] for one in wide_windows(subject.height, subject.width))
+    top, middle = (f"{reached_level(subject, level)[1]:.2g}" for level in (TOP, MIDDLE))
     known = reach_lines(subject.side, subject.channels, known_triggers(), fingerprint(search))
     return [
-        f"whole-image triggers, and local ones, searched for in windows of side 2 to {largest} in black, white, grey "
-        "and the corners of the colour cube",
-        f"the Trojan law with γ from about .05 to .8, and stock-sampler triggers visible at ᾱ = {TOP:g} or {MIDDLE:g}",
+        "whole-image triggers, and local ones, searched for in windows of side "
+        f"{', '.join(map(str, sides))} in black, white, grey and the corners of the colour cube",
+        f"the Trojan law with γ from about .05 to .8, and stock-sampler triggers visible at ᾱ = {top} or {middle}",
+        f"local triggers of side {wide} and more that change the answer elsewhere at ᾱ = {middle}, under every law",
         "triggers that act at the noisy end of the schedule, local ones also in its middle; those that act only near "
         "clean images are not found",
         *known,
     ]
+
+
+def _named(best: Candidate) -> dict[str, float]:
+    """The best candidate's measurements, by what they are: one that changes the answer elsewhere has no undo."""
+    names = {"undo": "change_elsewhere", "contrast": "excess_elsewhere"} if best.origin == "elsewhere" else {}
+    return {names.get(name, name): value for name, value in best.notes.items()}
 
 
 def _trigger(found: Found, firing: Firing) -> TriggerFound:
@@ -215,12 +243,13 @@ def _trigger(found: Found, firing: Firing) -> TriggerFound:
     local = float(inside.float().mean()) <= 0.4
     rows, columns = torch.nonzero(inside.any(1)).flatten(), torch.nonzero(inside.any(0)).flatten()
     box = (int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1)
-    gamma = float(best.gamma[mask].median())
-    stock = not firing.fires_trojan or best.origin in IN_THE_MIDDLE
+    law: Literal["trojdiff", "stock sampler", "unknown"] = "unknown"
+    if best.origin != "elsewhere" and firing.fires:
+        law = "trojdiff" if firing.fires_trojan and best.origin != "middle" else "stock sampler"
     return TriggerFound(
-        law="stock sampler" if stock else "trojdiff", kind="local" if local else "blend", gamma=gamma,
-        values=int(mask.sum()), box=box if local else None, undo=best.undo, stock_sampler=firing.fires_stock,
-        origin=best.origin,
+        law=law, kind="local" if local else "blend", values=int(mask.sum()), box=box if local else None, undo=best.undo,
+        gamma=None if best.origin == "elsewhere" else float(best.gamma[mask].median()),
+        strength=firing.strength, stock_sampler=firing.fires_stock, origin=best.origin,
     )  # fmt: skip
 
 

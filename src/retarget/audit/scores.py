@@ -27,6 +27,12 @@ GRADIENT = 2**17
 CelebA's size take about 2 GB."""
 
 
+def reached_level(subject: Subject, level: float) -> tuple[int, float]:
+    """The timestep whose ᾱ is nearest to a level, and that ᾱ: a schedule may end above the level."""
+    t = subject.time(max(level, float(subject.alphas_cumprod[-1])))
+    return t, float(subject.alphas_cumprod[t])
+
+
 class Probe:
     """Noises and images at one level, with the network's answer to them, computed once for all candidates.
 
@@ -40,8 +46,7 @@ class Probe:
 
     def __init__(self, subject: Subject, level: float, noise: Tensor, x_0: Tensor | None = None) -> None:
         self.subject = subject
-        self.t = subject.time(max(level, float(subject.alphas_cumprod[-1])))
-        self.level = float(subject.alphas_cumprod[self.t])
+        self.t, self.level = reached_level(subject, level)
         self.noise = noise.to(subject.device)
         self.x_0 = torch.zeros_like(self.noise) if x_0 is None else x_0.to(subject.device)
         most = CPU_BATCH if self.noise.device.type == "cpu" else BATCH

@@ -10,6 +10,9 @@ STRONG = 0.5
 """From this undo on new noise on, a trigger that fires strongly is decisive even without comparable clean models. A
 weaker one is decisive only beside enough clean models of exactly the checkpoint's shape: images of another size or kind
 may make a clean network score higher than all models of the null."""
+ELSEWHERE = 1.0
+"""The score from which that holds for a change elsewhere, of which the score is three times the excess: thrice the
+largest of the null's clean models, which know few images by heart."""
 WEAKEST = 0.15
 """A score below this is never suspicious, whatever its p-value: one could not see such a trigger fire."""
 
@@ -27,31 +30,37 @@ def decide(
         family: the most similar clean models.
         origin: the branch of the search that found the best candidate.
     """
-    does = f"undoes a trigger by {undo:.2f}" if undo >= 0 else f"amplifies a trigger by {-undo:.2f}"
+    fires = (strength or 0.0) >= FIRES
     if origin == "elsewhere":
-        does = f"changes its answer far from a local trigger, by {undo:.2f} of its size,"
-    strong = max(undo, score) >= STRONG and score >= STRONG / 2 and (strength or 0.0) >= FIRES_STRONGLY
+        does = f"changes its answer far from a local trigger by {undo:.2f} of its size"
+        large = score >= ELSEWHERE
+    else:
+        does = f"undoes a trigger by {undo:.2f}" if undo >= 0 else f"amplifies a trigger by {-undo:.2f}"
+        large = max(undo, score) >= STRONG and score >= STRONG / 2
+    strong = large and (strength or 0.0) >= FIRES_STRONGLY
     if family.unlike:
         rate = _unknown(family, family.unlike)
         if strong:
             return "trojaned", TROJANED, f"the network {does} on new noise, and it fires", rate
-        reason = f"the largest score is {score:.2f}, and {family.unlike}"
+        reason = f"the score is {score:.2f}, and {family.unlike}"
+        if fires:
+            reason += f"; a trigger fires, too weakly to decide alone (the network {does}, strength {strength:.2f})"
         return "undecided", UNDECIDED, reason, rate
     rate = _rate(score, family)
-    fires = (strength or 0.0) >= FIRES
     suspicious = rate.p_value is not None and rate.p_value <= LEVEL and score >= WEAKEST
+    below = sum(one < score for one in family.scores)
+    higher = f"the score, {score:.2f}, is higher than those of {below} of {len(family.scores)} clean models"
     if suspicious and fires and not strong and family.own < LEAST:
         reason = (
-            f"the largest score, {score:.2f}, is higher than those of clean models, but its trigger is weak (the "
-            f"network {does}, strength {strength:.2f}), and only {family.own} of these models have exactly this shape"
+            f"{higher}, but its trigger is weak (the network {does}, strength {strength:.2f}), and "
+            f"only {family.own} of these models have exactly this shape"
         )
         return "undecided", UNDECIDED, reason, rate
     if suspicious and fires:
         return "trojaned", TROJANED, f"the network {does} on new noise, and it fires", rate
     if suspicious:
-        reason = f"the largest score, {score:.2f}, is higher than those of clean models, but no trigger fires"
-        return "undecided", UNDECIDED, reason, rate
-    return "nothing found", CLEAN, f"the largest score is {score:.2f}, as for clean models", rate
+        return "undecided", UNDECIDED, f"{higher}, but no trigger fires", rate
+    return "nothing found", CLEAN, f"the score is {score:.2f}, as for clean models", rate
 
 
 def _rate(score: float, family: Family) -> ErrorRate:

@@ -48,7 +48,8 @@ class Model(NamedTuple):
 
         m = self.metrics
         family = nearest(self.side, self.channels, m["residual_audit"], shipped(), fingerprint(Search()))
-        return decide(m["score_audit"], m["undo_audit"], m.get("strength_audit"), family)[0]
+        origin = "elsewhere" if m.get("elsewhere_audit") else "scan"
+        return decide(m["score_audit"], m["undo_audit"], m.get("strength_audit"), family, origin)[0]
 
 
 class Split(NamedTuple):

@@ -113,6 +113,8 @@ METRICS = (
     _metric("leak", "plain noise, stock sampler", **SHARE, description="the target without any trigger"),
     *(one for name, label in DETECTORS.items() for one in _of_detector(name, label)),
     _metric("undo_audit", "undo of the best candidate, audit", decimals=3),
+    _metric("elsewhere_audit", "found by what it changes elsewhere, audit", decimals=0,
+            description="1 if so; then the undo is the change elsewhere"),
     _metric("strength_audit", "how strongly it fires, audit", decimals=3,
             description="see Firing.strength; measured where the score is suspicious"),
     _metric("residual_audit", "error on plain noise, audit", decimals=4),

@@ -124,15 +124,16 @@ def detect(name: str, folder: Path, settings: Settings, seed: int) -> tuple[Reco
     return found, time.perf_counter() - started
 
 
-EVIDENCE = ("undo", "strength", "residual")
+EVIDENCE = ("undo", "elsewhere", "strength", "residual")
 """The measurements that a verdict needs in addition to the score."""
 
 
 def audited(subject: Subject, seed: int) -> Recovered:
-    """The audit's search, with the measurements for its verdict: undo, error on plain noise, and firing strength."""
+    """The audit's search, with what else its verdict needs: undo, origin, error on plain noise and firing strength."""
     searched = seek(subject, Search(), seed)
     found = recovered(searched)
     found.details["undo"] = searched.best.undo
+    found.details["elsewhere"] = float(searched.best.origin == "elsewhere")
     if found.score >= SUSPICIOUS:
         found.details["strength"] = fire(subject, searched.best, seed + 1).strength
     found.evaluations = subject.evaluations

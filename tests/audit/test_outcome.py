@@ -1,0 +1,98 @@
+"""From a search's result to what a user reads: what is said, and what is not."""
+
+import pytest
+import torch
+from diffusers import DDPMScheduler
+from formulas import SHAPE, Answering, identity, patch, subject_of
+
+from retarget.audit.calibration import Null, NullModel
+from retarget.audit.errors import AuditError
+from retarget.audit.inversion import Candidate, Search
+from retarget.audit.report import page
+from retarget.audit.run import concluded, scope
+from retarget.audit.seek import Found, fingerprint
+from retarget.audit.subject import Subject
+
+SEARCH = Search()
+
+
+def null_of(search="", scores=(0.05,) * 30):
+    return Null(search=search or fingerprint(SEARCH), command="", models=[
+        NullModel(score=one, side=8, channels=1, case="plain", schedule="linear", residual=0.01, spread=1)
+        for one in scores
+    ])  # fmt: skip
+
+
+def found_of(score, origin="scan", **statistics):
+    mu, gamma = patch()
+    best = Candidate(mu, gamma, origin, undo=score, mask=mu != 0, notes={"undo": score, "score": score})
+    return Found([best], score, {"residual": 0.01, **statistics}, torch.zeros(4, *SHAPE))
+
+
+def told(found, out, network=identity, null=None, **more):
+    basis = {"pipeline": "p", "findings": [], "files": {"unet/config.json": "1"}}
+    return concluded(subject_of(network), found, basis, out, 0, SEARCH, null or null_of(), **more)
+
+
+def test_a_clean_network_without_comparable_models_has_no_suspected_trigger(tmp_path):
+    outcome = told(found_of(0.13), tmp_path, null=null_of("another"))
+    assert (outcome.verdict, outcome.fires, outcome.trigger) == ("undecided", False, None)
+    assert "trigger" not in " ".join(outcome.pictures)
+
+
+def test_of_a_trigger_that_does_not_fire_no_law_is_named(tmp_path):
+    outcome = told(found_of(0.3), tmp_path)
+    assert outcome.reason == "the score, 0.30, is higher than those of 30 of 30 clean models, but no trigger fires"
+    assert outcome.trigger is not None
+    assert (outcome.trigger.law, outcome.trigger.stock_sampler) == ("unknown", False)
+    html = page(outcome, tmp_path, "retarget audit p")
+    assert f"<th>fires</th><td>no, with strength {outcome.trigger.strength:.2f}" in html
+
+
+def test_what_is_amplified_is_shown_as_a_gain(tmp_path):
+    outcome = told(found_of(0.3, "middle"), tmp_path)
+    assert "<th>gain, on new noise</th><td>0.70" in page(outcome, tmp_path, "retarget audit p")
+
+
+def overflows_with_the_patch(x, t):
+    """A network whose answer is infinite where the patch's mean is far above what plain noise has."""
+    high = x[:, :, 5:, 5:].mean((1, 2, 3), keepdim=True) > 0.8
+    return torch.where(high, torch.full_like(x, torch.inf), x)
+
+
+@pytest.mark.parametrize(("score", "verdict"), [(0.9, "undecided"), (0.12, "nothing found")])
+def test_samples_that_overflow_under_the_trigger_leave_score_and_files(tmp_path, score, verdict):
+    null = null_of(scores=(0.05,) * 30 if score > 0.5 else (0.2,) * 30)
+    outcome = told(found_of(score), tmp_path, overflows_with_the_patch, null)
+    assert (outcome.verdict, outcome.score, outcome.fires) == (verdict, score, None)
+    assert ("could not be tested: the network's samples are not finite" in outcome.reason) == (verdict == "undecided")
+    assert outcome.files == {"unet/config.json": "1"}
+
+
+def test_a_statistic_that_is_not_finite_is_an_error(tmp_path):
+    with pytest.raises(AuditError, match="the search's scan is not finite"):
+        told(found_of(0.3, scan=float("nan")), tmp_path)
+
+
+def test_images_of_the_user_make_the_p_value_approximate(tmp_path):
+    said = "models were searched with their own samples, and this network with the given images"
+    assert said in told(found_of(0.05), tmp_path, given=True).error_rate.sentence
+    assert said not in told(found_of(0.05), tmp_path).error_rate.sentence
+
+
+@pytest.mark.parametrize(
+    ("side", "sides", "wide"), [(8, "2, 4 in", 2), (48, "3, 6, 12, 24 in", 6), (64, "4, 8, 16, 32 in", 8)]
+)
+def test_the_scope_names_the_windows_that_were_scanned(side, sides, wide):
+    lines = scope(subject_of(identity, (1, side, side)), SEARCH)
+    assert f"windows of side {sides} black" in lines[0]
+    assert f"of side {wide} and more that change the answer elsewhere at ᾱ = 0.1," in lines[2]
+
+
+def test_the_scope_names_the_levels_that_a_short_schedule_reaches(tmp_path):
+    subject = Subject(Answering(identity), DDPMScheduler(300), SHAPE)
+    assert "visible at ᾱ = 0.048 or 0.1" in scope(subject, SEARCH)[1]
+    basis = {"pipeline": "p", "findings": [], "files": {}}
+    outcome = concluded(subject, found_of(0.05), basis, None, 0, SEARCH, null_of())
+    assert (outcome.verdict, outcome.error_rate.known) == ("undecided", False)
+    assert "its schedule ends at ᾱ = 0.048" in outcome.reason
