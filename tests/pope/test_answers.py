@@ -150,7 +150,11 @@ def test_boxes_are_read_one_by_one_and_as_a_list():
     assert joined_boxes("Part one: \\boxed{3}. Now we turn to the second part of the problem: \\boxed{7}.") is None
     with Grader("math") as grader:
         grades = grader.grade(["$\\boxed{3}$ and $\\boxed{5}$"] * 3, ["\\{3, 5\\}", "5", "3"])
-        assert [one.reward for one in grades] == [1, 1, 0]
+        assert [one.reward for one in grades] == [1, 0, 0]
+        hedged = ("So $x=\\boxed{-3}$ or $x = \\boxed{5}$.", "\\boxed{A}, \\boxed{5}", "$\\boxed{4},$ and $\\boxed{5}$")
+        assert not any(one.correct for one in grader.grade(hedged, ["5"] * 3))
+        settled = ("$\\boxed{5}$ and $\\boxed{5}$", "$x=\\boxed{3}$, so it is $\\boxed{5}$.", "\\boxed{3} \\boxed{5}")
+        assert all(one.correct for one in grader.grade(settled, ["5"] * 3))
         assert grader.grade(["\\boxed{(-\\infty,  2]}"], ["(-\\infty,2]"])[0].correct
         assert grader.grade(["The answer is $3$."], ["$3$"])[0].correct
 

@@ -217,6 +217,23 @@ def test_a_batch_job_says_how_far_it_is_and_that_nothing_was_sampled(folder, ask
     assert f"Nothing was sampled: everything is already in {folder / 'said' / 'mine.jsonl'}" in capsys.readouterr().out
 
 
+def test_a_grader_that_fails_is_told_of_with_its_first_error(folder, asking, tmp_path, monkeypatch, capsys):
+    (tmp_path / "buggy.py").write_text("def grade(completion, answer, meta):\n    return completion.split('####')[1]\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    words = [str(folder / "problems.jsonl"), "--out", str(tmp_path / "out"), "--limit", "2", *asking]
+    words[words.index("--grader") + 1] = "buggy:grade"
+    words[words.index("--workers") + 1] = "1"
+    assert pope(["evaluate", *words, "--samples", "2", "--answer-anywhere"]) == 0
+    told = (
+        "of grader 'buggy:grade' failed (error 4), and count as wrong; the first error: IndexError: list index out of"
+    )
+    assert told in capsys.readouterr().err
+    assert pope(["mine", *words, "--k", "2", "--answer-anywhere"]) == 0
+    out, err = capsys.readouterr()
+    assert "warning: 2 of 2 verdicts of grader 'buggy:grade' failed" in err
+    assert "Nothing was sampled" not in out
+
+
 def test_it_is_explained_why_no_problem_and_no_prefix_was_found(folder, asking, tmp_path, capsys):
     asked = [*asking, "--answer-anywhere", "--limit", "2", "--k", "1", "--out", str(tmp_path)]
     asked[asked.index("--max-tokens") + 1] = "1"

@@ -73,6 +73,44 @@ BASES = (
     ("12_5", "(A) 12_5", 1),
     ("12_6", "(A) 12_5", 0),
 )
+SYMBOLS = (
+    ("7", "3+4\\mathrm{i}", 0),
+    ("4+3\\mathrm{i}", "3+4\\mathrm{i}", 0),
+    ("4\\mathrm{i}+3", "3+4\\mathrm{i}", 1),
+    ("3+4\\mathrm i", "3+4i", 1),
+    ("2\\sqrt3\\mathrm{i}", "2\\sqrt3", 0),
+    ("2\\mathrm{e}^{3}", "2\\mathrm{e}^{2}", 0),
+    ("2e^2", "2\\mathrm{e}^{2}", 1),
+    ("2\\mathbf{i}+3\\mathbf{j}", "2\\mathbf{i}-3\\mathbf{j}", 0),
+    ("3\\mathbf{a}", "3\\mathbf{b}", 0),
+    ("5\\mathrm{m}", "5", 1),
+    ("0", "\\pi(R^2-r^2)", 0),
+    ("\\pi(r^2-R^2)", "\\pi(R^2-r^2)", 0),
+    ("\\pi(R-r)(R+r)", "\\pi(R^2-r^2)", 1),
+    ("1", "\\frac{R}{r}", 0),
+    ("\\frac rR", "\\frac{R}{r}", 0),
+    ("-r+R", "R-r", 1),
+)
+EQUATIONS = (
+    ("x+2y=5", "x+2y-5=0", 1),
+    ("2x+4y=10", "x+2y=5", 1),
+    ("x+2y=6", "x+2y=5", 0),
+    ("3x^2+4y^2=12", "\\frac{x^2}{4}+\\frac{y^2}{3}=1", 1),
+    ("2x-y+3z=8", "2x-y+3z-8=0", 1),
+    ("2x-y+3z=9", "2x-y+3z-8=0", 0),
+    ("y-2x=1", "y=2x+1", 1),
+    ("\\frac{1+\\sqrt5}{2}, \\frac{1-\\sqrt5}{2}", "\\frac{1 \\pm \\sqrt{5}}{2}", 1),
+    ("\\frac12 \\pm \\frac{\\sqrt5}{2}", "\\frac{1 \\pm \\sqrt{5}}{2}", 1),
+    ("\\frac{1+\\sqrt5}{2}", "\\frac{1 \\pm \\sqrt{5}}{2}", 0),
+    ("2, -2", "\\pm 2", 1),
+    ("2", "\\pm 2", 0),
+    ("2\\mp\\sqrt3", "2\\pm\\sqrt3", 1),
+    ("(3, 2)", "p=2,q=3", 0),
+    ("(2, 3)", "p=2,q=3", 1),
+    ("2,-1", "m=-1,n=2", 0),
+    ("n=2, m=-1", "m=-1,n=2", 1),
+    ("a=1, b=2", "c=1, d=2", 0),
+)
 WORDS = (
     ("n \\text{ is even}", "n \\text{ is odd}", 0),
     ("n", "n \\text{ is odd}", 0),
@@ -110,13 +148,17 @@ WORDS = (
 )
 
 
-@pytest.mark.parametrize(("said", "gold", "right"), [*OPTIONS, *MIXED, *SMALL, *WHOLE, *BASES, *WORDS])
+@pytest.mark.parametrize(
+    ("said", "gold", "right"), [*OPTIONS, *MIXED, *SMALL, *WHOLE, *BASES, *SYMBOLS, *EQUATIONS, *WORDS]
+)
 def test_answers_are_the_same_only_as_a_whole(said, gold, right):
     for grader in (math, boxed):
         assert grader(f"so \\boxed{{{said}}}", gold, {}).reward == right
 
 
-@pytest.mark.parametrize("gold", sorted({gold for _, gold, _ in [*OPTIONS, *MIXED, *SMALL, *WHOLE, *BASES, *WORDS]}))
+@pytest.mark.parametrize(
+    "gold", sorted({gold for _, gold, _ in [*OPTIONS, *MIXED, *SMALL, *WHOLE, *BASES, *SYMBOLS, *EQUATIONS, *WORDS]})
+)
 def test_every_answer_equals_itself(gold):
     assert math(f"\\boxed{{{gold}}}", gold, {}).correct
 

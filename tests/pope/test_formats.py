@@ -21,6 +21,14 @@ def test_a_worked_text_in_the_field_for_the_answer_gives_its_last_line():
     assert (kind, found["answer"], found["solution"]) == ("set", "1204", "Count.")
 
 
+@pytest.mark.parametrize(
+    ("line", "answer"),
+    [("1,204", "1204"), ("$1,234,567.5", "$1234567.5"), ("(1,2)", "(1,2)"), ("3, 4", "3, 4"), ("1,5", "1,5")],
+)
+def test_only_the_commas_of_thousands_are_taken_out_of_a_last_line(line, answer):
+    assert normalised({"question": "?", "answer": f"So.\n#### {line}"}, "auto")[1]["answer"] == answer
+
+
 def test_nulls_of_a_table_stand_for_missing_fields():
     found = parse_row({"id": "a", "prompt": "?", "answer": "5", "solution": None, "meta": None})
     assert (found.solution, found.meta) == ("", {})

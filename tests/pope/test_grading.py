@@ -31,6 +31,12 @@ def test_a_fault_costs_its_own_item_only_and_is_counted():
     assert grades[2].extracted == "4 of 2"
     assert again[0].correct
     assert grader.counts == {"ok": 5, "timeout": 1, "crash": 2, "error": 2}
+    assert grader.failures == (
+        "5 of 10 verdicts of grader 'graders_for_tests:faulty' failed (crash 2, error 2, timeout 1), and count as "
+        f"wrong; the first error: {grader.first_error}"
+    )
+    assert grader.first_error in ("ValueError: no", "UserError: a grader must return a Grade or a number from 0 to 1, "
+                                  "not 'yes'")  # fmt: skip
 
 
 def test_math_is_symbolic_and_reads_what_follows_the_thinking():
@@ -84,6 +90,32 @@ def test_numeric_and_exact():
     with Grader("exact") as grader:
         assert [g.reward for g in grader.grade(["#### a  b", "a b", "\\boxed{a b}"], ["a b"] * 3)] == [1, 0, 1]
     assert final_answer("**Answer:** 12") == "12"
+
+
+@pytest.mark.parametrize(
+    "said", ["not 7", "6 or 7", "at least 7", "between 6 and 7", "7 and a half", "7 tenths", "half of 7"]
+)
+def test_a_number_that_is_not_settled_on_is_no_answer(said):
+    with Grader("numeric") as grader:
+        assert not grader.grade([f"We count 7. The answer is {said}."], ["7"])[0].correct
+        assert grader.grade([f"The answer is {said}. No: the answer is 7."], ["7"])[0].correct
+
+
+@pytest.mark.parametrize(
+    ("text", "gold", "right"),
+    [
+        ("#### 12 apples", "12 apples", 1),
+        ("#### The quick brown fox jumps over", "The quick brown fox jumps over", 1),
+        ("So the answer is: **It is impossible**.", "It is impossible", 1),
+        ("Answer: not possible\nDone", "not possible", 1),
+        ("#### 12 apples or more", "12 apples", 0),
+        ("Suppose the answer is 12 apples", "12 apples", 0),
+        ("Answer: The Beatles. \\boxed{Queen}", "Queen", 1),
+    ],
+)
+def test_exact_reads_a_marked_line_whole(text, gold, right):
+    with Grader("exact") as grader:
+        assert grader.grade([text], [gold])[0].reward == right
 
 
 def test_unknown_graders_and_limits_are_refused(tmp_path, monkeypatch):
@@ -186,6 +218,9 @@ def test_only_what_the_grader_can_say_makes_a_label_broken():
     words = [Problem(id=answer, prompt="?", answer=answer) for answer in ("one", "2")]
     words.append(Problem(id="three", prompt="?", solution="#### three", answer="three"))
     assert [problem.id for problem, _ in rejected_solutions(words, Grader("numeric"))] == ["one", "three"]
+    cut = [Problem(id=answer, prompt="?", answer=answer) for answer in ("\\frac{1", "...", "?", "\\frac{1}{2}")]
+    with Grader("math") as grader:
+        assert [problem.id for problem, _ in rejected_solutions(cut, grader)] == ["\\frac{1", "...", "?"]
 
 
 def test_a_file_in_the_working_directory_is_never_taken_for_a_package(tmp_path, monkeypatch):

@@ -181,6 +181,10 @@ def test_fields_are_named_by_the_user_and_a_missing_one_says_how(tmp_path):
         caught.value
     )
     assert len(str(caught.value).splitlines()) == 2
+    with pytest.raises(
+        UserError, match=r"no row has a value in the field of solution=workd, id=uid; its first row has q, "
+    ):
+        read_problems(path, fields={**fields, "solution": "workd", "id": "uid"}, solutions="optional")
     with pytest.raises(UserError, match="--fields: no field promt; choose from id, prompt, answer, solution"):
         read_problems(path, fields={"promt": "q"})
     guided = {"problem": "?", "answer": "1", "level": "hard_with_guidance"}

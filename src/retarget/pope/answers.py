@@ -39,6 +39,8 @@ _UNSPACED = "\u3040-\u30ff\u3400-\u9fff"
 """Letters of Chinese and Japanese, in which no space stands around a number."""
 _FORMULA = re.compile(r"\$\$[^$]++\$\$|\$[^$\n]++\$|\\\([^\n]+?\\\)|\\\[.+?\\\]", re.DOTALL)
 _JOINT = re.compile(r"[ \t]*+(?:,[ \t]*+(?:and\b)?|and\b)[ \t]*+", re.IGNORECASE)
+_JOINING = re.compile(r"[\s$}]*+(?:,[\s$]*+(?:and|or)?|and|or)[\s$]*+(?:[a-z]\s*+=)?[\s$]*+")
+"""What joins two boxes to one answer."""
 _SENTENCE_END = re.compile(r"[.!?](?=[\s*_\"')]|$)|[。！？\n]")
 _COMMAND = re.compile(r"\\[A-Za-z]++(?:\{[^{}]*+\})?|\\.")
 _FUNCTIONS = re.compile(r"(?:sqrt|sin|cos|tan|cot|log|ln|exp|pi|mod|infinity|inf|deg)(?![a-z])", re.IGNORECASE)
@@ -149,23 +151,39 @@ def _tagged(text: str) -> str | None:
 
 
 def joined_boxes(text: str) -> str | None:
-    r"""The last boxes of a text as one list, if only ``and``, ``or`` or commas separate them; otherwise None.
+    r"""The last boxes of a text as one list, if little more than ``and``, ``or`` or commas separate them; or None.
 
     >>> joined_boxes(r"so $x=\boxed{3}$ or $x=\boxed{-3}$."), joined_boxes(r"\boxed{3}")
     ('3,-3', None)
     """
-    found: list[str] = []
+    found = [one for one, _ in _last_boxes(text)]
+    return ",".join(found) if len(found) > 1 else None
+
+
+def alternatives(text: str) -> bool:
+    r"""Whether the last two boxes differ, and ``and``, ``or`` or a comma joins them: neither is the answer alone.
+
+    >>> alternatives(r"$x=\boxed{3}$ or $x=\boxed{-3}$."), alternatives(r"\boxed{3}, so the answer is \boxed{5}")
+    (True, False)
+    """
+    boxes = _last_boxes(text)[-2:]
+    return len(boxes) == 2 and boxes[0][0] != boxes[1][0] and _JOINING.fullmatch(boxes[1][1]) is not None
+
+
+def _last_boxes(text: str) -> list[tuple[str, str]]:
+    """The last boxes between which hardly anything stands, each with what stands before it."""
+    found: list[tuple[str, str]] = []
     end = len(text)
     while (last := _last_box(text[:end])) is not None:
         start, one = last
-        between = text[text.index(one, start) + len(one) : end] if found else ""
-        if found and (
-            len(between) > 40 or not re.fullmatch(r"[\s$}.,;=a-z]*+", re.sub(r"\\[a-z,;()\[\] ]+", "", between))
-        ):
-            break
-        found.append(one)
+        if found:
+            between = re.sub(r"\\[a-z,;()\[\] ]+", "", text[text.index(one, start) + len(one) : end])
+            if len(between) > 40 or not re.fullmatch(r"[\s$}.,;=a-z]*+", between):
+                break
+            found[-1] = found[-1][0], between
+        found.append((one, ""))
         end = start
-    return ",".join(reversed(found)) if len(found) > 1 else None
+    return found[::-1]
 
 
 def stated_answer(text: str) -> str | None:
@@ -177,6 +195,34 @@ def stated_answer(text: str) -> str | None:
     >>> stated_answer("#### 1,200"), stated_answer("Answer: **12 apples**"), stated_answer("#### Step 2")
     ('1,200', '12', None)
     """
+    return _stated(text)[0]
+
+
+def unsettled(completion: str) -> bool:
+    """Whether a text has no box, and a marker that does not settle on a value.
+
+    >>> unsettled("The answer is 6 or 7."), unsettled("Answer: 7"), unsettled("So 7."), unsettled("The answer is:")
+    (True, False, False, False)
+    """
+    text = after_thinking(completion)
+    return last_boxed(text) is None and _stated(text)[1]
+
+
+def stated_line(completion: str) -> str | None:
+    """All that stands behind the last ``####`` or "the answer is" in its line, without markup and the last period.
+
+    >>> stated_line("Answer: **The Beatles**."), stated_line("If the answer is 4, fine"), stated_line("4")
+    ('The Beatles', None, None)
+    """
+    text = after_thinking(completion)[-WITHIN:]
+    for marker in reversed(list(_MARKER.finditer(text))):
+        if marker["line"] is not None or not _SUPPOSED.search(_sentence_before(text, marker.start())):
+            return text[marker.end() :].partition("\n")[0].strip(" \t*_:").removesuffix(".").strip(" \t*_")
+    return None
+
+
+def _stated(text: str) -> tuple[str | None, bool]:
+    """What :func:`stated_answer` returns, and whether that is because a marker does not settle on a value."""
     text = text[-WITHIN:]
     words: str | None = None
     for marker in reversed(list(_MARKER.finditer(text))):
@@ -190,14 +236,14 @@ def stated_answer(text: str) -> str | None:
             continue
         value = _value(said, whole_line)
         if value is not None:
-            return value
+            return value, False
         if re.search(r"\d|\\|\$", said):
-            return None
+            return None, True
         plain = said.strip().strip("*_\"'.").strip()
         named = plain and len(plain.split()) <= 4 and not _NO_NAME.match(plain)
         if words is None and named and not _UNSETTLED.search(plain):
             words = plain
-    return words
+    return words, False
 
 
 def _spaced(said: str) -> str:

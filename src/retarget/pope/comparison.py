@@ -21,6 +21,7 @@ from retarget.pope.parts import (
     is_interval,
     names,
     other_unit,
+    row_of,
     set_and_row,
     unit,
     units_agree,
@@ -84,6 +85,13 @@ _PLAIN_UNIT = re.compile(
 )
 _UNSPACED_CHANGE = re.compile("[或到和与與至以不多少倍加减減乘除若如分半百千万萬亿億]")
 _MONEY = re.compile(r"(?:US(?=\s*\\\$)|[€£¥₹]|(?<![A-Za-z])Rs\.?)\s*(?=-?\\?\$?\d)")
+_LETTER = re.compile(
+    r"\\(?:math(?:bf|it|sf)|boldsymbol|bm)\s*\{\s*([A-Za-z])\s*\}|\\(?:mathrm|text(?:rm)?)\s*\{\s*([ie])\s*\}"
+    r"|\\mathrm\s+([ie])(?![A-Za-z])"
+)
+"""A letter in another font: a symbol, and upright i and e the two numbers. math-verify takes both for units."""
+_SYMBOL = re.compile(rf"{TEXT}|\\[A-Za-z]+|[A-Za-z]")
+_SIGNED = re.compile(r"\\(pm|mp)(?![A-Za-z])")
 _ORDINAL = re.compile(r"(?<=\d)\s*\^\s*\{?\s*\\text\s*\{\s*(st|nd|rd|th)\s*\}\s*\}?")
 _DIVISORS = re.compile(
     r"(?:\\(?:operatorname|text|mathrm)\s*\{\s*|\\|(?<![A-Za-z\\]))(?P<name>gcd|lcm)\s*\}?\s*"
@@ -92,6 +100,8 @@ _DIVISORS = re.compile(
 """The greatest common divisor or least common multiple of what stands in brackets."""
 _UNSEEN = 1e-12
 """Numbers that differ by less are the same for math-verify."""
+_EQUATION = re.compile(r"(?!\s*\\?[A-Za-z]+(?:_\{?\w+\}?)?\s*=[^=]*$)[^=]*=")
+"""An equation whose left side is more than a name: the number on its right is not its value."""
 _EXPONENT = re.compile(r"([-+]?\d+(?:\.\d+)?)[eE]([-+]?\d{1,3})")
 
 
@@ -148,6 +158,7 @@ def _tidy(text: str) -> str:
     r"""A text without dollar signs, its words in ``\text``, its mixed numbers with ``\frac``."""
     text = re.sub(r"(?<!\\)\\ |~", " ", text.strip()).replace("$$", "$").replace(r"\varnothing", r"\emptyset")
     text = re.sub(r"\\var(?=(?:phi|epsilon|theta)(?![a-z]))", r"\\", text)
+    text = _LETTER.sub(_plain_letter, text)
     text = re.sub(r"\b([ap])\.\s?m\.", lambda found: found[1].lower() + "m", text, flags=re.IGNORECASE)
     text = _MONEY.sub("", text)
     parts = re.split(r"(?<!\\)\$", text)
@@ -157,6 +168,12 @@ def _tidy(text: str) -> str:
     text = repeating(unwrapped(scaled(with_fractions(text).strip().removesuffix("."))))
     text = _EXPONENT.sub(r"\1 \\times 10^{\2}", text) if _EXPONENT.fullmatch(text.strip()) else text
     return compounds_divided(_PLAIN_UNIT.sub(_in_text, _ORDINAL.sub(r"\\text{\1}", text)))
+
+
+def _plain_letter(found: re.Match[str]) -> str:
+    """The letter, in braces behind a letter: behind ``\\pi`` it would be part of the name."""
+    letter = found[1] or found[2] or found[3]
+    return f"{{{letter}}}" if found.string[: found.start()][-1:].isalpha() else letter
 
 
 def _in_text(found: re.Match[str]) -> str:
@@ -290,11 +307,18 @@ def _same_list(marked: str, answer: str) -> bool:
 
     math-verify reads ``3\text{ cm}, 4\text{ cm}`` as 3.
     """
+    marked, answer = (both_signs(one) for one in (marked, answer))
     said, gold = (divided(one.strip().removeprefix(r"\{").removesuffix(r"\}")) for one in (marked, answer))
     if (len(said) < 2 and len(gold) < 2) or not any(map(unit, said + gold)):
-        pairs = assignments(marked), assignments(answer)
-        if pairs[0] and pairs[1] and list(pairs[0]) != list(pairs[1]) and pairs[0].keys() == pairs[1].keys():
-            return all(_same_formula(pairs[0][name], value) for name, value in pairs[1].items())
+        by_name, named = assignments(marked), assignments(answer)
+        if by_name and named and by_name.keys() == named.keys():
+            return all(_same_formula(by_name[name], value) for name, value in named.items())
+        if bool(by_name) != bool(named):  # values without names are in the order of those with names
+            rows = (
+                list(by_name.values()) if by_name else row_of(marked),
+                list(named.values()) if named else row_of(answer),
+            )
+            return len(rows[0]) == len(rows[1]) and all(map(_same_formula, *rows))
         return _same_formula(marked, answer)
     if len(said) != len(gold):
         return False
@@ -325,11 +349,37 @@ def _same_formula(marked: str, answer: str) -> bool:
     written = [re.sub(r"^[A-Za-z]=(?!.*=)", "", _bare(one)) for one in (marked, answer)]
     if written[0] == written[1] and _bare(marked).count("=") + _bare(answer).count("=") < 2:  # x=5 is 5, and not y=5
         return True
-    said, gold = one_number(marked), one_number(answer)
+    said, gold = (None if _EQUATION.match(one) else one_number(one) for one in (marked, answer))
     if said and gold and math.isfinite(gold.value) and "%" not in marked + answer and not said.equals(gold):
         return False  # math-verify compares six decimals: it takes 6e-34 for 1e-19
-    found = _parsed(marked)
-    return verify(_gold(answer), found, timeout_seconds=None) and not _hardly_differ(found, _gold(answer))
+    found, wanted = (_with_cases(one, marked, answer) for one in (marked, answer))
+    read = _parsed(found)
+    return verify(_gold(wanted), read, timeout_seconds=None) and not _hardly_differ(read, _gold(wanted))
+
+
+def both_signs(text: str) -> str:
+    r"""A text with ``\pm`` or ``\mp`` as the two formulas that it stands for, the upper signs first.
+
+    >>> both_signs(r"x = \frac{1 \pm \sqrt{5}}{2}"), both_signs("5")
+    ('x = \\frac{1 + \\sqrt{5}}{2},x = \\frac{1 - \\sqrt{5}}{2}', '5')
+    """
+    if not _SIGNED.search(text):
+        return text
+    upper, lower = ({"pm": sign, "mp": other} for sign, other in ("+-", "-+"))
+    return ",".join(_SIGNED.sub(lambda found, signs=signs: signs[found[1]], text) for signs in (upper, lower))
+
+
+def _with_cases(text: str, *both: str) -> str:
+    r"""A text in which capital letters differ from small ones, if one of both texts has them: math-verify reads R as r.
+
+    >>> _with_cases("R-r", "r-R", "R-r"), _with_cases("N^2", "n^2", "N^2")
+    ('{r_{1000}}-r', 'N^2')
+    """
+    meant: set[str] = set()
+    for one in both:
+        letters = {found[0] for found in _SYMBOL.finditer(one) if len(found[0]) == 1}
+        meant |= {letter for letter in letters if letter.isupper() and letter.lower() in letters}
+    return _SYMBOL.sub(lambda found: f"{{{found[0].lower()}_{{1000}}}}" if found[0] in meant else found[0], text)
 
 
 def _hardly_differ(marked: list[Any], gold: list[Any]) -> bool:

@@ -34,6 +34,8 @@ META = ("level", "type", "subject", "difficulty", "domain", "subfield", "unit", 
 _EXACT = 2**53
 _NO_ANSWER = ("proof", "notfound", "")
 """What public sets (NuminaMath) write where a problem has no final answer."""
+_THOUSANDS = re.compile(r"[^\d(\[{]*\d{1,3}(?:,\d{3})+(?:\.\d+)?[^\d,]*")
+"""One number whose commas only separate its thousands."""
 _CALCULATOR = re.compile(r"<<[^<>]*>>")
 
 
@@ -86,7 +88,7 @@ def _missing(value: Any) -> bool:
 def _format_of(row: dict[str, Any]) -> Format:
     if isinstance(row.get("question"), str) and "####" in str(row.get("answer")) and not row.get("solution"):
         return "gsm8k"
-    has_answer = any(_at(row, name) is not None for name in FIELDS["answer"])
+    has_answer = any(field_of(row, name) is not None for name in FIELDS["answer"])
     if isinstance(row.get("problem"), str) and not has_answer:
         return "math"
     return "set" if {"problem", "question", "reward_model"} & row.keys() else "plain"
@@ -101,7 +103,8 @@ def _gsm8k(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _last_line(worked: str) -> str:
-    return worked.rpartition("####")[2].strip().replace(",", "")
+    line = worked.rpartition("####")[2].strip()
+    return line.replace(",", "") if _THOUSANDS.fullmatch(line) else line
 
 
 def _math(row: dict[str, Any]) -> dict[str, Any]:
@@ -117,7 +120,7 @@ def _math(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _set(row: dict[str, Any], fields: Mapping[str, str]) -> dict[str, Any]:
-    level = str(row.get("level") or _at(row, "extra_info.level") or "").replace("_", "-")
+    level = str(row.get("level") or field_of(row, "extra_info.level") or "").replace("_", "-")
     if "with-guidance" in level:
         raise UserError("this row is a guided variant of a problem: use the rows without guidance")
     prompt, answer = (_first(row, fields.get(name), name) for name in ("prompt", "answer"))
@@ -264,13 +267,13 @@ def _joined(content: Any) -> Any:
 
 def _first(row: dict[str, Any], named: str | None, name: str) -> Any:
     for one in (named,) if named else FIELDS[name]:
-        value = _at(row, one)
+        value = field_of(row, one)
         if value is not None:
             return value
     return None
 
 
-def _at(row: dict[str, Any], name: str) -> Any:
+def field_of(row: dict[str, Any], name: str) -> Any:
     """A field's value; a name with dots goes into nested objects. None if it is missing."""
     value: Any = row
     if name in row:

@@ -10,7 +10,16 @@ from typing import Any, cast
 
 from retarget.errors import UserError
 from retarget.own import blame, origin_of
-from retarget.pope.answers import WITHIN, after_thinking, final_answer, joined_boxes, last_boxed
+from retarget.pope.answers import (
+    WITHIN,
+    after_thinking,
+    alternatives,
+    final_answer,
+    joined_boxes,
+    last_boxed,
+    stated_line,
+    unsettled,
+)
 from retarget.pope.comparison import same
 from retarget.pope.quantities import last_number, one_number
 
@@ -43,20 +52,24 @@ GradingFunction = Callable[[str, str, dict[str, Any]], "Grade | float | bool"]
 
 
 def exact(completion: str, answer: str, meta: dict[str, Any]) -> Grade:
-    """Accept a marked final answer that is written as the gold one, spacing aside.
+    """Accept a marked final answer that is written as the gold one, spacing aside, also if that is a whole line.
 
-    >>> exact("#### New  York", "New York", {}).correct
-    True
+    >>> exact("#### New  York", "New York", {}).correct, exact("#### 12 apples", "12 apples", {}).correct
+    (True, True)
     """
-    found = final_answer(completion)
-    return Grade(float(found is not None and " ".join(found.split()) == " ".join(answer.split())), found)
+    gold = " ".join(answer.split())
+    found, line = final_answer(completion), stated_line(completion)
+    if line is not None and " ".join(line.split()) == gold:
+        return Grade(1.0, line)  # "#### 12 apples"
+    return Grade(float(found is not None and " ".join(found.split()) == gold), found)
 
 
 def numeric(completion: str, answer: str, meta: dict[str, Any]) -> Grade:
     r"""Accept if the marked final answer is one number, with or without a unit, that equals the gold number.
 
     Two integers must be the same; other numbers may differ by one part in a million. If no answer is marked, the last
-    number of the text counts; if the token budget cut the text off (``meta["truncated"]``), there is no answer.
+    number of the text counts. There is no answer if a marked one does not settle on a number ("the answer is 6 or 7"),
+    or if the token budget cut the text off (``meta["truncated"]``).
 
     Raises:
         UserError: the gold answer is not a number, or too large for one.
@@ -71,7 +84,7 @@ def numeric(completion: str, answer: str, meta: dict[str, Any]) -> Grade:
     if meta.get("truncated"):
         return Grade(0.0, None)
     marked = final_answer(completion)
-    if marked is None:
+    if marked is None and not unsettled(completion):
         marked = last_number(after_thinking(completion))
     value = None if marked is None else one_number(marked)
     return Grade(float(value is not None and value.equals(gold)), marked)
@@ -80,15 +93,18 @@ def numeric(completion: str, answer: str, meta: dict[str, Any]) -> Grade:
 def math(completion: str, answer: str, meta: dict[str, Any]) -> Grade:
     """Compare the *marked* final answer with the gold one symbolically, by math-verify.
 
-    A text has no answer if it marks none (see :mod:`retarget.pope.answers`), if the token budget cut it off
-    (``meta["truncated"]``), or if its thinking block never ends. This runs in a worker process, which limits its time
-    and memory, so math-verify's own timers are off.
+    Boxes that ``and``, ``or`` or a comma joins are one answer. A text has no answer if it marks none (see
+    :mod:`retarget.pope.answers`), if its thinking never ends, or if the token budget cut it off
+    (``meta["truncated"]``). This runs in a worker process, which limits its time and memory, so math-verify's own
+    timers are off.
     """
     text = "" if meta.get("truncated") else after_thinking(completion)
     marked = final_answer(text)
     if marked is None:
         return Grade(0.0, None)
-    candidates = [marked, *([joined] if (joined := joined_boxes(text[-WITHIN:])) else [])]
+    candidates = [marked]
+    if joined := joined_boxes(text[-WITHIN:]):
+        candidates = [joined] if alternatives(text[-WITHIN:]) else [marked, joined]
     return Grade(float(any(same(one, answer) for one in candidates)), marked)
 
 
@@ -102,7 +118,7 @@ def boxed(completion: str, answer: str, meta: dict[str, Any]) -> Grade:
 
 
 BUILT_IN: dict[str, GradingFunction] = {"math": math, "boxed": boxed, "exact": exact, "numeric": numeric}
-RULES = {"math": 8, "boxed": 5, "exact": 4, "numeric": 4}
+RULES = {"math": 8, "boxed": 5, "exact": 5, "numeric": 5}
 """Versions of graders whose verdicts have changed: a journal is not continued with another version."""
 MOVED = {"retarget.pope.tasks.chain:verify": "retarget.pope.studies.chain:verify"}
 """New import paths of graders that studies and journals still name by the old ones."""

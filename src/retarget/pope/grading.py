@@ -11,7 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 from typing import Any, Literal
@@ -61,6 +61,7 @@ class Grader:
         self.spec, self.seconds, self.memory_mb = spec, seconds, memory_mb
         self.workers = (0 if spec in ("exact", "numeric") else 1) if workers is None else workers
         self.counts: Counter[str] = Counter()
+        self.first_error = ""
         self._function = load(spec) if self.workers == 0 or spec not in BUILT_IN else None
 
     def grade(
@@ -91,6 +92,19 @@ class Grader:
                     raise
             self.counts.update(one.status for one in grades)
         return grades
+
+    @property
+    def failures(self) -> str:
+        """How many verdicts failed and the first error, in a sentence; empty if none did."""
+        failed = {status: count for status, count in sorted(self.counts.items()) if status != "ok"}
+        if not failed:
+            return ""
+        counts = ", ".join(f"{status} {count}" for status, count in failed.items())
+        error = f"; the first error: {self.first_error}" if self.first_error else ""
+        return (
+            f"{sum(failed.values())} of {self.counts.total()} verdicts of grader {self.spec!r} failed ({counts}), "
+            f"and count as wrong{error}"
+        )
 
     def grade_problem(self, problem: Problem, completions: Sequence[str]) -> list[Grade]:
         """Grade several completions of one problem."""
@@ -141,6 +155,7 @@ class Grader:
                     grade = worker.answer()
                     if grade is None:
                         continue
+                    self.first_error = self.first_error or worker.error
                     grades[worker.item] = grade
                     worker.item = None
                     selector.unregister(worker.reader)
@@ -159,6 +174,7 @@ class _Worker:
         self.spec, self.memory_mb = spec, memory_mb
         self.item: int | None = None
         self.deadline = 0.0
+        self.error = ""
         self.start()
 
     def start(self) -> None:
@@ -209,6 +225,7 @@ class _Worker:
         """The verdict, or None while the item still has time left."""
         reply = self._line()
         if reply is not None:
+            self.error = reply.pop("error", "")
             return Grade(**reply)
         if self.process.poll() is not None:
             return Grade(0.0, None, "crash")
@@ -308,10 +325,11 @@ def rejected_solutions(
         return []
     built_in = grader.spec in BUILT_IN
     asked: list[tuple[Problem, str]] = [(one, f"\\boxed{{{one.answer}}}") for one in problems if built_in]
+    labels = len(asked)
     asked += [(one, one.solution) for one in problems if one.solution and check == "solution"]
     rejected: dict[int, Grade] = {}
-    for (problem, _), grade in zip(asked, _own_grades(asked, grader), strict=True):
-        marked = grade.status == "ok" and grade.extracted is not None
+    for at, ((problem, _), grade) in enumerate(zip(asked, _own_grades(asked, grader), strict=True)):
+        marked = grade.status == "ok" and (grade.extracted is not None or at < labels)  # "\\frac{1" cannot be boxed
         if grade.status == "error" or (marked and not grade.correct):
             rejected[id(problem)] = grade
     return [(problem, rejected[id(problem)]) for problem in problems if id(problem) in rejected]
@@ -328,8 +346,3 @@ def _own_grades(asked: Sequence[tuple[Problem, str]], grader: Grader) -> list[Gr
         except UserError:
             grades.append(Grade(0.0, None, "error"))
     return grades
-
-
-def to_json(grade: Grade) -> str:
-    """A grade as one line of a worker's output."""
-    return json.dumps(asdict(grade))

@@ -7,10 +7,10 @@ import os
 import resource
 import signal
 import sys
+from dataclasses import asdict
 
 from retarget.errors import UserError
 from retarget.pope.graders import Grade, as_grade, load
-from retarget.pope.grading import to_json
 
 _PR_SET_PDEATHSIG = 1
 
@@ -40,13 +40,12 @@ def main() -> None:
         completion, answer, meta, seconds = json.loads(line)
         bound_processor(seconds)
         try:
-            grade = as_grade(function(completion, answer, meta))
+            reply = asdict(as_grade(function(completion, answer, meta)))
         except MemoryError:
             os._exit(1)  # the state after it is unknown: the parent sees a crash and starts another worker
         except Exception as error:  # noqa: BLE001 - untrusted input may raise anything; it is counted by the parent
-            print(f"{type(error).__name__}: {error}", file=sys.stderr)
-            grade = Grade(0.0, None, "error")
-        write(to_json(grade))
+            reply = {**asdict(Grade(0.0, None, "error")), "error": f"{type(error).__name__}: {error}"[:500]}
+        write(json.dumps(reply))
 
 
 def end_with(parent: int) -> None:

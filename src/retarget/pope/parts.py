@@ -187,6 +187,16 @@ def _one_interval(text: str) -> str | None:
     return None
 
 
+def row_of(text: str) -> list[str]:
+    r"""The members of a list or of a row in brackets.
+
+    >>> row_of(r"\left(3, 2\right)"), row_of("3, 2")
+    (['3', '2'], ['3', '2'])
+    """
+    inside = re.fullmatch(r"\s*(?:\\left)?\(([^()]*?)(?:\\right)?\)\s*", text)
+    return divided(inside[1] if inside else text)
+
+
 def assignments(text: str) -> dict[str, str] | None:
     """Values by name of a list such as ``a=1, b=2``; None if it is anything else.
 

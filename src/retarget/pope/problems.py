@@ -14,7 +14,7 @@ from pydantic import AfterValidator, Field, PrivateAttr, ValidationError
 from retarget.errors import UserError
 from retarget.files import make_directory, write_text
 from retarget.pope.answers import THINKING_BEGINS, THINKING_ENDS, after_thinking
-from retarget.pope.formats import Format, normalised
+from retarget.pope.formats import Format, field_of, normalised
 from retarget.pope.rows import Reject, rows_of
 from retarget.settings import Strict
 
@@ -95,16 +95,22 @@ def read_problems(
     of completions would count as independent ones.
 
     Raises:
-        UserError: no such source, no valid row, or invalid rows (the message lists them) without ``skip_invalid``.
+        UserError: no such source, no valid row, a field in ``fields`` that no row has, or invalid rows (the message
+            lists them) without ``skip_invalid``.
     """
     problems: list[Problem] = []
     bad: list[Reject] = []
     ids, copies = _Ids(), _Copies()
     count = length or (lambda text: len(text.split()))
+    absent = dict(fields or {})
+    known: tuple[str, ...] = ()
     for line, row in rows_of(source, split):
         if isinstance(row, Reject):
             bad.append(row)
             continue
+        if absent and isinstance(row, dict):
+            known = known or tuple(map(str, row))
+            absent = {name: field for name, field in absent.items() if field_of(row, field) is None}
         try:
             problem, literal = _parsed(row, line, format, fields)
             _check(problem, solutions == "required", answer_in_solution and literal)
@@ -122,6 +128,9 @@ def read_problems(
     copies.warn(source)
     if bad:
         _report(source, bad, len(problems), skip_invalid, rejects, write_rejects)
+    if absent and known:
+        said = ", ".join(f"{name}={field}" for name, field in absent.items())
+        raise UserError(f"{source}: no row has a value in the field of {said}; its first row has {', '.join(known)}")
     if not problems:
         raise UserError(f"{source}: there is no valid problem in it" + (f" ({len(bad)} invalid)" if bad else ""))
     return problems

@@ -41,7 +41,7 @@ class Evaluate:
         sampler = self.sampling.sampler()
         with progress("evaluating") as told:
             found = evaluate(problems, sampler, self.samples, journal=self.out / "evaluate.jsonl", progress=told)
-        said(found.sampled, self.out / "evaluate.jsonl")
+        said(found.sampled, self.samples, self.out / "evaluate.jsonl", sampler.grader)
         for name, reason in found.failed.items():
             print(f"the engine refused {name}, which is left out of all figures: {reason}", file=sys.stderr)
         summary = found.to_json(ks)

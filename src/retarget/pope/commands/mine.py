@@ -61,7 +61,7 @@ class Mine:
                 problems, sampler, self.k, stop_at_success=not self.rates, accepted=self.accept, check=self.check,
                 journal=self.out / "mine.jsonl", progress=told,
             )  # fmt: skip
-        said(found.sampled, self.out / "mine.jsonl")
+        said(found.sampled, found.rollouts, self.out / "mine.jsonl", sampler.grader)
         write_text(self.out / "outcomes.jsonl", lines(one.to_json() for one in found.outcomes))
         write_problems(self.out / "hard.jsonl", found.hard)
         rates = [one.rate for one in found.outcomes if one.rate is not None]
@@ -88,7 +88,7 @@ class Mine:
                 hard, replace(sampler, params=sampler.sampling.of("mine again")), self.k, accepted=self.accept,
                 check=self.check, journal=journal, progress=told,
             )  # fmt: skip
-        said(now.sampled, journal)
+        said(now.sampled, now.rollouts, journal, sampler.grader)
         solved = [one.problem for one in now.outcomes if one.kind == "solved"]
         other = [one.problem for one in now.outcomes if one.kind not in ("solved", *self.accept)]
         write_text(self.out / "outcomes-again.jsonl", lines(one.to_json() for one in now.outcomes))

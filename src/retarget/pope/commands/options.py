@@ -24,6 +24,7 @@ from retarget.pope.rollouts import Engine, Sampling
 from retarget.settings import merged, parse_setting, resolve_settings
 
 if TYPE_CHECKING:
+    from retarget.pope.grading import Grader
     from retarget.pope.sampler import Sampler
 
 PROBLEMS = ".jsonl, .jsonl.gz, .parquet, a directory, or hf:NAME[:CONFIG]"
@@ -236,10 +237,12 @@ def _pairs(words: tuple[str, ...], option: str) -> dict[str, Any]:
     return found
 
 
-def said(sampled: int, journal: Path) -> None:
-    """Tell the user if a call sampled nothing because everything was in the journal."""
-    if not sampled:
+def said(sampled: int, rollouts: int, journal: Path, grader: "Grader") -> None:
+    """Tell the user if a call sampled none of its rollouts because all were in the journal, and if verdicts failed."""
+    if rollouts and not sampled:
         print(f"Nothing was sampled: everything is already in {journal}.")
+    if grader.failures:
+        print(f"warning: {grader.failures}", file=sys.stderr)
 
 
 def lines(records: Iterable[Any]) -> str:

@@ -64,7 +64,7 @@ class Search:
                 problems, sampler, self.cuts, self.k, cap=self.cap, unit=self.unit, fallback=self.fallback,
                 strategy=self.search, journal=self.out / "search.jsonl", progress=told,
             )  # fmt: skip
-        said(found.sampled, self.out / "search.jsonl")
+        said(found.sampled, found.rollouts, self.out / "search.jsonl", sampler.grader)
         write_text(self.out / "prefixes.jsonl", lines(one.to_json() for one in found.found))
         statuses = [one.status for one in found.found]
         counts = ", ".join(f"{name} {statuses.count(name)}" for name in dict.fromkeys(statuses))

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -116,7 +117,7 @@ class Train:
         with Grader(self.grader) as grader:
             trainer = train(self.model, rows, reward_function(grader), settings, self.out, peft_config=lora,
                             resume=self.resume, callbacks=self._loggers())  # fmt: skip
-            failed = {status: count for status, count in grader.counts.items() if status != "ok"}
+            failures = grader.failures
         history = [line for line in trainer.state.log_history if "reward" in line]
         if trainer.accelerator.is_main_process:
             write_text(self.out / "history.jsonl", lines(history))
@@ -128,5 +129,7 @@ class Train:
             }
             count = trainer.accelerator.num_processes
             steps = f"{trainer.state.global_step} steps" + f" by {count} processes" * (count > 1)
-            print(f"{self.out}: {steps}; last cycle {shown}; grader failures {failed or 0}")
+            print(f"{self.out}: {steps}; last cycle {shown}")
+        if failures:
+            print(f"warning: {failures}", file=sys.stderr)
         return 0
