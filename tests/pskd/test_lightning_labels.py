@@ -225,6 +225,83 @@ def test_mixup_in_the_step_reads_rows_and_stores_none(tmp_path):
     assert method.past_probs(torch.arange(N))[1].tolist() == [True] * 4 + [False] * 8
 
 
+class Sorted(Module):
+    """Sorts the batch, as for ``pack_padded_sequence``; ``how`` is what it restores."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how = how
+
+    def training_step(self, batch, batch_idx):
+        x, y, _ = batch
+        order = x.norm(dim=1).argsort()
+        if self.how == "labels too":  # the module sees the batch in its order, the loss in another
+            return F.cross_entropy(self(x)[order], y[order])
+        if self.how == "nothing":
+            return F.cross_entropy(self(x[order]), y[order])
+        return F.cross_entropy(self(x[order])[order.argsort()], y)
+
+
+@pytest.mark.parametrize("how", ["outside", "nothing"])
+def test_logits_in_another_order_than_the_batch_s_are_refused(how, tmp_path):
+    with pytest.raises(UserError, match=r"in another order than the batch's.*Restore the order inside the module"):
+        fit(Sorted(how), PSKD(N, C, EPOCHS), tmp_path)
+
+
+def test_labels_and_logits_in_one_other_order_are_remembered_under_their_samples(tmp_path):
+    def trained(module):
+        module.net[1].p = 0.0
+        method = PSKD(N, C, EPOCHS)
+        return fit(module, method, tmp_path), method.past_probs(torch.arange(N))[0]
+
+    (ours, rows), (plain, same) = trained(Sorted("labels too")), trained(Module())
+    assert_same(ours, plain, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(rows, same)
+
+
+class Scaled(Module):
+    def loss(self, z, y):
+        return F.cross_entropy((z - z.mean(1, keepdim=True)) / 2, y)
+
+
+def test_logits_that_are_changed_for_the_loss_are_no_other_order(tmp_path):
+    method = PSKD(N, C, EPOCHS)
+    fit(Scaled(), method, tmp_path)
+    assert method.past_probs(torch.arange(N))[1].all()
+
+
+class Edits(Module):
+    def __init__(self, how):
+        super().__init__()
+        self.how = how
+
+    def parts(self, batch):
+        x, y, _ = batch
+        if self.how == "a copy":
+            y = y.clone()
+            y[y == 0] = 1
+        elif self.how == "the batch's own":
+            batch[1].clamp_(max=2)
+        elif self.how == "through a view":
+            y.view(2, 2)[0].fill_(1)
+        return x, y.masked_fill_(y == 3, -100) if self.how == "ignored" else y
+
+
+@pytest.mark.parametrize("how", ["a copy", "the batch's own", "through a view"])
+def test_labels_that_are_changed_in_place_are_refused(how, tmp_path):
+    module = Edits(how)
+    module.measures = nn.ModuleList()
+    with pytest.raises(UserError, match="changed labels of the batch in place"):
+        fit(module, PSKD(N, C, EPOCHS), tmp_path)
+
+
+def test_labels_that_are_set_to_ignore_index_have_no_loss(tmp_path):
+    module = Edits("ignored")
+    module.measures = nn.ModuleList()
+    fit(module, PSKD(N, C, EPOCHS), tmp_path)
+    assert any(-100 in labels for _, labels, _ in module.seen)
+
+
 def test_mixing_in_another_callback_takes_the_rows(tmp_path):
     class Mix(pl.Callback):
         rows = None

@@ -1,5 +1,8 @@
 """What PSKD refuses: bad batches, settings and indices."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,6 +10,7 @@ from plain_loop import EPOCHS, C, N, data, network
 
 from retarget.errors import UserError
 from retarget.pskd import PSKD, Dense, TopK
+from retarget.pskd.checks import check_shapes
 
 
 @pytest.mark.parametrize("store", ["dense", Dense("float16"), TopK(2)])
@@ -54,6 +58,7 @@ def test_bad_batches_are_refused_with_sample_row_and_value():
             "target of sample 3, row 0 of the batch, is not a probability distribution: it sums to 0.8",
         ),
         (logits[:, :3], y[:4], index, r"logits are \[B, C\] = \[4, 4\]: got \[4, 3\]"),
+        (logits[:0], y[:0], index[:0], "the batch is empty: there is nothing to learn from"),
     ]
     for z, targets, at, message in cases:
         with pytest.raises(UserError, match=message):
@@ -61,6 +66,47 @@ def test_bad_batches_are_refused_with_sample_row_and_value():
     method.set_epoch(1)
     method.soften(y[:4], index)
     assert method.fallbacks == 4, "a refused batch must leave no row"
+
+
+@pytest.mark.parametrize("epoch", [0, 1])
+@pytest.mark.parametrize("smoothing", [-0.1, 1.5, float("nan")])
+def test_smoothing_outside_its_range_is_refused_in_every_epoch(epoch, smoothing):
+    method = PSKD(4, C, EPOCHS)
+    method.set_epoch(0)
+    method.loss(torch.zeros(4, C), torch.arange(4), torch.arange(4))
+    method.set_epoch(epoch)
+    for mixed in (None, torch.eye(4)):
+        with pytest.raises(UserError, match=r"smoothing is a share of the target, in \[0, 1\]: got"):
+            method.loss(torch.zeros(4, C), torch.arange(4), torch.arange(4), smoothing=smoothing, mixed=mixed)
+
+
+def test_targets_of_another_type_are_named():
+    with pytest.raises(UserError, match=r"probabilities \[2, 3\] as floats: got torch.int64 \[2, 3\]"):
+        check_shapes(None, torch.eye(3)[:2].long(), torch.arange(2), 3)
+
+
+OTHER_INDEX = """
+import numpy, torch
+from retarget.pskd import PSKD
+for kind in (list, numpy.array):
+    method = PSKD(9, 4, 2)
+    method.set_epoch(0)
+    method.loss(torch.zeros(4, 4), torch.arange(4), kind([3, 1, 2, 7]))
+    method.set_epoch(1)
+    print(method.past_probs(torch.arange(9))[1].nonzero().flatten().tolist())
+try:
+    method.loss(torch.zeros(2, 4), ("a", "b"), torch.arange(2))
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+
+
+def test_a_list_is_an_index_and_texts_are_no_labels():
+    """In a process of its own: the tests check types, which users' programs do not."""
+    done = subprocess.run([sys.executable, "-c", OTHER_INDEX], capture_output=True, text=True, check=False)
+    *rows, error = done.stdout.splitlines()
+    assert rows == ["[1, 2, 3, 7]"] * 2, done.stderr
+    assert error == "UserError targets must be a tensor of class numbers or probabilities: got a tuple"
 
 
 def test_bad_settings_are_refused():

@@ -125,6 +125,19 @@ def test_starting_late_without_rows_warns():
         PSKD(N, C, EPOCHS).set_epoch(2)
 
 
+def test_rows_in_files_that_no_state_was_loaded_for_are_told_of(tmp_path):
+    store = MemoryMapped(tmp_path / "table", Dense())
+    method = PSKD(N, C, EPOCHS, store=store)
+    method.set_epoch(0)
+    method.loss(network()(data()[0]), data()[1], torch.arange(N))
+    again = PSKD(N, C, EPOCHS, store=MemoryMapped(tmp_path / "table", Dense()))
+    with pytest.warns(
+        UserWarning, match=r"set_epoch\(1\), but no saved state was loaded: the rows in .*table are used"
+    ):
+        again.set_epoch(1)
+    assert again.past_probs(torch.arange(N))[1].all()
+
+
 def test_a_memory_mapped_table_that_ran_ahead_of_its_state_is_refused(tmp_path):
     store = MemoryMapped(tmp_path / "table", Dense())
     method = PSKD(N, C, EPOCHS, store=store)

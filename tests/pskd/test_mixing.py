@@ -150,6 +150,16 @@ def test_a_mixer_that_smooths_labels_is_refused(mode):
         method.loss(model(images()), labels(), torch.arange(N), mixed=smoothed)
 
 
+def test_a_mixer_that_smooths_is_refused_in_a_batch_of_four():
+    method = PSKD(4, C, 3)
+    method.set_epoch(0)
+    mixed = torch.eye(4) * 0.9 + 0.025
+    mixed[0] = torch.tensor([0.6, 0.35, 0.025, 0.025])
+    with pytest.raises(UserError, match=r"row 0 of mixed gives 0.025 .* label_smoothing=0"):
+        method.loss(torch.zeros(4, C), torch.arange(4) % C, torch.arange(4), mixed=mixed)
+    method.loss(torch.zeros(4, C), torch.arange(4) % C, torch.arange(4), mixed=torch.rand(4, 4).softmax(1))
+
+
 def test_mixing_a_whole_batch_is_not_taken_for_smoothing():
     method, model = begun()
     for mixed in (torch.full((N, N), 1 / N), torch.rand(N, N).softmax(1), torch.eye(N)):

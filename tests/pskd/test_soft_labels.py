@@ -140,7 +140,13 @@ def test_rows_follow_what_is_taken_from_the_labels(name):
     rows = of(step.rows)
     z = torch.randn(len(rows), C, generator=torch.Generator().manual_seed(5))
     torch.testing.assert_close(F.cross_entropy(z, taken), F.cross_entropy(z, rows))
-    assert step.mixed == (name in ("order", "roll"))
+    assert (step.order is not None) == (name in ("order", "roll"))
+    if step.order is not None:
+        assert step.order.tolist() == take(torch.arange(len(hard()))).tolist()
+        assert torch.equal(step.logits, z)
+    assert not step.mixed, "in one order only"
+    F.cross_entropy(torch.zeros(len(hard()), C), labels)
+    assert step.mixed == (name in ("order", "roll")), "and in the batch's own"
 
 
 def test_numbers_made_of_labels_are_plain():

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset
 from torch import nn
 from transformers import GPT2LMHeadModel, GPT2PreTrainedModel, Trainer
 
@@ -132,6 +133,43 @@ def test_a_trainer_with_a_loss_of_its_own_is_held_against_ours(weight, tmp_path)
     else:
         with pytest.raises(UserError, match="the trainer's own loss"):
             ours.train()
+
+
+class InFront(PSKDTrainer):
+    """The documentation's own way to change a loss, in front of PS-KD's."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        inputs.pop("index", None)
+        return OwnLoss.compute_loss(self, model, inputs, return_outputs)
+
+
+def test_a_loss_in_front_of_ours_is_refused_in_the_first_step(tmp_path):
+    trainer = InFront(model=tiny.Plain(), args=tiny.arguments(tmp_path), train_dataset=tiny.vectors())
+    trainer.weight = torch.tensor([1.0, 2.0, 5.0])
+    with pytest.raises(
+        UserError, match=r"InFront.compute_loss does not call PS-KD's.*let it call super\(\).compute_loss"
+    ):
+        trainer.train()
+    assert trainer.state.global_step <= 1
+
+
+def test_the_mixin_behind_a_trainer_is_refused():
+    with pytest.raises(UserError, match=r"lists PSKDMixin after OwnLoss.*class Wrong\(PSKDMixin, OwnLoss\)"):
+        type("Wrong", (OwnLoss, PSKDMixin), {})
+
+
+@pytest.mark.parametrize("use", ["train", "evaluate", "predict"])
+def test_a_column_called_index_is_dropped_like_any_other(use, tmp_path):
+    rows = tiny.vectors()
+    data = Dataset.from_dict({"x": [one["x"].tolist() for one in rows], "labels": [one["labels"] for one in rows]})
+    named = data.add_column("index", [f"row {at}" for at in range(len(data))])
+    trainer = PSKDTrainer(model=tiny.Plain(), args=tiny.arguments(tmp_path), train_dataset=named, eval_dataset=named)
+    if use == "train":
+        trainer.train()
+        assert trainer.pskd.past_probs(torch.arange(len(data)))[1].all()
+    else:
+        found = trainer.evaluate() if use == "evaluate" else trainer.predict(named).predictions
+        assert len(found) > 0
 
 
 def test_asking_leaves_dropout_and_batch_norm_as_they_were(tmp_path):

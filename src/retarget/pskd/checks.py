@@ -78,7 +78,10 @@ def check_shapes(logits: Tensor | None, targets: Tensor, index: Tensor, num_clas
     if logits is not None and tuple(logits.shape) != shape:
         raise UserError(f"logits are [B, C] = {list(shape)}: got {list(logits.shape)}")
     if tuple(targets.shape) != (shape if targets.is_floating_point() else shape[:1]):
-        raise UserError(f"targets are labels [{shape[0]}] or probabilities {list(shape)}: got {list(targets.shape)}")
+        raise UserError(
+            f"targets are labels [{shape[0]}] or probabilities {list(shape)} as floats: got {targets.dtype} "
+            f"{list(targets.shape)}"
+        )
 
 
 def check_index(checks: Checks, index: Tensor, num_samples: int | None) -> Tensor:
@@ -140,7 +143,10 @@ def check_some(checks: Checks, labels: Tensor, ignore_index: int) -> None:
     """Refuse a batch whose labels are all ignored: its mean loss would be 0 / 0."""
     checks.require(
         (labels != ignore_index).any().reshape(1),
-        lambda _: f"every label of the batch is {ignore_index} (ignore_index): there is nothing to learn from",
+        lambda _: (
+            (f"every label of the batch is {ignore_index} (ignore_index)" if len(labels) else "the batch is empty")
+            + ": there is nothing to learn from"
+        ),
     )
 
 
@@ -189,7 +195,7 @@ def check_mixed(checks: Checks, mixed: Tensor, index: Tensor) -> Tensor:
     least = mixed.amin(1)
     alike = (mixed == least[:, None]).sum(1)  # all but the two that are mixed
     checks.require(
-        (least <= 0) | (alike < max(size - 2, 3)) | (alike == size),
+        (least <= 0) | (alike < max(size - 2, 2)) | (alike == size),
         lambda row: (
             f"row {row} of mixed gives {float(least[row]):.4g} to every other sample of the batch: the mixer smooths "
             "labels, here over samples and not over classes. Make it with label_smoothing=0, and smooth in the loss, "
@@ -217,7 +223,13 @@ def check_loss(checks: Checks, loss: Tensor, logits: Tensor, index: Tensor) -> N
 
 
 def as_labels(targets: Tensor) -> Tensor:
-    """Labels of any integer type as int64, in which ``ignore_index`` is no class: in uint8, -100 is 156."""
+    """Labels of any integer type as int64, in which ``ignore_index`` is no class: in uint8, -100 is 156.
+
+    Raises:
+        UserError: they are no tensor, such as a list of texts.
+    """
+    if not isinstance(targets, Tensor):
+        raise UserError(f"targets must be a tensor of class numbers or probabilities: got a {type(targets).__name__}")
     return targets if targets.is_floating_point() else targets.long()
 
 

@@ -13,6 +13,7 @@ from retarget.pskd.checks import Checks, check_index, check_shapes
 from retarget.pskd.functional import SparseRows
 from retarget.pskd.past.base import Past
 from retarget.pskd.past.exchange import world_size
+from retarget.pskd.past.in_table import PastInTable
 from retarget.pskd.past.previous import PastFromModel, PreviousModel
 from retarget.pskd.past.state import read_state, refuse_other_state, write_state
 from retarget.pskd.schedule import Schedule
@@ -84,11 +85,11 @@ class Form:
         self.schedule.refuse(epoch)
         self.end_epoch()
         if epoch > 0 and self.schedule.began is None and self.schedule.alpha_T > 0 and not self.teacher:
-            warnings.warn(
-                f"set_epoch({epoch}), but no earlier epoch has stored rows: each sample keeps its hard label until an "
-                "epoch has seen it. To resume a run, load() its saved state first",
-                stacklevel=2,
-            )
+            found = self.past.found() if isinstance(self.past, PastInTable) else None
+            now = "no earlier epoch has stored rows: each sample keeps its hard label until an epoch has seen it"
+            if found:
+                now = f"no saved state was loaded: the rows in {found} are used, whatever run they are of"
+            warnings.warn(f"set_epoch({epoch}), but {now}. To resume a run, load() its saved state first", stacklevel=2)
         if self.schedule.total_epochs == 1 and self.schedule.alpha_T > 0 and not self.schedule.pretrained:
             warnings.warn(
                 "total_epochs = 1 is plain training: the first epoch has no past. Train for several epochs, or let the "
@@ -184,6 +185,8 @@ class Form:
             index = torch.arange(len(targets), device=targets.device)  # only for messages
         elif index is None:
             raise UserError("the index is missing: rows are stored per sample, so call loss(logits, y, index)")
+        elif not isinstance(index, Tensor):  # a loader whose sampler gives whole batches hands on a list
+            index = torch.as_tensor(index, device=targets.device)
         check_shapes(logits, targets, index, self.num_classes)
         return check_index(self.checks, index.long(), self.past.num_rows)
 

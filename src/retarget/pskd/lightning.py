@@ -296,9 +296,11 @@ class PSKDCallback(SavedBeside):
         manual = not pl_module.automatic_optimization and self.method.alpha_T > 0
         if manual and not self._used and (self._backward or not step.reads):  # one of several losses is enough
             self._refuse()
+        watched = self._watch
         self._watch &= not self._used
+        given = step.logits
         self._close()
-        if not self._remember or step.mixed:
+        if not self._remember or step.mixed or (step.order is not None and given is None):
             return
         if len(self._logits) != 1:
             source = self.logits_from or "the module itself"
@@ -308,7 +310,10 @@ class PSKDCallback(SavedBeside):
                 "has another number of classes, set num_classes; else name the submodule that returns the logits by "
                 f"logits_from=. {_TWO_LINES}"
             )
-        self.method.remember(self._logits.pop(), step.hard, self._sample)
+        logits = self._logits.pop()
+        if given is not None and (watched or step.order is not None):
+            _refuse_other_order(logits, given, step.order)
+        self.method.remember(logits, step.hard, self._sample)
 
     # -- inside
 
@@ -351,4 +356,25 @@ class PSKDCallback(SavedBeside):
             f"it is a loss of your own, or does not use the batch's labels. {kinds} of the batch's labels uses the "
             "rows by itself; pass any other loss the rows [B, C], soft_targets(y, num_classes) from retarget.pskd. "
             f"{_TWO_LINES}"
+        )
+
+
+def _refuse_other_order(logits: Tensor, given: Tensor, order: Tensor | None) -> None:
+    """Raise if the module's logits [B, C] are the loss's in another order: rows of other samples would be stored.
+
+    Args:
+        logits: what the module returned; row i is stored for the batch's sample i.
+        given: what the loss was given.
+        order: [B], the sample of each row of ``given``; None for the batch's order.
+    """
+    aligned = given.double() if order is None else torch.empty_like(given, dtype=torch.float64)
+    if order is not None:
+        aligned[order.to(given.device)] = given.double()
+    found = logits.to(given.device).double()
+    sizes = [one.square().sum(1).sort().values for one in (found, aligned)]
+    if torch.allclose(*sizes, rtol=1e-3, atol=1e-4) and not torch.allclose(found, aligned, rtol=1e-2, atol=1e-2):
+        raise UserError(
+            "training_step reorders its inputs: the module returns the loss's logits in another order than the "
+            "batch's, and each prediction would be remembered for another sample. Restore the order inside the module, "
+            "or inside the submodule that logits_from= names"
         )

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
+from retarget.errors import UserError
 from retarget.pskd.checks import Checks, as_labels, check_listed, check_loss, check_mixed, check_targets, one_hot
 from retarget.pskd.form import Form
 from retarget.pskd.functional import SparseRows, cross_entropy, pskd_loss, soften, sparse_pskd_losses, widen
@@ -88,6 +89,8 @@ class PSKD(Form):
             UserError: naming the sample, the row and the value, for an index or label out of range, one index with
                 two labels, probabilities that do not sum to 1, or logits that are not finite.
         """
+        if not 0 <= smoothing <= 1:
+            raise UserError(f"smoothing is a share of the target, in [0, 1]: got {smoothing}")
         targets = as_labels(targets)
         keys, labels, counted = self._check(logits, targets, index, some=denominator is None)
         log_norm, keep = None, counted

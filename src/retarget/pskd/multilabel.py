@@ -114,9 +114,9 @@ class MultiLabelPSKD(Form):
 
     def _check(self, logits: Tensor | None, targets: Tensor, index: Tensor | None) -> Tensor:
         """Refuse a bad batch; returns its keys on the past's device."""
-        keys = self._keys(logits, targets, index)
         if not targets.is_floating_point():
             raise UserError(f"multi-label targets must be floats [B, C]: got {targets.dtype} {list(targets.shape)}")
+        keys = self._keys(logits, targets, index)
         within = ((targets >= 0) & (targets <= 1)) | (targets == self.ignore_index)
 
         def describe(row: int) -> str:

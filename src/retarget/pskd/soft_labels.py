@@ -34,7 +34,9 @@ class Step:
 
     Attributes:
         reads: how often a loss, or ``soft_targets``, has asked for rows.
-        mixed: whether the labels were also read in another order, as Mixup and CutMix do.
+        mixed: whether the labels were read in two orders, as Mixup and CutMix do.
+        order: [B], the sample of each label in the only order in which they were read; None for the batch's own.
+        logits: the logits [B, C] of the loss that read all labels, in that order; None if no such loss did.
     """
 
     def __init__(
@@ -45,7 +47,10 @@ class Step:
         self.num_classes, self.ignore_index, self.yes_or_no = num_classes, ignore_index, yes_or_no
         self.reads, self.mixed, self.open = 0, False, True
         self.probe: Tensor | None = None
+        self.order: Tensor | None = None
+        self.logits: Tensor | None = None
         self._labels: Tensor | None = None
+        self._orders = 0
 
     def watch(self) -> None:
         """Make the autograd graph show whether a loss depends on the rows."""
@@ -60,10 +65,23 @@ class Step:
     def close(self) -> None:
         """End the step: the labels become plain again, and copies of them no longer keep the rows in memory."""
         if self._labels is not None:
-            del self._labels._step, self._labels._places, self._labels._moved  # type: ignore[attr-defined]
+            for name in ("_step", "_places", "_moved", "_changes"):
+                delattr(self._labels, name)
             self._labels.__class__ = self._class
             self._labels = None
-        self.open, self.rows, self.alpha, self.probe = False, None, None, None
+        self.open, self.rows, self.alpha, self.probe, self.logits = False, None, None, None, None
+
+    def read(self, order: Tensor | None, logits: Tensor | None) -> None:
+        """Note that all labels were read in an order, with these logits beside them."""
+        if self._orders:
+            same = order is self.order or (
+                order is not None and self.order is not None and torch.equal(order, self.order)
+            )
+            self.mixed |= not same
+        else:
+            self.order = order
+            self.logits = None if logits is None else logits.detach()
+        self._orders += 1
 
     def one_hot(self) -> Tensor:
         """The hard labels as rows [B, C]."""
@@ -78,6 +96,7 @@ class SoftLabels(Tensor):
     _step: Step
     _places: Tensor | None  # each label's position in the batch; None if none has been taken or moved
     _moved: bool  # whether their order may have changed
+    _changes: int  # PyTorch's count of their changes in place, when they were attached
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -159,10 +178,10 @@ def _cross_entropy(
         reduction = legacy_get_string(size_average, reduce)
     if step.rows is None:  # the hard labels are in use: exactly PyTorch's loss
         extra = {"label_smoothing": label_smoothing} if func is F.cross_entropy else {}
-        _note(target)
+        _note(target, input)
         loss = func(input, target, weight=weight, ignore_index=ignore_index, reduction=reduction, **extra)
         return _probed(loss, step)
-    soft = _rows(target, step.rows)
+    soft = _rows(target, step.rows, input)
     axis = 1 if input.ndim > 1 else 0
     soft = soft.movedim(-1, axis)
     if soft.shape != input.shape:
@@ -198,9 +217,9 @@ def _binary(func: Any, input: Tensor, target: Tensor, *args: Any, **kwargs: Any)
     if not isinstance(target, SoftLabels) or not target._step.open or not target._step.yes_or_no:
         return None
     step = target._step
-    soft = target if step.rows is None else _rows(target, step.rows).to(target.dtype)
+    soft = target if step.rows is None else _rows(target, step.rows, input).to(target.dtype)
     if step.rows is None:
-        _note(target)
+        _note(target, input)
     return _probed(func(input, soft, *args, **kwargs), step)
 
 
@@ -217,19 +236,38 @@ def _probed(loss: Tensor, step: Step) -> Tensor:
     return loss if step.probe is None else loss + (step.probe * 0).to(loss.dtype)  # x + 0 is x
 
 
-def _note(labels: SoftLabels) -> None:
+def _note(labels: SoftLabels, logits: Tensor | None) -> None:
     step = labels._step
     step.reads += 1
+    if labels._version != labels._changes:
+        _refuse_edited(labels)
     places = labels._places
-    if labels._moved and places is not None and places.numel() == step.hard.numel():
-        step.mixed |= not torch.equal(places.flatten(), torch.arange(places.numel(), device=places.device))
+    if labels.numel() != step.hard.numel():
+        return
+    order = None
+    if labels._moved and places is not None:
+        flat = places.flatten()
+        order = None if torch.equal(flat, torch.arange(len(flat), device=flat.device)) else flat
+    step.read(order, logits if logits is not None and logits.shape == (len(step.hard), step.num_classes) else None)
 
 
-def _rows(labels: SoftLabels, rows: Tensor | None, note: bool = True) -> Tensor:
+def _refuse_edited(labels: SoftLabels) -> None:
+    """Raise if a label was changed in place, except to one that has no loss: the rows are of the batch's own labels."""
+    step = labels._step
+    hard = step.hard if labels._places is None else step.hard.flatten()[labels._places.to(step.hard.device)]
+    edited = (labels != hard.to(labels.device, labels.dtype)) & (labels != step.ignore_index)
+    if edited.any():
+        raise UserError(
+            "training_step changed labels of the batch in place, but their softened rows are of the labels that it "
+            "came with: change labels in the dataset or in collate_fn. (One set to ignore_index has no loss.)"
+        )
+
+
+def _rows(labels: SoftLabels, rows: Tensor | None, logits: Tensor | None = None, note: bool = True) -> Tensor:
     """The rows, [B, C] or [B], of these labels, whichever part of the batch they are."""
     step = labels._step
     if note:
-        _note(labels)
+        _note(labels, logits)
     rows = step.one_hot() if rows is None else rows
     places = labels._places
     if places is None:
@@ -268,6 +306,7 @@ _KEEP = _TAKES | _functions(_SHAPE) | _COPIES | _CATS
 
 def _attach(labels: Tensor, step: Step, places: Tensor | None, moved: bool = False) -> Tensor:
     labels._step, labels._places, labels._moved = step, places, moved  # type: ignore[attr-defined]
+    labels._changes = labels._version  # type: ignore[attr-defined]
     return labels
 
 

@@ -71,6 +71,16 @@ class PSKDMixin(_Base):
             classes; ``PreviousModel`` of another model, or of one whose weights are sharded (FSDP, DeepSpeed).
     """
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        order = cls.__mro__
+        first = next((one for one in order if issubclass(one, Trainer) and not issubclass(one, PSKDMixin)), None)
+        if first is not None and order.index(first) < order.index(PSKDMixin):
+            raise UserError(
+                f"{cls.__name__} lists PSKDMixin after {first.__name__}, whose methods would replace PS-KD's: write "
+                f"class {cls.__name__}(PSKDMixin, {first.__name__})"
+            )
+
     def __init__(
         self,
         *args: Any,
@@ -267,6 +277,15 @@ class PSKDMixin(_Base):
             self._pskd_begun = step // self._pskd_part
             self._begin_epoch(self._pskd_begun)
 
+    def _end_step(self) -> None:
+        """Refuse a subclass whose ``compute_loss`` has trained a step without this one."""
+        if self.pskd is None:
+            raise UserError(
+                f"{type(self).__name__}.compute_loss does not call PS-KD's, so only the hard labels would be learnt: "
+                "let it call super().compute_loss(...). A trainer with another loss is refused behind the mixin too, "
+                "class Mine(PSKDMixin, MyTrainer), unless the loss is cross-entropy"
+            )
+
     def _ranks_averaged(self) -> int:
         """Number of processes that the gradient is averaged over; it multiplies a loss divided by all targets."""
         return self.accelerator.num_processes // self.get_tp_size()
@@ -346,6 +365,12 @@ class PSKDMixin(_Base):
     def _indexed_dataset(self) -> Any:
         return indexed(self.train_dataset, lambda one: self._remove_unused_columns(one, description="training"))
 
+    def _remove_unused_columns(self, dataset: Any, description: str | None = None) -> Any:
+        """The library's, also of a column that is called ``index`` by chance: the index is added to what is left."""
+        if self.args.remove_unused_columns and "index" in getattr(dataset, "column_names", ()):
+            dataset = dataset.remove_columns("index")
+        return super()._remove_unused_columns(dataset, description)
+
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         columns = self._signature_columns
@@ -406,6 +431,9 @@ class _Epochs(TrainerCallback):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer._begin_part(state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer._end_step()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer._pskd_same.warn()

@@ -1,5 +1,6 @@
 """PreviousModel: last epoch's weights in place of a table, for samples, sequences and pixels."""
 
+import pickle
 from copy import deepcopy
 from functools import partial
 from types import MethodType, SimpleNamespace
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.nn.utils.prune
 from torch import nn
 
 from retarget.errors import UserError
@@ -128,6 +130,40 @@ def test_tied_weights_are_saved(tmp_path):
     x = torch.randn(2, C)
     assert torch.equal(again.teacher.logits(x), method.teacher.logits(x))
     assert method.num_bytes == 4 * (2 * C * C + 2 * C)
+
+
+class Grows(nn.Module):
+    """Deeper from stage to stage, and with a mask that no checkpoint has."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.stage = nn.Linear(3, 3), nn.Linear(3, C), 0
+        self.register_buffer("mask", torch.ones(3), persistent=False)
+
+    def forward(self, x):
+        x = self.first(x * self.mask)
+        return self.second(x.tanh() if self.stage > 1 else x)
+
+
+def test_the_past_has_what_the_weights_do_not_hold():
+    torch.manual_seed(0)
+    model, x = Grows(), torch.randn(6, 3)
+    method = PSKD(None, C, EPOCHS, store=PreviousModel(model))
+    for epoch in range(EPOCHS):
+        method.set_epoch(epoch)
+        expected = model(x).detach()
+        model.stage += 1
+        model.mask[epoch % 3] = 0
+        if epoch:
+            assert torch.equal(method.teacher.logits(x), expected)
+        if epoch == 2:
+            nn.utils.prune.l1_unstructured(model.first, "weight", amount=0.5)  # renames a parameter
+
+
+def test_a_method_with_the_previous_model_reaches_another_process():
+    method = pickle.loads(pickle.dumps(PSKD(None, C, EPOCHS, store=PreviousModel(network()))))  # noqa: S301
+    method.set_epoch(0)
+    assert method.past.to_probs(torch.zeros(1, C)).sum() == pytest.approx(1)
 
 
 def test_batch_norm_of_the_past_stays_as_the_epoch_began():

@@ -83,6 +83,10 @@ class Past(Protocol):
         """Restore what :meth:`save` returned in ``epoch``; ``path`` names the file in messages."""
 
 
+def _softmax(logits: Tensor) -> Tensor:
+    return F.softmax(logits, 1)
+
+
 def past_of(
     store: Store | Past,
     num_rows: int | None,
@@ -90,8 +94,8 @@ def past_of(
     device: torch.device | str | None = None,
     *,
     name: Callable[[int], str] | None = None,
-    to_probs: Callable[[Tensor], Tensor] = lambda logits: F.softmax(logits, 1),
-    written: Callable[[RowFormat], RowFormat] = lambda rows: rows,
+    to_probs: Callable[[Tensor], Tensor] = _softmax,
+    written: Callable[[RowFormat], RowFormat] | None = None,
 ) -> Past:
     """The past that a ``store=`` argument names; a ``Past`` is returned as it is.
 
@@ -102,7 +106,7 @@ def past_of(
         device: where a table lives; by default where the first batch is.
         name: gives the name of a table's row for messages; by default "sample N".
         to_probs: converts a previous model's output to rows [B, C].
-        written: converts the row format that the store names to the one in use.
+        written: converts the row format that the store names to the one in use; None leaves it as it is.
 
     Raises:
         UserError: it is not a store, its rows do not fit the classes, or a table lacks its number of rows.
@@ -114,4 +118,7 @@ def past_of(
     if num_rows is None:
         raise UserError(f"{store!r} stores one row per sample: pass num_samples (optional only with PreviousModel)")
     path = Path(store.path) if isinstance(store, MemoryMapped) else None
-    return PastInTable(written(row_format(store)), num_rows, num_classes, device, path, name or "sample {}".format)
+    rows = row_format(store)
+    return PastInTable(
+        rows if written is None else written(rows), num_rows, num_classes, device, path, name or "sample {}".format
+    )

@@ -55,6 +55,13 @@ class PastInTable:
             self.table.begin(epoch)
         self._epoch = epoch
 
+    def found(self) -> Path | None:
+        """The files of this table, if they hold rows already before the first batch."""
+        if self.path is None:
+            return None
+        table = self.table or self._make(torch.device("cpu"))
+        return self.path if table.newest >= 0 else None
+
     def end(self) -> None:
         if not self.table and self._epoch is not None and world_size() > 1:
             self._make(self.device or communication_device())  # every rank must take part in the exchange

@@ -69,10 +69,11 @@ class PreviousModel:
             self.past = (0, None)
         elif self.past is None or self.past[0] != epoch:
             kept = self.past[1] if self.past else None
-            if kept is None:
-                kept = self._copy()
-            else:
+            if kept is not None and _compiled(self._bare()):  # a new copy would be compiled again in every epoch
                 kept.load_state_dict(self._bare().state_dict())
+            else:
+                self.past = kept = None  # frees the former copy
+                kept = self._copy()
             self.past = (epoch, kept)
 
     @torch.no_grad()
@@ -126,6 +127,10 @@ class PreviousModel:
                 f"{type(model).__name__} cannot be copied, as PreviousModel does in every epoch "
                 f"({str(error)[:100]}...). Do not keep tensors of a forward pass in it, or use TopK(k)"
             ) from error
+
+
+def _compiled(model: nn.Module) -> bool:
+    return any(hasattr(one, "_orig_mod") or one._compiled_call_impl is not None for one in model.modules())
 
 
 def _logits_in(outputs: Any, model: nn.Module) -> Tensor:
