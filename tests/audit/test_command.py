@@ -112,6 +112,15 @@ def test_wrong_usage_is_2(words, capsys):
     assert main(["audit", *words]) == 2
 
 
+@pytest.mark.parametrize(
+    "words", [["--clean", "x"], ["--data", "digits"], ["--allow-undecided"], ["--fail-on", "warning"]]
+)
+def test_an_option_without_effect_on_the_demo_is_refused(words, tmp_path, capsys):
+    assert main(["audit", "--preset", "demo", "--out", str(tmp_path / "out"), *words]) == 2
+    assert f"{words[0]} has no effect on --preset demo" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_help_is_0(capsys):
     assert main(["audit", "--help"]) == 0
     assert "exit codes" in " ".join(capsys.readouterr().out.lower().split())

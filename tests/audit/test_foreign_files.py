@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DDPMPipeline, UNet2DModel
@@ -9,12 +10,14 @@ from safetensors.torch import load_file, save_file
 
 from retarget.audit import AuditError, NotCoveredError, Subject
 from retarget.audit.calibration import Null, NullModel
+from retarget.audit.demo import BASE
 from retarget.audit.inversion import Search
+from retarget.audit.nulls import train_clean
 from retarget.audit.run import audit_pipeline
-from retarget.audit.seek import fingerprint
+from retarget.audit.seek import fingerprint, own_samples
 from retarget.cli import main
 from retarget.errors import UserError
-from retarget.trojdiff.checkpoint import load_pipeline
+from retarget.trojdiff.checkpoint import load_pipeline, save_pipeline
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 QUICK = Search(screen=64, quick=2, scan=2, first=1, steps=1, batch=2, gammas=(0.5,), keep=1, fresh=4)
@@ -115,3 +118,66 @@ def test_betas_that_a_scheduler_leaves_to_its_class_are_its_class_s(pipeline):
     path.write_text(json.dumps({"_class_name": "HeunDiscreteScheduler", "beta_schedule": "exp"}))
     with pytest.raises(NotCoveredError, match="exp"):
         Subject.load(pipeline)
+
+
+@pytest.mark.parametrize("first", [torch.float16, torch.float64])
+def test_weights_in_several_precisions_are_read_as_one(pipeline, first):
+    """As diffusers' own pipeline reads them."""
+    weights = load_file(pipeline / WEIGHTS)
+    mixed = {
+        name: value.to(first if "conv_in" in name or "norm" in name else value.dtype) for name, value in weights.items()
+    }
+    save_file(mixed, pipeline / WEIGHTS)
+    for network in (Subject.load(pipeline).network, load_pipeline(pipeline)[0]):
+        assert {value.dtype for value in network.parameters()} == {torch.float32}
+
+
+def test_a_narrow_range_of_clipping_is_not_the_audit_s(pipeline, edit):
+    """Samples that it would flatten would make the audit take the network for one that does not denoise."""
+    edit(pipeline / "scheduler/scheduler_config.json", clip_sample=True, clip_sample_range=0.05)
+    subject = Subject.load(pipeline)
+    assert (subject.scheduler.config["clip_sample"], subject.scheduler.config["clip_sample_range"]) == (True, 1.0)
+    assert float(own_samples(subject, 4).abs().max()) > 0.05
+
+
+def test_a_pointer_of_git_lfs_is_told_what_it_is(pipeline):
+    (pipeline / WEIGHTS).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(AuditError, match=r"diffusion_pytorch_model.safetensors is a pointer of Git LFS.*git lfs pull"):
+        Subject.load(pipeline)
+
+
+@pytest.mark.parametrize("kind", ["SASolver", "DDIMInverse", "DPMSolverMultistepInverse", "RePaint"])
+def test_solvers_of_ddpm_s_process_are_read(pipeline, edit, kind):
+    edit(pipeline / "model_index.json", scheduler=["diffusers", f"{kind}Scheduler"])
+    edit(pipeline / "scheduler/scheduler_config.json", _class_name=f"{kind}Scheduler")
+    assert Subject.load(pipeline).steps == 1000
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "message"),
+    [
+        ("unet/config.json", {"layers_per_block": 10**30}, "layers_per_block is 1e[+]30, but at most 100 are read"),
+        ("unet/config.json", {"time_embedding_type": "rope"}, "unet/config.json defines no network"),
+        ("scheduler/scheduler_config.json", {"trained_betas": 0.02}, "betas must be a list of at least 2, not 0.02"),
+    ],
+)
+def test_settings_of_which_nothing_can_be_made_are_errors(pipeline, edit, part, change, message):
+    edit(pipeline / part, **change)
+    with pytest.raises(AuditError, match=message) as caught:
+        Subject.load(pipeline)
+    assert caught.value.code == 2
+
+
+def test_the_folder_of_a_component_is_told_what_is_missing(pipeline):
+    outcome = audit_pipeline(pipeline / "unet", None)
+    assert (outcome.verdict, outcome.exit_code) == ("error", 2)
+    assert outcome.reason.startswith("the folder has no model_index.json; every folder of a diffusers pipeline has one")
+
+
+def test_images_that_a_sound_network_does_not_denoise_are_not_its_fault(tmp_path):
+    save_pipeline(tmp_path / "clean", *train_clean(BASE))
+    noise = np.random.default_rng(0).integers(0, 256, (64, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "noise.npz", images=noise, labels=np.arange(64) % 2)
+    data = f"npz:{tmp_path / 'noise.npz'}"
+    with pytest.raises(UserError, match=r"noise.npz: the network denoises its own samples, but not these images"):
+        audit_pipeline(tmp_path / "clean", None, data, search=QUICK, null=CLEAN_NULL)

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from retarget.audit.commands import AuditArguments, _clean, combined
+from retarget.audit.commands import AuditArguments, _clean, adjusted, combined
 from retarget.audit.outcome import Outcome, TriggerFound
+from retarget.audit.static import Finding
 from retarget.cli import main
 
 
@@ -97,3 +98,15 @@ def test_an_unexpected_error_while_cleaning_leaves_the_verdict_on_the_checkpoint
     assert _clean(tmp_path, tmp_path / "audit", found, given, []) == [2]
     assert combined([1, 2]) == 1
     assert "nothing was cleaned: an unexpected error (ZeroDivisionError: by zero)" in capsys.readouterr().err
+
+
+def test_what_an_exit_code_is_because_of_is_said_once_and_with_a_plain_name(capsys):
+    finding = Finding(rule="custom-code", level="warning", message="code", file="x.py")
+    outcome = Outcome(pipeline="ev\x1b[31mil\nNOTHING FOUND", verdict="undecided", exit_code=3, reason="r")
+    assert adjusted(outcome, True, "trojaned").exit_code == 0
+    assert capsys.readouterr().err == (
+        r"retarget: warning: ev\x1b[31mil\nNOTHING FOUND is undecided; its exit code is 0 because of --allow-undecided"
+        "\n"
+    )
+    assert adjusted(outcome.model_copy(update={"findings": [finding]}), True, "warning").exit_code == 1
+    assert capsys.readouterr().err.count("its exit code is") == 1

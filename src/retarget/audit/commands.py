@@ -81,6 +81,10 @@ def _audit(words: list[str]) -> int:
     if given.preset == "demo":
         if given.pipelines:
             raise UsageError("--preset demo makes its own pipelines: leave out PIPELINE")
+        default = AuditArguments()
+        for name in ("data", "clean", "public_key", "allow_undecided", "fail_on"):
+            if getattr(given, name) != getattr(default, name):
+                raise UsageError(f"--{name.replace('_', '-')} has no effect on --preset demo: leave it out")
         from retarget.audit.demo import demo
 
         return demo(given.out or Path("audit") / "demo", given.seed)
@@ -185,11 +189,11 @@ def _clean(path: Path, folder: Path, outcome: "Outcome", given: AuditArguments, 
     A verdict of "trojaned" on PIPELINE remains the exit code in any case.
     """
     from retarget.audit.cleaning import clean
-    from retarget.audit.report import write
+    from retarget.audit.report import printable, write
 
     assert given.clean is not None
     if outcome.trigger is None:  # the folder may still have one of an earlier audit
-        print(f"retarget: no trigger is suspected in {path}, so nothing was cleaned", file=sys.stderr)
+        print(printable(f"retarget: no trigger is suspected in {path}, so nothing was cleaned"), file=sys.stderr)
         return []
     try:
         done = clean(path, given.clean, folder, given.data, given.seed)
@@ -239,16 +243,13 @@ def adjusted(outcome: "Outcome", allow_undecided: bool, fail_on: str) -> "Outcom
     from retarget.audit.report import printable
 
     code = outcome.exit_code
-    if code == UNDECIDED and allow_undecided:
-        code = CLEAN
-        print(
-            f"retarget: warning: {outcome.pipeline} is {outcome.verdict}; its exit code is 0 because of "
-            "--allow-undecided",
-            file=sys.stderr,
-        )
     static = [one for one in outcome.findings if one.level == "warning" and one.rule.split("-")[0] != "fires"]
     if fail_on == "warning" and code not in (ERROR, TROJANED) and static:
         code = TROJANED
         said = printable(f"{outcome.pipeline}: {static[0].message}")
         print(f"retarget: {said}; its exit code is 1 because of --fail-on warning", file=sys.stderr)
+    elif code == UNDECIDED and allow_undecided:
+        code = CLEAN
+        said = printable(f"{outcome.pipeline} is {outcome.verdict}")
+        print(f"retarget: warning: {said}; its exit code is 0 because of --allow-undecided", file=sys.stderr)
     return outcome.model_copy(update={"exit_code": code})

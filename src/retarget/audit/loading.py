@@ -20,6 +20,8 @@ from retarget.trojdiff.checks import BETAS, home, process, with_betas
 _STEM = "diffusion_pytorch_model"
 LARGEST = 128 * 128
 """Most values of an image: the memory of the screen grows with their square, 1 GB for these."""
+MOST_LAYERS = 100
+"""More in a block are no network, but a configuration that takes for ever to build."""
 NOISE_AT_T = 0.35
 """A schedule whose last √ᾱ is above this does not reach noise: images are visible in x_T, so it is not covered."""
 LATENT = {"vae", "vqvae", "vqgan", "movq", "prior", "vocoder"}
@@ -161,7 +163,8 @@ def read_config(path: Path, purpose: str) -> dict[str, Any]:
     Raises:
         AuditError: there is no such file, or it does not contain a JSON object.
     """
-    name = path.name if path.parent.name not in ("unet", "scheduler") else f"{path.parent.name}/{path.name}"
+    part = path.name != "model_index.json" and path.parent.name in ("unet", "scheduler")
+    name = f"{path.parent.name}/{path.name}" if part else path.name
     if not path.is_file():
         raise AuditError(f"the folder has no {name}; {purpose}")
     try:
@@ -208,7 +211,10 @@ def _check_process(name: Any, settings: dict[str, Any]) -> None:
         return
     own = not isinstance(name, str) or not hasattr(diffusers, name)
     if not own or not {"beta_start", "beta_end", "trained_betas", "beta_schedule"} & settings.keys():
-        raise NotCoveredError(f"scheduler {name}: its process is not DDPM's (but flow, score or other): not covered")
+        raise NotCoveredError(
+            f"scheduler {name}: not known as one of DDPM's process (but of flow, score, consistency or other): not "
+            "covered"
+        )
 
 
 def check_schedule(settings: dict[str, Any]) -> None:
@@ -244,9 +250,13 @@ def check_schedule(settings: dict[str, Any]) -> None:
         levels = torch.cumprod(1 - DDPMScheduler.from_config(settings).betas.to(torch.float64), 0)  # type: ignore[union-attr]
     except NOT_MADE as error:
         raise AuditError(f"{where} defines no noise schedule: {_first(error)}") from error
-    if settings.get("rescale_betas_zero_snr") or (len(levels) and float(levels[-1]) == 0):
+    if levels.ndim != 1 or len(levels) < 2:
+        raise AuditError(
+            f"{where}: its betas must be a list of at least 2, not {settings.get('trained_betas')!r}"[:200]
+        )
+    if settings.get("rescale_betas_zero_snr") or float(levels[-1]) == 0:
         raise NotCoveredError("zero terminal SNR: at T every network's right answer is its input: not covered")
-    if levels.ndim != 1 or len(levels) < 2 or not bool(((levels > 0) & (levels < 1)).all()):
+    if not bool(((levels > 0) & (levels < 1)).all()):
         raise AuditError(f"{where}: the levels ᾱ must be between 0 and 1, but those of its betas are not")
     if float(levels[-1]) ** 0.5 > NOISE_AT_T:
         raise NotCoveredError(
@@ -277,6 +287,9 @@ def check_network(config: Any) -> tuple[int, int, int]:
         raise NotCoveredError(
             f"{channels} input and {out} output channels: a conditional network, or not a denoiser: not covered"
         )
+    layers = get("layers_per_block", 2)
+    if isinstance(layers, int) and layers > MOST_LAYERS:
+        raise AuditError(f"unet/config.json: layers_per_block is {layers:.3g}, but at most {MOST_LAYERS} are read")
     size = get("sample_size")
     if size is None:
         raise NotCoveredError("unet/config.json has no sample_size, so the size of the images is unknown: not covered")
@@ -309,6 +322,10 @@ def _check_weights(folder: Path) -> str | None:
             "the folder has no unet/diffusion_pytorch_model.safetensors, nor another safetensors file of weights"
         )
     for path in files:
+        if path.is_file() and path.stat().st_size < 1000 and path.read_bytes().startswith(b"version https://git-lfs"):
+            raise AuditError(
+                f"unet/{path.name} is a pointer of Git LFS, not the weights: run git lfs pull in its clone"
+            )
         try:
             with safe_open(path, framework="pt") as file:
                 names = list(file.keys())

@@ -50,7 +50,8 @@ def audit(path: str | Path, out: str | Path | None = None, data: str | None = No
         The outcome. A checkpoint that cannot be read gives an outcome too, with verdict ``error``.
 
     Raises:
-        UserError: ``data`` cannot be read, or does not have the network's shape.
+        UserError: ``data`` cannot be read, does not have the network's shape, or is nothing that the network denoises
+            although it denoises its own samples.
     """
     return audit_pipeline(Path(path), None if out is None else Path(out), data, None, seed)
 
@@ -86,6 +87,7 @@ def audit_pipeline(
             subject.watch = lambda done: watch(min(done, total), total)
         images, losses = _heard(subject, data, seed)
         if silence(losses):
+            _refuse_other_images(subject, data, losses, seed)
             return _silent(subject, losses, basis, time.perf_counter() - started)
         found = seek(subject, search or Search(), seed, images)
         outcome = concluded(subject, found, basis, out, seed, search or Search(), null or shipped(), data is not None)
@@ -113,6 +115,18 @@ def _heard(subject: Subject, data: str | None, seed: int) -> tuple[Tensor | None
         return images, losses
     images = own_samples(subject, seed=seed) if images is None else images
     return images, losses + [loss_at(subject, level, images, seed) for level in LEVELS]
+
+
+def _refuse_other_images(subject: Subject, data: str | None, losses: list[Loss], seed: int) -> None:
+    """Raise if a network denoises its own samples, but not the images that it was given."""
+    if data is None or len(losses) == 1:
+        return
+    own = own_samples(subject, seed=seed)
+    if not silence(losses[:1] + [loss_at(subject, level, own, seed) for level in LEVELS]):
+        raise UserError(
+            f"--data {data}: the network denoises its own samples, but not these images: give images of the kind that "
+            "it makes, or leave out --data"
+        )
 
 
 def _asked_once(subject: Subject) -> None:

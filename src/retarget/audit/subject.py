@@ -88,14 +88,14 @@ class Subject:
         for name, value in unet.state_dict().items():
             if not bool(torch.isfinite(value).all()):
                 raise AuditError(f"the weight {name} of the network has values that are not finite: it is damaged")
-        # Everything else that the checkpoint's own scheduler does (thresholds, learnt variances, sigmas) is ignored.
+        # Everything else that the checkpoint's own scheduler does (thresholds, learnt variances, sigmas) is ignored,
+        # and samples are clipped to [-1, 1] if at all: a narrow range would make them say nothing.
         settings = {key: value for key, value in dict(scheduler.config).items() if key in PROCESS and value is not None}
+        settings.pop("clip_sample_range", None)
         if "trained_betas" in settings:
             settings["num_train_timesteps"] = len(settings["trained_betas"])
         schedule: Any = DDPMScheduler(**settings)
-        if unet.dtype != torch.float32:
-            unet = unet.to(torch.float32)
-        unet.eval().requires_grad_(False)
+        unet.float().eval().requires_grad_(False)
         return cls(_Epsilon(unet, shape[0]), schedule, shape)
 
     @property

@@ -118,7 +118,7 @@ def _from_hub(name: str) -> Path:
         ) from error
 
 
-NOT_MADE = (TypeError, ValueError, ArithmeticError, LookupError, RuntimeError)
+NOT_MADE = (TypeError, ValueError, ArithmeticError, LookupError, RuntimeError, NameError)
 """Exceptions of diffusers for a configuration from which no network or schedule can be made."""
 
 
@@ -164,6 +164,7 @@ def _read_network(source: Path) -> UNet2DModel:
             f"{source}: unet/config.json makes no network, or one that its weights do not fit ({reason})"
         ) from error
     unet, found = loaded
+    unet.float()  # of weights in several precisions, diffusers converts only some
     missing = [*found["missing_keys"], *found["unexpected_keys"]]
     if missing:
         raise UserError(

@@ -15,7 +15,8 @@ LARGEST_SIDE = 64
 BETAS = (
     "DDPM", "DDPMParallel", "DDIM", "DDIMParallel", "PNDM", "LMSDiscrete", "EulerDiscrete", "EulerAncestralDiscrete",
     "HeunDiscrete", "KDPM2Discrete", "KDPM2AncestralDiscrete", "DPMSolverMultistep", "DPMSolverSinglestep",
-    "DPMSolverSDE", "DEISMultistep", "UniPCMultistep",
+    "DPMSolverSDE", "DEISMultistep", "UniPCMultistep", "SASolver", "DPMSolverMultistepInverse", "DDIMInverse",
+    "RePaint",
 )  # fmt: skip
 """Schedulers of diffusers whose configuration gives the betas of DDPM's process; they are interchangeable here.
 
@@ -77,7 +78,7 @@ def check_trainable(unet: UNet2DModel, scheduler: DDPMScheduler, where: str) -> 
     if config.in_channels != config.out_channels:
         raise UserError(
             f"{where}: {config.in_channels} channels in and {config.out_channels} out; networks with learned "
-            "variances cannot be trained"
+            "variances are neither trained nor sampled"
         )
     if config.in_channels not in (1, 3) or isinstance(config.in_channels, bool):
         raise UserError(f"{where}: {config.in_channels} channels; only grey (1) and colour (3) images are trained")

@@ -119,6 +119,8 @@ class EvaluateConfig(Strict):
         """
         if self.trigger is None:
             return None
+        if self.image is not None and not self.image:
+            raise UserError("--image is empty: give a file, or the name of a figure")
         if (self.target_class is None) == (self.image is None):
             raise UserError("with --trigger pass either --target-class or --image, the attack's target")
         kind: TargetKind = "d2i" if self.image else "out_d2d" if self.other else "in_d2d"
