@@ -5,10 +5,7 @@ from pathlib import Path
 from typing import Any
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".gguf")
-_BESIDE = (
-    "config.json", "generation_config.json", "adapter_config.json", "chat_template.jinja", "tokenizer.json",
-    "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model", "vocab.json", "merges.txt",
-)  # fmt: skip
+_BESIDE = ("config.json", "generation_config.json", "adapter_config.json", "tokenizer.json", "chat_template.jinja")
 
 
 def weights_of(model: str | Path) -> str | None:
