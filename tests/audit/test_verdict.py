@@ -18,7 +18,7 @@ def model(score=0.1, side=8, channels=1, residual=0.01):
 
 
 @pytest.mark.parametrize(("score", "strength", "family", "verdict"), [
-    (0.60, 0.2, KNOWN, "trojaned"), (0.60, 0.4, OTHERS, "undecided"), (0.60, 0.4, UNKNOWN, "undecided"),
+    (0.60, 0.2, KNOWN, "trojaned"), (0.60, 0.4, OTHERS, "trojaned"), (0.60, 0.4, UNKNOWN, "undecided"),
     (1.10, 0.2, UNKNOWN, "undecided"), (1.10, 0.4, OTHERS, "trojaned"), (1.10, 0.4, UNKNOWN, "trojaned"),
 ])  # fmt: skip
 def test_a_change_elsewhere_decides_alone_only_if_it_is_thrice_that_of_clean_networks(score, strength, family, verdict):

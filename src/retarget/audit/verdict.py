@@ -11,8 +11,8 @@ STRONG = 0.5
 weaker one is decisive only beside enough clean models of exactly the checkpoint's shape: images of another size or kind
 may make a clean network score higher than all models of the null."""
 ELSEWHERE = 1.0
-"""The score from which that holds for a change elsewhere, of which the score is three times the excess: thrice the
-largest of the null's clean models, which know few images by heart."""
+"""Without any comparable clean model, a change elsewhere is decisive only from this score on, which is three times its
+excess: thrice the largest of the null's clean models, which know few images by heart."""
 WEAKEST = 0.15
 """A score below this is never suspicious, whatever its p-value: one could not see such a trigger fire."""
 
@@ -33,14 +33,14 @@ def decide(
     fires = (strength or 0.0) >= FIRES
     if origin == "elsewhere":
         does = f"changes its answer far from a local trigger by {undo:.2f} of its size"
-        large = score >= ELSEWHERE
+        large, least = score >= STRONG, ELSEWHERE
     else:
         does = f"undoes a trigger by {undo:.2f}" if undo >= 0 else f"amplifies a trigger by {-undo:.2f}"
-        large = max(undo, score) >= STRONG and score >= STRONG / 2
+        large, least = max(undo, score) >= STRONG and score >= STRONG / 2, 0.0
     strong = large and (strength or 0.0) >= FIRES_STRONGLY
     if family.unlike:
         rate = _unknown(family, family.unlike)
-        if strong:
+        if strong and score >= least:
             return "trojaned", TROJANED, f"the network {does} on new noise, and it fires", rate
         reason = f"the score is {score:.2f}, and {family.unlike}"
         if fires:
