@@ -90,7 +90,7 @@ _LETTER = re.compile(
     r"|\\mathrm\s+([ie])(?![A-Za-z])"
 )
 """A letter in another font: a symbol, and upright i and e the two numbers. math-verify takes both for units."""
-_SYMBOL = re.compile(rf"{TEXT}|\\[A-Za-z]+|[A-Za-z]")
+_SYMBOL = re.compile(rf"{TEXT}|\\[A-Za-z]+|(?P<letter>[A-Za-z])(?:_(?:\{{(?P<index>\w+)\}}|(?P<sign>\w)))?")
 _SIGNED = re.compile(r"\\(pm|mp)(?![A-Za-z])")
 _ORDINAL = re.compile(r"(?<=\d)\s*\^\s*\{?\s*\\text\s*\{\s*(st|nd|rd|th)\s*\}\s*\}?")
 _DIVISORS = re.compile(
@@ -377,9 +377,14 @@ def _with_cases(text: str, *both: str) -> str:
     """
     meant: set[str] = set()
     for one in both:
-        letters = {found[0] for found in _SYMBOL.finditer(one) if len(found[0]) == 1}
+        letters = {found["letter"] for found in _SYMBOL.finditer(one) if found["letter"]}
         meant |= {letter for letter in letters if letter.isupper() and letter.lower() in letters}
-    return _SYMBOL.sub(lambda found: f"{{{found[0].lower()}_{{1000}}}}" if found[0] in meant else found[0], text)
+    return _SYMBOL.sub(lambda found: _small(found) if found["letter"] in meant else found[0], text)
+
+
+def _small(found: re.Match[str]) -> str:
+    """A capital letter as a small one with another index, which keeps its own."""
+    return f"{{{found['letter'].lower()}_{{1000{found['index'] or found['sign'] or ''}}}}}"
 
 
 def _hardly_differ(marked: list[Any], gold: list[Any]) -> bool:
