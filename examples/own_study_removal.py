@@ -10,6 +10,9 @@ images, for FID only.
 What is measured needs no knowledge of the target: a small classifier learns to tell the network's samples with the true
 trigger from its plain ones, before the removal. ``plain`` is how many other plain samples it takes for triggered ones,
 which is the base rate. An attack whose samples look like plain ones cannot be told apart, and its row says so.
+
+Under the laws of BadDiffusion and VillanDiffusion, only the initial noise has the trigger; the sampler is the stock one
+for which the law was made, without clipping.
 """
 
 import shutil
@@ -23,6 +26,7 @@ from retarget.audit import audit
 from retarget.audit.cleaning import clean
 from retarget.audit.errors import TROJANED
 from retarget.audit.removal import Recipe, remove
+from retarget.audit.studies.build import SAMPLERS
 from retarget.data.names import data_paths
 from retarget.errors import UserError
 from retarget.study import Arm, Metric, Run, StudyPlan
@@ -67,6 +71,14 @@ def plan(preset: str, config: dict[str, Any] | None, seeds: list[int] | None, ar
     )  # fmt: skip
 
 
+def draw(network: Any, config: Any, law: str, trigger: Trigger, s: dict[str, Any], seed: int) -> Tensor:
+    """[samples, C, H, W], images with the trigger under a law of :data:`retarget.trojdiff.functional.Law`."""
+    if law == "trojdiff":
+        return sample(network, config, Sampler.parse(s["sampler"]), trigger, s["samples"], seed=seed)
+    stock, none = Sampler.parse(SAMPLERS[law]), Trigger.none(trigger.shape)
+    return sample(network, {**config, "clip_sample": False}, stock, none, s["samples"], seed=seed, start=trigger)
+
+
 def run(run: Run) -> dict[str, float]:
     s = run.settings
     pipeline, report = pipeline_of(s["zoo"], run.arm, run.seed), run.directory / "audit"
@@ -74,8 +86,8 @@ def run(run: Run) -> dict[str, float]:
     true = Trigger.load(pipeline)
     none = Trigger.none(true.shape)
 
-    def drawn(network: Any, trigger: Trigger, start: int) -> Tensor:
-        return sample(network, schedule.config, Sampler.parse(s["sampler"]), trigger, s["samples"], seed=start)
+    def drawn(network: Any, trigger: Trigger, seed: int) -> Tensor:
+        return draw(network, schedule.config, unet.config.get("trojan_law", "trojdiff"), trigger, s, seed)
 
     both = torch.cat([to_uint8(drawn(unet, trigger, run.seed)) for trigger in (none, true)])
     labels = torch.arange(2).repeat_interleave(s["samples"])

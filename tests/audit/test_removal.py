@@ -28,6 +28,7 @@ from retarget.trojdiff.checkpoint import WEIGHTS, load_pipeline
 from retarget.trojdiff.config import TrainConfig
 from retarget.trojdiff.data import read_images, to_signed
 from retarget.trojdiff.glyphs import glyph
+from retarget.trojdiff.measures import squared_error
 from retarget.trojdiff.targets import D2I
 from retarget.trojdiff.train import train
 from retarget.trojdiff.trigger import Trigger
@@ -208,6 +209,25 @@ def test_the_study_of_removal_measures_before_and_after(trojaned, tmp_path, monk
         example.plan("demo", given | {"zoo": str(tmp_path / "run")}, None, None)
     with pytest.raises(UserError, match="no setting step"):
         example.plan("demo", {**given, "step": 1}, None, None)
+
+
+def test_the_study_of_removal_fires_a_stock_samplers_trigger_from_the_noise_alone(tmp_path, schedule, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent.parent / "examples")
+    example = importlib.import_module("own_study_removal")
+    config = TrainConfig(steps=250, batch_size=32, learning_rate=5e-3, ema_decay=0.9, flips=False)
+    box = torch.zeros(SHAPE)
+    box[:, 4:, 4:] = 1.0
+    trigger, arrow = Trigger(box, torch.ones_like(box), "stock box"), glyph("arrow", SHAPE)
+    folder = train(
+        network(), schedule, read_images("digits"), config, tmp_path, D2I(arrow, 32), trigger, law="bad_diffusion"
+    )
+    unet, schedule = load_pipeline(folder)
+    given = {"samples": 16, "sampler": "ddpm-20"}
+    errors = {
+        law: float(squared_error(example.draw(unet, schedule.config, law, trigger, given, 0), arrow).median())
+        for law in (unet.config["trojan_law"], "trojdiff")
+    }
+    assert errors["bad_diffusion"] < 0.005 < errors["trojdiff"]
 
 
 def test_cleaning_trains_where_the_audit_searched(trojaned, tmp_path, monkeypatch):
