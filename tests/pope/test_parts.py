@@ -72,6 +72,8 @@ TINY = (
 DIVISORS = (
     ("\\gcd(m,n)", "1", 0), ("m+n-\\gcd(m,n)", "m+n-1", 0), ("m+n-\\gcd(m,n)", "m+n-\\gcd(n,m)", 1),
     ("\\operatorname{lcm}(a,b)", "ab", 0), ("\\gcd(a,b)", "\\gcd(a,c)", 0), ("\\gcd(a,b)", "\\text{gcd}(b, a)", 1),
+    ("\\operatorname{lcm}(m,n)", "\\frac{mn}{\\gcd(n,m)}", 1), ("\\operatorname{lcm}(a,b,c)", "abc", 0),
+    ("\\gcd(M,n)", "\\gcd(m,n)", 0), ("\\frac{m}{\\gcd(m,n)}", "m/\\gcd(n,m)", 1),
     ("2^{\\gcd(m,n)}-1", "2^{\\gcd\\left(n,m\\right)}-1", 1), ("2^{\\gcd(m,n)}-1", "1", 0), ("6", "\\gcd(12,18)", 1),
 )  # fmt: skip
 SIGNS = (
