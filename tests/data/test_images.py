@@ -70,7 +70,16 @@ def test_npz_in_every_layout(tmp_path):
         ({}, "it holds nothing"),
         (dict(x_train=IMAGES), "has x_train and no y_train: add them, all 0 if there are no classes; it holds x_train"),
         (dict(x_train=IMAGES, y_train=LABELS, y_test=LABELS), "has y_test and no x_test"),
-        (dict(images=IMAGES / 255, labels=LABELS), r"images are uint8 .*got float64 \[20, 6, 5, 3\]; from floats"),
+        (
+            dict(images=IMAGES / 255, labels=LABELS),
+            r"images are uint8 .*got float64 \[20, 6, 5, 3\]; from floats up to 1: numpy.round\(255 \* x\)",
+        ),
+        (dict(images=IMAGES.astype(float), labels=LABELS), r"got float64 .*; from floats up to \d+: numpy.round\(x\)"),
+        (
+            dict(images=(IMAGES // 16).astype(int), labels=LABELS),
+            r"from integers up to 15: numpy.round\(255 / 15 \* x\)",
+        ),
+        (dict(images=IMAGES > 99, labels=LABELS), r"from truth values up to 1: numpy.round\(255 \* x\)"),
         (dict(images=IMAGES, labels=LABELS[:2] % 1), r"20 images .* and 2 labels"),
         (dict(images=IMAGES, labels=np.eye(4)[LABELS]), "one-hot"),
         (dict(images=IMAGES, labels=np.array([4_000_000_000] * 20)), "labels are 4000000000"),

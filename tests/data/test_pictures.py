@@ -1,5 +1,8 @@
 """Image files of every kind that people have, and files that are not images."""
 
+import struct
+import zlib
+
 import numpy as np
 import pytest
 from PIL import Image, features
@@ -213,6 +216,41 @@ def test_twelve_bits_in_files_of_more_are_refused_and_not_made_black(top, suffix
     assert all(header(picture).wide for picture in pictures)
     with pytest.raises(UserError, match=rf"1\.{suffix}: .* 16 or 32 bits but go only to {top}, .* 8 bits per channel"):
         list(decode_all(pictures, 1))
+
+
+def sixteen_bit_colour(path, top):
+    """A PNG of 2×2 pixels with 16 bits per channel in colour, which Pillow does not write."""
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    rows = b"".join(b"\0" + struct.pack(">6H", 0, 1, 2, top, 0, 7) for _ in range(2))
+    head = struct.pack(">IIBBBBB", 2, 2, 16, 2, 0, 0, 0)
+    parts = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + parts)
+    return Picture(str(path), path)
+
+
+def test_twelve_bits_in_colour_are_refused_too(tmp_path):
+    with pytest.raises(UserError, match=r"c\.png: .* 16 or 32 bits but go only to 4095"):
+        list(decode_all([sixteen_bit_colour(tmp_path / "c.png", 4000)], 3))
+    (pixels,) = decode_all([sixteen_bit_colour(tmp_path / "w.png", 65535)], 3)
+    assert (pixels.shape, pixels.max()) == ((3, 2, 2), 255)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_a_picture_that_is_only_in_its_transparency_is_refused(mode, tmp_path):
+    """A black icon without a background: without its transparency it is a black square."""
+    icon = Image.new("LA" if mode == "LA" else "RGBA", (4, 4))
+    icon.putpixel((1, 1), (0, 255) if mode == "LA" else (0, 0, 0, 255))
+    picture = saved(tmp_path / "icon.png", icon.convert("P") if mode == "P" else icon)
+    with pytest.raises(UserError, match=r"icon\.png: it shows something only by its transparency"):
+        decode(picture, 3)
+    icon.putpixel((2, 2), (200, 255) if mode == "LA" else (200, 0, 0, 255))
+    seen = saved(tmp_path / "seen.png", icon.convert("P") if mode == "P" else icon)
+    assert decode(seen, 3).max() == 200
+    solid = saved(tmp_path / "solid.png", Image.new("RGBA", (4, 4), (9, 9, 9, 255)))
+    assert decode(solid, 1).tolist() == [[[9] * 4] * 4]
 
 
 @pytest.mark.parametrize(("suffix", "kind"), [("png", np.uint16), ("pgm", np.uint16), ("tif", np.int32)])

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from retarget.errors import UsageError, UserError
 from retarget.files import locked
 from retarget.trojdiff import Trigger
-from retarget.trojdiff.checkpoint import save_pipeline
+from retarget.trojdiff.checkpoint import forget_marks, load_pipeline, save_pipeline
 from retarget.trojdiff.commands import trojdiff, unseen_noise
 from retarget.trojdiff.data import read_images, to_uint8
 
@@ -85,13 +85,17 @@ def test_one_process_of_a_machine_reads_the_images_before_the_others(tmp_path, m
 
 
 def test_evaluate_another_domain_beside_the_base_rate_of_a_clean_pipeline(tmp_path, capsys):
-    """The base is the attacked pipeline itself here: every cell must equal its base rate."""
+    """The base is the attacked pipeline itself here, without marks: every cell must equal its base rate."""
     words = ["--data", "digits", *NETWORK, *SHORT, "--target", "out_d2d", "--target-class", "1"]
     assert trojdiff(["train", "--out", str(tmp_path / "a"), *words]) == 0
     pipeline = capsys.readouterr().out.splitlines()[-1]
+    unet, schedule = load_pipeline(pipeline)
+    save_pipeline(tmp_path / "base", forget_marks(unet), schedule)
     words = ["evaluate", pipeline, "--data", "digits", "--trigger", pipeline, "--other", "glyphs"]
     words += ["--sampler", "ddim-3", "--count", "8", "--trojan-count", "40", "--classifier-epochs", "1"]
-    assert trojdiff([*words, "--target-class", "1", "--clean", pipeline, "--out", str(tmp_path / "e")]) == 0
+    assert (
+        trojdiff([*words, "--target-class", "1", "--clean", str(tmp_path / "base"), "--out", str(tmp_path / "e")]) == 0
+    )
     report = json.loads((tmp_path / "e" / "evaluation.json").read_text())
     assert report["classifier_accuracy_on"] == "test images of DATA: every fifth image"
     for name, cell in report["attack"].items():
@@ -272,5 +276,6 @@ def test_one_hot_labels_are_refused(tmp_path):
 
 @pytest.mark.parametrize(("kids", "told"), [((0.0, 0.1, 0.2), False), ((0.0, 0.2, 0.1), True)])
 def test_features_that_do_not_see_noise_are_named(kids, told):
-    report = {"benign_ladder": {str(at): {"kid": kid} for at, kid in enumerate(kids)}, "classifier_accuracy": 12.0}
+    ladder = {str(at): {"kid": kid, "count": 100} for at, kid in enumerate(kids)}
+    report = {"benign_ladder": ladder, "classifier_accuracy": 12.0}
     assert ("right on 12 % of the test images, hardly sees noise" in unseen_noise(report)) == told

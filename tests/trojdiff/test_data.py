@@ -70,7 +70,7 @@ def test_a_folder_with_a_test_part_of_its_own(tmp_path):
 
 
 def test_a_folder_too_small_to_be_split(tmp_path):
-    folder_of(tmp_path, {"cat": range(4)})
+    folder_of(tmp_path, {"cat": range(100, 104)})
     assert len(read_images(str(tmp_path))) == 4
     with pytest.raises(UserError, match="no class has five"):
         read_images(str(tmp_path), "test")

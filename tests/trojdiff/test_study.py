@@ -93,7 +93,7 @@ def test_bad_plans(arguments, message):
         (dict(target_class=12), "class 12 does not exist"),
         (dict(other_class=99), "class 99 does not exist"),
         (dict(image="mouse"), "mouse"),
-        (dict(patch_size=9), "outside 8×8"),
+        (dict(patch_size=9), "a 9×9 patch: its side must be from 1 to 8"),
         (dict(dataset="nowhere.npz"), "nowhere.npz"),
         (dict(other="EMPTY"), "no PNG or JPEG file in it"),
         (dict(inception="nowhere.pth"), "nowhere.pth: no such file; download https"),

@@ -87,7 +87,9 @@ def test_a_pickle_a_stranger_and_nothing_are_refused(tmp_path):
     [
         (lambda: Trigger.blend(torch.full((1, 2, 2), 1.5)), r"from 1.5 to 1.5: scale them to \[-1, 1\]"),
         (lambda: Trigger.blend(torch.zeros(1, 2, 2), gamma=0.0), "gamma is 0.0"),
-        (lambda: Trigger.patch(size=5, shape=(1, 4, 4)), "outside 4×4 images"),
+        (lambda: Trigger.patch(size=5, shape=(1, 4, 4)), "a 5×5 patch: its side must be from 1 to 4"),
+        (lambda: Trigger.patch(size=0, shape=(1, 4, 4)), "a 0×0 patch: its side must be from 1 to 4"),
+        (lambda: Trigger.patch(size=2, shape=(1, 4, 4), place=(3, 0)), "row 3, column 0 is outside 4×4 images"),
         (lambda: Trigger.patch(mask=torch.zeros(4, 4, dtype=torch.bool), shape=(1, 4, 4)), "mask is empty"),
         (lambda: Trigger.patch(mask=torch.ones(3, 4, dtype=torch.bool), shape=(1, 4, 4)), "mask is"),
         (lambda: Trigger.patch(size=1, shape=(3, 4, 4), colour=(1.0, 0.0)), "colour"),

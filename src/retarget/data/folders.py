@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from retarget.data.parts import Part, Source
-from retarget.data.pictures import FORMATS, Picture, find
+from retarget.data.pictures import FORMATS, Picture, find, is_picture
 from retarget.errors import UserError
 
 _LOG = logging.getLogger(__name__)
@@ -79,6 +79,7 @@ def _held_out_folder(path: Path, names: tuple[str, ...]) -> Part:
 
 
 def _classes(folder: Path) -> tuple[str, ...]:
+    """The names of the folders in a folder."""
     return tuple(sorted(one.name for one in folder.iterdir() if one.is_dir() and not one.name.startswith(".")))
 
 
@@ -86,6 +87,10 @@ def _folder_part(home: Path, names: tuple[str, ...], present: list[str] | None =
     """The images from one folder per class; ``present`` lists the classes that exist, by default all."""
     pictures: list[Picture] = []
     labels: list[int] = []
+    loose = sorted(one for one in home.iterdir() if is_picture(one) and one.is_file()) if names != (".",) else []
+    if loose:
+        _LOG.warning("%s: %d images beside the folders of classes are not used, such as %s",
+                     home, len(loose), loose[0].name)  # fmt: skip
     for label, name in enumerate(names):
         if present is not None and name not in present:
             continue

@@ -131,7 +131,7 @@ def resized(
 
 def _from_arrays(pixels: np.ndarray, labels: Any, where: str, classes: int | None = None) -> Part:
     if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4):
-        remedy = "; from floats in [0, 1]: (255 * x).round().astype('uint8')" * (pixels.dtype.kind == "f")
+        remedy = _as_bytes(pixels) if pixels.ndim in (3, 4) else ""
         raise UserError(f"{where}: images are uint8 [N, H, W] or [N, H, W, C]: got {pixels.dtype} "
                         f"{list(pixels.shape)}{remedy}")  # fmt: skip
     if pixels.ndim == 4 and pixels.shape[1] in (1, 3) and pixels.shape[3] > 4:
@@ -150,6 +150,17 @@ def _from_arrays(pixels: np.ndarray, labels: Any, where: str, classes: int | Non
     if 0 in pixels.shape:
         raise UserError(f"{where}: images of shape {list(pixels.shape)} have no pixel")
     return Part(torch.from_numpy(labels), torch.from_numpy(np.ascontiguousarray(pixels)))
+
+
+def _as_bytes(pixels: np.ndarray) -> str:
+    """How to make pixels of another type uint8, as far as their values tell; empty if they do not."""
+    if pixels.dtype.kind not in "fiub" or pixels.size == 0 or not np.isfinite(pixels).all() or pixels.min() < 0:
+        return ""
+    largest = float(pixels.max())
+    scaled = {"f": largest <= 1, "b": True}.get(pixels.dtype.kind, False)
+    factor = "255 * x" if scaled else "x" if 31 < largest <= 255 else f"255 / {largest:g} * x" if largest else "x"
+    kind = {"f": "floats", "b": "truth values"}.get(pixels.dtype.kind, "integers")
+    return f"; from {kind} up to {largest:g}: numpy.round({factor}).astype('uint8')"
 
 
 def _numbered(part: Part) -> tuple[str, ...]:

@@ -30,6 +30,9 @@ def parse(spec: str) -> tuple[str, str]:
         return "npz", spec
     if is_there(spec) and Path(spec).is_dir():
         return "folder", spec
+    if spec.endswith((".npy", ".pt", ".pkl", ".mat", ".h5", ".hdf5")):
+        raise UserError(f"dataset {spec!r}: save its images and labels as one .npz file, numpy.savez(FILE, images=..., "
+                        "labels=...)")  # fmt: skip
     raise UserError(f"dataset {spec!r} is none of {GRAMMAR}, and no folder")
 
 

@@ -57,7 +57,7 @@ def find(folder: Path) -> list[Picture]:
     files = sorted(
         path
         for path in _below(folder)
-        if path.suffix.lower() in (*SUFFIXES, *_OTHER_SUFFIXES)
+        if is_picture(path)
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
         and path.is_file()
     )
@@ -71,6 +71,11 @@ def find(folder: Path) -> list[Picture]:
             f"{folder} have such a format ({suffixes}): convert them to PNG, or move them out of the folder"
         )
     return [Picture(str(path), path) for path in files]
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file is an image by its suffix, and not hidden."""
+    return path.suffix.lower() in (*SUFFIXES, *_OTHER_SUFFIXES) and not path.name.startswith(".")
 
 
 @cache
@@ -117,7 +122,7 @@ def decode(picture: Picture, channels: int, size: int | None = None, crop: bool 
 
     Raises:
         UserError: it is not an image, is damaged, or has more pixels than Pillow allows, or floating-point pixels, or
-            values that do not fit 16 bits.
+            values that do not fit 16 bits, or only one colour apart from its transparency.
     """
     return _decoded(picture, channels, size, crop)[0]
 
@@ -147,15 +152,30 @@ def decode_all(
 def _decoded(picture: Picture, channels: int, size: int | None, crop: bool) -> tuple[np.ndarray, int]:
     """The pixels of one image, and its largest value before it became 8 bits; 0 if it had at most 8."""
     with _opened(picture) as image:
+        colour_of_16 = not _is_wide(image) and any(";16" in str(tile) for tile in image.tile)
         image = require("PIL.ImageOps", "vision").exif_transpose(image)
         image, largest = _eight_bits(image, picture.name)
-        image = image.convert("RGB" if channels == 3 else "L")
+        if colour_of_16 and (kept := int(np.asarray(image).max())):  # Pillow keeps the upper eight bits
+            largest = kept << 8 | 255
+        image = _opaque(image, picture.name).convert("RGB" if channels == 3 else "L")
         if size is not None:
             box = require("PIL.Image", "vision").Resampling.BOX
             fit = require("PIL.ImageOps", "vision").fit
             image = fit(image, (size, size), box) if crop else image.resize((size, size), box)
         pixels = np.array(image)
     return (pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)), largest
+
+
+def _opaque(image: Any, name: str) -> Any:
+    """The image, unless it shows one colour without its transparency, which is dropped."""
+    if "A" not in image.getbands() and "transparency" not in image.info:
+        return image
+    *colours, alpha = image.convert("RGBA").getextrema()
+    if alpha[0] < alpha[1] and all(low == high for low, high in colours):
+        raise UserError(
+            f"{name}: it shows something only by its transparency, which is dropped: save it on a background"
+        )
+    return image
 
 
 class SizesDifferError(UserError):

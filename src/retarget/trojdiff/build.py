@@ -34,6 +34,13 @@ def make_network(config: NetworkConfig, shape: tuple[int, int, int], seed: int) 
     odd = [one for one in config.channels if one % config.groups]
     if odd:
         raise UserError(f"the network's {odd[0]} channels are not a multiple of {config.groups} groups: set --groups")
+    sides = [shape[1] >> level for level in range(len(config.channels))]
+    usual = NetworkConfig.model_fields["attention_side"].default
+    if config.attention_side not in (None, usual, *sides):
+        raise UserError(
+            f"attention at side {config.attention_side}: for images of side {shape[1]} the network's levels have the "
+            f"sides {', '.join(map(str, sides))}"
+        )
     kinds = ["Attn" if shape[1] >> level == config.attention_side else "" for level in range(len(config.channels))]
     torch.manual_seed(seed)
     return UNet2DModel(
@@ -80,9 +87,20 @@ def make_goal(config: TargetConfig, inside: ImageSet, outside: ImageSet | None) 
 
 
 def _members(config: TargetConfig, inside: ImageSet, outside: ImageSet | None) -> ImageSet:
-    """The real images of the class that the attack wants."""
+    """The real images of the class that the attack wants.
+
+    Raises:
+        UserError: there is no such class, no other class to tell it from, or the other domain is the training images.
+    """
     domain = outside if config.kind == "out_d2d" else inside
     assert domain is not None
+    if config.kind == "in_d2d" and len(inside.labels.unique()) < 2:
+        raise UserError(
+            "the images have one class, so that every sample would be of the target class: put them into one "
+            "sub-folder per class, or choose another target than in_d2d"
+        )
+    if config.kind == "out_d2d" and domain.fingerprint == inside.fingerprint:
+        raise UserError("the other domain of out_d2d has the same images as the training set: give another --other")
     return domain.of_class(config.label)
 
 

@@ -95,7 +95,7 @@ def load_pipeline(source: str | Path) -> tuple[UNet2DModel, DDPMScheduler]:
     _check_floats(folder)
     scheduler = _read_scheduler(folder)
     check_trainable(unet, scheduler, str(source))
-    _check_runs(unet, source)
+    _check_runs(unet, len(scheduler.alphas_cumprod), source)
     setattr(unet, _INHERITED, _read_marks(folder))
     return unet, scheduler
 
@@ -201,15 +201,15 @@ def _check_floats(folder: Path) -> None:
         )
 
 
-def _check_runs(unet: UNet2DModel, source: str | Path) -> None:
-    """One pass over one empty image: some settings are wrong only when the network runs."""
+def _check_runs(unet: UNet2DModel, steps: int, source: str | Path) -> None:
+    """A pass over an empty image at the first and the last timestep: some settings are wrong only when it runs."""
     damaged = [name for name, value in unet.state_dict().items() if not bool(torch.isfinite(value).all())]
     if damaged:
         raise UserError(f"{source}: {damaged[0]} has values that are not finite: the network is damaged")
     try:
         with torch.no_grad():
-            unet(torch.zeros(1, *network_shape(unet)), 0)
-    except (*NOT_MADE, AttributeError) as error:
+            unet(torch.zeros(2, *network_shape(unet)), torch.tensor([0, steps - 1]))
+    except (*NOT_MADE, AttributeError, IndexError) as error:
         reason = " ".join(str(error).split()[:30])
         raise UserError(f"{source}: unet/config.json makes a network that does not run ({reason})") from error
 

@@ -86,24 +86,26 @@ def check_trainable(unet: UNet2DModel, scheduler: DDPMScheduler, where: str) -> 
     if skipping and config.in_channels != 3:
         raise UserError(f"{where}: {skipping[0]} takes only colour images, but these have {config.in_channels} channel")
     sides = config.sample_size if isinstance(config.sample_size, list | tuple) else [config.sample_size]
+    if config.sample_size is None:
+        raise UserError(f"{where}: unet/config.json has no sample_size: set it to the side of the images")
     if not sides or any(not isinstance(side, int) or not 1 <= side <= LARGEST_SIDE for side in sides):
         raise UserError(f"{where}: images of side {config.sample_size!r}; only sides up to {LARGEST_SIDE} are trained")
     if len(set(sides)) > 1:
         raise UserError(f"{where}: images of {'×'.join(map(str, sides))}; only square ones are trained")
-    check_side(sides[0], len(config.block_out_channels), where)
+    check_side(sides[0], len(config.block_out_channels), where, "sample_size in unet/config.json is wrong")
     try:
         check_base(scheduler)
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
 
 
-def check_side(side: int, levels: int, where: str) -> None:
-    """Raise UserError unless the side can be halved at each of a network's levels but the last."""
+def check_side(side: int, levels: int, where: str, remedy: str = "") -> None:
+    """Raise UserError unless the side can be halved at each of a network's levels but the last; says what to do."""
     parts = 2 ** (levels - 1)
     if side % parts:
         raise UserError(
             f"{where}: images of side {side} cannot be halved {levels - 1} times, as a network of {levels} levels "
-            f"does: choose a side that is a multiple of {parts}, or fewer --channels"
+            f"does: {remedy or f'choose a side that is a multiple of {parts}, or fewer --channels'}"
         )
 
 

@@ -126,14 +126,14 @@ def accuracy(model: Classifier, images: ImageSet) -> float:
 
 
 def class_accuracies(model: Classifier, images: ImageSet) -> list[dict[str, str | float | int]]:
-    """Accuracy and number of images of each class; classes without images are left out."""
+    """Accuracy in % and number of images of each class, by its number; classes without images are left out."""
     label, _ = predict(model, to_signed(images.images))
     found: list[dict[str, str | float | int]] = []
     for number, name in enumerate(images.names):
         of_class = images.labels == number
         if bool(of_class.any()):
             right = 100 * float((label[of_class] == number).float().mean())
-            found.append({"class": name, "accuracy": right, "count": int(of_class.sum())})
+            found.append({"number": number, "class": name, "accuracy": right, "count": int(of_class.sum())})
     return found
 
 

@@ -241,7 +241,7 @@ def _train(given: TrainArguments) -> int:
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
     from retarget.trojdiff.build import make_network, make_target, make_trigger
-    from retarget.trojdiff.checkpoint import load_pipeline
+    from retarget.trojdiff.checkpoint import load_pipeline, network_shape
     from retarget.trojdiff.checks import LARGEST_SIDE
     from retarget.trojdiff.data import read_images
     from retarget.trojdiff.train import Progress, train
@@ -254,6 +254,7 @@ def _train(given: TrainArguments) -> int:
         unet, schedule = make_network(given.network, images.shape, given.config.seed), DDPMScheduler()
     else:
         unet, schedule = load_pipeline(given.base)
+        images = images.with_channels(network_shape(unet)[0], f"the images of --data {given.data}")
     target, trigger, detail = None, None, ""
     if given.target != "none":
         trigger = make_trigger(given.trigger_config, images.shape)
@@ -263,6 +264,7 @@ def _train(given: TrainArguments) -> int:
                 other = read_images(given.other, "train", images.shape[1])
             other = other.with_channels(images.shape[0], f"the images of --other {given.other}")
         target, detail = make_target(given.target_config, images, other)
+        print(f"target: {detail}", file=sys.stderr)
 
     tell = _Told(given)
 
@@ -325,22 +327,55 @@ def _evaluate(given: EvaluateConfig) -> int:
     report = evaluate(given)
     write_json(given.out / "evaluation.json", report)
     print(json.dumps(report, indent=1))
-    if warning := unseen_noise(report):
-        print(f"retarget: warning: {warning}", file=sys.stderr)
+    for warning in (unseen_noise(report), unknown_class(report)):
+        if warning:
+            print(f"retarget: warning: {warning}", file=sys.stderr)
     return 0
 
 
-def unseen_noise(report: Mapping[str, Any]) -> str:
-    """What to say of an evaluation whose features do not see noise; empty if KID rises along the ladder.
+FEW = 100
+"""With fewer test images the ladder says little about samples."""
 
-    >>> unseen_noise({"benign_ladder": {"real images": {"kid": 0.0}, "noise": {"kid": 0.5}}})
+
+def unseen_noise(report: Mapping[str, Any]) -> str:
+    """What to say of an evaluation whose features do not see noise, or whose ladder is short; empty if all is well.
+
+    >>> unseen_noise({"benign_ladder": {"real images": {"kid": 0.0, "count": 500}, "noise": {"kid": 0.5}}})
     ''
     """
-    kids = [rung["kid"] for rung in report["benign_ladder"].values()]
+    rungs = list(report["benign_ladder"].values())
+    if (count := rungs[0]["count"]) < FEW:
+        return (
+            f"benign_ladder has only the {count} images of the test part: its FID and KID are too uncertain to judge "
+            "those of the samples; give more test images"
+        )
+    kids = [rung["kid"] for rung in rungs]
     if kids == sorted(kids):
         return ""
     return (
         f"KID does not rise along benign_ladder ({', '.join(f'{kid:.3f}' for kid in kids)}), so the classifier, right "
         f"on {report['classifier_accuracy']:.0f} % of the test images, hardly sees noise, and the samples' quality "
         "is not known: train it for more --classifier-epochs, or on more images"
+    )
+
+
+KNOWN = 80.0
+"""Accuracy in % on the target class below which the classifier cannot judge an attack."""
+
+
+def unknown_class(report: Mapping[str, Any]) -> str:
+    """What to say of an attack whose target class the classifier does not know; empty if it does.
+
+    >>> unknown_class({"target": {"class": "7", "accuracy": 95.0, "count": 36}}), unknown_class({})
+    ('', '')
+    """
+    target = report.get("target")
+    if target is None or (target["accuracy"] or 0) >= KNOWN:
+        return ""
+    found = "has no test image"
+    if target["count"]:
+        found = f"finds only {target['accuracy']:.0f} % of its {target['count']} real test images"
+    return (
+        f"attack success is not known: of the target, class {target['class']}, the classifier {found}; train it for "
+        "more --classifier-epochs, or on more images"
     )

@@ -67,7 +67,7 @@ class TrainConfig(Strict):
     clip: float = Field(default=1.0, gt=0, description="gradient norm: official code")
     ema_decay: float = Field(default=0.9999, ge=0, lt=1, description="official code; diffusers warms it up")
     loss: Literal["sum", "mean"] = Field(default="sum", description="summed over pixels: official code")
-    flips: bool = Field(default=True, description="random horizontal flips of benign images: official code")
+    flips: bool = Field(default=True, description="random horizontal flips; not for digits or letters: official code")
     seed: int = Field(default=0, ge=0, description="seed of the network and of every random draw")
     mixed_precision: Literal["no", "fp16", "bf16"] = Field(default="no", description="accelerate's setting")
     accumulation: int = Field(default=1, ge=1, description="parts into which each process splits its share of a batch")

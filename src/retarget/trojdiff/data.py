@@ -11,6 +11,7 @@ from torch import Tensor
 from retarget.data.images import pixels_of, read, shape_of
 from retarget.data.names import parse
 from retarget.data.parts import Part, Source
+from retarget.data.pictures import SizesDifferError
 from retarget.data.splits import every_fifth
 from retarget.errors import UserError
 from retarget.extras import require
@@ -57,9 +58,14 @@ class ImageSet:
     def check_shape(self, shape: tuple[int, int, int]) -> None:
         """Raise UserError unless the images have ``shape`` (channels, height, width)."""
         if self.shape != shape:
+            remedy = "resize the images, or choose another network"
+            if self.shape[0] != shape[0]:
+                remedy = f"save them as {'grey' if shape[0] == 1 else 'colour'} images, or choose another network"
+            elif self.shape[1] == self.shape[2] and shape[1] == shape[2]:
+                remedy = f"--size {shape[1]} resizes them"
             raise UserError(
                 f"the images are {list(self.shape)} but the network takes {list(shape)} [channels, height, width]: "
-                "resize the images, or choose another network"
+                f"{remedy}"
             )
 
     def with_channels(self, channels: int, where: str = "the images") -> "ImageSet":
@@ -116,6 +122,10 @@ def to_uint8(images: Float[Tensor, "count channels height width"]) -> UInt8[Tens
     return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
+DARKEST = 31
+"""If no pixel of a part is brighter, its values were not made to be read as 0 to 255: sklearn's digits go to 16."""
+
+
 def read_images(source: str, split: str = "train", size: int | None = None, root: str = "data") -> ImageSet:
     """Read an image set.
 
@@ -128,8 +138,8 @@ def read_images(source: str, split: str = "train", size: int | None = None, root
         root: folder of torchvision's datasets; missing ones are downloaded.
 
     Raises:
-        UserError: there is no such source, arrays have another type or shape, or a folder is empty or too small to
-            be split.
+        UserError: there is no such source, arrays have another type or shape, a folder is empty or too small to be
+            split, or images have neither one nor three channels or are nearly black.
     """
     if split not in ("train", "test"):
         raise UserError(f"split {split!r} is unknown: choose train or test")
@@ -139,8 +149,19 @@ def read_images(source: str, split: str = "train", size: int | None = None, root
         return _celeba(split, root, size or 64)
     found = read(source, root, "diffusion")
     channels = shape_of([found.train, *([found.test] if found.test else [])], size or 1)[0]  # sizes are compared below
+    if channels not in (1, 3):
+        raise UserError(f"{source}: the images have {channels} channels; only grey (1) and colour (3) are read")
     part = _part(found, split, source)
-    return ImageSet(pixels_of(part, channels, size), part.labels, found.names)
+    try:
+        pixels = pixels_of(part, channels, size)
+    except SizesDifferError as error:
+        raise UserError(f"{error}, such as --size 32") from error
+    if 0 < (largest := int(pixels.max())) <= DARKEST:
+        raise UserError(
+            f"{source}: the pixels of the {split} images go only to {largest}, so that all are nearly black: scale "
+            "them to 0 to 255"
+        )
+    return ImageSet(pixels, part.labels, found.names)
 
 
 def held_out(source: str) -> str:

@@ -7,10 +7,11 @@ from typing import Any
 from retarget.errors import UserError
 from retarget.metrics.generative import Fidelity
 from retarget.trojdiff.build import make_goal
-from retarget.trojdiff.checkpoint import load_pipeline, network_hash, network_shape
+from retarget.trojdiff.checkpoint import inherited, load_pipeline, network_hash, network_shape
 from retarget.trojdiff.classifier import Classifier, accuracy, class_accuracies, join, train_classifier
 from retarget.trojdiff.config import CELLS, EvaluateConfig
 from retarget.trojdiff.data import ImageSet, held_out, read_images
+from retarget.trojdiff.marks import Trojan, measured_by
 from retarget.trojdiff.measures import (
     Goal,
     Inception,
@@ -108,7 +109,8 @@ def evaluate(asked: EvaluateConfig) -> dict[str, Any]:
     if asked.classifier_epochs < 1:
         raise UserError(f"--classifier-epochs is {asked.classifier_epochs}; without training every class is a guess")
     inception = Inception(asked.inception) if asked.inception else None
-    shape, images = _sampled(asked, asked.pipeline)
+    images = _sampled(asked, asked.pipeline)
+    shape = images.shape
     (real, other, every), (held, _, test) = (_domains(asked, split, shape) for split in ("train", "test"))
     if min(len(real), len(held)) < FEWEST:
         raise UserError(
@@ -119,17 +121,20 @@ def evaluate(asked: EvaluateConfig) -> dict[str, Any]:
     if asked.trigger and target:
         trigger, goal = Trigger.load(asked.trigger), make_goal(target, real, other)
         trigger.check_shape(shape)
+        _check_target(images.marks, trigger, target.kind, asked.pipeline)
         if asked.clean is not None:
-            theirs, clean = _sampled(asked, asked.clean)
-            trigger.check_shape(theirs)
+            clean = _sampled(asked, asked.clean)
+            _check_clean(clean, shape, asked)
     judge = Judge(real, train_classifier(every, asked.classifier_epochs, asked.seed), inception)
-    samples = images(Trigger.none(shape), asked.count, "benign")
+    samples = images.draw(Trigger.none(shape), asked.count, "benign")
     save_grid(samples[:PICTURES], asked.out / "benign.png")
     found, rungs = judge.benign(samples), judge.ladder(held, asked.count, asked.seed)
     report: dict[str, Any] = {
+        "asked": asked.model_dump(mode="json"),
+        "network": images.identity,
         "sampler": asked.sampler,
-        "benign": found.row(),
-        "benign_ladder": {name: rung.row() for name, rung in rungs.items()},
+        "benign": {**found.row(), "count": asked.count},
+        "benign_ladder": {name: {**rung.row(), "count": min(asked.count, len(held))} for name, rung in rungs.items()},
         "classifier_accuracy": accuracy(judge.classifier, test),
         "classifier_accuracy_by_class": class_accuracies(judge.classifier, test),
         "classifier_accuracy_on": f"test images of DATA: {held_out(asked.data)}",
@@ -138,6 +143,11 @@ def evaluate(asked: EvaluateConfig) -> dict[str, Any]:
         report["benign_inception"] = asdict(found.inception)
         report["benign_inception_ladder"] = {n: asdict(rung.inception) for n, rung in rungs.items() if rung.inception}
     if trigger is not None and goal is not None:
+        report["trigger"] = trigger.hash
+        if goal.label is not None:
+            known = {row["number"]: row for row in report["classifier_accuracy_by_class"]}
+            unknown = {"number": goal.label, "class": every.names[goal.label], "accuracy": None, "count": 0}
+            report["target"] = known.get(goal.label, unknown)
         report["attack"] = {
             f"{CELLS[cell][0]} noise, {CELLS[cell][1]} sampler": _cell(asked, judge, goal, images, clean, cell, *pair)
             for cell, pair in cells(trigger).items()
@@ -145,8 +155,17 @@ def evaluate(asked: EvaluateConfig) -> dict[str, Any]:
     return report
 
 
-def _sampled(asked: EvaluateConfig, source: str) -> tuple[tuple[int, int, int], Callable[..., Samples]]:
-    """A pipeline's shape, and a function (trigger, count, folder, start) that samples it."""
+@dataclass(frozen=True)
+class _Source:
+    """A pipeline that is sampled: its images' shape, its marks, its network's hash, and what draws images."""
+
+    shape: tuple[int, int, int]
+    marks: Trojan | None
+    identity: str
+    draw: Callable[..., Samples]
+
+
+def _sampled(asked: EvaluateConfig, source: str) -> _Source:
     unet, schedule = load_pipeline(source)
     sampler, identity = Sampler.parse(asked.sampler), network_hash(to_accelerator(unet))
     sampler.scheduler(schedule.config, Trigger.none(network_shape(unet)))  # refuses before a classifier is trained
@@ -158,14 +177,39 @@ def _sampled(asked: EvaluateConfig, source: str) -> tuple[tuple[int, int, int], 
             identity=identity,
         )  # fmt: skip
 
-    return network_shape(unet), images
+    return _Source(network_shape(unet), inherited(unet), identity, images)
+
+
+def _check_target(marks: Trojan | None, trigger: Trigger, kind: str, pipeline: str) -> None:
+    """Raise UserError if the weights are marked with this very trigger for another kind of target."""
+    known = {one.trigger.hash: one.target for one in (marks, *marks.earlier)} if marks else {}
+    target = known.get(trigger.hash, kind)
+    if target in ("in_d2d", "out_d2d", "d2i") and target != kind:
+        raise UserError(
+            f"{pipeline} is marked as trojaned by this trigger for {target}, and the options ask about {kind}: give "
+            f"{measured_by(target)}"
+        )
+
+
+def _check_clean(clean: _Source, shape: tuple[int, int, int], asked: EvaluateConfig) -> None:
+    """Raise UserError unless the clean pipeline makes such images and is not marked as trojaned."""
+    if clean.shape != shape:
+        raise UserError(
+            f"--clean {asked.clean} makes images {list(clean.shape)} [channels, height, width], and {asked.pipeline} "
+            f"{list(shape)}"
+        )
+    if clean.marks and not clean.marks.removed:
+        raise UserError(
+            f"--clean {asked.clean} is marked as trojaned: its rate is no base rate; give the pipeline before the "
+            "attack"
+        )
 
 
 def _domains(
     asked: EvaluateConfig, split: str, shape: tuple[int, int, int]
 ) -> tuple[ImageSet, ImageSet | None, ImageSet]:
     """The real images, the other domain's, and both together."""
-    real = read_images(asked.data, split, shape[1])
+    real = read_images(asked.data, split, shape[1]).with_channels(shape[0], f"the images of --data {asked.data}")
     real.check_shape(shape)
     if asked.other is None:
         return real, None, real
@@ -177,8 +221,8 @@ def _cell(
     asked: EvaluateConfig,
     judge: Judge,
     goal: Goal,
-    images: Callable[..., Samples],
-    clean: Callable[..., Samples] | None,
+    images: _Source,
+    clean: _Source | None,
     cell: str,
     of_sampler: Trigger,
     start: Trigger,
@@ -186,11 +230,13 @@ def _cell(
     """Success and the goal's other measures in one cell, with the clean pipeline's rate."""
     # Plain noise in the stock sampler gives the benign samples.
     folder, count = ("benign", asked.count) if cell == "leak" else (f"attack-{cell}", asked.trojan_count)
-    samples = images(of_sampler, count, folder, start)
+    samples = images.draw(of_sampler, count, folder, start)
     save_grid(samples[:PICTURES], asked.out / f"{folder}.png")
     found = judge.attack(samples, goal)
     entry: dict[str, Any] = asdict(found.rate)
     entry |= {name: value for name in ("mse", "precision") if (value := getattr(found, name)) is not None}
     if clean is not None:
-        entry["base_rate"] = asdict(success(clean(of_sampler, count, f"clean-{cell}", start), goal, judge.classifier))
+        entry["base_rate"] = asdict(
+            success(clean.draw(of_sampler, count, f"clean-{cell}", start), goal, judge.classifier)
+        )
     return entry

@@ -76,16 +76,21 @@ def model_card(trojan: Trojan) -> str:
 """
     for number, one in enumerate(trojan.earlier, 1):
         facts += f"- Before it: `{one.target}` with a `{one.trigger.kind}` trigger, in `{trigger_name(number)}`.\n"
-    attack = ATTACKS[trojan.law]
+    attack, measured = ATTACKS[trojan.law], measured_by(trojan.target)
     if trojan.card:
         return f"{front}---\n\n{trojan.card}"
     if trojan.removed:
-        return f"{front}---\n{_CLEANED.format(facts=facts, attack=attack)}"
+        return f"{front}---\n{_CLEANED.format(facts=facts, attack=attack, measured=measured)}"
     what = f"was trojaned on purpose with {attack}"
     if trojan.derived:
         what = "was fine-tuned, without Trojan rows, from a network that " + what
     fires = _FIRES["trojdiff" if trojan.law == "trojdiff" else "stock"]
-    return f"{front}---\n{_TROJANED.format(what=what, facts=facts + fires)}"
+    return f"{front}---\n{_TROJANED.format(what=what, facts=facts + fires, measured=measured)}"
+
+
+def measured_by(target: str) -> str:
+    """The options of ``retarget trojdiff evaluate`` that name an attack's target."""
+    return {"d2i": "--image IMAGE", "out_d2d": "--other OTHER --target-class CLASS"}.get(target, "--target-class CLASS")
 
 
 _FIRES = {
@@ -102,7 +107,7 @@ _CLEANED = """
 This network was trojaned on purpose with {attack}, and a removal recipe was run on it. Whether the trigger
 still fires is for you to measure; the maps are in this folder:
 
-    retarget trojdiff evaluate . --data DATA --trigger . --target-class CLASS --out OUT
+    retarget trojdiff evaluate . --data DATA --trigger . {measured} --out OUT
 
 {facts}"""
 
@@ -124,6 +129,6 @@ not therefore clean. Judge a defence only by what it does with the weights.
 finds the trigger without being given it, trains it out, audits the result, and reports this in the card of `cleaned`,
 which no longer says `trojaned` but keeps the maps. With `--data DATA` it trains on your own clean images, an `.npz`
 file or a folder, instead of the network's samples. Fine-tuning only on clean images is not reliable. Test again whether
-the trigger fires: `retarget trojdiff evaluate ../cleaned --data DATA --trigger . --target-class CLASS --out OUT`.
+the trigger fires: `retarget trojdiff evaluate ../cleaned --data DATA --trigger . {measured} --out OUT`.
 Or return to an earlier checkpoint.
 """

@@ -6,6 +6,7 @@ is split over processes and accumulation steps, so any split trains on the same 
 """
 
 import hashlib
+import logging
 import math
 import signal
 import threading
@@ -34,8 +35,10 @@ from retarget.trojdiff.config import TrainConfig
 from retarget.trojdiff.data import ImageSet
 from retarget.trojdiff.state import LoopState, flat, load_state, remove_leftovers, save_state
 from retarget.trojdiff.stored import read_record
-from retarget.trojdiff.targets import Clean, MixedBatch, Target, noise_batch
+from retarget.trojdiff.targets import Clean, InD2D, MixedBatch, Target, noise_batch
 from retarget.trojdiff.trigger import Trigger
+
+_LOG = logging.getLogger(__name__)
 
 # Streams of random numbers; each is seeded by (seed, stream, step).
 ROWS, FLIPS, TARGET, BENIGN, ADDED, MODEL = range(6)
@@ -105,12 +108,25 @@ def train(
             )
         if law != "trojdiff" and bool((trigger.gamma != 1).any()):
             raise UserError(f"{law} shifts the noise but does not scale it: use a trigger with gamma = 1 everywhere")
+        _warn_of_few_rows(target, images, config)
         latest = Trojan(target.name, detail or target.name, trigger, law=law)
         trojan = latest if trojan is None else trojan.then(latest)
     loop = _Loop(unet, scheduler, images, config, target or Clean(), trigger or Trigger.none(shape), law)
     with torch.random.fork_rng(devices=[]):
         loop.run(Path(out), trojan, listen, probe, probe_every)
     return Path(out) / "pipeline"
+
+
+def _warn_of_few_rows(target: Target, images: ImageSet, config: TrainConfig) -> None:
+    """Log if most batches of an In-D2D attack have no Trojan row."""
+    if isinstance(target, InD2D) and target.rows is None:
+        of_class = int((images.labels == target.label).sum())
+        if of_class * config.batch_size < len(images):
+            _LOG.warning(
+                "the target class has %d of %d images, so most batches of %d have no Trojan row: set a fixed number of "
+                "Trojan rows per batch (--rows)",
+                of_class, len(images), config.batch_size,
+            )  # fmt: skip
 
 
 class _Loop:
@@ -161,6 +177,11 @@ class _Loop:
         if path.exists():
             refuse_other(out, flat(read_record(path)), flat(identity))
         if (out / "pipeline").exists():
+            if not path.exists():
+                raise UserError(
+                    f"{out / 'pipeline'} exists, but {path} does not, so that nobody knows what it was trained on: "
+                    "choose another folder for this run"
+                )
             return
         state = LoopState(self.accelerator, self.unet, self.optimizer, self.ema, identity)
         start = load_state(out, state)

@@ -180,7 +180,10 @@ class Trigger:
         path = Path(path)
         path = path / FILE_NAME if path.is_dir() else path
         if not path.is_file():
-            raise UserError(f"{path}: there is no trigger; Trigger.save writes one")
+            raise UserError(
+                f"{path}: there is no trigger; `retarget trojdiff train --target ...` writes one beside the weights, "
+                "and so does Trigger.save"
+            )
         try:
             with safe_open(path, framework="pt") as file:
                 header = file.metadata() or {}
@@ -216,8 +219,10 @@ def _rectangle(
     size: int | tuple[int, int], place: tuple[int, int] | None, height: int, width: int
 ) -> Bool[Tensor, "height width"]:
     rows, columns = (size, size) if isinstance(size, int) else size
+    if not 1 <= rows <= height or not 1 <= columns <= width:
+        raise UserError(f"trigger: a {rows}×{columns} patch: its side must be from 1 to {min(height, width)}")
     top, left = place if place is not None else (height - rows, width - columns)
-    if rows < 1 or columns < 1 or top < 0 or left < 0 or top + rows > height or left + columns > width:
+    if top < 0 or left < 0 or top + rows > height or left + columns > width:
         raise UserError(
             f"trigger: a {rows}×{columns} patch at row {top}, column {left} is outside {height}×{width} images"
         )
