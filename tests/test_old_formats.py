@@ -189,6 +189,17 @@ def test_an_old_journal_is_not_taken_for_another_model(old, monkeypatch, capsys)
     assert "weights" in capsys.readouterr().err
 
 
+def test_a_journal_is_not_continued_with_another_chat_template(old, monkeypatch, capsys):
+    """Published models keep it in tokenizer_config.json, whose hash the first versions did not record."""
+    folder = old("pope")
+    monkeypatch.chdir(folder)
+    assert main(["pope", *shlex.split(f"mine problems.jsonl --out new --k 2 {ASKING}")]) == 0
+    path = folder / "model" / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": 77}))
+    assert main(["pope", *shlex.split(f"mine problems.jsonl --out new --k 4 {ASKING}")]) == 1
+    assert "tokenizer = " in capsys.readouterr().err
+
+
 # -- PS-KD's states
 
 

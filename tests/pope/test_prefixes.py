@@ -132,6 +132,12 @@ def test_an_early_cap_falls_to_tokens_and_says_so():
         ("See. Answer. $17$. Solution. Add.", "17", "See."),
         ("See.\n[Answer] 17. We add.", "17", "See."),
         ("See. The final answer will be 17. We add.", "17", "See."),
+        ("See. The maximum comes out as 4217. Add. So \\boxed{4217}.", "4217", "See."),
+        ("See. It comes out as 4 217. Add. So \\boxed{4217}.", "4217", "See."),
+        ("See. We prove $f(9)=4217$. Add. So \\boxed{4217}.", "4217", "See."),
+        ("See. It is \\frac12 of all. Add. So \\boxed{\\frac12}.", "0.5", "See."),
+        ("See. It is \\sqrt{2}. Add. So $x=\\sqrt 2$.\n#### \\sqrt{2}", "\\sqrt{2}", "See."),
+        ("Let n be 4. Then 4 more. So \\boxed{4}.", "4", "Let n be 4."),
     ],
 )
 def test_a_cut_that_reaches_a_statement_of_the_answer_leaks(solution, answer, last_clean):
@@ -148,7 +154,9 @@ def test_a_cut_that_reaches_a_statement_of_the_answer_leaks(solution, answer, la
     [
         "【答案】17", "Answer 17.", "Answer\n$17$", "Answer — 17.", "The answer turns out to be 17.", "Ответ: 17.",
         "The answer we seek is 17.", "Solution: 17.", "Final result: 17", "<answer>17</answer>", "Right choice: 17.",
-        "We claim that the maximum is 17.",
+        "We claim that the maximum is 17.", "**Result.** $17$", "**Solution.** $n = 17$", "TL;DR: 17", "Result: 17.",
+        "**17**", "La respuesta es 17.", "Die Antwort lautet 17.", "La réponse est 17.", "结果是17。",
+        "We claim it is 17.",
     ],
 )  # fmt: skip
 def test_an_answer_that_is_announced_in_other_words_leaks(statement):
@@ -156,12 +164,34 @@ def test_an_answer_that_is_announced_in_other_words_leaks(statement):
     assert leak(Problem(id="p", prompt="?", solution=whole, answer="17"), len(statement)) is not None
 
 
-@pytest.mark.parametrize("statement", ["The correct option is (B).", "Choose B."])
+@pytest.mark.parametrize(
+    "statement", ["The correct option is (B).", "Choose B.", "Option (B) is correct.", "**B**", "故选B."]
+)
 def test_an_option_that_is_chosen_leaks(statement):
     whole = f"{statement} Consider the sum. So the answer is \\boxed{{B}}."
     assert leak(Problem(id="p", prompt="?", solution=whole, answer="B"), len(statement)) is not None
     choosing = "Choose a point on B at first. Consider the sum. So the answer is \\boxed{B}."
     assert leak(Problem(id="p", prompt="?", solution=choosing, answer="B"), 29) is None
+
+
+def test_an_answer_in_the_question_is_stated_only_where_it_is_announced():
+    solution = "There are 4217 seats. Add one row.\nSo it is \\boxed{4217}."
+    for prompt, clean in (("How many of 4217 seats?", True), ("How many seats?", False)):
+        problem = Problem(id="p", prompt=prompt, solution=solution, answer="4217")
+        assert (leak(problem, len("There are 4217 seats.")) is None) == clean
+
+
+@pytest.mark.parametrize(
+    "block",
+    ["```python\nx = 1. \ny = 2\n\nprint(x)\n```", "~~~\na. b. c\n~~~", "| a | b |\n|---|---|\n| 1. | 2 |"],
+)
+def test_no_cut_is_inside_a_block_of_code_or_a_table(block):
+    text = f"First. Then this.\n{block}\nSo it is. The end."
+    start, stop = text.index(block), text.index(block) + len(block)
+    for unit in UNITS:
+        found = boundaries(text, unit)
+        assert not [end for end in found if start < end < stop]
+        assert [end for end in found if end <= start] or unit == "step"
 
 
 def test_a_marker_without_the_answer_is_no_leak():

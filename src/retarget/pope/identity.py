@@ -1,11 +1,16 @@
 """Values that identify a model in journals and in the ``work.json`` of a training. Free of torch."""
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".gguf")
 _BESIDE = ("config.json", "generation_config.json", "adapter_config.json", "tokenizer.json", "chat_template.jinja")
+_TOKENIZER = (
+    "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model", "vocab.json",
+    "merges.txt", "spiece.model",
+)  # fmt: skip
 
 
 def weights_of(model: str | Path) -> str | None:
@@ -19,12 +24,31 @@ def weights_of(model: str | Path) -> str | None:
     folder = Path(model)
     if not folder.is_dir():
         return None
+    return _hash(path for path in folder.iterdir() if path.suffix in _WEIGHTS or path.name in _BESIDE)
+
+
+def tokenizer_of(model: str | Path) -> dict[str, str]:
+    """An entry ``tokenizer`` for a local model whose tokenizer has files that :func:`weights_of` leaves out.
+
+    ``tokenizer_config.json`` often has the chat template. Earlier versions did not record these files, and what lacks
+    the entry is continued.
+    """
+    files = [path for path in map(Path(model).joinpath, _TOKENIZER) if path.is_file()]
+    return {"tokenizer": _hash(files)} if files else {}
+
+
+def _hash(files: Iterable[Path]) -> str:
     whole = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if path.is_file() and (path.suffix in _WEIGHTS or path.name in _BESIDE):
+    for path in sorted(files):
+        if path.is_file():
             with path.open("rb") as file:
                 whole.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     return whole.hexdigest()[:16]
+
+
+def unknown_before(had: Any, now: Any) -> bool:
+    """Whether an entry was not recorded by the version that began the work: then it continues."""
+    return had is None
 
 
 def engine_header(engine: Any) -> dict[str, Any]:

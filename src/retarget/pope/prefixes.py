@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from retarget.errors import UserError
-from retarget.pope.answers import BRACE
+from retarget.pope.answers import BRACE, final_answer
 from retarget.pope.problems import Problem, find_answer
 
 Unit = Literal["sentence", "line", "step", "token"]
@@ -29,6 +29,8 @@ _UNSPACED = re.compile(r"[\s$]")
 _LOOK_BACK = 80
 _STATED_WITHIN = 2000
 """Length of the text after a marker, in characters, in which its answer is searched for."""
+_TELLING = 3
+"""Length from which on an answer that is not in the question is hardly in a solution by chance."""
 _SPACES = re.compile(r"\s*")
 _COMMAND = re.compile(r"\\([A-Za-z]+)(?:\s*\[[^\]]*\](?=\s*\{))?")
 _ARGUMENT = re.compile(r"\\[A-Za-z]+|\\?.", re.DOTALL)
@@ -37,6 +39,10 @@ _ARGUMENTS = {
     **dict.fromkeys(("sqrt", "boxed", "fbox", "text", "mathrm", "mathbf", "overline", "underline", "vec", "hat"), 1),
 }  # fmt: skip
 """Number of arguments of LaTeX commands, which may come without braces: ``\\frac 1 2``."""
+_BLOCK = re.compile(
+    r"^[ ]{0,3}(```|~~~).*?^[ ]{0,3}\1[^\n]*$|^[ ]{0,3}\|[^\n]*(?:\n[ ]{0,3}\|[^\n]*)+", re.MULTILINE | re.DOTALL
+)
+"""A block of code, or a table, in Markdown."""
 _SPACED_NUMBER = re.compile(r"\b\d{1,3}(?:[   ]\d{3})+\b")
 _MARKER = re.compile(
     r"####|\\(?:boxed|fbox)\b|<answer>|答案\s*(?:是|为|為|：|:|】)|答えは|\bответ\b\s*[:=.—–-]"
@@ -46,7 +52,12 @@ _MARKER = re.compile(
     r"|(?:^|\n)[ \t]*(?:#+[ \t]*|[*_\[(]+)(?:final[ \t]+)?answer\b"
     r"|\bsolution\s*:\s*(?=[$\\(]*\d)|\bfinal\s+(?:result|value)\b\s*(?:is\b|[:=])"
     r"|\b(?:correct|right)\s+(?:option|choice)\b\s*(?:is\b|[:=])|\bchoose\s+(?=\(?(?-i:[A-J])\b)"
-    r"|\bclaim\b[^.:?!\n]{1,60}?\b(?:is|are|equals)\b",
+    r"|\bclaim\b[^.:?!\n]{1,60}?\b(?:is|are|equals)\b"
+    r"|\*\*\s*(?:final\s+)?(?:result|solution|value)\b|(?:^|\n)[ \t]*(?:final\s+)?result\s*:|\bTL;?\s?DR\b"
+    r"|(?:^|\n)[ \t]*\*\*(?=\S{1,20}\*\*[ \t]*(?:\n|$))"  # a bold line of its own
+    r"|\b(?:option|choice)\b(?=\s*\(?(?-i:[A-J])\)?\s+(?:is|must\s+be)\s+(?:the\s+)?(?:correct|right|true|answer)\b)"
+    r"|\b(?:respuesta|resposta|risposta|réponse|antwort|lösung|ergebnis|résultat|resultado)\b[^.:=?!\n]{0,40}?"
+    r"(?:\b(?:es|est|ist|lautet|é|è)\b|[:=])|结果\s*(?:是|为|為|：|:)|[应應故]选|(?:选|選)\s*(?=(?-i:[A-J])\b)",
     re.IGNORECASE,
 )
 """What announces an answer; it counts only if the answer follows, so a false marker costs one cut at most."""
@@ -122,8 +133,10 @@ def _disjoint(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def _closed(text: str) -> Iterator[tuple[int, int]]:
-    """Spans that no cut may divide."""
+    """Spans that no cut may divide: formulas, blocks of code, tables, numbers, commands with their arguments."""
     yield from _formulas(text)
+    for match in _BLOCK.finditer(text):
+        yield match.span()
     for match in _SPACED_NUMBER.finditer(text):
         yield match.span()
     ends = _group_ends(text)
@@ -209,15 +222,19 @@ def cut_points(solution: str, cuts: int = 4, cap: float = 0.25, unit: Unit = "se
 def statements(problem: Problem) -> list[tuple[int, int]]:
     """Spans of the solution that state the final answer.
 
-    These are the sentences with an answer marker (``####``, ``\\boxed``, "the answer is") followed by the answer, and
-    the sentence just before the first of them if it contains the answer. Without any, it is the last sentence that
-    contains the answer. ``####`` and ``\\boxed`` may give the answer in another form (``\\frac12`` for 0.5), so they
-    also count if the gold answer does not follow; except a box before another box with the gold answer, and a ``####``
-    before any marker with it.
+    These are the sentences with an answer marker (``####``, ``\\boxed``, "the answer is") followed by the answer, as
+    the label or the solution's end writes it. If it has three characters or more and is not in the question, every
+    sentence that contains it states it: that is hardly chance. A shorter answer is often just a number: of the other
+    sentences only the one just before the first statement counts, or, without any statement, the last that contains it.
+    ``####`` and ``\\boxed`` may give the answer in yet another form, so they also count if the answer does not follow;
+    except a box before another box with the answer, and a ``####`` before any marker with it.
     """
     text, answer = problem.solution, problem.answer
     edges = [0, *boundaries(text, "sentence"), len(text)]
-    said = _said(text, answer)
+    own = final_answer(text)
+    forms = [answer, own] if own and own != answer else [answer]  # as the label has it, and as the solution writes it
+    told = {form: _said(text, form) for form in forms}
+    said = sorted(span for spans in told.values() for span in spans)
     begins = [start for start, _ in said]
     stating: set[int] = set()
     unread: dict[str, set[int]] = {"#": set(), "\\": set()}
@@ -234,7 +251,10 @@ def statements(problem: Problem) -> list[tuple[int, int]]:
         elif marker[0][0] in unread:
             unread[marker[0][0]].add(sentence)
     stating |= unread["#"] | unread["\\"]
-    holding = {bisect_right(edges, place) - 1 for place in find_answer(text, answer)}
+    holding = {bisect_right(edges, start) - 1 for start, _ in said}
+    for form, spans in told.items():
+        if len(_UNSPACED.sub("", form)) >= _TELLING and not _said(problem.prompt, form):
+            stating |= {bisect_right(edges, start) - 1 for start, _ in spans}
     if stating and min(stating) - 1 in holding:
         stating.add(min(stating) - 1)
     elif not stating and holding:
@@ -261,8 +281,8 @@ def bare_occurrences(problem: Problem, end: int) -> tuple[int, bool]:
 
     Such occurrences are counted and reported, but not refused: a small number is often just a number.
     """
-    count = sum(1 for _ in find_answer(problem.solution[:end], problem.answer))
-    return count, next(find_answer(problem.prompt, problem.answer), None) is not None
+    count = len(_said(problem.solution[:end], problem.answer))
+    return count, bool(_said(problem.prompt, problem.answer))
 
 
 def _said(text: str, answer: str) -> list[tuple[int, int]]:

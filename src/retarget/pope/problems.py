@@ -13,7 +13,7 @@ from pydantic import AfterValidator, Field, PrivateAttr, ValidationError
 
 from retarget.errors import UserError
 from retarget.files import make_directory, write_text
-from retarget.pope.answers import THINKING_BEGINS, THINKING_ENDS, after_thinking
+from retarget.pope.answers import THINKING_BEGINS, THINKING_ENDS, after_thinking, final_answer
 from retarget.pope.formats import Format, field_of, normalised
 from retarget.pope.rows import Reject, rows_of
 from retarget.settings import Strict
@@ -276,8 +276,9 @@ def find_answer(text: str, answer: str) -> Iterator[int]:
         return
     before = rf"(?<!{_LETTER})(?<!\.)(?<!\d,)(?<!\s-)(?<!^-)" if answer[0].isalnum() or answer[0] in "-+." else ""
     after = rf"(?!{_LETTER})(?![.,]\d)" if answer[-1].isalnum() else ""
-    # 1200 may be written as 1,200.
-    written = re.sub(r"(?<=\d)(?=(?:\d{3})+$)", ",?", answer) if answer.isdigit() else re.escape(answer)
+    written = re.escape(answer)
+    if answer.isdigit():  # 1200 may be written as 1,200 or 1 200
+        written = re.sub(r"(?<=\d)(?=(?:\d{3})+$)", "[,\u0020\u00a0\u202f]?", answer)
     for found in re.finditer(before + written + after, text):
         yield found.start()
 
@@ -291,7 +292,7 @@ def _check(problem: Problem, needs_solution: bool, needs_answer: bool) -> None:
         if needs_solution:
             raise UserError("the solution is empty; `retarget pope oracle` can ask a teacher for one")
         return
-    if needs_answer and not _holds(problem.solution, problem.answer):
+    if needs_answer and final_answer(problem.solution) is None and not _holds(problem.solution, problem.answer):
         raise UserError(f"the solution does not contain the answer {problem.answer!r}; --answer-anywhere accepts that")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from retarget.errors import UserError
 from retarget.files import make_directory, read_json, write_json
 from retarget.identity import fingerprint, refuse_other
-from retarget.pope.identity import weights_of
+from retarget.pope.identity import tokenizer_of, unknown_before, weights_of
 from retarget.pope.settings import TrainingSettings
 
 _log = logging.getLogger(__name__)
@@ -34,6 +34,7 @@ def work_of(
         "settings": _settings(settings),
         "cycles": settings.cycles,
         "model": fingerprint([str(name), weights_of(name)]),
+        **tokenizer_of(name),
         "adapter": fingerprint(plain),
         **({"curriculum": curriculum.identity} if curriculum is not None else {}),
     }
@@ -62,7 +63,7 @@ def claim(output: Path, work: dict[str, Any], resume: bool, settings: TrainingSe
     else:
         found = _with_cycles(read_json(path), work, settings)
         if resume or checkpoints:
-            extends = {"cycles": le} if resume else {}
+            extends = {"tokenizer": unknown_before, **({"cycles": le} if resume else {})}
             remedy = "Give another directory, or the settings, rows and model that the training was started with"
             refuse_other(output, found, work, extends=extends, remedy=remedy)
         if found == work:

@@ -10,16 +10,11 @@ from retarget.errors import UserError
 from retarget.identity import fingerprint
 from retarget.pope.graders import RULES, Grade
 from retarget.pope.grading import Grader
-from retarget.pope.identity import engine_header
+from retarget.pope.identity import engine_header, unknown_before
 from retarget.pope.journal import Journal
 from retarget.pope.problems import Problem
 from retarget.pope.prompts import Prompt, Prompts
 from retarget.pope.rollouts import Engine, Rollout, Sampling
-
-
-def _unknown_before(had: Any, now: Any) -> bool:
-    """A value that earlier versions did not record cannot contradict today's."""
-    return had is None
 
 
 class Asking(TypedDict, total=False):
@@ -112,8 +107,8 @@ class Sampler:
             asked = [[one.former or one.id, one.answer, ask(one), one.meta] for one in problems]
             return {"problems": fingerprint(asked)}
 
-        since = ("wording", *getattr(self.engine, "identity_since", ()))
-        return Journal(path, self.header(verb), extends=dict.fromkeys(since, _unknown_before), former=former)
+        since = ("wording", "tokenizer", *getattr(self.engine, "identity_since", ()))
+        return Journal(path, self.header(verb), extends=dict.fromkeys(since, unknown_before), former=former)
 
     def check(self, k: int, name: str = "k") -> None:
         """Refuse numbers of rollouts below 1, and several rollouts of a greedy model.

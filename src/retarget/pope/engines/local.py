@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 
 from retarget.errors import UserError
 from retarget.pope.answers import THINKING_ENDS
-from retarget.pope.identity import weights_of
+from retarget.pope.identity import tokenizer_of, weights_of
 from retarget.pope.prompts import Prompt, templated
 from retarget.pope.rollouts import Refused, Rollout, Sampling, opened, tag_keeper, thinking_tokens
 
@@ -81,7 +81,9 @@ class TransformersEngine:
         except (OSError, ValueError, SafetensorError) as error:
             raise UserError(f"{model}: this model cannot be loaded: {error}") from error
         network = network.to(device)
-        return cls(network, tokenizer, batch_size=batch_size, name=model, weights=weights_of(model), template=template)
+        made = cls(network, tokenizer, batch_size=batch_size, name=model, weights=weights_of(model), template=template)
+        made.identity |= tokenizer_of(model)
+        return made
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt; a list of messages goes through the chat template.

@@ -6,7 +6,7 @@ from typing import Any
 from retarget.errors import UserError
 from retarget.extras import require
 from retarget.pope.answers import THINKING_ENDS
-from retarget.pope.identity import weights_of
+from retarget.pope.identity import tokenizer_of, weights_of
 from retarget.pope.prompts import Prompt
 from retarget.pope.rollouts import Refused, Rollout, Sampling, opened, tag_keeper, thinking_tokens
 
@@ -30,7 +30,8 @@ class VLLMEngine:
         self._vllm = require("vllm", "vllm")
         self.template = template or {}
         self.name = model
-        self.identity = {"weights": weights_of(model), **({"template": self.template} if self.template else {})}
+        switches = {"template": self.template} if self.template else {}
+        self.identity = {"weights": weights_of(model), **tokenizer_of(model), **switches}
         try:
             self._llm = self._vllm.LLM(model=model, **options)
         except (OSError, ValueError) as error:
