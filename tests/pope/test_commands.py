@@ -8,7 +8,7 @@ from pope_serving import serve
 from retarget.errors import UsageError, UserError
 from retarget.pope.commands import VERBS, pope
 from retarget.pope.engines.local import TransformersEngine
-from retarget.pope.mixture import write_parquet
+from retarget.pope.mixture import mix, write_parquet
 from retarget.pope.problems import Problem, read_problems, write_problems
 from retarget.pope.studies.chain import make_problems
 
@@ -88,6 +88,41 @@ def test_the_whole_chain_by_path(tiny, folder, asking, capsys):
     capsys.readouterr()
     assert pope([*again, "--dry-run", "--mean-tokens", "10"]) == 0
     assert json.loads(capsys.readouterr().out)["rollouts_at_most"] == 16 * len(hard)
+
+
+def test_mining_again_asks_only_about_the_problems_it_is_given(tiny, folder, asking, capsys):
+    out = folder / "again"
+    write_problems(out / "hard.jsonl", make_problems(4, 1, seed=5))
+    write_problems(folder / "two.jsonl", make_problems(4, 1, seed=5)[:2])
+    again = ["mine", str(folder / "two.jsonl"), "--out", str(out), "--checkpoint", str(tiny.directory), "--k", "2"]
+    assert pope([*again, "--dry-run", *asking]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["rollouts_at_most"] == 4
+    assert "2 of 4 hard problems are not in" in printed.err
+    with pytest.raises(UsageError, match="--rates has no effect with --checkpoint"):
+        pope([*again, "--rates", *asking])
+    with pytest.raises(UserError, match="no such file"):
+        pope(["mine", "missing.jsonl", *again[2:], *asking])
+    write_problems(folder / "two.jsonl", [Problem(id="another", prompt="2", answer="2")])
+    with pytest.raises(UserError, match=r"none of the 4 problems of .*hard\.jsonl is in .*two\.jsonl"):
+        pope([*again, *asking])
+
+
+def test_evaluation_tells_of_labels_that_the_grader_rejects(tiny, folder, asking, capsys):
+    good, wrong = make_problems(2, 1, seed=5)
+    write_problems(folder / "labels.jsonl", [good, wrong.model_copy(update={"solution": "So \\boxed{none}."})])
+    call = ["evaluate", str(folder / "labels.jsonl"), "--out", str(folder / "labels"), "--samples", "2", *asking]
+    assert pope([*call, "--grader", "exact"]) == 0
+    assert "rejects the label of 1 of 2 problems, alone or in their own solution" in capsys.readouterr().err
+
+
+def test_training_names_a_folder_that_is_not_there(folder, tmp_path):
+    problem = Problem(id="a", prompt="2+2", answer="4")
+    write_parquet(tmp_path / "rows.parquet", mix([problem], {}, prompts_per_batch=1))
+    call = ["train", str(tmp_path / "rows.parquet"), "--out", str(tmp_path / "trained"), "--grader", "exact"]
+    with pytest.raises(UserError, match="nomodel: no such directory"):
+        pope([*call, "--model", str(tmp_path / "nomodel")])
+    assert not (tmp_path / "trained").exists()
 
 
 def test_estimates_touch_nothing(folder, asking, capsys):

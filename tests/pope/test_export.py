@@ -67,8 +67,32 @@ def test_rows_that_verl_would_never_train_on_are_reported(tmp_path, rows, caplog
     caplog.clear()
     many = [Problem(id=f"p{at}", prompt=f"{at}?", solution="s", answer="4") for at in range(32)]
     export(mix(many, {one.id: "We begin." for one in many}), "verl", tmp_path / "many.parquet")
-    export(rows, "openrlhf", tmp_path / "rows.jsonl")
+    export(rows, "openrlhf", tmp_path / "others.jsonl")
     assert not caplog.text
+
+
+def test_an_export_does_not_replace_the_scripts_of_another(tmp_path, rows):
+    export(rows, "verl", tmp_path / "rows.parquet")
+    before = (tmp_path / "rows.launch.sh").read_text()
+    with pytest.raises(UserError, match=r"rows\.launch\.sh belongs to another export than rows\.jsonl"):
+        export(rows, "openrlhf", tmp_path / "rows.jsonl")
+    assert not (tmp_path / "rows.jsonl").exists()
+    export(rows, "verl", tmp_path / "rows.parquet", grader="exact")  # the same again, otherwise
+    assert (tmp_path / "rows.launch.sh").read_text() == before
+
+
+@pytest.mark.parametrize("per_batch", [32, 48])
+@pytest.mark.parametrize("hold_out", [0.0, 0.2])
+def test_verl_trains_both_rows_of_a_problem_in_one_batch(tmp_path, per_batch, hold_out):
+    many = [Problem(id=f"p{at}", prompt=f"{at}?", solution="s", answer="4") for at in range(96)]
+    mixed = mix(many, {one.id: "We begin." for one in many}, prompts_per_batch=per_batch)
+    export(mixed, "verl", tmp_path / "rows.parquet", hold_out=hold_out)
+    found = pyarrow.parquet.read_table(tmp_path / "rows.parquet").to_pylist()
+    assert len({row["extra_info"]["id"] for row in found}) == len(found) == 2 * round(96 * (1 - hold_out))
+    batches = {}
+    for at, row in enumerate(found[: len(found) // 32 * 32]):
+        batches.setdefault(row["extra_info"]["problem"], []).append(at // 32)
+    assert all(of[0] == of[-1] for of in batches.values())
 
 
 def test_openrlhfs_reward_knows_the_stratum_of_a_prompt(tmp_path, rows):

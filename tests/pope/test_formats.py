@@ -1,4 +1,5 @@
 import json
+from decimal import Decimal
 
 import pytest
 
@@ -80,3 +81,47 @@ def test_a_message_in_parts_is_their_text_and_an_image_is_refused():
     assert parse_row({"prompt": [{"role": "user", "content": parts}], "answer": "2"}).prompt == "1 + 1?\nIn words."
     with pytest.raises(UserError, match="parts that are not text"):
         parse_row({"prompt": [{"role": "user", "content": [*parts, {"type": "image"}]}], "answer": "2"})
+
+
+@pytest.mark.parametrize("answer", ["N/A", "null", "nan", "See solution", "unknown", " Not found "])
+@pytest.mark.parametrize("name", ["prompt", "problem"])
+def test_what_tables_write_for_no_answer_is_none(answer, name):
+    with pytest.raises(UserError, match="no final answer"):
+        parse_row({name: "?", "answer": answer})
+
+
+def test_a_null_answer_is_told_from_a_missing_one():
+    with pytest.raises(UserError, match=r"no final answer in .*, and the field 'answer' is empty"):
+        parse_row({"problem": "?", "solution": "So.", "answer": None})
+    with pytest.raises(UserError, match=r"no final answer in .*, and there is no field 'answer'"):
+        parse_row({"problem": "?", "solution": "So."})
+    messages = [{"role": "user", "content": "?"}]
+    with pytest.raises(UserError, match="a list of objects, such as messages"):
+        parse_row({"messages": messages}, fields={"prompt": "messages", "answer": "messages"})
+
+
+def test_a_prompt_of_several_turns_is_refused_and_a_system_message_told(caplog):
+    system, user = {"role": "system", "content": "Answer in base 8."}, {"role": "user", "content": "What is 3+5?"}
+    turns = [{"role": "user", "content": "Let x=3."}, {"role": "assistant", "content": "Noted."}, user]
+    for prompt in (turns, json.dumps(turns), [*turns[:1], user]):
+        with pytest.raises(UserError, match="messages, of which only one of the user is read"):
+            parse_row({"prompt": prompt, "answer": "10"})
+    assert parse_row({"prompt": json.dumps([user]), "answer": "10"}).prompt == "What is 3+5?"
+    assert not caplog.text
+    for _ in range(2):
+        assert parse_row({"prompt": [system, user], "answer": "10"}).prompt == "What is 3+5?"
+    assert caplog.text.count("system message is left out") == caplog.text.count("Answer in base 8.") == 1
+
+
+def test_names_in_other_letters_and_numbers_of_tables_are_read():
+    row = {"ID": "2024-I-1", "Problem": "How long?", "Solution": "It is 204.", "Answer": Decimal("204.0")}
+    found = parse_row(row)
+    assert (found.id, found.prompt, found.solution, found.answer) == ("2024-I-1", "How long?", "It is 204.", "204")
+    assert parse_row({"prompt": "?", "answer": Decimal("0.50")}).answer == "0.5"
+
+
+def test_a_json_file_of_one_object_on_several_lines(tmp_path):
+    (tmp_path / "one.json").write_text(json.dumps({"prompt": "?", "answer": "5"}, indent=1))
+    assert [one.answer for one in read_problems(tmp_path / "one.json", solutions="optional")] == ["5"]
+    (tmp_path / "two.json").write_text('{"prompt": "a?", "answer": "5"}\n{"prompt": "b?", "answer": "6"}\n')
+    assert [one.answer for one in read_problems(tmp_path / "two.json", solutions="optional")] == ["5", "6"]

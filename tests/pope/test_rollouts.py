@@ -174,9 +174,21 @@ def test_what_a_server_did_not_finish_is_asked_for_again(engine, prompts):
         ServerEngine(url, "tiny", retries=0, fingerprint="w").sample(prompts[:1], 1, PARAMS)
 
 
-def test_a_page_in_place_of_json_is_refused(engine, prompts):
-    with serve(engine, faults=["page"]) as (url, _), pytest.raises(UserError, match="not an answer in JSON: '<html>'"):
-        ServerEngine(url, "tiny", wait=0.01).sample(prompts[:1], 1, PARAMS)
+def test_a_page_in_place_of_json_is_asked_for_again(engine, prompts):
+    with serve(engine, faults=["page"]) as (url, seen):
+        ((rollout,),) = ServerEngine(url, "tiny", wait=0.01, fingerprint="w").sample(prompts[:1], 1, PARAMS)
+    assert (bool(rollout.text), len(seen["bodies"])) == (True, 2)
+    with serve(engine, faults=["page"]) as (url, _):
+        asked = ServerEngine(url, "tiny", retries=0, fingerprint="w")
+        with pytest.raises(UserError, match=r"not an answer in JSON: '<html>'.*Finished units are in the journal"):
+            asked.sample(prompts[:1], 1, PARAMS)
+
+
+def test_a_server_that_counts_no_tokens_is_told_once(engine, prompts, caplog):
+    answer = {"choices": [{"text": "The answer is 4", "index": 0, "finish_reason": "stop"}]}
+    with serve(engine, faults=[answer] * 3) as (url, _):
+        ServerEngine(url, "tiny", fingerprint="w").sample(prompts[:1], 3, PARAMS)
+    assert caplog.text.count("reports no token counts (usage): all figures of tokens are 0") == 1
 
 
 class Cut:

@@ -14,7 +14,7 @@ import numpy as np
 
 from retarget.errors import UserError
 from retarget.files import make_directory, write_text
-from retarget.pope.mixture import write_parquet
+from retarget.pope.mixture import order, write_parquet
 from retarget.pope.problems import utf8
 from retarget.pope.prompts import TEMPLATES
 
@@ -72,8 +72,8 @@ def export(
 
     Raises:
         UserError: unknown host, a file name that the host would misread, plain prompts for a host that needs messages,
-            a ``hold_out`` outside [0, 1), a grader with a quote in its name, no problem left to train on or with a
-            privileged context, or ``solutions`` for another host than ``opsd``.
+            a script of another export in the way, a ``hold_out`` outside [0, 1), a grader with a quote in its name, no
+            problem left to train on or with a privileged context, or ``solutions`` for another host than ``opsd``.
     """
     _check(host, hold_out, grader, solutions)
     if path.suffix not in SUFFIXES[host]:
@@ -81,6 +81,7 @@ def export(
                         f"{' or '.join(SUFFIXES[host])}")  # fmt: skip
     rows = _with_context(rows, solutions) if host == "opsd" else rows
     train, check = _divided(rows, hold_out, seed)
+    train = _together(train, seed) if host == "verl" else train
     if host == "verl" and not check:
         raise UserError("verl needs rows to validate on, but no unguided problem is held out: mix in unguided rows")
     if host == "verl" and len(train) % _VERL_BATCH:
@@ -92,10 +93,38 @@ def export(
             len(train) % _VERL_BATCH, len(train), _VERL_BATCH, len(train),
         )  # fmt: skip
     validation = path.with_name(f"{path.stem}.validation{path.suffix}")
+    beside = _beside(host, path, validation, grader)
+    for file, text in beside.items():
+        if file.suffix != ".py" or host == "opsd":  # the scripts name the rows that they train on
+            _check_own(file, text, path)
     make_directory(path.parent)
     for file, some, name in ((path, train, split), (validation, check, "validation")):
         _write(host, file, _records(host, some, name))
-    return [path, validation, *_beside(host, path, validation, grader)]
+    for file, text in beside.items():
+        write_text(file, text)
+    return [path, validation, *beside]
+
+
+def _together(rows: list[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
+    """The rows in batches of verl's size that have both rows of a problem, as its launch script needs them."""
+    if len(rows) < _VERL_BATCH:
+        return rows
+    batches: dict[str, set[int]] = {}
+    for at, row in enumerate(rows):
+        batches.setdefault(row["problem"], set()).add(at // _VERL_BATCH)
+    if all(len(of) == 1 for of in batches.values()):
+        return rows
+    chosen = order([row["stratum"] for row in rows], _VERL_BATCH, 1, seed, "paired", [row["problem"] for row in rows])
+    left = sorted(set(range(len(rows))) - set(chosen))
+    return [rows[at] for at in (*chosen, *left)]
+
+
+def _check_own(file: Path, text: str, path: Path) -> None:
+    """Raise UserError if a script belongs to an export with rows of another name."""
+    if file.is_file() and path.name not in file.read_text(encoding="utf-8"):
+        raise UserError(
+            f"{file} belongs to another export than {path.name}, which would replace it: choose another name or folder"
+        )
 
 
 def _check(host: Host, hold_out: float, grader: str, solutions: Mapping[str, str] | None) -> None:
@@ -158,7 +187,8 @@ def _write(host: Host, file: Path, records: list[dict[str, Any]]) -> None:
         write_text(file, utf8("".join(json.dumps(one, ensure_ascii=False) + "\n" for one in records)))
 
 
-def _beside(host: Host, path: Path, validation: Path, grader: str) -> list[Path]:
+def _beside(host: Host, path: Path, validation: Path, grader: str) -> dict[Path, str]:
+    """The files beside the rows, with their texts."""
     if host == "opsd":
         files = {"train.py": path.with_name(f"{path.stem}.train.py")}
         named = {"{train}": path.name, "{grader}": grader}
@@ -169,14 +199,13 @@ def _beside(host: Host, path: Path, validation: Path, grader: str) -> list[Path]
         files = {template: reward, "launch.sh": path.with_name(f"{path.stem}.launch.sh")}
         named = {"{train}": path.name, "{validation}": validation.name, "{reward}": reward.name, "{grader}": grader,
                  "{module}": module}  # fmt: skip
-    written = []
+    texts = {}
     for source, file in files.items():
         text = (TEMPLATES / host / source).read_text(encoding="utf-8")
         for place, value in named.items():
             text = text.replace(place, value)
-        write_text(file, text)
-        written.append(file)
-    return written
+        texts[file] = text
+    return texts
 
 
 def _verl(row: dict[str, Any], index: int, split: str) -> dict[str, Any]:

@@ -11,15 +11,19 @@
 """
 
 import json
+import logging
 import math
 import re
 import string
 from collections.abc import Mapping
 from decimal import Decimal
+from functools import cache
 from typing import Any, Literal
 
 from retarget.errors import UserError
 from retarget.pope.answers import after_thinking, joined_boxes, last_boxed
+
+_LOG = logging.getLogger(__name__)
 
 Format = Literal["auto", "plain", "gsm8k", "math", "set"]
 
@@ -32,8 +36,8 @@ FIELDS = {
 """Field names of a ``set``: for each field of a problem, the first of these that a row has is used."""
 META = ("level", "type", "subject", "difficulty", "domain", "subfield", "unit", "is_multiple_answer", "source", "year")
 _EXACT = 2**53
-_NO_ANSWER = ("proof", "notfound", "")
-"""What public sets (NuminaMath) write where a problem has no final answer."""
+_NO_ANSWER = ("proof", "notfound", "not found", "n/a", "null", "nan", "see solution", "unknown", "no answer", "")
+"""What public sets (NuminaMath) and exports of tables write where a problem has no final answer."""
 _THOUSANDS = re.compile(r"[^\d(\[{]*\d{1,3}(?:,\d{3})+(?:\.\d+)?[^\d,]*")
 """One number whose commas only separate its thousands."""
 _CALCULATOR = re.compile(r"<<[^<>]*>>")
@@ -60,6 +64,8 @@ def normalised(row: Any, format: Format, fields: Mapping[str, str] | None = None
     unknown = set(fields or ()) - set(FIELDS)
     if unknown:
         raise UserError(f"--fields: no field {', '.join(sorted(unknown))}; choose from {', '.join(FIELDS)}")
+    if format in ("auto", "set") and not fields:
+        row = _in_small_letters(row)
     if format == "auto":
         format = "set" if fields else _format_of(row)
         if format == "plain":
@@ -69,7 +75,8 @@ def normalised(row: Any, format: Format, fields: Mapping[str, str] | None = None
     if format == "plain":
         row = {name: value for name, value in row.items() if value is not None}  # tables have nulls for what is missing
         answer = row.get("answer")
-        plain = isinstance(answer, int | float | list) and not isinstance(answer, bool)
+        _check_answer(answer)
+        plain = isinstance(answer, int | float | Decimal | list) and not isinstance(answer, bool)
         return format, row | ({"answer": _answer(answer)} if plain else {}) | (
             {"prompt": _said(row["prompt"])} if "prompt" in row else {}
         ) | ({"solution": _worked(row["solution"], answer)} if "solution" in row else {})
@@ -78,6 +85,14 @@ def normalised(row: Any, format: Format, fields: Mapping[str, str] | None = None
     found["solution"] = _worked(found["solution"], found["answer"])
     meta = {name: row[name] for name in META if not _missing(row.get(name))}
     return format, {**found, "id": _first(row, (fields or {}).get("id"), "id"), "meta": meta}
+
+
+def _in_small_letters(row: dict[str, Any]) -> dict[str, Any]:
+    """A row whose fields have known names only in other letters (``Problem``, ``Answer``), under the known names."""
+    if {name for names in FIELDS.values() for name in names} & row.keys():
+        return row
+    small = {str(name).lower(): value for name, value in row.items()}
+    return small if len(small) == len(row) and set(FIELDS["prompt"]) & small.keys() else row
 
 
 def _missing(value: Any) -> bool:
@@ -113,7 +128,8 @@ def _math(row: dict[str, Any]) -> dict[str, Any]:
     worked = _text(row, "solution")
     answer = row["answer"] if isinstance(row.get("answer"), str) else last_boxed(worked)
     if answer is None:
-        raise UserError("the solution has no final answer in \\boxed{}, and there is no field 'answer'")
+        missing = "the field 'answer' is empty" if "answer" in row else "there is no field 'answer'"
+        raise UserError(f"the solution has no final answer in \\boxed{{}}, and {missing}")
     if not isinstance(row.get("answer"), str) and (several := joined_boxes(after_thinking(worked))):
         raise UserError(f"the solution ends with several boxes, {several}: give the answer in a field 'answer'")
     return {"prompt": _text(row, "problem"), "solution": worked, "answer": answer}
@@ -137,11 +153,17 @@ def _set(row: dict[str, Any], fields: Mapping[str, str]) -> dict[str, Any]:
         text, answer = _chosen(text, options, answer)
     if isinstance(answer, str) and "####" in answer:  # GSM8K's worked text, in a table with other columns
         answer = _last_line(answer)
-    if isinstance(answer, str) and answer.strip().lower() in _NO_ANSWER:
-        raise UserError(f"the row has no final answer, only {answer!r}: leave it out")
+    _check_answer(answer)
     if isinstance(solution, list):  # several solutions: the first
         solution = next((one for one in solution if isinstance(one, str) and one.strip()), "")
     return {"prompt": text, "solution": solution or "", "answer": _answer(answer)}
+
+
+def _check_answer(answer: Any) -> None:
+    if isinstance(answer, str) and answer.strip().lower() in _NO_ANSWER:
+        raise UserError(f"the row has no final answer, only {answer!r}: leave it out")
+    if isinstance(answer, list) and any(isinstance(one, dict) for one in answer):
+        raise UserError("the answer is a list of objects, such as messages: name the field of the final answer")
 
 
 def _named_otherwise(row: dict[str, Any]) -> UserError:
@@ -179,6 +201,8 @@ def _answer(value: Any) -> Any:
     """
     if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT:
         return str(int(value))  # a table of floats holds 51.0 where people write 51
+    if isinstance(value, Decimal):
+        value = int(value) if value == value.to_integral_value() else float(value)
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"the answer is {value}, which is no answer: leave the row out")
     if isinstance(value, float):
@@ -248,11 +272,36 @@ def _option(value: Any) -> Any:
 
 
 def _said(prompt: Any) -> Any:
-    """The question: of a prompt that is a list of messages, the last user message."""
+    """The question: of a prompt that is a list of messages, also as JSON text, the user message.
+
+    Raises:
+        UserError: there are several turns, of which the question may need the earlier ones.
+    """
+    if isinstance(prompt, str) and re.match(r'\s*\[\s*\{\s*"(?:role|content)"', prompt):
+        prompt = _json_or_none(prompt) or prompt
     if not isinstance(prompt, list):
         return prompt
-    said = [one.get("content") for one in prompt if isinstance(one, dict) and one.get("role") == "user"]
-    return _joined(said[-1]) if said else prompt
+    by_role: dict[str, list[Any]] = {}
+    for one in prompt:
+        if isinstance(one, dict):
+            by_role.setdefault(str(one.get("role")), []).append(one.get("content"))
+    said = by_role.get("user", [])
+    if len(said) > 1 or (said and "assistant" in by_role):
+        raise UserError(
+            f"the prompt has {len(prompt)} messages, of which only one of the user is read: write what the question "
+            "needs of the others into one text"
+        )
+    for one in by_role.get("system", []) if said else []:
+        _tell_of_system(str(_joined(one)))
+    return _joined(said[0]) if said else prompt
+
+
+@cache
+def _tell_of_system(message: str) -> None:
+    """Log once per system message that it is left out."""
+    _LOG.warning(
+        "the prompts' system message is left out, since the templates have their own (--templates): %s", message[:200]
+    )
 
 
 def _joined(content: Any) -> Any:

@@ -5,12 +5,22 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from retarget.errors import UserError
+
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".gguf")
 _BESIDE = ("config.json", "generation_config.json", "adapter_config.json", "tokenizer.json", "chat_template.jinja")
 _TOKENIZER = (
     "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model", "vocab.json",
     "merges.txt", "spiece.model",
 )  # fmt: skip
+
+
+def check_folder(model: str) -> None:
+    """Raise UserError if a model's path is not a folder with a model; a name of the hub is not a path."""
+    held = any((Path(model) / name).exists() for name in ("config.json", "adapter_config.json"))
+    if (model.startswith((".", "/")) or Path(model).is_dir()) and not held:
+        lacks = "this directory contains no model" if Path(model).is_dir() else "no such directory"
+        raise UserError(f"{model}: {lacks} (neither config.json nor adapter_config.json)")
 
 
 def weights_of(model: str | Path) -> str | None:

@@ -26,7 +26,7 @@ def templated(tokenizer: Any, messages: list[dict[str, Any]], **options: Any) ->
 
     if tokenizer.chat_template is None:
         name = tokenizer.name_or_path or "the tokenizer"
-        raise UserError(f"{name} has no chat template: use plain prompts (--no-chat)")
+        raise UserError(f"{name} has no chat template: use plain prompts (--no-chat, for search and mix alike)")
     try:
         return tokenizer.apply_chat_template(messages, add_generation_prompt=True, **options)
     except TemplateError as error:

@@ -4,6 +4,7 @@ import gzip
 import json
 import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,9 +67,13 @@ def _directory(path: Path, split: str) -> Iterable[Any]:
 
 
 def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """One object per line; a ``.json`` file may also be an array of objects."""
+    """One object per line; a ``.json`` file may also be one object, or an array of objects."""
     raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     raw = raw.removeprefix(b"\xef\xbb\xbf")  # the byte order mark that some editors write
+    if ".jsonl" not in path.suffixes and raw.lstrip().startswith(b"{"):
+        with suppress(ValueError, RecursionError):  # a file of lines has text behind its first object
+            yield 1, json.loads(raw.decode("utf-8"))
+            return
     if ".jsonl" in path.suffixes or not raw.lstrip().startswith(b"["):
         yield from _json_lines(raw)
         return

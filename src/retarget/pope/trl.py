@@ -24,6 +24,7 @@ from retarget.files import cannot_write, make_directory, read_json, write_json, 
 from retarget.pope.curricula import Curriculum, Group
 from retarget.pope.functional import pass_at_k_rewards, thinking_lengths
 from retarget.pope.grading import Reward
+from retarget.pope.identity import check_folder
 from retarget.pope.mixture import STRATA, order
 from retarget.pope.prompts import templated
 from retarget.pope.resume import claim, last_checkpoint, work_of
@@ -388,7 +389,13 @@ def _length(tokenizer: Any, switches: dict[str, Any]) -> Callable[[Any], int]:
 def _tokenizer_of(model: Any) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(model if isinstance(model, str) else model.config._name_or_path)
+    name = model if isinstance(model, str) else model.config._name_or_path
+    if isinstance(model, str):
+        check_folder(model)
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{name}: this model's tokenizer cannot be loaded: {error}") from error
 
 
 def _processes() -> int:

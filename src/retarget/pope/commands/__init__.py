@@ -29,4 +29,4 @@ def pope(words: list[str]) -> int:
         raise
     except OSError as error:
         named = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
-        raise UserError(f"{named}. Everything finished before is kept") from error
+        raise UserError(f"{named.rstrip('.')}. Everything finished before is kept") from error

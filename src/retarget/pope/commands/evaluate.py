@@ -14,6 +14,8 @@ from retarget.files import make_directory, write_text
 from retarget.helptext import one_paragraph
 from retarget.pope.commands.options import PROBLEMS, Evaluating, Reading, progress, said
 from retarget.pope.evaluation import evaluate
+from retarget.pope.graders import BUILT_IN
+from retarget.pope.grading import rejected_solutions
 
 
 @dataclass
@@ -36,9 +38,16 @@ class Evaluate:
         ks = self.k or tuple(k for k in (1, 16) if k <= self.samples)
         if wrong := [k for k in ks if not 1 <= k <= self.samples]:
             raise UsageError(f"--k {wrong[0]}: k must be between 1 and --samples {self.samples}")
-        problems = self.reading.read(self.problems, "optional")
+        problems = self.reading.read(self.problems, "optional", mined=True)
         make_directory(self.out)
         sampler = self.sampling.sampler()
+        check = "solution" if sampler.grader.spec in BUILT_IN else "none"
+        if broken := [problem.id for problem, _ in rejected_solutions(problems, sampler.grader, check)]:
+            print(
+                f"the grader rejects the label of {len(broken)} of {len(problems)} problems, alone or in their own "
+                f"solution; they are sampled and hardly solved: {', '.join(broken[:5])}{' ...' * (len(broken) > 5)}",
+                file=sys.stderr,
+            )
         with progress("evaluating") as told:
             found = evaluate(problems, sampler, self.samples, journal=self.out / "evaluate.jsonl", progress=told)
         said(found.sampled, self.samples, self.out / "evaluate.jsonl", sampler.grader)

@@ -1,6 +1,7 @@
 """``retarget pope mine``."""
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Annotated
 import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
+from retarget.errors import UsageError, UserError
 from retarget.files import make_directory, write_text
 from retarget.helptext import one_paragraph
 from retarget.identity import fingerprint
@@ -42,15 +44,17 @@ class Mine:
     """What the grader must accept before a problem is sampled: its answer and the answer marked in its solution
     (solution), only its answer (answer), or nothing (none)."""
     checkpoint: str | None = None
-    """A later model: mine OUT/hard.jsonl again with it. Problems that it solves go to graduates.jsonl, those that are
-    still hard to still-hard.jsonl, the others (truncated, unparsed, suspect) to left-over.jsonl."""
+    """A later model: mine the problems of OUT/hard.jsonl that are in PROBLEMS again with it. Problems that it solves go
+    to graduates.jsonl, those that are still hard to still-hard.jsonl, the others (truncated, unparsed, suspect) to
+    left-over.jsonl."""
     dry_run: FlagCreatePairsOff[bool] = False
     """Only print the number of rollouts, tokens and GPU-hours."""
 
     def run(self) -> int:
+        again = self.checkpoint is not None
+        problems = self.reading.read(self.problems, "optional", self.dry_run or again, mined=again)
         if self.checkpoint:
-            return self._graduate()
-        problems = self.reading.read(self.problems, "optional", self.dry_run)
+            return self._graduate({one.id for one in problems})
         if self.dry_run:
             print(json.dumps(self.cost.of(len(problems) * self.k, _NOTE)))
             return 0
@@ -74,8 +78,16 @@ class Mine:
             print("There is nothing to search: --accept keeps other kinds, and a larger --max-tokens truncates fewer.")
         return 0
 
-    def _graduate(self) -> int:
-        hard = read_problems(self.out / "hard.jsonl", solutions="optional", answer_in_solution=False)
+    def _graduate(self, asked: set[str]) -> int:
+        if self.rates:
+            raise UsageError("--rates has no effect with --checkpoint: mining again stops at a success")
+        every = read_problems(self.out / "hard.jsonl", solutions="optional", answer_in_solution=False)
+        hard = [one for one in every if one.id in asked]
+        if not hard:
+            raise UserError(f"none of the {len(every)} problems of {self.out / 'hard.jsonl'} is in {self.problems}")
+        if len(hard) < len(every):
+            print(f"{len(every) - len(hard)} of {len(every)} hard problems are not in {self.problems}, and left out",
+                  file=sys.stderr)  # fmt: skip
         if self.dry_run:
             print(json.dumps(self.cost.of(len(hard) * self.k, _NOTE)))
             return 0

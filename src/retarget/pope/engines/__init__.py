@@ -4,11 +4,11 @@ Several engines can share one queue: processes and Ray actors (fleet.py, pool.py
 """
 
 from inspect import signature
-from pathlib import Path
 from typing import Any
 
 from retarget.errors import UserError
 from retarget.pope.engines.keys import redact
+from retarget.pope.identity import check_folder
 from retarget.pope.rollouts import Engine
 
 
@@ -47,9 +47,7 @@ def open_engine(spec: str, *, engines: int | str = 1, batch: int = 1, **options:
         from retarget.pope.engines.vllm import VLLMEngine
 
         return VLLMEngine(spec.removeprefix("vllm:"), **options)
-    held = [name for name in ("config.json", "adapter_config.json") if (Path(spec) / name).exists()]
-    if (spec.startswith((".", "/")) or Path(spec).is_dir()) and not held:
-        raise UserError(f"{spec}: this directory contains no model (neither config.json nor adapter_config.json)")
+    check_folder(spec)
     from retarget.pope.engines.local import TransformersEngine
 
     try:

@@ -87,6 +87,7 @@ class ServerEngine:
         self.extra, self.fingerprint, self.opens_thinking = extra or {}, fingerprint, opens_thinking
         self._key, self._variable = key_for(self.url, key_variable), key_variable
         self._retried = 0
+        self._counts_nothing = False
         self._further: dict[str, Any] = {}
 
     @cached_property
@@ -185,6 +186,9 @@ class ServerEngine:
             choices = answer["choices"]
             usage = answer.get("usage") or {}
             total = int(usage.get("completion_tokens", 0))
+            if "completion_tokens" not in usage and not self._counts_nothing:
+                self._counts_nothing = True
+                _LOG.warning("%s reports no token counts (usage): all figures of tokens are 0", self.shown)
             told = (usage.get("completion_tokens_details") or {}).get("reasoning_tokens")
             thinking = int(told) if told is not None and len(choices) == 1 else None
             tokens = total // max(1, len(choices))
@@ -193,7 +197,8 @@ class ServerEngine:
             said = self._redacted(str(answer)[:200])
             raise UserError(f"{self.shown}: not an answer of an OpenAI-compatible server: {said}") from error
         if len(rollouts) != count:
-            raise UserError(f"{self.shown} returned {len(rollouts)} completions for n={count}: set --per-request 1")
+            remedy = "set --per-request 1" if count > 1 else "it does not heed n"
+            raise UserError(f"{self.shown} returned {len(rollouts)} completions for n={count}: {remedy}")
         return rollouts
 
     async def _send(self, client: httpx.AsyncClient, method: str, url: str, body: Any = None) -> Any:
@@ -211,11 +216,11 @@ class ServerEngine:
                     try:
                         value = response.json()
                     except (ValueError, RecursionError):  # a proxy's page, or a truncated answer
-                        said = self._redacted(f"{url}: not an answer in JSON: {response.text[:200]!r}")
-                        raise UserError(said) from None
-                    failed = _failure(value)
-                    if not failed:
-                        return value
+                        failed = f"not an answer in JSON: {response.text[:200]!r}"
+                    else:
+                        failed = _failure(value)
+                        if not failed:
+                            return value
                     status, fault = None, failed
                 else:
                     status, fault = response.status_code, f"HTTP {response.status_code}: {response.text[:300]}"
