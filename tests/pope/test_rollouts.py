@@ -7,6 +7,7 @@ from pathlib import Path
 import peft
 import pytest
 import torch
+from engines_for_tests import Cut
 from pope_serving import serve
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel

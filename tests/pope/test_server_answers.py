@@ -1,6 +1,7 @@
 """What servers answer that is no rollout, or not all of one, and what is made of it."""
 
 import pytest
+from engines_for_tests import Cut
 from pope_serving import serve
 
 from retarget.errors import UserError
@@ -56,13 +57,6 @@ def test_a_server_that_counts_no_tokens_is_told_once(engine, prompts, caplog):
     with serve(engine, faults=[answer] * 3) as (url, _):
         ServerEngine(url, "tiny", fingerprint="w").sample(prompts[:1], 3, PARAMS)
     assert caplog.text.count("reports no token counts (usage): all figures of tokens are 0") == 1
-
-
-class Cut:
-    """An engine whose completion ends while it thinks."""
-
-    def sample(self, prompts, n, params):
-        return [[Rollout("", 8, True)] * n for _ in prompts]
 
 
 def test_a_completion_cut_while_thinking_has_no_answer_through_a_server_either():
