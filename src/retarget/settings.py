@@ -3,9 +3,9 @@
 import difflib
 import tomllib
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from retarget.errors import UsageError, UserError
 
@@ -15,6 +15,9 @@ class Strict(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+
+Share = Annotated[float, Field(gt=0, lt=1)]
+"""A share above 0 and below 1."""
 
 Model = TypeVar("Model", bound=BaseModel)
 

@@ -48,4 +48,8 @@ def test_the_metrics_of_this_packages_own_studies_are_not_doubted():
     summary = {"conditions": {"default": {"control": {"height": {"values": [3.0]}}}}}
     (said,) = doubts_of(plan(claims=(worse,)), summary)
     assert "the treated arm is the worse one" in said
-    assert doubts_of(plan(claims=(worse,), task="retarget.pope.studies.run:run"), summary) == []
+    own = plan(claims=(worse,), task="retarget.pope.studies.run:run")
+    assert doubts_of(own, summary) == []
+    small = {"conditions": {"default": {arm: {"height": {"values": [0.001]}} for arm in worse.arms}}}
+    (said,) = doubts_of(own, small)
+    assert said.endswith("no value of height is above 0.001. On these data the claim cannot hold.")

@@ -1,6 +1,7 @@
 """Images in folders: one per class, alone or in a training part and held-out parts."""
 
 import logging
+import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -42,8 +43,8 @@ def read_folder(path: Path) -> Source:
     """The dataset in a folder, by the names of its sub-folders.
 
     Raises:
-        UserError: it is a file, a folder of a class has no image, or none that can be read, or a held-out part has no
-            folder of a class, or one of a class of its own.
+        UserError: it is a file, its folders are parts of unknown names, a folder of a class has no image, or none that
+            can be read, or a held-out part has no folder of a class, or one of a class of its own.
     """
     if not path.is_dir():
         raise UserError(f"{path} is a file, not a folder of images")
@@ -52,6 +53,7 @@ def read_folder(path: Path) -> Source:
     # A class may be called train: a folder "train" is the training part only if it has folders and none is beside it.
     alone = len(folders) == 1 and bool(train and _classes(path / train))
     if not train or not (others or alone):
+        _refuse_parts_as_classes(path, folders)
         names = _classes(path) or (".",)
         return Source(names, _folder_part(path, names))
     names = _classes(path / train) or (".",)
@@ -62,9 +64,30 @@ def read_folder(path: Path) -> Source:
     return Source.of(names, _folder_part(path / train, names), parts, others[0])
 
 
+def _refuse_parts_as_classes(path: Path, folders: tuple[str, ...]) -> None:
+    """Raise UserError for folders that would be read as classes, and are parts by their names and sub-folders."""
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for name in folders:
+        if inside := _classes(path / name):
+            alike.setdefault(inside, []).append(name)
+    for inside, names in alike.items():
+        if len(names) > 1 and any(part in name.lower() for name in names for part in ("train", "test", "valid")):
+            raise UserError(
+                f"{path}: its folders {', '.join(names)} have the same sub-folders ({', '.join(inside[:4])}"
+                f"{', ...' * (len(inside) > 4)}), so they look like parts of the data and not like classes: call them "
+                "train and test (and val)"
+            )
+
+
 def _held_out_folder(path: Path, names: tuple[str, ...]) -> Part:
     """The images of a test or validation part, which may lack classes."""
     if unknown := sorted(set(_classes(path)) - set(names)):
+        plain = {unicodedata.normalize("NFC", name): name for name in names}
+        if (twin := plain.get(unicodedata.normalize("NFC", unknown[0]))) is not None:
+            raise UserError(
+                f"{path / unknown[0]}: its name is that of the training images' class {twin} in another Unicode form "
+                f"({unknown[0]!a}, not {twin!a}): rename the folder to the same form"
+            )
         raise UserError(
             f"{path / unknown[0]}: the training images have no class of this name, only {', '.join(names)}; rename the "
             "folder, or remove it"

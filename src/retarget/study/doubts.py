@@ -7,14 +7,15 @@ from retarget.study.config import Claim, Metric, StudyPlan
 from retarget.study.measured import Values
 
 
-def doubts(claims: Sequence[Claim], metrics: Sequence[Metric], values: Values) -> list[str]:
+def doubts(claims: Sequence[Claim], metrics: Sequence[Metric], values: Values, ours: bool = False) -> list[str]:
     """What to ask the author of claims, which are judged as they stand.
 
     Args:
         metrics: those whose unit and better direction the author has stated.
         values: ``{condition: {arm: {metric: values}}}``.
+        ours: the claims are this package's and known to be right; only the data may not allow such effects.
     """
-    lines = [line for claim in claims for line in _of_effects(claim, values)]
+    lines = [line for claim in claims for line in _of_effects(claim, values, not ours)]
     better = {one.name: one.better for one in metrics}
     for claim in claims:
         if {better.get(claim.metric, "neither"), claim.direction} == {"higher", "lower"}:
@@ -44,10 +45,10 @@ def doubts_of(plan: StudyPlan, summary: Mapping[str, Any]) -> list[str]:
         for condition, arms in summary["conditions"].items()
     }
     ours = plan.task.partition(".")[0] == "retarget"
-    return doubts(plan.claims, () if ours else plan.metrics, values)
+    return doubts(plan.claims, () if ours else plan.metrics, values, ours)
 
 
-def _of_effects(claim: Claim, values: Values) -> Iterator[str]:
+def _of_effects(claim: Claim, values: Values, stated: bool) -> Iterator[str]:
     """A smallest effect or a margin that is as large as the values, or as the room that a share leaves below 1."""
     by_arm = [[value for arms in values.values() for value in _of(arms, arm, claim.metric)] for arm in claim.arms]
     if not all(by_arm):  # one arm alone, such as the control before the treated runs, says little of the scale
@@ -59,11 +60,10 @@ def _of_effects(claim: Claim, values: Values) -> Iterator[str]:
         if value is None or not most:
             continue
         if value >= most:
-            yield (
-                f"Claim {claim.id}: its {what} is {value:g}, but no value of {claim.metric} is above {most:g}. "
-                "Is it in the unit of the values?"
-            )
-        elif value > room:
+            asked = "Is it in the unit of the values?" if stated else "On these data the claim cannot hold."
+            above = f"no value of {claim.metric} is above {most:g}"
+            yield f"Claim {claim.id}: its {what} is {value:g}, but {above}. {asked}"
+        elif stated and value > room:
             yield (
                 f"Claim {claim.id}: its {what} is {value:g}, but the values of {claim.metric} lie between {least:g} "
                 f"and {most:g}. If they are fractions, {value:g} means {100 * value:g} points: is that what is meant?"

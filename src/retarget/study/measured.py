@@ -216,7 +216,10 @@ class Measuring:
                 unit = f" {metric.unit}" if metric.unit else ""
                 limit = f"at {'most' if most else 'least'} {bound:.4g}{unit}"
                 limit += f" ({self.by_name[floor].label})" if isinstance(floor, str) and floor in self.by_name else ""
-                return f"Not a test of the claim: {metric.label} of {arm} is {mean:.4g}{unit}, but a test needs {limit}"
+                said = f"Not a test of the claim: {metric.label} of {arm} is {mean:.4g}{unit}, but a test needs {limit}"
+                if metric.bounds and not most and bound >= metric.bounds[1]:
+                    said += ", which no arm can exceed: there are too few items to tell from chance; use more"
+                return said
         return ""
 
     def _mean(self, condition: str, arm: str, name: str) -> float | None:

@@ -114,7 +114,7 @@ class Lines(Display):
     def start(self, total: int, finished: int) -> None:
         """Print the number of runs."""
         self._pace.start(total, finished)
-        self._say(f"{total} runs" + (f", {finished} of them finished before" if finished else ""))
+        self._say(f"{total} run{'s' * (total != 1)}" + (f", {finished} of them finished before" if finished else ""))
 
     def progressed(self, key: str, done: int, total: int, unit: str) -> None:
         """Print how far a run is, unless a line was printed recently."""

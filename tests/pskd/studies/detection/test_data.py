@@ -82,6 +82,48 @@ def test_both_forms_give_the_same_scenes(form, tmp_path):
     assert first.pixels().shape == (3, 48, 60)
 
 
+def _annotated(folder, split="train"):
+    path = folder / "annotations" / f"instances_{split}.json"
+    return path, json.loads(path.read_text())
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda held: held["annotations"][1].update(image_id=999), "annotation 1 belongs to image 999, which `images`"),
+    (lambda held: held["annotations"][1].update(category_id=9), "annotation 1 has category 9, which `categories`"),
+    (lambda held: held["annotations"][1].pop("bbox"), r"annotation 1 has the bbox None: it is \[x, y, width"),
+    (lambda held: held["annotations"][1].update(bbox=[1, 2, 3]), r"annotation 1 has the bbox \[1, 2, 3\]"),
+    (lambda held: held["images"][1].update(id=0), r"two images have the id 0, one of them b\.jpg"),
+])  # fmt: skip
+def test_what_is_wrong_in_cocos_annotations_is_named(change, message, tmp_path):
+    settings = coco(tmp_path / "data")
+    path, held = _annotated(tmp_path / "data")
+    change(held)
+    path.write_text(json.dumps(held))
+    with pytest.raises(UserError, match=message):
+        scenes(model(settings))
+
+
+def test_boxes_as_corners_are_not_read_as_widths_and_heights(tmp_path):
+    settings = coco(tmp_path / "data")
+    path, held = _annotated(tmp_path / "data")
+    for one in held["annotations"]:
+        x, y, width, height = one["bbox"]
+        one["bbox"] = [x, y, x + width, y + height]
+    path.write_text(json.dumps(held))
+    with pytest.raises(UserError, match=r"2 of 4 boxes reach beyond their images, and all would fit as x1, y1, x2, y2"):
+        scenes(model(settings))
+
+
+def test_boxes_that_are_cut_and_files_of_another_size_are_told_before_the_first_run(tmp_path, caplog):
+    settings = voc(tmp_path, objects={"a": [("cat", (2, 4, 200, 30), 0), ("dog", (10, 10, 40, 44), 0)]})
+    parts = data.check(model(settings | {"batch_size": 2}))
+    assert "1 boxes are left out or cut to their image, the first: " in caplog.text
+    data.check_sizes(parts)
+    Image.new("RGB", (30, 30)).save(tmp_path / "JPEGImages" / "b.jpg")
+    with pytest.raises(UserError, match=r"b\.jpg is 30×30 pixels, but .*b\.xml says 60×48"):
+        data.check_sizes(parts)
+
+
 def test_names_and_files_as_cameras_and_lists_of_one_class_have_them(tmp_path):
     settings = voc(tmp_path)
     for before, after in (("a", "IMG 1"), ("b", "my photo")):
@@ -208,7 +250,7 @@ def test_a_damaged_coco_file_is_refused(tmp_path):
     file = tmp_path / "annotations" / "instances_val.json"
     held = json.loads(file.read_text())
     file.write_text(json.dumps({**held, "categories": held["categories"][:1]}))
-    with pytest.raises(UserError, match=r"instances_val.json is damaged: KeyError 7"):
+    with pytest.raises(UserError, match=r"instances_val.json: annotation 0 has category 7, which `categories` does not list"):
         scenes(settings)
     (tmp_path / "train" / "b.jpg").unlink()
     with pytest.raises(UserError, match=r"b.jpg is missing, but .*instances_train.json lists it"):

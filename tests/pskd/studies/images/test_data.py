@@ -42,6 +42,27 @@ def test_classes_that_have_no_image_to_train_on_are_named(tmp_path, caplog):
     assert "15 of the test images' classes have no image left to train on" in caplog.text
 
 
+def test_images_that_are_also_training_images_are_counted(tmp_path):
+    pixels, labels = np.random.default_rng(0).integers(0, 256, (60, 8, 8), dtype=np.uint8), np.arange(60) % 3
+    np.savez(tmp_path / "twice.npz", x_train=pixels, y_train=labels, x_test=np.r_[pixels[:4], 255 - pixels[:5]],
+             y_test=labels[:9], x_val=255 - pixels[9:20], y_val=labels[9:20])  # fmt: skip
+    parts = split(demo(dataset=f"npz:{tmp_path / 'twice.npz'}", train_images=None, validation_images=15, batch_size=5))
+    assert data.described(parts) == {
+        "parts": {"training": 60, "validation": 11, "test": 9}, "classes": 3,
+        "repeated": {"validation": 0, "test": 4}, "unseen": 0,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"data_seed": -5}, "greater than or equal to 0"), ({"store": "topk:0:uniform"}, "topk:K"),
+    ({"store": "topk:500:uniform"}, "keeps 500 classes of 10"), ({"accelerator": "tpux"}, "'auto', 'cpu'"),
+    ({"drops": [2.0, -1]}, "less than 1"),
+])  # fmt: skip
+def test_settings_that_no_run_could_use_are_refused_before_the_first(change, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        check(plan("demo", change, arms=["cross_entropy", "pskd"]))
+
+
 def test_the_split_is_stratified_disjoint_and_the_same_every_time():
     one, two = split(demo(dataset="digits")), split(demo(dataset="digits"))
     assert torch.equal(one.train.pixels, two.train.pixels)

@@ -14,8 +14,10 @@ import torch
 from safetensors.numpy import load_file
 
 from retarget.pskd.studies.images import run as classification
-from retarget.pskd.studies.images.analysis import at_an_end
+from retarget.pskd.studies.images.analysis import _data, _known_after_temperature, at_an_end, no_temperature
+from retarget.pskd.studies.images.classes import DATA
 from retarget.pskd.studies.images.plan import ARMS
+from retarget.pskd.studies.images.scores import UNKNOWN
 from retarget.pskd.studies.images.settings import Settings
 from retarget.pskd.study import plan
 from retarget.settings import resolve_settings
@@ -179,6 +181,45 @@ def test_a_temperature_at_an_end_of_its_range_is_told_with_arm_and_seeds(tmp_pat
     said = at_an_end(Results(tmp_path, study), "clean")
     assert "end of its search range, 0.1 to 10, for cross-entropy (seeds 0, 3), PS-KD (seed 3): no" in said
     assert at_an_end(Results(tmp_path, study), "noisy") == ""
+
+
+def test_the_page_says_which_images_were_used_and_which_of_them_twice(tmp_path):
+    study = plan("demo", arms=["cross_entropy", "pskd"], seeds=[0])
+    directory = run_directory(tmp_path, study, "clean", "pskd", 0)
+    directory.mkdir(parents=True)
+    write_status(directory, {"state": "complete", "metrics": {}})
+    assert _data(Results(tmp_path, study), "clean") == []  # a record of an earlier version
+    parts = {"training": 5000, "validation": 200, "test": 359}
+    told = {"parts": parts, "classes": 10, "repeated": {"validation": 0, "test": 7}, "unseen": 2}
+    (directory / DATA).write_text(json.dumps(told))
+    counts, twice, unseen = _data(Results(tmp_path, study), "clean")
+    assert counts == "10 classes; 5,000 training, 200 validation, 359 test images."
+    assert twice.startswith("7 of the 359 test images are also training images, pixel by pixel")
+    assert unseen == "2 of the test images' classes have no training image, and count as wrong."
+
+
+def test_without_a_wrong_validation_image_nothing_after_temperature_is_decided(tmp_path):
+    """Such runs have no temperature: their figures after it are the raw ones, which once decided claims on it."""
+    study = plan("demo", arms=["cross_entropy", "pskd"], seeds=[0, 1, 2])
+    for condition in study.conditions:
+        for arm, level in (("cross_entropy", 0.9), ("pskd", 0.5)):
+            for seed in study.seeds:
+                directory = run_directory(tmp_path, study, condition.name, arm, seed)
+                directory.mkdir(parents=True)
+                known = condition.name == "noisy" or seed == 2
+                found = dict.fromkeys(("nll", "ece", "nll_scaled", "ece_scaled", "aurc_scaled"), level + 0.01 * seed)
+                write_status(directory, {"state": "complete", "metrics": {
+                    **found, "temperature": 1.5 if known else UNKNOWN}})  # fmt: skip
+    results = Results(tmp_path, study)
+    known = _known_after_temperature(results, "clean")
+    assert {arm: found["nll_scaled"] for arm, found in known.items()} == {
+        "cross_entropy": [None, None, pytest.approx(0.92)], "pskd": [None, None, pytest.approx(0.52)]
+    }  # fmt: skip
+    assert _known_after_temperature(results, "noisy") == {}
+    said = no_temperature(results, "clean")
+    assert "every validation image is right for cross-entropy (seeds 0, 1), PS-KD (seeds 0, 1), so no temp" in said
+    assert no_temperature(results, "noisy") == ""
+    assert {name for found in known.values() for name in found} == {"nll_scaled", "ece_scaled", "aurc_scaled"}
 
 
 def test_killed_before_its_predictions_a_run_still_has_its_step_time(tmp_path):

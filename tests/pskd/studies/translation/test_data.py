@@ -49,6 +49,7 @@ def test_lines_are_pairs(english, german, pairs, dropped, tmp_path):
         (b"a\n\n", b"\nx\n", "no pair of sentences"),
         (b"a\nb\n", "x\n\u00fcber\n".encode("latin-1"), r"train\.de, line 2: byte 0xfc is not UTF-8; .*iconv"),
         (b"a\nb\n", "x\n".encode("utf-16"), r"train\.de, line 1: byte 0xff is not UTF-8; .*iconv -f utf-16"),
+        (b"a\rb\rc", b"x\ry\rz", r"train\.en: its lines end with CR alone, .* tr '\\r' '\\n'"),
         (b"a\tx\t1\nb\ty\t2\n", b"x\ny\n", r"train\.en: every line has a tab, so it is a table"),
     ],
 )

@@ -71,12 +71,27 @@ def read_coco(root: Path, split: str) -> list[Described]:
     try:
         held = json.loads(described.read_text(encoding="utf-8"))
         names = {one["id"]: one["name"] for one in held["categories"]}
-        objects: dict[Any, list[tuple[str, Sequence[float], bool]]] = {one["id"]: [] for one in held["images"]}
-        for one in held["annotations"]:
+        sizes: dict[Any, tuple[int, int]] = {}
+        for one in held["images"]:
+            if one["id"] in sizes:
+                raise UserError(f"{described}: two images have the id {one['id']}, one of them {one['file_name']}")
+            sizes[one["id"]] = int(one["height"]), int(one["width"])
+        objects: dict[Any, list[tuple[str, Sequence[float], bool]]] = {name: [] for name in sizes}
+        given: list[tuple[Sequence[float], tuple[int, int]]] = []
+        for number, one in enumerate(held["annotations"]):
+            where = f"{described}: annotation {one.get('id', f'number {number}')}"
+            if one.get("image_id") not in sizes:
+                raise UserError(f"{where} belongs to image {one.get('image_id')}, which `images` does not list")
+            if one.get("category_id") not in names:
+                raise UserError(f"{where} has category {one.get('category_id')}, which `categories` does not list")
+            if not isinstance(one.get("bbox"), list) or len(one["bbox"]) != 4:
+                raise UserError(f"{where} has the bbox {one.get('bbox')}: it is [x, y, width, height], in pixels")
             x, y, width, height = map(float, one["bbox"])
+            given.append(((x, y, width, height), sizes[one["image_id"]]))
             box = (x, y, x + width, y + height)
             objects[one["image_id"]].append((names[one["category_id"]], box, bool(one.get("iscrowd", 0))))
         _refuse_shares(described, [box for found in objects.values() for _, box, _ in found])
+        _refuse_corners(described, given)
         return [
             Described(
                 f"{described}, image {one['file_name']}",
@@ -98,6 +113,21 @@ def _refuse_shares(described: Path, boxes: Sequence[Sequence[float]]) -> None:
         raise UserError(
             f"{described}: all {len(boxes):,} boxes lie between 0 and 1, so they are shares of the image: COCO's are "
             "x, y, width and height in pixels; multiply x and width by the image's width, y and height by its height"
+        )
+
+
+_BEYOND = 0.2
+"""Share of the boxes from which on they are read as corners, if so many reach beyond their images."""
+
+
+def _refuse_corners(described: Path, given: Sequence[tuple[Sequence[float], tuple[int, int]]]) -> None:
+    """Raise if many boxes reach beyond their images, and all would lie within them as x1, y1, x2, y2."""
+    beyond = sum(x + width > of[1] or y + height > of[0] for (x, y, width, height), of in given)
+    corners = all(x < right <= of[1] and y < below <= of[0] for (x, y, right, below), of in given)
+    if corners and beyond > _BEYOND * len(given):
+        raise UserError(
+            f"{described}: {beyond:,} of {len(given):,} boxes reach beyond their images, and all would fit as x1, y1, "
+            "x2, y2: COCO's are x, y, width and height; subtract x1 and y1 from x2 and y2"
         )
 
 

@@ -4,6 +4,7 @@ Boxes are x1, y1, x2, y2 in pixels, read from VOC's files unchanged (as in torch
 0 is the background. Every random choice is a function of the data seed, or of (run seed, epoch, image).
 """
 
+import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,11 +21,14 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as v2f
 
+from retarget.data.pictures import Picture, header
 from retarget.data.splits import stratified
 from retarget.errors import UserError
 from retarget.pskd.studies.detection.annotations import Described, read_coco, read_voc
 from retarget.pskd.studies.detection.settings import Settings
 from retarget.pskd.studies.images.data import Place, stream
+
+_LOG = logging.getLogger(__name__)
 
 DIGIT_SHARES = (0.6, 0.15, 0.25)  # of the digits, for training, validation and test scenes
 
@@ -137,9 +141,23 @@ def scenes(settings: Settings) -> Parts:
     return Parts(classes, *chosen, dropped=tuple(notes))
 
 
-def check(settings: Settings) -> None:
-    """Read the data once, to report unusable data before any run starts."""
+def check_sizes(parts: Parts) -> None:
+    """Raise UserError if an image file has another size than its annotation says, whichever way it is turned."""
+    for scene in (*parts.train, *parts.validation, *parts.test):
+        if isinstance(scene.image, Path):
+            height, width = header(Picture(str(scene.image), scene.image))[:2]
+            if scene.size not in ((height, width), (width, height)):
+                raise UserError(
+                    f"{scene.image} is {width}×{height} pixels, but {scene.name} says {scene.size[1]}×{scene.size[0]}"
+                )
+
+
+def check(settings: Settings) -> Parts:
+    """The data, which are read once to report unusable ones before any run starts."""
     parts = scenes(settings)
+    if parts.dropped:
+        _LOG.warning("%s: %d boxes are left out or cut to their image, the first: %s",
+                     settings.dataset, len(parts.dropped), parts.dropped[0])  # fmt: skip
     for name, part in (("training", parts.train), ("validation", parts.validation), ("test", parts.test)):
         if not any((~one.ignored).any() for one in part):
             raise UserError(f"{settings.dataset}: the {name} part has no objects")
@@ -151,6 +169,7 @@ def check(settings: Settings) -> None:
             f"{settings.dataset}: no training image has an object of the class {missing[0]} (difficult ones do not "
             "count): add some, or leave the class out of classes"
         )
+    return parts
 
 
 class DetectionSet(Dataset):

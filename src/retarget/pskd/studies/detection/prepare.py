@@ -15,9 +15,10 @@ def prepare(plan: StudyPlan) -> None:
     """Refuse missing packages and unusable scenes or pre-training images."""
     settings = _resolved(plan)
     from retarget.pskd.studies.detection.data import check as check_scenes
+    from retarget.pskd.studies.detection.data import check_sizes
     from retarget.pskd.studies.images.prepare import try_out
 
-    check_scenes(settings)
+    check_sizes(check_scenes(settings))
     if settings.pretrain.dataset != "crops":
         try_out(classifier_settings(settings, settings.pretrain.dataset))
 

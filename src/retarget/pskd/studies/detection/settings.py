@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from retarget.settings import Strict
+from retarget.settings import Share, Strict
 
 _IMAGENET = "official code, ImageNet configuration"
 _TORCHVISION = "torchvision's FasterRCNN"
@@ -30,11 +30,13 @@ class Pretraining(Strict):
     batch_size: int = Field(default=128, ge=2)
     lr: float = Field(default=0.1, gt=0, description=_IMAGENET)
     weight_decay: float = Field(default=1e-4, ge=0, description=_IMAGENET)
-    drops: tuple[float, ...] = Field(default=(1 / 3, 2 / 3), description=f"lr / 10 at 30 and 60 of 90: {_IMAGENET}")
+    drops: tuple[Share, ...] = Field(
+        default=(1 / 3, 2 / 3), description=f"shares of the epochs; lr / 10 at 30 and 60 of 90: {_IMAGENET}"
+    )
     alpha_T: float = Field(default=0.8, ge=0, le=1, description="every official command, also for ImageNet")
     store: str = Field(
         default="dense",
-        pattern=r"^(dense|topk:\d+:(uniform|renormalise))$",
+        pattern=r"^(dense|topk:[1-9]\d*:(uniform|renormalise))$",
         description="dense, topk:K:uniform or topk:K:renormalise",
     )
 
@@ -57,7 +59,7 @@ class Settings(Strict):
     train_images: int | None = Field(default=None, ge=1, description="scenes to compose, or a subset of the files")
     validation_images: int | None = Field(default=None, ge=1)
     test_images: int | None = Field(default=None, ge=1)
-    data_seed: int = Field(default=2021, description="draws scenes and subsets, the same for every seed")
+    data_seed: int = Field(default=2021, ge=0, description="draws scenes and subsets, the same for every seed")
     min_size: int = Field(default=800, ge=16, description=f"resize the shorter side to this, pixels: {_TORCHVISION}")
     max_size: int = Field(default=1333, ge=16, description=f"limit of the longer side, pixels: {_TORCHVISION}")
     augmentation: Literal["none", "flip"] = Field(default="flip", description=_REFERENCE)
@@ -79,7 +81,7 @@ class Settings(Strict):
     lr: float = Field(default=0.02, gt=0, description=_REFERENCE)
     momentum: float = Field(default=0.9, ge=0, lt=1, description=_REFERENCE)
     weight_decay: float = Field(default=1e-4, ge=0, description=_REFERENCE)
-    drops: tuple[float, ...] = Field(
+    drops: tuple[Share, ...] = Field(
         default=(16 / 26, 22 / 26), description=f"lr / 10 at 16 and 22 of 26: {_REFERENCE}"
     )
     warmup_steps: int = Field(default=1000, ge=0, description=f"linear: {_REFERENCE}")
@@ -88,7 +90,9 @@ class Settings(Strict):
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = Field(
         default="32-true", description="Lightning's: 32-true | bf16-mixed | 16-mixed"
     )
-    accelerator: str = Field(default="auto", description="Lightning's: auto | cpu | gpu")
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"] = Field(
+        default="auto", description="Lightning's: auto | cpu | gpu | cuda | mps | tpu"
+    )
     workers: int = Field(default=0, ge=0, description="loader processes; changes no result")
     pretrain: Pretraining
     # The arm
@@ -102,6 +106,6 @@ class Settings(Strict):
     )
     store: str = Field(
         default="dense",
-        pattern=r"^(dense|topk:\d+:(uniform|renormalise))$",
+        pattern=r"^(dense|topk:[1-9]\d*:(uniform|renormalise))$",
         description="dense, topk:K:uniform or topk:K:renormalise",
     )

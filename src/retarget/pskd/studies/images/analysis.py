@@ -4,8 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from retarget.files import read_json
 from retarget.metrics import calibration as c
-from retarget.pskd.studies.images.classes import class_figures
+from retarget.pskd.studies.images.classes import DATA, class_figures
 from retarget.pskd.studies.images.ranks import corruptions, ranks
 from retarget.pskd.studies.images.scores import TEMPERATURES, UNKNOWN, fitted_temperature, log_losses, log_odds
 from retarget.pskd.studies.images.settings import SAME_WEIGHTS
@@ -40,6 +41,8 @@ def analyse(results: Results) -> Analysis:
         metrics[condition.name] = shares
         for arm, chance in _chance(results, condition.name).items():
             metrics[condition.name].setdefault(arm, {})["top1_chance"] = chance
+        for arm, known in _known_after_temperature(results, condition.name).items():
+            metrics[condition.name].setdefault(arm, {}).update(known)
         figures += [*_curves(results, condition.name, prefix), *deciles]
         figures += _same_weights(results, condition.name, prefix, shares)
         figures += [*_sweep(results, condition.name, prefix), *ranks(results, condition.name, prefix)]
@@ -244,10 +247,12 @@ def _item_interval(results: Results, claim: Claim) -> tuple[float, float] | None
     base = claim.metric.removesuffix("_scaled")
     if base not in _ITEM_STATISTICS or len(claim.arms) != 2:
         return None
+    faultless = _faultless(results, claim.condition) if base != claim.metric else {}
+    without = {seed for arm in claim.arms for seed in faultless.get(arm, ())}
     pairs = []
     for seed in results.seeds:
         runs = [results.run(claim.condition, arm, seed) for arm in claim.arms]
-        if all(runs):
+        if all(runs) and seed not in without:
             pairs.append([_items(run.predictions(), claim.metric.endswith("_scaled")) for run in runs if run])
     if not pairs:
         return None
@@ -331,7 +336,51 @@ def _swept(results: Results) -> dict[float, str]:
 def _by_weight(results: Results, condition: str, metric: str) -> list[list[float | None]]:
     """One metric of a sweep's arms, [seeds, arms]."""
     runs = [[results.run(condition, arm, seed) for arm in _swept(results).values()] for seed in results.seeds]
-    return [[one.metrics[metric] if one else None for one in row] for row in runs]
+    unknown = _known_after_temperature(results, condition)
+    values = [[one.metrics[metric] if one else None for one in row] for row in runs]
+    for column, arm in enumerate(_swept(results).values()):
+        for row, value in enumerate(unknown.get(arm, {}).get(metric, ())):
+            values[row][column] = value
+    return values
+
+
+def _faultless(results: Results, condition: str) -> dict[str, list[int]]:
+    """By arm, the seeds of which every validation image is right, so that no temperature can be fitted."""
+    found: dict[str, list[int]] = {}
+    for arm in results.plan.arms:
+        for seed in results.seeds:
+            run = results.run(condition, arm.name, seed)
+            if run and run.metrics.get("temperature") == UNKNOWN:
+                found.setdefault(arm.name, []).append(seed)
+    return found
+
+
+def _known_after_temperature(results: Results, condition: str) -> dict[str, dict[str, list[float | None]]]:
+    """Metrics after temperature of arms with seeds that have no temperature, None for these: they are raw ones."""
+    known: dict[str, dict[str, list[float | None]]] = {}
+    for arm, without in _faultless(results, condition).items():
+        runs = dict(zip(results.seeds, results.runs(condition, arm), strict=True))
+        names = {name for run in runs.values() if run for name in run.metrics if name.endswith("_scaled")}
+        known[arm] = {
+            name: [run.metrics.get(name) if run and seed not in without else None for seed, run in runs.items()]
+            for name in sorted(names)
+        }
+    return known
+
+
+def no_temperature(results: Results, condition: str) -> str:
+    """A sentence on the runs without a temperature; empty if there is none."""
+    labels = {arm.name: arm.label for arm in results.plan.arms}
+    found = [
+        f"{labels[arm]} (seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))})"
+        for arm, seeds in _faultless(results, condition).items()
+    ]
+    if not found:
+        return ""
+    return (
+        f"every validation image is right for {', '.join(found)}, so no temperature can be fitted: nothing after "
+        "temperature is measured there, and claims on it are not decided by these seeds. Set validation_images higher."
+    )
 
 
 def _sweep(results: Results, condition: str, prefix: str) -> list[Figure]:
@@ -371,6 +420,26 @@ def recommended(weights: Sequence[float], values: np.ndarray) -> str:
     )
 
 
+def _data(results: Results, condition: str) -> list[str]:
+    """Sentences on the images of a condition, as one of its runs has recorded them."""
+    files = [one.directory / DATA for arm in results.plan.arms for one in results.runs(condition, arm.name) if one]
+    files = [file for file in files if file.exists()]
+    if not files:
+        return []
+    data = read_json(files[0])
+    counts = ", ".join(f"{count:,} {name}" for name, count in data["parts"].items())
+    said = [f"{data['classes']} classes; {counts} images."]
+    for name, count in data["repeated"].items():
+        if count:
+            said.append(
+                f"{count} of the {data['parts'][name]:,} {name} images are also training images, pixel by pixel: there "
+                f"the {name} part measures memory. Leave them out of the training images."
+            )
+    if data["unseen"]:
+        said.append(f"{data['unseen']} of the test images' classes have no training image, and count as wrong.")
+    return said
+
+
 def _notes(results: Results) -> list[str]:
     notes = [
         "Figures are those of the last epoch; figures 'at the selected epoch' are those of the epoch with the highest "
@@ -378,6 +447,10 @@ def _notes(results: Results) -> list[str]:
         "Calibration and ranking claims are decided after a temperature has been fitted on the validation part: it can "
         "be applied to any model. The raw figure is shown beside it but decides nothing.",
     ]
+    if results.plan.settings["epochs"] == 1 and any("pskd" in arm.settings.values() for arm in results.plan.arms):
+        notes.append(
+            "In a single epoch PS-KD has no past predictions, so that its arms are trained as cross-entropy is."
+        )
     for condition in results.plan.conditions:
         where = f"{condition.label}: " if len(results.plan.conditions) > 1 else ""
         weights = list(_swept(results))
@@ -387,8 +460,9 @@ def _notes(results: Results) -> list[str]:
         fitted = [one.metrics["temperature"] for one in results.runs(condition.name, "cross_entropy") if one]
         if fitted:
             notes.append(f"{where}cross-entropy {_confidence(float(np.mean(fitted)))}.")
-        ends = at_an_end(results, condition.name)
-        notes += [f"{where}{ends}"] if ends else []
+        notes += [f"{where}{one}" for one in _data(results, condition.name)]
+        about = (no_temperature(results, condition.name), at_an_end(results, condition.name))
+        notes += [f"{where}{one}" for one in about if one]
     if len(results.seeds) < 2:
         notes.append("Gradient share by difficulty needs a second seed, whose cross-entropy model judges difficulty.")
     return notes

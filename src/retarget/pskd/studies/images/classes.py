@@ -11,6 +11,8 @@ from retarget.study.record import Results, RunResult
 
 NAMES = "classes.json"
 """File beside a run's predictions with the names of the classes, in the order of the labels."""
+DATA = "data.json"
+"""File beside a run's predictions that describes its images (:func:`retarget.pskd.studies.images.data.described`)."""
 WHOLE = 20
 """Most classes in a confusion table; with more, only the most confused pairs are listed."""
 LISTED = 50

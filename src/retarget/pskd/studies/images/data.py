@@ -8,6 +8,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from hashlib import sha1
 from typing import Any
 
 import numpy as np
@@ -104,6 +105,26 @@ def split(settings: Settings) -> Split:
     parts, clean, names = chosen(settings)
     train, validation, test = loaded(parts, len(names), settings)
     return Split(train, validation, test, clean, names)
+
+
+def described(parts: Split) -> dict[str, Any]:
+    """What a page says of the data: images per part, classes, and images of one part that are also in training.
+
+    Only images that are in memory are compared, pixel by pixel.
+    """
+    named = {"training": parts.train, "validation": parts.validation, "test": parts.test}
+    known = set(_pixels(parts.train))
+    return {
+        "parts": {name: len(part) for name, part in named.items()},
+        "classes": len(parts.names),
+        "repeated": {name: sum(one in known for one in _pixels(named[name])) for name in ("validation", "test")},
+        "unseen": len(set(parts.test.labels.tolist()) - set(parts.clean_labels.tolist())),
+    }
+
+
+def _pixels(part: Images) -> list[bytes]:
+    """A hash of each image in memory."""
+    return [] if part.pixels is None else [sha1(image.numpy().tobytes()).digest() for image in part.pixels]
 
 
 def chosen(settings: Settings) -> tuple[list[Part], Tensor, tuple[str, ...]]:

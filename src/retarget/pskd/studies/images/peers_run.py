@@ -23,8 +23,18 @@ from retarget.pskd.peers.networks import scaled_decay
 from retarget.pskd.peers.own import own_peer
 from retarget.pskd.studies.images import run as classification
 from retarget.pskd.studies.images.callbacks import Observe, Reseed, StopClock
-from retarget.pskd.studies.images.classes import NAMES
-from retarget.pskd.studies.images.data import Images, Normalise, Place, Split, TrainingSet, split, stream, whole_batch
+from retarget.pskd.studies.images.classes import DATA, NAMES
+from retarget.pskd.studies.images.data import (
+    Images,
+    Normalise,
+    Place,
+    Split,
+    TrainingSet,
+    described,
+    split,
+    stream,
+    whole_batch,
+)
 from retarget.pskd.studies.images.networks import build
 from retarget.pskd.studies.images.peers_plan import PeerSettings
 from retarget.pskd.studies.images.prepare import built_in, no_peer
@@ -182,6 +192,7 @@ def _train(run: Run, settings: PeerSettings) -> dict[str, float]:
     module.to(trainer.strategy.root_device)  # the trainer has moved it back to the CPU
     arrays = classification.predict(module, parts, normalise, settings, run.checkpoint / "selected.ckpt")
     write_json(run.directory / NAMES, list(parts.names))
+    write_json(run.directory / DATA, described(parts))
     run.save_predictions(**arrays)
     metrics = scores(arrays)
     metrics["train_loss"] = read_history(run.directory / "metrics.jsonl")[-1]["train_loss"]

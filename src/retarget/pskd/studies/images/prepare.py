@@ -117,6 +117,8 @@ def _try_arms(plan: StudyPlan, images: tuple[int, Shape] | None) -> None:
                 try_loss(own)
             elif own:
                 _check_peer(own)
+            if images and settings.store.startswith("topk:") and (k := int(settings.store.split(":")[1])) > images[0]:
+                raise UserError(f"store = {settings.store!r} keeps {k} classes of {images[0]}: set a smaller number")
             if images and arm.settings.keys() & {"network", "weights", "augmentation"}:
                 check_network(settings, *images)
         except UserError as error:

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from retarget.data import names
 from retarget.own import is_path
-from retarget.settings import Strict
+from retarget.settings import Share, Strict
 
 SAME_WEIGHTS = ("pskd", "cross_entropy", "smoothing_schedule")
 """Arms whose targets are compared on the weights of the PS-KD arm, to isolate the effect of the targets."""
@@ -29,7 +29,7 @@ class Settings(Strict):
     )
     test_images: int | None = Field(default=None, ge=1, description="stratified subset of the test set")
     label_noise: float = Field(default=0.0, ge=0, lt=1, description="share of training labels made wrong")
-    data_seed: int = Field(default=2021, description="draws subset, split and noise, the same for every seed")
+    data_seed: int = Field(default=2021, ge=0, description="draws subset, split and noise, the same for every seed")
     image_size: int | None = Field(
         default=None,
         ge=1,
@@ -48,7 +48,10 @@ class Settings(Strict):
     lr: float = Field(default=0.1, gt=0, description=_CODE)
     momentum: float = Field(default=0.9, ge=0, lt=1, description=f"Nesterov: {_CODE}")
     weight_decay: float = Field(default=5e-4, ge=0, description=_CODE)
-    drops: tuple[float, ...] = Field(default=(0.5, 0.75), description=f"lr / 10 at 150 and 225 of 300: {_CODE}")
+    drops: tuple[Share, ...] = Field(
+        default=(0.5, 0.75),
+        description=f"shares of the epochs after which lr is divided by 10: 150 and 225 of 300: {_CODE}",
+    )
     optimizer: Literal["sgd", "adamw"] = Field(
         default="sgd", description=f"sgd: {_CODE} | adamw: uses the same weight_decay and lr, so set lr lower"
     )
@@ -64,7 +67,9 @@ class Settings(Strict):
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = Field(
         default="32-true", description="Lightning's: 32-true | bf16-mixed | 16-mixed"
     )
-    accelerator: str = Field(default="auto", description="Lightning's: auto | cpu | gpu")
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"] = Field(
+        default="auto", description="Lightning's: auto | cpu | gpu | cuda | mps | tpu"
+    )
     workers: int = Field(default=0, ge=0, description="loader processes; changes no result")
     evaluation_batch: int = Field(default=500, ge=1, description="batch size of predictions")
     # The arm
@@ -76,7 +81,7 @@ class Settings(Strict):
     )
     store: str = Field(
         default="dense",
-        pattern=r"^(dense|topk:\d+:(uniform|renormalise))$",
+        pattern=r"^(dense|topk:[1-9]\d*:(uniform|renormalise))$",
         description="dense, topk:K:uniform or topk:K:renormalise",
     )
     past: Literal["rows", "previous"] = Field(default="rows", description="rows | previous: last epoch's weights")

@@ -106,7 +106,14 @@ def _counts(results: Results, condition: str, prefix: str) -> list[str]:
         f"{name} {part['pairs']:,} pairs, {part['dropped']:,} more left out for an empty side, {part['cut']:,} cut"
         for name, part in data["parts"].items()
     )
-    return [f"{prefix}{counts}; the vocabulary has {data['vocabulary']:,} tokens."]
+    said = [f"{prefix}{counts}; the vocabulary has {data['vocabulary']:,} tokens."]
+    for name, count in data.get("repeated", {}).items():
+        if count:
+            said.append(
+                f"{prefix}{count:,} of the {data['parts'][name]['pairs']:,} {name} pairs are also training pairs: "
+                f"there the {name} part measures memory. Leave them out of the training pairs."
+            )
+    return said
 
 
 def _undertrained(results: Results, condition: Condition) -> str:

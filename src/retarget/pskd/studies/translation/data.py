@@ -88,6 +88,8 @@ def _lines(file: Path, settings: Settings) -> list[str]:
         ) from error
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{file} cannot be read: {error}") from error
+    if "\r" in text and "\n" not in text:
+        raise UserError(f"{file}: its lines end with CR alone, so that it is one line; convert it with tr '\\r' '\\n'")
     lines = text.removesuffix("\n").split("\n")
     if all("\t" in line for line in lines):
         raise UserError(f"{file}: every line has a tab, so it is a table; keep one sentence per line, as cut -f1 does")
@@ -169,7 +171,8 @@ def encode(pairs: Pairs, tokenizer: PreTrainedTokenizerFast, max_tokens: int) ->
     """Token ids of each pair, both sides cut to ``max_tokens``, the end-of-sentence token included."""
 
     def ids(side: list[str]) -> list[list[int]]:
-        return tokenizer(side, add_special_tokens=False)["input_ids"]  # type: ignore[index,union-attr,return-value]
+        # A sentence may hold the text </s>: it is no end there.
+        return tokenizer(side, add_special_tokens=False, split_special_tokens=True)["input_ids"]  # type: ignore[index,union-attr,return-value]
 
     end = [cast(int, tokenizer.eos_token_id)]
     sources, targets = ids([a for a, _ in pairs]), ids([b for _, b in pairs])

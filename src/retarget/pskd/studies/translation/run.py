@@ -1,7 +1,9 @@
 """One training run of the translation study: a small Transformer in the Hugging Face Trainer, PS-KD plugged in."""
 
+import re
 import time
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -172,8 +174,16 @@ def _describe(run: Run, parts: Parts, vocabulary: int, cut: list[int]) -> None:
         for name, part, dropped, long in zip(names, pairs, parts.dropped, cut, strict=True)
     }
     write_json(
-        run.directory / "data.json", {"parts": counts, "vocabulary": vocabulary, "samples": parts.test[:SAMPLES]}
+        run.directory / "data.json",
+        {"parts": counts, "repeated": _repeated(parts), "vocabulary": vocabulary, "samples": parts.test[:SAMPLES]},
     )
+
+
+def _repeated(parts: Parts) -> dict[str, int]:
+    """How many pairs of the validation and of the test part are also in the training part."""
+    known = set(parts.train)
+    named = {"validation": parts.validation, "test": parts.test}
+    return {name: sum(pair in known for pair in part) for name, part in named.items()}
 
 
 def last_checkpoint(folder: Path) -> str | None:
@@ -229,7 +239,7 @@ def _evaluate(
     temperature = fit_temperature(model, validation, collator)
     raw, scaled = (TokenScores.of(model, test, collator, t) for t in (1.0, temperature))
     hypotheses = translate(model, tokenizer, test)
-    bleu, chrf = text_scores(run.directory, hypotheses, parts.test, resolve_settings(Settings, run.settings).target)
+    bleu, chrf = text_scores(run.directory, hypotheses, parts.test)
     metrics = {
         "bleu": bleu,
         "chrf": chrf,
@@ -261,15 +271,34 @@ def translate(
     return text
 
 
-def text_scores(directory: Path, hypotheses: list[str], pairs: Pairs, language: str) -> tuple[float, float]:
+_SPACELESS = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff]")
+"""Letters of Thai, Lao, Burmese, Khmer and Japanese."""
+_HAN = re.compile("[\u3400-\u9fff\uf900-\ufaff]")
+
+
+def words_of(references: Sequence[str]) -> str:
+    """How sacreBLEU takes texts apart: by characters if they have no spaces between words, Chinese in its own way.
+
+    The script tells, and not the language's code, of which each collection has others (zh, zho_Hans, cmn).
+
+    >>> words_of(["天气很好"]), words_of(["天気はとても良い"]), words_of(["Guten Tag"]), words_of(["안녕 세계"])
+    ('zh', 'char', '13a', '13a')
+    """
+    text = "".join(references)
+    letters = sum(map(str.isalpha, text))
+    spaceless, han = len(_SPACELESS.findall(text)), len(_HAN.findall(text))
+    if 2 * (spaceless + han) <= letters or not letters:
+        return "13a"
+    return "char" if 10 * spaceless > letters else "zh"
+
+
+def text_scores(directory: Path, hypotheses: list[str], pairs: Pairs) -> tuple[float, float]:
     """BLEU and chrF; writes the translations and the signatures beside the run's metrics.
 
-    Languages without spaces between words are scored by characters (Chinese by sacreBLEU's own tokenizer), and the
-    references are in the normal form that the study's tokenizer gives to every text.
+    The references are in the normal form that the study's tokenizer gives to every text.
     """
     references = [[unicodedata.normalize("NFKC", target) for _, target in pairs]]
-    code = language.lower().replace("_", "-").partition("-")[0]
-    words = {"zh": "zh", **dict.fromkeys(("ja", "th", "lo", "km", "my"), "char")}.get(code, "13a")
+    words = words_of(references[0])
     bleu, chrf = sacrebleu.metrics.BLEU(tokenize=words), sacrebleu.metrics.CHRF()  # type: ignore[attr-defined]
     scores = bleu.corpus_score(hypotheses, references), chrf.corpus_score(hypotheses, references)
     kept = {

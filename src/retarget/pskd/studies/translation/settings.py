@@ -22,7 +22,7 @@ class Settings(Strict):
     test: str = Field(default="test_2016_flickr", description="NAME of the test files, NAME.LANGUAGE[.gz]")
     train_sentences: int | None = Field(default=None, ge=10, description="use only this many pairs, from the first on")
     test_sentences: int | None = Field(default=None, ge=1, description="use only this many pairs, from the first on")
-    data_seed: int = Field(default=2021, description="draws the generated sentences, the same for every seed")
+    data_seed: int = Field(default=2021, ge=0, description="draws the generated sentences, the same for every seed")
     vocabulary: int = Field(ge=50, description=f"joint byte-pair encoding; 10,000: {_IWSLT}")
     max_tokens: int = Field(default=80, ge=8, description="longer sentences are cut")
     d_model: int = Field(default=512, ge=8, description=_IWSLT)
