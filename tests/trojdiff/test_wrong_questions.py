@@ -88,7 +88,7 @@ def test_a_class_that_the_classifier_does_not_know_is_told():
     assert "class 7, the classifier has no test image" in unknown_class({"target": row})
     assert unknown_class({"target": {"class": "7", "accuracy": 80.0, "count": 36}}) == ""
     ladder = {"real images": {"kid": 0.0, "count": 10}, "noise": {"kid": 1.0, "count": 10}}
-    assert "only the 10 images of the test part" in unseen_noise({"benign_ladder": ladder})
+    assert "measured on only 10 images" in unseen_noise({"benign_ladder": ladder})
 
 
 def test_a_folder_with_another_pipeline_is_no_finished_training(tmp_path, unet, scheduler):

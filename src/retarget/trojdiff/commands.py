@@ -346,8 +346,8 @@ def unseen_noise(report: Mapping[str, Any]) -> str:
     rungs = list(report["benign_ladder"].values())
     if (count := rungs[0]["count"]) < FEW:
         return (
-            f"benign_ladder has only the {count} images of the test part: its FID and KID are too uncertain to judge "
-            "those of the samples; give more test images"
+            f"benign_ladder is measured on only {count} images, so its FID and KID are too uncertain to judge those of "
+            "the samples: set --count higher, or give more test images"
         )
     kids = [rung["kid"] for rung in rungs]
     if kids == sorted(kids):
