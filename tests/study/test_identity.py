@@ -128,14 +128,15 @@ def test_code_that_is_changed_while_its_study_runs_makes_no_run_under_the_old_fi
     assert all(message in error for message, error in zip(named[2:], errors, strict=True))
 
 
-def test_the_lines_of_analyse_are_counted_as_the_parser_counts_them(tmp_path):
-    path = tmp_path / "own.py"
+def test_the_lines_of_analyse_are_counted_as_the_parser_counts_them(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    path = tmp_path / "lines_of_own.py"
     whole = "A = 1\n\x0c\n\x1c\n\u2028\ndef run(run):\n    return {run}\ndef analyse(results):\n    return {of}\n"
     whole = whole.replace("\x1c\n\u2028\n", '"""\x1c\u2028"""\n')
     found = []
     for run, of in ((1, 2), (1, 3), (4, 3)):
         path.write_text(whole.replace("{run}", str(run)).replace("{of}", str(of)))
-        found.append(measured_by(path, {}))
+        found.append(measured_by(path, {}, ["lines_of_own:run"]))
     assert found[0] == found[1] != found[2]
 
 

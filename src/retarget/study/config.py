@@ -329,6 +329,18 @@ class StudyPlan(Strict):
         looks = ", ".join(f"{count} ({weight:g})" for count, weight in self.planned_looks)
         return f"{self.level}" + (f" with looks at {looks} seeds" if looks else "")
 
+    def rules(self) -> dict[str, dict[str, Any]]:
+        """What each metric says about how claims on it are judged; metrics that say nothing are left out."""
+        floors = {metric.floor for metric in self.metrics} | {claim.floor[0] for claim in self.claims if claim.floor}
+        rules: dict[str, dict[str, Any]] = {}
+        for metric in self.metrics:
+            fields = {"deterministic", "floor", "needs", "bounds"}
+            if metric.floor is not None or metric.name in floors:
+                fields.add("better")  # whether a floor is one or a ceiling
+            stated = metric.model_dump(mode="json", include=fields, exclude_defaults=True)
+            rules |= {metric.name: stated} if stated else {}
+        return rules
+
     def claims_hash(self) -> str:
         """Hash of the claims with margins and effects, the level and the planned looks; fixed before the first run.
 

@@ -185,6 +185,7 @@ def _same_study(path: Path, record: Mapping[str, Any], had: StudyPlan, asked: St
             f"{path} was changed after it was written: its claims do not match their hash "
             f"{record.get('claims_hash')}. Choose another --out"
         )
+    _same_rules(path, had, asked)
     if had.claims_hash() != asked.claims_hash():
         before, now = ({claim.id: claim.stated() for claim in plan.claims} for plan in (had, asked))
         changed = [name for name, stated in before.items() if stated != now.get(name)]
@@ -194,6 +195,23 @@ def _same_study(path: Path, record: Mapping[str, Any], had: StudyPlan, asked: St
         raise UserError(
             f"{path} fixed its claims before the first run, but those of this call differ ({what}): claims must not "
             "change after results have been seen. Choose another --out"
+        )
+
+
+def _same_rules(path: Path, had: StudyPlan, asked: StudyPlan) -> None:
+    """Refuse metrics that a user's plan declares otherwise than before: floors and the like decide what is judged.
+
+    Later versions of this package may declare its own metrics otherwise.
+    """
+    if asked.task.partition(".")[0] == "retarget":
+        return
+    before, now = had.rules(), asked.rules()
+    known = {metric.name for metric in had.metrics} & {metric.name for metric in asked.metrics}
+    changed = [name for name in sorted(known) if before.get(name) != now.get(name)]
+    if changed:
+        raise UserError(
+            f"{path} fixed how its metrics are judged before the first run, but this call declares "
+            f"{', '.join(changed)} otherwise (floor, needs, bounds or deterministic). Choose another --out"
         )
 
 

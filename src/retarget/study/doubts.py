@@ -6,6 +6,10 @@ from typing import Any
 from retarget.study.config import Claim, Metric, StudyPlan
 from retarget.study.measured import Values
 
+COPIES = 0.6
+"""Share of the seeds with values of their own up to which the others look like copies."""
+FEWEST_COPIES = 4
+
 
 def doubts(claims: Sequence[Claim], metrics: Sequence[Metric], values: Values, ours: bool = False) -> list[str]:
     """What to ask the author of claims, which are judged as they stand.
@@ -16,6 +20,9 @@ def doubts(claims: Sequence[Claim], metrics: Sequence[Metric], values: Values, o
         ours: the claims are this package's and known to be right; only the data may not allow such effects.
     """
     lines = [line for claim in claims for line in _of_effects(claim, values, not ours)]
+    exact = {metric.name for metric in metrics if metric.deterministic}
+    if not ours:
+        lines += [line for claim in claims if claim.metric not in exact for line in _of_copies(claim, values)]
     better = {one.name: one.better for one in metrics}
     for claim in claims:
         if {better.get(claim.metric, "neither"), claim.direction} == {"higher", "lower"}:
@@ -67,6 +74,37 @@ def _of_effects(claim: Claim, values: Values, stated: bool) -> Iterator[str]:
             yield (
                 f"Claim {claim.id}: its {what} is {value:g}, but the values of {claim.metric} lie between {least:g} "
                 f"and {most:g}. If they are fractions, {value:g} means {100 * value:g} points: is that what is meant?"
+            )
+
+
+def _of_copies(claim: Claim, values: Values) -> Iterator[str]:
+    """Copies of seeds, a single value written for every seed, and fractions beside percentages."""
+    for condition, arms in values.items():
+        where = f" in {condition}" if len(values) > 1 else ""
+        sides = [arms.get(arm, {}).get(claim.metric, ()) for arm in claim.arms]
+        rows = [row for row in zip(*sides, strict=True) if None not in row] if all(sides) else []
+        distinct = len(set(rows))
+        whole = all(float(value).is_integer() for row in rows for value in row if value is not None)
+        if len(rows) >= FEWEST_COPIES and 1 < distinct <= COPIES * len(rows) and not whole:
+            yield (
+                f"Claim {claim.id}: of {len(rows)} seeds{where} only {distinct} have values of their own. Are the "
+                "others copies? Then they count too often, and the verdict is too sure."
+            )
+        if len(sides) < 2 or len(rows) < 2:
+            continue
+        found = [[value for value in side if value is not None] for side in zip(*rows, strict=True)]
+        for at, arm in enumerate(claim.arms):
+            alone = set(found[at])
+            if len(alone) == 1 and len(set(found[1 - at])) > 1 and not float(found[at][0]).is_integer():
+                yield (
+                    f"Claim {claim.id}: {arm} has the same {claim.metric} on all {len(rows)} seeds{where}. Is it one "
+                    "run or a figure from elsewhere? Then its own spread is not counted: use against."
+                )
+        low, high = sorted(found, key=max)
+        if min(low) > 0 and max(low) <= 1 < min(high) and max(high) <= 100 and min(high) > 20 * max(low):
+            yield (
+                f"Claim {claim.id}: one arm's values of {claim.metric} lie between 0 and 1, the other's between 1 and "
+                f"100{where}. Are they fractions and percentages?"
             )
 
 

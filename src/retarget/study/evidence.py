@@ -334,6 +334,8 @@ def over_items(items: Items, direction: str, against: float | None) -> Evidence:
         case Shares():  # the worst cell is that of the largest share: of the smallest share of misses
             misses = tuple((trials - hits, trials) for hits, trials in items.cells)
             return SmallestShare(misses, items.scale - (against or 0.0), items.scale)
+        case Resampled() if max(items.draws) - min(items.draws) <= RELATIVE_NOISE * abs(items.estimate):
+            found = Undecided(items.estimate, items.items, "the difference is the same on every item", known=True)
         case Resampled():
             found = Draws(tuple(sorted(items.draws)), items.estimate, items.items)
         case Groups():

@@ -22,6 +22,12 @@ LOOK_EVERY = 2.0
 """Seconds of silence after which a worker is checked: when it dies, its children may keep the pipe open."""
 
 
+def hash_seed() -> str:
+    """The seed of Python's hashes in all workers: the user's, or 0, so that runs depend on nothing but their seed."""
+    given = os.environ.get("PYTHONHASHSEED", "")
+    return given if given.isdecimal() else "0"
+
+
 class Executor(Protocol):
     """Does jobs somewhere. The directories that a job names must be visible where it runs."""
 
@@ -148,6 +154,7 @@ class LocalExecutor:
     def _variables(self, place: int) -> dict[str, str]:
         """The environment variables that libraries read when they load, for the worker at this place of ``jobs``."""
         variables: dict[str, str] = {name: str(self.threads) for name in THREAD_VARIABLES}
+        variables["PYTHONHASHSEED"] = hash_seed()  # else the order of a set of texts differs between workers
         gpus = visible_gpus() if self.jobs > 1 else []
         if len(gpus) > 1:  # all of them, since a run may use several, but with another one first
             first = place * len(gpus) // self.jobs
@@ -159,6 +166,8 @@ class LocalExecutor:
             event = connection.recv() if connection.poll() else None
         except (EOFError, OSError):
             event = None
+        if event is not None and (worker.job is None or event.key != worker.job.key):
+            return  # of a process that a run has left behind
         if event is not None:
             if isinstance(event, Finished):
                 worker.job = None

@@ -12,7 +12,7 @@ from pydantic_core import to_jsonable_python
 from retarget.errors import UserError
 from retarget.files import is_there, read_json, write_json
 from retarget.identity import content, fingerprint, refuse_other
-from retarget.own import sources
+from retarget.own import origin_of, sources
 from retarget.study.config import StudyPlan
 
 REMEDY = "Choose another --out, or use the settings that the directory was made with"
@@ -37,7 +37,8 @@ def contents(plan: StudyPlan, root: Path, *, remember: bool) -> dict[str, str]:
     known: dict[str, list[Any]] = _read_cache(cache)
     before = dict(known)
     found = {path: content(path, known) for path in plan.data if is_there(path)}
-    found |= {name: measured_by(path, known) for name, path in own_sources((plan.task, *plan.own_parts)).items()}
+    parts = (plan.task, *plan.own_parts)
+    found |= {name: measured_by(path, known, parts) for name, path in own_sources(parts).items()}
     if remember and known != before:
         write_json(cache, known)
     return found
@@ -53,17 +54,27 @@ def own_sources(parts: Iterable[str]) -> dict[str, Path]:
     return found
 
 
-def measured_by(path: Path, known: dict[str, list[Any]]) -> str:
-    """The fingerprint of a source without its function ``analyse``, which reads finished runs and changes none."""
+def measured_by(path: Path, known: dict[str, list[Any]], parts: Iterable[str]) -> str:
+    """The fingerprint of a source; that of the study's file is without its function ``analyse``.
+
+    This function reads finished runs and changes none, unless other code in the file uses it, too.
+
+    Args:
+        known: a cache of fingerprints.
+        parts: import paths of the user's own code; a helper that they import may have an ``analyse`` that a run calls.
+    """
     try:
         text = path.read_text(encoding="utf-8")
-        parts = [one for one in ast.parse(text).body if isinstance(one, ast.FunctionDef) and one.name == "analyse"]
+        body = ast.parse(text).body
     except (OSError, ValueError, SyntaxError):
         return content(path, known)
-    if not parts:
+    found = [one for one in body if isinstance(one, ast.FunctionDef) and one.name == "analyse"]
+    others = [node for one in body if one not in found for node in ast.walk(one)]
+    used = any(isinstance(node, ast.Name) and node.id == "analyse" for node in others)
+    if not found or used or path not in [origin_of(part.partition(":")[0]) for part in parts]:
         return content(path, known)
     lines = list(io.StringIO(text))  # split at line ends only, as the parser counts, and not at form feeds
-    for one in reversed(parts):
+    for one in reversed(found):
         first = min([one.lineno, *(decorator.lineno for decorator in one.decorator_list)])
         del lines[first - 1 : one.end_lineno]
     return fingerprint("".join(lines))

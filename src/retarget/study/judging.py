@@ -14,7 +14,7 @@ from retarget.study.elsewhere import Elsewhere
 from retarget.study.figures import Analysis
 from retarget.study.power import Outlook
 from retarget.study.record import read_plan
-from retarget.study.summary import earlier_summary, filled_later, summarise, unpaired, unplanned_looks
+from retarget.study.summary import earlier_summary, filled_later, judged_otherwise, summarise, unpaired, unplanned_looks
 
 PROSPECTS = (3, 5, 10, 20, 50)
 """Numbers of seeds for which the prospects are shown."""
@@ -44,14 +44,17 @@ def write(found: Elsewhere, out: Path, *, command: str, sources: Sequence[Path])
         judged_by = rules_hash(plan)
         hashes = [one for one in before if one != judged_by]
         filled = filled_later(earlier, found.values) if again else ""
-        notes = [unplanned_looks(plan, looks), filled, *found.doubts, *unpaired(plan, found.values)]
+        notes = [unplanned_looks(plan, looks), filled, *found.doubts, *unpaired(plan, found.values, elsewhere=True)]
         if hashes:
             notes.append(
                 "Other claims, metrics, levels or looks have been judged in this directory before, but the error rates "
                 "of the verdicts hold only for claims that were fixed before the results were seen."
             )
-        analysis = Analysis(items=found.items, item_label="interval over items", notes=[one for one in notes if one])
+        analysis = Analysis(items=found.items, item_label="interval over items")
         summary = summarise(plan, found.values, analysis) | {"looks": looks}
+        other = judged_otherwise(earlier, summary, found.values) if again else ""
+        analysis = analysis.model_copy(update={"notes": [one for one in (*notes, other) if one]})
+        summary |= {"judged_otherwise": True} if other else {}
         summary |= {"filled_later": True} if filled else {}
         record = {
             "plan": plan.model_dump(mode="json"),
@@ -89,14 +92,7 @@ def rules_hash(plan: StudyPlan) -> str:
 
     It is that of the claims alone if the metrics say nothing about it.
     """
-    floors = {metric.floor for metric in plan.metrics} | {claim.floor[0] for claim in plan.claims if claim.floor}
-    rules: dict[str, Any] = {}
-    for metric in plan.metrics:
-        fields = {"deterministic", "floor", "needs", "bounds"}
-        if metric.floor is not None or metric.name in floors:
-            fields.add("better")  # whether a floor is one or a ceiling
-        stated = metric.model_dump(mode="json", include=fields, exclude_defaults=True)
-        rules |= {metric.name: stated} if stated else {}
+    rules = plan.rules()
     return fingerprint([plan.claims_hash(), rules]) if rules else plan.claims_hash()
 
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -48,7 +49,7 @@ def read_rows(path: Path) -> list[Row]:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8: {error}") from error
+        raise UserError(f"{path} is not UTF-8 ({error}): save it as UTF-8, which Excel calls CSV UTF-8") from error
     if not found:
         raise UserError(f"{path} has no rows")
     return found
@@ -58,15 +59,21 @@ def _csv(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, strict=True)  # else a quote that is never closed swallows the rows after it
         try:
-            _has_columns(path, reader.fieldnames or ())
-            twice = [one for one, count in Counter(reader.fieldnames or ()).items() if count > 1]
+            columns = [one.strip() for one in reader.fieldnames or ()]
+            reader.fieldnames = columns
+            for mark, name in ((";", "semicolons"), ("\t", "tabs")):
+                if len(columns) == 1 and mark in columns[0]:
+                    raise UserError(f"{path}: its columns are separated by {name}: save it with commas")
+            _has_columns(path, columns)
+            twice = [one for one, count in Counter(columns).items() if count > 1 and one]
             if twice:
                 raise UserError(f"{path}: the column {twice[0]} is there twice: keep one of them")
             for given in reader:
                 where = f"{path}, line {reader.line_num}"
                 if None in given or None in given.values():
                     raise UserError(f"{where}: {'more' if None in given else 'fewer'} cells than columns")
-                yield where, given
+                if any(value.strip() for value in given.values()):  # tables end with empty rows and columns
+                    yield where, given
         except csv.Error as error:
             raise UserError(f"{path}, line {reader.line_num}: {error}; is a quote not closed?") from error
 
@@ -106,9 +113,17 @@ def _has_columns(where: object, columns: Iterable[str]) -> None:
         missing.append("seed or item")
     if missing:
         raise UserError(
-            f"{where}: {', '.join(missing)} missing; it has {', '.join(sorted(map(str, there))) or 'nothing'}. The "
+            f"{where}: {', '.join(missing)} missing; it has {', '.join(sorted(map(str, there))) or 'nothing'}"
+            f"{_in_small_letters(missing, there)}. The "
             "columns are arm, metric, value and seed (or item, with one row per item); condition and group are optional"
         )
+
+
+def _in_small_letters(missing: Iterable[str], there: Iterable[object]) -> str:
+    """What to rename, if a missing column is there in other letters."""
+    small = {str(one).strip().lower(): one for one in there}
+    renamed = [f"{small[name]} to {name}" for one in missing for name in one.split(" or ") if name in small]
+    return f" (rename {', '.join(renamed)})" if renamed else ""
 
 
 def _row(where: str, given: Mapping[str, Any]) -> Row:
@@ -138,12 +153,23 @@ def _number(where: str, value: Any) -> float | None:
             raise ValueError
         number = float({"true": "1", "false": "0"}.get(text.lower(), text))
     except ValueError:
-        raise UserError(f"{where}: value {text!r} is not a number; leave it empty if the run failed") from None
+        raise UserError(f"{where}: value {text!r} is not a number; {_as_number(text)}") from None
     if not math.isfinite(number):
         raise UserError(f"{where}: value {text} is not finite; leave it empty if the run failed")
     if abs(number) > LARGEST:
         raise UserError(f"{where}: value {text} is too large: values go up to {LARGEST:g}")
     return number
+
+
+def _as_number(text: str) -> str:
+    """How to write a text as a number."""
+    if re.fullmatch(r"[-+]?\d+(?:[.,]\d+)?\s*%", text):
+        return "leave out the % sign"
+    if re.fullmatch(r"[-+]?\d{1,3}(?:,\d{3})+(?:\.\d+)?", text):
+        return "leave out the separators of thousands"
+    if re.fullmatch(r"[-+]?\d+,\d+", text):
+        return "write a decimal point, not a comma"
+    return "leave it empty if the run failed"
 
 
 def _seed(where: str, value: Any, item: str | None) -> int | None:

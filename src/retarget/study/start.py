@@ -60,9 +60,10 @@ class Start:
         Raises:
             UserError: a file that this process has loaded since its last run, or may load later, differs.
         """
+        parts = tuple(parts)
         found = own_sources(parts)
         known = {name: path for name, path in found.items() if name in recorded and name not in self._loaded}
-        changed = [str(path) for name, path in known.items() if measured_by(path, {}) != recorded[name]]
+        changed = [str(path) for name, path in known.items() if measured_by(path, {}, parts) != recorded[name]]
         if changed:
             raise UserError(
                 f"{', '.join(changed)} was changed after this command began, so the run would be recorded under code "
@@ -87,10 +88,13 @@ class _Surroundings:
     directory: str
     variables: dict[str, str]
     numpy_errors: Any
+    mask: int
 
     @classmethod
     def now(cls) -> "_Surroundings":
-        return cls(os.getcwd(), dict(os.environ), np.geterr())  # noqa: PTH109 - given back as it was
+        mask = os.umask(0)
+        os.umask(mask)
+        return cls(os.getcwd(), dict(os.environ), np.geterr(), mask)  # noqa: PTH109 - given back as it was
 
     def restore(self) -> None:
         os.chdir(self.directory)
@@ -98,6 +102,7 @@ class _Surroundings:
             del os.environ[name]
         os.environ.update(self.variables)
         np.seterr(**self.numpy_errors)
+        os.umask(self.mask)
 
 
 @dataclass(frozen=True)

@@ -177,13 +177,17 @@ def judged_otherwise(before: Mapping[str, Any], summary: Mapping[str, Any], valu
     which = f" ({', '.join(changed)})" if changed else ""
     return (
         f"Claims{which} were judged in this directory before, at the same seeds, by other values, and have been judged "
-        "again by another analysis or from repeated runs: the error rates hold only for an analysis that was fixed "
+        "again by another analysis, or from repeated runs or other files: the error rates hold only for what was fixed "
         "before the results were seen."
     )
 
 
-def unpaired(plan: StudyPlan, values: Values) -> list[str]:
-    """For each claim by seeds, the seeds on which only one arm has a value: the verdict is about the others."""
+def unpaired(plan: StudyPlan, values: Values, elsewhere: bool = False) -> list[str]:
+    """For each claim by seeds, the seeds on which only one arm has a value: the verdict is about the others.
+
+    Args:
+        elsewhere: not every arm was meant to have every seed, so that one of an arm alone may never have been run.
+    """
     lines = []
     several = len(plan.conditions) > 1
     for claim, condition in [(one, name) for one in plan.claims for name in plan.conditions_of(one)]:
@@ -192,7 +196,9 @@ def unpaired(plan: StudyPlan, values: Values) -> list[str]:
         rows = list(zip(plan.seeds, *sides, strict=True)) if all(sides) else []
         for at, arm in enumerate(claim.arms):
             lost = [
-                seed for seed, *row in rows if row[at] is None and (len(row) == 1 or any(v is not None for v in row))
+                seed
+                for seed, *row in rows
+                if row[at] is None and ((len(row) == 1 and not elsewhere) or any(v is not None for v in row))
             ]
             if 0 < len(lost) < len(rows):
                 label = next((one.label for one in plan.arms if one.name == arm), arm)

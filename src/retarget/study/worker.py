@@ -15,7 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -185,7 +185,7 @@ def perform(job: Job, send: Callable[[Event], None], start: Start | None = None)
         except Exception as error:  # noqa: BLE001 - importing a module may raise anything
             return _failed(job, record, error, unusable=True)
         try:
-            with _told(_run(job, send, start or Start())) as run:
+            with _told(_run(job, send, start or Start())) as run, _without_forks():
                 metrics = _checked(function(run), job)
                 run.close(metrics)
                 logged = run.logged()
@@ -195,6 +195,17 @@ def perform(job: Job, send: Callable[[Event], None], start: Start | None = None)
         done = {"state": "complete", "metrics": metrics, "seconds": seconds, "logged": logged}
         write_status(job.directory, record | done)
         return Finished(job.key)
+
+
+@contextmanager
+def _without_forks() -> Iterator[None]:
+    """End a process that a task has forked and that returns from it: it must not write the run's files."""
+    process = os.getpid()
+    try:
+        yield
+    finally:
+        if os.getpid() != process:
+            os._exit(1)
 
 
 @contextmanager
@@ -276,8 +287,10 @@ def _failed(job: Job, record: dict[str, Any], error: BaseException, unusable: bo
 def _redirect(directory: Path) -> None:
     """Redirect output to the run's own log, which also gets the stack of a crash in native code."""
     make_directory(directory)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):  # an earlier run may have put a stream of its own there, and closed it
+            stream.flush()
+    sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
     path = directory / "output.log"
     try:
         with path.open("ab") as log:

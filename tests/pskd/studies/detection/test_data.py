@@ -250,7 +250,7 @@ def test_a_damaged_coco_file_is_refused(tmp_path):
     file = tmp_path / "annotations" / "instances_val.json"
     held = json.loads(file.read_text())
     file.write_text(json.dumps({**held, "categories": held["categories"][:1]}))
-    with pytest.raises(UserError, match=r"instances_val.json: annotation 0 has category 7, which `categories` does not list"):
+    with pytest.raises(UserError, match=r"instances_val.json: annotation 0 has category 7, which"):
         scenes(settings)
     (tmp_path / "train" / "b.jpg").unlink()
     with pytest.raises(UserError, match=r"b.jpg is missing, but .*instances_train.json lists it"):
