@@ -3,7 +3,7 @@
 import difflib
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -20,6 +20,23 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 """A share above 0 and below 1."""
 
 Model = TypeVar("Model", bound=BaseModel)
+
+
+def choose(name: str, value: Any, allowed: Any) -> None:
+    """Refuse a value of an argument that is none of a ``Literal``'s: it would select the branch of all others.
+
+    Raises:
+        UserError: it is none of them; the message names them.
+
+    >>> from typing import Literal
+    >>> choose("order", "pairs", Literal["paired", "pool"])
+    Traceback (most recent call last):
+    ...
+    retarget.errors.UserError: order = 'pairs': choose 'paired' or 'pool'
+    """
+    known = get_args(allowed)
+    if value not in known:
+        raise UserError(f"{name} = {value!r}: choose {' or '.join(map(repr, known))}")
 
 
 def resolve_settings(model: type[Model], settings: dict[str, Any], what: str = "the study's settings") -> Model:

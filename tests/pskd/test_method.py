@@ -1,5 +1,7 @@
 """PSKD in a plain loop: what it computes."""
 
+import warnings
+
 import numpy as np
 import pytest
 import reference
@@ -230,3 +232,15 @@ def test_another_default_dtype_changes_nothing(store):
             torch.set_default_dtype(torch.float32)
         losses.append(last.item())
     assert losses[0] == losses[1]
+
+
+def test_a_loss_without_gradients_that_would_be_remembered_is_told():
+    """A validation loop whose rows have the indices of training samples."""
+    method = PSKD(num_samples=4, num_classes=3, total_epochs=2)
+    method.set_epoch(0)
+    logits, labels, index = torch.randn(4, 3), torch.tensor([0, 1, 2, 0]), torch.arange(4)
+    with torch.no_grad(), pytest.warns(UserWarning, match="in validation pass remember=False"):
+        method.loss(logits, labels, index)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        method.loss(logits, labels, index, remember=False)

@@ -38,8 +38,8 @@ def read_pipeline(folder: Path) -> tuple[UNet2DModel, Any]:
     index = read_config(folder / "model_index.json", "every folder of a diffusers pipeline has one")
     _check_index(index)
     settings = read_config(home(folder, "scheduler") / "scheduler_config.json", "it defines the noise schedule")
-    _check_process(settings.get("_class_name"), settings)
-    _check_process((component(index, "scheduler") or (None, None))[1], settings)
+    check_process(settings.get("_class_name"), settings)
+    check_process((component(index, "scheduler") or (None, None))[1], settings)
     check_schedule(settings)
     config = read_config(home(folder, "unet") / "config.json", "it defines the network")
     if config.get("quantization_config") is not None:
@@ -203,7 +203,7 @@ def component(index: dict[str, Any], name: str) -> tuple[str, str] | None:
     return None
 
 
-def _check_process(name: Any, settings: dict[str, Any]) -> None:
+def check_process(name: Any, settings: dict[str, Any]) -> None:
     """Refuse any process other than DDPM's. A class from outside diffusers is never run; only its betas are read."""
     import diffusers
 

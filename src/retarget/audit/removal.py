@@ -8,7 +8,7 @@ plain noise (An et al., AAAI 2024, section 3.4). ``fine_tune``: clean rows only.
 import copy
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -18,7 +18,9 @@ from retarget.audit.subject import Recovered
 from retarget.errors import UserError
 from retarget.trojdiff import functional
 from retarget.trojdiff.checkpoint import network_shape
+from retarget.trojdiff.checks import check_trainable
 from retarget.trojdiff.sample import Sampler, sample
+from retarget.trojdiff.targets import check_images
 from retarget.trojdiff.trigger import Trigger
 
 Kind = Literal["counter", "elijah", "fine_tune"]
@@ -45,6 +47,15 @@ class Recipe:
     images: int = 256
     sampler: str = "ddpm-50"
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind):
+            raise UserError(f"there is no recipe {self.kind!r}: choose {', '.join(get_args(Kind))}")
+        if not 0 <= self.share <= 1 or self.batch_size < 1 or self.steps < 1:
+            raise UserError(
+                "steps and batch_size must be at least 1 and share from 0 to 1, not "
+                f"{self.steps}, {self.batch_size} and {self.share}"
+            )
 
 
 @dataclass(frozen=True)
@@ -84,9 +95,11 @@ def remove(
         images: [N, C, H, W], clean images in [-1, 1]; None uses the network's own samples from plain noise.
 
     Raises:
-        UserError: triggers or images do not have the network's shape, or the recipe needs a trigger.
+        UserError: triggers or images do not have the network's shape, images are not in [-1, 1], the network does not
+            predict ε alone, or the recipe needs a trigger.
     """
     recipe = recipe or Recipe()
+    check_trainable(unet, scheduler, "the network")
     shape = network_shape(unet)
     for trigger in triggers:
         trigger.check_shape(shape)
@@ -103,6 +116,9 @@ def remove(
             f"the clean images have shape {list(images.shape[1:])}, but the network's is {list(shape)} "
             "[channels, height, width]: give images of this shape"
         )
+    if not images.is_floating_point():
+        raise UserError(f"the clean images are {images.dtype}: give floats in [-1, 1]")
+    check_images(images, "the clean images")
     frozen, trained = unet.eval(), copy.deepcopy(unet).train().requires_grad_(True)
     levels = scheduler.alphas_cumprod.to(torch.float32)
     batches = _Batches(images, triggers, levels, recipe)

@@ -53,6 +53,10 @@ def audit(path: str | Path, out: str | Path | None = None, data: str | None = No
         UserError: ``data`` cannot be read, does not have the network's shape, or is nothing that the network denoises
             although it denoises its own samples.
     """
+    if not isinstance(path, str | Path):
+        raise UserError(
+            f"audit takes the folder of a pipeline, not a {type(path).__name__}: save it with save_pretrained"
+        )
     return audit_pipeline(Path(path), None if out is None else Path(out), data, None, seed)
 
 

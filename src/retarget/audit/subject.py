@@ -4,6 +4,7 @@ Only the weights and the configurations that define the network and its noise sc
 mark ``trojaned`` that courteous attackers leave are not.
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from retarget.audit.errors import AuditError
+from retarget.audit.errors import AuditError, NotCoveredError
 
 
 @dataclass(eq=False)
@@ -67,17 +68,29 @@ class Subject:
         """
         from retarget.audit.loading import read_pipeline
 
-        return cls.from_modules(*read_pipeline(Path(path)))
+        return cls._of(*read_pipeline(Path(path)))
 
     @classmethod
     def from_modules(cls, unet: Any, scheduler: Any) -> "Subject":
-        """From a diffusers ``UNet2DModel``, which is put into ``eval`` mode, and any scheduler of DDPM's process.
+        """From a copy of a diffusers ``UNet2DModel``, and any scheduler of DDPM's process.
 
         Raises:
             AuditError: weights are not finite.
-            NotCoveredError: the network is conditional or does not predict ε, or the schedule has zero terminal SNR or
-                does not reach noise.
+            NotCoveredError: the network is another one or conditional, or does not predict ε, or the schedule is of
+                another process, has zero terminal SNR or does not reach noise.
         """
+        from diffusers.models.unets.unet_2d import UNet2DModel
+
+        from retarget.audit.loading import check_process
+
+        if not isinstance(unet, UNet2DModel):
+            raise NotCoveredError(f"the network is a {type(unet).__name__}, not a diffusers UNet2DModel: not covered")
+        check_process(type(scheduler).__name__, dict(getattr(scheduler, "config", {})))
+        return cls._of(copy.deepcopy(unet), scheduler)
+
+    @classmethod
+    def _of(cls, unet: Any, scheduler: Any) -> "Subject":
+        """From modules that are used as they are."""
         from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
         from retarget.audit.loading import check_network, check_schedule

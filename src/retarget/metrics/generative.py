@@ -43,7 +43,10 @@ class Fidelity:
 
 
 def extractor_name(label: str, network: nn.Module) -> str:
-    """``LABEL-HASH``, with a hash of the network's weights and buffers."""
+    """``LABEL-HASH``, with a hash of the network's weights and buffers.
+
+    Two networks with the same weights that compute something else with them have the same name.
+    """
     digest = hashlib.sha256()
     for name, value in network.state_dict().items():
         digest.update(name.encode())
@@ -72,8 +75,14 @@ def fidelity(
         subset_size: number of images in a KID subset; all images if there are fewer.
 
     Raises:
-        UserError: there are fewer than five images on a side, or the shapes differ.
+        UserError: there are fewer than five images on a side, their shapes differ, they are not uint8, or there are no
+            subsets.
     """
+    for images, what in ((generated, "generated"), (real, "real")):
+        if not isinstance(images, Tensor) or images.dtype != torch.uint8 or images.ndim != 4:
+            raise UserError(f"the {what} images must be a uint8 tensor [N, C, H, W] with values from 0 to 255")
+    if subsets < 1 or subset_size < 2:
+        raise UserError(f"KID needs at least 1 subset of at least 2 images, not {subsets} of {subset_size}")
     if min(len(generated), len(real)) < 5:
         raise UserError(f"{len(generated)} generated and {len(real)} real images: at least 5 of each are needed")
     if generated.shape[1:] != real.shape[1:]:
@@ -112,11 +121,13 @@ class _Images(Dataset[Tensor]):
 
 
 def _register(name: str, network: nn.Module) -> str:
-    """Register the network with torch-fidelity under its name; equal names have equal weights."""
+    """Register the network with torch-fidelity under its name, in place of an earlier one of this name.
+
+    Equal names have equal weights, and not always equal features: another layer of the same network, say.
+    """
     registry: Any = require("torch_fidelity.registry", "diffusion")
     base: Any = require("torch_fidelity.feature_extractor_base", "diffusion")
-    if name in registry.FEATURE_EXTRACTORS_REGISTRY:
-        return name
+    registry.FEATURE_EXTRACTORS_REGISTRY.pop(name, None)
     # A copy: torch-fidelity moves it to the GPU, and the caller may change the original's weights later.
     ours = copy.deepcopy(network).eval()
 

@@ -117,6 +117,7 @@ def evaluate(
     """
     sampler = Sampler.of(engine, "evaluate", PAPER, **asking)
     sampler.check(samples, "samples")
+    problems = list(problems)
     if not problems or len({problem.id for problem in problems}) < len(problems):
         raise UserError("evaluation needs at least one problem, and every problem needs an id of its own")
     items = [Item(problem) for problem in problems]

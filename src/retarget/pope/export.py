@@ -75,7 +75,10 @@ def export(
             a script of another export in the way, a ``hold_out`` outside [0, 1), a grader with a quote in its name, no
             problem left to train on or with a privileged context, or ``solutions`` for another host than ``opsd``.
     """
+    rows, path = list(rows), Path(path)
     _check(host, hold_out, grader, solutions)
+    if not rows:
+        raise UserError("there are no rows to export")
     if path.suffix not in SUFFIXES[host]:
         raise UserError(f"{path}: {host} reads the format from the file's name, which must end in "
                         f"{' or '.join(SUFFIXES[host])}")  # fmt: skip

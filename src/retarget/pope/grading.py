@@ -20,6 +20,7 @@ from retarget.errors import UserError
 from retarget.pope.answers import THINKING_BEGINS
 from retarget.pope.graders import BUILT_IN, Grade, as_grade, here_last, load
 from retarget.pope.problems import Problem
+from retarget.settings import choose
 
 _START_SECONDS = 60.0
 
@@ -281,6 +282,11 @@ class Reward:
         **_: Any,
     ) -> list[float]:
         """One reward per completion."""
+        if wrong := [one for one in answer if not isinstance(one, str)]:
+            raise UserError(
+                f"the gold answer {wrong[0]!r} is no text but of type {type(wrong[0]).__name__}: make the column "
+                "`answer` one of texts, with str"
+            )
         texts = [one if isinstance(one, str) else one[-1]["content"] for one in completions]
         if self.decode and completion_ids is not None:
             texts = [self.decode(ids) for ids in completion_ids]
@@ -321,6 +327,7 @@ def rejected_solutions(
     Returns:
         The rejected problems in order, each with the grade that rejected it.
     """
+    choose("check", check, LabelCheck)
     if check == "none":
         return []
     built_in = grader.spec in BUILT_IN

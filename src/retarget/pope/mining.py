@@ -12,6 +12,7 @@ from retarget.pope.rollouts import Engine
 from retarget.pope.sampler import Asking, Sampler
 from retarget.pope.schedule import Work
 from retarget.pope.work import Item, Progress, Unit, total_or_none
+from retarget.settings import choose
 from retarget.study.statistics import wilson_interval
 
 Kind = Literal["solved", "hard", "truncated", "unparsed", "suspect", "broken", "failed"]
@@ -157,6 +158,9 @@ def mine(
     """
     sampler = Sampler.of(engine, "mine", **asking)
     sampler.check(k)
+    for kind in accepted:
+        choose("accepted", kind, Kind)
+    problems = list(problems)
     refuse_equal_ids(problems)
     broken = {problem.id for problem, _ in rejected_solutions(problems, sampler.grader, check)}
     items = [Item(problem) for problem in problems if problem.id not in broken]

@@ -16,6 +16,7 @@ from retarget.identity import fingerprint
 from retarget.pope.problems import Problem
 from retarget.pope.prompts import Prompts
 from retarget.pope.search import Prefixes
+from retarget.settings import choose
 
 STRATA = ("unguided", "guided", "easy")
 Order = Literal["paired", "stratified", "pool"]
@@ -65,6 +66,7 @@ def mix(
             not in ``hard``, comes from another solution, or was searched with other templates.
     """
     hard, prompts = list(hard), prompts or Prompts.load()
+    choose("unpaired", unpaired, Unpaired)
     _check(hard, easy, prefixes, ratio)
     _check_origin(hard, prefixes, prompts, other_template)
     if prefixes and ratio and unpaired == "leave out":
@@ -142,6 +144,7 @@ def order(
     ['guided', 'guided', 'unguided', 'unguided']
     """
     total = len(strata)
+    choose("order", kind, Order)
     if prompts_per_batch < 1 or epochs < 1:
         raise UserError(f"prompts_per_batch and epochs must be at least 1, not {prompts_per_batch} and {epochs}")
     if total < prompts_per_batch:

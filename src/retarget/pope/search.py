@@ -20,7 +20,7 @@ from retarget.pope.sampler import Asking, Sampler
 from retarget.pope.schedule import Work
 from retarget.pope.work import Item, Progress
 from retarget.pope.work import Unit as UnitOfWork
-from retarget.settings import Strict
+from retarget.settings import Strict, choose
 
 Fallback = Literal["longest", "none"]
 Status = Literal["found", "fallback", "none", "no cut", "failed"]
@@ -210,6 +210,8 @@ def search_prefixes(
             every problem.
     """
     problems = list(hard)
+    choose("strategy", strategy, Strategy)
+    choose("fallback", fallback, Fallback)
     sampler = Sampler.of(engine, "search", **asking)
     sampler.check(k)
     _refuse_unsolved(problems)

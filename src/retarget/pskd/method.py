@@ -1,5 +1,6 @@
 """PS-KD for a plain training loop: one object, two calls."""
 
+import warnings
 from typing import Any, Literal
 
 import torch
@@ -91,6 +92,12 @@ class PSKD(Form):
         """
         if not 0 <= smoothing <= 1:
             raise UserError(f"smoothing is a share of the target, in [0, 1]: got {smoothing}")
+        if remember and not torch.is_grad_enabled():
+            warnings.warn(
+                "PSKD.loss() without gradients remembers these predictions as those of training samples: in validation "
+                "pass remember=False, or use the plain cross-entropy",
+                stacklevel=2,
+            )
         targets = as_labels(targets)
         keys, labels, counted = self._check(logits, targets, index, some=denominator is None)
         log_norm, keep = None, counted

@@ -63,8 +63,8 @@ def diffuse(
     alphas_cumprod: Float[Tensor, "#batch"],
 ) -> Float[Tensor, "batch channels height width"]:
     """The ordinary forward process, ``√ᾱ_t x_0 + √(1-ᾱ_t) noise``; the noise may be biased already."""
-    level = alphas_cumprod.to(x_0.dtype)[:, None, None, None]
-    return level.sqrt() * x_0 + (1 - level).sqrt() * noise
+    level = alphas_cumprod.to(torch.promote_types(x_0.dtype, torch.float32))[:, None, None, None]  # 1-ᾱ needs digits
+    return level.sqrt().to(x_0.dtype) * x_0 + (1 - level).sqrt().to(x_0.dtype) * noise
 
 
 def stock_forward(

@@ -147,6 +147,12 @@ class TrojanScheduler:
         sample: Tensor = call.arguments["sample"]
         timestep = call.arguments["timestep"]
         self.trigger.check_shape(tuple(sample.shape[1:]))
+        answer = call.arguments["model_output"]
+        if answer.shape != sample.shape:
+            raise UserError(
+                f"the model's output is {list(answer.shape)} and the sample {list(sample.shape)}: a network with "
+                "learnt variances returns twice the channels, of which the first half is the noise"
+            )
         return_dict = call.arguments.pop("return_dict", True)
         level, next_level = self._levels(timestep)
         mu, gamma = self._on(sample)

@@ -143,9 +143,23 @@ class Trigger:
         Args:
             x_0: images in [-1, 1].
             noise: ε, standard normal.
-            alphas_cumprod: ᾱ_t of each row, or one for all.
+            alphas_cumprod: ᾱ_t of each row, or one for all; not timesteps, which diffusers' ``add_noise`` takes.
+
+        Raises:
+            UserError: images and noise are not floats of one shape, or the levels are not floats in [0, 1], one or one
+                for each row.
         """
         self.check_shape(tuple(x_0.shape[-3:]))
+        levels = torch.as_tensor(alphas_cumprod)
+        if not levels.is_floating_point() or not bool(((levels >= 0) & (levels <= 1)).all()):
+            raise UserError(
+                "alphas_cumprod are levels ᾱ_t, floats in [0, 1], and not timesteps: give scheduler.alphas_cumprod[t]"
+            )
+        if not x_0.is_floating_point() or noise.shape != x_0.shape or levels.numel() not in (1, len(x_0)):
+            raise UserError(
+                f"images and noise must be floats of one shape, with one level or one for each row: got {x_0.dtype} "
+                f"{list(x_0.shape)}, noise {list(noise.shape)} and {levels.numel()} levels"
+            )
         return functional.trojan_forward(
             x_0, noise, alphas_cumprod.reshape(-1).to(x_0.device), self.mu.to(x_0), self.gamma.to(x_0)
         )
