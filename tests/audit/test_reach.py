@@ -37,6 +37,9 @@ def test_the_scope_says_the_smallest_patch_and_gamma_of_the_nearest_family():
 
 def test_the_nearest_family_is_that_of_the_nearest_side_and_channels():
     assert "16×16, 3 channels: 1 of 1 found" in reach_lines(32, 3, REACH, "s")[0]
+    working = [one for one in REACH.models if one.works]
+    all_found = f"of all shapes: {sum(one.found for one in working)} of {len(working)} found"
+    assert reach_lines(32, 3, REACH, "s")[0].endswith(all_found)
     assert "8×8, 1 channel" in reach_lines(10, 3, REACH, "s")[0]
     assert "unknown" in reach_lines(8, 1, REACH, "another search")[0]
 
@@ -86,6 +89,11 @@ def test_a_study_of_known_checkpoints_is_added(tmp_path):
     )  # fmt: skip
     assert (blend.trigger, blend.pixels, blend.gamma, blend.found) == ("blend", 256, 0.6, False)
     assert (patch.law, blend.law) == ("trojdiff", "villan_ode")
+    assert (patch.works, blend.works) == (True, True)
+    for rates, works in (({"trigger": 0.9, "plain": 0.3}, True), ({"trigger": 0.9, "plain": 0.5}, False)):
+        (tmp_path / "zoo" / "patch-4" / "success.json").write_text(json.dumps(rates))
+        assert known_checkpoints(tmp_path / "study", tmp_path / "zoo")[1].works == works
+    (tmp_path / "zoo" / "patch-4" / "success.json").unlink()
     pairs = [str(tmp_path / one) for one in ("study", "zoo")]
     main(["--out", str(tmp_path / "reach.json"), "--checkpoints", *pairs, *pairs])
     four = Reach.model_validate_json((tmp_path / "reach.json").read_text())

@@ -83,6 +83,8 @@ def reach_lines(side: int, channels: int, reach: Reach, fingerprint: str) -> lis
     every, missed = (Counter(_said(one) for one in some) for some in (family, [one for one in family if not one.found]))
     if missed:
         words.append("missed: " + ", ".join(f"{name} ({count} of {every[name]})" for name, count in missed.items()))
+    if len(family) < len(working):
+        words.append(f"of all shapes: {sum(one.found for one in working)} of {len(working)} found")
     return ["; ".join(words)]
 
 
@@ -101,7 +103,8 @@ class Arguments:
     study: Annotated[Path | None, Positional] = None
     """Folder of a study by retarget study audit."""
     checkpoints: tuple[tuple[Path, Path], ...] = ()
-    """Folder of a study of known checkpoints, and that of the checkpoints, whose attacks must all work; or several."""
+    """Folder of a study of known checkpoints, and that of the checkpoints; or several. An attack works if its
+    success.json says so, or if it has none."""
     extend: Path | None = None
     """A record by the same search, whose models come first."""
 
@@ -183,12 +186,21 @@ def known_checkpoints(study: Path, zoo: Path) -> list[Known]:
             Known(
                 side=trigger.shape[1], channels=trigger.shape[0], law=marks.get("trojan_law", "trojdiff"),
                 trigger="blend" if bool(changed.all()) else "patch", pixels=int(changed.sum()),
-                gamma=round(float(trigger.gamma.min()), 3), works=True, found=metrics["called"] == 100,
+                gamma=round(float(trigger.gamma.min()), 3), works=_works(folder), found=metrics["called"] == 100,
             )
         )  # fmt: skip
     if not found:
         raise UserError(f"{study}: the study has no audited trojaned checkpoints: run own_study_audit.py first")
     return found
+
+
+def _works(folder: Path) -> bool:
+    """Whether samples are the target at least 50 points more often with the trigger than from plain noise."""
+    path = folder / "success.json"
+    if not path.is_file():
+        return True
+    rates = read_json(path)
+    return rates["trigger"] - rates["plain"] >= 0.5
 
 
 if __name__ == "__main__":
