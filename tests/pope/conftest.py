@@ -53,3 +53,17 @@ def cluster():
             ray.shutdown()
             nodes.shutdown()
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def engine(tiny):
+    from retarget.pope.engines.local import TransformersEngine
+
+    return TransformersEngine(tiny.model, tiny.tokenizer, batch_size=4, name="tiny")
+
+
+@pytest.fixture
+def prompts(tiny):
+    from retarget.pope.studies.testbed import PROMPTS
+
+    return [PROMPTS.without_prefix(problem.prompt) for problem in tiny.problems[:3]]

@@ -27,16 +27,6 @@ from retarget.pope.studies.testbed import PROMPTS, train_base
 PARAMS = Sampling(max_tokens=8, temperature=1.0, seed=5)
 
 
-@pytest.fixture
-def engine(tiny):
-    return TransformersEngine(tiny.model, tiny.tokenizer, batch_size=4, name="tiny")
-
-
-@pytest.fixture
-def prompts(tiny):
-    return [PROMPTS.without_prefix(problem.prompt) for problem in tiny.problems[:3]]
-
-
 def test_a_prompts_rollouts_do_not_depend_on_the_batch_and_differ_between_chunks(engine, prompts):
     together = engine.sample(prompts, 6, PARAMS)
     assert [len(one) for one in together] == [6, 6, 6]

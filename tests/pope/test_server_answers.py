@@ -5,22 +5,10 @@ from engines_for_tests import Cut
 from pope_serving import serve
 
 from retarget.errors import UserError
-from retarget.pope.engines.local import TransformersEngine
 from retarget.pope.engines.server import ServerEngine
 from retarget.pope.rollouts import Refused, Rollout, Sampling
-from retarget.pope.studies.testbed import PROMPTS
 
 PARAMS = Sampling(max_tokens=8, temperature=1.0, seed=5)
-
-
-@pytest.fixture
-def engine(tiny):
-    return TransformersEngine(tiny.model, tiny.tokenizer, batch_size=4, name="tiny")
-
-
-@pytest.fixture
-def prompts(tiny):
-    return [PROMPTS.without_prefix(problem.prompt) for problem in tiny.problems[:3]]
 
 
 def test_what_a_server_did_not_finish_is_asked_for_again(engine, prompts):

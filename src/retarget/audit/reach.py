@@ -21,6 +21,7 @@ from tyro.conf import Positional
 
 from retarget.errors import UsageError, UserError
 from retarget.files import read_json, write_json
+from retarget.helptext import one_paragraph
 from retarget.settings import Strict
 
 LAWS = {"trojdiff": "TrojDiff", "bad_diffusion": "BadDiffusion", "villan_ode": "VillanDiffusion, ODE"}
@@ -95,6 +96,7 @@ def _said(one: Known) -> str:
 
 
 @dataclass
+@one_paragraph
 class Arguments:
     """Record which triggers the audit found in a study's trojaned models."""
 
