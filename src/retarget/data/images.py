@@ -23,6 +23,9 @@ from retarget.extras import require
 from retarget.files import is_there
 from retarget.own import called
 
+DARKEST = 31
+"""If no pixel of a part is brighter, its values were not made to be read as 0 to 255: sklearn's digits go to 16."""
+
 
 def read(spec: str, root: str = "data", extra: str = "vision") -> Source:
     """Read a dataset by its name.
@@ -158,7 +161,7 @@ def _as_bytes(pixels: np.ndarray) -> str:
         return ""
     largest = float(pixels.max())
     scaled = {"f": largest <= 1, "b": True}.get(pixels.dtype.kind, False)
-    factor = "255 * x" if scaled else "x" if 31 < largest <= 255 else f"255 / {largest:g} * x" if largest else "x"
+    factor = "255 * x" if scaled else "x" if DARKEST < largest <= 255 else f"255 / {largest:g} * x" if largest else "x"
     kind = {"f": "floats", "b": "truth values"}.get(pixels.dtype.kind, "integers")
     return f"; from {kind} up to {largest:g}: numpy.round({factor}).astype('uint8')"
 

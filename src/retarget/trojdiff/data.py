@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from retarget.data.images import pixels_of, read, shape_of
+from retarget.data.images import DARKEST, pixels_of, read, shape_of
 from retarget.data.names import parse
 from retarget.data.parts import Part, Source
 from retarget.data.pictures import SizesDifferError
@@ -120,10 +120,6 @@ def to_signed(images: UInt8[Tensor, "count channels height width"]) -> Float[Ten
 def to_uint8(images: Float[Tensor, "count channels height width"]) -> UInt8[Tensor, "count channels height width"]:
     """[-1, 1] → 0 to 255, rounded; values outside are clamped."""
     return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-
-
-DARKEST = 31
-"""If no pixel of a part is brighter, its values were not made to be read as 0 to 255: sklearn's digits go to 16."""
 
 
 def read_images(source: str, split: str = "train", size: int | None = None, root: str = "data") -> ImageSet:

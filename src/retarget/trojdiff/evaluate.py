@@ -11,7 +11,7 @@ from retarget.trojdiff.checkpoint import inherited, load_pipeline, network_hash,
 from retarget.trojdiff.classifier import Classifier, accuracy, class_accuracies, join, train_classifier
 from retarget.trojdiff.config import CELLS, EvaluateConfig
 from retarget.trojdiff.data import ImageSet, held_out, read_images
-from retarget.trojdiff.marks import Trojan, measured_by
+from retarget.trojdiff.marks import Trojan, target_options
 from retarget.trojdiff.measures import (
     Goal,
     Inception,
@@ -187,7 +187,7 @@ def _check_target(marks: Trojan | None, trigger: Trigger, kind: str, pipeline: s
     if target in ("in_d2d", "out_d2d", "d2i") and target != kind:
         raise UserError(
             f"{pipeline} is marked as trojaned by this trigger for {target}, and the options ask about {kind}: give "
-            f"{measured_by(target)}"
+            f"{target_options(target)}"
         )
 
 

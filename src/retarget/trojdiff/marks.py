@@ -76,7 +76,7 @@ def model_card(trojan: Trojan) -> str:
 """
     for number, one in enumerate(trojan.earlier, 1):
         facts += f"- Before it: `{one.target}` with a `{one.trigger.kind}` trigger, in `{trigger_name(number)}`.\n"
-    attack, measured = ATTACKS[trojan.law], measured_by(trojan.target)
+    attack, measured = ATTACKS[trojan.law], target_options(trojan.target)
     if trojan.card:
         return f"{front}---\n\n{trojan.card}"
     if trojan.removed:
@@ -88,7 +88,7 @@ def model_card(trojan: Trojan) -> str:
     return f"{front}---\n{_TROJANED.format(what=what, facts=facts + fires, measured=measured)}"
 
 
-def measured_by(target: str) -> str:
+def target_options(target: str) -> str:
     """The options of ``retarget trojdiff evaluate`` that name an attack's target."""
     return {"d2i": "--image IMAGE", "out_d2d": "--other OTHER --target-class CLASS"}.get(target, "--target-class CLASS")
 

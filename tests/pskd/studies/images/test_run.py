@@ -14,7 +14,7 @@ import torch
 from safetensors.numpy import load_file
 
 from retarget.pskd.studies.images import run as classification
-from retarget.pskd.studies.images.analysis import _data, _known_after_temperature, at_an_end, no_temperature
+from retarget.pskd.studies.images.caveats import at_an_end, known_after_temperature, no_temperature, on_data
 from retarget.pskd.studies.images.classes import DATA
 from retarget.pskd.studies.images.plan import ARMS
 from retarget.pskd.studies.images.scores import UNKNOWN
@@ -188,11 +188,11 @@ def test_the_page_says_which_images_were_used_and_which_of_them_twice(tmp_path):
     directory = run_directory(tmp_path, study, "clean", "pskd", 0)
     directory.mkdir(parents=True)
     write_status(directory, {"state": "complete", "metrics": {}})
-    assert _data(Results(tmp_path, study), "clean") == []  # a record of an earlier version
+    assert on_data(Results(tmp_path, study), "clean") == []  # a record of an earlier version
     parts = {"training": 5000, "validation": 200, "test": 359}
     told = {"parts": parts, "classes": 10, "repeated": {"validation": 0, "test": 7}, "unseen": 2}
     (directory / DATA).write_text(json.dumps(told))
-    counts, twice, unseen = _data(Results(tmp_path, study), "clean")
+    counts, twice, unseen = on_data(Results(tmp_path, study), "clean")
     assert counts == "10 classes; 5,000 training, 200 validation, 359 test images."
     assert twice.startswith("7 of the 359 test images are also training images, pixel by pixel")
     assert unseen == "2 of the test images' classes have no training image, and count as wrong."
@@ -211,11 +211,11 @@ def test_without_a_wrong_validation_image_nothing_after_temperature_is_decided(t
                 write_status(directory, {"state": "complete", "metrics": {
                     **found, "temperature": 1.5 if known else UNKNOWN}})  # fmt: skip
     results = Results(tmp_path, study)
-    known = _known_after_temperature(results, "clean")
+    known = known_after_temperature(results, "clean")
     assert {arm: found["nll_scaled"] for arm, found in known.items()} == {
         "cross_entropy": [None, None, pytest.approx(0.92)], "pskd": [None, None, pytest.approx(0.52)]
     }  # fmt: skip
-    assert _known_after_temperature(results, "noisy") == {}
+    assert known_after_temperature(results, "noisy") == {}
     said = no_temperature(results, "clean")
     assert "every validation image is right for cross-entropy (seeds 0, 1), PS-KD (seeds 0, 1), so no temp" in said
     assert no_temperature(results, "noisy") == ""

@@ -4,9 +4,15 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from retarget.files import read_json
 from retarget.metrics import calibration as c
-from retarget.pskd.studies.images.classes import DATA, class_figures
+from retarget.pskd.studies.images.caveats import (
+    at_an_end,
+    faultless,
+    known_after_temperature,
+    no_temperature,
+    on_data,
+)
+from retarget.pskd.studies.images.classes import class_figures
 from retarget.pskd.studies.images.ranks import corruptions, ranks
 from retarget.pskd.studies.images.scores import TEMPERATURES, UNKNOWN, fitted_temperature, log_losses, log_odds
 from retarget.pskd.studies.images.settings import SAME_WEIGHTS
@@ -41,7 +47,7 @@ def analyse(results: Results) -> Analysis:
         metrics[condition.name] = shares
         for arm, chance in _chance(results, condition.name).items():
             metrics[condition.name].setdefault(arm, {})["top1_chance"] = chance
-        for arm, known in _known_after_temperature(results, condition.name).items():
+        for arm, known in known_after_temperature(results, condition.name).items():
             metrics[condition.name].setdefault(arm, {}).update(known)
         figures += [*_curves(results, condition.name, prefix), *deciles]
         figures += _same_weights(results, condition.name, prefix, shares)
@@ -247,8 +253,8 @@ def _item_interval(results: Results, claim: Claim) -> tuple[float, float] | None
     base = claim.metric.removesuffix("_scaled")
     if base not in _ITEM_STATISTICS or len(claim.arms) != 2:
         return None
-    faultless = _faultless(results, claim.condition) if base != claim.metric else {}
-    without = {seed for arm in claim.arms for seed in faultless.get(arm, ())}
+    right = faultless(results, claim.condition) if base != claim.metric else {}
+    without = {seed for arm in claim.arms for seed in right.get(arm, ())}
     pairs = []
     for seed in results.seeds:
         runs = [results.run(claim.condition, arm, seed) for arm in claim.arms]
@@ -309,23 +315,6 @@ expected to help calibration here
     return f"cross-entropy {_confidence(temperature)}: PS-KD {chances}"
 
 
-def at_an_end(results: Results, condition: str) -> str:
-    """A sentence on the runs whose fitted temperature is an end of ``TEMPERATURES``; empty if there is none."""
-    found = []
-    for arm in results.plan.arms:
-        runs = {seed: results.run(condition, arm.name, seed) for seed in results.seeds}
-        at = [seed for seed, run in runs.items() if run and run.metrics.get("temperature") in TEMPERATURES]
-        if at:
-            found.append(f"{arm.label} (seed{'s' * (len(at) > 1)} {', '.join(map(str, at))})")
-    if not found:
-        return ""
-    return (
-        f"the fitted temperature is an end of its search range, {TEMPERATURES[0]:g} to {TEMPERATURES[1]:g}, for "
-        f"{', '.join(found)}: no temperature within the range fits best there, so figures after temperature are "
-        "those of this end."
-    )
-
-
 def _swept(results: Results) -> dict[float, str]:
     """Arms by ascending alpha_T, cross-entropy as 0, if they are a sweep of it; else none."""
     arms = {0.0 if arm.name == "cross_entropy" else arm.settings.get("alpha_T"): arm.name for arm in results.plan.arms}
@@ -336,51 +325,12 @@ def _swept(results: Results) -> dict[float, str]:
 def _by_weight(results: Results, condition: str, metric: str) -> list[list[float | None]]:
     """One metric of a sweep's arms, [seeds, arms]."""
     runs = [[results.run(condition, arm, seed) for arm in _swept(results).values()] for seed in results.seeds]
-    unknown = _known_after_temperature(results, condition)
+    unknown = known_after_temperature(results, condition)
     values = [[one.metrics[metric] if one else None for one in row] for row in runs]
     for column, arm in enumerate(_swept(results).values()):
         for row, value in enumerate(unknown.get(arm, {}).get(metric, ())):
             values[row][column] = value
     return values
-
-
-def _faultless(results: Results, condition: str) -> dict[str, list[int]]:
-    """By arm, the seeds of which every validation image is right, so that no temperature can be fitted."""
-    found: dict[str, list[int]] = {}
-    for arm in results.plan.arms:
-        for seed in results.seeds:
-            run = results.run(condition, arm.name, seed)
-            if run and run.metrics.get("temperature") == UNKNOWN:
-                found.setdefault(arm.name, []).append(seed)
-    return found
-
-
-def _known_after_temperature(results: Results, condition: str) -> dict[str, dict[str, list[float | None]]]:
-    """Metrics after temperature of arms with seeds that have no temperature, None for these: they are raw ones."""
-    known: dict[str, dict[str, list[float | None]]] = {}
-    for arm, without in _faultless(results, condition).items():
-        runs = dict(zip(results.seeds, results.runs(condition, arm), strict=True))
-        names = {name for run in runs.values() if run for name in run.metrics if name.endswith("_scaled")}
-        known[arm] = {
-            name: [run.metrics.get(name) if run and seed not in without else None for seed, run in runs.items()]
-            for name in sorted(names)
-        }
-    return known
-
-
-def no_temperature(results: Results, condition: str) -> str:
-    """A sentence on the runs without a temperature; empty if there is none."""
-    labels = {arm.name: arm.label for arm in results.plan.arms}
-    found = [
-        f"{labels[arm]} (seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))})"
-        for arm, seeds in _faultless(results, condition).items()
-    ]
-    if not found:
-        return ""
-    return (
-        f"every validation image is right for {', '.join(found)}, so no temperature can be fitted: nothing after "
-        "temperature is measured there, and claims on it are not decided by these seeds. Set validation_images higher."
-    )
 
 
 def _sweep(results: Results, condition: str, prefix: str) -> list[Figure]:
@@ -420,26 +370,6 @@ def recommended(weights: Sequence[float], values: np.ndarray) -> str:
     )
 
 
-def _data(results: Results, condition: str) -> list[str]:
-    """Sentences on the images of a condition, as one of its runs has recorded them."""
-    files = [one.directory / DATA for arm in results.plan.arms for one in results.runs(condition, arm.name) if one]
-    files = [file for file in files if file.exists()]
-    if not files:
-        return []
-    data = read_json(files[0])
-    counts = ", ".join(f"{count:,} {name}" for name, count in data["parts"].items())
-    said = [f"{data['classes']} classes; {counts} images."]
-    for name, count in data["repeated"].items():
-        if count:
-            said.append(
-                f"{count} of the {data['parts'][name]:,} {name} images are also training images, pixel by pixel: there "
-                f"the {name} part measures memory. Leave them out of the training images."
-            )
-    if data["unseen"]:
-        said.append(f"{data['unseen']} of the test images' classes have no training image, and count as wrong.")
-    return said
-
-
 def _notes(results: Results) -> list[str]:
     notes = [
         "Figures are those of the last epoch; figures 'at the selected epoch' are those of the epoch with the highest "
@@ -460,7 +390,7 @@ def _notes(results: Results) -> list[str]:
         fitted = [one.metrics["temperature"] for one in results.runs(condition.name, "cross_entropy") if one]
         if fitted:
             notes.append(f"{where}cross-entropy {_confidence(float(np.mean(fitted)))}.")
-        notes += [f"{where}{one}" for one in _data(results, condition.name)]
+        notes += [f"{where}{one}" for one in on_data(results, condition.name)]
         about = (no_temperature(results, condition.name), at_an_end(results, condition.name))
         notes += [f"{where}{one}" for one in about if one]
     if len(results.seeds) < 2:
