@@ -1,11 +1,14 @@
 """Settings: strict models, TOML files, ``KEY=VALUE``. Does not import torch; knows no method."""
 
 import difflib
+import reprlib
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
 
 from retarget.errors import UsageError, UserError
 
@@ -20,6 +23,83 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 """A share above 0 and below 1."""
 
 Model = TypeVar("Model", bound=BaseModel)
+
+_PLAIN = (
+    ("Input should be ", "must be "),
+    ("greater than or equal to", "at least"),
+    ("less than or equal to", "at most"),
+    ("greater than", "above"),
+    ("less than", "below"),
+    ("a valid tuple", "a list"),
+    ("a valid list", "a list"),
+    ("a valid dictionary", "a table"),
+    ("a valid string", "a text"),
+    ("a valid boolean", "true or false"),
+    ("a valid integer", "an integer"),
+    ("a valid number", "a number"),
+)
+"""pydantic's words, and those of a settings file."""
+
+
+def faults(error: ValidationError, whole: str = "the file", most: int = 5) -> str:
+    """The first ``most`` faults that pydantic found, each with its field; ``whole`` names what has several fields.
+
+    >>> class Epochs(Strict):
+    ...     epochs: int = Field(ge=1)
+    ...     looks: tuple[int, ...] = ()
+    >>> for given in ({"epochs": 0}, {"epochs": 1, "looks": [2, "x"]}, {"epoch": 1}):
+    ...     try:
+    ...         Epochs.model_validate(given)
+    ...     except ValidationError as error:
+    ...         print(faults(error))
+    epochs must be at least 1, not 0
+    looks number 2 must be an integer, not 'x'
+    there is no epoch, did you mean epochs?; epochs is missing
+    """
+    found = error.errors()
+    within = {one["loc"][:depth] for one in found for depth in range(len(one["loc"]))}
+    found = [one for one in found if one["type"] != "too_short" or one["loc"] not in within]  # only its items are wrong
+    missing = {one["loc"][:-1]: [] for one in found}
+    for one in found:
+        if one["type"] == "missing":
+            missing[one["loc"][:-1]].append(str(one["loc"][-1]))
+    found.sort(key=lambda one: one["type"] != "extra_forbidden")  # a misspelt field is why another is missing
+    said = [_fault(one, whole, missing[one["loc"][:-1]]) for one in found[:most]]
+    return "; ".join(said) + (f"; and {len(found) - most} more" if len(found) > most else "")
+
+
+def _fault(one: ErrorDetails, whole: str, missing: Sequence[str] = ()) -> str:
+    *inside, name = one["loc"] or (whole,)
+    if one["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(name), missing, n=1)
+        said = f"there is no {name}" + (f" in {_place(inside)}" if inside else "")
+        return said + (f", did you mean {near[0]}?" if near else "")
+    where, context = _place([*inside, name]), one.get("ctx", {})
+    match one["type"]:
+        case "missing":
+            return f"{where} is missing"
+        case "value_error":
+            said = one["msg"].removeprefix("Value error, ")
+            return f"{where}: {said}" if one["loc"] else said
+        case "too_short":
+            return f"{where} must have at least {context['min_length']}"
+        case "string_pattern_mismatch":
+            said = f"must match {context['pattern']}"
+        case _:
+            said = one["msg"].partition(", unable to ")[0].partition(" or instance of ")[0]
+    for words, plain in _PLAIN:
+        said = said.replace(words, plain)
+    shown = reprlib.repr(one["input"])
+    return f"{where} {said}, not {shown}" if said.startswith("must ") else f"{where} = {shown}: {said}"
+
+
+def _place(names: Sequence[str | int]) -> str:
+    """A field's place in words: ``claims number 1, metric``."""
+    place = ""
+    for before, name in zip([None, *names], names, strict=False):
+        joint = ", " if isinstance(before, int) else "." if place else ""
+        place += f" number {name + 1}" if isinstance(name, int) else f"{joint}{name}"
+    return place
 
 
 def choose(name: str, value: Any, allowed: Any) -> None:
@@ -51,15 +131,14 @@ def resolve_settings(model: type[Model], settings: dict[str, Any], what: str = "
         lines = []
         for one in error.errors():
             name = ".".join(map(str, one["loc"]))
+            field = model.model_fields.get(name)
             if one["type"] == "extra_forbidden":
                 near = difflib.get_close_matches(name, model.model_fields, n=1)
                 lines.append(f"there is no setting {name}" + (f", did you mean {near[0]}?" if near else ""))
-            elif not name:  # a rule about several settings
-                lines.append(one["msg"].removeprefix("Value error, "))
+            elif field and field.description and one["type"] == "string_pattern_mismatch":
+                lines.append(f"{name} = {one['input']!r}: it is {field.description}")
             else:
-                field = model.model_fields.get(name)
-                known = field.description if field and one["type"] == "string_pattern_mismatch" else None
-                lines.append(f"{name} = {one['input']!r}: {f'it is {known}' if known else one['msg']}")
+                lines.append(_fault(one, what))
         raise UserError(f"{what} are not valid: {'; '.join(lines)}") from error
 
 

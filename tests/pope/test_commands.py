@@ -221,8 +221,8 @@ SERVER = ["--model", "http://127.0.0.1:9/v1", "--served", "tiny", "--retries", "
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--temperature", "-1"], "temperature = -1.0: Input should be greater than or equal to 0"),
-        (["--top-p", "2"], "top_p = 2.0: Input should be less than or equal to 1"),
+        (["--temperature", "-1"], "temperature must be at least 0, not -1.0"),
+        (["--top-p", "2"], "top_p must be at most 1, not 2.0"),
         (["--workers", "-1"], "a grader has at least 0 workers, not -1"),
         (["--fields", "promt=question"], "--fields: no field promt; choose from id, prompt, answer, solution"),
         (["--chat-switches", "thinking"], "--chat-switches takes KEY=VALUE, not 'thinking'"),

@@ -49,7 +49,7 @@ def test_a_data_set_of_ones_own_is_not_cut_to_the_presets_subset():
     [
         ("tiny", {}, "no preset 'tiny' for pskd: choose demo, small, paper"),
         ("demo", {"epoch": 3}, "there is no setting epoch, did you mean epochs?"),
-        ("demo", {"alpha_T": 2}, "alpha_T = 2: Input should be less than or equal to 1"),
+        ("demo", {"alpha_T": 2}, "alpha_T must be at most 1, not 2"),
         ("demo", {"question": "topk"}, "more than the ten classes of digits: choose --preset small or paper"),
         ("demo", {"question": "alpha", "peers": True}, "question and peers ask for two different studies"),
         ("demo", {"store": "topk"}, "store = 'topk': it is dense, topk:K:uniform or topk:K:renormalise"),

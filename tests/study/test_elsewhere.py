@@ -149,14 +149,17 @@ WHOLE = "[[claims]]\n" + "".join(f"{name} = {json.dumps(value)}\n" for name, val
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "claims: Field required"),
-        ('[[claims]]\nsentence = "S."\nmetrik = "acc"\n', "claims.0.metrik: Extra inputs are not permitted"),
-        ("claims = 3\n", "claims: Input should be a valid tuple"),
+        ("", "claims is missing"),
+        ('[[claims]]\nsentence = "S."\nmetrik = "acc"\n', "there is no metrik in claims number 1, did you mean metric"),
+        ("claims = 3\n", "claims must be a list, not 3"),
         ("[[claims]\n", "--claims .* is not valid TOML"),
-        ("level = 95\n[[claims]]\n", r"claims\.toml: level: Input should be less than 1"),
-        ("looks = [2, 3]\nlook_weights = [nan, 0.5]\n[[claims]]\n", "look_weights.0: Input should be a finite number"),
-        (WHOLE + 'conditions = "mnist"\n', "claims.0.conditions: Input should be a valid tuple"),
-        (WHOLE + "conditions = 5\n", "claims.0.conditions: Input should be a valid tuple"),
+        ("level = 95\n[[claims]]\n", r"claims\.toml: level must be below 1, not 95"),
+        (
+            "looks = [2, 3]\nlook_weights = [nan, 0.5]\n[[claims]]\n",
+            "look_weights number 1 must be a finite .*, not nan",
+        ),
+        (WHOLE + 'conditions = "mnist"\n', "claims number 1, conditions must be a list, not 'mnist'$"),
+        (WHOLE + "conditions = 5\n", "claims number 1, conditions must be a list, not 5$"),
     ],
 )
 def test_a_claims_file_with_faults_is_refused_by_field(tmp_path, text, message):

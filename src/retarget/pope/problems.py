@@ -16,7 +16,7 @@ from retarget.files import make_directory, write_text
 from retarget.pope.answers import THINKING_BEGINS, THINKING_ENDS, after_thinking, final_answer
 from retarget.pope.formats import Format, field_of, normalised
 from retarget.pope.rows import Reject, rows_of
-from retarget.settings import Strict
+from retarget.settings import Strict, faults
 
 _SHOWN = 20
 _LOG = logging.getLogger(__name__)
@@ -229,9 +229,9 @@ def _parsed(row: Any, line: int, format: Format, fields: Mapping[str, str] | Non
     try:
         problem = Problem.model_validate({**plain, "id": name})
     except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         other = kind == "plain" and any(e["type"] == "extra_forbidden" for e in error.errors())
-        raise UserError(faults + ("; --format set reads rows with other fields, too" if other else "")) from error
+        hint = "; --format set reads rows with other fields, too" if other else ""
+        raise UserError(f"{faults(error, 'the row')}{hint}") from error
     problem._former = "" if named else f"{kind}-{line}"
     return problem, kind != "set"
 

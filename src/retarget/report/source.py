@@ -8,6 +8,7 @@ from pydantic import BaseModel, ValidationError
 
 from retarget.errors import UserError
 from retarget.files import read_json
+from retarget.settings import faults
 from retarget.study.config import StudyPlan
 from retarget.study.figures import Analysis
 from retarget.study.record import read_status, run_directory
@@ -166,5 +167,4 @@ def _validated(model: type[_Model], value: Any, path: Path) -> _Model:
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        faults = [f"{'.'.join(map(str, one['loc'])) or 'the file'}: {one['msg']}" for one in error.errors()[:3]]
-        raise UserError(f"{path} is not in the format of a study: {'; '.join(faults)}") from error
+        raise UserError(f"{path} is not in the format of a study: {faults(error, most=3)}") from error

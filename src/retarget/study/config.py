@@ -14,7 +14,7 @@ from pydantic_core import to_jsonable_python
 
 from retarget.errors import UserError
 from retarget.identity import fingerprint
-from retarget.settings import Strict
+from retarget.settings import Strict, faults
 
 
 def json_table(value: Any) -> Any:
@@ -303,7 +303,7 @@ class StudyPlan(Strict):
         try:
             return type(self).model_validate(planned)
         except ValidationError as error:
-            raise UserError("; ".join(one["msg"].removeprefix("Value error, ") for one in error.errors())) from error
+            raise UserError(faults(error, "the plan")) from error
 
     def run_settings(self, condition: Condition, arm: Arm) -> dict[str, Any]:
         """The settings of one run: the study's, then the condition's, then the arm's."""

@@ -12,7 +12,7 @@ from pydantic import Field, FiniteFloat, ValidationError
 
 from retarget.errors import UserError
 from retarget.identity import fingerprint
-from retarget.settings import Strict, read_config
+from retarget.settings import Strict, faults, read_config
 from retarget.study.config import Arm, Claim, Condition, Metric, StudyPlan, refuse_unknown
 from retarget.study.doubts import doubts
 from retarget.study.items import Items, paired_items
@@ -75,8 +75,7 @@ def read_claims(path: Path) -> Asked:
     try:
         return Asked.model_validate(given)
     except ValidationError as error:
-        faults = [f"{'.'.join(map(str, one['loc'])) or 'the file'}: {one['msg']}" for one in error.errors()[:5]]
-        raise UserError(f"{path}: {'; '.join(faults)}") from error
+        raise UserError(f"{path}: {faults(error)}") from error
 
 
 def _tables(given: dict[str, Any], name: str) -> list[dict[str, Any]]:
@@ -120,7 +119,7 @@ def arrange(rows: Sequence[Row], asked: Asked) -> Elsewhere:
             claims=asked.claims, level=asked.level, looks=asked.looks, look_weights=asked.look_weights,
         )  # fmt: skip
     except ValidationError as error:
-        raise UserError("; ".join(one["msg"].removeprefix("Value error, ") for one in error.errors())) from error
+        raise UserError(faults(error, "the study")) from error
     refuse_unknown(plan, "the claims", [arm.name for arm in plan.arms])
     for metric in plan.metrics:
         table.refuse_outside(metric)

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from retarget.errors import UserError
 from retarget.files import cannot_write, finite_or_none, make_directory, read_json, replace_file, write_json, write_text
 from retarget.identity import fingerprint
+from retarget.settings import faults
 from retarget.study.config import StudyPlan
 from retarget.study.tracking import Track, Tracker
 
@@ -296,8 +297,7 @@ def read_plan(path: Path) -> StudyPlan:
     try:
         return StudyPlan.model_validate(read_json(path)["plan"])
     except ValidationError as error:
-        faults = [f"{'.'.join(map(str, one['loc'])) or 'plan'}: {one['msg']}" for one in error.errors()[:5]]
-        raise UserError(f"{path} is not a study that this version can read: {'; '.join(faults)}") from error
+        raise UserError(f"{path} is not a study that this version can read: {faults(error, 'plan')}") from error
     except (KeyError, TypeError) as error:
         raise UserError(f"{path} is not a study that this version can read: it has no plan ({error})") from error
 

@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError
 from retarget.errors import UserError
 from retarget.files import replace_folder
 from retarget.identity import refuse_other
-from retarget.settings import Strict
+from retarget.settings import Strict, faults
 from retarget.trojdiff.checkpoint import Trojan
 from retarget.trojdiff.stored import read_record, read_tensors, write_tensors
 
@@ -134,9 +134,7 @@ def _loop(path: Path) -> Loop:
     try:
         return Loop.model_validate(read_record(path))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise UserError(f"{path} is damaged: {where}: {first['msg']}. Delete {path.parent} to start again") from error
+        raise UserError(f"{path} is damaged: {faults(error, most=1)}. Delete {path.parent} to start again") from error
 
 
 def _load_optimizer(path: Path, state: LoopState, digest: str | None, remedy: str) -> None:

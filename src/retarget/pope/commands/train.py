@@ -11,13 +11,13 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
-from retarget.errors import UsageError
+from retarget.errors import UsageError, UserError
 from retarget.extras import require
 from retarget.files import write_text
 from retarget.helptext import one_paragraph
 from retarget.pope.commands.options import Cost, lines
 from retarget.pope.settings import TrainingSettings, grpo_arguments
-from retarget.settings import merged, parse_setting, read_config
+from retarget.settings import merged, parse_setting, read_config, resolve_settings
 
 _LOG = logging.getLogger(__name__)
 
@@ -54,7 +54,6 @@ class Train:
     """For --dry-run: the number of processes that accelerate will launch. The training itself reads WORLD_SIZE."""
 
     def run(self) -> int:
-        from pydantic import ValidationError
 
         from retarget.pope.mixture import read_rows
         from retarget.study.tracking import refuse_missing
@@ -65,10 +64,9 @@ class Train:
         for one in self.set:
             given = merged(given, parse_setting(one))
         try:
-            settings = TrainingSettings.model_validate(given)
-        except ValidationError as error:
-            faults = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
-            raise UsageError("training settings: " + "; ".join(faults)) from error
+            settings = resolve_settings(TrainingSettings, given, "training settings")
+        except UserError as error:
+            raise UsageError(str(error)) from error
         if self.lora_rank is not None and self.lora_rank < 1:
             raise UsageError(f"--lora-rank must be at least 1, not {self.lora_rank}: leave it out to train all weights")
         if self.lora_rank and settings.lr <= type(settings).model_fields["lr"].default:

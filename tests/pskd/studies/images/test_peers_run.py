@@ -221,7 +221,7 @@ def test_the_study_is_resolved_and_the_others_stay_as_they_were():
     assert {claim.arms[1] for claim in study.claims} == {arm.name for arm in ARMS}
     assert {arm.name for arm in study.arms if arm.needs} == {"tf_kd_self", "born_again"}
     assert "shift" not in plan("demo").settings
-    with pytest.raises(UserError, match="severity = 6: Input should be less than or equal to 5"):
+    with pytest.raises(UserError, match="severity must be at most 5, not 6"):
         plan("demo", {"peers": True, "shift": {"severity": 6}})
     with pytest.raises(UserError, match="there is no setting shift"):
         plan("demo", {"shift": {}})

@@ -10,6 +10,7 @@ from retarget.pskd.studies.images import plan as images
 from retarget.pskd.studies.images.peers_plan import ARMS as PEERS
 from retarget.pskd.studies.images.peers_plan import EXTRA_METRICS, PeerSettings, Shift
 from retarget.pskd.studies.images.plan import METRICS, Question, WorldQuestion
+from retarget.settings import faults
 from retarget.study.config import Arm, Claim, Condition
 
 TABLES = ("loss", "arms", "claims", "conditions")
@@ -120,8 +121,7 @@ def _made(kind: type[Any], fields: dict[str, Any], where: str) -> Any:
     try:
         return kind.model_validate(fields)
     except ValidationError as error:
-        faults = [f"{'.'.join(map(str, one['loc'])) or 'it'}: {one['msg']}" for one in error.errors()[:5]]
-        raise UserError(f"{where}: {'; '.join(faults)}") from error
+        raise UserError(f"{where}: {faults(error, 'it')}") from error
 
 
 def _own_loss(settings: Mapping[str, Any]) -> str:
