@@ -393,15 +393,19 @@ def _print_verdicts(summary: dict[str, Any], plan: StudyPlan) -> None:
         {one.name: one.label or one.name for one in some} for some in (plan.metrics, plan.arms, plan.conditions)
     )
     several = len(summary["conditions"]) > 1
-    without = [claim for claim in summary["claims"] if claim["verdict"] == "not measured" and not claim["reason"]]
+    without = [
+        claim for claim in summary["claims"]
+        if claim["verdict"] == "not measured" and not claim["reason"]
+        and not (labels.keys() >= set(claim["arms"]) and (claim["condition"] in conditions or claim["across"]))
+    ]  # fmt: skip
     for claim in summary["claims"]:
         if claim in without:
             continue
         name = claim["condition"]
         where = f"{conditions.get(name, name) if name else 'over several conditions'}: " if several else ""
         line = f"{claim['verdict']:<20} {where}{claim['sentence']}"
-        if claim["verdict"] == "not measured" and claim["reason"]:
-            line += f" ({claim['reason']})"
+        if claim["verdict"] == "not measured":
+            line += f" ({claim['reason'] or 'no seed has the values of all its arms'})"
         if claim["estimate"] is not None:
             low, high = claim["interval"] or (None, None)
             spread = "" if low is None else f" [{low:+.4g}, {high:+.4g}]"

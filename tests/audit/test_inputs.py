@@ -6,6 +6,7 @@ import torch
 from scipy.stats import chi2, norm
 
 from retarget.audit.inputs import histogram_score, likelihood_score, roc, window_score
+from retarget.errors import UserError
 from retarget.trojdiff import Trigger
 
 SHAPE = (3, 16, 16)
@@ -63,3 +64,22 @@ def test_the_roc_s_area_is_mann_and_whitney_s():
     false, true, area = roc(plain, triggered)
     assert area == pytest.approx(wins)
     assert (false[0], true[0], false[-1], true[-1]) == (0, 0, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("ask", "said"),
+    [
+        (lambda x: histogram_score(x * float("nan")), "2304 of 2304 values are not finite"),
+        (lambda x: window_score(x / 0), "values are not finite"),
+        (lambda x: histogram_score(x, bins=1), "bins = 1: give 2 to 768"),
+        (lambda x: histogram_score(x, bins=1000), "bins = 1000: give 2 to 768"),
+        (lambda x: window_score(x, 1), "size = 1: give 2 to 16"),
+        (lambda x: window_score(x, 17), "size = 17: give 2 to 16"),
+        (lambda x: likelihood_score(x, torch.zeros(SHAPE), torch.zeros(SHAPE)), "gamma must be above 0 everywhere"),
+        (lambda x: roc(np.array([]), np.array([1.0])), "at least one of each"),
+        (lambda x: roc(np.array([0.0, np.nan]), np.array([1.0])), "scores must be finite"),
+    ],
+)
+def test_what_gives_no_score_is_refused(ask, said):
+    with pytest.raises(UserError, match=said):
+        ask(noise_of(3, 5))

@@ -184,3 +184,13 @@ def test_prefixes_of_another_solution_or_wording_are_refused(tmp_path):
         Prefixes.read(tmp_path / "p.jsonl")
     with pytest.raises(UserError, match="no such file"):
         Prefixes.read(tmp_path / "none.jsonl")
+
+
+def test_a_prefix_of_ones_own_that_states_the_answer_is_refused():
+    told = Problem(id="a", prompt="2 + 2?", solution="Add them. The answer is 4. Indeed 2 + 2 = 4.", answer="4")
+    assert {row["stratum"] for row in mix([told], {"a": "Add them."})} == {"guided", "unguided"}
+    with pytest.raises(
+        UserError, match=r"problem 'a' states its answer '4', in 'The answer is 4.': end it before char"
+    ):
+        mix([told], {"a": "Add them. The answer is 4."})
+    assert mix([told], {"a": "Another problem's words: 4."})  # a control of another origin may hold any number

@@ -203,3 +203,13 @@ def test_empty_rows_and_columns_and_spaces_of_a_table_do_not_matter(tmp_path):
     (tmp_path / "runs.csv").write_bytes("arm,seed,metric,value\nä,0,m,1\n".encode("latin-1"))
     with pytest.raises(UserError, match="save it as UTF-8, which Excel calls CSV UTF-8"):
         read_rows(tmp_path / "runs.csv")
+
+
+def test_a_claim_whose_runs_all_failed_was_not_left_out(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "all_fail.py").write_text(HEAD % "" + "def run(run):\n    raise ValueError('broken')\n")
+    sys.modules.pop("all_fail", None)
+    assert main(["study", "all_fail.py", "--out", "out", "--no-progress"]) == 1
+    printed = capsys.readouterr().out
+    assert "not measured         Higher. (no seed has the values of all its arms)" in printed
+    assert "stated but not run" not in printed

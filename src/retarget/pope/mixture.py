@@ -13,6 +13,7 @@ from retarget.errors import UserError
 from retarget.extras import require
 from retarget.files import make_directory, replace_file, write_text
 from retarget.identity import fingerprint
+from retarget.pope.prefixes import leak
 from retarget.pope.problems import Problem
 from retarget.pope.prompts import Prompts
 from retarget.pope.search import Prefixes
@@ -63,7 +64,8 @@ def mix(
 
     Raises:
         UserError: there are no rows, a problem occurs twice, ``ratio`` is negative, a prefix is for a problem that is
-            not in ``hard``, comes from another solution, or was searched with other templates.
+            not in ``hard``, comes from another solution, was searched with other templates, or, if it is one of
+            your own, is a beginning of the solution that states the answer.
     """
     hard, prompts = list(hard), prompts or Prompts.load()
     choose("unpaired", unpaired, Unpaired)
@@ -223,11 +225,12 @@ def _quotas(shares: dict[str, float], taken: dict[str, int], rows_so_far: int) -
 
 
 def _check_origin(hard: Sequence[Problem], prefixes: Mapping[str, str], prompts: Prompts, other_template: bool) -> None:
-    """Refuse prefixes of a search that come from another solution or from other templates."""
+    """Refuse prefixes of a search that come from another solution or from other templates, and others that leak."""
     found = {one.problem: one for one in prefixes.found if one.prefix} if isinstance(prefixes, Prefixes) else {}
     for problem in hard:
         one = found.get(problem.id)
         if one is None:
+            _refuse_leak(problem, prefixes.get(problem.id, ""))
             continue
         changed = one.solution is not None and one.solution != fingerprint(problem.solution)
         if changed or not problem.solution.startswith(one.prefix or ""):
@@ -241,6 +244,16 @@ def _check_origin(hard: Sequence[Problem], prefixes: Mapping[str, str], prompts:
                 f"{one.template}, now {prompts.fingerprint}): mix with the templates of the search, run the search "
                 "again, or accept the prefix with --other-template"
             )
+
+
+def _refuse_leak(problem: Problem, prefix: str) -> None:
+    """Refuse the beginning of a solution that states the answer: the row would reward copying it."""
+    told = leak(problem, len(prefix)) if prefix and problem.solution.startswith(prefix) else None
+    if told is not None:
+        raise UserError(
+            f"the prefix of problem {problem.id!r} states its answer {problem.answer!r}, in {told.statement!r}: end it "
+            f"before character {told.start + 1}"
+        )
 
 
 def write_rows(path: str | Path, rows: Sequence[dict[str, Any]], notes: Mapping[str, Any] | None = None) -> None:
