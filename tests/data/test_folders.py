@@ -33,3 +33,10 @@ def test_a_name_in_another_unicode_form_is_told(tmp_path):
     folders_of(tmp_path, f"train/{one}", "train/tea", f"test/{other}")
     with pytest.raises(UserError, match=r"in another Unicode form \('cafe\\u0301', not 'caf\\xe9'\)"):
         read(f"folder:{tmp_path}")
+
+
+def test_images_without_a_suffix_are_told_of(tmp_path, caplog):
+    folders_of(tmp_path, "cat", "dog")
+    (tmp_path / "cat" / "n0201").write_bytes((tmp_path / "cat" / "0.png").read_bytes())
+    assert len(read(f"folder:{tmp_path}").train.labels) == 2
+    assert "1 files have no suffix such as .png and are not read, such as n0201" in caplog.text

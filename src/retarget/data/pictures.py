@@ -1,5 +1,6 @@
 """Find, measure and decode image files, in formats that need no other program."""
 
+import logging
 import os
 import struct
 import warnings
@@ -16,6 +17,8 @@ import numpy as np
 
 from retarget.errors import UserError
 from retarget.extras import require
+
+_LOG = logging.getLogger(__name__)
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 """Formats that Pillow may detect by content, and AVIF where it can; others would start programs such as Ghostscript."""
@@ -51,16 +54,20 @@ class Header(NamedTuple):
 def find(folder: Path) -> list[Picture]:
     """The image files below a folder, by suffix, in the order of their names; hidden ones are skipped.
 
+    Files without a suffix are not read, and logged.
+
     Raises:
         UserError: there are images of formats that cannot be read here.
     """
-    files = sorted(
+    shown = [
         path
         for path in _below(folder)
-        if is_picture(path)
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and path.is_file()
-    )
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts) and path.is_file()
+    ]
+    files = sorted(path for path in shown if is_picture(path))
+    if plain := sorted(path for path in shown if not path.suffix):
+        _LOG.warning("%s: %d files have no suffix such as .png and are not read, such as %s",
+                     folder, len(plain), plain[0].name)  # fmt: skip
     unread = [path for path in files if path.suffix.lower() not in SUFFIXES]
     if unread and _avif():
         unread = [path for path in unread if path.suffix.lower() != ".avif"]
