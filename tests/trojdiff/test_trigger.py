@@ -92,6 +92,8 @@ def test_a_pickle_a_stranger_and_nothing_are_refused(tmp_path):
         (lambda: Trigger.patch(size=2, shape=(1, 4, 4), place=(3, 0)), "row 3, column 0 is outside 4×4 images"),
         (lambda: Trigger.patch(mask=torch.zeros(4, 4, dtype=torch.bool), shape=(1, 4, 4)), "mask is empty"),
         (lambda: Trigger.patch(mask=torch.ones(3, 4, dtype=torch.bool), shape=(1, 4, 4)), "mask is"),
+        (lambda: Trigger.patch(mask=torch.full((4, 4), 0.5), shape=(1, 4, 4)), "values other than 0 and 1"),
+        (lambda: Trigger.patch(mask=torch.full((4, 4), 255), shape=(1, 4, 4)), "pass mask > 0"),
         (lambda: Trigger.patch(size=1, shape=(3, 4, 4), colour=(1.0, 0.0)), "colour"),
         (lambda: Trigger(torch.zeros(1, 2, 2), torch.zeros(1, 2, 2)), "must be above 0"),
         (lambda: Trigger(torch.full((1, 2, 2), 2.0), torch.ones(1, 2, 2)), "mu reaches 2"),

@@ -84,7 +84,8 @@ class Trigger:
             shape: (channels, height, width) of the images.
             place: (row, column) of the patch's upper left pixel; by default bottom right, as in the paper.
             colour: δ on the patch, in [-1, 1]: one number, or one per channel; by default white, as in the paper.
-            mask: [H, W], any set of pixels instead of a rectangle; ``size`` and ``place`` are then not used.
+            mask: [H, W], bool or 0 and 1, any set of pixels instead of a rectangle; ``size`` and ``place`` are then
+                not used.
         """
         _check_scale(gamma)
         channels, height, width = shape
@@ -92,6 +93,8 @@ class Trigger:
             mask = _rectangle(size, place, height, width)
         if tuple(mask.shape) != (height, width):
             raise UserError(f"trigger: the mask is {list(mask.shape)} but images are {height}×{width}")
+        if bool(((mask != 0) & (mask != 1)).any()):
+            raise UserError("trigger: the mask has values other than 0 and 1; to use every pixel above 0, pass mask > 0")
         if not bool(mask.any()):
             raise UserError("trigger: the mask is empty; for a trigger without effect use Trigger.none(shape)")
         values = torch.as_tensor(colour, dtype=torch.float32).reshape(-1, 1, 1)
