@@ -178,6 +178,23 @@ def test_a_floor_may_be_another_metric_of_the_same_control():
         assert found.reason == (missed if verdict == "not measured" else "")
 
 
+@pytest.mark.parametrize("of_claim", [True, False])
+def test_a_treated_arm_that_has_learnt_nothing_is_not_well_calibrated(of_claim):
+    """Its calibration error is 0, since it is never confident; its accuracy may still be judged worse."""
+    accuracy = Metric(name="acc", label="accuracy", better="higher", floor=None if of_claim else 10.0,
+                      floor_for="every arm")  # fmt: skip
+    floor = {"floor": ("acc", 10.0)} if of_claim else {}
+    ece = claim("a", "arm", metric="ece", direction="lower", **floor)
+    plan = study([ece, claim("b", "arm", **floor)], 2, metrics=(accuracy, Metric(name="ece", label="ECE")))
+    for reached, verdicts in ((0.0, ["not measured", "does not hold"]), (50.0, ["holds", "does not hold"])):
+        values = {"control": {"acc": [60.0, 60.5], "ece": [9.0, 9.1]},
+                  "arm": {"acc": [reached, reached + 0.4], "ece": [0.1, 0.3]}}  # fmt: skip
+        found = judge(plan, {"default": values})
+        assert [one.verdict for one in found] == verdicts
+    assert "accuracy of arm is 0.2, but a test needs at least 10" in judge(plan, {"default": {
+        "control": values["control"], "arm": {"acc": [0.0, 0.4], "ece": [0.1, 0.3]}}})[0].reason  # fmt: skip
+
+
 def test_the_floor_of_a_metric_of_which_lower_is_better_is_a_ceiling():
     values = {"default": {"control": {"acc": [3.0, 3.1]}, "arm": {"acc": [1.0, 1.2]}}}
     lower = Metric(name="acc", label="perplexity", better="lower")

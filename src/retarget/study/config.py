@@ -43,6 +43,8 @@ class Metric(Strict):
         floor: the least that a control must reach on average (the most, if lower is better) for a comparison with it to
             mean anything, such as better than chance; below it no claim is tested. The name of another metric takes
             that metric's value for the same control, if chance depends on the data. A claim may set its own floor.
+        floor_for: whether other arms must reach the floor, too, for claims on other metrics: a model that has learnt
+            nothing may be well calibrated. By default only the control must.
         bounds: the smallest and the largest value that it can take; a run with another value fails. An interval ends
             where no difference can be; that changes no verdict.
         needs: ``(metric, value)`` that an arm must reach on average, where it reports that metric, for a comparison of
@@ -58,6 +60,7 @@ class Metric(Strict):
     optional: bool = False
     deterministic: bool = False
     floor: FiniteFloat | str | None = None
+    floor_for: Literal["control", "every arm"] = "control"
     bounds: tuple[FiniteFloat, FiniteFloat] | None = None
     needs: tuple[str, FiniteFloat] | None = None
 
@@ -114,8 +117,8 @@ class Claim(Strict):
         family: primary and secondary claims are two families; each has the study's error rates by itself.
         about: ``method``, decided over seeds; or ``models``, only these models on this data, decided over items.
         floor: ``(metric, value)`` that the control (or the only arm) must reach on average, such as better than chance,
-            for the claim to be tested at all; below it the claim is *not measured*. For a metric of which lower is
-            better it is a ceiling.
+            for the claim to be tested at all; below it the claim is *not measured*. If the claim is on another metric,
+            every arm must reach it. For a metric of which lower is better it is a ceiling.
         across: makes one claim over several conditions (datasets): it holds on ``every`` one, on ``average`` over them,
             or on ``new`` ones, of which these are a sample. Then leave ``condition`` out.
         conditions: the conditions that ``across`` covers; by default all of the study's.
@@ -334,7 +337,7 @@ class StudyPlan(Strict):
         floors = {metric.floor for metric in self.metrics} | {claim.floor[0] for claim in self.claims if claim.floor}
         rules: dict[str, dict[str, Any]] = {}
         for metric in self.metrics:
-            fields = {"deterministic", "floor", "needs", "bounds"}
+            fields = {"deterministic", "floor", "floor_for", "needs", "bounds"}
             if metric.floor is not None or metric.name in floors:
                 fields.add("better")  # whether a floor is one or a ceiling
             stated = metric.model_dump(mode="json", include=fields, exclude_defaults=True)

@@ -191,24 +191,31 @@ class Measuring:
             missed = self._below(claim, *claim.floor, needed=True)
             if missed:
                 return missed
+            if claim.floor[0] != claim.metric and (missed := self._below(claim, *claim.floor, arm=claim.arms[0])):
+                return missed
         own = self.by_name.get(claim.metric)
         if claim.against is not None:
-            return self._below(claim, *own.needs, needed=False) if own and own.needs else ""
+            return self._below(claim, *own.needs) if own and own.needs else ""
         for metric in self.floors:
-            missed = self._below(claim, metric.name, metric.floor, needed=False)
-            if missed:
-                return missed
+            every = metric.floor_for == "every arm" and metric.name != claim.metric  # worse in it is a finding
+            for arm in reversed(claim.arms) if every else claim.arms[-1:]:
+                missed = self._below(claim, metric.name, metric.floor, arm=arm)
+                if missed:
+                    return missed
         return ""
 
-    def _below(self, claim: Claim, name: str, floor: float | str | None, *, needed: bool) -> str:
-        """How the control (or only arm) misses a floor, in words; ``needed``: also report a missing value."""
+    def _below(
+        self, claim: Claim, name: str, floor: float | str | None, *, arm: str | None = None, needed: bool = False
+    ) -> str:
+        """How an arm, by default the control (or only arm), misses a floor; ``needed``: also report a missing value."""
         metric = self.by_name.get(name, Metric(name=name, label=name))
-        arm = next((one.label for one in self.plan.arms if one.name == claim.arms[-1]), claim.arms[-1])
+        judged = arm or claim.arms[-1]
+        label = next((one.label for one in self.plan.arms if one.name == judged), judged)
         for condition in self._conditions(claim):
-            mean = self._mean(condition, claim.arms[-1], name)
+            mean = self._mean(condition, judged, name)
             if mean is None and needed:
-                return f"The claim cannot be tested: {metric.label} of {arm} is missing, and it must reach a floor"
-            bound = self._mean(condition, claim.arms[-1], floor) if isinstance(floor, str) else floor
+                return f"The claim cannot be tested: {metric.label} of {label} is missing, and it must reach a floor"
+            bound = self._mean(condition, judged, floor) if isinstance(floor, str) else floor
             if mean is None or bound is None:
                 continue
             most = metric.better == "lower"
@@ -216,7 +223,9 @@ class Measuring:
                 unit = f" {metric.unit}" if metric.unit else ""
                 limit = f"at {'most' if most else 'least'} {bound:.4g}{unit}"
                 limit += f" ({self.by_name[floor].label})" if isinstance(floor, str) and floor in self.by_name else ""
-                said = f"Not a test of the claim: {metric.label} of {arm} is {mean:.4g}{unit}, but a test needs {limit}"
+                said = (
+                    f"Not a test of the claim: {metric.label} of {label} is {mean:.4g}{unit}, but a test needs {limit}"
+                )
                 if metric.bounds and not most and bound >= metric.bounds[1]:
                     said += ", which no arm can exceed: there are too few items to tell from chance; use more"
                 return said

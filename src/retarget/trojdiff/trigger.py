@@ -94,7 +94,9 @@ class Trigger:
         if tuple(mask.shape) != (height, width):
             raise UserError(f"trigger: the mask is {list(mask.shape)} but images are {height}×{width}")
         if bool(((mask != 0) & (mask != 1)).any()):
-            raise UserError("trigger: the mask has values other than 0 and 1; to use every pixel above 0, pass mask > 0")
+            raise UserError(
+                "trigger: the mask has values other than 0 and 1; to use every pixel above 0, pass mask > 0"
+            )
         if not bool(mask.any()):
             raise UserError("trigger: the mask is empty; for a trigger without effect use Trigger.none(shape)")
         values = torch.as_tensor(colour, dtype=torch.float32).reshape(-1, 1, 1)

@@ -76,7 +76,7 @@ ARMS = (
 
 METRICS = (
     Metric(name="map", label="mAP", **SHARE, better="higher", description="COCO's: mean over IoU 0.50 to 0.95",
-           optional=True, floor=1.0),
+           optional=True, floor=1.0, floor_for="every arm"),
     Metric(name="map50", label="mAP50", **SHARE, better="higher", description="IoU 0.50", optional=True),
     Metric(name="map75", label="mAP75", **SHARE, better="higher", description="IoU 0.75", optional=True),
     Metric(name="ece", label="detection ECE", **SHARE, better="lower", optional=True,

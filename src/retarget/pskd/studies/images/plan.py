@@ -44,7 +44,7 @@ ARMS = (
 )
 
 METRICS = (
-    Metric(name="top1", label="top-1 accuracy", **SHARE, better="higher", floor="top1_chance"),
+    Metric(name="top1", label="top-1 accuracy", **SHARE, better="higher", floor="top1_chance", floor_for="every arm"),
     Metric(
         name="top1_chance",
         label="chance level of top-1",

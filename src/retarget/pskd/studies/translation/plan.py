@@ -48,7 +48,7 @@ ARMS = (
 )
 
 METRICS = (
-    Metric(name="bleu", label="BLEU", better="higher", decimals=1, floor=1.0,
+    Metric(name="bleu", label="BLEU", better="higher", decimals=1, floor=1.0, floor_for="every arm",
            description="sacreBLEU, signature in scores.json; a translator below 1 has learnt nothing"),
     Metric(name="chrf", label="chrF", better="higher", decimals=1, description="sacreBLEU's chrF2"),
     Metric(name="nll", label="token NLL", better="lower", decimals=3, description="test set, reference prefixes"),
