@@ -313,7 +313,7 @@ def test_parameters_reach_slurm_and_a_job_whose_machine_fails_is_submitted_again
 def test_what_cannot_be_done_is_refused_before_anything_is_begun(own, tmp_path, monkeypatch, capsys):
     refused = {
         ("ray", "adress=auto"): "there is no setting adress, did you mean address?",
-        ("ray", "gpus=-1"): "gpus = -1",
+        ("ray", "gpus=-1"): "gpus must be at least 0, not -1",
         ("ray", "address=ray://head:10001"): "is one of Ray Client",
         ("slurm", "cluster=pbs"): "cluster=pbs is none of slurm, local, debug",
         ("slurm", "cluster=slurm"): 'Could not detect "srun"',

@@ -104,6 +104,35 @@ def test_differences_below_the_noise_of_the_values_have_no_interval():
     assert "too small to be told from rounding" in one.reason
 
 
+def test_a_clear_difference_of_large_numbers_is_judged_however_small_their_spread():
+    """One hundredth of a billion, with a spread of a few millionths of it."""
+    old = [1e9, 1e9 + 300, 1e9 - 200, 1e9 + 100]
+    rows = runs("old", old) + runs("new", [one + 1e7 + at for one, at in zip(old, (400, -300, 500, 0), strict=True)])
+    (one,) = verdicts(rows, asked(dict(smallest_effect=1e6)))
+    assert one.verdict == "holds"
+    assert one.interval[0] < 1e7 < one.interval[1]
+
+
+def test_the_scale_of_a_claims_items_is_not_that_of_another_arm():
+    right = [float(at % 2) for at in range(400)]
+    rows = items("old", right) + items("new", [0.0, *right[1:]])
+    asks = asked(dict(about="models", smallest_effect=0.05))
+    (alone,), (beside,) = verdicts(rows, asks), verdicts(rows + items("third", [2.0, *right[1:]]), asks)
+    assert (alone.verdict, alone.estimate, alone.interval) == (beside.verdict, beside.estimate, beside.interval)
+    assert abs(alone.estimate) < 0.01
+
+
+def test_a_claim_about_models_is_judged_once_at_the_last_look():
+    right = [float(at % 10 > 4) for at in range(300)]
+    better = [1.0] * 200 + right[200:]
+    for seeds, verdict in ((3, "not enough evidence"), (4, "not enough evidence"), (5, "holds")):
+        rows = [row._replace(seed=seed) for seed in range(seeds)
+                for row in items("old", right) + items("new", better)]  # fmt: skip
+        (one,) = verdicts(rows, asked(dict(about="models", smallest_effect=0.05), looks=(3, 5)))
+        assert one.verdict == verdict
+        assert ("judged at the last planned look, at 5 seeds" in one.reason) == (seeds < 5)
+
+
 def test_a_margin_of_nothing_promises_no_power():
     found = arrange(runs("old", [50, 51, 49.5, 50.2]) + runs("new", [50.1, 50.9, 49.4, 50.5]), asked(dict(margin=0)))
     assert "needs more than 10,000 seeds alone" in prospects(found)

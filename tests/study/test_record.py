@@ -249,5 +249,5 @@ def test_a_logged_line_without_its_step_is_named(tmp_path, line):
 
 def test_a_plan_that_is_none_is_one_line(tmp_path):
     (tmp_path / "study.json").write_text('{"plan": 3}')
-    with pytest.raises(UserError, match=r"study\.json is not a study that this version can read: plan: [^\n]*$"):
+    with pytest.raises(UserError, match=r"study\.json is not a study that this version can read: plan must be [^\n]*$"):
         Results.load(tmp_path)

@@ -186,11 +186,11 @@ def test_a_treated_arm_that_has_learnt_nothing_is_not_well_calibrated(of_claim):
     floor = {"floor": ("acc", 10.0)} if of_claim else {}
     ece = claim("a", "arm", metric="ece", direction="lower", **floor)
     plan = study([ece, claim("b", "arm", **floor)], 2, metrics=(accuracy, Metric(name="ece", label="ECE")))
-    for reached, verdicts in ((0.0, ["not measured", "does not hold"]), (50.0, ["holds", "does not hold"])):
+    for reached, expected in ((0.0, ["not measured", "does not hold"]), (50.0, ["holds", "does not hold"])):
         values = {"control": {"acc": [60.0, 60.5], "ece": [9.0, 9.1]},
                   "arm": {"acc": [reached, reached + 0.4], "ece": [0.1, 0.3]}}  # fmt: skip
         found = judge(plan, {"default": values})
-        assert [one.verdict for one in found] == verdicts
+        assert [one.verdict for one in found] == expected
     assert "accuracy of arm is 0.2, but a test needs at least 10" in judge(plan, {"default": {
         "control": values["control"], "arm": {"acc": [0.0, 0.4], "ece": [0.1, 0.3]}}})[0].reason  # fmt: skip
 

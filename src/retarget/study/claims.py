@@ -161,6 +161,10 @@ class _Writer:
         then, shown, verdict = _deciding(found)
         evidence = found.stages[shown] if shown is not None else None
         if shown is None or evidence is None or not found.holds or not found.fails:
+            if claim.about == "models" and self.plan.looks:
+                return entry | dict(
+                    reason=f"about models, judged at the last planned look, at {self.plan.looks[-1]} seeds"
+                )
             return entry | dict(reason=f"the first planned look is at {self.plan.looks[0]} seeds")
         holds, fails = found.holds[then], found.fails[then]
         entry |= dict(estimate=sign * evidence.estimate + 0.0, n=evidence.n, verdict=verdict)

@@ -260,9 +260,10 @@ class _Table:
         for seed in by_seed[0].keys() | by_seed[1].keys():
             _refuse_gap([one.get(seed, {}).keys() for one in by_seed], "item", places, self)
 
-    def _scale(self, metric: str, percent: bool) -> float:
-        """The value of a right item: 100 if the metric is in percent, or any of its values is above 1."""
-        return 100.0 if percent or any((row.value or 0) > 1 for row in self.rows(metric)) else 1.0
+    def _scale(self, values: Iterable[float], metric: str, percent: bool) -> float:
+        """The value of a right item: 100 for percentages. The values tell, or those of other arms if all are 0."""
+        largest = max(values) or max(row.value or 0.0 for row in self.rows(metric))
+        return 100.0 if percent or largest > 1 else 1.0
 
     def items_of(self, claim: Claim, resamples: int, percent: bool = False) -> Items | None:
         """The items of a claim, averaged over the seeds; None if there are none, or too few.
@@ -288,7 +289,8 @@ class _Table:
         try:
             return paired_items(
                 [sides[0][name] for name in names], [sides[1][name] for name in names],
-                groups if groups[0] is not None else None, scale=self._scale(claim.metric, percent),
+                groups if groups[0] is not None else None,
+                scale=self._scale([one for side in sides for one in side.values()], claim.metric, percent),
                 exact=claim.exact, resamples=resamples,
             )  # fmt: skip
         except UserError as error:

@@ -10,7 +10,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol, cast
 
-from retarget.study.items import Groups, Items, PairedCounts, Resampled, Shares, mcnemar, newcombe_bound, wilson_bound
+from retarget.study.items import Groups, Items, PairedCounts, Resampled, Shares, mcnemar, newcombe_bound
 from retarget.study.statistics import RELATIVE_NOISE, mean_and_sd, t_quantile, t_tail
 
 
@@ -62,6 +62,27 @@ class Spread(NamedTuple):
 
     def upper(self, alpha: float) -> float:
         return self.estimate + t_quantile(self.n - 1, alpha) * self.sd / math.sqrt(self.n)
+
+
+class Student(NamedTuple):
+    """As :class:`Spread`, of ``n`` items in groups, with the standard error and degrees of freedom of their mean."""
+
+    estimate: float
+    error: float
+    freedom: float
+    n: int
+
+    def p_above(self, bound: float) -> float:
+        return t_tail((self.estimate - bound) / self.error, self.freedom)
+
+    def p_below(self, bound: float) -> float:
+        return t_tail((bound - self.estimate) / self.error, self.freedom)
+
+    def lower(self, alpha: float) -> float:
+        return self.estimate - t_quantile(self.freedom, alpha) * self.error
+
+    def upper(self, alpha: float) -> float:
+        return self.estimate + t_quantile(self.freedom, alpha) * self.error
 
 
 class Undecided(NamedTuple):
@@ -135,7 +156,8 @@ class Pairs(NamedTuple):
 
     def p_above(self, bound: float) -> float:
         p_value = self._beyond(bound / self.scale)
-        return max(p_value, mcnemar(self.first, self.second, exact=self.exact)) if bound == 0 else p_value
+        # What is not shown to be above 0 is not shown to be above more.
+        return max(p_value, mcnemar(self.first, self.second, exact=self.exact)) if bound >= 0 else p_value
 
     def p_below(self, bound: float) -> float:
         turned = self._replace(first=self.second, second=self.first)
@@ -145,7 +167,8 @@ class Pairs(NamedTuple):
         from scipy.special import ndtri
 
         z = -float(ndtri(alpha))
-        return self.scale * newcombe_bound(self.both, self.first, self.second, self.neither, z)[0]
+        low = self.scale * newcombe_bound(self.both, self.first, self.second, self.neither, z)[0]
+        return low if mcnemar(self.first, self.second, exact=self.exact) <= alpha else min(low, 0.0)
 
     def upper(self, alpha: float) -> float:
         return -self._replace(first=self.second, second=self.first).lower(alpha)
@@ -165,8 +188,9 @@ class Pairs(NamedTuple):
 
 
 class SmallestShare(NamedTuple):
-    """The smallest of several shares minus a constant: score tests, with Wilson's bounds.
+    """The smallest of several shares minus a constant: exact binomial tests, with Clopper and Pearson's bounds.
 
+    Score tests and Wilson's bounds err too often where few hits are expected: one hit in one trial would be above 10 %.
     It is above a bound if every share is, below it if any is; the second is corrected for the choice of the share.
     """
 
@@ -184,23 +208,25 @@ class SmallestShare(NamedTuple):
 
     def p_above(self, bound: float) -> float:
         share = (self.against + bound) / self.scale
-        return max(_score(hits, trials, share) for hits, trials in self.cells)
+        return max(_at_least(hits, trials, share) for hits, trials in self.cells)
 
     def p_below(self, bound: float) -> float:
         share = 1 - (self.against + bound) / self.scale
-        return min(1.0, len(self.cells) * min(_score(trials - hits, trials, share) for hits, trials in self.cells))
+        return min(1.0, len(self.cells) * min(_at_least(trials - hits, trials, share) for hits, trials in self.cells))
 
     def lower(self, alpha: float) -> float:
-        return self._bound(0, alpha)
+        from scipy.special import betaincinv
+
+        ends = [float(betaincinv(hits, trials - hits + 1, alpha)) if hits else 0.0 for hits, trials in self.cells]
+        return self.scale * min(ends) - self.against
 
     def upper(self, alpha: float) -> float:
-        return self._bound(1, alpha / len(self.cells))
+        from scipy.special import betaincinv
 
-    def _bound(self, side: int, alpha: float) -> float:
-        from scipy.special import ndtri
-
-        z = -float(ndtri(alpha))
-        ends = [wilson_bound(hits / trials, trials, z)[side] for hits, trials in self.cells]
+        each = 1 - alpha / len(self.cells)
+        ends = [
+            float(betaincinv(hits + 1, trials - hits, each)) if hits < trials else 1.0 for hits, trials in self.cells
+        ]
         return self.scale * min(ends) - self.against
 
 
@@ -302,26 +328,28 @@ def over_seeds(good: Sequence[float], scale: float, what: str = "seed") -> Sprea
     """Evidence from one or more differences, with the sign turned so that positive is good.
 
     Args:
-        scale: the largest absolute value that was compared. A spread below ``RELATIVE_NOISE`` of it counts as none: a t
-            statistic would divide by rounding errors and make anything certain.
+        scale: the largest absolute value that was compared. A spread below ``RELATIVE_NOISE`` of it may be rounding: a
+            t statistic would divide by it and make anything certain. It is taken for that large.
         what: what the differences are counted in, such as "seed".
     """
     if len(good) == 1:
         return Undecided(good[0], 1, f"one {what} has no spread")
     mean, sd = mean_and_sd(good)
-    if sd <= RELATIVE_NOISE * scale:
-        if max(good) - min(good) > RELATIVE_NOISE * max(map(abs, good)):
+    noise = RELATIVE_NOISE * scale
+    if sd <= noise:
+        if max(good) - min(good) <= RELATIVE_NOISE * max(map(abs, good)):
+            return Undecided(mean, len(good), f"the difference is the same on every {what}", known=True)
+        if abs(mean) <= noise:
             reason = "the differences are below a millionth of the values, too small to be told from rounding"
             return Undecided(mean, len(good), reason)
-        return Undecided(mean, len(good), f"the difference is the same on every {what}", known=True)
-    return Spread(mean, sd, len(good))
+    return Spread(mean, max(sd, noise), len(good))
 
 
-def over_groups(items: Groups) -> Spread | Undecided:
+def over_groups(items: Groups) -> Student | Undecided:
     """Evidence from few groups of items; undecided if their differences are as good as equal."""
-    if items.sd <= RELATIVE_NOISE * abs(items.estimate):
-        return Undecided(items.estimate, items.groups, "the difference is the same in every group", known=True)
-    return Spread(items.estimate, items.sd, items.groups)
+    if items.error <= RELATIVE_NOISE * abs(items.estimate):
+        return Undecided(items.estimate, items.items, "the difference is the same in every group", known=True)
+    return Student(items.estimate, items.error, items.freedom, items.items)
 
 
 def over_items(items: Items, direction: str, against: float | None) -> Evidence:
@@ -345,12 +373,10 @@ def over_items(items: Items, direction: str, against: float | None) -> Evidence:
     return found if direction == "higher" else Turned(found)
 
 
-def _score(hits: int, trials: int, share: float) -> float:
-    """One-sided p-value of the score test that the true share is at most ``share``."""
-    from scipy.special import ndtr
+def _at_least(hits: int, trials: int, share: float) -> float:
+    """The probability of at least so many hits if the true share is ``share``: an exact one-sided p-value."""
+    from scipy.special import bdtrc
 
-    if share >= 1:
-        return 1.0
-    if share <= 0:
-        return 0.0 if share < 0 or hits else 1.0
-    return float(ndtr(-(hits / trials - share) / math.sqrt(share * (1 - share) / trials)))
+    if hits == 0 or share >= 1:
+        return float(share >= 0)
+    return float(bdtrc(hits - 1, trials, max(share, 0.0)))

@@ -47,7 +47,8 @@ class Resampled(Strict):
     """Treated - control in resamples of the items, with the same items for both.
 
     Attributes:
-        draws: one difference per resample.
+        draws: one difference per resample, or for a studentised bootstrap the estimate minus each resample's t times
+            its standard error: their quantiles are the interval's ends either way.
         estimate: the difference over the original items.
         items: number of items.
     """
@@ -63,13 +64,15 @@ class Groups(Strict):
 
     Attributes:
         estimate: the mean over items of treated - control.
-        sd: standard deviation of the groups' contributions: the standard error times the root of their number.
+        error: its standard error.
+        freedom: degrees of freedom of the t test, below the number of groups if these are of unequal size.
         groups, items: number of each.
     """
 
     kind: Literal["groups"] = "groups"
     estimate: FiniteFloat
-    sd: FiniteFloat
+    error: FiniteFloat
+    freedom: Annotated[FiniteFloat, Field(gt=0)]
     groups: Annotated[int, Field(ge=2)]
     items: Annotated[int, Field(ge=FEWEST_ITEMS)]
 
@@ -147,8 +150,9 @@ def paired_items(
 ) -> PairedCounts | Resampled | Groups:
     """The evidence of two models' items about their mean difference.
 
-    Binary items (all 0 or 1, or all 0 or 100) without groups are counted; other values are resampled, groups as a
-    whole. Fewer than ``FEWEST_ITEMS`` groups get a t test over groups, since bootstrap intervals would be too narrow.
+    Binary items (all 0 or 1, or all 0 or 100) without groups are counted; for other values the bootstrap is
+    studentised, since a percentile interval of skewed differences is too narrow, and groups are resampled whole. Fewer
+    than ``FEWEST_ITEMS`` groups get a t test over groups.
 
     Args:
         treated, control: [N], value of each item; entry i of both is the same item.
@@ -184,20 +188,54 @@ def paired_items(
     if len(sums) < 2:
         raise UserError("all items are in one group, so the spread between groups is unknown")
     if len(sums) < FEWEST_ITEMS:
-        parts = (sums - estimate * sizes) * len(sums) / items  # linearised: their mean is 0
-        return Groups(estimate=estimate, sd=float(parts.std(ddof=1)), groups=len(sums), items=items)
+        error, freedom = _over_groups(sums, sizes)
+        return Groups(estimate=estimate, error=error, freedom=freedom, groups=len(sums), items=items)
     draws = _resample(sums, sizes, resamples, np.random.default_rng(seed))
     return Resampled(draws=draws, estimate=estimate, items=items)
 
 
+def _over_groups(sums: np.ndarray, sizes: np.ndarray) -> tuple[float, float]:
+    """Standard error of the mean over items and its degrees of freedom, from groups of any size.
+
+    The residual of group g with the share w of the items, r = sum - size · mean, has the variance τ² N² w² (1 - 2 w +
+    Σ w²) if the items of a group are all alike. So its square is divided by that factor, which makes the error unbiased
+    in the case that matters most, and too large in others (Bell and McCaffrey, 2002, with this working model). A group
+    that holds most of the items leaves little freedom, by Satterthwaite's formula, and one of all items none.
+    """
+    share = sizes / sizes.sum()
+    squares = float((share**2).sum())
+    residuals = (sums - sizes * (sums.sum() / sizes.sum())) / sizes.sum()
+    factor = 1 - 2 * share + squares
+    covariance = np.outer(share, share) * (np.eye(len(share)) - share - share[:, None] + squares)
+    covariance /= np.sqrt(np.outer(factor, factor))
+    freedom = float(np.trace(covariance) ** 2 / (covariance**2).sum())
+    return math.sqrt(float((residuals**2 / factor).sum())), freedom
+
+
+_LEAST_ERROR = 0.1
+"""A resample's standard error is taken for at least this share of that of all items: one of equal items has none."""
+
+
 def _resample(sums: np.ndarray, sizes: np.ndarray, resamples: int, rng: np.random.Generator) -> list[float]:
-    """Means of resamples of units; unit i has ``sizes[i]`` items whose values add up to ``sums[i]``."""
+    """The estimate minus t times its error, for the t of each resample of units (Efron and Tibshirani, 1993, ch. 12).
+
+    Unit i has ``sizes[i]`` items whose values add up to ``sums[i]``.
+    """
     kinds, counts = np.unique(np.stack([sums, sizes], 1), axis=0, return_counts=True)
-    if 4 * len(kinds) <= len(sums):  # few kinds of units: how often each is drawn is multinomial
-        drawn = rng.multinomial(len(sums), counts / len(sums), size=resamples)
-        return ((drawn @ kinds[:, 0]) / (drawn @ kinds[:, 1])).tolist()
-    means = []
-    for _ in range(resamples):
-        drawn = rng.integers(len(sums), size=len(sums), dtype=np.int32)
-        means.append(float(sums[drawn].sum() / sizes[drawn].sum()))
-    return means
+    moments = np.stack([kinds[:, 0], kinds[:, 1], kinds[:, 0] ** 2, kinds[:, 0] * kinds[:, 1], kinds[:, 1] ** 2], 1)
+    estimate, error = _ratio(counts @ moments, len(sums))
+    draws: list[float] = []
+    for at in range(0, resamples, 100):  # not all at once, for the memory's sake
+        drawn = rng.multinomial(len(sums), counts / len(sums), size=min(100, resamples - at))
+        means, errors = _ratio(drawn @ moments, len(sums))
+        t = (means - estimate) / np.maximum(errors, _LEAST_ERROR * error) if error else np.zeros(len(means))
+        draws += (estimate - t * error).tolist()
+    return draws
+
+
+def _ratio(moments: np.ndarray, units: int) -> tuple[Any, Any]:
+    """Mean over items and its linearised standard error, from the moments [..., 5] of the units."""
+    total, items, square, product, size = np.moveaxis(moments, -1, 0)
+    mean = total / items
+    spread = np.maximum(square - 2 * mean * product + mean**2 * size, 0.0)
+    return mean, np.sqrt(spread * units / (units - 1)) / items

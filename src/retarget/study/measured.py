@@ -102,12 +102,16 @@ class Measuring:
         return found
 
     def _measure_models(self, claim: Claim) -> Found:
-        """Evidence for a claim about these models: its items, at the latest look."""
+        """Evidence for a claim about these models: its items, at the last planned look.
+
+        Before that these are not yet the models that the claim is about, and their items are not kept look by look.
+        """
         items = self.items.get(claim.id)
         if items is None:
             return Found(claim, measured=False, missing=self._no_items(claim))
         evidence = over_items(items, claim.direction, claim.against)
-        stages = (None,) * (len(self.looks) - 1) + (evidence,) * bool(self.looks)
+        last = bool(self.looks) and len(self.looks) >= len(self.plan.looks)
+        stages = tuple(evidence if last and look == self.looks[-1] else None for look in self.looks)
         missing = self._floor_missed(claim)
         return Found(claim, stages, evidence.estimate, evidence.n, missing=missing, decided_by_items=True)
 

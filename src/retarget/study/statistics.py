@@ -66,7 +66,7 @@ def mean_and_sd(values: Sequence[float]) -> tuple[float, float]:
 
 
 @lru_cache(maxsize=4096)
-def t_quantile(freedom: int, alpha: float) -> float:
+def t_quantile(freedom: float, alpha: float) -> float:
     """The upper ``alpha`` quantile of Student's t, > 0 for alpha < .5.
 
     >>> round(t_quantile(4, 0.025), 3)
@@ -77,7 +77,7 @@ def t_quantile(freedom: int, alpha: float) -> float:
     return -float(stdtrit(freedom, alpha))
 
 
-def t_tail(statistic: float, freedom: int) -> float:
+def t_tail(statistic: float, freedom: float) -> float:
     """``P(T >= statistic)`` of Student's t: a one-sided p-value."""
     from scipy.special import stdtr
 
