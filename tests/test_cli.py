@@ -227,7 +227,7 @@ def test_a_study_runs_from_the_command_line_and_its_page_is_made_again(capsys, t
         "or use the settings that the directory was made with\n"
     )
     alone = call(capsys, "study", "toy", "--seeds", "0", "--arms", "control", "--out", "alone")
-    assert alone[1] == f"1 more claim was stated but not run here\n{tmp_path / 'alone' / 'report.html'}\n"
+    assert alone[1] == f"1 claim was stated but not run here\n{tmp_path / 'alone' / 'report.html'}\n"
 
 
 def test_failed_runs_are_named_and_the_exit_code_is_one(capsys, tmp_path):

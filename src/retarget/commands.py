@@ -418,4 +418,4 @@ def _print_verdicts(summary: dict[str, Any], plan: StudyPlan) -> None:
             line += f" ({compared}: {difference}, {counted})"
         print(line)
     if not_run := {claim["sentence"] for claim in without}:
-        print(stated(len(not_run)))
+        print(stated(len(not_run), more=len(without) < len(summary["claims"])))

@@ -115,7 +115,7 @@ def view(study: Study, key: str) -> StudyView:
         claims=groups,
         claims_caption=_claims_caption(study),
         not_run=unrun,
-        stated=words.stated(len(unrun), study.analysis.left_out) if unrun else "",
+        stated=words.stated(len(unrun), study.analysis.left_out, more=bool(groups)) if unrun else "",
         forest=forest(groups),
         metrics=metric_tables(study),
         pairs=pair_tables(study),

@@ -93,19 +93,22 @@ def with_unit(label: str, unit: str) -> str:
     return f"{label} ({unit})" if unit else label
 
 
-def stated(not_run: int, left_out: str = "") -> str:
+def stated(not_run: int, left_out: str = "", *, more: bool = True) -> str:
     """What stands above the claims that a study states and does not run.
 
     Args:
         not_run: number of these claims.
         left_out: why, and what measures them.
+        more: whether other claims were run.
 
     >>> stated(1)
     '1 more claim was stated but not run here'
     >>> stated(2, "The preset small measures them.")
     '2 more claims were stated but not run here. The preset small measures them.'
+    >>> stated(1, more=False)
+    '1 claim was stated but not run here'
     """
-    said = f"{not_run} more {'claim was' if not_run == 1 else 'claims were'} stated but not run here"
+    said = f"{not_run} {'more ' * more}{'claim was' if not_run == 1 else 'claims were'} stated but not run here"
     return f"{said}. {left_out}" if left_out else said
 
 
