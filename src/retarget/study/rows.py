@@ -116,6 +116,7 @@ def _has_columns(where: object, columns: Iterable[str]) -> None:
             f"{where}: {', '.join(missing)} missing; it has {', '.join(sorted(map(str, there))) or 'nothing'}"
             f"{_in_small_letters(missing, there)}. The "
             "columns are arm, metric, value and seed (or item, with one row per item); condition and group are optional"
+            f"{_in_rows(missing, there)}"
         )
 
 
@@ -124,6 +125,14 @@ def _in_small_letters(missing: Iterable[str], there: Iterable[object]) -> str:
     small = {str(one).strip().lower(): one for one in there}
     renamed = [f"{small[name]} to {name}" for one in missing for name in one.split(" or ") if name in small]
     return f" (rename {', '.join(renamed)})" if renamed else ""
+
+
+def _in_rows(missing: Iterable[str], there: set[Any]) -> str:
+    """How to turn a table with one column per metric into one with one row per value."""
+    keys = [name for name in ("arm", "condition", "seed", "item", "group") if name in there]
+    if list(missing) != ["metric", "value"] or len(keys) == len(there):
+        return ""
+    return f". With one column per metric, write pandas' table.melt(id_vars={keys}, var_name='metric')"
 
 
 def _row(where: str, given: Mapping[str, Any]) -> Row:
