@@ -294,6 +294,8 @@ def test_bad_input_is_refused():
         losses(object_id=torch.tensor([0]))
     with pytest.raises(UserError, match='no "image_id"'):
         method.losses(images, [{"boxes": target["boxes"], "labels": target["labels"]}])
+    with pytest.raises(UserError, match='no "labels"'):
+        method.losses(images, [{"boxes": target["boxes"], "image_id": target["image_id"]}])
     with pytest.raises(UserError, match=r"call detector.train\(\) first"):
         DetectionPSKD(detector().eval(), OBJECTS, C, 2).losses(images, [target])
     with pytest.raises(UserError, match="Linear has no backbone"):
@@ -355,6 +357,34 @@ def test_class_weights_are_refused_when_images_with_the_classes_come(weight, mon
 
     with pytest.raises(UserError, match="without class weights"):
         go_on()
+
+
+@pytest.mark.parametrize("previous", [False, True])
+@pytest.mark.parametrize(("shift", "label"), [(-1, 0), (3, 4)])
+def test_labels_that_are_no_objects_are_refused_before_the_pass(shift, label, previous):
+    """Counted from 0 they would be trained as background."""
+    model, passes = detector(), []
+    model.register_forward_pre_hook(lambda *_: passes.append(1))
+    method = DetectionPSKD(
+        model, None if previous else OBJECTS, C, 2, store=PreviousModel(model) if previous else "dense"
+    )
+    method.set_epoch(0)
+    images, targets = batch([1, 2])
+    targets[1]["labels"] = torch.tensor([2, 1 + shift, 1])
+    image = "image 1 of the batch" if previous else "image 2"
+    message = rf"object 1 of {image} has the label {label}, which lies outside \[1, 4\): labels count from 1"
+    with pytest.raises(UserError, match=message):
+        method.losses(images, targets)
+    assert passes == []
+
+
+@pytest.mark.parametrize("name", ["000002.jpg", None, torch.tensor([2, 3])], ids=str)
+def test_an_image_id_that_is_no_number_is_refused(name):
+    method = DetectionPSKD(detector(), OBJECTS, C, 2)
+    method.set_epoch(0)
+    images, (target,) = batch([2])
+    with pytest.raises(UserError, match=r"image_id .* is not one whole number: set it to the image's index"):
+        method.losses(images, [{**target, "image_id": name}])
 
 
 def test_a_forgotten_background_is_said_in_the_first_step():

@@ -111,11 +111,12 @@ class DetectionPSKD(Form):
                 object's index in the image before the augmentation.
 
         Raises:
-            UserError: the detector is in evaluation mode; a key that is missing or out of range; logits that are not
-                finite.
+            UserError: the detector is in evaluation mode; a key that is missing or out of range; a label that is no
+                object's class; logits that are not finite.
         """
         if not self._inner.training:
             raise UserError("losses() is for training: call detector.train() first; evaluate with the detector itself")
+        self._check_labels(targets)
         with watch(self._inner) as step:
             losses = self.detector(images, targets)
         labels = torch.cat(step.labels)
@@ -137,6 +138,37 @@ class DetectionPSKD(Form):
 
     # -- inside
 
+    def _check_labels(self, targets: list[dict[str, Tensor]]) -> None:
+        """Refuse labels outside [1, C), which the pass would train as background, or which would stop a GPU.
+
+        Raised at once: torchvision itself waits for the device there, to look at the boxes.
+        """
+        wrong = []
+        for target in targets or ():  # torchvision says that there are none
+            if "labels" not in target:
+                raise UserError('a target has no "labels": set them to the classes of its objects, counted from 1')
+            wrong.append((target["labels"] < 1) | (target["labels"] >= self.num_classes))
+        if not wrong or not torch.cat(wrong).any():
+            return
+        number = next(place for place, one in enumerate(wrong) if one.any())
+        target, row = targets[number], int(wrong[number].nonzero()[0, 0])
+        label = int(target["labels"][row])
+        if label >= self.num_classes:
+            last = getattr(self._inner.roi_heads.box_predictor, "cls_score", None)
+            self._check_classes(getattr(last, "out_features", self.num_classes))
+        named = self.objects is not None and "image_id" in target
+        image = f"image {_image_id(target)}" if named else f"image {number} of the batch"
+        raise UserError(
+            f"object {row} of {image} has the label {label}, which lies outside [1, {self.num_classes}): labels count "
+            "from 1, since 0 is the background, and num_classes counts the background too"
+        )
+
+    def _check_classes(self, found: int) -> None:
+        if found != self.num_classes:
+            raise UserError(
+                f"the detector has {found} classes, the background included, but num_classes is {self.num_classes}"
+            )
+
     def _check_loss(self, loss: Tensor, step: "Step", labels: Tensor) -> None:
         """Check that the loss is finite and, at first, that it is the cross-entropy that is replaced here."""
         loss = loss.detach()
@@ -149,11 +181,7 @@ class DetectionPSKD(Form):
         )
         if self._verified:
             return
-        if step.logits.shape[1] != self.num_classes:
-            raise UserError(
-                f"the detector has {step.logits.shape[1]} classes, the background included, but num_classes is "
-                f"{self.num_classes}"
-            )
+        self._check_classes(step.logits.shape[1])
         understood, error = F.cross_entropy(widen(step.logits.detach()), labels), relative_error(step.logits)
         if not torch.allclose(loss.to(understood.dtype), understood, rtol=error, atol=0.1 * error, equal_nan=True):
             raise UserError(
@@ -201,13 +229,11 @@ class Objects(Offsets):
         """The row of the object that each proposal matches; an arbitrary row for the background."""
         rows = []
         for target, matched in zip(step.targets, step.matched, strict=True):
-            if "image_id" not in target:
-                raise UserError('a target has no "image_id": set it to the image\'s index in the training set')
             count = len(target["boxes"])
             places = target.get("object_id", torch.arange(count, device=matched.device))
             if len(places) != count:
                 raise UserError(f"a target has {count} boxes but {len(places)} object_id: it needs one per box")
-            here = self._rows_in(int(target["image_id"]), places, "object_id" in target, checks)
+            here = self._rows_in(_image_id(target), places, "object_id" in target, checks)
             rows.append(here[matched] if count else torch.zeros_like(matched))
         return torch.cat(rows)
 
@@ -235,6 +261,17 @@ class Objects(Offsets):
     def name(self, row: int) -> str:
         """A row in a message."""
         return "object {1} of image {0}".format(*self.find(row))
+
+
+def _image_id(target: dict[str, Any]) -> int:
+    if "image_id" not in target:
+        raise UserError('a target has no "image_id": set it to the image\'s index in the training set')
+    try:
+        return int(target["image_id"])
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise UserError(
+            f"image_id {target['image_id']!r} is not one whole number: set it to the image's index in the training set"
+        ) from error
 
 
 @contextmanager
