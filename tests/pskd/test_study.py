@@ -106,6 +106,18 @@ def test_a_translation_s_estimate_follows_the_epochs_and_is_not_guessed_for_othe
     assert minutes("demo", layers=3) is None
 
 
+def test_a_detection_s_estimate_follows_the_epochs_and_is_not_guessed_for_what_was_not_timed():
+    def minutes(preset, **config):
+        return plan(preset, {"task": "detection", **config}).minutes_per_run
+
+    assert minutes("small", epochs=12) == pytest.approx(minutes("small") / 2)
+    assert minutes("small", dataset="voc:mine") is None
+    assert minutes("small", network="timm:resnet152") is None
+    assert minutes("small", min_size=800, max_size=1333) is None
+    assert minutes("demo", train_images=2400) is None
+    assert minutes("demo", pretrain={"epochs": 150}) is None
+
+
 def test_the_files_of_a_run_follow_from_its_settings(tmp_path):
     assert images.Settings(**PRESETS["demo"]).data_paths() == ()
     mine = peers_plan.PeerSettings(**PRESETS["demo"] | {"dataset": "npz:a.npz", "shift": {"ood": "hf:b"}})

@@ -166,9 +166,27 @@ def plan(
         seeds=tuple(seeds) if seeds else (0, 1, 2),
         metrics=METRICS,
         claims=claims(),
-        minutes_per_run=round(MINUTES_PER_RUN[preset] * settings.epochs / base["epochs"], 2),
+        minutes_per_run=_minutes(preset, settings),
         references=(PSKD,),
     )
+
+
+_MEASURED = (
+    "dataset", "train_split", "validation_split", "test_split", "train_images", "validation_images", "test_images",
+    "min_size", "max_size", "network", "strides", "fpn_channels", "head_channels", "roi_size", "proposals",
+    "rois_per_image",
+)  # fmt: skip
+"""Settings on which a run's time depends, besides the epochs."""
+_MEASURED_PRETRAIN = ("dataset", "crop_size", "image_size", "images", "epochs")
+
+
+def _minutes(preset: str, settings: Settings) -> float | None:
+    """The preset's measured time, scaled to the epochs; None for other data, another network or other sizes."""
+    of_preset = Settings.model_validate(PRESETS[preset])
+    compared = (settings, of_preset, _MEASURED), (settings.pretrain, of_preset.pretrain, _MEASURED_PRETRAIN)
+    if any(getattr(one, name) != getattr(other, name) for one, other, fields in compared for name in fields):
+        return None
+    return round(MINUTES_PER_RUN[preset] * settings.epochs / of_preset.epochs, 2)
 
 
 def classifier_settings(s: Settings, dataset: str) -> ClassifierSettings:
