@@ -138,6 +138,9 @@ def test_the_help_of_a_method_lists_its_arms_and_settings(capsys):
     assert (code, err) == (0, "")
     assert "task=detection" in out
     assert "question=confidence" in out
+    code, out, err = call(capsys, "study", "pskd", "--help", "--set", "task=detection")
+    assert (code, err) == (0, "")
+    assert "null: hold out validation_images training images" in out
     assert call(capsys, "study", "pskd", "--help", "--set", "epoch=3")[0] == 2
 
 

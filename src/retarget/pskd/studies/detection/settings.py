@@ -50,9 +50,11 @@ class Settings(Strict):
         description="digits (composed into scenes) | voc:DIR or voc:DIR+DIR | coco:DIR; see detection/data.py",
     )
     train_split: str = Field(default="train", description="name of the split to train on")
-    validation_split: str | None = Field(default="val", description="none: hold out validation_images training images")
+    validation_split: str | None = Field(default="val", description="null: hold out validation_images training images")
     test_split: str = Field(default="test", description="name of the split to test on")
-    classes: tuple[str, ...] | None = Field(default=None, description="by default those in the training part")
+    classes: tuple[str, ...] | None = Field(
+        default=None, description="objects of others are left out; by default those in the training part"
+    )
     bad_boxes: Literal["drop", "refuse"] = Field(
         default="drop", description="boxes without an area or outside their image: drop and report them, or an error"
     )
@@ -98,7 +100,7 @@ class Settings(Strict):
     # The arm
     stage: Literal["classifier", "detector"] = "detector"
     classifier_targets: Literal["hard", "pskd"] = "hard"
-    backbone: str | None = Field(default=None, description="arm whose classifier becomes the backbone; none: untrained")
+    backbone: str | None = Field(default=None, description="arm whose classifier becomes the backbone; null: untrained")
     head_targets: Literal["hard", "instance", "previous"] = "hard"
     alpha_T: float = Field(default=0.8, ge=0, le=1, description="for the head's targets; no published value")
     schedule: Literal["linear", "constant"] = Field(
