@@ -161,6 +161,7 @@ def _write_folder(folder: Path, images: np.ndarray, labels: np.ndarray) -> None:
 
 
 def _write_voc(folder: Path, draw: np.random.Generator) -> None:
+    """Few images, with boxes enough to train a classifier of crops with the preset's settings."""
     from PIL import Image
 
     for name in ("JPEGImages", "Annotations", "ImageSets/Main"):
@@ -173,7 +174,8 @@ def _write_voc(folder: Path, draw: np.random.Generator) -> None:
             )
             box = "<bndbox><xmin>10</xmin><ymin>12</ymin><xmax>40</xmax><ymax>44</ymax></bndbox>"
             name = ("cat", "dog")[number % 2]
+            objects = 20 * f"<object><name>{name}</name><difficult>0</difficult>{box}</object>"
             (folder / "Annotations" / f"{number:06d}.xml").write_text(
                 f"<annotation><filename>{number:06d}.jpg</filename><size><width>80</width><height>60</height>"
-                f"<depth>3</depth></size><object><name>{name}</name><difficult>0</difficult>{box}</object></annotation>"
+                f"<depth>3</depth></size>{objects}</annotation>"
             )

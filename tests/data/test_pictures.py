@@ -26,8 +26,8 @@ def test_grey_with_alpha_is_grey_and_colour_with_alpha_is_colour(tmp_path):
     grey.putalpha(alpha)
     colour.putalpha(alpha)
     one, two = saved(tmp_path / "la.png", grey), saved(tmp_path / "rgba.png", colour)
-    assert header(one) == (6, 8, True, False)
-    assert header(two) == (6, 8, False, False)
+    assert header(one) == (6, 8, True, False, False)
+    assert header(two) == (6, 8, False, False, False)
     np.testing.assert_array_equal(decode(one, 1)[0], GREY)
     np.testing.assert_array_equal(decode(one, 3), np.stack([GREY] * 3))
     np.testing.assert_array_equal(decode(two, 3), COLOUR.transpose(2, 0, 1))
@@ -44,13 +44,13 @@ def test_a_photograph_is_turned_as_its_camera_says(orientation, tmp_path):
         expected = np.array(ImageOps.exif_transpose(image)).transpose(2, 0, 1)
     np.testing.assert_array_equal(decode(picture, 3), expected)
     assert header(picture)[:2] == expected.shape[1:]
-    assert (header(picture)[:2] == (8, 6)) == (orientation >= 5)
+    assert (header(picture)[:2] == (8, 6)) == header(picture).turned == (orientation >= 5)
 
 
 def test_sixteen_bits_become_eight_and_are_not_clipped_to_white(tmp_path):
     deep = GREY.astype(np.uint16) * 257
     picture = saved(tmp_path / "deep.png", Image.fromarray(deep))
-    assert header(picture) == (6, 8, True, True)
+    assert header(picture) == (6, 8, True, True, False)
     np.testing.assert_array_equal(decode(picture, 1)[0], GREY)
 
 
@@ -163,7 +163,7 @@ def test_avif_is_read_where_pillow_can_and_refused_elsewhere(tmp_path):
     Image.fromarray(colour).save(tmp_path / "a.avif", quality=100, subsampling="4:4:4", exif=exif)
     (picture,) = find(tmp_path)
     found = decode(picture, 3)
-    assert header(picture) == (64, 48, False, False)
+    assert header(picture) == (64, 48, False, False, True)
     assert np.abs(found.astype(int) - np.rot90(colour, 3).transpose(2, 0, 1)).mean() < 3
     whole = (tmp_path / "a.avif").read_bytes()
     rng = np.random.default_rng(3)

@@ -49,6 +49,8 @@ class Header(NamedTuple):
     grey: bool
     wide: bool = False
     """Its pixels have 16 or 32 bits."""
+    turned: bool = False
+    """Its EXIF data turn it by 90 degrees: as stored it is ``width`` pixels high."""
 
 
 def find(folder: Path) -> list[Picture]:
@@ -112,7 +114,7 @@ def header(picture: Picture) -> Header:
         # Pillow has already turned the size of a TIFF file.
         lying = image.format != "TIFF" and image.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
         height, width = (image.width, image.height) if lying else (image.height, image.width)
-        return Header(height, width, grey, wide)
+        return Header(height, width, grey, wide, lying)
 
 
 def decode(picture: Picture, channels: int, size: int | None = None, crop: bool = False) -> np.ndarray:

@@ -1,6 +1,7 @@
 """The detection task: every arm trains, off equals control bit for bit, killed and resumed equals uninterrupted."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -85,6 +86,7 @@ def test_every_detector_trains_and_reports_its_metrics(arm, study):
     assert (arrays["test_scores"] > 0.05).all()
     data = json.loads((run.directory / "data.json").read_text())
     assert data["parts"]["train"]["images"] == 16
+    assert data["others"] == {}
 
 
 def test_classifiers_report_theirs_and_differ_by_their_targets(study):
@@ -163,6 +165,18 @@ def test_the_page_shows_curves_reliability_and_every_arms_detections(study):
     assert all((study.directory / file).is_file() for file in analysis.figures[2].files)
     assert any("no digit appears in two parts" in note for note in analysis.notes)
     assert any("train 16 images" in note for note in analysis.notes)
+
+
+def test_the_page_counts_objects_of_classes_that_were_left_out(study, tmp_path):
+    shutil.copytree(study.directory, tmp_path / "study")
+    file = (
+        tmp_path / "study" / study.run("default", "ce_backbone", 0).directory.relative_to(study.directory) / "data.json"
+    )
+    others = dict(zip("abcdefg", range(9, 2, -1), strict=True))
+    file.write_text(json.dumps({**json.loads(file.read_text()), "others": others}))
+    listed = "a 9, b 8, c 7, d 6, e 5 and 2 more classes"
+    assert f"Objects of other classes left out: 42 ({listed})." in analyse(Results.load(tmp_path / "study")).notes
+    assert not any("other classes" in note for note in analyse(study).notes)
 
 
 def test_a_frozen_norm_stays_as_pre_trained():

@@ -79,4 +79,8 @@ def _notes(results: Results) -> list[str]:
             listed = "; ".join(data["dropped"][:5])
             more = f"; and {len(data['dropped']) - 5} more" if len(data["dropped"]) > 5 else ""
             notes.append(f"Boxes left out, or cut to their image: {len(data['dropped'])}. {listed}{more}.")
+        if others := data.get("others"):
+            listed = ", ".join(f"{name} {number}" for name, number in list(others.items())[:5])
+            more = f" and {len(others) - 5} more classes" if len(others) > 5 else ""
+            notes.append(f"Objects of other classes left out: {sum(others.values())} ({listed}{more}).")
     return notes

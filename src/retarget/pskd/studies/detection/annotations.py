@@ -52,12 +52,17 @@ def read_voc(root: Path, split: str) -> list[Described]:
                 )
                 for one in tree.iter("object")
             ]
-            height, width = (int(tree.findtext(f"size/{side}", "0")) for side in ("height", "width"))
+            height, width = (_whole(tree.findtext(f"size/{side}", "0")) for side in ("height", "width"))
         except (ElementTree.ParseError, ValueError) as error:
             raise UserError(f"{described} is damaged: {error}") from error
         if not (height and width):
             height, width = header(Picture(str(image), image))[:2]
         found.append(Described(str(described), image, (height, width), objects))
+    _refuse_shares(
+        listed,
+        [box for one in found for _, box, _ in one.objects],
+        "VOC's are xmin, ymin, xmax and ymax in pixels; multiply xmin and xmax by the image's width, ymin and ymax",
+    )
     return found
 
 
@@ -70,7 +75,12 @@ def read_coco(root: Path, split: str) -> list[Described]:
         return []
     try:
         held = json.loads(described.read_text(encoding="utf-8"))
-        names = {one["id"]: one["name"] for one in held["categories"]}
+        if missing := [key for key in ("images", "annotations", "categories") if key not in held]:
+            raise UserError(
+                f"{described} has no `{missing[0]}`: every split needs images, annotations and categories; files "
+                "called image_info list images without their boxes, so name a split that has boxes"
+            )
+        names = _category_names(described, held["categories"])
         sizes: dict[Any, tuple[int, int]] = {}
         for one in held["images"]:
             if one["id"] in sizes:
@@ -84,13 +94,23 @@ def read_coco(root: Path, split: str) -> list[Described]:
                 raise UserError(f"{where} belongs to image {one.get('image_id')}, which `images` does not list")
             if one.get("category_id") not in names:
                 raise UserError(f"{where} has category {one.get('category_id')}, which `categories` does not list")
-            if not isinstance(one.get("bbox"), list) or len(one["bbox"]) != 4:
-                raise UserError(f"{where} has the bbox {one.get('bbox')}: it is [x, y, width, height], in pixels")
-            x, y, width, height = map(float, one["bbox"])
+            try:
+                x, y, width, height = map(float, one["bbox"] if isinstance(one.get("bbox"), list) else ())
+            except (TypeError, ValueError) as error:
+                raise UserError(
+                    f"{where} has the bbox {one.get('bbox')}: it is [x, y, width, height], in pixels"
+                ) from error
+            crowd = one.get("iscrowd", 0)
+            if crowd not in (0, 1, "0", "1"):
+                raise UserError(f"{where} has the iscrowd {crowd!r}: it is 0 or 1")
             given.append(((x, y, width, height), sizes[one["image_id"]]))
             box = (x, y, x + width, y + height)
-            objects[one["image_id"]].append((names[one["category_id"]], box, bool(one.get("iscrowd", 0))))
-        _refuse_shares(described, [box for found in objects.values() for _, box, _ in found])
+            objects[one["image_id"]].append((names[one["category_id"]], box, bool(int(crowd))))
+        _refuse_shares(
+            described,
+            [box for found in objects.values() for _, box, _ in found],
+            "COCO's are x, y, width and height in pixels; multiply x and width by the image's width, y and height",
+        )
         _refuse_corners(described, given)
         return [
             Described(
@@ -107,12 +127,59 @@ def read_coco(root: Path, split: str) -> list[Described]:
         raise UserError(f"{described} is damaged: {type(error).__name__} {error}") from error
 
 
-def _refuse_shares(described: Path, boxes: Sequence[Sequence[float]]) -> None:
-    """Raise if all boxes lie within the first pixel, so that they must be shares of the image."""
+def refuse_repeated(parts: Sequence[tuple[str, Sequence[Described]]]) -> None:
+    """Raise if an image file is in two parts, or twice in one.
+
+    Args:
+        parts: (the setting that names the split, the images of the split) of each part.
+
+    Raises:
+        UserError: names the first such file, both splits, and what to do.
+    """
+    seen: dict[Path, str] = {}
+    for split, part in parts:
+        for one in part:
+            file = one.image.resolve()
+            if seen.get(file) == split:
+                raise UserError(
+                    f"{one.image} is twice in {split}: list each image once, and name each directory once in dataset"
+                )
+            if first := seen.get(file):
+                hold_out = "or set validation_split=null and validation_images=N to hold out N training images"
+                raise UserError(
+                    f"{one.image} is both in {first} and in {split}: name splits that share no image"
+                    + (f", {hold_out}" if "validation_split" in first + split else "")
+                )
+            seen[file] = split
+
+
+def _category_names(described: Path, categories: Sequence[dict[str, Any]]) -> dict[Any, str]:
+    """The name of each category by its id; raises if two share an id or a name."""
+    names: dict[Any, str] = {}
+    ids: dict[str, Any] = {}
+    for one in categories:
+        number, name = one["id"], str(one["name"])
+        if number in names:
+            raise UserError(f"{described}: the categories {names[number]!r} and {name!r} have one id, {number}")
+        if name in ids:
+            raise UserError(
+                f"{described}: the categories {ids[name]} and {number} have one name, {name!r}: rename one, or give "
+                "the annotations of both one category_id and leave the other out of categories"
+            )
+        names[number], ids[name] = name, number
+    return names
+
+
+def _refuse_shares(described: Path, boxes: Sequence[Sequence[float]], pixels: str) -> None:
+    """Raise if all boxes lie within the first pixel, so that they must be shares of the image.
+
+    Args:
+        pixels: what the format's boxes are, and how to get them, up to "by its height".
+    """
     if boxes and all(0 <= edge <= 1 for box in boxes for edge in box):
         raise UserError(
-            f"{described}: all {len(boxes):,} boxes lie between 0 and 1, so they are shares of the image: COCO's are "
-            "x, y, width and height in pixels; multiply x and width by the image's width, y and height by its height"
+            f"{described}: all {len(boxes):,} boxes lie between 0 and 1, so they are shares of the image: {pixels} "
+            "by its height"
         )
 
 
@@ -136,6 +203,14 @@ def _image_file(folder: Path, names: Sequence[str], listed: Path) -> Path:
         if (folder / name).is_file():
             return folder / name
     raise UserError(f"{folder / names[0]} is missing, but {listed} lists it")
+
+
+def _whole(text: str) -> int:
+    """A whole number, also as ``80.0``."""
+    number = float(text)
+    if not number.is_integer():
+        raise ValueError(f"{text.strip()} is no whole number of pixels")
+    return int(number)
 
 
 def _text(element: ElementTree.Element, path: str) -> str:

@@ -4,9 +4,11 @@ Boxes are x1, y1, x2, y2 in pixels, read from VOC's files unchanged (as in torch
 0 is the background. Every random choice is a function of the data seed, or of (run seed, epoch, image).
 """
 
+import json
 import logging
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from torchvision.transforms.v2 import functional as v2f
 from retarget.data.pictures import Picture, header
 from retarget.data.splits import stratified
 from retarget.errors import UserError
-from retarget.pskd.studies.detection.annotations import Described, read_coco, read_voc
+from retarget.pskd.studies.detection.annotations import Described, read_coco, read_voc, refuse_repeated
 from retarget.pskd.studies.detection.settings import Settings
 from retarget.pskd.studies.images.data import Place, stream
 
@@ -83,6 +85,7 @@ class Parts:
     Attributes:
         classes: names of the classes 1, 2, ...
         dropped: one message per box that was left out or clipped, with its file.
+        others: how many objects each class has that the setting ``classes`` leaves out.
     """
 
     classes: tuple[str, ...]
@@ -90,6 +93,7 @@ class Parts:
     validation: list[Scene]
     test: list[Scene]
     dropped: tuple[str, ...] = ()
+    others: dict[str, int] = field(default_factory=dict)
 
 
 def scenes(settings: Settings) -> Parts:
@@ -100,8 +104,9 @@ def scenes(settings: Settings) -> Parts:
             ImageSets/Main/SPLIT.txt | ``coco:DIR`` with annotations/instances_SPLIT.json and the images in SPLIT.
 
     Raises:
-        UserError: a file is missing or damaged, a class is unknown, or (``bad_boxes = "refuse"``) a box has no area or
-            lies outside its image; the message names the files.
+        UserError: a file is missing or damaged, an image is in two parts or twice in one, no training image has a class
+            of another part and ``classes`` is not set, or (``bad_boxes = "refuse"``) a box has no area or lies outside
+            its image; the message names the files.
     """
     kind, _, where = settings.dataset.partition(":")
     if kind == "digits":
@@ -111,6 +116,7 @@ def scenes(settings: Settings) -> Parts:
         if not root.is_dir():
             raise UserError(f"dataset {settings.dataset!r}: {root} is not a directory; set dataset=voc:DIR or coco:DIR")
     read = read_voc if kind == "voc" else read_coco
+    splits = ("train_split", "validation_split", "test_split")
     names = [settings.train_split, settings.validation_split, settings.test_split]
     described = [[one for root in roots for one in read(root, name)] if name else [] for name in names]
     for name, part in zip(names, described, strict=True):
@@ -118,7 +124,9 @@ def scenes(settings: Settings) -> Parts:
             raise UserError(
                 f"{settings.dataset} has no split {name!r}: set train_split, validation_split or test_split"
             )
+    refuse_repeated([(f"{split} = {name!r}", part) for split, name, part in zip(splits, names, described, strict=True)])
     classes = tuple(settings.classes or sorted({label for one in described[0] for label, _, _ in one.objects}))
+    others = _left_out([one for part in described for one in part], classes, bool(settings.classes))
     notes: list[str] = []
     refuse = settings.bad_boxes == "refuse"
     train, validation, test = ([_checked(one, classes, notes) for one in part] for part in described)
@@ -138,18 +146,22 @@ def scenes(settings: Settings) -> Parts:
         train = [one for i, one in enumerate(train) if i not in apart]
     wanted = (settings.train_images, settings.validation_images, settings.test_images)
     chosen = [_some(part, number, rng) for part, number in zip((train, validation, test), wanted, strict=True)]
-    return Parts(classes, *chosen, dropped=tuple(notes))
+    return Parts(classes, *chosen, dropped=tuple(notes), others=others)
 
 
 def check_sizes(parts: Parts) -> None:
-    """Raise UserError if an image file has another size than its annotation says, whichever way it is turned."""
+    """Raise UserError if an image file has another size than its annotation says, as shown or as stored."""
     for scene in (*parts.train, *parts.validation, *parts.test):
         if isinstance(scene.image, Path):
-            height, width = header(Picture(str(scene.image), scene.image))[:2]
-            if scene.size not in ((height, width), (width, height)):
-                raise UserError(
-                    f"{scene.image} is {width}×{height} pixels, but {scene.name} says {scene.size[1]}×{scene.size[0]}"
-                )
+            _check_size(scene.image, scene.size, scene.name)
+
+
+def _check_size(image: Path, size: tuple[int, int], name: str) -> None:
+    found = header(Picture(str(image), image))
+    height, width = found.height, found.width
+    if size != (height, width) and not (found.turned and size == (width, height)):
+        swapped = ": its width and height are swapped" if size == (width, height) else ""
+        raise UserError(f"{image} is {width}×{height} pixels, but {name} says {size[1]}×{size[0]}{swapped}")
 
 
 def check(settings: Settings) -> Parts:
@@ -158,6 +170,10 @@ def check(settings: Settings) -> Parts:
     if parts.dropped:
         _LOG.warning("%s: %d boxes are left out or cut to their image, the first: %s",
                      settings.dataset, len(parts.dropped), parts.dropped[0])  # fmt: skip
+    if parts.others:
+        most, number = next(iter(parts.others.items()))
+        _LOG.warning("%s: %d objects of other classes than those in classes are left out, %d of them %s",
+                     settings.dataset, sum(parts.others.values()), number, most)  # fmt: skip
     for name, part in (("training", parts.train), ("validation", parts.validation), ("test", parts.test)):
         if not any((~one.ignored).any() for one in part):
             raise UserError(f"{settings.dataset}: the {name} part has no objects")
@@ -165,11 +181,40 @@ def check(settings: Settings) -> Parts:
         raise UserError(f"{len(parts.train)} training images do not fill a batch of {settings.batch_size}")
     seen = {int(label) for one in parts.train for label in one.labels[~one.ignored]}
     if missing := [name for label, name in enumerate(parts.classes, 1) if label not in seen]:
+        kept = json.dumps([name for name in parts.classes if name not in missing], ensure_ascii=False)
         raise UserError(
-            f"{settings.dataset}: no training image has an object of the class {missing[0]} (difficult ones do not "
-            "count): add some, or leave the class out of classes"
+            f"{settings.dataset}: no training image has an object of the class {missing[0]} (difficult and crowd "
+            f"objects do not count): add some, or leave the class out with classes={kept}"
         )
     return parts
+
+
+def check_crops(settings: Settings, parts: Parts) -> None:
+    """Raise UserError if crops of the training objects cannot train the classifier with these settings."""
+    chosen, objects = settings.pretrain, sum(int((~one.ignored).sum()) for one in parts.train)
+    if len(parts.classes) < 2:
+        raise UserError(
+            f"a classifier of crops needs two classes, but there is only {', '.join(parts.classes)}: set "
+            "pretrain.dataset to other images, or run the arm no_pretraining alone"
+        )
+    if chosen.images and chosen.images > objects:
+        raise UserError(
+            f"pretrain.images = {chosen.images}, but there are only {objects} training objects to crop: set "
+            "pretrain.images=null, or lower"
+        )
+    crops = chosen.images or objects
+    left = crops - chosen.validation_images
+    if left < chosen.batch_size:
+        advice, fewer = [], max(crops // 5, 1)
+        if fewer < chosen.validation_images:
+            advice.append(f"pretrain.validation_images={fewer}")
+        if (most := max(left, crops - fewer)) < chosen.batch_size:
+            advice.append(f"pretrain.batch_size={most}, or lower")
+        raise UserError(
+            f"pretrain.validation_images = {chosen.validation_images} of {crops} crops of training objects leave "
+            f"{max(left, 0)} to train the classifier on, which do not fill a batch (pretrain.batch_size = "
+            f"{chosen.batch_size}): set {' and '.join(advice)}"
+        )
 
 
 class DetectionSet(Dataset):
@@ -299,27 +344,49 @@ def compose(images: Tensor, labels: np.ndarray, number: int, size: int, rng: np.
 # -- images in files
 
 
+def _left_out(described: Iterable[Described], classes: tuple[str, ...], chosen: bool) -> dict[str, int]:
+    """How many objects each other class has, the most frequent first; an error unless the user chose the classes."""
+    found: Counter[str] = Counter()
+    for one in described:
+        for place, (label, _, _) in enumerate(one.objects):
+            if label in classes:
+                continue
+            if not chosen:
+                raise UserError(
+                    f"{one.name}: object {place} has the class {label!r}, which is not one of {', '.join(classes)}, "
+                    "those of the training part: to leave such objects out, set "
+                    f"classes={json.dumps(classes, ensure_ascii=False)}"
+                )
+            found[label] += 1
+    return dict(found.most_common())
+
+
 def _checked(described: Described, classes: tuple[str, ...], notes: list[str]) -> Scene:
-    """Clip boxes to the image and leave out those without an area; each gets a note."""
+    """Clip boxes to the image and leave out those without an area; each gets a note. Other classes are left out.
+
+    Raises:
+        UserError: a coordinate is not finite, or a box is bad because the image file has another size than described.
+    """
     name, size = described.name, described.size
-    labels = []
-    for place, (label, _, _) in enumerate(described.objects):
-        if label not in classes:
-            raise UserError(f"{name}: object {place} has the class {label!r}, which is not one of {', '.join(classes)}")
-        labels.append(classes.index(label) + 1)
-    raw = torch.tensor([list(box) for _, box, _ in described.objects], dtype=torch.float32).reshape(-1, 4)
+    places = [place for place, (label, _, _) in enumerate(described.objects) if label in classes]
+    objects = [described.objects[place] for place in places]
+    labels = [classes.index(label) + 1 for label, _, _ in objects]
+    raw = torch.tensor([list(box) for _, box, _ in objects], dtype=torch.float32).reshape(-1, 4)
     if not raw.isfinite().all():
         raise UserError(f"{name}: a box has a coordinate that is not finite: {raw[~raw.isfinite().all(1)][0].tolist()}")
     clamped: Any = v2f.clamp_bounding_boxes(tv_tensors.BoundingBoxes(raw, format="XYXY", canvas_size=size))  # type: ignore[call-overload]
     boxes = clamped.as_subclass(Tensor)
     valid = (boxes[:, 2:] > boxes[:, :2]).all(1)  # however thin
-    for place in (~valid).nonzero()[:, 0].tolist():
-        turned = bool((raw[place, 2:] <= raw[place, :2]).any())
+    cut = valid & (boxes != raw).any(1)
+    if cut.any() or not valid.all():
+        _check_size(described.image, size, name)
+    for row in (~valid).nonzero()[:, 0].tolist():
+        turned = bool((raw[row, 2:] <= raw[row, :2]).any())
         what = "has no area" if turned else "lies outside the image"
-        notes.append(f"{name}: box {place}, {raw[place].tolist()}, {what}")
-    for place in (valid & (boxes != raw).any(1)).nonzero()[:, 0].tolist():
-        notes.append(f"{name}: box {place}, {raw[place].tolist()}, reaches beyond the image of {list(size)}")
-    ignored = torch.tensor([flag for _, _, flag in described.objects], dtype=torch.bool)
+        notes.append(f"{name}: box {places[row]}, {raw[row].tolist()}, {what}")
+    for row in cut.nonzero()[:, 0].tolist():
+        notes.append(f"{name}: box {places[row]}, {raw[row].tolist()}, reaches beyond the image of {list(size)}")
+    ignored = torch.tensor([flag for _, _, flag in objects], dtype=torch.bool)
     return Scene(
         name, described.image, size, boxes[valid], torch.tensor(labels, dtype=torch.long)[valid], ignored[valid]
     )

@@ -3,10 +3,15 @@
 Modules that need optional packages are imported only after the check that these are installed.
 """
 
+from typing import TYPE_CHECKING
+
 from retarget.extras import require
 from retarget.pskd.studies.detection.plan import Settings, classifier_settings
 from retarget.settings import resolve_settings
 from retarget.study.config import StudyPlan
+
+if TYPE_CHECKING:
+    from retarget.pskd.studies.detection.data import Parts
 
 PACKAGES = ("torchvision", "timm", "lightning.pytorch", "sklearn", "torchmetrics", "pycocotools")
 
@@ -14,25 +19,32 @@ PACKAGES = ("torchvision", "timm", "lightning.pytorch", "sklearn", "torchmetrics
 def prepare(plan: StudyPlan) -> None:
     """Refuse missing packages and unusable scenes or pre-training images."""
     settings = _resolved(plan)
-    from retarget.pskd.studies.detection.data import check as check_scenes
     from retarget.pskd.studies.detection.data import check_sizes
     from retarget.pskd.studies.images.prepare import try_out
 
-    check_sizes(check_scenes(settings))
+    check_sizes(_parts(plan, settings))
     if settings.pretrain.dataset != "crops":
         try_out(classifier_settings(settings, settings.pretrain.dataset))
 
 
 def check(plan: StudyPlan) -> None:
-    """The cheap checks of :func:`prepare`, for a dry run: reads annotations but not images."""
+    """The cheap checks of :func:`prepare`, for a dry run: reads annotations, but of images at most headers."""
     settings = _resolved(plan)
-    from retarget.pskd.studies.detection.data import check as check_scenes
     from retarget.pskd.studies.images.prepare import look_at
 
-    if settings.dataset != "digits":
-        check_scenes(settings)
+    _parts(plan, settings)
     if settings.pretrain.dataset != "crops":
         look_at(classifier_settings(settings, settings.pretrain.dataset))
+
+
+def _parts(plan: StudyPlan, settings: Settings) -> "Parts":
+    """The scenes; they give crops enough if an arm trains a classifier on them."""
+    from retarget.pskd.studies.detection import data
+
+    parts = data.check(settings)
+    if settings.pretrain.dataset == "crops" and any(arm.settings.get("stage") == "classifier" for arm in plan.arms):
+        data.check_crops(settings, parts)
+    return parts
 
 
 def _resolved(plan: StudyPlan) -> Settings:

@@ -289,10 +289,10 @@ def _detect(module: Detector, part: list[Scene], settings: Settings) -> Detectio
 
 
 def _describe(run: Run, parts: Parts) -> None:
-    """Record for the page how many images and objects each part has, and which boxes were left out or clipped."""
+    """Record for the page how many images and objects each part has, and what was left out or clipped."""
     counts = {
         name: {"images": len(part), "objects": int(sum((~one.ignored).sum() for one in part))}
         for name, part in (("train", parts.train), ("validation", parts.validation), ("test", parts.test))
     }
-    held = {"classes": parts.classes, "parts": counts, "dropped": parts.dropped}
+    held = {"classes": parts.classes, "parts": counts, "dropped": parts.dropped, "others": parts.others}
     write_json(run.directory / "data.json", held)
