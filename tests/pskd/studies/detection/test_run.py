@@ -226,7 +226,7 @@ def test_every_preset_resolves_and_its_claims_name_its_metrics_and_arms(preset):
         ("tiny", {}, "no preset 'tiny' for detection: choose demo, small, paper"),
         ("demo", {"epoch": 3}, "there is no setting epoch, did you mean epochs[?]"),
         ("demo", {"pretrain": {"epoch": 3}}, "there is no setting pretrain.epoch"),
-        ("demo", {"pretrain": 3}, "pretrain = 3"),
+        ("demo", {"pretrain": 3}, "pretrain must be a table, not 3"),
         ("demo", {"dataset": "cifar"}, "dataset = 'cifar'"),
         ("demo", {"max_size": 32}, "max_size = 32 is below min_size = 64"),
     ],
