@@ -1,5 +1,8 @@
 """Bad predictions are refused with the row and the value."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -133,3 +136,52 @@ def test_the_layout_in_memory_does_not_matter():
     transposed, strided = np.asfortranarray(GOOD), np.repeat(GOOD, 2, axis=0)[::2]
     for probs in (transposed, strided, torch.tensor(GOOD.T.copy()).T):
         assert judge(probs, LABELS).confidence.tolist() == [0.5, 0.75, 1.0]
+
+
+OF_OTHER_TYPES = """
+import numpy as np
+import torch
+from retarget import metrics as m
+from retarget.errors import UserError
+
+probs, labels = np.array([[0.5, 0.5], [0.25, 0.75]]), np.array([0, 1])
+for call in (
+    lambda: m.expected_calibration_error(probs, labels, bins=2.5),
+    lambda: m.reliability_diagram(probs, labels, bins=4.0),
+    lambda: m.ExpectedCalibrationError(bins="10"),
+    lambda: m.top_k_error(probs, labels, 1.5),
+    lambda: m.pass_at_k(4, 2, 2.0),
+    lambda: m.apply_temperature(probs, np.array([1.0, 2.0])),
+    lambda: m.apply_temperature(probs, torch.tensor([1.0, 2.0])),
+    lambda: m.apply_temperature(probs, "2"),
+    lambda: m.apply_temperature(probs, None),
+):
+    try:
+        print("accepted", call())
+    except UserError as error:
+        print(error)
+ece = m.expected_calibration_error
+print(ece(probs, labels, bins=np.int64(2)) == ece(probs, labels, bins=2))
+print(m.top_k_error(probs, labels, np.int32(1)), m.pass_at_k(4, 2, np.int64(2)) == m.pass_at_k(4, 2, 2))
+one = torch.nn.Parameter(torch.ones(1))
+print(all((m.apply_temperature(probs, t) == m.softmax(probs)).all() for t in (1, np.float32(1), np.ones(1), one)))
+"""
+
+
+def test_numbers_of_another_type_are_refused_by_name():
+    """In a process of its own: the tests check types, which users' programs do not."""
+    done = subprocess.run([sys.executable, "-c", OF_OTHER_TYPES], capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines() == [
+        "bins must be an integer: got 2.5",
+        "bins must be an integer: got 4.0",
+        "bins must be an integer: got '10'",
+        "k must be an integer: got 1.5",
+        "k must be an integer: got 2.0",
+        "temperature must be one number for all samples: got array([1., 2.])",
+        "temperature must be one number for all samples: got tensor([1., 2.])",
+        "temperature must be one number for all samples: got '2'",
+        "temperature must be one number for all samples: got None",
+        "True",
+        "0.0 True",
+        "True",
+    ], done.stderr

@@ -1,5 +1,6 @@
 """Convert arrays of any kind to NumPy and refuse bad predictions, in one place for all metrics."""
 
+import operator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,6 +38,14 @@ def as_numpy(value: Any) -> np.ndarray:
         return value.numpy()
     value = np.asarray(value)
     return value.astype(np.float32) if value.dtype == np.float16 else value
+
+
+def checked_integer(value: Any, name: str) -> int:
+    """Refuse what is not an integer, a float without a fraction too."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise UserError(f"{name} must be an integer: got {value!r}") from None
 
 
 class Rows(NamedTuple):

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float, Integer
 
 from retarget.errors import UserError
-from retarget.metrics._inputs import checked_labels, checked_matrix
+from retarget.metrics._inputs import as_numpy, checked_labels, checked_matrix
 
 TEMPERATURE_RANGE = (0.01, 100.0)
 
@@ -33,15 +33,18 @@ def apply_temperature(
         temperature: T > 0; a value above 1 makes predictions less confident.
 
     Raises:
-        UserError: T is not a positive finite number, or the logits are bad (see :func:`softmax`).
+        UserError: T is not one positive finite number, or the logits are bad (see :func:`softmax`).
 
     >>> apply_temperature(np.array([[np.log(9.0), 0.0]]), temperature=2.0).round(6).tolist()
     [[0.75, 0.25]]
     """
-    if not (np.isfinite(temperature) and temperature > 0):
+    number = as_numpy(temperature)
+    if number.size != 1 or number.dtype.kind not in "fiu":
+        raise UserError(f"temperature must be one number for all samples: got {temperature!r}")
+    if not (np.isfinite(number) and number > 0):
         raise UserError(f"temperature must be positive and finite: got {temperature}")
     probs = _shifted(checked_matrix(logits, "logits")[0])
-    probs /= temperature
+    probs /= float(number.item())
     np.exp(probs, out=probs)
     probs /= probs.sum(1, keepdims=True)
     return probs

@@ -17,7 +17,15 @@ import numpy as np
 from jaxtyping import Bool, Float, Integer
 
 from retarget.errors import UserError
-from retarget.metrics._inputs import Judged, Labels, Predictions, checked_labels, checked_probs, judge
+from retarget.metrics._inputs import (
+    Judged,
+    Labels,
+    Predictions,
+    checked_integer,
+    checked_labels,
+    checked_probs,
+    judge,
+)
 from retarget.metrics._ranking import (
     RiskCoverage,
     augrc,
@@ -91,6 +99,7 @@ def reliability_diagram(
     ([0, 3], [nan, 0.667])
     """
     judged = judge(probs, labels)
+    bins = check_binning(bins, scheme)
     edges = _edges(judged, bins, scheme)
     # side="left" gives the first edge that is not below the confidence: (lower, upper]
     bin_of = np.minimum(np.searchsorted(edges[1:], judged.confidence, side="left"), bins - 1)
@@ -207,6 +216,7 @@ def _among_top(probs: Any, labels: Any, k: int) -> Bool[np.ndarray, "samples"]:
     """Whether each label is among the k most probable classes, [N]."""
     probs = checked_probs(probs)[0]
     labels = checked_labels(labels, *probs.shape)
+    k = checked_integer(k, "k")
     if not 1 <= k <= probs.shape[1]:
         raise UserError(f"k must lie in [1, {probs.shape[1]}], the number of classes: got {k}")
     of_label = probs[np.arange(len(labels)), labels][:, None]
@@ -230,17 +240,18 @@ def brier_losses(probs: Any, labels: Any) -> Float[np.ndarray, "samples"]:
     return np.einsum("nc,nc->n", probs, probs) - 2 * of_label + 1
 
 
-def check_binning(bins: int, scheme: str) -> None:
-    """Refuse a number of bins below 1 and an unknown scheme."""
+def check_binning(bins: Any, scheme: str) -> int:
+    """The number of bins; refuse one that is no integer or below 1, and an unknown scheme."""
+    bins = checked_integer(bins, "bins")
     if bins < 1:
         raise UserError(f"bins must be at least 1: got {bins}")
     if scheme not in get_args(Scheme):
         raise UserError(f"scheme must be one of {', '.join(get_args(Scheme))}: got {scheme!r}")
+    return bins
 
 
 def _edges(judged: Judged, bins: int, scheme: Scheme) -> Float[np.ndarray, "edges"]:
     """The ``bins + 1`` edges of the bins, in increasing order."""
-    check_binning(bins, scheme)
     if scheme == "equal_width":
         return np.arange(bins + 1) / bins
     rank = -(-np.arange(1, bins + 1) * len(judged.confidence) // bins)

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float, Integer
 
 from retarget.errors import UserError
+from retarget.metrics._inputs import checked_integer
 
 Counts = Integer[Any, "*problems"] | Sequence[int]
 
@@ -35,13 +36,15 @@ def pass_at_k(n: Counts | int, c: Counts | int, k: int) -> Float[np.ndarray, "*p
         In [0, 1]: a float for plain numbers, else an array of the shape of ``n`` and ``c``.
 
     Raises:
-        UserError: not integers, shapes that do not fit, c outside [0, n], or k outside [1, n]; names the row.
+        UserError: not integers (2.0 is none), shapes that do not fit, c outside [0, n], or k outside [1, n]; names the
+            row.
 
     >>> pass_at_k(n=4, c=1, k=2)
     0.5
     >>> pass_at_k(8, np.array([0, 1, 8]), 4).tolist()
     [0.0, 0.5, 1.0]
     """
+    k = checked_integer(k, "k")
     drawn, right = _checked(n, c, k)
     missed = np.ones(drawn.shape)
     for i in range(k):

@@ -114,8 +114,7 @@ class ExpectedCalibrationError(_ConfidenceMetric):
         **kwargs: Any,
     ) -> None:
         super().__init__(calibration.expected_calibration_error, logits, **kwargs)
-        calibration.check_binning(bins, scheme)
-        self.bins, self.scheme, self.debiased = bins, scheme, debiased
+        self.bins, self.scheme, self.debiased = calibration.check_binning(bins, scheme), scheme, debiased
 
     def compute(self) -> Float[Tensor, ""]:
         """The value over all samples of all processes."""
