@@ -58,6 +58,18 @@ def test_the_calibration_error_takes_the_functions_settings(data):
         m.ExpectedCalibrationError(bins=0)
 
 
+def test_the_likelihood_of_logits_that_are_far_apart_is_finite():
+    logits, labels = torch.tensor([[0.0, 800.0, -5.0], [2.0, 1.0, 0.0]]), torch.tensor([0, 0])
+    metric = m.NegativeLogLikelihood(logits=True)
+    metric.update(logits, labels)
+    expected = torch.nn.functional.cross_entropy(logits.double(), labels).item()
+    assert metric.compute().item() == pytest.approx(expected, rel=1e-14)
+    with pytest.raises(UserError, match="label 3 of row 1 lies outside"):
+        metric.update(logits, torch.tensor([0, 3]))
+    with pytest.raises(UserError, match="logits of row 0, class 1, are inf"):
+        metric.update(logits.where(logits < 800, torch.inf), labels)
+
+
 def test_a_collection_of_all_of_them(data):
     probs, labels = torch.from_numpy(m.softmax(data[0])), data[1]
     collection = MetricCollection([metric() for metric, _ in PAIRS])

@@ -50,6 +50,18 @@ def apply_temperature(
     return probs
 
 
+def log_losses_of_logits(logits: Any, labels: Any) -> Float[np.ndarray, "samples"]:
+    """``logsumexp(z) - z_label`` of each sample, [N]: finite where the label's probability would round to 0.
+
+    Raises:
+        UserError: see :func:`softmax`; or the labels are not integers [N] in [0, C).
+    """
+    shifted = _shifted(checked_matrix(logits, "logits")[0])
+    labels = checked_labels(labels, *shifted.shape)
+    of_label = shifted[np.arange(len(labels)), labels]
+    return np.log(np.exp(shifted, out=shifted).sum(1)) - of_label
+
+
 def fit_temperature(
     logits: Float[Any, "samples classes"],
     labels: Integer[Any, "samples"],

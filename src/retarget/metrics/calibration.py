@@ -161,8 +161,9 @@ def negative_log_likelihood(probs: Float[Any, "samples classes"], labels: Intege
     """Mean of ``-log p(label)``, in nats, lower is better.
 
     Args:
-        probs: probabilities [N, C]. In float32 a small probability may round to 0, which makes the result infinite;
-            ``apply_temperature(logits, 1.0)`` avoids this.
+        probs: probabilities [N, C]. One of 0 at a label makes the result infinite. Softmax rounds a probability to 0
+            where the label's logit is about 100 below the largest in float32, or 745 in float64, as in
+            ``apply_temperature``; ``NegativeLogLikelihood(logits=True)`` takes the logits themselves and stays finite.
         labels: [N], in [0, C).
 
     Raises:

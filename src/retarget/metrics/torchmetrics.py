@@ -17,7 +17,7 @@ from torchmetrics.utilities.data import dim_zero_cat
 
 from retarget.metrics import _ranking, calibration
 from retarget.metrics._inputs import Judged, judge
-from retarget.metrics._temperature import softmax
+from retarget.metrics._temperature import log_losses_of_logits, softmax
 
 
 class _SampleMetric(Metric):
@@ -72,16 +72,26 @@ class _ConfidenceMetric(_SampleMetric):
 
 
 class _LossMetric(_SampleMetric):
-    """The mean of one loss per sample."""
+    """The mean of one loss per sample, a function of probabilities or, if given, of the logits themselves."""
 
-    def __init__(self, losses: Callable[..., np.ndarray], logits: bool, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        losses: Callable[..., np.ndarray],
+        logits: bool,
+        of_logits: Callable[..., np.ndarray] | None = None,
+        **kwargs: Any,
+    ) -> None:
         self._name = losses.__name__  # a MetricCollection merges metrics whose states have equal names and values
         super().__init__((self._name,), logits, **kwargs)
-        self._losses = losses
+        self._losses, self._of_logits = losses, of_logits
 
     def update(self, preds: Float[Tensor, "batch classes"], target: Integer[Tensor, "batch"]) -> None:
         """Add a batch of probabilities, or of logits if ``logits`` was set, and its labels."""
-        self._remember(**{self._name: self._losses(self._probs(preds), target)})
+        if self.logits and self._of_logits:
+            losses = self._of_logits(preds, target)
+        else:
+            losses = self._losses(self._probs(preds), target)
+        self._remember(**{self._name: losses})
 
     def compute(self) -> Float[Tensor, ""]:
         """The mean over all samples of all processes; NaN if there are none."""
@@ -159,7 +169,8 @@ class FailureAUROC(_ConfidenceMetric):
 
 
 class NegativeLogLikelihood(_LossMetric):
-    """Metric of :func:`~retarget.metrics.negative_log_likelihood`.
+    """Metric of :func:`~retarget.metrics.negative_log_likelihood`; of logits it is ``logsumexp(z) - z_label``, finite
+    also where the label's probability would round to 0.
 
     >>> metric = NegativeLogLikelihood(logits=True)
     >>> metric.update(torch.zeros(1, 2), torch.tensor([0]))
@@ -168,7 +179,7 @@ class NegativeLogLikelihood(_LossMetric):
     """
 
     def __init__(self, logits: bool = False, **kwargs: Any) -> None:
-        super().__init__(calibration.log_losses, logits, **kwargs)
+        super().__init__(calibration.log_losses, logits, log_losses_of_logits, **kwargs)
 
 
 class BrierScore(_LossMetric):
