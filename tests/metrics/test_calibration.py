@@ -134,6 +134,40 @@ def test_a_confidence_of_zero_falls_into_the_first_bin():
     assert reliability_diagram(np.array([0.0, 0.05]), np.array([False, True])).count[0] == 2
 
 
+KINDS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("bins", [5, 10, 15, 100])
+def test_a_confidence_on_an_edge_falls_into_the_bin_below_in_every_type(kind, bins):
+    edges = torch.arange(1, bins + 1, dtype=torch.float64) / bins
+    diagram = reliability_diagram(edges.to(kind), torch.ones(bins, dtype=torch.bool), bins)
+    assert diagram.count.tolist() == [1] * bins
+    assert diagram.upper.tolist() == edges.tolist()
+
+
+def test_confidences_on_an_edge_have_one_calibration_error_in_every_type():
+    """(0.5, 0.6] has 50 samples, 20 of them right, and (0.6, 0.7] 50, 42 of them right."""
+    confidence = np.array([0.6] * 50 + [0.65] * 50)
+    correct = np.arange(100) % 50 < np.repeat([20, 42], 50)
+    expected = (0.2 + 0.19) / 2
+    assert expected_calibration_error(confidence, correct) == pytest.approx(expected, abs=1e-12)
+    assert expected_calibration_error(confidence.astype(np.float32), correct) == pytest.approx(expected, abs=1e-6)
+    assert expected_calibration_error(confidence.astype(np.float16), correct) == pytest.approx(expected, abs=1e-3)
+    two = np.stack([confidence, 1 - confidence], 1).astype(np.float32)
+    assert expected_calibration_error(two, 1 - correct.astype(int)) == pytest.approx(expected, abs=1e-6)
+
+
+def test_random_confidences_in_float32_have_the_bins_of_the_same_numbers_in_float64():
+    confidence = np.random.default_rng(0).random(100_000).astype(np.float32)
+    for bins in (10, 15):
+        one, two = (
+            reliability_diagram(c, np.ones(100_000, bool), bins) for c in (confidence, confidence.astype(float))
+        )
+        for a, b in zip(one, two, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
 @given(seed=st.integers(0, 2**32 - 1), scheme=st.sampled_from(SCHEMES), debiased=st.booleans())
 def test_ece_does_not_depend_on_the_order_of_samples_even_with_ties(seed, scheme, debiased):
     rng = np.random.default_rng(seed)

@@ -58,6 +58,21 @@ def test_the_calibration_error_takes_the_functions_settings(data):
         m.ExpectedCalibrationError(bins=0)
 
 
+@pytest.mark.parametrize("kind", [torch.float64, torch.float32, torch.float16])
+def test_the_calibration_error_has_the_functions_bins_in_every_type(kind):
+    confidence = torch.tensor([0.6] * 50 + [0.65] * 50, dtype=torch.float64)
+    probs = torch.stack([confidence, 1 - confidence], 1).to(kind)
+    labels = (torch.arange(100) % 50 >= torch.tensor([20, 42]).repeat_interleave(50)).long()
+    metric = m.ExpectedCalibrationError()
+    for part, target in zip(probs.split(16), labels.split(16), strict=True):
+        metric(part, target)
+    assert metric.compute().item() == m.expected_calibration_error(probs, labels)
+    assert metric.compute().item() == pytest.approx(0.195, abs=1e-3)
+    metric.reset()
+    metric.update(probs.double(), labels)
+    assert metric.compute().item() == m.expected_calibration_error(probs.double(), labels)
+
+
 def test_the_likelihood_of_logits_that_are_far_apart_is_finite():
     logits, labels = torch.tensor([[0.0, 800.0, -5.0], [2.0, 1.0, 0.0]]), torch.tensor([0, 0])
     metric = m.NegativeLogLikelihood(logits=True)

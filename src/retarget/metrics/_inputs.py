@@ -15,6 +15,7 @@ Labels = Integer[Any, "samples"] | Bool[Any, "samples"]
 SUM_TOLERANCE = 1e-3
 BLOCK = 2**16  # values; 512 KiB of float64
 BFLOAT16_SUM_TOLERANCE = 1e-2  # a bfloat16 near 1 is off by up to 0.002, and a row sums several
+DIGITS = {"bfloat16": 8, "float16": 11, "float32": 24, "float64": 53}  # binary, of a number's significand
 
 
 class Judged(NamedTuple):
@@ -23,10 +24,13 @@ class Judged(NamedTuple):
     Attributes:
         confidence: [N] float64, the largest probability of each sample.
         correct: [N] bool, whether the predicted class (the first one with that probability) is the label.
+        digits: binary digits of a confidence in the type in which it was given, one of ``DIGITS``: 0.6 is another
+            number in float32 than in float64.
     """
 
     confidence: Float[np.ndarray, "samples"]
     correct: Bool[np.ndarray, "samples"]
+    digits: int = DIGITS["float64"]
 
 
 def as_numpy(value: Any) -> np.ndarray:
@@ -38,6 +42,12 @@ def as_numpy(value: Any) -> np.ndarray:
         return value.numpy()
     value = np.asarray(value)
     return value.astype(np.float32) if value.dtype == np.float16 else value
+
+
+def digits_of(value: Any) -> int:
+    """Binary digits of the numbers in an array or a tensor, at most float64's, in which all metrics compute."""
+    dtype = getattr(value, "dtype", None)
+    return DIGITS.get(getattr(dtype, "name", str(dtype).removeprefix("torch.")), DIGITS["float64"])
 
 
 def checked_integer(value: Any, name: str) -> int:
@@ -125,7 +135,7 @@ def judge(probs: Any, labels: Any, *, probabilities: bool = True) -> Judged:
         checked, rows = checked_probs(probs)
         labels = checked_labels(labels, *checked.shape)
         confidence = checked[np.arange(len(checked)), rows.top].astype(np.float64)
-        return Judged(confidence, rows.top == labels)
+        return Judged(confidence, rows.top == labels, digits_of(probs))
     confidence, correct = as_numpy(probs).astype(np.float64), as_numpy(labels)
     if correct.dtype != np.bool_ or correct.shape != confidence.shape:
         raise UserError(
@@ -141,7 +151,7 @@ def judge(probs: Any, labels: Any, *, probabilities: bool = True) -> Judged:
         row = int(bad.argmax())
         wanted = "lie in [0, 1]" if probabilities else "be finite"
         raise UserError(f"confidence {confidence[row]:g} of row {row} must {wanted}")
-    return Judged(confidence, correct)
+    return Judged(confidence, correct, digits_of(probs))
 
 
 def _read(array: np.ndarray) -> Rows:

@@ -88,7 +88,8 @@ def reliability_diagram(
         bins: number of bins, ≥ 1.
         scheme: ``"equal_width"`` cuts at i / bins. ``"equal_mass"`` cuts at the confidence of rank ceil(i N / bins),
             so that bins have equally many samples; samples of equal confidence stay together, in the lower bin, which
-            can leave others smaller or empty. A confidence of 0 falls into the first bin.
+            can leave others smaller or empty. A confidence of 0 falls into the first bin. An edge is compared with
+            confidences in their own type, so that 0.6 lies on the edge 6 / 10 in float32 as in float64.
 
     Raises:
         UserError: there are no samples, a shape does not fit, a value is bad (the message names its row), or ``bins``
@@ -98,11 +99,16 @@ def reliability_diagram(
     >>> diagram.count.tolist(), diagram.accuracy.round(3).tolist()
     ([0, 3], [nan, 0.667])
     """
-    judged = judge(probs, labels)
+    return binned(judge(probs, labels), bins, scheme)
+
+
+def binned(judged: Judged, bins: int, scheme: Scheme) -> ReliabilityBins:
+    """:func:`reliability_diagram` of confidences that have been checked."""
     bins = check_binning(bins, scheme)
     edges = _edges(judged, bins, scheme)
     # side="left" gives the first edge that is not below the confidence: (lower, upper]
-    bin_of = np.minimum(np.searchsorted(edges[1:], judged.confidence, side="left"), bins - 1)
+    uppers = _rounded(edges[1:], judged.digits)
+    bin_of = np.minimum(np.searchsorted(uppers, judged.confidence, side="left"), bins - 1)
     count = np.bincount(bin_of, minlength=bins)
     filled = np.where(count > 0, count, np.nan)
     confidence = np.bincount(bin_of, judged.confidence, bins) / filled
@@ -145,7 +151,12 @@ def expected_calibration_error(
     >>> round(expected_calibration_error(np.array([0.55, 0.9, 0.95]), np.array([True, False, True])), 4)
     0.4667
     """
-    diagram = reliability_diagram(probs, labels, bins, scheme)
+    return calibration_error(judge(probs, labels), bins, scheme, debiased)
+
+
+def calibration_error(judged: Judged, bins: int, scheme: Scheme, debiased: bool) -> float:
+    """:func:`expected_calibration_error` of confidences that have been checked."""
+    diagram = binned(judged, bins, scheme)
     filled = diagram.count > 0
     count, right = diagram.count[filled], diagram.accuracy[filled]
     gap = np.abs(right - diagram.confidence[filled])
@@ -257,6 +268,12 @@ def _edges(judged: Judged, bins: int, scheme: Scheme) -> Float[np.ndarray, "edge
         return np.arange(bins + 1) / bins
     rank = -(-np.arange(1, bins + 1) * len(judged.confidence) // bins)
     return np.append(0.0, np.sort(judged.confidence)[rank - 1])
+
+
+def _rounded(edges: Float[np.ndarray, "edges"], digits: int) -> Float[np.ndarray, "edges"]:
+    """The edges, rounded to the nearest number of so many binary digits; in float64 they stay what they are."""
+    fraction, exponent = np.frexp(edges)
+    return np.ldexp(np.rint(np.ldexp(fraction, digits)), exponent - digits)
 
 
 def _folded_normal_mean(mean: float, spread: float) -> float:

@@ -16,7 +16,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_cat
 
 from retarget.metrics import _ranking, calibration
-from retarget.metrics._inputs import Judged, judge
+from retarget.metrics._inputs import DIGITS, Judged, judge
 from retarget.metrics._temperature import log_losses_of_logits, softmax
 
 
@@ -55,16 +55,19 @@ class _SampleMetric(Metric):
 
 
 class _ConfidenceMetric(_SampleMetric):
-    """A function of confidence and correctness."""
+    """A function of confidence and correctness. It also keeps the digits of the coarsest type of its batches."""
 
     def __init__(self, function: Callable[..., float], logits: bool, **kwargs: Any) -> None:
         super().__init__(("confidence", "correct"), logits, **kwargs)
+        self.add_state("digits", default=torch.tensor(float(DIGITS["float64"])), dist_reduce_fx="min")
         self._function = function
 
     def update(self, preds: Float[Tensor, "batch classes"], target: Integer[Tensor, "batch"]) -> None:
         """Add a batch of probabilities, or of logits if ``logits`` was set, and its labels."""
         judged: Judged = judge(self._probs(preds), target)
         self._remember(confidence=judged.confidence, correct=judged.correct)
+        held = DIGITS["float32" if self.device.type == "mps" else "float64"]
+        self.digits = self.digits.clamp_max(min(judged.digits, held))
 
     def compute(self) -> Float[Tensor, ""]:
         """The value over all samples of all processes."""
@@ -123,13 +126,13 @@ class ExpectedCalibrationError(_ConfidenceMetric):
         logits: bool = False,
         **kwargs: Any,
     ) -> None:
-        super().__init__(calibration.expected_calibration_error, logits, **kwargs)
+        super().__init__(calibration.calibration_error, logits, **kwargs)
         self.bins, self.scheme, self.debiased = calibration.check_binning(bins, scheme), scheme, debiased
 
     def compute(self) -> Float[Tensor, ""]:
         """The value over all samples of all processes."""
-        confidence, correct = self._seen("confidence"), self._seen("correct") == 1
-        return self._tensor(self._function(confidence, correct, self.bins, self.scheme, self.debiased))
+        judged = judge(self._seen("confidence"), self._seen("correct") == 1)._replace(digits=int(self.digits))
+        return self._tensor(self._function(judged, self.bins, self.scheme, self.debiased))
 
 
 class AURC(_ConfidenceMetric):
