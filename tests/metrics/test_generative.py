@@ -91,6 +91,65 @@ def test_a_network_of_any_precision_has_a_name_and_those_of_float32_keep_theirs(
     assert extractor_name("net", network.bfloat16()) not in names.values()
 
 
+class Random(torch.nn.Module):
+    """Features of size 100, rounded to float16 and then given in a type."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind = kind
+        self.register_buffer("weight", 10 * torch.randn(4, 64, generator=torch.Generator().manual_seed(1)))
+
+    def forward(self, images):
+        return ((images.flatten(1).float() / 25) @ self.weight).half().to(self.kind)
+
+
+def test_features_in_float16_give_the_values_of_the_same_features_in_float32():
+    """In float16 KID would overflow, and distances would be too coarse for precision and recall."""
+    one, two = (fidelity(images(0, high=200), images(1), Random(k), "random") for k in (torch.float32, torch.float16))
+    assert two == one
+
+
+def test_features_that_are_integers_do_not_overflow():
+    class Bytes(torch.nn.Module):
+        def forward(self, images):
+            return images.flatten(1)
+
+    class Doubles(Bytes):
+        def forward(self, images):
+            return images.flatten(1).double()
+
+    one, two = (fidelity(images(0, high=200), images(1), network, "bytes") for network in (Bytes(), Doubles()))
+    assert two == one
+
+
+class Shaped(torch.nn.Module):
+    """Pixels in the shape that a function gives them."""
+
+    def __init__(self, shape):
+        super().__init__()
+        self.shape = shape
+
+    def forward(self, images):
+        return self.shape(images.flatten(1).float() / 64)
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        (lambda x: x[:, :, None, None], r"\[60, D\] with D of at least 2, but returns \[60, 4, 1, 1\]: .*Flatten"),
+        (lambda x: x[:, :1], r"but returns \[60, 1\]"),
+        (lambda x: x[:, 0], r"but returns \[60\]"),
+        (lambda x: x.reshape(-1, 2), r"but returns \[120, 2\]"),
+        (lambda x: (x,), "but returns tuple"),
+        (lambda x: x / (torch.arange(60)[:, None] != 7), r"not finite \(the first in image 7 of a batch of 60\)"),
+        (lambda x: 1e30 * x, r"FID is .* and KID is .*: the features of odd-\w+ are too large"),
+    ],
+)
+def test_features_of_another_shape_or_not_finite_are_refused(shape, message):
+    with pytest.raises(UserError, match=message):
+        fidelity(images(0), images(1), Shaped(shape), "odd")
+
+
 def test_features_in_bfloat16_give_the_values_of_the_same_features_in_float32():
     class Halves(Pixels):
         def forward(self, images):

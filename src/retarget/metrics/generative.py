@@ -6,11 +6,12 @@ its weights. torch-fidelity's registry uses this name as key, so two networks ne
 
 import copy
 import hashlib
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -75,8 +76,9 @@ def fidelity(
         subset_size: number of images in a KID subset; all images if there are fewer.
 
     Raises:
-        UserError: there are fewer than five images on a side, their shapes differ, they are not uint8, or there are no
-            subsets.
+        UserError: there are fewer than five images on a side, their shapes differ, they are not uint8, there are no
+            subsets, the network's features are not finite or not [N, D] with D ≥ 2, or they are so large that a
+            distance is not finite.
     """
     for images, what in ((generated, "generated"), (real, "real")):
         if not isinstance(images, Tensor) or images.dtype != torch.uint8 or images.ndim != 4:
@@ -99,9 +101,15 @@ def fidelity(
         kid_subsets=subsets, kid_subset_size=min(subset_size, fewest), rng_seed=2020,
         cache=False, cuda=torch.cuda.is_available(), verbose=False, save_cpu_ram=True, batch_size=256,
     )  # fmt: skip
+    fid, kid = (float(found[distance]) for distance in ("frechet_inception_distance", "kernel_inception_distance_mean"))
+    if not (math.isfinite(fid) and math.isfinite(kid)):
+        raise UserError(
+            f"FID is {fid} and KID is {kid}: the features of {name} are too large; let the network divide them by a "
+            "constant"
+        )
     return Fidelity(
-        fid=float(found["frechet_inception_distance"]),
-        kid=float(found["kernel_inception_distance_mean"]),
+        fid=fid,
+        kid=kid,
         precision=100 * float(found["precision"]),
         recall=100 * float(found["recall"]),
         extractor=name,
@@ -150,8 +158,27 @@ def _register(name: str, network: nn.Module) -> str:
 
         @torch.no_grad()
         def forward(self, input: Tensor) -> tuple[Tensor, ...]:
-            found = self.network(input)
-            return (found.float() if found.dtype == torch.bfloat16 else found,)  # torch-fidelity converts to NumPy
+            return (_checked_features(self.network(input), len(input), name),)
 
     registry.register_feature_extractor(name, Extractor)
     return name
+
+
+def _checked_features(found: Any, count: int, name: str) -> Float[Tensor, "images features"]:
+    """A batch's features in float32 or float64: torch-fidelity computes KID, precision and recall in their own type."""
+    if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != count or found.shape[1] < 2:
+        got = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise UserError(
+            f"the network {name} must map {count} images to features [{count}, D] with D of at least 2, but returns "
+            f"{got}: wrap it in a module that returns one flat vector per image, as torch.nn.Flatten makes one of "
+            "[N, D, 1, 1]"
+        )
+    if not bool(torch.isfinite(found).all()):
+        row = int((~torch.isfinite(found)).any(1).nonzero()[0])
+        raise UserError(
+            f"the network {name} gives features that are not finite (the first in image {row} of a batch of {count}): "
+            "its weights are damaged, or its precision is too low for them: run it in float32"
+        )
+    if not found.is_floating_point():
+        return found.double()  # integers would overflow
+    return found if found.dtype.itemsize >= 4 else found.float()
