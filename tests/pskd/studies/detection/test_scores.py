@@ -132,6 +132,15 @@ def test_a_detector_that_finds_nothing_has_no_calibration():
     assert silent.arrays("val")["val_boxes"].shape == (0, 4)
 
 
+@pytest.mark.parametrize("there", [[], [(A, 1, True)]])
+def test_without_an_object_that_counts_there_is_no_mean_average_precision(there):
+    seen = Detections()
+    seen.add([found((A, 1, 0.9))], [target(*there)])
+    values = mean_average_precision(seen)
+    assert set(values) == {"map", "map50", "map75"}
+    assert np.isnan(list(values.values())).all()
+
+
 def test_a_picture_shows_right_and_wrong_detections_and_objects(tmp_path):
     images = [torch.zeros(3, 60, 80), torch.zeros(3, 60, 80)]
     draw(tmp_path / "sheet", images, judged_pair(), ("cat", "dog"))

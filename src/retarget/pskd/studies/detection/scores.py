@@ -91,14 +91,17 @@ def _share_inside(boxes: Tensor, areas: Tensor) -> Tensor:
 
 
 def mean_average_precision(detections: Detections) -> dict[str, float]:
-    """COCO's mAP, mAP50 and mAP75 in percent, by torchmetrics and pycocotools; ignored objects are passed as crowds."""
+    """COCO's mAP, mAP50 and mAP75 in percent, by torchmetrics and pycocotools; ignored objects are passed as crowds.
+
+    All are NaN where no image has an object that is not ignored.
+    """
     metric = MeanAveragePrecision(backend="pycocotools")
     targets = [{**one, "iscrowd": one["ignored"].long()} for one in detections.targets]
     metric.update(detections.found, [{name: one[name] for name in ("boxes", "labels", "iscrowd")} for one in targets])
-    found = metric.compute()
-    return {
-        "map": 100 * float(found["map"]), "map50": 100 * float(found["map_50"]), "map75": 100 * float(found["map_75"])
-    }  # fmt: skip
+    found = {name: float(value) for name, value in metric.compute().items() if name in ("map", "map_50", "map_75")}
+    # pycocotools has -1 for the precision of no objects
+    share = {name: 100 * value if value >= 0 else float("nan") for name, value in found.items()}
+    return {"map": share["map"], "map50": share["map_50"], "map75": share["map_75"]}
 
 
 def scores(validation: Detections, test: Detections) -> dict[str, float]:
