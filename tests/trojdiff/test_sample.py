@@ -221,7 +221,33 @@ def test_clipping_leaves_what_is_inside_alone_and_ddim_on_a_grid_is_clipped_ddim
         torch.testing.assert_close(own, ours, rtol=0, atol=2e-3)
     state, predicted = torch.randn(2, *SHAPE), 0.1 * torch.randn(2, *SHAPE)
     signal = torch.full((1, 1, 1, 1), 0.9)
-    assert torch.equal(_clipped(predicted, state, signal, patch(), 10.0), predicted)
+    assert torch.equal(_clipped(predicted, state, signal, (1 - signal.square()).sqrt(), patch(), 10.0), predicted)
+
+
+@pytest.mark.parametrize("text", ["heun-2", "heun-5", "euler-2", "euler_ancestral-3"])
+@pytest.mark.parametrize("beta_schedule", ["linear", "squaredcos_cap_v2"])
+@pytest.mark.parametrize("kind", ["none", "patch"])
+def test_clipping_leaves_known_images_alone_where_there_is_almost_no_noise(text, beta_schedule, kind):
+    """A network that knows the images, all inside the range, and hence the exact ε of any state."""
+    images = 1.2 * torch.rand(SHAPE, dtype=torch.float64) - 0.6
+    trigger = patch() if kind == "patch" else Trigger.none(SHAPE)
+    config = DDPMScheduler(beta_schedule=beta_schedule, clip_sample=True).config
+    sampler = Sampler.parse(text)
+    ours = sampler.scheduler(config, trigger)
+
+    class Knowing(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, x, t):
+            level = ours.noise_level(t).double()
+            signal = 1 / (level.square() + 1).sqrt()
+            biased = (x.double() - signal * images) / (level * signal)
+            return SimpleNamespace(sample=((biased - trigger.mu) / trigger.gamma).float())
+
+    found, _ = sample_batch(Knowing(), ours, range(3), clip=sampler.clip(config))
+    torch.testing.assert_close(found.double(), images.expand_as(found), rtol=0, atol=0.02)
 
 
 def test_batches_of_an_unclipped_solver_are_not_mixed_with_clipped_ones(tmp_path, unet, scheduler):

@@ -227,21 +227,30 @@ def sample_batch(
         scaled = scheduler.scale_model_input(x, t)
         predicted = unet(scaled, t.to(device)).sample
         if clip is not None:
-            predicted = _clipped(predicted, scaled, _signal(scheduler, t, table), scheduler.trigger, clip)
+            predicted = _clipped(predicted, scaled, *_signal_and_noise(scheduler, t, table), scheduler.trigger, clip)
         x = scheduler.step(predicted, t, x, **extra).prev_sample
     return x.clamp(-1, 1), states
 
 
-def _signal(scheduler: TrojanScheduler, t: Tensor, table: Tensor) -> Float[Tensor, "1 1 1 1"]:
-    """√ᾱ of the state before a step: in sigma space the scale of the input, else the table's value."""
+def _signal_and_noise(
+    scheduler: TrojanScheduler, t: Tensor, table: Tensor
+) -> tuple[Float[Tensor, "1 1 1 1"], Float[Tensor, "1 1 1 1"]]:
+    """√ᾱ and √(1-ᾱ) of the network's input before a step.
+
+    In sigma space they are the scale of the input and σ/√(σ² + 1): 1 - (√ᾱ)² would lose its digits at a small σ, where
+    Heun's second evaluation of a long step may find an ε of a million. Else they are the table's.
+    """
     scale = scheduler.scale_model_input(torch.ones(1, 1, 1, 1), t)
-    return table[int(t)].sqrt().reshape(1, 1, 1, 1) if bool(scale == 1) else scale
+    if bool(scale == 1):
+        signal = table[int(t)].sqrt().reshape(1, 1, 1, 1)
+        return signal, (1 - signal.square()).sqrt()
+    level = scheduler.noise_level(t).double().reshape(1, 1, 1, 1)
+    return scale, level / (level.square() + 1).sqrt()
 
 
-def _clipped(predicted: Tensor, state: Tensor, signal: Tensor, trigger: Trigger, clip: float) -> Tensor:
+def _clipped(predicted: Tensor, state: Tensor, signal: Tensor, noise: Tensor, trigger: Trigger, clip: float) -> Tensor:
     """The ε that belongs to x̂_0 clipped to ±clip, under the Trojan law: x = √ᾱ x_0 + √(1-ᾱ) (gamma ε + mu)."""
-    mu, gamma, signal = trigger.mu.to(state), trigger.gamma.to(state), signal.to(state)
-    noise = (1 - signal.square()).sqrt()
+    mu, gamma, signal, noise = (value.to(state) for value in (trigger.mu, trigger.gamma, signal, noise))
     original = (state - noise * (gamma * predicted + mu)) / signal
     clipped = ((state - signal * original.clamp(-clip, clip)) / noise - mu) / gamma
     return torch.where(original.abs() <= clip, predicted, clipped)

@@ -113,6 +113,10 @@ class TrojanScheduler:
         """The base's scaling of the network's input: x / √(σ² + 1) in sigma space, which turns σ mu into √(1-ᾱ) mu."""
         return self._inner.scale_model_input(sample, timestep)
 
+    def noise_level(self, timestep: Any) -> Level:
+        """Standard deviation of the noise in the state before a step: √(1-ᾱ), or σ if the base works in sigma space."""
+        return self._levels(timestep)[0]
+
     def initial_noise(
         self,
         shape: tuple[int, ...],
