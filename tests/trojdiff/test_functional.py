@@ -83,6 +83,29 @@ def test_loss_reductions():
     assert functional.noise_loss(predicted, noise, "none").mean().item() == pytest.approx(total / 3, rel=1e-6)
 
 
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_a_loss_in_half_precision_is_that_of_the_same_numbers_in_float64(kind):
+    """The squares of a row add up to more than 65,504, the largest number in float16."""
+    predicted, noise = 8 * torch.randn((2, 2, 3, 32, 32)).to(kind)
+    for reduction in ("sum", "mean", "none"):
+        found = functional.noise_loss(predicted, noise, reduction)
+        wide = functional.noise_loss(predicted.double(), noise.double(), reduction)
+        assert (found.dtype, wide.dtype) == (torch.float32, torch.float64)
+        torch.testing.assert_close(found.double(), wide, rtol=1e-5, atol=0)
+    assert functional.noise_loss(predicted, noise).item() > 65_504
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("bar", [0.9999, 0.999, 0.5])
+def test_a_little_of_a_stock_trigger_survives_half_precision(kind, bar):
+    """With image and noise 0, what is left is (1 - √ᾱ) mu."""
+    zero, mu = torch.zeros(1, 1, 2, 2, dtype=kind), torch.full((1, 2, 2), 0.75, dtype=kind)
+    found = functional.stock_forward(zero, zero, torch.tensor([bar]), mu)
+    assert found.dtype == kind
+    expected = torch.full((1, 1, 2, 2), (1 - math.sqrt(bar)) * 0.75)
+    torch.testing.assert_close(found.float(), expected, rtol=0.01, atol=0)
+
+
 @given(count=st.integers(0, 33), steps=st.integers(1, 50), seed=st.integers(0, 99))
 def test_antithetic_timesteps_pair_and_stay_in_range(count, steps, seed):
     t = functional.antithetic_timesteps(count, steps, torch.Generator().manual_seed(seed))

@@ -78,8 +78,8 @@ def stock_forward(
     The forward process of BadDiffusion (Chou et al., CVPR 2023, section 3.3) and, for variance-preserving processes, of
     VillanDiffusion (Chou et al., NeurIPS 2023, section 3.2); ``mu`` is their trigger image r. It ends at N(mu, I).
     """
-    level = alphas_cumprod.to(x_0.dtype)[:, None, None, None]
-    return diffuse(x_0, noise, alphas_cumprod) + (1 - level.sqrt()) * mu
+    level = alphas_cumprod.to(torch.promote_types(x_0.dtype, torch.float32))[:, None, None, None]  # as in diffuse
+    return diffuse(x_0, noise, alphas_cumprod) + (1 - level.sqrt()).to(x_0.dtype) * mu
 
 
 def stock_correction(alphas_cumprod: Float[Tensor, "steps"], law: Law) -> Float[Tensor, "steps"]:
@@ -157,8 +157,12 @@ def noise_loss(
     Args:
         reduction: ``"sum"`` adds over a row's pixels and averages over rows, as the paper's code does; ``"mean"``
             averages over both (the same up to the factor C·H·W); ``"none"`` returns one sum per row.
+
+    Returns:
+        float32 or wider: the sum of a row's squares may exceed float16's largest number.
     """
-    rows = (predicted - noise).square().flatten(1)
+    kind = torch.promote_types(torch.promote_types(predicted.dtype, noise.dtype), torch.float32)
+    rows = (predicted.to(kind) - noise.to(kind)).square().flatten(1)
     if reduction == "none":
         return rows.sum(dim=1)
     return rows.sum(dim=1).mean() if reduction == "sum" else rows.mean()
