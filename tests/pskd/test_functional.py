@@ -80,6 +80,24 @@ def test_sparse_loss_and_gradient_equal_the_dense_ones(seed, k):
     torch.testing.assert_close(b.grad, a.grad, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("offset", [0.0, 1e4, -1e6])
+def test_an_offset_of_all_logits_costs_the_sparse_loss_no_digits(offset):
+    """Multiples of 1/8, so that an offset changes no difference of logits, also in float32."""
+    logits, past, labels = random_case(12, dtype=torch.float32)
+    logits = (8 * logits).round() / 8
+    values, classes = past.topk(2, dim=1)
+    rows = SparseRows(classes, values.float(), ((1 - values.float().sum(1)) / 3).float())
+    alpha = torch.full((6,), 0.4)
+    a, b = logits.double().requires_grad_(), (logits + offset).requires_grad_()
+    soft = soften(F.one_hot(labels, 5).double(), rows.dense(5).double(), alpha.double())
+    expected = pskd_loss(a, soft, reduction="none")
+    found = sparse_pskd_loss(b, labels, rows, alpha, reduction="none")
+    torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=1e-6)
+    expected.sum().backward()
+    found.sum().backward()
+    torch.testing.assert_close(b.grad.double(), a.grad, rtol=1e-5, atol=1e-6)
+
+
 def test_sparse_gradient_is_the_derivative():
     logits, past, labels = random_case(9)
     values, classes = past.topk(2, dim=1)

@@ -174,19 +174,22 @@ class _SparseSoftCrossEntropy(torch.autograd.Function):
     def forward(ctx, logits, labels, classes, values, rest, alpha, smoothing):
         z = widen(logits)
         largest = z.amax(1)
-        exps = (z - largest[:, None]).exp_()
-        total = exps.sum(1)
-        log_norm = largest + total.log()
+        shifted = z - largest[:, None]  # the loss is the same, and an offset of all logits costs it no digits
         labels = labels[:, None]
         hard = (1 - alpha) * (1 - smoothing)
         listed = alpha[:, None] * (values - rest[:, None])
         unlisted = alpha * rest + (1 - alpha) * smoothing / z.shape[1]
         mass = hard + listed.sum(1) + unlisted * z.shape[1]
-        target_dot_z = hard * z.gather(1, labels)[:, 0] + (listed * z.gather(1, classes)).sum(1) + unlisted * z.sum(1)
+        of_label, of_listed = shifted.gather(1, labels)[:, 0], shifted.gather(1, classes)
+        target_dot_z = hard * of_label + (listed * of_listed).sum(1) + unlisted * shifted.sum(1)
+        exps = shifted.exp_()
+        total = exps.sum(1)
+        log_total = total.log()
+        log_norm = largest + log_total
         ctx.save_for_backward(exps, labels, classes, hard, listed, unlisted, mass / total)
         ctx.dtype = logits.dtype
         ctx.mark_non_differentiable(log_norm)
-        return mass * log_norm - target_dot_z, log_norm
+        return mass * log_total - target_dot_z, log_norm
 
     @staticmethod
     def backward(ctx, *grad_outputs):
