@@ -175,6 +175,81 @@ def test_a_model_whose_loss_is_the_cross_entropy_is_asked_once_and_without_a_war
     assert sum(calls) == 3  # the labels themselves; then labels 0 and 1, 1 and 2 (or all of them, twice)
 
 
+class Faint(tiny.Plain):
+    """As an untrained classifier's head: all losses are nearly log 3, and weights change their mean by 0.3 %."""
+
+    weight = None
+
+    def __init__(self):
+        super().__init__()
+        self.layer.weight.data *= 0.02
+        self.layer.bias.data = torch.tensor([0.01, 0.0, -0.01])
+
+    def loss(self, logits, labels):
+        weight = None if self.weight is None else self.weight.to(logits.dtype)
+        return F.cross_entropy(logits, labels, weight=weight)
+
+    def forward(self, x, labels=None):
+        logits = self.layer(x.to(self.layer.weight.dtype))
+        return {"logits": logits} if labels is None else {"logits": logits, "loss": self.loss(logits, labels)}
+
+
+class FaintAndWeighted(Faint):
+    weight = WEIGHTS
+
+
+class ByHand(Faint):
+    """In the type of its logits, without PyTorch's function for it."""
+
+    def loss(self, logits, labels):
+        log_probs = logits.softmax(1, dtype=torch.bfloat16).log()
+        return -log_probs.gather(1, labels[:, None]).mean()
+
+
+NARROW = pytest.mark.parametrize("narrow", ["bf16", torch.bfloat16, torch.float16], ids=str)
+
+
+def make_narrow(model, narrow, folder, samples):
+    model, still = model if narrow == "bf16" else model.to(narrow), {"learning_rate": 1e-6}
+    return make(PSKDTrainer, model, folder, samples, bf16=narrow == "bf16", **still)
+
+
+@NARROW
+def test_weights_are_not_taken_for_rounding_while_all_losses_are_nearly_equal(narrow, tmp_path):
+    with pytest.raises(
+        UserError, match=r"the model's own loss is 1.103 .* silently replace another loss.*class weights"
+    ):
+        make_narrow(FaintAndWeighted(), narrow, tmp_path, data([0, 1, 2, 0] * 2)).train()
+
+
+@NARROW
+def test_nor_does_rounding_hide_that_a_model_has_no_weights(narrow, tmp_path):
+    trainer = make_narrow(Faint(), narrow, tmp_path, data([0, 1, 2, 0] * 2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trainer.train()
+    assert trainer._pskd_same.told
+
+
+@NARROW
+def test_a_rounded_loss_of_another_make_is_compared_again_and_rounding_is_named(narrow, tmp_path):
+    trainer = make_narrow(ByHand(), narrow, tmp_path, data([0, 1, 2, 0] * 2))
+    with pytest.warns(UserWarning, match=r"4 batches .* differed by less than 4%.* rounding .* in float32"):
+        trainer.train()
+
+
+def test_while_rounding_hides_the_answer_rare_later_batches_are_compared():
+    same = SameLoss("the model's own loss", asked=False, rounded=True, ignore_index=-100)
+    compared = []
+    for batch in range(1, 200):
+        if same.due():
+            compared.append(batch)
+            same.note(batch == 160, batch == 160, blurred=batch < 160)
+    assert compared == [*range(1, 21), 40, 80, 160]
+    assert same.done
+    assert same.told
+
+
 def test_what_a_batch_can_tell():
     logits = torch.tensor([[1.0, 0.0, -1.0], [0.5, 0.2, 0.0]])
     assert tells(logits, torch.tensor([0, 2]), -100, 1e-4)

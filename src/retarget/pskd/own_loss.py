@@ -6,6 +6,10 @@ the first batch is compared with the hard cross-entropy of the same logits.
 
 Targets of one class have the same mean loss whatever the class weighs. So a model is asked again with other labels, and
 a trainer with each batch, until batches with several classes have shown all of them.
+
+A loss in 16 bits is rounded by more than weights change it while all losses are nearly equal, as in the first steps. So
+the model's loss is taken in float32 of the logits that it returns, where PyTorch's functions compute it; where they do
+not, rare later batches are compared until one tells.
 """
 
 import inspect
@@ -13,11 +17,13 @@ import math
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
 
 from retarget.errors import UserError
 from retarget.pskd.functional import widen
@@ -40,9 +46,39 @@ def same_draws(tensor: Tensor) -> AbstractContextManager[None]:
     return torch.random.fork_rng(devices=[tensor.device] if tensor.is_cuda else [])
 
 
+class _Wide(TorchFunctionMode):
+    """Takes PyTorch's losses of 16-bit logits in float32, also under autocast.
+
+    Attributes:
+        largest: the largest logit of each cross-entropy so far; its tensor tells of which logits it was taken.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.largest: list[Tensor] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func not in _OF_LOGITS:
+            return func(*args, **(kwargs or {}))
+        args, kwargs = tree_map_only(Tensor, widen, (args, kwargs or {}))
+        logits = args[0] if args else kwargs["input"]
+        self.largest += [logits.detach().max()] if logits.numel() else []
+        with torch.autocast(logits.device.type, enabled=False):
+            return func(*args, **kwargs)
+
+    def exact(self, loss: Tensor | None, logits: Tensor) -> bool:
+        """Whether a loss was taken in float32, of these very logits, and not rounded to 16 bits after it."""
+        if loss is None or not logits.numel() or float(logits.max()) not in map(float, self.largest):
+            return False
+        return all(bool(loss.to(narrow).double() != loss.double()) for narrow in (torch.bfloat16, torch.float16))
+
+
+_OF_LOGITS = {F.cross_entropy, F.binary_cross_entropy_with_logits}
+
+
 @torch.no_grad()
-def models_loss(model: nn.Module, bare: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor | None, Tensor]:
-    """A model's own loss (None if it returns none) and its logits.
+def models_loss(model: nn.Module, bare: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor | None, Tensor, bool]:
+    """A model's own loss (None if it returns none), its logits, and whether that loss is exact: not rounded to 16 bits.
 
     The pass is made in evaluation mode and the random state is restored, so that it does not change the training.
 
@@ -52,8 +88,9 @@ def models_loss(model: nn.Module, bare: nn.Module, inputs: dict[str, Any]) -> tu
     """
     taken = inspect.signature(bare.forward).parameters
     if not ("labels" in taken or any(one.kind is one.VAR_KEYWORD for one in taken.values())):
-        return None, inputs["labels"]
-    outputs = _evaluated(model, inputs, inputs["labels"])
+        return None, inputs["labels"], False
+    with _Wide() as wide:
+        outputs = _evaluated(model, inputs, inputs["labels"])
     if isinstance(outputs, Tensor):
         own, logits = None, outputs
     elif isinstance(outputs, dict):
@@ -62,15 +99,17 @@ def models_loss(model: nn.Module, bare: nn.Module, inputs: dict[str, Any]) -> tu
         own, logits = getattr(outputs, "loss", None), outputs.logits
     else:
         own, logits = outputs[0], outputs[-1 if len(outputs) == 1 else 1]
-    return (own if isinstance(own, Tensor) and own.ndim == 0 else None), logits
+    own = own if isinstance(own, Tensor) and own.ndim == 0 else None
+    return own, logits, wide.exact(own, logits)
 
 
 def _evaluated(model: nn.Module, inputs: dict[str, Any], near: Tensor) -> Any:
-    """A model's outputs in evaluation mode; its mode, and the random state of the device of ``near``, are restored."""
+    """A model's outputs in evaluation mode, uncompiled; its mode, and the random state of the device of ``near``, are
+    restored."""
     training = [one for one in model.modules() if one.training]
     model.eval()
     try:
-        with same_draws(near):
+        with same_draws(near), torch.compiler.set_stance("force_eager"):
             return model(**inputs)
     finally:
         for one in training:
@@ -145,7 +184,7 @@ def _off(own: float, *losses: float | None) -> float:
 def refuse_other_loss(
     own: float, logits: Tensor, labels: Tensor, shifts: bool, ignore_index: int, *,
     asked: bool, rounded: bool, whose: str, batch: str = "a training batch", smoothing: float = 0.0,
-    denominator: Tensor | float | None = None,
+    denominator: Tensor | float | None = None, exact: bool = False,
 ) -> bool:  # fmt: skip
     """Raise unless the loss that PS-KD replaces is the cross-entropy of the labels.
 
@@ -156,6 +195,7 @@ def refuse_other_loss(
         rounded: whether a loss of float32 logits was computed in bfloat16 or float16.
         whose, batch: what messages call ``own``, such as "the model's own loss", and the batch.
         smoothing, denominator: as in :func:`hard_loss`; with a denominator the mean over the batch is accepted too.
+        exact: whether ``own`` was computed in float32 in spite of ``rounded`` and of the logits' type.
 
     Returns:
         Whether this batch could tell: False if all labels are ignored or of one class, or if all losses are nearly the
@@ -167,7 +207,7 @@ def refuse_other_loss(
     ours, other = _both_ways(logits, labels, shifts, ignore_index, smoothing=smoothing, denominator=denominator)
     if not math.isfinite(ours):
         return False  # every label is ignored
-    error = relative_error(logits, rounded)
+    error = _EXACT if exact else relative_error(logits, rounded)
     if denominator is not None and _off(own, ours, other) > error:
         # A trainer of the user's may divide by the batch's own targets, also while gradients accumulate.
         mean, moved = _both_ways(logits, labels, shifts, ignore_index, smoothing=smoothing)
@@ -192,6 +232,20 @@ def refuse_other_loss(
     return told and tells(logits, shifted(labels, ignore_index) if shifts else labels, ignore_index, error)
 
 
+class Answer(NamedTuple):
+    """What the comparison of one batch says.
+
+    Attributes:
+        told: whether it could tell.
+        whole: whether all classes have been in a batch that could.
+        blurred: whether it could have told but for the rounding of the loss.
+    """
+
+    told: bool
+    whole: bool
+    blurred: bool = False
+
+
 class SameLoss:
     """Compares the loss that PS-KD replaces with the cross-entropy of the labels, in the first batches of a training.
 
@@ -201,51 +255,65 @@ class SameLoss:
 
     Attributes:
         told: whether a batch could tell.
+        blurred: whether a batch could not tell only because the loss is rounded.
         done: whether no more batches need be compared.
     """
 
     def __init__(self, whose: str, *, asked: bool, rounded: bool, ignore_index: int) -> None:
         self.whose, self.ignore_index = whose, ignore_index
-        self.told = self.done = False
+        self.told = self.blurred = self.done = False
         self._flags: dict[str, Any] = {"asked": asked, "rounded": rounded}
         self._warned = False
         self._times, self._most = 0, _MODELS_ASKS if whose.startswith("the model") else _TRAINERS_ASKS
+        self._batches = 0
         self._seen: set[int] = set()
 
-    def compare(self, own: float, logits: Tensor, labels: Tensor, shifts: bool, **more: Any) -> tuple[bool, bool]:
-        """Whether this batch could tell, and whether all classes have been in one that could; as refuse_other_loss."""
+    def due(self) -> bool:
+        """Whether to compare the next batch: each of the first ones; then, while rounding hides the answer, only the
+        one with twice the number of the last. To be asked once per batch."""
+        self._batches += 1
+        if self.done:
+            return False
+        rarely, odd = divmod(self._batches, self._most)
+        return self._batches <= self._most or (odd == 0 and rarely & (rarely - 1) == 0)
+
+    def compare(self, own: float, logits: Tensor, labels: Tensor, shifts: bool, **more: Any) -> Answer:
+        """What this batch tells; raises as :func:`refuse_other_loss`."""
         told = refuse_other_loss(
             own, logits, labels, shifts, self.ignore_index, whose=self.whose, **self._flags, **more
         )
+        if not told and not more.get("exact") and relative_error(logits, self._flags["rounded"]) > _EXACT:
+            targets = shifted(labels, self.ignore_index) if shifts else labels
+            return Answer(False, False, tells(logits, targets, self.ignore_index, _EXACT))
         if not told or labels.is_floating_point() or logits.shape[-1] > _FEW_CLASSES:
-            return told, told
+            return Answer(told, told)
         self._seen.update(labels[labels != self.ignore_index].unique().tolist())
-        return told, len(self._seen) >= logits.shape[-1]
+        return Answer(told, len(self._seen) >= logits.shape[-1])
 
     def compare_model(
         self, model: nn.Module, bare: nn.Module, inputs: dict[str, Any], shifts: bool, unlabelled: bool = False
-    ) -> tuple[bool, bool] | None:
+    ) -> Answer | None:
         """As :meth:`compare`, for the model's own loss, also of other labels; None if it has no loss.
 
         Args:
             unlabelled: whether the model is trained without labels among its arguments.
         """
-        own, logits = models_loss(model, bare, inputs)
+        own, logits, exact = models_loss(model, bare, inputs)
         if own is None:
             return None
         if unlabelled and not self._times:
             self._refuse_label_dependent(model, inputs, logits)
-        answer = self.compare(float(own), logits, inputs["labels"], shifts)
+        answer = self.compare(float(own), logits, inputs["labels"], shifts, exact=exact)
         for other in with_other_labels(inputs, logits.shape[-1], self.ignore_index):
             try:
-                own, found = models_loss(model, bare, other)
+                own, found, exact = models_loss(model, bare, other)
             except (RuntimeError, ValueError):
                 if len(other["labels"]) == len(inputs["labels"]):
                     raise
                 continue  # a model that accepts only a single sample
             if own is not None and len(found) == len(other["labels"]):
-                told, whole = self.compare(float(own), found, other["labels"], shifts, batch=_REPLACED)
-                answer = answer[0] or told, answer[1] or whole
+                more = self.compare(float(own), found, other["labels"], shifts, batch=_REPLACED, exact=exact)
+                answer = Answer(*(one or another for one, another in zip(answer, more, strict=True)))
         return answer
 
     @torch.no_grad()
@@ -261,11 +329,13 @@ class SameLoss:
                 "required argument of forward, then it gets them; or call PSKD in a loop of your own"
             )
 
-    def note(self, told: bool, whole: bool) -> None:
-        """Note the answer to one batch, on which all processes agree."""
+    def note(self, told: bool, whole: bool, blurred: bool = False) -> None:
+        """Note the :class:`Answer` of one batch, on which all processes agree."""
         self._times += 1
         self.told |= told
-        self.done = (self.told and whole) or self._times >= self._most
+        self.blurred |= blurred
+        enough = self._times >= self._most and (self.told or not self.blurred)
+        self.done = (self.told and whole) or enough
         if self.done:
             self.warn()
 
@@ -273,11 +343,21 @@ class SameLoss:
         """Warn if batches were compared but none could tell, after the last that is compared."""
         if self._times and not (self.told or self._warned):
             self._warned = True
+            why = (
+                "all targets were of one class (or all logits equal), and their mean loss is the same whatever the "
+                "class weights"
+            )
+            remedy = "use larger, shuffled batches to have it checked"
+            if self.blurred:
+                why = (
+                    "all targets were of one class, or the mean losses of the classes differed by less than "
+                    f"{4 * _ROUNDED:.0%}, which the rounding of a loss in 16 bits (bf16, fp16) hides"
+                )
+                remedy = "train a few steps in float32 to have it checked"
             warnings.warn(
                 f"PS-KD could not check that {self.whose} is the cross-entropy of the labels: in each of the "
-                f"{self._times} batches compared, all targets were of one class (or all logits equal), and their mean "
-                "loss is the same whatever the class weights. If classes are weighed (weight=, pos_weight=), the "
-                "weights are lost: use larger, shuffled batches to have it checked, or call PSKD in a loop of your own",
+                f"{self._times} batches compared, {why}. If classes are weighed (weight=, pos_weight=), the "
+                f"weights are lost: {remedy}, or call PSKD in a loop of your own",
                 stacklevel=3,
             )
 

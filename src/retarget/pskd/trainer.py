@@ -167,7 +167,7 @@ class PSKDMixin(_Base):
         outputs = model(**(inputs | {"labels": labels} if models.needs_labels(self._bare_model()) else inputs))
         logits = models.logits_of(outputs)
         method, shared = self._method(logits, labels), {"inputs": inputs, "denominator": num_items_in_batch}
-        if not self._pskd_same.done:
+        if self._pskd_same.due():
             models.refuse_labels(labels, logits, IGNORE)  # before the model's own loss, which would name no sample
             told = self._same_loss(model, inputs, labels, num_items_in_batch, own, logits)
             # One rank's answer is enough, and all must stop asking at once: asking calls the wrapped model, which waits
@@ -308,11 +308,10 @@ class PSKDMixin(_Base):
 
     def _same_loss(
         self, model: Any, inputs: dict[str, Any], labels: Tensor, items: Any, host: Tensor | None, logits: Tensor
-    ) -> tuple[bool, bool]:
+    ) -> own_loss.Answer:
         """Refuse a model, or a trainer, whose own loss is not the cross-entropy that PS-KD replaces.
 
-        ``host`` is the trainer's own loss of these logits, None for the model's. Returns whether this batch could tell,
-        and whether all classes have been in one that could.
+        ``host`` is the trainer's own loss of these logits, None for the model's. Returns what this batch says.
         """
         shifts = self._shifts(labels)
         if host is not None:
@@ -328,7 +327,7 @@ class PSKDMixin(_Base):
         unasked = self._pskd_shift is None and not shifts
         if answer is None and unasked and labels.ndim == 2 and not labels.is_floating_point():
             own_loss.refuse_copying(inputs.get("input_ids"), labels, IGNORE)
-        return answer or (True, True)
+        return answer or own_loss.Answer(True, True)
 
     def _method(self, logits: Tensor, labels: Tensor) -> PSKD | SequencePSKD | MultiLabelPSKD:
         """The PS-KD object, made in the first step, when the number of classes is known."""
@@ -337,6 +336,11 @@ class PSKDMixin(_Base):
         multilabel = models.is_multilabel(logits, labels)
         if multilabel and self.args.label_smoothing_factor:
             raise UserError("label_smoothing_factor smooths classes, but these labels are multi-label: set it to 0")
+        if not multilabel and logits.shape[-1] == 1:
+            raise UserError(
+                "the model has one logit (num_labels=1), but class labels need two classes or more: set num_labels=2; "
+                'or, for yes or no, give the labels as floats [B, 1] with problem_type="multi_label_classification"'
+            )
         settings = {"num_classes": logits.shape[-1], "total_epochs": self._pskd_epochs, **self._pskd_settings}
         if not isinstance(settings["store"], MemoryMapped):
             settings["device"] = logits.device
