@@ -5,7 +5,8 @@ every step; so the result is copied without waiting and the error is raised in a
 epoch begins. When the failed epoch is begun again, what it had stored is forgotten.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -75,6 +76,7 @@ def check_shapes(logits: Tensor | None, targets: Tensor, index: Tensor, num_clas
     if index.dtype.is_floating_point or index.dtype == torch.bool or index.ndim != 1:
         raise UserError(f"index holds whole numbers [B]: got {index.dtype} {list(index.shape)}")
     shape = (len(index), num_classes)
+    refuse_outputs(logits)
     if logits is not None and tuple(logits.shape) != shape:
         raise UserError(f"logits are [B, C] = {list(shape)}: got {list(logits.shape)}")
     if tuple(targets.shape) != (shape if targets.is_floating_point() else shape[:1]):
@@ -82,6 +84,17 @@ def check_shapes(logits: Tensor | None, targets: Tensor, index: Tensor, num_clas
             f"targets are labels [{shape[0]}] or probabilities {list(shape)} as floats: got {targets.dtype} "
             f"{list(targets.shape)}"
         )
+
+
+def refuse_outputs(logits: Any) -> None:
+    """Refuse the outputs of a model that are not its logits alone, such as a dict or a tuple."""
+    if logits is None or isinstance(logits, Tensor):
+        return
+    held = f" with {', '.join(map(str, logits))}" if isinstance(logits, Mapping) else ""
+    raise UserError(
+        f"logits must be a tensor: got a {type(logits).__name__}{held}. Pass the logits of the model's outputs: "
+        "outputs.logits (Hugging Face, Inception), outputs['out'] (torchvision's segmentation)"
+    )
 
 
 def check_index(checks: Checks, index: Tensor, num_samples: int | None) -> Tensor:
@@ -125,10 +138,16 @@ def check_labels(checks: Checks, labels: Tensor, index: Tensor, num_classes: int
             f"[0, {num_classes})"
         ),
     )
-    ordered, order = index.masked_fill(ignored, -1).sort(stable=True)
+    check_one_label(checks, labels, index, ~ignored)
+    return labels.masked_fill(ignored, 0).clamp(0, num_classes - 1)
+
+
+def check_one_label(checks: Checks, labels: Tensor, index: Tensor, counted: Tensor) -> None:
+    """Refuse samples with two labels in the batch, of those that are counted, [B]."""
+    ordered, order = index.masked_fill(~counted, -1).sort(stable=True)
     of = labels[order]
-    agree = torch.ones_like(ignored)
-    agree[1:] = (ordered[1:] != ordered[:-1]) | (of[1:] == of[:-1])
+    agree = torch.ones_like(counted)
+    agree[1:] = (ordered[1:] < 0) | (ordered[1:] != ordered[:-1]) | (of[1:] == of[:-1])
     checks.require(
         agree,
         lambda at: (
@@ -136,7 +155,40 @@ def check_labels(checks: Checks, labels: Tensor, index: Tensor, num_classes: int
             f"{int(order[at - 1])} and {int(of[at])} in row {int(order[at])}: each sample must have an index of its own"
         ),
     )
-    return labels.masked_fill(ignored, 0).clamp(0, num_classes - 1)
+
+
+def check_one_answer(checks: Checks, answers: Tensor, index: Tensor) -> None:
+    """Refuse samples with two :func:`fingerprints` of their multi-label targets in the batch."""
+    ordered, order = index.sort(stable=True)
+    of = answers[order]
+    agree = torch.ones_like(ordered, dtype=torch.bool)
+    agree[1:] = (ordered[1:] != ordered[:-1]) | (of[1:] == of[:-1]) | incomparable(of[1:], of[:-1])
+    checks.require(
+        agree,
+        lambda at: (
+            f"{checks.name(int(ordered[at]))} has two different targets in this batch, in rows {int(order[at - 1])} "
+            f"and {int(order[at])}: each sample must have an index of its own"
+        ),
+    )
+
+
+def fingerprints(targets: Tensor, counted: Tensor, multipliers: Tensor) -> Tensor:
+    """A number for each row of multi-label targets, [B] int64, from 0 on: 31 bits for which targets are counted, above
+    31 bits for which of them are more than a half. So it stays if the targets are smoothed.
+
+    Args:
+        targets, counted: [B, C].
+        multipliers: [C] int64, random and odd.
+    """
+    yes, there = (
+        ((bits.long() * multipliers).sum(1) >> 32) & 0x7FFFFFFF for bits in ((targets > 0.5) & counted, counted)
+    )
+    return (there << 31) | yes
+
+
+def incomparable(one: Tensor, other: Tensor) -> Tensor:
+    """Whether :func:`fingerprints` are of rows in which other targets are counted; never so for labels."""
+    return (one >> 31) != (other >> 31)
 
 
 def check_some(checks: Checks, labels: Tensor, ignore_index: int) -> None:
@@ -155,13 +207,14 @@ def check_listed(checks: Checks, past_classes: Tensor, labels: Tensor, index: Te
     check_unchanged(checks, (past_classes == labels[:, None]).any(1) | ~counted, labels, index)
 
 
-def check_unchanged(checks: Checks, unchanged: Tensor, labels: Tensor, index: Tensor) -> None:
-    """Refuse samples whose label differs from the one they were last seen with."""
+def check_unchanged(checks: Checks, unchanged: Tensor, labels: Tensor, index: Tensor, hint: str = "") -> None:
+    """Refuse samples whose label differs from the one they were last seen with; ``hint`` ends the message."""
     checks.require(
         unchanged,
         lambda row: (
             f"{checks.name(int(index[row]))} has the label {int(labels[row])} (row {row} of the batch), but had another"
             " label when it was last seen: the index must mean the same sample, with the same label, in every epoch"
+            + hint
         ),
     )
 

@@ -199,3 +199,13 @@ class Form:
 
     def _dense(self, past: Tensor | SparseRows) -> Float[Tensor, "batch classes"]:
         return past.dense(self.num_classes) if isinstance(past, SparseRows) else past
+
+
+def divisor(denominator: float | Tensor, counted: Tensor) -> float | Tensor:
+    """What the sum of the losses is divided by: the denominator, or 1 if that is 0 because no target is counted.
+
+    An update whose labels are all ignored has the loss 0, and not 0 / 0.
+    """
+    if not isinstance(denominator, Tensor):
+        return denominator if denominator else counted.any().logical_not().float()
+    return torch.where((denominator == 0) & ~counted.any().to(denominator.device), 1, denominator)

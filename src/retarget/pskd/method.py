@@ -8,10 +8,21 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 
 from retarget.errors import UserError
-from retarget.pskd.checks import Checks, as_labels, check_listed, check_loss, check_mixed, check_targets, one_hot
-from retarget.pskd.form import Form
+from retarget.pskd.checks import (
+    Checks,
+    as_labels,
+    check_listed,
+    check_loss,
+    check_mixed,
+    check_one_label,
+    check_targets,
+    check_unchanged,
+    one_hot,
+)
+from retarget.pskd.form import Form, divisor
 from retarget.pskd.functional import SparseRows, cross_entropy, pskd_loss, soften, sparse_pskd_losses, widen
 from retarget.pskd.past.base import Past, Store, past_of
+from retarget.pskd.past.in_table import PastInTable
 from retarget.pskd.schedule import Schedule, refuse_bad_run
 
 
@@ -88,7 +99,8 @@ class PSKD(Form):
 
         Raises:
             UserError: naming the sample, the row and the value, for an index or label out of range, one index with
-                two labels, probabilities that do not sum to 1, or logits that are not finite.
+                two labels (of probabilities, with another class above a half), probabilities that do not sum to 1, or
+                logits that are not finite.
         """
         if not 0 <= smoothing <= 1:
             raise UserError(f"smoothing is a share of the target, in [0, 1]: got {smoothing}")
@@ -100,6 +112,8 @@ class PSKD(Form):
             )
         targets = as_labels(targets)
         keys, labels, counted = self._check(logits, targets, index, some=denominator is None)
+        if remember and mixed is None:
+            self._refuse_changed(targets, labels, keys)
         log_norm, keep = None, counted
         if mixed is not None:
             loss, own = self._mixed_loss(logits, targets, labels, keys, counted, mixed, inputs, smoothing, denominator)
@@ -111,13 +125,13 @@ class PSKD(Form):
                 hard = labels.masked_fill(targets == self.ignore_index, self.ignore_index)
             reduction = "mean" if denominator is None else "sum"
             loss = cross_entropy(logits, hard, self.ignore_index, smoothing, reduction)
-            loss = loss if denominator is None else loss / denominator
+            loss = loss if denominator is None else loss / self._divisor(denominator, counted)
         else:
             past, alpha = self._past(keys, logits.device, targets, labels, inputs)
             losses, log_norm = self._soft_losses(logits, targets, labels, past, alpha, smoothing)
             losses = losses if counted is None else losses * counted
             count = len(losses) if counted is None else counted.sum()
-            loss = losses.sum() / (count if denominator is None else denominator)
+            loss = losses.sum() / (count if denominator is None else self._divisor(denominator, counted))
         check_loss(self.checks, loss, logits, keys)
         if remember:
             if mixed is None:
@@ -165,6 +179,7 @@ class PSKD(Form):
     ) -> None:
         """Store the present prediction. Do not call it for inputs that are not the sample itself (CutMix, Mixup)."""
         keys, labels, counted = self._check(logits, as_labels(targets), index)
+        self._refuse_changed(targets, labels, keys)
         check_loss(self.checks, torch.logsumexp(widen(logits.detach()), 1).sum(), logits, keys)
         self._count_two_classed(targets)
         self._write(logits, labels, keys, counted)
@@ -177,8 +192,27 @@ class PSKD(Form):
             if self.num_classes == 2:
                 self.schedule.count_two(targets)
                 return
-            above = (targets > targets.amin(1, keepdim=True) + 1e-4).sum(1)
-            self.schedule.two_classed += (above == 2).sum()
+            self.schedule.two_classed += _two_classed(targets).sum()
+
+    def _refuse_changed(self, targets: Tensor, labels: Tensor, keys: Tensor) -> None:
+        """Refuse probabilities whose likeliest class is another one than its sample had before, or has in this batch.
+
+        Only a class with more than a half is compared, and none of targets that two classes share, as mixing makes
+        them, which :meth:`Schedule.warn` tells of.
+        """
+        if not targets.is_floating_point() or not isinstance(self.past, PastInTable):
+            return  # labels are compared by _check
+        keys = keys.to(labels.device, non_blocking=True)
+        counted = (targets.amax(1) > 0.5) & ~_two_classed(targets)
+        check_one_label(self.checks, labels, keys, counted)
+        hint = ". If inputs are mixed, pass mixed=shares or remember=False"
+        self.past.compare(
+            labels.int(), keys, counted, lambda same: check_unchanged(self.checks, same, labels, keys, hint)
+        )
+
+    @staticmethod
+    def _divisor(denominator: float | Tensor, counted: Tensor | None) -> float | Tensor:
+        return denominator if counted is None else divisor(denominator, counted)
 
     def _check(
         self, logits: Tensor | None, targets: Tensor, index: Tensor | None, some: bool = True
@@ -261,7 +295,7 @@ class PSKD(Form):
             else:
                 soft = _mix(mixed, soften(hard, past, alpha) * counts[:, None])
         losses = pskd_loss(logits, soft, reduction="none")
-        count = _mix(mixed, counts).sum() if denominator is None else denominator
+        count = _mix(mixed, counts).sum() if denominator is None else self._divisor(denominator, counted)
         return losses.sum() / count, mixed.diagonal() >= 1 - 1e-6
 
     def _write(
@@ -269,6 +303,12 @@ class PSKD(Form):
     ) -> None:
         self.schedule.count(len(keys), self._members)
         self.past.write(logits, labels, keys, counted, log_norm)
+
+
+def _two_classed(targets: Tensor) -> Tensor:
+    """Which probabilities [B, C] two classes share, [B]; of two classes, all that are not one-hot."""
+    least = targets.amin(1, keepdim=True) if targets.shape[1] > 2 else 0
+    return (targets > least + 1e-4).sum(1) == 2
 
 
 def _mix(mixed: Tensor, rows: Tensor) -> Tensor:

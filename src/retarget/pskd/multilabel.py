@@ -12,10 +12,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from retarget.errors import UserError
-from retarget.pskd.checks import Checks, check_loss, check_some
-from retarget.pskd.form import Form
+from retarget.pskd.checks import Checks, check_loss, check_one_answer, check_some, fingerprints
+from retarget.pskd.form import Form, divisor
 from retarget.pskd.functional import soften, widen
 from retarget.pskd.past.base import Store, past_of
+from retarget.pskd.past.in_table import PastInTable
 from retarget.pskd.past.rows import Dense, Independent, RowFormat
 from retarget.pskd.schedule import Schedule, refuse_bad_run
 
@@ -52,6 +53,8 @@ class MultiLabelPSKD(Form):
         past = past_of(store, num_samples, num_classes, device, to_probs=torch.sigmoid, written=_independent)
         plan = Schedule(total_epochs, alpha_T, schedule)
         super().__init__(plan, past, Checks(past.name), num_samples, num_classes, ignore_index)
+        draw = torch.Generator().manual_seed(0)
+        self._multipliers = torch.randint(2**62, (num_classes,), generator=draw) | 1
 
     def loss(
         self,
@@ -74,16 +77,19 @@ class MultiLabelPSKD(Form):
             remember: pass False to store nothing of a batch whose inputs are not the samples themselves.
 
         Raises:
-            UserError: naming the sample, the row and the value, for an index out of range, a target outside [0, 1] or
-                logits that are not finite.
+            UserError: naming the sample, the row and the value, for an index out of range, a target outside [0, 1],
+                logits that are not finite, or (unless ``remember`` is False) a sample of which a target lay on the
+                other side of a half when it was last seen.
         """
         keys = self._check(logits, targets, index)
+        if remember:
+            self._refuse_changed(targets, keys)
         if denominator is None:
             check_some(self.checks, targets, self.ignore_index)
         soft = self._soft(targets, keys, inputs)
         soft = (targets if soft is None else soft).to(widen(logits).dtype)
         counted = targets != self.ignore_index
-        share = counted.numel() / (counted.sum() if denominator is None else denominator)  # 1 if none is ignored
+        share = counted.numel() / (counted.sum() if denominator is None else divisor(denominator, counted))
         loss = F.binary_cross_entropy_with_logits(
             widen(logits), soft.masked_fill(~counted, 0), weight=(counted * share).to(soft.dtype)
         )
@@ -107,6 +113,7 @@ class MultiLabelPSKD(Form):
     ) -> None:
         """Store the present prediction."""
         keys = self._check(logits, targets, index)
+        self._refuse_changed(targets, keys)
         check_loss(self.checks, widen(logits.detach()).sum(), logits, keys)
         self._write(logits, keys)
 
@@ -128,6 +135,27 @@ class MultiLabelPSKD(Form):
 
         self.checks.require(within.all(1), describe)
         return self.past.locate(keys, targets.device)
+
+    def _refuse_changed(self, targets: Tensor, keys: Tensor) -> None:
+        """Refuse samples that have other answers than they had before, or two in this batch."""
+        if not isinstance(self.past, PastInTable):
+            return
+        counted = targets != self.ignore_index
+        self._multipliers = self._multipliers.to(targets.device)
+        answers = fingerprints(targets, counted, self._multipliers)
+        keys = keys.to(targets.device, non_blocking=True)
+        check_one_answer(self.checks, answers, keys)
+        self.past.compare(
+            answers, keys, torch.ones_like(answers, dtype=torch.bool),
+            lambda same: self.checks.require(
+                same,
+                lambda row: (
+                    f"the targets of {self.checks.place(int(keys[row]), row)} are not those that it had when it was "
+                    "last seen: the index must mean the same sample, with the same targets, in every epoch. If inputs "
+                    "are mixed, pass remember=False"
+                ),
+            ),
+        )  # fmt: skip
 
     def _soft(self, targets: Tensor, keys: Tensor, inputs: Any) -> Tensor | None:
         """The softened targets; None if the hard ones are in use."""

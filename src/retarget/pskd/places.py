@@ -8,7 +8,7 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 
 from retarget.errors import UserError
-from retarget.pskd.checks import Checks, as_labels
+from retarget.pskd.checks import Checks, as_labels, refuse_outputs
 from retarget.pskd.form import Form
 from retarget.pskd.method import PSKD
 from retarget.pskd.past.base import Store, past_of
@@ -139,6 +139,7 @@ class PlacedPSKD(Form):
         return logits.movedim(self.classes_dim, -1).reshape(-1, self.num_classes)
 
     def _flat_logits(self, logits: Tensor, targets: Tensor) -> Float[Tensor, "rows classes"]:
+        refuse_outputs(logits)
         expected = list(targets.shape)
         expected.insert(self.classes_dim % (targets.ndim + 1), self.num_classes)
         if list(logits.shape) != expected:

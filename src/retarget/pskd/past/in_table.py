@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from retarget.errors import UserError
-from retarget.pskd.checks import Checks, check_unchanged
+from retarget.pskd.checks import Checks, check_unchanged, incomparable
 from retarget.pskd.functional import SparseRows
 from retarget.pskd.past.exchange import WriteLog, communication_device, exchange, world_size
 from retarget.pskd.past.rows import Dense, RowFormat
@@ -44,7 +44,7 @@ class PastInTable:
         self._epoch: int | None = None
         self._log = WriteLog()
         self._placed = False  # a table loaded before the first batch is moved to the device of the batches
-        self._known: Tensor | None = None  # [N + 1], the label that each key was last seen with; -1: not yet
+        self._known: Tensor | None = None  # [N + 1], the number that each key was last seen with; -1: not yet
 
     def begin(self, epoch: int) -> None:
         if epoch in (0, self._epoch):  # begun again: forget what was seen in it
@@ -79,16 +79,25 @@ class PastInTable:
 
     def check_labels(self, checks: Checks, labels: Tensor, keys: Tensor, counted: Tensor) -> None:
         """A dense row does not tell the label that its key had; this does, for what this process has seen."""
-        if not isinstance(self.rows, Dense):
-            return
+        if isinstance(self.rows, Dense):
+            self.compare(labels.int(), keys, counted, lambda same: check_unchanged(checks, same, labels, keys))
+
+    def compare(self, numbers: Tensor, keys: Tensor, counted: Tensor, refuse: Callable[[Tensor], None]) -> None:
+        """Compare a number of each key with the one that this process has last seen, and note it.
+
+        Args:
+            numbers: [B] integers from 0 on, always of the same type: labels, or fingerprints of targets.
+            keys: [B], on any device.
+            counted: [B], False where a number says nothing.
+            refuse: gets whether each number is the same as before, [B], and raises if one is not.
+        """
         if self._known is None:
-            self._known = torch.full((self.num_rows + 1,), -1, dtype=torch.int32)
-        known = self._known = self._known.to(labels.device)
-        keys = keys.to(labels.device, non_blocking=True)
+            self._known = torch.full((self.num_rows + 1,), -1, dtype=numbers.dtype)
+        known = self._known = self._known.to(numbers.device)
+        keys = keys.to(numbers.device, non_blocking=True)
         before = known[keys]
-        check_unchanged(checks, (before < 0) | (before == labels) | ~counted, labels, keys)
-        kept = keys.masked_fill(~counted, self.num_rows)  # the last entry belongs to no key
-        known[kept] = labels.to(known.dtype)
+        refuse((before < 0) | (before == numbers) | incomparable(before, numbers) | ~counted)
+        known[keys.masked_fill(~counted, self.num_rows)] = numbers  # the last entry belongs to no key
 
     def read(self, keys: Tensor, device: torch.device, inputs: Any = None) -> tuple[Tensor | SparseRows, Tensor]:
         if not self.table:
