@@ -60,7 +60,10 @@ class with_index(Dataset):
 def _indexed(item: Any, index: int) -> Any:
     if isinstance(item, Mapping):
         if "index" in item:
-            raise UserError('the samples already have a key "index": rename it, or use it without with_index')
+            raise UserError(
+                'the samples already have a key "index", which with_index and the trainers add: rename it; if it is '
+                "the sample's number, a loop of your own can use it without with_index"
+            )
         return {**item, "index": index}
     if isinstance(item, tuple | list):
         return (*item, index)
@@ -78,6 +81,8 @@ def indexed(dataset: Any, without_columns: Callable[[Any], Any]) -> with_index:
     """
     if isinstance(dataset, with_index):
         return dataset
+    if dataset is None:
+        raise UserError("the trainer has no train_dataset: pass one to train on")
     if isinstance(dataset, IterableDataset):
         raise UserError(
             "an iterable dataset has neither stable indices nor countable epochs: pass one with __getitem__, or "
@@ -122,6 +127,7 @@ class KeepIndex:
         index = torch.tensor(index)
         batch = self.collator(rest)
         if "labels" not in batch:
+            _refuse_texts(rest)
             names = ", ".join(map(str, batch)) if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
             raise UserError(f"a training batch needs labels: the collator returned only {names}")
         if len(batch["labels"]) != len(index):
@@ -131,3 +137,11 @@ class KeepIndex:
             )
         batch["index"] = index
         return batch
+
+
+def _refuse_texts(features: list[Any]) -> None:
+    """Raise if the labels are texts, which the library's collator leaves out without a word."""
+    for feature in features:
+        label = next((feature[name] for name in ("label", "labels") if name in feature), None)
+        if isinstance(label, str):
+            raise UserError(f"a training batch needs labels that are class numbers: one is the text {label!r}")

@@ -64,8 +64,12 @@ class Schedule:
 
     @alpha_T.setter
     def alpha_T(self, alpha_T: float) -> None:
-        if not 0.0 <= alpha_T <= 1.0:
-            raise UserError(f"alpha_T must lie in [0, 1]: got {alpha_T}")
+        try:
+            within = 0.0 <= alpha_T <= 1.0
+        except TypeError:  # a text or None
+            within = False
+        if not within:
+            raise UserError(f"alpha_T must lie in [0, 1]: got {alpha_T!r}")
         self._alpha_T = float(alpha_T)
 
     @property

@@ -78,7 +78,8 @@ class Offsets:
             lambda row: (
                 f"sequence {int(at[row])} has {int(here[row])} targets but {int(expected[row])} rows in the table: "
                 "lengths must be the numbers of targets in the training set, the same in every epoch. If a causal "
-                "language model is padded on the left, the collator must return attention_mask"
+                "language model is padded on the left, the collator must return attention_mask. If the targets are "
+                "drawn anew in every epoch (masked language models, random truncation), use store=PreviousModel()"
             ),
         )
         return (rows + lacking[:, None]).clamp_max(self.num_rows - 1)
