@@ -51,6 +51,12 @@ def test_lines_are_pairs(english, german, pairs, dropped, tmp_path):
         (b"a\nb\n", "x\n".encode("utf-16"), r"train\.de, line 1: byte 0xff is not UTF-8; .*iconv -f utf-16"),
         (b"a\rb\rc", b"x\ry\rz", r"train\.en: its lines end with CR alone, .* tr '\\r' '\\n'"),
         (b"a\tx\t1\nb\ty\t2\n", b"x\ny\n", r"train\.en: every line has a tab, so it is a table"),
+        (b"a\nb\n", "x\ny\n".encode("utf-16-le"), r"train\.de, line 1: a NUL byte.*iconv -f utf-16le -t utf-8"),
+        (b"a\nb\n", "x\ny\n".encode("utf-16-be"), r"train\.de, line 1: a NUL byte.*iconv -f utf-16be -t utf-8"),
+        (b"a\nb\n", "x\n\u00fc\n".encode("utf-16-le"), r"train\.de, line 2: byte 0xfc .*iconv -f utf-16le"),
+        (b"a\n<url>http://x</url>\n", b"x\ny\n", r"train\.en, line 2: <url…> is markup .*grep -v '\^ \*<' FILE"),
+        (b"a\nb\n", b'<srcset setid="n">\nx\n', r"train\.de, line 1: <srcset…> is markup"),
+        (b"a\nb\n", b'x\n  <seg id="2"> y </seg>\n', r"train\.de, line 2: <seg…> is markup .*sed -n 's/"),
     ],
 )
 def test_files_that_are_no_pairs_are_refused_with_file_and_line(english, german, message, tmp_path):
@@ -59,6 +65,37 @@ def test_files_that_are_no_pairs_are_refused_with_file_and_line(english, german,
     with pytest.raises(UserError, match=message):
         prepare(chosen)
     assert re.search(message, survey(chosen, tmp_path / "study")["problem"])
+
+
+def test_a_sentence_may_have_a_sign_of_markup(tmp_path):
+    write(tmp_path, b"<3 you\nsee <url> there\n", b"<docks>\ny\n")
+    assert len(read_pairs(settings(tmp_path), "train")[0]) == 2
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"source": "de", "target": "de"}, "source and target are both de"),
+        ({"test": "val"}, "test=val names the validation files"),
+        ({"test": "train"}, "test=train names the training files"),
+    ],
+)
+def test_a_study_that_can_only_measure_itself_is_refused(more, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        plan("small", {"dataset": f"files:{tmp_path}", **more})
+
+
+def test_a_vocabulary_that_is_too_small_is_warned_of(tmp_path):
+    words = [f"{chr(97 + at % 26)}{chr(97 + at // 26)}word" for at in range(120)]
+    lines = "".join(f"{' '.join(words[at : at + 20])}\n" for at in range(100)).encode()
+    write(tmp_path, lines, lines.upper())
+    given = {"dataset": f"files:{tmp_path}", "test": "test"}
+    with pytest.warns(UserWarning, match="vocabulary=60") as caught:
+        prepare(plan("small", given | {"vocabulary": 60}))
+    letters, cut = (str(one.message) for one in caught)
+    assert letters.startswith("vocabulary=60 has little room for more than the 53 letters")
+    assert cut.startswith("100 of the first 100 training pairs are longer than max_tokens=80 with vocabulary=60")
+    prepare(plan("small", given))
 
 
 def test_a_damaged_archive_and_a_missing_file_are_named_with_what_is_there(tmp_path):

@@ -233,6 +233,8 @@ def test_the_names_of_tokens_in_a_sentence_are_text():
 def test_pairs_that_are_also_training_pairs_are_counted():
     parts = Parts([("a", "x"), ("b", "y")], [("a", "z")], [("a", "x"), ("a", "x"), ("c", "y")])
     assert translation._repeated(parts) == {"validation": 0, "test": 2}
+    assert translation._shared(parts) == 0
+    assert translation._shared(Parts([], [("a", "z"), ("c", "y")], [("a", "x"), ("c", "y"), ("c", "y")])) == 2
 
 
 def test_a_translation_with_another_line_separator_stays_one_line(tmp_path):

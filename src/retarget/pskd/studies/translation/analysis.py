@@ -113,6 +113,11 @@ def _counts(results: Results, condition: str, prefix: str) -> list[str]:
                 f"{prefix}{count:,} of the {data['parts'][name]['pairs']:,} {name} pairs are also training pairs: "
                 f"there the {name} part measures memory. Leave them out of the training pairs."
             )
+    if count := data.get("shared", 0):
+        said.append(
+            f"{prefix}{count:,} of the {data['parts']['test']['pairs']:,} test pairs are also validation pairs, to "
+            "which the temperature is fitted. Leave them out of one of the two."
+        )
     return said
 
 

@@ -2,6 +2,9 @@
 
 import gzip
 import random
+import re
+import unicodedata
+import warnings
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +19,12 @@ from retarget.pskd.studies.translation.settings import Settings
 
 PAD, EOS, UNKNOWN = "<pad>", "</s>", "<unk>"
 Pairs = list[tuple[str, str]]
+_MARKUP = re.compile(
+    r"\s*<(url|seg|doc|srcset|refset|tstset|mteval|keywords|title|description|speaker|talkid|reviewer|translator)\b"
+)
+"""Beginning of a line that is no sentence in the published files of IWSLT and WMT."""
+_CHECKED = 5000  # pairs on which a vocabulary is tried before the study
+_MOST_CUT = 0.05  # share of cut pairs above which a warning is issued
 
 
 @dataclass(frozen=True)
@@ -81,19 +90,38 @@ def _lines(file: Path, settings: Settings) -> list[str]:
         ) from error
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
-        likely = "utf-16" if error.object[:2] in (b"\xff\xfe", b"\xfe\xff") else "latin1"
+        marked = error.object[:2] in (b"\xff\xfe", b"\xfe\xff")
+        likely = "utf-16" if marked else _two_bytes(error.object) if b"\0" in error.object else "latin1"
         raise UserError(
             f"{file}, line {line}: byte {error.object[error.start]:#04x} is not UTF-8; convert the file, for example "
             f"with iconv -f {likely} -t utf-8"
         ) from error
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{file} cannot be read: {error}") from error
+    if "\0" in text:
+        line = text[: text.index("\0")].count("\n") + 1
+        raise UserError(
+            f"{file}, line {line}: a NUL byte, so it is not UTF-8; convert the file, for example with "
+            f"iconv -f {_two_bytes(content)} -t utf-8"
+        )
     if "\r" in text and "\n" not in text:
         raise UserError(f"{file}: its lines end with CR alone, so that it is one line; convert it with tr '\\r' '\\n'")
     lines = text.removesuffix("\n").split("\n")
     if all("\t" in line for line in lines):
         raise UserError(f"{file}: every line has a tab, so it is a table; keep one sentence per line, as cut -f1 does")
+    for number, line in enumerate(lines, 1):
+        if tag := _MARKUP.match(line):
+            raise UserError(
+                f"{file}, line {number}: {tag[0].strip()}…> is markup of the published file, not a sentence; keep the "
+                "sentences alone, in both languages: of a file of tags and sentences grep -v '^ *<' FILE does it, of "
+                r"one with <seg> sed -n 's/.*<seg[^>]*> *\(.*\)<\/seg>.*/\1/p' FILE"
+            )
     return [line.replace("\r", " ").replace("\t", " ").strip() for line in lines]
+
+
+def _two_bytes(content: bytes) -> str:
+    """The name of UTF-16 without a mark: in Latin letters every second byte is NUL."""
+    return "utf-16le" if content[1::2].count(0) >= content[::2].count(0) else "utf-16be"
 
 
 def grammar(number: int, seed: int) -> Pairs:
@@ -181,3 +209,25 @@ def encode(pairs: Pairs, tokenizer: PreTrainedTokenizerFast, max_tokens: int) ->
         for a, b in zip(sources, targets, strict=True)
     ]
     return Encoded(samples, sum(max(len(a), len(b)) >= max_tokens for a, b in zip(sources, targets, strict=True)))
+
+
+def warn_if_cut(pairs: Pairs, settings: Settings) -> None:
+    """Warn if the letters fill much of the vocabulary, or if many pairs are longer than ``max_tokens``.
+
+    Longer pairs are counted among the first ones, with a vocabulary that is trained on these.
+    """
+    letters = len({letter for pair in pairs for side in pair for letter in unicodedata.normalize("NFKC", side)})
+    if 2 * letters > settings.vocabulary:
+        warnings.warn(
+            f"vocabulary={settings.vocabulary} has little room for more than the {letters} letters of the training "
+            "sentences, so that words fall apart into letters: take thousands (the paper's preset has 10,000)",
+            stacklevel=2,
+        )
+    tried = pairs[:_CHECKED]
+    cut = encode(tried, train_tokenizer(tried, settings.vocabulary), settings.max_tokens).cut
+    if cut > _MOST_CUT * len(tried):
+        warnings.warn(
+            f"{cut:,} of the first {len(tried):,} training pairs are longer than max_tokens={settings.max_tokens} with "
+            f"vocabulary={settings.vocabulary} and would be cut: take a larger vocabulary, or a larger max_tokens",
+            stacklevel=2,
+        )

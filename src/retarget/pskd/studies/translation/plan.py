@@ -111,6 +111,8 @@ def plan(
         raise UserError(f"d_model = {settings.d_model} is not a multiple of heads = {settings.heads}")
     if settings.topk > settings.vocabulary:
         raise UserError(f"topk = {settings.topk} exceeds vocabulary = {settings.vocabulary}")
+    if settings.dataset != "grammar":
+        _refuse_same(settings)
     both_ways = settings.dataset != "grammar" and not {"source", "target"} & set(config)
     conditions = _directions(settings.source, settings.target) if both_ways else (Condition(),)
     refuse_decided(config, ARMS, conditions)
@@ -152,6 +154,17 @@ def _minutes(preset: str, settings: Settings) -> float | None:
     if len(generated) == 2 or any(getattr(settings, name) != getattr(of_preset, name) for name in _MEASURED):
         return None
     return round(MINUTES_PER_RUN[preset] * settings.epochs / of_preset.epochs, 2)
+
+
+def _refuse_same(settings: Settings) -> None:
+    """Raise if a study would translate a language into itself, or test on training or validation pairs."""
+    if settings.source == settings.target:
+        raise UserError(f"source and target are both {settings.source}: a translator that copies would have all marks")
+    if settings.test in ("train", "val"):
+        raise UserError(
+            f"test={settings.test} names the {'training' if settings.test == 'train' else 'validation'} files, so the "
+            "study would measure memory: name files of other pairs"
+        )
 
 
 def _directions(source: str, target: str) -> tuple[Condition, ...]:

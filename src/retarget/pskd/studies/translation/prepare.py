@@ -10,10 +10,14 @@ from retarget.study.config import StudyPlan
 
 
 def prepare(plan: StudyPlan) -> None:
-    """Refuse missing packages and unreadable sentences; cheap enough for a dry run."""
+    """Refuse missing packages and unreadable sentences, warn of a vocabulary that is too small for them; cheap enough
+    for a dry run."""
     for module in ("transformers", "accelerate", "sacrebleu"):
         require(module, "text")
-    from retarget.pskd.studies.translation.data import sentence_pairs
+    from retarget.pskd.studies.translation.data import sentence_pairs, warn_if_cut
 
-    for condition in plan.conditions:
-        sentence_pairs(resolve_settings(Settings, plan.run_settings(condition, plan.arms[0])))
+    for place, condition in enumerate(plan.conditions):
+        settings = resolve_settings(Settings, plan.run_settings(condition, plan.arms[0]))
+        parts = sentence_pairs(settings)
+        if not place:  # the other direction has the same sentences
+            warn_if_cut(parts.train, settings)

@@ -175,7 +175,13 @@ def _describe(run: Run, parts: Parts, vocabulary: int, cut: list[int]) -> None:
     }
     write_json(
         run.directory / "data.json",
-        {"parts": counts, "repeated": _repeated(parts), "vocabulary": vocabulary, "samples": parts.test[:SAMPLES]},
+        {
+            "parts": counts,
+            "repeated": _repeated(parts),
+            "shared": _shared(parts),
+            "vocabulary": vocabulary,
+            "samples": parts.test[:SAMPLES],
+        },
     )
 
 
@@ -184,6 +190,12 @@ def _repeated(parts: Parts) -> dict[str, int]:
     known = set(parts.train)
     named = {"validation": parts.validation, "test": parts.test}
     return {name: sum(pair in known for pair in part) for name, part in named.items()}
+
+
+def _shared(parts: Parts) -> int:
+    """How many pairs of the test part are also in the validation part."""
+    known = set(parts.validation)
+    return sum(pair in known for pair in parts.test)
 
 
 def last_checkpoint(folder: Path) -> str | None:
