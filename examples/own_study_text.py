@@ -2,13 +2,14 @@
 
     retarget study own_study_text.py --set train=train.jsonl test=test.jsonl text=problem labels=type,level
 
-Rows of JSON (plain or .gz) hold a text and one or more fields to predict; a row without a field is left out where that
-field is predicted. The classifier averages vectors of words and pairs of words (Joulin et al. 2016), between dropout. A
-part of the training rows, the same for every seed, fits the temperature.
+Rows of JSON (plain or .gz) hold a text and one or more fields to predict; a row without a field (or with null, NaN or
+no text in it) is left out where that field is predicted. The classifier averages vectors of words and pairs of words
+(Joulin et al. 2016), between dropout. A part of the training rows, the same for every seed, fits the temperature.
 """
 
 import gzip
 import json
+import math
 from typing import Any, Literal
 
 import numpy as np
@@ -85,6 +86,8 @@ def run(run: Run) -> dict[str, float]:
     texts, names = read(s["train"], s["text"], s["labels"])
     test_texts, test_names = read(s["test"], s["text"], s["labels"])
     classes = sorted(set(names))
+    if len(classes) < 2:
+        raise UserError(f"{s['train']}: every row has {s['labels']} {classes[0]!r}, so there is nothing to predict")
     if len(texts) <= s["validation_rows"]:
         raise UserError(f"{s['train']}: {len(texts)} rows, of which validation_rows={s['validation_rows']} leaves none")
     if unknown := set(test_names) - set(classes):
@@ -126,9 +129,13 @@ def run(run: Run) -> dict[str, float]:
 
 
 def read(file: str, text: str, label: str) -> tuple[list[str], list[str]]:
-    """Texts and labels of the rows that have both."""
+    """Texts and labels of the rows that have both.
+
+    Raises:
+        UserError: a row is not JSON, a label is no class, or no row has both.
+    """
     opened = gzip.open if file.endswith(".gz") else open
-    rows: list[dict[str, Any]] = []
+    rows: list[tuple[int, dict[str, Any]]] = []
     with opened(file, "rt", encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, 1):
             try:
@@ -137,13 +144,32 @@ def read(file: str, text: str, label: str) -> tuple[list[str], list[str]]:
                 raise UserError(f"{file}, line {number}: not JSON: {error}") from error
             if not isinstance(row, dict):
                 raise UserError(f"{file}, line {number}: not a JSON object with {text} and {label}")
-            rows += [row] if row else []
-    found = [(str(row[text]), str(row[label])) for row in rows if row.get(text) and row.get(label) is not None]
+            rows += [(number, row)] if row else []
+    said = [(number, row[text], row.get(label)) for number, row in rows if row.get(text)]
+    found = [(str(one), class_of(value, f"{file}, line {number}: {label}")) for number, one, value in said]
+    found = [(one, name) for one, name in found if name]
     if not found:
-        there = f"The first row has {', '.join(rows[0])}" if rows else "It is empty"
+        there = f"The first row has {', '.join(rows[0][1])}" if rows else "It is empty"
         raise UserError(f"{file}: no row has both {text} and {label}. {there}")
     texts, labels = zip(*found, strict=True)
     return list(texts), list(labels)
+
+
+def class_of(value: Any, where: str) -> str:
+    """The class that a label names, "" if it names none: 1 and 1.0 are one class.
+
+    >>> class_of(1.0, ""), class_of("spam", ""), class_of(None, "")
+    ('1', 'spam', '')
+    """
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, list | dict):
+        raise UserError(f"{where} is a {type(value).__name__}, but a label is one class, a text or a whole number")
+    if isinstance(value, float) and not value.is_integer():
+        raise UserError(f"{where} is {value}, a score and no class: make classes of it")
+    if isinstance(value, int | float) and value < 0:
+        raise UserError(f"{where} is {value}: leave out rows without a label; if it is a class, name it by a text")
+    return str(int(value)) if isinstance(value, float) else str(value).strip()
 
 
 class Bags:

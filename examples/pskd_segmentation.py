@@ -2,7 +2,8 @@
 
 A flip moves pixels, so a stored row would belong to another pixel in the next epoch: ``PreviousModel`` lets last
 epoch's model predict the same view instead. Without augmentation, and at low resolution, a table works too:
-``PixelPSKD(len(train), (16, 16), 2, epochs, store="dense")``, and ``method.loss(model(x), y, index)``.
+``PixelPSKD(len(train), (16, 16), 2, epochs, store="dense", ignore_index=BORDER)``, a loader of ``with_index(train)``,
+which gives ``x, y, index``, and ``method.loss(model(x), y, index)``.
 """
 
 import torch

@@ -118,6 +118,19 @@ def test_texts_of_ones_own_are_classified(tmp_path, monkeypatch):
         (tmp_path / "odd.jsonl").write_text(content)
         with pytest.raises(UserError, match=message):
             example.read(str(tmp_path / "odd.jsonl"), "says", "n")
+    odd = tmp_path / "odd.jsonl"
+    odd.write_text("".join(f'{{"says": "a", "n": {n}}}\n' for n in ("1", "1.0", '"1"', "NaN", "null", '""', '" "')))
+    assert example.read(str(odd), "says", "n")[1] == ["1", "1", "1"]
+    one = {**example.SETTINGS, **given, "train": str(odd), "labels": "n"}
+    with pytest.raises(UserError, match=r"odd\.jsonl: every row has n '1', so there is nothing to predict"):
+        example.run(Run.create(tmp_path / "one", settings=one, arm="pskd"))
+    for label, message in (
+        ("-1", "n is -1: leave out rows without a label"), ("[1]", "n is a list"), ("0.5", "n is 0.5, a score"),
+        ("Infinity", "n is inf, a score"),
+    ):  # fmt: skip
+        odd.write_text(f'{{"says": "a", "n": 1}}\n{{"says": "b", "n": {label}}}\n')
+        with pytest.raises(UserError, match=rf"odd\.jsonl, line 2: {message}"):
+            example.read(str(odd), "says", "n")
     few = {**example.SETTINGS, **given, "train": given["test"], "labels": "n", "validation_rows": 200}
     with pytest.raises(UserError, match=r"test\.jsonl: \d+ rows, of which validation_rows=200 leaves none"):
         example.run(Run.create(tmp_path / "r", settings=few, arm="pskd"))
