@@ -33,7 +33,8 @@ for outputs in (
 ):
     for method, targets in (
         (PSKD(2, 3, 2), labels), (MultiLabelPSKD(2, 3, 2), torch.zeros(2, 3)),
-        (SequencePSKD([1, 1], 3, 2), labels[:, None]), (PixelPSKD(2, (1, 1), 3, 2, store=TopK(2)), labels[:, None, None]),
+        (SequencePSKD([1, 1], 3, 2), labels[:, None]),
+        (PixelPSKD(2, (1, 1), 3, 2, store=TopK(2)), labels[:, None, None]),
     ):
         method.set_epoch(0)
         said(method.loss, outputs, targets, index)

@@ -271,3 +271,17 @@ def test_a_detectors_list_of_boxes_is_refused_by_name(tmp_path):
     )
     with pytest.raises(UserError, match=r"labels are a list, not a tensor.*DetectionPSKD"):
         trainer.train()
+
+
+@pytest.mark.parametrize("kept", [0, 4], ids=["first", "second"])
+def test_an_update_without_targets_changes_nothing(kept, tmp_path):
+    rows, model = tiny.sentences(8), tiny.language_model()
+    for row in rows[4 - kept : 8 - kept]:
+        row["labels"] = [-100] * len(row["labels"])
+    settings = {"train_sampling_strategy": "sequential", "num_train_epochs": 2}
+    arguments = tiny.arguments(tmp_path, **settings)
+    PSKDTrainer(model=model, args=arguments, train_dataset=rows, data_collator=tiny.pad).train()
+    alone = tiny.language_model()
+    PSKDTrainer(model=alone, args=arguments, train_dataset=rows[kept : kept + 4], data_collator=tiny.pad).train()
+    for one, other in zip(model.parameters(), alone.parameters(), strict=True):
+        assert torch.equal(one, other)
