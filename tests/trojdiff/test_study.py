@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from scipy.stats import binomtest
 
 from retarget.cli import main
 from retarget.commands import StudyArguments, resolve
@@ -14,7 +15,6 @@ from retarget.study.claims import judge
 from retarget.study.figures import Images, Table
 from retarget.study.items import Shares
 from retarget.study.record import Results
-from retarget.study.statistics import wilson_interval
 from retarget.trojdiff import Trigger
 from retarget.trojdiff.checkpoint import WEIGHTS
 from retarget.trojdiff.classifier import train_classifier
@@ -78,7 +78,7 @@ def test_claims_name_metrics_and_arms_that_exist(preset):
         (dict(config={"finetune": {"rate": 3}}), r"finetune\.rate"),
         (dict(arms=["d2i_sticker"]), "no arm d2i_sticker"),
         (dict(config={"trojan_share": 1.0}), "trojan_share"),
-        (dict(config={"samplers": {"fast": {"benign": 0}}}), "samplers = .*needs at least 5 benign"),
+        (dict(config={"samplers": {"fast": {"benign": 0}}}), "samplers: fast, .*needs at least 5 benign"),
         (dict(config={"samplers": {"ddim": {"trojan": -1}}}), r"samplers\.ddim\.trojan"),
     ],
 )
@@ -124,7 +124,8 @@ def test_an_attack_that_hits_alike_on_every_seed_is_decided_by_its_images(rates,
     shares = Shares(cells=[(hits, 100 * len(rates))])
     judged = {one.id: one for one in judge(study, values, items={"attack_in_d2d_blend": shares})}
     found = judged["attack_in_d2d_blend"]
-    low, high = (100 * end - 90 for end in wilson_interval(hits, 100 * len(rates)))
+    exact = binomtest(hits, 100 * len(rates)).proportion_ci(0.95)
+    low, high = 100 * exact.low - 90, 100 * exact.high - 90
     decided = len(rates) > 1
     assert found.verdict == verdict
     assert found.interval == (pytest.approx((low, high)) if decided else None)

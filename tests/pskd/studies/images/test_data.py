@@ -54,9 +54,9 @@ def test_images_that_are_also_training_images_are_counted(tmp_path):
 
 
 @pytest.mark.parametrize(("change", "message"), [
-    ({"data_seed": -5}, "greater than or equal to 0"), ({"store": "topk:0:uniform"}, "topk:K"),
+    ({"data_seed": -5}, "data_seed must be at least 0, not -5"), ({"store": "topk:0:uniform"}, "topk:K"),
     ({"store": "topk:500:uniform"}, "keeps 500 classes of 10"), ({"accelerator": "tpux"}, "'auto', 'cpu'"),
-    ({"drops": [2.0, -1]}, "less than 1"),
+    ({"drops": [2.0, -1]}, "drops number 1 must be below 1, not 2.0"),
 ])  # fmt: skip
 def test_settings_that_no_run_could_use_are_refused_before_the_first(change, message, tmp_path):
     with pytest.raises(UserError, match=message):

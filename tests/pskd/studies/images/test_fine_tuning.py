@@ -78,10 +78,10 @@ def test_adamw_with_cosine_and_warm_up_trains_and_resumes_to_the_same_bytes(tmp_
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (dict(optimizer="adam"), "optimizer = 'adam'"),
+        (dict(optimizer="adam"), "optimizer must be 'sgd' or 'adamw', not 'adam'"),
         (dict(devices=3), "batch_size = 20 is not a multiple of devices = 3"),
         (dict(warmup_epochs=9), "warmup_epochs = 9 exceeds epochs = 2"),
-        (dict(devices=2, strategy="ddp"), "strategy = 'ddp'"),
+        (dict(devices=2, strategy="ddp"), "strategy must be .*, not 'ddp'"),
         (dict(model="there", network="small_cnn"), "model and network both name the network"),
     ],
 )
