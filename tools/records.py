@@ -232,7 +232,8 @@ def claims(name: str) -> str:
     for claim in measured:
         shown, beside = claim["shown"], ""
         if shown and shown["estimate"] is not None:
-            beside = f"; {labels[shown['metric']]} {shown['estimate']:+.{decimals.get(shown['metric'], 2)}f}"
+            sign = "" if shown["value"] else "+"
+            beside = f"; {labels[shown['metric']]} {shown['estimate']:{sign}.{decimals.get(shown['metric'], 2)}f}"
         rows.append(
             f"| {claim['sentence']} | {one.compared(claim)} | {one.difference(claim)}{beside} | {claim['n'] or '–'} | "
             f"{verdict(claim)} |"

@@ -230,7 +230,16 @@ def test_the_shown_metric_stands_beside_and_decides_nothing():
     assert plain["item_interval"] is plain["shown"] is None
     assert {**both, "shown": None, "item_interval": None} == plain
     missing = verdicts([claim(shown="f1")], arms)[0]
-    assert missing["shown"] == {"metric": "f1", "estimate": None, "interval": None}
+    assert missing["shown"] == {"metric": "f1", "value": False, "estimate": None, "interval": None}
+
+
+def test_beside_a_constant_stands_the_shown_metric_s_own_value():
+    """The constant is one of accuracy: a loss minus an accuracy would be no number of anything."""
+    losses = [2.0 + seed for seed in range(len(CONTROL))]
+    arms = {"treated": {"acc": lifted(1), "loss": losses}, "control": {"acc": CONTROL}}
+    shown = verdicts([claim(arms=("treated",), against=10.0, shown="loss")], arms)[0]["shown"]
+    assert shown["value"]
+    assert shown["estimate"] == pytest.approx(np.mean(losses))
 
 
 def test_a_claim_compares_two_things():

@@ -74,6 +74,18 @@ def was_run(claim: ClaimResult, study: Study) -> bool:
     return set(claim.arms) <= there and (bool(claim.across) or claim.condition in study.summary.conditions)
 
 
+def only_models(study: Study) -> bool:
+    """Whether all claims that were run are about these models: their items are paired, and no seeds."""
+    claims = [claim for claim in study.summary.claims if was_run(claim, study)]
+    return bool(claims) and all(claim.about == "models" for claim in claims)
+
+
+def is_exact(claim: ClaimResult, study: Study) -> bool:
+    """Whether a claim is on a metric that does not depend on the seed, and so decided without a test."""
+    metrics = {metric.name for metric in study.plan.metrics if metric.deterministic}
+    return claim.metric in metrics and claim.p_holds is None
+
+
 def run_once(study: Study) -> bool:
     """Whether nothing can be decided because each arm was run once and no claim is about these models."""
     claims = [claim for claim in study.summary.claims if was_run(claim, study)]
@@ -123,16 +135,17 @@ def _row(claim: ClaimResult, study: Study, once: bool) -> ClaimRow:
     arms = arm_labels(study)
     metric = metrics.get(claim.metric, Metric(name=claim.metric, label=claim.metric, unit=claim.unit))
     ends = claim.item_interval if once else claim.interval
+    if ends and ends[0] == ends[1] and claim.p_holds is None:
+        ends = None  # a difference that needs no test is exact
     decimals = words.difference_decimals(ends or (), metric.decimals)
-    against = f"the constant {claim.against:g}" if claim.against is not None else arms[claim.arms[-1]]
     item_label = study.analysis.item_label
     level = words.percent(study.plan.level if once else claim.level or 0)
     return ClaimRow(
         id=claim.id,
         sentence=claim.sentence,
-        compared=f"{arms[claim.arms[0]]} against {against}",
+        compared=f"{arms[claim.arms[0]]} against {against(claim, arms)}",
         metric=f"{words.with_unit(metric.label, metric.unit)}; {claim.direction} is better",
-        threshold=_threshold(claim, metric),
+        threshold=_threshold(claim, metric, study),
         estimate="" if claim.estimate is None else _amount(claim.estimate, decimals, metric.unit),
         interval=words.interval(*ends, decimals) if ends else "",
         level=(f"{level} {item_label}" if once else f"{level} interval") if ends and (once or claim.level) else "",
@@ -161,14 +174,34 @@ def _counted(claim: ClaimResult) -> str:
     return words.plural(claim.n, "set") if claim.across == "new" else str(claim.n)
 
 
-def _threshold(claim: ClaimResult, metric: Metric) -> str:
+def against(claim: ClaimResult, arms: Mapping[str, str]) -> str:
+    """What a claim's first arm is compared with: the label of the other, or a constant."""
+    return arms[claim.arms[-1]] if claim.against is None else f"the constant {words.fixed(claim.against)}"
+
+
+def across(claim: ClaimResult, study: Study) -> str:
+    """Over which data sets a claim is judged, in words; they are named if it leaves some of the study's out."""
+    labels = _conditions(study)
+    stated = next((one.conditions for one in study.plan.claims if one.id == claim.id), ())
+    some = words.listed(labels.get(name, name) for name in stated) if 0 < len(stated) < len(labels) else ""
+    return words.ACROSS[claim.across or "every"].format(some or "these data sets", some or "these")
+
+
+def judged_by_earlier_rules(study: Study) -> bool:
+    """Whether an earlier version gave the verdicts, by two-sided tests."""
+    claims = [claim for claim in study.summary.claims if was_run(claim, study)]
+    decided = [claim for claim in claims if claim.interval and claim.interval[0] < claim.interval[1]]
+    return bool(decided) and all(claim.p_holds is None for claim in decided)
+
+
+def _threshold(claim: ClaimResult, metric: Metric, study: Study) -> str:
     parts = ["secondary claim"] if claim.family == "secondary" else []
     if claim.across:
-        parts.append(words.ACROSS[claim.across])
+        parts.append(across(claim, study))
     if claim.margin is not None:
-        parts.append(f"may be worse by up to {words.amount(f'{claim.margin:g}', metric.unit)}")
+        parts.append(f"may be worse by up to {words.fixed(claim.margin, metric.unit)}")
     else:
-        parts.append(f"smallest effect that matters: {words.amount(f'{claim.smallest_effect:g}', metric.unit)}")
+        parts.append(f"smallest effect that matters: {words.fixed(claim.smallest_effect, metric.unit)}")
     return "; ".join(parts)
 
 
@@ -216,8 +249,11 @@ def _beside(claim: ClaimResult, metrics: Mapping[str, Metric], metric: Metric, i
             parts.append(f"{other.label}: no value")
         else:
             decimals = words.difference_decimals(shown.interval or (), other.decimals)
-            amount = _amount(shown.estimate, decimals, other.unit)
-            bounds = f" {words.interval(*shown.interval, decimals)}" if shown.interval else ""
+            bounds = f" {words.interval(*shown.interval, decimals, signed=not shown.value)}" if shown.interval else ""
+            if shown.value:
+                amount = f"{words.number(shown.estimate, decimals)} {other.unit}".strip()
+            else:
+                amount = _amount(shown.estimate, decimals, other.unit)
             parts.append(f"{other.label} {amount}{bounds}")
     return f"Decides nothing: {'; '.join(parts)}" if parts else ""
 

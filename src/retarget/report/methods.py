@@ -1,10 +1,18 @@
 """Write a paragraph "Methods" to paste into a paper, with its BibTeX, from the plan and the records."""
 
 import re
-from collections.abc import Iterable
 
 from retarget.report import words
-from retarget.report.claims import arm_labels, run_once, was_run
+from retarget.report.claims import (
+    across,
+    against,
+    arm_labels,
+    is_exact,
+    judged_by_earlier_rules,
+    only_models,
+    run_once,
+    was_run,
+)
 from retarget.report.source import Study
 from retarget.study.results import ClaimResult
 
@@ -50,25 +58,24 @@ def bibtex(study: Study) -> str:
 
 def _runs(study: Study) -> str:
     plan = study.plan
-    arms = _listed(arm.label for arm in plan.arms)
-    seeds = f"{'seed' if len(plan.seeds) == 1 else 'seeds'} {_listed(map(str, plan.seeds))}"
+    arms = words.listed(arm.label for arm in plan.arms)
+    seeds = f"{'seed' if len(plan.seeds) == 1 else 'seeds'} {words.listed(map(str, plan.seeds))}"
     where = ""
     if len(plan.conditions) > 1:
-        labels = _listed(one.label or one.name for one in plan.conditions)
+        labels = words.listed(one.label or one.name for one in plan.conditions)
         where = f", under {words.plural(len(plan.conditions), 'condition')} ({labels})"
     if not study.runs:
         lost = [
             f" {claim.sentence.rstrip('.')}: {claim.n} of {len(plan.seeds)} pairs were complete."
             for claim in study.summary.claims
-            if claim.about == "method" and not claim.across and 0 < claim.n < len(plan.seeds)
+            if claim.about == "method" and not claim.across and 0 < claim.n < (claim.look or len(plan.seeds))
         ]
-        return f"We compared {words.plural(len(plan.arms), 'arm')} ({arms}){where}, paired by {seeds}.{''.join(lost)}"
+        by = "item" if only_models(study) else seeds
+        return f"We compared {words.plural(len(plan.arms), 'arm')} ({arms}){where}, paired by {by}.{''.join(lost)}"
     finished = sum(run.state == "complete" for run in study.runs)
-    missing = f" Of {len(study.runs)} runs, {finished} finished." if finished < len(study.runs) else ""
-    return (
-        f"We trained {words.plural(len(plan.arms), 'arm')} ({arms}){where}, each with the same {seeds}, so that arms "
-        f"are compared on equal data order, initial weights and budget.{missing}"
-    )
+    lost = finished < len(study.runs) and not study.only_findings
+    missing = f" Of {len(study.runs)} runs, {finished} finished." if lost else ""
+    return f"We ran {words.plural(len(plan.arms), 'arm')} ({arms}){where}, each with the same {seeds}.{missing}"
 
 
 def _settings(study: Study) -> str:
@@ -101,15 +108,14 @@ def _claim(claim: ClaimResult, study: Study, labels: dict[str, str], several: bo
         arm_labels(study),
         {one.name: one.label for one in study.plan.metrics}.get(claim.metric, claim.metric),
     )
-    against = f"the constant {claim.against:g}" if claim.against is not None else arms[claim.arms[-1]]
     least = claim.smallest_effect if claim.margin is None else claim.margin
-    bound = f"{'smallest effect' if claim.margin is None else 'margin'} {words.amount(f'{least:g}', claim.unit)}"
+    bound = f"{'smallest effect' if claim.margin is None else 'margin'} {words.fixed(least, claim.unit)}"
     where = f", {labels.get(claim.condition, claim.condition)}" if several and claim.condition else ""
-    across = f", {words.ACROSS[claim.across]}" if claim.across else ""
+    sets = f", {across(claim, study)}" if claim.across else ""
     family = ", secondary" if claim.family == "secondary" else ""
     return (
-        f"{claim.sentence.rstrip('.')}: {metric} of {arms[claim.arms[0]]} against {against}, {claim.direction} is "
-        f"better, {bound}{where}{across}{family}"
+        f"{claim.sentence.rstrip('.')}: {metric} of {arms[claim.arms[0]]} against {against(claim, arms)}, "
+        f"{claim.direction} is better, {bound}{where}{sets}{family}"
     )
 
 
@@ -122,22 +128,39 @@ def _rules(study: Study) -> str:
         over = f"; intervals are over items, at {words.percent(study.plan.level)}" if items else ""
         return f"Each arm was run once, so no claim about the method is decided{over}."
     error = words.percent((1 - study.plan.level) / 2)
+    if judged_by_earlier_rules(study):
+        return (
+            "The verdicts were given by an earlier version, with Holm's procedure [@holm1979] over two-sided tests of "
+            f"the paired differences and a family-wise error of {error} for “holds”."
+        )
     parts = [
         "For each claim the paired differences were tested twice, one-sided: against no difference (“holds”) and "
         "against the smallest effect of interest (“does not hold”), each chain of tests by Holm's procedure "
         f"[@holm1979] with a family-wise error of {error}."
     ]
+    if any(claim.margin is not None for claim in claims):
+        parts.append("Claims with a margin were tested against minus the margin, both times.")
+    if any(is_exact(claim, study) for claim in claims):
+        parts.append("Differences of metrics that do not depend on the seed were compared without a test.")
     if {"primary", "secondary"} <= {claim.family for claim in claims}:
         parts.append("Primary and secondary claims are two families.")
     if study.plan.looks:
-        looks = _listed(f"{count} ({weight:g} of the error)" for count, weight in study.plan.planned_looks)
+        looks = words.listed(f"{count} ({weight:g} of the error)" for count, weight in study.plan.planned_looks)
         parts.append(f"Verdicts were planned at {looks} seeds; a verdict at a look is final.")
     if any(claim.about == "models" for claim in claims):
         parts.append(
-            "Claims about these models were tested over items, binary ones by the mid-p McNemar test "
-            "[@fagerland2013] with Newcombe's interval [@newcombe1998], others by the bootstrap."
+            f"Claims about these models were tested over items: right and wrong answers by {_mcnemar(study)} "
+            "[@fagerland2013] with Newcombe's interval [@newcombe1998], other values by a studentised bootstrap, or, "
+            "in fewer than 100 groups, by a t test over groups."
         )
     return " ".join(parts)
+
+
+def _mcnemar(study: Study) -> str:
+    exact = {claim.exact for claim in study.plan.claims if claim.about == "models"}
+    if exact == {True}:
+        return "McNemar's exact test"
+    return "the mid-p McNemar test" if exact == {False} else "McNemar's test, exact or mid-p,"
 
 
 def _software(study: Study) -> str:
@@ -145,13 +168,13 @@ def _software(study: Study) -> str:
     versions = found.get("versions") if isinstance(found.get("versions"), dict) else {}
     commit = found.get("commit") if isinstance(found.get("commit"), dict) else {}
     hardware = found.get("hardware") if isinstance(found.get("hardware"), dict) else {}
-    packages = _listed(f"{name} {version}" for name, version in (versions or {}).items() if name != "retarget")
+    packages = words.listed(f"{name} {version}" for name, version in (versions or {}).items() if name != "retarget")
     at = f" at commit {str(commit['hash'])[:10]}" if commit and commit.get("hash") else ""
     own = (versions or {}).get("retarget")
     parts = [f"We used Retarget{f' {own}' if own else ''}{at} [@retarget]{f', with {packages}' if packages else ''}."]
     if hardware and hardware.get("cpu"):
         gpus = hardware.get("gpus") or []
-        with_gpus = f", with {_listed(map(str, gpus))}" if gpus else ", without a GPU"
+        with_gpus = f", with {words.listed(map(str, gpus))}" if gpus else ", without a GPU"
         parts.append(f"Runs were made on {hardware.get('cores')} cores of {hardware['cpu']}{with_gpus}.")
     return " ".join(parts)
 
@@ -178,12 +201,3 @@ def _value(value: object) -> str:
     if isinstance(value, dict):
         return "(" + ", ".join(f"{name} {_value(one)}" for name, one in value.items() if one is not None) + ")"
     return "/".join(map(_value, value)) if isinstance(value, list | tuple) else str(value)
-
-
-def _listed(parts: Iterable[str]) -> str:
-    """
-    >>> _listed(["a", "b", "c"])
-    'a, b and c'
-    """
-    parts = list(parts)
-    return " and ".join(filter(None, (", ".join(parts[:-1]), *parts[-1:])))

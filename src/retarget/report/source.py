@@ -52,6 +52,11 @@ class Study(NamedTuple):
     runs: list[RunState]
     unjudged: str = ""
 
+    @property
+    def only_findings(self) -> bool:
+        """Whether the directory keeps the findings of finished runs, without the runs."""
+        return bool(self.summary.conditions) and all(run.state == "missing" for run in self.runs)
+
     def image(self, file: Path) -> bytes:
         """The bytes of a PNG file inside the study's directory.
 

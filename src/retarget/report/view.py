@@ -8,7 +8,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from retarget.report import words
-from retarget.report.claims import ClaimGroup, claim_groups, not_run, run_once, was_run
+from retarget.report.claims import (
+    ClaimGroup,
+    claim_groups,
+    is_exact,
+    judged_by_earlier_rules,
+    not_run,
+    only_models,
+    run_once,
+    was_run,
+)
 from retarget.report.draw import Drawing
 from retarget.report.forest import Forest, forest
 from retarget.report.gallery import FigureView, Picture, figure_views, slug
@@ -169,6 +178,8 @@ def verdict_counts(studies: Sequence[Study]) -> dict[str, int]:
 def _setup(study: Study) -> str:
     plan = study.plan
     parts = [words.plural(len(plan.arms), "arm"), words.plural(len(plan.seeds), "seed")]
+    if not study.runs and only_models(study):
+        del parts[1]  # items have seeds only where several were averaged
     if len(plan.conditions) > 1:
         parts.insert(1, words.plural(len(plan.conditions), "condition"))
     if not study.runs:
@@ -177,13 +188,12 @@ def _setup(study: Study) -> str:
             "knows whether the claims were fixed before the results were seen."
         )
     open_runs = sum(run.state in ("running", "missing") for run in study.runs)
-    if all(run.state == "missing" for run in study.runs) and study.summary.conditions:
-        open_runs = 0  # the directory keeps only the findings, without the runs
+    if study.only_findings:
+        open_runs = 0
+    fixed = " The claims, their metrics and the smallest effects that matter were fixed before the first run."
+    fixed = fixed if plan.claims else ""
     unfinished = f" {open_runs} of {len(study.runs)} runs are not finished." if open_runs else ""
-    return (
-        f"{' × '.join(parts)}. Arms are compared on the same seeds. The claims, their metrics and the smallest effects "
-        f"that matter were fixed before the first run.{unfinished}"
-    )
+    return f"{' × '.join(parts)}. Arms are compared on the same seeds.{fixed}{unfinished}"
 
 
 def _claims_caption(study: Study) -> str:
@@ -200,20 +210,27 @@ def _claims_caption(study: Study) -> str:
             "Differences are treated minus control. Each arm was run once, which decides nothing about the method. "
             f"{items}Verdicts need more seeds: {_more_seeds(study)}"
         )
-    decided = [claim for claim in claims if claim.interval and claim.interval[0] < claim.interval[1]]
-    if decided and all(claim.p_holds is None for claim in decided):
+    if judged_by_earlier_rules(study):
         return (
             "Differences are treated minus control, the mean over seeds. These verdicts were given by an earlier "
             'version, with Holm\'s procedure over two-sided tests: the probability of any wrong "holds" is at most '
             f'{error}; that of a wrong "does not hold" has no limit.'
         )
+    over = "" if only_models(study) else ", the mean over seeds"
     parts = [
-        "Differences are treated minus control, the mean over seeds. Each claim is tested twice, one-sided: it holds "
+        f"Differences are treated minus control{over}. Each claim is tested twice, one-sided: it holds "
         "if the difference is significantly good, and does not hold if the difference is significantly below the "
         f'smallest effect that matters. The probability of any wrong "holds" is at most {error}, and so is that of any '
         'wrong "does not hold", by Holm\'s procedure for each of the two questions. Each end of an interval is the '
         "bound of one of the two tests."
     ]
+    if any(claim.margin is not None for claim in claims):
+        parts.append(
+            "A claim that may be worse by a margin holds if the difference is significantly above minus the margin, "
+            "and does not hold if it is significantly below it."
+        )
+    if any(is_exact(claim, study) for claim in claims):
+        parts.append("The difference of a metric that does not depend on the seed decides without a test.")
     if {"primary", "secondary"} <= {claim.family for claim in claims}:
         parts.append("Primary and secondary claims are two families, each with these error rates.")
     if study.plan.looks:

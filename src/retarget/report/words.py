@@ -1,7 +1,7 @@
 """Numbers and findings in words, for the page and the Markdown."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 VERDICTS = ("holds", "does not hold", "not enough evidence", "not measured")
 VERDICT_WORDS = {
@@ -13,9 +13,9 @@ VERDICT_WORDS = {
 VERDICT_SYMBOLS = {"holds": "✓", "does not hold": "✕", "not enough evidence": "?", "not measured": "–"}
 
 ACROSS = {
-    "every": "on every one of these data sets",
-    "average": "on average over these data sets",
-    "new": "on new data sets, of which these are a sample",
+    "every": "on every one of {0}",
+    "average": "on average over {0}",
+    "new": "on new data sets, of which {1} are a sample",
 }
 
 ARROWS = {"higher": "↑", "lower": "↓", "neither": ""}
@@ -58,12 +58,33 @@ def difference_decimals(values: Sequence[float], decimals: int) -> int:
     return min(max(decimals, math.ceil(-math.log10(smallest))), decimals + 3)
 
 
-def interval(low: float, high: float, decimals: int) -> str:
+def interval(low: float, high: float, decimals: int, *, signed: bool = True) -> str:
     """
     >>> interval(-0.25, 1, 2)
     '[−0.25, +1.00]'
     """
-    return f"[{number(low, decimals, signed=True)}, {number(high, decimals, signed=True)}]"
+    return f"[{number(low, decimals, signed)}, {number(high, decimals, signed)}]"
+
+
+def fixed(value: float, unit: str = "") -> str:
+    """A number that was fixed before the results, such as a smallest effect, with all its digits.
+
+    >>> fixed(0.5, "%"), fixed(1000012345678.0), fixed(-90.123456789)
+    ('0.5 points', '1000012345678', '−90.123456789')
+    """
+    return amount(f"{value:.15g}".replace("-", MINUS), unit)
+
+
+def listed(parts: Iterable[str]) -> str:
+    """Parts with commas in them are separated by semicolons.
+
+    >>> listed(["a", "b", "c"]), listed(["In, blend", "In, patch"])
+    ('a, b and c', 'In, blend; In, patch')
+    """
+    parts = list(parts)
+    if any("," in part for part in parts):
+        return "; ".join(parts)
+    return " and ".join(filter(None, (", ".join(parts[:-1]), *parts[-1:])))
 
 
 def percent(share: float) -> str:
@@ -80,7 +101,7 @@ def amount(text: str, unit: str) -> str:
     >>> amount("+1.7", "%"), amount("1", "%"), amount("3", "ms"), amount("0.2", "")
     ('+1.7 points', '1 point', '3 ms', '0.2')
     """
-    if unit == "%":
+    if unit in ("%", "points"):
         unit = "point" if text == "1" else "points"
     return f"{text} {unit}".strip()
 

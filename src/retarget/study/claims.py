@@ -135,7 +135,7 @@ class _Writer:
         beside = self._beside(found)
         if entry["interval"] and beside and list(beside) == list(entry["interval"]):
             beside = None  # an interval that decided is shown as the claim's own
-        shown = self._shown(claim) if claim.shown else None
+        shown = self._shown(claim) if claim.shown and not claim.across else None
         return ClaimResult(**entry, shown=shown, item_interval=beside)
 
     def _described(self, claim: Claim) -> dict[str, Any]:
@@ -224,22 +224,26 @@ class _Writer:
         return low, high
 
     def _shown(self, claim: Claim) -> Shown:
-        """The second metric's difference with its interval at the study's level, unadjusted; it decides nothing."""
+        """The second metric's difference with its interval at the study's level, unadjusted; it decides nothing.
+
+        A constant is one of the claim's own metric: beside it stands the second metric's value.
+        """
         name = claim.shown or ""
-        if claim.across:
-            return Shown(metric=name)
         arms = self.study.metrics.get(claim.condition, {})
         values = [arms.get(arm, {}).get(name) for arm in claim.arms]
         if any(one is None for one in values):
             return Shown(metric=name)
         treated = values[0] or []
-        control = [claim.against] * len(treated) if claim.against is not None else values[1] or []
+        alone = claim.against is not None
+        control = [0.0] * len(treated) if alone else values[1] or []
         differences = paired_differences(treated, control)
         if not differences:
-            return Shown(metric=name)
+            return Shown(metric=name, value=alone)
         interval = t_interval(differences, self.plan.level) if len(set(differences)) > 1 else None
-        interval = self._possible(claim, name, interval) if interval else None
-        return Shown(metric=name, estimate=sum(differences) / len(differences), interval=interval)
+        metric = self.by_name.get(name)
+        if interval and metric:
+            interval = metric.possible(*interval, 0.0 if alone else None)
+        return Shown(metric=name, value=alone, estimate=sum(differences) / len(differences), interval=interval)
 
     def _possible(self, claim: Claim, name: str, interval: Sequence[float]) -> tuple[float, float]:
         low, high = interval

@@ -105,7 +105,10 @@ def arrange(rows: Sequence[Row], asked: Asked) -> Elsewhere:
     arms = _labelled(table.arms, asked.arms, Arm)
     conditions = _labelled(table.conditions, asked.conditions, Condition)
     known = {metric.name for metric in asked.metrics}
-    better = {claim.metric: {"better": claim.direction} for claim in asked.claims}
+    ways = {
+        claim.metric: {one.direction for one in asked.claims if one.metric == claim.metric} for claim in asked.claims
+    }
+    better = {metric: {"better": min(way)} for metric, way in ways.items() if len(way) == 1}
     _refuse_unclear_floors(asked.claims, known)
     others = [
         dict(name=one, label=one, decimals=table.decimals(one)) | better.get(one, {})

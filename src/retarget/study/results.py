@@ -22,9 +22,14 @@ class Spread(Tolerant):
 
 
 class Shown(Tolerant):
-    """A second metric's difference, which decides nothing."""
+    """A second metric's difference, which decides nothing.
+
+    Attributes:
+        value: the estimate is the arm's own value: the claim compares the arm with a constant of another metric.
+    """
 
     metric: str
+    value: bool = False
     estimate: float | None = None
     interval: tuple[float, float] | None = None
 

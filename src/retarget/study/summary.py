@@ -120,7 +120,7 @@ def unplanned_looks(plan: StudyPlan, looks: Sequence[Sequence[int]]) -> str:
             f"A planned look was taken at other seeds than the first ones of this directory ({_counted(other)} seeds), "
             "but the error rates of the verdicts hold only for one set of seeds at each look."
         )
-    if len(looks) < 2:
+    if len(looks) < 2 or not plan.claims:
         return ""
     return (
         f"Verdicts have been given {len(looks)} times in this directory, at {_counted(looks)} seeds, and these looks "
@@ -191,7 +191,8 @@ def unpaired(plan: StudyPlan, values: Values, elsewhere: bool = False) -> list[s
     lines = []
     several = len(plan.conditions) > 1
     for claim, condition in [(one, name) for one in plan.claims for name in plan.conditions_of(one)]:
-        where = f" in {condition}" if several else ""
+        label = next((one.label or one.name for one in plan.conditions if one.name == condition), condition)
+        where = f" in {label}" if several else ""
         sides = [values.get(condition, {}).get(arm, {}).get(claim.metric, []) for arm in claim.arms]
         rows = list(zip(plan.seeds, *sides, strict=True)) if all(sides) else []
         for at, arm in enumerate(claim.arms):
@@ -200,8 +201,10 @@ def unpaired(plan: StudyPlan, values: Values, elsewhere: bool = False) -> list[s
                 for seed, *row in rows
                 if row[at] is None and ((len(row) == 1 and not elsewhere) or any(v is not None for v in row))
             ]
-            if 0 < len(lost) < len(rows):
-                label = next((one.label for one in plan.arms if one.name == arm), arm)
+            label = next((one.label for one in plan.arms if one.name == arm), arm)
+            if rows and all(row[at] is None for _, *row in rows):
+                lines.append(f"{label} has no {claim.metric} on any seed{where}: no claim on it is measured.")
+            elif 0 < len(lost) < len(rows) and any(None not in row for _, *row in rows):
                 lines.append(
                     f"{label} has no {claim.metric} on {'seed' if len(lost) == 1 else 'seeds'} "
                     f"{', '.join(map(str, lost))}{where}: the verdict is about the other seeds, and it is biased if it "
