@@ -1,3 +1,4 @@
+import fcntl
 import json
 
 import pytest
@@ -139,3 +140,34 @@ def test_a_line_that_stands_twice_is_refused(tmp_path, line):
     path.write_bytes(b"".join([*lines, lines[line]]))
     with pytest.raises(UserError, match=rf"line 3 is damaged.*repeats line {line + 1}"):
         Journal(path, HEADER)
+
+
+def test_a_file_that_is_replaced_before_it_is_locked_is_not_written_to(tmp_path, monkeypatch):
+    """A merge, or a run that ends, replaces the file between the opening and the lock."""
+    path = tmp_path / "j.jsonl"
+    with Journal(path, HEADER) as journal:
+        journal.append({"unit": 0})
+    (tmp_path / "merged").write_bytes(path.read_bytes())
+    lock = fcntl.flock
+
+    def late(file, how):
+        if (tmp_path / "merged").exists():
+            (tmp_path / "merged").replace(path)
+        lock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with Journal(path, HEADER) as journal:
+        journal.append({"unit": 1})
+    assert path.read_text().count('"unit"') == 2
+
+
+def test_the_same_weights_in_another_folder_continue_a_journal(tmp_path):
+    path = tmp_path / "j.jsonl"
+    Journal(path, {"model": "A/model", "weights": "w"}).close()
+    Journal(path, {"model": "./B/model", "weights": "w"}).close()
+    with pytest.raises(UserError, match=r"was made with model = A/model \(now B/model\), weights = w \(now v\)"):
+        Journal(path, {"model": "B/model", "weights": "v"})
+    unknown = tmp_path / "unknown.jsonl"
+    Journal(unknown, {"model": "a", "weights": None}).close()
+    with pytest.raises(UserError, match=r"was made with model = a \(now b\)"):
+        Journal(unknown, {"model": "b", "weights": None})

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 from engines_for_tests import Guesser
@@ -10,6 +11,7 @@ from retarget.errors import UserError
 from retarget.pope.commands import pope
 from retarget.pope.evaluation import evaluate
 from retarget.pope.grading import Grader
+from retarget.pope.journal import Journal
 from retarget.pope.merge import merge
 from retarget.pope.mining import mine
 from retarget.pope.oracle import ask_oracle
@@ -105,7 +107,52 @@ def test_a_model_of_the_same_weights_in_another_folder_is_the_same_model(tmp_pat
     for at, name in enumerate(("/here/m", "/there/m")):
         mine(problems(at), sampler(name=name, weights="w"), 4, journal=shard(tmp_path, str(at)))
     assert merge([shard(tmp_path, "0"), shard(tmp_path, "1")], tmp_path / "all").problems == 2
-    assert mine(problems(0, 1), sampler(name="/here/m", weights="w"), 4, journal=shard(tmp_path, "all")).sampled == 0
+    for name in ("/here/m", "/there/m"):
+        assert mine(problems(0, 1), sampler(name=name, weights="w"), 4, journal=shard(tmp_path, "all")).sampled == 0
+
+
+@pytest.mark.parametrize("target", ["a", "new"])
+def test_no_other_process_writes_a_journal_until_it_is_replaced(tmp_path, sampler, monkeypatch, target):
+    """What a driver wrote into the file in between would be lost."""
+    mine(problems(0), sampler(), 4, journal=shard(tmp_path, "a"))
+    mine(problems(1), sampler(), 4, journal=shard(tmp_path, "b"))
+    files = [shard(tmp_path, "a"), shard(tmp_path, "b")]
+    replace, refused = Path.replace, []
+
+    def meanwhile(temporary, path):
+        for file in {path, *files}:
+            with pytest.raises(UserError, match="another process is writing this journal"):
+                Journal(file, {})
+            refused.append(file)
+        return replace(temporary, path)
+
+    monkeypatch.setattr(Path, "replace", meanwhile)
+    merge(files, tmp_path / target)
+    assert sorted(refused) == sorted({*files, shard(tmp_path, target)})
+    monkeypatch.undo()
+    assert mine(problems(0, 1, 2), sampler(), 4, journal=shard(tmp_path, target)).sampled == 1
+
+
+def test_a_journal_that_is_being_written_is_not_merged_into(tmp_path, sampler):
+    mine(problems(0), sampler(), 4, journal=shard(tmp_path, "a"))
+    with (
+        Journal(shard(tmp_path, "all"), {"verb": "mine"}),
+        pytest.raises(UserError, match="another process is writing this journal"),
+    ):
+        merge([shard(tmp_path, "a")], tmp_path / "all")
+
+
+def test_names_of_answers_and_probes_that_vary_do_not_set_journals_apart(tmp_path, sampler):
+    told = ({"probe": "abc", "answered_by": "m-2024-05-13"}, {"probe": "varies", "answered_by": "m-2024-08-06"})
+    made = sampler()
+    for at, identity in enumerate(told):
+        made.engine.identity = identity
+        mine(problems(at), made, 4, journal=shard(tmp_path, str(at)))
+    assert merge([shard(tmp_path, "0"), shard(tmp_path, "1")], tmp_path / "all").problems == 2
+    made.engine.identity = {"probe": "def"}
+    mine(problems(2), made, 4, journal=shard(tmp_path, "2"))
+    with pytest.raises(UserError, match="probe = def, not abc"):
+        merge([shard(tmp_path, "0"), shard(tmp_path, "2")], tmp_path / "all")
 
 
 class Moody(Guesser):

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -18,6 +19,10 @@ FORMAT = 2
 _SUM = ',"sum":"'
 _SUM_LENGTH = 16
 _REMEDY = "Give another file, or the settings that it was started with"
+VARIES = "varies"
+"""Stands for the probe of a server whose completion at temperature 0 varies, which tells nothing."""
+ANSWERED_BY = "answered_by"
+"""The entry of a header with the name under which a server answered, if it is another than that of the model."""
 
 
 class Journal:
@@ -54,10 +59,7 @@ class Journal:
         if path is None:
             return
         make_directory(path.parent)
-        try:
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-        except OSError as error:
-            raise cannot_write(path, error) from error
+        self._file = opened(path)
         try:
             self._recover(path, self._file, header, extends, former)
         except BaseException:
@@ -75,10 +77,6 @@ class Journal:
         extends: Mapping[str, Extends] | None,
         former: Callable[[], Mapping[str, Any]] | None,
     ) -> None:
-        try:
-            lock(file, wait=False)
-        except BlockingIOError as error:
-            raise UserError(f"{path}: another process is writing this journal; wait until it ends") from error
         try:
             with path.open("rb") as reading:
                 first = reading.readline()
@@ -187,21 +185,28 @@ class Shard:
     lines: list[bytes]
 
     @classmethod
-    def read(cls, path: Path) -> "Shard":
-        """Read a journal. An incomplete last line, left by a killed process, is ignored.
+    @contextmanager
+    def held(cls, path: Path) -> "Iterator[Shard]":
+        """Read a journal, and let no other process write it inside the ``with`` statement.
+
+        An incomplete last line, left by a killed process, is ignored.
 
         Raises:
             UserError: the file is missing, empty, damaged (the message names the line), written by an earlier version
                 in another format, or being written by another process.
         """
+        file = _opened(path, os.O_RDONLY, lambda error: UserError(f"cannot read {path}: {error.strerror or error}"))
         try:
-            with path.open("rb") as file:
-                lock(file.fileno(), wait=False)
-                raw = file.read()
-        except BlockingIOError as error:
-            raise UserError(f"{path}: another process is writing this journal; wait until it ends") from error
-        except OSError as error:
-            raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+            try:
+                raw = path.read_bytes()
+            except OSError as error:
+                raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+            yield cls._of(path, raw)
+        finally:
+            os.close(file)
+
+    @classmethod
+    def _of(cls, path: Path, raw: bytes) -> "Shard":
         lines = raw[: raw.rfind(b"\n") + 1].split(b"\n")[:-1]
         if not lines:
             what = "its first line is cut off" if raw else "the file is empty"
@@ -211,6 +216,35 @@ class Shard:
             earlier = "an earlier version wrote this journal, without checksums: finish its work in this file instead"
             raise UserError(f"{path}: {earlier if 'work' in header else 'not a journal of retarget pope'}")
         return cls(path, header, list(_read_records(path, lines[0], lines[1:], checked)), lines)
+
+
+def opened(path: Path) -> int:
+    """A descriptor of the file at a path, created if missing, to read and to append; it is locked until it is closed.
+
+    Raises:
+        UserError: it cannot be opened, or another process is writing it.
+    """
+    return _opened(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, lambda error: cannot_write(path, error))
+
+
+def _opened(path: Path, how: int, failed: Callable[[OSError], UserError]) -> int:
+    """A locked descriptor of the file that is at a path once it is locked: a merge may have replaced it before."""
+    while True:
+        try:
+            file = os.open(path, how, 0o644)
+        except OSError as error:
+            raise failed(error) from error
+        try:
+            lock(file, wait=False)
+            if path.exists() and os.path.samestat(os.fstat(file), path.stat()):
+                return file
+        except BlockingIOError as error:
+            os.close(file)
+            raise UserError(f"{path}: another process is writing this journal; wait until it ends") from error
+        except BaseException:
+            os.close(file)
+            raise
+        os.close(file)
 
 
 def _read_header(path: Path, line: bytes) -> tuple[dict[str, Any], bool]:
@@ -234,15 +268,25 @@ def _belongs(
 ) -> bool:
     """Refuse a journal of other work by its first line; returns whether every line must have a checksum."""
     found, checked = _read_header(path, line)
+    if same_weights(found, header):  # they may be in a folder of another name on each machine
+        extends = {**(extends or {}), "model": lambda had, now: True}
+    remedy = _REMEDY
+    if found.get("probe") and header.get("probe") and found["probe"] != header["probe"]:
+        remedy += ", or --fingerprint if the weights are the same and only the server's rounding is not"
     if checked:
-        refuse_other(path, found, header, extends=extends, remedy=_REMEDY)
+        refuse_other(path, found, header, extends=extends, remedy=remedy)
         return True
     if found.pop("work", None) != fingerprint(found):
         raise _damaged(path, 1, "its fingerprint does not match")
     added = former() if former else {}
     had = {name: value for name, value in found.items() if name in header or name in added}
-    refuse_other(path, had, {**header, **added}, extends=extends, remedy=_REMEDY)
+    refuse_other(path, had, {**header, **added}, extends=extends, remedy=remedy)
     return False
+
+
+def same_weights(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two headers have the weights of their models, and the same."""
+    return one.get("weights") is not None and one["weights"] == other.get("weights")
 
 
 def _refuse_foreign(path: Path, first: bytes) -> None:

@@ -1,6 +1,8 @@
 """Merge journals of the same work that were sampled on several machines."""
 
+import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,7 @@ from typing import Any
 from retarget.errors import UserError
 from retarget.files import make_directory, replace_file
 from retarget.identity import refuse_unlike
-from retarget.pope.journal import Shard
+from retarget.pope.journal import ANSWERED_BY, VARIES, Shard, opened, same_weights
 from retarget.pope.work import Record
 
 _REMEDY = "Only journals of the same work can be merged"
@@ -52,31 +54,52 @@ def merge(journals: Sequence[Path], directory: Path) -> Merged:
     """
     if not journals:
         raise UserError("no journals to merge: give at least one file")
-    shards = [Shard.read(path) for path in journals]
-    first = shards[0]
-    for other in shards[1:]:
-        refuse_unlike(first.path, _settings(first, other), other.path, _settings(other, first), _REMEDY)
-    lines, records, duplicates = _united(shards)
-    verb = str(first.header["verb"])
-    path = directory / f"{verb}.jsonl"
-    content = b"".join(line + b"\n" for line in [first.lines[0], *lines])
-    make_directory(directory)
-    if path.exists() and path.resolve() not in [one.resolve() for one in journals] and path.read_bytes() != content:
-        raise UserError(f"{path} already exists: give another --out, or list it among the journals")
-    replace_file(path, lambda temporary: temporary.write_bytes(content))
+    with ExitStack() as holding:  # until the merged journal is there, so that no other process writes an old one
+        shards = _held(journals, holding)
+        first = shards[0]
+        for other in shards[1:]:
+            refuse_unlike(first.path, _settings(first, other), other.path, _settings(other, first), _REMEDY)
+        lines, records, duplicates = _united(shards)
+        verb = str(first.header["verb"])
+        path = directory / f"{verb}.jsonl"
+        content = b"".join(line + b"\n" for line in [first.lines[0], *lines])
+        make_directory(directory)
+        if path.resolve() not in [one.resolve() for one in journals]:
+            holding.callback(os.close, opened(path))
+            if path.read_bytes() not in (b"", content):
+                raise UserError(f"{path} already exists: give another --out, or list it among the journals")
+        replace_file(path, lambda temporary: temporary.write_bytes(content))
     rollouts = sum(record.n for record in records)
     return Merged(path, verb, len({record.problem for record in records}), len(lines), rollouts, duplicates)
 
 
+def _held(journals: Sequence[Path], holding: ExitStack) -> list[Shard]:
+    """The journals, which no other process can write while ``holding`` is open. A file may be given several times."""
+    found: dict[tuple[int, int], Shard] = {}
+    shards = []
+    for path in journals:
+        file = path.stat() if path.exists() else None
+        at = (file.st_dev, file.st_ino) if file else (0, 0)
+        if at not in found:
+            found[at] = holding.enter_context(Shard.held(path))
+        shards.append(found[at])
+    return shards
+
+
 def _settings(shard: Shard, other: Shard) -> dict[str, Any]:
-    """A header's settings, one entry per setting. If both have the same weights, the model's path is left out."""
-    weights = shard.header.get("weights")
-    same = weights is not None and weights == other.header.get("weights")
+    """A header's settings, one entry per setting.
+
+    If both have the same weights, the model's path is left out; the name of a server's answers always; and probes if
+    one of them varies.
+    """
+    left_out = {ANSWERED_BY, *(("model",) if same_weights(shard.header, other.header) else ())}
+    if VARIES in (shard.header.get("probe"), other.header.get("probe")):
+        left_out.add("probe")
     found: dict[str, Any] = {}
     for key, value in shard.header.items():
         if isinstance(value, dict):
             found |= {f"{key}.{name}": one for name, one in value.items()}
-        elif not (same and key == "model"):
+        elif key not in left_out:
             found[key] = value
     return found
 
