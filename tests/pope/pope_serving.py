@@ -7,6 +7,7 @@ As a program it is a process of its own, which dies in the middle of an answer:
 
 import json
 import os
+import ssl
 import sys
 import threading
 from contextlib import contextmanager
@@ -16,14 +17,19 @@ from retarget.pope.rollouts import Sampling
 
 
 @contextmanager
-def serve(engine, faults=(), choices=None, reasoning=None, reasoning_tokens=None, models=None, owner=None):
+def serve(
+    engine, faults=(), choices=None, reasoning=None, reasoning_tokens=None, models=None, owner=None, fault_of=None,
+    certificate=None,
+):  # fmt: skip
     """Serve on a free port; yields (url, what was seen).
 
     ``faults`` are statuses answered first, in turn, or values to answer with status 200; ``models`` is what /models
     says of the weights, without it there is no such route; ``owner`` is what the server calls itself there.
+    ``fault_of(body)`` gives the fault of a request, or None, after ``faults``; a pair is a status and what it answers.
+    ``certificate`` is a file with a certificate and its key, for https.
     """
     waiting, lock, model_lock = list(faults), threading.Lock(), threading.Lock()
-    seen = {"bodies": [], "active": 0, "peak": 0, "keys": []}
+    seen = {"bodies": [], "active": 0, "peak": 0, "keys": [], "paths": []}
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
@@ -38,7 +44,8 @@ def serve(engine, faults=(), choices=None, reasoning=None, reasoning_tokens=None
                 seen["keys"].append(self.headers.get("Authorization"))
                 seen["active"] += 1
                 seen["peak"] = max(seen["peak"], seen["active"])
-                fault = waiting.pop(0) if waiting else None
+                seen["paths"].append(self.path)
+                fault = waiting.pop(0) if waiting else fault_of(body) if fault_of else None
             value = {"error": "later"}
             if fault is None:
                 with model_lock:
@@ -56,6 +63,8 @@ def serve(engine, faults=(), choices=None, reasoning=None, reasoning_tokens=None
                 self.answer(200, "<html>", plain=True)
             elif isinstance(fault, dict):
                 self.answer(200, fault)
+            elif isinstance(fault, tuple):
+                self.answer(*fault)
             else:
                 self.answer(fault or 200, value)
 
@@ -65,6 +74,8 @@ def serve(engine, faults=(), choices=None, reasoning=None, reasoning_tokens=None
             self.send_header("Content-Length", str(len(content)))
             if status == 429:
                 self.send_header("Retry-After", "0.01")
+            if status == 307:
+                self.send_header("Location", "http://elsewhere.example/v1")
             self.end_headers()
             self.wfile.write(content)
 
@@ -72,10 +83,14 @@ def serve(engine, faults=(), choices=None, reasoning=None, reasoning_tokens=None
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    if certificate:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}/v1", seen
+        yield f"http{'s' if certificate else ''}://127.0.0.1:{server.server_port}/v1", seen
     finally:
         server.shutdown()
         server.server_close()
@@ -84,7 +99,7 @@ def serve(engine, faults=(), choices=None, reasoning=None, reasoning_tokens=None
 
 def complete(engine, body, path, choices, reasoning):
     """The answer of a server to one request."""
-    chat = path.endswith("/chat/completions")
+    chat = path.partition("?")[0].endswith("/chat/completions")
     prompt = body["messages"][-1]["content"] if chat else body["prompt"]
     if hasattr(engine, "tokenizer"):  # a tiny model knows few words, and none of the probe's
         prompt = " ".join(word for word in prompt.split() if word in engine.tokenizer.get_vocab())

@@ -107,7 +107,7 @@ def test_the_server_engine_retries_what_may_pass_and_gives_up_on_the_rest(engine
     with serve(engine, faults=[400]) as (url, seen):
         with pytest.raises(UserError, match="HTTP 400"):
             ServerEngine(url, "tiny", wait=0.01).sample(prompts[:1], 1, PARAMS)
-        assert len(seen["bodies"]) == 1
+        assert [body["prompt"] == prompts[0] for body in seen["bodies"]] == [True, False]  # then a short one
     with (
         serve(engine, choices=1) as (url, _),
         pytest.raises(UserError, match="1 completions for n=2: set --per-request 1"),
@@ -218,10 +218,10 @@ def test_a_server_process_that_dies_and_one_that_goes_on(tiny, tmp_path):
         return mine(tiny.problems[:3], engine, 4, grader=Grader("retarget.pope.studies.chain:verify", workers=0),
                     prompts=PROMPTS, params=PARAMS, chunk=4, batch=1, journal=tmp_path / "journal.jsonl")  # fmt: skip
 
-    for answers in (3, 9):  # the first is the probe's
+    for answers in (4, 9):  # the first two are the probe's
         process, url = server(answers)
         with process:
-            if answers == 3:
+            if answers == 4:
                 with pytest.raises(UserError, match="in the journal: run the same command again"):
                     work(url)
                 assert len((tmp_path / "journal.jsonl").read_text().splitlines()) == 1 + 2
@@ -254,7 +254,7 @@ def test_what_is_served_under_a_name_is_found_out(tiny, engine, tmp_path):
         assert work(url).sampled == 2
         asked = len(seen["bodies"])
         assert work(url).sampled == 0
-        assert len(seen["bodies"]) == asked + 1  # the probe
+        assert len(seen["bodies"]) == asked + 2  # the probe, twice
         header = json.loads((tmp_path / "e.jsonl").read_text().splitlines()[0])
         assert header["served"] == {"id": "tiny", "root": "run-7"}
     with serve(Cut(), models="run-7") as (url, _), pytest.raises(UserError, match=r"was made with probe = \w+ \(now"):

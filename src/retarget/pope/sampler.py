@@ -108,7 +108,8 @@ class Sampler:
             return {"problems": fingerprint(asked)}
 
         since = ("wording", "tokenizer", *getattr(self.engine, "identity_since", ()))
-        return Journal(path, self.header(verb), extends=dict.fromkeys(since, unknown_before), former=former)
+        extends = {**dict.fromkeys(since, unknown_before), **getattr(self.engine, "identity_extends", {})}
+        return Journal(path, self.header(verb), extends=extends, former=former)
 
     def check(self, k: int, name: str = "k") -> None:
         """Refuse numbers of rollouts below 1, and several rollouts of a greedy model.

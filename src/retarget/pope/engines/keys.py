@@ -42,7 +42,7 @@ def key_for(url: str, variable: str) -> str | None:
     except ValueError as error:
         raise UserError(f"{redact(url)}: not an address: {error}") from error
     secret = f"the key in {variable}" if key else secret
-    if secret and parts.scheme == "http" and not _is_local(parts.hostname or ""):
+    if secret and parts.scheme == "http" and not is_local(url):
         raise UserError(
             f"{redact(url)}: {secret} would be sent over plain HTTP, where others can read it. Use https, a tunnel to "
             f"localhost, or --key-variable {NO_KEY} for a server that needs no key"
@@ -54,7 +54,16 @@ def key_for(url: str, variable: str) -> str | None:
     return key or None
 
 
-def _is_local(host: str) -> bool:
+def is_local(url: str) -> bool:
+    """Whether the host of an address is this machine: ``localhost`` or a loopback address.
+
+    Raises:
+        ValueError: it is not an address.
+
+    >>> is_local("http://127.0.0.1:8000/v1"), is_local("http://[::1]:8000/v1"), is_local("http://example.org/v1")
+    (True, True, False)
+    """
+    host = urlsplit(url).hostname or ""
     if host == "localhost":
         return True
     try:

@@ -6,8 +6,9 @@ from functools import cached_property
 from typing import Any
 
 from retarget.errors import UserError
-from retarget.identity import refuse_unlike
+from retarget.identity import Extends, refuse_unlike
 from retarget.pope.engines.server import ServerEngine, opened_servers
+from retarget.pope.journal import ANSWERED_BY, VARIES
 from retarget.pope.prompts import Prompt
 from retarget.pope.rollouts import Ask, Rollout, Sampling, sample_through
 
@@ -42,12 +43,18 @@ class Servers:
             UserError: a server cannot be reached, or serves another model than the first.
         """
         first, *others = self.servers
+        varies = any(server.identity.get("probe") == VARIES for server in self.servers)
         for other in others:
             refuse_unlike(
-                first.shown, first.identity, other.shown, other.identity,
+                first.shown, _telling(first, varies), other.shown, _telling(other, varies),
                 "Give servers of the same model; set --fingerprint if only rounding makes greedy completions differ",
             )  # fmt: skip
-        return first.identity
+        return {**first.identity, **({"probe": VARIES} if varies else {})}
+
+    @property
+    def identity_extends(self) -> dict[str, Extends]:
+        """See :attr:`.ServerEngine.identity_extends`."""
+        return self.servers[0].identity_extends
 
     def window(self, n: int) -> int:
         """Number of prompts to have in flight; see :meth:`.ServerEngine.window`."""
@@ -63,3 +70,9 @@ class Servers:
         """Open connections to all servers; see :class:`retarget.pope.rollouts.StreamingEngine`."""
         async with opened_servers(self.servers) as ask:
             yield ask
+
+
+def _telling(server: ServerEngine, varies: bool) -> dict[str, Any]:
+    """A server's identity without what says nothing: the name of its answers, and probes if one of them varies."""
+    without = {ANSWERED_BY, *(("probe",) if varies else ())}
+    return {name: value for name, value in server.identity.items() if name not in without}
