@@ -51,6 +51,11 @@ def sees_gpus(run):
     return {"height": 0.0}
 
 
+def told(run):
+    """What the run's environment says, and a hash of a text."""
+    return {"height": float(os.environ["MY_SCALE"]), "rank": float(hash("a text") % 1000)}
+
+
 CONDITIONS = (Condition(name="calm"), Condition(name="windy", settings={"wind": 0.5}))
 
 

@@ -102,7 +102,7 @@ class RayExecutor:
             num_cpus=wanted["CPU"], num_gpus=wanted["GPU"], memory=memory, resources=options.resources or None,
             max_retries=0, num_returns="streaming",
         )(_do)  # fmt: skip
-        self._task = partial(task.remote, Command.here(self.threads), options.gpus)
+        self._task = partial(task.remote, Command.here(self.threads, environment=True), options.gpus)
         lacking = _lacking(wanted, [node["Resources"] for node in ray.nodes() if node["Alive"]])
         if lacking:
             yield Remark(f"no machine of the Ray cluster has {lacking} now: the runs wait until one joins")
