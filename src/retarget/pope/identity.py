@@ -1,11 +1,15 @@
 """Values that identify a model in journals and in the ``work.json`` of a training. Free of torch."""
 
 import hashlib
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from retarget.errors import UserError
+from retarget.identity import content, fingerprint
+from retarget.own import sources
+from retarget.pope.graders import BUILT_IN, RULES
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".gguf")
 _BESIDE = ("config.json", "generation_config.json", "adapter_config.json", "tokenizer.json", "chat_template.jinja")
@@ -13,6 +17,9 @@ _TOKENIZER = (
     "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model", "vocab.json",
     "merges.txt", "spiece.model",
 )  # fmt: skip
+
+ADDED = ("wording", "tokenizer", "base", "dtype", "options", "grader_source")
+"""Entries that earlier versions did not record in a journal; one that lacks them is continued."""
 
 
 def check_folder(model: str) -> None:
@@ -45,6 +52,42 @@ def tokenizer_of(model: str | Path) -> dict[str, str]:
     """
     files = [path for path in map(Path(model).joinpath, _TOKENIZER) if path.is_file()]
     return {"tokenizer": _hash(files)} if files else {}
+
+
+def base_of(model: str | Path) -> dict[str, str]:
+    """An entry ``base`` for a local adapter of a local model: the hash of that model's weights.
+
+    Earlier versions recorded the adapter alone.
+    """
+    named = base_name(model)
+    weights = weights_of(named) if named else None
+    return {"base": weights} if weights else {}
+
+
+def base_name(model: str | Path) -> str | None:
+    """Name or path of the model that a local adapter was trained on; None for whole models and names on the hub."""
+    path = Path(model) / "adapter_config.json"
+    if not path.is_file():
+        return None
+    try:
+        named = json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (ValueError, KeyError, TypeError):  # loading the adapter reports that
+        return None
+    return named if isinstance(named, str) else None
+
+
+def grader_of(spec: str) -> dict[str, Any]:
+    """What identifies a grader in journals and trainings: its name, its rules' version, and a user's own source.
+
+    >>> grader_of("exact") == {"grader": "exact", "grader_rules": RULES["exact"]}
+    True
+    """
+    rules = {"grader_rules": RULES[spec]} if spec in RULES else {}
+    module = spec.partition(":")[0]
+    if spec in BUILT_IN or module.partition(".")[0] == "retarget":  # this package's are identified by their rules
+        return {"grader": spec, **rules}
+    files = {name: content(path) for name, path in sources(module).items()}
+    return {"grader": spec, **rules, **({"grader_source": fingerprint(files)} if files else {})}
 
 
 def _hash(files: Iterable[Path]) -> str:

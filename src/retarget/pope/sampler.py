@@ -8,9 +8,9 @@ from typing import Any, TypedDict, Unpack
 
 from retarget.errors import UserError
 from retarget.identity import fingerprint
-from retarget.pope.graders import RULES, Grade
+from retarget.pope.graders import Grade
 from retarget.pope.grading import Grader
-from retarget.pope.identity import engine_header, unknown_before
+from retarget.pope.identity import ADDED, engine_header, grader_of, unknown_before
 from retarget.pope.journal import Journal
 from retarget.pope.problems import Problem
 from retarget.pope.prompts import Prompt, Prompts
@@ -75,8 +75,7 @@ class Sampler:
         The amount of work (problems, k, cuts) is not part of it, so that a journal can be extended.
         """
         return {
-            "verb": verb, **engine_header(self.engine), "grader": self.grader.spec,
-            **({"grader_rules": RULES[self.grader.spec]} if self.grader.spec in RULES else {}),
+            "verb": verb, **engine_header(self.engine), **grader_of(self.grader.spec),
             "sampling": self.sampling.model_dump(mode="json"), "wording": self._wording(verb),
         }  # fmt: skip
 
@@ -107,7 +106,7 @@ class Sampler:
             asked = [[one.former or one.id, one.answer, ask(one), one.meta] for one in problems]
             return {"problems": fingerprint(asked)}
 
-        since = ("wording", "tokenizer", *getattr(self.engine, "identity_since", ()))
+        since = (*ADDED, *getattr(self.engine, "identity_since", ()))
         extends = {**dict.fromkeys(since, unknown_before), **getattr(self.engine, "identity_extends", {})}
         return Journal(path, self.header(verb), extends=extends, former=former)
 

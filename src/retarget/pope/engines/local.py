@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 
 from retarget.errors import UserError
 from retarget.pope.answers import THINKING_ENDS
-from retarget.pope.identity import tokenizer_of, weights_of
+from retarget.pope.identity import base_name, base_of, tokenizer_of, weights_of
 from retarget.pope.prompts import Prompt, templated
 from retarget.pope.rollouts import Refused, Rollout, Sampling, opened, tag_keeper, thinking_tokens
 
@@ -46,7 +46,8 @@ class TransformersEngine:
         self.model, self.tokenizer, self.batch_size, self.name = model, tokenizer, batch_size, name
         self.template = template or {}
         switches = {"template": self.template} if self.template else {}
-        self.identity = {"weights": weights, "batch_size": batch_size, **switches}
+        dtype = {"dtype": str(model.dtype)} if hasattr(model, "dtype") else {}
+        self.identity = {"weights": weights, "batch_size": batch_size, **dtype, **switches}
         ends: Any = model.generation_config.eos_token_id
         own: Any = tokenizer.eos_token_id
         self._ends: set[int] = {own, *(ends if isinstance(ends, list) else [ends])} - {None}
@@ -79,10 +80,12 @@ class TransformersEngine:
             network: Any = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
             tokenizer = AutoTokenizer.from_pretrained(model)
         except (OSError, ValueError, SafetensorError) as error:
-            raise UserError(f"{model}: this model cannot be loaded: {error}") from error
+            base = base_name(model)
+            what = f"this adapter of the model {base}" if base else "this model"
+            raise UserError(f"{model}: {what} cannot be loaded: {error}") from error
         network = network.to(device)
         made = cls(network, tokenizer, batch_size=batch_size, name=model, weights=weights_of(model), template=template)
-        made.identity |= tokenizer_of(model)
+        made.identity |= {**tokenizer_of(model), **base_of(model)}
         return made
 
     def encode(self, prompt: Prompt) -> list[int]:

@@ -1,14 +1,24 @@
 """The vLLM engine, for GPUs: ``pip install 'retarget[vllm]'``."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from retarget.errors import UserError
 from retarget.extras import require
 from retarget.pope.answers import THINKING_ENDS
-from retarget.pope.identity import tokenizer_of, weights_of
+from retarget.pope.identity import base_of, tokenizer_of, weights_of
 from retarget.pope.prompts import Prompt
 from retarget.pope.rollouts import Refused, Rollout, Sampling, opened, tag_keeper, thinking_tokens
+
+_HOW = frozenset({
+    "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "gpu_memory_utilization",
+    "kv_cache_memory_bytes", "swap_space", "cpu_offload_gb", "max_num_seqs", "max_num_batched_tokens", "enforce_eager",
+    "enable_prefix_caching", "enable_chunked_prefill", "disable_custom_all_reduce", "disable_log_stats",
+    "distributed_executor_backend", "max_parallel_loading_workers", "download_dir", "async_scheduling",
+    "compilation_config", "trust_remote_code",
+})  # fmt: skip
+"""Options that say how vLLM works, and not what it samples. Rounding aside, as with another number of GPUs."""
 
 
 class VLLMEngine:
@@ -31,7 +41,10 @@ class VLLMEngine:
         self.template = template or {}
         self.name = model
         switches = {"template": self.template} if self.template else {}
-        self.identity = {"weights": weights_of(model), **tokenizer_of(model), **switches}
+        self.identity = {
+            "weights": weights_of(model), **tokenizer_of(model), **base_of(model), **switches,
+            "options": deciding(options),
+        }  # fmt: skip
         try:
             self._llm = self._vllm.LLM(model=model, **options)
         except (OSError, ValueError) as error:
@@ -72,3 +85,12 @@ class VLLMEngine:
 
         thinking = thinking_tokens(written if THINKING_ENDS in written else text, tokens, count)
         return Rollout(text, tokens, one.finish_reason == "length", thinking)
+
+
+def deciding(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that decide what is sampled, as JSON values.
+
+    >>> deciding({"dtype": "float16", "tensor_parallel_size": 2})
+    {'dtype': 'float16'}
+    """
+    return json.loads(json.dumps({name: one for name, one in options.items() if name not in _HOW}, default=str))
