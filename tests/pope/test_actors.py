@@ -1,6 +1,8 @@
 """Engines in actors of a real Ray cluster of two nodes on this machine."""
 
 import importlib
+import re
+import shutil
 from threading import Event
 
 import pytest
@@ -9,7 +11,8 @@ from test_pool import OPENER, asked, problems, sampler
 
 from retarget.errors import UserError
 from retarget.pope.engines import open_engine
-from retarget.pope.engines.actors import ActorWorker
+from retarget.pope.engines.actors import ActorWorker, Placed
+from retarget.pope.engines.local import TransformersEngine
 from retarget.pope.engines.pool import Died, EnginePool
 from retarget.pope.mining import mine
 
@@ -57,6 +60,18 @@ def test_an_actor_that_cannot_be_made_says_why(cluster, tmp_path, monkeypatch):
     with pytest.raises(Died, match=r"a Ray actor ended \(ActorDiedError: ModuleNotFoundError: .*only_here"):
         worker.start(Event())
     worker.end()
+
+
+def test_a_relative_path_is_that_of_the_command_s_folder(cluster, tiny, tmp_path, monkeypatch):
+    """The cluster's processes work in another folder, which may have a model of the same name."""
+    here = tmp_path / "here"
+    here.mkdir()
+    shutil.copytree(tiny.directory, here / "a-model")
+    monkeypatch.chdir(here)
+    with open_engine("a-model", engines="ray:1", device="cpu") as pool:
+        assert (pool.name, pool.identity) == ("a-model", TransformersEngine.load("a-model").identity)
+    said = Placed(str(here / "gone"), True, OPENER, "a-model", {}).open()["failed"]
+    assert re.fullmatch(r"a-model: on .* there is no .*gone \(No such file.*\): run the command in a folder .*", said)
 
 
 def test_the_words_for_actors_open_them(cluster, tmp_path, caplog):

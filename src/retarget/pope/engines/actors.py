@@ -2,7 +2,10 @@
 
 import contextlib
 import logging
+import os
+import platform
 from collections.abc import Sequence
+from pathlib import Path
 from textwrap import shorten
 from threading import Event
 from typing import Any
@@ -34,6 +37,32 @@ def cluster(engines: int) -> bool:
     return has.get("GPU", 0) > 0
 
 
+class Placed(Held):
+    """An engine in an actor, opened in the command's working directory, to which paths may be relative.
+
+    Args:
+        folder: the directory.
+        needed: whether the model's path is relative to it; otherwise a machine may lack it.
+        opener, spec, options: as in :class:`.worker.Held`.
+    """
+
+    def __init__(self, folder: str, needed: bool, opener: str, spec: str, options: dict[str, Any]) -> None:
+        super().__init__(opener, spec, options)
+        self.folder, self.needed = folder, needed
+
+    def open(self) -> dict[str, Any]:
+        """See :meth:`.worker.Held.open`."""
+        try:
+            os.chdir(self.folder)
+        except OSError as error:
+            if self.needed:
+                return {
+                    "failed": f"{self.spec}: on {platform.node()} there is no {self.folder} ({error.strerror}): run "
+                    "the command in a folder that all machines of the cluster share, or give an absolute path"
+                }
+        return super().open()
+
+
 class ActorWorker:
     """An actor with its own CPU and GPUs; see :class:`.pool.Worker`. Ray ends it when this process ends.
 
@@ -44,7 +73,9 @@ class ActorWorker:
 
     def __init__(self, spec: str, options: dict[str, Any], *, opener: str = OPENER, gpus: int = 0) -> None:
         self._ray = require("ray", "cluster")
-        self._what, self._gpus = (opener, spec, options), gpus
+        model = Path(spec.removeprefix("vllm:"))
+        needed = model.is_dir() and not model.is_absolute()
+        self._what, self._gpus = (str(Path.cwd()), needed, opener, spec, options), gpus
         self._actor: Any = None
         self._opening: Any = None
 
@@ -52,7 +83,7 @@ class ActorWorker:
         """See :meth:`.pool.Worker.start`; an actor may have to wait for a free CPU or GPU."""
         if self._opening is None:
             self.end()
-            made = self._ray.remote(num_cpus=1, num_gpus=self._gpus, max_restarts=0)(Held)
+            made = self._ray.remote(num_cpus=1, num_gpus=self._gpus, max_restarts=0)(Placed)
             self._actor = made.remote(*self._what)
             self._opening = self._actor.open.remote()
         while not self._ray.wait([self._opening], timeout=LOOK_EVERY)[0]:
