@@ -117,6 +117,17 @@ def test_openrlhfs_reward_knows_the_stratum_of_a_prompt(tmp_path, rows):
     ]  # fmt: skip
 
 
+def test_openrlhf_applies_no_chat_template_to_prompts_that_are_texts(tmp_path, rows):
+    texts = [{**row, "prompt": row["prompt"][-1]["content"]} for row in rows]
+    export(texts, "openrlhf", tmp_path / "rows.jsonl")
+    script = tmp_path / "rows.launch.sh"
+    said = subprocess.run(["bash", script, "echo"], capture_output=True, text=True, check=True).stdout
+    assert said.split()[-4:] == ["--data.label_key", "label", "--reward.remote_url", f"{tmp_path}/rows.reward.py"]
+    with pytest.raises(UserError, match="some prompts are texts and some are messages"):
+        export([texts[0], *rows[1:]], "openrlhf", tmp_path / "mixed.jsonl")
+    assert not (tmp_path / "mixed.jsonl").exists()
+
+
 def test_openrlhfs_queries_are_read_as_it_sends_them(tmp_path):
     """With the end token, without the prompt's beginning where that was too long, and trimmed by the chat template."""
     long = Problem(id="long", prompt=f"\n{'Count. ' * 100}What is 3 + 1? ", solution="s", answer="4", meta={"a": 1})

@@ -72,8 +72,9 @@ def export(
 
     Raises:
         UserError: unknown host, a file name that the host would misread, plain prompts for a host that needs messages,
-            a script of another export in the way, a ``hold_out`` outside [0, 1), a grader with a quote in its name, no
-            problem left to train on or with a privileged context, or ``solutions`` for another host than ``opsd``.
+            texts mixed with messages, a script of another export in the way, a ``hold_out`` outside [0, 1), a grader
+            with a quote in its name, no problem left to train on or with a privileged context, or ``solutions`` for
+            another host than ``opsd``.
     """
     rows, path = list(rows), Path(path)
     _check(host, hold_out, grader, solutions)
@@ -96,7 +97,12 @@ def export(
             len(train) % _VERL_BATCH, len(train), _VERL_BATCH, len(train),
         )  # fmt: skip
     validation = path.with_name(f"{path.stem}.validation{path.suffix}")
-    beside = _beside(host, path, validation, grader)
+    kinds = {isinstance(row["prompt"], str) for row in rows}
+    if host == "openrlhf" and len(kinds) > 1:
+        raise UserError(
+            "some prompts are texts and some are messages, but openrlhf applies a chat template to all or to none"
+        )
+    beside = _beside(host, path, validation, grader, kinds == {False})
     for file, text in beside.items():
         if file.suffix != ".py" or host == "opsd":  # the scripts name the rows that they train on
             _check_own(file, text, path)
@@ -190,8 +196,8 @@ def _write(host: Host, file: Path, records: list[dict[str, Any]]) -> None:
         write_text(file, utf8("".join(json.dumps(one, ensure_ascii=False) + "\n" for one in records)))
 
 
-def _beside(host: Host, path: Path, validation: Path, grader: str) -> dict[Path, str]:
-    """The files beside the rows, with their texts."""
+def _beside(host: Host, path: Path, validation: Path, grader: str, chat: bool) -> dict[Path, str]:
+    """The files beside the rows, with their texts; ``chat`` says whether the prompts are messages."""
     if host == "opsd":
         files = {"train.py": path.with_name(f"{path.stem}.train.py")}
         named = {"{train}": path.name, "{grader}": grader}
@@ -201,7 +207,7 @@ def _beside(host: Host, path: Path, validation: Path, grader: str) -> dict[Path,
         reward = path.with_name(f"{module}.py" if host == "prime-rl" else f"{path.stem}.reward.py")
         files = {template: reward, "launch.sh": path.with_name(f"{path.stem}.launch.sh")}
         named = {"{train}": path.name, "{validation}": validation.name, "{reward}": reward.name, "{grader}": grader,
-                 "{module}": module}  # fmt: skip
+                 "{module}": module, "{chat}": "--data.apply_chat_template " if chat else ""}  # fmt: skip
     texts = {}
     for source, file in files.items():
         text = (TEMPLATES / host / source).read_text(encoding="utf-8")

@@ -4,4 +4,4 @@ set -euo pipefail
 here="$(cd "$(dirname "$0")" && pwd)"
 exec "$@" \
     --data.prompt_dataset "$here/{train}" --data.input_key prompt --data.label_key label \
-    --data.apply_chat_template --reward.remote_url "$here/{reward}"
+    {chat}--reward.remote_url "$here/{reward}"
