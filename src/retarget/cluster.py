@@ -52,11 +52,16 @@ def join(address: str, *, remedy: str) -> Any:
         if colon:  # Ray itself tries for minutes before it gives up
             socket.create_connection((host, int(port)), timeout=ANSWER_WITHIN).close()
         ray.init(address=address or None, log_to_driver=False, configure_logging=False)
-    except (OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # Ray raises bare Exceptions too, as when a node is slow to start
+        if not isinstance(error, (OSError, RuntimeError, ValueError)) and type(error) is not Exception:
+            raise
         reason = str(error).strip().partition("\n")[0][:200]
+        token = "If it was started with a token, set RAY_AUTH_MODE=token. " * bool(
+            colon and not os.environ.get("RAY_AUTH_MODE")
+        )
         raise UserError(
-            f"no Ray cluster can be used at {address or 'this machine'} ({reason}). Start one with ray start --head, "
-            f"or {remedy}"
+            f"no Ray cluster can be used at {address or 'this machine'} ({reason}). {token}Start one with ray start "
+            f"--head, or {remedy}"
         ) from error
     finally:
         if main:

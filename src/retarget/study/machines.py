@@ -104,8 +104,8 @@ class Command:
 def carried(environment: Mapping[str, str]) -> dict[str, str]:
     """The variables that a command takes along to other machines.
 
-    Left out are those that belong to a machine or a cluster (``..._HOME``, ``...PATH``, ``RAY_...``), and secrets: names
-    with TOKEN, SECRET, PASS, KEY, CREDENTIAL, AUTH or COOKIE, and addresses with a login.
+    Left out are those that belong to a machine or a cluster (``..._HOME``, ``...PATH``, ``RAY_...``), and secrets:
+    names with TOKEN, SECRET, PASS, KEY, CREDENTIAL, AUTH or COOKIE, and addresses with a login.
 
     >>> carried({"MY_SCALE": "2", "HF_HOME": "/disk/hf", "CUDA_VISIBLE_DEVICES": "0", "HF_TOKEN": "hf_"})
     {'MY_SCALE': '2'}
