@@ -311,7 +311,7 @@ def test_paths_that_cannot_be_read_or_written_are_named(folder, asking, tmp_path
 
 def test_an_adapter_at_the_rate_for_all_weights_is_warned_of(tmp_path, capsys, caplog):
     row = dict.fromkeys(("id", "problem", "prompt", "answer", "meta", "stratum"), "x") | {"guided": False}
-    write_parquet(tmp_path / "rows.parquet", [row])
+    write_parquet(tmp_path / "rows.parquet", [row | {"problem": str(at)} for at in range(32)])
     training = ["train", str(tmp_path / "rows.parquet"), "--model", "m", "--out", "o", "--dry-run"]
     for more in ([], ["--lora-rank", "4", "--set", "lr=1e-5"]):
         assert pope([*training, *more]) == 0

@@ -27,7 +27,8 @@ def test_greedy_rollouts_are_those_of_the_cpu(tiny):
 
 @pytest.mark.parametrize("bf16", [False, True])
 def test_a_cycle_of_training(bf16, tiny, tmp_path):
-    trainer = run(tiny.directory, tmp_path, cycles=1, extra={"disable_tqdm": True, "bf16": bf16})
+    precision = "bf16" if bf16 else "fp32"
+    trainer = run(tiny.directory, tmp_path, cycles=1, precision=precision, extra={"disable_tqdm": True})
     assert next(trainer.model.parameters()).is_cuda
     assert all(p.isfinite().all() for p in trainer.model.parameters())
     assert trainer.state.global_step == 2

@@ -1,13 +1,26 @@
 """Settings of POPE's training, with the source of each. Free of torch and TRL."""
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import Field
 
 from retarget.errors import UserError
+from retarget.pope.mixture import order
 from retarget.settings import Strict
 
 _CODE = "the authors' training configuration"
+_GOVERNED = {
+    "max_steps": "cycles", "num_train_epochs": "cycles", "per_device_train_batch_size": "micro_batch",
+    "gradient_accumulation_steps": "updates_per_batch", "steps_per_generation": "prompts_per_batch",
+    "generation_batch_size": "prompts_per_batch", "num_generations": "rollouts", "num_iterations": "updates_per_batch",
+    "shuffle_dataset": "order", "learning_rate": "lr", "weight_decay": "weight_decay", "max_grad_norm": "max_grad_norm",
+    "beta": "kl", "epsilon": "clip_low", "epsilon_high": "clip_high", "entropy_coef": "entropy_bonus",
+    "temperature": "temperature", "top_p": "top_p", "max_completion_length": "max_completion_length",
+    "bf16": "precision", "gradient_checkpointing": "gradient_checkpointing", "seed": "seed", "use_vllm": "vllm",
+    "vllm_mode": "vllm",
+}  # fmt: skip
+"""Fields of ``trl.GRPOConfig`` that a setting decides, alone or with others, and that setting."""
 
 
 class Optimisation(Strict):
@@ -69,7 +82,9 @@ class TrainingSettings(Optimisation):
     vllm: Literal["none", "colocate", "server"] = Field(
         default="none", description="whether vLLM generates, in the training's processes or on a server; needs a GPU"
     )
-    extra: dict[str, Any] = Field(default={}, description="further fields of trl.GRPOConfig")
+    extra: dict[str, Any] = Field(
+        default={}, description="further fields of trl.GRPOConfig, but for those that a setting above decides"
+    )
 
 
 def grpo_arguments(settings: TrainingSettings, processes: int, cuda: bool) -> dict[str, Any]:
@@ -85,9 +100,11 @@ def grpo_arguments(settings: TrainingSettings, processes: int, cuda: bool) -> di
         cuda: whether they have GPUs.
 
     Raises:
-        UserError: the batch does not divide evenly into processes, forward passes and updates, or a group has fewer
-            than ``pass_at_k`` rollouts.
+        UserError: the batch does not divide evenly into processes, forward passes and updates, a group has fewer than
+            ``pass_at_k`` rollouts, or ``extra`` has a field that a setting decides.
     """
+    if governed := [f"{name} (set {_GOVERNED[name]})" for name in settings.extra if name in _GOVERNED]:
+        raise UserError(f"extra: a setting of POPE decides {', '.join(governed)}: leave it out of extra")
     passes = _forward_passes(settings, processes)
     bf16 = settings.precision == "bf16" or (settings.precision == "auto" and cuda)
     saving = {"save_strategy": "steps", "save_steps": settings.save_every * settings.updates_per_batch}
@@ -129,6 +146,36 @@ def grpo_arguments(settings: TrainingSettings, processes: int, cuda: bool) -> di
            if settings.vllm != "none" else {}),
         **settings.extra,
     }  # fmt: skip
+
+
+def check_columns(rows: Sequence[dict[str, Any]]) -> None:
+    """Refuse rows that lack a column that the training reads itself; a reward may need more.
+
+    Raises:
+        UserError: a row lacks one.
+    """
+    for at, row in enumerate(rows):
+        if lacking := [name for name in ("prompt", "problem", "stratum", "guided") if name not in row]:
+            raise UserError(
+                f"row {at} has no {' and no '.join(lacking)}; its columns: {', '.join(row)}. Train on rows that "
+                "`retarget pope mix` wrote or `mix` returned"
+            )
+
+
+def drawn(rows: Sequence[dict[str, Any]], settings: TrainingSettings) -> list[int]:
+    """Indices of the rows of all generation batches of a run, in order.
+
+    Raises:
+        UserError: the rows do not fill one batch.
+    """
+    batch = settings.prompts_per_batch
+    if settings.order == "pool":  # an epoch leaves out the rows that do not fill a batch
+        epochs = -(-settings.cycles // max(1, len(rows) // batch))
+    else:
+        epochs = -(-settings.cycles * batch // max(1, len(rows))) + 1
+    at = order([row["stratum"] for row in rows], batch, epochs, settings.seed, settings.order,
+               [row["problem"] for row in rows])  # fmt: skip
+    return at[: settings.cycles * batch]
 
 
 def _forward_passes(settings: TrainingSettings, processes: int) -> int:

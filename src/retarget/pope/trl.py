@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from difflib import get_close_matches
 from importlib.util import find_spec
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,11 @@ from retarget.pope.curricula import Curriculum, Group
 from retarget.pope.functional import pass_at_k_rewards, thinking_lengths
 from retarget.pope.grading import Reward
 from retarget.pope.identity import check_folder
-from retarget.pope.mixture import STRATA, order
+from retarget.pope.mixture import STRATA
 from retarget.pope.prompts import templated
-from retarget.pope.resume import claim, last_checkpoint, work_of
+from retarget.pope.resume import check_work, claim, last_checkpoint, refuse_own_model, work_of
 from retarget.pope.rollouts import opened, tag_keeper
-from retarget.pope.settings import TrainingSettings, grpo_arguments
+from retarget.pope.settings import TrainingSettings, check_columns, drawn, grpo_arguments
 
 _log = logging.getLogger(__name__)
 _NAN = float("nan")
@@ -60,9 +61,10 @@ class PopeTrainer(GRPOTrainer):
     """
 
     def __init__(self, *args: Any, pass_at_k: int = 1, curriculum: Curriculum | None = None, **kwargs: Any) -> None:
+        given = signature(GRPOTrainer.__init__).bind_partial(self, *args, **kwargs).arguments
         for name in ("train_dataset", "eval_dataset"):
-            if kwargs.get(name) is not None:
-                _check_rows(kwargs[name], name == "eval_dataset")
+            if given.get(name) is not None:
+                _check_rows(given[name], name == "eval_dataset")
         super().__init__(*args, **kwargs)
         config: Any = self.args
         updates = config.steps_per_generation * config.num_iterations // config.gradient_accumulation_steps
@@ -235,21 +237,27 @@ def train(
         curriculum: see :class:`PopeTrainer`. Pass a new one: the groups of an interrupted training are restored.
 
     Raises:
-        UserError: no prompt is short enough, the batch does not divide evenly, evaluation rows are guided, or
-            ``output`` belongs to other work.
+        UserError: no prompt is short enough, the batch does not divide evenly, rows lack a column, evaluation rows are
+            guided, ``output`` belongs to other work or has the model, or a completion may be longer than the model's
+            table of positions.
     """
     require_packages(settings)
     refuse_unknown(settings)
+    refuse_own_model(model, output)
+    check_columns(rows)
     config = _config(settings, output)
     words = tokenizer or _tokenizer_of(model)
     switches: Any = config.chat_template_kwargs or {}
-    kept = fitting(rows, settings.max_prompt_length, _length(words, switches))
-    claim(output, work_of(model, rows, settings, peft_config, curriculum), resume, settings)
+    length = _length(words, switches)
+    kept = fitting(rows, settings.max_prompt_length, length)
+    data = ordered(kept, settings)
+    work = work_of(model, rows, settings, peft_config, curriculum, reward)
+    check_work(output, work, resume, settings)
     trainer = PopeTrainer(
         model=model,
         reward_funcs=[informed(reward, words, kept[0]["prompt"], **switches)],
         args=config,
-        train_dataset=ordered(kept, settings),
+        train_dataset=data,
         eval_dataset=Dataset.from_list(list(eval_rows)) if eval_rows else None,
         processing_class=tokenizer,
         peft_config=peft_config,
@@ -257,11 +265,42 @@ def train(
         pass_at_k=settings.pass_at_k,
         curriculum=curriculum,
     )
+    _check_context(trainer.model, kept, length, settings)
+    _name_base(trainer.model)
+    claim(output, work)
     trainer.remove_callback(PrinterCallback)  # it would print every log entry
     if trainer.pop_callback(ProgressCallback):
         trainer.add_callback(Bar)
     _run(trainer, output, last_checkpoint(output) if resume else None, curriculum)
     return trainer
+
+
+def _check_context(
+    model: Any, rows: Sequence[dict[str, Any]], length: Callable[[Any], int], settings: TrainingSettings
+) -> None:
+    """Refuse completions beyond the table of a model that looks up its positions, as GPT-2 does; warn of others."""
+    config = model.config.get_text_config()
+    context = getattr(config, "max_position_embeddings", None)
+    if not context or settings.max_prompt_length + settings.max_completion_length <= context:
+        return
+    longest = max(length(row["prompt"]) for row in rows)
+    if longest + settings.max_completion_length <= context:
+        return
+    said = (
+        f"a prompt of {longest} tokens and max_completion_length={settings.max_completion_length} exceed the model's "
+        f"context of {context} tokens: lower max_completion_length or max_prompt_length"
+    )
+    if any(getattr(config, name, None) for name in ("rope_parameters", "rope_scaling", "rope_theta")):
+        _log.warning("%s; it was not trained on longer texts", said)
+    else:
+        raise UserError(said)
+
+
+def _name_base(model: Any) -> None:
+    """Name an adapter's local base by its absolute path, so that the adapter opens from any working directory."""
+    for one in getattr(model, "peft_config", {}).values():
+        if one.base_model_name_or_path and Path(one.base_model_name_or_path).is_dir():
+            one.base_model_name_or_path = str(Path(one.base_model_name_or_path).resolve())
 
 
 def _config(settings: TrainingSettings, output: Path) -> GRPOConfig:
@@ -333,14 +372,7 @@ def informed(
 
 def ordered(rows: Sequence[dict[str, Any]], settings: TrainingSettings) -> Dataset:
     """The rows of all generation batches of a run, in order; TRL reads them without shuffling."""
-    batch = settings.prompts_per_batch
-    if settings.order == "pool":  # an epoch leaves out the rows that do not fill a batch
-        epochs = -(-settings.cycles // max(1, len(rows) // batch))
-    else:
-        epochs = -(-settings.cycles * batch // len(rows)) + 1
-    at = order([row["stratum"] for row in rows], batch, epochs, settings.seed, settings.order,
-               [row["problem"] for row in rows])  # fmt: skip
-    return Dataset.from_list(list(rows)).select(at[: settings.cycles * batch])
+    return Dataset.from_list(list(rows)).select(drawn(rows, settings))
 
 
 def fitting(rows: Sequence[dict[str, Any]], limit: int, length: Callable[[Any], int]) -> list[dict[str, Any]]:

@@ -16,7 +16,8 @@ from retarget.extras import require
 from retarget.files import write_text
 from retarget.helptext import one_paragraph
 from retarget.pope.commands.options import Cost, lines
-from retarget.pope.settings import TrainingSettings, grpo_arguments
+from retarget.pope.resume import refuse_own_model
+from retarget.pope.settings import TrainingSettings, check_columns, drawn, grpo_arguments
 from retarget.settings import merged, parse_setting, read_config, resolve_settings
 
 _LOG = logging.getLogger(__name__)
@@ -48,8 +49,8 @@ class Train:
     """Send the trainer's log to a tracker. This changes no result, and a training may resume with another tracker."""
     cost: tyro.conf.OmitArgPrefixes[Cost] = field(default_factory=Cost)
     dry_run: FlagCreatePairsOff[bool] = False
-    """Only print the settings and the rollouts, tokens and GPU-hours of sampling. A batch that does not divide into the
-    processes, and a field that TRL does not have, are refused as in the training."""
+    """Only print the settings and the rollouts, tokens and GPU-hours of sampling. Too few rows, a batch that does not
+    divide into the processes, and a field that TRL does not have are refused as in the training."""
     processes: int | None = None
     """For --dry-run: the number of processes that accelerate will launch. The training itself reads WORLD_SIZE."""
 
@@ -80,17 +81,20 @@ class Train:
                 "--processes is only for --dry-run: set the number for a training by accelerate launch --num_processes"
             )
         if self.dry_run:
-            self._check(settings)
+            self._check(rows, settings)
             rollouts = settings.cycles * settings.prompts_per_batch * settings.rollouts
             cost = self.cost.of(rollouts, "sampling only, without updates")
             print(json.dumps({"settings": settings.model_dump(mode="json"), "rows": len(rows), **cost}, indent=1))
             return 0
         return self._train(rows, settings)
 
-    def _check(self, settings: TrainingSettings) -> None:
+    def _check(self, rows: list[dict[str, Any]], settings: TrainingSettings) -> None:
         """Refuse the settings that a launch would refuse only after all its processes have loaded the model."""
         processes = self.processes or int(os.environ.get("WORLD_SIZE", "1"))
         grpo_arguments(settings, processes, cuda=settings.precision == "bf16")
+        refuse_own_model(self.model, self.out)
+        check_columns(rows)
+        drawn(rows, settings.model_copy(update={"cycles": 1}))
         if settings.extra:
             require("trl", "rl")
             from retarget.pope.trl import refuse_unknown
