@@ -155,6 +155,16 @@ def test_names_of_answers_and_probes_that_vary_do_not_set_journals_apart(tmp_pat
         merge([shard(tmp_path, "0"), shard(tmp_path, "2")], tmp_path / "all")
 
 
+def test_what_an_earlier_version_did_not_record_does_not_set_journals_apart(tmp_path, sampler):
+    made = sampler()
+    for at, identity in enumerate(({}, {"dtype": "bfloat16"}, {"dtype": "float32"})):
+        made.engine.identity = {"weights": "w", **identity}
+        mine(problems(at), made, 4, journal=shard(tmp_path, str(at)))
+    assert merge([shard(tmp_path, "0"), shard(tmp_path, "1")], tmp_path / "all").problems == 2
+    with pytest.raises(UserError, match="dtype = float32, not bfloat16"):
+        merge([shard(tmp_path, "1"), shard(tmp_path, "2")], tmp_path / "other")
+
+
 class Moody(Guesser):
     """A server that answers differently although the seed is the same."""
 

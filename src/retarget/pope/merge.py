@@ -10,6 +10,7 @@ from typing import Any
 from retarget.errors import UserError
 from retarget.files import make_directory, replace_file
 from retarget.identity import refuse_unlike
+from retarget.pope.identity import ADDED
 from retarget.pope.journal import ANSWERED_BY, VARIES, Shard, opened, same_weights
 from retarget.pope.work import Record
 
@@ -89,12 +90,13 @@ def _held(journals: Sequence[Path], holding: ExitStack) -> list[Shard]:
 def _settings(shard: Shard, other: Shard) -> dict[str, Any]:
     """A header's settings, one entry per setting.
 
-    If both have the same weights, the model's path is left out; the name of a server's answers always; and probes if
-    one of them varies.
+    If both have the same weights, the model's path is left out; the name of a server's answers always; probes if one of
+    them varies; and what the other does not know because an earlier version wrote it.
     """
     left_out = {ANSWERED_BY, *(("model",) if same_weights(shard.header, other.header) else ())}
     if VARIES in (shard.header.get("probe"), other.header.get("probe")):
         left_out.add("probe")
+    left_out |= {name for name in ADDED if name not in other.header}
     found: dict[str, Any] = {}
     for key, value in shard.header.items():
         if isinstance(value, dict):
