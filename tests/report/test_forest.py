@@ -113,3 +113,13 @@ def test_intervals_over_items_are_dashed_and_said_to_be_no_verdict():
     assert 'stroke-dasharray="5 2"' in plot.wide.svg
     assert "not the method" in plot.caption
     assert plot.wide.alt == "Forest plot of 1 claim, better to the right. It helps: +0.50 points [−0.20, +1.20]."
+
+
+def test_a_unit_without_room_is_left_out_and_wide_letters_take_two_places():
+    for svg in parsed([row(estimate="+20198.4 tokens per second"), row(estimate="−94.83 points")]):
+        assert "+20198.4" in texts(svg)
+        assert "−94.83 points" in texts(svg)
+        assert not any("tokens" in text for text in texts(svg))
+    for svg, width in zip(parsed([row(sentence="\u8a13" * 60)]), (430, 358), strict=True):
+        (size,) = {float(one.get("font-size")) for one in svg.iter(f"{SVG}text") if "\u8a13" in one.text}
+        assert all(len(text) * size <= width * 1.15 for text in texts(svg) if "\u8a13" in text)

@@ -2,6 +2,7 @@
 
 import math
 import textwrap
+import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 from xml.etree import ElementTree
@@ -136,7 +137,10 @@ class _Plot:
         shape = self.shape
         label = f"{row.sentence.rstrip('.')} ({row.compared})" if row.sentence in self.alike else row.sentence
         size = 12.0 if self.many and shape.beside else shape.size
-        lines = textwrap.wrap(label, int(shape.label / (_LETTER * size)), max_lines=2, placeholder=" …") or [""]
+        # A letter of Chinese, Japanese or Korean is twice as wide.
+        wide = sum(unicodedata.east_asian_width(letter) in "WF" for letter in label) / max(1, len(label))
+        letters = int(shape.label / (_LETTER * size * (1 + wide)))
+        lines = textwrap.wrap(label, letters, max_lines=2, placeholder=" …") or [""]
         line = size + (2 if size < shape.size else 4)
         top = self.y + 4
         for place, text in enumerate(lines):
@@ -144,7 +148,9 @@ class _Plot:
             self._text(self.svg, 0, top + line * (place + 1) - line / 4, text, size=size, whole=whole)
         middle = top + line * len(lines) / 2 if shape.beside else top + line * len(lines) + 10
         self._bar(row, scaled, middle)
-        self._text(self.svg, shape.amount, middle + 5, row.estimate, weight="650")
+        room = (shape.verdict - 16 if shape.verdict else shape.width) - shape.amount
+        fits = len(row.estimate) * _LETTER * size <= room
+        self._text(self.svg, shape.amount, middle + 5, row.estimate if fits else row.estimate.split()[0], weight="650")
         if row.verdict_words:
             at = shape.verdict or shape.amount - 16
             group = _element(self.svg, "g", **{"class": row.mark})
