@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 class StudyArguments:
     """Train a control and the treated arms on the same seeds, and report what changed.
 
-    A study of your own is FILE.py or a module with ``plan``, a StudyPlan or a function plan(preset, config, seeds,
-    arms), and ``run(run)``, which trains one arm with one seed and returns its metrics; ``analyse(results)`` is
-    optional. Modules in its folder and in the working directory can be imported; they are searched last.
+    A study of your own is FILE.py or a module with plan, a StudyPlan or a function plan(preset, config, seeds, arms),
+    and run(run), which trains one arm with one seed and returns its metrics; analyse(results) is optional. Modules
+    in its folder and in the working directory can be imported; they are searched last.
 
     Settings come from the preset, then from --config, then from --set; METHOD --help lists them, and the arms. Run the
     same command again to resume a stopped study; it may also be given more seeds or arms. Exit codes: 0 all runs are
@@ -102,7 +102,7 @@ class JudgeArguments:
         Positional[tuple[Path, ...]], arg(metavar="[RUNS]", help="a file of runs, or none with --lm-eval or --inspect")
     ] = ()
     claims: Path | None = None
-    """A TOML file with the claims."""
+    """A TOML file with the claims; it must be given."""
     out: Path | None = None
     """Directory for report.html, report.md, summary.json and study.json."""
     lm_eval: tuple[Path, ...] = ()
@@ -117,7 +117,9 @@ class JudgeArguments:
 class ReportArguments:
     """Make one self-contained HTML page, and the same as Markdown, from the directories of one or more studies."""
 
-    directories: Annotated[Positional[tuple[Path, ...]], arg(metavar="DIR...", help="directories of studies")]
+    directories: Annotated[
+        Positional[tuple[Path, ...]], arg(metavar="DIR...", help="directories of studies, at least one")
+    ]
     out: Path | None = None
     """The page; DIR/report.html for one study, report.html for several."""
 

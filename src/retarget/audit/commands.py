@@ -41,7 +41,7 @@ class AuditArguments:
     ] = ()
     out: Path | None = None
     """Folder for report.html, audit.json, audit.sarif and pictures; audit/NAME by default, where NAME is the folder's
-    name, and its parent's too if that is ``pipeline``."""
+    name, and its parent's too if that is "pipeline"."""
     data: str | None = None
     """Clean images of the kind that the network makes: digits | FILE.npz | a folder. By default its own samples, as for
     the clean models that the p-value compares it with."""
