@@ -31,14 +31,17 @@ FOLDER = ROOT / "examples" / "pope_8_gpus"
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
-    """Rows to train on, under the name used in the commands."""
+    """Rows to train on, as many as a batch of the recipes holds, under the name used in the commands."""
     folder = tmp_path_factory.mktemp("recipes")
     (folder / "work").mkdir()
     (folder / "examples").symlink_to(ROOT / "examples")
     (folder / "problems.jsonl").write_text(
         "".join(json.dumps(one) + "\n" for one in example("pope_own_problems").PROBLEMS)
     )
-    problems = read_problems(folder / "problems.jsonl")
+    problems = [
+        problem.model_copy(update={"id": f"{problem.id}-{copy}", "prompt": f"{copy}. {problem.prompt}"})
+        for problem in read_problems(folder / "problems.jsonl") for copy in range(4)
+    ]  # fmt: skip
     prefixes = {problem.id: problem.solution.split("\n")[0] for problem in problems}
     write_rows(folder / "work" / "rows.parquet", mix(problems, prefixes, Prompts.load(chat=False), prompts_per_batch=2))
     return folder
@@ -70,7 +73,7 @@ def test_every_launch_is_understood_and_its_training_accepted(work, monkeypatch,
         kinds[training[training.index("--out") + 1]] = config.distributed_type
         assert main([*training, "--dry-run", "--processes", str(config.num_processes)]) == 0
         printed = json.loads(capsys.readouterr().out)
-        assert printed["rows"] == 8
+        assert printed["rows"] == 32
         assert printed["settings"]["vllm"] in ("colocate", "server")
     expected = {"work/lora": DistributedType.MULTI_GPU, "work/fsdp": DistributedType.FSDP, "work/zero3": "DEEPSPEED"}
     assert kinds == expected

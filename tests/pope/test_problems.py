@@ -47,7 +47,7 @@ def test_every_fault_is_reported_with_its_line(tmp_path, caplog):
         "line 6: not UTF-8 at byte 23",
         "line 7: not JSON",
         "line 8: the prompt has 6 tokens, the limit is 5",
-        "line 9: extra:",
+        "line 9: there is no extra; --format set",
         "line 10: no field holds the answer",
         "line 11: a problem must be a JSON object",
     ):
