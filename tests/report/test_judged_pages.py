@@ -73,7 +73,9 @@ def test_what_was_fixed_is_written_with_all_its_digits(page):
 def test_a_margin_is_explained(page):
     text, _ = page(rows(SEEDS), claim(more="margin = 1.0"))
     assert "holds if the difference is significantly above minus the margin" in text
+    assert "may be worse by up to 1" in text
     assert "Claims with a margin were tested against minus the margin" in text
+    assert "higher is better<br>may not be worse |" in page(rows(SEEDS), claim(more="margin = 0.0"))[0]
 
 
 def test_a_metric_that_claims_want_both_ways_has_no_direction(page):

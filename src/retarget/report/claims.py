@@ -199,7 +199,8 @@ def _threshold(claim: ClaimResult, metric: Metric, study: Study) -> str:
     if claim.across:
         parts.append(across(claim, study))
     if claim.margin is not None:
-        parts.append(f"may be worse by up to {words.fixed(claim.margin, metric.unit)}")
+        by = f"may be worse by up to {words.fixed(claim.margin, metric.unit)}"
+        parts.append(by if claim.margin else "may not be worse")
     else:
         parts.append(f"smallest effect that matters: {words.fixed(claim.smallest_effect, metric.unit)}")
     return "; ".join(parts)
