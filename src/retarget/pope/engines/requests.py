@@ -116,15 +116,7 @@ class Sender:
                 if self.retried & (self.retried - 1) == 0:  # log only the 1st, 2nd, 4th, 8th, ... retry
                     _LOG.warning("%s: retry %d of this run, after %s", self.shown, self.retried, self.redacted(fault))
                 await asyncio.sleep(pause(self.wait * 2**attempt, after, f"{body} {attempt}"))
-        if certificate:
-            remedy = "set SSL_CERT_FILE to a file with the certificate of its authority, or its own, and "
-        elif account:
-            remedy = "settle the account, and "
-        elif location:
-            remedy = "give the address that it leads to, and "
-        else:
-            remedy = self._remedy(status)
-        fault = self.redacted(fault)
+        remedy, fault = self._remedy(status, account, certificate, bool(location)), self.redacted(fault)
         raise Unanswered(
             self.redacted(
                 f"{url} failed: {fault}. Finished units are in the journal: {remedy}run the same command again to "
@@ -137,8 +129,14 @@ class Sender:
         """A text without the key, and without passwords in addresses."""
         return redact(text, self.key)
 
-    def _remedy(self, status: int | None) -> str:
+    def _remedy(self, status: int | None, account: bool, certificate: bool, redirected: bool) -> str:
         """What to do before the same request can succeed."""
+        if certificate:
+            return "set SSL_CERT_FILE to a file with the certificate of its authority, or its own, and "
+        if account:
+            return "settle the account, and "
+        if redirected:
+            return "give the address that it leads to, and "
         if status in (401, 403):
             sent = f"that in {self.variable} was sent" if self.key else "none was sent; see --key-variable"
             return f"give a key that the server accepts ({sent}), and "
