@@ -101,3 +101,13 @@ def test_an_arm_without_any_value_is_told_of_as_a_whole(page):
     assert summary["claims"][0]["verdict"] == "not measured"
     assert "dead has no acc on any seed: no claim on it is measured." in text
     assert "the verdict is about the other seeds" not in text
+
+
+def test_beside_a_constant_stands_a_value_and_no_difference_of_an_earlier_version(page, tmp_path):
+    found = rows({"new": SEEDS["new"]}) + rows({"new": [2.0, 3.0, 4.0]}, metric="loss")
+    text, summary = page(found, claim(arms='["new"]', more='against = 10.0\nshown = "loss"'))
+    assert "Decides nothing: loss 3.00 " in text
+    del summary["claims"][0]["shown"]["value"]
+    (tmp_path / "out" / "summary.json").write_text(json.dumps(summary))
+    assert main(["report", str(tmp_path / "out")]) == 0
+    assert "Decides nothing" not in (tmp_path / "out" / "report.md").read_text()

@@ -244,6 +244,8 @@ def _beside(claim: ClaimResult, metrics: Mapping[str, Metric], metric: Metric, i
         decimals = words.difference_decimals([low, high], metric.decimals)
         parts.append(f"{item_label} {words.interval(low, high, decimals)}")
     shown = claim.shown
+    if shown is not None and claim.against is not None and not shown.value:
+        shown = None  # of an earlier version, which subtracted the constant from the second metric, too
     if shown is not None:
         other = metrics.get(shown.metric, Metric(name=shown.metric, label=shown.metric))
         if shown.estimate is None:
