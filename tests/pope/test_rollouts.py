@@ -287,6 +287,9 @@ def test_keys_are_shown_nowhere_and_sent_to_no_one_else(engine, prompts, monkeyp
     with pytest.raises(UserError, match="a password in the address would be sent over plain HTTP") as caught:
         ServerEngine("http://me:pass@example.org/v1", "tiny", key_variable="none")
     assert "pass@" not in str(caught.value)
+    with pytest.raises(UserError, match="a key in the address would be sent over plain HTTP") as caught:
+        ServerEngine("http://example.org/v1?api-version=2&subscription-key=abc", "tiny", key_variable="none")
+    assert "api-version=2&subscription-key=***:" in str(caught.value)
     ServerEngine("https://example.org/v1", "tiny", key_variable="MY_KEY")
     for stray in ("sk-very-secret\r", "sk very"):
         monkeypatch.setenv("MY_KEY", stray)

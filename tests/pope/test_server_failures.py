@@ -84,6 +84,20 @@ def test_a_limit_of_requests_and_a_server_that_answers_nothing_are_no_fault_of_a
     assert ("lower --concurrency" in str(caught.value)) == (status == 429)
 
 
+@pytest.mark.parametrize(("statuses", "told"), [((503, 404), "HTTP 503"), ((404, 404), None), ((503, None), None)])
+def test_a_probe_that_fails_is_not_taken_for_a_server_without_the_route(statuses, told):
+    def of(body):
+        return statuses["prompt" in body]
+
+    with serve(Stub(), fault_of=of) as (url, _):
+        asked = ServerEngine(url, "tiny", wait=0.0, retries=1)
+        if told is None:
+            assert (asked.identity["probe"] is None) == (statuses == (404, 404))
+        else:
+            with pytest.raises(UserError, match=f"chat/completions failed: {told}.*run the same command"):
+                print(asked.identity)
+
+
 PAID_OUT = {"error": {"code": "billing_hard_limit_reached"}}
 
 

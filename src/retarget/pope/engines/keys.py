@@ -9,19 +9,23 @@ from retarget.errors import UserError
 
 NO_KEY = "none"
 _CREDENTIALS = re.compile(r"(?<=://)[^/?#\s@]*+@(?:[^/?#\s@]*+@)*+")
+_IN_QUERY = re.compile(r"(?i)([?&](?:[\w.-]*(?:key|token|secret|password|signature)|sig|code)=)[^&#\s]+")
+"""Fields of an address's query that are keys by their names: ``api-key``, ``access_token``, ``sig`` and the like."""
 _HEADER = re.compile(r"[\x21-\x7e]+")
 
 
 def redact(text: str, *secrets: str | None) -> str:
-    """A text with the secrets, and the user and password in any address, replaced by ``***``.
+    """A text with the secrets, and the user, password and keys in any address, replaced by ``***``.
 
     >>> redact("http://me:pass@host/v1 refused key-1", "key-1")
     'http://***@host/v1 refused ***'
+    >>> redact("https://host/v1?api-version=2&api-key=abc")
+    'https://host/v1?api-version=2&api-key=***'
     """
     for secret in secrets:
         if secret:
             text = text.replace(secret, "***")
-    return _CREDENTIALS.sub("***@", text)
+    return _IN_QUERY.sub(r"\1***", _CREDENTIALS.sub("***@", text))
 
 
 def key_for(url: str, variable: str) -> str | None:
@@ -39,6 +43,7 @@ def key_for(url: str, variable: str) -> str | None:
     try:
         parts = urlsplit(url)
         secret = "a password in the address" if parts.username or parts.password else ""
+        secret = "a key in the address" if _IN_QUERY.search(url) else secret
     except ValueError as error:
         raise UserError(f"{redact(url)}: not an address: {error}") from error
     secret = f"the key in {variable}" if key else secret

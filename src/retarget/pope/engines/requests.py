@@ -40,6 +40,11 @@ class Unanswered(UserError):
         self.status, self.fault, self.hopeless = status, fault, hopeless
 
     @property
+    def temporary(self) -> bool:
+        """Whether the status is one that retries may change, as that of an overloaded server."""
+        return self.status in _RETRIED
+
+    @property
     def of_the_prompt(self) -> bool:
         """Whether the prompt may be the cause: not so for a key, an address, an account or a limit of requests."""
         told = self.status is None or self.status in (_RETRIED - {429}) | OF_ONE_PROMPT

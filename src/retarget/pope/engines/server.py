@@ -158,12 +158,15 @@ class ServerEngine:
     async def _probe(self, client: httpx.AsyncClient) -> str | None:
         """The hash of a greedy completion, or that it varies; None if the server completes neither form of prompt."""
         greedy = Sampling(max_tokens=_PROBE_TOKENS, temperature=0.0)
+        failed: Unanswered | None = None
         for prompt in ([{"role": "user", "content": _PROBE}], _PROBE):
             try:
                 texts = [(await self.request(client, prompt, 0, 1, greedy))[0].text for _ in range(2)]
             except Unanswered as error:
                 if error.status in (None, 401, 403) or error.hopeless:
                     raise
+                if error.temporary:
+                    failed = error
                 continue  # a server may have only one of the two routes
             self._probed = True
             if texts[0] == texts[1]:
@@ -173,6 +176,8 @@ class ServerEngine:
                 "the same name; --fingerprint can", self.shown,
             )  # fmt: skip
             return VARIES
+        if failed is not None:
+            raise failed
         return None
 
     def window(self, n: int) -> int:
