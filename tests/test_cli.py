@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import tyro
 
 from retarget import __version__, cli
 from retarget.cli import main
-from retarget.helptext import one_paragraph
+from retarget.helptext import one_paragraph, read_arguments
 
 TOY = Path(__file__).parent / "study"
 
@@ -153,11 +152,16 @@ def test_a_help_text_of_several_lines_is_one_paragraph(capsys, monkeypatch):
         sampler: str = "ddim"
         """One of ddpm, ddim and dpm;
         (ddpm) is slow."""
+        count: int | None = None
+        """How many."""
 
     monkeypatch.setenv("COLUMNS", "100")
     with pytest.raises(SystemExit):
-        tyro.cli(Given, args=["--help"])
-    assert "One of ddpm, ddim and dpm; (ddpm) is slow. (default: ddim)" in capsys.readouterr().out
+        read_arguments(Given, ["--help"], "command")
+    out = capsys.readouterr().out
+    assert "One of ddpm, ddim and dpm; (ddpm) is slow. (default: ddim)" in out
+    assert "--count INT " in out
+    assert read_arguments(Given, ["--count", "3"], "command") == Given(count=3)
 
 
 def test_every_command_with_such_texts_says_so():

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import tyro
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
@@ -19,7 +18,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 from retarget.cli import METHODS
 from retarget.errors import UsageError, UserError
 from retarget.files import read_json
-from retarget.helptext import one_paragraph
+from retarget.helptext import one_paragraph, read_arguments
 from retarget.own import importable
 from retarget.report.words import amount, stated
 from retarget.settings import merged, parse_setting, read_config
@@ -135,7 +134,7 @@ def study(words: list[str]) -> int:
         rest = [word for word in words if word not in ("-h", "--help")]
         if helped and not (rest and (any(word in METHODS for word in rest) or own.is_own(rest[0]))):
             rest = words
-        given = tyro.cli(StudyArguments, args=rest, prog="retarget study")
+        given = read_arguments(StudyArguments, rest, "retarget study")
         if given.jobs is not None and given.jobs < 1:
             raise UsageError(f"--jobs must be at least 1, not {given.jobs}")
         if given.pilot and not given.dry_run:
@@ -276,7 +275,7 @@ def _origin(field: FieldInfo | None, value: Any) -> str:
 def judge(words: list[str]) -> int:
     """Run ``retarget judge RUNS --claims TOML --out DIR`` and return the exit code."""
     refuse_twice(words, {"--lm-eval": "A B", "--inspect": "A B"})
-    given = tyro.cli(JudgeArguments, args=words, prog="retarget judge")
+    given = read_arguments(JudgeArguments, words, "retarget judge")
     if sum(map(bool, (given.runs, given.lm_eval, given.inspect))) != 1 or len(given.runs) > 1:
         raise UsageError("retarget judge needs one file of runs, or folders for --lm-eval, or folders for --inspect")
     if given.claims is None:
@@ -312,7 +311,7 @@ def judge(words: list[str]) -> int:
 
 def report(words: list[str]) -> int:
     """Run ``retarget report DIR...`` and return the exit code."""
-    given = tyro.cli(ReportArguments, args=words, prog="retarget report")
+    given = read_arguments(ReportArguments, words, "retarget report")
     if not given.directories:
         raise UsageError("retarget report needs the directory of at least one study")
     from retarget.report import build

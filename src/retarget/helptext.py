@@ -1,11 +1,27 @@
-"""Help texts of commands that come from the docstrings of a dataclass's fields."""
+"""Commands' arguments as a dataclass describes them: how they are read, and their help texts."""
 
+from collections.abc import Sequence
 from typing import Annotated, TypeVar
 
+import tyro
 from docstring_parser import parse_from_object
-from tyro.conf import arg
+from tyro.conf import DisallowNone, arg
 
 Kind = TypeVar("Kind", bound=type)
+Given = TypeVar("Given")
+
+
+def read_arguments(kind: type[Given], words: Sequence[str], prog: str) -> Given:
+    """The arguments in a command's words; ends the process after ``--help`` and after wrong ones.
+
+    An optional argument is left out, not set to ``None``.
+
+    Args:
+        kind: dataclass whose fields are the arguments.
+        words: the words after the command's name.
+        prog: the command's name.
+    """
+    return tyro.cli(kind, args=words, prog=prog, config=(DisallowNone,))
 
 
 def one_paragraph(kind: Kind) -> Kind:

@@ -75,8 +75,8 @@ def find(prog: str, verbs: Verbs, name: str) -> Callable[[list[str]], int]:
         return found
 
     def parsed(words: list[str]) -> int:
-        import tyro
+        from retarget.helptext import read_arguments
 
-        return tyro.cli(found, args=words, prog=f"{prog} {name}").run()  # type: ignore[attr-defined]
+        return read_arguments(found, words, f"{prog} {name}").run()  # type: ignore[attr-defined]
 
     return parsed

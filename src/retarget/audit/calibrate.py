@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import tyro
 
 from retarget.audit.calibration import Null, NullModel
 from retarget.audit.inversion import Search
@@ -21,6 +20,7 @@ from retarget.audit.seek import fingerprint, seek
 from retarget.audit.subject import Subject
 from retarget.errors import UserError
 from retarget.files import locked, make_directory, read_json, write_json
+from retarget.helptext import read_arguments
 from retarget.trojdiff.checkpoint import save_pipeline
 
 
@@ -56,7 +56,7 @@ class Arguments:
 
 def main(words: list[str]) -> None:
     """Run the command."""
-    given = tyro.cli(Arguments, args=words, prog="python -m retarget.audit.calibrate")
+    given = read_arguments(Arguments, words, "python -m retarget.audit.calibrate")
     torch.set_num_threads(1)
     make_directory(given.models)
     had = extended(given.extend) if given.extend else Null(search=fingerprint(Search()), command="", models=[])

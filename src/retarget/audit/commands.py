@@ -10,13 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from retarget.audit.errors import CLEAN, ERROR, TROJANED, UNDECIDED
 from retarget.errors import UsageError, UserError
 from retarget.extras import MissingExtraError, require
-from retarget.helptext import one_paragraph
+from retarget.helptext import one_paragraph, read_arguments
 
 if TYPE_CHECKING:
     from retarget.audit.outcome import Outcome
@@ -76,7 +75,7 @@ def audit(words: Sequence[str]) -> int:
 
 
 def _audit(words: list[str]) -> int:
-    given = tyro.cli(AuditArguments, args=words, prog="retarget audit")
+    given = read_arguments(AuditArguments, words, "retarget audit")
     require("diffusers", "diffusion")
     if given.preset == "demo":
         if given.pipelines:

@@ -15,13 +15,12 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Literal
 
-import tyro
 from pydantic import Field
 from tyro.conf import Positional
 
 from retarget.errors import UsageError, UserError
 from retarget.files import read_json, write_json
-from retarget.helptext import one_paragraph
+from retarget.helptext import one_paragraph, read_arguments
 from retarget.settings import Strict
 
 LAWS = {"trojdiff": "TrojDiff", "bad_diffusion": "BadDiffusion", "villan_ode": "VillanDiffusion, ODE"}
@@ -116,7 +115,7 @@ def main(words: list[str]) -> None:
     from retarget.audit.inversion import Search
     from retarget.audit.seek import fingerprint
 
-    given = tyro.cli(Arguments, args=words, prog="python -m retarget.audit.reach")
+    given = read_arguments(Arguments, words, "python -m retarget.audit.reach")
     commands = [shlex.join(["python", "-m", "retarget.audit.reach", *words])]
     if given.study is None and not given.checkpoints:
         raise UsageError("give the folder of a study by retarget study audit, or --checkpoints, or both")

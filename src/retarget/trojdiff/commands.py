@@ -8,12 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import tyro
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
 
 from retarget.errors import UsageError, UserError
 from retarget.files import locked, make_directory
-from retarget.helptext import one_paragraph
+from retarget.helptext import one_paragraph, read_arguments
 from retarget.own import importable
 from retarget.study.tracking import Name, Track, Tracker, refuse_missing
 from retarget.trojdiff.config import (
@@ -72,7 +71,7 @@ Given = TypeVar("Given")
 
 
 def _read(kind: type[Given], verb: str, words: list[str]) -> Given:
-    given = tyro.cli(kind, args=words, prog=f"retarget trojdiff {verb}")
+    given = read_arguments(kind, words, f"retarget trojdiff {verb}")
     refuse_ignored(given, words)
     return given
 
