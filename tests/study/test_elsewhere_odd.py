@@ -139,6 +139,9 @@ def test_a_margin_of_nothing_promises_no_power():
     assert " 50 seeds:   3% alone" in prospects(found)
     found = arrange(runs("old", OLD) + runs("new", NEW), asked(dict(across="every")))
     assert "decided over several conditions together, so nothing can be predicted" in prospects(found)
+    rows = items("old", [0.0, 1.0] * 20) + items("new", [1.0] * 40)
+    found = arrange(rows, asked(dict(about="models", smallest_effect=0.05)))
+    assert "it is about these models, and decided by their items at any number of seeds, so nothing" in prospects(found)
 
 
 @pytest.mark.parametrize(

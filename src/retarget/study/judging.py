@@ -106,6 +106,8 @@ def prospects(found: Elsewhere) -> str:
         if known is None:
             over = claim.across in ("every", "new")
             reason = "it is decided over several conditions together" if over else "no spread over seeds"
+            if claim.about == "models":
+                reason = "it is about these models, and decided by their items at any number of seeds"
             lines.append(f"{claim.id}: {reason}, so nothing can be predicted")
             continue
         lines.append(in_words(known))

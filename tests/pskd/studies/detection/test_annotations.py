@@ -58,6 +58,15 @@ def test_voc_boxes_that_are_shares_of_the_image_are_refused(tmp_path):
                       r"ymin, xmax and ymax in pixels")  # fmt: skip
 
 
+def test_voc_boxes_that_are_left_top_width_and_height_are_refused(tmp_path):
+    sides = [(name, (x1, y1, x2 - x1, y2 - y1), 0) for name, (x1, y1, x2, y2) in
+             [("cat", (30, 4, 50, 30)), ("dog", (10, 20, 40, 44))]]  # fmt: skip
+    settings = voc(tmp_path, objects=dict.fromkeys("abcd", sides))
+    refused(
+        settings, r"train\.txt: 2 of 4 boxes end before they begin, and all would fit as x, y, width, height: VOC's"
+    )
+
+
 def test_a_size_of_voc_is_a_whole_number_also_with_a_point(tmp_path):
     settings = voc(tmp_path, size=("60.0", " 48 "))
     assert scenes(model(settings)).train[0].size == (48, 60)

@@ -37,6 +37,7 @@ def _annotated(folder, split="train"):
 @pytest.mark.parametrize(("change", "message"), [
     (lambda held: held["annotations"][1].update(image_id=999), "annotation 1 belongs to image 999, which `images`"),
     (lambda held: held["annotations"][1].update(category_id=9), "annotation 1 has category 9, which `categories`"),
+    (lambda held: held["annotations"][1].update(category_id=[3]), r"annotation 1 has category \[3\], which `categ"),
     (lambda held: held["annotations"][1].pop("bbox"), r"annotation 1 has the bbox None: it is \[x, y, width"),
     (lambda held: held["annotations"][1].update(bbox=[1, 2, 3]), r"annotation 1 has the bbox \[1, 2, 3\]"),
     (lambda held: held["images"][1].update(id=0), r"two images have the id 0, one of them b\.jpg"),

@@ -40,6 +40,17 @@ def test_crops_that_suffice_and_arms_without_a_classifier_are_accepted(look, tmp
 
 
 @BOTH
+def test_a_table_of_more_classes_than_there_are_is_refused(look, tmp_path):
+    crops = {"validation_images": 1, "batch_size": 3}
+    heads = {"arms": ["classifier_ce", "direct_instance"], "pretrain": crops}
+    look(study(tmp_path / "data", store="topk:3:uniform", **heads))
+    with pytest.raises(UserError, match=r"^store = 'topk:4:uniform' keeps 4 classes of 3: set a smaller number"):
+        look(study(tmp_path / "data", store="topk:4:uniform", **heads))
+    with pytest.raises(UserError, match=r"^pretrain\.store = 'topk:3:uniform' keeps 3 classes of 2"):
+        look(study(tmp_path / "data", ["classifier_pskd"], pretrain={**crops, "store": "topk:3:uniform"}))
+
+
+@BOTH
 def test_scenes_composed_of_digits_are_counted_too(look):
     with pytest.raises(UserError, match=r"pretrain\.validation_images = 100 of \d+ crops"):
         look(plan("demo", {"train_images": 8}, arms=["classifier_ce"]))

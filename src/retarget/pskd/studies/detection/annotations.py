@@ -63,6 +63,7 @@ def read_voc(root: Path, split: str) -> list[Described]:
         [box for one in found for _, box, _ in one.objects],
         "VOC's are xmin, ymin, xmax and ymax in pixels; multiply xmin and xmax by the image's width, ymin and ymax",
     )
+    _refuse_sides(listed, found)
     return found
 
 
@@ -92,8 +93,9 @@ def read_coco(root: Path, split: str) -> list[Described]:
             where = f"{described}: annotation {one.get('id', f'number {number}')}"
             if one.get("image_id") not in sizes:
                 raise UserError(f"{where} belongs to image {one.get('image_id')}, which `images` does not list")
-            if one.get("category_id") not in names:
-                raise UserError(f"{where} has category {one.get('category_id')}, which `categories` does not list")
+            category = one.get("category_id")
+            if not isinstance(category, int | str) or category not in names:
+                raise UserError(f"{where} has category {category}, which `categories` does not list")
             try:
                 x, y, width, height = map(float, one["bbox"] if isinstance(one.get("bbox"), list) else ())
             except (TypeError, ValueError) as error:
@@ -105,7 +107,7 @@ def read_coco(root: Path, split: str) -> list[Described]:
                 raise UserError(f"{where} has the iscrowd {crowd!r}: it is 0 or 1")
             given.append(((x, y, width, height), sizes[one["image_id"]]))
             box = (x, y, x + width, y + height)
-            objects[one["image_id"]].append((names[one["category_id"]], box, bool(int(crowd))))
+            objects[one["image_id"]].append((names[category], box, bool(int(crowd))))
         _refuse_shares(
             described,
             [box for found in objects.values() for _, box, _ in found],
@@ -183,15 +185,28 @@ def _refuse_shares(described: Path, boxes: Sequence[Sequence[float]], pixels: st
         )
 
 
-_BEYOND = 0.2
-"""Share of the boxes from which on they are read as corners, if so many reach beyond their images."""
+_ILL_FITTING = 0.2
+"""Share of the boxes from which on they are taken for those of the other format, if so many do not fit as this one's
+and all would as the other's."""
+
+
+def _refuse_sides(listed: Path, found: Sequence[Described]) -> None:
+    """Raise if many boxes end before they begin, and all would lie within their images as x, y, width, height."""
+    given = [(box, one.size) for one in found for _, box, _ in one.objects]
+    reversed_ = sum(right <= x or below <= y for (x, y, right, below), _ in given)
+    sides = all(w > 0 < h and x + w <= of[1] and y + h <= of[0] for (x, y, w, h), of in given)
+    if sides and reversed_ > _ILL_FITTING * len(given):
+        raise UserError(
+            f"{listed}: {reversed_:,} of {len(given):,} boxes end before they begin, and all would fit as x, y, width, "
+            "height: VOC's are xmin, ymin, xmax and ymax; add xmin and ymin to xmax and ymax"
+        )
 
 
 def _refuse_corners(described: Path, given: Sequence[tuple[Sequence[float], tuple[int, int]]]) -> None:
     """Raise if many boxes reach beyond their images, and all would lie within them as x1, y1, x2, y2."""
     beyond = sum(x + width > of[1] or y + height > of[0] for (x, y, width, height), of in given)
     corners = all(x < right <= of[1] and y < below <= of[0] for (x, y, right, below), of in given)
-    if corners and beyond > _BEYOND * len(given):
+    if corners and beyond > _ILL_FITTING * len(given):
         raise UserError(
             f"{described}: {beyond:,} of {len(given):,} boxes reach beyond their images, and all would fit as x1, y1, "
             "x2, y2: COCO's are x, y, width and height; subtract x1 and y1 from x2 and y2"

@@ -42,9 +42,21 @@ def _parts(plan: StudyPlan, settings: Settings) -> "Parts":
     from retarget.pskd.studies.detection import data
 
     parts = data.check(settings)
+    for arm in plan.arms:
+        _check_store(resolve_settings(Settings, {**plan.settings, **arm.settings}), len(parts.classes))
     if settings.pretrain.dataset == "crops" and any(arm.settings.get("stage") == "classifier" for arm in plan.arms):
         data.check_crops(settings, parts)
     return parts
+
+
+def _check_store(settings: Settings, classes: int) -> None:
+    """Refuse a store that keeps more classes than a detector, which knows the background too, or its crops have."""
+    from retarget.pskd.studies.images.prepare import check_store
+
+    if settings.head_targets == "instance":
+        check_store(settings.store, classes + 1)
+    if settings.pretrain.dataset == "crops" and settings.classifier_targets == "pskd":
+        check_store(settings.pretrain.store, classes, "pretrain.store")
 
 
 def _resolved(plan: StudyPlan) -> Settings:

@@ -117,12 +117,24 @@ def _try_arms(plan: StudyPlan, images: tuple[int, Shape] | None) -> None:
                 try_loss(own)
             elif own:
                 _check_peer(own)
-            if images and settings.store.startswith("topk:") and (k := int(settings.store.split(":")[1])) > images[0]:
-                raise UserError(f"store = {settings.store!r} keeps {k} classes of {images[0]}: set a smaller number")
+            if images:
+                check_store(settings.store, images[0])
             if images and arm.settings.keys() & {"network", "weights", "augmentation"}:
                 check_network(settings, *images)
         except UserError as error:
             raise UserError(f"arm {arm.name}: {error}") from error
+
+
+def check_store(store: str, classes: int, setting: str = "store") -> None:
+    """Refuse a store that keeps more classes than there are.
+
+    Args:
+        store: the setting's value.
+        classes: number of classes.
+        setting: its name, for the message.
+    """
+    if store.startswith("topk:") and (k := int(store.split(":")[1])) > classes:
+        raise UserError(f"{setting} = {store!r} keeps {k} classes of {classes}: set a smaller number")
 
 
 def built_in() -> dict[str, type[peers.Peer]]:
