@@ -76,24 +76,23 @@ def main() -> None:
         (templates / name).write_text(text + "\n" * bool(text), encoding="utf-8")
     texts = texts_of(read_problems(given.problems), Prompts.load(templates, chat=False))
     tokenizer = make_tokenizer(texts, given.vocabulary, given.longest)
-    rows = [{"input_ids": [*ids, tokenizer.eos_token_id]} for ids in tokenizer(texts)["input_ids"]]
+    rows = [{"input_ids": [*ids, tokenizer.eos_token_id]} for ids in tokenizer(texts, verbose=False)["input_ids"]]
     kept = [row for row in rows if len(row["input_ids"]) <= given.longest]
     torch.manual_seed(given.seed)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer), hidden_size=given.width, intermediate_size=3 * given.width,
-            num_hidden_layers=given.layers, num_attention_heads=given.width // 64,
-            max_position_embeddings=given.longest, tie_word_embeddings=True, pad_token_id=tokenizer.pad_token_id,
-            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-        )  # fmt: skip
-    )
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=given.width, intermediate_size=3 * given.width,
+        num_hidden_layers=given.layers, num_attention_heads=given.width // 64, max_position_embeddings=given.longest,
+        tie_word_embeddings=True, pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
     print(f"{len(kept)} of {len(rows)} texts, {sum(len(row['input_ids']) for row in kept):,} tokens; "
           f"{model.num_parameters():,} weights")  # fmt: skip
     settings = TrainingArguments(
         output_dir=str(given.target / "training"), num_train_epochs=given.epochs, seed=given.seed, report_to=[],
         per_device_train_batch_size=given.batch_size, learning_rate=given.learning_rate, weight_decay=0.1,
         lr_scheduler_type="cosine", warmup_steps=100, adam_beta2=0.95, save_strategy="no", logging_steps=50,
-        bf16=given.bf16, disable_tqdm=True, dataloader_pin_memory=False,
+        bf16=given.bf16, use_cpu=not torch.cuda.is_available(), disable_tqdm=True, dataloader_pin_memory=False,
         train_sampling_strategy="group_by_length",
     )  # fmt: skip
     # An end that is padding too would have no loss, so that the model would never end: PAD and END differ.
