@@ -9,6 +9,7 @@ from scipy.special import log_softmax
 
 from retarget.errors import UserError
 from retarget.metrics import accuracy, apply_temperature, fit_temperature, negative_log_likelihood, softmax
+from retarget.metrics._temperature import log_losses_of_logits
 
 
 def held_out(seed: int, samples: int = 150, classes: int = 4, scale: float = 3.0) -> tuple[np.ndarray, np.ndarray]:
@@ -76,3 +77,23 @@ def test_a_temperature_that_is_not_positive_is_refused(temperature):
 def test_bad_bounds_are_refused(bounds):
     with pytest.raises(UserError, match="bounds of the temperature"):
         fit_temperature(np.zeros((1, 2)), np.array([0]), bounds)
+
+
+@pytest.mark.parametrize("logarithm", [True, False])
+def test_probabilities_are_not_taken_for_logits(logarithm):
+    """The temperature fitted to probabilities would say the opposite: .4 in place of 5.4."""
+    rng = np.random.default_rng(0)
+    logits = 5 * rng.normal(size=(200, 4))
+    labels = np.where(rng.random(200) < 0.6, logits.argmax(1), rng.integers(0, 4, 200))
+    probs = apply_temperature(logits, 1.0)
+    if logarithm:
+        assert fit_temperature(np.log(probs), labels) == pytest.approx(fit_temperature(logits, labels), rel=1e-6)
+        return
+    told = r"^all 200 rows of logits are at least 0 and sum to 1, so they are probabilities: pass the logits, or the"
+    for misused in (
+        lambda: fit_temperature(probs, labels), lambda: apply_temperature(probs, 2.0), lambda: softmax(probs),
+        lambda: log_losses_of_logits(probs, labels),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=told):
+            misused()
+    assert apply_temperature(np.eye(10), 1.0).max() < 0.3, "zeros and ones may be logits"

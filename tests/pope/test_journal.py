@@ -55,8 +55,23 @@ def test_in_memory():
     assert list(journal.read()) == [{"a": 0}, {"a": 1}]
 
 
+def begun(path, header):
+    """A journal with one record."""
+    with Journal(path, header) as journal:
+        journal.append({"unit": 0})
+
+
+def test_a_journal_without_a_record_begins_again_with_other_settings(tmp_path):
+    path = tmp_path / "j.jsonl"
+    Journal(path, HEADER).close()
+    begun(path, {**HEADER, "weights": "abc"})
+    with Journal(path, {**HEADER, "weights": "abc"}) as journal:
+        assert list(journal.read()) == [{"unit": 0}]
+    assert '"weights":"abc"' in path.read_text().splitlines()[0]
+
+
 def test_a_header_that_gained_a_field_is_refused_by_name(tmp_path):
-    Journal(tmp_path / "j.jsonl", HEADER).close()
+    begun(tmp_path / "j.jsonl", HEADER)
     with pytest.raises(UserError, match=r"weights = nothing \(now abc\)"):
         Journal(tmp_path / "j.jsonl", {**HEADER, "weights": "abc"})
 
@@ -163,11 +178,11 @@ def test_a_file_that_is_replaced_before_it_is_locked_is_not_written_to(tmp_path,
 
 def test_the_same_weights_in_another_folder_continue_a_journal(tmp_path):
     path = tmp_path / "j.jsonl"
-    Journal(path, {"model": "A/model", "weights": "w"}).close()
+    begun(path, {"model": "A/model", "weights": "w"})
     Journal(path, {"model": "./B/model", "weights": "w"}).close()
     with pytest.raises(UserError, match=r"was made with model = A/model \(now B/model\), weights = w \(now v\)"):
         Journal(path, {"model": "B/model", "weights": "v"})
     unknown = tmp_path / "unknown.jsonl"
-    Journal(unknown, {"model": "a", "weights": None}).close()
+    begun(unknown, {"model": "a", "weights": None})
     with pytest.raises(UserError, match=r"was made with model = a \(now b\)"):
         Journal(unknown, {"model": "b", "weights": None})

@@ -13,6 +13,7 @@ Predictions = Float[Any, "samples classes"] | Float[Any, "samples"]
 Labels = Integer[Any, "samples"] | Bool[Any, "samples"]
 
 SUM_TOLERANCE = 1e-3
+_TELLING = 8  # rows from which on logits that could be probabilities are taken for them
 BLOCK = 2**16  # values; 512 KiB of float64
 BFLOAT16_SUM_TOLERANCE = 1e-2  # a bfloat16 near 1 is off by up to 0.002, and a row sums several
 DIGITS = {"bfloat16": 8, "float16": 11, "float32": 24, "float64": 53}  # binary, of a number's significand
@@ -86,6 +87,22 @@ def checked_matrix(value: Any, name: str) -> tuple[np.ndarray, Rows]:
             row, column = np.argwhere(bad)[0]
             raise UserError(f"{name} of row {row}, class {column}, are {array[row, column]}: they must be finite")
     return array, rows
+
+
+def checked_logits(value: Any) -> np.ndarray:
+    """Refuse logits [N, C] that are not finite, or that are probabilities: for these every metric would be another.
+
+    Rows of logits hardly ever sum to 1 without a negative one among them; eight such rows are no chance. Rows of zeros
+    and ones alone may be either.
+    """
+    array, rows = checked_matrix(value, "logits")
+    like_probs = len(array) >= _TELLING and rows.lowest >= 0 and (np.abs(rows.total - 1) <= SUM_TOLERANCE).all()
+    if like_probs and not np.isin(array, (0, 1)).all():
+        raise UserError(
+            f"all {len(array):,} rows of logits are at least 0 and sum to 1, so they are probabilities: pass the "
+            "logits, or the probabilities' logarithms"
+        )
+    return array
 
 
 def checked_probs(value: Any) -> tuple[Float[np.ndarray, "samples classes"], Rows]:

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float, Integer
 
 from retarget.errors import UserError
-from retarget.metrics._inputs import as_numpy, checked_labels, checked_matrix
+from retarget.metrics._inputs import as_numpy, checked_labels, checked_logits
 
 TEMPERATURE_RANGE = (0.01, 100.0)
 
@@ -15,7 +15,8 @@ def softmax(logits: Float[Any, "samples classes"]) -> Float[np.ndarray, "samples
     """Probabilities [N, C] in float64 from logits [N, C] of any floating type.
 
     Raises:
-        UserError: there are no samples, the shape is wrong, or a logit is not finite; names its row and class.
+        UserError: there are no samples, the shape is wrong, or a logit is not finite (names its row and class); or
+            the rows are probabilities.
 
     >>> softmax(np.array([[0.0, 0.0], [1000.0, 0.0]])).tolist()
     [[0.5, 0.5], [1.0, 0.0]]
@@ -43,7 +44,7 @@ def apply_temperature(
         raise UserError(f"temperature must be one number for all samples: got {temperature!r}")
     if not (np.isfinite(number) and number > 0):
         raise UserError(f"temperature must be positive and finite: got {temperature}")
-    probs = _shifted(checked_matrix(logits, "logits")[0])
+    probs = _shifted(checked_logits(logits))
     probs /= float(number.item())
     np.exp(probs, out=probs)
     probs /= probs.sum(1, keepdims=True)
@@ -56,7 +57,7 @@ def log_losses_of_logits(logits: Any, labels: Any) -> Float[np.ndarray, "samples
     Raises:
         UserError: see :func:`softmax`; or the labels are not integers [N] in [0, C).
     """
-    shifted = _shifted(checked_matrix(logits, "logits")[0])
+    shifted = _shifted(checked_logits(logits))
     labels = checked_labels(labels, *shifted.shape)
     of_label = shifted[np.arange(len(labels)), labels]
     return np.log(np.exp(shifted, out=shifted).sum(1)) - of_label
@@ -92,7 +93,7 @@ def fit_temperature(
     low, high = bounds
     if not 0 < low < high < np.inf:
         raise UserError(f"bounds of the temperature must be 0 < low < high: got {bounds}")
-    shifted = _shifted(checked_matrix(logits, "logits")[0])
+    shifted = _shifted(checked_logits(logits))
     labels = checked_labels(labels, *shifted.shape)
     if not shifted.any():
         return 1.0

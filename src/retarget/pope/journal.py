@@ -31,7 +31,8 @@ class Journal:
     The first line is a header that identifies the work. Every line ends with its own checksum, so that edited or
     damaged lines are detected. Records contain no times, and :meth:`settle` sorts them, so an interrupted and resumed
     run leaves the same bytes as an uninterrupted one. An incomplete last line, left by a killed process, is cut off on
-    opening. Journals without checksums, written by earlier versions, are read too.
+    opening, and a file with a header alone begins again. Journals without checksums, written by earlier versions, are
+    read too.
 
     Args:
         path: the file, created with its directory if missing. None keeps the journal in memory.
@@ -85,6 +86,11 @@ class Journal:
                     os.ftruncate(file, 0)
                     self._write({"format": FORMAT, **header})
                     return
+                if _read_header(path, first[:-1])[1] and not reading.readline().endswith(b"\n"):
+                    os.ftruncate(file, 0)  # without a record it can begin again, with other settings too
+                    self._write({"format": FORMAT, **header})
+                    return
+                reading.seek(len(first))
                 checked = _belongs(path, first[:-1], header, extends, former)
                 whole = _Whole(reading, len(first))
                 for _ in _read_records(path, first[:-1], whole, checked):
