@@ -246,6 +246,21 @@ def test_the_hugging_face_trainer_takes_multi_label(tmp_path):
     assert not torch.equal(on.model.classifier.weight, off.model.classifier.weight)
 
 
+@pytest.mark.parametrize("problem", [None, "multi_label_classification"])
+def test_labels_of_mixed_images_are_not_taken_for_multi_label(problem, tmp_path):
+    samples = [{**one, "labels": [0.7, 0.3, 0.0] if i % 2 else [0.0, 1.0, 0.0]} for i, one in enumerate(tiny.texts())]
+    model = tiny.classifier()
+    model.config.problem_type = problem
+    args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, max_steps=1, report_to=[], save_strategy="no")
+    trainer = PSKDTrainer(model=model, args=args, train_dataset=samples)
+    if problem:
+        trainer.train()
+        assert isinstance(trainer.pskd, MultiLabelPSKD)
+    else:
+        with pytest.raises(UserError, match=r"each row of the labels sums to 1, as those of Mixup .* mixed=shares"):
+            trainer.train()
+
+
 def test_many_classes_in_half_precision_are_no_divergence():
     method = MultiLabelPSKD(4, 20_000, 3)
     method.set_epoch(0)

@@ -65,6 +65,11 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, make_unet, scheduler,
     assert same(weights(whole), weights(resumed))
 
 
+def test_a_short_training_saves_more_often():
+    assert [TrainConfig(steps=steps).saves_every for steps in (5, 1800, 100_000)] == [1, 180, 5_000]
+    assert TrainConfig(steps=1800, save_every=7).saves_every == 7
+
+
 @pytest.fixture
 def heard_interrupts():
     """Make Ctrl-C work even if a shell started the tests in the background, where it is ignored."""

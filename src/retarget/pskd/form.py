@@ -171,7 +171,11 @@ class Form:
             write_state(path, _STATE, self.state_dict(), tensors)
 
     def load(self, path: str | Path) -> None:
-        """Read what :meth:`save` wrote; then call ``set_epoch`` with the epoch to continue from."""
+        """Read what :meth:`save` wrote; then call ``set_epoch`` with the epoch to continue from.
+
+        To continue in the middle of an epoch, skip the batches that were done and do not call ``set_epoch`` before the
+        next epoch: it forgets the rows that this one has written.
+        """
         state, saved = read_state(path, _STATE, "PS-KD state")
         self.load_state_dict(state)
         self.past.load(Path(path), self.schedule.began, saved)

@@ -87,6 +87,24 @@ def is_multilabel(logits: Tensor, labels: Tensor) -> bool:
     return False
 
 
+def refuse_mixed(labels: Tensor, problem: str | None) -> None:
+    """Raise UserError if multi-label floats [B, C] are class distributions, as collators with Mixup make them.
+
+    Args:
+        problem: the model's ``problem_type``, which can say that they are multi-label all the same.
+    """
+    if problem == "multi_label_classification" or labels.shape[1] < 3:
+        return
+    sums = labels.float().sum(1)
+    distributions = bool((labels >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-2)
+    if distributions and bool(((labels > 0) & (labels < 1)).any()):
+        raise UserError(
+            "each row of the labels sums to 1, as those of Mixup and CutMix do, and PS-KD would take them for "
+            "multi-label: mix images in a loop of your own or in Lightning, with loss(..., mixed=shares); or set "
+            'problem_type="multi_label_classification" in the model\'s config if a sample can have several labels'
+        )
+
+
 def refuse_no_tensor(labels: Any) -> None:
     """Raise UserError if a batch's labels are no tensor, such as a detector's list of boxes."""
     if not isinstance(labels, Tensor):

@@ -334,6 +334,8 @@ class PSKDMixin(_Base):
         if self.pskd:
             return self.pskd
         multilabel = models.is_multilabel(logits, labels)
+        if multilabel:
+            models.refuse_mixed(labels, getattr(getattr(self._bare_model(), "config", None), "problem_type", None))
         if multilabel and self.args.label_smoothing_factor:
             raise UserError("label_smoothing_factor smooths classes, but these labels are multi-label: set it to 0")
         if not multilabel and logits.shape[-1] == 1:

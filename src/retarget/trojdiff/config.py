@@ -71,8 +71,15 @@ class TrainConfig(Strict):
     seed: int = Field(default=0, ge=0, description="seed of the network and of every random draw")
     mixed_precision: Literal["no", "fp16", "bf16"] = Field(default="no", description="accelerate's setting")
     accumulation: int = Field(default=1, ge=1, description="parts into which each process splits its share of a batch")
-    save_every: int = Field(default=5_000, ge=1, description="steps between saved states")
+    save_every: int | None = Field(
+        default=None, ge=1, description="steps between saved states; none: 5,000, or a tenth of a shorter training"
+    )
     log_every: int = Field(default=50, ge=1, description="steps between reports of the loss")
+
+    @property
+    def saves_every(self) -> int:
+        """Steps between saved states."""
+        return self.save_every or max(1, min(5_000, self.steps // 10))
 
 
 class EvaluateConfig(Strict):

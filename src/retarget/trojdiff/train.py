@@ -195,8 +195,9 @@ class _Loop:
                 self.step(step)
                 done = step + 1
                 stop = self._stops(done, interrupted)
-                save = (done % self.config.save_every == 0 or done == 1 or stop) and done < self.config.steps
-                if done % self.config.log_every == 0 or done % self.config.save_every == 0 or done == self.config.steps:
+                due = done % self.config.saves_every == 0
+                save = (due or done == 1 or stop) and done < self.config.steps
+                if done % self.config.log_every == 0 or due or done == self.config.steps:
                     self._report(done, listen)
                 if probe is not None and done % probe_every == 0 and self.accelerator.is_main_process:
                     self._with_average(lambda unet, done=done: probe(done, unet))
