@@ -22,6 +22,18 @@ STUDIES = {
     "pycocotools": ("detection", ["pskd", "--set", "task=detection"]),
     "diffusers": ("diffusion", ["trojdiff"]),
     "trl": ("rl", ["pope"]),
+    "torch_fidelity": ("diffusion", ["audit"]),
+}
+FIRST_USES = {
+    "trojdiff train --help": ("accelerate", "diffusion"),
+    "trojdiff sample p --out o": ("diffusers", "diffusion"),
+    "trojdiff evaluate p --data digits --out o": ("diffusers", "diffusion"),
+    "pope mine p.jsonl --model m --out o": ("math_verify", "rl"),
+    "pope mine p.jsonl --grader exact --model m --out o": ("transformers", "rl"),
+    "pope mine p.jsonl --grader exact --model http://127.0.0.1:9/v1 --served m --out o": ("httpx", "rl"),
+    "retarget.trojdiff.TrojanScheduler": ("diffusers", "diffusion"),
+    "retarget.metrics.AURC": ("torchmetrics", "vision"),
+    "retarget.pskd.peers.PeerCallback": ("lightning", "vision"),
 }
 
 
@@ -36,6 +48,20 @@ def test_a_missing_extra_is_named_before_anything_is_begun(package, tmp_path, mo
     assert main(["study", *words]) == 1
     assert capsys.readouterr().err.strip() == f"retarget: {remedy}"
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("use", FIRST_USES)
+def test_the_first_use_of_a_missing_package_names_its_extra(use, tmp_path):
+    package, extra = FIRST_USES[use]
+    (tmp_path / "p.jsonl").write_text('{"prompt": "1 + 1?", "solution": "It is 2.", "answer": "2"}\n')
+    module, _, name = use.rpartition(".")
+    used = f"from {module} import {name}" if name.isidentifier() else f"sys.exit(main({use.split()}))"
+    code = f"import sys; sys.modules[{package!r}] = None; from retarget.cli import main; {used}"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    told = f"{package} is not installed; it comes with: pip install 'retarget[{extra}]'"
+    assert done.stderr.strip().splitlines()[-1].removeprefix("retarget: ").endswith(told)
+    assert ("Traceback" in done.stderr) == name.isidentifier()
 
 
 def test_one_version_everywhere():

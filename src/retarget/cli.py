@@ -47,9 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"retarget: {error}", file=sys.stderr)
         return 2
     except (UserError, ImportError) as error:
-        if isinstance(error, ImportError) and not _is_missing_extra(error):
+        told = _of_missing_extra(error, words) if isinstance(error, ImportError) else error
+        if told is None:
             raise
-        print(f"retarget: {error}", file=sys.stderr)
+        print(f"retarget: {told}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("retarget: interrupted", file=sys.stderr)
@@ -89,7 +90,10 @@ def _leave_process_group() -> None:
             dist.destroy_process_group()
 
 
-def _is_missing_extra(error: ImportError) -> bool:
-    from retarget.extras import MissingExtraError
+def _of_missing_extra(error: ImportError, words: Sequence[str]) -> ImportError | None:
+    """The error that names the extra to install for a command; None if no extra is missing."""
+    from retarget.extras import MissingExtraError, in_words
 
-    return isinstance(error, MissingExtraError)
+    if isinstance(error, ModuleNotFoundError) and not isinstance(error, MissingExtraError):
+        error = in_words(error, next((word for word in words[:2] if word in {*VERBS, *METHODS} - {"study"}), ""))
+    return error if isinstance(error, MissingExtraError) else None

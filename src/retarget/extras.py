@@ -2,8 +2,16 @@
 
 import importlib
 import importlib.util
+import re
 from collections.abc import Iterable
+from functools import cache
+from importlib.metadata import PackageNotFoundError, requires
 from types import ModuleType
+
+ROOMS = {"metrics": "vision", "pskd": "vision", "pope": "rl", "trojdiff": "diffusion", "audit": "audit"}
+"""The extra that a part of this package needs most often."""
+_OF = {"sklearn": "scikit-learn", "PIL": "torchvision"}
+"""The package that brings a module, where their names differ by more than a dash."""
 
 
 class MissingExtraError(ImportError):
@@ -31,6 +39,39 @@ def require(module: str, extra: str) -> ModuleType:
         if error.name is None or error.name.partition(".")[0] != top:
             raise
         raise _missing(top, extra) from error
+
+
+def in_words(error: ModuleNotFoundError, room: str) -> ImportError:
+    """The error to show in place of a failed import: that of a missing extra, or the same if no extra is missing.
+
+    Args:
+        error: of an ``import`` of any module.
+        room: the part of this package that was used, a key of :data:`ROOMS`.
+
+    >>> in_words(ModuleNotFoundError(name="diffusers.models"), "trojdiff")
+    MissingExtraError("diffusers is not installed; it comes with: pip install 'retarget[diffusion]'")
+    >>> in_words(ModuleNotFoundError("no module", name="nowhere"), "trojdiff")
+    ModuleNotFoundError('no module')
+    """
+    top = (error.name or "").partition(".")[0]
+    bring = [extra for extra, packages in _extras().items() if _OF.get(top, top).replace("_", "-") in packages]
+    if not bring:
+        return error
+    return _missing(top, ROOMS[room] if ROOMS.get(room) in bring else bring[0])
+
+
+@cache
+def _extras() -> dict[str, set[str]]:
+    """The packages that each extra brings; none if this package is not installed."""
+    found: dict[str, set[str]] = {}
+    try:
+        asked = requires("retarget") or []
+    except PackageNotFoundError:
+        return found
+    for line in asked:
+        if extra := re.search(r"""extra == ['"]([\w-]+)['"]""", line):
+            found.setdefault(extra[1], set()).update(re.findall(r"^[\w.-]+", line))
+    return found
 
 
 def refuse_missing(packages: Iterable[tuple[str, str]]) -> None:

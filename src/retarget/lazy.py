@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
 
-from retarget.extras import require
+from retarget.extras import in_words, require
 
 
 def lazy(
@@ -43,6 +43,10 @@ def lazy(
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         if extras and homes[name] in extras:
             require(*extras[homes[name]])
-        return getattr(import_module(f"{package}.{homes[name]}"), name)
+        try:
+            home = import_module(f"{package}.{homes[name]}")
+        except ModuleNotFoundError as error:
+            raise in_words(error, f"{package}..".split(".")[1]) from error
+        return getattr(home, name)
 
     return load, lambda: sorted({*vars(sys.modules[package]), *homes})

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any, Literal
 
 from retarget.errors import UserError
+from retarget.extras import refuse_missing
 from retarget.pope.answers import THINKING_BEGINS
 from retarget.pope.graders import BUILT_IN, Grade, as_grade, here_last, load
 from retarget.pope.problems import Problem
@@ -59,6 +60,8 @@ class Grader:
             )
         if workers is not None and workers < 0:
             raise UserError(f"a grader has at least 0 workers, not {workers}: 0 grades in this process")
+        if spec in ("math", "boxed"):
+            refuse_missing([("math_verify", "rl")])
         self.spec, self.seconds, self.memory_mb = spec, seconds, memory_mb
         self.workers = (0 if spec in ("exact", "numeric") else 1) if workers is None else workers
         self.counts: Counter[str] = Counter()

@@ -161,6 +161,7 @@ def plan(
         analysis="retarget.audit.studies.analysis:analyse",
         settings=settings.model_dump(mode="json"),
         settings_model=Settings,
+        packages=tuple((name, "diffusion") for name in ("diffusers", "accelerate", "torchvision", "torch_fidelity")),
         unmeasured=UNMEASURED,
         arms=choose_arms(ARMS, wanted),
         seeds=tuple(seeds) if seeds else SEEDS[preset],
