@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Unpack
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from retarget.errors import UserError
 from retarget.identity import fingerprint
@@ -20,7 +20,7 @@ from retarget.pope.sampler import Asking, Sampler
 from retarget.pope.schedule import Work
 from retarget.pope.work import Item, Progress
 from retarget.pope.work import Unit as UnitOfWork
-from retarget.settings import Strict, choose
+from retarget.settings import Strict, choose, faults
 
 Fallback = Literal["longest", "none"]
 Status = Literal["found", "fallback", "none", "no cut", "failed"]
@@ -126,11 +126,11 @@ class Prefixes(Mapping[str, str]):
             if not line:
                 continue
             try:
-                value = json.loads(line)
-                one = _Line.model_validate(value)
+                one = _Line.model_validate(json.loads(line))
             except (ValueError, RecursionError) as error:
+                why = faults(error, "the line") if isinstance(error, ValidationError) else error
                 raise UserError(
-                    f"{path}: line {number} is not a line that `retarget pope search` writes: {error}"
+                    f"{path}: line {number} is not a line that `retarget pope search` writes: {why}"
                 ) from error
             cut = Cut(one.cut.end, one.cut.fraction, one.cut.unit) if one.cut else None
             kept = one.prefix if one.status == "found" or not found_only else None

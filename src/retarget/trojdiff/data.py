@@ -96,7 +96,10 @@ class ImageSet:
     def of_class(self, label: int) -> "ImageSet":
         """The images of one class."""
         if not 0 <= label < len(self.names):
-            raise UserError(f"class {label} does not exist: classes go from 0 to {len(self.names) - 1}")
+            raise UserError(
+                f"class {label} does not exist: classes go from 0 to {len(self.names) - 1}; --target-class, in a study "
+                "target_class, sets the class that an attack wants"
+            )
         rows = self.labels == label
         if not bool(rows.any()):
             raise UserError(f"class {label} ({self.names[label]}) has no images")

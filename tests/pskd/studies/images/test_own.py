@@ -31,6 +31,9 @@ from retarget.pskd.peers import Peer
 def net(num_classes, channels):
     return nn.Sequential(nn.Flatten(), nn.Linear(channels * 63, num_classes))
 
+def lazy(num_classes, channels):
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(num_classes))
+
 def ragged():
     return [np.zeros((4, 4)), np.zeros((5, 4))], [0, 1]
 
@@ -189,6 +192,7 @@ def test_tables_that_are_wrong(config, message):
         ),
         (dict(network="own_more:absent"), "own_more.py has no absent"),
         (dict(network="own_more:net"), "does not accept images of 1 channels, 8×8 pixels"),
+        (dict(network="own_more:lazy"), "network 'own_more:lazy' has lazy layers: give its layers their numbers of in"),
         (dict(dataset="own_more:nothing"), "gave a NoneType: it gives arrays by name"),
         (dict(dataset="own_more:floats"), "images are uint8 .* got float64"),
         (dict(dataset="own_more:ragged"), "gave images that make no array .*: give images of one size"),

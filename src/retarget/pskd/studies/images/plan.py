@@ -47,10 +47,10 @@ METRICS = (
     Metric(name="top1", label="top-1 accuracy", **SHARE, better="higher", floor="top1_chance", floor_for="every arm"),
     Metric(
         name="top1_chance",
-        label="chance level of top-1",
+        label="chance level of top-1, plus three standard errors",
         **SHARE,
         optional=True,
-        description="share of the test images' most frequent class, plus three standard errors",
+        description="share of the test images' most frequent class, plus three standard errors of a share",
     ),
     Metric(name="top5", label="top-5 accuracy", **SHARE, better="higher", optional=True),
     Metric(name="nll", label="NLL", better="lower", decimals=3),

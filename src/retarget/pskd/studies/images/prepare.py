@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from torch.nn.parameter import UninitializedParameter
 
 from retarget.data.names import parse
 from retarget.data.parts import Part
@@ -93,7 +94,10 @@ def check_network(settings: Settings, classes: int, shape: Shape) -> None:
     """
     if settings.augmentation in ("trivial", "imagenet") and shape[0] not in (1, 3):
         raise UserError(f"augmentation = {settings.augmentation!r} needs grey or RGB images, not {shape[0]} channels")
-    network = build(settings.network, classes, shape[0], settings.weights).to("meta").eval()
+    network = build(settings.network, classes, shape[0], settings.weights)
+    if any(isinstance(one, UninitializedParameter) for one in network.parameters()):
+        raise UserError(f"network {settings.network!r} has lazy layers: give its layers their numbers of inputs")
+    network = network.to("meta").eval()
     try:
         with torch.no_grad():
             found = widen(network(torch.empty(2, *shape, device="meta"))).shape
