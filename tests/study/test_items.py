@@ -286,13 +286,13 @@ def claim(name="c", **more):
     return Claim.model_validate(whole | more)
 
 
-def judged(claims, items, seeds=1, values=None):
+def judged(claims, items, seeds=1, values=None, bounds=None, intervals=None):
     arms = tuple(Arm(name=name, label=name) for name in ("treated", "control"))
     whole = dict(arms=arms, seeds=tuple(range(seeds)), claims=tuple(claims), conditions=(Condition(),),
-                 metrics=(Metric(name="acc", label="accuracy"),))  # fmt: skip
+                 metrics=(Metric(name="acc", label="accuracy", bounds=bounds),))  # fmt: skip
     study = StudyPlan.model_validate(plan().model_dump() | whole)
     values = values or {"treated": {"acc": [0.7] * seeds}, "control": {"acc": [0.5] * seeds}}
-    return judge(study, {"default": values}, items=items)
+    return judge(study, {"default": values}, intervals, items)
 
 
 BETTER = PairedCounts(both=400, treated=200, control=50, neither=350)
@@ -343,3 +343,53 @@ def test_a_share_that_is_the_same_on_every_seed_is_tested_in_its_family():
     few = Shares(cells=[(96, 100), (100, 100)])
     assert judged([one], {"c": few}, 3, perfect)[0].verdict == "holds"
     assert judged(weaker, {"c": few}, 3, perfect)[0].verdict == "not enough evidence"
+
+
+@pytest.mark.parametrize("bounds", [None, (0.0, 100.0)])
+@pytest.mark.parametrize(
+    ("values", "hits", "direction", "verdict"),
+    [
+        ([100.0, 100.0], 600, "higher", "holds"),
+        ([0.0, 0.0], 0, "higher", "does not hold"),
+        ([0.0, 0.0], 0, "lower", "holds"),
+        ([82.0, 82.0], 492, "higher", "not enough evidence"),
+        ([82.0, 82.0, 82.0], 492, "higher", "not enough evidence"),
+        ([99.5, 99.5], 597, "higher", "not enough evidence"),
+    ],
+)
+def test_only_a_perfect_share_is_decided_by_its_items(bounds, values, hits, direction, verdict):
+    """Few seeds agree on 82 % by coincidence: with one image more in one of them nothing would be decided either."""
+    one = claim(arms=("treated",), against=90.0, about="method", smallest_effect=1.0, direction=direction)
+    shares = Shares(cells=[(hits, 600)])
+    found = judged([one], {"c": shares}, len(values), {"treated": {"acc": values}}, bounds)[0]
+    assert found.verdict == verdict
+    assert found.n == len(values)
+    if verdict == "not enough evidence":
+        assert found.reason == "the difference is the same on every seed"
+        assert found.interval is None
+        assert found.p_holds is found.p_fails is None
+        assert found.item_interval[0] < values[0] - 90 < found.item_interval[1], "shown beside the verdict"
+    else:
+        assert found.reason == "the same on every seed: decided by the interval over items"
+
+
+def test_a_share_of_one_set_at_each_end_is_not_perfect():
+    """Their average is 50 % on every seed, a coincidence like any other."""
+    values = {"treated": {"acc": [100.0, 100.0]}}, {"treated": {"acc": [0.0, 0.0]}}
+    one = claim(arms=("treated",), against=10.0, about="method", across="average")
+    study = StudyPlan.model_validate(
+        plan().model_dump()
+        | dict(arms=(Arm(name="treated", label="treated"),), seeds=(0, 1), claims=(one,),
+               conditions=(Condition(name="a"), Condition(name="b")),
+               metrics=(Metric(name="acc", label="accuracy", bounds=(0.0, 100.0)),))
+    )  # fmt: skip
+    items = {"c": Shares(cells=[(600, 1200)])}
+    found = judge(study, dict(zip("ab", values, strict=True)), items=items)[0]
+    assert found.verdict == "not enough evidence"
+    assert found.reason == "the difference is the same on every seed"
+
+
+def test_an_interval_decides_a_perfect_share_if_the_metric_says_what_it_can_be():
+    one, values = claim(arms=("treated",), against=90.0, about="method"), {"treated": {"acc": [100.0, 100.0]}}
+    for bounds, verdict in [((0.0, 100.0), "holds"), (None, "not enough evidence")]:
+        assert judged([one], {}, 2, values, bounds, intervals={"c": (9.5, 10.0)})[0].verdict == verdict

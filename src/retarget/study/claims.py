@@ -43,8 +43,9 @@ def judge(
     its share w_k of the error, so that a claim's p-value, before Holm's procedure, is the smallest p_k / w_k so far. By
     the union bound the error rates hold whenever one stops. A verdict from a look is final, and names the look.
 
-    A share compared with a constant can be the same on every seed because it is perfect (100 % of the images). Such a
-    claim is tested over its items, in its family like any other. A single seed still decides nothing.
+    A share compared with a constant can be the same on every seed because it is perfect (0 or 100 % of the images on
+    all of them). Such a claim is tested over its items, in its family like any other. A single seed still decides
+    nothing, and neither do seeds that agree on any other value: there is no spread to judge by.
 
     Args:
         metrics: ``{condition: {arm: {metric: values}}}``; values align with the plan's seeds, None where missing.

@@ -46,7 +46,8 @@ class Metric(Strict):
         floor_for: whether other arms must reach the floor, too, for claims on other metrics: a model that has learnt
             nothing may be well calibrated. By default only the control must.
         bounds: the smallest and the largest value that it can take; a run with another value fails. An interval ends
-            where no difference can be; that changes no verdict.
+            where no difference can be; that changes no verdict. A share that is at one of them on every seed is
+            perfect: a claim that compares it with a constant is then tested over its items.
         needs: ``(metric, value)`` that an arm must reach on average, where it reports that metric, for a comparison of
             this one with a constant to mean anything: a model that solves nothing shows no missing signal.
     """

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from retarget.study.config import Claim, Metric, StudyPlan
 from retarget.study.evidence import Evidence, Exact, Interval, Spread, Undecided, Weakest, over_items, over_seeds
-from retarget.study.items import Items
+from retarget.study.items import Items, Shares
 from retarget.study.statistics import RELATIVE_NOISE
 
 Values = Mapping[str, Mapping[str, Mapping[str, Sequence[float | None]]]]
@@ -94,9 +94,9 @@ class Measuring:
             found.latest = found.exact.estimate
             return found
         stages = [self._over_seeds(claim, count) if self.plan.looks else whole for count in self.looks]
-        if stages and isinstance(stages[-1], Undecided) and stages[-1].known:
+        if stages and isinstance(stages[-1], Undecided) and stages[-1].known and self._perfect(claim):
             instead = self._items_of(claim, stages[-1])
-            if instead is not None and claim.against is not None:
+            if instead is not None:
                 stages[-1], found.decided_by_items = instead, True
         found.stages = tuple(stages)
         return found
@@ -124,8 +124,23 @@ class Measuring:
             return f"There are no values in the condition {claim.condition}, only in {there}"
         return "It is about models, but there are no values of single items"
 
+    def _perfect(self, claim: Claim) -> bool:
+        """Whether a share that is compared with a constant was at the same end of its range everywhere: 0 or 100 %.
+
+        The range is that of the metric's ``bounds``; without them, that of the shares of items.
+        """
+        metric, items = self.by_name.get(claim.metric), self.items.get(claim.id)
+        ends = (0.0, items.scale) if isinstance(items, Shares) else None
+        ends = metric.bounds if metric and metric.bounds else ends
+        if claim.against is None or ends is None:
+            return False
+        arms = [self.metrics.get(condition, {}).get(claim.arms[0], {}) for condition in self._conditions(claim)]
+        values = [value for arm in arms for value in arm.get(claim.metric, ()) if value is not None]
+        noise = RELATIVE_NOISE * (ends[1] - ends[0])
+        return any(all(abs(value - end) <= noise for value in values) for end in ends)
+
     def _items_of(self, claim: Claim, same: Undecided) -> Evidence | None:
-        """Evidence over items for a claim whose difference is the same on every seed."""
+        """Evidence over items for a claim on a share that is perfect on every seed."""
         if claim.id in self.items:
             return over_items(self.items[claim.id], claim.direction, claim.against)
         if claim.id not in self.intervals:

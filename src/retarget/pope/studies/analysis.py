@@ -183,7 +183,7 @@ def _samples(results: Results, condition: str, prefix: str) -> list[Figure]:
 def _groups(results: Results) -> dict[str, Items]:
     """For claims about the share of unguided groups with a reward: the counts of such groups, over all trainings.
 
-    They decide the claim if every seed has the same share, for example if no base model ever gets a reward.
+    They decide the claim if no base model ever gets a reward, or all do in every group: the share is perfect then.
     """
     found: dict[str, Items] = {}
     for claim in results.plan.claims:

@@ -50,7 +50,7 @@ def analyse(results: Results) -> Analysis:
 def _signals(results: Results) -> dict[str, Items]:
     """For claims about the share of unguided groups with a reward: the counts of such groups, over all trainings.
 
-    They decide the claim if every base has the same share, as when no base ever gets a reward.
+    They decide the claim if no base ever gets a reward, or all do in every group: the share is perfect then.
     """
     arms = {arm.name: arm for arm in results.plan.arms}
     found: dict[str, Items] = {}

@@ -86,7 +86,7 @@ def _settings(results: Results) -> Settings:
 def _hits(results: Results) -> dict[str, Items]:
     """Hits and images in each cell of the claims on success rates, all seeds together.
 
-    They are shown with a single seed, and tested if every seed has the same rate.
+    They are shown beside the verdict, and tested if the rate is 0 or 100 % on every seed.
     """
     found: dict[str, Items] = {}
     for claim in results.plan.claims:
