@@ -18,7 +18,8 @@ N, C, EPOCHS, BATCH = 12, 4, 4, 4
 def main(rank: int, world: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=world)
-    weights = [train(make, rank, world, folder) for make in (peers.OnlineLabelSmoothing, peers.TemporalEnsembling)]
+    made = (peers.OnlineLabelSmoothing, peers.TemporalEnsembling, peers.BSD)
+    weights = [train(make, rank, world, folder) for make in made]
     weights.append([classes(rank)])
     torch.save(weights, folder / f"{world}-{rank}")
     dist.barrier()  # no rank leaves while another still talks to it

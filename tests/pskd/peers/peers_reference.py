@@ -97,6 +97,30 @@ class ClassRows:
         self.seen = [[] for _ in self.seen]
 
 
+class Evidence:
+    """BSD's concentrations, each time summed up anew from the label and all predictions so far, oldest first."""
+
+    def __init__(self, starts, prior, discount, weight):
+        self.starts, self.prior, self.discount, self.weight = starts, prior, discount, weight
+        self.seen = [[] for _ in starts]
+
+    def concentration(self, sample):
+        seen, out = self.seen[sample], []
+        for c, start in enumerate(self.starts[sample]):
+            total = self.discount ** len(seen) * self.prior * start
+            for age, row in enumerate(reversed(seen)):
+                total += self.discount**age * self.weight * row[c]
+            out.append(total)
+        return out
+
+    def target(self, sample):
+        row = self.concentration(sample)
+        return [value / sum(row) for value in row]
+
+    def observe(self, sample, row):
+        self.seen[sample].append(list(row))
+
+
 class Ensemble:
     """Temporal ensembling's Z with a count of updates, so that the bias is divided out as the paper writes it."""
 

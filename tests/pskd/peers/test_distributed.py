@@ -16,6 +16,6 @@ def test_two_processes_equal_one(tmp_path):
         (tmp_path / folder).mkdir()
     (one,) = run_ranks(SCRIPT, [], 1, tmp_path / "one")
     for rank in run_ranks(SCRIPT, [], 2, tmp_path / "two"):
-        for mine, expected in zip(rank, one, strict=True):  # OLS, temporal ensembling, OLS with an empty rank
+        for mine, expected in zip(rank, one, strict=True):  # OLS, temporal ensembling, BSD, OLS with an empty rank
             for a, b in zip(mine, expected, strict=True):
                 torch.testing.assert_close(a, b, rtol=0, atol=1e-6)

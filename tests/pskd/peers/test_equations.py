@@ -147,6 +147,40 @@ def test_self_adaptive_training_follows_its_table():
     follow("self_adaptive", expect)
 
 
+@pytest.mark.parametrize("more", [{}, {"weight": 2.0, "prior": 3.0, "discount": 0.5}, {"discount": 1.0}])
+def test_bsd_follows_its_evidence(more):
+    own = {"weight": 1.0, "prior": 10.0, "discount": 0.9} | more
+    evidence = reference.Evidence(
+        reference.one_hot(data()[1].tolist(), C), own["prior"], own["discount"], own["weight"]
+    )
+
+    def expect(method, epoch, z, labels, index, *_):
+        rows = [evidence.target(i) for i in index]
+        for i, row in zip(index, reference.softmax(z), strict=True):
+            evidence.observe(i, row)
+        return mean(reference.cross_entropies(z, rows))
+
+    method = follow("bsd", expect, **more)
+    assert method.settings == own
+
+
+def test_bsd_starts_at_probabilities_and_reads_no_target_after_that():
+    """As every method that remembers samples, it takes a mixed image for the sample whose index it has."""
+    x, y = data()
+    start = 0.7 * F.one_hot(y, C).float() + 0.3 * F.one_hot(y.roll(1), C).float()
+    evidence = reference.Evidence(start.double().tolist(), 10.0, 0.9, 1.0)
+    method, model = MAKE["bsd"](None, None), network()
+    for epoch, targets in enumerate([start, start, F.one_hot(y, C).float(), y]):
+        method.set_epoch(epoch)
+        logits = (1 + epoch) * model(x)
+        loss = method.loss(logits, targets, torch.arange(N))
+        z = logits.detach().double().numpy()
+        expected = mean(reference.cross_entropies(z, [evidence.target(i) for i in range(N)]))
+        assert loss.item() == pytest.approx(expected, rel=1e-5)
+        for i, row in enumerate(reference.softmax(z)):
+            evidence.observe(i, row)
+
+
 def test_mean_teacher_follows_its_average():
     x, y = data()
     x, model = x.double(), network().double()
@@ -216,7 +250,7 @@ def test_the_evaluated_network_is_in_evaluation_mode(name):
     assert all(torch.equal(before[key], value) for key, value in method.evaluated.state_dict().items())
 
 
-@pytest.mark.parametrize("name", ["label_smoothing", "temporal", "born_again"])
+@pytest.mark.parametrize("name", ["label_smoothing", "temporal", "bsd", "born_again"])
 def test_probabilities_have_no_label_to_ignore(name):
     method = MAKE[name](None, network(9), ignore_index=2)
     x, y = data()

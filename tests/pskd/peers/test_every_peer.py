@@ -57,7 +57,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(name, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["peer.safetensors"]
 
 
-@pytest.mark.parametrize("name", ["ols", "temporal", "self_adaptive", "dlb"])
+@pytest.mark.parametrize("name", ["ols", "temporal", "self_adaptive", "bsd", "dlb"])
 def test_an_epoch_begun_again_reads_what_it_read_before(name):
     method = MAKE[name](None, None)
     model = network()
@@ -175,6 +175,9 @@ def test_epochs_are_checked():
         ("weight_ema", {"decay": 1.1}, "decay must lie"),
         ("mixup", {"alpha": 0.0}, "alpha must be above 0"),
         ("temporal", {"momentum": 1.0}, "momentum must lie in [0, 1)"),
+        ("bsd", {"weight": -1.0}, "weight must not be negative"),
+        ("bsd", {"prior": 0.0}, "prior must be above 0"),
+        ("bsd", {"discount": 1.1}, "discount must lie in [0, 1]"),
     ],
 )
 def test_settings_are_checked(name, more, message):
@@ -227,5 +230,7 @@ def test_needs_and_bytes_are_declared():
         assert found[name].num_bytes == size
     assert found["ols"].num_bytes == 2 * C * C * 4
     assert found["focal"].num_bytes == 0
-    train(found["temporal"], network())
-    assert found["temporal"].num_bytes == 2 * (N + 1) * (4 * C + 4)
+    for name in ("temporal", "self_adaptive", "bsd"):
+        train(found[name], network())
+        assert found[name].num_bytes == 2 * (N + 1) * (4 * C + 4)
+    assert MAKE["bsd"](None, None, **OFF["bsd"]).num_bytes == 0

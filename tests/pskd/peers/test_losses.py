@@ -87,6 +87,44 @@ def test_the_sum_of_a_blended_history_is_the_bias(seed, momentum):
     np.testing.assert_allclose(losses.unbias_history(history), [exact.target(0), exact.target(1)], rtol=1e-9)
 
 
+@given(st.integers(0, 10_000), st.floats(0.0, 1.0), st.floats(0.1, 20.0), st.floats(0.1, 3.0))
+@settings(max_examples=25, deadline=None)
+def test_discounted_evidence_is_the_sum_of_all_that_was_seen(seed, discount, prior, weight):
+    g = torch.Generator().manual_seed(seed)
+    starts = F.one_hot(torch.randint(C, (2,), generator=g), C).double()
+    exact, found = reference.Evidence(starts.tolist(), prior, discount, weight), prior * starts
+    for _ in range(4):
+        probs = F.softmax(torch.randn(2, C, generator=g, dtype=torch.float64), 1)
+        found = losses.discount_evidence(found, probs, discount, weight)
+        for i in range(2):
+            exact.observe(i, probs[i].tolist())
+    np.testing.assert_allclose(found, [exact.concentration(0), exact.concentration(1)], rtol=1e-9)
+    np.testing.assert_allclose(losses.expect_probs(found), [exact.target(0), exact.target(1)], rtol=1e-9)
+
+
+@pytest.mark.parametrize("discount", [0.5, 0.9])
+def test_a_prior_as_strong_as_a_long_past_makes_evidence_an_exponential_average(discount):
+    alpha = F.one_hot(torch.arange(C), C).double() / (1 - discount)
+    average = losses.expect_probs(alpha)
+    for seed in range(5):
+        probs = F.softmax(logits_and_labels(seed, batch=C)[0].double(), 1)
+        alpha = losses.discount_evidence(alpha, probs, discount, 1.0)
+        average = losses.blend_history(average, probs, discount)
+        torch.testing.assert_close(losses.expect_probs(alpha), average)
+
+
+def test_a_prediction_as_evidence_of_its_own_epoch_would_only_scale_the_gradient():
+    z, y = logits_and_labels(0)
+    z, alpha = z.double().requires_grad_(), 3 * F.one_hot(y, C).double() + 0.2
+    now = losses.discount_evidence(alpha, F.softmax(z.detach(), 1), 0.9, 1.0)
+    gradients = [
+        torch.autograd.grad(losses.match_probs(z, losses.expect_probs(one), reduction="sum"), z)[0]
+        for one in (alpha, now)
+    ]
+    total = 0.9 * alpha.sum(1, keepdim=True)
+    torch.testing.assert_close(gradients[1], gradients[0] * total / (total + 1))
+
+
 def test_an_average_of_half_precision_weights_is_refused():
     """At a decay of .999 an average in bfloat16 stands still."""
     model = torch.nn.Linear(3, 4).to(torch.bfloat16)

@@ -10,7 +10,7 @@ from retarget.lazy import lazy
 if TYPE_CHECKING:
     from retarget.pskd.peers.base import Needs, Peer
     from retarget.pskd.peers.batches import CSKD, DLB, LastBatch, SameClassPairs
-    from retarget.pskd.peers.history import SelfAdaptiveTraining, TemporalEnsembling
+    from retarget.pskd.peers.history import BSD, SelfAdaptiveTraining, TemporalEnsembling
     from retarget.pskd.peers.labels import (
         DualFocalLoss,
         FocalLoss,
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from retarget.pskd.peers.networks import BornAgain, MeanTeacher, TFKDSelf, WeightEMA
 
 __all__ = [
+    "BSD",
     "CSKD",
     "DLB",
     "BornAgain",
@@ -57,6 +58,7 @@ __getattr__, __dir__ = lazy(
         "DLB": "batches",
         "LastBatch": "batches",
         "SameClassPairs": "batches",
+        "BSD": "history",
         "SelfAdaptiveTraining": "history",
         "TemporalEnsembling": "history",
         "DualFocalLoss": "labels",

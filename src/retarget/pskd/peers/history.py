@@ -1,4 +1,5 @@
-"""Peers that remember a sample's predictions by an exponential average: temporal ensembling, self-adaptive training.
+"""Peers that remember a sample's predictions by an exponential average (temporal ensembling, self-adaptive training)
+or as discounted evidence (BSD).
 
 They use PS-KD's table with two slots per sample: an epoch reads the rows of earlier epochs, repeated and padded samples
 do no harm, and ranks exchange rows once per epoch.
@@ -16,7 +17,7 @@ from retarget.pskd.functional import pskd_loss, widen
 from retarget.pskd.past.in_table import PastInTable
 from retarget.pskd.past.rows import Dense
 from retarget.pskd.peers import losses
-from retarget.pskd.peers.base import Peer, not_negative, share, share_below_1
+from retarget.pskd.peers.base import Peer, not_negative, positive, share, share_below_1
 
 
 @dataclass(eq=False, repr=False)
@@ -130,3 +131,45 @@ class SelfAdaptiveTraining(History):
         counted = self._counted(targets)
         self._pending = index, target, counted
         return losses.weigh_by_confidence(pskd_loss(logits, target, reduction="none"), target, counted)
+
+
+@dataclass(eq=False, repr=False)
+class BSD(History):
+    """Cross-entropy against ``t = α / sum_c α_c``, the mean of a Dirichlet distribution for each sample: α begins as c
+    times the label, and each epoch's prediction is evidence, ``α ← γ α + w p`` (after Adelöw, Gamba and Maki 2025,
+    Bayesian Self-Distillation for Image Classification, arXiv 2512.24162).
+
+    This is a reading of a description, not of the paper's equations, which were not at hand. Its abstract and its
+    public reviews (OpenReview, ISB008MEaM) name the Dirichlet distribution of each sample with a prior of strength c,
+    the model's own predictions as evidence in a conjugate update, the discount γ, and that hard targets have no part
+    after the beginning. The rest is ours: the prior lies on the label alone; a prediction weighs w = 1; the past is
+    discounted once for each epoch that has the sample; the target is the mean before the epoch's own prediction; and
+    every default. None of the paper's numbers was reproduced.
+
+    A prediction that counted in its own epoch already would only scale the sample's gradient, by ``γ s / (γ s + w)``
+    with ``s = sum_c α_c``. If ``c = w / (1 - γ)``, as by default, s stays the same, and the target is an exponential
+    average that starts at the label, ``t ← γ t + (1 - γ) p``: but for that factor and for its weights of samples, the
+    target of self-adaptive training from epoch 0.
+
+    Probabilities as targets are the mean of the prior, and like labels are read only before a sample's first epoch is
+    over.
+
+    Args:
+        weight: w ≥ 0, the evidence of one prediction. Only c / w matters, except that with 0 targets never change:
+            cross-entropy.
+        prior: c > 0, the evidence of the label.
+        discount: γ in [0, 1], the share of the evidence that stays: 1 forgets nothing, 0 leaves one prediction.
+    """
+
+    weight: float = not_negative(1.0)
+    _: KW_ONLY
+    prior: float = positive(10.0)
+    discount: float = share(0.9)
+
+    def _loss(self, logits: Tensor, targets: Tensor, labels: Tensor, index: Tensor, inputs: Any) -> Tensor:
+        evidence, written = self._read(index, logits.device)
+        alpha = torch.where(written[:, None], evidence, self.prior * self._probs(targets))
+        probs = F.softmax(widen(logits.detach()), dim=1)
+        after = losses.discount_evidence(alpha, probs, self.discount, self.weight)
+        self._pending = index, after, self._counted(targets)
+        return self._soft(logits, losses.expect_probs(alpha), targets)

@@ -201,6 +201,28 @@ def unbias_history(history: Float[Tensor, "batch classes"]) -> Float[Tensor, "ba
     return history / history.sum(1, keepdim=True).clamp_min(1e-12)
 
 
+def discount_evidence(
+    alpha: Float[Tensor, "batch classes"], probs: Float[Tensor, "batch classes"], discount: float, weight: float
+) -> Float[Tensor, "batch classes"]:
+    """``γ α + w p``: a prediction adds w pseudo-counts to the concentrations of a Dirichlet distribution, of which a
+    share of γ stays (after Adelöw et al. 2025; :class:`~retarget.pskd.peers.history.BSD` says what is theirs).
+
+    >>> discount_evidence(torch.tensor([[10.0, 0.0]]), torch.tensor([[0.5, 0.5]]), discount=0.5, weight=1.0)
+    tensor([[5.5000, 0.5000]])
+    """
+    return discount * alpha + weight * probs
+
+
+def expect_probs(alpha: Float[Tensor, "batch classes"]) -> Float[Tensor, "batch classes"]:
+    """``α / sum_c α_c``, the mean of a Dirichlet distribution. Zero rows stay zero.
+
+    >>> expect_probs(torch.tensor([[3.0, 1.0], [0.0, 0.0]]))
+    tensor([[0.7500, 0.2500],
+            [0.0000, 0.0000]])
+    """
+    return alpha / alpha.sum(1, keepdim=True).clamp_min(1e-12)
+
+
 def weigh_by_confidence(
     losses: Float[Tensor, "batch"], targets: Float[Tensor, "batch classes"], counted: Float[Tensor, "batch"]
 ) -> Float[Tensor, ""]:

@@ -65,7 +65,7 @@ def test_every_arm_trains_and_reports_its_metrics(arm, tmp_path, control):
         assert metrics["nll"] != control[1]["nll"], "the method changes something"
     keeps = {
         "online_label_smoothing", "tf_kd_self", "born_again", "dlb", "temporal_ensembling", "self_adaptive_training",
-        "mean_teacher", "weight_ema",
+        "bsd", "mean_teacher", "weight_ema",
     }  # fmt: skip
     assert (metrics["store_mb"] > 0) == (arm in keeps)
     arrays = load_file(tmp_path / "predictions.safetensors")
@@ -89,6 +89,7 @@ def test_the_control_is_the_classification_studys(control, tmp_path):
         {"method": "LabelSmoothing", "smoothing": 0.0},
         {"method": "CSKD", "weight": 0.0},
         {"method": "TemporalEnsembling", "weight": 0.0},
+        {"method": "BSD", "weight": 0.0},
         {"method": "WeightEMA", "decay": 0.0},
         {"method": "Mixup", "prob": 0.0},
     ],
@@ -155,8 +156,8 @@ for arm in arms:
 
 
 def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path):
-    """A method with a table and one with an average of weights."""
-    arms = ("temporal_ensembling", "mean_teacher")
+    """Methods with a table and one with an average of weights."""
+    arms = ("temporal_ensembling", "bsd", "mean_teacher")
     chosen = {arm: settings(arm, epochs=4, shift={"kinds": [], "ood": ""}) for arm in arms}
     killed = subprocess.run(
         [sys.executable, "-c", KILLED, str(tmp_path / "killed"), json.dumps(chosen)],
@@ -217,7 +218,7 @@ def test_the_study_is_resolved_and_the_others_stay_as_they_were():
     study = plan("demo", {"peers": True, "shift": {"severity": 5}})
     assert study.settings["shift"]["severity"] == 5
     assert [arm.name for arm in study.arms][:2] == ["cross_entropy", "pskd"]
-    assert len(study.arms) == 19
+    assert len(study.arms) == 20
     assert {claim.arms[1] for claim in study.claims} == {arm.name for arm in ARMS}
     assert {arm.name for arm in study.arms if arm.needs} == {"tf_kd_self", "born_again"}
     assert "shift" not in plan("demo").settings

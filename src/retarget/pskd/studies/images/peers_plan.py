@@ -76,6 +76,7 @@ ARMS = (
     _arm("dlb", "DLB", "DLB"),
     _arm("temporal_ensembling", "temporal ensembling", "TemporalEnsembling"),
     _arm("self_adaptive_training", "self-adaptive training", "SelfAdaptiveTraining"),
+    _arm("bsd", "BSD", "BSD"),
     _arm("mean_teacher", "mean teacher", "MeanTeacher"),
     _arm("weight_ema", "average of weights", "WeightEMA"),
     _arm("mixup", "Mixup", "Mixup"),
