@@ -114,11 +114,12 @@ def test_what_no_run_could_use_is_said_before_the_first_network_is_trained(tmp_p
     [
         ([100.0] * 3, 300, "holds"),
         ([92.0] * 3, 276, "not enough evidence"),
+        ([70.0] * 2, 140, "not enough evidence"),
         ([0.0] * 3, 0, "does not hold"),
         ([100.0], 100, "not enough evidence"),
     ],
 )
-def test_an_attack_that_hits_alike_on_every_seed_is_decided_by_its_images(rates, hits, verdict):
+def test_an_attack_that_always_or_never_hits_is_decided_by_its_images(rates, hits, verdict):
     study = plan("demo", seeds=list(range(len(rates))), arms=["all"])
     values = {"default": {"in_d2d_blend": {"attack_weakest": rates}}}
     shares = Shares(cells=[(hits, 100 * len(rates))])
@@ -126,7 +127,7 @@ def test_an_attack_that_hits_alike_on_every_seed_is_decided_by_its_images(rates,
     found = judged["attack_in_d2d_blend"]
     exact = binomtest(hits, 100 * len(rates)).proportion_ci(0.95)
     low, high = 100 * exact.low - 90, 100 * exact.high - 90
-    decided = len(rates) > 1
+    decided = len(rates) > 1 and rates[0] in (0.0, 100.0)
     assert found.verdict == verdict
     assert found.interval == (pytest.approx((low, high)) if decided else None)
     assert found.item_interval == (None if decided else pytest.approx((low, high)))
