@@ -114,7 +114,7 @@ def _point(one: Record, condition: str, treated: Any, control: Any) -> Point | N
         gained = list(both.values())
         if gained:
             paired |= both.keys()
-            gains[metric] = (float(np.mean(gained)), _half(gained))
+            gains[metric] = (float(np.mean(gained)), half_width(gained))
     found = control["temperature"]["values"]
     temperatures = [found[seed] for seed in sorted(paired) if found[seed] is not None]
     if not temperatures or not gains:
@@ -122,7 +122,7 @@ def _point(one: Record, condition: str, treated: Any, control: Any) -> Point | N
     return Point(one.name, condition, float(np.mean(temperatures)), len(temperatures), gains)
 
 
-def _half(gained: list[float]) -> float:
+def half_width(gained: list[float]) -> float:
     """Half the width of a 95 % t interval; 0 for one seed."""
     if len(gained) < 2:
         return 0.0

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ class Record:
         name: the folder's name.
         changes: later changes of the code that would give other numbers, from results/changes.toml; empty for most.
         registered: its entry in results/registered.toml, or None.
+        kind: "registered", "replication" or "exploratory": what that entry says of its setting.
         words: its setting in a few words.
         columns: names of the metrics that its tables show; if empty, the metrics by which claims are judged. The
             first ``record_tables.WIDE`` are seen at once.
@@ -51,7 +52,8 @@ class Record:
         page = read_toml("pages.toml").get(name, {})
         self.columns: list[str] = page.get("columns", [])
         self._words: str = page.get("words", "")
-        self.registered = next((one for one in read_toml("registered.toml")["setting"] if one["name"] == name), None)
+        self.registered = next((one for one in settings() if one["name"] == name), None)
+        self.kind: str = self.registered.get("kind", "registered") if self.registered else "exploratory"
         self.changes = [one for one in read_toml("changes.toml")["change"] if name in one["records"]]
 
     @cached_property
@@ -102,10 +104,10 @@ class Record:
         judged = {claim["metric"] for claim in self.study["plan"]["claims"]} if self.changes else set()
         return any(not one.get("metrics") or judged & set(one["metrics"]) for one in self.changes)
 
-    @property
-    def kind(self) -> str:
-        """Whether its setting was registered before the run."""
-        return "registered" if self.registered else "exploratory"
+    def kind_of(self, claim: Mapping[str, Any]) -> str:
+        """What a verdict of this record is: its own kind if the registration lists the claim, else exploratory."""
+        listed = self.registered["claims"] if self.registered else []
+        return self.kind if names_of(claim) & set(listed) else "exploratory"
 
     def condition(self, name: str) -> str:
         """A condition in words; empty if there is only one."""
@@ -130,6 +132,16 @@ class Record:
         """The metric of a claim, in words."""
         labels = {metric["name"]: metric["label"] for metric in self.study["plan"]["metrics"]}
         return labels.get(claim["metric"], claim["metric"])
+
+
+def names_of(claim: Mapping[str, Any]) -> set[str]:
+    """The names by which a claim is listed: its id, and that without its condition."""
+    return {claim["id"], claim["id"].removesuffix(f"_{claim['condition']}")}
+
+
+def settings() -> list[dict[str, Any]]:
+    """The settings of results/registered.toml, in the order in which they were registered."""
+    return read_toml("registered.toml")["setting"]
 
 
 def names() -> list[str]:
@@ -211,15 +223,58 @@ def excerpt(name: str, document: Path) -> str:
 
 
 def _marks(one: Record) -> list[str]:
-    """Whether it was registered, and which later changes of the code would give other numbers."""
+    """How its setting was registered, what is to know of its runs, and which later changes would give other numbers."""
     if not (one.folder / "study.json").exists():
         return []
-    if one.registered:
-        at = one.registered["code"][:10]
-        marks = [f"**Registered** before any treated run, at commit {at}: {one.registered['reason']}"]
-    else:
+    if not one.registered:
         marks = ["**Exploratory**: the setting was not registered before its treated runs."]
+    else:
+        marks = [_registration(one, one.registered), *_beside(one, one.registered)]
     return marks + [f"**Older code**: {change['what']}." for change in one.changes]
+
+
+OPENINGS = {
+    "registered": "**Registered** at commit {} before any treated run",
+    "replication": "**Replication**, registered at commit {} before any of its runs",
+    "exploratory": "**Exploratory**, although registered at commit {} before its runs",
+}
+
+
+def _registration(one: Record, entry: Mapping[str, Any]) -> str:
+    """When the setting was registered, with which code it ran, what had been seen, and why it was chosen."""
+    ran = one.study["commit"]["hash"] if one.study.get("commit") else entry["code"]
+    same = entry["commit"] in (entry["code"], ran)
+    says = OPENINGS[one.kind].format(entry["commit"][:10])
+    says += f"; run with the code of {'that commit' if same else 'commit ' + entry['code'][:10]}"
+    says += f", and its results computed again at commit {ran[:10]}" * (not same and ran != entry["code"])
+    says += f". What was known by then: {entry['seen']}" if "seen" in entry else ""
+    return f"{says}. {entry['reason']}"
+
+
+def _beside(one: Record, entry: Mapping[str, Any]) -> list[str]:
+    """What the control had shown, how the runs ended if not plainly, and what is shared with other records."""
+    control = re.sub(r"^that of ([\w-]+)", r"as in [\1](\1.md)", entry["control"])
+    parts = [f"What the control had shown: {control}."]
+    if not re.fullmatch(r"complete(: [\w ]+)?(, without weights)?", entry["status"]):
+        parts.append(f"State: {entry['status']}.")
+    if not entry["claims"] and one.finished and one.claims:
+        parts.append("The registration names no claim, so the verdicts are exploratory.")
+    parts += [_same(other, arms) for other, arms in _shared(one)]
+    return [" ".join(parts)]
+
+
+def _shared(one: Record) -> Iterator[tuple[str, list[str]]]:
+    """Other records with the same runs, each with the labels of the arms that it shares."""
+    labels = {arm["name"]: arm["label"] for arm in one.study["plan"]["arms"]}
+    for entry in settings():
+        same = entry.get("same_runs")
+        if same and one.name in (entry["name"], same["record"]):
+            other = same["record"] if one.name == entry["name"] else entry["name"]
+            yield other, [labels[arm] for arm in same["arms"]]
+
+
+def _same(other: str, arms: list[str]) -> str:
+    return f"The runs of {' and '.join(arms)} are the same as in [{other}]({other}.md): no further evidence."
 
 
 def claims(name: str) -> str:
@@ -236,10 +291,15 @@ def claims(name: str) -> str:
             beside = f"; {labels[shown['metric']]} {shown['estimate']:{sign}.{decimals.get(shown['metric'], 2)}f}"
         rows.append(
             f"| {claim['sentence']} | {one.compared(claim)} | {one.difference(claim)}{beside} | {claim['n'] or '–'} | "
-            f"{verdict(claim)} |"
+            f"{verdict(claim)}{_unlisted(one, claim)} |"
         )
     missing = dict.fromkeys(claim["sentence"] for claim in one.claims if claim not in measured)
     return "\n".join(rows) + (f"\n\nNot measured here: {' '.join(missing)}" if missing else "")
+
+
+def _unlisted(one: Record, claim: Mapping[str, Any]) -> str:
+    """A mark for a claim that the registration of its record does not list."""
+    return " (exploratory)" if one.kind != one.kind_of(claim) and one.registered and one.registered["claims"] else ""
 
 
 TALLIES = {
@@ -269,7 +329,7 @@ def _ends(what: str, counted: str, outcomes: Sequence[str], tallies: Sequence[di
     return "\n".join(rows)
 
 
-def _difference(claim: dict[str, Any], places: int) -> str:
+def _difference(claim: Mapping[str, Any], places: int) -> str:
     if claim["estimate"] is None:
         return "–"
     text = amount(f"{claim['estimate']:+.{places}f}", claim["unit"])

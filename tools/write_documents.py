@@ -5,7 +5,8 @@
 
 A generated block stands between ``<!-- NAME -->`` and ``<!-- end of NAME -->``. NAME is ``rooms`` (the tree in a dozen
 lines), ``map`` (the tree, file by file), ``found`` (README's table), ``abstracts`` (the seventeen claims), ``gains``
-(the numbers of results/map.svg), ``results`` (an index of all records), or ``results: NAME`` (the claims of one).
+(the numbers of results/map.svg), ``results`` (an index of all records), ``unfinished`` (settings without a complete
+record), or ``results: NAME`` (the claims of one).
 docs/results/ has one page per folder of results/; results/pages.toml gives its title and the metrics that it shows.
 Pictures are drawn again when documents are written; a check only looks whether they exist.
 """
@@ -22,7 +23,7 @@ from pathlib import Path
 
 from abstracts import found, seventeen
 from gain_map import draw, points, table
-from records import PAGES, RESULTS, ROOT, SIGNS, excerpt, names, page, record
+from records import PAGES, RESULTS, ROOT, SIGNS, excerpt, names, page, record, settings
 
 from retarget.report import build
 
@@ -68,6 +69,7 @@ def _filled(text: str, path: Path) -> str:
         "abstracts": lambda: seventeen(path),
         "gains": lambda: table(points()),
         "results": index,
+        "unfinished": unfinished,
     }
     for name, write in blocks.items():
         text = _between(text, name, name, lambda _, write=write: write())
@@ -123,6 +125,17 @@ def index() -> str:
             + ["begun"] * ((one.folder / "study.json").exists() and not one.finished)
         )
         rows.append(f"| [{name}]({name}.md) | {one.words} | {', '.join(said) or '–'} | {', '.join(marks)} |")
+    return "\n".join(rows)
+
+
+def unfinished() -> str:
+    """The registered settings without a complete record, each with its state and its reason."""
+    rows = ["| setting | state | what it was for |", "|---|---|---|"]
+    for one in settings():
+        if not one["status"].startswith("complete"):
+            name = one["name"]
+            link = f"[{name}](../docs/results/{name}.md)" if (RESULTS / name).is_dir() else f"`{name}`"
+            rows.append(f"| {link} | {one['status']} | {one['reason']} |")
     return "\n".join(rows)
 
 
