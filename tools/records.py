@@ -45,12 +45,14 @@ class Record:
         words: its setting in a few words.
         columns: names of the metrics that its tables show; if empty, the metrics by which claims are judged. The
             first ``record_tables.WIDE`` are seen at once.
+        panels: a figure with more panels (one per arm) is shown only on the study's own page.
     """
 
     def __init__(self, name: str) -> None:
         self.name, self.folder = name, RESULTS / name
         page = read_toml("pages.toml").get(name, {})
         self.columns: list[str] = page.get("columns", [])
+        self.panels: int = page.get("panels", 4)
         self._words: str = page.get("words", "")
         self.registered = next((one for one in settings() if one["name"] == name), None)
         self.kind: str = self.registered.get("kind", "registered") if self.registered else "exploratory"

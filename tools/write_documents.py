@@ -80,10 +80,6 @@ def _filled(text: str, path: Path) -> str:
     return text
 
 
-PANELS = 4
-"""A figure with more panels (one per arm) is shown only on the study's own page."""
-
-
 def _figures() -> None:
     """Draw the figures of every record's page into docs/results/figures/, with verdicts by the present rules."""
     folder = PAGES / "figures"
@@ -101,7 +97,7 @@ def _figures() -> None:
                 paths = sorted((made.parent / f"{made.stem}_files").glob("*.svg"))
                 panels = Counter(_figure_of(path) for path in paths)
                 for path in paths:
-                    if panels[_figure_of(path)] > PANELS:
+                    if panels[_figure_of(path)] > record(name).panels:
                         continue
                     part = re.sub(r"^.*?-(?=\d\d-)|^.*-(?=forest$)", "", path.stem)
                     shutil.copy(path, folder / f"{name}-{part.replace('forest', '00-forest')}.svg")
