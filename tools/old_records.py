@@ -3,9 +3,11 @@
     python tools/old_records.py            # every record: later commits to its code, and changes of its numbers
     python tools/old_records.py --check    # exits with 1 if results/changes.toml contradicts the history
 
-results/changes.toml names each such change by its commit, with the records that are older. Which these are follows from
-the history, so a full clone is needed. Other commits to a record's code may also have changed its numbers: to find out,
-run one seed again with the recorded command.
+results/changes.toml names each such change by its commit, with the records that are older. ``--check`` tests only this:
+are the records of a change those of its study, settings, arms and claims that were made before its commit? A full clone is
+needed. It does not find changes that nobody listed: other commits to a record's code may also have changed its numbers.
+To find out, run one seed again with the recorded command; tools/resolve_again.py tells whether that still asks for the
+same.
 """
 
 import subprocess
@@ -49,7 +51,10 @@ def _is_of(one: Record, change: dict[str, Any]) -> bool:
     plan, asked = one.study["plan"], change["settings"]
     if plan["study"] != change["study"] or any(plan["settings"].get(key) != asked[key] for key in asked):
         return False
-    return "arms" not in change or any(arm["name"] in change["arms"] for arm in plan["arms"])
+    for what, key in (("arms", "name"), ("claims", "id")):
+        if what in change and not any(each[key] in change[what] for each in plan[what]):
+            return False
+    return True
 
 
 def _commit(one: Record) -> str:
@@ -65,8 +70,9 @@ def _is_before(commit: str, other: str) -> bool:
 
 
 def _later(one: Record) -> int:
-    folder = f"src/retarget/{CODE.get(one.study['plan']['study'], '')}"
-    command = ["git", "rev-list", "--count", "--no-merges", f"{_commit(one)}..HEAD", "--", folder, "src/retarget/data"]
+    folders = [CODE.get(one.study["plan"]["study"], ""), "data", "metrics", "study"]
+    paths = [f"src/retarget/{folder}" for folder in folders]
+    command = ["git", "rev-list", "--count", "--no-merges", f"{_commit(one)}..HEAD", "--", *paths]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"commit {_commit(one)} is not in this clone: fetch its whole history")
