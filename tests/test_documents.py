@@ -1,5 +1,7 @@
 """Generated parts of documents agree with the recorded files and the docstrings."""
 
+import json
+import re
 import subprocess
 import sys
 import tomllib
@@ -26,6 +28,62 @@ def test_no_table_of_a_study_s_metrics_is_wider_than_eight_columns():
     }
     assert len(heads) > 10
     assert {head for head in heads if head[1].count("|") > 9} == set()
+
+
+def test_a_map_that_is_not_drawn_from_the_records_is_named(monkeypatch, tmp_path, capsys):
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    import write_documents
+
+    monkeypatch.setattr(sys, "argv", ["write_documents.py", "--check"])
+    old = tmp_path / "map.svg"
+    monkeypatch.setattr(write_documents, "MAP", old)
+    old.write_bytes((ROOT / "results" / "map.svg").read_bytes())
+    assert write_documents.main() == 0
+    old.write_bytes(old.read_bytes().replace(b"#", b"", 1))
+    assert write_documents.main() == 1
+    assert "map.svg is not up to date" in capsys.readouterr().err
+
+
+def test_a_page_says_that_its_record_was_made_with_an_older_torch():
+    locked = re.search(r"^torch==(\d+)\.(\d+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
+    assert locked
+    old = set()
+    for path in (ROOT / "results").glob("*/study.json"):
+        major, minor = json.loads(path.read_text())["versions"]["torch"].split(".")[:2]
+        page = (ROOT / "docs" / "results" / f"{path.parent.name}.md").read_text(encoding="utf-8")
+        older = (int(major), int(minor)) < tuple(map(int, locked.groups()))
+        assert (f"**Older torch**: made with torch {major}.{minor}." in page) == older, path
+        old |= {path} if older else set()
+    assert old
+
+
+def test_a_verdict_over_items_is_marked_wherever_it_is_shown():
+    pages = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "results").glob("*.md")}
+    sentence = "| On hard problems, on-policy RL rarely sees a single correct rollout. |"
+    (row,) = [line for line in pages["pope-rivals-ends-loss.md"].splitlines() if line.startswith(sentence)]
+    assert row.endswith("| ✔ holds (over items) |")
+    pages["results"] = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
+    for name, text in pages.items():
+        assert ("(over items) |" in text) == ("*Over items*: every seed shows the same" in text), name
+    assert "(over items) |" in pages["results"]
+    assert "(over items) |" not in pages["pope-rivals-arms.md"]
+
+
+def test_the_map_says_how_many_gains_keep_their_sign_after_a_temperature(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    from gain_map import points, table
+
+    these = points()
+    both = [one for one in these if "nll" in one.gains and "nll" in one.scaled]
+    kept = [one for one in both if one.gains["nll"][0] * one.scaled["nll"] > 0]
+    said = f"{len(kept)} of {len(both)} points keep the sign of their gain in NLL"
+    assert said in (ROOT / "results" / "README.md").read_text(encoding="utf-8")
+    turned = [one._replace(scaled={metric: -gain for metric, gain in one.scaled.items()}) for one in these]
+    assert f"{len(both) - len(kept)} of {len(both)} points keep the sign of their gain in NLL" in table(turned)
+    summary = json.loads((ROOT / "results" / "pskd-overfit" / "summary.json").read_text())["conditions"]["default"]
+    (mine,) = [one for one in these if one.record == "pskd-overfit"]
+    means = [summary[arm]["nll_scaled"]["mean"] for arm in ("cross_entropy", "pskd")]
+    assert mine.scaled["nll"] == pytest.approx(means[0] - means[1])
 
 
 def test_a_command_lists_the_records_that_are_older_than_a_change():

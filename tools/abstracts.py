@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from gain_map import half_width
 from record_tables import unit_after
-from records import PAGES, SIGNS, Record, names, names_of, read_toml, record, verdict
+from records import PAGES, SIGNS, Record, names, names_of, read_toml, record, verdict, with_meaning
 
 Measured = tuple[Record, dict[str, Any]]
 
@@ -41,7 +41,7 @@ def seventeen(document: Path) -> str:
     total = len(rows) - 2
     counted = ", ".join(f"{ends[end]} {said}" for end, said in COUNTS.items())
     head = f"Of {total} claims {counted}. {some} of them have a verdict on at least one comparison. {MEANING}"
-    return "\n\n".join([head, "\n".join(rows), "\n".join(notes), "Every comparison:", "\n".join(details)])
+    return "\n\n".join([head, "\n".join(rows), "\n".join(notes), "Every comparison:", with_meaning("\n".join(details))])
 
 
 SUMMARY = "| abstract | claim | verdict | comparisons: ✔ hold | ✘ do not hold | ? open |"

@@ -27,13 +27,17 @@ WIDTH, HEIGHT = 860, 400
 
 
 class Point(NamedTuple):
-    """One setting: each gain's mean and the half width of its interval (0 for one seed)."""
+    """One setting: each gain's mean and the half width of its interval (0 for one seed).
+
+    ``scaled`` has the means of the gains in NLL and ECE after a temperature was fitted to both arms, where measured.
+    """
 
     record: str
     condition: str
     temperature: float
     seeds: int
     gains: dict[str, tuple[float, float]]
+    scaled: dict[str, float]
 
 
 def points() -> list[Point]:
@@ -61,7 +65,16 @@ def table(these: list[Point]) -> str:
         condition = record(point.record).condition(point.condition)
         where += f": {condition}" if condition else ""
         rows.append(f"| {number} | {where} | {point.temperature:.2f} | {point.seeds} | {gains} |")
-    return "\n".join(rows)
+    said = " and ".join(_kept(these, metric, name.partition(",")[0]) for metric, name, _ in GAINS[:2])
+    return "\n".join(rows) + f"\n\nAfter a temperature is fitted to both arms, {said}."
+
+
+def _kept(these: list[Point], metric: str, name: str) -> str:
+    """How many of the points keep the sign of their gain after a temperature."""
+    both = [(point.gains[metric][0], point.scaled[metric]) for point in these
+            if metric in point.gains and metric in point.scaled]  # fmt: skip
+    kept = sum((before > 0) == (after > 0) for before, after in both)
+    return f"{kept} of {len(both)} points keep the sign of their gain in {name}"
 
 
 def draw(these: list[Point]) -> str:
@@ -119,7 +132,18 @@ def _point(one: Record, condition: str, treated: Any, control: Any) -> Point | N
     temperatures = [found[seed] for seed in sorted(paired) if found[seed] is not None]
     if not temperatures or not gains:
         return None
-    return Point(one.name, condition, float(np.mean(temperatures)), len(temperatures), gains)
+    scaled = {metric: _mean_gain(treated, control, f"{metric}_scaled", sign) for metric, _, sign in GAINS}
+    scaled = {metric: gain for metric, gain in scaled.items() if gain is not None}
+    return Point(one.name, condition, float(np.mean(temperatures)), len(temperatures), gains, scaled)
+
+
+def _mean_gain(treated: Any, control: Any, metric: str, sign: float) -> float | None:
+    """The mean gain over the seeds of both arms; None if they have none."""
+    if metric not in treated or metric not in control:
+        return None
+    pairs = zip(treated[metric]["values"], control[metric]["values"], strict=True)
+    gained = [sign * (t - c) for t, c in pairs if t is not None and c is not None]
+    return float(np.mean(gained)) if gained else None
 
 
 def half_width(gained: list[float]) -> float:

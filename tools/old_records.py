@@ -4,10 +4,10 @@
     python tools/old_records.py --check    # exits with 1 if results/changes.toml contradicts the history
 
 results/changes.toml names each such change by its commit, with the records that are older. ``--check`` tests only this:
-are the records of a change those of its study, settings, arms and claims that were made before its commit? A full clone is
-needed. It does not find changes that nobody listed: other commits to a record's code may also have changed its numbers.
-To find out, run one seed again with the recorded command; tools/resolve_again.py tells whether that still asks for the
-same.
+are the records of a change those of its study, settings, arms and claims that were made before its commit? A full clone
+is needed. It does not find changes that nobody listed: other commits to a record's code may also have changed its
+numbers. To find out, run one seed again with the recorded command; tools/resolve_again.py tells whether that still asks
+for the same.
 """
 
 import subprocess

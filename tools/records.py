@@ -158,8 +158,26 @@ def record(name: str) -> Record:
 
 
 def verdict(claim: Mapping[str, Any]) -> str:
-    """A verdict with its sign, and the recorded one if the present rules give another."""
-    return SIGNS[claim["verdict"]] + (f" (when recorded: {claim['recorded']})" if claim["recorded"] else "")
+    """A verdict with its sign, whether items decided it, and the recorded one if the present rules give another."""
+    recorded = f" (when recorded: {claim['recorded']})" if claim["recorded"] else ""
+    return SIGNS[claim["verdict"]] + OVER_ITEMS * _is_over_items(claim) + recorded
+
+
+OVER_ITEMS = " (over items)"
+ITEMS = (
+    "*Over items*: every seed shows the same, so that the items of these runs decide, and not the spread over seeds."
+)
+"""What the mark means."""
+
+
+def _is_over_items(claim: Mapping[str, Any]) -> bool:
+    decided = claim["verdict"] in ("holds", "does not hold")
+    return decided and (claim["about"] == "models" or "interval over items" in claim["reason"])
+
+
+def with_meaning(table: str) -> str:
+    """A table, and below it what its mark of verdicts over items means, if it has one."""
+    return f"{table}\n\n{ITEMS}" if OVER_ITEMS in table else table
 
 
 def page(name: str) -> str:
@@ -232,7 +250,32 @@ def _marks(one: Record) -> list[str]:
         marks = ["**Exploratory**: the setting was not registered before its treated runs."]
     else:
         marks = [_registration(one, one.registered), *_beside(one, one.registered)]
-    return marks + [f"**Older code**: {change['what']}." for change in one.changes]
+    return [*marks, *(f"**Older code**: {change['what']}." for change in one.changes), *_older_torch(one)]
+
+
+def _older_torch(one: Record) -> list[str]:
+    """A remark, if the record was made with an earlier minor version of torch than the one of requirements.lock."""
+    made, locked = (_minor(text) for text in (one.study["versions"].get("torch", ""), locked_torch()))
+    if not made or made >= locked:
+        return []
+    then, now = (".".join(map(str, version)) for version in (made, locked))
+    return [
+        f"**Older torch**: made with torch {then}. With another version, as today's {now}, the same command (below) "
+        "gives other numbers: they differ as those of other seeds do."
+    ]
+
+
+@cache
+def locked_torch() -> str:
+    """The version of torch in requirements.lock."""
+    found = re.search(r"^torch==([\w.]+)", (ROOT / "requirements.lock").read_text(encoding="utf-8"), re.MULTILINE)
+    if not found:
+        raise SystemExit("requirements.lock names no version of torch")
+    return found[1]
+
+
+def _minor(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:2])
 
 
 OPENINGS = {
@@ -296,7 +339,7 @@ def claims(name: str) -> str:
             f"{verdict(claim)}{_unlisted(one, claim)} |"
         )
     missing = dict.fromkeys(claim["sentence"] for claim in one.claims if claim not in measured)
-    return "\n".join(rows) + (f"\n\nNot measured here: {' '.join(missing)}" if missing else "")
+    return with_meaning("\n".join(rows)) + (f"\n\nNot measured here: {' '.join(missing)}" if missing else "")
 
 
 def _unlisted(one: Record, claim: Mapping[str, Any]) -> str:

@@ -3,8 +3,8 @@
     python tools/resolve_again.py        # exits with 1 if a record differs and results/changes.toml does not say so
 
 The recorded commands of a built-in study are resolved with today's presets, without data and without a run. Settings,
-arms, seeds and claims must be those of the record; a setting or a claim may have been added since. Studies of a user's own
-file are left out: their plans read checkpoints or data.
+arms, seeds and claims must be those of the record; a setting or a claim may have been added since. Studies of a user's
+own file are left out: their plans read checkpoints or data.
 """
 
 import json

@@ -8,11 +8,13 @@ lines), ``map`` (the tree, file by file), ``found`` (README's table), ``abstract
 (the numbers of results/map.svg), ``results`` (an index of all records), ``unfinished`` (settings without a complete
 record), or ``results: NAME`` (the claims of one).
 docs/results/ has one page per folder of results/; results/pages.toml gives its title and the metrics that it shows.
-Pictures are drawn again when documents are written; a check only looks whether they exist.
+Pictures are drawn again when documents are written; a check draws results/map.svg again, and only looks whether the
+others exist.
 """
 
 import ast
 import json
+import os
 import re
 import shutil
 import sys
@@ -37,6 +39,8 @@ def main() -> int:
         MAP.write_text(draw(points()), encoding="utf-8")
         _figures()
     stale = [path for path, new in _documents() if not path.exists() or path.read_text(encoding="utf-8") != new]
+    if check and (not MAP.exists() or MAP.read_text(encoding="utf-8") != draw(points())):
+        stale.append(MAP)
     for path, new in _documents() if not check else ():
         path.parent.mkdir(exist_ok=True)
         path.write_text(new, encoding="utf-8")
@@ -44,7 +48,7 @@ def main() -> int:
     for path in gone if not check else ():
         path.unlink()
     for path in [*stale, *gone] if check else ():
-        print(f"{path.relative_to(ROOT)} is not up to date: run `make documents`", file=sys.stderr)
+        print(f"{os.path.relpath(path, ROOT)} is not up to date: run `make documents`", file=sys.stderr)
     return bool(check and (stale or gone))
 
 
