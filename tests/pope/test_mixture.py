@@ -180,7 +180,7 @@ def test_prefixes_of_another_solution_or_wording_are_refused(tmp_path):
     found(tmp_path / "p.jsonl", status="fallback")
     assert len(Prefixes.read(tmp_path / "p.jsonl", found_only=True)) == 0
     (tmp_path / "p.jsonl").write_text('{"id": "p0"}\n')
-    with pytest.raises(UserError, match="line 1 is not a line that `retarget pope search` writes: .*missing") as told:
+    with pytest.raises(UserError, match=r"line 1 is not a line that `retarget pope search` writes: .*missing") as told:
         Prefixes.read(tmp_path / "p.jsonl")
     assert "pydantic" not in str(told.value)
     with pytest.raises(UserError, match="no such file"):
