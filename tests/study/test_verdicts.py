@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 from reference_verdicts import verdicts, verdicts_with_looks
 from scipy import stats
 from tasks_for_tests import plan
 
 from retarget.errors import UserError
 from retarget.study.claims import judge, outlooks
-from retarget.study.config import Arm, Claim, Condition, Metric, StudyPlan
+from retarget.study.config import Arm, Claim, Condition, Metric, StudyPlan, refuse_unknown
 from retarget.study.power import inflation, power, seeds_for
 
 ACCURACY = Metric(name="acc", label="accuracy", unit="%", better="higher")
@@ -148,6 +149,28 @@ def test_a_control_below_its_floor_makes_no_test_of_the_claim():
     unknown = judged([claim("a", "arm", floor=("bleu", 1.0))], differences, 5)[0]
     assert unknown.verdict == "not measured"
     assert "bleu of control is missing" in unknown.reason
+
+
+def test_a_floor_may_be_that_of_an_arm_which_the_claim_does_not_compare():
+    """A wider clip changes nothing where the usual one clips nothing; how much the compared arms clip says nothing."""
+    wide = claim("a", "arm", floor=("clipped", 1.0), floor_arm="usual")
+    clipped = Metric(name="clipped", label="clipped tokens", unit="%")
+    study_of = study([wide], 2, metrics=(ACCURACY, clipped))
+    values = {"control": {"acc": [50.0, 50.5], "clipped": [0.0, 0.0]}, "arm": {"acc": [70.0, 71.0]}}
+    for there, verdict, reason in (
+        ([0.1, 0.3], "not measured", "Not a test of the claim: clipped tokens of usual is 0.2 %, but a test needs at "
+         "least 1 %"),
+        ([3.0, 5.0], "holds", ""),
+        (None, "not measured", "The claim cannot be tested: clipped tokens of usual is missing, and it must reach a "
+         "floor"),
+    ):  # fmt: skip
+        (found,) = judge(study_of, {"default": values | ({"usual": {"clipped": there}} if there else {})})
+        assert (found.verdict, found.reason) == (verdict, reason)
+    with pytest.raises(UserError, match="claim a names the arm usual, but the study has arm, control"):
+        refuse_unknown(study_of, "plan", ["arm", "control"])
+    with pytest.raises(ValidationError, match="names floor_arm 'usual', but has no floor"):
+        claim("a", "arm", floor_arm="usual")
+    assert "floor_arm" not in claim("a", "arm", floor=("acc", 1.0)).stated(), "hashes of earlier claims stay"
 
 
 def test_a_metric_s_floor_holds_for_the_control_of_every_claim_and_changes_no_claim():

@@ -120,6 +120,8 @@ class Claim(Strict):
         floor: ``(metric, value)`` that the control (or the only arm) must reach on average, such as better than chance,
             for the claim to be tested at all; below it the claim is *not measured*. If the claim is on another metric,
             every arm must reach it. For a metric of which lower is better it is a ceiling.
+        floor_arm: the one arm that must reach ``floor`` instead, also if the claim does not compare it: widening a clip
+            is no change if the training that it is a change of clips nothing.
         across: makes one claim over several conditions (datasets): it holds on ``every`` one, on ``average`` over them,
             or on ``new`` ones, of which these are a sample. Then leave ``condition`` out.
         conditions: the conditions that ``across`` covers; by default all of the study's.
@@ -139,6 +141,7 @@ class Claim(Strict):
     family: Literal["primary", "secondary"] = "primary"
     about: Literal["method", "models"] = "method"
     floor: tuple[str, FiniteFloat] | None = None
+    floor_arm: str | None = None
     across: Literal["every", "average", "new"] | None = None
     conditions: tuple[str, ...] = ()
     exact: bool = False
@@ -153,6 +156,12 @@ class Claim(Strict):
             raise ValueError(f"claim {self.id!r} needs two arms, or one arm and a constant ``against``")
         if len(set(self.arms)) != len(self.arms):
             raise ValueError(f"claim {self.id!r} compares {self.arms[0]} with itself")
+        return self
+
+    @model_validator(mode="after")
+    def _floor_of_an_arm(self) -> Self:
+        if self.floor_arm and self.floor is None:
+            raise ValueError(f"claim {self.id!r} names floor_arm {self.floor_arm!r}, but has no floor for it")
         return self
 
     @model_validator(mode="after")
@@ -396,7 +405,8 @@ def refuse_unknown(plan: StudyPlan, where: str, arms: Sequence[str] | None) -> N
             ("metric", [claim.metric, *([claim.shown] if claim.shown else []), *(claim.floor or ())[:1]], metrics),
             ("condition", claim.conditions or ([] if claim.across else [claim.condition]), conditions),
         ]
-        for what, names, known in named + ([("arm", claim.arms, arms)] if arms is not None else []):
+        asked = [*claim.arms, *([claim.floor_arm] if claim.floor_arm else [])]
+        for what, names, known in named + ([("arm", asked, arms)] if arms is not None else []):
             unknown = [name for name in names if name not in known]
             if unknown:
                 raise UserError(

@@ -207,10 +207,11 @@ class Measuring:
     def _floor_missed(self, claim: Claim) -> str:
         """Why the claim cannot be tested here, by its own floor or its metrics' floors; empty if it can."""
         if claim.floor is not None:
-            missed = self._below(claim, *claim.floor, needed=True)
+            missed = self._below(claim, *claim.floor, arm=claim.floor_arm, needed=True)
             if missed:
                 return missed
-            if claim.floor[0] != claim.metric and (missed := self._below(claim, *claim.floor, arm=claim.arms[0])):
+            every = claim.floor_arm is None and claim.floor[0] != claim.metric
+            if every and (missed := self._below(claim, *claim.floor, arm=claim.arms[0])):
                 return missed
         own = self.by_name.get(claim.metric)
         if claim.against is not None:
