@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from jaxtyping import TypeCheckError
 from sklearn.metrics import roc_auc_score
 
+from retarget.errors import UserError
 from retarget.metrics import augrc, aurc, excess_aurc, failure_auroc, risk_coverage_curve
 
 seeds = st.integers(0, 2**32 - 1)
@@ -119,6 +121,20 @@ def test_equal_confidences_keep_the_order_in_which_they_were_given():
     assert aurc(confidence, wrong_last) == pytest.approx(loop_aurc(confidence, wrong_last), abs=1e-14)
     assert aurc(confidence, wrong_first) == pytest.approx(loop_aurc(confidence, wrong_first), abs=1e-14)
     assert aurc(confidence, wrong_first) > aurc(confidence, wrong_last)
+
+
+@given(seed=seeds, samples=st.integers(1, 6), levels=st.integers(1, 3))
+def test_the_expected_area_is_the_mean_over_all_orders_of_equal_confidences(seed, samples, levels):
+    confidence, correct = scored(seed, samples, levels)
+    areas = [aurc(confidence[list(at)], correct[list(at)]) for at in itertools.permutations(range(samples))]
+    assert aurc(confidence, correct, ties="expected") == pytest.approx(np.mean(areas), abs=1e-12)
+    distinct, right = scored(seed, samples)
+    assert aurc(distinct, right, ties="expected") == pytest.approx(aurc(distinct, right), abs=1e-14)
+
+
+def test_an_unknown_way_with_ties_is_refused():
+    with pytest.raises((UserError, TypeCheckError), match="ties"):
+        aurc(np.array([0.5, 0.5]), np.array([True, False]), ties="random")
 
 
 def test_without_an_error_or_without_a_hit_nothing_can_be_told_apart():

@@ -4,12 +4,15 @@ Notation: N samples sorted by decreasing confidence, samples of equal confidence
 the number of wrong predictions among the k most confident.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Integer
 
 from retarget.metrics._inputs import Judged, Labels, Predictions, judge
+from retarget.settings import choose
+
+Ties = Literal["in order", "expected"]
 
 
 class RiskCoverage(NamedTuple):
@@ -45,19 +48,36 @@ def risk_coverage_curve(probs: Predictions, labels: Labels) -> RiskCoverage:
     return RiskCoverage(k / len(errors), errors / k, errors / len(errors))
 
 
-def aurc(probs: Predictions, labels: Labels) -> float:
+def aurc(probs: Predictions, labels: Labels, ties: Ties = "in order") -> float:
     """Area under the risk-coverage curve: ``mean over k of errors(k) / k`` (Geifman and El-Yaniv, 2017).
 
-    Args and errors as in :func:`risk_coverage_curve`.
+    Args:
+        probs, labels: as in :func:`risk_coverage_curve`.
+        ties: samples of equal confidence keep their order, on which the value then depends; or the value is its
+            ``expected`` one over all of their orders, for confidences of which many are equal.
 
     Returns:
-        In [0, 1], lower is better; the PS-KD paper prints it times 1000. Samples of equal confidence keep their order,
-        on which the value then depends.
+        In [0, 1], lower is better; the PS-KD paper prints it times 1000.
+
+    Raises:
+        UserError: as :func:`risk_coverage_curve`, or ``ties`` is neither of the two.
 
     >>> round(aurc(np.array([0.9, 0.8, 0.6]), np.array([True, False, True])), 4)
     0.2778
+    >>> aurc(np.array([0.5, 0.5]), np.array([True, False])), aurc(np.array([0.5, 0.5]), np.array([False, True]))
+    (0.25, 0.75)
+    >>> aurc(np.array([0.5, 0.5]), np.array([True, False]), ties="expected")
+    0.5
     """
-    return float(risk_coverage_curve(probs, labels).risk.mean())
+    choose("ties", ties, Ties)
+    if ties == "in order":
+        return float(risk_coverage_curve(probs, labels).risk.mean())
+    correct, wrong = _ties(judge(probs, labels, probabilities=False))
+    size = correct + wrong
+    above = np.repeat(np.cumsum(wrong) - wrong, size)
+    place = np.arange(1, len(above) + 1) - np.repeat(np.cumsum(size) - size, size)  # from 1 within equal confidences
+    errors = above + place * np.repeat(wrong / size, size)
+    return float((errors / np.arange(1, len(errors) + 1)).mean())
 
 
 def excess_aurc(probs: Predictions, labels: Labels) -> float:
