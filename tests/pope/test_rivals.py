@@ -8,6 +8,7 @@ from scipy.stats import spearmanr
 
 from retarget.errors import UserError
 from retarget.files import read_json
+from retarget.identity import fingerprint
 from retarget.metrics import aurc, expected_calibration_error
 from retarget.pope.curricula import Group
 from retarget.pope.evaluation import Evaluation
@@ -26,10 +27,14 @@ from retarget.pope.studies.chain import (
 )  # fmt: skip
 from retarget.pope.studies.measures import majority_calibration, rank_correlation, state_overlap, transfer_rates
 from retarget.pope.studies.recipes import uses_oracle
+from retarget.pope.studies.rivals_analysis import Against, against_rivals, best_rival, rivals_table
 from retarget.pope.studies.rivals_plan import QUESTIONS, RivalSettings
 from retarget.pope.studies.testbed import BaseModel, train_base
 from retarget.pope.study import plan
 from retarget.report import build
+from retarget.study.claims import judge
+from retarget.study.identity import same_run
+from retarget.study.record import Results
 from retarget.study.runner import run_study
 
 TINY = dict(
@@ -112,9 +117,9 @@ def test_the_states_of_a_rollout():
     assert right_steps(rest, meta) == 4
     assert [bool(grade(text, one.answer, meta).correct) for grade in (verify, verify_continued, verify_restated)
             for text in (rest, own)] == [True, True, True, False, False, True]  # fmt: skip
-    assert state_overlap(one, prefix, [rest], [own]) == 1.0
-    assert state_overlap(one, prefix, [rest, rest], [" ".join(words[:6])]) == 0.25
-    assert math.isnan(state_overlap(one, prefix, ["nothing"], [own]))
+    assert state_overlap(one, prefix, [rest], [own]).share == 1.0
+    assert state_overlap(one, prefix, [rest, rest], [" ".join(words[:6])]).share == 0.25
+    assert math.isnan(state_overlap(one, prefix, ["nothing"], [own]).share)
     assert visited("", one.meta) == []
 
 
@@ -165,6 +170,16 @@ def test_calibration_of_the_majority():
     assert majority_calibration([(problems, found)]) == pytest.approx(expected)
 
 
+def test_the_order_of_problems_does_not_matter_to_the_calibration_of_equal_majorities():
+    problems = make_problems(6, 3, seed=0)
+    answers = [problems[at].answer if at < 3 else "99" for at in range(6)]
+    found = Evaluation([p.id for p in problems], np.array([8] * 6), 8, 0, 0, majority=[(one, 8) for one in answers])
+    turned = Evaluation(found.problems[::-1], found.correct, 8, 0, 0, majority=found.majority[::-1])
+    first, second = (majority_calibration([(problems, one)]) for one in (found, turned))
+    assert first == pytest.approx(second)
+    assert first["aurc"] == pytest.approx(50.0), "half of all are wrong, and nothing tells which"
+
+
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=3, max_size=20))
 def test_the_rank_correlation_is_spearmans(pairs):
     first, second = (np.array([float(one[at]) for one in pairs]) for at in (0, 1))
@@ -181,12 +196,64 @@ def test_transfer_is_counted_on_unguided_rollouts():
     assert math.isnan(transfer_rates(groups, ["a", "b"])[1])
 
 
-ARMS = ["base", "unguided", "instruction", "pass_at_8", "adaptive", "sft_guided", "distil"]
+def test_claims_about_a_mechanism_need_the_mechanism_to_have_worked():
+    study = plan("small", {"question": "rivals", "family": "chain"})
+    by_name = {one.id: one for one in study.claims}
+    hard = {"pope": [90.0, 91.0, 92.0], "wide_clip": [10.0, 9.0, 11.0], "distil": [0.0, 1.0, 0.5],
+            "unguided_half": [40.0, 41.0, 40.5], "hard_easy": [5.0, 4.0, 6.0]}  # fmt: skip
+    for name, metric, arm, too_little, enough in (
+        ("wide_clip", "clip_share", "unguided", 0.03, 2.0), ("ray", "signal", "unguided_half", 2.0, 30.0),
+        ("distil", "teacher_gain", "distil", -4.5, 0.4),
+    ):  # fmt: skip
+        alone = study.model_copy(update={"claims": (by_name[name],), "seeds": (0, 1, 2)})
+        for value, verdict in ((too_little, "not measured"), (enough, "holds")):
+            values = {one: {"hard_pass1": some} for one, some in hard.items()}
+            values.setdefault(arm, {})[metric] = [value] * 3
+            (found,) = judge(alone, {by_name[name].condition: values})
+            assert (found.verdict, name in found.id) == (verdict, True), found.reason
+        values[arm].pop(metric)
+        assert "is missing" in judge(alone, {by_name[name].condition: values})[0].reason
+    assert by_name["ray"].arms == ("unguided_half", "hard_easy"), "against RL with as many rollouts on hard problems"
+    forgetting = {name: by_name[name].metric for name in ("destabilise", "destabilise_scaled", "easy_mends")}
+    assert set(forgetting.values()) == {"far_pass1"}
+
+
+def test_runs_of_earlier_versions_of_the_arms_are_not_continued(tmp_path):
+    study = plan("demo", {"question": "rivals"})
+    asked = study.identity(study.conditions[0], study.arms[0], 0)
+    record = {**asked, "task": study.task, "task_name": "pope.rivals"}
+    record["run_hash"] = fingerprint({name: asked[name] for name in ("study", "settings", "seed", "threads")}
+                                     | {"task": "pope.rivals"})  # fmt: skip
+    with pytest.raises(UserError, match=r"task.*pope\.rivals.*pope\.rivals-2"):
+        same_run(tmp_path / "config.json", record, study, asked)
+
+
+def test_the_best_rival_is_among_those_that_were_run_on_most_bases():
+    found = [
+        Against("lucky", "Lucky", True, (-9.0,), (1.0,)), Against("good", "Good", True, (1.0, 2.0, 6.0), (1.1, 0.9)),
+        Against("half", "Half", False, (0.5, 0.5, 0.5), ()), Against("poor", "Poor", True, (50.0, 90.0, 95.0), (1.0,)),
+    ]  # fmt: skip
+    best = best_rival(found)
+    assert best is not None
+    assert best.arm == "good"
+    assert best.interval() == pytest.approx((3 - 4.30265 * np.sqrt(7 / 3), 3 + 4.30265 * np.sqrt(7 / 3)), abs=1e-4)
+    first, *rows = rivals_table(found).rows
+    assert first[:3] == ["Good", "the best rival, chosen after the fact", "+3.0"]
+    assert [row[1] for row in rows] == ["rival", "rival", "control", "rival"]
+    assert rows[2][3:] == ["–", "3", "–"], "no interval where all differences are the same"
+    assert rows[3][3].endswith("+100.0]"), "no difference is larger"
+    assert best_rival(found[2:3]) is None
+
+
+ARMS = ["base", "unguided", "pope", "instruction", "pass_at_8", "adaptive", "sft_guided", "distil"]
+WITHOUT = "hard_easy"  # needs near easy problems, of which the tiny base, which solves nothing, has none
 
 
 def test_a_tiny_study_of_rivals_end_to_end(tmp_path):
     tiny = {**TINY, "rollouts": 8, "cuts": 2}
-    outcome = run_study(plan("demo", {"question": "rivals", **tiny}, arms=ARMS), tmp_path / "study", page=build)
+    outcome = run_study(
+        plan("demo", {"question": "rivals", **tiny}, arms=[*ARMS, WITHOUT]), tmp_path / "study", page=build
+    )
     assert not outcome.failed
     (found,) = outcome.summary["conditions"].values()
     mean = {arm: {name: one["mean"] for name, one in metrics.items()} for arm, metrics in found.items()}
@@ -195,15 +262,27 @@ def test_a_tiny_study_of_rivals_end_to_end(tmp_path):
         assert mean[arm]["tokens"] > 0
         folder = tmp_path / "study" / "runs" / "chain_terse" / arm / "seed-0"
         (probes,) = read_json(folder / "probes.json")
-        assert set(probes[0]) == {"cycle", "hard", "held", "near"}
+        assert set(probes[0]) == {"cycle", "hard", "held", "far"}
     assert {claim["verdict"] for claim in outcome.summary["claims"]} == {"not measured", "not enough evidence"}
     folder = tmp_path / "study"
     ((hits, groups),) = read_json(folder / "analysis.json")["items"]["no_signal"]["cells"]
     assert groups > 0
     assert 100 * hits / groups == pytest.approx(mean["unguided"]["signal"])
     page = outcome.page.read_text()
-    for text in ("Cost and success", "Gain of pass@1 by the rate before training"):
+    for text in ("Cost and success", "Gain of pass@1 by the rate before training", "POPE minus every other arm",
+                 "tokens / POPE", "near easy problems were not measured there, nor GRPO, hard + easy",
+                 "log-probability of the right solution"):  # fmt: skip
         assert text.lower() in page.lower(), text
+    assert not any(value is not None for value in mean.get(WITHOUT, {}).values())
+    assert mean["distil"]["teacher_gain"] == pytest.approx(
+        mean["distil"]["teacher_right"] - mean["distil"]["student_right"]
+    )
+    batch = TINY["cycles"] * TINY["prompts_per_batch"] * 8
+    assert mean["unguided"]["hard_rollouts"] >= batch > mean["pope"]["hard_rollouts"] > 0
+    results = Results.load(folder)
+    table = rivals_table(against_rivals(results, "chain_terse"))
+    assert {row[0] for row in table.rows[1:]} == {arm.label for arm in results.plan.arms
+                                                  if arm.name in ARMS[1:] and arm.name != "pope"}  # fmt: skip
 
 
 def test_a_tiny_study_of_the_search(tmp_path):

@@ -45,8 +45,9 @@ def test_a_model_that_solves_nothing_is_no_test_of_the_missing_signal(question):
     study = plan("small", {"family": "chain", "question": question} if question != "first" else {"family": "chain"})
     claims = tuple(one for one in study.claims if one.id.startswith("no_signal"))[:1]
     study = study.model_copy(update={"claims": claims})
-    nothing = {"signal": [0.0, 0.0, 0.1, 0.0, 0.0], "easy_pass1": [0.0] * 5}
-    able = {**nothing, "easy_pass1": [90.0, 91.0, 92.0, 89.0, 93.0]}
+    short = "easy_pass1" if question == "first" else "far_pass1"
+    nothing = {"signal": [0.0, 0.0, 0.1, 0.0, 0.0], short: [0.0] * 5}
+    able = {**nothing, short: [90.0, 91.0, 92.0, 89.0, 93.0]}
     for found, verdict in ((nothing, "not measured"), (able, "holds")):
         (judged,) = judge(study, {claims[0].condition: {"unguided": found}})
         assert judged.verdict == verdict

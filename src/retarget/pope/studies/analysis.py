@@ -207,7 +207,7 @@ def item_interval(results: Results, claim: Claim) -> tuple[float, float] | None:
     pairs = []
     for seed in results.seeds:
         runs = [results.run(claim.condition, arm, seed) for arm in claim.arms]
-        if all(part in run.predictions() if run else False for run in runs):
+        if all(run and claim.metric in run.metrics and part in run.predictions() for run in runs):
             # [problems, trainings]
             pairs.append([run.predictions()[part].T for run in runs if run])
     if not pairs or len({len(array) for pair in pairs for array in pair}) != 1:

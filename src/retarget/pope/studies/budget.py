@@ -1,4 +1,8 @@
-"""Equal budgets: the number of cycles with which an arm spends at least as much as POPE. Free of torch."""
+"""Equal budgets: the number of cycles with which an arm is expected to spend at least as much as POPE. Free of torch.
+
+What an arm then spends differs: its completions become longer or shorter than the base model's. The tokens that were
+used are counted (metric ``tokens``), and the study's page shows their ratio to POPE's.
+"""
 
 import math
 
@@ -33,7 +37,7 @@ class Costs(Strict):
 
 
 def cycles_of(costs: Costs, pope_cycles: int, batch: int, prompt: float, own: Spent) -> int:
-    """The number of cycles with which an arm spends at least POPE's rollouts and at least its tokens.
+    """The number of cycles with which an arm spends at least POPE's rollouts and, at equal completions, its tokens.
 
     Args:
         costs: costs of the base model's run.

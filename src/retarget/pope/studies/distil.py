@@ -1,4 +1,4 @@
-"""Privileged self-distillation with TRL's SDFT: the teacher is the same model with the solution in its prompt."""
+"""Privileged self-distillation with TRL's SDFT: the teacher is the same model with a prefix in its prompt."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,8 +19,8 @@ UPDATE_RATE = 0.05
 def distil(
     model: Path, rows: Sequence[tuple[str, str]], settings: Optimisation, cycles: int, seed: int, save_every: int,
     output: Path, callbacks: Sequence[TrainerCallback] = (),
-) -> None:  # fmt: skip
-    """Train the model, on its own unguided rollouts, towards its predictions with the solution in the prompt.
+) -> int:  # fmt: skip
+    """Train the model, on its own unguided rollouts, towards its predictions with the prefix in the prompt.
 
     It uses as many rollouts per cycle and as many updates as GRPO, and no reward. The teacher's prompt is in TRL's
     column ``privileged_context``; here it is the whole guided prompt.
@@ -34,6 +34,9 @@ def distil(
         save_every: cycles between checkpoints.
         output: directory for the checkpoints and the model; training resumes from the newest checkpoint.
         callbacks: callbacks of the trainer.
+
+    Returns:
+        Number of tokens of the sampled completions. The teacher samples nothing.
     """
     network, tokenizer = load_base(model)
     passes = settings.prompts_per_batch * settings.rollouts // settings.micro_batch
@@ -58,3 +61,6 @@ def distil(
     checkpoint = last_checkpoint(output)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trainer.save_model(str(output))
+    name = "completions/mean_length"
+    lengths = [line[name] for line in trainer.state.log_history if name in line]
+    return round(sum(lengths) * settings.prompts_per_batch * settings.rollouts)

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -11,14 +12,15 @@ from retarget.metrics import aurc, expected_calibration_error
 from retarget.pope.curricula import Group
 from retarget.pope.evaluation import Evaluation
 from retarget.pope.problems import Problem
-from retarget.pope.studies.chain import visited
+from retarget.pope.studies.chain import MODULUS, visited
 
 
 def majority_calibration(parts: Sequence[tuple[Sequence[Problem], Evaluation]]) -> dict[str, float]:
     """ECE and AURC, in percent, of the most frequent answer; its confidence is its share of the samples.
 
     Args:
-        parts: problems with their evaluation. A problem without any answer counts as wrong, with confidence 0.
+        parts: problems with their evaluation. A problem without any answer counts as wrong, with confidence 0. Many
+            confidences are equal, so that AURC is the expected one over their orders.
     """
     confidence, right = [], []
     for problems, evaluation in parts:
@@ -27,7 +29,7 @@ def majority_calibration(parts: Sequence[tuple[Sequence[Problem], Evaluation]]) 
             confidence.append(count / evaluation.samples)
             right.append(answer == answers[name])
     probs, labels = np.array(confidence), np.array(right)
-    return {"ece": 100 * expected_calibration_error(probs, labels), "aurc": 100 * aurc(probs, labels)}
+    return {"ece": 100 * expected_calibration_error(probs, labels), "aurc": 100 * aurc(probs, labels, ties="expected")}
 
 
 def solved_while_training(groups: Sequence[Group], problems: Sequence[str]) -> set[str]:
@@ -59,13 +61,37 @@ def rank_correlation(first: Float[np.ndarray, "items"], second: Float[np.ndarray
     return float(np.corrcoef(*ranks)[0, 1])
 
 
-def state_overlap(problem: Problem, prefix: str, guided: Sequence[str], unguided: Sequence[str]) -> float:
-    """Share of the states of guided rollouts that an unguided rollout visits too, weighted by the number of visits.
+class Overlap(NamedTuple):
+    """Shares in [0, 1]; NaN if no guided rollout visits a state on a correct path.
 
-    A state is the number of finished operations and the value written, so that the generated problems allow an exact
-    comparison. NaN if the guided rollouts visit no state.
+    Attributes:
+        share: of the states of guided rollouts that an unguided rollout reaches too, weighted by the number of visits.
+        chance: the share that is expected of unguided rollouts of the same form with random results.
     """
-    reached = {state for text in unguided for state in visited(text, problem.meta)}
+
+    share: float
+    chance: float
+
+
+def state_overlap(problem: Problem, prefix: str, guided: Sequence[str], unguided: Sequence[str]) -> Overlap:
+    """Where guided and unguided rollouts meet on correct paths.
+
+    A state is the number of finished operations and the value written, and counts if every result up to it is correct,
+    so that the generated problems allow an exact comparison. Wrong states do not count: with 23 values, a few dozen
+    rollouts of any model visit nearly all of them. With random results, a rollout is still on the correct path after j
+    results with probability ``23^-j``.
+    """
     meta = {**problem.meta, "prefix": prefix}
-    states = [state for text in guided for state in visited(text, meta)]
-    return float(np.mean([state in reached for state in states])) if states else float("nan")
+    states = [state.done for text in guided for state in visited(text, meta) if state.right]
+    if not states:
+        return Overlap(float("nan"), float("nan"))
+    alone = [visited(text, problem.meta) for text in unguided]
+    reached = {state.done for some in alone for state in some if state.right}
+    missed: dict[int, float] = dict.fromkeys(states, 1.0)
+    for some in alone:
+        for results, state in enumerate(some, start=1):
+            if state.done in missed:
+                missed[state.done] *= 1 - MODULUS**-results
+    return Overlap(
+        float(np.mean([done in reached for done in states])), float(np.mean([1 - missed[done] for done in states]))
+    )

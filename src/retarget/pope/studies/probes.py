@@ -12,7 +12,9 @@ from transformers import TrainerCallback
 from retarget.files import read_json, write_json
 from retarget.pope.engines.local import TransformersEngine
 from retarget.pope.problems import Problem
+from retarget.pope.studies.chain import solution_lines
 from retarget.pope.studies.rivals_plan import RivalSettings
+from retarget.pope.studies.testbed import load_base
 from retarget.pope.studies.worlds import ROWS, World
 
 _PROBE_SEED = 32_452_843
@@ -74,3 +76,31 @@ def log_probability(model: Any, tokenizer: Any, prompt: str, texts: Sequence[str
         logits = model(torch.tensor([[*begin, *ids]])).logits[0, len(begin) - 1 : -1].log_softmax(-1)
         values.append(float(logits[torch.arange(len(ids)), torch.tensor(ids)].mean()))
     return np.array(values)
+
+
+def teacher_and_student(
+    model: Path, problems: Sequence[Problem], prompts: Mapping[str, tuple[str, str]]
+) -> dict[str, float]:
+    """Whether the teacher knows more than the student, before any training.
+
+    A base model that goes on from a prefix and never writes it again finds a whole solution *less* likely after the
+    prefix: then the student is pulled away from what is right, and the comparison is no test of self-distillation.
+
+    Args:
+        model: directory of a generated base model.
+        problems: with ``operations`` in their ``meta``.
+        prompts: (unguided prompt, guided prompt) by problem; the others are left out.
+
+    Returns:
+        Mean log-probability per token, in nats, of the right solution in the model's own style: ``student_right`` and
+        ``teacher_right``, and ``teacher_gain``, the second minus the first.
+    """
+    network, tokenizer = load_base(model)
+    values = []
+    for one in problems:
+        if one.id in prompts:
+            lines = solution_lines(one.meta["start"], one.meta["operations"], "own")
+            right = " ".join([one.meta["label"], *lines]).strip()
+            values.append([log_probability(network, tokenizer, prompt, [right])[0] for prompt in prompts[one.id]])
+    student, teacher = np.mean(values, 0).tolist()
+    return {"student_right": student, "teacher_right": teacher, "teacher_gain": teacher - student}

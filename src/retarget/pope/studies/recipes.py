@@ -1,7 +1,8 @@
 """What an arm of the rivals' study trains on: its rows, its curriculum, and the model that it starts from."""
 
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from retarget.pope.curricula import Adaptive, Annealed, Curriculum, Guides, Hint
 from retarget.pope.mixture import make_row, mix
 from retarget.pope.problems import Problem
 from retarget.pope.studies.budget import Costs, Spent
+from retarget.pope.studies.chain import solution_lines
 from retarget.pope.studies.imitation import imitate
 from retarget.pope.studies.rivals_plan import RivalSettings
 from retarget.pope.studies.worlds import World
@@ -28,7 +30,7 @@ class Recipe:
 
     Attributes:
         rows: the rows of its mixture.
-        prefixes: the prefixes of its guided prompts, by problem.
+        prefixes: the prefixes of its guided prompts (of its teacher's, in self-distillation), by problem.
         own: what it spends besides mining and training.
         prompt: mean tokens per prompt in training.
     """
@@ -70,16 +72,55 @@ def recipe_of(
     else:
         prefixes = found if s.prefix == "minimal" else {}
     if s.learner == "distil":
-        prefixes, searched = {}, False
+        prefixes = prefixes or found
+        asked = [prompts.without_prefix(one.prompt) for one in hard if one.id in prefixes]
+        return Recipe([], prefixes, costs.search, mean_tokens(asked))
     easy = sets[s.easy] if s.easy != "none" else []
     rows = mix(hard, prefixes, prompts, easy=easy, ratio=s.ratio, seed=seed, prompts_per_batch=s.prompts_per_batch,
                unpaired="keep", kind="stratified")  # fmt: skip
+    if s.prefix in ("unrelated", "scrambled"):
+        rows = _graded_by(rows, own_beginnings(hard, prefixes))
     if s.prefix == "instruction":
-        rows += [make_row(one, "guided", prompts.instruction_alone(one.prompt)) for one in hard]
+        rows += [make_row(one, "guided", prompts.instruction_alone(one.prompt), first_step(one)) for one in hard]
     lengths = mean_tokens([row["prompt"] for row in rows])
     if s.curriculum == "when_wrong":
         lengths = costs.guided
     return Recipe(rows, prefixes, costs.search if searched else Spent(), lengths)
+
+
+def own_beginnings(problems: Sequence[Problem], prefixes: Mapping[str, str]) -> dict[str, str]:
+    """For control prefixes, the beginning of the problem's own solution that has as many words.
+
+    The grader takes it in the place of what the prompt shows. A completion of a control is then right if it is a
+    solution by itself, or if it goes on rightly from where the true prefix ends, as the final answer would tell of a
+    real problem, without its luck. Joined to the prefix in the prompt, every completion that goes on would be wrong by
+    construction. To be right after a wrong prefix, a model must still find the value that the prefix does not tell.
+    """
+    found = {}
+    for one in problems:
+        if one.id in prefixes:
+            words = one.solution.split()
+            found[one.id] = " ".join(words[: min(len(prefixes[one.id].split()), len(words) - 1)])
+    return found
+
+
+def first_step(problem: Problem) -> str:
+    """The first operation of a generated problem with its result, which the instruction alone seems to have given.
+
+    A base model goes on after the first operation if the mark of a prefix stands there without one. The grader accepts
+    a solution that does, so that this control can be right at all, but the prompt does not tell the result.
+    """
+    (step,) = solution_lines(problem.meta["start"], problem.meta["operations"][:1], "own")
+    return f"{problem.meta['label']} {step}".strip()
+
+
+def _graded_by(rows: Sequence[dict[str, Any]], beginnings: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The rows with another prefix for the grader; prompts stay."""
+
+    def meta(row: dict[str, Any]) -> str:
+        return json.dumps({**json.loads(row["meta"]), "prefix": beginnings[row["problem"]]}, sort_keys=True)
+
+    return [{**row, "meta": meta(row)} if row["guided"] else row for row in rows]
 
 
 def curriculum_of(

@@ -1,7 +1,7 @@
 """One run of a rivals' study: a base model with its problems and costs, or an arm that is trained on that model."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,16 +10,16 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from retarget.files import read_json, write_json
-from retarget.pope.controls import unrelated
 from retarget.pope.curricula import Group
 from retarget.pope.evaluation import Evaluation
 from retarget.pope.grading import Grader, reward_function
 from retarget.pope.problems import Problem, read_problems, write_problems
+from retarget.pope.rollouts import Engine
 from retarget.pope.search import search_prefixes
 from retarget.pope.settings import Optimisation, TrainingSettings
 from retarget.pope.studies.budget import Costs, Spent, cycles_of
-from retarget.pope.studies.chain import make_problems
 from retarget.pope.studies.distil import distil
+from retarget.pope.studies.easy import RECORD, far_problems, near_problems
 from retarget.pope.studies.measures import (
     majority_calibration,
     rank_correlation,
@@ -27,7 +27,7 @@ from retarget.pope.studies.measures import (
     state_overlap,
     transfer_rates,
 )  # fmt: skip
-from retarget.pope.studies.probes import Probe, log_probability
+from retarget.pope.studies.probes import Probe, log_probability, teacher_and_student
 from retarget.pope.studies.recipes import (
     Recipe,
     curriculum_of,
@@ -54,9 +54,10 @@ from retarget.pope.trl import train
 from retarget.study.record import Run
 
 PARTS = ("hard", "held", "near", "far")
-EASY_RATE = 0.45
-"""The middle of the 30 to 60 % that readers of the paper report for its easy problems."""
-_EASY_SEED = 2_000_003
+CALIBRATED = ("hard", "held", "far")
+"""Problem sets that every base model has."""
+_CHOICE_SEED = 49_979_687
+"""Added to a run's seed for the samples that choose near problems: those that measure them are fresh."""
 _STATES = 32
 _CHAIN = "retarget.pope.studies.chain"
 _REWARDS = {"reference": "verify_with_reference", "continued": "verify_continued", "restated": "verify_restated"}
@@ -87,14 +88,14 @@ def _base(run: Run, s: RivalSettings) -> dict[str, float]:
         journal=journals / "search.jsonl",
         progress=lambda done, total, _: run.progress(done, total, "problem searched"),
     )  # fmt: skip
-    sets = {"hard": hard, "held": held.hard[: s.held_problems], **_easy(run, s, world)}
+    sets = {"hard": hard, "held": held.hard[: s.held_problems], **_easy(run, s, world, engine)}
     for name, problems in sets.items():
         write_problems(run.directory / f"{name}.jsonl", problems)
     searched = [one.to_json() for one in prefixes.found]
     write_json(run.directory / "prefixes.json", searched)
     write_samples(run.directory / "samples.json", world, engine, hard, searched, True, run.seed)
     parts = {name: evaluate_on(world, engine, problems, run, name) for name, problems in sets.items()}
-    measured = _guided(run, world, hard, dict(prefixes))
+    measured = {**_guided(run, world, hard, dict(prefixes)), **_met(run, world, engine, hard, dict(prefixes))}
     found = np.array([one.status == "found" for one in prefixes.found])
     run.save_predictions(
         **{name: one.correct[None] for name, one in parts.items()}, found=found,
@@ -112,9 +113,8 @@ def _base(run: Run, s: RivalSettings) -> dict[str, float]:
     write_json(run.directory / "costs.json", costs.model_dump(mode="json"))
     guided = guided_scores(measured["guided"], parts["hard"].pass_of_problems(1), found)
     return {
-        **_finals([parts]), **majority_calibration([(sets[name], parts[name]) for name in ("hard", "held", "near")]),
-        **guided, "overlap": 100 * float(np.nanmean(measured["overlap"])),
-        "reliance": float(np.nanmean(measured["reliance"])),
+        **_finals([parts]), **majority_calibration([(sets[name], parts[name]) for name in CALIBRATED]),
+        **guided, **_means(measured), "reliance": _mean(measured["reliance"]),
         "rollouts": costs.mining.rollouts + costs.search.rollouts, "tokens": costs.mining.tokens + costs.search.tokens,
     }  # fmt: skip
 
@@ -146,39 +146,38 @@ def _searched(run: Run, s: RivalSettings) -> dict[str, float]:
     return {**scores, "search_rollouts": prefixes.rollouts, "prefix_length": 100 * float(np.mean(cuts))}
 
 
-def _easy(run: Run, s: RivalSettings, world: World) -> dict[str, list[Problem]]:
-    """Easy problems: ``near`` ones, almost as long as the hard ones, chosen by success rate, and ``far`` ones, the
-    shortest.
-    """
+def _easy(run: Run, s: RivalSettings, world: World, engine: Engine) -> dict[str, list[Problem]]:
+    """Easy problems: ``near`` ones, if the base model has enough of them, and ``far`` ones, the shortest."""
     corpus = corpus_of(s.family, s.style)
-    lengths = range(corpus.short[0] + 1, corpus.long[1])
-    candidates = [
-        problem for length in lengths
-        for problem in make_problems(-(-2 * s.hard_problems // len(lengths)), length, run.seed + _EASY_SEED,
-                                     corpus.family, corpus.style)
-    ]  # fmt: skip
-    rates = evaluate_on(world, world.engine(), candidates, run, "candidates").pass_of_problems(1)
-    nearest = np.argsort(np.abs(rates - EASY_RATE), kind="stable")[: s.hard_problems]
-    short = make_problems(s.hard_problems, corpus.short[0], run.seed + _EASY_SEED + 1, corpus.family, corpus.style)
-    return {"near": [candidates[at] for at in sorted(nearest)], "far": short}
+
+    def rates(problems: list[Problem]) -> np.ndarray:
+        return evaluate_on(world, engine, problems, run, "candidates", seed=_CHOICE_SEED).pass_of_problems(1)
+
+    near = near_problems(corpus, s.hard_problems, run.seed, rates)
+    write_json(run.directory / RECORD, {"candidates": near.candidates, "within": near.within, "asked": s.hard_problems})
+    easy = {"near": near.problems, "far": far_problems(corpus, s.hard_problems, run.seed)}
+    return {name: problems for name, problems in easy.items() if problems}
+
+
+def _sets(base: Path) -> dict[str, list[Problem]]:
+    """The problem sets of a base model's run; without ``near`` if it has too few such problems."""
+    paths = {name: base / f"{name}.jsonl" for name in PARTS}
+    return {name: read_problems(path, answer_in_solution=False) for name, path in paths.items() if path.exists()}
 
 
 def _guided(run: Run, world: World, hard: list[Problem], prefixes: dict[str, str]) -> dict[str, np.ndarray]:
-    """For the base model, each [H]: success of fresh guided samples, state overlap, and reliance on the prefix."""
+    """For the base model, each [H]: success of fresh guided samples, and reliance on the prefix."""
     engine, samples = world.engine(), world.settings.samples
     params = world.evaluation.model_copy(update={"seed": run.seed + FRESH_SEED, "purpose": "guided"})
     sampler = world.sampler(engine, params, samples)
-    measured = {name: np.full(len(hard), np.nan) for name in ("overlap", "reliance")} | {"guided": np.zeros(len(hard))}
+    measured = {"reliance": np.full(len(hard), np.nan), "guided": np.zeros(len(hard))}
     for at, problem in enumerate(hard):
         run.progress(at, len(hard), "problem sampled with its prefix")
         prefix = prefixes.get(problem.id)
         if prefix is None:
             continue
         graded = sampler.graded(problem, prefix, samples)
-        unguided = [rollout.text for rollout, _ in sampler.graded(problem, None, min(_STATES, samples))]
         measured["guided"][at] = np.mean([grade.correct for _, grade in graded])
-        guided = [rollout.text for rollout, _ in graded[:_STATES]]
-        measured["overlap"][at] = state_overlap(problem, prefix, guided, unguided)
         right = list(dict.fromkeys(rollout.text for rollout, grade in graded if grade.correct))
         if right:
             network, tokenizer = load_base(Path(world.model))
@@ -188,35 +187,64 @@ def _guided(run: Run, world: World, hard: list[Problem], prefixes: dict[str, str
     return measured
 
 
+def _met(
+    run: Run, world: World, engine: Engine, hard: Sequence[Problem], prefixes: Mapping[str, str]
+) -> dict[str, np.ndarray]:
+    """Where guided and unguided rollouts of a model meet, each [H]; NaN for a problem without a prefix.
+
+    Every model is asked with the prefixes of the search, whether it was trained with them or not.
+    """
+    params = world.evaluation.model_copy(update={"seed": run.seed + FRESH_SEED, "purpose": "states"})
+    sampler = world.sampler(engine, params, _STATES)
+    found = np.full((2, len(hard)), np.nan)
+    for at, problem in enumerate(hard):
+        run.progress(at, len(hard), "problem sampled with its prefix")
+        if prefix := prefixes.get(problem.id):
+            shown, alone = ([rollout.text for rollout, _ in sampler.graded(problem, one, _STATES)]
+                            for one in (prefix, None))  # fmt: skip
+            found[:, at] = state_overlap(problem, prefix, shown, alone)
+    return {"overlap": found[0], "overlap_chance": found[1]}
+
+
+def _means(met: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """The shares of :func:`_met` in per cent, mean over problems."""
+    return {name: 100 * _mean(met[name]) for name in ("overlap", "overlap_chance")}
+
+
 def _trained(run: Run, s: RivalSettings) -> dict[str, float]:
     base = run.other("base")
     world = world_of(run, s, base / "checkpoint")
-    sets = {name: read_problems(base / f"{name}.jsonl", answer_in_solution=False) for name in PARTS}
+    sets = _sets(base)
+    if s.easy != "none" and s.easy not in sets:
+        return {}  # the analysis says why
     costs = Costs.model_validate(read_json(base / "costs.json"))
     recipe = recipe_of(s, world, sets, base, costs, run.seed)
     start, warm = warm_start(run, s, world, sets["hard"], base)
     own, batch = recipe.own + warm, s.prompts_per_batch * s.rollouts
     cycles = max(1, round(s.budget * cycles_of(costs, s.cycles, batch, recipe.prompt, own)))
+    searched = read_json(base / "prefixes.json")
+    found = {one["id"]: one["prefix"] for one in searched if one["prefix"]}
     parts: list[dict[str, Evaluation]] = []
-    trainings = []
+    trainings, met = [], []
     for index in range(s.rl_seeds):
         folder = run.checkpoint / f"rl-{index}"
         trainings.append(_train(run, replace(world, model=str(start)), sets, recipe, cycles, index, folder, base))
         engine = world.engine(folder, name=f"{run.arm}-{index}")
-        parts.append({name: evaluate_on(world, engine, sets[name], run, name, index) for name in PARTS})
+        parts.append({name: evaluate_on(world, engine, some, run, name, index) for name, some in sets.items()})
+        met.append(_means(_met(run, world, engine, sets["hard"], found)))
         if index == 0:
-            searched = read_json(base / "prefixes.json")
             write_samples(
                 run.directory / "samples.json", world, engine, sets["hard"], searched, bool(recipe.prefixes), run.seed
             )
     log_histories(run, [one["history"] for one in trainings])
     write_json(run.directory / "probes.json", [one["probes"] for one in trainings])
     write_json(run.directory / "groups.json", [one["groups"] for one in trainings])
-    run.save_predictions(**{name: np.stack([one[name].correct for one in parts]) for name in PARTS})
-    calibration = [majority_calibration([(sets[n], one[n]) for n in ("hard", "held", "near")]) for one in parts]
+    run.save_predictions(**{name: np.stack([one[name].correct for one in parts]) for name in sets})
+    calibration = [majority_calibration([(sets[name], one[name]) for name in CALIBRATED]) for one in parts]
     trained = float(np.mean([one["tokens"] for one in trainings]))
     final = {
-        **_finals(parts), **{key: float(np.mean([one[key] for one in calibration])) for key in calibration[0]},
+        **_finals(parts),
+        **{key: float(np.mean([one[key] for one in some])) for some in (calibration, met) for key in some[0]},
         **_along(trainings, [one.id for one in sets["hard"]], parts, base), "oracle": float(uses_oracle(s)),
         "rollouts": costs.mining.rollouts + own.rollouts + cycles * batch,
         "tokens": costs.mining.tokens + own.tokens + trained,
@@ -225,10 +253,11 @@ def _trained(run: Run, s: RivalSettings) -> dict[str, float]:
 
 
 def _finals(parts: Sequence[dict[str, Evaluation]]) -> dict[str, float]:
-    """Scores on the four problem sets, mean over trainings; only pass@1 for the easy ones, near and far."""
+    """Scores on the problem sets, mean over trainings; only pass@1 for the easy ones, near (if there are) and far."""
+    easy = (("near", "easy_pass1"), ("far", "far_pass1"))
     found = [
-        {**scores_of({name: one[name] for name in ("hard", "held")}), "easy_pass1": 100 * one["near"].pass_at(1),
-         "far_pass1": 100 * one["far"].pass_at(1)}
+        {**scores_of({name: one[name] for name in ("hard", "held")}),
+         **{metric: 100 * one[name].pass_at(1) for name, metric in easy if name in one}}
         for one in parts
     ]  # fmt: skip
     return {name: float(np.mean([one[name] for one in found])) for name in found[0]}
@@ -255,15 +284,19 @@ def _along(
         grown = solved_while_training(groups, hard)
         note("grew", 100 * len(grown) / len(hard) if groups else math.nan)
         note("kept", 100 * _mean([float(name in after["hard"].solved) for name in grown]))
-        gains = {name: (after[name].pass_of_problems(1) - before[name][0] / after[name].samples).mean()
-                 for name in ("near", "hard")}  # fmt: skip
-        note("ray", 100 * float(gains["near"] - gains["hard"]))
+        gains = {name: float((one.pass_of_problems(1) - before[name][0] / one.samples).mean())
+                 for name, one in after.items()}  # fmt: skip
+        note("ray", 100 * (gains.get("near", math.nan) - gains["hard"]))
+        note("hard_rollouts", float(sum(g.n for g in groups if g.stratum == "unguided")) if groups else math.nan)
+        for name, value in one.get("teacher", {}).items():
+            note(name, value)
         note("reliance_rank", rank_correlation(before["reliance"], transfer_rates(groups, hard)))
     return {name: float(np.mean(values)) for name, values in found.items()}
 
 
-def _mean(values: Sequence[float | None]) -> float:
-    known = [value for value in values if value is not None]
+def _mean(values: Iterable[float | None]) -> float:
+    """The mean of the values that are there; NaN if none is."""
+    known = [value for value in values if value is not None and not math.isnan(value)]
     return float(np.mean(known)) if known else math.nan
 
 
@@ -277,20 +310,18 @@ def _train(
     if finished.exists():
         return read_json(finished)
     steps, seed = cycles * s.updates_per_batch, 1000 * run.seed + index
-    probe = Probe(world, {name: sets[name] for name in ("hard", "held", "near")}, s, cycles, run.seed, folder)
+    probe = Probe(world, sets, s, cycles, run.seed, folder)
     callbacks = [Progress(run, index * steps, s.rl_seeds * steps), probe]
     if s.learner == "distil":
-        shown = {one.id: one.solution for one in sets["hard"]}
-        if s.prefix == "unrelated":
-            shown = unrelated(shown, run.seed)
-        pairs = [
-            (str(world.prompts.without_prefix(one.prompt)), str(world.prompts.with_prefix(one.prompt, shown[one.id])))
-            for one in sets["hard"]
-        ]
-        distil(Path(world.model), pairs, s, cycles, seed, s.save_every, folder, callbacks)
-        prompt = mean_tokens([one for one, _ in pairs])
-        tokens = cycles * s.prompts_per_batch * s.rollouts * (prompt + s.max_completion_length)
-        done: dict[str, Any] = {"history": [], "groups": [], "tokens": tokens}
+        pairs = {
+            one.id: (str(world.prompts.without_prefix(one.prompt)),
+                     str(world.prompts.with_prefix(one.prompt, recipe.prefixes[one.id])))
+            for one in sets["hard"] if one.id in recipe.prefixes
+        }  # fmt: skip
+        teacher = teacher_and_student(Path(world.model), sets["hard"], pairs)
+        sampled = distil(Path(world.model), [*pairs.values()], s, cycles, seed, s.save_every, folder, callbacks)
+        tokens = cycles * s.prompts_per_batch * s.rollouts * recipe.prompt + sampled
+        done: dict[str, Any] = {"history": [], "groups": [], "tokens": tokens, "teacher": teacher}
     else:
         curriculum = curriculum_of(s, world, recipe, sets["hard"], cycles, base / "prefixes.json")
         name = _REWARDS.get(s.reward) or _REWARDS.get(s.guided_reward)

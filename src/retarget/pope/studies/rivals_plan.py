@@ -1,7 +1,9 @@
 """The studies of POPE, its rivals and controls as data: settings, arms, questions, claims. Free of torch.
 
-Every arm is a configuration of the same trainer (:mod:`retarget.pope.studies.rivals`). It may use at least POPE's
-rollouts and at least its tokens, prompts included. Mining is charged to all arms, the search to those that use it.
+Every arm is a configuration of the same trainer (:mod:`retarget.pope.studies.rivals`). It gets at least POPE's
+rollouts and, at the length of the base model's completions, at least its tokens, prompts included. Completions change
+while a model learns, so the tokens that were used are counted and shown. Mining is charged to all arms, the search to
+those that use it.
 """
 
 from collections.abc import Sequence
@@ -37,8 +39,8 @@ class RivalSettings(Settings):
     prefix: Prefix = Field(default="none", description="the prefix in guided prompts; see controls.py")
     ratio: float = Field(default=1.0, ge=0, description="guided rows / unguided rows; 1e6 for guided rows only")
     easy: Literal["none", "near", "far"] = Field(
-        default="none", description="easy problems in the mixture, as many as hard ones: near takes those with success "
-        "rates closest to 45 %, far the shortest"
+        default="none", description="easy problems in the mixture, as many as hard ones: near takes those that the "
+        "base solves in 20 to 80 % of samples, far the shortest; an arm without enough of them is not measured"
     )  # fmt: skip
     curriculum: Literal["none", "phases", "annealed", "when_wrong", "unsolved", "adaptive"] = Field(
         default="none", description="see curricula.py"
@@ -62,7 +64,7 @@ class RivalSettings(Settings):
     )
     learner: Literal["grpo", "distil"] = Field(
         default="grpo",
-        description="distil is TRL's SDFT, whose teacher is the same model with the whole solution in its prompt",
+        description="distil is TRL's SDFT, whose teacher is the same model with the searched prefix in its prompt",
     )
     strategy: Literal["grid", "bisect"] = Field(
         default="grid", description="strategy of the prefix search; see search.py"
@@ -91,7 +93,7 @@ class Question(Strict):
         name, title: of the study.
         asks: what it asks, in a sentence for its page.
         arms, conditions: its arms and conditions.
-        pairs: its claims, as (id, sentence, metric, better arm, other arm, smallest effect).
+        pairs: its claims, as (id, sentence, metric, better arm, other arm, smallest effect); see also :data:`FLOORS`.
     """
 
     name: str
@@ -121,6 +123,11 @@ CORE = (
     _arm("instruction", "control: instruction alone", prefix="instruction"),
     _arm("sft_oracle", "SFT on oracle solutions, then GRPO", warm_start="oracle"),
 )
+DISTIL = (
+    _arm("distil", "self-distillation with the prefix in the prompt", learner="distil"),
+    _arm("distil_unrelated", "control: self-distillation with an unrelated prefix", learner="distil",
+         prefix="unrelated"),
+)  # fmt: skip
 MORE = (
     _arm("scrambled", "control: prefix with its numbers scrambled", prefix="scrambled"),
     _arm("sft_guided", "SFT on correct guided completions, then GRPO", warm_start="guided"),
@@ -134,11 +141,12 @@ MORE = (
     _arm("unsolved", "POPE on problems not yet solved", prefix="minimal", curriculum="unsolved"),
     _arm("annealed", "annealed prefix", curriculum="annealed"),
     _arm("adaptive", "prefix kept at half success, then withdrawn", curriculum="adaptive"),
-    _arm("distil", "self-distillation with the solution in the prompt", learner="distil"),
-    _arm("distil_unrelated", "control: self-distillation with an unrelated solution", learner="distil",
-         prefix="unrelated"),
+    *DISTIL,
     _arm("reference", "GRPO, the reference in the reward", reward="reference"),
 )  # fmt: skip
+
+NO_RIVALS = ("unrelated", "instruction", "scrambled", "unguided_half", "distil_unrelated", "pope_easy")
+"""Controls, and POPE itself in another mixture: none of them is another method."""
 
 SWEEPS = (
     BASE,
@@ -158,18 +166,27 @@ SIZES = tuple(
     Condition(name=f"width_{width}", label=f"width {width}", settings={"width": width}) for width in (32, 64, 96)
 )
 
+DISTIL_SENTENCE = "RL behind a prefix beats self-distillation from the model's own predictions behind it."
 _PAIRS = (
     ("transfer", "What is learnt with guidance transfers to the original, unguided problems.", "hard_pass1", "pope",
      "base", 1.0),
     ("more_solved", "The set of solvable problems grows: POPE solves more than RL on hard problems alone.",
      "hard_solved", "pope", "unguided", 2.0),
     ("held_out", "The gain reaches hard problems that were not trained on.", "held_pass1", "pope", "unguided", 1.0),
-    ("entropy", "An entropy bonus does not fix exploration: POPE solves more.", "hard_pass1", "pope", "entropy", 1.0),
+    ("entropy", "An entropy bonus, at Adam's full step, does not fix exploration: POPE solves more.", "hard_pass1",
+     "pope", "entropy", 1.0),
+    ("entropy_scaled", "An entropy bonus scaled to the reward's gradient does not fix exploration: POPE solves more.",
+     "hard_pass1", "pope", "entropy_scaled", 1.0),
     ("wide_clip", "More permissive clipping does not fix exploration: POPE solves more.", "hard_pass1", "pope",
      "wide_clip", 1.0),
     ("pass_at_k", "Optimising pass@k directly does not fix exploration: POPE solves more.", "hard_pass1", "pope",
      "pass_at_8", 1.0),
-    ("destabilise", "An entropy bonus destabilises: it costs easy problems.", "easy_pass1", "unguided", "entropy", 1.0),
+    ("destabilise", "An entropy bonus, at Adam's full step, destabilises: it costs the shortest problems.", "far_pass1",
+     "unguided", "entropy", 1.0),
+    ("destabilise_scaled", "An entropy bonus scaled to the reward's gradient destabilises: it costs the shortest "
+     "problems.", "far_pass1", "unguided", "entropy_scaled", 1.0),
+    ("ray", "Ray interference: easy problems in the mixture cost hard ones. After as many rollouts on hard problems, "
+     "fewer are right than after RL on hard problems alone.", "hard_pass1", "unguided_half", "hard_easy", 1.0),
     ("easy_mix", "Mixing easy and hard problems is counterproductive: fewer hard rollouts are right than after RL on "
      "hard problems alone.", "hard_pass1", "unguided", "hard_easy", 1.0),
     ("beats_mix", "POPE solves more hard problems than hard and easy ones mixed.", "hard_pass1", "pope", "hard_easy",
@@ -189,13 +206,31 @@ _PAIRS = (
      "when_wrong", 1.0),
     ("questa", "The shortest prefix that helps beats half of the solution and then a quarter.", "hard_pass1", "pope",
      "questa", 1.0),
-    ("distil", "RL behind a prefix beats self-distillation from the whole solution.", "hard_pass1", "pope", "distil",
-     1.0),
+    ("distil", DISTIL_SENTENCE, "hard_pass1", "pope", "distil", 1.0),
     ("imitation_guided", "Privileged on-policy exploration beats imitating correct guided completions.", "hard_pass1",
      "pope", "sft_guided", 1.0),
-    ("easy_mends", "Easy problems in POPE's mixture mend what it forgets of them.", "easy_pass1", "pope_easy", "pope",
-     1.0),
+    ("easy_mends", "Easy problems in POPE's mixture mend what it forgets of the shortest ones.", "far_pass1",
+     "pope_easy", "pope", 1.0),
 )  # fmt: skip
+
+FLOORS: dict[str, tuple[str, float, str]] = {
+    "ray": ("signal", 5.0, "unguided_half"),
+    "wide_clip": ("clip_share", 1.0, "unguided"),
+    "distil": ("teacher_gain", 0.0, "distil"),
+}
+"""Claims of which an arm must have something to show, as (metric, least mean, arm), or they are not measured.
+
+Easy problems cannot cost hard ones anything if these get no reward without them either; a wider clip changes nothing
+where the narrow one clips nothing; a teacher that finds right solutions no likelier than its student teaches nothing.
+"""
+
+_SHOWN = {"hard_pass1": "hard_solved", "hard_solved": "hard_pass1", "held_pass1": "held_pass16"}
+_MECHANISM = {
+    "entropy": "entropy_end", "entropy_scaled": "entropy_end", "destabilise": "entropy_end",
+    "destabilise_scaled": "entropy_end", "wide_clip": "clip_share", "pass_at_k": "signal", "ray": "signal",
+    "stitching": "overlap", "distil_unrelated": "teacher_gain",
+}  # fmt: skip
+"""What is shown beside a claim: what its mechanism did, or else another score on the same problems."""
 
 RATIOS = (("one_to_none", "1:0", 1e6), ("three_to_one", "3:1", 3.0), ("one_to_one", "1:1", 1.0),
           ("one_to_three", "1:3", 1 / 3))  # fmt: skip
@@ -260,31 +295,62 @@ QUESTIONS = {
             pairs=(("stitching", "Forbidding to repeat the given part lowers what transfers.", "hard_pass1", "pope",
                     "continued", 1.0),),
         ),
+        Question(
+            name="distil", title="reinforcement or self-distillation behind a prefix",
+            asks="Where a model behind a prefix knows the solution better than without, is RL or self-distillation the "
+            "better use of it?",
+            conditions=(Condition(label="a base that always writes the given part again", settings={"restated": 1.0}),),
+            arms=(BASE, UNGUIDED, POPE, *DISTIL),
+            pairs=(
+                ("distil", DISTIL_SENTENCE, "hard_pass1", "pope", "distil", 1.0),
+                ("teaches", "Self-distillation from the prefix solves hard problems.", "hard_pass1", "distil", "base",
+                 1.0),
+                ("distil_unrelated", "It is the prefix that teaches: an unrelated one teaches less.", "hard_pass1",
+                 "distil", "distil_unrelated", 1.0),
+            ),
+        ),
     )
 }  # fmt: skip
 
+_OTHERWISE = ("easy_pass1", "search_rollouts", "train_rollouts", "signal")
+_SIGNAL = next(one for one in FIRST if one.name == "signal").model_copy(update={"needs": ("far_pass1", 1.0)})
+
 METRICS = (
-    *(one for one in FIRST if one.name not in ("easy_pass1", "search_rollouts", "train_rollouts")),
-    Metric(name="easy_pass1", label="near easy problems, pass@1", **SHARE, better="higher",
-           description="near the hard ones in length; the base's own rate is the base's row"),
+    *(one for one in FIRST if one.name not in _OTHERWISE),
+    _SIGNAL,
     Metric(name="far_pass1", label="shortest problems, pass@1", **SHARE, better="higher"),
+    Metric(name="easy_pass1", label="near easy problems, pass@1", **SHARE, better="higher", optional=True,
+           description="the base solved 20 to 80 % of other samples of each; missing if it has too few such problems"),
     Metric(name="entropy_start", label="entropy of unguided rollouts, first tenth", unit="nats", optional=True),
     Metric(name="entropy_end", label="… last tenth", unit="nats", optional=True),
     Metric(name="clip_share", label="tokens whose ratio was clipped", **SHARE, optional=True),
     Metric(name="grew", label="hard problems solved unguided while training", **SHARE, better="higher", optional=True,
            description="at least one rollout, at the training temperature"),
     Metric(name="kept", label="… of these solved afterwards", **SHARE, better="higher", optional=True),
-    Metric(name="ray", label="gain of easy minus gain of hard problems", unit="points", optional=True,
-           description="pass@1 after minus before; above 0 the problems that were easy gained more"),
+    Metric(name="ray", label="gain of near easy minus gain of hard problems", unit="points", optional=True,
+           description="pass@1 after minus before; also without interference if hard problems never get a reward"),
     Metric(name="ece", label="ECE of the majority answer", **SHARE, better="lower", optional=True,
-           description="its share among the samples against whether it is right, on hard, held-out and easy problems"),
-    Metric(name="aurc", label="AURC of the majority answer", **SHARE, better="lower", optional=True),
-    Metric(name="overlap", label="states of guided rollouts that unguided ones visit", **SHARE, optional=True,
-           description="of the base on hard problems, weighted by visits: operations done and value written"),
+           description="its share among the samples against whether it is right, on hard, held-out and the shortest "
+           "problems"),
+    Metric(name="aurc", label="AURC of the majority answer", **SHARE, better="lower", optional=True,
+           description="expected over the orders of equal shares"),
+    Metric(name="overlap", label="right states of guided rollouts that unguided ones reach", **SHARE, optional=True,
+           description="after training, on hard problems with the search's prefixes, weighted by visits; 32 rollouts "
+           "each"),
+    Metric(name="overlap_chance", label="… by chance", **SHARE, optional=True,
+           description="expected of unguided rollouts of the same form with random results"),
     Metric(name="reliance", label="hint reliance", unit="nats", optional=True,
            description="log-probability of the base's right guided rollouts, per token: with the prefix minus without"),
     Metric(name="reliance_rank", label="rank correlation of reliance and transfer", decimals=2, optional=True,
            description="over problems: reliance against the share of unguided rollouts that were right while training"),
+    Metric(name="student_right", label="log-probability of the right solution, student", unit="nats", optional=True,
+           description="self-distillation: of the base, per token, unguided"),
+    Metric(name="teacher_right", label="… teacher", unit="nats", optional=True,
+           description="of the base, with the prefix in the prompt"),
+    Metric(name="teacher_gain", label="gain of the right solution by the teacher's prefix", unit="nats", optional=True,
+           description="below 0 the student is pulled away from what is right"),
+    Metric(name="hard_rollouts", label="rollouts on hard problems without a prefix", decimals=0, optional=True,
+           description="while training"),
     Metric(name="oracle", label="uses the oracle", decimals=0, optional=True, deterministic=True),
     Metric(name="rollouts", label="rollouts in all", decimals=0, optional=True,
            description="mining, search where it is used, and training"),
@@ -322,8 +388,6 @@ def claims(question: Question, condition: Condition, suffix: str) -> tuple[Claim
                   "lower", 1.0, ("unguided",), against=5.0),
             claim("guided_reward", "With a prefix of an oracle solution in the prompt, rollouts get a reward.",
                   "guided_gain", "higher", 0.5, ("base",), against=0.0),
-            claim("ray", "Ray interference: in a mixed run the problems that are easy already gain more than the hard "
-                  "ones.", "ray", "higher", 1.0, ("hard_easy",), against=0.0),
         )  # fmt: skip
     if question.name == "search":
         pair = ("bisect", "grid")
@@ -337,11 +401,19 @@ def claims(question: Question, condition: Condition, suffix: str) -> tuple[Claim
             claim("as_short", "Prefixes are as short, within five points of the solution.", "prefix_length", "lower",
                   1.0, pair, margin=5.0),
         )  # fmt: skip
-    shown = {"hard_pass1": "hard_solved", "hard_solved": "hard_pass1", "held_pass1": "held_pass16"}
     return first + tuple(
-        claim(name, sentence, metric, "higher", effect, (treated, control), shown=shown.get(metric))
+        claim(name, sentence, metric, "higher", effect, (treated, control), **_beside(name, metric))
         for name, sentence, metric, treated, control, effect in question.pairs
     )
+
+
+def _beside(name: str, metric: str) -> dict[str, Any]:
+    """A claim's floor, if it has one, and the metric that is shown with it."""
+    beside: dict[str, Any] = {"shown": _MECHANISM.get(name) or _SHOWN.get(metric)}
+    if name in FLOORS:
+        floor, least, arm = FLOORS[name]
+        beside |= {"floor": (floor, least), "floor_arm": arm}
+    return beside
 
 
 def plan(
@@ -395,7 +467,7 @@ def plan(
         question=question.asks,
         preset=preset,
         task="retarget.pope.studies.rivals:run",
-        task_name="pope.rivals",
+        task_name="pope.rivals-2",
         packages=PACKAGES,
         analysis="retarget.pope.studies.rivals_analysis:analyse",
         settings=settings.model_dump(mode="json"),

@@ -213,10 +213,10 @@ def guided_rates(world: World, engine: Engine, hard: list[Problem], prefixes: Pr
 
 
 def evaluate_on(
-    world: World, engine: Engine, problems: list[Problem], run: Run, name: str, index: int = 0
+    world: World, engine: Engine, problems: list[Problem], run: Run, name: str, index: int = 0, seed: int = FRESH_SEED
 ) -> Evaluation:
     samples = world.settings.samples
-    params = world.evaluation.model_copy(update={"seed": run.seed + FRESH_SEED})
+    params = world.evaluation.model_copy(update={"seed": run.seed + seed})
     return evaluate(
         problems, world.sampler(engine, params, samples), samples,
         journal=run.checkpoint / f"evaluate-{name}-{index}.jsonl",
