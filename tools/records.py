@@ -219,6 +219,7 @@ def whole(name: str) -> str:
     parts = [
         f"{one.words[:1].upper()}{one.words[1:]} (preset `{one.summary['preset']}`). {plan['question']}",
         *([claims(name)] if one.claims else []),
+        *(against_rivals(one) if plan["study"] == "pope.rivals" else []),
         *(
             metric_tables(where, one.summary, plan, one.columns, remarks.get(where, {}))
             for where in one.summary["conditions"]
@@ -227,6 +228,21 @@ def whole(name: str) -> str:
         _provenance(one.study, one.summary),
     ]
     return "\n\n".join(parts)
+
+
+def against_rivals(one: Record) -> list[str]:
+    """For each condition with runs of POPE beside other trained arms, a table of POPE minus every one of them."""
+    from retarget.pope.studies import rivals_analysis
+    from retarget.study.record import Results
+
+    found = []
+    for condition in one.summary["conditions"]:
+        if differences := rivals_analysis.against_rivals(Results.load(one.folder), condition):
+            table = rivals_analysis.rivals_table(differences)
+            rows = [table.columns, ["---"] * len(table.columns), *table.rows]
+            lines = ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows]
+            found.append("\n".join([f"{table.title}. {table.caption}", "", *lines]))
+    return found
 
 
 def excerpt(name: str, document: Path) -> str:
