@@ -125,3 +125,22 @@ def test_a_json_file_of_one_object_on_several_lines(tmp_path):
     assert [one.answer for one in read_problems(tmp_path / "one.json", solutions="optional")] == ["5"]
     (tmp_path / "two.json").write_text('{"prompt": "a?", "answer": "5"}\n{"prompt": "b?", "answer": "6"}\n')
     assert [one.answer for one in read_problems(tmp_path / "two.json", solutions="optional")] == ["5", "6"]
+
+
+@pytest.mark.parametrize("said", ["No", "no", "Incomplete", "Problem not solved", False])
+@pytest.mark.parametrize("name", ["problem_is_valid", "solution_is_valid"])
+def test_a_row_that_its_set_calls_invalid_is_left_out(name, said, tmp_path, caplog):
+    row = {
+        "problem": "1 + 1?",
+        "solution": "It is 2.",
+        "answer": "2",
+        "problem_is_valid": "Yes",
+        "solution_is_valid": "Yes",
+    }
+    path = tmp_path / "numina.jsonl"
+    path.write_text("".join(json.dumps(one) + "\n" for one in (row, {**row, "problem": "1 + 2?", name: said})))
+    with pytest.raises(UserError, match=f"line 2: field '{name}' says {said!r}: .* leave it out"):
+        read_problems(path)
+    assert [one.prompt for one in read_problems(path, skip_invalid=True)] == ["1 + 1?"]
+    assert "1 of 2 rows left out" in caplog.text
+    assert parse_row({**row, name: None}).answer == parse_row({**row, name: True}).answer == "2"

@@ -40,6 +40,8 @@ _NO_ANSWER = ("proof", "notfound", "not found", "n/a", "null", "nan", "see solut
 """What public sets (NuminaMath) and exports of tables write where a problem has no final answer."""
 _THOUSANDS = re.compile(r"[^\d(\[{]*\d{1,3}(?:,\d{3})+(?:\.\d+)?[^\d,]*")
 """One number whose commas only separate its thousands."""
+_CHECKED = ("problem_is_valid", "solution_is_valid")
+"""Fields in which NuminaMath-1.5 says "Yes", "No", "Incomplete" or the like."""
 _CALCULATOR = re.compile(r"<<[^<>]*>>")
 
 
@@ -80,6 +82,9 @@ def normalised(row: Any, format: Format, fields: Mapping[str, str] | None = None
         return format, row | ({"answer": _answer(answer)} if plain else {}) | (
             {"prompt": _said(row["prompt"])} if "prompt" in row else {}
         ) | ({"solution": _worked(row["solution"], answer)} if "solution" in row else {})
+    for name in _CHECKED:
+        if not _missing(said := row.get(name)) and str(said).strip().lower() not in ("yes", "true", ""):
+            raise UserError(f"field {name!r} says {said!r}: its problem or solution is not to be trusted, leave it out")
     read = {"gsm8k": _gsm8k, "math": _math}.get(format)
     found = read(row) if read else _set(row, fields or {})
     found["solution"] = _worked(found["solution"], found["answer"])
