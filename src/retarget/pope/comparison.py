@@ -25,6 +25,7 @@ from retarget.pope.parts import (
     units_agree,
 )
 from retarget.pope.quantities import one_number, with_fractions
+from retarget.pope.thousands import as_list, as_number, grouped, unreadable, with_explicit
 
 _OPTION = re.compile(
     r"\s*\$*\s*(?:(?:[Oo]ption|[Cc]hoice)\s+)?(?:\\(?:text|mathrm|mathbf|mbox)[a-z]*\s*\{\s*"
@@ -45,7 +46,6 @@ _BASES = {
 
 _MODULO = re.compile(r"\(?\s*(?:\\(?:[pb]?mod|pod)|(?<![a-z\\])mod)(?![a-z])\s*(?:\{(\w+)\}|(\w+))\s*\)?")
 _LAYOUT = re.compile(r"(?<!\\)\\[,;:!]|\\(?:left|right|displaystyle)(?![a-z])")
-_GROUPED = re.compile(r"(?<![\d.,])\d{1,3}(?: \d{3})++(?![\d/])")
 _WORD = re.compile(
     rf"(?:\\(?:begin|end)\s*\{{[^{{}}]*\}}|{TEXT}|\\[A-Za-z]+|(?<![A-Za-z])[A-Za-z]{{2,}})(?:\s*\^\s*\{{?\s*[23]\s*\}}?)?"
 )
@@ -144,7 +144,7 @@ def _numeral(found: re.Match[str]) -> tuple[str, str]:
 
 
 def _tidy(text: str) -> str:
-    r"""A text without dollar signs, its words in ``\text``, its mixed numbers with ``\frac``."""
+    r"""A text without dollar signs and groups of digits, its words in ``\text``, its mixed numbers with ``\frac``."""
     text = re.sub(r"(?<!\\)\\ |~", " ", text.strip()).replace("$$", "$").replace(r"\varnothing", r"\emptyset")
     text = re.sub(r"\\var(?=(?:phi|epsilon|theta)(?![a-z]))", r"\\", text)
     text = _LETTER.sub(_plain_letter, text)
@@ -154,7 +154,7 @@ def _tidy(text: str) -> str:
     if len(parts) > 2 and len(parts) % 2:
         parts[::2] = [re.sub(r"(?<![\\A-Za-z])[A-Za-z]{2,}", r"\\text{\g<0>}", part) for part in parts[::2]]
     text = re.sub(r"(?<![\d\\])\.(?=\d)", "0.", "".join(parts))
-    text = repeating(unwrapped(scaled(with_fractions(text).strip().removesuffix("."))))
+    text = repeating(unwrapped(scaled(grouped(with_fractions(with_explicit(text))).strip().removesuffix("."))))
     text = _EXPONENT.sub(r"\1 \\times 10^{\2}", text) if _EXPONENT.fullmatch(text.strip()) else text
     return compounds_divided(_PLAIN_UNIT.sub(_in_text, _ORDINAL.sub(r"\\text{\1}", text)))
 
@@ -187,8 +187,7 @@ def _bare(text: str) -> str:
     text = _LAYOUT.sub("", re.sub(TEXT, r"\1", text))
     text = _MODULO.sub(lambda found: rf"\bmod{found[1] or found[2]}", text)
     text = re.sub(r"\\[dtc](?=frac)", r"\\", text)
-    text = _GROUPED.sub(lambda found: found[0].replace(" ", ""), re.sub(r"\s+", " ", text))
-    return re.sub(r"(?<!\d) | (?!\d)", "", text).removesuffix(".")  # 3 1 is not 31
+    return re.sub(r"(?<!\d) | (?!\d)", "", re.sub(r"\s+", " ", text)).removesuffix(".")  # 3 1 is not 31
 
 
 def _options(answer: str) -> dict[str, tuple[str, str]]:
@@ -327,6 +326,17 @@ def _same_quantity(marked: str, answer: str) -> bool:
 
 
 def _same_formula(marked: str, answer: str) -> bool:
+    """Whether two formulas are the same. Of an answer such as ``100,200`` either reading may be the gold one.
+
+    A gold one is a number; if it is a list, it has no other order.
+    """
+    number, members = as_number(answer), as_list(marked)
+    if _same_reading(as_number(marked), number):
+        return True
+    return members is not None and number == answer and _same_reading(members, answer)
+
+
+def _same_reading(marked: str, answer: str) -> bool:
     if set_and_row(marked, answer) or other_unit(marked, answer):
         return False
     if is_interval(answer):
@@ -339,4 +349,4 @@ def _same_formula(marked: str, answer: str) -> bool:
     said, gold = (None if _EQUATION.match(one) else one_number(one) for one in (marked, answer))
     if said and gold and math.isfinite(gold.value) and "%" not in marked + answer and not said.equals(gold):
         return False  # math-verify compares six decimals: it takes 6e-34 for 1e-19
-    return same_value(marked, answer)
+    return not unreadable(marked) and not unreadable(answer) and same_value(marked, answer)

@@ -38,12 +38,12 @@ def both_signs(text: str) -> str:
     r"""A text with ``\pm`` or ``\mp`` as the two formulas that it stands for, the upper signs first.
 
     >>> both_signs(r"x = \frac{1 \pm \sqrt{5}}{2}"), both_signs("5")
-    ('x = \\frac{1 + \\sqrt{5}}{2},x = \\frac{1 - \\sqrt{5}}{2}', '5')
+    ('x = \\frac{1 + \\sqrt{5}}{2}, x = \\frac{1 - \\sqrt{5}}{2}', '5')
     """
     if not _SIGNED.search(text):
         return text
     upper, lower = ({"pm": sign, "mp": other} for sign, other in ("+-", "-+"))
-    return ",".join(_SIGNED.sub(lambda found, signs=signs: signs[found[1]], text) for signs in (upper, lower))
+    return ", ".join(_SIGNED.sub(lambda found, signs=signs: signs[found[1]], text) for signs in (upper, lower))
 
 
 def _with_cases(text: str, *both: str) -> str:
