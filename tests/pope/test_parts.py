@@ -80,7 +80,56 @@ SIGNS = (
     ("\\emptyset", "\\varnothing", 1), ("\\varphi(n)+1", "1+\\phi(n)", 1), ("\\emptyset", "\\{0\\}", 0),
     ("\\varphi(n)", "\\phi(m)", 0),
 )  # fmt: skip
-CASES = (*IN_TEXT, *SEVERAL, *PLAIN_UNITS, *OPTIONS, *ORDERED, *RANGES, *TINY, *DIVISORS, *SIGNS)
+COLUMN, ROW, ANGLES = (
+    "\\begin{pmatrix}3\\\\-1\\end{pmatrix}",
+    "\\begin{bmatrix}3&-1\\end{bmatrix}",
+    "\\langle 3,-1\\rangle",
+)
+VECTORS = (
+    *((gold, said, 1) for gold in (COLUMN, ROW, ANGLES) for said in (COLUMN, ROW, ANGLES, "(3,-1)")),
+    (COLUMN, "\\left( 3, -1 \\right)", 1),
+    *(("(3,-1)", said, 1) for said in (COLUMN, ROW, ANGLES, "\\left\\langle 3, -1\\right\\rangle")),
+    *((COLUMN, said, 0) for said in ("(-1,3)", "(3,1)", "\\langle 3,-1,0\\rangle", "3,-1", "\\{3,-1\\}", "[3,-1]")),
+    (COLUMN, "-1<x<3", 0),
+    (COLUMN, "\\left[\\begin{array}{c} 3 \\\\ -1 \\end{array}\\right]", 1),
+    (COLUMN, "\\vec v = \\langle 3,-1 \\rangle", 1),
+    ("a=(3,-1)", "b=\\langle 3,-1 \\rangle", 0), ("\\langle 1/2, 2, t\\rangle", "(0.5, 2, t)", 1),
+    ("(0,1)", "\\langle 0,1\\rangle", 0),
+    ("[0,1]", "\\langle 0,1\\rangle", 0), ("\\langle 0,1\\rangle", "(0,1)", 0),
+    ("\\langle 0,1\\rangle", "\\langle 0,1 \\rangle", 1),
+    ("\\begin{pmatrix}0\\\\1\\end{pmatrix}", "\\langle 0,1\\rangle", 1),
+    ("\\begin{pmatrix}0\\\\1\\end{pmatrix}", "(0,1)", 1),
+    ("\\langle u,v\\rangle", "(u,v)", 0), ("\\langle u,v\\rangle", "\\langle v,u\\rangle", 0),
+    ("(0,\\infty)", "\\langle 0,\\infty\\rangle", 0),
+    ("\\begin{pmatrix}1&2\\\\3&4\\end{pmatrix}", "(1,2,3,4)", 0),
+    ("\\begin{pmatrix}1&2\\\\3&4\\end{pmatrix}", "\\begin{pmatrix}1&3\\\\2&4\\end{pmatrix}", 0),
+    ("\\begin{vmatrix}3\\\\-1\\end{vmatrix}", "(3,-1)", 0), ("\\begin{pmatrix}1,000\\\\2\\end{pmatrix}", "(1000,2)", 1),
+    ("\\binom{3}{1}", "(3,1)", 0),
+)  # fmt: skip
+BARE_WORDS = (
+    ("cat", "act", 0), ("cat", "cat", 1), ("cat", "c a t", 1), ("cat", "\\text{cat}", 1), ("cat", "\\text{act}", 0),
+    ("red", "der", 0),
+    ("abc", "bca", 1), ("lwh", "hlw", 1), ("abc", "abd", 0), ("3abc", "3cab", 1), ("xyz", "zyx", 1),
+)  # fmt: skip
+DOTS = (
+    ("12", "12\\ldots", 0), ("12", "12...", 0), ("12", "12…", 0), ("12\\ldots", "12", 0), ("1,2,3", "1,2,3,\\ldots", 0),
+    ("1, 2, 10", "1, 2, \\ldots, 10", 0), ("1,2,\\ldots,10", "1, 2, \\dots, 10", 1), ("\\frac13", "0.333333\\ldots", 1),
+    ("\\frac13", "0.333333...", 1), ("12", "12.", 1),
+)  # fmt: skip
+CASES = (
+    *VECTORS,
+    *BARE_WORDS,
+    *DOTS,
+    *IN_TEXT,
+    *SEVERAL,
+    *PLAIN_UNITS,
+    *OPTIONS,
+    *ORDERED,
+    *RANGES,
+    *TINY,
+    *DIVISORS,
+    *SIGNS,
+)
 
 
 @pytest.mark.parametrize(("gold", "said", "right"), CASES)

@@ -11,18 +11,22 @@ import re
 from retarget.pope.formulas import both_signs, same_value
 from retarget.pope.notation import CHANGING, SCALES, TEXT, plain_unicode, repeating, scaled, unwrapped
 from retarget.pope.parts import (
+    DOTS,
     UNITS,
     as_interval,
     assignments,
     compounds_divided,
     divided,
     is_interval,
+    left_open,
     names,
     other_unit,
+    other_word,
     row_of,
     set_and_row,
     unit,
     units_agree,
+    vector,
 )
 from retarget.pope.quantities import one_number, with_fractions
 from retarget.pope.thousands import as_list, as_number, grouped, unreadable, with_explicit
@@ -110,6 +114,8 @@ def same(marked: str, answer: str) -> bool:
         return True
     if (named := names(said, gold)) is not None:
         return named
+    if other_word(marked, answer):
+        return False
     numerals = _IN_BASE.fullmatch(gold), _IN_BASE.fullmatch(said)
     if numerals[1] and (numerals[0] or _DIGITS.fullmatch(gold)):  # math-verify drops the base of a numeral
         return _numeral(numerals[1]) == (_numeral(numerals[0]) if numerals[0] else (re.sub("[,{}]", "", gold), "10"))
@@ -146,6 +152,7 @@ def _numeral(found: re.Match[str]) -> tuple[str, str]:
 def _tidy(text: str) -> str:
     r"""A text without dollar signs and groups of digits, its words in ``\text``, its mixed numbers with ``\frac``."""
     text = re.sub(r"(?<!\\)\\ |~", " ", text.strip()).replace("$$", "$").replace(r"\varnothing", r"\emptyset")
+    text = DOTS.sub(r"\\ldots ", text)
     text = re.sub(r"\\var(?=(?:phi|epsilon|theta)(?![a-z]))", r"\\", text)
     text = _LETTER.sub(_plain_letter, text)
     text = re.sub(r"\b([ap])\.\s?m\.", lambda found: found[1].lower() + "m", text, flags=re.IGNORECASE)
@@ -349,4 +356,24 @@ def _same_reading(marked: str, answer: str) -> bool:
     said, gold = (None if _EQUATION.match(one) else one_number(one) for one in (marked, answer))
     if said and gold and math.isfinite(gold.value) and "%" not in marked + answer and not said.equals(gold):
         return False  # math-verify compares six decimals: it takes 6e-34 for 1e-19
+    if left_open(marked) != left_open(answer):
+        return False
+    if _same_vector(marked, answer):
+        return True
     return not unreadable(marked) and not unreadable(answer) and same_value(marked, answer)
+
+
+def _same_vector(marked: str, answer: str) -> bool:
+    r"""Whether two vectors, one a matrix or in angles, have the same entries.
+
+    In angles a pair of rising numbers may be a closed interval, and in round brackets an open one.
+    """
+    said, gold = vector(marked), vector(answer)
+    if said is None or gold is None or said[0] == gold[0] == "row" or len(said[1]) != len(gold[1]):
+        return False
+    named = {_bare(one.partition("=")[0]) for one in (marked, answer) if "=" in one}
+    if {said[0], gold[0]} == {"angles", "row"} and len(gold[1]) == 2:
+        low, high = (one_number(one) for one in gold[1])
+        if "\\infty" in answer or (low and high and low.value < high.value):
+            return False
+    return len(named) < 2 and all(map(_same_formula, said[1], gold[1]))

@@ -38,6 +38,12 @@ _NAMED = re.compile(
     r"\{?(?P<points>[A-Z]{2,})\}?"
 )
 _WHOLE = re.compile(r"(?P<open>\\\{|\(|\[)(?P<inside>.*)(?P<close>\\\}|\)|\])")
+_MATRIX = re.compile(
+    r"(?P<open>[(\[])?\\begin\{(?P<kind>[pb]?matrix|smallmatrix|array)\}(?:\{[clr|]*\})?(?P<rows>(?:(?!\\begin).)*)"
+    r"\\end\{(?P=kind)\}(?P<close>[)\]])?"
+)
+_ANGLES = re.compile(r"\\langle(?![a-z])(?P<inside>(?:(?!\\[lr]angle|\\mid|\|).)*)\\rangle")
+DOTS = re.compile(r"\\(?:[lc]?dots|dots[bcmio])(?![a-z])|\.{3,}|…")
 _ORDER = re.compile(r"<|>|\\(?:le|ge|leq|geq|lt|gt|leqslant|geqslant)(?![a-z])")
 
 
@@ -136,6 +142,57 @@ def _kind(text: str) -> str | None:
     if found is None or not _closes_last(bare) or len(divided(found["inside"])) < 2:
         return None
     return "set" if found["open"] == r"\{" else "row"
+
+
+def vector(text: str) -> tuple[str, list[str]] | None:
+    r"""How a vector is written (``matrix`` of one row or column, ``angles`` or ``row``), and its entries; or None.
+
+    Angles hold an inner product as well: they are a vector only if a digit is in them.
+
+    >>> vector(r"\begin{pmatrix} 3 \\ -1 \end{pmatrix}"), vector(r"\left\langle 3,-1\right\rangle"), vector("(1,200)")
+    (('matrix', ['3', '-1']), ('angles', ['3', '-1']), ('row', ['1', '200']))
+    >>> vector(r"\langle u,v\rangle"), vector(r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}"), vector("[0,1]")
+    (None, None, None)
+    """
+    bare = re.sub(r"^[^=]*=|\\(?:left|right)(?![a-z])|\\[,;:!]", " ", text).strip()
+    if found := _MATRIX.fullmatch(re.sub(r"(?<=[(\[])\s+(?=\\b)|(?<=\})\s+(?=[)\]]$)", "", bare)):
+        if found["kind"] in ("pmatrix", "bmatrix") if found["open"] is None else found["close"] is not None:
+            lines = [one for one in re.split(r"\\\\(?:\[[^\]]*\])?", found["rows"]) if one.strip()]
+            rows = [[cell.strip() for cell in re.split(r"(?<!\\)&", line)] for line in lines]
+            entries = rows[0] if len(rows) == 1 else [row[0] for row in rows if len(row) == 1]
+            if len(entries) > 1 and len(entries) == sum(map(len, rows)):
+                return "matrix", entries
+        return None
+    found = _ANGLES.fullmatch(bare) or (_WHOLE.fullmatch(bare) if bare.startswith("(") and bare.endswith(")") else None)
+    if found is None or (found.re is _WHOLE and not _closes_last(bare)):
+        return None
+    entries = divided(re.sub(r"(?<!\\),", ", ", found["inside"]))
+    if len(entries) < 2 or (found.re is _ANGLES and not re.search(r"\d", found["inside"])):
+        return None
+    return "angles" if found.re is _ANGLES else "row", entries
+
+
+def left_open(text: str) -> bool:
+    r"""Whether dots stand for a part of an answer; those behind a decimal fraction only say that it goes on.
+
+    >>> left_open(r"12\ldots"), left_open(r"1, 2, \ldots"), left_open(r"0.333\ldots")
+    (True, True, False)
+    """
+    return any(not re.search(r"\d\.\d+\s*$", text[: dots.start()]) for dots in DOTS.finditer(text))
+
+
+def other_word(marked: str, answer: str) -> bool:
+    """Whether two answers are three small letters each that are words rather than products: the same in another order.
+
+    A word has a vowel, and letters that are not neighbours in the alphabet.
+
+    >>> other_word("act", "cat"), other_word("cba", "abc"), other_word("hwl", "lwh"), other_word("a t c", "cat")
+    (True, False, False, True)
+    """
+    said, gold = (re.sub(r"\s", "", one) for one in (marked, answer))
+    if not re.fullmatch("[a-z]{3}", gold) or sorted(said) != sorted(gold) or said == gold:
+        return False
+    return bool(set(gold) & set("aeiou")) and ord(max(gold)) - ord(min(gold)) > 2
 
 
 def _closes_last(text: str) -> bool:
