@@ -172,5 +172,5 @@ def _is_decided(one: Record, claim: dict[str, Any]) -> bool:
 
 def _setting(one: Record, claim: dict[str, Any], condition: str, document: Path) -> str:
     link = os.path.relpath(PAGES / f"{one.name}.md", document.parent)
-    marks = ", ".join([*(["older code"] if one.older else []), one.kind_of(claim)])
+    marks = ", ".join([*(["older code"] if one.is_older(claim) else []), one.kind_of(claim)])
     return f"[{one.words}]({link})" + (f": {condition}" if condition else "") + f" ({marks})"

@@ -102,9 +102,13 @@ class Record:
 
     @property
     def older(self) -> bool:
-        """Whether a metric by which its claims are judged has changed since it was made."""
-        judged = {claim["metric"] for claim in self.study["plan"]["claims"]} if self.changes else set()
-        return any(not one.get("metrics") or judged & set(one["metrics"]) for one in self.changes)
+        """Whether what decides one of its claims has changed since it was made."""
+        return bool(self.changes) and any(map(self.is_older, self.study["plan"]["claims"]))
+
+    def is_older(self, claim: Mapping[str, Any]) -> bool:
+        """Whether a change since it was made is about a claim: about its metric, one of its arms and the claim."""
+        about = {"metrics": {claim["metric"]}, "arms": set(claim["arms"]), "claims": names_of(claim)}
+        return any(all(here & set(one.get(what, here)) for what, here in about.items()) for one in self.changes)
 
     def kind_of(self, claim: Mapping[str, Any]) -> str:
         """What a verdict of this record is: its own kind if the registration lists the claim, else exploratory."""
