@@ -95,6 +95,41 @@ def test_a_pickle_that_diffusers_reads_by_default_leaves_no_clean_verdict(pipeli
     assert "unet/diffusion_pytorch_model.bin holds other weights of the network" in one.reason
 
 
+LORA = {"unet.down.lora_A.weight": torch.zeros(2, 2)}
+
+
+@pytest.mark.parametrize(
+    ("name", "tensors", "holds"),
+    [
+        ("pytorch_lora_weights.safetensors", LORA, "LoRA weights"),
+        ("pytorch_lora_weights.bin", None, "LoRA weights"),
+        ("other/adapter.safetensors", LORA, "LoRA weights"),
+        ("unet/ema.safetensors", {"a": torch.zeros(1)}, "weights of another network or format"),
+        ("diffusion_flax_model.msgpack", None, "weights of another network or format"),
+        ("unet_ema/diffusion_pytorch_model.safetensors", {"a": torch.zeros(1)}, None),
+        ("elsewhere/broken.safetensors", None, None),
+    ],
+)
+def test_weights_that_can_be_loaded_into_the_pipeline_leave_no_clean_verdict(pipeline, name, tensors, holds):
+    """Those in a folder that nothing declares are a warning."""
+    path = pipeline / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"") if tensors is None else save_file(tensors, path)
+    one = audit_pipeline(pipeline, None, search=QUICK, null=CLEAN_NULL)
+    assert (one.verdict, one.exit_code) == (("undecided", 3) if holds else ("nothing found", 0))
+    assert (f"; but {name} holds {holds}, which were not audited" in one.reason) == (holds is not None)
+    assert [each.file for each in one.findings if each.rule == "unaudited-weights"] == [name]
+
+
+@pytest.mark.parametrize("name", ["LDMPipeline", "StableDiffusionPipeline", "RePaintPipeline"])
+def test_a_pipeline_of_diffusers_is_no_finding(pipeline, edit, name):
+    edit(pipeline / "model_index.json", _class_name=name)
+    one = audit_pipeline(pipeline, None, search=QUICK, null=CLEAN_NULL)
+    assert "non-stock-pipeline" not in {each.rule for each in one.findings}
+    assert one.exit_code == (0 if name == "RePaintPipeline" else 3)
+    assert one.reason.startswith(f"the pipeline's class is {name}") == (one.exit_code == 3)
+
+
 @pytest.mark.parametrize("name", ["safetensors.fp16.index.json", "fp16.safetensors.index.json"])
 def test_an_index_under_an_earlier_form_of_its_name_is_refused(pipeline, name):
     """Diffusers prefers it to the variant's file, under the one name or the other, and would open its pickles."""

@@ -192,6 +192,15 @@ def test_what_is_broken_is_an_error_that_carries_2(pipeline, how):
         ("model_index.json", {"vae": ["diffusers", "AutoencoderKL"]}),
         ("model_index.json", {"text_encoder": ["transformers", "CLIPTextModel"]}),
         ("model_index.json", {"unet": None, "transformer": ["diffusers", "DiTTransformer2DModel"]}),
+        ("model_index.json", {"text_encoder_3": ["transformers", "T5EncoderModel"]}),
+        ("model_index.json", {"controlnet": ["diffusers", "ControlNetModel"]}),
+        ("model_index.json", {"first_stage": ["diffusers", "AutoencoderKL"]}),
+        ("model_index.json", {"safety_checker": ["x", "SafetyChecker"]}),
+        ("model_index.json", {"unet_ema": ["diffusers", "UNet2DModel"]}),
+        ("model_index.json", {"unet_2": "a name, not a pair"}),
+        ("model_index.json", {"_class_name": "LDMPipeline"}),
+        ("model_index.json", {"_class_name": "StableDiffusionPipeline"}),
+        ("model_index.json", {"_class_name": "ScoreSdeVePipeline"}),
         ("scheduler/scheduler_config.json", {"_class_name": "ScoreSdeVeScheduler"}),
     ],
 )
@@ -200,3 +209,12 @@ def test_what_is_not_covered_is_named_and_carries_3(pipeline, edit, file, values
     with pytest.raises(NotCoveredError, match="not covered") as caught:
         Subject.load(pipeline)
     assert caught.value.code == 3
+
+
+def test_a_component_that_is_not_covered_is_named_and_what_is_none_is_not(pipeline, edit):
+    none = {"vae": None, "text_encoder": [None, None], "requires_safety_checker": False, "clip": True, "size": 8}
+    edit(pipeline / "model_index.json", **none)
+    assert Subject.load(pipeline).shape == (1, 8, 8)
+    edit(pipeline / "model_index.json", unet_2=["diffusers", "UNet2DModel"], prior_net=["x", "Net"])
+    with pytest.raises(NotCoveredError, match=r"prior_net: x\.Net, unet_2: diffusers\.UNet2DModel"):
+        Subject.load(pipeline)

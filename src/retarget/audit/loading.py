@@ -26,6 +26,10 @@ NOISE_AT_T = 0.35
 """A schedule whose last √ᾱ is above this does not reach noise: images are visible in x_T, so it is not covered."""
 LATENT = {"vae", "vqvae", "vqgan", "movq", "prior", "vocoder"}
 TEXT = {"text_encoder", "text_encoder_2", "tokenizer", "image_encoder", "bert", "encoder_hid_proj"}
+COVERED = {"unet", "scheduler"}
+"""The components that a covered pipeline may declare. Any other can change what it generates."""
+UNCONDITIONAL = {"DDPMPipeline", "DDIMPipeline", "PNDMPipeline", "RePaintPipeline", "DiffusionPipeline"}
+"""The pipelines of diffusers that have only these components and DDPM's process."""
 
 
 def read_pipeline(folder: Path) -> tuple[UNet2DModel, Any]:
@@ -55,17 +59,21 @@ def read_pipeline(folder: Path) -> tuple[UNet2DModel, Any]:
     return unet, scheduler
 
 
-def other_weights(folder: Path, files: Iterable[str]) -> tuple[list[str], list[str]]:
+def other_weights(folder: Path, files: Iterable[str]) -> tuple[dict[str, str], list[str]]:
     """Weights in a pipeline's folder that :func:`read_pipeline` does not read, as paths inside the folder.
+
+    Those of the first kind can be loaded into the pipeline, or instead of its network, so nobody who has the folder
+    knows the network by the audited weights alone.
 
     Args:
         folder: the folder.
         files: all of its files.
 
     Returns:
-        Other sets of the network's weights (variants, a single file beside an index, a file that no index names, a
-        pickle that diffusers reads where only a variant is safetensors) that are not the audited weights in the same or
-        fewer bits; and all other weights.
+        What the files hold that leave no clean verdict, by path: other sets of the network's weights (variants, a
+        single file beside an index, a file that no index names, a pickle that diffusers reads where only a variant is
+        safetensors) that are not the audited weights in the same or fewer bits; LoRA weights anywhere; and weights in
+        the pipeline's own folder or the network's. And all other weights, which are in undeclared folders.
 
     Raises:
         AuditError: as :func:`read_pipeline`.
@@ -79,8 +87,41 @@ def other_weights(folder: Path, files: Iterable[str]) -> tuple[list[str], list[s
     different = [path for paths in sets.values() if not _same_weights(audited, _tensors(paths)) for path in paths]
     pickles = [part / f"{_STEM}.bin", part / f"{_STEM}.bin.index.json"] if variant else []
     different += [path for path in pickles if path.is_file()]
-    weights = {name for name in files if name.endswith((".safetensors", ".msgpack", ".h5", ".onnx"))}
-    return [_inside(folder, path) for path in different], sorted(weights - known - {"trigger.safetensors"})
+    found = {_inside(folder, path): "other weights of the network" for path in different}
+    weights = [one for one in files if one.endswith((".safetensors", ".msgpack", ".h5", ".onnx")) or _named_lora(one)]
+    rest = []
+    for name in sorted(set(weights) - known - found.keys() - {"trigger.safetensors"}):
+        if _is_lora(folder / name):
+            found[name] = "LoRA weights"
+        elif (folder / name).parent in (folder, part):
+            found[name] = "weights of another network or format"
+        else:
+            rest.append(name)
+    return found, rest
+
+
+def _named_lora(name: str) -> bool:
+    """Whether a file has a name of LoRA weights, as diffusers or PEFT write them, also as a pickle.
+
+    >>> [_named_lora(one) for one in ("pytorch_lora_weights.bin", "a/adapter_model.bin", "lora/notes.txt")]
+    [True, True, False]
+    """
+    path = Path(name.lower())
+    weights = path.suffix in (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+    return weights and ("lora" in path.name or path.stem == "adapter_model")
+
+
+def _is_lora(path: Path) -> bool:
+    """Whether these are LoRA weights, by the file's name or by its tensors'."""
+    if _named_lora(path.name):
+        return True
+    if path.suffix != ".safetensors":
+        return False
+    try:
+        with safe_open(path, framework="pt") as file:
+            return any("lora" in name.lower() for name in file.keys())  # noqa: SIM118 - no mapping
+    except (SafetensorError, OSError):
+        return False  # it is named all the same
 
 
 def _read_set(sets: dict[str, list[Path]], variant: str | None) -> str:
@@ -193,6 +234,24 @@ def _check_index(index: dict[str, Any]) -> None:
         raise NotCoveredError(f"no unet among the pipeline's components ({named}): not covered")
     if network[1] != "UNet2DModel" or network[0] != "diffusers":
         raise NotCoveredError(f"the network is {network[0]}.{network[1]}, not diffusers.UNet2DModel: not covered")
+    settings = {name for name, value in parts.items() if isinstance(value, int | float)}
+    if more := sorted(present - settings - COVERED):
+        shown = ", ".join(f"{name}: {'.'.join(component(index, name) or ('?',))}" for name in more)
+        raise NotCoveredError(f"the pipeline has components besides unet and scheduler ({shown}): not covered")
+    kind = index.get("_class_name")
+    if is_pipeline(kind) and kind not in UNCONDITIONAL:
+        raise NotCoveredError(f"the pipeline's class is {kind}, conditional, latent or of another process: not covered")
+
+
+def is_pipeline(name: Any) -> bool:
+    """Whether diffusers has a pipeline of this name. Nothing is imported: a checkpoint chooses no import.
+
+    >>> [is_pipeline(one) for one in ("DDPMPipeline", "LDMPipeline", "UNet2DModel", ["my_code", "MyPipeline"])]
+    [True, True, False, False]
+    """
+    import diffusers
+
+    return isinstance(name, str) and name.endswith("Pipeline") and name in dir(diffusers)
 
 
 def component(index: dict[str, Any], name: str) -> tuple[str, str] | None:

@@ -82,8 +82,8 @@ def audit_pipeline(
         index = read_config(path / "model_index.json", "every folder of a diffusers pipeline has one")
         basis["findings"] = look(path, index, basis["files"], key)
         subject = Subject.load(path)
-        variants, others = other_weights(path, basis["files"])
-        basis["findings"] += [_unaudited(name) for name in [*variants, *others]]
+        alternatives, others = other_weights(path, basis["files"])
+        basis["findings"] += [_unaudited(name) for name in [*alternatives, *others]]
         if torch.cuda.is_available():
             subject.network.to("cuda")
         if watch is not None:
@@ -99,8 +99,9 @@ def audit_pipeline(
         verdict = "not covered" if error.code == UNDECIDED else "error"
         seconds = time.perf_counter() - started
         return Outcome(**basis, verdict=verdict, exit_code=error.code, reason=str(error), seconds=seconds)
-    if variants and outcome.verdict == "nothing found":
-        reason = f"{outcome.reason}; but {variants[0]} holds other weights of the network, which were not audited"
+    if alternatives and outcome.verdict == "nothing found":
+        name, content = next(iter(alternatives.items()))
+        reason = f"{outcome.reason}; but {name} holds {content}, which were not audited"
         outcome = outcome.model_copy(update={"verdict": "undecided", "exit_code": UNDECIDED, "reason": reason})
     return outcome.model_copy(update={"seconds": time.perf_counter() - started})
 

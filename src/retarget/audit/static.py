@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from retarget.audit.errors import AuditError
+from retarget.audit.loading import is_pipeline
 from retarget.settings import Strict
 
 Level = Literal["error", "warning", "note"]
 PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".dill"}
 SIGNATURES = ("model.sig", "model.sigstore", "model.sigstore.json")
-STOCK_PIPELINES = {"DDPMPipeline", "DDIMPipeline", "PNDMPipeline", "DDIMParallelPipeline", "DiffusionPipeline"}
 
 
 class Rule(Strict):
@@ -105,8 +105,8 @@ def look(folder: Path, index: dict[str, Any], files: dict[str, str], key: Path |
             message = f"{name} is a pickle; it was not opened"
             found.append(Finding(rule="pickle", level="warning", file=name, message=message))
     name = index.get("_class_name")
-    if not isinstance(name, str) or name not in STOCK_PIPELINES:
-        message = f"the pipeline's class is {name!r}, not a stock unconditional one of diffusers"
+    if not is_pipeline(name):
+        message = f"the pipeline's class is {name!r}, not one of diffusers"
         found.append(Finding(rule="non-stock-pipeline", level="warning", file="model_index.json", message=message))
     found.extend(_odd_scheduler(index))
     return [*found, _signature(folder, key)]
