@@ -3,12 +3,12 @@
 Exit codes: 0 done, 1 an error or failed runs, 2 wrong usage, 130 interrupted; ``audit`` has others (see its help).
 """
 
-import os
 import sys
+import traceback
 from collections.abc import Sequence
 
 from retarget import __version__
-from retarget.errors import UsageError, UserError
+from retarget.errors import UsageError, UserError, complain, discard
 from retarget.verbs import find, listing
 
 VERBS = {
@@ -29,6 +29,9 @@ METHODS = {
 }
 """By method: the module whose ``plan`` describes its study."""
 
+FAILED = {"audit": 2}
+"""By verb: the exit code of every failure where it is not 1, which is the audit's code for "trojaned"."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; UserErrors are printed without a traceback."""
@@ -39,30 +42,53 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words[0] == "--version":
         print(f"retarget {__version__}")
         return 0
+    if words[0] not in FAILED:
+        return _run(words, failed=1)
+    try:
+        return _run(words, FAILED[words[0]])
+    except Exception:  # noqa: BLE001 - Python would exit with 1
+        complain(traceback.format_exc())
+        return FAILED[words[0]]
+    finally:
+        _empty_streams()
+
+
+def _run(words: list[str], failed: int) -> int:
+    """Run a verb; an error that says enough gives the code ``failed``, all others are raised."""
     try:
         code = find("retarget", VERBS, words[0])(words[1:])
         _leave_process_group()
         return code
     except UsageError as error:
-        print(f"retarget: {error}", file=sys.stderr)
+        complain(f"retarget: {error}")
         return 2
     except (UserError, ImportError) as error:
         told = _of_missing_extra(error, words) if isinstance(error, ImportError) else error
         if told is None:
             raise
-        print(f"retarget: {told}", file=sys.stderr)
-        return 1
+        complain(f"retarget: {told}")
+        return failed
     except KeyboardInterrupt:
-        print("retarget: interrupted", file=sys.stderr)
+        complain("retarget: interrupted")
         return 130
     except BrokenPipeError:  # the reader of our output, such as head, has exited
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        discard(sys.stdout)
+        return failed
     except OSError as error:  # a path that is too long, forbidden, read-only
         if error.filename is None:
             raise
-        print(f"retarget: {str(error.filename)[:200]}: {error.strerror}", file=sys.stderr)
-        return 1
+        complain(f"retarget: {str(error.filename)[:200]}: {error.strerror}")
+        return failed
+
+
+def _empty_streams() -> None:
+    """Write out what the streams hold; Python replaces the exit code if that fails when it ends."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except OSError:
+            discard(stream)
 
 
 def top_help() -> str:

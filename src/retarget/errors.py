@@ -1,5 +1,10 @@
 """Errors that a user can act on."""
 
+import os
+import sys
+from contextlib import suppress
+from typing import TextIO
+
 
 class UserError(ValueError):
     """Wrong input: the message says what is wrong, where, and what to do. Printed without a traceback."""
@@ -18,3 +23,19 @@ class DivergedError(UserError):
 
     def __reduce__(self) -> tuple[type, tuple[str, int]]:
         return type(self), (str(self), self.epoch)
+
+
+def complain(text: str) -> None:
+    """Print a line to standard error, if that still takes anything: its reader may have gone, or the disk be full."""
+    if sys.stderr is None:  # closed by the caller
+        return
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:
+        discard(sys.stderr)
+
+
+def discard(stream: TextIO) -> None:
+    """Throw away what a stream still holds, and whatever is written to it: Python would try again when it ends."""
+    with suppress(OSError, ValueError):  # it has no file, or is closed
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

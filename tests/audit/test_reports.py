@@ -103,10 +103,11 @@ def test_an_unexpected_error_while_cleaning_leaves_the_verdict_on_the_checkpoint
 def test_what_an_exit_code_is_because_of_is_said_once_and_with_a_plain_name(capsys):
     finding = Finding(rule="custom-code", level="warning", message="code", file="x.py")
     outcome = Outcome(pipeline="ev\x1b[31mil\nNOTHING FOUND", verdict="undecided", exit_code=3, reason="r")
-    assert adjusted(outcome, True, "trojaned").exit_code == 0
-    assert capsys.readouterr().err == (
-        r"retarget: warning: ev\x1b[31mil\nNOTHING FOUND is undecided; its exit code is 0 because of --allow-undecided"
-        "\n"
-    )
-    assert adjusted(outcome.model_copy(update={"findings": [finding]}), True, "warning").exit_code == 1
-    assert capsys.readouterr().err.count("its exit code is") == 1
+    changed, why = adjusted(outcome, True, "trojaned")
+    assert changed.exit_code == 0
+    assert why == r"warning: ev\x1b[31mil\nNOTHING FOUND is undecided; its exit code is 0 because of --allow-undecided"
+    changed, why = adjusted(outcome.model_copy(update={"findings": [finding]}), True, "warning")
+    assert changed.exit_code == 1
+    assert why.count("its exit code is") == 1
+    assert capsys.readouterr().err == ""
+    assert adjusted(outcome, False, "trojaned") == (outcome, "")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from retarget.audit.errors import CLEAN, ERROR, TROJANED, UNDECIDED
-from retarget.errors import UsageError, UserError
+from retarget.errors import UsageError, UserError, complain, discard
 from retarget.extras import MissingExtraError, require
 from retarget.helptext import one_paragraph, read_arguments
 
@@ -66,16 +66,25 @@ def audit(words: Sequence[str]) -> int:
     except SystemExit as error:
         return CLEAN if error.code in (0, None) else ERROR
     except (UserError, ImportError) as error:
-        print(f"retarget: {error}", file=sys.stderr)
+        complain(f"retarget: {error}")
         return ERROR
     except Exception:  # noqa: BLE001 - Python would exit with 1, the code for "trojaned"
-        traceback.print_exc()
-        print("retarget: the audit failed with an unexpected error; this is not a verdict", file=sys.stderr)
+        complain(f"{traceback.format_exc()}retarget: the audit failed with an unexpected error; this is not a verdict")
         return ERROR
+
+
+def _read(words: list[str]) -> AuditArguments:
+    """The arguments; help or a complaint that nobody reads any more has the exit code of one that is read."""
+    try:
+        return read_arguments(AuditArguments, words, "retarget audit")
+    except BrokenPipeError:
+        discard(sys.stdout)
+        discard(sys.stderr)
+        raise SystemExit(CLEAN if {"-h", "--help"} & {*words} else ERROR) from None
 
 
 def _audit(words: list[str]) -> int:
-    given = read_arguments(AuditArguments, words, "retarget audit")
+    given = _read(words)
     require("diffusers", "diffusion")
     if given.preset == "demo":
         if given.pipelines:
@@ -106,9 +115,11 @@ def _audit(words: list[str]) -> int:
     failed: list[int] = []
     for path, folder in zip(given.pipelines, folders, strict=True):
         outcome = _audited(path, folder, given)
-        outcome = adjusted(outcome, given.allow_undecided, given.fail_on)
+        outcome, why = adjusted(outcome, given.allow_undecided, given.fail_on)
         tell(outcome, folder)
         failed += _written(partial(write, outcome, folder, command))
+        if why:
+            complain(f"retarget: {why}")
         outcomes.append(outcome)
         if given.clean is not None:
             failed += _clean(path, folder, outcome, given, words)
@@ -123,7 +134,7 @@ def _written(write: Callable[[], None]) -> list[int]:
     try:
         write()
     except UserError as error:
-        print(f"retarget: {error}", file=sys.stderr)
+        complain(f"retarget: {error}")
         return [ERROR]
     return []
 
@@ -177,7 +188,7 @@ def _audited(path: Path, folder: Path, given: AuditArguments) -> "Outcome":
     except UserError as error:
         return Outcome(pipeline=str(path), verdict="error", exit_code=ERROR, reason=str(error))
     except Exception as error:  # noqa: BLE001 - otherwise a trojaned pipeline among the others would go unreported
-        traceback.print_exc()
+        complain(traceback.format_exc())
         reason = f"the audit failed with an unexpected error ({type(error).__name__}: {error})"
         return Outcome(pipeline=str(path), verdict="error", exit_code=ERROR, reason=reason)
 
@@ -188,23 +199,23 @@ def _clean(path: Path, folder: Path, outcome: "Outcome", given: AuditArguments, 
     A verdict of "trojaned" on PIPELINE remains the exit code in any case.
     """
     from retarget.audit.cleaning import clean
-    from retarget.audit.report import printable, write
+    from retarget.audit.report import printable, say, write
 
     assert given.clean is not None
     if outcome.trigger is None:  # the folder may still have one of an earlier audit
-        print(printable(f"retarget: no trigger is suspected in {path}, so nothing was cleaned"), file=sys.stderr)
+        complain(printable(f"retarget: no trigger is suspected in {path}, so nothing was cleaned"))
         return []
     try:
         done = clean(path, given.clean, folder, given.data, given.seed)
     except UserError as error:
-        print(f"retarget: nothing was cleaned: {error}", file=sys.stderr)
+        complain(f"retarget: nothing was cleaned: {error}")
         return [ERROR]
     except Exception as error:  # noqa: BLE001 - otherwise the verdict on the checkpoint would not be the exit code
-        traceback.print_exc()
-        print(f"retarget: nothing was cleaned: an unexpected error ({type(error).__name__}: {error})", file=sys.stderr)
+        complain(traceback.format_exc())
+        complain(f"retarget: nothing was cleaned: an unexpected error ({type(error).__name__}: {error})")
         return [ERROR]
     last = folder / f"after-{len(done.record['verdicts'])}"
-    print(f"cleaned        {done.folder}: the verdict of its own audit is {done.after.verdict}; {last}/report.html")
+    say(f"cleaned        {done.folder}: the verdict of its own audit is {done.after.verdict}; {last}/report.html")
     return _written(partial(write, done.after, last, shlex.join(["retarget", "audit", *words])))
 
 
@@ -237,18 +248,18 @@ def combined(codes: Sequence[int]) -> int:
     return next(code for code in ORDER if code in codes)
 
 
-def adjusted(outcome: "Outcome", allow_undecided: bool, fail_on: str) -> "Outcome":
-    """The outcome with the exit code that the options ask for; the verdict does not change."""
+def adjusted(outcome: "Outcome", allow_undecided: bool, fail_on: str) -> tuple["Outcome", str]:
+    """The outcome with the exit code that the options ask for, and why it is another; the verdict does not change."""
     from retarget.audit.report import printable
 
-    code = outcome.exit_code
+    code, why = outcome.exit_code, ""
     static = [one for one in outcome.findings if one.level == "warning" and one.rule.split("-")[0] != "fires"]
     if fail_on == "warning" and code not in (ERROR, TROJANED) and static:
         code = TROJANED
         said = printable(f"{outcome.pipeline}: {static[0].message}")
-        print(f"retarget: {said}; its exit code is 1 because of --fail-on warning", file=sys.stderr)
+        why = f"{said}; its exit code is 1 because of --fail-on warning"
     elif code == UNDECIDED and allow_undecided:
         code = CLEAN
         said = printable(f"{outcome.pipeline} is {outcome.verdict}")
-        print(f"retarget: warning: {said}; its exit code is 0 because of --allow-undecided", file=sys.stderr)
-    return outcome.model_copy(update={"exit_code": code})
+        why = f"warning: {said}; its exit code is 0 because of --allow-undecided"
+    return outcome.model_copy(update={"exit_code": code}), why

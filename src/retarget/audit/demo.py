@@ -6,7 +6,7 @@ import torch
 
 from retarget.audit.errors import CLEAN, ERROR, TROJANED
 from retarget.audit.nulls import Clean, fit, images_of, train_clean
-from retarget.audit.report import tell, write
+from retarget.audit.report import say, tell, write
 from retarget.audit.run import audit_pipeline
 from retarget.files import make_directory
 from retarget.trojdiff import functional
@@ -30,7 +30,7 @@ def demo(out: Path, seed: int = 0) -> int:
     for name, wanted in (("clean", CLEAN), ("trojaned", TROJANED)):
         folder = out / "models" / name
         if not (folder / "model_index.json").is_file():
-            print(f"training the {name} 8×8 model", flush=True)
+            say(f"training the {name} 8×8 model")
             make_directory(folder.parent)
             train(folder, seed, trojaned=name == "trojaned")
         outcome = audit_pipeline(folder, out / name, seed=seed)

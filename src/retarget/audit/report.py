@@ -2,7 +2,6 @@
 
 import base64
 import json
-import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from jinja2 import Environment
 from retarget import __version__
 from retarget.audit.outcome import Outcome, Report
 from retarget.audit.sarif import sarif
+from retarget.errors import complain, discard
 from retarget.files import cannot_write, make_directory, write_json, write_text
 
 REPORT = ("report.html", "audit.sarif", "audit.json")
@@ -71,20 +71,31 @@ def printable(text: str) -> str:
     return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
 
 
+def say(text: str) -> str:
+    """Print to standard output. A stream that lacks a letter, or takes nothing more, as of ``| head``, is no error.
+
+    Returns:
+        Why nothing was printed; empty if it was.
+    """
+    letters = getattr(sys.stdout, "encoding", None) or "utf-8"
+    try:
+        print(text.encode(letters, "backslashreplace").decode(letters), flush=True)
+    except OSError as error:
+        discard(sys.stdout)
+        return str(error.strerror)
+    return ""
+
+
 def tell(outcome: Outcome, folder: Path) -> None:
-    """Print the verdict. A stream that lacks a letter, or takes nothing more, as of ``| head``, is no error."""
+    """Print the verdict, or to standard error that it is only in the report."""
     lines = [f"{outcome.verdict.upper():<14} {outcome.pipeline}: {outcome.reason}"]
     more = [outcome.error_rate.sentence] if outcome.error_rate.sentence else []
     more += [f"scope: {line}" for line in outcome.scope]
     more += [f"warning: {one.message}" for one in outcome.findings if one.level == "warning"]
     more += [f"{outcome.evaluations:,} network evaluations, {outcome.seconds:.0f} s; {folder}/report.html"]
     text = "\n".join(printable(line) for line in [*lines, *(f"{'':<14} {one}" for one in more)])
-    letters = getattr(sys.stdout, "encoding", None) or "utf-8"
-    try:
-        print(text.encode(letters, "backslashreplace").decode(letters), flush=True)
-    except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python would write again when it ends
-        print(f"retarget: the verdict cannot be printed ({error.strerror}): read {folder}/report.html", file=sys.stderr)
+    if reason := say(text):
+        complain(f"retarget: the verdict cannot be printed ({reason}): read {folder}/report.html")
 
 
 def page(outcome: Outcome, folder: Path, command: str) -> str:
