@@ -141,4 +141,8 @@ def test_the_demo_trains_both_audits_both_and_says_when_a_verdict_is_not_as_expe
     for name in ("clean", "trojaned"):
         assert (tmp_path / name / "report.html").is_file()
         assert (tmp_path / "models" / name / "model_index.json").is_file()
+        (run,) = json.loads((tmp_path / name / "audit.sarif").read_text())["runs"]
+        assert run["invocations"][0]["exitCode"] == 2, "the process's, not the model's"
+        assert run["invocations"][0]["commandLine"] == f"retarget audit --preset demo --out {tmp_path}"
+        assert json.loads((tmp_path / name / "audit.json").read_text())["exit_code"] == 3, "the model's"
     assert "UNDECIDED" in capsys.readouterr().out

@@ -95,7 +95,7 @@ def _audit(words: list[str]) -> int:
                 raise UsageError(f"--{name.replace('_', '-')} has no effect on --preset demo: leave it out")
         from retarget.audit.demo import demo
 
-        return demo(given.out or Path("audit") / "demo", given.seed)
+        return demo(given.out or Path("audit") / "demo", given.seed, shlex.join(["retarget", "audit", *words]))
     if not given.pipelines:
         raise UsageError("retarget audit needs the folder of at least one pipeline, or --preset demo")
     if given.clean is not None and len(given.pipelines) != 1:

@@ -20,24 +20,32 @@ STEPS = 250
 """Training steps of the attack, which continues the training of a clean network."""
 
 
-def demo(out: Path, seed: int = 0) -> int:
+def demo(out: Path, seed: int = 0, command: str = "retarget audit --preset demo") -> int:
     """Train and audit both models.
 
+    Args:
+        out: folder for the models and the reports.
+        seed: seed of the training and of the search's noise.
+        command: the command, for the reports.
+
     Returns:
-        0 if both verdicts are right, otherwise 2, since the demo then shows nothing.
+        0 if both verdicts are right, otherwise 2, since the demo then shows nothing. The reports have it too: they are
+        of one command, and are written when both models are audited.
     """
-    codes = {}
+    outcomes, right = {}, True
     for name, wanted in (("clean", CLEAN), ("trojaned", TROJANED)):
         folder = out / "models" / name
         if not (folder / "model_index.json").is_file():
             say(f"training the {name} 8×8 model")
             make_directory(folder.parent)
             train(folder, seed, trojaned=name == "trojaned")
-        outcome = audit_pipeline(folder, out / name, seed=seed)
-        write(outcome, out / name, "retarget audit --preset demo")
-        tell(outcome, out / name)
-        codes[name] = (outcome.exit_code, wanted)
-    return CLEAN if all(code == wanted for code, wanted in codes.values()) else ERROR
+        outcomes[name] = audit_pipeline(folder, out / name, seed=seed)
+        tell(outcomes[name], out / name)
+        right = right and outcomes[name].exit_code == wanted
+    code = CLEAN if right else ERROR
+    for name, outcome in outcomes.items():
+        write(outcome, out / name, command, code)
+    return code
 
 
 def train(folder: Path, seed: int, trojaned: bool) -> None:

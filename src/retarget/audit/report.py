@@ -43,15 +43,21 @@ def forget(folder: Path, several: bool = False) -> None:
         raise cannot_write(folder, error) from error
 
 
-def write(outcome: Outcome, folder: Path, command: str) -> None:
+def write(outcome: Outcome, folder: Path, command: str, code: int | None = None) -> None:
     """Write the three files of one pipeline.
+
+    Args:
+        outcome: the outcome.
+        folder: the folder, which has its pictures.
+        command: the command.
+        code: the command's exit code, for SARIF; by default that of this pipeline.
 
     Raises:
         UserError: the folder cannot be written.
     """
     make_directory(folder)
     write_json(folder / "audit.json", _report([outcome], outcome.exit_code))
-    write_json(folder / "audit.sarif", sarif([outcome], outcome.exit_code, command))
+    write_json(folder / "audit.sarif", sarif([outcome], outcome.exit_code if code is None else code, command))
     write_text(folder / "report.html", page(outcome, folder, command))
 
 
