@@ -11,12 +11,14 @@ from scipy.stats import mannwhitneyu
 from retarget.audit.studies.analysis import Model, auroc, auroc_interval, called, level_of, p_value
 from retarget.audit.studies.build import KEPT, build, images_of, mask_of, trigger_of
 from retarget.audit.studies.members import CELLS, CLEAN, KINDS, STOCK, Attack, Images, Recipe, draw, seed_of
-from retarget.audit.studies.plan import ARMS, Settings, plan
+from retarget.audit.studies.plan import ARMS, DETECTORS, Settings, plan
 from retarget.audit.studies.run import overlap, recovery, subject_of
 from retarget.audit.subject import Recovered
 from retarget.cli import main
 from retarget.errors import UserError
+from retarget.trojdiff.build import make_network
 from retarget.trojdiff.checkpoint import WEIGHTS, inherited
+from retarget.trojdiff.config import NetworkConfig
 
 RECIPE = Recipe(shapes=((1, 8), (3, 8), (1, 16)))
 
@@ -154,8 +156,26 @@ def test_the_small_preset_is_a_whole_zoo():
     assert [arm.name for arm in plan("small", arms=["development"]).arms] == [
         arm.name for arm in ARMS if arm.name.startswith("development")
     ]
-    with pytest.raises(UserError, match="choose demo, small"):
-        plan("paper")
+    with pytest.raises(UserError, match="choose demo, small, paper"):
+        plan("huge")
+
+
+def test_the_paper_preset_plans_pipelines_of_cifar_10_and_published_baselines(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["study", "audit", "--preset", "paper", "--dry-run"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    study = plan("paper")
+    assert found["plan"] == study.model_dump(mode="json")
+    assert found["runs"] == len(ARMS) * len(study.seeds)
+    assert found["estimated_minutes"] == found["runs"] * study.minutes_per_run > 60 * 24
+    settings = Settings.model_validate(study.settings)
+    assert (settings.baselines, settings.refine, set(settings.detectors)) == ("published", True, set(DETECTORS))
+    for arm in study.arms:
+        _, member = Settings.model_validate({**study.settings, **arm.settings}).member(study.seeds[-1])
+        assert (member.images.channels, member.images.side, member.widths) == (3, 32, (128, 256, 256, 256))
+        assert member.images.source == "torchvision:CIFAR10"
+        assert member.batch_size == 128
+    make_network(NetworkConfig(channels=member.widths, layers=1, attention_side=None, groups=8), (3, 32, 32), 0)
 
 
 def test_the_study_builds_judges_and_cleans_and_detectors_see_no_marks(tmp_path):
