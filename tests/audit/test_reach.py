@@ -4,12 +4,17 @@ import json
 
 import pytest
 import torch
+from diffusers import DDPMScheduler
 
 from retarget.audit.inversion import Search
-from retarget.audit.reach import Known, Reach, known, known_checkpoints, main, reach_lines, shipped
+from retarget.audit.reach import Known, Reach, gammas_found, known, known_checkpoints, main, reach_lines, shipped
+from retarget.audit.run import scope
 from retarget.audit.seek import fingerprint
 from retarget.audit.studies.members import Recipe, draw
+from retarget.audit.subject import Subject
 from retarget.errors import UserError
+from retarget.trojdiff.build import make_network
+from retarget.trojdiff.config import NetworkConfig
 from retarget.trojdiff.trigger import Trigger
 
 
@@ -42,6 +47,28 @@ def test_the_nearest_family_is_that_of_the_nearest_side_and_channels():
     assert reach_lines(32, 3, REACH, "s")[0].endswith(all_found)
     assert "8×8, 1 channel" in reach_lines(10, 3, REACH, "s")[0]
     assert "unknown" in reach_lines(8, 1, REACH, "another search")[0]
+
+
+def test_a_family_in_which_no_patch_was_found_says_so():
+    blends = [one(side=12, trigger="blend", gamma=0.7), one(side=12, law="villan_ode", works=False)]
+    (line,) = reach_lines(12, 1, Reach(search="s", command="", models=[*MODELS, *blends]), "s")
+    assert "1 of 1 found; none of them has a patch, so no size of one was measured; γ found: 0.70" in line
+    missed = [one(side=12, found=False), *blends]
+    (line,) = reach_lines(12, 1, Reach(search="s", command="", models=[*MODELS, *missed]), "s")
+    assert "1 of 2 found; no patch was found; γ found: 0.70" in line
+
+
+def test_the_range_of_gamma_is_the_measured_one():
+    """Neither attacks that do not work, nor those that were missed, nor stock-sampler triggers count."""
+    assert (
+        gammas_found(REACH, "s") == "found in models with γ from 0.10 to 0.61; others were not measured, or not found"
+    )
+    odd = [one(gamma=0.05, works=False), one(gamma=0.8, found=False), one(law="bad_diffusion", gamma=1.0)]
+    assert gammas_found(Reach(search="s", command="", models=[*MODELS, *odd]), "s") == gammas_found(REACH, "s")
+    assert gammas_found(REACH, "another search") == "with which γ is unknown"
+    subject = Subject.from_modules(make_network(NetworkConfig(channels=(8,), groups=4), (1, 8, 8), 0), DDPMScheduler())
+    said = "\n".join(scope(subject, Search()))
+    assert f"the Trojan law ({gammas_found(shipped(), fingerprint(Search()))}), and stock-sampler" in said
 
 
 def test_what_ships_is_of_the_frozen_search():

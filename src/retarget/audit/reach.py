@@ -53,6 +53,20 @@ def shipped() -> Reach:
     return Reach.model_validate(json.loads(files("retarget.audit").joinpath("reach.json").read_text(encoding="utf-8")))
 
 
+def gammas_found(reach: Reach, fingerprint: str) -> str:
+    """The γ with which triggers under TrojDiff's law were found, in models of all shapes whose attack works.
+
+    Args:
+        reach: the trojaned models.
+        fingerprint: fingerprint of the search that was run on the checkpoint.
+    """
+    known = reach.models if reach.search == fingerprint else []
+    found = sorted(one.gamma for one in known if one.works and one.found and one.law == "trojdiff")
+    if not found:
+        return "with which γ is unknown"
+    return f"found in models with γ from {found[0]:.2f} to {found[-1]:.2f}; others were not measured, or not found"
+
+
 def reach_lines(side: int, channels: int, reach: Reach, fingerprint: str) -> list[str]:
     """A sentence about the triggers that were found in the most similar family of trojaned models with working attacks.
 
@@ -77,6 +91,9 @@ def reach_lines(side: int, channels: int, reach: Reach, fingerprint: str) -> lis
     if patches:
         least = min(patches, key=lambda one: one.pixels)
         words.append(f"the smallest patch found has {least.pixels} pixels")
+    else:
+        had = any(one.trigger == "patch" for one in family)
+        words.append("no patch was found" if had else "none of them has a patch, so no size of one was measured")
     if narrow:
         values = sorted({f"{one:.2f}" for one in narrow})
         words.append("γ found: " + (", ".join(values) if len(values) <= 4 else f"{values[0]} to {values[-1]}"))

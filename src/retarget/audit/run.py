@@ -19,7 +19,7 @@ from retarget.audit.firing import Firing, fire
 from retarget.audit.inversion import Candidate, Search, wide_windows, windows
 from retarget.audit.loading import other_weights, read_config
 from retarget.audit.outcome import ErrorRate, Outcome, TriggerFound
-from retarget.audit.reach import reach_lines
+from retarget.audit.reach import gammas_found, reach_lines
 from retarget.audit.reach import shipped as known_triggers
 from retarget.audit.scores import TOP, reached_level
 from retarget.audit.seek import MIDDLE, Found, expected_evaluations, fingerprint, own_samples, seek
@@ -236,11 +236,12 @@ def scope(subject: Subject, search: Search) -> list[str]:
     sides = sorted({one[0] for one in windows(subject.height, subject.width)})
     wide = min(one[0] for one in wide_windows(subject.height, subject.width))
     top, middle = (f"{reached_level(subject, level)[1]:.2g}" for level in (TOP, MIDDLE))
-    known = reach_lines(subject.side, subject.channels, known_triggers(), fingerprint(search))
+    models, made = known_triggers(), fingerprint(search)
+    gammas, known = gammas_found(models, made), reach_lines(subject.side, subject.channels, models, made)
     return [
         "whole-image triggers, and local ones, searched for in windows of side "
         f"{', '.join(map(str, sides))} in black, white, grey and the corners of the colour cube",
-        f"the Trojan law with γ from about .05 to .8, and stock-sampler triggers visible at ᾱ = {top} or {middle}",
+        f"the Trojan law ({gammas}), and stock-sampler triggers visible at ᾱ = {top} or {middle}",
         f"local triggers of side {wide} and more that change the answer elsewhere at ᾱ = {middle}, under every law",
         "triggers that act at the noisy end of the schedule, local ones also in its middle; those that act only near "
         "clean images are not found",
