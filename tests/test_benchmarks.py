@@ -46,7 +46,7 @@ def test_a_reach_that_cannot_be_read_is_refused():
 def test_an_unknown_benchmark_is_refused_with_those_that_exist():
     run = benchmarks("nonsense")
     assert run.returncode == 2
-    assert "there is no benchmark 'nonsense': choose from audit, judge, metrics" in run.stderr
+    assert "there is no benchmark 'nonsense': choose from audit, audit_inputs, judge, metrics" in run.stderr
 
 
 NAMES = sorted(path.stem for path in (Path(__file__).parents[1] / "benchmarks").glob("[!_]*.py"))

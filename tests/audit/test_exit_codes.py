@@ -15,9 +15,9 @@ def ended(words, unread=("stdout", "stderr"), before=""):
     """Exit code of a command, and what it wrote to the streams that are read; the reader of the others has gone."""
     reader, writer = os.pipe()
     os.close(reader)
-    streams = {name: writer if name in unread else subprocess.PIPE for name in ("stdout", "stderr")}
-    command = [sys.executable, "-c", before + CALL.format(words=words)]
-    done = subprocess.run(command, **streams, text=True, check=False, env={**os.environ, "PYTHONPATH": str(SOURCE)})
+    out, err = (writer if name in unread else subprocess.PIPE for name in ("stdout", "stderr"))
+    command, environment = [sys.executable, "-c", before + CALL.format(words=words)], {"PYTHONPATH": str(SOURCE)}
+    done = subprocess.run(command, stdout=out, stderr=err, text=True, check=False, env={**os.environ, **environment})
     os.close(writer)
     return done.returncode, (done.stdout or "") + (done.stderr or "")
 

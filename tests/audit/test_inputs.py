@@ -57,6 +57,14 @@ def test_a_blend_shows_in_the_histogram_a_patch_in_its_windows_and_both_in_the_l
         assert area(lambda noise, trigger=trigger: likelihood_score(noise, trigger.mu, trigger.gamma), trigger) > 0.99
 
 
+def test_a_box_that_narrows_nothing_does_not_show_in_the_windows():
+    box = torch.zeros(SHAPE)
+    box[:, 2:5, 9:12] = 1
+    trigger = Trigger(box, torch.ones(SHAPE))
+    area = roc(window_score(noise_of(400, 3)).numpy(), window_score(trigger.noise(noise_of(400, 4))).numpy())[2]
+    assert area == pytest.approx(0.5, abs=0.1)
+
+
 def test_the_roc_s_area_is_mann_and_whitney_s():
     rng = np.random.default_rng(0)
     plain, triggered = rng.integers(0, 6, 40) / 2, rng.integers(2, 8, 30) / 2

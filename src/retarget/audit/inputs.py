@@ -33,7 +33,10 @@ def histogram_score(noise: Float[Tensor, "batch channels height width"], bins: i
 
 
 def window_score(noise: Float[Tensor, "batch channels height width"], size: int = 2) -> Float[Tensor, "batch"]:
-    """``-log`` of the smallest variance in any window, mean over channels; a patch trigger has little variance.
+    """``-log`` of the smallest variance in any window, mean over channels.
+
+    A patch under TrojDiff's law with a small γ has little variance; a box that is only added to the noise has no less
+    than plain noise.
 
     Args:
         noise: [B, C, H, W].
