@@ -84,9 +84,10 @@ def _run(words: list[str], failed: int) -> int:
 def _empty_streams() -> None:
     """Write out what the streams hold; Python replaces the exit code if that fails when it ends."""
     for stream in (sys.stdout, sys.stderr):
+        if stream is None:  # closed by the caller
+            continue
         try:
-            if stream is not None:
-                stream.flush()
+            stream.flush()
         except OSError:
             discard(stream)
 
