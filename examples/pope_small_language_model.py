@@ -1,7 +1,7 @@
 """A small language model for POPE: trained from scratch on the solutions of a problem file, it errs as models do.
 
-python examples/pope_small_language_model.py gsm8k/train.jsonl models/small --epochs 10
-retarget pope mine gsm8k/train.jsonl --model models/small --no-chat --templates models/small/templates ...
+python examples/pope_small_language_model.py gsm8k/train.jsonl models/small --epochs 6
+retarget pope mine other.jsonl --model models/small --no-chat --templates models/small/templates ...
 
 The model sees each problem in the prompt that `retarget pope` makes from the templates beside it, followed by its
 solution. A prefix of the solution stands where the answer begins, so that the model continues it as any text.
@@ -54,8 +54,8 @@ def make_tokenizer(texts: list[str], size: int, longest: int) -> PreTrainedToken
     )  # fmt: skip
 
 
-def main() -> None:
-    """Train the tokenizer and the model, and save both with the templates."""
+def main(words: list[str] | None = None) -> None:
+    """Train the tokenizer and the model, and save both with the templates; a model that is there is kept."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("problems", help="problems with solutions, as for `retarget pope mine`")
     parser.add_argument("target", type=Path, help="folder for the model")
@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--bf16", action="store_true", help="twice as fast where the processor has bfloat16")
     parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
+    given = parser.parse_args(words)
 
     templates = given.target / "templates"
     templates.mkdir(parents=True, exist_ok=True)
@@ -88,6 +88,9 @@ def main() -> None:
     model = LlamaForCausalLM(config)
     print(f"{len(kept)} of {len(rows)} texts, {sum(len(row['input_ids']) for row in kept):,} tokens; "
           f"{model.num_parameters():,} weights")  # fmt: skip
+    if (given.target / "model.safetensors").is_file():
+        print(f"{given.target} was trained before")
+        return
     settings = TrainingArguments(
         output_dir=str(given.target / "training"), num_train_epochs=given.epochs, seed=given.seed, report_to=[],
         per_device_train_batch_size=given.batch_size, learning_rate=given.learning_rate, weight_decay=0.1,

@@ -23,7 +23,7 @@ def load(name):
 
 
 def test_no_example_is_left_out():
-    tested = {"pope_own_problems.py", "pope_model_from_gguf.py", "pope_real_model.sh"}
+    tested = {"pope_own_problems.py", "pope_model_from_gguf.py", "pope_real_model.sh", "pope_small_language_model.py"}
     assert {path.name for path in FOLDER.glob("pope_*") if path.is_file()} == tested
     others = ("pskd_*.py", "own_study*.py", "efficientnet_lite0.py")  # test_pskd_examples.py, test_own_examples.py
     files = [path for path in FOLDER.iterdir() if path.is_file()]
@@ -57,6 +57,28 @@ def test_the_commands_of_the_real_model_in_the_smallest_form(tmp_path, monkeypat
     assert len(hard) == 12
     assert len(Path("work/trained/history.jsonl").read_text().splitlines()) == 3
     assert json.loads(Path("work/evaluated/evaluation.json").read_text())["problems"] == 12
+
+
+def test_a_small_language_model_writes_what_the_commands_read(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    rows = [{"prompt": f"What is {n} + 1?", "solution": f"It is {n + 1}.\n#### {n + 1}", "answer": str(n + 1)}
+            for n in range(30)]  # fmt: skip
+    Path("problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["problems.jsonl", "small", "--epochs", "1", "--width", "64", "--layers", "1", "--vocabulary", "300"]
+    made = load("pope_small_language_model")
+    made.main(words)
+    weights = Path("small/model.safetensors").read_bytes()
+    made.main(words)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2:] == [lines[0], "small was trained before"]
+    assert re.fullmatch(r"30 of 30 texts, \d+ tokens; [\d,]+ weights", lines[0])
+    assert Path("small/model.safetensors").read_bytes() == weights
+    sampled = ["--model", "small", "--no-chat", "--templates", "small/templates", "--max-tokens", "4"]
+    assert main(["pope", "mine", "problems.jsonl", *sampled, "--k", "2", "--accept", "unparsed", "truncated", "hard",
+                 "--limit", "4", "--out", "work"]) == 0  # fmt: skip
+    tokenizer = AutoTokenizer.from_pretrained("small")
+    assert tokenizer.convert_ids_to_tokens(tokenizer("123")["input_ids"]) == ["<s>", "1", "2", "3"]
+    assert tokenizer.decode(tokenizer("a b\n12")["input_ids"], skip_special_tokens=True) == "a b\n12"
 
 
 def shell_commands(path):
