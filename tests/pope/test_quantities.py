@@ -45,3 +45,14 @@ def test_an_unmarked_mixed_number_is_read_whole():
 def test_a_gold_number_that_no_float_holds_is_refused(gold):
     with pytest.raises(UserError, match="outside the range of floating-point numbers: use the grader `math`"):
         numeric("\\boxed{5}", gold, {})
+
+
+@pytest.mark.parametrize(("completion", "gold", "right"), [
+    (r"\boxed{3 000}", "3000", True), (r"\boxed{3~000}", "3000", True), ("so 3 000 in all", "3000", True),
+    ("12 345 678 people", "12345678", True), ("In 2024 100 people came", "100", True), ("one, 2, 3, 4", "4", True),
+    (r"\boxed{1 200/7}", "1200/7", True), (r"\boxed{3 000}", "0", False), ("so 3 000", "0", False),
+    ("12 345", "345", False), (r"\boxed{0,500}", "500", False), ("about 0,500", "500", False),
+    ("it is 0,5", "5", False), ("at (3,4)", "4", False), ("1,2", "2", False),
+])  # fmt: skip
+def test_thousands_and_decimal_commas_are_no_numbers_of_their_own(completion, gold, right):
+    assert numeric(completion, gold, {}).correct == right

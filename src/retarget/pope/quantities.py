@@ -8,7 +8,9 @@ from retarget.pope.notation import CHANGING, SCALES, plain_unicode, scaled
 
 _PLUS = "\u2064"
 """Unicode's invisible plus, which stands between the whole part and the fraction of a mixed number."""
-_DIGITS = r"(?:\d{1,3}(?:,\d{3})+|\d+)"
+_DIGITS = r"(?:[1-9]\d{0,2}(?:,\d{3})+|\d+)"
+_SPACED = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?: \d{3})+(?![\d.,]?\d)")
+"""Digits in groups of thousands with spaces between them."""
 _NUMBER = rf"(?:(?<![\w)}}])[-+])?(?:{_DIGITS}{_PLUS}\d+/\d+|(?:{_DIGITS}(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?(?:/\d+)?)"
 _NUMBERS = re.compile(_NUMBER)
 _ONE_NUMBER = re.compile(
@@ -79,9 +81,16 @@ def _with_fraction(found: re.Match[str]) -> str:
 
 
 def last_number(text: str) -> str | None:
-    """The last number in a text, as plain text; None if it has none."""
-    found = _NUMBERS.findall(_plain(text))
-    return found[-1].replace(_PLUS, " ") if found else None
+    """The last number in a text, as plain text; None if it has none, or a list or a decimal comma ends in it.
+
+    >>> last_number("so 3 000 in all"), last_number("it is 0,5"), last_number("at (3,4)")
+    ('3000', None, None)
+    """
+    plain = _plain(text)
+    found = [*_NUMBERS.finditer(plain)]
+    if not found or re.search(r"\d,$", plain[: found[-1].start()]):
+        return None
+    return found[-1][0].replace(_PLUS, " ")
 
 
 def one_number(text: str) -> Quantity | None:
@@ -113,4 +122,4 @@ def _plain(text: str) -> str:
     text = with_fractions(scaled(plain_unicode(re.sub(r"\s+", " ", text))))
     for pattern, plain in _LATEX:
         text = pattern.sub(plain, text)
-    return text
+    return _SPACED.sub(lambda found: found[0].replace(" ", ""), text.replace("~", " "))
