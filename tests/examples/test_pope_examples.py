@@ -23,7 +23,8 @@ def load(name):
 
 
 def test_no_example_is_left_out():
-    tested = {"pope_own_problems.py", "pope_model_from_gguf.py", "pope_real_model.sh", "pope_small_language_model.py"}
+    tested = {"pope_own_problems.py", "pope_model_from_gguf.py", "pope_real_model.sh", "pope_small_language_model.py",
+              "pope_prefix_leaks.sh"}  # fmt: skip
     assert {path.name for path in FOLDER.glob("pope_*") if path.is_file()} == tested
     others = ("pskd_*.py", "own_study*.py", "efficientnet_lite0.py")  # test_pskd_examples.py, test_own_examples.py
     files = [path for path in FOLDER.iterdir() if path.is_file()]
@@ -79,6 +80,25 @@ def test_a_small_language_model_writes_what_the_commands_read(tmp_path, monkeypa
     tokenizer = AutoTokenizer.from_pretrained("small")
     assert tokenizer.convert_ids_to_tokens(tokenizer("123")["input_ids"]) == ["<s>", "1", "2", "3"]
     assert tokenizer.decode(tokenizer("a b\n12")["input_ids"], skip_special_tokens=True) == "a b\n12"
+
+
+def test_the_check_of_prefixes_counts_those_that_leak(tmp_path, monkeypatch, capsys):
+    ((program, tool, *files),) = shell_commands(FOLDER / "pope_prefix_leaks.sh")
+    assert (program, tool, files) == ("python", "tools/check_prefixes.py", ["gsm8k/train.jsonl", "math/train.jsonl.gz"])
+    rows = [
+        {"prompt": "2 + 2?", "answer": "4", "solution": "Add the two. That is all. Twice 2 gives 4 here. #### 4"},
+        {"prompt": "4 + 5?", "answer": "9", "solution": "Note that 9 is odd. Add the two. That is all. So #### 9"},
+        {"prompt": "3 + 3?", "answer": "6", "solution": "#### 6"},
+    ]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.syspath_prepend(str(FOLDER.parent / "tools"))
+    check = importlib.import_module("check_prefixes")
+    assert check.main([str(tmp_path / "p.jsonl"), "--workers", "1"]) == 0
+    _, far = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert (far["problems"], far["with a prefix"], far["rewarded"]) == (3, 2, 0)
+    assert far["hold the answer"] == far["end in the answer"] > 0
+    assert check.ends_in("so it is 3 000", "3000")
+    assert not check.ends_in("so 3 and 4", "3")
 
 
 def shell_commands(path):
