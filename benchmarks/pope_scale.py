@@ -134,4 +134,5 @@ def _reckoned(each: _Measured, grading: float, memory: float) -> Iterator[dict[s
     )
     yield figure(f"{what}: journal", units * each.journal / 1e9, "GB")
     yield figure(f"{what}: going on after a stop", units * each.reading / 60, "min")
-    yield figure(f"{what}: memory of the command", units * memory / 2**30, "GiB")
+    if memory:  # none, if the process had held more before: run this module alone
+        yield figure(f"{what}: memory of the command", units * memory / 2**30, "GiB")
