@@ -30,6 +30,7 @@ from retarget.pskd.sequences import Offsets, SequencePSKD
 STATE_FILE = "pskd.safetensors"
 """Name of the table's file in a checkpoint's folder."""
 IGNORE = -100  # the library's value, by which it counts num_items_in_batch
+_MIXED_WITHIN = 10  # updates in which mixed labels are looked for: collators may leave the first batches alone
 
 _Base = Trainer if TYPE_CHECKING else object
 
@@ -113,6 +114,8 @@ class PSKDMixin(_Base):
         self._pskd_begun: int | None = None
         self._pskd_fills = self._pskd_teacher is not None and self._pskd_teacher.model is None
         self._pskd_host = super().compute_loss.__func__ is not Trainer.compute_loss  # the trainer has a loss of its own
+        # As the user set it: a model's own loss sets it by the labels.
+        self._pskd_problem = getattr(getattr(self._bare_model(), "config", None), "problem_type", None)
         self._pskd_same = self._new_comparison()
         self.loss_is_scaled_for_ga = True  # our loss is always divided by the targets of the whole update
         self.add_callback(_Epochs(self))
@@ -174,7 +177,10 @@ class PSKDMixin(_Base):
             # for the other ranks.
             all_told: Any = self.accelerator.gather(torch.tensor([told], device=labels.device))
             self._pskd_same.note(*all_told.any(0).tolist())
-        if not isinstance(method, MultiLabelPSKD):
+        if isinstance(method, MultiLabelPSKD):
+            if self.state.global_step < _MIXED_WITHIN:
+                models.refuse_mixed(labels, self._pskd_problem)
+        else:
             shared["smoothing"] = self.args.label_smoothing_factor
         loss = method.loss(logits, self._targets(labels), index, **shared)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
@@ -334,8 +340,6 @@ class PSKDMixin(_Base):
         if self.pskd:
             return self.pskd
         multilabel = models.is_multilabel(logits, labels)
-        if multilabel:
-            models.refuse_mixed(labels, getattr(getattr(self._bare_model(), "config", None), "problem_type", None))
         if multilabel and self.args.label_smoothing_factor:
             raise UserError("label_smoothing_factor smooths classes, but these labels are multi-label: set it to 0")
         if not multilabel and logits.shape[-1] == 1:
