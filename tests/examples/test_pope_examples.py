@@ -4,6 +4,7 @@ import importlib.util
 import json
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ def load(name):
 
 def test_no_example_is_left_out():
     tested = {"pope_own_problems.py", "pope_model_from_gguf.py", "pope_real_model.sh", "pope_small_language_model.py",
-              "pope_prefix_leaks.sh"}  # fmt: skip
+              "pope_small_language_model.sh", "pope_prefix_leaks.sh"}  # fmt: skip
     assert {path.name for path in FOLDER.glob("pope_*") if path.is_file()} == tested
     others = ("pskd_*.py", "own_study*.py", "efficientnet_lite0.py")  # test_pskd_examples.py, test_own_examples.py
     files = [path for path in FOLDER.iterdir() if path.is_file()]
@@ -80,6 +81,34 @@ def test_a_small_language_model_writes_what_the_commands_read(tmp_path, monkeypa
     tokenizer = AutoTokenizer.from_pretrained("small")
     assert tokenizer.convert_ids_to_tokens(tokenizer("123")["input_ids"]) == ["<s>", "1", "2", "3"]
     assert tokenizer.decode(tokenizer("a b\n12")["input_ids"], skip_special_tokens=True) == "a b\n12"
+
+
+def test_the_commands_of_the_small_language_model_in_the_smallest_form(tmp_path, monkeypatch, capsys):
+    """An untrained model solves nothing, so that the longest prefixes stand for those with which it would."""
+    monkeypatch.chdir(tmp_path)
+    rows = [{"question": f"What is {n} + 1?", "answer": f"Take {n}.\nOne more.\n#### {n + 1}"} for n in range(10, 18)]
+    Path("gsm8k").mkdir()
+    Path("gsm8k/train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    load("pope_small_language_model").main(
+        ["gsm8k/train.jsonl", "models/small", "--epochs", "1", "--width", "64", "--layers", "1", "--vocabulary", "300"]
+    )
+    smaller = {"6501,6692w": "1,6w", "6693,6756w": "7,8w", "=200": "=8", "'found'": "'fallback'", "batch=10": "batch=2"}
+    numbers = {"200": "4", "32": "2", "16": "2", "10": "2", "30": "2"}
+    ran = []
+    for words in shell_commands(FOLDER / "pope_small_language_model.sh"):
+        words = [numbers.get(word, word) for word in words if word != "--found-only"]
+        for long, short in smaller.items():
+            words = [word.replace(long, short) for word in words]
+        if words[:2] == ["retarget", "pope"]:
+            words += ["--accept", "unparsed", "truncated", "hard"] * (words[2] == "mine")
+            assert main(words[1:]) == 0, capsys.readouterr().err
+            ran.append(words[2])
+        else:
+            subprocess.run(words, check=True)
+    assert ran == ["mine", "search", *["mix"] * 2, *["train"] * 2, *["evaluate"] * 6]
+    assert len(Path("small/trained.jsonl").read_text().splitlines()) == 6
+    assert [json.loads(path.read_text())["problems"] for path in sorted(Path("small").glob("*/evaluation.json"))] \
+        == [2, 6] * 3
 
 
 def test_the_check_of_prefixes_counts_those_that_leak(tmp_path, monkeypatch, capsys):

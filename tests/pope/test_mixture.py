@@ -71,12 +71,12 @@ def test_rows_ratios_and_easy_problems(caplog):
     def counts(ratio):
         return Counter(row["stratum"] for row in mix(hard, prefixes, PROMPTS, ratio=ratio))
 
-    assert counts(0.0) == {"unguided": 8}
+    assert counts(0.0) == {"unguided": 6}, "plain GRPO on the problems that guided rows would be of"
     assert counts(0.5) == {"unguided": 6, "guided": 3}
     assert counts(2.0) == {"unguided": 3, "guided": 6}
     assert counts(float("inf")) == {"guided": 6}
-    kept = [mix(hard, prefixes, PROMPTS, ratio=ratio, unpaired="keep") for ratio in (2.0, float("inf"))]
-    assert [Counter(row["stratum"] for row in rows)["unguided"] for rows in kept] == [3 + 2, 2]
+    kept = [mix(hard, prefixes, PROMPTS, ratio=ratio, unpaired="keep") for ratio in (2.0, float("inf"), 0.0)]
+    assert [Counter(row["stratum"] for row in rows)["unguided"] for rows in kept] == [3 + 2, 2, 8]
     late = mix(
         hard, {f"p{i}": "so" for i in range(2, 8)}, PROMPTS, unpaired="keep", prompts_per_batch=4, kind="stratified"
     )

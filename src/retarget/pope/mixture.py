@@ -49,8 +49,8 @@ def mix(
             from the problem's present solution and from a search with the present templates.
         prompts: the two prompts; by default :meth:`Prompts.load`.
         easy: easy problems to mix in, unguided.
-        ratio: guided rows / unguided rows, at least 0; 1 in the paper. 0 gives no guided rows (plain GRPO), ``inf``
-            only guided ones. Below 1, this share of the guided rows is kept; above 1, 1 / ratio of the unguided ones.
+        ratio: guided rows / unguided rows, at least 0; 1 in the paper. 0 gives no guided rows (plain GRPO on
+            the same problems), ``inf`` only guided ones. Below 1, this share of the guided rows is kept; above 1, 1 / ratio of the unguided ones.
         seed: decides which rows a ratio keeps, and their order.
         prompts_per_batch: rows per generation batch; decides the order.
         unpaired: what to do with problems without a prefix. ``leave out`` achieves the ratio, and logs their number;
@@ -71,7 +71,7 @@ def mix(
     choose("unpaired", unpaired, Unpaired)
     _check(hard, easy, prefixes, ratio)
     _check_origin(hard, prefixes, prompts, other_template)
-    if prefixes and ratio and unpaired == "leave out":
+    if prefixes and unpaired == "leave out":
         hard = _paired_only(hard, prefixes)
     unguided = [make_row(one, "unguided", prompts.without_prefix(one.prompt)) for one in hard]
     shown = [(one, prefixes[one.id]) for one in hard if one.id in prefixes]
