@@ -107,8 +107,10 @@ def test_the_commands_of_the_small_language_model_in_the_smallest_form(tmp_path,
             subprocess.run(words, check=True)
     assert ran == ["mine", "search", *["mix"] * 2, *["train"] * 2, *["evaluate"] * 6]
     assert len(Path("small/trained.jsonl").read_text().splitlines()) == 6
-    assert [json.loads(path.read_text())["problems"] for path in sorted(Path("small").glob("*/evaluation.json"))] \
-        == [2, 6] * 3
+    assert [json.loads(path.read_text())["problems"] for path in sorted(Path("small").glob("*/evaluation.json"))] == [
+        2,
+        6,
+    ] * 3
 
 
 def test_the_check_of_prefixes_counts_those_that_leak(tmp_path, monkeypatch, capsys):

@@ -49,8 +49,9 @@ def mix(
             from the problem's present solution and from a search with the present templates.
         prompts: the two prompts; by default :meth:`Prompts.load`.
         easy: easy problems to mix in, unguided.
-        ratio: guided rows / unguided rows, at least 0; 1 in the paper. 0 gives no guided rows (plain GRPO on
-            the same problems), ``inf`` only guided ones. Below 1, this share of the guided rows is kept; above 1, 1 / ratio of the unguided ones.
+        ratio: guided rows / unguided rows, at least 0; 1 in the paper. 0 gives no guided rows (plain GRPO on the same
+            problems), ``inf`` only guided ones. Below 1, this share of the guided rows is kept; above 1, 1 / ratio of
+            the unguided ones.
         seed: decides which rows a ratio keeps, and their order.
         prompts_per_batch: rows per generation batch; decides the order.
         unpaired: what to do with problems without a prefix. ``leave out`` achieves the ratio, and logs their number;
