@@ -1,10 +1,13 @@
+import importlib
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from retarget.errors import UserError
+from retarget.pope.studies.worlds import make_world
 from retarget.pope.study import PRESETS, Settings, plan
 from retarget.report import build
 from retarget.study.claims import judge
@@ -17,7 +20,8 @@ TINY = dict(
 
 
 def test_the_plans_of_all_presets():
-    assert [len(plan(name).conditions) for name in PRESETS] == [1, 4, 1]
+    given = {"real": {"model": "m", "problems": "p.jsonl", "held_out": "h.jsonl"}}
+    assert [len(plan(name, given.get(name)).conditions) for name in PRESETS] == [1, 4, 1, 1]
     small = plan("small")
     assert small.seeds == (0, 1, 2, 3, 4)
     assert small.settings["rl_seeds"] == 3
@@ -60,11 +64,58 @@ def test_a_real_models_problems_are_data_whose_bytes_a_run_remembers():
     assert plan("small").data == ()
 
 
+def test_a_small_model_of_ones_own_is_mined_guided_and_measured(tmp_path, monkeypatch):
+    """A base model without a chat template, and files of many more problems than the study needs."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "examples"))
+    rows = [{"question": f"What is {n} - {n - n % 9}?", "answer": f"It is {n % 9}.\n#### {n % 9}"} for n in range(60)]
+    write(tmp_path / "learnt.jsonl", rows)
+    words = "learnt.jsonl model --epochs 400 --batch-size 60 --width 64 --layers 1 --vocabulary 300"
+    importlib.import_module("pope_small_language_model").main(words.split())
+    for name, first in (("training", 100), ("held-out", 200)):
+        rows = [{"question": f"What is {n} - 1?", "answer": f"Take {n}.\nIt is {n - 1}.\n#### {n - 1}"}
+                for n in range(first, first + 40)]  # fmt: skip
+        write(tmp_path / f"{name}.jsonl", rows)
+    given = dict(
+        model="model", templates="model/templates", chat=False, problems="training.jsonl", held_out="held-out.jsonl",
+        mine_tokens=24, max_completion_length=24, hard_problems=4, held_problems=3, mine_k=4, search_k=4,
+    )  # fmt: skip
+    outcome = run_study(plan("real", given), tmp_path / "study", page=build)
+    assert not outcome.failed
+    found = outcome.summary["conditions"]["default"]
+    assert set(found) == {"base"}
+    assert found["base"]["hard_pass1"]["values"] == [0.0]
+    run = tmp_path / "study" / "runs" / "base" / "seed-0"
+    training, held = json.loads((run / "mined.json").read_text())
+    assert training["hard"] >= 4
+    assert held["hard"] >= 3
+    assert sum(training.values()) < 40, "mining ends when enough problems are hard"
+    assert len((run / "hard.jsonl").read_text().splitlines()) == 4
+    assert "mined in the order of their file" in outcome.page.read_text()
+
+    settings = Settings.model_validate(given | {"cap": 0.75, "cycles": 1})
+    same = settings.model_copy(update={"held_out": "training.jsonl"})
+    with pytest.raises(UserError, match=r"40 problems of training\.jsonl are in training\.jsonl too"):
+        make_world(same, 0, tmp_path, print)
+    write(tmp_path / "held-out.jsonl", [{"question": "?", "answer": "no marker"}, *rows])
+    with pytest.raises(UserError, match="in a study it is --set skip_invalid=true"):
+        make_world(settings, 0, tmp_path, print)
+    world = make_world(settings.model_copy(update={"skip_invalid": True}), 0, tmp_path, print)
+    assert len(world.held_candidates) == 40
+    assert not list(tmp_path.glob("*.rejects.jsonl"))
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
 def test_wrong_plans_are_refused():
     with pytest.raises(UserError, match="no preset 'large'"):
         plan("large")
     with pytest.raises(UserError, match="there is no setting cycle, did you mean cycles"):
         plan("demo", {"cycle": 3})
+    with pytest.raises(UserError, match="preset real needs a model and its problems: --set model=DIR"):
+        plan("real", {"problems": "mine.jsonl"})
     with pytest.raises(UserError, match="no arm popes"):
         plan("demo", arms=["popes"])
 

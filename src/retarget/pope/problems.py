@@ -314,8 +314,9 @@ def _report(
         listed = "\n".join(f"  {_lines(at)}: {reason}" for reason, at in list(reasons.items())[:_SHOWN])
         more = f"\n  and {len(reasons) - _SHOWN} more reasons" if len(reasons) > _SHOWN else ""
         raise UserError(
-            f"{source}: {len(bad)} of {len(bad) + good} rows are not valid problems; correct them, or pass "
-            f"--skip-invalid to leave them out and write them to a rejects file\n{listed}{more}"
+            f"{source}: {len(bad)} of {len(bad) + good} rows are not valid problems; correct them, or leave them out: "
+            f"--skip-invalid also writes them to a rejects file, in a study it is --set skip_invalid=true\n"
+            f"{listed}{more}"
         )
     if rejects is None:
         rejects = Path("rejects.jsonl") if str(source).startswith("hf:") else Path(f"{source}.rejects.jsonl")
@@ -324,7 +325,7 @@ def _report(
         write_text(rejects, utf8("\n".join(lines) + "\n"))
     _LOG.warning(
         "%s: %d of %d rows left out; %s", source, len(bad), len(bad) + good,
-        f"{rejects} lists them with the reasons" if write else "a dry run does not write them to a file",
+        f"{rejects} lists them with the reasons" if write else "they are not written to a file",
     )  # fmt: skip
 
 

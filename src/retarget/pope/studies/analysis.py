@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from retarget.metrics.passk import pass_at_k
-from retarget.pope.studies.plan import ARMS, Settings
+from retarget.pope.mining import KINDS
+from retarget.pope.studies.plan import ARMS, MINED, Settings
 from retarget.study.config import Claim
 from retarget.study.figures import Analysis, Bars, Figure, Lines, Series, Table, Text
 from retarget.study.items import Items, Shares
@@ -29,6 +30,7 @@ def analyse(results: Results) -> Analysis:
             *_curves(results, condition.name, prefix),
             *_bars(results, condition.name, prefix),
             *_pass_at_k(results, condition.name, prefix),
+            *_mining(results, condition.name, prefix),
             *_search(results, condition.name, prefix),
             *_samples(results, condition.name, prefix),
         ]
@@ -124,6 +126,26 @@ def _pass_at_k(results: Results, condition: str, prefix: str) -> list[Figure]:
                       "each arm. A thin line is one base model, the mean of its trainings.")
             )  # fmt: skip
     return figures
+
+
+def _mining(results: Results, condition: str, prefix: str) -> list[Figure]:
+    rows = []
+    for seed in results.seeds if results.plan.settings["model"] else ():
+        run = results.run(condition, "base", seed)
+        if run is not None:
+            training, held = json.loads((run.directory / MINED).read_text(encoding="utf-8"))
+            rows += [[str(seed), name, str(sum(counts.values())), *map(str, counts.values())]
+                     for name, counts in (("training", training), ("held out", held))]  # fmt: skip
+    if not rows:
+        return []
+    caption = (
+        "Problems are mined in the order of their file until enough are hard. Those that are neither solved nor hard "
+        "are not used: most of their rollouts were cut off (truncated), have no final answer (unparsed) or agree on "
+        "another answer than the label (suspect), or the grader does not accept their label (broken), or the engine "
+        "refused their prompt (failed)."
+    )
+    columns = ["seed", "problems", "mined", *KINDS]
+    return [Table(title=f"{prefix}Mining", caption=caption, columns=columns, rows=rows)]
 
 
 def _search(results: Results, condition: str, prefix: str) -> list[Figure]:

@@ -40,6 +40,11 @@ class Settings(Optimisation):
     model: str | None = Field(default=None, description="name or path of a real model, instead of a generated world")
     problems: str | None = Field(default=None, description="a real model's training problems; see problems.py")
     held_out: str | None = Field(default=None, description="a real model's held-out problems")
+    skip_invalid: bool = Field(default=False, description="whether to leave out invalid rows of these files")
+    templates: str | None = Field(
+        default=None, description="a real model's templates, as for --templates of `retarget pope mine`"
+    )
+    chat: bool = Field(default=True, description="send a real model's prompts through its chat template")
     engine: Literal["transformers", "vllm"] = Field(
         default="transformers", description="what samples completions: transformers | vllm"
     )
@@ -92,14 +97,19 @@ PRESETS: dict[str, dict[str, Any]] = {
         **_TESTBED, base_steps=1200, hard_problems=16, held_problems=16, cycles=40, rl_seeds=1, samples=32,
     ),
     "small": dict(**_TESTBED, hard_problems=64, held_problems=64, cycles=80, rl_seeds=3, samples=256),
+    # About an hour on two cores for a model of 135 million weights.
+    "real": dict(
+        hard_problems=12, held_problems=4, mine_k=16, mine_tokens=512, max_completion_length=512, cuts=3, cap=0.75,
+        search_k=8, samples=16, prompts_per_batch=8, cycles=100, rl_seeds=1,
+    ),
     "paper": dict(
         model="Qwen/Qwen3-4B-Instruct-2507", problems="problems.jsonl", held_out="held-out.jsonl", engine="vllm",
         hard_problems=256, held_problems=100, cuts=8, cap=0.25, cycles=400, rl_seeds=1,
     ),
 }  # fmt: skip
 
-SEEDS = {"demo": (0, 1, 2, 3), "small": (0, 1, 2, 3, 4), "paper": (0,)}
-MINUTES_PER_RUN = {"demo": 0.3, "small": 3.5, "paper": 2880.0}
+SEEDS = {"demo": (0, 1, 2, 3), "small": (0, 1, 2, 3, 4), "real": (0,), "paper": (0,)}
+MINUTES_PER_RUN = {"demo": 0.3, "small": 3.5, "real": 60.0, "paper": 2880.0}
 
 REFERENCE = """@misc{qu2026pope,
   author = {Qu, Yuxiao and Setlur, Amrith and Smith, Virginia and Salakhutdinov, Ruslan and Kumar, Aviral},
@@ -109,6 +119,9 @@ REFERENCE = """@misc{qu2026pope,
 
 PACKAGES = (("transformers", "rl"), ("trl", "rl"), ("datasets", "rl"), ("math_verify", "rl"))
 """The packages that runs of POPE's studies import, each with its extra."""
+
+MINED = "mined.json"
+"""The file of a base model's run with the numbers of mined problems of each kind, for training and held out."""
 
 ARMS = (
     Arm(name="base", label="base model", settings={"role": "base"}),
@@ -195,19 +208,22 @@ def plan(
     Args:
         preset: ``demo`` (four generated base models, minutes), ``small`` (five base models × three trainings, both
             families and both oracle styles, hours on two cores; ``family`` and ``style`` in ``config`` choose some of
-            them) or ``paper`` (Qwen3-4B on GPUs with vLLM).
+            them), ``real`` (a small model of your own: mining, search and guided rates on a CPU, by default without
+            training) or ``paper`` (Qwen3-4B on GPUs with vLLM).
         config: settings that override the preset's (keys of :class:`Settings`).
         seeds: seeds of the base models, instead of the preset's.
-        arms: names of the arms to run.
+        arms: names of the arms to run; by default all, and with ``real`` only ``base``.
 
     Raises:
-        UserError: unknown preset, setting or arm.
+        UserError: unknown preset, setting or arm, or ``real`` without a model and its files.
     """
     if preset not in PRESETS:
         raise UserError(f"no preset {preset!r} for pope: choose {', '.join(PRESETS)}")
     settings = resolve_settings(Settings, {**PRESETS[preset], **(config or {})})
-    chosen = choose_arms(ARMS, arms)
     real = settings.model is not None
+    if preset == "real" and not (real and settings.problems and settings.held_out):
+        raise UserError("preset real needs a model and its problems: --set model=DIR problems=FILE held_out=FILE")
+    chosen = choose_arms(ARMS, arms or (["base"] if preset == "real" else None))
     default = Condition(label="a real model" if real else CONDITIONS[f"{settings.family}_{settings.style}"].label)
     given = {key: value for key, value in (config or {}).items() if key in ("family", "style")}
     worlds = tuple(one for one in CONDITIONS.values() if given.items() <= one.settings.items())

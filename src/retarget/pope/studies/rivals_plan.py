@@ -189,6 +189,10 @@ _PAIRS = (
      "fewer are right than after RL on hard problems alone.", "hard_pass1", "unguided_half", "hard_easy", 1.0),
     ("easy_mix", "Mixing easy and hard problems is counterproductive: fewer hard rollouts are right than after RL on "
      "hard problems alone.", "hard_pass1", "unguided", "hard_easy", 1.0),
+    ("ray_far", "Ray interference by the shortest problems: after as many rollouts on hard problems, fewer are right.",
+     "hard_pass1", "unguided_half", "hard_easier", 1.0),
+    ("far_mix", "Mixing hard problems with the shortest ones is counterproductive: fewer hard rollouts are right.",
+     "hard_pass1", "unguided", "hard_easier", 1.0),
     ("beats_mix", "POPE solves more hard problems than hard and easy ones mixed.", "hard_pass1", "pope", "hard_easy",
      1.0),
     ("imitation", "The prefix as privileged information beats the solution as a training target.", "hard_pass1", "pope",
@@ -215,6 +219,7 @@ _PAIRS = (
 
 FLOORS: dict[str, tuple[str, float, str]] = {
     "ray": ("signal", 5.0, "unguided_half"),
+    "ray_far": ("signal", 5.0, "unguided_half"),
     "wide_clip": ("clip_share", 1.0, "unguided"),
     "distil": ("teacher_gain", 0.0, "distil"),
 }
@@ -228,7 +233,7 @@ _SHOWN = {"hard_pass1": "hard_solved", "hard_solved": "hard_pass1", "held_pass1"
 _MECHANISM = {
     "entropy": "entropy_end", "entropy_scaled": "entropy_end", "destabilise": "entropy_end",
     "destabilise_scaled": "entropy_end", "wide_clip": "clip_share", "pass_at_k": "signal", "ray": "signal",
-    "stitching": "overlap", "distil_unrelated": "teacher_gain",
+    "ray_far": "signal", "stitching": "overlap", "distil_unrelated": "teacher_gain",
 }  # fmt: skip
 """What is shown beside a claim: what its mechanism did, or else another score on the same problems."""
 

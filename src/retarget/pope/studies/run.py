@@ -10,7 +10,7 @@ import numpy as np
 from transformers import TrainerCallback
 
 from retarget.errors import UserError
-from retarget.files import write_text
+from retarget.files import write_json, write_text
 from retarget.pope.evaluation import Evaluation, evaluate
 from retarget.pope.grading import reward_function
 from retarget.pope.mining import Mined, mine
@@ -19,7 +19,7 @@ from retarget.pope.problems import Problem, read_problems, write_problems
 from retarget.pope.rollouts import Engine
 from retarget.pope.search import Prefixes, search_prefixes
 from retarget.pope.settings import Optimisation, TrainingSettings
-from retarget.pope.studies.plan import Settings
+from retarget.pope.studies.plan import MINED, Settings
 from retarget.pope.studies.testbed import load_base
 from retarget.pope.studies.worlds import World, make_world
 from retarget.pope.trl import train
@@ -39,8 +39,13 @@ def run(run: Run) -> dict[str, float]:
 def _base(run: Run, s: Settings) -> dict[str, float]:
     world = make_world(s, run.seed, run.checkpoint, lambda done, total: run.progress(done, total, "step"))
     engine, journals = world.engine(), run.checkpoint
-    hard = mine_hard(world, engine, world.candidates, journals / "mine.jsonl", run).hard[: s.hard_problems]
-    held = mine_hard(world, engine, world.held_candidates, journals / "mine-held.jsonl", run).hard[: s.held_problems]
+    mined = [
+        mine_hard(world, engine, problems, journals / file, run, wanted)
+        for problems, file, wanted in ((world.candidates, "mine.jsonl", s.hard_problems),
+                                       (world.held_candidates, "mine-held.jsonl", s.held_problems))
+    ]  # fmt: skip
+    write_json(run.directory / MINED, [one.counts for one in mined])
+    hard, held = mined[0].hard[: s.hard_problems], mined[1].hard[: s.held_problems]
     prefixes = search_prefixes(
         hard, world.sampler(engine, world.sampling, min(32, s.search_k)), s.cuts, s.search_k, cap=s.cap, unit=s.unit,
         journal=journals / "search.jsonl",
@@ -179,18 +184,28 @@ def log_histories(run: Run, histories: list[list[dict[str, float]]]) -> None:
         run.log(cycle, **{name: float(np.mean([line[name] for line in lines])) for name in names})
 
 
-def mine_hard(world: World, engine: Engine, problems: list[Problem], journal: Path, run: Run) -> Mined:
-    """Find the problems that are never solved. Generated labels are correct, so ``suspect`` problems count as hard."""
-    kinds = ("hard", "suspect") if world.settings.model is None else ("hard",)
-    k = world.settings.mine_k
-    mined = mine(
-        problems, world.sampler(engine, world.mining, min(world.chunk, k)), k, journal=journal, accepted=kinds,
-        progress=lambda done, total, _: run.progress(done, total, "problem mined"),
-    )  # fmt: skip
+def mine_hard(
+    world: World, engine: Engine, problems: list[Problem], journal: Path, run: Run, wanted: int | None = None
+) -> Mined:
+    """Find the problems that are never solved. Generated labels are correct, so ``suspect`` problems count as hard.
+
+    A real model's file can hold far more problems than a study needs: they are mined from the first on, ``wanted`` at
+    a time, until as many are hard.
+    """
+    real, k = world.settings.model is not None, world.settings.mine_k
+    step = wanted if real and wanted else len(problems)
+    for end in range(step, len(problems) + step, step):
+        mined = mine(
+            problems[:end], world.sampler(engine, world.mining, min(world.chunk, k)), k, journal=journal,
+            accepted=("hard",) if real else ("hard", "suspect"),
+            progress=lambda done, total, _: run.progress(done, total, "problem mined"),
+        )  # fmt: skip
+        if len(mined) >= (wanted or len(problems)):
+            break
     if len(mined) < 2:
         raise UserError(
-            f"a study needs at least two hard problems, but only {len(mined)} of {len(problems)} are hard for this "
-            f"base model: {mined.counts}"
+            f"a study needs at least two hard problems, but only {len(mined)} of {len(mined.outcomes)} are hard for "
+            f"this base model: {mined.counts}"
         )
     return mined
 

@@ -126,10 +126,20 @@ def corpus_of(family: str, style: str) -> Corpus:
 def _real(settings: Settings, seed: int) -> World:
     if settings.model is None or settings.problems is None or settings.held_out is None:
         raise UserError("a study with a real model needs problem files: --set problems=FILE held_out=FILE")
+    templates = Path(settings.templates) if settings.templates else None
+    training, held = (
+        read_problems(file, skip_invalid=settings.skip_invalid, write_rejects=False)
+        for file in (settings.problems, settings.held_out)
+    )
+    both = {one.prompt for one in training} & {one.prompt for one in held}
+    if both:
+        raise UserError(
+            f"{len(both)} problems of {settings.held_out} are in {settings.problems} too: leave them out of one file, "
+            "since held-out problems must not be trained on"
+        )
     return World(
-        model=settings.model, candidates=read_problems(settings.problems),
-        held_candidates=read_problems(settings.held_out), easy=[], grader=Grader(settings.grader),
-        prompts=Prompts.load(), chunk=32, settings=settings, **_sampling(settings, seed),
+        model=settings.model, candidates=training, held_candidates=held, easy=[], grader=Grader(settings.grader),
+        prompts=Prompts.load(templates, chat=settings.chat), chunk=32, settings=settings, **_sampling(settings, seed),
     )  # fmt: skip
 
 
