@@ -79,8 +79,9 @@ def heard_interrupts():
 
 
 @pytest.mark.usefixtures("heard_interrupts")
-def test_ctrl_c_saves_the_steps_that_are_done(tmp_path, make_unet, scheduler, digits):
-    """A signal of the operating system in the middle of the third step, where no state would be saved."""
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_the_steps_that_are_done(tmp_path, make_unet, scheduler, digits, sent):
+    """Ctrl-C, or a cluster's SIGTERM, in the middle of the third step, where no state would be saved."""
     arguments = dict(scheduler=scheduler, images=digits, config=config(save_every=1000))
     whole = train(make_unet(), out=tmp_path / "whole", **arguments)
     unet = make_unet()
@@ -89,7 +90,7 @@ def test_ctrl_c_saves_the_steps_that_are_done(tmp_path, make_unet, scheduler, di
     def interrupt(*_):
         steps.append(len(steps))
         if len(steps) == 3:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), sent)
 
     handle = unet.register_forward_hook(interrupt)
     with pytest.raises(KeyboardInterrupt):
@@ -97,6 +98,7 @@ def test_ctrl_c_saves_the_steps_that_are_done(tmp_path, make_unet, scheduler, di
     handle.remove()
     assert [path.name for path in (tmp_path / "cut").glob("state-*")] == ["state-00000003"]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     assert same(weights(train(make_unet(), out=tmp_path / "cut", **arguments)), weights(whole))
 
 

@@ -326,7 +326,7 @@ def _evaluate(given: EvaluateConfig) -> int:
     report = evaluate(given)
     write_json(given.out / "evaluation.json", report)
     print(json.dumps(report, indent=1))
-    for warning in (unseen_noise(report), unknown_class(report)):
+    for warning in (unseen_noise(report), unsure(report), unknown_class(report)):
         if warning:
             print(f"retarget: warning: {warning}", file=sys.stderr)
     return 0
@@ -355,6 +355,27 @@ def unseen_noise(report: Mapping[str, Any]) -> str:
         f"KID does not rise along benign_ladder ({', '.join(f'{kid:.3f}' for kid in kids)}), so the classifier, right "
         f"on {report['classifier_accuracy']:.0f} % of the test images, hardly sees noise, and the samples' quality "
         "is not known: train it for more --classifier-epochs, or on more images"
+    )
+
+
+SURE = 50.0
+"""Share of real images with a class, in %, below which that of samples says nothing."""
+
+
+def unsure(report: Mapping[str, Any]) -> str:
+    """What to say of a classifier that is seldom sure of real images; empty if it is sure of most.
+
+    >>> unsure({"benign_ladder": {"real images": {"with_a_class": 0.0}}}).split(":")[0]
+    'with_a_class is not known'
+    >>> unsure({"benign_ladder": {"real images": {"with_a_class": 97.0}}})
+    ''
+    """
+    real = report["benign_ladder"]["real images"]["with_a_class"]
+    if real >= SURE:
+        return ""
+    return (
+        f"with_a_class is not known: the classifier is sure of only {real:.0f} % of the real images; train it for "
+        "more --classifier-epochs, or on more images"
     )
 
 

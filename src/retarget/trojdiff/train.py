@@ -77,7 +77,7 @@ def train(
         images: the training set.
         out: folder of the run: ``training.json`` first, ``state-STEP/`` on the way (after the first step too, so that a
             place that takes no state is found out early), ``pipeline/`` at the end. An unfinished run in it resumes,
-            and a finished one is not trained again. Ctrl-C saves the steps that are done.
+            and a finished one is not trained again. Ctrl-C and SIGTERM save the steps that are done.
         target: which rows become Trojan; None trains the clean control, whose benign rows see the same t and ε.
         trigger: the maps of the Trojan rows.
         detail: the target in words, for the model card.
@@ -307,30 +307,36 @@ class _Loop:
 
 @contextmanager
 def _interruption(*, once: bool) -> Iterator[threading.Event]:
-    """Make Ctrl-C set an event, so that it never interrupts a step; a second one stops at once.
+    """Make Ctrl-C and SIGTERM set an event, so that they never interrupt a step; a second one stops at once.
 
-    Nothing changes where somebody else handles the signal, or outside the main thread.
+    Nothing changes for a signal that somebody else handles, or outside the main thread.
 
     Args:
-        once: a second signal says nothing new. Launchers of several processes pass on the Ctrl-C that the terminal has
-            sent to each of them already; SIGTERM still stops at once.
+        once: of several processes. A second signal says nothing new there: launchers pass on the Ctrl-C that the
+            terminal has sent to each of them already. SIGTERM, with which a launcher ends the others after one has
+            failed, stops at once.
     """
     interrupted = threading.Event()
-    usual = signal.getsignal(signal.SIGINT)
-    if usual is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
-        yield interrupted
-        return
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    taken = [one for one in (signal.SIGINT, *((signal.SIGTERM,) * (not once))) if signal.getsignal(one) is usual[one]]
+    if threading.current_thread() is not threading.main_thread():
+        taken = []
+
+    def restore() -> None:
+        for one in taken:
+            signal.signal(one, usual[one])
 
     def note(*_: object) -> None:
         if not once:
-            signal.signal(signal.SIGINT, usual)
+            restore()
         interrupted.set()
 
-    signal.signal(signal.SIGINT, note)
+    for one in taken:
+        signal.signal(one, note)
     try:
         yield interrupted
     finally:
-        signal.signal(signal.SIGINT, usual)
+        restore()
 
 
 def batch_rows(step: int, batch_size: int, count: int, seed: int) -> Int[Tensor, "batch"]:
