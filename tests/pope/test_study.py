@@ -91,7 +91,9 @@ def test_a_small_model_of_ones_own_is_mined_guided_and_measured(tmp_path, monkey
     assert held["hard"] >= 3
     assert sum(training.values()) < 40, "mining ends when enough problems are hard"
     assert len((run / "hard.jsonl").read_text().splitlines()) == 4
-    assert "mined in the order of their file" in outcome.page.read_text()
+    page = outcome.page.read_text()
+    assert "mined in the order of their file" in page
+    assert "Each seed samples and trains the same model again" in page
 
     settings = Settings.model_validate(given | {"cap": 0.75, "cycles": 1})
     same = settings.model_copy(update={"held_out": "training.jsonl"})

@@ -248,14 +248,16 @@ def item_interval(results: Results, claim: Claim) -> tuple[float, float] | None:
 def _notes(results: Results) -> list[str]:
     settings = Settings.model_validate(results.plan.settings)
     trainings = settings.rl_seeds
+    unit = "The unit of replication is the base model: each seed is one base model with its own problems"
+    if settings.model is not None:
+        unit = "Each seed samples and trains the same model again, so intervals say nothing about other models"
     notes = [
         f"Hard problems are those with 0 of {settings.mine_k} rollouts correct: that the base model solves none of "
         "them in mining is selection, not a result. The base model's row is from fresh samples. Mining and search stop "
         "at a success, so they report whether a problem was solved, and with how many rollouts, but no rates.",
         "Without a reward there is no update, so plain RL learns nothing from groups without a success by "
         "construction. How often it gets a reward is measured.",
-        f"The unit of replication is the base model: each seed is one base model with its own problems, and its value "
-        f"is the mean of {trainings} training{'s' if trainings > 1 else ''}.",
+        f"{unit}, and its value is the mean of {trainings} training{'s' if trainings > 1 else ''}.",
     ]
     if settings.match_rollouts and "unguided" in {arm.name for arm in results.plan.arms}:
         notes.append(
