@@ -89,6 +89,8 @@ def _bars(results: Results, condition: str, prefix: str) -> list[Figure]:
         (("hard_solved", "held_solved"), "problems solved at least once"),
     ):
         labels, values = [], []
+        done = [run for arm in ARMS for run in results.runs(condition, arm.name) if run]
+        metrics = [metric for metric in metrics if any(metric in run.metrics for run in done)]  # real: no short ones
         for arm in ARMS:
             runs = results.runs(condition, arm.name)
             if any(runs):
