@@ -26,9 +26,10 @@ from retarget.pope.studies.chain import (
     visited,
 )  # fmt: skip
 from retarget.pope.studies.measures import majority_calibration, rank_correlation, state_overlap, transfer_rates
+from retarget.pope.studies.questions import QUESTIONS
 from retarget.pope.studies.recipes import uses_oracle
 from retarget.pope.studies.rivals_analysis import Against, against_rivals, best_rival, rivals_table
-from retarget.pope.studies.rivals_plan import QUESTIONS, RivalSettings
+from retarget.pope.studies.rivals_plan import RivalSettings
 from retarget.pope.studies.testbed import BaseModel, train_base
 from retarget.pope.study import plan
 from retarget.report import build

@@ -4,7 +4,7 @@ from typing import Any
 
 from retarget.pope.studies.plan import PRESETS, Settings
 from retarget.pope.studies.plan import plan as _first
-from retarget.pope.studies.rivals_plan import QUESTIONS
+from retarget.pope.studies.questions import QUESTIONS
 from retarget.pope.studies.rivals_plan import plan as _question
 from retarget.study.config import StudyPlan
 
@@ -22,7 +22,7 @@ def plan(
     Args:
         preset: see :func:`retarget.pope.studies.plan.plan`; the other questions have ``demo`` and ``small``.
         config: settings that override the preset's. ``question = NAME`` chooses one of
-            :data:`retarget.pope.studies.rivals_plan.QUESTIONS` instead of the paper's own question.
+            :data:`retarget.pope.studies.questions.QUESTIONS` instead of the paper's own question.
         seeds: seeds of the base models, instead of the preset's.
         arms: names of the arms to run.
 

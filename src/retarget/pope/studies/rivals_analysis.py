@@ -14,7 +14,8 @@ from retarget.pope.curricula import Group
 from retarget.pope.studies.analysis import item_interval
 from retarget.pope.studies.easy import RECORD
 from retarget.pope.studies.measures import solved_while_training
-from retarget.pope.studies.rivals_plan import NO_RIVALS, RivalSettings
+from retarget.pope.studies.questions import NO_RIVALS
+from retarget.pope.studies.rivals_plan import RivalSettings
 from retarget.study.config import Arm
 from retarget.study.figures import Analysis, Bars, Figure, Lines, Series, Table
 from retarget.study.items import Items, Shares
