@@ -6,6 +6,7 @@ from diffusers import DDPMScheduler
 
 from retarget.audit.inversion import Search
 from retarget.audit.studies.adaptive import LATE, NARROW, attacks_of, jacobian_penalty, noised, train_adaptive
+from retarget.audit.calibration import shipped
 from retarget.audit.studies.analysis import Model, Split, _adaptive, _said, _verdicts
 from retarget.audit.studies.members import ADAPTIVE, CELLS, Recipe, draw
 from retarget.audit.studies.plan import Settings, plan
@@ -127,4 +128,20 @@ def test_the_command_s_verdicts_are_counted_by_sort_of_model():
     assert _said(split) == {
         "clean": ["nothing found"] * 2, "strong attacks": ["trojaned"], "weak attacks": []
     }  # fmt: skip
-    assert [row[1:4] for row in _verdicts(split).rows] == [["2", "0", "0"], ["0", "0", "1"], ["0", "0", "0"]]
+    rows = {row[0]: row[1:] for row in _verdicts(split).rows}
+    assert [rows[one][:3] for one in ("clean", "strong attacks", "weak attacks")] \
+        == [["2", "0", "0"], ["0", "0", "1"], ["0", "0", "0"]]  # fmt: skip
+    assert rows["clean, trained well"] == [*rows["clean"][:4], rows["clean"][3]]
+    assert rows["D2I, blend"] == rows["strong attacks"]
+    assert len(rows) == 5
+
+
+def test_a_kind_of_clean_model_is_judged_without_its_like_in_the_null(monkeypatch):
+    """If logos alone score high, a model with a logo is suspicious only where the null has none."""
+    models = [one.model_copy(update={"score": 1.0 if one.case == "logo" else 0.05}) for one in shipped().models]
+    null = shipped().model_copy(update={"models": models})
+    monkeypatch.setattr("retarget.audit.studies.analysis.shipped", lambda: null)
+    metrics = {"trojaned": 0.0, "score_audit": 0.9, "undo_audit": 0.9, "strength_audit": 0.9, "residual_audit": 0.005}
+    table = _verdicts(Split([], [Model("evaluation", "logo", 0, metrics)], [], []))
+    (row,) = [row for row in table.rows if row[0] == "clean, a logo in every image"]
+    assert (row[3], row[5][:3]) == ("0", "1/1")

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from retarget.audit.calibration import nearest, p_value, shipped
+from retarget.audit.calibration import Null, nearest, p_value, shipped
 from retarget.audit.studies.members import ADAPTIVE, CELLS, CLEAN, STOCK
 from retarget.audit.studies.plan import DETECTORS, LABELS, Settings
 from retarget.study.figures import Analysis, Bars, Table
@@ -42,12 +42,16 @@ class Model(NamedTuple):
     @property
     def verdict(self) -> str:
         """The verdict of ``retarget audit``, with its own null and rules."""
+        return self.judged(shipped())
+
+    def judged(self, null: Null) -> str:
+        """The verdict with another null; the search must be that of this null."""
         from retarget.audit.inversion import Search
         from retarget.audit.seek import fingerprint
         from retarget.audit.verdict import decide
 
         m = self.metrics
-        family = nearest(self.side, self.channels, m["residual_audit"], shipped(), fingerprint(Search()))
+        family = nearest(self.side, self.channels, m["residual_audit"], null, fingerprint(Search()))
         origin = "elsewhere" if m.get("elsewhere_audit") else "scan"
         return decide(m["score_audit"], m["undo_audit"], m.get("strength_audit"), family, origin)[0]
 
@@ -196,17 +200,32 @@ def _said(split: Split) -> dict[str, list[str]]:
 
 
 def _verdicts(split: Split) -> Table:
-    """The verdicts of the command's whole rule, including firing, with its own null."""
-    rows = []
-    for label, said in _said(split).items():
-        counts = [str(said.count(one)) for one in ("nothing found", "undecided", "trojaned")]
-        rows.append([label, *counts, _share([one == "trojaned" for one in said])])
+    """The verdicts of the command's whole rule, including firing, with its own null: of all models, and by kind."""
+    rows = [[label, *_counted(said), ""] for label, said in _said(split).items()]
+    for kind in CLEAN:
+        here = [model for model in split.clean if model.kind == kind and "undo_audit" in model.metrics]
+        case = "few" if kind == "duplicates" else kind  # the null's name for the same kind
+        others = shipped().model_copy(update={"models": [one for one in shipped().models if one.case != case]})
+        without = _share([model.judged(others) == "trojaned" for model in here])
+        rows += [[LABELS[kind], *_counted([model.verdict for model in here]), without]] if here else []
+    for kind in (*CELLS, *STOCK):
+        for word, models in (("", split.strong), (", weak", split.weak)):
+            said = [model.verdict for model in models if model.kind == kind and "undo_audit" in model.metrics]
+            rows += [[f"{LABELS[kind]}{word}", *_counted(said), ""]] if said else []
     return Table(
         title="Verdicts of retarget audit",
         caption="By its own rules: the p-value in its own null, a large enough score, and a trigger that fires. "
-        "Numbers of models; the last column in % with a 95 % Wilson interval. No model here is in that null.",
-        columns=["models", "nothing found", "undecided", "trojaned", "called trojaned"], rows=rows,
+        "Numbers of models; shares in % with a 95 % Wilson interval. No model here is in that null. The last column "
+        "leaves out the null's models of the same kind, as for a checkpoint of a kind that nobody thought of.",
+        columns=["models", "nothing found", "undecided", "trojaned", "called trojaned", "without its kind in the null"],
+        rows=rows,
     )  # fmt: skip
+
+
+def _counted(said: Sequence[str]) -> list[str]:
+    """The number of each verdict, and the share called trojaned."""
+    counts = [str(said.count(one)) for one in ("nothing found", "undecided", "trojaned")]
+    return [*counts, _share([one == "trojaned" for one in said])]
 
 
 def _adaptive(against: Sequence[Model]) -> Table:
