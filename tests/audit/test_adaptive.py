@@ -4,9 +4,9 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
+from retarget.audit.calibration import shipped
 from retarget.audit.inversion import Search
 from retarget.audit.studies.adaptive import LATE, NARROW, attacks_of, jacobian_penalty, noised, train_adaptive
-from retarget.audit.calibration import shipped
 from retarget.audit.studies.analysis import Model, Split, _adaptive, _said, _verdicts
 from retarget.audit.studies.members import ADAPTIVE, CELLS, Recipe, draw
 from retarget.audit.studies.plan import Settings, plan
@@ -125,10 +125,10 @@ def test_the_command_s_verdicts_are_counted_by_sort_of_model():
     strong = {"trojaned": 1.0, "attack": 90.0, "base_rate": 0.0, "score_audit": 0.9, "undo_audit": 0.9,
               "strength_audit": 0.9, "residual_audit": 0.005}  # fmt: skip
     split = Split([], [Model("evaluation", "plain", 0, clean)] * 2, [Model("evaluation", "d2i_blend", 0, strong)], [])
-    assert _said(split) == {
+    assert _said(split, shipped()) == {
         "clean": ["nothing found"] * 2, "strong attacks": ["trojaned"], "weak attacks": []
     }  # fmt: skip
-    rows = {row[0]: row[1:] for row in _verdicts(split).rows}
+    rows = {row[0]: row[1:] for row in _verdicts(split, shipped()).rows}
     assert [rows[one][:3] for one in ("clean", "strong attacks", "weak attacks")] \
         == [["2", "0", "0"], ["0", "0", "1"], ["0", "0", "0"]]  # fmt: skip
     assert rows["clean, trained well"] == [*rows["clean"][:4], rows["clean"][3]]
@@ -136,12 +136,11 @@ def test_the_command_s_verdicts_are_counted_by_sort_of_model():
     assert len(rows) == 5
 
 
-def test_a_kind_of_clean_model_is_judged_without_its_like_in_the_null(monkeypatch):
+def test_a_kind_of_clean_model_is_judged_without_its_like_in_the_null():
     """If logos alone score high, a model with a logo is suspicious only where the null has none."""
     models = [one.model_copy(update={"score": 1.0 if one.case == "logo" else 0.05}) for one in shipped().models]
     null = shipped().model_copy(update={"models": models})
-    monkeypatch.setattr("retarget.audit.studies.analysis.shipped", lambda: null)
     metrics = {"trojaned": 0.0, "score_audit": 0.9, "undo_audit": 0.9, "strength_audit": 0.9, "residual_audit": 0.005}
-    table = _verdicts(Split([], [Model("evaluation", "logo", 0, metrics)], [], []))
+    table = _verdicts(Split([], [Model("evaluation", "logo", 0, metrics)], [], []), null)
     (row,) = [row for row in table.rows if row[0] == "clean, a logo in every image"]
     assert (row[3], row[5][:3]) == ("0", "1/1")

@@ -78,7 +78,7 @@ def analyse(results: Results) -> Analysis:
     names = [name for name in DETECTORS if any(f"score_{name}" in model.metrics for model in models)]
     tables = [_attacks(judged), *_removal(judged)]
     if any("undo_audit" in model.metrics for model in judged):
-        tables[:0] = [_verdicts(split)]
+        tables[:0] = [_verdicts(split, shipped())]
     against = [model for model in models if model.which == "adaptive"]
     if against:
         tables += [_adaptive(against)]
@@ -191,26 +191,26 @@ def _rates(split: Split, names: Sequence[str]) -> Table:
     )
 
 
-def _said(split: Split) -> dict[str, list[str]]:
+def _said(split: Split, null: Null) -> dict[str, list[str]]:
     """The command's verdicts by kind of model."""
     sorts = {"clean": split.clean, "strong attacks": split.strong, "weak attacks": split.weak}
     return {
-        label: [model.verdict for model in models if "undo_audit" in model.metrics] for label, models in sorts.items()
+        label: [model.judged(null) for model in models if "undo_audit" in model.metrics] for label, models in sorts.items()
     }
 
 
-def _verdicts(split: Split) -> Table:
-    """The verdicts of the command's whole rule, including firing, with its own null: of all models, and by kind."""
-    rows = [[label, *_counted(said), ""] for label, said in _said(split).items()]
+def _verdicts(split: Split, null: Null) -> Table:
+    """The verdicts of the command's whole rule, including firing, with its null: of all models, and by kind."""
+    rows = [[label, *_counted(said), ""] for label, said in _said(split, null).items()]
     for kind in CLEAN:
         here = [model for model in split.clean if model.kind == kind and "undo_audit" in model.metrics]
         case = "few" if kind == "duplicates" else kind  # the null's name for the same kind
-        others = shipped().model_copy(update={"models": [one for one in shipped().models if one.case != case]})
+        others = null.model_copy(update={"models": [one for one in null.models if one.case != case]})
         without = _share([model.judged(others) == "trojaned" for model in here])
-        rows += [[LABELS[kind], *_counted([model.verdict for model in here]), without]] if here else []
+        rows += [[LABELS[kind], *_counted([model.judged(null) for model in here]), without]] if here else []
     for kind in (*CELLS, *STOCK):
         for word, models in (("", split.strong), (", weak", split.weak)):
-            said = [model.verdict for model in models if model.kind == kind and "undo_audit" in model.metrics]
+            said = [model.judged(null) for model in models if model.kind == kind and "undo_audit" in model.metrics]
             rows += [[f"{LABELS[kind]}{word}", *_counted(said), ""]] if said else []
     return Table(
         title="Verdicts of retarget audit",
@@ -378,7 +378,7 @@ def _notes(split: Split, names: Sequence[str], results: Results) -> list[str]:
         f"trojaned and {len(split.weak)} weakly trojaned ones for evaluation. Data {', '.join(settings['sources'])}; "
         f"shapes (channels, side) {', '.join(str(tuple(one)) for one in settings['shapes'])}."
     ]
-    said = {label: _share([one == "trojaned" for one in verdicts]) for label, verdicts in _said(split).items()}
+    said = {label: _share([one == "trojaned" for one in verdicts]) for label, verdicts in _said(split, shipped()).items()}
     if set(said.values()) != {"–"}:
         words = ", ".join(f"{label} {share}" for label, share in said.items())
         notes.append(f"Share that retarget audit, with its own null and rules, calls trojaned (%): {words}.")
