@@ -195,7 +195,8 @@ def _said(split: Split, null: Null) -> dict[str, list[str]]:
     """The command's verdicts by kind of model."""
     sorts = {"clean": split.clean, "strong attacks": split.strong, "weak attacks": split.weak}
     return {
-        label: [model.judged(null) for model in models if "undo_audit" in model.metrics] for label, models in sorts.items()
+        label: [model.judged(null) for model in models if "undo_audit" in model.metrics]
+        for label, models in sorts.items()
     }
 
 
@@ -378,7 +379,9 @@ def _notes(split: Split, names: Sequence[str], results: Results) -> list[str]:
         f"trojaned and {len(split.weak)} weakly trojaned ones for evaluation. Data {', '.join(settings['sources'])}; "
         f"shapes (channels, side) {', '.join(str(tuple(one)) for one in settings['shapes'])}."
     ]
-    said = {label: _share([one == "trojaned" for one in verdicts]) for label, verdicts in _said(split, shipped()).items()}
+    said = {
+        label: _share([one == "trojaned" for one in verdicts]) for label, verdicts in _said(split, shipped()).items()
+    }
     if set(said.values()) != {"–"}:
         words = ", ".join(f"{label} {share}" for label, share in said.items())
         notes.append(f"Share that retarget audit, with its own null and rules, calls trojaned (%): {words}.")
