@@ -92,8 +92,8 @@ def test_a_small_model_of_ones_own_is_mined_guided_and_measured(tmp_path, monkey
     assert sum(training.values()) < 40, "mining ends when enough problems are hard"
     assert len((run / "hard.jsonl").read_text().splitlines()) == 4
     page = outcome.page.read_text()
-    assert "mined in the order of their file" in page
-    assert "Each seed samples and trains the same model again" in page
+    assert "mined in a random order" in page
+    assert "the model is the same, so nothing is known about others" in page
 
     settings = Settings.model_validate(given | {"cap": 0.75, "cycles": 1})
     same = settings.model_copy(update={"held_out": "training.jsonl"})
@@ -103,7 +103,10 @@ def test_a_small_model_of_ones_own_is_mined_guided_and_measured(tmp_path, monkey
     with pytest.raises(UserError, match="in a study it is --set skip_invalid=true"):
         make_world(settings, 0, tmp_path, print)
     world = make_world(settings.model_copy(update={"skip_invalid": True}), 0, tmp_path, print)
-    assert len(world.held_candidates) == 40
+    asked = [one.prompt for one in world.candidates]
+    assert len(world.held_candidates) == len(set(asked)) == 40
+    assert asked != sorted(asked), "files are often sorted by kind"
+    assert asked != [one.prompt for one in make_world(world.settings, 1, tmp_path, print).candidates]
     assert not list(tmp_path.glob("*.rejects.jsonl"))
 
 

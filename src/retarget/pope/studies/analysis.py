@@ -141,10 +141,10 @@ def _mining(results: Results, condition: str, prefix: str) -> list[Figure]:
     if not rows:
         return []
     caption = (
-        "Problems are mined in the order of their file until enough are hard. Those that are neither solved nor hard "
-        "are not used: most of their rollouts were cut off (truncated), have no final answer (unparsed) or agree on "
-        "another answer than the label (suspect), or the grader does not accept their label (broken), or the engine "
-        "refused their prompt (failed)."
+        "Problems are mined in a random order, which the seed decides, until enough are hard. Those that are neither "
+        "solved nor hard are not used: most of their rollouts were cut off (truncated), have no final answer (unparsed) "
+        "or agree on another answer than the label (suspect), or the grader does not accept their label (broken), or the "
+        "engine refused their prompt (failed)."
     )
     columns = ["seed", "problems", "mined", *KINDS]
     return [Table(title=f"{prefix}Mining", caption=caption, columns=columns, rows=rows)]
@@ -252,7 +252,7 @@ def _notes(results: Results) -> list[str]:
     trainings = settings.rl_seeds
     unit = "The unit of replication is the base model: each seed is one base model with its own problems"
     if settings.model is not None:
-        unit = "Each seed samples and trains the same model again, so intervals say nothing about other models"
+        unit = "Each seed draws its problems from the files; the model is the same, so nothing is known about others"
     notes = [
         f"Hard problems are those with 0 of {settings.mine_k} rollouts correct: that the base model solves none of "
         "them in mining is selection, not a result. The base model's row is from fresh samples. Mining and search stop "

@@ -189,8 +189,8 @@ def mine_hard(
 ) -> Mined:
     """Find the problems that are never solved. Generated labels are correct, so ``suspect`` problems count as hard.
 
-    A real model's file can hold far more problems than a study needs: they are mined from the first on, ``wanted`` at
-    a time, until as many are hard.
+    A real model's file can hold far more problems than a study needs: they are mined ``wanted`` at a time, until as
+    many are hard.
     """
     real, k = world.settings.model is not None, world.settings.mine_k
     step = wanted if real and wanted else len(problems)

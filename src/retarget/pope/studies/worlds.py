@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from retarget.errors import UserError
 from retarget.pope.engines import open_engine
 from retarget.pope.engines.local import TransformersEngine
@@ -137,6 +139,10 @@ def _real(settings: Settings, seed: int) -> World:
             f"{len(both)} problems of {settings.held_out} are in {settings.problems} too: leave them out of one file, "
             "since held-out problems must not be trained on"
         )
+    # Files are often sorted, MATH's by subject: the first problems that are hard would all be of one kind.
+    training, held = (
+        [some[at] for at in np.random.default_rng(seed).permutation(len(some))] for some in (training, held)
+    )
     return World(
         model=settings.model, candidates=training, held_candidates=held, easy=[], grader=Grader(settings.grader),
         prompts=Prompts.load(templates, chat=settings.chat), chunk=32, settings=settings, **_sampling(settings, seed),
