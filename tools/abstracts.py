@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from gain_map import half_width
 from record_tables import unit_after
-from records import PAGES, SIGNS, Record, names, names_of, read_toml, record, verdict, with_meaning
+from records import PAGES, SIGNS, Record, names, names_of, read_toml, record, with_meaning
 
 Measured = tuple[Record, dict[str, Any]]
 
@@ -58,11 +58,11 @@ COUNTS = {"holds": "hold", "does not hold": "do not hold", "differs": "differ by
           "not measured": "are not measured"}  # fmt: skip
 MEANING = (
     "A claim *holds* if every comparison with a verdict holds, *does not hold* if none does, *differs by setting* if "
-    "some do, and is *open* if none has a verdict. Only comparisons of three seeds or more, in settings that were "
-    "*registered* before their treated runs or *replicate* an earlier one on new seeds or data, count; the others are "
-    "*exploratory* and confirm nothing. Differences are treated minus control, so where less is better (NLL, ECE, FID) "
-    "a negative one is good. In-D2D, Out-D2D and D2I are TrojDiff's targets: with the trigger the model draws one of "
-    "its own classes, another data set, or one fixed image."
+    "some do, and is *open* if none has a verdict. Only comparisons in settings that were *registered* before their "
+    "treated runs or *replicate* an earlier one on new seeds or data count; the others are *exploratory* and confirm "
+    "nothing. One of fewer than three seeds counts as open. Differences are treated minus control, so where less is "
+    "better (NLL, ECE, FID) a negative one is good. In-D2D, Out-D2D and D2I are TrojDiff's targets: with the trigger "
+    "the model draws one of its own classes, another data set, or one fixed image."
 )
 
 
@@ -75,7 +75,7 @@ def _comparisons(name: str, measured: dict[str, list[Measured]], words: dict[str
             compared += f" ({words[part]})" if part in words else ""
             rows.append(
                 f"| {name} | {setting if setting != above else ''} | {compared} | {one.difference(result)} | "
-                f"{result['n'] or '–'} | {verdict(result)} |"
+                f"{result['n'] or '–'} | {one.verdict(result)} |"
             )
             name, above = "", setting
     return rows
@@ -84,7 +84,7 @@ def _comparisons(name: str, measured: dict[str, list[Measured]], words: dict[str
 def _sentence(measured: list[Measured]) -> tuple[str, tuple[int, int, int]]:
     """The verdict on a sentence, and how many of its comparisons hold, do not hold, and are open."""
     said = Counter(result["verdict"] if _is_decided(one, result) else "open" for one, result in measured
-                   if one.kind_of(result) in COUNTED)  # fmt: skip
+                   if one.kind_of(result) in COUNTED and not one.is_void(result))  # fmt: skip
     holds, fails, opened = said["holds"], said["does not hold"], said["open"]
     if holds or fails:
         end = "differs" if holds and fails else "holds" if holds else "does not hold"
@@ -163,7 +163,7 @@ def _measured(explored: list[str], part: str, *, only: bool = False) -> Iterator
 
 
 def _is_counted(one: Record, claim: dict[str, Any]) -> bool:
-    return one.kind_of(claim) in COUNTED and claim["n"] >= 3
+    return one.kind_of(claim) in COUNTED and not one.is_void(claim) and claim["n"] >= 3
 
 
 def _is_decided(one: Record, claim: dict[str, Any]) -> bool:
@@ -172,5 +172,8 @@ def _is_decided(one: Record, claim: dict[str, Any]) -> bool:
 
 def _setting(one: Record, claim: dict[str, Any], condition: str, document: Path) -> str:
     link = os.path.relpath(PAGES / f"{one.name}.md", document.parent)
-    marks = ", ".join([*(["older code"] if one.is_older(claim) else []), one.kind_of(claim)])
+    early = one.registered and one.registered.get("looked_at_early")
+    marks = ", ".join(
+        [*(["older code"] if one.is_older(claim) else []), one.kind_of(claim), *(["looked at early"] if early else [])]
+    )
     return f"[{one.words}]({link})" + (f": {condition}" if condition else "") + f" ({marks})"

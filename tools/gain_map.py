@@ -29,7 +29,8 @@ WIDTH, HEIGHT = 860, 400
 class Point(NamedTuple):
     """One setting: each gain's mean and the half width of its interval (0 for one seed).
 
-    ``scaled`` has the means of the gains in NLL and ECE after a temperature was fitted to both arms, where measured.
+    ``scaled`` has the means of the gains in NLL and ECE after a temperature was fitted to both arms, where measured;
+    ``runs`` the temperature and the gains of each seed.
     """
 
     record: str
@@ -38,11 +39,12 @@ class Point(NamedTuple):
     seeds: int
     gains: dict[str, tuple[float, float]]
     scaled: dict[str, float]
+    runs: frozenset[tuple[float, ...]]
 
 
 def points() -> list[Point]:
-    """Every setting once, also if several records share its runs."""
-    found: dict[tuple[Any, ...], Point] = {}
+    """Every setting once, also if several records share its runs, or one has some of another's."""
+    found: list[Point] = []
     for name in names():
         one = record(name)
         if not one.finished:
@@ -50,21 +52,23 @@ def points() -> list[Point]:
         for condition, arms in one.summary["conditions"].items():
             for treated, control in PAIRS:
                 point = _point(one, condition, arms.get(treated), arms.get(control))
-                if point:
-                    found.setdefault((round(point.temperature, 6), tuple(point.gains.values())), point)
-    return sorted(found.values(), key=lambda point: point.temperature)
+                if point and not any(point.runs <= other.runs for other in found):
+                    found = [other for other in found if not other.runs <= point.runs] + [point]
+    return sorted(found, key=lambda point: point.temperature)
 
 
 def table(these: list[Point]) -> str:
     """The numbers of the map as a Markdown table."""
-    rows = ["| | setting | control's temperature | seeds | " + " | ".join(f"gain in {n}" for _, n, _ in GAINS) + " |"]
-    rows.append("|---" * (4 + len(GAINS)) + "|")
+    gained = " | ".join(f"gain in {name}" for _, name, _ in GAINS)
+    rows = [f"| | setting | control's temperature | seeds | {gained} | |", "|---" * (5 + len(GAINS)) + "|"]
     for number, point in enumerate(these, start=1):
         gains = " | ".join(_words(point.gains.get(metric)) for metric, _, _ in GAINS)
         where = f"[{record(point.record).words}](../docs/results/{point.record}.md)"
         condition = record(point.record).condition(point.condition)
         where += f": {condition}" if condition else ""
-        rows.append(f"| {number} | {where} | {point.temperature:.2f} | {point.seeds} | {gains} |")
+        rows.append(
+            f"| {number} | {where} | {point.temperature:.2f} | {point.seeds} | {gains} | {record(point.record).kind} |"
+        )
     said = " and ".join(_kept(these, metric, name.partition(",")[0]) for metric, name, _ in GAINS[:2])
     return "\n".join(rows) + f"\n\nAfter a temperature is fitted to both arms, {said}."
 
@@ -134,7 +138,13 @@ def _point(one: Record, condition: str, treated: Any, control: Any) -> Point | N
         return None
     scaled = {metric: _mean_gain(treated, control, f"{metric}_scaled", sign) for metric, _, sign in GAINS}
     scaled = {metric: gain for metric, gain in scaled.items() if gain is not None}
-    return Point(one.name, condition, float(np.mean(temperatures)), len(temperatures), gains, scaled)
+    first = next(iter(gains))
+    runs = frozenset(
+        (round(found[seed], 6), round(treated[first]["values"][seed], 6), round(control[first]["values"][seed], 6))
+        for seed in sorted(paired)
+        if found[seed] is not None
+    )
+    return Point(one.name, condition, float(np.mean(temperatures)), len(temperatures), gains, scaled, runs)
 
 
 def _mean_gain(treated: Any, control: Any, metric: str, sign: float) -> float | None:

@@ -49,7 +49,8 @@ def _wrong(change: dict[str, Any], studies: list[Record]) -> list[str]:
 
 def _is_of(one: Record, change: dict[str, Any]) -> bool:
     plan, asked = one.study["plan"], change["settings"]
-    if plan["study"] != change["study"] or any(plan["settings"].get(key) != asked[key] for key in asked):
+    worlds = [plan["settings"] | condition["settings"] for condition in plan["conditions"]]
+    if plan["study"] != change["study"] or not any(all(one.get(key) == asked[key] for key in asked) for one in worlds):
         return False
     for what, key in (("arms", "name"), ("claims", "id")):
         if what in change and not any(each[key] in change[what] for each in plan[what]):

@@ -102,13 +102,37 @@ class Record:
 
     @property
     def older(self) -> bool:
-        """Whether what decides one of its claims has changed since it was made."""
-        return bool(self.changes) and any(map(self.is_older, self.study["plan"]["claims"]))
+        """Whether what decides one of its claims, or a table of a study without any, has changed since it was made."""
+        claims = self.study["plan"]["claims"] if self._titled else []
+        return any(map(self.is_older, claims)) if claims else bool(self.changes)
 
     def is_older(self, claim: Mapping[str, Any]) -> bool:
         """Whether a change since it was made is about a claim: about its metric, one of its arms and the claim."""
+        return bool(self._changed(claim))
+
+    def is_void(self, claim: Mapping[str, Any]) -> bool:
+        """Whether a change shows that its comparison could not test the claim, whatever its verdict."""
+        return claim["verdict"] != "not measured" and any(one.get("void") for one in self._changed(claim))
+
+    def _changed(self, claim: Mapping[str, Any]) -> list[dict[str, Any]]:
         about = {"metrics": {claim["metric"]}, "arms": set(claim["arms"]), "claims": names_of(claim)}
-        return any(all(here & set(one.get(what, here)) for what, here in about.items()) for one in self.changes)
+        return [one for one in self.changes if all(here & set(one.get(what, here)) for what, here in about.items())]
+
+    def verdict(self, claim: Mapping[str, Any]) -> str:
+        """A verdict with its sign and its marks: void, over items, and another one when it was recorded."""
+        recorded = f" (when recorded: {claim['recorded']})" if claim["recorded"] else ""
+        said = SIGNS[claim["verdict"]] + OVER_ITEMS * _is_over_items(claim) + recorded
+        return f"{VOID} (was: {claim['verdict']})" if self.is_void(claim) else said
+
+    @property
+    def standing(self) -> str:
+        """What its verdicts are, as a mark beside a link."""
+        if not self._titled:
+            return ""
+        early = "looked at early" if self.registered and self.registered.get("looked_at_early") else ""
+        unlisted = self.registered and not self.registered["claims"] and self.study["plan"]["claims"]
+        own = "its verdicts exploratory" if unlisted else ""
+        return "; ".join(one for one in (self.kind, own, early, "older code" if self.older else "") if one)
 
     def kind_of(self, claim: Mapping[str, Any]) -> str:
         """What a verdict of this record is: its own kind if the registration lists the claim, else exploratory."""
@@ -161,17 +185,13 @@ def record(name: str) -> Record:
     return Record(name)
 
 
-def verdict(claim: Mapping[str, Any]) -> str:
-    """A verdict with its sign, whether items decided it, and the recorded one if the present rules give another."""
-    recorded = f" (when recorded: {claim['recorded']})" if claim["recorded"] else ""
-    return SIGNS[claim["verdict"]] + OVER_ITEMS * _is_over_items(claim) + recorded
-
-
 OVER_ITEMS = " (over items)"
 ITEMS = (
     "*Over items*: every seed shows the same, so that the items of these runs decide, and not the spread over seeds."
 )
-"""What the mark means."""
+VOID = "void"
+VOIDED = "*Void*: it was found out later that the comparison could not test the claim; the record's page says why."
+"""What the marks mean."""
 
 
 def _is_over_items(claim: Mapping[str, Any]) -> bool:
@@ -180,8 +200,9 @@ def _is_over_items(claim: Mapping[str, Any]) -> bool:
 
 
 def with_meaning(table: str) -> str:
-    """A table, and below it what its mark of verdicts over items means, if it has one."""
-    return f"{table}\n\n{ITEMS}" if OVER_ITEMS in table else table
+    """A table, and below it what those of its marks mean that need a word."""
+    said = [words for mark, words in ((OVER_ITEMS, ITEMS), (f"{VOID} (was", VOIDED)) if mark in table]
+    return "\n\n".join([table, *([" ".join(said)] if said else [])])
 
 
 def page(name: str) -> str:
@@ -256,10 +277,9 @@ def excerpt(name: str, document: Path) -> str:
     if (one.folder / "commands.json").exists():
         return f"[{one.words}: commands and what they print]({address})."
     link = f"[Figures, commands and machine]({address})"
-    if not one.finished or not one.claims:
-        return f"{whole(name)}\n\n{link}."
-    marks = "; ".join([one.kind, *(["older code"] if one.older else [])])
-    return f"{claims(name)}\n\n{link} ({marks})."
+    marks = f" ({one.standing})" if one.standing else ""
+    shown = claims(name) if one.finished and one.claims else whole(name)
+    return f"{shown}\n\n{link}{marks}."
 
 
 def _marks(one: Record) -> list[str]:
@@ -356,7 +376,7 @@ def claims(name: str) -> str:
             beside = f"; {labels[shown['metric']]} {shown['estimate']:{sign}.{decimals.get(shown['metric'], 2)}f}"
         rows.append(
             f"| {claim['sentence']} | {one.compared(claim)} | {one.difference(claim)}{beside} | {claim['n'] or '–'} | "
-            f"{verdict(claim)}{_unlisted(one, claim)} |"
+            f"{one.verdict(claim)}{_unlisted(one, claim)} |"
         )
     missing = dict.fromkeys(claim["sentence"] for claim in one.claims if claim not in measured)
     return with_meaning("\n".join(rows)) + (f"\n\nNot measured here: {' '.join(missing)}" if missing else "")
@@ -364,7 +384,7 @@ def claims(name: str) -> str:
 
 def _unlisted(one: Record, claim: Mapping[str, Any]) -> str:
     """A mark for a claim that the registration of its record does not list."""
-    return " (exploratory)" if one.kind != one.kind_of(claim) and one.registered and one.registered["claims"] else ""
+    return " (exploratory)" if one.registered and one.kind != one.kind_of(claim) else ""
 
 
 TALLIES = {

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from abstracts import found, seventeen
 from gain_map import draw, points, table
-from records import PAGES, RESULTS, ROOT, SIGNS, excerpt, names, page, record, settings
+from records import PAGES, RESULTS, ROOT, SIGNS, VOID, excerpt, names, page, record, settings
 
 from retarget.report import build
 
@@ -117,14 +117,11 @@ def index() -> str:
     rows = ["| record | setting | verdicts | |", "|---|---|---|---|"]
     for name in names():
         one = record(name)
-        counts = [claim["verdict"] for claim in one.claims] if one.finished else []
-        said = [f"{counts.count(word)} {word}" for word in SIGNS if word in counts]
-        marks = (
-            [one.kind] * bool(counts)
-            + ["older code"] * bool(one.older)
-            + ["begun"] * ((one.folder / "study.json").exists() and not one.finished)
-        )
-        rows.append(f"| [{name}]({name}.md) | {one.words} | {', '.join(said) or '–'} | {', '.join(marks)} |")
+        counts = [VOID if one.is_void(claim) else claim["verdict"] for claim in one.claims] if one.finished else []
+        said = [f"{counts.count(word)} {word}" for word in (*SIGNS, VOID) if word in counts]
+        begun = "begun" * ((one.folder / "study.json").exists() and not one.finished)
+        marks = "; ".join(filter(None, (one.standing, begun)))
+        rows.append(f"| [{name}]({name}.md) | {one.words} | {', '.join(said) or '–'} | {marks} |")
     return "\n".join(rows)
 
 
