@@ -73,6 +73,8 @@ def test_rows_ratios_and_easy_problems(caplog):
 
     assert counts(0.0) == {"unguided": 6}, "plain GRPO on the problems that guided rows would be of"
     assert counts(0.5) == {"unguided": 6, "guided": 3}
+    assert counts(0.05) == {"unguided": 6}
+    assert "of 6 guided rows, a ratio of 0.05 keeps none" in caplog.text
     assert counts(2.0) == {"unguided": 3, "guided": 6}
     assert counts(float("inf")) == {"guided": 6}
     kept = [mix(hard, prefixes, PROMPTS, ratio=ratio, unpaired="keep") for ratio in (2.0, float("inf"), 0.0)]

@@ -4,10 +4,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from retarget.errors import UserError
-from retarget.pope.studies.worlds import make_world
+from retarget.pope.studies.run import guided_scores
+from retarget.pope.studies.worlds import check, make_world
 from retarget.pope.study import PRESETS, Settings, plan
 from retarget.report import build
 from retarget.study.claims import judge
@@ -60,7 +62,8 @@ def test_a_model_that_solves_nothing_is_no_test_of_the_missing_signal(question):
 
 def test_a_real_models_problems_are_data_whose_bytes_a_run_remembers():
     """What is replaced under a begun study is refused: tests/study/test_identity.py."""
-    assert plan("paper", {"problems": "mine.jsonl", "held_out": "other.jsonl"}).data == ("mine.jsonl", "other.jsonl")
+    files = ("mine.jsonl", "other.jsonl")
+    assert plan("paper", dict(zip(("problems", "held_out"), files, strict=True))).data[:2] == files
     assert plan("small").data == ()
 
 
@@ -108,6 +111,54 @@ def test_a_small_model_of_ones_own_is_mined_guided_and_measured(tmp_path, monkey
     assert asked != sorted(asked), "files are often sorted by kind"
     assert asked != [one.prompt for one in make_world(world.settings, 1, tmp_path, print).candidates]
     assert not list(tmp_path.glob("*.rejects.jsonl"))
+
+
+def test_what_would_fail_after_hours_is_refused_at_once(tmp_path, monkeypatch):
+    """A real model's base run can take hours: files, templates and the arms' batches are looked at before it."""
+    monkeypatch.chdir(tmp_path)
+    for name, first in (("a", 0), ("b", 10)):
+        write(
+            tmp_path / f"{name}.jsonl",
+            [{"question": f"{n} + 1?", "answer": f"#### {n + 1}"} for n in range(first, first + 9)],
+        )
+    (tmp_path / "model").mkdir()
+    given = {"model": "model", "problems": "a.jsonl", "held_out": "b.jsonl"}
+    check(plan("real", given))
+    (tmp_path / "tpl").mkdir()
+    (tmp_path / "tpl" / "unguided.txt").write_text("Q: {question}")
+    for wrong, said in (
+        ({"held_out": "none.jsonl"}, "none.jsonl"),
+        ({"model": "./none"}, "no such folder of a model"),
+        ({"templates": "tpl"}, r"it has: \{question\}"),
+        ({"grader": "foo"}, "foo"),
+    ):
+        with pytest.raises(UserError, match=said):
+            check(plan("real", given | wrong))
+    spaced = [{"question": f" {n}  + 1?\u00a0", "answer": f"#### {n + 1}"} for n in range(3)]
+    write(tmp_path / "spaced.jsonl", spaced)
+    with pytest.raises(UserError, match=r"3 problems of spaced\.jsonl are in a\.jsonl too"):
+        check(plan("real", given | {"held_out": "spaced.jsonl"}))
+    for wrong, said in (
+        ({"mine_k": 1}, "nothing tells a hard problem from a wrong label"),
+        ({"family": "arms"}, "family: for generated problems only"),
+        ({"prompts_per_batch": 2, "rollouts": 2}, "does not divide into 1 processes"),
+        ({"hard_problems": 5}, "hard_problems = 5 do not fill one generation batch of 8 prompts"),
+    ):
+        with pytest.raises(UserError, match=said):
+            plan("real", given | wrong, arms=["base", "unguided", "pope"])
+    study = plan("real", given | {"templates": "tpl"})
+    assert {"tpl", "model"} <= set(study.data), "a run remembers their bytes"
+    assert "family" not in study.settings
+
+
+def test_a_problem_without_a_prefix_is_no_failure_of_guidance():
+    """No guided sample of it exists, so that it says nothing of the effect of prefixes."""
+    guided, unguided = np.array([0.5, np.nan]), np.array([0.25, 0.25])
+    assert guided_scores(guided, unguided, np.array([True, False])) == {
+        "found": 50.0, "guided_all": 50.0, "guided_all_helped": 100.0, "guided_gain": 25.0, "guided_start": 50.0,
+        "guided_helped": 100.0, "unguided_start": 25.0,
+    }  # fmt: skip
+    assert guided_scores(guided[1:], unguided[1:], np.array([False])) == {"found": 0.0}
 
 
 def write(path, rows):

@@ -18,7 +18,7 @@ from retarget.identity import Extends, fingerprint, refuse_other
 FORMAT = 2
 _SUM = ',"sum":"'
 _SUM_LENGTH = 16
-_REMEDY = "Give another file, or the settings that it was started with"
+_REMEDY = "Give another file (--out), or the settings (wording: templates and --chat) that it was started with"
 VARIES = "varies"
 """Stands for the probe of a server whose completion at temperature 0 varies, which tells nothing."""
 ANSWERED_BY = "answered_by"

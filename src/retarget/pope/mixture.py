@@ -78,7 +78,10 @@ def mix(
     shown = [(one, prefixes[one.id]) for one in hard if one.id in prefixes]
     guided = [make_row(one, "guided", prompts.with_prefix(one.prompt, text), text) for one, text in shown]
     random = np.random.default_rng(seed)
+    shown = len(guided)
     guided = _keep(guided, min(1.0, ratio), random)
+    if ratio and shown and not guided:
+        _LOG.warning("of %d guided rows, a ratio of %g keeps none: all rows are unguided", shown, ratio)
     paired = _keep(
         [row for row in unguided if row["problem"] in prefixes], min(1.0, 1 / ratio if ratio else 1.0), random
     )
@@ -115,8 +118,9 @@ def _paired_only(hard: Sequence[Problem], prefixes: Mapping[str, str]) -> list[P
     without = [one.id for one in hard if one.id not in prefixes]
     if without:
         _LOG.warning(
-            "%d of %d hard problems have no prefix and are left out; the first: %s", len(without), len(hard), without[0]
-        )
+            "%d of %d hard problems have no prefix and are left out; the first: %s. To keep them: --keep-unpaired, in "
+            "Python unpaired='keep'", len(without), len(hard), without[0],
+        )  # fmt: skip
     return [one for one in hard if one.id in prefixes]
 
 

@@ -64,7 +64,7 @@ class Prompts:
             places = _PLACE.findall(getattr(self, name))
             if set(places) != needed or len(places) != len(needed):
                 wanted = " and ".join(f"{{{place}}}" for place in sorted(needed, reverse=True))
-                held = ", ".join(f"{{{place}}}" for place in places) or "none"
+                held = ", ".join(re.findall(r"\{\w+\}", getattr(self, name))) or "none"
                 raise UserError(
                     f"the {name} template must contain {wanted} exactly once and no other placeholder; it has: {held}"
                 )

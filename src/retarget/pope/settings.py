@@ -105,7 +105,7 @@ def grpo_arguments(settings: TrainingSettings, processes: int, cuda: bool) -> di
     """
     if governed := [f"{name} (set {_GOVERNED[name]})" for name in settings.extra if name in _GOVERNED]:
         raise UserError(f"extra: a setting of POPE decides {', '.join(governed)}: leave it out of extra")
-    passes = _forward_passes(settings, processes)
+    passes = forward_passes(settings, processes)
     bf16 = settings.precision == "bf16" or (settings.precision == "auto" and cuda)
     saving = {"save_strategy": "steps", "save_steps": settings.save_every * settings.updates_per_batch}
     return {
@@ -178,7 +178,7 @@ def drawn(rows: Sequence[dict[str, Any]], settings: TrainingSettings) -> list[in
     return at[: settings.cycles * batch]
 
 
-def _forward_passes(settings: TrainingSettings, processes: int) -> int:
+def forward_passes(settings: TrainingSettings, processes: int) -> int:
     """Forward passes of each process per generation batch."""
     if settings.pass_at_k > settings.rollouts:
         raise UserError(

@@ -55,7 +55,4 @@ class Mix:
                                     "ratio": self.ratio, "template": self.variant, "seed": self.seed})  # fmt: skip
         guided = sum(row["guided"] for row in rows)
         print(f"{self.out}: {len(rows)} rows, {guided} of them guided; {self.out}.md describes them")
-        left = len(hard) - len({row["problem"] for row in rows if row["stratum"] != "easy"})
-        if left and not self.keep_unpaired:
-            print(f"{left} of {len(hard)} hard problems have no prefix and are left out; --keep-unpaired keeps them")
         return 0

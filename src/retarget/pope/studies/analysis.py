@@ -101,8 +101,9 @@ def _bars(results: Results, condition: str, prefix: str) -> list[Figure]:
             figures.append(
                 Bars(title=f"{prefix}{title}, unguided", x_label="problems", y_label="%", labels=labels, values=values,
                      groups=[names[metric.partition("_")[0]] for metric in metrics],
-                     caption="Fresh samples, with a seed that was not used for selection, and as many for the base "
-                     "model as for each arm. A dot is one base model, the mean of its trainings.")
+                     caption="Fresh samples, with a seed that was not used for selection"
+                     + (", and as many for the base model as for each arm. A dot is one base model, the mean of its "
+                        "trainings." if len(labels) > 1 else "."))
             )  # fmt: skip
     return figures
 
@@ -132,12 +133,15 @@ def _pass_at_k(results: Results, condition: str, prefix: str) -> list[Figure]:
 
 def _mining(results: Results, condition: str, prefix: str) -> list[Figure]:
     rows = []
-    for seed in results.seeds if results.plan.settings["model"] else ():
+    for seed in results.seeds if results.plan.settings.get("model") else ():
         run = results.run(condition, "base", seed)
         if run is not None:
             training, held = json.loads((run.directory / MINED).read_text(encoding="utf-8"))
-            rows += [[str(seed), name, str(sum(counts.values())), *map(str, counts.values())]
-                     for name, counts in (("training", training), ("held out", held))]  # fmt: skip
+            wanted = (results.plan.settings["hard_problems"], results.plan.settings["held_problems"])
+            rows += [
+                [str(seed), name, str(sum(counts.values())), *map(str, counts.values()), str(min(counts["hard"], most))]
+                for name, counts, most in zip(("training", "held out"), (training, held), wanted, strict=True)
+            ]
     if not rows:
         return []
     caption = (
@@ -146,7 +150,7 @@ def _mining(results: Results, condition: str, prefix: str) -> list[Figure]:
         "(unparsed) or agree on another answer than the label (suspect), or the grader does not accept their label "
         "(broken), or the engine refused their prompt (failed)."
     )
-    columns = ["seed", "problems", "mined", *KINDS]
+    columns = ["seed", "problems", "mined", *KINDS, "used"]
     return [Table(title=f"{prefix}Mining", caption=caption, columns=columns, rows=rows)]
 
 
@@ -249,31 +253,39 @@ def item_interval(results: Results, claim: Claim) -> tuple[float, float] | None:
 
 def _notes(results: Results) -> list[str]:
     settings = Settings.model_validate(results.plan.settings)
-    trainings = settings.rl_seeds
+    real = settings.model is not None
+    trainings, trained = settings.rl_seeds, {arm.name for arm in results.plan.arms} - {"base"}
     unit = "The unit of replication is the base model: each seed is one base model with its own problems"
-    if settings.model is not None:
+    if real:
         unit = "Each seed draws its problems from the files; the model is the same, so nothing is known about others"
+    value = f", and its value is the mean of {trainings} training{'s' if trainings > 1 else ''}" if trained else ""
+    others = " and no other likely cause of that" if real else ""
     notes = [
-        f"Hard problems are those with 0 of {settings.mine_k} rollouts correct: that the base model solves none of "
-        "them in mining is selection, not a result. The base model's row is from fresh samples. Mining and search stop "
-        "at a success, so they report whether a problem was solved, and with how many rollouts, but no rates.",
-        "Without a reward there is no update, so plain RL learns nothing from groups without a success by "
-        "construction. How often it gets a reward is measured.",
-        f"{unit}, and its value is the mean of {trainings} training{'s' if trainings > 1 else ''}.",
+        f"Hard problems are those with 0 of {settings.mine_k} rollouts correct{others}: that the base model solves "
+        "none of them in mining is selection, not a result. The base model's row is from fresh samples. Mining and "
+        "search stop at a success, so they report whether a problem was solved, and with how many rollouts, but no "
+        "rates.",
+        f"{unit}{value}.",
     ]
-    if settings.match_rollouts and "unguided" in {arm.name for arm in results.plan.arms}:
+    if "unguided" in trained:
+        but = " but those of entropy bonus and weight decay" if settings.entropy_bonus else ""
         notes.append(
-            "Both arms use the same number of rollouts: unguided GRPO trains on as many more as the search used."
+            f"Without a reward there are no updates{but}, so plain RL learns nothing from groups without a success by "
+            "construction. How often it gets a reward is measured."
         )
-    if settings.model is None:
+        if settings.match_rollouts:
+            notes.append(
+                "Both arms get at least as many rollouts: unguided GRPO trains on as many more as the search used, in "
+                "whole generation batches."
+            )
+    if not real:
         notes.append(
             "The problems are generated, and the base model's errors on long ones were planted in its training data: "
             "this tests the mechanism, not the behaviour of language models."
         )
     if len(results.seeds) < 2:
-        notes.append(
-            "With one base model, nothing is known about others: intervals are over problems, and claims are undecided."
-        )
+        over = "intervals are over problems, and claims are undecided" if trained else "its claim is undecided"
+        notes.append(f"With one base model, nothing is known about others: {over}.")
     return notes
 
 

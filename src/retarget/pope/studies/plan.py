@@ -4,12 +4,13 @@ The unit of replication is the base model: a run's seed chooses the base, its pr
 arm trains several times on that base (``rl_seeds``) and reports the mean.
 """
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import Field
 
 from retarget.errors import UserError
-from retarget.pope.settings import Optimisation
+from retarget.pope.settings import Optimisation, TrainingSettings, forward_passes
 from retarget.settings import resolve_settings
 from retarget.study.config import (
     SHARE,
@@ -224,6 +225,8 @@ def plan(
     if preset == "real" and not (real and settings.problems and settings.held_out):
         raise UserError("preset real needs a model and its problems: --set model=DIR problems=FILE held_out=FILE")
     chosen = choose_arms(ARMS, arms or (["base"] if preset == "real" else None))
+    if real:
+        _refuse_real(settings, config or {}, chosen)
     default = Condition(label="a real model" if real else CONDITIONS[f"{settings.family}_{settings.style}"].label)
     given = {key: value for key, value in (config or {}).items() if key in ("family", "style")}
     worlds = tuple(one for one in CONDITIONS.values() if given.items() <= one.settings.items())
@@ -241,9 +244,12 @@ def plan(
         packages=PACKAGES,
         former_tasks=("retarget.pope.tasks.experiment:run",),
         analysis="retarget.pope.studies.analysis:analyse",
-        settings=settings.model_dump(mode="json"),
+        check="retarget.pope.studies.worlds:check" if real else None,
+        settings=settings.model_dump(mode="json", exclude=set(_GENERATED) if real else None),
         settings_model=Settings,
-        data=tuple(path for path in (settings.problems, settings.held_out) if real and path),
+        data=tuple(
+            path for path in (settings.problems, settings.held_out, settings.templates, settings.model) if real and path
+        ),
         conditions=conditions,
         arms=chosen,
         seeds=tuple(seeds) if seeds else SEEDS[preset],
@@ -252,6 +258,29 @@ def plan(
         minutes_per_run=MINUTES_PER_RUN[preset],
         references=(REFERENCE,),
     )
+
+
+_GENERATED = ("family", "style", "base_steps")
+"""Settings of generated problems and their base models."""
+
+
+def _refuse_real(settings: Settings, given: dict[str, Any], arms: Sequence[Arm]) -> None:
+    """Raise if a study of a real model has settings of generated ones, or such that an arm would fail after hours."""
+    if wrong := sorted(given.keys() & set(_GENERATED)):
+        raise UserError(f"{', '.join(wrong)}: for generated problems only; leave it out, or leave out model")
+    if settings.mine_k < 2:
+        raise UserError(
+            "mine_k = 1: after one wrong answer nothing tells a hard problem from a wrong label; give at least 2"
+        )
+    if len(arms) > 1:
+        optimisation = settings.model_dump(include=set(Optimisation.model_fields))
+        forward_passes(TrainingSettings(cycles=settings.cycles, **optimisation), 1)
+        if settings.hard_problems < settings.prompts_per_batch:
+            raise UserError(
+                f"hard_problems = {settings.hard_problems} do not fill one generation batch of "
+                f"{settings.prompts_per_batch} prompts, each of another problem: set prompts_per_batch lower or "
+                "hard_problems higher"
+            )
 
 
 def _suffix(condition: Condition) -> str:

@@ -74,20 +74,21 @@ def _base(run: Run, s: Settings) -> dict[str, float]:
 
 
 def guided_scores(guided: np.ndarray, unguided: np.ndarray, found: np.ndarray) -> dict[str, float]:
-    """The effect of prefixes before any training, in percent.
+    """The effect of prefixes before any training, in percent; without any prefix only the share of those found.
 
     Args:
-        guided: [H], success rates of fresh guided samples, 0 for a problem without a prefix.
+        guided: [H], success rates of fresh guided samples; NaN for a problem without a prefix, which does not count.
         unguided: [H], success rates of fresh unguided samples of the same model.
         found: [H], whether the search saw a success with the prefix; the other problems have the longest prefix.
 
     >>> guided_scores(np.array([0.5, 0.0]), np.array([0.25, 0.0]), np.array([True, False]))["guided_gain"]
     12.5
     """
-    scores = {
-        "found": found.mean(), "guided_all": guided.mean(), "guided_all_helped": (guided > 0).mean(),
-        "guided_gain": (guided - unguided).mean(),
-    }  # fmt: skip
+    shown = ~np.isnan(guided)
+    scores = {"found": found.mean()}
+    if shown.any():
+        scores |= {"guided_all": guided[shown].mean(), "guided_all_helped": (guided[shown] > 0).mean(),
+                   "guided_gain": (guided - unguided)[shown].mean()}  # fmt: skip
     if found.any():
         scores |= {"guided_start": guided[found].mean(), "guided_helped": (guided[found] > 0).mean(),
                    "unguided_start": unguided[found].mean()}  # fmt: skip
@@ -105,6 +106,11 @@ def _trained(run: Run, s: Settings) -> dict[str, float]:
     search_rollouts = status["metrics"]["search_rollouts"]
     guided = s.role == "pope"
     prefixes = {one["id"]: one["prefix"] for one in searched if one["prefix"]} if guided else {}
+    if guided and not prefixes:
+        raise UserError(
+            "no hard problem has a prefix, so there are no guided prompts: every beginning of a solution up to the cap "
+            "states the answer, or solutions have only one part. Set cap or cuts higher, or unit finer"
+        )
     cycles = s.cycles
     if not guided and s.match_rollouts:
         cycles += math.ceil(search_rollouts / (s.prompts_per_batch * s.rollouts))
@@ -131,10 +137,15 @@ def _trained(run: Run, s: Settings) -> dict[str, float]:
     final = {name: float(np.mean([score[name] for score in scores])) for name in scores[0]}
     if parts["easy"]:
         final["easy_pass1"] = 100 * float(np.mean([one.pass_at(1) for one in parts["easy"]]))
-    final["signal"] = 100 * float(np.mean([1 - line["unguided/all_fail"] for one in histories for line in one]))
+    lines = [line for one in histories for line in one]
+    failed = [line["unguided/all_fail"] for line in lines if "unguided/all_fail" in line]
+    if failed:
+        final["signal"] = 100 * float(np.mean([1 - share for share in failed]))
     if guided:
-        last = [line["guided/reward"] for one in histories for line in one[-max(1, len(one) // 10) :]]
-        final |= {"guided_end": 100 * float(np.mean(last)), "search_rollouts": search_rollouts}
+        final["search_rollouts"] = search_rollouts
+        tenths = [line for one in histories for line in one[-max(1, len(one) // 10) :]]
+        if last := [line["guided/reward"] for line in tenths if "guided/reward" in line]:
+            final["guided_end"] = 100 * float(np.mean(last))
     return final | {"train_rollouts": cycles * s.prompts_per_batch * s.rollouts}
 
 
@@ -203,9 +214,11 @@ def mine_hard(
         if len(mined) >= (wanted or len(problems)):
             break
     if len(mined) < 2:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in mined.counts.items() if count and kind != "hard")
+        remedy = "; set mine_tokens higher" if mined.counts["truncated"] > len(mined.outcomes) / 2 else ""
         raise UserError(
-            f"a study needs at least two hard problems, but only {len(mined)} of {len(mined.outcomes)} are hard for "
-            f"this base model: {mined.counts}"
+            f"a study needs at least two hard problems, but {len(mined)} of {len(mined.outcomes)} are hard for this "
+            f"base model ({kinds}){remedy}. `retarget pope mine` says more of each"
         )
     return mined
 
@@ -213,12 +226,12 @@ def mine_hard(
 def guided_rates(world: World, engine: Engine, hard: list[Problem], prefixes: Prefixes, run: Run) -> np.ndarray:
     """[H] success rates of *fresh* guided samples: those of the search stop at a success and would overestimate it.
 
-    A problem without a prefix counts as 0.
+    A problem without a prefix has NaN.
     """
     params = world.evaluation.model_copy(update={"seed": run.seed + FRESH_SEED, "purpose": "guided"})
     samples = world.settings.samples
     sampler = world.sampler(engine, params, samples)
-    rates = np.zeros(len(hard))
+    rates = np.full(len(hard), np.nan)
     for at, problem in enumerate(hard):
         run.progress(at, len(hard), "problem sampled with its prefix")
         if problem.id in prefixes:

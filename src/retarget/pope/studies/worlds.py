@@ -1,5 +1,6 @@
 """The world of a study: a generated base model with its problems, or a real model with problem files."""
 
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from retarget.pope.sampler import Sampler
 from retarget.pope.studies.chain import Corpus, make_problems
 from retarget.pope.studies.plan import Settings
 from retarget.pope.studies.testbed import PROMPTS, BaseModel, load_base, train_base
+from retarget.study.config import StudyPlan
 
 EASY_PROBLEMS = 32
 ROWS = 256
@@ -125,6 +127,19 @@ def corpus_of(family: str, style: str) -> Corpus:
     )
 
 
+def check(plan: StudyPlan) -> None:
+    """The cheap checks of a study with a real model, for a dry run: its files, templates, grader and local model.
+
+    Raises:
+        UserError: one of them cannot be used.
+    """
+    settings = Settings.model_validate(plan.settings)
+    _real(settings, 0)
+    name = settings.model or ""
+    if not Path(name).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+        raise UserError(f"{name}: no such folder of a model")
+
+
 def _real(settings: Settings, seed: int) -> World:
     if settings.model is None or settings.problems is None or settings.held_out is None:
         raise UserError("a study with a real model needs problem files: --set problems=FILE held_out=FILE")
@@ -133,7 +148,7 @@ def _real(settings: Settings, seed: int) -> World:
         read_problems(file, skip_invalid=settings.skip_invalid, write_rejects=False)
         for file in (settings.problems, settings.held_out)
     )
-    both = {one.prompt for one in training} & {one.prompt for one in held}
+    both = {_plain(one.prompt) for one in training} & {_plain(one.prompt) for one in held}
     if both:
         raise UserError(
             f"{len(both)} problems of {settings.held_out} are in {settings.problems} too: leave them out of one file, "
@@ -147,6 +162,11 @@ def _real(settings: Settings, seed: int) -> World:
         model=settings.model, candidates=training, held_candidates=held, easy=[], grader=Grader(settings.grader),
         prompts=Prompts.load(templates, chat=settings.chat), chunk=32, settings=settings, **_sampling(settings, seed),
     )  # fmt: skip
+
+
+def _plain(prompt: str) -> str:
+    """A prompt in one spelling: problems of two files are the same whatever their spaces and composed letters."""
+    return " ".join(unicodedata.normalize("NFKC", prompt).split())
 
 
 def _sampling(settings: Settings, seed: int) -> dict[str, Sampling]:
