@@ -46,6 +46,7 @@ class Record:
         columns: names of the metrics that its tables show; if empty, the metrics by which claims are judged. The
             first ``record_tables.WIDE`` are seen at once.
         panels: a figure with more panels (one per arm) is shown only on the study's own page.
+        tables: titles of the tables of the study's own page that are shown too.
     """
 
     def __init__(self, name: str) -> None:
@@ -53,6 +54,7 @@ class Record:
         page = read_toml("pages.toml").get(name, {})
         self.columns: list[str] = page.get("columns", [])
         self.panels: int = page.get("panels", 4)
+        self.tables: list[str] = page.get("tables", [])
         self._words: str = page.get("words", "")
         self.registered = next((one for one in settings() if one["name"] == name), None)
         self.kind: str = self.registered.get("kind", "registered") if self.registered else "exploratory"
@@ -245,6 +247,7 @@ def whole(name: str) -> str:
         f"{one.words[:1].upper()}{one.words[1:]} (preset `{one.summary['preset']}`). {plan['question']}",
         *([claims(name)] if one.claims else []),
         *(against_rivals(one) if plan["study"] == "pope.rivals" else []),
+        *(_drawn(figure) for title in one.tables for figure in analysis["figures"] if figure["title"] == title),
         *(
             metric_tables(where, one.summary, plan, one.columns, remarks.get(where, {}))
             for where in one.summary["conditions"]
@@ -263,11 +266,15 @@ def against_rivals(one: Record) -> list[str]:
     found = []
     for condition in one.summary["conditions"]:
         if differences := rivals_analysis.against_rivals(Results.load(one.folder), condition):
-            table = rivals_analysis.rivals_table(differences)
-            rows = [table.columns, ["---"] * len(table.columns), *table.rows]
-            lines = ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows]
-            found.append("\n".join([f"{table.title}. {table.caption}", "", *lines]))
+            found.append(_drawn(rivals_analysis.rivals_table(differences).model_dump()))
     return found
+
+
+def _drawn(table: Mapping[str, Any]) -> str:
+    """A table of a study's page, below its title and caption."""
+    rows = [table["columns"], ["---"] * len(table["columns"]), *table["rows"]]
+    lines = ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows]
+    return "\n".join([f"{table['title']}. {table['caption']}", "", *lines])
 
 
 def excerpt(name: str, document: Path) -> str:
