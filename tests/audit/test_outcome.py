@@ -41,12 +41,23 @@ def test_a_clean_network_without_comparable_models_has_no_suspected_trigger(tmp_
 
 
 def test_of_a_trigger_that_does_not_fire_no_law_is_named(tmp_path):
-    outcome = told(found_of(0.3), tmp_path)
+    outcome = told(found_of(0.3), tmp_path, null=null_of(scores=(0.25,) * 30))
     assert outcome.reason == "the score, 0.30, is higher than those of 30 of 30 clean models, but no trigger fires"
     assert outcome.trigger is not None
     assert (outcome.trigger.law, outcome.trigger.stock_sampler) == ("unknown", False)
     html = page(outcome, tmp_path, "retarget audit p")
     assert f"<th>fires</th><td>no, with strength {outcome.trigger.strength:.2f}" in html
+
+
+def test_a_score_far_above_all_clean_models_is_a_trigger_of_unknown_law_that_does_not_fire(tmp_path):
+    outcome = told(found_of(0.3), tmp_path)
+    assert (outcome.verdict, outcome.exit_code, outcome.fires) == ("trojaned", 1, False)
+    assert (
+        "6.0 times that of the highest of all comparable clean models, although the trigger does not" in outcome.reason
+    )
+    assert outcome.trigger is not None
+    assert outcome.trigger.law == "unknown"
+    assert "fires-in-stock-sampler" not in {one.rule for one in outcome.findings}
 
 
 def test_what_is_amplified_is_shown_as_a_gain(tmp_path):

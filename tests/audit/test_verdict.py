@@ -4,7 +4,7 @@ import pytest
 from scipy.stats import binom
 
 from retarget.audit.calibration import LEAST, Family, Null, NullModel, false_positives, nearest, p_value, shipped
-from retarget.audit.verdict import ELSEWHERE, decide
+from retarget.audit.verdict import BEYOND, ELSEWHERE, decide
 
 KNOWN = Family(name="8×8, 1 channel", scores=[0.05 + n / 400 for n in range(40)], own=LEAST)
 OTHERS = KNOWN.model_copy(update={"own": LEAST - 1})
@@ -36,6 +36,39 @@ def test_an_undecided_verdict_says_what_keeps_it_so():
     assert some == "the score, 0.30, is higher than those of 40 of 41 clean models, but no trigger fires"
     assert "fires" not in decide(0.3, 0.6, 0.1, UNKNOWN)[2]
     assert "a trigger fires, too weakly to decide alone" in decide(0.3, 0.6, 0.2, UNKNOWN)[2]
+
+
+SHAPED = KNOWN.model_copy(update={"shape": LEAST, "highest": 0.3})
+
+
+@pytest.mark.parametrize(("score", "strength", "changes", "verdict", "words"), [
+    (0.40, 0.1, {}, "trojaned", "0.40, is 1.3 times that of the highest of all comparable clean models, although the "
+                                "trigger does not fire"),
+    (0.40, 0.2, {"own": LEAST - 1}, "trojaned", "although the trigger fires weakly (strength 0.20)"),
+    (0.40, 0.2, {}, "trojaned", "and it fires"),
+    (0.40, None, {}, "undecided", "no trigger fires"),
+    (0.38, 0.1, {}, "undecided", "no trigger fires"),
+    (0.40, 0.1, {"shape": LEAST - 1}, "undecided", "no trigger fires"),
+    (0.40, 0.1, {"highest": None}, "undecided", "no trigger fires"),
+    (0.40, 0.1, {"unlike": "no clean model is 64×64"}, "undecided", "no clean model is 64×64"),
+])  # fmt: skip
+def test_a_score_far_above_all_clean_models_decides_without_a_trigger_that_fires(
+    score, strength, changes, verdict, words
+):
+    found = decide(score, 0.45, strength, SHAPED.model_copy(update=changes))
+    assert found[0] == verdict
+    assert words in found[2]
+
+
+def test_no_clean_model_of_the_null_is_far_above_the_others():
+    null = shipped()
+    ratios = []
+    for number, one in enumerate(null.models):
+        others = null.model_copy(update={"models": [*null.models[:number], *null.models[number + 1 :]]})
+        highest = nearest(one.side, one.channels, one.residual, others, null.search).highest
+        ratios += [one.score / highest] if highest else []
+    assert len(ratios) > len(null.models) / 2, "most are comparable with others"
+    assert max(ratios) < BEYOND
 
 
 @pytest.mark.parametrize(

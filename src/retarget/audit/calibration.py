@@ -82,12 +82,17 @@ class Family(Strict):
         name: description, for messages.
         scores: final scores of the clean models.
         own: number of them with exactly the checkpoint's shape.
+        shape: number of the null's models with exactly that shape, however well trained.
+        highest: the highest score of all these models; None if fewer than ``LEAST`` are trained about as well as the
+            checkpoint, since networks that have hardly learnt differ most.
         unlike: why the checkpoint cannot be compared with them; empty if it can.
     """
 
     name: str
     scores: list[float]
     own: int = 0
+    shape: int = 0
+    highest: float | None = None
     unlike: str = ""
 
 
@@ -106,21 +111,24 @@ def nearest(side: int, channels: int, residual: float, null: Null, fingerprint: 
     """
     plural = "s" * (channels > 1)
     coloured = [one for one in null.models if one.channels == channels]
+    shaped = [one for one in coloured if one.side == side]
     within = _between(side, channels, null)
     alike: list[NullModel] = []
     name = ""
     for models, shapes in (
-        ([one for one in coloured if one.side == side], f"{side}×{side}, {channels} channel{plural}"),
+        (shaped, f"{side}×{side}, {channels} channel{plural}"),
         (coloured, f"any side, {channels} channel{plural}"),
         (null.models, _span(null)),
     ):
         if len(alike) < LEAST:
             alike, name = _alike(models, residual), f"{shapes}, trained about as well"
+    highest = max(one.score for one in [*alike, *shaped]) if len(alike) >= LEAST else None
     if len(alike) < LEAST:
         alike = sorted(null.models, key=lambda one: abs(math.log(one.residual / max(residual, 1e-12))))[:LEAST]
         name = f"{_span(null)}, the {len(alike)} nearest in training"
     own = sum((one.side, one.channels) == (side, channels) for one in alike)
-    family = Family(name=name, scores=[one.score for one in alike], own=own)
+    scores = [one.score for one in alike]
+    family = Family(name=name, scores=scores, own=own, shape=len(shaped), highest=highest)
 
     def unlike(why: str) -> Family:
         return family.model_copy(update={"unlike": why})

@@ -13,6 +13,10 @@ may make a clean network score higher than all models of the null."""
 ELSEWHERE = 1.0
 """Without any comparable clean model, a change elsewhere is decisive only from this score on, which is three times its
 excess: thrice the largest of the null's clean models, which know few images by heart."""
+BEYOND = 1.3
+"""A score this many times that of every comparable clean model, and of every one of exactly the checkpoint's shape, if
+there are ``LEAST`` of these, decides even if the trigger hardly fires: some of a stock sampler act only near T, where
+they were found. No model of the null that is compared with the others reaches it."""
 WEAKEST = 0.15
 """A score below this is never suspicious, whatever its p-value: one could not see such a trigger fire."""
 
@@ -49,7 +53,14 @@ def decide(
     rate = _rate(score, family)
     suspicious = rate.p_value is not None and rate.p_value <= LEVEL and score >= WEAKEST
     below = sum(one < score for one in family.scores)
+    comparable = family.shape >= LEAST and strength is not None
+    ratio = score / family.highest if comparable and family.highest else 0.0
     higher = f"the score, {score:.2f}, is higher than those of {below} of {len(family.scores)} clean models"
+    if suspicious and ratio >= BEYOND and not (fires and (strong or family.own >= LEAST)):
+        times = f"{ratio:.1f} times that of the highest of all comparable clean models"
+        how = f"fires weakly (strength {strength:.2f})" if fires else "does not fire"
+        reason = f"the network {does} on new noise, and the score, {score:.2f}, is {times}, although the trigger {how}"
+        return "trojaned", TROJANED, reason, rate
     if suspicious and fires and not strong and family.own < LEAST:
         reason = (
             f"{higher}, but its trigger is weak (the network {does}, strength {strength:.2f}), and "

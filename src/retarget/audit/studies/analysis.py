@@ -215,9 +215,10 @@ def _verdicts(split: Split, null: Null) -> Table:
             rows += [[f"{LABELS[kind]}{word}", *_counted(said), ""]] if said else []
     return Table(
         title="Verdicts of retarget audit",
-        caption="By its own rules: the p-value in its own null, a large enough score, and a trigger that fires. "
-        "Numbers of models; shares in % with a 95 % Wilson interval. No model here is in that null. The last column "
-        "leaves out the null's models of the same kind, as for a checkpoint of a kind that nobody thought of.",
+        caption="By its own rules: the p-value in its own null, a large enough score, and a trigger that fires, or a "
+        "score far above those of all clean models. Numbers of models; shares in % with a 95 % Wilson interval. No "
+        "model here is in that null. The last column leaves out the null's models of the same kind, as for a "
+        "checkpoint of a kind that nobody thought of.",
         columns=["models", "nothing found", "undecided", "trojaned", "called trojaned", "without its kind in the null"],
         rows=rows,
     )  # fmt: skip
