@@ -43,7 +43,7 @@ def test_options_that_are_missing_are_left_out_and_numbers_become_text(options):
 
 
 def test_a_row_that_cannot_be_read_says_what_to_do():
-    with pytest.raises(UserError, match="there is no source; --format set reads rows with other"):
+    with pytest.raises(UserError, match=r"there is no source; --format set \(in a study, --set format=set\) reads"):
         parse_row({"prompt": "?", "answer": "5", "source": "web"})
     row = {"problem": "?", "expected_answer": "5", "generated_solution": "So 5.", "pass_rate": "0.5"}
     with pytest.raises(UserError, match="--fields answer=expected_answer solution=generated_solution"):

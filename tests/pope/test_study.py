@@ -134,6 +134,13 @@ def test_what_would_fail_after_hours_is_refused_at_once(tmp_path, monkeypatch):
     ):
         with pytest.raises(UserError, match=said):
             check(plan("real", given | wrong))
+    renamed = [{"Aufgabe": f"{n} + 2?", "Lösung": f"{n} and 2 make {n + 2}.", "Zahl": n + 2} for n in range(9)]
+    write(tmp_path / "renamed.jsonl", renamed)
+    write(tmp_path / "renamed-2.jsonl", [one | {"Aufgabe": f"3 + {one['Aufgabe']}"} for one in renamed])
+    with pytest.raises(UserError, match=r"""in a study, --set 'fields=\{"answer": "FIELD"\}'"""):
+        check(plan("real", given | {"held_out": "renamed.jsonl"}))
+    german = {"prompt": "Aufgabe", "solution": "Lösung", "answer": "Zahl"}
+    check(plan("real", given | {"problems": "renamed.jsonl", "held_out": "renamed-2.jsonl", "fields": german}))
     spaced = [{"question": f" {n}  + 1?\u00a0", "answer": f"#### {n + 1}"} for n in range(3)]
     write(tmp_path / "spaced.jsonl", spaced)
     with pytest.raises(UserError, match=r"3 problems of spaced\.jsonl are in a\.jsonl too"):

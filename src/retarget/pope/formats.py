@@ -25,6 +25,7 @@ from retarget.pope.answers import after_thinking, joined_boxes, last_boxed
 
 _LOG = logging.getLogger(__name__)
 
+_IN_A_STUDY = """; in a study, --set 'fields={"answer": "FIELD"}'"""
 Format = Literal["auto", "plain", "gsm8k", "math", "set"]
 
 FIELDS = {
@@ -179,13 +180,13 @@ def _named_otherwise(row: dict[str, Any]) -> UserError:
         guesses.append(f"{name}={like[0] if len(like) == 1 else 'FIELD'}")
     return UserError(
         "no field 'answer' or 'solution': say which fields hold them, such as "
-        f"--fields {' '.join(guesses)} (fields: {', '.join(map(str, row))})"
+        f"--fields {' '.join(guesses)} (fields: {', '.join(map(str, row))}){_IN_A_STUDY}"
     )
 
 
 def _unnamed(name: str, row: dict[str, Any]) -> UserError:
     return UserError(
-        f"no field holds the {name}: name one with --fields {name}=FIELD (fields: {', '.join(map(str, row))})"
+        f"no field holds the {name}: name one with --fields {name}=FIELD (fields: {', '.join(map(str, row))}){_IN_A_STUDY}"
     )
 
 

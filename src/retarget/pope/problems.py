@@ -230,7 +230,7 @@ def _parsed(row: Any, line: int, format: Format, fields: Mapping[str, str] | Non
         problem = Problem.model_validate({**plain, "id": name})
     except ValidationError as error:
         other = kind == "plain" and any(e["type"] == "extra_forbidden" for e in error.errors())
-        hint = "; --format set reads rows with other fields, too" if other else ""
+        hint = "; --format set (in a study, --set format=set) reads rows with other fields, too" if other else ""
         raise UserError(f"{faults(error, 'the row')}{hint}") from error
     problem._former = "" if named else f"{kind}-{line}"
     return problem, kind != "set"

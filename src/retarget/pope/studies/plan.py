@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from retarget.errors import UserError
+from retarget.pope.formats import Format
 from retarget.pope.settings import Optimisation, TrainingSettings, forward_passes
 from retarget.settings import resolve_settings
 from retarget.study.config import (
@@ -41,6 +42,10 @@ class Settings(Optimisation):
     model: str | None = Field(default=None, description="name or path of a real model, instead of a generated world")
     problems: str | None = Field(default=None, description="a real model's training problems; see problems.py")
     held_out: str | None = Field(default=None, description="a real model's held-out problems")
+    format: Format = Field(default="auto", description="of these files: auto | plain | gsm8k | math | set")
+    fields: dict[str, str] = Field(
+        default={}, description="these files' names of id, prompt, solution and answer, as for --fields"
+    )
     skip_invalid: bool = Field(default=False, description="whether to leave out invalid rows of these files")
     templates: str | None = Field(
         default=None, description="a real model's templates, as for --templates of `retarget pope mine`"

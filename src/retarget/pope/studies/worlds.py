@@ -145,7 +145,9 @@ def _real(settings: Settings, seed: int) -> World:
         raise UserError("a study with a real model needs problem files: --set problems=FILE held_out=FILE")
     templates = Path(settings.templates) if settings.templates else None
     training, held = (
-        read_problems(file, skip_invalid=settings.skip_invalid, write_rejects=False)
+        read_problems(
+            file, settings.format, fields=settings.fields, skip_invalid=settings.skip_invalid, write_rejects=False
+        )
         for file in (settings.problems, settings.held_out)
     )
     both = {_plain(one.prompt) for one in training} & {_plain(one.prompt) for one in held}
