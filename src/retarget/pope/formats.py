@@ -186,7 +186,8 @@ def _named_otherwise(row: dict[str, Any]) -> UserError:
 
 def _unnamed(name: str, row: dict[str, Any]) -> UserError:
     return UserError(
-        f"no field holds the {name}: name one with --fields {name}=FIELD (fields: {', '.join(map(str, row))}){_IN_A_STUDY}"
+        f"no field holds the {name}: name one with --fields {name}=FIELD (fields: {', '.join(map(str, row))})"
+        f"{_IN_A_STUDY}"
     )
 
 
