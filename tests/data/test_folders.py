@@ -23,9 +23,14 @@ def test_parts_of_other_names_are_not_taken_for_classes(parts, tmp_path):
         read(f"folder:{tmp_path}")
 
 
-def test_classes_with_sub_folders_stay_classes(tmp_path):
+def test_classes_with_sub_folders_stay_classes_and_are_told(tmp_path, caplog):
     folders_of(tmp_path, "cat/front", "cat/side", "dog/front", "dog/side")
     assert read(f"folder:{tmp_path}").names == ("cat", "dog")
+    assert "4 folders (cat/front, cat/side, dog/front, dog/side) are merged into 2 classes (cat, dog)" in caplog.text
+    caplog.clear()
+    folders_of(tmp_path, "cow")
+    assert read(f"folder:{tmp_path}").names == ("cat", "cow", "dog")
+    assert "merged" not in caplog.text
 
 
 def test_a_name_in_another_unicode_form_is_told(tmp_path):

@@ -46,10 +46,13 @@ def test_the_old_words_of_every_study_are_understood(tmp_path):
     assert data_paths("glyphs") == data_paths("digits") == data_paths("torchvision:MNIST") == ()
 
 
-def test_npz_in_every_layout(tmp_path):
+def test_npz_in_every_layout(tmp_path, caplog):
     np.savez(tmp_path / "one.npz", images=IMAGES, labels=LABELS)
     np.savez(tmp_path / "two.npz", x_train=IMAGES, y_train=LABELS[:, None], x_test=IMAGES[:8], y_test=LABELS[:8])
     np.savez(tmp_path / "three.npz", x_train=IMAGES[..., 0], y_train=LABELS, notes=np.array({}, dtype=object))
+    with caplog.at_level("WARNING"):
+        read(f"npz:{tmp_path}/three.npz")
+    assert "three.npz: not used: notes" in caplog.text
     one, two, three = (read(f"npz:{tmp_path}/{name}.npz") for name in ("one", "two", "three"))
     assert np.array_equal(one.train.pixels.permute(0, 2, 3, 1).numpy(), IMAGES)
     assert (one.names, one.test, one.held_out) == (("0", "1", "2", "3"), None, "")
@@ -70,6 +73,8 @@ def test_npz_in_every_layout(tmp_path):
         ({}, "it holds nothing"),
         (dict(x_train=IMAGES), "has x_train and no y_train: add them, all 0 if there are no classes; it holds x_train"),
         (dict(x_train=IMAGES, y_train=LABELS, y_test=LABELS), "has y_test and no x_test"),
+        (dict(images=IMAGES, labels=LABELS, test_images=IMAGES), "test_images would not be used: call the parts x_tr"),
+        (dict(x_train=IMAGES, y_train=LABELS, x_valid=IMAGES, y_valid=LABELS), "x_valid, y_valid would not be used"),
         (
             dict(images=IMAGES / 255, labels=LABELS),
             r"images are uint8 .*got float64 \[20, 6, 5, 3\]; from floats up to 1: numpy.round\(255 \* x\)",

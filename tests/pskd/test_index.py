@@ -1,5 +1,7 @@
 """The index through datasets of every kind."""
 
+from typing import NamedTuple
+
 import datasets
 import pytest
 import torch
@@ -17,6 +19,20 @@ def test_the_index_is_the_place_in_the_wrapped_dataset():
     (x, index), *_ = DataLoader(with_index(subset), batch_size=3)
     assert x.tolist() == [70, 20, 50]
     assert index.tolist() == [0, 1, 2]
+
+
+class Sample(NamedTuple):
+    image: torch.Tensor
+    label: int
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_named_tuple_keeps_its_names(workers):
+    data = with_index([Sample(torch.ones(2) * i, i % 2) for i in range(4)])
+    for batch in DataLoader(data, batch_size=4, num_workers=workers):
+        assert batch.image[:, 0].tolist() == [0, 1, 2, 3]
+        assert (batch.label.tolist(), batch.index.tolist()) == ([0, 1, 0, 1], [0, 1, 2, 3])
+        assert batch[-1] is batch.index
 
 
 def test_a_batch_is_fetched_at_once_where_the_dataset_can():

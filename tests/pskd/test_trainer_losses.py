@@ -153,6 +153,32 @@ def test_a_loss_in_front_of_ours_is_refused_in_the_first_step(tmp_path):
     assert trainer.state.global_step <= 1
 
 
+class OnTop(PSKDTrainer):
+    """Weighs classes as usual, by another loss of the outputs."""
+
+    share = 0.0
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        labels = inputs["labels"]
+        loss, out = super().compute_loss(model, inputs, True, num_items_in_batch)
+        own = torch.nn.functional.cross_entropy(out["logits"], labels, weight=torch.tensor([1.0, 2.0, 5.0]))
+        loss = own + self.share * loss if self.share else own
+        return (loss, out) if return_outputs else loss
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_loss_that_replaces_ours_afterwards_is_refused_in_the_first_step(accumulate, tmp_path):
+    arguments = tiny.arguments(tmp_path, gradient_accumulation_steps=accumulate)
+    trainer = OnTop(model=tiny.Plain(), args=arguments, train_dataset=tiny.vectors())
+    with pytest.raises(UserError, match=r"OnTop.compute_loss calls PS-KD's and returns another loss"):
+        trainer.train()
+    assert trainer.state.global_step <= 1
+    trainer = OnTop(model=tiny.Plain(), args=arguments, train_dataset=tiny.vectors())
+    trainer.share = 0.5
+    trainer.train()
+    assert trainer.state.global_step > 1, "a part of the sum is learnt"
+
+
 def test_the_mixin_behind_a_trainer_is_refused():
     with pytest.raises(UserError, match=r"lists PSKDMixin after OwnLoss.*class Wrong\(PSKDMixin, OwnLoss\)"):
         type("Wrong", (OwnLoss, PSKDMixin), {})

@@ -125,4 +125,19 @@ def _folder_part(home: Path, names: tuple[str, ...], present: list[str] | None =
             )
         pictures += found
         labels += [label] * len(found)
+    _warn_of_merged(home, names)
     return Part(torch.tensor(labels), None, tuple(pictures))
+
+
+def _warn_of_merged(home: Path, names: tuple[str, ...]) -> None:
+    """Log if every class is a folder of several folders and no image, as if these were the classes."""
+    inside = {name: _classes(home / name) for name in names if name != "." and (home / name).is_dir()}
+    if not inside or min(map(len, inside.values())) < 2:
+        return
+    if any(is_picture(one) for name in inside for one in (home / name).iterdir()):
+        return
+    merged = [f"{name}/{one}" for name, some in inside.items() for one in some]
+    _LOG.warning(
+        "%s: %d folders (%s%s) are merged into %d classes (%s): if they are the classes, move them up one level",
+        home, len(merged), ", ".join(merged[:4]), ", ..." * (len(merged) > 4), len(inside), ", ".join(names[:4]),
+    )  # fmt: skip

@@ -1,6 +1,8 @@
 """The reader of labelled images for every study: notation, layouts and checks of a dataset."""
 
 import inspect
+import logging
+import re
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +24,8 @@ from retarget.errors import UserError
 from retarget.extras import require
 from retarget.files import is_there
 from retarget.own import called
+
+_LOG = logging.getLogger(__name__)
 
 DARKEST = 31
 """If no pixel of a part is brighter, its values were not made to be read as 0 to 255: sklearn's digits go to 16."""
@@ -224,6 +228,7 @@ def _array(where: str, name: str, value: Any) -> np.ndarray:
 
 
 _OTHERS = (("x_test", "y_test"), ("x_val", "y_val"))
+_PART = re.compile(r"(?:^|_)(?:test|val|valid|validation|dev)(?:_|$)")
 
 
 def _npz_parts(path: Path | str, names: list[str]) -> list[tuple[str, str]]:
@@ -234,10 +239,21 @@ def _npz_parts(path: Path | str, names: list[str]) -> list[tuple[str, str]]:
             there, missing = (images, labels) if images in names else (labels, images)
             remedy = ": add them, all 0 if there are no classes" if missing == labels else ""
             raise UserError(f"{path} has {there} and no {missing}{remedy}; {holds}")
+    parts: list[tuple[str, str]] = []
     if "x_train" in names:
-        return [("x_train", "y_train"), *(part for part in _OTHERS if part[0] in names)]
-    if "images" in names:
-        return [("images", "labels")]
+        parts = [("x_train", "y_train"), *(part for part in _OTHERS if part[0] in names)]
+    elif "images" in names:
+        parts = [("images", "labels")]
+    unused = sorted(set(names) - {name for part in parts for name in part})
+    if parts and (like := [name for name in unused if _PART.search(name.lower())]):
+        raise UserError(
+            f"{path}: {', '.join(like)} would not be used: call the parts x_train, y_train, x_test, y_test, x_val and "
+            "y_val, or leave these out"
+        )
+    if parts and unused:
+        _LOG.warning("%s: not used: %s", path, ", ".join(unused))
+    if parts:
+        return parts
     raise UserError(
         f"{path} needs images and labels, or x_train and y_train (and x_test and y_test, and x_val and y_val); {holds}"
     )

@@ -1,7 +1,9 @@
 """Carry each sample's index through the loader: PS-KD stores its rows by it."""
 
+from collections import namedtuple
 from collections.abc import Callable, Mapping
 from copy import copy
+from functools import cache
 from typing import Any
 
 import torch
@@ -13,8 +15,9 @@ from retarget.errors import UserError
 class with_index(Dataset):
     """A dataset that also gives each sample's index.
 
-    ``(image, label)`` becomes ``(image, label, index)``; a mapping gains the key ``"index"``. The index counts samples
-    of the wrapped dataset: wrap the dataset itself, not one that is shuffled differently in each epoch.
+    ``(image, label)`` becomes ``(image, label, index)``; a mapping gains the key ``"index"``, a named tuple a field of
+    this name. The index counts samples of the wrapped dataset: wrap the dataset itself, not one that is shuffled
+    differently in each epoch.
 
     If timm's ``ImageDataset`` cannot read a sample it returns another one; the index is then that of the sample
     returned. Make timm's loader with ``use_prefetcher=False``: its prefetcher drops whatever follows the label.
@@ -57,6 +60,18 @@ class with_index(Dataset):
         return [_indexed(item, index) for item, index in zip(items, indices, strict=True)]
 
 
+@cache
+def _named(name: str, fields: tuple[str, ...]) -> Any:
+    """A type of named tuples with one more field, which loaders and their processes can make again."""
+    made = namedtuple(name, (*fields, "index"))
+    made.__reduce__ = lambda self: (_renamed, (name, fields, *self))
+    return made
+
+
+def _renamed(name: str, fields: tuple[str, ...], *values: Any) -> Any:
+    return _named(name, fields)(*values)
+
+
 def _indexed(item: Any, index: int) -> Any:
     if isinstance(item, Mapping):
         if "index" in item:
@@ -65,6 +80,8 @@ def _indexed(item: Any, index: int) -> Any:
                 "the sample's number, a loop of your own can use it without with_index"
             )
         return {**item, "index": index}
+    if hasattr(item, "_fields"):
+        return _named(type(item).__name__, item._fields)(*item, index)
     if isinstance(item, tuple | list):
         return (*item, index)
     raise UserError(f"a sample must be a tuple or a mapping: sample {index} is a {type(item).__name__}")
@@ -132,8 +149,9 @@ class KeepIndex:
             raise UserError(f"a training batch needs labels: the collator returned only {names}")
         if len(batch["labels"]) != len(index):
             raise UserError(
-                f"the collator packed {len(index)} samples into {len(batch['labels'])} rows, so the targets can no "
-                "longer be stored per sample; use store=PreviousModel(), which stores none"
+                f"the collator made {len(batch['labels'])} rows of {len(index)} samples, so the targets cannot be "
+                "stored per sample: if it leaves samples out, filter the dataset instead; if it packs them, use "
+                "store=PreviousModel(), which stores none"
             )
         batch["index"] = index
         return batch

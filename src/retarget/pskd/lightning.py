@@ -71,8 +71,10 @@ class SavedBeside(pl.Callback):
         self._restore: str | None = None
         self._saved: int | None = None
         self._added = False  # whether this is the epoch that weight averaging adds, in which nothing is learnt
+        self._announced: int | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._announced = None
         if trainer.num_training_batches == float("inf"):
             raise UserError("an infinite loader has no epochs: set Trainer(limit_train_batches=steps_per_epoch)")
         self._warn_of_other_epochs(trainer)
@@ -92,9 +94,18 @@ class SavedBeside(pl.Callback):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._prune(trainer)
+        self._announced = trainer.current_epoch
         self._added = trainer.current_epoch == _added_epoch(trainer)
         if not self._added:
             self.method.set_epoch(trainer.current_epoch)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        # From a checkpoint of an epoch's last step Lightning goes on in the next epoch without announcing it.
+        if self._announced is None and self.method.state_dict()["epoch"] != trainer.current_epoch:
+            self.on_train_epoch_start(trainer, pl_module)
+        self._announced = trainer.current_epoch
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._prune(trainer)
@@ -210,7 +221,7 @@ class PSKDCallback(SavedBeside):
         self._sample: Tensor | None = None
         self._logits: list[Tensor] = []
         self._remember, self._watch = True, True
-        self._backward, self._used = False, False
+        self._backward, self._used, self._scaled = False, False, False
         self._hook: Any = None
 
     def do_not_remember(self) -> None:
@@ -257,10 +268,16 @@ class PSKDCallback(SavedBeside):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
         if self._added:
             return
         teacher, method = self.method.teacher, self.method
         labels, self._sample, inputs = self._parts(batch)
+        if isinstance(method, MultiLabelPSKD) and not (labels.is_floating_point() and labels.ndim == 2):
+            raise UserError(
+                f"the batch's labels are {labels.dtype} {list(labels.shape)}: MultiLabelPSKD takes floats [B, C], here "
+                f"C = {method.num_classes}, made so in the dataset, since a conversion in the step would lose the rows"
+            )
         self._logits, self._remember, self._backward, self._used = [], True, False, False
         hard, rows, alpha = as_labels(labels.detach().clone()), None, None
         if method.alpha > 0:
@@ -313,6 +330,8 @@ class PSKDCallback(SavedBeside):
         logits = self._logits.pop()
         if given is not None and (watched or step.order is not None):
             _refuse_other_order(logits, given, step.order)
+            if not self._scaled and step.order is None:
+                self._scaled = _warn_of_other_scale(logits, given, step.yes_or_no)
         self.method.remember(logits, step.hard, self._sample)
 
     # -- inside
@@ -378,3 +397,26 @@ def _refuse_other_order(logits: Tensor, given: Tensor, order: Tensor | None) -> 
             "batch's, and each prediction would be remembered for another sample. Restore the order inside the module, "
             "or inside the submodule that logits_from= names"
         )
+
+
+OTHER = 0.1
+"""Mean difference between two distributions of the classes from which they are taken to be different ones."""
+
+
+def _warn_of_other_scale(logits: Tensor, given: Tensor, yes_or_no: bool) -> bool:
+    """Warn if the module's logits [B, C] give other probabilities than the loss's; returns whether it has."""
+    found, used = (
+        one.double().sigmoid() if yes_or_no else one.double().softmax(1) for one in (logits.to(given.device), given)
+    )
+    apart = float((found - used).abs().mean() if yes_or_no else (found - used).abs().sum(1).mean() / 2)
+    if apart < OTHER:
+        return False
+    rank_zero_warn(
+        "training_step's loss is given other values than the module returns: their largest probabilities are "
+        f"{float(used.amax(1).mean()):.3f} and {float(found.amax(1).mean()):.3f} on average, and it is the module's "
+        "that are remembered and learnt from. If the step scales its outputs (cosines, a temperature), or they are "
+        "probabilities, let the module, or the submodule that logits_from= names, return the scaled logits. If the "
+        "step adds a margin or a prior on purpose, this is right",
+        stacklevel=1,
+    )
+    return True

@@ -112,6 +112,8 @@ class PSKDMixin(_Base):
         self._pskd_epoch, self._pskd_epochs, self._pskd_resume = 0, 1, None
         self._pskd_part: int | None = None  # steps per epoch of a stream
         self._pskd_begun: int | None = None
+        self._pskd_reached = False  # whether PS-KD's loss was seen in a backward pass
+        self._pskd_probe: Tensor | None = None
         self._pskd_fills = self._pskd_teacher is not None and self._pskd_teacher.model is None
         self._pskd_host = super().compute_loss.__func__ is not Trainer.compute_loss  # the trainer has a loss of its own
         # As the user set it: a model's own loss sets it by the labels.
@@ -161,7 +163,11 @@ class PSKDMixin(_Base):
                 inputs = models.with_decoder_inputs(self._bare_model(), inputs, inputs["labels"], smoothed=True)
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if (index is None and not self._pskd_teacher) or "labels" not in inputs:
-            raise UserError(f"a training batch needs labels and index: it has only {', '.join(inputs)}")
+            raise UserError(
+                f"a training batch needs labels and index: it has only {', '.join(inputs)}. The index is added by "
+                "get_train_dataloader: if you override that method, let it call super().get_train_dataloader(), or "
+                "override _get_train_sampler instead"
+            )
         inputs = dict(inputs)
         labels = inputs.pop("labels")
         smoothed = self.label_smoother is not None
@@ -185,6 +191,9 @@ class PSKDMixin(_Base):
         loss = method.loss(logits, self._targets(labels), index, **shared)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self._ranks_averaged()
+        if not self._pskd_reached:
+            self._pskd_probe = torch.zeros((), device=loss.device, requires_grad=True)
+            loss = loss + self._pskd_probe
         return (loss, outputs) if return_outputs else loss
 
     def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
@@ -248,6 +257,7 @@ class PSKDMixin(_Base):
 
     def _begin_training(self) -> None:
         self.pskd, self._pskd_part, self._pskd_begun = None, None, None
+        self._pskd_reached, self._pskd_probe = False, None
         self._pskd_same = self._new_comparison()
         self._pskd_epochs = self.state.num_train_epochs
         if self.state.num_train_epochs == sys.maxsize:  # so the library marks a loader without a length
@@ -291,6 +301,12 @@ class PSKDMixin(_Base):
                 "let it call super().compute_loss(...). A trainer with another loss is refused behind the mixin too, "
                 "class Mine(PSKDMixin, MyTrainer), unless the loss is cross-entropy"
             )
+        if not self._pskd_reached and self._pskd_probe is not None and self._pskd_probe.grad is None:
+            raise UserError(
+                f"{type(self).__name__}.compute_loss calls PS-KD's and returns another loss, so only the hard labels "
+                "would be learnt: let it return the loss of super().compute_loss(...), alone or in a sum"
+            )
+        self._pskd_reached, self._pskd_probe = True, None
 
     def _ranks_averaged(self) -> int:
         """Number of processes that the gradient is averaged over; it multiplies a loss divided by all targets."""

@@ -50,6 +50,7 @@ class PeerCallback(SavedBeside):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
         if not self.method.needs.mix:
             return
         if not isinstance(batch, list | dict):

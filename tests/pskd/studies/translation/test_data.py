@@ -112,6 +112,8 @@ def test_a_damaged_archive_and_a_missing_file_are_named_with_what_is_there(tmp_p
         sentence_pairs(settings(tmp_path, test="flickr"))
     with pytest.raises(UserError, match="Name the folder: dataset=files:DIR"):
         read_pairs(settings(tmp_path / "nowhere"), "train")
+    with pytest.raises(UserError, match=r"train\.de is a file: dataset=files:DIR names a folder, with train\.en"):
+        read_pairs(settings(tmp_path / "train.de"), "train")
 
 
 def test_the_files_of_a_run_are_those_it_reads(tmp_path):

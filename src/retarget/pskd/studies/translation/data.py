@@ -88,6 +88,11 @@ def _lines(file: Path, settings: Settings) -> list[str]:
         raise UserError(
             f"no {file.name} or {file.name}.gz in {file.parent}{named or '. Name the folder: dataset=files:DIR'}"
         ) from error
+    except NotADirectoryError as error:
+        raise UserError(
+            f"{file.parent} is a file: dataset=files:DIR names a folder, with {file.name} and the like, one sentence "
+            "per line"
+        ) from error
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         marked = error.object[:2] in (b"\xff\xfe", b"\xfe\xff")

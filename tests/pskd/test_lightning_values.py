@@ -1,0 +1,77 @@
+"""What the callback remembers is what the loss was computed from, in the epoch that the trainer is in."""
+
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.callbacks import ModelCheckpoint
+from test_lightning import EPOCHS, C, Module, N, fit, make, weights
+
+from retarget.errors import UserError
+from retarget.pskd import MultiLabelPSKD, PSKDCallback
+from retarget.pskd.peers import TemporalEnsembling
+from retarget.pskd.peers.lightning import PeerCallback
+
+
+class WithPeer(Module):
+    def __init__(self, method):
+        super().__init__()
+        self.method = method
+
+    def training_step(self, batch, batch_idx):
+        return self.method.loss(self(batch[0]), batch[1], batch[2], inputs=batch[0])
+
+
+@pytest.mark.parametrize("kind", ["pskd", "peer"])
+def test_resumed_from_the_last_step_of_an_epoch_equals_uninterrupted_bit_for_bit(kind, tmp_path):
+    """Lightning does not announce the epoch that follows such a checkpoint."""
+
+    def train(folder, ckpt=None):
+        saving = ModelCheckpoint(tmp_path / folder, "{epoch}", every_n_train_steps=N // 4, save_top_k=-1)
+        if kind == "pskd":
+            module = Module()
+            callback = PSKDCallback(make(module), keep=EPOCHS)
+        else:
+            method = TemporalEnsembling(N, C, EPOCHS)
+            module, callback = WithPeer(method), PeerCallback(method, keep=EPOCHS)
+        return fit(module, [callback, saving], tmp_path / folder, ckpt=ckpt)[0]
+
+    straight = train("straight")
+    resumed = train("second", ckpt=tmp_path / "straight" / "epoch=1.ckpt")
+    assert all(torch.equal(a, b) for a, b in zip(weights(straight), weights(resumed), strict=True))
+
+
+class Scaled(Module):
+    """Cosines that the step, or the module, scales; or a margin that the step adds."""
+
+    def __init__(self, inside):
+        super().__init__()
+        self.inside = inside
+
+    def forward(self, x):
+        cosines = torch.tanh(self.net(x))
+        return 20 * cosines if self.inside else cosines
+
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self(batch[0]) * (1 if self.inside else 20), batch[1])
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_scale_that_only_the_loss_sees_is_told_once(inside, tmp_path):
+    module = Scaled(inside)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(module, PSKDCallback(make(module)), tmp_path)
+    told = [str(one.message) for one in caught if "let the module" in str(one.message)]
+    assert len(told) == (not inside)
+    assert all("it is the module's that are remembered" in one for one in told)
+
+
+def test_labels_that_multi_label_rows_cannot_follow_are_refused_before_they_are_used(tmp_path):
+    class OneLogit(Module):
+        def training_step(self, batch, batch_idx):
+            return F.binary_cross_entropy_with_logits(self(batch[0])[:, 0], batch[1].float())
+
+    with pytest.raises(UserError, match=r"labels are torch.int64 \[4\]: MultiLabelPSKD takes floats \[B, C\]"):
+        fit(OneLogit(), PSKDCallback(MultiLabelPSKD(N, C, EPOCHS)), tmp_path)
