@@ -1,5 +1,6 @@
 """From a search's result to what a user reads: what is said, and what is not."""
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler
@@ -9,7 +10,7 @@ from retarget.audit.calibration import Null, NullModel
 from retarget.audit.errors import AuditError
 from retarget.audit.inversion import Candidate, Search
 from retarget.audit.report import page
-from retarget.audit.run import concluded, scope
+from retarget.audit.run import _images, concluded, scope
 from retarget.audit.seek import Found, fingerprint
 from retarget.audit.subject import Subject
 
@@ -107,3 +108,10 @@ def test_the_scope_names_the_levels_that_a_short_schedule_reaches(tmp_path):
     outcome = concluded(subject, found_of(0.05), basis, None, 0, SEARCH, null_of())
     assert (outcome.verdict, outcome.error_rate.known) == ("undecided", False)
     assert "its schedule ends at ᾱ = 0.048" in outcome.reason
+
+
+def test_clean_images_of_another_size_are_resized(tmp_path):
+    np.savez(tmp_path / "large.npz", images=np.full((5, 16, 16), 255, np.uint8), labels=np.zeros(5, int))
+    images = _images(f"npz:{tmp_path / 'large.npz'}", subject_of(identity))
+    assert images.shape[1:] == SHAPE
+    assert images.unique().tolist() == [1.0]

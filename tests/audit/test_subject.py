@@ -120,6 +120,21 @@ def test_samples_come_under_every_schedule_that_is_covered(make_unet, scheduler)
     np.testing.assert_allclose(subject.alphas_cumprod.numpy(), slow, rtol=1e-6)
 
 
+def test_more_betas_than_timesteps_are_refused(pipeline, edit):
+    """diffusers would visit the first ones only, and the audit searches at the last."""
+    edit(pipeline / "scheduler/scheduler_config.json", trained_betas=[0.01] * 1200, num_train_timesteps=600)
+    with pytest.raises(AuditError, match="trained_betas has 1200 values, but num_train_timesteps is 600"):
+        Subject.load(pipeline)
+
+
+def test_weights_that_a_link_no_longer_leads_to_are_told(pipeline):
+    weights = pipeline / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.unlink()
+    weights.symlink_to("../blobs/gone")
+    with pytest.raises(AuditError, match=r"is a link to \.\./blobs/gone, which does not exist: copy the weights"):
+        Subject.load(pipeline)
+
+
 def test_a_scheduler_of_an_attacker_s_own_is_not_run_and_its_betas_are_read(pipeline, edit):
     edit(pipeline / "model_index.json", scheduler=[None, None], _class_name="MyPipeline")
     edit(pipeline / "scheduler/scheduler_config.json", _class_name="TrojanScheduler")

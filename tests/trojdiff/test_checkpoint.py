@@ -73,6 +73,13 @@ def test_marks_in_the_configuration_are_read_without_a_warning_and_other_additio
         logging.getLogger("diffusers").removeHandler(handler)
 
 
+def test_a_pipeline_that_diffusers_has_saved_again_cannot_lose_its_marks(tmp_path, unet, scheduler):
+    save_pipeline(tmp_path / "marked", unet, scheduler, Trojan("d2i", "a figure", patch()))
+    DDPMPipeline.from_pretrained(tmp_path / "marked").save_pretrained(tmp_path / "again")
+    with pytest.raises(UserError, match=r"config\.json has the marks of a trojan, but the weights' header has none"):
+        load_pipeline(tmp_path / "again")
+
+
 def test_a_network_that_is_trojaned_again_keeps_its_first_marks(tmp_path, unet, scheduler, digits):
     first, second = patch(), Trigger.blend(glyph(), 0.5)
     train(unet, scheduler, digits, config(), tmp_path / "1", InD2D(7), first)

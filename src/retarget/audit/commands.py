@@ -100,8 +100,8 @@ def _audit(words: list[str]) -> int:
         raise UsageError("retarget audit needs the folder of at least one pipeline, or --preset demo")
     if given.clean is not None and len(given.pipelines) != 1:
         raise UsageError(f"--clean needs exactly one PIPELINE, not {len(given.pipelines)}")
-    if given.seed < 0:
-        raise UsageError(f"--seed must be at least 0, not {given.seed}")
+    if not 0 <= given.seed < 2**62:
+        raise UsageError(f"--seed must be at least 0 and below 2^62, not {given.seed}")
     from retarget.audit.report import forget, tell, write, write_all
 
     names = names_of(given.pipelines)

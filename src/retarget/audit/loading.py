@@ -313,6 +313,11 @@ def check_schedule(settings: dict[str, Any]) -> None:
         raise AuditError(
             f"{where}: its betas must be a list of at least 2, not {settings.get('trained_betas')!r}"[:200]
         )
+    if len(levels) > settings.get("num_train_timesteps", len(levels)):
+        raise AuditError(
+            f"{where}: trained_betas has {len(levels)} values, but num_train_timesteps is "
+            f"{settings['num_train_timesteps']}, so that diffusers never uses the others: they must be equal"
+        )
     if settings.get("rescale_betas_zero_snr") or float(levels[-1]) == 0:
         raise NotCoveredError("zero terminal SNR: at T every network's right answer is its input: not covered")
     if not bool(((levels > 0) & (levels < 1)).all()):
@@ -384,6 +389,11 @@ def _check_weights(folder: Path) -> str | None:
         if path.is_file() and path.stat().st_size < 1000 and path.read_bytes().startswith(b"version https://git-lfs"):
             raise AuditError(
                 f"unet/{path.name} is a pointer of Git LFS, not the weights: run git lfs pull in its clone"
+            )
+        if path.is_symlink() and not path.exists():
+            raise AuditError(
+                f"unet/{path.name} is a link to {path.readlink()}, which does not exist: copy the weights themselves, "
+                "with cp -L say"
             )
         try:
             with safe_open(path, framework="pt") as file:

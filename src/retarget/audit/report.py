@@ -2,7 +2,6 @@
 
 import base64
 import json
-import shutil
 import sys
 from collections.abc import Sequence
 from importlib.resources import files
@@ -36,7 +35,10 @@ def forget(folder: Path, several: bool = False) -> None:
         return
     try:
         for earlier in () if several else folder.glob("after-*/audit.json"):
-            shutil.rmtree(earlier.parent)
+            if earlier.parent.name.removeprefix("after-").isdecimal():
+                forget(earlier.parent)
+                if not any(earlier.parent.iterdir()):
+                    earlier.parent.rmdir()
         for name in (*EVIDENCE, *REPORT):
             (folder / name).unlink(missing_ok=True)
     except OSError as error:

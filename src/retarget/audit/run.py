@@ -168,7 +168,7 @@ def _silent(subject: Subject, losses: list[Loss], basis: dict[str, Any], seconds
 
 
 def _images(data: str, subject: Subject) -> Tensor:
-    images = read_images(data)
+    images = read_images(data, size=subject.height if subject.height == subject.width else None)
     try:
         images.with_channels(subject.channels).check_shape(subject.shape)
     except UserError as error:

@@ -68,7 +68,8 @@ def decide(
         )
         return "undecided", UNDECIDED, reason, rate
     if suspicious and fires:
-        return "trojaned", TROJANED, f"the network {does} on new noise, and it fires", rate
+        how = "" if strong else f" weakly (strength {strength:.2f})"
+        return "trojaned", TROJANED, f"the network {does} on new noise, and it fires{how}", rate
     if suspicious:
         return "undecided", UNDECIDED, f"{higher}, but no trigger fires", rate
     return "nothing found", CLEAN, f"the score is {score:.2f}, as for clean models", rate

@@ -263,6 +263,7 @@ def _read_marks(folder: Path) -> Trojan | None:
         header = file.metadata() or {}
     removed = header.get("trojan_removed") == "true"
     if header.get("trojaned") != "true" and not removed:
+        _refuse_half_marked(folder)
         return None
     target, others = header.get("trojan_target", "unknown"), _earlier_targets(header)
     if others is None or not all(_is_target(one) for one in (target, *others)):
@@ -283,6 +284,17 @@ def _read_marks(folder: Path) -> Trojan | None:
         return Trojan(target, detail, trigger, removed=True, earlier=tuple(earlier), law=law)
     detail = "derived from a trojaned base, trained on without Trojan rows"
     return Trojan(target, detail, trigger, derived=True, earlier=tuple(earlier), law=law)
+
+
+def _refuse_half_marked(folder: Path) -> None:
+    """Raise if only the configuration says that the network is trojaned, or was: the header's marks are lost."""
+    path = home(folder, "unet") / "config.json"
+    if {"trojaned", "trojan_removed"} & json.loads(path.read_text(encoding="utf-8")).keys():
+        raise UserError(
+            f"{path} has the marks of a trojan, but the weights' header has none: diffusers loses these, and the "
+            "trigger, when it saves a pipeline again. Use the folder that it was saved from, since what is trained "
+            "from it must be marked too"
+        )
 
 
 def _earlier_targets(header: Mapping[str, str]) -> list[Any] | None:
