@@ -43,7 +43,7 @@ SHAPED = KNOWN.model_copy(update={"shape": LEAST, "highest": 0.3})
 
 @pytest.mark.parametrize(("score", "strength", "changes", "verdict", "words"), [
     (0.40, 0.1, {}, "trojaned", "0.40, is 1.3 times that of the highest of all comparable clean models, although the "
-                                "trigger does not fire"),
+                                "trigger does not fire in the middle of the schedule"),
     (0.40, 0.2, {"own": LEAST - 1}, "trojaned", "although the trigger fires weakly (strength 0.20)"),
     (0.40, 0.2, {}, "trojaned", "and it fires weakly (strength 0.20)"),
     (0.60, 0.3, {}, "trojaned", "undoes a trigger by 0.45 on new noise, and it fires"),
