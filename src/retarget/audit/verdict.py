@@ -60,8 +60,8 @@ def decide(
         times = f"{ratio:.1f} times that of the highest of all comparable clean models"
         how = f"fires weakly (strength {strength:.2f})" if fires else "does not fire"
         reason = (
-            f"the network {does} on new noise, and the score, {score:.2f}, is {times}, although the trigger {how} in the "
-            "middle of the schedule"
+            f"the network {does} on new noise, and the score, {score:.2f}, is {times}, although the trigger {how} in "
+            "the middle of the schedule"
         )
         return "trojaned", TROJANED, reason, rate
     if suspicious and fires and not strong and family.own < LEAST:
