@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 from retarget.errors import UserError
 from retarget.pope.answers import after_thinking, joined_boxes, last_boxed
+from retarget.pope.options import named, unlabelled
 
 _LOG = logging.getLogger(__name__)
 
@@ -154,11 +155,11 @@ def _set(row: dict[str, Any], fields: Mapping[str, str]) -> dict[str, Any]:
     context = row.get("context")
     if isinstance(context, str) and context.strip():
         text = f"{context.strip()}\n\n{text}"
+    if isinstance(answer, str) and "####" in answer:  # GSM8K's worked text, in a table with other columns
+        answer = _last_line(answer)
     options = row.get("options") or row.get("choices")
     if options and isinstance(text, str):
         text, answer = _chosen(text, options, answer)
-    if isinstance(answer, str) and "####" in answer:  # GSM8K's worked text, in a table with other columns
-        answer = _last_line(answer)
     _check_answer(answer)
     if isinstance(solution, list):  # several solutions: the first
         solution = next((one for one in solution if isinstance(one, str) and one.strip()), "")
@@ -242,11 +243,11 @@ def _chosen(question: str, options: Any, answer: Any) -> tuple[str, Any]:
 
     Args:
         question: the text.
-        options: texts, texts by letter, or ``{"text": [...], "label": [...]}``.
-        answer: a letter, an option's text, or its number from 0.
+        options: texts, texts by letter, or ``{"text": [...], "label": [...]}``. Missing ones keep their letter.
+        answer: a letter, an option's text, or its number from 0; or a list of these.
 
     Raises:
-        UserError: the options have another form, or the answer can be read in two ways.
+        UserError: the options have another form, or the answer is none of them or can be read in two ways.
 
     >>> _chosen("Which?", ["red", "B) blue"], 1)
     ('Which?\\nA) red\\nB) blue', 'B')
@@ -256,22 +257,50 @@ def _chosen(question: str, options: Any, answer: Any) -> tuple[str, Any]:
         given = dict(zip(options["label"], options["text"], strict=False))
     elif isinstance(options, list):
         given = dict(zip(string.ascii_uppercase, options, strict=False))
+    letters = list(given) if isinstance(given, dict) else []
     if isinstance(given, dict):
         given = {letter: _option(option) for letter, option in given.items() if not _missing(option)}
     if not isinstance(given, dict) or not all(isinstance(one, str) for part in given.items() for one in part):
         raise UserError(f"the options cannot be read: texts, or texts by letter, not {str(options)[:80]}")
-    lines = []
-    for letter, option in given.items():
-        named = option.strip().startswith((f"{letter})", f"{letter}.", f"({letter})", f"{letter}:"))
-        lines.append(option.strip() if named else f"{letter}) {option.strip()}")
-    letters = list(given)
-    if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(letters):
-        if str(answer) in given.values() and given[letters[answer]] != str(answer):
-            raise UserError(f"the answer {answer} may be the option of that number or of that text")
-        answer = letters[answer]
-    elif isinstance(answer, str) and answer not in given and list(given.values()).count(answer) == 1:
-        answer = next(letter for letter, option in given.items() if option == answer)
-    return "\n".join([question, *lines]), answer
+    bare = {letter: unlabelled(letter, option) for letter, option in given.items()}
+    lines = [
+        option.strip() if bare[letter] != option.strip() else f"{letter}) {bare[letter]}"
+        for letter, option in given.items()
+    ]
+    several = isinstance(answer, list)
+    chosen = [_letter(one, letters, bare) for one in (answer if several else [answer])]
+    return "\n".join([question, *lines]), chosen if several else chosen[0]
+
+
+def _letter(answer: Any, letters: list[Any], options: Mapping[str, str]) -> str:
+    """The letter of the option that an answer names, or an answer of several letters as it is.
+
+    Args:
+        answer: see :func:`_chosen`.
+        letters: those of all options, also of missing ones.
+        options: the options' texts by letter, without their own letters.
+
+    Raises:
+        UserError: it names none, or can be read in two ways.
+    """
+    _check_answer(answer)
+    said = str(_answer(answer)).strip()
+    found = named(said, options)
+    if isinstance(answer, int | float | Decimal) and not isinstance(answer, bool) and answer == int(answer):
+        at = int(answer)
+        either = {*found, *(letters[at : at + 1] if at >= 0 else ())}
+        if len(either) > 1:
+            raise UserError(f"the answer {said} may be the option of that number or of that text")
+        found = [one for one in either if one in options]
+    if len(found) == 1:
+        return found[0]
+    if len({options[one] for one in found}) > 1:
+        return said
+    listed = ", ".join(f"{letter}) {option[:30]}" for letter, option in options.items())
+    raise UserError(
+        f"the answer {said!r} is {'the text of several' if found else 'none'} of the options {listed}: give the letter "
+        "of the right one, its text, or, as a number and not as text, its place from 0"
+    )
 
 
 def _option(value: Any) -> Any:

@@ -8,6 +8,7 @@ from typing import Literal
 
 from retarget.errors import UserError
 from retarget.pope.answers import BRACE, final_answer
+from retarget.pope.options import right_options, unwrapped
 from retarget.pope.problems import Problem, find_answer
 
 Unit = Literal["sentence", "line", "step", "token"]
@@ -31,6 +32,12 @@ _STATED_WITHIN = 2000
 """Length of the text after a marker, in characters, in which its answer is searched for."""
 _TELLING = 3
 """Length from which on an answer that is not in the question is hardly in a solution by chance."""
+_WORDS = re.compile(r"[^\\^_=$]*[^\W\d_]{2,}[^\\^_=$]*")
+"""An answer in words, which a sentence may begin with: "yes", "Carbon dioxide", "12 km"."""
+_INNER = "[^\\W_\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]"
+"""A letter that continues a word."""
+_SHORT_WORD = 5
+"""Length of a word, in letters, from which on it hardly stands within another by chance, as "red" in "reduced"."""
 _SPACES = re.compile(r"\s*")
 _COMMAND = re.compile(r"\\([A-Za-z]+)(?:\s*\[[^\]]*\](?=\s*\{))?")
 _ARGUMENT = re.compile(r"\\[A-Za-z]+|\\?.", re.DOTALL)
@@ -61,6 +68,12 @@ _MARKER = re.compile(
     re.IGNORECASE,
 )
 """What announces an answer; it counts only if the answer follows, so a false marker costs one cut at most."""
+_VERDICT = re.compile(
+    r"\A\W*(?P<first>yes|no|true|false)\b|(?:\n|[.!?]\s)[\s*_]*(?P<begins>yes|no|true|false)\b[*_]*\s*[.,!:;—–]"
+    r"|\b(?:statement|assertion)\s+is\s+(?P<follows>true|false)\b",
+    re.IGNORECASE,
+)
+"""A "yes" or "no" that answers the question, unlike the one in "there is no other"."""
 
 
 @dataclass(frozen=True)
@@ -223,16 +236,19 @@ def statements(problem: Problem) -> list[tuple[int, int]]:
     """Spans of the solution that state the final answer.
 
     These are the sentences with an answer marker (``####``, ``\\boxed``, "the answer is") followed by the answer, as
-    the label or the solution's end writes it. If it has three characters or more and is not in the question, every
-    sentence that contains it states it: that is hardly chance. A shorter answer is often just a number: of the other
-    sentences only the one just before the first statement counts, or, without any statement, the last that contains it.
+    the label or the solution's end writes it, with or without ``\\text``, in words also in other letters (``yes`` and
+    ``Yes``), or as the right option of a multiple-choice question says it. If it has three characters or more and is
+    not in the question (an option: not in the question before the options), every sentence that contains it states it:
+    that is hardly chance. A shorter answer is often just a number: of the other sentences only the one just before the
+    first statement counts, or, without any statement, the last that contains it. "Yes", "no", "true" and "false" state
+    an answer as the solution's first word, and as a sentence's first word before a punctuation mark.
+
     ``####`` and ``\\boxed`` may give the answer in yet another form, so they also count if the answer does not follow;
     except a box before another box with the answer, and a ``####`` before any marker with it.
     """
     text, answer = problem.solution, problem.answer
     edges = [0, *boundaries(text, "sentence"), len(text)]
-    own = final_answer(text)
-    forms = [answer, own] if own and own != answer else [answer]  # as the label has it, and as the solution writes it
+    forms = _forms(problem)
     told = {form: _said(text, form) for form in forms}
     said = sorted(span for spans in told.values() for span in spans)
     begins = [start for start, _ in said]
@@ -251,15 +267,28 @@ def statements(problem: Problem) -> list[tuple[int, int]]:
         elif marker[0][0] in unread:
             unread[marker[0][0]].add(sentence)
     stating |= unread["#"] | unread["\\"]
+    verdicts = {form.lower() for form in forms}
+    for found in _VERDICT.finditer(text):
+        if found[found.lastgroup or 0].lower() in verdicts:
+            stating.add(bisect_right(edges, found.start(found.lastgroup or 0)) - 1)
     holding = {bisect_right(edges, start) - 1 for start, _ in said}
     for form, spans in told.items():
-        if len(_UNSPACED.sub("", form)) >= _TELLING and not _said(problem.prompt, form):
+        if len(_UNSPACED.sub("", form)) >= _TELLING and not forms[form]:
             stating |= {bisect_right(edges, start) - 1 for start, _ in spans}
     if stating and min(stating) - 1 in holding:
         stating.add(min(stating) - 1)
     elif not stating and holding:
         stating.add(max(holding))
     return [(edges[sentence], edges[sentence + 1]) for sentence in sorted(stating)]
+
+
+def _forms(problem: Problem) -> dict[str, bool]:
+    """How the answer may be written, each form with whether the question itself contains it."""
+    written = [one for one in (problem.answer, final_answer(problem.solution)) if one]
+    written += [bare for one in written if (bare := unwrapped(one))]
+    forms = {one: bool(_said(problem.prompt, one, cased=True)) for one in written}
+    asked, options = right_options(problem.prompt, problem.answer)
+    return forms | {one: bool(_said(asked, one)) for one in options}
 
 
 def leak(problem: Problem, end: int) -> Leak | None:
@@ -285,11 +314,19 @@ def bare_occurrences(problem: Problem, end: int) -> tuple[int, bool]:
     return count, bool(_said(problem.prompt, problem.answer))
 
 
-def _said(text: str, answer: str) -> list[tuple[int, int]]:
-    """Spans of the answer in a text, in order: as a separate token, or, unless it is an integer, ignoring spaces."""
-    found = [(start, start + len(answer)) for start in find_answer(text, answer)]
+def _said(text: str, answer: str, cased: bool = False) -> list[tuple[int, int]]:
+    """Spans of the answer in a text, in order: as a separate token, or, unless it is an integer, ignoring spaces.
+
+    Words count in capital and in small letters, unless ``cased``; a short one counts only as a separate token.
+    """
+    words = not cased and _WORDS.fullmatch(answer)
+    if words:
+        token = r"[\s$]+".join(map(re.escape, answer.split()))
+        found = [one.span() for one in re.finditer(rf"(?<!{_INNER}){token}(?!{_INNER})", text, re.IGNORECASE)]
+    else:
+        found = [(start, start + len(answer)) for start in find_answer(text, answer)]
     bare = _UNSPACED.sub("", answer)
-    if answer.isdigit() or not bare:
+    if answer.isdigit() or not bare or (words and len(bare) < _SHORT_WORD):
         return found
     kept = [at for at, letter in enumerate(text) if not (letter.isspace() or letter == "$")]
     close = "".join(map(text.__getitem__, kept))
