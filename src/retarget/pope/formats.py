@@ -44,6 +44,8 @@ _THOUSANDS = re.compile(r"[^\d(\[{]*\d{1,3}(?:,\d{3})+(?:\.\d+)?[^\d,]*")
 """One number whose commas only separate its thousands."""
 _CHECKED = ("problem_is_valid", "solution_is_valid")
 """Fields in which NuminaMath-1.5 says "Yes", "No", "Incomplete" or the like."""
+_IMAGE = re.compile(r"(?:decoded_)?images?(?:_?\d+)?", re.IGNORECASE)
+"""Fields in which sets of problems with figures (OlympiadBench, MMMU, MathVista) hold these."""
 _CALCULATOR = re.compile(r"<<[^<>]*>>")
 
 
@@ -56,7 +58,7 @@ def normalised(row: Any, format: Format, fields: Mapping[str, str] | None = None
         fields: field names of a ``set`` that replace those of :data:`FIELDS`.
 
     Raises:
-        UserError: fields are missing or are not text, or there is no final answer.
+        UserError: fields are missing or are not text, the question has an image, or there is no final answer.
 
     >>> normalised({"question": "Half?", "final_answer": ["$0.5$"], "solution": ["Divide."]}, "auto")[1]["answer"]
     '0.5'
@@ -84,6 +86,7 @@ def normalised(row: Any, format: Format, fields: Mapping[str, str] | None = None
         return format, row | ({"answer": _answer(answer)} if plain else {}) | (
             {"prompt": _said(row["prompt"])} if "prompt" in row else {}
         ) | ({"solution": _worked(row["solution"], answer)} if "solution" in row else {})
+    _refuse_images(row)
     for name in _CHECKED:
         if not _missing(said := row.get(name)) and str(said).strip().lower() not in ("yes", "true", ""):
             raise UserError(f"field {name!r} says {said!r}: its problem or solution is not to be trusted, leave it out")
@@ -92,6 +95,14 @@ def normalised(row: Any, format: Format, fields: Mapping[str, str] | None = None
     found["solution"] = _worked(found["solution"], found["answer"])
     meta = {name: row[name] for name in META if not _missing(row.get(name))}
     return format, {**found, "id": _first(row, (fields or {}).get("id"), "id"), "meta": meta}
+
+
+def _refuse_images(row: dict[str, Any]) -> None:
+    for name, value in row.items():
+        some = value if isinstance(value, list) else [value]
+        shown = _IMAGE.fullmatch(str(name)) and any(not _missing(one) and bool(one) for one in some)
+        if shown or (str(name).lower() == "modality" and str(value).lower().startswith("multi")):
+            raise UserError(f"the question has an image, in field {name!r}, which no prompt would show: leave it out")
 
 
 def _in_small_letters(row: dict[str, Any]) -> dict[str, Any]:
