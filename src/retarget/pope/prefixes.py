@@ -2,7 +2,7 @@
 
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,7 +18,9 @@ _SENTENCE = re.compile(r"(?:[.!?][\"')\]]*(?=\s)|[。！？][”’」』）]*|\
 _ABBREVIATION = re.compile(r"(?:\b(?:e\.g|i\.e|cf|vs|Fig|Eq|No|Mr|Mrs|Ms|Dr|St|approx)|\b[A-Z]|(?:^|\n)\s*\d+)\.$")
 _LINE = re.compile(r"\n\s*")
 _STEP = re.compile(r"\n(?=\s*\n)\s*|\n\s*(?=(?:[Ss]tep\s+\d|\d+[.)]\s|[-*]\s))")
-_TOKEN = re.compile(r"\s+")
+_TOKEN = re.compile(r"\s+|[，；、：]\s*")
+_LETTERS = re.compile(r"(?<=[\u3040-\u30ff\u3400-\u9fff])(?=[\u3040-\u30ff\u3400-\u9fff])")
+"""Between two letters of Chinese or Japanese, which have no spaces around words."""
 _MATH = re.compile(
     r"\$\$|\\\[|\\\(|\\begin\{(\w+\*?)\}"
     # A dollar opens a formula only where the next one can close it: "costs $5 and $7" and "($5 or $7)" are prices.
@@ -105,7 +107,7 @@ def boundaries(text: str, unit: Unit) -> list[int]:
     Args:
         text: a solution.
         unit: ``sentence`` (every line end, too), ``line``, ``step`` (at blank lines and before numbered lines, bulleted
-            lines and "Step n"), or ``token`` (white space).
+            lines and "Step n"), or ``token`` (white space, and behind the commas and colons of Chinese and Japanese).
 
     Raises:
         UserError: unknown unit.
@@ -116,6 +118,11 @@ def boundaries(text: str, unit: Unit) -> list[int]:
     pattern = {"sentence": _SENTENCE, "line": _LINE, "step": _STEP, "token": _TOKEN}.get(unit)
     if pattern is None:
         raise UserError(f"no unit {unit!r} to cut at: choose {', '.join(UNITS)}")
+    return _ends(text, pattern, unit)
+
+
+def _ends(text: str, pattern: re.Pattern[str], unit: Unit) -> list[int]:
+    """See :func:`boundaries`; ``pattern`` finds what ends a unit."""
     closed = _disjoint(_closed(text))
     starts = [start for start, _ in closed]
     length = len(text.rstrip())
@@ -132,6 +139,11 @@ def boundaries(text: str, unit: Unit) -> list[int]:
         if 0 < end < length and not inside and not abbreviated and (not found or found[-1] < end):
             found.append(end)
     return found
+
+
+def _between_letters(text: str) -> list[int]:
+    """Prefix lengths that end between two letters of Chinese or Japanese, outside formulas and the like."""
+    return _ends(text, _LETTERS, "token") if _LETTERS.search(text) else []
 
 
 def _disjoint(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -201,7 +213,8 @@ def cut_points(solution: str, cuts: int = 4, cap: float = 0.25, unit: Unit = "se
     """Cuts at the uniform fractions cap/cuts, 2 cap/cuts, ..., cap of the solution, each moved to a boundary.
 
     Each fraction takes the last boundary at or before it. If the unit has none there (a long first sentence), it takes
-    the last token boundary, so that a prefix never exceeds the cap. Cuts that coincide are listed once.
+    the last token boundary, or, in Chinese and Japanese, the last place between two letters, so that a prefix never
+    exceeds the cap. Cuts that coincide are listed once.
 
     Args:
         solution: an oracle solution.
@@ -218,11 +231,11 @@ def cut_points(solution: str, cuts: int = 4, cap: float = 0.25, unit: Unit = "se
     if cuts < 1 or not 0 < cap < 1:
         raise UserError(f"cuts must be at least 1, and cap above 0 and below 1, not {cuts} and {cap}")
     whole = len(solution.rstrip())
-    coarse, fine = boundaries(solution, unit), boundaries(solution, "token")
+    coarse, fine, letters = boundaries(solution, unit), boundaries(solution, "token"), _between_letters(solution)
     found: dict[int, Cut] = {}
     for index in range(1, cuts + 1):
         limit = whole * cap * index / cuts + 1e-9
-        choices: tuple[tuple[list[int], Unit], ...] = ((coarse, unit), (fine, "token"))
+        choices: tuple[tuple[list[int], Unit], ...] = ((coarse, unit), (fine, "token"), (letters, "token"))
         for places, name in choices:
             at = bisect_right(places, limit) - 1
             if at >= 0:
@@ -245,6 +258,9 @@ def statements(problem: Problem) -> list[tuple[int, int]]:
 
     ``####`` and ``\\boxed`` may give the answer in yet another form, so they also count if the answer does not follow;
     except a box before another box with the answer, and a ``####`` before any marker with it.
+
+    A sentence with the commas of Chinese or Japanese counts from the first of its clauses on that has a marker or the
+    answer.
     """
     text, answer = problem.solution, problem.answer
     edges = [0, *boundaries(text, "sentence"), len(text)]
@@ -254,7 +270,9 @@ def statements(problem: Problem) -> list[tuple[int, int]]:
     begins = [start for start, _ in said]
     stating: set[int] = set()
     unread: dict[str, set[int]] = {"#": set(), "\\": set()}
+    telling = list(begins)
     for marker in _MARKER.finditer(text):
+        telling.append(marker.start())
         sentence = bisect_right(edges, marker.start()) - 1
         # "The answer is" may be on one line, and the answer on the next.
         stop = min(edges[min(sentence + 2, len(edges) - 1)], marker.end() + _STATED_WITHIN + 2 * len(answer))
@@ -279,7 +297,15 @@ def statements(problem: Problem) -> list[tuple[int, int]]:
         stating.add(min(stating) - 1)
     elif not stating and holding:
         stating.add(max(holding))
-    return [(edges[sentence], edges[sentence + 1]) for sentence in sorted(stating)]
+    telling.sort()
+    return [(_clause(text, edges[one], telling), edges[one + 1]) for one in sorted(stating)]
+
+
+def _clause(text: str, start: int, telling: Sequence[int]) -> int:
+    """Where the first clause begins that tells something, of a sentence that begins at ``start``."""
+    at = bisect_left(telling, start)
+    last = max(text.rfind(comma, start, telling[at]) for comma in "，；") if at < len(telling) else -1
+    return last + 1 if last >= 0 else start
 
 
 def _forms(problem: Problem) -> dict[str, bool]:
