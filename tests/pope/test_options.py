@@ -60,6 +60,19 @@ def test_an_answer_that_is_no_option_is_refused(options, answer, message):
         parse_row({"question": "Which?", "options": options, "answer": answer})
 
 
+@pytest.mark.parametrize("options", [[None, None], {"text": [], "label": []}, []])
+def test_a_question_whose_options_are_all_missing_has_none(options):
+    found = parse_row({"question": "How many?", "options": options, "answer": "5"})
+    assert (found.prompt, found.answer) == ("How many?", "5")
+
+
+@pytest.mark.parametrize("piece", ["$", "\\a{", "**", ".", " ", "\n", "(A", "A)", "\\quad", "yes "])
+def test_questions_and_solutions_of_any_form_are_read_in_time(piece):
+    text = f"Which?\n(A) {piece * 20_000}\n(B) 12"
+    assert right_options(text, "B")[1] in (["12"], [])
+    leak(Problem(id="p", prompt=text, solution=f"See. {text}", answer=f"{'yes ' * 2000}="), 5)
+
+
 @pytest.mark.parametrize(
     ("question", "answer", "texts"),
     [

@@ -273,6 +273,8 @@ def _chosen(question: str, options: Any, answer: Any) -> tuple[str, Any]:
         given = {letter: _option(option) for letter, option in given.items() if not _missing(option)}
     if not isinstance(given, dict) or not all(isinstance(one, str) for part in given.items() for one in part):
         raise UserError(f"the options cannot be read: texts, or texts by letter, not {str(options)[:80]}")
+    if not given:
+        return question, answer
     bare = {letter: unlabelled(letter, option) for letter, option in given.items()}
     lines = [
         option.strip() if bare[letter] != option.strip() else f"{letter}) {bare[letter]}"

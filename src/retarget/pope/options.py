@@ -5,12 +5,13 @@ from collections.abc import Mapping
 
 _WRAPPED = re.compile(r"\\(?:text(?:bf|it|rm|sf)?|math(?:rm|bf|sf)|mbox|operatorname)\s*\{([^{}]*)\}")
 _AT_A_LINE = re.compile(
-    r"^[ \t>*-]*(?:\\\w+\s*\{\s*|\$+)*[(\[]?(?P<label>[A-Z]|[a-z]|\d{1,2})[)\].:]+(?:[}*$]|(?=\s|\\|\w))", re.MULTILINE
+    r"^[ \t>*-]*(?:\\\w+\s*\{\s*|\$){0,4}[(\[]?(?P<label>[A-Z]|[a-z]|\d{1,2})[)\].:]+(?:[}*$]|(?=\s|\\|\w))",
+    re.MULTILINE,
 )
 _IN_A_LINE = re.compile(
-    r"(?<![\w\\)])(?:\\\w+\s*\{\s*|\*\*|\$+)*(?:\(\s*(?P<round>[A-J])\s*\)|(?P<half>[A-J])\))[}*.:]*"
+    r"(?<![\w\\)])(?:\\\w+\s*\{\s*|\*\*|\$){0,4}(?:\(\s*(?P<round>[A-J])\s*\)|(?P<half>[A-J])\))[}*.:]*"
 )
-_AROUND = re.compile(r"\A(?:\\q?quad\b|\\[ ,;:!]|[\s$~&*}])+|(?:\\q?quad\b|\\[ ,;:!\\]|[\s$~&*.,;|])+\Z")
+_BEFORE = re.compile(r"(?:\\q?quad\b|\\[ ,;:!]|[\s$~&*}])+")
 
 
 def unwrapped(text: str) -> str:
@@ -77,11 +78,20 @@ def right_options(question: str, answer: str) -> tuple[str, list[str]]:
         options: dict[str, str] = {}
         for at, (label, _, end) in enumerate(labels):
             stop = labels[at + 1][1] if at + 1 < len(labels) else (question.find("\n", end) + 1 or len(question))
-            options[label] = _AROUND.sub("", unwrapped(_AROUND.sub("", question[end:stop])))
+            options[label] = _trimmed(unwrapped(_trimmed(question[end:stop])))
         texts = [options[one] for one in named(answer, options) if options[one]]
         if texts:
             return question[: labels[0][1]].strip(), texts
     return question, []
+
+
+def _trimmed(option: str) -> str:
+    """An option's text without the spaces, dollars and stops around it."""
+    begins = _BEFORE.match(option)
+    option = option[begins.end() :] if begins else option
+    while (bare := option.rstrip(" \t\r\n$~&*.,;|\\").removesuffix("\\quad").removesuffix("\\qquad")) != option:
+        option = bare
+    return option
 
 
 def _lines(question: str) -> list[tuple[str, int, int]]:

@@ -34,8 +34,9 @@ _STATED_WITHIN = 2000
 """Length of the text after a marker, in characters, in which its answer is searched for."""
 _TELLING = 3
 """Length from which on an answer that is not in the question is hardly in a solution by chance."""
-_WORDS = re.compile(r"[^\\^_=$]*[^\W\d_]{2,}[^\\^_=$]*")
-"""An answer in words, which a sentence may begin with: "yes", "Carbon dioxide", "12 km"."""
+_WORD = re.compile(r"[^\W\d_]{2}")
+_SYMBOL = re.compile(r"[\\^_=$]")
+"""What an answer in words (which a sentence may begin with: "yes", "Carbon dioxide", "12 km") does not contain."""
 _INNER = "[^\\W_\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]"
 """A letter that continues a word."""
 _SHORT_WORD = 5
@@ -71,7 +72,7 @@ _MARKER = re.compile(
 )
 """What announces an answer; it counts only if the answer follows, so a false marker costs one cut at most."""
 _VERDICT = re.compile(
-    r"\A\W*(?P<first>yes|no|true|false)\b|(?:\n|[.!?]\s)[\s*_]*(?P<begins>yes|no|true|false)\b[*_]*\s*[.,!:;—–]"
+    r"\A\W*(?P<first>yes|no|true|false)\b|(?:\n|[.!?]\s)[\s*_]{0,8}(?P<begins>yes|no|true|false)\b[*_]*\s*[.,!:;—–]"
     r"|\b(?:statement|assertion)\s+is\s+(?P<follows>true|false)\b",
     re.IGNORECASE,
 )
@@ -345,7 +346,7 @@ def _said(text: str, answer: str, cased: bool = False) -> list[tuple[int, int]]:
 
     Words count in capital and in small letters, unless ``cased``; a short one counts only as a separate token.
     """
-    words = not cased and _WORDS.fullmatch(answer)
+    words = not cased and _WORD.search(answer) and not _SYMBOL.search(answer)
     if words:
         token = r"[\s$]+".join(map(re.escape, answer.split()))
         found = [one.span() for one in re.finditer(rf"(?<!{_INNER}){token}(?!{_INNER})", text, re.IGNORECASE)]
