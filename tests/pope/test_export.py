@@ -13,6 +13,7 @@ from retarget.errors import UserError
 from retarget.pope.export import export
 from retarget.pope.mixture import mix
 from retarget.pope.problems import Problem
+from retarget.pope.prompts import Prompts
 
 PROBLEMS = [Problem(id=f"p{i}", prompt=f"What is {i} + 1?", solution="s", answer=str(i + 1)) for i in range(6)]
 
@@ -250,6 +251,22 @@ def test_opsd_rows_are_the_unguided_ones_with_what_the_teacher_sees(tmp_path, ro
         export(mix(PROBLEMS, {}, prompts_per_batch=4), "opsd", tmp_path / "x.jsonl")
     with pytest.raises(UserError, match="only for the host opsd, as its privileged context, not for verl"):
         export(rows, "verl", tmp_path / "x.parquet", solutions=some)
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_solutions_of_other_problems_with_the_same_ids_are_refused(tmp_path, chat):
+    prompts = Prompts.load(chat=chat)
+    rows = mix(PROBLEMS, {one.id: f"We begin with {one.id}." for one in PROBLEMS}, prompts, prompts_per_batch=4)
+    solved = [one.model_copy(update={"solution": f"All of {one.id}."}) for one in PROBLEMS]
+    file = export(rows, "opsd", tmp_path / "r.jsonl", solutions=solved)[0]
+    said = [json.loads(line)["privileged_context"] for line in file.read_text().splitlines()]
+    assert sorted(said) == [one.solution for one in solved]
+    for change, name in (({"answer": "99"}, "answer"), ({"prompt": "Another?"}, "prompt")):
+        others = [solved[0], solved[1].model_copy(update=change), *solved[2:]]
+        with pytest.raises(
+            UserError, match=f"problem '{solved[1].id}' of the solutions has another {name} than in the"
+        ):
+            export(rows, "opsd", tmp_path / "x.jsonl", solutions=others)
 
 
 @pytest.mark.parametrize(("method", "suffix"), [("sdft", "jsonl"), ("sdpo", "parquet")])

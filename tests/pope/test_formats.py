@@ -66,6 +66,25 @@ def test_copies_of_a_row_are_one_problem(tmp_path, caplog):
     assert [one.answer for one in read_problems(path, solutions="optional")] == ["0", "1", "7"]
 
 
+def test_a_row_with_too_long_a_prompt_gives_its_copies_no_solution_of_others(tmp_path):
+    long = {"problem": " ".join("a" * 30), "answer": "5"}
+    rows = [long, {"problem": "B?", "answer": "9"}, {**long, "solution": "Solution of A. It is 5."}]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = read_problems(tmp_path / "p.jsonl", solutions="optional", max_prompt_length=20, skip_invalid=True)
+    assert [(one.prompt, one.solution) for one in found] == [("B?", "")]
+    assert len((tmp_path / "p.jsonl.rejects.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize("shown", [
+    {"image": "b64"}, {"images": ["x"]}, {"image_1": {"bytes": "x"}}, {"Image": "x.png"}, {"modality": "Multimodal"},
+])  # fmt: skip
+def test_a_row_with_an_image_is_refused(shown):
+    with pytest.raises(UserError, match=r"the question has an image, .*: leave it out"):
+        parse_row({"question": "How long?", "answer": "5"} | shown)
+    nothing = {"image": None, "images": [], "image_1": float("nan"), "image_2": "", "modality": "Text-only"}
+    assert parse_row({"question": "How long?", "answer": "5"} | nothing).answer == "5"
+
+
 @pytest.mark.parametrize(
     ("truth", "answer"), [('["4"]', "4"), ('["$4$", "5"]', "4, 5"), ("\\boxed{4}", "4"), ("[1, 2]", "[1, 2]")]
 )

@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from retarget.errors import UserError
 from retarget.identity import fingerprint
 from retarget.pope.mixture import mix, order, read_rows, write_rows
+from retarget.pope.prefixes import Cut
 from retarget.pope.problems import Problem
 from retarget.pope.prompts import Prompts
-from retarget.pope.search import Prefixes
+from retarget.pope.search import Found, Prefixes
 
 PROMPTS = Prompts("{problem}", "{problem} + {prefix}", chat=False)
 
@@ -187,6 +188,16 @@ def test_prefixes_of_another_solution_or_wording_are_refused(tmp_path):
     assert "pydantic" not in str(told.value)
     with pytest.raises(UserError, match="no such file"):
         Prefixes.read(tmp_path / "none.jsonl")
+
+
+def test_a_prefix_of_a_search_that_states_the_answer_of_a_corrected_label_is_refused():
+    told = Problem(id="a", prompt="How many?", solution="There are 1024 of them. Add. More.", answer="1042")
+    cut = Cut(14, 0.4, "token")
+    of = dict(solution=fingerprint(told.solution), template=PROMPTS.fingerprint)
+    found = Prefixes([Found("a", told.solution[:14], "found", cut, 0, 0, False, 2, 9, [(14, 2, 1)], **of)], 2)
+    assert len(mix([told], found, PROMPTS)) == 2
+    with pytest.raises(UserError, match=r"'a' states its answer '1024', .*, or, if the label was corrected, run the"):
+        mix([told.model_copy(update={"answer": "1024"})], found, PROMPTS)
 
 
 def test_a_prefix_of_ones_own_that_states_the_answer_is_refused():

@@ -49,6 +49,29 @@ def test_sentences_of_chinese_end_without_spaces_and_state_their_answer():
     assert leak(problem, len(text) - 2).statement == "答案是7。"
 
 
+CHINESE = (
+    "解：设这个数为x，由题意可得方程2x加3等于17，先把3移到右边；两边同时除以2，于是x等于7，代入检验成立，所以答案是7。"
+)
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_chinese_without_a_full_stop_is_cut_behind_commas_up_to_the_clause_with_the_answer(unit):
+    problem = Problem(id="p", prompt="求x", solution=CHINESE, answer="7")
+    found = [CHINESE[: cut.end] for cut in cut_points(CHINESE, 8, 0.9, unit)]
+    assert [one[-1] for one in found] == ["：", "，", "，", "；", "，", "，", "，"]
+    clean = [one for one in found if leak(problem, len(one)) is None]
+    assert clean[-1] == CHINESE[: CHINESE.index("于是")]
+    assert leak(problem, len(clean[-1]) + 1).statement == CHINESE[CHINESE.index("于是") :]
+
+
+def test_letters_of_chinese_are_divided_only_where_nothing_else_ends_and_in_no_formula():
+    text = "由题意可得方程$a + 1$的解等于一百四十七再检验成立"
+    assert boundaries(text, "token") == []
+    found = [text[: cut.end] for cut in cut_points(text, 3, 0.75)]
+    assert found == ["由题意可得方", "由题意可得方程$a + 1$的解等于一百四"]
+    assert boundaries("한국어 문장", "token") == [3]
+
+
 @pytest.mark.parametrize("text", [
     "$5 + x$", "$x = 3. 5$", "$a. \\$ 5$", "$$a. b$$", "$(a. b)$", "\\frac 1 2", "\\frac12", "\\dfrac{a b} {c d}",
     "\\frac \\pi 2", "\\sqrt 2", "\\sqrt[3] {a b}", "\\binom n {k l}",

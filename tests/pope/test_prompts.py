@@ -44,3 +44,15 @@ def test_faulty_templates_and_prefixes_are_refused(tmp_path):
         Prompts.load(tmp_path)
     with pytest.raises(UserError, match="prefix is empty"):
         Prompts.load().with_prefix("a", " \n")
+
+
+def test_a_word_in_braces_that_is_no_placeholder_is_told_of(caplog):
+    Prompts(
+        "{problem} \\boxed{answer} \\frac{ab}{cd} $x_{max}^{min}$ \\{set\\} {1}", "{problem}{prefix}", "In \\boxed{}."
+    )
+    assert not caplog.text
+    Prompts("{question} {problem}{hint} {hint}", "{problem} {prefix}", "Solve {problem}.")
+    told = "which is no placeholder there: the model reads it as it is written"
+    assert [one.getMessage() for one in caplog.records] == [
+        f"the system template has {{problem}}, {told}", f"the unguided template has {{question}}, {{hint}}, {told}"
+    ]  # fmt: skip

@@ -15,7 +15,7 @@ import numpy as np
 from retarget.errors import UserError
 from retarget.files import make_directory, write_text
 from retarget.pope.mixture import order, write_parquet
-from retarget.pope.problems import utf8
+from retarget.pope.problems import Problem, utf8
 from retarget.pope.prompts import TEMPLATES
 
 Host = Literal["verl", "openrlhf", "prime-rl", "opsd"]
@@ -38,7 +38,7 @@ def export(
     hold_out: float = 0.0,
     grader: str = "math",
     seed: int = 0,
-    solutions: Mapping[str, str] | None = None,
+    solutions: Mapping[str, str] | Sequence[Problem] | None = None,
 ) -> list[Path]:
     """Write the rows for a host, together with the files that it needs to train on them.
 
@@ -65,7 +65,8 @@ def export(
             training rows.
         grader: for the reward file; a name or ``module:function``.
         seed: decides which problems are held out.
-        solutions: for ``opsd``, each problem's privileged context by id; by default the prefix of its guided row.
+        solutions: for ``opsd``, each problem's privileged context by id, or problems whose solutions these are; by
+            default the prefix of its guided row.
 
     Returns:
         The files that were written.
@@ -73,8 +74,8 @@ def export(
     Raises:
         UserError: unknown host, a file name that the host would misread, plain prompts for a host that needs messages,
             texts mixed with messages, a script of another export in the way, a ``hold_out`` outside [0, 1), a grader
-            with a quote in its name, no problem left to train on or with a privileged context, or ``solutions`` for
-            another host than ``opsd``.
+            with a quote in its name, no problem left to train on or with a privileged context, ``solutions`` for
+            another host than ``opsd``, or among them a problem with the id of a row and another prompt or answer.
     """
     rows, path = list(rows), Path(path)
     _check(host, hold_out, grader, solutions)
@@ -136,7 +137,7 @@ def _check_own(file: Path, text: str, path: Path) -> None:
         )
 
 
-def _check(host: Host, hold_out: float, grader: str, solutions: Mapping[str, str] | None) -> None:
+def _check(host: Host, hold_out: float, grader: str, solutions: object) -> None:
     if host not in HOSTS:
         raise UserError(f"no host {host!r}: choose {', '.join(HOSTS)}")
     if not 0 <= hold_out < 1:
@@ -147,12 +148,17 @@ def _check(host: Host, hold_out: float, grader: str, solutions: Mapping[str, str
         raise UserError(f"solutions are only for the host opsd, as its privileged context, not for {host}")
 
 
-def _with_context(rows: Sequence[dict[str, Any]], solutions: Mapping[str, str] | None) -> list[dict[str, Any]]:
+def _with_context(
+    rows: Sequence[dict[str, Any]], solutions: Mapping[str, str] | Sequence[Problem] | None
+) -> list[dict[str, Any]]:
     """The unguided rows of problems that have a privileged context, each with its context."""
     if solutions is None:
         contexts = {row["problem"]: json.loads(row["meta"]).get("prefix", "") for row in rows if row["guided"]}
-    else:
+    elif isinstance(solutions, Mapping):
         contexts = dict(solutions)
+    else:
+        _check_same(rows, solutions)
+        contexts = {one.id: one.solution for one in solutions}
     unguided = [row for row in rows if not row["guided"]]
     kept = [
         {**row, "privileged_context": contexts[row["problem"]]}
@@ -167,6 +173,20 @@ def _with_context(rows: Sequence[dict[str, Any]], solutions: Mapping[str, str] |
         _LOG.warning("%d of %d problems have no privileged context and are left out", len(unguided) - len(kept),
                      len(unguided))  # fmt: skip
     return kept
+
+
+def _check_same(rows: Sequence[dict[str, Any]], problems: Sequence[Problem]) -> None:
+    """Raise UserError if a problem has the id of a row, and another prompt or answer."""
+    by_id = {one.id: one for one in problems}
+    for row in rows:
+        one = by_id.get(row["problem"])
+        said = row["prompt"] if isinstance(row["prompt"], str) else "\n".join(part["content"] for part in row["prompt"])
+        if one and (one.answer != row["answer"] or one.prompt not in said):
+            other = "prompt" if one.answer == row["answer"] else "answer"
+            raise UserError(
+                f"problem {one.id!r} of the solutions has another {other} than in the rows: give the problems that "
+                "were mixed, or mix again"
+            )
 
 
 def _records(host: Host, rows: Sequence[dict[str, Any]], split: str) -> list[dict[str, Any]]:

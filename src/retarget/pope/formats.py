@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 from retarget.errors import UserError
 from retarget.pope.answers import after_thinking, joined_boxes, last_boxed
+from retarget.pope.options import named, unlabelled
 
 _LOG = logging.getLogger(__name__)
 
@@ -43,6 +44,8 @@ _THOUSANDS = re.compile(r"[^\d(\[{]*\d{1,3}(?:,\d{3})+(?:\.\d+)?[^\d,]*")
 """One number whose commas only separate its thousands."""
 _CHECKED = ("problem_is_valid", "solution_is_valid")
 """Fields in which NuminaMath-1.5 says "Yes", "No", "Incomplete" or the like."""
+_IMAGE = re.compile(r"(?:decoded_)?images?(?:_?\d+)?", re.IGNORECASE)
+"""Fields in which sets of problems with figures (OlympiadBench, MMMU, MathVista) hold these."""
 _CALCULATOR = re.compile(r"<<[^<>]*>>")
 
 
@@ -55,7 +58,7 @@ def normalised(row: Any, format: Format, fields: Mapping[str, str] | None = None
         fields: field names of a ``set`` that replace those of :data:`FIELDS`.
 
     Raises:
-        UserError: fields are missing or are not text, or there is no final answer.
+        UserError: fields are missing or are not text, the question has an image, or there is no final answer.
 
     >>> normalised({"question": "Half?", "final_answer": ["$0.5$"], "solution": ["Divide."]}, "auto")[1]["answer"]
     '0.5'
@@ -83,6 +86,7 @@ def normalised(row: Any, format: Format, fields: Mapping[str, str] | None = None
         return format, row | ({"answer": _answer(answer)} if plain else {}) | (
             {"prompt": _said(row["prompt"])} if "prompt" in row else {}
         ) | ({"solution": _worked(row["solution"], answer)} if "solution" in row else {})
+    _refuse_images(row)
     for name in _CHECKED:
         if not _missing(said := row.get(name)) and str(said).strip().lower() not in ("yes", "true", ""):
             raise UserError(f"field {name!r} says {said!r}: its problem or solution is not to be trusted, leave it out")
@@ -91,6 +95,14 @@ def normalised(row: Any, format: Format, fields: Mapping[str, str] | None = None
     found["solution"] = _worked(found["solution"], found["answer"])
     meta = {name: row[name] for name in META if not _missing(row.get(name))}
     return format, {**found, "id": _first(row, (fields or {}).get("id"), "id"), "meta": meta}
+
+
+def _refuse_images(row: dict[str, Any]) -> None:
+    for name, value in row.items():
+        some = value if isinstance(value, list) else [value]
+        shown = _IMAGE.fullmatch(str(name)) and any(not _missing(one) and bool(one) for one in some)
+        if shown or (str(name).lower() == "modality" and str(value).lower().startswith("multi")):
+            raise UserError(f"the question has an image, in field {name!r}, which no prompt would show: leave it out")
 
 
 def _in_small_letters(row: dict[str, Any]) -> dict[str, Any]:
@@ -154,11 +166,11 @@ def _set(row: dict[str, Any], fields: Mapping[str, str]) -> dict[str, Any]:
     context = row.get("context")
     if isinstance(context, str) and context.strip():
         text = f"{context.strip()}\n\n{text}"
+    if isinstance(answer, str) and "####" in answer:  # GSM8K's worked text, in a table with other columns
+        answer = _last_line(answer)
     options = row.get("options") or row.get("choices")
     if options and isinstance(text, str):
         text, answer = _chosen(text, options, answer)
-    if isinstance(answer, str) and "####" in answer:  # GSM8K's worked text, in a table with other columns
-        answer = _last_line(answer)
     _check_answer(answer)
     if isinstance(solution, list):  # several solutions: the first
         solution = next((one for one in solution if isinstance(one, str) and one.strip()), "")
@@ -242,11 +254,11 @@ def _chosen(question: str, options: Any, answer: Any) -> tuple[str, Any]:
 
     Args:
         question: the text.
-        options: texts, texts by letter, or ``{"text": [...], "label": [...]}``.
-        answer: a letter, an option's text, or its number from 0.
+        options: texts, texts by letter, or ``{"text": [...], "label": [...]}``. Missing ones keep their letter.
+        answer: a letter, an option's text, or its number from 0; or a list of these.
 
     Raises:
-        UserError: the options have another form, or the answer can be read in two ways.
+        UserError: the options have another form, or the answer is none of them or can be read in two ways.
 
     >>> _chosen("Which?", ["red", "B) blue"], 1)
     ('Which?\\nA) red\\nB) blue', 'B')
@@ -256,22 +268,52 @@ def _chosen(question: str, options: Any, answer: Any) -> tuple[str, Any]:
         given = dict(zip(options["label"], options["text"], strict=False))
     elif isinstance(options, list):
         given = dict(zip(string.ascii_uppercase, options, strict=False))
+    letters = list(given) if isinstance(given, dict) else []
     if isinstance(given, dict):
         given = {letter: _option(option) for letter, option in given.items() if not _missing(option)}
     if not isinstance(given, dict) or not all(isinstance(one, str) for part in given.items() for one in part):
         raise UserError(f"the options cannot be read: texts, or texts by letter, not {str(options)[:80]}")
-    lines = []
-    for letter, option in given.items():
-        named = option.strip().startswith((f"{letter})", f"{letter}.", f"({letter})", f"{letter}:"))
-        lines.append(option.strip() if named else f"{letter}) {option.strip()}")
-    letters = list(given)
-    if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(letters):
-        if str(answer) in given.values() and given[letters[answer]] != str(answer):
-            raise UserError(f"the answer {answer} may be the option of that number or of that text")
-        answer = letters[answer]
-    elif isinstance(answer, str) and answer not in given and list(given.values()).count(answer) == 1:
-        answer = next(letter for letter, option in given.items() if option == answer)
-    return "\n".join([question, *lines]), answer
+    if not given:
+        return question, answer
+    bare = {letter: unlabelled(letter, option) for letter, option in given.items()}
+    lines = [
+        option.strip() if bare[letter] != option.strip() else f"{letter}) {bare[letter]}"
+        for letter, option in given.items()
+    ]
+    several = isinstance(answer, list)
+    chosen = [_letter(one, letters, bare) for one in (answer if several else [answer])]
+    return "\n".join([question, *lines]), chosen if several else chosen[0]
+
+
+def _letter(answer: Any, letters: list[Any], options: Mapping[str, str]) -> str:
+    """The letter of the option that an answer names, or an answer of several letters as it is.
+
+    Args:
+        answer: see :func:`_chosen`.
+        letters: those of all options, also of missing ones.
+        options: the options' texts by letter, without their own letters.
+
+    Raises:
+        UserError: it names none, or can be read in two ways.
+    """
+    _check_answer(answer)
+    said = str(_answer(answer)).strip()
+    found = named(said, options)
+    if isinstance(answer, int | float | Decimal) and not isinstance(answer, bool) and answer == int(answer):
+        at = int(answer)
+        either = {*found, *(letters[at : at + 1] if at >= 0 else ())}
+        if len(either) > 1:
+            raise UserError(f"the answer {said} may be the option of that number or of that text")
+        found = [one for one in either if one in options]
+    if len(found) == 1:
+        return found[0]
+    if len({options[one] for one in found}) > 1:
+        return said
+    listed = ", ".join(f"{letter}) {option[:30]}" for letter, option in options.items())
+    raise UserError(
+        f"the answer {said!r} is {'the text of several' if found else 'none'} of the options {listed}: give the letter "
+        "of the right one, its text, or, as a number and not as text, its place from 0"
+    )
 
 
 def _option(value: Any) -> Any:

@@ -20,6 +20,7 @@ from retarget.errors import UserError
 from retarget.extras import refuse_missing
 from retarget.pope.answers import THINKING_BEGINS
 from retarget.pope.graders import BUILT_IN, Grade, as_grade, here_last, load
+from retarget.pope.options import right_options
 from retarget.pope.problems import Problem
 from retarget.settings import choose
 
@@ -317,10 +318,11 @@ def rejected_solutions(
 ) -> list[tuple[Problem, Grade]]:
     """Find problems whose label is wrong, or of no use to the grader.
 
-    A built-in grader must accept the gold answer in a box. If the solution marks an answer, it must accept that too; a
-    solution that marks none, as is common, proves nothing about the label. A problem whose label the grader refuses (a
-    text for ``numeric``) is rejected with status ``error``. A timeout or crash does not reject a problem, so that the
-    result does not depend on the speed of the machine. A grader of your own is only given the solutions.
+    A built-in grader must accept the gold answer in a box. If the solution marks an answer, it must accept that too, as
+    the gold answer or as the text of the option that the gold answer names; a solution that marks none, as is common,
+    proves nothing about the label. A problem whose label the grader refuses (a text for ``numeric``) is rejected with
+    status ``error``. A timeout or crash does not reject a problem, so that the result does not depend on the speed of
+    the machine. A grader of your own is only given the solutions.
 
     Args:
         problems: problems with labels.
@@ -338,11 +340,26 @@ def rejected_solutions(
     labels = len(asked)
     asked += [(one, one.solution) for one in problems if one.solution and check == "solution"]
     rejected: dict[int, Grade] = {}
-    for at, ((problem, _), grade) in enumerate(zip(asked, _own_grades(asked, grader), strict=True)):
+    grades = _own_grades(asked, grader)
+    if built_in:
+        _accept_options(asked, grades, labels, grader)
+    for at, ((problem, _), grade) in enumerate(zip(asked, grades, strict=True)):
         marked = grade.status == "ok" and (grade.extracted is not None or at < labels)  # "\\frac{1" cannot be boxed
         if grade.status == "error" or (marked and not grade.correct):
             rejected[id(problem)] = grade
     return [(problem, rejected[id(problem)]) for problem in problems if id(problem) in rejected]
+
+
+def _accept_options(asked: Sequence[tuple[Problem, str]], grades: list[Grade], labels: int, grader: Grader) -> None:
+    """Replace the grades of solutions, those from ``labels`` on, that end with the right option's text."""
+    again: list[tuple[int, Problem, str]] = []
+    for at, ((one, solution), grade) in enumerate(zip(asked, grades, strict=True)):
+        if at >= labels and grade.extracted is not None and not grade.correct:
+            texts = right_options(one.prompt, one.answer)[1]
+            again += [(at, one.model_copy(update={"answer": text}), solution) for text in texts]
+    for (at, _, _), grade in zip(again, _own_grades([(one, text) for _, one, text in again], grader), strict=True):
+        if grade.correct:
+            grades[at] = grade
 
 
 def _own_grades(asked: Sequence[tuple[Problem, str]], grader: Grader) -> list[Grade]:

@@ -65,8 +65,8 @@ def mix(
 
     Raises:
         UserError: there are no rows, a problem occurs twice, ``ratio`` is negative, a prefix is for a problem that is
-            not in ``hard``, comes from another solution, was searched with other templates, or, if it is one of
-            your own, is a beginning of the solution that states the answer.
+            not in ``hard``, comes from another solution, was searched with other templates, or is a beginning of the
+            solution that states the answer (also one of a search, after a correction of the label).
     """
     hard, prompts = list(hard), prompts or Prompts.load()
     choose("unpaired", unpaired, Unpaired)
@@ -230,7 +230,7 @@ def _quotas(shares: dict[str, float], taken: dict[str, int], rows_so_far: int) -
 
 
 def _check_origin(hard: Sequence[Problem], prefixes: Mapping[str, str], prompts: Prompts, other_template: bool) -> None:
-    """Refuse prefixes of a search that come from another solution or from other templates, and others that leak."""
+    """Refuse prefixes of a search that come from another solution or from other templates, and all that leak."""
     found = {one.problem: one for one in prefixes.found if one.prefix} if isinstance(prefixes, Prefixes) else {}
     for problem in hard:
         one = found.get(problem.id)
@@ -249,15 +249,16 @@ def _check_origin(hard: Sequence[Problem], prefixes: Mapping[str, str], prompts:
                 f"{one.template}, now {prompts.fingerprint}): mix with the templates of the search, run the search "
                 "again, or accept the prefix with --other-template"
             )
+        _refuse_leak(problem, one.prefix or "", "or, if the label was corrected, run the search again")
 
 
-def _refuse_leak(problem: Problem, prefix: str) -> None:
+def _refuse_leak(problem: Problem, prefix: str, otherwise: str = "") -> None:
     """Refuse the beginning of a solution that states the answer: the row would reward copying it."""
     told = leak(problem, len(prefix)) if prefix and problem.solution.startswith(prefix) else None
     if told is not None:
         raise UserError(
             f"the prefix of problem {problem.id!r} states its answer {problem.answer!r}, in {told.statement!r}: end it "
-            f"before character {told.start + 1}"
+            f"before character {told.start + 1}{f', {otherwise}' if otherwise else ''}"
         )
 
 

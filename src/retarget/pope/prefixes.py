@@ -2,12 +2,13 @@
 
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from retarget.errors import UserError
 from retarget.pope.answers import BRACE, final_answer
+from retarget.pope.options import right_options, unwrapped
 from retarget.pope.problems import Problem, find_answer
 
 Unit = Literal["sentence", "line", "step", "token"]
@@ -17,7 +18,9 @@ _SENTENCE = re.compile(r"(?:[.!?][\"')\]]*(?=\s)|[。！？][”’」』）]*|\
 _ABBREVIATION = re.compile(r"(?:\b(?:e\.g|i\.e|cf|vs|Fig|Eq|No|Mr|Mrs|Ms|Dr|St|approx)|\b[A-Z]|(?:^|\n)\s*\d+)\.$")
 _LINE = re.compile(r"\n\s*")
 _STEP = re.compile(r"\n(?=\s*\n)\s*|\n\s*(?=(?:[Ss]tep\s+\d|\d+[.)]\s|[-*]\s))")
-_TOKEN = re.compile(r"\s+")
+_TOKEN = re.compile(r"\s+|[，；、：]\s*")
+_LETTERS = re.compile(r"(?<=[\u3040-\u30ff\u3400-\u9fff])(?=[\u3040-\u30ff\u3400-\u9fff])")
+"""Between two letters of Chinese or Japanese, which have no spaces around words."""
 _MATH = re.compile(
     r"\$\$|\\\[|\\\(|\\begin\{(\w+\*?)\}"
     # A dollar opens a formula only where the next one can close it: "costs $5 and $7" and "($5 or $7)" are prices.
@@ -31,6 +34,13 @@ _STATED_WITHIN = 2000
 """Length of the text after a marker, in characters, in which its answer is searched for."""
 _TELLING = 3
 """Length from which on an answer that is not in the question is hardly in a solution by chance."""
+_WORD = re.compile(r"[^\W\d_]{2}")
+_SYMBOL = re.compile(r"[\\^_=$]")
+"""What an answer in words (which a sentence may begin with: "yes", "Carbon dioxide", "12 km") does not contain."""
+_INNER = "[^\\W_\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]"
+"""A letter that continues a word."""
+_SHORT_WORD = 5
+"""Length of a word, in letters, from which on it hardly stands within another by chance, as "red" in "reduced"."""
 _SPACES = re.compile(r"\s*")
 _COMMAND = re.compile(r"\\([A-Za-z]+)(?:\s*\[[^\]]*\](?=\s*\{))?")
 _ARGUMENT = re.compile(r"\\[A-Za-z]+|\\?.", re.DOTALL)
@@ -61,6 +71,12 @@ _MARKER = re.compile(
     re.IGNORECASE,
 )
 """What announces an answer; it counts only if the answer follows, so a false marker costs one cut at most."""
+_VERDICT = re.compile(
+    r"\A\W*(?P<first>yes|no|true|false)\b|(?:\n|[.!?]\s)[\s*_]{0,8}(?P<begins>yes|no|true|false)\b[*_]*\s*[.,!:;—–]"
+    r"|\b(?:statement|assertion)\s+is\s+(?P<follows>true|false)\b",
+    re.IGNORECASE,
+)
+"""A "yes" or "no" that answers the question, unlike the one in "there is no other"."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +108,7 @@ def boundaries(text: str, unit: Unit) -> list[int]:
     Args:
         text: a solution.
         unit: ``sentence`` (every line end, too), ``line``, ``step`` (at blank lines and before numbered lines, bulleted
-            lines and "Step n"), or ``token`` (white space).
+            lines and "Step n"), or ``token`` (white space, and behind the commas and colons of Chinese and Japanese).
 
     Raises:
         UserError: unknown unit.
@@ -103,6 +119,11 @@ def boundaries(text: str, unit: Unit) -> list[int]:
     pattern = {"sentence": _SENTENCE, "line": _LINE, "step": _STEP, "token": _TOKEN}.get(unit)
     if pattern is None:
         raise UserError(f"no unit {unit!r} to cut at: choose {', '.join(UNITS)}")
+    return _ends(text, pattern, unit)
+
+
+def _ends(text: str, pattern: re.Pattern[str], unit: Unit) -> list[int]:
+    """See :func:`boundaries`; ``pattern`` finds what ends a unit."""
     closed = _disjoint(_closed(text))
     starts = [start for start, _ in closed]
     length = len(text.rstrip())
@@ -119,6 +140,11 @@ def boundaries(text: str, unit: Unit) -> list[int]:
         if 0 < end < length and not inside and not abbreviated and (not found or found[-1] < end):
             found.append(end)
     return found
+
+
+def _between_letters(text: str) -> list[int]:
+    """Prefix lengths that end between two letters of Chinese or Japanese, outside formulas and the like."""
+    return _ends(text, _LETTERS, "token") if _LETTERS.search(text) else []
 
 
 def _disjoint(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -188,7 +214,8 @@ def cut_points(solution: str, cuts: int = 4, cap: float = 0.25, unit: Unit = "se
     """Cuts at the uniform fractions cap/cuts, 2 cap/cuts, ..., cap of the solution, each moved to a boundary.
 
     Each fraction takes the last boundary at or before it. If the unit has none there (a long first sentence), it takes
-    the last token boundary, so that a prefix never exceeds the cap. Cuts that coincide are listed once.
+    the last token boundary, or, in Chinese and Japanese, the last place between two letters, so that a prefix never
+    exceeds the cap. Cuts that coincide are listed once.
 
     Args:
         solution: an oracle solution.
@@ -205,11 +232,11 @@ def cut_points(solution: str, cuts: int = 4, cap: float = 0.25, unit: Unit = "se
     if cuts < 1 or not 0 < cap < 1:
         raise UserError(f"cuts must be at least 1, and cap above 0 and below 1, not {cuts} and {cap}")
     whole = len(solution.rstrip())
-    coarse, fine = boundaries(solution, unit), boundaries(solution, "token")
+    coarse, fine, letters = boundaries(solution, unit), boundaries(solution, "token"), _between_letters(solution)
     found: dict[int, Cut] = {}
     for index in range(1, cuts + 1):
         limit = whole * cap * index / cuts + 1e-9
-        choices: tuple[tuple[list[int], Unit], ...] = ((coarse, unit), (fine, "token"))
+        choices: tuple[tuple[list[int], Unit], ...] = ((coarse, unit), (fine, "token"), (letters, "token"))
         for places, name in choices:
             at = bisect_right(places, limit) - 1
             if at >= 0:
@@ -223,22 +250,30 @@ def statements(problem: Problem) -> list[tuple[int, int]]:
     """Spans of the solution that state the final answer.
 
     These are the sentences with an answer marker (``####``, ``\\boxed``, "the answer is") followed by the answer, as
-    the label or the solution's end writes it. If it has three characters or more and is not in the question, every
-    sentence that contains it states it: that is hardly chance. A shorter answer is often just a number: of the other
-    sentences only the one just before the first statement counts, or, without any statement, the last that contains it.
+    the label or the solution's end writes it, with or without ``\\text``, in words also in other letters (``yes`` and
+    ``Yes``), or as the right option of a multiple-choice question says it. If it has three characters or more and is
+    not in the question (an option: not in the question before the options), every sentence that contains it states it:
+    that is hardly chance. A shorter answer is often just a number: of the other sentences only the one just before the
+    first statement counts, or, without any statement, the last that contains it. "Yes", "no", "true" and "false" state
+    an answer as the solution's first word, and as a sentence's first word before a punctuation mark.
+
     ``####`` and ``\\boxed`` may give the answer in yet another form, so they also count if the answer does not follow;
     except a box before another box with the answer, and a ``####`` before any marker with it.
+
+    A sentence with the commas of Chinese or Japanese counts from the first of its clauses on that has a marker or the
+    answer.
     """
     text, answer = problem.solution, problem.answer
     edges = [0, *boundaries(text, "sentence"), len(text)]
-    own = final_answer(text)
-    forms = [answer, own] if own and own != answer else [answer]  # as the label has it, and as the solution writes it
+    forms = _forms(problem)
     told = {form: _said(text, form) for form in forms}
     said = sorted(span for spans in told.values() for span in spans)
     begins = [start for start, _ in said]
     stating: set[int] = set()
     unread: dict[str, set[int]] = {"#": set(), "\\": set()}
+    telling = list(begins)
     for marker in _MARKER.finditer(text):
+        telling.append(marker.start())
         sentence = bisect_right(edges, marker.start()) - 1
         # "The answer is" may be on one line, and the answer on the next.
         stop = min(edges[min(sentence + 2, len(edges) - 1)], marker.end() + _STATED_WITHIN + 2 * len(answer))
@@ -251,15 +286,36 @@ def statements(problem: Problem) -> list[tuple[int, int]]:
         elif marker[0][0] in unread:
             unread[marker[0][0]].add(sentence)
     stating |= unread["#"] | unread["\\"]
+    verdicts = {form.lower() for form in forms}
+    for found in _VERDICT.finditer(text):
+        if found[found.lastgroup or 0].lower() in verdicts:
+            stating.add(bisect_right(edges, found.start(found.lastgroup or 0)) - 1)
     holding = {bisect_right(edges, start) - 1 for start, _ in said}
     for form, spans in told.items():
-        if len(_UNSPACED.sub("", form)) >= _TELLING and not _said(problem.prompt, form):
+        if len(_UNSPACED.sub("", form)) >= _TELLING and not forms[form]:
             stating |= {bisect_right(edges, start) - 1 for start, _ in spans}
     if stating and min(stating) - 1 in holding:
         stating.add(min(stating) - 1)
     elif not stating and holding:
         stating.add(max(holding))
-    return [(edges[sentence], edges[sentence + 1]) for sentence in sorted(stating)]
+    telling.sort()
+    return [(_clause(text, edges[one], telling), edges[one + 1]) for one in sorted(stating)]
+
+
+def _clause(text: str, start: int, telling: Sequence[int]) -> int:
+    """Where the first clause begins that tells something, of a sentence that begins at ``start``."""
+    at = bisect_left(telling, start)
+    last = max(text.rfind(comma, start, telling[at]) for comma in "，；") if at < len(telling) else -1
+    return last + 1 if last >= 0 else start
+
+
+def _forms(problem: Problem) -> dict[str, bool]:
+    """How the answer may be written, each form with whether the question itself contains it."""
+    written = [one for one in (problem.answer, final_answer(problem.solution)) if one]
+    written += [bare for one in written if (bare := unwrapped(one))]
+    forms = {one: bool(_said(problem.prompt, one, cased=True)) for one in written}
+    asked, options = right_options(problem.prompt, problem.answer)
+    return forms | {one: bool(_said(asked, one)) for one in options}
 
 
 def leak(problem: Problem, end: int) -> Leak | None:
@@ -285,11 +341,19 @@ def bare_occurrences(problem: Problem, end: int) -> tuple[int, bool]:
     return count, bool(_said(problem.prompt, problem.answer))
 
 
-def _said(text: str, answer: str) -> list[tuple[int, int]]:
-    """Spans of the answer in a text, in order: as a separate token, or, unless it is an integer, ignoring spaces."""
-    found = [(start, start + len(answer)) for start in find_answer(text, answer)]
+def _said(text: str, answer: str, cased: bool = False) -> list[tuple[int, int]]:
+    """Spans of the answer in a text, in order: as a separate token, or, unless it is an integer, ignoring spaces.
+
+    Words count in capital and in small letters, unless ``cased``; a short one counts only as a separate token.
+    """
+    words = not cased and _WORD.search(answer) and not _SYMBOL.search(answer)
+    if words:
+        token = r"[\s$]+".join(map(re.escape, answer.split()))
+        found = [one.span() for one in re.finditer(rf"(?<!{_INNER}){token}(?!{_INNER})", text, re.IGNORECASE)]
+    else:
+        found = [(start, start + len(answer)) for start in find_answer(text, answer)]
     bare = _UNSPACED.sub("", answer)
-    if answer.isdigit() or not bare:
+    if answer.isdigit() or not bare or (words and len(bare) < _SHORT_WORD):
         return found
     kept = [at for at, letter in enumerate(text) if not (letter.isspace() or letter == "$")]
     close = "".join(map(text.__getitem__, kept))

@@ -114,11 +114,11 @@ def read_problems(
         try:
             problem, literal = _parsed(row, line, format, fields)
             _check(problem, solutions == "required", answer_in_solution and literal)
+            if max_prompt_length is not None and count(problem.prompt) > max_prompt_length:
+                raise UserError(f"the prompt has {count(problem.prompt)} tokens, the limit is {max_prompt_length}")
             if (problem.former or problem.id not in ids.lines) and copies.holds(problem, problems):
                 continue
             problem = ids.unique(problem)
-            if max_prompt_length is not None and count(problem.prompt) > max_prompt_length:
-                raise UserError(f"the prompt has {count(problem.prompt)} tokens, the limit is {max_prompt_length}")
         except UserError as error:
             bad.append(Reject(line, str(error), json.dumps(row, ensure_ascii=False, default=str)))
             continue

@@ -1,5 +1,6 @@
 """The guided and the unguided prompt, made from template files that a user can replace."""
 
+import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,9 @@ from retarget.identity import fingerprint
 TEMPLATES = Path(__file__).parent / "templates"
 VARIANTS = ("guided", "guided_no_restate")
 _PLACE = re.compile(r"\{(problem|prefix)\}")
+_LITERAL = re.compile(r"(?<![\\\w}\]^])\{[^\W\d]\w+\}")
+"""A word in braces that are no argument of a LaTeX command."""
+_LOG = logging.getLogger(__name__)
 
 Prompt = str | list[dict[str, Any]]
 """A plain text, or chat messages with ``role`` and ``content``."""
@@ -68,6 +72,13 @@ class Prompts:
                 raise UserError(
                     f"the {name} template must contain {wanted} exactly once and no other placeholder; it has: {held}"
                 )
+        for name in ("system", "unguided", "guided"):
+            text = getattr(self, name) if name == "system" else _PLACE.sub(" ", getattr(self, name))
+            if literal := list(dict.fromkeys(_LITERAL.findall(text))):
+                _LOG.warning(
+                    "the %s template has %s, which is no placeholder there: the model reads it as it is written", name,
+                    ", ".join(literal),
+                )  # fmt: skip
 
     @classmethod
     def load(cls, directory: Path | None = None, variant: str = "guided", chat: bool = True) -> "Prompts":

@@ -13,6 +13,7 @@ from retarget.errors import UserError
 from retarget.identity import fingerprint
 from retarget.pope.answers import final_answer, without_tags
 from retarget.pope.grading import Grader
+from retarget.pope.options import right_options
 from retarget.pope.prefixes import Cut, Unit, bare_occurrences, cut_points, leak
 from retarget.pope.problems import Problem, refuse_equal_ids
 from retarget.pope.rollouts import Engine
@@ -236,7 +237,8 @@ def clean_cuts(
 ) -> dict[str, list[Cut]]:
     """For each problem, by id, the cuts that do not state the answer, in the gold answer's form or another.
 
-    A grader that requires a marked answer (``math``, ``boxed``) must not accept the prefix itself as a completion;
+    A grader that requires a marked answer (``math``, ``boxed``) must not accept the prefix itself as a completion, nor
+    as one of a question whose answer is the right option's text;
     without a grader only the gold answer's form is looked for.
     """
     clean = {one.id: [cut for cut in places[one.id] if leak(one, cut.end) is None] for one in problems}
@@ -244,10 +246,12 @@ def clean_cuts(
         return clean
     shown = [(one, cut, without_tags(one.solution[: cut.end])) for one in problems for cut in clean[one.id]]
     marked = [(one, cut, text) for one, cut, text in shown if final_answer(text) is not None]
-    metas = [{**one.meta, "id": one.id} for one, _, _ in marked]
-    grades = grader.grade([text for _, _, text in marked], [one.answer for one, _, _ in marked], metas)
-    for (one, cut, _), grade in zip(marked, grades, strict=True):
-        if grade.correct:
+    golds = {one.id: [one.answer, *right_options(one.prompt, one.answer)[1]] for one, _, _ in marked}
+    asked = [(one, cut, text, gold) for one, cut, text in marked for gold in golds[one.id]]
+    metas = [{**one.meta, "id": one.id} for one, _, _, _ in asked]
+    grades = grader.grade([text for _, _, text, _ in asked], [gold for _, _, _, gold in asked], metas)
+    for (one, cut, _, _), grade in zip(asked, grades, strict=True):
+        if grade.correct and cut in clean[one.id]:
             clean[one.id].remove(cut)
     return clean
 

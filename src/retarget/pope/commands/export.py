@@ -40,7 +40,7 @@ class Export:
         if self.solutions is None and self.reading != Reading():
             raise UsageError("--limit, --fields and the other options for reading apply to --solutions: give it too")
         if self.solutions is not None:
-            solutions = {one.id: one.solution for one in self.reading.read(self.solutions, mined=True)}
+            solutions = self.reading.read(self.solutions, mined=True)
         for file in export(read_rows(self.rows), self.to, self.out, hold_out=self.hold_out, grader=self.grader,
                            solutions=solutions):  # fmt: skip
             print(file)
