@@ -150,10 +150,32 @@ WORDS = (
     ("\\sqrt{12}", "2\\sqrt{3}", 1),
     ("\\infty", "infinity", 1),
 )
+LISTS = (
+    ("1,2,2", "1,1,2", 0),
+    ("2, 1, 1", "1, 1, 2", 1),
+    ("1, 2", "1, 1, 2", 0),
+    ("2, 3, 2", "2, 3", 0),
+    ("-1,3,3", "-1,-1,3", 0),
+    ("12, 15, 15", "12, 12, 15", 0),
+    ("12, 15 \\text{ and } 12", "12, 12, 15", 1),
+    ("4", "4,4", 0),
+    ("4,4", "4", 0),
+    ("x=1,2,2", "x=1,1,2", 0),
+    ("0.5, 1, \\frac12", "1, 0.5, 0.5", 1),
+    ("1, 1, 0.5", "1, 0.5, \\frac12", 0),
+    ("(2,3)", "2,3", 1),
+    ("1000, 5, 5", "1,000, 1,000, 5", 0),
+    ("5, 1000, 1000", "1,000, 1,000, 5", 1),
+    ("5, 10, 100", "5,10,100", 1),
+    ("1,1,2", "\\{1,2\\}", 1),  # a set has no order and no repetitions
+    ("x=2 \\text{ or } x=2", "2", 1),  # a double root
+    ("x=2,2,3", "2,3", 1),
+    ("x=2,3", "2,2,3", 0),
+)
 
 
 @pytest.mark.parametrize(
-    ("said", "gold", "right"), [*OPTIONS, *MIXED, *SMALL, *WHOLE, *BASES, *SYMBOLS, *EQUATIONS, *WORDS]
+    ("said", "gold", "right"), [*OPTIONS, *MIXED, *SMALL, *WHOLE, *BASES, *SYMBOLS, *EQUATIONS, *WORDS, *LISTS]
 )
 def test_answers_are_the_same_only_as_a_whole(said, gold, right):
     for grader in (math, boxed):
@@ -161,7 +183,8 @@ def test_answers_are_the_same_only_as_a_whole(said, gold, right):
 
 
 @pytest.mark.parametrize(
-    "gold", sorted({gold for _, gold, _ in [*OPTIONS, *MIXED, *SMALL, *WHOLE, *BASES, *SYMBOLS, *EQUATIONS, *WORDS]})
+    "gold",
+    sorted({gold for _, gold, _ in [*OPTIONS, *MIXED, *SMALL, *WHOLE, *BASES, *SYMBOLS, *EQUATIONS, *WORDS, *LISTS]}),
 )
 def test_every_answer_equals_itself(gold):
     assert math(f"\\boxed{{{gold}}}", gold, {}).correct

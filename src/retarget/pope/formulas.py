@@ -1,7 +1,8 @@
 r"""Two formulas through math-verify, which would read some of what is written otherwise than it is meant.
 
-It does not tell R from r, computes ``\gcd(m,n)`` as that of unknown integers, takes last letters for units, and sees
-no difference below 1e-12. Texts are written otherwise before it reads them, and numbers compared again.
+It does not tell R from r, computes ``\gcd(m,n)`` as that of unknown integers, takes last letters for units, lists for
+sets, and sees no difference below 1e-12. Texts are written otherwise before it reads them, and numbers and the members
+of lists compared again.
 """
 
 import re
@@ -10,6 +11,7 @@ from typing import Any
 
 from retarget.errors import UserError
 from retarget.pope.notation import TEXT
+from retarget.pope.parts import divided, row_of
 
 _SYMBOL = re.compile(rf"{TEXT}|\\[A-Za-z]+|(?P<letter>[A-Za-z])(?:_(?:\{{(?P<index>\w+)\}}|(?P<sign>\w)))?")
 _SIGNED = re.compile(r"\\(pm|mp)(?![A-Za-z])")
@@ -19,10 +21,17 @@ _DIVISORS = re.compile(
 )
 """The greatest common divisor or least common multiple of what stands in brackets."""
 _UNSEEN = 1e-12
+_NO_LIST = re.compile(
+    r"\\(?:\{|lbrace|begin|in|notin|setminus|mid|l?dots|cdots|neq?|le|ge|leq|geq|lt|gt|leqslant|geqslant)(?![a-z])"
+    r"|[<>≠]|^\s*\{.*\}\s*$"
+)
+"""A set, a table, a condition or a part left open: its commas do not only separate members that count."""
+_NAME = re.compile(r"\s*\\?[A-Za-z]+(?:_\{?\w+\}?)?\s*=(?!.*=)")
+_COMMA = re.compile(r"(?<!\\),")
 
 
 def same_value(marked: str, answer: str) -> bool:
-    """Whether math-verify finds two formulas equal, and they do not differ by less than it sees.
+    """Whether math-verify finds two formulas equal, and they do not differ by what it does not see.
 
     Raises:
         UserError: math-verify cannot read the gold answer.
@@ -31,7 +40,10 @@ def same_value(marked: str, answer: str) -> bool:
 
     found, wanted = (_with_cases(one, marked, answer) for one in (marked, answer))
     read = _parsed(found)
-    return verify(_gold(wanted), read, timeout_seconds=None) and not _hardly_differ(read, _gold(wanted))
+    gold = _gold(wanted)
+    if not verify(gold, read, timeout_seconds=None) or _hardly_differ(read, gold):
+        return False
+    return _as_often(marked, answer, read, gold)
 
 
 def both_signs(text: str) -> str:
@@ -81,6 +93,47 @@ def _hardly_differ(marked: list[Any], gold: list[Any]) -> bool:
     except (PrecisionExhausted, ArithmeticError, TypeError):  # they agree in all digits, or it is no number
         return False
     return bool(Integer(0) < difference < _UNSEEN)
+
+
+def _as_often(marked: str, answer: str, read: list[Any], gold: list[Any]) -> bool:
+    """Whether two lists that are equal as sets have each member equally often.
+
+    A repeated root of a named unknown (``x = 2, 2``) counts once, if no member of the gold list is repeated.
+
+    Args:
+        marked: the formula to judge.
+        answer: the gold one.
+        read: what math-verify reads in ``marked``.
+        gold: what it reads in ``answer``.
+    """
+    said, wanted = divided(_COMMA.sub(", ", marked)), divided(_COMMA.sub(", ", answer))
+    if (len(said) < 2 and len(wanted) < 2) or _NO_LIST.search(marked) or _NO_LIST.search(answer):
+        return True
+    named = len(said) > 1 and _NAME.match(said[0])
+    said, wanted = (_unnamed(row_of(one[0]) if len(one) == 1 else one) for one in (said, wanted))
+    if _distinct(gold, len(wanted)) and (named or _distinct(read, len(said))):
+        return True
+    if len(said) != len(wanted):
+        return False
+    for one in wanted:
+        found = next((other for other in said if other == one or (_parsed(one) and same_value(other, one))), None)
+        if found is None:
+            return False
+        said.remove(found)
+    return True
+
+
+def _unnamed(members: list[str]) -> list[str]:
+    return [_NAME.sub("", one).strip() for one in members]
+
+
+def _distinct(read: list[Any], count: int) -> bool:
+    """Whether math-verify has read as many different members as a list has."""
+    from sympy import Eq, FiniteSet, Tuple
+
+    value = read[0] if read else None
+    value = value.rhs if isinstance(value, Eq) else value
+    return count == (len(set(value.args)) if isinstance(value, FiniteSet | Tuple) else 1)
 
 
 def _parsed(answer: str) -> list[Any]:
