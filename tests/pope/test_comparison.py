@@ -172,10 +172,38 @@ LISTS = (
     ("x=2,2,3", "2,3", 1),
     ("x=2,3", "2,2,3", 0),
 )
+MARKS = (
+    ("f(x)=2x", "f'(x)=2x", 0),
+    ("f'(0)", "f''(0)", 0),
+    ("y'", "y''", 0),
+    ("P(A)", "P(A')", 0),
+    ("A'B", "AB'", 0),
+    ("A'B+AB'", "A'B'+AB", 0),
+    ("\\theta", "\\theta'", 0),
+    ("x^2+y^2=1", "x'^2+y'^2=1", 0),
+    ("uv'+vu'", "u'v+uv'", 1),
+    ("y''+y=2y'", "y''-2y'+y=0", 1),
+    ("f^{\\prime\\prime}(x)", "f''(x)", 1),
+    ("f′(x)", "f'(x)", 1),
+    ("f'(x)=2x", "2x", 1),
+    ("f'(1)=3, f'(2)=4", "3, 4", 1),
+    ("'x'", "x", 1),
+    ("5'", "5", 1),
+    ("5.5", "5\\frac12'", 1),
+    ("\\text{Alice's}", "Alice's", 1),
+    ("A", "A^T", 0),
+    ("xy", "x^T y", 0),
+    ("(A A)^{-1}A b", "(A^T A)^{-1}A^T b", 0),
+    ("P(1+r)", "P(1+r)^T", 0),
+    ("P(r+1)^{T}", "P(1+r)^T", 1),
+    ("B+A^{\\mathsf{T}}A", "A^\\top A+B", 1),
+    ("A^T=1", "1", 1),
+    ("\\begin{pmatrix}1&2\\\\3&4\\end{pmatrix}", "\\begin{pmatrix}1&2\\\\3&4\\end{pmatrix}^T", 0),
+)
 
 
 @pytest.mark.parametrize(
-    ("said", "gold", "right"), [*OPTIONS, *MIXED, *SMALL, *WHOLE, *BASES, *SYMBOLS, *EQUATIONS, *WORDS, *LISTS]
+    ("said", "gold", "right"), [*OPTIONS, *MIXED, *SMALL, *WHOLE, *BASES, *SYMBOLS, *EQUATIONS, *WORDS, *LISTS, *MARKS]
 )
 def test_answers_are_the_same_only_as_a_whole(said, gold, right):
     for grader in (math, boxed):
@@ -184,7 +212,12 @@ def test_answers_are_the_same_only_as_a_whole(said, gold, right):
 
 @pytest.mark.parametrize(
     "gold",
-    sorted({gold for _, gold, _ in [*OPTIONS, *MIXED, *SMALL, *WHOLE, *BASES, *SYMBOLS, *EQUATIONS, *WORDS, *LISTS]}),
+    sorted(
+        {
+            gold
+            for _, gold, _ in [*OPTIONS, *MIXED, *SMALL, *WHOLE, *BASES, *SYMBOLS, *EQUATIONS, *WORDS, *LISTS, *MARKS]
+        }
+    ),
 )
 def test_every_answer_equals_itself(gold):
     assert math(f"\\boxed{{{gold}}}", gold, {}).correct

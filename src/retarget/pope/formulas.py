@@ -1,8 +1,8 @@
 r"""Two formulas through math-verify, which would read some of what is written otherwise than it is meant.
 
 It does not tell R from r, computes ``\gcd(m,n)`` as that of unknown integers, takes last letters for units, lists for
-sets, and sees no difference below 1e-12. Texts are written otherwise before it reads them, and numbers and the members
-of lists compared again.
+sets, drops primes and the T of a transpose, and sees no difference below 1e-12. Texts are written otherwise before it
+reads them, and numbers and the members of lists compared again.
 """
 
 import re
@@ -20,6 +20,14 @@ _DIVISORS = re.compile(
     r"(?:\\left\s*)?\((?P<within>[^()]*?)(?:\\right\s*)?\)"
 )
 """The greatest common divisor or least common multiple of what stands in brackets."""
+_PRIMED = re.compile(rf"(?P<base>{TEXT}|_\{{\w+\}}|_\w|[A-Za-z)\]]|[^\d\s]\}})\s*(?P<primes>['′’″]+)")
+"""A letter, a name or a bracket with primes; behind a number they are a unit."""
+_T = r"(?:T|\\(?:top|intercal)(?![a-z])|\\(?:text|math(?:rm|bf|sf|it))\s*\{\s*T\s*\})"
+_TRANSPOSED = re.compile(rf"\^\s*(?:{_T}|\{{\s*{_T}\s*\}})")
+_T_READ = "^{{T}}"
+_QUOTED = re.compile(r"(?:^|[(\[{,])\s*'")
+_TABLE = re.compile(r"[)\]}]\s*$")
+_LEFT_SIDE = re.compile(r"([^=,;]*=)")
 _UNSEEN = 1e-12
 _NO_LIST = re.compile(
     r"\\(?:\{|lbrace|begin|in|notin|setminus|mid|l?dots|cdots|neq?|le|ge|leq|geq|lt|gt|leqslant|geqslant)(?![a-z])"
@@ -38,7 +46,10 @@ def same_value(marked: str, answer: str) -> bool:
     """
     from math_verify import verify
 
-    found, wanted = (_with_cases(one, marked, answer) for one in (marked, answer))
+    both = _with_marks(marked, answer), _with_marks(answer, marked)
+    if len({_T_READ in one for one in both}) > 1:  # it cancels: (A^TA)^{-1}A^T would be (AA)^{-1}A
+        return False
+    found, wanted = (_with_cases(one, *both) for one in both)
     read = _parsed(found)
     gold = _gold(wanted)
     if not verify(gold, read, timeout_seconds=None) or _hardly_differ(read, gold):
@@ -56,6 +67,38 @@ def both_signs(text: str) -> str:
         return text
     upper, lower = ({"pm": sign, "mp": other} for sign, other in ("+-", "-+"))
     return ", ".join(_SIGNED.sub(lambda found, signs=signs: signs[found[1]], text) for signs in (upper, lower))
+
+
+def _with_marks(text: str, other: str) -> str:
+    r"""A text whose primes and transposes math-verify reads: as exponents.
+
+    It computes the transpose of a matrix that is written out. If only this text is an equation, it names on its left
+    side what the other only gives.
+
+    >>> _with_marks("AB'+A^TB", ""), _with_marks(r"f'(x)=g''(x)^\top", "g(x)"), _with_marks("(1,2)^T", "")
+    ('AB^{\\prime}+A^{{T}}B', "f'(x)=g^{\\prime\\prime}(x)^{{T}}", '(1,2)^T')
+    """
+    if not _PRIMED.search(text) and not _TRANSPOSED.search(text):
+        return text
+    if "=" in text and "=" not in other:
+        parts = _LEFT_SIDE.split(text)
+        parts[::2] = map(_marked, parts[::2])
+        return "".join(parts)
+    return _marked(text)
+
+
+def _marked(text: str) -> str:
+    table = "," in text or r"\begin" in text
+
+    def primed(found: re.Match[str]) -> str:
+        count = len(found["primes"].replace("″", "''"))
+        return found["base"] + "^{" + r"\prime" * count + "}"
+
+    def transposed(found: re.Match[str]) -> str:
+        return found[0] if table and _TABLE.search(text[: found.start()]) else _T_READ
+
+    text = text if _QUOTED.search(text) else _PRIMED.sub(primed, text)
+    return _TRANSPOSED.sub(transposed, text)
 
 
 def _with_cases(text: str, *both: str) -> str:
