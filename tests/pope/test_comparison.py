@@ -150,10 +150,60 @@ WORDS = (
     ("\\sqrt{12}", "2\\sqrt{3}", 1),
     ("\\infty", "infinity", 1),
 )
+LISTS = (
+    ("1,2,2", "1,1,2", 0),
+    ("2, 1, 1", "1, 1, 2", 1),
+    ("1, 2", "1, 1, 2", 0),
+    ("2, 3, 2", "2, 3", 0),
+    ("-1,3,3", "-1,-1,3", 0),
+    ("12, 15, 15", "12, 12, 15", 0),
+    ("12, 15 \\text{ and } 12", "12, 12, 15", 1),
+    ("4", "4,4", 0),
+    ("4,4", "4", 0),
+    ("x=1,2,2", "x=1,1,2", 0),
+    ("0.5, 1, \\frac12", "1, 0.5, 0.5", 1),
+    ("1, 1, 0.5", "1, 0.5, \\frac12", 0),
+    ("(2,3)", "2,3", 1),
+    ("1000, 5, 5", "1,000, 1,000, 5", 0),
+    ("5, 1000, 1000", "1,000, 1,000, 5", 1),
+    ("5, 10, 100", "5,10,100", 1),
+    ("1,1,2", "\\{1,2\\}", 1),  # a set has no order and no repetitions
+    ("x=2 \\text{ or } x=2", "2", 1),  # a double root
+    ("x=2,2,3", "2,3", 1),
+    ("x=2,3", "2,2,3", 0),
+)
+MARKS = (
+    ("f(x)=2x", "f'(x)=2x", 0),
+    ("f'(0)", "f''(0)", 0),
+    ("y'", "y''", 0),
+    ("P(A)", "P(A')", 0),
+    ("A'B", "AB'", 0),
+    ("A'B+AB'", "A'B'+AB", 0),
+    ("\\theta", "\\theta'", 0),
+    ("x^2+y^2=1", "x'^2+y'^2=1", 0),
+    ("uv'+vu'", "u'v+uv'", 1),
+    ("y''+y=2y'", "y''-2y'+y=0", 1),
+    ("f^{\\prime\\prime}(x)", "f''(x)", 1),
+    ("f′(x)", "f'(x)", 1),
+    ("f'(x)=2x", "2x", 1),
+    ("f'(1)=3, f'(2)=4", "3, 4", 1),
+    ("'x'", "x", 1),
+    ("5'", "5", 1),
+    ("5.5", "5\\frac12'", 1),
+    ("\\text{Alice's}", "Alice's", 1),
+    ("A", "A^T", 0),
+    ("xy", "x^T y", 0),
+    ("(A A)^{-1}A b", "(A^T A)^{-1}A^T b", 0),
+    ("P(1+r)", "P(1+r)^T", 0),
+    ("P(r+1)^{T}", "P(1+r)^T", 1),
+    ("B+A^{\\mathsf{T}}A", "A^\\top A+B", 1),
+    ("A^T=1", "1", 1),
+    ("\\begin{pmatrix}1&2\\\\3&4\\end{pmatrix}", "\\begin{pmatrix}1&2\\\\3&4\\end{pmatrix}^T", 0),
+)
 
 
 @pytest.mark.parametrize(
-    ("said", "gold", "right"), [*OPTIONS, *MIXED, *SMALL, *WHOLE, *BASES, *SYMBOLS, *EQUATIONS, *WORDS]
+    ("said", "gold", "right"), [*OPTIONS, *MIXED, *SMALL, *WHOLE, *BASES, *SYMBOLS, *EQUATIONS, *WORDS, *LISTS, *MARKS]
 )
 def test_answers_are_the_same_only_as_a_whole(said, gold, right):
     for grader in (math, boxed):
@@ -161,7 +211,13 @@ def test_answers_are_the_same_only_as_a_whole(said, gold, right):
 
 
 @pytest.mark.parametrize(
-    "gold", sorted({gold for _, gold, _ in [*OPTIONS, *MIXED, *SMALL, *WHOLE, *BASES, *SYMBOLS, *EQUATIONS, *WORDS]})
+    "gold",
+    sorted(
+        {
+            gold
+            for _, gold, _ in [*OPTIONS, *MIXED, *SMALL, *WHOLE, *BASES, *SYMBOLS, *EQUATIONS, *WORDS, *LISTS, *MARKS]
+        }
+    ),
 )
 def test_every_answer_equals_itself(gold):
     assert math(f"\\boxed{{{gold}}}", gold, {}).correct

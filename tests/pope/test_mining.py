@@ -74,6 +74,9 @@ def test_zero_of_k_is_split_by_its_reason(tiny, common):
     assert kind_of(64, 0, 0, 0, Counter({"3": 33, "4": 31})) == "suspect"
     assert kind_of(64, 0, 0, 0, Counter({"3": 32, "4": 32})) == "hard"
     assert kind_of(64, 1, 60, 0, Counter()) == "solved"
+    assert kind_of(1, 0, 0, 0, Counter({"3": 1})) == "hard"  # one answer agrees with none
+    assert kind_of(2, 0, 0, 0, Counter({"3": 2})) == "suspect"
+    assert kind_of(3, 0, 1, 1, Counter({"3": 1})) == "unparsed"
 
 
 def test_a_later_model_graduates_problems(tiny, common):
@@ -174,6 +177,46 @@ def test_killed_mining_and_search_leave_the_same_journals(tiny, tmp_path):
 @pytest.mark.slow
 def test_killed_twenty_times(tiny, tmp_path):
     check_kills(tiny, tmp_path, kills=20)
+
+
+class Saying:
+    """Answers in turn what it is given."""
+
+    name, identity = "saying", {}
+
+    def __init__(self, *answers):
+        self.answers = answers
+
+    def sample(self, prompts, n, params):
+        return [
+            [Rollout(f"\\boxed{{{self.answers[at % len(self.answers)]}}}", 2, False) for at in range(n)]
+            for _ in prompts
+        ]
+
+
+HALVES = ("\\frac{1}{2}", "\\dfrac{1}{2}", "\\frac12", "0.5", "1/2")
+ANGLES = ("120", "120^\\circ", "120\\text{ degrees}")
+
+
+@pytest.mark.parametrize(
+    ("spec", "label", "said", "kind"),
+    [
+        ("math", "1/3", HALVES, "suspect"),
+        ("boxed", "1/3", HALVES, "suspect"),
+        ("numeric", "1/3", HALVES, "suspect"),
+        ("exact", "1/3", HALVES, "hard"),
+        ("math", "121", ANGLES, "suspect"),
+        ("math", "121", ("5", "7", *ANGLES[:2]), "hard"),
+        ("math", "1/3", ("1/2", "5\\foo{", "((", "0.5", "\\frac12"), "suspect"),
+        ("math", "1/3", tuple(map(str, range(40))), "hard"),
+    ],
+)
+def test_answers_that_are_written_otherwise_agree_against_the_label(spec, label, said, kind):
+    problems = [Problem(id="p", prompt="?", solution="Do it.", answer=label)]
+    with Grader(spec) as grader:
+        (found,) = mine(problems, Saying(*said), k=40, grader=grader, chunk=20).outcomes
+        assert (found.kind, grader.failures) == (kind, "")
+        assert set(found.answers) <= set(said)
 
 
 class Refusing:

@@ -20,7 +20,6 @@ from retarget.pope.parts import (
     is_interval,
     left_open,
     names,
-    other_unit,
     other_word,
     row_of,
     set_and_row,
@@ -30,6 +29,7 @@ from retarget.pope.parts import (
 )
 from retarget.pope.quantities import one_number, with_fractions
 from retarget.pope.thousands import as_list, as_number, grouped, unreadable, with_explicit
+from retarget.pope.units import other_unit
 
 _OPTION = re.compile(
     r"\s*\$*\s*(?:(?:[Oo]ption|[Cc]hoice)\s+)?(?:\\(?:text|mathrm|mathbf|mbox)[a-z]*\s*\{\s*"

@@ -1,7 +1,8 @@
 r"""Two formulas through math-verify, which would read some of what is written otherwise than it is meant.
 
-It does not tell R from r, computes ``\gcd(m,n)`` as that of unknown integers, takes last letters for units, and sees
-no difference below 1e-12. Texts are written otherwise before it reads them, and numbers compared again.
+It does not tell R from r, computes ``\gcd(m,n)`` as that of unknown integers, takes last letters for units, lists for
+sets, drops primes and the T of a transpose, and sees no difference below 1e-12. Texts are written otherwise before it
+reads them, and numbers and the members of lists compared again.
 """
 
 import re
@@ -10,6 +11,7 @@ from typing import Any
 
 from retarget.errors import UserError
 from retarget.pope.notation import TEXT
+from retarget.pope.parts import divided, row_of
 
 _SYMBOL = re.compile(rf"{TEXT}|\\[A-Za-z]+|(?P<letter>[A-Za-z])(?:_(?:\{{(?P<index>\w+)\}}|(?P<sign>\w)))?")
 _SIGNED = re.compile(r"\\(pm|mp)(?![A-Za-z])")
@@ -18,20 +20,41 @@ _DIVISORS = re.compile(
     r"(?:\\left\s*)?\((?P<within>[^()]*?)(?:\\right\s*)?\)"
 )
 """The greatest common divisor or least common multiple of what stands in brackets."""
+_PRIMED = re.compile(rf"(?P<base>{TEXT}|_\{{\w+\}}|_\w|[A-Za-z)\]]|[^\d\s]\}})\s*(?P<primes>['′’″]+)")
+"""A letter, a name or a bracket with primes; behind a number they are a unit."""
+_T = r"(?:T|\\(?:top|intercal)(?![a-z])|\\(?:text|math(?:rm|bf|sf|it))\s*\{\s*T\s*\})"
+_TRANSPOSED = re.compile(rf"\^\s*(?:{_T}|\{{\s*{_T}\s*\}})")
+_T_READ = "^{{T}}"
+_QUOTED = re.compile(r"(?:^|[(\[{,])\s*'")
+_TABLE = re.compile(r"[)\]}]\s*$")
+_LEFT_SIDE = re.compile(r"([^=,;]*=)")
 _UNSEEN = 1e-12
+_NO_LIST = re.compile(
+    r"\\(?:\{|lbrace|begin|in|notin|setminus|mid|l?dots|cdots|neq?|le|ge|leq|geq|lt|gt|leqslant|geqslant)(?![a-z])"
+    r"|[<>≠]|^\s*\{.*\}\s*$"
+)
+"""A set, a table, a condition or a part left open: its commas do not only separate members that count."""
+_NAME = re.compile(r"\s*\\?[A-Za-z]+(?:_\{?\w+\}?)?\s*=(?!.*=)")
+_COMMA = re.compile(r"(?<!\\),")
 
 
 def same_value(marked: str, answer: str) -> bool:
-    """Whether math-verify finds two formulas equal, and they do not differ by less than it sees.
+    """Whether math-verify finds two formulas equal, and they do not differ by what it does not see.
 
     Raises:
         UserError: math-verify cannot read the gold answer.
     """
     from math_verify import verify
 
-    found, wanted = (_with_cases(one, marked, answer) for one in (marked, answer))
+    both = _with_marks(marked, answer), _with_marks(answer, marked)
+    if len({_T_READ in one for one in both}) > 1:  # it cancels: (A^TA)^{-1}A^T would be (AA)^{-1}A
+        return False
+    found, wanted = (_with_cases(one, *both) for one in both)
     read = _parsed(found)
-    return verify(_gold(wanted), read, timeout_seconds=None) and not _hardly_differ(read, _gold(wanted))
+    gold = _gold(wanted)
+    if not verify(gold, read, timeout_seconds=None) or _hardly_differ(read, gold):
+        return False
+    return _as_often(marked, answer, read, gold)
 
 
 def both_signs(text: str) -> str:
@@ -44,6 +67,38 @@ def both_signs(text: str) -> str:
         return text
     upper, lower = ({"pm": sign, "mp": other} for sign, other in ("+-", "-+"))
     return ", ".join(_SIGNED.sub(lambda found, signs=signs: signs[found[1]], text) for signs in (upper, lower))
+
+
+def _with_marks(text: str, other: str) -> str:
+    r"""A text whose primes and transposes math-verify reads: as exponents.
+
+    It computes the transpose of a matrix that is written out. If only this text is an equation, it names on its left
+    side what the other only gives.
+
+    >>> _with_marks("AB'+A^TB", ""), _with_marks(r"f'(x)=g''(x)^\top", "g(x)"), _with_marks("(1,2)^T", "")
+    ('AB^{\\prime}+A^{{T}}B', "f'(x)=g^{\\prime\\prime}(x)^{{T}}", '(1,2)^T')
+    """
+    if not _PRIMED.search(text) and not _TRANSPOSED.search(text):
+        return text
+    if "=" in text and "=" not in other:
+        parts = _LEFT_SIDE.split(text)
+        parts[::2] = map(_marked, parts[::2])
+        return "".join(parts)
+    return _marked(text)
+
+
+def _marked(text: str) -> str:
+    table = "," in text or r"\begin" in text
+
+    def primed(found: re.Match[str]) -> str:
+        count = len(found["primes"].replace("″", "''"))
+        return found["base"] + "^{" + r"\prime" * count + "}"
+
+    def transposed(found: re.Match[str]) -> str:
+        return found[0] if table and _TABLE.search(text[: found.start()]) else _T_READ
+
+    text = text if _QUOTED.search(text) else _PRIMED.sub(primed, text)
+    return _TRANSPOSED.sub(transposed, text)
 
 
 def _with_cases(text: str, *both: str) -> str:
@@ -81,6 +136,47 @@ def _hardly_differ(marked: list[Any], gold: list[Any]) -> bool:
     except (PrecisionExhausted, ArithmeticError, TypeError):  # they agree in all digits, or it is no number
         return False
     return bool(Integer(0) < difference < _UNSEEN)
+
+
+def _as_often(marked: str, answer: str, read: list[Any], gold: list[Any]) -> bool:
+    """Whether two lists that are equal as sets have each member equally often.
+
+    A repeated root of a named unknown (``x = 2, 2``) counts once, if no member of the gold list is repeated.
+
+    Args:
+        marked: the formula to judge.
+        answer: the gold one.
+        read: what math-verify reads in ``marked``.
+        gold: what it reads in ``answer``.
+    """
+    said, wanted = divided(_COMMA.sub(", ", marked)), divided(_COMMA.sub(", ", answer))
+    if (len(said) < 2 and len(wanted) < 2) or _NO_LIST.search(marked) or _NO_LIST.search(answer):
+        return True
+    named = len(said) > 1 and _NAME.match(said[0])
+    said, wanted = (_unnamed(row_of(one[0]) if len(one) == 1 else one) for one in (said, wanted))
+    if _distinct(gold, len(wanted)) and (named or _distinct(read, len(said))):
+        return True
+    if len(said) != len(wanted):
+        return False
+    for one in wanted:
+        found = next((other for other in said if other == one or (_parsed(one) and same_value(other, one))), None)
+        if found is None:
+            return False
+        said.remove(found)
+    return True
+
+
+def _unnamed(members: list[str]) -> list[str]:
+    return [_NAME.sub("", one).strip() for one in members]
+
+
+def _distinct(read: list[Any], count: int) -> bool:
+    """Whether math-verify has read as many different members as a list has."""
+    from sympy import Eq, FiniteSet, Tuple
+
+    value = read[0] if read else None
+    value = value.rhs if isinstance(value, Eq) else value
+    return count == (len(set(value.args)) if isinstance(value, FiniteSet | Tuple) else 1)
 
 
 def _parsed(answer: str) -> list[Any]:

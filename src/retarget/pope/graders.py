@@ -118,7 +118,7 @@ def boxed(completion: str, answer: str, meta: dict[str, Any]) -> Grade:
 
 
 BUILT_IN: dict[str, GradingFunction] = {"math": math, "boxed": boxed, "exact": exact, "numeric": numeric}
-RULES = {"math": 10, "boxed": 6, "exact": 5, "numeric": 6}
+RULES = {"math": 11, "boxed": 7, "exact": 5, "numeric": 6}
 """Versions of graders whose verdicts have changed: a journal is not continued with another version."""
 MOVED = {"retarget.pope.tasks.chain:verify": "retarget.pope.studies.chain:verify"}
 """New import paths of graders that studies and journals still name by the old ones."""

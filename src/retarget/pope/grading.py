@@ -86,17 +86,25 @@ class Grader:
             )
         items = list(zip(completions, answers, metas, strict=True))
         with self._lock:
-            if self.workers == 0:
-                function = self._function or load(self.spec)
-                grades = [as_grade(function(*item)) for item in items]
-            else:
-                try:
-                    grades = self._in_workers(items)
-                except BaseException:
-                    self.close()  # so that no reply to an item of this call is mistaken for one to the next call
-                    raise
+            grades = self._graded(items)
             self.counts.update(one.status for one in grades)
         return grades
+
+    def compare(self, said: str, gold: str) -> Grade:
+        """The verdict on a final answer if another one were the gold one; ``counts`` leaves it out.
+
+        >>> with Grader("numeric") as grader:
+        ...     grader.compare("0.50", "1/2").correct, grader.compare("5", "five").status
+        (True, 'error')
+        """
+        with self._lock:
+            error = self.first_error
+            try:
+                return self._graded([(f"\\boxed{{{said}}}", gold, {})])[0]
+            except UserError:  # it cannot read the gold one, and grades in this process
+                return Grade(0.0, None, "error")
+            finally:
+                self.first_error = error
 
     @property
     def failures(self) -> str:
@@ -140,6 +148,16 @@ class Grader:
 
     def __del__(self) -> None:
         self.close()
+
+    def _graded(self, items: list[tuple[str, str, dict[str, Any]]]) -> list[Grade]:
+        if self.workers == 0:
+            function = self._function or load(self.spec)
+            return [as_grade(function(*item)) for item in items]
+        try:
+            return self._in_workers(items)
+        except BaseException:
+            self.close()  # so that no reply to an item of this call is mistaken for one to the next call
+            raise
 
     def _in_workers(self, items: list[tuple[str, str, dict[str, Any]]]) -> list[Grade]:
         while len(self._pool) < min(self.workers, max(1, len(items))):

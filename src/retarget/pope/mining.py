@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Unpack, get_args
 
-from retarget.pope.grading import LabelCheck, rejected_solutions
+from retarget.pope.grading import Grader, LabelCheck, rejected_solutions
 from retarget.pope.problems import Problem, refuse_equal_ids
 from retarget.pope.rollouts import Engine
 from retarget.pope.sampler import Asking, Sampler
@@ -18,6 +18,8 @@ from retarget.study.statistics import wilson_interval
 Kind = Literal["solved", "hard", "truncated", "unparsed", "suspect", "broken", "failed"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 COUNTS = ("n", "correct", "truncated", "unparsed", "failed", "tokens")
+_COMPARED = 12
+"""The most different answers to one problem that are compared with each other."""
 
 
 @dataclass(frozen=True)
@@ -27,14 +29,15 @@ class Outcome:
     Attributes:
         problem: the problem.
         kind: ``solved`` (at least once); ``hard``; 0 of k with another likely cause: most rollouts ``truncated``, most
-            ``unparsed`` (truncated or without a final answer), or ``suspect`` (most of the extracted answers agree with
-            each other but not with the label, which may be wrong); ``broken`` (the grader does not accept the problem's
-            own label, so it was never sampled); or ``failed`` (the engine refused its prompt; see ``reason``).
+            ``unparsed`` (truncated or without a final answer), or ``suspect`` (most of the extracted answers, and at
+            least two, agree with each other but not with the label, which may be wrong); ``broken`` (the grader does
+            not accept the problem's own label, so it was never sampled); or ``failed`` (the engine refused its prompt;
+            see ``reason``).
         n, correct, tokens: rollouts, successes, generated tokens.
         truncated, unparsed, failed: rollouts that the token budget cut off, that have no final answer, and on which the
             grader failed.
         thinking: tokens before the answers began; None if a server does not report them.
-        answers: the most frequent final answers, with counts.
+        answers: the most frequent final answers as they are written, with counts.
         example: one rollout; for a broken problem its solution.
         sequential: sampling stopped at the first success. ``correct / n`` then overestimates the success rate: use only
             whether the problem was solved, and after how many rollouts.
@@ -174,7 +177,7 @@ def mine(
     with sampler.journal("mine", journal, problems) as book:
         work = Work(items, next_unit, sampler, book, progress)
         work.run()
-    found = {item.problem.id: _outcome(item, stop_at_success) for item in items}
+    found = {item.problem.id: _outcome(item, stop_at_success, sampler.grader) for item in items}
     outcomes = [found.get(p.id) or Outcome(p, "broken", example=p.solution) for p in problems]
     return Mined(outcomes, accepted, work.sampled)
 
@@ -185,14 +188,18 @@ def graduates(before: Mined, now: Mined) -> list[Problem]:
     return [problem for problem in before.hard if problem.id in solved]
 
 
-def _outcome(item: Item, sequential: bool) -> Outcome:
+def _outcome(item: Item, sequential: bool, grader: Grader) -> Outcome:
     records = item.records
     answers: Counter[str] = Counter()
     for record in records:
         answers.update(record.answers)
     example = next((one.example for one in records if one.correct), records[0].example if records else "")
     counts: dict[str, Any] = {name: sum(getattr(one, name) for one in records) for name in COUNTS}
-    kind = kind_of(counts["n"], counts["correct"], counts["truncated"], counts["unparsed"], answers)
+    counted = counts["n"], counts["correct"], counts["truncated"], counts["unparsed"]
+    kind = kind_of(*counted, answers)
+    # Only if all that is compared were one answer could most answers agree.
+    if kind == "hard" and kind_of(*counted, Counter(all=sum(_compared(answers).values()))) == "suspect":
+        kind = kind_of(*counted, grouped(answers, grader))
     return Outcome(
         item.problem,
         "failed" if item.refused and kind != "solved" else kind,
@@ -210,6 +217,8 @@ def kind_of(n: int, correct: int, truncated: int, unparsed: int, answers: Counte
 
     >>> kind_of(8, 0, 0, 0, Counter({"12": 6, "7": 2})), kind_of(8, 0, 5, 1, Counter())
     ('suspect', 'truncated')
+    >>> kind_of(1, 0, 0, 0, Counter({"7": 1}))
+    'hard'
     """
     if correct:
         return "solved"
@@ -218,4 +227,32 @@ def kind_of(n: int, correct: int, truncated: int, unparsed: int, answers: Counte
     if truncated + unparsed > n / 2:
         return "unparsed"
     commonest = max(answers.values(), default=0)
-    return "suspect" if commonest > (n - truncated - unparsed) / 2 else "hard"
+    return "suspect" if commonest > max(1, (n - truncated - unparsed) / 2) else "hard"
+
+
+def grouped(answers: Counter[str], grader: Grader) -> Counter[str]:
+    r"""The most frequent answers; those that ``math``, ``boxed`` or ``numeric`` find equal are one, as most write it.
+
+    An answer is compared no further once the grader fails on it. Those of other graders stay as they are.
+
+    >>> grouped(Counter({"1/2": 3, r"\frac12": 2, "7": 1}), Grader("numeric"))
+    Counter({'1/2': 5, '7': 1})
+    """
+    if grader.spec not in ("math", "boxed", "numeric"):
+        return answers
+    found: Counter[str] = Counter()
+    for one, count in _compared(answers).items():
+        equal = one
+        for other in list(found):
+            grade = grader.compare(one, other)
+            if grade.status in ("timeout", "crash"):
+                break
+            if grade.correct:
+                equal = other
+                break
+        found[equal] += count
+    return found
+
+
+def _compared(answers: Counter[str]) -> dict[str, int]:
+    return dict(answers.most_common(_COMPARED))

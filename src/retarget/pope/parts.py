@@ -7,6 +7,7 @@ an interval with the same ends, and takes the letters of points for factors.
 import re
 
 from retarget.pope.notation import TEXT
+from retarget.pope.units import UNIT_OF
 
 
 def _set(words: str) -> frozenset[str]:
@@ -20,14 +21,6 @@ UNITS = _set("""
     square cubic sq cu per percent
 """)
 """Words that are units wherever they stand behind a number or a letter."""
-_SAME_UNIT = (
-    "h hr hrs hour hours", "min mins minute minutes", "s sec secs second seconds", "day days", "week weeks",
-    "month months", "year years", "mm millimeter millimeters", "cm centimeter centimeters centimetre centimetres",
-    "m meter meters metre metres", "km kilometer kilometers kilometre kilometres", "in inch inches", "ft foot feet",
-    "yd yard yards", "mi mile miles", "g gram grams", "kg kilogram kilograms", "lb lbs pound pounds", "dollar dollars",
-    "oz ounce ounces", "cent cents", "l liter liters litre litres", "ml milliliter milliliters", "degree degrees",
-)  # fmt: skip
-_UNIT_OF: dict[str, str] = {word: line.split()[0] for line in _SAME_UNIT for word in line.split()}
 
 _JOINT = re.compile(r"(?<!\\)[,;]|\\text\s*\{\s*(?:and|or)\s*\}|(?<![A-Za-z])(?:and|or)(?![A-Za-z])")
 _BRACKET = re.compile(r"\\?[{(\[\])}]")
@@ -75,7 +68,7 @@ def compounds_divided(text: str) -> str:
 
     def with_comma(found: re.Match[str]) -> str:
         words = found[1].lower().split()
-        return found[0] + ("," if words and all(word in UNITS or word in _UNIT_OF for word in words) else "")
+        return found[0] + ("," if words and all(word in UNITS or word in UNIT_OF for word in words) else "")
 
     return _COMPOUND.sub(with_comma, text)
 
@@ -87,24 +80,13 @@ def unit(part: str) -> tuple[str, ...]:
     (('h',), ('km', 'h'), ())
     """
     words: list[str] = re.findall(r"[^\W\d_]+", " ".join(re.findall(TEXT, part)).lower())
-    return tuple(_UNIT_OF.get(one, one) for one in words)
+    return tuple(UNIT_OF.get(one, one) for one in words)
 
 
 def units_agree(marked: str, answer: str) -> bool:
     """Whether two quantities can have the same unit: one has none, or the words of one are among the other's."""
     said, gold = ({one.removesuffix("s") or one for one in unit(part)} for part in (marked, answer))
     return not said or not gold or said <= gold or gold <= said
-
-
-def other_unit(marked: str, answer: str) -> bool:
-    r"""Whether two quantities have different units, both of them usual ones.
-
-    >>> other_unit(r"3\text{ hours}", r"3\text{ min}"), other_unit(r"3\text{ hr}", r"3\text{ h}")
-    (True, False)
-    """
-    said, gold = unit(marked), unit(answer)
-    usual = said and gold and all(one in _UNIT_OF for one in said + gold)
-    return bool(usual) and said != gold
 
 
 def names(marked: str, answer: str) -> bool | None:
