@@ -9,6 +9,7 @@ import pytest
 
 from retarget.audit.commands import AuditArguments, _clean, adjusted, combined
 from retarget.audit.outcome import Outcome, TriggerFound
+from retarget.audit.report import forget
 from retarget.audit.static import Finding
 from retarget.cli import main
 
@@ -111,3 +112,20 @@ def test_what_an_exit_code_is_because_of_is_said_once_and_with_a_plain_name(caps
     assert why.count("its exit code is") == 1
     assert capsys.readouterr().err == ""
     assert adjusted(outcome, False, "trojaned") == (outcome, "")
+
+
+def test_an_earlier_report_is_forgotten_and_nothing_else(tmp_path):
+    for name in (".", "after-1", "after-2", "after-cleaning"):
+        (tmp_path / name).mkdir(exist_ok=True)
+        (tmp_path / name / "audit.json").write_text("{}")
+    for name in ("after-2", "after-cleaning"):
+        (tmp_path / name / "notes.txt").write_text("the user's")
+    forget(tmp_path)
+    left = sorted(str(one.relative_to(tmp_path)) for one in tmp_path.rglob("*") if one.is_file())
+    assert left == ["after-2/notes.txt", "after-cleaning/audit.json", "after-cleaning/notes.txt"]
+    assert not (tmp_path / "after-1").exists()
+
+
+def test_a_seed_that_torch_cannot_take_is_wrong_usage(capsys):
+    assert main(["audit", "x", "--seed", str(2**62)]) == 2
+    assert "--seed must be at least 0 and below 2^62" in capsys.readouterr().err
