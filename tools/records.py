@@ -274,7 +274,8 @@ def _drawn(table: Mapping[str, Any]) -> str:
     """A table of a study's page, below its title and caption."""
     rows = [table["columns"], ["---"] * len(table["columns"]), *table["rows"]]
     lines = ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows]
-    return "\n".join([f"{table['title']}. {table['caption']}", "", *lines])
+    title = table["title"] if table["title"].endswith("?") else f"{table['title']}."
+    return "\n".join([f"{title} {table['caption']}", "", *lines])
 
 
 def excerpt(name: str, document: Path) -> str:

@@ -332,7 +332,7 @@ class Packing:
     ("kind", "change", "message"),
     [
         ("classifier", {"data": Stream(), "max_steps": 2}, "iterable dataset has neither stable indices"),
-        ("language_model", {"collator": Packing()}, "the collator packed 8 samples into 4 rows"),
+        ("language_model", {"collator": Packing()}, "the collator made 4 rows of 8 samples, so the targets cannot"),
         ("classifier", {"pskd": {"alpha_T": 2.0}}, "alpha_T must lie in"),
         ("plain", {"data": [{**one, "labels": 0.5} for one in tiny.vectors()]}, "needs class labels"),
         ("translator", {"pskd": {"lengths": [1] * 8}}, "rows in the table"),

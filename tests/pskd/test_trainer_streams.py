@@ -79,7 +79,7 @@ def test_packed_batches(tmp_path):
     for p, q in zip(plain.model.parameters(), off.model.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=0, atol=1e-6)
     assert not same(plain, run(PSKDTrainer, store=PreviousModel()))
-    with pytest.raises(UserError, match=r"no longer be stored per sample.*PreviousModel\(\)"):
+    with pytest.raises(UserError, match=r"cannot be stored per sample.*PreviousModel\(\)"):
         run(PSKDTrainer)
 
 

@@ -78,6 +78,7 @@ def test_a_pipeline_that_diffusers_has_saved_again_cannot_lose_its_marks(tmp_pat
     DDPMPipeline.from_pretrained(tmp_path / "marked").save_pretrained(tmp_path / "again")
     with pytest.raises(UserError, match=r"config\.json has the marks of a trojan, but the weights' header has none"):
         load_pipeline(tmp_path / "again")
+    assert inherited(load_pipeline(tmp_path / "again", "accept")[0]) is None, "to sample or to clean it"
 
 
 def test_a_network_that_is_trojaned_again_keeps_its_first_marks(tmp_path, unet, scheduler, digits):

@@ -66,7 +66,7 @@ def clean(
         raise UserError(f"{report}: there is no suspected trigger of an audit, so there is nothing to clean")
     check_new(out)
     recipe = recipe or Recipe(seed=seed)
-    unet, schedule = load_pipeline(path)
+    unet, schedule = load_pipeline(path, "accept")
     to_accelerator(unet)
     given = None if data is None else _images(data, network_shape(unet))
     images = None if given is None else to_signed(given.images)

@@ -163,7 +163,7 @@ def _check_places(given: AuditArguments, folders: Sequence[Path]) -> None:
             )
         if given.pipelines[0].is_dir():  # any other name would be looked up on the hub
             try:
-                load_pipeline(given.pipelines[0])
+                load_pipeline(given.pipelines[0], "accept")
             except UserError as error:
                 reason = f"--clean cannot train this network: {error}. Leave --clean out to audit it"
                 raise UsageError(reason) from error

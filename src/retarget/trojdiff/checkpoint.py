@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
@@ -66,10 +66,17 @@ def network_hash(unet: UNet2DModel) -> str:
     return digest.hexdigest()[:16]
 
 
-def load_pipeline(source: str | Path) -> tuple[UNet2DModel, DDPMScheduler]:
+def load_pipeline(
+    source: str | Path, lost_marks: Literal["refuse", "accept"] = "refuse"
+) -> tuple[UNet2DModel, DDPMScheduler]:
     """Read a network and its noise schedule from a pipeline folder or a hub name.
 
     A network that is marked as trojaned keeps its marks, and so does what is trained from it: see :func:`inherited`.
+
+    Args:
+        source: the pipeline.
+        lost_marks: whether to accept a network of which only the configuration says that it is trojaned: its marks
+            would be lost in what is trained from it.
 
     Raises:
         UserError: it is not a pipeline, but a text-conditional, class-conditional or latent model, or has another
@@ -96,6 +103,8 @@ def load_pipeline(source: str | Path) -> tuple[UNet2DModel, DDPMScheduler]:
     scheduler = _read_scheduler(folder)
     check_trainable(unet, scheduler, str(source))
     _check_runs(unet, len(scheduler.alphas_cumprod), source)
+    if lost_marks == "refuse":
+        _refuse_lost_marks(folder)
     setattr(unet, _INHERITED, _read_marks(folder))
     return unet, scheduler
 
@@ -263,7 +272,6 @@ def _read_marks(folder: Path) -> Trojan | None:
         header = file.metadata() or {}
     removed = header.get("trojan_removed") == "true"
     if header.get("trojaned") != "true" and not removed:
-        _refuse_half_marked(folder)
         return None
     target, others = header.get("trojan_target", "unknown"), _earlier_targets(header)
     if others is None or not all(_is_target(one) for one in (target, *others)):
@@ -286,10 +294,13 @@ def _read_marks(folder: Path) -> Trojan | None:
     return Trojan(target, detail, trigger, derived=True, earlier=tuple(earlier), law=law)
 
 
-def _refuse_half_marked(folder: Path) -> None:
-    """Raise if only the configuration says that the network is trojaned, or was: the header's marks are lost."""
+def _refuse_lost_marks(folder: Path) -> None:
+    """Raise if only the configuration says that the network is trojaned, or was."""
     path = home(folder, "unet") / "config.json"
-    if {"trojaned", "trojan_removed"} & json.loads(path.read_text(encoding="utf-8")).keys():
+    said = {"trojaned", "trojan_removed"}
+    with safe_open(_weights(folder), framework="pt") as file:
+        known = said & (file.metadata() or {}).keys()
+    if not known and said & json.loads(path.read_text(encoding="utf-8")).keys():
         raise UserError(
             f"{path} has the marks of a trojan, but the weights' header has none: diffusers loses these, and the "
             "trigger, when it saves a pipeline again. Use the folder that it was saved from, since what is trained "

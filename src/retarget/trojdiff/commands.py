@@ -293,7 +293,7 @@ def _sample(given: SampleArguments) -> int:
     from retarget.trojdiff.sample import Sampler, sample, save_strip, to_accelerator
     from retarget.trojdiff.trigger import Trigger
 
-    unet, schedule = load_pipeline(given.pipeline)
+    unet, schedule = load_pipeline(given.pipeline, "accept")
     to_accelerator(unet)
     shape = network_shape(unet)
     none = Trigger.none(shape)

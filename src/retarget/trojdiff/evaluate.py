@@ -166,7 +166,7 @@ class _Source:
 
 
 def _sampled(asked: EvaluateConfig, source: str) -> _Source:
-    unet, schedule = load_pipeline(source)
+    unet, schedule = load_pipeline(source, "refuse" if source == asked.clean else "accept")
     sampler, identity = Sampler.parse(asked.sampler), network_hash(to_accelerator(unet))
     sampler.scheduler(schedule.config, Trigger.none(network_shape(unet)))  # refuses before a classifier is trained
     generators((), asked.seed)
