@@ -2,14 +2,17 @@
 
 import warnings
 
+import lightning.pytorch as pl
 import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import ModelCheckpoint
-from test_lightning import EPOCHS, C, Module, N, fit, make, weights
+from lightning.pytorch.utilities import CombinedLoader
+from test_lightning import EPOCHS, C, InOrder, Module, N, fit, make, samples, weights
+from torch.utils.data import DataLoader
 
 from retarget.errors import UserError
-from retarget.pskd import MultiLabelPSKD, PSKDCallback
+from retarget.pskd import MultiLabelPSKD, PSKDCallback, with_index
 from retarget.pskd.peers import TemporalEnsembling
 from retarget.pskd.peers.lightning import PeerCallback
 
@@ -66,6 +69,16 @@ def test_a_scale_that_only_the_loss_sees_is_told_once(inside, tmp_path):
     told = [str(one.message) for one in caught if "let the module" in str(one.message)]
     assert len(told) == (not inside)
     assert all("it is the module's that are remembered" in one for one in told)
+
+
+def test_a_batch_of_several_loaders_is_told_of_the_two_lines(tmp_path):
+    module = Module()
+    trainer = pl.Trainer(max_epochs=1, accelerator="cpu", default_root_dir=tmp_path, logger=False,
+                         enable_progress_bar=False, enable_model_summary=False,
+                         callbacks=[PSKDCallback(make(module))])  # fmt: skip
+    loaders = {name: DataLoader(with_index(samples()), 4, sampler=InOrder()) for name in ("with", "without")}
+    with pytest.raises(UserError, match=r"holds \['with', 'without'\].*at the top of the batch only. Or call PS-KD"):
+        trainer.fit(module, CombinedLoader(loaders, "max_size_cycle"))
 
 
 def test_labels_that_multi_label_rows_cannot_follow_are_refused_before_they_are_used(tmp_path):

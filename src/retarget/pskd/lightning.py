@@ -186,7 +186,8 @@ class PSKDCallback(SavedBeside):
     ``weight=`` weighs classes, and the mean is taken over the weights of the hard labels. (PyTorch's ``cross_entropy``
     of rows that you asked for yourself smooths the past as well.)
 
-    The logits are what the module (or the submodule ``logits_from``) returns in the step's one forward pass. A step
+    The logits are what the module (or the submodule ``logits_from``) returns in the step's one forward pass: a margin
+    that depends on the labels (ArcFace) belongs in the step, not in the module, or it is remembered too. A step
     that reads its labels in two orders is taken to mix images (Mixup, CutMix): the prediction for a mixed image belongs
     to neither image and is not stored. If you mix images in another way, call ``do_not_remember``.
 
@@ -350,9 +351,13 @@ class PSKDCallback(SavedBeside):
             other, do = f"index={self.index!r}", "wrap the dataset in with_index, or name the keys"
             if teacher:
                 other, do = f"input={self.input!r}", "name the keys"
+            parts = batch.values() if isinstance(batch, dict) else batch if isinstance(batch, list | tuple) else ()
+            if any(isinstance(one, dict | list | tuple) for one in parts):  # of several loaders
+                do = f"it finds them at the top of the batch only. {_TWO_LINES}"
+            else:
+                do += f", PSKDCallback(method, label=..., {other.partition('=')[0]}=...)"
             raise UserError(
-                f"the batch holds {holds}, but the callback looks for label={self.label!r} and {other}: {do}, "
-                f"PSKDCallback(method, label=..., {other.partition('=')[0]}=...)"
+                f"the batch holds {holds}, but the callback looks for label={self.label!r} and {other}: {do}"
             ) from error
         if not isinstance(labels, Tensor):
             raise UserError(f"the batch's label={self.label!r} is a {type(labels).__name__}: it must be a tensor [B]")
