@@ -33,6 +33,8 @@ def test_a_named_tuple_keeps_its_names(workers):
         assert batch.image[:, 0].tolist() == [0, 1, 2, 3]
         assert (batch.label.tolist(), batch.index.tolist()) == ([0, 1, 0, 1], [0, 1, 2, 3])
         assert batch[-1] is batch.index
+    with pytest.raises(UserError, match='already have a key "index"'):
+        with_index([data[0]])[0]
 
 
 def test_a_batch_is_fetched_at_once_where_the_dataset_can():

@@ -73,15 +73,14 @@ def _renamed(name: str, fields: tuple[str, ...], *values: Any) -> Any:
 
 
 def _indexed(item: Any, index: int) -> Any:
-    if isinstance(item, Mapping):
-        if "index" in item:
+    fields: Any = getattr(item, "_fields", None)
+    if isinstance(item, Mapping) or fields:
+        if "index" in (fields or item):
             raise UserError(
                 'the samples already have a key "index", which with_index and the trainers add: rename it; if it is '
                 "the sample's number, a loop of your own can use it without with_index"
             )
-        return {**item, "index": index}
-    if hasattr(item, "_fields"):
-        return _named(type(item).__name__, item._fields)(*item, index)
+        return _named(type(item).__name__, fields)(*item, index) if fields else {**item, "index": index}
     if isinstance(item, tuple | list):
         return (*item, index)
     raise UserError(f"a sample must be a tuple or a mapping: sample {index} is a {type(item).__name__}")
