@@ -66,6 +66,14 @@ def test_npz_in_every_layout(tmp_path, caplog):
     )
 
 
+def test_what_a_file_says_more_of_its_parts_is_no_part(tmp_path, caplog):
+    more = dict(file_train=LABELS, y_train_coarse=LABELS, file_test=LABELS[:8], y_test_coarse=LABELS[:8])
+    np.savez(tmp_path / "more.npz", x_train=IMAGES, y_train=LABELS, x_test=IMAGES[:8], y_test=LABELS[:8], **more)
+    with caplog.at_level("WARNING"):
+        assert read(f"npz:{tmp_path}/more.npz").held_out == "x_test"
+    assert "more.npz: not used: file_test, file_train, y_test_coarse, y_train_coarse" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [

@@ -228,7 +228,11 @@ def _array(where: str, name: str, value: Any) -> np.ndarray:
 
 
 _OTHERS = (("x_test", "y_test"), ("x_val", "y_val"))
-_PART = re.compile(r"(?:^|_)(?:test|val|valid|validation|dev)(?:_|$)")
+_SAYS_PART = {
+    "x_test": re.compile(r"(?:^|_)test(?:_|$)"),
+    "x_val": re.compile(r"(?:^|_)(?:val|valid|validation|dev)(?:_|$)"),
+}
+"""How a name says that an array belongs to one of the other parts."""
 
 
 def _npz_parts(path: Path | str, names: list[str]) -> list[tuple[str, str]]:
@@ -245,7 +249,8 @@ def _npz_parts(path: Path | str, names: list[str]) -> list[tuple[str, str]]:
     elif "images" in names:
         parts = [("images", "labels")]
     unused = sorted(set(names) - {name for part in parts for name in part})
-    if parts and (like := [name for name in unused if _PART.search(name.lower())]):
+    unread = [says for images, says in _SAYS_PART.items() if images not in names]
+    if parts and (like := [name for name in unused if any(says.search(name.lower()) for says in unread)]):
         raise UserError(
             f"{path}: {', '.join(like)} would not be used: call the parts x_train, y_train, x_test, y_test, x_val and "
             "y_val, or leave these out"
