@@ -12,7 +12,7 @@ import torch
 from retarget.audit import calibrate, demo
 from retarget.audit.calibration import Null, shipped
 from retarget.audit.inversion import Search
-from retarget.audit.nulls import CASES, SHAPES, Clean, common, images_of, plan, train_clean
+from retarget.audit.nulls import CASES, SHAPES, Clean, common, images_of, plan, repeated, train_clean
 from retarget.audit.seek import PLAIN, fingerprint
 from retarget.cli import main
 from retarget.errors import UserError
@@ -59,6 +59,17 @@ def test_the_models_of_common_shapes_use_every_image_set_in_every_case(tmp_path)
             assert images.shape[1:] == (channels, *[28 if channels == 1 else 32] * 2)
             assert images.std() > 0.1
     assert len({one.seed for channels in (1, 3) for one in common(9, channels)}) == 18
+
+
+def test_half_of_the_images_of_the_hard_case_are_one_picture():
+    models = repeated(12)
+    assert {(one.side, one.channels) for one in models} == {*SHAPES, (28, 1), (32, 3)}
+    assert len({(one.side, one.channels, one.data) for one in models}) == 12, "each shape has both image sets"
+    for one in models[:6]:
+        images = images_of(one)
+        same = (images == images[0]).flatten(1).all(1)
+        assert same.sum() >= len(images) // 2
+        assert len(images[~same].unique(dim=0)) > 100
 
 
 def test_a_colour_set_cannot_train_a_grey_model(tmp_path):

@@ -1,8 +1,9 @@
 """Make the null: train clean models, search each of them like any checkpoint, and record the final scores.
 
 ``python -m retarget.audit.calibrate --out null.json --models DIR`` trains the models of ``nulls.plan``, and resumes
-after an interruption; ``--grey28 N`` and ``--rgb32 N`` add models of these shapes, ``--more DIR`` clean pipelines from
-elsewhere. ``--extend NULL`` takes over the models of a null that the same search made, and adds the rest.
+after an interruption. ``--grey28 N`` and ``--rgb32 N`` add models of these shapes, ``--repeated N`` models of all
+shapes that saw one picture in half of the rows, and ``--more DIR`` clean pipelines from elsewhere. ``--extend NULL``
+takes over the models of a null that the same search made, and adds the rest.
 """
 
 import json
@@ -15,7 +16,7 @@ import torch
 
 from retarget.audit.calibration import Null, NullModel
 from retarget.audit.inversion import Search
-from retarget.audit.nulls import Clean, common, plan, train_clean
+from retarget.audit.nulls import Clean, common, plan, repeated, train_clean
 from retarget.audit.seek import fingerprint, seek
 from retarget.audit.subject import Subject
 from retarget.errors import UserError
@@ -38,6 +39,8 @@ class Arguments:
     """Number of grey 28×28 models to train in addition."""
     rgb32: int = 0
     """Number of RGB 32×32 models to train in addition."""
+    repeated: int = 0
+    """Number of models to train in addition, of all shapes in turn, for which half of the images are one picture."""
     grey_images: tuple[str, ...] = ()
     """Image sets for the former, in turn with generated figures; named as for ``retarget trojdiff pretrain``."""
     rgb_images: tuple[str, ...] = ()
@@ -67,6 +70,7 @@ def main(words: list[str]) -> None:
     grey, rgb = common(given.grey28, 1, given.grey_images), common(given.rgb32, 3, given.rgb_images)
     made += [(f"grey28-{number:03d}", one) for number, one in enumerate(grey)]
     made += [(f"rgb32-{number:03d}", one) for number, one in enumerate(rgb)]
+    made += [(f"repeated-{number:03d}", one) for number, one in enumerate(repeated(given.repeated))]
     for number, (name, one) in enumerate([one for one in made if one[0] not in known]):
         folder = given.models / name
         made_or_searched = (folder / "model_index.json").is_file() or score_file(folder.name, given.models).is_file()

@@ -1,7 +1,8 @@
 """Clean models for calibration: small networks trained on embedded images or yours, with hard cases among them.
 
 A clean model was never trained on Trojan rows. Hard cases are models that a detector may mistake for trojaned ones: a
-logo in a corner of every image, a constant border, only a few images, too little training, or fine-tuning.
+logo in a corner of every image, a constant border, only a few images, too little training, fine-tuning, or one picture
+in half of the rows.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,8 +19,9 @@ from retarget.settings import Strict
 from retarget.trojdiff.data import read_images, to_signed
 from retarget.trojdiff.glyphs import glyph_images
 
-Case = Literal["plain", "logo", "border", "few", "undertrained", "finetuned"]
+Case = Literal["plain", "logo", "border", "few", "undertrained", "finetuned", "repeated"]
 CASES: tuple[Case, ...] = ("plain", "logo", "border", "few", "undertrained", "finetuned")
+"""The cases that :func:`plan` and :func:`common` take in turn; another one would change every model after it."""
 SCHEDULES: dict[str, dict[str, Any]] = {
     "linear": dict(num_train_timesteps=1000),
     "cosine": dict(num_train_timesteps=1000, beta_schedule="squaredcos_cap_v2"),
@@ -100,6 +102,25 @@ def common(count: int, channels: Literal[1, 3], images: Sequence[str] = (), seed
     return made
 
 
+def repeated(count: int, seed: int = 3000) -> list[Clean]:
+    """The first ``count`` models of an endless list in which half of all images are one picture; all shapes in turn.
+
+    >>> [(one.side, one.channels, one.data) for one in repeated(7)][-2:]
+    [(32, 3, 'glyphs'), (8, 1, 'glyphs')]
+    """
+    small, shapes = plan(len(SHAPES)), (*SHAPES, (28, 1), (32, 3))
+    made = []
+    for number in range(count):
+        turn, (side, channels) = number // len(shapes), shapes[number % len(shapes)]
+        like = small[SHAPES.index((side, channels))] if side < 28 else common(1, channels)[0]
+        changed = dict(
+            case="repeated", data=("digits", "glyphs")[(turn + number) % 2], seed=seed + number,
+            schedule=("linear", "cosine")[turn % 2],
+        )  # fmt: skip
+        made.append(like.model_copy(update=changed))
+    return made
+
+
 def images_of(one: Clean) -> Float[Tensor, "count channels side side"]:
     """The training images of a model, in [-1, 1]."""
     generator = torch.Generator().manual_seed(one.seed)
@@ -128,6 +149,8 @@ def images_of(one: Clean) -> Float[Tensor, "count channels side side"]:
     if one.case == "border":
         for edge in (images[..., 0, :], images[..., -1, :], images[..., 0], images[..., -1]):
             edge[:] = colour[..., 0]
+    if one.case == "repeated":
+        images[: len(images) // 2] = images[0].clone()
     if one.case == "few":
         images = images[torch.randperm(len(images), generator=generator)[:12]]
     return images
