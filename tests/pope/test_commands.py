@@ -191,6 +191,25 @@ def test_exports(tmp_path):
         pope(["export", str(tmp_path / "plain.parquet"), "--to", "verl", "--out", str(tmp_path / "x.parquet")])
 
 
+def test_whole_solutions_of_ones_own_file_become_what_the_teacher_sees(tmp_path):
+    from retarget.pope.mixture import mix, write_rows
+
+    problems = [Problem(id=f"p{i}", prompt=f"What is {i} + {i}?", solution="s", answer=str(2 * i)) for i in range(4)]
+    write_rows(tmp_path / "rows.parquet", mix(problems, {}, unpaired="keep"))
+    lines = [
+        {"uid": one.id, "asked": one.prompt, "worked": f"It is #### {one.answer}", "right": one.answer}
+        for one in problems[:3]
+    ]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    words = ["export", str(tmp_path / "rows.parquet"), "--to", "opsd", "--out", str(tmp_path / "opsd.jsonl")]
+    words += ["--solutions", str(tmp_path / "own.jsonl"), "--limit", "2", "--fields"]
+    assert pope([*words, "id=uid", "prompt=asked", "solution=worked", "answer=right"]) == 0
+    records = [json.loads(line) for line in (tmp_path / "opsd.jsonl").read_text().splitlines()]
+    assert {one["id"]: one["privileged_context"] for one in records} == {
+        "p0/unguided": "It is #### 0", "p1/unguided": "It is #### 2",
+    }  # fmt: skip
+
+
 def test_help_and_wrong_words(capsys):
     assert pope([]) == 2
     assert pope(["--help"]) == 0

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from retarget.study.progress import Bars, Lines, Pace, display, duration
+from retarget.study.progress import LINE_EVERY, Bars, Lines, Pace, display, duration
 
 KEY = "clean/pskd/seed-0"
 
@@ -94,6 +94,18 @@ def test_the_pace_counts_shares_until_a_run_is_whole_and_not_what_was_done_befor
     pace.move("b", 0.9)
     assert pace.left(now=pace._started + 80) == pytest.approx(60 * 5 / 1 - 20), "a share of a phase says little"
     assert pace.left(now=pace._started + 500) is None
+
+
+def test_nothing_is_said_to_be_left_of_a_run_whose_first_phase_is_over():
+    stream, pace = io.StringIO(), Pace()
+    pace.start(total=1, finished=0)
+    pace.move("a", 1.0)
+    assert pace.left(now=pace._started + 30) is None
+    lines = Lines(stream)
+    lines.start(1, 0)
+    lines._said -= 2 * LINE_EVERY
+    lines.progressed("a", 4, 4, "problem mined")
+    assert stream.getvalue().splitlines()[-1] == "a: problem mined 4 of 4"
 
 
 @pytest.mark.parametrize(

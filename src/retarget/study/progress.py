@@ -79,15 +79,17 @@ class Pace:
         return self.finished + sum(self.running.values())
 
     def left(self, now: float | None = None) -> float | None:
-        """Seconds left at the pace so far; None if it cannot be estimated: at first, or when a run is late."""
+        """Seconds left at the pace so far; None if it cannot be estimated: at first, and when runs take longer."""
         now = time.monotonic() if now is None else now
-        whole = self.finished - self._before
+        whole, fresh = self.finished - self._before, self.done() - self._before
         if whole:
             a_run = (self._ended - self._started) / whole
             rest = a_run * (self.total - self.finished) - (now - self._ended)
-            return rest if rest > 0 else None
-        fresh = self.done() - self._before
-        return (now - self._started) * (self.total - self.done()) / fresh if fresh > 0 else None
+        elif fresh > 0:
+            rest = (now - self._started) * (self.total - self.done()) / fresh
+        else:
+            return None
+        return rest if rest > 0 else None
 
 
 def duration(seconds: float | None) -> str:
