@@ -83,6 +83,10 @@ def test_what_a_file_says_more_of_its_parts_is_no_part(tmp_path, caplog):
         (dict(x_train=IMAGES, y_train=LABELS, y_test=LABELS), "has y_test and no x_test"),
         (dict(images=IMAGES, labels=LABELS, test_images=IMAGES), "test_images would not be used: call the parts x_tr"),
         (dict(x_train=IMAGES, y_train=LABELS, x_valid=IMAGES, y_valid=LABELS), "x_valid, y_valid would not be used"),
+        (dict(x_train=IMAGES, y_train=LABELS, Xtest=IMAGES, ytest=LABELS), "Xtest, ytest would not be used"),
+        (dict(x_train=IMAGES, y_train=LABELS, testX=IMAGES, x_eval=IMAGES), "testX, x_eval would not be used"),
+        (dict(images=IMAGES, labels=LABELS, x_test=IMAGES, y_test=LABELS), "x_test, y_test would not be used"),
+        (dict(images=IMAGES, labels=LABELS, split=np.array(["train"] * 20)), "split would not be used"),
         (
             dict(images=IMAGES / 255, labels=LABELS),
             r"images are uint8 .*got float64 \[20, 6, 5, 3\]; from floats up to 1: numpy.round\(255 \* x\)",
@@ -133,6 +137,8 @@ def test_a_damaged_npz_is_named_wherever_it_is_damaged(tmp_path):
 
 def test_folders_with_and_without_a_test_part(tmp_path):
     folder_of(tmp_path / "flat", {"dog": range(3), "cat": range(100, 102)})
+    (tmp_path / "flat" / "__MACOSX" / "dog").mkdir(parents=True)
+    (tmp_path / "flat" / "__MACOSX" / "dog" / "._0.png").write_bytes(b"Mac OS X")
     flat = read(f"folder:{tmp_path}/flat")
     assert (flat.names, flat.train.labels.tolist(), flat.test) == (("cat", "dog"), [0, 0, 1, 1, 1], None)
     assert pixels_of(flat.train, 1)[:, 0, 0, 0].tolist() == [100, 101, 0, 1, 2]

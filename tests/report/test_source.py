@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 
@@ -146,6 +147,22 @@ def test_finished_runs_that_are_not_judged_yet_are_counted(study, edit, capsys):
         spread["values"].__setitem__(2, None) for spread in value["conditions"][arms[0]][arms[1]].values()
     ])  # fmt: skip
     assert read_study(one).unjudged == "1 finished run is not judged yet: run the study's command again."
+
+
+def test_runs_that_were_judged_and_deleted_are_counted(study, capsys):
+    directory = study()
+    pskd = [run for run in (directory / "runs").rglob("status.json") if "/pskd/" in str(run)]
+    shutil.rmtree(pskd[0].parent)
+    still = "not there any more; the verdicts and tables still count"
+    assert read_study(directory).unjudged == f"1 run that was judged is {still} it: run the study's command again."
+    for run in pskd[1:]:
+        shutil.rmtree(run.parent)
+    assert main(["report", str(directory)]) == 0
+    said = f"{len(pskd)} runs that were judged are {still} them: run the study's command again."
+    assert said in (directory / "report.md").read_text()
+    assert said in capsys.readouterr().err
+    shutil.rmtree(directory / "runs")
+    assert read_study(directory).unjudged == "", "a record keeps what was found, without its runs"
 
 
 def test_finished_runs_of_a_study_that_was_never_judged_are_counted(study):

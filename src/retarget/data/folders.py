@@ -13,6 +13,7 @@ from retarget.errors import UserError
 
 _LOG = logging.getLogger(__name__)
 
+_HIDDEN = (".", "__MACOSX")
 _TRAIN = ("train", "training")
 _HELD_OUT = ("test", "testing", "val", "valid", "validation", "eval", "dev")
 """Names of parts, in any case: the first that exists is the test part, the second is for validation."""
@@ -102,8 +103,8 @@ def _held_out_folder(path: Path, names: tuple[str, ...]) -> Part:
 
 
 def _classes(folder: Path) -> tuple[str, ...]:
-    """The names of the folders in a folder."""
-    return tuple(sorted(one.name for one in folder.iterdir() if one.is_dir() and not one.name.startswith(".")))
+    """The names of the folders in a folder, without hidden ones and what macOS adds to archives."""
+    return tuple(sorted(one.name for one in folder.iterdir() if one.is_dir() and not one.name.startswith(_HIDDEN)))
 
 
 def _folder_part(home: Path, names: tuple[str, ...], present: list[str] | None = None) -> Part:

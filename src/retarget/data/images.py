@@ -228,11 +228,18 @@ def _array(where: str, name: str, value: Any) -> np.ndarray:
 
 
 _OTHERS = (("x_test", "y_test"), ("x_val", "y_val"))
-_SAYS_PART = {
-    "x_test": re.compile(r"(?:^|_)test(?:_|$)"),
-    "x_val": re.compile(r"(?:^|_)(?:val|valid|validation|dev)(?:_|$)"),
-}
-"""How a name says that an array belongs to one of the other parts."""
+_HELD_OUT = {"x_test": "test|eval|holdout", "x_val": "val|valid|validation|dev"}
+"""How the names of arrays call the other parts: a word of its own, or at an end next to x, y, images, labels."""
+
+
+def _says(name: str, part: str) -> bool:
+    """Whether an array's name says that it belongs to a held-out part.
+
+    >>> [_says(name, "x_test") for name in ("y_test_coarse", "Xtest", "testX", "is_test", "contest", "latest_id")]
+    [True, True, True, True, False, False]
+    """
+    of = "x|y|images?|labels?"
+    return bool(re.search(rf"(?:^|_)(?:{of})?(?:{_HELD_OUT[part]})(?:{of})?(?:_|$)", name.lower()))
 
 
 def _npz_parts(path: Path | str, names: list[str]) -> list[tuple[str, str]]:
@@ -249,8 +256,8 @@ def _npz_parts(path: Path | str, names: list[str]) -> list[tuple[str, str]]:
     elif "images" in names:
         parts = [("images", "labels")]
     unused = sorted(set(names) - {name for part in parts for name in part})
-    unread = [says for images, says in _SAYS_PART.items() if images not in names]
-    if parts and (like := [name for name in unused if any(says.search(name.lower()) for says in unread)]):
+    unread = set(_HELD_OUT).difference(*parts) if parts else ()
+    if like := [name for name in unused if parts and (name == "split" or any(_says(name, one) for one in unread))]:
         raise UserError(
             f"{path}: {', '.join(like)} would not be used: call the parts x_train, y_train, x_test, y_test, x_val and "
             "y_val, or leave these out"

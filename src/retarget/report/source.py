@@ -40,7 +40,8 @@ class RunState(NamedTuple):
 class Study(NamedTuple):
     """Everything that the page needs to know about one study; ``runs`` is empty if they were made elsewhere.
 
-    ``unjudged`` says how many finished runs its summary does not know; it is among the notes too.
+    ``unjudged`` says how many finished runs its summary does not know, or how many runs that it counts are gone; it is
+    among the notes too.
     """
 
     directory: Path
@@ -108,25 +109,38 @@ def read_study(directory: Path) -> Study:
 
 
 def _unjudged(directory: Path, plan: StudyPlan, summary: Summary | None) -> str:
-    """A sentence if runs are complete that the summary has no value of, as after an interruption; else empty."""
-    count = sum(_is_unjudged(directory, plan, summary, *key) for key in _keys(plan))
-    if not count:
-        return ""
-    runs = "1 finished run is" if count == 1 else f"{count} finished runs are"
-    return f"{runs} not judged yet: run the study's command again."
+    """A sentence if the runs are not those that the summary counts, after an interruption or a deletion; or empty."""
+    new = gone = there = 0
+    for condition, arm, seed in _keys(plan):
+        status = read_status(run_directory(directory, plan, condition, arm, seed)) or {}
+        complete = status.get("state") == "complete"
+        measured = set(status.get("metrics") or ()) if complete else set()
+        judged = _judged(summary, condition, arm, seed)
+        there += complete
+        new += bool(measured) and judged.isdisjoint(measured)
+        gone += bool(judged) and not complete
+    if gone and there:  # of a record that keeps no run, the findings stay
+        runs = "1 run that was judged is" if gone == 1 else f"{gone} runs that were judged are"
+        return (
+            f"{runs} not there any more; the verdicts and tables still count {'it' if gone == 1 else 'them'}: {_AGAIN}"
+        )
+    if new:
+        return f"{'1 finished run is' if new == 1 else f'{new} finished runs are'} not judged yet: {_AGAIN}"
+    return ""
 
 
-def _is_unjudged(
-    directory: Path, plan: StudyPlan, summary: Summary | None, condition: str, arm: str, seed: int
-) -> bool:
-    status = read_status(run_directory(directory, plan, condition, arm, seed)) or {}
-    measured = status.get("metrics") if status.get("state") == "complete" else None
-    if not measured or summary is None:
-        return bool(measured)
-    known = summary.conditions.get(condition, {}).get(arm, {})
-    judged = {name for name, one in known.items() for at, value in zip(summary.seeds, one.values, strict=False)
-              if at == seed and value is not None}  # fmt: skip
-    return judged.isdisjoint(measured)
+_AGAIN = "run the study's command again."
+
+
+def _judged(summary: Summary | None, condition: str, arm: str, seed: int) -> set[str]:
+    """The metrics of a run that the summary has values of."""
+    known = summary.conditions.get(condition, {}).get(arm, {}) if summary else {}
+    return {
+        name
+        for name, one in known.items()
+        for at, value in zip(summary.seeds if summary else (), one.values, strict=False)
+        if at == seed and value is not None
+    }
 
 
 def printable(value: Any) -> Any:

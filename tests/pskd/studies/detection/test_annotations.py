@@ -75,6 +75,65 @@ def test_a_size_of_voc_is_a_whole_number_also_with_a_point(tmp_path):
     refused(settings, r"a\.xml is damaged: 60\.5 is no whole number of pixels")
 
 
+def _replaced(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+@pytest.mark.parametrize(("said", "ignored"), [("True", True), (" 1.0 ", True), ("false", False), ("0.0", False),
+                                               ("Unspecified", False), ("", False)])  # fmt: skip
+def test_difficult_objects_are_marked_in_the_words_of_every_tool(said, ignored, tmp_path):
+    settings = voc(tmp_path)
+    _replaced(tmp_path / "Annotations" / "a.xml", "<difficult>0<", f"<difficult>{said}<")
+    assert scenes(model(settings)).train[0].ignored.tolist() == [ignored, True]
+
+
+@pytest.mark.parametrize(("old", "new", "message"), [
+    ("<difficult>1<", "<difficult>2<", "an object has the difficult '2': it is 0 or 1"),
+    ("<name>dog<", "<name> <", "an object has no name"),
+    ("<annotation>", '<annotation xmlns="urn:x">', "it has the element {urn:x}object: VOC's is called object, without"),
+])  # fmt: skip
+def test_what_would_lose_objects_of_voc_is_refused(old, new, message, tmp_path):
+    settings = voc(tmp_path)
+    _replaced(tmp_path / "Annotations" / "b.xml", old, new)
+    refused(settings, r"b\.xml is damaged.*" + re.escape(message))
+
+
+def test_capital_objects_of_voc_are_no_background(tmp_path):
+    settings = voc(tmp_path)
+    for old in ("<object>", "</object>"):
+        _replaced(tmp_path / "Annotations" / "b.xml", old, old.replace("o", "O", 1))
+    refused(settings, r"b\.xml is damaged: it has the element Object: VOC's is called object")
+
+
+def test_an_empty_size_of_voc_is_read_from_the_image(tmp_path):
+    settings = voc(tmp_path, size=("", " "))
+    assert scenes(model(settings)).train[0].size == (48, 60)
+
+
+@pytest.mark.parametrize("layout", [voc, coco])
+def test_files_may_begin_with_a_byte_order_mark(layout, tmp_path):
+    settings = layout(tmp_path)
+    lists = [*tmp_path.glob("ImageSets/Main/*.txt"), *tmp_path.glob("annotations/*.json")]
+    assert len(lists) == 3
+    for path in lists:
+        path.write_text(path.read_text(), encoding="utf-8-sig")
+    parts = scenes(model(settings))
+    assert [len(part) for part in (parts.train, parts.validation, parts.test)] == [2, 1, 1]
+
+
+def test_images_in_another_format_or_place_are_named(tmp_path):
+    settings = voc(tmp_path / "voc", suffix=".bmp")
+    refused(
+        settings, r"a\.jpg is missing, but .*train\.txt lists it; there is a\.bmp: convert the images to JPEG or PNG"
+    )
+    settings = coco(tmp_path / "coco")
+    _edited(tmp_path / "coco", lambda held: held["images"][0].update(file_name="train/a.jpg"))
+    refused(settings, r"train/train/a\.jpg is missing, but .* lists train/a\.jpg, and there is .*: image files are "
+                      r"named from .*train on")  # fmt: skip
+
+
 def _edited(folder, change):
     path = folder / "annotations" / "instances_train.json"
     held = json.loads(path.read_text())
@@ -102,6 +161,8 @@ def test_another_crowd_is_refused_with_its_annotation(given, tmp_path):
     (lambda held: held["categories"][1].update(id=3), "the categories 'dog' and 'cat' have one id, 3"),
     (lambda held: held.pop("annotations"), "instances_train.json has no `annotations`: .*image_info"),
     (lambda held: held.pop("images"), "instances_train.json has no `images`"),
+    (lambda held: held["images"][0].pop("height"), r"the image a\.jpg has the height None and the width 60: give both"),
+    (lambda held: held["annotations"][1].update(category_id="7"), "which `categories` does not list: its ids are 3, 7"),
     (lambda held: held["annotations"][1].update(bbox=[1, 2, None, 3]), r"annotation 1 has the bbox \[1, 2, None, 3\]"),
     (lambda held: held["annotations"][1].update(bbox=[1, "x", 2, 3]), r"annotation 1 has the bbox \[1, 'x', 2, 3\]"),
 ])  # fmt: skip

@@ -1,5 +1,6 @@
 """Read the annotations of VOC and COCO from local paths: images with their objects, as the files describe them."""
 
+import glob
 import json
 import re
 from collections.abc import Sequence
@@ -13,6 +14,8 @@ from retarget.errors import UserError
 
 _MARKED = re.compile(r"(.+?)\s+(?:-1|0|1)$")
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
+_TRUTH = {"0": False, "false": False, "unspecified": False, "": False, "1": True, "true": True}
+"""How annotation tools write VOC's flags; ``Unspecified`` is VOC's own word for what nobody looked at."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ def read_voc(root: Path, split: str) -> list[Described]:
     if not listed.is_file():
         return []
     found = []
-    for line in (line.strip() for line in listed.read_text(encoding="utf-8").splitlines() if line.strip()):
+    for line in (line.strip() for line in listed.read_text(encoding="utf-8-sig").splitlines() if line.strip()):
         name = line
         described = root / "Annotations" / f"{name}.xml"
         if not described.is_file() and (marked := _MARKED.match(line)):  # the list of one class: NAME -1
@@ -44,15 +47,16 @@ def read_voc(root: Path, split: str) -> list[Described]:
         image = _image_file(root / "JPEGImages", [f"{name}{suffix}" for suffix in _SUFFIXES], listed)
         try:
             tree = ElementTree.parse(described).getroot()
+            _refuse_other_tags(tree)
             objects = [
                 (
                     _text(one, "name"),
                     [float(_text(one, f"bndbox/{edge}")) for edge in ("xmin", "ymin", "xmax", "ymax")],
-                    one.findtext("difficult", "0").strip() == "1",
+                    _flag(one, "difficult"),
                 )
                 for one in tree.iter("object")
             ]
-            height, width = (_whole(tree.findtext(f"size/{side}", "0")) for side in ("height", "width"))
+            height, width = (_whole(tree.findtext(f"size/{side}") or "0") for side in ("height", "width"))
         except (ElementTree.ParseError, ValueError) as error:
             raise UserError(f"{described} is damaged: {error}") from error
         if not (height and width):
@@ -75,7 +79,7 @@ def read_coco(root: Path, split: str) -> list[Described]:
     if not described.is_file():
         return []
     try:
-        held = json.loads(described.read_text(encoding="utf-8"))
+        held = json.loads(described.read_text(encoding="utf-8-sig"))
         if missing := [key for key in ("images", "annotations", "categories") if key not in held]:
             raise UserError(
                 f"{described} has no `{missing[0]}`: every split needs images, annotations and categories; files "
@@ -86,7 +90,7 @@ def read_coco(root: Path, split: str) -> list[Described]:
         for one in held["images"]:
             if one["id"] in sizes:
                 raise UserError(f"{described}: two images have the id {one['id']}, one of them {one['file_name']}")
-            sizes[one["id"]] = int(one["height"]), int(one["width"])
+            sizes[one["id"]] = _size(described, one)
         objects: dict[Any, list[tuple[str, Sequence[float], bool]]] = {name: [] for name in sizes}
         given: list[tuple[Sequence[float], tuple[int, int]]] = []
         for number, one in enumerate(held["annotations"]):
@@ -95,7 +99,10 @@ def read_coco(root: Path, split: str) -> list[Described]:
                 raise UserError(f"{where} belongs to image {one.get('image_id')}, which `images` does not list")
             category = one.get("category_id")
             if not isinstance(category, int | str) or category not in names:
-                raise UserError(f"{where} has category {category}, which `categories` does not list")
+                raise UserError(
+                    f"{where} has category {category!r}, which `categories` does not list: its ids are "
+                    f"{', '.join(map(repr, list(names)[:8]))}{', ...' * (len(names) > 8)}"
+                )
             try:
                 x, y, width, height = map(float, one["bbox"] if isinstance(one.get("bbox"), list) else ())
             except (TypeError, ValueError) as error:
@@ -118,7 +125,7 @@ def read_coco(root: Path, split: str) -> list[Described]:
             Described(
                 f"{described}, image {one['file_name']}",
                 _image_file(root / split, (one["file_name"],), described),
-                (int(one["height"]), int(one["width"])),
+                sizes[one["id"]],
                 objects[one["id"]],
             )
             for one in held["images"]
@@ -217,19 +224,56 @@ def _image_file(folder: Path, names: Sequence[str], listed: Path) -> Path:
     for name in names:
         if (folder / name).is_file():
             return folder / name
-    raise UserError(f"{folder / names[0]} is missing, but {listed} lists it")
+    first = folder / names[0]
+    if (folder.parent / names[0]).is_file():
+        raise UserError(
+            f"{first} is missing, but {listed} lists {names[0]}, and there is {folder.parent / names[0]}: image files "
+            f"are named from {folder} on, so leave out what repeats it"
+        )
+    if others := sorted(one.name for one in first.parent.glob(f"{glob.escape(first.stem)}.*")):
+        raise UserError(
+            f"{first} is missing, but {listed} lists it; there is {others[0]}: convert the images to JPEG or PNG"
+        )
+    raise UserError(f"{first} is missing, but {listed} lists it")
+
+
+def _size(described: Path, image: dict[str, Any]) -> tuple[int, int]:
+    """Height and width that COCO gives for an image."""
+    try:
+        return int(image["height"]), int(image["width"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{described}: the image {image.get('file_name')} has the height {image.get('height')} and the width "
+            f"{image.get('width')}: give both, in pixels"
+        ) from error
 
 
 def _whole(text: str) -> int:
-    """A whole number, also as ``80.0``."""
-    number = float(text)
+    """A whole number, also as ``80.0``; 0 for an empty text."""
+    number = float(text.strip() or "0")
     if not number.is_integer():
         raise ValueError(f"{text.strip()} is no whole number of pixels")
     return int(number)
 
 
 def _text(element: ElementTree.Element, path: str) -> str:
-    found = element.findtext(path)
-    if found is None:
+    found = (element.findtext(path) or "").strip()
+    if not found:
         raise ValueError(f"an object has no {path}")
-    return found.strip()
+    return found
+
+
+def _flag(element: ElementTree.Element, path: str) -> bool:
+    """A flag as annotation tools write it; False if it is missing."""
+    said = element.findtext(path, "0").strip()
+    word = said.lower().removesuffix(".0")
+    if word not in _TRUTH:
+        raise ValueError(f"an object has the {path} {said!r}: it is 0 or 1")
+    return _TRUTH[word]
+
+
+def _refuse_other_tags(tree: ElementTree.Element) -> None:
+    """Raise ValueError for elements that VOC would call ``object``, but for a namespace or capital letters."""
+    for one in tree.iter():
+        if one.tag != "object" and one.tag.rsplit("}")[-1].lower() == "object":
+            raise ValueError(f"it has the element {one.tag}: VOC's is called object, without a namespace")
