@@ -1,6 +1,7 @@
 """Files as other code, or an attacker, writes them: what is read of them, what is refused, and why."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -194,6 +195,11 @@ def test_solvers_of_ddpm_s_process_are_read(pipeline, edit, kind):
         ("unet/config.json", {"layers_per_block": 10**30}, "layers_per_block is 1e[+]30, but at most 100 are read"),
         ("unet/config.json", {"time_embedding_type": "rope"}, "unet/config.json defines no network"),
         ("scheduler/scheduler_config.json", {"trained_betas": 0.02}, "betas must be a list of at least 2, not 0.02"),
+        (
+            "scheduler/scheduler_config.json",
+            {"num_train_timesteps": 10**8},
+            r"timesteps is 1e\+08, but at most 1,000,000",
+        ),
     ],
 )
 def test_settings_of_which_nothing_can_be_made_are_errors(pipeline, edit, part, change, message):
@@ -201,6 +207,17 @@ def test_settings_of_which_nothing_can_be_made_are_errors(pipeline, edit, part, 
     with pytest.raises(AuditError, match=message) as caught:
         Subject.load(pipeline)
     assert caught.value.code == 2
+
+
+@pytest.mark.parametrize("where", ["model_index.json", "unet/more.safetensors", "notes/pipe"])
+def test_nothing_waits_for_a_pipe(pipeline, where):
+    place = pipeline / where
+    place.unlink(missing_ok=True)
+    place.parent.mkdir(exist_ok=True)
+    os.mkfifo(place)
+    outcome = audit_pipeline(pipeline, None)
+    assert (outcome.verdict, outcome.exit_code) == ("error", 2)
+    assert outcome.reason == f"{where} is a pipe or a device, not a file: remove it"
 
 
 def test_the_folder_of_a_component_is_told_what_is_missing(pipeline):

@@ -22,6 +22,8 @@ LARGEST = 128 * 128
 """Most values of an image: the memory of the screen grows with their square, 1 GB for these."""
 MOST_LAYERS = 100
 """More in a block are no network, but a configuration that takes for ever to build."""
+MOST_STEPS = 1_000_000
+"""More timesteps are no noise schedule, but a configuration that fills the memory."""
 NOISE_AT_T = 0.35
 """A schedule whose last √ᾱ is above this does not reach noise: images are visible in x_T, so it is not covered."""
 LATENT = {"vae", "vqvae", "vqgan", "movq", "prior", "vocoder"}
@@ -304,7 +306,9 @@ def check_schedule(settings: dict[str, Any]) -> None:
     settings = with_betas(settings)
     if settings.get("beta_schedule") == "exp" and settings.get("trained_betas") is None:
         raise NotCoveredError("beta_schedule 'exp', which is only Heun's: not covered")
-    where = "scheduler/scheduler_config.json"
+    where, steps = "scheduler/scheduler_config.json", settings.get("num_train_timesteps")
+    if isinstance(steps, int | float) and steps > MOST_STEPS:
+        raise AuditError(f"{where}: num_train_timesteps is {steps:.3g}, but at most {MOST_STEPS:,} are read")
     try:
         levels = torch.cumprod(1 - DDPMScheduler.from_config(settings).betas.to(torch.float64), 0)  # type: ignore[union-attr]
     except NOT_MADE as error:

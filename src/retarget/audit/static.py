@@ -74,12 +74,20 @@ def hashes(folder: Path) -> dict[str, str]:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Every file, also behind links to folders, which loading follows; no folder is entered twice."""
+    """Every file, also behind links to folders, which loading follows; no folder is entered twice.
+
+    Raises:
+        AuditError: there is a pipe or a device, and opening one may wait for ever.
+    """
     seen = set()
     for where, folders, names in os.walk(folder, followlinks=True):
         folders[:] = [one for one in folders if os.path.realpath(Path(where, one)) not in seen]
         seen.update(os.path.realpath(Path(where, one)) for one in folders)
-        yield from (path for name in names if (path := Path(where, name)).is_file())
+        for path in (Path(where, name) for name in names):
+            if path.is_file():
+                yield path
+            elif path.exists():
+                raise AuditError(f"{path.relative_to(folder)} is a pipe or a device, not a file: remove it")
 
 
 def look(folder: Path, index: dict[str, Any], files: dict[str, str], key: Path | None = None) -> list[Finding]:
