@@ -238,6 +238,7 @@ def test_what_is_no_verb_is_said(capsys):
         (["--size", "0"], "--size 0: the side must be from 4 to 64"),
         (["--size", "-4"], "--size -4: the side must be from 4 to 64"),
         (["--groups", "3"], "8 channels are not a multiple of 3 groups"),
+        (["--target", "d2i", "--gamma", "nan"], "the trigger's options are not valid: gamma must be a finite number"),
     ],
 )
 def test_bad_training_words_leave_nothing(tmp_path, words, message):

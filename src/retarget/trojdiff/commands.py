@@ -14,6 +14,7 @@ from retarget.errors import UsageError, UserError
 from retarget.files import locked, make_directory
 from retarget.helptext import one_paragraph, read_arguments
 from retarget.own import importable
+from retarget.settings import resolve_settings
 from retarget.study.tracking import Name, Track, Tracker, refuse_missing
 from retarget.trojdiff.config import (
     EvaluateConfig,
@@ -155,9 +156,10 @@ class TrainArguments:
     @property
     def trigger_config(self) -> TriggerConfig:
         """The requested trigger."""
-        return TriggerConfig(
+        given = dict(
             kind=self.trigger, gamma=self.gamma, image=self.blend_image, size=self.patch_size, place=self.patch_place
-        )
+        )  # fmt: skip
+        return resolve_settings(TriggerConfig, given, "the trigger's options")
 
     @property
     def target_config(self) -> TargetConfig:
@@ -165,7 +167,8 @@ class TrainArguments:
         assert self.target != "none"
         usual = 0 if (self.target, self.other) == ("out_d2d", "glyphs") else 7
         label = usual if self.target_class is None else self.target_class
-        return TargetConfig(kind=self.target, label=label, other=self.other, image=self.image, rows=self.rows)
+        given = dict(kind=self.target, label=label, other=self.other, image=self.image, rows=self.rows)
+        return resolve_settings(TargetConfig, given, "the target's options")
 
 
 @dataclass
