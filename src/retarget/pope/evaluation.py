@@ -33,7 +33,7 @@ class Evaluation:
         tokens: total of generated tokens; ``truncated``: completions that the token budget cut off.
         thinking: how many of the tokens came before the answers (see :class:`~retarget.pope.rollouts.Rollout`); None
             if a server does not report it.
-        failed: problems whose prompt the engine refused, with its reason; no other figure includes them.
+        failed: problems whose prompt the engine refused or failed on, with the reason; no other figure includes them.
         sampled: units of work that this call sampled; all others were in the journal.
         majority: for each problem its most frequent answer and how often it was given; ("", 0) if none was found.
     """
@@ -133,9 +133,8 @@ def evaluate(
         work.run()
     whole = [item for item in items if not item.refused]
     if not whole:
-        raise UserError(
-            f"the engine refused every problem before its {samples} rollouts; the first: {items[0].refused}"
-        )
+        how = "failed on" if all(item.outage for item in items) else "refused"
+        raise UserError(f"the engine {how} every problem before its {samples} rollouts; the first: {items[0].refused}")
     return Evaluation(
         [item.problem.id for item in whole],
         np.array([sum(record.correct for record in item.records) for item in whole]),

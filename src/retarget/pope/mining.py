@@ -31,8 +31,8 @@ class Outcome:
         kind: ``solved`` (at least once); ``hard``; 0 of k with another likely cause: most rollouts ``truncated``, most
             ``unparsed`` (truncated or without a final answer), or ``suspect`` (most of the extracted answers, and at
             least two, agree with each other but not with the label, which may be wrong); ``broken`` (the grader does
-            not accept the problem's own label, so it was never sampled); or ``failed`` (the engine refused its prompt;
-            see ``reason``).
+            not accept the problem's own label, so it was never sampled); or ``failed`` (the engine refused its prompt,
+            or failed on it; see ``reason``).
         n, correct, tokens: rollouts, successes, generated tokens.
         truncated, unparsed, failed: rollouts that the token budget cut off, that have no final answer, and on which the
             grader failed.
@@ -41,7 +41,8 @@ class Outcome:
         example: one rollout; for a broken problem its solution.
         sequential: sampling stopped at the first success. ``correct / n`` then overestimates the success rate: use only
             whether the problem was solved, and after how many rollouts.
-        reason: why the engine refused the prompt.
+        reason: why the engine refused the prompt, or how it failed on it.
+        outage: whether it failed on it in all attempts, which need not be the prompt's fault.
     """
 
     problem: Problem
@@ -57,6 +58,7 @@ class Outcome:
     example: str = ""
     sequential: bool = False
     reason: str = ""
+    outage: bool = False
 
     @property
     def rate(self) -> float | None:
@@ -204,6 +206,7 @@ def _outcome(item: Item, sequential: bool, grader: Grader) -> Outcome:
         item.problem,
         "failed" if item.refused and kind != "solved" else kind,
         reason=item.refused or "",
+        outage=item.outage,
         answers=dict(answers.most_common(5)),
         example=example,
         sequential=sequential,

@@ -153,7 +153,14 @@ class Engine(Protocol):
 
 
 class Refused(UserError):
-    """The engine refuses a prompt (too long, filtered). Its problem fails; the others continue."""
+    """The engine gives no rollouts of a prompt: it refuses it (too long, filtered), or fails on it again and again.
+
+    Its problem fails; the others continue. Nothing is journalled of it, so the next call asks again.
+    """
+
+
+class Failed(Refused):
+    """The engine fails on a prompt in all attempts, and answers others. The prompt need not be to blame."""
 
 
 Ask = Callable[[Prompt, int, Sampling], Awaitable[list[Rollout]]]

@@ -15,7 +15,7 @@ from retarget.errors import UserError
 from retarget.pope.graders import Grade
 from retarget.pope.journal import Journal
 from retarget.pope.problems import Problem
-from retarget.pope.rollouts import Refused, Rollout, StreamingEngine, run_async
+from retarget.pope.rollouts import Failed, Refused, Rollout, StreamingEngine, run_async
 from retarget.pope.sampler import Sampler
 from retarget.pope.work import Item, Progress, Record, Unit, summarise
 
@@ -139,7 +139,7 @@ class Work:
         self._tell()
 
     def _refuse(self, place: int, refusal: Refused) -> None:
-        self.items[place].refused = str(refusal)
+        self.items[place].refused, self.items[place].outage = str(refusal), isinstance(refusal, Failed)
         self._units.pop(place)
         self._done += 1
         self._refusals += 1
@@ -147,9 +147,11 @@ class Work:
             raise self._all_refused()
 
     def _all_refused(self) -> UserError:
-        first = next(item for item in self.items if item.refused)
+        refused = [item for item in self.items if item.refused]
+        first = refused[0]
+        how = "failed on" if all(item.outage for item in refused) else "refused"
         return UserError(
-            f"the engine refused all {self._refusals} problems that it was given; the first, {first.problem.id!r}: "
+            f"the engine {how} all {self._refusals} problems that it was given; the first, {first.problem.id!r}: "
             f"{first.refused}"
         )
 

@@ -37,7 +37,8 @@ class Found:
         prefix: the beginning of the solution, for the prompt; None if there is no prefix.
         status: ``found`` (a rollout succeeded with this prefix), ``fallback`` (none succeeded with any: this is the
             longest), ``none`` (none succeeded, and no fallback was asked for), ``no cut`` (there is no boundary before
-            the cap, or every cut leaks the answer), ``failed`` (the engine refused a prompt; see ``reason``).
+            the cap, or every cut leaks the answer), ``failed`` (the engine refused a prompt, or failed
+            on one; see ``reason``).
         cut: the position of the cut.
         leaks: number of cuts that were left out because they state the answer.
         bare: occurrences of the answer as a token in the prefix.
@@ -45,7 +46,7 @@ class Found:
         rollouts, tokens: cost of the search for this problem.
         tried: for each cut its end, rollouts and successes. Sampling stops at a success, so these do not estimate a
             success rate.
-        reason: why the engine refused a prompt.
+        reason, outage: why the engine refused a prompt, or how it failed on one, and whether it failed.
         solution, template: fingerprints of the solution and of the prompt templates that the prefix was searched with.
             None in files of earlier versions.
     """
@@ -63,6 +64,7 @@ class Found:
     reason: str = ""
     solution: str | None = None
     template: str | None = None
+    outage: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """A record for a results file."""
@@ -347,5 +349,5 @@ def _found(item: Item, places: list[Cut], clean: list[Cut], fallback: Fallback, 
         leaks=len(places) - len(clean), bare=bare, in_question=in_question,
         rollouts=item.rollouts, tokens=sum(one.tokens for one in records),
         tried=[(end, n, correct) for end, (n, correct) in tried.items()], reason=item.refused or "",
-        solution=fingerprint(problem.solution), template=template,
+        solution=fingerprint(problem.solution), template=template, outage=item.outage,
     )  # fmt: skip

@@ -104,11 +104,15 @@ class Unit:
 
 @dataclass
 class Item:
-    """A problem with its records, and the reason if the engine refused it."""
+    """A problem with its records, and the reason if the engine refused it.
+
+    ``outage`` says that it did not refuse the problem but failed on it (see :class:`~retarget.pope.rollouts.Failed`).
+    """
 
     problem: Problem
     records: list[Record] = field(default_factory=list)
     refused: str | None = None
+    outage: bool = False
 
     @property
     def rollouts(self) -> int:

@@ -12,7 +12,7 @@ from tyro.conf import Positional, arg
 from retarget.errors import UsageError
 from retarget.files import make_directory, write_text
 from retarget.helptext import one_paragraph
-from retarget.pope.commands.options import PROBLEMS, Evaluating, Reading, progress, said
+from retarget.pope.commands.options import AGAIN, PROBLEMS, Evaluating, Reading, progress, said
 from retarget.pope.evaluation import evaluate
 from retarget.pope.graders import BUILT_IN
 from retarget.pope.grading import rejected_solutions
@@ -52,7 +52,9 @@ class Evaluate:
             found = evaluate(problems, sampler, self.samples, journal=self.out / "evaluate.jsonl", progress=told)
         said(found.sampled, self.samples, self.out / "evaluate.jsonl", sampler.grader)
         for name, reason in found.failed.items():
-            print(f"the engine refused {name}, which is left out of all figures: {reason}", file=sys.stderr)
+            print(f"{name} has no rollouts, and is left out of all figures: {reason}", file=sys.stderr)
+        if found.failed:
+            print(AGAIN, file=sys.stderr)
         summary = found.to_json(ks)
         report = {**summary, "settings": self.sampling.shown()}
         write_text(self.out / "evaluation.json", json.dumps(report, default=str))

@@ -14,7 +14,18 @@ from retarget.errors import UsageError, UserError
 from retarget.files import make_directory, write_text
 from retarget.helptext import one_paragraph
 from retarget.identity import fingerprint
-from retarget.pope.commands.options import PROBLEMS, Cost, Mining, Reading, histogram, lines, progress, said, stops
+from retarget.pope.commands.options import (
+    PROBLEMS,
+    Cost,
+    Mining,
+    Reading,
+    failures,
+    histogram,
+    lines,
+    progress,
+    said,
+    stops,
+)
 from retarget.pope.grading import LabelCheck
 from retarget.pope.identity import weights_of
 from retarget.pope.mining import Kind, Outcome, mine
@@ -72,7 +83,7 @@ class Mine:
         print(histogram(rates) if self.rates else stops([(one.n, one.correct > 0) for one in found.outcomes if one.n]))
         counts = ", ".join(f"{name} {count}" for name, count in found.counts.items() if count)
         print(f"{len(problems)} problems: {counts}. {found.rollouts:,} rollouts, {found.tokens:,} tokens.")
-        _examples(found.outcomes)
+        _examples(found.outcomes, "outcomes.jsonl")
         print(f"{self.out / 'hard.jsonl'}: {len(found)} problems")
         if not len(found):
             print("There is nothing to search: --accept keeps other kinds, and a larger --max-tokens truncates fewer.")
@@ -112,18 +123,18 @@ class Mine:
                 print(f"  {one.problem.id}: solved within {one.n} rollouts")
         print(f"{len(now)} are still hard: {self.out / 'still-hard.jsonl'}; {len(other)} are neither: "
               f"{self.out / 'left-over.jsonl'}")  # fmt: skip
-        _examples(now.outcomes)
+        _examples(now.outcomes, "outcomes-again.jsonl")
         return 0
 
 
-def _examples(outcomes: Sequence[Outcome]) -> None:
+def _examples(outcomes: Sequence[Outcome], reasons: str) -> None:
     for kind, meaning in (
         ("broken", "the grader rejects the problem's own label"),
         ("truncated", "most rollouts were cut off by the token budget"),
         ("unparsed", "most rollouts have no final answer"),
-        ("failed", "the engine refused the prompt; outcomes.jsonl has the reason"),
         ("suspect", "most answers agree with each other but not with the label, which may be wrong"),
     ):
         some = [one for one in outcomes if one.kind == kind]
         if some:
             print(f"{kind} ({meaning}): {', '.join(one.problem.id for one in some[:5])}{' ...' if some[5:] else ''}")
+    failures([(one.problem.id, one.reason, one.outage) for one in outcomes if one.kind == "failed"], reasons)

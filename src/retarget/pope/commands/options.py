@@ -4,7 +4,7 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -243,6 +243,34 @@ def said(sampled: int, rollouts: int, journal: Path, grader: "Grader") -> None:
         print(f"Nothing was sampled: everything is already in {journal}.")
     if grader.failures:
         print(f"warning: {grader.failures}", file=sys.stderr)
+
+
+AGAIN = "The same command again samples what is missing."
+"""What to do about problems on which an engine failed."""
+
+
+def failures(failed: Sequence[tuple[str, str, bool]], reasons: str) -> None:
+    """Print which problems the engine refused, and on which it failed, with one reason.
+
+    Args:
+        failed: for each of them its id, the reason, and whether the engine failed on it.
+        reasons: name of the file that has all reasons.
+
+    >>> failures([("a", "too long", False), ("b", "failed 4 times: HTTP 500", True)], "outcomes.jsonl")
+    failed (the engine refused the prompt; outcomes.jsonl has the reason): a
+    failed (the engine failed on the prompt in all attempts): b
+      failed 4 times: HTTP 500
+      outcomes.jsonl has the reasons. The same command again samples what is missing.
+    """
+    for outage, meaning in (
+        (False, f"the engine refused the prompt; {reasons} has the reason"),
+        (True, "the engine failed on the prompt in all attempts"),
+    ):
+        some = [(name, reason) for name, reason, out in failed if out == outage]
+        if some:
+            print(f"failed ({meaning}): {', '.join(name for name, _ in some[:5])}{' ...' if some[5:] else ''}")
+            if outage:
+                print(f"  {some[0][1]}\n  {reasons} has the reasons. {AGAIN}")
 
 
 def lines(records: Iterable[Any]) -> str:

@@ -10,7 +10,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from retarget.files import make_directory, write_text
 from retarget.helptext import one_paragraph
-from retarget.pope.commands.options import Asking, Cost, Reading, lines, progress, said
+from retarget.pope.commands.options import Asking, Cost, Reading, failures, lines, progress, said
 from retarget.pope.prefixes import Unit
 from retarget.pope.search import Fallback, Strategy, search_prefixes
 
@@ -18,7 +18,6 @@ _UNSOLVED = {
     "fallback": "no rollout succeeded with any prefix; the longest one is used, except by `mix --found-only`",
     "none": "no rollout succeeded with any prefix",
     "no cut": "the solution cannot be cut within the cap without stating the answer",
-    "failed": "the engine refused a prompt; prefixes.jsonl has the reason",
 }
 
 
@@ -75,6 +74,8 @@ class Search:
             some = [one.problem for one in found.found if one.status == status]
             if some:
                 print(f"{status} ({meaning}): {', '.join(some[:5])}{' ...' if some[5:] else ''}")
+        failed = [(one.problem, one.reason, one.outage) for one in found.found if one.status == "failed"]
+        failures(failed, "prefixes.jsonl")
         print(f"{sum(one.leaks for one in found.found)} cuts state the answer and were left out; {bare} prefixes "
               f"contain the answer as a token, and so does the question of {asked} of them.")  # fmt: skip
         finer = sum(one.cut is not None and one.cut.unit != self.unit for one in found.found)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from retarget.errors import UserError
 from retarget.identity import refuse_unlike
 from retarget.pope.prompts import Prompt
-from retarget.pope.rollouts import Ask, Refused, Rollout, Sampling, sample_through
+from retarget.pope.rollouts import Ask, Failed, Refused, Rollout, Sampling, sample_through
 
 OPENER = "retarget.pope.engines:open_engine"
 _LIVES = 5
@@ -264,9 +264,7 @@ class _Queue:
         for one in batch:
             one.deaths += 1
             if one.deaths >= _LIVES and not one.answer.done():
-                one.answer.set_exception(
-                    Refused(f"{_LIVES} engines died while sampling this prompt; the last: {death}")
-                )
+                one.answer.set_exception(Failed(f"{_LIVES} engines died while sampling this prompt; the last: {death}"))
         await self._put([one for one in batch if not one.answer.done()], first=True)
 
     def answer(self, batch: Sequence[_Asked], answers: Sequence[Answer]) -> None:

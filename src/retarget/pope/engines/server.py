@@ -18,7 +18,7 @@ from retarget.pope.engines.replies import Repeats, rollouts_in
 from retarget.pope.engines.requests import OF_ONE_PROMPT, Sender, Unanswered
 from retarget.pope.journal import ANSWERED_BY, VARIES
 from retarget.pope.prompts import Prompt
-from retarget.pope.rollouts import Ask, Refused, Rollout, Sampling, run_async, sample_through
+from retarget.pope.rollouts import Ask, Failed, Refused, Rollout, Sampling, run_async, sample_through
 
 _LOG = logging.getLogger(__name__)
 _FILLING_IN = {"vllm", "sglang", "llamacpp"}
@@ -216,7 +216,7 @@ class ServerEngine:
         """:meth:`request`, with failures of one prompt told from those of the server by a short prompt.
 
         Raises:
-            Refused: the server refuses this prompt, or fails on it in all attempts, and answers the short one.
+            Refused: the server refuses this prompt, or (Failed) fails on it in all attempts, and answers the short one.
             Unanswered: the server failed.
         """
         try:
@@ -242,7 +242,7 @@ class ServerEngine:
                 if not again.of_the_prompt:
                     raise
                 tried = f"{self.retries + 2} times"
-                raise Refused(f"{address} failed on this prompt {tried}, and answers another: {again.fault}") from None
+                raise Failed(f"{address} failed on this prompt {tried}, and answers another: {again.fault}") from None
         self._refused = 0
         return rollouts
 
