@@ -177,7 +177,7 @@ def test_an_old_journal_spares_all_sampling(command, written, old, monkeypatch):
 def test_an_old_journal_is_not_continued_by_other_rules(old, monkeypatch, capsys):
     monkeypatch.chdir(old("pope"))
     assert main(["pope", *shlex.split(f"mine problems.jsonl --out out --k 8 {ASKING}")]) == 1
-    assert "was made with grader_rules = nothing (now 6)" in capsys.readouterr().err
+    assert "was made with grader_rules = nothing (now 7)" in capsys.readouterr().err
 
 
 def test_an_old_journal_is_not_taken_for_another_model(old, monkeypatch, capsys):

@@ -4,7 +4,8 @@ from types import SimpleNamespace
 import pytest
 from tokenizers import AddedToken
 
-from retarget.pope.answers import final_answer, joined_boxes, stated_answer
+from retarget.pope.answers import final_answer, stated_answer
+from retarget.pope.boxes import joined_boxes
 from retarget.pope.engines.local import TransformersEngine
 from retarget.pope.engines.vllm import VLLMEngine
 from retarget.pope.grading import Grader, Reward

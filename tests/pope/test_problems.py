@@ -8,7 +8,7 @@ import pyarrow.parquet
 import pytest
 
 from retarget.errors import UserError
-from retarget.pope.answers import last_boxed
+from retarget.pope.boxes import last_boxed
 from retarget.pope.export import export
 from retarget.pope.mixture import mix, write_rows
 from retarget.pope.problems import Problem, find_answer, parse_row, read_problems, write_problems

@@ -8,15 +8,12 @@ characters only.
 import re
 from collections.abc import Iterator
 
+from retarget.pope.boxes import BOX, EMPTY, alternatives, last_boxed, without_denied
 from retarget.pope.notation import CHANGING, SCALES
 
 WITHIN = 4000
 THINKING_BEGINS, THINKING_ENDS = "<think>", "</think>"
 
-BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
-"""A brace that opens or closes a group, or a backslash with what it escapes: in ``\\{`` the brace is a character."""
-_BOX = re.compile(r"\\(?:boxed|fbox)(?:[ \t]*+\{|[ \t]++(?P<bare>\\?[^\s${}\\.,;]++))")
-_EMPTY = ("", "...", "…", r"\ldots", r"\dots", r"\cdots", "?")
 _MARKER = re.compile(
     r"(?:^|\n)[ \t]*+####(?!#)(?P<line>)"
     r"|(?P<unspaced>答案[\s*_]*+(?:是|为|為|等于|等於|：|:)|故[选選][\s*_]*+(?:：|:)?|答えは)"
@@ -39,8 +36,6 @@ _UNSPACED = "\u3040-\u30ff\u3400-\u9fff"
 """Letters of Chinese and Japanese, in which no space stands around a number."""
 _FORMULA = re.compile(r"\$\$[^$]++\$\$|\$[^$\n]++\$|\\\([^\n]+?\\\)|\\\[.+?\\\]", re.DOTALL)
 _JOINT = re.compile(r"[ \t]*+(?:,[ \t]*+(?:and\b)?|and\b)[ \t]*+", re.IGNORECASE)
-_JOINING = re.compile(r"[\s$}]*+(?:,[\s$]*+(?:and|or)?|and|or)[\s$]*+(?:[a-z]\s*+=)?[\s$]*+")
-"""What joins two boxes to one answer."""
 _SENTENCE_END = re.compile(r"[.!?](?=[\s*_\"')]|$)|[。！？\n]")
 _COMMAND = re.compile(r"\\[A-Za-z]++(?:\{[^{}]*+\})?|\\.")
 _FUNCTIONS = re.compile(r"(?:sqrt|sin|cos|tan|cot|log|ln|exp|pi|mod|infinity|inf|deg)(?![a-z])", re.IGNORECASE)
@@ -90,100 +85,36 @@ def without_tags(text: str) -> str:
     return text.replace(THINKING_BEGINS, "").replace(THINKING_ENDS, "")
 
 
-def last_boxed(text: str) -> str | None:
-    r"""The content of the last ``\boxed{...}``, nested braces included; None if there is no box or it never closes.
-
-    As in TeX, a box without braces contains the next token. An empty box, as in the instruction "put your answer within
-    \boxed{}", is none.
-
-    >>> last_boxed(r"so \boxed{1}, no: \boxed{\frac{1}{2}}"), last_boxed(r"it is $\boxed 2$, within \boxed{}.")
-    ('\\frac{1}{2}', '2')
-    """
-    found = _last_box(text)
-    return None if found is None else found[1]
-
-
-def _last_box(text: str) -> tuple[int, str] | None:
-    """Start and content of the last box that is not empty."""
-    for found in reversed(list(_BOX.finditer(text))):
-        if found["bare"] is not None:
-            return found.start(), found["bare"]
-        depth, at = 0, found.end()
-        for brace in BRACE.finditer(text, found.end() - 1):
-            depth, at = depth + {"{": 1, "}": -1}.get(brace[0], 0), brace.start()
-            if depth == 0:
-                break
-        else:
-            return None
-        content = text[found.end() : at].strip()
-        if content not in _EMPTY:
-            return found.start(), content
-    return None
-
-
 def final_answer(completion: str) -> str | None:
     r"""The final answer as written: in the last ``\boxed{}`` or ``<answer>``, behind ``####``, or "the answer is".
 
-    If there is a thinking block, only the text after it counts (see :func:`after_thinking`).
+    If there is a thinking block, only the text after it counts (see :func:`after_thinking`). A box that the text denies
+    ("it is not \boxed{4}") is no answer, and nor is an earlier statement of the same.
 
     >>> final_answer("<think>4?</think> The answer is therefore $5$."), final_answer("The answer is at least 5.")
     ('5', None)
     """
     text = after_thinking(completion)
-    boxed = last_boxed(text)
-    if boxed is not None:
-        return boxed
-    tagged = _tagged(text)
-    return tagged if tagged is not None else stated_answer(text)
+    kept, denied = without_denied(text)
+    found = last_boxed(kept)
+    if found is None:
+        found = _tagged(text)
+    if found is None:
+        found = stated_answer(text)
+    return None if found in denied else found
 
 
 def _tagged(text: str) -> str | None:
     """What the last ``<answer>...</answer>`` states, or all of it if it is one line without a marker."""
     for found in reversed(list(_TAG.finditer(text[-WITHIN:]))):
         within = found["within"].strip()
-        if within in _EMPTY:
+        if within in EMPTY:
             continue
         if _MARKER.search(within):
             return stated_answer(within)
         bare = within.strip("$").strip() if within.count("$") in (2, 4) and within.startswith("$") else within
         return bare if "\n" not in bare else None
     return None
-
-
-def joined_boxes(text: str) -> str | None:
-    r"""The last boxes of a text as one list, if little more than ``and``, ``or`` or commas separate them; or None.
-
-    >>> joined_boxes(r"so $x=\boxed{3}$ or $x=\boxed{-3}$."), joined_boxes(r"\boxed{3}")
-    ('3,-3', None)
-    """
-    found = [one for one, _ in _last_boxes(text)]
-    return ",".join(found) if len(found) > 1 else None
-
-
-def alternatives(text: str) -> bool:
-    r"""Whether the last two boxes differ, and ``and``, ``or`` or a comma joins them: neither is the answer alone.
-
-    >>> alternatives(r"$x=\boxed{3}$ or $x=\boxed{-3}$."), alternatives(r"\boxed{3}, so the answer is \boxed{5}")
-    (True, False)
-    """
-    boxes = _last_boxes(text)[-2:]
-    return len(boxes) == 2 and boxes[0][0] != boxes[1][0] and _JOINING.fullmatch(boxes[1][1]) is not None
-
-
-def _last_boxes(text: str) -> list[tuple[str, str]]:
-    """The last boxes between which hardly anything stands, each with what stands before it."""
-    found: list[tuple[str, str]] = []
-    end = len(text)
-    while (last := _last_box(text[:end])) is not None:
-        start, one = last
-        if found:
-            between = re.sub(r"\\[a-z,;()\[\] ]+", "", text[text.index(one, start) + len(one) : end])
-            if len(between) > 40 or not re.fullmatch(r"[\s$}.,;=a-z]*+", between):
-                break
-            found[-1] = found[-1][0], between
-        found.append((one, ""))
-        end = start
-    return found[::-1]
 
 
 def stated_answer(text: str) -> str | None:
@@ -199,13 +130,19 @@ def stated_answer(text: str) -> str | None:
 
 
 def unsettled(completion: str) -> bool:
-    """Whether a text has no box, and a marker that does not settle on a value.
+    r"""Whether a text marks something, but settles on no value: one that is none, several, or one that it denies.
 
     >>> unsettled("The answer is 6 or 7."), unsettled("Answer: 7"), unsettled("So 7."), unsettled("The answer is:")
     (True, False, False, False)
+    >>> unsettled(r"It is \boxed{6} or \boxed{7}."), unsettled(r"It is not \boxed{7}.")
+    (True, True)
     """
     text = after_thinking(completion)
-    return last_boxed(text) is None and _stated(text)[1]
+    kept, denied = without_denied(text)
+    box = last_boxed(kept)
+    if box is not None:
+        return box in denied or alternatives(kept)
+    return (bool(denied) or _stated(text)[1]) and final_answer(text) is None
 
 
 def stated_line(completion: str) -> str | None:
@@ -288,7 +225,7 @@ def _value(said: str, whole_line: bool) -> str | None:
             return None
         parts = [plain]
     value = ", ".join(parts)
-    if _UNFINISHED.search(value) or _BOX.search(value):
+    if _UNFINISHED.search(value) or BOX.search(value):
         return None  # cut off, or an empty box: a box with an answer has been read before
     if scale := _SCALES.match(said, at):
         value, at = f"{value} {scale[0].strip()}", scale.end()

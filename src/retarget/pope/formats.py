@@ -21,7 +21,8 @@ from functools import cache
 from typing import Any, Literal
 
 from retarget.errors import UserError
-from retarget.pope.answers import after_thinking, joined_boxes, last_boxed
+from retarget.pope.answers import after_thinking
+from retarget.pope.boxes import joined_boxes, last_boxed
 from retarget.pope.options import named, unlabelled
 
 _LOG = logging.getLogger(__name__)

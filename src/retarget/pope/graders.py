@@ -10,16 +10,8 @@ from typing import Any, cast
 
 from retarget.errors import UserError
 from retarget.own import blame, origin_of
-from retarget.pope.answers import (
-    WITHIN,
-    after_thinking,
-    alternatives,
-    final_answer,
-    joined_boxes,
-    last_boxed,
-    stated_line,
-    unsettled,
-)
+from retarget.pope.answers import WITHIN, after_thinking, final_answer, stated_line, unsettled
+from retarget.pope.boxes import alternatives, joined_boxes, last_boxed, without_denied
 from retarget.pope.comparison import same
 from retarget.pope.quantities import last_number, one_number
 
@@ -54,6 +46,8 @@ GradingFunction = Callable[[str, str, dict[str, Any]], "Grade | float | bool"]
 def exact(completion: str, answer: str, meta: dict[str, Any]) -> Grade:
     """Accept a marked final answer that is written as the gold one, spacing aside, also if that is a whole line.
 
+    There is no answer if several boxes, or a box and a number, are offered for it.
+
     >>> exact("#### New  York", "New York", {}).correct, exact("#### 12 apples", "12 apples", {}).correct
     (True, True)
     """
@@ -61,6 +55,8 @@ def exact(completion: str, answer: str, meta: dict[str, Any]) -> Grade:
     found, line = final_answer(completion), stated_line(completion)
     if line is not None and " ".join(line.split()) == gold:
         return Grade(1.0, line)  # "#### 12 apples"
+    if unsettled(completion):
+        return Grade(0.0, None)
     return Grade(float(found is not None and " ".join(found.split()) == gold), found)
 
 
@@ -68,8 +64,8 @@ def numeric(completion: str, answer: str, meta: dict[str, Any]) -> Grade:
     r"""Accept if the marked final answer is one number, with or without a unit, that equals the gold number.
 
     Two integers must be the same; other numbers may differ by one part in a million. If no answer is marked, the last
-    number of the text counts. There is no answer if a marked one does not settle on a number ("the answer is 6 or 7"),
-    or if the token budget cut the text off (``meta["truncated"]``).
+    number of the text counts. There is no answer if a marked one does not settle on a number ("the answer is 6 or 7",
+    two boxes that "or" joins, a box that is denied), or if the token budget cut the text off (``meta["truncated"]``).
 
     Raises:
         UserError: the gold answer is not a number, or too large for one.
@@ -83,8 +79,10 @@ def numeric(completion: str, answer: str, meta: dict[str, Any]) -> Grade:
         raise UserError(f"the answer {answer!r} is {fault}: use the grader `math` or `exact`")
     if meta.get("truncated"):
         return Grade(0.0, None)
+    if unsettled(completion):
+        return Grade(0.0, None)
     marked = final_answer(completion)
-    if marked is None and not unsettled(completion):
+    if marked is None:
         marked = last_number(after_thinking(completion))
     value = None if marked is None else one_number(marked)
     return Grade(float(value is not None and value.equals(gold)), marked)
@@ -93,7 +91,8 @@ def numeric(completion: str, answer: str, meta: dict[str, Any]) -> Grade:
 def math(completion: str, answer: str, meta: dict[str, Any]) -> Grade:
     """Compare the *marked* final answer with the gold one symbolically, by math-verify.
 
-    Boxes that ``and``, ``or`` or a comma joins are one answer. A text has no answer if it marks none (see
+    Boxes that ``and``, ``or`` or a comma joins are one answer; a box is none beside another number ("or 5"), or if it
+    is denied. A text has no answer if it marks none (see
     :mod:`retarget.pope.answers`), if its thinking never ends, or if the token budget cut it off
     (``meta["truncated"]``). This runs in a worker process, which limits its time and memory, so math-verify's own
     timers are off.
@@ -102,9 +101,11 @@ def math(completion: str, answer: str, meta: dict[str, Any]) -> Grade:
     marked = final_answer(text)
     if marked is None:
         return Grade(0.0, None)
-    candidates = [marked]
-    if joined := joined_boxes(text[-WITHIN:]):
-        candidates = [joined] if alternatives(text[-WITHIN:]) else [marked, joined]
+    end = without_denied(text)[0][-WITHIN:]
+    joined, several = joined_boxes(end), alternatives(end)
+    if several and joined is None:
+        return Grade(0.0, None)
+    candidates = [*([] if several else [marked]), *([joined] if joined else [])]
     return Grade(float(any(same(one, answer) for one in candidates)), marked)
 
 
@@ -118,7 +119,7 @@ def boxed(completion: str, answer: str, meta: dict[str, Any]) -> Grade:
 
 
 BUILT_IN: dict[str, GradingFunction] = {"math": math, "boxed": boxed, "exact": exact, "numeric": numeric}
-RULES = {"math": 11, "boxed": 7, "exact": 5, "numeric": 6}
+RULES = {"math": 12, "boxed": 7, "exact": 6, "numeric": 7}
 """Versions of graders whose verdicts have changed: a journal is not continued with another version."""
 MOVED = {"retarget.pope.tasks.chain:verify": "retarget.pope.studies.chain:verify"}
 """New import paths of graders that studies and journals still name by the old ones."""

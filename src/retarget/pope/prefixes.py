@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from retarget.errors import UserError
-from retarget.pope.answers import BRACE, final_answer
+from retarget.pope.answers import final_answer
+from retarget.pope.boxes import BRACE
 from retarget.pope.options import right_options, unwrapped
 from retarget.pope.problems import Problem, find_answer
 
