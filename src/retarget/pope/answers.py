@@ -15,7 +15,9 @@ WITHIN = 4000
 THINKING_BEGINS, THINKING_ENDS = "<think>", "</think>"
 
 _MARKER = re.compile(
-    r"(?:^|\n)[ \t]*+####(?!#)(?P<line>)"
+    r"(?:^|\n)[ \t]*+(?:#{1,6}[ \t*_]*+|\*\*[ \t]*+|__[ \t]*+)(?:the[ \t]++)?(?:final[ \t]++)?answer[ \t*_]*+"
+    r"(?P<heading>)(?=\n|\Z)"
+    r"|(?:^|\n)[ \t]*+####(?!#)(?P<line>)"
     r"|(?P<unspaced>答案[\s*_]*+(?:是|为|為|等于|等於|：|:)|故[选選][\s*_]*+(?:：|:)?|答えは)"
     r"|\banswer(?:[ \t]++(?:to|of|for)\b[^.:=?!\n]{1,80}?)?[ \t*_]*+"
     r"(?:\bis\b|\bequals\b|\b(?:must|should|will|would)[ \t]++be\b|:|=)",
@@ -58,6 +60,15 @@ _TAG = re.compile(r"<answer>(?P<within>[^<]*+(?:<(?!/?answer>)[^<]*+)*+)</answer
 _REASON = re.compile(r"[ \t*_]*+,?[ \t*_]*+(?:because|since|as)\b", re.IGNORECASE)
 _UNFINISHED = re.compile(r"(?:[-=+*/<>^]|\\(?:cdot|times|div|approx))\Z")
 """How a formula ends that was cut off before its value: "the answer is $144 - 72 ="."""
+_CONTRAST = re.compile(
+    r"[ \t*_]*+(?:,[ \t*_]*+|(?<=[ \t]))(?:(?:and|but)[ \t]++)?(?:not|rather[ \t]+than|instead[ \t]+of)[ \t]++[*_]*+"
+    r"(?:\$[^$\n]++\$|\\\([^\n]+?\\\)|\\boxed\{[^{}]*+\}|[-+$]?+\d[\d.,/]*+%?+)(?:[ \t]++[^\W\d_]++){0,2}[ \t*_.]*+"
+    r"(?=\Z|,?[ \t]*\b(?:because|since|as)\b)",
+    re.IGNORECASE,
+)
+"""A value that the answer is not, behind the answer: "4, not 5"."""
+_ALTERNATIVES = re.compile(r"[^A-Za-z]*+\bor\b[^A-Za-z]*+")
+"""Two numbers under a heading: "3 or 4"."""
 _NO_NAME = re.compile(
     r"(?:an?|the|at|in|on|of|to|by|as|that|this|it|about|around|roughly|approximately|between|near|one|some|any|very"
     r"|all|what|how|still|given|indeed|only|always|never|no(?=\s)|yet|already|probably)\b",
@@ -153,6 +164,8 @@ def stated_line(completion: str) -> str | None:
     """
     text = after_thinking(completion)[-WITHIN:]
     for marker in reversed(list(_MARKER.finditer(text))):
+        if marker["heading"] is not None:
+            continue
         if marker["line"] is not None or not _SUPPOSED.search(_sentence_before(text, marker.start())):
             return text[marker.end() :].partition("\n")[0].strip(" \t*_:").removesuffix(".").strip(" \t*_")
     return None
@@ -163,6 +176,11 @@ def _stated(text: str) -> tuple[str | None, bool]:
     text = text[-WITHIN:]
     words: str | None = None
     for marker in reversed(list(_MARKER.finditer(text))):
+        if marker["heading"] is not None:
+            value, several = _under_heading(text[marker.end() :])
+            if value is not None or several:
+                return value, several
+            continue
         whole_line = marker["line"] is not None
         if not whole_line and _SUPPOSED.search(_sentence_before(text, marker.start())):
             continue
@@ -181,6 +199,31 @@ def _stated(text: str) -> tuple[str | None, bool]:
         if words is None and named and not _UNSETTLED.search(plain):
             words = plain
     return words, False
+
+
+def _under_heading(text: str) -> tuple[str | None, bool]:
+    """The value under a heading, and whether it is several.
+
+    It must be all of the first line, and nothing but another heading may follow: a paragraph of reasoning under
+    "## Answer" states no answer, and what is a step of it is none either.
+
+    >>> _under_heading("\\n\\n**4** cm"), _under_heading("\\n3 or 4"), _under_heading("\\n4\\n\\nBut then 5.")
+    (('4', False), (None, True), (None, False))
+    """
+    text = text.strip()
+    formula = _FORMULA.match(text)  # in display style it has several lines
+    end = formula.end() if formula else 0
+    line, _, rest = text[end:].partition("\n")
+    line = text[:end] + line
+    if rest.strip() and not re.match(r"\s*(?:#{1,6}[ \t]|\*\*[^*\n]+\*\*[ \t]*(?:\n|\Z)|-{3,}|={3,})", rest):
+        return None, False
+    said = line.strip(" \t*_")
+    value = _value(said, whole_line=True)
+    if value is None:
+        plain = said.strip("\"'.").strip()
+        if plain and len(plain.split()) <= 4 and not (_NO_NAME.match(plain) or re.search(r"[\d\\$:]", plain)):
+            value = None if _UNSETTLED.search(plain) else plain
+    return value, value is None and _ALTERNATIVES.fullmatch(_COMMAND.sub("", said)) is not None
 
 
 def _spaced(said: str) -> str:
@@ -214,7 +257,7 @@ def _stop(text: str, start: int, whole_line: bool) -> int:
 
 def _value(said: str, whole_line: bool) -> str | None:
     """The value that a statement begins with, unless the words after it change it; then None."""
-    said = said.rstrip().rstrip(".").rstrip()
+    said = _CONTRAST.sub(" ", said.rstrip().rstrip(".").rstrip(), count=1).rstrip()
     parts, at = [], 0
     for part, end in _formulas(said):
         parts.append(part)

@@ -119,7 +119,7 @@ def boxed(completion: str, answer: str, meta: dict[str, Any]) -> Grade:
 
 
 BUILT_IN: dict[str, GradingFunction] = {"math": math, "boxed": boxed, "exact": exact, "numeric": numeric}
-RULES = {"math": 12, "boxed": 7, "exact": 6, "numeric": 7}
+RULES = {"math": 12, "boxed": 8, "exact": 6, "numeric": 7}
 """Versions of graders whose verdicts have changed: a journal is not continued with another version."""
 MOVED = {"retarget.pope.tasks.chain:verify": "retarget.pope.studies.chain:verify"}
 """New import paths of graders that studies and journals still name by the old ones."""

@@ -59,12 +59,47 @@ _WORDS_IN_TEXT = frozenset(("and", "or"))
 _KEPT = re.compile(r"[_&#]|\\(?![ ,;:!%$])")
 
 
+_GROUP = r"\{((?:[^{}]|\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*+\})*+\})*+\})*+)\}"
+"""A group of LaTeX, with up to three groups in each other."""
+_COLOUR = re.compile(rf"\\(?:text)?color\s*(?:\[[^\]]*+\]\s*)?\{{[^{{}}]*+\}}\s*(?:{_GROUP})?")
+_DEEP = 3
+"""How often colours and lines are taken off that are in each other."""
+_WRAPPED = re.compile(rf"\s*(?P<line>\\(?:underline|uline)\s*)?{_GROUP}\s*")
+
+
+def without_colour(text: str) -> str:
+    r"""A text without its colours, and without a line under all of it.
+
+    >>> [without_colour(one) for one in (r"\textcolor{blue}{4}", r"{\color{red} 4}", r"\underline{\frac{1}{2}}")]
+    ['4', '4', '\\frac{1}{2}']
+    >>> without_colour(r"2^\textcolor{blue}{12}"), without_colour(r"\underline{a}b"), without_colour("{4}")
+    ('2^{12}', '\\underline{a}b', '{4}')
+    """
+    coloured = "color" in text and _COLOUR.search(text) is not None
+    for _ in range(_DEEP if coloured else 0):
+        text = _COLOUR.sub(_uncoloured, text)
+    for _ in range(_DEEP):
+        whole = _WRAPPED.fullmatch(text)
+        if whole is None or not (coloured or whole["line"]):
+            break
+        text = whole[2]
+    return text
+
+
+def _uncoloured(found: re.Match[str]) -> str:
+    """What is coloured; in braces where LaTeX would take its first character alone, or for a part of a name."""
+    before = found.string[: found.start()].rstrip()[-1:]
+    within = found[1] or ""
+    return f"{{{within}}}" if within and (before in ("^", "_") or before.isalpha()) else within
+
+
 def plain_unicode(text: str) -> str:
-    r"""A text whose mathematical signs are written in ASCII and LaTeX.
+    r"""A text whose mathematical signs are written in ASCII and LaTeX, without colours.
 
     >>> plain_unicode("5√2"), plain_unicode("2½ cm²"), plain_unicode("–42"), plain_unicode("90° > x₁")
     ('5\\sqrt{2}', '2\\frac{1}{2} cm^{2}', '-42', '90^\\circ > x_{1}')
     """
+    text = without_colour(text) if "\\" in text else text
     if text.isascii():
         return text
     text = _MINUS.sub(r"\1\2-", text.translate(_SIGNS).removesuffix("。"))
