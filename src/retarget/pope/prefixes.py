@@ -10,7 +10,7 @@ from retarget.errors import UserError
 from retarget.pope.answers import final_answer
 from retarget.pope.boxes import BRACE
 from retarget.pope.options import right_options, unwrapped
-from retarget.pope.problems import Problem, find_answer
+from retarget.pope.problems import SAME, Problem, answer_spans
 
 Unit = Literal["sentence", "line", "step", "token"]
 UNITS: tuple[Unit, ...] = ("sentence", "line", "step", "token")
@@ -56,8 +56,9 @@ _BLOCK = re.compile(
 """A block of code, or a table, in Markdown."""
 _SPACED_NUMBER = re.compile(r"\b\d{1,3}(?:[   ]\d{3})+\b")
 _MARKER = re.compile(
-    r"####|\\(?:boxed|fbox)\b|<answer>|答案\s*(?:是|为|為|：|:|】)|答えは|\bответ\b\s*[:=.—–-]"
-    r"|\b(?:answer|ans)\b[\s*_\])]*(?:is\b|equals\b|(?:will|must|should|would)\s+be\b|[:=.—–]|to\b)"
+    r"####|\\(?:boxed|fbox)\b|<answer>|答案\s*[*_]*(?:是|为|為|：|:|】)|\bответ\b[\s*_})\]]*[:=.—–-]"
+    r"|(?:答え?|解答|正解)[\s*_]*(?:は|：|:)|(?:정답|해답|답)[\s*_]*(?:은|는|：|:|=)"
+    r"|\b(?:answer|ans)\b[\s*_\])}$]*(?:is\b|equals\b|(?:will|must|should|would)\s+be\b|[:=.—–]|to\b)"
     r"|\banswer\b[^.:=?!\n]{1,40}?\b(?:is|equals|be)\b"
     r"|(?:^|\n|[.!?]\s)[ \t]*answer\s+(?=[$\\(]*[\d-])"
     r"|(?:^|\n)[ \t]*(?:#+[ \t]*|[*_\[(]+)(?:final[ \t]+)?answer\b"
@@ -67,11 +68,23 @@ _MARKER = re.compile(
     r"|\*\*\s*(?:final\s+)?(?:result|solution|value)\b|(?:^|\n)[ \t]*(?:final\s+)?result\s*:|\bTL;?\s?DR\b"
     r"|(?:^|\n)[ \t]*\*\*(?=\S{1,20}\*\*[ \t]*(?:\n|$))"  # a bold line of its own
     r"|\b(?:option|choice)\b(?=\s*\(?(?-i:[A-J])\)?\s+(?:is|must\s+be)\s+(?:the\s+)?(?:correct|right|true|answer)\b)"
+    r"|(?<![^\s.:,;(*])\((?=(?-i:[A-J])\)\s+(?:is|must\s+be)\s+(?:the\s+)?(?:correct|right|true|answer)\b)"
+    r"|(?<![^\s.:,;(*])(?=(?-i:[A-J])[\s*]+(?:is|must\s+be)\s+(?:correct\b|the\s+(?:correct|right)\s+(?:answer|option|choice)))"
     r"|\b(?:respuesta|resposta|risposta|réponse|antwort|lösung|ergebnis|résultat|resultado)\b[^.:=?!\n]{0,40}?"
     r"(?:\b(?:es|est|ist|lautet|é|è)\b|[:=])|结果\s*(?:是|为|為|：|:)|[应應故]选|(?:选|選)\s*(?=(?-i:[A-J])\b)",
     re.IGNORECASE,
 )
 """What announces an answer; it counts only if the answer follows, so a false marker costs one cut at most."""
+_IN_WORDS = dict(zip(
+    [*map(str, range(21)), *map(str, range(30, 100, 10))],
+    re.findall(
+        "[a-z]+",
+        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+        "seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety",
+    ),
+    strict=True,
+))  # fmt: skip
+"""Numbers as an announced answer may write them."""
 _VERDICT = re.compile(
     r"\A\W*(?P<first>yes|no|true|false)\b|(?:\n|[.!?]\s)[\s*_]{0,8}(?P<begins>yes|no|true|false)\b[*_]*\s*[.,!:;—–]"
     r"|\b(?:statement|assertion)\s+is\s+(?P<follows>true|false)\b",
@@ -279,13 +292,15 @@ def statements(problem: Problem) -> list[tuple[int, int]]:
         # "The answer is" may be on one line, and the answer on the next.
         stop = min(edges[min(sentence + 2, len(edges) - 1)], marker.end() + _STATED_WITHIN + 2 * len(answer))
         at = bisect_left(begins, marker.end())
-        if at < len(said) and said[at][1] <= stop:
+        if (at < len(said) and said[at][1] <= stop) or (
+            not marker[0].endswith("to") and _in_words(text, marker.end(), problem.answer)
+        ):
             stating.add(sentence)
             unread["#"].clear()
-            if marker[0][0] == "\\":
+            if marker[0][:1] == "\\":
                 unread["\\"].clear()
-        elif marker[0][0] in unread:
-            unread[marker[0][0]].add(sentence)
+        elif marker[0][:1] in unread:
+            unread[marker[0][:1]].add(sentence)
     stating |= unread["#"] | unread["\\"]
     verdicts = {form.lower() for form in forms}
     for found in _VERDICT.finditer(text):
@@ -301,6 +316,19 @@ def statements(problem: Problem) -> list[tuple[int, int]]:
         stating.add(max(holding))
     telling.sort()
     return [(_clause(text, edges[one], telling), edges[one + 1]) for one in sorted(stating)]
+
+
+def _in_words(text: str, start: int, answer: str) -> bool:
+    """Whether an answer that is a small number is the next word: "twelve". Elsewhere words tell less than digits do.
+
+    >>> _in_words("is **twelve** cats", 2, "12"), _in_words("is one of 12", 2, "1")
+    (True, False)
+    """
+    word = _IN_WORDS.get(answer)
+    if word is None:
+        return False
+    found = re.compile(rf"[\W_]*(?:text[\W_]*)?{word}(?![\w-]|\s+(?:of|less|more|hundred|thousand)\b)", re.IGNORECASE)
+    return found.match(text, start) is not None
 
 
 def _clause(text: str, start: int, telling: Sequence[int]) -> int:
@@ -343,7 +371,9 @@ def bare_occurrences(problem: Problem, end: int) -> tuple[int, bool]:
 
 
 def _said(text: str, answer: str, cased: bool = False) -> list[tuple[int, int]]:
-    """Spans of the answer in a text, in order: as a separate token, or, unless it is an integer, ignoring spaces.
+    r"""Spans of the answer in a text, in order: as a separate token, or, unless it is an integer, ignoring spaces.
+
+    Sizes of fractions and brackets (``\dfrac``, ``\left``) are ignored with the spaces.
 
     Words count in capital and in small letters, unless ``cased``; a short one counts only as a separate token.
     """
@@ -352,17 +382,18 @@ def _said(text: str, answer: str, cased: bool = False) -> list[tuple[int, int]]:
         token = r"[\s$]+".join(map(re.escape, answer.split()))
         found = [one.span() for one in re.finditer(rf"(?<!{_INNER}){token}(?!{_INNER})", text, re.IGNORECASE)]
     else:
-        found = [(start, start + len(answer)) for start in find_answer(text, answer)]
-    bare = _UNSPACED.sub("", answer)
+        found = list(answer_spans(text, answer))
+    bare = SAME.sub("", answer)
     if answer.isdigit() or not bare or (words and len(bare) < _SHORT_WORD):
         return found
-    kept = [at for at, letter in enumerate(text) if not (letter.isspace() or letter == "$")]
+    left_out = {at for one in SAME.finditer(text) for at in range(*one.span())}
+    kept = [at for at in range(len(text)) if at not in left_out]
     close = "".join(map(text.__getitem__, kept))
     at = close.find(bare)
     while at >= 0:
         found.append((kept[at], kept[at + len(bare) - 1] + 1))
         at = close.find(bare, at + 1)
-    return sorted(found)
+    return sorted(set(found))
 
 
 def _space(text: str, start: int) -> int:

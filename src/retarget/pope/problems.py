@@ -260,8 +260,11 @@ def hash_id(kind: str, prompt: str) -> str:
 
 _LETTER = "[^\\W\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]"
 """A letter that continues a word or number. Chinese, Japanese and Korean have no spaces around numbers."""
-_SAME = re.compile(r"\s|\$|\\left(?![a-z])|\\right(?![a-z])|\\[,;!]|(?<=\\)[dt](?=frac)")
+SAME = re.compile(r"\s|\$|\\left(?![a-z])|\\right(?![a-z])|\\[,;!]|(?<=\\)[dtc](?=frac)")
 """Parts of LaTeX that do not change an answer."""
+_GROUPED = r"(?:[,\u0020\u00a0\u202f]|\{,\}|,\\!|\\[,;: ])?"
+"""What may stand between the thousands of a number."""
+_THOUSANDS = re.compile(r"\d{1,3}(?:(?:,|\{,\}|,\\!)\d{3})+")
 
 
 def find_answer(text: str, answer: str) -> Iterator[int]:
@@ -272,15 +275,29 @@ def find_answer(text: str, answer: str) -> Iterator[int]:
     >>> list(find_answer("一共有7个，不是17个", "7"))
     [3]
     """
+    return (start for start, _ in answer_spans(text, answer))
+
+
+def answer_spans(text: str, answer: str) -> Iterator[tuple[int, int]]:
+    """Spans of an answer in a text; see :func:`find_answer`.
+
+    >>> list(answer_spans("It is $1{,}200$, not 200.", "1200")), list(answer_spans("1{,}200, not 200.", "200"))
+    ([(7, 14)], [(13, 16)])
+    """
     if not answer.strip():
         return
-    before = rf"(?<!{_LETTER})(?<!\.)(?<!\d,)(?<!\s-)(?<!^-)" if answer[0].isalnum() or answer[0] in "-+." else ""
-    after = rf"(?!{_LETTER})(?![.,]\d)" if answer[-1].isalnum() else ""
+    before = (
+        rf"(?<!{_LETTER})(?<!\.)(?<!\d,)(?<!\d\{{,\}})(?<!\d,\\!)(?<!\s-)(?<!^-)"
+        if answer[0].isalnum() or answer[0] in "-+."
+        else ""
+    )
+    after = rf"(?!{_LETTER})(?!(?:[.,]|\{{,\}}|,\\!)\d)" if answer[-1].isalnum() else ""
     written = re.escape(answer)
-    if answer.isdigit():  # 1200 may be written as 1,200 or 1 200
-        written = re.sub(r"(?<=\d)(?=(?:\d{3})+$)", "[,\u0020\u00a0\u202f]?", answer)
+    digits = re.sub(r"\{,\}|,\\!|,", "", answer) if _THOUSANDS.fullmatch(answer) else answer
+    if digits.isdigit():  # 1200 may be written as 1,200 or 1 200 or 1{,}200
+        written = re.sub(r"(?<=\d)(?=(?:\d{3})+$)", lambda _: _GROUPED, digits)
     for found in re.finditer(before + written + after, text):
-        yield found.start()
+        yield found.span()
 
 
 def _check(problem: Problem, needs_solution: bool, needs_answer: bool) -> None:
@@ -300,8 +317,8 @@ def _holds(solution: str, answer: str) -> bool:
     """Whether a solution contains an answer, literally or except for spacing and the size of fractions."""
     if next(find_answer(solution, answer), None) is not None:
         return True
-    bare = _SAME.sub("", answer)
-    return not bare.isalnum() and next(find_answer(_SAME.sub("", solution), bare), None) is not None
+    bare = SAME.sub("", answer)
+    return not bare.isalnum() and next(find_answer(SAME.sub("", solution), bare), None) is not None
 
 
 def _report(
