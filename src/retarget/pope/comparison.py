@@ -9,7 +9,16 @@ import math
 import re
 
 from retarget.pope.formulas import both_signs, same_value
-from retarget.pope.notation import CHANGING, SCALES, TEXT, plain_unicode, repeating, scaled, unwrapped
+from retarget.pope.notation import (
+    CHANGING,
+    SCALES,
+    TEXT,
+    plain_unicode,
+    repeating,
+    scaled,
+    unwrapped,
+    with_derivatives,
+)
 from retarget.pope.parts import (
     DOTS,
     UNITS,
@@ -154,7 +163,7 @@ def _tidy(text: str) -> str:
     text = re.sub(r"(?<!\\)\\ |~", " ", text.strip()).replace("$$", "$").replace(r"\varnothing", r"\emptyset")
     text = DOTS.sub(r"\\ldots ", text)
     text = re.sub(r"\\var(?=(?:phi|epsilon|theta)(?![a-z]))", r"\\", text)
-    text = _LETTER.sub(_plain_letter, text)
+    text = _LETTER.sub(_plain_letter, with_derivatives(text))
     text = re.sub(r"\b([ap])\.\s?m\.", lambda found: found[1].lower() + "m", text, flags=re.IGNORECASE)
     text = _MONEY.sub("", text)
     parts = re.split(r"(?<!\\)\$", text)
