@@ -19,6 +19,7 @@ from retarget.pope.notation import (
     unwrapped,
     with_derivatives,
 )
+from retarget.pope.opposites import opposed
 from retarget.pope.parts import (
     DOTS,
     UNITS,
@@ -353,7 +354,7 @@ def _same_formula(marked: str, answer: str) -> bool:
 
 
 def _same_reading(marked: str, answer: str) -> bool:
-    if set_and_row(marked, answer) or other_unit(marked, answer):
+    if set_and_row(marked, answer) or other_unit(marked, answer) or opposed(marked, answer):
         return False
     if is_interval(answer):
         marked = as_interval(marked) or marked
