@@ -9,6 +9,7 @@ import math
 import re
 
 from retarget.pope.formulas import both_signs, same_value
+from retarget.pope.literals import is_clock, same_literal, same_time
 from retarget.pope.notation import (
     CHANGING,
     SCALES,
@@ -138,6 +139,8 @@ def same(marked: str, answer: str) -> bool:
     if len(options[0]) == 1:  # "\\textbf{(A)}\\ 12": by its value, too
         value = next(iter(options[0].values()))[1].strip(" ,;.")
         return same(marked, value) if value else _same_words(marked, answer)
+    if (told := same_literal(marked, answer, said, gold)) is not None:
+        return told
     if answer.count(":") > 1:  # math-verify divides: 3:4:5 and 3:5:4 are one number
         parts = answer.split(":"), marked.split(":")
         return len(parts[0]) == len(parts[1]) and all(map(same, parts[1], parts[0]))
@@ -314,7 +317,7 @@ def _same_list(marked: str, answer: str) -> bool:
     """
     marked, answer = (both_signs(one) for one in (marked, answer))
     said, gold = (divided(one.strip().removeprefix(r"\{").removesuffix(r"\}")) for one in (marked, answer))
-    if (len(said) < 2 and len(gold) < 2) or not any(map(unit, said + gold)):
+    if (len(said) < 2 and len(gold) < 2) or not (any(map(unit, said + gold)) or any(map(is_clock, gold))):
         by_name, named = assignments(marked), assignments(answer)
         if by_name and named and by_name.keys() == named.keys():
             return all(_same_formula(by_name[name], value) for name, value in named.items())
@@ -356,6 +359,8 @@ def _same_formula(marked: str, answer: str) -> bool:
 def _same_reading(marked: str, answer: str) -> bool:
     if set_and_row(marked, answer) or other_unit(marked, answer) or opposed(marked, answer):
         return False
+    if (told := same_time(marked, answer)) is not None:
+        return told
     if is_interval(answer):
         marked = as_interval(marked) or marked
     elif is_interval(marked):

@@ -52,9 +52,7 @@ _SCALED = re.compile(
 
 _D = r"(?:\\partial(?![a-z])|(?<![A-Za-z\\])d|\\(?:math(?:rm|it)|text(?:rm)?|operatorname)\s*\{\s*d\s*\})\s*"
 _POWER = r"(?:\^\s*(?:\{\s*\w+\s*\}|\w)\s*)?"
-_GREEK = (
-    r"\\(?:alpha|beta|gamma|delta|epsilon|theta|phi|psi|rho|lambda|mu|nu|xi|eta|zeta|tau|sigma|omega|chi|kappa|ell)(?![a-z])"
-)
+_GREEK = r"\\(?:alpha|beta|gamma|delta|epsilon|theta|phi|psi|rho|lambda|mu|nu|xi|eta|zeta|tau|sigma|omega|ell)(?![a-z])"
 _SYMBOL = rf"(?:{_GREEK}|[A-Za-z])(?:_(?:\{{\w+\}}|\w))?\s*"
 _FUNCTION = rf"(?:(?P<function>{_SYMBOL})(?:\(\s*[A-Za-z]\s*\)\s*)?|\((?P<inside>[^(){{}}]*)\)\s*)"
 _UNDER = rf"(?P<under>(?:{_D}{_SYMBOL}{_POWER}(?:\\[,;:!]\s*)*)+)"
@@ -66,7 +64,7 @@ _DERIVATIVES = tuple(
         rf"(?P<d>{_D}){_POWER}{_FUNCTION}/\s*{_UNDER}(?![\w^({{])",
     )
 )
-"""A derivative of a function that is only named, or of a bracket: as one fraction, behind its operator, with a slash."""
+"""A derivative of a named function or a bracket: as one fraction, behind its operator, with a slash."""
 _BELOW = re.compile(rf"{_D}(?P<variable>{_SYMBOL})(?P<power>{_POWER})")
 
 _TOKEN = re.compile(

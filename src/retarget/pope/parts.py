@@ -171,7 +171,7 @@ def other_word(marked: str, answer: str) -> bool:
     >>> other_word("act", "cat"), other_word("cba", "abc"), other_word("hwl", "lwh"), other_word("a t c", "cat")
     (True, False, False, True)
     """
-    said, gold = (re.sub(r"\s", "", one) for one in (marked, answer))
+    said, gold = (re.sub(r"\s", "", one).strip("'\"`") for one in (marked, answer))
     if not re.fullmatch("[a-z]{3}", gold) or sorted(said) != sorted(gold) or said == gold:
         return False
     return bool(set(gold) & set("aeiou")) and ord(max(gold)) - ord(min(gold)) > 2
