@@ -34,8 +34,29 @@ SIGNS = (
     ("5^\\circ 30'", "5^\\circ 30''", 0),
 )  # fmt: skip
 
+SCALES = (
+    *(
+        (gold, said, right)
+        for one, other, right in (
+            ("25^\\circ\\mathrm{C}", "25^\\circ\\mathrm{F}", 0), ("25^\\circ\\mathrm{C}", "25\\text{ K}", 0),
+            ("25°C", "25°F", 0), ("25°C", "26°C", 0), ("25^\\circ C", "25^\\circ F", 0),
+            ("25\\text{ degrees Celsius}", "25\\text{ degrees Fahrenheit}", 0),
+            ("25^\\circ C", "25", 1), ("25^\\circ C", "25^\\circ", 1), ("25^{\\circ} C", "25°C", 1),
+            ("25^\\circ C", "25\\text{ degrees Celsius}", 1), ("273\\text{ K}", "273\\text{ kelvin}", 1),
+            ("60\\text{ mph}", "60\\text{ km/h}", 0), ("60 mph", "60 km/h", 0),
+            ("60\\text{ mph}", "60\\text{ mi/h}", 1),
+            ("5\\text{ miles per hour}", "5\\text{ km per hour}", 0),
+            ("3\\text{ mol/L}", "3\\text{ g/L}", 0), ("3\\text{ M}", "3\\text{ m}", 0), ("3 M", "3 m", 0),
+            ("3\\text{ mM}", "3\\text{ M}", 0), ("3\\text{ M}", "3\\text{ mol/L}", 1),
+            ("3\\text{ g/mol}", "3\\text{ g}", 0), ("100 mg", "100 g", 0), ("5 ms", "5 s", 0), ("100 g", "100", 1),
+            ("100 mg", "100\\text{ mg}", 1), ("3\\text{ V}", "3\\text{ C}", 0),
+        )
+        for gold, said in ((one, other), (other, one))
+    ),
+)  # fmt: skip
 
-@pytest.mark.parametrize(("gold", "said", "right"), [*PREFIXES, *POWERS, *SIGNS])
+
+@pytest.mark.parametrize(("gold", "said", "right"), [*PREFIXES, *POWERS, *SIGNS, *SCALES])
 def test_different_units_are_different_answers(gold, said, right):
     for grader in (math, boxed):
         assert grader(f"Thus $\\boxed{{{said}}}$.", gold, {}).reward == right

@@ -106,6 +106,7 @@ _LETTER = re.compile(
 _ORDINAL = re.compile(r"(?<=\d)\s*\^\s*\{?\s*\\text\s*\{\s*(st|nd|rd|th)\s*\}\s*\}?")
 _EQUATION = re.compile(r"(?!\s*\\?[A-Za-z]+(?:_\{?\w+\}?)?\s*=[^=]*$)[^=]*=")
 """An equation whose left side is more than a name: the number on its right is not its value."""
+_TEMPERATURE = re.compile(r"(?<=\d)\s*\^\s*(?:\\circ|\{\s*\\circ\s*\})(?:\s|\\[ ,;:!])*([CF])(?=\s*(?:$|[,;.}]))")
 _EXPONENT = re.compile(r"([-+]?\d+(?:\.\d+)?)[eE]([-+]?\d{1,3})")
 
 
@@ -169,7 +170,7 @@ def _tidy(text: str) -> str:
     text = re.sub(r"\\var(?=(?:phi|epsilon|theta)(?![a-z]))", r"\\", text)
     text = _LETTER.sub(_plain_letter, with_derivatives(text))
     text = re.sub(r"\b([ap])\.\s?m\.", lambda found: found[1].lower() + "m", text, flags=re.IGNORECASE)
-    text = _MONEY.sub("", text)
+    text = _TEMPERATURE.sub(r"^\\circ\\mathrm{\1}", _MONEY.sub("", text))
     parts = re.split(r"(?<!\\)\$", text)
     if len(parts) > 2 and len(parts) % 2:
         parts[::2] = [re.sub(r"(?<![\\A-Za-z])[A-Za-z]{2,}", r"\\text{\g<0>}", part) for part in parts[::2]]
