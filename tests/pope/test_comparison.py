@@ -109,6 +109,18 @@ EQUATIONS = (
     ("2, -2", "\\pm 2", 1),
     ("2", "\\pm 2", 0),
     ("2\\mp\\sqrt3", "2\\pm\\sqrt3", 1),
+    ("1+i,1-i,-1+i,-1-i", "\\pm 1 \\pm i", 1),
+    ("\\pm 1 \\pm i", "1+i,1-i,-1+i,-1-i", 1),
+    ("\\pm i \\pm 1", "\\pm 1 \\pm i", 1),
+    ("1+i,-1-i", "\\pm 1 \\pm i", 0),
+    ("\\pm 1 \\pm i", "1+i,-1-i", 0),
+    ("1-i,-1+i", "\\pm 1 \\mp i", 1),
+    ("1+i,1-i,-1+i,-1-i", "\\pm 1 \\mp i", 0),
+    ("\\pm 1 \\mp i", "\\pm 1 \\pm i", 0),
+    ("\\sqrt2,\\sqrt3,-\\sqrt2,-\\sqrt3", "\\pm\\sqrt2, \\pm\\sqrt3", 1),
+    ("(1,2),(1,-2),(-1,2),(-1,-2)", "(\\pm 1, \\pm 2)", 1),
+    ("(1,2),(-1,-2)", "(\\pm 1, \\pm 2)", 0),
+    ("x=\\pm 1, y=\\pm 2", "x=\\pm1, y=\\pm2", 1),
     ("(3, 2)", "p=2,q=3", 0),
     ("(2, 3)", "p=2,q=3", 1),
     ("2,-1", "m=-1,n=2", 0),
@@ -203,7 +215,8 @@ MARKS = (
 
 
 @pytest.mark.parametrize(
-    ("said", "gold", "right"), [*OPTIONS, *MIXED, *SMALL, *WHOLE, *BASES, *SYMBOLS, *EQUATIONS, *WORDS, *LISTS, *MARKS]
+    ("said", "gold", "right"),
+    [*OPTIONS, *MIXED, *SMALL, *WHOLE, *BASES, *SYMBOLS, *EQUATIONS, *WORDS, *LISTS, *MARKS],
 )
 def test_answers_are_the_same_only_as_a_whole(said, gold, right):
     for grader in (math, boxed):
@@ -215,7 +228,18 @@ def test_answers_are_the_same_only_as_a_whole(said, gold, right):
     sorted(
         {
             gold
-            for _, gold, _ in [*OPTIONS, *MIXED, *SMALL, *WHOLE, *BASES, *SYMBOLS, *EQUATIONS, *WORDS, *LISTS, *MARKS]
+            for _, gold, _ in [
+                *OPTIONS,
+                *MIXED,
+                *SMALL,
+                *WHOLE,
+                *BASES,
+                *SYMBOLS,
+                *EQUATIONS,
+                *WORDS,
+                *LISTS,
+                *MARKS,
+            ]
         }
     ),
 )

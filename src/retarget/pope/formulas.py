@@ -7,6 +7,7 @@ reads them, and numbers and the members of lists compared again.
 
 import re
 from functools import lru_cache
+from itertools import product
 from typing import Any
 
 from retarget.errors import UserError
@@ -15,6 +16,9 @@ from retarget.pope.parts import divided, row_of
 
 _SYMBOL = re.compile(rf"{TEXT}|\\[A-Za-z]+|(?P<letter>[A-Za-z])(?:_(?:\{{(?P<index>\w+)\}}|(?P<sign>\w)))?")
 _SIGNED = re.compile(r"\\(pm|mp)(?![A-Za-z])")
+_COUPLED = re.compile(r"\\mp(?![A-Za-z])|\\pm(?![A-Za-z])[^=]*=.*\\pm(?![A-Za-z])")
+"""Signs that are all the upper or all the lower ones."""
+_MOST_SIGNS = 4
 _DIVISORS = re.compile(
     r"(?:\\(?:operatorname|text|mathrm)\s*\{\s*|\\|(?<![A-Za-z\\]))(?P<name>gcd|lcm)\s*\}?\s*"
     r"(?:\\left\s*)?\((?P<within>[^()]*?)(?:\\right\s*)?\)"
@@ -58,13 +62,25 @@ def same_value(marked: str, answer: str) -> bool:
 
 
 def both_signs(text: str) -> str:
-    r"""A text with ``\pm`` or ``\mp`` as the two formulas that it stands for, the upper signs first.
+    r"""A text with ``\pm`` or ``\mp`` as the formulas that it stands for, the upper signs first.
+
+    Several ``\pm`` are independent of each other, unless there is a ``\mp`` or they stand on both sides of an equation.
 
     >>> both_signs(r"x = \frac{1 \pm \sqrt{5}}{2}"), both_signs("5")
     ('x = \\frac{1 + \\sqrt{5}}{2}, x = \\frac{1 - \\sqrt{5}}{2}', '5')
+    >>> both_signs(r"\pm 1 \pm i"), both_signs(r"\pm 1 \mp i")
+    ('+ 1 + i, + 1 - i, - 1 + i, - 1 - i', '+ 1 - i, - 1 + i')
     """
-    if not _SIGNED.search(text):
+    signs = len(_SIGNED.findall(text))
+    if not signs:
         return text
+    members = divided(text)
+    if signs > 1 and not _COUPLED.search(text):
+        if len(members) > 1:
+            return ", ".join(map(both_signs, members))
+        if signs <= _MOST_SIGNS:
+            choices = map(iter, product("+-", repeat=signs))
+            return ", ".join(_SIGNED.sub(lambda _, chosen=chosen: next(chosen), text) for chosen in choices)
     upper, lower = ({"pm": sign, "mp": other} for sign, other in ("+-", "-+"))
     return ", ".join(_SIGNED.sub(lambda found, signs=signs: signs[found[1]], text) for signs in (upper, lower))
 
