@@ -48,6 +48,24 @@ SMALL = (
     ("10", "10\\%", 1),
     ("x = .5", "\\frac12", 1),
 )
+E19 = "1.6\\times10^{-19}\\text{ C}"
+PHYSICAL = (
+    *((f"9.9\\times10^{{-19}}{unit}", f"1.6\\times10^{{-19}}{unit}", 0) for unit in (
+        "\\text{ C}", "\\text{ J}", "\\text{ N}", "\\text{ J s}", "\\text{ J}\\cdot\\text{s}",
+        "\\mathrm{~kg}/\\mathrm{m}^3",
+    )),
+    *((f"9.9e-19{unit}", f"1.6e-19{unit}", 0) for unit in ("", " C", "\\text{ C}", " J s")),
+    *((said, E19, 1) for said in (
+        "1.60 \\times 10^{-19}\\text{ C}", "1.6e-19\\text{ C}", "1.6e-19 C", "16\\times10^{-20}",
+    )),
+    *((E19, said, 1) for said in ("1.6\\times 10^{-19}\\text{ C}", "1.6e-19\\text{ C}", "1.6e-19 C", "1.6e-19")),
+    *((said, E19, 0) for said in (
+        "0", "1.6\\times10^{-18}\\text{ C}", "-1.6\\times10^{-19}\\text{ C}", "0\\text{ C}",
+    )),
+    ("q=1.7\\times10^{-19}\\text{ C}", "q=1.6\\times10^{-19}\\text{ C}", 0), ("q=1.6e-19 C", E19, 1),
+    ("1.6\\pi\\times10^{-7}", "1.5\\pi\\times10^{-7}", 0), ("1.5\\times10^{-7}\\pi", "1.5\\pi\\times10^{-7}", 1),
+    ("0.5\\text{ J}", "\\frac12\\text{ J}", 1), ("2e-3", "2e-4", 0), ("e-2", "-2+e", 1), ("9.424778", "3\\pi", 1),
+)  # fmt: skip
 WHOLE = (
     ("p \\equiv 3 \\pmod 4", "p \\equiv 1 \\pmod 4", 0),
     ("4", "p \\equiv 1 \\pmod 4", 0),
@@ -216,7 +234,7 @@ MARKS = (
 
 @pytest.mark.parametrize(
     ("said", "gold", "right"),
-    [*OPTIONS, *MIXED, *SMALL, *WHOLE, *BASES, *SYMBOLS, *EQUATIONS, *WORDS, *LISTS, *MARKS],
+    [*OPTIONS, *MIXED, *SMALL, *PHYSICAL, *WHOLE, *BASES, *SYMBOLS, *EQUATIONS, *WORDS, *LISTS, *MARKS],
 )
 def test_answers_are_the_same_only_as_a_whole(said, gold, right):
     for grader in (math, boxed):
@@ -232,6 +250,7 @@ def test_answers_are_the_same_only_as_a_whole(said, gold, right):
                 *OPTIONS,
                 *MIXED,
                 *SMALL,
+                *PHYSICAL,
                 *WHOLE,
                 *BASES,
                 *SYMBOLS,

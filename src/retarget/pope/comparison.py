@@ -17,6 +17,7 @@ from retarget.pope.notation import (
     plain_unicode,
     repeating,
     scaled,
+    scientific,
     unwrapped,
     with_derivatives,
 )
@@ -38,7 +39,7 @@ from retarget.pope.parts import (
     units_agree,
     vector,
 )
-from retarget.pope.quantities import one_number, with_fractions
+from retarget.pope.quantities import one_number, quantity, with_fractions
 from retarget.pope.thousands import as_list, as_number, grouped, unreadable, with_explicit
 from retarget.pope.units import other_unit
 
@@ -107,7 +108,6 @@ _ORDINAL = re.compile(r"(?<=\d)\s*\^\s*\{?\s*\\text\s*\{\s*(st|nd|rd|th)\s*\}\s*
 _EQUATION = re.compile(r"(?!\s*\\?[A-Za-z]+(?:_\{?\w+\}?)?\s*=[^=]*$)[^=]*=")
 """An equation whose left side is more than a name: the number on its right is not its value."""
 _TEMPERATURE = re.compile(r"(?<=\d)\s*\^\s*(?:\\circ|\{\s*\\circ\s*\})(?:\s|\\[ ,;:!])*([CF])(?=\s*(?:$|[,;.}]))")
-_EXPONENT = re.compile(r"([-+]?\d+(?:\.\d+)?)[eE]([-+]?\d{1,3})")
 
 
 def same(marked: str, answer: str) -> bool:
@@ -176,8 +176,7 @@ def _tidy(text: str) -> str:
         parts[::2] = [re.sub(r"(?<![\\A-Za-z])[A-Za-z]{2,}", r"\\text{\g<0>}", part) for part in parts[::2]]
     text = re.sub(r"(?<![\d\\])\.(?=\d)", "0.", "".join(parts))
     text = repeating(unwrapped(scaled(grouped(with_fractions(with_explicit(text))).strip().removesuffix("."))))
-    text = _EXPONENT.sub(r"\1 \\times 10^{\2}", text) if _EXPONENT.fullmatch(text.strip()) else text
-    return compounds_divided(_PLAIN_UNIT.sub(_in_text, _ORDINAL.sub(r"\\text{\1}", text)))
+    return compounds_divided(_PLAIN_UNIT.sub(_in_text, _ORDINAL.sub(r"\\text{\1}", scientific(text))))
 
 
 def _plain_letter(found: re.Match[str]) -> str:
@@ -369,7 +368,7 @@ def _same_reading(marked: str, answer: str) -> bool:
     written = [re.sub(r"^[A-Za-z]=(?!.*=)", "", _bare(one)) for one in (marked, answer)]
     if written[0] == written[1] and _bare(marked).count("=") + _bare(answer).count("=") < 2:  # x=5 is 5, and not y=5
         return True
-    said, gold = (None if _EQUATION.match(one) else one_number(one) for one in (marked, answer))
+    said, gold = (None if _EQUATION.match(one) else quantity(one) for one in (marked, answer))
     if said and gold and math.isfinite(gold.value) and "%" not in marked + answer and not said.equals(gold):
         return False  # math-verify compares six decimals: it takes 6e-34 for 1e-19
     if left_open(marked) != left_open(answer):

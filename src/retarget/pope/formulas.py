@@ -33,6 +33,7 @@ _QUOTED = re.compile(r"(?:^|[(\[{,])\s*'")
 _TABLE = re.compile(r"[)\]}]\s*$")
 _LEFT_SIDE = re.compile(r"([^=,;]*=)")
 _UNSEEN = 1e-12
+_FEW_DIGITS = 1e-3
 _NO_LIST = re.compile(
     r"\\(?:\{|lbrace|begin|in|notin|setminus|mid|l?dots|cdots|neq?|le|ge|leq|geq|lt|gt|leqslant|geqslant)(?![a-z])"
     r"|[<>≠]|^\s*\{.*\}\s*$"
@@ -143,8 +144,10 @@ def _hardly_differ(marked: list[Any], gold: list[Any]) -> bool:
     values: list[Any] = [one[0] if one else None for one in (marked, gold)]
     values = [one.rhs if isinstance(one, Eq) else one for one in values]
     for one in values:
-        if not isinstance(one, Expr) or not one.is_number or one.has(Float, UnevaluatedExpr):  # decimals, percent
+        if not isinstance(one, Expr) or not one.is_number or one.has(UnevaluatedExpr):  # percent
             return False
+    if any(one.has(Float) for one in values):
+        return _tiny_differ(*values)
     if values[0] == values[1]:  # 10^{10^9} has too many digits to subtract it from itself
         return False
     try:
@@ -152,6 +155,15 @@ def _hardly_differ(marked: list[Any], gold: list[Any]) -> bool:
     except (PrecisionExhausted, ArithmeticError, TypeError):  # they agree in all digits, or it is no number
         return False
     return bool(Integer(0) < difference < _UNSEEN)
+
+
+def _tiny_differ(marked: Any, gold: Any) -> bool:
+    """Whether two numbers with decimals, so small that math-verify sees few of their digits, differ by a millionth."""
+    try:
+        values = complex(marked), complex(gold)
+    except (TypeError, ValueError, OverflowError):
+        return False
+    return abs(values[1]) < _FEW_DIGITS and abs(values[0] - values[1]) > 1e-6 * abs(values[1]) * (1 + 1e-9)
 
 
 def _as_often(marked: str, answer: str, read: list[Any], gold: list[Any]) -> bool:

@@ -67,6 +67,11 @@ _DERIVATIVES = tuple(
 """A derivative of a named function or a bracket: as one fraction, behind its operator, with a slash."""
 _BELOW = re.compile(rf"{_D}(?P<variable>{_SYMBOL})(?P<power>{_POWER})")
 
+_EXPONENT = re.compile(
+    rf"((?:[A-Za-z]\s*=\s*)?[-+]?\d+(?:\.\d+)?)[eE]([-+]?\d{{1,3}})(?:(\s*(?:\\[ ,;:]\s*)?{TEXT}.*)|\s+([A-Za-z/ ]+))?"
+)
+"""A number such as 1.6e-19, perhaps with a unit."""
+
 _TOKEN = re.compile(
     r"(?P<number>(?:(?:(?<=\s)|^)[-+])?(?:\\?\$)?(?<![\w^.])\d[\d.,:/]*(?<![.,:/])(?:\s*\\?%)?)"
     r"|(?P<word>[^\W\d_]+(?:[-/'’.][^\W\d_]+)*(?:\d\w*)?)"
@@ -239,6 +244,19 @@ def _is_word(word: str, after: str, in_place_of_unit: bool) -> bool:
     if in_place_of_unit:
         return word in _UNIT_LETTERS
     return word == "a" and re.match(r"\s+[^\W\d_]{2}", after) is not None
+
+
+def scientific(text: str) -> str:
+    r"""A number such as ``1.6e-19``, perhaps with a unit, as a product; any other text as it is.
+
+    >>> scientific("1.6e-19 C"), scientific("2e-3x")
+    ('1.6 \\times 10^{-19}\\text{ C}', '2e-3x')
+    """
+    found = _EXPONENT.fullmatch(text.strip())
+    if found is None:
+        return text
+    unit = found[3] or (rf"\text{{ {found[5]}}}" if found[5] else "")
+    return rf"{found[1]} \times 10^{{{found[2]}}}{unit}"
 
 
 def repeating(text: str) -> str:

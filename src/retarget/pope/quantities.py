@@ -4,7 +4,7 @@ import math
 import re
 from dataclasses import dataclass
 
-from retarget.pope.notation import CHANGING, SCALES, plain_unicode, scaled
+from retarget.pope.notation import CHANGING, SCALES, TEXT, plain_unicode, scaled
 
 _PLUS = "\u2064"
 """Unicode's invisible plus, which stands between the whole part and the fraction of a mixed number."""
@@ -39,6 +39,9 @@ _LATEX = (
     (re.compile(r"(?<=[A-Za-z])\s*\^\s*\{?\s*[23]\s*\}?"), ""),
 )
 """How numbers and their units are written in LaTeX, and how as plain text."""
+
+_QUANTITY = re.compile(rf"(?P<number>.*?[\d}}])(?:(?:\s|\\[ ,;:]|~|\\cdot|/)*{TEXT}(?:\s*\^\s*\{{?-?\d\}}?)?)+\s*")
+"""A number with its unit."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,23 @@ def one_number(text: str) -> Quantity | None:
         value = math.nan
     digits = (over.lstrip("0") or "0") if rest.isdigit() and not whole else None
     return Quantity(-value if minus else value, f"-{digits}" if minus and digits not in (None, "0") else digits)
+
+
+def quantity(text: str) -> Quantity | None:
+    r"""The number that a text is, whatever its unit: in text a letter is one, too.
+
+    >>> quantity(r"1.6 \times 10^{-19}\text{ C}").value, quantity(r"2\text{ J}\cdot\text{s}").value, quantity("5 C")
+    (1.6e-19, 2.0, None)
+    """
+    found = one_number(text)
+    if found is None and (parts := _QUANTITY.fullmatch(text)) and not _changed(text[parts.end("number") :]):
+        return one_number(parts["number"])
+    return found
+
+
+def _changed(unit: str) -> bool:
+    """Whether a word changes the number before it."""
+    return not (CHANGING | SCALES.keys()).isdisjoint(re.findall("[a-z]+", unit.lower()))
 
 
 def _plain(text: str) -> str:
