@@ -20,6 +20,7 @@ _YEAR = re.compile(r"\d{4}\D+\d\d?\D+\d\d?|\d\d?\D+\d\d?\D+\d{4}")
 
 _CLOCK = re.compile(r"(?P<hour>\d\d?):(?P<minute>\d\d)(?::(?P<second>\d\d))?(?P<half>[ap]m)?", re.IGNORECASE)
 _HOUR = re.compile(r"(?P<hour>\d\d?)(?P<half>[ap]m)", re.IGNORECASE)
+_NAMED = re.compile(r"^\s*[A-Za-z]\s*=\s*")
 _HALF_A_DAY = 12 * 60 * 60
 _QUOTIENT = re.compile(r"\\[dtc]?frac\{?(\d+?)\}?\{?(\d+)\}?|(\d+)[/:](\d+)")
 
@@ -128,7 +129,7 @@ def same_time(marked: str, answer: str) -> bool | None:
 
 def _clock(text: str) -> tuple[int, str] | None:
     """The seconds since midnight, and "am", "pm", "" or "24" for the hours that only a clock of 24 has; or None."""
-    text = text.replace("{:}", ":")
+    text = _NAMED.sub("", text.replace("{:}", ":"))
     found = _CLOCK.fullmatch(text) or _HOUR.fullmatch(text)
     if found is None:
         return None
