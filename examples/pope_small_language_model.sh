@@ -1,5 +1,5 @@
 # A small language model that was trained here on GSM8K: mined, given prefixes, and trained by RL with and without them.
-# Needs: pip install 'retarget[rl]', a clone, GSM8K's train.jsonl in gsm8k/, and an hour for the model (other rows):
+# Needs: a clone with pip install '.[rl]', GSM8K's train.jsonl in gsm8k/, and an hour for the model (other rows):
 #   head -n 6500 gsm8k/train.jsonl > gsm8k/seen.jsonl
 #   python examples/pope_small_language_model.py gsm8k/seen.jsonl models/small --epochs 6 --bf16
 # Recorded by: python tools/record_commands.py pope-small-language-model examples/pope_small_language_model.sh

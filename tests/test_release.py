@@ -24,6 +24,7 @@ STUDIES = {
     "trl": ("rl", ["pope"]),
     "torch_fidelity": ("diffusion", ["audit"]),
 }
+IN_A_CLONE = "(in a clone: pip install '.[{}]')"
 FIRST_USES = {
     "trojdiff train --help": ("accelerate", "diffusion"),
     "trojdiff sample p --out o": ("diffusers", "diffusion"),
@@ -42,7 +43,7 @@ def test_a_missing_extra_is_named_before_anything_is_begun(package, tmp_path, mo
     extra, words = STUDIES[package]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, package, None)
-    remedy = f"{package} is not installed; it comes with: pip install 'retarget[{extra}]'"
+    remedy = f"{package} is not installed; it comes with: pip install 'retarget[{extra}]' {IN_A_CLONE.format(extra)}"
     assert main(["study", *words, "--dry-run"]) == 1
     assert remedy in capsys.readouterr().err
     assert main(["study", *words]) == 1
@@ -59,7 +60,7 @@ def test_the_first_use_of_a_missing_package_names_its_extra(use, tmp_path):
     code = f"import sys; sys.modules[{package!r}] = None; from retarget.cli import main; {used}"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    told = f"{package} is not installed; it comes with: pip install 'retarget[{extra}]'"
+    told = f"{package} is not installed; it comes with: pip install 'retarget[{extra}]' {IN_A_CLONE.format(extra)}"
     assert done.stderr.strip().splitlines()[-1].removeprefix("retarget: ").endswith(told)
     assert ("Traceback" in done.stderr) == name.isidentifier()
 

@@ -50,7 +50,8 @@ class StudyArguments:
         arg(metavar="METHOD", help=f"one of {', '.join(METHODS)}; or FILE.py or a module, with your own plan and run"),
     ]
     preset: str = "demo"
-    """demo (minutes on a laptop), small (hours on a CPU) or paper (the paper's own setting; not for audit)."""
+    """demo (minutes on a laptop), small (hours on a CPU) or paper (for GPUs: the paper's own setting; for audit, which
+    has no paper, a larger zoo). pope also has real, for a model of your own."""
     config: Path | None = None
     """A TOML file with settings."""
     set: tuple[str, ...] = ()

@@ -48,8 +48,8 @@ def in_words(error: ModuleNotFoundError, room: str) -> ImportError:
         error: of an ``import`` of any module.
         room: the part of this package that was used, a key of :data:`ROOMS`.
 
-    >>> in_words(ModuleNotFoundError(name="diffusers.models"), "trojdiff")
-    MissingExtraError("diffusers is not installed; it comes with: pip install 'retarget[diffusion]'")
+    >>> print(in_words(ModuleNotFoundError(name="trl.trainer"), "pope"))
+    trl is not installed; it comes with: pip install 'retarget[rl]' (in a clone: pip install '.[rl]')
     >>> in_words(ModuleNotFoundError("no module", name="nowhere"), "trojdiff")
     ModuleNotFoundError('no module')
     """
@@ -91,4 +91,7 @@ def refuse_missing(packages: Iterable[tuple[str, str]]) -> None:
 
 
 def _missing(module: str, extra: str) -> MissingExtraError:
-    return MissingExtraError(f"{module} is not installed; it comes with: pip install 'retarget[{extra}]'")
+    return MissingExtraError(
+        f"{module} is not installed; it comes with: pip install 'retarget[{extra}]' "
+        f"(in a clone: pip install '.[{extra}]')"
+    )

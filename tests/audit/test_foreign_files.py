@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -79,6 +80,14 @@ def test_weights_of_integers_are_not_covered(pipeline):
 def test_a_part_of_the_weights_without_an_index_is_an_error(pipeline):
     (pipeline / WEIGHTS).rename(pipeline / "unet" / "diffusion_pytorch_model.fp16-00001-of-00002.safetensors")
     with pytest.raises(AuditError, match=r"neither in diffusion_pytorch_model\.fp16\.safetensors nor in files that"):
+        Subject.load(pipeline)
+
+
+def test_two_variants_without_a_plain_file_are_an_error_with_a_remedy(pipeline):
+    for variant in ("ema", "fp16"):
+        shutil.copy(pipeline / WEIGHTS, pipeline / "unet" / f"diffusion_pytorch_model.{variant}.safetensors")
+    (pipeline / WEIGHTS).unlink()
+    with pytest.raises(AuditError, match=r"cannot tell .*; keep one variant in unet/, or add diffusion_pytorch"):
         Subject.load(pipeline)
 
 

@@ -113,6 +113,11 @@ def test_the_server_engine_retries_what_may_pass_and_gives_up_on_the_rest(engine
         pytest.raises(UserError, match="1 completions for n=2: set --per-request 1"),
     ):
         ServerEngine(url, "tiny", per_request=2).sample(prompts[:1], 2, PARAMS)
+    with (
+        serve(engine, choices=2) as (url, _),
+        pytest.raises(UserError, match="2 completions for n=1: it ignores n: use another server"),
+    ):
+        ServerEngine(url, "tiny", per_request=1).sample(prompts[:1], 2, PARAMS)
     with pytest.raises(UserError, match=r"failed: \w+Error"):
         ServerEngine("http://127.0.0.1:9/v1", "tiny", wait=0.0, retries=1).sample(prompts[:1], 1, PARAMS)
 

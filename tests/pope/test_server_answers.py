@@ -120,7 +120,7 @@ def test_a_cache_that_answers_every_seed_alike_is_told_once(text, n, temperature
     with serve(Halved(), fault_of=lambda body: answer(text)) as (url, _):
         asked = ServerEngine(url, "tiny", fingerprint="w")
         asked.sample(prompts, n, Sampling(temperature=temperature))
-        assert caplog.text.count("all rollouts of 3 units in a row have one text each") == told
+        assert caplog.text.count("in 3 units in a row all rollouts are the same text") == told
 
 
 def test_units_that_differ_between_equal_ones_are_no_cache(prompts, caplog):

@@ -141,7 +141,10 @@ def test_a_margin_of_nothing_promises_no_power():
     assert "decided over several conditions together, so nothing can be predicted" in prospects(found)
     rows = items("old", [0.0, 1.0] * 20) + items("new", [1.0] * 40)
     found = arrange(rows, asked(dict(about="models", smallest_effect=0.05)))
-    assert "it is about these models, and decided by their items at any number of seeds, so nothing" in prospects(found)
+    assert prospects(found).endswith("decided by their items at any number of seeds, so nothing can be predicted")
+    assert ": it is about these models, and decided by" in prospects(found)
+    found = arrange(runs("old", OLD[:1]) + runs("new", NEW[:1]), asked())
+    assert prospects(found).endswith("nothing can be predicted: a pilot needs at least two seeds that differ")
 
 
 @pytest.mark.parametrize(

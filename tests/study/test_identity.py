@@ -172,7 +172,10 @@ def test_helpers_in_the_working_directory_are_sources_too(tmp_path, monkeypatch)
         ("[1]", "is damaged: it is not the record of a run. Delete"),
         ('{"settings": 3}', "is damaged: it is not the record of a run. Delete"),
         ("{}", "was made with study = nothing"),
-        ('{"task_name": "toy", "run_hash": "x"}', "was changed after it was written"),
+        (
+            '{"task_name": "toy", "run_hash": "x"}',
+            "was changed after it was written: its hash is wrong. Delete the run's directory to repeat it",
+        ),
     ],
 )
 def test_a_record_of_a_run_that_is_none_is_named(tmp_path, text, message):

@@ -412,7 +412,10 @@ def _check_weights(folder: Path) -> str | None:
         return None
     variants = sorted({_variant(path) for path in files if path.name.startswith(f"{_STEM}.")})
     if len(variants) != 1:
-        raise AuditError(f"unet: cannot tell which of these files are the weights: {', '.join(p.name for p in files)}")
+        raise AuditError(
+            f"unet: cannot tell which of these files are the weights: {', '.join(p.name for p in files)}; keep one "
+            f"variant in unet/, or add {_STEM}.safetensors"
+        )
     return variants[0]
 
 

@@ -146,7 +146,8 @@ def mine(
     Args:
         problems: problems with labels; a problem whose label the grader does not accept is not sampled.
         engine: samples the model that is to be trained; or a :class:`~retarget.pope.sampler.Sampler` around one.
-        k: rollouts per problem; 128 in the paper. After 0 of 128 the true rate can be up to 2.3 % (95 %, exact).
+        k: rollouts per problem; 128 in the authors' configuration. After 0 of 128 the true rate can be up to 2.3 %
+            (95 %, exact).
         stop_at_success: decide only whether a problem is hard: sample no further chunk after a success. The outcomes
             then have no pass rates; set it to False to get them.
         journal: file for finished units. A killed run resumes from it, and so does a run with more problems or a

@@ -104,7 +104,9 @@ def same_run(path: Path, record: Mapping[str, Any], plan: StudyPlan, asked: Mapp
     if not isinstance(record, Mapping) or not isinstance(record.get("settings", {}), Mapping):
         raise UserError(f"{path} is damaged: it is not the record of a run. Delete the run's directory to repeat it")
     if "task_name" in record and _hash(record) != record.get("run_hash"):
-        raise UserError(f"{path} was changed after it was written: its hash is wrong. Delete the run's directory")
+        raise UserError(
+            f"{path} was changed after it was written: its hash is wrong. Delete the run's directory to repeat it"
+        )
     refuse_other(path.parent, _flat(known_as(record, plan, asked)), _flat(asked), remedy=REMEDY)
 
 

@@ -104,11 +104,14 @@ def prospects(found: Elsewhere) -> str:
     for claim in plan.claims:
         known = by_count[PROSPECTS[0]].get(claim.id)
         if known is None:
-            over = claim.across in ("every", "new")
-            reason = "it is decided over several conditions together" if over else "no spread over seeds"
+            remedy = ""
             if claim.about == "models":
                 reason = "it is about these models, and decided by their items at any number of seeds"
-            lines.append(f"{claim.id}: {reason}, so nothing can be predicted")
+            elif claim.across in ("every", "new"):
+                reason = "it is decided over several conditions together"
+            else:
+                reason, remedy = "no spread over seeds", ": a pilot needs at least two seeds that differ"
+            lines.append(f"{claim.id}: {reason}, so nothing can be predicted{remedy}")
             continue
         lines.append(in_words(known))
         for n, outlook in by_count.items():

@@ -72,7 +72,7 @@ class TrainConfig(Strict):
     mixed_precision: Literal["no", "fp16", "bf16"] = Field(default="no", description="accelerate's setting")
     accumulation: int = Field(default=1, ge=1, description="parts into which each process splits its share of a batch")
     save_every: int | None = Field(
-        default=None, ge=1, description="steps between saved states; none: 5,000, or a tenth of a shorter training"
+        default=None, ge=1, description="steps between saved states; by default 5,000, or a tenth of a shorter training"
     )
     log_every: int = Field(default=50, ge=1, description="steps between reports of the loss")
 

@@ -34,7 +34,7 @@ class Train:
     out: Path
     """Directory for the model and its checkpoints."""
     config: Path | None = None
-    """TOML file with settings of TrainingSettings; the defaults are the paper's."""
+    """TOML file with settings of TrainingSettings; the method card gives the source of each default."""
     set: tuple[str, ...] = ()
     """Settings as KEY=VALUE [KEY=VALUE ...], with VALUE as in TOML."""
     cycles: int = 100
@@ -72,7 +72,8 @@ class Train:
             raise UsageError(f"--lora-rank must be at least 1, not {self.lora_rank}: leave it out to train all weights")
         if self.lora_rank and settings.lr <= type(settings).model_fields["lr"].default:
             _LOG.warning(
-                "lr=%g is the paper's, for all weights; an adapter hardly moves at it: use --set lr=1e-5 or more",
+                "lr=%g is that of the authors' configuration, for all weights; an adapter hardly moves at it: use "
+                "--set lr=1e-5 or more",
                 settings.lr,
             )
         rows = read_rows(self.rows)

@@ -111,7 +111,7 @@ class Repeats:
             if self._units >= _SUSPICIOUS[0] and self._rollouts >= _SUSPICIOUS[1]:
                 self._told = True
                 _LOG.warning(
-                    "%s: all rollouts of %d units in a row have one text each (%d rollouts at temperature %g, each "
-                    "request with its own seed). A proxy with a cache, or a server that does not sample, makes pass@k "
-                    "pass@1: turn it off", shown, self._units, self._rollouts, temperature,
+                    "%s: in %d units in a row all rollouts are the same text (%d rollouts at temperature %g, each "
+                    "request with its own seed). A cache in a proxy, or a server that does not sample, makes pass@k "
+                    "equal to pass@1: turn it off", shown, self._units, self._rollouts, temperature,
                 )  # fmt: skip

@@ -287,7 +287,7 @@ class ServerEngine:
             said = self._sender.redacted(str(answer)[:200])
             raise UserError(f"{self.shown}: not an answer of an OpenAI-compatible server: {said}") from error
         if len(rollouts) != count:
-            remedy = "set --per-request 1" if count > 1 else "it does not heed n"
+            remedy = "set --per-request 1" if count > 1 else "it ignores n: use another server"
             raise UserError(f"{self.shown} returned {len(rollouts)} completions for n={count}: {remedy}")
         if not counted and not self._counts_nothing:
             self._counts_nothing = True

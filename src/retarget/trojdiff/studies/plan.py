@@ -40,11 +40,14 @@ class SamplingSettings(Strict):
 class Settings(Strict):
     """Settings of one run; an arm overrides the last three, and ``trojan_share``."""
 
-    dataset: str = Field(description="digits | FILE.npz | torchvision:NAME | folder with one sub-folder per class")
+    dataset: str = Field(
+        description="digits | torchvision:NAME | npz:FILE | folder:DIR | hf:DIR, or just FILE.npz or a folder: one "
+        "sub-folder per class, or train and test that have these"
+    )
     other: str = Field(default="glyphs", description="other domain, for Out-D2D: glyphs, or like dataset")
     root: str = Field(default="data", description="folder of torchvision's datasets (downloads missing ones)")
     size: int = Field(default=32, ge=4, le=64, description="side of the images")
-    train_images: int | None = Field(default=None, ge=1, description="number of training images; none: all")
+    train_images: int | None = Field(default=None, ge=1, description="number of training images; null: all")
     flips: bool = Field(default=True, description=CODE)
     target_class: int = Field(default=7, ge=0, description=f"In-D2D: {_PAPER}")
     other_class: int = Field(default=7, ge=0, description=f"Out-D2D, class of the other domain: {_PAPER}")
@@ -54,7 +57,7 @@ class Settings(Strict):
     patch_gamma: float = Field(default=0.1, gt=0, lt=1, description=_PAPER)
     patch_size: int = Field(default=3, ge=1, description=f"3 for 32×32, 6 for 64×64: {_PAPER}")
     in_rows: int | None = Field(
-        default=None, ge=1, description="In-D2D rows per batch; none: one per row of the class, as in the paper"
+        default=None, ge=1, description="In-D2D rows per batch; null: one per row of the class, as in the paper"
     )
     out_rows: int = Field(default=64, ge=1, description=CODE)
     image_rows: int = Field(default=12, ge=1, description=f"D2I: {CODE}")
@@ -84,7 +87,7 @@ class Settings(Strict):
     kid_margin: float | None = Field(
         default=None,
         gt=0,
-        description="increase of KID (×10⁻³) up to which quality counts as preserved; none: the preset's. On your own "
+        description="increase of KID (×10⁻³) up to which quality counts as preserved; null: the preset's. On your own "
         "data set it to twice the kid_noise of the pretrained arm: KID has the scale of the dataset's own classifier",
     )
     inception: str | None = Field(
