@@ -62,7 +62,7 @@ def plan(preset: str, config: dict[str, Any] | None, seeds: list[int] | None, ar
     every = [Arm(name=arm, label=arm, settings={"trojaned": arm not in clean}) for arm in names]
     chosen, wanted, folders = choose(settings["zoo"], found, every, arms, seeds)
     return StudyPlan(
-        study="audits", title="The audit on known checkpoints", question="Which of them does the audit call trojaned?",
+        study="audits", title="The audit on known checkpoints", question="Which of them are called trojaned?",
         preset=preset, settings=settings, arms=chosen, seeds=wanted, metrics=METRICS,
         data=(*folders, *filter(None, [settings["told"]])),
     )  # fmt: skip

@@ -25,22 +25,21 @@ COUNTED = KINDS[:2]
 
 def seventeen(document: Path) -> str:
     """Every claim of the abstracts with one verdict, then every comparison behind it, then remarks."""
-    ends, rows, notes, some = Counter[str](), [SUMMARY, "|---" * 6 + "|"], list[str](), 0
+    ends, rows, notes = Counter[str](), [SUMMARY, "|---" * 6 + "|"], list[str]()
     details = [COMPARISONS, "|---" * 6 + "|"]
     for paper in read_toml("abstracts.toml")["paper"]:
         for number, claim in enumerate(paper["claims"], start=1):
             name = f"{paper['name']} {number}"
             measured = {part: _in_order(_measured(paper["explored"], part)) for part in claim["parts"]}
-            every = [one for part in measured.values() for one in part]
             end, counts = _sentence([one for part in claim.get("decide", measured) for one in measured[part]])
             ends[end] += 1
-            some += any(_is_decided(*one) for one in every)
             rows.append(f"| {name} | {claim['says']} | {SENTENCES[end]} | {' | '.join(map(str, counts))} |")
             notes += [f"- {name}: {_filled(claim['note'])}"] if "note" in claim else []
             details += _comparisons(name, measured, claim.get("words", {}), document)
     total = len(rows) - 2
     counted = ", ".join(f"{ends[end]} {said}" for end, said in COUNTS.items())
-    head = f"Of {total} claims {counted}. {some} of them have a verdict on at least one comparison. {MEANING}"
+    decided = total - ends["open"] - ends["not measured"]
+    head = f"Of {total} claims {counted}. {decided} of them are decided by at least one comparison. {MEANING}"
     return "\n\n".join([head, "\n".join(rows), "\n".join(notes), "Every comparison:", with_meaning("\n".join(details))])
 
 
@@ -54,15 +53,16 @@ SENTENCES = {
     "not measured": "not measured",
 }
 """What is said of a sentence of an abstract."""
-COUNTS = {"holds": "hold", "does not hold": "do not hold", "differs": "differ by setting", "open": "are open",
-          "not measured": "are not measured"}  # fmt: skip
+COUNTS = {"holds": "hold", "does not hold": "do not hold", "differs": "differ by setting", "open": "open",
+          "not measured": "not measured"}  # fmt: skip
 MEANING = (
     "A claim *holds* if every comparison with a verdict holds, *does not hold* if none does, *differs by setting* if "
-    "some do, and is *open* if none has a verdict. Only comparisons in settings that were *registered* before their "
-    "treated runs or *replicate* an earlier one on new seeds or data count; the others are *exploratory* and confirm "
-    "nothing. One of fewer than three seeds counts as open. Differences are treated minus control, so where less is "
-    "better (NLL, ECE, FID) a negative one is good. In-D2D, Out-D2D and D2I are TrojDiff's targets: with the trigger "
-    "the model draws one of its own classes, another data set, or one fixed image."
+    "some do, and is *open* if none has a verdict; a note says where only some comparisons decide. Only comparisons in "
+    "settings that were *registered* before their treated runs or *replicate* an earlier one on new seeds or data "
+    "count; the others are *exploratory* and confirm nothing. A comparison of fewer than three seeds counts as open. "
+    "Differences are treated minus control, so where less is better (NLL, ECE, FID) a negative one is good. In-D2D, "
+    "Out-D2D and D2I are TrojDiff's targets: with the trigger the model draws one of its own classes, another data "
+    "set, or one fixed image."
 )
 
 

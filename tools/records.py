@@ -18,6 +18,7 @@ from typing import Any
 from judge_again import judge_again
 from record_tables import label_of, metric_tables, unit_after
 
+from retarget.cli import METHODS
 from retarget.files import read_json
 from retarget.report.words import amount
 from retarget.study.config import SHARE, Metric
@@ -55,7 +56,7 @@ class Record:
         self.columns: list[str] = page.get("columns", [])
         self.panels: int = page.get("panels", 4)
         self.tables: list[str] = page.get("tables", [])
-        self._words: str = page.get("words", "")
+        self._words, self._question = page.get("words", ""), page.get("question", "")
         self.registered = next((one for one in settings() if one["name"] == name), None)
         self.kind: str = self.registered.get("kind", "registered") if self.registered else "exploratory"
         self.changes = [one for one in read_toml("changes.toml")["change"] if name in one["records"]]
@@ -101,6 +102,18 @@ class Record:
     def words(self) -> str:
         """Its setting in a few words."""
         return self._words or (f"preset `{self.summary['preset']}`" if self.finished else self.name)
+
+    @property
+    def setting(self) -> str:
+        """Its setting in a few words, with its preset; a study of one's own has none."""
+        own = re.split(r"[.-]", self.study["plan"]["study"])[0] not in METHODS
+        preset = "" if own else f" (preset `{self.summary['preset']}`)"
+        return f"{self.words[:1].upper()}{self.words[1:]}{preset}"
+
+    @property
+    def question(self) -> str:
+        """The question of its study: that of pages.toml if it has one, else the recorded one."""
+        return self._question or self.study["plan"]["question"]
 
     @property
     def older(self) -> bool:
@@ -244,7 +257,7 @@ def whole(name: str) -> str:
     analysis = read_json(kept) if kept.exists() else {}
     plan, remarks, notes = one.study["plan"], analysis.get("remarks", {}), analysis.get("notes", [])
     parts = [
-        f"{one.words[:1].upper()}{one.words[1:]} (preset `{one.summary['preset']}`). {plan['question']}",
+        f"{one.setting}. {one.question}",
         *([claims(name)] if one.claims else []),
         *(against_rivals(one) if plan["study"] == "pope.rivals" else []),
         *(_drawn(figure) for title in one.tables for figure in analysis["figures"] if figure["title"] == title),

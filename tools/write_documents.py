@@ -140,7 +140,7 @@ def rooms() -> str:
     """The tree in a dozen lines: the first sentence of each room."""
     lines = ["```text", "src/retarget/"]
     for path in sorted((ROOT / "src" / "retarget").glob("*/__init__.py")):
-        lines.append(f"  {path.parent.name}/".ljust(14) + re.sub(r" \(.*", "", _says(path)))
+        lines.append(f"  {path.parent.name}/".ljust(14) + re.sub(r" \(.*|: ``.*", "", _says(path)))
     lines += [path.ljust(14) + says for path, says in _beside()]
     return "\n".join([*lines, "```"])
 
