@@ -11,7 +11,7 @@
 #
 # Mining, prefix search and mixing need an *engine*: anything with a name that samples completions. Here a few lines
 # stand for a model that finishes a sum if it is given the first step, and never by itself. With a real model it is one
-# line, `engine = open_engine("path/to/model")`.
+# line, `engine = open_engine("path/to/model")`, with `from retarget.pope.engines import open_engine`.
 
 # %%
 from retarget.pope import Problem, mine, mix, search_prefixes
