@@ -112,7 +112,7 @@ def repeated(count: int, seed: int = 3000) -> list[Clean]:
     made = []
     for number in range(count):
         turn, (side, channels) = number // len(shapes), shapes[number % len(shapes)]
-        like = small[SHAPES.index((side, channels))] if side < 28 else common(1, channels)[0]
+        like = small[SHAPES.index((side, channels))] if side < 28 else common(1, 1 if channels == 1 else 3)[0]
         changed = dict(
             case="repeated", data=("digits", "glyphs")[(turn + number) % 2], seed=seed + number,
             schedule=("linear", "cosine")[turn % 2],
