@@ -4,13 +4,13 @@
     python tools/foreign_checkpoints.py DIR --trial 2 --digits mnist.npz --clothes fashion.npz \\
         --photographs cifar100.npz --cells BCCD
 
-The third trial takes the arguments of the second. Nothing of Retarget takes part in the training: it is a loop in
-PyTorch on a UNet of diffusers. Sides, widths, attention, schedules and numbers of steps differ from those of the
-audit's own clean models, and so do the triggers: TrojDiff's law on distributions and on one image, and the laws of
-BadDiffusion and VillanDiffusion for stock samplers. DIR gets one pipeline per checkpoint, NAME-0, with the true trigger
-in it, as ``examples/own_study_audit.py`` reads them; trojaned ones have all the marks that Retarget's own have.
-``success.json`` says how often samples reach the attack's target, with the trigger and from plain noise: a small
-classifier tells a distribution from the clean data, nearness tells one image.
+The third trial takes the arguments of the second, and the fourth those of the first. Nothing of Retarget takes part in
+the training: it is a loop in PyTorch on a UNet of diffusers. Sides, widths, attention, schedules and numbers of steps
+differ from those of the audit's own clean models, and so do the triggers: TrojDiff's law on distributions and on one
+image, and the laws of BadDiffusion and VillanDiffusion for stock samplers. DIR gets one pipeline per checkpoint,
+NAME-0, with the true trigger in it, as ``examples/own_study_audit.py`` reads them; trojaned ones have all the marks
+that Retarget's own have. ``success.json`` says how often samples reach the attack's target, with the trigger and from
+plain noise: a small classifier tells a distribution from the clean data, nearness tells one image.
 """
 
 import argparse
@@ -88,6 +88,8 @@ BASES = {
     "b16": Base("cells", "clothes", 16, 3, (32, 48), attention=True, attack_steps=2000),
     "m32": Base("digits", "clothes", 32, 1, (16, 24, 32), steps=1500, times=500, attack_steps=2000),
     "g16": Base("clothes", "digits", 16, 1, (16, 32), schedule="scaled_linear", attack_steps=2000),
+    "s32": Base("photographs", "digits", 32, 3, (16, 32, 32), steps=1500, attack_steps=2000),
+    "k32": Base("clothes", "digits", 32, 3, (16, 24, 32), times=500, schedule="squaredcos_cap_v2", attack_steps=2000),
 }
 ATTACKS = {
     "f20-in-lowblend": Attack("f20", "in", 0.8, picture="blobs"),
@@ -117,8 +119,13 @@ ATTACKS = {
     "m32-bad": Attack("m32", "d2i", 1.0, patch=(18, 3, 12, 12)),
     "g16-out-patch": Attack("g16", "out", 0.2, patch=(0, 14, 2, 2), label=4),
     "g16-bad": Attack("g16", "d2i", 1.0, picture="blobs"),
+    "s32-d2i-blend": Attack("s32", "d2i", 0.5, picture="stripes"),
+    "s32-out-patch": Attack("s32", "out", 0.2, patch=(11, 25, 5, 5), colour=(-1.0, 0.5, 1.0), label=3),
+    "s32-bad": Attack("s32", "d2i", 1.0, patch=(9, 4, 14, 14)),
+    "k32-in-patch": Attack("k32", "in", 0.1, patch=(26, 3, 4, 4)),
+    "k32-villan": Attack("k32", "d2i", 1.0, patch=(16, 16, 12, 12), ode=True),
 }
-TRIALS = {1: ("f20", "c16", "m28"), 2: ("b24", "g28", "p32"), 3: ("d12", "p20", "b16", "m32", "g16")}
+TRIALS = {1: ("f20", "c16", "m28"), 2: ("b24", "g28", "p32"), 3: ("d12", "p20", "b16", "m32", "g16"), 4: ("s32", "k32")}
 BATCH, TROJAN_ROWS, LEARNING_RATE = 32, 16, 1e-3
 
 

@@ -148,7 +148,7 @@ def _mining(results: Results, condition: str, prefix: str) -> list[Figure]:
         "Problems are mined in a random order, which the seed decides, until enough are hard. Those that are neither "
         "solved nor hard are not used: most of their rollouts were cut off (truncated), have no final answer "
         "(unparsed) or agree on another answer than the label (suspect), or the grader does not accept their label "
-        "(broken), or the engine refused their prompt (failed)."
+        "(broken), or the engine refused their prompt or failed on it (failed)."
     )
     columns = ["seed", "problems", "mined", *KINDS, "used"]
     return [Table(title=f"{prefix}Mining", caption=caption, columns=columns, rows=rows)]
