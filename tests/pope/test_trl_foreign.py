@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from datasets import IterableDataset
 from pope_training import TINY, make_rows, reward, run
 from trl.trainer.grpo_config import GRPOConfig
 
@@ -112,3 +113,51 @@ def test_a_value_that_trl_refuses_is_named(tiny, tmp_path):
     with pytest.raises(UserError, match=r"trl.GRPOConfig does not accept .*extra = .*adamx.*please select one of"):
         run(tiny.directory, tmp_path / "out", extra=extra)
     assert not (tmp_path / "out").exists()
+
+
+def uneven(tiny, output, curriculum=None, rows=None, **changes):
+    """A trainer with a user's own arguments, of which two optimiser steps end inside a generation cycle."""
+    model, tokenizer = load_base(tiny.directory)
+    given = dict(
+        output_dir=str(output), use_cpu=True, per_device_train_batch_size=4, num_generations=4, max_completion_length=4,
+        steps_per_generation=3, gradient_accumulation_steps=2, max_steps=3, report_to="none", disable_tqdm=True,
+        save_strategy="no", seed=3,
+    )  # fmt: skip
+    return PopeTrainer(
+        model=model, reward_funcs=[reward()], args=GRPOConfig(**{**given, **changes}), processing_class=tokenizer,
+        train_dataset=ordered(make_rows(), TrainingSettings(**TINY)) if rows is None else rows, curriculum=curriculum,
+    )  # fmt: skip
+
+
+def test_cycles_that_accumulation_does_not_divide(tiny, tmp_path):
+    class Seen(Curriculum):
+        strata = ("unguided", "guided")
+        cycles = ()
+
+        def present(self, row, cycle):
+            self.cycles = (*self.cycles, cycle)
+            return row
+
+    message = "save_steps=1 saves inside a generation cycle of 3 optimiser steps"
+    with pytest.raises(UserError, match=message):
+        uneven(tiny, tmp_path, save_strategy="steps", save_steps=1)
+    uneven(tiny, tmp_path, save_strategy="steps", save_steps=3)
+    seen = Seen()
+    uneven(tiny, tmp_path, seen, max_steps=6).train()
+    assert sorted(set(seen.cycles)) == [0, 1, 2, 3]
+    assert {one.cycle for one in seen.groups} == {0, 1, 2, 3}
+
+
+def test_a_streamed_dataset(tiny, tmp_path):
+    def stream(rows):
+        return IterableDataset.from_generator(lambda: iter(rows))
+
+    rows = make_rows() * 4
+    trainer = uneven(tiny, tmp_path, rows=stream(rows))
+    trainer.train()
+    assert trainer.state.global_step == 3
+    assert any(line.get("unguided/reward") is not None for line in trainer.state.log_history)
+    with pytest.raises(UserError, match="no column 'stratum'; their columns: prompt, answer"):
+        uneven(tiny, tmp_path, rows=stream([{"prompt": "1 =", "answer": "1"}]))
+    with pytest.raises(UserError, match=r"'stratum': unknown values typo; choose"):
+        uneven(tiny, tmp_path, rows=stream([{**row, "stratum": "typo"} for row in rows])).train()

@@ -1,6 +1,7 @@
 """Train with TRL's GRPOTrainer, in a thin subclass that keeps track of each row's stratum."""
 
 import logging
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
@@ -12,7 +13,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallback, TrainerCallback
@@ -52,6 +53,9 @@ class PopeTrainer(GRPOTrainer):
             :func:`retarget.pope.functional.pass_at_k_rewards`). The metrics per stratum are of the plain reward.
         curriculum: chooses each row's prompt in each cycle, and receives the result of every group.
 
+    A streamed dataset is not read in advance: metrics are logged for all strata, and a row's unknown stratum is refused
+    when it is drawn.
+
     With several reward functions, the first decides which completions are correct, for ``S/all_fail`` and the
     curriculum: one that rewards a format, say, solves nothing.
 
@@ -67,21 +71,24 @@ class PopeTrainer(GRPOTrainer):
                 _check_rows(given[name], name == "eval_dataset")
         super().__init__(*args, **kwargs)
         config: Any = self.args
-        updates = config.steps_per_generation * config.num_iterations // config.gradient_accumulation_steps
-        if config.save_strategy == "steps" and (config.save_steps < 1 or config.save_steps % max(1, updates)):
+        self._generation = config.steps_per_generation * config.num_iterations
+        # The fewest optimiser steps after which a cycle ends: more than one cycle's if accumulation does not divide it.
+        between = math.lcm(self._generation, config.gradient_accumulation_steps) // config.gradient_accumulation_steps
+        if config.save_strategy == "steps" and (config.save_steps < 1 or config.save_steps % between):
             raise UserError(
-                f"save_steps={config.save_steps} saves inside a generation cycle of {updates} optimiser steps; a run "
-                f"resumed there would differ from an uninterrupted one: use a multiple of {updates}"
+                f"save_steps={config.save_steps} saves inside a generation cycle of {between} optimiser steps; a run "
+                f"resumed there would differ from an uninterrupted one: use a multiple of {between}"
             )
         rows: Any = self.train_dataset
-        present = set(rows["stratum"]) | set(curriculum.strata if curriculum else ())
+        present = set(STRATA if isinstance(rows, IterableDataset) else rows["stratum"])
+        present |= set(curriculum.strata if curriculum else ())
         self._strata = [name for name in STRATA if name in present]
         tokenizer: Any = getattr(self.processing_class, "tokenizer", self.processing_class)
         words = tokenizer.get_vocab()
         self._think = (words.get("<think>", -1), words["</think>"]) if "</think>" in words else None
         self._rewards: Tensor | None = None
         self._entropies: Tensor | None = None
-        self._pass_at_k, self._curriculum, self._updates = pass_at_k, curriculum, max(1, updates)
+        self._pass_at_k, self._curriculum = pass_at_k, curriculum
         if pass_at_k > 1 and len(self.reward_funcs) != 1:
             raise UserError(f"pass_at_k = {pass_at_k} needs one reward function, not {len(self.reward_funcs)}")
         ends = frozenset({*self.eos_token_ids, tokenizer.pad_token_id} - {None})
@@ -118,17 +125,24 @@ class PopeTrainer(GRPOTrainer):
         training = model.training
         if not training and any(row.get("guided") or row.get("stratum") == "guided" for row in inputs):
             raise UserError("evaluation must be unguided, but these rows have guided prompts: leave them out")
-        cycle = int(self.state.global_step) // self._updates
+        cycle = self._cycle()
         if training and self._curriculum is not None:
             inputs = [self._curriculum.present(row, cycle) for row in inputs]
         output = super()._generate_and_score_completions(inputs)
         if training and self._curriculum is not None:
             self._observe(self._curriculum, inputs, cycle)
         if training:
+            if unknown := {row["stratum"] for row in inputs} - set(self._strata):
+                raise _unknown_strata(unknown)
             strata = [self._strata.index(row["stratum"]) for row in inputs]
             output["stratum"] = torch.tensor(strata, device=output["completion_ids"].device)
             self._log_groups(output)
         return output
+
+    def _cycle(self) -> int:
+        """Number of generation cycles before this one; of optimiser steps, if these accumulate several cycles."""
+        step, accumulated = int(self.state.global_step), int(self.args.gradient_accumulation_steps)
+        return step if accumulated > self._generation else math.ceil(step * accumulated / self._generation)
 
     def _observe(self, curriculum: Curriculum, inputs: list[dict[str, Any]], cycle: int) -> None:
         size: Any = self.num_generations
@@ -396,17 +410,23 @@ def fitting(rows: Sequence[dict[str, Any]], limit: int, length: Callable[[Any], 
 def _check_rows(rows: Any, evaluation: bool) -> None:
     parts = rows.values() if isinstance(rows, dict) else [rows]
     for part in parts:
-        columns = part.column_names
-        if evaluation:
-            strata = part["stratum"] if "stratum" in columns else []
-            if "guided" in strata or ("guided" in columns and any(part["guided"])):
-                raise UserError("evaluation must be unguided: leave guided rows out of the evaluation set")
-        elif "stratum" not in columns:
+        streamed = isinstance(part, IterableDataset)
+        columns = part.column_names or list(next(iter(part), {}))
+        if not evaluation and "stratum" not in columns:
             raise UserError(f"the training rows have no column 'stratum'; their columns: {', '.join(columns)}")
-        elif unknown := set(part["stratum"]) - set(STRATA):
-            raise UserError(
-                f"column 'stratum': unknown values {', '.join(sorted(unknown))}; choose {', '.join(STRATA)}"
-            )
+        if streamed:
+            continue  # each row is checked when it is drawn
+        strata = part["stratum"] if "stratum" in columns else []
+        if evaluation and ("guided" in strata or ("guided" in columns and any(part["guided"]))):
+            raise UserError("evaluation must be unguided: leave guided rows out of the evaluation set")
+        if not evaluation and (unknown := set(strata) - set(STRATA)):
+            raise _unknown_strata(unknown)
+
+
+def _unknown_strata(unknown: set[str]) -> UserError:
+    return UserError(
+        f"column 'stratum': unknown values {', '.join(sorted(map(str, unknown)))}; choose {', '.join(STRATA)}"
+    )
 
 
 def _length(tokenizer: Any, switches: dict[str, Any]) -> Callable[[Any], int]:
