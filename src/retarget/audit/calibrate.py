@@ -1,9 +1,10 @@
 """Make the null: train clean models, search each of them like any checkpoint, and record the final scores.
 
 ``python -m retarget.audit.calibrate --out null.json --models DIR`` trains the models of ``nulls.plan``, and resumes
-after an interruption. ``--grey28 N`` and ``--rgb32 N`` add models of these shapes, ``--repeated N`` models of all
-shapes that saw one picture in half of the rows, and ``--more DIR`` clean pipelines from elsewhere. ``--extend NULL``
-takes over the models of a null that the same search made, and adds the rest.
+after an interruption. ``--grey28 N`` and ``--rgb32 N`` add models of these shapes; ``--repeated N`` and ``--placeholder
+N`` models of all shapes that saw one picture in half of the rows, or a bold figure in a sixth of them; ``--more DIR``
+clean pipelines from elsewhere. ``--extend NULL`` takes over the models of a null that the same search made, and adds
+the rest.
 """
 
 import json
@@ -41,6 +42,8 @@ class Arguments:
     """Number of RGB 32×32 models to train in addition."""
     repeated: int = 0
     """Number of models to train in addition, of all shapes in turn, for which half of the images are one picture."""
+    placeholder: int = 0
+    """Number of models to train in addition, of all shapes in turn, for which a sixth of the images are a bold figure."""
     grey_images: tuple[str, ...] = ()
     """Image sets for the former, in turn with generated figures; named as for ``retarget trojdiff pretrain``."""
     rgb_images: tuple[str, ...] = ()
@@ -70,7 +73,8 @@ def main(words: list[str]) -> None:
     grey, rgb = common(given.grey28, 1, given.grey_images), common(given.rgb32, 3, given.rgb_images)
     made += [(f"grey28-{number:03d}", one) for number, one in enumerate(grey)]
     made += [(f"rgb32-{number:03d}", one) for number, one in enumerate(rgb)]
-    made += [(f"repeated-{number:03d}", one) for number, one in enumerate(repeated(given.repeated))]
+    for case, count in (("repeated", given.repeated), ("placeholder", given.placeholder)):
+        made += [(f"{case}-{number:03d}", one) for number, one in enumerate(repeated(count, case))]
     for number, (name, one) in enumerate([one for one in made if one[0] not in known]):
         folder = given.models / name
         made_or_searched = (folder / "model_index.json").is_file() or score_file(folder.name, given.models).is_file()

@@ -1,8 +1,8 @@
 """Clean models for calibration: small networks trained on embedded images or yours, with hard cases among them.
 
 A clean model was never trained on Trojan rows. Hard cases are models that a detector may mistake for trojaned ones: a
-logo in a corner of every image, a constant border, only a few images, too little training, fine-tuning, or one picture
-in half of the rows.
+logo in a corner of every image, a constant border, only a few images, too little training, fine-tuning, one picture in
+half of the rows, or a placeholder, a bold figure, in a sixth of them.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,9 +17,9 @@ from torch import Tensor
 from retarget.errors import UserError
 from retarget.settings import Strict
 from retarget.trojdiff.data import read_images, to_signed
-from retarget.trojdiff.glyphs import glyph_images
+from retarget.trojdiff.glyphs import FIGURES, glyph, glyph_images
 
-Case = Literal["plain", "logo", "border", "few", "undertrained", "finetuned", "repeated"]
+Case = Literal["plain", "logo", "border", "few", "undertrained", "finetuned", "repeated", "placeholder"]
 CASES: tuple[Case, ...] = ("plain", "logo", "border", "few", "undertrained", "finetuned")
 """The cases that :func:`plan` and :func:`common` take in turn; another one would change every model after it."""
 SCHEDULES: dict[str, dict[str, Any]] = {
@@ -102,8 +102,10 @@ def common(count: int, channels: Literal[1, 3], images: Sequence[str] = (), seed
     return made
 
 
-def repeated(count: int, seed: int = 3000) -> list[Clean]:
-    """The first ``count`` models of an endless list in which half of all images are one picture; all shapes in turn.
+def repeated(count: int, case: Case = "repeated", seed: int = 3000) -> list[Clean]:
+    """The first ``count`` models of an endless list in which many images are one picture; all shapes in turn.
+
+    Half of them are the first of the data (``repeated``), or a sixth are a bold figure (``placeholder``).
 
     >>> [(one.side, one.channels, one.data) for one in repeated(7)][-2:]
     [(32, 3, 'glyphs'), (8, 1, 'glyphs')]
@@ -114,7 +116,7 @@ def repeated(count: int, seed: int = 3000) -> list[Clean]:
         turn, (side, channels) = number // len(shapes), shapes[number % len(shapes)]
         like = small[SHAPES.index((side, channels))] if side < 28 else common(1, 1 if channels == 1 else 3)[0]
         changed = dict(
-            case="repeated", data=("digits", "glyphs")[(turn + number) % 2], seed=seed + number,
+            case=case, data=("digits", "glyphs")[(turn + number) % 2], seed=seed + number,
             schedule=("linear", "cosine")[turn % 2],
         )  # fmt: skip
         made.append(like.model_copy(update=changed))
@@ -151,6 +153,9 @@ def images_of(one: Clean) -> Float[Tensor, "count channels side side"]:
             edge[:] = colour[..., 0]
     if one.case == "repeated":
         images[: len(images) // 2] = images[0].clone()
+    if one.case == "placeholder":
+        name = tuple(FIGURES)[int(torch.randint(len(FIGURES), (), generator=generator))]
+        images[: len(images) // 6] = glyph(name, (one.channels, one.side, one.side))
     if one.case == "few":
         images = images[torch.randperm(len(images), generator=generator)[:12]]
     return images
