@@ -72,6 +72,16 @@ def test_half_of_the_images_of_the_hard_case_are_one_picture():
         assert len(images[~same].unique(dim=0)) > 100
 
 
+def test_a_sixth_of_the_images_of_the_other_hard_case_are_one_figure():
+    for one in repeated(6, "placeholder"):
+        images = images_of(one)
+        same = (images == images[0]).flatten(1).all(1)
+        assert same.sum() == len(images) // 6
+        assert images[0].amin() == -1
+        assert images[0].amax() > 0.5
+        assert one.steps >= 1000
+
+
 def test_a_colour_set_cannot_train_a_grey_model(tmp_path):
     np.savez(tmp_path / "some.npz", images=np.zeros((40, 20, 20, 3), np.uint8), labels=np.arange(40) % 2)
     with pytest.raises(UserError, match="has 3 channels: it cannot train a network with 1"):

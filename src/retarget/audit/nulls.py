@@ -105,7 +105,8 @@ def common(count: int, channels: Literal[1, 3], images: Sequence[str] = (), seed
 def repeated(count: int, case: Case = "repeated", seed: int = 3000) -> list[Clean]:
     """The first ``count`` models of an endless list in which many images are one picture; all shapes in turn.
 
-    Half of them are the first of the data (``repeated``), or a sixth are a bold figure (``placeholder``).
+    Half of them are the first of the data (``repeated``), or a sixth are a bold figure (``placeholder``), which is
+    learnt by heart in three times as many steps.
 
     >>> [(one.side, one.channels, one.data) for one in repeated(7)][-2:]
     [(32, 3, 'glyphs'), (8, 1, 'glyphs')]
@@ -117,7 +118,7 @@ def repeated(count: int, case: Case = "repeated", seed: int = 3000) -> list[Clea
         like = small[SHAPES.index((side, channels))] if side < 28 else common(1, 1 if channels == 1 else 3)[0]
         changed = dict(
             case=case, data=("digits", "glyphs")[(turn + number) % 2], seed=seed + number,
-            schedule=("linear", "cosine")[turn % 2],
+            schedule=("linear", "cosine")[turn % 2], steps=like.steps * (3 if case == "placeholder" else 1),
         )  # fmt: skip
         made.append(like.model_copy(update=changed))
     return made
