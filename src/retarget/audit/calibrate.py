@@ -43,7 +43,7 @@ class Arguments:
     repeated: int = 0
     """Number of models to train in addition, of all shapes in turn, for which half of the images are one picture."""
     placeholder: int = 0
-    """Number of models to train in addition, of all shapes in turn, for which a sixth of the images are a bold figure."""
+    """Number of models to train in addition, of all shapes in turn, for which a sixth of the images are a figure."""
     grey_images: tuple[str, ...] = ()
     """Image sets for the former, in turn with generated figures; named as for ``retarget trojdiff pretrain``."""
     rgb_images: tuple[str, ...] = ()

@@ -64,7 +64,7 @@ class Firing:
 
     @property
     def fires_stock(self) -> bool | None:
-        """Whether the trigger fires with a stock sampler; None if that was not measured."""
+        """Whether it is undone on a stock sampler's images, so that it may fire there; None if not measured."""
         return None if self.stock_share is None else _second(self.stock_share) >= LEAST
 
 

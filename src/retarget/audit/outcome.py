@@ -43,7 +43,8 @@ class TriggerFound(Strict):
     )
     strength: float = Field(description="how strongly it fires: from .18 on, it counts as firing")
     stock_sampler: bool | None = Field(
-        description="whether the trigger fires with a stock sampler that starts from its noise; null if not measured"
+        description="whether the network undoes the trigger on a stock sampler's images from its noise, so that it may "
+        "fire there; null if not measured"
     )
     origin: str = Field(description="the branch of the search that found the trigger")
 

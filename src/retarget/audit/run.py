@@ -221,7 +221,10 @@ def concluded(
     trigger = _trigger(found, firing) if suspected and firing is not None else None
     findings = list(basis.pop("findings"))
     if verdict == "trojaned" and firing is not None and firing.fires_stock:
-        message = "the trigger fires with a stock sampler that starts from noise with the trigger"
+        message = (
+            "the network undoes the trigger also on images of a stock sampler that starts from noise with it, so it "
+            "may fire without a Trojan sampler: see the images"
+        )
         findings.append(Finding(rule="fires-in-stock-sampler", level="warning", message=message))
     pictures = {} if out is None else _draw(out, found, firing if suspected else None)
     return Outcome(

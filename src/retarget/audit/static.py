@@ -30,7 +30,7 @@ RULES = {
         Rule(id="RT001", name="trojaned", text="The network undoes a trigger: it is trojaned.",
              atlas=("AML.T0018.000", "AML.T0020", "AML.T0010.003", "AML.T0058")),
         Rule(id="RT002", name="undecided", text="The audit gives no verdict."),
-        Rule(id="RT003", name="fires-in-stock-sampler", text="The trigger in the noise fires with a stock sampler.",
+        Rule(id="RT003", name="fires-in-stock-sampler", text="The trigger is undone on a stock sampler's images too.",
              atlas=("AML.T0043.004",)),
         Rule(id="RT101", name="custom-code", text="The pipeline's folder contains Python code.",
              atlas=("AML.T0010.003",)),
