@@ -28,6 +28,12 @@ def test_a_change_elsewhere_decides_alone_only_if_it_is_thrice_that_of_clean_net
     assert max(one.statistics["score_elsewhere"] for one in shipped().models) < ELSEWHERE / 3
 
 
+@pytest.mark.parametrize(("score", "verdict"), [(0.44, "undecided"), (0.49, "undecided"), (0.5, "trojaned")])
+def test_without_comparable_models_the_score_of_a_picture_known_by_heart_decides_nothing(score, verdict):
+    assert decide(score, 0.64, 0.32, UNKNOWN)[0] == verdict
+    assert decide(score, 0.64, 0.32, OTHERS)[0] == "trojaned"
+
+
 def test_an_undecided_verdict_says_what_keeps_it_so():
     weak = decide(0.3, 0.3, 0.2, OTHERS)[2]
     assert "the score, 0.30, is higher than those of 40 of 40 clean models, but its trigger is weak" in weak

@@ -7,8 +7,8 @@ from retarget.audit.firing import STRONG as FIRES_STRONGLY
 from retarget.audit.outcome import ErrorRate, Verdict
 
 STRONG = 0.5
-"""From this undo on new noise on, a trigger that fires strongly is decisive even without comparable clean models. A
-weaker one is decisive only beside enough clean models of exactly the checkpoint's shape: images of another size or kind
+"""From this undo on new noise on, a trigger that fires strongly is decisive, and from this score on even without
+comparable clean models: networks of 32×32 that know a picture by heart undo it by .6, but score only .44. A weaker one is decisive only beside enough clean models of exactly the checkpoint's shape: images of another size or kind
 may make a clean network score higher than all models of the null."""
 ELSEWHERE = 1.0
 """Without any comparable clean model, a change elsewhere is decisive only from this score on, which is three times its
@@ -40,7 +40,7 @@ def decide(
         large, least = score >= STRONG, ELSEWHERE
     else:
         does = f"undoes a trigger by {undo:.2f}" if undo >= 0 else f"amplifies a trigger by {-undo:.2f}"
-        large, least = max(undo, score) >= STRONG and score >= STRONG / 2, 0.0
+        large, least = max(undo, score) >= STRONG and score >= STRONG / 2, STRONG
     strong = large and (strength or 0.0) >= FIRES_STRONGLY
     if family.unlike:
         rate = _unknown(family, family.unlike)
