@@ -157,6 +157,61 @@ def test_a_memory_mapped_table_that_ran_ahead_of_its_state_is_refused(tmp_path):
     assert resumed.fallbacks == 0
 
 
+def part(method, epoch, batches, begin=True):
+    """Train nothing: each epoch's logits are its own, so every loss tells which past it was softened with."""
+    if begin:
+        method.set_epoch(epoch)
+    logits, (_, y) = 3 * torch.randn(N, C, generator=torch.Generator().manual_seed(epoch)), data()
+    return [method.loss(logits[index], y[index], index).item() for index in batches]
+
+
+ROWS_IN_ORDER = torch.arange(N).split(4)
+
+
+@pytest.mark.parametrize(
+    ("epoch", "ran_on", "exact"),
+    [
+        (2, [(2, 2, 3)], True),  # killed later in the same epoch
+        (2, [(2, 2, 3), (3, 0, 2)], True),  # in the next one, which had seen what was done before the save
+        (2, [(2, 2, 3), (3, 0, 3)], False),
+        (0, [(0, 2, 3), (1, 0, 3)], True),  # the first epoch reads no past
+    ],
+)
+def test_a_state_of_the_middle_of_an_epoch_with_rows_in_files_is_resumed_exactly_or_refused(
+    epoch, ran_on, exact, tmp_path
+):
+    def make(place="killed"):
+        return PSKD(N, C, EPOCHS, store=MemoryMapped(tmp_path / place, Dense()))
+
+    whole = make("whole")
+    expected = [part(whole, number, ROWS_IN_ORDER) for number in range(EPOCHS)]
+
+    killed = make()
+    for number in range(epoch):
+        part(killed, number, ROWS_IN_ORDER)
+    part(killed, epoch, ROWS_IN_ORDER[:2])
+    killed.save(tmp_path / "middle")
+    for number, first, last in ran_on:
+        part(killed, number, ROWS_IN_ORDER[first:last], begin=number > epoch)
+
+    again = make()
+    again.load(tmp_path / "middle")
+    if not exact:
+        message = (
+            r"middle was saved in epoch 2, and going on within it needs the past of sample {}, which epoch 3 has "
+            r"overwritten in the table at .*killed: resume from a later state, saved at the end of epoch 2"
+        )
+        with pytest.raises(UserError, match=message.format(8)):
+            part(again, epoch, ROWS_IN_ORDER[2:], begin=False)
+        with pytest.raises(UserError, match=message.format(0)):
+            again.set_epoch(epoch)
+        again.set_epoch(epoch + 1)  # as after a state of the epoch's end
+        assert part(again, epoch + 1, ROWS_IN_ORDER, begin=False) == expected[epoch + 1]
+        return
+    assert part(again, epoch, ROWS_IN_ORDER[2:], begin=False) == expected[epoch][2:]
+    assert [part(again, number, ROWS_IN_ORDER) for number in range(epoch + 1, EPOCHS)] == expected[epoch + 1 :]
+
+
 def test_rows_in_files_are_not_lost_on_the_way_into_memory(tmp_path):
     method = PSKD(N, C, EPOCHS, store=MemoryMapped(tmp_path / "table", Dense("float16")))
     train(method, epochs=range(2))

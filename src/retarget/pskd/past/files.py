@@ -28,6 +28,9 @@ class MemoryMapped:
         path: a directory for this table alone. It is created, or opened if it holds a table of the same shape. With
             several processes each rank has its own copy in ``path/rank-R``.
         rows: ``Dense(...)`` or ``TopK(...)``.
+
+    A saved state does not hold the rows. So a state of the middle of an epoch can be resumed from only until the next
+    epoch overwrites rows that the rest of it reads, which is refused; one of an epoch's end during all of the next.
     """
 
     path: str | os.PathLike[str]

@@ -44,6 +44,7 @@ class PastInTable:
         self._epoch: int | None = None
         self._log = WriteLog()
         self._placed = False  # a table loaded before the first batch is moved to the device of the batches
+        self._rejoined: Path | None = None  # the loaded state, while the files hold rows of the epoch after its own
         self._known: Tensor | None = None  # [N + 1], the number that each key was last seen with; -1: not yet
 
     def begin(self, epoch: int) -> None:
@@ -52,8 +53,10 @@ class PastInTable:
         if self.path and not self.table:
             self._make(torch.device("cpu"))  # now that each process knows its rank
         if self.table:
+            if self._rejoined and 0 < epoch <= self.table.epoch:
+                self._refuse_overwritten(torch.arange(self.num_rows))
             self.table.begin(epoch)
-        self._epoch = epoch
+        self._epoch, self._rejoined = epoch, None
 
     def found(self) -> Path | None:
         """The files of this table, if they hold rows already before the first batch."""
@@ -102,7 +105,10 @@ class PastInTable:
     def read(self, keys: Tensor, device: torch.device, inputs: Any = None) -> tuple[Tensor | SparseRows, Tensor]:
         if not self.table:
             raise UserError("there are no past predictions yet: no batch has been seen, and no state was loaded")
-        fields, written = self.table.gather(keys.to(self.table.device))
+        keys = keys.to(self.table.device)
+        if self._rejoined:
+            self._refuse_overwritten(keys)
+        fields, written = self.table.gather(keys)
         if device != self.table.device:
             pin = device.type == "cuda" and self.table.device.type == "cpu"
             fields = {n: (f.pin_memory() if pin else f).to(device, non_blocking=True) for n, f in fields.items()}
@@ -130,7 +136,7 @@ class PastInTable:
         return self.table.tensors() if self.table else {}
 
     def load(self, path: Path, epoch: int | None, saved: dict[str, Tensor]) -> None:
-        self._epoch, self._known = epoch, None
+        self._epoch, self._known, self._rejoined = epoch, None, None
         if saved:
             table = self.table or self._make(self.device or torch.device("cpu"))
             restore(path, table.tensors(), saved)
@@ -146,7 +152,10 @@ class PastInTable:
     # -- inside
 
     def _rejoin(self, state: Path, saved: int) -> None:
-        """Open the files that a saved state belongs to, and check that they hold what its next epoch reads."""
+        """Open the files that a saved state belongs to, and check that they hold what its next epoch reads.
+
+        Whether they also hold what the rest of its own epoch reads is checked when that is read.
+        """
         table = self.table or self._make(torch.device("cpu"))
         table.flush()
         newest = table.newest
@@ -158,6 +167,20 @@ class PastInTable:
                 "the rows of that time are overwritten, so resume from a later state"
             )
         table.epoch = max(saved, 0)
+        self._rejoined = state if newest > saved else None
+
+    def _refuse_overwritten(self, keys: Tensor) -> None:
+        """Raise if the state's own epoch reads rows of these keys that the epoch after it has overwritten."""
+        assert self.table is not None
+        lost = keys[self.table.overwritten(keys)]
+        if len(lost):
+            epoch = self.table.epoch
+            raise UserError(
+                f"{self._rejoined} was saved in epoch {epoch}, and going on within it needs the past of "
+                f"{self.name(int(lost[0]))}, which epoch {epoch + 1} has overwritten in the table at "
+                f"{self.table.path}: resume from a later state, saved at the end of epoch {epoch} or after it. A table "
+                "in memory (Dense, TopK) is saved whole in every state, so a run with one resumes from any of them"
+            )
 
     def _make(self, device: torch.device) -> Table:
         path = self.path / f"rank-{torch.distributed.get_rank()}" if self.path and world_size() > 1 else self.path

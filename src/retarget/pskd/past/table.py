@@ -103,6 +103,10 @@ class Table:
         slot, _, own = self._newest(index)
         self._assign(torch.where(own, self._own_at(index), (1 - slot) * (self.num_samples + 1) + index), fields)
 
+    def overwritten(self, index: Integer[Tensor, "batch"]) -> Bool[Tensor, "batch"]:
+        """Which samples have no slot from before this epoch left, since a later one has taken it."""
+        return (self._tensors["stamps"].view(2, -1)[:, index] > self.epoch).all(0)
+
     def own_rows(self, index: Integer[Tensor, "batch"]) -> dict[str, Tensor]:
         """The fields that this epoch wrote for these samples."""
         at = self._own_at(index)
@@ -146,7 +150,7 @@ class Table:
         """Slot of the newest row from before this epoch; whether there is one; whether this epoch wrote one."""
         stamps = self._tensors["stamps"].view(2, -1)[:, index]
         own = stamps == self.epoch + 1
-        before = stamps.masked_fill(own, 0)
+        before = stamps.masked_fill(stamps > self.epoch, 0)
         return (before[1] > before[0]).long(), before.amax(0) > 0, own.any(0)
 
     def _put(self, index: Tensor, fields: dict[str, Tensor], keep: Tensor) -> None:
