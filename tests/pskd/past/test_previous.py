@@ -145,19 +145,40 @@ class Grows(nn.Module):
         return self.second(x.tanh() if self.stage > 1 else x)
 
 
-def test_the_past_has_what_the_weights_do_not_hold():
+@pytest.mark.parametrize("how", ["eager", "compiled", "compiled in place"])
+def test_the_past_has_what_the_weights_do_not_hold(how):
     torch.manual_seed(0)
-    model, x = Grows(), torch.randn(6, 3)
+    net, x = Grows(), torch.randn(6, 3)
+    if how == "compiled in place":
+        net.compile(backend="eager")
+    model = torch.compile(net, backend="eager") if how == "compiled" else net
     method = PSKD(None, C, EPOCHS, store=PreviousModel(model))
     for epoch in range(EPOCHS):
         method.set_epoch(epoch)
         expected = model(x).detach()
-        model.stage += 1
-        model.mask[epoch % 3] = 0
+        net.stage += 1
+        net.mask[epoch % 3] = 0
         if epoch:
             assert torch.equal(method.teacher.logits(x), expected)
         if epoch == 2:
-            nn.utils.prune.l1_unstructured(model.first, "weight", amount=0.5)  # renames a parameter
+            nn.utils.prune.l1_unstructured(net.first, "weight", amount=0.5)  # renames a parameter
+
+
+def test_the_copies_of_a_compiled_model_are_compiled_once():
+    torch.compiler.reset()
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    model = torch.compile(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, C)), backend=backend)
+    method = PSKD(None, C, 12, store=PreviousModel(model))
+    x, y = torch.randn(6, 3), torch.arange(6) % C
+    for epoch in range(12):  # more than torch.compile's limit of versions of one function
+        method.set_epoch(epoch)
+        method.loss(model(x), y, inputs=x).backward()
+    assert len(graphs) == 2  # for training, and for the past without dropout and gradients
 
 
 def test_a_method_with_the_previous_model_reaches_another_process():

@@ -64,17 +64,16 @@ class PreviousModel:
         return sum(t.numel() * t.element_size() for t in self._bare().state_dict().values())
 
     def begin(self, epoch: int) -> None:
-        """Copy the present weights as the past of this epoch, unless it has begun already."""
+        """Copy the present model as the past of this epoch, unless it has begun already.
+
+        The copy is new in each epoch and has all that the model has: parameters, buffers, whether or not a checkpoint
+        has them, and attributes. That of a compiled model runs the code that was compiled for the former copy.
+        """
         if epoch == 0 and not self.pretrained:
             self.past = (0, None)
         elif self.past is None or self.past[0] != epoch:
-            kept = self.past[1] if self.past else None
-            if kept is not None and _compiled(self._bare()):  # a new copy would be compiled again in every epoch
-                kept.load_state_dict(self._bare().state_dict())
-            else:
-                self.past = kept = None  # frees the former copy
-                kept = self._copy()
-            self.past = (epoch, kept)
+            self.past = None  # frees the former copy
+            self.past = (epoch, self._copy())
 
     @torch.no_grad()
     def logits(self, inputs: Any) -> Tensor:
@@ -102,6 +101,9 @@ class PreviousModel:
     def restore(self, path: str | Path, epoch: int, saved: dict[str, Tensor]) -> None:
         """Use saved weights as the past of this epoch.
 
+        What a checkpoint does not have, such as attributes and non-persistent buffers, is as it is in the model now. If
+        training changes it, give the model the values that it had when this epoch began before the state is loaded.
+
         Raises:
             UserError: they belong to another network.
         """
@@ -127,10 +129,6 @@ class PreviousModel:
                 f"{type(model).__name__} cannot be copied, as PreviousModel does in every epoch "
                 f"({str(error)[:100]}...). Do not keep tensors of a forward pass in it, or use TopK(k)"
             ) from error
-
-
-def _compiled(model: nn.Module) -> bool:
-    return any(hasattr(one, "_orig_mod") or one._compiled_call_impl is not None for one in model.modules())
 
 
 def _logits_in(outputs: Any, model: nn.Module) -> Tensor:
