@@ -10,16 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, DistributedSampler
 
-from retarget.pskd import PSKD, PSKDCallback, with_index
+from retarget.pskd import PSKD, PreviousModel, PSKDCallback, with_index
 
 N, C, EPOCHS, BATCH = 16, 4, 4, 8
 
 
 class Module(pl.LightningModule):
-    def __init__(self):
+    def __init__(self, middle):
         super().__init__()
         torch.manual_seed(0)
-        self.net = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Tanh(), torch.nn.Linear(8, C)).double()
+        self.net = torch.nn.Sequential(torch.nn.Linear(6, 8), middle, torch.nn.Linear(8, C)).double()
 
     def forward(self, x):
         return self.net(x)
@@ -36,10 +36,20 @@ class Module(pl.LightningModule):
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    module = Module(torch.nn.Tanh())
+    fit(module, PSKD(N, C, EPOCHS), folder, world, rank)
+    torch.save([p.detach().clone() for p in module.parameters()], folder / f"{world}-{rank}")
+    module = Module(torch.nn.BatchNorm1d(8))
+    method = PSKD(None, C, EPOCHS, store=PreviousModel(module.net))
+    fit(module, method, folder, world, rank)
+    torch.save(list(method.teacher.tensors().values()), folder / f"past-{world}-{rank}")
+
+
+def fit(module: Module, method: PSKD, folder: Path, world: int, rank: int) -> None:
     g = torch.Generator().manual_seed(0)
     x, y = torch.randn(N, 6, generator=g, dtype=torch.float64), torch.randint(C, (N,), generator=g)
     data = with_index(list(zip(x, y, strict=True)))
-    callback = PSKDCallback(PSKD(N, C, EPOCHS), directory=folder / "tables")
+    callback = PSKDCallback(method, directory=folder / f"tables-{method.past.kind}")
     trainer = pl.Trainer(
         max_epochs=EPOCHS,
         accelerator="cpu",
@@ -52,10 +62,8 @@ def main(folder: Path) -> None:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    module = Module()
     sampler = DistributedSampler(data, world, rank, seed=3)
     trainer.fit(module, DataLoader(data, BATCH // world, sampler=sampler))
-    torch.save([p.detach().clone() for p in module.parameters()], folder / f"{world}-{rank}")
 
 
 if __name__ == "__main__":

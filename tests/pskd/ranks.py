@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DistributedSampler
 
-from retarget.pskd import PSKD, Dense, MemoryMapped, TopK
+from retarget.pskd import PSKD, Dense, MemoryMapped, PreviousModel, TopK
 
 C, EPOCHS, BATCH = 4, 4, 4
 SAMPLES = {"pad": 14, "drop": 14, "even": 12}  # 14 on 4 ranks are padded to 16, so two are seen twice
@@ -58,6 +58,33 @@ def train(case: str, store: str, rank: int, world: int, folder: Path) -> None:
     )
 
 
+def train_previous(rank: int, world: int, folder: Path) -> None:
+    """Batch norm's statistics differ between ranks after a step: save the past of the same inputs, and after a resume.
+
+    The last step of the epoch is a validation, after which DDP does not send its buffers before the next one.
+    """
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, C))
+    model = DistributedDataParallel(net)
+    x, y, everyone = torch.randn(16, 6), torch.arange(16) % C, torch.arange(16)
+    method = PSKD(None, C, EPOCHS, store=PreviousModel(model))
+    for epoch in range(2):
+        method.set_epoch(epoch)
+        method.loss(model(x[rank::world]), y[rank::world], inputs=x[rank::world]).backward()
+        with torch.no_grad():
+            model(x[rank::world])
+    bare = PreviousModel(DistributedDataParallel(nn.Linear(6, C)))  # a network without buffers
+    bare.begin(1)
+    method.set_epoch(2)
+    past, _ = method.past_probs(everyone, inputs=x)
+    method.save(folder / "state")
+    dist.barrier()
+    method = PSKD(None, C, EPOCHS, store=PreviousModel(model))
+    method.load(folder / "state")
+    resumed, _ = method.past_probs(everyone, inputs=x)
+    torch.save({"past": past, "resumed": resumed}, folder / f"{world}-{rank}")
+
+
 def main(case: str, store: str, rank: int, world: int, folder: Path) -> None:
     """Train, then end: no rank leaves while another still talks to it, and no thread outlives the interpreter.
 
@@ -66,7 +93,10 @@ def main(case: str, store: str, rank: int, world: int, folder: Path) -> None:
     """
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/init-{case}", rank=rank, world_size=world)
-    train(case, store, rank, world, folder)
+    if store == "model":
+        train_previous(rank, world, folder)
+    else:
+        train(case, store, rank, world, folder)
     dist.barrier()
     gc.collect()
     dist.destroy_process_group()

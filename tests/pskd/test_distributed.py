@@ -48,6 +48,13 @@ def test_four_processes_agree_where_padding_repeats_samples(tmp_path):
         assert torch.equal(rank["rows"], ranks[0]["rows"])
 
 
+def test_every_rank_has_the_same_previous_model_and_a_resumed_one_has_it_too(tmp_path):
+    one, two = train("norm", "model", 2, tmp_path)
+    assert torch.equal(one["past"], two["past"])
+    for rank in (one, two):
+        assert torch.equal(rank["resumed"], rank["past"])
+
+
 def test_the_lightning_callback_on_two_processes_equals_one(tmp_path):
     script = str(Path(__file__).parent / "lightning_ranks.py")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -57,6 +64,8 @@ def test_the_lightning_callback_on_two_processes_equals_one(tmp_path):
     for rank in range(2):
         for a, b in zip(one, torch.load(tmp_path / f"2-{rank}", weights_only=True), strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+    pasts = [torch.load(tmp_path / f"past-2-{rank}", weights_only=True) for rank in range(2)]
+    assert all(torch.equal(a, b) for a, b in zip(*pasts, strict=True)), "batch norm's statistics differ"
 
 
 @pytest.mark.parametrize(

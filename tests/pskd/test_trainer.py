@@ -393,6 +393,7 @@ def test_two_processes_equal_one(tmp_path):
         for store in ("rows", "model"):
             assert_close(rank[store]["weights"], one[store]["weights"], atol=1e-6)
         assert_close(rank["model"]["past"], one["model"]["past"], atol=1e-6)
+        assert_close(rank["normed"], two[0]["normed"], atol=0)
         for name, values in rank["rows"]["table"].items():
             assert torch.equal(values, two[0]["rows"]["table"][name]), "ranks differ in their rows"
         assert torch.equal(rank["rows"]["table"]["stamps"], one["rows"]["table"]["stamps"])

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from transformers import Seq2SeqTrainingArguments
 
-from retarget.pskd import PreviousModel, PSKDSeq2SeqTrainer, TopK
+from retarget.pskd import PreviousModel, PSKDSeq2SeqTrainer, PSKDTrainer, TopK
 
 sys.path.insert(0, str(Path(__file__).parent))
 import tiny
@@ -38,9 +38,18 @@ def train(folder: Path, world: int, store: str) -> dict[str, object]:
     return {"weights": weights, "table": table}
 
 
+def train_normed(folder: Path, world: int) -> list[torch.Tensor]:
+    """The past of a network with batch norm, whose statistics differ between ranks after each step."""
+    args = tiny.arguments(folder / f"{world}-normed", ddp_backend="gloo" if world > 1 else None)
+    trainer = PSKDTrainer(model=tiny.Normed(), args=args, train_dataset=tiny.vectors(16), store=PreviousModel())
+    trainer.train()
+    return list(trainer.pskd.teacher.tensors().values())
+
+
 def main(folder: Path, world: int) -> None:
     torch.set_num_threads(1)
     result = {store: train(folder, world, store) for store in ("rows", "model")}
+    result["normed"] = train_normed(folder, world)
     torch.save(result, folder / f"{world}-{os.environ['RANK']}.pt")
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

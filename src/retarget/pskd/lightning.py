@@ -18,6 +18,7 @@ from retarget.files import make_directory, replace_file
 from retarget.pskd.checks import as_labels
 from retarget.pskd.method import PSKD
 from retarget.pskd.multilabel import MultiLabelPSKD
+from retarget.pskd.past.previous import share_buffers
 from retarget.pskd.soft_labels import Step, depends_on
 
 _SHARDED = (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)
@@ -97,6 +98,8 @@ class SavedBeside(pl.Callback):
         self._announced = trainer.current_epoch
         self._added = trainer.current_epoch == _added_epoch(trainer)
         if not self._added:
+            if getattr(self.method, "teacher", None) and trainer.model:
+                share_buffers(trainer.model)
             self.method.set_epoch(trainer.current_epoch)
 
     def on_train_batch_start(

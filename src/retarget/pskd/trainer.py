@@ -24,7 +24,7 @@ from retarget.pskd.method import PSKD
 from retarget.pskd.multilabel import MultiLabelPSKD
 from retarget.pskd.past.base import Store
 from retarget.pskd.past.files import MemoryMapped
-from retarget.pskd.past.previous import PreviousModel
+from retarget.pskd.past.previous import PreviousModel, share_buffers
 from retarget.pskd.sequences import Offsets, SequencePSKD
 
 STATE_FILE = "pskd.safetensors"
@@ -282,6 +282,8 @@ class PSKDMixin(_Base):
 
     def _begin_epoch(self, epoch: int) -> None:
         self._pskd_epoch = epoch
+        if self._pskd_teacher:
+            share_buffers(self.model_wrapped)
         if self.pskd:
             self.pskd.set_epoch(epoch)
         elif self._pskd_teacher:

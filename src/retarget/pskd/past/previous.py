@@ -19,6 +19,17 @@ def bare(model: nn.Module) -> nn.Module:
     return model.module if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel) else model
 
 
+def share_buffers(model: nn.Module | None) -> None:
+    """Give every rank's model the buffers of rank 0, such as batch norm's statistics, as DDP does before it forwards.
+
+    Between two steps each rank has its own, and so would have the copies. Models that are not in DDP, or in DDP with
+    ``broadcast_buffers=False``, are left as they are.
+    """
+    model = getattr(model, "_orig_mod", model)  # inside torch.compile's wrapper
+    if isinstance(model, nn.parallel.DistributedDataParallel) and model.broadcast_buffers and model.modules_buffers:
+        model._sync_buffers()
+
+
 class PreviousModel:
     """A copy of the model as it was when the epoch began, used instead of a table.
 
@@ -67,11 +78,13 @@ class PreviousModel:
         """Copy the present model as the past of this epoch, unless it has begun already.
 
         The copy is new in each epoch and has all that the model has: parameters, buffers, whether or not a checkpoint
-        has them, and attributes. That of a compiled model runs the code that was compiled for the former copy.
+        has them, and attributes. That of a compiled model runs the code that was compiled for the former copy. In DDP
+        the ranks' copies have the buffers of rank 0, and this is collective; see :func:`share_buffers`.
         """
         if epoch == 0 and not self.pretrained:
             self.past = (0, None)
         elif self.past is None or self.past[0] != epoch:
+            share_buffers(self.model)
             self.past = None  # frees the former copy
             self.past = (epoch, self._copy())
 
@@ -202,7 +215,7 @@ class PastFromModel:
         return f"item {key} of the batch"
 
     def end(self) -> None:
-        """Nothing to exchange: every rank has the weights."""
+        """Nothing to exchange: every rank has the weights, and in DDP the same buffers when the next copy is taken."""
 
     def locate(self, keys: Tensor, device: torch.device) -> Tensor:
         return keys
