@@ -17,7 +17,8 @@ class with_index(Dataset):
 
     ``(image, label)`` becomes ``(image, label, index)``; a mapping gains the key ``"index"``, a named tuple a field of
     this name. The index counts samples of the wrapped dataset: wrap the dataset itself, not one that is shuffled
-    differently in each epoch.
+    differently in each epoch. To train on several datasets wrap them together, ``with_index(ConcatDataset([a, b]))``:
+    if each is wrapped alone, their indices coincide, and a sample of one shares its row with a sample of the other.
 
     If timm's ``ImageDataset`` cannot read a sample it returns another one; the index is then that of the sample
     returned. Make timm's loader with ``use_prefetcher=False``: its prefetcher drops whatever follows the label.
