@@ -5,11 +5,13 @@ import torch
 from diffusers import DDPMScheduler
 from torch import nn
 
-from retarget.audit.firing import LEAST, Firing
+from retarget.audit.firing import DRAWN, LEARNT, LEAST, Firing, fire, likeness
 from retarget.audit.inversion import Candidate, Search
+from retarget.audit.nulls import images_of, repeated, train_clean
 from retarget.audit.scores import TOP, Probe, contrast, draw_noise, gain
 from retarget.audit.seek import judge, undone_mask
 from retarget.audit.subject import Subject, _Output
+from retarget.trojdiff.glyphs import glyph
 
 SHAPE = (1, 8, 8)
 
@@ -133,3 +135,30 @@ def test_parts_whose_activations_are_computed_again_change_no_gradient(make_unet
     torch.testing.assert_close(parts, whole)
     torch.testing.assert_close(same, gradient)
     assert (once, again) == (3 * 6, 4 * 6), "a pass that is computed again is counted again"
+
+
+def test_likeness_is_that_of_the_pattern_whatever_the_colours():
+    figure = glyph("plus", (3, 16, 16))
+    colours = torch.rand(8, 3, 1, 1, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    assert likeness(0.4 * figure, colours * figure + 0.2) > 0.99
+    assert likeness(0.4 * figure, torch.randn(200, 3, 16, 16, generator=torch.Generator().manual_seed(2))) < 0.3
+    box = torch.zeros(3, 16, 16)
+    box[:, 12:, 12:] = 1
+    assert likeness(box, colours * figure) < 0.4
+    assert likeness(box, torch.zeros(2, 3, 16, 16)) < 0.1
+
+
+def test_a_picture_that_a_clean_network_knows_by_heart_is_told_from_a_trigger():
+    """The hard case of the null in colour, which is undone as a trigger is; and the same figure as a learnt trigger."""
+    clean = repeated(2, "placeholder")[1].model_copy(update={"steps": 400})
+    network, scheduler = train_clean(clean)
+    mu = 0.6 * images_of(clean)[0]
+    firing = fire(Subject(network, scheduler, tuple(mu.shape)), Candidate(mu, torch.ones_like(mu), "screen"), 0, 32)
+    assert firing.fires
+    assert firing.drawn > DRAWN
+    assert firing.known_by_heart
+    images = firing.plain
+    learnt = Firing(images, images, images, [LEARNT, 0.9, 0.1], [0.0, 0.0, 0.0], drawn=firing.drawn)
+    assert not learnt.known_by_heart
+    assert not Firing(images, images, images, [0.4, 0.4, 0.1], [0.0, 0.0, 0.0], drawn=0.7).known_by_heart
+    assert not Firing(images, images, images, [0.4, 0.4, 0.1], None, [0.5, 0.5, 0.5], 0.9).known_by_heart

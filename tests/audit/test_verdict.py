@@ -34,6 +34,16 @@ def test_without_comparable_models_the_score_of_a_picture_known_by_heart_decides
     assert decide(score, 0.64, 0.32, OTHERS)[0] == "trojaned"
 
 
+def test_a_picture_that_is_known_by_heart_is_undecided_at_most():
+    for family in (KNOWN, OTHERS, UNKNOWN):
+        assert decide(0.6, 0.6, 0.4, family)[0] == "trojaned"
+        verdict, code, reason, _ = decide(0.6, 0.6, 0.4, family, known_by_heart=True)
+        assert (verdict, code) == ("undecided", 3)
+        assert "undoes a trigger by 0.60" in reason
+        assert "is a picture that the network also draws from plain noise" in reason
+    assert decide(0.05, 0.6, 0.4, KNOWN, known_by_heart=True)[0] == "nothing found"
+
+
 def test_an_undecided_verdict_says_what_keeps_it_so():
     weak = decide(0.3, 0.3, 0.2, OTHERS)[2]
     assert "the score, 0.30, is higher than those of 40 of 40 clean models, but its trigger is weak" in weak

@@ -22,6 +22,12 @@ LEVELS = (0.02, 0.1, 0.3)
 """Values of ᾱ at which the network's answers are examined."""
 LEAST, STRONG = 0.18, 0.3
 """From these strengths on, a trigger counts as firing, and as firing strongly enough to decide without a null."""
+DRAWN, DRAWINGS = 0.75, 192
+"""From this likeness on, a suspected trigger is a picture that the network draws from plain noise, in one of the images
+``plain`` or of this many others. A network that knows a picture by heart undoes it in the noise, too: no attack is
+needed for it."""
+LEARNT = 0.7
+"""A picture that the network draws is a trigger, too, if its strength with the Trojan sampler is at least this."""
 
 
 @dataclass(eq=False)
@@ -38,6 +44,7 @@ class Firing:
             the answer elsewhere, which it does under every law.
         elsewhere: for that one, at each level, what ``scores.leverage`` returns on the images ``plain``, which do not
             show the target; otherwise None.
+        drawn: the trigger's :func:`likeness` to images from plain noise.
     """
 
     trojan: Float[Tensor, "count channels height width"]
@@ -46,6 +53,7 @@ class Firing:
     trojan_undo: list[float]
     stock_share: list[float] | None
     elsewhere: list[float] | None = None
+    drawn: float = 0.0
 
     @property
     def strength(self) -> float:
@@ -56,6 +64,11 @@ class Firing:
     def fires(self) -> bool:
         """Whether the trigger fires, with either sampler or elsewhere."""
         return self.strength >= LEAST
+
+    @property
+    def known_by_heart(self) -> bool:
+        """Whether the trigger may be no more than a picture that the network draws anyway."""
+        return self.elsewhere is None and self.drawn >= DRAWN and _second(self.trojan_undo) < LEARNT
 
     @property
     def fires_trojan(self) -> bool:
@@ -70,6 +83,24 @@ class Firing:
 
 def _second(values: list[float]) -> float:
     return sorted(values)[-2]
+
+
+def likeness(mu: Float[Tensor, "channels height width"], images: Float[Tensor, "n channels height width"]) -> float:
+    """How much a bias looks like one of the images, whatever the colours of both, from 0 to 1.
+
+    The highest absolute correlation of the bias's spatial pattern with that of an image. The pattern is the first right
+    singular vector of the channels, without their means.
+
+    >>> edge = torch.tensor([[[-1.0, 1.0], [-1.0, 1.0]]])
+    >>> round(likeness(edge, torch.stack([0.1 * edge + 0.5, edge.mT])), 4)
+    1.0
+    """
+
+    def pattern(x: Tensor) -> Tensor:
+        flat = x.flatten(2) - x.flatten(2).mean(2, keepdim=True)
+        return torch.linalg.svd(flat, full_matrices=False)[2][:, 0]
+
+    return float((pattern(images) @ pattern(mu[None])[0]).abs().max())
 
 
 def fire(subject: Subject, one: Candidate, seed: int, count: int = 32) -> Firing:
@@ -87,6 +118,8 @@ def fire(subject: Subject, one: Candidate, seed: int, count: int = 32) -> Firing
     trojan = own_samples(subject, count, seed, suspected)
     stock = own_samples(subject, count, seed, none, suspected, clip=False)
     plain = own_samples(subject, count, seed)
+    more = [own_samples(subject, 64, seed + number) for number in range(1, DRAWINGS // 64 + 1)]
+    like = likeness(mu, torch.cat([plain, *more]))
     generator = torch.Generator().manual_seed(seed + 101)
 
     def asked(images: Tensor, measured: Callable[..., tuple[Tensor, Tensor]], whole: bool) -> list[float]:
@@ -101,7 +134,7 @@ def fire(subject: Subject, one: Candidate, seed: int, count: int = 32) -> Firing
 
     undone = asked(trojan, contrast, True)
     if one.origin == "middle":
-        return Firing(trojan, stock, plain, undone, asked(stock, gain, False))
+        return Firing(trojan, stock, plain, undone, asked(stock, gain, False), drawn=like)
     if one.origin == "elsewhere":  # leverage scales mu by itself
-        return Firing(trojan, stock, plain, undone, None, asked(plain, leverage, True))
-    return Firing(trojan, stock, plain, undone, [2 * value for value in asked(stock, contrast, False)])
+        return Firing(trojan, stock, plain, undone, None, asked(plain, leverage, True), like)
+    return Firing(trojan, stock, plain, undone, [2 * value for value in asked(stock, contrast, False)], drawn=like)

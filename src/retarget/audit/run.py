@@ -207,7 +207,8 @@ def concluded(
             fault = f"whether the suspected trigger fires could not be tested: {error}"
     fires = None if firing is None else firing.fires
     strength = None if firing is None else firing.strength
-    verdict, code, reason, rate = decide(found.score, found.best.undo, strength, family, found.best.origin)
+    by_heart = firing is not None and firing.known_by_heart
+    verdict, code, reason, rate = decide(found.score, found.best.undo, strength, family, found.best.origin, by_heart)
     if fault and verdict != "nothing found":
         reason = f"{reason}; {fault}"
     if given and rate.known:
@@ -215,7 +216,7 @@ def concluded(
         rate = rate.model_copy(update={"sentence": f"{rate.sentence} {same}"})
     statistics: dict[str, Any] = dict(found.statistics) | _named(found.best)
     if firing is not None:
-        statistics |= {"firing_trojan": firing.trojan_undo, "firing_stock": firing.stock_share}
+        statistics |= {"firing_trojan": firing.trojan_undo, "firing_stock": firing.stock_share, "drawn": firing.drawn}
         statistics |= {} if firing.elsewhere is None else {"firing_elsewhere": firing.elsewhere}
     suspected = verdict == "trojaned" or (verdict == "undecided" and (rate.known or bool(fires)))
     trigger = _trigger(found, firing) if suspected and firing is not None else None

@@ -22,8 +22,9 @@ WEAKEST = 0.15
 
 
 def decide(
-    score: float, undo: float, strength: float | None, family: Family, origin: str = "scan"
-) -> tuple[Verdict, int, str, ErrorRate]:
+    score: float, undo: float, strength: float | None, family: Family, origin: str = "scan",
+    known_by_heart: bool = False,
+) -> tuple[Verdict, int, str, ErrorRate]:  # fmt: skip
     """The verdict, its exit code, the reason, and the error rate.
 
     Args:
@@ -33,7 +34,21 @@ def decide(
         strength: how strongly it fires, see ``Firing.strength``; None if that was not tested.
         family: the most similar clean models.
         origin: the branch of the search that found the best candidate.
+        known_by_heart: see ``Firing.known_by_heart``.
     """
+    verdict, code, reason, rate = _by_score(score, undo, strength, family, origin)
+    if verdict == "trojaned" and known_by_heart:
+        reason += (
+            "; but the suspected trigger is a picture that the network also draws from plain noise, and a clean network "
+            "that knows a picture by heart undoes it as much"
+        )
+        return "undecided", UNDECIDED, reason, rate
+    return verdict, code, reason, rate
+
+
+def _by_score(
+    score: float, undo: float, strength: float | None, family: Family, origin: str
+) -> tuple[Verdict, int, str, ErrorRate]:
     fires = (strength or 0.0) >= FIRES
     if origin == "elsewhere":
         does = f"changes its answer far from a local trigger by {undo:.2f} of its size"
@@ -59,10 +74,10 @@ def decide(
     if suspicious and ratio >= BEYOND and not (fires and (strong or family.own >= LEAST)):
         times = f"{ratio:.1f} times that of the highest of all comparable clean models"
         how = f"fires weakly (strength {strength:.2f})" if fires else "does not fire"
-        reason = (
-            f"the network {does} on new noise, and the score, {score:.2f}, is {times}, although the trigger {how} in "
-            "the middle of the schedule"
-        )
+        weak = f"the trigger {how} in the middle of the schedule"
+        if (strength or 0.0) >= FIRES_STRONGLY:
+            weak = "less than half of the trigger is undone"
+        reason = f"the network {does} on new noise, and the score, {score:.2f}, is {times}, although {weak}"
         return "trojaned", TROJANED, reason, rate
     if suspicious and fires and not strong and family.own < LEAST:
         reason = (
