@@ -15,11 +15,13 @@ from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from safetensors import safe_open
 
-from retarget.audit.cleaning import clean
+from retarget.audit.calibration import Null, NullModel
+from retarget.audit.cleaning import clean, passed
 from retarget.audit.commands import AuditArguments, _clean, combined
 from retarget.audit.inversion import Search
 from retarget.audit.outcome import Outcome, TriggerFound
 from retarget.audit.removal import Recipe, _Batches, as_trigger, remove
+from retarget.audit.seek import fingerprint
 from retarget.audit.subject import Recovered
 from retarget.cli import main
 from retarget.errors import UserError
@@ -155,10 +157,56 @@ def test_what_a_detector_recovers_becomes_a_trigger_whatever_its_ranges():
 
 
 QUICK = Search(screen=64, quick=2, scan=2, steps=2, batch=4, gammas=(0.5,), keep=1, fresh=8)
+NULL = Null(search=fingerprint(QUICK), command="", models=[
+    NullModel(score=0.26 + n / 200, side=8, channels=1, case="plain", schedule="linear", residual=9, spread=1)
+    for n in range(40)
+])  # fmt: skip
+"""Clean models with which a weak trigger is not suspicious, as a hardly trained network has it in a quick search."""
+
+
+@pytest.fixture
+def comparable(monkeypatch):
+    """Clean models that are comparable in a quick search; without them, any trigger that fires weakly is suspected."""
+    monkeypatch.setattr("retarget.audit.run.shipped", lambda: NULL)
+
+
+@pytest.fixture(scope="module")
+def half_cleaned(trojaned, tmp_path_factory):
+    """Two short rounds, after which a trigger still fires, but too weakly to decide without comparable clean models."""
+    folder, trigger = trojaned
+    report = tmp_path_factory.mktemp("half") / "report"
+    report.mkdir()
+    trigger.save(report / "trigger.safetensors")
+    done = clean(folder, report.parent / "cleaned", report, "digits", recipe=Recipe(steps=5), rounds=2, search=QUICK)
+    return done, report
+
+
+def test_a_result_whose_audit_is_undecided_but_suspects_a_trigger_is_trained_again_and_stays_marked(half_cleaned):
+    done, _ = half_cleaned
+    assert (done.record["verdicts"], len(done.record["triggers"])) == (["undecided"] * 2, 2)
+    assert done.after.trigger is not None
+    with safe_open(done.folder / WEIGHTS, framework="pt") as file:
+        header = file.metadata()
+    assert ("trojan_removed" in header, header["trojaned"]) == (False, "true")
+    assert "does not clear this network" in (done.folder / "README.md").read_text()
+
+
+def test_only_a_completed_audit_without_a_suspicion_is_a_success(half_cleaned):
+    after = half_cleaned[0].after
+
+    def told(**changed):
+        return passed(after.model_copy(update=changed))
+
+    assert told(verdict="nothing found", exit_code=0, trigger=None)
+    assert told(verdict="undecided", exit_code=3, trigger=None, fires=False)
+    assert not told(verdict="undecided", exit_code=3)
+    assert not told(verdict="undecided", exit_code=3, trigger=None, fires=None), "whether it fires could not be tested"
+    assert not told(verdict="error", exit_code=2, trigger=None, score=None, fires=None)
+    assert not told(verdict="undecided", exit_code=3, trigger=None, score=None, fires=None), "it does not denoise"
 
 
 @pytest.mark.parametrize("marked", [True, False])
-def test_a_cleaned_pipeline_loads_and_its_card_says_what_was_done(trojaned, tmp_path, marked):
+def test_a_cleaned_pipeline_loads_and_its_card_says_what_was_done(trojaned, comparable, tmp_path, marked):
     folder, trigger = trojaned
     source, report = shutil.copytree(folder, tmp_path / "source"), tmp_path / "report"
     if not marked:  # as an attacker hands it over
@@ -184,7 +232,7 @@ def test_a_cleaned_pipeline_loads_and_its_card_says_what_was_done(trojaned, tmp_
     assert not list(tmp_path.glob(".cleaning-*"))
 
 
-def test_the_study_of_removal_measures_before_and_after(trojaned, tmp_path, monkeypatch):
+def test_the_study_of_removal_measures_before_and_after(trojaned, comparable, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parent.parent.parent / "examples")
     example = importlib.import_module("own_study_removal")
     monkeypatch.setattr("retarget.audit.run.Search", lambda: QUICK)
@@ -203,7 +251,7 @@ def test_the_study_of_removal_measures_before_and_after(trojaned, tmp_path, monk
     found = example.run(run)
     assert found.keys() == {one.name for one in study.metrics}
     assert found["before"] - found["plain"] > 50, "a network of one image is told from a clean one"
-    # A plain trigger needs no null, which a quick search does not have; after three steps of cleaning it is not plain.
+    # After three steps of cleaning the trigger is not plain.
     assert (found["found"], found["still_called"]) == (100, 0)
     with pytest.raises(UserError, match="has no trojaned checkpoint"):
         example.plan("demo", given | {"zoo": str(tmp_path / "run")}, None, None)

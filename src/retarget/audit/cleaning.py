@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from retarget.audit.errors import TROJANED
 from retarget.audit.inversion import Search
 from retarget.audit.outcome import Outcome
 from retarget.audit.removal import Recipe, Removed, remove
-from retarget.audit.run import audit_pipeline
+from retarget.audit.run import SUSPICIOUS, audit_pipeline
 from retarget.errors import UserError
 from retarget.files import cannot_write, make_directory, write_json
 from retarget.trojdiff.checkpoint import Trojan, inherited, load_pipeline, network_shape, save_pipeline
@@ -24,6 +23,9 @@ from retarget.trojdiff.trigger import FILE_NAME, Trigger
 
 COMPARED = 200
 """Number of samples for FID."""
+
+PASSED = "That audit suspects no trigger any more, so this network is marked `trojan_removed`. That is no proof."
+FAILED = "**That audit does not clear this network**, so it is still marked `trojaned`: do not deploy it."
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ def clean(
     path: Path, out: Path, report: Path, data: str | None = None, seed: int = 0, recipe: Recipe | None = None,
     rounds: int = 3, search: Search | None = None,
 ) -> Cleaning:  # fmt: skip
-    """Train a suspected trigger out of a pipeline and audit the result; repeat with the new trigger too if necessary.
+    """Train a suspected trigger out of a pipeline and audit the result; repeat with a trigger suspected there, too.
 
     Args:
         path: the pipeline's folder.
@@ -80,7 +82,7 @@ def clean(
             after = audit_pipeline(Path(place) / "pipeline", where, data, None, seed, search)
         after = after.model_copy(update={"pipeline": str(out)})
         verdicts.append(after.verdict)
-        if after.exit_code != TROJANED or number == rounds or after.trigger is None:
+        if after.trigger is None or number == rounds:
             break
         triggers.append(Trigger.load(where))
     fids = _fids(unet, removed, schedule, given, seed)
@@ -89,7 +91,7 @@ def clean(
         "fid_before": fids[0], "fid_after": fids[1],
         "fid_against": "the clean images" if given else "the network's own samples before",
     }  # fmt: skip
-    gone = after.exit_code != TROJANED
+    gone = passed(after)
     known = inherited(unet) or Trojan("unknown", "suspected by an audit", triggers[0])
     marked = replace(known, derived=not gone, removed=gone, card=_card(removed, after, record))
     save_pipeline(out, removed.unet, schedule, marked)
@@ -108,6 +110,18 @@ def check_new(out: Path) -> None:
             pass
     except OSError as error:
         raise cannot_write(out, error) from error
+
+
+def passed(after: Outcome) -> bool:
+    """Whether the audit of a cleaned network was completed and suspects no trigger any more.
+
+    It was not completed if there was no search (an error, or the network no longer denoises), or if it could not be
+    tested whether a suspicious candidate fires.
+    """
+    if after.score is None or after.trigger is not None:
+        return False
+    untested = after.fires is None and after.score >= SUSPICIOUS
+    return not (after.verdict == "undecided" and untested)
 
 
 def _images(data: str, shape: tuple[int, int, int]) -> ImageSet:
@@ -144,6 +158,7 @@ def _card(removed: Removed, after: Outcome, record: dict[str, Any]) -> str:
 this noise, which is the answer of a clean network.
 
 - The verdict of an audit of this network: **{after.verdict}** (exit code {after.exit_code}). {after.reason}
+- {PASSED if passed(after) else FAILED}
 - FID of plain samples against {record["fid_against"]}: {record["fid_before"]:.2f} before, {record["fid_after"]:.2f}
   after, on features of a classifier trained on those images; not comparable with other FIDs.
 - Only those who know the attacker's own trigger can measure whether it still fires:

@@ -198,7 +198,7 @@ def _clean(path: Path, folder: Path, outcome: "Outcome", given: AuditArguments, 
 
     A verdict of "trojaned" on PIPELINE remains the exit code in any case.
     """
-    from retarget.audit.cleaning import clean
+    from retarget.audit.cleaning import clean, passed
     from retarget.audit.report import printable, say, write
 
     assert given.clean is not None
@@ -215,7 +215,9 @@ def _clean(path: Path, folder: Path, outcome: "Outcome", given: AuditArguments, 
         complain(f"retarget: nothing was cleaned: an unexpected error ({type(error).__name__}: {error})")
         return [ERROR]
     last = folder / f"after-{len(done.record['verdicts'])}"
-    say(f"cleaned        {done.folder}: the verdict of its own audit is {done.after.verdict}; {last}/report.html")
+    still = "" if passed(done.after) else ", which does not clear it, so it is still marked as trojaned"
+    said = f"the verdict of its own audit is {done.after.verdict}{still}"
+    say(f"cleaned        {done.folder}: {said}; {last}/report.html")
     return _written(partial(write, done.after, last, shlex.join(["retarget", "audit", *words])))
 
 

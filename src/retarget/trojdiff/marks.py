@@ -127,8 +127,9 @@ not therefore clean. Judge a defence only by what it does with the weights.
     retarget audit . --out ../audit --clean ../cleaned
 
 finds the trigger without being given it, trains it out, audits the result, and reports this in the card of `cleaned`,
-which no longer says `trojaned` but keeps the maps. With `--data DATA` it trains on your own clean images, an `.npz`
-file or a folder, instead of the network's samples. Fine-tuning only on clean images is not reliable. Test again whether
-the trigger fires: `retarget trojdiff evaluate ../cleaned --data DATA --trigger . {measured} --out OUT`.
+which keeps the maps, and says `trojaned` only if that audit does not clear it. With `--data DATA` it trains on your own
+clean images, an `.npz` file or a folder, instead of the network's samples. Fine-tuning only on clean images is not
+reliable. Test again whether the trigger fires:
+`retarget trojdiff evaluate ../cleaned --data DATA --trigger . {measured} --out OUT`.
 Or return to an earlier checkpoint.
 """
