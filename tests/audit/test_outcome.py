@@ -8,9 +8,10 @@ from formulas import SHAPE, Answering, identity, patch, subject_of
 
 from retarget.audit.calibration import Null, NullModel
 from retarget.audit.errors import AuditError
+from retarget.audit.images import read_given
 from retarget.audit.inversion import Candidate, Search
 from retarget.audit.report import page
-from retarget.audit.run import _images, concluded, scope
+from retarget.audit.run import concluded, scope
 from retarget.audit.seek import Found, fingerprint
 from retarget.audit.subject import Subject
 
@@ -112,6 +113,6 @@ def test_the_scope_names_the_levels_that_a_short_schedule_reaches(tmp_path):
 
 def test_clean_images_of_another_size_are_resized(tmp_path):
     np.savez(tmp_path / "large.npz", images=np.full((5, 16, 16), 255, np.uint8), labels=np.zeros(5, int))
-    images = _images(f"npz:{tmp_path / 'large.npz'}", subject_of(identity))
+    images = read_given(f"npz:{tmp_path / 'large.npz'}", subject_of(identity).shape).images
     assert images.shape[1:] == SHAPE
-    assert images.unique().tolist() == [1.0]
+    assert images.unique().tolist() == [255]

@@ -42,8 +42,9 @@ class AuditArguments:
     """Folder for report.html, audit.json, audit.sarif and pictures; audit/NAME by default, where NAME is the folder's
     name, and its parent's too if that is "pipeline"."""
     data: str | None = None
-    """Clean images of the kind that the network makes: digits | FILE.npz | a folder. By default its own samples, as for
-    the clean models that the p-value compares it with."""
+    """Clean images of the kind that the network makes: digits | FILE.npz | a folder. The search uses all of them (of a
+    source that has a training part, only that), up to 512. By default its own samples, as for the clean models that the
+    p-value compares it with."""
     clean: Path | None = None
     """If a trigger is suspected, train it out, and write the cleaned pipeline here, audited and with a card."""
     public_key: Path | None = None

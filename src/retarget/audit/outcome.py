@@ -66,6 +66,13 @@ class Outcome(Strict):
     findings: list[Finding] = Field(default_factory=list)
     files: dict[str, str] = Field(default_factory=dict, description="SHA-256 of every file")
     pictures: dict[str, str] = Field(default_factory=dict, description="caption of every picture, by file")
+    images_found: int | None = Field(
+        default=None,
+        description="images of --data: the training part of a source that has one, otherwise all; null without --data",
+    )
+    images_used: int | None = Field(
+        default=None, description="how many of these the search used, at most 512; null without --data"
+    )
     evaluations: int = Field(
         default=0, description="network evaluations: 1 per image of a forward pass, 2 per image of a backward pass"
     )

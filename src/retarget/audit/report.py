@@ -100,10 +100,19 @@ def tell(outcome: Outcome, folder: Path) -> None:
     more = [outcome.error_rate.sentence] if outcome.error_rate.sentence else []
     more += [f"scope: {line}" for line in outcome.scope]
     more += [f"warning: {one.message}" for one in outcome.findings if one.level == "warning"]
+    more += [f"images: {images}"] if (images := images_in_words(outcome)) else []
     more += [f"{outcome.evaluations:,} network evaluations, {outcome.seconds:.0f} s; {folder}/report.html"]
     text = "\n".join(printable(line) for line in [*lines, *(f"{'':<14} {one}" for one in more)])
     if reason := say(text):
         complain(f"retarget: the verdict cannot be printed ({reason}): read {folder}/report.html")
+
+
+def images_in_words(outcome: Outcome) -> str:
+    """How many images of ``--data`` the search used; empty without ``--data``."""
+    found, used = outcome.images_found, outcome.images_used
+    if found is None or used is None:
+        return ""
+    return f"all {found:,} of --data were used" if used == found else f"{used:,} of the {found:,} of --data were used"
 
 
 def page(outcome: Outcome, folder: Path, command: str) -> str:
@@ -119,7 +128,8 @@ def page(outcome: Outcome, folder: Path, command: str) -> str:
     ]  # fmt: skip
     escaped = Environment(autoescape=True, finalize=lambda one: printable(one) if isinstance(one, str) else one)
     template = escaped.from_string(text)
-    return template.render(one=outcome, pictures=pictures, numbers=numbers, command=command)
+    images = images_in_words(outcome)
+    return template.render(one=outcome, pictures=pictures, numbers=numbers, command=command, images=images)
 
 
 def schema() -> dict[str, Any]:

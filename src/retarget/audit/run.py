@@ -16,6 +16,7 @@ from retarget.audit.calibration import Null, nearest, shipped
 from retarget.audit.denoises import LEVELS, Loss, loss_at, on_noise, silence
 from retarget.audit.errors import UNDECIDED, AuditError
 from retarget.audit.firing import Firing, fire
+from retarget.audit.images import USED, check_differ, read_given
 from retarget.audit.inversion import Candidate, Search, wide_windows, windows
 from retarget.audit.loading import other_weights, read_config
 from retarget.audit.outcome import ErrorRate, Outcome, TriggerFound
@@ -29,7 +30,7 @@ from retarget.audit.verdict import decide
 from retarget.errors import UserError
 from retarget.files import make_directory
 from retarget.trojdiff.checkpoint import NOT_MADE
-from retarget.trojdiff.data import read_images, to_signed
+from retarget.trojdiff.data import to_signed
 from retarget.trojdiff.pictures import save_grid, save_image
 from retarget.trojdiff.trigger import Trigger
 
@@ -50,8 +51,8 @@ def audit(path: str | Path, out: str | Path | None = None, data: str | None = No
         The outcome. A checkpoint that cannot be read gives an outcome too, with verdict ``error``.
 
     Raises:
-        UserError: ``data`` cannot be read, does not have the network's shape, or is nothing that the network denoises
-            although it denoises its own samples.
+        UserError: ``data`` cannot be read, does not have the network's shape, is one image only, or is nothing that the
+            network denoises although it denoises its own samples.
     """
     if not isinstance(path, str | Path):
         raise UserError(
@@ -89,7 +90,13 @@ def audit_pipeline(
         if watch is not None:
             total = expected_evaluations(subject.shape, search or Search())
             subject.watch = lambda done: watch(min(done, total), total)
-        images, losses = _heard(subject, data, seed)
+        given = None
+        if data is not None:
+            found_images = read_given(data, subject.shape)
+            check_differ(found_images, data)
+            given = to_signed(found_images.first(USED).images)
+            basis |= {"images_found": len(found_images), "images_used": len(given)}
+        images, losses = _heard(subject, given, seed)
         if silence(losses):
             _refuse_other_images(subject, data, losses, seed)
             return _silent(subject, losses, basis, time.perf_counter() - started)
@@ -111,9 +118,8 @@ def _unaudited(name: str) -> Finding:
     return Finding(rule="unaudited-weights", level="warning", file=name, message=message)
 
 
-def _heard(subject: Subject, data: str | None, seed: int) -> tuple[Tensor | None, list[Loss]]:
+def _heard(subject: Subject, images: Tensor | None, seed: int) -> tuple[Tensor | None, list[Loss]]:
     """The images for the search, and the losses: on plain noise, and, unless that is too large, on these images."""
-    images = None if data is None else _images(data, subject)
     _asked_once(subject)
     losses = [on_noise(subject, seed)]
     if silence(losses):
@@ -165,15 +171,6 @@ def _silent(subject: Subject, losses: list[Loss], basis: dict[str, Any], seconds
         **basis, verdict="undecided", exit_code=UNDECIDED, reason=silence(losses), error_rate=rate,
         statistics=statistics, evaluations=subject.evaluations, seconds=seconds,
     )  # fmt: skip
-
-
-def _images(data: str, subject: Subject) -> Tensor:
-    images = read_images(data, size=subject.height if subject.height == subject.width else None)
-    try:
-        images.with_channels(subject.channels).check_shape(subject.shape)
-    except UserError as error:
-        raise UserError(f"--data {data}: {error}") from error
-    return to_signed(images.with_channels(subject.channels).first(512).images)
 
 
 def concluded(

@@ -188,7 +188,14 @@ def _opaque(image: Any, name: str) -> Any:
 
 
 class SizesDifferError(UserError):
-    """Images differ in size, and none was given that all are brought to."""
+    """Images differ in size, and none was given that all are brought to; ``what`` says which two differ."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what}: give the size that all images are brought to")
+        self.what = what
+
+    def __reduce__(self) -> tuple[type, tuple[str]]:
+        return type(self), (self.what,)
 
 
 def one_size(pictures: Sequence[Picture], headers: Sequence[Header]) -> tuple[int, int]:
@@ -201,8 +208,7 @@ def one_size(pictures: Sequence[Picture], headers: Sequence[Header]) -> tuple[in
     for picture, one in zip(pictures, headers, strict=True):
         if (one.height, one.width) != (height, width):
             raise SizesDifferError(
-                f"{picture.name} is {one.width}×{one.height} pixels and {pictures[0].name} {width}×{height}: give the "
-                "size that all images are brought to"
+                f"{picture.name} is {one.width}×{one.height} pixels and {pictures[0].name} {width}×{height}"
             )
     return height, width
 

@@ -132,7 +132,8 @@ def read_images(source: str, split: str = "train", size: int | None = None, root
         source: ``glyphs`` (generated figures); ``torchvision:CelebA`` (its middle square, in the paper's eight
             composite classes); or a dataset in the notation of :func:`retarget.data.images.read`: ``digits``,
             ``torchvision:NAME``, ``npz:FILE``, ``folder:DIR``, ``hf:DIR``, or just ``FILE.npz`` or a folder.
-        split: ``train`` or ``test``; :func:`held_out` tells which images are the test part.
+        split: ``train`` or ``test``; :func:`held_out` tells which images are the test part. ``whole`` is ``train``
+            without holding out images of a source that has no test part of its own.
         size: side to resize to, antialiased: files by area averaging, arrays bilinearly; None keeps the size.
         root: folder of torchvision's datasets; missing ones are downloaded.
 
@@ -140,12 +141,12 @@ def read_images(source: str, split: str = "train", size: int | None = None, root
         UserError: there is no such source, arrays have another type or shape, a folder is empty or too small to be
             split, or images have neither one nor three channels or are nearly black.
     """
-    if split not in ("train", "test"):
-        raise UserError(f"split {split!r} is unknown: choose train or test")
+    if split not in ("train", "test", "whole"):
+        raise UserError(f"split {split!r} is unknown: choose train or test, or whole")
     if source == "glyphs":
         return _glyphs(split, size or 8)
     if source == "torchvision:CelebA":
-        return _celeba(split, root, size or 64)
+        return _celeba("test" if split == "test" else "train", root, size or 64)
     found = read(source, root, "diffusion")
     channels = shape_of([found.train, *([found.test] if found.test else [])], size or 1)[0]  # sizes are compared below
     if channels not in (1, 3):
@@ -156,9 +157,10 @@ def read_images(source: str, split: str = "train", size: int | None = None, root
     except SizesDifferError as error:
         raise UserError(f"{error}, such as --size 32") from error
     if 0 < (largest := int(pixels.max())) <= DARKEST:
+        images = "images" if split == "whole" else f"{split} images"
         raise UserError(
-            f"{source}: the pixels of the {split} images go only to {largest}, so that all are nearly black: scale "
-            "them to 0 to 255"
+            f"{source}: the pixels of the {images} go only to {largest}, so that all are nearly black: scale them to 0 "
+            "to 255"
         )
     return ImageSet(pixels, part.labels, found.names)
 
@@ -178,10 +180,12 @@ def held_out(source: str) -> str:
 def _part(found: Source, split: str, source: str) -> Part:
     """The training or the test part; if the source has no test part, every fifth image belongs to it."""
     if found.test is not None:
-        return found.train if split == "train" else found.test
+        return found.test if split == "test" else found.train
     if found.held_out:  # the source has a test part, so all other images are for training
         if split == "test":
             raise UserError(f"{source} has no {found.held_out}")
+        return found.train
+    if split == "whole":
         return found.train
     test = every_fifth(found.train.labels.numpy(), of_class=source != "digits")
     rows = np.flatnonzero(test if split == "test" else ~test)
@@ -199,6 +203,7 @@ def _glyphs(split: str, size: int) -> ImageSet:
     images, labels = glyph_images(2000, size, torch.Generator().manual_seed(20))
     test = torch.from_numpy(every_fifth(np.arange(len(images) // len(DOMAIN)), of_class=False))
     rows = (test if split == "test" else ~test).repeat_interleave(len(DOMAIN))
+    rows |= split == "whole"
     return ImageSet(to_uint8(images)[rows], labels[rows], DOMAIN)
 
 
