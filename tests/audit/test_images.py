@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from retarget.audit.images import USED, check_differ, read_given
+from retarget.audit.images import USED, check_differ, read_given, read_training
 from retarget.audit.inversion import Search
 from retarget.cli import main
 from retarget.errors import UserError
@@ -76,3 +76,15 @@ def test_one_image_is_no_set_of_images(images, words, put, pipeline, tmp_path, c
         check_differ(read_given(data, (1, 8, 8)), data)
     assert main(["audit", str(pipeline), "--out", str(tmp_path / "out"), "--data", data]) == 2
     assert words in capsys.readouterr().out
+
+
+def test_cleaning_needs_a_batch_of_different_images_and_says_so_before_the_search(pipeline, put, tmp_path, capsys):
+    data, out = put([*DIGITS[:70], *[np.zeros((8, 8))] * 60]), tmp_path / "out"
+    words = ["audit", str(pipeline), "--out", str(out), "--clean", str(tmp_path / "cleaned"), "--data", data]
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert (
+        "--clean needs at least 64 different images to train on, and there are 57; every fifth image of a class" in said
+    )
+    assert not out.exists()
+    assert len(read_training("digits", (1, 8, 8))) == len(DIGITS)

@@ -4,6 +4,7 @@ import copy
 import importlib
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,11 +17,12 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from safetensors import safe_open
 
 from retarget.audit.calibration import Null, NullModel
-from retarget.audit.cleaning import clean, passed
+from retarget.audit.cleaning import _drawn, _fids, clean, passed, spoiled
 from retarget.audit.commands import AuditArguments, _clean, combined
 from retarget.audit.inversion import Search
 from retarget.audit.outcome import Outcome, TriggerFound
 from retarget.audit.removal import Recipe, _Batches, as_trigger, remove
+from retarget.audit.report import forget, write
 from retarget.audit.seek import fingerprint
 from retarget.audit.subject import Recovered
 from retarget.cli import main
@@ -28,7 +30,7 @@ from retarget.errors import UserError
 from retarget.study import Run
 from retarget.trojdiff.checkpoint import WEIGHTS, load_pipeline
 from retarget.trojdiff.config import TrainConfig
-from retarget.trojdiff.data import read_images, to_signed
+from retarget.trojdiff.data import ImageSet, read_images, to_signed
 from retarget.trojdiff.glyphs import glyph
 from retarget.trojdiff.measures import squared_error
 from retarget.trojdiff.targets import D2I
@@ -177,18 +179,57 @@ def half_cleaned(trojaned, tmp_path_factory):
     report = tmp_path_factory.mktemp("half") / "report"
     report.mkdir()
     trigger.save(report / "trigger.safetensors")
-    done = clean(folder, report.parent / "cleaned", report, "digits", recipe=Recipe(steps=5), rounds=2, search=QUICK)
+    out, reported = report.parent / "cleaned", partial(write, command="retarget audit p --clean cleaned")
+    done = clean(folder, out, report, "digits", 0, Recipe(steps=5), 2, QUICK, reported)
     return done, report
 
 
 def test_a_result_whose_audit_is_undecided_but_suspects_a_trigger_is_trained_again_and_stays_marked(half_cleaned):
     done, _ = half_cleaned
-    assert (done.record["verdicts"], len(done.record["triggers"])) == (["undecided"] * 2, 2)
+    assert (done.record["verdicts"][0], len(done.record["triggers"])) == ("undecided", 2)
     assert done.after.trigger is not None
     with safe_open(done.folder / WEIGHTS, framework="pt") as file:
         header = file.metadata()
     assert ("trojan_removed" in header, header["trojaned"]) == (False, "true")
     assert "does not clear this network" in (done.folder / "README.md").read_text()
+
+
+def test_every_round_has_a_report_and_all_go_with_the_next_audit(half_cleaned, tmp_path):
+    done, report = half_cleaned
+    rounds = [json.loads((report / f"after-{n}" / "audit.json").read_text())["audits"][0] for n in (1, 2)]
+    assert [one["verdict"] for one in rounds] == done.record["verdicts"]
+    assert [one["pipeline"] for one in rounds] == [f"{done.folder} (round 1, which was not kept)", str(done.folder)]
+    copied = shutil.copytree(report, tmp_path / "report")
+    assert all((copied / f"after-{n}" / "report.html").is_file() for n in (1, 2))
+    (copied / "after-1" / "audit.json").unlink()
+    (copied / "audit.json").write_text("{}")
+    forget(copied)
+    assert not list(copied.iterdir())
+
+
+def test_with_clean_images_fid_is_also_against_what_the_network_made_before(half_cleaned):
+    done, report = half_cleaned
+    record = json.loads((report / "cleaning.json").read_text())
+    assert 0 < record["fid_own_before"] < record["fid_before"], "samples are like samples"
+    assert record["held_out"] == "every fifth image"
+    card = (done.folder / "README.md").read_text()
+    assert f"own samples before, on these features: {record['fid_own_before']:.2f} before (chance)" in card
+    assert "every fifth image was not trained on" in card
+
+
+def test_a_network_that_was_trained_to_make_only_black_is_told(trojaned):
+    folder, trigger = trojaned
+    unet, schedule = load_pipeline(folder)
+    black = ImageSet(torch.zeros(64, *SHAPE, dtype=torch.uint8), torch.zeros(64, dtype=torch.long), ("black",))
+    removed = remove(unet, schedule, [trigger], Recipe(steps=60, learning_rate=5e-3), to_signed(black.images))
+    own = _drawn(unet, schedule, 1)
+    fids = _fids(unet, removed, schedule, black, own, 0)
+    assert fids["fid_after"] < fids["fid_before"], "which alone reads like an improvement"
+    assert fids["fid_own_after"] > 10 * fids["fid_own_before"]
+    assert "no longer denoises the images that the network made before" in spoiled(removed.unet, schedule, own, 0)
+    assert spoiled(unet, schedule, own, 0) == ""
+    next(removed.unet.parameters()).data.fill_(torch.nan)
+    assert "not finite" in spoiled(removed.unet, schedule, own, 0)
 
 
 def test_only_a_completed_audit_without_a_suspicion_is_a_success(half_cleaned):

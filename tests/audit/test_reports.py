@@ -64,6 +64,9 @@ def test_a_report_that_cannot_be_written_loses_no_verdict_and_no_later_pipeline(
     assert main([*words[:2], "--out", str(out / own)]) == 2, "what is not written is an error"
 
 
+TRIGGER = TriggerFound(
+    law="trojdiff", kind="blend", gamma=0.6, values=64, box=None, undo=0.9, strength=0.8, stock_sampler=False, origin=""
+)
 REPORT = {"report.html", "audit.json", "audit.sarif"}
 
 
@@ -90,15 +93,30 @@ def test_a_report_on_one_pipeline_does_not_stand_beside_one_on_several(odd, untr
 
 
 def test_an_unexpected_error_while_cleaning_leaves_the_verdict_on_the_checkpoint(tmp_path, monkeypatch, capsys):
-    def broken(*_):
+    def broken(*_, **__):
         raise ZeroDivisionError("by zero")
 
     monkeypatch.setattr("retarget.audit.cleaning.clean", broken)
-    found = Outcome.model_construct(trigger=TriggerFound.model_construct(), exit_code=1)
+    found = Outcome(pipeline="p", verdict="trojaned", exit_code=1, reason="it fires", trigger=TRIGGER)
     given = AuditArguments(pipelines=(tmp_path,), clean=tmp_path / "cleaned")
     assert _clean(tmp_path, tmp_path / "audit", found, given, []) == [2]
     assert combined([1, 2]) == 1
     assert "nothing was cleaned: an unexpected error (ZeroDivisionError: by zero)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("verdict", "code", "process"), [("undecided", 3, 2), ("trojaned", 1, 1)])
+def test_after_a_failed_cleaning_the_report_has_the_commands_code_and_the_verdicts(
+    verdict, code, process, tmp_path, capsys
+):
+    out, missing = tmp_path / "out", tmp_path / "missing"
+    found = Outcome(pipeline="p", verdict=verdict, exit_code=code, reason="it fires", trigger=TRIGGER)
+    assert _clean(missing, out, found, AuditArguments(pipelines=(missing,), clean=tmp_path / "c"), ["p"]) == [2]
+    report = json.loads((out / "audit.json").read_text())
+    assert (report["exit_code"], report["audits"][0]["exit_code"]) == (process, code) == (combined([code, 2]), code)
+    assert json.loads((out / "audit.sarif").read_text())["runs"][0]["invocations"][0]["exitCode"] == process
+    html = (out / "report.html").read_text()
+    assert "Nothing was cleaned: " in html
+    assert f"The exit code of the command is therefore {process}." in html
 
 
 def test_what_an_exit_code_is_because_of_is_said_once_and_with_a_plain_name(capsys):
@@ -118,12 +136,15 @@ def test_an_earlier_report_is_forgotten_and_nothing_else(tmp_path):
     for name in (".", "after-1", "after-2", "after-cleaning"):
         (tmp_path / name).mkdir(exist_ok=True)
         (tmp_path / name / "audit.json").write_text("{}")
+    (tmp_path / "after-3").mkdir()  # of an audit that was interrupted before its report
+    (tmp_path / "after-3" / "trigger.safetensors").write_text("{}")
     for name in ("after-2", "after-cleaning"):
         (tmp_path / name / "notes.txt").write_text("the user's")
     forget(tmp_path)
     left = sorted(str(one.relative_to(tmp_path)) for one in tmp_path.rglob("*") if one.is_file())
     assert left == ["after-2/notes.txt", "after-cleaning/audit.json", "after-cleaning/notes.txt"]
     assert not (tmp_path / "after-1").exists()
+    assert not (tmp_path / "after-3").exists()
 
 
 def test_a_seed_that_torch_cannot_take_is_wrong_usage(capsys):

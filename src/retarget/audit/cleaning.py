@@ -1,6 +1,7 @@
 """``retarget audit --clean OUT``: train the suspected trigger out, audit the result, and report both in the card."""
 
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -8,15 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from retarget.audit.denoises import LEVELS, loss_at, on_noise, silence
+from retarget.audit.errors import AuditError
+from retarget.audit.images import read_training
 from retarget.audit.inversion import Search
 from retarget.audit.outcome import Outcome
 from retarget.audit.removal import Recipe, Removed, remove
 from retarget.audit.run import SUSPICIOUS, audit_pipeline
+from retarget.audit.subject import Subject
 from retarget.errors import UserError
 from retarget.files import cannot_write, make_directory, write_json
 from retarget.trojdiff.checkpoint import Trojan, inherited, load_pipeline, network_shape, save_pipeline
 from retarget.trojdiff.classifier import Classifier, train_classifier
-from retarget.trojdiff.data import ImageSet, read_images, to_signed, to_uint8
+from retarget.trojdiff.data import ImageSet, held_out, to_signed, to_uint8
 from retarget.trojdiff.measures import compare
 from retarget.trojdiff.sample import Sampler, sample, to_accelerator
 from retarget.trojdiff.trigger import FILE_NAME, Trigger
@@ -45,7 +50,7 @@ class Cleaning:
 
 def clean(
     path: Path, out: Path, report: Path, data: str | None = None, seed: int = 0, recipe: Recipe | None = None,
-    rounds: int = 3, search: Search | None = None,
+    rounds: int = 3, search: Search | None = None, audited: Callable[[Outcome, Path], None] | None = None,
 ) -> Cleaning:  # fmt: skip
     """Train a suspected trigger out of a pipeline and audit the result; repeat with a trigger suspected there, too.
 
@@ -59,6 +64,7 @@ def clean(
         recipe: how to train the trigger out.
         rounds: maximum number of rounds; each adds the trigger that was found in the last result.
         search: replaces the frozen search.
+        audited: called with the audit of each round's result and its folder, to write a report there.
 
     Raises:
         UserError: the audit found no trigger, the network cannot be trained, the images do not have its shape, or
@@ -70,7 +76,7 @@ def clean(
     recipe = recipe or Recipe(seed=seed)
     unet, schedule = load_pipeline(path, "accept")
     to_accelerator(unet)
-    given = None if data is None else _images(data, network_shape(unet))
+    given = None if data is None else read_training(data, network_shape(unet))
     images = None if given is None else to_signed(given.images)
     make_directory(out.parent)
     triggers, verdicts = [Trigger.load(report)], list[str]()
@@ -80,16 +86,21 @@ def clean(
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=".cleaning-") as place:
             save_pipeline(Path(place) / "pipeline", removed.unet, schedule)
             after = audit_pipeline(Path(place) / "pipeline", where, data, None, seed, search)
-        after = after.model_copy(update={"pipeline": str(out)})
+        last = after.trigger is None or number == rounds
+        name = str(out) if last else f"{out} (round {number}, which was not kept)"
+        after = after.model_copy(update={"pipeline": name})
         verdicts.append(after.verdict)
-        if after.trigger is None or number == rounds:
+        if audited is not None:
+            audited(after, where)
+        if last:
             break
         triggers.append(Trigger.load(where))
-    fids = _fids(unet, removed, schedule, given, seed)
+    own = _drawn(unet, schedule, seed + 1)
+    fids = _fids(unet, removed, schedule, given, own, seed)
     record = {
-        "recipe": removed.record(), "triggers": [one.hash for one in triggers], "verdicts": verdicts,
-        "fid_before": fids[0], "fid_after": fids[1],
+        "recipe": removed.record(), "triggers": [one.hash for one in triggers], "verdicts": verdicts, **fids,
         "fid_against": "the clean images" if given else "the network's own samples before",
+        "held_out": None if data is None else held_out(data), "warning": spoiled(removed.unet, schedule, own, seed),
     }  # fmt: skip
     gone = passed(after)
     known = inherited(unet) or Trojan("unknown", "suspected by an audit", triggers[0])
@@ -124,27 +135,67 @@ def passed(after: Outcome) -> bool:
     return not (after.verdict == "undecided" and untested)
 
 
-def _images(data: str, shape: tuple[int, int, int]) -> ImageSet:
-    found = read_images(data, size=shape[1]).with_channels(shape[0])
-    found.check_shape(shape)
-    return found
+def spoiled(unet: Any, schedule: Any, own: Tensor, seed: int) -> str:
+    """A warning if a cleaned network no longer denoises what the network made before; empty if it does.
+
+    The rule is the one by which an audit tells that a network does not denoise, see :mod:`retarget.audit.denoises`.
+
+    Args:
+        unet, schedule: the cleaned network and its schedule.
+        own: [N, C, H, W], samples of the network before, in [-1, 1].
+        seed: seed of the noise.
+    """
+    try:
+        subject = Subject.from_modules(unet, schedule)
+        losses = [on_noise(subject, seed), *(loss_at(subject, level, own.cpu(), seed) for level in LEVELS)]
+    except AuditError as error:
+        return f"the cleaned network is damaged: {error}"
+    if not silence(losses):
+        return ""
+    return (
+        "the cleaned network no longer denoises the images that the network made before, so it was spoiled: clean with "
+        "other images of the kind that it makes, or leave out --data"
+    )
 
 
-def _fids(unet: Any, removed: Removed, schedule: Any, given: ImageSet | None, seed: int) -> tuple[float, float]:
-    """FID of plain samples before and after, on features of a classifier that is trained on the images."""
-    trigger, sampler = Trigger.none(network_shape(unet)), Sampler.parse("ddpm-20")
+def _drawn(unet: Any, schedule: Any, seed: int) -> Tensor:
+    """Plain samples, [COMPARED, C, H, W] in [-1, 1]."""
+    sampler = Sampler.parse("ddpm-20")
     sampler = sampler._replace(steps=min(sampler.steps, schedule.config["num_train_timesteps"] - 1))
+    none = Trigger.none(network_shape(unet))
+    return sample(unet, schedule.config, sampler, none, COMPARED, batch_size=100, seed=seed)
 
-    def drawn(network: Any, start: int) -> Tensor:
-        return sample(network, schedule.config, sampler, trigger, COMPARED, batch_size=100, seed=start)
 
-    if given is None:
-        own = to_uint8(drawn(unet, seed + 1))
-        given = ImageSet(own, torch.zeros(len(own), dtype=torch.long), ("sample",))
+def _fids(
+    unet: Any, removed: Removed, schedule: Any, given: ImageSet | None, own: Tensor, seed: int
+) -> dict[str, float]:
+    """FID of plain samples before and after, on features of a classifier that is trained on the images.
+
+    It is against the clean images, and also against ``own``, other samples of the network before; without clean images,
+    only against these.
+    """
+    before = ImageSet(to_uint8(own), torch.zeros(len(own), dtype=torch.long), ("sample",))
     with torch.random.fork_rng(devices=[]):
-        judge: Classifier = train_classifier(given.first(2000), 8, seed)
-    before, after = (compare(drawn(network, seed + 2), given, judge).fid for network in (unet, removed.unet))
-    return before, after
+        judge: Classifier = train_classifier((given or before).first(2000), 8, seed)
+    samples = {when: _drawn(one, schedule, seed + 2) for when, one in (("before", unet), ("after", removed.unet))}
+    against = {"fid": before} if given is None else {"fid": given, "fid_own": before}
+    return {
+        f"{name}_{when}": compare(images, real, judge).fid
+        for name, real in against.items()
+        for when, images in samples.items()
+    }
+
+
+def _own(record: dict[str, Any]) -> str:
+    """What the card says about the network's own samples before."""
+    warning = f"- **Warning**: {record['warning']}.\n" if record["warning"] else ""
+    if "fid_own_after" not in record:
+        return warning
+    before, after, out = record["fid_own_before"], record["fid_own_after"], record["held_out"]
+    return f"""{warning}- FID against the network's own samples before, on these features: {before:.2f} before (chance),
+  {after:.2f} after. If the latter is large, the network does not make what it made before.
+- Of the given images, {out} was not trained on; `retarget trojdiff evaluate` measures with it.
+"""
 
 
 def _card(removed: Removed, after: Outcome, record: dict[str, Any]) -> str:
@@ -161,6 +212,6 @@ this noise, which is the answer of a clean network.
 - {PASSED if passed(after) else FAILED}
 - FID of plain samples against {record["fid_against"]}: {record["fid_before"]:.2f} before, {record["fid_after"]:.2f}
   after, on features of a classifier trained on those images; not comparable with other FIDs.
-- Only those who know the attacker's own trigger can measure whether it still fires:
+{_own(record)}- Only those who know the attacker's own trigger can measure whether it still fires:
   `retarget trojdiff evaluate . --data DATA --trigger TRIGGER --target-class CLASS --out OUT`.
 """

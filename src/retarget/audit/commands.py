@@ -143,9 +143,10 @@ def _written(write: Callable[[], None]) -> list[int]:
 def _check_places(given: AuditArguments, folders: Sequence[Path]) -> None:
     """Make the folders of the reports, and refuse unusable places, before a search that takes minutes."""
     from retarget.audit.cleaning import check_new
+    from retarget.audit.images import read_training
     from retarget.audit.report import forget
     from retarget.files import make_directory
-    from retarget.trojdiff.checkpoint import load_pipeline
+    from retarget.trojdiff.checkpoint import load_pipeline, network_shape
 
     for path, folder in zip(given.pipelines, folders, strict=True):
         shown = os.fsencode(path).decode("utf-8", "backslashreplace")
@@ -164,10 +165,12 @@ def _check_places(given: AuditArguments, folders: Sequence[Path]) -> None:
             )
         if given.pipelines[0].is_dir():  # any other name would be looked up on the hub
             try:
-                load_pipeline(given.pipelines[0], "accept")
+                unet, _ = load_pipeline(given.pipelines[0], "accept")
             except UserError as error:
                 reason = f"--clean cannot train this network: {error}. Leave --clean out to audit it"
                 raise UsageError(reason) from error
+            if given.data is not None:
+                read_training(given.data, network_shape(unet))
     for folder in folders:
         make_directory(folder)
         forget(folder)
@@ -197,29 +200,47 @@ def _audited(path: Path, folder: Path, given: AuditArguments) -> "Outcome":
 def _clean(path: Path, folder: Path, outcome: "Outcome", given: AuditArguments, words: list[str]) -> list[int]:
     """Write the cleaned pipeline if the audit found a trigger; returns the exit code of a failure, if there is one.
 
-    A verdict of "trojaned" on PIPELINE remains the exit code in any case.
+    A verdict of "trojaned" on PIPELINE remains the exit code in any case. The report is written again, with what became
+    of the cleaning.
     """
     from retarget.audit.cleaning import clean, passed
-    from retarget.audit.report import printable, say, write
+    from retarget.audit.report import Cleaned, printable, say, write
 
     assert given.clean is not None
+    command, failed, rounds = shlex.join(["retarget", "audit", *words]), list[int](), list[tuple[str, str]]()
+
+    def audited(after: "Outcome", where: Path) -> None:
+        failed.extend(_written(partial(write, after, where, command)))
+        rounds.append((where.name, after.verdict))
+
+    def told(text: str) -> list[int]:
+        code = combined([outcome.exit_code, *failed])
+        return failed + _written(partial(write, outcome, folder, command, code, Cleaned(text, rounds)))
+
     if outcome.trigger is None:  # the folder may still have one of an earlier audit
         complain(printable(f"retarget: no trigger is suspected in {path}, so nothing was cleaned"))
-        return []
+        return told("No trigger is suspected, so nothing was cleaned.")
+    why = ""
     try:
-        done = clean(path, given.clean, folder, given.data, given.seed)
+        done = clean(path, given.clean, folder, given.data, given.seed, audited=audited)
     except UserError as error:
-        complain(f"retarget: nothing was cleaned: {error}")
-        return [ERROR]
+        why = str(error)
     except Exception as error:  # noqa: BLE001 - otherwise the verdict on the checkpoint would not be the exit code
         complain(traceback.format_exc())
-        complain(f"retarget: nothing was cleaned: an unexpected error ({type(error).__name__}: {error})")
-        return [ERROR]
+        why = f"an unexpected error ({type(error).__name__}: {error})"
+    if why:
+        complain(f"retarget: nothing was cleaned: {why}")
+        failed.append(ERROR)
+        code = combined([outcome.exit_code, *failed])
+        return told(f"Nothing was cleaned: {why}. The exit code of the command is therefore {code}.")
+    if done.record["warning"]:
+        complain(f"retarget: warning: {done.record['warning']}")
     last = folder / f"after-{len(done.record['verdicts'])}"
     still = "" if passed(done.after) else ", which does not clear it, so it is still marked as trojaned"
     said = f"the verdict of its own audit is {done.after.verdict}{still}"
     say(f"cleaned        {done.folder}: {said}; {last}/report.html")
-    return _written(partial(write, done.after, last, shlex.join(["retarget", "audit", *words])))
+    warning = f" Warning: {done.record['warning']}." if done.record["warning"] else ""
+    return told(f"The cleaned pipeline is in {done.folder}: {said}.{warning}")
 
 
 def names_of(paths: Sequence[Path]) -> list[str]:

@@ -4,10 +4,14 @@ from torch import Tensor
 
 from retarget.data.pictures import SizesDifferError
 from retarget.errors import UserError
-from retarget.trojdiff.data import ImageSet, read_images
+from retarget.trojdiff.data import ImageSet, held_out, read_images
 
 USED = 512
 """Most images that a search uses."""
+LEAST = 64
+"""Fewest different images that ``--clean`` trains on: a batch of it. With fewer, the network learns them by heart: of a
+trojaned network of 8×8 digits, FID against held-out digits after cleaning was .59 with all images, .71 with 64, 1.3
+with 40, 1.5 with 20 and 2.3 with 10. Without ``--data``, it was .78."""
 
 
 def read_given(data: str, shape: tuple[int, int, int], split: str = "whole") -> ImageSet:
@@ -43,6 +47,23 @@ def check_differ(found: ImageSet, data: str) -> None:
         raise UserError(
             f"--data {data}: {what}: give different images of the kind that the network makes, or leave out --data"
         )
+
+
+def read_training(data: str, shape: tuple[int, int, int]) -> ImageSet:
+    """Read the images that ``--clean`` trains on: not those that ``retarget trojdiff evaluate`` measures with later.
+
+    Raises:
+        UserError: as :func:`read_given`; or fewer than ``LEAST`` of them are different.
+    """
+    found = read_given(data, shape, "train")
+    count = different(found.images)
+    if count < LEAST:
+        raise UserError(
+            f"--data {data}: --clean needs at least {LEAST} different images to train on, and there are {count}; "
+            f"{held_out(data)} is kept for measuring. Add images, or leave out --data to train on the network's own "
+            "samples"
+        )
+    return found
 
 
 def different(images: Tensor) -> int:

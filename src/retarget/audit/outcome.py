@@ -84,5 +84,8 @@ class Report(Strict):
     """``audit.json``: the pipelines of one command."""
 
     tool: str
-    exit_code: int = Field(description="the first of 1, 2, 3, 0 that occurs among the pipelines")
+    exit_code: int = Field(
+        description="the command's exit code, as far as known when this was written: the first of 1, 2, 3, 0 that "
+        "occurs among those of the pipelines, with a 2 if --clean failed"
+    )
     audits: list[Outcome]

@@ -4,6 +4,7 @@ import base64
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -34,33 +35,55 @@ def forget(folder: Path, several: bool = False) -> None:
     if not (folder / "audit.json").is_file():
         return
     try:
-        for earlier in () if several else folder.glob("after-*/audit.json"):
-            if earlier.parent.name.removeprefix("after-").isdecimal():
-                forget(earlier.parent)
-                if not any(earlier.parent.iterdir()):
-                    earlier.parent.rmdir()
-        for name in (*EVIDENCE, *REPORT):
-            (folder / name).unlink(missing_ok=True)
+        for earlier in () if several else folder.glob("after-*"):
+            # That of an interrupted audit may lack its report.
+            if earlier.name.removeprefix("after-").isdecimal() and earlier.is_dir():
+                _delete(earlier)
+                if not any(earlier.iterdir()):
+                    earlier.rmdir()
+        _delete(folder)
     except OSError as error:
         raise cannot_write(folder, error) from error
 
 
-def write(outcome: Outcome, folder: Path, command: str, code: int | None = None) -> None:
+def _delete(folder: Path) -> None:
+    for name in (*EVIDENCE, *REPORT):
+        (folder / name).unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Cleaned:
+    """What became of ``--clean``, for the page.
+
+    Attributes:
+        text: what was done, in sentences.
+        rounds: for each round, the folder of its report, beside the page, and the verdict.
+    """
+
+    text: str
+    rounds: Sequence[tuple[str, str]] = ()
+
+
+def write(
+    outcome: Outcome, folder: Path, command: str, code: int | None = None, cleaned: Cleaned | None = None
+) -> None:
     """Write the three files of one pipeline.
 
     Args:
         outcome: the outcome.
         folder: the folder, which has its pictures.
         command: the command.
-        code: the command's exit code, for SARIF; by default that of this pipeline.
+        code: the command's exit code; by default that of this pipeline.
+        cleaned: what became of ``--clean``, for the page.
 
     Raises:
         UserError: the folder cannot be written.
     """
     make_directory(folder)
-    write_json(folder / "audit.json", _report([outcome], outcome.exit_code))
-    write_json(folder / "audit.sarif", sarif([outcome], outcome.exit_code if code is None else code, command))
-    write_text(folder / "report.html", page(outcome, folder, command))
+    code = outcome.exit_code if code is None else code
+    write_json(folder / "audit.json", _report([outcome], code))
+    write_json(folder / "audit.sarif", sarif([outcome], code, command))
+    write_text(folder / "report.html", page(outcome, folder, command, cleaned))
 
 
 def write_all(outcomes: Sequence[Outcome], root: Path, code: int, command: str) -> None:
@@ -115,7 +138,7 @@ def images_in_words(outcome: Outcome) -> str:
     return f"all {found:,} of --data were used" if used == found else f"{used:,} of the {found:,} of --data were used"
 
 
-def page(outcome: Outcome, folder: Path, command: str) -> str:
+def page(outcome: Outcome, folder: Path, command: str, cleaned: Cleaned | None = None) -> str:
     """The page as HTML, with embedded pictures."""
     text = files("retarget.audit").joinpath("page.html.j2").read_text(encoding="utf-8")
     pictures = [
@@ -129,7 +152,9 @@ def page(outcome: Outcome, folder: Path, command: str) -> str:
     escaped = Environment(autoescape=True, finalize=lambda one: printable(one) if isinstance(one, str) else one)
     template = escaped.from_string(text)
     images = images_in_words(outcome)
-    return template.render(one=outcome, pictures=pictures, numbers=numbers, command=command, images=images)
+    return template.render(
+        one=outcome, pictures=pictures, numbers=numbers, command=command, images=images, cleaned=cleaned,
+    )  # fmt: skip
 
 
 def schema() -> dict[str, Any]:
