@@ -14,6 +14,7 @@ from jinja2 import Environment
 from retarget import __version__
 from retarget.audit.outcome import Outcome, Report
 from retarget.audit.sarif import sarif
+from retarget.audit.words import BRANCHES, THRESHOLDS, label, next_step
 from retarget.errors import complain, discard
 from retarget.files import cannot_write, make_directory, write_json, write_text
 
@@ -146,7 +147,7 @@ def page(outcome: Outcome, folder: Path, command: str, cleaned: Cleaned | None =
         for name, caption in outcome.pictures.items()
     ]
     numbers = [
-        (name.replace("_", " "), f"{value:.4g}" if isinstance(value, float) else value)
+        (label(name), f"{value:.4g}" if isinstance(value, float) else value)
         for name, value in outcome.statistics.items() if isinstance(value, int | float | str)
     ]  # fmt: skip
     escaped = Environment(autoescape=True, finalize=lambda one: printable(one) if isinstance(one, str) else one)
@@ -154,6 +155,7 @@ def page(outcome: Outcome, folder: Path, command: str, cleaned: Cleaned | None =
     images = images_in_words(outcome)
     return template.render(
         one=outcome, pictures=pictures, numbers=numbers, command=command, images=images, cleaned=cleaned,
+        branches=BRANCHES, thresholds=THRESHOLDS, advice=next_step(outcome),
     )  # fmt: skip
 
 

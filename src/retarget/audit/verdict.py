@@ -97,11 +97,13 @@ def _rate(score: float, family: Family) -> ErrorRate:
     p = p_value(score, family.scores)
     as_high = sum(one >= score for one in family.scores)
     most = false_positives(as_high, len(family.scores))
+    lowest = "" if as_high else f", the lowest that {len(family.scores)} clean models allow"
     shape = "all" if family.own == len(family.scores) else str(family.own)
     sentence = (
-        f"p = {p:.3f}: {as_high} of {len(family.scores)} clean models ({family.name}; {shape} with exactly this shape) "
-        f"score at least as high in the same search, so at most {most:.1%} of such models do (95 % confidence). The "
-        f"level of verdicts is {LEVEL:.0%}; both hold for checkpoints that are exchangeable with these models."
+        f"p = {p:.3f}{lowest}: {as_high} of {len(family.scores)} clean models ({family.name}; {shape} with exactly "
+        f"this shape) score at least as high in the same search, so at most {most:.1%} of such models do (95 % "
+        f"confidence). The level of verdicts is {LEVEL:.0%}; both hold for checkpoints that are exchangeable with "
+        "these models."
     )
     return ErrorRate(
         known=True, family=family.name, models=len(family.scores), p_value=p, level=LEVEL, sentence=sentence
