@@ -8,8 +8,8 @@ from retarget.audit.outcome import ErrorRate, Verdict
 
 STRONG = 0.5
 """From this undo on new noise on, a trigger that fires strongly is decisive, and from this score on even without
-comparable clean models: networks of 32×32 that know a picture by heart undo it by .6, but score only .44. A weaker one is decisive only beside enough clean models of exactly the checkpoint's shape: images of another size or kind
-may make a clean network score higher than all models of the null."""
+comparable clean models. A weaker one is decisive only beside enough clean models of exactly the checkpoint's shape:
+images of another size or kind may make a clean network score higher than all models of the null."""
 ELSEWHERE = 1.0
 """Without any comparable clean model, a change elsewhere is decisive only from this score on, which is three times its
 excess: thrice the largest of the null's clean models, which know few images by heart."""
@@ -39,8 +39,8 @@ def decide(
     verdict, code, reason, rate = _by_score(score, undo, strength, family, origin)
     if verdict == "trojaned" and known_by_heart:
         reason += (
-            "; but the suspected trigger is a picture that the network also draws from plain noise, and a clean network "
-            "that knows a picture by heart undoes it as much"
+            "; but the suspected trigger is a picture that the network also draws from plain noise, and a clean "
+            "network that knows a picture by heart undoes it as much"
         )
         return "undecided", UNDECIDED, reason, rate
     return verdict, code, reason, rate

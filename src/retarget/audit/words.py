@@ -1,5 +1,6 @@
 """Plain words of the page: what the numbers are, and what to do next."""
 
+from retarget.audit.firing import DRAWN
 from retarget.audit.firing import LEAST as FIRES
 from retarget.audit.firing import STRONG as FIRES_STRONGLY
 from retarget.audit.outcome import Outcome
@@ -28,6 +29,7 @@ STATISTICS = {
     "excess_elsewhere": "its change above that of its negative and its shifts, times three",
     "energy": "energy of the best candidate",
     "score": "the score",
+    "drawn": f"likeness of its bias to an image from plain noise (from {DRAWN:g} on, it may only be known by heart)",
 }
 """What the statistics are, by their names in ``audit.json``."""
 THRESHOLDS = {
