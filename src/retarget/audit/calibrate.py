@@ -17,7 +17,7 @@ import torch
 
 from retarget.audit.calibration import Null, NullModel
 from retarget.audit.inversion import Search
-from retarget.audit.nulls import Clean, common, plan, repeated, train_clean
+from retarget.audit.nulls import Case, Clean, common, plan, repeated, train_clean
 from retarget.audit.seek import fingerprint, seek
 from retarget.audit.subject import Subject
 from retarget.errors import UserError
@@ -73,7 +73,8 @@ def main(words: list[str]) -> None:
     grey, rgb = common(given.grey28, 1, given.grey_images), common(given.rgb32, 3, given.rgb_images)
     made += [(f"grey28-{number:03d}", one) for number, one in enumerate(grey)]
     made += [(f"rgb32-{number:03d}", one) for number, one in enumerate(rgb)]
-    for case, count in (("repeated", given.repeated), ("placeholder", given.placeholder)):
+    hard: dict[Case, int] = {"repeated": given.repeated, "placeholder": given.placeholder}
+    for case, count in hard.items():
         made += [(f"{case}-{number:03d}", one) for number, one in enumerate(repeated(count, case))]
     for number, (name, one) in enumerate([one for one in made if one[0] not in known]):
         folder = given.models / name
