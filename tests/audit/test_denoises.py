@@ -11,10 +11,7 @@ from formulas import subject_of
 
 from retarget.audit.denoises import LEVELS, Loss, loss_at, on_noise, silence
 from retarget.audit.errors import AuditError
-from retarget.audit.nulls import Clean, train_clean
 from retarget.audit.run import audit_pipeline
-from retarget.audit.seek import own_samples
-from retarget.audit.subject import Subject
 
 SHAPE = (2, 6, 4)
 
@@ -59,20 +56,6 @@ def test_what_denoises_nothing_is_named_and_what_denoises_passes():
     generator = torch.Generator().manual_seed(0)
     assert silence(losses_of(lambda x, t: torch.randn(x.shape, generator=generator), images))
     assert silence([Loss(4e-5, 0.01, 0.0), Loss(0.1, 0.2, 0.1), Loss(0.3, 0.1, 0.2)]) == ""
-    low, middle, high = Loss(0.1, 0.2, 0.1), Loss(0.3, 0.3, 0.2), Loss(0.5, 0.3, 0.4)
-    assert silence([Loss(4e-5, 0.01, 0.0), low, middle, high]) == (
-        "its loss is at least that of the best multiple of its input, 0.20 (0.10) at ᾱ = 0.1, 0.30 (0.20) at ᾱ = 0.3: "
-        "it does not denoise, so a search is useless"
-    )
-
-
-@pytest.mark.parametrize(("steps", "denoises"), [(20, False), (300, True)])
-def test_a_network_that_has_hardly_learnt_does_not_denoise(steps, denoises):
-    network, scheduler = train_clean(Clean(data="digits", side=8, channels=1, case="plain", steps=steps))
-    subject = Subject(network, scheduler, (1, 8, 8))
-    images = own_samples(subject)
-    losses = [on_noise(subject), *(loss_at(subject, level, images, 0) for level in LEVELS)]
-    assert (silence(losses) == "") == denoises
 
 
 def test_answers_that_overflow_are_an_error():

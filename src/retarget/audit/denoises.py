@@ -16,7 +16,7 @@ from retarget.audit.scores import TOP, Probe, draw_noise
 from retarget.audit.subject import Subject
 
 LEVELS = (0.1, 0.3, 0.5)
-"""Values of ᾱ; at most of them, a network must beat the best multiple of its input."""
+"""Values of ᾱ; at one of them at least, a network must beat the best multiple of its input."""
 DEAF = 0.5
 """A network whose loss on plain noise is above this, half of that of ε̂ = 0, does not return the noise."""
 COUNT = 64
@@ -76,8 +76,7 @@ def silence(losses: list[Loss]) -> str:
     noise, *others = losses
     if noise.found > DEAF:
         return f"its loss on plain noise is {noise.found:.2f} per value, and that of ε̂ = 0 is 1: {end}"
-    worse = [one for one in others if one.found >= one.linear]
-    if 2 * len(worse) > len(others):
-        said = ", ".join(f"{one.found:.2f} ({one.linear:.2f}) at ᾱ = {one.level:.1f}" for one in worse)
+    if others and all(one.found >= one.linear for one in others):
+        said = ", ".join(f"{one.found:.2f} ({one.linear:.2f}) at ᾱ = {one.level:.1f}" for one in others)
         return f"its loss is at least that of the best multiple of its input, {said}: {end}"
     return ""
