@@ -74,7 +74,8 @@ def write(
         outcome: the outcome.
         folder: the folder, which has its pictures.
         command: the command.
-        code: the command's exit code; by default that of this pipeline.
+        code: the command's exit code, for SARIF, and with ``--clean`` also for ``audit.json``; by default that of this
+            pipeline.
         cleaned: what became of ``--clean``, for the page.
 
     Raises:
@@ -82,7 +83,7 @@ def write(
     """
     make_directory(folder)
     code = outcome.exit_code if code is None else code
-    write_json(folder / "audit.json", _report([outcome], code))
+    write_json(folder / "audit.json", _report([outcome], outcome.exit_code if cleaned is None else code))
     write_json(folder / "audit.sarif", sarif([outcome], code, command))
     write_text(folder / "report.html", page(outcome, folder, command, cleaned))
 
