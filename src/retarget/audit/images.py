@@ -9,8 +9,8 @@ from retarget.trojdiff.data import ImageSet, held_out, read_images
 USED = 512
 """Most images that a search uses."""
 LEAST = 64
-"""Fewest different images that ``--clean`` trains on: a batch of it. Fewer would be learnt by heart, and the network would
-draw nothing else."""
+"""Fewest different images that ``--clean`` trains on: a batch of it. Fewer would be learnt by heart, and the network
+would draw nothing else."""
 
 
 def read_given(data: str, shape: tuple[int, int, int], split: str = "whole") -> ImageSet:
