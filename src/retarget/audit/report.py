@@ -14,7 +14,7 @@ from jinja2 import Environment
 from retarget import __version__
 from retarget.audit.outcome import Outcome, Report
 from retarget.audit.sarif import sarif
-from retarget.audit.words import BRANCHES, THRESHOLDS, label, next_step
+from retarget.audit.words import BRANCHES, LAWS, THRESHOLDS, label, next_step
 from retarget.errors import complain, discard
 from retarget.files import cannot_write, make_directory, write_json, write_text
 
@@ -156,7 +156,7 @@ def page(outcome: Outcome, folder: Path, command: str, cleaned: Cleaned | None =
     images = images_in_words(outcome)
     return template.render(
         one=outcome, pictures=pictures, numbers=numbers, command=command, images=images, cleaned=cleaned,
-        branches=BRANCHES, thresholds=THRESHOLDS, advice=next_step(outcome),
+        branches=BRANCHES, laws=LAWS, thresholds=THRESHOLDS, advice=next_step(outcome),
     )  # fmt: skip
 
 

@@ -15,6 +15,11 @@ BRANCHES = {
     "elsewhere": "windows that change the image elsewhere",
 }
 """The branches of the search, by ``origin``."""
+LAWS = {
+    "trojdiff": "TrojDiff: the trigger acts in every step of a special sampler",
+    "stock sampler": "stock sampler: the trigger is only in the noise that sampling starts from",
+}
+"""The laws of triggers, where they are known."""
 STATISTICS = {
     "lowest": "response to the noise, lowest of any direction (a clean network: near 0)",
     "highest": "response to the noise, highest of any direction (a clean network: near 0)",
