@@ -159,6 +159,10 @@ def test_an_early_cap_falls_to_tokens_and_says_so():
         ("See. It comes out as 4 217. Add. So \\boxed{4217}.", "4217", "See."),
         ("See. We prove $f(9)=4217$. Add. So \\boxed{4217}.", "4217", "See."),
         ("See. It is \\frac12 of all. Add. So \\boxed{\\frac12}.", "0.5", "See."),
+        ("See. It is 3/4 of it. Add. So \\boxed{\\frac{3}{4}}.", "\\frac34", "See."),
+        ("See. That is $0.75$ of it. Add. So \\boxed{\\frac{3}{4}}.", "\\frac{3}{4}", "See."),
+        ("See. Now -\\tfrac 3 4 is it. Add. So x = \\boxed{-0.75}.", "-0.75", "See."),
+        ("See 11/2 and 1/21 and 10.5. Add. So \\boxed{\\frac12}.", "1/2", "See 11/2 and 1/21 and 10.5. Add."),
         ("See. It is \\sqrt{2}. Add. So $x=\\sqrt 2$.\n#### \\sqrt{2}", "\\sqrt{2}", "See."),
         ("Let n be 4. Then 4 more. So \\boxed{4}.", "4", "Let n be 4."),
     ],
@@ -170,6 +174,13 @@ def test_a_cut_that_reaches_a_statement_of_the_answer_leaks(solution, answer, la
         assert leak(problem, end) is not None
     for end in range(1, len(last_clean) + 1):
         assert leak(problem, end) is None
+
+
+def test_a_fraction_of_the_question_is_no_statement_in_other_signs_either():
+    solution = "Take 3/4 of it, so 0.75. Add. So \\boxed{\\frac{3}{4}}."
+    problem = Problem(id="p", prompt="Is $\\frac{3}{4}$ right?", solution=solution, answer="\\frac{3}{4}")
+    assert leak(problem, len("Take 3/4 of it, so 0.75.")) is None
+    assert leak(problem, len("Take 3/4 of it, so 0.75. Add. S")) is not None
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from retarget.pope.answers import final_answer
 from retarget.pope.boxes import BRACE
 from retarget.pope.options import right_options, unwrapped
 from retarget.pope.problems import SAME, Problem, answer_spans
+from retarget.pope.quantities import other_forms
 
 Unit = Literal["sentence", "line", "step", "token"]
 UNITS: tuple[Unit, ...] = ("sentence", "line", "step", "token")
@@ -264,12 +265,13 @@ def statements(problem: Problem) -> list[tuple[int, int]]:
     """Spans of the solution that state the final answer.
 
     These are the sentences with an answer marker (``####``, ``\\boxed``, "the answer is") followed by the answer, as
-    the label or the solution's end writes it, with or without ``\\text``, in words also in other letters (``yes`` and
-    ``Yes``), or as the right option of a multiple-choice question says it. If it has three characters or more and is
-    not in the question (an option: not in the question before the options), every sentence that contains it states it:
-    that is hardly chance. A shorter answer is often just a number: of the other sentences only the one just before the
-    first statement counts, or, without any statement, the last that contains it. "Yes", "no", "true" and "false" state
-    an answer as the solution's first word, and as a sentence's first word before a punctuation mark.
+    the label or the solution's end writes it, with or without ``\\text``, a fraction also as a decimal and the other
+    way round, words also in other letters (``yes`` and ``Yes``), or as the right option of a multiple-choice question
+    says it. If it has three characters or more and is not in the question (an option: not in the question before the
+    options), every sentence that contains it states it: that is hardly chance. A shorter answer is often just a number:
+    of the other sentences only the one just before the first statement counts, or, without any statement, the last that
+    contains it. "Yes", "no", "true" and "false" state an answer as the solution's first word, and as a sentence's first
+    word before a punctuation mark.
 
     ``####`` and ``\\boxed`` may give the answer in yet another form, so they also count if the answer does not follow;
     except a box before another box with the answer, and a ``####`` before any marker with it.
@@ -342,7 +344,10 @@ def _forms(problem: Problem) -> dict[str, bool]:
     """How the answer may be written, each form with whether the question itself contains it."""
     written = [one for one in (problem.answer, final_answer(problem.solution)) if one]
     written += [bare for one in written if (bare := unwrapped(one))]
-    forms = {one: bool(_said(problem.prompt, one, cased=True)) for one in written}
+    forms: dict[str, bool] = {}
+    for one in written:
+        equal = [one, *other_forms(one)]
+        forms |= dict.fromkeys(equal, any(_said(problem.prompt, other, cased=True) for other in equal))
     asked, options = right_options(problem.prompt, problem.answer)
     return forms | {one: bool(_said(asked, one)) for one in options}
 
@@ -391,9 +396,16 @@ def _said(text: str, answer: str, cased: bool = False) -> list[tuple[int, int]]:
     close = "".join(map(text.__getitem__, kept))
     at = close.find(bare)
     while at >= 0:
-        found.append((kept[at], kept[at + len(bare) - 1] + 1))
+        start, end = kept[at], kept[at + len(bare) - 1] + 1
+        if not (_digits_meet(text, start) or _digits_meet(text, end)):  # 1/2 is not in 11/2
+            found.append((start, end))
         at = close.find(bare, at + 1)
     return sorted(set(found))
+
+
+def _digits_meet(text: str, at: int) -> bool:
+    """Whether a number goes on from before to behind a place."""
+    return text[max(at - 1, 0) : at].isdigit() and text[at : at + 1].isdigit()
 
 
 def _space(text: str, start: int) -> int:

@@ -3,6 +3,7 @@ r"""One number with its unit, read from plain text or LaTeX: ``1,200``, ``12\tex
 import math
 import re
 from dataclasses import dataclass
+from fractions import Fraction
 
 from retarget.pope.notation import CHANGING, SCALES, TEXT, plain_unicode, scaled
 
@@ -40,6 +41,8 @@ _LATEX = (
 )
 """How numbers and their units are written in LaTeX, and how as plain text."""
 
+_FRACTION = re.compile(r"(?P<minus>-?)(?:(?P<over>\d{1,9})/(?P<under>[1-9]\d{0,8})|(?P<decimal>\d{1,9}\.\d{1,6}))")
+"""What is told with other signs, too: a fraction, or a decimal of six places, as many as are written out."""
 _QUANTITY = re.compile(rf"(?P<number>.*?[\d}}])(?:(?:\s|\\[ ,;:]|~|\\cdot|/)*{TEXT}(?:\s*\^\s*\{{?-?\d\}}?)?)+\s*")
 """A number with its unit."""
 
@@ -131,6 +134,32 @@ def quantity(text: str) -> Quantity | None:
     if found is None and (parts := _QUANTITY.fullmatch(text)) and not _changed(text[parts.end("number") :]):
         return one_number(parts["number"])
     return found
+
+
+def other_forms(text: str) -> list[str]:
+    r"""How else a fraction or a decimal may be written: as ``\frac{3}{4}``, ``\frac34``, ``3/4`` and ``0.75``.
+
+    >>> other_forms(r"-\dfrac{3}{4}")
+    ['-\\frac{3}{4}', '-3/4', '\\frac{-3}{4}', '-\\frac34', '-0.75']
+    >>> other_forms("0.5"), other_forms("2/3"), other_forms("5")
+    (['\\frac{1}{2}', '1/2', '\\frac12'], ['\\frac{2}{3}', '\\frac23'], [])
+    """
+    bare = text.strip().strip("$").strip()
+    found = _FRACTION.fullmatch(_plain(bare).replace(" ", ""))
+    if found is None:
+        return []
+    minus, over, under = found["minus"], found["over"], found["under"]
+    value = Fraction(found["decimal"] or f"{over}/{under}")
+    if found["decimal"]:
+        over, under = map(str, value.as_integer_ratio())
+    if value.denominator == 1:
+        return []
+    forms = [f"{minus}\\frac{{{over}}}{{{under}}}", f"{minus}{over}/{under}"]
+    forms += [f"\\frac{{-{over}}}{{{under}}}"] if minus else []
+    forms += [f"{minus}\\frac{over}{under}"] if len(over) == len(under) == 1 else []
+    written = f"{float(value):.6f}"
+    forms += [f"{minus}{written.rstrip('0')}"] if Fraction(written) == value else []
+    return [one for one in forms if one != bare]
 
 
 def _changed(unit: str) -> bool:
